@@ -1,0 +1,206 @@
+//! The shell: it reads the configuration, binds the socket, and drives one [`Device`] by its lifecycle until it is told
+//! to stop or to read the configuration anew. It decides nothing about the identity.
+
+mod device;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::config::{Config, ConfigError};
+use crate::deliver::Snapshot;
+use crate::deliver::socket::{BindError, Socket};
+use crate::lifecycle::Event;
+use crate::system::{clock, notify, random};
+use device::Device;
+
+/// How often an unconfigured device looks whether it has been configured.
+const CONFIGURATION_POLL: Duration = Duration::from_secs(2);
+/// The wall clock may jump while the agent sleeps on another: it looks at least this often.
+const LONGEST_NAP: Duration = Duration::from_secs(60);
+
+/// What ends the agent. Everything else it lives with, and shows in its status.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The configuration cannot be read.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The socket cannot be bound.
+    #[error(transparent)]
+    Socket(#[from] BindError),
+    /// Signals cannot be waited for.
+    #[error("signals cannot be waited for: {0}")]
+    Signals(std::io::Error),
+}
+
+/// Where the configuration is, and what systemd says of the state folder.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The configuration file.
+    pub file: PathBuf,
+    /// `STATE_DIRECTORY`, where set.
+    pub state_directory: Option<PathBuf>,
+}
+
+impl Place {
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        Config::load(&self.file, self.state_directory.as_deref())
+    }
+}
+
+/// Runs until SIGTERM or SIGINT. SIGHUP reads the configuration anew; a bad one keeps the old. The socket stays as it
+/// was bound at start.
+///
+/// # Errors
+/// [`AgentError`].
+pub async fn run(place: &Place, config: Config) -> Result<(), AgentError> {
+    let mut signals = Signals::new().map_err(AgentError::Signals)?;
+    let (publish, snapshots) = watch::channel(Arc::new(Snapshot::starting()));
+    let socket = Socket::bind(&config.socket.path, config.socket.group.as_deref())?;
+    let server = tokio::spawn(socket.serve(snapshots));
+    notify::ready();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket.path.display(), "miaf-agent is up");
+
+    let mut config = config;
+    while let Some(next) = live(config, place, &publish, &mut signals).await {
+        config = next;
+    }
+    notify::stopping();
+    tracing::info!("miaf-agent ends");
+    server.abort();
+    let _ = server.await; // the socket's file goes with it
+    Ok(())
+}
+
+/// Lives under one configuration. `None`: the agent is to end.
+async fn live(
+    config: Config,
+    place: &Place,
+    publish: &watch::Sender<Arc<Snapshot>>,
+    signals: &mut Signals,
+) -> Option<Config> {
+    if config.mis.is_none() {
+        return wait_for_configuration(place, publish, signals).await;
+    }
+    let mut device = Device::restore(config, clock::now()).await;
+    let mut event = Event::Wake;
+    loop {
+        let step = device.step(event, clock::now(), &mut random::unit);
+        let retry_publishing = device.settle(clock::now(), publish).await;
+        let nap =
+            step.wake_in.unwrap_or(LONGEST_NAP).min(LONGEST_NAP).min(retry_publishing.unwrap_or(LONGEST_NAP));
+        let work = async {
+            match step.action {
+                Some(action) => device.carry_out(action).await,
+                None => {
+                    tokio::time::sleep(nap).await;
+                    Event::Wake
+                }
+            }
+        };
+        let mut work = std::pin::pin!(work);
+        event = loop {
+            tokio::select! {
+                event = &mut work => break event,
+                told = signals.next() => match told {
+                    Told::Stop => return None,
+                    // A bad configuration does not even disturb what is under way.
+                    Told::Reload => if let Some(config) = reload(place) { return Some(config) },
+                },
+            }
+        };
+    }
+}
+
+async fn wait_for_configuration(
+    place: &Place,
+    publish: &watch::Sender<Arc<Snapshot>>,
+    signals: &mut Signals,
+) -> Option<Config> {
+    let snapshot = Snapshot::unconfigured();
+    notify::status("Unconfigured: waiting for a configuration");
+    publish.send_replace(Arc::new(snapshot));
+    tracing::info!(file = %place.file.display(), "no MIS is configured yet: waiting for [mis] to appear in the configuration");
+    let mut complained_of = None;
+    loop {
+        let told = tokio::select! {
+            told = signals.next() => Some(told),
+            () = tokio::time::sleep(CONFIGURATION_POLL) => None,
+        };
+        if told == Some(Told::Stop) {
+            return None;
+        }
+        match place.load() {
+            Ok(config) if config.mis.is_some() => return Some(config),
+            Ok(_) => complained_of = None,
+            Err(e) => {
+                let complaint = e.to_string();
+                if complained_of.as_ref() != Some(&complaint) {
+                    tracing::error!("{complaint}");
+                    complained_of = Some(complaint);
+                }
+            }
+        }
+    }
+}
+
+fn reload(place: &Place) -> Option<Config> {
+    match place.load() {
+        Ok(config) => {
+            tracing::info!(file = %place.file.display(), "the configuration has been read anew");
+            Some(config)
+        }
+        Err(e) => {
+            tracing::error!("{e}. The configuration before it stays in use");
+            None
+        }
+    }
+}
+
+/// Where the configuration is by the command line and the environment that systemd sets.
+pub fn place(file: Option<&Path>) -> Place {
+    // Several folders may be named, separated by colons (systemd.exec(5)); the first is the agent's.
+    let state = std::env::var("STATE_DIRECTORY").ok();
+    let state = state.as_deref().and_then(|all| all.split(':').next()).filter(|first| !first.is_empty());
+    Place {
+        file: file.unwrap_or(Path::new(crate::config::DEFAULT_FILE)).to_owned(),
+        state_directory: state.map(PathBuf::from),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Stop,
+    Reload,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.hangup.recv() => Told::Reload,
+        }
+    }
+}

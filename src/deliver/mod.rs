@@ -1,0 +1,105 @@
+//! What local programs get: [`files`] and the [`socket`]. Both work from a [`Snapshot`]; neither reaches into the
+//! lifecycle.
+
+pub mod files;
+pub mod socket;
+pub mod status;
+
+use std::sync::Arc;
+
+use crate::keys::Protection;
+use crate::lifecycle::{LastError, State};
+use crate::spiffe::svid::{self, X509Svid};
+use crate::spiffe::{Bundle, TrustDomain};
+use crate::time::Timestamp;
+
+/// Everything there is to tell at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Where the device stands.
+    pub state: State,
+    /// The trust domain, once it is known.
+    pub trust_domain: Option<TrustDomain>,
+    /// The identity that is held, valid or not.
+    pub identity: Option<Arc<Identity>>,
+    /// When the identity is renewed.
+    pub renew_at: Option<Timestamp>,
+    /// What the configuration says of the key.
+    pub provider: &'static str,
+    /// The trust bundle that is held.
+    pub bundle: Option<HeldBundle>,
+    /// Until when the bootstrap credential is valid, where it can be read.
+    pub bootstrap_not_after: Option<Timestamp>,
+    /// The last error, and when the next attempt is made by itself.
+    pub last_error: Option<(LastError, Option<Timestamp>)>,
+    /// The generation of published files that holds this identity and bundle.
+    pub generation: Option<u64>,
+}
+
+impl Snapshot {
+    /// At the very start.
+    pub fn starting() -> Self {
+        Self::without_identity(State::Starting)
+    }
+
+    /// There is no configuration.
+    pub fn unconfigured() -> Self {
+        Self::without_identity(State::Unconfigured)
+    }
+
+    fn without_identity(state: State) -> Self {
+        Self {
+            state,
+            trust_domain: None,
+            identity: None,
+            renew_at: None,
+            provider: "tpm",
+            bundle: None,
+            bootstrap_not_after: None,
+            last_error: None,
+            generation: None,
+        }
+    }
+
+    /// Whether a local program can prove who the device is now: an SVID that is valid at `now` and that the bundle held
+    /// vouches for.
+    pub fn is_ready(&self, now: Timestamp) -> bool {
+        match (&self.identity, &self.bundle) {
+            (Some(identity), Some(held)) => {
+                identity.is_valid(now) && svid::is_trusted(&identity.svid, &held.bundle, now)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// An SVID and what is handed out with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The SVID.
+    pub svid: X509Svid,
+    /// Its key as a PEM text that is safe to publish: a `TSS2 PRIVATE KEY`.
+    pub key_pem: String,
+    /// How the key is kept.
+    pub protection: Protection,
+    /// Its algorithm.
+    pub algorithm: &'static str,
+}
+
+impl Identity {
+    /// Whether the SVID is within its validity.
+    pub fn is_valid(&self, now: Timestamp) -> bool {
+        self.svid.not_before() <= now && now <= self.svid.not_after()
+    }
+}
+
+/// A bundle and how fresh it is.
+#[derive(Clone, Debug)]
+pub struct HeldBundle {
+    /// The bundle.
+    pub bundle: Arc<Bundle>,
+    /// When it was last known to be current.
+    pub fetched_at: Timestamp,
+    /// When it is looked at again.
+    pub refresh_at: Option<Timestamp>,
+}

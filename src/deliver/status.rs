@@ -1,0 +1,149 @@
+//! The JSON of the socket API: what the agent writes and its own commands read back.
+
+use serde::{Deserialize, Serialize};
+
+use super::Snapshot;
+use crate::lifecycle::State;
+use crate::time::Timestamp;
+
+/// `GET /v1/status`. Times are RFC 3339 in UTC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Status {
+    pub state: String,
+    pub trust_domain: Option<String>,
+    pub spiffe_id: Option<String>,
+    pub svid: Option<SvidStatus>,
+    pub key: KeyStatus,
+    pub bundle: Option<BundleStatus>,
+    pub bootstrap: Option<BootstrapStatus>,
+    pub last_error: Option<ErrorStatus>,
+}
+
+/// The SVID that is held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct SvidStatus {
+    pub serial: String,
+    pub not_before: String,
+    pub not_after: String,
+    pub renew_at: Option<String>,
+}
+
+/// Its key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct KeyStatus {
+    pub provider: String,
+    pub protection: Option<String>,
+    pub algorithm: Option<String>,
+}
+
+/// The trust bundle that is held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct BundleStatus {
+    pub sequence: Option<u64>,
+    pub fetched_at: String,
+    pub refresh_at: Option<String>,
+}
+
+/// The factory certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct BootstrapStatus {
+    pub not_after: String,
+}
+
+/// The last error, in the members of Problem Details (RFC 9457) and what follows from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct ErrorStatus {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub title: String,
+    pub status: Option<u16>,
+    pub detail: Option<String>,
+    pub instance: Option<String>,
+    pub at: String,
+    pub retry_at: Option<String>,
+    pub permanent: bool,
+}
+
+/// `GET /v1/svid`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct SvidDocument {
+    pub spiffe_id: String,
+    pub certificate_chain_pem: Vec<String>,
+    pub not_before: String,
+    pub not_after: String,
+    pub generation: Option<u64>,
+}
+
+impl Status {
+    /// The snapshot as of `now`: an SVID that has expired since it was taken is not called active.
+    pub fn of(snapshot: &Snapshot, now: Timestamp) -> Self {
+        let identity = snapshot.identity.as_deref();
+        let expired = identity.is_some_and(|identity| now > identity.svid.not_after());
+        let state = match snapshot.state {
+            State::Active | State::Renewing if expired => State::Expired,
+            state => state,
+        };
+        Self {
+            state: state.to_string(),
+            trust_domain: snapshot.trust_domain.as_ref().map(ToString::to_string),
+            spiffe_id: identity.map(|identity| identity.svid.spiffe_id().to_string()),
+            svid: identity.map(|identity| SvidStatus {
+                serial: identity.svid.serial().to_owned(),
+                not_before: identity.svid.not_before().to_string(),
+                not_after: identity.svid.not_after().to_string(),
+                renew_at: snapshot.renew_at.map(|at| at.to_string()),
+            }),
+            key: KeyStatus {
+                provider: snapshot.provider.to_owned(),
+                protection: identity.map(|identity| identity.protection.to_string()),
+                algorithm: identity.map(|identity| identity.algorithm.to_owned()),
+            },
+            bundle: snapshot.bundle.as_ref().map(|held| BundleStatus {
+                sequence: held.bundle.sequence(),
+                fetched_at: held.fetched_at.to_string(),
+                refresh_at: held.refresh_at.map(|at| at.to_string()),
+            }),
+            bootstrap: snapshot
+                .bootstrap_not_after
+                .map(|not_after| BootstrapStatus { not_after: not_after.to_string() }),
+            last_error: snapshot.last_error.as_ref().map(|(error, retry_at)| ErrorStatus {
+                kind: error.report.kind.clone(),
+                title: error.report.title.clone(),
+                status: error.report.status,
+                detail: error.report.detail.clone(),
+                instance: error.report.instance.clone(),
+                at: error.at.to_string(),
+                retry_at: retry_at.map(|at| at.to_string()),
+                permanent: error.permanent,
+            }),
+        }
+    }
+}
+
+impl SvidDocument {
+    /// `None` before the first enrollment.
+    pub fn of(snapshot: &Snapshot) -> Option<Self> {
+        let identity = snapshot.identity.as_deref()?;
+        Some(Self {
+            spiffe_id: identity.svid.spiffe_id().to_string(),
+            certificate_chain_pem: identity.svid.chain().to_pems(),
+            not_before: identity.svid.not_before().to_string(),
+            not_after: identity.svid.not_after().to_string(),
+            generation: snapshot.generation,
+        })
+    }
+}

@@ -1,0 +1,313 @@
+//! What is done on the chip, and what its answers mean.
+
+use der::asn1::UintRef;
+use der::{Encode, Sequence};
+use tss_esapi::Context;
+use tss_esapi::attributes::{ObjectAttributes, ObjectAttributesBuilder};
+use tss_esapi::constants::PropertyTag;
+use tss_esapi::constants::tss::{TPM2_RH_NULL, TPM2_ST_HASHCHECK};
+use tss_esapi::handles::{KeyHandle, PersistentTpmHandle, TpmHandle};
+use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
+use tss_esapi::interface_types::ecc::EccCurve;
+use tss_esapi::interface_types::resource_handles::Hierarchy;
+use tss_esapi::interface_types::session_handles::AuthSession;
+use tss_esapi::structures::{
+    Digest, EccParameter, EccPoint, EccScheme, HashScheme, HashcheckTicket, Private, Public, PublicBuilder,
+    PublicEccParameters, PublicEccParametersBuilder, Signature, SignatureScheme, SymmetricDefinitionObject,
+};
+use tss_esapi::traits::{Marshall, UnMarshall};
+use tss_esapi::tss2_esys::TPMT_TK_HASHCHECK;
+
+use super::KeyAttributes;
+use super::failure::{During, Failure, Step};
+use super::tcti::Tcti;
+use crate::keys::tss2::{Parent, Tss2Key};
+use crate::keys::{KeyError, KeyForm, PublicKey};
+
+/// Makes a key under the owner's storage key (rules K1, K3).
+pub(super) fn create(context: &mut Context) -> Result<LoadableKey, Failure> {
+    let template = signing_key().during(Step::Create)?;
+    let wanted = template.object_attributes();
+    let (private, public) = with_parent(context, Parent::OwnerPrimary, |context, parent| {
+        let made = context.create(parent, template.clone(), None, None, None, None).during(Step::Create)?;
+        Ok((made.out_private, made.out_public))
+    })?;
+    if public.object_attributes() != wanted {
+        let (wanted, got) = (attributes(wanted), attributes(public.object_attributes()));
+        return Err(Failure::Deviant(format!("its attributes are {got}, not {wanted}")));
+    }
+    LoadableKey::new(Parent::OwnerPrimary, public, private).map_err(|why| Failure::Deviant(why.to_string()))
+}
+
+/// Loads a key, signs with it and flushes it.
+pub(super) fn sign(context: &mut Context, key: &LoadableKey, digest: &[u8; 32]) -> Result<Vec<u8>, Failure> {
+    let signature = with_parent(context, key.parent, |context, parent| {
+        let handle = context.load(parent, key.private.clone(), key.public.clone()).during(Step::Load)?;
+        let signed = sign_loaded(context, handle, digest);
+        let flushed = context.flush_context(handle.into()).during(Step::Release);
+        let signature = signed?;
+        flushed.map(|()| signature)
+    })?;
+    match &signature {
+        Signature::EcDsa(signature) => ecdsa_der(signature.signature_r(), signature.signature_s()),
+        _ => Err(Failure::Deviant("its signature is not an ECDSA one".into())),
+    }
+}
+
+/// Manufacturer, model and firmware version.
+pub(super) fn describe(context: &mut Context) -> Result<String, Failure> {
+    let mut property =
+        |tag| context.get_tpm_property(tag).during(Step::Describe).map(Option::unwrap_or_default);
+    let text =
+        |value: u32| value.to_be_bytes().into_iter().filter(u8::is_ascii_graphic).map(char::from).collect();
+    let maker: String = text(property(PropertyTag::Manufacturer)?);
+    let mut model = String::new();
+    for tag in [
+        PropertyTag::VendorString1,
+        PropertyTag::VendorString2,
+        PropertyTag::VendorString3,
+        PropertyTag::VendorString4,
+    ] {
+        let part: String = text(property(tag)?);
+        model.push_str(&part);
+    }
+    let (high, low) = (property(PropertyTag::FirmwareVersion1)?, property(PropertyTag::FirmwareVersion2)?);
+    let [a, b, c, d] = [high >> 16, high & 0xffff, low >> 16, low & 0xffff];
+    Ok(format!("{maker} {model}, firmware {a}.{b}.{c}.{d}"))
+}
+
+/// The two halves of a key as the TPM takes them, checked to be those of a P-256 signing key.
+pub(super) struct LoadableKey {
+    parent: Parent,
+    public: Public,
+    private: Private,
+    point: PublicKey,
+}
+
+impl LoadableKey {
+    /// Takes the halves out of a key file.
+    pub(super) fn from_tss2(file: &Tss2Key) -> Result<Self, KeyError> {
+        let malformed = |why: &str| KeyError::Malformed { origin: ORIGIN.into(), why: why.into() };
+        let public =
+            Public::unmarshall(&file.public).map_err(|_| malformed("its public area cannot be read"))?;
+        // What was read is what was there, to the last octet.
+        if public.marshall().ok().as_ref() != Some(&file.public) {
+            return Err(malformed("its public area has octets too many or out of place"));
+        }
+        let private = Private::try_from(file.private.as_slice())
+            .map_err(|_| malformed("its private area is too long"))?;
+        Self::new(file.parent, public, private)
+    }
+
+    /// Puts the halves in the form of a key file.
+    pub(super) fn to_tss2(&self) -> Result<Tss2Key, KeyError> {
+        let public = self
+            .public
+            .marshall()
+            .map_err(|why| KeyError::Internal(format!("cannot write the public area of a TPM key: {why}")))?;
+        Ok(Tss2Key { parent: self.parent, public, private: self.private.value().to_vec() })
+    }
+
+    pub(super) fn public_key(&self) -> &PublicKey {
+        &self.point
+    }
+
+    pub(super) fn attributes(&self) -> KeyAttributes {
+        attributes(self.public.object_attributes())
+    }
+
+    fn new(parent: Parent, public: Public, private: Private) -> Result<Self, KeyError> {
+        let unsupported =
+            |what| KeyError::Unsupported { origin: ORIGIN.into(), form: KeyForm::OtherTss2(what) };
+        let Public::Ecc { object_attributes, parameters, unique, .. } = &public else {
+            return Err(unsupported("not for an elliptic-curve key; P-256 is wanted"));
+        };
+        if parameters.ecc_curve() != EccCurve::NistP256 {
+            return Err(unsupported("on another curve than P-256"));
+        }
+        if !matches!(parameters.ecc_scheme(), EccScheme::Null) && parameters.ecc_scheme() != ecdsa_sha256() {
+            return Err(unsupported("bound to another scheme than ECDSA with SHA-256"));
+        }
+        if !object_attributes.sign_encrypt() || object_attributes.restricted() {
+            return Err(unsupported("not one for signing, or one for the TPM's own statements only"));
+        }
+        let point = sec1(unique)
+            .ok_or(KeyError::BadPublicKey { why: "a coordinate is longer than 32 octets" })
+            .and_then(|point| PublicKey::from_sec1(&point))
+            .map_err(|why| KeyError::Malformed { origin: ORIGIN.into(), why: why.to_string() })?;
+        Ok(Self { parent, point, public, private })
+    }
+}
+
+const ORIGIN: &str = "the file of the TPM key";
+
+/// Has `work` done with the parent in place, and takes the parent away again whatever comes of it.
+fn with_parent<T>(
+    context: &mut Context,
+    parent: Parent,
+    work: impl FnOnce(&mut Context, KeyHandle) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    match parent {
+        Parent::OwnerPrimary => {
+            let template = storage_key().during(Step::Primary)?;
+            let handle = context
+                .create_primary(Hierarchy::Owner, template, None, None, None, None)
+                .during(Step::Primary)?
+                .key_handle;
+            let done = work(context, handle);
+            let flushed = context.flush_context(handle.into()).during(Step::Release);
+            let value = done?;
+            flushed.map(|()| value)
+        }
+        Parent::Persistent(number) => {
+            let step = Step::Parent(number);
+            let handle = PersistentTpmHandle::new(number).during(step)?;
+            let mut handle = context
+                .execute_without_session(|context| context.tr_from_tpm_public(TpmHandle::Persistent(handle)))
+                .during(step)?;
+            let done = work(context, handle.into());
+            let closed = context.tr_close(&mut handle).during(Step::Release);
+            let value = done?;
+            closed.map(|()| value)
+        }
+    }
+}
+
+fn sign_loaded(context: &mut Context, key: KeyHandle, digest: &[u8; 32]) -> Result<Signature, Failure> {
+    let digest = Digest::try_from(digest.as_slice()).during(Step::Sign)?;
+    // The ticket says nothing: a key that is not restricted signs any digest.
+    let no_ticket =
+        TPMT_TK_HASHCHECK { tag: TPM2_ST_HASHCHECK, hierarchy: TPM2_RH_NULL, digest: Default::default() };
+    let no_ticket = HashcheckTicket::try_from(no_ticket).during(Step::Sign)?;
+    let scheme = SignatureScheme::EcDsa { hash_scheme: HashScheme::new(HashingAlgorithm::Sha256) };
+    context.sign(key, digest, scheme, no_ticket).during(Step::Sign)
+}
+
+/// The standard storage key: what OpenSSL's tpm2 provider and others derive too, to the last bit. Another template
+/// gives another key, and keys made under the one do not load under the other.
+fn storage_key() -> tss_esapi::Result<Public> {
+    let attributes = ObjectAttributesBuilder::new()
+        .with_fixed_tpm(true)
+        .with_fixed_parent(true)
+        .with_sensitive_data_origin(true)
+        .with_user_with_auth(true)
+        .with_no_da(true)
+        .with_restricted(true)
+        .with_decrypt(true)
+        .build()?;
+    let parameters = PublicEccParametersBuilder::new_restricted_decryption_key(
+        SymmetricDefinitionObject::AES_128_CFB,
+        EccCurve::NistP256,
+    )
+    .build()?;
+    ecc_template(attributes, parameters)
+}
+
+/// The agent's own key: made by the TPM, bound to it, for ECDSA with SHA-256 and nothing else (rules K1, K3). Exempt
+/// from lock-out: a power cut after its use would count as an attempt to guess its password, which it does not have.
+fn signing_key() -> tss_esapi::Result<Public> {
+    let attributes = ObjectAttributesBuilder::new()
+        .with_fixed_tpm(true)
+        .with_fixed_parent(true)
+        .with_sensitive_data_origin(true)
+        .with_user_with_auth(true)
+        .with_no_da(true)
+        .with_sign_encrypt(true)
+        .build()?;
+    let parameters =
+        PublicEccParametersBuilder::new_unrestricted_signing_key(ecdsa_sha256(), EccCurve::NistP256)
+            .build()?;
+    ecc_template(attributes, parameters)
+}
+
+fn ecc_template(attributes: ObjectAttributes, parameters: PublicEccParameters) -> tss_esapi::Result<Public> {
+    PublicBuilder::new()
+        .with_public_algorithm(PublicAlgorithm::Ecc)
+        .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
+        .with_object_attributes(attributes)
+        .with_ecc_parameters(parameters)
+        .with_ecc_unique_identifier(EccPoint::default())
+        .build()
+}
+
+fn ecdsa_sha256() -> EccScheme {
+    EccScheme::EcDsa(HashScheme::new(HashingAlgorithm::Sha256))
+}
+
+fn attributes(of: ObjectAttributes) -> KeyAttributes {
+    KeyAttributes {
+        fixed_tpm: of.fixed_tpm(),
+        fixed_parent: of.fixed_parent(),
+        sensitive_data_origin: of.sensitive_data_origin(),
+        user_with_auth: of.user_with_auth(),
+        admin_with_policy: of.admin_with_policy(),
+        no_da: of.no_da(),
+        restricted: of.restricted(),
+        decrypt: of.decrypt(),
+        sign: of.sign_encrypt(),
+    }
+}
+
+/// The point in SEC1 form. Some TPMs leave out leading zeros.
+fn sec1(point: &EccPoint) -> Option<Vec<u8>> {
+    let mut sec1 = vec![4];
+    for coordinate in [point.x().value(), point.y().value()] {
+        sec1.extend(std::iter::repeat_n(0, 32_usize.checked_sub(coordinate.len())?));
+        sec1.extend_from_slice(coordinate);
+    }
+    Some(sec1)
+}
+
+/// `Ecdsa-Sig-Value` of RFC 3279.
+#[derive(Sequence)]
+struct EcdsaSignature<'a> {
+    r: UintRef<'a>,
+    s: UintRef<'a>,
+}
+
+fn ecdsa_der(r: &EccParameter, s: &EccParameter) -> Result<Vec<u8>, Failure> {
+    let encode = || EcdsaSignature { r: UintRef::new(r.value())?, s: UintRef::new(s.value())? }.to_der();
+    encode().map_err(|why| Failure::Deviant(format!("its signature cannot be written in DER: {why}")))
+}
+
+/// The connection to the TPM, opened when it is needed.
+pub(super) struct Chip {
+    tcti: Tcti,
+    connection: Option<Context>,
+}
+
+impl Chip {
+    pub(super) fn new(tcti: Tcti) -> Self {
+        Self { tcti, connection: None }
+    }
+
+    /// Carries out an operation; once more on a fresh connection, if the connection failed or the TPM was reset.
+    pub(super) fn run<T>(
+        &mut self,
+        operation: &impl Fn(&mut Context) -> Result<T, Failure>,
+    ) -> Result<T, KeyError> {
+        self.attempt(operation)
+            .or_else(|failure| if failure.may_be_repeated() { self.attempt(operation) } else { Err(failure) })
+            .map_err(|failure| failure.explain(&self.tcti))
+    }
+
+    fn attempt<T>(&mut self, operation: &impl Fn(&mut Context) -> Result<T, Failure>) -> Result<T, Failure> {
+        let mut context = match self.connection.take() {
+            Some(context) => context,
+            None => self.open().during(Step::Open)?,
+        };
+        let done = operation(&mut context);
+        // After any failure the connection is dropped, which flushes what may be left on the TPM.
+        if done.is_ok() {
+            self.connection = Some(context);
+        }
+        done
+    }
+
+    fn open(&self) -> tss_esapi::Result<Context> {
+        let mut context = Context::new(self.tcti.to_tss()?)?;
+        // Nothing here has a password, and an empty one is to be sent.
+        context.set_sessions((Some(AuthSession::Password), None, None));
+        Ok(context)
+    }
+}

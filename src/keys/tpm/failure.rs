@@ -1,0 +1,199 @@
+//! What the error codes of the TSS and of the TPM mean for the agent.
+
+use tss_esapi::Error;
+use tss_esapi::constants::response_code::Tss2ResponseCode;
+
+use super::tcti::Tcti;
+use crate::keys::{KeyError, UnreachableCause};
+
+/// What went wrong, and in which step.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The TSS or the TPM reports an error.
+    Tss(Step, Error),
+    /// The TPM did something other than what it was asked for.
+    Deviant(String),
+}
+
+/// A step of an operation. The same code means different things in different steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Open,
+    Primary,
+    Parent(u32),
+    Create,
+    Load,
+    Sign,
+    Release,
+    Describe,
+}
+
+pub(super) trait During<T> {
+    /// Notes in which step an error came up.
+    fn during(self, step: Step) -> Result<T, Failure>;
+}
+
+impl<T> During<T> for Result<T, Error> {
+    fn during(self, step: Step) -> Result<T, Failure> {
+        self.map_err(|error| Failure::Tss(step, error))
+    }
+}
+
+impl Failure {
+    /// Whether the same may well succeed at once on a fresh connection.
+    pub(super) fn may_be_repeated(&self) -> bool {
+        match self {
+            Self::Tss(Step::Open, _) | Self::Deviant(_) => false,
+            Self::Tss(step, error) => {
+                matches!(meaning(*step, code(error)), Meaning::Connection | Meaning::Reset)
+            }
+        }
+    }
+
+    /// The failure in the caller's terms.
+    pub(super) fn explain(self, tcti: &Tcti) -> KeyError {
+        let at = tcti.to_string();
+        let (step, error) = match self {
+            Self::Tss(step, error) => (step, error),
+            Self::Deviant(why) => return KeyError::Deviant { tcti: at, why },
+        };
+        let (code, doing) = (code(&error), step.doing());
+        match meaning(step, code) {
+            Meaning::Connection => match tcti.diagnose() {
+                Some(cause) => KeyError::Unreachable { tcti: at, cause },
+                None if step == Step::Open => {
+                    KeyError::Unreachable { tcti: at, cause: no_tpm_there(tcti, code) }
+                }
+                None => KeyError::Gone { tcti: at, doing, code },
+            },
+            Meaning::Reset => KeyError::Gone { tcti: at, doing, code },
+            Meaning::Busy => KeyError::Busy { tcti: at, why: format!("code {code:#x}: {error}") },
+            Meaning::SlotsFull => KeyError::SlotsFull { tcti: at, code },
+            Meaning::Lockout => KeyError::Lockout { tcti: at },
+            Meaning::OwnerPassword => KeyError::OwnerPassword { tcti: at, code },
+            Meaning::ParentMissing(handle) => KeyError::ParentMissing { tcti: at, handle },
+            Meaning::NotThisTpm => KeyError::NotThisTpm { tcti: at, code },
+            Meaning::KeyPassword => KeyError::KeyPassword { tcti: at, code },
+            Meaning::Other => KeyError::Refused { tcti: at, doing, code, meaning: error.to_string() },
+        }
+    }
+}
+
+impl Step {
+    fn doing(self) -> &'static str {
+        match self {
+            Self::Open => "opening the connection",
+            Self::Primary => "deriving the storage key",
+            Self::Parent(_) => "looking up the parent key",
+            Self::Create => "making a key",
+            Self::Load => "loading the key",
+            Self::Sign => "signing",
+            Self::Release => "releasing the key",
+            Self::Describe => "asking for its properties",
+        }
+    }
+}
+
+fn no_tpm_there(tcti: &Tcti, code: u32) -> UnreachableCause {
+    let library = tcti.library();
+    UnreachableCause::Other(format!(
+        "it can be opened but does not answer as a TPM 2.0 (code {code:#x}); check that it is one, and that {library} \
+         is installed"
+    ))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    Connection,
+    Reset,
+    Busy,
+    SlotsFull,
+    Lockout,
+    OwnerPassword,
+    ParentMissing(u32),
+    NotThisTpm,
+    KeyPassword,
+    Other,
+}
+
+/// Codes are `00LLCCCC`: the layer that speaks, and what it says. Part 2 of the TPM 2.0 specification, clause 6.6, has
+/// the TPM's own; those of "format one" (`0x080` set) also carry the number of the parameter, handle or session.
+fn meaning(step: Step, code: u32) -> Meaning {
+    match (code >> 16) & 0xff {
+        // The TPM itself, and what a resource manager says in its name.
+        0 | 11 | 12 => tpm_meaning(step, code & 0xffff),
+        // ESYS, SYS and marshalling have lost track of the conversation; TCTI has lost the TPM.
+        7..=10 => Meaning::Connection,
+        _ => Meaning::Other,
+    }
+}
+
+fn tpm_meaning(step: Step, code: u32) -> Meaning {
+    match code {
+        // Not initialised since power-on; a handle that it gave out is not there any more.
+        0x100 | 0x910..=0x916 | 0x918..=0x91e => Meaning::Reset,
+        // Yielded, cancelled, testing itself, sparing its memory, not ready, memory not available.
+        0x908..=0x90a | 0x920 | 0x922 | 0x923 => Meaning::Busy,
+        0x902..=0x906 => Meaning::SlotsFull,
+        0x921 => Meaning::Lockout,
+        _ if code & 0x80 != 0 => format_one_meaning(step, code),
+        // Decrypted, the private half made no sense.
+        0x155 if step == Step::Load => Meaning::NotThisTpm,
+        _ => Meaning::Other,
+    }
+}
+
+fn format_one_meaning(step: Step, code: u32) -> Meaning {
+    let is_parameter = code & 0x40 != 0;
+    let wrong_password = matches!(code & 0x3f, 0x0e | 0x22);
+    let no_such_handle = code & 0x3f == 0x0b;
+    match step {
+        Step::Primary if wrong_password => Meaning::OwnerPassword,
+        Step::Parent(handle) if no_such_handle => Meaning::ParentMissing(handle),
+        Step::Load if is_parameter => Meaning::NotThisTpm,
+        Step::Load | Step::Sign if wrong_password => Meaning::KeyPassword,
+        _ => Meaning::Other,
+    }
+}
+
+/// The number behind an error; 0 for those of the wrapper itself. The number is private to tss-esapi, which prints it.
+fn code(error: &Error) -> u32 {
+    let printed = match error {
+        Error::Tss2Error(Tss2ResponseCode::FormatZero(code)) => code.to_string(),
+        Error::Tss2Error(Tss2ResponseCode::FormatOne(code)) => code.to_string(),
+        Error::Tss2Error(Tss2ResponseCode::Success) | Error::WrapperError(_) => return 0,
+    };
+    printed.rsplit_once("0x").and_then(|(_, hex)| u32::from_str_radix(hex, 16).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_seen_in_the_field_mean_what_they_should() {
+        for (step, code, expected) in [
+            (Step::Load, 0x1df, Meaning::NotThisTpm),
+            (Step::Load, 0x2d5, Meaning::NotThisTpm),
+            (Step::Load, 0x155, Meaning::NotThisTpm),
+            (Step::Create, 0x1df, Meaning::Other),
+            (Step::Parent(0x8100_0001), 0x18b, Meaning::ParentMissing(0x8100_0001)),
+            (Step::Load, 0x18b, Meaning::Other),
+            (Step::Primary, 0x9a2, Meaning::OwnerPassword),
+            (Step::Primary, 0x98e, Meaning::OwnerPassword),
+            (Step::Sign, 0x98e, Meaning::KeyPassword),
+            (Step::Primary, 0x902, Meaning::SlotsFull),
+            (Step::Load, 0xc0902, Meaning::SlotsFull),
+            (Step::Sign, 0x910, Meaning::Reset),
+            (Step::Primary, 0x100, Meaning::Reset),
+            (Step::Release, 0x70018, Meaning::Connection),
+            (Step::Open, 0xa000a, Meaning::Connection),
+            (Step::Load, 0x921, Meaning::Lockout),
+            (Step::Sign, 0x922, Meaning::Busy),
+            (Step::Primary, 0x101, Meaning::Other),
+            (Step::Sign, 0, Meaning::Other),
+        ] {
+            assert_eq!(meaning(step, code), expected, "{step:?} {code:#x}");
+        }
+    }
+}

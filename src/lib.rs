@@ -1,0 +1,20 @@
+//! The identity agent of an industrial edge device: it obtains a SPIFFE identity from a Margo Identity Service, keeps
+//! its key in the TPM, renews it for as long as the device lives, and hands it to local programs.
+//!
+//! `docs/architecture.md` draws the rooms of this crate and the way of an SVID through them.
+
+#![forbid(unsafe_code)]
+// Tests may break off where they please.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
+pub mod agent;
+pub mod cli;
+pub mod config;
+pub mod deliver;
+pub mod keys;
+pub mod lifecycle;
+pub mod mis;
+pub mod spiffe;
+pub mod store;
+pub mod system;
+pub mod time;

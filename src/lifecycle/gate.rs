@@ -1,0 +1,222 @@
+//! When one kind of work may next be tried, and what the last failure means (miaf-v0 E8, R7, P).
+
+use std::time::Duration;
+
+use backoff::backoff::Backoff as _;
+use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
+
+use super::Draw;
+use crate::time::{BootTime, Now, Timestamp};
+
+/// Longest `Retry-After` that is believed (miaf-v0 E8).
+pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Even the luckiest draw leaves the MIS this long.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// What is missing on this device is looked for at least this often.
+const LONGEST_LOCAL_PAUSE: Duration = Duration::from_secs(30);
+
+/// Full-jitter exponential backoff: from `base`, doubling, to `cap`.
+#[derive(Clone, Copy, Debug)]
+pub struct Retry {
+    /// Upper end of the first pause.
+    pub base: Duration,
+    /// Upper end of every later one.
+    pub cap: Duration,
+}
+
+impl Retry {
+    /// The upper end of the pause after this many failures in a row. The `backoff` crate does the arithmetic; its own
+    /// randomness and its limit on elapsed time are off.
+    fn interval(&self, failures: u32) -> Duration {
+        let mut series: ExponentialBackoff = ExponentialBackoffBuilder::new()
+            .with_initial_interval(self.base.min(self.cap))
+            .with_max_interval(self.cap)
+            .with_multiplier(2.0)
+            .with_randomization_factor(0.0)
+            .with_max_elapsed_time(None)
+            .build();
+        let nth = failures.clamp(1, 64);
+        (0..nth).filter_map(|_| series.next_backoff()).last().unwrap_or(self.cap).min(self.cap)
+    }
+}
+
+/// What a failure means for what to do next. The protocol's reasons are mapped onto these at the door (`mis`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// No answer, a broken one, or one that says "later".
+    Transient,
+    /// The operator of the MIS has yet to admit this device (miaf-v0 E7): for as long as it takes.
+    Pending,
+    /// The same request would be refused again (miaf-v0 P2).
+    Permanent,
+    /// The MIS does not bind a new key to this identity.
+    KeyRotationRefused,
+    /// The credential was not accepted.
+    NotAuthenticated,
+    /// Policy says no; it may change.
+    Forbidden,
+    /// The address leads nowhere: the discovery document may be out of date.
+    NotFound,
+    /// Something on this device is missing or broken. No request was made.
+    Local,
+}
+
+/// A failure, as the shell reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What to make of it.
+    pub meaning: Meaning,
+    /// How long the MIS asked to be left alone.
+    pub retry_after: Option<Duration>,
+    /// What to tell people.
+    pub report: Report,
+}
+
+/// An error as people see it: the members of Problem Details (RFC 9457), also for errors of this device's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// A URI that names the kind.
+    pub kind: String,
+    /// One line.
+    pub title: String,
+    /// The HTTP status, where there was one.
+    pub status: Option<u16>,
+    /// What failed, on what, why, and what to do.
+    pub detail: Option<String>,
+    /// The occurrence, as the MIS names it: quote it to its operator.
+    pub instance: Option<String>,
+}
+
+impl Report {
+    /// An error that this device finds by itself.
+    pub fn of_agent(code: &str, title: &str, detail: &dyn std::fmt::Display) -> Self {
+        Self {
+            kind: format!("urn:miaf-agent:error:{code}"),
+            title: title.to_owned(),
+            status: None,
+            detail: Some(detail.to_string()),
+            instance: None,
+        }
+    }
+}
+
+/// The last error, with what follows from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastError {
+    /// The error.
+    pub report: Report,
+    /// When it was seen.
+    pub at: Timestamp,
+    /// Nothing will change it but a correction: on this device, in its configuration, or at the MIS.
+    pub permanent: bool,
+}
+
+/// What a failure did to its gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It opens again by itself.
+    Waits,
+    /// It opens when something is corrected.
+    Blocked,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Gate {
+    failures: u32,
+    opens_at: Option<BootTime>,
+    /// The part of the wait that the MIS asked for.
+    asked_until: Option<BootTime>,
+    last_error: Option<LastError>,
+    local: bool,
+}
+
+impl Gate {
+    pub(super) fn waiting_until(asked_until: Option<BootTime>) -> Self {
+        Self { opens_at: asked_until, asked_until, ..Self::default() }
+    }
+
+    pub(super) fn succeeded(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Stays shut for this long, without a failure.
+    pub(super) fn pause(&mut self, pause: Duration, now: Now) {
+        self.opens_at = Some(now.boot.after(pause));
+    }
+
+    /// Lets the next attempt be made as soon as the MIS allows it; the last error stays visible until it succeeds.
+    pub(super) fn forgive(&mut self) {
+        self.failures = 0;
+        self.opens_at = self.asked_until;
+    }
+
+    /// An error that is followed by another attempt of another kind at once.
+    pub(super) fn noted(&mut self, failure: Failure, now: Now) {
+        self.remember(failure, now, false);
+    }
+
+    pub(super) fn failed(&mut self, failure: Failure, retry: &Retry, now: Now, draw: Draw<'_>) -> Verdict {
+        self.failures = self.failures.saturating_add(1);
+        let backoff = retry.interval(self.failures);
+        let asked = failure.retry_after.map(|wait| wait.min(LONGEST_RETRY_AFTER));
+        let pause = match (failure.meaning, asked) {
+            (Meaning::Pending, Some(asked)) => asked + retry.base.max(asked / 4).mul_f64(draw()),
+            // Added on top: a fleet that was told one number must not come back in one second (E8).
+            (_, Some(asked)) => asked + backoff.max(asked / 10).mul_f64(draw()),
+            (
+                Meaning::NotAuthenticated
+                | Meaning::Forbidden
+                | Meaning::NotFound
+                | Meaning::KeyRotationRefused,
+                None,
+            ) => retry.cap.mul_f64(1.0 - draw() / 2.0), // slow, and still spread
+            // No one is asked, so no one is spared: somebody on a ladder waits for it to go on.
+            (Meaning::Local, None) => backoff.min(LONGEST_LOCAL_PAUSE).mul_f64(1.0 - draw() / 2.0),
+            (_, None) => backoff.mul_f64(draw()),
+        };
+        self.opens_at = Some(now.boot.after(pause.max(SHORTEST_PAUSE)));
+        self.asked_until = asked.map(|asked| now.boot.after(asked));
+        self.local = failure.meaning == Meaning::Local;
+        let blocked = matches!(failure.meaning, Meaning::Permanent | Meaning::KeyRotationRefused);
+        self.remember(failure, now, blocked || self.local);
+        if blocked { Verdict::Blocked } else { Verdict::Waits }
+    }
+
+    pub(super) fn opens_in(&self, now: Now) -> Duration {
+        self.opens_at.map_or(Duration::ZERO, |at| now.boot.until(at))
+    }
+
+    pub(super) fn asked_to_wait_until(&self) -> Option<BootTime> {
+        self.asked_until
+    }
+
+    pub(super) fn last_error(&self) -> Option<&LastError> {
+        self.last_error.as_ref()
+    }
+
+    /// Whether something on this device stands in the way.
+    pub(super) fn is_local(&self) -> bool {
+        self.local
+    }
+
+    fn remember(&mut self, failure: Failure, now: Now, permanent: bool) {
+        self.last_error = Some(LastError { report: failure.report, at: now.wall, permanent });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_double_from_base_and_stay_at_the_cap() {
+        let retry = Retry { base: Duration::from_secs(5), cap: Duration::from_secs(3600) };
+        let secs = |n| retry.interval(n).as_secs();
+        assert_eq!([secs(1), secs(2), secs(3), secs(4)], [5, 10, 20, 40]);
+        assert_eq!([secs(11), secs(12), secs(1000), secs(u32::MAX)], [3600; 4]);
+        let inverted = Retry { base: Duration::from_secs(50), cap: Duration::from_secs(3) };
+        assert_eq!(inverted.interval(1), Duration::from_secs(3));
+    }
+}

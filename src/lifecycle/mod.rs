@@ -1,0 +1,632 @@
+//! What to do next, and when. [`Lifecycle::step`] is a pure function of state, event, time and a random draw: it
+//! returns at most one [`Action`] and the time of the next look. It does no I/O, reads no clock and knows no HTTP, so
+//! the daemon, the property tests and a simulated fleet run the same code.
+//!
+//! The state is what is *held* (discovery, bundle, SVID, keys, an answer that waits to be adopted) and three
+//! [`Gate`]s, one for each kind of work, that say when it may next be tried. From these, every step works out afresh
+//! what is wanted, so no event can be lost and no wake-up forgotten: a lifecycle with nothing in flight always has
+//! either work or a time to look again.
+
+mod gate;
+mod status;
+
+use std::time::Duration;
+
+pub use gate::{Failure, LONGEST_RETRY_AFTER, LastError, Meaning, Report, Retry};
+pub use status::State;
+
+use crate::spiffe::SpiffeId;
+use crate::time::{BootTime, Now, Timestamp};
+use gate::{Gate, Verdict};
+
+/// The parts of the configuration that decide when things happen.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Renewal moment, as fractions of the lifetime (miaf-v0 R2).
+    pub window: (f64, f64),
+    /// Backoff between attempts (miaf-v0 R7).
+    pub retry: Retry,
+    /// Longest time between two looks at the bundle where the MIS gives no hint (miaf-v0 B4).
+    pub bundle_refresh: Duration,
+    /// Whether to ask with a new key at every renewal (miaf-v0 R4).
+    pub rotate: bool,
+}
+
+/// What to carry out. Exactly one is under way at a time; its outcome comes back as an [`Event`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Fetch or revalidate the discovery document (miaf-v0 D1).
+    FetchDiscovery,
+    /// Fetch or revalidate the trust bundle (miaf-v0 B4).
+    FetchBundle,
+    /// Generate a key and make it durable, before any request is sent with it (miaf-v0 E6).
+    CreateKey,
+    /// Send a request for an SVID and make the answer durable.
+    Request(Request, KeyChoice),
+    /// Judge the durable answer, and publish it if it is good.
+    Adopt {
+        /// The bundle has been fetched since the answer came: an unknown issuer is now a refusal.
+        bundle_is_fresh: bool,
+    },
+}
+
+/// The two ways to an SVID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// With the factory certificate (miaf-v0 E).
+    Enroll,
+    /// With the SVID that is held (miaf-v0 R).
+    Renew,
+}
+
+/// The key that a request is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyChoice {
+    /// The one made for the next SVID.
+    Pending,
+    /// The one of the SVID that is held.
+    Current,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Time has passed: nothing else is known.
+    Wake,
+    /// [`Action::FetchDiscovery`] ended.
+    Discovery(Result<Discovered, Failure>),
+    /// [`Action::FetchBundle`] ended.
+    Bundle(Result<BundleFacts, Failure>),
+    /// [`Action::CreateKey`] ended.
+    KeyCreated(Result<(), Failure>),
+    /// [`Action::Request`] ended. `Ok`: an answer is durable.
+    Answered(Result<(), Failure>),
+    /// [`Action::Adopt`] ended. `Ok`: the SVID is published, and the pending key, if it was its key, is now current.
+    Adopted(Result<SvidFacts, NotAdopted>),
+}
+
+/// What the lifecycle needs to know of a discovery document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovered {
+    /// It differs from the one held before: a correction in the sense of miaf-v0 P2.
+    pub changed: bool,
+    /// Why no enrollment is possible under it, if so (miaf-v0 D5).
+    pub cannot_enroll: Option<Report>,
+    /// Why no renewal is possible under it, if so.
+    pub cannot_renew: Option<Report>,
+}
+
+/// What the lifecycle needs to know of a bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BundleFacts {
+    /// The MIS's wish for the next look.
+    pub refresh_hint: Option<Duration>,
+}
+
+/// What the lifecycle needs to know of an SVID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SvidFacts {
+    /// Who it names.
+    pub spiffe_id: SpiffeId,
+    /// First moment of validity.
+    pub not_before: Timestamp,
+    /// Last moment of validity.
+    pub not_after: Timestamp,
+    /// The renewal moment drawn for it, where one was stored.
+    pub renew_at: Option<Timestamp>,
+    /// Whether its key was the pending one.
+    pub key: KeyChoice,
+}
+
+/// Why an answer was not adopted.
+#[derive(Clone, Debug)]
+pub enum NotAdopted {
+    /// It becomes valid at this moment; it is kept until then (miaf-v0 E4).
+    Early(Timestamp),
+    /// No anchor is known for it; it is kept until the bundle has been fetched once more (miaf-v0 E4).
+    UnknownIssuer,
+    /// It could not be judged or published now (disk full, say); it is kept.
+    Kept(Failure),
+    /// It is not acceptable, and has been discarded. What was held stays.
+    Refused(Failure),
+}
+
+/// What was found on disk at start.
+#[derive(Clone, Debug, Default)]
+pub struct Restored {
+    /// A cached discovery document.
+    pub discovery: Option<Discovered>,
+    /// A cached bundle.
+    pub bundle: Option<BundleFacts>,
+    /// The SVID held.
+    pub svid: Option<SvidFacts>,
+    /// Whether a key is pending: it may already have been sent.
+    pub pending_key: bool,
+    /// Whether an answer waits to be adopted.
+    pub answer: bool,
+    /// Waits that the MIS asked for and that are not over (miaf-v0 E8).
+    pub waits: Waits,
+}
+
+/// Until when the MIS asked not to be asked again, by kind of work. Survives a restart (miaf-v0 E8).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// Discovery.
+    pub discovery: Option<BootTime>,
+    /// Bundle.
+    pub bundle: Option<BootTime>,
+    /// Enrollment and renewal.
+    pub identity: Option<BootTime>,
+}
+
+/// The outcome of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// To carry out now.
+    pub action: Option<Action>,
+    /// When to look again if nothing happens before. `None` only while an action is under way.
+    pub wake_in: Option<Duration>,
+}
+
+/// A source of random numbers, uniform in `0.0..1.0`.
+pub type Draw<'a> = &'a mut dyn FnMut() -> f64;
+
+/// The state of one device's identity.
+#[derive(Clone, Debug)]
+pub struct Lifecycle {
+    policy: Policy,
+    in_flight: Option<Action>,
+    discovery: Option<Discovery>,
+    discovery_gate: Gate,
+    bundle: Option<HeldBundle>,
+    bundle_gate: Gate,
+    svid: Option<HeldSvid>,
+    pending_key: Option<PendingKey>,
+    answer: Option<Answer>,
+    /// The MIS refused to bind a new key: ask with the existing one from now on (miaf-v0 R4).
+    rotation_refused: bool,
+    /// The SVID held was answered `401`: only an enrollment helps (miaf-v0 R6).
+    reauthenticate: bool,
+    identity_gate: Gate,
+    /// The request that a permanent refusal was given to.
+    blocked: Option<Request>,
+    admission_pending: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Discovery {
+    facts: Discovered,
+    /// When it was read.
+    read_at: Timestamp,
+    /// From here on it is revalidated before the next request for an SVID.
+    stale_at: BootTime,
+    /// Something suggests that it is out of date: look now.
+    doubted: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct HeldBundle {
+    refresh_at: BootTime,
+}
+
+#[derive(Clone, Debug)]
+struct HeldSvid {
+    facts: SvidFacts,
+    renew_at: Timestamp,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct PendingKey {
+    refused: bool,
+}
+
+/// An SVID that came and is not published yet.
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    not_before: Option<Timestamp>,
+    bundle: AnswerBundle,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AnswerBundle {
+    /// Judge with the bundle held.
+    AsHeld,
+    /// Unknown issuer: fetch first.
+    Wanted,
+    /// Fetched since.
+    Fetched,
+}
+
+impl Lifecycle {
+    /// From what survived. Nothing happens before the first [`step`](Self::step).
+    pub fn new(policy: Policy, restored: Restored, now: Now, draw: Draw<'_>) -> Self {
+        let mut lifecycle = Self {
+            policy,
+            in_flight: None,
+            // A document from before the restart serves when the MIS cannot be reached, and is revalidated when it can.
+            discovery: restored.discovery.map(|facts| Discovery {
+                facts,
+                read_at: now.wall,
+                stale_at: now.boot,
+                doubted: true,
+            }),
+            discovery_gate: Gate::waiting_until(restored.waits.discovery),
+            bundle: restored.bundle.map(|_| HeldBundle { refresh_at: now.boot }),
+            bundle_gate: Gate::waiting_until(restored.waits.bundle),
+            svid: None,
+            pending_key: restored.pending_key.then_some(PendingKey { refused: false }),
+            answer: restored.answer.then_some(Answer { not_before: None, bundle: AnswerBundle::AsHeld }),
+            rotation_refused: false,
+            reauthenticate: false,
+            identity_gate: Gate::waiting_until(restored.waits.identity),
+            blocked: None,
+            admission_pending: false,
+        };
+        lifecycle.svid = restored.svid.map(|facts| {
+            // A moment that passed while the device was off means: at once (R2).
+            let renew_at =
+                facts.renew_at.unwrap_or_else(|| lifecycle.draw_renewal(facts.not_before, &facts, draw));
+            HeldSvid { facts, renew_at }
+        });
+        lifecycle
+    }
+
+    /// Takes in what happened and says what to do next.
+    pub fn step(&mut self, event: Event, now: Now, draw: Draw<'_>) -> Step {
+        self.take_in(event, now, draw);
+        if self.in_flight.is_some() {
+            return Step { action: None, wake_in: self.until_expiry(now) };
+        }
+        match self.next(now) {
+            Next::Do(action) => {
+                self.in_flight = Some(action.clone());
+                Step { action: Some(action), wake_in: self.until_expiry(now) }
+            }
+            Next::In(wait) => Step {
+                action: None,
+                wake_in: Some(self.until_expiry(now).map_or(wait, |expiry| wait.min(expiry))),
+            },
+        }
+    }
+
+    /// When the SVID held is to be renewed.
+    pub fn renew_at(&self) -> Option<Timestamp> {
+        self.svid.as_ref().map(|svid| svid.renew_at)
+    }
+
+    /// How long until the bundle is looked at again.
+    pub fn bundle_refresh_in(&self, now: Now) -> Option<Duration> {
+        let bundle = self.bundle?;
+        Some(now.boot.until(bundle.refresh_at).max(self.bundle_gate.opens_in(now)))
+    }
+
+    /// The waits that the MIS asked for, to be stored: a restart must not shorten them (miaf-v0 E8).
+    pub fn waits(&self) -> Waits {
+        Waits {
+            discovery: self.discovery_gate.asked_to_wait_until(),
+            bundle: self.bundle_gate.asked_to_wait_until(),
+            identity: self.identity_gate.asked_to_wait_until(),
+        }
+    }
+
+    // ---- taking in what happened ----
+
+    fn take_in(&mut self, event: Event, now: Now, draw: Draw<'_>) {
+        let ended = match event {
+            Event::Wake => return,
+            _ => self.in_flight.take(),
+        };
+        match event {
+            Event::Wake => {}
+            Event::Discovery(outcome) => self.discovery_ended(outcome, now, draw),
+            Event::Bundle(outcome) => self.bundle_ended(outcome, now, draw),
+            Event::KeyCreated(Ok(())) => self.pending_key = Some(PendingKey { refused: false }),
+            Event::KeyCreated(Err(failure)) => self.identity_failed(failure, now, draw),
+            Event::Answered(Ok(())) => {
+                self.admission_pending = false;
+                self.answer = Some(Answer { not_before: None, bundle: AnswerBundle::AsHeld });
+            }
+            Event::Answered(Err(failure)) => match ended {
+                Some(Action::Request(request, key)) => self.refused(request, key, failure, now, draw),
+                _ => self.identity_failed(failure, now, draw),
+            },
+            Event::Adopted(outcome) => self.adopt_ended(outcome, now, draw),
+        }
+    }
+
+    fn discovery_ended(&mut self, outcome: Result<Discovered, Failure>, now: Now, draw: Draw<'_>) {
+        match outcome {
+            Ok(facts) => {
+                self.discovery_gate.succeeded();
+                if facts.changed {
+                    // The MIS may have been corrected: what it refused for good is asked once more (miaf-v0 P2).
+                    self.blocked = None;
+                    self.rotation_refused = false;
+                    if let Some(pending) = &mut self.pending_key {
+                        pending.refused = false;
+                    }
+                    self.identity_gate.forgive();
+                    self.bundle_gate.forgive();
+                    if let Some(bundle) = &mut self.bundle {
+                        bundle.refresh_at = now.boot; // it may name another address
+                    }
+                }
+                let stale_at = now.boot.after(self.policy.bundle_refresh);
+                self.discovery = Some(Discovery { facts, read_at: now.wall, stale_at, doubted: false });
+            }
+            Err(failure) => {
+                let retry = self.poll_retry();
+                self.discovery_gate.failed(failure, &retry, now, draw);
+                // The last good document stays in use (miaf-v0 D4), and is asked after until the MIS answers.
+                if let Some(discovery) = &mut self.discovery {
+                    discovery.doubted = true;
+                }
+            }
+        }
+    }
+
+    fn bundle_ended(&mut self, outcome: Result<BundleFacts, Failure>, now: Now, draw: Draw<'_>) {
+        match outcome {
+            Ok(facts) => {
+                self.bundle_gate.succeeded();
+                // Up to a fifth earlier than agreed, at random: a fleet switched on at once drifts apart.
+                let interval = self.refresh_interval(facts).mul_f64(1.0 - draw() / 5.0);
+                self.bundle = Some(HeldBundle { refresh_at: now.boot.after(interval) });
+                if let Some(Answer { bundle: wanted @ AnswerBundle::Wanted, .. }) = &mut self.answer {
+                    *wanted = AnswerBundle::Fetched;
+                }
+            }
+            Err(failure) => {
+                if failure.meaning == Meaning::NotFound
+                    && let Some(discovery) = &mut self.discovery
+                {
+                    discovery.doubted = true;
+                }
+                let retry = self.poll_retry();
+                self.bundle_gate.failed(failure, &retry, now, draw);
+            }
+        }
+    }
+
+    /// A request for an SVID did not get one: the table of miaf-v0 P.
+    fn refused(&mut self, request: Request, key: KeyChoice, failure: Failure, now: Now, draw: Draw<'_>) {
+        self.admission_pending = failure.meaning == Meaning::Pending;
+        match failure.meaning {
+            Meaning::KeyRotationRefused => {
+                if key == KeyChoice::Pending {
+                    self.rotation_refused = true;
+                    if let Some(pending) = &mut self.pending_key {
+                        pending.refused = true;
+                    }
+                }
+                // The existing key, if there is one that was not refused itself, is tried without delay (R4).
+                if key == KeyChoice::Pending && self.svid.is_some() {
+                    self.identity_gate.noted(failure, now);
+                } else {
+                    self.identity_failed_for(Some(request), failure, now, draw);
+                }
+            }
+            Meaning::NotAuthenticated if request == Request::Renew => {
+                self.reauthenticate = true; // R6: enroll again, now
+                self.identity_gate.noted(failure, now);
+            }
+            Meaning::NotFound => {
+                if let Some(discovery) = &mut self.discovery {
+                    discovery.doubted = true;
+                }
+                self.identity_failed_for(Some(request), failure, now, draw);
+            }
+            _ => self.identity_failed_for(Some(request), failure, now, draw),
+        }
+    }
+
+    fn identity_failed(&mut self, failure: Failure, now: Now, draw: Draw<'_>) {
+        self.identity_failed_for(None, failure, now, draw);
+    }
+
+    fn identity_failed_for(&mut self, request: Option<Request>, failure: Failure, now: Now, draw: Draw<'_>) {
+        let retry = self.identity_retry();
+        if self.identity_gate.failed(failure, &retry, now, draw) == Verdict::Blocked {
+            self.blocked = request;
+        }
+    }
+
+    fn adopt_ended(&mut self, outcome: Result<SvidFacts, NotAdopted>, now: Now, draw: Draw<'_>) {
+        match outcome {
+            Ok(facts) => {
+                if facts.key == KeyChoice::Pending {
+                    self.pending_key = None;
+                }
+                self.answer = None;
+                self.reauthenticate = false;
+                self.blocked = None;
+                self.identity_gate.succeeded();
+                self.identity_gate.pause(SHORTEST_BETWEEN_ISSUES, now);
+                let mut renew_at = self.draw_renewal(facts.not_before, &facts, draw);
+                if renew_at <= now.wall {
+                    // Issued late in its own lifetime: what is left counts, or each renewal would ask for the next.
+                    renew_at = self.draw_renewal(now.wall, &facts, draw);
+                }
+                self.svid = Some(HeldSvid { facts, renew_at });
+            }
+            Err(NotAdopted::Early(not_before)) => {
+                if let Some(answer) = &mut self.answer {
+                    answer.not_before = Some(not_before);
+                }
+            }
+            Err(NotAdopted::UnknownIssuer) => {
+                if let Some(answer) = &mut self.answer {
+                    answer.bundle = AnswerBundle::Wanted;
+                }
+            }
+            Err(NotAdopted::Kept(failure)) => self.identity_failed(failure, now, draw),
+            Err(NotAdopted::Refused(failure)) => {
+                self.answer = None;
+                self.identity_failed(failure, now, draw);
+            }
+        }
+    }
+
+    /// A moment in the window of the time from `from` to the end of the SVID (miaf-v0 R2).
+    fn draw_renewal(&self, from: Timestamp, facts: &SvidFacts, draw: Draw<'_>) -> Timestamp {
+        let (opens, closes) = self.policy.window;
+        from.after(from.until(facts.not_after).mul_f64(opens + (closes - opens) * draw()))
+    }
+
+    // ---- working out what is wanted ----
+
+    fn next(&self, now: Now) -> Next {
+        let mut soonest = Next::In(LONGEST_SLEEP);
+        let identity = self.identity_work(now);
+        let work = [
+            self.discovery_work(&identity, now),
+            self.bundle_work(now),
+            // An SVID is asked for only under a discovery document and a bundle to judge it by (D1, E4).
+            (self.discovery.is_some() && self.bundle.is_some()).then_some(identity).flatten(),
+        ];
+        for (wait, action) in work.into_iter().flatten() {
+            if wait.is_zero() {
+                return Next::Do(action);
+            }
+            soonest = soonest.or_sooner(wait);
+        }
+        soonest
+    }
+
+    fn discovery_work(&self, identity: &Option<(Duration, Action)>, now: Now) -> Option<(Duration, Action)> {
+        let due_in = match &self.discovery {
+            None => Duration::ZERO,
+            Some(discovery) if discovery.doubted => Duration::ZERO,
+            Some(discovery) => {
+                let stale_in = now.boot.until(discovery.stale_at);
+                let about_to_ask = matches!(identity, Some((Duration::ZERO, Action::Request(..))));
+                // While something is refused for good, a changed document is the way out (P2).
+                let waits_for_change = self.is_refused_for_good(now);
+                if about_to_ask || waits_for_change { stale_in } else { return None }
+            }
+        };
+        Some((due_in.max(self.discovery_gate.opens_in(now)), Action::FetchDiscovery))
+    }
+
+    fn bundle_work(&self, now: Now) -> Option<(Duration, Action)> {
+        self.discovery.as_ref()?;
+        let wanted_now = matches!(&self.answer, Some(a) if a.bundle == AnswerBundle::Wanted);
+        let due_in = match self.bundle {
+            Some(bundle) if !wanted_now => now.boot.until(bundle.refresh_at),
+            _ => Duration::ZERO,
+        };
+        Some((due_in.max(self.bundle_gate.opens_in(now)), Action::FetchBundle))
+    }
+
+    fn identity_work(&self, now: Now) -> Option<(Duration, Action)> {
+        if let Some(answer) = self.answer {
+            let early = answer.not_before.map_or(Duration::ZERO, |at| now.wall.until(at));
+            let adopt = Action::Adopt { bundle_is_fresh: answer.bundle == AnswerBundle::Fetched };
+            return (answer.bundle != AnswerBundle::Wanted)
+                .then(|| (early.max(self.identity_gate.opens_in(now)), adopt));
+        }
+        if self.is_refused_for_good(now) {
+            return None;
+        }
+        let request = self.wanted_request(now);
+        let due_in = match (&self.svid, request) {
+            (Some(svid), Request::Renew) => now.wall.until(svid.renew_at),
+            _ => Duration::ZERO,
+        };
+        let action = match self.key_choice(request) {
+            Some(key) => Action::Request(request, key),
+            None => Action::CreateKey,
+        };
+        Some((due_in.max(self.identity_gate.opens_in(now)), action))
+    }
+
+    fn wanted_request(&self, now: Now) -> Request {
+        match &self.svid {
+            Some(svid) if now.wall <= svid.facts.not_after && !self.reauthenticate => Request::Renew,
+            _ => Request::Enroll,
+        }
+    }
+
+    /// `None`: a new one has to be made first.
+    fn key_choice(&self, request: Request) -> Option<KeyChoice> {
+        match (self.pending_key, &self.svid) {
+            // It may have been certified by an answer that was lost: asked for again before anything else (E6).
+            (Some(PendingKey { refused: false }), _) => Some(KeyChoice::Pending),
+            (_, Some(_)) if self.rotation_refused || !self.policy.rotate || request == Request::Enroll => {
+                Some(KeyChoice::Current)
+            }
+            (_, Some(_)) => None,
+            (Some(_), None) => Some(KeyChoice::Pending),
+            (None, None) => None,
+        }
+    }
+
+    /// Why the request that is wanted now cannot be made before something is corrected.
+    fn is_refused_for_good(&self, now: Now) -> bool {
+        let request = self.wanted_request(now);
+        self.blocked == Some(request) || self.ruled_out(request).is_some()
+    }
+
+    /// Why the discovery document rules the request out (miaf-v0 D5).
+    fn ruled_out(&self, request: Request) -> Option<&Report> {
+        let facts = &self.discovery.as_ref()?.facts;
+        match request {
+            Request::Enroll => facts.cannot_enroll.as_ref(),
+            Request::Renew => facts.cannot_renew.as_ref(),
+        }
+    }
+
+    fn until_expiry(&self, now: Now) -> Option<Duration> {
+        let svid = self.svid.as_ref()?;
+        let rest = now.wall.until(svid.facts.not_after.after(Duration::from_millis(1)));
+        (!rest.is_zero()).then_some(rest)
+    }
+
+    fn refresh_interval(&self, facts: BundleFacts) -> Duration {
+        match facts.refresh_hint {
+            Some(hint) => hint.clamp(SHORTEST_REFRESH, LONGEST_REFRESH),
+            None => self.policy.bundle_refresh,
+        }
+    }
+
+    /// Discovery and bundle are polled, so a failure never makes the polls rarer than they are on a good day.
+    fn poll_retry(&self) -> Retry {
+        let cap = self.policy.retry.cap.min(self.policy.bundle_refresh);
+        Retry { base: self.policy.retry.base.min(cap), cap }
+    }
+
+    /// Never above a twentieth of the lifetime, so that a short-lived SVID gets its tries too (miaf-v0 R7).
+    fn identity_retry(&self) -> Retry {
+        let Some(svid) = &self.svid else { return self.policy.retry };
+        let twentieth = svid.facts.not_before.until(svid.facts.not_after) / 20;
+        let cap = self.policy.retry.cap.min(twentieth.max(Duration::from_secs(1)));
+        Retry { base: self.policy.retry.base.min(cap), cap }
+    }
+}
+
+/// Bounds on the refresh hint of the MIS: a slip of the pen there must neither hammer it nor freeze the anchors.
+const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
+const LONGEST_REFRESH: Duration = Duration::from_secs(24 * 3600);
+
+/// However short-lived the SVIDs of an MIS are, it is left alone this long after each.
+const SHORTEST_BETWEEN_ISSUES: Duration = Duration::from_secs(5);
+
+/// Nothing sleeps longer than this, so that a wall clock that jumps is noticed.
+const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 3600);
+
+enum Next {
+    Do(Action),
+    In(Duration),
+}
+
+impl Next {
+    fn or_sooner(self, wait: Duration) -> Self {
+        match self {
+            Self::In(other) => Self::In(other.min(wait)),
+            now => now,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

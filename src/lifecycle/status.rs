@@ -1,0 +1,100 @@
+//! The lifecycle as people see it.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::gate::{Gate, LastError};
+use super::{Action, Lifecycle};
+use crate::time::Now;
+
+/// Where the device stands, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// There is no configuration yet.
+    Unconfigured,
+    /// The agent has begun and has not looked around yet.
+    Starting,
+    /// The MIS of the trust domain is being found, or its trust bundle fetched.
+    Discovering,
+    /// A first identity is being asked for.
+    Enrolling,
+    /// The MIS knows of the device and waits for its operator to admit it.
+    PendingAdmission,
+    /// A valid identity is held.
+    Active,
+    /// A valid identity is held, and its successor is being asked for.
+    Renewing,
+    /// The identity held is past its validity; a new one is being asked for.
+    Expired,
+    /// Somebody has to correct something before it goes on.
+    Blocked,
+}
+
+impl State {
+    /// The word used in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unconfigured => "unconfigured",
+            Self::Starting => "starting",
+            Self::Discovering => "discovering",
+            Self::Enrolling => "enrolling",
+            Self::PendingAdmission => "pending-admission",
+            Self::Active => "active",
+            Self::Renewing => "renewing",
+            Self::Expired => "expired",
+            Self::Blocked => "blocked",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Lifecycle {
+    /// Where the device stands.
+    pub fn state(&self, now: Now) -> State {
+        let gates = [&self.identity_gate, &self.discovery_gate, &self.bundle_gate];
+        if self.is_refused_for_good(now) || gates.iter().any(|gate| gate.is_local()) {
+            return State::Blocked;
+        }
+        match &self.svid {
+            Some(svid) if now.wall > svid.facts.not_after => State::Expired,
+            Some(svid) => {
+                let asking = matches!(self.in_flight, Some(Action::Request(..) | Action::Adopt { .. }));
+                let due = now.wall >= svid.renew_at || self.reauthenticate;
+                if asking || due { State::Renewing } else { State::Active }
+            }
+            None if self.discovery.is_none() && self.discovery_gate.is_permanent() => State::Blocked,
+            None if self.admission_pending => State::PendingAdmission,
+            None if self.discovery.is_none() || self.bundle.is_none() => State::Discovering,
+            None => State::Enrolling,
+        }
+    }
+
+    /// The error that matters most now, and how long until the next attempt, if there will be one by itself.
+    pub fn last_error(&self, now: Now) -> Option<(LastError, Option<Duration>)> {
+        if let Some(report) = self.ruled_out(self.wanted_request(now)) {
+            let at = self.discovery.as_ref().map_or(now.wall, |discovery| discovery.read_at);
+            let error = LastError { report: report.clone(), at, permanent: true };
+            return Some((error, None));
+        }
+        let blocked = self.blocked == Some(self.wanted_request(now));
+        let first = |gate: &Gate, blocked: bool| {
+            let error = gate.last_error()?.clone();
+            let opens_in = (!blocked).then(|| gate.opens_in(now));
+            Some((error, opens_in))
+        };
+        first(&self.identity_gate, blocked)
+            .or_else(|| first(&self.discovery_gate, false))
+            .or_else(|| first(&self.bundle_gate, false))
+    }
+}
+
+impl Gate {
+    fn is_permanent(&self) -> bool {
+        self.last_error().is_some_and(|error| error.permanent)
+    }
+}

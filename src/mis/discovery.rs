@@ -1,0 +1,211 @@
+//! The discovery document (miaf-v0 D3 to D6).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
+use serde::Deserialize;
+use url::Url;
+
+use crate::spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
+
+/// The one bootstrap method of v0.
+pub const FACTORY_CERT_MTLS: &str = "urn:margo:bootstrap:factory-cert-mtls:v1";
+/// The one SVID profile of v0.
+pub const X509_SVID_V1: &str = "https://margo.org/profiles/spiffe/x509-svid/v1";
+
+/// Where a trust domain's MIS and bundle are, and what it offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovery {
+    trust_domain: TrustDomain,
+    trust_bundle_uri: Url,
+    base_uri: Url,
+    methods: Vec<String>,
+    profiles: Vec<String>,
+}
+
+impl Discovery {
+    /// Reads the JSON document. Unknown members are ignored (miaf-v0 D4).
+    ///
+    /// # Errors
+    /// [`DiscoveryError`]: a member that D3 requires is missing, mistyped, or not what it claims to be.
+    pub fn from_json(body: &str) -> Result<Self, DiscoveryError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Document {
+            trust_domain: String,
+            trust_bundle_uri: String,
+            margo_identity_service_base_uri: String,
+            supported_bootstrap_methods: Vec<String>,
+            svid_profiles_supported: Vec<String>,
+        }
+        let document: Document =
+            serde_json::from_str(body).map_err(|e| DiscoveryError::Json(e.to_string()))?;
+        Ok(Self {
+            trust_domain: TrustDomain::parse(&document.trust_domain).map_err(DiscoveryError::TrustDomain)?,
+            trust_bundle_uri: https("trustBundleUri", &document.trust_bundle_uri)?,
+            base_uri: https("margoIdentityServiceBaseUri", &document.margo_identity_service_base_uri)
+                .and_then(base)?,
+            methods: document.supported_bootstrap_methods,
+            profiles: document.svid_profiles_supported,
+        })
+    }
+
+    /// The one trust domain it describes.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// Where the trust bundle is.
+    pub fn trust_bundle_uri(&self) -> &Url {
+        &self.trust_bundle_uri
+    }
+
+    /// Whether the factory certificate is accepted as a bootstrap credential (miaf-v0 D5).
+    pub fn accepts_factory_certificate(&self) -> bool {
+        self.methods.iter().any(|method| method == FACTORY_CERT_MTLS)
+    }
+
+    /// Whether X.509-SVIDs are issued (miaf-v0 D5).
+    pub fn issues_x509_svids(&self) -> bool {
+        self.profiles.iter().any(|profile| profile == X509_SVID_V1)
+    }
+
+    /// The bootstrap methods it lists.
+    pub fn methods(&self) -> &[String] {
+        &self.methods
+    }
+
+    /// The SVID profiles it lists.
+    pub fn profiles(&self) -> &[String] {
+        &self.profiles
+    }
+
+    /// Where to enroll (miaf-v0 E).
+    pub(super) fn identities_uri(&self) -> Url {
+        self.under_base("/api/v1/identities")
+    }
+
+    /// Where to renew `id` (miaf-v0 R1).
+    pub(super) fn renewal_uri(&self, id: &SpiffeId) -> Url {
+        self.under_base(&format!("/api/v1/identities/{}/renewal", BASE64URL.encode(id.to_string())))
+    }
+
+    fn under_base(&self, path: &str) -> Url {
+        let mut url = self.base_uri.clone();
+        url.set_path(&format!("{}{path}", self.base_uri.path().trim_end_matches('/')));
+        url
+    }
+}
+
+/// Why a discovery document is refused. The last good one stays in use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DiscoveryError {
+    /// Not JSON, or a required member missing or mistyped.
+    #[error("it is not a Margo discovery document: {0}")]
+    Json(String),
+    /// `trustDomain` is not a name.
+    #[error("its trustDomain is not valid: {0}")]
+    TrustDomain(SpiffeIdError),
+    /// A URI that is not an absolute HTTPS URL.
+    #[error("its {member} \"{value}\" is not an absolute https:// URL")]
+    Uri {
+        /// The member.
+        member: &'static str,
+        /// What was found, shortened.
+        value: String,
+    },
+}
+
+fn https(member: &'static str, value: &str) -> Result<Url, DiscoveryError> {
+    Url::parse(value)
+        .ok()
+        .filter(|url| url.scheme() == "https" && url.has_host() && url.username().is_empty())
+        .filter(|url| url.password().is_none())
+        .ok_or_else(|| DiscoveryError::Uri { member, value: super::problem::quoted(value) })
+}
+
+/// Paths are added to it, so a query or fragment has no place in it.
+fn base(url: Url) -> Result<Url, DiscoveryError> {
+    if url.query().is_none() && url.fragment().is_none() {
+        return Ok(url);
+    }
+    Err(DiscoveryError::Uri {
+        member: "margoIdentityServiceBaseUri",
+        value: super::problem::quoted(url.as_str()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn document() -> Value {
+        json!({
+            "trustDomain": "northstar-ida.com",
+            "trustBundleUri": "https://mis.northstar-ida.com/.well-known/spiffe/bundle.json",
+            "margoIdentityServiceBaseUri": "https://mis.northstar-ida.com",
+            "supportedBootstrapMethods": [FACTORY_CERT_MTLS],
+            "svidProfilesSupported": [X509_SVID_V1],
+        })
+    }
+
+    fn read(document: &Value) -> Result<Discovery, DiscoveryError> {
+        Discovery::from_json(&document.to_string())
+    }
+
+    #[test]
+    fn the_example_of_the_sup_leads_to_its_addresses() {
+        let mut document = document();
+        document["somethingNew"] = json!({ "nested": true });
+        let discovery = read(&document).unwrap();
+        assert!(discovery.accepts_factory_certificate() && discovery.issues_x509_svids());
+        assert_eq!(discovery.identities_uri().as_str(), "https://mis.northstar-ida.com/api/v1/identities");
+        let id =
+            SpiffeId::parse("spiffe://northstar-ida.com/margo/device/123e4567-e89b-12d3-a456-426614174000");
+        assert_eq!(
+            discovery.renewal_uri(&id.unwrap()).as_str(),
+            "https://mis.northstar-ida.com/api/v1/identities/c3BpZmZlOi8vbm9ydGhzdGFyLWlkYS5jb20vbWFyZ28vZGV2aWNlLzEyM2U0NTY3LWU4OWItMTJkMy1hNDU2LTQyNjYxNDE3NDAwMA/renewal"
+        );
+    }
+
+    #[test]
+    fn a_base_with_a_path_keeps_it() {
+        let mut document = document();
+        for base in ["https://gw.example:8443/mis", "https://gw.example:8443/mis/"] {
+            document["margoIdentityServiceBaseUri"] = base.into();
+            let uri = read(&document).unwrap().identities_uri();
+            assert_eq!(uri.as_str(), "https://gw.example:8443/mis/api/v1/identities");
+        }
+    }
+
+    #[test]
+    fn every_required_member_is_required_and_typed() {
+        for member in document().as_object().unwrap().keys() {
+            let mut missing = document();
+            missing.as_object_mut().unwrap().remove(member);
+            assert!(matches!(read(&missing), Err(DiscoveryError::Json(_))), "{member} missing");
+            let mut mistyped = document();
+            mistyped[member] = json!(5);
+            assert!(matches!(read(&mistyped), Err(DiscoveryError::Json(_))), "{member} mistyped");
+        }
+        assert!(matches!(read(&json!([])), Err(DiscoveryError::Json(_))));
+    }
+
+    #[test]
+    fn only_absolute_https_addresses_and_valid_names_are_taken() {
+        for member in ["trustBundleUri", "margoIdentityServiceBaseUri"] {
+            for bad in
+                ["http://mis.example/", "/relative", "https://", "https://user@mis.example/", "ftp://a/"]
+            {
+                let mut document = document();
+                document[member] = bad.into();
+                assert!(matches!(read(&document), Err(DiscoveryError::Uri { .. })), "{member} {bad}");
+            }
+        }
+        for bad in ["", "Factory.example", "spiffe://factory.example", "a b"] {
+            let mut document = document();
+            document["trustDomain"] = bad.into();
+            assert!(matches!(read(&document), Err(DiscoveryError::TrustDomain(_))), "{bad}");
+        }
+    }
+}

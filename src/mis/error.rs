@@ -1,0 +1,226 @@
+//! Everything that can go wrong between this device and its MIS, as a person can act on it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Url;
+
+use super::{DiscoveryError, Problem, problem};
+use crate::lifecycle::{Failure, Meaning, Report};
+use crate::spiffe::{BundleError, TrustDomain};
+
+/// Why the MIS gave no usable answer.
+#[derive(Debug, thiserror::Error)]
+pub enum MisError {
+    /// Nothing is configured that could authenticate the MIS. No one was contacted (miaf-v0 T2).
+    #[error("no initial trust is configured, so no one is contacted: set ca_file under [mis.trust]")]
+    NoTrust,
+    /// A form of trust that this version does not know yet. It is not ignored: that would weaken it.
+    #[error(
+        "{0} under [mis.trust] is not supported by this version of the agent, so no one is contacted: use ca_file"
+    )]
+    TrustNotSupported(&'static str),
+    /// A trust file that cannot be used.
+    #[error("the trust anchors for the MIS in {path} cannot be used: {why}")]
+    TrustFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// TLS could not be set up on this side.
+    #[error("TLS could not be set up: {0}")]
+    TlsSetup(rustls::Error),
+    /// No connection, or no answer on it.
+    #[error("{url} could not be reached: {why}")]
+    Unreachable {
+        /// What was asked.
+        url: Url,
+        /// The innermost reasons.
+        why: String,
+    },
+    /// The server is not one that the initial trust vouches for.
+    #[error("the server at {url} is not trusted: {why}")]
+    ServerNotTrusted {
+        /// What was asked.
+        url: Url,
+        /// Why.
+        why: String,
+    },
+    /// The server ended the handshake because of this device's certificate.
+    #[error("{url} refused this device's certificate in the TLS handshake ({alert})")]
+    ClientCertificateRefused {
+        /// What was asked.
+        url: Url,
+        /// The TLS alert.
+        alert: String,
+    },
+    /// No complete answer in time.
+    #[error("{url} did not answer completely within {} seconds", limit.as_secs())]
+    TimedOut {
+        /// What was asked.
+        url: Url,
+        /// The time it had.
+        limit: Duration,
+    },
+    /// An answer larger than anything believable.
+    #[error("the answer of {url} is larger than {limit} bytes")]
+    TooLarge {
+        /// What was asked.
+        url: Url,
+        /// Bytes.
+        limit: usize,
+    },
+    /// The MIS said no, or something between said so.
+    #[error("{url} answered {status}{}", .problem.as_ref().map(|p| format!(" {}", p.title)).unwrap_or_default())]
+    Refused {
+        /// What was asked.
+        url: Url,
+        /// HTTP status.
+        status: u16,
+        /// A genuine Problem Details body.
+        problem: Option<Problem>,
+        /// How long it asks to be left alone.
+        retry_after: Option<Duration>,
+        /// The beginning of any other body.
+        excerpt: Option<String>,
+    },
+    /// A redirect, which is not followed (miaf-v0 D2).
+    #[error(
+        "{url} redirects ({status}) to {location}; redirects are not followed: configure the address itself"
+    )]
+    Redirected {
+        /// What was asked.
+        url: Url,
+        /// HTTP status.
+        status: u16,
+        /// Where to.
+        location: String,
+    },
+    /// An answer that is not what the protocol says.
+    #[error("the answer of {url} cannot be used: {what}")]
+    Malformed {
+        /// What was asked.
+        url: Url,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A discovery document that breaks D3.
+    #[error("the discovery document at {url} is refused: {why}")]
+    Discovery {
+        /// What was asked.
+        url: Url,
+        /// Why.
+        why: DiscoveryError,
+    },
+    /// A discovery document for another trust domain (miaf-v0 D6).
+    #[error("the discovery document at {url} is for the trust domain \"{got}\", but {because} \"{want}\"")]
+    OtherTrustDomain {
+        /// What was asked.
+        url: Url,
+        /// What it names.
+        got: TrustDomain,
+        /// What it should name.
+        want: TrustDomain,
+        /// Where that is said.
+        because: &'static str,
+    },
+    /// A bundle that breaks B1 or B2.
+    #[error("the trust bundle at {url} is refused: {why}")]
+    Bundle {
+        /// What was asked.
+        url: Url,
+        /// Why.
+        why: BundleError,
+    },
+    /// A bundle older than the one held (miaf-v0 B5).
+    #[error(
+        "the trust bundle at {url} has the sequence number {served}, lower than the {held} already seen; \
+         it is used once it has been served for 24 hours"
+    )]
+    BundleRegressed {
+        /// What was asked.
+        url: Url,
+        /// Its number.
+        served: u64,
+        /// The number of the bundle held.
+        held: u64,
+    },
+}
+
+impl MisError {
+    /// What to make of it, in the lifecycle's words.
+    pub fn to_failure(&self) -> Failure {
+        let retry_after = match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        };
+        Failure { meaning: self.meaning(), retry_after, report: self.report() }
+    }
+
+    fn meaning(&self) -> Meaning {
+        match self {
+            Self::NoTrust | Self::TrustNotSupported(_) | Self::TrustFile { .. } | Self::TlsSetup(_) => {
+                Meaning::Local
+            }
+            Self::ClientCertificateRefused { .. } => Meaning::NotAuthenticated,
+            Self::OtherTrustDomain { .. } => Meaning::Permanent,
+            Self::Refused { status, problem, .. } => problem::meaning(*status, problem.as_ref()),
+            Self::Unreachable { .. }
+            | Self::ServerNotTrusted { .. }
+            | Self::TimedOut { .. }
+            | Self::TooLarge { .. }
+            | Self::Redirected { .. }
+            | Self::Malformed { .. }
+            | Self::Discovery { .. }
+            | Self::Bundle { .. }
+            | Self::BundleRegressed { .. } => Meaning::Transient,
+        }
+    }
+
+    fn report(&self) -> Report {
+        if let Self::Refused { url, status, problem, excerpt, .. } = self {
+            return match problem {
+                // The MIS's own words, as it said them (P3).
+                Some(problem) => Report {
+                    kind: problem.kind.clone(),
+                    title: problem.title.clone(),
+                    status: Some(*status),
+                    detail: problem.detail.clone(),
+                    instance: problem.instance.clone(),
+                },
+                None => Report {
+                    kind: "about:blank".into(),
+                    title: format!("{url} answered {status}"),
+                    status: Some(*status),
+                    detail: excerpt.clone(),
+                    instance: None,
+                },
+            };
+        }
+        let (code, title) = match self {
+            Self::NoTrust | Self::TrustNotSupported(_) | Self::TrustFile { .. } => {
+                ("no-initial-trust", "The MIS cannot be authenticated")
+            }
+            Self::TlsSetup(_) => ("tls-setup", "TLS could not be set up"),
+            Self::ServerNotTrusted { .. } => ("server-not-trusted", "The server is not trusted"),
+            Self::ClientCertificateRefused { .. } => {
+                ("certificate-refused", "The MIS refused this device's certificate")
+            }
+            Self::Discovery { .. } | Self::OtherTrustDomain { .. } => {
+                ("discovery-refused", "The discovery document is refused")
+            }
+            Self::Bundle { .. } | Self::BundleRegressed { .. } => {
+                ("bundle-refused", "The trust bundle is refused")
+            }
+            Self::Redirected { .. } => ("redirected", "The MIS redirects"),
+            Self::TooLarge { .. } | Self::Malformed { .. } => {
+                ("malformed-answer", "The MIS's answer cannot be used")
+            }
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Refused { .. } => {
+                ("unreachable", "The MIS could not be reached")
+            }
+        };
+        Report::of_agent(code, title, self)
+    }
+}

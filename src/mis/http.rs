@@ -1,0 +1,211 @@
+//! HTTP on a thread of its own, with a limit on size and time for everything that comes back.
+
+use std::thread;
+use std::time::Duration;
+
+use reqwest::header::{self, HeaderMap, HeaderName};
+use reqwest::redirect::Policy;
+use rustls::ClientConfig;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use url::Url;
+
+use super::MisError;
+use super::problem::{self, Problem};
+use super::tls::{self, TlsReason};
+use crate::system::clock;
+
+const USER_AGENT: &str = concat!("miaf-agent/", env!("CARGO_PKG_VERSION"));
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+const TOTAL_LIMIT: Duration = Duration::from_secs(30);
+/// An error page is read up to here and quoted from its beginning.
+const MAX_ERROR_BODY: usize = 64 * 1024;
+const MAX_EXCERPT: usize = 200;
+const MAX_VALIDATOR: usize = 1024;
+
+/// What a cached document is revalidated with (RFC 9110 section 13).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Validators {
+    /// As received, weak or strong.
+    pub etag: Option<String>,
+    /// As received.
+    pub last_modified: Option<String>,
+}
+
+impl Validators {
+    /// Nothing to revalidate with.
+    pub fn is_empty(&self) -> bool {
+        self.etag.is_none() && self.last_modified.is_none()
+    }
+}
+
+pub(super) struct Call {
+    pub(super) url: Url,
+    pub(super) tls: ClientConfig,
+    /// Bytes of a body of success.
+    pub(super) limit: usize,
+    pub(super) body: Body,
+}
+
+pub(super) enum Body {
+    Get(Option<Validators>),
+    Post(String),
+}
+
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) validators: Validators,
+    content_type: Option<String>,
+    location: Option<String>,
+    retry_after: Option<Duration>,
+    body: Vec<u8>,
+    /// There was more than the limit.
+    cut: bool,
+}
+
+impl Answer {
+    pub(super) fn whole_body(self, url: &Url, limit: usize) -> Result<Vec<u8>, MisError> {
+        if self.cut { Err(MisError::TooLarge { url: url.clone(), limit }) } else { Ok(self.body) }
+    }
+
+    /// Any answer that is not the one hoped for.
+    pub(super) fn into_error(self, url: &Url) -> MisError {
+        let (url, status) = (url.clone(), self.status);
+        if (300..400).contains(&status) && status != 304 {
+            let location = self.location.unwrap_or_else(|| "an unnamed place".into());
+            return MisError::Redirected { url, status, location };
+        }
+        if status < 400 {
+            return MisError::Malformed { url, what: format!("{status} is not an answer to this request") };
+        }
+        let problem = Problem::read(status, self.content_type.as_deref(), &self.body);
+        let begin = self.body.get(..self.body.len().min(MAX_EXCERPT)).unwrap_or_default();
+        let excerpt = (problem.is_none() && !begin.is_empty())
+            .then(|| problem::quoted(&String::from_utf8_lossy(begin)));
+        MisError::Refused { url, status, problem, retry_after: self.retry_after, excerpt }
+    }
+}
+
+/// Handle to the thread. It ends when the last handle is dropped.
+#[derive(Clone, Debug)]
+pub(super) struct Http {
+    calls: mpsc::UnboundedSender<(Call, oneshot::Sender<Result<Answer, MisError>>)>,
+}
+
+impl Http {
+    pub(super) fn start() -> Self {
+        let (calls, mut queue) = mpsc::unbounded_channel::<(Call, oneshot::Sender<_>)>();
+        // Where no thread or runtime can be had, `queue` is dropped and every call reports it.
+        let _detached = thread::Builder::new().name("mis-http".into()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+            if let Ok(runtime) = runtime {
+                runtime.block_on(async {
+                    while let Some((call, reply)) = queue.recv().await {
+                        // The asker may be gone: then nobody wants the answer.
+                        let _ = reply.send(carry_out(call).await);
+                    }
+                });
+            }
+        });
+        Self { calls }
+    }
+
+    pub(super) async fn call(&self, call: Call) -> Result<Answer, MisError> {
+        let gone = MisError::Unreachable {
+            url: call.url.clone(),
+            why: "the HTTP thread could not be started".into(),
+        };
+        let (reply, answer) = oneshot::channel();
+        if self.calls.send((call, reply)).is_err() {
+            return Err(gone);
+        }
+        answer.await.unwrap_or(Err(gone))
+    }
+}
+
+async fn carry_out(call: Call) -> Result<Answer, MisError> {
+    let url = call.url.clone();
+    match timeout(TOTAL_LIMIT, exchange(call)).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(e)) => Err(explain(e, url)),
+        Err(_) => Err(MisError::TimedOut { url, limit: TOTAL_LIMIT }),
+    }
+}
+
+async fn exchange(call: Call) -> Result<Answer, reqwest::Error> {
+    // A client per call: the identity shown differs from call to call, and calls are rare.
+    let client = reqwest::Client::builder()
+        .tls_backend_preconfigured(call.tls)
+        .https_only(true)
+        .http1_only()
+        .no_proxy()
+        .redirect(Policy::none())
+        .connect_timeout(CONNECT_LIMIT)
+        .user_agent(USER_AGENT)
+        .build()?;
+    let request = match call.body {
+        Body::Get(validators) => conditional(client.get(call.url), validators.unwrap_or_default()),
+        Body::Post(json) => client.post(call.url).header(header::CONTENT_TYPE, "application/json").body(json),
+    };
+    let mut response = request.header(header::ACCEPT, "application/json").send().await?;
+    let status = response.status().as_u16();
+    let limit = if status < 400 { call.limit } else { MAX_ERROR_BODY };
+    let headers = response.headers();
+    let mut answer = Answer {
+        status,
+        validators: Validators {
+            etag: text(headers, header::ETAG),
+            last_modified: text(headers, header::LAST_MODIFIED),
+        },
+        content_type: text(headers, header::CONTENT_TYPE),
+        location: text(headers, header::LOCATION).map(|to| problem::quoted(&to)),
+        retry_after: text(headers, header::RETRY_AFTER).and_then(|value| {
+            problem::retry_after(&value, text(headers, header::DATE).as_deref(), clock::now().wall)
+        }),
+        body: Vec::new(),
+        cut: false,
+    };
+    while let Some(chunk) = response.chunk().await? {
+        answer.body.extend_from_slice(&chunk);
+        if answer.body.len() > limit {
+            answer.body.truncate(limit);
+            answer.cut = true;
+            break;
+        }
+    }
+    Ok(answer)
+}
+
+fn conditional(mut request: reqwest::RequestBuilder, validators: Validators) -> reqwest::RequestBuilder {
+    if let Some(etag) = validators.etag {
+        request = request.header(header::IF_NONE_MATCH, etag);
+    }
+    if let Some(date) = validators.last_modified {
+        request = request.header(header::IF_MODIFIED_SINCE, date);
+    }
+    request
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
+    let value = headers.get(name)?.to_str().ok()?;
+    (value.len() <= MAX_VALIDATOR).then(|| value.to_owned())
+}
+
+fn explain(error: reqwest::Error, url: Url) -> MisError {
+    match tls::reason(&error) {
+        Some(TlsReason::Server(why)) => MisError::ServerNotTrusted { url, why },
+        Some(TlsReason::Client(alert)) => MisError::ClientCertificateRefused { url, alert },
+        Some(TlsReason::Other(why)) => MisError::Unreachable { url, why: format!("TLS failed: {why}") },
+        None => MisError::Unreachable { url, why: innermost(&error) },
+    }
+}
+
+/// The cause at the bottom says the most: "Connection refused", "Name or service not known".
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    problem::quoted(&inner.to_string())
+}

@@ -1,0 +1,131 @@
+//! Initial trust: how the MIS's HTTPS endpoints are authenticated, and as whom this device shows itself (miaf-v0 T1 to
+//! T5). The trust bundle plays no part here (B6), and the factory certificate says nothing about the server (T5).
+
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+
+use super::MisError;
+use crate::config::InitialTrust;
+
+/// A TLS 1.3 client that trusts the configured anchors and nothing else. The files are read at every use, so a replaced
+/// one counts from the next connection on.
+pub(super) fn client(
+    trust: &InitialTrust,
+    identity: Option<Arc<CertifiedKey>>,
+) -> Result<ClientConfig, MisError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(anchors(trust)?), provider.clone())
+        .build()
+        .map_err(|e| MisError::TlsSetup(rustls::Error::General(e.to_string())))?;
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(MisError::TlsSetup)?
+        .with_webpki_verifier(verifier);
+    let mut config = match identity {
+        Some(key) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))),
+        None => builder.with_no_client_auth(),
+    };
+    // A resumed session would go on under the identity it was opened with.
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+fn anchors(trust: &InitialTrust) -> Result<RootCertStore, MisError> {
+    if trust.is_empty() {
+        return Err(MisError::NoTrust);
+    }
+    if !trust.spki_sha256.is_empty() {
+        return Err(MisError::TrustNotSupported("spki_sha256"));
+    }
+    match &trust.ca_file {
+        Some(path) if !trust.system_roots => anchors_in(path),
+        _ => Err(MisError::TrustNotSupported("system_roots")),
+    }
+}
+
+fn anchors_in(path: &Path) -> Result<RootCertStore, MisError> {
+    let unusable = |why: String| MisError::TrustFile { path: path.to_owned(), why };
+    let pem = crate::system::files::read_limited(path).map_err(|e| unusable(e.to_string()))?;
+    let mut store = RootCertStore::empty();
+    for (index, certificate) in CertificateDer::pem_slice_iter(&pem).enumerate() {
+        let certificate = certificate.map_err(|e| unusable(format!("it is not PEM: {e}")))?;
+        store
+            .add(certificate)
+            .map_err(|e| unusable(format!("certificate {} in it is damaged: {e}", index + 1)))?;
+    }
+    if store.is_empty() {
+        return Err(unusable("it holds no PEM certificate".into()));
+    }
+    Ok(store)
+}
+
+/// What TLS had to do with an error of the HTTP client, if anything.
+pub(super) enum TlsReason {
+    /// The server is not who it should be.
+    Server(String),
+    /// The server did not like this device's certificate.
+    Client(String),
+    /// Any other TLS failure.
+    Other(String),
+}
+
+/// Looks for a TLS error among the causes.
+pub(super) fn reason(error: &(dyn Error + 'static)) -> Option<TlsReason> {
+    let mut cause = Some(error);
+    while let Some(e) = cause {
+        let inner = e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let tls = e.downcast_ref().or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
+        if let Some(tls) = tls {
+            return Some(describe(tls));
+        }
+        cause = e.source();
+    }
+    None
+}
+
+fn describe(error: &rustls::Error) -> TlsReason {
+    use AlertDescription as A;
+    match error {
+        rustls::Error::InvalidCertificate(why) => TlsReason::Server(server_certificate(why)),
+        rustls::Error::NoCertificatesPresented => TlsReason::Server("it presented no certificate".into()),
+        rustls::Error::AlertReceived(
+            alert @ (A::BadCertificate
+            | A::UnsupportedCertificate
+            | A::CertificateRevoked
+            | A::CertificateExpired
+            | A::CertificateUnknown
+            | A::UnknownCA
+            | A::AccessDenied
+            | A::CertificateRequired),
+        ) => TlsReason::Client(format!("{alert:?}")),
+        rustls::Error::AlertReceived(A::ProtocolVersion) | rustls::Error::PeerIncompatible(_) => {
+            TlsReason::Other(format!("{error}; TLS 1.3 is required"))
+        }
+        other => TlsReason::Other(other.to_string()),
+    }
+}
+
+fn server_certificate(why: &CertificateError) -> String {
+    match why {
+        CertificateError::UnknownIssuer => {
+            "its certificate was not issued by a CA in ca_file (unknown issuer)".into()
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            format!("its certificate is not for the name in the URL ({why})")
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            format!("its certificate has expired, or this device's clock is wrong ({why})")
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            format!("its certificate is not valid yet, or this device's clock is wrong ({why})")
+        }
+        other => format!("its certificate is not acceptable ({other})"),
+    }
+}

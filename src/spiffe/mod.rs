@@ -1,0 +1,9 @@
+//! The SPIFFE documents this agent handles, as types that cannot be wrong: the [`SpiffeId`], the trust
+//! [`Bundle`] and the judgement of an [`X509Svid`](svid::X509Svid). Pure: values in, values out, no I/O.
+
+mod bundle;
+mod id;
+pub mod svid;
+
+pub use bundle::{Bundle, BundleError, MAX_ANCHORS, SequenceVerdict, judge_sequence};
+pub use id::{SpiffeId, SpiffeIdError, TrustDomain};

@@ -1,0 +1,463 @@
+//! The judgement of an X.509-SVID: one pure function, [`judge`], that an answer of the MIS must pass before anything
+//! that is held is replaced (miaf-v0 E4, K4; SPIFFE X509-SVID sections 2 to 5).
+//!
+//! The chain itself is validated by rustls-webpki. What webpki leaves open is decided here: key usage bits, the
+//! number of URI SANs, the size of RSA issuers, the identity.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use rustls_pki_types::pem::{self, PemObject as _, SectionKind};
+use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
+use webpki::ring::{ECDSA_P256_SHA256, RSA_PSS_2048_8192_SHA256_LEGACY_KEY};
+use x509_parser::certificate::{BasicExtension, X509Certificate};
+use x509_parser::extensions::{GeneralName, KeyUsage};
+use x509_parser::prelude::FromDer as _;
+use x509_parser::public_key::PublicKey;
+use x509_parser::x509::{SubjectPublicKeyInfo, X509Version};
+
+use super::{Bundle, SpiffeId, SpiffeIdError, TrustDomain};
+use crate::time::Timestamp;
+
+/// The two signature algorithms of MIAF, and no others (miaf-v0 K3, K4).
+const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] =
+    &[ECDSA_P256_SHA256, RSA_PSS_2048_8192_SHA256_LEGACY_KEY];
+
+const MIN_RSA_BITS: usize = 3072;
+const MAX_CHAIN: usize = 8;
+const MAX_CERTIFICATE: usize = 64 * 1024;
+
+/// An SVID whose `notBefore` lies at most this far ahead is kept and used when its time comes: the clock of the MIS,
+/// or of this device, is a little off. Beyond it, one of the two clocks is wrong.
+pub const MAX_AHEAD: Duration = Duration::from_secs(10 * 60);
+
+/// What the answer must match.
+#[derive(Clone, Debug)]
+pub struct Expectation<'a> {
+    /// The trust domain of the discovery document.
+    pub trust_domain: &'a TrustDomain,
+    /// At renewal, the one identity that is acceptable (miaf-v0 R3); at enrollment, none.
+    pub spiffe_id: Option<&'a SpiffeId>,
+    /// The subject public key info of the key that signed the request.
+    pub spki_der: &'a [u8],
+}
+
+/// Judges the chain that the MIS returned. `now` is the wall clock.
+///
+/// # Errors
+/// The first rule that it breaks. Two of them are not final: [`Rejection::NotYetValid`] (keep it for later) and
+/// [`Rejection::UnknownIssuer`] (fetch the bundle once more, judge again).
+pub fn judge(
+    chain: &Chain,
+    expected: &Expectation<'_>,
+    bundle: &Bundle,
+    now: Timestamp,
+) -> Result<X509Svid, Rejection> {
+    let leaf = parse(0, chain.leaf())?;
+    if leaf.version() != X509Version::V3 {
+        return Err(Rejection::Version);
+    }
+    if leaf.public_key().raw != expected.spki_der {
+        return Err(Rejection::OtherKey);
+    }
+    leaf_may_authenticate(&leaf)?;
+    let spiffe_id = identity(&leaf, expected)?;
+    let (not_before, not_after) = validity(&leaf);
+    if not_after <= not_before {
+        return Err(Rejection::EmptyValidity { not_before, not_after });
+    }
+    if now > not_after {
+        return Err(Rejection::Expired { not_after, now });
+    }
+    if now.after(MAX_AHEAD) < not_before {
+        return Err(Rejection::FarFuture { not_before, now });
+    }
+    // An answer that is only early is judged as of the moment it becomes valid: a damaged one is refused now.
+    path_validates(chain, bundle, now.max(not_before))?;
+    if now < not_before {
+        return Err(Rejection::NotYetValid { not_before });
+    }
+    Ok(X509Svid {
+        spiffe_id,
+        serial: leaf.raw_serial_as_string(),
+        not_before,
+        not_after,
+        chain: chain.clone(),
+    })
+}
+
+/// Whether the bundle vouches for an SVID that is held: used to report, never to drop (miaf-v0 B3, B5).
+pub fn is_trusted(svid: &X509Svid, bundle: &Bundle, now: Timestamp) -> bool {
+    path_validates(&svid.chain, bundle, now).is_ok()
+}
+
+/// An SVID that passed [`judge`], or that is read back from where such a one was stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct X509Svid {
+    spiffe_id: SpiffeId,
+    serial: String,
+    not_before: Timestamp,
+    not_after: Timestamp,
+    chain: Chain,
+}
+
+impl X509Svid {
+    /// Reads a chain that was judged when it was stored. Its time may have passed: it is still the identity held.
+    ///
+    /// # Errors
+    /// [`Rejection`] when it is not a certificate with one SPIFFE ID.
+    pub fn from_stored(chain: Chain) -> Result<Self, Rejection> {
+        let leaf = parse(0, chain.leaf())?;
+        let spiffe_id = only_spiffe_id(&leaf)?;
+        let (not_before, not_after) = validity(&leaf);
+        let serial = leaf.raw_serial_as_string();
+        Ok(Self { spiffe_id, serial, not_before, not_after, chain })
+    }
+
+    /// Who it names.
+    pub fn spiffe_id(&self) -> &SpiffeId {
+        &self.spiffe_id
+    }
+
+    /// The serial number, in colon-separated hexadecimal as OpenSSL prints it.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// First moment of its validity.
+    pub fn not_before(&self) -> Timestamp {
+        self.not_before
+    }
+
+    /// Last moment of its validity.
+    pub fn not_after(&self) -> Timestamp {
+        self.not_after
+    }
+
+    /// Leaf, then intermediates, as the MIS returned them (miaf-v0 E3).
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
+}
+
+/// A certificate chain of believable size: leaf first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain(Vec<CertificateDer<'static>>);
+
+impl Chain {
+    /// Reads one certificate from each PEM text, whatever its line width (miaf-v0 E3).
+    ///
+    /// # Errors
+    /// [`Rejection`]: no certificate, too many, or a text that is not exactly one certificate.
+    pub fn from_pem<S: AsRef<str>>(texts: &[S]) -> Result<Self, Rejection> {
+        if texts.is_empty() {
+            return Err(Rejection::EmptyChain);
+        }
+        if texts.len() > MAX_CHAIN {
+            return Err(Rejection::LongChain(texts.len()));
+        }
+        let chain: Result<Vec<_>, _> =
+            texts.iter().enumerate().map(|(index, text)| one_certificate(index, text.as_ref())).collect();
+        Ok(Self(chain?))
+    }
+
+    /// Leaf, then intermediates.
+    pub fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.0
+    }
+
+    /// Each certificate as a PEM text of its own.
+    pub fn to_pems(&self) -> Vec<String> {
+        self.0.iter().map(certificate_pem).collect()
+    }
+
+    fn leaf(&self) -> &CertificateDer<'static> {
+        static NONE: CertificateDer<'static> = CertificateDer::from_slice(&[]);
+        self.0.first().unwrap_or(&NONE) // never empty: `from_pem` saw to it
+    }
+
+    fn intermediates(&self) -> &[CertificateDer<'static>] {
+        self.0.get(1..).unwrap_or_default()
+    }
+}
+
+/// One certificate as PEM, wrapped at 64 columns (RFC 7468).
+pub fn certificate_pem(der: &CertificateDer<'_>) -> String {
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    let text = BASE64.encode(der);
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let (line, tail) = rest.split_at(rest.len().min(64));
+        pem.push_str(line);
+        pem.push('\n');
+        rest = tail;
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    pem
+}
+
+fn one_certificate(index: usize, text: &str) -> Result<CertificateDer<'static>, Rejection> {
+    let malformed = || Rejection::Malformed { index };
+    let mut sections = <(SectionKind, Vec<u8>)>::pem_slice_iter(text.as_bytes());
+    let section =
+        |s: Option<Result<(SectionKind, Vec<u8>), pem::Error>>| s.transpose().map_err(|_| malformed());
+    match (section(sections.next())?, section(sections.next())?) {
+        (Some((SectionKind::Certificate, der)), None) if der.len() <= MAX_CERTIFICATE => {
+            let der = CertificateDer::from(der);
+            parse(index, &der)?;
+            Ok(der)
+        }
+        _ => Err(malformed()),
+    }
+}
+
+fn parse<'a>(index: usize, der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Rejection> {
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        _ => Err(Rejection::Malformed { index }),
+    }
+}
+
+/// SPIFFE X509-SVID section 4: what the leaf may be used for.
+fn leaf_may_authenticate(leaf: &X509Certificate<'_>) -> Result<(), Rejection> {
+    let unreadable = |_| Rejection::Extension;
+    if leaf.basic_constraints().map_err(unreadable)?.is_some_and(|bc| bc.value.ca) {
+        return Err(Rejection::CertificateAuthority);
+    }
+    let usage: BasicExtension<&KeyUsage> =
+        leaf.key_usage().map_err(unreadable)?.ok_or(Rejection::NoKeyUsage)?;
+    if !usage.critical {
+        return Err(Rejection::KeyUsageNotCritical);
+    }
+    if !usage.value.digital_signature() {
+        return Err(Rejection::NoDigitalSignature);
+    }
+    if usage.value.key_cert_sign() || usage.value.crl_sign() {
+        return Err(Rejection::MaySignCertificates);
+    }
+    if let Some(extended) = leaf.extended_key_usage().map_err(unreadable)? {
+        if !extended.value.server_auth {
+            return Err(Rejection::NoServerAuth);
+        }
+        if !extended.value.client_auth {
+            return Err(Rejection::NoClientAuth);
+        }
+    }
+    Ok(())
+}
+
+fn identity(leaf: &X509Certificate<'_>, expected: &Expectation<'_>) -> Result<SpiffeId, Rejection> {
+    let id = only_spiffe_id(leaf)?;
+    if id.trust_domain() != expected.trust_domain {
+        return Err(Rejection::OtherTrustDomain { got: id, want: expected.trust_domain.clone() });
+    }
+    if id.device_uuid().is_none() {
+        return Err(Rejection::NotADevice(id));
+    }
+    match expected.spiffe_id {
+        Some(want) if *want != id => Err(Rejection::OtherIdentity { got: id, want: want.clone() }),
+        _ => Ok(id),
+    }
+}
+
+fn only_spiffe_id(leaf: &X509Certificate<'_>) -> Result<SpiffeId, Rejection> {
+    let san = leaf.subject_alternative_name().map_err(|_| Rejection::Extension)?;
+    let names = san.map(|san| san.value.general_names.as_slice()).unwrap_or_default();
+    let uris: Vec<&str> = names
+        .iter()
+        .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
+        .collect();
+    match uris.as_slice() {
+        [uri] => SpiffeId::parse(uri).map_err(|why| Rejection::NotASpiffeId { uri: quoted(uri), why }),
+        more => Err(Rejection::UriCount(more.len())),
+    }
+}
+
+fn path_validates(chain: &Chain, bundle: &Bundle, at: Timestamp) -> Result<(), Rejection> {
+    let anchors: Vec<_> =
+        bundle.anchors().iter().filter_map(|der| webpki::anchor_from_trusted_cert(der).ok()).collect();
+    let leaf = webpki::EndEntityCert::try_from(chain.leaf()).map_err(Rejection::from)?;
+    let path = leaf.verify_for_usage(
+        ALGORITHMS,
+        &anchors,
+        chain.intermediates(),
+        UnixTime::since_unix_epoch(at.unix_duration()),
+        webpki::KeyUsage::client_auth(),
+        None,
+        None,
+    )?;
+    for issuer in path.intermediate_certificates() {
+        let der = issuer.der();
+        let issuer = parse(0, &der)?;
+        if issuer.key_usage().map_err(|_| Rejection::Extension)?.is_some_and(|ku| !ku.value.key_cert_sign()) {
+            return Err(Rejection::IssuerMayNotSign);
+        }
+        issuer_key_is_strong(issuer.public_key())?;
+    }
+    let of_path = |der: &&CertificateDer<'_>| {
+        webpki::anchor_from_trusted_cert(der).is_ok_and(|anchor| anchor == *path.anchor())
+    };
+    let anchor = bundle.anchors().iter().find(of_path).ok_or(Rejection::UnknownIssuer)?;
+    issuer_key_is_strong(parse(0, anchor)?.public_key())
+}
+
+/// webpki takes RSA from 2048 bits; MIAF asks for 3072 (miaf-v0 K4).
+fn issuer_key_is_strong(key: &SubjectPublicKeyInfo<'_>) -> Result<(), Rejection> {
+    match key.parsed() {
+        Ok(PublicKey::RSA(rsa)) if rsa.key_size() < MIN_RSA_BITS => {
+            Err(Rejection::WeakIssuer(rsa.key_size()))
+        }
+        Ok(PublicKey::RSA(_)) => Ok(()),
+        Ok(PublicKey::EC(_)) => Ok(()), // the curve is settled by the signature algorithm
+        _ => Err(Rejection::Algorithm),
+    }
+}
+
+fn validity(certificate: &X509Certificate<'_>) -> (Timestamp, Timestamp) {
+    let validity = certificate.validity();
+    (
+        Timestamp::from_secs(validity.not_before.timestamp()),
+        Timestamp::from_secs(validity.not_after.timestamp()),
+    )
+}
+
+/// A short and printable excerpt of what came from outside.
+fn quoted(text: &str) -> String {
+    text.chars().take(128).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Why an SVID is not accepted. What was held stays in use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// No certificate at all.
+    #[error("the answer holds no certificate")]
+    EmptyChain,
+    /// Longer than any believable path.
+    #[error("the chain has {0} certificates, more than the {MAX_CHAIN} that are believable")]
+    LongChain(usize),
+    /// An element that is not exactly one PEM certificate.
+    #[error("element {index} of the chain is not exactly one PEM certificate")]
+    Malformed {
+        /// Position in the chain, from 0.
+        index: usize,
+    },
+    /// X.509 version 1 or 2.
+    #[error("the certificate is not X.509 version 3")]
+    Version,
+    /// An extension that matters is damaged or there twice.
+    #[error("an extension of the certificate cannot be read, or is there twice")]
+    Extension,
+    /// Issued for another key than the one that asked.
+    #[error("the certificate is for another public key than the one in the request")]
+    OtherKey,
+    /// `cA` is true.
+    #[error("the certificate is a certificate authority (basicConstraints cA is true), not an SVID")]
+    CertificateAuthority,
+    /// No key usage.
+    #[error("the certificate has no keyUsage extension")]
+    NoKeyUsage,
+    /// Key usage that a verifier may ignore.
+    #[error("the keyUsage extension of the certificate is not marked critical")]
+    KeyUsageNotCritical,
+    /// Cannot sign a handshake.
+    #[error("the keyUsage of the certificate lacks digitalSignature")]
+    NoDigitalSignature,
+    /// Could sign certificates or CRLs.
+    #[error("the keyUsage of the certificate allows keyCertSign or cRLSign, which an SVID must not")]
+    MaySignCertificates,
+    /// Extended key usage without `serverAuth`.
+    #[error("the extended key usage of the certificate lacks serverAuth")]
+    NoServerAuth,
+    /// Extended key usage without `clientAuth`.
+    #[error("the extended key usage of the certificate lacks clientAuth")]
+    NoClientAuth,
+    /// None, or several.
+    #[error("the certificate has {0} URI names where an SVID has exactly one")]
+    UriCount(usize),
+    /// The one URI is not a SPIFFE ID.
+    #[error("the certificate names \"{uri}\", which is not a SPIFFE ID: {why}")]
+    NotASpiffeId {
+        /// What was found, shortened.
+        uri: String,
+        /// The rule it breaks.
+        why: SpiffeIdError,
+    },
+    /// A name of another domain.
+    #[error("the certificate names {got}, which is not in the trust domain \"{want}\"")]
+    OtherTrustDomain {
+        /// What was found.
+        got: SpiffeId,
+        /// What the discovery document says.
+        want: TrustDomain,
+    },
+    /// A name outside `/margo/device/<uuid>`.
+    #[error("the certificate names {0}, which is not a device (/margo/device/<lowercase uuid>)")]
+    NotADevice(SpiffeId),
+    /// A renewal that would change who the device is.
+    #[error("the renewed certificate names {got}, but this device is {want}")]
+    OtherIdentity {
+        /// What was found.
+        got: SpiffeId,
+        /// Who the device is.
+        want: SpiffeId,
+    },
+    /// `notAfter` not later than `notBefore`.
+    #[error("the certificate is valid for no time at all ({not_before} to {not_after})")]
+    EmptyValidity {
+        /// First moment.
+        not_before: Timestamp,
+        /// Last moment.
+        not_after: Timestamp,
+    },
+    /// Over already.
+    #[error("the certificate expired at {not_after}, and it is {now} here")]
+    Expired {
+        /// Last moment of validity.
+        not_after: Timestamp,
+        /// The device's clock.
+        now: Timestamp,
+    },
+    /// Later than a little clock difference explains.
+    #[error("the certificate is valid only from {not_before}, and it is {now} here: compare the two clocks")]
+    FarFuture {
+        /// First moment of validity.
+        not_before: Timestamp,
+        /// The device's clock.
+        now: Timestamp,
+    },
+    /// Good, but early: to be judged again at `not_before`.
+    #[error("the certificate becomes valid at {not_before}")]
+    NotYetValid {
+        /// First moment of validity.
+        not_before: Timestamp,
+    },
+    /// No path to an anchor of the bundle.
+    #[error("the certificate does not chain to an anchor of the trust bundle")]
+    UnknownIssuer,
+    /// A signature with another algorithm than the two of MIAF.
+    #[error("a signature or key of the chain is neither ECDSA P-256 with SHA-256 nor RSA-PSS with SHA-256")]
+    Algorithm,
+    /// An RSA issuer under 3072 bits.
+    #[error("an issuer of the chain has an RSA key of {0} bits; at least {MIN_RSA_BITS} are required")]
+    WeakIssuer(usize),
+    /// An intermediate whose key usage forbids it to issue.
+    #[error("an issuer of the chain may not sign certificates (its keyUsage lacks keyCertSign)")]
+    IssuerMayNotSign,
+    /// Everything else that path validation finds (RFC 5280 section 6).
+    #[error("the chain does not validate: {0}")]
+    Path(webpki::Error),
+}
+
+impl From<webpki::Error> for Rejection {
+    fn from(e: webpki::Error) -> Self {
+        use webpki::Error as E;
+        match e {
+            E::UnknownIssuer => Self::UnknownIssuer,
+            E::UnsupportedSignatureAlgorithmContext(_)
+            | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_)
+            | E::SignatureAlgorithmMismatch => Self::Algorithm,
+            other => Self::Path(other),
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! What survives a power cut: one small file a record, in a folder that only the agent can enter. A record is replaced
+//! whole or not at all. One that cannot be read is set aside under another name, never deleted, and the agent goes on
+//! from what is left.
+//!
+//! The order in which records are written makes every step of an enrollment safe to repeat: the pending key before the
+//! first request, the answer before it is judged, the identity (certificate and key in *one* record, so that they
+//! cannot disagree) before the pending key and the answer are removed.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::mis::Validators;
+use crate::spiffe::TrustDomain;
+use crate::system::files;
+use crate::time::{BootTime, Timestamp};
+
+const VERSION: u32 = 1;
+
+/// A kind of record: its file and its content.
+pub trait Record: Serialize + DeserializeOwned {
+    /// Name of its file.
+    const NAME: &'static str;
+}
+
+/// The identity that is held: SVID and key together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Leaf, then intermediates, each PEM.
+    pub chain: Vec<String>,
+    /// TSS2 PRIVATE KEY PEM: of no use without this device's TPM.
+    pub key: String,
+    /// The renewal moment drawn for it.
+    pub renew_at: Option<Timestamp>,
+}
+
+/// A key made for the next SVID, before the first request with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// TSS2 PRIVATE KEY PEM.
+    pub key: String,
+}
+
+/// An answer of the MIS that is not adopted yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// It answers a renewal: only the identity held is acceptable.
+    pub renewal: bool,
+    /// It was asked for with the pending key, else with the current one.
+    pub for_pending_key: bool,
+    /// As returned.
+    pub chain: Vec<String>,
+}
+
+/// The last good discovery document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachedDiscovery {
+    /// Where it came from: under another URL it counts for nothing.
+    pub url: String,
+    /// As served.
+    pub body: String,
+    /// To revalidate it with.
+    pub validators: Validators,
+}
+
+/// The last good trust bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachedBundle {
+    /// Where it came from.
+    pub url: String,
+    /// Whose it is.
+    pub trust_domain: TrustDomain,
+    /// As served.
+    pub body: String,
+    /// To revalidate it with.
+    pub validators: Validators,
+    /// When it was last known to be current.
+    pub fetched_at: Timestamp,
+    /// Since when a lower sequence has been served instead (miaf-v0 B5).
+    pub regressed_since: Option<Timestamp>,
+}
+
+/// Waits that the MIS asked for (miaf-v0 E8).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachedWaits {
+    /// The boot in which the boot times below mean something.
+    pub boot_id: String,
+    /// For discovery.
+    pub discovery: Option<Wait>,
+    /// For the bundle.
+    pub bundle: Option<Wait>,
+    /// For enrollment and renewal.
+    pub identity: Option<Wait>,
+}
+
+/// The end of a wait on both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wait {
+    /// Within the same boot.
+    pub boot: BootTime,
+    /// After a reboot, when only the wall clock is left.
+    pub wall: Timestamp,
+}
+
+impl Record for Identity {
+    const NAME: &'static str = "identity.json";
+}
+impl Record for Pending {
+    const NAME: &'static str = "pending-key.json";
+}
+impl Record for Answer {
+    const NAME: &'static str = "answer.json";
+}
+impl Record for CachedDiscovery {
+    const NAME: &'static str = "discovery.json";
+}
+impl Record for CachedBundle {
+    const NAME: &'static str = "bundle.json";
+}
+impl Record for CachedWaits {
+    const NAME: &'static str = "waits.json";
+}
+
+/// The private part of the state folder.
+#[derive(Clone, Debug)]
+pub struct Store {
+    state_dir: PathBuf,
+    private: PathBuf,
+}
+
+impl Store {
+    /// The store under a state folder. Nothing is touched before the first record is read or written.
+    pub fn new(state_dir: &Path) -> Self {
+        Self { state_dir: state_dir.to_owned(), private: state_dir.join("private") }
+    }
+
+    /// Reads a record, if it is there and sound.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the file system does not let it be read: it may still be there.
+    pub fn load<R: Record>(&self) -> Result<Option<R>, StoreError> {
+        let path = self.private.join(R::NAME);
+        let content = match files::read_limited(&path) {
+            Ok(content) => content,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StoreError { doing: "read", path, source }),
+        };
+        match read_record(&content) {
+            Ok(record) => Ok(Some(record)),
+            Err(why) => {
+                self.quarantine(&path, &why);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Makes a record durable, in the place of the one before.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the one before is then still there.
+    pub fn save<R: Record>(&self, record: &R) -> Result<(), StoreError> {
+        let path = self.private.join(R::NAME);
+        let write = || {
+            files::make_dir(&self.state_dir, 0o711, None)?;
+            files::make_dir(&self.private, 0o700, None)?;
+            files::replace(&path, &serde_json::to_vec(&Envelope { version: VERSION, record })?, 0o600)
+        };
+        write().map_err(|source| StoreError { doing: "write", path: path.clone(), source })
+    }
+
+    /// Removes a record.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn remove<R: Record>(&self) -> Result<(), StoreError> {
+        let path = self.private.join(R::NAME);
+        let remove = || {
+            files::remove_if_there(&path)?;
+            if self.private.exists() { files::sync_dir(&self.private) } else { Ok(()) }
+        };
+        remove().map_err(|source| StoreError { doing: "remove", path: path.clone(), source })
+    }
+
+    /// Sets a sound record aside because something else shows that it cannot be used.
+    pub fn set_aside<R: Record>(&self, why: &str) {
+        self.quarantine(&self.private.join(R::NAME), why);
+    }
+
+    fn quarantine(&self, path: &Path, why: &str) {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".unusable");
+        let aside = path.with_file_name(name);
+        let moved = fs::rename(path, &aside).and_then(|()| files::sync_dir(&self.private));
+        tracing::error!(
+            file = %path.display(), kept_as = %aside.display(), why, moved = moved.is_ok(),
+            "a part of the agent's state cannot be used and is set aside"
+        );
+    }
+}
+
+/// The state folder does not do what it should: full, read-only, not permitted, broken.
+#[derive(Debug, thiserror::Error)]
+#[error("could not {doing} {path}: {source}")]
+pub struct StoreError {
+    doing: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope<R> {
+    version: u32,
+    record: R,
+}
+
+fn read_record<R: Record>(content: &[u8]) -> Result<R, String> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let Version { version } = serde_json::from_slice(content).map_err(|e| format!("it is damaged: {e}"))?;
+    if version != VERSION {
+        return Err(format!("it is of version {version}, and this agent reads version {VERSION}"));
+    }
+    let envelope: Envelope<R> = serde_json::from_slice(content).map_err(|e| format!("it is damaged: {e}"))?;
+    Ok(envelope.record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn pending() -> Pending {
+        Pending { key: "-----BEGIN TSS2 PRIVATE KEY-----".into() }
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was_and_only_the_agent_can_reach_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        let store = Store::new(&state);
+        assert_eq!(store.load::<Pending>().unwrap(), None);
+        store.save(&pending()).unwrap();
+        assert_eq!(store.load().unwrap(), Some(pending()));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&state), 0o711);
+        assert_eq!(mode(&state.join("private")), 0o700);
+        assert_eq!(mode(&state.join("private/pending-key.json")), 0o600);
+        store.remove::<Pending>().unwrap();
+        store.remove::<Pending>().unwrap();
+        assert_eq!(store.load::<Pending>().unwrap(), None);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_set_aside_and_kept() {
+        for content in
+            ["", "{", "null", "{\"version\":2,\"record\":{}}", "{\"version\":1,\"record\":{\"key\":5}}"]
+        {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::new(folder.path());
+            store.save(&pending()).unwrap();
+            let path = folder.path().join("private/pending-key.json");
+            fs::write(&path, content).unwrap();
+            assert_eq!(store.load::<Pending>().unwrap(), None, "{content:?}");
+            let aside = folder.path().join("private/pending-key.json.unusable");
+            assert_eq!(fs::read_to_string(aside).unwrap(), content);
+            assert!(!path.exists());
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Files that are either wholly there or not at all, also after a power cut: written under another name with their
+//! final mode and group, synced, renamed, and the folder synced.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, fchown};
+use std::path::Path;
+
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::Group;
+
+/// Nothing that the agent reads from disk is larger.
+const MAX_READ: u64 = 4 * 1024 * 1024;
+
+/// Modes are given exactly where something is created, so nothing inherited may take bits away beyond the usual.
+pub fn set_umask() {
+    umask(Mode::from_bits_truncate(0o022));
+}
+
+/// Numeric id of a group named in the configuration.
+///
+/// # Errors
+/// When there is no such group.
+pub fn group_id(name: &str) -> io::Result<u32> {
+    match Group::from_name(name) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) => Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no group \"{name}\""))),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Creates a folder with this mode, and its parents. One that exists is left as it is.
+///
+/// # Errors
+/// As the file system has it.
+pub fn make_dir(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.exists()) {
+        make_dir(parent, 0o755, None)?;
+    }
+    match DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => {
+            if group.is_some() {
+                fchown(File::open(path)?, None, group)?;
+            }
+            path.parent().map_or(Ok(()), sync_dir)
+        }
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+/// Writes a file that must not exist yet. Its group is set before its content is there.
+///
+/// # Errors
+/// As the file system has it.
+pub fn write_new(path: &Path, content: &[u8], mode: u32, group: Option<u32>) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    if group.is_some() {
+        fchown(&file, None, group)?;
+    }
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// Puts `content` in the place of whatever is at `path`.
+///
+/// # Errors
+/// As the file system has it; what was at `path` is then unchanged.
+pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    remove_if_there(&new)?; // left by a power cut
+    write_new(&new, content, mode, None)?;
+    fs::rename(&new, path)?;
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Removes a file. One that is not there is fine.
+///
+/// # Errors
+/// As the file system has it.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Makes what was renamed or removed in a folder durable.
+///
+/// # Errors
+/// As the file system has it.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Reads a file of believable size.
+///
+/// # Errors
+/// As the file system has it, or when it is larger than 4 MiB.
+pub fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    File::open(path)?.take(MAX_READ + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > MAX_READ {
+        return Err(io::Error::other("it is larger than 4 MiB"));
+    }
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_file_is_replaced_whole_also_over_the_remains_of_a_power_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record");
+        fs::write(folder.path().join("record.new"), "half").unwrap();
+        replace(&path, b"one", 0o600).unwrap();
+        replace(&path, b"two", 0o600).unwrap();
+        assert_eq!(read_limited(&path).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_missing_group_is_named() {
+        assert!(group_id("no-such-group-here").unwrap_err().to_string().contains("no-such-group-here"));
+    }
+}

@@ -1,0 +1,42 @@
+//! Logging: to journald with its fields when run under it, else as lines for people on stderr.
+
+use std::io::IsTerminal as _;
+use std::os::unix::fs::MetadataExt as _;
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer as _, Registry};
+
+use crate::config::LogLevel;
+
+/// Starts logging. The agent's own events count from `level` on, those of its libraries from `warn` on.
+pub fn start(level: LogLevel) {
+    let level = match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    let filter = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("miaf_agent", level);
+    let journal = stderr_is_the_journal().then(tracing_journald::layer).and_then(Result::ok);
+    let terminal = journal.is_none().then(|| {
+        tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .with_filter(filter.clone())
+    });
+    let journal = journal.map(|layer| layer.with_field_prefix(Some("MIAF".into())).with_filter(filter));
+    // Fails only where a subscriber is set already, as in a test: then that one is used.
+    let _ = Registry::default().with(journal).with(terminal).try_init();
+}
+
+/// systemd names the stream it gave in `JOURNAL_STREAM` (systemd.exec(5)): a redirected stderr is not it.
+fn stderr_is_the_journal() -> bool {
+    let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
+    let stderr = std::fs::metadata("/proc/self/fd/2");
+    stderr.is_ok_and(|stream| named == format!("{}:{}", stream.dev(), stream.ino()))
+}

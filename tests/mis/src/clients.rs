@@ -1,0 +1,76 @@
+//! Judging what clients present: device credentials at enrollment, SVIDs at renewal.
+
+use crate::journal::ClientKind;
+use crate::x509::{self, Der};
+use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+
+/// A client's certificate chain as it came in the handshake; empty without one.
+pub type Chain = Vec<CertificateDer<'static>>;
+
+/// The two algorithms that the Trust Domain permits (K4).
+static SVID_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] =
+    &[webpki::ring::ECDSA_P256_SHA256, webpki::ring::RSA_PSS_2048_8192_SHA256_LEGACY_KEY];
+
+/// A device credential: its chain must end at a known manufacturer, whose PKI may use other
+/// algorithms (K5).
+pub fn judge_factory(chain: &[CertificateDer<'_>], anchors: &[Der]) -> Result<(), String> {
+    verify(chain, anchors, webpki::ALL_VERIFICATION_ALGS)
+}
+
+/// An SVID of this Trust Domain: chain, validity, algorithms, and exactly one URI SAN, which is
+/// the identity (T6).
+pub fn judge_svid(
+    chain: &[CertificateDer<'_>],
+    anchors: &[Der],
+    trust_domain: &str,
+) -> Result<String, String> {
+    verify(chain, anchors, SVID_ALGORITHMS)?;
+    let mut uris = chain.first().map(|leaf| x509::uris_of(leaf)).unwrap_or_default();
+    if uris.len() != 1 {
+        return Err(format!("an SVID has exactly one URI SAN, this one has {}", uris.len()));
+    }
+    let id = uris.swap_remove(0);
+    if !id.starts_with(&format!("spiffe://{trust_domain}/")) {
+        return Err("the SPIFFE ID is not of this trust domain".to_owned());
+    }
+    Ok(id)
+}
+
+/// What a chain looks like, for the journal.
+pub fn kind(chain: &[CertificateDer<'_>], factory_anchors: &[Der]) -> ClientKind {
+    match chain.first() {
+        None => ClientKind::None,
+        Some(leaf) if x509::uris_of(leaf).iter().any(|uri| uri.starts_with("spiffe://")) => ClientKind::Svid,
+        Some(_) if judge_factory(chain, factory_anchors).is_ok() => ClientKind::Factory,
+        Some(_) => ClientKind::Unknown,
+    }
+}
+
+fn verify(
+    chain: &[CertificateDer<'_>],
+    anchors: &[Der],
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
+) -> Result<(), String> {
+    let Some((leaf, intermediates)) = chain.split_first() else {
+        return Err("no client certificate was presented".to_owned());
+    };
+    let anchors: Vec<CertificateDer<'_>> =
+        anchors.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+    let anchors: Vec<TrustAnchor<'_>> =
+        anchors.iter().filter_map(|der| anchor_from_trusted_cert(der).ok()).collect();
+    EndEntityCert::try_from(leaf)
+        .and_then(|leaf| {
+            leaf.verify_for_usage(
+                algorithms,
+                &anchors,
+                intermediates,
+                UnixTime::now(),
+                KeyUsage::client_auth(),
+                None,
+                None,
+            )
+            .map(|_| ())
+        })
+        .map_err(|error| format!("the client certificate is not good: {error}"))
+}

@@ -1,0 +1,518 @@
+//! Everything this server does wrong, and only on request of a test. The strict server knows
+//! nothing of it but the few places where it lets a fault have its way.
+
+use crate::error::Result;
+use crate::issue::LeafSpec;
+use crate::keys::{KeyKind, KeyPair};
+use crate::pem;
+use crate::pki::Authority;
+use crate::wire::{self, DISCOVERY_PATH, IDENTITIES_PATH};
+use crate::x509::{self, Ca, Der};
+use hyper::Method;
+use serde_json::{Value, json};
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+use x509_cert::ext::pkix::KeyUsages;
+
+/// Where a fault strikes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// `GET /.well-known/margo`
+    Discovery,
+    /// `GET /.well-known/spiffe/bundle.json`
+    Bundle,
+    /// `POST /api/v1/identities`
+    Enrollment,
+    /// `POST /api/v1/identities/{…}/renewal`
+    Renewal,
+}
+
+impl Endpoint {
+    /// The endpoint at a path, and for renewal the encoded SPIFFE ID.
+    pub fn at(path: &str) -> Option<(Self, &str)> {
+        match path {
+            DISCOVERY_PATH => Some((Self::Discovery, "")),
+            wire::BUNDLE_PATH => Some((Self::Bundle, "")),
+            IDENTITIES_PATH => Some((Self::Enrollment, "")),
+            _ => path
+                .strip_prefix(IDENTITIES_PATH)?
+                .strip_prefix('/')?
+                .strip_suffix("/renewal")
+                .filter(|id| !id.is_empty() && !id.contains('/'))
+                .map(|id| (Self::Renewal, id)),
+        }
+    }
+
+    /// The methods it answers.
+    pub fn allows(self, method: &Method) -> bool {
+        match self {
+            Self::Discovery | Self::Bundle => method == Method::GET || method == Method::HEAD,
+            Self::Enrollment | Self::Renewal => method == Method::POST,
+        }
+    }
+
+    /// The same for the `Allow` header.
+    pub fn allow(self) -> &'static str {
+        match self {
+            Self::Discovery | Self::Bundle => "GET, HEAD",
+            Self::Enrollment | Self::Renewal => "POST",
+        }
+    }
+}
+
+/// One thing to do wrong.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// Cut the connection before anything is processed.
+    CutBefore,
+    /// Process, issue, record; then cut the connection without an answer.
+    LoseAnswer,
+    /// Wait, then process.
+    Stall(Duration),
+    /// Process, wait, then answer.
+    StallAnswer(Duration),
+    /// Process nothing and answer this.
+    Answer(RawAnswer),
+    /// Answer as usual, but with this status.
+    Status(u16),
+    /// Issue a bent SVID, or answer with a bent body (enrollment, renewal).
+    Svid(SvidFault),
+    /// Bend the document (discovery, bundle).
+    Document(DocumentFault),
+    /// All of these for the same request.
+    Together(Vec<Fault>),
+}
+
+/// An answer given without a thought.
+#[derive(Debug, Clone)]
+pub struct RawAnswer {
+    /// HTTP status.
+    pub status: u16,
+    /// Header names and values.
+    pub headers: Vec<(String, String)>,
+    /// The body, as it is.
+    pub body: Vec<u8>,
+}
+
+impl Fault {
+    /// An answer with this status, headers and body.
+    pub fn answer(status: u16, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) -> Self {
+        let headers = headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        Self::Answer(RawAnswer { status, headers, body: body.into() })
+    }
+
+    /// A Problem Details answer; a `code` without a slash or colon is a Margo error code.
+    pub fn problem(status: u16, code: &str, retry_after: Option<&str>) -> Self {
+        let kind = if code.contains([':', '/']) {
+            code.to_owned()
+        } else {
+            format!("https://margo.org/docs/errors/{code}")
+        };
+        let body = json!({"type": kind, "title": "Made by a test", "status": status});
+        let mut headers = vec![("content-type", "application/problem+json")];
+        headers.extend(retry_after.map(|value| ("retry-after", value)));
+        Self::answer(status, &headers, body.to_string())
+    }
+
+    /// A redirect.
+    pub fn redirect(status: u16, location: &str) -> Self {
+        Self::answer(status, &[("location", location)], "")
+    }
+}
+
+/// Ways to bend an SVID or the answer around it.
+#[derive(Debug, Clone)]
+pub enum SvidFault {
+    /// The SPIFFE ID of another device of this Trust Domain.
+    WrongSpiffeId,
+    /// The same path in another Trust Domain.
+    OtherTrustDomain(String),
+    /// A second URI SAN.
+    TwoUriSans,
+    /// No URI SAN (no SAN at all).
+    NoUriSan,
+    /// The UUID in upper case.
+    UppercaseUuid,
+    /// A path that is no device's: `/margo/wfm/…`.
+    NotADevice,
+    /// `cA` true.
+    CaTrue,
+    /// No key usage.
+    NoKeyUsage,
+    /// Key usage, not critical.
+    KeyUsageNotCritical,
+    /// `keyCertSign` beside `digitalSignature`.
+    KeyCertSign,
+    /// Extended key usage without `clientAuth`.
+    NoClientAuth,
+    /// A key that is not the CSR's.
+    OtherKey,
+    /// Over an hour ago.
+    Expired,
+    /// `notBefore` so far ahead.
+    NotYetValid(Duration),
+    /// Signed by an authority outside the Trust Bundle.
+    UnknownIssuer,
+    /// Signed by an intermediate with a P-384 key, under the real root and in the chain (K4).
+    P384Signature,
+    /// Signed by an intermediate that is not in the chain.
+    MissingIntermediate,
+    /// The root at the end of the chain (which is permitted).
+    RootAppended,
+    /// PEM wrapped at this width (which is permitted).
+    PemWidth(usize),
+    /// Not PEM at all.
+    Garbage,
+    /// No certificates.
+    EmptyChain,
+    /// Another `svidProfileUri` in the answer.
+    WrongProfile,
+    /// Unknown members in the answer (to be ignored, D4).
+    ExtraMembers,
+}
+
+/// Ways to bend a public document.
+#[derive(Debug, Clone)]
+pub enum DocumentFault {
+    /// These bytes instead.
+    Replace(Vec<u8>),
+    /// Of another Trust Domain.
+    TrustDomain(String),
+    /// `http://` where `https://` was (discovery).
+    HttpUrls,
+    /// A member left out: of the document, or of the bundle map's entry.
+    MissingMember(String),
+    /// The Trust Domain's name twice in the map (bundle).
+    DuplicateTrustDomain,
+    /// No keys (bundle, B3).
+    EmptyKeys,
+    /// A plain SPIFFE bundle, not a map (bundle, B2).
+    PlainBundle,
+    /// `spiffe_sequence` one lower (bundle, B5).
+    LowerSequence,
+    /// JWKs to be ignored beside the real ones, and a second `x5c` element (bundle, B2).
+    ForeignKeys,
+    /// Unknown members (to be ignored, D4).
+    ExtraMembers,
+}
+
+/// Ways in which the server's own TLS certificate may be wrong, for as long as it runs.
+#[derive(Debug, Clone)]
+pub enum ServerFault {
+    /// Over an hour ago (T4).
+    Expired,
+    /// Valid in an hour.
+    NotYetValid,
+    /// Signed by itself.
+    SelfSigned,
+    /// The certificates of these PEM files at the end of its chain, where they prove nothing (T1).
+    Appended(Vec<PathBuf>),
+}
+
+/// The faults waiting to strike: one-shot ones in order first, then the sticky one.
+#[derive(Debug, Default)]
+pub struct Faults {
+    once: HashMap<Endpoint, VecDeque<Fault>>,
+    sticky: HashMap<Endpoint, Fault>,
+}
+
+impl Faults {
+    /// For the next request to this endpoint that has no fault yet.
+    pub fn once(&mut self, endpoint: Endpoint, fault: Fault) {
+        self.once.entry(endpoint).or_default().push_back(fault);
+    }
+
+    /// For every request to this endpoint until cleared.
+    pub fn sticky(&mut self, endpoint: Endpoint, fault: Fault) {
+        self.sticky.insert(endpoint, fault);
+    }
+
+    /// Forgets all of them.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// One-shot faults that have not struck yet.
+    pub fn waiting(&self) -> usize {
+        self.once.values().map(VecDeque::len).sum()
+    }
+
+    /// What a request gets.
+    pub fn take(&mut self, endpoint: Endpoint) -> Active {
+        let next = self.once.get_mut(&endpoint).and_then(VecDeque::pop_front);
+        let mut flat = Vec::new();
+        if let Some(fault) = next.or_else(|| self.sticky.get(&endpoint).cloned()) {
+            flatten(fault, &mut flat);
+        }
+        Active(flat)
+    }
+}
+
+fn flatten(fault: Fault, into: &mut Vec<Fault>) {
+    match fault {
+        Fault::Together(faults) => faults.into_iter().for_each(|fault| flatten(fault, into)),
+        fault => into.push(fault),
+    }
+}
+
+/// The faults of one request.
+#[derive(Debug, Default)]
+pub struct Active(Vec<Fault>);
+
+impl Active {
+    /// None.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Cut at once?
+    pub fn cuts_before(&self) -> bool {
+        self.0.iter().any(|fault| matches!(fault, Fault::CutBefore))
+    }
+
+    /// Cut instead of answering?
+    pub fn loses_answer(&self) -> bool {
+        self.0.iter().any(|fault| matches!(fault, Fault::LoseAnswer))
+    }
+
+    /// How long to wait before processing.
+    pub fn stall(&self) -> Option<Duration> {
+        self.0.iter().find_map(|fault| match fault {
+            Fault::Stall(time) => Some(*time),
+            _ => None,
+        })
+    }
+
+    /// How long to wait before answering.
+    pub fn stall_answer(&self) -> Option<Duration> {
+        self.0.iter().find_map(|fault| match fault {
+            Fault::StallAnswer(time) => Some(*time),
+            _ => None,
+        })
+    }
+
+    /// The answer to give without processing.
+    pub fn answer(&self) -> Option<&RawAnswer> {
+        self.0.iter().find_map(|fault| match fault {
+            Fault::Answer(answer) => Some(answer),
+            _ => None,
+        })
+    }
+
+    /// The status to put on the real answer.
+    pub fn status(&self) -> Option<u16> {
+        self.0.iter().find_map(|fault| match fault {
+            Fault::Status(status) => Some(*status),
+            _ => None,
+        })
+    }
+
+    fn svid(&self) -> impl Iterator<Item = &SvidFault> {
+        self.0.iter().filter_map(|fault| match fault {
+            Fault::Svid(fault) => Some(fault),
+            _ => None,
+        })
+    }
+
+    /// Bends a leaf before it is signed.
+    pub fn bend_leaf(&self, leaf: &mut LeafSpec) -> Result<()> {
+        for fault in self.svid() {
+            fault.bend_leaf(leaf)?;
+        }
+        Ok(())
+    }
+
+    /// Another authority to sign with, and the chain above the leaf.
+    pub fn issuer(&self, real: &Authority) -> Result<Option<(Ca, Vec<Der>)>> {
+        for fault in self.svid() {
+            let kind = match fault {
+                SvidFault::P384Signature => KeyKind::P384,
+                SvidFault::UnknownIssuer | SvidFault::MissingIntermediate => KeyKind::P256,
+                _ => continue,
+            };
+            let (key, _) = KeyPair::generate(kind)?;
+            return Ok(Some(match fault {
+                SvidFault::UnknownIssuer => (Ca::root("Unknown authority", key, None, 1)?, Vec::new()),
+                SvidFault::P384Signature => {
+                    let ca = real.root.subordinate("P-384 issuer", key, None, 1)?;
+                    let chain = vec![ca.certificate.clone()];
+                    (ca, chain)
+                }
+                _ => (real.root.subordinate("Issuer not shown", key, None, 1)?, Vec::new()),
+            }));
+        }
+        Ok(None)
+    }
+
+    /// Bends the chain of DER certificates.
+    pub fn bend_chain(&self, chain: &mut Vec<Der>, real: &Authority) {
+        for fault in self.svid() {
+            match fault {
+                SvidFault::RootAppended => chain.push(real.root.certificate.clone()),
+                SvidFault::EmptyChain => chain.clear(),
+                _ => {}
+            }
+        }
+    }
+
+    /// The PEM line width.
+    pub fn pem_width(&self) -> usize {
+        self.svid()
+            .find_map(|fault| match fault {
+                SvidFault::PemWidth(width) => Some(*width),
+                _ => None,
+            })
+            .unwrap_or(pem::WIDTH)
+    }
+
+    /// Bends the answer's body.
+    pub fn bend_answer(&self, answer: &mut Value) {
+        for fault in self.svid() {
+            match fault {
+                SvidFault::Garbage => {
+                    answer["svid"]["certificateChainPem"] = json!(["not a certificate"]);
+                }
+                SvidFault::WrongProfile => {
+                    answer["svidProfileUri"] = "https://margo.org/profiles/other/v1".into();
+                }
+                SvidFault::ExtraMembers => {
+                    answer["unknownMember"] = json!({"deep": [1, 2, 3]});
+                    answer["svid"]["unknownMember"] = true.into();
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The bytes of a document, bent or not.
+    pub fn render(&self, endpoint: Endpoint, trust_domain: &str, mut document: Value) -> Vec<u8> {
+        let mut bytes = None;
+        for fault in &self.0 {
+            if let Fault::Document(fault) = fault {
+                match endpoint {
+                    Endpoint::Bundle => fault.bend_bundle(trust_domain, &mut document),
+                    _ => fault.bend_discovery(&mut document),
+                }
+                bytes = fault.raw(trust_domain, &document).or(bytes);
+            }
+        }
+        bytes.unwrap_or_else(|| document.to_string().into_bytes())
+    }
+}
+
+impl SvidFault {
+    fn bend_leaf(&self, leaf: &mut LeafSpec) -> Result<()> {
+        let id = leaf.uris.first().cloned().unwrap_or_default();
+        let (start, uuid) = id.rsplit_once('/').unwrap_or(("", ""));
+        match self {
+            Self::WrongSpiffeId => {
+                leaf.uris = vec![format!("{start}/{}", wire::random_uuid()?)];
+            }
+            Self::OtherTrustDomain(name) => {
+                leaf.uris = vec![format!("spiffe://{name}/margo/device/{uuid}")];
+            }
+            Self::TwoUriSans => leaf.uris.push(format!("{start}/{}", wire::random_uuid()?)),
+            Self::NoUriSan => leaf.uris.clear(),
+            Self::UppercaseUuid => {
+                let mut upper = uuid.to_uppercase();
+                if upper == uuid {
+                    upper.replace_range(..1, "A");
+                }
+                leaf.uris = vec![format!("{start}/{upper}")];
+            }
+            Self::NotADevice => leaf.uris = vec![id.replace("/margo/device/", "/margo/wfm/")],
+            Self::CaTrue => leaf.ca = true,
+            Self::NoKeyUsage => leaf.key_usage = None,
+            Self::KeyUsageNotCritical => leaf.key_usage_critical = false,
+            Self::KeyCertSign => {
+                leaf.key_usage = Some(KeyUsages::DigitalSignature | KeyUsages::KeyCertSign);
+            }
+            Self::NoClientAuth => leaf.extended = vec![x509::SERVER_AUTH],
+            Self::OtherKey => leaf.spki = KeyPair::generate(KeyKind::P256)?.0.spki().to_vec(),
+            Self::Expired => {
+                let now = SystemTime::now();
+                leaf.not_before = now - Duration::from_secs(2 * 3600);
+                leaf.not_after = now - Duration::from_secs(3600);
+            }
+            Self::NotYetValid(ahead) => {
+                let lifetime = leaf.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+                leaf.not_before = SystemTime::now() + *ahead;
+                leaf.not_after = leaf.not_before + lifetime;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl DocumentFault {
+    fn bend_discovery(&self, document: &mut Value) {
+        match self {
+            Self::TrustDomain(name) => document["trustDomain"] = name.as_str().into(),
+            Self::HttpUrls => {
+                for member in ["trustBundleUri", "margoIdentityServiceBaseUri"] {
+                    let url = document[member].as_str().unwrap_or_default();
+                    document[member] = url.replacen("https://", "http://", 1).into();
+                }
+            }
+            Self::MissingMember(name) => {
+                document.as_object_mut().map(|members| members.remove(name));
+            }
+            Self::ExtraMembers => document["unknownMember"] = json!({"deep": [1, 2, 3]}),
+            _ => {}
+        }
+    }
+
+    fn bend_bundle(&self, trust_domain: &str, document: &mut Value) {
+        let entry = document["trust_domains"][trust_domain].clone();
+        match self {
+            Self::TrustDomain(name) => document["trust_domains"] = json!({ name: entry }),
+            Self::MissingMember(name) => {
+                document.as_object_mut().map(|members| members.remove(name));
+                if let Some(entry) = document.pointer_mut("/trust_domains") {
+                    entry[trust_domain].as_object_mut().map(|members| members.remove(name));
+                }
+            }
+            Self::EmptyKeys => document["trust_domains"][trust_domain]["keys"] = json!([]),
+            Self::PlainBundle => *document = entry,
+            Self::LowerSequence => {
+                let sequence = entry["spiffe_sequence"].as_u64().unwrap_or(0);
+                document["trust_domains"][trust_domain]["spiffe_sequence"] =
+                    sequence.saturating_sub(1).into();
+            }
+            Self::ForeignKeys => {
+                let mut keys = entry["keys"].as_array().cloned().unwrap_or_default();
+                for key in &mut keys {
+                    if let Some(chain) = key["x5c"].as_array_mut() {
+                        chain.push("bm90IGEgY2VydGlmaWNhdGU=".into());
+                    }
+                }
+                keys.push(json!({"kty": "OKP", "use": "x509-svid", "crv": "Ed25519", "x": "AA"}));
+                keys.push(json!({"kty": "EC", "use": "jwt-svid", "kid": "one", "crv": "P-256"}));
+                keys.push(json!({"kty": "EC", "use": "something-new", "x5c": ["AA=="]}));
+                keys.push(json!({"kty": "EC", "use": "x509-svid", "crv": "P-256"}));
+                document["trust_domains"][trust_domain]["keys"] = keys.into();
+            }
+            Self::ExtraMembers => {
+                document["unknownMember"] = json!({"deep": [1, 2, 3]});
+                document["trust_domains"][trust_domain]["unknownMember"] = true.into();
+                document["trust_domains"]["other.example"] = json!({"keys": []});
+            }
+            _ => {}
+        }
+    }
+
+    fn raw(&self, trust_domain: &str, document: &Value) -> Option<Vec<u8>> {
+        match self {
+            Self::Replace(bytes) => Some(bytes.clone()),
+            Self::DuplicateTrustDomain => {
+                let entry = &document["trust_domains"][trust_domain];
+                let name = Value::from(trust_domain);
+                let text = format!("{{\"trust_domains\":{{{name}:{entry},{name}:{entry}}}}}");
+                Some(text.into_bytes())
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What was asked and what was answered, for tests and for the log.
+
+use std::fmt;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// What a client presented in the handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientKind {
+    /// No certificate.
+    None,
+    /// A credential that chains to a known manufacturer.
+    Factory,
+    /// A certificate with a SPIFFE ID, good or not.
+    Svid,
+    /// Something else.
+    Unknown,
+}
+
+impl fmt::Display for ClientKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Factory => "factory",
+            Self::Svid => "svid",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// One request.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// When it came, on the monotonic clock.
+    pub at: Instant,
+    /// The same on the wall clock, milliseconds since 1970.
+    pub unix_ms: u64,
+    /// `GET`, `POST` …
+    pub method: String,
+    /// The path, as sent.
+    pub path: String,
+    /// What the client presented.
+    pub client: ClientKind,
+    /// The conditional header used, `Name: value`.
+    pub conditional: Option<String>,
+    /// SHA-256 (hexadecimal) of the SubjectPublicKeyInfo in the CSR, where a valid one was sent.
+    pub csr_spki_sha256: Option<String>,
+    /// The status decided on. `None` while under way, and where the client went away or a fault
+    /// cut the connection before the server had decided.
+    pub status: Option<u16>,
+    /// The error code of a Margo problem, where the answer is one.
+    pub problem: Option<&'static str>,
+    /// `Retry-After` in the answer, in seconds.
+    pub retry_after: Option<u64>,
+    /// An SVID was issued for this request.
+    pub issued: bool,
+    /// The identity it was issued for.
+    pub spiffe_id: Option<String>,
+    /// The connection was cut on purpose instead of an answer.
+    pub answer_lost: bool,
+    /// A fault took part.
+    pub faulty: bool,
+}
+
+impl Entry {
+    /// A request that has just come in.
+    pub fn new(method: &str, path: &str, client: ClientKind) -> Self {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            at: Instant::now(),
+            unix_ms: unix.as_millis().try_into().unwrap_or(u64::MAX),
+            method: method.to_owned(),
+            path: path.to_owned(),
+            client,
+            conditional: None,
+            csr_spki_sha256: None,
+            status: None,
+            problem: None,
+            retry_after: None,
+            issued: false,
+            spiffe_id: None,
+            answer_lost: false,
+            faulty: false,
+        }
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.path)?;
+        match self.status {
+            Some(status) => write!(f, " -> {status}")?,
+            None => f.write_str(" -> no answer")?,
+        }
+        write!(f, " client={}", self.client)?;
+        if let Some(problem) = self.problem {
+            write!(f, " problem={problem}")?;
+        }
+        if let Some(seconds) = self.retry_after {
+            write!(f, " retry-after={seconds}")?;
+        }
+        if let Some(id) = &self.spiffe_id {
+            write!(f, " issued={id}")?;
+        }
+        if self.answer_lost {
+            f.write_str(" answer-lost")?;
+        }
+        if self.faulty {
+            f.write_str(" faulty")?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    entries: Vec<Entry>,
+    refused_handshakes: Vec<String>,
+}
+
+/// All requests since the start. Not kept across restarts.
+#[derive(Default)]
+pub struct Journal {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+impl Journal {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a request as it comes in.
+    pub fn open(&self, entry: Entry) -> usize {
+        let mut inner = self.lock();
+        inner.entries.push(entry);
+        self.changed.notify_all();
+        inner.entries.len() - 1
+    }
+
+    /// Completes what [`Journal::open`] began.
+    pub fn update(&self, index: usize, entry: Entry) {
+        if let Some(slot) = self.lock().entries.get_mut(index) {
+            *slot = entry;
+        }
+        self.changed.notify_all();
+    }
+
+    /// Notes a handshake that failed.
+    pub fn refused(&self, why: String) {
+        self.lock().refused_handshakes.push(why);
+        self.changed.notify_all();
+    }
+
+    /// A copy of all entries, oldest first.
+    pub fn entries(&self) -> Vec<Entry> {
+        self.lock().entries.clone()
+    }
+
+    /// Why handshakes failed, oldest first.
+    pub fn refused_handshakes(&self) -> Vec<String> {
+        self.lock().refused_handshakes.clone()
+    }
+
+    /// Waits until `done` likes the entries, and returns them; `None` after `limit`.
+    pub fn wait(&self, limit: Duration, mut done: impl FnMut(&[Entry]) -> bool) -> Option<Vec<Entry>> {
+        self.wait_inner(limit, |inner| done(&inner.entries).then(|| inner.entries.clone()))
+    }
+
+    /// Waits for so many failed handshakes, and returns why they failed; `None` after `limit`.
+    pub fn wait_refused(&self, limit: Duration, count: usize) -> Option<Vec<String>> {
+        self.wait_inner(limit, |inner| {
+            (inner.refused_handshakes.len() >= count).then(|| inner.refused_handshakes.clone())
+        })
+    }
+
+    fn wait_inner<T>(&self, limit: Duration, mut done: impl FnMut(&Inner) -> Option<T>) -> Option<T> {
+        let mut found = None;
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, |inner| {
+            found = done(inner);
+            found.is_none()
+        });
+        drop(waited);
+        found
+    }
+}

@@ -1,0 +1,46 @@
+//! The development MIS: a small, strict Margo Identity Service that speaks MIAF v0, for
+//! demonstrations and end-to-end tests. Not for production: its private keys lie in plain files.
+//!
+//! Comments name the rules (D, B, T, K, E, R, P) of this project's restatement of MIAF v0.
+//!
+//! ```no_run
+//! use development_mis::{Endpoint, Fault, Mis, Settings};
+//!
+//! let mis = Mis::start(Settings { folder: "mis-data".into(), ..Settings::default() })?;
+//! println!("discovery at {}", mis.discovery_url());
+//! mis.policy(|policy| policy.rotation_at_renewal = false);
+//! mis.fault(Endpoint::Renewal, Fault::LoseAnswer);
+//! # Ok::<(), development_mis::Error>(())
+//! ```
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod clients;
+mod csr;
+mod documents;
+mod error;
+mod faults;
+mod issue;
+mod journal;
+mod keys;
+mod mis;
+mod pem;
+mod pki;
+mod policy;
+mod registry;
+mod server;
+mod service;
+mod tls;
+mod wire;
+mod x509;
+
+pub use error::{Error, Result};
+pub use faults::{DocumentFault, Endpoint, Fault, RawAnswer, ServerFault, SvidFault};
+pub use journal::{ClientKind, Entry};
+pub use keys::KeyKind;
+pub use mis::{Device, Mis, Settings};
+pub use pki::{AnchorStep, FactorySpec, IssuerAlgorithm, IssuingMode};
+pub use policy::{Admission, LONGEST_LIFETIME, Limit, Policy, SHORTEST_LIFETIME, esi};
+pub use server::Observer;
+pub use wire::{BUNDLE_PATH, DISCOVERY_PATH, FACTORY_METHOD, IDENTITIES_PATH, X509_PROFILE};

@@ -1,0 +1,313 @@
+//! `development-mis`: the development MIS from the command line.
+
+#![forbid(unsafe_code)]
+
+use clap::{ArgAction, Parser, ValueEnum};
+use development_mis::{
+    Admission, Entry, IssuerAlgorithm, IssuingMode, LONGEST_LIFETIME, Limit, Mis, Policy, Result,
+    SHORTEST_LIFETIME, Settings,
+};
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A small, strict Margo Identity Service (MIAF v0) for demonstrations and tests. It makes its own
+/// certificates in a folder. Not for production: the private keys lie there in plain files.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    /// Folder for keys, certificates and the devices' bindings; made where missing
+    #[arg(long, value_name = "DIR")]
+    folder: PathBuf,
+
+    /// Address and port to listen on; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8443")]
+    listen: SocketAddr,
+
+    /// Name or IP address in the server's certificate; may be repeated, the first one is in URLs
+    #[arg(long = "host", value_name = "NAME", default_values = ["localhost", "127.0.0.1", "::1"])]
+    hosts: Vec<String>,
+
+    /// The trust domain
+    #[arg(long, value_name = "NAME", default_value = "factory.example")]
+    trust_domain: String,
+
+    /// Who signs SVIDs: the root itself, or an intermediate that travels in the chain
+    #[arg(long, value_enum, default_value_t = Mode::Root)]
+    mode: Mode,
+
+    /// Algorithm of the issuing authorities; rsa-pss needs the openssl command
+    #[arg(long, value_enum, default_value_t = Algorithm::P256)]
+    algorithm: Algorithm,
+
+    /// Validity of an SVID: 60s to 1825d
+    #[arg(long, value_name = "TIME", value_parser = lifetime, default_value = "24h")]
+    svid_lifetime: Duration,
+
+    /// How far before issuance an SVID's validity begins
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s")]
+    backdate: Duration,
+
+    /// New devices wait for admission and are told to come back after this time
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pending: Option<Duration>,
+
+    /// With --pending: admit a device so long after its first request
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "pending")]
+    admit_after: Option<Duration>,
+
+    /// Refuse a new key when a known device enrolls again
+    #[arg(long)]
+    no_rotation_at_enrollment: bool,
+
+    /// Refuse a new key at renewal
+    #[arg(long)]
+    no_rotation_at_renewal: bool,
+
+    /// Successful renewals per device and time, such as 5/24h; "none" for no limit
+    #[arg(long, value_name = "N/TIME", value_parser = limit, default_value = "60/1m")]
+    renewal_limit: Rate,
+
+    /// Successful re-enrollments per device and time
+    #[arg(long, value_name = "N/TIME", value_parser = limit, default_value = "60/1m")]
+    enrollment_limit: Rate,
+
+    /// spiffe_refresh_hint of the trust bundle; 0s leaves it out
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5m")]
+    refresh_hint: Duration,
+
+    /// spiffe_sequence of the trust bundle in a new folder
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    first_sequence: u64,
+
+    /// PEM file with a further manufacturer CA; may be repeated
+    #[arg(long, value_name = "FILE", action = ArgAction::Append)]
+    factory_ca: Vec<PathBuf>,
+
+    /// Make another sample device, factory-NAME.pem and .key; may be repeated
+    #[arg(long = "device", value_name = "NAME", action = ArgAction::Append)]
+    devices: Vec<String>,
+
+    /// Make a device certificate, factory-NAME.pem, for a public key in a PEM file (of a key in a
+    /// TPM, say); may be repeated
+    #[arg(long, value_name = "NAME=FILE", value_parser = named_file, action = ArgAction::Append)]
+    certify: Vec<(String, PathBuf)>,
+
+    /// Refuse bad client certificates in the TLS handshake and not with a 401
+    #[arg(long)]
+    refuse_in_handshake: bool,
+
+    /// Make or complete the folder and exit
+    #[arg(long)]
+    pki_only: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Mode {
+    Root,
+    Intermediate,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Algorithm {
+    P256,
+    RsaPss,
+}
+
+/// `None` is no limit. (A name of its own: clap reads `Option` as "may be left out".)
+#[derive(Clone, Copy)]
+struct Rate(Option<Limit>);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("development-mis: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let pki_only = arguments.pki_only;
+    let settings = settings(arguments);
+    if pki_only {
+        Mis::make_folder(&settings)?;
+        println!("certificates and keys are in {}", settings.folder.display());
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async {
+        // Before the line that says "listening": whoever reads it may stop us at once.
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mis = Mis::start(settings)?;
+        explain(&mis)?;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        drop(mis);
+        println!("ended");
+        Ok(())
+    })
+}
+
+fn settings(arguments: Arguments) -> Settings {
+    let admission = match arguments.pending {
+        None => Admission::Open,
+        Some(time) => Admission::Pending {
+            retry_after: time.as_secs(),
+            admitted: Default::default(),
+            after: arguments.admit_after,
+        },
+    };
+    let hint = arguments.refresh_hint.as_secs();
+    Settings {
+        folder: arguments.folder,
+        listen: arguments.listen,
+        hosts: arguments.hosts,
+        trust_domain: arguments.trust_domain,
+        mode: match arguments.mode {
+            Mode::Root => IssuingMode::Root,
+            Mode::Intermediate => IssuingMode::Intermediate,
+        },
+        algorithm: match arguments.algorithm {
+            Algorithm::P256 => IssuerAlgorithm::P256,
+            Algorithm::RsaPss => IssuerAlgorithm::RsaPss,
+        },
+        first_sequence: arguments.first_sequence,
+        factory_cas: arguments.factory_ca,
+        devices: arguments.devices,
+        certify: arguments.certify,
+        server_fault: None,
+        policy: Policy {
+            svid_lifetime: arguments.svid_lifetime,
+            backdate: arguments.backdate,
+            admission,
+            rotation_at_enrollment: !arguments.no_rotation_at_enrollment,
+            rotation_at_renewal: !arguments.no_rotation_at_renewal,
+            enrollment_limit: arguments.enrollment_limit.0,
+            renewal_limit: arguments.renewal_limit.0,
+            refresh_hint: (hint > 0).then_some(hint),
+            refuse_in_handshake: arguments.refuse_in_handshake,
+            ..Policy::default()
+        },
+        observer: Some(Arc::new(log)),
+    }
+}
+
+fn log(entry: &Entry) {
+    println!("{} {entry}", httpdate::fmt_http_date(SystemTime::now()));
+}
+
+fn explain(mis: &Mis) -> Result<()> {
+    let absolute = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let ca = absolute(&mis.ca_file());
+    let certificate = absolute(&mis.factory_cert());
+    let key = absolute(&mis.factory_key());
+    println!(
+        "\
+Development MIS (MIAF v0) of the trust domain {domain}. For tests and demonstrations only.
+
+  discovery document   {discovery}
+  trusts this server   {ca}
+  a device to enroll   {certificate}
+                       {key}
+
+A config.toml for an agent:
+
+[mis]
+discovery_url = \"{discovery}\"
+trust_domain = \"{domain}\"
+
+[mis.trust]
+ca_file = {ca:?}
+
+[bootstrap]
+method = \"factory-cert-mtls\"
+cert_file = {certificate:?}
+key = {key_reference:?}
+
+[key]
+provider = \"tpm\"          # or \"software\", where the machine has no TPM
+",
+        domain = mis.trust_domain(),
+        discovery = mis.discovery_url(),
+        ca = ca.display(),
+        certificate = certificate.display(),
+        key = key.display(),
+        key_reference = format!("file:{}", key.display()),
+    );
+    println!("listening on {}", mis.url());
+    Ok(())
+}
+
+/// `90s`, `5m`, `24h`, `90d`, or `200ms`.
+fn duration(text: &str) -> std::result::Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let milliseconds: u64 = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err("write 200ms, 60s, 5m, 24h or 90d".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} has no number"))?;
+    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| format!("{text:?} is too long"))
+}
+
+fn named_file(text: &str) -> std::result::Result<(String, PathBuf), String> {
+    let (name, file) = text.split_once('=').ok_or("write NAME=FILE")?;
+    Ok((name.to_owned(), file.into()))
+}
+
+fn lifetime(text: &str) -> std::result::Result<Duration, String> {
+    let time = duration(text)?;
+    if !(SHORTEST_LIFETIME..=LONGEST_LIFETIME).contains(&time) {
+        return Err("an SVID lives from 60s to 1825d (five years)".to_owned());
+    }
+    Ok(time)
+}
+
+fn limit(text: &str) -> std::result::Result<Rate, String> {
+    if text == "none" {
+        return Ok(Rate(None));
+    }
+    let (number, window) = text.split_once('/').ok_or("write 5/24h, or none")?;
+    let successes = number.parse().map_err(|_| format!("{number:?} is not a number"))?;
+    if successes == 0 {
+        return Err("at least one success has to be possible".to_owned());
+    }
+    Ok(Rate(Some(Limit { successes, window: duration(window)? })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read() {
+        assert_eq!(duration("200ms"), Ok(Duration::from_millis(200)));
+        assert_eq!(duration("90d"), Ok(Duration::from_secs(90 * 86_400)));
+        for wrong in ["", "5", "s", "-1s", "5 s", "99999999999999999999s", "9999999999999999d"] {
+            assert!(duration(wrong).is_err(), "{wrong:?}");
+        }
+        assert!(lifetime("59s").is_err());
+        assert!(lifetime("1826d").is_err());
+        assert!(lifetime("1825d").is_ok());
+    }
+}

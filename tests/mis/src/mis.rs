@@ -1,0 +1,362 @@
+//! The handle: starts the server on a thread of its own and steers it from any other.
+
+use crate::error::{Context, Error, Result};
+use crate::faults::{Endpoint, Fault, Faults, ServerFault};
+use crate::journal::{Entry, Journal};
+use crate::pem;
+use crate::pki::{AnchorStep, FactorySpec, IssuerAlgorithm, IssuingMode, Pki, PkiSpec};
+use crate::policy::{Policy, esi};
+use crate::registry::Registry;
+use crate::server::{self, Command, Observer};
+use crate::service::{Service, lock};
+use crate::tls;
+use crate::wire::DISCOVERY_PATH;
+use std::collections::HashMap;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// How to start.
+#[derive(Clone)]
+pub struct Settings {
+    /// Holds keys, certificates and bindings; made where missing, used again where not.
+    pub folder: PathBuf,
+    /// Port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// Names and addresses of the server's certificate; the first one is in its URLs.
+    pub hosts: Vec<String>,
+    /// The Trust Domain.
+    pub trust_domain: String,
+    /// Root or intermediate mode.
+    pub mode: IssuingMode,
+    /// Algorithm of the issuing authorities.
+    pub algorithm: IssuerAlgorithm,
+    /// `spiffe_sequence` in a new folder.
+    pub first_sequence: u64,
+    /// PEM files with manufacturer CAs beside the folder's own.
+    pub factory_cas: Vec<PathBuf>,
+    /// Further sample devices to make where they are missing: `factory-NAME.pem` and `.key`.
+    pub devices: Vec<String>,
+    /// Devices whose key is held elsewhere, as a PEM file of the public key: `factory-NAME.pem`.
+    pub certify: Vec<(String, PathBuf)>,
+    /// What is wrong with the server's certificate.
+    pub server_fault: Option<ServerFault>,
+    /// The operator's decisions at the start.
+    pub policy: Policy,
+    /// Called with every finished request, from the server's thread.
+    pub observer: Option<Observer>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            folder: PathBuf::new(),
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            hosts: ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec(),
+            trust_domain: "factory.example".to_owned(),
+            mode: IssuingMode::Root,
+            algorithm: IssuerAlgorithm::P256,
+            first_sequence: 1,
+            factory_cas: Vec::new(),
+            devices: Vec::new(),
+            certify: Vec::new(),
+            server_fault: None,
+            policy: Policy::default(),
+            observer: None,
+        }
+    }
+}
+
+impl Settings {
+    fn pki(&self) -> Result<Pki> {
+        if self.folder.as_os_str().is_empty() {
+            return Err(Error::new("no folder given"));
+        }
+        if self.hosts.is_empty() {
+            return Err(Error::new("the server needs at least one host name"));
+        }
+        let pki = Pki::open(&PkiSpec {
+            folder: &self.folder,
+            hosts: &self.hosts,
+            trust_domain: &self.trust_domain,
+            mode: self.mode,
+            algorithm: self.algorithm,
+            first_sequence: self.first_sequence,
+            factory_cas: &self.factory_cas,
+            server_fault: self.server_fault.as_ref(),
+        })?;
+        for name in self.devices.iter().filter(|name| !pki.has_credential(name)) {
+            pki.new_credential(name, &FactorySpec::default())?;
+        }
+        // Made once: a new certificate would be a new ESI, and so another device (E5).
+        for (name, file) in self.certify.iter().filter(|(name, _)| !pki.has_credential(name)) {
+            let text = fs::read(file).context(file.display())?;
+            let spki = pem::public_key(&text).context(file.display())?;
+            pki.certify(name, &spki, &FactorySpec::default())?;
+        }
+        Ok(pki)
+    }
+
+    fn base(&self, port: u16) -> String {
+        match self.hosts.first() {
+            Some(host) if host.contains(':') => format!("https://[{host}]:{port}"),
+            Some(host) => format!("https://{host}:{port}"),
+            None => format!("https://localhost:{port}"),
+        }
+    }
+}
+
+/// A device that has an identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Of its bootstrap credential, lowercase hexadecimal.
+    pub esi: String,
+    /// Its SPIFFE ID.
+    pub ldi: String,
+    /// SHA-256 of the SubjectPublicKeyInfo certified last, lowercase hexadecimal.
+    pub key_sha256: String,
+}
+
+/// A running development MIS. Dropping it ends it; the folder stays.
+pub struct Mis {
+    folder: PathBuf,
+    port: u16,
+    service: Arc<Service>,
+    commands: UnboundedSender<Command>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Mis {
+    /// Makes or loads the folder and starts to serve. The port accepts connections on return.
+    pub fn start(settings: Settings) -> Result<Self> {
+        let pki = settings.pki()?;
+        let registry = Registry::open(settings.folder.join("bindings.json"))?;
+        let socket = std::net::TcpListener::bind(settings.listen).context(settings.listen)?;
+        socket.set_nonblocking(true)?;
+        let address = socket.local_addr()?;
+        let service = Arc::new(Service {
+            base: settings.base(address.port()),
+            trust_domain: settings.trust_domain,
+            policy: Mutex::new(settings.policy),
+            pki: Mutex::new(pki),
+            registry: Mutex::new(registry),
+            faults: Mutex::new(Faults::default()),
+            journal: Journal::default(),
+            served: Mutex::new(HashMap::new()),
+        });
+        let config = tls::config(&service)?;
+        let (commands, receiver) = unbounded_channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let serving = Arc::clone(&service);
+        let run = async move |receiver: UnboundedReceiver<Command>| match TcpListener::from_std(socket) {
+            Ok(listener) => {
+                let observer = settings.observer;
+                server::run(serving, config, observer, listener, address, receiver).await;
+            }
+            Err(error) => eprintln!("development-mis: {address}: {error}"),
+        };
+        let thread = thread::Builder::new()
+            .name("development-mis".to_owned())
+            .spawn(move || runtime.block_on(run(receiver)))?;
+        Ok(Self { folder: settings.folder, port: address.port(), service, commands, thread: Some(thread) })
+    }
+
+    /// Makes or completes the folder, and serves nothing.
+    pub fn make_folder(settings: &Settings) -> Result<()> {
+        settings.pki().map(drop)
+    }
+
+    /// `https://localhost:PORT`, the base URI of the APIs.
+    pub fn url(&self) -> String {
+        self.service.base.clone()
+    }
+
+    /// The URL of the discovery document.
+    pub fn discovery_url(&self) -> String {
+        format!("{}{DISCOVERY_PATH}", self.service.base)
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The Trust Domain's name.
+    pub fn trust_domain(&self) -> &str {
+        &self.service.trust_domain
+    }
+
+    /// Where everything lies.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The CA of the server's own certificate: a device's initial trust (T1).
+    pub fn ca_file(&self) -> PathBuf {
+        self.folder.join("tls-ca.pem")
+    }
+
+    /// The server's certificate, for pins.
+    pub fn server_cert(&self) -> PathBuf {
+        self.folder.join("tls.pem")
+    }
+
+    /// The sample device's certificate, leaf then intermediate.
+    pub fn factory_cert(&self) -> PathBuf {
+        self.folder.join("factory.pem")
+    }
+
+    /// The sample device's key, PKCS#8.
+    pub fn factory_key(&self) -> PathBuf {
+        self.folder.join("factory.key")
+    }
+
+    /// Another device: certificate file and key file.
+    pub fn new_factory_credential(&self, name: &str) -> Result<(PathBuf, PathBuf)> {
+        self.new_factory_credential_as(name, &FactorySpec::default())
+    }
+
+    /// The same with a say in key, lifetime and manufacturer.
+    pub fn new_factory_credential_as(&self, name: &str, spec: &FactorySpec) -> Result<(PathBuf, PathBuf)> {
+        lock(&self.service.pki).new_credential(name, spec)
+    }
+
+    /// A device credential for a key held elsewhere (in a TPM), given as DER
+    /// SubjectPublicKeyInfo: the certificate file.
+    pub fn certify_factory_key(&self, name: &str, spki: &[u8]) -> Result<PathBuf> {
+        lock(&self.service.pki).certify(name, spki, &FactorySpec::default())
+    }
+
+    /// Reads or changes policy.
+    pub fn policy<T>(&self, change: impl FnOnce(&mut Policy) -> T) -> T {
+        change(&mut lock(&self.service.policy))
+    }
+
+    /// Admits the device with this certificate file (leaf first), where admission is pending.
+    pub fn admit(&self, factory_cert: &Path) -> Result<()> {
+        let leaf = leaf_of(factory_cert)?;
+        lock(&self.service.policy).admission.admit(&leaf);
+        Ok(())
+    }
+
+    /// The devices that have an identity.
+    pub fn devices(&self) -> Vec<Device> {
+        lock(&self.service.registry)
+            .identities()
+            .iter()
+            .map(|one| Device {
+                esi: one.esi.clone(),
+                ldi: one.ldi.clone(),
+                key_sha256: one.key_sha256.clone(),
+            })
+            .collect()
+    }
+
+    /// The device with this certificate file, if it has an identity.
+    pub fn device(&self, factory_cert: &Path) -> Result<Option<Device>> {
+        let esi = esi(&leaf_of(factory_cert)?);
+        Ok(self.devices().into_iter().find(|device| device.esi == esi))
+    }
+
+    /// Forgets every device, as an MIS restored from too old a backup would (E9).
+    pub fn forget_devices(&self) -> Result<()> {
+        lock(&self.service.registry).forget()
+    }
+
+    /// Makes every SVID issued so far unusable for renewal: `401` (R6).
+    pub fn invalidate_svids(&self) -> Result<()> {
+        lock(&self.service.registry).invalidate_svids()
+    }
+
+    /// One step of an anchor rotation (B4).
+    pub fn rotate_anchors(&self, step: AnchorStep) -> Result<()> {
+        lock(&self.service.pki).rotate(step)
+    }
+
+    /// `spiffe_sequence` as served now.
+    pub fn sequence(&self) -> u64 {
+        lock(&self.service.pki).sequence()
+    }
+
+    /// Sets `spiffe_sequence` (B5).
+    pub fn set_sequence(&self, sequence: u64) -> Result<()> {
+        lock(&self.service.pki).set_sequence(sequence)
+    }
+
+    /// Every request so far, oldest first.
+    pub fn journal(&self) -> Vec<Entry> {
+        self.service.journal.entries()
+    }
+
+    /// Waits until the journal is as wanted, and returns it; `None` when `limit` is over. Looks
+    /// again at every request that comes in and every answer that goes out.
+    pub fn wait_for(&self, limit: Duration, done: impl FnMut(&[Entry]) -> bool) -> Option<Vec<Entry>> {
+        self.service.journal.wait(limit, done)
+    }
+
+    /// Why TLS handshakes failed, oldest first.
+    pub fn refused_handshakes(&self) -> Vec<String> {
+        self.service.journal.refused_handshakes()
+    }
+
+    /// Waits for so many failed handshakes, and returns why they failed; `None` when `limit` is over.
+    /// (A client may see its alert before the server has noted it.)
+    pub fn wait_for_refused_handshakes(&self, limit: Duration, count: usize) -> Option<Vec<String>> {
+        self.service.journal.wait_refused(limit, count)
+    }
+
+    /// Does this wrong, once, at the next request to the endpoint (after earlier ones).
+    pub fn fault(&self, endpoint: Endpoint, fault: Fault) {
+        lock(&self.service.faults).once(endpoint, fault);
+    }
+
+    /// Does this wrong at every request to the endpoint that has no one-shot fault.
+    pub fn sticky_fault(&self, endpoint: Endpoint, fault: Fault) {
+        lock(&self.service.faults).sticky(endpoint, fault);
+    }
+
+    /// Does nothing wrong any more.
+    pub fn clear_faults(&self) {
+        lock(&self.service.faults).clear();
+    }
+
+    /// One-shot faults that no request has met yet.
+    pub fn waiting_faults(&self) -> usize {
+        lock(&self.service.faults).waiting()
+    }
+
+    /// An outage: the port is closed and every connection is cut on return.
+    pub fn stop_listening(&self) -> Result<()> {
+        self.ask(Command::Stop)
+    }
+
+    /// The end of an outage: the same port accepts connections again on return.
+    pub fn resume(&self) -> Result<()> {
+        self.ask(Command::Resume)?
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(mpsc::SyncSender<T>) -> Command) -> Result<T> {
+        let (done, wait) = mpsc::sync_channel(1);
+        self.commands.send(command(done)).map_err(|_| Error::new("the server has ended"))?;
+        wait.recv().map_err(|_| Error::new("the server has ended"))
+    }
+}
+
+impl Drop for Mis {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::End);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn leaf_of(path: &Path) -> Result<Vec<u8>> {
+    let text = fs::read(path).context(path.display())?;
+    Ok(pem::certificates(&text).context(path.display())?.swap_remove(0))
+}

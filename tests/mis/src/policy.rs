@@ -1,0 +1,115 @@
+//! What the operator decides. Everything here can be changed while the server runs.
+
+use crate::wire::{FACTORY_METHOD, X509_PROFILE};
+use crate::x509;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// The longest validity of a device SVID: five years.
+pub const LONGEST_LIFETIME: Duration = Duration::from_secs(5 * 365 * 86_400);
+/// The shortest that the command line takes; a test may go below.
+pub const SHORTEST_LIFETIME: Duration = Duration::from_secs(60);
+
+/// The operator's decisions.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// From issuance to `notAfter`; at most [`LONGEST_LIFETIME`] from `notBefore`.
+    pub svid_lifetime: Duration,
+    /// How far before issuance `notBefore` lies.
+    pub backdate: Duration,
+    /// Whether a new device gets an identity at once.
+    pub admission: Admission,
+    /// A known device may enroll again with a new key (E6). The SVIDs it had are then invalid.
+    pub rotation_at_enrollment: bool,
+    /// A renewal may bring a new key (R4).
+    pub rotation_at_renewal: bool,
+    /// Successful re-enrollments per identity.
+    pub enrollment_limit: Option<Limit>,
+    /// Successful renewals per identity (R5). The SUP recommends 5 in 24 hours; the default here
+    /// is 60 a minute, so that short lifetimes can be shown.
+    pub renewal_limit: Option<Limit>,
+    /// `supportedBootstrapMethods`; anything else is answered `422`.
+    pub methods: Vec<String>,
+    /// `svidProfilesSupported`; anything else is answered `422`.
+    pub profiles: Vec<String>,
+    /// `spiffe_refresh_hint` in seconds (B4).
+    pub refresh_hint: Option<u64>,
+    /// Refuse a bad client certificate in the TLS handshake, as many real servers do, and not with
+    /// a `401`.
+    pub refuse_in_handshake: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let limit = Some(Limit { successes: 60, window: Duration::from_secs(60) });
+        Self {
+            svid_lifetime: Duration::from_secs(86_400),
+            backdate: Duration::from_secs(30),
+            admission: Admission::Open,
+            rotation_at_enrollment: true,
+            rotation_at_renewal: true,
+            enrollment_limit: limit,
+            renewal_limit: limit,
+            methods: vec![FACTORY_METHOD.to_owned()],
+            profiles: vec![X509_PROFILE.to_owned()],
+            refresh_hint: Some(300),
+            refuse_in_handshake: false,
+        }
+    }
+}
+
+impl Policy {
+    /// Discovery and validation agree: a method counts if it is listed and this server knows it.
+    pub fn knows_method(&self, method: &str) -> bool {
+        method == FACTORY_METHOD && self.methods.iter().any(|known| known == method)
+    }
+
+    /// The same for profiles.
+    pub fn knows_profile(&self, profile: &str) -> bool {
+        profile == X509_PROFILE && self.profiles.iter().any(|known| known == profile)
+    }
+}
+
+/// Who admits new devices (E7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// Every device with a good credential.
+    Open,
+    /// The operator, one by one; until then `409 enrollment-pending`.
+    Pending {
+        /// `Retry-After` in seconds.
+        retry_after: u64,
+        /// Admitted, by ESI (lowercase hexadecimal).
+        admitted: BTreeSet<String>,
+        /// Admit by itself so long after the first request.
+        after: Option<Duration>,
+    },
+}
+
+impl Admission {
+    /// Nobody is admitted yet.
+    pub fn pending(retry_after: u64) -> Self {
+        Self::Pending { retry_after, admitted: BTreeSet::new(), after: None }
+    }
+
+    /// Admits the device with this leaf certificate (DER).
+    pub fn admit(&mut self, leaf: &[u8]) {
+        if let Self::Pending { admitted, .. } = self {
+            admitted.insert(esi(leaf));
+        }
+    }
+}
+
+/// So many successes in so long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// How many.
+    pub successes: usize,
+    /// In how long.
+    pub window: Duration,
+}
+
+/// Enrollment Subject Identifier: SHA-256 of the DER leaf certificate (E5), lowercase hexadecimal.
+pub fn esi(leaf: &[u8]) -> String {
+    x509::hex(&x509::sha256(leaf))
+}

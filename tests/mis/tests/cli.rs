@@ -1,0 +1,52 @@
+//! The program: what it prints, and that it ends when told to.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_development-mis");
+
+#[test]
+fn it_explains_itself_listens_and_ends_on_a_signal() {
+    for signal in ["INT", "TERM"] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("mis");
+        let mut child = Command::new(PROGRAM)
+            .args(["--listen", "127.0.0.1:0", "--svid-lifetime", "60s", "--folder"])
+            .arg(&folder)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut intro = Vec::new();
+        let url = loop {
+            let line = lines.next().unwrap();
+            match line.strip_prefix("listening on ") {
+                Some(url) => break url.to_owned(),
+                None => intro.push(line),
+            }
+        };
+        assert!(intro.contains(&format!("discovery_url = \"{url}/.well-known/margo\"")));
+        let port = url.rsplit_once(':').unwrap().1;
+        std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+        assert!(child.wait().unwrap().success());
+        assert_eq!(lines.last().as_deref(), Some("ended"));
+    }
+}
+
+#[test]
+fn the_folder_can_be_made_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("mis");
+    let make = |more: &[&str]| {
+        Command::new(PROGRAM).arg("--folder").arg(&folder).arg("--pki-only").args(more).output().unwrap()
+    };
+    assert!(make(&["--device", "two"]).status.success());
+    for file in ["tls-ca.pem", "factory-ca.pem", "factory.pem", "factory.key", "factory-two.key"] {
+        assert!(folder.join(file).exists(), "{file}");
+    }
+    let refused = make(&["--mode", "intermediate"]);
+    assert!(!refused.status.success());
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("use the same settings"));
+}

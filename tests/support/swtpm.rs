@@ -1,0 +1,163 @@
+//! A software TPM of one's own for a test: own state folder, own ports, gone when dropped.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+/// A running (or stopped) swtpm.
+pub(crate) struct Swtpm {
+    folder: PathBuf,
+    port: u16,
+    process: Option<Child>,
+}
+
+impl Swtpm {
+    /// Starts a new TPM with an empty state.
+    ///
+    /// # Panics
+    /// If `swtpm` is not installed: a test without a TPM would prove nothing.
+    pub(crate) fn start() -> Self {
+        // Two tests of one process never share a number; tests of other processes are told apart by the pid.
+        static COUNT: AtomicU16 = AtomicU16::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("miaf-swtpm-{}-{count}", std::process::id()));
+        std::fs::create_dir(&folder).expect("a folder for the TPM's state");
+
+        let installed = Command::new("swtpm").arg("--version").stdout(Stdio::null()).status();
+        assert!(
+            installed.is_ok(),
+            "swtpm is needed for this test: apt install swtpm tpm2-tools tpm2-openssl"
+        );
+
+        let mut tpm = Self { folder, port: 0, process: None };
+        for attempt in 0..50 {
+            tpm.port = free_pair(count.wrapping_add(attempt * 64));
+            if tpm.try_boot() {
+                return tpm;
+            }
+        }
+        panic!("swtpm does not start");
+    }
+
+    /// The `tcti` setting that reaches it; tpm2-tools take the same.
+    pub(crate) fn tcti(&self) -> String {
+        format!("swtpm:host=127.0.0.1,port={}", self.port)
+    }
+
+    /// A path in the TPM's folder, for files of the test.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Cuts its power.
+    pub(crate) fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    /// Gives it power again, with the state it had.
+    pub(crate) fn boot(&mut self) {
+        assert!(self.try_boot(), "swtpm does not start again on port {}", self.port);
+    }
+
+    /// Power cut and restart.
+    pub(crate) fn power_cycle(&mut self) {
+        self.stop();
+        self.boot();
+    }
+
+    /// Makes it stop answering (`STOP`) or go on (`CONT`).
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.process.as_ref().expect("a running swtpm").id().to_string();
+        let status = Command::new("kill").args(["-s", name, &pid]).status().expect("kill");
+        assert!(status.success());
+    }
+
+    /// Runs a program against this TPM, in its folder, and gives back what it prints.
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self.try_run(program, arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} {arguments:?}: {stderr}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// As [`Swtpm::run`], for programs that may fail.
+    pub(crate) fn try_run(&self, program: &str, arguments: &[&str]) -> Output {
+        clean_command(program)
+            .args(arguments)
+            .current_dir(&self.folder)
+            .env("TPM2TOOLS_TCTI", self.tcti())
+            .env("TPM2OPENSSL_TCTI", self.tcti())
+            .env("TSS2_LOG", "all+none")
+            .output()
+            .expect("bash")
+    }
+
+    /// How many transient objects it holds.
+    pub(crate) fn transient_handles(&self) -> usize {
+        self.run("tpm2_getcap", &["handles-transient"]).lines().filter(|line| line.contains("0x8")).count()
+    }
+
+    fn try_boot(&mut self) -> bool {
+        let child = clean_command("swtpm")
+            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
+            .args(["--tpmstate", &format!("dir={}", path(&self.folder))])
+            .args(["--server", &format!("type=tcp,port={}", self.port)])
+            .args(["--ctrl", &format!("type=tcp,port={}", self.port + 1)])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("bash");
+        let process = self.process.insert(child);
+
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(20) {
+            if let Ok(Some(_)) = process.try_wait() {
+                break;
+            }
+            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.stop();
+        false
+    }
+}
+
+impl Drop for Swtpm {
+    fn drop(&mut self) {
+        self.stop();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+/// A program that inherits no open files. The TSS opens its connections without close-on-exec; a swtpm or a tool that
+/// another thread starts at that moment would hold them open for ever, and swtpm serves one connection at a time.
+fn clean_command(program: &str) -> Command {
+    const CLOSE_AND_EXEC: &str = r#"
+        for fd in /proc/$$/fd/*; do fd=${fd##*/}; if [ "$fd" -gt 2 ]; then eval "exec $fd>&-"; fi; done
+        exec "$0" "$@""#;
+    let mut command = Command::new("bash");
+    command.args(["-c", CLOSE_AND_EXEC, program]);
+    command
+}
+
+/// Two free ports in a row below the range from which the system takes the ports of outgoing connections.
+fn free_pair(start: u16) -> u16 {
+    const FIRST: u32 = 20_000;
+    const PAIRS: u32 = 6_000;
+    let start = std::process::id().wrapping_mul(61).wrapping_add(u32::from(start));
+    (0..PAIRS)
+        .map(|step| (FIRST + 2 * (start.wrapping_add(step) % PAIRS)) as u16)
+        .find(|port| [*port, port + 1].iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()))
+        .expect("two free ports in a row")
+}
