@@ -169,8 +169,10 @@ pub fn place(file: Option<&Path>) -> Place {
     // Several folders may be named, separated by colons (systemd.exec(5)); the first is the agent's.
     let state = std::env::var("STATE_DIRECTORY").ok();
     let state = state.as_deref().and_then(|all| all.split(':').next()).filter(|first| !first.is_empty());
+    let file = file.unwrap_or(Path::new(crate::config::DEFAULT_FILE));
     Place {
-        file: file.unwrap_or(Path::new(crate::config::DEFAULT_FILE)).to_owned(),
+        // Paths in the file are relative to it, and must stay so wherever the agent is started.
+        file: std::path::absolute(file).unwrap_or_else(|_| file.to_owned()),
         state_directory: state.map(PathBuf::from),
     }
 }

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use tokio::net::UnixStream;
 
 use super::Output;
+use crate::agent;
 use crate::config::Config;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -51,7 +52,8 @@ impl fmt::Display for AskError {
 /// `GET path`. The socket is the one named, else the one of the configuration, as far as the caller may read it.
 pub(super) fn get(config: &Path, output: &Output, path: &str) -> Result<Vec<u8>, AskError> {
     let socket = output.socket.clone().unwrap_or_else(|| {
-        let config = Config::load(config, None).or_else(|_| Config::parse("", config, None));
+        let place = agent::place(Some(config));
+        let config = place.load().or_else(|_| Config::parse("", &place.file, None));
         config.map(|config| config.socket.path).unwrap_or_default()
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

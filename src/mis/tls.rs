@@ -76,18 +76,16 @@ pub(super) enum TlsReason {
     Other(String),
 }
 
-/// Looks for a TLS error among the causes.
+/// Looks for a TLS error among the causes. An I/O error hides what it wraps from `source`, and may wrap another.
 pub(super) fn reason(error: &(dyn Error + 'static)) -> Option<TlsReason> {
-    let mut cause = Some(error);
-    while let Some(e) = cause {
-        let inner = e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let tls = e.downcast_ref().or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
-        if let Some(tls) = tls {
-            return Some(describe(tls));
-        }
-        cause = e.source();
+    if let Some(tls) = error.downcast_ref() {
+        return Some(describe(tls));
     }
-    None
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    match wrapped {
+        Some(inner) => reason(inner),
+        None => error.source().and_then(reason),
+    }
 }
 
 fn describe(error: &rustls::Error) -> TlsReason {
@@ -114,7 +112,8 @@ fn describe(error: &rustls::Error) -> TlsReason {
 
 fn server_certificate(why: &CertificateError) -> String {
     match why {
-        CertificateError::UnknownIssuer => {
+        // A CA of the same name with another key shows as a bad signature.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "its certificate was not issued by a CA in ca_file (unknown issuer)".into()
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {

@@ -453,7 +453,8 @@ impl From<webpki::Error> for Rejection {
     fn from(e: webpki::Error) -> Self {
         use webpki::Error as E;
         match e {
-            E::UnknownIssuer => Self::UnknownIssuer,
+            // A CA that changed its key and kept its name shows as a bad signature.
+            E::UnknownIssuer | E::InvalidSignatureForPublicKey => Self::UnknownIssuer,
             E::UnsupportedSignatureAlgorithmContext(_)
             | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_)
             | E::SignatureAlgorithmMismatch => Self::Algorithm,

@@ -1,4 +1,5 @@
 //! What the tests share. Not every test binary uses all of it.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+pub(crate) mod agent;
 pub(crate) mod swtpm;

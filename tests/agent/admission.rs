@@ -1,0 +1,63 @@
+//! Admission that takes its time, and answers that are lost on the way (miaf-v0 E6 to E8).
+
+use std::time::Duration;
+
+use development_mis::{Admission, Endpoint, Fault};
+
+use crate::world::World;
+
+#[test]
+fn a_device_that_is_not_admitted_yet_waits_and_asks_no_sooner_than_told() {
+    let mut world = World::with(|settings| settings.policy.admission = Admission::pending(1));
+    world.device.start();
+    let status = world.device.wait_for("pending-admission");
+    assert_eq!(status["lastError"]["permanent"], false);
+    assert!(status["lastError"]["retryAt"].is_string());
+    let tries = world.wait_for_requests(Endpoint::Enrollment, 3);
+    assert!(
+        tries.windows(2).all(|two| two[1].at - two[0].at >= Duration::from_secs(1)),
+        "before Retry-After"
+    );
+    assert!(tries.windows(2).all(|two| two[0].csr_spki_sha256 == two[1].csr_spki_sha256));
+    world.mis.admit(&world.mis.factory_cert()).unwrap();
+    world.device.wait_for("active");
+}
+
+#[test]
+fn a_lost_answer_to_an_enrollment_is_asked_for_again_with_the_same_key() {
+    // The operator allows no rotation: another key would lock the device out for good.
+    let mut world = World::with(|settings| settings.policy.rotation_at_enrollment = false);
+    world.mis.fault(Endpoint::Enrollment, Fault::LoseAnswer);
+    world.device.start();
+    world.device.wait_for("active");
+    let tries = world.seen(Endpoint::Enrollment);
+    assert!(tries[0].issued && tries[0].answer_lost);
+    assert_eq!(tries[1].status, Some(200), "the same device again, not another");
+    assert_eq!(tries[0].csr_spki_sha256, tries[1].csr_spki_sha256);
+}
+
+#[test]
+fn the_same_key_also_when_the_agent_is_killed_between() {
+    let mut world = World::with(|settings| settings.policy.rotation_at_enrollment = false);
+    world.mis.fault(Endpoint::Enrollment, Fault::StallAnswer(Duration::from_secs(60)));
+    world.device.start();
+    let factory = world.mis.factory_cert();
+    world.device.wait_until("the SVID is issued", |_| world.mis.device(&factory).unwrap().is_some());
+    let issued_for = world.mis.device(&factory).unwrap().unwrap().key_sha256;
+    world.device.kill();
+    world.device.start();
+    world.device.wait_for("active");
+    assert_eq!(world.seen(Endpoint::Enrollment)[1].csr_spki_sha256, Some(issued_for));
+}
+
+#[test]
+fn a_lost_answer_to_a_renewal_is_asked_for_again_with_the_same_key() {
+    let world = World::renewing();
+    let before = world.device.status();
+    world.mis.fault(Endpoint::Renewal, Fault::LoseAnswer);
+    world.device.wait_for_another_svid(&before["svid"]["serial"]);
+    let tries = world.seen(Endpoint::Renewal);
+    let lost = tries.iter().position(|entry| entry.answer_lost).unwrap();
+    assert_eq!(tries[lost].csr_spki_sha256, tries[lost + 1].csr_spki_sha256);
+    assert_eq!(tries[lost + 1].status, Some(200));
+}

@@ -1,0 +1,119 @@
+//! The answer is judged by every point of E4 before anything is replaced: at enrollment, and again at renewal.
+
+use std::time::Duration;
+
+use development_mis::{Endpoint, Fault, SvidFault};
+
+use crate::world::World;
+
+fn bad_svids() -> Vec<(SvidFault, &'static str)> {
+    vec![
+        (SvidFault::OtherTrustDomain("other.example".into()), "which is not in the trust domain"),
+        (SvidFault::TwoUriSans, "has 2 URI names"),
+        (SvidFault::NoUriSan, "has 0 URI names"),
+        (SvidFault::UppercaseUuid, "which is not a device"),
+        (SvidFault::NotADevice, "which is not a device"),
+        (SvidFault::CaTrue, "is a certificate authority"),
+        (SvidFault::NoKeyUsage, "has no keyUsage"),
+        (SvidFault::KeyUsageNotCritical, "not marked critical"),
+        (SvidFault::KeyCertSign, "allows keyCertSign"),
+        (SvidFault::NoClientAuth, "lacks clientAuth"),
+        (SvidFault::OtherKey, "another public key"),
+        (SvidFault::Expired, "the certificate expired"),
+        (SvidFault::NotYetValid(Duration::from_secs(3600)), "compare the two clocks"),
+        (SvidFault::UnknownIssuer, "does not chain to an anchor"),
+        (SvidFault::P384Signature, "neither ECDSA P-256"),
+        (SvidFault::MissingIntermediate, "does not chain to an anchor"),
+        (SvidFault::Garbage, "not exactly one PEM certificate"),
+        (SvidFault::EmptyChain, "holds no certificate"),
+        (SvidFault::WrongProfile, "an SVID of the profile"),
+    ]
+}
+
+#[test]
+fn a_bad_first_svid_is_refused_with_its_reason_and_a_good_one_then_taken() {
+    let mut world = World::new();
+    let (first, why) = bad_svids().remove(0);
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::Svid(first));
+    world.device.start();
+    world.device.wait_for_error(why);
+    for (fault, why) in bad_svids().drain(1..) {
+        let named = format!("{fault:?}");
+        world.mis.sticky_fault(Endpoint::Enrollment, Fault::Svid(fault));
+        let status = world.device.wait_for_error(why);
+        assert!(status["svid"].is_null(), "{named}: {status:#}");
+        assert_eq!(world.device.get("/readyz").unwrap().0, 503, "{named}");
+    }
+    world.mis.clear_faults();
+    let status = world.device.wait_for("active");
+    assert!(status["lastError"].is_null());
+    let keys: std::collections::BTreeSet<_> =
+        world.seen(Endpoint::Enrollment).into_iter().map(|entry| entry.csr_spki_sha256).collect();
+    assert_eq!(keys.len(), 1, "one key through all of it (E6)");
+}
+
+#[test]
+fn a_bad_renewal_is_refused_with_its_reason_and_what_is_held_stays() {
+    let world = World::renewing();
+    let held = world.device.status();
+    let files = world.device.published("svid-with-key.pem");
+    let mut faults = bad_svids();
+    faults.push((SvidFault::WrongSpiffeId, "but this device is"));
+    for (fault, why) in faults {
+        let named = format!("{fault:?}");
+        world.mis.sticky_fault(Endpoint::Renewal, Fault::Svid(fault));
+        if world.device.status()["svid"] != held["svid"] {
+            continue; // renewed between two faults: the loop below sees to the rest
+        }
+        let status = world.device.wait_for_error(why);
+        assert_eq!(status["svid"]["serial"], held["svid"]["serial"], "{named}");
+        assert_eq!(world.device.published("svid-with-key.pem"), files, "{named}");
+        assert_eq!(world.device.get("/readyz").unwrap().0, 200, "{named}");
+    }
+    world.mis.clear_faults();
+    let renewed = world.device.wait_for_another_svid(&held["svid"]["serial"]);
+    assert_eq!(renewed["spiffeId"], held["spiffeId"]);
+}
+
+#[test]
+fn what_looks_odd_and_is_right_is_accepted() {
+    for fault in
+        [SvidFault::RootAppended, SvidFault::PemWidth(76), SvidFault::PemWidth(1000), SvidFault::ExtraMembers]
+    {
+        let mut world = World::new();
+        let named = format!("{fault:?}");
+        world.mis.fault(Endpoint::Enrollment, Fault::Svid(fault));
+        world.device.start();
+        world.device.wait_for("active");
+        assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "{named} was taken at once");
+    }
+}
+
+#[test]
+fn an_svid_that_is_a_little_early_is_kept_and_used_when_its_time_comes() {
+    let mut world = World::new();
+    world.mis.fault(Endpoint::Enrollment, Fault::Svid(SvidFault::NotYetValid(Duration::from_secs(6))));
+    world.device.start();
+    world.device.wait_until("it is kept", |device| device.log().contains("kept until it becomes valid"));
+    assert_eq!(world.device.status()["state"], "enrolling");
+    world.device.kill(); // it is durable
+    world.device.start();
+    world.device.wait_for("active");
+    assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "no second one was asked for");
+}
+
+#[test]
+fn an_svid_of_an_unknown_issuer_makes_the_bundle_be_fetched_once_more_before_it_is_refused() {
+    let mut world = World::new();
+    // The bundle that the device gets first is from before the MIS changed its CA.
+    let config =
+        crate::world::config(&world.mis, &world.tpm, "").replace("refresh = \"1s\"", "refresh = \"1h\"");
+    world.device.configure(&config);
+    world.mis.fault(Endpoint::Enrollment, Fault::Stall(Duration::from_secs(2)));
+    world.device.start();
+    world.wait_for_requests(Endpoint::Bundle, 1);
+    world.mis.rotate_anchors(development_mis::AnchorStep::Switch).unwrap();
+    world.device.wait_for("active");
+    assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "the answer was kept meanwhile");
+    assert!(world.seen(Endpoint::Bundle).len() >= 2);
+}

@@ -1,0 +1,169 @@
+//! What ends the process and what only blocks (design: lifecycle 1).
+
+use std::fs;
+
+use crate::support::agent::Device;
+use crate::world::{self, World};
+
+const UNCONFIGURED: &str = "state_dir = \"{dir}/state\"\n[socket]\npath = \"{dir}/run/agent.sock\"\n";
+
+#[test]
+fn a_device_without_a_configuration_waits_for_one() {
+    let mut world = World::new();
+    world.device.configure(UNCONFIGURED);
+    world.device.start();
+    let status = world.device.wait_for("unconfigured");
+    assert!(status["spiffeId"].is_null());
+    assert_eq!(world.device.get("/healthz").unwrap().0, 200);
+    assert_eq!(world.device.get("/readyz").unwrap().0, 503);
+    assert_eq!(world.device.get("/v1/svid").unwrap().0, 503);
+    assert_eq!(world.device.get("/v1/bundle").unwrap().0, 503);
+    world.configure("");
+    world.device.wait_for("active");
+}
+
+#[test]
+fn a_configuration_that_cannot_be_read_ends_the_process_and_says_where() {
+    let device = Device::new("[mis]\ndiscovery_url = \"https://mis.example/\"\ncolour = \"blue\"\n");
+    let output = device.run(&["run"]);
+    assert_eq!(output.status.code(), Some(78));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("config.toml:3: unknown field `colour`"), "{said}");
+}
+
+#[test]
+fn a_socket_that_cannot_be_bound_ends_the_process_and_says_why() {
+    let device = Device::new("[socket]\npath = \"/proc/no/agent.sock\"\n");
+    let output = device.run(&["run"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("/proc/no/agent.sock cannot be bound"), "{said}");
+}
+
+#[test]
+fn a_missing_factory_certificate_blocks_and_is_found_when_it_appears() {
+    let mut world = World::new();
+    let certificate = world.mis.factory_cert();
+    let away = certificate.with_extension("away");
+    fs::rename(&certificate, &away).unwrap();
+    world.device.start();
+    let status = world.device.wait_for("blocked");
+    assert!(
+        status["lastError"]["detail"].as_str().unwrap().contains("factory.pem cannot be read"),
+        "{status:#}"
+    );
+    fs::rename(&away, &certificate).unwrap();
+    world.device.wait_for("active");
+}
+
+#[test]
+fn a_factory_key_of_another_certificate_is_named() {
+    let mut world = World::new();
+    let (_, other_key) = world.mis.new_factory_credential("another").unwrap();
+    fs::copy(other_key, world.mis.factory_key()).unwrap();
+    world.device.start();
+    let status = world.device.wait_for("blocked");
+    assert!(status["lastError"]["detail"].as_str().unwrap().contains("do not belong together"), "{status:#}");
+}
+
+#[test]
+fn no_bootstrap_section_blocks_and_is_named() {
+    let mut world = World::new();
+    let config = world::config(&world.mis, &world.tpm, "");
+    let from = config.find("[bootstrap]").unwrap();
+    let to = config.find("[key]").unwrap();
+    world.device.configure(&format!("{}{}", &config[..from], &config[to..]));
+    world.device.start();
+    let status = world.device.wait_for("blocked");
+    assert!(status["lastError"]["detail"].as_str().unwrap().contains("[bootstrap]"), "{status:#}");
+}
+
+#[test]
+fn a_tpm_that_cannot_be_reached_blocks_and_is_found_when_it_comes() {
+    let mut world = World::new();
+    world.tpm.stop();
+    world.device.start();
+    let status = world.device.wait_for("blocked");
+    assert!(status["lastError"]["detail"].as_str().unwrap().contains("cannot reach the TPM"), "{status:#}");
+    world.tpm.boot();
+    world.device.wait_for("active");
+}
+
+#[test]
+fn software_keys_are_never_chosen_and_not_there_yet() {
+    let mut world = World::new();
+    let config = world::config(&world.mis, &world.tpm, "");
+    world.device.configure(&config.replace("[key]", "[key]\nprovider = \"software\""));
+    world.device.start();
+    let status = world.device.wait_for("blocked");
+    assert!(status["lastError"]["detail"].as_str().unwrap().contains("provider"), "{status:#}");
+}
+
+#[test]
+fn sighup_reads_the_configuration_anew_and_a_bad_one_keeps_the_old() {
+    let world = World::enrolled();
+    world.device.configure("nonsense");
+    world.device.signal("HUP");
+    world.device.wait_until("it complains", |device| device.log().contains("stays in use"));
+    assert_eq!(world.device.status()["state"], "active");
+    world.configure("[log]\nlevel = \"info\"");
+    world.device.signal("HUP");
+    world.device.wait_until("it is read", |device| device.log().contains("has been read anew"));
+    world.device.wait_for("active");
+}
+
+#[test]
+fn damaged_state_is_set_aside_and_the_device_enrolls_again() {
+    let mut world = World::enrolled();
+    let id = world.device.status()["spiffeId"].clone();
+    world.device.kill();
+    let record = world.device.path("state/private/identity.json");
+    fs::write(&record, "{\"version\":1,").unwrap();
+    world.device.start();
+    assert_eq!(
+        world.device.wait_for("active")["spiffeId"],
+        id,
+        "the MIS knows it by its factory certificate"
+    );
+    assert!(record.with_extension("json.unusable").exists());
+}
+
+#[test]
+fn the_commands_answer_people_and_programs() {
+    let world = World::enrolled();
+    let text = |arguments: &[&str]| {
+        let output = world.device.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let status = text(&["status"]);
+    assert!(status.contains("active - this device has a valid identity"), "{status}");
+    assert!(status.contains("in this device's TPM; it cannot be copied out"), "{status}");
+    let json: serde_json::Value = serde_json::from_str(&text(&["status", "--json"])).unwrap();
+    assert_eq!(json, world.device.status());
+    assert_eq!(text(&["svid"]), world.device.published("svid.pem"));
+    assert_eq!(text(&["bundle"]), world.device.published("bundle.pem"));
+    let json: serde_json::Value = serde_json::from_str(&text(&["svid", "--json"])).unwrap();
+    assert!(json["certificateChainPem"][0].as_str().unwrap().starts_with("-----BEGIN CERTIFICATE"));
+    assert!(json["generation"].is_u64());
+    serde_json::from_str::<serde_json::Value>(&text(&["bundle", "--json"])).unwrap();
+}
+
+#[test]
+fn a_command_without_an_agent_says_what_to_do() {
+    let device = Device::new(UNCONFIGURED);
+    let output = device.run(&["status"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("no agent answers at") && said.contains("systemctl status miaf-agent"), "{said}");
+}
+
+#[test]
+fn the_socket_speaks_http_and_problem_details() {
+    let world = World::enrolled();
+    let (status, body) = world.device.get("/nowhere").unwrap();
+    let problem: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &problem["status"], &problem["type"]), (404, &404.into(), &"about:blank".into()));
+    let post = "POST /v1/status HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    assert_eq!(world.device.request(post).unwrap().0, 405);
+}

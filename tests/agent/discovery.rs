@@ -1,0 +1,158 @@
+//! Discovery and bundle: what is taken, what is refused, what stays (miaf-v0 D, B).
+
+use std::time::Duration;
+
+use development_mis::{AnchorStep, DocumentFault as Bent, Endpoint, Fault};
+
+use crate::world::World;
+
+#[test]
+fn a_bad_discovery_document_is_refused_with_its_reason() {
+    let mut world = World::new();
+    let bent = |document: Bent| Fault::Document(document);
+    let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
+    let faults = [
+        (bent(Bent::MissingMember("trustDomain".into())), "missing field `trustDomain`"),
+        (bent(Bent::MissingMember("trustBundleUri".into())), "missing field `trustBundleUri`"),
+        (bent(Bent::MissingMember("margoIdentityServiceBaseUri".into())), "missing field"),
+        (bent(Bent::MissingMember("supportedBootstrapMethods".into())), "missing field"),
+        (bent(Bent::MissingMember("svidProfilesSupported".into())), "missing field"),
+        (bent(Bent::HttpUrls), "not an absolute https:// URL"),
+        (bent(Bent::TrustDomain("Not A Name".into())), "trustDomain is not valid"),
+        (bent(Bent::Replace(b"[]".to_vec())), "not a Margo discovery document"),
+        (bent(Bent::Replace(deep.into_bytes())), "invalid type: sequence"),
+        (bent(Bent::Replace(vec![b' '; 10 * 1024 * 1024])), "larger than 65536 bytes"),
+        (bent(Bent::Replace(vec![0xff; 10])), "not UTF-8"),
+        (Fault::redirect(302, "https://localhost:1/elsewhere"), "redirects are not followed"),
+        (Fault::problem(404, "about:blank", None), "\"status\":404"),
+    ];
+    world.mis.sticky_fault(Endpoint::Discovery, faults[0].0.clone());
+    world.device.start();
+    for (fault, why) in faults {
+        world.mis.sticky_fault(Endpoint::Discovery, fault);
+        world.device.wait_for_error(why);
+    }
+    assert!(world.seen(Endpoint::Bundle).is_empty() && world.seen(Endpoint::Enrollment).is_empty());
+    world.mis.sticky_fault(Endpoint::Discovery, bent(Bent::ExtraMembers)); // and unknown members are ignored (D4)
+    world.device.wait_for("active");
+}
+
+#[test]
+fn a_document_for_another_trust_domain_is_refused_whether_configured_or_held() {
+    let mut world = World::new();
+    let config = crate::world::config(&world.mis, &world.tpm, "");
+    world.device.configure(&config.replace("[mis]", "[mis]\ntrust_domain = \"other.example\""));
+    world.device.start();
+    let status = world.device.wait_for("blocked");
+    assert!(
+        status["lastError"]["detail"].as_str().unwrap().contains("the configuration says \"other.example\"")
+    );
+    world.device.kill();
+
+    world.device.configure(&config);
+    world.device.start();
+    world.device.wait_for("active");
+    world.mis.sticky_fault(Endpoint::Discovery, Fault::Document(Bent::TrustDomain("other.example".into())));
+    world.device.kill();
+    world.device.start();
+    world.device.wait_for_error("this device's identity is in \\\"factory.example\\\"");
+    assert_eq!(world.device.get("/readyz").unwrap().0, 200, "what is held stays in use");
+}
+
+#[test]
+fn without_the_method_or_the_profile_in_the_document_nothing_is_asked_for() {
+    for listed in [true, false] {
+        let mut world = World::with(|settings| {
+            let list = if listed { &mut settings.policy.methods } else { &mut settings.policy.profiles };
+            *list = vec!["urn:example:another".into()];
+        });
+        world.device.start();
+        let status = world.device.wait_for("blocked");
+        assert!(
+            status["lastError"]["detail"].as_str().unwrap().contains("urn:example:another"),
+            "{status:#}"
+        );
+        let (_, _) = world.after(Duration::from_secs(1));
+        assert!(world.seen(Endpoint::Enrollment).is_empty(), "D5");
+        let policy = development_mis::Policy::default();
+        world.mis.policy(|p| (p.methods, p.profiles) = (policy.methods, policy.profiles));
+        world.device.wait_for("active");
+    }
+}
+
+#[test]
+fn documents_are_revalidated_with_what_the_mis_gave_also_after_a_restart() {
+    let mut world = World::enrolled();
+    world.device.wait_until("a revalidated bundle", |_| {
+        world.seen(Endpoint::Bundle).iter().any(|entry| entry.status == Some(304))
+    });
+    world.device.kill();
+    let before = world.mis.journal().len();
+    world.device.start();
+    let answered = |journal: &[development_mis::Entry]| {
+        journal.iter().skip(before).filter(|entry| entry.status.is_some()).count() >= 2
+    };
+    let journal = world.mis.wait_for(Duration::from_secs(20), answered).unwrap();
+    for entry in &journal[before..before + 2] {
+        assert_eq!(entry.status, Some(304), "{entry:?}");
+        assert!(entry.conditional.as_ref().unwrap().to_lowercase().contains("if-"), "{entry:?}");
+    }
+}
+
+#[test]
+fn a_bundle_is_taken_in_both_forms_and_with_foreign_keys_in_it() {
+    for form in [Bent::PlainBundle, Bent::ForeignKeys, Bent::ExtraMembers] {
+        let mut world = World::new();
+        world.mis.sticky_fault(Endpoint::Bundle, Fault::Document(form));
+        world.device.start();
+        world.device.wait_for("active");
+        let bundle: serde_json::Value =
+            serde_json::from_str(&world.device.get("/v1/bundle").unwrap().1).unwrap();
+        assert_eq!(bundle["keys"].as_array().unwrap().len(), 1, "{bundle:#}");
+        assert_eq!(bundle["keys"][0]["x5c"].as_array().unwrap().len(), 1, "{bundle:#}");
+    }
+}
+
+#[test]
+fn a_bad_bundle_is_refused_and_the_one_held_stays() {
+    let world = World::enrolled();
+    let held = world.device.published("bundle.pem");
+    for (fault, why) in [
+        (Fault::Document(Bent::DuplicateTrustDomain), "appears twice"),
+        (Fault::Document(Bent::LowerSequence), "lower than the 1 already seen"),
+        (
+            Fault::Document(Bent::Replace(b"{\"trust_domains\":{\"other.example\":{\"keys\":[]}}}".to_vec())),
+            "no entry",
+        ),
+        (Fault::Document(Bent::Replace(b"{}".to_vec())), "neither"),
+        (Fault::Document(Bent::Replace(vec![b' '; 2 * 1024 * 1024])), "larger than 1048576 bytes"),
+        (Fault::problem(500, "about:blank", None), "\"status\":500"),
+    ] {
+        world.mis.sticky_fault(Endpoint::Bundle, fault);
+        world.device.wait_for_error(why);
+        assert_eq!(world.device.published("bundle.pem"), held, "{why}");
+        assert_eq!(world.device.get("/readyz").unwrap().0, 200, "{why}");
+    }
+    world.mis.clear_faults();
+    world.device.wait_for_status("no error", |status| status["lastError"].is_null());
+}
+
+#[test]
+fn an_emptied_bundle_is_published_as_such_and_nothing_is_ready_under_it() {
+    let world = World::enrolled();
+    world.mis.sticky_fault(Endpoint::Bundle, Fault::Document(Bent::EmptyKeys));
+    world.device.wait_until("an empty bundle", |device| device.published("bundle.pem").is_empty());
+    assert_eq!(world.device.get("/readyz").unwrap().0, 503);
+    world.mis.clear_faults();
+    world.device.wait_until("ready again", |device| device.get("/readyz").unwrap().0 == 200);
+}
+
+#[test]
+fn new_anchors_are_published() {
+    let world = World::enrolled();
+    world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
+    world.device.wait_until("both anchors", |device| {
+        device.published("bundle.pem").matches("BEGIN CERTIFICATE").count() == 2
+    });
+    assert_eq!(world.device.status()["bundle"]["sequence"], 2);
+}

@@ -1,0 +1,102 @@
+//! The published files: their layout, their modes, and that what belongs together stays together.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use crate::world::{self, World};
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+#[test]
+fn the_files_are_those_of_the_contract_with_their_modes() {
+    let world = World::enrolled();
+    let current = world.device.path("state/svid/current");
+    let mut names: Vec<_> = fs::read_dir(&current).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(
+        names,
+        ["bundle.json", "bundle.pem", "identity.json", "key.pem", "svid-with-key.pem", "svid.pem"]
+    );
+    for name in names {
+        assert_eq!(mode(&current.join(&name)), 0o640, "{name:?}");
+    }
+    assert_eq!(mode(&world.device.path("state")), 0o711);
+    assert_eq!(mode(&world.device.path("state/private")), 0o700);
+    assert_eq!(mode(&world.device.path("state/svid")), 0o750);
+    assert_eq!(mode(&current), 0o750);
+    assert_eq!(mode(&world.device.path("run/agent.sock")), 0o660);
+    let identity: serde_json::Value = serde_json::from_str(&world.device.published("identity.json")).unwrap();
+    let status = world.device.status();
+    assert_eq!(identity["spiffeId"], status["spiffeId"]);
+    assert_eq!(identity["serial"], status["svid"]["serial"]);
+    assert_eq!((&identity["keyProtection"], &identity["valid"]), (&"hardware".into(), &true.into()));
+    let combined = format!("{}{}", world.device.published("svid.pem"), world.device.published("key.pem"));
+    assert_eq!(world.device.published("svid-with-key.pem"), combined);
+}
+
+#[test]
+fn files_and_socket_go_to_the_groups_that_are_named() {
+    // Groups that every Debian has. Only root may give files to groups it is not in.
+    let mut world = World::new();
+    let groups = "[files]\ngroup = \"users\"\nkey_group = \"games\"\n";
+    let config = world::config(&world.mis, &world.tpm, groups);
+    world.device.configure(&config.replace("[socket]", "[socket]\ngroup = \"users\""));
+    world.device.start();
+    world.device.wait_for("active");
+    let group = |name: &str| fs::metadata(world.device.path(name)).unwrap().gid();
+    let (users, games) = (100, 60);
+    for name in
+        ["state/svid", "state/svid/current", "state/svid/current/svid.pem", "state/svid/current/bundle.pem"]
+    {
+        assert_eq!(group(name), users, "{name}");
+    }
+    for name in ["state/svid/current/key.pem", "state/svid/current/svid-with-key.pem"] {
+        assert_eq!(group(name), games, "{name}");
+    }
+    assert_eq!(group("run/agent.sock"), users);
+}
+
+#[test]
+fn files_that_cannot_be_published_are_reported_and_follow_later() {
+    let mut world = World::new();
+    world.configure("[files]\ngroup = \"no-such-group-here\"\n");
+    world.device.start();
+    let status = world.device.wait_for_error("there is no group");
+    assert_eq!(status["lastError"]["type"], "urn:miaf-agent:error:not-published");
+    world.device.wait_for("active"); // the socket serves all the same
+    assert_eq!(world.device.get("/readyz").unwrap().0, 200);
+    world.configure("");
+    world.device.signal("HUP");
+    world.device.wait_until("published", |device| device.path("state/svid/current/svid.pem").exists());
+}
+
+#[test]
+fn a_reader_never_sees_a_key_and_a_certificate_that_do_not_belong_together() {
+    let world = World::renewing();
+    let mut seen = std::collections::BTreeMap::new();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while seen.len() < 4 && std::time::Instant::now() < deadline {
+        // Open the folder once: everything read through it belongs together.
+        let folder = fs::read_link(world.device.path("state/svid/current")).unwrap();
+        let folder = world.device.path("state/svid").join(folder);
+        let read = |name: &str| fs::read_to_string(folder.join(name));
+        let (Ok(svid), Ok(key), Ok(combined)) =
+            (read("svid.pem"), read("key.pem"), read("svid-with-key.pem"))
+        else {
+            continue; // two generations passed while it was read: too slow a reader, but never a torn pair
+        };
+        assert_eq!(combined, format!("{svid}{key}"));
+        assert_eq!(seen.entry(svid.clone()).or_insert_with(|| key.clone()), &key);
+    }
+    assert!(seen.len() >= 3, "the identity was rotated meanwhile: {}", seen.len());
+    // And each of those keys is the key of its certificate, as the TPM and OpenSSL have it.
+    for (svid, key) in seen {
+        assert_eq!(
+            world::public_key_of_certificate(&world, &svid),
+            world::public_key_of_tpm_key(&world, &key)
+        );
+    }
+}

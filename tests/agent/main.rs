@@ -1,0 +1,17 @@
+//! The real agent, a real TPM 2.0 (swtpm), the strict development MIS and real TLS between them. Each test has all of
+//! them for itself.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod admission;
+mod answers;
+mod configuration;
+mod discovery;
+mod files;
+mod keys;
+mod main_job;
+mod refusals;
+mod trust;
+mod world;

@@ -1,0 +1,169 @@
+//! What the MIS may refuse, and what follows (miaf-v0 P, E7, E8, R4, R6).
+
+use std::time::Duration;
+
+use development_mis::{AnchorStep, ClientKind, Endpoint, Fault};
+
+use crate::world::World;
+
+#[test]
+fn a_permanent_refusal_blocks_and_is_not_repeated_until_a_restart() {
+    for (status, code) in [
+        (400, "invalid-svid-request"),
+        (400, "invalid-audience"),
+        (422, "unsupported-method"),
+        (422, "unsupported-svid-profile"),
+        (422, "https://example.com/errors/unheard-of"),
+        (409, "key-rotation-not-permitted"),
+    ] {
+        let mut world = World::new();
+        world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(status, code, None));
+        world.device.start();
+        let blocked = world.device.wait_for("blocked");
+        let error = &blocked["lastError"];
+        assert!(error["type"].as_str().unwrap().ends_with(code), "{error}");
+        assert_eq!((error["status"].as_u64(), &error["permanent"]), (Some(status.into()), &true.into()));
+        let (_, meanwhile) = world.after(Duration::from_secs(2));
+        assert!(meanwhile.iter().all(|e| e.path != "/api/v1/identities"), "{code} was repeated");
+        assert!(
+            meanwhile.iter().any(|e| e.path == "/.well-known/margo"),
+            "discovery is polled while blocked (P2)"
+        );
+
+        world.mis.clear_faults();
+        world.device.kill();
+        world.device.start(); // a restart is a correction
+        world.device.wait_for("active");
+    }
+}
+
+#[test]
+fn a_changed_discovery_document_ends_the_block() {
+    let mut world = World::new();
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(422, "unsupported-method", None));
+    world.device.start();
+    world.device.wait_for("blocked");
+    world.mis.clear_faults();
+    world.mis.policy(|policy| policy.methods.push("urn:margo:bootstrap:new-one:v1".into()));
+    world.device.wait_for("active");
+}
+
+#[test]
+fn what_may_pass_is_tried_again_with_backoff() {
+    for fault in [
+        Fault::answer(400, &[("content-type", "text/html")], "<html>Bad Request</html>"), // a proxy's (P5)
+        Fault::answer(422, &[], ""),
+        Fault::problem(409, "something-of-the-future", None),
+        Fault::problem(429, "too-many-requests", Some("0")),
+        Fault::problem(503, "about:blank", None),
+        Fault::answer(500, &[("content-type", "text/html")], "x".repeat(2 * 1024 * 1024)),
+        Fault::answer(502, &[], ""),
+        Fault::answer(200, &[("content-type", "application/json")], "{\"svid\":"),
+        Fault::answer(200, &[("content-type", "application/json")], " ".repeat(3 * 1024 * 1024)),
+        Fault::redirect(307, "https://localhost:1/api/v1/identities"),
+        Fault::CutBefore,
+    ] {
+        let mut world = World::new();
+        let named = format!("{fault:.60?}");
+        for _ in 0..3 {
+            world.mis.fault(Endpoint::Enrollment, fault.clone());
+        }
+        world.device.start();
+        world.device.wait_for("active");
+        let tries = world.seen(Endpoint::Enrollment);
+        assert_eq!(tries.len(), 4, "{named}");
+        assert!(
+            tries.windows(2).all(|two| two[1].at - two[0].at >= Duration::from_millis(100)),
+            "{named}: too soon"
+        );
+        assert!(
+            tries.windows(2).all(|two| two[0].csr_spki_sha256 == two[1].csr_spki_sha256),
+            "{named}: another key"
+        );
+    }
+}
+
+#[test]
+fn a_slow_refusal_is_shown_and_tried_again_at_the_cap() {
+    for (status, code) in
+        [(401, "invalid-bootstrap-proof"), (401, "about:blank"), (403, "about:blank"), (404, "about:blank")]
+    {
+        let mut world = World::new();
+        for _ in 0..2 {
+            world.mis.fault(Endpoint::Enrollment, Fault::problem(status, code, None));
+        }
+        world.device.start();
+        world.device.wait_for_error(&format!("\"status\":{status}"));
+        world.device.wait_for("active");
+        let tries = world.seen(Endpoint::Enrollment);
+        // The cap is 500 ms here; a slow retry waits at least half of it.
+        assert!(
+            tries.windows(2).all(|two| two[1].at - two[0].at >= Duration::from_millis(250)),
+            "{status} {code}"
+        );
+        if status == 404 {
+            assert!(world.seen(Endpoint::Discovery).len() >= 2, "discovery was read again");
+        }
+    }
+}
+
+#[test]
+fn retry_after_is_kept_to_the_second_also_across_a_restart() {
+    let mut world = World::new();
+    world.mis.fault(Endpoint::Enrollment, Fault::problem(429, "too-many-requests", Some("4")));
+    world.device.start();
+    world.device.wait_for_error("too-many-requests");
+    world.device.kill();
+    world.device.start();
+    world.device.wait_for("active");
+    let tries = world.seen(Endpoint::Enrollment);
+    assert_eq!(tries.len(), 2);
+    assert!(tries[1].at - tries[0].at >= Duration::from_secs(4), "{:?}", tries[1].at - tries[0].at);
+}
+
+#[test]
+fn rotation_refused_at_renewal_means_the_existing_key_at_once() {
+    let world = World::renewing();
+    world.mis.policy(|policy| policy.rotation_at_renewal = false);
+    let before = world.device.status();
+    let refused_already = world.seen(Endpoint::Renewal).len();
+    world.device.wait_for_another_svid(&before["svid"]["serial"]);
+    world.device.wait_until("two requests", |_| world.seen(Endpoint::Renewal).len() >= refused_already + 2);
+    let tries = world.seen(Endpoint::Renewal).split_off(refused_already);
+    let refused = tries.iter().position(|entry| entry.problem == Some("key-rotation-not-permitted")).unwrap();
+    let (new, existing) = (&tries[refused], &tries[refused + 1]);
+    assert_ne!(existing.csr_spki_sha256, new.csr_spki_sha256);
+    assert_eq!(existing.status, Some(200));
+    assert!(existing.at - new.at < Duration::from_secs(5));
+    // It has learnt: the renewal after that asks with the existing key first.
+    world
+        .device
+        .wait_until("one more", |_| world.seen(Endpoint::Renewal).len() >= refused_already + refused + 3);
+    let next = &world.seen(Endpoint::Renewal)[refused_already + refused + 2];
+    assert_eq!((next.status, &next.csr_spki_sha256), (Some(200), &existing.csr_spki_sha256));
+}
+
+#[test]
+fn a_401_at_renewal_leads_to_an_enrollment_under_the_same_name() {
+    let world = World::renewing();
+    let before = world.device.status();
+    world.mis.invalidate_svids().unwrap();
+    let after = world.device.wait_for_another_svid(&before["svid"]["serial"]);
+    assert_eq!(after["spiffeId"], before["spiffeId"]);
+    let enrollments = world.seen(Endpoint::Enrollment);
+    assert_eq!((enrollments[1].client, enrollments[1].status), (ClientKind::Factory, Some(200)));
+    assert_eq!(world.seen(Endpoint::Renewal)[0].status, Some(401));
+}
+
+#[test]
+fn a_certificate_refused_in_the_handshake_at_renewal_is_a_401_too() {
+    let world = World::renewing();
+    let before = world.device.status();
+    world.mis.policy(|policy| policy.refuse_in_handshake = true);
+    world.mis.rotate_anchors(AnchorStep::Switch).unwrap();
+    world.mis.rotate_anchors(AnchorStep::DropOld).unwrap(); // the CA of the SVID held is no longer known
+    let after = world.device.wait_for_another_svid(&before["svid"]["serial"]);
+    assert_eq!(after["spiffeId"], before["spiffeId"]);
+    assert!(!world.mis.refused_handshakes().is_empty());
+    assert_eq!(world.seen(Endpoint::Enrollment).len(), 2);
+}

@@ -1,0 +1,210 @@
+//! The real agent as a process of its own, with a folder for its state, its socket and its configuration.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Long enough for a loaded machine; nothing waits for it that does not fail in the end.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+
+/// A device: its folder stays while its agent comes and goes.
+pub(crate) struct Device {
+    folder: TempDir,
+    process: Option<Child>,
+    environment: Vec<(String, String)>,
+}
+
+impl Device {
+    /// A device with this configuration. `{dir}` in it stands for the device's folder. The agent is not started.
+    pub(crate) fn new(config: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder for the device");
+        let device = Self { folder, process: None, environment: Vec::new() };
+        device.configure(config);
+        device
+    }
+
+    /// Writes the configuration file.
+    pub(crate) fn configure(&self, config: &str) {
+        let config = config.replace("{dir}", self.dir().to_str().expect("a path in UTF-8"));
+        fs::write(self.path("config.toml"), config).expect("the configuration is written");
+    }
+
+    /// Sets an environment variable for the agents started from now on.
+    pub(crate) fn environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.into(), value.into()));
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir().join(name)
+    }
+
+    /// A published file of the current generation.
+    pub(crate) fn published(&self, name: &str) -> String {
+        let path = self.path("state/svid/current").join(name);
+        fs::read_to_string(&path).unwrap_or_else(|e| panic!("{} cannot be read: {e}", path.display()))
+    }
+
+    /// Starts the agent and waits until its socket answers.
+    pub(crate) fn start(&mut self) {
+        self.spawn();
+        self.wait_until("the socket answers", |device| device.get("/healthz").is_some());
+    }
+
+    /// Starts the agent.
+    pub(crate) fn spawn(&mut self) {
+        assert!(self.process.is_none(), "one agent at a time");
+        let log = File::options().create(true).append(true).open(self.path("agent.log")).expect("a log file");
+        let process = self.command(&["run"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+        self.process = Some(process.expect("the agent starts"));
+    }
+
+    /// Runs a command of the agent's to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("the command runs")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_miaf-agent"));
+        command.arg("--config").arg(self.path("config.toml")).args(arguments).current_dir("/");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.as_ref().expect("a running agent").id()
+    }
+
+    /// Sends a signal by name.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.pid().to_string()]).status();
+        assert!(sent.expect("kill").success());
+    }
+
+    /// As a power cut would.
+    pub(crate) fn kill(&mut self) {
+        let mut process = self.process.take().expect("a running agent");
+        process.kill().expect("SIGKILL");
+        process.wait().expect("it is dead");
+    }
+
+    /// As systemd would.
+    pub(crate) fn stop(&mut self) -> ExitStatus {
+        self.signal("TERM");
+        self.wait_for_exit()
+    }
+
+    /// Waits for the agent to end by itself.
+    pub(crate) fn wait_for_exit(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let process = self.process.as_mut().expect("a running agent");
+            if let Some(status) = process.try_wait().expect("its exit status") {
+                self.process = None;
+                return status;
+            }
+            pause();
+        }
+        panic!("the agent did not end{}", self.log_for_people()); // and is killed with the device
+    }
+
+    /// `GET` on the socket: status and body. `None`: nobody answers.
+    pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
+        self.request(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
+    }
+
+    /// Any request, raw.
+    pub(crate) fn request(&self, request: &str) -> Option<(u16, String)> {
+        let mut stream = UnixStream::connect(self.path("run/agent.sock")).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let status = answer.split(' ').nth(1)?.parse().ok()?;
+        Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        let (status, body) = self.get("/v1/status").expect("the agent answers");
+        assert_eq!(status, 200);
+        serde_json::from_str(&body).expect("status is JSON")
+    }
+
+    /// Waits for a state and returns the status that shows it.
+    pub(crate) fn wait_for(&self, state: &str) -> Value {
+        self.wait_for_status(&format!("state {state}"), |status| status["state"] == state)
+    }
+
+    /// Waits until the last error says this somewhere.
+    pub(crate) fn wait_for_error(&self, says: &str) -> Value {
+        self.wait_for_status(&format!("an error that says {says:?}"), |status| {
+            status["lastError"].to_string().contains(says)
+        })
+    }
+
+    /// Waits for another certificate than the one with this serial number.
+    pub(crate) fn wait_for_another_svid(&self, serial: &Value) -> Value {
+        self.wait_for_status("another SVID", |status| {
+            status["svid"]["serial"].is_string() && status["svid"]["serial"] != *serial
+        })
+    }
+
+    pub(crate) fn wait_for_status(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        self.wait_until_with(what, &mut last, |device, last| {
+            *last = device.status();
+            holds(last)
+        });
+        last
+    }
+
+    pub(crate) fn wait_until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
+        self.wait_until_with(what, &mut Value::Null, |device, _| holds(device));
+    }
+
+    fn wait_until_with(
+        &self,
+        what: &str,
+        last: &mut Value,
+        mut holds: impl FnMut(&Self, &mut Value) -> bool,
+    ) {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds(self, last) {
+            if Instant::now() >= deadline {
+                panic!("waited in vain for {what}; last status: {last:#}{}", self.log_for_people());
+            }
+            pause();
+        }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.path("agent.log")).unwrap_or_default()
+    }
+
+    fn log_for_people(&self) -> String {
+        format!("\n--- the agent's log ---\n{}", self.log())
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// Between two looks at something that changes by itself.
+pub(crate) fn pause() {
+    std::thread::sleep(Duration::from_millis(20));
+}
