@@ -1,0 +1,21 @@
+# The two commands of the README, and the checks that CI runs beside them.
+
+.PHONY: demo test lint setup
+.DEFAULT_GOAL := test
+
+# The whole story on the terminal, in about a minute after the build. Leaves nothing behind.
+demo: setup
+	cargo build --quiet --workspace
+	scripts/demo
+
+# All tests: pure ones, and the real agent against a real TPM 2.0 (swtpm) and the development MIS.
+test: setup
+	cargo test --workspace
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" cargo doc --quiet --no-deps --workspace
+
+setup:
+	@scripts/setup
