@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::keys::tss2::Tss2Key;
+use crate::lifecycle::LastError;
 use crate::mis::Validators;
 use crate::spiffe::TrustDomain;
 use crate::system::files;
@@ -21,9 +23,21 @@ use crate::time::{BootTime, Timestamp};
 const VERSION: u32 = 1;
 
 /// A kind of record: its file and its content.
-pub trait Record: Serialize + DeserializeOwned {
+pub trait Record: Sized {
     /// Name of its file.
     const NAME: &'static str;
+
+    /// What is in the file.
+    ///
+    /// # Errors
+    /// When the record cannot be put in writing.
+    fn encode(&self) -> io::Result<Vec<u8>>;
+
+    /// The record that a file holds.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    fn decode(content: &[u8]) -> Result<Self, String>;
 }
 
 /// The identity that is held: SVID and key together.
@@ -37,8 +51,8 @@ pub struct Identity {
     pub renew_at: Option<Timestamp>,
 }
 
-/// A key made for the next SVID, before the first request with it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A key made for the next SVID, before the first request with it: a PEM file as OpenSSL reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pending {
     /// TSS2 PRIVATE KEY PEM.
     pub key: String,
@@ -94,6 +108,10 @@ pub struct CachedWaits {
     pub bundle: Option<Wait>,
     /// For enrollment and renewal.
     pub identity: Option<Wait>,
+    /// Why enrollment or renewal waits.
+    pub reason: Option<LastError>,
+    /// It waits to be admitted.
+    pub admission_pending: bool,
 }
 
 /// The end of a wait on both clocks.
@@ -105,23 +123,43 @@ pub struct Wait {
     pub wall: Timestamp,
 }
 
-impl Record for Identity {
-    const NAME: &'static str = "identity.json";
-}
 impl Record for Pending {
-    const NAME: &'static str = "pending-key.json";
+    const NAME: &'static str = "pending-key.pem";
+
+    fn encode(&self) -> io::Result<Vec<u8>> {
+        Ok(self.key.clone().into_bytes())
+    }
+
+    fn decode(content: &[u8]) -> Result<Self, String> {
+        let key = str::from_utf8(content).map_err(|_| "it is not PEM".to_owned())?;
+        Tss2Key::from_pem(key).map_err(|e| e.to_string())?;
+        Ok(Self { key: key.to_owned() })
+    }
 }
-impl Record for Answer {
-    const NAME: &'static str = "answer.json";
+
+/// The others are JSON with a version beside them, so that a newer agent's record is told from a damaged one.
+macro_rules! json_records {
+    ($($record:ty: $name:literal),* $(,)?) => {$(
+        impl Record for $record {
+            const NAME: &'static str = $name;
+
+            fn encode(&self) -> io::Result<Vec<u8>> {
+                Ok(serde_json::to_vec(&Envelope { version: VERSION, record: self })?)
+            }
+
+            fn decode(content: &[u8]) -> Result<Self, String> {
+                read_json(content)
+            }
+        }
+    )*};
 }
-impl Record for CachedDiscovery {
-    const NAME: &'static str = "discovery.json";
-}
-impl Record for CachedBundle {
-    const NAME: &'static str = "bundle.json";
-}
-impl Record for CachedWaits {
-    const NAME: &'static str = "waits.json";
+
+json_records! {
+    Identity: "identity.json",
+    Answer: "answer.json",
+    CachedDiscovery: "discovery.json",
+    CachedBundle: "bundle.json",
+    CachedWaits: "waits.json",
 }
 
 /// The private part of the state folder.
@@ -148,7 +186,7 @@ impl Store {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(StoreError { doing: "read", path, source }),
         };
-        match read_record(&content) {
+        match R::decode(&content) {
             Ok(record) => Ok(Some(record)),
             Err(why) => {
                 self.quarantine(&path, &why);
@@ -166,7 +204,7 @@ impl Store {
         let write = || {
             files::make_dir(&self.state_dir, 0o711, None)?;
             files::make_dir(&self.private, 0o700, None)?;
-            files::replace(&path, &serde_json::to_vec(&Envelope { version: VERSION, record })?, 0o600)
+            files::replace(&path, &record.encode()?, 0o600)
         };
         write().map_err(|source| StoreError { doing: "write", path: path.clone(), source })
     }
@@ -216,7 +254,7 @@ struct Envelope<R> {
     record: R,
 }
 
-fn read_record<R: Record>(content: &[u8]) -> Result<R, String> {
+fn read_json<R: DeserializeOwned>(content: &[u8]) -> Result<R, String> {
     #[derive(Deserialize)]
     struct Version {
         version: u32,
@@ -232,10 +270,13 @@ fn read_record<R: Record>(content: &[u8]) -> Result<R, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::tss2::Parent;
     use std::os::unix::fs::PermissionsExt as _;
 
     fn pending() -> Pending {
-        Pending { key: "-----BEGIN TSS2 PRIVATE KEY-----".into() }
+        // Shaped as it should be, though no TPM made it.
+        let key = Tss2Key { parent: Parent::OwnerPrimary, public: vec![7; 90], private: vec![9; 126] };
+        Pending { key: key.to_pem().unwrap() }
     }
 
     #[test]
@@ -249,7 +290,7 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&state), 0o711);
         assert_eq!(mode(&state.join("private")), 0o700);
-        assert_eq!(mode(&state.join("private/pending-key.json")), 0o600);
+        assert_eq!(mode(&state.join("private/pending-key.pem")), 0o600);
         store.remove::<Pending>().unwrap();
         store.remove::<Pending>().unwrap();
         assert_eq!(store.load::<Pending>().unwrap(), None);
@@ -262,11 +303,11 @@ mod tests {
         {
             let folder = tempfile::tempdir().unwrap();
             let store = Store::new(folder.path());
-            store.save(&pending()).unwrap();
-            let path = folder.path().join("private/pending-key.json");
+            store.save(&CachedWaits::default()).unwrap();
+            let path = folder.path().join("private/waits.json");
             fs::write(&path, content).unwrap();
-            assert_eq!(store.load::<Pending>().unwrap(), None, "{content:?}");
-            let aside = folder.path().join("private/pending-key.json.unusable");
+            assert_eq!(store.load::<CachedWaits>().unwrap(), None, "{content:?}");
+            let aside = folder.path().join("private/waits.json.unusable");
             assert_eq!(fs::read_to_string(aside).unwrap(), content);
             assert!(!path.exists());
         }

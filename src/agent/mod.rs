@@ -2,6 +2,10 @@
 //! to stop or to read the configuration anew. It decides nothing about the identity.
 
 mod device;
+mod failures;
+mod identity;
+mod restore;
+mod trust;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,8 +13,9 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{self, Config, ConfigError};
 use crate::deliver::Snapshot;
 use crate::deliver::socket::{BindError, Socket};
 use crate::lifecycle::Event;
@@ -55,28 +60,56 @@ impl Place {
     }
 }
 
-/// Runs until SIGTERM or SIGINT. SIGHUP reads the configuration anew; a bad one keeps the old. The socket stays as it
-/// was bound at start.
+/// Runs until SIGTERM or SIGINT. SIGHUP reads the configuration anew; a bad one keeps the old.
 ///
 /// # Errors
 /// [`AgentError`].
 pub async fn run(place: &Place, config: Config) -> Result<(), AgentError> {
     let mut signals = Signals::new().map_err(AgentError::Signals)?;
     let (publish, snapshots) = watch::channel(Arc::new(Snapshot::starting()));
-    let socket = Socket::bind(&config.socket.path, config.socket.group.as_deref())?;
-    let server = tokio::spawn(socket.serve(snapshots));
+    let mut server = Server::start(&config.socket, &snapshots)?;
     notify::ready();
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket.path.display(), "miaf-agent is up");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
 
     let mut config = config;
     while let Some(next) = live(config, place, &publish, &mut signals).await {
         config = next;
+        server.follow(&config.socket, &snapshots).await;
     }
     notify::stopping();
     tracing::info!("miaf-agent ends");
-    server.abort();
-    let _ = server.await; // the socket's file goes with it
+    server.stop().await;
     Ok(())
+}
+
+/// The socket, served beside everything else.
+struct Server {
+    at: config::Socket,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    fn start(at: &config::Socket, snapshots: &watch::Receiver<Arc<Snapshot>>) -> Result<Self, BindError> {
+        let socket = Socket::bind(&at.path, at.group.as_deref())?;
+        tracing::info!(socket = %at.path.display(), "local programs are served");
+        Ok(Self { at: at.clone(), task: tokio::spawn(socket.serve(snapshots.clone())) })
+    }
+
+    /// Moves to another place, if the configuration names one that can be had.
+    async fn follow(&mut self, to: &config::Socket, snapshots: &watch::Receiver<Arc<Snapshot>>) {
+        if to.path == self.at.path {
+            return;
+        }
+        match Self::start(to, snapshots) {
+            Ok(server) => std::mem::replace(self, server).stop().await,
+            Err(e) => tracing::error!("{e}. The socket stays at {}", self.at.path.display()),
+        }
+    }
+
+    async fn stop(self) {
+        self.task.abort();
+        let _ = self.task.await; // the socket's file goes with it
+    }
 }
 
 /// Lives under one configuration. `None`: the agent is to end.

@@ -51,7 +51,7 @@ impl Publisher {
     }
 
     /// Makes `current` hold this identity and bundle, and says which generation that is. What is there already is left
-    /// alone.
+    /// alone. A generation is always whole: while one of the two is missing, nothing is published.
     ///
     /// # Errors
     /// [`PublishError`]; `current` is then as it was.
@@ -61,10 +61,8 @@ impl Publisher {
         bundle: Option<&Bundle>,
         now: Timestamp,
     ) -> Result<Option<u64>, PublishError> {
+        let (Some(identity), Some(bundle)) = (identity, bundle) else { return Ok(None) };
         let content = content(identity, bundle, now);
-        if content.is_empty() {
-            return Ok(None);
-        }
         if let Some((published, generation)) = &self.published
             && *published == content
         {
@@ -154,21 +152,17 @@ fn holds(generation: &Path, content: &Content) -> bool {
         })
 }
 
-fn content(identity: Option<&Identity>, bundle: Option<&Bundle>, now: Timestamp) -> Content {
-    let mut content = Content::new();
-    if let Some(bundle) = bundle {
-        content.insert("bundle.pem", (bundle.to_pem().into_bytes(), Readers::Group));
-        content.insert("bundle.json", (pretty(&bundle.to_document()), Readers::Group));
-    }
-    if let Some(identity) = identity {
-        let svid = identity.svid.chain().to_pems().concat();
-        let combined = format!("{svid}{}", identity.key_pem);
-        content.insert("svid.pem", (svid.into_bytes(), Readers::Group));
-        content.insert("key.pem", (identity.key_pem.clone().into_bytes(), Readers::KeyGroup));
-        content.insert("svid-with-key.pem", (combined.into_bytes(), Readers::KeyGroup));
-        content.insert("identity.json", (description(identity, now), Readers::Group));
-    }
-    content
+fn content(identity: &Identity, bundle: &Bundle, now: Timestamp) -> Content {
+    let svid = identity.svid.chain().to_pems().concat();
+    let combined = format!("{svid}{}", identity.key_pem);
+    Content::from([
+        ("svid.pem", (svid.into_bytes(), Readers::Group)),
+        ("key.pem", (identity.key_pem.clone().into_bytes(), Readers::KeyGroup)),
+        ("svid-with-key.pem", (combined.into_bytes(), Readers::KeyGroup)),
+        ("bundle.pem", (bundle.to_pem().into_bytes(), Readers::Group)),
+        ("bundle.json", (pretty(&bundle.to_document()), Readers::Group)),
+        ("identity.json", (description(identity, now), Readers::Group)),
+    ])
 }
 
 fn description(identity: &Identity, now: Timestamp) -> Vec<u8> {
@@ -197,7 +191,9 @@ pub struct PublishError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::Protection;
     use crate::spiffe::TrustDomain;
+    use crate::spiffe::svid::{Chain, X509Svid};
     use std::os::unix::fs::PermissionsExt as _;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -205,6 +201,20 @@ mod tests {
     fn bundle(sequence: u64) -> Bundle {
         let served = format!(r#"{{"keys":[],"spiffe_sequence":{sequence}}}"#);
         Bundle::from_served(served.as_bytes(), &TrustDomain::parse("factory.example").unwrap()).unwrap()
+    }
+
+    fn identity() -> Identity {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        let id = "spiffe://factory.example/margo/device/123e4567-e89b-42d3-a456-426614174000";
+        params.subject_alt_names = vec![rcgen::SanType::URI(id.try_into().unwrap())];
+        let chain = Chain::from_pem(&[params.self_signed(&key).unwrap().pem()]).unwrap();
+        Identity {
+            svid: X509Svid::from_stored(chain).unwrap(),
+            key_pem: "-----BEGIN TSS2 PRIVATE KEY-----\n".into(),
+            protection: Protection::Hardware,
+            algorithm: "ecdsa-p256",
+        }
     }
 
     fn publisher(dir: &Path) -> Publisher {
@@ -226,21 +236,31 @@ mod tests {
     #[test]
     fn the_same_content_is_published_once_also_across_a_restart() {
         let folder = tempfile::tempdir().unwrap();
+        let identity = identity();
         let mut first = publisher(folder.path());
-        assert_eq!(first.publish(None, None, NOW).unwrap(), None);
-        assert_eq!(first.publish(None, Some(&bundle(1)), NOW).unwrap(), Some(1));
-        assert_eq!(first.publish(None, Some(&bundle(1)), NOW).unwrap(), Some(1));
+        assert_eq!(first.publish(Some(&identity), Some(&bundle(1)), NOW).unwrap(), Some(1));
+        assert_eq!(first.publish(Some(&identity), Some(&bundle(1)), NOW).unwrap(), Some(1));
         let mut after_restart = publisher(folder.path());
-        assert_eq!(after_restart.publish(None, Some(&bundle(1)), NOW).unwrap(), Some(1));
-        assert_eq!(after_restart.publish(None, Some(&bundle(2)), NOW).unwrap(), Some(2));
+        assert_eq!(after_restart.publish(Some(&identity), Some(&bundle(1)), NOW).unwrap(), Some(1));
+        assert_eq!(after_restart.publish(Some(&identity), Some(&bundle(2)), NOW).unwrap(), Some(2));
+    }
+
+    #[test]
+    fn a_generation_is_whole_or_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut publisher = publisher(folder.path());
+        assert_eq!(publisher.publish(None, Some(&bundle(1)), NOW).unwrap(), None);
+        assert_eq!(publisher.publish(Some(&identity()), None, NOW).unwrap(), None);
+        assert!(!folder.path().join("svid").exists());
     }
 
     #[test]
     fn the_generation_before_stays_and_older_ones_go() {
         let folder = tempfile::tempdir().unwrap();
         let mut publisher = publisher(folder.path());
+        let identity = identity();
         for sequence in 1..=4 {
-            publisher.publish(None, Some(&bundle(sequence)), NOW).unwrap();
+            publisher.publish(Some(&identity), Some(&bundle(sequence)), NOW).unwrap();
         }
         let dir = folder.path().join("svid");
         assert_eq!(names(&dir), ["3", "4", "current"]);
@@ -251,12 +271,16 @@ mod tests {
     #[test]
     fn what_a_power_cut_left_is_cleared_and_a_torn_generation_is_not_taken_for_current() {
         let folder = tempfile::tempdir().unwrap();
-        publisher(folder.path()).publish(None, Some(&bundle(1)), NOW).unwrap();
+        let identity = identity();
+        publisher(folder.path()).publish(Some(&identity), Some(&bundle(1)), NOW).unwrap();
         let dir = folder.path().join("svid");
         fs::create_dir(dir.join(".2.new")).unwrap();
         symlink("9", dir.join(".current.new")).unwrap();
         fs::write(dir.join("1/bundle.pem"), "torn").unwrap();
-        assert_eq!(publisher(folder.path()).publish(None, Some(&bundle(1)), NOW).unwrap(), Some(2));
+        assert_eq!(
+            publisher(folder.path()).publish(Some(&identity), Some(&bundle(1)), NOW).unwrap(),
+            Some(2)
+        );
         assert_eq!(names(&dir), ["1", "2", "current"]);
     }
 }

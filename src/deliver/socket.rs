@@ -4,7 +4,8 @@
 use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::net::UnixStream as UnixConnection;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,8 @@ const MAX_HEAD: usize = 16 * 1024;
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
+    /// Which file it is: another process may have put another in its place.
+    file: (u64, u64),
 }
 
 impl Socket {
@@ -46,6 +49,10 @@ impl Socket {
     /// [`BindError`].
     pub fn bind(path: &Path, group: Option<&str>) -> Result<Self, BindError> {
         let bind = || {
+            if UnixConnection::connect(path).is_ok() {
+                let taken = "another agent listens on it";
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, taken));
+            }
             let group = group.map(files::group_id).transpose()?;
             if let Some(folder) = path.parent() {
                 files::make_dir(folder, 0o755, None)?;
@@ -59,11 +66,12 @@ impl Socket {
                 chown(&new, None, group)?;
             }
             fs::set_permissions(&new, fs::Permissions::from_mode(0o660))?;
+            let file = identity_of(&new)?;
             fs::rename(&new, path)?;
-            Ok(listener)
+            Ok((listener, file))
         };
         match bind() {
-            Ok(listener) => Ok(Self { listener, path: path.to_owned() }),
+            Ok((listener, file)) => Ok(Self { listener, path: path.to_owned(), file }),
             Err(source) => Err(BindError { path: path.to_owned(), source }),
         }
     }
@@ -93,8 +101,14 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if identity_of(&self.path).is_ok_and(|file| file == self.file) {
+            let _ = fs::remove_file(&self.path); // if it stays, the next agent replaces it
+        }
     }
+}
+
+fn identity_of(path: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 /// A socket that cannot be bound: the agent would be of no use without it.

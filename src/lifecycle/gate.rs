@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use backoff::backoff::Backoff as _;
+use serde::{Deserialize, Serialize};
+
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 
 use super::Draw;
@@ -75,7 +77,7 @@ pub struct Failure {
 }
 
 /// An error as people see it: the members of Problem Details (RFC 9457), also for errors of this device's own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// A URI that names the kind.
     pub kind: String,
@@ -103,7 +105,7 @@ impl Report {
 }
 
 /// The last error, with what follows from it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastError {
     /// The error.
     pub report: Report,
@@ -135,6 +137,12 @@ pub(super) struct Gate {
 impl Gate {
     pub(super) fn waiting_until(asked_until: Option<BootTime>) -> Self {
         Self { opens_at: asked_until, asked_until, ..Self::default() }
+    }
+
+    /// The error that the wait is for.
+    pub(super) fn because_of(mut self, error: Option<LastError>) -> Self {
+        self.last_error = error;
+        self
     }
 
     pub(super) fn succeeded(&mut self) {

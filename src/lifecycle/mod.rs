@@ -146,6 +146,10 @@ pub struct Restored {
     pub answer: bool,
     /// Waits that the MIS asked for and that are not over (miaf-v0 E8).
     pub waits: Waits,
+    /// Why enrollment or renewal has to wait.
+    pub waits_because: Option<LastError>,
+    /// It waits for the operator of the MIS to admit the device (miaf-v0 E7).
+    pub admission_pending: bool,
 }
 
 /// Until when the MIS asked not to be asked again, by kind of work. Survives a restart (miaf-v0 E8).
@@ -258,9 +262,9 @@ impl Lifecycle {
             answer: restored.answer.then_some(Answer { not_before: None, bundle: AnswerBundle::AsHeld }),
             rotation_refused: false,
             reauthenticate: false,
-            identity_gate: Gate::waiting_until(restored.waits.identity),
+            identity_gate: Gate::waiting_until(restored.waits.identity).because_of(restored.waits_because),
             blocked: None,
-            admission_pending: false,
+            admission_pending: restored.admission_pending,
         };
         lifecycle.svid = restored.svid.map(|facts| {
             // A moment that passed while the device was off means: at once (R2).
@@ -307,6 +311,16 @@ impl Lifecycle {
             bundle: self.bundle_gate.asked_to_wait_until(),
             identity: self.identity_gate.asked_to_wait_until(),
         }
+    }
+
+    /// Why enrollment or renewal has to wait, to be stored with [`waits`](Self::waits).
+    pub fn waits_because(&self) -> Option<&LastError> {
+        self.identity_gate.asked_to_wait_until().and_then(|_| self.identity_gate.last_error())
+    }
+
+    /// Whether the device waits to be admitted (miaf-v0 E7).
+    pub fn admission_is_pending(&self) -> bool {
+        self.admission_pending
     }
 
     // ---- taking in what happened ----

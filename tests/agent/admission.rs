@@ -19,8 +19,38 @@ fn a_device_that_is_not_admitted_yet_waits_and_asks_no_sooner_than_told() {
         "before Retry-After"
     );
     assert!(tries.windows(2).all(|two| two[0].csr_spki_sha256 == two[1].csr_spki_sha256));
+    // A restart forgets neither the wait nor what it is for.
+    world.mis.policy(|policy| policy.admission = Admission::pending(30));
+    world.device.wait_until("a long wait", |_| {
+        world.seen(Endpoint::Enrollment).iter().any(|e| e.retry_after == Some(30))
+    });
+    let asked = world.seen(Endpoint::Enrollment).len();
+    world.device.wait_until("it is stored", |device| device.path("state/private/waits.json").exists());
+    world.device.kill();
+    world.device.start();
+    let status = world.device.wait_for("pending-admission");
+    assert!(status["lastError"]["type"].as_str().unwrap().ends_with("enrollment-pending"));
+    assert_eq!(world.seen(Endpoint::Enrollment).len(), asked);
+}
+
+#[test]
+fn a_device_that_is_admitted_gets_its_identity() {
+    let mut world = World::with(|settings| settings.policy.admission = Admission::pending(1));
+    world.device.start();
+    world.device.wait_for("pending-admission");
     world.mis.admit(&world.mis.factory_cert()).unwrap();
     world.device.wait_for("active");
+}
+
+#[test]
+fn the_key_is_a_file_that_openssl_reads_before_the_first_request_with_it() {
+    let mut world = World::new();
+    world.mis.fault(Endpoint::Enrollment, Fault::Stall(Duration::from_secs(60)));
+    world.device.start();
+    let asked = |journal: &[development_mis::Entry]| journal.iter().any(|e| e.path == "/api/v1/identities");
+    world.mis.wait_for(Duration::from_secs(20), asked).unwrap();
+    let pem = std::fs::read_to_string(world.device.path("state/private/pending-key.pem")).unwrap();
+    assert!(crate::world::public_key_of_tpm_key(&world, &pem).starts_with("-----BEGIN PUBLIC KEY-----"));
 }
 
 #[test]

@@ -41,6 +41,29 @@ fn a_socket_that_cannot_be_bound_ends_the_process_and_says_why() {
 }
 
 #[test]
+fn a_second_agent_does_not_take_the_socket_of_the_first() {
+    let world = World::enrolled();
+    let output = world.device.run(&["run"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("another agent listens on it"), "{said}");
+    assert_eq!(world.device.get("/readyz").unwrap().0, 200);
+}
+
+#[test]
+fn the_socket_moves_to_where_a_configuration_that_appears_later_wants_it() {
+    let mut world = World::new();
+    world.device.configure(&UNCONFIGURED.replace("agent.sock", "elsewhere.sock"));
+    world.device.spawn();
+    let elsewhere = world.device.path("run/elsewhere.sock");
+    world.device.wait_until("the socket is there", |_| elsewhere.exists());
+    world.configure("");
+    world.device.wait_until("the socket has moved", |device| device.get("/healthz").is_some());
+    world.device.wait_until("the old one is gone", |_| !elsewhere.exists());
+    world.device.wait_for("active");
+}
+
+#[test]
 fn a_missing_factory_certificate_blocks_and_is_found_when_it_appears() {
     let mut world = World::new();
     let certificate = world.mis.factory_cert();

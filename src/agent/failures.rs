@@ -1,0 +1,59 @@
+//! Failures in the lifecycle's words, and in the log.
+
+use std::fmt::Display;
+
+use crate::keys::KeyError;
+use crate::lifecycle::{Event, Failure, LONGEST_RETRY_AFTER, Meaning, NotAdopted, Report};
+
+/// Something on this device stands in the way.
+pub(super) fn local(code: &str, title: &str, why: &dyn Display) -> Failure {
+    Failure { meaning: Meaning::Local, retry_after: None, report: Report::of_agent(code, title, why) }
+}
+
+pub(super) fn key_failure(e: &KeyError) -> Failure {
+    local("key", "The key in the TPM cannot be used", e)
+}
+
+/// What was said last of each kind of work. A device that is offline for a month says so once, not ten thousand times.
+#[derive(Debug, Default)]
+pub(super) struct Spoken {
+    discovery: Option<Report>,
+    bundle: Option<Report>,
+    identity: Option<Report>,
+}
+
+impl Spoken {
+    /// Logs a failure that is news, in whole, `instance` included (miaf-v0 P3).
+    pub(super) fn of(&mut self, event: &Event) {
+        let (said, failure) = match event {
+            // Not the end of anything: only an adopted SVID shows that what failed before is over.
+            Event::Wake
+            | Event::KeyCreated(Ok(()))
+            | Event::Answered(Ok(()))
+            | Event::Adopted(Err(NotAdopted::Early(_) | NotAdopted::UnknownIssuer)) => return,
+            Event::Discovery(outcome) => (&mut self.discovery, outcome.as_ref().err()),
+            Event::Bundle(outcome) => (&mut self.bundle, outcome.as_ref().err()),
+            Event::KeyCreated(outcome) | Event::Answered(outcome) => {
+                (&mut self.identity, outcome.as_ref().err())
+            }
+            Event::Adopted(Err(NotAdopted::Kept(failure) | NotAdopted::Refused(failure))) => {
+                (&mut self.identity, Some(failure))
+            }
+            Event::Adopted(Ok(_)) => (&mut self.identity, None),
+        };
+        let Some(Failure { report, retry_after, .. }) = failure else {
+            *said = None;
+            return;
+        };
+        let Report { kind, title, status, detail, instance } = report;
+        if said.as_ref() == Some(report) {
+            tracing::debug!(problem_type = kind, status, detail, instance, ?retry_after, "again: {title}");
+            return;
+        }
+        tracing::warn!(problem_type = kind, status, detail, instance, ?retry_after, "{title}");
+        if retry_after.is_some_and(|wait| wait > LONGEST_RETRY_AFTER) {
+            tracing::warn!("the MIS asked for a wait of more than 7 days; the agent asks again after 7 days");
+        }
+        *said = Some(report.clone());
+    }
+}

@@ -1,0 +1,248 @@
+//! Carrying out: the key, the request for an SVID, and its adoption.
+
+use std::fmt::Display;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
+
+use super::device::{Device, blocking, forget};
+use super::failures::{key_failure, local};
+use crate::config::{FactoryKey, KeyProvider};
+use crate::deliver::Identity;
+use crate::keys::tpm::{Tpm, TpmKey};
+use crate::keys::{self, Key as _};
+use crate::lifecycle::{Failure, KeyChoice, Meaning, NotAdopted, Report, Request, SvidFacts};
+use crate::mis::{CertificateRequest, Identified, MisError};
+use crate::spiffe::svid::{self, Chain, Expectation, Rejection, X509Svid};
+use crate::store;
+use crate::system::{clock, files};
+use crate::time::Timestamp;
+
+impl Device {
+    pub(super) async fn create_key(&mut self) -> Result<(), Failure> {
+        let tpm = self.tpm()?;
+        let (key, pem) = blocking(move || {
+            let key = tpm.create_key()?;
+            let pem = key.to_pem()?;
+            Ok((key, pem.to_string()))
+        })
+        .await
+        .map_err(|e| key_failure(&e))?;
+        tracing::info!(tpm = %self.config.key.tcti, attributes = %key.attributes(), "a new key was made in the TPM");
+        let pending = store::Pending { key: pem };
+        self.save(pending.clone())
+            .await
+            .map_err(|e| local("state", "The agent's state cannot be written", &e))?;
+        self.pending = Some(pending);
+        Ok(())
+    }
+
+    pub(super) async fn request(&mut self, request: Request, choice: KeyChoice) -> Result<(), Failure> {
+        let Some(discovery) = &self.discovery else { return Err(MisError::NoTrust.to_failure()) };
+        let document = discovery.document.clone();
+        let key = self.key(choice)?;
+        let csr =
+            blocking(move || keys::csr::certification_request(&key)).await.map_err(|e| key_failure(&e))?;
+        let csr = CertificateRequest(csr);
+        let answer = match (request, self.identity.clone()) {
+            (Request::Renew, Some(identity)) => {
+                let client = self.as_device(&identity)?;
+                self.mis.renew(&document, identity.svid.spiffe_id(), &csr, client).await
+            }
+            _ => {
+                let client = self.factory_credential().await?;
+                self.mis.enroll(&document, &csr, client).await
+            }
+        };
+        let answer = store::Answer {
+            renewal: request == Request::Renew,
+            for_pending_key: choice == KeyChoice::Pending,
+            chain: answer.map_err(|e| e.to_failure())?,
+        };
+        // If the disk is full the answer still counts, as long as this process lives.
+        let saved = self.save(answer.clone()).await;
+        saved.unwrap_or_else(|e| tracing::error!(error = %e, "the answer of the MIS could not be stored"));
+        self.answer = Some(answer);
+        Ok(())
+    }
+
+    pub(super) async fn adopt(&mut self, bundle_is_fresh: bool) -> Result<SvidFacts, NotAdopted> {
+        let Some(answer) = self.answer.clone() else {
+            let why = "it is asked for again";
+            return Err(NotAdopted::Refused(local("state", "The answer of the MIS is gone", &why)));
+        };
+        let Some(kept) = &self.bundle else { return Err(NotAdopted::UnknownIssuer) };
+        let choice = if answer.for_pending_key { KeyChoice::Pending } else { KeyChoice::Current };
+        let key = self.key(choice).map_err(NotAdopted::Kept)?;
+        let held = self.identity.as_ref().map(|identity| identity.svid.spiffe_id().clone());
+        let expected = Expectation {
+            trust_domain: kept.bundle.trust_domain(),
+            spiffe_id: held.as_ref().filter(|_| answer.renewal),
+            spki_der: &key.public_key().spki_der(),
+        };
+        let now = clock::now().wall;
+        let judged = Chain::from_pem(&answer.chain)
+            .and_then(|chain| svid::judge(&chain, &expected, &kept.bundle, now));
+        let svid = match judged {
+            Ok(svid) => svid,
+            Err(Rejection::NotYetValid { not_before }) => {
+                tracing::info!(%not_before, "the new SVID is kept until it becomes valid");
+                return Err(NotAdopted::Early(not_before));
+            }
+            Err(Rejection::UnknownIssuer) if !bundle_is_fresh => return Err(NotAdopted::UnknownIssuer),
+            Err(why) => {
+                self.answer = None;
+                let store = self.store.clone();
+                blocking(move || forget::<store::Answer>(&store)).await;
+                let title = "The SVID that the MIS issued is refused";
+                let failure = Failure {
+                    meaning: Meaning::Transient,
+                    retry_after: None,
+                    report: Report::of_agent("svid-refused", title, &why),
+                };
+                return Err(NotAdopted::Refused(failure));
+            }
+        };
+        self.hold(svid, &key, choice).await
+    }
+
+    /// The moment at which the device's identity changes: one record, certificate and key together.
+    async fn hold(
+        &mut self,
+        svid: X509Svid,
+        key: &TpmKey,
+        choice: KeyChoice,
+    ) -> Result<SvidFacts, NotAdopted> {
+        let pem = key.to_pem().map_err(|e| NotAdopted::Kept(key_failure(&e)))?.to_string();
+        let facts = svid_facts(&svid, None, choice);
+        let identity = Arc::new(held_identity(svid, key, pem));
+        self.save(stored(&identity, None))
+            .await
+            .map_err(|e| NotAdopted::Kept(local("state", "The agent's state cannot be written", &e)))?;
+        let store = self.store.clone();
+        blocking(move || {
+            forget::<store::Answer>(&store);
+            if choice == KeyChoice::Pending {
+                forget::<store::Pending>(&store);
+            }
+        })
+        .await;
+        self.answer = None;
+        if choice == KeyChoice::Pending {
+            self.pending = None;
+        }
+        self.announce(&identity);
+        self.stored_renew_at = None;
+        self.identity = Some(identity);
+        Ok(facts)
+    }
+
+    fn announce(&self, identity: &Identity) {
+        let (svid, id) = (&identity.svid, identity.svid.spiffe_id());
+        if let Some(before) =
+            self.identity.as_ref().map(|held| held.svid.spiffe_id()).filter(|before| *before != id)
+        {
+            // Only an enrollment can come here, after expiry or a 401 (miaf-v0 E9).
+            tracing::error!(before = %before, now = %id, "the MIS gave this device another identity than it had");
+        }
+        if !id.device_uuid_is_v4() {
+            tracing::warn!(spiffe_id = %id, "the UUID in the identity is not of version 4, which the MIS should see to");
+        }
+        tracing::info!(
+            spiffe_id = %id, serial = svid.serial(), not_before = %svid.not_before(), not_after = %svid.not_after(),
+            "new SVID"
+        );
+    }
+
+    fn tpm(&self) -> Result<Tpm, Failure> {
+        match self.config.key.provider {
+            KeyProvider::Tpm => Ok(self.tpm.clone()),
+            KeyProvider::Software => {
+                let why = "software keys are not supported by this version of the agent: set provider = \"tpm\" under [key]";
+                Err(local("key", "The key provider is not supported", &why))
+            }
+        }
+    }
+
+    fn key(&self, choice: KeyChoice) -> Result<TpmKey, Failure> {
+        let pem = match choice {
+            KeyChoice::Pending => self.pending.as_ref().map(|pending| &pending.key),
+            KeyChoice::Current => self.identity.as_ref().map(|identity| &identity.key_pem),
+        };
+        let pem =
+            pem.ok_or_else(|| local("state", "The key is gone", &"the agent's state was changed under it"))?;
+        self.tpm()?.key_from_pem(pem).map_err(|e| key_failure(&e))
+    }
+
+    /// The device as itself: its SVID, with the complete chain (miaf-v0 E3, R1).
+    fn as_device(&self, identity: &Identity) -> Result<Identified, Failure> {
+        let key = keys::tls::signing_key(Arc::new(self.key(KeyChoice::Current)?));
+        let chain = identity.svid.chain().certificates().to_vec();
+        Identified::new(CertifiedKey::new(chain, key))
+            .map_err(|e| local("key", "The key that is held is not the one of the SVID that is held", &e))
+    }
+
+    /// The device as its maker knows it. Read at every use, so that a replaced file counts at once.
+    pub(super) async fn factory_credential(&mut self) -> Result<Identified, Failure> {
+        const TITLE: &str = "The factory credential cannot be used";
+        let cannot = |why: &dyn Display| local("factory-credential", TITLE, why);
+        let Some(config) = self.config.bootstrap.clone() else {
+            return Err(cannot(&"none is configured: set cert_file and key under [bootstrap]"));
+        };
+        let FactoryKey::File(key_file) = config.key else {
+            return Err(cannot(
+                &"a factory key in the TPM is not supported by this version of the agent: use key = \"file:…\"",
+            ));
+        };
+        let (chain, key) = blocking(move || {
+            let chain = read_chain(&config.cert_file)?;
+            let key = keys::file::from_pem_file(&key_file).map_err(|e| e.to_string())?;
+            Ok::<_, String>((chain, key))
+        })
+        .await
+        .map_err(|why| cannot(&why))?;
+        self.bootstrap_not_after = chain.first().and_then(not_after);
+        Identified::new(CertifiedKey::new(chain, key)).map_err(|_| {
+            cannot(&"cert_file and key do not belong together: the key is another than the certificate's")
+        })
+    }
+}
+
+pub(super) fn held_identity(svid: X509Svid, key: &TpmKey, key_pem: String) -> Identity {
+    Identity { svid, key_pem, protection: key.protection(), algorithm: key.public_key().algorithm() }
+}
+
+pub(super) fn svid_facts(svid: &X509Svid, renew_at: Option<Timestamp>, key: KeyChoice) -> SvidFacts {
+    SvidFacts {
+        spiffe_id: svid.spiffe_id().clone(),
+        not_before: svid.not_before(),
+        not_after: svid.not_after(),
+        renew_at,
+        key,
+    }
+}
+
+pub(super) fn stored(identity: &Identity, renew_at: Option<Timestamp>) -> store::Identity {
+    store::Identity { chain: identity.svid.chain().to_pems(), key: identity.key_pem.clone(), renew_at }
+}
+
+fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let pem = files::read_limited(path)
+        .map_err(|e| format!("the certificate {} cannot be read: {e}", path.display()))?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match chain {
+        Ok(chain) if !chain.is_empty() => Ok(chain),
+        Ok(_) => Err(format!("{} holds no PEM certificate", path.display())),
+        Err(e) => Err(format!("{} is damaged: {e}", path.display())),
+    }
+}
+
+fn not_after(certificate: &CertificateDer<'static>) -> Option<Timestamp> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(Timestamp::from_secs(certificate.validity().not_after.timestamp()))
+}

@@ -1,0 +1,153 @@
+//! Carrying out: the discovery document and the trust bundle.
+
+use std::sync::Arc;
+
+use super::device::{Device, HeldDiscovery, KeptBundle};
+use crate::lifecycle::{BundleFacts, Discovered, Report};
+use crate::mis::{self, Discovery, Fetched, MisError};
+use crate::spiffe::{Bundle, SequenceVerdict, judge_sequence};
+use crate::store;
+use crate::system::clock;
+
+impl Device {
+    pub(super) async fn fetch_discovery(&mut self) -> Result<Discovered, MisError> {
+        let Some(config) = &self.config.mis else { return Err(MisError::NoTrust) };
+        let url = &config.discovery_url;
+        let validators = self.discovery.as_ref().map(|held| &held.cached.validators);
+        let (document, body, validators) = match (self.mis.discovery(url, validators).await?, &self.discovery)
+        {
+            (Fetched::New { document, body, validators }, _) => (document, body, validators),
+            (Fetched::NotModified, Some(held)) => return Ok(discovered(&held.document, false)),
+            (Fetched::NotModified, None) => return Err(MisError::NoTrust), // nothing was held to revalidate
+        };
+        let domains = [
+            (config.trust_domain.as_ref(), "the configuration says"),
+            (
+                self.identity.as_ref().map(|i| i.svid.spiffe_id().trust_domain()),
+                "this device's identity is in",
+            ),
+        ];
+        for (want, because) in domains {
+            if let Some(want) = want.filter(|want| *want != document.trust_domain()) {
+                let (url, got, want) = (url.clone(), document.trust_domain().clone(), want.clone());
+                return Err(MisError::OtherTrustDomain { url, got, want, because });
+            }
+        }
+        let changed = self.discovery.as_ref().is_none_or(|held| held.document != document);
+        let cached = store::CachedDiscovery { url: url.to_string(), body, validators };
+        if self.discovery.as_ref().is_none_or(|held| held.cached != cached) {
+            let saved = self.save(cached.clone()).await;
+            saved
+                .unwrap_or_else(|e| tracing::warn!(error = %e, "the discovery document could not be cached"));
+        }
+        if changed {
+            tracing::info!(trust_domain = %document.trust_domain(), url = %url, "discovered");
+        }
+        // Only a device without an identity gets here under another trust domain: its old anchors are of no use.
+        self.bundle = self.bundle.take().filter(|kept| kept.cached.trust_domain == *document.trust_domain());
+        let facts = discovered(&document, changed);
+        self.discovery = Some(HeldDiscovery { document, cached });
+        Ok(facts)
+    }
+
+    pub(super) async fn fetch_bundle(&mut self) -> Result<BundleFacts, MisError> {
+        let Some(discovery) = &self.discovery else { return Err(MisError::NoTrust) };
+        let (url, domain) =
+            (discovery.document.trust_bundle_uri().clone(), discovery.document.trust_domain().clone());
+        let held =
+            self.bundle.as_mut().filter(|k| k.cached.url == url.as_str() && k.cached.trust_domain == domain);
+        let validators = held.as_ref().map(|kept| kept.cached.validators.clone());
+        let fetched = self.mis.bundle(&url, &domain, validators.as_ref()).await?;
+        let now = clock::now().wall;
+        match (fetched, held) {
+            (Fetched::NotModified, Some(kept)) => {
+                kept.cached.fetched_at = now;
+                let facts = bundle_facts(&kept.bundle);
+                if kept.cached.regressed_since.take().is_some() {
+                    self.cache_bundle().await;
+                }
+                Ok(facts)
+            }
+            (Fetched::NotModified, None) => Err(MisError::NoTrust), // nothing was held to revalidate
+            (Fetched::New { document, body, validators }, held) => {
+                let (before, since) =
+                    held.as_ref().map_or((None, None), |k| (k.bundle.sequence(), k.cached.regressed_since));
+                if let SequenceVerdict::Regressed { since: from } =
+                    judge_sequence(before, document.sequence(), since, now)
+                {
+                    if let Some(kept) = held {
+                        kept.cached.regressed_since = Some(from);
+                    }
+                    if since != Some(from) {
+                        self.cache_bundle().await;
+                    }
+                    let (served, held) = (document.sequence().unwrap_or(0), before.unwrap_or(0));
+                    return Err(MisError::BundleRegressed { url, served, held });
+                }
+                let facts = bundle_facts(&document);
+                let cached = store::CachedBundle {
+                    url: url.to_string(),
+                    trust_domain: domain,
+                    body,
+                    validators,
+                    fetched_at: now,
+                    regressed_since: None,
+                };
+                let same = held.is_some_and(|kept| {
+                    kept.cached.body == cached.body
+                        && kept.cached.validators == cached.validators
+                        && since.is_none()
+                });
+                self.take_bundle(document, cached, same).await;
+                Ok(facts)
+            }
+        }
+    }
+
+    async fn take_bundle(&mut self, bundle: Bundle, cached: store::CachedBundle, same: bool) {
+        if !same {
+            let (anchors, sequence) = (bundle.anchors().len(), bundle.sequence());
+            tracing::info!(anchors, sequence, trust_domain = %bundle.trust_domain(), "new trust bundle");
+            if anchors == 0 {
+                tracing::error!(
+                    "the trust bundle holds no anchor: no SVID of the trust domain is trusted now"
+                );
+            }
+        }
+        self.bundle = Some(KeptBundle { bundle: Arc::new(bundle), cached });
+        if !same {
+            self.cache_bundle().await;
+        }
+    }
+
+    async fn cache_bundle(&self) {
+        let Some(kept) = &self.bundle else { return };
+        let saved = self.save(kept.cached.clone()).await;
+        saved.unwrap_or_else(|e| tracing::warn!(error = %e, "the trust bundle could not be cached"));
+    }
+}
+
+pub(super) fn discovered(document: &Discovery, changed: bool) -> Discovered {
+    let lacks = |what: &str, wanted: &str, listed: &[String]| {
+        let detail = format!(
+            "the discovery document of \"{}\" lists {listed:?} and not {wanted}",
+            document.trust_domain()
+        );
+        Report::of_agent("unsupported-by-mis", what, &detail)
+    };
+    let cannot_renew = (!document.issues_x509_svids()).then(|| {
+        lacks(
+            "The MIS does not issue the kind of identity this device needs",
+            mis::X509_SVID_V1,
+            document.profiles(),
+        )
+    });
+    let no_method = (!document.accepts_factory_certificate()).then(|| {
+        lacks("The MIS does not accept factory certificates", mis::FACTORY_CERT_MTLS, document.methods())
+    });
+    Discovered { changed, cannot_enroll: cannot_renew.clone().or(no_method), cannot_renew }
+}
+
+pub(super) fn bundle_facts(bundle: &Bundle) -> BundleFacts {
+    BundleFacts { refresh_hint: bundle.refresh_hint() }
+}
