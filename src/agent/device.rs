@@ -78,6 +78,7 @@ impl Device {
         self.store_waits(now).await;
         self.store_renewal_moment().await;
         let (generation, failure) = self.publish_files(now).await;
+        self.spoken.of_files(failure.as_ref());
         let mut snapshot = self.snapshot(now, generation);
         if let (Some(failure), None) = (&failure, &snapshot.last_error) {
             let error = LastError { report: failure.clone(), at: now.wall, permanent: true };
@@ -140,13 +141,12 @@ impl Device {
         match outcome {
             Ok(generation) => (generation, None),
             Err(e) => {
-                tracing::error!(error = %e, "the identity could not be published; those published before are untouched");
                 (None, Some(Report::of_agent("not-published", "The identity files could not be written", &e)))
             }
         }
     }
 
-    fn snapshot(&self, now: Now, generation: Option<u64>) -> Snapshot {
+    pub(super) fn snapshot(&self, now: Now, generation: Option<u64>) -> Snapshot {
         let trust_domain = self.discovery.as_ref().map(|held| held.document.trust_domain().clone());
         let of_identity = || self.identity.as_ref().map(|i| i.svid.spiffe_id().trust_domain().clone());
         Snapshot {

@@ -20,6 +20,7 @@ pub(super) struct Spoken {
     discovery: Option<Report>,
     bundle: Option<Report>,
     identity: Option<Report>,
+    files: Option<Report>,
 }
 
 impl Spoken {
@@ -55,5 +56,13 @@ impl Spoken {
             tracing::warn!("the MIS asked for a wait of more than 7 days; the agent asks again after 7 days");
         }
         *said = Some(report.clone());
+    }
+
+    /// Logs a failure to publish the files, if it is news.
+    pub(super) fn of_files(&mut self, failure: Option<&Report>) {
+        if let Some(report) = failure.filter(|report| self.files.as_ref() != Some(*report)) {
+            tracing::error!(detail = report.detail, "{}; those published before are untouched", report.title);
+        }
+        self.files = failure.cloned();
     }
 }

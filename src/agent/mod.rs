@@ -66,15 +66,17 @@ impl Place {
 /// [`AgentError`].
 pub async fn run(place: &Place, config: Config) -> Result<(), AgentError> {
     let mut signals = Signals::new().map_err(AgentError::Signals)?;
-    let (publish, snapshots) = watch::channel(Arc::new(Snapshot::starting()));
-    let mut server = Server::start(&config.socket, &snapshots)?;
+    let socket = config.socket.clone();
+    let mut life = Life::begin(config).await;
+    // What is held is served from the first answer on: it is read before the socket is there.
+    let (publish, snapshots) = watch::channel(Arc::new(life.snapshot()));
+    let mut server = Server::start(&socket, &snapshots)?;
     notify::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
 
-    let mut config = config;
-    while let Some(next) = live(config, place, &publish, &mut signals).await {
-        config = next;
+    while let Some(config) = life.live(place, &publish, &mut signals).await {
         server.follow(&config.socket, &snapshots).await;
+        life = Life::begin(config).await;
     }
     notify::stopping();
     tracing::info!("miaf-agent ends");
@@ -112,23 +114,53 @@ impl Server {
     }
 }
 
-/// Lives under one configuration. `None`: the agent is to end.
-async fn live(
-    config: Config,
+/// The agent under one configuration.
+enum Life {
+    Unconfigured,
+    Configured(Box<Device>),
+}
+
+impl Life {
+    async fn begin(config: Config) -> Self {
+        match config.mis {
+            None => Self::Unconfigured,
+            Some(_) => Self::Configured(Box::new(Device::restore(config, clock::now()).await)),
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        match self {
+            Self::Unconfigured => Snapshot::unconfigured(),
+            Self::Configured(device) => device.snapshot(clock::now(), None),
+        }
+    }
+
+    /// Until another configuration is to be lived under, or none: the agent is to end.
+    async fn live(
+        self,
+        place: &Place,
+        publish: &watch::Sender<Arc<Snapshot>>,
+        signals: &mut Signals,
+    ) -> Option<Config> {
+        match self {
+            Self::Unconfigured => wait_for_configuration(place, publish, signals).await,
+            Self::Configured(device) => drive(*device, place, publish, signals).await,
+        }
+    }
+}
+
+async fn drive(
+    mut device: Device,
     place: &Place,
     publish: &watch::Sender<Arc<Snapshot>>,
     signals: &mut Signals,
 ) -> Option<Config> {
-    if config.mis.is_none() {
-        return wait_for_configuration(place, publish, signals).await;
-    }
-    let mut device = Device::restore(config, clock::now()).await;
     let mut event = Event::Wake;
     loop {
         let step = device.step(event, clock::now(), &mut random::unit);
-        let retry_publishing = device.settle(clock::now(), publish).await;
-        let nap =
-            step.wake_in.unwrap_or(LONGEST_NAP).min(LONGEST_NAP).min(retry_publishing.unwrap_or(LONGEST_NAP));
+        let publish_again = device.settle(clock::now(), publish).await;
+        let naps = [step.wake_in, publish_again, Some(LONGEST_NAP)];
+        let nap = naps.into_iter().flatten().min().unwrap_or(LONGEST_NAP);
         let work = async {
             match step.action {
                 Some(action) => device.carry_out(action).await,
@@ -157,10 +189,9 @@ async fn wait_for_configuration(
     publish: &watch::Sender<Arc<Snapshot>>,
     signals: &mut Signals,
 ) -> Option<Config> {
-    let snapshot = Snapshot::unconfigured();
-    notify::status("Unconfigured: waiting for a configuration");
-    publish.send_replace(Arc::new(snapshot));
-    tracing::info!(file = %place.file.display(), "no MIS is configured yet: waiting for [mis] to appear in the configuration");
+    notify::status("unconfigured: waiting for [mis] to appear in the configuration");
+    publish.send_replace(Arc::new(Snapshot::unconfigured()));
+    tracing::info!(file = %place.file.display(), "no MIS is configured yet: waiting for [mis] to appear");
     let mut complained_of = None;
     loop {
         let told = tokio::select! {

@@ -78,7 +78,6 @@ fn in_words(status: &Status, now: SystemTime) -> String {
 fn meaning(state: &str) -> &'static str {
     match state {
         "unconfigured" => "the agent waits for a configuration: set [mis] in /etc/miaf-agent/config.toml",
-        "starting" => "the agent has just started",
         "discovering" => "the agent looks for the identity service (MIS) of its trust domain",
         "enrolling" => "the agent asks the identity service for this device's first identity",
         "pending-admission" => "the identity service knows this device; its operator has yet to admit it",

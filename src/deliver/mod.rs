@@ -37,19 +37,10 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// At the very start.
-    pub fn starting() -> Self {
-        Self::without_identity(State::Starting)
-    }
-
     /// There is no configuration.
     pub fn unconfigured() -> Self {
-        Self::without_identity(State::Unconfigured)
-    }
-
-    fn without_identity(state: State) -> Self {
         Self {
-            state,
+            state: State::Unconfigured,
             trust_domain: None,
             identity: None,
             renew_at: None,

@@ -12,8 +12,6 @@ use crate::time::Now;
 pub enum State {
     /// There is no configuration yet.
     Unconfigured,
-    /// The agent has begun and has not looked around yet.
-    Starting,
     /// The MIS of the trust domain is being found, or its trust bundle fetched.
     Discovering,
     /// A first identity is being asked for.
@@ -35,7 +33,6 @@ impl State {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unconfigured => "unconfigured",
-            Self::Starting => "starting",
             Self::Discovering => "discovering",
             Self::Enrolling => "enrolling",
             Self::PendingAdmission => "pending-admission",
