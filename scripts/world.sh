@@ -1,0 +1,86 @@
+# What demo and measure share: a software TPM, the development MIS and an agent in a temporary folder, all of them ended
+# and removed on every way out. To be sourced by bash from the top of the checkout, with $bin and $mis_bin set.
+
+export TSS2_LOG=all+none # the TSS libraries would write to the terminal on their own account
+work=$(mktemp -d)
+declare -A pids=()
+
+stop() { # NAME [SIGNAL]: ends what this script started, and waits for it
+    local pid=${pids[$1]:-}
+    [ -n "$pid" ] || return 0
+    unset "pids[$1]"
+    kill -s "${2:-TERM}" "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || true
+}
+cleanup() {
+    local status=$?
+    trap - EXIT
+    if [ "$status" -ne 0 ]; then
+        printf '\n\033[31mFailed.\033[0m The logs:\n'
+        tail -n 40 "$work"/*.log 2>/dev/null || true
+    fi
+    for name in agent mis tpm; do stop "$name"; done
+    rm -rf "$work"
+    exit "$status"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+show() { sed 's/^/    /'; }
+fail() { printf '%s\n' "$*" >&2; exit 1; }
+wait_for() { # SECONDS WHAT COMMAND…: until the command succeeds
+    local deadline=$((SECONDS + $1)) what=$2
+    shift 2
+    until "$@" >/dev/null 2>&1; do
+        [ "$SECONDS" -lt "$deadline" ] || fail "waited in vain for $what"
+        sleep 0.1
+    done
+}
+ask() { curl --silent --show-error --fail --unix-socket "$work/run/agent.sock" "http://agent$1"; }
+field() { ask /v1/status | jq --raw-output "$1"; }
+state_is() { [ "$(field .state)" = "$1" ]; }
+serial_is_not() { local now; now=$(field '.svid.serial // empty') && [ -n "$now" ] && [ "$now" != "$1" ]; }
+start_agent() { "$bin/miaf-agent" --config "$work/config.toml" run >>"$work/agent.log" 2>&1 & pids[agent]=$!; }
+
+start_tpm() {
+    mkdir "$work/tpm"
+    for attempt in $(seq 1 20); do # a pair of ports that nobody uses
+        port=$((20000 + RANDOM % 6000 * 2))
+        swtpm socket --tpm2 --tpmstate "dir=$work/tpm" --flags not-need-init,startup-clear \
+            --server "type=tcp,port=$port" --ctrl "type=tcp,port=$((port + 1))" >"$work/tpm.log" 2>&1 &
+        pids[tpm]=$!
+        export TPM2TOOLS_TCTI="swtpm:host=127.0.0.1,port=$port" TPM2OPENSSL_TCTI="swtpm:host=127.0.0.1,port=$port"
+        sleep 0.3
+        if kill -0 "${pids[tpm]}" 2>/dev/null && tpm2_getcap properties-fixed >/dev/null 2>&1; then break; fi
+        stop tpm
+    done
+    [ -n "${pids[tpm]:-}" ] || fail "swtpm does not start: $(cat "$work/tpm.log")"
+}
+start_mis() { # FLAGS…
+    "$mis_bin/development-mis" --folder "$work/mis" --listen 127.0.0.1:0 "$@" >"$work/mis.log" 2>&1 &
+    pids[mis]=$!
+    wait_for 20 "the MIS" grep -q '^listening on ' "$work/mis.log"
+    url=$(sed -n 's/^listening on //p' "$work/mis.log")
+}
+configure() { # the shortest configuration there is
+    cat >"$work/config.toml" <<TOML
+state_dir = "state"
+
+[mis]
+discovery_url = "$url/.well-known/margo"
+
+[mis.trust]
+ca_file = "mis/tls-ca.pem"
+
+[bootstrap]
+cert_file = "mis/factory.pem"
+key = "file:mis/factory.key"
+
+[key]
+tcti = "swtpm:host=127.0.0.1,port=$port"
+
+[socket]
+path = "run/agent.sock"
+TOML
+}
