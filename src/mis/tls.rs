@@ -128,3 +128,51 @@ fn server_certificate(why: &CertificateError) -> String {
         other => format!("its certificate is not acceptable ({other})"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::{ClientConnection, ProtocolVersion, ServerConnection};
+    use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+    /// A ClientHello against a server that speaks only this version.
+    fn meets(version: &'static rustls::SupportedProtocolVersion) -> Result<ServerConnection, rustls::Error> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(["mis.example".into()]).unwrap().self_signed(&key).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let ca_file = folder.path().join("ca.pem");
+        std::fs::write(&ca_file, certificate.pem()).unwrap();
+        let trust = InitialTrust { ca_file: Some(ca_file), ..InitialTrust::default() };
+        let config = Arc::new(client(&trust, None).unwrap());
+        let mut client = ClientConnection::new(config, "mis.example".try_into().unwrap()).unwrap();
+
+        let server = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[version])?
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            )?;
+        let mut server = ServerConnection::new(Arc::new(server))?;
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).unwrap();
+        server.read_tls(&mut hello.as_slice()).unwrap();
+        server.process_new_packets().map(|_| server)
+    }
+
+    #[test]
+    fn only_tls_1_3_is_offered() {
+        let met = meets(&rustls::version::TLS13).unwrap();
+        assert_eq!(met.protocol_version(), Some(ProtocolVersion::TLSv1_3));
+    }
+
+    #[test]
+    fn a_file_without_anchors_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("empty.pem");
+        std::fs::write(&path, "").unwrap();
+        let trust = InitialTrust { ca_file: Some(path), ..InitialTrust::default() };
+        let error = client(&trust, None).unwrap_err().to_string();
+        assert!(error.contains("empty.pem") && error.contains("no PEM certificate"), "{error}");
+    }
+}

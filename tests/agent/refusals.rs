@@ -156,6 +156,24 @@ fn a_401_at_renewal_leads_to_an_enrollment_under_the_same_name() {
 }
 
 #[test]
+fn the_whole_problem_is_in_the_log() {
+    let mut world = World::new();
+    let problem = "{\"type\":\"https://example.com/errors/odd\",\"title\":\"Odd\",\"status\":503,\
+                   \"detail\":\"the moon is full\",\"instance\":\"urn:audit:4711\"}";
+    world.mis.fault(
+        Endpoint::Enrollment,
+        Fault::answer(503, &[("content-type", "application/problem+json")], problem),
+    );
+    world.device.start();
+    world.device.wait_for("active");
+    let log = world.device.log();
+    let line = log.lines().find(|line| line.contains("urn:audit:4711")).expect("the instance is in the log");
+    for part in ["Odd", "https://example.com/errors/odd", "503", "the moon is full"] {
+        assert!(line.contains(part), "{part} is missing in: {line}");
+    }
+}
+
+#[test]
 fn a_certificate_refused_in_the_handshake_at_renewal_is_a_401_too() {
     let world = World::renewing();
     let before = world.device.status();
