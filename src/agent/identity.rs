@@ -94,7 +94,9 @@ impl Device {
                 tracing::info!(%not_before, "the new SVID is kept until it becomes valid");
                 return Err(NotAdopted::Early(not_before));
             }
-            Err(Rejection::UnknownIssuer) if !bundle_is_fresh => return Err(NotAdopted::UnknownIssuer),
+            Err(why) if why.may_lie_in_the_bundle() && !bundle_is_fresh => {
+                return Err(NotAdopted::UnknownIssuer);
+            }
             Err(why) => {
                 self.answer = None;
                 let store = self.store.clone();

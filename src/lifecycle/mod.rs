@@ -123,7 +123,7 @@ pub struct SvidFacts {
 pub enum NotAdopted {
     /// It becomes valid at this moment; it is kept until then (miaf-v0 E4).
     Early(Timestamp),
-    /// No anchor is known for it; it is kept until the bundle has been fetched once more (miaf-v0 E4).
+    /// The bundle held does not vouch for it; it is kept until the bundle has been fetched once more (miaf-v0 E4).
     UnknownIssuer,
     /// It could not be judged or published now (disk full, say); it is kept.
     Kept(Failure),

@@ -138,7 +138,8 @@ mod tests {
     /// A ClientHello against a server that speaks only this version.
     fn meets(version: &'static rustls::SupportedProtocolVersion) -> Result<ServerConnection, rustls::Error> {
         let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = rcgen::CertificateParams::new(["mis.example".into()]).unwrap().self_signed(&key).unwrap();
+        let certificate =
+            rcgen::CertificateParams::new(["mis.example".into()]).unwrap().self_signed(&key).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let ca_file = folder.path().join("ca.pem");
         std::fs::write(&ca_file, certificate.pem()).unwrap();
@@ -146,13 +147,14 @@ mod tests {
         let config = Arc::new(client(&trust, None).unwrap());
         let mut client = ClientConnection::new(config, "mis.example".try_into().unwrap()).unwrap();
 
-        let server = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_protocol_versions(&[version])?
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())),
-            )?;
+        let server =
+            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_protocol_versions(&[version])?
+                .with_no_client_auth()
+                .with_single_cert(
+                    vec![certificate.der().clone()],
+                    PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())),
+                )?;
         let mut server = ServerConnection::new(Arc::new(server))?;
         let mut hello = Vec::new();
         client.write_tls(&mut hello).unwrap();

@@ -2,18 +2,22 @@
 //! that is held is replaced (miaf-v0 E4, K4; SPIFFE X509-SVID sections 2 to 5).
 //!
 //! The chain itself is validated by rustls-webpki. What webpki leaves open is decided here: key usage bits, the
-//! number of URI SANs, the size of RSA issuers, the identity.
+//! number of URI SANs, the leaf's own key, the size of RSA keys, the identity.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rustls_pki_types::pem::{self, PemObject as _, SectionKind};
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
+use webpki::VerifiedPath;
 use webpki::ring::{ECDSA_P256_SHA256, RSA_PSS_2048_8192_SHA256_LEGACY_KEY};
-use x509_parser::certificate::{BasicExtension, X509Certificate};
+use x509_parser::asn1_rs::Tag;
+use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, KeyUsage};
-use x509_parser::prelude::FromDer as _;
+use x509_parser::oid_registry::{OID_EC_P256, OID_X509_EXT_KEY_USAGE};
+use x509_parser::prelude::{FromDer as _, format_serial};
 use x509_parser::public_key::PublicKey;
 use x509_parser::x509::{SubjectPublicKeyInfo, X509Version};
 
@@ -61,6 +65,7 @@ pub fn judge(
     if leaf.public_key().raw != expected.spki_der {
         return Err(Rejection::OtherKey);
     }
+    key_is_allowed(leaf.public_key())?;
     leaf_may_authenticate(&leaf)?;
     let spiffe_id = identity(&leaf, expected)?;
     let (not_before, not_after) = validity(&leaf);
@@ -74,17 +79,11 @@ pub fn judge(
         return Err(Rejection::FarFuture { not_before, now });
     }
     // An answer that is only early is judged as of the moment it becomes valid: a damaged one is refused now.
-    path_validates(chain, bundle, now.max(not_before))?;
-    if now < not_before {
-        return Err(Rejection::NotYetValid { not_before });
+    let valid_from = path_validates_soon(chain, bundle, now, not_before)?;
+    if now < valid_from {
+        return Err(Rejection::NotYetValid { not_before: valid_from });
     }
-    Ok(X509Svid {
-        spiffe_id,
-        serial: leaf.raw_serial_as_string(),
-        not_before,
-        not_after,
-        chain: chain.clone(),
-    })
+    Ok(X509Svid { spiffe_id, serial: serial(&leaf), not_before, not_after, chain: chain.clone() })
 }
 
 /// Whether the bundle vouches for an SVID that is held: used to report, never to drop (miaf-v0 B3, B5).
@@ -111,7 +110,7 @@ impl X509Svid {
         let leaf = parse(0, chain.leaf())?;
         let spiffe_id = only_spiffe_id(&leaf)?;
         let (not_before, not_after) = validity(&leaf);
-        let serial = leaf.raw_serial_as_string();
+        let serial = serial(&leaf);
         Ok(Self { spiffe_id, serial, not_before, not_after, chain })
     }
 
@@ -225,15 +224,14 @@ fn leaf_may_authenticate(leaf: &X509Certificate<'_>) -> Result<(), Rejection> {
     if leaf.basic_constraints().map_err(unreadable)?.is_some_and(|bc| bc.value.ca) {
         return Err(Rejection::CertificateAuthority);
     }
-    let usage: BasicExtension<&KeyUsage> =
-        leaf.key_usage().map_err(unreadable)?.ok_or(Rejection::NoKeyUsage)?;
-    if !usage.critical {
+    let (critical, usage) = key_usage(leaf)?.ok_or(Rejection::NoKeyUsage)?;
+    if !critical {
         return Err(Rejection::KeyUsageNotCritical);
     }
-    if !usage.value.digital_signature() {
+    if !usage.digital_signature() {
         return Err(Rejection::NoDigitalSignature);
     }
-    if usage.value.key_cert_sign() || usage.value.crl_sign() {
+    if usage.key_cert_sign() || usage.crl_sign() {
         return Err(Rejection::MaySignCertificates);
     }
     if let Some(extended) = leaf.extended_key_usage().map_err(unreadable)? {
@@ -245,6 +243,18 @@ fn leaf_may_authenticate(leaf: &X509Certificate<'_>) -> Result<(), Rejection> {
         }
     }
     Ok(())
+}
+
+/// The key usage, and whether it is critical. x509-parser passes over bytes that follow the bits and webpki does not
+/// look at this extension at all, but a peer's parser may well refuse such a certificate.
+fn key_usage(certificate: &X509Certificate<'_>) -> Result<Option<(bool, KeyUsage)>, Rejection> {
+    let found =
+        certificate.get_extension_unique(&OID_X509_EXT_KEY_USAGE).map_err(|_| Rejection::Extension)?;
+    let Some(extension) = found else { return Ok(None) };
+    match KeyUsage::from_der(extension.value) {
+        Ok(([], usage)) => Ok(Some((extension.critical, usage))),
+        _ => Err(Rejection::Extension),
+    }
 }
 
 fn identity(leaf: &X509Certificate<'_>, expected: &Expectation<'_>) -> Result<SpiffeId, Rejection> {
@@ -264,6 +274,10 @@ fn identity(leaf: &X509Certificate<'_>, expected: &Expectation<'_>) -> Result<Sp
 fn only_spiffe_id(leaf: &X509Certificate<'_>) -> Result<SpiffeId, Rejection> {
     let san = leaf.subject_alternative_name().map_err(|_| Rejection::Extension)?;
     let names = san.map(|san| san.value.general_names.as_slice()).unwrap_or_default();
+    // A URI whose bytes are no text is a second name all the same, for a peer that reads bytes.
+    if names.iter().any(|name| matches!(name, GeneralName::Invalid(Tag(6), _))) {
+        return Err(Rejection::Extension);
+    }
     let uris: Vec<&str> = names
         .iter()
         .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
@@ -274,42 +288,75 @@ fn only_spiffe_id(leaf: &X509Certificate<'_>) -> Result<SpiffeId, Rejection> {
     }
 }
 
+/// The moment from which the chain is valid: `now`, or a later one when a certificate of the path is only a little
+/// early. An issuer made a minute ago may well begin after a leaf that is dated back.
+fn path_validates_soon(
+    chain: &Chain,
+    bundle: &Bundle,
+    now: Timestamp,
+    not_before: Timestamp,
+) -> Result<Timestamp, Rejection> {
+    let mut at = now.max(not_before);
+    loop {
+        match path_validates(chain, bundle, at) {
+            Err(Rejection::FarFuture { not_before, .. }) if not_before > now.after(MAX_AHEAD) => {
+                return Err(Rejection::FarFuture { not_before, now });
+            }
+            // Each turn waits for one certificate more of a chain of a few.
+            Err(Rejection::FarFuture { not_before, .. }) if not_before > at => at = not_before,
+            other => return other.map(|()| at),
+        }
+    }
+}
+
 fn path_validates(chain: &Chain, bundle: &Bundle, at: Timestamp) -> Result<(), Rejection> {
     let anchors: Vec<_> =
         bundle.anchors().iter().filter_map(|der| webpki::anchor_from_trusted_cert(der).ok()).collect();
     let leaf = webpki::EndEntityCert::try_from(chain.leaf()).map_err(Rejection::from)?;
-    let path = leaf.verify_for_usage(
+    // A path that MIAF forbids is passed over, and not the last word: with a cross-signed issuer there are others.
+    let forbidden = Cell::new(None);
+    let allowed = |path: &VerifiedPath<'_>| {
+        path_is_allowed(path, bundle).map_err(|why| {
+            forbidden.set(Some(why));
+            webpki::Error::UnknownIssuer
+        })
+    };
+    leaf.verify_for_usage(
         ALGORITHMS,
         &anchors,
         chain.intermediates(),
         UnixTime::since_unix_epoch(at.unix_duration()),
         webpki::KeyUsage::client_auth(),
         None,
-        None,
-    )?;
+        Some(&allowed),
+    )
+    .map(|_| ())
+    .map_err(|e| forbidden.take().unwrap_or_else(|| e.into()))
+}
+
+fn path_is_allowed(path: &VerifiedPath<'_>, bundle: &Bundle) -> Result<(), Rejection> {
     for issuer in path.intermediate_certificates() {
         let der = issuer.der();
         let issuer = parse(0, &der)?;
-        if issuer.key_usage().map_err(|_| Rejection::Extension)?.is_some_and(|ku| !ku.value.key_cert_sign()) {
+        if key_usage(&issuer)?.is_some_and(|(_, usage)| !usage.key_cert_sign()) {
             return Err(Rejection::IssuerMayNotSign);
         }
-        issuer_key_is_strong(issuer.public_key())?;
+        key_is_allowed(issuer.public_key())?;
     }
     let of_path = |der: &&CertificateDer<'_>| {
         webpki::anchor_from_trusted_cert(der).is_ok_and(|anchor| anchor == *path.anchor())
     };
     let anchor = bundle.anchors().iter().find(of_path).ok_or(Rejection::UnknownIssuer)?;
-    issuer_key_is_strong(parse(0, anchor)?.public_key())
+    key_is_allowed(parse(0, anchor)?.public_key())
 }
 
-/// webpki takes RSA from 2048 bits; MIAF asks for 3072 (miaf-v0 K4).
-fn issuer_key_is_strong(key: &SubjectPublicKeyInfo<'_>) -> Result<(), Rejection> {
+/// P-256, or RSA from 3072 bits: webpki takes RSA from 2048, and leaves the leaf's own key open (miaf-v0 K4).
+fn key_is_allowed(key: &SubjectPublicKeyInfo<'_>) -> Result<(), Rejection> {
+    let curve = key.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
     match key.parsed() {
-        Ok(PublicKey::RSA(rsa)) if rsa.key_size() < MIN_RSA_BITS => {
-            Err(Rejection::WeakIssuer(rsa.key_size()))
-        }
+        Ok(PublicKey::RSA(rsa)) if rsa.key_size() < MIN_RSA_BITS => Err(Rejection::WeakRsa(rsa.key_size())),
         Ok(PublicKey::RSA(_)) => Ok(()),
-        Ok(PublicKey::EC(_)) => Ok(()), // the curve is settled by the signature algorithm
+        Ok(PublicKey::EC(_)) if curve == Some(OID_EC_P256) => Ok(()),
         _ => Err(Rejection::Algorithm),
     }
 }
@@ -320,6 +367,14 @@ fn validity(certificate: &X509Certificate<'_>) -> (Timestamp, Timestamp) {
         Timestamp::from_secs(validity.not_before.timestamp()),
         Timestamp::from_secs(validity.not_after.timestamp()),
     )
+}
+
+/// Without the zero byte in front that only says "not negative": an operator searches for what OpenSSL shows.
+fn serial(certificate: &X509Certificate<'_>) -> String {
+    match certificate.raw_serial() {
+        [0, magnitude @ ..] if !magnitude.is_empty() => format_serial(magnitude),
+        whole => format_serial(whole),
+    }
 }
 
 /// A short and printable excerpt of what came from outside.
@@ -418,8 +473,16 @@ pub enum Rejection {
         /// The device's clock.
         now: Timestamp,
     },
-    /// Later than a little clock difference explains.
-    #[error("the certificate is valid only from {not_before}, and it is {now} here: compare the two clocks")]
+    /// An intermediate whose time is over.
+    #[error("an issuer of the chain expired at {not_after}, and it is {now} here")]
+    IssuerExpired {
+        /// Last moment of its validity.
+        not_after: Timestamp,
+        /// The device's clock.
+        now: Timestamp,
+    },
+    /// Later than a little clock difference explains, be it the leaf or an intermediate.
+    #[error("the chain is valid only from {not_before}, and it is {now} here: compare the two clocks")]
     FarFuture {
         /// First moment of validity.
         not_before: Timestamp,
@@ -438,9 +501,9 @@ pub enum Rejection {
     /// A signature with another algorithm than the two of MIAF.
     #[error("a signature or key of the chain is neither ECDSA P-256 with SHA-256 nor RSA-PSS with SHA-256")]
     Algorithm,
-    /// An RSA issuer under 3072 bits.
-    #[error("an issuer of the chain has an RSA key of {0} bits; at least {MIN_RSA_BITS} are required")]
-    WeakIssuer(usize),
+    /// An RSA key under 3072 bits.
+    #[error("the chain has an RSA key of {0} bits; at least {MIN_RSA_BITS} are required")]
+    WeakRsa(usize),
     /// An intermediate whose key usage forbids it to issue.
     #[error("an issuer of the chain may not sign certificates (its keyUsage lacks keyCertSign)")]
     IssuerMayNotSign,
@@ -449,16 +512,47 @@ pub enum Rejection {
     Path(webpki::Error),
 }
 
+impl Rejection {
+    /// Whether a newer bundle could lead to another judgement: path validation reports the most telling of several
+    /// errors, so an unknown issuer may hide behind another one (miaf-v0 E4: the bundle is fetched once more).
+    pub fn may_lie_in_the_bundle(&self) -> bool {
+        matches!(
+            self,
+            Self::UnknownIssuer
+                | Self::Algorithm
+                | Self::WeakRsa(_)
+                | Self::IssuerMayNotSign
+                | Self::IssuerExpired { .. }
+                | Self::Path(_)
+        )
+    }
+}
+
 impl From<webpki::Error> for Rejection {
     fn from(e: webpki::Error) -> Self {
         use webpki::Error as E;
+        let moment = |t: UnixTime| Timestamp::from_secs(i64::try_from(t.as_secs()).unwrap_or(i64::MAX));
+        let of_miaf = |key: &[u8]| ALGORITHMS.iter().any(|a| a.public_key_alg_id().as_ref() == key);
         match e {
-            // A CA that changed its key and kept its name shows as a bad signature.
+            // A CA that changed its key and kept its name shows as a bad signature, or, where it went from one
+            // of the two algorithms to the other, as a signature that does not fit the key.
             E::UnknownIssuer | E::InvalidSignatureForPublicKey => Self::UnknownIssuer,
+            E::UnsupportedSignatureAlgorithmForPublicKeyContext(c) if of_miaf(&c.public_key_algorithm_id) => {
+                Self::UnknownIssuer
+            }
             E::UnsupportedSignatureAlgorithmContext(_)
-            | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_)
-            | E::SignatureAlgorithmMismatch => Self::Algorithm,
+            | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => Self::Algorithm,
+            // Of intermediates: the leaf's own validity is looked at first.
+            E::CertExpired { time, not_after } => {
+                Self::IssuerExpired { not_after: moment(not_after), now: moment(time) }
+            }
+            E::CertNotValidYet { time, not_before } => {
+                Self::FarFuture { not_before: moment(not_before), now: moment(time) }
+            }
             other => Self::Path(other),
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
