@@ -121,6 +121,8 @@ pub struct Wait {
     pub boot: BootTime,
     /// After a reboot, when only the wall clock is left.
     pub wall: Timestamp,
+    /// What was left of it when it was written, in milliseconds: the most that a wrong wall clock can make of it.
+    pub left: u64,
 }
 
 impl Record for Pending {

@@ -100,7 +100,11 @@ impl Device {
             return blocking(move || forget::<store::CachedWaits>(&store)).await;
         }
         let write = |until: Option<_>| {
-            until.map(|boot| store::Wait { boot, wall: now.wall.after(now.boot.until(boot)) })
+            until.map(|boot| {
+                let left = now.boot.until(boot);
+                let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+                store::Wait { boot, wall: now.wall.after(left), left: millis }
+            })
         };
         self.save(store::CachedWaits {
             boot_id: clock::boot_id(),

@@ -1,6 +1,7 @@
 //! Starting: what the process before left behind, read back. Nothing is contacted, neither the MIS nor the chip.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::device::{Device, HeldDiscovery, KeptBundle, forget};
 use super::failures::Spoken;
@@ -10,7 +11,7 @@ use crate::config::Config;
 use crate::deliver::Identity;
 use crate::deliver::files::Publisher;
 use crate::keys::tpm::Tpm;
-use crate::lifecycle::{KeyChoice, LONGEST_RETRY_AFTER, Lifecycle, Policy, Restored, Retry, Waits};
+use crate::lifecycle::{KeyChoice, Lifecycle, Policy, Restored, Retry, Waits};
 use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid::{Chain, X509Svid};
@@ -156,17 +157,46 @@ fn load_unfinished(
 }
 
 /// Within the same boot a wait ends on the boot clock, whatever became of the wall clock; after a reboot the wall clock
-/// is all there is.
+/// is all there is, and it may be wrong.
 fn read_waits(cached: &store::CachedWaits, now: Now) -> Waits {
     let same_boot = cached.boot_id == clock::boot_id();
-    let read = |wait: Option<store::Wait>| {
-        wait.map(|wait| {
-            if same_boot {
-                wait.boot
-            } else {
-                now.boot.after(now.wall.until(wait.wall).min(LONGEST_RETRY_AFTER))
-            }
-        })
+    let end = |wait: store::Wait| match same_boot {
+        true => wait.boot,
+        false => now.boot.after(now.wall.until(wait.wall).min(Duration::from_millis(wait.left))),
     };
-    Waits { discovery: read(cached.discovery), bundle: read(cached.bundle), identity: read(cached.identity) }
+    Waits {
+        discovery: cached.discovery.map(end),
+        bundle: cached.bundle.map(end),
+        identity: cached.identity.map(end),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::{BootTime, Timestamp};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn waits(boot_id: String, now: Now) -> Waits {
+        let wait = store::Wait {
+            boot: BootTime::from_millis(9_000_000),
+            wall: Timestamp::from_secs(1_800_003_600),
+            left: 3_600_000,
+        };
+        read_waits(&store::CachedWaits { boot_id, identity: Some(wait), ..Default::default() }, now)
+    }
+
+    #[test]
+    fn a_wait_survives_a_restart_and_a_reboot_and_a_wrong_clock_does_not_stretch_it() {
+        let boot = BootTime::from_millis(1000);
+        let at = |secs| Now { wall: Timestamp::from_secs(secs), boot };
+        let same_boot = waits(clock::boot_id(), at(0));
+        assert_eq!(same_boot.identity, Some(BootTime::from_millis(9_000_000)));
+        let rebooted = |secs| boot.until(waits("another".into(), at(secs)).identity.unwrap());
+        assert_eq!(rebooted(1_800_000_000), HOUR, "at once");
+        assert_eq!(rebooted(1_800_001_800), HOUR / 2, "half of it was spent switched off");
+        assert_eq!(rebooted(1_900_000_000), Duration::ZERO, "it is long over");
+        assert_eq!(rebooted(0), HOUR, "a clock at 1970 makes it no longer than it was");
+    }
 }

@@ -76,6 +76,13 @@ pub struct Failure {
     pub report: Report,
 }
 
+impl Failure {
+    /// The wait that the MIS asked for, as far as it is believed (miaf-v0 E8).
+    fn asked(&self) -> Option<Duration> {
+        self.retry_after.map(|wait| wait.min(LONGEST_RETRY_AFTER))
+    }
+}
+
 /// An error as people see it: the members of Problem Details (RFC 9457), also for errors of this device's own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -131,12 +138,23 @@ pub(super) struct Gate {
     /// The part of the wait that the MIS asked for.
     asked_until: Option<BootTime>,
     last_error: Option<LastError>,
-    local: bool,
+    /// Failures of this device's own in a row. They are counted apart: a chip that was away for an hour must not
+    /// make the first request after that wait as if the MIS had been away.
+    local_failures: u32,
 }
 
 impl Gate {
-    pub(super) fn waiting_until(asked_until: Option<BootTime>) -> Self {
-        Self { opens_at: asked_until, asked_until, ..Self::default() }
+    /// The wait of before the restart. What was drawn on top of it then is drawn anew: a fleet that is restarted while
+    /// it waits must not come back in one second either (E8).
+    pub(super) fn waiting_until(
+        asked_until: Option<BootTime>,
+        retry: &Retry,
+        now: Now,
+        draw: Draw<'_>,
+    ) -> Self {
+        let Some(until) = asked_until.filter(|until| *until > now.boot) else { return Self::default() };
+        let opens_at = until.after(retry.base.max(now.boot.until(until) / 10).mul_f64(draw()));
+        Self { opens_at: Some(opens_at), asked_until, ..Self::default() }
     }
 
     /// The error that the wait is for.
@@ -154,23 +172,48 @@ impl Gate {
         self.opens_at = Some(now.boot.after(pause));
     }
 
-    /// Lets the next attempt be made as soon as the MIS allows it; the last error stays visible until it succeeds.
-    pub(super) fn forgive(&mut self) {
-        self.failures = 0;
-        self.opens_at = self.asked_until;
+    /// A part of the work is done: what was missing on this device is there, and the MIS does not ask to wait any more.
+    pub(super) fn passed(&mut self) {
+        self.asked_until = None;
+        if self.is_local() {
+            self.local_failures = 0;
+            self.last_error = None;
+        }
     }
 
-    /// An error that is followed by another attempt of another kind at once.
-    pub(super) fn noted(&mut self, failure: Failure, now: Now) {
+    /// Lets the next attempt be made as soon as the MIS allows it; the last error stays visible until it succeeds, and
+    /// if it does not, the backoff goes on where it was: documents that change all the time must not keep it short.
+    pub(super) fn forgive(&mut self, now: Now) {
+        // While the MIS asks to wait, what was drawn on top of that stays too (E8).
+        if self.asked_until.is_none_or(|until| until <= now.boot) {
+            self.opens_at = None;
+        }
+        let local = self.is_local();
+        if let Some(error) = &mut self.last_error {
+            error.permanent = local;
+        }
+    }
+
+    /// An error that is followed by another attempt of another kind, at once if the MIS does not ask to wait (E8).
+    pub(super) fn noted(&mut self, failure: Failure, now: Now, draw: Draw<'_>) {
+        let asked = failure.asked();
+        self.opens_at = asked.map(|asked| now.boot.after(asked + (asked / 10).mul_f64(draw())));
+        self.asked_until = asked.map(|asked| now.boot.after(asked));
+        self.local_failures = 0;
         self.remember(failure, now, false);
     }
 
     pub(super) fn failed(&mut self, failure: Failure, retry: &Retry, now: Now, draw: Draw<'_>) -> Verdict {
-        self.failures = self.failures.saturating_add(1);
-        let backoff = retry.interval(self.failures);
-        let asked = failure.retry_after.map(|wait| wait.min(LONGEST_RETRY_AFTER));
+        let local = failure.meaning == Meaning::Local;
+        let count = if local { &mut self.local_failures } else { &mut self.failures };
+        *count = count.saturating_add(1);
+        let backoff = retry.interval(*count);
+        let asked = failure.asked();
         let pause = match (failure.meaning, asked) {
-            (Meaning::Pending, Some(asked)) => asked + retry.base.max(asked / 4).mul_f64(draw()),
+            // The pace of the MIS, for as long as it takes; "at once" is no pace to keep for days.
+            (Meaning::Pending, Some(asked)) if !asked.is_zero() => {
+                asked + retry.base.max(asked / 4).mul_f64(draw())
+            }
             // Added on top: a fleet that was told one number must not come back in one second (E8).
             (_, Some(asked)) => asked + backoff.max(asked / 10).mul_f64(draw()),
             (
@@ -186,9 +229,11 @@ impl Gate {
         };
         self.opens_at = Some(now.boot.after(pause.max(SHORTEST_PAUSE)));
         self.asked_until = asked.map(|asked| now.boot.after(asked));
-        self.local = failure.meaning == Meaning::Local;
+        if !local {
+            self.local_failures = 0;
+        }
         let blocked = matches!(failure.meaning, Meaning::Permanent | Meaning::KeyRotationRefused);
-        self.remember(failure, now, blocked || self.local);
+        self.remember(failure, now, blocked || local);
         if blocked { Verdict::Blocked } else { Verdict::Waits }
     }
 
@@ -206,7 +251,7 @@ impl Gate {
 
     /// Whether something on this device stands in the way.
     pub(super) fn is_local(&self) -> bool {
-        self.local
+        self.local_failures > 0
     }
 
     fn remember(&mut self, failure: Failure, now: Now, permanent: bool) {

@@ -192,8 +192,7 @@ pub struct Lifecycle {
     /// The SVID held was answered `401`: only an enrollment helps (miaf-v0 R6).
     reauthenticate: bool,
     identity_gate: Gate,
-    /// The request that a permanent refusal was given to.
-    blocked: Option<Request>,
+    blocked: Blocked,
     admission_pending: bool,
 }
 
@@ -217,6 +216,14 @@ struct HeldBundle {
 struct HeldSvid {
     facts: SvidFacts,
     renew_at: Timestamp,
+}
+
+/// The permanent refusal of each request that got one: the request is not repeated before something is corrected
+/// (miaf-v0 P2). One for each, since a wall clock that jumps over the expiry and back changes which one is wanted.
+#[derive(Clone, Debug, Default)]
+struct Blocked {
+    enroll: Option<LastError>,
+    renew: Option<LastError>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -244,6 +251,10 @@ enum AnswerBundle {
 impl Lifecycle {
     /// From what survived. Nothing happens before the first [`step`](Self::step).
     pub fn new(policy: Policy, restored: Restored, now: Now, draw: Draw<'_>) -> Self {
+        let mut restored_gate = |wait| Gate::waiting_until(wait, &policy.retry, now, draw);
+        let discovery_gate = restored_gate(restored.waits.discovery);
+        let bundle_gate = restored_gate(restored.waits.bundle);
+        let identity_gate = restored_gate(restored.waits.identity).because_of(restored.waits_because);
         let mut lifecycle = Self {
             policy,
             in_flight: None,
@@ -254,16 +265,16 @@ impl Lifecycle {
                 stale_at: now.boot,
                 doubted: true,
             }),
-            discovery_gate: Gate::waiting_until(restored.waits.discovery),
+            discovery_gate,
             bundle: restored.bundle.map(|_| HeldBundle { refresh_at: now.boot }),
-            bundle_gate: Gate::waiting_until(restored.waits.bundle),
+            bundle_gate,
             svid: None,
             pending_key: restored.pending_key.then_some(PendingKey { refused: false }),
             answer: restored.answer.then_some(Answer { not_before: None, bundle: AnswerBundle::AsHeld }),
             rotation_refused: false,
             reauthenticate: false,
-            identity_gate: Gate::waiting_until(restored.waits.identity).because_of(restored.waits_because),
-            blocked: None,
+            identity_gate,
+            blocked: Blocked::default(),
             admission_pending: restored.admission_pending,
         };
         lifecycle.svid = restored.svid.map(|facts| {
@@ -334,10 +345,14 @@ impl Lifecycle {
             Event::Wake => {}
             Event::Discovery(outcome) => self.discovery_ended(outcome, now, draw),
             Event::Bundle(outcome) => self.bundle_ended(outcome, now, draw),
-            Event::KeyCreated(Ok(())) => self.pending_key = Some(PendingKey { refused: false }),
+            Event::KeyCreated(Ok(())) => {
+                self.pending_key = Some(PendingKey { refused: false });
+                self.identity_gate.passed();
+            }
             Event::KeyCreated(Err(failure)) => self.identity_failed(failure, now, draw),
             Event::Answered(Ok(())) => {
                 self.admission_pending = false;
+                self.identity_gate.passed();
                 self.answer = Some(Answer { not_before: None, bundle: AnswerBundle::AsHeld });
             }
             Event::Answered(Err(failure)) => match ended {
@@ -352,20 +367,22 @@ impl Lifecycle {
         match outcome {
             Ok(facts) => {
                 self.discovery_gate.succeeded();
+                // An MIS that answers in turn with two documents, and with 404 under both, is not asked in a circle.
+                self.discovery_gate.pause(self.shortest_between_reads(), now);
                 if facts.changed {
                     // The MIS may have been corrected: what it refused for good is asked once more (miaf-v0 P2).
-                    self.blocked = None;
+                    self.blocked = Blocked::default();
                     self.rotation_refused = false;
                     if let Some(pending) = &mut self.pending_key {
                         pending.refused = false;
                     }
-                    self.identity_gate.forgive();
-                    self.bundle_gate.forgive();
+                    self.identity_gate.forgive(now);
+                    self.bundle_gate.forgive(now);
                     if let Some(bundle) = &mut self.bundle {
                         bundle.refresh_at = now.boot; // it may name another address
                     }
                 }
-                let stale_at = now.boot.after(self.policy.bundle_refresh);
+                let stale_at = now.boot.after(spread(self.policy.bundle_refresh, draw));
                 self.discovery = Some(Discovery { facts, read_at: now.wall, stale_at, doubted: false });
             }
             Err(failure) => {
@@ -383,8 +400,7 @@ impl Lifecycle {
         match outcome {
             Ok(facts) => {
                 self.bundle_gate.succeeded();
-                // Up to a fifth earlier than agreed, at random: a fleet switched on at once drifts apart.
-                let interval = self.refresh_interval(facts).mul_f64(1.0 - draw() / 5.0);
+                let interval = spread(self.refresh_interval(facts), draw);
                 self.bundle = Some(HeldBundle { refresh_at: now.boot.after(interval) });
                 if let Some(Answer { bundle: wanted @ AnswerBundle::Wanted, .. }) = &mut self.answer {
                     *wanted = AnswerBundle::Fetched;
@@ -415,14 +431,14 @@ impl Lifecycle {
                 }
                 // The existing key, if there is one that was not refused itself, is tried without delay (R4).
                 if key == KeyChoice::Pending && self.svid.is_some() {
-                    self.identity_gate.noted(failure, now);
+                    self.identity_gate.noted(failure, now, draw);
                 } else {
                     self.identity_failed_for(Some(request), failure, now, draw);
                 }
             }
             Meaning::NotAuthenticated if request == Request::Renew => {
                 self.reauthenticate = true; // R6: enroll again, now
-                self.identity_gate.noted(failure, now);
+                self.identity_gate.noted(failure, now, draw);
             }
             Meaning::NotFound => {
                 if let Some(discovery) = &mut self.discovery {
@@ -440,8 +456,9 @@ impl Lifecycle {
 
     fn identity_failed_for(&mut self, request: Option<Request>, failure: Failure, now: Now, draw: Draw<'_>) {
         let retry = self.identity_retry();
-        if self.identity_gate.failed(failure, &retry, now, draw) == Verdict::Blocked {
-            self.blocked = request;
+        let verdict = self.identity_gate.failed(failure, &retry, now, draw);
+        if let (Verdict::Blocked, Some(request)) = (verdict, request) {
+            self.blocked.put(request, self.identity_gate.last_error().cloned());
         }
     }
 
@@ -453,7 +470,7 @@ impl Lifecycle {
                 }
                 self.answer = None;
                 self.reauthenticate = false;
-                self.blocked = None;
+                self.blocked = Blocked::default();
                 self.identity_gate.succeeded();
                 self.identity_gate.pause(SHORTEST_BETWEEN_ISSUES, now);
                 let mut renew_at = self.draw_renewal(facts.not_before, &facts, draw);
@@ -578,7 +595,7 @@ impl Lifecycle {
     /// Why the request that is wanted now cannot be made before something is corrected.
     fn is_refused_for_good(&self, now: Now) -> bool {
         let request = self.wanted_request(now);
-        self.blocked == Some(request) || self.ruled_out(request).is_some()
+        self.blocked.by(request).is_some() || self.ruled_out(request).is_some()
     }
 
     /// Why the discovery document rules the request out (miaf-v0 D5).
@@ -609,6 +626,11 @@ impl Lifecycle {
         Retry { base: self.policy.retry.base.min(cap), cap }
     }
 
+    /// A document that was read just now is not read again on a mere doubt.
+    fn shortest_between_reads(&self) -> Duration {
+        SHORTEST_BETWEEN_READS.min(self.poll_retry().cap).min(self.identity_retry().cap)
+    }
+
     /// Never above a twentieth of the lifetime, so that a short-lived SVID gets its tries too (miaf-v0 R7).
     fn identity_retry(&self) -> Retry {
         let Some(svid) = &self.svid else { return self.policy.retry };
@@ -618,9 +640,33 @@ impl Lifecycle {
     }
 }
 
+impl Blocked {
+    fn by(&self, request: Request) -> Option<&LastError> {
+        match request {
+            Request::Enroll => self.enroll.as_ref(),
+            Request::Renew => self.renew.as_ref(),
+        }
+    }
+
+    fn put(&mut self, request: Request, error: Option<LastError>) {
+        match request {
+            Request::Enroll => self.enroll = error,
+            Request::Renew => self.renew = error,
+        }
+    }
+}
+
+/// Up to a fifth earlier than agreed, at random: a fleet that was switched on in one second drifts apart.
+fn spread(interval: Duration, draw: Draw<'_>) -> Duration {
+    interval.mul_f64(1.0 - draw() / 5.0)
+}
+
 /// Bounds on the refresh hint of the MIS: a slip of the pen there must neither hammer it nor freeze the anchors.
 const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
 const LONGEST_REFRESH: Duration = Duration::from_secs(24 * 3600);
+
+/// Between two successful looks at the discovery document, unless the lifetimes here are too short for that.
+const SHORTEST_BETWEEN_READS: Duration = Duration::from_secs(60);
 
 /// However short-lived the SVIDs of an MIS are, it is left alone this long after each.
 const SHORTEST_BETWEEN_ISSUES: Duration = Duration::from_secs(5);

@@ -73,20 +73,20 @@ impl Lifecycle {
 
     /// The error that matters most now, and how long until the next attempt, if there will be one by itself.
     pub fn last_error(&self, now: Now) -> Option<(LastError, Option<Duration>)> {
-        if let Some(report) = self.ruled_out(self.wanted_request(now)) {
+        let request = self.wanted_request(now);
+        if let Some(report) = self.ruled_out(request) {
             let at = self.discovery.as_ref().map_or(now.wall, |discovery| discovery.read_at);
             let error = LastError { report: report.clone(), at, permanent: true };
             return Some((error, None));
         }
-        let blocked = self.blocked == Some(self.wanted_request(now));
-        let first = |gate: &Gate, blocked: bool| {
-            let error = gate.last_error()?.clone();
-            let opens_in = (!blocked).then(|| gate.opens_in(now));
-            Some((error, opens_in))
-        };
-        first(&self.identity_gate, blocked)
-            .or_else(|| first(&self.discovery_gate, false))
-            .or_else(|| first(&self.bundle_gate, false))
+        if let Some(error) = self.blocked.by(request) {
+            return Some((error.clone(), None));
+        }
+        let gates = [&self.identity_gate, &self.discovery_gate, &self.bundle_gate];
+        // What makes the state `blocked` is what people have to read, whatever else went wrong meanwhile.
+        let local = gates.into_iter().find(|gate| gate.is_local());
+        let gate = local.or_else(|| gates.into_iter().find(|gate| gate.last_error().is_some()))?;
+        Some((gate.last_error()?.clone(), Some(gate.opens_in(now))))
     }
 }
 

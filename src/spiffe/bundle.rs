@@ -76,7 +76,10 @@ impl Bundle {
             keys,
             anchors,
             sequence: entry.spiffe_sequence,
-            refresh_hint: map_hint.or(entry.spiffe_refresh_hint).map(Duration::from_secs),
+            refresh_hint: map_hint
+                .or(entry.spiffe_refresh_hint)
+                .filter(|hint| *hint > 0)
+                .map(Duration::from_secs),
         })
     }
 
@@ -95,7 +98,7 @@ impl Bundle {
         self.sequence
     }
 
-    /// How often the MIS wishes to be asked: the map's hint, or the entry's.
+    /// How often the MIS wishes to be asked: the map's hint, or the entry's. Never zero, which would be no pace.
     pub fn refresh_hint(&self) -> Option<Duration> {
         self.refresh_hint
     }
