@@ -11,6 +11,7 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod deliver;
+pub mod json;
 pub mod keys;
 pub mod lifecycle;
 pub mod mis;

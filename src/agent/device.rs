@@ -14,6 +14,7 @@ use crate::keys::tpm::Tpm;
 use crate::lifecycle::{Action, Draw, Event, LastError, Lifecycle, Report, State, Step, Waits};
 use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
+use crate::spiffe::svid;
 use crate::store::{self, Store};
 use crate::system::{clock, notify};
 use crate::time::{Now, Timestamp};
@@ -171,9 +172,23 @@ impl Device {
             last_error: self
                 .lifecycle
                 .last_error(now)
-                .map(|(error, wait)| (error, wait.map(|wait| now.wall.after(wait)))),
+                .map(|(error, wait)| (error, wait.map(|wait| now.wall.after(wait))))
+                .or_else(|| self.untrusted(now).map(|error| (error, None))),
             generation,
         }
+    }
+
+    /// The SVID held is valid by the clock, and the trust bundle does not vouch for it (any more): nothing that checks
+    /// it will accept it (miaf-v0 B3).
+    fn untrusted(&self, now: Now) -> Option<LastError> {
+        let (identity, kept) = (self.identity.as_ref()?, self.bundle.as_ref()?);
+        let untrusted =
+            identity.is_valid(now.wall) && !svid::is_trusted(&identity.svid, &kept.bundle, now.wall);
+        let why = "no anchor of the trust bundle leads to this device's SVID, so others refuse it. \
+                   Ask the operator of the MIS whether the bundle is as it should be";
+        let report =
+            Report::of_agent("svid-not-trusted", "The trust bundle does not vouch for the SVID", &why);
+        untrusted.then_some(LastError { report, at: kept.cached.fetched_at, permanent: false })
     }
 
     fn tell_service_manager(&mut self, snapshot: &Snapshot) {
@@ -181,15 +196,15 @@ impl Device {
             return;
         }
         self.told = Some(snapshot.state);
+        let state = snapshot.state;
         let who = snapshot.identity.as_ref().map(|identity| format!(": {}", identity.svid.spiffe_id()));
-        notify::status(&format!("{}{}", snapshot.state, who.unwrap_or_default()));
-        let why = snapshot.last_error.as_ref().and_then(|(error, _)| error.report.detail.clone());
-        match snapshot.state {
-            State::Blocked => tracing::error!(state = "blocked", why, "somebody has to correct something"),
-            State::Expired => {
-                tracing::error!(state = "expired", why, "the identity has expired; a new one is asked for")
+        notify::status(&format!("{state}{}", who.unwrap_or_default()));
+        match state {
+            State::Blocked | State::Expired => {
+                let why = snapshot.last_error.as_ref().and_then(|(error, _)| error.report.detail.as_deref());
+                tracing::error!(state = state.as_str(), why, "{state}: {}", state.meaning());
             }
-            state => tracing::info!(state = state.as_str(), "state"),
+            _ => tracing::info!(state = state.as_str(), "{state}: {}", state.meaning()),
         }
     }
 

@@ -51,7 +51,7 @@ impl Device {
         let csr = CertificateRequest(csr);
         let answer = match (request, self.identity.clone()) {
             (Request::Renew, Some(identity)) => {
-                let client = self.as_device(&identity)?;
+                let client = self.as_device(&identity).await?;
                 self.mis.renew(&document, identity.svid.spiffe_id(), &csr, client).await
             }
             _ => {
@@ -182,8 +182,14 @@ impl Device {
     }
 
     /// The device as itself: its SVID, with the complete chain (miaf-v0 E3, R1).
-    fn as_device(&self, identity: &Identity) -> Result<Identified, Failure> {
-        let key = keys::tls::signing_key(Arc::new(self.key(KeyChoice::Current)?));
+    async fn as_device(&self, identity: &Identity) -> Result<Identified, Failure> {
+        let key = self.key(KeyChoice::Current)?;
+        // Within a handshake a chip that was replaced or cleared would look like a network that is down.
+        let probe = key.clone();
+        blocking(move || probe.sign(b"miaf-agent: can this key still sign?"))
+            .await
+            .map_err(|e| key_failure(&e))?;
+        let key = keys::tls::signing_key(Arc::new(key));
         let chain = identity.svid.chain().certificates().to_vec();
         Identified::new(CertifiedKey::new(chain, key))
             .map_err(|e| local("key", "The key that is held is not the one of the SVID that is held", &e))

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Output, ask};
 use crate::deliver::status::{ErrorStatus, Status};
+use crate::lifecycle::State;
 
 pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
     let body = match ask::get(config, output, "/v1/status") {
@@ -36,7 +37,9 @@ fn in_words(status: &Status, now: SystemTime) -> String {
     let mut line = |name: &str, value: &str| {
         let _ = writeln!(text, "{name:<13} {value}"); // writing to a String cannot fail
     };
-    line("State", &format!("{} - {}", status.state, meaning(&status.state)));
+    let meaning = State::ALL.into_iter().find(|state| state.as_str() == status.state).map(State::meaning);
+    let meaning = meaning.unwrap_or("a newer agent than this command is running");
+    line("State", &format!("{} - {meaning}", status.state));
     line("Identity", status.spiffe_id.as_deref().unwrap_or("none yet"));
     if let Some(domain) = &status.trust_domain {
         line("Trust domain", domain);
@@ -73,20 +76,6 @@ fn in_words(status: &Status, now: SystemTime) -> String {
         }
     }
     text
-}
-
-fn meaning(state: &str) -> &'static str {
-    match state {
-        "unconfigured" => "the agent waits for a configuration: set [mis] in /etc/miaf-agent/config.toml",
-        "discovering" => "the agent looks for the identity service (MIS) of its trust domain",
-        "enrolling" => "the agent asks the identity service for this device's first identity",
-        "pending-admission" => "the identity service knows this device; its operator has yet to admit it",
-        "active" => "this device has a valid identity",
-        "renewing" => "this device has a valid identity, and its successor is being asked for",
-        "expired" => "the identity has expired; the agent asks for a new one",
-        "blocked" => "somebody has to correct something; the last error says what",
-        _ => "a newer agent than this command is running",
-    }
 }
 
 fn key(status: &Status) -> String {

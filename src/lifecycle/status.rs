@@ -29,6 +29,36 @@ pub enum State {
 }
 
 impl State {
+    /// Every state.
+    pub const ALL: [Self; 8] = [
+        Self::Unconfigured,
+        Self::Discovering,
+        Self::Enrolling,
+        Self::PendingAdmission,
+        Self::Active,
+        Self::Renewing,
+        Self::Expired,
+        Self::Blocked,
+    ];
+
+    /// The state in a sentence, for a person who knows nothing of identities.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Unconfigured => {
+                "the agent waits for a configuration: set [mis] in /etc/miaf-agent/config.toml"
+            }
+            Self::Discovering => "the agent looks for the identity service (MIS) of its trust domain",
+            Self::Enrolling => "the agent asks the identity service for this device's first identity",
+            Self::PendingAdmission => {
+                "the identity service knows this device; its operator has yet to admit it"
+            }
+            Self::Active => "this device has a valid identity",
+            Self::Renewing => "this device has a valid identity, and its successor is being asked for",
+            Self::Expired => "the identity has expired; the agent asks for a new one",
+            Self::Blocked => "somebody has to correct something; the last error says what",
+        }
+    }
+
     /// The word used in the API.
     pub fn as_str(self) -> &'static str {
         match self {

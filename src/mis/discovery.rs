@@ -5,6 +5,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use serde::Deserialize;
 use url::Url;
 
+use crate::json::Object;
 use crate::spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
 
 /// The one bootstrap method of v0.
@@ -37,7 +38,7 @@ impl Discovery {
             supported_bootstrap_methods: Vec<String>,
             svid_profiles_supported: Vec<String>,
         }
-        let document: Document =
+        let Object(document): Object<Document> =
             serde_json::from_str(body).map_err(|e| DiscoveryError::Json(e.to_string()))?;
         Ok(Self {
             trust_domain: TrustDomain::parse(&document.trust_domain).map_err(DiscoveryError::TrustDomain)?,
@@ -188,7 +189,14 @@ mod tests {
             mistyped[member] = json!(5);
             assert!(matches!(read(&mistyped), Err(DiscoveryError::Json(_))), "{member} mistyped");
         }
-        assert!(matches!(read(&json!([])), Err(DiscoveryError::Json(_))));
+        let in_order: Vec<Value> = ["trustDomain", "trustBundleUri", "margoIdentityServiceBaseUri"]
+            .into_iter()
+            .chain(["supportedBootstrapMethods", "svidProfilesSupported"])
+            .map(|member| document()[member].clone())
+            .collect();
+        for array in [json!([]), json!(in_order)] {
+            assert!(matches!(read(&array), Err(DiscoveryError::Json(_))), "{array}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde_json::json;
 use url::Url;
 
 use super::{FACTORY_CERT_MTLS, MisError, X509_SVID_V1, problem};
+use crate::json::Object;
 
 pub(super) const MAX_ANSWER: usize = 512 * 1024;
 
@@ -62,7 +63,7 @@ pub(super) fn read_answer(url: &Url, body: &[u8]) -> Result<Vec<String>, MisErro
     #[serde(rename_all = "camelCase")]
     struct Answer {
         svid_profile_uri: String,
-        svid: Svid,
+        svid: Object<Svid>,
     }
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -70,7 +71,7 @@ pub(super) fn read_answer(url: &Url, body: &[u8]) -> Result<Vec<String>, MisErro
         certificate_chain_pem: Vec<String>,
     }
     let malformed = |what| MisError::Malformed { url: url.clone(), what };
-    let answer: Answer = serde_json::from_slice(body)
+    let Object(answer): Object<Answer> = serde_json::from_slice(body)
         .map_err(|e| malformed(format!("the answer does not hold an SVID: {e}")))?;
     if answer.svid_profile_uri != X509_SVID_V1 {
         let other = problem::quoted(&answer.svid_profile_uri);
@@ -78,5 +79,47 @@ pub(super) fn read_answer(url: &Url, body: &[u8]) -> Result<Vec<String>, MisErro
             "an SVID of the profile {X509_SVID_V1} was asked for, and the answer is of \"{other}\""
         )));
     }
-    Ok(answer.svid.certificate_chain_pem)
+    Ok(answer.svid.0.certificate_chain_pem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    #[test]
+    fn the_requests_have_the_members_of_the_protocol_and_no_others() {
+        let csr = CertificateRequest(vec![0xfb, 0xff]);
+        let enrollment: Value = serde_json::from_str(&enrollment(&csr)).unwrap();
+        assert_eq!(
+            enrollment,
+            json!({
+                "svidProfileUri": "https://margo.org/profiles/spiffe/x509-svid/v1",
+                "svidRequest": { "csr": "+/8=" },
+                "bootstrapCredential": { "method": "urn:margo:bootstrap:factory-cert-mtls:v1" },
+            })
+        );
+        let renewal: Value = serde_json::from_str(&renewal(&csr)).unwrap();
+        let profile = "https://margo.org/profiles/spiffe/x509-svid/v1";
+        assert_eq!(renewal, json!({ "svidProfileUri": profile, "svidRequest": { "csr": "+/8=" } }));
+    }
+
+    #[test]
+    fn an_answer_is_an_object_of_objects() {
+        let url = Url::parse("https://mis.example/").unwrap();
+        let read = |body: Value| read_answer(&url, body.to_string().as_bytes());
+        let good =
+            json!({ "svidProfileUri": X509_SVID_V1, "svid": { "certificateChainPem": ["x"] }, "new": 1 });
+        assert_eq!(read(good).unwrap(), ["x"]);
+        for bad in [
+            json!([X509_SVID_V1, { "certificateChainPem": ["x"] }]),
+            json!({ "svidProfileUri": X509_SVID_V1, "svid": [["x"]] }),
+            json!({ "svidProfileUri": "https://margo.org/profiles/other", "svid": { "certificateChainPem": ["x"] } }),
+            json!({ "svidProfileUri": X509_SVID_V1, "svid": { "certificateChainPem": "x" } }),
+            json!({ "svidProfileUri": X509_SVID_V1 }),
+            json!({ "svid": { "certificateChainPem": ["x"] } }),
+        ] {
+            assert!(matches!(read(bad.clone()), Err(MisError::Malformed { .. })), "{bad}");
+        }
+    }
 }

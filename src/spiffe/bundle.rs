@@ -8,11 +8,12 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rustls_pki_types::CertificateDer;
-use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::TrustDomain;
+use crate::json::Object;
 use crate::time::Timestamp;
 
 type Jwk = Map<String, Value>;
@@ -41,13 +42,15 @@ impl Bundle {
     /// [`BundleError`]: not the JSON of either form, no entry for the domain, a domain named twice, or a key that
     /// claims to be an X.509 authority and whose certificate cannot be read.
     pub fn from_served(body: &[u8], trust_domain: &TrustDomain) -> Result<Self, BundleError> {
-        let served: Served = serde_json::from_slice(body).map_err(|e| BundleError::Json(e.to_string()))?;
+        let Object(served): Object<Served> =
+            serde_json::from_slice(body).map_err(|e| BundleError::Json(e.to_string()))?;
         let entry = match (served.trust_domains, served.keys) {
             (Some(map), _) => map
                 .0
                 .into_iter()
                 .find_map(|(name, entry)| (name == trust_domain.as_str()).then_some(entry))
-                .ok_or_else(|| BundleError::NoEntry(trust_domain.clone()))?,
+                .ok_or_else(|| BundleError::NoEntry(trust_domain.clone()))?
+                .map_err(BundleError::Json)?,
             (None, Some(keys)) => Entry {
                 keys,
                 spiffe_sequence: served.spiffe_sequence,
@@ -224,8 +227,9 @@ struct Entry {
 }
 
 /// A map read entry by entry: serde's own maps keep the last of two equal names in silence, and the standard demands
-/// that duplicates are rejected.
-struct TrustDomains(Vec<(String, Entry)>);
+/// that duplicates are rejected. An entry that is not a bundle is an error only for whoever needs it: a broken foreign
+/// domain must not cost this one its refresh.
+struct TrustDomains(Vec<(String, Result<Entry, String>)>);
 
 impl<'de> Deserialize<'de> for TrustDomains {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -241,31 +245,13 @@ impl<'de> Deserialize<'de> for TrustDomains {
                     if !seen.insert(name.clone()) {
                         return Err(de::Error::custom(format_args!("trust domain \"{name}\" appears twice")));
                     }
-                    entries.push((name, map.next_value::<MaybeEntry>()?));
+                    let entry = serde_json::from_value(map.next_value::<Value>()?);
+                    entries.push((name, entry.map(|Object(entry)| entry).map_err(|e| e.to_string())));
                 }
-                Ok(TrustDomains(entries.into_iter().filter_map(|(n, e)| Some((n, e.0?))).collect()))
+                Ok(TrustDomains(entries))
             }
         }
         deserializer.deserialize_map(V)
-    }
-}
-
-/// An entry that does not have the shape of a bundle counts as missing: one broken foreign domain must not cost
-/// this one its refresh, and the own domain's is then reported as having no entry.
-struct MaybeEntry(Option<Entry>);
-
-impl<'de> Deserialize<'de> for MaybeEntry {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(serde::Deserialize)]
-        #[serde(untagged)]
-        enum Any {
-            Entry(Entry),
-            Other(IgnoredAny),
-        }
-        Any::deserialize(deserializer).map(|any| match any {
-            Any::Entry(entry) => Self(Some(entry)),
-            Any::Other(_) => Self(None),
-        })
     }
 }
 
@@ -338,7 +324,12 @@ mod tests {
     fn damaged_bundles_are_refused_and_say_why() {
         assert_eq!(read(json!({})), Err(BundleError::NeitherForm));
         assert_eq!(read(json!({ "trust_domains": {} })), Err(BundleError::NoEntry(domain())));
-        assert_eq!(read(map(json!("text"))), Err(BundleError::NoEntry(domain())));
+        for entry in [json!("text"), json!([[], null, null]), json!({ "keys": [], "spiffe_sequence": "7" })] {
+            assert!(matches!(read(map(entry.clone())), Err(BundleError::Json(_))), "{entry}");
+        }
+        assert!(matches!(read(json!([null, [], null, null])), Err(BundleError::Json(_))));
+        let foreign = json!({ "trust_domains": { "factory.example": { "keys": [] }, "other.example": 5 } });
+        assert!(read(foreign).is_ok(), "what is wrong elsewhere does not matter here");
         assert!(matches!(read(json!({ "keys": {} })), Err(BundleError::Json(_))));
         assert!(matches!(read(json!([])), Err(BundleError::Json(_))));
         let jwk = json!({ "kty": "EC", "use": "x509-svid", "x5c": ["AAAA"] });

@@ -113,6 +113,20 @@ fn a_tpm_that_cannot_be_reached_blocks_and_is_found_when_it_comes() {
 }
 
 #[test]
+fn a_tpm_that_was_replaced_is_named_as_the_cause() {
+    let mut world = World::renewing();
+    world.tpm.stop();
+    let other = crate::support::swtpm::Swtpm::start();
+    let config = world::config(&world.mis, &other, world::SOON);
+    world.device.kill();
+    world.device.configure(&config);
+    world.device.start();
+    let status = world.device.wait_for("blocked");
+    assert_eq!(status["lastError"]["type"], "urn:miaf-agent:error:key", "{status:#}");
+    assert!(status["svid"].is_object(), "what is held is not thrown away");
+}
+
+#[test]
 fn software_keys_are_never_chosen_and_not_there_yet() {
     let mut world = World::new();
     let config = world::config(&world.mis, &world.tpm, "");

@@ -143,6 +143,7 @@ fn an_emptied_bundle_is_published_as_such_and_nothing_is_ready_under_it() {
     world.mis.sticky_fault(Endpoint::Bundle, Fault::Document(Bent::EmptyKeys));
     world.device.wait_until("an empty bundle", |device| device.published("bundle.pem").is_empty());
     assert_eq!(world.device.get("/readyz").unwrap().0, 503);
+    world.device.wait_for_error("does not vouch for the SVID");
     world.mis.clear_faults();
     world.device.wait_until("ready again", |device| device.get("/readyz").unwrap().0 == 200);
 }
