@@ -6,8 +6,9 @@
 //! first request, the answer before it is judged, the identity (certificate and key in *one* record, so that they
 //! cannot disagree) before the pending key and the answer are removed.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -101,7 +102,7 @@ pub struct CachedBundle {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CachedWaits {
     /// The boot in which the boot times below mean something.
-    pub boot_id: String,
+    pub boot_id: Option<String>,
     /// For discovery.
     pub discovery: Option<Wait>,
     /// For the bundle.
@@ -177,6 +178,34 @@ impl Store {
         Self { state_dir: state_dir.to_owned(), private: state_dir.join("private") }
     }
 
+    /// Keeps other agents from this state for as long as the file returned lives. `None` where the file system allows
+    /// no lock file, read-only say: what is held is served all the same.
+    ///
+    /// # Errors
+    /// [`StoreError`] when another agent holds it.
+    pub fn lock(&self) -> Result<Option<File>, StoreError> {
+        let path = self.private.join("lock");
+        let open = || {
+            files::make_dir(&self.state_dir, 0o711, None)?;
+            files::make_dir(&self.private, 0o700, None)?;
+            File::options().create(true).truncate(false).write(true).mode(0o600).open(&path)
+        };
+        let file = match open() {
+            Ok(file) => file,
+            Err(e) => {
+                tracing::warn!(error = %e, file = %path.display(), "the agent's state cannot be locked");
+                return Ok(None);
+            }
+        };
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                let source = io::Error::other("another agent works with this state folder");
+                Err(StoreError { doing: "lock", path, source })
+            }
+            _ => Ok(Some(file)),
+        }
+    }
+
     /// Reads a record, if it is there and sound.
     ///
     /// # Errors
@@ -230,9 +259,12 @@ impl Store {
     }
 
     fn quarantine(&self, path: &Path, why: &str) {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".unusable");
-        let aside = path.with_file_name(name);
+        let numbered = |number: u32| {
+            let mut name = path.file_name().unwrap_or_default().to_owned();
+            name.push(format!(".unusable-{number}"));
+            path.with_file_name(name)
+        };
+        let aside = (1..).map(numbered).find(|aside| !aside.exists()).unwrap_or_default(); // the numbers do not end
         let moved = fs::rename(path, &aside).and_then(|()| files::sync_dir(&self.private));
         tracing::error!(
             file = %path.display(), kept_as = %aside.display(), why, moved = moved.is_ok(),
@@ -309,7 +341,7 @@ mod tests {
             let path = folder.path().join("private/waits.json");
             fs::write(&path, content).unwrap();
             assert_eq!(store.load::<CachedWaits>().unwrap(), None, "{content:?}");
-            let aside = folder.path().join("private/waits.json.unusable");
+            let aside = folder.path().join("private/waits.json.unusable-1");
             assert_eq!(fs::read_to_string(aside).unwrap(), content);
             assert!(!path.exists());
         }

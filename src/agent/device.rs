@@ -1,5 +1,6 @@
 //! One device under one configuration: what it holds, and how that becomes durable and visible after every step.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub(super) struct Device {
     pub(super) publisher: Publisher,
     pub(super) told: Option<State>,
     pub(super) spoken: Spoken,
+    /// No other agent works on the same state while this is held.
+    pub(super) _lock: Option<File>,
 }
 
 pub(super) struct HeldDiscovery {
@@ -95,8 +98,8 @@ impl Device {
         if waits == self.stored_waits {
             return;
         }
-        self.stored_waits = waits;
         if waits == Waits::default() {
+            self.stored_waits = waits;
             let store = self.store.clone();
             return blocking(move || forget::<store::CachedWaits>(&store)).await;
         }
@@ -107,18 +110,20 @@ impl Device {
                 store::Wait { boot, wall: now.wall.after(left), left: millis }
             })
         };
-        self.save(store::CachedWaits {
+        let saved = self.save(store::CachedWaits {
             boot_id: clock::boot_id(),
             discovery: write(waits.discovery),
             bundle: write(waits.bundle),
             identity: write(waits.identity),
             reason: self.lifecycle.waits_because().cloned(),
             admission_pending: self.lifecycle.admission_is_pending(),
-        })
-        .await
-        .unwrap_or_else(
-            |e| tracing::warn!(error = %e, "a wait that the MIS asked for will not survive a restart"),
-        );
+        });
+        match saved.await {
+            Ok(()) => self.stored_waits = waits,
+            Err(e) => {
+                tracing::warn!(error = %e, "a wait that the MIS asked for would not survive a restart now")
+            }
+        }
     }
 
     async fn store_renewal_moment(&mut self) {
@@ -127,11 +132,12 @@ impl Device {
         if renew_at == self.stored_renew_at {
             return;
         }
-        self.stored_renew_at = renew_at;
-        let record = stored(identity, renew_at);
-        self.save(record).await.unwrap_or_else(
-            |e| tracing::warn!(error = %e, "the renewal moment will be drawn anew after a restart"),
-        );
+        match self.save(stored(identity, renew_at)).await {
+            Ok(()) => self.stored_renew_at = renew_at,
+            Err(e) => {
+                tracing::warn!(error = %e, "the renewal moment would be drawn anew after a restart now")
+            }
+        }
     }
 
     async fn publish_files(&mut self, now: Now) -> (Option<u64>, Option<Report>) {
@@ -166,16 +172,20 @@ impl Device {
             bundle: self.bundle.as_ref().map(|kept| HeldBundle {
                 bundle: kept.bundle.clone(),
                 fetched_at: kept.cached.fetched_at,
-                refresh_at: self.lifecycle.bundle_refresh_in(now).map(|wait| now.wall.after(wait)),
+                refresh_at: self.bundle_refresh_at(now),
             }),
             bootstrap_not_after: self.bootstrap_not_after,
             last_error: self
                 .lifecycle
                 .last_error(now)
                 .map(|(error, wait)| (error, wait.map(|wait| now.wall.after(wait))))
-                .or_else(|| self.untrusted(now).map(|error| (error, None))),
+                .or_else(|| self.untrusted(now).map(|error| (error, self.bundle_refresh_at(now)))),
             generation,
         }
+    }
+
+    fn bundle_refresh_at(&self, now: Now) -> Option<Timestamp> {
+        self.lifecycle.bundle_refresh_in(now).map(|wait| now.wall.after(wait))
     }
 
     /// The SVID held is valid by the clock, and the trust bundle does not vouch for it (any more): nothing that checks

@@ -64,7 +64,7 @@ impl Device {
             for_pending_key: choice == KeyChoice::Pending,
             chain: answer.map_err(|e| e.to_failure())?,
         };
-        // If the disk is full the answer still counts, as long as this process lives.
+        // If it cannot be stored it is lost with this process, and then asked for again with the same key.
         let saved = self.save(answer.clone()).await;
         saved.unwrap_or_else(|e| tracing::error!(error = %e, "the answer of the MIS could not be stored"));
         self.answer = Some(answer);
@@ -103,7 +103,7 @@ impl Device {
                 blocking(move || forget::<store::Answer>(&store)).await;
                 let title = "The SVID that the MIS issued is refused";
                 let failure = Failure {
-                    meaning: Meaning::Transient,
+                    meaning: Meaning::Slow, // each costs the device one of its few renewals a day (E4)
                     retry_after: None,
                     report: Report::of_agent("svid-refused", title, &why),
                 };

@@ -1,5 +1,5 @@
-//! The shell: it reads the configuration, binds the socket, and drives one [`Device`] by its lifecycle until it is told
-//! to stop or to read the configuration anew. It decides nothing about the identity.
+//! The shell: it reads the configuration, binds the socket, and drives one device by its lifecycle until it is told to
+//! stop or to read the configuration anew. It decides nothing about the identity.
 
 mod device;
 mod failures;
@@ -18,21 +18,21 @@ use tokio::task::JoinHandle;
 use crate::config::{self, Config, ConfigError};
 use crate::deliver::Snapshot;
 use crate::deliver::socket::{BindError, Socket};
-use crate::lifecycle::Event;
+use crate::lifecycle::{Event, LastError, Report};
+use crate::store::StoreError;
 use crate::system::{clock, notify, random};
 use device::Device;
 
 /// How often an unconfigured device looks whether it has been configured.
 const CONFIGURATION_POLL: Duration = Duration::from_secs(2);
+/// How often a state that cannot be read is tried again.
+const STATE_POLL: Duration = Duration::from_secs(5);
 /// The wall clock may jump while the agent sleeps on another: it looks at least this often.
 const LONGEST_NAP: Duration = Duration::from_secs(60);
 
 /// What ends the agent. Everything else it lives with, and shows in its status.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The configuration cannot be read.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     /// The socket cannot be bound.
     #[error(transparent)]
     Socket(#[from] BindError),
@@ -117,21 +117,34 @@ impl Server {
 /// The agent under one configuration.
 enum Life {
     Unconfigured,
+    /// The state cannot be read now.
+    Stateless(Box<Config>, StoreError),
     Configured(Box<Device>),
 }
 
 impl Life {
     async fn begin(config: Config) -> Self {
-        match config.mis {
-            None => Self::Unconfigured,
-            Some(_) => Self::Configured(Box::new(Device::restore(config, clock::now()).await)),
+        if config.mis.is_none() {
+            return Self::Unconfigured;
+        }
+        match Device::restore(config.clone(), clock::now()).await {
+            Ok(device) => Self::Configured(Box::new(device)),
+            Err(e) => Self::Stateless(Box::new(config), e),
         }
     }
 
     fn snapshot(&self) -> Snapshot {
+        let now = clock::now();
         match self {
             Self::Unconfigured => Snapshot::unconfigured(),
-            Self::Configured(device) => device.snapshot(clock::now(), None),
+            Self::Stateless(_, e) => {
+                let report = Report::of_agent("state", "The agent's state cannot be read", e);
+                Snapshot::blocked(
+                    LastError { report, at: now.wall, permanent: true },
+                    now.wall.after(STATE_POLL),
+                )
+            }
+            Self::Configured(device) => device.snapshot(now, None),
         }
     }
 
@@ -142,8 +155,20 @@ impl Life {
         publish: &watch::Sender<Arc<Snapshot>>,
         signals: &mut Signals,
     ) -> Option<Config> {
+        publish.send_replace(Arc::new(self.snapshot()));
         match self {
-            Self::Unconfigured => wait_for_configuration(place, publish, signals).await,
+            Self::Unconfigured => wait_for_configuration(place, signals).await,
+            Self::Stateless(config, e) => {
+                tracing::error!("{e}. Nothing is done before it can be read: it may hold the device's key");
+                notify::status("blocked: the state cannot be read");
+                tokio::select! {
+                    told = signals.next() => match told {
+                        Told::Stop => None,
+                        Told::Reload => Some(reload(place).unwrap_or(*config)),
+                    },
+                    () = tokio::time::sleep(STATE_POLL) => Some(*config),
+                }
+            }
             Self::Configured(device) => drive(*device, place, publish, signals).await,
         }
     }
@@ -156,11 +181,16 @@ async fn drive(
     signals: &mut Signals,
 ) -> Option<Config> {
     let mut event = Event::Wake;
+    let mut reloaded = None;
     loop {
         let step = device.step(event, clock::now(), &mut random::unit);
         let publish_again = device.settle(clock::now(), publish).await;
+        if reloaded.is_some() {
+            return reloaded; // what was under way has ended and is settled
+        }
         let naps = [step.wake_in, publish_again, Some(LONGEST_NAP)];
         let nap = naps.into_iter().flatten().min().unwrap_or(LONGEST_NAP);
+        let asleep = step.action.is_none();
         let work = async {
             match step.action {
                 Some(action) => device.carry_out(action).await,
@@ -176,21 +206,22 @@ async fn drive(
                 event = &mut work => break event,
                 told = signals.next() => match told {
                     Told::Stop => return None,
-                    // A bad configuration does not even disturb what is under way.
-                    Told::Reload => if let Some(config) = reload(place) { return Some(config) },
+                    // An action is never dropped half-way: a key may just be written, an answer on its way. A bad
+                    // configuration does not even disturb it.
+                    Told::Reload => {
+                        reloaded = reload(place).or(reloaded);
+                        if asleep && reloaded.is_some() {
+                            break Event::Wake;
+                        }
+                    }
                 },
             }
         };
     }
 }
 
-async fn wait_for_configuration(
-    place: &Place,
-    publish: &watch::Sender<Arc<Snapshot>>,
-    signals: &mut Signals,
-) -> Option<Config> {
+async fn wait_for_configuration(place: &Place, signals: &mut Signals) -> Option<Config> {
     notify::status("unconfigured: waiting for [mis] to appear in the configuration");
-    publish.send_replace(Arc::new(Snapshot::unconfigured()));
     tracing::info!(file = %place.file.display(), "no MIS is configured yet: waiting for [mis] to appear");
     let mut complained_of = None;
     loop {
@@ -215,8 +246,15 @@ async fn wait_for_configuration(
     }
 }
 
+/// A configuration to take the place of the one in use. One that is gone, or no longer names a MIS, is as bad as one
+/// that cannot be read: a device leaves its trust domain deliberately, not by a slip.
 fn reload(place: &Place) -> Option<Config> {
     match place.load() {
+        Ok(config) if config.mis.is_none() => {
+            let file = place.file.display();
+            tracing::error!("{file}: names no [mis] any more. The configuration before it stays in use");
+            None
+        }
         Ok(config) => {
             tracing::info!(file = %place.file.display(), "the configuration has been read anew");
             Some(config)

@@ -15,25 +15,31 @@ use crate::lifecycle::{KeyChoice, Lifecycle, Policy, Restored, Retry, Waits};
 use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid::{Chain, X509Svid};
-use crate::store::{self, Store};
+use crate::store::{self, Store, StoreError};
 use crate::system::{clock, random};
 use crate::time::Now;
 
 impl Device {
     /// Takes up where the last process left off. Nothing is contacted, neither the MIS nor the chip.
-    pub(super) async fn restore(config: Config, now: Now) -> Self {
+    ///
+    /// # Errors
+    /// When the state may be there and cannot be read now, or another agent works on it: to go on without would mean
+    /// another key, and perhaps a device that its MIS does not know any more.
+    pub(super) async fn restore(config: Config, now: Now) -> Result<Self, StoreError> {
         let store = Store::new(&config.state_dir);
+        let lock = store.lock()?;
         let tpm = Tpm::start(config.key.tcti.clone());
         let trust = config.mis.as_ref().map(|mis| mis.trust.clone()).unwrap_or_default();
-        let discovery = load(&store).and_then(|cached| read_discovery(cached, &config));
-        let identity = load(&store)
+        let discovery = cached(&store).and_then(|cached| read_discovery(cached, &config));
+        let identity = store
+            .load()?
             .and_then(|record| read_identity(&store, &record, &tpm).map(|identity| (identity, record)));
         let (identity, record) = identity.unzip();
         let bundle =
-            load(&store).and_then(|cached| read_bundle(cached, discovery.as_ref(), identity.as_ref()));
-        let (pending, answer) = load_unfinished(&store, record.as_ref());
-        let cached: store::CachedWaits = load(&store).unwrap_or_default();
-        let waits = read_waits(&cached, now);
+            cached(&store).and_then(|cached| read_bundle(cached, discovery.as_ref(), identity.as_ref()));
+        let (pending, answer) = load_unfinished(&store, record.as_ref())?;
+        let waiting: store::CachedWaits = cached(&store).unwrap_or_default();
+        let waits = read_waits(&waiting, now);
         let renew_at = record.as_ref().and_then(|record| record.renew_at);
         let restored = Restored {
             discovery: discovery.as_ref().map(|held| discovered(&held.document, false)),
@@ -42,8 +48,8 @@ impl Device {
             pending_key: pending.is_some(),
             answer: answer.is_some(),
             waits,
-            waits_because: cached.reason,
-            admission_pending: cached.admission_pending,
+            waits_because: waiting.reason.clone(),
+            admission_pending: waiting.admission_pending,
         };
         let lifecycle = Lifecycle::new(policy(&config), restored, now, &mut random::unit);
         let mut device = Self {
@@ -57,11 +63,13 @@ impl Device {
             pending,
             answer,
             stored_renew_at: renew_at,
-            stored_waits: waits,
+            // Those of another boot are written anew with this boot's name.
+            stored_waits: if is_of_this_boot(&waiting) { waits } else { Waits::default() },
             bootstrap_not_after: None,
             publisher: Publisher::new(&config.files),
             told: None,
             spoken: Spoken::default(),
+            _lock: lock,
             config,
         };
         match device.factory_credential().await {
@@ -70,7 +78,7 @@ impl Device {
                 tracing::warn!(problem = failure.report.detail, "no enrollment is possible for now")
             }
         }
-        device
+        Ok(device)
     }
 }
 
@@ -83,9 +91,10 @@ fn policy(config: &Config) -> Policy {
     }
 }
 
-fn load<R: store::Record>(store: &Store) -> Option<R> {
+/// A record that can be had again from the MIS.
+fn cached<R: store::Record>(store: &Store) -> Option<R> {
     store.load().unwrap_or_else(|e| {
-        tracing::error!(error = %e, "a part of the agent's state cannot be read");
+        tracing::warn!(error = %e, "a cached document cannot be read");
         None
     })
 }
@@ -133,11 +142,13 @@ fn read_bundle(
 fn load_unfinished(
     store: &Store,
     identity: Option<&store::Identity>,
-) -> (Option<store::Pending>, Option<store::Answer>) {
-    let mut pending: Option<store::Pending> = load(store);
-    let mut answer: Option<store::Answer> = load(store);
+) -> Result<(Option<store::Pending>, Option<store::Answer>), StoreError> {
+    let mut pending: Option<store::Pending> = store.load()?;
+    let mut answer: Option<store::Answer> = store.load()?;
     if let Some(identity) = identity {
-        if answer.as_ref().is_some_and(|answer| answer.chain == identity.chain) {
+        // Compared as certificates: an answer is kept in the MIS's own line width.
+        let same = |answer: &store::Answer| matches!((Chain::from_pem(&answer.chain), Chain::from_pem(&identity.chain)), (Ok(a), Ok(b)) if a == b);
+        if answer.as_ref().is_some_and(same) {
             forget::<store::Answer>(store);
             answer = None;
         }
@@ -153,16 +164,16 @@ fn load_unfinished(
         store.set_aside::<store::Answer>("the key that it was issued for is gone");
         answer = None;
     }
-    (pending, answer)
+    Ok((pending, answer))
 }
 
 /// Within the same boot a wait ends on the boot clock, whatever became of the wall clock; after a reboot the wall clock
-/// is all there is, and it may be wrong.
+/// is all there is, and it may be wrong. Neither makes a wait longer than it was.
 fn read_waits(cached: &store::CachedWaits, now: Now) -> Waits {
-    let same_boot = cached.boot_id == clock::boot_id();
-    let end = |wait: store::Wait| match same_boot {
-        true => wait.boot,
-        false => now.boot.after(now.wall.until(wait.wall).min(Duration::from_millis(wait.left))),
+    let end = |wait: store::Wait| {
+        let rest =
+            if is_of_this_boot(cached) { now.boot.until(wait.boot) } else { now.wall.until(wait.wall) };
+        now.boot.after(rest.min(Duration::from_millis(wait.left)))
     };
     Waits {
         discovery: cached.discovery.map(end),
@@ -171,32 +182,43 @@ fn read_waits(cached: &store::CachedWaits, now: Now) -> Waits {
     }
 }
 
+fn is_of_this_boot(cached: &store::CachedWaits) -> bool {
+    cached.boot_id.is_some() && cached.boot_id == clock::boot_id()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::time::{BootTime, Timestamp};
 
     const HOUR: Duration = Duration::from_secs(3600);
+    const BOOT: BootTime = BootTime::from_millis(1000);
 
-    fn waits(boot_id: String, now: Now) -> Waits {
+    /// What is left of a wait of an hour that was stored at 1,800,000,000 and is read at `secs`.
+    fn left(boot_id: Option<String>, secs: i64) -> Duration {
         let wait = store::Wait {
-            boot: BootTime::from_millis(9_000_000),
+            boot: BOOT.after(HOUR / 4),
             wall: Timestamp::from_secs(1_800_003_600),
             left: 3_600_000,
         };
-        read_waits(&store::CachedWaits { boot_id, identity: Some(wait), ..Default::default() }, now)
+        let now = Now { wall: Timestamp::from_secs(secs), boot: BOOT };
+        let cached = store::CachedWaits { boot_id, identity: Some(wait), ..Default::default() };
+        BOOT.until(read_waits(&cached, now).identity.unwrap())
     }
 
     #[test]
-    fn a_wait_survives_a_restart_and_a_reboot_and_a_wrong_clock_does_not_stretch_it() {
-        let boot = BootTime::from_millis(1000);
-        let at = |secs| Now { wall: Timestamp::from_secs(secs), boot };
-        let same_boot = waits(clock::boot_id(), at(0));
-        assert_eq!(same_boot.identity, Some(BootTime::from_millis(9_000_000)));
-        let rebooted = |secs| boot.until(waits("another".into(), at(secs)).identity.unwrap());
-        assert_eq!(rebooted(1_800_000_000), HOUR, "at once");
-        assert_eq!(rebooted(1_800_001_800), HOUR / 2, "half of it was spent switched off");
-        assert_eq!(rebooted(1_900_000_000), Duration::ZERO, "it is long over");
-        assert_eq!(rebooted(0), HOUR, "a clock at 1970 makes it no longer than it was");
+    fn a_wait_survives_a_restart_and_a_reboot_and_no_clock_stretches_it() {
+        assert_eq!(
+            left(clock::boot_id(), 0),
+            HOUR / 4,
+            "the boot clock counts, whatever the wall clock says"
+        );
+        for another in [Some("another".to_owned()), None] {
+            let left = |secs| left(another.clone(), secs);
+            assert_eq!(left(1_800_000_000), HOUR, "at once");
+            assert_eq!(left(1_800_001_800), HOUR / 2, "half of it was spent switched off");
+            assert_eq!(left(1_900_000_000), Duration::ZERO, "it is long over");
+            assert_eq!(left(0), HOUR, "a clock at 1970 makes it no longer than it was");
+        }
     }
 }

@@ -54,9 +54,10 @@ impl Device {
         let Some(discovery) = &self.discovery else { return Err(MisError::NoTrust) };
         let (url, domain) =
             (discovery.document.trust_bundle_uri().clone(), discovery.document.trust_domain().clone());
-        let held =
-            self.bundle.as_mut().filter(|k| k.cached.url == url.as_str() && k.cached.trust_domain == domain);
-        let validators = held.as_ref().map(|kept| kept.cached.validators.clone());
+        let held = self.bundle.as_mut().filter(|kept| kept.cached.trust_domain == domain);
+        // What revalidates a document is of use only where it came from; its sequence number counts everywhere (B5).
+        let same_place = held.as_ref().filter(|kept| kept.cached.url == url.as_str());
+        let validators = same_place.map(|kept| kept.cached.validators.clone());
         let fetched = self.mis.bundle(&url, &domain, validators.as_ref()).await?;
         let now = clock::now().wall;
         match (fetched, held) {
@@ -94,7 +95,8 @@ impl Device {
                     regressed_since: None,
                 };
                 let same = held.is_some_and(|kept| {
-                    kept.cached.body == cached.body
+                    kept.cached.url == cached.url
+                        && kept.cached.body == cached.body
                         && kept.cached.validators == cached.validators
                         && since.is_none()
                 });

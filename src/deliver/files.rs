@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -25,6 +25,22 @@ enum Readers {
     Group,
     /// The group that may use the key.
     KeyGroup,
+}
+
+/// The groups that the configuration names.
+#[derive(Clone, Copy, Debug)]
+struct Groups {
+    group: Option<u32>,
+    key_group: Option<u32>,
+}
+
+impl Groups {
+    fn of(self, readers: Readers) -> Option<u32> {
+        match readers {
+            Readers::Group => self.group,
+            Readers::KeyGroup => self.key_group,
+        }
+    }
 }
 
 /// The content of one generation, by file name.
@@ -77,32 +93,31 @@ impl Publisher {
     fn make_current(&self, content: &Content) -> io::Result<u64> {
         let group = self.group.as_deref().map(files::group_id).transpose()?;
         let key_group = self.key_group.as_deref().map(files::group_id).transpose()?;
+        let groups = Groups { group, key_group };
         files::make_dir(&self.dir, 0o750, group)?;
+        files::give_to_group(&self.dir, group)?; // it may have been made under another configuration
         let there = Generations::read(&self.dir)?;
         if let Some(current) = there.current
-            && holds(&self.dir.join(current.to_string()), content)
+            && holds(&self.dir.join(current.to_string()), content, groups)
         {
-            there.remove_all_but(&self.dir, current, there.before(current))?;
+            there.remove_all_but(&self.dir, current, there.before(current));
             return Ok(current);
         }
         let next = there.newest + 1;
         let unnamed = self.dir.join(format!(".{next}.new"));
         files::make_dir(&unnamed, 0o750, group)?;
         for (name, (bytes, readers)) in content {
-            let group = match readers {
-                Readers::Group => group,
-                Readers::KeyGroup => key_group,
-            };
-            files::write_new(&unnamed.join(name), bytes, 0o640, group)?;
+            files::write_new(&unnamed.join(name), bytes, 0o640, groups.of(*readers))?;
         }
         files::sync_dir(&unnamed)?;
         fs::rename(&unnamed, self.dir.join(next.to_string()))?;
+        files::sync_dir(&self.dir)?; // the name is durable before anything points to it
         let link = self.dir.join(".current.new");
         files::remove_if_there(&link)?;
         symlink(next.to_string(), &link)?;
         fs::rename(&link, self.dir.join(CURRENT))?;
         files::sync_dir(&self.dir)?;
-        there.remove_all_but(&self.dir, next, there.current)?;
+        there.remove_all_but(&self.dir, next, there.current);
         Ok(next)
     }
 }
@@ -136,19 +151,28 @@ impl Generations {
         self.all.iter().copied().filter(|other| *other < generation).max()
     }
 
-    fn remove_all_but(&self, dir: &Path, current: u64, before: Option<u64>) -> io::Result<()> {
+    /// What is published is published, whether the old can be cleared away or not: the next time will try again.
+    fn remove_all_but(&self, dir: &Path, current: u64, before: Option<u64>) {
         for old in self.all.iter().filter(|old| **old != current && Some(**old) != before) {
-            fs::remove_dir_all(dir.join(old.to_string()))?;
+            if let Err(e) = fs::remove_dir_all(dir.join(old.to_string())) {
+                tracing::warn!(error = %e, generation = old, "an old generation could not be removed");
+            }
         }
-        Ok(())
     }
 }
 
-fn holds(generation: &Path, content: &Content) -> bool {
+fn holds(generation: &Path, content: &Content, groups: Groups) -> bool {
     let there = fs::read_dir(generation).map_or(0, Iterator::count);
+    let right = |path: &Path, mode: u32, group: Option<u32>| {
+        fs::metadata(path)
+            .is_ok_and(|is| is.mode() & 0o777 == mode && group.is_none_or(|group| is.gid() == group))
+    };
     there == content.len()
-        && content.iter().all(|(name, (bytes, _))| {
-            files::read_limited(&generation.join(name)).is_ok_and(|there| there == *bytes)
+        && right(generation, 0o750, groups.group)
+        && content.iter().all(|(name, (bytes, readers))| {
+            let path = generation.join(name);
+            right(&path, 0o640, groups.of(*readers))
+                && files::read_limited(&path).is_ok_and(|is| is == *bytes)
         })
 }
 

@@ -39,8 +39,17 @@ pub struct Snapshot {
 impl Snapshot {
     /// There is no configuration.
     pub fn unconfigured() -> Self {
+        Self::empty(State::Unconfigured)
+    }
+
+    /// Nothing can be told but why.
+    pub fn blocked(error: LastError, retry_at: Timestamp) -> Self {
+        Self { last_error: Some((error, Some(retry_at))), ..Self::empty(State::Blocked) }
+    }
+
+    fn empty(state: State) -> Self {
         Self {
-            state: State::Unconfigured,
+            state,
             trust_domain: None,
             identity: None,
             renew_at: None,

@@ -57,8 +57,8 @@ pub enum Meaning {
     KeyRotationRefused,
     /// The credential was not accepted.
     NotAuthenticated,
-    /// Policy says no; it may change.
-    Forbidden,
+    /// Not soon: policy says no, or what came must not be used. Either may change.
+    Slow,
     /// The address leads nowhere: the discovery document may be out of date.
     NotFound,
     /// Something on this device is missing or broken. No request was made.
@@ -217,10 +217,7 @@ impl Gate {
             // Added on top: a fleet that was told one number must not come back in one second (E8).
             (_, Some(asked)) => asked + backoff.max(asked / 10).mul_f64(draw()),
             (
-                Meaning::NotAuthenticated
-                | Meaning::Forbidden
-                | Meaning::NotFound
-                | Meaning::KeyRotationRefused,
+                Meaning::NotAuthenticated | Meaning::Slow | Meaning::NotFound | Meaning::KeyRotationRefused,
                 None,
             ) => retry.cap.mul_f64(1.0 - draw() / 2.0), // slow, and still spread
             // No one is asked, so no one is spared: somebody on a ladder waits for it to go on.

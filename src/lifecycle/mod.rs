@@ -3,7 +3,7 @@
 //! the daemon, the property tests and a simulated fleet run the same code.
 //!
 //! The state is what is *held* (discovery, bundle, SVID, keys, an answer that waits to be adopted) and three
-//! [`Gate`]s, one for each kind of work, that say when it may next be tried. From these, every step works out afresh
+//! gates, one for each kind of work, that say when it may next be tried. From these, every step works out afresh
 //! what is wanted, so no event can be lost and no wake-up forgotten: a lifecycle with nothing in flight always has
 //! either work or a time to look again.
 
@@ -436,6 +436,14 @@ impl Lifecycle {
                     self.identity_failed_for(Some(request), failure, now, draw);
                 }
             }
+            // The factory certificate does not help: perhaps the 401 at renewal was not the MIS's. While the SVID is
+            // good, renewal and enrollment are tried in turn, slowly (R7).
+            Meaning::NotAuthenticated | Meaning::Slow | Meaning::Permanent
+                if self.reauthenticates_early(now) =>
+            {
+                self.reauthenticate = false;
+                self.identity_failed_for(Some(request), failure, now, draw);
+            }
             Meaning::NotAuthenticated if request == Request::Renew => {
                 self.reauthenticate = true; // R6: enroll again, now
                 self.identity_gate.noted(failure, now, draw);
@@ -578,6 +586,11 @@ impl Lifecycle {
         }
     }
 
+    /// An enrollment is wanted although the SVID is still good.
+    fn reauthenticates_early(&self, now: Now) -> bool {
+        self.reauthenticate && self.svid.as_ref().is_some_and(|svid| now.wall <= svid.facts.not_after)
+    }
+
     /// `None`: a new one has to be made first.
     fn key_choice(&self, request: Request) -> Option<KeyChoice> {
         match (self.pending_key, &self.svid) {
@@ -662,7 +675,7 @@ fn spread(interval: Duration, draw: Draw<'_>) -> Duration {
 }
 
 /// Bounds on the refresh hint of the MIS: a slip of the pen there must neither hammer it nor freeze the anchors.
-const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
+const SHORTEST_REFRESH: Duration = Duration::from_secs(5);
 const LONGEST_REFRESH: Duration = Duration::from_secs(24 * 3600);
 
 /// Between two successful looks at the discovery document, unless the lifetimes here are too short for that.

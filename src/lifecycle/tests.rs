@@ -174,7 +174,7 @@ fn retries_of_a_short_lived_svid_come_at_least_every_twentieth_of_its_lifetime()
 
 #[test]
 fn a_refusal_by_policy_is_retried_slowly_and_spread() {
-    for meaning in [Meaning::NotAuthenticated, Meaning::Forbidden] {
+    for meaning in [Meaning::NotAuthenticated, Meaning::Slow] {
         for (luck, pause) in [(0.0, 3600), (1.0, 1800)] {
             let mut device = Device::enrolling();
             device.luck = luck;
@@ -513,8 +513,8 @@ fn a_long_local_cause_does_not_delay_the_retry_of_a_request() {
 #[test]
 fn the_error_shown_is_the_one_that_blocks() {
     let mut device = Device::enrolling();
-    device.told(refusal(Meaning::Forbidden, None));
-    assert_eq!(device.error().unwrap().0.report.title, "Forbidden");
+    device.told(refusal(Meaning::Slow, None));
+    assert_eq!(device.error().unwrap().0.report.title, "Slow");
     device.waits_for(FetchBundle);
     device.told(Event::Bundle(Err(failure(Meaning::Local, None))));
     assert_eq!(device.state(), State::Blocked);
@@ -604,7 +604,7 @@ fn the_bundle_is_read_at_the_pace_that_the_mis_wishes_within_bounds() {
         (None, secs(240), secs(300)),
         (Some(secs(60)), secs(48), secs(60)),
         (hours(10), secs(8 * 3600), secs(10 * 3600)),
-        (Some(Duration::ZERO), Duration::from_millis(800), secs(1)),
+        (Some(Duration::ZERO), secs(4), secs(5)),
         (Some(Duration::MAX), secs(86_400 * 4 / 5), DAY),
     ] {
         for luck in [0.0, 1.0] {
@@ -624,7 +624,7 @@ fn a_bundle_that_cannot_be_read_is_asked_for_at_least_as_often_as_one_that_can()
     let mut device = Device::active(1000 * DAY);
     device.luck = 0.0;
     device.waits_for(FetchBundle);
-    for meaning in [Meaning::Transient, Meaning::Forbidden, Meaning::Transient, Meaning::NotAuthenticated] {
+    for meaning in [Meaning::Transient, Meaning::Slow, Meaning::Transient, Meaning::NotAuthenticated] {
         device.luck = 0.0;
         device.told(Event::Bundle(Err(failure(meaning, None))));
         assert!(device.waits_for(FetchBundle) <= secs(300));
@@ -847,7 +847,7 @@ fn meaning() -> impl Strategy<Value = Meaning> {
         Meaning::Permanent,
         Meaning::KeyRotationRefused,
         Meaning::NotAuthenticated,
-        Meaning::Forbidden,
+        Meaning::Slow,
         Meaning::NotFound,
         Meaning::Local,
     ])
@@ -1090,6 +1090,13 @@ impl Watch {
     }
 
     fn remember_refusal(&mut self, request: Request, key: KeyChoice, meaning: Meaning) {
+        let firm = matches!(meaning, Meaning::NotAuthenticated | Meaning::Slow | Meaning::Permanent);
+        let good = self.svid.as_ref().is_some_and(|svid| self.now.wall <= svid.not_after);
+        if self.answered_401 && good && firm {
+            self.answered_401 = false; // refused both ways while the SVID is good: they are tried in turn (R7)
+        } else if meaning == Meaning::NotAuthenticated && request == Renew {
+            self.answered_401 = true;
+        }
         match meaning {
             Meaning::Permanent => self.refused_for_good.push(request),
             Meaning::KeyRotationRefused => {
@@ -1098,7 +1105,6 @@ impl Watch {
                     self.refused_for_good.push(request);
                 }
             }
-            Meaning::NotAuthenticated if request == Renew => self.answered_401 = true,
             _ => {}
         }
     }

@@ -5,7 +5,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use serde::Deserialize;
 use url::Url;
 
-use crate::json::Object;
+use crate::json::{Object, quoted};
 use crate::spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
 
 /// The one bootstrap method of v0.
@@ -121,7 +121,7 @@ fn https(member: &'static str, value: &str) -> Result<Url, DiscoveryError> {
         .ok()
         .filter(|url| url.scheme() == "https" && url.has_host() && url.username().is_empty())
         .filter(|url| url.password().is_none())
-        .ok_or_else(|| DiscoveryError::Uri { member, value: super::problem::quoted(value) })
+        .ok_or_else(|| DiscoveryError::Uri { member, value: quoted(value, 128) })
 }
 
 /// Paths are added to it, so a query or fragment has no place in it.
@@ -129,10 +129,7 @@ fn base(url: Url) -> Result<Url, DiscoveryError> {
     if url.query().is_none() && url.fragment().is_none() {
         return Ok(url);
     }
-    Err(DiscoveryError::Uri {
-        member: "margoIdentityServiceBaseUri",
-        value: super::problem::quoted(url.as_str()),
-    })
+    Err(DiscoveryError::Uri { member: "margoIdentityServiceBaseUri", value: quoted(url.as_str(), 128) })
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! HTTP on a thread of its own, with a limit on size and time for everything that comes back.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use reqwest::header::{self, HeaderMap, HeaderName};
 use reqwest::redirect::Policy;
 use rustls::ClientConfig;
+use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -14,6 +16,8 @@ use url::Url;
 use super::MisError;
 use super::problem::{self, Problem};
 use super::tls::{self, TlsReason};
+use crate::config::InitialTrust;
+use crate::json::quoted;
 use crate::system::clock;
 
 const USER_AGENT: &str = concat!("miaf-agent/", env!("CARGO_PKG_VERSION"));
@@ -42,7 +46,10 @@ impl Validators {
 
 pub(super) struct Call {
     pub(super) url: Url,
-    pub(super) tls: ClientConfig,
+    /// What authenticates the server. Read on the HTTP thread, at every call.
+    pub(super) trust: InitialTrust,
+    /// As whom the device shows itself.
+    pub(super) identity: Option<Arc<CertifiedKey>>,
     /// Bytes of a body of success.
     pub(super) limit: usize,
     pub(super) body: Body,
@@ -82,61 +89,73 @@ impl Answer {
         let problem = Problem::read(status, self.content_type.as_deref(), &self.body);
         let begin = self.body.get(..self.body.len().min(MAX_EXCERPT)).unwrap_or_default();
         let excerpt = (problem.is_none() && !begin.is_empty())
-            .then(|| problem::quoted(&String::from_utf8_lossy(begin)));
+            .then(|| quoted(&String::from_utf8_lossy(begin), MAX_EXCERPT));
         MisError::Refused { url, status, problem, retry_after: self.retry_after, excerpt }
     }
 }
 
-/// Handle to the thread. It ends when the last handle is dropped.
-#[derive(Clone, Debug)]
+/// Handle to the thread. It begins with the first call, is begun anew should it ever be gone, and ends with the handle.
+#[derive(Debug, Default)]
 pub(super) struct Http {
-    calls: mpsc::UnboundedSender<(Call, oneshot::Sender<Result<Answer, MisError>>)>,
+    calls: Mutex<Option<mpsc::UnboundedSender<Job>>>,
 }
 
-impl Http {
-    pub(super) fn start() -> Self {
-        let (calls, mut queue) = mpsc::unbounded_channel::<(Call, oneshot::Sender<_>)>();
-        // Where no thread or runtime can be had, `queue` is dropped and every call reports it.
-        let _detached = thread::Builder::new().name("mis-http".into()).spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
-            if let Ok(runtime) = runtime {
-                runtime.block_on(async {
-                    while let Some((call, reply)) = queue.recv().await {
-                        // The asker may be gone: then nobody wants the answer.
-                        let _ = reply.send(carry_out(call).await);
-                    }
-                });
-            }
-        });
-        Self { calls }
-    }
+type Job = (Call, oneshot::Sender<Result<Answer, MisError>>);
 
+impl Http {
     pub(super) async fn call(&self, call: Call) -> Result<Answer, MisError> {
         let gone = MisError::Unreachable {
             url: call.url.clone(),
             why: "the HTTP thread could not be started".into(),
         };
         let (reply, answer) = oneshot::channel();
-        if self.calls.send((call, reply)).is_err() {
+        if self.send((call, reply)).is_err() {
             return Err(gone);
         }
         answer.await.unwrap_or(Err(gone))
     }
+
+    fn send(&self, mut job: Job) -> Result<(), ()> {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = calls.as_ref() {
+            match thread.send(job) {
+                Ok(()) => return Ok(()),
+                Err(mpsc::error::SendError(back)) => job = back,
+            }
+        }
+        let thread = calls.insert(begin()?);
+        thread.send(job).map_err(|_| ())
+    }
+}
+
+fn begin() -> Result<mpsc::UnboundedSender<Job>, ()> {
+    let (calls, mut queue) = mpsc::unbounded_channel::<Job>();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    let runtime = runtime.map_err(|_| ())?;
+    let work = async move {
+        while let Some((call, reply)) = queue.recv().await {
+            // The asker may be gone: then nobody wants the answer.
+            let _ = reply.send(carry_out(call).await);
+        }
+    };
+    let thread = thread::Builder::new().name("mis-http".into()).spawn(move || runtime.block_on(work));
+    thread.map(|_detached| calls).map_err(|_| ())
 }
 
 async fn carry_out(call: Call) -> Result<Answer, MisError> {
     let url = call.url.clone();
-    match timeout(TOTAL_LIMIT, exchange(call)).await {
+    let tls = tls::client(&call.trust, call.identity.clone())?;
+    match timeout(TOTAL_LIMIT, exchange(call, tls)).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(e)) => Err(explain(e, url)),
         Err(_) => Err(MisError::TimedOut { url, limit: TOTAL_LIMIT }),
     }
 }
 
-async fn exchange(call: Call) -> Result<Answer, reqwest::Error> {
+async fn exchange(call: Call, tls: ClientConfig) -> Result<Answer, reqwest::Error> {
     // A client per call: the identity shown differs from call to call, and calls are rare.
     let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(call.tls)
+        .tls_backend_preconfigured(tls)
         .https_only(true)
         .http1_only()
         .no_proxy()
@@ -159,7 +178,7 @@ async fn exchange(call: Call) -> Result<Answer, reqwest::Error> {
             last_modified: text(headers, header::LAST_MODIFIED),
         },
         content_type: text(headers, header::CONTENT_TYPE),
-        location: text(headers, header::LOCATION).map(|to| problem::quoted(&to)),
+        location: text(headers, header::LOCATION).map(|to| quoted(&to, MAX_EXCERPT)),
         retry_after: text(headers, header::RETRY_AFTER).and_then(|value| {
             problem::retry_after(&value, text(headers, header::DATE).as_deref(), clock::now().wall)
         }),
@@ -207,5 +226,5 @@ fn innermost(error: &dyn std::error::Error) -> String {
     while let Some(source) = inner.source() {
         inner = source;
     }
-    problem::quoted(&inner.to_string())
+    quoted(&inner.to_string(), MAX_EXCERPT)
 }

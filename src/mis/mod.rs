@@ -27,7 +27,7 @@ const MAX_BUNDLE: usize = 1024 * 1024;
 
 /// A client of one MIS. Its HTTP and TLS run on a thread of their own, since a TLS handshake signs synchronously and
 /// a TPM may be slow.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Mis {
     http: Http,
     trust: InitialTrust,
@@ -52,7 +52,7 @@ pub enum Fetched<T> {
 impl Mis {
     /// A client that trusts what `trust` says. Nothing is contacted yet.
     pub fn new(trust: InitialTrust) -> Self {
-        Self { http: Http::start(), trust }
+        Self { http: Http::default(), trust }
     }
 
     /// Reads the discovery document, from the URL exactly as given and without following redirects (miaf-v0 D1, D2).
@@ -123,8 +123,7 @@ impl Mis {
         limit: usize,
         read: impl FnOnce(&str) -> Result<T, MisError>,
     ) -> Result<Fetched<T>, MisError> {
-        let tls = tls::client(&self.trust, None)?;
-        let call = Call { url: url.clone(), tls, limit, body: Body::Get(held.cloned()) };
+        let call = self.call(url, None, limit, Body::Get(held.cloned()));
         let answer = self.http.call(call).await?;
         match answer.status {
             200 => {
@@ -140,12 +139,16 @@ impl Mis {
     }
 
     async fn issue(&self, url: Url, body: String, client: Identified) -> Result<Vec<String>, MisError> {
-        let tls = tls::client(&self.trust, Some(client.0))?;
-        let call = Call { url: url.clone(), tls, limit: identities::MAX_ANSWER, body: Body::Post(body) };
+        let call = self.call(&url, Some(client), identities::MAX_ANSWER, Body::Post(body));
         let answer = self.http.call(call).await?;
         match answer.status {
             200 | 201 => identities::read_answer(&url, &answer.whole_body(&url, identities::MAX_ANSWER)?),
             _ => Err(answer.into_error(&url)),
         }
+    }
+
+    fn call(&self, url: &Url, client: Option<Identified>, limit: usize, body: Body) -> Call {
+        let (trust, identity) = (self.trust.clone(), client.map(|client| client.0));
+        Call { url: url.clone(), trust, identity, limit, body }
     }
 }

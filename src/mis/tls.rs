@@ -132,40 +132,82 @@ fn server_certificate(why: &CertificateError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustls::{ClientConnection, ProtocolVersion, ServerConnection};
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rustls::version::{TLS12, TLS13};
+    use rustls::{ClientConnection, ServerConfig, ServerConnection, SupportedProtocolVersion};
     use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
-    /// A ClientHello against a server that speaks only this version.
-    fn meets(version: &'static rustls::SupportedProtocolVersion) -> Result<ServerConnection, rustls::Error> {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let certificate =
-            rcgen::CertificateParams::new(["mis.example".into()]).unwrap().self_signed(&key).unwrap();
+    type Authority = CertifiedIssuer<'static, KeyPair>;
+
+    fn authority() -> Authority {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    fn issued_by(authority: &Authority) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(["mis.example".into()]).unwrap();
+        let certificate = params.signed_by(&key, authority).unwrap();
+        (certificate.der().clone(), PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())))
+    }
+
+    /// The agent, trusting one authority and showing a certificate of another (or none), meets a server.
+    fn meet(
+        trusted: &Authority,
+        factory: Option<&Authority>,
+        server: &Authority,
+        version: &'static SupportedProtocolVersion,
+    ) -> Result<(), rustls::Error> {
         let folder = tempfile::tempdir().unwrap();
         let ca_file = folder.path().join("ca.pem");
-        std::fs::write(&ca_file, certificate.pem()).unwrap();
+        std::fs::write(&ca_file, trusted.pem()).unwrap();
         let trust = InitialTrust { ca_file: Some(ca_file), ..InitialTrust::default() };
-        let config = Arc::new(client(&trust, None).unwrap());
+        let identity = factory.map(|factory| {
+            let (leaf, key) = issued_by(factory);
+            let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
+            Arc::new(CertifiedKey::new(vec![leaf, factory.der().clone()], key))
+        });
+        let config = Arc::new(client(&trust, identity).unwrap());
         let mut client = ClientConnection::new(config, "mis.example".try_into().unwrap()).unwrap();
-
-        let server =
-            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                .with_protocol_versions(&[version])?
-                .with_no_client_auth()
-                .with_single_cert(
-                    vec![certificate.der().clone()],
-                    PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())),
-                )?;
-        let mut server = ServerConnection::new(Arc::new(server))?;
-        let mut hello = Vec::new();
-        client.write_tls(&mut hello).unwrap();
-        server.read_tls(&mut hello.as_slice()).unwrap();
-        server.process_new_packets().map(|_| server)
+        let (certificate, key) = issued_by(server);
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[version])?
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)?;
+        let mut server = ServerConnection::new(Arc::new(config))?;
+        while client.is_handshaking() {
+            let (mut out, mut back) = (Vec::new(), Vec::new());
+            client.write_tls(&mut out).unwrap();
+            server.read_tls(&mut out.as_slice()).unwrap();
+            server.process_new_packets()?;
+            server.write_tls(&mut back).unwrap();
+            client.read_tls(&mut back.as_slice()).unwrap();
+            client.process_new_packets()?;
+        }
+        Ok(())
     }
 
     #[test]
     fn only_tls_1_3_is_offered() {
-        let met = meets(&rustls::version::TLS13).unwrap();
-        assert_eq!(met.protocol_version(), Some(ProtocolVersion::TLSv1_3));
+        let authority = authority();
+        meet(&authority, None, &authority, &TLS13).unwrap();
+        assert!(matches!(
+            meet(&authority, None, &authority, &TLS12),
+            Err(rustls::Error::PeerIncompatible(_))
+        ));
+    }
+
+    #[test]
+    fn the_issuer_of_the_factory_certificate_vouches_for_no_server() {
+        let (trusted, factory) = (authority(), authority());
+        meet(&trusted, Some(&factory), &trusted, &TLS13).unwrap();
+        assert!(matches!(
+            meet(&trusted, Some(&factory), &factory, &TLS13),
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature
+            ))
+        ));
     }
 
     #[test]

@@ -22,6 +22,7 @@ use x509_parser::public_key::PublicKey;
 use x509_parser::x509::{SubjectPublicKeyInfo, X509Version};
 
 use super::{Bundle, SpiffeId, SpiffeIdError, TrustDomain};
+use crate::json::quoted;
 use crate::time::Timestamp;
 
 /// The two signature algorithms of MIAF, and no others (miaf-v0 K3, K4).
@@ -283,7 +284,7 @@ fn only_spiffe_id(leaf: &X509Certificate<'_>) -> Result<SpiffeId, Rejection> {
         .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
         .collect();
     match uris.as_slice() {
-        [uri] => SpiffeId::parse(uri).map_err(|why| Rejection::NotASpiffeId { uri: quoted(uri), why }),
+        [uri] => SpiffeId::parse(uri).map_err(|why| Rejection::NotASpiffeId { uri: quoted(uri, 128), why }),
         more => Err(Rejection::UriCount(more.len())),
     }
 }
@@ -375,11 +376,6 @@ fn serial(certificate: &X509Certificate<'_>) -> String {
         [0, magnitude @ ..] if !magnitude.is_empty() => format_serial(magnitude),
         whole => format_serial(whole),
     }
-}
-
-/// A short and printable excerpt of what came from outside.
-fn quoted(text: &str) -> String {
-    text.chars().take(128).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// Why an SVID is not accepted. What was held stays in use.

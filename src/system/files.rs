@@ -3,7 +3,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, fchown};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::Path;
 
 use nix::sys::stat::{Mode, umask};
@@ -46,6 +46,17 @@ pub fn make_dir(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
         }
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         Err(e) => Err(e),
+    }
+}
+
+/// Gives a folder to a group, if it is not the group's already.
+///
+/// # Errors
+/// As the file system has it.
+pub fn give_to_group(path: &Path, group: Option<u32>) -> io::Result<()> {
+    match group {
+        Some(group) if fs::metadata(path)?.gid() != group => fchown(File::open(path)?, None, Some(group)),
+        _ => Ok(()),
     }
 }
 

@@ -51,6 +51,40 @@ fn a_second_agent_does_not_take_the_socket_of_the_first() {
 }
 
 #[test]
+fn two_agents_never_work_with_one_state_whatever_their_sockets() {
+    let world = World::enrolled();
+    let mut second = Device::new("");
+    let config = world::config(&world.mis, &world.tpm, "");
+    let state = format!("state_dir = \"{}\"", world.device.path("state").display());
+    second.configure(&config.replace("state_dir = \"{dir}/state\"", &state));
+    second.start();
+    let status = second.wait_for("blocked");
+    assert!(status["lastError"]["detail"].as_str().unwrap().contains("another agent works"), "{status:#}");
+    // The first one ends, and the second takes over.
+    let id = world.device.status()["spiffeId"].clone();
+    drop(world.device);
+    assert_eq!(second.wait_for("active")["spiffeId"], id);
+}
+
+#[test]
+fn a_state_that_cannot_be_read_is_waited_for_and_not_replaced() {
+    let mut world = World::enrolled();
+    let id = world.device.status()["spiffeId"].clone();
+    world.device.kill();
+    // A folder in its place: there, and not readable as a file.
+    let (record, away) = (world.device.path("state/private/identity.json"), world.device.path("away.json"));
+    fs::rename(&record, &away).unwrap();
+    fs::create_dir(&record).unwrap();
+    world.device.start();
+    let status = world.device.wait_for("blocked");
+    assert!(status["lastError"]["detail"].as_str().unwrap().contains("could not read"), "{status:#}");
+    fs::remove_dir(&record).unwrap();
+    fs::rename(&away, &record).unwrap();
+    assert_eq!(world.device.wait_for("active")["spiffeId"], id);
+    assert_eq!(world.seen(development_mis::Endpoint::Enrollment).len(), 1, "no other identity was asked for");
+}
+
+#[test]
 fn the_socket_moves_to_where_a_configuration_that_appears_later_wants_it() {
     let mut world = World::new();
     world.device.configure(&UNCONFIGURED.replace("agent.sock", "elsewhere.sock"));
@@ -143,6 +177,10 @@ fn sighup_reads_the_configuration_anew_and_a_bad_one_keeps_the_old() {
     world.device.signal("HUP");
     world.device.wait_until("it complains", |device| device.log().contains("stays in use"));
     assert_eq!(world.device.status()["state"], "active");
+    fs::remove_file(world.device.path("config.toml")).unwrap(); // as bad as a bad one
+    world.device.signal("HUP");
+    world.device.wait_until("it complains", |device| device.log().contains("names no [mis] any more"));
+    assert_eq!(world.device.status()["state"], "active");
     world.configure("[log]\nlevel = \"info\"");
     world.device.signal("HUP");
     world.device.wait_until("it is read", |device| device.log().contains("has been read anew"));
@@ -162,7 +200,7 @@ fn damaged_state_is_set_aside_and_the_device_enrolls_again() {
         id,
         "the MIS knows it by its factory certificate"
     );
-    assert!(record.with_extension("json.unusable").exists());
+    assert!(record.with_extension("json.unusable-1").exists());
 }
 
 #[test]

@@ -57,6 +57,15 @@ fn files_and_socket_go_to_the_groups_that_are_named() {
         assert_eq!(group(name), games, "{name}");
     }
     assert_eq!(group("run/agent.sock"), users);
+
+    // Another group later on is another group for what is there already.
+    world.configure("[files]\ngroup = \"games\"\nkey_group = \"games\"\n");
+    world.device.signal("HUP");
+    world.device.wait_until("the new group", |_| {
+        ["state/svid", "state/svid/current", "state/svid/current/svid.pem"]
+            .iter()
+            .all(|name| group(name) == games)
+    });
 }
 
 #[test]

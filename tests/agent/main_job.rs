@@ -63,7 +63,7 @@ fn the_identity_is_renewed_under_the_same_name_with_a_new_key() {
 
 #[test]
 fn with_rotation_off_the_key_stays() {
-    let mut world = World::with(|settings| crate::world::short_lived(&mut settings.policy));
+    let mut world = World::with(|settings| crate::world::long_enough(&mut settings.policy));
     let config = crate::world::config(&world.mis, &world.tpm, crate::world::SOON);
     world.device.configure(&config.replace("[key]", "[key]\nrotate = false"));
     world.device.start();

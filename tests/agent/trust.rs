@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use development_mis::{Endpoint, ServerFault};
+use development_mis::ServerFault;
 
 use crate::world::{self, World};
 
@@ -79,19 +79,4 @@ fn an_ip_address_is_matched_by_its_own_kind_of_name() {
     world.device.start();
     world.device.wait_for("active");
     assert!(world.mis.url().contains("127.0.0.1"));
-}
-
-#[test]
-fn the_factory_certificate_vouches_for_no_server() {
-    // The device trusts the TLS CA of another MIS, and holds a factory certificate that this one accepts (T5).
-    let mut world = World::with(|settings| settings.server_fault = Some(ServerFault::SelfSigned));
-    let config = world::config(&world.mis, &world.tpm, "");
-    let (tls_ca, factory) = (world.mis.ca_file(), world.mis.factory_cert());
-    world.device.configure(&config.replace(
-        &format!("ca_file = \"{}\"", tls_ca.display()),
-        &format!("ca_file = \"{}\"", factory.display()),
-    ));
-    world.device.start();
-    world.device.wait_for_error("unknown issuer");
-    assert!(world.seen(Endpoint::Enrollment).is_empty());
 }

@@ -42,9 +42,9 @@ impl World {
         world
     }
 
-    /// The same with SVIDs that are renewed every few seconds.
+    /// The same with an identity that is renewed every few seconds.
     pub(crate) fn renewing() -> Self {
-        let world = Self::with(|settings| short_lived(&mut settings.policy));
+        let world = Self::with(|settings| long_enough(&mut settings.policy));
         world.device.configure(&config(&world.mis, &world.tpm, SOON));
         let mut world = world;
         world.device.start();
@@ -80,12 +80,12 @@ impl World {
     }
 }
 
-/// Renewal as soon as the agent allows itself one (5 seconds after the one before).
-pub(crate) const SOON: &str = "[renewal]\nwindow = [0.34, 0.341]\n";
+/// Renewal as soon as the agent allows itself one (5 seconds after the one before), long before the SVID expires.
+pub(crate) const SOON: &str = "[renewal]\nwindow = [0.001, 0.002]\n";
 
-pub(crate) fn short_lived(policy: &mut Policy) {
-    policy.svid_lifetime = Duration::from_secs(60);
-    policy.backdate = Duration::from_secs(30);
+pub(crate) fn long_enough(policy: &mut Policy) {
+    policy.svid_lifetime = Duration::from_secs(900);
+    policy.backdate = Duration::ZERO;
 }
 
 /// The configuration of a device that enrolls at this MIS with this TPM, and does not wait long after a failure.

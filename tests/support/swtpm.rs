@@ -73,7 +73,7 @@ impl Swtpm {
     /// Makes it stop answering (`STOP`) or go on (`CONT`).
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.process.as_ref().expect("a running swtpm").id().to_string();
-        let status = Command::new("kill").args(["-s", name, &pid]).status().expect("kill");
+        let status = Command::new("sh").args(["-c", &format!("kill -s {name} {pid}")]).status().expect("sh");
         assert!(status.success());
     }
 

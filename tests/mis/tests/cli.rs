@@ -29,7 +29,9 @@ fn it_explains_itself_listens_and_ends_on_a_signal() {
         let port = url.rsplit_once(':').unwrap().1;
         std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
         let id = child.id().to_string();
-        assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+        assert!(
+            Command::new("sh").args(["-c", &format!("kill -s {signal} {id}")]).status().unwrap().success()
+        );
         assert!(child.wait().unwrap().success());
         assert_eq!(lines.last().as_deref(), Some("ended"));
     }
