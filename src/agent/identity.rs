@@ -15,7 +15,7 @@ use super::failures::{key_failure, local};
 use crate::config::{FactoryKey, KeyProvider};
 use crate::deliver::Identity;
 use crate::keys::tpm::{Tpm, TpmKey};
-use crate::keys::{self, Key as _};
+use crate::keys::{self, ErrorKind, Key as _, KeyError};
 use crate::lifecycle::{Failure, KeyChoice, Meaning, NotAdopted, Report, Request, SvidFacts};
 use crate::mis::{CertificateRequest, Identified, MisError};
 use crate::spiffe::svid::{self, Chain, Expectation, Rejection, X509Svid};
@@ -46,9 +46,13 @@ impl Device {
         let Some(discovery) = &self.discovery else { return Err(MisError::NoTrust.to_failure()) };
         let document = discovery.document.clone();
         let key = self.key(choice)?;
-        let csr =
-            blocking(move || keys::csr::certification_request(&key)).await.map_err(|e| key_failure(&e))?;
-        let csr = CertificateRequest(csr);
+        let csr = match blocking(move || keys::csr::certification_request(&key)).await {
+            Ok(csr) => CertificateRequest(csr),
+            Err(e) if choice == KeyChoice::Pending && e.kind() == ErrorKind::KeyUnusable => {
+                return Err(self.give_up_pending_key(&e).await);
+            }
+            Err(e) => return Err(key_failure(&e)),
+        };
         let answer = match (request, self.identity.clone()) {
             (Request::Renew, Some(identity)) => {
                 let client = self.as_device(&identity).await?;
@@ -69,6 +73,14 @@ impl Device {
         saved.unwrap_or_else(|e| tracing::error!(error = %e, "the answer of the MIS could not be stored"));
         self.answer = Some(answer);
         Ok(())
+    }
+
+    /// A key that this chip does not know is of no use to anyone, and neither is what was certified for it.
+    async fn give_up_pending_key(&mut self, e: &KeyError) -> Failure {
+        let (store, why) = (self.store.clone(), e.to_string());
+        blocking(move || store.set_aside::<store::Pending>(&why)).await;
+        self.pending = None;
+        Failure { meaning: Meaning::PendingKeyLost, ..key_failure(e) }
     }
 
     pub(super) async fn adopt(&mut self, bundle_is_fresh: bool) -> Result<SvidFacts, NotAdopted> {

@@ -37,7 +37,7 @@ impl Device {
         let (identity, record) = identity.unzip();
         let bundle =
             cached(&store).and_then(|cached| read_bundle(cached, discovery.as_ref(), identity.as_ref()));
-        let (pending, answer) = load_unfinished(&store, record.as_ref())?;
+        let (pending, answer) = load_unfinished(&store, record.as_ref(), &tpm)?;
         let waiting: store::CachedWaits = cached(&store).unwrap_or_default();
         let waits = read_waits(&waiting, now);
         let renew_at = record.as_ref().and_then(|record| record.renew_at);
@@ -142,9 +142,14 @@ fn read_bundle(
 fn load_unfinished(
     store: &Store,
     identity: Option<&store::Identity>,
+    tpm: &Tpm,
 ) -> Result<(Option<store::Pending>, Option<store::Answer>), StoreError> {
     let mut pending: Option<store::Pending> = store.load()?;
     let mut answer: Option<store::Answer> = store.load()?;
+    if let Some(Err(why)) = pending.as_ref().map(|pending| tpm.key_from_pem(&pending.key)) {
+        store.set_aside::<store::Pending>(&why.to_string());
+        pending = None;
+    }
     if let Some(identity) = identity {
         // Compared as certificates: an answer is kept in the MIS's own line width.
         let same = |answer: &store::Answer| matches!((Chain::from_pem(&answer.chain), Chain::from_pem(&identity.chain)), (Ok(a), Ok(b)) if a == b);

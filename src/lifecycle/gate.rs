@@ -63,6 +63,9 @@ pub enum Meaning {
     NotFound,
     /// Something on this device is missing or broken. No request was made.
     Local,
+    /// The pending key can never be used again: the chip does not know it, or its record is damaged. No request was
+    /// made, and it has been set aside.
+    PendingKeyLost,
 }
 
 /// A failure, as the shell reports it.
@@ -204,7 +207,7 @@ impl Gate {
     }
 
     pub(super) fn failed(&mut self, failure: Failure, retry: &Retry, now: Now, draw: Draw<'_>) -> Verdict {
-        let local = failure.meaning == Meaning::Local;
+        let local = matches!(failure.meaning, Meaning::Local | Meaning::PendingKeyLost);
         let count = if local { &mut self.local_failures } else { &mut self.failures };
         *count = count.saturating_add(1);
         let backoff = retry.interval(*count);
@@ -221,7 +224,9 @@ impl Gate {
                 None,
             ) => retry.cap.mul_f64(1.0 - draw() / 2.0), // slow, and still spread
             // No one is asked, so no one is spared: somebody on a ladder waits for it to go on.
-            (Meaning::Local, None) => backoff.min(LONGEST_LOCAL_PAUSE).mul_f64(1.0 - draw() / 2.0),
+            (Meaning::Local | Meaning::PendingKeyLost, None) => {
+                backoff.min(LONGEST_LOCAL_PAUSE).mul_f64(1.0 - draw() / 2.0)
+            }
             (_, None) => backoff.mul_f64(draw()),
         };
         self.opens_at = Some(now.boot.after(pause.max(SHORTEST_PAUSE)));

@@ -448,6 +448,10 @@ impl Lifecycle {
                 self.reauthenticate = true; // R6: enroll again, now
                 self.identity_gate.noted(failure, now, draw);
             }
+            Meaning::PendingKeyLost => {
+                self.pending_key = None; // whatever was certified for it, no one can use
+                self.identity_failed(failure, now, draw);
+            }
             Meaning::NotFound => {
                 if let Some(discovery) = &mut self.discovery {
                     discovery.doubted = true;

@@ -184,6 +184,14 @@ fn a_refusal_by_policy_is_retried_slowly_and_spread() {
     }
 }
 
+#[test]
+fn a_pending_key_that_can_never_be_used_is_replaced_and_not_waited_for() {
+    let mut device = Device::enrolling();
+    device.told(Event::Answered(Err(failure(Meaning::PendingKeyLost, None))));
+    assert_eq!(device.state(), State::Blocked, "people see it");
+    assert!(device.waits_for(CreateKey) <= secs(30));
+}
+
 // ---- refused for good (P2, D5) ----
 
 #[test]

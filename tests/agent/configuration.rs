@@ -161,6 +161,41 @@ fn a_tpm_that_was_replaced_is_named_as_the_cause() {
 }
 
 #[test]
+fn a_key_that_was_made_in_another_tpm_before_the_first_enrollment_is_replaced() {
+    let mut world = World::new();
+    world.mis.sticky_fault(development_mis::Endpoint::Enrollment, development_mis::Fault::Status(503));
+    world.device.start();
+    world.wait_for_requests(development_mis::Endpoint::Enrollment, 1);
+    world.device.kill();
+    let other = crate::support::swtpm::Swtpm::start();
+    world.device.configure(&world::config(&world.mis, &other, ""));
+    world.mis.clear_faults();
+    world.device.start();
+    world.device.wait_for("active");
+    assert!(world.device.path("state/private/pending-key.pem.unusable-1").exists());
+}
+
+#[test]
+fn a_damaged_pending_key_is_set_aside_and_another_made() {
+    let mut world = World::new();
+    world.mis.sticky_fault(development_mis::Endpoint::Enrollment, development_mis::Fault::Status(503));
+    world.device.start();
+    world.wait_for_requests(development_mis::Endpoint::Enrollment, 1);
+    world.device.kill();
+    let record = world.device.path("state/private/pending-key.pem");
+    let pem = fs::read_to_string(&record).unwrap();
+    let damaged = miaf_agent::keys::tss2::Tss2Key {
+        public: vec![0; 90],
+        ..miaf_agent::keys::tss2::Tss2Key::from_pem(&pem).unwrap()
+    };
+    fs::write(&record, damaged.to_pem().unwrap()).unwrap();
+    world.mis.clear_faults();
+    world.device.start();
+    world.device.wait_for("active");
+    assert!(record.with_extension("pem.unusable-1").exists());
+}
+
+#[test]
 fn software_keys_are_never_chosen_and_not_there_yet() {
     let mut world = World::new();
     let config = world::config(&world.mis, &world.tpm, "");
