@@ -128,18 +128,15 @@ fn rotation_refused_at_renewal_means_the_existing_key_at_once() {
     let before = world.device.status();
     let refused_already = world.seen(Endpoint::Renewal).len();
     world.device.wait_for_another_svid(&before["svid"]["serial"]);
-    world.device.wait_until("two requests", |_| world.seen(Endpoint::Renewal).len() >= refused_already + 2);
-    let tries = world.seen(Endpoint::Renewal).split_off(refused_already);
+    let tries = world.wait_for_requests(Endpoint::Renewal, refused_already + 2).split_off(refused_already);
     let refused = tries.iter().position(|entry| entry.problem == Some("key-rotation-not-permitted")).unwrap();
     let (new, existing) = (&tries[refused], &tries[refused + 1]);
     assert_ne!(existing.csr_spki_sha256, new.csr_spki_sha256);
     assert_eq!(existing.status, Some(200));
     assert!(existing.at - new.at < Duration::from_secs(5));
     // It has learnt: the renewal after that asks with the existing key first.
-    world
-        .device
-        .wait_until("one more", |_| world.seen(Endpoint::Renewal).len() >= refused_already + refused + 3);
-    let next = &world.seen(Endpoint::Renewal)[refused_already + refused + 2];
+    let next = &world.wait_for_requests(Endpoint::Renewal, refused_already + refused + 3)
+        [refused_already + refused + 2];
     assert_eq!((next.status, &next.csr_spki_sha256), (Some(200), &existing.csr_spki_sha256));
 }
 
