@@ -14,7 +14,9 @@ stop() { # NAME [SIGNAL]: ends what this script started, and waits for it
 }
 cleanup() {
     local status=$?
+    set +e # whatever fails from here on, the rest is cleaned up all the same
     trap - EXIT
+    trap '' PIPE
     if [ "$status" -ne 0 ]; then
         printf '\n\033[31mFailed.\033[0m The logs:\n'
         tail -n 40 "$work"/*.log 2>/dev/null || true
@@ -24,7 +26,8 @@ cleanup() {
     exit "$status"
 }
 trap cleanup EXIT
-trap 'exit 130' INT TERM
+trap 'exit 130' INT TERM HUP
+trap 'exit 141' PIPE # as in: make demo | head
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 show() { sed 's/^/    /'; }
