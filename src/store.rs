@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::keys::tss2::Tss2Key;
+use crate::keys;
 use crate::lifecycle::LastError;
 use crate::mis::Validators;
 use crate::spiffe::TrustDomain;
@@ -46,16 +46,16 @@ pub trait Record: Sized {
 pub struct Identity {
     /// Leaf, then intermediates, each PEM.
     pub chain: Vec<String>,
-    /// TSS2 PRIVATE KEY PEM: of no use without this device's TPM.
+    /// The key as [`Key::to_pem`](crate::keys::Key::to_pem) wrote it: of no use without this device.
     pub key: String,
     /// The renewal moment drawn for it.
     pub renew_at: Option<Timestamp>,
 }
 
-/// A key made for the next SVID, before the first request with it: a PEM file as OpenSSL reads it.
+/// A key made for the next SVID, before the first request with it: a PEM file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pending {
-    /// TSS2 PRIVATE KEY PEM.
+    /// As [`Key::to_pem`](crate::keys::Key::to_pem) wrote it.
     pub key: String,
 }
 
@@ -135,7 +135,7 @@ impl Record for Pending {
 
     fn decode(content: &[u8]) -> Result<Self, String> {
         let key = str::from_utf8(content).map_err(|_| "it is not PEM".to_owned())?;
-        Tss2Key::from_pem(key).map_err(|e| e.to_string())?;
+        keys::check_form(key).map_err(|e| e.to_string())?;
         Ok(Self { key: key.to_owned() })
     }
 }
@@ -176,6 +176,11 @@ impl Store {
     /// The store under a state folder. Nothing is touched before the first record is read or written.
     pub fn new(state_dir: &Path) -> Self {
         Self { state_dir: state_dir.to_owned(), private: state_dir.join("private") }
+    }
+
+    /// The folder that only the agent can enter.
+    pub fn private(&self) -> &Path {
+        &self.private
     }
 
     /// Keeps other agents from this state for as long as the file returned lives. `None` where the file system allows
@@ -304,7 +309,7 @@ fn read_json<R: DeserializeOwned>(content: &[u8]) -> Result<R, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::tss2::Parent;
+    use crate::keys::tss2::{Parent, Tss2Key};
     use std::os::unix::fs::PermissionsExt as _;
 
     fn pending() -> Pending {

@@ -11,7 +11,7 @@ use super::identity::stored;
 use crate::config::{Config, KeyProvider};
 use crate::deliver::files::Publisher;
 use crate::deliver::{HeldBundle, Identity, Snapshot};
-use crate::keys::tpm::Tpm;
+use crate::keys::{Key, Provider};
 use crate::lifecycle::{Action, Draw, Event, LastError, Lifecycle, Report, State, Step, Waits};
 use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
@@ -27,12 +27,12 @@ pub(super) struct Device {
     pub(super) config: Config,
     pub(super) store: Store,
     pub(super) mis: Mis,
-    pub(super) tpm: Tpm,
+    pub(super) keys: Provider,
     pub(super) lifecycle: Lifecycle,
     pub(super) discovery: Option<HeldDiscovery>,
     pub(super) bundle: Option<KeptBundle>,
     pub(super) identity: Option<Arc<Identity>>,
-    pub(super) pending: Option<store::Pending>,
+    pub(super) pending: Option<Arc<dyn Key>>,
     pub(super) answer: Option<store::Answer>,
     pub(super) stored_renew_at: Option<Timestamp>,
     pub(super) stored_waits: Waits,
@@ -132,7 +132,8 @@ impl Device {
         if renew_at == self.stored_renew_at {
             return;
         }
-        match self.save(stored(identity, renew_at)).await {
+        let Ok(record) = stored(identity, renew_at) else { return };
+        match self.save(record).await {
             Ok(()) => self.stored_renew_at = renew_at,
             Err(e) => {
                 tracing::warn!(error = %e, "the renewal moment would be drawn anew after a restart now")

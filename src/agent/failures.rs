@@ -11,7 +11,7 @@ pub(super) fn local(code: &str, title: &str, why: &dyn Display) -> Failure {
 }
 
 pub(super) fn key_failure(e: &KeyError) -> Failure {
-    local("key", "The key in the TPM cannot be used", e)
+    local("key", "The key cannot be used", e)
 }
 
 /// What was said last of each kind of work. A device that is offline for a month says so once, not ten thousand times.

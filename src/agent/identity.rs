@@ -12,10 +12,9 @@ use x509_parser::prelude::FromDer as _;
 
 use super::device::{Device, blocking, forget};
 use super::failures::{key_failure, local};
-use crate::config::{FactoryKey, KeyProvider};
+use crate::config::FactoryKey;
 use crate::deliver::Identity;
-use crate::keys::tpm::{Tpm, TpmKey};
-use crate::keys::{self, ErrorKind, Key as _, KeyError};
+use crate::keys::{self, ErrorKind, Key, KeyError};
 use crate::lifecycle::{Failure, KeyChoice, Meaning, NotAdopted, Report, Request, SvidFacts};
 use crate::mis::{CertificateRequest, Identified, MisError};
 use crate::spiffe::svid::{self, Chain, Expectation, Rejection, X509Svid};
@@ -25,20 +24,20 @@ use crate::time::Timestamp;
 
 impl Device {
     pub(super) async fn create_key(&mut self) -> Result<(), Failure> {
-        let tpm = self.tpm()?;
+        let keys = self.keys.clone();
+        let held = self.identity.as_ref().map(|identity| identity.key.clone());
         let (key, pem) = blocking(move || {
-            let key = tpm.create_key()?;
+            // While the key that is held is out of reach, no lesser one takes its place (miaf-v0 K1, K2).
+            held.map_or(Ok(()), |held| held.is_within_reach())?;
+            let key = keys.create_key()?;
             let pem = key.to_pem()?;
-            Ok((key, pem.to_string()))
+            Ok((key, pem))
         })
         .await
         .map_err(|e| key_failure(&e))?;
-        tracing::info!(tpm = %self.config.key.tcti, attributes = %key.attributes(), "a new key was made in the TPM");
         let pending = store::Pending { key: pem };
-        self.save(pending.clone())
-            .await
-            .map_err(|e| local("state", "The agent's state cannot be written", &e))?;
-        self.pending = Some(pending);
+        self.save(pending).await.map_err(|e| local("state", "The agent's state cannot be written", &e))?;
+        self.pending = Some(key);
         Ok(())
     }
 
@@ -46,7 +45,7 @@ impl Device {
         let Some(discovery) = &self.discovery else { return Err(MisError::NoTrust.to_failure()) };
         let document = discovery.document.clone();
         let key = self.key(choice)?;
-        let csr = match blocking(move || keys::csr::certification_request(&key)).await {
+        let csr = match blocking(move || keys::csr::certification_request(key.as_ref())).await {
             Ok(csr) => CertificateRequest(csr),
             Err(e) if choice == KeyChoice::Pending && e.kind() == ErrorKind::KeyUnusable => {
                 return Err(self.give_up_pending_key(&e).await);
@@ -122,20 +121,20 @@ impl Device {
                 return Err(NotAdopted::Refused(failure));
             }
         };
-        self.hold(svid, &key, choice).await
+        self.hold(svid, key, choice).await
     }
 
     /// The moment at which the device's identity changes: one record, certificate and key together.
     async fn hold(
         &mut self,
         svid: X509Svid,
-        key: &TpmKey,
+        key: Arc<dyn Key>,
         choice: KeyChoice,
     ) -> Result<SvidFacts, NotAdopted> {
-        let pem = key.to_pem().map_err(|e| NotAdopted::Kept(key_failure(&e)))?.to_string();
         let facts = svid_facts(&svid, None, choice);
-        let identity = Arc::new(held_identity(svid, key, pem));
-        self.save(stored(&identity, None))
+        let identity = Arc::new(Identity { svid, key });
+        let record = stored(&identity, None).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
+        self.save(record)
             .await
             .map_err(|e| NotAdopted::Kept(local("state", "The agent's state cannot be written", &e)))?;
         let store = self.store.clone();
@@ -169,39 +168,27 @@ impl Device {
         }
         tracing::info!(
             spiffe_id = %id, serial = svid.serial(), not_before = %svid.not_before(), not_after = %svid.not_after(),
-            "new SVID"
+            key_protection = identity.key.protection().as_str(), "new SVID"
         );
     }
 
-    fn tpm(&self) -> Result<Tpm, Failure> {
-        match self.config.key.provider {
-            KeyProvider::Tpm => Ok(self.tpm.clone()),
-            KeyProvider::Software => {
-                let why = "software keys are not supported by this version of the agent: set provider = \"tpm\" under [key]";
-                Err(local("key", "The key provider is not supported", &why))
-            }
-        }
-    }
-
-    fn key(&self, choice: KeyChoice) -> Result<TpmKey, Failure> {
-        let pem = match choice {
-            KeyChoice::Pending => self.pending.as_ref().map(|pending| &pending.key),
-            KeyChoice::Current => self.identity.as_ref().map(|identity| &identity.key_pem),
+    fn key(&self, choice: KeyChoice) -> Result<Arc<dyn Key>, Failure> {
+        let key = match choice {
+            KeyChoice::Pending => self.pending.clone(),
+            KeyChoice::Current => self.identity.as_ref().map(|identity| identity.key.clone()),
         };
-        let pem =
-            pem.ok_or_else(|| local("state", "The key is gone", &"the agent's state was changed under it"))?;
-        self.tpm()?.key_from_pem(pem).map_err(|e| key_failure(&e))
+        key.ok_or_else(|| local("state", "The key is gone", &"the agent's state was changed under it"))
     }
 
     /// The device as itself: its SVID, with the complete chain (miaf-v0 E3, R1).
     async fn as_device(&self, identity: &Identity) -> Result<Identified, Failure> {
-        let key = self.key(KeyChoice::Current)?;
+        let key = identity.key.clone();
         // Within a handshake a chip that was replaced or cleared would look like a network that is down.
         let probe = key.clone();
         blocking(move || probe.sign(b"miaf-agent: can this key still sign?"))
             .await
             .map_err(|e| key_failure(&e))?;
-        let key = keys::tls::signing_key(Arc::new(key));
+        let key = keys::tls::signing_key(key);
         let chain = identity.svid.chain().certificates().to_vec();
         Identified::new(CertifiedKey::new(chain, key))
             .map_err(|e| local("key", "The key that is held is not the one of the SVID that is held", &e))
@@ -233,10 +220,6 @@ impl Device {
     }
 }
 
-pub(super) fn held_identity(svid: X509Svid, key: &TpmKey, key_pem: String) -> Identity {
-    Identity { svid, key_pem, protection: key.protection(), algorithm: key.public_key().algorithm() }
-}
-
 pub(super) fn svid_facts(svid: &X509Svid, renew_at: Option<Timestamp>, key: KeyChoice) -> SvidFacts {
     SvidFacts {
         spiffe_id: svid.spiffe_id().clone(),
@@ -247,8 +230,8 @@ pub(super) fn svid_facts(svid: &X509Svid, renew_at: Option<Timestamp>, key: KeyC
     }
 }
 
-pub(super) fn stored(identity: &Identity, renew_at: Option<Timestamp>) -> store::Identity {
-    store::Identity { chain: identity.svid.chain().to_pems(), key: identity.key_pem.clone(), renew_at }
+pub(super) fn stored(identity: &Identity, renew_at: Option<Timestamp>) -> Result<store::Identity, KeyError> {
+    Ok(store::Identity { chain: identity.svid.chain().to_pems(), key: identity.key.to_pem()?, renew_at })
 }
 
 fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {

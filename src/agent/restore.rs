@@ -1,16 +1,17 @@
 //! Starting: what the process before left behind, read back. Nothing is contacted, neither the MIS nor the chip.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::device::{Device, HeldDiscovery, KeptBundle, forget};
 use super::failures::Spoken;
-use super::identity::{held_identity, svid_facts};
+use super::identity::svid_facts;
 use super::trust::{bundle_facts, discovered};
 use crate::config::Config;
 use crate::deliver::Identity;
 use crate::deliver::files::Publisher;
-use crate::keys::tpm::Tpm;
+use crate::keys::{Key, Provider};
 use crate::lifecycle::{KeyChoice, Lifecycle, Policy, Restored, Retry, Waits};
 use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
@@ -28,16 +29,16 @@ impl Device {
     pub(super) async fn restore(config: Config, now: Now) -> Result<Self, StoreError> {
         let store = Store::new(&config.state_dir);
         let lock = store.lock()?;
-        let tpm = Tpm::start(config.key.tcti.clone());
+        let keys = Provider::new(&config.key, store.private(), credentials().as_deref());
         let trust = config.mis.as_ref().map(|mis| mis.trust.clone()).unwrap_or_default();
         let discovery = cached(&store).and_then(|cached| read_discovery(cached, &config));
         let identity = store
             .load()?
-            .and_then(|record| read_identity(&store, &record, &tpm).map(|identity| (identity, record)));
+            .and_then(|record| read_identity(&store, &record, &keys).map(|identity| (identity, record)));
         let (identity, record) = identity.unzip();
         let bundle =
             cached(&store).and_then(|cached| read_bundle(cached, discovery.as_ref(), identity.as_ref()));
-        let (pending, answer) = load_unfinished(&store, record.as_ref(), &tpm)?;
+        let (pending, answer) = load_unfinished(&store, record.as_ref(), &keys)?;
         let waiting: store::CachedWaits = cached(&store).unwrap_or_default();
         let waits = read_waits(&waiting, now);
         let renew_at = record.as_ref().and_then(|record| record.renew_at);
@@ -51,11 +52,21 @@ impl Device {
             waits_because: waiting.reason.clone(),
             admission_pending: waiting.admission_pending,
         };
-        let lifecycle = Lifecycle::new(policy(&config), restored, now, &mut random::unit);
+        let mut policy = policy(&config);
+        if let Some(identity) = identity.as_ref().filter(|identity| !keys.would_make(identity.key.as_ref())) {
+            // The configuration has named another provider since: the next renewal is the time to follow it.
+            policy.rotate = true;
+            let protection = identity.key.protection().as_str();
+            tracing::warn!(
+                protection,
+                "the key that is held is not of the configured provider; renewal asks with a new one"
+            );
+        }
+        let lifecycle = Lifecycle::new(policy, restored, now, &mut random::unit);
         let mut device = Self {
             store,
             mis: Mis::new(trust),
-            tpm,
+            keys,
             lifecycle,
             discovery,
             bundle,
@@ -80,6 +91,11 @@ impl Device {
         }
         Ok(device)
     }
+}
+
+/// Where systemd puts the credentials of the service (systemd.exec(5)).
+fn credentials() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
 fn policy(config: &Config) -> Policy {
@@ -107,7 +123,7 @@ fn read_discovery(cached: store::CachedDiscovery, config: &Config) -> Option<Hel
     wanted.then_some(HeldDiscovery { document, cached })
 }
 
-fn read_identity(store: &Store, record: &store::Identity, tpm: &Tpm) -> Option<Identity> {
+fn read_identity(store: &Store, record: &store::Identity, keys: &Provider) -> Option<Identity> {
     let unusable = |why: String| {
         store.set_aside::<store::Identity>(&why);
         None
@@ -116,8 +132,8 @@ fn read_identity(store: &Store, record: &store::Identity, tpm: &Tpm) -> Option<I
         Ok(svid) => svid,
         Err(why) => return unusable(why.to_string()),
     };
-    match tpm.key_from_pem(&record.key) {
-        Ok(key) => Some(held_identity(svid, &key, record.key.clone())),
+    match keys.key_from_pem(&record.key) {
+        Ok(key) => Some(Identity { svid, key }),
         Err(why) => unusable(why.to_string()),
     }
 }
@@ -142,14 +158,17 @@ fn read_bundle(
 fn load_unfinished(
     store: &Store,
     identity: Option<&store::Identity>,
-    tpm: &Tpm,
-) -> Result<(Option<store::Pending>, Option<store::Answer>), StoreError> {
-    let mut pending: Option<store::Pending> = store.load()?;
+    keys: &Provider,
+) -> Result<(Option<Arc<dyn Key>>, Option<store::Answer>), StoreError> {
+    let record: Option<store::Pending> = store.load()?;
     let mut answer: Option<store::Answer> = store.load()?;
-    if let Some(Err(why)) = pending.as_ref().map(|pending| tpm.key_from_pem(&pending.key)) {
-        store.set_aside::<store::Pending>(&why.to_string());
-        pending = None;
-    }
+    let mut pending = record.as_ref().and_then(|record| match keys.key_from_pem(&record.key) {
+        Ok(key) => Some(key),
+        Err(why) => {
+            store.set_aside::<store::Pending>(&why.to_string());
+            None
+        }
+    });
     if let Some(identity) = identity {
         // Compared as certificates: an answer is kept in the MIS's own line width.
         let same = |answer: &store::Answer| matches!((Chain::from_pem(&answer.chain), Chain::from_pem(&identity.chain)), (Ok(a), Ok(b)) if a == b);
@@ -157,7 +176,7 @@ fn load_unfinished(
             forget::<store::Answer>(store);
             answer = None;
         }
-        if pending.as_ref().is_some_and(|pending| pending.key == identity.key) {
+        if pending.is_some() && record.is_some_and(|record| record.key == identity.key) {
             forget::<store::Pending>(store);
             pending = None;
         }

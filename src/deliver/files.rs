@@ -9,9 +9,11 @@ use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use super::Identity;
 use crate::config;
+use crate::keys::{Key, KeyError, KeyFile, Protection};
 use crate::spiffe::Bundle;
 use crate::system::files;
 use crate::time::Timestamp;
@@ -43,31 +45,47 @@ impl Groups {
     }
 }
 
-/// The content of one generation, by file name.
-type Content = BTreeMap<&'static str, (Vec<u8>, Readers)>;
+/// The content of one generation, by file name. It may hold a private key.
+type Content = BTreeMap<&'static str, (Zeroizing<Vec<u8>>, Readers)>;
 
-/// The folder where generations are published.
+/// The folders where generations are published.
 #[derive(Clone, Debug)]
 pub struct Publisher {
+    files: Folder,
+    /// Software keys go here, with everything that belongs to them, and nowhere else.
+    secrets: Option<Folder>,
+}
+
+#[derive(Clone, Debug)]
+struct Folder {
     dir: PathBuf,
     group: Option<String>,
     key_group: Option<String>,
+    /// It must be gone after a power cut (miaf-v0 K2).
+    volatile: bool,
+    /// What was published last, the key left out: the SVID beside it says which that is.
     published: Option<(Content, u64)>,
 }
 
 impl Publisher {
     /// Nothing is touched before something is published.
     pub fn new(config: &config::Files) -> Self {
-        Self {
-            dir: config.dir.clone(),
+        let folder = |dir: &PathBuf, volatile| Folder {
+            dir: dir.clone(),
             group: config.group.clone(),
             key_group: config.key_group.clone(),
+            volatile,
             published: None,
+        };
+        Self {
+            files: folder(&config.dir, false),
+            secrets: config.software_key_dir.as_ref().map(|dir| folder(dir, true)),
         }
     }
 
     /// Makes `current` hold this identity and bundle, and says which generation that is. What is there already is left
-    /// alone. A generation is always whole: while one of the two is missing, nothing is published.
+    /// alone. A generation is always whole: while one of the two is missing, nothing is published. A key that is a
+    /// secret is published on tmpfs, if a folder there is configured, and then not beside the other files (miaf-v0 K2).
     ///
     /// # Errors
     /// [`PublishError`]; `current` is then as it was.
@@ -79,15 +97,57 @@ impl Publisher {
     ) -> Result<Option<u64>, PublishError> {
         let (Some(identity), Some(bundle)) = (identity, bundle) else { return Ok(None) };
         let content = content(identity, bundle, now);
+        let key = identity.key.as_ref();
+        if key.protection() == Protection::Hardware {
+            let generation = self.files.publish(content, Some(key))?;
+            // The secret of a time before this key was made in the TPM.
+            self.secrets.as_mut().map_or(Ok(()), Folder::withdraw)?;
+            return Ok(Some(generation));
+        }
+        let generation = self.files.publish(content.clone(), None)?;
+        if let Some(folder) = &mut self.secrets {
+            folder.publish(content, Some(key))?;
+        }
+        Ok(Some(generation))
+    }
+}
+
+impl Folder {
+    fn publish(&mut self, content: Content, key: Option<&dyn Key>) -> Result<u64, PublishError> {
         if let Some((published, generation)) = &self.published
             && *published == content
         {
-            return Ok(Some(*generation));
+            return Ok(*generation);
         }
-        let failed = |source| PublishError { dir: self.dir.clone(), source };
-        let generation = self.make_current(&content).map_err(failed)?;
+        let mut whole = content.clone();
+        if let Some(key) = key {
+            let key = key.for_programs().map_err(|why| PublishError::Key { dir: self.dir.clone(), why })?;
+            add_key(&mut whole, &key);
+        }
+        let failed = |source| PublishError::Files { dir: self.dir.clone(), source };
+        if self.volatile {
+            files::make_dir(&self.dir, 0o750, None).map_err(failed)?;
+            if !files::is_volatile(&self.dir).map_err(failed)? {
+                return Err(PublishError::Persistent { dir: self.dir.clone() });
+            }
+        }
+        let generation = self.make_current(&whole).map_err(failed)?;
         self.published = Some((content, generation));
-        Ok(Some(generation))
+        Ok(generation)
+    }
+
+    fn withdraw(&mut self) -> Result<(), PublishError> {
+        let remove = || {
+            if !self.dir.join(CURRENT).is_symlink() {
+                return Ok(());
+            }
+            fs::remove_file(self.dir.join(CURRENT))?;
+            Generations::read(&self.dir)?
+                .all
+                .iter()
+                .try_for_each(|old| fs::remove_dir_all(self.dir.join(old.to_string())))
+        };
+        remove().map_err(|source| PublishError::Files { dir: self.dir.clone(), source })
     }
 
     fn make_current(&self, content: &Content) -> io::Result<u64> {
@@ -172,21 +232,31 @@ fn holds(generation: &Path, content: &Content, groups: Groups) -> bool {
         && content.iter().all(|(name, (bytes, readers))| {
             let path = generation.join(name);
             right(&path, 0o640, groups.of(*readers))
-                && files::read_limited(&path).is_ok_and(|is| is == *bytes)
+                && files::read_limited(&path).map(Zeroizing::new).is_ok_and(|is| is == *bytes)
         })
 }
 
 fn content(identity: &Identity, bundle: &Bundle, now: Timestamp) -> Content {
     let svid = identity.svid.chain().to_pems().concat();
-    let combined = format!("{svid}{}", identity.key_pem);
-    Content::from([
-        ("svid.pem", (svid.into_bytes(), Readers::Group)),
-        ("key.pem", (identity.key_pem.clone().into_bytes(), Readers::KeyGroup)),
-        ("svid-with-key.pem", (combined.into_bytes(), Readers::KeyGroup)),
-        ("bundle.pem", (bundle.to_pem().into_bytes(), Readers::Group)),
-        ("bundle.json", (pretty(&bundle.to_document()), Readers::Group)),
-        ("identity.json", (description(identity, now), Readers::Group)),
-    ])
+    [
+        ("svid.pem", svid.into_bytes()),
+        ("bundle.pem", bundle.to_pem().into_bytes()),
+        ("bundle.json", pretty(&bundle.to_document())),
+        ("identity.json", description(identity, now)),
+    ]
+    .map(|(name, bytes)| (name, (Zeroizing::new(bytes), Readers::Group)))
+    .into()
+}
+
+fn add_key(content: &mut Content, key: &KeyFile) {
+    let key = match key {
+        KeyFile::Tss2(pem) => pem.as_bytes(),
+        KeyFile::Secret(pem) => pem.as_bytes(),
+    };
+    let svid = content.get("svid.pem").map_or(&[][..], |(svid, _)| svid.as_slice());
+    let combined = Zeroizing::new([svid, key].concat());
+    content.insert("svid-with-key.pem", (combined, Readers::KeyGroup));
+    content.insert("key.pem", (Zeroizing::new(key.to_vec()), Readers::KeyGroup));
 }
 
 fn description(identity: &Identity, now: Timestamp) -> Vec<u8> {
@@ -195,7 +265,7 @@ fn description(identity: &Identity, now: Timestamp) -> Vec<u8> {
         "serial": identity.svid.serial(),
         "notBefore": identity.svid.not_before().to_string(),
         "notAfter": identity.svid.not_after().to_string(),
-        "keyProtection": identity.protection.as_str(),
+        "keyProtection": identity.key.protection().as_str(),
         "valid": identity.is_valid(now),
     }))
 }
@@ -204,21 +274,34 @@ fn pretty(json: &serde_json::Value) -> Vec<u8> {
     format!("{json:#}\n").into_bytes()
 }
 
-/// The files could not be published. Those published before are untouched.
+/// Something could not be published. What was published before is untouched.
 #[derive(Debug, thiserror::Error)]
-#[error("could not publish the identity under {}: {source}", dir.display())]
-pub struct PublishError {
-    dir: PathBuf,
-    source: io::Error,
+#[allow(missing_docs)]
+pub enum PublishError {
+    /// The file system does not do what it should.
+    #[error("could not publish the identity under {}: {source}", dir.display())]
+    Files { dir: PathBuf, source: io::Error },
+    /// The key cannot be had.
+    #[error("could not publish the key under {}: {why}", dir.display())]
+    Key { dir: PathBuf, why: KeyError },
+    /// A software key is never written in the clear where it would outlive a power cut (miaf-v0 K2).
+    #[error(
+        "the software key is not published: software_key_dir {} is not on a tmpfs, and a software key is never written \
+         in the clear to persistent storage. Name a folder under /run",
+        dir.display()
+    )]
+    Persistent { dir: PathBuf },
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::Protection;
+    use crate::keys::PublicKey;
+    use crate::keys::software::Software;
     use crate::spiffe::TrustDomain;
     use crate::spiffe::svid::{Chain, X509Svid};
     use std::os::unix::fs::PermissionsExt as _;
+    use std::sync::Arc;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
@@ -228,25 +311,54 @@ mod tests {
     }
 
     fn identity() -> Identity {
-        let key = rcgen::KeyPair::generate().unwrap();
+        identity_with(Arc::new(Tss2))
+    }
+
+    fn identity_with(key: Arc<dyn Key>) -> Identity {
+        let pair = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::default();
         let id = "spiffe://factory.example/margo/device/123e4567-e89b-42d3-a456-426614174000";
         params.subject_alt_names = vec![rcgen::SanType::URI(id.try_into().unwrap())];
-        let chain = Chain::from_pem(&[params.self_signed(&key).unwrap().pem()]).unwrap();
-        Identity {
-            svid: X509Svid::from_stored(chain).unwrap(),
-            key_pem: "-----BEGIN TSS2 PRIVATE KEY-----\n".into(),
-            protection: Protection::Hardware,
-            algorithm: "ecdsa-p256",
+        let chain = Chain::from_pem(&[params.self_signed(&pair).unwrap().pem()]).unwrap();
+        Identity { svid: X509Svid::from_stored(chain).unwrap(), key }
+    }
+
+    /// What the publisher sees of a key in the TPM.
+    #[derive(Debug)]
+    struct Tss2;
+
+    impl Key for Tss2 {
+        fn public_key(&self) -> &PublicKey {
+            unreachable!()
+        }
+        fn sign_digest(&self, _: &[u8; 32]) -> Result<Vec<u8>, KeyError> {
+            unreachable!()
+        }
+        fn protection(&self) -> Protection {
+            Protection::Hardware
+        }
+        fn to_pem(&self) -> Result<String, KeyError> {
+            unreachable!()
+        }
+        fn for_programs(&self) -> Result<KeyFile, KeyError> {
+            Ok(KeyFile::Tss2("-----BEGIN TSS2 PRIVATE KEY-----\n".into()))
         }
     }
 
+    fn software(dir: &Path) -> Arc<dyn Key> {
+        Arc::new(Software::new(None, dir.join("kek")).create_key().unwrap())
+    }
+
     fn publisher(dir: &Path) -> Publisher {
+        publisher_with(dir, None)
+    }
+
+    fn publisher_with(dir: &Path, software_key_dir: Option<&Path>) -> Publisher {
         Publisher::new(&config::Files {
             dir: dir.join("svid"),
             group: None,
             key_group: None,
-            software_key_dir: None,
+            software_key_dir: software_key_dir.map(Path::to_owned),
         })
     }
 
@@ -306,5 +418,51 @@ mod tests {
             Some(2)
         );
         assert_eq!(names(&dir), ["1", "2", "current"]);
+    }
+
+    #[test]
+    fn a_software_key_is_published_on_tmpfs_or_not_at_all() {
+        let (disk, memory) = (folder_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
+        let keys = memory.path().join("keys");
+        let identity = identity_with(software(disk.path()));
+        let current = |dir: &Path| names(&dir.join("current"));
+        let public = ["bundle.json", "bundle.pem", "identity.json", "svid.pem"];
+
+        publisher(disk.path()).publish(Some(&identity), Some(&bundle(1)), NOW).unwrap();
+        assert_eq!(current(&disk.path().join("svid")), public);
+
+        let mut with_keys = publisher_with(disk.path(), Some(&keys));
+        with_keys.publish(Some(&identity), Some(&bundle(1)), NOW).unwrap();
+        assert_eq!(current(&disk.path().join("svid")), public);
+        assert_eq!(
+            current(&keys),
+            ["bundle.json", "bundle.pem", "identity.json", "key.pem", "svid-with-key.pem", "svid.pem"]
+        );
+        let key = keys.join("current/key.pem");
+        assert!(fs::read_to_string(&key).unwrap().starts_with("-----BEGIN PRIVATE KEY-----"));
+        assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o640);
+
+        let elsewhere = disk.path().join("keys");
+        let mut on_disk = publisher_with(disk.path(), Some(&elsewhere));
+        let refused = on_disk.publish(Some(&identity), Some(&bundle(2)), NOW).unwrap_err();
+        assert!(matches!(refused, PublishError::Persistent { .. }), "{refused}");
+        assert!(names(&elsewhere).is_empty());
+        assert_eq!(current(&disk.path().join("svid")), public);
+    }
+
+    #[test]
+    fn a_secret_is_withdrawn_when_the_key_is_in_the_tpm_again() {
+        let (disk, memory) = (folder_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
+        let mut publisher = publisher_with(disk.path(), Some(memory.path()));
+        publisher.publish(Some(&identity_with(software(disk.path()))), Some(&bundle(1)), NOW).unwrap();
+        assert!(memory.path().join("current/key.pem").exists());
+        publisher.publish(Some(&identity()), Some(&bundle(1)), NOW).unwrap();
+        assert!(names(memory.path()).is_empty());
+        assert!(disk.path().join("svid/current/key.pem").exists());
+    }
+
+    /// The usual folder for temporary files may itself be on a tmpfs.
+    fn folder_on_disk() -> tempfile::TempDir {
+        tempfile::tempdir_in("/var/tmp").unwrap()
     }
 }

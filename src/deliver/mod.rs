@@ -7,7 +7,7 @@ pub mod status;
 
 use std::sync::Arc;
 
-use crate::keys::Protection;
+use crate::keys::Key;
 use crate::lifecycle::{LastError, State};
 use crate::spiffe::svid::{self, X509Svid};
 use crate::spiffe::{Bundle, TrustDomain};
@@ -74,16 +74,12 @@ impl Snapshot {
 }
 
 /// An SVID and what is handed out with it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Identity {
     /// The SVID.
     pub svid: X509Svid,
-    /// Its key as a PEM text that is safe to publish: a `TSS2 PRIVATE KEY`.
-    pub key_pem: String,
-    /// How the key is kept.
-    pub protection: Protection,
-    /// Its algorithm.
-    pub algorithm: &'static str,
+    /// Its key.
+    pub key: Arc<dyn Key>,
 }
 
 impl Identity {

@@ -109,8 +109,8 @@ impl Status {
             }),
             key: KeyStatus {
                 provider: snapshot.provider.to_owned(),
-                protection: identity.map(|identity| identity.protection.to_string()),
-                algorithm: identity.map(|identity| identity.algorithm.to_owned()),
+                protection: identity.map(|identity| identity.key.protection().to_string()),
+                algorithm: identity.map(|identity| identity.key.public_key().algorithm().to_owned()),
             },
             bundle: snapshot.bundle.as_ref().map(|held| BundleStatus {
                 sequence: held.bundle.sequence(),

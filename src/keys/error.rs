@@ -193,6 +193,46 @@ pub enum KeyError {
         why: &'static str,
     },
 
+    /// There is no key-encryption key at the place for it.
+    #[error(
+        "the key-encryption key {path} is gone, so what was sealed under it cannot be opened any more; a new key is \
+         needed"
+    )]
+    KekMissing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+
+    /// A key-encryption key that cannot be used.
+    #[error("the key-encryption key {path} cannot be used: {why}")]
+    Kek {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: io::Error,
+    },
+
+    /// The key is sealed under the systemd credential, and there is none.
+    #[error(
+        "the key is sealed under the systemd credential \"kek\", which this service was not given; restore \
+         LoadCredentialEncrypted=kek in its unit and restart it"
+    )]
+    KekCredentialMissing,
+
+    /// The key is sealed under another key-encryption key than the one that is here.
+    #[error(
+        "the key is sealed under another key-encryption key than {kek}: that one was replaced, or the state comes from \
+         another device; a new key is needed"
+    )]
+    ForeignSeal {
+        /// The one that is here.
+        kek: PathBuf,
+    },
+
+    /// The seal of a key is damaged.
+    #[error("the seal of the key is damaged, so the key is lost; a new key is needed")]
+    BrokenSeal,
+
     /// The thread that talks to the TPM could not be started, or ended in the middle. The next call starts another.
     #[error("the TPM worker is not running: {why}")]
     WorkerStopped {
@@ -221,10 +261,15 @@ impl KeyError {
             | Self::ParentMissing { .. }
             | Self::Refused { .. }
             | Self::Deviant { .. }
+            | Self::Kek { .. }
+            | Self::KekCredentialMissing
             | Self::Internal(_) => ErrorKind::NeedsOperator,
-            Self::NotThisTpm { .. } | Self::KeyPassword { .. } | Self::BadPublicKey { .. } => {
-                ErrorKind::KeyUnusable
-            }
+            Self::NotThisTpm { .. }
+            | Self::KeyPassword { .. }
+            | Self::BadPublicKey { .. }
+            | Self::KekMissing { .. }
+            | Self::ForeignSeal { .. }
+            | Self::BrokenSeal => ErrorKind::KeyUnusable,
             Self::Unreadable { .. }
             | Self::Malformed { .. }
             | Self::Unsupported { .. }

@@ -1,8 +1,9 @@
 //! Private keys: they sign, and never show themselves.
 //!
-//! The rest of the agent sees a [`Key`] and nothing behind it. The one kind of key made today lives in the TPM
-//! ([`tpm::TpmKey`], rule K1); [`csr`] and [`tls`] put any [`Key`] to work, and [`mod@file`] reads the factory key that the
-//! device maker left on disk (rule K5), which the agent only ever uses for TLS.
+//! The rest of the agent sees a [`Key`] and nothing behind it. A [`Provider`] makes keys and finds them again: in the
+//! TPM ([`tpm::TpmKey`], rule K1), or in software, sealed ([`software::SoftwareKey`], rule K2), as the configuration
+//! says. [`csr`] and [`tls`] put any [`Key`] to work, and [`mod@file`] reads the factory key that the device maker left
+//! on disk (rule K5), which the agent only ever uses for TLS.
 //!
 //! libtss2 writes to stderr on its own account and reads `TSS2_LOG` when it is loaded. Start the process with
 //! `TSS2_LOG=all+none`: every failure is reported as a [`KeyError`] anyway.
@@ -18,11 +19,14 @@ pub mod csr;
 mod error;
 pub mod file;
 mod pem;
+mod provider;
+pub mod software;
 pub mod tls;
 pub mod tpm;
 pub mod tss2;
 
 pub use error::{ErrorKind, KeyError, KeyForm, UnreachableCause};
+pub use provider::{Provider, check_form};
 
 /// A private key that signs and never shows itself.
 ///
@@ -42,12 +46,26 @@ pub trait Key: fmt::Debug + Send + Sync {
     /// How well the private half is protected.
     fn protection(&self) -> Protection;
 
-    /// What to keep on disk so that the key can be had again. For a key of the TPM that is the TSS2 PEM, which is of
-    /// no use without that very TPM; for others it would be the secret itself, hence the type.
+    /// Whether the key could be used, as far as that can be told without using it: the TPM is not asked. May read files.
+    ///
+    /// # Errors
+    /// As for [`Key::sign_digest`].
+    fn is_within_reach(&self) -> Result<(), KeyError> {
+        Ok(())
+    }
+
+    /// What to keep on disk so that the key can be had again: of no use to anyone without this very TPM, or without
+    /// the key-encryption key.
     ///
     /// # Errors
     /// [`KeyError::Internal`] if the key cannot be put in writing.
-    fn to_pem(&self) -> Result<Zeroizing<String>, KeyError>;
+    fn to_pem(&self) -> Result<String, KeyError>;
+
+    /// What local programs can use the key by, if they are let. May block, as [`Key::sign_digest`] does.
+    ///
+    /// # Errors
+    /// As for [`Key::sign_digest`].
+    fn for_programs(&self) -> Result<KeyFile, KeyError>;
 
     /// Hashes a message with SHA-256 and signs it. May block, as [`Key::sign_digest`] does.
     ///
@@ -113,15 +131,23 @@ impl fmt::Debug for PublicKey {
     }
 }
 
+/// A private key as a PEM file for local programs.
+pub enum KeyFile {
+    /// A `TSS2 PRIVATE KEY`: the way to a key of the TPM, and no secret.
+    Tss2(String),
+    /// The key itself, PKCS#8 (RFC 5208): never to be written to persistent storage (rule K2).
+    Secret(Zeroizing<String>),
+}
+
 /// How well a private key is protected, in the words MIAF has for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Protection {
     /// The key was made by a chip and cannot leave it (rule K1).
     Hardware,
-    /// The key is software, out of the reach of other programs (rule K2). Not produced today.
+    /// The key is software, sealed with a key that the system keeps for the agent (rule K2).
     SoftwareIsolated,
-    /// The key is software, encrypted at rest (rule K2). Not produced today.
+    /// The key is software, sealed with a key beside it (rule K2).
     SoftwareBasic,
 }
 

@@ -21,14 +21,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
 pub use tcti::Tcti;
 
 use self::chip::LoadableKey;
 use self::worker::Worker;
 use super::tss2::Tss2Key;
-use super::{Key, KeyError, Protection, PublicKey, file};
+use super::{Key, KeyError, KeyFile, Protection, PublicKey, file};
 
 /// A handle to the TPM. Clones share one worker thread, which ends with the last of them.
 #[derive(Debug, Clone)]
@@ -121,8 +119,12 @@ impl Key for TpmKey {
         Protection::Hardware
     }
 
-    fn to_pem(&self) -> Result<Zeroizing<String>, KeyError> {
-        self.key.to_tss2()?.to_pem().map(Zeroizing::new)
+    fn to_pem(&self) -> Result<String, KeyError> {
+        self.key.to_tss2()?.to_pem()
+    }
+
+    fn for_programs(&self) -> Result<KeyFile, KeyError> {
+        self.to_pem().map(KeyFile::Tss2)
     }
 }
 

@@ -7,7 +7,9 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::Path;
 
 use nix::sys::stat::{Mode, umask};
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
 use nix::unistd::Group;
+use zeroize::Zeroizing;
 
 /// Nothing that the agent reads from disk is larger.
 const MAX_READ: u64 = 4 * 1024 * 1024;
@@ -48,6 +50,17 @@ pub fn make_dir(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
         Err(e) => Err(e),
     }
 }
+
+/// Whether what is written in a folder is gone after a power cut.
+///
+/// # Errors
+/// As the file system has it.
+pub fn is_volatile(dir: &Path) -> io::Result<bool> {
+    Ok([TMPFS_MAGIC, RAMFS_MAGIC].contains(&statfs(dir)?.filesystem_type()))
+}
+
+/// Of `linux/magic.h`.
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 
 /// Gives a folder to a group, if it is not the group's already.
 ///
@@ -115,6 +128,23 @@ pub fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     File::open(path)?.take(MAX_READ + 1).read_to_end(&mut content)?;
     if content.len() as u64 > MAX_READ {
         return Err(io::Error::other("it is larger than 4 MiB"));
+    }
+    Ok(content)
+}
+
+/// Reads a small file into memory that is wiped after use, and of which no copy stays behind.
+///
+/// # Errors
+/// As the file system has it, when it is no regular file (to open a pipe would wait for its other end), or when it has
+/// more than `most` octets.
+pub fn read_secret(path: &Path, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let mut content = Zeroizing::new(Vec::with_capacity(most + 1)); // never grows
+    File::open(path)?.take(most as u64 + 1).read_to_end(&mut content)?;
+    if content.len() > most {
+        return Err(io::Error::other(format!("it is larger than {most} octets")));
     }
     Ok(content)
 }

@@ -196,16 +196,6 @@ fn a_damaged_pending_key_is_set_aside_and_another_made() {
 }
 
 #[test]
-fn software_keys_are_never_chosen_and_not_there_yet() {
-    let mut world = World::new();
-    let config = world::config(&world.mis, &world.tpm, "");
-    world.device.configure(&config.replace("[key]", "[key]\nprovider = \"software\""));
-    world.device.start();
-    let status = world.device.wait_for("blocked");
-    assert!(status["lastError"]["detail"].as_str().unwrap().contains("provider"), "{status:#}");
-}
-
-#[test]
 fn sighup_reads_the_configuration_anew_and_a_bad_one_keeps_the_old() {
     let world = World::enrolled();
     world.device.configure("nonsense");

@@ -13,5 +13,6 @@ mod files;
 mod keys;
 mod main_job;
 mod refusals;
+mod software;
 mod trust;
 mod world;

@@ -1,0 +1,187 @@
+//! Software keys (miaf-v0 K2): only where the configuration says so, sealed at rest, named for what they are.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use development_mis::Endpoint;
+use serde_json::{Value, json};
+
+use crate::world::{self, World};
+
+/// A device whose configuration asks for software keys. There is no TPM at all.
+fn world(renews_soon: bool) -> World {
+    let mut world = World::with(|settings| {
+        if renews_soon {
+            world::long_enough(&mut settings.policy);
+        }
+    });
+    world.tpm.stop();
+    configure(&world, if renews_soon { world::SOON } else { "" });
+    world
+}
+
+fn configure(world: &World, more: &str) {
+    let config = world::config(&world.mis, &world.tpm, more);
+    world.device.configure(&config.replace("[key]", "[key]\nprovider = \"software\""));
+}
+
+/// What systemd does for `LoadCredential=kek`.
+fn give_credential(world: &mut World, content: &[u8]) {
+    let folder = world.device.path("credentials");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("kek"), content).unwrap();
+    world.device.environment("CREDENTIALS_DIRECTORY", folder.to_str().unwrap());
+}
+
+fn enrolled(mut world: World) -> (World, Value) {
+    world.device.start();
+    let status = world.device.wait_for("active");
+    (world, status)
+}
+
+#[test]
+fn a_device_without_a_tpm_enrolls_and_renews_and_says_how_its_key_is_kept() {
+    let (world, status) = enrolled(world(true));
+    let key = json!({ "provider": "software", "protection": "software-basic", "algorithm": "ecdsa-p256" });
+    assert_eq!(status["key"], key);
+    world.device.wait_for_another_svid(&status["svid"]["serial"]);
+    let said: Value = serde_json::from_str(&world.device.published("identity.json")).unwrap();
+    assert_eq!(said["keyProtection"], "software-basic");
+    assert!(world.device.log().contains("software-basic"));
+    let told = String::from_utf8(world.device.run(&["status"]).stdout).unwrap();
+    assert!(told.contains("in software, sealed with a key beside it"), "{told}");
+    // The MIS is told nothing of it: v0 refuses unknown members, and it is strict.
+    assert!(world.seen(Endpoint::Renewal).iter().all(|entry| entry.status == Some(200)));
+}
+
+#[test]
+fn no_secret_is_on_the_disk_in_the_clear() {
+    let (world, _) = enrolled(world(false));
+    let mut files = Vec::new();
+    all_files(&world.device.path("state"), &mut files);
+    assert!(files.iter().any(|file| file.ends_with("private/identity.json")));
+    for file in &files {
+        let content = String::from_utf8_lossy(&fs::read(file).unwrap()).into_owned();
+        assert!(!content.contains("BEGIN PRIVATE KEY") && !content.contains("BEGIN EC PRIVATE"), "{file:?}");
+        assert!(!file.ends_with("key.pem") && !file.ends_with("svid-with-key.pem"), "{file:?}");
+    }
+    let kek = world.device.path("state/private/kek");
+    assert_eq!(fs::metadata(kek).unwrap().permissions().mode() & 0o7777, 0o600);
+}
+
+#[test]
+fn the_key_is_published_on_tmpfs_where_asked_and_belongs_to_the_certificate() {
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let world = world(false);
+    let keys = memory.path().join("keys");
+    configure(&world, &format!("[files]\nsoftware_key_dir = \"{}\"", keys.display()));
+    let (mut world, _) = enrolled(world);
+    let published = |name: &str| fs::read_to_string(keys.join("current").join(name)).unwrap();
+    let key = world.device.path("published.key");
+    fs::write(&key, published("key.pem")).unwrap();
+    let of_key = world.tpm.run("openssl", &["pkey", "-in", key.to_str().unwrap(), "-pubout"]);
+    assert_eq!(of_key, world::public_key_of_certificate(&world, &published("svid.pem")));
+    assert!(published("svid-with-key.pem").ends_with(&published("key.pem")));
+    assert!(!world.device.path("state/svid/current/key.pem").exists());
+
+    // A reboot empties the tmpfs. What was sealed is published again, without the MIS.
+    world.device.kill();
+    fs::remove_dir_all(&keys).unwrap();
+    world.mis.stop_listening().unwrap();
+    world.device.start();
+    world.device.wait_until("the key is there again", |_| keys.join("current/key.pem").exists());
+    assert_eq!(published("key.pem"), fs::read_to_string(&key).unwrap());
+}
+
+#[test]
+fn a_folder_that_outlives_a_power_cut_gets_no_key() {
+    let disk = tempfile::tempdir_in("/var/tmp").unwrap();
+    let world = world(false);
+    configure(&world, &format!("[files]\nsoftware_key_dir = \"{}\"", disk.path().display()));
+    let (world, _) = enrolled(world);
+    world.device.wait_for_error("is not on a tmpfs");
+    assert_eq!(fs::read_dir(disk.path()).unwrap().count(), 0);
+    assert!(!world.device.published("svid.pem").is_empty());
+}
+
+#[test]
+fn a_credential_of_systemd_makes_the_key_isolated() {
+    let mut world = world(false);
+    give_credential(&mut world, &[7; 32]);
+    let (world, status) = enrolled(world);
+    assert_eq!(status["key"]["protection"], "software-isolated");
+    assert!(!world.device.path("state/private/kek").exists());
+}
+
+#[test]
+fn a_missing_credential_blocks_and_is_not_replaced_by_something_weaker() {
+    let mut world = world(true);
+    give_credential(&mut world, &[7; 32]);
+    let (mut world, status) = enrolled(world);
+    world.device.kill();
+    world.device.environment("CREDENTIALS_DIRECTORY", "/nonexistent");
+    world.device.start();
+    let blocked = world.device.wait_for_error("LoadCredentialEncrypted=kek");
+    assert_eq!(blocked["state"], "blocked");
+    // What was held is still there to see.
+    assert_eq!(blocked["spiffeId"], status["spiffeId"]);
+    assert!(!world.device.path("state/private/kek").exists());
+
+    world.device.kill();
+    give_credential(&mut world, &[7; 32]);
+    world.device.start();
+    let again = world.device.wait_for_another_svid(&status["svid"]["serial"]);
+    assert_eq!(again["spiffeId"], status["spiffeId"]);
+    assert_eq!(again["key"]["protection"], "software-isolated");
+}
+
+#[test]
+fn a_foreign_or_damaged_seal_is_set_aside_and_named_and_the_device_enrolls_anew() {
+    for spoil in [
+        (|state: &Path| fs::write(state.join("private/kek"), [1; 32]).unwrap()) as fn(&Path),
+        |state| fs::remove_file(state.join("private/kek")).unwrap(),
+        |state| {
+            let file = state.join("private/identity.json");
+            let record = fs::read_to_string(&file).unwrap();
+            // The last line of the seal but one: within the octets that are authenticated.
+            let at = record.find("\\n-----END MIAF SEALED").unwrap() - 8;
+            let other = if record.as_bytes()[at] == b'A' { "B" } else { "A" };
+            fs::write(&file, format!("{}{other}{}", &record[..at], &record[at + 1..])).unwrap();
+        },
+    ] {
+        let (mut world, before) = enrolled(world(false));
+        world.device.kill();
+        spoil(&world.device.path("state"));
+        world.device.start();
+        let after = world.device.wait_for_another_svid(&before["svid"]["serial"]);
+        assert_eq!(after["spiffeId"], before["spiffeId"], "the same factory certificate, the same identity");
+        assert!(world.device.path("state/private/identity.json.unusable-1").exists());
+        let log = world.device.log();
+        assert!(log.contains("is set aside") && log.contains("a new key is needed"), "{log}");
+    }
+}
+
+#[test]
+fn another_provider_in_the_configuration_counts_from_the_next_renewal() {
+    let (mut world, before) = enrolled(world(true));
+    world.tpm.boot();
+    world.configure(world::SOON);
+    world.device.signal("HUP");
+    let after =
+        world.device.wait_for_status("a key in the TPM", |status| status["key"]["protection"] == "hardware");
+    assert_eq!(after["spiffeId"], before["spiffeId"]);
+    assert!(world.device.published("key.pem").starts_with("-----BEGIN TSS2 PRIVATE KEY-----"));
+    assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "renewal was the way");
+}
+
+fn all_files(folder: &Path, into: &mut Vec<std::path::PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.is_symlink() {
+            all_files(&path, into);
+        } else if path.is_file() {
+            into.push(path);
+        }
+    }
+}
