@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
 use toml::Spanned;
 use url::Url;
+use zeroize::Zeroizing;
 
 use crate::keys::tpm::Tcti;
 use crate::spiffe::TrustDomain;
@@ -63,6 +64,8 @@ pub struct Mis {
     pub trust_domain: Option<TrustDomain>,
     /// What authenticates the MIS's HTTPS endpoints.
     pub trust: InitialTrust,
+    /// What stands between this device and the MIS.
+    pub proxy: Proxy,
 }
 
 /// `[mis.trust]`: provisioned, never learnt on first use (miaf-v0 T1, T2).
@@ -81,6 +84,73 @@ impl InitialTrust {
     pub fn is_empty(&self) -> bool {
         self.ca_file.is_none() && self.spki_sha256.is_empty() && !self.system_roots
     }
+
+    /// Nothing but the operating system's store: every server is authenticated publicly (miaf-v0 D7).
+    pub fn is_public_only(&self) -> bool {
+        self.ca_file.is_none() && self.spki_sha256.is_empty() && self.system_roots
+    }
+}
+
+/// `mis.proxy`, `mis.proxy_auth` and `mis.no_proxy`
+#[derive(Clone, Debug, Default)]
+pub struct Proxy {
+    /// Which one, if any.
+    pub through: Through,
+    /// Where user and password for it are, as one line `user:password`. Stronger than those in a URL.
+    pub auth: Option<Secret>,
+    /// Hosts that are reached without it. Where nothing is configured, the environment's `NO_PROXY` counts.
+    pub no_proxy: Option<Vec<String>>,
+}
+
+/// `mis.proxy`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Through {
+    /// Unset: what the usual environment variables say.
+    #[default]
+    Environment,
+    /// `"none"`: none, whatever the environment says.
+    Never,
+    /// This one.
+    At(ProxyUrl),
+}
+
+/// `http://[user:password@]host[:port]`. What it shows of itself, also to `Debug`, is without user and password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ProxyUrl(Zeroizing<String>);
+
+impl ProxyUrl {
+    fn new(url: &Url) -> Self {
+        Self(Zeroizing::new(url.as_str().to_owned()))
+    }
+
+    /// As configured, user and password included: for no log and no error.
+    pub fn with_secrets(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ProxyUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whole = self.0.trim_end_matches('/');
+        let place = whole.rsplit_once('@').map_or(whole, |(_, place)| place);
+        write!(f, "http://{}", place.trim_start_matches("http://"))
+    }
+}
+
+impl fmt::Debug for ProxyUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ProxyUrl({self})")
+    }
+}
+
+/// Where a secret is: `file:PATH`, or `credential:NAME`, a credential that systemd hands to the service
+/// (systemd.exec(5)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Secret {
+    /// `file:PATH`
+    File(PathBuf),
+    /// `credential:NAME`: the file of that name in `$CREDENTIALS_DIRECTORY`.
+    Credential(String),
 }
 
 /// `[bootstrap]`: the factory certificate and its key.
@@ -314,7 +384,71 @@ impl Reader<'_> {
                 spki_sha256: pins?,
                 system_roots: mis.trust.system_roots,
             },
+            proxy: self.proxy(mis)?,
         })
+    }
+
+    fn proxy(&self, mis: &raw::Mis) -> Result<Proxy, ConfigError> {
+        let through = match &mis.proxy {
+            None => Through::Environment,
+            Some(text) if text.get_ref() == "none" => Through::Never,
+            Some(text) => Through::At(self.proxy_url(text)?),
+        };
+        let auth = mis.proxy_auth.as_ref().map(|text| self.secret("mis.proxy_auth", text)).transpose()?;
+        if let (Some(text), Some(_), Through::At(url)) = (&mis.proxy_auth, &auth, &through)
+            && url.with_secrets().contains('@')
+        {
+            let what = "mis.proxy holds a user already: give either, and better this one";
+            return Err(self.wrong(&text.span(), "mis.proxy_auth", what));
+        }
+        let no_proxy = mis.no_proxy.as_ref().map(|hosts| hosts.iter().map(|host| self.host(host)).collect());
+        Ok(Proxy { through, auth, no_proxy: no_proxy.transpose()? })
+    }
+
+    /// Nothing of what is written there is repeated: it may hold a password.
+    fn proxy_url(&self, text: &Spanned<String>) -> Result<ProxyUrl, ConfigError> {
+        let wrong = |what: &str| self.wrong(&text.span(), "mis.proxy", what);
+        let url = Url::parse(text.get_ref())
+            .ok()
+            .filter(Url::has_host)
+            .ok_or_else(|| wrong("write \"http://host:port\", or \"none\" for no proxy at all"))?;
+        if url.scheme() != "http" {
+            // To one spoken to over TLS the initial trust would apply, and the factory certificate be shown.
+            return Err(wrong(
+                "only http:// proxies are supported: the connection to the MIS goes through them encrypted",
+            ));
+        }
+        if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+            return Err(wrong("a proxy is only http://host[:port], without a path"));
+        }
+        Ok(ProxyUrl::new(&url))
+    }
+
+    fn host(&self, host: &Spanned<String>) -> Result<String, ConfigError> {
+        let text = host.get_ref();
+        let fine = |b: u8| b.is_ascii_alphanumeric() || b"-_.:/*".contains(&b);
+        if text.is_empty() || !text.bytes().all(fine) || (text.contains('*') && text != "*") {
+            let what =
+                "each is a host name, \".domain\", an IP address, a network such as \"10.0.0.0/8\", or \"*\"";
+            return Err(self.wrong(&host.span(), "mis.no_proxy", what));
+        }
+        Ok(text.to_ascii_lowercase())
+    }
+
+    /// `file:PATH` or `credential:NAME`.
+    fn secret(&self, key: &'static str, text: &Spanned<String>) -> Result<Secret, ConfigError> {
+        let value = text.get_ref();
+        if let Some(path) = value.strip_prefix("file:").filter(|path| !path.is_empty()) {
+            return Ok(Secret::File(self.path(Path::new(path))));
+        }
+        // A plain name: it must not lead out of the folder that systemd made for this service.
+        let plain = |name: &&str| {
+            !matches!(*name, "" | "." | "..") && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
+        };
+        match value.strip_prefix("credential:").filter(plain) {
+            Some(name) => Ok(Secret::Credential(name.to_owned())),
+            None => Err(self.wrong(&text.span(), key, "write \"file:PATH\", or \"credential:NAME\"")),
+        }
     }
 
     fn https_url(&self, key: &'static str, value: &Spanned<String>) -> Result<Url, ConfigError> {
@@ -471,6 +605,9 @@ mod raw {
         pub(super) discovery_url: Option<Spanned<String>>,
         pub(super) origin: Option<Spanned<String>>,
         pub(super) trust_domain: Option<Spanned<String>>,
+        pub(super) proxy: Option<Spanned<String>>,
+        pub(super) proxy_auth: Option<Spanned<String>>,
+        pub(super) no_proxy: Option<Vec<Spanned<String>>>,
         #[serde(default)]
         pub(super) trust: Trust,
     }
@@ -572,6 +709,10 @@ mod tests {
         assert_eq!(mis.discovery_url.as_str(), "https://mis.factory.example/.well-known/margo");
         assert_eq!(mis.trust.ca_file.unwrap(), Path::new("/etc/miaf-agent/mis-ca.pem"));
         assert_eq!(mis.trust.spki_sha256.len(), 1);
+        let Through::At(url) = &mis.proxy.through else { panic!("{:?}", mis.proxy) };
+        assert_eq!(url.with_secrets(), "http://proxy.factory.example:3128/");
+        assert_eq!(mis.proxy.auth, Some(Secret::Credential("proxy.auth".into())));
+        assert_eq!(mis.proxy.no_proxy.unwrap(), ["localhost", ".factory.example", "10.0.0.0/8"]);
         assert_eq!(config.bootstrap.unwrap().key, FactoryKey::File("/etc/miaf-agent/factory.key".into()));
         assert_eq!(config.renewal_window, (0.4, 0.6));
         assert_eq!(
@@ -618,6 +759,20 @@ mod tests {
             ("[mis]\norigin = \"https://a/path\"", 2, "use discovery_url"),
             ("[mis]\norigin = \"https://a\"\ntrust_domain = \"Factory\"", 3, "mis.trust_domain"),
             ("[mis]\norigin = \"https://a\"\n[mis.trust]\nspki_sha256 = [\"AAAA\"]", 4, "SHA-256"),
+            ("[mis]\norigin = \"https://a\"\nproxy = \"proxy:3128\"", 3, "http://host:port"),
+            ("[mis]\norigin = \"https://a\"\nproxy = \"https://proxy:3128\"", 3, "only http://"),
+            ("[mis]\norigin = \"https://a\"\nproxy = \"socks5://proxy:1080\"", 3, "only http://"),
+            ("[mis]\norigin = \"https://a\"\nproxy = \"http://proxy:3128/pac\"", 3, "without a path"),
+            ("[mis]\norigin = \"https://a\"\nproxy_auth = \"user:password\"", 3, "credential:NAME"),
+            ("[mis]\norigin = \"https://a\"\nproxy_auth = \"credential:../x\"", 3, "credential:NAME"),
+            ("[mis]\norigin = \"https://a\"\nproxy_auth = \"credential:..\"", 3, "credential:NAME"),
+            (
+                "[mis]\norigin = \"https://a\"\nproxy = \"http://u:p@proxy\"\nproxy_auth = \"file:a\"",
+                4,
+                "give either",
+            ),
+            ("[mis]\norigin = \"https://a\"\nno_proxy = [\"a\", \"b,c\"]", 3, "each is a host name"),
+            ("[mis]\norigin = \"https://a\"\nno_proxy = [\"*.example\"]", 3, "each is a host name"),
             ("[bootstrap]\ncert_file = \"a\"\nkey = \"factory.key\"", 3, "file:PATH"),
             ("[bootstrap]\ncert_file = \"a\"\nkey = \"tpm:0x80000001\"", 3, "persistent handle"),
             ("[bootstrap]\nmethod = \"token\"\ncert_file = \"a\"\nkey = \"file:b\"", 2, "unknown variant"),
@@ -635,5 +790,26 @@ mod tests {
             assert!(error.starts_with(&format!("{FILE}:{line}: ")), "{text:?}: {error}");
             assert!(error.contains(says), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn no_password_of_a_proxy_is_shown() {
+        let config =
+            parse("[mis]\norigin = \"https://a\"\nproxy = \"http://user:hunter2@proxy:3128\"").unwrap();
+        let shown = format!("{config:?}");
+        assert!(shown.contains("ProxyUrl(http://proxy:3128)") && !shown.contains("hunter2"), "{shown}");
+        for bad in ["http://user:hunter2@proxy/path", "https://user:hunter2@proxy", "//user:hunter2@proxy"] {
+            let error = parse(&format!("[mis]\norigin = \"https://a\"\nproxy = \"{bad}\"")).unwrap_err();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_is_the_environment_s_unless_the_file_says_otherwise() {
+        let through = |line: &str| {
+            parse(&format!("[mis]\norigin = \"https://a\"\n{line}")).unwrap().mis.unwrap().proxy.through
+        };
+        assert_eq!(through(""), Through::Environment);
+        assert_eq!(through("proxy = \"none\""), Through::Never);
     }
 }

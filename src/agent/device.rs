@@ -180,7 +180,9 @@ impl Device {
                 .lifecycle
                 .last_error(now)
                 .map(|(error, wait)| (error, wait.map(|wait| now.wall.after(wait))))
-                .or_else(|| self.untrusted(now).map(|error| (error, self.bundle_refresh_at(now)))),
+                .or_else(|| self.untrusted(now).map(|error| (error, self.bundle_refresh_at(now))))
+                // It works for now, with what was trusted before: shown while nothing else is wrong.
+                .or_else(|| self.mis.trust().problem().map(|error| (error, None))),
             generation,
         }
     }

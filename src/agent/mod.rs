@@ -19,6 +19,7 @@ use crate::config::{self, Config, ConfigError};
 use crate::deliver::Snapshot;
 use crate::deliver::socket::{BindError, Socket};
 use crate::lifecycle::{Event, LastError, Report};
+use crate::mis::Trust;
 use crate::store::StoreError;
 use crate::system::{clock, notify, random};
 use device::Device;
@@ -67,16 +68,18 @@ impl Place {
 pub async fn run(place: &Place, config: Config) -> Result<(), AgentError> {
     let mut signals = Signals::new().map_err(AgentError::Signals)?;
     let socket = config.socket.clone();
-    let mut life = Life::begin(config).await;
+    let mut life = Life::begin(config, None).await;
     // What is held is served from the first answer on: it is read before the socket is there.
     let (publish, snapshots) = watch::channel(Arc::new(life.snapshot()));
     let mut server = Server::start(&socket, &snapshots)?;
     notify::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
 
+    let mut trust = life.trust();
     while let Some(config) = life.live(place, &publish, &mut signals).await {
         server.follow(&config.socket, &snapshots).await;
-        life = Life::begin(config).await;
+        life = Life::begin(config, trust.as_ref()).await;
+        trust = life.trust().or(trust);
     }
     notify::stopping();
     tracing::info!("miaf-agent ends");
@@ -123,13 +126,21 @@ enum Life {
 }
 
 impl Life {
-    async fn begin(config: Config) -> Self {
+    /// `trust` is that of the configuration before, which counts on should the new one be bad.
+    async fn begin(config: Config, trust: Option<&Trust>) -> Self {
         if config.mis.is_none() {
             return Self::Unconfigured;
         }
-        match Device::restore(config.clone(), clock::now()).await {
+        match Device::restore(config.clone(), trust, clock::now()).await {
             Ok(device) => Self::Configured(Box::new(device)),
             Err(e) => Self::Stateless(Box::new(config), e),
+        }
+    }
+
+    fn trust(&self) -> Option<Trust> {
+        match self {
+            Self::Configured(device) => Some(device.mis.trust().clone()),
+            Self::Unconfigured | Self::Stateless(..) => None,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::deliver::Identity;
 use crate::deliver::files::Publisher;
 use crate::keys::{Key, Provider};
 use crate::lifecycle::{KeyChoice, Lifecycle, Policy, Restored, Retry, Waits};
-use crate::mis::{Discovery, Mis};
+use crate::mis::{Discovery, Mis, Trust};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid::{Chain, X509Svid};
 use crate::store::{self, Store, StoreError};
@@ -26,11 +26,18 @@ impl Device {
     /// # Errors
     /// When the state may be there and cannot be read now, or another agent works on it: to go on without would mean
     /// another key, and perhaps a device that its MIS does not know any more.
-    pub(super) async fn restore(config: Config, now: Now) -> Result<Self, StoreError> {
+    ///
+    /// `before` is the trust of the configuration before this one, after a reload.
+    pub(super) async fn restore(
+        config: Config,
+        before: Option<&Trust>,
+        now: Now,
+    ) -> Result<Self, StoreError> {
         let store = Store::new(&config.state_dir);
         let lock = store.lock()?;
         let keys = Provider::new(&config.key, store.private(), credentials().as_deref());
-        let trust = config.mis.as_ref().map(|mis| mis.trust.clone()).unwrap_or_default();
+        let (trust, proxy) = config.mis.clone().map(|mis| (mis.trust, mis.proxy)).unwrap_or_default();
+        let trust = before.map_or_else(|| Trust::new(trust.clone()), |b| Trust::succeeding(trust.clone(), b));
         let discovery = cached(&store).and_then(|cached| read_discovery(cached, &config));
         let identity = store
             .load()?
@@ -65,7 +72,7 @@ impl Device {
         let lifecycle = Lifecycle::new(policy, restored, now, &mut random::unit);
         let mut device = Self {
             store,
-            mis: Mis::new(trust),
+            mis: Mis::new(trust, proxy),
             keys,
             lifecycle,
             discovery,
@@ -83,6 +90,10 @@ impl Device {
             _lock: lock,
             config,
         };
+        if before.is_some() {
+            // A bad new trust is said and shown at once. One that was never good is the next connection's failure.
+            let _ = device.mis.look_at_trust().await;
+        }
         match device.factory_credential().await {
             Ok(_) => {}
             Err(failure) => {
@@ -120,7 +131,10 @@ fn read_discovery(cached: store::CachedDiscovery, config: &Config) -> Option<Hel
     let document = Discovery::from_json(&cached.body).ok()?;
     let wanted = cached.url == mis.discovery_url.as_str()
         && mis.trust_domain.as_ref().is_none_or(|domain| domain == document.trust_domain());
-    wanted.then_some(HeldDiscovery { document, cached })
+    // It may have come under a trust that was more than the public store's (D7). The next fetch says so.
+    let led_elsewhere =
+        mis.trust.is_public_only() && document.stays_at_the_origin_of(&mis.discovery_url).is_err();
+    (wanted && !led_elsewhere).then_some(HeldDiscovery { document, cached })
 }
 
 fn read_identity(store: &Store, record: &store::Identity, keys: &Provider) -> Option<Identity> {

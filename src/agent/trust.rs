@@ -13,9 +13,8 @@ impl Device {
     pub(super) async fn fetch_discovery(&mut self) -> Result<Discovered, MisError> {
         let Some(config) = &self.config.mis else { return Err(MisError::NoTrust) };
         let url = &config.discovery_url;
-        let validators = self.discovery.as_ref().map(|held| &held.cached.validators);
-        let (document, body, validators) = match (self.mis.discovery(url, validators).await?, &self.discovery)
-        {
+        let held = self.discovery.as_ref().map(|held| (&held.document, &held.cached.validators));
+        let (document, body, validators) = match (self.mis.discovery(url, held).await?, &self.discovery) {
             (Fetched::New { document, body, validators }, _) => (document, body, validators),
             (Fetched::NotModified, Some(held)) => return Ok(discovered(&held.document, false)),
             (Fetched::NotModified, None) => return Err(MisError::NoTrust), // nothing was held to revalidate

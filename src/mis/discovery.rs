@@ -80,6 +80,26 @@ impl Discovery {
         &self.profiles
     }
 
+    /// Where only a public trust store vouches for the server of the document, anybody with a public certificate for
+    /// its name could send the device elsewhere, so it must not lead elsewhere (miaf-v0 D7). `url` is the document's.
+    ///
+    /// # Errors
+    /// [`DiscoveryError::OtherOrigin`].
+    pub fn stays_at_the_origin_of(&self, url: &Url) -> Result<(), DiscoveryError> {
+        let members =
+            [("margoIdentityServiceBaseUri", &self.base_uri), ("trustBundleUri", &self.trust_bundle_uri)];
+        for (member, uri) in members {
+            if uri.origin() != url.origin() {
+                return Err(DiscoveryError::OtherOrigin {
+                    member,
+                    origin: uri.origin().ascii_serialization(),
+                    document: url.origin().ascii_serialization(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Where to enroll (miaf-v0 E).
     pub(super) fn identities_uri(&self) -> Url {
         self.under_base("/api/v1/identities")
@@ -113,6 +133,20 @@ pub enum DiscoveryError {
         member: &'static str,
         /// What was found, shortened.
         value: String,
+    },
+    /// It leads to another origin, and only a public trust store vouches for the server it came from (D7).
+    #[error(
+        "its {member} is at {origin} and the document itself at {document}, whose server is authenticated by the \
+         operating system's store only (system_roots). That is not enough to be led elsewhere: provision the CA of the \
+         MIS in ca_file, or pin it"
+    )]
+    OtherOrigin {
+        /// The member.
+        member: &'static str,
+        /// Where it leads.
+        origin: String,
+        /// Where the document is.
+        document: String,
     },
 }
 
@@ -173,6 +207,30 @@ mod tests {
             document["margoIdentityServiceBaseUri"] = base.into();
             let uri = read(&document).unwrap().identities_uri();
             assert_eq!(uri.as_str(), "https://gw.example:8443/mis/api/v1/identities");
+        }
+    }
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        let url = Url::parse("https://mis.northstar-ida.com/.well-known/margo").unwrap();
+        let (base, bundle) = ("margoIdentityServiceBaseUri", "trustBundleUri");
+        let at = |base_uri: &str, bundle_uri: &str| {
+            let mut document = document();
+            (document[base], document[bundle]) = (base_uri.into(), bundle_uri.into());
+            read(&document).unwrap().stays_at_the_origin_of(&url)
+        };
+        let (here, same) = ("https://mis.northstar-ida.com/api", "https://MIS.northstar-ida.com:443/b?x=1");
+        at(here, same).unwrap();
+        for elsewhere in
+            ["https://northstar-ida.com/b", "https://mis.northstar-ida.com:8443/b", "https://192.0.2.1/"]
+        {
+            for (document, member) in [(at(elsewhere, here), base), (at(here, elsewhere), bundle)] {
+                let why = document.unwrap_err().to_string();
+                let origin = Url::parse(elsewhere).unwrap().origin().ascii_serialization();
+                for said in [member, origin.as_str(), "https://mis.northstar-ida.com"] {
+                    assert!(why.contains(said), "{why}");
+                }
+            }
         }
     }
 

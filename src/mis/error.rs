@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{DiscoveryError, Problem, problem};
+use super::{DiscoveryError, Problem, ProxyError, problem};
 use crate::lifecycle::{Failure, Meaning, Report};
 use crate::spiffe::{BundleError, TrustDomain};
 
@@ -13,13 +13,11 @@ use crate::spiffe::{BundleError, TrustDomain};
 #[derive(Debug, thiserror::Error)]
 pub enum MisError {
     /// Nothing is configured that could authenticate the MIS. No one was contacted (miaf-v0 T2).
-    #[error("no initial trust is configured, so no one is contacted: set ca_file under [mis.trust]")]
-    NoTrust,
-    /// A form of trust that this version does not know yet. It is not ignored: that would weaken it.
     #[error(
-        "{0} under [mis.trust] is not supported by this version of the agent, so no one is contacted: use ca_file"
+        "no initial trust is configured, so no one is contacted: set ca_file, spki_sha256 or system_roots under \
+         [mis.trust]"
     )]
-    TrustNotSupported(&'static str),
+    NoTrust,
     /// A trust file that cannot be used.
     #[error("the trust anchors for the MIS in {path} cannot be used: {why}")]
     TrustFile {
@@ -27,6 +25,20 @@ pub enum MisError {
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// `system_roots` is set, and there are none.
+    #[error(
+        "the operating system's store of CAs (system_roots) holds none that can be used: {0}. Install the package \
+         ca-certificates"
+    )]
+    NoSystemRoots(String),
+    /// The proxy on the way to the MIS.
+    #[error("{url} could not be asked: {why}")]
+    Proxy {
+        /// What was asked.
+        url: Url,
+        /// What the proxy did, or why it was not asked.
+        why: ProxyError,
     },
     /// TLS could not be set up on this side.
     #[error("TLS could not be set up: {0}")]
@@ -160,9 +172,10 @@ impl MisError {
 
     fn meaning(&self) -> Meaning {
         match self {
-            Self::NoTrust | Self::TrustNotSupported(_) | Self::TrustFile { .. } | Self::TlsSetup(_) => {
+            Self::NoTrust | Self::TrustFile { .. } | Self::NoSystemRoots(_) | Self::TlsSetup(_) => {
                 Meaning::Local
             }
+            Self::Proxy { why, .. } => why.meaning(),
             Self::ClientCertificateRefused { .. } => Meaning::NotAuthenticated,
             Self::OtherTrustDomain { .. } => Meaning::Permanent,
             Self::Refused { status, problem, .. } => problem::meaning(*status, problem.as_ref()),
@@ -199,10 +212,11 @@ impl MisError {
             };
         }
         let (code, title) = match self {
-            Self::NoTrust | Self::TrustNotSupported(_) | Self::TrustFile { .. } => {
+            Self::NoTrust | Self::TrustFile { .. } | Self::NoSystemRoots(_) => {
                 ("no-initial-trust", "The MIS cannot be authenticated")
             }
             Self::TlsSetup(_) => ("tls-setup", "TLS could not be set up"),
+            Self::Proxy { .. } => ("proxy", "The proxy on the way to the MIS is in the way"),
             Self::ServerNotTrusted { .. } => ("server-not-trusted", "The server is not trusted"),
             Self::ClientCertificateRefused { .. } => {
                 ("certificate-refused", "The MIS refused this device's certificate")

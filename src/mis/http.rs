@@ -15,8 +15,11 @@ use url::Url;
 
 use super::MisError;
 use super::problem::{self, Problem};
+use super::proxy::{self, Hop};
 use super::tls::{self, TlsReason};
-use crate::config::InitialTrust;
+use super::trust::Trust;
+use super::verify::{Note, VouchedBy};
+use crate::config;
 use crate::json::quoted;
 use crate::system::clock;
 
@@ -47,7 +50,9 @@ impl Validators {
 pub(super) struct Call {
     pub(super) url: Url,
     /// What authenticates the server. Read on the HTTP thread, at every call.
-    pub(super) trust: InitialTrust,
+    pub(super) trust: Trust,
+    /// The way to it, if it is not direct.
+    pub(super) proxy: Arc<config::Proxy>,
     /// As whom the device shows itself.
     pub(super) identity: Option<Arc<CertifiedKey>>,
     /// Bytes of a body of success.
@@ -63,6 +68,8 @@ pub(super) enum Body {
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) validators: Validators,
+    /// By whom the server was authenticated that gave it.
+    pub(super) vouched_by: VouchedBy,
     content_type: Option<String>,
     location: Option<String>,
     retry_after: Option<Duration>,
@@ -144,25 +151,37 @@ fn begin() -> Result<mpsc::UnboundedSender<Job>, ()> {
 
 async fn carry_out(call: Call) -> Result<Answer, MisError> {
     let url = call.url.clone();
-    let tls = tls::client(&call.trust, call.identity.clone())?;
-    match timeout(TOTAL_LIMIT, exchange(call, tls)).await {
+    let trust = call.trust.load()?;
+    let hop =
+        proxy::on_the_way_to(&url, &call.proxy).map_err(|why| MisError::Proxy { url: url.clone(), why })?;
+    let note = Arc::new(Note::default());
+    let tls = tls::client(trust, call.identity.clone(), note.clone())?;
+    match timeout(TOTAL_LIMIT, exchange(call, tls, hop.as_ref(), &note)).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(e)) => Err(explain(e, url)),
+        Ok(Err(e)) => Err(explain(e, url, hop.as_ref(), &note).await),
         Err(_) => Err(MisError::TimedOut { url, limit: TOTAL_LIMIT }),
     }
 }
 
-async fn exchange(call: Call, tls: ClientConfig) -> Result<Answer, reqwest::Error> {
+async fn exchange(
+    call: Call,
+    tls: ClientConfig,
+    hop: Option<&Hop>,
+    note: &Note,
+) -> Result<Answer, reqwest::Error> {
     // A client per call: the identity shown differs from call to call, and calls are rare.
-    let client = reqwest::Client::builder()
+    let mut client = reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .https_only(true)
         .http1_only()
-        .no_proxy()
+        .no_proxy() // reqwest looks for none by itself
         .redirect(Policy::none())
         .connect_timeout(CONNECT_LIMIT)
-        .user_agent(USER_AGENT)
-        .build()?;
+        .user_agent(USER_AGENT);
+    if let Some(hop) = hop {
+        client = client.proxy(hop.for_client()?);
+    }
+    let client = client.build()?;
     let request = match call.body {
         Body::Get(validators) => conditional(client.get(call.url), validators.unwrap_or_default()),
         Body::Post(json) => client.post(call.url).header(header::CONTENT_TYPE, "application/json").body(json),
@@ -177,6 +196,7 @@ async fn exchange(call: Call, tls: ClientConfig) -> Result<Answer, reqwest::Erro
             etag: text(headers, header::ETAG),
             last_modified: text(headers, header::LAST_MODIFIED),
         },
+        vouched_by: note.vouched_by(),
         content_type: text(headers, header::CONTENT_TYPE),
         location: text(headers, header::LOCATION).map(|to| quoted(&to, MAX_EXCERPT)),
         retry_after: text(headers, header::RETRY_AFTER).and_then(|value| {
@@ -211,17 +231,28 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
     (value.len() <= MAX_VALIDATOR).then(|| value.to_owned())
 }
 
-fn explain(error: reqwest::Error, url: Url) -> MisError {
+async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note) -> MisError {
     match tls::reason(&error) {
-        Some(TlsReason::Server(why)) => MisError::ServerNotTrusted { url, why },
-        Some(TlsReason::Client(alert)) => MisError::ClientCertificateRefused { url, alert },
-        Some(TlsReason::Other(why)) => MisError::Unreachable { url, why: format!("TLS failed: {why}") },
-        None => MisError::Unreachable { url, why: innermost(&error) },
+        Some(TlsReason::Server(why)) => {
+            return MisError::ServerNotTrusted { url, why: note.refusal().unwrap_or(why) };
+        }
+        Some(TlsReason::Client(alert)) => return MisError::ClientCertificateRefused { url, alert },
+        Some(TlsReason::Other(why)) => {
+            return MisError::Unreachable { url, why: format!("TLS failed: {why}") };
+        }
+        None => {}
     }
+    if let Some(hop) = hop
+        && let Some(why) = hop.blame(&error, &url, CONNECT_LIMIT).await
+    {
+        return MisError::Proxy { url, why };
+    }
+    let through = hop.map(|hop| format!(" (through the proxy {hop})")).unwrap_or_default();
+    MisError::Unreachable { url, why: innermost(&error) + &through }
 }
 
 /// The cause at the bottom says the most: "Connection refused", "Name or service not known".
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     let mut inner = error;
     while let Some(source) = inner.source() {
         inner = source;

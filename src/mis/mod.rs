@@ -8,19 +8,27 @@ mod error;
 mod http;
 mod identities;
 mod problem;
-pub mod tls;
+mod proxy;
+mod tls;
+mod trust;
+mod verify;
 
 pub use discovery::{Discovery, DiscoveryError, FACTORY_CERT_MTLS, X509_SVID_V1};
 pub use error::MisError;
 pub use http::Validators;
 pub use identities::{CertificateRequest, Identified};
 pub use problem::Problem;
+pub use proxy::ProxyError;
+pub use trust::{Trust, TrustFacts};
+
+use std::sync::Arc;
 
 use url::Url;
 
-use crate::config::InitialTrust;
+use crate::config;
 use crate::spiffe::{Bundle, SpiffeId, TrustDomain};
 use http::{Body, Call, Http};
+use verify::VouchedBy;
 
 const MAX_DISCOVERY: usize = 64 * 1024;
 const MAX_BUNDLE: usize = 1024 * 1024;
@@ -30,7 +38,8 @@ const MAX_BUNDLE: usize = 1024 * 1024;
 #[derive(Debug)]
 pub struct Mis {
     http: Http,
-    trust: InitialTrust,
+    trust: Trust,
+    proxy: Arc<config::Proxy>,
 }
 
 /// The answer to a conditional GET.
@@ -50,24 +59,61 @@ pub enum Fetched<T> {
 }
 
 impl Mis {
-    /// A client that trusts what `trust` says. Nothing is contacted yet.
-    pub fn new(trust: InitialTrust) -> Self {
-        Self { http: Http::default(), trust }
+    /// A client that trusts what `trust` says, and goes the way that `proxy` says. Nothing is contacted yet, and no
+    /// file is read.
+    ///
+    /// After a reload of the configuration: give it [`Trust::succeeding`] with the [`trust`](Self::trust) of the client
+    /// before it, and call [`look_at_trust`](Self::look_at_trust) once, so that a bad new `ca_file` shows at once.
+    pub fn new(trust: Trust, proxy: config::Proxy) -> Self {
+        Self { http: Http::default(), trust, proxy: Arc::new(proxy) }
+    }
+
+    /// The trust in use: what it consists of ([`Trust::facts`]) and whether it is still the one from before because
+    /// the one configured is bad ([`Trust::problem`]). Both are as of the last look, and cost nothing.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// Reads the provisioned trust now, without a connection, on a thread for blocking work. Every connection does the
+    /// same; this is for a reload of the configuration, and for a look from time to time (a minute is often enough),
+    /// so that a bad replacement is noticed before the connection that needs it. What is found is logged once, when it
+    /// turns bad and when it is good again.
+    ///
+    /// # Errors
+    /// When it is bad and there was no good one before it in this process; [`MisError::NoTrust`] if none is configured.
+    pub async fn look_at_trust(&self) -> Result<TrustFacts, MisError> {
+        let trust = self.trust.clone();
+        match tokio::task::spawn_blocking(move || trust.load().map(|loaded| loaded.facts())).await {
+            Ok(outcome) => outcome,
+            Err(e) => std::panic::resume_unwind(e.into_panic()), // a bug in there is a bug here
+        }
     }
 
     /// Reads the discovery document, from the URL exactly as given and without following redirects (miaf-v0 D1, D2).
+    /// `held` is the document that is held from this URL, with its validators.
+    ///
+    /// Where only the public store vouches for the server, a document that leads to another origin is refused, the one
+    /// held included (D7).
     ///
     /// # Errors
-    /// [`MisError`]. A document that breaks D3 is [`MisError::Discovery`].
+    /// [`MisError`]. A document that breaks D3 or D7 is [`MisError::Discovery`].
     pub async fn discovery(
         &self,
         url: &Url,
-        held: Option<&Validators>,
+        held: Option<(&Discovery, &Validators)>,
     ) -> Result<Fetched<Discovery>, MisError> {
-        let read = |body: &str| {
-            Discovery::from_json(body).map_err(|why| MisError::Discovery { url: url.clone(), why })
+        let refused = |why| MisError::Discovery { url: url.clone(), why };
+        let read = |body: &str| Discovery::from_json(body).map_err(refused);
+        let validators = held.map(|(_, validators)| validators);
+        let (fetched, vouched_by) = self.fetch(url, validators, MAX_DISCOVERY, read).await?;
+        let document = match &fetched {
+            Fetched::New { document, .. } => Some(document),
+            Fetched::NotModified => held.map(|(document, _)| document),
         };
-        self.fetch(url, held, MAX_DISCOVERY, read).await
+        if let (VouchedBy::PublicStore, Some(document)) = (vouched_by, document) {
+            document.stays_at_the_origin_of(url).map_err(refused)?;
+        }
+        Ok(fetched)
     }
 
     /// Reads the trust bundle of `domain` (miaf-v0 B1, B2).
@@ -84,7 +130,7 @@ impl Mis {
             Bundle::from_served(body.as_bytes(), domain)
                 .map_err(|why| MisError::Bundle { url: url.clone(), why })
         };
-        self.fetch(url, held, MAX_BUNDLE, read).await
+        self.fetch(url, held, MAX_BUNDLE, read).await.map(|(fetched, _)| fetched)
     }
 
     /// Enrolls with the factory certificate (miaf-v0 E1). The answer is the chain as returned, judged by no one yet.
@@ -122,18 +168,19 @@ impl Mis {
         held: Option<&Validators>,
         limit: usize,
         read: impl FnOnce(&str) -> Result<T, MisError>,
-    ) -> Result<Fetched<T>, MisError> {
+    ) -> Result<(Fetched<T>, VouchedBy), MisError> {
         let call = self.call(url, None, limit, Body::Get(held.cloned()));
         let answer = self.http.call(call).await?;
+        let vouched_by = answer.vouched_by;
         match answer.status {
             200 => {
                 let malformed =
                     || MisError::Malformed { url: url.clone(), what: "the answer is not UTF-8 text".into() };
                 let validators = answer.validators.clone();
                 let body = String::from_utf8(answer.whole_body(url, limit)?).map_err(|_| malformed())?;
-                Ok(Fetched::New { document: read(&body)?, body, validators })
+                Ok((Fetched::New { document: read(&body)?, body, validators }, vouched_by))
             }
-            304 if held.is_some_and(|held| !held.is_empty()) => Ok(Fetched::NotModified),
+            304 if held.is_some_and(|held| !held.is_empty()) => Ok((Fetched::NotModified, vouched_by)),
             _ => Err(answer.into_error(url)),
         }
     }
@@ -148,7 +195,7 @@ impl Mis {
     }
 
     fn call(&self, url: &Url, client: Option<Identified>, limit: usize, body: Body) -> Call {
-        let (trust, identity) = (self.trust.clone(), client.map(|client| client.0));
-        Call { url: url.clone(), trust, identity, limit, body }
+        let (trust, proxy) = (self.trust.clone(), self.proxy.clone());
+        Call { url: url.clone(), trust, proxy, identity: client.map(|client| client.0), limit, body }
     }
 }

@@ -5,3 +5,4 @@ pub mod files;
 pub mod log;
 pub mod notify;
 pub mod random;
+pub mod secret;

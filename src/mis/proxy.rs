@@ -1,0 +1,380 @@
+//! The proxy between this device and its MIS: whether there is one, and what it did when it is to blame. TLS goes through
+//! it end to end (CONNECT, RFC 9110 section 9.3.6): it sees the name of the MIS and nothing else.
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hyper::Uri;
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use reqwest::header::HeaderValue;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use url::Url;
+use zeroize::Zeroizing;
+
+use super::http::innermost;
+use crate::config::{self, Through};
+use crate::lifecycle::Meaning;
+use crate::system::secret::SecretError;
+
+/// A status line is shorter.
+const MAX_STATUS_LINE: usize = 1024;
+
+/// What is wrong with the proxy. `proxy` is its address, never with user and password.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// No connection to the proxy itself.
+    #[error("the proxy {proxy} could not be reached: {why}")]
+    Unreachable {
+        /// Its address.
+        proxy: String,
+        /// The innermost reason.
+        why: String,
+    },
+    /// `407`, and nothing was given to it.
+    #[error("the proxy {proxy} asks for a user and a password: set proxy_auth under [mis]")]
+    AuthRequired {
+        /// Its address.
+        proxy: String,
+    },
+    /// `407` or `401`, to what it was given.
+    #[error(
+        "the proxy {proxy} does not accept the user and password that it was given: correct proxy_auth under [mis], or \
+         the address of the proxy where they stand in it"
+    )]
+    AuthRefused {
+        /// Its address.
+        proxy: String,
+    },
+    /// `403`.
+    #[error(
+        "the proxy {proxy} does not allow connections to {to} (403): have it allowed there, or set no_proxy"
+    )]
+    Forbidden {
+        /// Its address.
+        proxy: String,
+        /// Host and port of the MIS.
+        to: String,
+    },
+    /// Any other answer than a tunnel.
+    #[error("the proxy {proxy} gave no connection to {to}: {why}")]
+    NoTunnel {
+        /// Its address.
+        proxy: String,
+        /// Host and port of the MIS.
+        to: String,
+        /// What it did.
+        why: String,
+    },
+    /// The environment names a proxy that cannot be used. It is not passed by, for that is not what was asked for.
+    #[error(
+        "{variable} in the environment {why}: correct it, or set proxy under [mis], \"none\" for no proxy at all"
+    )]
+    Environment {
+        /// The variable.
+        variable: &'static str,
+        /// What is wrong with it. Not what stands in it: that may be a password.
+        why: String,
+    },
+    /// The configured secret cannot be read.
+    #[error("proxy_auth under [mis]: {0}")]
+    Secret(#[from] SecretError),
+    /// It is not what it should be.
+    #[error("proxy_auth under [mis]: it must be one line, user:password")]
+    SecretForm,
+}
+
+impl ProxyError {
+    pub(super) fn meaning(&self) -> Meaning {
+        match self {
+            Self::Environment { .. } | Self::Secret(_) | Self::SecretForm => Meaning::Local,
+            Self::Unreachable { .. }
+            | Self::AuthRequired { .. }
+            | Self::AuthRefused { .. }
+            | Self::Forbidden { .. }
+            | Self::NoTunnel { .. } => Meaning::Transient,
+        }
+    }
+}
+
+/// A proxy that a call goes through.
+pub(super) struct Hop {
+    /// `http://host:port/`
+    address: Uri,
+    /// `Proxy-Authorization`
+    auth: Option<HeaderValue>,
+}
+
+/// Shown without user and password: they are not in the address any more.
+impl fmt::Display for Hop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.address.to_string().trim_end_matches('/'))
+    }
+}
+
+/// The proxy for this URL, if there is one.
+pub(super) fn on_the_way_to(url: &Url, config: &config::Proxy) -> Result<Option<Hop>, ProxyError> {
+    on_the_way(url, config, &|name| std::env::var(name).ok())
+}
+
+fn on_the_way(
+    url: &Url,
+    config: &config::Proxy,
+    environment: &dyn Fn(&'static str) -> Option<String>,
+) -> Result<Option<Hop>, ProxyError> {
+    // curl's names, order and spelling. HTTP_PROXY is for http:// URLs, which are never asked here.
+    let first = |names: &[&'static str]| {
+        names.iter().find_map(|name| Some((*name, environment(name).filter(|value| !value.is_empty())?)))
+    };
+    let (variable, address) = match &config.through {
+        Through::Never => return Ok(None),
+        Through::At(address) => ("mis.proxy", Zeroizing::new(address.with_secrets().to_owned())),
+        Through::Environment => match first(&["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]) {
+            Some((variable, address)) => (variable, Zeroizing::new(address)),
+            None => return Ok(None),
+        },
+    };
+    let around = match &config.no_proxy {
+        Some(hosts) => hosts.join(","),
+        None => first(&["NO_PROXY", "no_proxy"]).map(|(_, hosts)| hosts).unwrap_or_default(),
+    };
+    let unusable = |why: &str| ProxyError::Environment { variable, why: why.into() };
+    let to: Uri = url.as_str().parse().map_err(|_| unusable("cannot be used for this URL"))?;
+    let matched = |around: &str| Matcher::builder().https(address.as_str()).no(around).build().intercept(&to);
+    let Some(proxy) = matched("") else {
+        return Err(unusable("is not the URL of a proxy (http://host:port)"));
+    };
+    if matched(&around).is_none() {
+        return Ok(None);
+    }
+    if proxy.uri().scheme_str() != Some("http") {
+        // To one spoken to over TLS the initial trust would apply, and the factory certificate be shown.
+        return Err(unusable("is not an http:// proxy, and only those are supported"));
+    }
+    Ok(Some(Hop { auth: authorization(config, &proxy)?, address: proxy.uri().clone() }))
+}
+
+fn authorization(config: &config::Proxy, proxy: &Intercept) -> Result<Option<HeaderValue>, ProxyError> {
+    let Some(secret) = &config.auth else { return Ok(proxy.basic_auth().cloned()) };
+    let secret = secret.read()?;
+    // RFC 7617 section 2: a user without a colon, and no control characters anywhere.
+    let (has_user, is_line) =
+        (secret.iter().position(|b| *b == b':') > Some(0), !secret.iter().any(u8::is_ascii_control));
+    if !has_user || !is_line {
+        return Err(ProxyError::SecretForm);
+    }
+    let header = Zeroizing::new(format!("Basic {}", *Zeroizing::new(BASE64.encode(&*secret))));
+    let mut header = HeaderValue::from_str(&header).map_err(|_| ProxyError::SecretForm)?;
+    header.set_sensitive(true);
+    Ok(Some(header))
+}
+
+impl Hop {
+    pub(super) fn for_client(&self) -> Result<reqwest::Proxy, reqwest::Error> {
+        let proxy = reqwest::Proxy::all(self.address.to_string())?;
+        Ok(match &self.auth {
+            Some(auth) => proxy.custom_http_auth(auth.clone()),
+            None => proxy,
+        })
+    }
+
+    /// What the proxy has to do with an error of the HTTP client, if anything.
+    pub(super) async fn blame(
+        &self,
+        error: &reqwest::Error,
+        url: &Url,
+        limit: Duration,
+    ) -> Option<ProxyError> {
+        let proxy = self.to_string();
+        let to = format!("{}:{}", url.host_str()?, url.port_or_known_default()?);
+        // hyper-util's errors of a tunnel have no name outside of it, only a text; see the tests.
+        let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+        let stage = loop {
+            let text = cause?.to_string();
+            match text.strip_prefix("tunnel error: ") {
+                Some(stage) => break stage.to_owned(),
+                None if text == "operation timed out" && error.is_connect() => {
+                    let why = format!("nothing came within {} seconds", limit.as_secs());
+                    return Some(ProxyError::NoTunnel { proxy, to, why });
+                }
+                None => cause = cause?.source(),
+            }
+        };
+        Some(match stage.as_str() {
+            "failed to create underlying connection" => {
+                ProxyError::Unreachable { proxy, why: innermost(error) }
+            }
+            "proxy authorization required" => self.of_status(407, to),
+            // It does not say with which status. Only the proxy can.
+            "unsuccessful" => match timeout(limit, self.status_of_connect(&to)).await {
+                Ok(Some(status)) => self.of_status(status, to),
+                _ => ProxyError::NoTunnel { proxy, to, why: "it refused".into() },
+            },
+            _ => ProxyError::NoTunnel { proxy, to, why: innermost(error) },
+        })
+    }
+
+    fn of_status(&self, status: u16, to: String) -> ProxyError {
+        let proxy = self.to_string();
+        match (status, &self.auth) {
+            (407, None) => ProxyError::AuthRequired { proxy },
+            // 401 is a server's word, but some proxies use it.
+            (407 | 401, Some(_)) => ProxyError::AuthRefused { proxy },
+            (403, _) => ProxyError::Forbidden { proxy, to },
+            _ => ProxyError::NoTunnel { proxy, to, why: format!("it answered {status}") },
+        }
+    }
+
+    /// Asks the proxy once more, only to hear the status of its refusal.
+    async fn status_of_connect(&self, to: &str) -> Option<u16> {
+        let host = self.address.host()?.trim_start_matches('[').trim_end_matches(']');
+        let stream = TcpStream::connect((host, self.address.port_u16().unwrap_or(80))).await.ok()?;
+        let mut request = Zeroizing::new(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n"));
+        if let Some(auth) = self.auth.as_ref().and_then(|auth| auth.to_str().ok()) {
+            request.push_str("Proxy-Authorization: ");
+            request.push_str(auth);
+            request.push_str("\r\n");
+        }
+        request.push_str("\r\n");
+        let mut rest = request.as_bytes();
+        while !rest.is_empty() {
+            stream.writable().await.ok()?;
+            match stream.try_write(rest) {
+                Ok(written) => rest = rest.get(written..)?,
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => return None,
+            }
+        }
+        let mut line = Vec::new();
+        while !line.contains(&b'\n') && line.len() < MAX_STATUS_LINE {
+            stream.readable().await.ok()?;
+            let mut buffer = [0; MAX_STATUS_LINE];
+            match stream.try_read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => line.extend_from_slice(buffer.get(..read)?),
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => return None,
+            }
+        }
+        let line = String::from_utf8_lossy(&line);
+        let status = line.strip_prefix("HTTP/1.")?.split(' ').nth(1)?;
+        status.trim().parse().ok().filter(|status| (100..600).contains(status))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Secret};
+    use std::path::Path;
+
+    const MIS: &str = "https://mis.factory.example:8443/.well-known/margo";
+
+    fn configured(lines: &str) -> config::Proxy {
+        let text = format!("[mis]\norigin = \"https://a\"\n{lines}");
+        Config::parse(&text, Path::new("/config.toml"), None).unwrap().mis.unwrap().proxy
+    }
+
+    fn hop(lines: &str, url: &str, environment: &[(&str, &str)]) -> Result<Option<Hop>, ProxyError> {
+        let of = |name: &'static str| {
+            environment.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned())
+        };
+        on_the_way(&Url::parse(url).unwrap(), &configured(lines), &of)
+    }
+
+    fn shown(hop: Option<Hop>) -> Option<(String, Option<String>)> {
+        hop.map(|hop| (hop.to_string(), hop.auth.map(|auth| auth.to_str().unwrap().to_owned())))
+    }
+
+    #[test]
+    fn the_configuration_comes_before_the_environment() {
+        const ENVIRONMENT: &[(&str, &str)] =
+            &[("HTTPS_PROXY", "http://env:1"), ("NO_PROXY", "factory.example")];
+        let configured = "proxy = \"http://proxy:3128\"";
+        for (lines, environment, want) in [
+            ("", &[][..], None),
+            ("", &[("HTTPS_PROXY", "http://env:1")], Some("http://env:1")),
+            ("", &[("https_proxy", "http://env:1")], Some("http://env:1")),
+            ("", &[("ALL_PROXY", "env:1"), ("HTTPS_PROXY", "")], Some("http://env:1")),
+            ("", &[("all_proxy", "http://all:1"), ("HTTPS_PROXY", "http://env:1/")], Some("http://env:1")),
+            ("", &[("HTTP_PROXY", "http://env:1"), ("http_proxy", "http://env:1")], None),
+            ("", ENVIRONMENT, None),
+            ("proxy = \"none\"", ENVIRONMENT, None),
+            ("no_proxy = []", ENVIRONMENT, Some("http://env:1")),
+            (configured, &[], Some("http://proxy:3128")),
+            ("proxy = \"http://proxy:3128\"\nno_proxy = []", ENVIRONMENT, Some("http://proxy:3128")),
+            ("proxy = \"http://[2001:db8::1]:3128\"", &[], Some("http://[2001:db8::1]:3128")),
+        ] {
+            let hop = hop(lines, MIS, environment).unwrap();
+            assert_eq!(hop.map(|hop| hop.to_string()).as_deref(), want, "{lines} {environment:?}");
+        }
+    }
+
+    #[test]
+    fn no_proxy_names_hosts_domains_and_networks() {
+        let around = |no_proxy: &str, url: &str| {
+            let lines = format!("proxy = \"http://proxy:3128\"\nno_proxy = [\"{no_proxy}\"]");
+            hop(&lines, url, &[]).unwrap().is_none()
+        };
+        for (no_proxy, url, want) in [
+            ("mis.factory.example", MIS, true),
+            ("MIS.Factory.example", MIS, true),
+            (".factory.example", MIS, true),
+            ("factory.example", MIS, true),
+            ("other.example", MIS, false),
+            ("is.factory.example", MIS, false),
+            ("*", MIS, true),
+            ("10.0.0.0/8", "https://10.1.2.3/", true),
+            ("10.0.0.0/8", "https://11.1.2.3/", false),
+            ("192.0.2.1", "https://192.0.2.1:8443/", true),
+            ("2001:db8::/32", "https://[2001:db8::1]/", true),
+        ] {
+            assert_eq!(around(no_proxy, url), want, "{no_proxy} {url}");
+        }
+    }
+
+    #[test]
+    fn user_and_password_come_from_the_url_or_from_a_file_and_show_nowhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("proxy.auth");
+        let basic = |plain: &str| Some(format!("Basic {}", BASE64.encode(plain)));
+        let address = Some("http://proxy:3128".to_owned());
+
+        let from_url = hop("proxy = \"http://user:p%40ss@proxy:3128\"", MIS, &[]).unwrap();
+        assert_eq!(shown(from_url), address.clone().map(|a| (a, basic("user:p@ss"))));
+        let from_environment = hop("", MIS, &[("HTTPS_PROXY", "http://user:pass@proxy:3128")]).unwrap();
+        assert_eq!(shown(from_environment), address.clone().map(|a| (a, basic("user:pass"))));
+
+        let lines = format!("proxy_auth = \"file:{}\"", file.display());
+        let environment = &[("HTTPS_PROXY", "http://user:pass@proxy:3128")];
+        assert!(matches!(hop(&lines, MIS, environment), Err(ProxyError::Secret(_))));
+        std::fs::write(&file, "other:pa:ss\n").unwrap();
+        assert_eq!(shown(hop(&lines, MIS, environment).unwrap()), address.map(|a| (a, basic("other:pa:ss"))));
+        for bad in ["password", ":password", "user:password\n\n", "user:pass\r\n"] {
+            std::fs::write(&file, bad).unwrap();
+            let error = hop(&lines, MIS, environment).err().unwrap();
+            assert!(matches!(error, ProxyError::SecretForm) && !error.to_string().contains("password\""));
+            assert_eq!(error.meaning(), Meaning::Local);
+        }
+        assert_eq!(configured(&lines).auth, Some(Secret::File(file)));
+    }
+
+    #[test]
+    fn an_unusable_proxy_of_the_environment_is_named_and_not_passed_by() {
+        for (value, why) in [
+            ("https://user:hunter2@proxy:3128", "is not an http:// proxy"),
+            ("socks5://user:hunter2@proxy:1080", "is not an http:// proxy"),
+            ("ftp://user:hunter2@proxy", "is not the URL of a proxy"),
+            ("http://user:hunter2@ proxy", "is not the URL of a proxy"),
+        ] {
+            let error = hop("", MIS, &[("ALL_PROXY", value)]).err().unwrap();
+            assert_eq!(error.meaning(), Meaning::Local);
+            let error = error.to_string();
+            assert!(error.starts_with("ALL_PROXY in the environment"), "{error}");
+            assert!(error.contains(why) && !error.contains("hunter2"), "{error}");
+        }
+    }
+}

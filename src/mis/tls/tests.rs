@@ -1,0 +1,442 @@
+//! Handshakes in memory: every form of trust meets every kind of chain.
+
+use super::*;
+use crate::mis::verify::VouchedBy::{self, Provisioned, PublicStore};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose as Purpose, IsCa,
+    KeyPair, KeyUsagePurpose,
+};
+use ring::digest;
+use rustls::version::{TLS12, TLS13};
+use rustls::{CertificateError, ClientConnection, ServerConfig, ServerConnection, SupportedProtocolVersion};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, TrustAnchor};
+
+type Authority = CertifiedIssuer<'static, KeyPair>;
+
+fn params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params
+}
+
+fn ca_params(name: &str) -> CertificateParams {
+    let mut params = params(name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params
+}
+
+fn authority(name: &str) -> Authority {
+    CertifiedIssuer::self_signed(ca_params(name), KeyPair::generate().unwrap()).unwrap()
+}
+
+fn subordinate(params: CertificateParams, issuer: &Authority) -> Authority {
+    CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), issuer).unwrap()
+}
+
+/// A server's certificate and its key.
+struct Server {
+    certificate: CertificateDer<'static>,
+    key: KeyPair,
+}
+
+impl Server {
+    fn params() -> CertificateParams {
+        CertificateParams::new(["mis.example".into(), "192.0.2.1".into()]).unwrap()
+    }
+
+    fn by(issuer: &Authority) -> Self {
+        Self::with(Self::params(), Some(issuer))
+    }
+
+    fn with(params: CertificateParams, issuer: Option<&Authority>) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let certificate = match issuer {
+            Some(issuer) => params.signed_by(&key, issuer),
+            None => params.self_signed(&key),
+        };
+        Self { certificate: certificate.unwrap().der().clone(), key }
+    }
+
+    fn private(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.key.serialize_der()))
+    }
+}
+
+fn pin(certificate: &CertificateDer<'_>) -> [u8; 32] {
+    let parsed = webpki::EndEntityCert::try_from(certificate).unwrap();
+    digest::digest(&digest::SHA256, &parsed.subject_public_key_info()).as_ref().try_into().unwrap()
+}
+
+fn anchors(authorities: &[&Authority]) -> Vec<TrustAnchor<'static>> {
+    authorities.iter().map(|a| webpki::anchor_from_trusted_cert(a.der()).unwrap().to_owned()).collect()
+}
+
+fn ca_file(authorities: &[&Authority]) -> Loaded {
+    Loaded { provisioned: anchors(authorities), ..Loaded::default() }
+}
+
+fn system(authorities: &[&Authority]) -> Loaded {
+    Loaded { system: anchors(authorities), ..Loaded::default() }
+}
+
+fn pins(of: &[&CertificateDer<'_>]) -> Loaded {
+    Loaded { pins: of.iter().map(|certificate| pin(certificate)).collect(), ..Loaded::default() }
+}
+
+/// All of them at once.
+fn and(one: Loaded, other: Loaded) -> Loaded {
+    Loaded {
+        ca_file: None,
+        provisioned: [one.provisioned, other.provisioned].concat(),
+        system: [one.system, other.system].concat(),
+        pins: [one.pins, other.pins].concat(),
+    }
+}
+
+/// The agent meets a server that presents these certificates after its own.
+fn meet_as(
+    name: &str,
+    trust: Loaded,
+    factory: Option<&Authority>,
+    server: &Server,
+    others: &[&CertificateDer<'static>],
+    version: &'static SupportedProtocolVersion,
+) -> Result<VouchedBy, (rustls::Error, String)> {
+    let identity = factory.map(|factory| {
+        let leaf = Server::by(factory);
+        let key = rustls::crypto::ring::sign::any_supported_type(&leaf.private()).unwrap();
+        Arc::new(CertifiedKey::new(vec![leaf.certificate, factory.der().clone()], key))
+    });
+    let note = Arc::new(Note::default());
+    let config = Arc::new(client(Arc::new(trust), identity, note.clone()).unwrap());
+    let mut client = ClientConnection::new(config, name.to_owned().try_into().unwrap()).unwrap();
+    let mut chain = vec![server.certificate.clone()];
+    chain.extend(others.iter().map(|&certificate| certificate.clone()));
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, server.private())
+        .unwrap();
+    let mut server = ServerConnection::new(Arc::new(config)).unwrap();
+    let mut shake = || {
+        while client.is_handshaking() {
+            let (mut out, mut back) = (Vec::new(), Vec::new());
+            while client.wants_write() {
+                client.write_tls(&mut out).unwrap();
+            }
+            let mut out = out.as_slice();
+            while !out.is_empty() {
+                server.read_tls(&mut out).unwrap();
+                server.process_new_packets()?;
+            }
+            while server.wants_write() {
+                server.write_tls(&mut back).unwrap();
+            }
+            let mut back = back.as_slice();
+            while !back.is_empty() {
+                client.read_tls(&mut back).unwrap();
+                client.process_new_packets()?;
+            }
+        }
+        Ok(())
+    };
+    match shake() {
+        Ok(()) => Ok(note.vouched_by()),
+        Err(e) => Err((e, note.refusal().unwrap_or_default())),
+    }
+}
+
+fn meet(trust: Loaded, server: &Server, others: &[&CertificateDer<'static>]) -> Result<VouchedBy, String> {
+    meet_as("mis.example", trust, None, server, others, &TLS13).map_err(|(_, why)| why)
+}
+
+#[test]
+fn only_tls_1_3_is_offered() {
+    let root = authority("root");
+    let server = Server::by(&root);
+    let meet = |version| meet_as("mis.example", ca_file(&[&root]), None, &server, &[], version);
+    meet(&TLS13).unwrap();
+    assert!(matches!(meet(&TLS12), Err((rustls::Error::PeerIncompatible(_), _))));
+}
+
+#[test]
+fn the_issuer_of_the_factory_certificate_vouches_for_no_server() {
+    let (trusted, factory) = (authority("same name"), authority("same name"));
+    let meet = |server| {
+        let server = Server::by(server);
+        meet_as("mis.example", ca_file(&[&trusted]), Some(&factory), &server, &[], &TLS13)
+    };
+    meet(&trusted).unwrap();
+    let (error, why) = meet(&factory).unwrap_err();
+    assert!(
+        matches!(error, rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)),
+        "a CA of the same name is another CA: {error:?}"
+    );
+    assert!(why.contains("not issued by a CA in ca_file (unknown issuer)"), "{why}");
+}
+
+/// root → issuer → server, and others that have nothing to do with them.
+struct Cast {
+    root: Authority,
+    issuer: Authority,
+    server: Server,
+    stranger: Authority,
+    stray: Server,
+}
+
+impl Cast {
+    fn new() -> Self {
+        let root = authority("root");
+        let issuer = subordinate(ca_params("issuer"), &root);
+        let server = Server::by(&issuer);
+        let stranger = authority("stranger");
+        let stray = Server::by(&stranger);
+        Self { root, issuer, server, stranger, stray }
+    }
+
+    fn meet(&self, trust: Loaded, more: &[&CertificateDer<'static>]) -> Result<VouchedBy, String> {
+        let others = [&[self.issuer.der()], more].concat();
+        meet(trust, &self.server, &others)
+    }
+}
+
+#[test]
+fn each_form_of_trust_and_each_combination_lets_the_right_server_in() {
+    let cast = Cast::new();
+    let (root, issuer, leaf) = (cast.root.der(), cast.issuer.der(), &cast.server.certificate);
+    let stranger = cast.stranger.der();
+    for (what, trust, more, want) in [
+        ("ca_file", ca_file(&[&cast.root]), &[][..], Provisioned),
+        ("ca_file with the intermediate", ca_file(&[&cast.issuer]), &[], Provisioned),
+        ("one of several", ca_file(&[&cast.stranger, &cast.root]), &[], Provisioned),
+        ("system roots", system(&[&cast.root]), &[], PublicStore),
+        ("both, ours", and(ca_file(&[&cast.root]), system(&[&cast.stranger])), &[], Provisioned),
+        ("both, public", and(ca_file(&[&cast.stranger]), system(&[&cast.root])), &[], PublicStore),
+        ("in both stores", and(ca_file(&[&cast.root]), system(&[&cast.root])), &[], Provisioned),
+        ("pin of the leaf", pins(&[leaf]), &[], Provisioned),
+        ("pin of the intermediate", pins(&[issuer]), &[], Provisioned),
+        ("pin of the root, presented", pins(&[root]), &[root], Provisioned),
+        ("one pin of several", pins(&[stranger, issuer]), &[], Provisioned),
+        ("anchor and pin of the leaf", and(ca_file(&[&cast.root]), pins(&[leaf])), &[], Provisioned),
+        (
+            "anchor and pin of the intermediate",
+            and(ca_file(&[&cast.root]), pins(&[issuer])),
+            &[],
+            Provisioned,
+        ),
+        ("anchor and its pin, not presented", and(ca_file(&[&cast.root]), pins(&[root])), &[], Provisioned),
+        ("system root and pin", and(system(&[&cast.root]), pins(&[root])), &[], Provisioned),
+        (
+            "all three, public path, pinned",
+            and(and(ca_file(&[&cast.stranger]), system(&[&cast.root])), pins(&[issuer])),
+            &[],
+            Provisioned,
+        ),
+        ("a stranger appended does no harm", pins(&[leaf]), &[stranger], Provisioned),
+    ] {
+        assert_eq!(cast.meet(trust, more), Ok(want), "{what}");
+    }
+}
+
+#[test]
+fn each_form_of_trust_keeps_the_wrong_server_out_and_says_why() {
+    let cast = Cast::new();
+    let (root, leaf) = (cast.root.der(), &cast.server.certificate);
+    let (stranger, stray) = (cast.stranger.der(), &cast.stray.certificate);
+    let unpinned = "is pinned in spki_sha256";
+    let rooted = || ca_file(&[&cast.root]);
+    for (what, trust, more, why) in [
+        ("another CA", ca_file(&[&cast.stranger]), &[][..], "a CA in ca_file (unknown issuer)"),
+        ("its root presented", ca_file(&[&cast.stranger]), &[root], "unknown issuer"),
+        (
+            "another public CA",
+            system(&[&cast.stranger]),
+            &[],
+            "operating system's store (system_roots) (unknown",
+        ),
+        (
+            "neither",
+            and(ca_file(&[&cast.stranger]), system(&[&cast.stranger])),
+            &[],
+            "ca_file or in the operating system's store",
+        ),
+        ("another pin", pins(&[stranger]), &[], unpinned),
+        // T1: an unrelated pinned certificate appended to the chain proves nothing.
+        (
+            "the pinned CA appended",
+            pins(&[stranger]),
+            &[stranger],
+            "not issued by a pinned CA (unknown issuer)",
+        ),
+        ("a pinned server appended", pins(&[stray]), &[stray], "is not a CA's"),
+        ("anchor good, pin not presented", and(rooted(), pins(&[stranger])), &[], unpinned),
+        ("anchor good, pin appended", and(rooted(), pins(&[stranger])), &[stranger], unpinned),
+        ("anchor good, pinned server appended", and(rooted(), pins(&[stray])), &[stray], unpinned),
+        ("pin good, anchor not", and(ca_file(&[&cast.stranger]), pins(&[leaf])), &[], "unknown issuer"),
+        ("public root good, pin not", and(system(&[&cast.root]), pins(&[stranger])), &[], unpinned),
+        ("pin of the root, not presented", pins(&[root]), &[], unpinned),
+    ] {
+        let refused = cast.meet(trust, more).unwrap_err();
+        assert!(refused.contains(why), "{what}: {refused}");
+    }
+}
+
+#[test]
+fn the_keys_presented_are_listed_so_that_they_can_be_compared() {
+    let cast = Cast::new();
+    let refused = cast.meet(pins(&[cast.stranger.der()]), &[]).unwrap_err();
+    let base64 =
+        |certificate| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pin(certificate));
+    let listed = format!("{} {}.", base64(&cast.server.certificate), base64(cast.issuer.der()));
+    assert!(refused.contains(&listed), "{refused}");
+
+    // A server that presents many is not quoted at length.
+    let many: Vec<_> = (0..40).map(|_| cast.root.der()).collect();
+    let refused = cast.meet(pins(&[cast.stranger.der()]), &many).unwrap_err();
+    assert!(refused.contains(" and 36 more.") && refused.len() < 600, "{refused}");
+}
+
+#[test]
+fn names_and_addresses_are_matched_under_every_form_of_trust() {
+    let cast = Cast::new();
+    let issuer = cast.issuer.der();
+    let forms: [fn(&Cast) -> Loaded; 5] = [
+        |cast| ca_file(&[&cast.root]),
+        |cast| system(&[&cast.root]),
+        |cast| pins(&[&cast.server.certificate]),
+        |cast| pins(&[cast.issuer.der()]),
+        |cast| and(ca_file(&[&cast.root]), pins(&[&cast.server.certificate])),
+    ];
+    for (index, form) in forms.into_iter().enumerate() {
+        let meet = |name: &str| meet_as(name, form(&cast), None, &cast.server, &[issuer], &TLS13);
+        for name in ["mis.example", "192.0.2.1"] {
+            assert!(meet(name).is_ok(), "{index} {name}");
+        }
+        for name in ["other.example", "example", "a.mis.example", "192.0.2.2", "2001:db8::1"] {
+            let (_, why) = meet(name).unwrap_err();
+            assert!(why.contains("not for the name in the URL"), "{index} {name}: {why}");
+        }
+    }
+    // An address that stands where names do is none.
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![rcgen::SanType::DnsName("192.0.2.1".try_into().unwrap())];
+    let certificate = params.self_signed(&key).unwrap().der().clone();
+    let server = Server { certificate, key };
+    let trust = pins(&[&server.certificate]);
+    assert!(meet_as("192.0.2.1", trust, None, &server, &[], &TLS13).is_err());
+}
+
+#[test]
+fn a_pinned_server_must_be_good_in_itself() {
+    let root = authority("root");
+    let old = rcgen::date_time_ymd(2020, 1, 1);
+    let ahead = rcgen::date_time_ymd(2200, 1, 1);
+    let adjusted = |adjust: &dyn Fn(&mut CertificateParams)| {
+        let mut params = Server::params();
+        adjust(&mut params);
+        params
+    };
+    let cases: [(&str, CertificateParams, Option<&str>); 6] = [
+        ("plain", Server::params(), None),
+        (
+            "expired",
+            adjusted(&|p| p.not_after = old),
+            Some("its key is pinned, but its certificate has expired"),
+        ),
+        ("not yet", adjusted(&|p| p.not_before = ahead), Some("is not valid yet")),
+        ("client", adjusted(&|p| p.extended_key_usages = vec![Purpose::ClientAuth]), Some("serverAuth")),
+        ("both", adjusted(&|p| p.extended_key_usages = vec![Purpose::ClientAuth, Purpose::ServerAuth]), None),
+        // As `openssl req -x509` makes them.
+        ("marked as a CA", adjusted(&|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)), None),
+    ];
+    for (what, params, want) in cases {
+        for issuer in [None, Some(&root)] {
+            let server = Server::with(params.clone(), issuer);
+            match (meet(pins(&[&server.certificate]), &server, &[]), want) {
+                (Ok(Provisioned), None) => {}
+                (Err(why), Some(want)) if why.contains(want) => {}
+                (got, _) => panic!("{what}: {got:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pinned_issuer_must_be_good_in_itself() {
+    let root = authority("root");
+    let old = rcgen::date_time_ymd(2020, 1, 1);
+    let ahead = rcgen::date_time_ymd(2200, 1, 1);
+    let adjusted = |adjust: &dyn Fn(&mut CertificateParams)| {
+        let mut params = ca_params("pinned");
+        adjust(&mut params);
+        params
+    };
+    for (what, params, want) in [
+        ("plain", ca_params("pinned"), None),
+        (
+            "with the usage of a CA",
+            adjusted(&|p| p.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign]),
+            None,
+        ),
+        ("short", adjusted(&|p| p.is_ca = IsCa::Ca(BasicConstraints::Constrained(0))), None),
+        ("expired", adjusted(&|p| p.not_after = old), Some("has expired")),
+        ("not yet", adjusted(&|p| p.not_before = ahead), Some("is not valid yet")),
+        ("no CA by its word", adjusted(&|p| p.is_ca = IsCa::ExplicitNoCa), Some("is not a CA's")),
+        ("no CA", adjusted(&|p| p.is_ca = IsCa::NoCa), Some("is not a CA's")),
+        (
+            "may not sign",
+            adjusted(&|p| p.key_usages = vec![KeyUsagePurpose::DigitalSignature]),
+            Some("keyCertSign"),
+        ),
+        ("for clients", adjusted(&|p| p.extended_key_usages = vec![Purpose::ClientAuth]), Some("serverAuth")),
+    ] {
+        let pinned = subordinate(params, &root);
+        let server = Server::by(&pinned);
+        match (meet(pins(&[pinned.der()]), &server, &[pinned.der()]), want) {
+            (Ok(Provisioned), None) => {}
+            (Err(why), Some(want)) if why.contains(want) => {}
+            (got, _) => panic!("{what}: {got:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_pinned_issuer_vouches_no_further_than_it_may() {
+    let mut params = ca_params("short");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let short = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let below = subordinate(ca_params("below"), &short);
+    let server = Server::by(&below);
+    let refused = meet(pins(&[short.der()]), &server, &[below.der(), short.der()]).unwrap_err();
+    assert!(refused.contains("is not acceptable"), "{refused}");
+
+    let mut params = ca_params("of another name");
+    params.name_constraints = Some(rcgen::NameConstraints {
+        permitted_subtrees: vec![rcgen::GeneralSubtree::DnsName("other.example".into())],
+        excluded_subtrees: Vec::new(),
+    });
+    let bounded = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let server = Server::by(&bounded);
+    assert!(meet(pins(&[bounded.der()]), &server, &[bounded.der()]).is_err());
+}
+
+#[test]
+fn what_is_between_the_server_and_its_anchor_must_be_good_too() {
+    let root = authority("root");
+    let mut params = ca_params("issuer");
+    params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let expired = subordinate(params, &root);
+    let server = Server::by(&expired);
+    for trust in [ca_file(&[&root]), system(&[&root]), pins(&[root.der()])] {
+        let refused = meet(trust, &server, &[expired.der(), root.der()]).unwrap_err();
+        assert!(refused.contains("has expired"), "{refused}");
+    }
+    // And a server's certificate is no CA's, whoever signed it.
+    let posing = subordinate(Server::params(), &root);
+    let server = Server::by(&posing);
+    for trust in [ca_file(&[&root]), system(&[&root]), pins(&[root.der()]), pins(&[posing.der()])] {
+        assert!(meet(trust, &server, &[posing.der(), root.der()]).is_err());
+    }
+}

@@ -1,0 +1,470 @@
+//! Who a server is (miaf-v0 T1, T4): chain, validity period and name, by anchors, by pins, or by both.
+//!
+//! - **Anchors** (`ca_file`, `system_roots`): webpki finds and verifies a path to one of them. With pins configured
+//!   too, both must hold: a pinned key must be on that path, as leaf, as intermediate or as anchor.
+//! - **Pins alone**: the pinned key is what was provisioned. It is the leaf's; or it is that of a CA certificate in the
+//!   chain presented, and webpki verifies a path from the leaf to it. That certificate came from the server and not from
+//!   a file of ours, so what is otherwise not asked of an anchor is asked of it: its validity period, that it is a CA,
+//!   that it may sign certificates and for servers, and how long a path it allows.
+//!
+//! A pin trusts the holder of that key, and whoever holds it can name itself as it likes in a chain of its own making.
+//! Whoever wants a CA's word for the name as well configures anchors beside the pins.
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use ring::digest;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_name;
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
+
+use super::trust::Loaded;
+
+/// So many keys are listed in an error at most.
+const MAX_LISTED: usize = 6;
+
+type Pin = [u8; 32];
+
+/// Judges the servers of one call. What it finds is left in its [`Note`].
+#[derive(Debug)]
+pub(super) struct Verifier {
+    trust: Arc<Loaded>,
+    algorithms: WebPkiSupportedAlgorithms,
+    note: Arc<Note>,
+}
+
+/// What the handshakes of one call showed. It travels beside the answer, since a TLS error has no room for it.
+#[derive(Debug, Default)]
+pub(super) struct Note(Mutex<Noted>);
+
+#[derive(Debug, Default)]
+struct Noted {
+    public_only: bool,
+    refusal: Option<String>,
+}
+
+/// By whom a server was authenticated (miaf-v0 D7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum VouchedBy {
+    /// What was provisioned for this purpose: a CA in `ca_file`, or a pin.
+    Provisioned,
+    /// The operating system's store, and nothing else.
+    PublicStore,
+}
+
+/// A server that is not trusted.
+#[derive(Debug)]
+struct Refusal {
+    /// In words that a person can act on.
+    why: String,
+    /// For TLS: it becomes the alert that the server is sent.
+    error: CertificateError,
+}
+
+impl Note {
+    pub(super) fn vouched_by(&self) -> VouchedBy {
+        if self.noted().public_only { VouchedBy::PublicStore } else { VouchedBy::Provisioned }
+    }
+
+    /// Why the server was refused, if it was.
+    pub(super) fn refusal(&self) -> Option<String> {
+        self.noted().refusal.clone()
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Noted> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Verifier {
+    pub(super) fn new(trust: Arc<Loaded>, algorithms: WebPkiSupportedAlgorithms, note: Arc<Note>) -> Self {
+        Self { trust, algorithms, note }
+    }
+
+    fn judge(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<VouchedBy, Refusal> {
+        let leaf = EndEntityCert::try_from(end_entity).map_err(|e| Refusal::of(e, &self.trust))?;
+        let anchors = !self.trust.provisioned.is_empty() || !self.trust.system.is_empty();
+        let vouched_by = if anchors {
+            self.by_anchors(&leaf, others, now)?
+        } else {
+            self.by_pins_alone(&leaf, end_entity, others, now)?
+        };
+        // An IP address is only matched by an iPAddress SAN, a name only by a dNSName (RFC 9525; T4).
+        ParsedCertificate::try_from(end_entity)
+            .and_then(|parsed| verify_server_name(&parsed, name))
+            .map_err(Refusal::from)?;
+        Ok(vouched_by)
+    }
+
+    /// What was provisioned comes first: a CA that is in `ca_file` is not a merely public one because the operating
+    /// system knows it too.
+    fn by_anchors(
+        &self,
+        leaf: &EndEntityCert<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<VouchedBy, Refusal> {
+        let pins = &self.trust.pins;
+        let unpinned = RefCell::new(None);
+        let pinned = |path: &VerifiedPath<'_>| {
+            let keys = keys_on(path);
+            if pins.is_empty() || keys.iter().any(|key| pins.contains(key)) {
+                return Ok(());
+            }
+            unpinned.borrow_mut().get_or_insert(keys);
+            Err(webpki::Error::UnknownIssuer) // webpki looks for another path
+        };
+        let mut failure = webpki::Error::UnknownIssuer;
+        let stores =
+            [(&self.trust.provisioned, VouchedBy::Provisioned), (&self.trust.system, VouchedBy::PublicStore)];
+        for (anchors, vouched_by) in stores {
+            match self.path(leaf, anchors, others, now, &pinned) {
+                Ok(()) if pins.is_empty() => return Ok(vouched_by),
+                Ok(()) => return Ok(VouchedBy::Provisioned),
+                // Of two reasons the one that is not "somebody else's" says more.
+                Err(e) if is_unknown_issuer(&failure) => failure = e,
+                Err(_) => {}
+            }
+        }
+        match unpinned.take() {
+            Some(keys) => Err(Refusal::unpinned("on the way from its certificate to the CA", &keys)),
+            None => Err(Refusal::of(failure, &self.trust)),
+        }
+    }
+
+    fn by_pins_alone(
+        &self,
+        leaf: &EndEntityCert<'_>,
+        end_entity: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<VouchedBy, Refusal> {
+        let pins = &self.trust.pins;
+        let key = pin_of(&leaf.subject_public_key_info());
+        if pins.contains(&key) {
+            Properties::read(end_entity)
+                .and_then(|properties| properties.serve(now))
+                .map_err(Refusal::pinned_leaf)?;
+            return Ok(VouchedBy::Provisioned);
+        }
+
+        let mut keys = vec![key];
+        let mut issuers: Vec<(TrustAnchor<'_>, Properties)> = Vec::new();
+        let mut unfit = None;
+        for certificate in others {
+            // As strictly as any certificate that is not from a file of ours: a critical extension must be understood.
+            let Ok(parsed) = EndEntityCert::try_from(certificate) else { continue };
+            let key = pin_of(&parsed.subject_public_key_info());
+            keys.push(key);
+            if !pins.contains(&key) {
+                continue;
+            }
+            let issuer = Properties::read(certificate).and_then(|properties| {
+                properties.issue(now)?;
+                let anchor = webpki::anchor_from_trusted_cert(certificate);
+                Ok((anchor.map_err(|e| Unfit::Other(e.to_string()))?, properties))
+            });
+            match issuer {
+                Ok(issuer) => issuers.push(issuer),
+                Err(why) => unfit = Some((key, why)),
+            }
+        }
+        if issuers.is_empty() {
+            return Err(match unfit {
+                Some((key, why)) => Refusal::pinned_issuer(&key, why),
+                None => Refusal::unpinned("in the chain it presented", &keys),
+            });
+        }
+
+        let (anchors, properties): (Vec<_>, Vec<_>) = issuers.into_iter().unzip();
+        let allowed = |path: &VerifiedPath<'_>| {
+            let anchor = anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()));
+            let longest =
+                anchor.and_then(|index| properties.get(index)).and_then(|issuer| issuer.path_length);
+            let length = path.intermediate_certificates().count();
+            match longest {
+                Some(longest) if length > longest as usize => Err(webpki::Error::PathLenConstraintViolated),
+                _ => Ok(()),
+            }
+        };
+        match self.path(leaf, &anchors, others, now, &allowed) {
+            Ok(()) => Ok(VouchedBy::Provisioned),
+            Err(e) => Err(Refusal::of(e, &self.trust)),
+        }
+    }
+
+    fn path(
+        &self,
+        leaf: &EndEntityCert<'_>,
+        anchors: &[TrustAnchor<'_>],
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+        accept: &dyn Fn(&VerifiedPath<'_>) -> Result<(), webpki::Error>,
+    ) -> Result<(), webpki::Error> {
+        let (algorithms, usage) = (self.algorithms.all, KeyUsage::server_auth());
+        leaf.verify_for_usage(algorithms, anchors, others, now, usage, None, Some(accept)).map(drop)
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        match self.judge(end_entity, intermediates, server_name, now) {
+            Ok(vouched_by) => {
+                // Should a call ever need a second connection, the weaker of the two counts.
+                self.note.noted().public_only |= vouched_by == VouchedBy::PublicStore;
+                Ok(ServerCertVerified::assertion())
+            }
+            Err(refusal) => {
+                self.note.noted().refusal = Some(refusal.why);
+                Err(refusal.error.into())
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// SHA-256 of the DER of a SubjectPublicKeyInfo (RFC 7469 section 2.4).
+fn pin_of(spki: &[u8]) -> Pin {
+    let mut pin = [0; 32];
+    pin.copy_from_slice(digest::digest(&digest::SHA256, spki).as_ref());
+    pin
+}
+
+/// From the leaf to the anchor, both included, and nothing that was merely presented.
+fn keys_on(path: &VerifiedPath<'_>) -> Vec<Pin> {
+    let mut keys = vec![pin_of(&path.end_entity().subject_public_key_info())];
+    keys.extend(path.intermediate_certificates().map(|issuer| pin_of(&issuer.subject_public_key_info())));
+    keys.push(pin_of(&sequence(&path.anchor().subject_public_key_info)));
+    keys
+}
+
+/// A trust anchor holds what is inside the SEQUENCE of its SubjectPublicKeyInfo; a pin is of the whole.
+fn sequence(content: &[u8]) -> Vec<u8> {
+    const SEQUENCE: u8 = 0x30;
+    let length = content.len().to_be_bytes();
+    let significant: Vec<u8> = length.into_iter().skip_while(|byte| *byte == 0).collect();
+    let mut der = vec![SEQUENCE];
+    match u8::try_from(content.len()) {
+        Ok(short) if short < 0x80 => der.push(short),
+        _ => {
+            der.push(0x80 | significant.len() as u8); // at most 8: the length of a usize
+            der.extend(significant);
+        }
+    }
+    der.extend(content);
+    der
+}
+
+/// What a certificate says of itself, where webpki is not asked: of a pinned one.
+#[derive(Debug)]
+struct Properties {
+    not_before: i64,
+    not_after: i64,
+    /// `Some`: it is a CA.
+    path_length: Option<u32>,
+    is_ca: bool,
+    signs_certificates: bool,
+    is_for_servers: bool,
+}
+
+/// Why a pinned certificate does not do.
+#[derive(Debug)]
+enum Unfit {
+    Expired,
+    NotYetValid,
+    NotForServers,
+    NoCa,
+    MayNotSign,
+    Other(String),
+}
+
+impl Properties {
+    fn read(certificate: &CertificateDer<'_>) -> Result<Self, Unfit> {
+        let other = |e: String| Unfit::Other(format!("it cannot be read ({e})"));
+        let (_, certificate) = X509Certificate::from_der(certificate).map_err(|e| other(e.to_string()))?;
+        let constraints = certificate.basic_constraints().map_err(|e| other(e.to_string()))?;
+        let usage = certificate.key_usage().map_err(|e| other(e.to_string()))?;
+        let extended = certificate.extended_key_usage().map_err(|e| other(e.to_string()))?;
+        Ok(Self {
+            not_before: certificate.validity().not_before.timestamp(),
+            not_after: certificate.validity().not_after.timestamp(),
+            path_length: constraints.as_ref().and_then(|c| c.value.path_len_constraint),
+            is_ca: constraints.is_some_and(|c| c.value.ca),
+            // Where the extension is absent, nothing is forbidden (RFC 5280 section 6.1.4 (n)).
+            signs_certificates: usage.is_none_or(|usage| usage.value.key_cert_sign()),
+            is_for_servers: extended.is_none_or(|extended| extended.value.server_auth),
+        })
+    }
+
+    /// As a server's own certificate. Whether it is marked as a CA does not matter, as with the self-signed ones that
+    /// common tools make: it is this very key that was provisioned.
+    fn serve(&self, now: UnixTime) -> Result<(), Unfit> {
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        if now < self.not_before {
+            return Err(Unfit::NotYetValid);
+        }
+        if now > self.not_after {
+            return Err(Unfit::Expired);
+        }
+        if self.is_for_servers { Ok(()) } else { Err(Unfit::NotForServers) }
+    }
+
+    /// As the end of a path from a server's certificate.
+    fn issue(&self, now: UnixTime) -> Result<(), Unfit> {
+        match self {
+            Self { is_ca: false, .. } => Err(Unfit::NoCa),
+            Self { signs_certificates: false, .. } => Err(Unfit::MayNotSign),
+            _ => self.serve(now),
+        }
+    }
+}
+
+impl Unfit {
+    fn why(&self) -> &str {
+        match self {
+            Self::Expired => "has expired, or this device's clock is wrong",
+            Self::NotYetValid => "is not valid yet, or this device's clock is wrong",
+            Self::NotForServers => "is not meant for servers (its extended key usage lacks serverAuth)",
+            Self::NoCa => "is not a CA's, and vouches for no other certificate",
+            Self::MayNotSign => "may not sign certificates (its key usage lacks keyCertSign)",
+            Self::Other(why) => why,
+        }
+    }
+
+    fn error(&self) -> CertificateError {
+        match self {
+            Self::Expired => CertificateError::Expired,
+            Self::NotYetValid => CertificateError::NotValidYet,
+            Self::NotForServers => CertificateError::InvalidPurpose,
+            Self::NoCa | Self::MayNotSign => CertificateError::UnknownIssuer,
+            Self::Other(_) => CertificateError::BadEncoding,
+        }
+    }
+}
+
+impl Refusal {
+    fn pinned_leaf(unfit: Unfit) -> Self {
+        Self { why: format!("its key is pinned, but its certificate {}", unfit.why()), error: unfit.error() }
+    }
+
+    fn pinned_issuer(key: &Pin, unfit: Unfit) -> Self {
+        let pin = BASE64.encode(key);
+        let why = format!("the pinned certificate in the chain it presented ({pin}) {}", unfit.why());
+        Self { why, error: unfit.error() }
+    }
+
+    fn unpinned(place: &str, keys: &[Pin]) -> Self {
+        let mut why = format!("no key {place} is pinned in spki_sha256. From the leaf on, they are");
+        for key in keys.iter().take(MAX_LISTED) {
+            let _ = write!(why, " {}", BASE64.encode(key)); // to a String: it cannot fail
+        }
+        if let Some(more) = keys.len().checked_sub(MAX_LISTED).filter(|more| *more > 0) {
+            let _ = write!(why, " and {more} more");
+        }
+        why.push_str(". Pin one of them only if the operator of the MIS confirms it");
+        Self { why, error: CertificateError::ApplicationVerificationFailure }
+    }
+
+    fn of(error: webpki::Error, trust: &Loaded) -> Self {
+        use webpki::Error as E;
+        let error = match error {
+            e if is_unknown_issuer(&e) => {
+                let why =
+                    format!("its certificate was not issued by {} (unknown issuer)", trust.authorities());
+                return Self { why, error: CertificateError::UnknownIssuer };
+            }
+            E::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
+            E::CertNotValidYet { time, not_before } => {
+                CertificateError::NotValidYetContext { time, not_before }
+            }
+            E::BadDer | E::BadDerTime | E::TrailingData(_) => CertificateError::BadEncoding,
+            E::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
+            other => {
+                let why =
+                    format!("its certificate, or one on the way to its CA, is not acceptable ({other})");
+                return Self { why, error: CertificateError::ApplicationVerificationFailure };
+            }
+        };
+        Self { why: describe(&error), error }
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::InvalidCertificate(error) => Self { why: describe(&error), error },
+            other => Self { why: other.to_string(), error: CertificateError::ApplicationVerificationFailure },
+        }
+    }
+}
+
+/// A CA of the same name with another key shows as a bad signature.
+fn is_unknown_issuer(error: &webpki::Error) -> bool {
+    matches!(error, webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey)
+}
+
+/// What TLS says of a server's certificate, for people.
+pub(super) fn describe(why: &CertificateError) -> String {
+    match why {
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            format!("its certificate is not for the name in the URL ({why})")
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            format!(
+                "its certificate or one on the way to its CA has expired, or this device's clock is wrong ({why})"
+            )
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            format!(
+                "its certificate or one on the way to its CA is not valid yet, or this device's clock is wrong ({why})"
+            )
+        }
+        CertificateError::BadSignature => {
+            "it does not hold the key of its certificate (bad signature)".into()
+        }
+        other => format!("its certificate is not acceptable ({other})"),
+    }
+}
