@@ -1,8 +1,8 @@
 //! Private keys: they sign, and never show themselves.
 //!
 //! The rest of the agent sees a [`Key`] and nothing behind it. The one kind of key made today lives in the TPM
-//! ([`tpm::TpmKey`], rule K1); [`csr`] and [`tls`] put any [`Key`] to work, and [`mod@file`] reads the factory key that the
-//! device maker left on disk (rule K5), which the agent only ever uses for TLS.
+//! ([`tpm::TpmKey`], rule K1); [`csr`] and [`tls`] put any [`Key`] to work, and [`factory`] opens the key that the device
+//! maker left on disk or in the TPM (rule K5), which the agent only ever uses for TLS.
 //!
 //! libtss2 writes to stderr on its own account and reads `TSS2_LOG` when it is loaded. Start the process with
 //! `TSS2_LOG=all+none`: every failure is reported as a [`KeyError`] anyway.
@@ -16,13 +16,14 @@ use zeroize::Zeroizing;
 
 pub mod csr;
 mod error;
-pub mod file;
+pub mod factory;
+mod file;
 mod pem;
 pub mod tls;
 pub mod tpm;
 pub mod tss2;
 
-pub use error::{ErrorKind, KeyError, KeyForm, UnreachableCause};
+pub use error::{ErrorKind, KeyError, KeyForm, Unfit, UnreachableCause};
 
 /// A private key that signs and never shows itself.
 ///
