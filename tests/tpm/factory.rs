@@ -104,24 +104,29 @@ fn assert_identifies(key: &FactoryKey, algorithm: &str) {
 #[test]
 fn a_key_at_a_handle_identifies_the_device() {
     let mut tpm = Swtpm::start();
-    for (made_as, algorithm) in [
-        ("ecc256", "ecdsa-p256"),
-        ("ecc256:ecdsa-sha256", "ecdsa-p256"),
-        ("ecc384", "ecdsa-p384"),
-        ("ecc384:ecdsa-sha384", "ecdsa-p384"),
-        ("rsa2048", "rsa-2048"),
-        ("rsa2048:rsapss:null", "rsa-2048"),
-        ("rsa2048:rsapss-sha384:null", "rsa-2048"),
-        ("rsa2048:rsapss-sha512:null", "rsa-2048"),
-        ("rsa3072", "rsa-3072"),
+    use rustls::SignatureScheme::{
+        ECDSA_NISTP256_SHA256, ECDSA_NISTP384_SHA384, RSA_PSS_SHA256, RSA_PSS_SHA384, RSA_PSS_SHA512,
+    };
+    let offered =
+        [RSA_PSS_SHA512, RSA_PSS_SHA384, RSA_PSS_SHA256, ECDSA_NISTP384_SHA384, ECDSA_NISTP256_SHA256];
+    for (made_as, algorithm, scheme) in [
+        ("ecc256", "ecdsa-p256", ECDSA_NISTP256_SHA256),
+        ("ecc256:ecdsa-sha256", "ecdsa-p256", ECDSA_NISTP256_SHA256),
+        ("ecc384", "ecdsa-p384", ECDSA_NISTP384_SHA384),
+        ("ecc384:ecdsa-sha384", "ecdsa-p384", ECDSA_NISTP384_SHA384),
+        ("rsa2048", "rsa-2048", RSA_PSS_SHA256),
+        ("rsa2048:rsapss-sha256:null", "rsa-2048", RSA_PSS_SHA256),
+        ("rsa2048:rsapss-sha384:null", "rsa-2048", RSA_PSS_SHA384),
+        ("rsa2048:rsapss-sha512:null", "rsa-2048", RSA_PSS_SHA512),
+        ("rsa3072", "rsa-3072", RSA_PSS_SHA256),
     ] {
         tpm.make_at_handle(made_as, SIGNING, &[]);
         let key = open_handle(&tpm, None).unwrap_or_else(|error| panic!("{made_as}: {error}"));
         assert!(key.in_tpm);
+        assert_eq!(key.signing_key.choose_scheme(&offered).unwrap().scheme(), scheme, "{made_as}");
         assert_identifies(&key, algorithm);
         assert_eq!(tpm.transient_handles(), 0);
     }
-
     assert_eq!(tpm.lockout_counter(), 0);
 
     // It is still where it was, and stays there over a power cut.
@@ -199,6 +204,14 @@ fn an_empty_handle_is_named() {
         assert!(matches!(error, KeyError::HandleMissing { handle, .. } if handle == number), "{error:?}");
         assert_eq!(error.kind(), ErrorKind::NeedsOperator);
     }
+}
+
+#[test]
+fn an_owner_password_does_not_matter_at_a_handle() {
+    let tpm = Swtpm::start();
+    tpm.make_at_handle("ecc256", SIGNING, &[]);
+    tpm.run("tpm2_changeauth", &["-c", "owner", "secret"]);
+    assert_identifies(&open_handle(&tpm, None).unwrap(), "ecdsa-p256");
 }
 
 #[test]

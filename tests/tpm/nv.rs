@@ -112,6 +112,12 @@ fn an_index_that_may_not_be_read_says_why_and_is_not_asked_twice() {
     assert!(matches!(error, KeyError::NvLocked { .. }), "{error:?}");
     assert!(error.to_string().contains("platform"), "{error}");
 
+    tpm.write_nv(&format!("{OPEN}|read_stclear"), &content, &[]);
+    tpm.run("tpm2_nvreadlock", &["0x01c90000", "-C", "o"]);
+    let error = handle.certificates_in_nv(INDEX).unwrap_err();
+    assert!(matches!(error, KeyError::NvLocked { .. }), "{error:?}");
+    assert!(error.to_string().contains("until the TPM restarts"), "{error}");
+
     std::fs::write(tpm.file("policy"), [7; 32]).unwrap();
     tpm.write_nv("policyread|ownerwrite", &content, &["-L", "policy"]);
     let error = handle.certificates_in_nv(INDEX).unwrap_err();

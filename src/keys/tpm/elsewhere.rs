@@ -27,7 +27,7 @@ use super::Tpm;
 use super::chip::{ecdsa, ecdsa_der, halves, sec1, sign_loaded, with_loaded, with_parent, with_persistent};
 use super::failure::{During, Failure, Step};
 use super::guard::Pair;
-use crate::keys::factory::Auth;
+use crate::keys::factory::{Auth, named};
 use crate::keys::file::rsa_name;
 use crate::keys::tss2::{Parent, Tss2Key};
 use crate::keys::{KeyError, Unfit};
@@ -65,7 +65,7 @@ impl Tpm {
         auth: Option<&Auth>,
         origin: String,
     ) -> Result<MadeElsewhere, KeyError> {
-        let (public, private) = halves(file).map_err(|error| crate::keys::factory::named(error, &origin))?;
+        let (public, private) = halves(file).map_err(|error| named(error, &origin))?;
         // A password is changed in the private half, so a file with another password is another object.
         let known_by = [file.public.as_slice(), file.private.as_slice()].concat();
         let place = Place::File { parent: file.parent, private };
@@ -86,10 +86,10 @@ impl Tpm {
         let public = self.worker.run(self.deadline, move |context| {
             let step = Step::Handle(handle);
             with_persistent(context, handle, step, |context, key| {
-                context.execute_without_session(|context| context.read_public(key)).during(step)
+                let read = context.execute_without_session(|context| context.read_public(key));
+                read.map(|(public, _, _)| public).during(step)
             })
         })?;
-        let (public, _, _) = public;
         let known_by = public
             .marshall()
             .map_err(|why| KeyError::Internal(format!("cannot write the public area of {origin}: {why}")))?;
@@ -219,8 +219,9 @@ impl Object {
         context.tr_set_auth(key.into(), auth).during(Step::Sign)?;
         let signed = sign_loaded(context, key, digest, scheme);
         // The TSS keeps its copy with the handle; this writes over it.
-        context.tr_set_auth(key.into(), Default::default()).during(Step::Release)?;
-        signed
+        let wiped = context.tr_set_auth(key.into(), Default::default()).during(Step::Release);
+        let signature = signed?;
+        wiped.map(|()| signature)
     }
 }
 

@@ -53,6 +53,9 @@ fn content(
     if !attributes.written() {
         return Err(trouble(NvTrouble::Unwritten));
     }
+    if attributes.read_locked() {
+        return Err(trouble(NvTrouble::Locked(UNTIL_RESTART)));
+    }
     let size = public.data_size();
     if size > MAX_SIZE {
         let why = format!("it is {size} octets large, and {MAX_SIZE} is the most that is taken");
@@ -71,6 +74,9 @@ fn content(
         None => Err(trouble(NvTrouble::Locked(what_it_takes(attributes)))),
     }
 }
+
+const UNTIL_RESTART: &str =
+    "another program (tpm2_nvreadlock) has locked it against reading until the TPM restarts";
 
 const OWNER_PASSWORD: &str = "the owner may read it, and the TPM has an owner password; empty it (tpm2_changeauth -c owner \
                               -p OLDPASSWORD), define the index with authread, or keep the certificate in a file";
