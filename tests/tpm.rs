@@ -1,6 +1,11 @@
-//! Keys in a TPM: every test has a software TPM of its own.
+//! Keys in a TPM: every test has a software TPM of its own. Those of the agent are here, the device maker's in
+//! `tpm/factory.rs`, and its certificates in `tpm/nv.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "tpm/factory.rs"]
+mod factory;
+#[path = "tpm/nv.rs"]
+mod nv;
 mod support;
 
 use std::sync::Arc;
@@ -8,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use miaf_agent::keys::tpm::{Tcti, Tpm, TpmKey};
 use miaf_agent::keys::tss2::{Parent, Tss2Key};
-use miaf_agent::keys::{ErrorKind, Key, KeyError, KeyForm, Protection, UnreachableCause, csr, file, tls};
+use miaf_agent::keys::{ErrorKind, Key, KeyError, Protection, UnreachableCause, csr, tls};
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use support::swtpm::Swtpm;
 
@@ -426,7 +431,7 @@ fn full_slots_are_named_and_nothing_is_added_to_them() {
     assert_signs(&key);
 }
 
-// At work: CSR, TLS, the factory key
+// At work: CSR, TLS
 
 #[test]
 fn the_certification_request_is_signed_by_the_key() {
@@ -477,79 +482,6 @@ fn tls_client_authentication_with_the_key() {
     assert_eq!(tpm.transient_handles(), 0);
 }
 
-#[test]
-fn factory_keys_are_read_from_files() {
-    let tpm = Swtpm::start();
-    let openssl = |arguments: &str| tpm.run("openssl", &arguments.split(' ').collect::<Vec<_>>());
-    openssl("ecparam -name prime256v1 -genkey -out sec1.pem");
-    openssl("pkcs8 -topk8 -nocrypt -in sec1.pem -out pkcs8.pem");
-    openssl("ec -in sec1.pem -out bare.pem");
-    openssl("ecparam -name secp384r1 -genkey -out p384.pem");
-    openssl("genrsa -out rsa.pem 2048");
-    openssl("genrsa -traditional -out pkcs1.pem 2048");
-    openssl("genpkey -algorithm ed25519 -out ed25519.pem");
-    assert!(std::fs::read_to_string(tpm.file("sec1.pem")).unwrap().starts_with("-----BEGIN EC PARAMETERS"));
-    for name in ["sec1", "pkcs8", "bare", "p384", "rsa", "pkcs1", "ed25519"] {
-        let key = file::from_pem_file(tpm.file(&format!("{name}.pem")));
-        assert!(key.is_ok(), "{name}: {key:?}");
-    }
-
-    let key = file::from_pem_file(tpm.file("sec1.pem")).unwrap();
-    let spki = openssl("pkey -in sec1.pem -pubout -outform DER -out public.der");
-    assert!(spki.is_empty());
-    let public = std::fs::read(tpm.file("public.der")).unwrap();
-    assert_eq!(key.public_key().unwrap().as_ref(), public.as_slice());
-}
-
-#[test]
-fn other_files_are_named_for_what_they_are() {
-    let tpm = Swtpm::start();
-    let openssl = |arguments: &str| tpm.run("openssl", &arguments.split(' ').collect::<Vec<_>>());
-    openssl("ecparam -name prime256v1 -genkey -out sec1.pem");
-    openssl("pkcs8 -topk8 -in sec1.pem -out encrypted.pem -passout pass:secret");
-    openssl("ec -in sec1.pem -out legacy.pem -aes128 -passout pass:secret");
-    openssl("req -x509 -new -key sec1.pem -subj /CN=factory -out certificate.pem");
-    openssl("pkey -in sec1.pem -pubout -out public.pem");
-    openssl("ecparam -name secp521r1 -genkey -out p521.pem");
-    let tss2 = pem(&handle(&tpm).create_key().unwrap());
-    let sec1 = std::fs::read_to_string(tpm.file("sec1.pem")).unwrap();
-    let write = |name: &str, text: &str| std::fs::write(tpm.file(name), text).unwrap();
-    write("tss2.pem", &tss2);
-    write("both.pem", &[sec1.as_str(), &sec1].concat());
-    write("cut.pem", &sec1[..sec1.len() - 40]);
-    write("bad.pem", &sec1.replacen("\nM", "\n!", 1));
-    write("empty.pem", "");
-    write("large.pem", &" ".repeat(70_000));
-    std::fs::write(tpm.file("binary.pem"), [0xff; 100]).unwrap();
-
-    let form = |name: &str| match file::from_pem_file(tpm.file(name)) {
-        Err(KeyError::Unsupported { form, origin }) => {
-            assert!(origin.contains(name), "{origin}");
-            form
-        }
-        other => panic!("{name}: {other:?}"),
-    };
-    assert_eq!(form("encrypted.pem"), KeyForm::Encrypted);
-    assert_eq!(form("legacy.pem"), KeyForm::Encrypted);
-    assert_eq!(form("certificate.pem"), KeyForm::Certificate);
-    assert_eq!(form("public.pem"), KeyForm::PublicKey);
-    assert_eq!(form("tss2.pem"), KeyForm::Tss2);
-    assert_eq!(form("both.pem"), KeyForm::Several);
-    assert!(matches!(form("p521.pem"), KeyForm::Algorithm(_)));
-
-    for name in ["cut.pem", "bad.pem", "empty.pem", "large.pem", "binary.pem"] {
-        let error = file::from_pem_file(tpm.file(name)).unwrap_err();
-        assert!(matches!(error, KeyError::Malformed { .. }), "{name}: {error:?}");
-        assert!(error.to_string().contains(name), "{error}");
-    }
-    for name in ["absent.pem", "."] {
-        let error = file::from_pem_file(tpm.file(name)).unwrap_err();
-        assert!(matches!(error, KeyError::Unreadable { .. }), "{name}: {error:?}");
-    }
-    let error = handle(&tpm).key_from_pem_file(tpm.file("sec1.pem")).unwrap_err();
-    assert!(matches!(error, KeyError::Unsupported { form: KeyForm::Plain, .. }), "{error:?}");
-}
-
 /// A key as tpm2-tools make it, under a parent kept at 0x81000010. It is not exempt from lock-out.
 fn made_by_tpm2_tools(tpm: &Swtpm, more: &[&str]) -> String {
     let parent = "0x81000010";
@@ -586,17 +518,26 @@ impl Pki {
     }
 
     fn certify(&self, key: &dyn Key) -> rustls::pki_types::CertificateDer<'static> {
-        struct Subject<'a>(&'a dyn Key);
+        self.certify_key(key.public_key().sec1(), &rcgen::PKCS_ECDSA_P256_SHA256)
+    }
+
+    /// A certificate for a point in SEC1 form, or an `RSAPublicKey`.
+    fn certify_key(
+        &self,
+        key: &[u8],
+        algorithm: &'static rcgen::SignatureAlgorithm,
+    ) -> rustls::pki_types::CertificateDer<'static> {
+        struct Subject<'a>(&'a [u8], &'static rcgen::SignatureAlgorithm);
         impl rcgen::PublicKeyData for Subject<'_> {
             fn der_bytes(&self) -> &[u8] {
-                self.0.public_key().sec1()
+                self.0
             }
             fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
-                &rcgen::PKCS_ECDSA_P256_SHA256
+                self.1
             }
         }
         let params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-        params.signed_by(&Subject(key), &self.authority).unwrap().der().clone()
+        params.signed_by(&Subject(key, algorithm), &self.authority).unwrap().der().clone()
     }
 
     /// A TLS 1.3 handshake in memory. Gives back the client certificate that the server has accepted.

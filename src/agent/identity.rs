@@ -14,6 +14,7 @@ use super::device::{Device, blocking, forget};
 use super::failures::{key_failure, local};
 use crate::config::FactoryKey;
 use crate::deliver::Identity;
+use crate::keys::factory::Source;
 use crate::keys::{self, ErrorKind, Key, KeyError};
 use crate::lifecycle::{Failure, KeyChoice, Meaning, NotAdopted, Report, Request, SvidFacts};
 use crate::mis::{CertificateRequest, Identified, MisError};
@@ -206,10 +207,11 @@ impl Device {
                 &"a factory key in the TPM is not supported by this version of the agent: use key = \"file:…\"",
             ));
         };
+        let tpm = self.tpm.clone();
         let (chain, key) = blocking(move || {
             let chain = read_chain(&config.cert_file)?;
-            let key = keys::file::from_pem_file(&key_file).map_err(|e| e.to_string())?;
-            Ok::<_, String>((chain, key))
+            let key = keys::factory::open(Source::File(&key_file), None, &tpm).map_err(|e| e.to_string())?;
+            Ok::<_, String>((chain, key.signing_key))
         })
         .await
         .map_err(|why| cannot(&why))?;

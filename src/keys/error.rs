@@ -123,6 +123,146 @@ pub enum KeyError {
         code: u32,
     },
 
+    /// The persistent parent that the key file names asks for a password, which the agent has no place for.
+    #[error(
+        "the TPM at {tcti} asks for the password of the parent under which the key was made (code {code:#x}); the \
+         agent can only use parents without one: empty it, or make the key under another parent"
+    )]
+    ParentPassword {
+        /// The connection, as configured.
+        tcti: String,
+        /// The TPM response code.
+        code: u32,
+    },
+
+    /// The persistent handle that is configured for the factory key is empty.
+    #[error(
+        "the TPM at {tcti} holds no key at handle {handle:#010x}; check key under [bootstrap] (tpm2_getcap \
+         handles-persistent lists what is there), or whether the TPM has been replaced"
+    )]
+    HandleMissing {
+        /// The connection, as configured.
+        tcti: String,
+        /// The persistent handle.
+        handle: u32,
+    },
+
+    /// The factory key has a password and none is configured.
+    #[error(
+        "{origin} has a password, and none is configured; set key_auth = \"credential:NAME\" or \
+         key_auth = \"file:PATH\" under [bootstrap] (for a key that has none in truth, name an empty file)"
+    )]
+    AuthMissing {
+        /// Which key.
+        origin: String,
+    },
+
+    /// The TPM has refused the password that is configured for the factory key.
+    #[error(
+        "the TPM at {tcti} refuses the password that key_auth under [bootstrap] names for {origin} (code {code:#x}); \
+         correct it; lest the TPM locks itself, the same one is not tried again before the agent is restarted"
+    )]
+    AuthRefused {
+        /// The connection, as configured.
+        tcti: String,
+        /// Which key.
+        origin: String,
+        /// The TPM response code.
+        code: u32,
+    },
+
+    /// A password that no key of a TPM, or not this one, can have.
+    #[error(
+        "the password that key_auth under [bootstrap] names is {length} octets long, and {taker} takes {limit} at \
+         most; check that it is the right file and that nothing follows the password in it"
+    )]
+    AuthTooLong {
+        /// Its length in octets.
+        length: usize,
+        /// Who sets the limit.
+        taker: String,
+        /// The limit in octets.
+        limit: usize,
+    },
+
+    /// A password is configured for a factory key in a plain file.
+    #[error(
+        "{origin} takes no password, as only keys in the TPM do; remove key_auth under [bootstrap], or give the key \
+         that it belongs to"
+    )]
+    AuthNotTaken {
+        /// Which key.
+        origin: String,
+    },
+
+    /// A key of the TPM that works and cannot do TLS 1.3.
+    #[error("{origin} cannot identify the device in TLS 1.3: {why}")]
+    Unfit {
+        /// Which key.
+        origin: String,
+        /// Why not, and what to do.
+        why: Unfit,
+    },
+
+    /// The TPM makes RSA-PSS signatures that TLS 1.3 does not take (RFC 8446 section 4.2.3: the salt is as long as the
+    /// digest; older TPMs take the longest that fits, as Part 1 of the TPM 2.0 specification had it in annex B.7).
+    #[error(
+        "the TPM at {tcti} signs with an RSA-PSS salt of a length that TLS 1.3 does not take, so {origin} cannot be \
+         used; use an ECC key, or look for a firmware update of the TPM"
+    )]
+    PssSalt {
+        /// The connection, as configured.
+        tcti: String,
+        /// Which key.
+        origin: String,
+    },
+
+    /// There is no such NV index in the TPM.
+    #[error(
+        "the TPM at {tcti} has no NV index {index:#010x}; check the index that is configured (tpm2_nvreadpublic lists \
+         what is there), or whether the TPM has been replaced"
+    )]
+    NvMissing {
+        /// The connection, as configured.
+        tcti: String,
+        /// The index.
+        index: u32,
+    },
+
+    /// An NV index may not be read with what the agent has: no password and no policy.
+    #[error("the TPM at {tcti} does not let the agent read NV index {index:#010x}: {why}")]
+    NvLocked {
+        /// The connection, as configured.
+        tcti: String,
+        /// The index.
+        index: u32,
+        /// What it would take, and what to do.
+        why: &'static str,
+    },
+
+    /// An NV index is defined, and nobody has written to it.
+    #[error(
+        "NV index {index:#010x} of the TPM at {tcti} has never been written to; write the certificate to it \
+         (tpm2_nvwrite), or check the index that is configured"
+    )]
+    NvUnwritten {
+        /// The connection, as configured.
+        tcti: String,
+        /// The index.
+        index: u32,
+    },
+
+    /// An NV index holds something else than DER certificates.
+    #[error("NV index {index:#010x} of the TPM at {tcti} does not hold certificates in DER: {why}")]
+    NvContent {
+        /// The connection, as configured.
+        tcti: String,
+        /// The index.
+        index: u32,
+        /// What is wrong with it.
+        why: String,
+    },
+
     /// The TPM answered with a code that has no case of its own here.
     #[error("the TPM at {tcti} failed while {doing}: code {code:#x}, {meaning}")]
     Refused {
@@ -259,6 +399,13 @@ impl KeyError {
             Self::Lockout { .. }
             | Self::OwnerPassword { .. }
             | Self::ParentMissing { .. }
+            | Self::ParentPassword { .. }
+            | Self::HandleMissing { .. }
+            | Self::AuthMissing { .. }
+            | Self::AuthRefused { .. }
+            | Self::NvMissing { .. }
+            | Self::NvLocked { .. }
+            | Self::NvUnwritten { .. }
             | Self::Refused { .. }
             | Self::Deviant { .. }
             | Self::Kek { .. }
@@ -269,10 +416,15 @@ impl KeyError {
             | Self::BadPublicKey { .. }
             | Self::KekMissing { .. }
             | Self::ForeignSeal { .. }
-            | Self::BrokenSeal => ErrorKind::KeyUnusable,
+            | Self::BrokenSeal
+            | Self::Unfit { .. }
+            | Self::PssSalt { .. } => ErrorKind::KeyUnusable,
             Self::Unreadable { .. }
             | Self::Malformed { .. }
             | Self::Unsupported { .. }
+            | Self::AuthTooLong { .. }
+            | Self::AuthNotTaken { .. }
+            | Self::NvContent { .. }
             | Self::BadTcti { .. } => ErrorKind::BadInput,
         }
     }
@@ -325,6 +477,66 @@ impl fmt::Display for UnreachableCause {
     }
 }
 
+/// Why a key of the TPM cannot identify the device in TLS 1.3 (RFC 8446 section 4.2.3 has the signatures it takes).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unfit {
+    /// It encrypts other keys (`restricted` and `decrypt`), as storage and endorsement keys do.
+    StorageKey,
+    /// It signs the TPM's own statements only (`restricted` and `sign`).
+    Restricted,
+    /// It may not sign at all.
+    NoSign,
+    /// It is used under a policy, not with a password (`userWithAuth` clear).
+    Policy,
+    /// It is neither an ECC nor an RSA key.
+    Kind,
+    /// It lies on another curve than P-256 and P-384.
+    Curve,
+    /// It is bound to a hash that TLS 1.3 does not combine with it.
+    Hash,
+    /// It is bound to a signature scheme that TLS 1.3 does not know.
+    Scheme,
+    /// It is bound to RSASSA-PKCS1-v1_5.
+    Pkcs1,
+    /// It is an RSA key of less than 2048 bits.
+    RsaSize,
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::StorageKey => {
+                "it is a storage key, which encrypts other keys and does not sign; give the handle of the signing key"
+            }
+            Self::Restricted => {
+                "it is restricted, an attestation key (AK, IAK) that signs the TPM's own statements only; use the \
+                 device identity key (IDevID)"
+            }
+            Self::NoSign => "its attributes do not let it sign; use a key made with the attribute sign",
+            Self::Policy => {
+                "its use is bound to a policy (userWithAuth is clear), which the agent does not support; use a key \
+                 made with the attribute userwithauth"
+            }
+            Self::Kind => "it is neither an ECC nor an RSA key; use one of P-256, P-384 or RSA from 2048 bits",
+            Self::Curve => "it lies on another curve than P-256 and P-384; use a key on one of these",
+            Self::Hash => {
+                "it is bound to a hash that TLS 1.3 does not combine with it; P-256 goes with SHA-256, P-384 with \
+                 SHA-384, RSA-PSS with either or SHA-512: use a key made so, or one bound to no scheme"
+            }
+            Self::Scheme => {
+                "it is bound to a signature scheme that TLS 1.3 does not know; use a key made for ECDSA or RSA-PSS, \
+                 or one bound to no scheme"
+            }
+            Self::Pkcs1 => {
+                "it is bound to RSASSA-PKCS1-v1_5, which TLS 1.3 does not take; use a key made for RSA-PSS, or one \
+                 bound to no scheme"
+            }
+            Self::RsaSize => "it is an RSA key of less than 2048 bits; use a larger one, or P-256 or P-384",
+        })
+    }
+}
+
 /// A form of key file that is recognised where another one was wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -343,6 +555,8 @@ pub enum KeyForm {
     Plain,
     /// More than one private key.
     Several,
+    /// An RSA key of so many bits, which are too few or too many.
+    RsaSize(usize),
     /// A PEM block with some other label.
     Other(String),
     /// A private key of an algorithm or an encoding that the agent's TLS library does not take.
@@ -362,6 +576,11 @@ impl fmt::Display for KeyForm {
             Self::PublicKey => f.write_str("it holds a public key and no private key; give the private key's file"),
             Self::Plain => f.write_str("it is a private key in a file, not a TSS2 PRIVATE KEY of the TPM"),
             Self::Several => f.write_str("it holds more than one private key; leave one"),
+            Self::RsaSize(bits) => write!(
+                f,
+                "it is an RSA key of {bits} bits, and the agent takes 2048 to 4096; use one of these, or ECDSA P-256 or \
+                 P-384"
+            ),
             Self::Other(label) => write!(f, "it holds a PEM block {label:?} and no private key"),
             Self::Algorithm(why) => write!(
                 f,

@@ -2,8 +2,8 @@
 //!
 //! The rest of the agent sees a [`Key`] and nothing behind it. A [`Provider`] makes keys and finds them again: in the
 //! TPM ([`tpm::TpmKey`], rule K1), or in software, sealed ([`software::SoftwareKey`], rule K2), as the configuration
-//! says. [`csr`] and [`tls`] put any [`Key`] to work, and [`mod@file`] reads the factory key that the device maker left
-//! on disk (rule K5), which the agent only ever uses for TLS.
+//! says. [`csr`] and [`tls`] put any [`Key`] to work, and [`factory`] opens the key that the device maker left on disk or
+//! in the TPM (rule K5), which the agent only ever uses for TLS.
 //!
 //! libtss2 writes to stderr on its own account and reads `TSS2_LOG` when it is loaded. Start the process with
 //! `TSS2_LOG=all+none`: every failure is reported as a [`KeyError`] anyway.
@@ -17,7 +17,8 @@ use zeroize::Zeroizing;
 
 pub mod csr;
 mod error;
-pub mod file;
+pub mod factory;
+mod file;
 mod pem;
 mod provider;
 pub mod software;
@@ -25,7 +26,7 @@ pub mod tls;
 pub mod tpm;
 pub mod tss2;
 
-pub use error::{ErrorKind, KeyError, KeyForm, UnreachableCause};
+pub use error::{ErrorKind, KeyError, KeyForm, Unfit, UnreachableCause};
 pub use provider::{Provider, check_form};
 
 /// A private key that signs and never shows itself.

@@ -12,7 +12,10 @@
 //! operation leaves up to two slots taken.
 
 mod chip;
+mod elsewhere;
 mod failure;
+mod guard;
+mod nv;
 mod tcti;
 mod worker;
 
@@ -21,9 +24,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
+use zeroize::Zeroizing;
+
+pub(super) use elsewhere::MadeElsewhere;
 pub use tcti::Tcti;
 
 use self::chip::LoadableKey;
+use self::guard::Refusals;
 use self::worker::Worker;
 use super::tss2::Tss2Key;
 use super::{Key, KeyError, KeyFile, Protection, PublicKey, file};
@@ -33,6 +41,7 @@ use super::{Key, KeyError, KeyFile, Protection, PublicKey, file};
 pub struct Tpm {
     worker: Arc<Worker>,
     deadline: Duration,
+    refusals: Arc<Refusals>,
 }
 
 /// How long an operation may take, the wait in the queue included. A chip takes at most a few seconds to make a key.
@@ -42,7 +51,7 @@ impl Tpm {
     /// A handle to the TPM behind `tcti`. Nothing is opened yet, so this cannot fail.
     #[must_use]
     pub fn start(tcti: Tcti) -> Self {
-        Self { worker: Arc::new(Worker::new(tcti)), deadline: DEADLINE }
+        Self { worker: Arc::new(Worker::new(tcti)), deadline: DEADLINE, refusals: Arc::default() }
     }
 
     /// The same TPM, with another limit on how long each operation may take (60 s by default).
@@ -76,6 +85,21 @@ impl Tpm {
     /// As [`Tpm::key_from_pem`], and [`KeyError::Unreadable`] if the file cannot be read.
     pub fn key_from_pem_file(&self, path: impl AsRef<Path>) -> Result<TpmKey, KeyError> {
         self.key_from_pem(&file::read(path.as_ref())?)
+    }
+
+    /// The certificates in an NV index, where a device maker may keep those of the factory key (rule K5): DER, one after
+    /// the other, the rest of the index filled up with 0x00 or 0xFF. At most 8, in at most 16 KiB. Blocks.
+    ///
+    /// # Errors
+    /// [`KeyError::NvMissing`], [`KeyError::NvLocked`], [`KeyError::NvUnwritten`], [`KeyError::NvContent`]; otherwise
+    /// see [`KeyError::kind`].
+    pub fn certificates_in_nv(&self, index: u32) -> Result<Vec<CertificateDer<'static>>, KeyError> {
+        // 0x01 stands for NV indices (TPM 2.0 specification, part 2, TPM_HT).
+        if index >> 24 != 0x01 {
+            return Err(KeyError::NvMissing { tcti: self.worker.tcti(), index });
+        }
+        let refusals = Arc::clone(&self.refusals);
+        self.worker.run(self.deadline, move |context| nv::certificates(context, index, &refusals))
     }
 
     /// Who made the TPM and which firmware it runs, for people. Blocks.

@@ -24,7 +24,7 @@ use super::{KeyError, KeyForm, pem};
 /// The label of the PEM block.
 pub const LABEL: &str = "TSS2 PRIVATE KEY";
 
-/// No P-256 key comes near this many octets of PEM.
+/// No key comes near this many octets of PEM: one of RSA-4096 takes 2,000.
 pub const MAX_PEM: usize = 8 * 1024;
 
 /// A key as the file has it: the two halves as the TPM wrote them, without their length prefixes.
@@ -54,6 +54,17 @@ impl Tss2Key {
     /// [`KeyError::Malformed`] for what is not a TSS2 PEM or is damaged; [`KeyError::Unsupported`] for a key with a
     /// password or a policy, an importable or sealed object, another parent, and for private keys that are no TPM's.
     pub fn from_pem(text: &str) -> Result<Self, KeyError> {
+        match Self::from_pem_with_password(text)? {
+            (key, false) => Ok(key),
+            (_, true) => Err(unsupported(KeyForm::OtherTss2(
+                "with a password (emptyAuth is not TRUE); use one without",
+            ))),
+        }
+    }
+
+    /// As [`Tss2Key::from_pem`], but takes a key with a password too, and tells whether it is one. `tpm2_encodeobject`
+    /// says so of every key.
+    pub(super) fn from_pem_with_password(text: &str) -> Result<(Self, bool), KeyError> {
         let mut instead = None;
         for block in pem::blocks(text) {
             let block = block.map_err(|pem::Torn| malformed("its PEM block has no end"))?;
@@ -96,7 +107,7 @@ impl Tss2Key {
         der::pem::encode_string(LABEL, LineEnding::LF, &der).map_err(|why| internal(why.into()))
     }
 
-    fn from_der(der: &[u8]) -> Result<Self, KeyError> {
+    fn from_der(der: &[u8]) -> Result<(Self, bool), KeyError> {
         let key = TpmKey::from_der(der).map_err(|why| malformed(format!("ASN.1: {why}")))?;
         match key.kind {
             LOADABLE => {}
@@ -111,21 +122,18 @@ impl Tss2Key {
                 "its use is bound to a policy, which is not supported",
             )));
         }
-        if key.empty_auth != Some(LenientBool(true)) {
-            return Err(unsupported(KeyForm::OtherTss2(
-                "with a password (emptyAuth is not TRUE); use one without",
-            )));
-        }
         if key.rsa_parent == Some(LenientBool(true)) {
             return Err(unsupported(KeyForm::OtherTss2(
                 "made under an RSA parent; only the ECC one is supported",
             )));
         }
-        Ok(Self {
+        let has_password = key.empty_auth != Some(LenientBool(true));
+        let key = Self {
             parent: Parent::from_handle(key.parent)?,
             public: without_length(key.public.as_bytes())?.to_vec(),
             private: without_length(key.private.as_bytes())?.to_vec(),
-        })
+        };
+        Ok((key, has_password))
     }
 }
 

@@ -12,7 +12,7 @@ use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
-    Digest, EccParameter, EccPoint, EccScheme, HashScheme, HashcheckTicket, Private, Public, PublicBuilder,
+    Digest, EccPoint, EccScheme, HashScheme, HashcheckTicket, Private, Public, PublicBuilder,
     PublicEccParameters, PublicEccParametersBuilder, Signature, SignatureScheme, SymmetricDefinitionObject,
 };
 use tss_esapi::traits::{Marshall, UnMarshall};
@@ -42,16 +42,11 @@ pub(super) fn create(context: &mut Context) -> Result<LoadableKey, Failure> {
 /// Loads a key, signs with it and flushes it.
 pub(super) fn sign(context: &mut Context, key: &LoadableKey, digest: &[u8; 32]) -> Result<Vec<u8>, Failure> {
     let signature = with_parent(context, key.parent, |context, parent| {
-        let handle = context.load(parent, key.private.clone(), key.public.clone()).during(Step::Load)?;
-        let signed = sign_loaded(context, handle, digest);
-        let flushed = context.flush_context(handle.into()).during(Step::Release);
-        let signature = signed?;
-        flushed.map(|()| signature)
+        with_loaded(context, parent, &key.private, &key.public, |context, key| {
+            sign_loaded(context, key, digest, ecdsa(HashingAlgorithm::Sha256))
+        })
     })?;
-    match &signature {
-        Signature::EcDsa(signature) => ecdsa_der(signature.signature_r(), signature.signature_s()),
-        _ => Err(Failure::Deviant("its signature is not an ECDSA one".into())),
-    }
+    ecdsa_der(&signature)
 }
 
 /// Manufacturer, model and firmware version.
@@ -87,15 +82,7 @@ pub(super) struct LoadableKey {
 impl LoadableKey {
     /// Takes the halves out of a key file.
     pub(super) fn from_tss2(file: &Tss2Key) -> Result<Self, KeyError> {
-        let malformed = |why: &str| KeyError::Malformed { origin: ORIGIN.into(), why: why.into() };
-        let public =
-            Public::unmarshall(&file.public).map_err(|_| malformed("its public area cannot be read"))?;
-        // What was read is what was there, to the last octet.
-        if public.marshall().ok().as_ref() != Some(&file.public) {
-            return Err(malformed("its public area has octets too many or out of place"));
-        }
-        let private = Private::try_from(file.private.as_slice())
-            .map_err(|_| malformed("its private area is too long"))?;
+        let (public, private) = halves(file)?;
         Self::new(file.parent, public, private)
     }
 
@@ -131,7 +118,7 @@ impl LoadableKey {
         if !object_attributes.sign_encrypt() || object_attributes.restricted() {
             return Err(unsupported("not one for signing, or one for the TPM's own statements only"));
         }
-        let point = sec1(unique)
+        let point = sec1(unique, 32)
             .ok_or(KeyError::BadPublicKey { why: "a coordinate is longer than 32 octets" })
             .and_then(|point| PublicKey::from_sec1(&point))
             .map_err(|why| KeyError::Malformed { origin: ORIGIN.into(), why: why.to_string() })?;
@@ -139,10 +126,23 @@ impl LoadableKey {
     }
 }
 
+/// The two halves out of a key file, in the types of the TSS.
+pub(super) fn halves(file: &Tss2Key) -> Result<(Public, Private), KeyError> {
+    let malformed = |why: &str| KeyError::Malformed { origin: ORIGIN.into(), why: why.into() };
+    let public = Public::unmarshall(&file.public).map_err(|_| malformed("its public area cannot be read"))?;
+    // What was read is what was there, to the last octet.
+    if public.marshall().ok().as_ref() != Some(&file.public) {
+        return Err(malformed("its public area has octets too many or out of place"));
+    }
+    let private =
+        Private::try_from(file.private.as_slice()).map_err(|_| malformed("its private area is too long"))?;
+    Ok((public, private))
+}
+
 const ORIGIN: &str = "the file of the TPM key";
 
 /// Has `work` done with the parent in place, and takes the parent away again whatever comes of it.
-fn with_parent<T>(
+pub(super) fn with_parent<T>(
     context: &mut Context,
     parent: Parent,
     work: impl FnOnce(&mut Context, KeyHandle) -> Result<T, Failure>,
@@ -159,28 +159,58 @@ fn with_parent<T>(
             let value = done?;
             flushed.map(|()| value)
         }
-        Parent::Persistent(number) => {
-            let step = Step::Parent(number);
-            let handle = PersistentTpmHandle::new(number).during(step)?;
-            let mut handle = context
-                .execute_without_session(|context| context.tr_from_tpm_public(TpmHandle::Persistent(handle)))
-                .during(step)?;
-            let done = work(context, handle.into());
-            let closed = context.tr_close(&mut handle).during(Step::Release);
-            let value = done?;
-            closed.map(|()| value)
-        }
+        Parent::Persistent(number) => with_persistent(context, number, Step::Parent(number), work),
     }
 }
 
-fn sign_loaded(context: &mut Context, key: KeyHandle, digest: &[u8; 32]) -> Result<Signature, Failure> {
-    let digest = Digest::try_from(digest.as_slice()).during(Step::Sign)?;
+/// Has `work` done with a key loaded under its parent, and flushes it whatever comes of it.
+pub(super) fn with_loaded<T>(
+    context: &mut Context,
+    parent: KeyHandle,
+    private: &Private,
+    public: &Public,
+    work: impl FnOnce(&mut Context, KeyHandle) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let handle = context.load(parent, private.clone(), public.clone()).during(Step::Load)?;
+    let done = work(context, handle);
+    let flushed = context.flush_context(handle.into()).during(Step::Release);
+    let value = done?;
+    flushed.map(|()| value)
+}
+
+/// Has `work` done with a persistent key, which stays in the TPM.
+pub(super) fn with_persistent<T>(
+    context: &mut Context,
+    number: u32,
+    step: Step,
+    work: impl FnOnce(&mut Context, KeyHandle) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let handle = PersistentTpmHandle::new(number).during(step)?;
+    let mut handle = context
+        .execute_without_session(|context| context.tr_from_tpm_public(TpmHandle::Persistent(handle)))
+        .during(step)?;
+    let done = work(context, handle.into());
+    let closed = context.tr_close(&mut handle).during(Step::Release);
+    let value = done?;
+    closed.map(|()| value)
+}
+
+pub(super) fn sign_loaded(
+    context: &mut Context,
+    key: KeyHandle,
+    digest: &[u8],
+    scheme: SignatureScheme,
+) -> Result<Signature, Failure> {
+    let digest = Digest::try_from(digest).during(Step::Sign)?;
     // The ticket says nothing: a key that is not restricted signs any digest.
     let no_ticket =
         TPMT_TK_HASHCHECK { tag: TPM2_ST_HASHCHECK, hierarchy: TPM2_RH_NULL, digest: Default::default() };
     let no_ticket = HashcheckTicket::try_from(no_ticket).during(Step::Sign)?;
-    let scheme = SignatureScheme::EcDsa { hash_scheme: HashScheme::new(HashingAlgorithm::Sha256) };
     context.sign(key, digest, scheme, no_ticket).during(Step::Sign)
+}
+
+pub(super) fn ecdsa(hash: HashingAlgorithm) -> SignatureScheme {
+    SignatureScheme::EcDsa { hash_scheme: HashScheme::new(hash) }
 }
 
 /// The standard storage key: what OpenSSL's tpm2 provider and others derive too, to the last bit. Another template
@@ -248,11 +278,11 @@ fn attributes(of: ObjectAttributes) -> KeyAttributes {
     }
 }
 
-/// The point in SEC1 form. Some TPMs leave out leading zeros.
-fn sec1(point: &EccPoint) -> Option<Vec<u8>> {
+/// The point in SEC1 form, with coordinates of `length` octets. Some TPMs leave out leading zeros.
+pub(super) fn sec1(point: &EccPoint, length: usize) -> Option<Vec<u8>> {
     let mut sec1 = vec![4];
     for coordinate in [point.x().value(), point.y().value()] {
-        sec1.extend(std::iter::repeat_n(0, 32_usize.checked_sub(coordinate.len())?));
+        sec1.extend(std::iter::repeat_n(0, length.checked_sub(coordinate.len())?));
         sec1.extend_from_slice(coordinate);
     }
     Some(sec1)
@@ -265,8 +295,12 @@ struct EcdsaSignature<'a> {
     s: UintRef<'a>,
 }
 
-fn ecdsa_der(r: &EccParameter, s: &EccParameter) -> Result<Vec<u8>, Failure> {
-    let encode = || EcdsaSignature { r: UintRef::new(r.value())?, s: UintRef::new(s.value())? }.to_der();
+pub(super) fn ecdsa_der(signature: &Signature) -> Result<Vec<u8>, Failure> {
+    let Signature::EcDsa(signature) = signature else {
+        return Err(Failure::Deviant("its signature is not an ECDSA one".into()));
+    };
+    let (r, s) = (signature.signature_r().value(), signature.signature_s().value());
+    let encode = || EcdsaSignature { r: UintRef::new(r)?, s: UintRef::new(s)? }.to_der();
     encode().map_err(|why| Failure::Deviant(format!("its signature cannot be written in DER: {why}")))
 }
 

@@ -11,8 +11,20 @@ use crate::keys::{KeyError, UnreachableCause};
 pub(super) enum Failure {
     /// The TSS or the TPM reports an error.
     Tss(Step, Error),
+    /// The TPM refuses a password, now or the time before.
+    Password(Step, u32),
+    /// An NV index is there and cannot be used.
+    Nv(u32, NvTrouble),
     /// The TPM did something other than what it was asked for.
     Deviant(String),
+}
+
+/// Why an NV index cannot be used.
+#[derive(Debug)]
+pub(super) enum NvTrouble {
+    Locked(&'static str),
+    Unwritten,
+    Content(String),
 }
 
 /// A step of an operation. The same code means different things in different steps.
@@ -21,6 +33,8 @@ pub(super) enum Step {
     Open,
     Primary,
     Parent(u32),
+    Handle(u32),
+    Nv(u32),
     Create,
     Load,
     Sign,
@@ -43,21 +57,41 @@ impl Failure {
     /// Whether the same may well succeed at once on a fresh connection.
     pub(super) fn may_be_repeated(&self) -> bool {
         match self {
-            Self::Tss(Step::Open, _) | Self::Deviant(_) => false,
+            Self::Tss(Step::Open, _) | Self::Password(..) | Self::Nv(..) | Self::Deviant(_) => false,
             Self::Tss(step, error) => {
                 matches!(meaning(*step, code(error)), Meaning::Connection | Meaning::Reset)
             }
         }
     }
 
+    /// Whether the TPM refuses a password of something that it guards against guessing.
+    pub(super) fn password_refused(&self) -> Option<(Step, u32)> {
+        match self {
+            Self::Tss(step, error) => {
+                let code = code(error);
+                let refused = matches!(
+                    meaning(*step, code),
+                    Meaning::KeyPassword | Meaning::ParentPassword | Meaning::NvPassword(_)
+                );
+                refused.then_some((*step, code))
+            }
+            Self::Password(step, code) => Some((*step, *code)),
+            Self::Nv(..) | Self::Deviant(_) => None,
+        }
+    }
+
     /// The failure in the caller's terms.
     pub(super) fn explain(self, tcti: &Tcti) -> KeyError {
         let at = tcti.to_string();
-        let (step, error) = match self {
-            Self::Tss(step, error) => (step, error),
+        let (step, code, error) = match self {
+            Self::Tss(step, error) => (step, code(&error), error.to_string()),
+            Self::Password(step, code) => (step, code, String::new()),
+            Self::Nv(index, NvTrouble::Locked(why)) => return KeyError::NvLocked { tcti: at, index, why },
+            Self::Nv(index, NvTrouble::Unwritten) => return KeyError::NvUnwritten { tcti: at, index },
+            Self::Nv(index, NvTrouble::Content(why)) => return KeyError::NvContent { tcti: at, index, why },
             Self::Deviant(why) => return KeyError::Deviant { tcti: at, why },
         };
-        let (code, doing) = (code(&error), step.doing());
+        let doing = step.doing();
         match meaning(step, code) {
             Meaning::Connection => match tcti.diagnose() {
                 Some(cause) => KeyError::Unreachable { tcti: at, cause },
@@ -73,8 +107,13 @@ impl Failure {
             Meaning::OwnerPassword => KeyError::OwnerPassword { tcti: at, code },
             Meaning::ParentMissing(handle) => KeyError::ParentMissing { tcti: at, handle },
             Meaning::NotThisTpm => KeyError::NotThisTpm { tcti: at, code },
+            Meaning::ParentPassword => KeyError::ParentPassword { tcti: at, code },
+            Meaning::HandleMissing(handle) => KeyError::HandleMissing { tcti: at, handle },
             Meaning::KeyPassword => KeyError::KeyPassword { tcti: at, code },
-            Meaning::Other => KeyError::Refused { tcti: at, doing, code, meaning: error.to_string() },
+            Meaning::NvMissing(index) => KeyError::NvMissing { tcti: at, index },
+            Meaning::NvPassword(index) => KeyError::NvLocked { tcti: at, index, why: NV_PASSWORD },
+            Meaning::NvUnwritten(index) => KeyError::NvUnwritten { tcti: at, index },
+            Meaning::Other => KeyError::Refused { tcti: at, doing, code, meaning: error },
         }
     }
 }
@@ -85,6 +124,8 @@ impl Step {
             Self::Open => "opening the connection",
             Self::Primary => "deriving the storage key",
             Self::Parent(_) => "looking up the parent key",
+            Self::Handle(_) => "looking up the key",
+            Self::Nv(_) => "reading an NV index",
             Self::Create => "making a key",
             Self::Load => "loading the key",
             Self::Sign => "signing",
@@ -93,6 +134,9 @@ impl Step {
         }
     }
 }
+
+const NV_PASSWORD: &str = "it has a password; define it so that it can be read without (tpm2_nvdefine -a \"ownerread|authread|…\", no -p), or \
+     keep the certificate in a file";
 
 fn no_tpm_there(tcti: &Tcti, code: u32) -> UnreachableCause {
     let library = tcti.library();
@@ -111,8 +155,13 @@ enum Meaning {
     Lockout,
     OwnerPassword,
     ParentMissing(u32),
+    ParentPassword,
+    HandleMissing(u32),
     NotThisTpm,
     KeyPassword,
+    NvMissing(u32),
+    NvPassword(u32),
+    NvUnwritten(u32),
     Other,
 }
 
@@ -137,6 +186,10 @@ fn tpm_meaning(step: Step, code: u32) -> Meaning {
         0x902..=0x906 => Meaning::SlotsFull,
         0x921 => Meaning::Lockout,
         _ if code & 0x80 != 0 => format_one_meaning(step, code),
+        0x14a => match step {
+            Step::Nv(index) => Meaning::NvUnwritten(index),
+            _ => Meaning::Other,
+        },
         // Decrypted, the private half made no sense.
         0x155 if step == Step::Load => Meaning::NotThisTpm,
         _ => Meaning::Other,
@@ -150,8 +203,12 @@ fn format_one_meaning(step: Step, code: u32) -> Meaning {
     match step {
         Step::Primary if wrong_password => Meaning::OwnerPassword,
         Step::Parent(handle) if no_such_handle => Meaning::ParentMissing(handle),
+        Step::Handle(handle) if no_such_handle => Meaning::HandleMissing(handle),
+        Step::Nv(index) if no_such_handle => Meaning::NvMissing(index),
+        Step::Nv(index) if wrong_password => Meaning::NvPassword(index),
         Step::Load if is_parameter => Meaning::NotThisTpm,
-        Step::Load | Step::Sign if wrong_password => Meaning::KeyPassword,
+        Step::Load if wrong_password => Meaning::ParentPassword,
+        Step::Sign if wrong_password => Meaning::KeyPassword,
         _ => Meaning::Other,
     }
 }
@@ -182,6 +239,13 @@ mod tests {
             (Step::Primary, 0x9a2, Meaning::OwnerPassword),
             (Step::Primary, 0x98e, Meaning::OwnerPassword),
             (Step::Sign, 0x98e, Meaning::KeyPassword),
+            (Step::Sign, 0x9a2, Meaning::KeyPassword),
+            (Step::Load, 0x98e, Meaning::ParentPassword),
+            (Step::Handle(0x8102_0000), 0x18b, Meaning::HandleMissing(0x8102_0000)),
+            (Step::Nv(0x01c9_0000), 0x18b, Meaning::NvMissing(0x01c9_0000)),
+            (Step::Nv(0x01c9_0000), 0x98e, Meaning::NvPassword(0x01c9_0000)),
+            (Step::Nv(0x01c9_0000), 0x9a2, Meaning::NvPassword(0x01c9_0000)),
+            (Step::Nv(0x01c9_0000), 0x14a, Meaning::NvUnwritten(0x01c9_0000)),
             (Step::Primary, 0x902, Meaning::SlotsFull),
             (Step::Load, 0xc0902, Meaning::SlotsFull),
             (Step::Sign, 0x910, Meaning::Reset),

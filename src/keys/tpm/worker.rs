@@ -57,6 +57,16 @@ impl Worker {
         }
     }
 
+    /// How the TPM is reached, for error messages.
+    pub(super) fn tcti(&self) -> String {
+        self.tcti.to_string()
+    }
+
+    /// A failure in the caller's terms.
+    pub(super) fn explain(&self, failure: Failure) -> KeyError {
+        failure.explain(&self.tcti)
+    }
+
     fn enqueue(&self, job: Job) -> Result<(), KeyError> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let job = match queue.as_ref() {

@@ -1,0 +1,171 @@
+//! The factory key: the device maker's, in a file or in the TPM (rule K5). It identifies the device in TLS 1.3 until it
+//! has an SVID, and does nothing else.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::SubjectPublicKeyInfoDer;
+use rustls::sign::{Signer, SigningKey};
+use rustls::{SignatureAlgorithm, SignatureScheme};
+use zeroize::Zeroizing;
+
+use super::KeyError;
+use super::file::{self, KeyFile};
+use super::tpm::{MadeElsewhere, Tpm};
+use super::tss2::Tss2Key;
+
+/// Where the factory key is.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// In a PEM file: PKCS#8, SEC1 or PKCS#1, or a `TSS2 PRIVATE KEY`, which the TPM then uses.
+    File(&'a Path),
+    /// In the TPM, at a persistent handle (`0x81……`).
+    TpmHandle(u32),
+}
+
+/// A password of a TPM key, an "auth value" in the words of the TPM 2.0 specification. Wiped after use, never shown.
+#[derive(Clone)]
+pub struct Auth(Zeroizing<Vec<u8>>);
+
+impl Auth {
+    /// Takes a password as it is, to the last octet. An empty one is the password of a key that has none.
+    ///
+    /// # Errors
+    /// [`KeyError::AuthTooLong`] if no TPM could have it: a password is no longer than the digest that the key's name
+    /// is made with (TPM 2.0 specification, part 1, "Authorization Values"), and SHA-512 is the longest.
+    pub fn new(password: Zeroizing<Vec<u8>>) -> Result<Self, KeyError> {
+        let auth = Self(password);
+        auth.fits(64, "a TPM").map(|()| auth)
+    }
+
+    pub(super) fn octets(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(super) fn fits(&self, limit: usize, taker: &str) -> Result<(), KeyError> {
+        let length = self.0.len();
+        if length > limit {
+            return Err(KeyError::AuthTooLong { length, taker: taker.into(), limit });
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Auth(..)")
+    }
+}
+
+/// What was opened, for TLS and for people.
+#[derive(Debug, Clone)]
+pub struct FactoryKey {
+    /// The key for TLS 1.3. It knows its public half, so [`CertifiedKey::keys_match`](rustls::sign::CertifiedKey)
+    /// notices a certificate of another key. A key of the TPM blocks the thread that it signs on.
+    pub signing_key: Arc<dyn SigningKey>,
+    /// `ecdsa-p256`, `ecdsa-p384`, `ed25519`, `rsa-2048`, `rsa-3072`, `rsa-4096`, or `rsa` for sizes in between.
+    pub algorithm: &'static str,
+    /// Whether the key lives in the TPM.
+    pub in_tpm: bool,
+}
+
+/// Opens the factory key. Blocks.
+///
+/// A key of the TPM is asked for one signature here and now: whatever keeps it from working is found out with its reason,
+/// where in the middle of a handshake it would look like a network that is down.
+///
+/// # Errors
+/// [`KeyError::Unreadable`], [`KeyError::Malformed`] and [`KeyError::Unsupported`] for files; [`KeyError::Unfit`] and
+/// [`KeyError::PssSalt`] for keys of the TPM that cannot do TLS 1.3; [`KeyError::HandleMissing`];
+/// [`KeyError::AuthMissing`], [`KeyError::AuthRefused`] and [`KeyError::AuthNotTaken`] for passwords; and whatever keeps
+/// the TPM from working.
+pub fn open(source: Source<'_>, auth: Option<&Auth>, tpm: &Tpm) -> Result<FactoryKey, KeyError> {
+    let key = match source {
+        Source::File(path) => {
+            let origin = format!("the key file {}", path.display());
+            match file::open(path, &origin)? {
+                KeyFile::Plain { signing_key, algorithm } if auth.is_none() => {
+                    return Ok(FactoryKey { signing_key, algorithm, in_tpm: false });
+                }
+                KeyFile::Plain { .. } => {
+                    return Err(KeyError::AuthNotTaken { origin });
+                }
+                KeyFile::Tss2(pem) => {
+                    let (key, has_password) =
+                        Tss2Key::from_pem_with_password(&pem).map_err(|error| named(error, &origin))?;
+                    if has_password && auth.is_none() {
+                        return Err(KeyError::AuthMissing { origin });
+                    }
+                    // The other way round the file is not believed: `tpm2_encodeobject -p` says of a key with a
+                    // password that it has none.
+                    tpm.key_made_elsewhere(&key, auth, origin)?
+                }
+            }
+        }
+        Source::TpmHandle(handle) => tpm.key_at_handle(handle, auth)?,
+    };
+    let key = TpmSigningKey(Arc::new(key));
+    key.0.sign(b"miaf-agent: can this key sign?")?;
+    Ok(FactoryKey { algorithm: key.0.algorithm(), signing_key: Arc::new(key), in_tpm: true })
+}
+
+/// The error with the name of the file it is about.
+pub(super) fn named(error: KeyError, origin: &str) -> KeyError {
+    let origin = origin.to_owned();
+    match error {
+        KeyError::Malformed { why, .. } => KeyError::Malformed { origin, why },
+        KeyError::Unsupported { form, .. } => KeyError::Unsupported { origin, form },
+        other => other,
+    }
+}
+
+/// A factory key of the TPM, at work in TLS.
+#[derive(Debug, Clone)]
+struct TpmSigningKey(Arc<MadeElsewhere>);
+
+impl SigningKey for TpmSigningKey {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        offered.contains(&self.0.scheme()).then(|| Box::new(self.clone()) as Box<dyn Signer>)
+    }
+
+    /// Given, so that rustls can tell when a certificate belongs to another key.
+    fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'_>> {
+        Some(SubjectPublicKeyInfoDer::from(self.0.spki()))
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        match self.0.scheme() {
+            SignatureScheme::ECDSA_NISTP256_SHA256 | SignatureScheme::ECDSA_NISTP384_SHA384 => {
+                SignatureAlgorithm::ECDSA
+            }
+            _ => SignatureAlgorithm::RSA,
+        }
+    }
+}
+
+impl Signer for TpmSigningKey {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        self.0.sign(message).map_err(|error| rustls::Error::Other(rustls::OtherError(Arc::new(error))))
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        self.0.scheme()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_has_a_limit_and_does_not_show() {
+        let auth = |length| Auth::new(Zeroizing::new(vec![b'x'; length]));
+        assert_eq!(format!("{:?}", auth(64).unwrap()), "Auth(..)");
+        assert!(auth(0).is_ok());
+        let error = auth(65).unwrap_err();
+        assert!(matches!(error, KeyError::AuthTooLong { length: 65, limit: 64, .. }), "{error:?}");
+        assert!(!error.to_string().contains("xx"), "{error}");
+    }
+}

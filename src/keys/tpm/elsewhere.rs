@@ -1,0 +1,434 @@
+//! Keys of the TPM that somebody else made: the factory key (rule K5). The agent takes whatever can do TLS 1.3
+//! (RFC 8446 section 4.2.3), and says of everything else why not.
+
+use std::fmt;
+use std::sync::Arc;
+
+use der::asn1::UintRef;
+use der::{Encode, Sequence};
+use ring::digest::{self, SHA256, SHA384, SHA512};
+use ring::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PSS_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384,
+    RSA_PSS_2048_8192_SHA512, UnparsedPublicKey, VerificationAlgorithm,
+};
+use rustls::pki_types::{SubjectPublicKeyInfoDer, alg_id};
+use rustls::sign::public_key_to_spki;
+use tss_esapi::Context;
+use tss_esapi::handles::KeyHandle;
+use tss_esapi::interface_types::algorithm::HashingAlgorithm;
+use tss_esapi::interface_types::ecc::EccCurve;
+use tss_esapi::interface_types::key_bits::RsaKeyBits;
+use tss_esapi::structures::{
+    EccScheme, HashScheme, Private, Public, PublicKeyRsa, RsaExponent, RsaScheme, Signature, SignatureScheme,
+};
+use tss_esapi::traits::Marshall;
+
+use super::Tpm;
+use super::chip::{ecdsa, ecdsa_der, halves, sec1, sign_loaded, with_loaded, with_parent, with_persistent};
+use super::failure::{During, Failure, Step};
+use super::guard::Pair;
+use crate::keys::factory::{Auth, named};
+use crate::keys::file::rsa_name;
+use crate::keys::tss2::{Parent, Tss2Key};
+use crate::keys::{KeyError, Unfit};
+
+/// A key of the TPM for TLS 1.3, made by somebody else. Every signature is checked before it is given out.
+pub(in crate::keys) struct MadeElsewhere {
+    tpm: Tpm,
+    /// What errors call it.
+    origin: String,
+    object: Arc<Object>,
+    public: PublicHalf,
+}
+
+/// Where the key is, and what the TPM wants to see for it.
+struct Object {
+    place: Place,
+    public: Public,
+    /// An empty one is sent where none is configured.
+    auth: Option<Auth>,
+    pair: Pair,
+}
+
+enum Place {
+    /// In a key file, made under another key.
+    File { parent: Parent, private: Private },
+    /// In the TPM, at a persistent handle.
+    Handle(u32),
+}
+
+impl Tpm {
+    /// A key out of a TSS2 file, with its password if it has one. The TPM is not asked until the key signs.
+    pub(in crate::keys) fn key_made_elsewhere(
+        &self,
+        file: &Tss2Key,
+        auth: Option<&Auth>,
+        origin: String,
+    ) -> Result<MadeElsewhere, KeyError> {
+        let (public, private) = halves(file).map_err(|error| named(error, &origin))?;
+        // A password is changed in the private half, so a file with another password is another object.
+        let known_by = [file.public.as_slice(), file.private.as_slice()].concat();
+        let place = Place::File { parent: file.parent, private };
+        MadeElsewhere::new(self, origin, place, public, &known_by, auth)
+    }
+
+    /// The key at a persistent handle, with its password if it has one. Blocks.
+    pub(in crate::keys) fn key_at_handle(
+        &self,
+        handle: u32,
+        auth: Option<&Auth>,
+    ) -> Result<MadeElsewhere, KeyError> {
+        let origin = format!("the key at handle {handle:#010x} of the TPM");
+        // 0x81 stands for what is kept over power cycles (TPM 2.0 specification, part 2, TPM_HT).
+        if handle >> 24 != 0x81 {
+            return Err(KeyError::HandleMissing { tcti: self.worker.tcti(), handle });
+        }
+        let public = self.worker.run(self.deadline, move |context| {
+            let step = Step::Handle(handle);
+            with_persistent(context, handle, step, |context, key| {
+                let read = context.execute_without_session(|context| context.read_public(key));
+                read.map(|(public, _, _)| public).during(step)
+            })
+        })?;
+        let known_by = public
+            .marshall()
+            .map_err(|why| KeyError::Internal(format!("cannot write the public area of {origin}: {why}")))?;
+        MadeElsewhere::new(self, origin, Place::Handle(handle), public, &known_by, auth)
+    }
+}
+
+impl MadeElsewhere {
+    fn new(
+        tpm: &Tpm,
+        origin: String,
+        place: Place,
+        public: Public,
+        known_by: &[u8],
+        auth: Option<&Auth>,
+    ) -> Result<Self, KeyError> {
+        let half = match PublicHalf::of(&public) {
+            Ok(half) => half,
+            Err(why) => return Err(KeyError::Unfit { origin, why }),
+        };
+        if let Some(auth) = auth {
+            // Part 1, "Authorization Values": no longer than the digest that makes the key's name.
+            auth.fits(digest_length(public.name_hashing_algorithm()), &origin)?;
+        }
+        let pair = Pair::new(known_by, auth.map_or(&[], Auth::octets));
+        let object = Object { place, public, auth: auth.cloned(), pair };
+        Ok(Self { tpm: tpm.clone(), origin, object: Arc::new(object), public: half })
+    }
+
+    /// Hashes and signs a message for TLS. Blocks.
+    pub(in crate::keys) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        self.tpm.refusals.check(&self.object.pair).map_err(|known| self.explain(known))?;
+
+        let (object, refusals, way) =
+            (Arc::clone(&self.object), Arc::clone(&self.tpm.refusals), self.public.way);
+        let digest = digest::digest(way.digest, message);
+        let signature = self
+            .tpm
+            .worker
+            .run(self.tpm.deadline, move |context| {
+                refusals.guard(&object.pair, || object.sign(context, digest.as_ref(), way))
+            })
+            .map_err(|error| self.in_terms_of_the_key(error))?;
+        self.check(message, &signature).map(|()| signature)
+    }
+
+    /// The one way it signs in.
+    pub(in crate::keys) fn scheme(&self) -> rustls::SignatureScheme {
+        self.public.way.tls
+    }
+
+    /// The name of its algorithm, for people.
+    pub(in crate::keys) fn algorithm(&self) -> &'static str {
+        self.public.name
+    }
+
+    /// Its public half, as a certificate has it.
+    pub(in crate::keys) fn spki(&self) -> &[u8] {
+        self.public.spki.as_ref()
+    }
+
+    /// The TPM chooses the length of an RSA-PSS salt by itself, and a server would only say that it does not like it.
+    fn check(&self, message: &[u8], signature: &[u8]) -> Result<(), KeyError> {
+        if self.public.verify(message, signature) {
+            return Ok(());
+        }
+        let (tcti, origin) = (self.tpm.worker.tcti(), self.origin.clone());
+        Err(match self.object.public {
+            Public::Rsa { .. } => KeyError::PssSalt { tcti, origin },
+            _ => KeyError::Deviant { tcti, why: format!("the signature of {origin} is wrong") },
+        })
+    }
+
+    fn explain(&self, failure: Failure) -> KeyError {
+        self.in_terms_of_the_key(self.tpm.worker.explain(failure))
+    }
+
+    fn in_terms_of_the_key(&self, error: KeyError) -> KeyError {
+        let origin = self.origin.clone();
+        match (error, &self.object.auth) {
+            (KeyError::KeyPassword { tcti, code }, Some(_)) => KeyError::AuthRefused { tcti, origin, code },
+            (KeyError::KeyPassword { .. }, None) => KeyError::AuthMissing { origin },
+            (error, _) => error,
+        }
+    }
+}
+
+impl fmt::Debug for MadeElsewhere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MadeElsewhere({}, {})", self.origin, self.public.name)
+    }
+}
+
+impl Object {
+    fn sign(&self, context: &mut Context, digest: &[u8], way: &Way) -> Result<Vec<u8>, Failure> {
+        let signature = match &self.place {
+            Place::File { parent, private } => with_parent(context, *parent, |context, parent| {
+                with_loaded(context, parent, private, &self.public, |context, key| {
+                    self.sign_loaded(context, key, digest, way)
+                })
+            }),
+            Place::Handle(number) => {
+                with_persistent(context, *number, Step::Handle(*number), |context, key| {
+                    self.sign_loaded(context, key, digest, way)
+                })
+            }
+        }?;
+        match &signature {
+            Signature::RsaPss(signature) => Ok(signature.signature().value().to_vec()),
+            signature => ecdsa_der(signature),
+        }
+    }
+
+    fn sign_loaded(
+        &self,
+        context: &mut Context,
+        key: KeyHandle,
+        digest: &[u8],
+        way: &Way,
+    ) -> Result<Signature, Failure> {
+        let scheme = match self.public {
+            Public::Rsa { .. } => SignatureScheme::RsaPss { hash_scheme: HashScheme::new(way.hash) },
+            _ => ecdsa(way.hash),
+        };
+        let Some(auth) = &self.auth else { return sign_loaded(context, key, digest, scheme) };
+        let auth = tss_esapi::structures::Auth::try_from(auth.octets()).during(Step::Sign)?;
+        context.tr_set_auth(key.into(), auth).during(Step::Sign)?;
+        let signed = sign_loaded(context, key, digest, scheme);
+        // The TSS keeps its copy with the handle; this writes over it.
+        let wiped = context.tr_set_auth(key.into(), Default::default()).during(Step::Release);
+        let signature = signed?;
+        wiped.map(|()| signature)
+    }
+}
+
+/// A way to sign that TLS 1.3 has (RFC 8446 section 4.2.3).
+struct Way {
+    tls: rustls::SignatureScheme,
+    hash: HashingAlgorithm,
+    digest: &'static digest::Algorithm,
+    verification: &'static dyn VerificationAlgorithm,
+}
+
+static P256: Way = Way {
+    tls: rustls::SignatureScheme::ECDSA_NISTP256_SHA256,
+    hash: HashingAlgorithm::Sha256,
+    digest: &SHA256,
+    verification: &ECDSA_P256_SHA256_ASN1,
+};
+static P384: Way = Way {
+    tls: rustls::SignatureScheme::ECDSA_NISTP384_SHA384,
+    hash: HashingAlgorithm::Sha384,
+    digest: &SHA384,
+    verification: &ECDSA_P384_SHA384_ASN1,
+};
+static PSS_SHA256: Way = Way {
+    tls: rustls::SignatureScheme::RSA_PSS_SHA256,
+    hash: HashingAlgorithm::Sha256,
+    digest: &SHA256,
+    verification: &RSA_PSS_2048_8192_SHA256,
+};
+static PSS_SHA384: Way = Way {
+    tls: rustls::SignatureScheme::RSA_PSS_SHA384,
+    hash: HashingAlgorithm::Sha384,
+    digest: &SHA384,
+    verification: &RSA_PSS_2048_8192_SHA384,
+};
+static PSS_SHA512: Way = Way {
+    tls: rustls::SignatureScheme::RSA_PSS_SHA512,
+    hash: HashingAlgorithm::Sha512,
+    digest: &SHA512,
+    verification: &RSA_PSS_2048_8192_SHA512,
+};
+
+/// The public half of a key that can do TLS 1.3.
+struct PublicHalf {
+    way: &'static Way,
+    name: &'static str,
+    /// A point in SEC1 form, or an `RSAPublicKey`.
+    key: Vec<u8>,
+    spki: SubjectPublicKeyInfoDer<'static>,
+}
+
+impl PublicHalf {
+    fn of(public: &Public) -> Result<Self, Unfit> {
+        let attributes = public.object_attributes();
+        if !matches!(public, Public::Ecc { .. } | Public::Rsa { .. }) {
+            return Err(Unfit::Kind);
+        }
+        if attributes.restricted() && attributes.decrypt() {
+            return Err(Unfit::StorageKey);
+        }
+        if attributes.restricted() {
+            return Err(Unfit::Restricted);
+        }
+        if !attributes.sign_encrypt() {
+            return Err(Unfit::NoSign);
+        }
+        if !attributes.user_with_auth() {
+            return Err(Unfit::Policy);
+        }
+        match public {
+            Public::Ecc { parameters, unique, .. } => {
+                let (way, name, length, algorithm) = match parameters.ecc_curve() {
+                    EccCurve::NistP256 => (&P256, "ecdsa-p256", 32, alg_id::ECDSA_P256),
+                    EccCurve::NistP384 => (&P384, "ecdsa-p384", 48, alg_id::ECDSA_P384),
+                    _ => return Err(Unfit::Curve),
+                };
+                match parameters.ecc_scheme() {
+                    EccScheme::Null => {}
+                    EccScheme::EcDsa(scheme) if scheme.hashing_algorithm() == way.hash => {}
+                    EccScheme::EcDsa(_) => return Err(Unfit::Hash),
+                    _ => return Err(Unfit::Scheme),
+                }
+                let key = sec1(unique, length).ok_or(Unfit::Curve)?;
+                Ok(Self { way, name, spki: public_key_to_spki(&algorithm, &key), key })
+            }
+            Public::Rsa { parameters, unique, .. } => {
+                let bits = match parameters.key_bits() {
+                    RsaKeyBits::Rsa1024 => return Err(Unfit::RsaSize),
+                    RsaKeyBits::Rsa2048 => 2048,
+                    RsaKeyBits::Rsa3072 => 3072,
+                    RsaKeyBits::Rsa4096 => 4096,
+                };
+                let way = match parameters.rsa_scheme() {
+                    RsaScheme::Null => &PSS_SHA256,
+                    RsaScheme::RsaPss(scheme) => match scheme.hashing_algorithm() {
+                        HashingAlgorithm::Sha256 => &PSS_SHA256,
+                        HashingAlgorithm::Sha384 => &PSS_SHA384,
+                        HashingAlgorithm::Sha512 => &PSS_SHA512,
+                        _ => return Err(Unfit::Hash),
+                    },
+                    RsaScheme::RsaSsa(_) => return Err(Unfit::Pkcs1),
+                    _ => return Err(Unfit::Scheme),
+                };
+                let key = rsa_public_key(unique, parameters.exponent()).ok_or(Unfit::Kind)?;
+                let spki = public_key_to_spki(&alg_id::RSA_ENCRYPTION, &key);
+                Ok(Self { way, name: rsa_name(bits), key, spki })
+            }
+            _ => Err(Unfit::Kind),
+        }
+    }
+
+    /// Whether TLS 1.3 takes the signature. RSA-PSS with another salt than one as long as the digest is not taken.
+    fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
+        UnparsedPublicKey::new(self.way.verification, &self.key).verify(message, signature).is_ok()
+    }
+}
+
+/// `RSAPublicKey` of RFC 8017 appendix A.1.1.
+#[derive(Sequence)]
+struct RsaPublicKey<'a> {
+    modulus: UintRef<'a>,
+    exponent: UintRef<'a>,
+}
+
+fn rsa_public_key(modulus: &PublicKeyRsa, exponent: RsaExponent) -> Option<Vec<u8>> {
+    // Part 2, TPMS_RSA_PARMS: zero stands for the usual exponent.
+    let exponent = match exponent.value() {
+        0 => 65_537,
+        other => other,
+    };
+    let exponent = exponent.to_be_bytes();
+    let key = RsaPublicKey {
+        modulus: UintRef::new(modulus.value()).ok()?,
+        exponent: UintRef::new(&exponent).ok()?,
+    };
+    key.to_der().ok()
+}
+
+fn digest_length(hash: HashingAlgorithm) -> usize {
+    match hash {
+        HashingAlgorithm::Sha1 => 20,
+        HashingAlgorithm::Sha256 | HashingAlgorithm::Sm3_256 | HashingAlgorithm::Sha3_256 => 32,
+        HashingAlgorithm::Sha384 | HashingAlgorithm::Sha3_384 => 48,
+        HashingAlgorithm::Sha512 | HashingAlgorithm::Sha3_512 => 64,
+        HashingAlgorithm::Null => 0,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use std::path::Path;
+    use std::process::Command;
+
+    use tss_esapi::attributes::ObjectAttributesBuilder;
+    use tss_esapi::interface_types::algorithm::PublicAlgorithm;
+    use tss_esapi::structures::{PublicBuilder, PublicRsaParameters, SymmetricDefinitionObject};
+
+    use super::*;
+
+    fn openssl(folder: &Path, arguments: &str) {
+        let output = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output().unwrap();
+        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// The key of `public.der`, as it would look in a TPM.
+    fn in_a_tpm(folder: &Path) -> MadeElsewhere {
+        let der = std::fs::read(folder.join("public.der")).unwrap();
+        let modulus = <RsaPublicKey<'_> as der::Decode>::from_der(&der).unwrap().modulus.as_bytes().to_vec();
+        let signs = ObjectAttributesBuilder::new().with_user_with_auth(true).with_sign_encrypt(true);
+        let parameters = PublicRsaParameters::new(
+            SymmetricDefinitionObject::Null,
+            RsaScheme::Null,
+            RsaKeyBits::Rsa2048,
+            RsaExponent::ZERO_EXPONENT,
+        );
+        let public = PublicBuilder::new()
+            .with_public_algorithm(PublicAlgorithm::Rsa)
+            .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
+            .with_object_attributes(signs.build().unwrap())
+            .with_rsa_parameters(parameters)
+            .with_rsa_unique_identifier(PublicKeyRsa::try_from(modulus).unwrap())
+            .build()
+            .unwrap();
+        let tpm = Tpm::start("device:/nonexistent/tpmrm0".parse().unwrap());
+        MadeElsewhere::new(&tpm, "the key".into(), Place::Handle(0x8102_0000), public, &[], None).unwrap()
+    }
+
+    #[test]
+    fn a_salt_that_tls_does_not_take_is_found_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        openssl(folder, "genrsa -out key.pem 2048");
+        openssl(folder, "rsa -in key.pem -RSAPublicKey_out -outform DER -out public.der");
+        std::fs::write(folder.join("message"), "a message").unwrap();
+        let key = in_a_tpm(folder);
+        let check = |salt: &str| {
+            let pss = format!("-sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:{salt}");
+            openssl(folder, &format!("dgst -sha256 -sign key.pem {pss} -out signature message"));
+            key.check(b"a message", &std::fs::read(folder.join("signature")).unwrap())
+        };
+
+        check("32").unwrap();
+        for other in ["max", "0", "31"] {
+            let error = check(other).unwrap_err();
+            assert!(matches!(error, KeyError::PssSalt { .. }), "{other}: {error:?}");
+            assert!(error.to_string().contains("use an ECC key"), "{error}");
+        }
+    }
+}
