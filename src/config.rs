@@ -153,13 +153,35 @@ pub enum Secret {
     Credential(String),
 }
 
-/// `[bootstrap]`: the factory certificate and its key.
+/// `[bootstrap]`: the factory certificate and its key (miaf-v0 K5).
 #[derive(Clone, Debug)]
 pub struct Bootstrap {
-    /// PEM file: leaf, then intermediates.
-    pub cert_file: PathBuf,
+    /// Where the certificate is, with or without its intermediates.
+    pub certificate: FactoryCertificate,
+    /// PEM file of intermediates that are not beside the certificate.
+    pub intermediates_file: Option<PathBuf>,
     /// Where its key is.
     pub key: FactoryKey,
+    /// The password of a key in the TPM.
+    pub key_auth: Option<Secret>,
+}
+
+/// `bootstrap.cert_file` or `bootstrap.cert`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FactoryCertificate {
+    /// PEM file: leaf, then intermediates.
+    File(PathBuf),
+    /// `tpm:0x01…`, an NV index that holds DER: the leaf, and perhaps intermediates after it.
+    TpmNv(u32),
+}
+
+impl fmt::Display for FactoryCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::TpmNv(index) => write!(f, "in the TPM's NV index {index:#010x}"),
+        }
+    }
 }
 
 /// `bootstrap.key`
@@ -169,6 +191,15 @@ pub enum FactoryKey {
     File(PathBuf),
     /// `tpm:0x81…`, a persistent handle.
     TpmHandle(u32),
+}
+
+impl fmt::Display for FactoryKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::TpmHandle(handle) => write!(f, "in the TPM at {handle:#010x}"),
+        }
+    }
 }
 
 /// `[key]`
@@ -496,9 +527,46 @@ impl Reader<'_> {
         };
         let what = "write \"file:PATH\", or \"tpm:0x81…\" with the persistent handle of a key in the TPM";
         Ok(Bootstrap {
-            cert_file: self.path(&bootstrap.cert_file),
+            certificate: self.factory_certificate(section)?,
+            intermediates_file: bootstrap.intermediates_file.as_deref().map(|path| self.path(path)),
             key: parsed.ok_or_else(|| self.wrong(&bootstrap.key.span(), "bootstrap.key", what))?,
+            key_auth: bootstrap
+                .key_auth
+                .as_ref()
+                .map(|text| self.secret("bootstrap.key_auth", text))
+                .transpose()?,
         })
+    }
+
+    fn factory_certificate(
+        &self,
+        section: &Spanned<raw::Bootstrap>,
+    ) -> Result<FactoryCertificate, ConfigError> {
+        let bootstrap = section.get_ref();
+        let text = match (&bootstrap.cert_file, &bootstrap.cert) {
+            (Some(path), None) => return Ok(FactoryCertificate::File(self.path(path))),
+            (None, Some(text)) => text,
+            (Some(_), Some(text)) => {
+                return Err(self.wrong(
+                    &text.span(),
+                    "bootstrap.cert",
+                    "give either cert_file or cert, not both",
+                ));
+            }
+            (None, None) => {
+                let what = "add cert_file = \"PATH\", or cert = \"tpm:0x01…\"";
+                return Err(self.wrong(&section.span(), "bootstrap", what));
+            }
+        };
+        if let Some(path) = text.get_ref().strip_prefix("file:").filter(|path| !path.is_empty()) {
+            return Ok(FactoryCertificate::File(self.path(Path::new(path))));
+        }
+        let index = text.get_ref().strip_prefix("tpm:0x").and_then(|hex| u32::from_str_radix(hex, 16).ok());
+        let what = "write \"file:PATH\", or \"tpm:0x01…\" with the NV index of a certificate in the TPM";
+        index
+            .filter(|index| index >> 24 == 0x01)
+            .map(FactoryCertificate::TpmNv)
+            .ok_or_else(|| self.wrong(&text.span(), "bootstrap.cert", what))
     }
 
     fn key(&self, key: &raw::Key) -> Result<Key, ConfigError> {
@@ -627,8 +695,11 @@ mod raw {
     pub(super) struct Bootstrap {
         #[serde(default, rename = "method")]
         pub(super) _method: Method,
-        pub(super) cert_file: PathBuf,
+        pub(super) cert_file: Option<PathBuf>,
+        pub(super) cert: Option<Spanned<String>>,
+        pub(super) intermediates_file: Option<PathBuf>,
         pub(super) key: Spanned<String>,
+        pub(super) key_auth: Option<Spanned<String>>,
     }
 
     #[derive(Default, Deserialize)]
@@ -775,6 +846,11 @@ mod tests {
             ("[mis]\norigin = \"https://a\"\nno_proxy = [\"*.example\"]", 3, "each is a host name"),
             ("[bootstrap]\ncert_file = \"a\"\nkey = \"factory.key\"", 3, "file:PATH"),
             ("[bootstrap]\ncert_file = \"a\"\nkey = \"tpm:0x80000001\"", 3, "persistent handle"),
+            ("[bootstrap]\nkey = \"file:a\"", 1, "add cert_file"),
+            ("[bootstrap]\ncert_file = \"a\"\ncert = \"file:a\"\nkey = \"file:a\"", 3, "not both"),
+            ("[bootstrap]\ncert = \"tpm:0x81000001\"\nkey = \"file:a\"", 2, "NV index"),
+            ("[bootstrap]\ncert = \"a\"\nkey = \"file:a\"", 2, "NV index"),
+            ("[bootstrap]\ncert_file = \"a\"\nkey = \"file:b\"\nkey_auth = \"secret\"", 4, "credential:NAME"),
             ("[bootstrap]\nmethod = \"token\"\ncert_file = \"a\"\nkey = \"file:b\"", 2, "unknown variant"),
             ("[key]\nprovider = \"hsm\"", 2, "unknown variant"),
             ("[key]\ntcti = \"mssim:host=a\"", 2, "key.tcti"),

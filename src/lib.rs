@@ -8,6 +8,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 pub mod agent;
+pub mod bootstrap;
 pub mod cli;
 pub mod config;
 pub mod deliver;

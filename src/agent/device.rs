@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::failures::Spoken;
 use super::identity::stored;
+use crate::bootstrap::Bootstrap;
 use crate::config::{Config, KeyProvider};
 use crate::deliver::files::Publisher;
 use crate::deliver::{HeldBundle, Identity, Snapshot};
@@ -18,7 +19,7 @@ use crate::spiffe::Bundle;
 use crate::spiffe::svid;
 use crate::store::{self, Store};
 use crate::system::{clock, notify};
-use crate::time::{Now, Timestamp};
+use crate::time::{BootTime, Now, Timestamp};
 
 /// After a failure to publish the files, they are tried again this much later.
 const PUBLISH_AGAIN: Duration = Duration::from_secs(30);
@@ -36,7 +37,8 @@ pub(super) struct Device {
     pub(super) answer: Option<store::Answer>,
     pub(super) stored_renew_at: Option<Timestamp>,
     pub(super) stored_waits: Waits,
-    pub(super) bootstrap_not_after: Option<Timestamp>,
+    pub(super) bootstrap: Bootstrap,
+    pub(super) look_again_at: BootTime,
     pub(super) publisher: Publisher,
     pub(super) told: Option<State>,
     pub(super) spoken: Spoken,
@@ -175,14 +177,14 @@ impl Device {
                 fetched_at: kept.cached.fetched_at,
                 refresh_at: self.bundle_refresh_at(now),
             }),
-            bootstrap_not_after: self.bootstrap_not_after,
+            bootstrap: self.bootstrap.facts().cloned(),
+            trust: self.mis.trust().facts(),
             last_error: self
                 .lifecycle
                 .last_error(now)
                 .map(|(error, wait)| (error, wait.map(|wait| now.wall.after(wait))))
                 .or_else(|| self.untrusted(now).map(|error| (error, self.bundle_refresh_at(now))))
-                // It works for now, with what was trusted before: shown while nothing else is wrong.
-                .or_else(|| self.mis.trust().problem().map(|error| (error, None))),
+                .or_else(|| self.provisioned_problem(now).map(|error| (error, Some(self.next_look(now))))),
             generation,
         }
     }

@@ -1,26 +1,18 @@
 //! Carrying out: the key, the request for an SVID, and its adoption.
 
-use std::fmt::Display;
-use std::path::Path;
 use std::sync::Arc;
 
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
-use x509_parser::certificate::X509Certificate;
-use x509_parser::prelude::FromDer as _;
 
 use super::device::{Device, blocking, forget};
 use super::failures::{key_failure, local};
-use crate::config::FactoryKey;
 use crate::deliver::Identity;
-use crate::keys::factory::Source;
 use crate::keys::{self, ErrorKind, Key, KeyError};
 use crate::lifecycle::{Failure, KeyChoice, Meaning, NotAdopted, Report, Request, SvidFacts};
 use crate::mis::{CertificateRequest, Identified, MisError};
 use crate::spiffe::svid::{self, Chain, Expectation, Rejection, X509Svid};
 use crate::store;
-use crate::system::{clock, files};
+use crate::system::clock;
 use crate::time::Timestamp;
 
 impl Device {
@@ -194,32 +186,6 @@ impl Device {
         Identified::new(CertifiedKey::new(chain, key))
             .map_err(|e| local("key", "The key that is held is not the one of the SVID that is held", &e))
     }
-
-    /// The device as its maker knows it. Read at every use, so that a replaced file counts at once.
-    pub(super) async fn factory_credential(&mut self) -> Result<Identified, Failure> {
-        const TITLE: &str = "The factory credential cannot be used";
-        let cannot = |why: &dyn Display| local("factory-credential", TITLE, why);
-        let Some(config) = self.config.bootstrap.clone() else {
-            return Err(cannot(&"none is configured: set cert_file and key under [bootstrap]"));
-        };
-        let FactoryKey::File(key_file) = config.key else {
-            return Err(cannot(
-                &"a factory key in the TPM is not supported by this version of the agent: use key = \"file:…\"",
-            ));
-        };
-        let tpm = self.tpm.clone();
-        let (chain, key) = blocking(move || {
-            let chain = read_chain(&config.cert_file)?;
-            let key = keys::factory::open(Source::File(&key_file), None, &tpm).map_err(|e| e.to_string())?;
-            Ok::<_, String>((chain, key.signing_key))
-        })
-        .await
-        .map_err(|why| cannot(&why))?;
-        self.bootstrap_not_after = chain.first().and_then(not_after);
-        Identified::new(CertifiedKey::new(chain, key)).map_err(|_| {
-            cannot(&"cert_file and key do not belong together: the key is another than the certificate's")
-        })
-    }
 }
 
 pub(super) fn svid_facts(svid: &X509Svid, renew_at: Option<Timestamp>, key: KeyChoice) -> SvidFacts {
@@ -234,20 +200,4 @@ pub(super) fn svid_facts(svid: &X509Svid, renew_at: Option<Timestamp>, key: KeyC
 
 pub(super) fn stored(identity: &Identity, renew_at: Option<Timestamp>) -> Result<store::Identity, KeyError> {
     Ok(store::Identity { chain: identity.svid.chain().to_pems(), key: identity.key.to_pem()?, renew_at })
-}
-
-fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let pem = files::read_limited(path)
-        .map_err(|e| format!("the certificate {} cannot be read: {e}", path.display()))?;
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    match chain {
-        Ok(chain) if !chain.is_empty() => Ok(chain),
-        Ok(_) => Err(format!("{} holds no PEM certificate", path.display())),
-        Err(e) => Err(format!("{} is damaged: {e}", path.display())),
-    }
-}
-
-fn not_after(certificate: &CertificateDer<'static>) -> Option<Timestamp> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    Some(Timestamp::from_secs(certificate.validity().not_after.timestamp()))
 }

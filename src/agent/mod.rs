@@ -4,6 +4,7 @@
 mod device;
 mod failures;
 mod identity;
+mod provisioned;
 mod restore;
 mod trust;
 
@@ -19,10 +20,10 @@ use crate::config::{self, Config, ConfigError};
 use crate::deliver::Snapshot;
 use crate::deliver::socket::{BindError, Socket};
 use crate::lifecycle::{Event, LastError, Report};
-use crate::mis::Trust;
 use crate::store::StoreError;
 use crate::system::{clock, notify, random};
 use device::Device;
+use provisioned::Provisioned;
 
 /// How often an unconfigured device looks whether it has been configured.
 const CONFIGURATION_POLL: Duration = Duration::from_secs(2);
@@ -75,11 +76,9 @@ pub async fn run(place: &Place, config: Config) -> Result<(), AgentError> {
     notify::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
 
-    let mut trust = life.trust();
-    while let Some(config) = life.live(place, &publish, &mut signals).await {
+    while let Some((config, provisioned)) = life.live(place, &publish, &mut signals).await {
         server.follow(&config.socket, &snapshots).await;
-        life = Life::begin(config, trust.as_ref()).await;
-        trust = life.trust().or(trust);
+        life = Life::begin(config, provisioned).await;
     }
     notify::stopping();
     tracing::info!("miaf-agent ends");
@@ -121,26 +120,20 @@ impl Server {
 enum Life {
     Unconfigured,
     /// The state cannot be read now.
-    Stateless(Box<Config>, StoreError),
+    Stateless(Box<Config>, StoreError, Provisioned),
     Configured(Box<Device>),
 }
 
 impl Life {
-    /// `trust` is that of the configuration before, which counts on should the new one be bad.
-    async fn begin(config: Config, trust: Option<&Trust>) -> Self {
+    /// `before` is what was provisioned under the configuration before, if there was one.
+    async fn begin(config: Config, before: Option<Provisioned>) -> Self {
         if config.mis.is_none() {
             return Self::Unconfigured;
         }
-        match Device::restore(config.clone(), trust, clock::now()).await {
+        let provisioned = Provisioned::under(&config, before);
+        match Device::restore(config.clone(), provisioned.clone(), clock::now()).await {
             Ok(device) => Self::Configured(Box::new(device)),
-            Err(e) => Self::Stateless(Box::new(config), e),
-        }
-    }
-
-    fn trust(&self) -> Option<Trust> {
-        match self {
-            Self::Configured(device) => Some(device.mis.trust().clone()),
-            Self::Unconfigured | Self::Stateless(..) => None,
+            Err(e) => Self::Stateless(Box::new(config), e, provisioned),
         }
     }
 
@@ -148,7 +141,7 @@ impl Life {
         let now = clock::now();
         match self {
             Self::Unconfigured => Snapshot::unconfigured(),
-            Self::Stateless(_, e) => {
+            Self::Stateless(_, e, _) => {
                 let report = Report::of_agent("state", "The agent's state cannot be read", e);
                 Snapshot::blocked(
                     LastError { report, at: now.wall, permanent: true },
@@ -159,34 +152,39 @@ impl Life {
         }
     }
 
-    /// Until another configuration is to be lived under, or none: the agent is to end.
+    /// Until another configuration is to be lived under, or none: the agent is to end. What was provisioned is handed
+    /// on.
     async fn live(
         self,
         place: &Place,
         publish: &watch::Sender<Arc<Snapshot>>,
         signals: &mut Signals,
-    ) -> Option<Config> {
+    ) -> Option<(Config, Option<Provisioned>)> {
         publish.send_replace(Arc::new(self.snapshot()));
         match self {
-            Self::Unconfigured => wait_for_configuration(place, signals).await,
-            Self::Stateless(config, e) => {
+            Self::Unconfigured => wait_for_configuration(place, signals).await.map(|config| (config, None)),
+            Self::Stateless(config, e, provisioned) => {
                 tracing::error!("{e}. Nothing is done before it can be read: it may hold the device's key");
                 notify::status("blocked: the state cannot be read");
-                tokio::select! {
+                let config = tokio::select! {
                     told = signals.next() => match told {
                         Told::Stop => None,
                         Told::Reload => Some(reload(place).unwrap_or(*config)),
                     },
                     () = tokio::time::sleep(STATE_POLL) => Some(*config),
-                }
+                };
+                config.map(|config| (config, Some(provisioned)))
             }
-            Self::Configured(device) => drive(*device, place, publish, signals).await,
+            Self::Configured(mut device) => {
+                let config = drive(&mut device, place, publish, signals).await;
+                config.map(|config| (config, Some(device.into_provisioned())))
+            }
         }
     }
 }
 
 async fn drive(
-    mut device: Device,
+    device: &mut Device,
     place: &Place,
     publish: &watch::Sender<Arc<Snapshot>>,
     signals: &mut Signals,
@@ -203,8 +201,10 @@ async fn drive(
         let nap = naps.into_iter().flatten().min().unwrap_or(LONGEST_NAP);
         let asleep = step.action.is_none();
         let work = async {
+            let looked = device.look_at_provisioned(clock::now()).await;
             match step.action {
                 Some(action) => device.carry_out(action).await,
+                None if looked => Event::Wake, // what was found is to be seen
                 None => {
                     tokio::time::sleep(nap).await;
                     Event::Wake

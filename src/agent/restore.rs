@@ -7,13 +7,14 @@ use std::time::Duration;
 use super::device::{Device, HeldDiscovery, KeptBundle, forget};
 use super::failures::Spoken;
 use super::identity::svid_facts;
+use super::provisioned::{Provisioned, warn_of_unused_hardware};
 use super::trust::{bundle_facts, discovered};
 use crate::config::Config;
 use crate::deliver::Identity;
 use crate::deliver::files::Publisher;
 use crate::keys::{Key, Provider};
 use crate::lifecycle::{KeyChoice, Lifecycle, Policy, Restored, Retry, Waits};
-use crate::mis::{Discovery, Mis, Trust};
+use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid::{Chain, X509Svid};
 use crate::store::{self, Store, StoreError};
@@ -26,18 +27,15 @@ impl Device {
     /// # Errors
     /// When the state may be there and cannot be read now, or another agent works on it: to go on without would mean
     /// another key, and perhaps a device that its MIS does not know any more.
-    ///
-    /// `before` is the trust of the configuration before this one, after a reload.
     pub(super) async fn restore(
         config: Config,
-        before: Option<&Trust>,
+        provisioned: Provisioned,
         now: Now,
     ) -> Result<Self, StoreError> {
         let store = Store::new(&config.state_dir);
         let lock = store.lock()?;
         let keys = Provider::new(&config.key, store.private(), credentials().as_deref());
-        let (trust, proxy) = config.mis.clone().map(|mis| (mis.trust, mis.proxy)).unwrap_or_default();
-        let trust = before.map_or_else(|| Trust::new(trust.clone()), |b| Trust::succeeding(trust.clone(), b));
+        let proxy = config.mis.as_ref().map(|mis| mis.proxy.clone()).unwrap_or_default();
         let discovery = cached(&store).and_then(|cached| read_discovery(cached, &config));
         let identity = store
             .load()?
@@ -70,9 +68,10 @@ impl Device {
             );
         }
         let lifecycle = Lifecycle::new(policy, restored, now, &mut random::unit);
-        let mut device = Self {
+        warn_of_unused_hardware(&config);
+        Ok(Self {
             store,
-            mis: Mis::new(trust, proxy),
+            mis: Mis::new(provisioned.trust, proxy),
             keys,
             lifecycle,
             discovery,
@@ -83,24 +82,14 @@ impl Device {
             stored_renew_at: renew_at,
             // Those of another boot are written anew with this boot's name.
             stored_waits: if is_of_this_boot(&waiting) { waits } else { Waits::default() },
-            bootstrap_not_after: None,
+            bootstrap: provisioned.bootstrap,
+            look_again_at: now.boot,
             publisher: Publisher::new(&config.files),
             told: None,
             spoken: Spoken::default(),
             _lock: lock,
             config,
-        };
-        if before.is_some() {
-            // A bad new trust is said and shown at once. One that was never good is the next connection's failure.
-            let _ = device.mis.look_at_trust().await;
-        }
-        match device.factory_credential().await {
-            Ok(_) => {}
-            Err(failure) => {
-                tracing::warn!(problem = failure.report.detail, "no enrollment is possible for now")
-            }
-        }
-        Ok(device)
+        })
     }
 }
 

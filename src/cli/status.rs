@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use super::{Output, ask};
-use crate::deliver::status::{ErrorStatus, Status};
+use crate::deliver::status::{ErrorStatus, Status, TrustStatus};
 use crate::lifecycle::State;
 
 pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
@@ -64,6 +64,12 @@ fn in_words(status: &Status, now: SystemTime) -> String {
             "Factory cert",
             &format!("valid until {} ({})", bootstrap.not_after, distance(&bootstrap.not_after, now)),
         );
+        line("", &format!("SHA-256 {}", bootstrap.sha256));
+        let place = if bootstrap.key.in_tpm { "in the TPM" } else { "in a file" };
+        line("Factory key", &format!("{} {place}", bootstrap.key.algorithm));
+    }
+    if let Some(trust) = &status.initial_trust {
+        line("MIS trusted", &trusted_by(trust));
     }
     if let Some(error) = &status.last_error {
         line("Last error", &error.title);
@@ -87,6 +93,22 @@ fn key(status: &Status) -> String {
         None => return format!("none yet (provider: {})", status.key.provider),
     };
     format!("{} {place}", status.key.algorithm.as_deref().unwrap_or(""))
+}
+
+fn trusted_by(trust: &TrustStatus) -> String {
+    let file =
+        trust.ca_file.as_ref().map(|file| format!("the CA certificates in {file} ({})", trust.anchors));
+    let system = trust.system_roots.then(|| "the CA certificates of the system".to_owned());
+    let pins = match trust.pins {
+        0 => None,
+        1 => Some("1 pinned key".to_owned()),
+        more => Some(format!("{more} pinned keys")),
+    };
+    let anchors: Vec<String> = file.into_iter().chain(system).collect();
+    // Either set of anchors will do; a pin must hold besides.
+    let all: Vec<String> =
+        Some(anchors.join(" or ")).filter(|a| !a.is_empty()).into_iter().chain(pins).collect();
+    format!("by {}", all.join(", and "))
 }
 
 fn next_step(error: &ErrorStatus, now: SystemTime) -> String {
@@ -117,7 +139,7 @@ fn rough(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deliver::status::{KeyStatus, SvidStatus};
+    use crate::deliver::status::{BootstrapKeyStatus, BootstrapStatus, KeyStatus, SvidStatus};
 
     #[test]
     fn a_person_reads_what_is_going_on() {
@@ -137,7 +159,18 @@ mod tests {
                 algorithm: Some("ecdsa-p256".into()),
             },
             bundle: None,
-            bootstrap: None,
+            bootstrap: Some(BootstrapStatus {
+                not_before: "2025-01-01T00:00:00Z".into(),
+                not_after: "2035-01-01T00:00:00Z".into(),
+                sha256: "5e".repeat(32),
+                key: BootstrapKeyStatus { algorithm: "rsa-2048".into(), in_tpm: true },
+            }),
+            initial_trust: Some(TrustStatus {
+                ca_file: Some("/etc/ca.pem".into()),
+                anchors: 2,
+                pins: 2,
+                system_roots: true,
+            }),
             last_error: Some(ErrorStatus {
                 kind: "about:blank".into(),
                 title: "Service Unavailable".into(),
@@ -156,6 +189,8 @@ mod tests {
             "2026-01-03T00:00:00Z (in 23h 59m)",
             "2026-01-01T23:00:00Z (1h 1m ago)",
             "in this device's TPM",
+            "Factory key   rsa-2048 in the TPM",
+            "by the CA certificates in /etc/ca.pem (2) or the CA certificates of the system, and 2 pinned keys",
             "seen 1m ago; the agent tries again in 4m",
             "urn:x",
         ] {

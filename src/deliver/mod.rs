@@ -7,8 +7,10 @@ pub mod status;
 
 use std::sync::Arc;
 
+use crate::bootstrap;
 use crate::keys::Key;
 use crate::lifecycle::{LastError, State};
+use crate::mis::TrustFacts;
 use crate::spiffe::svid::{self, X509Svid};
 use crate::spiffe::{Bundle, TrustDomain};
 use crate::time::Timestamp;
@@ -28,8 +30,10 @@ pub struct Snapshot {
     pub provider: &'static str,
     /// The trust bundle that is held.
     pub bundle: Option<HeldBundle>,
-    /// Until when the bootstrap credential is valid, where it can be read.
-    pub bootstrap_not_after: Option<Timestamp>,
+    /// The bootstrap credential, where it can be read.
+    pub bootstrap: Option<bootstrap::Facts>,
+    /// What authenticates the MIS, where it can be read.
+    pub trust: Option<TrustFacts>,
     /// The last error, and when the next attempt is made by itself.
     pub last_error: Option<(LastError, Option<Timestamp>)>,
     /// The generation of published files that holds this identity and bundle.
@@ -55,7 +59,8 @@ impl Snapshot {
             renew_at: None,
             provider: "tpm",
             bundle: None,
-            bootstrap_not_after: None,
+            bootstrap: None,
+            trust: None,
             last_error: None,
             generation: None,
         }

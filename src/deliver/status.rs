@@ -18,6 +18,7 @@ pub struct Status {
     pub key: KeyStatus,
     pub bundle: Option<BundleStatus>,
     pub bootstrap: Option<BootstrapStatus>,
+    pub initial_trust: Option<TrustStatus>,
     pub last_error: Option<ErrorStatus>,
 }
 
@@ -57,7 +58,32 @@ pub struct BundleStatus {
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct BootstrapStatus {
+    pub not_before: String,
     pub not_after: String,
+    /// Of the certificate, in hex: what the MIS knows the device by (miaf-v0 E5).
+    pub sha256: String,
+    pub key: BootstrapKeyStatus,
+}
+
+/// The factory certificate's key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct BootstrapKeyStatus {
+    pub algorithm: String,
+    pub in_tpm: bool,
+}
+
+/// What authenticates the MIS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct TrustStatus {
+    pub ca_file: Option<String>,
+    /// Certificates in it.
+    pub anchors: usize,
+    pub pins: usize,
+    pub system_roots: bool,
 }
 
 /// The last error, in the members of Problem Details (RFC 9457) and what follows from it.
@@ -117,9 +143,18 @@ impl Status {
                 fetched_at: held.fetched_at.to_string(),
                 refresh_at: held.refresh_at.map(|at| at.to_string()),
             }),
-            bootstrap: snapshot
-                .bootstrap_not_after
-                .map(|not_after| BootstrapStatus { not_after: not_after.to_string() }),
+            bootstrap: snapshot.bootstrap.as_ref().map(|facts| BootstrapStatus {
+                not_before: facts.not_before.to_string(),
+                not_after: facts.not_after.to_string(),
+                sha256: facts.sha256.clone(),
+                key: BootstrapKeyStatus { algorithm: facts.algorithm.to_owned(), in_tpm: facts.in_tpm },
+            }),
+            initial_trust: snapshot.trust.as_ref().map(|facts| TrustStatus {
+                ca_file: facts.ca_file.as_ref().map(|path| path.display().to_string()),
+                anchors: facts.anchors,
+                pins: facts.pins,
+                system_roots: facts.system_roots,
+            }),
             last_error: snapshot.last_error.as_ref().map(|(error, retry_at)| ErrorStatus {
                 kind: error.report.kind.clone(),
                 title: error.report.title.clone(),

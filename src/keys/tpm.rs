@@ -25,7 +25,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
-use zeroize::Zeroizing;
 
 pub(super) use elsewhere::MadeElsewhere;
 pub use tcti::Tcti;

@@ -8,6 +8,7 @@ mod support;
 mod admission;
 mod answers;
 mod configuration;
+mod credentials;
 mod discovery;
 mod files;
 mod keys;

@@ -1,0 +1,296 @@
+//! The bootstrap credential: the certificate that the device's maker or operator gave it, and its key. It proves to the
+//! MIS which device asks for an identity (miaf-v0 E1, K5), and says nothing about the MIS (T5).
+//!
+//! It can be replaced while the agent runs. A replacement that is no good does not take the place of what was good
+//! before.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ring::digest::{SHA256, digest};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
+
+use crate::config::{self, FactoryCertificate, FactoryKey};
+use crate::keys::KeyError;
+use crate::keys::factory::{self, Auth, Source};
+use crate::keys::tpm::Tpm;
+use crate::system::files;
+use crate::system::secret::SecretError;
+use crate::time::Timestamp;
+
+/// A certificate and the key that is seen to belong to it.
+#[derive(Clone)]
+pub struct Credential {
+    certified: CertifiedKey,
+    facts: Facts,
+}
+
+/// What people want to know of the credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// First moment of validity.
+    pub not_before: Timestamp,
+    /// Last moment of validity.
+    pub not_after: Timestamp,
+    /// SHA-256 of the certificate, in hex: what a MIS knows the device by (miaf-v0 E5).
+    pub sha256: String,
+    /// The key's algorithm, such as `ecdsa-p256`.
+    pub algorithm: &'static str,
+    /// The key is in the TPM.
+    pub in_tpm: bool,
+}
+
+impl Credential {
+    /// Reads certificate and key from where they are. Blocks, and asks the TPM where one of them is there.
+    ///
+    /// # Errors
+    /// [`BootstrapError`]. Validity is not looked at: see [`Credential::judge`].
+    pub fn read(config: &config::Bootstrap, tpm: &Tpm) -> Result<Self, BootstrapError> {
+        let chain = read_chain(config, tpm)?;
+        let auth = match &config.key_auth {
+            Some(secret) => Some(Auth::new(secret.read()?)?),
+            None => None,
+        };
+        let source = match &config.key {
+            FactoryKey::File(path) => Source::File(path),
+            FactoryKey::TpmHandle(handle) => Source::TpmHandle(*handle),
+        };
+        let key = factory::open(source, auth.as_ref(), tpm)?;
+        let facts = facts(config, &chain, key.algorithm, key.in_tpm)?;
+        let certified = CertifiedKey::new(chain, key.signing_key);
+        match certified.keys_match() {
+            Ok(()) => Ok(Self { certified, facts }),
+            Err(_) => Err(BootstrapError::Mismatch {
+                certificate: config.certificate.to_string(),
+                key: config.key.to_string(),
+            }),
+        }
+    }
+
+    /// Whether it can be shown to a MIS at `now`.
+    ///
+    /// # Errors
+    /// [`BootstrapError::Expired`] and [`BootstrapError::NotYetValid`].
+    pub fn judge(&self, now: Timestamp) -> Result<(), BootstrapError> {
+        let Facts { not_before, not_after, .. } = self.facts;
+        if now > not_after {
+            Err(BootstrapError::Expired { not_after })
+        } else if now < not_before {
+            Err(BootstrapError::NotYetValid { not_before })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// For the TLS handshake.
+    pub fn certified_key(&self) -> &CertifiedKey {
+        &self.certified
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Credential").field(&self.facts).finish()
+    }
+}
+
+/// The credential that is in use, and what was wrong with the last look at it.
+#[derive(Clone, Debug, Default)]
+pub struct Bootstrap {
+    good: Option<Arc<Credential>>,
+    seen: Option<Facts>,
+    trouble: Option<String>,
+    /// How many of [`WARN_AT_DAYS`] have been warned of.
+    warned: usize,
+}
+
+impl Bootstrap {
+    /// Takes what a look at the credential found, and gives back the one to use: the one found, or the one before if
+    /// that is still good and the one found is not. Says in the log what is news.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn take(
+        &mut self,
+        found: Result<Credential, BootstrapError>,
+        now: Timestamp,
+    ) -> Result<Arc<Credential>, BootstrapError> {
+        let read = found.as_ref().ok().map(|credential| credential.facts.clone());
+        match found.and_then(|credential| credential.judge(now).map(|()| credential)) {
+            Ok(credential) => {
+                self.announce(&credential.facts);
+                self.warn_of_expiry(&credential.facts, now);
+                self.trouble = None;
+                self.seen = read;
+                Ok(self.good.insert(Arc::new(credential)).clone())
+            }
+            Err(why) => {
+                let good = self.good.clone().filter(|good| good.judge(now).is_ok());
+                if good.is_none() {
+                    self.seen = read.or(self.seen.take());
+                }
+                self.complain(&why, good.is_some());
+                good.ok_or(why)
+            }
+        }
+    }
+
+    /// Of the credential in use; of the last one seen, where none can be used.
+    pub fn facts(&self) -> Option<&Facts> {
+        self.seen.as_ref()
+    }
+
+    /// What was wrong at the last look.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    fn announce(&self, facts: &Facts) {
+        let Facts { not_after, sha256, algorithm, in_tpm, .. } = facts;
+        match self.good.as_ref().map(|before| before.facts.sha256 == *sha256) {
+            Some(true) if self.trouble.is_some() => tracing::info!("the factory credential is good again"),
+            Some(true) => {}
+            Some(false) => tracing::warn!(
+                %not_after, sha256, algorithm, in_tpm, "the factory certificate has been replaced; the next enrollment uses it"
+            ),
+            None => {
+                tracing::info!(%not_after, sha256, algorithm, in_tpm, "the factory credential is in order")
+            }
+        }
+    }
+
+    fn warn_of_expiry(&mut self, facts: &Facts, now: Timestamp) {
+        let passed = warnings_due(now.until(facts.not_after));
+        if passed > self.warned {
+            let (not_after, days) = (facts.not_after, now.until(facts.not_after).as_secs() / DAY.as_secs());
+            tracing::warn!(
+                %not_after, days,
+                "the factory certificate expires soon, and without it this device cannot enroll again: replace it in time"
+            );
+        }
+        self.warned = passed;
+    }
+
+    fn complain(&mut self, why: &BootstrapError, has_another: bool) {
+        let why = why.to_string();
+        if self.trouble.as_ref() != Some(&why) {
+            let consequence = if has_another {
+                "the one before it stays in use"
+            } else {
+                "no enrollment is possible for now"
+            };
+            tracing::error!(problem = why, "the factory credential cannot be used; {consequence}");
+        }
+        self.trouble = Some(why);
+    }
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Days before the end at which a warning is logged.
+const WARN_AT_DAYS: [u32; 12] = [90, 60, 30, 21, 14, 7, 6, 5, 4, 3, 2, 1];
+
+/// How many warnings are due when this much is left.
+fn warnings_due(left: Duration) -> usize {
+    WARN_AT_DAYS.into_iter().filter(|days| left < DAY * *days).count()
+}
+
+fn read_chain(config: &config::Bootstrap, tpm: &Tpm) -> Result<Vec<CertificateDer<'static>>, BootstrapError> {
+    let mut chain = match &config.certificate {
+        FactoryCertificate::File(path) => certificates_in(path)?,
+        FactoryCertificate::TpmNv(index) => tpm.certificates_in_nv(*index)?,
+    };
+    if let Some(path) = &config.intermediates_file {
+        chain.extend(certificates_in(path)?);
+    }
+    Ok(chain)
+}
+
+fn certificates_in(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, BootstrapError> {
+    let unusable = |why: String| BootstrapError::Certificate { place: path.display().to_string(), why };
+    let pem = files::read_limited(path).map_err(|e| unusable(format!("it cannot be read: {e}")))?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        Ok(_) => Err(unusable("it holds no PEM certificate".into())),
+        Err(e) => Err(unusable(format!("it is damaged: {e}"))),
+    }
+}
+
+fn facts(
+    config: &config::Bootstrap,
+    chain: &[CertificateDer<'static>],
+    algorithm: &'static str,
+    in_tpm: bool,
+) -> Result<Facts, BootstrapError> {
+    let damaged =
+        |why: &str| BootstrapError::Certificate { place: config.certificate.to_string(), why: why.into() };
+    let leaf = chain.first().ok_or_else(|| damaged("it holds no certificate"))?;
+    for certificate in chain {
+        X509Certificate::from_der(certificate).map_err(|_| damaged("a certificate in it is damaged"))?;
+    }
+    let (_, parsed) =
+        X509Certificate::from_der(leaf).map_err(|_| damaged("a certificate in it is damaged"))?;
+    let validity = parsed.validity();
+    Ok(Facts {
+        not_before: Timestamp::from_secs(validity.not_before.timestamp()),
+        not_after: Timestamp::from_secs(validity.not_after.timestamp()),
+        sha256: digest(&SHA256, leaf).as_ref().iter().map(|octet| format!("{octet:02x}")).collect(),
+        algorithm,
+        in_tpm,
+    })
+}
+
+/// Why a bootstrap credential cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    /// There is none.
+    #[error("none is configured: set cert_file and key under [bootstrap]")]
+    NotConfigured,
+    /// The certificate cannot be used.
+    #[error("the factory certificate {place}: {why}")]
+    Certificate {
+        /// Where it is.
+        place: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The key cannot be used, or an NV index of the TPM not be read.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The key's password cannot be had.
+    #[error("the password of the factory key (key_auth): {0}")]
+    Auth(#[from] SecretError),
+    /// The two do not belong together.
+    #[error(
+        "the factory certificate {certificate} and the key {key} do not belong together: the key is another than the \
+         certificate's"
+    )]
+    Mismatch {
+        /// Where the certificate is.
+        certificate: String,
+        /// Where the key is.
+        key: String,
+    },
+    /// It is over.
+    #[error(
+        "the factory certificate expired at {not_after}, or this device's clock is wrong; ask whoever issued it for a \
+         new one"
+    )]
+    Expired {
+        /// Its last moment.
+        not_after: Timestamp,
+    },
+    /// It has not begun.
+    #[error("the factory certificate is not valid before {not_before}; is this device's clock right?")]
+    NotYetValid {
+        /// Its first moment.
+        not_before: Timestamp,
+    },
+}
