@@ -64,12 +64,14 @@ impl Credential {
         let key = factory::open(source, auth.as_ref(), tpm)?;
         let facts = facts(config, &chain, key.algorithm, key.in_tpm)?;
         let certified = CertifiedKey::new(chain, key.signing_key);
+        let certificate = config.certificate.to_string();
         match certified.keys_match() {
             Ok(()) => Ok(Self { certified, facts }),
-            Err(_) => Err(BootstrapError::Mismatch {
-                certificate: config.certificate.to_string(),
-                key: config.key.to_string(),
-            }),
+            Err(rustls::Error::InconsistentKeys(_)) => {
+                Err(BootstrapError::Mismatch { certificate, key: config.key.to_string() })
+            }
+            // What TLS cannot read is of no use, whatever else can: a certificate of version 1, say.
+            Err(why) => Err(BootstrapError::Certificate { place: certificate, why: why.to_string() }),
         }
     }
 
