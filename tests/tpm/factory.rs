@@ -137,6 +137,46 @@ fn a_key_at_a_handle_identifies_the_device() {
     assert_identifies(&key, "rsa-3072");
 }
 
+/// "TPM 2.0 Keys for Device Identity and Attestation" of the TCG: an IDevID key is a primary key of the endorsement
+/// hierarchy, guarded against guessing, with a policy for whoever administers it; its certificate is in an NV index.
+#[test]
+fn an_idevid_as_the_tcg_has_it_identifies_the_device() {
+    let tpm = Swtpm::start();
+    let pki = Pki::new();
+    for (made_as, name, policy, algorithm, certified_as) in [
+        ("ecc256:ecdsa-sha256", "sha256", 32, "ecdsa-p256", &rcgen::PKCS_ECDSA_P256_SHA256),
+        ("ecc384:ecdsa-sha384", "sha384", 48, "ecdsa-p384", &rcgen::PKCS_ECDSA_P384_SHA384),
+        ("rsa2048", "sha256", 32, "rsa-2048", &rcgen::PKCS_RSA_SHA256),
+        ("rsa3072", "sha384", 48, "rsa-3072", &rcgen::PKCS_RSA_SHA256),
+    ] {
+        std::fs::write(tpm.file("policy"), vec![7; policy]).unwrap();
+        let attributes = format!("{SIGNING}|adminwithpolicy");
+        let primary = ["-Q", "-C", "e", "-G", made_as, "-g", name, "-a", &attributes, "-L", "policy"];
+        tpm.run("tpm2_createprimary", &[primary.as_slice(), &["-c", "idevid.ctx"]].concat());
+        tpm.run("tpm2_flushcontext", &["-t"]);
+        tpm.keep_context("idevid.ctx");
+
+        let key = open_handle(&tpm, None).unwrap_or_else(|error| panic!("{made_as}: {error}"));
+        assert_eq!(key.algorithm, algorithm);
+        let spki = key.signing_key.public_key().unwrap();
+        let (_, spki) = SubjectPublicKeyInfo::from_der(&spki).unwrap();
+        let leaf = pki.certify_key(&spki.subject_public_key.data, certified_as);
+        tpm.write_nv("ownerread|ownerwrite|authread|ppread|no_da", &leaf, &[]);
+
+        let chain = handle(&tpm).certificates_in_nv(0x01c9_0000).unwrap();
+        let certified = CertifiedKey::new(chain, key.signing_key);
+        certified.keys_match().unwrap();
+        let client = Arc::new(SingleCertAndKey::from(certified));
+        assert_eq!(pki.handshake(|config| config.with_client_cert_resolver(client)).unwrap(), leaf);
+    }
+    // The digest of the last one's name has 48 octets, and so may its password.
+    let error = open_handle(&tpm, Some(&auth(&"x".repeat(48)))).unwrap_err();
+    assert!(matches!(error, KeyError::AuthRefused { .. }), "{error:?}");
+    let error = open_handle(&tpm, Some(&auth(&"x".repeat(49)))).unwrap_err();
+    assert!(matches!(error, KeyError::AuthTooLong { length: 49, limit: 48, .. }), "{error:?}");
+    assert_eq!(tpm.transient_handles(), 0);
+}
+
 #[test]
 fn a_key_at_a_handle_may_have_a_password() {
     let tpm = Swtpm::start();

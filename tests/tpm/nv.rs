@@ -7,7 +7,7 @@ const INDEX: u32 = 0x01c9_0000;
 
 impl Swtpm {
     /// Defines the index anew and writes `content` to it.
-    fn write_nv(&self, attributes: &str, content: &[u8], more: &[&str]) {
+    pub(super) fn write_nv(&self, attributes: &str, content: &[u8], more: &[&str]) {
         self.define_nv(attributes, content.len(), more);
         std::fs::write(self.file("content"), content).unwrap();
         self.run("tpm2_nvwrite", &["0x01c90000", "-C", "o", "-i", "content"]);

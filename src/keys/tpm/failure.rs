@@ -135,8 +135,8 @@ impl Step {
     }
 }
 
-const NV_PASSWORD: &str = "it has a password; define it so that it can be read without (tpm2_nvdefine -a \"ownerread|authread|…\", no -p), or \
-     keep the certificate in a file";
+const NV_PASSWORD: &str = "it has a password; define it so that it can be read without one (tpm2_nvdefine with \
+                           ownerread or authread and no -p), or keep the certificate in a file";
 
 fn no_tpm_there(tcti: &Tcti, code: u32) -> UnreachableCause {
     let library = tcti.library();
