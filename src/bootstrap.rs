@@ -296,3 +296,91 @@ pub enum BootstrapError {
         not_before: Timestamp,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+    const DAYS: i64 = 24 * 3600;
+    const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+    /// A credential that is valid from and to so many days from now.
+    fn credential(from: i64, to: i64) -> Credential {
+        let pair = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(["device".into()]).unwrap();
+        let der = params.self_signed(&pair).unwrap().der().clone();
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(pair.serialize_der()));
+        let signing_key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
+        Credential {
+            facts: Facts {
+                not_before: Timestamp::from_secs(1_800_000_000 + from * DAYS),
+                not_after: Timestamp::from_secs(1_800_000_000 + to * DAYS),
+                sha256: format!("{:?}", der.as_ref().last()),
+                algorithm: "ecdsa-p256",
+                in_tpm: false,
+            },
+            certified: CertifiedKey::new(vec![der], signing_key),
+        }
+    }
+
+    #[test]
+    fn validity_is_judged_to_the_second() {
+        let day = credential(0, 1);
+        assert!(day.judge(NOW).is_ok());
+        assert!(day.judge(NOW.after(DAY)).is_ok());
+        assert!(matches!(
+            day.judge(NOW.after(DAY + Duration::from_secs(1))),
+            Err(BootstrapError::Expired { .. })
+        ));
+        assert!(matches!(
+            day.judge(Timestamp::from_secs(1_799_999_999)),
+            Err(BootstrapError::NotYetValid { .. })
+        ));
+    }
+
+    #[test]
+    fn a_bad_replacement_keeps_the_one_before_and_says_so() {
+        let mut bootstrap = Bootstrap::default();
+        let good = bootstrap.take(Ok(credential(-1, 1)), NOW).unwrap();
+        for bad in [
+            Err(BootstrapError::NotConfigured),
+            Err(BootstrapError::Mismatch { certificate: "a".into(), key: "b".into() }),
+            Ok(credential(-2, -1)),
+            Ok(credential(1, 2)),
+        ] {
+            let kept = bootstrap.take(bad, NOW).unwrap();
+            assert_eq!(kept.facts, good.facts);
+            assert!(bootstrap.trouble().is_some());
+            assert_eq!(bootstrap.facts(), Some(&good.facts));
+        }
+        let newer = bootstrap.take(Ok(credential(-1, 5)), NOW).unwrap();
+        assert_eq!(bootstrap.facts(), Some(&newer.facts));
+        assert_eq!(bootstrap.trouble(), None);
+    }
+
+    #[test]
+    fn the_one_before_is_no_help_once_it_has_expired() {
+        let mut bootstrap = Bootstrap::default();
+        bootstrap.take(Ok(credential(-1, 1)), NOW).unwrap();
+        let later = NOW.after(DAY * 2);
+        let gone = bootstrap.take(Err(BootstrapError::NotConfigured), later);
+        assert!(matches!(gone, Err(BootstrapError::NotConfigured)));
+        let expired = bootstrap.take(Ok(credential(-1, 1)), later);
+        assert!(matches!(expired, Err(BootstrapError::Expired { .. })));
+        assert!(bootstrap.facts().is_some(), "people see until when it was valid");
+    }
+
+    #[test]
+    fn warnings_begin_90_days_before_the_end_and_come_closer_together() {
+        for (days, due) in [(4000, 0), (90, 0), (89, 1), (60, 1), (59, 2), (29, 3), (1, 11), (0, 12)] {
+            assert_eq!(warnings_due(DAY * days), due, "{days} days left");
+        }
+        let mut bootstrap = Bootstrap::default();
+        bootstrap.take(Ok(credential(-1, 80)), NOW).unwrap();
+        assert_eq!(bootstrap.warned, 1);
+        bootstrap.take(Ok(credential(-1, 4000)), NOW).unwrap();
+        assert_eq!(bootstrap.warned, 0, "a new one is warned of in its own time");
+    }
+}

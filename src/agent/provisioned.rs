@@ -9,6 +9,7 @@ use super::device::{Device, blocking};
 use super::failures::local;
 use crate::bootstrap::{Bootstrap, BootstrapError, Credential};
 use crate::config::{self, FactoryKey, KeyProvider};
+use crate::keys::tpm::Tpm;
 use crate::lifecycle::{Failure, LastError, Report};
 use crate::mis::{Identified, Trust};
 use crate::system::clock;
@@ -22,17 +23,26 @@ const LOOK: Duration = Duration::from_secs(3600);
 pub(super) struct Provisioned {
     pub(super) trust: Trust,
     pub(super) bootstrap: Bootstrap,
+    /// It remembers the passwords that it refused, so that none is tried often enough to lock it.
+    pub(super) tpm: Tpm,
 }
 
 impl Provisioned {
     /// What a configuration names, with what was good under the one before it to fall back on.
     pub(super) fn under(config: &config::Config, before: Option<Self>) -> Self {
         let trust = config.mis.as_ref().map(|mis| mis.trust.clone()).unwrap_or_default();
+        let tcti = &config.key.tcti;
         match before {
-            Some(Self { trust: before, bootstrap }) => {
-                Self { trust: Trust::succeeding(trust, &before), bootstrap }
-            }
-            None => Self { trust: Trust::new(trust), bootstrap: Bootstrap::default() },
+            Some(before) => Self {
+                trust: Trust::succeeding(trust, &before.trust),
+                bootstrap: before.bootstrap,
+                tpm: if before.tpm.is_at(tcti) { before.tpm } else { Tpm::start(tcti.clone()) },
+            },
+            None => Self {
+                trust: Trust::new(trust),
+                bootstrap: Bootstrap::default(),
+                tpm: Tpm::start(tcti.clone()),
+            },
         }
     }
 }
@@ -40,7 +50,8 @@ impl Provisioned {
 impl Device {
     /// What the next configuration can fall back on.
     pub(super) fn into_provisioned(self) -> Provisioned {
-        Provisioned { trust: self.mis.trust().clone(), bootstrap: self.bootstrap }
+        let (trust, tpm) = (self.mis.trust().clone(), self.keys.tpm().clone());
+        Provisioned { trust, bootstrap: self.bootstrap, tpm }
     }
 
     /// Looks at it if it is time to, and says whether it was.

@@ -34,7 +34,8 @@ impl Device {
     ) -> Result<Self, StoreError> {
         let store = Store::new(&config.state_dir);
         let lock = store.lock()?;
-        let keys = Provider::new(&config.key, store.private(), credentials().as_deref());
+        let keys =
+            Provider::new(config.key.provider, provisioned.tpm, store.private(), credentials().as_deref());
         let proxy = config.mis.as_ref().map(|mis| mis.proxy.clone()).unwrap_or_default();
         let discovery = cached(&store).and_then(|cached| read_discovery(cached, &config));
         let identity = store

@@ -20,12 +20,8 @@ pub struct Provider {
 impl Provider {
     /// Nothing is opened or read yet. `private` is the private part of the state folder; `credentials` what systemd
     /// names in `CREDENTIALS_DIRECTORY`.
-    pub fn new(config: &config::Key, private: &Path, credentials: Option<&Path>) -> Self {
-        Self {
-            makes: config.provider,
-            tpm: Tpm::start(config.tcti.clone()),
-            software: Software::new(credentials, private.join("kek")),
-        }
+    pub fn new(makes: config::KeyProvider, tpm: Tpm, private: &Path, credentials: Option<&Path>) -> Self {
+        Self { makes, tpm, software: Software::new(credentials, private.join("kek")) }
     }
 
     /// Makes a new key. Blocks.

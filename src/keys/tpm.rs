@@ -53,6 +53,12 @@ impl Tpm {
         Self { worker: Arc::new(Worker::new(tcti)), deadline: DEADLINE, refusals: Arc::default() }
     }
 
+    /// Whether this is the TPM behind `tcti`.
+    #[must_use]
+    pub fn is_at(&self, tcti: &Tcti) -> bool {
+        self.worker.tcti() == tcti.to_string()
+    }
+
     /// The same TPM, with another limit on how long each operation may take (60 s by default).
     #[must_use]
     pub fn with_deadline(self, deadline: Duration) -> Self {

@@ -7,6 +7,7 @@ mod support;
 
 mod admission;
 mod answers;
+mod bootstrap;
 mod configuration;
 mod credentials;
 mod discovery;

@@ -65,11 +65,18 @@ pub struct FactorySpec {
     pub lifetime: Duration,
     /// Signed by a manufacturer that this server does not know.
     pub unknown_manufacturer: bool,
+    /// Its validity begins so far ahead; zero makes one that is valid already.
+    pub begins_in: Duration,
 }
 
 impl Default for FactorySpec {
     fn default() -> Self {
-        Self { key: KeyKind::P256, lifetime: x509::years_long(20), unknown_manufacturer: false }
+        Self {
+            key: KeyKind::P256,
+            lifetime: x509::years_long(20),
+            unknown_manufacturer: false,
+            begins_in: Duration::ZERO,
+        }
     }
 }
 
@@ -275,7 +282,11 @@ impl Pki {
         let template = Template {
             subject: x509::common_name(name)?,
             spki: spki.to_vec(),
-            not_before: now - Duration::from_secs(2 * 3600),
+            not_before: if spec.begins_in.is_zero() {
+                now - Duration::from_secs(2 * 3600)
+            } else {
+                now + spec.begins_in
+            },
             not_after: if spec.lifetime.is_zero() {
                 now - Duration::from_secs(3600)
             } else {

@@ -1,0 +1,247 @@
+//! The bootstrap credential: what is wrong with it is named, and it can be replaced while the agent runs (miaf-v0 K5, E9).
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use development_mis::{Endpoint, FactorySpec, KeyKind};
+
+use crate::world::{self, World};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Puts a file in the place of another, as whoever provisions a device should.
+fn replace(with: &Path, at: &Path) {
+    let beside = at.with_extension("beside");
+    fs::copy(with, &beside).unwrap();
+    fs::rename(beside, at).unwrap();
+}
+
+/// A device whose factory credential is of another kind.
+fn world_with(spec: &FactorySpec) -> World {
+    let world = World::new();
+    let (certificate, key) = world.mis.new_factory_credential_as("other", spec).unwrap();
+    replace(&certificate, &world.mis.factory_cert());
+    replace(&key, &world.mis.factory_key());
+    world
+}
+
+#[test]
+fn keys_that_miaf_itself_does_not_use_are_fine_for_the_factory() {
+    for (key, name) in
+        [(KeyKind::P384, "ecdsa-p384"), (KeyKind::Rsa2048, "rsa-2048"), (KeyKind::Rsa3072, "rsa-3072")]
+    {
+        let mut world = world_with(&FactorySpec { key, ..FactorySpec::default() });
+        world.device.start();
+        let status = world.device.wait_for("active");
+        assert_eq!(status["bootstrap"]["key"]["algorithm"], name);
+        assert_eq!(status["key"]["algorithm"], "ecdsa-p256", "the SVID's own key is another matter");
+    }
+}
+
+#[test]
+fn the_status_shows_what_the_mis_knows_the_device_by() {
+    let world = World::enrolled();
+    let status = world.device.status();
+    let device = world.mis.device(&world.mis.factory_cert()).unwrap().unwrap();
+    assert_eq!(status["bootstrap"]["sha256"], device.esi);
+}
+
+#[test]
+fn an_expired_or_not_yet_valid_certificate_is_named_and_shown_to_nobody() {
+    let expired = FactorySpec { lifetime: Duration::ZERO, ..FactorySpec::default() };
+    let early = FactorySpec { begins_in: DAY, ..FactorySpec::default() };
+    for (spec, why) in [(expired, "the factory certificate expired at"), (early, "is not valid before")] {
+        let mut world = world_with(&spec);
+        world.device.start();
+        let status = world.device.wait_for("blocked");
+        assert!(status["lastError"]["detail"].as_str().unwrap().contains(why), "{status:#}");
+        assert!(status["bootstrap"]["notAfter"].is_string(), "{status:#}");
+        let (_, requests) = world.after(Duration::from_secs(1));
+        assert!(requests.iter().all(|entry| !world::is_at(entry, Endpoint::Enrollment)));
+        assert!(world.mis.refused_handshakes().is_empty());
+        // A good one is noticed without a restart.
+        let (certificate, key) = world.mis.new_factory_credential("good").unwrap();
+        replace(&certificate, &world.mis.factory_cert());
+        replace(&key, &world.mis.factory_key());
+        world.device.wait_for("active");
+    }
+}
+
+#[test]
+fn its_end_is_announced_in_time() {
+    let spec = FactorySpec { lifetime: 80 * DAY, ..FactorySpec::default() };
+    let mut world = world_with(&spec);
+    world.device.start();
+    world.device.wait_for("active");
+    assert!(world.device.log().contains("the factory certificate expires soon"), "{}", world.device.log());
+    let told = String::from_utf8(world.device.run(&["status"]).stdout).unwrap();
+    assert!(told.contains("(in 2months"), "{told}");
+}
+
+#[test]
+fn a_bad_replacement_keeps_the_one_before_and_says_so() {
+    let world = World::renewing();
+    let (certificate, key) = (world.mis.factory_cert(), world.mis.factory_key());
+    let before = world.device.wait_for_status("the credential", |status| status["bootstrap"].is_object());
+    let (good, good_key) = (world.device.path("good.pem"), world.device.path("good.key"));
+    fs::copy(&certificate, &good).unwrap();
+    fs::copy(&key, &good_key).unwrap();
+
+    let spec = FactorySpec { lifetime: Duration::ZERO, ..FactorySpec::default() };
+    let (expired, expired_key) = world.mis.new_factory_credential_as("expired", &spec).unwrap();
+    let (another, _) = world.mis.new_factory_credential("another").unwrap();
+    let garbage = world.device.path("garbage.pem");
+    fs::write(&garbage, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+    for (bad, bad_key, why) in [
+        (&garbage, &good_key, "a certificate in it is damaged"),
+        (&another, &good_key, "do not belong together"),
+        (&expired, &expired_key, "the factory certificate expired"),
+    ] {
+        replace(bad, &certificate);
+        replace(bad_key, &key);
+        world.device.signal("HUP");
+        let status = world.device.wait_for_error(why);
+        assert!(status["state"] == "active" || status["state"] == "renewing", "{status:#}");
+        assert_eq!(status["bootstrap"]["sha256"], before["bootstrap"]["sha256"]);
+    }
+    assert!(world.device.log().contains("the one before it stays in use"));
+
+    // It is needed while it is bad on disk, and does its work.
+    world.mis.invalidate_svids().unwrap();
+    assert_eq!(world.wait_for_requests(Endpoint::Enrollment, 2).last().unwrap().status, Some(200));
+
+    replace(&good, &certificate);
+    replace(&good_key, &key);
+    world.device.signal("HUP");
+    world.device.wait_until("it is good again", |device| {
+        device.log().contains("the factory credential is good again")
+    });
+}
+
+#[test]
+fn a_new_certificate_is_noticed_and_counts_at_the_next_enrollment() {
+    let world = World::renewing();
+    let before = world.device.status();
+    let (certificate, key) = world.mis.new_factory_credential("new").unwrap();
+    let config = world::config(&world.mis, &world.tpm, world::SOON);
+    let config = config
+        .replace(world.mis.factory_cert().to_str().unwrap(), certificate.to_str().unwrap())
+        .replace(world.mis.factory_key().to_str().unwrap(), key.to_str().unwrap());
+    world.device.configure(&config);
+    world.device.signal("HUP");
+    let noticed = world.device.wait_for_status("the new certificate", |status| {
+        status["bootstrap"]["sha256"].is_string()
+            && status["bootstrap"]["sha256"] != before["bootstrap"]["sha256"]
+    });
+    assert!(world.device.log().contains("the factory certificate has been replaced"));
+
+    // The identity stays as long as it can be renewed.
+    let renewed = world.device.wait_for_another_svid(&noticed["svid"]["serial"]);
+    assert_eq!(renewed["spiffeId"], before["spiffeId"]);
+    assert_eq!(world.seen(Endpoint::Enrollment).len(), 1);
+
+    // Then the MIS knows the device as another one, and that is said loudly (E9).
+    world.mis.invalidate_svids().unwrap();
+    let after = world.device.wait_for_status("another identity", |status| {
+        status["spiffeId"].is_string() && status["spiffeId"] != before["spiffeId"]
+    });
+    assert_eq!(after["spiffeId"], world.mis.device(&certificate).unwrap().unwrap().ldi);
+    assert!(world.device.log().contains("the MIS gave this device another identity than it had"));
+}
+
+#[test]
+fn a_wrong_password_of_a_tpm_key_is_tried_once_and_the_right_one_at_once() {
+    let mut world = World::new();
+    let (certificate, handle) = guarded_key(&world, "correct horse");
+    let auth = world.device.path("factory.auth");
+    fs::write(&auth, "wrong\n").unwrap();
+    configure(
+        &world,
+        &certificate,
+        &format!("key = \"tpm:{handle}\"\nkey_auth = \"file:{}\"", auth.display()),
+    );
+    world.device.start();
+    world.device.wait_for_error("password");
+    std::thread::sleep(Duration::from_secs(2)); // several attempts, were they made
+    world.device.signal("HUP"); // nor does a reload try it again
+    std::thread::sleep(Duration::from_secs(1));
+    let counter = world.tpm.run("tpm2_getcap", &["properties-variable"]);
+    assert!(counter.contains("TPM2_PT_LOCKOUT_COUNTER: 0x1\n"), "{counter}");
+
+    fs::write(&auth, "correct horse\n").unwrap();
+    let status = world.device.wait_for("active");
+    assert_eq!(status["bootstrap"]["key"]["inTpm"], true);
+}
+
+#[test]
+fn a_password_may_come_from_a_credential_of_systemd() {
+    let mut world = World::new();
+    let (certificate, handle) = guarded_key(&world, "correct horse");
+    configure(
+        &world,
+        &certificate,
+        &format!("key = \"tpm:{handle}\"\nkey_auth = \"credential:factory-key\""),
+    );
+    world.device.start();
+    world.device.wait_for_error("factory-key");
+    world.device.stop();
+    let credentials = world.device.path("credentials");
+    fs::create_dir(&credentials).unwrap();
+    fs::write(credentials.join("factory-key"), "correct horse").unwrap();
+    world.device.environment("CREDENTIALS_DIRECTORY", credentials.to_str().unwrap());
+    world.device.start();
+    world.device.wait_for("active");
+    assert!(!world.device.log().contains("correct horse"));
+}
+
+#[test]
+fn a_certificate_in_the_tpm_that_is_not_there_is_named_and_found_when_it_comes() {
+    let mut world = World::new();
+    let config = world::config(&world.mis, &world.tpm, "");
+    let line = config.lines().find(|line| line.starts_with("cert_file")).unwrap();
+    let intermediates = world.device.path("intermediates.pem");
+    let chain = fs::read_to_string(world.mis.factory_cert()).unwrap();
+    fs::write(&intermediates, chain.split_once("-----END CERTIFICATE-----\n").unwrap().1).unwrap();
+    let lines = format!("cert = \"tpm:0x01c90000\"\nintermediates_file = \"{}\"", intermediates.display());
+    world.device.configure(&config.replace(line, &lines));
+    world.device.start();
+    world.device.wait_for_error("0x01c90000");
+    let der = world.device.path("factory.der");
+    let (certificate, der) = (world.mis.factory_cert(), der.to_str().unwrap().to_owned());
+    let tpm = &world.tpm;
+    tpm.run("openssl", &["x509", "-in", certificate.to_str().unwrap(), "-outform", "der", "-out", &der]);
+    let size = fs::metadata(&der).unwrap().len() + 50; // an index with room to spare is filled up
+    let attributes = "ownerread|ownerwrite|authread";
+    tpm.run("tpm2_nvdefine", &["-Q", "0x01c90000", "-C", "o", "-s", &size.to_string(), "-a", attributes]);
+    tpm.run("tpm2_nvwrite", &["-Q", "0x01c90000", "-C", "o", "-i", &der]);
+    world.device.wait_for("active");
+}
+
+/// A key with a password in the TPM, guarded against guessing, and its certificate.
+fn guarded_key(world: &World, password: &str) -> (std::path::PathBuf, &'static str) {
+    const HANDLE: &str = "0x81020000";
+    let (tpm, file) = (&world.tpm, |name: &str| world.tpm.file(name).to_str().unwrap().to_owned());
+    tpm.run("tpm2_createprimary", &["-Q", "-C", "o", "-G", "ecc", "-c", &file("parent")]);
+    let attributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|sign";
+    let (public, private, context) = (file("public"), file("private"), file("context"));
+    let made = ["-Q", "-C", &file("parent"), "-G", "ecc256:ecdsa-sha256", "-a", attributes, "-p", password];
+    tpm.run("tpm2_create", &[&made[..], &["-u", &public, "-r", &private, "-c", &context]].concat());
+    tpm.run("tpm2_flushcontext", &["-t"]);
+    tpm.run("tpm2_evictcontrol", &["-Q", "-C", "o", "-c", &context, HANDLE]);
+    tpm.run("tpm2_flushcontext", &["-t"]);
+    tpm.run("tpm2_readpublic", &["-Q", "-c", HANDLE, "-f", "der", "-o", &file("spki")]);
+    tpm.run("tpm2_flushcontext", &["-t"]);
+    let spki = fs::read(file("spki")).unwrap();
+    (world.mis.certify_factory_key("guarded", &spki).unwrap(), HANDLE)
+}
+
+/// Another certificate, and these lines in the place of the key's.
+fn configure(world: &World, certificate: &Path, lines: &str) {
+    let config = world::config(&world.mis, &world.tpm, "");
+    let key = config.lines().find(|line| line.starts_with("key = \"file:")).unwrap();
+    let usual = world.mis.factory_cert();
+    world.device.configure(
+        &config.replace(key, lines).replace(usual.to_str().unwrap(), certificate.to_str().unwrap()),
+    );
+}
