@@ -12,6 +12,7 @@ mod discovery;
 mod files;
 mod keys;
 mod main_job;
+mod proxy;
 mod refusals;
 mod trust;
 mod world;
