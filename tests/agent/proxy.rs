@@ -1,6 +1,9 @@
 //! The MIS behind a real proxy (tinyproxy): through it, around it, and what is said when it is in the way.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use development_mis::Endpoint;
@@ -108,6 +111,46 @@ fn a_proxy_that_is_down_is_named_and_found_again() {
     world
         .device
         .wait_for_error(&format!("gave no connection to localhost:{}: it answered 5", world.mis.port()));
+}
+
+/// Something that takes connections and does this with each.
+fn fake(answer: impl Fn(TcpStream) + Send + 'static) -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            answer(stream);
+        }
+    });
+    format!("http://127.0.0.1:{port}")
+}
+
+#[test]
+fn something_that_is_no_proxy_is_named_too() {
+    let says = |text: &'static str| {
+        fake(move |mut stream| {
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(text.as_bytes());
+        })
+    };
+    let held = Mutex::new(Vec::new());
+    for (proxy, why) in [
+        (says(""), "unexpected end of file"),
+        (says("SSH-2.0-OpenSSH_9.2\r\n"), "it refused"),
+        (says("HTTP/1.1 302 Found\r\nLocation: http://login.example/\r\n\r\n"), "it answered 302"),
+        (fake(move |stream| held.lock().unwrap().push(stream)), "nothing came within 10 seconds"),
+    ] {
+        let mut world = World::new();
+        world.device.configure(&behind(&world, &format!("proxy = \"{proxy}\""), ""));
+        world.device.start();
+        let status = world.device.wait_for_error(why);
+        let said = status["lastError"]["detail"].as_str().unwrap();
+        let port = world.mis.port();
+        assert!(
+            said.contains(&format!("the proxy {proxy} gave no connection to localhost:{port}: ")),
+            "{said}"
+        );
+    }
 }
 
 #[test]

@@ -60,7 +60,8 @@ impl Tinyproxy {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let mut process = command.spawn().expect("tinyproxy is needed for this test: apt install tinyproxy");
+        let mut process =
+            command.spawn().expect("tinyproxy is needed for this test: apt install tinyproxy-bin");
         let deadline = Instant::now() + Duration::from_secs(10);
         while Instant::now() < deadline {
             if matches!(process.try_wait(), Ok(Some(_))) {
