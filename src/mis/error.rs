@@ -216,7 +216,7 @@ impl MisError {
                 ("no-initial-trust", "The MIS cannot be authenticated")
             }
             Self::TlsSetup(_) => ("tls-setup", "TLS could not be set up"),
-            Self::Proxy { .. } => ("proxy", "The proxy on the way to the MIS is in the way"),
+            Self::Proxy { .. } => ("proxy", "The proxy does not lead to the MIS"),
             Self::ServerNotTrusted { .. } => ("server-not-trusted", "The server is not trusted"),
             Self::ClientCertificateRefused { .. } => {
                 ("certificate-refused", "The MIS refused this device's certificate")

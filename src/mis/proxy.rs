@@ -117,7 +117,8 @@ impl fmt::Display for Hop {
 
 /// The proxy for this URL, if there is one.
 pub(super) fn on_the_way_to(url: &Url, config: &config::Proxy) -> Result<Option<Hop>, ProxyError> {
-    on_the_way(url, config, &|name| std::env::var(name).ok())
+    // What is not UTF-8 is no proxy's URL, and is to be seen as that and not as unset.
+    on_the_way(url, config, &|name| Some(std::env::var_os(name)?.to_string_lossy().into_owned()))
 }
 
 fn on_the_way(

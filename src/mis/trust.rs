@@ -169,10 +169,10 @@ impl Loaded {
 fn anchors_in(path: &Path) -> Result<Vec<TrustAnchor<'static>>, MisError> {
     let unusable = |why: String| MisError::TrustFile { path: path.to_owned(), why };
     // Only a regular file: to open a pipe would wait for its other end.
-    let is_file = path.metadata().map_err(|e| unusable(e.to_string()))?.is_file();
-    let pem = is_file
-        .then(|| files::read_limited(path).map_err(|e| unusable(e.to_string())))
-        .unwrap_or_else(|| Err(unusable("it is not a regular file".into())))?;
+    if !path.metadata().map_err(|e| unusable(e.to_string()))?.is_file() {
+        return Err(unusable("it is not a regular file".into()));
+    }
+    let pem = files::read_limited(path).map_err(|e| unusable(e.to_string()))?;
     let mut anchors = Vec::new();
     for (index, certificate) in CertificateDer::pem_slice_iter(&pem).enumerate() {
         let certificate = certificate.map_err(|e| unusable(format!("it is not PEM: {e}")))?;

@@ -48,7 +48,7 @@ pub(super) struct Note(Mutex<Noted>);
 
 #[derive(Debug, Default)]
 struct Noted {
-    public_only: bool,
+    vouched_by: Option<VouchedBy>,
     refusal: Option<String>,
 }
 
@@ -71,8 +71,9 @@ struct Refusal {
 }
 
 impl Note {
+    /// Where nothing is known, the weaker is assumed.
     pub(super) fn vouched_by(&self) -> VouchedBy {
-        if self.noted().public_only { VouchedBy::PublicStore } else { VouchedBy::Provisioned }
+        self.noted().vouched_by.unwrap_or(VouchedBy::PublicStore)
     }
 
     /// Why the server was refused, if it was.
@@ -232,8 +233,11 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, Error> {
         match self.judge(end_entity, intermediates, server_name, now) {
             Ok(vouched_by) => {
+                let mut noted = self.note.noted();
                 // Should a call ever need a second connection, the weaker of the two counts.
-                self.note.noted().public_only |= vouched_by == VouchedBy::PublicStore;
+                if noted.vouched_by != Some(VouchedBy::PublicStore) {
+                    noted.vouched_by = Some(vouched_by);
+                }
                 Ok(ServerCertVerified::assertion())
             }
             Err(refusal) => {

@@ -106,7 +106,7 @@ fn a_missing_factory_certificate_blocks_and_is_found_when_it_appears() {
     world.device.start();
     let status = world.device.wait_for("blocked");
     assert!(
-        status["lastError"]["detail"].as_str().unwrap().contains("factory.pem cannot be read"),
+        status["lastError"]["detail"].as_str().unwrap().contains("factory.pem: it cannot be read"),
         "{status:#}"
     );
     fs::rename(&away, &certificate).unwrap();

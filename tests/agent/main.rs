@@ -14,6 +14,7 @@ mod discovery;
 mod files;
 mod keys;
 mod main_job;
+mod proxy;
 mod refusals;
 mod software;
 mod trust;

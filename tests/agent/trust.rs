@@ -1,9 +1,11 @@
 //! Initial trust: the MIS is authenticated by what was provisioned, or not spoken to (miaf-v0 T).
 
+use std::path::Path;
 use std::time::Duration;
 
-use development_mis::ServerFault;
+use development_mis::{Endpoint, ServerFault};
 
+use crate::support::agent::Device;
 use crate::world::{self, World};
 
 #[test]
@@ -21,16 +23,293 @@ fn without_initial_trust_no_one_is_contacted() {
     );
 }
 
+/// The configuration with these lines in the place of `ca_file`.
+fn trusting(world: &World, lines: &str) -> String {
+    let config = world::config(&world.mis, &world.tpm, "");
+    let ca_line = config.lines().find(|line| line.starts_with("ca_file")).unwrap().to_owned();
+    config.replace(&ca_line, lines)
+}
+
+fn ca_line(path: &Path) -> String {
+    format!("ca_file = \"{}\"", path.display())
+}
+
+/// The command that the error for a bad pin in the configuration gives, run as it stands.
+fn pin(world: &World, certificate: &Path) -> String {
+    let certificate = certificate.display();
+    let command = format!(
+        "openssl x509 -in {certificate} -pubkey -noout | openssl pkey -pubin -outform der | \
+         openssl dgst -sha256 -binary | base64"
+    );
+    world.tpm.run("sh", &["-c", &command]).trim().to_owned()
+}
+
+fn pins(pins: &[&str]) -> String {
+    format!("spki_sha256 = {pins:?}")
+}
+
+/// The server presents its CA too, as many do.
+fn presenting_its_ca() -> World {
+    World::with(|settings| {
+        let files = vec![settings.folder.join("tls-ca.pem")];
+        settings.server_fault = Some(ServerFault::Appended(files));
+    })
+}
+
 #[test]
-fn a_form_of_trust_that_is_not_there_yet_is_refused_and_not_ignored() {
-    for line in ["spki_sha256 = [\"47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\"]", "system_roots = true"] {
-        let mut world = World::new();
-        let config = world::config(&world.mis, &world.tpm, "");
-        world.device.configure(&config.replace("[mis.trust]", &format!("[mis.trust]\n{line}")));
+fn a_pinned_server_is_enrolled_with_whatever_its_ca() {
+    let mut world = World::new();
+    world.device.configure(&trusting(&world, &pins(&[&pin(&world, &world.mis.server_cert())])));
+    world.device.start();
+    world.device.wait_for("active");
+}
+
+#[test]
+fn a_pinned_ca_vouches_for_the_servers_that_present_it() {
+    let mut world = presenting_its_ca();
+    world.device.configure(&trusting(&world, &pins(&[&pin(&world, &world.mis.ca_file())])));
+    world.device.start();
+    world.device.wait_for("active");
+}
+
+#[test]
+fn anchors_and_pins_must_both_hold() {
+    let (other, mut world) = (World::new(), World::new());
+    let (right, wrong) = (pin(&world, &world.mis.ca_file()), pin(&world, &other.mis.ca_file()));
+    let (ours, theirs) = (ca_line(&world.mis.ca_file()), ca_line(&other.mis.ca_file()));
+    world.device.configure(&trusting(&world, &format!("{ours}\n{}", pins(&[&wrong]))));
+    world.device.start();
+    let status = world.device.wait_for_error("is pinned in spki_sha256");
+    let presented = status["lastError"]["detail"].as_str().unwrap();
+    assert!(
+        presented.contains(&pin(&world, &world.mis.server_cert())) && presented.contains(&right),
+        "{presented}"
+    );
+
+    world.device.configure(&trusting(&world, &format!("{theirs}\n{}", pins(&[&right]))));
+    world.device.kill();
+    world.device.start();
+    world.device.wait_for_error("unknown issuer");
+    assert!(world.mis.journal().is_empty());
+
+    world.device.configure(&trusting(&world, &format!("{ours}\n{}", pins(&[&right]))));
+    world.device.signal("HUP");
+    world.device.wait_for("active");
+}
+
+#[test]
+fn an_unrelated_pinned_certificate_in_the_chain_proves_nothing() {
+    let other = World::new();
+    for certificate in [other.mis.ca_file(), other.mis.server_cert()] {
+        let mut world = World::with(|settings| {
+            settings.server_fault = Some(ServerFault::Appended(vec![certificate.clone()]));
+        });
+        let pinned = pins(&[&pin(&world, &certificate)]);
+        world.device.configure(&trusting(&world, &pinned));
         world.device.start();
-        world.device.wait_for("blocked");
+        world.device.wait_for_error("is not trusted");
+        world.device.kill();
+        world.device.configure(&trusting(&world, &format!("{}\n{pinned}", ca_line(&world.mis.ca_file()))));
+        world.device.start();
+        world.device.wait_for_error("is pinned in spki_sha256");
         assert!(world.mis.journal().is_empty());
     }
+}
+
+#[test]
+fn the_name_and_the_validity_of_a_pinned_server_still_count() {
+    let mut world = World::with(|settings| settings.server_fault = Some(ServerFault::Expired));
+    let pinned = pins(&[&pin(&world, &world.mis.server_cert())]);
+    world.device.configure(&trusting(&world, &pinned));
+    world.device.start();
+    world.device.wait_for_error("its key is pinned, but its certificate has expired");
+
+    let mut world = World::with(|settings| settings.hosts = vec!["localhost".into()]);
+    let pinned = pins(&[&pin(&world, &world.mis.server_cert())]);
+    world.device.configure(&trusting(&world, &pinned).replace("https://localhost:", "https://127.0.0.1:"));
+    world.device.start();
+    world.device.wait_for_error("is not for the name in the URL");
+    assert!(world.mis.journal().is_empty());
+}
+
+#[test]
+fn the_operating_system_s_store_counts_only_where_it_is_named() {
+    let other = World::new();
+    let mut world = World::new();
+    world.device.environment("SSL_CERT_FILE", world.mis.ca_file().to_str().unwrap());
+    world.device.configure(&trusting(&world, &ca_line(&other.mis.ca_file())));
+    world.device.start();
+    world.device.wait_for_error("a CA in ca_file (unknown issuer)");
+    world
+        .device
+        .configure(&trusting(&world, &format!("{}\nsystem_roots = true", ca_line(&other.mis.ca_file()))));
+    world.device.signal("HUP");
+    world.device.wait_for("active");
+}
+
+#[test]
+fn an_empty_store_of_the_operating_system_is_named() {
+    let mut world = World::new();
+    let empty = world.device.path("empty.pem");
+    std::fs::write(&empty, "").unwrap();
+    world.device.environment("SSL_CERT_FILE", empty.to_str().unwrap());
+    world.device.configure(&trusting(&world, "system_roots = true"));
+    world.device.start();
+    let status = world.device.wait_for("blocked");
+    assert!(status["lastError"]["detail"].as_str().unwrap().contains("ca-certificates"), "{status:#}");
+    std::fs::copy(world.mis.ca_file(), &empty).unwrap();
+    world.device.wait_for("active");
+}
+
+/// The document is asked for at 127.0.0.1 and leads to localhost: another origin.
+fn elsewhere(config: &str) -> String {
+    config.replace("https://localhost:", "https://127.0.0.1:")
+}
+
+#[test]
+fn a_public_store_alone_is_not_enough_to_be_led_to_another_origin() {
+    let mut world = World::new();
+    world.device.environment("SSL_CERT_FILE", world.mis.ca_file().to_str().unwrap());
+    world.device.configure(&elsewhere(&trusting(&world, "system_roots = true")));
+    world.device.start();
+    let status = world.device.wait_for_error("system_roots");
+    let why = status["lastError"]["detail"].as_str().unwrap();
+    let port = world.mis.port();
+    for origin in [format!("https://localhost:{port}"), format!("https://127.0.0.1:{port}")] {
+        assert!(why.contains(&origin), "{why}");
+    }
+    assert!(world.seen(Endpoint::Bundle).is_empty() && world.seen(Endpoint::Enrollment).is_empty(), "D7");
+
+    // One that stays where it is is fine.
+    world.device.configure(&trusting(&world, "system_roots = true"));
+    world.device.signal("HUP");
+    world.device.wait_for("active");
+}
+
+#[test]
+fn a_provisioned_ca_or_pin_is_enough_to_be_led_to_another_origin() {
+    let other = World::new();
+    let anchored = |world: &World| format!("{}\nsystem_roots = true", ca_line(&world.mis.ca_file()));
+    let pinned =
+        |world: &World| format!("{}\nsystem_roots = true", pins(&[&pin(world, &world.mis.ca_file())]));
+    let lines: [&dyn Fn(&World) -> String; 2] = [&anchored, &pinned];
+    for lines in lines {
+        let mut world = World::new();
+        world.device.environment("SSL_CERT_FILE", world.mis.ca_file().to_str().unwrap());
+        world.device.configure(&elsewhere(&trusting(&world, &lines(&world))));
+        world.device.start();
+        world.device.wait_for("active");
+    }
+    // But not the provisioned CA of somebody else.
+    let mut world = World::new();
+    world.device.environment("SSL_CERT_FILE", world.mis.ca_file().to_str().unwrap());
+    world.device.configure(&elsewhere(&trusting(&world, &anchored(&other))));
+    world.device.start();
+    world.device.wait_for_error("authenticated by the operating system's store only");
+}
+
+#[test]
+fn what_was_cached_under_a_provisioned_trust_is_not_followed_elsewhere_under_a_public_one() {
+    let mut world = World::new();
+    world.device.environment("SSL_CERT_FILE", world.mis.ca_file().to_str().unwrap());
+    world.device.configure(&elsewhere(&trusting(&world, &ca_line(&world.mis.ca_file()))));
+    world.device.start();
+    world.device.wait_for("active");
+    world.device.kill();
+    world.device.configure(&elsewhere(&trusting(&world, "system_roots = true")));
+    world.device.start();
+    world.device.wait_for_error("authenticated by the operating system's store only");
+    let (_, contacts) = world.after(Duration::from_secs(2)); // twice the time in which the bundle is looked at
+    assert!(
+        contacts.iter().all(|entry| world::is_at(entry, Endpoint::Discovery)),
+        "the bundle is at the other origin: {contacts:?}"
+    );
+    assert_eq!(world.device.get("/readyz").unwrap().0, 200, "what is held stays in use");
+}
+
+#[test]
+fn a_304_proves_no_more_than_a_200() {
+    let (other, mut world) = (World::new(), World::new());
+    // A provisioned file that vouches at first, beside a public store that always does.
+    let file = world.device.path("ca.pem");
+    std::fs::copy(world.mis.ca_file(), &file).unwrap();
+    world.device.environment("SSL_CERT_FILE", world.mis.ca_file().to_str().unwrap());
+    world
+        .device
+        .configure(&elsewhere(&trusting(&world, &format!("{}\nsystem_roots = true", ca_line(&file)))));
+    world.device.start();
+    world.device.wait_for("active");
+    world.device.kill();
+    std::fs::copy(other.mis.ca_file(), &file).unwrap();
+    world.device.start();
+    world.device.wait_for_error("authenticated by the operating system's store only");
+    let mut answers = world.seen(Endpoint::Discovery).into_iter().filter_map(|entry| entry.status);
+    assert_eq!(answers.next_back(), Some(304));
+}
+
+#[test]
+fn a_replaced_ca_file_counts_at_the_next_connection() {
+    let (other, mut world) = (World::new(), World::new());
+    let file = world.device.path("ca.pem");
+    std::fs::copy(world.mis.ca_file(), &file).unwrap();
+    world.device.configure(&trusting(&world, &ca_line(&file)));
+    world.device.start();
+    world.device.wait_for("active");
+
+    // A good one, of another CA: it counts, though it locks this server out.
+    std::fs::copy(other.mis.ca_file(), &file).unwrap();
+    world.device.wait_for_error("unknown issuer");
+    std::fs::copy(world.mis.ca_file(), &file).unwrap();
+    world.device.wait_for_status("no error", |status| status["lastError"].is_null());
+}
+
+#[test]
+fn a_bad_ca_file_leaves_the_last_good_trust_in_use_and_is_shown() {
+    let mut world = World::new();
+    let file = world.device.path("ca.pem");
+    std::fs::copy(world.mis.ca_file(), &file).unwrap();
+    world.device.configure(&trusting(&world, &ca_line(&file)));
+    world.device.start();
+    world.device.wait_for("active");
+    let said = |device: &Device, what: &str| device.log().matches(what).count();
+    let (bad, good) = ("The new trust for the MIS cannot be used", "can be used again");
+
+    std::fs::write(&file, "garbage").unwrap();
+    let status = world.device.wait_for_error("stays in use");
+    assert_eq!(status["lastError"]["type"], "urn:miaf-agent:error:trust-not-replaced", "{status:#}");
+    assert_eq!(status["state"], "active");
+    let seen = world.seen(Endpoint::Bundle).len();
+    world.wait_for_requests(Endpoint::Bundle, seen + 2); // the MIS is still authenticated, by the one before
+    assert_eq!(said(&world.device, bad), 1, "once, not at every use");
+
+    // A reload does not lose it, whether of the same configuration or of one that names a missing file.
+    world.device.signal("HUP");
+    world.device.wait_until("it is read", |device| said(device, "has been read anew") == 1);
+    let seen = world.seen(Endpoint::Bundle).len();
+    world.wait_for_requests(Endpoint::Bundle, seen + 2);
+    world.device.configure(&trusting(&world, &ca_line(&world.device.path("missing.pem"))));
+    world.device.signal("HUP");
+    world.device.wait_for_error("missing.pem");
+    let seen = world.seen(Endpoint::Bundle).len();
+    world.wait_for_requests(Endpoint::Bundle, seen + 2);
+    assert_eq!((said(&world.device, bad), said(&world.device, good)), (2, 0), "{}", world.device.log());
+
+    std::fs::copy(world.mis.ca_file(), world.device.path("missing.pem")).unwrap();
+    world.device.wait_for_status("no error", |status| status["lastError"].is_null());
+    assert_eq!(said(&world.device, good), 1);
+}
+
+#[test]
+fn a_bad_ca_file_at_the_start_blocks_until_it_is_good() {
+    let mut world = World::new();
+    let file = world.device.path("ca.pem");
+    std::fs::write(&file, "garbage").unwrap();
+    world.device.configure(&trusting(&world, &ca_line(&file)));
+    world.device.start();
+    let status = world.device.wait_for("blocked");
+    assert!(status["lastError"]["detail"].as_str().unwrap().contains("no PEM certificate"), "{status:#}");
+    std::fs::copy(world.mis.ca_file(), &file).unwrap();
+    world.device.wait_for("active");
 }
 
 #[test]

@@ -13,6 +13,21 @@ use tempfile::TempDir;
 /// Long enough for a loaded machine; nothing waits for it that does not fail in the end.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
+/// Variables that lead an agent elsewhere, or have it trust others.
+const FOREIGN: &[&str] = &[
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "CREDENTIALS_DIRECTORY",
+];
+
 /// A device: its folder stays while its agent comes and goes.
 pub(crate) struct Device {
     folder: TempDir,
@@ -76,6 +91,10 @@ impl Device {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_miaf-agent"));
         command.arg("--config").arg(self.path("config.toml")).args(arguments).current_dir("/");
+        // What the machine of the tests has set is not the device's.
+        for name in FOREIGN {
+            command.env_remove(name);
+        }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }

@@ -3,3 +3,4 @@
 
 pub(crate) mod agent;
 pub(crate) mod swtpm;
+pub(crate) mod tinyproxy;

@@ -239,6 +239,24 @@ fn each_form_of_trust_and_each_combination_lets_the_right_server_in() {
     }
 }
 
+/// The pin of an anchor is made from what webpki keeps of it.
+#[test]
+fn a_ca_has_the_same_pin_as_an_anchor_as_in_its_certificate_whatever_its_key() {
+    let rsa = |pkcs8: &[u8]| KeyPair::try_from(pkcs8).unwrap();
+    for key in [
+        KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap(),
+        KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap(),
+        KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap(),
+        rsa(include_bytes!("../../../tests/data/test-key-rsa-2048.pk8.der")),
+        rsa(include_bytes!("../../../tests/data/test-key-rsa-3072.pk8.der")),
+    ] {
+        let root = CertifiedIssuer::self_signed(ca_params("root"), key).unwrap();
+        let server = Server::by(&root);
+        assert_eq!(meet(and(ca_file(&[&root]), pins(&[root.der()])), &server, &[]), Ok(Provisioned));
+        assert_eq!(meet(pins(&[root.der()]), &server, &[root.der()]), Ok(Provisioned));
+    }
+}
+
 #[test]
 fn each_form_of_trust_keeps_the_wrong_server_out_and_says_why() {
     let cast = Cast::new();
