@@ -5,7 +5,7 @@
 //! before.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -214,7 +214,7 @@ fn read_chain(config: &config::Bootstrap, tpm: &Tpm) -> Result<Vec<CertificateDe
     Ok(chain)
 }
 
-fn certificates_in(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, BootstrapError> {
+fn certificates_in(path: &Path) -> Result<Vec<CertificateDer<'static>>, BootstrapError> {
     let unusable = |why: String| BootstrapError::Certificate { place: path.display().to_string(), why };
     let pem = files::read_limited(path).map_err(|e| unusable(format!("it cannot be read: {e}")))?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();

@@ -157,13 +157,16 @@ fn read_bundle(
     (cached.trust_domain == *ours).then(|| KeptBundle { bundle: Arc::new(bundle), cached })
 }
 
+/// The key that was made for the next SVID, and the answer that is not adopted yet.
+type Unfinished = (Option<Arc<dyn Key>>, Option<store::Answer>);
+
 /// What an interrupted process left between an answer and its adoption. If the identity was stored but the records
 /// before it were not removed yet, they are now.
 fn load_unfinished(
     store: &Store,
     identity: Option<&store::Identity>,
     keys: &Provider,
-) -> Result<(Option<Arc<dyn Key>>, Option<store::Answer>), StoreError> {
+) -> Result<Unfinished, StoreError> {
     let record: Option<store::Pending> = store.load()?;
     let mut answer: Option<store::Answer> = store.load()?;
     let mut pending = record.as_ref().and_then(|record| match keys.key_from_pem(&record.key) {

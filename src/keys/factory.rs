@@ -11,7 +11,7 @@ use rustls::{SignatureAlgorithm, SignatureScheme};
 use zeroize::Zeroizing;
 
 use super::KeyError;
-use super::file::{self, KeyFile};
+use super::file::{self, Found};
 use super::tpm::{MadeElsewhere, Tpm};
 use super::tss2::Tss2Key;
 
@@ -85,13 +85,13 @@ pub fn open(source: Source<'_>, auth: Option<&Auth>, tpm: &Tpm) -> Result<Factor
         Source::File(path) => {
             let origin = format!("the key file {}", path.display());
             match file::open(path, &origin)? {
-                KeyFile::Plain { signing_key, algorithm } if auth.is_none() => {
+                Found::Plain { signing_key, algorithm } if auth.is_none() => {
                     return Ok(FactoryKey { signing_key, algorithm, in_tpm: false });
                 }
-                KeyFile::Plain { .. } => {
+                Found::Plain { .. } => {
                     return Err(KeyError::AuthNotTaken { origin });
                 }
-                KeyFile::Tss2(pem) => {
+                Found::Tss2(pem) => {
                     let (key, has_password) =
                         Tss2Key::from_pem_with_password(&pem).map_err(|error| named(error, &origin))?;
                     if has_password && auth.is_none() {

@@ -2,8 +2,6 @@
 //! ecparam` writes) or PKCS#1. A file may hold a `TSS2 PRIVATE KEY` instead, which only the TPM can use. Certificates
 //! beside the key are passed over.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,12 +15,13 @@ use zeroize::Zeroizing;
 
 use super::pem::{self, Block};
 use super::{KeyError, KeyForm, tss2};
+use crate::system::files;
 
 /// A file larger than this holds no single private key.
 const MAX_FILE: usize = 64 * 1024;
 
 /// What a key file turned out to hold.
-pub(super) enum KeyFile {
+pub(super) enum Found {
     /// The key itself.
     Plain { signing_key: Arc<dyn SigningKey>, algorithm: &'static str },
     /// The text of a file with a `TSS2 PRIVATE KEY`.
@@ -31,51 +30,32 @@ pub(super) enum KeyFile {
 
 /// Reads a key file; `origin` is what errors call it. [`KeyError::Unreadable`] if the file cannot be read;
 /// [`KeyError::Malformed`] if it is damaged; [`KeyError::Unsupported`] if it is something else, which the error names.
-pub(super) fn open(path: &Path, origin: &str) -> Result<KeyFile, KeyError> {
+pub(super) fn open(path: &Path, origin: &str) -> Result<Found, KeyError> {
     let text = read(path)?;
     let block = private_key_block(&text).map_err(|form| match form {
         Some(form) => KeyError::Unsupported { origin: origin.into(), form },
         None => KeyError::Malformed { origin: origin.into(), why: "it has no complete PEM block".into() },
     })?;
     if block.label == tss2::LABEL {
-        return Ok(KeyFile::Tss2(text));
+        return Ok(Found::Tss2(text));
     }
     plain(&block, origin)
 }
 
 /// Reads a small text file into memory that is wiped after use.
 pub(super) fn read(path: &Path) -> Result<Zeroizing<String>, KeyError> {
-    let unreadable = |source| KeyError::Unreadable { path: path.to_owned(), source };
-
-    // Only a regular file: to open a pipe would wait for its other end.
-    if !path.metadata().map_err(unreadable)?.is_file() {
-        return Err(unreadable(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")));
-    }
-    // One buffer that never grows, so that no copy is left behind.
-    let mut buffer = Zeroizing::new(vec![0; MAX_FILE + 1]);
-    let mut file = File::open(path).map_err(unreadable)?;
-    let mut length = 0;
-    while let Some(rest) = buffer.get_mut(length..).filter(|rest| !rest.is_empty()) {
-        match file.read(rest) {
-            Ok(0) => break,
-            Ok(more) => length += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(unreadable(error)),
-        }
-    }
-    let text = buffer.get(..length).filter(|_| length <= MAX_FILE).map(std::str::from_utf8);
-    let malformed = |why: &str| KeyError::Malformed {
-        origin: format!("the key file {}", path.display()),
-        why: why.into(),
-    };
-    match text {
-        Some(Ok(text)) => Ok(Zeroizing::new(text.to_owned())),
-        Some(Err(_)) => Err(malformed("it is not text; a PEM file is wanted")),
-        None => Err(malformed("it is larger than 64 KiB")),
+    let content = files::read_secret(path, MAX_FILE)
+        .map_err(|source| KeyError::Unreadable { path: path.to_owned(), source })?;
+    match std::str::from_utf8(&content) {
+        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
+        Err(_) => Err(KeyError::Malformed {
+            origin: format!("the key file {}", path.display()),
+            why: "it is not text; a PEM file is wanted".into(),
+        }),
     }
 }
 
-fn plain(block: &Block<'_>, origin: &str) -> Result<KeyFile, KeyError> {
+fn plain(block: &Block<'_>, origin: &str) -> Result<Found, KeyError> {
     let mut buffer = Zeroizing::new(vec![0; block.text.len()]);
     let (label, der) = der::pem::decode(block.text.as_bytes(), &mut buffer)
         .map_err(|why| KeyError::Malformed { origin: origin.into(), why: format!("PEM: {why}") })?;
@@ -90,7 +70,7 @@ fn plain(block: &Block<'_>, origin: &str) -> Result<KeyFile, KeyError> {
     }
     let key = any_supported_type(&der).map_err(|why| unsupported(KeyForm::Algorithm(why.to_string())))?;
     let algorithm = rsa_bits.map_or_else(|| name_of_curve(key.as_ref()), rsa_name);
-    Ok(KeyFile::Plain { signing_key: key, algorithm })
+    Ok(Found::Plain { signing_key: key, algorithm })
 }
 
 /// The name of an RSA key, for people.

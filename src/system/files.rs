@@ -141,10 +141,11 @@ pub fn read_secret(path: &Path, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
     }
-    let mut content = Zeroizing::new(Vec::with_capacity(most + 1)); // never grows
+    // With room to spare it never grows, and no copy of it stays behind.
+    let mut content = Zeroizing::new(Vec::with_capacity(most + 64));
     File::open(path)?.take(most as u64 + 1).read_to_end(&mut content)?;
     if content.len() > most {
-        return Err(io::Error::other(format!("it is larger than {most} octets")));
+        return Err(io::Error::other(format!("it is larger than {} KiB", most / 1024)));
     }
     Ok(content)
 }

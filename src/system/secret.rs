@@ -2,12 +2,12 @@
 //! `LoadCredential=`).
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+use super::files;
 use crate::config::Secret;
 
 /// A password is shorter.
@@ -50,32 +50,12 @@ impl Secret {
     }
 }
 
-fn read(path: &std::path::Path) -> io::Result<Zeroizing<Vec<u8>>> {
-    // Only a regular file: to open a pipe would wait for its other end.
-    if !path.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    // One buffer that never grows, so that no copy is left behind.
-    let mut secret = Zeroizing::new(Vec::with_capacity(MAX_SECRET + 1));
-    let mut buffer = Zeroizing::new([0; MAX_SECRET + 1]);
-    let mut file = File::open(path)?;
-    loop {
-        let room = MAX_SECRET + 1 - secret.len();
-        let Some(space) = buffer.get_mut(..room).filter(|space| !space.is_empty()) else { break };
-        match file.read(space) {
-            Ok(0) => break,
-            Ok(read) => secret.extend_from_slice(space.get(..read).unwrap_or_default()),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    if secret.len() > MAX_SECRET {
-        return Err(io::Error::other("it is larger than 4 KiB"));
-    }
+fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut secret = files::read_secret(path, MAX_SECRET)?;
     if secret.last() == Some(&b'\n') {
         secret.pop();
     }
-    if secret.is_empty() { Err(io::Error::other("it is empty")) } else { Ok(secret) }
+    Ok(secret)
 }
 
 #[cfg(test)]
@@ -86,8 +66,14 @@ mod tests {
     fn one_newline_at_the_end_is_dropped_and_no_more() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
-        for (written, read) in [("pass", "pass"), ("pass\n", "pass"), ("pass\n\n", "pass\n"), (" p ", " p ")]
-        {
+        for (written, read) in [
+            ("", ""),
+            ("\n", ""),
+            ("pass", "pass"),
+            ("pass\n", "pass"),
+            ("pass\n\n", "pass\n"),
+            (" p ", " p "),
+        ] {
             std::fs::write(&path, written).unwrap();
             assert_eq!(Secret::File(path.clone()).read().unwrap().as_slice(), read.as_bytes());
         }
@@ -103,12 +89,9 @@ mod tests {
         let error = |secret: &Secret| secret.read_with(None).unwrap_err().to_string();
         assert!(error(&Secret::File(path.clone())).contains("No such file"));
         assert!(error(&Secret::File(folder.path().into())).contains("not a regular file"));
-        for (content, why) in [(String::new(), "empty"), ("\n".into(), "empty"), ("x".repeat(4097), "4 KiB")]
-        {
-            std::fs::write(&path, &content).unwrap();
-            let error = error(&Secret::File(path.clone()));
-            assert!(error.contains(why) && !error.contains("xx"), "{error}");
-        }
+        std::fs::write(&path, "x".repeat(4097)).unwrap();
+        let too_large = error(&Secret::File(path.clone()));
+        assert!(too_large.contains("4 KiB") && !too_large.contains("xx"), "{too_large}");
         std::fs::write(&path, "x".repeat(4096)).unwrap();
         assert_eq!(Secret::File(path).read().unwrap().len(), 4096);
         let none = error(&Secret::Credential("proxy.auth".into()));
