@@ -29,6 +29,18 @@ use crate::time::Timestamp;
 pub struct Credential {
     certified: CertifiedKey,
     facts: Facts,
+    /// The key was seen to work, as far as that can be seen here.
+    proven: bool,
+}
+
+/// Why the credential is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be shown to a MIS: a key in the TPM is asked for a signature.
+    Use,
+    /// To see how it stands: a key in the TPM is left alone, since a power cut after its use may count as a guess of its
+    /// password.
+    Look,
 }
 
 /// What people want to know of the credential.
@@ -48,10 +60,10 @@ pub struct Facts {
 
 impl Credential {
     /// Reads certificate and key from where they are. Blocks, and asks the TPM where one of them is there.
-    ///
+    ///    ///
     /// # Errors
     /// [`BootstrapError`]. Validity is not looked at: see [`Credential::judge`].
-    pub fn read(config: &config::Bootstrap, tpm: &Tpm) -> Result<Self, BootstrapError> {
+    pub fn read(config: &config::Bootstrap, tpm: &Tpm, purpose: Purpose) -> Result<Self, BootstrapError> {
         let chain = read_chain(config, tpm)?;
         let auth = match &config.key_auth {
             Some(secret) => Some(Auth::new(secret.read()?)?),
@@ -61,12 +73,16 @@ impl Credential {
             FactoryKey::File(path) => Source::File(path),
             FactoryKey::TpmHandle(handle) => Source::TpmHandle(*handle),
         };
-        let key = factory::open(source, auth.as_ref(), tpm)?;
+        let key = match purpose {
+            Purpose::Use => factory::open(source, auth.as_ref(), tpm)?,
+            Purpose::Look => factory::look(source, auth.as_ref(), tpm)?,
+        };
+        let proven = purpose == Purpose::Use || !key.in_tpm;
         let facts = facts(config, &chain, key.algorithm, key.in_tpm)?;
         let certified = CertifiedKey::new(chain, key.signing_key);
         let certificate = config.certificate.to_string();
         match certified.keys_match() {
-            Ok(()) => Ok(Self { certified, facts }),
+            Ok(()) => Ok(Self { certified, facts, proven }),
             Err(rustls::Error::InconsistentKeys(_)) => {
                 Err(BootstrapError::Mismatch { certificate, key: config.key.to_string() })
             }
@@ -107,37 +123,50 @@ impl fmt::Debug for Credential {
 pub struct Bootstrap {
     good: Option<Arc<Credential>>,
     seen: Option<Facts>,
-    trouble: Option<String>,
+    trouble: Option<Trouble>,
     /// How many of [`WARN_AT_DAYS`] have been warned of.
     warned: usize,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Trouble {
+    why: String,
+    met: Purpose,
+}
+
 impl Bootstrap {
-    /// Takes what a look at the credential found, and gives back the one to use: the one found, or the one before if
-    /// that is still good and the one found is not. Says in the log what is news.
+    /// Takes what was found, and gives back the credential to use: the one found, or the one before if that is still
+    /// good and the one found is not. Says in the log what is news.
     ///
     /// # Errors
     /// Why there is none.
     pub fn take(
         &mut self,
         found: Result<Credential, BootstrapError>,
+        purpose: Purpose,
         now: Timestamp,
     ) -> Result<Arc<Credential>, BootstrapError> {
-        let read = found.as_ref().ok().map(|credential| credential.facts.clone());
-        match found.and_then(|credential| credential.judge(now).map(|()| credential)) {
+        let facts = found.as_ref().ok().map(|credential| credential.facts.clone());
+        match found.and_then(|credential| credential.judge(now).map(|()| Arc::new(credential))) {
             Ok(credential) => {
                 self.announce(&credential.facts);
                 self.warn_of_expiry(&credential.facts, now);
-                self.trouble = None;
-                self.seen = read;
-                Ok(self.good.insert(Arc::new(credential)).clone())
+                self.seen = facts;
+                // What was merely looked at does not take the place of what is known to work, nor end its trouble.
+                if credential.proven || self.good.as_ref().is_none_or(|good| !good.proven) {
+                    self.good = Some(credential.clone());
+                }
+                if credential.proven || self.trouble.as_ref().is_some_and(|t| t.met == Purpose::Look) {
+                    self.recover();
+                }
+                Ok(credential)
             }
             Err(why) => {
                 let good = self.good.clone().filter(|good| good.judge(now).is_ok());
                 if good.is_none() {
-                    self.seen = read.or(self.seen.take());
+                    self.seen = facts.or(self.seen.take());
                 }
-                self.complain(&why, good.is_some());
+                self.complain(&why, purpose, good.is_some());
                 good.ok_or(why)
             }
         }
@@ -148,23 +177,42 @@ impl Bootstrap {
         self.seen.as_ref()
     }
 
-    /// What was wrong at the last look.
+    /// What was wrong with what is provisioned, when it was read last.
     pub fn trouble(&self) -> Option<&str> {
-        self.trouble.as_deref()
+        self.trouble.as_ref().map(|trouble| trouble.why.as_str())
     }
 
     fn announce(&self, facts: &Facts) {
         let Facts { not_after, sha256, algorithm, in_tpm, .. } = facts;
-        match self.good.as_ref().map(|before| before.facts.sha256 == *sha256) {
-            Some(true) if self.trouble.is_some() => tracing::info!("the factory credential is good again"),
-            Some(true) => {}
-            Some(false) => tracing::warn!(
-                %not_after, sha256, algorithm, in_tpm, "the factory certificate has been replaced; the next enrollment uses it"
-            ),
+        match &self.seen {
             None => {
-                tracing::info!(%not_after, sha256, algorithm, in_tpm, "the factory credential is in order")
+                tracing::info!(%not_after, sha256, algorithm, in_tpm, "the factory certificate has been read")
             }
+            Some(before) if before.sha256 != *sha256 => tracing::warn!(
+                %not_after, sha256, algorithm, in_tpm,
+                "the factory certificate has been replaced; the next enrollment uses it"
+            ),
+            Some(_) => {}
         }
+    }
+
+    fn recover(&mut self) {
+        if self.trouble.take().is_some() {
+            tracing::info!("the factory credential is good again");
+        }
+    }
+
+    fn complain(&mut self, why: &BootstrapError, met: Purpose, has_another: bool) {
+        let why = why.to_string();
+        if self.trouble() != Some(&why) {
+            let consequence = if has_another {
+                "the one before it stays in use"
+            } else {
+                "no enrollment is possible for now"
+            };
+            tracing::error!(problem = why, "the factory credential cannot be used; {consequence}");
+        }
+        self.trouble = Some(Trouble { why, met });
     }
 
     fn warn_of_expiry(&mut self, facts: &Facts, now: Timestamp) {
@@ -177,19 +225,6 @@ impl Bootstrap {
             );
         }
         self.warned = passed;
-    }
-
-    fn complain(&mut self, why: &BootstrapError, has_another: bool) {
-        let why = why.to_string();
-        if self.trouble.as_ref() != Some(&why) {
-            let consequence = if has_another {
-                "the one before it stays in use"
-            } else {
-                "no enrollment is possible for now"
-            };
-            tracing::error!(problem = why, "the factory credential cannot be used; {consequence}");
-        }
-        self.trouble = Some(why);
     }
 }
 
@@ -308,6 +343,10 @@ mod tests {
 
     /// A credential that is valid from and to so many days from now.
     fn credential(from: i64, to: i64) -> Credential {
+        named("", from, to)
+    }
+
+    fn named(name: &str, from: i64, to: i64) -> Credential {
         let pair = KeyPair::generate().unwrap();
         let params = CertificateParams::new(["device".into()]).unwrap();
         let der = params.self_signed(&pair).unwrap().der().clone();
@@ -317,11 +356,12 @@ mod tests {
             facts: Facts {
                 not_before: Timestamp::from_secs(1_800_000_000 + from * DAYS),
                 not_after: Timestamp::from_secs(1_800_000_000 + to * DAYS),
-                sha256: format!("{:?}", der.as_ref().last()),
+                sha256: format!("{name} {from} {to}"),
                 algorithm: "ecdsa-p256",
                 in_tpm: false,
             },
             certified: CertifiedKey::new(vec![der], signing_key),
+            proven: true,
         }
     }
 
@@ -343,31 +383,48 @@ mod tests {
     #[test]
     fn a_bad_replacement_keeps_the_one_before_and_says_so() {
         let mut bootstrap = Bootstrap::default();
-        let good = bootstrap.take(Ok(credential(-1, 1)), NOW).unwrap();
+        let good = bootstrap.take(Ok(credential(-1, 1)), Purpose::Use, NOW).unwrap();
         for bad in [
             Err(BootstrapError::NotConfigured),
             Err(BootstrapError::Mismatch { certificate: "a".into(), key: "b".into() }),
             Ok(credential(-2, -1)),
             Ok(credential(1, 2)),
         ] {
-            let kept = bootstrap.take(bad, NOW).unwrap();
+            let kept = bootstrap.take(bad, Purpose::Use, NOW).unwrap();
             assert_eq!(kept.facts, good.facts);
             assert!(bootstrap.trouble().is_some());
             assert_eq!(bootstrap.facts(), Some(&good.facts));
         }
-        let newer = bootstrap.take(Ok(credential(-1, 5)), NOW).unwrap();
+        let newer = bootstrap.take(Ok(credential(-1, 5)), Purpose::Use, NOW).unwrap();
         assert_eq!(bootstrap.facts(), Some(&newer.facts));
+        assert_eq!(bootstrap.trouble(), None);
+    }
+
+    #[test]
+    fn what_was_merely_looked_at_does_not_take_the_place_of_what_works() {
+        let mut bootstrap = Bootstrap::default();
+        let works = bootstrap.take(Ok(named("works", -1, 1)), Purpose::Use, NOW).unwrap();
+        let looked_at = || Credential { proven: false, ..named("new", -1, 1) };
+        bootstrap.take(Ok(looked_at()), Purpose::Look, NOW).unwrap();
+        assert_eq!(bootstrap.facts().unwrap().sha256, "new -1 1");
+
+        // Its password turns out to be wrong.
+        let kept = bootstrap.take(Err(BootstrapError::NotConfigured), Purpose::Use, NOW).unwrap();
+        assert_eq!(kept.facts, works.facts);
+        bootstrap.take(Ok(looked_at()), Purpose::Look, NOW).unwrap();
+        assert!(bootstrap.trouble().is_some(), "another look does not show it to be right");
+        bootstrap.take(Ok(named("new", -1, 1)), Purpose::Use, NOW).unwrap();
         assert_eq!(bootstrap.trouble(), None);
     }
 
     #[test]
     fn the_one_before_is_no_help_once_it_has_expired() {
         let mut bootstrap = Bootstrap::default();
-        bootstrap.take(Ok(credential(-1, 1)), NOW).unwrap();
+        bootstrap.take(Ok(credential(-1, 1)), Purpose::Use, NOW).unwrap();
         let later = NOW.after(DAY * 2);
-        let gone = bootstrap.take(Err(BootstrapError::NotConfigured), later);
+        let gone = bootstrap.take(Err(BootstrapError::NotConfigured), Purpose::Use, later);
         assert!(matches!(gone, Err(BootstrapError::NotConfigured)));
-        let expired = bootstrap.take(Ok(credential(-1, 1)), later);
+        let expired = bootstrap.take(Ok(credential(-1, 1)), Purpose::Use, later);
         assert!(matches!(expired, Err(BootstrapError::Expired { .. })));
         assert!(bootstrap.facts().is_some(), "people see until when it was valid");
     }
@@ -378,9 +435,9 @@ mod tests {
             assert_eq!(warnings_due(DAY * days), due, "{days} days left");
         }
         let mut bootstrap = Bootstrap::default();
-        bootstrap.take(Ok(credential(-1, 80)), NOW).unwrap();
+        bootstrap.take(Ok(credential(-1, 80)), Purpose::Use, NOW).unwrap();
         assert_eq!(bootstrap.warned, 1);
-        bootstrap.take(Ok(credential(-1, 4000)), NOW).unwrap();
+        bootstrap.take(Ok(credential(-1, 4000)), Purpose::Use, NOW).unwrap();
         assert_eq!(bootstrap.warned, 0, "a new one is warned of in its own time");
     }
 }

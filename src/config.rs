@@ -784,7 +784,11 @@ mod tests {
         assert_eq!(url.with_secrets(), "http://proxy.factory.example:3128/");
         assert_eq!(mis.proxy.auth, Some(Secret::Credential("proxy.auth".into())));
         assert_eq!(mis.proxy.no_proxy.unwrap(), ["localhost", ".factory.example", "10.0.0.0/8"]);
-        assert_eq!(config.bootstrap.unwrap().key, FactoryKey::File("/etc/miaf-agent/factory.key".into()));
+        let bootstrap = config.bootstrap.unwrap();
+        assert_eq!(bootstrap.certificate, FactoryCertificate::File("/etc/miaf-agent/factory.pem".into()));
+        assert_eq!(bootstrap.intermediates_file.unwrap(), Path::new("/etc/miaf-agent/line.pem"));
+        assert_eq!(bootstrap.key, FactoryKey::File("/etc/miaf-agent/factory.key".into()));
+        assert_eq!(bootstrap.key_auth, Some(Secret::Credential("factory-key".into())));
         assert_eq!(config.renewal_window, (0.4, 0.6));
         assert_eq!(
             (config.retry_base, config.retry_cap),
@@ -810,6 +814,17 @@ mod tests {
         let load = |text| Config::parse(text, Path::new(FILE), given).unwrap().state_dir;
         assert_eq!(load(""), Path::new("/var/lib/private/miaf"));
         assert_eq!(load("state_dir = \"state\""), Path::new("/etc/miaf-agent/state"));
+    }
+
+    #[test]
+    fn a_factory_credential_may_be_in_the_tpm() {
+        let text = "[bootstrap]\ncert = \"tpm:0x01c90000\"\nkey = \"tpm:0x81020000\"";
+        let bootstrap = parse(text).unwrap().bootstrap.unwrap();
+        assert_eq!(bootstrap.certificate, FactoryCertificate::TpmNv(0x01c9_0000));
+        assert_eq!(bootstrap.key, FactoryKey::TpmHandle(0x8102_0000));
+        let text = "[bootstrap]\ncert = \"file:factory.pem\"\nkey = \"file:factory.key\"";
+        let certificate = parse(text).unwrap().bootstrap.unwrap().certificate;
+        assert_eq!(certificate, FactoryCertificate::File("/etc/miaf-agent/factory.pem".into()));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::failures::Spoken;
 use super::identity::stored;
-use crate::bootstrap::Bootstrap;
+use crate::bootstrap::{Bootstrap, Purpose};
 use crate::config::{Config, KeyProvider};
 use crate::deliver::files::Publisher;
 use crate::deliver::{HeldBundle, Identity, Snapshot};
@@ -39,6 +39,7 @@ pub(super) struct Device {
     pub(super) stored_waits: Waits,
     pub(super) bootstrap: Bootstrap,
     pub(super) look_again_at: BootTime,
+    pub(super) look_for: Purpose,
     pub(super) publisher: Publisher,
     pub(super) told: Option<State>,
     pub(super) spoken: Spoken,

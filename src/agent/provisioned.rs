@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::device::{Device, blocking};
 use super::failures::local;
-use crate::bootstrap::{Bootstrap, BootstrapError, Credential};
+use crate::bootstrap::{Bootstrap, BootstrapError, Credential, Purpose};
 use crate::config::{self, FactoryKey, KeyProvider};
 use crate::keys::tpm::Tpm;
 use crate::lifecycle::{Failure, LastError, Report};
@@ -25,6 +25,8 @@ pub(super) struct Provisioned {
     pub(super) bootstrap: Bootstrap,
     /// It remembers the passwords that it refused, so that none is tried often enough to lock it.
     pub(super) tpm: Tpm,
+    /// For what it is to be looked at first.
+    pub(super) look_for: Purpose,
 }
 
 impl Provisioned {
@@ -37,11 +39,13 @@ impl Provisioned {
                 trust: Trust::succeeding(trust, &before.trust),
                 bootstrap: before.bootstrap,
                 tpm: if before.tpm.is_at(tcti) { before.tpm } else { Tpm::start(tcti.clone()) },
+                look_for: Purpose::Use, // whoever reads the configuration anew wants to know
             },
             None => Self {
                 trust: Trust::new(trust),
                 bootstrap: Bootstrap::default(),
                 tpm: Tpm::start(tcti.clone()),
+                look_for: Purpose::Look,
             },
         }
     }
@@ -51,7 +55,7 @@ impl Device {
     /// What the next configuration can fall back on.
     pub(super) fn into_provisioned(self) -> Provisioned {
         let (trust, tpm) = (self.mis.trust().clone(), self.keys.tpm().clone());
-        Provisioned { trust, bootstrap: self.bootstrap, tpm }
+        Provisioned { trust, bootstrap: self.bootstrap, tpm, look_for: Purpose::Use }
     }
 
     /// Looks at it if it is time to, and says whether it was.
@@ -62,7 +66,8 @@ impl Device {
         self.look_again_at = now.boot.after(LOOK);
         // What is wrong comes up where it is used, and is in the log and in the status until then.
         let _ = self.mis.look_at_trust().await;
-        let _ = self.credential().await;
+        let _ = self.credential(self.look_for).await;
+        self.look_for = Purpose::Look;
         true
     }
 
@@ -83,17 +88,17 @@ impl Device {
     /// The device as its maker knows it. Read at every use, so that a replaced file counts at once.
     pub(super) async fn factory_credential(&mut self) -> Result<Identified, Failure> {
         let cannot = |why: &dyn std::fmt::Display| local("factory-credential", TITLE, why);
-        let credential = self.credential().await.map_err(|why| cannot(&why))?;
+        let credential = self.credential(Purpose::Use).await.map_err(|why| cannot(&why))?;
         Identified::new(credential.certified_key().clone()).map_err(|why| cannot(&why))
     }
 
-    async fn credential(&mut self) -> Result<Arc<Credential>, BootstrapError> {
+    async fn credential(&mut self, purpose: Purpose) -> Result<Arc<Credential>, BootstrapError> {
         let (config, tpm) = (self.config.bootstrap.clone(), self.keys.tpm().clone());
         let found = match config {
-            Some(config) => blocking(move || Credential::read(&config, &tpm)).await,
+            Some(config) => blocking(move || Credential::read(&config, &tpm, purpose)).await,
             None => Err(BootstrapError::NotConfigured),
         };
-        self.bootstrap.take(found, clock::now().wall)
+        self.bootstrap.take(found, purpose, clock::now().wall)
     }
 }
 

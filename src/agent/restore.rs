@@ -85,6 +85,7 @@ impl Device {
             stored_waits: if is_of_this_boot(&waiting) { waits } else { Waits::default() },
             bootstrap: provisioned.bootstrap,
             look_again_at: now.boot,
+            look_for: provisioned.look_for,
             publisher: Publisher::new(&config.files),
             told: None,
             spoken: Spoken::default(),

@@ -70,23 +70,41 @@ pub struct FactoryKey {
     pub in_tpm: bool,
 }
 
-/// Opens the factory key. Blocks.
+/// Opens the factory key to use it. Blocks.
 ///
 /// A key of the TPM is asked for one signature here and now: whatever keeps it from working is found out with its reason,
 /// where in the middle of a handshake it would look like a network that is down.
 ///
 /// # Errors
-/// [`KeyError::Unreadable`], [`KeyError::Malformed`] and [`KeyError::Unsupported`] for files; [`KeyError::Unfit`] and
-/// [`KeyError::PssSalt`] for keys of the TPM that cannot do TLS 1.3; [`KeyError::HandleMissing`];
-/// [`KeyError::AuthMissing`], [`KeyError::AuthRefused`] and [`KeyError::AuthNotTaken`] for passwords; and whatever keeps
-/// the TPM from working.
+/// As [`look`]; and [`KeyError::AuthRefused`], [`KeyError::PssSalt`], and whatever keeps the TPM from working.
 pub fn open(source: Source<'_>, auth: Option<&Auth>, tpm: &Tpm) -> Result<FactoryKey, KeyError> {
+    let (key, in_tpm) = find(source, auth, tpm)?;
+    in_tpm.map_or(Ok(()), |key| key.sign(b"miaf-agent: can this key sign?").map(drop))?;
+    Ok(key)
+}
+
+/// What there is to see of the factory key without using it. A key of the TPM that is guarded against guessing had
+/// better not be used for nothing: a power cut after a use counts as a guess. Blocks.
+///
+/// # Errors
+/// [`KeyError::Unreadable`], [`KeyError::Malformed`] and [`KeyError::Unsupported`] for files; [`KeyError::Unfit`] for keys
+/// of the TPM that cannot do TLS 1.3; [`KeyError::HandleMissing`]; [`KeyError::AuthMissing`] and
+/// [`KeyError::AuthNotTaken`] for passwords; for a handle, whatever keeps the TPM from working.
+pub fn look(source: Source<'_>, auth: Option<&Auth>, tpm: &Tpm) -> Result<FactoryKey, KeyError> {
+    find(source, auth, tpm).map(|(key, _)| key)
+}
+
+fn find(
+    source: Source<'_>,
+    auth: Option<&Auth>,
+    tpm: &Tpm,
+) -> Result<(FactoryKey, Option<Arc<MadeElsewhere>>), KeyError> {
     let key = match source {
         Source::File(path) => {
             let origin = format!("the key file {}", path.display());
             match file::open(path, &origin)? {
                 Found::Plain { signing_key, algorithm } if auth.is_none() => {
-                    return Ok(FactoryKey { signing_key, algorithm, in_tpm: false });
+                    return Ok((FactoryKey { signing_key, algorithm, in_tpm: false }, None));
                 }
                 Found::Plain { .. } => {
                     return Err(KeyError::AuthNotTaken { origin });
@@ -105,9 +123,9 @@ pub fn open(source: Source<'_>, auth: Option<&Auth>, tpm: &Tpm) -> Result<Factor
         }
         Source::TpmHandle(handle) => tpm.key_at_handle(handle, auth)?,
     };
-    let key = TpmSigningKey(Arc::new(key));
-    key.0.sign(b"miaf-agent: can this key sign?")?;
-    Ok(FactoryKey { algorithm: key.0.algorithm(), signing_key: Arc::new(key), in_tpm: true })
+    let key = Arc::new(key);
+    let signing_key = Arc::new(TpmSigningKey(key.clone()));
+    Ok((FactoryKey { algorithm: key.algorithm(), signing_key, in_tpm: true }, Some(key)))
 }
 
 /// The error with the name of the file it is about.

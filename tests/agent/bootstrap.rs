@@ -175,6 +175,35 @@ fn a_wrong_password_of_a_tpm_key_is_tried_once_and_the_right_one_at_once() {
 }
 
 #[test]
+fn a_guarded_key_is_used_for_enrollments_only() {
+    let mut world = World::new();
+    let (certificate, handle) = guarded_key(&world, "correct horse");
+    let auth = world.device.path("factory.auth");
+    fs::write(&auth, "correct horse").unwrap();
+    configure(
+        &world,
+        &certificate,
+        &format!("key = \"tpm:{handle}\"\nkey_auth = \"file:{}\"", auth.display()),
+    );
+    world.device.start();
+    world.device.wait_for("active");
+    let count_after_power_cut = |world: &mut World| {
+        world.device.kill();
+        world.tpm.power_cycle();
+        let properties = world.tpm.run("tpm2_getcap", &["properties-variable"]);
+        let line = properties.lines().find(|line| line.contains("TPM2_PT_LOCKOUT_COUNTER")).unwrap();
+        line.split("0x").nth(1).unwrap().to_owned()
+    };
+    assert_eq!(count_after_power_cut(&mut world), "1", "a power cut after a use counts as a guess");
+
+    // The device has its identity: the agent looks at the key after a start, and does not use it.
+    world.device.start();
+    let looked = |status: &serde_json::Value| status["bootstrap"]["key"]["inTpm"] == true;
+    world.device.wait_for_status("a look at the key", looked);
+    assert_eq!(count_after_power_cut(&mut world), "1");
+}
+
+#[test]
 fn a_password_may_come_from_a_credential_of_systemd() {
     let mut world = World::new();
     let (certificate, handle) = guarded_key(&world, "correct horse");
