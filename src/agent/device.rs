@@ -161,6 +161,15 @@ impl Device {
         }
     }
 
+    /// A secret that the next configuration publishes elsewhere, or nowhere, does not stay where it is.
+    pub(super) fn leave_for(&mut self, next: &Config) {
+        if next.files.software_key_dir != self.config.files.software_key_dir
+            && let Err(e) = self.publisher.withdraw_secrets()
+        {
+            tracing::error!("{e}. Remove the software key there by hand");
+        }
+    }
+
     pub(super) fn snapshot(&self, now: Now, generation: Option<u64>) -> Snapshot {
         let trust_domain = self.discovery.as_ref().map(|held| held.document.trust_domain().clone());
         let of_identity = || self.identity.as_ref().map(|i| i.svid.spiffe_id().trust_domain().clone());

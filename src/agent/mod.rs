@@ -176,8 +176,9 @@ impl Life {
                 config.map(|config| (config, Some(provisioned)))
             }
             Self::Configured(mut device) => {
-                let config = drive(&mut device, place, publish, signals).await;
-                config.map(|config| (config, Some(device.into_provisioned())))
+                let config = drive(&mut device, place, publish, signals).await?;
+                device.leave_for(&config);
+                Some((config, Some(device.into_provisioned())))
             }
         }
     }

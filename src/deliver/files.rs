@@ -100,8 +100,7 @@ impl Publisher {
         let key = identity.key.as_ref();
         if key.protection() == Protection::Hardware {
             let generation = self.files.publish(content, Some(key))?;
-            // The secret of a time before this key was made in the TPM.
-            self.secrets.as_mut().map_or(Ok(()), Folder::withdraw)?;
+            self.withdraw_secrets()?; // of a time before this key was made in the TPM
             return Ok(Some(generation));
         }
         let generation = self.files.publish(content.clone(), None)?;
@@ -109,6 +108,14 @@ impl Publisher {
             folder.publish(content, Some(key))?;
         }
         Ok(Some(generation))
+    }
+
+    /// Takes away what was published of software keys.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn withdraw_secrets(&self) -> Result<(), PublishError> {
+        self.secrets.as_ref().map_or(Ok(()), Folder::withdraw)
     }
 }
 
@@ -136,7 +143,7 @@ impl Folder {
         Ok(generation)
     }
 
-    fn withdraw(&mut self) -> Result<(), PublishError> {
+    fn withdraw(&self) -> Result<(), PublishError> {
         let remove = || {
             if !self.dir.join(CURRENT).is_symlink() {
                 return Ok(());

@@ -40,6 +40,26 @@ fn keys_that_miaf_itself_does_not_use_are_fine_for_the_factory() {
 }
 
 #[test]
+fn rsa_goes_from_2048_to_4096_bits() {
+    for (bits, fine) in [("4096", true), ("1024", false)] {
+        let mut world = World::new();
+        let (key, spki) = (world.device.path("large.key"), world.device.path("large.spki"));
+        let (key, spki) = (key.to_str().unwrap(), spki.to_str().unwrap());
+        world.tpm.run("openssl", &["genrsa", "-out", key, bits]);
+        world.tpm.run("openssl", &["pkey", "-in", key, "-pubout", "-outform", "der", "-out", spki]);
+        let certificate = world.mis.certify_factory_key("large", &fs::read(spki).unwrap()).unwrap();
+        configure(&world, &certificate, &format!("key = \"file:{key}\""));
+        world.device.start();
+        if fine {
+            assert_eq!(world.device.wait_for("active")["bootstrap"]["key"]["algorithm"], "rsa-4096");
+        } else {
+            let said = world.device.wait_for("blocked")["lastError"]["detail"].to_string();
+            assert!(said.contains("1024"), "{said}");
+        }
+    }
+}
+
+#[test]
 fn the_status_shows_what_the_mis_knows_the_device_by() {
     let world = World::enrolled();
     let status = world.device.status();

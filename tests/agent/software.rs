@@ -95,6 +95,19 @@ fn the_key_is_published_on_tmpfs_where_asked_and_belongs_to_the_certificate() {
 }
 
 #[test]
+fn a_published_key_is_withdrawn_when_the_configuration_no_longer_asks_for_it() {
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let world = world(false);
+    configure(&world, &format!("[files]\nsoftware_key_dir = \"{}\"", memory.path().display()));
+    let (world, _) = enrolled(world);
+    world.device.wait_until("the key is there", |_| memory.path().join("current/key.pem").exists());
+    configure(&world, "");
+    world.device.signal("HUP");
+    world.device.wait_until("the key is gone", |_| fs::read_dir(memory.path()).unwrap().count() == 0);
+    assert_eq!(world.device.status()["state"], "active");
+}
+
+#[test]
 fn a_folder_that_outlives_a_power_cut_gets_no_key() {
     let disk = tempfile::tempdir_in("/var/tmp").unwrap();
     let world = world(false);

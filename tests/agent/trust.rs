@@ -264,6 +264,21 @@ fn a_replaced_ca_file_counts_at_the_next_connection() {
 }
 
 #[test]
+fn replaced_pins_count_from_the_reload_on() {
+    let mut world = World::new();
+    let (good, other) = (pin(&world, &world.mis.server_cert()), pin(&world, &world.mis.factory_cert()));
+    world.device.configure(&trusting(&world, &pins(&[&good])));
+    world.device.start();
+    world.device.wait_for("active");
+    world.device.configure(&trusting(&world, &pins(&[&other])));
+    world.device.signal("HUP");
+    world.device.wait_for_error(&good); // the one that the server shows, to compare
+    world.device.configure(&trusting(&world, &pins(&[&other, &good])));
+    world.device.signal("HUP");
+    world.device.wait_for_status("no error", |status| status["lastError"].is_null());
+}
+
+#[test]
 fn a_bad_ca_file_leaves_the_last_good_trust_in_use_and_is_shown() {
     let mut world = World::new();
     let file = world.device.path("ca.pem");
