@@ -16,8 +16,11 @@ use toml::Spanned;
 use url::Url;
 use zeroize::Zeroizing;
 
+use crate::keys::ProviderKind;
 use crate::keys::tpm::Tcti;
 use crate::spiffe::TrustDomain;
+use crate::system::log::LogLevel;
+use crate::system::secret::Secret;
 
 /// Where the configuration is looked for when nothing else is said.
 pub const DEFAULT_FILE: &str = "/etc/miaf-agent/config.toml";
@@ -143,16 +146,6 @@ impl fmt::Debug for ProxyUrl {
     }
 }
 
-/// Where a secret is: `file:PATH`, or `credential:NAME`, a credential that systemd hands to the service
-/// (systemd.exec(5)).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Secret {
-    /// `file:PATH`
-    File(PathBuf),
-    /// `credential:NAME`: the file of that name in `$CREDENTIALS_DIRECTORY`.
-    Credential(String),
-}
-
 /// `[bootstrap]`: the factory certificate and its key (miaf-v0 K5).
 #[derive(Clone, Debug)]
 pub struct Bootstrap {
@@ -206,21 +199,11 @@ impl fmt::Display for FactoryKey {
 #[derive(Clone, Debug)]
 pub struct Key {
     /// Chosen by the configuration alone: there is no silent fall-back (miaf-v0 K1).
-    pub provider: KeyProvider,
+    pub provider: ProviderKind,
     /// How to reach the TPM.
     pub tcti: Tcti,
     /// Ask with a new key at every renewal.
     pub rotate: bool,
-}
-
-/// `key.provider`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KeyProvider {
-    /// A TPM 2.0.
-    Tpm,
-    /// A file, sealed at rest.
-    Software,
 }
 
 /// `[files]`
@@ -249,19 +232,6 @@ pub struct Socket {
     pub sign_group: Option<String>,
     /// The same, and commands.
     pub admin_path: PathBuf,
-}
-
-/// `log.level`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
-pub enum LogLevel {
-    Error,
-    Warn,
-    #[default]
-    Info,
-    Debug,
-    Trace,
 }
 
 impl Config {
@@ -578,7 +548,7 @@ impl Reader<'_> {
             None => Tcti::default(),
         };
         Ok(Key {
-            provider: key.provider.unwrap_or(KeyProvider::Tpm),
+            provider: key.provider.unwrap_or(ProviderKind::Tpm),
             tcti,
             rotate: key.rotate.unwrap_or(true),
         })
@@ -643,7 +613,7 @@ fn read_limited(file: &Path) -> std::io::Result<String> {
 
 /// The file as written. Unknown keys are refused: a misspelt one would be silently without effect.
 mod raw {
-    use super::{Deserialize, KeyProvider, LogLevel, PathBuf, Spanned};
+    use super::{Deserialize, LogLevel, PathBuf, ProviderKind, Spanned};
 
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -712,7 +682,7 @@ mod raw {
     #[derive(Default, Deserialize)]
     #[serde(deny_unknown_fields)]
     pub(super) struct Key {
-        pub(super) provider: Option<KeyProvider>,
+        pub(super) provider: Option<ProviderKind>,
         pub(super) tcti: Option<Spanned<String>>,
         pub(super) rotate: Option<bool>,
     }
@@ -804,7 +774,7 @@ mod tests {
         assert!(config.mis.is_none() && config.bootstrap.is_none());
         assert_eq!(config.state_dir, Path::new("/var/lib/miaf-agent"));
         assert_eq!(config.files.dir, Path::new("/var/lib/miaf-agent/svid"));
-        assert_eq!(config.key.provider, KeyProvider::Tpm);
+        assert_eq!(config.key.provider, ProviderKind::Tpm);
         assert!(config.key.rotate);
     }
 

@@ -7,12 +7,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::failures::Spoken;
-use super::identity::stored;
 use crate::bootstrap::{Bootstrap, Purpose};
-use crate::config::{Config, KeyProvider};
+use crate::config::Config;
 use crate::deliver::files::Publisher;
 use crate::deliver::{HeldBundle, Identity, Snapshot};
-use crate::keys::{Key, Provider};
+use crate::keys::{Key, KeyError, Provider};
 use crate::lifecycle::{Action, Draw, Event, LastError, Lifecycle, Report, State, Step, Waits};
 use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
@@ -178,10 +177,7 @@ impl Device {
             trust_domain: trust_domain.or_else(of_identity),
             identity: self.identity.clone(),
             renew_at: self.lifecycle.renew_at(),
-            provider: match self.config.key.provider {
-                KeyProvider::Tpm => "tpm",
-                KeyProvider::Software => "software",
-            },
+            provider: self.config.key.provider.as_str(),
             bundle: self.bundle.as_ref().map(|kept| HeldBundle {
                 bundle: kept.bundle.clone(),
                 fetched_at: kept.cached.fetched_at,
@@ -240,6 +236,11 @@ impl Device {
         let store = self.store.clone();
         blocking(move || store.save(&record)).await
     }
+}
+
+/// The identity as it is stored, with the renewal moment drawn for it.
+pub(super) fn stored(identity: &Identity, renew_at: Option<Timestamp>) -> Result<store::Identity, KeyError> {
+    Ok(store::Identity { chain: identity.svid.chain().to_pems(), key: identity.key.to_pem()?, renew_at })
 }
 
 pub(super) fn forget<R: store::Record>(store: &Store) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustls::sign::CertifiedKey;
 
-use super::device::{Device, blocking, forget};
+use super::device::{Device, blocking, forget, stored};
 use super::failures::{key_failure, local};
 use crate::deliver::Identity;
 use crate::keys::{self, ErrorKind, Key, KeyError};
@@ -196,8 +196,4 @@ pub(super) fn svid_facts(svid: &X509Svid, renew_at: Option<Timestamp>, key: KeyC
         renew_at,
         key,
     }
-}
-
-pub(super) fn stored(identity: &Identity, renew_at: Option<Timestamp>) -> Result<store::Identity, KeyError> {
-    Ok(store::Identity { chain: identity.svid.chain().to_pems(), key: identity.key.to_pem()?, renew_at })
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::device::{Device, blocking};
 use super::failures::local;
 use crate::bootstrap::{Bootstrap, BootstrapError, Credential, Purpose};
-use crate::config::{self, FactoryKey, KeyProvider};
+use crate::config::{self, FactoryKey};
+use crate::keys::ProviderKind;
 use crate::keys::tpm::Tpm;
 use crate::lifecycle::{Failure, LastError, Report};
 use crate::mis::{Identified, Trust};
@@ -105,7 +106,7 @@ impl Device {
 /// Rule K1: where there is secure hardware, the key belongs in it. The configuration decides, and it is told.
 pub(super) fn warn_of_unused_hardware(config: &config::Config) {
     let in_tpm = config.bootstrap.as_ref().is_some_and(|b| matches!(b.key, FactoryKey::TpmHandle(_)));
-    if in_tpm && config.key.provider == KeyProvider::Software {
+    if in_tpm && config.key.provider == ProviderKind::Software {
         tracing::warn!(
             "this device has a TPM, for its factory key is in it, and the configuration asks for software keys all the \
              same: set provider = \"tpm\" under [key]"

@@ -541,8 +541,6 @@ impl fmt::Display for Unfit {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeyForm {
-    /// A `TSS2 PRIVATE KEY`: the key lives in a TPM.
-    Tss2,
     /// A `TSS2 PRIVATE KEY` of a form the agent does not use.
     OtherTss2(&'static str),
     /// A private key under a passphrase.
@@ -566,7 +564,6 @@ pub enum KeyForm {
 impl fmt::Display for KeyForm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tss2 => f.write_str("it is a TSS2 PRIVATE KEY, a key of the TPM, not a key in a file"),
             Self::OtherTss2(what) => write!(f, "it is a TSS2 PRIVATE KEY, but {what}"),
             Self::Encrypted => f.write_str(
                 "the private key is encrypted, and the agent has nobody to ask for the passphrase; decrypt it with: \

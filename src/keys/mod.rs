@@ -27,7 +27,7 @@ pub mod tpm;
 pub mod tss2;
 
 pub use error::{ErrorKind, KeyError, KeyForm, Unfit, UnreachableCause};
-pub use provider::{Provider, check_form};
+pub use provider::{Provider, ProviderKind, check_form};
 
 /// A private key that signs and never shows itself.
 ///

@@ -3,16 +3,38 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::Deserialize;
+
 use super::software::{self, Software};
 use super::tpm::Tpm;
 use super::{Key, KeyError, tss2};
-use crate::config;
+
+/// `key.provider` in the configuration: where keys are made. The agent never chooses (rule K1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProviderKind {
+    /// In a TPM 2.0.
+    Tpm,
+    /// In software, sealed at rest.
+    Software,
+}
+
+impl ProviderKind {
+    /// As it is written in the configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tpm => "tpm",
+            Self::Software => "software",
+        }
+    }
+}
 
 /// Makes keys where the configuration says, and nowhere else (rules K1, K2); opens those of both kinds, so that a device
 /// whose configuration was changed keeps the identity it holds until the next renewal.
 #[derive(Clone, Debug)]
 pub struct Provider {
-    makes: config::KeyProvider,
+    makes: ProviderKind,
     tpm: Tpm,
     software: Software,
 }
@@ -20,7 +42,7 @@ pub struct Provider {
 impl Provider {
     /// Nothing is opened or read yet. `private` is the private part of the state folder; `credentials` what systemd
     /// names in `CREDENTIALS_DIRECTORY`.
-    pub fn new(makes: config::KeyProvider, tpm: Tpm, private: &Path, credentials: Option<&Path>) -> Self {
+    pub fn new(makes: ProviderKind, tpm: Tpm, private: &Path, credentials: Option<&Path>) -> Self {
         Self { makes, tpm, software: Software::new(credentials, private.join("kek")) }
     }
 
@@ -30,12 +52,12 @@ impl Provider {
     /// As [`Tpm::create_key`] and [`Software::create_key`] have it.
     pub fn create_key(&self) -> Result<Arc<dyn Key>, KeyError> {
         match self.makes {
-            config::KeyProvider::Tpm => {
+            ProviderKind::Tpm => {
                 let key = self.tpm.create_key()?;
                 tracing::info!(attributes = %key.attributes(), "a new key was made in the TPM");
                 Ok(Arc::new(key))
             }
-            config::KeyProvider::Software => {
+            ProviderKind::Software => {
                 let key = self.software.create_key()?;
                 tracing::info!(protection = %key.protection(), "a new key was made in software and sealed");
                 Ok(Arc::new(key))
@@ -57,7 +79,7 @@ impl Provider {
 
     /// Whether a key is of the kind that is made now.
     pub fn would_make(&self, key: &dyn Key) -> bool {
-        (key.protection() == super::Protection::Hardware) == (self.makes == config::KeyProvider::Tpm)
+        (key.protection() == super::Protection::Hardware) == (self.makes == ProviderKind::Tpm)
     }
 
     /// The TPM, where other keys may live too.

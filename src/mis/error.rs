@@ -6,8 +6,12 @@ use std::time::Duration;
 use url::Url;
 
 use super::{DiscoveryError, Problem, ProxyError, problem};
+use crate::json::quoted;
 use crate::lifecycle::{Failure, Meaning, Report};
 use crate::spiffe::{BundleError, TrustDomain};
+
+/// Characters of a reason that comes from elsewhere.
+const MAX_REASON: usize = 200;
 
 /// Why the MIS gave no usable answer.
 #[derive(Debug, thiserror::Error)]
@@ -237,4 +241,13 @@ impl MisError {
         };
         Report::of_agent(code, title, self)
     }
+}
+
+/// The cause at the bottom says the most: "Connection refused", "Name or service not known".
+pub(super) fn innermost(error: &dyn std::error::Error) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    quoted(&inner.to_string(), MAX_REASON)
 }

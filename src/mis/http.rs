@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::MisError;
+use super::error::innermost;
 use super::problem::{self, Problem};
 use super::proxy::{self, Hop};
 use super::tls::{self, TlsReason};
@@ -249,13 +250,4 @@ async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note
     }
     let through = hop.map(|hop| format!(" (through the proxy {hop})")).unwrap_or_default();
     MisError::Unreachable { url, why: innermost(&error) + &through }
-}
-
-/// The cause at the bottom says the most: "Connection refused", "Name or service not known".
-pub(super) fn innermost(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    quoted(&inner.to_string(), MAX_EXCERPT)
 }

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::http::innermost;
+use super::error::innermost;
 use crate::config::{self, Through};
 use crate::lifecycle::Meaning;
 use crate::system::secret::SecretError;
@@ -269,7 +269,8 @@ impl Hop {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Secret};
+    use crate::config::Config;
+    use crate::system::secret::Secret;
     use std::path::Path;
 
     const MIS: &str = "https://mis.factory.example:8443/.well-known/margo";

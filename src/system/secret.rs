@@ -8,7 +8,16 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use super::files;
-use crate::config::Secret;
+
+/// Where a secret is: `file:PATH`, or `credential:NAME`, a credential that systemd hands to the service
+/// (systemd.exec(5)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Secret {
+    /// `file:PATH`
+    File(PathBuf),
+    /// `credential:NAME`: the file of that name in `$CREDENTIALS_DIRECTORY`.
+    Credential(String),
+}
 
 /// A password is shorter.
 const MAX_SECRET: usize = 4096;
