@@ -120,7 +120,7 @@ impl Server {
 enum Life {
     Unconfigured,
     /// The state cannot be read now.
-    Stateless(Box<Config>, StoreError, Provisioned),
+    Stateless(Box<Config>, StoreError, Box<Provisioned>),
     Configured(Box<Device>),
 }
 
@@ -133,7 +133,7 @@ impl Life {
         let provisioned = Provisioned::under(&config, before);
         match Device::restore(config.clone(), provisioned.clone(), clock::now()).await {
             Ok(device) => Self::Configured(Box::new(device)),
-            Err(e) => Self::Stateless(Box::new(config), e, provisioned),
+            Err(e) => Self::Stateless(Box::new(config), e, Box::new(provisioned)),
         }
     }
 
@@ -173,7 +173,7 @@ impl Life {
                     },
                     () = tokio::time::sleep(STATE_POLL) => Some(*config),
                 };
-                config.map(|config| (config, Some(provisioned)))
+                config.map(|config| (config, Some(*provisioned)))
             }
             Self::Configured(mut device) => {
                 let config = drive(&mut device, place, publish, signals).await?;
