@@ -20,6 +20,7 @@ use crate::config::{self, FactoryCertificate, FactoryKey};
 use crate::keys::KeyError;
 use crate::keys::factory::{self, Auth, Source};
 use crate::keys::tpm::Tpm;
+use crate::lifecycle::{LastError, Report};
 use crate::system::files;
 use crate::system::secret::SecretError;
 use crate::time::Timestamp;
@@ -128,11 +129,17 @@ pub struct Bootstrap {
     warned: usize,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct Trouble {
     why: String,
     met: Purpose,
+    error: LastError,
 }
+
+/// The kind of problem that a bad credential is.
+pub const PROBLEM: &str = "factory-credential";
+/// The same for people.
+pub const TITLE: &str = "The factory credential cannot be used";
 
 impl Bootstrap {
     /// Takes what was found, and gives back the credential to use: the one found, or the one before if that is still
@@ -162,11 +169,14 @@ impl Bootstrap {
                 Ok(credential)
             }
             Err(why) => {
+                if matches!(why, BootstrapError::NotConfigured) {
+                    self.good = None; // taken away, and not replaced by something bad
+                }
                 let good = self.good.clone().filter(|good| good.judge(now).is_ok());
                 if good.is_none() {
                     self.seen = facts.or(self.seen.take());
                 }
-                self.complain(&why, purpose, good.is_some());
+                self.complain(&why, purpose, good.is_some(), now);
                 good.ok_or(why)
             }
         }
@@ -177,9 +187,9 @@ impl Bootstrap {
         self.seen.as_ref()
     }
 
-    /// What was wrong with what is provisioned, when it was read last.
-    pub fn trouble(&self) -> Option<&str> {
-        self.trouble.as_ref().map(|trouble| trouble.why.as_str())
+    /// What is wrong with the credential that is provisioned.
+    pub fn trouble(&self) -> Option<&LastError> {
+        self.trouble.as_ref().map(|trouble| &trouble.error)
     }
 
     fn announce(&self, facts: &Facts) {
@@ -202,17 +212,17 @@ impl Bootstrap {
         }
     }
 
-    fn complain(&mut self, why: &BootstrapError, met: Purpose, has_another: bool) {
+    fn complain(&mut self, why: &BootstrapError, met: Purpose, has_another: bool, at: Timestamp) {
         let why = why.to_string();
-        if self.trouble() != Some(&why) {
-            let consequence = if has_another {
-                "the one before it stays in use"
-            } else {
-                "no enrollment is possible for now"
-            };
-            tracing::error!(problem = why, "the factory credential cannot be used; {consequence}");
+        if let Some(trouble) = self.trouble.as_mut().filter(|trouble| trouble.why == why) {
+            trouble.met = met;
+            return;
         }
-        self.trouble = Some(Trouble { why, met });
+        let consequence =
+            if has_another { "the one before it stays in use" } else { "no enrollment is possible for now" };
+        tracing::error!(problem = why, "the factory credential cannot be used; {consequence}");
+        let report = Report::of_agent(PROBLEM, TITLE, &format!("{why}; {consequence}"));
+        self.trouble = Some(Trouble { why, met, error: LastError { report, at, permanent: true } });
     }
 
     fn warn_of_expiry(&mut self, facts: &Facts, now: Timestamp) {
@@ -385,7 +395,7 @@ mod tests {
         let mut bootstrap = Bootstrap::default();
         let good = bootstrap.take(Ok(credential(-1, 1)), Purpose::Use, NOW).unwrap();
         for bad in [
-            Err(BootstrapError::NotConfigured),
+            Err(BootstrapError::Certificate { place: "a".into(), why: "gone".into() }),
             Err(BootstrapError::Mismatch { certificate: "a".into(), key: "b".into() }),
             Ok(credential(-2, -1)),
             Ok(credential(1, 2)),
@@ -397,7 +407,16 @@ mod tests {
         }
         let newer = bootstrap.take(Ok(credential(-1, 5)), Purpose::Use, NOW).unwrap();
         assert_eq!(bootstrap.facts(), Some(&newer.facts));
-        assert_eq!(bootstrap.trouble(), None);
+        assert!(bootstrap.trouble().is_none());
+    }
+
+    #[test]
+    fn one_that_is_taken_away_is_not_used_any_more() {
+        let mut bootstrap = Bootstrap::default();
+        bootstrap.take(Ok(credential(-1, 1)), Purpose::Use, NOW).unwrap();
+        bootstrap.take(Err(BootstrapError::NotConfigured), Purpose::Look, NOW).unwrap_err();
+        let mismatch = BootstrapError::Mismatch { certificate: "a".into(), key: "b".into() };
+        assert!(bootstrap.take(Err(mismatch), Purpose::Use, NOW).is_err());
     }
 
     #[test]
@@ -409,12 +428,13 @@ mod tests {
         assert_eq!(bootstrap.facts().unwrap().sha256, "new -1 1");
 
         // Its password turns out to be wrong.
-        let kept = bootstrap.take(Err(BootstrapError::NotConfigured), Purpose::Use, NOW).unwrap();
+        let wrong = BootstrapError::Certificate { place: "a".into(), why: "wrong".into() };
+        let kept = bootstrap.take(Err(wrong), Purpose::Use, NOW).unwrap();
         assert_eq!(kept.facts, works.facts);
         bootstrap.take(Ok(looked_at()), Purpose::Look, NOW).unwrap();
         assert!(bootstrap.trouble().is_some(), "another look does not show it to be right");
         bootstrap.take(Ok(named("new", -1, 1)), Purpose::Use, NOW).unwrap();
-        assert_eq!(bootstrap.trouble(), None);
+        assert!(bootstrap.trouble().is_none());
     }
 
     #[test]
@@ -422,8 +442,8 @@ mod tests {
         let mut bootstrap = Bootstrap::default();
         bootstrap.take(Ok(credential(-1, 1)), Purpose::Use, NOW).unwrap();
         let later = NOW.after(DAY * 2);
-        let gone = bootstrap.take(Err(BootstrapError::NotConfigured), Purpose::Use, later);
-        assert!(matches!(gone, Err(BootstrapError::NotConfigured)));
+        let mismatch = BootstrapError::Mismatch { certificate: "a".into(), key: "b".into() };
+        assert!(bootstrap.take(Err(mismatch), Purpose::Use, later).is_err());
         let expired = bootstrap.take(Ok(credential(-1, 1)), Purpose::Use, later);
         assert!(matches!(expired, Err(BootstrapError::Expired { .. })));
         assert!(bootstrap.facts().is_some(), "people see until when it was valid");

@@ -138,7 +138,7 @@ fn a_key_comes_back_from_its_pem() {
     assert_signs(&again);
 
     std::fs::write(tpm.file("key.pem"), pem(&key)).unwrap();
-    assert_signs(&handle(&tpm).key_from_pem_file(tpm.file("key.pem")).unwrap());
+    assert_signs(&handle(&tpm).key_from_pem(&std::fs::read_to_string(tpm.file("key.pem")).unwrap()).unwrap());
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn a_key_made_by_openssl_signs() {
     tpm.run("openssl", &[arguments.as_slice(), &providers].concat());
     let _ = tpm.try_run("tpm2_flushcontext", &["-t"]);
 
-    let key = handle(&tpm).key_from_pem_file(tpm.file("key.pem")).unwrap();
+    let key = handle(&tpm).key_from_pem(&std::fs::read_to_string(tpm.file("key.pem")).unwrap()).unwrap();
     assert_signs(&key);
     assert_eq!(tpm.transient_handles(), 0);
 }

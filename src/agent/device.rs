@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::failures::Spoken;
 use crate::bootstrap::{Bootstrap, Purpose};
 use crate::config::Config;
-use crate::deliver::files::Publisher;
+use crate::deliver::files::{PublishError, Publisher};
 use crate::deliver::{HeldBundle, Identity, Snapshot};
 use crate::keys::{Key, KeyError, Provider};
 use crate::lifecycle::{Action, Draw, Event, LastError, Lifecycle, Report, State, Step, Waits};
@@ -86,10 +86,7 @@ impl Device {
         let (generation, failure) = self.publish_files(now).await;
         self.spoken.of_files(failure.as_ref());
         let mut snapshot = self.snapshot(now, generation);
-        if let (Some(failure), None) = (&failure, &snapshot.last_error) {
-            let error = LastError { report: failure.clone(), at: now.wall, permanent: true };
-            snapshot.last_error = Some((error, Some(now.wall.after(PUBLISH_AGAIN))));
-        }
+        snapshot.last_error = self.last_error(now, failure.as_ref());
         self.tell_service_manager(&snapshot);
         publish.send_replace(Arc::new(snapshot));
         failure.map(|_| PUBLISH_AGAIN)
@@ -155,7 +152,11 @@ impl Device {
         match outcome {
             Ok(generation) => (generation, None),
             Err(e) => {
-                (None, Some(Report::of_agent("not-published", "The identity files could not be written", &e)))
+                let title = match e {
+                    PublishError::Files { .. } => "The identity files could not be written",
+                    _ => "The software key could not be published",
+                };
+                (None, Some(Report::of_agent("not-published", title, &e)))
             }
         }
     }
@@ -185,14 +186,25 @@ impl Device {
             }),
             bootstrap: self.bootstrap.facts().cloned(),
             trust: self.mis.trust().facts(),
-            last_error: self
-                .lifecycle
-                .last_error(now)
-                .map(|(error, wait)| (error, wait.map(|wait| now.wall.after(wait))))
-                .or_else(|| self.untrusted(now).map(|error| (error, self.bundle_refresh_at(now))))
-                .or_else(|| self.provisioned_problem(now).map(|error| (error, Some(self.next_look(now))))),
+            last_error: self.last_error(now, None),
             generation,
         }
+    }
+
+    /// What matters most of what is wrong, and when the agent will look at it again.
+    fn last_error(&self, now: Now, not_published: Option<&Report>) -> Option<(LastError, Option<Timestamp>)> {
+        let in_lifecycle = || {
+            let (error, wait) = self.lifecycle.last_error(now)?;
+            Some((error, wait.map(|wait| now.wall.after(wait))))
+        };
+        let in_publishing = || {
+            let error = LastError { report: not_published?.clone(), at: now.wall, permanent: true };
+            Some((error, Some(now.wall.after(PUBLISH_AGAIN))))
+        };
+        in_lifecycle()
+            .or_else(in_publishing)
+            .or_else(|| Some((self.untrusted(now)?, self.bundle_refresh_at(now))))
+            .or_else(|| Some((self.provisioned_problem()?, Some(self.next_look(now)))))
     }
 
     fn bundle_refresh_at(&self, now: Now) -> Option<Timestamp> {

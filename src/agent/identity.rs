@@ -7,7 +7,7 @@ use rustls::sign::CertifiedKey;
 use super::device::{Device, blocking, forget, stored};
 use super::failures::{key_failure, local};
 use crate::deliver::Identity;
-use crate::keys::{self, ErrorKind, Key, KeyError};
+use crate::keys::{self, ErrorKind, Key, KeyError, Provider};
 use crate::lifecycle::{Failure, KeyChoice, Meaning, NotAdopted, Report, Request, SvidFacts};
 use crate::mis::{CertificateRequest, Identified, MisError};
 use crate::spiffe::svid::{self, Chain, Expectation, Rejection, X509Svid};
@@ -124,7 +124,7 @@ impl Device {
         key: Arc<dyn Key>,
         choice: KeyChoice,
     ) -> Result<SvidFacts, NotAdopted> {
-        let facts = svid_facts(&svid, None, choice);
+        let facts = svid_facts(&svid, None, choice, fits(&self.keys, &key));
         let identity = Arc::new(Identity { svid, key });
         let record = stored(&identity, None).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
         self.save(record)
@@ -188,12 +188,31 @@ impl Device {
     }
 }
 
-pub(super) fn svid_facts(svid: &X509Svid, renew_at: Option<Timestamp>, key: KeyChoice) -> SvidFacts {
+pub(super) fn svid_facts(
+    svid: &X509Svid,
+    renew_at: Option<Timestamp>,
+    key: KeyChoice,
+    key_fits: bool,
+) -> SvidFacts {
     SvidFacts {
         spiffe_id: svid.spiffe_id().clone(),
         not_before: svid.not_before(),
         not_after: svid.not_after(),
         renew_at,
         key,
+        key_fits,
     }
+}
+
+/// Whether a key is of the configured kind. One that is not is used for what it is bound to already, and no longer.
+pub(super) fn fits(keys: &Provider, key: &Arc<dyn Key>) -> bool {
+    let fits = keys.would_make(key.as_ref());
+    if !fits {
+        let protection = key.protection().as_str();
+        tracing::warn!(
+            protection,
+            "a key is held that is not of the configured provider; it is replaced by renewal"
+        );
+    }
+    fits
 }

@@ -5,23 +5,29 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use url::Url;
+
 use super::device::{Device, blocking};
 use super::failures::local;
-use crate::bootstrap::{Bootstrap, BootstrapError, Credential, Purpose};
-use crate::config::{self, FactoryKey};
+use crate::bootstrap::{self, Bootstrap, BootstrapError, Credential, Purpose};
+use crate::config::Config;
 use crate::keys::ProviderKind;
 use crate::keys::tpm::Tpm;
-use crate::lifecycle::{Failure, LastError, Report};
+use crate::lifecycle::{Failure, LastError};
 use crate::mis::{Identified, Trust};
 use crate::system::clock;
 use crate::time::{Now, Timestamp};
 
 /// How often it is looked at, whether used or not.
 const LOOK: Duration = Duration::from_secs(3600);
+/// The same while something is wrong with it: perhaps the TPM was only busy.
+const LOOK_IN_TROUBLE: Duration = Duration::from_secs(60);
 
 /// What goes on into the next configuration.
 #[derive(Clone)]
 pub(super) struct Provisioned {
+    /// For which MIS. Under another, what was good for this one counts for nothing.
+    mis: Option<Url>,
     pub(super) trust: Trust,
     pub(super) bootstrap: Bootstrap,
     /// It remembers the passwords that it refused, so that none is tried often enough to lock it.
@@ -32,31 +38,36 @@ pub(super) struct Provisioned {
 
 impl Provisioned {
     /// What a configuration names, with what was good under the one before it to fall back on.
-    pub(super) fn under(config: &config::Config, before: Option<Self>) -> Self {
-        let trust = config.mis.as_ref().map(|mis| mis.trust.clone()).unwrap_or_default();
-        let tcti = &config.key.tcti;
-        match before {
-            Some(before) => Self {
-                trust: Trust::succeeding(trust, &before.trust),
-                bootstrap: before.bootstrap,
-                tpm: if before.tpm.is_at(tcti) { before.tpm } else { Tpm::start(tcti.clone()) },
-                look_for: Purpose::Use, // whoever reads the configuration anew wants to know
-            },
-            None => Self {
-                trust: Trust::new(trust),
-                bootstrap: Bootstrap::default(),
-                tpm: Tpm::start(tcti.clone()),
-                look_for: Purpose::Look,
-            },
-        }
+    pub(super) fn under(config: &Config, before: Option<Self>) -> Self {
+        let (mis, trust) =
+            config.mis.as_ref().map(|mis| (mis.discovery_url.clone(), mis.trust.clone())).unzip();
+        let (trust, tcti) = (trust.unwrap_or_default(), &config.key.tcti);
+        let (good, tpm) = match before {
+            Some(before) if before.mis == mis => (Some((before.trust, before.bootstrap)), Some(before.tpm)),
+            Some(before) => (None, Some(before.tpm)),
+            None => (None, None),
+        };
+        // Whoever reads the configuration anew wants to know how it stands; a mere start is no occasion.
+        let look_for = if tpm.is_some() { Purpose::Use } else { Purpose::Look };
+        let tpm = tpm.filter(|tpm| tpm.is_at(tcti)).unwrap_or_else(|| Tpm::start(tcti.clone()));
+        let (trust, bootstrap) = match good {
+            Some((before, bootstrap)) => (Trust::succeeding(trust, &before), bootstrap),
+            None => (Trust::new(trust), Bootstrap::default()),
+        };
+        Self { mis, trust, bootstrap, tpm, look_for }
     }
 }
 
 impl Device {
     /// What the next configuration can fall back on.
     pub(super) fn into_provisioned(self) -> Provisioned {
-        let (trust, tpm) = (self.mis.trust().clone(), self.keys.tpm().clone());
-        Provisioned { trust, bootstrap: self.bootstrap, tpm, look_for: Purpose::Use }
+        Provisioned {
+            mis: self.config.mis.as_ref().map(|mis| mis.discovery_url.clone()),
+            trust: self.mis.trust().clone(),
+            tpm: self.keys.tpm().clone(),
+            bootstrap: self.bootstrap,
+            look_for: Purpose::Use,
+        }
     }
 
     /// Looks at it if it is time to, and says whether it was.
@@ -64,11 +75,16 @@ impl Device {
         if now.boot < self.look_again_at {
             return false;
         }
-        self.look_again_at = now.boot.after(LOOK);
         // What is wrong comes up where it is used, and is in the log and in the status until then.
-        let _ = self.mis.look_at_trust().await;
-        let _ = self.credential(self.look_for).await;
+        let trusted = self.mis.look_at_trust().await;
+        let first = self.bootstrap.facts().is_none();
+        let credential = self.credential(self.look_for).await;
         self.look_for = Purpose::Look;
+        if first {
+            self.warn_of_unused_hardware();
+        }
+        let fine = trusted.is_ok() && credential.is_ok() && self.provisioned_problem().is_none();
+        self.look_again_at = now.boot.after(if fine { LOOK } else { LOOK_IN_TROUBLE });
         true
     }
 
@@ -77,18 +93,14 @@ impl Device {
         now.wall.after(now.boot.until(self.look_again_at))
     }
 
-    /// What is wrong with it while everything else goes well.
-    pub(super) fn provisioned_problem(&self, now: Now) -> Option<LastError> {
-        let of_bootstrap = || {
-            let report = Report::of_agent("factory-credential", TITLE, &self.bootstrap.trouble()?);
-            Some(LastError { report, at: now.wall, permanent: false })
-        };
-        self.mis.trust().problem().or_else(of_bootstrap)
+    /// What is wrong with it, while everything else goes well.
+    pub(super) fn provisioned_problem(&self) -> Option<LastError> {
+        self.mis.trust().problem().or_else(|| self.bootstrap.trouble().cloned())
     }
 
     /// The device as its maker knows it. Read at every use, so that a replaced file counts at once.
     pub(super) async fn factory_credential(&mut self) -> Result<Identified, Failure> {
-        let cannot = |why: &dyn std::fmt::Display| local("factory-credential", TITLE, why);
+        let cannot = |why: &dyn std::fmt::Display| local(bootstrap::PROBLEM, bootstrap::TITLE, why);
         let credential = self.credential(Purpose::Use).await.map_err(|why| cannot(&why))?;
         Identified::new(credential.certified_key().clone()).map_err(|why| cannot(&why))
     }
@@ -101,17 +113,15 @@ impl Device {
         };
         self.bootstrap.take(found, purpose, clock::now().wall)
     }
-}
 
-/// Rule K1: where there is secure hardware, the key belongs in it. The configuration decides, and it is told.
-pub(super) fn warn_of_unused_hardware(config: &config::Config) {
-    let in_tpm = config.bootstrap.as_ref().is_some_and(|b| matches!(b.key, FactoryKey::TpmHandle(_)));
-    if in_tpm && config.key.provider == ProviderKind::Software {
-        tracing::warn!(
-            "this device has a TPM, for its factory key is in it, and the configuration asks for software keys all the \
-             same: set provider = \"tpm\" under [key]"
-        );
+    /// Rule K1: where there is secure hardware, the key belongs in it. The configuration decides, and it is told.
+    fn warn_of_unused_hardware(&self) {
+        let in_tpm = self.bootstrap.facts().is_some_and(|facts| facts.in_tpm);
+        if in_tpm && self.config.key.provider == ProviderKind::Software {
+            tracing::warn!(
+                "this device has a TPM, for its factory key is in it, and the configuration asks for software keys all \
+                 the same: set provider = \"tpm\" under [key]"
+            );
+        }
     }
 }
-
-const TITLE: &str = "The factory credential cannot be used";

@@ -1,13 +1,12 @@
 //! Starting: what the process before left behind, read back. Nothing is contacted, neither the MIS nor the chip.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::device::{Device, HeldDiscovery, KeptBundle, forget};
 use super::failures::Spoken;
-use super::identity::svid_facts;
-use super::provisioned::{Provisioned, warn_of_unused_hardware};
+use super::identity::{fits, svid_facts};
+use super::provisioned::Provisioned;
 use super::trust::{bundle_facts, discovered};
 use crate::config::Config;
 use crate::deliver::Identity;
@@ -18,7 +17,7 @@ use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid::{Chain, X509Svid};
 use crate::store::{self, Store, StoreError};
-use crate::system::{clock, random};
+use crate::system::{clock, random, secret};
 use crate::time::Now;
 
 impl Device {
@@ -34,8 +33,12 @@ impl Device {
     ) -> Result<Self, StoreError> {
         let store = Store::new(&config.state_dir);
         let lock = store.lock()?;
-        let keys =
-            Provider::new(config.key.provider, provisioned.tpm, store.private(), credentials().as_deref());
+        let keys = Provider::new(
+            config.key.provider,
+            provisioned.tpm,
+            store.private(),
+            secret::credentials().as_deref(),
+        );
         let proxy = config.mis.as_ref().map(|mis| mis.proxy.clone()).unwrap_or_default();
         let discovery = cached(&store).and_then(|cached| read_discovery(cached, &config));
         let identity = store
@@ -51,25 +54,16 @@ impl Device {
         let restored = Restored {
             discovery: discovery.as_ref().map(|held| discovered(&held.document, false)),
             bundle: bundle.as_ref().map(|kept| bundle_facts(&kept.bundle)),
-            svid: identity.as_ref().map(|identity| svid_facts(&identity.svid, renew_at, KeyChoice::Current)),
+            svid: identity.as_ref().map(|identity| {
+                svid_facts(&identity.svid, renew_at, KeyChoice::Current, fits(&keys, &identity.key))
+            }),
             pending_key: pending.is_some(),
             answer: answer.is_some(),
             waits,
             waits_because: waiting.reason.clone(),
             admission_pending: waiting.admission_pending,
         };
-        let mut policy = policy(&config);
-        if let Some(identity) = identity.as_ref().filter(|identity| !keys.would_make(identity.key.as_ref())) {
-            // The configuration has named another provider since: the next renewal is the time to follow it.
-            policy.rotate = true;
-            let protection = identity.key.protection().as_str();
-            tracing::warn!(
-                protection,
-                "the key that is held is not of the configured provider; renewal asks with a new one"
-            );
-        }
-        let lifecycle = Lifecycle::new(policy, restored, now, &mut random::unit);
-        warn_of_unused_hardware(&config);
+        let lifecycle = Lifecycle::new(policy(&config), restored, now, &mut random::unit);
         Ok(Self {
             store,
             mis: Mis::new(provisioned.trust, proxy),
@@ -93,11 +87,6 @@ impl Device {
             config,
         })
     }
-}
-
-/// Where systemd puts the credentials of the service (systemd.exec(5)).
-fn credentials() -> Option<PathBuf> {
-    std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
 fn policy(config: &Config) -> Policy {

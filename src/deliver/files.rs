@@ -88,7 +88,8 @@ impl Publisher {
     /// secret is published on tmpfs, if a folder there is configured, and then not beside the other files (miaf-v0 K2).
     ///
     /// # Errors
-    /// [`PublishError`]; `current` is then as it was.
+    /// [`PublishError`]; `current` in the folder that it names is then as it was. A secret that cannot be published keeps
+    /// nothing else back.
     pub fn publish(
         &mut self,
         identity: Option<&Identity>,
@@ -143,16 +144,17 @@ impl Folder {
         Ok(generation)
     }
 
+    /// Whatever a power cut left of an earlier one included; `current` last.
     fn withdraw(&self) -> Result<(), PublishError> {
         let remove = || {
-            if !self.dir.join(CURRENT).is_symlink() {
+            if !self.dir.is_dir() {
                 return Ok(());
             }
-            fs::remove_file(self.dir.join(CURRENT))?;
-            Generations::read(&self.dir)?
-                .all
-                .iter()
-                .try_for_each(|old| fs::remove_dir_all(self.dir.join(old.to_string())))
+            for old in Generations::read(&self.dir)?.all {
+                fs::remove_dir_all(self.dir.join(old.to_string()))?;
+            }
+            files::remove_if_there(&self.dir.join(".current.new"))?;
+            files::remove_if_there(&self.dir.join(CURRENT))
         };
         remove().map_err(|source| PublishError::Files { dir: self.dir.clone(), source })
     }
@@ -239,7 +241,7 @@ fn holds(generation: &Path, content: &Content, groups: Groups) -> bool {
         && content.iter().all(|(name, (bytes, readers))| {
             let path = generation.join(name);
             right(&path, 0o640, groups.of(*readers))
-                && files::read_limited(&path).map(Zeroizing::new).is_ok_and(|is| is == *bytes)
+                && files::read_secret(&path, bytes.len()).is_ok_and(|is| is == *bytes)
         })
 }
 
@@ -463,6 +465,9 @@ mod tests {
         let mut publisher = publisher_with(disk.path(), Some(memory.path()));
         publisher.publish(Some(&identity_with(software(disk.path()))), Some(&bundle(1)), NOW).unwrap();
         assert!(memory.path().join("current/key.pem").exists());
+        // A power cut in the middle of an earlier attempt, and of the publication before it.
+        fs::remove_file(memory.path().join("current")).unwrap();
+        fs::create_dir(memory.path().join(".2.new")).unwrap();
         publisher.publish(Some(&identity()), Some(&bundle(1)), NOW).unwrap();
         assert!(names(memory.path()).is_empty());
         assert!(disk.path().join("svid/current/key.pem").exists());

@@ -126,7 +126,7 @@ pub enum KeyError {
     /// The persistent parent that the key file names asks for a password, which the agent has no place for.
     #[error(
         "the TPM at {tcti} asks for the password of the parent under which the key was made (code {code:#x}); the \
-         agent can only use parents without one: empty it, or make the key under another parent"
+         agent can only use parents without one: empty it and restart the agent, or make the key under another parent"
     )]
     ParentPassword {
         /// The connection, as configured.
@@ -160,7 +160,8 @@ pub enum KeyError {
     /// The TPM has refused the password that is configured for the factory key.
     #[error(
         "the TPM at {tcti} refuses the password that key_auth under [bootstrap] names for {origin} (code {code:#x}); \
-         correct it; lest the TPM locks itself, the same one is not tried again before the agent is restarted"
+         correct it; lest the TPM locks itself, the same one is sent again only after a day, or after a restart of the \
+         agent"
     )]
     AuthRefused {
         /// The connection, as configured.
@@ -336,7 +337,7 @@ pub enum KeyError {
     /// There is no key-encryption key at the place for it.
     #[error(
         "the key-encryption key {path} is gone, so what was sealed under it cannot be opened any more; a new key is \
-         needed"
+         needed: with a restart of the agent the device enrolls anew"
     )]
     KekMissing {
         /// Where it should be.
@@ -355,14 +356,15 @@ pub enum KeyError {
     /// The key is sealed under the systemd credential, and there is none.
     #[error(
         "the key is sealed under the systemd credential \"kek\", which this service was not given; restore \
-         LoadCredentialEncrypted=kek in its unit and restart it"
+         LoadCredentialEncrypted=kek in its unit and restart it. If it is lost for good, give another one: the device \
+         then enrolls anew"
     )]
     KekCredentialMissing,
 
     /// The key is sealed under another key-encryption key than the one that is here.
     #[error(
         "the key is sealed under another key-encryption key than {kek}: that one was replaced, or the state comes from \
-         another device; a new key is needed"
+         another device; a new key is needed: with a restart of the agent the device enrolls anew"
     )]
     ForeignSeal {
         /// The one that is here.
@@ -370,7 +372,10 @@ pub enum KeyError {
     },
 
     /// The seal of a key is damaged.
-    #[error("the seal of the key is damaged, so the key is lost; a new key is needed")]
+    #[error(
+        "the seal of the key is damaged, so the key is lost; a new key is needed: with a restart of the agent the device \
+         enrolls anew"
+    )]
     BrokenSeal,
 
     /// The thread that talks to the TPM could not be started, or ended in the middle. The next call starts another.

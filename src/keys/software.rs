@@ -3,13 +3,13 @@
 //! A key is never at rest in the clear. It is sealed, with an AEAD, under a key-encryption key (KEK) that comes from
 //! one of two places, which make its [`Protection`]:
 //!
-//! - the systemd credential `kek`: systemd decrypts it for this service alone, with the TPM or a key of the host, and
-//!   nothing on the state's own medium opens the seal: `software-isolated`;
+//! - the systemd credential `kek`, which systemd hands to this service alone: `software-isolated`. Whether the state's
+//!   own medium opens the seal depends on what systemd keeps the credential under: a TPM, a key of the host elsewhere;
 //! - a file beside the state, mode 0600, made at first need: `software-basic`.
 //!
 //! New keys are sealed under the credential where there is one. A seal says under which of the two it was made, so a
-//! credential that is missing one day is asked for by name, and never quietly replaced by the file. The key is in
-//! memory in the clear only while it signs or is published.
+//! key that was sealed under the credential asks for it by name, and while it is held, no key under the file takes its
+//! place. The key is in memory in the clear only while it signs or is published.
 //!
 //! ```text
 //! SealedKey ::= SEQUENCE {           -- PEM label MIAF SEALED PRIVATE KEY
@@ -64,7 +64,8 @@ impl Software {
     /// KEK lies, or will, when there is no credential `kek` in it.
     pub fn new(credentials: Option<&Path>, file: PathBuf) -> Self {
         let credential = credentials.map(|folder| folder.join(CREDENTIAL));
-        Self { credential: credential.filter(|path| path.exists()), file }
+        // One that is there and cannot be read is not the same as none.
+        Self { credential: credential.filter(|path| path.try_exists().unwrap_or(true)), file }
     }
 
     /// Makes a new P-256 key (rule K3) and seals it. Blocks on the disk when the KEK is made with it.
@@ -113,21 +114,24 @@ impl Software {
     fn kek(&self, protection: Protection) -> Result<Kek, KeyError> {
         match (protection, &self.credential) {
             // systemd gives it a mode of its own, and to this service alone.
-            (Protection::SoftwareIsolated, Some(path)) => Kek::read(path, None),
+            (Protection::SoftwareIsolated, Some(path)) => match Kek::read(path, None) {
+                Err(KeyError::KekMissing { .. }) => Err(KeyError::KekCredentialMissing),
+                read => read,
+            },
             (Protection::SoftwareIsolated, None) => Err(KeyError::KekCredentialMissing),
             _ => Kek::read(&self.file, Some(0o600)),
         }
     }
 
     fn make_kek(&self) -> Result<Kek, KeyError> {
-        let content = Zeroizing::new(random::<32>()?);
+        let content = random_secret()?;
         let failed = |why| KeyError::Kek { path: self.file.clone(), why };
         if let Some(folder) = self.file.parent() {
             files::make_dir(folder, 0o700, None).map_err(failed)?;
         }
-        files::replace(&self.file, content.as_slice(), 0o600).map_err(failed)?;
+        files::replace(&self.file, &content, 0o600).map_err(failed)?;
         tracing::info!(file = %self.file.display(), "a key-encryption key for software keys was made");
-        Ok(Kek(content.to_vec().into()))
+        Ok(Kek(content))
     }
 }
 
@@ -236,7 +240,7 @@ impl Sealed {
             protection,
             kek: kek.name()?,
             public: *public.sec1(),
-            nonce: random()?,
+            nonce: random_nonce()?,
             sealed: Vec::new(),
         };
         let tag = kek
@@ -338,9 +342,10 @@ impl Kek {
         };
         if most.is_some_and(|most| metadata.mode() & 0o7777 & !most != 0) {
             let why = format!(
-                "its mode is {:o}, so others may read it; set it with: chmod 600, and replace the file if they may \
-                 have",
-                metadata.mode() & 0o7777
+                "its mode is {:o} and not 600; set it with: chmod 600 {}. If others may have read it, remove it: the \
+                 device then enrolls anew with another key",
+                metadata.mode() & 0o7777,
+                path.display()
             );
             return Err(unusable(io::Error::other(why)));
         }
@@ -385,17 +390,26 @@ impl ring::hkdf::KeyType for Length {
 /// A scalar between 1 and the order of the group: all but one in four thousand million of what chance gives.
 fn new_secret() -> Result<Zeroizing<Vec<u8>>, KeyError> {
     loop {
-        let candidate = Zeroizing::new(random::<32>()?.to_vec());
+        let candidate = random_secret()?;
         if SigningKey::from_slice(&candidate).is_ok() {
             return Ok(candidate);
         }
     }
 }
 
-fn random<const N: usize>() -> Result<[u8; N], KeyError> {
-    let mut octets = [0; N];
-    SystemRandom::new().fill(&mut octets).map_err(|_| internal("the system has no random numbers"))?;
-    Ok(octets)
+/// Made where it stays, so that no copy is left behind.
+fn random_secret() -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    let mut secret = Zeroizing::new(vec![0; 32]);
+    fill(&mut secret).map(|()| secret)
+}
+
+fn random_nonce() -> Result<[u8; 12], KeyError> {
+    let mut nonce = [0; 12];
+    fill(&mut nonce).map(|()| nonce)
+}
+
+fn fill(octets: &mut [u8]) -> Result<(), KeyError> {
+    SystemRandom::new().fill(octets).map_err(|_| internal("the system has no random numbers"))
 }
 
 fn malformed(why: impl Into<String>) -> KeyError {
@@ -464,7 +478,8 @@ mod tests {
         let secret = key.open().unwrap();
         let (_, der) = der::pem::decode_vec(key.to_pem().unwrap().as_bytes()).unwrap();
         assert!(!der.windows(8).any(|window| secret.windows(8).any(|part| part == window)));
-        assert!(!format!("{key:?}").contains("sealed"), "{key:?}");
+        let hex: String = secret.iter().map(|octet| format!("{octet:02x}")).collect();
+        assert!(!format!("{key:?}").contains(&hex[..16]), "{key:?}");
         assert_ne!(key.to_pem().unwrap(), place.basic().create_key().unwrap().to_pem().unwrap());
     }
 
@@ -498,15 +513,22 @@ mod tests {
     fn what_stands_in_the_clear_cannot_be_changed() {
         let place = Place::new();
         let (one, other) = (place.basic().create_key().unwrap(), place.basic().create_key().unwrap());
-        let swapped = Sealed {
-            public: *other.public_key().sec1(),
+        let copy = |protection, public| Sealed {
+            protection,
+            public,
             sealed: one.sealed.sealed.clone(),
             nonce: one.sealed.nonce,
             kek: one.sealed.kek,
-            protection: one.sealed.protection,
         };
-        let refused = place.basic().key_from_pem(&swapped.to_pem().unwrap());
-        assert!(matches!(refused, Err(KeyError::BrokenSeal)));
+        let refused = |sealed: Sealed, software: Software| {
+            matches!(software.key_from_pem(&sealed.to_pem().unwrap()), Err(KeyError::BrokenSeal))
+        };
+        let basic = Protection::SoftwareBasic;
+        assert!(refused(copy(basic, *other.public_key().sec1()), place.basic()));
+        // The same octets as the file's, handed over as the credential.
+        fs::copy(place.kek(), place.0.path().join(CREDENTIAL)).unwrap();
+        let isolated = Software::new(Some(place.0.path()), place.kek());
+        assert!(refused(copy(Protection::SoftwareIsolated, *one.public_key().sec1()), isolated));
     }
 
     #[test]

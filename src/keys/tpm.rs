@@ -20,7 +20,6 @@ mod tcti;
 mod worker;
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +32,7 @@ use self::chip::LoadableKey;
 use self::guard::Refusals;
 use self::worker::Worker;
 use super::tss2::Tss2Key;
-use super::{Key, KeyError, KeyFile, Protection, PublicKey, file};
+use super::{Key, KeyError, KeyFile, Protection, PublicKey};
 
 /// A handle to the TPM. Clones share one worker thread, which ends with the last of them.
 #[derive(Debug, Clone)]
@@ -82,14 +81,6 @@ impl Tpm {
     pub fn key_from_pem(&self, pem: &str) -> Result<TpmKey, KeyError> {
         let key = LoadableKey::from_tss2(&Tss2Key::from_pem(pem)?)?;
         Ok(TpmKey { tpm: self.clone(), key: Arc::new(key) })
-    }
-
-    /// As [`Tpm::key_from_pem`], from a file: a factory key may live in the TPM too (rule K5).
-    ///
-    /// # Errors
-    /// As [`Tpm::key_from_pem`], and [`KeyError::Unreadable`] if the file cannot be read.
-    pub fn key_from_pem_file(&self, path: impl AsRef<Path>) -> Result<TpmKey, KeyError> {
-        self.key_from_pem(&file::read(path.as_ref())?)
     }
 
     /// The certificates in an NV index, where a device maker may keep those of the factory key (rule K5): DER, one after

@@ -116,6 +116,8 @@ pub struct SvidFacts {
     pub renew_at: Option<Timestamp>,
     /// Whether its key was the pending one.
     pub key: KeyChoice,
+    /// The key is of the kind that would be made now: in the TPM, say, where the configuration wants it there.
+    pub key_fits: bool,
 }
 
 /// Why an answer was not adopted.
@@ -573,6 +575,8 @@ impl Lifecycle {
         }
         let request = self.wanted_request(now);
         let due_in = match (&self.svid, request) {
+            // A key that is not where the configuration wants it is not kept for years (K1).
+            (Some(svid), Request::Renew) if self.key_is_to_go(svid) => Duration::ZERO,
             (Some(svid), Request::Renew) => now.wall.until(svid.renew_at),
             _ => Duration::ZERO,
         };
@@ -600,13 +604,17 @@ impl Lifecycle {
         match (self.pending_key, &self.svid) {
             // It may have been certified by an answer that was lost: asked for again before anything else (E6).
             (Some(PendingKey { refused: false }), _) => Some(KeyChoice::Pending),
-            (_, Some(_)) if self.rotation_refused || !self.policy.rotate || request == Request::Enroll => {
-                Some(KeyChoice::Current)
+            (_, Some(svid)) => {
+                let rotate = self.policy.rotate || !svid.facts.key_fits;
+                (self.rotation_refused || !rotate || request == Request::Enroll).then_some(KeyChoice::Current)
             }
-            (_, Some(_)) => None,
             (Some(_), None) => Some(KeyChoice::Pending),
             (None, None) => None,
         }
+    }
+
+    fn key_is_to_go(&self, svid: &HeldSvid) -> bool {
+        !svid.facts.key_fits && !self.rotation_refused
     }
 
     /// Why the request that is wanted now cannot be made before something is corrected.

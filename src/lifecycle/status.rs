@@ -91,7 +91,7 @@ impl Lifecycle {
             Some(svid) if now.wall > svid.facts.not_after => State::Expired,
             Some(svid) => {
                 let asking = matches!(self.in_flight, Some(Action::Request(..) | Action::Adopt { .. }));
-                let due = now.wall >= svid.renew_at || self.reauthenticate;
+                let due = now.wall >= svid.renew_at || self.reauthenticate || self.key_is_to_go(svid);
                 if asking || due { State::Renewing } else { State::Active }
             }
             None if self.discovery.is_none() && self.discovery_gate.is_permanent() => State::Blocked,

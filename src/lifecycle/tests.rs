@@ -333,6 +333,48 @@ fn where_rotation_is_off_no_new_key_is_made() {
     device.waits_for(Action::Request(Renew, Current));
 }
 
+/// Restored with a key that the configuration, changed since, would have made elsewhere.
+fn with_a_key_of_another_provider() -> Device {
+    let mut device = Device::fresh();
+    device.restarts(Restored {
+        discovery: Some(document()),
+        bundle: Some(BundleFacts { refresh_hint: None }),
+        svid: Some(SvidFacts {
+            key_fits: false,
+            renew_at: Some(START.after(50 * DAY)),
+            ..svid(START, 100 * DAY, Current)
+        }),
+        ..Restored::default()
+    });
+    device
+}
+
+#[test]
+fn a_key_of_another_provider_is_replaced_at_once_also_where_rotation_is_off() {
+    let mut device = with_a_key_of_another_provider();
+    device.lifecycle.policy.rotate = false;
+    assert_eq!(device.state(), State::Renewing);
+    assert!(device.waits_for(CreateKey) < Duration::from_secs(1));
+    assert_eq!(device.told(key_created()), Some(Action::Request(Renew, Pending)));
+    assert_eq!(device.told(answered()), Some(ADOPT));
+    device.adopts_for(100 * DAY, Pending);
+    assert!(device.waits_for(Action::Request(Renew, Current)) > 10 * DAY, "and then rotation is off");
+}
+
+#[test]
+fn where_it_may_not_be_replaced_it_is_kept_until_renewal_and_not_asked_for_again() {
+    let mut device = with_a_key_of_another_provider();
+    device.waits_for(CreateKey);
+    device.told(key_created());
+    device.told(refusal(Meaning::KeyRotationRefused, None));
+    assert_eq!(device.state(), State::Active);
+    assert!(device.waits_for(Action::Request(Renew, Current)) > 10 * DAY);
+    assert_eq!(device.told(answered()), Some(ADOPT));
+    let kept = SvidFacts { key_fits: false, ..svid(device.now.wall, 100 * DAY, Current) };
+    device.told(Event::Adopted(Ok(kept)));
+    assert!(device.waits_for(Action::Request(Renew, Current)) > 10 * DAY, "no circle");
+}
+
 #[test]
 fn a_refused_rotation_without_an_existing_key_blocks_until_something_is_corrected() {
     let mut device = Device::enrolling();
@@ -1475,6 +1517,7 @@ fn svid(not_before: Timestamp, lifetime: Duration, key: KeyChoice) -> SvidFacts 
             .unwrap(),
         not_before,
         not_after: not_before.after(lifetime),
+        key_fits: true,
         renew_at: None,
         key,
     }

@@ -33,7 +33,7 @@ pub enum MisError {
     /// `system_roots` is set, and there are none.
     #[error(
         "the operating system's store of CAs (system_roots) holds none that can be used: {0}. Install the package \
-         ca-certificates"
+         ca-certificates, or correct SSL_CERT_FILE and SSL_CERT_DIR if they are set"
     )]
     NoSystemRoots(String),
     /// The proxy on the way to the MIS.

@@ -198,7 +198,11 @@ impl Hop {
             match text.strip_prefix("tunnel error: ") {
                 Some(stage) => break stage.to_owned(),
                 None if text == "operation timed out" && error.is_connect() => {
-                    let why = format!("nothing came within {} seconds", limit.as_secs());
+                    // It covers the tunnel and the TLS handshake in it: the silent one may be either.
+                    let why = format!(
+                        "neither it nor the MIS behind it answered within {} seconds",
+                        limit.as_secs()
+                    );
                     return Some(ProxyError::NoTunnel { proxy, to, why });
                 }
                 None => cause = cause?.source(),

@@ -116,7 +116,7 @@ impl Held {
             return;
         }
         tracing::error!(detail = report.detail, "{title}");
-        self.problem = Some(LastError { report, at: clock::now().wall, permanent: false });
+        self.problem = Some(LastError { report, at: clock::now().wall, permanent: true });
     }
 }
 
@@ -168,10 +168,6 @@ impl Loaded {
 /// One damaged certificate makes the file bad: somebody put each of them there.
 fn anchors_in(path: &Path) -> Result<Vec<TrustAnchor<'static>>, MisError> {
     let unusable = |why: String| MisError::TrustFile { path: path.to_owned(), why };
-    // Only a regular file: to open a pipe would wait for its other end.
-    if !path.metadata().map_err(|e| unusable(e.to_string()))?.is_file() {
-        return Err(unusable("it is not a regular file".into()));
-    }
     let pem = files::read_limited(path).map_err(|e| unusable(e.to_string()))?;
     let mut anchors = Vec::new();
     for (index, certificate) in CertificateDer::pem_slice_iter(&pem).enumerate() {

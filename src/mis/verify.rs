@@ -5,10 +5,12 @@
 //! - **Pins alone**: the pinned key is what was provisioned. It is the leaf's; or it is that of a CA certificate in the
 //!   chain presented, and webpki verifies a path from the leaf to it. That certificate came from the server and not from
 //!   a file of ours, so what is otherwise not asked of an anchor is asked of it: its validity period, that it is a CA,
-//!   that it may sign certificates and for servers, and how long a path it allows.
+//!   that it may sign certificates and for servers, and how long a path it allows. This finds mistakes, and does not stop
+//!   an attacker who has a key certified by it: nobody signs for that certificate, so it can be made anew with other
+//!   dates around the same key.
 //!
 //! A pin trusts the holder of that key, and whoever holds it can name itself as it likes in a chain of its own making.
-//! Whoever wants a CA's word for the name as well configures anchors beside the pins.
+//! Whoever wants a CA's word for name and dates as well configures anchors beside the pins.
 
 use std::cell::RefCell;
 use std::fmt::Write as _;

@@ -122,8 +122,9 @@ pub fn sync_dir(path: &Path) -> io::Result<()> {
 /// Reads a file of believable size.
 ///
 /// # Errors
-/// As the file system has it, or when it is larger than 4 MiB.
+/// As the file system has it, when it is no regular file, or when it is larger than 4 MiB.
 pub fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+    regular(path)?;
     let mut content = Vec::new();
     File::open(path)?.take(MAX_READ + 1).read_to_end(&mut content)?;
     if content.len() as u64 > MAX_READ {
@@ -132,20 +133,25 @@ pub fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
+/// To open a pipe would wait for its other end.
+fn regular(path: &Path) -> io::Result<()> {
+    if fs::metadata(path)?.is_file() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
+}
+
 /// Reads a small file into memory that is wiped after use, and of which no copy stays behind.
 ///
 /// # Errors
-/// As the file system has it, when it is no regular file (to open a pipe would wait for its other end), or when it has
-/// more than `most` octets.
+/// As the file system has it, when it is no regular file, or when it has more than `most` octets.
 pub fn read_secret(path: &Path, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
-    if !fs::metadata(path)?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
+    regular(path)?;
     // With room to spare it never grows, and no copy of it stays behind.
     let mut content = Zeroizing::new(Vec::with_capacity(most + 64));
     File::open(path)?.take(most as u64 + 1).read_to_end(&mut content)?;
     if content.len() > most {
-        return Err(io::Error::other(format!("it is larger than {} KiB", most / 1024)));
+        return Err(io::Error::other(format!("it is larger than {most} octets")));
     }
     Ok(content)
 }

@@ -1,7 +1,6 @@
 //! Secrets that lie beside the configuration and not in it: a file, or a credential of systemd's (systemd.exec(5),
 //! `LoadCredential=`).
 
-use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -38,25 +37,30 @@ impl Secret {
     /// # Errors
     /// [`SecretError`]: no such file, no such credential, not a regular file, too large, or nothing in it.
     pub fn read(&self) -> Result<Zeroizing<Vec<u8>>, SecretError> {
-        self.read_with(std::env::var_os("CREDENTIALS_DIRECTORY"))
+        self.read_with(credentials())
     }
 
-    fn read_with(&self, credentials: Option<OsString>) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+    fn read_with(&self, credentials: Option<PathBuf>) -> Result<Zeroizing<Vec<u8>>, SecretError> {
         let (what, path) = match self {
             Self::File(path) => (path.display().to_string(), path.clone()),
             Self::Credential(name) => {
                 let what = format!("the credential \"{name}\"");
-                let folder = credentials.filter(|folder| !folder.is_empty()).ok_or_else(|| SecretError {
+                let folder = credentials.ok_or_else(|| SecretError {
                     what: what.clone(),
                     why: format!(
                         "systemd gave this process no credentials. Add LoadCredential={name}:/path/to/it to the unit"
                     ),
                 })?;
-                (what, PathBuf::from(folder).join(name))
+                (what, folder.join(name))
             }
         };
         read(&path).map_err(|why| SecretError { what, why: why.to_string() })
     }
+}
+
+/// Where systemd puts the credentials of the service (systemd.exec(5)).
+pub fn credentials() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").filter(|folder| !folder.is_empty()).map(PathBuf::from)
 }
 
 fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
@@ -87,7 +91,7 @@ mod tests {
             assert_eq!(Secret::File(path.clone()).read().unwrap().as_slice(), read.as_bytes());
         }
         let credential = Secret::Credential("secret".into());
-        let read = credential.read_with(Some(folder.path().as_os_str().to_owned())).unwrap();
+        let read = credential.read_with(Some(folder.path().to_owned())).unwrap();
         assert_eq!(read.as_slice(), b" p ");
     }
 
@@ -100,7 +104,7 @@ mod tests {
         assert!(error(&Secret::File(folder.path().into())).contains("not a regular file"));
         std::fs::write(&path, "x".repeat(4097)).unwrap();
         let too_large = error(&Secret::File(path.clone()));
-        assert!(too_large.contains("4 KiB") && !too_large.contains("xx"), "{too_large}");
+        assert!(too_large.contains("4096 octets") && !too_large.contains("xx"), "{too_large}");
         std::fs::write(&path, "x".repeat(4096)).unwrap();
         assert_eq!(Secret::File(path).read().unwrap().len(), 4096);
         let none = error(&Secret::Credential("proxy.auth".into()));

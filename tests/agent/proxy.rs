@@ -138,7 +138,10 @@ fn something_that_is_no_proxy_is_named_too() {
         (says(""), "unexpected end of file"),
         (says("SSH-2.0-OpenSSH_9.2\r\n"), "it refused"),
         (says("HTTP/1.1 302 Found\r\nLocation: http://login.example/\r\n\r\n"), "it answered 302"),
-        (fake(move |stream| held.lock().unwrap().push(stream)), "nothing came within 10 seconds"),
+        (
+            fake(move |stream| held.lock().unwrap().push(stream)),
+            "nor the MIS behind it answered within 10 seconds",
+        ),
     ] {
         let mut world = World::new();
         world.device.configure(&behind(&world, &format!("proxy = \"{proxy}\""), ""));

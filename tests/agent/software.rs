@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use development_mis::Endpoint;
+use development_mis::{Endpoint, Fault};
 use serde_json::{Value, json};
 
 use crate::world::{self, World};
@@ -83,6 +83,10 @@ fn the_key_is_published_on_tmpfs_where_asked_and_belongs_to_the_certificate() {
     let of_key = world.tpm.run("openssl", &["pkey", "-in", key.to_str().unwrap(), "-pubout"]);
     assert_eq!(of_key, world::public_key_of_certificate(&world, &published("svid.pem")));
     assert!(published("svid-with-key.pem").ends_with(&published("key.pem")));
+    let mut files = Vec::new();
+    all_files(&world.device.path("state"), &mut files);
+    let secret = published("key.pem").lines().nth(1).unwrap().to_owned();
+    assert!(files.iter().all(|file| !fs::read_to_string(file).unwrap_or_default().contains(&secret)));
     assert!(!world.device.path("state/svid/current/key.pem").exists());
 
     // A reboot empties the tmpfs. What was sealed is published again, without the MIS.
@@ -176,16 +180,34 @@ fn a_foreign_or_damaged_seal_is_set_aside_and_named_and_the_device_enrolls_anew(
 }
 
 #[test]
-fn another_provider_in_the_configuration_counts_from_the_next_renewal() {
-    let (mut world, before) = enrolled(world(true));
+fn with_another_provider_in_the_configuration_the_device_renews_at_once() {
+    let (mut world, before) = enrolled(world(false));
     world.tpm.boot();
-    world.configure(world::SOON);
+    let config = world::config(&world.mis, &world.tpm, "").replace("[key]", "[key]\nrotate = false");
+    world.device.configure(&config);
     world.device.signal("HUP");
-    let after =
-        world.device.wait_for_status("a key in the TPM", |status| status["key"]["protection"] == "hardware");
+    let hardware = |status: &Value| status["key"]["protection"] == "hardware";
+    let after = world.device.wait_for_status("a key in the TPM", hardware);
     assert_eq!(after["spiffeId"], before["spiffeId"]);
     assert!(world.device.published("key.pem").starts_with("-----BEGIN TSS2 PRIVATE KEY-----"));
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "renewal was the way");
+    assert!(world.device.log().contains("not of the configured provider"));
+}
+
+#[test]
+fn a_pending_key_of_the_other_provider_is_enrolled_with_and_not_kept() {
+    let mut world = world(false);
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::LoseAnswer);
+    world.device.start();
+    world.device.wait_until("a first request", |_| !world.seen(Endpoint::Enrollment).is_empty());
+    world.tpm.boot();
+    world.configure("");
+    world.device.signal("HUP");
+    world.mis.clear_faults();
+    // The MIS may know the software key already: another one might be refused (E6). Then it goes.
+    let hardware = |status: &Value| status["key"]["protection"] == "hardware";
+    world.device.wait_for_status("a key in the TPM", hardware);
+    assert_eq!(world.seen(Endpoint::Renewal).len(), 1);
 }
 
 fn all_files(folder: &Path, into: &mut Vec<std::path::PathBuf>) {

@@ -315,6 +315,19 @@ fn a_bad_ca_file_leaves_the_last_good_trust_in_use_and_is_shown() {
 }
 
 #[test]
+fn what_was_trusted_for_one_mis_is_not_for_another() {
+    let (world, other) = (World::enrolled(), World::new());
+    let config = world::config(&other.mis, &world.tpm, "");
+    let (bad, there) = (ca_line(Path::new("/nonexistent/ca.pem")), ca_line(&other.mis.ca_file()));
+    world.device.configure(&config.replace(&there, &bad));
+    world.device.signal("HUP");
+    world.device.wait_for_status("no trust", |status| {
+        status["state"] == "blocked" && status["lastError"].to_string().contains("/nonexistent/ca.pem")
+    });
+    assert!(other.mis.journal().is_empty() && other.mis.refused_handshakes().is_empty());
+}
+
+#[test]
 fn a_bad_ca_file_at_the_start_blocks_until_it_is_good() {
     let mut world = World::new();
     let file = world.device.path("ca.pem");

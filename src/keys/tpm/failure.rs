@@ -53,6 +53,9 @@ impl<T> During<T> for Result<T, Error> {
     }
 }
 
+/// `TPM_RC_AUTH_FAIL`, as far as it is the same wherever it comes up.
+const AUTH_FAIL: u32 = 0x0e;
+
 impl Failure {
     /// Whether the same may well succeed at once on a fresh connection.
     pub(super) fn may_be_repeated(&self) -> bool {
@@ -64,16 +67,26 @@ impl Failure {
         }
     }
 
-    /// Whether the TPM refuses a password of something that it guards against guessing.
-    pub(super) fn password_refused(&self) -> Option<(Step, u32)> {
+    /// Whether the TPM refuses a password.
+    pub(super) fn is_about_a_password(&self) -> bool {
+        let (step, code) = match self {
+            Self::Tss(step, error) => (*step, code(error)),
+            Self::Password(..) => return true,
+            Self::Nv(..) | Self::Deviant(_) => return false,
+        };
+        matches!(
+            meaning(step, code),
+            Meaning::KeyPassword | Meaning::ParentPassword | Meaning::NvPassword(_) | Meaning::OwnerPassword
+        )
+    }
+
+    /// Whether the TPM has counted a guess. It has a code of its own for what it guards against guessing
+    /// (`TPM_RC_AUTH_FAIL`; TPM 2.0 specification, part 2), and another for what it does not.
+    pub(super) fn was_counted(&self) -> Option<(Step, u32)> {
         match self {
             Self::Tss(step, error) => {
                 let code = code(error);
-                let refused = matches!(
-                    meaning(*step, code),
-                    Meaning::KeyPassword | Meaning::ParentPassword | Meaning::NvPassword(_)
-                );
-                refused.then_some((*step, code))
+                (self.is_about_a_password() && code & 0x3f == AUTH_FAIL).then_some((*step, code))
             }
             Self::Password(step, code) => Some((*step, *code)),
             Self::Nv(..) | Self::Deviant(_) => None,

@@ -2,19 +2,31 @@
 //!
 //! A TPM counts wrong passwords and locks itself when there have been too many (TPM 2.0 specification, part 1,
 //! "Dictionary Attack Protection"). The agent tries again for years, so one wrong password in its configuration would
-//! sooner or later lock the TPM for everybody.
+//! sooner or later lock the TPM for everybody. One a day is few enough for any TPM to forgive, and so whatever was put
+//! right in the meantime is found out without anybody's help; a restart finds it out at once.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use ring::digest::{Context, SHA256};
 
 use super::failure::{Failure, Step};
 
-/// What the TPM has refused, for as long as the process lives.
+/// So long a refused password is not sent again.
+const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
+
+/// What the TPM has refused of late.
 #[derive(Default)]
-pub(super) struct Refusals(Mutex<HashMap<Pair, (Step, u32)>>);
+pub(super) struct Refusals(Mutex<HashMap<Pair, Refusal>>);
+
+#[derive(Clone, Copy)]
+struct Refusal {
+    step: Step,
+    code: u32,
+    at: Instant,
+}
 
 /// An object of the TPM and a password for it, as a digest of both.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -41,21 +53,27 @@ impl Refusals {
     ) -> Result<T, Failure> {
         self.check(pair)?;
         let done = work();
-        if let Some(refusal) = done.as_ref().err().and_then(Failure::password_refused) {
-            self.lock().insert(pair.clone(), refusal);
+        if let Some((step, code)) = done.as_ref().err().and_then(Failure::was_counted) {
+            self.lock().insert(pair.clone(), Refusal { step, code, at: Instant::now() });
         }
         done
     }
 
     /// What the TPM has said to the pair, if it was a refusal.
     pub(super) fn check(&self, pair: &Pair) -> Result<(), Failure> {
+        self.check_at(pair, Instant::now())
+    }
+
+    fn check_at(&self, pair: &Pair, now: Instant) -> Result<(), Failure> {
         match self.lock().get(pair) {
-            Some((step, code)) => Err(Failure::Password(*step, *code)),
-            None => Ok(()),
+            Some(refusal) if now.duration_since(refusal.at) < REMEMBERED => {
+                Err(Failure::Password(refusal.step, refusal.code))
+            }
+            _ => Ok(()),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Pair, (Step, u32)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Pair, Refusal>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -83,6 +101,8 @@ mod tests {
             assert!(matches!(outcome, Err(Failure::Password(Step::Sign, 0x98e))), "{outcome:?}");
         }
         assert_eq!(asked, 1);
+        assert!(refusals.check_at(&wrong, Instant::now() + REMEMBERED / 2).is_err());
+        assert!(refusals.check_at(&wrong, Instant::now() + REMEMBERED).is_ok(), "it may be right by now");
         assert!(refusals.guard(&right, || Ok(())).is_ok());
         assert!(refusals.check(&Pair::new(b"ke", b"ywrong")).is_ok());
 

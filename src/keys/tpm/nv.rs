@@ -65,7 +65,7 @@ fn content(
     let by_owner = attributes.owner_read().then(|| read(context, NvAuth::Owner, handle, index, size));
     match by_owner {
         Some(Ok(content)) => Ok(content),
-        Some(Err(failure)) if failure.password_refused().is_none() => Err(failure),
+        Some(Err(failure)) if !failure.is_about_a_password() => Err(failure),
         _ if attributes.auth_read() => {
             let empty = Pair::new(name.value(), &[]);
             refusals.guard(&empty, || read(context, NvAuth::NvIndex(handle), handle, index, size))
