@@ -67,7 +67,7 @@ impl Failure {
         }
     }
 
-    /// Whether the TPM refuses a password.
+    /// Whether the TPM refuses the password of an object.
     pub(super) fn is_about_a_password(&self) -> bool {
         let (step, code) = match self {
             Self::Tss(step, error) => (*step, code(error)),
