@@ -218,6 +218,8 @@ fn format_one_meaning(step: Step, code: u32) -> Meaning {
         Step::Parent(handle) if no_such_handle => Meaning::ParentMissing(handle),
         Step::Handle(handle) if no_such_handle => Meaning::HandleMissing(handle),
         Step::Nv(index) if no_such_handle => Meaning::NvMissing(index),
+        // What was there a moment ago is gone: power was cut in between.
+        Step::Release if no_such_handle => Meaning::Reset,
         Step::Nv(index) if wrong_password => Meaning::NvPassword(index),
         Step::Load if is_parameter => Meaning::NotThisTpm,
         Step::Load if wrong_password => Meaning::ParentPassword,
@@ -262,6 +264,7 @@ mod tests {
             (Step::Primary, 0x902, Meaning::SlotsFull),
             (Step::Load, 0xc0902, Meaning::SlotsFull),
             (Step::Sign, 0x910, Meaning::Reset),
+            (Step::Release, 0x1cb, Meaning::Reset),
             (Step::Primary, 0x100, Meaning::Reset),
             (Step::Release, 0x70018, Meaning::Connection),
             (Step::Open, 0xa000a, Meaning::Connection),
