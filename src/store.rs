@@ -263,12 +263,22 @@ impl Store {
         self.quarantine(&self.private.join(R::NAME), why);
     }
 
+    /// Looks among the records that were set aside for one that can be used after all, the newest first, and puts it in
+    /// its place again. For when there is none in that place.
+    pub fn take_back<R: Record, T>(&self, usable: impl Fn(&R) -> Result<T, String>) -> Option<(T, R)> {
+        let path = self.private.join(R::NAME);
+        let aside = (1..=MOST_TAKEN_BACK).rev().map(|number| numbered(&path, number));
+        aside.filter(|aside| aside.exists()).find_map(|aside| {
+            let record = R::decode(&files::read_limited(&aside).ok()?).ok()?;
+            let used = usable(&record).ok()?;
+            fs::rename(&aside, &path).and_then(|()| files::sync_dir(&self.private)).ok()?;
+            tracing::warn!(file = %aside.display(), "a part of the agent's state that was set aside can be used again");
+            Some((used, record))
+        })
+    }
+
     fn quarantine(&self, path: &Path, why: &str) {
-        let numbered = |number: u32| {
-            let mut name = path.file_name().unwrap_or_default().to_owned();
-            name.push(format!(".unusable-{number}"));
-            path.with_file_name(name)
-        };
+        let numbered = |number| numbered(path, number);
         let aside = (1..).map(numbered).find(|aside| !aside.exists()).unwrap_or_default(); // the numbers do not end
         let moved = fs::rename(path, &aside).and_then(|()| files::sync_dir(&self.private));
         tracing::error!(
@@ -277,6 +287,15 @@ impl Store {
         );
     }
 }
+
+fn numbered(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".unusable-{number}"));
+    path.with_file_name(name)
+}
+
+/// Of more than this many nobody will want one back.
+const MOST_TAKEN_BACK: u32 = 32;
 
 /// The state folder does not do what it should: full, read-only, not permitted, broken.
 #[derive(Debug, thiserror::Error)]

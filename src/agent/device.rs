@@ -178,7 +178,7 @@ impl Device {
             trust_domain: trust_domain.or_else(of_identity),
             identity: self.identity.clone(),
             renew_at: self.lifecycle.renew_at(),
-            provider: self.config.key.provider.as_str(),
+            provider: self.identity.as_ref().map_or(self.config.key.provider, |i| i.key.provider()).as_str(),
             bundle: self.bundle.as_ref().map(|kept| HeldBundle {
                 bundle: kept.bundle.clone(),
                 fetched_at: kept.cached.fetched_at,

@@ -20,8 +20,9 @@ impl Device {
         let keys = self.keys.clone();
         let held = self.identity.as_ref().map(|identity| identity.key.clone());
         let (key, pem) = blocking(move || {
-            // While the key that is held is out of reach, no lesser one takes its place (miaf-v0 K1, K2).
-            held.map_or(Ok(()), |held| held.is_within_reach())?;
+            // While a sealed key is out of reach, none under a lesser seal takes its place (miaf-v0 K2).
+            held.filter(|held| keys.would_make(held.as_ref()))
+                .map_or(Ok(()), |held| held.is_within_reach())?;
             let key = keys.create_key()?;
             let pem = key.to_pem()?;
             Ok((key, pem))

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use webpki::EndEntityCert;
+
 use super::device::{Device, HeldDiscovery, KeptBundle, forget};
 use super::failures::Spoken;
 use super::identity::{fits, svid_facts};
@@ -41,9 +43,15 @@ impl Device {
         );
         let proxy = config.mis.as_ref().map(|mis| mis.proxy.clone()).unwrap_or_default();
         let discovery = cached(&store).and_then(|cached| read_discovery(cached, &config));
-        let identity = store
-            .load()?
-            .and_then(|record| read_identity(&store, &record, &keys).map(|identity| (identity, record)));
+        let identity = store.load()?.and_then(|record| match read_identity(&record, &keys) {
+            Ok(identity) => Some((identity, record)),
+            Err(why) => {
+                store.set_aside::<store::Identity>(&why);
+                None
+            }
+        });
+        // Perhaps what was in its way is put right: a key-encryption key that is the right one again.
+        let identity = identity.or_else(|| store.take_back(|record| read_identity(record, &keys)));
         let (identity, record) = identity.unzip();
         let bundle =
             cached(&store).and_then(|cached| read_bundle(cached, discovery.as_ref(), identity.as_ref()));
@@ -117,19 +125,14 @@ fn read_discovery(cached: store::CachedDiscovery, config: &Config) -> Option<Hel
     (wanted && !led_elsewhere).then_some(HeldDiscovery { document, cached })
 }
 
-fn read_identity(store: &Store, record: &store::Identity, keys: &Provider) -> Option<Identity> {
-    let unusable = |why: String| {
-        store.set_aside::<store::Identity>(&why);
-        None
-    };
-    let svid = match Chain::from_pem(&record.chain).and_then(X509Svid::from_stored) {
-        Ok(svid) => svid,
-        Err(why) => return unusable(why.to_string()),
-    };
-    match keys.key_from_pem(&record.key) {
-        Ok(key) => Some(Identity { svid, key }),
-        Err(why) => unusable(why.to_string()),
+fn read_identity(record: &store::Identity, keys: &Provider) -> Result<Identity, String> {
+    let svid = Chain::from_pem(&record.chain).and_then(X509Svid::from_stored).map_err(|e| e.to_string())?;
+    let key = keys.key_from_pem(&record.key).map_err(|e| e.to_string())?;
+    let leaf = svid.chain().certificates().first().and_then(|leaf| EndEntityCert::try_from(leaf).ok());
+    if leaf.is_none_or(|leaf| leaf.subject_public_key_info().as_ref() != key.public_key().spki_der()) {
+        return Err("its key is another than its certificate's".into());
     }
+    Ok(Identity { svid, key })
 }
 
 /// A bundle of another trust domain than the device is in, or is going to be in, is of no use.
@@ -159,13 +162,16 @@ fn load_unfinished(
 ) -> Result<Unfinished, StoreError> {
     let record: Option<store::Pending> = store.load()?;
     let mut answer: Option<store::Answer> = store.load()?;
-    let mut pending = record.as_ref().and_then(|record| match keys.key_from_pem(&record.key) {
-        Ok(key) => Some(key),
+    let open = |record: &store::Pending| keys.key_from_pem(&record.key).map_err(|e| e.to_string());
+    let pending = record.and_then(|record| match open(&record) {
+        Ok(key) => Some((key, record)),
         Err(why) => {
-            store.set_aside::<store::Pending>(&why.to_string());
+            store.set_aside::<store::Pending>(&why);
             None
         }
     });
+    let pending = pending.or_else(|| identity.is_none().then(|| store.take_back(open)).flatten());
+    let (mut pending, record) = pending.unzip();
     if let Some(identity) = identity {
         // Compared as certificates: an answer is kept in the MIS's own line width.
         let same = |answer: &store::Answer| matches!((Chain::from_pem(&answer.chain), Chain::from_pem(&identity.chain)), (Ok(a), Ok(b)) if a == b);

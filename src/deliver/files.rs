@@ -138,6 +138,9 @@ impl Folder {
             if !files::is_volatile(&self.dir).map_err(failed)? {
                 return Err(PublishError::Persistent { dir: self.dir.clone() });
             }
+            if !files::is_ours_alone_to_write(&self.dir).map_err(failed)? {
+                return Err(PublishError::Exposed { dir: self.dir.clone() });
+            }
         }
         let generation = self.make_current(&whole).map_err(failed)?;
         self.published = Some((content, generation));
@@ -300,6 +303,13 @@ pub enum PublishError {
         dir.display()
     )]
     Persistent { dir: PathBuf },
+    /// Somebody else could put other files in the place of these.
+    #[error(
+        "the software key is not published: software_key_dir {} belongs to another user, or others may write in it. \
+         Remove it, and the agent makes it as it should be",
+        dir.display()
+    )]
+    Exposed { dir: PathBuf },
 }
 
 #[cfg(test)]
@@ -450,6 +460,15 @@ mod tests {
         let key = keys.join("current/key.pem");
         assert!(fs::read_to_string(&key).unwrap().starts_with("-----BEGIN PRIVATE KEY-----"));
         assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o640);
+
+        let exposed = memory.path().join("exposed");
+        fs::create_dir(&exposed).unwrap();
+        fs::set_permissions(&exposed, fs::Permissions::from_mode(0o777)).unwrap();
+        let refused = publisher_with(disk.path(), Some(&exposed))
+            .publish(Some(&identity), Some(&bundle(1)), NOW)
+            .unwrap_err();
+        assert!(matches!(refused, PublishError::Exposed { .. }), "{refused}");
+        assert!(names(&exposed).is_empty());
 
         let elsewhere = disk.path().join("keys");
         let mut on_disk = publisher_with(disk.path(), Some(&elsewhere));

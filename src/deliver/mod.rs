@@ -26,7 +26,7 @@ pub struct Snapshot {
     pub identity: Option<Arc<Identity>>,
     /// When the identity is renewed.
     pub renew_at: Option<Timestamp>,
-    /// What the configuration says of the key.
+    /// Where the key was made, or will be.
     pub provider: &'static str,
     /// The trust bundle that is held.
     pub bundle: Option<HeldBundle>,

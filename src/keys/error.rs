@@ -344,6 +344,18 @@ pub enum KeyError {
         path: PathBuf,
     },
 
+    /// The file of the key-encryption key is there, and the key is not.
+    #[error(
+        "the key-encryption key {path} is damaged ({octets} octets), so what was sealed under it cannot be opened any \
+         more; a new key is needed: with a restart of the agent the device enrolls anew"
+    )]
+    KekDamaged {
+        /// Where it is.
+        path: PathBuf,
+        /// What is left of it.
+        octets: usize,
+    },
+
     /// A key-encryption key that cannot be used.
     #[error("the key-encryption key {path} cannot be used: {why}")]
     Kek {
@@ -420,6 +432,7 @@ impl KeyError {
             | Self::KeyPassword { .. }
             | Self::BadPublicKey { .. }
             | Self::KekMissing { .. }
+            | Self::KekDamaged { .. }
             | Self::ForeignSeal { .. }
             | Self::BrokenSeal
             | Self::Unfit { .. }

@@ -56,11 +56,13 @@ pub(super) fn read(path: &Path) -> Result<Zeroizing<String>, KeyError> {
 }
 
 fn plain(block: &Block<'_>, origin: &str) -> Result<Found, KeyError> {
-    let mut buffer = Zeroizing::new(vec![0; block.text.len()]);
-    let (label, der) = der::pem::decode(block.text.as_bytes(), &mut buffer)
-        .map_err(|why| KeyError::Malformed { origin: origin.into(), why: format!("PEM: {why}") })?;
+    let der = block.decode().ok_or_else(|| KeyError::Malformed {
+        origin: origin.into(),
+        why: "it is not PEM: not Base64".into(),
+    })?;
+    let der = der.as_slice();
     let unsupported = |form| KeyError::Unsupported { origin: origin.into(), form };
-    let (rsa_bits, der) = match label {
+    let (rsa_bits, der) = match block.label {
         "PRIVATE KEY" => (rsa_bits_of_pkcs8(der), PrivateKeyDer::from(PrivatePkcs8KeyDer::from(der))),
         "EC PRIVATE KEY" => (None, PrivateKeyDer::from(PrivateSec1KeyDer::from(der))),
         _ => (rsa_bits_of_pkcs1(der), PrivateKeyDer::from(PrivatePkcs1KeyDer::from(der))),

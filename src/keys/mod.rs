@@ -47,6 +47,14 @@ pub trait Key: fmt::Debug + Send + Sync {
     /// How well the private half is protected.
     fn protection(&self) -> Protection;
 
+    /// Where it was made.
+    fn provider(&self) -> ProviderKind {
+        match self.protection() {
+            Protection::Hardware => ProviderKind::Tpm,
+            Protection::SoftwareIsolated | Protection::SoftwareBasic => ProviderKind::Software,
+        }
+    }
+
     /// Whether the key could be used, as far as that can be told without using it: the TPM is not asked. May read files.
     ///
     /// # Errors

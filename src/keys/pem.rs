@@ -1,10 +1,30 @@
-//! The blocks of a PEM file. What they hold is not looked at here.
+//! The blocks of a PEM file, of whatever line width (RFC 7468 section 2 asks parsers to be lenient). What they hold is
+//! not looked at here.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use zeroize::Zeroizing;
 
 /// A block of a PEM file, from its BEGIN line to its END line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Block<'a> {
     pub(super) label: &'a str,
     pub(super) text: &'a str,
+}
+
+impl Block<'_> {
+    /// What is in it. `None`: it is not Base64.
+    pub(super) fn decode(&self) -> Option<Zeroizing<Vec<u8>>> {
+        let body = self.text.strip_prefix(BEGIN)?.strip_prefix(self.label)?.strip_prefix(DASHES)?;
+        let body = body.split(DASHES).next()?;
+        // With room for all of it from the start, so that no copy stays behind.
+        let mut base64 = Zeroizing::new(Vec::with_capacity(body.len()));
+        base64.extend(body.bytes().filter(|octet| !octet.is_ascii_whitespace()));
+        let mut der = Zeroizing::new(vec![0; base64.len()]);
+        let length = BASE64.decode_slice(&*base64, &mut der).ok()?;
+        der.truncate(length);
+        Some(der)
+    }
 }
 
 /// A block that begins and does not end.
@@ -50,5 +70,18 @@ mod tests {
             [Ok(Block { label: "A B", text: one }), Ok(Block { label: "C", text: other }), Err(Torn)];
         assert_eq!(found, expected);
         assert_eq!(blocks("no block").next(), None);
+    }
+
+    #[test]
+    fn the_width_of_the_lines_does_not_matter() {
+        for body in ["AQID\nBAUG", "AQIDBAUG", "AQ\r\nID\r\nBA\r\nUG", " AQIDBAUG \n\n"] {
+            let text = format!("-----BEGIN A-----\n{body}\n-----END A-----");
+            let block = blocks(&text).next().unwrap().unwrap();
+            assert_eq!(block.decode().unwrap().as_slice(), [1, 2, 3, 4, 5, 6], "{body:?}");
+        }
+        for body in ["AQID!AUG", "AQI", "AQID=", "AQIDBA-_"] {
+            let text = format!("-----BEGIN A-----\n{body}\n-----END A-----");
+            assert_eq!(blocks(&text).next().unwrap().unwrap().decode(), None, "{body:?}");
+        }
     }
 }

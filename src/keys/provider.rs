@@ -79,7 +79,7 @@ impl Provider {
 
     /// Whether a key is of the kind that is made now.
     pub fn would_make(&self, key: &dyn Key) -> bool {
-        (key.protection() == super::Protection::Hardware) == (self.makes == ProviderKind::Tpm)
+        key.provider() == self.makes
     }
 
     /// The TPM, where other keys may live too.

@@ -75,7 +75,9 @@ impl Software {
     pub fn create_key(&self) -> Result<SoftwareKey, KeyError> {
         let protection = self.protection();
         let kek = match (protection, self.kek(protection)) {
-            (Protection::SoftwareBasic, Err(KeyError::KekMissing { .. })) => self.make_kek()?,
+            (Protection::SoftwareBasic, Err(KeyError::KekMissing { .. } | KeyError::KekDamaged { .. })) => {
+                self.make_kek()?
+            }
             (_, read) => read?,
         };
         let secret = new_secret()?;
@@ -116,6 +118,12 @@ impl Software {
             // systemd gives it a mode of its own, and to this service alone.
             (Protection::SoftwareIsolated, Some(path)) => match Kek::read(path, None) {
                 Err(KeyError::KekMissing { .. }) => Err(KeyError::KekCredentialMissing),
+                // Whoever gave it can give another.
+                Err(KeyError::KekDamaged { path, octets }) => {
+                    let why =
+                        format!("it has {octets} octets, and {MIN_KEK} random ones are wanted at least");
+                    Err(KeyError::Kek { path, why: io::Error::other(why) })
+                }
                 read => read,
             },
             (Protection::SoftwareIsolated, None) => Err(KeyError::KekCredentialMissing),
@@ -295,8 +303,7 @@ impl Sealed {
         if block.text.len() > MAX_PEM {
             return Err(malformed("it is far too large for one"));
         }
-        let (_, der) =
-            der::pem::decode_vec(block.text.as_bytes()).map_err(|why| malformed(format!("PEM: {why}")))?;
+        let der = block.decode().ok_or_else(|| malformed("it is not PEM: not Base64"))?;
         let key = SealedKey::from_der(&der).map_err(|why| malformed(format!("ASN.1: {why}")))?;
         if key.version != VERSION {
             return Err(malformed(format!(
@@ -340,6 +347,9 @@ impl Kek {
             }
             other => other.map_err(unusable)?,
         };
+        if !metadata.is_file() {
+            return Err(unusable(io::Error::other("it is not a regular file")));
+        }
         if most.is_some_and(|most| metadata.mode() & 0o7777 & !most != 0) {
             let why = format!(
                 "its mode is {:o} and not 600; set it with: chmod 600 {}. If others may have read it, remove it: the \
@@ -351,9 +361,7 @@ impl Kek {
         }
         let content = files::read_secret(path, MAX_KEK).map_err(unusable)?;
         if content.len() < MIN_KEK {
-            let why =
-                format!("it has {} octets, and {MIN_KEK} random ones are wanted at least", content.len());
-            return Err(unusable(io::Error::other(why)));
+            return Err(KeyError::KekDamaged { path: path.to_owned(), octets: content.len() });
         }
         Ok(Self(content))
     }
@@ -558,6 +566,11 @@ mod tests {
         fs::set_permissions(place.kek(), fs::Permissions::from_mode(0o640)).unwrap();
         let why = key.sign(b"message").unwrap_err();
         assert!(why.to_string().contains("640") && why.kind() == ErrorKind::NeedsOperator, "{why}");
+
+        fs::set_permissions(place.kek(), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(place.kek(), [0; 31]).unwrap();
+        assert_eq!(key.sign(b"message").unwrap_err().kind(), ErrorKind::KeyUnusable);
+        assert_signs(&place.basic().create_key().unwrap());
 
         let short = Place::new();
         fs::write(short.0.path().join(CREDENTIAL), "secret").unwrap();

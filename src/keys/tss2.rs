@@ -71,8 +71,7 @@ impl Tss2Key {
             match block.label {
                 LABEL if block.text.len() > MAX_PEM => return Err(malformed("it is far too large for one")),
                 LABEL => {
-                    let (_, der) = der::pem::decode_vec(block.text.as_bytes())
-                        .map_err(|why| malformed(format!("PEM: {why}")))?;
+                    let der = block.decode().ok_or_else(|| malformed("it is not PEM: not Base64"))?;
                     return Self::from_der(&der);
                 }
                 label if label.ends_with("PRIVATE KEY") => instead = Some(KeyForm::Plain),

@@ -605,8 +605,8 @@ impl Lifecycle {
             // It may have been certified by an answer that was lost: asked for again before anything else (E6).
             (Some(PendingKey { refused: false }), _) => Some(KeyChoice::Pending),
             (_, Some(svid)) => {
-                let rotate = self.policy.rotate || !svid.facts.key_fits;
-                (self.rotation_refused || !rotate || request == Request::Enroll).then_some(KeyChoice::Current)
+                let keep = svid.facts.key_fits && (!self.policy.rotate || request == Request::Enroll);
+                (keep || self.rotation_refused).then_some(KeyChoice::Current)
             }
             (Some(_), None) => Some(KeyChoice::Pending),
             (None, None) => None,

@@ -359,7 +359,7 @@ mod tests {
         assert!(matches!(hop(&lines, MIS, environment), Err(ProxyError::Secret(_))));
         std::fs::write(&file, "other:pa:ss\n").unwrap();
         assert_eq!(shown(hop(&lines, MIS, environment).unwrap()), address.map(|a| (a, basic("other:pa:ss"))));
-        for bad in ["password", ":password", "user:password\n\n", "user:pass\r\n"] {
+        for bad in ["password", ":password", "user:password\n\n", "user:pa\rss"] {
             std::fs::write(&file, bad).unwrap();
             let error = hop(&lines, MIS, environment).err().unwrap();
             assert!(matches!(error, ProxyError::SecretForm) && !error.to_string().contains("password\""));

@@ -185,6 +185,16 @@ fn anchors_in(path: &Path) -> Result<Vec<TrustAnchor<'static>>, MisError> {
 /// Those of a distribution, or of `SSL_CERT_FILE` and `SSL_CERT_DIR` where they are set. One that cannot be read is
 /// passed over, as everything else on the system passes over it; none at all is an error.
 fn system_anchors() -> Result<Vec<TrustAnchor<'static>>, MisError> {
+    // What is no file would not be read but waited for.
+    if let Some(file) = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from)
+        && file.exists()
+        && !file.is_file()
+    {
+        return Err(MisError::NoSystemRoots(format!(
+            "{} (SSL_CERT_FILE) is not a regular file",
+            file.display()
+        )));
+    }
     let found = rustls_native_certs::load_native_certs();
     let anchors: Vec<_> = found
         .certs

@@ -220,7 +220,15 @@ impl Verifier {
         accept: &dyn Fn(&VerifiedPath<'_>) -> Result<(), webpki::Error>,
     ) -> Result<(), webpki::Error> {
         let (algorithms, usage) = (self.algorithms.all, KeyUsage::server_auth());
-        leaf.verify_for_usage(algorithms, anchors, others, now, usage, None, Some(accept)).map(drop)
+        let accept = |path: &VerifiedPath<'_>| {
+            // What webpki leaves open (RFC 5280 section 6.1.4 (n)).
+            if path.intermediate_certificates().all(|issuer| may_sign_certificates(&issuer.der())) {
+                accept(path)
+            } else {
+                Err(webpki::Error::EndEntityUsedAsCa)
+            }
+        };
+        leaf.verify_for_usage(algorithms, anchors, others, now, usage, None, Some(&accept)).map(drop)
     }
 }
 
@@ -270,6 +278,13 @@ impl ServerCertVerifier for Verifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
     }
+}
+
+fn may_sign_certificates(issuer: &CertificateDer<'_>) -> bool {
+    let usage = |certificate: &X509Certificate<'_>| {
+        certificate.key_usage().map(|usage| usage.is_none_or(|usage| usage.value.key_cert_sign()))
+    };
+    X509Certificate::from_der(issuer).is_ok_and(|(_, certificate)| usage(&certificate).unwrap_or(false))
 }
 
 /// SHA-256 of the DER of a SubjectPublicKeyInfo (RFC 7469 section 2.4).

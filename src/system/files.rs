@@ -8,7 +8,7 @@ use std::path::Path;
 
 use nix::sys::stat::{Mode, umask};
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
-use nix::unistd::Group;
+use nix::unistd::{Group, geteuid};
 use zeroize::Zeroizing;
 
 /// Nothing that the agent reads from disk is larger.
@@ -57,6 +57,15 @@ pub fn make_dir(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
 /// As the file system has it.
 pub fn is_volatile(dir: &Path) -> io::Result<bool> {
     Ok([TMPFS_MAGIC, RAMFS_MAGIC].contains(&statfs(dir)?.filesystem_type()))
+}
+
+/// Whether nobody but this user (and root) can change what is in a folder.
+///
+/// # Errors
+/// As the file system has it.
+pub fn is_ours_alone_to_write(dir: &Path) -> io::Result<bool> {
+    let metadata = fs::metadata(dir)?;
+    Ok(metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o022 == 0)
 }
 
 /// Of `linux/magic.h`.

@@ -32,7 +32,7 @@ pub struct SecretError {
 }
 
 impl Secret {
-    /// Reads it: at most 4 KiB, one trailing newline dropped. The memory is wiped when it is let go.
+    /// Reads it: at most 4 KiB, one line end dropped. The memory is wiped when it is let go.
     ///
     /// # Errors
     /// [`SecretError`]: no such file, no such credential, not a regular file, too large, or nothing in it.
@@ -65,8 +65,10 @@ pub fn credentials() -> Option<PathBuf> {
 
 fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut secret = files::read_secret(path, MAX_SECRET)?;
-    if secret.last() == Some(&b'\n') {
-        secret.pop();
+    for end in [b'\n', b'\r'] {
+        if secret.last() == Some(&end) {
+            secret.pop();
+        }
     }
     Ok(secret)
 }
@@ -84,6 +86,7 @@ mod tests {
             ("\n", ""),
             ("pass", "pass"),
             ("pass\n", "pass"),
+            ("pass\r\n", "pass"),
             ("pass\n\n", "pass\n"),
             (" p ", " p "),
         ] {

@@ -180,6 +180,53 @@ fn a_foreign_or_damaged_seal_is_set_aside_and_named_and_the_device_enrolls_anew(
 }
 
 #[test]
+fn a_key_set_aside_under_a_wrong_credential_is_taken_back_under_the_right_one() {
+    let mut world = world(false);
+    give_credential(&mut world, &[7; 32]);
+    world.mis.policy(|policy| policy.rotation_at_enrollment = false);
+    let (mut world, before) = enrolled(world);
+    world.device.kill();
+    give_credential(&mut world, &[8; 32]);
+    world.device.start();
+    world.device.wait_for("blocked"); // the MIS allows this device no other key
+    world.device.kill();
+    give_credential(&mut world, &[7; 32]);
+    world.device.start();
+    let after = world.device.wait_for("active");
+    assert_eq!(after["svid"]["serial"], before["svid"]["serial"]);
+    assert!(world.device.log().contains("can be used again"));
+}
+
+#[test]
+fn a_damaged_file_of_the_kek_heals_by_a_new_enrollment() {
+    let (mut world, before) = enrolled(world(false));
+    world.device.kill();
+    fs::write(world.device.path("state/private/kek"), "").unwrap();
+    world.device.start();
+    let after = world.device.wait_for_another_svid(&before["svid"]["serial"]);
+    assert_eq!(after["spiffeId"], before["spiffeId"]);
+}
+
+#[test]
+fn a_key_that_is_not_the_certificate_s_is_set_aside() {
+    let (mut world, before) = enrolled(world(false));
+    let record = world.device.path("state/private/identity.json");
+    let first: Value = serde_json::from_str(&fs::read_to_string(&record).unwrap()).unwrap();
+    // Another key of the same device, under the same key-encryption key.
+    world.device.kill();
+    fs::remove_file(&record).unwrap();
+    world.device.start();
+    world.device.wait_for_another_svid(&before["svid"]["serial"]);
+    world.device.kill();
+    let mut second: Value = serde_json::from_str(&fs::read_to_string(&record).unwrap()).unwrap();
+    second["record"]["key"] = first["record"]["key"].clone();
+    fs::write(&record, second.to_string()).unwrap();
+    world.device.start();
+    world.device.wait_for("active");
+    assert!(world.device.log().contains("its key is another than its certificate's"));
+}
+
+#[test]
 fn with_another_provider_in_the_configuration_the_device_renews_at_once() {
     let (mut world, before) = enrolled(world(false));
     world.tpm.boot();

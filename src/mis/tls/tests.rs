@@ -421,7 +421,31 @@ fn a_pinned_issuer_must_be_good_in_itself() {
 }
 
 #[test]
-fn a_pinned_issuer_vouches_no_further_than_it_may() {
+fn an_issuer_on_the_way_must_be_allowed_to_sign_certificates() {
+    let root = authority("root");
+    for (usages, fine) in [
+        (vec![], true),
+        (vec![KeyUsagePurpose::KeyCertSign], true),
+        (vec![KeyUsagePurpose::DigitalSignature], false),
+    ] {
+        let mut params = ca_params("issuer");
+        params.key_usages = usages.clone();
+        let issuer = subordinate(params, &root);
+        let server = Server::by(&issuer);
+        for trust in [
+            ca_file(&[&root]),
+            system(&[&root]),
+            and(ca_file(&[&root]), pins(&[issuer.der()])),
+            pins(&[root.der()]),
+        ] {
+            let met = meet(trust, &server, &[issuer.der(), root.der()]);
+            assert_eq!(met.is_ok(), fine, "{usages:?}: {met:?}");
+        }
+    }
+}
+
+#[test]
+fn a_pinned_issuer_that_presents_itself_as_it_is_vouches_no_further_than_it_may() {
     let mut params = ca_params("short");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     let short = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
