@@ -66,23 +66,22 @@ impl Bundle {
         let mut anchors: Vec<CertificateDer<'static>> = Vec::new();
         for (index, jwk) in entry.keys.into_iter().enumerate() {
             let Some((jwk, anchor)) = usable_key(index, jwk)? else { continue };
-            if !anchors.contains(&anchor) {
-                keys.push(jwk);
-                anchors.push(anchor);
+            if anchors.contains(&anchor) {
+                continue;
             }
+            if anchors.len() == MAX_ANCHORS {
+                return Err(BundleError::TooManyAnchors);
+            }
+            keys.push(jwk);
+            anchors.push(anchor);
         }
-        if anchors.len() > MAX_ANCHORS {
-            return Err(BundleError::TooManyAnchors(anchors.len()));
-        }
+        let pace = |hint: Option<u64>| hint.filter(|seconds| *seconds > 0);
         Ok(Self {
             trust_domain: domain.clone(),
             keys,
             anchors,
             sequence: entry.spiffe_sequence,
-            refresh_hint: map_hint
-                .or(entry.spiffe_refresh_hint)
-                .filter(|hint| *hint > 0)
-                .map(Duration::from_secs),
+            refresh_hint: pace(map_hint).or(pace(entry.spiffe_refresh_hint)).map(Duration::from_secs),
         })
     }
 
@@ -135,10 +134,16 @@ fn usable_key(index: usize, mut jwk: Jwk) -> Result<Option<(Jwk, CertificateDer<
     if !is("kty", &["EC", "RSA"]) || !is("use", &["x509-svid"]) {
         return Ok(None);
     }
-    let Some(first) = jwk.get("x5c").and_then(Value::as_array).and_then(|chain| chain.first()) else {
-        return Ok(None);
-    };
     let unreadable = |why: String| BundleError::Anchor { index, why };
+    let first = match jwk.get("x5c") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Array(chain)) => match chain.first() {
+            None => return Ok(None),
+            Some(first) => first,
+        },
+        // To ignore it would be to take an authority for withdrawn because of a slip of the pen (miaf-v0 B3).
+        Some(_) => return Err(unreadable("x5c is not an array".into())),
+    };
     let text = first.as_str().ok_or_else(|| unreadable("the first element of x5c is not a string".into()))?;
     let der = BASE64.decode(text).map_err(|e| unreadable(format!("x5c is not standard base64: {e}")))?;
     match X509Certificate::from_der(&der) {
@@ -206,8 +211,8 @@ pub enum BundleError {
         why: String,
     },
     /// More than [`MAX_ANCHORS`].
-    #[error("it has {0} anchors, more than the {MAX_ANCHORS} that are believable")]
-    TooManyAnchors(usize),
+    #[error("it has more anchors than the {MAX_ANCHORS} that are believable")]
+    TooManyAnchors,
 }
 
 /// Both forms in one: unknown members are ignored (miaf-v0 D4).
