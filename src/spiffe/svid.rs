@@ -276,10 +276,10 @@ fn identity(leaf: &X509Certificate<'_>, expected: &Expectation<'_>) -> Result<Sp
     if id.device_uuid().is_none() {
         return Err(Rejection::NotADevice(id));
     }
-    match expected.spiffe_id {
-        Some(want) if *want != id => Err(Rejection::OtherIdentity { got: id, want: want.clone() }),
-        _ => Ok(id),
+    if let Some(want) = expected.spiffe_id.filter(|want| **want != id) {
+        return Err(Rejection::OtherIdentity { got: id, want: want.clone() });
     }
+    Ok(id)
 }
 
 fn only_spiffe_id(leaf: &X509Certificate<'_>) -> Result<SpiffeId, Rejection> {
@@ -373,7 +373,8 @@ fn path_is_allowed(path: &VerifiedPath<'_>, anchor: &CertificateDer<'_>) -> Resu
     if constraints.and_then(|says| says.path_len_constraint).is_some_and(|most| most < below_anchor) {
         return Err(Rejection::PathTooLong);
     }
-    issuer_may_issue(&anchor)
+    issuer_may_issue(&anchor)?;
+    Ok(())
 }
 
 /// SPIFFE X509-SVID section 3.2 and 4: what each issuer of a path must allow, the anchor included.
@@ -382,7 +383,8 @@ fn issuer_may_issue(issuer: &X509Certificate<'_>) -> Result<(), Rejection> {
     if key_usage(issuer)?.is_some_and(|(_, usage)| !usage.key_cert_sign()) {
         return Err(Rejection::IssuerMayNotSign);
     }
-    key_is_allowed(issuer.public_key())
+    key_is_allowed(issuer.public_key())?;
+    Ok(())
 }
 
 /// P-256, or RSA from 3072 bits: webpki takes RSA from 2048, and leaves the leaf's own key open (miaf-v0 K4).
