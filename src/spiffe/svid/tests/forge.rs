@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use der::Encode as _;
 use der::asn1::{GeneralizedTime, ObjectIdentifier, UtcTime};
+use proptest::sample::Index;
 use ring::rand::SystemRandom;
 use ring::signature::{
     ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm,
@@ -261,6 +262,38 @@ pub(super) static RSA_3072: LazyLock<Key> =
 pub(super) static RSA_3072_FOR_PSS: LazyLock<Key> =
     LazyLock::new(|| Key::rsa_for_pss(include_bytes!("../../../../tests/data/test-key-rsa-3072.pk8.der")));
 
+/// One change of some bytes, made without looking at them.
+#[derive(Clone, Debug)]
+pub(super) enum Edit {
+    Set(Index, u8),
+    Flip(Index, u8),
+    Insert(Index, Vec<u8>),
+    Remove(Index, usize),
+    /// Copies some bytes from one place to another.
+    Repeat(Index, usize, Index),
+}
+
+impl Edit {
+    pub(super) fn apply(&self, bytes: &mut Vec<u8>) {
+        let end = bytes.len();
+        let span = |from: &Index, length: usize| {
+            let from = from.index(end + 1);
+            from..(from + length).min(end)
+        };
+        match self {
+            Self::Set(at, byte) if !bytes.is_empty() => *at.get_mut(bytes) = *byte,
+            Self::Flip(at, bit) if !bytes.is_empty() => *at.get_mut(bytes) ^= 1 << bit,
+            Self::Set(..) | Self::Flip(..) => {}
+            Self::Insert(at, more) => drop(bytes.splice(span(at, 0), more.clone())),
+            Self::Remove(at, length) => drop(bytes.drain(span(at, *length))),
+            Self::Repeat(from, length, to) => {
+                let copy = bytes[span(from, *length)].to_vec();
+                drop(bytes.splice(span(to, 0), copy));
+            }
+        }
+    }
+}
+
 /// What a certificate says, before it is signed.
 #[derive(Clone)]
 pub(super) struct Template {
@@ -282,6 +315,8 @@ pub(super) struct Template {
     pub(super) signed: Option<Signature>,
     /// What the signed part says about that, if something else.
     pub(super) claimed: Option<Signature>,
+    /// Changes of the part that is signed, before it is.
+    pub(super) edits: Vec<Edit>,
     /// A last change to the finished DER.
     pub(super) spoiled: fn(&mut Vec<u8>),
 }
@@ -300,6 +335,7 @@ impl Template {
             extensions: Vec::new(),
             signed: None,
             claimed: None,
+            edits: Vec::new(),
             spoiled: |_| {},
         }
     }
@@ -336,17 +372,20 @@ impl Template {
         let extensions =
             if extensions.is_empty() { Vec::new() } else { tlv(0xa3, &[&sequence(&[&extensions])]) };
         let validity = [time(self.not_before), time(self.not_after)].concat();
-        let signed_part = sequence(&[
-            &version,
-            &tlv(INTEGER, &[&self.serial]),
-            &sequence(&[&self.claimed.unwrap_or(signature).id()]),
-            &issuer.subject,
-            &sequence(&[self.validity.as_deref().unwrap_or(&validity)]),
-            &self.subject,
-            &self.key.spki,
-            &self.unique_ids,
-            &extensions,
-        ]);
+        let mut signed_part = [
+            version,
+            tlv(INTEGER, &[&self.serial]),
+            sequence(&[&self.claimed.unwrap_or(signature).id()]),
+            issuer.subject.clone(),
+            sequence(&[self.validity.as_deref().unwrap_or(&validity)]),
+            self.subject.clone(),
+            self.key.spki.clone(),
+            self.unique_ids.clone(),
+            extensions,
+        ]
+        .concat();
+        self.edits.iter().for_each(|edit| edit.apply(&mut signed_part));
+        let signed_part = sequence(&[&signed_part]);
         let signature_bits = bits(&issuer.key.sign(signature, &signed_part));
         let mut der = sequence(&[&signed_part, &sequence(&[&signature.id()]), &signature_bits]);
         (self.spoiled)(&mut der);
