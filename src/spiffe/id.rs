@@ -301,4 +301,32 @@ mod tests {
             assert_eq!(id.device_uuid(), None, "{path}");
         }
     }
+
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        proptest! {
+            #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+            #[test]
+            fn any_text_is_refused_or_read_back_as_written(
+                text in prop_oneof![
+                    ".{0,100}",
+                    "spiffe://[a-zA-Z0-9._%:@/?#-]{0,40}",
+                    "spiffe://factory.example/margo/device/[0-9a-fA-F-]{34,38}",
+                    "[a-z/]{0,12}spiffe://[a-z]{0,3}/[a-z./]{0,8}",
+                    "spiffe://a/[a-z]{2030,2060}",
+                ],
+            ) {
+                if let Ok(id) = SpiffeId::parse(&text) {
+                    prop_assert_eq!(id.to_string(), text.as_str());
+                    prop_assert!(text.len() <= 2048 && text.is_ascii() && !text.ends_with('/'));
+                    prop_assert!(!text.contains([':', '?', '#', '%', '@']) || text.matches(':').count() == 1);
+                    prop_assert!(id.device_uuid().is_none_or(|uuid| uuid.len() == 36 && text.ends_with(uuid)));
+                }
+            }
+        }
+    }
 }

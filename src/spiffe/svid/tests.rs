@@ -3,7 +3,7 @@
 
 mod accepted;
 mod forge;
-mod mutated;
+mod properties;
 mod refused;
 
 use serde_json::json;
