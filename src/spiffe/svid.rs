@@ -29,8 +29,11 @@ const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] =
     &[ECDSA_P256_SHA256, RSA_PSS_2048_8192_SHA256_LEGACY_KEY];
 
 const MIN_RSA_BITS: usize = 3072;
-const MAX_CHAIN: usize = 8;
-const MAX_CERTIFICATE: usize = 64 * 1024;
+
+/// webpki reads every certificate again for every way to order them: with eight of them of one name and 50 kB each, all
+/// ways together are minutes. So a chain has no more than is believable, and neither has a certificate.
+const MAX_CHAIN: usize = 6;
+const MAX_CERTIFICATE: usize = 16 * 1024;
 
 /// An SVID whose `notBefore` lies at most this far ahead is kept and used when its time comes: the clock of the MIS,
 /// or of this device, is a little off. Beyond it, one of the two clocks is wrong.

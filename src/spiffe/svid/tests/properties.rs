@@ -1,9 +1,12 @@
 //! Good answers, changed without a plan. Whatever comes of it: no panic, and what still passes is still this device.
 
+use std::time::Instant;
+
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
+use crate::spiffe::MAX_ANCHORS;
 
 #[test]
 fn a_chain_with_any_one_bit_turned_is_never_accepted() {
@@ -149,4 +152,22 @@ fn judged_as(pems: &[String], answer: &Answer) -> Result<X509Svid, Rejection> {
     let expected = Expectation { trust_domain: &domain, spiffe_id: Some(&device), spki_der: &DEVICE.spki };
     let bundle = bundle_of(&[self_signed(&answer.issuers[1])]);
     judge(&Chain::from_pem(pems)?, &expected, &bundle, answer.now)
+}
+
+/// Issuers that could each have issued each other, no anchor that could end the search, and as much to read as goes in.
+#[test]
+fn the_most_costly_chain_that_is_let_in_is_judged_in_seconds() {
+    let keys: [&'static Key; MAX_CHAIN - 1] = [&INTERMEDIATE, &ROOT, &OTHER, &P384, &RSA_2048];
+    let mut answer = direct();
+    answer.issuers = vec![authority("Same", &ROOT)];
+    for key in keys {
+        let mut issuer = authority("Same", key);
+        (0..800).for_each(|_| issuer.add(UNKNOWN, false, vec![5, 0]));
+        answer.appended.push(issuer.certify(&authority("Same", &ROOT)));
+    }
+    answer.bundle = Some(vec![self_signed(&authority("Other", &OTHER)); MAX_ANCHORS]);
+    let begun = Instant::now();
+    assert_eq!(answer.judged(), Err(Rejection::UnknownIssuer));
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(30), "{took:?}"); // without optimization about one
 }
