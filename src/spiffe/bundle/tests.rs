@@ -239,6 +239,8 @@ fn damaged_bundles_are_refused_and_say_why() {
         assert!(matches!(read(map(entry.clone())), Err(BundleError::Json(_))), "{entry}");
     }
     assert!(matches!(read(json!([null, [], null, null])), Err(BundleError::Json(_))));
+    let told = read(json!({ "trust_domains": [] })).unwrap_err().to_string();
+    assert!(told.contains("expected an object of trust domains"), "{told}");
     let foreign = json!({ "trust_domains": { "factory.example": { "keys": [] }, "other.example": 5 } });
     assert!(read(foreign).is_ok(), "what is wrong elsewhere does not matter here");
     assert!(matches!(read(json!({ "keys": {} })), Err(BundleError::Json(_))));

@@ -209,3 +209,74 @@ fn a_hostile_name_is_reported_short_and_printable() {
     let told = answer.judged().unwrap_err().to_string();
     assert!(told.len() < 300 && !told.contains('\x1b'), "{told}");
 }
+
+#[test]
+fn only_what_another_bundle_could_change_has_the_bundle_fetched_again() {
+    use Rejection as R;
+    let now = at(NOW);
+    for why in [
+        R::UnknownIssuer,
+        R::Algorithm,
+        R::WeakRsa(2048),
+        R::IssuerMayNotSign,
+        R::IssuerIsNoAuthority,
+        R::IssuerPurpose,
+        R::PathTooLong,
+        R::IssuerExpired { not_after: now, now },
+        R::Path(PathError::NameConstraintViolation),
+    ] {
+        assert!(why.may_lie_in_the_bundle(), "{why}");
+    }
+    for why in [
+        R::EmptyChain,
+        R::LongChain(7),
+        R::Malformed { index: 0 },
+        R::Version,
+        R::Extension,
+        R::OtherKey,
+        R::CertificateAuthority,
+        R::NoKeyUsage,
+        R::KeyUsageNotCritical,
+        R::NoDigitalSignature,
+        R::MaySignCertificates,
+        R::NoServerAuth,
+        R::NoClientAuth,
+        R::UriCount(2),
+        not_a_spiffe_id("", SpiffeIdError::Scheme),
+        R::NamesNotCritical,
+        R::OtherTrustDomain { got: id(DEVICE_ID), want: domain() },
+        R::NotADevice(id(DEVICE_ID)),
+        R::OtherIdentity { got: id(DEVICE_ID), want: id(SIBLING_ID) },
+        R::EmptyValidity { not_before: now, not_after: now },
+        R::Expired { not_after: now, now },
+        R::FarFuture { not_before: now, now },
+        R::NotYetValid { not_before: now },
+    ] {
+        assert!(!why.may_lie_in_the_bundle(), "{why}");
+    }
+}
+
+#[test]
+fn what_was_stored_is_read_back_although_its_time_has_passed_but_not_without_one_name() {
+    let stored = |bend: fn(&mut Answer)| {
+        let mut answer = direct();
+        bend(&mut answer);
+        X509Svid::from_stored(Chain::from_pem(&answer.pems()).unwrap()).map(|svid| svid.not_after())
+    };
+    assert_eq!(stored(|_| {}), Ok(at(NOW + DAY)));
+    assert_eq!(stored(|a| a.leaf.not_after = NOW - DAY), Ok(at(NOW - DAY)));
+    assert_eq!(stored(|a| a.leaf.without(SUBJECT_ALT_NAME)), Err(Rejection::UriCount(0)));
+}
+
+#[test]
+fn pem_is_wrapped_at_64_columns_and_ends_in_a_line() {
+    for length in [1, 47, 48, 49, 96, 97] {
+        let pem = certificate_pem(&CertificateDer::from(vec![7; length]));
+        let lines: Vec<_> = pem.lines().collect();
+        let [first, body @ .., last] = lines.as_slice() else { panic!("{pem}") };
+        assert_eq!((*first, *last), ("-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"));
+        assert!(pem.ends_with("-----\n") && body.iter().rev().skip(1).all(|line| line.len() == 64), "{pem}");
+        assert_eq!(BASE64.decode(body.concat()).unwrap(), vec![7; length]);
+        assert!(body.iter().all(|line| (1..=64).contains(&line.len())), "{pem}");
+    }
+}
