@@ -10,14 +10,19 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rustls_pki_types::pem::{self, PemObject as _, SectionKind};
-use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
+use rustls_pki_types::{
+    AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, UnixTime, alg_id,
+};
 use webpki::VerifiedPath;
 use webpki::ring::{ECDSA_P256_SHA256, RSA_PSS_2048_8192_SHA256_LEGACY_KEY};
 use x509_parser::certificate::{BasicExtension, X509Certificate};
 use x509_parser::extensions::{GeneralName, KeyUsage, SubjectAlternativeName};
-use x509_parser::oid_registry::{OID_EC_P256, OID_X509_EXT_KEY_USAGE};
+use x509_parser::oid_registry::{
+    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_PKCS1_RSASSAPSS,
+    OID_X509_EXT_KEY_USAGE,
+};
 use x509_parser::prelude::{FromDer as _, format_serial};
-use x509_parser::public_key::PublicKey;
+use x509_parser::public_key::RSAPublicKey;
 use x509_parser::x509::{SubjectPublicKeyInfo, X509Version};
 
 use super::{Bundle, SpiffeId, SpiffeIdError, TrustDomain};
@@ -25,8 +30,31 @@ use crate::json::quoted;
 use crate::time::Timestamp;
 
 /// The two signature algorithms of MIAF, and no others (miaf-v0 K3, K4).
-const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] =
-    &[ECDSA_P256_SHA256, RSA_PSS_2048_8192_SHA256_LEGACY_KEY];
+const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
+    ECDSA_P256_SHA256,
+    RSA_PSS_2048_8192_SHA256_LEGACY_KEY,
+    &KeyForPssOnly(AlgorithmIdentifier::from_slice(&[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 10])),
+    &KeyForPssOnly(alg_id::RSA_PSS_SHA256),
+];
+
+/// The second of the two, with a key that says that it is for PSS alone (id-RSASSA-PSS of RFC 4055, without parameters
+/// or with these): webpki has no name for such a key.
+#[derive(Debug)]
+struct KeyForPssOnly(AlgorithmIdentifier);
+
+impl SignatureVerificationAlgorithm for KeyForPssOnly {
+    fn verify_signature(&self, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
+        RSA_PSS_2048_8192_SHA256_LEGACY_KEY.verify_signature(key, message, signature)
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        self.0
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        alg_id::RSA_PSS_SHA256
+    }
+}
 
 const MIN_RSA_BITS: usize = 3072;
 
@@ -393,12 +421,17 @@ fn issuer_may_issue(issuer: &X509Certificate<'_>) -> Result<(), Rejection> {
 /// P-256, or RSA from 3072 bits: webpki takes RSA from 2048, and leaves the leaf's own key open (miaf-v0 K4).
 fn key_is_allowed(key: &SubjectPublicKeyInfo<'_>) -> Result<(), Rejection> {
     let curve = key.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
-    match key.parsed() {
-        Ok(PublicKey::RSA(rsa)) if rsa.key_size() < MIN_RSA_BITS => Err(Rejection::WeakRsa(rsa.key_size())),
-        Ok(PublicKey::RSA(_)) => Ok(()),
-        Ok(PublicKey::EC(_)) if curve == Some(OID_EC_P256) => Ok(()),
-        _ => Err(Rejection::Algorithm),
+    let is_rsa = [OID_PKCS1_RSAENCRYPTION, OID_PKCS1_RSASSAPSS].contains(&key.algorithm.algorithm);
+    if is_rsa {
+        let (_, rsa) =
+            RSAPublicKey::from_der(&key.subject_public_key.data).map_err(|_| Rejection::Algorithm)?;
+        if rsa.key_size() < MIN_RSA_BITS {
+            return Err(Rejection::WeakRsa(rsa.key_size()));
+        }
+    } else if key.algorithm.algorithm != OID_KEY_TYPE_EC_PUBLIC_KEY || curve != Some(OID_EC_P256) {
+        return Err(Rejection::Algorithm);
     }
+    Ok(())
 }
 
 fn validity(certificate: &X509Certificate<'_>) -> (Timestamp, Timestamp) {

@@ -116,6 +116,12 @@ fn every_answer_that_the_rules_allow_is_accepted() {
                 (),
             ),
             ("a root that has expired: its validity does not count", |a| a.root().not_after = NOW - DAY, ()),
+            ("an issuer with an RSA key that is for PSS alone", |a| a.root().key = &RSA_3072_FOR_PSS, ()),
+            (
+                "an issuer with an RSA key that is for PSS alone and with these parameters",
+                |a| a.root().key = &RSA_3072_FOR_THIS_PSS,
+                (),
+            ),
             (
                 "RSA-PSS with the name written out by hand, as the refused ones are",
                 |a| {

@@ -211,16 +211,10 @@ impl Key {
         Self { spki, signer: Signer::Ed25519(pair) }
     }
 
-    fn rsa(pkcs8: &[u8]) -> Self {
+    /// `id` says what the key is for: RSA of any kind, or PSS alone (id-RSASSA-PSS, RFC 4055).
+    fn rsa(pkcs8: &[u8], id: AlgorithmIdentifier) -> Self {
         let pair = RsaKeyPair::from_pkcs8(pkcs8).unwrap();
-        let spki = sequence(&[&sequence(&[&alg_id::RSA_ENCRYPTION]), &bits(pair.public_key().as_ref())]);
-        Self { spki, signer: Signer::Rsa(pair) }
-    }
-
-    /// An RSA key that says it is for PSS only (id-RSASSA-PSS, RFC 4055).
-    fn rsa_for_pss(pkcs8: &[u8]) -> Self {
-        let Self { signer: Signer::Rsa(pair), .. } = Self::rsa(pkcs8) else { unreachable!() };
-        let spki = sequence(&[&sequence(&[&oid(RSASSA_PSS)]), &bits(pair.public_key().as_ref())]);
+        let spki = sequence(&[&sequence(&[&id]), &bits(pair.public_key().as_ref())]);
         Self { spki, signer: Signer::Rsa(pair) }
     }
 
@@ -254,13 +248,18 @@ pub(super) static INTERMEDIATE: LazyLock<Key> = LazyLock::new(Key::p256);
 pub(super) static OTHER: LazyLock<Key> = LazyLock::new(Key::p256);
 pub(super) static P384: LazyLock<Key> = LazyLock::new(Key::p384);
 pub(super) static ED25519: LazyLock<Key> = LazyLock::new(Key::ed25519);
-pub(super) static RSA_2048: LazyLock<Key> =
-    LazyLock::new(|| Key::rsa(include_bytes!("../../../../tests/data/test-key-rsa-2048.pk8.der")));
-pub(super) static RSA_3072: LazyLock<Key> =
-    LazyLock::new(|| Key::rsa(include_bytes!("../../../../tests/data/test-key-rsa-3072.pk8.der")));
-
+pub(super) static RSA_2048: LazyLock<Key> = LazyLock::new(|| Key::rsa(BITS_2048, alg_id::RSA_ENCRYPTION));
+pub(super) static RSA_3072: LazyLock<Key> = LazyLock::new(|| Key::rsa(BITS_3072, alg_id::RSA_ENCRYPTION));
+pub(super) static RSA_2048_FOR_PSS: LazyLock<Key> =
+    LazyLock::new(|| Key::rsa(BITS_2048, named(RSASSA_PSS).id()));
 pub(super) static RSA_3072_FOR_PSS: LazyLock<Key> =
-    LazyLock::new(|| Key::rsa_for_pss(include_bytes!("../../../../tests/data/test-key-rsa-3072.pk8.der")));
+    LazyLock::new(|| Key::rsa(BITS_3072, named(RSASSA_PSS).id()));
+pub(super) static RSA_3072_FOR_THIS_PSS: LazyLock<Key> =
+    LazyLock::new(|| Key::rsa(BITS_3072, pss(SHA_256, SHA_256, 32).id()));
+pub(super) static RSA_3072_FOR_OTHER_PSS: LazyLock<Key> =
+    LazyLock::new(|| Key::rsa(BITS_3072, pss(SHA_256, SHA_256, 20).id()));
+const BITS_2048: &[u8] = include_bytes!("../../../../tests/data/test-key-rsa-2048.pk8.der");
+const BITS_3072: &[u8] = include_bytes!("../../../../tests/data/test-key-rsa-3072.pk8.der");
 
 /// One change of some bytes, made without looking at them.
 #[derive(Clone, Debug)]

@@ -544,9 +544,22 @@ fn a_chain_signed_with_another_algorithm_is_refused() {
             ("RSA-PSS with a salt of 64 bytes", |a| rsa(a, pss(SHA_256, SHA_256, 64)), R::Algorithm),
             ("RSA-PSS without parameters, which means SHA-1", |a| rsa(a, named(RSASSA_PSS)), R::Algorithm),
             (
-                "RSA-PSS that a key for it alone signed, whose kind webpki does not know",
-                |a| a.root().key = &RSA_3072_FOR_PSS,
+                "RSA-PSS that a key for it alone signed, which wants another salt",
+                |a| a.root().key = &RSA_3072_FOR_OTHER_PSS,
                 R::Algorithm,
+            ),
+            (
+                "RSA PKCS#1 v1.5 that a key for PSS alone signed",
+                |a| {
+                    a.root().key = &RSA_3072_FOR_PSS;
+                    a.leaf.signed = Some(Signature::Pkcs1Sha256);
+                },
+                R::Algorithm,
+            ),
+            (
+                "an RSA issuer of 2048 bits with a key for PSS alone",
+                |a| a.root().key = &RSA_2048_FOR_PSS,
+                R::WeakRsa(2048),
             ),
             ("an RSA issuer of 2048 bits", |a| a.root().key = &RSA_2048, R::WeakRsa(2048)),
             (
