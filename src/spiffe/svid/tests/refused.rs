@@ -655,6 +655,22 @@ fn a_chain_that_leads_to_no_anchor_is_refused_so_that_the_bundle_is_fetched_agai
                 R::UnknownIssuer,
             ),
             (
+                "a damaged signature of an RSA key",
+                |a| {
+                    a.intermediate().key = &RSA_3072;
+                    a.leaf.spoiled = |der| *der.last_mut().unwrap() ^= 1;
+                },
+                R::UnknownIssuer,
+            ),
+            (
+                "a damaged signature of an RSA key that is for PSS alone",
+                |a| {
+                    a.intermediate().key = &RSA_3072_FOR_PSS;
+                    a.leaf.spoiled = |der| *der.last_mut().unwrap() ^= 1;
+                },
+                R::UnknownIssuer,
+            ),
+            (
                 "a damaged signature on the intermediate",
                 |a| a.intermediate().spoiled = |der| *der.last_mut().unwrap() ^= 1,
                 R::UnknownIssuer,
