@@ -178,6 +178,23 @@ mod tests {
     }
 
     #[test]
+    fn a_uuid_is_of_version_4_by_its_version_and_its_variant() {
+        for (uuid, is_v4) in [
+            ("123e4567-e89b-42d3-8456-426614174000", true),
+            ("123e4567-e89b-42d3-9456-426614174000", true),
+            ("123e4567-e89b-42d3-a456-426614174000", true),
+            ("123e4567-e89b-42d3-b456-426614174000", true),
+            ("123e4567-e89b-42d3-7456-426614174000", false),
+            ("123e4567-e89b-42d3-c456-426614174000", false),
+            ("123e4567-e89b-52d3-a456-426614174000", false),
+            ("00000000-0000-0000-0000-000000000000", false),
+        ] {
+            let id = SpiffeId::parse(&format!("spiffe://factory.example/margo/device/{uuid}")).unwrap();
+            assert_eq!((id.device_uuid(), id.device_uuid_is_v4()), (Some(uuid), is_v4));
+        }
+    }
+
+    #[test]
     fn the_example_of_the_sup_is_a_device_but_not_version_4() {
         let id =
             SpiffeId::parse("spiffe://northstar-ida.com/margo/device/123e4567-e89b-12d3-a456-426614174000");
@@ -189,25 +206,76 @@ mod tests {
     fn what_the_standard_forbids_is_refused_with_its_rule() {
         use SpiffeIdError as E;
         for (text, why) in [
+            ("", E::Scheme),
             ("https://factory.example/a", E::Scheme),
+            ("spiffe:/factory.example/a", E::Scheme),
+            (" spiffe://factory.example/a", E::Scheme),
             ("SPIFFE://factory.example/a", E::Scheme),
             ("spiffe://factory.example", E::NoPath),
             ("spiffe://factory.example/", E::EmptySegment),
+            ("spiffe://factory.example//", E::EmptySegment),
             ("spiffe://factory.example/a/", E::EmptySegment),
             ("spiffe://factory.example//a", E::EmptySegment),
             ("spiffe://factory.example/a/../b", E::DotSegment),
+            ("spiffe://factory.example/./a", E::DotSegment),
+            ("spiffe://factory.example/a/..", E::DotSegment),
             ("spiffe://factory.example/a%20b", E::PathCharacter),
+            ("spiffe://factory.example/%61", E::PathCharacter),
+            ("spiffe://factory.example/a b", E::PathCharacter),
+            ("spiffe://factory.example/a\n", E::PathCharacter),
+            ("spiffe://factory.example/a:b", E::PathCharacter),
+            ("spiffe://factory.example/a~b", E::PathCharacter),
+            ("spiffe://factory.example/a\\b", E::PathCharacter),
             ("spiffe://factory.example/a?q", E::PathCharacter),
+            ("spiffe://factory.example/a#f", E::PathCharacter),
             ("spiffe://factory.example/ä", E::PathCharacter),
             ("spiffe://Factory.example/a", E::TrustDomain),
             ("spiffe:///a", E::TrustDomain),
             ("spiffe://user@factory.example/a", E::TrustDomain),
             ("spiffe://factory.example:443/a", E::TrustDomain),
+            ("spiffe://factory.example:/a", E::TrustDomain),
+            ("spiffe://factory.example?/a", E::TrustDomain),
+            ("spiffe://factory%2eexample/a", E::TrustDomain),
+            ("spiffe://f\u{e4}ctory.example/a", E::TrustDomain),
+            ("spiffe://[2001:db8::1]/a", E::TrustDomain),
         ] {
             assert_eq!(SpiffeId::parse(text), Err(why), "{text}");
         }
-        let long = format!("spiffe://factory.example/{}", "a".repeat(2048));
-        assert_eq!(SpiffeId::parse(&long), Err(E::TooLong));
+    }
+
+    #[test]
+    fn what_the_standard_allows_is_read_back_as_written() {
+        for text in [
+            "spiffe://a/b",
+            "spiffe://factory.example/A/b.c/d-e/f_g/0",
+            "spiffe://factory.example/...",
+            "spiffe://factory.example/.a/b.",
+            "spiffe://192.0.2.1/a",
+            "spiffe://fac_tory-1.example/a",
+        ] {
+            assert_eq!(SpiffeId::parse(text).map(String::from), Ok(text.to_owned()));
+            assert_eq!(SpiffeId::try_from(text.to_owned()), SpiffeId::parse(text));
+        }
+    }
+
+    #[test]
+    fn an_identity_has_at_most_2048_bytes_and_a_trust_domain_255() {
+        let id = |length| format!("{:a<length$}", "spiffe://factory.example/");
+        assert!(SpiffeId::parse(&id(2048)).is_ok());
+        assert_eq!(SpiffeId::parse(&id(2049)), Err(SpiffeIdError::TooLong));
+        let domain = |length| TrustDomain::parse(&"a".repeat(length)).map(|name| name.as_str().len());
+        assert_eq!(domain(0), Err(SpiffeIdError::TrustDomain));
+        assert_eq!((domain(1), domain(255)), (Ok(1), Ok(255)));
+        assert_eq!(domain(256), Err(SpiffeIdError::TrustDomain));
+    }
+
+    #[test]
+    fn a_trust_domain_is_stored_and_read_back_by_its_rules() {
+        let stored = serde_json::to_string(&TrustDomain::parse("factory.example").unwrap()).unwrap();
+        assert_eq!(stored, r#""factory.example""#);
+        assert_eq!(serde_json::from_str::<TrustDomain>(&stored).unwrap().to_string(), "factory.example");
+        assert!(serde_json::from_str::<TrustDomain>(r#""Factory.example""#).is_err());
+        assert!(serde_json::from_str::<SpiffeId>(r#""spiffe://factory.example""#).is_err());
     }
 
     #[test]
@@ -218,9 +286,47 @@ mod tests {
             "/margo/device/123e4567-e89b-42d3-a456-426614174000/x",
             "/margo/devices/123e4567-e89b-42d3-a456-426614174000",
             "/device/123e4567-e89b-42d3-a456-426614174000",
+            "/margo/device/123e4567-e89b-42d3-a456-42661417400",
+            "/margo/device/123e4567-e89b-42d3-a456-4266141740000",
+            "/margo/device/123e4567-e89b-42d3-a456-42661417400g",
+            "/margo/device/123e4567_e89b-42d3-a456-426614174000",
+            "/margo/device/123e4567-e89b_42d3-a456-426614174000",
+            "/margo/device/123e4567-e89b-42d3_a456-426614174000",
+            "/margo/device/123e4567-e89b-42d3-a456_426614174000",
+            "/margo/device/123e4567-e89-b42d3-a456-426614174000",
+            "/margo/device",
+            "/x/margo/device/123e4567-e89b-42d3-a456-426614174000",
         ] {
             let id = SpiffeId::parse(&format!("spiffe://factory.example{path}")).unwrap();
             assert_eq!(id.device_uuid(), None, "{path}");
+        }
+    }
+
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        proptest! {
+            #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+            #[test]
+            fn any_text_is_refused_or_read_back_as_written(
+                text in prop_oneof![
+                    ".{0,100}",
+                    "spiffe://[a-zA-Z0-9._%:@/?#-]{0,40}",
+                    "spiffe://factory.example/margo/device/[0-9a-fA-F-]{34,38}",
+                    "[a-z/]{0,12}spiffe://[a-z]{0,3}/[a-z./]{0,8}",
+                    "spiffe://a/[a-z]{2030,2060}",
+                ],
+            ) {
+                if let Ok(id) = SpiffeId::parse(&text) {
+                    prop_assert_eq!(id.to_string(), text.as_str());
+                    prop_assert!(text.len() <= 2048 && text.is_ascii() && !text.ends_with('/'));
+                    prop_assert!(!text.contains([':', '?', '#', '%', '@']) || text.matches(':').count() == 1);
+                    prop_assert!(id.device_uuid().is_none_or(|uuid| uuid.len() == 36 && text.ends_with(uuid)));
+                }
+            }
         }
     }
 }

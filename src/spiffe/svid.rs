@@ -2,7 +2,7 @@
 //! that is held is replaced (miaf-v0 E4, K4; SPIFFE X509-SVID sections 2 to 5).
 //!
 //! The chain itself is validated by rustls-webpki. What webpki leaves open is decided here: key usage bits, the
-//! number of URI SANs, the leaf's own key, the size of RSA keys, the identity.
+//! number of URI SANs, the leaf's own key, the size of RSA keys, what the anchor says about itself, the identity.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -10,15 +10,19 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rustls_pki_types::pem::{self, PemObject as _, SectionKind};
-use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
+use rustls_pki_types::{
+    AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, UnixTime, alg_id,
+};
 use webpki::VerifiedPath;
 use webpki::ring::{ECDSA_P256_SHA256, RSA_PSS_2048_8192_SHA256_LEGACY_KEY};
-use x509_parser::asn1_rs::Tag;
-use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::{GeneralName, KeyUsage};
-use x509_parser::oid_registry::{OID_EC_P256, OID_X509_EXT_KEY_USAGE};
+use x509_parser::certificate::{BasicExtension, X509Certificate};
+use x509_parser::extensions::{GeneralName, KeyUsage, SubjectAlternativeName};
+use x509_parser::oid_registry::{
+    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_PKCS1_RSASSAPSS,
+    OID_X509_EXT_KEY_USAGE,
+};
 use x509_parser::prelude::{FromDer as _, format_serial};
-use x509_parser::public_key::PublicKey;
+use x509_parser::public_key::RSAPublicKey;
 use x509_parser::x509::{SubjectPublicKeyInfo, X509Version};
 
 use super::{Bundle, SpiffeId, SpiffeIdError, TrustDomain};
@@ -26,12 +30,38 @@ use crate::json::quoted;
 use crate::time::Timestamp;
 
 /// The two signature algorithms of MIAF, and no others (miaf-v0 K3, K4).
-const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] =
-    &[ECDSA_P256_SHA256, RSA_PSS_2048_8192_SHA256_LEGACY_KEY];
+const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
+    ECDSA_P256_SHA256,
+    RSA_PSS_2048_8192_SHA256_LEGACY_KEY,
+    &KeyForPssOnly(AlgorithmIdentifier::from_slice(&[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 10])),
+    &KeyForPssOnly(alg_id::RSA_PSS_SHA256),
+];
+
+/// The second of the two, with a key that says that it is for PSS alone (id-RSASSA-PSS of RFC 4055, without parameters
+/// or with these): webpki has no name for such a key.
+#[derive(Debug)]
+struct KeyForPssOnly(AlgorithmIdentifier);
+
+impl SignatureVerificationAlgorithm for KeyForPssOnly {
+    fn verify_signature(&self, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
+        RSA_PSS_2048_8192_SHA256_LEGACY_KEY.verify_signature(key, message, signature)
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        self.0
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        alg_id::RSA_PSS_SHA256
+    }
+}
 
 const MIN_RSA_BITS: usize = 3072;
-const MAX_CHAIN: usize = 8;
-const MAX_CERTIFICATE: usize = 64 * 1024;
+
+/// webpki reads every certificate again for every way to order them: with eight of them of one name and 50 kB each, all
+/// ways together are minutes. So a chain has no more than is believable, and neither has a certificate.
+const MAX_CHAIN: usize = 6;
+const MAX_CERTIFICATE: usize = 16 * 1024;
 
 /// An SVID whose `notBefore` lies at most this far ahead is kept and used when its time comes: the clock of the MIS,
 /// or of this device, is a little off. Beyond it, one of the two clocks is wrong.
@@ -67,6 +97,7 @@ pub fn judge(
         return Err(Rejection::OtherKey);
     }
     key_is_allowed(leaf.public_key())?;
+    extensions_are_unique(&leaf)?;
     leaf_may_authenticate(&leaf)?;
     let spiffe_id = identity(&leaf, expected)?;
     let (not_before, not_after) = validity(&leaf);
@@ -219,6 +250,12 @@ fn parse<'a>(index: usize, der: &'a CertificateDer<'_>) -> Result<X509Certificat
     }
 }
 
+/// RFC 5280 section 4.2: at most one of each, also of those that nobody here looks at. A peer may well refuse such a
+/// certificate as a whole.
+fn extensions_are_unique(certificate: &X509Certificate<'_>) -> Result<(), Rejection> {
+    certificate.extensions_map().map(|_| ()).map_err(|_| Rejection::Extension)
+}
+
 /// SPIFFE X509-SVID section 4: what the leaf may be used for.
 fn leaf_may_authenticate(leaf: &X509Certificate<'_>) -> Result<(), Rejection> {
     let unreadable = |_| Rejection::Extension;
@@ -260,23 +297,27 @@ fn key_usage(certificate: &X509Certificate<'_>) -> Result<Option<(bool, KeyUsage
 
 fn identity(leaf: &X509Certificate<'_>, expected: &Expectation<'_>) -> Result<SpiffeId, Rejection> {
     let id = only_spiffe_id(leaf)?;
+    let critical = subject_alternative_name(leaf)?.is_some_and(|san| san.critical);
+    if !critical && leaf.subject().iter().next().is_none() {
+        return Err(Rejection::NamesNotCritical);
+    }
     if id.trust_domain() != expected.trust_domain {
         return Err(Rejection::OtherTrustDomain { got: id, want: expected.trust_domain.clone() });
     }
     if id.device_uuid().is_none() {
         return Err(Rejection::NotADevice(id));
     }
-    match expected.spiffe_id {
-        Some(want) if *want != id => Err(Rejection::OtherIdentity { got: id, want: want.clone() }),
-        _ => Ok(id),
+    if let Some(want) = expected.spiffe_id.filter(|want| **want != id) {
+        return Err(Rejection::OtherIdentity { got: id, want: want.clone() });
     }
+    Ok(id)
 }
 
 fn only_spiffe_id(leaf: &X509Certificate<'_>) -> Result<SpiffeId, Rejection> {
-    let san = leaf.subject_alternative_name().map_err(|_| Rejection::Extension)?;
-    let names = san.map(|san| san.value.general_names.as_slice()).unwrap_or_default();
+    let names = subject_alternative_name(leaf)?.map(|san| san.value.general_names.as_slice());
+    let names = names.unwrap_or_default();
     // A URI whose bytes are no text is a second name all the same, for a peer that reads bytes.
-    if names.iter().any(|name| matches!(name, GeneralName::Invalid(Tag(6), _))) {
+    if names.iter().any(|name| matches!(name, GeneralName::Invalid(..))) {
         return Err(Rejection::Extension);
     }
     let uris: Vec<&str> = names
@@ -287,6 +328,12 @@ fn only_spiffe_id(leaf: &X509Certificate<'_>) -> Result<SpiffeId, Rejection> {
         [uri] => SpiffeId::parse(uri).map_err(|why| Rejection::NotASpiffeId { uri: quoted(uri, 128), why }),
         more => Err(Rejection::UriCount(more.len())),
     }
+}
+
+fn subject_alternative_name<'a>(
+    leaf: &'a X509Certificate<'_>,
+) -> Result<Option<BasicExtension<&'a SubjectAlternativeName<'a>>>, Rejection> {
+    leaf.subject_alternative_name().map_err(|_| Rejection::Extension)
 }
 
 /// The moment from which the chain is valid: `now`, or a later one when a certificate of the path is only a little
@@ -303,21 +350,24 @@ fn path_validates_soon(
             Err(Rejection::FarFuture { not_before, .. }) if not_before > now.after(MAX_AHEAD) => {
                 return Err(Rejection::FarFuture { not_before, now });
             }
-            // Each turn waits for one certificate more of a chain of a few.
-            Err(Rejection::FarFuture { not_before, .. }) if not_before > at => at = not_before,
+            // Later than `at`, or it would be no error: each turn waits for one certificate more of a chain of a few.
+            Err(Rejection::FarFuture { not_before, .. }) => at = not_before,
             other => return other.map(|()| at),
         }
     }
 }
 
 fn path_validates(chain: &Chain, bundle: &Bundle, at: Timestamp) -> Result<(), Rejection> {
-    let anchors: Vec<_> =
-        bundle.anchors().iter().filter_map(|der| webpki::anchor_from_trusted_cert(der).ok()).collect();
+    let readable = |der| webpki::anchor_from_trusted_cert(der).ok().map(|anchor| (anchor, der));
+    let (anchors, sources): (Vec<_>, Vec<_>) = bundle.anchors().iter().filter_map(readable).unzip();
     let leaf = webpki::EndEntityCert::try_from(chain.leaf()).map_err(Rejection::from)?;
     // A path that MIAF forbids is passed over, and not the last word: with a cross-signed issuer there are others.
     let forbidden = Cell::new(None);
     let allowed = |path: &VerifiedPath<'_>| {
-        path_is_allowed(path, bundle).map_err(|why| {
+        // Two anchors may differ only in what webpki does not keep of them: which one it was, its place tells.
+        let source = anchors.iter().zip(&sources).find(|(anchor, _)| std::ptr::eq(*anchor, path.anchor()));
+        let (_, anchor) = source.ok_or(webpki::Error::UnknownIssuer)?;
+        path_is_allowed(path, anchor).map_err(|why| {
             forbidden.set(Some(why));
             webpki::Error::UnknownIssuer
         })
@@ -335,31 +385,53 @@ fn path_validates(chain: &Chain, bundle: &Bundle, at: Timestamp) -> Result<(), R
     .map_err(|e| forbidden.take().unwrap_or_else(|| e.into()))
 }
 
-fn path_is_allowed(path: &VerifiedPath<'_>, bundle: &Bundle) -> Result<(), Rejection> {
+/// What webpki leaves open of a path whose signatures fit. It takes an anchor for a name and a key, as RFC 5280
+/// section 6.1.1 allows; the certificate that the bundle holds says more, and the parsers of peers heed it.
+fn path_is_allowed(path: &VerifiedPath<'_>, anchor: &CertificateDer<'_>) -> Result<(), Rejection> {
+    let mut below_anchor = 0;
     for issuer in path.intermediate_certificates() {
         let der = issuer.der();
-        let issuer = parse(0, &der)?;
-        if key_usage(&issuer)?.is_some_and(|(_, usage)| !usage.key_cert_sign()) {
-            return Err(Rejection::IssuerMayNotSign);
-        }
-        key_is_allowed(issuer.public_key())?;
+        issuer_may_issue(&parse(0, &der)?)?;
+        // RFC 5280 section 4.2.1.9: a CA's certificate for its own next key does not count.
+        below_anchor += u32::from(issuer.subject() != issuer.issuer());
     }
-    let of_path = |der: &&CertificateDer<'_>| {
-        webpki::anchor_from_trusted_cert(der).is_ok_and(|anchor| anchor == *path.anchor())
-    };
-    let anchor = bundle.anchors().iter().find(of_path).ok_or(Rejection::UnknownIssuer)?;
-    key_is_allowed(parse(0, anchor)?.public_key())
+    let anchor = parse(0, anchor)?;
+    let constraints = anchor.basic_constraints().map_err(|_| Rejection::Extension)?.map(|found| found.value);
+    // Certificates from before version 3 have no way to say it.
+    if !constraints.map_or(anchor.version() != X509Version::V3, |says| says.ca) {
+        return Err(Rejection::IssuerIsNoAuthority);
+    }
+    if constraints.and_then(|says| says.path_len_constraint).is_some_and(|most| most < below_anchor) {
+        return Err(Rejection::PathTooLong);
+    }
+    issuer_may_issue(&anchor)?;
+    Ok(())
+}
+
+/// SPIFFE X509-SVID section 3.2 and 4: what each issuer of a path must allow, the anchor included.
+fn issuer_may_issue(issuer: &X509Certificate<'_>) -> Result<(), Rejection> {
+    extensions_are_unique(issuer)?;
+    if key_usage(issuer)?.is_some_and(|(_, usage)| !usage.key_cert_sign()) {
+        return Err(Rejection::IssuerMayNotSign);
+    }
+    key_is_allowed(issuer.public_key())?;
+    Ok(())
 }
 
 /// P-256, or RSA from 3072 bits: webpki takes RSA from 2048, and leaves the leaf's own key open (miaf-v0 K4).
 fn key_is_allowed(key: &SubjectPublicKeyInfo<'_>) -> Result<(), Rejection> {
     let curve = key.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
-    match key.parsed() {
-        Ok(PublicKey::RSA(rsa)) if rsa.key_size() < MIN_RSA_BITS => Err(Rejection::WeakRsa(rsa.key_size())),
-        Ok(PublicKey::RSA(_)) => Ok(()),
-        Ok(PublicKey::EC(_)) if curve == Some(OID_EC_P256) => Ok(()),
-        _ => Err(Rejection::Algorithm),
+    let is_rsa = [OID_PKCS1_RSAENCRYPTION, OID_PKCS1_RSASSAPSS].contains(&key.algorithm.algorithm);
+    if is_rsa {
+        let (_, rsa) =
+            RSAPublicKey::from_der(&key.subject_public_key.data).map_err(|_| Rejection::Algorithm)?;
+        if rsa.key_size() < MIN_RSA_BITS {
+            return Err(Rejection::WeakRsa(rsa.key_size()));
+        }
+    } else if key.algorithm.algorithm != OID_KEY_TYPE_EC_PUBLIC_KEY || curve != Some(OID_EC_P256) {
+        return Err(Rejection::Algorithm);
     }
+    Ok(())
 }
 
 fn validity(certificate: &X509Certificate<'_>) -> (Timestamp, Timestamp) {
@@ -434,6 +506,9 @@ pub enum Rejection {
         /// The rule it breaks.
         why: SpiffeIdError,
     },
+    /// A name that a verifier may overlook, where there is no other.
+    #[error("the certificate has no subject, and its names (subjectAltName) are not marked critical")]
+    NamesNotCritical,
     /// A name of another domain.
     #[error("the certificate names {got}, which is not in the trust domain \"{want}\"")]
     OtherTrustDomain {
@@ -503,6 +578,15 @@ pub enum Rejection {
     /// An intermediate whose key usage forbids it to issue.
     #[error("an issuer of the chain may not sign certificates (its keyUsage lacks keyCertSign)")]
     IssuerMayNotSign,
+    /// An issuer, or the anchor itself, that is an end entity.
+    #[error("an issuer of the chain is no certificate authority (its basicConstraints lack cA)")]
+    IssuerIsNoAuthority,
+    /// An intermediate that is limited to other purposes.
+    #[error("an issuer of the chain may not issue for clientAuth (its extended key usage)")]
+    IssuerPurpose,
+    /// More intermediates than an issuer allows.
+    #[error("the chain is longer than one of its issuers allows (pathLenConstraint)")]
+    PathTooLong,
     /// Everything else that path validation finds (RFC 5280 section 6).
     #[error("the chain does not validate: {0}")]
     Path(webpki::Error),
@@ -518,6 +602,9 @@ impl Rejection {
                 | Self::Algorithm
                 | Self::WeakRsa(_)
                 | Self::IssuerMayNotSign
+                | Self::IssuerIsNoAuthority
+                | Self::IssuerPurpose
+                | Self::PathTooLong
                 | Self::IssuerExpired { .. }
                 | Self::Path(_)
         )
@@ -545,6 +632,10 @@ impl From<webpki::Error> for Rejection {
             E::CertNotValidYet { time, not_before } => {
                 Self::FarFuture { not_before: moment(not_before), now: moment(time) }
             }
+            // Of issuers too: the leaf was held against stricter rules before.
+            E::EndEntityUsedAsCa => Self::IssuerIsNoAuthority,
+            E::PathLenConstraintViolated => Self::PathTooLong,
+            E::EmptyEkuExtension | E::RequiredEkuNotFoundContext(_) => Self::IssuerPurpose,
             other => Self::Path(other),
         }
     }

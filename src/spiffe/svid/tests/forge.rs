@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use der::Encode as _;
 use der::asn1::{GeneralizedTime, ObjectIdentifier, UtcTime};
+use proptest::sample::Index;
 use ring::rand::SystemRandom;
 use ring::signature::{
     ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm,
@@ -17,14 +18,26 @@ pub(super) const BASIC_CONSTRAINTS: &str = "2.5.29.19";
 pub(super) const KEY_USAGE: &str = "2.5.29.15";
 pub(super) const SUBJECT_ALT_NAME: &str = "2.5.29.17";
 pub(super) const NAME_CONSTRAINTS: &str = "2.5.29.30";
+pub(super) const CERTIFICATE_POLICIES: &str = "2.5.29.32";
+pub(super) const AUTHORITY_KEY_ID: &str = "2.5.29.35";
 pub(super) const EXTENDED_KEY_USAGE: &str = "2.5.29.37";
+/// An extension that nobody knows.
+pub(super) const UNKNOWN: &str = "1.3.6.1.4.1.99999.1";
 
 pub(super) const SERVER_AUTH: &str = "1.3.6.1.5.5.7.3.1";
 pub(super) const CLIENT_AUTH: &str = "1.3.6.1.5.5.7.3.2";
+pub(super) const CODE_SIGNING: &str = "1.3.6.1.5.5.7.3.3";
 pub(super) const ANY_USAGE: &str = "2.5.29.37.0";
 
+pub(super) const RSASSA_PSS: &str = "1.2.840.113549.1.1.10";
+pub(super) const SHA_1: &str = "1.3.14.3.2.26";
+pub(super) const SHA_256: &str = "2.16.840.1.101.3.4.2.1";
+pub(super) const SHA_384: &str = "2.16.840.1.101.3.4.2.2";
+
 pub(super) const DIGITAL_SIGNATURE: u8 = 0b1000_0000;
+pub(super) const NON_REPUDIATION: u8 = 0b0100_0000;
 pub(super) const KEY_ENCIPHERMENT: u8 = 0b0010_0000;
+pub(super) const KEY_AGREEMENT: u8 = 0b0000_1000;
 pub(super) const KEY_CERT_SIGN: u8 = 0b0000_0100;
 pub(super) const CRL_SIGN: u8 = 0b0000_0010;
 
@@ -35,6 +48,7 @@ const BOOLEAN: u8 = 0x01;
 const BIT_STRING: u8 = 0x03;
 const OCTET_STRING: u8 = 0x04;
 const UTF8_STRING: u8 = 0x0c;
+const UTC_TIME: u8 = 0x17;
 
 /// One DER element.
 pub(super) fn tlv(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
@@ -128,6 +142,8 @@ pub(super) enum Signature {
     PssSha384,
     Pkcs1Sha256,
     Ed25519,
+    /// One of the first two in truth, but the certificate gives it this name.
+    Named(&'static [u8]),
 }
 
 impl Signature {
@@ -139,6 +155,7 @@ impl Signature {
             Self::PssSha384 => alg_id::RSA_PSS_SHA384,
             Self::Pkcs1Sha256 => alg_id::RSA_PKCS1_SHA256,
             Self::Ed25519 => alg_id::ED25519,
+            Self::Named(name) => AlgorithmIdentifier::from_slice(name),
         }
     }
 
@@ -149,6 +166,25 @@ impl Signature {
             _ => &RSA_PSS_SHA256,
         }
     }
+}
+
+/// The name of an algorithm without parameters, as ECDSA's are.
+pub(super) fn named(dotted: &str) -> Signature {
+    Signature::Named(oid(dotted).leak())
+}
+
+/// The name of an algorithm with the parameter NULL, as those of RSA PKCS#1 v1.5.
+pub(super) fn named_with_null(dotted: &str) -> Signature {
+    Signature::Named([oid(dotted), vec![5, 0]].concat().leak())
+}
+
+/// The name of RSASSA-PSS with its three parameters (RFC 4055).
+pub(super) fn pss(hash: &str, mask_hash: &str, salt: u8) -> Signature {
+    let id = |of| sequence(&[&oid(of), &[5, 0]]);
+    let mask = sequence(&[&oid("1.2.840.113549.1.1.8"), &id(mask_hash)]);
+    let salt = tlv(INTEGER, &[&[salt]]);
+    let parameters = sequence(&[&tlv(0xa0, &[&id(hash)]), &tlv(0xa1, &[&mask]), &tlv(0xa2, &[&salt])]);
+    Signature::Named([oid(RSASSA_PSS), parameters].concat().leak())
 }
 
 impl Key {
@@ -175,9 +211,10 @@ impl Key {
         Self { spki, signer: Signer::Ed25519(pair) }
     }
 
-    fn rsa(pkcs8: &[u8]) -> Self {
+    /// `id` says what the key is for: RSA of any kind, or PSS alone (id-RSASSA-PSS, RFC 4055).
+    fn rsa(pkcs8: &[u8], id: AlgorithmIdentifier) -> Self {
         let pair = RsaKeyPair::from_pkcs8(pkcs8).unwrap();
-        let spki = sequence(&[&sequence(&[&alg_id::RSA_ENCRYPTION]), &bits(pair.public_key().as_ref())]);
+        let spki = sequence(&[&sequence(&[&id]), &bits(pair.public_key().as_ref())]);
         Self { spki, signer: Signer::Rsa(pair) }
     }
 
@@ -211,10 +248,50 @@ pub(super) static INTERMEDIATE: LazyLock<Key> = LazyLock::new(Key::p256);
 pub(super) static OTHER: LazyLock<Key> = LazyLock::new(Key::p256);
 pub(super) static P384: LazyLock<Key> = LazyLock::new(Key::p384);
 pub(super) static ED25519: LazyLock<Key> = LazyLock::new(Key::ed25519);
-pub(super) static RSA_2048: LazyLock<Key> =
-    LazyLock::new(|| Key::rsa(include_bytes!("../../../../tests/data/test-key-rsa-2048.pk8.der")));
-pub(super) static RSA_3072: LazyLock<Key> =
-    LazyLock::new(|| Key::rsa(include_bytes!("../../../../tests/data/test-key-rsa-3072.pk8.der")));
+pub(super) static RSA_2048: LazyLock<Key> = LazyLock::new(|| Key::rsa(BITS_2048, alg_id::RSA_ENCRYPTION));
+pub(super) static RSA_3072: LazyLock<Key> = LazyLock::new(|| Key::rsa(BITS_3072, alg_id::RSA_ENCRYPTION));
+pub(super) static RSA_2048_FOR_PSS: LazyLock<Key> =
+    LazyLock::new(|| Key::rsa(BITS_2048, named(RSASSA_PSS).id()));
+pub(super) static RSA_3072_FOR_PSS: LazyLock<Key> =
+    LazyLock::new(|| Key::rsa(BITS_3072, named(RSASSA_PSS).id()));
+pub(super) static RSA_3072_FOR_THIS_PSS: LazyLock<Key> =
+    LazyLock::new(|| Key::rsa(BITS_3072, pss(SHA_256, SHA_256, 32).id()));
+pub(super) static RSA_3072_FOR_OTHER_PSS: LazyLock<Key> =
+    LazyLock::new(|| Key::rsa(BITS_3072, pss(SHA_256, SHA_256, 20).id()));
+const BITS_2048: &[u8] = include_bytes!("../../../../tests/data/test-key-rsa-2048.pk8.der");
+const BITS_3072: &[u8] = include_bytes!("../../../../tests/data/test-key-rsa-3072.pk8.der");
+
+/// One change of some bytes, made without looking at them.
+#[derive(Clone, Debug)]
+pub(super) enum Edit {
+    Set(Index, u8),
+    Flip(Index, u8),
+    Insert(Index, Vec<u8>),
+    Remove(Index, usize),
+    /// Copies some bytes from one place to another.
+    Repeat(Index, usize, Index),
+}
+
+impl Edit {
+    pub(super) fn apply(&self, bytes: &mut Vec<u8>) {
+        let end = bytes.len();
+        let span = |from: &Index, length: usize| {
+            let from = from.index(end + 1);
+            from..(from + length).min(end)
+        };
+        match self {
+            Self::Set(at, byte) if !bytes.is_empty() => *at.get_mut(bytes) = *byte,
+            Self::Flip(at, bit) if !bytes.is_empty() => *at.get_mut(bytes) ^= 1 << bit,
+            Self::Set(..) | Self::Flip(..) => {}
+            Self::Insert(at, more) => drop(bytes.splice(span(at, 0), more.clone())),
+            Self::Remove(at, length) => drop(bytes.drain(span(at, *length))),
+            Self::Repeat(from, length, to) => {
+                let copy = bytes[span(from, *length)].to_vec();
+                drop(bytes.splice(span(to, 0), copy));
+            }
+        }
+    }
+}
 
 /// What a certificate says, before it is signed.
 #[derive(Clone)]
@@ -226,13 +303,19 @@ pub(super) struct Template {
     pub(super) subject: Vec<u8>,
     pub(super) not_before: i64,
     pub(super) not_after: i64,
+    /// Both times in another form than RFC 5280 demands.
+    pub(super) validity: Option<Vec<u8>>,
     pub(super) key: &'static Key,
+    /// What comes between the key and the extensions: in version 2, the unique identifiers.
+    pub(super) unique_ids: Vec<u8>,
     /// Object identifier, critical, value: written in this order.
     pub(super) extensions: Vec<(&'static str, bool, Vec<u8>)>,
     /// How it is signed; by itself, as its issuer's key does in MIAF.
     pub(super) signed: Option<Signature>,
     /// What the signed part says about that, if something else.
     pub(super) claimed: Option<Signature>,
+    /// Changes of the part that is signed, before it is.
+    pub(super) edits: Vec<Edit>,
     /// A last change to the finished DER.
     pub(super) spoiled: fn(&mut Vec<u8>),
 }
@@ -245,10 +328,13 @@ impl Template {
             subject,
             not_before,
             not_after,
+            validity: None,
             key,
+            unique_ids: Vec::new(),
             extensions: Vec::new(),
             signed: None,
             claimed: None,
+            edits: Vec::new(),
             spoiled: |_| {},
         }
     }
@@ -284,21 +370,31 @@ impl Template {
             .collect();
         let extensions =
             if extensions.is_empty() { Vec::new() } else { tlv(0xa3, &[&sequence(&[&extensions])]) };
-        let signed_part = sequence(&[
-            &version,
-            &tlv(INTEGER, &[&self.serial]),
-            &sequence(&[&self.claimed.unwrap_or(signature).id()]),
-            &issuer.subject,
-            &sequence(&[&time(self.not_before), &time(self.not_after)]),
-            &self.subject,
-            &self.key.spki,
-            &extensions,
-        ]);
+        let validity = [time(self.not_before), time(self.not_after)].concat();
+        let mut signed_part = [
+            version,
+            tlv(INTEGER, &[&self.serial]),
+            sequence(&[&self.claimed.unwrap_or(signature).id()]),
+            issuer.subject.clone(),
+            sequence(&[self.validity.as_deref().unwrap_or(&validity)]),
+            self.subject.clone(),
+            self.key.spki.clone(),
+            self.unique_ids.clone(),
+            extensions,
+        ]
+        .concat();
+        self.edits.iter().for_each(|edit| edit.apply(&mut signed_part));
+        let signed_part = sequence(&[&signed_part]);
         let signature_bits = bits(&issuer.key.sign(signature, &signed_part));
         let mut der = sequence(&[&signed_part, &sequence(&[&signature.id()]), &signature_bits]);
         (self.spoiled)(&mut der);
         der
     }
+}
+
+/// A validity in UTCTime, as it is written.
+pub(super) fn utc_times(not_before: &str, not_after: &str) -> Vec<u8> {
+    [not_before, not_after].iter().flat_map(|text| tlv(UTC_TIME, &[text.as_bytes()])).collect()
 }
 
 /// RFC 5280: two digits of the year until 2049, four from then on.

@@ -1,0 +1,287 @@
+//! Bundles, good and bad, and numbers that go up and down.
+
+use rustls_pki_types::pem::PemObject as _;
+
+use super::*;
+
+mod properties;
+
+fn domain() -> TrustDomain {
+    TrustDomain::parse("factory.example").unwrap()
+}
+
+fn anchor() -> String {
+    let key = rcgen::KeyPair::generate().unwrap();
+    BASE64.encode(rcgen::CertificateParams::default().self_signed(&key).unwrap().der())
+}
+
+fn jwk(x5c: Value) -> Value {
+    json!({ "kty": "EC", "use": "x509-svid", "x5c": x5c })
+}
+
+fn read(body: Value) -> Result<Bundle, BundleError> {
+    read_text(&body.to_string())
+}
+
+fn read_text(body: &str) -> Result<Bundle, BundleError> {
+    Bundle::from_served(body.as_bytes(), &domain())
+}
+
+fn map(entry: Value) -> Value {
+    json!({ "trust_domains": { "factory.example": entry, "other.example": { "keys": [] } } })
+}
+
+#[test]
+fn a_bundle_map_and_a_plain_bundle_give_the_same_anchors() {
+    let jwk = json!({ "kty": "EC", "use": "x509-svid", "crv": "P-256", "x": "", "y": "", "x5c": [anchor()] });
+    let entry = json!({ "keys": [jwk], "spiffe_sequence": 7, "spiffe_refresh_hint": 60 });
+    let plain = read(entry.clone()).unwrap();
+    assert_eq!(plain.anchors().len(), 1);
+    assert_eq!((plain.sequence(), plain.refresh_hint()), (Some(7), Some(Duration::from_secs(60))));
+    assert_eq!(read(map(entry.clone())).unwrap(), plain);
+    assert_eq!(read(plain.to_document()).unwrap(), plain, "what is handed out reads back as itself");
+    assert_eq!(plain.trust_domain(), &domain());
+}
+
+#[test]
+fn only_the_entry_of_this_domain_counts() {
+    let (ours, theirs) = (anchor(), anchor());
+    let both = json!({
+        "keys": [jwk(json!([theirs]))],
+        "spiffe_sequence": 99,
+        "trust_domains": {
+            "other.example": { "keys": [jwk(json!([theirs]))], "spiffe_sequence": 98 },
+            "factory.example": { "keys": [jwk(json!([ours]))], "spiffe_sequence": 7 },
+            "a.factory.example": { "keys": [jwk(json!([theirs]))], "spiffe_sequence": 97 },
+        },
+    });
+    let bundle = read(both).unwrap();
+    assert_eq!(bundle.anchors(), [CertificateDer::from(BASE64.decode(ours).unwrap())]);
+    assert_eq!(bundle.sequence(), Some(7));
+}
+
+#[test]
+fn anchors_keep_their_order_and_each_is_there_once() {
+    let (first, second) = (anchor(), anchor());
+    let keys = json!([jwk(json!([first])), jwk(json!([second])), jwk(json!([first]))]);
+    let bundle = read(json!({ "keys": keys })).unwrap();
+    let served = [first, second].map(|text| CertificateDer::from(BASE64.decode(text).unwrap()));
+    assert_eq!(bundle.anchors(), served);
+    assert_eq!(bundle.to_document()["keys"].as_array().unwrap().len(), 2);
+    assert_eq!(bundle.to_pem().matches("-----BEGIN CERTIFICATE-----\n").count(), 2);
+    let read_back: Vec<_> = CertificateDer::pem_slice_iter(bundle.to_pem().as_bytes()).collect();
+    assert_eq!(read_back.into_iter().map(Result::unwrap).collect::<Vec<_>>(), bundle.anchors());
+}
+
+#[test]
+fn the_pace_is_the_map_s_or_else_the_entry_s_and_zero_is_none() {
+    let seconds = |n| Some(Duration::from_secs(n));
+    for (of_map, of_entry, pace) in [
+        (json!(60), json!(30), seconds(60)),
+        (json!(60), json!(null), seconds(60)),
+        (json!(null), json!(30), seconds(30)),
+        (json!(0), json!(30), seconds(30)),
+        (json!(0), json!(0), None),
+        (json!(1), json!(0), seconds(1)),
+        (json!(null), json!(null), None),
+        (json!(u64::MAX), json!(null), seconds(u64::MAX)),
+    ] {
+        let mut body = map(json!({ "keys": [], "spiffe_refresh_hint": of_entry }));
+        body["spiffe_refresh_hint"] = of_map;
+        assert_eq!(read(body.clone()).unwrap().refresh_hint(), pace, "{body}");
+    }
+}
+
+#[test]
+fn a_sequence_is_a_whole_number_of_64_bits() {
+    for (text, sequence) in [
+        ("0", Some(0)),
+        ("9007199254740993", Some(9_007_199_254_740_993)), // where floating point begins to skip
+        ("18446744073709551615", Some(u64::MAX)),
+        ("null", None),
+    ] {
+        let body = format!(r#"{{"keys":[],"spiffe_sequence":{text}}}"#);
+        assert_eq!(read_text(&body).unwrap().sequence(), sequence, "{body}");
+    }
+    for text in ["-1", "1.0", "1e3", "18446744073709551616", r#""1""#, "true", "[]"] {
+        let body = format!(r#"{{"keys":[],"spiffe_sequence":{text}}}"#);
+        assert!(matches!(read_text(&body), Err(BundleError::Json(_))), "{body}");
+    }
+}
+
+#[test]
+fn more_anchors_than_are_believable_are_refused() {
+    let served =
+        |n: usize| read(json!({ "keys": (0..n).map(|_| jwk(json!([anchor()]))).collect::<Vec<_>>() }));
+    assert_eq!(served(MAX_ANCHORS).unwrap().anchors().len(), MAX_ANCHORS);
+    assert_eq!(served(MAX_ANCHORS + 1), Err(BundleError::TooManyAnchors));
+    let same = anchor();
+    let again = json!({ "keys": vec![jwk(json!([same])); MAX_ANCHORS + 1] });
+    assert_eq!(read(again).unwrap().anchors().len(), 1, "the same one again is none more");
+}
+
+#[test]
+fn a_key_that_claims_to_be_an_authority_and_cannot_be_read_is_an_error() {
+    let good = anchor();
+    let der = BASE64.decode(&good).unwrap();
+    let longer = BASE64.encode([der.as_slice(), &[0]].concat());
+    let shorter = BASE64.encode(&der[..der.len() - 1]);
+    let mut version_2 = der.clone();
+    let version = version_2.windows(5).position(|w| w == [0xa0, 3, 2, 1, 2]).unwrap();
+    version_2[version + 4] = 1;
+    for (x5c, why) in [
+        (json!("text"), "not an array"),
+        (json!({}), "not an array"),
+        (json!([5]), "not a string"),
+        (json!([null]), "not a string"),
+        (json!([""]), "does not hold an X.509 certificate"),
+        (json!(["AAAA"]), "does not hold an X.509 certificate"),
+        (json!([shorter]), "does not hold an X.509 certificate"),
+        (json!([longer]), "bytes follow the certificate"),
+        (json!([format!("{good}\n")]), "not standard base64"),
+        (json!([format!("-----BEGIN CERTIFICATE-----\n{good}")]), "not standard base64"),
+        (json!(["MIIB_-8="]), "not standard base64"),
+        (json!([format!("{good}=")]), "not standard base64"),
+        (json!([BASE64.encode(version_2)]), "cannot serve as an anchor"),
+    ] {
+        match read(map(json!({ "keys": [{ "kty": "OKP" }, jwk(x5c.clone())] }))) {
+            Err(BundleError::Anchor { index: 1, why: told }) => {
+                assert!(told.contains(why), "{x5c}: {told}")
+            }
+            other => panic!("{x5c}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_b2_says_to_ignore_is_ignored() {
+    let good = anchor();
+    let bundle = read(map(json!({ "unknown": 1, "keys": [
+        { "kty": "OKP", "use": "x509-svid", "x5c": ["garbage"] },
+        { "kty": "EC", "use": "jwt-svid", "x5c": ["garbage"] },
+        { "use": "x509-svid", "x5c": ["garbage"] },
+        { "kty": "EC", "use": "X509-SVID", "x5c": ["garbage"] },
+        { "kty": "ec", "use": "x509-svid", "x5c": ["garbage"] },
+        { "kty": 5, "use": "x509-svid", "x5c": ["garbage"] },
+        { "kty": "EC", "use": ["x509-svid"], "x5c": ["garbage"] },
+        { "kty": "EC", "use": "x509-svid" },
+        { "kty": "EC", "use": "x509-svid", "x5c": [] },
+        { "kty": "RSA", "use": "x509-svid", "x5c": null },
+        {},
+        { "kty": "EC", "x5c": ["garbage"] },
+        { "kty": "EC", "use": "x509-svid", "x5c": [good, "garbage"] },
+    ]})))
+    .unwrap();
+    assert_eq!(bundle.anchors().len(), 1);
+    assert_eq!(bundle.to_document()["keys"][0]["x5c"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn an_entry_without_a_usable_key_is_an_empty_bundle_not_an_error() {
+    assert!(read(map(json!({ "keys": [] }))).unwrap().anchors().is_empty());
+    assert!(read(map(json!({ "keys": [{ "kty": "OKP" }] }))).unwrap().anchors().is_empty());
+}
+
+#[test]
+fn what_a_key_says_beside_its_certificate_does_not_matter() {
+    let key = json!({ "kty": "RSA", "use": "x509-svid", "x5c": [anchor()], "n": "AQAB", "x": 5, "kid": "a" });
+    assert_eq!(read(json!({ "keys": [key] })).unwrap().anchors().len(), 1);
+}
+
+#[test]
+fn of_members_of_one_name_the_last_counts_or_they_are_refused_as_rfc_7517_allows() {
+    let anchor = anchor();
+    let key = format!(r#"{{"kty":"OKP","use":"x509-svid","x5c":["{anchor}"],"kty":"EC"}}"#);
+    assert_eq!(read_text(&format!(r#"{{"keys":[{key}]}}"#)).unwrap().anchors().len(), 1);
+    let entry = format!(r#"{{"keys":[{key}],"keys":[]}}"#);
+    let in_map = read_text(&format!(r#"{{"trust_domains":{{"factory.example":{entry}}}}}"#));
+    assert!(in_map.unwrap().anchors().is_empty());
+    for twice in [entry.as_str(), r#"{"trust_domains":{},"trust_domains":{"factory.example":{"keys":[]}}}"#] {
+        let refused = read_text(twice).unwrap_err();
+        assert!(refused.to_string().contains("duplicate field"), "{refused}");
+    }
+}
+
+#[test]
+fn a_map_that_names_a_domain_twice_is_rejected_whichever_it_is() {
+    for name in ["factory.example", "other.example", r"factory\u002eexample"] {
+        let body = format!(
+            r#"{{"trust_domains":{{"factory.example":{{"keys":[]}},"other.example":{{"keys":[]}},"{name}":{{"keys":[]}}}}}}"#
+        );
+        let refused = Bundle::from_served(body.as_bytes(), &domain()).unwrap_err();
+        assert!(refused.to_string().contains("appears twice"), "{refused}");
+    }
+}
+
+#[test]
+fn damaged_bundles_are_refused_and_say_why() {
+    assert_eq!(read(json!({})), Err(BundleError::NeitherForm));
+    assert_eq!(read(json!({ "trust_domains": null, "keys": null })), Err(BundleError::NeitherForm));
+    for name in ["Factory.example", "factory.example.", "a.factory.example", "spiffe://factory.example", ""] {
+        let foreign = json!({ "trust_domains": { name: { "keys": [] } } });
+        assert_eq!(read(foreign), Err(BundleError::NoEntry(domain())), "{name}");
+    }
+    for text in ["", "{", "null", "\u{feff}{}", r#"{"keys":[]}x"#, r#"{"keys":[],}"#, "{'keys':[]}"] {
+        assert!(matches!(read_text(text), Err(BundleError::Json(_))), "{text}");
+    }
+    for body in [json!({ "trust_domains": [] }), json!({ "trust_domains": 5 }), json!({ "keys": [[]] })] {
+        assert!(matches!(read(body.clone()), Err(BundleError::Json(_))), "{body}");
+    }
+    assert_eq!(read(json!({ "trust_domains": {} })), Err(BundleError::NoEntry(domain())));
+    for entry in [
+        json!("text"),
+        json!({}),
+        json!(null),
+        json!({ "keys": null }),
+        json!([[], null, null]),
+        json!({ "keys": [], "spiffe_sequence": "7" }),
+    ] {
+        assert!(matches!(read(map(entry.clone())), Err(BundleError::Json(_))), "{entry}");
+    }
+    assert!(matches!(read(json!([null, [], null, null])), Err(BundleError::Json(_))));
+    let told = read(json!({ "trust_domains": [] })).unwrap_err().to_string();
+    assert!(told.contains("expected an object of trust domains"), "{told}");
+    let foreign = json!({ "trust_domains": { "factory.example": { "keys": [] }, "other.example": 5 } });
+    assert!(read(foreign).is_ok(), "what is wrong elsewhere does not matter here");
+    assert!(matches!(read(json!({ "keys": {} })), Err(BundleError::Json(_))));
+    assert!(matches!(read(json!([])), Err(BundleError::Json(_))));
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    assert!(matches!(Bundle::from_served(deep.as_bytes(), &domain()), Err(BundleError::Json(_))));
+}
+
+#[test]
+fn a_sequence_is_held_against_the_one_before_it() {
+    use SequenceVerdict::{Regressed, Use};
+    let now = Timestamp::from_secs(1_000_000);
+    let before = |seconds| Timestamp::from_secs(1_000_000 - seconds);
+    const DAY: i64 = 24 * 3600;
+    for (story, held, served, since, verdict) in [
+        ("newer", Some(5), Some(6), None, Use),
+        ("the same", Some(5), Some(5), None, Use),
+        ("nothing held", None, Some(1), None, Use),
+        ("no number held", None, None, None, Use),
+        ("no number served", Some(5), None, None, Use),
+        ("newer again, after a lower one", Some(5), Some(6), Some(before(60)), Use),
+        ("lower, for the first time", Some(5), Some(4), None, Regressed { since: now }),
+        ("lower by the whole range", Some(u64::MAX), Some(0), None, Regressed { since: now }),
+        ("lower since this moment", Some(5), Some(4), Some(now), Regressed { since: now }),
+        (
+            "a second less than a day",
+            Some(5),
+            Some(4),
+            Some(before(DAY - 1)),
+            Regressed { since: before(DAY - 1) },
+        ),
+        ("a day", Some(5), Some(4), Some(before(DAY)), Use),
+        ("more than a day", Some(5), Some(4), Some(before(DAY + 1)), Use),
+        (
+            "a wall clock that went backwards begins anew",
+            Some(5),
+            Some(4),
+            Some(before(-1)),
+            Regressed { since: now },
+        ),
+    ] {
+        assert_eq!(judge_sequence(held, served, since, now), verdict, "{story}");
+    }
+}

@@ -1,0 +1,59 @@
+//! Bundles changed without a plan, and sequences of any kind.
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::*;
+
+/// Made once: the properties read it many times.
+static ANCHOR: std::sync::LazyLock<String> = std::sync::LazyLock::new(anchor);
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_body_of_anything_is_no_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = Bundle::from_served(&body, &domain());
+    }
+
+    /// Whatever a changed bundle is read as, it keeps to the limits and is handed out as what it was read as.
+    #[test]
+    fn a_changed_bundle_is_refused_or_read_back_as_itself(
+        in_map in any::<bool>(),
+        changes in prop::collection::vec((any::<Index>(), any::<Option<u8>>()), 0..4),
+    ) {
+        let entry = json!({ "keys": [jwk(json!([ANCHOR.as_str()]))], "spiffe_sequence": 7, "spiffe_refresh_hint": 60 });
+        let mut body = if in_map { map(entry) } else { entry }.to_string().into_bytes();
+        for (at, byte) in changes {
+            let at = at.index(body.len());
+            match byte {
+                Some(byte) => body[at] = byte,
+                None => drop(body.remove(at)),
+            }
+        }
+        if let Ok(bundle) = Bundle::from_served(&body, &domain()) {
+            prop_assert!(bundle.anchors().len() <= MAX_ANCHORS);
+            prop_assert_eq!(&read(bundle.to_document()).unwrap(), &bundle);
+            let pem = bundle.to_pem();
+            let pem: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+            prop_assert_eq!(pem.unwrap(), bundle.anchors());
+        }
+    }
+
+    #[test]
+    fn a_lower_sequence_is_never_believed_within_a_day_and_always_after_it(
+        held in any::<u64>(),
+        served in any::<u64>(),
+        begun in any::<i64>(),
+        later in 0..3 * 24 * 3600_u64,
+    ) {
+        let first = judge_sequence(Some(held), Some(served), None, Timestamp::from_millis(begun));
+        let SequenceVerdict::Regressed { since } = first else {
+            prop_assert!(served >= held);
+            return Ok(());
+        };
+        let now = since.after(Duration::from_secs(later));
+        let again = judge_sequence(Some(held), Some(served), Some(since), now);
+        prop_assert_eq!(again == SequenceVerdict::Use, since.until(now) >= Duration::from_secs(24 * 3600));
+    }
+}

@@ -1,0 +1,173 @@
+//! Good answers, changed without a plan. Whatever comes of it: no panic, and what still passes is still this device.
+
+use std::time::Instant;
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::*;
+use crate::spiffe::MAX_ANCHORS;
+
+#[test]
+fn a_chain_with_any_one_bit_turned_is_never_accepted() {
+    let answer = with_intermediate();
+    let (good, bundle) = (answer.certificates(), bundle_of(&[self_signed(&answer.issuers[1])]));
+    let domain = domain();
+    let expected = Expectation { trust_domain: &domain, spiffe_id: None, spki_der: &DEVICE.spki };
+    for (which, certificate) in good.iter().enumerate() {
+        for bit in 0..certificate.len() * 8 {
+            let mut chain = good.clone();
+            chain[which][bit / 8] ^= 1 << (bit % 8);
+            let pems: Vec<_> =
+                chain.into_iter().map(|der| certificate_pem(&CertificateDer::from(der))).collect();
+            let judged = Chain::from_pem(&pems).and_then(|c| judge(&c, &expected, &bundle, at(NOW)));
+            assert!(judged.is_err(), "bit {bit} of certificate {which}: {judged:?}");
+        }
+    }
+}
+
+fn edits() -> impl Strategy<Value = Vec<Edit>> {
+    let bytes = || prop::collection::vec(any::<u8>(), 1..8);
+    let edit = prop_oneof![
+        (any::<Index>(), any::<u8>()).prop_map(|(at, byte)| Edit::Set(at, byte)),
+        (any::<Index>(), 0..8_u8).prop_map(|(at, bit)| Edit::Flip(at, bit)),
+        (any::<Index>(), bytes()).prop_map(|(at, more)| Edit::Insert(at, more)),
+        (any::<Index>(), 1..40_usize).prop_map(|(at, length)| Edit::Remove(at, length)),
+        (any::<Index>(), 1..40_usize, any::<Index>())
+            .prop_map(|(from, length, to)| Edit::Repeat(from, length, to)),
+    ];
+    prop::collection::vec(edit, 1..4)
+}
+
+fn edited(mut bytes: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
+    edits.iter().for_each(|edit| edit.apply(&mut bytes));
+    bytes
+}
+
+/// The answer as the device that holds it sees it: whatever passes must be for this identity and this key, by the word
+/// of another parser than the one that judged, and for what an SVID is for.
+fn is_refused_or_still_this_device(judged: Result<X509Svid, Rejection>) {
+    let svid = match judged {
+        Ok(svid) => svid,
+        Err(why) => {
+            let told = why.to_string();
+            assert!(told.chars().count() < 5000 && !told.chars().any(char::is_control), "{told:?}");
+            return;
+        }
+    };
+    let leaf = webpki::EndEntityCert::try_from(svid.chain().leaf()).unwrap();
+    assert_eq!(leaf.valid_uri_names().collect::<Vec<_>>(), [DEVICE_ID]);
+    assert_eq!(leaf.subject_public_key_info().as_ref(), DEVICE.spki);
+    assert_eq!(svid.spiffe_id(), &id(DEVICE_ID));
+    assert!(svid.not_before() <= at(NOW) && at(NOW) <= svid.not_after());
+    let key_usage: &[u8] = &[0x06, 3, 0x55, 0x1d, 0x0f, 1, 1, 0xff, 4];
+    let der = svid.chain().leaf();
+    let found = der.windows(key_usage.len()).position(|bytes| bytes == key_usage).unwrap();
+    let flags = der[found + key_usage.len() + 4];
+    assert_eq!(flags & (DIGITAL_SIGNATURE | KEY_CERT_SIGN | CRL_SIGN), DIGITAL_SIGNATURE);
+    assert_eq!(X509Svid::from_stored(svid.chain().clone()), Ok(svid));
+}
+
+/// A renewal, so that there is one name that it must be for.
+fn renewal() -> Answer {
+    Answer { renewing: Some(DEVICE_ID), ..with_intermediate() }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The issuers sign whatever comes out: past the signatures, every other check is on its own.
+    #[test]
+    fn certificates_changed_before_they_are_signed(which in 0..3_usize, edits in edits()) {
+        let mut answer = renewal();
+        let template = if which == 0 { &mut answer.leaf } else { &mut answer.issuers[which - 1] };
+        template.edits = edits;
+        answer.with_root = true;
+        // What is no certificate at all cannot be in a bundle.
+        let root = self_signed(answer.root());
+        if which < 2 || serves_as_anchor(&root) {
+            is_refused_or_still_this_device(answer.judged());
+        }
+    }
+
+    /// The same within one extension, whose outer form stays right.
+    #[test]
+    fn extensions_changed_before_they_are_signed(which in 0..3_usize, extension in any::<Index>(), edits in edits()) {
+        let mut answer = renewal();
+        let template = if which == 0 { &mut answer.leaf } else { &mut answer.issuers[which - 1] };
+        let (_, _, value) = extension.get_mut(&mut template.extensions);
+        *value = edited(std::mem::take(value), &edits);
+        let root = self_signed(answer.root());
+        if which < 2 || serves_as_anchor(&root) {
+            is_refused_or_still_this_device(answer.judged());
+        }
+    }
+
+    #[test]
+    fn texts_changed_after_they_were_written(which in 0..2_usize, edits in edits()) {
+        let answer = renewal();
+        let mut pems = answer.pems();
+        pems[which] = String::from_utf8_lossy(&edited(pems[which].clone().into_bytes(), &edits)).into_owned();
+        is_refused_or_still_this_device(judged_as(&pems, &answer));
+    }
+
+    #[test]
+    fn texts_of_anything(pems in prop::collection::vec(".{0,100}", 0..10), der in prop::collection::vec(any::<u8>(), 0..300)) {
+        let answer = renewal();
+        prop_assert!(judged_as(&pems, &answer).is_err());
+        prop_assert!(judged_as(&[certificate_pem(&CertificateDer::from(der))], &answer).is_err());
+    }
+
+    /// A key of any form is judged without a panic. That of an issuer has signed before, but a leaf's has not.
+    #[test]
+    fn keys_of_any_form(which in 0..4_usize, edits in edits()) {
+        let good = [&DEVICE, &P384, &RSA_2048, &RSA_3072_FOR_PSS][which].spki.clone();
+        if let Ok((_, key)) = SubjectPublicKeyInfo::from_der(&edited(good, &edits)) {
+            let _ = key_is_allowed(&key);
+        }
+    }
+
+    #[test]
+    fn moments_of_any_kind(
+        now in prop_oneof![any::<i64>(), (NOW - DAY) * 1000..(NOW + DAY) * 1000],
+        not_before in prop_oneof![0..253_402_300_799_i64, NOW - DAY..NOW + DAY],
+        not_after in prop_oneof![0..253_402_300_799_i64, NOW - DAY..NOW + DAY],
+    ) {
+        let mut answer = renewal();
+        (answer.leaf.not_before, answer.leaf.not_after) = (not_before, not_after);
+        answer.now = Timestamp::from_millis(now);
+        if let Ok(svid) = answer.judged() {
+            prop_assert!(svid.not_before() <= answer.now && answer.now <= svid.not_after());
+        }
+    }
+}
+
+fn serves_as_anchor(der: &[u8]) -> bool {
+    let keys = json!({ "keys": [{ "kty": "EC", "use": "x509-svid", "x5c": [BASE64.encode(der)] }] });
+    Bundle::from_served(keys.to_string().as_bytes(), &domain()).is_ok()
+}
+
+fn judged_as(pems: &[String], answer: &Answer) -> Result<X509Svid, Rejection> {
+    let (domain, device) = (domain(), id(DEVICE_ID));
+    let expected = Expectation { trust_domain: &domain, spiffe_id: Some(&device), spki_der: &DEVICE.spki };
+    let bundle = bundle_of(&[self_signed(&answer.issuers[1])]);
+    judge(&Chain::from_pem(pems)?, &expected, &bundle, answer.now)
+}
+
+/// Issuers that could each have issued each other, no anchor that could end the search, and as much to read as goes in.
+#[test]
+fn the_most_costly_chain_that_is_let_in_is_judged_in_seconds() {
+    let keys: [&'static Key; MAX_CHAIN - 1] = [&INTERMEDIATE, &ROOT, &OTHER, &P384, &RSA_2048];
+    let mut answer = direct();
+    answer.issuers = vec![authority("Same", &ROOT)];
+    for key in keys {
+        let mut issuer = authority("Same", key);
+        (0..800).for_each(|_| issuer.add(UNKNOWN, false, vec![5, 0]));
+        answer.appended.push(issuer.certify(&authority("Same", &ROOT)));
+    }
+    answer.bundle = Some(vec![self_signed(&authority("Other", &OTHER)); MAX_ANCHORS]);
+    let begun = Instant::now();
+    assert_eq!(answer.judged(), Err(Rejection::UnknownIssuer));
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(30), "{took:?}"); // without optimization about one
+}
