@@ -159,12 +159,10 @@ impl Bootstrap {
                 self.announce(&credential.facts);
                 self.warn_of_expiry(&credential.facts, now);
                 self.seen = facts;
-                // What was merely looked at does not take the place of what is known to work, nor end its trouble.
+                self.recover();
+                // What was merely looked at does not take the place of what is known to work.
                 if credential.proven || self.good.as_ref().is_none_or(|good| !good.proven) {
                     self.good = Some(credential.clone());
-                }
-                if credential.proven || self.trouble.as_ref().is_some_and(|t| t.met == Purpose::Look) {
-                    self.recover();
                 }
                 Ok(credential)
             }
@@ -173,9 +171,10 @@ impl Bootstrap {
                     self.good = None; // taken away, and not replaced by something bad
                 }
                 let good = self.good.clone().filter(|good| good.judge(now).is_ok());
-                if good.is_none() {
-                    self.seen = facts.or(self.seen.take());
-                }
+                self.seen = match &good {
+                    Some(good) => Some(good.facts.clone()),
+                    None => facts.or(self.seen.take()),
+                };
                 self.complain(&why, purpose, good.is_some(), now);
                 good.ok_or(why)
             }
@@ -190,6 +189,12 @@ impl Bootstrap {
     /// What is wrong with the credential that is provisioned.
     pub fn trouble(&self) -> Option<&LastError> {
         self.trouble.as_ref().map(|trouble| &trouble.error)
+    }
+
+    /// For what it is to be read next, if nothing else calls for it: a mere look would not show that what failed in use
+    /// works now.
+    pub fn next_purpose(&self) -> Purpose {
+        self.trouble.as_ref().map_or(Purpose::Look, |trouble| trouble.met)
     }
 
     fn announce(&self, facts: &Facts) {
@@ -431,10 +436,11 @@ mod tests {
         let wrong = BootstrapError::Certificate { place: "a".into(), why: "wrong".into() };
         let kept = bootstrap.take(Err(wrong), Purpose::Use, NOW).unwrap();
         assert_eq!(kept.facts, works.facts);
-        bootstrap.take(Ok(looked_at()), Purpose::Look, NOW).unwrap();
-        assert!(bootstrap.trouble().is_some(), "another look does not show it to be right");
+        assert_eq!(bootstrap.facts(), Some(&works.facts), "the one in use is shown");
+        assert_eq!(bootstrap.next_purpose(), Purpose::Use, "another look would not show it to be right");
         bootstrap.take(Ok(named("new", -1, 1)), Purpose::Use, NOW).unwrap();
         assert!(bootstrap.trouble().is_none());
+        assert_eq!(bootstrap.next_purpose(), Purpose::Look);
     }
 
     #[test]

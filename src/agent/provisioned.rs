@@ -78,7 +78,11 @@ impl Device {
         // What is wrong comes up where it is used, and is in the log and in the status until then.
         let trusted = self.mis.look_at_trust().await;
         let first = self.bootstrap.facts().is_none();
-        let credential = self.credential(self.look_for).await;
+        let purpose = match self.look_for {
+            Purpose::Use => Purpose::Use,
+            Purpose::Look => self.bootstrap.next_purpose(),
+        };
+        let credential = self.credential(purpose).await;
         self.look_for = Purpose::Look;
         if first {
             self.warn_of_unused_hardware();
