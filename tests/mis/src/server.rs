@@ -20,11 +20,12 @@ use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use std::fmt;
 use std::future;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
 use tokio::time;
@@ -65,11 +66,11 @@ pub async fn run(
     mut commands: UnboundedReceiver<Command>,
 ) {
     let shared = Arc::new(Shared { service, observer, tls: TlsAcceptor::from(config) });
-    let mut listener = Some(listener);
+    let mut port = Port::Open(listener);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            stream = accept(listener.as_ref()) => {
+            stream = port.accept() => {
                 if let Ok((stream, _)) = stream {
                     connections.spawn(connection(Arc::clone(&shared), stream));
                 }
@@ -77,18 +78,19 @@ pub async fn run(
             Some(_) = connections.join_next() => {}
             command = commands.recv() => match command {
                 Some(Command::Stop(done)) => {
-                    listener = None;
+                    drop(std::mem::replace(&mut port, Port::Closed)); // the listener goes first
+                    port = keep(address).map_or(Port::Closed, Port::Kept);
                     connections.shutdown().await;
                     let _ = done.send(());
                 }
                 Some(Command::Resume(done)) => {
-                    let result = match listener {
-                        Some(_) => Ok(()),
-                        None => TcpListener::bind(address).await.context(address).map(|again| {
-                            listener = Some(again);
-                        }),
+                    let (again, result) = match port {
+                        Port::Open(listener) => (Port::Open(listener), Ok(())),
+                        Port::Kept(socket) => opened(socket.listen(BACKLOG)),
+                        Port::Closed => opened(keep(address).and_then(|socket| socket.listen(BACKLOG))),
                     };
-                    let _ = done.send(result);
+                    port = again;
+                    let _ = done.send(result.context(address));
                 }
                 Some(Command::End) | None => return,
             }
@@ -96,12 +98,38 @@ pub async fn run(
     }
 }
 
-async fn accept(listener: Option<&TcpListener>) -> std::io::Result<(TcpStream, SocketAddr)> {
-    match listener {
-        Some(listener) => listener.accept().await,
-        None => future::pending().await,
+/// The server's port, in and out of an outage.
+enum Port {
+    Open(TcpListener),
+    /// Nobody listens, and nobody else gets it meanwhile.
+    Kept(TcpSocket),
+    Closed,
+}
+
+impl Port {
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        match self {
+            Self::Open(listener) => listener.accept().await,
+            Self::Kept(_) | Self::Closed => future::pending().await,
+        }
     }
 }
+
+fn opened(listener: io::Result<TcpListener>) -> (Port, io::Result<()>) {
+    match listener {
+        Ok(listener) => (Port::Open(listener), Ok(())),
+        Err(error) => (Port::Closed, Err(error)),
+    }
+}
+
+fn keep(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+const BACKLOG: u32 = 1024;
 
 async fn connection(shared: Arc<Shared>, stream: TcpStream) {
     let _ = stream.set_nodelay(true);
