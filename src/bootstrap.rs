@@ -131,7 +131,6 @@ pub struct Bootstrap {
 
 #[derive(Clone, Debug)]
 struct Trouble {
-    why: String,
     met: Purpose,
     error: LastError,
 }
@@ -218,16 +217,15 @@ impl Bootstrap {
     }
 
     fn complain(&mut self, why: &BootstrapError, met: Purpose, has_another: bool, at: Timestamp) {
-        let why = why.to_string();
-        if let Some(trouble) = self.trouble.as_mut().filter(|trouble| trouble.why == why) {
+        let consequence =
+            if has_another { "the one before it stays in use" } else { "no enrollment is possible for now" };
+        let report = Report::of_agent(PROBLEM, TITLE, &format!("{why}; {consequence}"));
+        if let Some(trouble) = self.trouble.as_mut().filter(|trouble| trouble.error.report == report) {
             trouble.met = met;
             return;
         }
-        let consequence =
-            if has_another { "the one before it stays in use" } else { "no enrollment is possible for now" };
-        tracing::error!(problem = why, "the factory credential cannot be used; {consequence}");
-        let report = Report::of_agent(PROBLEM, TITLE, &format!("{why}; {consequence}"));
-        self.trouble = Some(Trouble { why, met, error: LastError { report, at, permanent: true } });
+        tracing::error!(problem = report.detail, "{TITLE}");
+        self.trouble = Some(Trouble { met, error: LastError { report, at, permanent: true } });
     }
 
     fn warn_of_expiry(&mut self, facts: &Facts, now: Timestamp) {
@@ -448,8 +446,12 @@ mod tests {
         let mut bootstrap = Bootstrap::default();
         bootstrap.take(Ok(credential(-1, 1)), Purpose::Use, NOW).unwrap();
         let later = NOW.after(DAY * 2);
-        let mismatch = BootstrapError::Mismatch { certificate: "a".into(), key: "b".into() };
-        assert!(bootstrap.take(Err(mismatch), Purpose::Use, later).is_err());
+        let mismatch = || BootstrapError::Mismatch { certificate: "a".into(), key: "b".into() };
+        let said = |bootstrap: &Bootstrap| bootstrap.trouble().unwrap().report.detail.clone().unwrap();
+        bootstrap.take(Err(mismatch()), Purpose::Use, NOW).unwrap();
+        assert!(said(&bootstrap).ends_with("the one before it stays in use"));
+        assert!(bootstrap.take(Err(mismatch()), Purpose::Use, later).is_err());
+        assert!(said(&bootstrap).ends_with("no enrollment is possible for now"));
         let expired = bootstrap.take(Ok(credential(-1, 1)), Purpose::Use, later);
         assert!(matches!(expired, Err(BootstrapError::Expired { .. })));
         assert!(bootstrap.facts().is_some(), "people see until when it was valid");

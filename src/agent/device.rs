@@ -85,8 +85,7 @@ impl Device {
         self.store_renewal_moment().await;
         let (generation, failure) = self.publish_files(now).await;
         self.spoken.of_files(failure.as_ref());
-        let mut snapshot = self.snapshot(now, generation);
-        snapshot.last_error = self.last_error(now, failure.as_ref());
+        let snapshot = self.snapshot(now, generation, failure.as_ref());
         self.tell_service_manager(&snapshot);
         publish.send_replace(Arc::new(snapshot));
         failure.map(|_| PUBLISH_AGAIN)
@@ -170,7 +169,12 @@ impl Device {
         }
     }
 
-    pub(super) fn snapshot(&self, now: Now, generation: Option<u64>) -> Snapshot {
+    pub(super) fn snapshot(
+        &self,
+        now: Now,
+        generation: Option<u64>,
+        not_published: Option<&Report>,
+    ) -> Snapshot {
         let trust_domain = self.discovery.as_ref().map(|held| held.document.trust_domain().clone());
         let of_identity = || self.identity.as_ref().map(|i| i.svid.spiffe_id().trust_domain().clone());
         Snapshot {
@@ -186,7 +190,7 @@ impl Device {
             }),
             bootstrap: self.bootstrap.facts().cloned(),
             trust: self.mis.trust().facts(),
-            last_error: self.last_error(now, None),
+            last_error: self.last_error(now, not_published),
             generation,
         }
     }

@@ -148,7 +148,7 @@ impl Life {
                     now.wall.after(STATE_POLL),
                 )
             }
-            Self::Configured(device) => device.snapshot(now, None),
+            Self::Configured(device) => device.snapshot(now, None, None),
         }
     }
 

@@ -173,14 +173,7 @@ fn a_new_certificate_is_noticed_and_counts_at_the_next_enrollment() {
 #[test]
 fn a_wrong_password_of_a_tpm_key_is_tried_once_and_the_right_one_at_once() {
     let mut world = World::new();
-    let (certificate, handle) = guarded_key(&world, "correct horse");
-    let auth = world.device.path("factory.auth");
-    fs::write(&auth, "wrong\n").unwrap();
-    configure(
-        &world,
-        &certificate,
-        &format!("key = \"tpm:{handle}\"\nkey_auth = \"file:{}\"", auth.display()),
-    );
+    let auth = device_with_guarded_key(&world, "correct horse", "wrong\n");
     world.device.start();
     world.device.wait_for_error("password");
     std::thread::sleep(Duration::from_secs(2)); // several attempts, were they made
@@ -197,14 +190,7 @@ fn a_wrong_password_of_a_tpm_key_is_tried_once_and_the_right_one_at_once() {
 #[test]
 fn a_guarded_key_is_used_for_enrollments_only() {
     let mut world = World::new();
-    let (certificate, handle) = guarded_key(&world, "correct horse");
-    let auth = world.device.path("factory.auth");
-    fs::write(&auth, "correct horse").unwrap();
-    configure(
-        &world,
-        &certificate,
-        &format!("key = \"tpm:{handle}\"\nkey_auth = \"file:{}\"", auth.display()),
-    );
+    device_with_guarded_key(&world, "correct horse", "correct horse");
     world.device.start();
     world.device.wait_for("active");
     let count_after_power_cut = |world: &mut World| {
@@ -265,6 +251,16 @@ fn a_certificate_in_the_tpm_that_is_not_there_is_named_and_found_when_it_comes()
     tpm.run("tpm2_nvdefine", &["-Q", "0x01c90000", "-C", "o", "-s", &size.to_string(), "-a", attributes]);
     tpm.run("tpm2_nvwrite", &["-Q", "0x01c90000", "-C", "o", "-i", &der]);
     world.device.wait_for("active");
+}
+
+/// A device whose factory key has a password, and a file that says what it is: the file.
+fn device_with_guarded_key(world: &World, password: &str, said: &str) -> std::path::PathBuf {
+    let (certificate, handle) = guarded_key(world, password);
+    let auth = world.device.path("factory.auth");
+    fs::write(&auth, said).unwrap();
+    let lines = format!("key = \"tpm:{handle}\"\nkey_auth = \"file:{}\"", auth.display());
+    configure(world, &certificate, &lines);
+    auth
 }
 
 /// A key with a password in the TPM, guarded against guessing, and its certificate.
