@@ -31,7 +31,7 @@ impl ProviderKind {
 }
 
 /// Makes keys where the configuration says, and nowhere else (rules K1, K2); opens those of both kinds, so that a device
-/// whose configuration was changed keeps the identity it holds until the next renewal.
+/// whose configuration was changed keeps the identity it holds until it has renewed.
 #[derive(Clone, Debug)]
 pub struct Provider {
     makes: ProviderKind,

@@ -376,6 +376,16 @@ fn where_it_may_not_be_replaced_it_is_kept_until_renewal_and_not_asked_for_again
 }
 
 #[test]
+fn an_expired_device_with_a_key_of_another_provider_enrolls_with_a_new_one() {
+    let mut device = with_a_key_of_another_provider();
+    device.passes(200 * DAY); // the key that is held may be out of reach for good
+    assert!(device.waits_for(CreateKey) < DAY);
+    assert_eq!(device.told(key_created()), Some(Action::Request(Enroll, Pending)));
+    device.told(refusal(Meaning::KeyRotationRefused, None));
+    assert_eq!(device.doing, Some(Action::Request(Enroll, Current)), "unless the MIS insists on it");
+}
+
+#[test]
 fn a_refused_rotation_without_an_existing_key_blocks_until_something_is_corrected() {
     let mut device = Device::enrolling();
     device.told(refusal(Meaning::KeyRotationRefused, None));

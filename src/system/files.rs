@@ -183,6 +183,15 @@ mod tests {
     }
 
     #[test]
+    fn a_pipe_is_refused_and_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        assert!(read_limited(&pipe).unwrap_err().to_string().contains("not a regular file"));
+        assert!(read_secret(&pipe, 100).is_err());
+    }
+
+    #[test]
     fn a_missing_group_is_named() {
         assert!(group_id("no-such-group-here").unwrap_err().to_string().contains("no-such-group-here"));
     }
