@@ -15,7 +15,7 @@ pub(crate) fn text(linked: &Linked) -> Result<String, Box<dyn std::error::Error>
     let mut numbers: BTreeMap<String, usize> = BTreeMap::new();
     let mut texts = Vec::new();
     let mut list = String::new();
-    for one in &linked.crates {
+    for one in linked.crates.iter().filter(|one| one.checksum.is_some()) {
         let mut refers = Vec::new();
         for text in texts_of(one)? {
             let number = *numbers.entry(essence(&text)).or_insert_with(|| {
