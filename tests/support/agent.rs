@@ -91,7 +91,7 @@ impl Device {
     pub(crate) fn spawn(&mut self) {
         assert!(self.process.is_none(), "one agent at a time");
         let log = File::options().create(true).append(true).open(self.path("agent.log")).expect("a log file");
-        let mut command = if self.passed.is_empty() { self.command(&["run"]) } else { self.activated() };
+        let mut command = self.daemon();
         let process = command.stderr(log).spawn();
         self.process = Some(process.expect("the agent starts"));
     }
@@ -102,13 +102,16 @@ impl Device {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.complete(Command::new(AGENT), arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        command
+        self.complete(Command::new(AGENT), arguments)
     }
 
-    /// The sockets travel as stdin and stdout to a shell, which puts them where the agent looks for them.
-    fn activated(&self) -> Command {
+    fn daemon(&self) -> Command {
+        if self.passed.is_empty() {
+            let mut command = self.command(&["run"]);
+            command.stdin(Stdio::null()).stdout(Stdio::null());
+            return command;
+        }
+        // The sockets travel as stdin and stdout to a shell, which puts them where the agent looks for them.
         let mut shell = Command::new("sh");
         shell.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\" 3<&0 4<&1 </dev/null >/dev/null", AGENT]);
         let mut command = self.complete(shell, &["run"]);
