@@ -82,22 +82,41 @@ impl Watchdog {
 
     /// Keeps the service manager content for as long as it is polled and the wait is not overdue. Never ends.
     pub async fn keep_fed(&mut self) -> Infallible {
-        let Some(ticks) = &mut self.ticks else { return std::future::pending().await };
         loop {
+            let Some(ticks) = &mut self.ticks else { return std::future::pending().await };
             let now = ticks.tick().await;
-            if self.deadline.is_none_or(|deadline| now < deadline) {
-                send(NotifyState::Watchdog);
-            } else {
+            if self.is_overdue(now) {
                 tracing::error!(
-                    "what the agent is doing takes longer than it can: the service manager will start it anew"
+                    "what the agent does hangs: the service manager will end it and start it anew"
                 );
+            } else {
+                send(NotifyState::Watchdog);
             }
         }
+    }
+
+    fn is_overdue(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
     }
 }
 
 impl Default for Watchdog {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_with_a_limit_is_overdue_after_it_and_one_without_never() {
+        let mut watchdog = Watchdog { ticks: None, deadline: None };
+        let after = |secs| Instant::now() + Duration::from_secs(secs);
+        watchdog.wait_begins(Some(Duration::from_secs(300)));
+        assert!(!watchdog.is_overdue(after(299)) && watchdog.is_overdue(after(301)));
+        watchdog.wait_begins(None);
+        assert!(!watchdog.is_overdue(after(1_000_000)));
     }
 }
