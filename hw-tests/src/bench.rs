@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use miaf_agent::keys::KeyError;
 use miaf_agent::keys::tpm::{Tcti, Tpm};
 use tempfile::TempDir;
 
@@ -37,8 +38,13 @@ impl Bench {
             }
         };
         let agent = Tpm::start(tcti.clone());
-        // The agent's own words, should the TPM be out of reach.
-        agent.describe()?;
+        answers(&agent)?;
+        connection::open(&tcti).map_err(|error| {
+            format!(
+                "the agent has a connection to {tcti}, and another is refused ({error}); use the resource manager, \
+                 device:/dev/tpmrm0"
+            )
+        })?;
         kept::refuse_if_in_the_way(&tcti)?;
         let has_resource_manager = connection::has_resource_manager(&tcti)?;
         let folder = tempfile::Builder::new().prefix("hw-tests-").tempdir()?;
@@ -73,9 +79,19 @@ impl Bench {
     }
 }
 
+/// Says in the agent's own words if the TPM is out of reach or shut to it: every check would only repeat that.
+fn answers(agent: &Tpm) -> Result<(), KeyError> {
+    match agent.create_key() {
+        // That is for the report.
+        Ok(_) | Err(KeyError::Deviant { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 fn tools_are_there() -> Result<(), Failure> {
     for program in ["bash", "tpm2_getcap", "tpm2_sign"] {
-        let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let found =
+            Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         found.map_err(|error| format!("cannot run {program}: {error}; install bash and tpm2-tools"))?;
     }
     Ok(())

@@ -61,9 +61,8 @@ fn algorithms(context: &mut Context) -> String {
 
 fn has_algorithm(context: &mut Context, algorithm: AlgorithmIdentifier) -> bool {
     let number = u32::from(u16::from(algorithm));
-    let answer = context.execute_without_session(|context| {
-        context.get_capability(CapabilityType::Algorithms, number, 1)
-    });
+    let answer = context
+        .execute_without_session(|context| context.get_capability(CapabilityType::Algorithms, number, 1));
     matches!(answer, Ok((CapabilityData::Algorithms(list), _))
         if list.find(algorithm).is_some())
 }
@@ -78,7 +77,11 @@ fn curves(context: &mut Context) -> String {
         ("BN-638", EccCurve::BnP638),
         ("SM2", EccCurve::Sm2P256),
     ];
-    listed(all.into_iter().filter(|(_, curve)| has_curve(context, *curve)).map(|(name, _)| name))
+    listed(
+        all.into_iter()
+            .filter(|(_, curve)| has_curve(context, *curve, HashingAlgorithm::Sha256))
+            .map(|(name, _)| name),
+    )
 }
 
 fn rsa_sizes(context: &mut Context) -> String {
@@ -96,9 +99,9 @@ fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     if names.is_empty() { "none".into() } else { names.join(", ") }
 }
 
-/// Whether the chip has keys on the curve.
-pub(crate) fn has_curve(context: &mut Context, curve: EccCurve) -> bool {
-    let scheme = EccScheme::EcDsa(HashScheme::new(HashingAlgorithm::Sha256));
+/// Whether the chip has ECDSA keys on the curve, for the hash.
+pub(crate) fn has_curve(context: &mut Context, curve: EccCurve, hash: HashingAlgorithm) -> bool {
+    let scheme = EccScheme::EcDsa(HashScheme::new(hash));
     let parameters = PublicEccParametersBuilder::new_unrestricted_signing_key(scheme, curve).build();
     parameters.is_ok_and(|parameters| has(context, PublicParameters::Ecc(parameters)))
 }

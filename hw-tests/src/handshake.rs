@@ -87,7 +87,8 @@ impl Authority {
         let params = CertificateParams::new(vec![SERVER.into()])?;
         let leaf = params.signed_by(&key, &self.issuer)?.der().clone();
         let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), Arc::clone(&provider)).build()?;
+            WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), Arc::clone(&provider))
+                .build()?;
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])?

@@ -3,20 +3,31 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use nix::sys::signal::{SigSet, Signal};
+use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Failure;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// To be called before any other thread is started: they inherit that these signals are kept from them.
+/// From here on these signals end the suite in order. Handlers, unlike a mask, are not inherited by tpm2-tools.
 pub(crate) fn watch() -> Result<(), Failure> {
-    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
-    signals.thread_block().map_err(|error| format!("cannot watch for signals: {error}"))?;
+    let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
+    let signals = {
+        let _guard = runtime.enter();
+        [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal)
+    };
+    let [interrupt, terminate, hangup] = signals;
+    let (mut interrupt, mut terminate, mut hangup) = (interrupt?, terminate?, hangup?);
     thread::spawn(move || {
-        while signals.wait().is_ok() {
-            REQUESTED.store(true, Ordering::Relaxed);
-        }
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+        });
+        REQUESTED.store(true, Ordering::Relaxed);
     });
     Ok(())
 }

@@ -5,7 +5,7 @@ use miaf_agent::keys::tpm::Tcti;
 use tss_esapi::Context;
 use tss_esapi::attributes::NvIndexAttributesBuilder;
 use tss_esapi::constants::PropertyTag;
-use tss_esapi::handles::{NvIndexTpmHandle, PersistentTpmHandle, TpmHandle};
+use tss_esapi::handles::{KeyHandle, NvIndexTpmHandle, PersistentTpmHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::dynamic_handles::Persistent;
 use tss_esapi::interface_types::resource_handles::{Hierarchy, NvAuth, Provision};
@@ -56,6 +56,11 @@ impl<'a> Kept<'a> {
             .create_primary(Hierarchy::Owner, template, None, None, None, None)
             .during("CreatePrimary")?
             .key_handle;
+        Self::loaded_key(tcti, &mut context, key)
+    }
+
+    /// Keeps a key at [`HANDLE`] that is loaded.
+    pub(crate) fn loaded_key(tcti: &'a Tcti, context: &mut Context, key: KeyHandle) -> Result<Self, Failure> {
         context.evict_control(Provision::Owner, key.into(), persistent()?).during("EvictControl")?;
         Ok(Self { tcti, place: Place::Handle })
     }
@@ -100,7 +105,9 @@ impl Drop for Kept<'_> {
         let removed = connection::open(self.tcti).and_then(|mut context| self.place.clear(&mut context));
         if let Err(error) = removed {
             let (number, remedy) = (self.place.number(), self.place.remedy());
-            eprintln!("hw-tests: cannot remove what is at {number:#010x} of the TPM: {error}; remove it with: {remedy}");
+            eprintln!(
+                "hw-tests: cannot remove what is at {number:#010x} of the TPM: {error}; remove it with: {remedy}"
+            );
         }
     }
 }

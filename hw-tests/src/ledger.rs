@@ -66,7 +66,8 @@ fn nothing_is_left(bench: &Bench, before: &Ledger) -> Outcome {
         differences.extend(before.difference(after).map(|handle| format!("{name}: {handle:#010x} is gone")));
     }
     if before.seen_through != after.seen_through {
-        differences.push(format!("seen through {} before, {} after", before.seen_through, after.seen_through));
+        differences
+            .push(format!("seen through {} before, {} after", before.seen_through, after.seen_through));
     }
     if !differences.is_empty() {
         return Err(differences.join("; ").into());

@@ -62,7 +62,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    interrupt::watch()?;
+    interrupt::watch().map_err(|error| format!("cannot watch for signals: {error}"))?;
     let bench = Bench::set_up(arguments.tcti.clone(), arguments.rounds, arguments.destructive)?;
     let chip = chip::describe(&bench)?;
     let before = Ledger::read(&bench)?;

@@ -145,7 +145,8 @@ impl Report {
 fn table<const N: usize>(titles: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let titles = titles.map(String::from);
     // A line break or a bar would end a cell of the table.
-    let rows: Vec<_> = rows.map(|row| row.map(|cell| cell.replace(['\n', '\r'], " ").replace('|', "/"))).collect();
+    let rows: Vec<_> =
+        rows.map(|row| row.map(|cell| cell.replace(['\n', '\r'], " ").replace('|', "/"))).collect();
     let mut widths = titles.each_ref().map(|title| title.chars().count());
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -170,5 +171,7 @@ pub(crate) fn write(text: &str, file: Option<&Path>) -> Result<(), Failure> {
         std::fs::write(file, text)
             .map_err(|error| format!("cannot write the report to {}: {error}", file.display()))?;
     }
-    io::stdout().write_all(text.as_bytes()).map_err(|error| format!("cannot print the report: {error}").into())
+    io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| format!("cannot print the report: {error}").into())
 }

@@ -91,7 +91,9 @@ fn is_there(pid_file: &Path) -> bool {
 fn free_pairs() -> impl Iterator<Item = u16> {
     let start = std::process::id();
     (0..6_000)
-        .filter_map(move |step| u16::try_from(20_000 + 2 * (start.wrapping_mul(61).wrapping_add(step) % 6_000)).ok())
+        .filter_map(move |step| {
+            u16::try_from(20_000 + 2 * (start.wrapping_mul(61).wrapping_add(step) % 6_000)).ok()
+        })
         .filter(|port| {
             [*port, port + 1].iter().all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
         })

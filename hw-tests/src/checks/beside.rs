@@ -10,7 +10,7 @@ use crate::bench::Bench;
 use crate::connection::{self, AS_THE_AGENT_DOES};
 use crate::kept::{HANDLE, Kept};
 use crate::timings::Timing;
-use crate::{Failure, interrupt, swtpm};
+use crate::{Failure, interrupt};
 
 /// How often the tools go through their work.
 const ROUNDS: &str = "10";
@@ -20,9 +20,6 @@ const DEADLINE: Duration = Duration::from_secs(600);
 pub(super) fn tools_at_the_same_time(bench: &Bench) -> Outcome {
     if bench.has_resource_manager {
         return side_by_side(bench, "create, load, sign, verify, flush", "objects");
-    }
-    if swtpm::control_port(&bench.tcti).is_none() {
-        return Ok(Verdict::NotAvailable("the chip's own device file admits one program at a time".into()));
     }
     // Without a resource manager the tools would leave their objects in the few slots, or take the agent's out of them.
     let _key = Kept::key(&bench.tcti, connection::p256_key(AS_THE_AGENT_DOES)?)?;

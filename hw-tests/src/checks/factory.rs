@@ -14,10 +14,10 @@ use x509_parser::prelude::{FromDer, SubjectPublicKeyInfo};
 use super::{Outcome, Verdict, ensure};
 use crate::Failure;
 use crate::bench::Bench;
+use crate::chip;
 use crate::connection::{self, AS_THE_AGENT_DOES};
 use crate::handshake::Authority;
 use crate::kept::{HANDLE, INDEX, Kept};
-use crate::chip;
 
 pub(super) fn p256_with_certificate_in_nv(bench: &Bench) -> Outcome {
     let template = connection::p256_key(AS_THE_AGENT_DOES)?;
@@ -35,11 +35,15 @@ pub(super) fn p256_with_certificate_in_nv(bench: &Bench) -> Outcome {
 }
 
 pub(super) fn p384(bench: &Bench) -> Outcome {
-    if !chip::has_curve(&mut connection::open(&bench.tcti)?, EccCurve::NistP384) {
-        return Ok(Verdict::NotAvailable("the chip has no P-384".into()));
+    if !chip::has_curve(&mut connection::open(&bench.tcti)?, EccCurve::NistP384, HashingAlgorithm::Sha384) {
+        return Ok(Verdict::NotAvailable("the chip has no P-384 with SHA-384".into()));
     }
-    let template =
-        connection::ecc_key(AS_THE_AGENT_DOES, EccCurve::NistP384, HashingAlgorithm::Sha384, Digest::default())?;
+    let template = connection::ecc_key(
+        AS_THE_AGENT_DOES,
+        EccCurve::NistP384,
+        HashingAlgorithm::Sha384,
+        Digest::default(),
+    )?;
     identifies(bench, template, "ecdsa-p384", &rcgen::PKCS_ECDSA_P384_SHA384)
 }
 

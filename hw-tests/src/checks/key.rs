@@ -85,8 +85,9 @@ pub(super) fn cannot_be_duplicated(bench: &Bench) -> Outcome {
     /// TPM_RC_ATTRIBUTES, for the first handle.
     const ATTRIBUTES: u32 = 0x182;
     let exportable = Kind { fixed: false, ..AS_THE_AGENT_DOES };
-    ask_for_duplicate(bench, |context| with_duplication_policy(context, exportable))?
-        .map_err(|code| format!("a key that is made for it is refused too (code {code:#x}): nothing was shown"))?;
+    ask_for_duplicate(bench, |context| with_duplication_policy(context, exportable))?.map_err(|code| {
+        format!("a key that is made for it is refused too (code {code:#x}): nothing was shown")
+    })?;
     let fixed = ask_for_duplicate(bench, |context| with_duplication_policy(context, AS_THE_AGENT_DOES))?;
     ensure(fixed == Err(ATTRIBUTES), || {
         format!("fixedTPM and fixedParent are not what keeps a key in: {}", answer(&fixed))
@@ -94,7 +95,9 @@ pub(super) fn cannot_be_duplicated(bench: &Bench) -> Outcome {
     let pem = bench.agent.create_key()?.to_pem()?;
     match ask_for_duplicate(bench, |context| connection::load(context, &pem))? {
         Ok(()) => Err("the chip gave it out".into()),
-        Err(code) => Ok(Verdict::Passed(format!("refused (code {code:#x}); a key that is made for it is not"))),
+        Err(code) => {
+            Ok(Verdict::Passed(format!("refused (code {code:#x}); a key that is made for it is not")))
+        }
     }
 }
 
@@ -127,9 +130,7 @@ fn ask_for_duplicate(
 fn with_duplication_policy(context: &mut Context, kind: Kind) -> Result<KeyHandle, Failure> {
     let (trial, policy) = duplication_session(context, SessionType::Trial)?;
     let trial = PolicySession::try_from(trial).during("PolicyCommandCode")?;
-    context
-        .flush_context(SessionHandle::from(trial).into())
-        .during("FlushContext")?;
+    context.flush_context(SessionHandle::from(trial).into()).during("FlushContext")?;
     let template = connection::ecc_key(kind, EccCurve::NistP256, HashingAlgorithm::Sha256, policy)?;
     let parent = connection::parent(context)?;
     let made = context.create(parent, template, None, None, None, None).during("Create")?;
@@ -140,7 +141,14 @@ fn with_duplication_policy(context: &mut Context, kind: Kind) -> Result<KeyHandl
 fn duplication_session(context: &mut Context, kind: SessionType) -> Result<(AuthSession, Digest), Failure> {
     context.execute_without_session(|context| {
         let session = context
-            .start_auth_session(None, None, None, kind, SymmetricDefinition::AES_128_CFB, HashingAlgorithm::Sha256)
+            .start_auth_session(
+                None,
+                None,
+                None,
+                kind,
+                SymmetricDefinition::AES_128_CFB,
+                HashingAlgorithm::Sha256,
+            )
             .during("StartAuthSession")?
             .ok_or("StartAuthSession gave no session")?;
         let policy = PolicySession::try_from(session).during("StartAuthSession")?;

@@ -21,14 +21,17 @@ pub(super) fn does_not_stop_the_agent(bench: &Bench) -> Outcome {
     let before = LockOut::read(&mut connection::open(&bench.tcti)?)?;
     if before.has_password || before.is_locked || before.tries_used > 0 {
         return Ok(Verdict::NotAvailable(
-            "the chip could not be put back as it is: it has a lock-out password, or tries have been used".into(),
+            "the chip could not be put back as it is: it has a lock-out password, or tries have been used"
+                .into(),
         ));
     }
 
     let made = bench.agent.create_key()?;
     let locked = Locked::lock(bench, before)?;
     let code = guess_and_use(bench)?;
-    ensure(code == LOCKED, || format!("the TPM does not lock: it says {code:#x} to a key that is not exempt"))?;
+    ensure(code == LOCKED, || {
+        format!("the TPM does not lock: it says {code:#x} to a key that is not exempt")
+    })?;
     let now = LockOut::read(&mut connection::open(&bench.tcti)?)?;
     ensure(now.is_locked, || "the TPM does not say that it is locked".into())?;
 
@@ -87,7 +90,8 @@ impl<'a> Locked<'a> {
     fn set(&self, tries: u32, interval: u32) -> Result<(), Failure> {
         let (tries, interval, recovery) =
             (tries.to_string(), interval.to_string(), self.before.recovery.to_string());
-        let settings = ["--max-tries", &tries, "--recovery-time", &interval, "--lockout-recovery-time", &recovery];
+        let settings =
+            ["--max-tries", &tries, "--recovery-time", &interval, "--lockout-recovery-time", &recovery];
         self.bench.tool("tpm2_dictionarylockout", &[["--setup-parameters"].as_slice(), &settings].concat())
     }
 }

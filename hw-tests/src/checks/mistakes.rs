@@ -31,7 +31,9 @@ pub(super) fn damaged_key(bench: &Bench) -> Outcome {
     let Err(KeyError::NotThisTpm { code, .. }) = signed else {
         return Err(format!("one bit of the private half: {signed:?}").into());
     };
-    Ok(Verdict::Passed(format!("half a PEM: Malformed; one bit of the private half: NotThisTpm, code {code:#x}")))
+    Ok(Verdict::Passed(format!(
+        "half a PEM: Malformed; one bit of the private half: NotThisTpm, code {code:#x}"
+    )))
 }
 
 fn flip_a_bit(octets: &[u8]) -> Vec<u8> {

@@ -2,11 +2,13 @@
 
 use miaf_agent::keys::Key;
 use miaf_agent::keys::tpm::Tpm;
+use tss_esapi::constants::StartupType;
 
 use super::{Outcome, Verdict, ensure, key};
 use crate::bench::Bench;
 use crate::chip::LockOut;
-use crate::{connection, swtpm};
+use crate::connection::{self, During};
+use crate::swtpm;
 
 pub(super) fn new_connection(bench: &Bench) -> Outcome {
     // A connection of its own, closed before the next is opened.
@@ -28,6 +30,10 @@ pub(super) fn power_cuts(bench: &Bench) -> Outcome {
     let Some(control) = swtpm::control_port(&bench.tcti) else {
         return Ok(Verdict::NotAvailable("a chip cannot be reset while the system runs".into()));
     };
+    // Not to count what others have used since the TPM was last shut down in order.
+    connection::open(&bench.tcti)?.shutdown(StartupType::Clear).during("TPM2_Shutdown")?;
+    swtpm::cut_power(&bench.tcti, control)?;
+
     let made = bench.agent.create_key()?;
     let before = LockOut::read(&mut connection::open(&bench.tcti)?)?;
     for _ in 0..POWER_CUTS {
@@ -38,7 +44,10 @@ pub(super) fn power_cuts(bench: &Bench) -> Outcome {
     key::sign_and_verify(&again, key::MESSAGE)?;
     let after = LockOut::read(&mut connection::open(&bench.tcti)?)?;
     ensure(after == before, || {
-        format!("{} tries were used before, {} after {POWER_CUTS} power cuts", before.tries_used, after.tries_used)
+        format!(
+            "{} tries were used before, {} after {POWER_CUTS} power cuts",
+            before.tries_used, after.tries_used
+        )
     })?;
     Ok(Verdict::Passed(format!("{POWER_CUTS} power cuts, {} tries used", after.tries_used)))
 }
