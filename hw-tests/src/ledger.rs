@@ -48,6 +48,24 @@ impl Ledger {
         }
         Ok(Self { seen_through, handles, lock_out: LockOut::read(&mut context)? })
     }
+
+    /// Fails if something else is in the TPM now.
+    pub(crate) fn still_holds(&self, bench: &Bench) -> Result<Self, Failure> {
+        let now = Self::read(bench)?;
+        let mut differences = Vec::new();
+        for (before, now) in self.handles.iter().zip(&now.handles) {
+            differences.extend(now.difference(before).map(|handle| format!("{handle:#010x} is new")));
+            differences.extend(before.difference(now).map(|handle| format!("{handle:#010x} is gone")));
+        }
+        if self.seen_through != now.seen_through {
+            differences.push(format!("seen through {} before, {} now", self.seen_through, now.seen_through));
+        }
+        if differences.is_empty() {
+            Ok(now)
+        } else {
+            Err(format!("the TPM is not left as it was: {}", differences.join("; ")).into())
+        }
+    }
 }
 
 /// `/dev/tpm0` for `/dev/tpmrm0`.
@@ -57,22 +75,13 @@ fn below_the_resource_manager(tcti: &Tcti) -> Option<Tcti> {
 }
 
 fn nothing_is_left(bench: &Bench, before: &Ledger) -> Outcome {
-    let after = Ledger::read(bench)?;
-    let mut counts = Vec::new();
-    let mut differences = Vec::new();
-    for ((name, _), (before, after)) in KINDS.iter().zip(before.handles.iter().zip(&after.handles)) {
-        counts.push(format!("{} {name}", after.len()));
-        differences.extend(after.difference(before).map(|handle| format!("{name}: {handle:#010x} is new")));
-        differences.extend(before.difference(after).map(|handle| format!("{name}: {handle:#010x} is gone")));
-    }
-    if before.seen_through != after.seen_through {
-        differences
-            .push(format!("seen through {} before, {} after", before.seen_through, after.seen_through));
-    }
-    if !differences.is_empty() {
-        return Err(differences.join("; ").into());
-    }
-    Ok(Verdict::Passed(format!("{}, as before; seen through {}", counts.join(", "), after.seen_through)))
+    let now = before.still_holds(bench)?;
+    let counts: Vec<String> = KINDS
+        .iter()
+        .zip(&now.handles)
+        .map(|((name, _), handles)| format!("{} {name}", handles.len()))
+        .collect();
+    Ok(Verdict::Passed(format!("{}, as before; seen through {}", counts.join(", "), now.seen_through)))
 }
 
 fn nothing_counts(bench: &Bench, before: &Ledger) -> Outcome {

@@ -22,7 +22,7 @@ use bench::Bench;
 use clap::Parser;
 use ledger::Ledger;
 use miaf_agent::keys::tpm::Tcti;
-use report::{Heading, Report};
+use report::{Destination, Heading, Report};
 
 /// Tries the agent's keys on a TPM 2.0 and prints a table of how they fared. Leaves the chip as it found it.
 ///
@@ -63,16 +63,18 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     interrupt::watch().map_err(|error| format!("cannot watch for signals: {error}"))?;
+    let destination = Destination::open(arguments.out.as_deref())?;
     let bench = Bench::set_up(arguments.tcti.clone(), arguments.rounds, arguments.destructive)?;
-    let chip = chip::describe(&bench)?;
     let before = Ledger::read(&bench)?;
+    let chip = chip::describe(&bench)?;
 
     let mut report = Report::new(Heading::new(&bench, chip, arguments.date.clone()));
     for (name, check) in checks::ALL {
         if interrupt::requested() {
             break;
         }
-        report.add(name, check(&bench));
+        // The agent's connection stays open: what it leaves in the TPM shows at once, and whose work it was.
+        report.add(name, check(&bench).and_then(|verdict| before.still_holds(&bench).map(|_| verdict)));
     }
     if !interrupt::requested() {
         match timings::measure(&bench) {
@@ -80,13 +82,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
             Err(error) => report.add("timings", Err(error)),
         }
     }
-    // The agent's connection is still open: what it has left in the TPM shows.
     for (name, comparison) in ledger::COMPARISONS {
         report.add(name, comparison(&bench, &before));
     }
 
     let text = if arguments.json { report.json() } else { report.markdown() };
-    report::write(&text, arguments.out.as_deref())?;
+    destination.write(&text)?;
     Ok(if interrupt::requested() {
         eprintln!("hw-tests: interrupted; what had been put in the TPM was taken out again");
         ExitCode::from(130)

@@ -1,7 +1,8 @@
 //! The table that a lab can file: Markdown that reads as plain text, or JSON.
 
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use miaf_agent::time::Timestamp;
@@ -165,13 +166,26 @@ fn table<const N: usize>(titles: [&str; N], rows: impl Iterator<Item = [String; 
     [line(&titles), line(&rule)].into_iter().chain(rows.iter().map(line)).collect()
 }
 
-/// Prints the report, and writes it to a file if one is named.
-pub(crate) fn write(text: &str, file: Option<&Path>) -> Result<(), Failure> {
-    if let Some(file) = file {
-        std::fs::write(file, text)
-            .map_err(|error| format!("cannot write the report to {}: {error}", file.display()))?;
+/// Where the report goes: to the terminal, and to a file if one is named.
+pub(crate) struct Destination(Option<(PathBuf, File)>);
+
+impl Destination {
+    /// Opens the file at once: nobody wants to hear after the last check that it cannot be written.
+    pub(crate) fn open(file: Option<&Path>) -> Result<Self, Failure> {
+        let Some(path) = file else { return Ok(Self(None)) };
+        let file = File::create(path).map_err(|error| cannot_write(path, &error))?;
+        Ok(Self(Some((path.to_owned(), file))))
     }
-    io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|error| format!("cannot print the report: {error}").into())
+
+    pub(crate) fn write(self, report: &str) -> Result<(), Failure> {
+        if let Some((path, mut file)) = self.0 {
+            file.write_all(report.as_bytes()).map_err(|error| cannot_write(&path, &error))?;
+        }
+        let printed = io::stdout().write_all(report.as_bytes());
+        printed.map_err(|error| format!("cannot print the report: {error}").into())
+    }
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> Failure {
+    format!("cannot write the report to {}: {error}", path.display()).into()
 }

@@ -123,5 +123,7 @@ pub(crate) fn cut_power(tcti: &Tcti, control: SocketAddr) -> Result<(), Failure>
     // It serves one connection at a time, and the next line needs one of its own.
     drop(connection);
     // The firmware's part.
-    connection::open(tcti)?.startup(StartupType::Clear).during("TPM2_Startup")
+    connection::open(tcti)?
+        .execute_without_session(|context| context.startup(StartupType::Clear))
+        .during("TPM2_Startup")
 }

@@ -31,7 +31,9 @@ pub(super) fn power_cuts(bench: &Bench) -> Outcome {
         return Ok(Verdict::NotAvailable("a chip cannot be reset while the system runs".into()));
     };
     // Not to count what others have used since the TPM was last shut down in order.
-    connection::open(&bench.tcti)?.shutdown(StartupType::Clear).during("TPM2_Shutdown")?;
+    connection::open(&bench.tcti)?
+        .execute_without_session(|context| context.shutdown(StartupType::Clear))
+        .during("TPM2_Shutdown")?;
     swtpm::cut_power(&bench.tcti, control)?;
 
     let made = bench.agent.create_key()?;
