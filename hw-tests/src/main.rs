@@ -42,7 +42,7 @@ struct Arguments {
     /// The date in the report, where the clock of the device is not to be trusted.
     #[arg(long, value_name = "TEXT")]
     date: Option<String>,
-    /// How many signatures are made, checked and timed.
+    /// How many signatures are made, checked and timed. tpm2-tools work beside the agent for a tenth of them, ten at most.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rounds: u32,
     /// Also lock the chip, and unlock it again. Only if nobody depends on it. Software TPMs are always locked.

@@ -12,8 +12,6 @@ use crate::kept::{HANDLE, Kept};
 use crate::timings::Timing;
 use crate::{Failure, interrupt};
 
-/// How often the tools go through their work.
-const ROUNDS: &str = "10";
 /// Far longer than the slowest chip takes.
 const DEADLINE: Duration = Duration::from_secs(600);
 
@@ -29,7 +27,8 @@ pub(super) fn tools_at_the_same_time(bench: &Bench) -> Outcome {
 fn side_by_side(bench: &Bench, what_the_tools_do: &str, way: &str) -> Outcome {
     let made = bench.agent.create_key()?;
     // Started before the agent talks to the TPM again: the TSS would have it inherit the connection.
-    let mut tools = Tools::start(bench, way)?;
+    let rounds = (bench.rounds / 10).clamp(1, 10);
+    let mut tools = Tools::start(bench, way, rounds)?;
     let begun = Instant::now();
     let mut signatures = Timing::new("");
     let mut busy = 0;
@@ -48,7 +47,7 @@ fn side_by_side(bench: &Bench, what_the_tools_do: &str, way: &str) -> Outcome {
         return Err(format!("the TPM was busy {busy} of {} times", signatures.rounds()).into());
     }
     Ok(Verdict::Passed(format!(
-        "{ROUNDS} rounds of tpm2-tools ({what_the_tools_do}) in {seconds:.1} s; in the meantime {} signatures of the agent, \
+        "{rounds} rounds of tpm2-tools ({what_the_tools_do}) in {seconds:.1} s; in the meantime {} signatures of the agent, \
          p50 {:.2} ms, max {:.2} ms; never busy",
         signatures.rounds(),
         signatures.percentile(50),
@@ -60,10 +59,17 @@ fn side_by_side(bench: &Bench, what_the_tools_do: &str, way: &str) -> Outcome {
 struct Tools(Child);
 
 impl Tools {
-    fn start(bench: &Bench, way: &str) -> Result<Self, Failure> {
+    fn start(bench: &Bench, way: &str, rounds: u32) -> Result<Self, Failure> {
         bench
             .command("bash")
-            .args(["-c", include_str!("beside.sh"), "beside", way, ROUNDS, &format!("{HANDLE:#010x}")])
+            .args([
+                "-c",
+                include_str!("beside.sh"),
+                "beside",
+                way,
+                &rounds.to_string(),
+                &format!("{HANDLE:#010x}"),
+            ])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
