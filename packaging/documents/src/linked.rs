@@ -59,7 +59,8 @@ impl Linked {
         }
         let mut edges: BTreeMap<Id, BTreeSet<Id>> = BTreeMap::new();
         for node in list(&metadata["resolve"]["nodes"]) {
-            let normal = |dependency: &&Value| list(&dependency["dep_kinds"]).any(|kind| kind["kind"].is_null());
+            let normal =
+                |dependency: &&Value| list(&dependency["dep_kinds"]).any(|kind| kind["kind"].is_null());
             let on = list(&node["deps"]).filter(normal).filter_map(|on| ids.get(&text(&on["pkg"])).cloned());
             if let Some(id) = ids.get(&text(&node["id"])) {
                 edges.insert(id.clone(), on.filter(|on| linked.contains(on)).collect());
@@ -100,18 +101,26 @@ fn id_in_tree(line: &str) -> Option<Id> {
 
 fn checksums() -> Result<BTreeMap<Id, String>, Box<dyn Error>> {
     let lock: toml::Table = fs::read_to_string("Cargo.lock")?.parse()?;
-    let packages = lock.get("package").and_then(toml::Value::as_array).ok_or("Cargo.lock names no packages")?;
+    let packages =
+        lock.get("package").and_then(toml::Value::as_array).ok_or("Cargo.lock names no packages")?;
     let of = |package: &toml::Value, key| package.get(key).and_then(toml::Value::as_str).map(str::to_owned);
     Ok(packages
         .iter()
-        .filter_map(|package| Some(((of(package, "name")?, of(package, "version")?), of(package, "checksum")?)))
+        .filter_map(|package| {
+            Some(((of(package, "name")?, of(package, "version")?), of(package, "checksum")?))
+        })
         .collect())
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<String, Box<dyn Error>> {
     let output = Command::new(program).args(arguments).output().map_err(|e| format!("{program}: {e}"))?;
     if !output.status.success() {
-        return Err(format!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr)).into());
+        return Err(format!(
+            "{program} {}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        )
+        .into());
     }
     Ok(String::from_utf8(output.stdout)?)
 }

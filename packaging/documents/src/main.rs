@@ -2,6 +2,7 @@
 //! command line as it is, notices and SBOM from the crates that are really linked. The same sources give the same bytes.
 
 #![forbid(unsafe_code)]
+#![allow(clippy::indexing_slicing, reason = "of JSON only: what is not there is null")]
 
 mod linked;
 mod manual;

@@ -26,7 +26,8 @@ pub(crate) fn text(linked: &Linked) -> Result<String, Box<dyn std::error::Error>
         }
         refers.dedup();
         let whose = one.repository.clone().unwrap_or_else(|| one.authors.join(", "));
-        let said = if refers.is_empty() { "its source has no text of its own".to_owned() } else { refers.join(" ") };
+        let said =
+            if refers.is_empty() { "its source has no text of its own".to_owned() } else { refers.join(" ") };
         writeln!(list, "{} {}: {}\n    {whose}\n    {said}", one.name, one.version, one.license)?;
     }
 

@@ -33,7 +33,8 @@ pub(crate) fn document(linked: &Linked, libraries: &[String], epoch: u64) -> Val
     let all = linked.crates.iter().chain([&linked.agent]);
     let mut dependencies: Vec<Value> = all
         .map(|one| {
-            let mut on: Vec<String> = one.dependencies.iter().map(|(name, version)| reference(name, version)).collect();
+            let mut on: Vec<String> =
+                one.dependencies.iter().map(|(name, version)| reference(name, version)).collect();
             if one.name == linked.agent.name {
                 on.extend(["rust-std".to_owned()]);
                 on.extend(libraries.iter().cloned());
