@@ -1,5 +1,6 @@
 //! Others use the TPM too: tpm2-tools in a loop, and the agent beside them.
 
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -56,7 +57,10 @@ fn side_by_side(bench: &Bench, what_the_tools_do: &str, way: &str) -> Outcome {
 }
 
 /// The tools at work in a process of their own, ended when dropped.
-struct Tools(Child);
+struct Tools {
+    process: Child,
+    stop: PathBuf,
+}
 
 impl Tools {
     fn start(bench: &Bench, way: &str, rounds: u32) -> Result<Self, Failure> {
@@ -73,25 +77,28 @@ impl Tools {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .map(Self)
+            .map(|process| Self { process, stop: bench.folder().join("stop") })
             .map_err(|error| format!("cannot start bash: {error}").into())
     }
 
     /// Fails if they have.
     fn are_at_work(&mut self) -> Result<bool, Failure> {
         interrupt::check()?;
-        let Some(status) = self.0.try_wait()? else { return Ok(true) };
+        let Some(status) = self.process.try_wait()? else { return Ok(true) };
         if status.success() {
             return Ok(false);
         }
-        let said = self.0.stderr.take().map(std::io::read_to_string).transpose()?.unwrap_or_default();
-        Err(format!("tpm2-tools, beside the agent: {}", said.trim()).into())
+        let said = self.process.stderr.take().map(std::io::read_to_string).transpose()?.unwrap_or_default();
+        Err(format!("tpm2-tools, beside the agent ({status}): {}", said.trim()).into())
     }
 }
 
 impl Drop for Tools {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        // Not by force: the tool at work would go on without its shell, and be found in the TPM.
+        if std::fs::write(&self.stop, "").is_err() {
+            let _ = self.process.kill();
+        }
+        let _ = self.process.wait();
     }
 }
