@@ -69,7 +69,7 @@ table!(Trust { ca_file: PathBuf, spki_sha256: Vec<Spanned<String>>, system_roots
 
 table!(Bootstrap {
     method: Method,
-    cert_file: PathBuf,
+    cert_file: Spanned<PathBuf>,
     cert: Spanned<String>,
     intermediates_file: PathBuf,
     key: Spanned<String>,

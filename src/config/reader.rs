@@ -41,14 +41,27 @@ impl Reader<'_> {
         ConfigError { file: file.into(), line: Some(line), problem }
     }
 
+    /// Two keys of which only one may be there. They may stand in different files.
+    fn either(
+        &self,
+        key: &'static str,
+        span: &Range<usize>,
+        other: &str,
+        other_span: &Range<usize>,
+    ) -> ConfigError {
+        let (file, line) = self.sources.place_of(other_span);
+        let what =
+            format!("not beside {other}, which stands in {}:{line}: leave one of them out", file.display());
+        self.wrong(span, key, what)
+    }
+
     pub(super) fn mis(&self, section: &Spanned<raw::Mis>) -> Result<Mis, ConfigError> {
         let mis = section.get_ref();
         let discovery_url = match (&mis.discovery_url, &mis.origin) {
             (Some(url), None) => self.https_url("mis.discovery_url", url)?,
             (None, Some(origin)) => self.origin(origin)?,
-            (Some(_), Some(origin)) => {
-                let what = "give either discovery_url or origin, not both";
-                return Err(self.wrong(&origin.span(), "mis.origin", what));
+            (Some(url), Some(origin)) => {
+                return Err(self.either("mis.origin", &origin.span(), "discovery_url", &url.span()));
             }
             (None, None) => {
                 let what = "add discovery_url = \"https://…\", or origin = \"https://…\"";
@@ -203,14 +216,10 @@ impl Reader<'_> {
     ) -> Result<FactoryCertificate, ConfigError> {
         let bootstrap = section.get_ref();
         let text = match (&bootstrap.cert_file, &bootstrap.cert) {
-            (Some(path), None) => return Ok(FactoryCertificate::File(self.path(path))),
+            (Some(path), None) => return Ok(FactoryCertificate::File(self.path(path.get_ref()))),
             (None, Some(text)) => text,
-            (Some(_), Some(text)) => {
-                return Err(self.wrong(
-                    &text.span(),
-                    "bootstrap.cert",
-                    "give either cert_file or cert, not both",
-                ));
+            (Some(path), Some(text)) => {
+                return Err(self.either("bootstrap.cert", &text.span(), "cert_file", &path.span()));
             }
             (None, None) => {
                 let what = "add cert_file = \"PATH\", or cert = \"tpm:0x01…\"";

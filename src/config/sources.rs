@@ -1,16 +1,17 @@
 //! The files that the configuration is in: the one that is named, and the drop-ins beside it.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs;
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::raw::{self, Overlay as _};
 use super::{ConfigError, Problem};
+use crate::system::files;
 
-/// Of all files together.
-const MAX_TEXT: u64 = 1024 * 1024;
+/// Of all files together, in octets.
+const MAX_TEXT: usize = 1024 * 1024;
 const MAX_DROP_INS: usize = 256;
 
 /// The folder of drop-ins: `config.d` for `config.toml`.
@@ -31,30 +32,30 @@ impl Sources {
         Self { text: text.to_owned(), files: vec![(file.to_owned(), 0)] }
     }
 
-    /// The file and its drop-ins, in the order of their names. None of them needs to be there.
+    /// The file, which need not be there, and its drop-ins in the order of their names.
     pub(super) fn read(file: &Path) -> Result<Self, ConfigError> {
         let mut sources = Self { text: String::new(), files: Vec::new() };
-        sources.add(file)?;
+        match sources.add(file) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            added => added.map_err(|e| unreadable(file, e))?,
+        }
         let folder = drop_in_folder(file);
         for drop_in in drop_ins(&folder).map_err(|e| unreadable(&folder, e))? {
-            sources.add(&drop_in)?;
+            // One that is listed and cannot be found is a link to nowhere: what it should say would be missed.
+            sources.add(&drop_in).map_err(|e| unreadable(&drop_in, e))?;
         }
         Ok(sources)
     }
 
-    fn add(&mut self, file: &Path) -> Result<(), ConfigError> {
-        let start = self.text.len();
-        let room = MAX_TEXT.saturating_sub(start as u64);
-        match File::open(file).and_then(|file| file.take(room + 1).read_to_string(&mut self.text)) {
-            Ok(read) if read as u64 > room => {
-                let too_large = "the configuration is larger than 1 MiB";
-                return Err(unreadable(file, io::Error::other(too_large)));
-            }
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(unreadable(file, e)),
-            Ok(_) | Err(_) => {}
-        }
+    fn add(&mut self, file: &Path) -> io::Result<()> {
+        let text = String::from_utf8(files::read_limited(file)?)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))?;
+        self.files.push((file.to_owned(), self.text.len()));
+        self.text.push_str(&text);
         self.text.push('\n');
-        self.files.push((file.to_owned(), start));
+        if self.text.len() > MAX_TEXT {
+            return Err(io::Error::other("the configuration is larger than 1 MiB"));
+        }
         Ok(())
     }
 
@@ -67,7 +68,7 @@ impl Sources {
             let text = " ".repeat(*start) + self.text.get(*start..end).unwrap_or_default();
             let parsed = toml::from_str(&text).map_err(|e| ConfigError {
                 file: file.clone(),
-                line: e.span().map(|span| self.place_of(&span).1),
+                line: e.span().map(|span| self.line(*start, span.start.min(end.saturating_sub(1)))),
                 problem: Problem::Syntax(e.message().trim_end().to_owned()),
             })?;
             whole.overlay(parsed);
@@ -75,12 +76,15 @@ impl Sources {
         Ok(whole)
     }
 
-    /// File and line of a place in the whole text.
+    /// File and line of a value in the whole text.
     pub(super) fn place_of(&self, span: &Range<usize>) -> (&Path, usize) {
         let file = self.files.iter().rfind(|(_, start)| *start <= span.start);
-        let (file, start) = file.map_or((Path::new(""), 0), |(file, start)| (file.as_path(), *start));
-        let before = self.text.as_bytes().get(start..span.start).unwrap_or_default();
-        (file, before.iter().filter(|byte| **byte == b'\n').count() + 1)
+        file.map_or((Path::new(""), 0), |(file, start)| (file, self.line(*start, span.start)))
+    }
+
+    fn line(&self, start: usize, at: usize) -> usize {
+        let before = self.text.as_bytes().get(start..at).unwrap_or_default();
+        before.iter().filter(|byte| **byte == b'\n').count() + 1
     }
 }
 

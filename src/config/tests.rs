@@ -72,7 +72,7 @@ fn what_is_wrong_is_named_with_file_line_and_key() {
         ("[mis]\n# no url", 1, "add discovery_url"),
         ("[mis]\ndiscovery_url = \"http://mis.example/\"", 2, "https://"),
         ("[mis]\ndiscovery_url = \"mis.example\"", 2, "not a URL"),
-        ("[mis]\ndiscovery_url = \"https://a/\"\norigin = \"https://a\"", 3, "not both"),
+        ("[mis]\ndiscovery_url = \"https://a/\"\norigin = \"https://a\"", 3, "not beside"),
         ("[mis]\norigin = \"https://a/path\"", 2, "use discovery_url"),
         ("[mis]\norigin = \"https://a\"\ntrust_domain = \"Factory\"", 3, "mis.trust_domain"),
         ("[mis]\norigin = \"https://a\"\n[mis.trust]\nspki_sha256 = [\"AAAA\"]", 4, "SHA-256"),
@@ -93,7 +93,7 @@ fn what_is_wrong_is_named_with_file_line_and_key() {
         ("[bootstrap]\ncert_file = \"a\"\nkey = \"factory.key\"", 3, "file:PATH"),
         ("[bootstrap]\ncert_file = \"a\"\nkey = \"tpm:0x80000001\"", 3, "persistent handle"),
         ("[bootstrap]\nkey = \"file:a\"", 1, "add cert_file"),
-        ("[bootstrap]\ncert_file = \"a\"\ncert = \"file:a\"\nkey = \"file:a\"", 3, "not both"),
+        ("[bootstrap]\ncert_file = \"a\"\ncert = \"file:a\"\nkey = \"file:a\"", 3, "not beside"),
         ("[bootstrap]\ncert = \"tpm:0x81000001\"\nkey = \"file:a\"", 2, "NV index"),
         ("[bootstrap]\ncert = \"a\"\nkey = \"file:a\"", 2, "NV index"),
         ("[bootstrap]\ncert_file = \"a\"\nkey = \"file:b\"\nkey_auth = \"secret\"", 4, "credential:NAME"),
@@ -184,10 +184,16 @@ fn what_is_wrong_in_a_drop_in_is_named_with_its_file_and_line() {
     for (drop_in, line, says) in [
         ("\n\n[retry]\nbase = \"soon\"", 4, "not a duration"),
         ("# ü\n[log]\nlevle = \"debug\"", 3, "unknown field `levle`"),
-        ("[mis]\ndiscovery_url = \"https://b/\"", 0, "not both"),
+        ("[mis]\ndiscovery_url = \"https://b/\"", 0, "not beside"),
         ("[log\n", 1, ""),
+        ("\n\n[files]\ngroup = \"\"\"not ended", 4, ""),
     ] {
-        let folder = folder(&[("config.toml", main), ("config.d/a.toml", ""), ("config.d/b.toml", drop_in)]);
+        let folder = folder(&[
+            ("config.toml", main),
+            ("config.d/a.toml", ""),
+            ("config.d/b.toml", drop_in),
+            ("config.d/c.toml", "[bundle]\nrefresh = \"1m\""),
+        ]);
         let error = load(&folder).unwrap_err();
         let place = match line {
             0 => format!("{}:4: ", folder.path().join("config.toml").display()),
@@ -195,6 +201,14 @@ fn what_is_wrong_in_a_drop_in_is_named_with_its_file_and_line() {
         };
         assert!(error.starts_with(&place) && error.contains(says), "{drop_in:?}: {error}");
     }
+}
+
+#[test]
+fn a_drop_in_that_cannot_be_read_is_not_overlooked() {
+    let folder = folder(&[("config.toml", ""), ("config.d/a.toml", "")]);
+    std::os::unix::fs::symlink("/nowhere/b.toml", folder.path().join("config.d/b.toml")).unwrap();
+    let error = load(&folder).unwrap_err();
+    assert!(error.contains("b.toml: cannot be read"), "{error}");
 }
 
 #[test]
