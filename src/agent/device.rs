@@ -228,6 +228,11 @@ impl Device {
         untrusted.then_some(LastError { report, at: kept.cached.fetched_at, permanent: false })
     }
 
+    /// Whether the device has been given an identity, valid or not.
+    pub(super) fn has_identity(&self) -> bool {
+        self.identity.is_some()
+    }
+
     fn tell_service_manager(&mut self, snapshot: &Snapshot) {
         if self.told == Some(snapshot.state) {
             return;

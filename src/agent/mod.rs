@@ -22,7 +22,6 @@ use crate::deliver::socket::BindError;
 use crate::lifecycle::{Event, LastError, Report};
 use crate::store::StoreError;
 use crate::system::service::{self, PassedSocket};
-use crate::system::watch::FolderWatch;
 use crate::system::{clock, random};
 use device::Device;
 use provisioned::Provisioned;
@@ -31,6 +30,8 @@ use signals::{Signals, Told};
 
 /// How long an unconfigured device relies on being told of every change to its configuration.
 const CONFIGURATION_LOOK: Duration = Duration::from_secs(300);
+/// A configuration in several files is complete when nothing has changed for so long.
+const QUIET: Duration = Duration::from_secs(1);
 /// How often a state that cannot be read is tried again.
 const STATE_POLL: Duration = Duration::from_secs(5);
 /// The wall clock may jump while the agent sleeps on another: it looks at least this often.
@@ -80,7 +81,7 @@ impl Place {
 /// # Errors
 /// [`AgentError`].
 pub async fn run(place: &Place, config: Config, passed: Vec<PassedSocket>) -> Result<(), AgentError> {
-    let mut signals = Signals::new().map_err(AgentError::Signals)?;
+    let mut signals = Signals::new(place.folders()).map_err(AgentError::Signals)?;
     let socket = config.socket.clone();
     let mut life = Life::begin(config, None).await;
     // What is held is served from the first answer on: it is read before the socket is there.
@@ -151,9 +152,9 @@ impl Life {
                 tracing::error!("{e}. Nothing is done before it can be read: it may hold the device's key");
                 service::status("blocked: the state cannot be read");
                 let config = tokio::select! {
-                    told = signals.next() => match told {
+                    told = signals.next(false) => match told {
                         Told::Stop => None,
-                        Told::Reload => Some(reload(place).unwrap_or(*config)),
+                        Told::Reload | Told::Changed => Some(reload(place).unwrap_or(*config)),
                     },
                     () = tokio::time::sleep(STATE_POLL) => Some(*config),
                 };
@@ -178,7 +179,8 @@ async fn drive(
     let mut reloaded = None;
     loop {
         let step = device.step(event, clock::now(), &mut random::unit);
-        let publish_again = device.settle(clock::now(), publish).await;
+        signals.wait_begins(Some(LONGEST_ACTION));
+        let publish_again = signals.undisturbed(device.settle(clock::now(), publish)).await;
         if reloaded.is_some() {
             return reloaded; // what was under way has ended and is settled
         }
@@ -186,6 +188,8 @@ async fn drive(
         let nap = naps.into_iter().flatten().min().unwrap_or(LONGEST_NAP);
         let asleep = step.action.is_none();
         signals.wait_begins((!asleep).then_some(LONGEST_ACTION));
+        // Whoever sets up a new device need not tell the agent of each change. Later it would be too easily by a slip.
+        let is_new = !device.has_identity();
         let work = async {
             let looked = device.look_at_provisioned(clock::now()).await;
             match step.action {
@@ -201,11 +205,11 @@ async fn drive(
         event = loop {
             tokio::select! {
                 event = &mut work => break event,
-                told = signals.next() => match told {
+                told = signals.next(is_new) => match told {
                     Told::Stop => return None,
                     // An action is never dropped half-way: a key may just be written, an answer on its way. A bad
                     // configuration does not even disturb it.
-                    Told::Reload => {
+                    Told::Reload | Told::Changed => {
                         reloaded = reload(place).or(reloaded);
                         if asleep && reloaded.is_some() {
                             break Event::Wake;
@@ -223,8 +227,6 @@ async fn wait_for_configuration(place: &Place, signals: &mut Signals) -> Option<
     signals.wait_begins(None);
     let mut complained_of = None;
     loop {
-        // Watched before it is read: no change falls between the two.
-        let watch = FolderWatch::on(&place.folders());
         match place.load() {
             Ok(config) if config.mis.is_some() => return Some(config),
             Ok(_) => complained_of = None,
@@ -236,12 +238,11 @@ async fn wait_for_configuration(place: &Place, signals: &mut Signals) -> Option<
                 }
             }
         }
-        let told = tokio::select! {
-            told = signals.next() => Some(told),
-            () = watch.changed() => None,
-            () = tokio::time::sleep(CONFIGURATION_LOOK) => None,
-        };
-        if told == Some(Told::Stop) {
+        let mut told = tokio::time::timeout(CONFIGURATION_LOOK, signals.next(true)).await;
+        while told == Ok(Told::Changed) {
+            told = tokio::time::timeout(QUIET, signals.next(true)).await;
+        }
+        if told == Ok(Told::Stop) {
             return None;
         }
     }

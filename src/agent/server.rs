@@ -1,5 +1,5 @@
-//! The sockets that are served beside everything else: those that the service manager passed, and where it passed none
-//! for a right, one that the agent binds itself.
+//! The sockets that are served beside everything else: those that the service manager passed or, where it passed none, one
+//! for each right that the agent binds itself.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,14 +16,8 @@ type Snapshots = watch::Receiver<Arc<Snapshot>>;
 
 /// All sockets. They are gone with it, those apart that the service manager keeps.
 pub(super) struct Server {
-    passed: Vec<(Right, JoinHandle<()>)>,
-    bound: Vec<Bound>,
-}
-
-struct Bound {
-    right: Right,
-    at: config::Socket,
-    task: JoinHandle<()>,
+    passed: Vec<Served>,
+    bound: Vec<(Right, config::Socket, Served)>,
 }
 
 impl Server {
@@ -33,73 +27,85 @@ impl Server {
         snapshots: &Snapshots,
     ) -> Result<Self, BindError> {
         let mut server = Self { passed: Vec::new(), bound: Vec::new() };
-        for PassedSocket { name, listener } in passed {
-            let path =
-                listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
-            let path = path.unwrap_or_default();
-            let Some(right) = Right::ALL.into_iter().find(|right| right.as_str() == name) else {
-                tracing::error!(
-                    socket = %path.display(),
-                    "a socket called {name:?} was passed to the agent, which knows agent, sign and admin only: \
-                     correct FileDescriptorName= in its unit"
-                );
-                continue;
-            };
-            let socket = Socket::adopt(listener, right).map_err(|source| BindError::new(&path, source))?;
-            tracing::info!(socket = %path.display(), right = right.as_str(), "local programs are served");
-            server.passed.push((right, tokio::spawn(socket.serve(snapshots.clone()))));
+        for socket in passed {
+            server.passed.extend(adopt(socket, snapshots)?);
         }
-        for right in Right::ALL {
-            if !server.is_passed(right) {
-                server.bound.push(Bound::start(right, at, snapshots)?);
+        // Where some are passed, one that is not was taken away: its right is not given by another way.
+        if server.passed.is_empty() {
+            for right in Right::ALL {
+                server.bound.push((right, at.clone(), bind(right, at, snapshots)?));
             }
         }
         Ok(server)
     }
 
-    fn is_passed(&self, right: Right) -> bool {
-        self.passed.iter().any(|(passed, _)| *passed == right)
-    }
-
     /// Moves to other places, if the configuration names such that can be had. What the service manager passed stays
     /// where its unit has it.
     pub(super) async fn follow(&mut self, to: &config::Socket, snapshots: &Snapshots) {
-        for bound in &mut self.bound {
-            if place(to, bound.right) == place(&bound.at, bound.right) {
+        for (right, at, served) in &mut self.bound {
+            if place(to, *right) == place(at, *right) {
                 continue;
             }
-            match Bound::start(bound.right, to, snapshots) {
-                Ok(moved) => std::mem::replace(bound, moved).stop().await,
-                Err(e) => tracing::error!(
-                    "{e}. The socket stays at {}",
-                    place(&bound.at, bound.right).path.display()
-                ),
+            match bind(*right, to, snapshots) {
+                Ok(moved) => {
+                    *at = to.clone();
+                    std::mem::replace(served, moved).stop().await;
+                }
+                Err(e) => tracing::error!("{e}. The socket stays at {}", place(at, *right).path.display()),
             }
         }
     }
 
     pub(super) async fn stop(self) {
-        for (_, task) in self.passed {
-            task.abort();
-        }
-        for bound in self.bound {
-            bound.stop().await;
+        let all = self.passed.into_iter().chain(self.bound.into_iter().map(|(_, _, served)| served));
+        let stopping: Vec<_> = all.map(|served| tokio::spawn(served.stop())).collect();
+        for stopped in stopping {
+            let _ = stopped.await;
         }
     }
 }
 
-impl Bound {
-    fn start(right: Right, at: &config::Socket, snapshots: &Snapshots) -> Result<Self, BindError> {
-        let Place { path, group } = place(at, right);
-        let socket = Socket::bind(path, right, group)?;
-        tracing::info!(socket = %path.display(), right = right.as_str(), "local programs are served");
-        Ok(Self { right, at: at.clone(), task: tokio::spawn(socket.serve(snapshots.clone())) })
+/// A socket that is served.
+struct Served {
+    task: JoinHandle<()>,
+    open: watch::Sender<()>,
+}
+
+impl Served {
+    fn new(socket: Socket, snapshots: &Snapshots) -> Self {
+        let (open, closing) = watch::channel(());
+        Self { task: tokio::spawn(socket.serve(snapshots.clone(), closing)), open }
     }
 
     async fn stop(self) {
-        self.task.abort();
+        drop(self.open);
         let _ = self.task.await; // the socket's file goes with it
     }
+}
+
+/// `None` for one whose right is unknown: it is not served.
+fn adopt(passed: PassedSocket, snapshots: &Snapshots) -> Result<Option<Served>, BindError> {
+    let PassedSocket { name, listener } = passed;
+    let address = listener.local_addr().ok();
+    let path = address.as_ref().and_then(|address| address.as_pathname()).unwrap_or(Path::new("")).to_owned();
+    let Some(right) = Right::ALL.into_iter().find(|right| right.as_str() == name) else {
+        tracing::error!(
+            socket = %path.display(),
+            "a socket called {name:?} was passed to the agent, which knows agent, sign and admin only: correct \
+             FileDescriptorName= in its unit"
+        );
+        return Ok(None);
+    };
+    let socket = Socket::adopt(listener, right).map_err(|source| BindError::new(&path, source))?;
+    tracing::info!(socket = %path.display(), right = right.as_str(), "local programs are served");
+    Ok(Some(Served::new(socket, snapshots)))
+}
+
+fn bind(right: Right, at: &config::Socket, snapshots: &Snapshots) -> Result<Served, BindError> {
+    let Place { path, group } = place(at, right);
+    let socket = Socket::bind(path, right, group)?;
+    tracing::info!(socket = %path.display(), right = right.as_str(), "local programs are served");
+    Ok(Served::new(socket, snapshots))
 }
 
 #[derive(PartialEq, Eq)]

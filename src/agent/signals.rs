@@ -1,35 +1,45 @@
-//! Signals, and the watchdog that is fed while they are waited for: both belong to the main loop alone.
+//! What the agent hears from outside while it waits: signals, and changes to its configuration. Meanwhile the watchdog is
+//! fed: all of this belongs to the main loop alone.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::system::service::Watchdog;
+use crate::system::watch::FolderWatch;
 
-/// What a signal says.
+/// What is heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Told {
     /// End.
     Stop,
     /// Read the configuration anew.
     Reload,
+    /// The configuration may have changed, and nobody has said that it is complete.
+    Changed,
 }
 
-/// The signals that the agent listens to.
+/// Signals, the folders of the configuration, and the watchdog.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
     watchdog: Watchdog,
+    folders: [PathBuf; 2],
+    changes: FolderWatch,
 }
 
 impl Signals {
-    pub(super) fn new() -> std::io::Result<Self> {
+    /// `folders` are those that the configuration is in. They are watched from now on.
+    pub(super) fn new(folders: [PathBuf; 2]) -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
             watchdog: Watchdog::new(),
+            changes: FolderWatch::on(&folders),
+            folders,
         })
     }
 
@@ -38,11 +48,26 @@ impl Signals {
         self.watchdog.wait_begins(limit);
     }
 
-    pub(super) async fn next(&mut self) -> Told {
-        tokio::select! {
+    /// What is heard next; of the configuration only if `changes_too`.
+    pub(super) async fn next(&mut self, changes_too: bool) -> Told {
+        let told = tokio::select! {
             _ = self.terminate.recv() => Told::Stop,
             _ = self.interrupt.recv() => Told::Stop,
             _ = self.hangup.recv() => Told::Reload,
+            () = self.changes.changed(), if changes_too => Told::Changed,
+            never = self.watchdog.keep_fed() => match never {},
+        };
+        if told == Told::Changed {
+            // Before it is read: no change falls between the two.
+            self.changes = FolderWatch::on(&self.folders);
+        }
+        told
+    }
+
+    /// Does work that signals can wait for.
+    pub(super) async fn undisturbed<T>(&mut self, work: impl Future<Output = T>) -> T {
+        tokio::select! {
+            done = work => done,
             never = self.watchdog.keep_fed() => match never {},
         }
     }

@@ -16,7 +16,8 @@ use super::Output;
 use crate::agent;
 use crate::config::Config;
 
-const LIMIT: Duration = Duration::from_secs(10);
+/// Longer than systemd waits before it starts an agent again that has ended: its sockets stay open meanwhile.
+const LIMIT: Duration = Duration::from_secs(20);
 const MAX_ANSWER: usize = 8 * 1024 * 1024;
 
 /// Why the agent gave no answer.
@@ -26,6 +27,8 @@ pub(super) enum AskError {
     Connect(PathBuf, std::io::Error),
     /// The connection broke, or was too slow.
     Broken(String),
+    /// Something listens, and nobody answers.
+    Silent,
     /// The agent said no, and why.
     Refused(String),
 }
@@ -42,6 +45,11 @@ impl fmt::Display for AskError {
                 f,
                 "no agent answers at {} ({e}). Is it running? Try: systemctl status miaf-agent",
                 socket.display()
+            ),
+            Self::Silent => write!(
+                f,
+                "the agent did not answer within {} seconds. Is it running? Try: systemctl status miaf-agent",
+                LIMIT.as_secs()
             ),
             Self::Broken(why) => write!(f, "the agent did not answer: {why}"),
             Self::Refused(detail) => f.write_str(detail),
@@ -61,7 +69,7 @@ pub(super) fn get(config: &Path, output: &Output, path: &str) -> Result<Vec<u8>,
     runtime.block_on(async {
         match tokio::time::timeout(LIMIT, exchange(&socket, path)).await {
             Ok(answer) => answer,
-            Err(_) => Err(AskError::Broken(format!("nothing came within {} seconds", LIMIT.as_secs()))),
+            Err(_) => Err(AskError::Silent),
         }
     })
 }

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::agent;
-use crate::system::{files, log, process, service};
+use crate::system::log::{self, LogLevel};
+use crate::system::{files, process, service};
 
 /// `EX_CONFIG` of sysexits.h: starting again does not help before the configuration is corrected.
 const EXIT_CONFIG: u8 = 78;
@@ -13,20 +14,21 @@ const EXIT_CONFIG: u8 = 78;
 pub(super) fn run(config: &Path) -> ExitCode {
     files::set_umask();
     process::keep_memory_private();
-    let passed = service::passed_sockets();
     let place = agent::place(Some(config));
     let config = match place.load() {
         Ok(config) => config,
         Err(e) => {
-            eprintln!("miaf-agent: {e}");
+            log::start(LogLevel::default());
+            tracing::error!("{e}");
             return ExitCode::from(EXIT_CONFIG);
         }
     };
     log::start(config.log_level);
+    let passed = service::passed_sockets();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
-            eprintln!("miaf-agent: the operating system refuses an event queue: {e}");
+            tracing::error!("the operating system refuses an event queue: {e}");
             return ExitCode::FAILURE;
         }
     };

@@ -7,12 +7,14 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -20,7 +22,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use serde_json::json;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
 
 use super::Snapshot;
 use super::status::{Status, SvidDocument};
@@ -31,6 +34,8 @@ const MAX_CONNECTIONS: usize = 256;
 /// A request's head must be complete within this time, and an idle connection is closed after it.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 const MAX_HEAD: usize = 16 * 1024;
+/// How long those who are being answered have when the socket is closed.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// What a socket is for: one socket a right, so that the kernel decides, and a container can be given exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,16 +114,20 @@ impl Socket {
         bind().map_err(|source| BindError::new(path, source))
     }
 
-    /// Answers until it is dropped. A caller costs nothing but its own connection.
-    pub async fn serve(self, snapshots: watch::Receiver<Arc<Snapshot>>) {
+    /// Answers until the other end of `closing` is dropped; whoever is being answered then gets the answer. A caller costs
+    /// nothing but its own connection.
+    pub async fn serve(self, snapshots: watch::Receiver<Arc<Snapshot>>, mut closing: Closing) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    let (right, snapshots) = (self.right, snapshots.clone());
+            let accepted = tokio::select! {
+                accepted = self.accept(&places) => accepted,
+                _ = closing.changed() => break,
+            };
+            match accepted {
+                Ok((stream, place)) => {
+                    let (right, snapshots, closing) = (self.right, snapshots.clone(), closing.clone());
                     tokio::spawn(async move {
-                        serve_connection(stream, right, snapshots).await;
+                        serve_connection(stream, right, snapshots, closing).await;
                         drop(place);
                     });
                 }
@@ -129,8 +138,18 @@ impl Socket {
                 }
             }
         }
+        drop(self); // nobody else comes in
+        let _ = timeout(GRACE, places.acquire_many(MAX_CONNECTIONS as u32)).await; // all have left, or had time to
+    }
+
+    async fn accept(&self, places: &Arc<Semaphore>) -> io::Result<(UnixStream, OwnedSemaphorePermit)> {
+        let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+        Ok((self.listener.accept().await?.0, place))
     }
 }
+
+/// Tells, by having no sender any more, that a socket is to be closed.
+pub type Closing = watch::Receiver<()>;
 
 #[derive(Debug)]
 struct SocketFile {
@@ -166,12 +185,22 @@ impl BindError {
     }
 }
 
-async fn serve_connection(stream: UnixStream, right: Right, snapshots: watch::Receiver<Arc<Snapshot>>) {
+async fn serve_connection(
+    stream: UnixStream,
+    right: Right,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    mut closing: Closing,
+) {
     let caller = stream.peer_cred().map(|caller| (caller.uid(), caller.pid())).ok();
     let (uid, pid) = caller.map_or((None, None), |(uid, pid)| (Some(uid), pid));
+    let (has_asked, ends) = (AtomicBool::new(false), closing.clone());
     let answer = service_fn(|request: Request<Incoming>| {
         tracing::debug!(uid, pid, right = right.as_str(), method = %request.method(), path = request.uri().path(), "socket request");
-        let response = respond(&request, &snapshots.borrow());
+        has_asked.store(true, Ordering::Relaxed);
+        let mut response = respond(&request, &snapshots.borrow());
+        if ends.has_changed().is_err() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
@@ -179,7 +208,18 @@ async fn serve_connection(stream: UnixStream, right: Right, snapshots: watch::Re
         .header_read_timeout(HEAD_LIMIT)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), answer);
-    if let Err(e) = connection.await {
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = closing.changed() => {
+            // Whoever has not asked yet is about to: that answer will be the last.
+            if has_asked.load(Ordering::Relaxed) {
+                connection.as_mut().graceful_shutdown();
+            }
+            connection.await
+        }
+    };
+    if let Err(e) = ended {
         tracing::debug!(uid, pid, error = %e, "socket connection ended");
     }
 }
@@ -190,7 +230,7 @@ fn respond<B>(request: &Request<B>, snapshot: &Snapshot) -> Response<Full<Bytes>
     let path = request.uri().path();
     if known.contains(&path) && !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut refusal = problem(StatusCode::METHOD_NOT_ALLOWED, "This address can only be read: use GET.");
-        refusal.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+        refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return refusal;
     }
     match path {
@@ -232,6 +272,6 @@ fn json(status: StatusCode, media_type: &'static str, body: &impl Serialize) -> 
     text.push(b'\n');
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(media_type));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     response
 }

@@ -48,7 +48,13 @@ pub fn passed_sockets() -> Vec<PassedSocket> {
     (0..passed.len())
         .filter_map(|at| {
             let name = names.next().unwrap_or_default().to_owned();
-            passed.take_unix_listener(at).ok().flatten().map(|listener| PassedSocket { name, listener })
+            match passed.take_unix_listener(at) {
+                Ok(listener) => Some(PassedSocket { name, listener: listener? }),
+                Err(e) => {
+                    tracing::error!(name, error = %e, "what was passed to the agent is no listening Unix socket");
+                    None
+                }
+            }
         })
         .collect()
 }
@@ -83,20 +89,21 @@ impl Watchdog {
     /// Keeps the service manager content for as long as it is polled and the wait is not overdue. Never ends.
     pub async fn keep_fed(&mut self) -> Infallible {
         loop {
-            let Some(ticks) = &mut self.ticks else { return std::future::pending().await };
-            let now = ticks.tick().await;
-            if self.is_overdue(now) {
+            if self.is_content().await {
+                send(NotifyState::Watchdog);
+            } else {
                 tracing::error!(
                     "what the agent does hangs: the service manager will end it and start it anew"
                 );
-            } else {
-                send(NotifyState::Watchdog);
             }
         }
     }
 
-    fn is_overdue(&self, now: Instant) -> bool {
-        self.deadline.is_some_and(|deadline| now >= deadline)
+    /// When it is time to feed it, whether there is reason to.
+    async fn is_content(&mut self) -> bool {
+        let Some(ticks) = &mut self.ticks else { return std::future::pending().await };
+        ticks.tick().await;
+        self.deadline.is_none_or(|deadline| Instant::now() < deadline)
     }
 }
 
@@ -110,13 +117,15 @@ impl Default for Watchdog {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_wait_with_a_limit_is_overdue_after_it_and_one_without_never() {
-        let mut watchdog = Watchdog { ticks: None, deadline: None };
-        let after = |secs| Instant::now() + Duration::from_secs(secs);
-        watchdog.wait_begins(Some(Duration::from_secs(300)));
-        assert!(!watchdog.is_overdue(after(299)) && watchdog.is_overdue(after(301)));
+    #[tokio::test]
+    async fn a_wait_that_is_overdue_is_not_fed_and_one_without_a_limit_always() {
+        let mut watchdog = Watchdog { ticks: Some(interval(Duration::from_millis(1))), deadline: None };
+        assert!(watchdog.is_content().await);
+        watchdog.wait_begins(Some(Duration::from_millis(50)));
+        assert!(watchdog.is_content().await);
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        assert!(!watchdog.is_content().await);
         watchdog.wait_begins(None);
-        assert!(!watchdog.is_overdue(after(1_000_000)));
+        assert!(watchdog.is_content().await);
     }
 }

@@ -45,9 +45,11 @@ impl FolderWatch {
     pub async fn changed(&self) {
         let Some(Watched { inotify, ready }) = &self.0 else { return pending().await };
         while let Ok(mut readable) = ready.readable().await {
-            for event in inotify.read_events().unwrap_or_default() {
-                let begun = event.mask.contains(AddWatchFlags::IN_CREATE);
-                if !begun || event.mask.contains(AddWatchFlags::IN_ISDIR) {
+            while let Ok(events) = inotify.read_events() {
+                let is_begun = |mask: AddWatchFlags| {
+                    mask.contains(AddWatchFlags::IN_CREATE) && !mask.contains(AddWatchFlags::IN_ISDIR)
+                };
+                if !events.iter().all(|event| is_begun(event.mask)) {
                     return;
                 }
             }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::thread;
@@ -23,6 +24,25 @@ impl Manager {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         device.environment("NOTIFY_SOCKET", path.to_str().unwrap());
         Self(socket)
+    }
+
+    /// Ten times, for a limit of 200 ms: one is due every 100 ms.
+    fn watchdog_is_fed(&self) {
+        self.forget();
+        let begin = Instant::now();
+        for meal in 0..10 {
+            self.told_until("WATCHDOG=1");
+            assert!(begin.elapsed() < Duration::from_secs(5), "meal {meal} came late");
+        }
+        assert!(begin.elapsed() > Duration::from_millis(500), "not more often than it has to be");
+    }
+
+    /// Passes over what has been told so far, and counts it.
+    fn forget(&self) -> usize {
+        self.0.set_nonblocking(true).unwrap();
+        let told = std::iter::from_fn(|| self.0.recv(&mut [0; 4096]).ok()).count();
+        self.0.set_nonblocking(false).unwrap();
+        told
     }
 
     /// The lines up to one that begins so, that one included.
@@ -52,45 +72,47 @@ fn it_is_told_what_the_agent_does() {
 
 #[test]
 fn its_watchdog_is_fed_whatever_the_agent_waits_for() {
+    // For a configuration.
     let mut device = Device::new(UNCONFIGURED);
     let manager = Manager::of(&mut device);
     device.environment("WATCHDOG_USEC", "200000");
     device.start();
-    let fed_for = |what: &str| {
-        let begin = Instant::now();
-        for meal in 0..10 {
-            manager.told_until("WATCHDOG=1");
-            assert!(begin.elapsed() < Duration::from_secs(5), "{what}: meal {meal} came late");
-        }
-        assert!(begin.elapsed() > Duration::from_millis(500), "{what}: every 100 ms, and not more often");
-    };
-    fed_for("unconfigured");
-    device.kill();
+    manager.watchdog_is_fed();
 
+    // For a time to do something.
     let mut world = World::enrolled();
     world.device.kill();
     let manager = Manager::of(&mut world.device);
     world.device.environment("WATCHDOG_USEC", "200000");
     world.device.start();
-    for _ in 0..10 {
-        manager.told_until("WATCHDOG=1");
-    }
+    world.device.wait_for("active");
+    manager.watchdog_is_fed();
+
+    // For a MIS that never says anything.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut world = World::new();
+    let url = format!("https://127.0.0.1:{}", silent.local_addr().unwrap().port());
+    world.device.configure(&world::config(&world.mis, &world.tpm, "").replace(&world.mis.url(), &url));
+    let manager = Manager::of(&mut world.device);
+    world.device.environment("WATCHDOG_USEC", "200000");
+    world.device.start();
+    let _connection = silent.accept().unwrap();
+    manager.watchdog_is_fed();
+    assert!(world.device.status()["lastError"].is_null(), "it still waits for the answer");
 }
 
 #[test]
-fn its_watchdog_hears_nothing_of_an_agent_whose_main_loop_hangs() {
+fn its_watchdog_hears_nothing_of_an_agent_that_hangs() {
     let mut device = Device::new(UNCONFIGURED);
     let manager = Manager::of(&mut device);
     device.environment("WATCHDOG_USEC", "200000");
     device.start();
-    manager.told_until("WATCHDOG=1");
+    manager.watchdog_is_fed();
     device.signal("STOP");
-    thread::sleep(Duration::from_millis(300)); // what was sent before is read
-    let mut buffer = [0; 4096];
-    manager.0.set_nonblocking(true).unwrap();
-    while manager.0.recv(&mut buffer).is_ok() {}
+    thread::sleep(Duration::from_millis(300)); // what was sent before is there
+    manager.forget();
     thread::sleep(Duration::from_secs(1));
-    assert!(manager.0.recv(&mut buffer).is_err());
+    assert_eq!(manager.forget(), 0);
 }
 
 #[test]
@@ -116,11 +138,11 @@ fn sockets_that_are_passed_are_served_and_outlive_the_agent() {
     let (status, body) = world.device.request_at("elsewhere/commands.sock", STATUS).unwrap();
     assert!(status == 200 && body.contains(id.as_str().unwrap()), "{body}");
     assert!(!world.device.path("run/admin.sock").exists(), "it was passed: no other is bound");
-    assert!(world.device.path("run/sign.sock").exists(), "it was not passed");
+    assert!(!world.device.path("run/sign.sock").exists(), "it was not passed: nobody is to have it");
 
     // A caller that comes while the agent is away waits, and is answered by the next one.
     assert!(world.device.stop().success());
-    assert!(world.device.path("run/agent.sock").exists() && !world.device.path("run/sign.sock").exists());
+    assert!(world.device.path("run/agent.sock").exists());
     let mut caller = UnixStream::connect(world.device.path("run/agent.sock")).unwrap();
     caller.write_all(STATUS.as_bytes()).unwrap();
     world.device.start();
@@ -150,7 +172,7 @@ fn an_unconfigured_agent_does_nothing_and_sees_at_once_that_it_is_configured() {
             status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap().to_owned();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
     };
-    thread::sleep(Duration::from_millis(500)); // the connection above is closed
+    thread::sleep(Duration::from_secs(3)); // the connection above is closed, and the new folders have been looked at
     let before = switches(&world.device);
     thread::sleep(Duration::from_secs(5));
     assert_eq!(switches(&world.device), before, "nothing woke it in five seconds");
@@ -172,6 +194,51 @@ fn an_unconfigured_agent_does_nothing_and_sees_at_once_that_it_is_configured() {
     }
     let begin = Instant::now();
     world.device.wait_for_status("a start", |status| status["state"] != "unconfigured");
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
     world.device.wait_for("active");
+}
+
+#[test]
+fn a_new_device_follows_its_configuration_and_one_with_an_identity_waits_to_be_told() {
+    let mut world = World::new();
+    world.device.configure(UNCONFIGURED);
+    world.device.start();
+    world.device.wait_for("unconfigured");
+    let config = world::config(&world.mis, &world.tpm, "");
+    let config = config.replace("{dir}", world.device.dir().to_str().unwrap());
+    let folder = world.device.path("config.d");
+    fs::create_dir(&folder).unwrap();
+
+    // One part after the other, and with a mistake: whoever corrects it need not say so.
+    let (mis, rest) = config.split_at(config.find("[mis.trust]").unwrap());
+    fs::write(folder.join("10-mis.toml"), mis).unwrap();
+    world.device.wait_for("blocked");
+    fs::write(folder.join("20-rest.toml"), rest.replace("[key]", "[kee]")).unwrap();
+    world.device.wait_until("the mistake is named", |device| device.log().contains("unknown field `kee`"));
+    fs::write(folder.join("20-rest.toml"), rest).unwrap();
+    world.device.wait_for("active");
+
+    // Now it is somebody. A slip does not make it somebody else's.
+    fs::write(folder.join("10-mis.toml"), "[mis]\norigin = \"https://elsewhere.example\"\n").unwrap();
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(world.device.status()["state"], "active");
+    assert!(!world.device.log().contains("elsewhere.example"));
+}
+
+#[test]
+fn who_is_being_answered_when_the_agent_ends_gets_the_answer() {
+    let mut world = World::enrolled();
+    let mut callers: Vec<UnixStream> =
+        (0..20).map(|_| UnixStream::connect(world.device.path("run/agent.sock")).unwrap()).collect();
+    world.device.get("/healthz").unwrap(); // those before this one are accepted
+    world.device.signal("TERM");
+    for caller in &mut callers {
+        let _ = caller.write_all(STATUS.as_bytes());
+    }
+    for caller in &mut callers {
+        let mut answer = String::new();
+        caller.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+    }
+    assert!(world.device.wait_for_exit().success());
 }
