@@ -17,7 +17,7 @@ use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid;
 use crate::store::{self, Store};
-use crate::system::{clock, notify};
+use crate::system::{clock, service};
 use crate::time::{BootTime, Now, Timestamp};
 
 /// After a failure to publish the files, they are tried again this much later.
@@ -235,7 +235,7 @@ impl Device {
         self.told = Some(snapshot.state);
         let state = snapshot.state;
         let who = snapshot.identity.as_ref().map(|identity| format!(": {}", identity.svid.spiffe_id()));
-        notify::status(&format!("{state}{}", who.unwrap_or_default()));
+        service::status(&format!("{state}{}", who.unwrap_or_default()));
         match state {
             State::Blocked | State::Expired => {
                 let why = snapshot.last_error.as_ref().and_then(|(error, _)| error.report.detail.as_deref());

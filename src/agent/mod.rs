@@ -6,31 +6,37 @@ mod failures;
 mod identity;
 mod provisioned;
 mod restore;
+mod server;
+mod signals;
 mod trust;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::config::{self, Config, ConfigError};
 use crate::deliver::Snapshot;
-use crate::deliver::socket::{BindError, Socket};
+use crate::deliver::socket::BindError;
 use crate::lifecycle::{Event, LastError, Report};
 use crate::store::StoreError;
-use crate::system::{clock, notify, random};
+use crate::system::service::{self, PassedSocket};
+use crate::system::watch::FolderWatch;
+use crate::system::{clock, random};
 use device::Device;
 use provisioned::Provisioned;
+use server::Server;
+use signals::{Signals, Told};
 
-/// How often an unconfigured device looks whether it has been configured.
-const CONFIGURATION_POLL: Duration = Duration::from_secs(2);
+/// How long an unconfigured device relies on being told of every change to its configuration.
+const CONFIGURATION_LOOK: Duration = Duration::from_secs(300);
 /// How often a state that cannot be read is tried again.
 const STATE_POLL: Duration = Duration::from_secs(5);
 /// The wall clock may jump while the agent sleeps on another: it looks at least this often.
 const LONGEST_NAP: Duration = Duration::from_secs(60);
+/// Network and TPM have limits of their own, far below this: an action that takes longer hangs.
+const LONGEST_ACTION: Duration = Duration::from_secs(300);
 
 /// What ends the agent. Everything else it lives with, and shows in its status.
 #[derive(Debug, thiserror::Error)]
@@ -60,60 +66,37 @@ impl Place {
     pub fn load(&self) -> Result<Config, ConfigError> {
         Config::load(&self.file, self.state_directory.as_deref())
     }
+
+    /// The folders that the configuration is in.
+    fn folders(&self) -> [PathBuf; 2] {
+        let folder = self.file.parent().unwrap_or(Path::new("/"));
+        [folder.to_owned(), config::drop_in_folder(&self.file)]
+    }
 }
 
-/// Runs until SIGTERM or SIGINT. SIGHUP reads the configuration anew; a bad one keeps the old.
+/// Runs until SIGTERM or SIGINT. SIGHUP reads the configuration anew; a bad one keeps the old. `passed` are the sockets
+/// that the service manager listens on for the agent.
 ///
 /// # Errors
 /// [`AgentError`].
-pub async fn run(place: &Place, config: Config) -> Result<(), AgentError> {
+pub async fn run(place: &Place, config: Config, passed: Vec<PassedSocket>) -> Result<(), AgentError> {
     let mut signals = Signals::new().map_err(AgentError::Signals)?;
     let socket = config.socket.clone();
     let mut life = Life::begin(config, None).await;
     // What is held is served from the first answer on: it is read before the socket is there.
     let (publish, snapshots) = watch::channel(Arc::new(life.snapshot()));
-    let mut server = Server::start(&socket, &snapshots)?;
-    notify::ready();
+    let mut server = Server::start(passed, &socket, &snapshots)?;
+    service::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
 
     while let Some((config, provisioned)) = life.live(place, &publish, &mut signals).await {
         server.follow(&config.socket, &snapshots).await;
         life = Life::begin(config, provisioned).await;
     }
-    notify::stopping();
+    service::stopping();
     tracing::info!("miaf-agent ends");
     server.stop().await;
     Ok(())
-}
-
-/// The socket, served beside everything else.
-struct Server {
-    at: config::Socket,
-    task: JoinHandle<()>,
-}
-
-impl Server {
-    fn start(at: &config::Socket, snapshots: &watch::Receiver<Arc<Snapshot>>) -> Result<Self, BindError> {
-        let socket = Socket::bind(&at.path, at.group.as_deref())?;
-        tracing::info!(socket = %at.path.display(), "local programs are served");
-        Ok(Self { at: at.clone(), task: tokio::spawn(socket.serve(snapshots.clone())) })
-    }
-
-    /// Moves to another place, if the configuration names one that can be had.
-    async fn follow(&mut self, to: &config::Socket, snapshots: &watch::Receiver<Arc<Snapshot>>) {
-        if to.path == self.at.path {
-            return;
-        }
-        match Self::start(to, snapshots) {
-            Ok(server) => std::mem::replace(self, server).stop().await,
-            Err(e) => tracing::error!("{e}. The socket stays at {}", self.at.path.display()),
-        }
-    }
-
-    async fn stop(self) {
-        self.task.abort();
-        let _ = self.task.await; // the socket's file goes with it
-    }
 }
 
 /// The agent under one configuration.
@@ -164,8 +147,9 @@ impl Life {
         match self {
             Self::Unconfigured => wait_for_configuration(place, signals).await.map(|config| (config, None)),
             Self::Stateless(config, e, provisioned) => {
+                signals.wait_begins(None);
                 tracing::error!("{e}. Nothing is done before it can be read: it may hold the device's key");
-                notify::status("blocked: the state cannot be read");
+                service::status("blocked: the state cannot be read");
                 let config = tokio::select! {
                     told = signals.next() => match told {
                         Told::Stop => None,
@@ -201,6 +185,7 @@ async fn drive(
         let naps = [step.wake_in, publish_again, Some(LONGEST_NAP)];
         let nap = naps.into_iter().flatten().min().unwrap_or(LONGEST_NAP);
         let asleep = step.action.is_none();
+        signals.wait_begins((!asleep).then_some(LONGEST_ACTION));
         let work = async {
             let looked = device.look_at_provisioned(clock::now()).await;
             match step.action {
@@ -233,17 +218,13 @@ async fn drive(
 }
 
 async fn wait_for_configuration(place: &Place, signals: &mut Signals) -> Option<Config> {
-    notify::status("unconfigured: waiting for [mis] to appear in the configuration");
+    service::status("unconfigured: waiting for [mis] to appear in the configuration");
     tracing::info!(file = %place.file.display(), "no MIS is configured yet: waiting for [mis] to appear");
+    signals.wait_begins(None);
     let mut complained_of = None;
     loop {
-        let told = tokio::select! {
-            told = signals.next() => Some(told),
-            () = tokio::time::sleep(CONFIGURATION_POLL) => None,
-        };
-        if told == Some(Told::Stop) {
-            return None;
-        }
+        // Watched before it is read: no change falls between the two.
+        let watch = FolderWatch::on(&place.folders());
         match place.load() {
             Ok(config) if config.mis.is_some() => return Some(config),
             Ok(_) => complained_of = None,
@@ -254,6 +235,14 @@ async fn wait_for_configuration(place: &Place, signals: &mut Signals) -> Option<
                     complained_of = Some(complaint);
                 }
             }
+        }
+        let told = tokio::select! {
+            told = signals.next() => Some(told),
+            () = watch.changed() => None,
+            () = tokio::time::sleep(CONFIGURATION_LOOK) => None,
+        };
+        if told == Some(Told::Stop) {
+            return None;
         }
     }
 }
@@ -288,35 +277,5 @@ pub fn place(file: Option<&Path>) -> Place {
         // Paths in the file are relative to it, and must stay so wherever the agent is started.
         file: std::path::absolute(file).unwrap_or_else(|_| file.to_owned()),
         state_directory: state.map(PathBuf::from),
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
-    Stop,
-    Reload,
-}
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> Told {
-        tokio::select! {
-            _ = self.terminate.recv() => Told::Stop,
-            _ = self.interrupt.recv() => Told::Stop,
-            _ = self.hangup.recv() => Told::Reload,
-        }
     }
 }

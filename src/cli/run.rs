@@ -5,13 +5,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::agent;
-use crate::system::{files, log};
+use crate::system::{files, log, process, service};
 
 /// `EX_CONFIG` of sysexits.h: starting again does not help before the configuration is corrected.
 const EXIT_CONFIG: u8 = 78;
 
 pub(super) fn run(config: &Path) -> ExitCode {
     files::set_umask();
+    process::keep_memory_private();
+    let passed = service::passed_sockets();
     let place = agent::place(Some(config));
     let config = match place.load() {
         Ok(config) => config,
@@ -28,7 +30,7 @@ pub(super) fn run(config: &Path) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(agent::run(&place, config));
+    let ended = runtime.block_on(agent::run(&place, config, passed));
     // A chip or a disk that hangs must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(2));
     match ended {

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
-use std::os::unix::net::UnixStream as UnixConnection;
+use std::os::unix::net;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,24 +32,60 @@ const MAX_CONNECTIONS: usize = 256;
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 const MAX_HEAD: usize = 16 * 1024;
 
-/// A bound socket. Its file is removed when it is dropped.
+/// What a socket is for: one socket a right, so that the kernel decides, and a container can be given exactly one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    /// Reading who the device is.
+    Read,
+    /// The same, and use of the key.
+    Sign,
+    /// The same, and commands to the agent.
+    Admin,
+}
+
+impl Right {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Read, Self::Sign, Self::Admin];
+
+    /// The name that the socket has in the configuration, and as `FileDescriptorName=`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "agent",
+            Self::Sign => "sign",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// A listening socket.
 #[derive(Debug)]
 pub struct Socket {
+    right: Right,
     listener: UnixListener,
-    path: PathBuf,
-    /// Which file it is: another process may have put another in its place.
-    file: (u64, u64),
+    /// Its file, where the agent made it: it is removed when this is dropped.
+    _file: Option<SocketFile>,
 }
 
 impl Socket {
-    /// Binds a socket that `group` may connect to (the agent's own group where it is `None`). It appears at its path in
-    /// one instant with its final owner and mode, in the place of one that an earlier process left.
+    /// Takes over a socket that somebody else bound, and keeps.
+    ///
+    /// # Errors
+    /// As the operating system has it.
+    pub fn adopt(listener: net::UnixListener, right: Right) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self { right, listener: UnixListener::from_std(listener)?, _file: None })
+    }
+
+    /// Binds a socket that `group` may connect to (the agent's own group where it is `None`); that for commands is for
+    /// the agent's own user, and root. It appears at its path in one instant with its final owner and mode, in the place
+    /// of one that an earlier process left.
     ///
     /// # Errors
     /// [`BindError`].
-    pub fn bind(path: &Path, group: Option<&str>) -> Result<Self, BindError> {
+    pub fn bind(path: &Path, right: Right, group: Option<&str>) -> Result<Self, BindError> {
+        let mode = if right == Right::Admin { 0o600 } else { 0o660 };
         let bind = || {
-            if UnixConnection::connect(path).is_ok() {
+            if net::UnixStream::connect(path).is_ok() {
                 let taken = "another agent listens on it";
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, taken));
             }
@@ -65,15 +101,12 @@ impl Socket {
             if group.is_some() {
                 chown(&new, None, group)?;
             }
-            fs::set_permissions(&new, fs::Permissions::from_mode(0o660))?;
-            let file = identity_of(&new)?;
+            fs::set_permissions(&new, fs::Permissions::from_mode(mode))?;
+            let id = identity_of(&new)?;
             fs::rename(&new, path)?;
-            Ok((listener, file))
+            Ok(Self { right, listener, _file: Some(SocketFile { path: path.to_owned(), id }) })
         };
-        match bind() {
-            Ok((listener, file)) => Ok(Self { listener, path: path.to_owned(), file }),
-            Err(source) => Err(BindError { path: path.to_owned(), source }),
-        }
+        bind().map_err(|source| BindError::new(path, source))
     }
 
     /// Answers until it is dropped. A caller costs nothing but its own connection.
@@ -83,9 +116,9 @@ impl Socket {
             let Ok(place) = places.clone().acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let snapshots = snapshots.clone();
+                    let (right, snapshots) = (self.right, snapshots.clone());
                     tokio::spawn(async move {
-                        serve_connection(stream, snapshots).await;
+                        serve_connection(stream, right, snapshots).await;
                         drop(place);
                     });
                 }
@@ -99,9 +132,16 @@ impl Socket {
     }
 }
 
-impl Drop for Socket {
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    /// Which file it is: another process may have put another in its place.
+    id: (u64, u64),
+}
+
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity_of(&self.path).is_ok_and(|file| file == self.file) {
+        if identity_of(&self.path).is_ok_and(|id| id == self.id) {
             let _ = fs::remove_file(&self.path); // if it stays, the next agent replaces it
         }
     }
@@ -119,11 +159,18 @@ pub struct BindError {
     source: io::Error,
 }
 
-async fn serve_connection(stream: UnixStream, snapshots: watch::Receiver<Arc<Snapshot>>) {
+impl BindError {
+    /// The socket at `path` cannot be had.
+    pub fn new(path: &Path, source: io::Error) -> Self {
+        Self { path: path.to_owned(), source }
+    }
+}
+
+async fn serve_connection(stream: UnixStream, right: Right, snapshots: watch::Receiver<Arc<Snapshot>>) {
     let caller = stream.peer_cred().map(|caller| (caller.uid(), caller.pid())).ok();
     let (uid, pid) = caller.map_or((None, None), |(uid, pid)| (Some(uid), pid));
     let answer = service_fn(|request: Request<Incoming>| {
-        tracing::debug!(uid, pid, method = %request.method(), path = request.uri().path(), "socket request");
+        tracing::debug!(uid, pid, right = right.as_str(), method = %request.method(), path = request.uri().path(), "socket request");
         let response = respond(&request, &snapshots.borrow());
         async move { Ok::<_, Infallible>(response) }
     });

@@ -1,8 +1,10 @@
-//! The machine underneath: clocks, randomness, files that survive a power cut, logging, the service manager.
+//! The machine underneath: clocks, randomness, files that survive a power cut, folders that change, logging, the service manager.
 
 pub mod clock;
 pub mod files;
 pub mod log;
-pub mod notify;
+pub mod process;
 pub mod random;
 pub mod secret;
+pub mod service;
+pub mod watch;

@@ -16,6 +16,7 @@ mod keys;
 mod main_job;
 mod proxy;
 mod refusals;
+mod service_manager;
 mod software;
 mod trust;
 mod world;

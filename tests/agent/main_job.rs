@@ -115,27 +115,6 @@ fn a_good_daemon_ends_on_sigterm_and_leaves_no_socket() {
 }
 
 #[test]
-fn the_service_manager_is_told() {
-    use std::os::unix::net::UnixDatagram;
-    let mut world = World::new();
-    let path = world.device.path("notify.sock");
-    let manager = UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    world.device.environment("NOTIFY_SOCKET", path.to_str().unwrap());
-    world.device.start();
-    world.device.wait_for("active");
-    assert!(world.device.stop().success());
-    let mut told = Vec::new();
-    let mut buffer = [0; 4096];
-    while !told.contains(&"STOPPING=1".to_owned()) {
-        let length = manager.recv(&mut buffer).expect("a message before the end");
-        told.extend(String::from_utf8_lossy(&buffer[..length]).lines().map(str::to_owned));
-    }
-    assert_eq!(told.first().map(String::as_str), Some("READY=1"));
-    assert!(told.iter().any(|line| line.starts_with("STATUS=active: spiffe://factory.example/")), "{told:?}");
-}
-
-#[test]
 fn a_short_lived_identity_shows_what_an_expired_one_looks_like() {
     // The MIS goes away for good after the first answer, and the SVID runs out.
     let mut world = World::with(|settings| {

@@ -2,7 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +13,8 @@ use tempfile::TempDir;
 
 /// Long enough for a loaded machine; nothing waits for it that does not fail in the end.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+
+const AGENT: &str = env!("CARGO_BIN_EXE_miaf-agent");
 
 /// Variables that lead an agent elsewhere, or have it trust others.
 const FOREIGN: &[&str] = &[
@@ -33,13 +36,14 @@ pub(crate) struct Device {
     folder: TempDir,
     process: Option<Child>,
     environment: Vec<(String, String)>,
+    passed: Vec<(String, UnixListener)>,
 }
 
 impl Device {
     /// A device with this configuration. `{dir}` in it stands for the device's folder. The agent is not started.
     pub(crate) fn new(config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder for the device");
-        let device = Self { folder, process: None, environment: Vec::new() };
+        let device = Self { folder, process: None, environment: Vec::new(), passed: Vec::new() };
         device.configure(config);
         device
     }
@@ -53,6 +57,14 @@ impl Device {
     /// Sets an environment variable for the agents started from now on.
     pub(crate) fn environment(&mut self, name: &str, value: &str) {
         self.environment.push((name.into(), value.into()));
+    }
+
+    /// Listens on a socket in the device's folder, and passes it to the agents started from now on, as systemd would.
+    pub(crate) fn pass_socket(&mut self, name: &str, path: &str) {
+        assert!(self.passed.len() < 2, "more than stdin and stdout can carry");
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder for the socket");
+        self.passed.push((name.into(), UnixListener::bind(path).expect("a listening socket")));
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -79,7 +91,8 @@ impl Device {
     pub(crate) fn spawn(&mut self) {
         assert!(self.process.is_none(), "one agent at a time");
         let log = File::options().create(true).append(true).open(self.path("agent.log")).expect("a log file");
-        let process = self.command(&["run"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+        let mut command = self.daemon();
+        let process = command.stderr(log).spawn();
         self.process = Some(process.expect("the agent starts"));
     }
 
@@ -89,7 +102,29 @@ impl Device {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_miaf-agent"));
+        self.complete(Command::new(AGENT), arguments)
+    }
+
+    fn daemon(&self) -> Command {
+        if self.passed.is_empty() {
+            let mut command = self.command(&["run"]);
+            command.stdin(Stdio::null()).stdout(Stdio::null());
+            return command;
+        }
+        // The sockets travel as stdin and stdout to a shell, which puts them where the agent looks for them.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\" 3<&0 4<&1 </dev/null >/dev/null", AGENT]);
+        let mut command = self.complete(shell, &["run"]);
+        let names: Vec<&str> = self.passed.iter().map(|(name, _)| name.as_str()).collect();
+        command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        let mut sockets =
+            self.passed.iter().map(|(_, socket)| OwnedFd::from(socket.try_clone().expect("the same socket")));
+        command.stdin(sockets.next().map_or_else(Stdio::null, Stdio::from));
+        command.stdout(sockets.next().map_or_else(Stdio::null, Stdio::from));
+        command
+    }
+
+    fn complete(&self, mut command: Command, arguments: &[&str]) -> Command {
         command.arg("--config").arg(self.path("config.toml")).args(arguments).current_dir("/");
         // What the machine of the tests has set is not the device's.
         for name in FOREIGN {
@@ -143,7 +178,12 @@ impl Device {
 
     /// Any request, raw.
     pub(crate) fn request(&self, request: &str) -> Option<(u16, String)> {
-        let mut stream = UnixStream::connect(self.path("run/agent.sock")).ok()?;
+        self.request_at("run/agent.sock", request)
+    }
+
+    /// The same, on another of its sockets.
+    pub(crate) fn request_at(&self, socket: &str, request: &str) -> Option<(u16, String)> {
+        let mut stream = UnixStream::connect(self.path(socket)).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
         stream.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();

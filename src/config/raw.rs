@@ -1,0 +1,97 @@
+//! The configuration as written. Unknown keys are refused: a misspelt one would be silently without effect. Every key may
+//! be left out, so that one file can be laid over another.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::keys::ProviderKind;
+use crate::system::log::LogLevel;
+
+/// One table: its keys, and the tables in it.
+macro_rules! table {
+    ($name:ident { $($key:ident: $type:ty),* $(,)? } $(with { $($inner:ident: $table:ty),* })?) => {
+        #[derive(Default, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub(super) struct $name {
+            $(pub(super) $key: Option<$type>,)*
+            $($(pub(super) $inner: $table,)*)?
+        }
+
+        impl Overlay for $name {
+            fn overlay(&mut self, later: Self) {
+                $(if later.$key.is_some() { self.$key = later.$key; })*
+                $($(self.$inner.overlay(later.$inner);)*)?
+            }
+        }
+    };
+}
+
+/// What a later file says, it says key by key: whatever it leaves out stays as it was.
+pub(super) trait Overlay {
+    fn overlay(&mut self, later: Self);
+}
+
+/// A table of which it matters whether, and where, it is there at all.
+impl<T: Overlay> Overlay for Option<Spanned<T>> {
+    fn overlay(&mut self, later: Self) {
+        match (self, later) {
+            (Some(table), Some(later)) => table.get_mut().overlay(later.into_inner()),
+            (table @ None, later) => *table = later,
+            (Some(_), None) => {}
+        }
+    }
+}
+
+table!(File { state_dir: PathBuf } with {
+    mis: Option<Spanned<Mis>>,
+    bootstrap: Option<Spanned<Bootstrap>>,
+    key: Key,
+    renewal: Renewal,
+    retry: Retry,
+    bundle: Bundle,
+    files: Files,
+    socket: Socket,
+    log: Log
+});
+
+table!(Mis {
+    discovery_url: Spanned<String>,
+    origin: Spanned<String>,
+    trust_domain: Spanned<String>,
+    proxy: Spanned<String>,
+    proxy_auth: Spanned<String>,
+    no_proxy: Vec<Spanned<String>>,
+} with { trust: Trust });
+
+table!(Trust { ca_file: PathBuf, spki_sha256: Vec<Spanned<String>>, system_roots: bool });
+
+table!(Bootstrap {
+    method: Method,
+    cert_file: PathBuf,
+    cert: Spanned<String>,
+    intermediates_file: PathBuf,
+    key: Spanned<String>,
+    key_auth: Spanned<String>,
+});
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Method {
+    FactoryCertMtls,
+}
+
+table!(Key { provider: ProviderKind, tcti: Spanned<String>, rotate: bool });
+
+table!(Renewal { window: Spanned<[f64; 2]> });
+
+table!(Retry { base: Spanned<String>, cap: Spanned<String> });
+
+table!(Bundle { refresh: Spanned<String> });
+
+table!(Files { dir: PathBuf, group: String, key_group: String, software_key_dir: PathBuf });
+
+table!(Socket { path: PathBuf, group: String, sign_path: PathBuf, sign_group: String, admin_path: PathBuf });
+
+table!(Log { level: LogLevel });

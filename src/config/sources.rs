@@ -1,0 +1,117 @@
+//! The files that the configuration is in: the one that is named, and the drop-ins beside it.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::raw::{self, Overlay as _};
+use super::{ConfigError, Problem};
+
+/// Of all files together.
+const MAX_TEXT: u64 = 1024 * 1024;
+const MAX_DROP_INS: usize = 256;
+
+/// The folder of drop-ins: `config.d` for `config.toml`.
+pub fn drop_in_folder(file: &Path) -> PathBuf {
+    file.with_extension("d")
+}
+
+/// The texts of all files, one after the other in `text`: a place in it says which file and which line is meant.
+pub(super) struct Sources {
+    text: String,
+    /// Each file, and where in `text` it begins.
+    files: Vec<(PathBuf, usize)>,
+}
+
+impl Sources {
+    /// One file.
+    pub(super) fn one(file: &Path, text: &str) -> Self {
+        Self { text: text.to_owned(), files: vec![(file.to_owned(), 0)] }
+    }
+
+    /// The file and its drop-ins, in the order of their names. None of them needs to be there.
+    pub(super) fn read(file: &Path) -> Result<Self, ConfigError> {
+        let mut sources = Self { text: String::new(), files: Vec::new() };
+        sources.add(file)?;
+        let folder = drop_in_folder(file);
+        for drop_in in drop_ins(&folder).map_err(|e| unreadable(&folder, e))? {
+            sources.add(&drop_in)?;
+        }
+        Ok(sources)
+    }
+
+    fn add(&mut self, file: &Path) -> Result<(), ConfigError> {
+        let start = self.text.len();
+        let room = MAX_TEXT.saturating_sub(start as u64);
+        match File::open(file).and_then(|file| file.take(room + 1).read_to_string(&mut self.text)) {
+            Ok(read) if read as u64 > room => {
+                let too_large = "the configuration is larger than 1 MiB";
+                return Err(unreadable(file, io::Error::other(too_large)));
+            }
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(unreadable(file, e)),
+            Ok(_) | Err(_) => {}
+        }
+        self.text.push('\n');
+        self.files.push((file.to_owned(), start));
+        Ok(())
+    }
+
+    /// All files, each laid over those before it.
+    pub(super) fn parse(&self) -> Result<raw::File, ConfigError> {
+        let mut whole = raw::File::default();
+        let ends = self.files.iter().skip(1).map(|(_, start)| *start).chain([self.text.len()]);
+        for ((file, start), end) in self.files.iter().zip(ends) {
+            // Blanks in the place of the files before it: so every span is one in the whole text.
+            let text = " ".repeat(*start) + self.text.get(*start..end).unwrap_or_default();
+            let parsed = toml::from_str(&text).map_err(|e| ConfigError {
+                file: file.clone(),
+                line: e.span().map(|span| self.place_of(&span).1),
+                problem: Problem::Syntax(e.message().trim_end().to_owned()),
+            })?;
+            whole.overlay(parsed);
+        }
+        Ok(whole)
+    }
+
+    /// File and line of a place in the whole text.
+    pub(super) fn place_of(&self, span: &Range<usize>) -> (&Path, usize) {
+        let file = self.files.iter().rfind(|(_, start)| *start <= span.start);
+        let (file, start) = file.map_or((Path::new(""), 0), |(file, start)| (file.as_path(), *start));
+        let before = self.text.as_bytes().get(start..span.start).unwrap_or_default();
+        (file, before.iter().filter(|byte| **byte == b'\n').count() + 1)
+    }
+}
+
+fn unreadable(file: &Path, e: io::Error) -> ConfigError {
+    ConfigError { file: file.into(), line: None, problem: Problem::Unreadable(e) }
+}
+
+/// `*.toml`, sorted by name. Hidden ones are an editor's.
+fn drop_ins(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let is_drop_in = |name: &OsStr| {
+        let name = name.as_encoded_bytes();
+        name.ends_with(b".toml") && !name.starts_with(b".")
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if is_drop_in(&entry.file_name()) {
+            files.push(entry.path());
+        }
+    }
+    if files.len() > MAX_DROP_INS {
+        return Err(io::Error::other(format!(
+            "it holds {} drop-ins; {MAX_DROP_INS} are allowed",
+            files.len()
+        )));
+    }
+    files.sort();
+    Ok(files)
+}

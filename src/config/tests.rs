@@ -1,0 +1,219 @@
+use super::*;
+
+const FILE: &str = "/etc/miaf-agent/config.toml";
+const FULL: &str = include_str!("../../tests/data/config-full.toml");
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(text, Path::new(FILE), None).map_err(|e| e.to_string())
+}
+
+#[test]
+fn the_documented_file_is_read_with_every_key() {
+    let config = parse(FULL).unwrap();
+    let mis = config.mis.unwrap();
+    assert_eq!(mis.discovery_url.as_str(), "https://mis.factory.example/.well-known/margo");
+    assert_eq!(mis.trust.ca_file.unwrap(), Path::new("/etc/miaf-agent/mis-ca.pem"));
+    assert_eq!(mis.trust.spki_sha256.len(), 1);
+    let Through::At(url) = &mis.proxy.through else { panic!("{:?}", mis.proxy) };
+    assert_eq!(url.with_secrets(), "http://proxy.factory.example:3128/");
+    assert_eq!(mis.proxy.auth, Some(Secret::Credential("proxy.auth".into())));
+    assert_eq!(mis.proxy.no_proxy.unwrap(), ["localhost", ".factory.example", "10.0.0.0/8"]);
+    let bootstrap = config.bootstrap.unwrap();
+    assert_eq!(bootstrap.certificate, FactoryCertificate::File("/etc/miaf-agent/factory.pem".into()));
+    assert_eq!(bootstrap.intermediates_file.unwrap(), Path::new("/etc/miaf-agent/line.pem"));
+    assert_eq!(bootstrap.key, FactoryKey::File("/etc/miaf-agent/factory.key".into()));
+    assert_eq!(bootstrap.key_auth, Some(Secret::Credential("factory-key".into())));
+    assert_eq!(config.renewal_window, (0.4, 0.6));
+    assert_eq!((config.retry_base, config.retry_cap), (Duration::from_secs(5), Duration::from_secs(3600)));
+    assert_eq!(config.files.key_group.as_deref(), Some("miaf-sign"));
+    assert_eq!(config.socket.admin_path, Path::new("/run/miaf-agent/admin.sock"));
+}
+
+#[test]
+fn an_empty_file_is_an_unconfigured_device_with_every_default() {
+    let config = parse("# nothing yet\n").unwrap();
+    assert!(config.mis.is_none() && config.bootstrap.is_none());
+    assert_eq!(config.state_dir, Path::new("/var/lib/miaf-agent"));
+    assert_eq!(config.files.dir, Path::new("/var/lib/miaf-agent/svid"));
+    assert_eq!(config.key.provider, ProviderKind::Tpm);
+    assert!(config.key.rotate);
+}
+
+#[test]
+fn the_state_folder_of_systemd_is_used_unless_the_file_names_one() {
+    let given = Some(Path::new("/var/lib/private/miaf"));
+    let load = |text| Config::parse(text, Path::new(FILE), given).unwrap().state_dir;
+    assert_eq!(load(""), Path::new("/var/lib/private/miaf"));
+    assert_eq!(load("state_dir = \"state\""), Path::new("/etc/miaf-agent/state"));
+}
+
+#[test]
+fn a_factory_credential_may_be_in_the_tpm() {
+    let text = "[bootstrap]\ncert = \"tpm:0x01c90000\"\nkey = \"tpm:0x81020000\"";
+    let bootstrap = parse(text).unwrap().bootstrap.unwrap();
+    assert_eq!(bootstrap.certificate, FactoryCertificate::TpmNv(0x01c9_0000));
+    assert_eq!(bootstrap.key, FactoryKey::TpmHandle(0x8102_0000));
+    let text = "[bootstrap]\ncert = \"file:factory.pem\"\nkey = \"file:factory.key\"";
+    let certificate = parse(text).unwrap().bootstrap.unwrap().certificate;
+    assert_eq!(certificate, FactoryCertificate::File("/etc/miaf-agent/factory.pem".into()));
+}
+
+#[test]
+fn an_origin_is_completed_with_the_well_known_path() {
+    let config = parse("[mis]\norigin = \"https://mis.example:8443\"").unwrap();
+    assert_eq!(config.mis.unwrap().discovery_url.as_str(), "https://mis.example:8443/.well-known/margo");
+}
+
+#[test]
+fn what_is_wrong_is_named_with_file_line_and_key() {
+    for (text, line, says) in [
+        ("[mis]\ndiscovery_ulr = \"x\"", 2, "unknown field `discovery_ulr`"),
+        ("[miss]", 1, "unknown field `miss`"),
+        ("[mis]\n# no url", 1, "add discovery_url"),
+        ("[mis]\ndiscovery_url = \"http://mis.example/\"", 2, "https://"),
+        ("[mis]\ndiscovery_url = \"mis.example\"", 2, "not a URL"),
+        ("[mis]\ndiscovery_url = \"https://a/\"\norigin = \"https://a\"", 3, "not both"),
+        ("[mis]\norigin = \"https://a/path\"", 2, "use discovery_url"),
+        ("[mis]\norigin = \"https://a\"\ntrust_domain = \"Factory\"", 3, "mis.trust_domain"),
+        ("[mis]\norigin = \"https://a\"\n[mis.trust]\nspki_sha256 = [\"AAAA\"]", 4, "SHA-256"),
+        ("[mis]\norigin = \"https://a\"\nproxy = \"proxy:3128\"", 3, "http://host:port"),
+        ("[mis]\norigin = \"https://a\"\nproxy = \"https://proxy:3128\"", 3, "only http://"),
+        ("[mis]\norigin = \"https://a\"\nproxy = \"socks5://proxy:1080\"", 3, "only http://"),
+        ("[mis]\norigin = \"https://a\"\nproxy = \"http://proxy:3128/pac\"", 3, "without a path"),
+        ("[mis]\norigin = \"https://a\"\nproxy_auth = \"user:password\"", 3, "credential:NAME"),
+        ("[mis]\norigin = \"https://a\"\nproxy_auth = \"credential:../x\"", 3, "credential:NAME"),
+        ("[mis]\norigin = \"https://a\"\nproxy_auth = \"credential:..\"", 3, "credential:NAME"),
+        (
+            "[mis]\norigin = \"https://a\"\nproxy = \"http://u:p@proxy\"\nproxy_auth = \"file:a\"",
+            4,
+            "give either",
+        ),
+        ("[mis]\norigin = \"https://a\"\nno_proxy = [\"a\", \"b,c\"]", 3, "each is a host name"),
+        ("[mis]\norigin = \"https://a\"\nno_proxy = [\"*.example\"]", 3, "each is a host name"),
+        ("[bootstrap]\ncert_file = \"a\"\nkey = \"factory.key\"", 3, "file:PATH"),
+        ("[bootstrap]\ncert_file = \"a\"\nkey = \"tpm:0x80000001\"", 3, "persistent handle"),
+        ("[bootstrap]\nkey = \"file:a\"", 1, "add cert_file"),
+        ("[bootstrap]\ncert_file = \"a\"\ncert = \"file:a\"\nkey = \"file:a\"", 3, "not both"),
+        ("[bootstrap]\ncert = \"tpm:0x81000001\"\nkey = \"file:a\"", 2, "NV index"),
+        ("[bootstrap]\ncert = \"a\"\nkey = \"file:a\"", 2, "NV index"),
+        ("[bootstrap]\ncert_file = \"a\"\nkey = \"file:b\"\nkey_auth = \"secret\"", 4, "credential:NAME"),
+        ("[bootstrap]\nmethod = \"token\"\ncert_file = \"a\"\nkey = \"file:b\"", 2, "unknown variant"),
+        ("[key]\nprovider = \"hsm\"", 2, "unknown variant"),
+        ("[key]\ntcti = \"mssim:host=a\"", 2, "key.tcti"),
+        ("[renewal]\nwindow = [0.6, 0.4]", 2, "fractions"),
+        ("[retry]\nbase = \"5 parsecs\"", 2, "not a duration"),
+        ("[retry]\nbase = \"1h\"\ncap = \"1m\"", 3, "must not be below"),
+        ("[bundle]\nrefresh = \"30d\"", 2, "must lie between"),
+        ("[log]\nlevel = \"loud\"", 2, "unknown variant"),
+        ("[mis\n", 1, ""),
+        ("state_dir = 5", 1, "invalid type"),
+    ] {
+        let error = parse(text).unwrap_err();
+        assert!(error.starts_with(&format!("{FILE}:{line}: ")), "{text:?}: {error}");
+        assert!(error.contains(says), "{text:?}: {error}");
+    }
+}
+
+#[test]
+fn no_password_of_a_proxy_is_shown() {
+    let config = parse("[mis]\norigin = \"https://a\"\nproxy = \"http://user:hunter2@proxy:3128\"").unwrap();
+    let shown = format!("{config:?}");
+    assert!(shown.contains("ProxyUrl(http://proxy:3128)") && !shown.contains("hunter2"), "{shown}");
+    for bad in ["http://user:hunter2@proxy/path", "https://user:hunter2@proxy", "//user:hunter2@proxy"] {
+        let error = parse(&format!("[mis]\norigin = \"https://a\"\nproxy = \"{bad}\"")).unwrap_err();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}
+
+#[test]
+fn a_proxy_is_the_environment_s_unless_the_file_says_otherwise() {
+    let through = |line: &str| {
+        parse(&format!("[mis]\norigin = \"https://a\"\n{line}")).unwrap().mis.unwrap().proxy.through
+    };
+    assert_eq!(through(""), Through::Environment);
+    assert_eq!(through("proxy = \"none\""), Through::Never);
+}
+
+/// A configuration folder with these files in it.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let file = folder.path().join(name);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, text).unwrap();
+    }
+    folder
+}
+
+fn load(folder: &tempfile::TempDir) -> Result<Config, String> {
+    Config::load(&folder.path().join("config.toml"), None).map_err(|e| e.to_string())
+}
+
+#[test]
+fn drop_ins_are_laid_over_the_file_key_by_key_in_the_order_of_their_names() {
+    let folder = folder(&[
+        ("config.toml", "[mis]\norigin = \"https://a\"\ntrust_domain = \"one\"\n[files]\ngroup = \"miaf\"\n"),
+        ("config.d/20-site.toml", "mis.trust_domain = \"three\"\n[log]\nlevel = \"debug\""),
+        ("config.d/10-line.toml", "[mis]\ntrust_domain = \"two\"\n[mis.trust]\nca_file = \"ca.pem\""),
+        ("config.d/30-key.toml", "[bootstrap]\nkey = \"file:factory.key\""),
+        ("config.d/31-certificate.toml", "[bootstrap]\ncert_file = \"factory.pem\""),
+        ("config.d/.40-editor.toml", "not even TOML"),
+        ("config.d/50-notes.txt", "nor this"),
+    ]);
+    let config = load(&folder).unwrap();
+    let mis = config.mis.unwrap();
+    assert_eq!(mis.discovery_url.as_str(), "https://a/.well-known/margo");
+    assert_eq!(mis.trust_domain.unwrap().as_str(), "three");
+    assert_eq!(config.files.group.as_deref(), Some("miaf"));
+    assert_eq!(config.log_level, LogLevel::Debug);
+    // One base for all of them: a path means the same wherever it is moved to.
+    assert_eq!(mis.trust.ca_file.unwrap(), folder.path().join("ca.pem"));
+    let key = FactoryKey::File(folder.path().join("factory.key"));
+    assert_eq!(config.bootstrap.unwrap().key, key, "a table may be spread over files");
+}
+
+#[test]
+fn drop_ins_alone_are_a_configuration() {
+    let folder = folder(&[("config.d/a.toml", "[mis]\norigin = \"https://a\"")]);
+    assert!(load(&folder).unwrap().mis.is_some());
+}
+
+#[test]
+fn what_is_wrong_in_a_drop_in_is_named_with_its_file_and_line() {
+    let main = "# one\n# two\n[mis]\norigin = \"https://a\"\n";
+    for (drop_in, line, says) in [
+        ("\n\n[retry]\nbase = \"soon\"", 4, "not a duration"),
+        ("# ü\n[log]\nlevle = \"debug\"", 3, "unknown field `levle`"),
+        ("[mis]\ndiscovery_url = \"https://b/\"", 0, "not both"),
+        ("[log\n", 1, ""),
+    ] {
+        let folder = folder(&[("config.toml", main), ("config.d/a.toml", ""), ("config.d/b.toml", drop_in)]);
+        let error = load(&folder).unwrap_err();
+        let place = match line {
+            0 => format!("{}:4: ", folder.path().join("config.toml").display()),
+            line => format!("{}:{line}: ", folder.path().join("config.d/b.toml").display()),
+        };
+        assert!(error.starts_with(&place) && error.contains(says), "{drop_in:?}: {error}");
+    }
+}
+
+#[test]
+fn there_is_a_limit_to_size_and_number() {
+    let large = format!("#{}", " ".repeat(600 * 1024));
+    let too_much = folder(&[("config.toml", &large), ("config.d/a.toml", &large)]);
+    let error = load(&too_much).unwrap_err();
+    assert!(error.contains("a.toml") && error.contains("larger than 1 MiB"), "{error}");
+
+    let names: Vec<String> = (0..300).map(|n| format!("config.d/{n}.toml")).collect();
+    let too_many = folder(&names.iter().map(|name| (name.as_str(), "")).collect::<Vec<_>>());
+    assert!(load(&too_many).unwrap_err().contains("256 are allowed"));
+}
+
+#[test]
+fn sockets_lie_beside_each_other() {
+    let socket = parse("[socket]\npath = \"run/a.sock\"\nsign_path = \"/x/s.sock\"").unwrap().socket;
+    assert_eq!(socket.path, Path::new("/etc/miaf-agent/run/a.sock"));
+    assert_eq!(socket.sign_path, Path::new("/x/s.sock"));
+    assert_eq!(socket.admin_path, Path::new("/etc/miaf-agent/run/admin.sock"));
+    assert_eq!(parse("").unwrap().socket.sign_path, Path::new("/run/miaf-agent/sign.sock"));
+}

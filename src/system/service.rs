@@ -1,0 +1,122 @@
+//! The service manager: what it is told (sd_notify(3)), the sockets it passes (sd_listen_fds(3)), and its watchdog
+//! (sd_watchdog_enabled(3)). Without one, nothing happens.
+
+use std::convert::Infallible;
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use listenfd::ListenFd;
+use sd_notify::NotifyState;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+
+/// The sockets listen: the service is up, whatever the state of the identity.
+pub fn ready() {
+    send(NotifyState::Ready);
+}
+
+/// One line for `systemctl status`.
+pub fn status(line: &str) {
+    send(NotifyState::Status(line));
+}
+
+/// The service ends.
+pub fn stopping() {
+    send(NotifyState::Stopping);
+}
+
+fn send(state: NotifyState<'_>) {
+    if let Err(e) = sd_notify::notify(&[state]) {
+        tracing::debug!(error = %e, "the service manager could not be told");
+    }
+}
+
+/// A listening socket, and its `FileDescriptorName=`.
+#[derive(Debug)]
+pub struct PassedSocket {
+    /// What it is for.
+    pub name: String,
+    /// The socket.
+    pub listener: UnixListener,
+}
+
+/// The listening Unix sockets that were passed to this process. To be asked once, and before any thread is started: the
+/// variables that tell are taken out of the environment.
+pub fn passed_sockets() -> Vec<PassedSocket> {
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut passed = ListenFd::from_env();
+    let mut names = names.split(':');
+    (0..passed.len())
+        .filter_map(|at| {
+            let name = names.next().unwrap_or_default().to_owned();
+            passed.take_unix_listener(at).ok().flatten().map(|listener| PassedSocket { name, listener })
+        })
+        .collect()
+}
+
+/// Tells the service manager in time that the main loop is alive, and stops telling it when it is not: then the agent is
+/// ended and started anew.
+#[derive(Debug)]
+pub struct Watchdog {
+    /// `None` where nobody watches.
+    ticks: Option<Interval>,
+    /// What the main loop waits for must have happened by then.
+    deadline: Option<Instant>,
+}
+
+impl Watchdog {
+    /// As the environment tells.
+    pub fn new() -> Self {
+        let ticks = sd_notify::watchdog_enabled().map(|limit| {
+            // Half of it, as sd_watchdog_enabled(3) advises.
+            let mut ticks = interval((limit / 2).max(Duration::from_millis(1)));
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        });
+        Self { ticks, deadline: None }
+    }
+
+    /// The main loop begins to wait. `limit` is how long this may take at most; `None` for a wait that may be long.
+    pub fn wait_begins(&mut self, limit: Option<Duration>) {
+        self.deadline = limit.map(|limit| Instant::now() + limit);
+    }
+
+    /// Keeps the service manager content for as long as it is polled and the wait is not overdue. Never ends.
+    pub async fn keep_fed(&mut self) -> Infallible {
+        loop {
+            let Some(ticks) = &mut self.ticks else { return std::future::pending().await };
+            let now = ticks.tick().await;
+            if self.is_overdue(now) {
+                tracing::error!(
+                    "what the agent does hangs: the service manager will end it and start it anew"
+                );
+            } else {
+                send(NotifyState::Watchdog);
+            }
+        }
+    }
+
+    fn is_overdue(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
+    }
+}
+
+impl Default for Watchdog {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_with_a_limit_is_overdue_after_it_and_one_without_never() {
+        let mut watchdog = Watchdog { ticks: None, deadline: None };
+        let after = |secs| Instant::now() + Duration::from_secs(secs);
+        watchdog.wait_begins(Some(Duration::from_secs(300)));
+        assert!(!watchdog.is_overdue(after(299)) && watchdog.is_overdue(after(301)));
+        watchdog.wait_begins(None);
+        assert!(!watchdog.is_overdue(after(1_000_000)));
+    }
+}
