@@ -1,0 +1,22 @@
+# What deb and rpm share. To be sourced by bash from the top of the checkout, with the arguments of the script.
+
+version=$(sed -n '/^\[workspace.package\]/,/^\[/ s/^version = "\(.*\)"$/\1/p' Cargo.toml)
+out=${CARGO_TARGET_DIR:-target}/package
+while [ $# -gt 0 ]; do
+    case $1 in
+    --version) version=${2:?} ;;
+    --out) out=${2:?} ;;
+    *) echo "usage: ${0##*/} [--version VERSION] [--out FOLDER]" >&2; exit 2 ;;
+    esac
+    shift 2
+done
+mkdir -p "$out"
+out=$(realpath "$out")
+
+# The time of everything in the package, so that the same sources give the same bytes.
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+export SOURCE_DATE_EPOCH LC_ALL=C.UTF-8 TZ=UTC
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM HUP
