@@ -8,17 +8,11 @@ make_machine() {
     mount -t tmpfs tmpfs /run # where systemd-nspawn notes its machines; this one is nobody else's business
 }
 
-boot() {
+power_on() {
     "$here/machine/tpm-device" "$work/dev" "$work/tpm" >>"$work/tpm.log" 2>&1 &
     tpm=$!
     wait_for 10 "the TPM" test -e "$work/dev/tpmrm0"
-    # What udev's rules do at boot, where they and the group are there; a container has no udev.
-    local ids
-    ids=$(awk -F : '$1 == "tss" { print $3 ":" $4 }' "$work/root/etc/passwd")
-    if [ -n "$ids" ]; then
-        chown "$ids" "$work/dev/tpmrm0"
-        chmod 660 "$work/dev/tpmrm0"
-    fi
+    tpm_has_its_group
     systemd-nspawn --quiet --directory "$work/root" --machine device --boot --register=no --keep-unit \
         --link-journal=no --resolv-conf=off --timezone=off --console=pipe \
         --private-network --network-veth-extra=mis:host0 --bind "$work/dev/tpmrm0:/dev/tpmrm0" \
@@ -28,7 +22,15 @@ boot() {
     wait_for 10 "the network cable" ip link show dev mis
     ip address add 10.0.2.2/24 dev mis
     network "$network"
-    wait_for 30 "the machine to be up" guest "$is_up"
+    wait_for 10 "systemd in the machine" guest true
+}
+tpm_has_its_group() { # what udev's rules do, where the group is there; a container has no udev
+    local group
+    group=$(awk -F : '$1 == "tss" { print $3 }' "$work/root/etc/group")
+    if [ -n "$group" ]; then
+        chown "0:$group" "$work/dev/tpmrm0"
+        chmod 660 "$work/dev/tpmrm0"
+    fi
 }
 leader_is_known() {
     read -r leader < <(cat "/proc/$power/task/$power/children" && echo) && [ "$(cat "/proc/$leader/comm")" = systemd ]

@@ -7,7 +7,7 @@ make_machine() {
     mkdir "$work/tpm"
 }
 
-boot() {
+power_on() {
     rm -f "$work"/{shell.in,shell.out,monitor}
     mkfifo "$work"/{shell.in,shell.out,monitor}
     exec {to_shell}<>"$work/shell.in" {from_shell}<>"$work/shell.out" {monitor}<>"$work/monitor"
@@ -32,8 +32,10 @@ boot() {
     power=$!
     network "$network"
     echo cont >&"$monitor"
-    wait_for 60 "the machine to be up" guest "$is_up"
+    guest true
 }
+
+tpm_has_its_group() { :; } # udev sees to it
 
 guest() { # COMMAND [SECONDS]: run by root; its output, errors and exit status are this function's
     local number=$EPOCHREALTIME seconds=${2:-60} answer="" status out err
