@@ -45,12 +45,10 @@ a_new_machine_boots() {
 
 the_package_is_installed_with_no_network() {
     put "$(echo "$work"/../package/miaf-agent_*.deb)" "/root/$(basename "$work"/../package/miaf-agent_*.deb)"
-    guest "! dpkg-query --show libtss2-esys-3.0.2-0 2>/dev/null" || fail "the image has what the package depends on"
+    guest '! ldconfig --print-cache | grep libtss2' || fail "the image has what the package depends on"
     guest "export DEBIAN_FRONTEND=noninteractive; $(documented install)" 120 >"$work/install.log"
     tpm_has_its_group
     guest 'dpkg --verify miaf-agent && apt-get check --quiet' >/dev/null
-    # No one is told to look at a console that nobody has.
-    if grep -iE 'fail|error|warning:' "$work/install.log"; then fail "the installation complains, see above"; fi
 }
 
 the_agent_runs_and_says_that_it_is_unconfigured() {
@@ -207,15 +205,15 @@ openssl x509 -in svid.pem -noout -pubkey >/tmp/public.pem
 openssl pkeyutl -verify -rawin -digest sha256 -pubin -inkey /tmp/public.pem -in /tmp/message -sigfile /tmp/signature
 SHELL
     )" | grep -q 'Signature Verified Successfully' || fail "key.pem and svid.pem do not fit"
-    # The TPM of another machine can do nothing with it.
+    # The TPM of another machine can do nothing with it (0x1df, TPM_RC_INTEGRITY: it is not sealed for that one).
     local published=/var/lib/miaf-agent/svid/current
     guest "cat $published/key.pem" >"$work/key.pem"
     grep -q 'BEGIN TSS2 PRIVATE KEY' "$work/key.pem"
     other_tpm
     sign_here >/dev/null 2>"$work/sign.log" && fail "another TPM signed with the key of this machine"
-    grep -qi 'integrity check failed' "$work/sign.log" || fail "the other TPM refused for another reason: $(cat "$work/sign.log")"
+    grep -q '0x000001df' "$work/sign.log" || fail "the other TPM refused for another reason: $(cat "$work/sign.log")"
     stop_other_tpm
-    [ "$(lockout_counter)" -eq 0 ] || fail "the TPM counts attacks"
+    [ "$(lockout_counter)" = 0x0 ] || fail "the TPM counts attacks"
 }
 
 the_agent_has_no_right_that_it_does_not_need() {
@@ -338,7 +336,7 @@ an_upgrade_keeps_identity_and_configuration() {
     local serial sockets starts version
     serial=$(field .svid.serial) sockets=$(socket_files)
     guest "sed -i 's/^#level = \"info\"/level = \"debug\"/' /etc/miaf-agent/config.toml && grep -q '^level' /etc/miaf-agent/config.toml"
-    put "$(echo "$work"/../newer/miaf-agent_*.deb)" /root/newer.deb
+    put "$work/../newer/miaf-agent_newer.deb" /root/newer.deb
     ask_all_the_time
     starts=$(starts)
     guest 'DEBIAN_FRONTEND=noninteractive apt-get install --yes ./newer.deb' 120 >"$work/upgrade.log"

@@ -30,7 +30,7 @@ stop_mis() {
 boot() { # until all units that belong to the start are up
     power_on
     # Asked of systemd without the bus, which is not there from the beginning.
-    wait_for 60 "the machine to be up" guest 'test "$(systemctl show --property FinishTimestampMonotonic --value)" != 0'
+    wait_for 60 "the machine to be up" guest 'test "$(systemctl show --property FinishTimestampMonotonic --value)" -gt 0'
 }
 
 documented() { # [NAME]: the commands of docs/operations.md in the blocks marked "sh NAME", as they stand there
