@@ -1,6 +1,6 @@
 # The two commands of the README, and the checks that CI runs beside them.
 
-.PHONY: demo test lint mutants setup
+.PHONY: demo test lint hw-tests mutants setup deb rpm packages-check
 .DEFAULT_GOAL := test
 
 # The whole story on the terminal, in about a minute after the build. Leaves nothing behind.
@@ -17,9 +17,30 @@ lint:
 	cargo clippy --workspace --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --quiet --no-deps --workspace
 
+# The agent's keys on a TPM: a software one here, and hw-tests/run --tcti device:/dev/tpmrm0 on a device.
+hw-tests: setup
+	hw-tests/run
+
 # Makes the judgement of SVIDs and bundles wrong in one place at a time: a test must notice each. Half an hour.
 mutants: setup
 	scripts/mutants
+
+# The packages, in target/package. The release build takes two or three minutes the first time.
+deb:
+	@scripts/setup packages
+	packaging/build
+	packaging/deb
+
+rpm:
+	@scripts/setup packages
+	packaging/build
+	packaging/rpm
+
+# What lintian, rpmlint and systemd think of them, and whether two folders give the same bytes. FULL=1 compiles in both.
+packages-check:
+	@scripts/setup packages
+	packaging/build
+	packaging/check
 
 setup:
 	@scripts/setup

@@ -16,6 +16,9 @@ out=$(realpath "$out")
 # The time of everything in the package, so that the same sources give the same bytes.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 export SOURCE_DATE_EPOCH LC_ALL=C.UTF-8 TZ=UTC
+umask 022
+
+maintainer="The miaf-agent contributors <maintainers@miaf-agent.invalid>"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -15,7 +15,7 @@ pub(crate) fn text(linked: &Linked) -> Result<String, Box<dyn std::error::Error>
     let mut numbers: BTreeMap<String, usize> = BTreeMap::new();
     let mut texts = Vec::new();
     let mut list = String::new();
-    for one in &linked.crates {
+    for one in linked.crates.iter().filter(|one| one.checksum.is_some()) {
         let mut refers = Vec::new();
         for text in texts_of(one)? {
             let number = *numbers.entry(essence(&text)).or_insert_with(|| {
@@ -55,7 +55,12 @@ fn texts_of(one: &Crate) -> io::Result<Vec<String>> {
     files.iter().filter(|file| named(file)).map(|file| fs::read_to_string(file.path())).collect()
 }
 
-/// A text without its line breaks and indents: what differs in nothing else is the same.
+/// A text without its line breaks and indents, and without the Apache licence's advice on how to use it: what differs in
+/// nothing else is the same.
 fn essence(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match words.split_once("END OF TERMS AND CONDITIONS") {
+        Some((terms, _)) if terms.starts_with("Apache License") => terms.to_owned(),
+        _ => words,
+    }
 }
