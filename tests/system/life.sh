@@ -84,13 +84,16 @@ it_delays_no_boot() {
     shut_down
     boot # with no network, and nothing configured
     guest 'systemctl is-active miaf-agent' >/dev/null || fail "the agent is not up with the machine"
+    # Whatever waits for a network that is not there takes longer than this, on the slowest of processors.
     took=$(guest 'systemctl show --property ActiveEnterTimestampMonotonic,InactiveExitTimestampMonotonic miaf-agent' \
         | awk -F = '{ time[$1] = $2 }
             END { print int((time["ActiveEnterTimestampMonotonic"] - time["InactiveExitTimestampMonotonic"]) / 1000) }')
-    [ "$took" -le 4000 ] || fail "the agent took $took ms until it was ready"
-    guest 'systemd-analyze critical-chain multi-user.target' >"$work/chain.log"
-    guest 'systemctl list-dependencies --after miaf-agent.service --plain' >"$work/order.log"
-    if grep -E 'network-online|time-sync|nss-lookup' "$work/order.log"; then fail "it waits for these"; fi
+    [ "$took" -le 15000 ] || fail "the agent took $took ms until it was ready"
+    # Nothing waits for it but the end of the boot, and it waits for nothing that may not come.
+    guest 'systemctl show --property Before --value miaf-agent' | tr ' ' '\n' | sort | expect_output \
+        miaf-agent-tpm.service multi-user.target shutdown.target
+    guest 'systemctl show --property After --value miaf-agent' >"$work/order.log"
+    if grep -E 'network|time-sync|nss-lookup' "$work/order.log"; then fail "it waits for these: $(cat "$work/order.log")"; fi
 }
 
 configured_by_the_documentation_it_enrolls() {
@@ -99,7 +102,7 @@ configured_by_the_documentation_it_enrolls() {
     for file in factory.pem factory.key; do put "$work/mis/$file" "/root/$file"; done
     network on
     guest "$(documented configure)"
-    wait_for 60 "the first identity" state_is active
+    wait_for 120 "the first identity" state_is active
     field .spiffeId >"$work/identity"
     grep -q '^spiffe://factory.example/margo/device/' "$work/identity" || fail "not a device: $(cat "$work/identity")"
     [ "$(field .key.protection)" = hardware ] || fail "the key is not in the TPM"
@@ -237,7 +240,7 @@ a_device_without_state_enrolls_at_boot_as_the_same() {
     guest 'systemctl stop miaf-agent.service && find /var/lib/miaf-agent -mindepth 1 -delete'
     shut_down
     boot
-    wait_for 60 "the identity" state_is active
+    wait_for 120 "the identity" state_is active
     is_the_same_device
 }
 
@@ -316,11 +319,11 @@ a_tpm_that_appears_late_is_used() {
     guest 'cat /root/chip >/sys/bus/platform/drivers/tpm_tis/bind'
     wait_for 30 "the agent to have the TPM" guest "$(agent_has_tpm)"
     [ "$(main_pid)" != "$pid" ] || fail "it has not been started again"
-    wait_for 60 "the identity" state_is active
+    wait_for 120 "the identity" state_is active
     is_the_same_device
     # It works with it, too: a new identity needs a new key.
     guest 'systemctl stop miaf-agent.service && find /var/lib/miaf-agent -mindepth 1 -delete && systemctl start miaf-agent'
-    wait_for 60 "a new identity" state_is active
+    wait_for 120 "a new identity" state_is active
     is_the_same_device
 }
 agent_has_tpm() { echo 'test -c /proc/$(systemctl show --property MainPID --value miaf-agent)/root/dev/tpmrm0'; }
@@ -328,7 +331,7 @@ agent_has_tpm() { echo 'test -c /proc/$(systemctl show --property MainPID --valu
 the_tests_for_real_chips_pass_on_this_one() {
     strip -o "$work/hw-tests" "$target/debug/hw-tests"
     put "$work/hw-tests" /root/hw-tests
-    guest 'chmod +x hw-tests && ./hw-tests --tcti device:/dev/tpmrm0' 180 >"$work/hw-tests.log" || fail "$(cat "$work/hw-tests.log")"
+    guest 'chmod +x hw-tests && TSS2_LOG=all+none ./hw-tests --tcti device:/dev/tpmrm0' 180 >"$work/hw-tests.log" || fail "$(cat "$work/hw-tests.log")"
     tail -n 1 "$work/hw-tests.log" | grep -q ' 0 failed' || fail "$(tail -n 1 "$work/hw-tests.log")"
 }
 

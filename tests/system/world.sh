@@ -6,7 +6,7 @@ wait_for() { # SECONDS WHAT COMMAND…: until the command succeeds
     shift 2
     until "$@" >"$work/waited.log" 2>&1; do
         [ "$SECONDS" -lt "$deadline" ] || fail "waited in vain for $what; last seen: $(tail -n 3 "$work/waited.log")"
-        sleep 0.1
+        sleep "${poll:-0.1}"
     done
 }
 gone() { # PID…: none of them runs any more
@@ -30,7 +30,7 @@ stop_mis() {
 boot() { # until all units that belong to the start are up
     power_on
     # Asked of systemd without the bus, which is not there from the beginning.
-    wait_for 60 "the machine to be up" guest 'test "$(systemctl show --property FinishTimestampMonotonic --value)" -gt 0'
+    wait_for 120 "the machine to be up" guest 'test "$(systemctl show --property FinishTimestampMonotonic --value)" -gt 0'
 }
 
 documented() { # [NAME]: the commands of docs/operations.md in the blocks marked "sh NAME", as they stand there

@@ -69,7 +69,7 @@ shut_down() {
     power_is_off
 }
 power_is_off() { # qemu and the TPM have ended
-    wait_for 60 "the power to go off" gone "$power" "$tpm"
+    wait_for 120 "the power to go off" gone "$power" "$tpm"
     power=
     exec {to_shell}>&- {from_shell}>&- {monitor}>&-
 }
