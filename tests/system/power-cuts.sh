@@ -46,7 +46,7 @@ put_the_package_in() { # DISK: installed by this processor, which is quicker; ho
     printf '[renewal]\nwindow = [0.0005, 0.002]\n' >"$root/etc/miaf-agent/config.d/often.toml"
     umount "$root/proc"
     rm "$1"
-    mke2fs -q -t ext4 -d "$root" "$1" 1G
+    mke2fs -q -t ext4 -d "$root" "$1" 1G >>"$work/install.log"
     rm -r "$root"
 }
 
