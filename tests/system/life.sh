@@ -359,7 +359,7 @@ removed_it_leaves_its_state() {
     guest 'DEBIAN_FRONTEND=noninteractive apt-get remove --yes miaf-agent' 120 >"$work/remove.log"
     guest '! systemctl is-active miaf-agent.service miaf-agent.socket miaf-agent-sign.socket miaf-agent-admin.socket' >/dev/null \
         || fail "a unit is still active"
-    guest '! ls /usr/bin/miaf-agent /run/miaf-agent/*.sock 2>/dev/null && ! pgrep --exact miaf-agent' || fail "something is left"
+    guest '! ls /usr/bin/miaf-agent /run/miaf-agent/*.sock 2>/dev/null && ! grep --quiet --no-messages "^miaf-agent$" /proc/[0-9]*/comm' || fail "something is left"
     guest 'ls /var/lib/miaf-agent/private/identity.json /etc/miaf-agent/config.toml /etc/miaf-agent/config.d/site.toml' >/dev/null
 }
 
