@@ -1,6 +1,6 @@
 # The two commands of the README, and the checks that CI runs beside them.
 
-.PHONY: demo test lint mutants setup deb rpm packages-check
+.PHONY: demo test lint hw-tests mutants setup deb rpm packages-check
 .DEFAULT_GOAL := test
 
 # The whole story on the terminal, in about a minute after the build. Leaves nothing behind.
@@ -16,6 +16,10 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --quiet --no-deps --workspace
+
+# The agent's keys on a TPM: a software one here, and hw-tests/run --tcti device:/dev/tpmrm0 on a device.
+hw-tests: setup
+	hw-tests/run
 
 # Makes the judgement of SVIDs and bundles wrong in one place at a time: a test must notice each. Half an hour.
 mutants: setup

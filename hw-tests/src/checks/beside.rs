@@ -1,0 +1,97 @@
+//! Others use the TPM too: tpm2-tools in a loop, and the agent beside them.
+
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use miaf_agent::keys::KeyError;
+
+use super::{Outcome, Verdict, key};
+use crate::bench::Bench;
+use crate::connection::{self, AS_THE_AGENT_DOES};
+use crate::kept::{HANDLE, Kept};
+use crate::timings::Timing;
+use crate::{Failure, interrupt};
+
+/// Far longer than the slowest chip takes.
+const DEADLINE: Duration = Duration::from_secs(600);
+
+pub(super) fn tools_at_the_same_time(bench: &Bench) -> Outcome {
+    if bench.has_resource_manager {
+        return side_by_side(bench, "create, load, sign, verify, flush", "objects");
+    }
+    // Without a resource manager the tools would leave their objects in the few slots, or take the agent's out of them.
+    let _key = Kept::key(&bench.tcti, connection::p256_key(AS_THE_AGENT_DOES)?)?;
+    side_by_side(bench, "sign and verify at a handle, as there is no resource manager", "handle")
+}
+
+fn side_by_side(bench: &Bench, what_the_tools_do: &str, way: &str) -> Outcome {
+    let made = bench.agent.create_key()?;
+    // Started before the agent talks to the TPM again: the TSS would have it inherit the connection.
+    let rounds = (bench.rounds / 10).clamp(1, 10);
+    let mut tools = Tools::start(bench, way, rounds)?;
+    let begun = Instant::now();
+    let mut signatures = Timing::new("");
+    let mut busy = 0;
+    while tools.are_at_work()? {
+        match signatures.time(|| key::sign_and_verify(&made, key::MESSAGE)) {
+            Ok(_) => {}
+            Err(error) if matches!(error.downcast_ref(), Some(KeyError::Busy { .. })) => busy += 1,
+            Err(error) => return Err(format!("the agent, beside tpm2-tools: {error}").into()),
+        }
+        if begun.elapsed() > DEADLINE {
+            return Err(format!("waited {DEADLINE:?} in vain for tpm2-tools to end").into());
+        }
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    if busy > 0 || signatures.rounds() == 0 {
+        return Err(format!("the TPM was busy {busy} of {} times", signatures.rounds()).into());
+    }
+    Ok(Verdict::Passed(format!(
+        "{rounds} rounds of tpm2-tools ({what_the_tools_do}) in {seconds:.1} s; in the meantime {} signatures of the agent, \
+         p50 {:.2} ms, max {:.2} ms; never busy",
+        signatures.rounds(),
+        signatures.percentile(50),
+        signatures.percentile(100),
+    )))
+}
+
+/// The tools at work in a process of their own, ended when dropped.
+struct Tools(Child);
+
+impl Tools {
+    fn start(bench: &Bench, way: &str, rounds: u32) -> Result<Self, Failure> {
+        bench
+            .command("bash")
+            .args([
+                "-c",
+                include_str!("beside.sh"),
+                "beside",
+                way,
+                &rounds.to_string(),
+                &format!("{HANDLE:#010x}"),
+            ])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map(Self)
+            .map_err(|error| format!("cannot start bash: {error}").into())
+    }
+
+    /// Fails if they have.
+    fn are_at_work(&mut self) -> Result<bool, Failure> {
+        interrupt::check()?;
+        let Some(status) = self.0.try_wait()? else { return Ok(true) };
+        if status.success() {
+            return Ok(false);
+        }
+        let said = self.0.stderr.take().map(std::io::read_to_string).transpose()?.unwrap_or_default();
+        Err(format!("tpm2-tools, beside the agent: {}", said.trim()).into())
+    }
+}
+
+impl Drop for Tools {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
