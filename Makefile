@@ -1,6 +1,6 @@
 # The two commands of the README, and the checks that CI runs beside them.
 
-.PHONY: demo test lint hw-tests mutants setup deb rpm packages-check
+.PHONY: demo test lint hw-tests mutants setup deb rpm packages-check system
 .DEFAULT_GOAL := test
 
 # The whole story on the terminal, in about a minute after the build. Leaves nothing behind.
@@ -41,6 +41,12 @@ packages-check:
 	@scripts/setup packages
 	packaging/build
 	packaging/check
+
+# The .deb on booted machines, from installation to purge. Needs root; the first time it makes a Debian to boot.
+system: deb
+	@scripts/setup machines
+	cargo build --quiet --package development-mis --package hw-tests
+	tests/system/run
 
 setup:
 	@scripts/setup

@@ -1,0 +1,373 @@
+# The life of the package on a device, from installation to purge. Each step goes on from where the one before left off.
+
+steps() {
+    cat <<'STEPS'
+a_new_machine_boots
+the_package_is_installed_with_no_network
+the_agent_runs_and_says_that_it_is_unconfigured
+an_unconfigured_agent_costs_nothing
+it_delays_no_boot
+configured_by_the_documentation_it_enrolls
+the_factory_key_is_for_the_agent_alone
+the_files_have_their_owners_and_modes
+the_journal_has_its_fields
+the_other_commands_of_the_documentation_work
+one_socket_a_right_and_one_group_a_socket
+the_uid_of_a_caller_arrives
+the_key_is_in_the_tpm_of_this_machine
+the_agent_has_no_right_that_it_does_not_need
+a_device_without_state_enrolls_at_boot_as_the_same
+after_a_reboot_it_is_served_before_any_network
+killed_it_comes_back_and_who_asks_meanwhile_is_answered
+hanging_it_is_ended_by_the_watchdog
+a_broken_configuration_ends_nothing_for_good
+who_asks_during_a_restart_is_answered
+STEPS
+    if [ "$machine" = qemu ]; then
+        cat <<'STEPS'
+a_tpm_that_appears_late_is_used
+the_tests_for_real_chips_pass_on_this_one
+STEPS
+    fi
+    cat <<'STEPS'
+an_upgrade_keeps_identity_and_configuration
+removed_it_leaves_its_state
+purged_it_leaves_nothing_of_its_own
+STEPS
+}
+
+a_new_machine_boots() {
+    start_mis
+    network=off
+    boot
+    guest 'test "$(systemctl is-system-running)" = running' || fail "not all is well before the agent is installed"
+}
+
+the_package_is_installed_with_no_network() {
+    put "$(echo "$work"/../package/miaf-agent_*.deb)" "/root/$(basename "$work"/../package/miaf-agent_*.deb)"
+    guest '! ldconfig --print-cache | grep libtss2' || fail "the image has what the package depends on"
+    guest "export DEBIAN_FRONTEND=noninteractive; $(documented install)" 120 >"$work/install.log"
+    tpm_has_its_group
+    guest 'dpkg --verify miaf-agent && apt-get check --quiet' >/dev/null
+}
+
+the_agent_runs_and_says_that_it_is_unconfigured() {
+    local unit
+    for unit in miaf-agent.service miaf-agent.socket miaf-agent-sign.socket miaf-agent-admin.socket; do
+        guest "systemctl is-enabled $unit && systemctl is-active $unit" >/dev/null || fail "$unit is not enabled and active"
+    done
+    guest 'miaf-agent status' | grep -q '^State *unconfigured' || fail "miaf-agent status does not say so"
+    guest 'systemctl status miaf-agent' | grep -q 'Status: "unconfigured' || fail "systemctl status does not say so"
+    guest 'journalctl --unit miaf-agent --output cat' | grep -q 'no MIS is configured' || fail "the journal does not say so"
+}
+
+an_unconfigured_agent_costs_nothing() {
+    local before after
+    before=$(guest "$(cost)")
+    sleep 5
+    after=$(guest "$(cost)")
+    read -r time_before switches_before <<<"$before"
+    read -r time_after switches_after <<<"$after"
+    [ $((time_after - time_before)) -le 1 ] || fail "it used $((time_after - time_before)) hundredths of a second in 5 s"
+    [ $((switches_after - switches_before)) -le 5 ] || fail "it woke up $((switches_after - switches_before)) times in 5 s"
+}
+cost() { # processor time (ticks) and wake-ups of all threads so far
+    cat <<'SHELL'
+pid=$(systemctl show --property MainPID --value miaf-agent)
+time=$(sed 's/.*) //' /proc/$pid/stat | cut -d ' ' -f 12,13 | tr ' ' +)
+echo $((time)) $(($(sed -n 's/^voluntary_ctxt_switches:/+/p' /proc/$pid/task/*/status)))
+SHELL
+}
+
+it_delays_no_boot() {
+    local took
+    shut_down
+    boot # with no network, and nothing configured
+    guest 'systemctl is-active miaf-agent' >/dev/null || fail "the agent is not up with the machine"
+    # Whatever waits for a network that is not there takes longer than this, on the slowest of processors.
+    took=$(guest 'systemctl show --property ActiveEnterTimestampMonotonic,InactiveExitTimestampMonotonic miaf-agent' \
+        | awk -F = '{ time[$1] = $2 }
+            END { print int((time["ActiveEnterTimestampMonotonic"] - time["InactiveExitTimestampMonotonic"]) / 1000) }')
+    [ "$took" -le 15000 ] || fail "the agent took $took ms until it was ready"
+    # Nothing waits for it but the end of the boot, and it waits for nothing that may not come.
+    guest 'systemctl show --property Before --value miaf-agent' | tr ' ' '\n' | sort | expect_output \
+        miaf-agent-tpm.service multi-user.target shutdown.target
+    guest 'systemctl show --property After --value miaf-agent' >"$work/order.log"
+    if grep -E 'network|time-sync|nss-lookup' "$work/order.log"; then fail "it waits for these: $(cat "$work/order.log")"; fi
+}
+
+configured_by_the_documentation_it_enrolls() {
+    local file
+    put "$work/mis/tls-ca.pem" /root/mis-ca.pem
+    for file in factory.pem factory.key; do put "$work/mis/$file" "/root/$file"; done
+    network on
+    guest "$(documented configure)"
+    wait_for 120 "the first identity" state_is active
+    field .spiffeId >"$work/identity"
+    grep -q '^spiffe://factory.example/margo/device/' "$work/identity" || fail "not a device: $(cat "$work/identity")"
+    [ "$(field .key.protection)" = hardware ] || fail "the key is not in the TPM"
+    guest 'test "$(curl --silent --unix-socket /run/miaf-agent/agent.sock http://agent/readyz)" = "{\"ready\":true}"'
+}
+
+the_factory_key_is_for_the_agent_alone() {
+    guest 'stat --format "%a %U %G" /etc/miaf-agent/factory.key' | expect_output '640 root miaf-agent'
+    guest 'runuser -u miaf-agent -- test -r /etc/miaf-agent/factory.key' || fail "the agent cannot read it"
+    guest '! runuser -u nobody -- test -r /etc/miaf-agent/factory.key' || fail "others can read it"
+}
+
+the_files_have_their_owners_and_modes() {
+    guest 'cd /var/lib/miaf-agent && stat --format "%A %U %G %n" . private svid svid/current' | expect_output \
+        'drwx--x--x miaf-agent miaf-agent .' \
+        'drwx------ miaf-agent miaf-agent private' \
+        'drwxr-x--- miaf-agent miaf svid' \
+        'lrwxrwxrwx miaf-agent miaf-agent svid/current'
+    guest 'cd /var/lib/miaf-agent/svid/current/ && stat --format "%A %U %G %n" . *' | expect_output \
+        'drwxr-x--- miaf-agent miaf .' \
+        '-rw-r----- miaf-agent miaf bundle.json' \
+        '-rw-r----- miaf-agent miaf bundle.pem' \
+        '-rw-r----- miaf-agent miaf identity.json' \
+        '-rw-r----- miaf-agent miaf-sign key.pem' \
+        '-rw-r----- miaf-agent miaf-sign svid-with-key.pem' \
+        '-rw-r----- miaf-agent miaf svid.pem'
+    guest 'cd /var/lib/miaf-agent/private && find . ! -perm /077' | grep -q identity.json
+    guest 'find /var/lib/miaf-agent/private -perm /077' | expect_output
+    guest 'stat --format "%A %U %G %n" /run/miaf-agent /run/miaf-agent/*' | expect_output \
+        'drwxr-xr-x miaf-agent miaf-agent /run/miaf-agent' \
+        'srw------- root root /run/miaf-agent/admin.sock' \
+        'srw-rw---- root miaf /run/miaf-agent/agent.sock' \
+        'srw-rw---- root miaf-sign /run/miaf-agent/sign.sock'
+}
+
+the_journal_has_its_fields() {
+    guest 'journalctl --unit miaf-agent --output json' >"$work/journal.json"
+    # An SVID is news (tracing's info is the journal's notice), and everything in it can be filtered by.
+    jq --exit-status --slurp --arg id "$(cat "$work/identity")" 'any(.[]; .MESSAGE == "new SVID" and .MIAF_SPIFFE_ID == $id
+        and .MIAF_SERIAL != null and .MIAF_KEY_PROTECTION == "hardware" and .PRIORITY == "5"
+        and ._SYSTEMD_UNIT == "miaf-agent.service" and .SYSLOG_IDENTIFIER == "miaf-agent")' "$work/journal.json" >/dev/null \
+        || fail "no entry of a new SVID with its fields"
+    jq --exit-status --slurp 'any(.[]; .MIAF_STATE == "active")' "$work/journal.json" >/dev/null || fail "no MIAF_STATE"
+}
+
+the_other_commands_of_the_documentation_work() {
+    guest 'useradd wfm-client && useradd signer --groups miaf,miaf-sign,tss && useradd stranger'
+    guest "set -e; $(documented)" >/dev/null
+    guest 'id --groups --name wfm-client' | expect_output 'wfm-client miaf'
+}
+
+one_socket_a_right_and_one_group_a_socket() {
+    guest "$(cat <<'SHELL'
+for user in wfm-client signer stranger miaf-agent root; do
+    for socket in agent sign admin; do
+        runuser -u $user -- curl --silent --fail --unix-socket /run/miaf-agent/$socket.sock http://agent/v1/status >/dev/null
+        case $? in 0) word=yes ;; 7) word=no ;; *) word=error ;; esac
+        printf '%s %s %s\n' $user $socket $word
+    done
+    for file in svid.pem key.pem; do
+        runuser -u $user -- test -r /var/lib/miaf-agent/svid/current/$file && word=yes || word=no
+        printf '%s %s %s\n' $user $file $word
+    done
+done
+SHELL
+    )" | paste -d , - - - - - | sed 's/,[^ ]* / /g; s/ \([^ ]*\) yes/ \1/g' >"$work/rights"
+    expect_output <"$work/rights" \
+        'wfm-client agent sign no admin no svid.pem key.pem no' \
+        'signer agent sign admin no svid.pem key.pem' \
+        'stranger agent no sign no admin no svid.pem no key.pem no' \
+        'miaf-agent agent sign admin no svid.pem key.pem' \
+        'root agent sign admin svid.pem key.pem'
+    # And what nobody may do, whoever it is: look into the private part.
+    guest '! runuser -u signer -- ls /var/lib/miaf-agent/private 2>/dev/null' || fail "others see what is private"
+    guest '! runuser -u stranger -- miaf-agent status 2>&1' | grep -q 'become a member of the group' \
+        || fail "a stranger is not told what to do"
+}
+
+the_uid_of_a_caller_arrives() {
+    guest "set -e
+        printf '[log]\nlevel = \"debug\"\n' >/etc/miaf-agent/config.d/log.toml
+        systemctl restart miaf-agent
+        runuser -u wfm-client -- curl --silent --unix-socket /run/miaf-agent/agent.sock http://agent/v1/svid >/dev/null
+        rm /etc/miaf-agent/config.d/log.toml"
+    guest 'journalctl --unit miaf-agent --output json MIAF_PATH=/v1/svid' >"$work/journal.json"
+    jq --exit-status --slurp --arg uid "$(guest 'id --user wfm-client')" \
+        'any(.[]; .MIAF_UID == $uid and (.MIAF_PID | tonumber) > 1 and .MIAF_RIGHT == "agent" and .PRIORITY == "6")' \
+        "$work/journal.json" >/dev/null || fail "the agent did not see who asked: $(cat "$work/journal.json")"
+    guest 'systemctl restart miaf-agent'
+}
+
+the_key_is_in_the_tpm_of_this_machine() {
+    guest 'apt-get install --yes --quiet tpm2-tools tpm2-openssl openssl' 120 >/dev/null
+    # A signature by the published key, made by somebody who may use it, fits the certificate.
+    guest "$(cat <<'SHELL'
+set -e
+cd /var/lib/miaf-agent/svid/current/
+export TPM2OPENSSL_TCTI=device:/dev/tpmrm0
+echo message >/tmp/message
+runuser -u signer -- openssl pkeyutl -provider tpm2 -provider default -sign -rawin -digest sha256 -inkey key.pem \
+    -in /tmp/message >/tmp/signature
+openssl x509 -in svid.pem -noout -pubkey >/tmp/public.pem
+openssl pkeyutl -verify -rawin -digest sha256 -pubin -inkey /tmp/public.pem -in /tmp/message -sigfile /tmp/signature
+SHELL
+    )" | grep -q 'Signature Verified Successfully' || fail "key.pem and svid.pem do not fit"
+    # The TPM of another machine can do nothing with it (0x1df, TPM_RC_INTEGRITY: it is not sealed for that one).
+    local published=/var/lib/miaf-agent/svid/current
+    guest "cat $published/key.pem" >"$work/key.pem"
+    grep -q 'BEGIN TSS2 PRIVATE KEY' "$work/key.pem"
+    other_tpm
+    sign_here >/dev/null 2>"$work/sign.log" && fail "another TPM signed with the key of this machine"
+    grep -q '0x000001df' "$work/sign.log" || fail "the other TPM refused for another reason: $(cat "$work/sign.log")"
+    stop_other_tpm
+    [ "$(lockout_counter)" = 0x0 ] || fail "the TPM counts attacks"
+}
+
+the_agent_has_no_right_that_it_does_not_need() {
+    guest 'cat /proc/$(systemctl show --property MainPID --value miaf-agent)/status' >"$work/status"
+    local uid
+    uid=$(guest 'id --user miaf-agent')
+    awk '/^(Uid|Cap|NoNewPrivs|Seccomp:)/ { $1 = $1; print }' "$work/status" | expect_output \
+        "Uid: $uid $uid $uid $uid" \
+        'CapInh: 0000000000000000' 'CapPrm: 0000000000000000' 'CapEff: 0000000000000000' \
+        'CapBnd: 0000000000000000' 'CapAmb: 0000000000000000' 'NoNewPrivs: 1' 'Seccomp: 2'
+    guest 'sed -n "s/  */ /g; /^Max core/p" /proc/$(systemctl show --property MainPID --value miaf-agent)/limits' \
+        | expect_output 'Max core file size 0 0 bytes '
+    guest 'systemctl show --property ProtectSystem,PrivateDevices,User miaf-agent' | sort | expect_output \
+        'PrivateDevices=yes' 'ProtectSystem=strict' 'User=miaf-agent'
+    guest 'systemd-analyze security --no-pager miaf-agent' >"$work/security.log"
+    awk '/Overall exposure level/ { exit !($(NF - 2) <= 1.3) }' "$work/security.log" \
+        || fail "$(grep 'Overall exposure' "$work/security.log")"
+}
+
+a_device_without_state_enrolls_at_boot_as_the_same() {
+    guest 'systemctl stop miaf-agent.service && find /var/lib/miaf-agent -mindepth 1 -delete'
+    shut_down
+    boot
+    wait_for 120 "the identity" state_is active
+    is_the_same_device
+}
+
+after_a_reboot_it_is_served_before_any_network() {
+    local serial
+    serial=$(field .svid.serial)
+    shut_down
+    network off
+    boot
+    state_is active || fail "the device is $(field .state)"
+    is_the_same_device
+    [ "$(field .svid.serial)" = "$serial" ] || fail "this is not the SVID that it had"
+    guest 'miaf-agent svid | grep -q "BEGIN CERTIFICATE" && test -r /var/lib/miaf-agent/svid/current/svid.pem'
+    network on
+}
+
+killed_it_comes_back_and_who_asks_meanwhile_is_answered() {
+    local pid sockets
+    pid=$(main_pid) sockets=$(socket_files)
+    guest 'kill -KILL $(systemctl show --property MainPID --value miaf-agent)
+        curl --silent --fail --max-time 30 --unix-socket /run/miaf-agent/agent.sock http://agent/readyz' \
+        | expect_output '{"ready":true}'
+    [ "$(main_pid)" != "$pid" ] || fail "it was not killed"
+    is_the_same_device
+    [ "$(socket_files)" = "$sockets" ] || fail "the sockets are others than before"
+}
+
+hanging_it_is_ended_by_the_watchdog() {
+    local pid
+    guest 'mkdir -p /run/systemd/system/miaf-agent.service.d
+        printf "[Service]\nWatchdogSec=3s\nRestartSec=1s\n" >/run/systemd/system/miaf-agent.service.d/test.conf
+        systemctl daemon-reload && systemctl restart miaf-agent'
+    pid=$(main_pid)
+    sleep 7 # fed, it lives longer than the watchdog waits
+    [ "$(main_pid)" = "$pid" ] || fail "it was ended although it did not hang"
+    guest "kill -STOP $pid"
+    wait_for 20 "another process" other_pid_than "$pid"
+    guest 'journalctl --unit miaf-agent --output cat --since -1min' | grep -q 'Watchdog timeout' || fail "it was not the watchdog"
+    wait_for 20 "the agent's answer" state_is active
+    is_the_same_device
+    guest 'rm -r /run/systemd/system/miaf-agent.service.d && systemctl daemon-reload && systemctl restart miaf-agent'
+}
+
+a_broken_configuration_ends_nothing_for_good() {
+    local starts
+    # Read while it runs: it says so, and goes on with what it has.
+    guest 'echo "[renewal" >/etc/miaf-agent/config.d/broken.toml && systemctl reload miaf-agent'
+    wait_for 10 "the complaint" guest 'journalctl --unit miaf-agent --priority err --since -1min --output cat | grep broken.toml'
+    state_is active || fail "the device is $(field .state)"
+    # Found at the start: it cannot run, and is tried again with pauses.
+    guest 'systemctl restart miaf-agent; systemctl reset-failed miaf-agent' 2>/dev/null || true
+    starts=$(guest 'systemctl show --property NRestarts --value miaf-agent')
+    sleep 15
+    starts=$(($(guest 'systemctl show --property NRestarts --value miaf-agent') - starts))
+    [ "$starts" -ge 1 ] || fail "it gave up"
+    [ "$starts" -le 2 ] || fail "it was started $starts times in 15 s"
+    guest 'rm /etc/miaf-agent/config.d/broken.toml'
+    wait_for 20 "the agent to be up again" state_is active
+    is_the_same_device
+}
+
+who_asks_during_a_restart_is_answered() {
+    ask_all_the_time
+    guest 'systemctl restart miaf-agent'
+    everybody_was_answered
+}
+
+a_tpm_that_appears_late_is_used() {
+    local pid
+    guest 'basename $(readlink --canonicalize /sys/class/tpm/tpm0/device) >/root/chip
+        cat /root/chip >/sys/bus/platform/drivers/tpm_tis/unbind
+        test ! -e /dev/tpmrm0 && systemctl restart miaf-agent'
+    wait_for 20 "the agent" guest 'miaf-agent status'
+    guest "$(agent_has_tpm)" && fail "the agent has a TPM that is not there"
+    pid=$(main_pid)
+    guest 'cat /root/chip >/sys/bus/platform/drivers/tpm_tis/bind'
+    wait_for 30 "the agent to have the TPM" guest "$(agent_has_tpm)"
+    [ "$(main_pid)" != "$pid" ] || fail "it has not been started again"
+    wait_for 120 "the identity" state_is active
+    is_the_same_device
+    # It works with it, too: a new identity needs a new key.
+    guest 'systemctl stop miaf-agent.service && find /var/lib/miaf-agent -mindepth 1 -delete && systemctl start miaf-agent'
+    wait_for 120 "a new identity" state_is active
+    is_the_same_device
+}
+agent_has_tpm() { echo 'test -c /proc/$(systemctl show --property MainPID --value miaf-agent)/root/dev/tpmrm0'; }
+
+the_tests_for_real_chips_pass_on_this_one() {
+    strip -o "$work/hw-tests" "$target/debug/hw-tests"
+    put "$work/hw-tests" /root/hw-tests
+    guest 'chmod +x hw-tests && TSS2_LOG=all+none ./hw-tests --tcti device:/dev/tpmrm0' 180 >"$work/hw-tests.log" || fail "$(cat "$work/hw-tests.log")"
+    tail -n 1 "$work/hw-tests.log" | grep -q ' 0 failed' || fail "$(tail -n 1 "$work/hw-tests.log")"
+}
+
+an_upgrade_keeps_identity_and_configuration() {
+    local serial sockets starts version
+    serial=$(field .svid.serial) sockets=$(socket_files)
+    guest "sed -i 's/^#level = \"info\"/level = \"debug\"/' /etc/miaf-agent/config.toml && grep -q '^level' /etc/miaf-agent/config.toml"
+    put "$work/../newer/miaf-agent_newer.deb" /root/newer.deb
+    ask_all_the_time
+    starts=$(starts)
+    guest 'DEBIAN_FRONTEND=noninteractive apt-get install --yes ./newer.deb' 120 >"$work/upgrade.log"
+    everybody_was_answered
+    version=$(guest 'dpkg-query --show --showformat "\${Version}" miaf-agent')
+    [[ $version == *+newer ]] || fail "the version is $version"
+    [ $(($(starts) - starts)) -eq 1 ] || fail "the service was started $(($(starts) - starts)) times"
+    guest "grep -q '^level = \"debug\"' /etc/miaf-agent/config.toml" || fail "the changed configuration was lost"
+    is_the_same_device
+    [ "$(field .svid.serial)" = "$serial" ] || fail "this is not the SVID that it had"
+    [ "$(socket_files)" = "$sockets" ] || fail "the sockets are others than before"
+}
+starts() { guest 'journalctl --unit miaf-agent --output cat' | grep -c '^miaf-agent is up'; }
+
+removed_it_leaves_its_state() {
+    guest 'DEBIAN_FRONTEND=noninteractive apt-get remove --yes miaf-agent' 120 >"$work/remove.log"
+    guest '! systemctl is-active miaf-agent.service miaf-agent.socket miaf-agent-sign.socket miaf-agent-admin.socket' >/dev/null \
+        || fail "a unit is still active"
+    guest '! ls /usr/bin/miaf-agent /run/miaf-agent/*.sock 2>/dev/null && ! pgrep --exact miaf-agent' || fail "something is left"
+    guest 'ls /var/lib/miaf-agent/private/identity.json /etc/miaf-agent/config.toml /etc/miaf-agent/config.d/site.toml' >/dev/null
+}
+
+purged_it_leaves_nothing_of_its_own() {
+    guest 'DEBIAN_FRONTEND=noninteractive apt-get purge --yes miaf-agent' 120 >"$work/purge.log"
+    guest '! ls -d /var/lib/miaf-agent /run/miaf-agent /etc/miaf-agent/config.toml /etc/miaf-agent/config.d 2>/dev/null' \
+        || fail "something is left"
+    guest 'ls /etc/miaf-agent' | expect_output factory.key factory.pem mis-ca.pem # which its maker alone can make again
+    guest '! grep --recursive --files-with-matches miaf-agent /etc/systemd /run/systemd/system /var/lib/systemd/deb-systemd-helper-enabled 2>/dev/null' \
+        || fail "systemd still knows it"
+    shut_down
+}

@@ -1,0 +1,152 @@
+# Fifteen power cuts, at random moments of enrolling and of renewing. After each the machine comes up as the device that
+# it was, with files that belong together. Two of these stories make thirty.
+
+cuts=15
+
+steps() {
+    cat <<'STEPS'
+a_device_with_the_package_boots_and_enrolls
+it_renews_every_few_seconds
+STEPS
+    local cut
+    for cut in $(seq 1 $cuts); do
+        case $((cut % 4)) in
+        1) echo "power_is_cut_while_it_enrolls $cut" ;;
+        2) echo "power_is_cut_while_it_renews $cut" ;;
+        3) echo "power_is_cut_as_the_MIS_answers_an_enrollment $cut" ;;
+        0) echo "power_is_cut_as_the_MIS_answers_a_renewal $cut" ;;
+        esac
+    done
+    echo after_all_cuts_it_works_as_ever
+}
+
+a_device_with_the_package_boots_and_enrolls() {
+    seed=${SEED:-$SRANDOM}
+    RANDOM=$((seed % 32768))
+    echo "$machine: the moments of $story are drawn with SEED=$seed"
+    network=on
+    start_mis --svid-lifetime 10m --renewal-limit none --enrollment-limit none
+    put_the_package_in "$work/disk.img"
+    boot
+    wait_for 120 "the first identity" state_is active
+    field .spiffeId >"$work/identity"
+}
+put_the_package_in() { # DISK: installed by this processor, which is quicker; how it is on the machine, the other story tells
+    local root=$work/root file
+    cp --archive "$image/root" "$root"
+    cp "$work"/../package/miaf-agent_*.deb "$root/root"
+    for file in factory.pem factory.key; do cp "$work/mis/$file" "$root/root"; done
+    cp "$work/mis/tls-ca.pem" "$root/root/mis-ca.pem"
+    mount --types proc proc "$root/proc"
+    chroot "$root" bash -c "set -e; cd; export DEBIAN_FRONTEND=noninteractive
+        $(documented install)
+        apt-get install --yes tpm2-tools
+        $(documented configure)" >"$work/install.log"
+    # The pause between two renewals is then the shortest that the agent makes, five seconds.
+    printf '[renewal]\nwindow = [0.0005, 0.002]\n' >"$root/etc/miaf-agent/config.d/often.toml"
+    umount "$root/proc"
+    rm "$1"
+    mke2fs -q -t ext4 -d "$root" "$1" 1G
+    rm -r "$root"
+}
+
+it_renews_every_few_seconds() {
+    renewed 3
+    # How long an enrollment takes here, from a start with nothing to the identity.
+    local started
+    start_over
+    started=$EPOCHREALTIME
+    wait_for 120 "the identity" state_is active
+    enrollment=$(awk "BEGIN { printf \"%d\", ($EPOCHREALTIME - $started) * 1000 }")
+}
+
+power_is_cut_while_it_enrolls() { # NUMBER
+    start_over
+    pause 0 "$enrollment"
+    cut "$1"
+}
+power_is_cut_as_the_MIS_answers_an_enrollment() { # NUMBER
+    local before
+    before=$(answers identities)
+    start_over
+    poll=0.01 wait_for 120 "an enrollment" more_answers identities "$before"
+    pause 0 400
+    cut "$1"
+}
+power_is_cut_while_it_renews() { # NUMBER
+    renewed 1
+    pause 4700 5900
+    cut "$1"
+    no_new_enrollment
+}
+power_is_cut_as_the_MIS_answers_a_renewal() { # NUMBER
+    renewed 1
+    pause 0 400
+    cut "$1"
+    no_new_enrollment
+}
+after_all_cuts_it_works_as_ever() {
+    renewed 3
+    is_the_same_device
+    shut_down
+}
+
+pause() { # FROM TO: milliseconds, drawn at random
+    sleep "$(awk "BEGIN { print ($1 + ($2 - $1) * $RANDOM / 32768) / 1000 }")"
+}
+start_over() { # the agent begins with nothing
+    guest 'systemctl stop miaf-agent.service && find /var/lib/miaf-agent -mindepth 1 -delete && sync
+        systemctl start --no-block miaf-agent' 2>/dev/null # which warns of the sockets
+}
+answers() { # KIND: how many the MIS has given so far
+    grep -c "POST .*/$1 -> 20" "$work/mis.log" || true
+}
+more_answers() { # KIND NUMBER
+    [ "$(answers "$1")" -gt "$2" ]
+}
+renewed() { # TIMES: waits for so many renewals from now on
+    local before
+    before=$(answers renewal)
+    enrollments=$(answers identities)
+    poll=0.01 wait_for 120 "renewals" more_answers renewal $((before + $1 - 1))
+}
+no_new_enrollment() { # since it renewed
+    [ "$(answers identities)" -eq "$enrollments" ] || fail "it has lost its identity, and enrolled again"
+}
+
+cut() { # NUMBER: and what there is when the power is back
+    power_cut
+    power_on
+    wait_for 120 "the identity" state_is active
+    is_the_same_device
+    [ "$(lockout_counter)" = 0x0 ] || fail "the TPM counts attacks"
+    guest 'tar --create --directory /var/lib/miaf-agent .' >"$work/cut.tar"
+    rm -rf "$work/cut"
+    mkdir "$work/cut"
+    tar --extract --file "$work/cut.tar" --directory "$work/cut"
+    what_is_published_belongs_together
+    nothing_is_left_over
+}
+what_is_published_belongs_together() {
+    cd "$work/cut/svid/current"
+    # The public key of the certificate, its two coordinates, in the form that the TPM has it.
+    local point
+    point=$(openssl x509 -in svid.pem -noout -pubkey | openssl pkey -pubin -outform der | tail --bytes 64 | od -An -v -t x1 | tr -d ' \n')
+    sed '/^-/d' key.pem | base64 --decode | od -An -v -t x1 | tr -d ' \n' | grep -q "0020${point:0:64}0020${point:64}" \
+        || fail "key.pem is not the key of svid.pem"
+    cat svid.pem key.pem | cmp - svid-with-key.pem || fail "svid-with-key.pem is of another generation"
+    openssl verify -CAfile bundle.pem -untrusted svid.pem svid.pem >/dev/null || fail "bundle.pem does not vouch for svid.pem"
+    openssl x509 -in svid.pem -noout -serial | tr -d : | grep -qi "$(jq --raw-output '.serial' identity.json | tr -d :)" \
+        || fail "identity.json is of another generation"
+    cd - >/dev/null
+}
+nothing_is_left_over() {
+    local left
+    left=$(cd "$work/cut" && find . -name '*unusable*')
+    [ -z "$left" ] || fail "a part of the state could not be used: $left"
+    # Half-written files are replaced by the next that has their name: there is never more than one for each.
+    left=$(cd "$work/cut" && find . -name '*.new' | wc -l)
+    [ "$left" -le 3 ] || fail "half-written files pile up: $(cd "$work/cut" && find . -name '*.new')"
+    left=$(cd "$work/cut/svid" && find . -mindepth 1 -maxdepth 1 -type d ! -name '.*' | wc -l)
+    [ "$left" -le 3 ] || fail "$left generations are kept"
+}
