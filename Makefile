@@ -42,8 +42,8 @@ packages-check:
 	packaging/build
 	packaging/check
 
-# The .deb on booted machines, from installation to purge. Needs root; the first time it makes a Debian to boot.
-system: deb
+# The packages on booted machines, from installation to removal. Needs root; the first time it makes a Debian to boot.
+system: deb rpm
 	@scripts/setup machines
 	cargo build --quiet --package development-mis --package hw-tests
 	tests/system/run
