@@ -120,7 +120,10 @@ cut() { # NUMBER: and what there is when the power is back
     wait_for 120 "the identity" state_is active
     is_the_same_device
     [ "$(lockout_counter)" = 0x0 ] || fail "the TPM counts attacks"
+    # It must not be renewing while it is looked at.
+    guest 'systemctl stop miaf-agent.service' 2>/dev/null
     guest 'tar --create --directory /var/lib/miaf-agent .' >"$work/cut.tar"
+    guest 'systemctl start --no-block miaf-agent.service'
     rm -rf "$work/cut"
     mkdir "$work/cut"
     tar --extract --file "$work/cut.tar" --directory "$work/cut"
@@ -132,11 +135,11 @@ what_is_published_belongs_together() {
     # The public key of the certificate, its two coordinates, in the form that the TPM has it.
     local point
     point=$(openssl x509 -in svid.pem -noout -pubkey | openssl pkey -pubin -outform der | tail --bytes 64 | od -An -v -t x1 | tr -d ' \n')
-    sed '/^-/d' key.pem | base64 --decode | od -An -v -t x1 | tr -d ' \n' | grep -q "0020${point:0:64}0020${point:64}" \
+    sed '/^-/d' key.pem | base64 --decode | od -An -v -t x1 | tr -d ' \n' | grep "0020${point:0:64}0020${point:64}" >/dev/null \
         || fail "key.pem is not the key of svid.pem"
     cat svid.pem key.pem | cmp - svid-with-key.pem || fail "svid-with-key.pem is of another generation"
     openssl verify -CAfile bundle.pem -untrusted svid.pem svid.pem >/dev/null || fail "bundle.pem does not vouch for svid.pem"
-    openssl x509 -in svid.pem -noout -serial | tr -d : | grep -qi "$(jq --raw-output '.serial' identity.json | tr -d :)" \
+    openssl x509 -in svid.pem -noout -serial | tr -d : | grep -i "$(jq --raw-output '.serial' identity.json | tr -d :)" >/dev/null \
         || fail "identity.json is of another generation"
     cd - >/dev/null
 }

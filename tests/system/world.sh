@@ -37,6 +37,9 @@ documented() { # [NAME]: the commands of docs/operations.md in the blocks marked
     awk -v mark="^\`\`\`sh${1:+ $1}\$" '/^```/ { inside = !inside && $0 ~ mark; next } inside' docs/operations.md | grep . \
         || fail "docs/operations.md has no block marked \"sh${1:+ $1}\""
 }
+journal() { # ARGUMENT…: the agent's entries, with those that are just being written
+    guest "journalctl --sync; journalctl --unit=miaf-agent $*"
+}
 field() { guest 'miaf-agent status --json' | jq --raw-output "$1"; }
 state_is() { [ "$(field .state)" = "$1" ]; }
 is_the_same_device() {

@@ -19,7 +19,7 @@ power_on() {
     # One controller with two disks: their names are certain. -S: the state of the network counts from the first moment.
     qemu-system-x86_64 -S -nodefaults -no-user-config -display none -no-reboot \
         -machine q35,accel=tcg -cpu qemu64 -m 768 -rtc base=utc \
-        -kernel "$image/vmlinuz" -append "root=/dev/nvme0n1 rw console=ttyS0 quiet panic=-1 mitigations=off" \
+        -kernel "$image/vmlinuz" -append "root=/dev/nvme0n1 rw console=ttyS0 quiet panic=-1 mitigations=off ${kernel_arguments:-}" \
         -drive "file=$work/disk.img,format=raw,if=none,id=disk,cache=unsafe" \
         -drive "file=$work/transfer.img,format=raw,if=none,id=transfer,cache=unsafe" \
         -device nvme,id=nvme,serial=0 -device nvme-ns,drive=disk,nsid=1 -device nvme-ns,drive=transfer,nsid=2 \
