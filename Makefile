@@ -36,7 +36,7 @@ rpm:
 	packaging/build
 	packaging/rpm
 
-# What lintian, rpmlint and systemd think of them, and whether two folders give the same bytes. FULL=1 compiles in both.
+# What lintian, rpmlint and systemd think of them, and whether two folders give the same bytes. FULL=1 compiles in both folders.
 packages-check:
 	@scripts/setup packages
 	packaging/build

@@ -316,6 +316,10 @@ who_asks_during_a_restart_is_answered() {
 a_tpm_that_appears_late_is_used() {
     local pid
     guest 'apt-get install --yes --quiet swtpm && modprobe --dry-run tpm_vtpm_proxy' 120 >/dev/null
+    # Made before it is needed: the kernel does not wait for a TPM that is being manufactured.
+    guest 'mkdir late && swtpm socket --tpm2 --tpmstate dir=late --flags not-need-init,startup-clear --daemon --pid file=late.pid \
+            --server type=tcp,port=2321 --ctrl type=tcp,port=2322
+        tpm2_getcap --tcti swtpm:port=2321 properties-fixed && kill $(cat late.pid)' >/dev/null
     forget_everything
     shut_down
     # The driver of this machine's chip does not start. Later another comes, with a TPM in software behind it: to the
@@ -325,7 +329,7 @@ a_tpm_that_appears_late_is_used() {
     guest 'test ! -e /dev/tpmrm0' || fail "the chip is there from the start"
     wait_for 30 "the agent to say what it lacks" state_is blocked
     pid=$(main_pid)
-    guest 'mkdir late && modprobe tpm_vtpm_proxy
+    guest 'modprobe tpm_vtpm_proxy
         systemd-run --quiet --unit late-tpm swtpm chardev --vtpm-proxy --tpm2 --tpmstate dir=/root/late' 2>/dev/null
     wait_for 60 "the agent to have the TPM" guest "$(agent_has_tpm)"
     [ "$(main_pid)" != "$pid" ] || fail "it has not been started again"
