@@ -190,6 +190,7 @@ async fn drive(
         signals.wait_begins((!asleep).then_some(LONGEST_ACTION));
         // Whoever sets up a new device need not tell the agent of each change. Later it would be too easily by a slip.
         let is_new = !device.has_identity();
+        let current = device.config.clone();
         let work = async {
             let looked = device.look_at_provisioned(clock::now()).await;
             match step.action {
@@ -209,13 +210,12 @@ async fn drive(
                     Told::Stop => return None,
                     // An action is never dropped half-way: a key may just be written, an answer on its way. A bad
                     // configuration does not even disturb it.
-                    Told::Reload | Told::Changed => {
-                        reloaded = reload(place).or(reloaded);
-                        if asleep && reloaded.is_some() {
-                            break Event::Wake;
-                        }
-                    }
+                    Told::Reload => reloaded = reload(place).or(reloaded),
+                    Told::Changed => reloaded = changed(place, &current).or(reloaded),
                 },
+            }
+            if asleep && reloaded.is_some() {
+                break Event::Wake;
             }
         };
     }
@@ -265,6 +265,14 @@ fn reload(place: &Place) -> Option<Config> {
             tracing::error!("{e}. The configuration before it stays in use");
             None
         }
+    }
+}
+
+/// A configuration that says something else than the one in use: other files come and go beside it.
+fn changed(place: &Place, current: &Config) -> Option<Config> {
+    match place.load() {
+        Ok(config) if config == *current => None,
+        _ => reload(place),
     }
 }
 

@@ -35,7 +35,7 @@ const DEFAULT_SOCKET: &str = "/run/miaf-agent/agent.sock";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// The whole configuration. Each room is given its part.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where the agent keeps what must survive a power cut.
     pub state_dir: PathBuf,
@@ -62,7 +62,7 @@ pub struct Config {
 }
 
 /// `[mis]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Mis {
     /// The discovery URL: as given, or the well-known path on the origin given (miaf-v0 D2).
     pub discovery_url: Url,
@@ -75,7 +75,7 @@ pub struct Mis {
 }
 
 /// `[mis.trust]`: provisioned, never learnt on first use (miaf-v0 T1, T2).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct InitialTrust {
     /// PEM file of anchors.
     pub ca_file: Option<PathBuf>,
@@ -98,7 +98,7 @@ impl InitialTrust {
 }
 
 /// `mis.proxy`, `mis.proxy_auth` and `mis.no_proxy`
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Proxy {
     /// Which one, if any.
     pub through: Through,
@@ -150,7 +150,7 @@ impl fmt::Debug for ProxyUrl {
 }
 
 /// `[bootstrap]`: the factory certificate and its key (miaf-v0 K5).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Bootstrap {
     /// Where the certificate is, with or without its intermediates.
     pub certificate: FactoryCertificate,
@@ -199,7 +199,7 @@ impl fmt::Display for FactoryKey {
 }
 
 /// `[key]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Key {
     /// Chosen by the configuration alone: there is no silent fall-back (miaf-v0 K1).
     pub provider: ProviderKind,
@@ -210,7 +210,7 @@ pub struct Key {
 }
 
 /// `[files]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Files {
     /// Where generations are published.
     pub dir: PathBuf,
@@ -223,7 +223,7 @@ pub struct Files {
 }
 
 /// `[socket]`: one socket a right.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Socket {
     /// Read, watch, Workload API.
     pub path: PathBuf,

@@ -217,6 +217,9 @@ fn a_new_device_follows_its_configuration_and_one_with_an_identity_waits_to_be_t
     world.device.wait_until("the mistake is named", |device| device.log().contains("unknown field `kee`"));
     fs::write(folder.join("20-rest.toml"), rest).unwrap();
     world.device.wait_for("active");
+    // It followed what the configuration says, and not every change in its folder.
+    let read = world.device.log().matches("the configuration has been read anew").count();
+    assert_eq!(read, 1, "{}", world.device.log());
 
     // Now it is somebody. A slip does not make it somebody else's.
     fs::write(folder.join("10-mis.toml"), "[mis]\norigin = \"https://elsewhere.example\"\n").unwrap();
