@@ -46,7 +46,7 @@ a_new_machine_boots() {
 the_package_is_installed_with_no_network() {
     put "$(echo "$work"/../package/miaf-agent_*.deb)" "/root/$(basename "$work"/../package/miaf-agent_*.deb)"
     guest '! ldconfig --print-cache | grep libtss2' || fail "the image has what the package depends on"
-    guest "export DEBIAN_FRONTEND=noninteractive; $(documented install)" 120 >"$work/install.log"
+    guest "export DEBIAN_FRONTEND=noninteractive; $(documented install)" 300 >"$work/install.log"
     tpm_has_its_group
     guest 'dpkg --verify miaf-agent && apt-get check --quiet' >/dev/null
 }
@@ -196,7 +196,7 @@ the_uid_of_a_caller_arrives() {
 }
 
 the_key_is_in_the_tpm_of_this_machine() {
-    guest 'apt-get install --yes --quiet tpm2-tools tpm2-openssl openssl' 120 >/dev/null
+    guest 'apt-get install --yes --quiet tpm2-tools tpm2-openssl openssl' 300 >/dev/null
     # A signature by the published key, made by somebody who may use it, fits the certificate.
     guest "$(cat <<'SHELL'
 set -e
@@ -315,7 +315,7 @@ who_asks_during_a_restart_is_answered() {
 
 a_tpm_that_appears_late_is_used() {
     local pid
-    guest 'apt-get install --yes --quiet swtpm && modprobe --dry-run tpm_vtpm_proxy' 120 >/dev/null
+    guest 'apt-get install --yes --quiet swtpm && modprobe --dry-run tpm_vtpm_proxy' 300 >/dev/null
     # Made before it is needed: the kernel does not wait for a TPM that is being manufactured.
     guest 'mkdir late && swtpm socket --tpm2 --tpmstate dir=late --flags not-need-init,startup-clear --daemon --pid file=late.pid \
             --server type=tcp,port=2321 --ctrl type=tcp,port=2322
@@ -350,7 +350,7 @@ agent_has_tpm() { echo 'test -c /proc/$(systemctl show --property MainPID --valu
 the_tests_for_real_chips_pass_on_this_one() {
     strip -o "$work/hw-tests" "$target/debug/hw-tests"
     put "$work/hw-tests" /root/hw-tests
-    guest 'chmod +x hw-tests && TSS2_LOG=all+none ./hw-tests --tcti device:/dev/tpmrm0 --rounds 20' 180 >"$work/hw-tests.log" || fail "$(cat "$work/hw-tests.log")"
+    guest 'chmod +x hw-tests && TSS2_LOG=all+none ./hw-tests --tcti device:/dev/tpmrm0 --rounds 20' 300 >"$work/hw-tests.log" || fail "$(cat "$work/hw-tests.log")"
     tail -n 1 "$work/hw-tests.log" | grep ' 0 failed' >/dev/null || fail "$(tail -n 1 "$work/hw-tests.log")"
 }
 
@@ -361,7 +361,7 @@ an_upgrade_keeps_identity_and_configuration() {
     put "$work/../newer/miaf-agent_newer.deb" /root/newer.deb
     ask_all_the_time
     starts=$(starts)
-    guest 'DEBIAN_FRONTEND=noninteractive apt-get install --yes ./newer.deb' 120 >"$work/upgrade.log"
+    guest 'DEBIAN_FRONTEND=noninteractive apt-get install --yes ./newer.deb' 300 >"$work/upgrade.log"
     everybody_was_answered
     version=$(guest 'dpkg-query --show --showformat "\${Version}" miaf-agent')
     [[ $version == *+newer ]] || fail "the version is $version"
@@ -376,7 +376,7 @@ starts() { # [--boot]: how often the agent was started
 }
 
 removed_it_leaves_its_state() {
-    guest 'DEBIAN_FRONTEND=noninteractive apt-get remove --yes miaf-agent' 120 >"$work/remove.log"
+    guest 'DEBIAN_FRONTEND=noninteractive apt-get remove --yes miaf-agent' 300 >"$work/remove.log"
     guest '! systemctl is-active miaf-agent.service miaf-agent.socket miaf-agent-sign.socket miaf-agent-admin.socket' >/dev/null \
         || fail "a unit is still active"
     guest '! ls /usr/bin/miaf-agent /run/miaf-agent/*.sock 2>/dev/null && ! grep --quiet --no-messages "^miaf-agent$" /proc/[0-9]*/comm' || fail "something is left"
@@ -384,7 +384,7 @@ removed_it_leaves_its_state() {
 }
 
 purged_it_leaves_nothing_of_its_own() {
-    guest 'DEBIAN_FRONTEND=noninteractive apt-get purge --yes miaf-agent' 120 >"$work/purge.log"
+    guest 'DEBIAN_FRONTEND=noninteractive apt-get purge --yes miaf-agent' 300 >"$work/purge.log"
     guest '! ls -d /var/lib/miaf-agent /run/miaf-agent /etc/miaf-agent/config.toml /etc/miaf-agent/config.d 2>/dev/null' \
         || fail "something is left"
     guest 'ls /etc/miaf-agent' | expect_output factory.key factory.pem mis-ca.pem # which its maker alone can make again

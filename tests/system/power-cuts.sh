@@ -1,7 +1,7 @@
-# Fifteen power cuts, at random moments of enrolling and of renewing. After each the machine comes up as the device that
-# it was, with files that belong together. Two of these stories make thirty.
+# Ten power cuts, at random moments of enrolling and of renewing. After each the machine comes up as the device that
+# it was, with files that belong together. Three of these stories make thirty.
 
-cuts=15
+cuts=10
 
 steps() {
     cat <<'STEPS'

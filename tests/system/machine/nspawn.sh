@@ -39,7 +39,7 @@ leader_is_known() {
 guest() { # COMMAND [SECONDS]: run by root; its output, errors and exit status are this function's
     nsenter --target "$leader" --mount --uts --ipc --net --pid --root env --ignore-environment \
         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin HOME=/root LANG=C.UTF-8 \
-        timeout --kill-after=2 "${2:-60}" bash -c "cd && $1" </dev/null
+        timeout --kill-after=2 "${2:-120}" bash -c "cd && $1" </dev/null
 }
 put() { # FILE PATH: a copy of the host's file in the guest
     cp --no-preserve=all "$1" "$work/root$2"

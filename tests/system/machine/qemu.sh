@@ -38,7 +38,7 @@ power_on() {
 tpm_has_its_group() { :; } # udev sees to it
 
 guest() { # COMMAND [SECONDS]: run by root; its output, errors and exit status are this function's
-    local number=$EPOCHREALTIME seconds=${2:-60} answer="" status out err
+    local number=$EPOCHREALTIME seconds=${2:-120} answer="" status out err
     send "$number" "$seconds" "$1"
     until [ "$answer" = "$number" ]; do
         read -r -t $((seconds + 60)) -u "$from_shell" answer status out err || fail "the guest does not answer: $1"
