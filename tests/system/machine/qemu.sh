@@ -1,6 +1,8 @@
 # A machine in qemu: Debian's kernel with its own TPM driver on an emulated chip (TPM TIS, swtpm behind it), an emulated
 # processor, a disk. A power cut ends qemu: what the guest had not yet written to its disk is lost.
 
+clock=() # qemu's options for it, if any
+
 make_machine() {
     cp --sparse=always "$image/disk.img" "$work/disk.img"
     truncate --size 64M "$work/transfer.img"
@@ -18,7 +20,7 @@ power_on() {
     # No accelerator: it runs where there is none. The disk's cache is the host's memory, which a power cut spares.
     # One controller with two disks: their names are certain. -S: the state of the network counts from the first moment.
     qemu-system-x86_64 -S -nodefaults -no-user-config -display none -no-reboot \
-        -machine q35,accel=tcg -cpu qemu64 -m 768 -rtc base=utc \
+        -machine q35,accel=tcg -cpu qemu64 -m 768 -rtc base=utc "${clock[@]}" \
         -kernel "$image/vmlinuz" -append "root=/dev/nvme0n1 rw console=ttyS0 quiet panic=-1 mitigations=off ${kernel_arguments:-}" \
         -drive "file=$work/disk.img,format=raw,if=none,id=disk,cache=unsafe" \
         -drive "file=$work/transfer.img,format=raw,if=none,id=transfer,cache=unsafe" \
