@@ -230,6 +230,10 @@ the_agent_has_no_right_that_it_does_not_need() {
         'CapBnd: 0000000000000000' 'CapAmb: 0000000000000000' 'NoNewPrivs: 1' 'Seccomp: 2'
     guest 'sed -n "s/  */ /g; /^Max core/p" /proc/$(systemctl show --property MainPID --value miaf-agent)/limits' \
         | expect_output 'Max core file size 0 0 bytes '
+    # The kernel shows a process whose memory is private as root's.
+    guest 'stat --format %U /proc/$(systemctl show --property MainPID --value miaf-agent)/environ' | expect_output root
+    guest 'tr "\0" "\n" </proc/$(systemctl show --property MainPID --value miaf-agent)/environ | grep --line-regexp --fixed-strings \
+        "MIAF_BOOT_ID=$(tr -d - </proc/sys/kernel/random/boot_id)"' >/dev/null || fail "the agent does not know this boot"
     guest 'systemctl show --property ProtectSystem,PrivateDevices,User miaf-agent' | sort | expect_output \
         'PrivateDevices=yes' 'ProtectSystem=strict' 'User=miaf-agent'
     guest 'systemd-analyze security --no-pager miaf-agent' >"$work/security.log"
