@@ -15,11 +15,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::keys;
-use crate::lifecycle::LastError;
+use crate::lifecycle::{LastError, Memory};
 use crate::mis::Validators;
 use crate::spiffe::TrustDomain;
 use crate::system::files;
-use crate::time::{BootTime, Timestamp};
+use crate::time::{BootTime, Now, Timestamp};
 
 const VERSION: u32 = 1;
 
@@ -113,6 +113,31 @@ pub struct CachedWaits {
     pub reason: Option<LastError>,
     /// It waits to be admitted.
     pub admission_pending: bool,
+    /// The operator has allowed that a lost key be replaced.
+    #[serde(default)]
+    pub replace_lost_key: bool,
+}
+
+impl CachedWaits {
+    /// What the lifecycle is not to forget, in the words of both clocks.
+    pub fn new(memory: &Memory, boot_id: Option<String>, now: Now) -> Self {
+        let write = |until: Option<BootTime>| {
+            until.map(|boot| {
+                let left = now.boot.until(boot);
+                let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+                Wait { boot, wall: now.wall.after(left), left: millis }
+            })
+        };
+        Self {
+            boot_id,
+            discovery: write(memory.waits.discovery),
+            bundle: write(memory.waits.bundle),
+            identity: write(memory.waits.identity),
+            reason: memory.waits_because.clone(),
+            admission_pending: memory.admission_pending,
+            replace_lost_key: memory.replace_lost_key,
+        }
+    }
 }
 
 /// The end of a wait on both clocks.

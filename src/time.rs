@@ -85,13 +85,15 @@ impl BootTime {
     }
 }
 
-/// Both clocks, read together.
+/// Both clocks, read together, and what is known of the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
     /// The wall clock: for everything that a certificate says.
     pub wall: Timestamp,
     /// The boot clock: for every wait.
     pub boot: BootTime,
+    /// A time service has set the wall clock since this boot.
+    pub synchronised: bool,
 }
 
 #[cfg(test)]

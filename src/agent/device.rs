@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::deliver::files::{PublishError, Publisher};
 use crate::deliver::{HeldBundle, Identity, Snapshot};
 use crate::keys::{Key, KeyError, Provider};
-use crate::lifecycle::{Action, Draw, Event, LastError, Lifecycle, Report, State, Step, Waits};
+use crate::lifecycle::{Action, Draw, Event, LastError, Lifecycle, Memory, Report, State, Step};
 use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid;
@@ -35,7 +35,7 @@ pub(super) struct Device {
     pub(super) pending: Option<Arc<dyn Key>>,
     pub(super) answer: Option<store::Answer>,
     pub(super) stored_renew_at: Option<Timestamp>,
-    pub(super) stored_waits: Waits,
+    pub(super) stored_memory: Memory,
     pub(super) bootstrap: Bootstrap,
     pub(super) look_again_at: BootTime,
     pub(super) look_for: Purpose,
@@ -67,6 +67,7 @@ impl Device {
                 Event::Discovery(self.fetch_discovery().await.map_err(|e| e.to_failure()))
             }
             Action::FetchBundle => Event::Bundle(self.fetch_bundle().await.map_err(|e| e.to_failure())),
+            Action::ProveKey => Event::KeyProven(self.prove_key().await),
             Action::CreateKey => Event::KeyCreated(self.create_key().await),
             Action::Request(request, key) => Event::Answered(self.request(request, key).await),
             Action::Adopt { bundle_is_fresh } => Event::Adopted(self.adopt(bundle_is_fresh).await),
@@ -81,7 +82,7 @@ impl Device {
         now: Now,
         publish: &watch::Sender<Arc<Snapshot>>,
     ) -> Option<Duration> {
-        self.store_waits(now).await;
+        self.store_memory(now).await;
         self.store_renewal_moment().await;
         let (generation, failure) = self.publish_files(now).await;
         self.spoken.of_files(failure.as_ref());
@@ -91,33 +92,18 @@ impl Device {
         failure.map(|_| PUBLISH_AGAIN)
     }
 
-    async fn store_waits(&mut self, now: Now) {
-        let waits = self.lifecycle.waits();
-        if waits == self.stored_waits {
+    async fn store_memory(&mut self, now: Now) {
+        let memory = self.lifecycle.memory();
+        if memory == self.stored_memory {
             return;
         }
-        if waits == Waits::default() {
-            self.stored_waits = waits;
+        if memory == Memory::default() {
+            self.stored_memory = memory;
             let store = self.store.clone();
             return blocking(move || forget::<store::CachedWaits>(&store)).await;
         }
-        let write = |until: Option<_>| {
-            until.map(|boot| {
-                let left = now.boot.until(boot);
-                let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-                store::Wait { boot, wall: now.wall.after(left), left: millis }
-            })
-        };
-        let saved = self.save(store::CachedWaits {
-            boot_id: clock::boot_id(),
-            discovery: write(waits.discovery),
-            bundle: write(waits.bundle),
-            identity: write(waits.identity),
-            reason: self.lifecycle.waits_because().cloned(),
-            admission_pending: self.lifecycle.admission_is_pending(),
-        });
-        match saved.await {
-            Ok(()) => self.stored_waits = waits,
+        match self.save(store::CachedWaits::new(&memory, clock::boot_id(), now)).await {
+            Ok(()) => self.stored_memory = memory,
             Err(e) => {
                 tracing::warn!(error = %e, "a wait that the MIS asked for would not survive a restart now")
             }

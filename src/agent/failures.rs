@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use crate::keys::KeyError;
+use crate::keys::{ErrorKind, KeyError};
 use crate::lifecycle::{Event, Failure, LONGEST_RETRY_AFTER, Meaning, NotAdopted, Report};
 
 /// Something on this device stands in the way.
@@ -14,12 +14,26 @@ pub(super) fn key_failure(e: &KeyError) -> Failure {
     local("key", "The key cannot be used", e)
 }
 
+/// The key of the SVID that is held cannot be used. One that is lost is a matter of its own.
+pub(super) fn current_key_failure(e: &KeyError) -> Failure {
+    if e.kind() != ErrorKind::KeyUnusable {
+        return key_failure(e);
+    }
+    let why = format!(
+        "{e}. Was the TPM of this device replaced or cleared, or its disk moved to another device? If that was meant to \
+         be, let the device enroll with a new key: miaf-agent retry --new-key. By itself it does so when the identity \
+         has expired. If not, put the TPM back: the agent looks for it every hour"
+    );
+    Failure { meaning: Meaning::CurrentKeyLost, ..local("key-lost", "The key of this device is lost", &why) }
+}
+
 /// What was said last of each kind of work. A device that is offline for a month says so once, not ten thousand times.
 #[derive(Debug, Default)]
 pub(super) struct Spoken {
     discovery: Option<Report>,
     bundle: Option<Report>,
     identity: Option<Report>,
+    key: Option<Report>,
     files: Option<Report>,
 }
 
@@ -29,11 +43,13 @@ impl Spoken {
         let (said, failure) = match event {
             // Not the end of anything: only an adopted SVID shows that what failed before is over.
             Event::Wake
+            | Event::Told(_)
             | Event::KeyCreated(Ok(()))
             | Event::Answered(Ok(()))
             | Event::Adopted(Err(NotAdopted::Early(_) | NotAdopted::UnknownIssuer)) => return,
             Event::Discovery(outcome) => (&mut self.discovery, outcome.as_ref().err()),
             Event::Bundle(outcome) => (&mut self.bundle, outcome.as_ref().err()),
+            Event::KeyProven(outcome) => (&mut self.key, outcome.as_ref().err()),
             Event::KeyCreated(outcome) | Event::Answered(outcome) => {
                 (&mut self.identity, outcome.as_ref().err())
             }

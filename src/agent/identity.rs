@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustls::sign::CertifiedKey;
 
 use super::device::{Device, blocking, forget, stored};
-use super::failures::{key_failure, local};
+use super::failures::{current_key_failure, key_failure, local};
 use crate::deliver::Identity;
 use crate::keys::{self, ErrorKind, Key, KeyError, Provider};
 use crate::lifecycle::{Failure, KeyChoice, Meaning, NotAdopted, Report, Request, SvidFacts};
@@ -44,6 +44,7 @@ impl Device {
             Err(e) if choice == KeyChoice::Pending && e.kind() == ErrorKind::KeyUnusable => {
                 return Err(self.give_up_pending_key(&e).await);
             }
+            Err(e) if choice == KeyChoice::Current => return Err(current_key_failure(&e)),
             Err(e) => return Err(key_failure(&e)),
         };
         let answer = match (request, self.identity.clone()) {
@@ -66,6 +67,10 @@ impl Device {
         saved.unwrap_or_else(|e| tracing::error!(error = %e, "the answer of the MIS could not be stored"));
         self.answer = Some(answer);
         Ok(())
+    }
+
+    pub(super) async fn prove_key(&self) -> Result<(), Failure> {
+        prove(self.key(KeyChoice::Current)?).await
     }
 
     /// A key that this chip does not know is of no use to anyone, and neither is what was certified for it.
@@ -178,15 +183,18 @@ impl Device {
     async fn as_device(&self, identity: &Identity) -> Result<Identified, Failure> {
         let key = identity.key.clone();
         // Within a handshake a chip that was replaced or cleared would look like a network that is down.
-        let probe = key.clone();
-        blocking(move || probe.sign(b"miaf-agent: can this key still sign?"))
-            .await
-            .map_err(|e| key_failure(&e))?;
+        prove(key.clone()).await?;
         let key = keys::tls::signing_key(key);
         let chain = identity.svid.chain().certificates().to_vec();
         Identified::new(CertifiedKey::new(chain, key))
             .map_err(|e| local("key", "The key that is held is not the one of the SVID that is held", &e))
     }
+}
+
+/// Has the key of the SVID that is held sign something.
+async fn prove(key: Arc<dyn Key>) -> Result<(), Failure> {
+    let signed = blocking(move || key.sign(b"miaf-agent: can this key still sign?")).await;
+    signed.map(drop).map_err(|e| current_key_failure(&e))
 }
 
 pub(super) fn svid_facts(

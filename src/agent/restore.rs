@@ -14,13 +14,13 @@ use crate::config::Config;
 use crate::deliver::Identity;
 use crate::deliver::files::Publisher;
 use crate::keys::{Key, Provider};
-use crate::lifecycle::{KeyChoice, Lifecycle, Policy, Restored, Retry, Waits};
+use crate::lifecycle::{KeyChoice, Lifecycle, Memory, Policy, Restored, Retry, Waits};
 use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid::{Chain, X509Svid};
 use crate::store::{self, Store, StoreError};
 use crate::system::{clock, random, secret};
-use crate::time::Now;
+use crate::time::{Now, Timestamp};
 
 impl Device {
     /// Takes up where the last process left off. Nothing is contacted, neither the MIS nor the chip.
@@ -57,19 +57,23 @@ impl Device {
             cached(&store).and_then(|cached| read_bundle(cached, discovery.as_ref(), identity.as_ref()));
         let (pending, answer) = load_unfinished(&store, record.as_ref(), &keys)?;
         let waiting: store::CachedWaits = cached(&store).unwrap_or_default();
-        let waits = read_waits(&waiting, now);
+        let memory = Memory {
+            waits: read_waits(&waiting, now),
+            waits_because: waiting.reason.clone(),
+            admission_pending: waiting.admission_pending,
+            replace_lost_key: waiting.replace_lost_key,
+        };
         let renew_at = record.as_ref().and_then(|record| record.renew_at);
         let restored = Restored {
             discovery: discovery.as_ref().map(|held| discovered(&held.document, false)),
-            bundle: bundle.as_ref().map(|kept| bundle_facts(&kept.bundle)),
+            bundle: bundle.as_ref().map(|kept| bundle_facts(&kept.bundle, identity.as_ref(), now.wall)),
             svid: identity.as_ref().map(|identity| {
                 svid_facts(&identity.svid, renew_at, KeyChoice::Current, fits(&keys, &identity.key))
             }),
             pending_key: pending.is_some(),
             answer: answer.is_some(),
-            waits,
-            waits_because: waiting.reason.clone(),
-            admission_pending: waiting.admission_pending,
+            memory: memory.clone(),
+            time_at_least: Timestamp::default(),
         };
         let lifecycle = Lifecycle::new(policy(&config), restored, now, &mut random::unit);
         Ok(Self {
@@ -84,7 +88,7 @@ impl Device {
             answer,
             stored_renew_at: renew_at,
             // Those of another boot are written anew with this boot's name.
-            stored_waits: if is_of_this_boot(&waiting) { waits } else { Waits::default() },
+            stored_memory: if is_of_this_boot(&waiting) { memory } else { Memory::default() },
             bootstrap: provisioned.bootstrap,
             look_again_at: now.boot,
             look_for: provisioned.look_for,
@@ -216,7 +220,7 @@ fn is_of_this_boot(cached: &store::CachedWaits) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::{BootTime, Timestamp};
+    use crate::time::BootTime;
 
     const HOUR: Duration = Duration::from_secs(3600);
     const BOOT: BootTime = BootTime::from_millis(1000);
@@ -228,7 +232,7 @@ mod tests {
             wall: Timestamp::from_secs(1_800_003_600),
             left: 3_600_000,
         };
-        let now = Now { wall: Timestamp::from_secs(secs), boot: BOOT };
+        let now = Now { wall: Timestamp::from_secs(secs), boot: BOOT, synchronised: false };
         let cached = store::CachedWaits { boot_id, identity: Some(wait), ..Default::default() };
         BOOT.until(read_waits(&cached, now).identity.unwrap())
     }

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use super::device::{Device, HeldDiscovery, KeptBundle};
+use crate::deliver::Identity;
 use crate::lifecycle::{BundleFacts, Discovered, Report};
 use crate::mis::{self, Discovery, Fetched, MisError};
-use crate::spiffe::{Bundle, SequenceVerdict, judge_sequence};
+use crate::spiffe::{Bundle, SequenceVerdict, judge_sequence, svid};
 use crate::store;
 use crate::system::clock;
+use crate::time::Timestamp;
 
 impl Device {
     pub(super) async fn fetch_discovery(&mut self) -> Result<Discovered, MisError> {
@@ -62,7 +64,7 @@ impl Device {
         match (fetched, held) {
             (Fetched::NotModified, Some(kept)) => {
                 kept.cached.fetched_at = now;
-                let facts = bundle_facts(&kept.bundle);
+                let facts = bundle_facts(&kept.bundle, self.identity.as_deref(), now);
                 if kept.cached.regressed_since.take().is_some() {
                     self.cache_bundle().await;
                 }
@@ -84,7 +86,7 @@ impl Device {
                     let (served, held) = (document.sequence().unwrap_or(0), before.unwrap_or(0));
                     return Err(MisError::BundleRegressed { url, served, held });
                 }
-                let facts = bundle_facts(&document);
+                let facts = bundle_facts(&document, self.identity.as_deref(), now);
                 let cached = store::CachedBundle {
                     url: url.to_string(),
                     trust_domain: domain,
@@ -149,6 +151,8 @@ pub(super) fn discovered(document: &Discovery, changed: bool) -> Discovered {
     Discovered { changed, cannot_enroll: cannot_renew.clone().or(no_method), cannot_renew }
 }
 
-pub(super) fn bundle_facts(bundle: &Bundle) -> BundleFacts {
-    BundleFacts { refresh_hint: bundle.refresh_hint() }
+pub(super) fn bundle_facts(bundle: &Bundle, held: Option<&Identity>, now: Timestamp) -> BundleFacts {
+    let held = held.filter(|identity| identity.is_valid(now) && !bundle.anchors().is_empty());
+    let vouches = held.map(|identity| svid::is_trusted(&identity.svid, bundle, now));
+    BundleFacts { refresh_hint: bundle.refresh_hint(), vouches }
 }

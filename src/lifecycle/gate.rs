@@ -63,9 +63,13 @@ pub enum Meaning {
     NotFound,
     /// Something on this device is missing or broken. No request was made.
     Local,
+    /// The device has no way out: its cable is unplugged, it has no address. No request was made.
+    Offline,
     /// The pending key can never be used again: the chip does not know it, or its record is damaged. No request was
     /// made, and it has been set aside.
     PendingKeyLost,
+    /// The same of the key of the SVID that is held.
+    CurrentKeyLost,
 }
 
 /// A failure, as the shell reports it.
@@ -144,6 +148,8 @@ pub(super) struct Gate {
     /// Failures of this device's own in a row. They are counted apart: a chip that was away for an hour must not
     /// make the first request after that wait as if the MIS had been away.
     local_failures: u32,
+    /// The same, of a network that is not there.
+    offline_failures: u32,
 }
 
 impl Gate {
@@ -207,8 +213,14 @@ impl Gate {
     }
 
     pub(super) fn failed(&mut self, failure: Failure, retry: &Retry, now: Now, draw: Draw<'_>) -> Verdict {
-        let local = matches!(failure.meaning, Meaning::Local | Meaning::PendingKeyLost);
-        let count = if local { &mut self.local_failures } else { &mut self.failures };
+        let offline = failure.meaning == Meaning::Offline;
+        let local =
+            matches!(failure.meaning, Meaning::Local | Meaning::PendingKeyLost | Meaning::CurrentKeyLost);
+        let count = match (local, offline) {
+            (true, _) => &mut self.local_failures,
+            (_, true) => &mut self.offline_failures,
+            _ => &mut self.failures,
+        };
         *count = count.saturating_add(1);
         let backoff = retry.interval(*count);
         let asked = failure.asked();
@@ -223,8 +235,9 @@ impl Gate {
                 Meaning::NotAuthenticated | Meaning::Slow | Meaning::NotFound | Meaning::KeyRotationRefused,
                 None,
             ) => retry.cap.mul_f64(1.0 - draw() / 2.0), // slow, and still spread
-            // No one is asked, so no one is spared: somebody on a ladder waits for it to go on.
-            (Meaning::Local | Meaning::PendingKeyLost, None) => {
+            // No one is asked, so no one is spared: somebody on a ladder waits for it to go on, and a link that is back is
+            // used at once (B4).
+            (Meaning::Local | Meaning::Offline | Meaning::PendingKeyLost | Meaning::CurrentKeyLost, None) => {
                 backoff.min(LONGEST_LOCAL_PAUSE).mul_f64(1.0 - draw() / 2.0)
             }
             (_, None) => backoff.mul_f64(draw()),
@@ -233,6 +246,9 @@ impl Gate {
         self.asked_until = asked.map(|asked| now.boot.after(asked));
         if !local {
             self.local_failures = 0;
+        }
+        if !offline {
+            self.offline_failures = 0;
         }
         let blocked = matches!(failure.meaning, Meaning::Permanent | Meaning::KeyRotationRefused);
         self.remember(failure, now, blocked || local);

@@ -7,6 +7,7 @@
 //! what is wanted, so no event can be lost and no wake-up forgotten: a lifecycle with nothing in flight always has
 //! either work or a time to look again.
 
+mod clock;
 mod gate;
 mod status;
 
@@ -14,6 +15,8 @@ use std::time::Duration;
 
 pub use gate::{Failure, LONGEST_RETRY_AFTER, LastError, Meaning, Report, Retry};
 pub use status::State;
+
+use clock::Floor;
 
 use crate::spiffe::SpiffeId;
 use crate::time::{BootTime, Now, Timestamp};
@@ -43,6 +46,9 @@ pub enum Action {
     CreateKey,
     /// Send a request for an SVID and make the answer durable.
     Request(Request, KeyChoice),
+    /// See whether the key of the SVID held can be used: its chip may have been replaced or cleared while the device was
+    /// off.
+    ProveKey,
     /// Judge the durable answer, and publish it if it is good.
     Adopt {
         /// The bundle has been fetched since the answer came: an unknown issuer is now a refusal.
@@ -71,18 +77,33 @@ pub enum KeyChoice {
 /// What happened.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// Time has passed: nothing else is known.
+    /// Time has passed, or the wall clock was set: nothing else is known.
     Wake,
+    /// The operator wants something.
+    Told(Order),
     /// [`Action::FetchDiscovery`] ended.
     Discovery(Result<Discovered, Failure>),
     /// [`Action::FetchBundle`] ended.
     Bundle(Result<BundleFacts, Failure>),
     /// [`Action::CreateKey`] ended.
     KeyCreated(Result<(), Failure>),
+    /// [`Action::ProveKey`] ended.
+    KeyProven(Result<(), Failure>),
     /// [`Action::Request`] ended. `Ok`: an answer is durable.
     Answered(Result<(), Failure>),
     /// [`Action::Adopt`] ended. `Ok`: the SVID is published, and the pending key, if it was its key, is now current.
     Adopted(Result<SvidFacts, NotAdopted>),
+}
+
+/// What an operator can have done at once. No order makes the agent ask an MIS that wants to be left alone (miaf-v0 E8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Everything that was refused, or is waited for, is tried again; the wall clock is right as it is.
+    Retry,
+    /// The SVID is renewed now.
+    Renew,
+    /// As [`Retry`](Self::Retry), and should the key of the SVID held be lost, another takes its place.
+    ReplaceKey,
 }
 
 /// What the lifecycle needs to know of a discovery document.
@@ -101,6 +122,9 @@ pub struct Discovered {
 pub struct BundleFacts {
     /// The MIS's wish for the next look.
     pub refresh_hint: Option<Duration>,
+    /// Whether an anchor of it leads to the SVID held. `None` where none is held, or where the bundle is empty: then no
+    /// other SVID would be better.
+    pub vouches: Option<bool>,
 }
 
 /// What the lifecycle needs to know of an SVID.
@@ -146,12 +170,23 @@ pub struct Restored {
     pub pending_key: bool,
     /// Whether an answer waits to be adopted.
     pub answer: bool,
+    /// What was to be remembered.
+    pub memory: Memory,
+    /// It is not earlier than this: the agent was built then, or the MIS has proved it.
+    pub time_at_least: Timestamp,
+}
+
+/// What a restart must not make the lifecycle forget, beside what is held.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
     /// Waits that the MIS asked for and that are not over (miaf-v0 E8).
     pub waits: Waits,
     /// Why enrollment or renewal has to wait.
     pub waits_because: Option<LastError>,
-    /// It waits for the operator of the MIS to admit the device (miaf-v0 E7).
+    /// The device waits for the operator of the MIS to admit it (miaf-v0 E7).
     pub admission_pending: bool,
+    /// The operator has allowed that a lost key be replaced.
+    pub replace_lost_key: bool,
 }
 
 /// Until when the MIS asked not to be asked again, by kind of work. Survives a restart (miaf-v0 E8).
@@ -181,6 +216,7 @@ pub type Draw<'a> = &'a mut dyn FnMut() -> f64;
 #[derive(Clone, Debug)]
 pub struct Lifecycle {
     policy: Policy,
+    floor: Floor,
     in_flight: Option<Action>,
     discovery: Option<Discovery>,
     discovery_gate: Gate,
@@ -194,8 +230,11 @@ pub struct Lifecycle {
     /// The SVID held was answered `401`: only an enrollment helps (miaf-v0 R6).
     reauthenticate: bool,
     identity_gate: Gate,
+    key_gate: Gate,
     blocked: Blocked,
     admission_pending: bool,
+    /// The operator has allowed that a lost key be replaced.
+    replace_lost_key: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -218,6 +257,20 @@ struct HeldBundle {
 struct HeldSvid {
     facts: SvidFacts,
     renew_at: Timestamp,
+    key: CurrentKey,
+    /// Its renewal was brought forward, since the bundle does not vouch for it any more.
+    hastened: bool,
+}
+
+/// What is known of the key of the SVID held.
+#[derive(Clone, Debug)]
+enum CurrentKey {
+    /// Nothing yet.
+    Unproven,
+    /// It has signed.
+    Works,
+    /// Its chip does not know it any more: nothing can be renewed, and nobody can use the SVID.
+    Lost(LastError),
 }
 
 /// The permanent refusal of each request that got one: the request is not repeated before something is corrected
@@ -254,11 +307,13 @@ impl Lifecycle {
     /// From what survived. Nothing happens before the first [`step`](Self::step).
     pub fn new(policy: Policy, restored: Restored, now: Now, draw: Draw<'_>) -> Self {
         let mut restored_gate = |wait| Gate::waiting_until(wait, &policy.retry, now, draw);
-        let discovery_gate = restored_gate(restored.waits.discovery);
-        let bundle_gate = restored_gate(restored.waits.bundle);
-        let identity_gate = restored_gate(restored.waits.identity).because_of(restored.waits_because);
+        let Memory { waits, waits_because, admission_pending, replace_lost_key } = restored.memory;
+        let discovery_gate = restored_gate(waits.discovery);
+        let bundle_gate = restored_gate(waits.bundle);
+        let identity_gate = restored_gate(waits.identity).because_of(waits_because);
         let mut lifecycle = Self {
             policy,
+            floor: Floor::at(restored.time_at_least),
             in_flight: None,
             // A document from before the restart serves when the MIS cannot be reached, and is revalidated when it can.
             discovery: restored.discovery.map(|facts| Discovery {
@@ -276,16 +331,23 @@ impl Lifecycle {
             rotation_refused: false,
             reauthenticate: false,
             identity_gate,
+            key_gate: Gate::default(),
             blocked: Blocked::default(),
-            admission_pending: restored.admission_pending,
+            admission_pending,
+            replace_lost_key,
         };
         lifecycle.svid = restored.svid.map(|facts| {
             // A moment that passed while the device was off means: at once (R2).
             let renew_at =
                 facts.renew_at.unwrap_or_else(|| lifecycle.draw_renewal(facts.not_before, &facts, draw));
-            HeldSvid { facts, renew_at }
+            HeldSvid { facts, renew_at, key: CurrentKey::Unproven, hastened: false }
         });
         lifecycle
+    }
+
+    /// An authenticated answer of the MIS has shown that it is this time.
+    pub fn time_is_proven(&mut self, wall: Timestamp) {
+        self.floor = Floor::at(wall);
     }
 
     /// Takes in what happened and says what to do next.
@@ -317,34 +379,37 @@ impl Lifecycle {
         Some(now.boot.until(bundle.refresh_at).max(self.bundle_gate.opens_in(now)))
     }
 
-    /// The waits that the MIS asked for, to be stored: a restart must not shorten them (miaf-v0 E8).
-    pub fn waits(&self) -> Waits {
-        Waits {
+    /// What a restart must not make it forget: to be stored.
+    pub fn memory(&self) -> Memory {
+        let waits = Waits {
             discovery: self.discovery_gate.asked_to_wait_until(),
             bundle: self.bundle_gate.asked_to_wait_until(),
             identity: self.identity_gate.asked_to_wait_until(),
+        };
+        Memory {
+            waits,
+            waits_because: waits.identity.and_then(|_| self.identity_gate.last_error().cloned()),
+            admission_pending: self.admission_pending,
+            replace_lost_key: self.replace_lost_key,
         }
     }
 
-    /// Why enrollment or renewal has to wait, to be stored with [`waits`](Self::waits).
-    pub fn waits_because(&self) -> Option<&LastError> {
-        self.identity_gate.asked_to_wait_until().and_then(|_| self.identity_gate.last_error())
-    }
-
-    /// Whether the device waits to be admitted (miaf-v0 E7).
-    pub fn admission_is_pending(&self) -> bool {
-        self.admission_pending
+    /// Whether an enrollment that is sent now may be answered with another identity than the one held: that has expired,
+    /// or was answered `401` (miaf-v0 E9).
+    pub fn may_be_renamed(&self, now: Now) -> bool {
+        self.reauthenticate || !self.holds_valid_svid(now)
     }
 
     // ---- taking in what happened ----
 
     fn take_in(&mut self, event: Event, now: Now, draw: Draw<'_>) {
         let ended = match event {
-            Event::Wake => return,
+            Event::Wake | Event::Told(_) => None,
             _ => self.in_flight.take(),
         };
         match event {
             Event::Wake => {}
+            Event::Told(order) => self.told(order, now),
             Event::Discovery(outcome) => self.discovery_ended(outcome, now, draw),
             Event::Bundle(outcome) => self.bundle_ended(outcome, now, draw),
             Event::KeyCreated(Ok(())) => {
@@ -352,6 +417,7 @@ impl Lifecycle {
                 self.identity_gate.passed();
             }
             Event::KeyCreated(Err(failure)) => self.identity_failed(failure, now, draw),
+            Event::KeyProven(outcome) => self.key_proven(outcome, now, draw),
             Event::Answered(Ok(())) => {
                 self.admission_pending = false;
                 self.identity_gate.passed();
@@ -365,6 +431,63 @@ impl Lifecycle {
         }
     }
 
+    fn told(&mut self, order: Order, now: Now) {
+        for gate in
+            [&mut self.discovery_gate, &mut self.bundle_gate, &mut self.identity_gate, &mut self.key_gate]
+        {
+            gate.forgive(now);
+        }
+        self.is_corrected();
+        if order == Order::Renew {
+            if let Some(svid) = &mut self.svid {
+                svid.renew_at = svid.renew_at.min(now.wall);
+            }
+            return;
+        }
+        self.floor.lower_to(now.wall);
+        self.replace_lost_key |= order == Order::ReplaceKey && self.key_is_lost();
+        if let Some(discovery) = &mut self.discovery {
+            discovery.doubted = true;
+        }
+        if let Some(bundle) = &mut self.bundle {
+            bundle.refresh_at = now.boot;
+        }
+    }
+
+    /// What was refused for good may be asked once more (miaf-v0 P2).
+    fn is_corrected(&mut self) {
+        self.blocked = Blocked::default();
+        self.rotation_refused = false;
+        if let Some(pending) = &mut self.pending_key {
+            pending.refused = false;
+        }
+    }
+
+    fn key_proven(&mut self, outcome: Result<(), Failure>, now: Now, draw: Draw<'_>) {
+        match outcome {
+            Ok(()) => {
+                self.key_gate.succeeded();
+                self.replace_lost_key = false; // there is nothing to replace any more
+                if let Some(svid) = &mut self.svid {
+                    svid.key = CurrentKey::Works;
+                }
+            }
+            Err(failure) if failure.meaning == Meaning::CurrentKeyLost => self.current_key_lost(failure, now),
+            Err(failure) => {
+                let retry = self.identity_retry();
+                self.key_gate.failed(failure, &retry, now, draw);
+            }
+        }
+    }
+
+    fn current_key_lost(&mut self, failure: Failure, now: Now) {
+        self.key_gate.succeeded();
+        self.key_gate.pause(BETWEEN_LOOKS_FOR_A_LOST_KEY, now); // the old chip may be put back
+        if let Some(svid) = &mut self.svid {
+            svid.key = CurrentKey::Lost(LastError { report: failure.report, at: now.wall, permanent: true });
+        }
+    }
+
     fn discovery_ended(&mut self, outcome: Result<Discovered, Failure>, now: Now, draw: Draw<'_>) {
         match outcome {
             Ok(facts) => {
@@ -372,12 +495,7 @@ impl Lifecycle {
                 // An MIS that answers in turn with two documents, and with 404 under both, is not asked in a circle.
                 self.discovery_gate.pause(self.shortest_between_reads(), now);
                 if facts.changed {
-                    // The MIS may have been corrected: what it refused for good is asked once more (miaf-v0 P2).
-                    self.blocked = Blocked::default();
-                    self.rotation_refused = false;
-                    if let Some(pending) = &mut self.pending_key {
-                        pending.refused = false;
-                    }
+                    self.is_corrected(); // perhaps the MIS was
                     self.identity_gate.forgive(now);
                     self.bundle_gate.forgive(now);
                     if let Some(bundle) = &mut self.bundle {
@@ -404,6 +522,7 @@ impl Lifecycle {
                 self.bundle_gate.succeeded();
                 let interval = spread(self.refresh_interval(facts), draw);
                 self.bundle = Some(HeldBundle { refresh_at: now.boot.after(interval) });
+                self.hasten_renewal(facts, now, draw);
                 if let Some(Answer { bundle: wanted @ AnswerBundle::Wanted, .. }) = &mut self.answer {
                     *wanted = AnswerBundle::Fetched;
                 }
@@ -420,6 +539,17 @@ impl Lifecycle {
         }
     }
 
+    /// An SVID that no anchor leads to any more is of no use: it is renewed soon, and not by the whole fleet at once.
+    fn hasten_renewal(&mut self, facts: BundleFacts, now: Now, draw: Draw<'_>) {
+        let within = self.identity_retry().cap;
+        let Some(svid) = &mut self.svid else { return };
+        let in_vain = facts.vouches == Some(false);
+        if in_vain && !svid.hastened {
+            svid.renew_at = svid.renew_at.min(now.wall.after(within.mul_f64(draw())));
+        }
+        svid.hastened = in_vain;
+    }
+
     /// A request for an SVID did not get one: the table of miaf-v0 P.
     fn refused(&mut self, request: Request, key: KeyChoice, failure: Failure, now: Now, draw: Draw<'_>) {
         self.admission_pending = failure.meaning == Meaning::Pending;
@@ -432,7 +562,7 @@ impl Lifecycle {
                     }
                 }
                 // The existing key, if there is one that was not refused itself, is tried without delay (R4).
-                if key == KeyChoice::Pending && self.svid.is_some() {
+                if key == KeyChoice::Pending && self.svid.is_some() && !self.key_is_lost() {
                     self.identity_gate.noted(failure, now, draw);
                 } else {
                     self.identity_failed_for(Some(request), failure, now, draw);
@@ -449,6 +579,10 @@ impl Lifecycle {
             Meaning::NotAuthenticated if request == Request::Renew => {
                 self.reauthenticate = true; // R6: enroll again, now
                 self.identity_gate.noted(failure, now, draw);
+            }
+            Meaning::CurrentKeyLost => {
+                self.identity_gate.passed(); // the MIS was not asked
+                self.current_key_lost(failure, now);
             }
             Meaning::PendingKeyLost => {
                 self.pending_key = None; // whatever was certified for it, no one can use
@@ -487,12 +621,14 @@ impl Lifecycle {
                 self.blocked = Blocked::default();
                 self.identity_gate.succeeded();
                 self.identity_gate.pause(SHORTEST_BETWEEN_ISSUES, now);
+                self.key_gate.succeeded();
+                self.replace_lost_key = false;
                 let mut renew_at = self.draw_renewal(facts.not_before, &facts, draw);
                 if renew_at <= now.wall {
                     // Issued late in its own lifetime: what is left counts, or each renewal would ask for the next.
                     renew_at = self.draw_renewal(now.wall, &facts, draw);
                 }
-                self.svid = Some(HeldSvid { facts, renew_at });
+                self.svid = Some(HeldSvid { facts, renew_at, key: CurrentKey::Works, hastened: false });
             }
             Err(NotAdopted::Early(not_before)) => {
                 if let Some(answer) = &mut self.answer {
@@ -521,21 +657,18 @@ impl Lifecycle {
     // ---- working out what is wanted ----
 
     fn next(&self, now: Now) -> Next {
-        let mut soonest = Next::In(LONGEST_SLEEP);
+        if !self.floor.allows(now) {
+            return Next::In(BETWEEN_LOOKS_AT_THE_CLOCK).or_first(Some(self.look_for_the_time(now)));
+        }
         let identity = self.identity_work(now);
         let work = [
             self.discovery_work(&identity, now),
             self.bundle_work(now),
             // An SVID is asked for only under a discovery document and a bundle to judge it by (D1, E4).
             (self.discovery.is_some() && self.bundle.is_some()).then_some(identity).flatten(),
+            self.key_work(now),
         ];
-        for (wait, action) in work.into_iter().flatten() {
-            if wait.is_zero() {
-                return Next::Do(action);
-            }
-            soonest = soonest.or_sooner(wait);
-        }
-        soonest
+        work.into_iter().fold(Next::In(LONGEST_SLEEP), Next::or_first)
     }
 
     fn discovery_work(&self, identity: &Option<(Duration, Action)>, now: Now) -> Option<(Duration, Action)> {
@@ -551,6 +684,15 @@ impl Lifecycle {
             }
         };
         Some((due_in.max(self.discovery_gate.opens_in(now)), Action::FetchDiscovery))
+    }
+
+    /// While the wall clock cannot be believed, only the MIS is asked: the time comes with every answer.
+    fn look_for_the_time(&self, now: Now) -> (Duration, Action) {
+        let due_in = match &self.discovery {
+            Some(discovery) if !discovery.doubted => now.boot.until(discovery.stale_at),
+            _ => Duration::ZERO,
+        };
+        (due_in.max(self.discovery_gate.opens_in(now)), Action::FetchDiscovery)
     }
 
     fn bundle_work(&self, now: Now) -> Option<(Duration, Action)> {
@@ -570,7 +712,7 @@ impl Lifecycle {
             return (answer.bundle != AnswerBundle::Wanted)
                 .then(|| (early.max(self.identity_gate.opens_in(now)), adopt));
         }
-        if self.is_refused_for_good(now) {
+        if self.is_refused_for_good(now) || self.has_no_key(now) {
             return None;
         }
         let request = self.wanted_request(now);
@@ -587,16 +729,42 @@ impl Lifecycle {
         Some((due_in.max(self.identity_gate.opens_in(now)), action))
     }
 
+    /// Once at start, and while it is lost.
+    fn key_work(&self, now: Now) -> Option<(Duration, Action)> {
+        let svid = self.svid.as_ref()?;
+        let wanted = match svid.key {
+            CurrentKey::Unproven | CurrentKey::Lost(_) => self.holds_valid_svid(now),
+            CurrentKey::Works => false,
+        };
+        wanted.then(|| (self.key_gate.opens_in(now), Action::ProveKey))
+    }
+
     fn wanted_request(&self, now: Now) -> Request {
-        match &self.svid {
-            Some(svid) if now.wall <= svid.facts.not_after && !self.reauthenticate => Request::Renew,
-            _ => Request::Enroll,
+        let replaces_key = self.replace_lost_key && self.key_is_lost();
+        if self.holds_valid_svid(now) && !self.reauthenticate && !replaces_key {
+            Request::Renew
+        } else {
+            Request::Enroll
         }
     }
 
     /// An enrollment is wanted although the SVID is still good.
     fn reauthenticates_early(&self, now: Now) -> bool {
-        self.reauthenticate && self.svid.as_ref().is_some_and(|svid| now.wall <= svid.facts.not_after)
+        self.reauthenticate && self.holds_valid_svid(now)
+    }
+
+    fn holds_valid_svid(&self, now: Now) -> bool {
+        self.svid.as_ref().is_some_and(|svid| now.wall <= svid.facts.not_after)
+    }
+
+    fn key_is_lost(&self) -> bool {
+        self.svid.as_ref().is_some_and(|svid| matches!(svid.key, CurrentKey::Lost(_)))
+    }
+
+    /// A renewal is all that is allowed, and there is no key for it. The operator may allow another; and when the SVID
+    /// has expired, an enrollment is due anyway (miaf-v0 R6).
+    fn has_no_key(&self, now: Now) -> bool {
+        self.key_is_lost() && self.wanted_request(now) == Request::Renew
     }
 
     /// `None`: a new one has to be made first.
@@ -604,12 +772,12 @@ impl Lifecycle {
         match (self.pending_key, &self.svid) {
             // It may have been certified by an answer that was lost: asked for again before anything else (E6).
             (Some(PendingKey { refused: false }), _) => Some(KeyChoice::Pending),
-            (_, Some(svid)) => {
+            (_, Some(svid)) if !self.key_is_lost() => {
                 let keep = svid.facts.key_fits && (!self.policy.rotate || request == Request::Enroll);
                 (keep || self.rotation_refused).then_some(KeyChoice::Current)
             }
-            (Some(_), None) => Some(KeyChoice::Pending),
-            (None, None) => None,
+            (Some(_), _) => Some(KeyChoice::Pending),
+            (None, _) => None,
         }
     }
 
@@ -633,7 +801,7 @@ impl Lifecycle {
     }
 
     fn until_expiry(&self, now: Now) -> Option<Duration> {
-        let svid = self.svid.as_ref()?;
+        let svid = self.svid.as_ref().filter(|_| self.floor.allows(now))?;
         let rest = now.wall.until(svid.facts.not_after.after(Duration::from_millis(1)));
         (!rest.is_zero()).then_some(rest)
     }
@@ -696,7 +864,13 @@ const SHORTEST_BETWEEN_READS: Duration = Duration::from_secs(60);
 /// However short-lived the SVIDs of an MIS are, it is left alone this long after each.
 const SHORTEST_BETWEEN_ISSUES: Duration = Duration::from_secs(5);
 
-/// Nothing sleeps longer than this, so that a wall clock that jumps is noticed.
+/// The old chip may have been put back.
+const BETWEEN_LOOKS_FOR_A_LOST_KEY: Duration = Duration::from_secs(3600);
+
+/// Somebody may have set the clock without a jump, or said that it is right.
+const BETWEEN_LOOKS_AT_THE_CLOCK: Duration = Duration::from_secs(60);
+
+/// Nothing sleeps longer than this.
 const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 3600);
 
 enum Next {
@@ -705,10 +879,11 @@ enum Next {
 }
 
 impl Next {
-    fn or_sooner(self, wait: Duration) -> Self {
-        match self {
-            Self::In(other) => Self::In(other.min(wait)),
-            now => now,
+    fn or_first(self, work: Option<(Duration, Action)>) -> Self {
+        match (self, work) {
+            (Self::In(_), Some((Duration::ZERO, action))) => Self::Do(action),
+            (Self::In(wait), Some((sooner, _))) => Self::In(wait.min(sooner)),
+            (chosen, _) => chosen,
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::gate::{Gate, LastError};
-use super::{Action, Lifecycle};
+use super::gate::{Gate, LastError, Report};
+use super::{Action, CurrentKey, HeldSvid, Lifecycle};
 use crate::time::Now;
 
 /// Where the device stands, in one word.
@@ -12,6 +12,8 @@ use crate::time::Now;
 pub enum State {
     /// There is no configuration yet.
     Unconfigured,
+    /// The wall clock cannot be right: nothing is judged by it.
+    WaitingForClock,
     /// The MIS of the trust domain is being found, or its trust bundle fetched.
     Discovering,
     /// A first identity is being asked for.
@@ -30,8 +32,9 @@ pub enum State {
 
 impl State {
     /// Every state.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Unconfigured,
+        Self::WaitingForClock,
         Self::Discovering,
         Self::Enrolling,
         Self::PendingAdmission,
@@ -46,6 +49,9 @@ impl State {
         match self {
             Self::Unconfigured => {
                 "the agent waits for a configuration: set [mis] in /etc/miaf-agent/config.toml"
+            }
+            Self::WaitingForClock => {
+                "this device's clock cannot be right; the agent waits for it to be set, and judges nothing by it"
             }
             Self::Discovering => "the agent looks for the identity service (MIS) of its trust domain",
             Self::Enrolling => "the agent asks the identity service for this device's first identity",
@@ -63,6 +69,7 @@ impl State {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unconfigured => "unconfigured",
+            Self::WaitingForClock => "waiting-for-clock",
             Self::Discovering => "discovering",
             Self::Enrolling => "enrolling",
             Self::PendingAdmission => "pending-admission",
@@ -83,8 +90,11 @@ impl fmt::Display for State {
 impl Lifecycle {
     /// Where the device stands.
     pub fn state(&self, now: Now) -> State {
-        let gates = [&self.identity_gate, &self.discovery_gate, &self.bundle_gate];
-        if self.is_refused_for_good(now) || gates.iter().any(|gate| gate.is_local()) {
+        if !self.floor.allows(now) {
+            return State::WaitingForClock;
+        }
+        let blocked = self.is_refused_for_good(now) || self.has_no_key(now);
+        if blocked || self.gates().iter().any(|gate| gate.is_local()) {
             return State::Blocked;
         }
         match &self.svid {
@@ -103,6 +113,14 @@ impl Lifecycle {
 
     /// The error that matters most now, and how long until the next attempt, if there will be one by itself.
     pub fn last_error(&self, now: Now) -> Option<(LastError, Option<Duration>)> {
+        if !self.floor.allows(now) {
+            return Some((self.clock_error(now), Some(self.look_for_the_time(now).0)));
+        }
+        if let Some(HeldSvid { key: CurrentKey::Lost(error), .. }) = &self.svid
+            && self.has_no_key(now)
+        {
+            return Some((error.clone(), None));
+        }
         let request = self.wanted_request(now);
         if let Some(report) = self.ruled_out(request) {
             let at = self.discovery.as_ref().map_or(now.wall, |discovery| discovery.read_at);
@@ -112,11 +130,26 @@ impl Lifecycle {
         if let Some(error) = self.blocked.by(request) {
             return Some((error.clone(), None));
         }
-        let gates = [&self.identity_gate, &self.discovery_gate, &self.bundle_gate];
+        let gates = self.gates();
         // What makes the state `blocked` is what people have to read, whatever else went wrong meanwhile.
         let local = gates.into_iter().find(|gate| gate.is_local());
         let gate = local.or_else(|| gates.into_iter().find(|gate| gate.last_error().is_some()))?;
         Some((gate.last_error()?.clone(), Some(gate.opens_in(now))))
+    }
+
+    fn gates(&self) -> [&Gate; 4] {
+        [&self.identity_gate, &self.discovery_gate, &self.bundle_gate, &self.key_gate]
+    }
+
+    fn clock_error(&self, now: Now) -> LastError {
+        let why = format!(
+            "it says {}, and it is at least {}: the agent was built then, or the MIS has shown that time. Set the clock, \
+             or let a time service do it. If it is right, say so: miaf-agent retry",
+            now.wall,
+            self.floor.time()
+        );
+        let report = Report::of_agent("clock", "The clock of this device cannot be right", &why);
+        LastError { report, at: now.wall, permanent: true }
     }
 }
 

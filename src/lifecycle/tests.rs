@@ -1,11 +1,12 @@
 //! The rules that the lifecycle decides: first as stories of one device, told step by step, then as properties that
 //! hold through any history of answers, clock jumps and restarts. The words they are told in stand at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
 
-use super::Action::{CreateKey, FetchBundle, FetchDiscovery};
+use super::Action::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
 use super::KeyChoice::{Current, Pending};
 use super::Request::{Enroll, Renew};
 use super::*;
@@ -105,11 +106,11 @@ fn a_wait_survives_a_restart_and_is_drawn_on_top_of_anew() {
         let mut device = Device::enrolling();
         device.told(refusal(Meaning::Transient, Some(3600)));
         device.passes(secs(600));
-        let waits = device.lifecycle.waits();
-        assert_eq!(waits.identity, Some(BootTime::from_millis(3_600_000)));
+        let memory = device.lifecycle.memory();
+        assert_eq!(memory.waits.identity, Some(BootTime::from_millis(3_600_000)));
 
         device.luck = luck;
-        device.restarts(Restored { pending_key: true, waits, ..Restored::default() });
+        device.restarts(Restored { pending_key: true, memory, ..Restored::default() });
         device.told(discovered());
         assert_eq!(device.told(bundle()), None);
         let waited = device.waits_for(Action::Request(Enroll, Pending));
@@ -123,7 +124,7 @@ fn a_wait_that_is_over_is_not_stored_any_more_once_the_mis_has_answered() {
     device.told(refusal(Meaning::Transient, Some(60)));
     device.waits_for(Action::Request(Enroll, Pending));
     device.told(answered());
-    assert_eq!(device.lifecycle.waits(), Waits::default());
+    assert_eq!(device.lifecycle.memory(), Memory::default());
 }
 
 #[test]
@@ -338,7 +339,7 @@ fn with_a_key_of_another_provider() -> Device {
     let mut device = Device::fresh();
     device.restarts(Restored {
         discovery: Some(document()),
-        bundle: Some(BundleFacts { refresh_hint: None }),
+        bundle: Some(facts(None)),
         svid: Some(SvidFacts {
             key_fits: false,
             renew_at: Some(START.after(50 * DAY)),
@@ -591,14 +592,15 @@ fn a_restored_device_looks_around_and_renews_when_it_is_time() {
     let renew_at = START.after(30 * DAY);
     device.restarts(Restored {
         discovery: Some(document()),
-        bundle: Some(BundleFacts { refresh_hint: None }),
+        bundle: Some(facts(None)),
         svid: Some(SvidFacts { renew_at: Some(renew_at), ..svid(START, 100 * DAY, Current) }),
         ..Restored::default()
     });
     assert_eq!(device.state(), State::Active);
     assert_eq!(device.doing, Some(FetchDiscovery));
     assert_eq!(device.told(discovered()), Some(FetchBundle));
-    assert_eq!(device.told(bundle()), None);
+    assert_eq!(device.told(bundle()), Some(ProveKey), "its chip may have been replaced meanwhile");
+    assert_eq!(device.told(key_proven()), None);
     device.waits_for(CreateKey);
     assert_eq!(device.now.wall, renew_at, "the moment that was drawn is kept");
 }
@@ -609,7 +611,7 @@ fn a_renewal_that_fell_due_while_the_device_was_off_is_made_at_once_even_under_c
     device.wall_jumps(70 * 24 * 3600);
     device.restarts(Restored {
         discovery: Some(document()),
-        bundle: Some(BundleFacts { refresh_hint: None }),
+        bundle: Some(facts(None)),
         svid: Some(svid(START, 100 * DAY, Current)),
         ..Restored::default()
     });
@@ -671,7 +673,7 @@ fn the_bundle_is_read_at_the_pace_that_the_mis_wishes_within_bounds() {
             let mut device = Device::active(1000 * DAY);
             device.luck = luck;
             device.waits_for(FetchBundle);
-            device.told(Event::Bundle(Ok(BundleFacts { refresh_hint: hint })));
+            device.told(Event::Bundle(Ok(facts(hint))));
             let wait = device.lifecycle.bundle_refresh_in(device.now).unwrap();
             assert_eq!(wait, if luck == 0.0 { most } else { least }, "{hint:?}");
             assert_eq!(device.waits_for(FetchBundle), wait);
@@ -753,6 +755,260 @@ fn a_failed_look_at_discovery_keeps_the_last_good_document_in_use_and_is_repeate
     assert!(device.waits_for(FetchDiscovery) <= secs(300));
 }
 
+// ---- the clock ----
+
+#[test]
+fn with_a_clock_that_cannot_be_right_nothing_is_judged_and_only_the_time_is_asked_for() {
+    for (jump, why) in [(-50 * 365 * 86_400, "1970"), (-2 * 3600, "a time zone")] {
+        let mut device = Device::active(100 * DAY);
+        device.lifecycle.time_is_proven(START.after(3 * DAY));
+        device.now.wall = START.after(3 * DAY);
+        device.wall_jumps(jump);
+        assert_eq!(device.state(), State::WaitingForClock, "{why}");
+        assert_eq!(device.error().unwrap().0.report.kind, "urn:miaf-agent:error:clock");
+        let looks = device.lives_through(secs(3000), |action| match action {
+            FetchDiscovery => Event::Discovery(Err(failure(Meaning::Transient, None))),
+            other => panic!("{other:?} by a clock that cannot be right"),
+        });
+        assert!(looks["discovery"] > 5);
+        assert!(device.wake_in.is_none_or(|wait| wait <= secs(60)), "it may be set without a jump");
+        device.now.wall = START.after(3 * DAY);
+        device.told(Event::Wake);
+        assert_eq!(device.state(), State::Active);
+    }
+}
+
+#[test]
+fn a_clock_that_is_minutes_behind_the_mis_is_believed() {
+    let mut device = Device::active(100 * DAY);
+    device.lifecycle.time_is_proven(START.after(secs(50 * 60)));
+    assert_eq!(device.state(), State::Active);
+}
+
+#[test]
+fn what_the_mis_proves_moves_the_floor_both_ways_and_a_jump_of_the_clock_alone_never_does() {
+    let mut device = Device::active(100 * DAY);
+    device.wall_jumps(15 * 365 * 86_400);
+    assert_eq!(device.state(), State::Expired, "the wrong clock is believed for now");
+    device.wall_jumps(-15 * 365 * 86_400);
+    assert_eq!(device.state(), State::Active, "and nothing is left of it");
+
+    device.lifecycle.time_is_proven(START.after(1000 * DAY));
+    assert_eq!(device.state(), State::WaitingForClock, "the clock of the MIS is wrong");
+    device.lifecycle.time_is_proven(START);
+    assert_eq!(device.state(), State::Active, "and is right again");
+}
+
+#[test]
+fn a_clock_that_a_time_service_has_set_is_believed_whatever_was_proven() {
+    let mut device = Device::active(100 * DAY);
+    device.lifecycle.time_is_proven(START.after(1000 * DAY));
+    device.now.synchronised = true;
+    assert_eq!(device.state(), State::Active);
+}
+
+#[test]
+fn where_no_time_service_is_the_operator_says_that_the_clock_is_right() {
+    let mut device = Device::active(100 * DAY);
+    device.lifecycle.time_is_proven(START.after(1000 * DAY));
+    device.told(Event::Told(Order::Renew));
+    assert_eq!(device.state(), State::WaitingForClock, "that says nothing about the clock");
+    device.told(Event::Told(Order::Retry));
+    assert_ne!(device.state(), State::WaitingForClock);
+}
+
+#[test]
+fn a_restarted_device_remembers_what_time_it_is_at_least() {
+    let mut device = Device::fresh();
+    device.restarts(Restored {
+        svid: Some(svid(START, 100 * DAY, Current)),
+        time_at_least: START.after(DAY),
+        ..Restored::default()
+    });
+    assert_eq!(device.state(), State::WaitingForClock);
+    assert_eq!(device.doing, Some(FetchDiscovery), "the time comes with it");
+}
+
+// ---- a key that is lost ----
+
+fn whose_key_is_lost() -> Device {
+    let mut device = Device::fresh();
+    device.restarts(Restored {
+        discovery: Some(document()),
+        bundle: Some(facts(None)),
+        svid: Some(svid(START, 100 * DAY, Current)),
+        ..Restored::default()
+    });
+    device.told(discovered());
+    assert_eq!(device.told(bundle()), Some(ProveKey));
+    device.told(key_lost());
+    device
+}
+
+#[test]
+fn a_lost_key_is_seen_at_start_and_nothing_takes_its_place_unasked() {
+    let mut device = whose_key_is_lost();
+    assert_eq!(device.state(), State::Blocked);
+    let (error, again) = device.error().unwrap();
+    assert!(error.permanent && again.is_none());
+    let looks = device.lives_through(10 * DAY, |action| match action {
+        ProveKey => key_lost(),
+        FetchDiscovery | FetchBundle => good(action),
+        other => panic!("{other:?} with no key"),
+    });
+    assert_eq!(looks["proof"], 239, "once an hour, in case the chip is put back");
+    device.waits_for(ProveKey);
+    device.told(key_proven());
+    assert_eq!(device.state(), State::Active);
+}
+
+#[test]
+fn a_lost_key_is_replaced_when_the_operator_allows_it_and_that_survives_a_restart() {
+    let mut device = whose_key_is_lost();
+    assert_eq!(device.told(Event::Told(Order::Retry)), Some(FetchDiscovery));
+    assert_eq!(device.state(), State::Blocked, "an order to retry does not say that it may be replaced");
+    device.told(discovered());
+    assert_eq!(device.told(bundle()), Some(ProveKey));
+    device.told(key_lost());
+
+    device.told(Event::Told(Order::ReplaceKey));
+    let memory = device.lifecycle.memory();
+    assert!(memory.replace_lost_key);
+    let svid = Some(svid(START, 100 * DAY, Current));
+    let (discovery, bundle) = (Some(document()), Some(facts(None)));
+    device.restarts(Restored { svid, discovery, bundle, memory, ..Restored::default() });
+    device.waits_for(ProveKey);
+    device.told(key_lost());
+    device.waits_for(CreateKey);
+    assert_eq!(device.told(key_created()), Some(Action::Request(Enroll, Pending)));
+    assert!(!device.lifecycle.may_be_renamed(device.now), "it has an identity, and keeps it (E9)");
+    device.told(answered());
+    device.adopts_for(100 * DAY, Pending);
+    assert_eq!(device.state(), State::Active);
+    assert_eq!(device.lifecycle.memory(), Memory::default());
+}
+
+#[test]
+fn a_lost_key_is_replaced_by_itself_when_the_svid_has_expired() {
+    let mut device = whose_key_is_lost();
+    while !matches!(device.doing, Some(CreateKey)) {
+        let lost = |action: &Action| if *action == ProveKey { key_lost() } else { good(action) };
+        device.goes_on(lost);
+    }
+    assert!(device.now.wall > START.after(100 * DAY));
+    device.waits_for(Action::Request(Enroll, Pending));
+}
+
+#[test]
+fn a_key_that_is_lost_is_not_asked_with_where_the_mis_wants_the_existing_one() {
+    let mut device = whose_key_is_lost();
+    device.told(Event::Told(Order::ReplaceKey));
+    device.waits_for(Action::Request(Enroll, Pending));
+    device.told(refusal(Meaning::KeyRotationRefused, None));
+    assert_eq!(device.state(), State::Blocked, "for the operator of the MIS to allow");
+    device.lives_through(DAY, |action| match action {
+        ProveKey => key_lost(),
+        Action::Request(..) => panic!("{action:?} with a key that is lost, or was refused"),
+        action => good(action),
+    });
+}
+
+#[test]
+fn a_chip_that_is_away_at_start_is_looked_for_and_its_key_is_not_lost() {
+    let mut device = Device::fresh();
+    device.restarts(Restored {
+        discovery: Some(document()),
+        bundle: Some(facts(None)),
+        svid: Some(svid(START, 100 * DAY, Current)),
+        ..Restored::default()
+    });
+    device.waits_for(ProveKey);
+    device.told(Event::KeyProven(Err(failure(Meaning::Local, None))));
+    assert_eq!(device.state(), State::Blocked);
+    assert!(device.waits_for(ProveKey) <= secs(30));
+    device.told(key_proven());
+    assert_eq!(device.state(), State::Active);
+}
+
+// ---- orders ----
+
+#[test]
+fn an_order_to_renew_renews_now_and_not_against_the_mis() {
+    let mut device = Device::active(100 * DAY);
+    device.passes(secs(60));
+    assert_eq!(device.told(Event::Told(Order::Renew)), Some(CreateKey));
+    device.told(key_created());
+    device.waits_for(Action::Request(Renew, Pending));
+    device.luck = 0.0;
+    device.told(refusal(Meaning::Transient, Some(3600)));
+    device.told(Event::Told(Order::Renew));
+    assert_eq!(device.waits_for(Action::Request(Renew, Pending)), secs(3600), "E8");
+}
+
+#[test]
+fn an_order_to_retry_is_a_correction() {
+    let mut device = Device::enrolling();
+    device.told(refusal(Meaning::Permanent, None));
+    assert_eq!(device.state(), State::Blocked);
+    device.passes(secs(120));
+    assert_eq!(device.told(Event::Told(Order::Retry)), Some(FetchDiscovery));
+    device.told(discovered());
+    assert_eq!(device.told(bundle()), Some(Action::Request(Enroll, Pending)));
+}
+
+#[test]
+fn an_order_during_an_action_leaves_the_action_under_way() {
+    let mut device = Device::enrolling();
+    device.lifecycle.step(Event::Told(Order::Retry), device.now, &mut || 0.5);
+    device.told(answered());
+    device.waits_for(ADOPT);
+}
+
+// ---- a network that is not there, anchors that go away ----
+
+#[test]
+fn a_device_with_no_way_out_asks_again_soon_after_it_has_one_and_is_not_taken_for_refused() {
+    let mut device = Device::active(100 * DAY);
+    device.luck = 0.0;
+    device.waits_for(FetchBundle);
+    for _ in 0..1000 {
+        device.told(Event::Bundle(Err(failure(Meaning::Offline, None))));
+        assert_eq!(device.state(), State::Active);
+        let waited = device.waits_for(FetchBundle);
+        assert!(waited >= secs(2) && waited <= secs(30), "{waited:?}");
+    }
+    device.luck = 1.0;
+    device.told(Event::Bundle(Err(failure(Meaning::Transient, None))));
+    assert!(device.waits_for(FetchBundle) <= secs(5), "the MIS has failed once, not a thousand times");
+}
+
+#[test]
+fn an_svid_whose_anchor_has_gone_away_is_renewed_early_and_not_by_the_whole_fleet_at_once() {
+    for (luck, within) in [(0.0, 0), (0.5, 1800), (1.0, 3600)] {
+        let mut device = Device::active(100 * DAY);
+        device.waits_for(FetchBundle);
+        device.luck = luck;
+        let seen = device.now.wall;
+        device.told(bundle_without_its_anchor());
+        assert_eq!(device.lifecycle.renew_at(), Some(seen.after(secs(within))));
+        device.passes(secs(60));
+        device.lifecycle.bundle = Some(HeldBundle { refresh_at: device.now.boot });
+        device.luck = 0.0;
+        device.waits_for(FetchBundle);
+        device.told(bundle_without_its_anchor());
+        assert_eq!(device.lifecycle.renew_at(), Some(seen.after(secs(within))), "the moment is drawn once");
+    }
+}
+
+#[test]
+fn an_empty_bundle_leads_to_no_renewal_since_none_would_be_trusted() {
+    let mut device = Device::active(100 * DAY);
+    let renew_at = device.lifecycle.renew_at();
+    device.waits_for(FetchBundle);
+    device.told(Event::Bundle(Ok(BundleFacts { vouches: None, ..facts(None) })));
+    assert_eq!(device.lifecycle.renew_at(), renew_at);
+}
+
 // ---- properties ----
 
 proptest! {
@@ -798,7 +1054,7 @@ proptest! {
                 (FetchBundle, "bundle") => Event::Bundle(Err(fail())),
                 (FetchBundle, _) => bundle(),
                 (CreateKey, "key") => Event::KeyCreated(Err(failure(Meaning::Local, None))),
-                (CreateKey, _) => key_created(),
+                (CreateKey | ProveKey, _) => good(action),
                 (Action::Request(..), "request") => Event::Answered(Err(fail())),
                 (Action::Request(..), _) => answered(),
                 (Action::Adopt { bundle_is_fresh: false }, "issuer") => {
@@ -808,7 +1064,7 @@ proptest! {
             });
             for (kind, times) in looks {
                 // A local cause is looked at every half minute; it costs the MIS nothing.
-                let most = if kind == "key" || meaning == Meaning::Local { 400 } else { 130 };
+                let most = if kind == "key" || asks_nobody(meaning) { 400 } else { 130 };
                 prop_assert!(times <= most, "{times} times {kind} in hour {hour}");
             }
         }
@@ -825,12 +1081,45 @@ proptest! {
     }
 }
 
+/// Every way from one state to another that some history takes is drawn in docs/architecture.md, and no other.
+#[test]
+fn the_diagram_shows_the_ways_from_state_to_state() {
+    const APART: [&str; 2] = ["blocked", "waiting-for-clock"];
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut taken = BTreeSet::new();
+    for round in 0..120 {
+        let begin = beginning().new_tree(&mut runner).unwrap().current();
+        let turns = prop::collection::vec(turn(), 250).new_tree(&mut runner).unwrap().current();
+        let mut watch = Watch::new(begin, secs([60, 3600, 90 * 86_400][round % 3]));
+        turns.into_iter().for_each(|turn| watch.takes(turn));
+        // Into what stands apart, and out of it, there is a way from everywhere.
+        taken.extend(watch.ways.into_iter().map(|(from, to)| {
+            match (APART.contains(&from), APART.contains(&to)) {
+                (false, true) => ("getting-on", to),
+                (true, false) => (from, "getting-on"),
+                _ => (from, to),
+            }
+        }));
+    }
+    let drawn = include_str!("../../docs/architecture.md").lines().filter_map(|line| {
+        let (way, name) = line.trim().split_once(": ")?;
+        assert!(!name.is_empty());
+        way.split_once(" --> ")
+    });
+    assert_eq!(drawn.collect::<BTreeSet<_>>(), taken);
+}
+
 #[derive(Clone, Debug)]
 struct Turn {
     passes: Passes,
     reply: Reply,
     luck: f64,
     restart: bool,
+    order: Option<Order>,
+    /// The chip that the key is in is taken away, or put back.
+    chip: Option<bool>,
+    /// What the MIS says the time is, in seconds from what it is.
+    proof: Option<i64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -850,6 +1139,7 @@ struct Reply {
     cannot_enroll: bool,
     cannot_renew: bool,
     refresh_hint: Option<Duration>,
+    vouches: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -869,12 +1159,21 @@ fn turn() -> impl Strategy<Value = Turn> {
         1 => (0..1_000_u64).prop_map(|hours| Passes::Some(secs(hours * 3600))),
     ];
     let luck = prop_oneof![4 => 0.0..1.0_f64, 1 => Just(0.0), 1 => Just(1.0 - f64::EPSILON)];
-    (passes, reply(), luck, prop::bool::weighted(0.03)).prop_map(|(passes, reply, luck, restart)| Turn {
-        passes,
-        reply,
-        luck,
-        restart,
-    })
+    let order = prop::sample::select(vec![Order::Retry, Order::Renew, Order::ReplaceKey]);
+    let proof = prop_oneof![3 => Just(0), 1 => -7200..7200_i64, 1 => Just(1000 * 86_400)];
+    let rare = |p| prop::option::weighted(p, any::<bool>());
+    let more = (prop::option::weighted(0.03, order), rare(0.03), prop::option::weighted(0.05, proof));
+    (passes, reply(), luck, prop::bool::weighted(0.03), more).prop_map(
+        |(passes, reply, luck, restart, (order, chip, proof))| Turn {
+            passes,
+            reply,
+            luck,
+            restart,
+            order,
+            chip,
+            proof,
+        },
+    )
 }
 
 fn reply() -> impl Strategy<Value = Reply> {
@@ -888,14 +1187,16 @@ fn reply() -> impl Strategy<Value = Reply> {
     let hint = prop_oneof![3 => Just(None), 1 => any::<u64>().prop_map(|s| Some(secs(s))), 1 => Just(Some(secs(60)))];
     let wall_off = prop::option::weighted(0.1, prop_oneof![Just(0), -12 * 3600..12 * 3600_i64]);
     let rare = || prop::bool::weighted(0.15);
-    (wall_off, kind, rare(), rare(), rare(), hint).prop_map(
-        |(wall_off, kind, changed, cannot_enroll, cannot_renew, refresh_hint)| Reply {
+    let vouches = prop_oneof![4 => Just(Some(true)), 1 => Just(Some(false)), 1 => Just(None)];
+    (wall_off, kind, rare(), rare(), rare(), hint, vouches).prop_map(
+        |(wall_off, kind, changed, cannot_enroll, cannot_renew, refresh_hint, vouches)| Reply {
             wall_off,
             kind,
             changed,
             cannot_enroll,
             cannot_renew,
             refresh_hint,
+            vouches,
         },
     )
 }
@@ -910,7 +1211,13 @@ fn meaning() -> impl Strategy<Value = Meaning> {
         Meaning::Slow,
         Meaning::NotFound,
         Meaning::Local,
+        Meaning::Offline,
     ])
+}
+
+/// No request was made, so that no answer can have asked to wait.
+fn asks_nobody(meaning: Meaning) -> bool {
+    matches!(meaning, Meaning::Local | Meaning::Offline | Meaning::CurrentKeyLost)
 }
 
 fn retry_after() -> impl Strategy<Value = Option<Duration>> {
@@ -938,7 +1245,7 @@ fn failing() -> impl Strategy<Value = Failing> {
     (what, meaning(), any::<bool>()).prop_map(|(what, meaning, at_once)| Failing {
         what,
         meaning,
-        at_once: at_once && meaning != Meaning::Local,
+        at_once: at_once && !asks_nobody(meaning),
     })
 }
 
@@ -962,9 +1269,18 @@ struct Watch {
     pending_refused: bool,
     refused_for_good: Vec<Request>,
     answered_401: bool,
+    /// The chip that the key is in is away; whether the agent knows it, and whether another key may take its place.
+    chip_away: bool,
+    known_lost: bool,
+    may_replace: bool,
+    /// It is at least this time.
+    floor: Timestamp,
     early: Option<Timestamp>,
     at_this_moment: u32,
     ever_asked_to_wait: bool,
+    /// Where it stood after the last step, and every way from one state to another that was seen.
+    stood: Option<State>,
+    ways: BTreeSet<(&'static str, &'static str)>,
 }
 
 impl Watch {
@@ -979,7 +1295,7 @@ impl Watch {
             doing: None,
             wake_in: None,
             discovery: held.then(document),
-            bundle: held.then_some(BundleFacts { refresh_hint: None }),
+            bundle: held.then_some(facts(None)),
             svid: held.then(|| svid(START, lifetime, Current)),
             pending_key,
             answer: (answer && pending_key).then_some(Pending),
@@ -987,9 +1303,15 @@ impl Watch {
             pending_refused: false,
             refused_for_good: Vec::new(),
             answered_401: false,
+            chip_away: false,
+            known_lost: false,
+            may_replace: false,
+            floor: Timestamp::default(),
             early: None,
             at_this_moment: 0,
             ever_asked_to_wait: false,
+            stood: None,
+            ways: BTreeSet::new(),
         };
         watch.restarts();
         watch
@@ -1009,6 +1331,14 @@ impl Watch {
         if turn.restart {
             return self.restarts();
         }
+        self.chip_away = turn.chip.unwrap_or(self.chip_away);
+        if let Some(off) = turn.proof {
+            let true_time = self.now.wall.as_millis() - self.wall_off * 1000;
+            self.is_proven(Timestamp::from_millis(true_time + off * 1000));
+        }
+        if let Some(order) = turn.order {
+            self.orders(order);
+        }
         let event = match self.doing.clone() {
             // Someone looks while it works: it must not begin a second thing.
             Some(_) if matches!(turn.passes, Passes::Some(_)) => Event::Wake,
@@ -1016,6 +1346,22 @@ impl Watch {
             None => Event::Wake,
         };
         self.steps(event);
+    }
+
+    fn is_proven(&mut self, wall: Timestamp) {
+        self.floor = wall;
+        self.lifecycle.time_is_proven(wall);
+    }
+
+    fn orders(&mut self, order: Order) {
+        self.refused_for_good.clear(); // a correction (P2)
+        self.pending_refused = false;
+        self.at_this_moment = 0;
+        if order != Order::Renew {
+            self.floor = self.floor.min(self.now.wall);
+        }
+        self.may_replace |= order == Order::ReplaceKey && self.known_lost;
+        self.steps(Event::Told(order));
     }
 
     fn passes(&mut self, time: Duration) {
@@ -1026,7 +1372,8 @@ impl Watch {
     }
 
     fn restarts(&mut self) {
-        let waits = self.lifecycle.waits();
+        let memory = self.lifecycle.memory();
+        let waits = memory.waits;
         for (kind, kept) in
             [("discovery", waits.discovery), ("bundle", waits.bundle), ("identity", waits.identity)]
         {
@@ -1044,13 +1391,14 @@ impl Watch {
             }),
             pending_key: self.pending_key,
             answer: self.answer.is_some(),
-            waits,
-            ..Restored::default()
+            memory,
+            time_at_least: self.floor,
         };
+        self.known_lost = false;
         // A restart is a correction (P2), and what only memory knew is asked anew.
         (self.pending_refused, self.answered_401, self.early) = (false, false, None);
         self.refused_for_good.clear();
-        self.doing = None;
+        (self.doing, self.stood) = (None, None);
         let luck = self.luck;
         self.lifecycle = Lifecycle::new(policy(), restored, self.now, &mut || luck);
         self.steps(Event::Wake);
@@ -1058,7 +1406,7 @@ impl Watch {
 
     fn event(&mut self, action: &Action, reply: &Reply) -> Event {
         let failed = match reply.kind {
-            Kind::Fails(meaning, wait) => Some(failure(meaning, wait.filter(|_| meaning != Meaning::Local))),
+            Kind::Fails(meaning, wait) => Some(failure(meaning, wait.filter(|_| !asks_nobody(meaning)))),
             _ => None,
         };
         match action {
@@ -1091,7 +1439,7 @@ impl Watch {
                     Err(failure)
                 }
                 None => {
-                    let facts = BundleFacts { refresh_hint: reply.refresh_hint };
+                    let facts = BundleFacts { refresh_hint: reply.refresh_hint, vouches: reply.vouches };
                     self.bundle = Some(facts);
                     Ok(facts)
                 }
@@ -1100,6 +1448,21 @@ impl Watch {
             CreateKey => {
                 (self.pending_key, self.pending_refused) = (true, false);
                 key_created()
+            }
+            ProveKey => Event::KeyProven(match failed {
+                _ if self.chip_away => {
+                    self.known_lost = true;
+                    Err(failure(Meaning::CurrentKeyLost, None))
+                }
+                Some(_) => Err(failure(Meaning::Local, None)),
+                None => {
+                    (self.known_lost, self.may_replace) = (false, false);
+                    Ok(())
+                }
+            }),
+            Action::Request(Renew, _) | Action::Request(_, Current) if self.chip_away => {
+                self.known_lost = true;
+                Event::Answered(Err(failure(Meaning::CurrentKeyLost, None)))
             }
             Action::Request(request, key) => Event::Answered(match failed {
                 Some(failure) => {
@@ -1136,6 +1499,7 @@ impl Watch {
             self.pending_key = false;
         }
         self.answered_401 = false;
+        (self.chip_away, self.known_lost, self.may_replace) = (false, false, false);
         self.refused_for_good.clear();
         let facts = svid(Timestamp::from_millis(self.now.wall.as_millis() - 30_000), self.lifetime, key);
         self.svid = Some(facts.clone());
@@ -1170,9 +1534,13 @@ impl Watch {
     }
 
     fn steps(&mut self, event: Event) {
-        let was_doing = self.doing.take().filter(|_| matches!(event, Event::Wake));
+        let was_doing = self.doing.take().filter(|_| matches!(event, Event::Wake | Event::Told(_)));
         let luck = self.luck;
         let step = self.lifecycle.step(event, self.now, &mut || luck);
+        let stands = self.lifecycle.state(self.now);
+        if let Some(stood) = self.stood.replace(stands).filter(|stood| *stood != stands) {
+            self.ways.insert((stood.as_str(), stands.as_str()));
+        }
         match (&was_doing, &step.action) {
             (Some(_), None) => self.doing = was_doing,
             (Some(doing), Some(action)) => panic!("{action:?} begins while {doing:?} is under way"),
@@ -1198,8 +1566,16 @@ impl Watch {
 
     fn judges(&mut self, action: &Action) {
         let valid = self.svid.as_ref().is_some_and(|svid| self.now.wall <= svid.not_after);
+        assert!(
+            *action == FetchDiscovery || self.now.wall.after(secs(3600)) >= self.floor,
+            "{action:?} by a clock that cannot be right"
+        );
         let kind = match action {
             FetchDiscovery => "discovery",
+            ProveKey => {
+                assert!(valid, "nobody needs the key of an expired SVID");
+                return;
+            }
             FetchBundle => "bundle",
             Action::Request(..) => "identity",
             CreateKey => {
@@ -1227,19 +1603,26 @@ impl Watch {
         let facts = self.discovery.as_ref().expect("nothing is asked for before discovery (D1)");
         match request {
             Enroll => {
-                assert!(!valid || self.answered_401, "a valid SVID is renewed (R2)");
+                let may_be_renamed = !valid || self.answered_401;
+                assert_eq!(self.lifecycle.may_be_renamed(self.now), may_be_renamed, "E9");
+                let replaces_key = self.known_lost && self.may_replace;
+                assert!(may_be_renamed || replaces_key, "a valid SVID is renewed (R2)");
                 assert!(facts.cannot_enroll.is_none(), "not listed (D5)");
             }
             Renew => {
                 assert!(valid && !self.answered_401, "only an enrollment helps (R6)");
+                assert!(!self.known_lost, "there is no key to renew with");
                 assert!(facts.cannot_renew.is_none(), "not listed (D5)");
                 assert!(self.lifecycle.renew_at().unwrap() <= self.now.wall, "not due (R2)");
             }
         }
         match key {
-            Pending => assert!(self.pending_key && !(self.pending_refused && self.svid.is_some())),
+            Pending => {
+                let other = self.svid.is_some() && !self.known_lost;
+                assert!(self.pending_key && !(self.pending_refused && other));
+            }
             Current => {
-                assert!(self.svid.is_some());
+                assert!(self.svid.is_some() && !self.known_lost);
                 assert!(
                     !self.pending_key || self.pending_refused,
                     "the pending key may be the bound one (E6)"
@@ -1256,7 +1639,12 @@ impl Watch {
         let bound = if self.ever_asked_to_wait { 20 * DAY } else { secs(15 * 3600) };
         let begin = self.now.boot;
         let mut corrected = false;
+        self.is_proven(self.now.wall);
         self.steps(Event::Wake);
+        if self.known_lost {
+            self.orders(Order::ReplaceKey);
+        }
+        self.chip_away = false;
         while self.lifecycle.state(self.now) != State::Active {
             assert!(
                 begin.until(self.now.boot) <= bound,
@@ -1277,6 +1665,7 @@ impl Watch {
                         cannot_enroll: false,
                         cannot_renew: false,
                         refresh_hint: None,
+                        vouches: Some(true),
                     };
                     let event = self.event(&action, &reply);
                     self.steps(event);
@@ -1305,7 +1694,7 @@ struct Device {
 
 impl Device {
     fn fresh() -> Self {
-        let now = Now { wall: START, boot: BootTime::default() };
+        let now = Now { wall: START, boot: BootTime::default(), synchronised: false };
         let lifecycle = Lifecycle::new(policy(), Restored::default(), now, &mut || 0.5);
         let asked_with = Pending;
         Self { lifecycle, now, doing: None, wake_in: None, luck: 0.5, random: None, asked_with }
@@ -1358,7 +1747,7 @@ impl Device {
     fn told(&mut self, event: Event) -> Option<Action> {
         let (luck, random) = (self.luck, &mut self.random);
         let mut draw = || random.as_mut().map_or(luck, next_random);
-        let under_way = self.doing.take().filter(|_| matches!(event, Event::Wake));
+        let under_way = self.doing.take().filter(|_| matches!(event, Event::Wake | Event::Told(_)));
         let step = self.lifecycle.step(event, self.now, &mut draw);
         self.wake_in = step.wake_in;
         if let Some(Action::Request(_, key)) = step.action {
@@ -1457,6 +1846,7 @@ fn good(action: &Action) -> Event {
         FetchDiscovery => discovered(),
         FetchBundle => bundle(),
         CreateKey => key_created(),
+        ProveKey => key_proven(),
         Action::Request(..) => answered(),
         Action::Adopt { .. } => panic!("what is adopted is for the story to say"),
     }
@@ -1467,6 +1857,7 @@ fn kind(action: &Action) -> &'static str {
         FetchDiscovery => "discovery",
         FetchBundle => "bundle",
         CreateKey => "key",
+        ProveKey => "proof",
         Action::Request(..) => "request",
         Action::Adopt { .. } => "adopt",
     }
@@ -1494,7 +1885,23 @@ fn discovered_anew() -> Event {
 }
 
 fn bundle() -> Event {
-    Event::Bundle(Ok(BundleFacts { refresh_hint: None }))
+    Event::Bundle(Ok(facts(None)))
+}
+
+fn facts(refresh_hint: Option<Duration>) -> BundleFacts {
+    BundleFacts { refresh_hint, vouches: Some(true) }
+}
+
+fn bundle_without_its_anchor() -> Event {
+    Event::Bundle(Ok(BundleFacts { vouches: Some(false), ..facts(None) }))
+}
+
+fn key_proven() -> Event {
+    Event::KeyProven(Ok(()))
+}
+
+fn key_lost() -> Event {
+    Event::KeyProven(Err(failure(Meaning::CurrentKeyLost, None)))
 }
 
 fn key_created() -> Event {
@@ -1540,7 +1947,7 @@ fn secs(n: u64) -> Duration {
 fn later(now: Now, time: Duration) -> Now {
     // A sleeper wakes at the full millisecond, never before.
     let time = Duration::from_millis(u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap());
-    Now { wall: now.wall.after(time), boot: now.boot.after(time) }
+    Now { wall: now.wall.after(time), boot: now.boot.after(time), ..now }
 }
 
 /// xorshift64*: good enough for draws, and the same for everyone.

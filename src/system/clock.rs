@@ -8,7 +8,7 @@ use crate::time::{BootTime, Now, Timestamp};
 
 /// Reads both clocks.
 pub fn now() -> Now {
-    Now { wall: Timestamp::from(SystemTime::now()), boot: boot_time() }
+    Now { wall: Timestamp::from(SystemTime::now()), boot: boot_time(), synchronised: false }
 }
 
 /// Tells one boot from the next: a [`BootTime`] means something only within one. The packaged unit hands it over, since
