@@ -50,6 +50,10 @@ pub struct Identity {
     pub key: String,
     /// The renewal moment drawn for it.
     pub renew_at: Option<Timestamp>,
+    /// SHA-256 of the factory certificate that the device was enrolled with, in hex: with another it may become another
+    /// device to the MIS (miaf-v0 E5, E9).
+    #[serde(default)]
+    pub credential: Option<String>,
 }
 
 /// A key made for the next SVID, before the first request with it: a PEM file.
@@ -66,6 +70,12 @@ pub struct Answer {
     pub renewal: bool,
     /// It was asked for with the pending key, else with the current one.
     pub for_pending_key: bool,
+    /// It may name another identity than the one held: that had expired, or was answered `401` (miaf-v0 E9).
+    #[serde(default)]
+    pub may_rename: bool,
+    /// SHA-256 of the factory certificate that it was asked for with, in hex; of a renewal, as of the SVID before.
+    #[serde(default)]
+    pub credential: Option<String>,
     /// As returned.
     pub chain: Vec<String>,
 }

@@ -36,6 +36,8 @@ pub(super) struct Device {
     pub(super) answer: Option<store::Answer>,
     pub(super) stored_renew_at: Option<Timestamp>,
     pub(super) stored_memory: Memory,
+    /// The operator has said that a bundle with a lower sequence is meant to be (miaf-v0 B5).
+    pub(super) accepts_regressed_bundle: bool,
     pub(super) bootstrap: Bootstrap,
     pub(super) look_again_at: BootTime,
     pub(super) look_for: Purpose,
@@ -247,7 +249,12 @@ impl Device {
 
 /// The identity as it is stored, with the renewal moment drawn for it.
 pub(super) fn stored(identity: &Identity, renew_at: Option<Timestamp>) -> Result<store::Identity, KeyError> {
-    Ok(store::Identity { chain: identity.svid.chain().to_pems(), key: identity.key.to_pem()?, renew_at })
+    Ok(store::Identity {
+        chain: identity.svid.chain().to_pems(),
+        key: identity.key.to_pem()?,
+        renew_at,
+        credential: identity.credential.clone(),
+    })
 }
 
 pub(super) fn forget<R: store::Record>(store: &Store) {

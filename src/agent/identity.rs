@@ -47,19 +47,24 @@ impl Device {
             Err(e) if choice == KeyChoice::Current => return Err(current_key_failure(&e)),
             Err(e) => return Err(key_failure(&e)),
         };
-        let answer = match (request, self.identity.clone()) {
+        let may_rename = self.lifecycle.may_be_renamed(clock::now());
+        let (answer, credential) = match (request, self.identity.clone()) {
             (Request::Renew, Some(identity)) => {
                 let client = self.as_device(&identity).await?;
-                self.mis.renew(&document, identity.svid.spiffe_id(), &csr, client).await
+                let answer = self.mis.renew(&document, identity.svid.spiffe_id(), &csr, client).await;
+                (answer, identity.credential.clone())
             }
             _ => {
                 let client = self.factory_credential().await?;
-                self.mis.enroll(&document, &csr, client).await
+                let credential = self.bootstrap.facts().map(|facts| facts.sha256.clone());
+                (self.mis.enroll(&document, &csr, client).await, credential)
             }
         };
         let answer = store::Answer {
             renewal: request == Request::Renew,
             for_pending_key: choice == KeyChoice::Pending,
+            may_rename,
+            credential,
             chain: answer.map_err(|e| e.to_failure())?,
         };
         // If it cannot be stored it is lost with this process, and then asked for again with the same key.
@@ -89,10 +94,11 @@ impl Device {
         let Some(kept) = &self.bundle else { return Err(NotAdopted::UnknownIssuer) };
         let choice = if answer.for_pending_key { KeyChoice::Pending } else { KeyChoice::Current };
         let key = self.key(choice).map_err(NotAdopted::Kept)?;
-        let held = self.identity.as_ref().map(|identity| identity.svid.spiffe_id().clone());
+        let held = self.identity.as_ref().filter(|held| !may_rename(&answer, held));
+        let held = held.map(|identity| identity.svid.spiffe_id().clone());
         let expected = Expectation {
             trust_domain: kept.bundle.trust_domain(),
-            spiffe_id: held.as_ref().filter(|_| answer.renewal),
+            spiffe_id: held.as_ref(),
             spki_der: &key.public_key().spki_der(),
         };
         let now = clock::now().wall;
@@ -120,18 +126,13 @@ impl Device {
                 return Err(NotAdopted::Refused(failure));
             }
         };
-        self.hold(svid, key, choice).await
+        self.hold(Identity { svid, key, credential: answer.credential }, choice).await
     }
 
     /// The moment at which the device's identity changes: one record, certificate and key together.
-    async fn hold(
-        &mut self,
-        svid: X509Svid,
-        key: Arc<dyn Key>,
-        choice: KeyChoice,
-    ) -> Result<SvidFacts, NotAdopted> {
-        let facts = svid_facts(&svid, None, choice, fits(&self.keys, &key));
-        let identity = Arc::new(Identity { svid, key });
+    async fn hold(&mut self, identity: Identity, choice: KeyChoice) -> Result<SvidFacts, NotAdopted> {
+        let facts = svid_facts(&identity.svid, None, choice, fits(&self.keys, &identity.key));
+        let identity = Arc::new(identity);
         let record = stored(&identity, None).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
         self.save(record)
             .await
@@ -159,7 +160,6 @@ impl Device {
         if let Some(before) =
             self.identity.as_ref().map(|held| held.svid.spiffe_id()).filter(|before| *before != id)
         {
-            // Only an enrollment can come here, after expiry or a 401 (miaf-v0 E9).
             tracing::error!(before = %before, now = %id, "the MIS gave this device another identity than it had");
         }
         if !id.device_uuid_is_v4() {
@@ -189,6 +189,15 @@ impl Device {
         Identified::new(CertifiedKey::new(chain, key))
             .map_err(|e| local("key", "The key that is held is not the one of the SVID that is held", &e))
     }
+}
+
+/// Whether the answer may name another identity than the one held (miaf-v0 E9, R3).
+fn may_rename(answer: &store::Answer, held: &Identity) -> bool {
+    let other_credential = match (&answer.credential, &held.credential) {
+        (Some(shown), Some(enrolled_with)) => shown != enrolled_with,
+        _ => false,
+    };
+    !answer.renewal && (answer.may_rename || other_credential)
 }
 
 /// Has the key of the SVID that is held sign something.

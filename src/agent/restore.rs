@@ -89,6 +89,7 @@ impl Device {
             stored_renew_at: renew_at,
             // Those of another boot are written anew with this boot's name.
             stored_memory: if is_of_this_boot(&waiting) { memory } else { Memory::default() },
+            accepts_regressed_bundle: false,
             bootstrap: provisioned.bootstrap,
             look_again_at: now.boot,
             look_for: provisioned.look_for,
@@ -136,7 +137,7 @@ fn read_identity(record: &store::Identity, keys: &Provider) -> Result<Identity, 
     if leaf.is_none_or(|leaf| leaf.subject_public_key_info().as_ref() != key.public_key().spki_der()) {
         return Err("its key is another than its certificate's".into());
     }
-    Ok(Identity { svid, key })
+    Ok(Identity { svid, key, credential: record.credential.clone() })
 }
 
 /// A bundle of another trust domain than the device is in, or is going to be in, is of no use.

@@ -74,8 +74,9 @@ impl Device {
             (Fetched::New { document, body, validators }, held) => {
                 let (before, since) =
                     held.as_ref().map_or((None, None), |k| (k.bundle.sequence(), k.cached.regressed_since));
-                if let SequenceVerdict::Regressed { since: from } =
-                    judge_sequence(before, document.sequence(), since, now)
+                let verdict = judge_sequence(before, document.sequence(), since, now);
+                if let SequenceVerdict::Regressed { since: from } = verdict
+                    && !self.accepts_regressed_bundle
                 {
                     if let Some(kept) = held {
                         kept.cached.regressed_since = Some(from);
@@ -101,6 +102,7 @@ impl Device {
                         && kept.cached.validators == cached.validators
                         && since.is_none()
                 });
+                self.accepts_regressed_bundle = false;
                 self.take_bundle(document, cached, same).await;
                 Ok(facts)
             }

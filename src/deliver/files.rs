@@ -339,7 +339,7 @@ mod tests {
         let id = "spiffe://factory.example/margo/device/123e4567-e89b-42d3-a456-426614174000";
         params.subject_alt_names = vec![rcgen::SanType::URI(id.try_into().unwrap())];
         let chain = Chain::from_pem(&[params.self_signed(&pair).unwrap().pem()]).unwrap();
-        Identity { svid: X509Svid::from_stored(chain).unwrap(), key }
+        Identity { svid: X509Svid::from_stored(chain).unwrap(), key, credential: None }
     }
 
     /// What the publisher sees of a key in the TPM.

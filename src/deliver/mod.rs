@@ -85,6 +85,8 @@ pub struct Identity {
     pub svid: X509Svid,
     /// Its key.
     pub key: Arc<dyn Key>,
+    /// SHA-256 of the factory certificate that the device was enrolled with, in hex, where that is known.
+    pub credential: Option<String>,
 }
 
 impl Identity {
