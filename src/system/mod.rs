@@ -1,5 +1,7 @@
-//! The machine underneath: clocks, randomness, files that survive a power cut, folders that change, logging, the service manager.
+//! The machine underneath: clocks and timers, randomness, files that survive a power cut, folders that change, logging, the
+//! service manager.
 
+pub mod alarm;
 pub mod clock;
 pub mod files;
 pub mod log;
