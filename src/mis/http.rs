@@ -22,7 +22,7 @@ use super::trust::Trust;
 use super::verify::{Note, VouchedBy};
 use crate::config;
 use crate::json::quoted;
-use crate::system::clock;
+use crate::system::{clock, route};
 use crate::time::Proof;
 
 const USER_AGENT: &str = concat!("miaf-agent/", env!("CARGO_PKG_VERSION"));
@@ -268,13 +268,27 @@ async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note
         }
         None => {}
     }
+    let through = hop.map(|hop| format!(" (through the proxy {hop})")).unwrap_or_default();
+    let why = innermost(&error) + &through;
+    if !may_leave_for(&url, hop).await {
+        return MisError::Offline { url, why };
+    }
     if let Some(hop) = hop
         && let Some(why) = hop.blame(&error, &url, CONNECT_LIMIT).await
     {
         return MisError::Proxy { url, why };
     }
-    let through = hop.map(|hop| format!(" (through the proxy {hop})")).unwrap_or_default();
-    MisError::Unreachable { url, why: innermost(&error) + &through }
+    MisError::Unreachable { url, why }
+}
+
+/// Whether there is a route to where the connection goes first.
+async fn may_leave_for(url: &Url, hop: Option<&Hop>) -> bool {
+    let first = match hop {
+        Some(hop) => hop.host_and_port(),
+        None => url.host_str().zip(url.port_or_known_default()),
+    };
+    let Some((host, port)) = first else { return true };
+    route::leads_to(host.trim_start_matches('[').trim_end_matches(']'), port).await
 }
 
 #[cfg(test)]

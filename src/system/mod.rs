@@ -1,5 +1,5 @@
-//! The machine underneath: clocks and timers, randomness, files that survive a power cut, folders that change, logging, the
-//! service manager.
+//! The machine underneath: clocks and timers, randomness, files that survive a power cut, folders that change, routes, logging,
+//! the service manager.
 
 pub mod alarm;
 pub mod clock;
@@ -7,6 +7,7 @@ pub mod files;
 pub mod log;
 pub mod process;
 pub mod random;
+pub mod route;
 pub mod secret;
 pub mod service;
 pub mod watch;
