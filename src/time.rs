@@ -96,6 +96,15 @@ pub struct Now {
     pub synchronised: bool,
 }
 
+/// What time it was by the word of somebody who is believed, and when that was by this device's boot clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// The time that was told. It was not earlier.
+    pub wall: Timestamp,
+    /// When it was told.
+    pub at: BootTime,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,6 +21,7 @@ use crate::deliver::Snapshot;
 use crate::deliver::socket::BindError;
 use crate::lifecycle::{Event, LastError, Report};
 use crate::store::StoreError;
+use crate::system::alarm::{Alarm, Woken};
 use crate::system::service::{self, PassedSocket};
 use crate::system::{clock, random};
 use device::Device;
@@ -34,8 +35,6 @@ const CONFIGURATION_LOOK: Duration = Duration::from_secs(300);
 const QUIET: Duration = Duration::from_secs(1);
 /// How often a state that cannot be read is tried again.
 const STATE_POLL: Duration = Duration::from_secs(5);
-/// The wall clock may jump while the agent sleeps on another: it looks at least this often.
-const LONGEST_NAP: Duration = Duration::from_secs(60);
 /// Network and TPM have limits of their own, far below this: an action that takes longer hangs.
 const LONGEST_ACTION: Duration = Duration::from_secs(300);
 
@@ -48,6 +47,9 @@ pub enum AgentError {
     /// Signals cannot be waited for.
     #[error("signals cannot be waited for: {0}")]
     Signals(std::io::Error),
+    /// Time cannot be waited for.
+    #[error("the operating system refuses timers: {0}")]
+    Timers(std::io::Error),
 }
 
 /// Where the configuration is, and what systemd says of the state folder.
@@ -82,6 +84,7 @@ impl Place {
 /// [`AgentError`].
 pub async fn run(place: &Place, config: Config, passed: Vec<PassedSocket>) -> Result<(), AgentError> {
     let mut signals = Signals::new(place.folders()).map_err(AgentError::Signals)?;
+    let mut alarm = Alarm::new().map_err(AgentError::Timers)?;
     let socket = config.socket.clone();
     let mut life = Life::begin(config, None).await;
     // What is held is served from the first answer on: it is read before the socket is there.
@@ -90,7 +93,7 @@ pub async fn run(place: &Place, config: Config, passed: Vec<PassedSocket>) -> Re
     service::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
 
-    while let Some((config, provisioned)) = life.live(place, &publish, &mut signals).await {
+    while let Some((config, provisioned)) = life.live(place, &publish, &mut signals, &mut alarm).await {
         server.follow(&config.socket, &snapshots).await;
         life = Life::begin(config, provisioned).await;
     }
@@ -143,6 +146,7 @@ impl Life {
         place: &Place,
         publish: &watch::Sender<Arc<Snapshot>>,
         signals: &mut Signals,
+        alarm: &mut Alarm,
     ) -> Option<(Config, Option<Provisioned>)> {
         publish.send_replace(Arc::new(self.snapshot()));
         match self {
@@ -161,7 +165,7 @@ impl Life {
                 config.map(|config| (config, Some(*provisioned)))
             }
             Self::Configured(mut device) => {
-                let config = drive(&mut device, place, publish, signals).await?;
+                let config = drive(&mut device, place, publish, signals, alarm).await?;
                 device.leave_for(&config);
                 Some((config, Some(device.into_provisioned())))
             }
@@ -174,6 +178,7 @@ async fn drive(
     place: &Place,
     publish: &watch::Sender<Arc<Snapshot>>,
     signals: &mut Signals,
+    alarm: &mut Alarm,
 ) -> Option<Config> {
     let mut event = Event::Wake;
     let mut reloaded = None;
@@ -184,8 +189,8 @@ async fn drive(
         if reloaded.is_some() {
             return reloaded; // what was under way has ended and is settled
         }
-        let naps = [step.wake_in, publish_again, Some(LONGEST_NAP)];
-        let nap = naps.into_iter().flatten().min().unwrap_or(LONGEST_NAP);
+        let look = device.next_look_in(clock::now());
+        let nap = [step.wake_in, publish_again].into_iter().flatten().fold(look, Duration::min);
         let asleep = step.action.is_none();
         signals.wait_begins((!asleep).then_some(LONGEST_ACTION));
         // Whoever sets up a new device need not tell the agent of each change. Later it would be too easily by a slip.
@@ -197,7 +202,9 @@ async fn drive(
                 Some(action) => device.carry_out(action).await,
                 None if looked => Event::Wake, // what was found is to be seen
                 None => {
-                    tokio::time::sleep(nap).await;
+                    if alarm.sleep(nap).await == Woken::ClockSet {
+                        tracing::info!("the wall clock was set, or the machine was suspended");
+                    }
                     Event::Wake
                 }
             }

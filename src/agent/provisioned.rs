@@ -94,7 +94,12 @@ impl Device {
 
     /// When that will be.
     pub(super) fn next_look(&self, now: Now) -> Timestamp {
-        now.wall.after(now.boot.until(self.look_again_at))
+        now.wall.after(self.next_look_in(now))
+    }
+
+    /// The same, as a wait.
+    pub(super) fn next_look_in(&self, now: Now) -> Duration {
+        now.boot.until(self.look_again_at)
     }
 
     /// What is wrong with it, while everything else goes well.

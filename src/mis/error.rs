@@ -47,6 +47,17 @@ pub enum MisError {
     /// TLS could not be set up on this side.
     #[error("TLS could not be set up: {0}")]
     TlsSetup(rustls::Error),
+    /// Nothing can leave this device: a link is down, or an address or a default route is missing.
+    #[error(
+        "{url} could not be reached, for no network route leads there from this device: {why}. Check the cable or the \
+         radio, the address of the interface, and the default route"
+    )]
+    Offline {
+        /// What was asked.
+        url: Url,
+        /// The innermost reasons.
+        why: String,
+    },
     /// No connection, or no answer on it.
     #[error("{url} could not be reached: {why}")]
     Unreachable {
@@ -183,6 +194,7 @@ impl MisError {
             Self::ClientCertificateRefused { .. } => Meaning::NotAuthenticated,
             Self::OtherTrustDomain { .. } => Meaning::Permanent,
             Self::Refused { status, problem, .. } => problem::meaning(*status, problem.as_ref()),
+            Self::Offline { .. } => Meaning::Transient,
             Self::Unreachable { .. }
             | Self::ServerNotTrusted { .. }
             | Self::TimedOut { .. }
@@ -235,6 +247,7 @@ impl MisError {
             Self::TooLarge { .. } | Self::Malformed { .. } => {
                 ("malformed-answer", "The MIS's answer cannot be used")
             }
+            Self::Offline { .. } => ("offline", "This device is offline"),
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Refused { .. } => {
                 ("unreachable", "The MIS could not be reached")
             }

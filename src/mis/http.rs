@@ -1,6 +1,6 @@
 //! HTTP on a thread of its own, with a limit on size and time for everything that comes back.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -22,7 +22,8 @@ use super::trust::Trust;
 use super::verify::{Note, VouchedBy};
 use crate::config;
 use crate::json::quoted;
-use crate::system::clock;
+use crate::system::{clock, route};
+use crate::time::Proof;
 
 const USER_AGENT: &str = concat!("miaf-agent/", env!("CARGO_PKG_VERSION"));
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -106,6 +107,24 @@ impl Answer {
 #[derive(Debug, Default)]
 pub(super) struct Http {
     calls: Mutex<Option<mpsc::UnboundedSender<Job>>>,
+    proven: Arc<Proven>,
+}
+
+/// The `Date` of the latest answer that had a readable one. Only authenticated servers give answers.
+#[derive(Debug, Default)]
+struct Proven(Mutex<Option<Proof>>);
+
+impl Proven {
+    fn held(&self) -> MutexGuard<'_, Option<Proof>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_note(&self, headers: &HeaderMap) {
+        let date = text(headers, header::DATE).and_then(|date| httpdate::parse_http_date(&date).ok());
+        if let Some(date) = date {
+            *self.held() = Some(Proof { wall: date.into(), at: clock::now().boot });
+        }
+    }
 }
 
 type Job = (Call, oneshot::Sender<Result<Answer, MisError>>);
@@ -123,6 +142,10 @@ impl Http {
         answer.await.unwrap_or(Err(gone))
     }
 
+    pub(super) fn proven_time(&self) -> Option<Proof> {
+        *self.proven.held()
+    }
+
     fn send(&self, mut job: Job) -> Result<(), ()> {
         let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = calls.as_ref() {
@@ -131,33 +154,33 @@ impl Http {
                 Err(mpsc::error::SendError(back)) => job = back,
             }
         }
-        let thread = calls.insert(begin()?);
+        let thread = calls.insert(begin(self.proven.clone())?);
         thread.send(job).map_err(|_| ())
     }
 }
 
-fn begin() -> Result<mpsc::UnboundedSender<Job>, ()> {
+fn begin(proven: Arc<Proven>) -> Result<mpsc::UnboundedSender<Job>, ()> {
     let (calls, mut queue) = mpsc::unbounded_channel::<Job>();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
     let runtime = runtime.map_err(|_| ())?;
     let work = async move {
         while let Some((call, reply)) = queue.recv().await {
             // The asker may be gone: then nobody wants the answer.
-            let _ = reply.send(carry_out(call).await);
+            let _ = reply.send(carry_out(call, &proven).await);
         }
     };
     let thread = thread::Builder::new().name("mis-http".into()).spawn(move || runtime.block_on(work));
     thread.map(|_detached| calls).map_err(|_| ())
 }
 
-async fn carry_out(call: Call) -> Result<Answer, MisError> {
+async fn carry_out(call: Call, proven: &Proven) -> Result<Answer, MisError> {
     let url = call.url.clone();
     let trust = call.trust.load()?;
     let hop =
         proxy::on_the_way_to(&url, &call.proxy).map_err(|why| MisError::Proxy { url: url.clone(), why })?;
     let note = Arc::new(Note::default());
     let tls = tls::client(trust, call.identity.clone(), note.clone())?;
-    match timeout(TOTAL_LIMIT, exchange(call, tls, hop.as_ref(), &note)).await {
+    match timeout(TOTAL_LIMIT, exchange(call, tls, hop.as_ref(), &note, proven)).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(e)) => Err(explain(e, url, hop.as_ref(), &note).await),
         Err(_) => Err(MisError::TimedOut { url, limit: TOTAL_LIMIT }),
@@ -169,6 +192,7 @@ async fn exchange(
     tls: ClientConfig,
     hop: Option<&Hop>,
     note: &Note,
+    proven: &Proven,
 ) -> Result<Answer, reqwest::Error> {
     // A client per call: the identity shown differs from call to call, and calls are rare.
     let mut client = reqwest::Client::builder()
@@ -191,6 +215,7 @@ async fn exchange(
     let status = response.status().as_u16();
     let limit = if status < 400 { call.limit } else { MAX_ERROR_BODY };
     let headers = response.headers();
+    proven.take_note(headers);
     let mut answer = Answer {
         status,
         validators: Validators {
@@ -243,11 +268,28 @@ async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note
         }
         None => {}
     }
+    let through = hop.map(|hop| format!(" (through the proxy {hop})")).unwrap_or_default();
+    let why = innermost(&error) + &through;
+    if !may_leave_for(&url, hop).await {
+        return MisError::Offline { url, why };
+    }
     if let Some(hop) = hop
         && let Some(why) = hop.blame(&error, &url, CONNECT_LIMIT).await
     {
         return MisError::Proxy { url, why };
     }
-    let through = hop.map(|hop| format!(" (through the proxy {hop})")).unwrap_or_default();
-    MisError::Unreachable { url, why: innermost(&error) + &through }
+    MisError::Unreachable { url, why }
 }
+
+/// Whether there is a route to where the connection goes first.
+async fn may_leave_for(url: &Url, hop: Option<&Hop>) -> bool {
+    let first = match hop {
+        Some(hop) => hop.host_and_port(),
+        None => url.host_str().zip(url.port_or_known_default()),
+    };
+    let Some((host, port)) = first else { return true };
+    route::leads_to(host.trim_start_matches('[').trim_end_matches(']'), port).await
+}
+
+#[cfg(test)]
+mod tests;

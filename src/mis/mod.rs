@@ -27,6 +27,7 @@ use url::Url;
 
 use crate::config;
 use crate::spiffe::{Bundle, SpiffeId, TrustDomain};
+use crate::time::Proof;
 use http::{Body, Call, Http};
 use verify::VouchedBy;
 
@@ -72,6 +73,13 @@ impl Mis {
     /// the one configured is bad ([`Trust::problem`]). Both are as of the last look, and cost nothing.
     pub fn trust(&self) -> &Trust {
         &self.trust
+    }
+
+    /// What time it is by the MIS: the `Date` of the latest answer of any status that a server gave which the initial
+    /// trust vouches for (RFC 9110 section 6.6.1). An answer without a readable one changes nothing. A cache on the
+    /// other side may have kept an answer for a while: it was not earlier, perhaps later.
+    pub fn proven_time(&self) -> Option<Proof> {
+        self.http.proven_time()
     }
 
     /// Reads the provisioned trust now, without a connection, on a thread for blocking work. Every connection does the

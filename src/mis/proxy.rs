@@ -182,6 +182,11 @@ impl Hop {
         })
     }
 
+    /// Where it listens. An IPv6 address is in brackets.
+    pub(super) fn host_and_port(&self) -> Option<(&str, u16)> {
+        Some((self.address.host()?, self.address.port_u16().unwrap_or(80)))
+    }
+
     /// What the proxy has to do with an error of the HTTP client, if anything.
     pub(super) async fn blame(
         &self,
@@ -235,8 +240,9 @@ impl Hop {
 
     /// Asks the proxy once more, only to hear the status of its refusal.
     async fn status_of_connect(&self, to: &str) -> Option<u16> {
-        let host = self.address.host()?.trim_start_matches('[').trim_end_matches(']');
-        let stream = TcpStream::connect((host, self.address.port_u16().unwrap_or(80))).await.ok()?;
+        let (host, port) = self.host_and_port()?;
+        let stream =
+            TcpStream::connect((host.trim_start_matches('[').trim_end_matches(']'), port)).await.ok()?;
         let mut request = Zeroizing::new(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n"));
         if let Some(auth) = self.auth.as_ref().and_then(|auth| auth.to_str().ok()) {
             request.push_str("Proxy-Authorization: ");

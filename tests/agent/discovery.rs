@@ -155,5 +155,6 @@ fn new_anchors_are_published() {
     world.device.wait_until("both anchors", |device| {
         device.published("bundle.pem").matches("BEGIN CERTIFICATE").count() == 2
     });
-    assert_eq!(world.device.status()["bundle"]["sequence"], 2);
+    // The status follows the files.
+    world.device.wait_for_status("the new bundle", |status| status["bundle"]["sequence"] == 2);
 }

@@ -159,6 +159,44 @@ fn a_socket_of_an_unknown_name_is_not_served_and_named() {
     assert!(device.log().contains("a socket called \"wfm\" was passed"), "{}", device.log());
 }
 
+/// How often a thread of the agent's has waited for something and got it.
+fn wakings(device: &Device) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{}/task", device.pid())).unwrap();
+    let of_thread = |status: String| -> Option<u64> {
+        status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse().ok()
+    };
+    let statuses = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("status")).ok());
+    statuses.filter_map(of_thread).sum()
+}
+
+#[test]
+fn an_active_agent_is_woken_by_what_is_due_and_by_nothing_else() {
+    let mut world = World::with(|settings| {
+        settings.policy.svid_lifetime = Duration::from_secs(90 * 86_400);
+        settings.policy.refresh_hint = Some(3600);
+    });
+    let config = world::config(&world.mis, &world.tpm, "");
+    world.device.configure(&config.replace("refresh = \"1s\"", "refresh = \"1h\""));
+    world.device.start();
+    world.device.wait_for("active");
+
+    // The threads that enrollment and publication needed go after ten seconds without work.
+    thread::sleep(Duration::from_secs(12));
+    let before = wakings(&world.device);
+    thread::sleep(Duration::from_secs(15));
+    assert_eq!(wakings(&world.device), before, "nothing woke it in fifteen seconds");
+
+    // And nothing would have for a long time. (The kernel tells root and nobody else: the agent keeps to itself.)
+    let Ok(timers) = fs::read_dir(format!("/proc/{}/fdinfo", world.device.pid())) else { return };
+    let timers = timers.filter_map(|timer| fs::read_to_string(timer.ok()?.path()).ok());
+    let waits = timers.filter(|timer| timer.contains("clockid: 7\n")).map(|timer| {
+        let left = timer.split_once("it_value: (").unwrap().1;
+        left.split(',').next().unwrap().parse::<u64>().unwrap()
+    });
+    let waits: Vec<u64> = waits.collect();
+    assert!(matches!(waits[..], [1800..=3600]), "{waits:?}");
+}
+
 #[test]
 fn an_unconfigured_agent_does_nothing_and_sees_at_once_that_it_is_configured() {
     let mut world = World::new();
@@ -166,16 +204,10 @@ fn an_unconfigured_agent_does_nothing_and_sees_at_once_that_it_is_configured() {
     world.device.start();
     world.device.wait_for("unconfigured");
 
-    let switches = |device: &Device| {
-        let status = fs::read_to_string(format!("/proc/{}/status", device.pid())).unwrap();
-        let line =
-            status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap().to_owned();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
-    };
     thread::sleep(Duration::from_secs(3)); // the connection above is closed, and the new folders have been looked at
-    let before = switches(&world.device);
+    let before = wakings(&world.device);
     thread::sleep(Duration::from_secs(5));
-    assert_eq!(switches(&world.device), before, "nothing woke it in five seconds");
+    assert_eq!(wakings(&world.device), before, "nothing woke it in five seconds");
 
     // By a drop-in, in a folder that is new, written in two goes: one half is not a configuration.
     let folder = world.device.path("config.d");

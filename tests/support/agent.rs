@@ -37,13 +37,15 @@ pub(crate) struct Device {
     process: Option<Child>,
     environment: Vec<(String, String)>,
     passed: Vec<(String, UnixListener)>,
+    offline: bool,
 }
 
 impl Device {
     /// A device with this configuration. `{dir}` in it stands for the device's folder. The agent is not started.
     pub(crate) fn new(config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder for the device");
-        let device = Self { folder, process: None, environment: Vec::new(), passed: Vec::new() };
+        let device =
+            Self { folder, process: None, environment: Vec::new(), passed: Vec::new(), offline: false };
         device.configure(config);
         device
     }
@@ -65,6 +67,11 @@ impl Device {
         let path = self.path(path);
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder for the socket");
         self.passed.push((name.into(), UnixListener::bind(path).expect("a listening socket")));
+    }
+
+    /// Agents started from now on have a network of their own, and nothing in it. (As somebody who is root there only.)
+    pub(crate) fn go_offline(&mut self) {
+        self.offline = true;
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -107,7 +114,12 @@ impl Device {
 
     fn daemon(&self) -> Command {
         if self.passed.is_empty() {
-            let mut command = self.command(&["run"]);
+            let mut command = Command::new(AGENT);
+            if self.offline {
+                command = Command::new("unshare");
+                command.args(["--user", "--map-root-user", "--net", AGENT]);
+            }
+            let mut command = self.complete(command, &["run"]);
             command.stdin(Stdio::null()).stdout(Stdio::null());
             return command;
         }

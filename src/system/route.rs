@@ -1,0 +1,73 @@
+//! Whether there is a way out of this device, as its routing table tells: nothing is sent to find out.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tokio::net::lookup_host;
+use tokio::time::timeout;
+
+/// They stand for all the world: addresses for documentation, which nobody has (RFC 5737, RFC 3849).
+const ANYWHERE: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
+/// Any will do.
+const DISCARD: u16 = 9;
+/// A name that is to be found without a way out is in a file, or known to a neighbour.
+const LOOKUP_LIMIT: Duration = Duration::from_secs(2);
+
+/// Whether a packet to this host (a name, or an address without brackets) would leave: there is a default route, or one to
+/// the host itself. Takes 2 seconds at most. `true` where the kernel does not say.
+pub async fn leads_to(host: &str, port: u16) -> bool {
+    if ANYWHERE.iter().any(|address| leads_to_address((*address, DISCARD).into())) {
+        return true;
+    }
+    let found = timeout(LOOKUP_LIMIT, lookup_host((host, port))).await;
+    found.is_ok_and(|found| found.is_ok_and(|mut addresses| addresses.any(leads_to_address)))
+}
+
+/// A UDP socket is connected by a look into the routing table (udp(7)).
+fn leads_to_address(address: SocketAddr) -> bool {
+    let own: IpAddr =
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let connected = UdpSocket::bind((own, 0)).and_then(|socket| socket.connect(address));
+    !connected.is_err_and(|e| says_there_is_none(&e))
+}
+
+fn says_there_is_none(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        ErrorKind::NetworkUnreachable
+            | ErrorKind::NetworkDown
+            | ErrorKind::HostUnreachable
+            | ErrorKind::AddrNotAvailable
+    ) || e.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) // no IPv6 here at all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn there_is_a_way_to_this_host_itself_whatever_its_network() {
+        assert!(leads_to("127.0.0.1", 1).await);
+        assert!(leads_to("localhost", 1).await);
+    }
+
+    #[test]
+    fn what_the_kernel_says_of_a_missing_route_is_understood_and_nothing_else_taken_for_it() {
+        let says = |errno: Errno| says_there_is_none(&io::Error::from_raw_os_error(errno as i32));
+        for none in [
+            Errno::ENETUNREACH,
+            Errno::ENETDOWN,
+            Errno::EHOSTUNREACH,
+            Errno::EADDRNOTAVAIL,
+            Errno::EAFNOSUPPORT,
+        ] {
+            assert!(says(none), "{none}");
+        }
+        for other in [Errno::EPERM, Errno::EACCES, Errno::EMFILE, Errno::EINVAL, Errno::ECONNREFUSED] {
+            assert!(!says(other), "{other}");
+        }
+    }
+}
