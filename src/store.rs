@@ -108,6 +108,13 @@ pub struct CachedBundle {
     pub regressed_since: Option<Timestamp>,
 }
 
+/// What time it was by the latest word of the MIS that was written down: it is later now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProvenTime {
+    /// By the MIS.
+    pub wall: Timestamp,
+}
+
 /// Waits that the MIS asked for (miaf-v0 E8).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CachedWaits {
@@ -198,6 +205,7 @@ json_records! {
     CachedDiscovery: "discovery.json",
     CachedBundle: "bundle.json",
     CachedWaits: "waits.json",
+    ProvenTime: "time.json",
 }
 
 /// The private part of the state folder.

@@ -18,10 +18,11 @@ use crate::spiffe::Bundle;
 use crate::spiffe::svid;
 use crate::store::{self, Store};
 use crate::system::{clock, service};
-use crate::time::{BootTime, Now, Timestamp};
+use crate::time::{BootTime, Now, Proof, Timestamp};
 
 /// After a failure to publish the files, they are tried again this much later.
 const PUBLISH_AGAIN: Duration = Duration::from_secs(30);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) struct Device {
     pub(super) config: Config,
@@ -36,6 +37,8 @@ pub(super) struct Device {
     pub(super) answer: Option<store::Answer>,
     pub(super) stored_renew_at: Option<Timestamp>,
     pub(super) stored_memory: Memory,
+    pub(super) proof: Option<Proof>,
+    pub(super) stored_time: Option<Timestamp>,
     /// The operator has said that a bundle with a lower sequence is meant to be (miaf-v0 B5).
     pub(super) accepts_regressed_bundle: bool,
     pub(super) bootstrap: Bootstrap,
@@ -60,6 +63,10 @@ pub(super) struct KeptBundle {
 
 impl Device {
     pub(super) fn step(&mut self, event: Event, now: Now, draw: Draw<'_>) -> Step {
+        if let Some(proof) = self.mis.proven_time().filter(|proof| self.proof != Some(*proof)) {
+            self.proof = Some(proof);
+            self.lifecycle.time_is_proven(proof.wall.after(proof.at.until(now.boot)));
+        }
         self.lifecycle.step(event, now, draw)
     }
 
@@ -85,6 +92,7 @@ impl Device {
         publish: &watch::Sender<Arc<Snapshot>>,
     ) -> Option<Duration> {
         self.store_memory(now).await;
+        self.store_time().await;
         self.store_renewal_moment().await;
         let (generation, failure) = self.publish_files(now).await;
         self.spoken.of_files(failure.as_ref());
@@ -109,6 +117,18 @@ impl Device {
             Err(e) => {
                 tracing::warn!(error = %e, "a wait that the MIS asked for would not survive a restart now")
             }
+        }
+    }
+
+    /// Once a day is enough for a clock that is believed within an hour, and spares the flash.
+    async fn store_time(&mut self) {
+        let Some(Proof { wall, .. }) = self.proof else { return };
+        if self.stored_time.is_some_and(|stored| stored <= wall && wall < stored.after(DAY)) {
+            return;
+        }
+        match self.save(store::ProvenTime { wall }).await {
+            Ok(()) => self.stored_time = Some(wall),
+            Err(e) => tracing::debug!(error = %e, "the time that the MIS proves could not be stored"),
         }
     }
 

@@ -20,7 +20,7 @@ use crate::spiffe::Bundle;
 use crate::spiffe::svid::{Chain, X509Svid};
 use crate::store::{self, Store, StoreError};
 use crate::system::{clock, random, secret};
-use crate::time::{Now, Timestamp};
+use crate::time::Now;
 
 impl Device {
     /// Takes up where the last process left off. Nothing is contacted, neither the MIS nor the chip.
@@ -57,6 +57,7 @@ impl Device {
             cached(&store).and_then(|cached| read_bundle(cached, discovery.as_ref(), identity.as_ref()));
         let (pending, answer) = load_unfinished(&store, record.as_ref(), &keys)?;
         let waiting: store::CachedWaits = cached(&store).unwrap_or_default();
+        let stored_time = cached::<store::ProvenTime>(&store).map(|time| time.wall);
         let memory = Memory {
             waits: read_waits(&waiting, now),
             waits_because: waiting.reason.clone(),
@@ -73,7 +74,7 @@ impl Device {
             pending_key: pending.is_some(),
             answer: answer.is_some(),
             memory: memory.clone(),
-            time_at_least: Timestamp::default(),
+            time_at_least: stored_time.unwrap_or_default().max(clock::built_at()),
         };
         let lifecycle = Lifecycle::new(policy(&config), restored, now, &mut random::unit);
         Ok(Self {
@@ -89,6 +90,8 @@ impl Device {
             stored_renew_at: renew_at,
             // Those of another boot are written anew with this boot's name.
             stored_memory: if is_of_this_boot(&waiting) { memory } else { Memory::default() },
+            proof: None,
+            stored_time,
             accepts_regressed_bundle: false,
             bootstrap: provisioned.bootstrap,
             look_again_at: now.boot,
@@ -221,7 +224,7 @@ fn is_of_this_boot(cached: &store::CachedWaits) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::BootTime;
+    use crate::time::{BootTime, Timestamp};
 
     const HOUR: Duration = Duration::from_secs(3600);
     const BOOT: BootTime = BootTime::from_millis(1000);

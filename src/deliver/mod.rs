@@ -69,6 +69,9 @@ impl Snapshot {
     /// Whether a local program can prove who the device is now: an SVID that is valid at `now` and that the bundle held
     /// vouches for.
     pub fn is_ready(&self, now: Timestamp) -> bool {
+        if self.state == State::WaitingForClock {
+            return false; // nobody can tell whether it is valid
+        }
         match (&self.identity, &self.bundle) {
             (Some(identity), Some(held)) => {
                 identity.is_valid(now) && svid::is_trusted(&identity.svid, &held.bundle, now)

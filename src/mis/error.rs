@@ -194,7 +194,7 @@ impl MisError {
             Self::ClientCertificateRefused { .. } => Meaning::NotAuthenticated,
             Self::OtherTrustDomain { .. } => Meaning::Permanent,
             Self::Refused { status, problem, .. } => problem::meaning(*status, problem.as_ref()),
-            Self::Offline { .. } => Meaning::Transient,
+            Self::Offline { .. } => Meaning::Offline,
             Self::Unreachable { .. }
             | Self::ServerNotTrusted { .. }
             | Self::TimedOut { .. }

@@ -14,9 +14,9 @@ const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
 /// Where no build says when it was made: the date of this version.
 const DATE_OF_VERSION: Timestamp = Timestamp::from_secs(1_793_491_200); // 2026-11-01T00:00:00Z
 
-/// Reads both clocks.
+/// Reads both clocks, and asks whether the wall clock was set.
 pub fn now() -> Now {
-    Now { wall: Timestamp::from(SystemTime::now()), boot: boot_time(), synchronised: false }
+    Now { wall: Timestamp::from(SystemTime::now()), boot: boot_time(), synchronised: is_synchronised() }
 }
 
 /// Tells one boot from the next: a [`BootTime`] means something only within one. The packaged unit hands it over, since
@@ -30,7 +30,7 @@ pub fn boot_id() -> Option<String> {
 /// Whether the wall clock has been set from a time source in this boot, by the word of systemd-timesyncd. `false` where
 /// another service sets it: then nobody says so here. The kernel knows as well, but adjtimex(2) has no safe wrapper and is
 /// closed to the packaged service (`ProtectClock=`).
-pub fn is_synchronised() -> bool {
+fn is_synchronised() -> bool {
     Path::new(SYNCHRONISED).exists()
 }
 
