@@ -149,9 +149,11 @@ impl Device {
 
     async fn publish_files(&mut self, now: Now) -> (Option<u64>, Option<Report>) {
         let (mut publisher, identity) = (self.publisher.clone(), self.identity.clone());
+        // A boot without a clock does not make files that say so, and others when it has been set.
+        let time = self.lifecycle.likely_time(now);
         let bundle = self.bundle.as_ref().map(|kept| kept.bundle.clone());
         let (publisher, outcome) = blocking(move || {
-            let outcome = publisher.publish(identity.as_deref(), bundle.as_deref(), now.wall);
+            let outcome = publisher.publish(identity.as_deref(), bundle.as_deref(), time);
             (publisher, outcome)
         })
         .await;

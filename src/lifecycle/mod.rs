@@ -368,6 +368,11 @@ impl Lifecycle {
         }
     }
 
+    /// The wall clock where it can be believed, else the time that it is at least.
+    pub fn likely_time(&self, now: Now) -> Timestamp {
+        if self.floor.allows(now) { now.wall } else { self.floor.time() }
+    }
+
     /// When the SVID held is to be renewed.
     pub fn renew_at(&self) -> Option<Timestamp> {
         self.svid.as_ref().map(|svid| svid.renew_at)
