@@ -142,13 +142,14 @@ impl Address {
                 .map(|RetryBody { new_key }| asked(Order::Retry { new_key })),
             Self::Renew if body.is_empty() => Ok(asked(Order::Renew)),
             Self::Renew => object(body, "be empty").map(|Nothing {}| asked(Order::Renew)),
-            Self::ResetIdentity => {
-                object(body, "name the trust domain that is to be left: {\"trustDomain\": \"factory.example\"}")
-                    .map(|ResetBody { trust_domain }| Asked {
-                        order: Order::ResetIdentity,
-                        leaves: Some(trust_domain),
-                    })
-            }
+            Self::ResetIdentity => object(
+                body,
+                "name the trust domain that is to be left: {\"trustDomain\": \"factory.example\"}",
+            )
+            .map(|ResetBody { trust_domain }| Asked {
+                order: Order::ResetIdentity,
+                leaves: Some(trust_domain),
+            }),
         }
     }
 }
@@ -197,7 +198,8 @@ mod tests {
         for (address, bodies, allowed) in [
             (
                 Address::Retry,
-                &["null", "[true]", "true", "{\"newKey\":1}", "{\"newKey\":null}", "{\"new_key\":true}", " "][..],
+                &["null", "[true]", "true", "{\"newKey\":1}", "{\"newKey\":null}", "{\"new_key\":true}", " "]
+                    [..],
                 "be empty, or {\"newKey\": true}",
             ),
             (Address::Renew, &["[]", "{\"newKey\":true}", "x"], "be empty"),
@@ -223,8 +225,14 @@ mod tests {
         assert_eq!(orders.give(Order::Renew).await, Err(Refusal::Busy));
 
         let (orders, mut at_loop) = Orders::channel();
-        let waiting: Vec<_> =
-            (0..MOST_UNDER_WAY).map(|_| tokio::spawn({ let orders = orders.clone(); async move { orders.give(Order::Renew).await } })).collect();
+        let waiting: Vec<_> = (0..MOST_UNDER_WAY)
+            .map(|_| {
+                tokio::spawn({
+                    let orders = orders.clone();
+                    async move { orders.give(Order::Renew).await }
+                })
+            })
+            .collect();
         tokio::task::yield_now().await;
         assert_eq!(orders.give(Order::Renew).await, Err(Refusal::Busy), "too many");
         let mut waiting = waiting.into_iter();
