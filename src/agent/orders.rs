@@ -39,6 +39,11 @@ impl Taken {
         let begins = if standing.is_busy { " It begins when what the agent is doing has ended." } else { "" };
         if given.accept(format!("{}{begins}", outlook(order))) {
             self.0.push_back(order);
+        } else {
+            tracing::info!(
+                "nobody waits for an answer any more, and the order is not taken: {}",
+                order.as_str()
+            );
         }
     }
 
@@ -95,7 +100,7 @@ fn outlook(order: Order) -> &'static str {
 impl Device {
     /// Has an order taken in. An action that is decided on already is carried out all the same.
     pub(super) fn order(&mut self, order: Order) -> Event {
-        tracing::info!(?order, "an operator's order is carried out");
+        tracing::info!("an operator's order is carried out: {}", order.as_str());
         if matches!(order, Order::Retry { .. }) {
             // What was provisioned may be what has been corrected.
             self.look_again_at = clock::now().boot;

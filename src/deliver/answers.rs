@@ -103,24 +103,22 @@ where
     let Asked { order, leaves } =
         address.read(&body).map_err(|detail| problem(StatusCode::BAD_REQUEST, &detail))?;
     let Caller { uid, pid, .. } = caller;
-    tracing::info!(uid, pid, ?order, "an operator orders: {}", address.as_str());
+    tracing::info!(uid, pid, "an operator orders: {}", order.as_str());
     let taken = match leaves.map_or(Ok(()), |domain| is_held(&domain, snapshot)) {
         Ok(()) => lines.orders.give(order).await,
         Err(why) => Err(Refusal::Senseless(why)),
     };
-    match taken {
-        Ok(detail) => Ok(json(StatusCode::ACCEPTED, JSON, &Accepted { accepted: true, detail })),
-        Err(refusal) => {
-            tracing::info!(uid, pid, ?order, ?refusal, "the order is not taken");
-            Err(match refusal {
-                Refusal::Senseless(why) => problem(StatusCode::CONFLICT, &why),
-                Refusal::Busy => problem(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "The agent cannot take the order now: others wait already, or it is about to end. Try again.",
-                ),
-            })
+    let (status, why) = match taken {
+        Ok(detail) => return Ok(json(StatusCode::ACCEPTED, JSON, &Accepted { accepted: true, detail })),
+        Err(Refusal::Senseless(why)) => (StatusCode::CONFLICT, why),
+        Err(Refusal::Busy) => {
+            let why =
+                "The agent cannot take the order now: others wait already, or it is about to end. Try again.";
+            (StatusCode::SERVICE_UNAVAILABLE, why.to_owned())
         }
-    }
+    };
+    tracing::info!(uid, pid, why, "the order is not taken: {}", order.as_str());
+    Err(problem(status, &why))
 }
 
 async fn body_of<B>(request: Request<B>) -> Result<Bytes, Answer>

@@ -1,11 +1,11 @@
 //! The operator's orders to a running agent, and their way from the administration socket to the agent's loop.
 
+use std::time::Duration;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
-
-use std::time::Duration;
 
 use crate::json::Object;
 use crate::spiffe::TrustDomain;
@@ -29,6 +29,18 @@ pub enum Order {
     /// Leave the trust domain: put identity, keys and documents aside, withdraw what was published, and go on as a new
     /// device under the configuration.
     ResetIdentity,
+}
+
+impl Order {
+    /// As on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry { new_key: false } => "retry",
+            Self::Retry { new_key: true } => "retry --new-key",
+            Self::Renew => "renew",
+            Self::ResetIdentity => "reset-identity",
+        }
+    }
 }
 
 /// `202`: the order is taken.

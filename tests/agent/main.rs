@@ -14,6 +14,7 @@ mod discovery;
 mod files;
 mod keys;
 mod main_job;
+mod orders;
 mod proxy;
 mod refusals;
 mod service_manager;
