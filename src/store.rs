@@ -320,6 +320,37 @@ impl Store {
         })
     }
 
+    /// Moves everything that belongs to the identity into a folder of its own, and says which: a trust domain is left.
+    /// Nothing is deleted. Waits that an MIS asked for (miaf-v0 E8) and the key-encryption key stay where they are.
+    ///
+    /// The identity goes in one rename. What could bring it back without its record (an answer that is not adopted yet,
+    /// its key, and what was set aside before) has durably gone by then; what goes after it is of no use without it. So
+    /// a power cut leaves the identity or none, and nothing to be finished.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the identity is then still there, unless the file system failed after it was moved.
+    pub fn leave(&self) -> Result<PathBuf, StoreError> {
+        let folder = |number: u32| self.private.join(format!("left-{number}"));
+        let left = (1..).map(folder).find(|left| !left.exists()).unwrap_or_default(); // the numbers do not end
+        let leave = || {
+            files::make_dir(&left, 0o700, None)?;
+            Turn::ALL.into_iter().try_for_each(|turn| self.move_aside(turn, &left))
+        };
+        leave().map_err(|source| StoreError { doing: "move aside into", path: left.clone(), source })?;
+        Ok(left)
+    }
+
+    fn move_aside(&self, turn: Turn, left: &Path) -> io::Result<()> {
+        let names = fs::read_dir(&self.private)?.map(|entry| Ok(entry?.file_name()));
+        for name in names.collect::<io::Result<Vec<_>>>()? {
+            if name.to_str().and_then(Turn::of) == Some(turn) {
+                fs::rename(self.private.join(&name), left.join(&name))?;
+            }
+        }
+        files::sync_dir(left)?; // where they are now, before where they are no longer
+        files::sync_dir(&self.private)
+    }
+
     fn quarantine(&self, path: &Path, why: &str) {
         let numbered = |number| numbered(path, number);
         let aside = (1..).map(numbered).find(|aside| !aside.exists()).unwrap_or_default(); // the numbers do not end
@@ -328,6 +359,32 @@ impl Store {
             file = %path.display(), kept_as = %aside.display(), why, moved = moved.is_ok(),
             "a part of the agent's state cannot be used and is set aside"
         );
+    }
+}
+
+/// When a file of an identity is moved aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Unfinished,
+    Identity,
+    Documents,
+}
+
+impl Turn {
+    const ALL: [Self; 3] = [Self::Unfinished, Self::Identity, Self::Documents];
+
+    /// `None`: it stays.
+    fn of(name: &str) -> Option<Self> {
+        let is_of = |record: &str| {
+            name.strip_prefix(record).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        if name == Identity::NAME {
+            Some(Self::Identity)
+        } else if [Answer::NAME, Pending::NAME, Identity::NAME].into_iter().any(is_of) {
+            Some(Self::Unfinished)
+        } else {
+            [CachedDiscovery::NAME, CachedBundle::NAME].into_iter().any(is_of).then_some(Self::Documents)
+        }
     }
 }
 
@@ -411,6 +468,68 @@ mod tests {
             let aside = folder.path().join("private/waits.json.unusable-1");
             assert_eq!(fs::read_to_string(aside).unwrap(), content);
             assert!(!path.exists());
+        }
+    }
+
+    /// All files of an identity, and all that are not.
+    fn full(private: &Path) -> [Vec<&'static str>; 4] {
+        let files = [
+            vec![
+                "answer.json",
+                "answer.json.unusable-1",
+                "identity.json.new",
+                "identity.json.unusable-1",
+                "pending-key.pem",
+                "pending-key.pem.unusable-2",
+            ],
+            vec!["identity.json"],
+            vec!["bundle.json", "discovery.json"],
+            vec!["identity.jsonnet", "kek", "lock", "waits.json"],
+        ];
+        fs::create_dir_all(private.join("left-1")).unwrap();
+        for name in files.iter().flatten() {
+            fs::write(private.join(name), name).unwrap();
+        }
+        files
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+        let files = files.filter(|entry| entry.file_type().unwrap().is_file());
+        let mut names: Vec<_> = files.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn an_identity_is_left_with_everything_that_could_bring_it_back_and_nothing_is_deleted() {
+        let folder = tempfile::tempdir().unwrap();
+        let private = folder.path().join("private");
+        let [unfinished, identity, documents, others] = full(&private);
+        let left = Store::new(folder.path()).leave().unwrap();
+        assert_eq!(left, private.join("left-2"), "what was left before is not touched");
+        assert_eq!(fs::metadata(&left).unwrap().permissions().mode() & 0o777, 0o700);
+        let mut all = [unfinished, identity, documents].concat();
+        all.sort_unstable();
+        assert_eq!(names(&left), all);
+        assert_eq!(names(&private), others);
+        assert_eq!(fs::read_to_string(left.join("identity.json")).unwrap(), "identity.json");
+    }
+
+    #[test]
+    fn a_power_cut_leaves_the_identity_or_none_and_nothing_that_could_bring_it_back() {
+        for turns in 0..=3 {
+            let folder = tempfile::tempdir().unwrap();
+            let private = folder.path().join("private");
+            let [unfinished, identity, documents, others] = full(&private);
+            let store = Store::new(folder.path());
+            for turn in &Turn::ALL[..turns] {
+                store.move_aside(*turn, &private.join("left-1")).unwrap();
+            }
+            let mut all = [unfinished, identity, documents][turns..].concat();
+            all.extend(others);
+            all.sort_unstable();
+            assert_eq!(names(&private), all, "after {turns}");
         }
     }
 }

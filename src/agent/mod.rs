@@ -4,6 +4,7 @@
 mod device;
 mod failures;
 mod identity;
+mod orders;
 mod provisioned;
 mod restore;
 mod server;
@@ -18,13 +19,15 @@ use tokio::sync::watch;
 
 use crate::config::{self, Config, ConfigError};
 use crate::deliver::Snapshot;
-use crate::deliver::socket::BindError;
-use crate::lifecycle::{Event, LastError, Report};
+use crate::deliver::order::{Order, Orders};
+use crate::deliver::socket::{BindError, Lines};
+use crate::lifecycle::{Event, LastError, Report, Step};
 use crate::store::StoreError;
 use crate::system::alarm::{Alarm, Woken};
 use crate::system::service::{self, PassedSocket};
 use crate::system::{clock, random};
 use device::Device;
+use orders::Standing;
 use provisioned::Provisioned;
 use server::Server;
 use signals::{Signals, Told};
@@ -83,22 +86,25 @@ impl Place {
 /// # Errors
 /// [`AgentError`].
 pub async fn run(place: &Place, config: Config, passed: Vec<PassedSocket>) -> Result<(), AgentError> {
-    let mut signals = Signals::new(place.folders()).map_err(AgentError::Signals)?;
+    let (orders, at_loop) = Orders::channel();
+    let mut signals = Signals::new(place.folders(), at_loop).map_err(AgentError::Signals)?;
     let mut alarm = Alarm::new().map_err(AgentError::Timers)?;
     let socket = config.socket.clone();
     let mut life = Life::begin(config, None).await;
     // What is held is served from the first answer on: it is read before the socket is there.
     let (publish, snapshots) = watch::channel(Arc::new(life.snapshot()));
-    let mut server = Server::start(passed, &socket, &snapshots)?;
+    let lines = Lines { snapshots, orders };
+    let mut server = Server::start(passed, &socket, &lines)?;
     service::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
 
     while let Some((config, provisioned)) = life.live(place, &publish, &mut signals, &mut alarm).await {
-        server.follow(&config.socket, &snapshots).await;
+        server.follow(&config.socket, &lines).await;
         life = Life::begin(config, provisioned).await;
     }
     service::stopping();
     tracing::info!("miaf-agent ends");
+    drop(signals); // who waits for an order to be taken is told that it is not
     server.stop().await;
     Ok(())
 }
@@ -159,6 +165,12 @@ impl Life {
                     told = signals.next(false) => match told {
                         Told::Stop => None,
                         Told::Reload | Told::Changed => Some(reload(place).unwrap_or(*config)),
+                        Told::Order(given) => {
+                            let why = "The agent's state cannot be read, and nothing is done before it can be: GET \
+                                       /v1/status says what to correct. It is looked at again now.";
+                            orders::refuse(given, why);
+                            Some(*config)
+                        }
                     },
                     () = tokio::time::sleep(STATE_POLL) => Some(*config),
                 };
@@ -183,9 +195,26 @@ async fn drive(
     let mut event = Event::Wake;
     let mut reloaded = None;
     loop {
-        let step = device.step(event, clock::now(), &mut random::unit);
+        let mut step = device.step(event, clock::now(), &mut random::unit);
+        let mut leaves = false;
+        // An order that came with another configuration is for the device under that one.
+        while reloaded.is_none()
+            && !leaves
+            && let Some(order) = signals.taken.next()
+        {
+            if order == Order::ResetIdentity {
+                leaves = true;
+            } else {
+                let ordered = device.order(order);
+                let after = device.step(ordered, clock::now(), &mut random::unit);
+                step = Step { action: step.action.or(after.action), ..after };
+            }
+        }
         signals.wait_begins(Some(LONGEST_ACTION));
         let publish_again = signals.undisturbed(device.settle(clock::now(), publish)).await;
+        if leaves {
+            return Some(signals.undisturbed(device.leave_identity(place)).await);
+        }
         if reloaded.is_some() {
             return reloaded; // what was under way has ended and is settled
         }
@@ -195,6 +224,7 @@ async fn drive(
         signals.wait_begins((!asleep).then_some(LONGEST_ACTION));
         // Whoever sets up a new device need not tell the agent of each change. Later it would be too easily by a slip.
         let is_new = !device.has_identity();
+        let standing = Standing { has_identity: !is_new, is_busy: !asleep };
         let current = device.config.clone();
         let work = async {
             let looked = device.look_at_provisioned(clock::now()).await;
@@ -219,9 +249,10 @@ async fn drive(
                     // configuration does not even disturb it.
                     Told::Reload => reloaded = reload(place).or(reloaded),
                     Told::Changed => reloaded = changed(place, &current).or(reloaded),
+                    Told::Order(given) => signals.taken.take(given, standing, place),
                 },
             }
-            if asleep && reloaded.is_some() {
+            if asleep && (reloaded.is_some() || !signals.taken.is_empty()) {
                 break Event::Wake;
             }
         };
@@ -246,11 +277,18 @@ async fn wait_for_configuration(place: &Place, signals: &mut Signals) -> Option<
             }
         }
         let mut told = tokio::time::timeout(CONFIGURATION_LOOK, signals.next(true)).await;
-        while told == Ok(Told::Changed) {
+        while matches!(told, Ok(Told::Changed)) {
             told = tokio::time::timeout(QUIET, signals.next(true)).await;
         }
-        if told == Ok(Told::Stop) {
-            return None;
+        match told {
+            Ok(Told::Stop) => return None,
+            Ok(Told::Order(given)) => {
+                let file = place.file.display();
+                let why =
+                    format!("This device is not configured: set [mis] in {file}. It goes on by itself then.");
+                orders::refuse(given, &why);
+            }
+            _ => {}
         }
     }
 }

@@ -2,17 +2,13 @@
 //! for each right that the agent binds itself.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::config;
-use crate::deliver::Snapshot;
-use crate::deliver::socket::{BindError, Right, Socket};
+use crate::deliver::socket::{BindError, Lines, Right, Socket};
 use crate::system::service::PassedSocket;
-
-type Snapshots = watch::Receiver<Arc<Snapshot>>;
 
 /// All sockets. They are gone with it, those apart that the service manager keeps.
 pub(super) struct Server {
@@ -24,16 +20,16 @@ impl Server {
     pub(super) fn start(
         passed: Vec<PassedSocket>,
         at: &config::Socket,
-        snapshots: &Snapshots,
+        lines: &Lines,
     ) -> Result<Self, BindError> {
         let mut server = Self { passed: Vec::new(), bound: Vec::new() };
         for socket in passed {
-            server.passed.extend(adopt(socket, snapshots)?);
+            server.passed.extend(adopt(socket, lines)?);
         }
         // Where some are passed, one that is not was taken away: its right is not given by another way.
         if server.passed.is_empty() {
             for right in Right::ALL {
-                server.bound.push((right, at.clone(), bind(right, at, snapshots)?));
+                server.bound.push((right, at.clone(), bind(right, at, lines)?));
             }
         }
         Ok(server)
@@ -41,12 +37,12 @@ impl Server {
 
     /// Moves to other places, if the configuration names such that can be had. What the service manager passed stays
     /// where its unit has it.
-    pub(super) async fn follow(&mut self, to: &config::Socket, snapshots: &Snapshots) {
+    pub(super) async fn follow(&mut self, to: &config::Socket, lines: &Lines) {
         for (right, at, served) in &mut self.bound {
             if place(to, *right) == place(at, *right) {
                 continue;
             }
-            match bind(*right, to, snapshots) {
+            match bind(*right, to, lines) {
                 Ok(moved) => {
                     *at = to.clone();
                     std::mem::replace(served, moved).stop().await;
@@ -72,9 +68,9 @@ struct Served {
 }
 
 impl Served {
-    fn new(socket: Socket, snapshots: &Snapshots) -> Self {
+    fn new(socket: Socket, lines: &Lines) -> Self {
         let (open, closing) = watch::channel(());
-        Self { task: tokio::spawn(socket.serve(snapshots.clone(), closing)), open }
+        Self { task: tokio::spawn(socket.serve(lines.clone(), closing)), open }
     }
 
     async fn stop(self) {
@@ -84,7 +80,7 @@ impl Served {
 }
 
 /// `None` for one whose right is unknown: it is not served.
-fn adopt(passed: PassedSocket, snapshots: &Snapshots) -> Result<Option<Served>, BindError> {
+fn adopt(passed: PassedSocket, lines: &Lines) -> Result<Option<Served>, BindError> {
     let PassedSocket { name, listener } = passed;
     let address = listener.local_addr().ok();
     let path = address.as_ref().and_then(|address| address.as_pathname()).unwrap_or(Path::new("")).to_owned();
@@ -98,14 +94,14 @@ fn adopt(passed: PassedSocket, snapshots: &Snapshots) -> Result<Option<Served>, 
     };
     let socket = Socket::adopt(listener, right).map_err(|source| BindError::new(&path, source))?;
     tracing::info!(socket = %path.display(), right = right.as_str(), "local programs are served");
-    Ok(Some(Served::new(socket, snapshots)))
+    Ok(Some(Served::new(socket, lines)))
 }
 
-fn bind(right: Right, at: &config::Socket, snapshots: &Snapshots) -> Result<Served, BindError> {
+fn bind(right: Right, at: &config::Socket, lines: &Lines) -> Result<Served, BindError> {
     let Place { path, group } = place(at, right);
     let socket = Socket::bind(path, right, group)?;
     tracing::info!(socket = %path.display(), right = right.as_str(), "local programs are served");
-    Ok(Served::new(socket, snapshots))
+    Ok(Served::new(socket, lines))
 }
 
 #[derive(PartialEq, Eq)]

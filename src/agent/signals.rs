@@ -1,16 +1,19 @@
-//! What the agent hears from outside while it waits: signals, and changes to its configuration. Meanwhile the watchdog is
-//! fed: all of this belongs to the main loop alone.
+//! What the agent hears from outside while it waits: signals, changes to its configuration, and orders. Meanwhile the
+//! watchdog is fed: all of this belongs to the main loop alone.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
+use super::orders::Taken;
+use crate::deliver::order::Given;
 use crate::system::service::Watchdog;
 use crate::system::watch::FolderWatch;
 
 /// What is heard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Told {
     /// End.
     Stop,
@@ -18,9 +21,11 @@ pub(super) enum Told {
     Reload,
     /// The configuration may have changed, and nobody has said that it is complete.
     Changed,
+    /// An operator wants something done, and waits for the answer.
+    Order(Given),
 }
 
-/// Signals, the folders of the configuration, and the watchdog.
+/// Signals, the folders of the configuration, orders, and the watchdog.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -28,11 +33,14 @@ pub(super) struct Signals {
     watchdog: Watchdog,
     folders: [PathBuf; 2],
     changes: FolderWatch,
+    orders: mpsc::Receiver<Given>,
+    /// Orders that were taken and are not carried out yet.
+    pub(super) taken: Taken,
 }
 
 impl Signals {
     /// `folders` are those that the configuration is in. They are watched from now on.
-    pub(super) fn new(folders: [PathBuf; 2]) -> std::io::Result<Self> {
+    pub(super) fn new(folders: [PathBuf; 2], orders: mpsc::Receiver<Given>) -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -40,6 +48,8 @@ impl Signals {
             watchdog: Watchdog::new(),
             changes: FolderWatch::on(&folders),
             folders,
+            orders,
+            taken: Taken::default(),
         })
     }
 
@@ -55,9 +65,10 @@ impl Signals {
             _ = self.interrupt.recv() => Told::Stop,
             _ = self.hangup.recv() => Told::Reload,
             () = self.changes.changed(), if changes_too => Told::Changed,
+            Some(given) = self.orders.recv() => Told::Order(given),
             never = self.watchdog.keep_fed() => match never {},
         };
-        if told == Told::Changed {
+        if matches!(told, Told::Changed) {
             // Before it is read: no change falls between the two.
             self.changes = FolderWatch::on(&self.folders);
         }

@@ -22,16 +22,17 @@ impl Device {
             (Fetched::NotModified, None) => return Err(MisError::NoTrust), // nothing was held to revalidate
         };
         let domains = [
-            (config.trust_domain.as_ref(), "the configuration says"),
+            (config.trust_domain.as_ref(), "the configuration says", ""),
             (
                 self.identity.as_ref().map(|i| i.svid.spiffe_id().trust_domain()),
                 "this device's identity is in",
+                ", which it leaves only on purpose: by the command miaf-agent reset-identity",
             ),
         ];
-        for (want, because) in domains {
+        for (want, because, way_out) in domains {
             if let Some(want) = want.filter(|want| *want != document.trust_domain()) {
                 let (url, got, want) = (url.clone(), document.trust_domain().clone(), want.clone());
-                return Err(MisError::OtherTrustDomain { url, got, want, because });
+                return Err(MisError::OtherTrustDomain { url, got, want, because, way_out });
             }
         }
         let changed = self.discovery.as_ref().is_none_or(|held| held.document != document);

@@ -2,6 +2,8 @@
 
 mod ask;
 mod bundle;
+mod order;
+mod reset_identity;
 mod run;
 mod status;
 mod svid;
@@ -35,6 +37,32 @@ enum Command {
     Svid(Output),
     /// Print the trust anchors that other identities are checked against, as PEM, or the SPIFFE bundle as JSON.
     Bundle(Output),
+    /// Have the agent try again now (root only).
+    ///
+    /// Everything that was refused or is being waited for is tried again now, as far as the MIS has not asked to be left
+    /// alone; the trust bundle that is served is accepted even where its sequence number went back; the clock of this
+    /// device is taken as right.
+    Retry {
+        /// The device's key is lost (its TPM was replaced or cleared): enroll with a new key.
+        #[arg(long)]
+        new_key: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Have the agent renew the identity now, and not when it is due (root only).
+    Renew(Output),
+    /// Have the device leave its trust domain, on purpose, and start as new (root only).
+    ///
+    /// Identity, key and trust bundle are put aside in the state folder and withdrawn from programs. The device then asks
+    /// for a new identity under its configuration: change that first, if it is to go elsewhere. Its new identity may be
+    /// another even where it goes back to the same identity service.
+    ResetIdentity {
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 /// How an answer is printed.
@@ -55,5 +83,8 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Status(output) => status::run(&cli.config, &output),
         Command::Svid(output) => svid::run(&cli.config, &output),
         Command::Bundle(output) => bundle::run(&cli.config, &output),
+        Command::Retry { new_key, output } => order::retry(&cli.config, &output, new_key),
+        Command::Renew(output) => order::renew(&cli.config, &output),
+        Command::ResetIdentity { yes, output } => reset_identity::run(&cli.config, &output, yes),
     }
 }

@@ -116,7 +116,7 @@ fn next_step(error: &ErrorStatus, now: SystemTime) -> String {
         (Some(at), true) => format!("it needs to be corrected; the agent looks again {}", distance(at, now)),
         (Some(at), false) => format!("the agent tries again {}", distance(at, now)),
         (None, _) => {
-            "the agent waits until it is corrected: at the MIS, in the configuration, or by a restart".into()
+            "the agent waits until it is corrected, at the MIS or in the configuration, or until miaf-agent retry".into()
         }
     }
 }

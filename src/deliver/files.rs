@@ -111,12 +111,25 @@ impl Publisher {
         Ok(Some(generation))
     }
 
+    /// Takes away everything that was published: the identity is left. What is published next has a higher number than
+    /// anything before it, so that no reader takes it for the same.
+    ///
+    /// # Errors
+    /// [`PublishError`]; part of it may still be there.
+    pub fn withdraw(&mut self) -> Result<(), PublishError> {
+        for folder in [&mut self.files].into_iter().chain(&mut self.secrets) {
+            folder.published = None;
+        }
+        self.withdraw_secrets()?;
+        self.files.withdraw(true)
+    }
+
     /// Takes away what was published of software keys.
     ///
     /// # Errors
     /// [`PublishError`].
     pub fn withdraw_secrets(&self) -> Result<(), PublishError> {
-        self.secrets.as_ref().map_or(Ok(()), Folder::withdraw)
+        self.secrets.as_ref().map_or(Ok(()), |folder| folder.withdraw(false))
     }
 }
 
@@ -147,17 +160,24 @@ impl Folder {
         Ok(generation)
     }
 
-    /// Whatever a power cut left of an earlier one included; `current` last.
-    fn withdraw(&self) -> Result<(), PublishError> {
+    /// Whatever a power cut left of an earlier one included; `current` first, so that nobody reads half a generation.
+    /// Where `numbers_go_on`, an empty folder keeps the number.
+    fn withdraw(&self, numbers_go_on: bool) -> Result<(), PublishError> {
         let remove = || {
             if !self.dir.is_dir() {
                 return Ok(());
             }
-            for old in Generations::read(&self.dir)?.all {
-                fs::remove_dir_all(self.dir.join(old.to_string()))?;
+            let there = Generations::read(&self.dir)?;
+            if numbers_go_on && there.newest > 0 {
+                files::make_dir(&self.dir.join((there.newest + 1).to_string()), 0o700, None)?;
             }
             files::remove_if_there(&self.dir.join(".current.new"))?;
-            files::remove_if_there(&self.dir.join(CURRENT))
+            files::remove_if_there(&self.dir.join(CURRENT))?;
+            files::sync_dir(&self.dir)?; // a power cut brings nothing back
+            for old in there.all {
+                fs::remove_dir_all(self.dir.join(old.to_string()))?;
+            }
+            files::sync_dir(&self.dir)
         };
         remove().map_err(|source| PublishError::Files { dir: self.dir.clone(), source })
     }
@@ -490,6 +510,26 @@ mod tests {
         publisher.publish(Some(&identity()), Some(&bundle(1)), NOW).unwrap();
         assert!(names(memory.path()).is_empty());
         assert!(disk.path().join("svid/current/key.pem").exists());
+    }
+
+    #[test]
+    fn a_withdrawn_identity_is_gone_with_its_bundle_and_its_number_is_not_used_again() {
+        let (disk, memory) = (folder_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
+        let mut publisher = publisher_with(disk.path(), Some(memory.path()));
+        publisher.withdraw().unwrap();
+        assert!(!disk.path().join("svid").exists(), "there was nothing to withdraw");
+        let identity = identity_with(software(disk.path()));
+        for sequence in 1..=2 {
+            publisher.publish(Some(&identity), Some(&bundle(sequence)), NOW).unwrap();
+        }
+        publisher.withdraw().unwrap();
+        let dir = disk.path().join("svid");
+        assert_eq!(names(&dir), ["3"]);
+        assert!(names(&dir.join("3")).is_empty() && names(memory.path()).is_empty());
+        // The same content is another publication.
+        assert_eq!(publisher.publish(Some(&identity), Some(&bundle(2)), NOW).unwrap(), Some(4));
+        assert_eq!(names(&dir), ["4", "current"]);
+        assert!(memory.path().join("current/key.pem").exists());
     }
 
     /// The usual folder for temporary files may itself be on a tmpfs.

@@ -1,7 +1,9 @@
 //! What local programs get: [`files`] and the [`socket`]. Both work from a [`Snapshot`]; neither reaches into the
-//! lifecycle.
+//! lifecycle. An operator's [`order`] goes the other way.
 
+mod answers;
 pub mod files;
+pub mod order;
 pub mod socket;
 pub mod status;
 

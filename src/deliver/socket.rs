@@ -1,4 +1,4 @@
-//! The local socket: HTTP/1.1 and JSON, errors as Problem Details. Who may connect is decided by the kernel through the
+//! The local sockets: who comes in, and how long they may take. Who may connect is decided by the kernel through the
 //! socket file's owner and mode; who did is known from `SO_PEERCRED`.
 
 use std::convert::Infallible;
@@ -12,22 +12,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde::Serialize;
-use serde_json::json;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
 use super::Snapshot;
-use super::status::{Status, SvidDocument};
-use crate::system::{clock, files};
+use super::answers::{Caller, respond};
+use super::order::Orders;
+use crate::system::files;
 
 /// Connections served at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 256;
@@ -60,6 +58,15 @@ impl Right {
             Self::Admin => "admin",
         }
     }
+}
+
+/// What leads from the sockets to the agent.
+#[derive(Clone, Debug)]
+pub struct Lines {
+    /// What there is to tell.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// What is to be done.
+    pub orders: Orders,
 }
 
 /// A listening socket.
@@ -116,7 +123,7 @@ impl Socket {
 
     /// Answers until the other end of `closing` is dropped; whoever is being answered then gets the answer. A caller costs
     /// nothing but its own connection.
-    pub async fn serve(self, snapshots: watch::Receiver<Arc<Snapshot>>, mut closing: Closing) {
+    pub async fn serve(self, lines: Lines, mut closing: Closing) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let accepted = tokio::select! {
@@ -125,9 +132,9 @@ impl Socket {
             };
             match accepted {
                 Ok((stream, place)) => {
-                    let (right, snapshots, closing) = (self.right, snapshots.clone(), closing.clone());
+                    let (right, lines, closing) = (self.right, lines.clone(), closing.clone());
                     tokio::spawn(async move {
-                        serve_connection(stream, right, snapshots, closing).await;
+                        serve_connection(stream, right, lines, closing).await;
                         drop(place);
                     });
                 }
@@ -185,23 +192,22 @@ impl BindError {
     }
 }
 
-async fn serve_connection(
-    stream: UnixStream,
-    right: Right,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
-    mut closing: Closing,
-) {
+async fn serve_connection(stream: UnixStream, right: Right, lines: Lines, mut closing: Closing) {
     let caller = stream.peer_cred().map(|caller| (caller.uid(), caller.pid())).ok();
     let (uid, pid) = caller.map_or((None, None), |(uid, pid)| (Some(uid), pid));
+    let caller = Caller { right, uid, pid };
     let (has_asked, ends) = (AtomicBool::new(false), closing.clone());
     let answer = service_fn(|request: Request<Incoming>| {
         tracing::debug!(uid, pid, right = right.as_str(), method = %request.method(), path = request.uri().path(), "socket request");
         has_asked.store(true, Ordering::Relaxed);
-        let mut response = respond(&request, &snapshots.borrow());
-        if ends.has_changed().is_err() {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        let (lines, ends) = (&lines, &ends);
+        async move {
+            let mut response = respond(request, caller, lines).await;
+            if ends.has_changed().is_err() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
         }
-        async move { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -222,56 +228,4 @@ async fn serve_connection(
     if let Err(e) = ended {
         tracing::debug!(uid, pid, error = %e, "socket connection ended");
     }
-}
-
-fn respond<B>(request: &Request<B>, snapshot: &Snapshot) -> Response<Full<Bytes>> {
-    let now = clock::now().wall;
-    let known = ["/v1/status", "/v1/svid", "/v1/bundle", "/healthz", "/readyz"];
-    let path = request.uri().path();
-    if known.contains(&path) && !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut refusal = problem(StatusCode::METHOD_NOT_ALLOWED, "This address can only be read: use GET.");
-        refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return refusal;
-    }
-    match path {
-        "/v1/status" => json(StatusCode::OK, JSON, &Status::of(snapshot, now)),
-        "/v1/svid" => match SvidDocument::of(snapshot) {
-            Some(svid) => json(StatusCode::OK, JSON, &svid),
-            None => problem(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "This device has no SVID yet. GET /v1/status says what it is waiting for.",
-            ),
-        },
-        "/v1/bundle" => match &snapshot.bundle {
-            Some(held) => json(StatusCode::OK, JSON, &held.bundle.to_document()),
-            None => problem(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "This device has no trust bundle yet. GET /v1/status says what it is waiting for.",
-            ),
-        },
-        "/healthz" => json(StatusCode::OK, JSON, &json!({ "live": true })),
-        "/readyz" if snapshot.is_ready(now) => json(StatusCode::OK, JSON, &json!({ "ready": true })),
-        "/readyz" => problem(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "There is no valid SVID that the trust bundle vouches for. GET /v1/status says why.",
-        ),
-        _ => problem(StatusCode::NOT_FOUND, "There is no such address. Try GET /v1/status."),
-    }
-}
-
-const JSON: &str = "application/json";
-
-fn problem(status: StatusCode, detail: &str) -> Response<Full<Bytes>> {
-    let title = status.canonical_reason().unwrap_or("Error");
-    let body = json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail });
-    json(status, "application/problem+json", &body)
-}
-
-fn json(status: StatusCode, media_type: &'static str, body: &impl Serialize) -> Response<Full<Bytes>> {
-    let mut text = serde_json::to_vec(body).unwrap_or_default(); // these types always serialise
-    text.push(b'\n');
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
-    response
 }

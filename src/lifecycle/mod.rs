@@ -450,7 +450,12 @@ impl Lifecycle {
             return;
         }
         self.floor.lower_to(now.wall);
-        self.replace_lost_key |= order == Order::ReplaceKey && self.key_is_lost();
+        if let (Order::ReplaceKey, Some(svid)) = (order, &mut self.svid) {
+            self.replace_lost_key = true;
+            if matches!(svid.key, CurrentKey::Works) {
+                svid.key = CurrentKey::Unproven; // it did when it was last used
+            }
+        }
         if let Some(discovery) = &mut self.discovery {
             discovery.doubted = true;
         }

@@ -889,6 +889,18 @@ fn a_lost_key_is_replaced_when_the_operator_allows_it_and_that_survives_a_restar
 }
 
 #[test]
+fn a_key_that_works_is_not_replaced_whatever_the_operator_believes() {
+    let mut device = Device::active(100 * DAY);
+    device.passes(secs(60));
+    device.told(Event::Told(Order::ReplaceKey));
+    device.waits_for(ProveKey);
+    device.told(key_proven());
+    assert!(!device.lifecycle.memory().replace_lost_key);
+    device.waits_for(Action::Request(Renew, Pending));
+    assert!(device.now.wall >= START.after(50 * DAY));
+}
+
+#[test]
 fn a_lost_key_is_replaced_by_itself_when_the_svid_has_expired() {
     let mut device = whose_key_is_lost();
     while !matches!(device.doing, Some(CreateKey)) {
@@ -1360,7 +1372,7 @@ impl Watch {
         if order != Order::Renew {
             self.floor = self.floor.min(self.now.wall);
         }
-        self.may_replace |= order == Order::ReplaceKey && self.known_lost;
+        self.may_replace |= order == Order::ReplaceKey && self.svid.is_some();
         self.steps(Event::Told(order));
     }
 

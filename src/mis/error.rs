@@ -141,7 +141,9 @@ pub enum MisError {
         why: DiscoveryError,
     },
     /// A discovery document for another trust domain (miaf-v0 D6).
-    #[error("the discovery document at {url} is for the trust domain \"{got}\", but {because} \"{want}\"")]
+    #[error(
+        "the discovery document at {url} is for the trust domain \"{got}\", but {because} \"{want}\"{way_out}"
+    )]
     OtherTrustDomain {
         /// What was asked.
         url: Url,
@@ -151,6 +153,8 @@ pub enum MisError {
         want: TrustDomain,
         /// Where that is said.
         because: &'static str,
+        /// What else to do than to correct the address.
+        way_out: &'static str,
     },
     /// A bundle that breaks B1 or B2.
     #[error("the trust bundle at {url} is refused: {why}")]

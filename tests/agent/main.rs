@@ -15,6 +15,7 @@ mod files;
 mod keys;
 mod main_job;
 mod offline;
+mod orders;
 mod proxy;
 mod refusals;
 mod service_manager;

@@ -1,0 +1,386 @@
+//! The operator's orders: where they are taken, what they say, and leaving a trust domain on purpose.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use development_mis::{Endpoint, Fault, Mis, Settings};
+use serde_json::{Value, json};
+
+use crate::support::agent::{Device, PATIENCE};
+use crate::world::{self, World};
+
+const ADMIN: &str = "run/admin.sock";
+const ORDERS: [&str; 3] = ["/v1/retry", "/v1/renew", "/v1/reset-identity"];
+const LEAVE: &str = r#"{"trustDomain":"factory.example"}"#;
+
+/// Status and body of the answer to `POST path` on the administration socket.
+fn post(device: &Device, path: &str, body: &str) -> (u16, Value) {
+    post_at(device, ADMIN, path, body)
+}
+
+fn post_at(device: &Device, socket: &str, path: &str, body: &str) -> (u16, Value) {
+    let length = body.len();
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    let (status, body) = device.request_at(socket, &request).expect("an answer");
+    (status, serde_json::from_str(&body).expect("JSON"))
+}
+
+fn detail(answer: &Value) -> &str {
+    answer["detail"].as_str().expect("a detail")
+}
+
+/// Where identities that were left are kept.
+fn left_folders(device: &Device) -> Vec<String> {
+    let names = fs::read_dir(device.path("state/private")).unwrap();
+    let mut names: Vec<String> = names.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name.starts_with("left-"));
+    names.sort();
+    names
+}
+
+#[test]
+fn orders_are_taken_on_the_administration_socket_alone() {
+    let world = World::enrolled();
+    for path in ORDERS {
+        for socket in ["run/agent.sock", "run/sign.sock"] {
+            let (status, answer) = post_at(&world.device, socket, path, LEAVE);
+            assert_eq!((status, &answer["status"]), (403, &403.into()), "{path} on {socket}");
+            assert!(detail(&answer).contains("admin.sock"), "{answer}");
+        }
+        let mut stream = UnixStream::connect(world.device.path(ADMIN)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+        assert!(answer.to_lowercase().contains("\r\nallow: post\r\n"), "{answer}");
+    }
+    assert!(!world.device.log().contains("an operator orders"), "nothing of that was an order");
+    assert_eq!(world.device.status()["state"], "active");
+    // What the others answer, it answers too.
+    assert_eq!(post_at(&world.device, ADMIN, "/v1/status", "").0, 405);
+}
+
+#[test]
+fn an_order_is_answered_with_what_will_happen_and_logged_with_who_gave_it() {
+    let world = World::enrolled();
+    for (path, body, says) in [
+        ("/v1/retry", "", "is tried again now"),
+        ("/v1/retry", "{\"newKey\":true}", "a new one, as far as"),
+        ("/v1/renew", "", "is renewed now"),
+    ] {
+        let (status, answer) = post(&world.device, path, body);
+        assert_eq!((status, &answer["accepted"]), (202, &true.into()), "{answer}");
+        assert!(detail(&answer).contains(says), "{answer}");
+    }
+    world.device.wait_until("all are carried out", |device| {
+        device.log().matches("an operator's order is carried out").count() == 3
+    });
+    let (log, pid) = (world.device.log(), std::process::id());
+    for order in ["retry", "retry --new-key", "renew"] {
+        let line = log.lines().find(|line| line.contains(&format!("an operator orders: {order}")));
+        let line = line.unwrap_or_else(|| panic!("{order} is not in {log}"));
+        assert!(
+            line.contains("INFO") && line.contains("uid=") && line.contains(&format!("pid={pid}")),
+            "{line}"
+        );
+    }
+    world.device.wait_for("active");
+}
+
+#[test]
+fn a_body_that_means_something_else_is_refused_with_what_is_allowed() {
+    let world = World::enrolled();
+    let long = format!("{{\"newKey\":true{}}}", " ".repeat(5000));
+    for (path, body, status, says) in [
+        ("/v1/retry", "{\"newKey\":\"yes\"}", 400, "be empty, or {\"newKey\": true}"),
+        ("/v1/retry", "{\"now\":true}", 400, "unknown field `now`"),
+        ("/v1/renew", "{\"newKey\":true}", 400, "must be empty"),
+        ("/v1/retry", long.as_str(), 413, "4096 bytes"),
+        ("/v1/reset-identity", "", 400, "{\"trustDomain\": \"factory.example\"}"),
+        (
+            "/v1/reset-identity",
+            "{\"trustDomain\":\"other.example\"}",
+            409,
+            "in the trust domain \"factory.example\"",
+        ),
+    ] {
+        let (answered, answer) = post(&world.device, path, body);
+        assert_eq!((answered, &answer["status"]), (status, &status.into()), "{path} {body}: {answer}");
+        assert!(detail(&answer).contains(says), "{answer}");
+    }
+    // One that never comes to its end costs its own connection, and holds up nobody.
+    let mut slow = UnixStream::connect(world.device.path(ADMIN)).unwrap();
+    write!(slow, "POST /v1/renew HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{{").unwrap();
+    assert_eq!(post(&world.device, "/v1/retry", "").0, 202);
+    let mut answer = String::new();
+    slow.set_read_timeout(Some(PATIENCE)).unwrap();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert_eq!(world.device.status()["state"], "active");
+}
+
+#[test]
+fn an_order_that_makes_no_sense_is_refused_with_what_to_do() {
+    let mut world = World::new();
+    world.device.configure("state_dir = \"{dir}/state\"\n[socket]\npath = \"{dir}/run/agent.sock\"\n");
+    world.device.start();
+    for (path, body) in ORDERS.into_iter().zip(["", "", LEAVE]) {
+        let (status, answer) = post(&world.device, path, body);
+        assert_eq!(status, 409, "{answer}");
+        assert!(detail(&answer).contains("set [mis] in"), "{answer}");
+    }
+
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(503, "unavailable", Some("3600")));
+    world.configure("");
+    world.wait_for_requests(Endpoint::Enrollment, 1);
+    for (path, body, says) in
+        [("/v1/renew", "", "no identity yet"), ("/v1/reset-identity", LEAVE, "there is none to leave")]
+    {
+        let (status, answer) = post(&world.device, path, body);
+        assert_eq!(status, 409, "{answer}");
+        assert!(detail(&answer).contains(says), "{answer}");
+    }
+    assert_eq!(post(&world.device, "/v1/retry", "").0, 202);
+    assert!(left_folders(&world.device).is_empty());
+}
+
+#[test]
+fn while_the_state_cannot_be_read_an_order_is_refused() {
+    let mut world = World::enrolled();
+    world.device.kill();
+    let (record, away) = (world.device.path("state/private/identity.json"), world.device.path("away.json"));
+    fs::rename(&record, &away).unwrap();
+    fs::create_dir(&record).unwrap();
+    world.device.start();
+    world.device.wait_for("blocked");
+    let (status, answer) = post(&world.device, "/v1/retry", "");
+    assert_eq!(status, 409);
+    assert!(detail(&answer).contains("state cannot be read"), "{answer}");
+    fs::remove_dir(&record).unwrap();
+    fs::rename(&away, &record).unwrap();
+    post(&world.device, "/v1/retry", "");
+    world.device.wait_for("active");
+}
+
+#[test]
+fn an_order_is_answered_at_once_and_carried_out_when_what_is_under_way_has_ended() {
+    let world = World::renewing();
+    let id = world.device.status()["spiffeId"].clone();
+    world.mis.fault(Endpoint::Renewal, Fault::StallAnswer(Duration::from_secs(6)));
+    world.device.wait_until("a renewal is under way", |_| world.mis.waiting_faults() == 0);
+    let asked = Instant::now();
+    let (status, answer) = post(&world.device, "/v1/reset-identity", LEAVE);
+    assert_eq!(status, 202, "{answer}");
+    assert!(detail(&answer).ends_with("when what the agent is doing has ended."), "{answer}");
+    assert!(asked.elapsed() < Duration::from_secs(3), "it is answered while the MIS keeps the agent waiting");
+    assert_eq!(world.device.status()["spiffeId"], id, "an action is never dropped half-way");
+    for _ in 0..3 {
+        assert_eq!(post(&world.device, "/v1/retry", "").0, 202);
+    }
+    let (status, answer) = post(&world.device, "/v1/retry", "");
+    assert_eq!(status, 503, "{answer}");
+    world.device.wait_until("it is carried out", |device| device.log().contains("has left its identity"));
+    world.wait_for_requests(Endpoint::Enrollment, 2);
+    world.device.wait_for_status("another identity", |status| status["svid"].is_object());
+    // The answer of the renewal was put aside too: it did not bring the old identity back.
+    assert!(world.device.path("state/private/left-1/answer.json").exists());
+}
+
+/// Another MIS, with its own factory credential for this device.
+fn other_mis(folder: &Path) -> Mis {
+    let mut settings = Settings {
+        folder: folder.join("other"),
+        trust_domain: "other.example".into(),
+        ..Settings::default()
+    };
+    settings.policy.refresh_hint = None;
+    Mis::start(settings).unwrap()
+}
+
+#[test]
+fn a_device_leaves_for_another_trust_domain_on_purpose_and_not_otherwise() {
+    let world = World::enrolled();
+    let before = world.device.status();
+    let generation: u64 =
+        serde_json::from_str::<Value>(&world.device.get("/v1/svid").unwrap().1).unwrap()["generation"]
+            .as_u64()
+            .unwrap();
+    let svid = world.device.published("svid.pem");
+    let folder = tempfile::tempdir().unwrap();
+    let other = other_mis(folder.path());
+    world.device.configure(&world::config(&other, &world.tpm, ""));
+    world.device.signal("HUP");
+    let refused = world.device.wait_for_error("this device's identity is in \\\"factory.example\\\"");
+    assert!(
+        refused["lastError"]["detail"].as_str().unwrap().contains("miaf-agent reset-identity"),
+        "{refused:#}"
+    );
+    assert_eq!(world.device.published("svid.pem"), svid, "what is held stays in use");
+
+    // Nobody answers at the new place for a while: what there is to see without an identity can be seen.
+    other.stop_listening().unwrap();
+    let (status, answer) = post(&world.device, "/v1/reset-identity", LEAVE);
+    assert_eq!(status, 202, "{answer}");
+    let none = world.device.wait_for_status("no identity", |status| status["spiffeId"].is_null());
+    assert!(none["svid"].is_null() && none["bundle"].is_null() && none["trustDomain"].is_null(), "{none:#}");
+    assert_eq!(world.device.get("/v1/svid").unwrap().0, 503);
+    assert_eq!(world.device.get("/v1/bundle").unwrap().0, 503);
+    assert_eq!(world.device.get("/readyz").unwrap().0, 503);
+    let published = world.device.path("state/svid");
+    assert!(fs::symlink_metadata(published.join("current")).is_err(), "nothing is published");
+    for folder in fs::read_dir(&published).unwrap() {
+        assert_eq!(fs::read_dir(folder.unwrap().path()).unwrap().count(), 0, "and nothing lies about");
+    }
+    let left = world.device.path("state/private/left-1");
+    for record in ["identity.json", "discovery.json", "bundle.json"] {
+        assert!(left.join(record).exists(), "{record} is kept");
+        assert!(!world.device.path("state/private").join(record).exists(), "{record} is out of the way");
+    }
+    let log = world.device.log();
+    let line =
+        log.lines().find(|line| line.contains("on the operator's order this device has left")).unwrap();
+    assert!(line.contains("WARN") && line.contains(before["spiffeId"].as_str().unwrap()), "{line}");
+
+    other.resume().unwrap();
+    let after = world.device.wait_for("active");
+    assert_eq!(after["trustDomain"], "other.example");
+    assert_ne!(after["spiffeId"], before["spiffeId"]);
+    let answer: Value = serde_json::from_str(&world.device.get("/v1/svid").unwrap().1).unwrap();
+    assert!(answer["generation"].as_u64().unwrap() > generation, "no number means two things");
+    let said: Value = serde_json::from_str(&world.device.published("identity.json")).unwrap();
+    assert_eq!(said["spiffeId"], after["spiffeId"]);
+}
+
+#[test]
+fn the_configuration_is_read_anew_and_a_bad_one_keeps_the_device_where_it_is() {
+    let world = World::enrolled();
+    world.device.configure("nonsense");
+    let (status, answer) = post(&world.device, "/v1/reset-identity", LEAVE);
+    assert_eq!(status, 409, "{answer}");
+    assert!(detail(&answer).contains("config.toml"), "{answer}");
+    assert_eq!(world.device.status()["state"], "active");
+    // One that names no MIS: the device goes nowhere.
+    world.device.configure("state_dir = \"{dir}/state\"\n[socket]\npath = \"{dir}/run/agent.sock\"\n");
+    assert_eq!(post(&world.device, "/v1/reset-identity", LEAVE).0, 202);
+    world.device.wait_for("unconfigured");
+    assert!(fs::symlink_metadata(world.device.path("state/svid/current")).is_err());
+    world.configure("");
+    assert_eq!(world.device.wait_for("active")["trustDomain"], "factory.example");
+}
+
+#[test]
+fn software_keys_are_withdrawn_from_their_own_folder_too() {
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut world = World::new();
+    world.tpm.stop();
+    let keys = memory.path().join("keys");
+    let more = format!("[files]\nsoftware_key_dir = \"{}\"", keys.display());
+    let config = world::config(&world.mis, &world.tpm, &more);
+    world.device.configure(&config.replace("[key]", "[key]\nprovider = \"software\""));
+    world.device.start();
+    world.device.wait_for("active");
+    let key = fs::read_to_string(keys.join("current/key.pem")).unwrap();
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::Status(503));
+    assert_eq!(post(&world.device, "/v1/reset-identity", LEAVE).0, 202);
+    world.device.wait_for_status("no identity", |status| status["spiffeId"].is_null());
+    assert_eq!(fs::read_dir(&keys).unwrap().count(), 0);
+    world.mis.clear_faults();
+    world.device.wait_for("active");
+    assert_ne!(fs::read_to_string(keys.join("current/key.pem")).unwrap(), key);
+}
+
+#[test]
+fn a_wait_that_the_mis_asked_for_is_not_lost_with_the_identity() {
+    let world = World::enrolled();
+    world.mis.sticky_fault(Endpoint::Bundle, Fault::problem(503, "unavailable", Some("600")));
+    let waits = world.device.path("state/private/waits.json");
+    world.device.wait_until("the wait is stored", |_| waits.exists());
+    assert_eq!(post(&world.device, "/v1/reset-identity", LEAVE).0, 202);
+    world.device.wait_for_status("no identity", |status| status["spiffeId"].is_null());
+    let (status, seen) = world.after(Duration::from_secs(3));
+    assert!(seen.iter().all(|entry| !world::is_at(entry, Endpoint::Bundle)), "{seen:?}");
+    assert_eq!(status["state"], "discovering");
+    assert!(waits.exists());
+}
+
+#[test]
+fn a_power_cut_at_any_step_leaves_the_identity_or_none_and_publishes_what_is_held() {
+    let mut world = World::enrolled();
+    let state = world.device.path("state");
+    let private = state.join("private");
+    let id = world.device.status()["spiffeId"].clone();
+    // Half-way by hand: withdrawn and not put aside yet; put aside and the documents not yet.
+    world.device.kill();
+    fs::remove_file(state.join("svid/current")).unwrap();
+    fs::create_dir(private.join("left-1")).unwrap();
+    world.device.start();
+    assert_eq!(world.device.wait_for("active")["spiffeId"], id);
+    world.device.wait_until("published again", |device| device.path("state/svid/current/svid.pem").exists());
+    assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "it has not left");
+
+    world.device.kill();
+    fs::remove_dir_all(state.join("svid")).unwrap();
+    fs::rename(private.join("identity.json"), private.join("left-1/identity.json")).unwrap();
+    world.device.start();
+    world.device.wait_for("active");
+    assert_eq!(world.seen(Endpoint::Enrollment).len(), 2, "it has left, and enrolls as new");
+
+    // And wherever it happens to strike.
+    for delay in [0, 1, 2, 4, 7, 12, 20] {
+        let before = world.device.published("svid.pem");
+        assert_eq!(post(&world.device, "/v1/reset-identity", LEAVE).0, 202);
+        std::thread::sleep(Duration::from_millis(delay));
+        world.device.kill();
+        let kept = private.join("identity.json").exists();
+        world.device.start();
+        world.device.wait_for("active");
+        world.device.wait_until("published", |device| device.path("state/svid/current/svid.pem").exists());
+        let svid: Value = serde_json::from_str(&world.device.get("/v1/svid").unwrap().1).unwrap();
+        let served = svid["certificateChainPem"].as_array().unwrap();
+        let served: String = served.iter().map(|pem| pem.as_str().unwrap()).collect();
+        assert_eq!(world.device.published("svid.pem"), served);
+        assert!(kept || served != before, "an identity that was put aside does not come back");
+    }
+    assert!(!world.device.log().contains("cannot be used and is set aside"), "nothing was torn");
+}
+
+#[test]
+fn the_commands_give_orders_and_say_in_words_what_comes_of_it() {
+    let world = World::enrolled();
+    let run = |arguments: &[&str]| {
+        let output = world.device.run(arguments);
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout), text(output.stderr))
+    };
+    let (taken, said, _) = run(&["retry"]);
+    assert!(taken && said.contains("is tried again now"), "{said}");
+    let (taken, said, _) = run(&["retry", "--new-key", "--json"]);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert!(taken && said["accepted"] == json!(true) && detail(&said).contains("new one"), "{said}");
+    let (taken, said, _) = run(&["renew"]);
+    assert!(taken && said.contains("renewed now") && said.contains("miaf-agent status"), "{said}");
+    let agent = world.device.path("run/agent.sock");
+    let (taken, _, said) = run(&["renew", "--socket", agent.to_str().unwrap()]);
+    assert!(!taken && said.contains("admin.sock"), "{said}");
+
+    let (taken, _, said) = run(&["reset-identity"]);
+    assert!(!taken && said.contains("\"factory.example\"") && said.contains("--yes"), "{said}");
+    world.device.wait_for("active"); // it has renewed, and has not left
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::Status(503));
+    let (taken, said, _) = run(&["reset-identity", "--yes"]);
+    assert!(taken && said.contains("leaves its identity"), "{said}");
+    world.device.wait_for_status("no identity", |status| status["spiffeId"].is_null());
+    let (taken, _, said) = run(&["reset-identity", "--yes"]);
+    assert!(!taken && said.contains("has no identity"), "{said}");
+    let (taken, _, said) = run(&["renew"]);
+    assert!(!taken && said.contains("no identity yet"), "{said}");
+
+    let none = Device::new("[socket]\npath = \"{dir}/run/agent.sock\"\n");
+    let said = String::from_utf8(none.run(&["retry"]).stderr).unwrap();
+    assert!(said.contains("run/admin.sock") && said.contains("systemctl status miaf-agent"), "{said}");
+}
