@@ -118,6 +118,8 @@ pub struct ProvenTime {
 /// Waits that the MIS asked for (miaf-v0 E8).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CachedWaits {
+    /// The address of the discovery document of the MIS that asked for them.
+    pub mis: Option<String>,
     /// The boot in which the boot times below mean something.
     pub boot_id: Option<String>,
     /// For discovery.
@@ -137,7 +139,7 @@ pub struct CachedWaits {
 
 impl CachedWaits {
     /// What the lifecycle is not to forget, in the words of both clocks.
-    pub fn new(memory: &Memory, boot_id: Option<String>, now: Now) -> Self {
+    pub fn new(memory: &Memory, mis: Option<String>, boot_id: Option<String>, now: Now) -> Self {
         let write = |until: Option<BootTime>| {
             until.map(|boot| {
                 let left = now.boot.until(boot);
@@ -146,6 +148,7 @@ impl CachedWaits {
             })
         };
         Self {
+            mis,
             boot_id,
             discovery: write(memory.waits.discovery),
             bundle: write(memory.waits.bundle),

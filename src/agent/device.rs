@@ -112,7 +112,8 @@ impl Device {
             let store = self.store.clone();
             return blocking(move || forget::<store::CachedWaits>(&store)).await;
         }
-        match self.save(store::CachedWaits::new(&memory, clock::boot_id(), now)).await {
+        match self.save(store::CachedWaits::new(&memory, address(&self.config), clock::boot_id(), now)).await
+        {
             Ok(()) => self.stored_memory = memory,
             Err(e) => {
                 tracing::warn!(error = %e, "a wait that the MIS asked for would not survive a restart now")
@@ -267,6 +268,11 @@ impl Device {
         let store = self.store.clone();
         blocking(move || store.save(&record)).await
     }
+}
+
+/// Where the MIS is found.
+pub(super) fn address(config: &Config) -> Option<String> {
+    config.mis.as_ref().map(|mis| mis.discovery_url.to_string())
 }
 
 /// The identity as it is stored, with the renewal moment drawn for it.

@@ -64,8 +64,8 @@ pub(super) fn refuse(given: Given, why: &str) {
 fn senseless(order: Order, standing: Standing, place: &Place) -> Option<String> {
     match order {
         Order::Renew if !standing.has_identity => Some(
-            "This device has no identity yet that could be renewed. GET /v1/status says what it is waiting for; \
-             to have it try again now, order a retry."
+            "This device has no identity yet that could be renewed. Its status says what it is waiting for; a retry has \
+             it try again now."
                 .to_owned(),
         ),
         Order::ResetIdentity if !standing.has_identity => Some(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use webpki::EndEntityCert;
 
-use super::device::{Device, HeldDiscovery, KeptBundle, forget};
+use super::device::{Device, HeldDiscovery, KeptBundle, address, forget};
 use super::failures::Spoken;
 use super::identity::{fits, svid_facts};
 use super::provisioned::Provisioned;
@@ -56,7 +56,9 @@ impl Device {
         let bundle =
             cached(&store).and_then(|cached| read_bundle(cached, discovery.as_ref(), identity.as_ref()));
         let (pending, answer) = load_unfinished(&store, record.as_ref(), &keys)?;
-        let waiting: store::CachedWaits = cached(&store).unwrap_or_default();
+        // What another MIS asked for does not bind this one.
+        let waiting = cached(&store).filter(|waiting: &store::CachedWaits| waiting.mis == address(&config));
+        let waiting = waiting.unwrap_or_default();
         let stored_time = cached::<store::ProvenTime>(&store).map(|time| time.wall);
         let memory = Memory {
             waits: read_waits(&waiting, now),

@@ -354,16 +354,16 @@ impl Lifecycle {
     pub fn step(&mut self, event: Event, now: Now, draw: Draw<'_>) -> Step {
         self.take_in(event, now, draw);
         if self.in_flight.is_some() {
-            return Step { action: None, wake_in: self.until_expiry(now) };
+            return Step { action: None, wake_in: self.until_validity_changes(now) };
         }
         match self.next(now) {
             Next::Do(action) => {
                 self.in_flight = Some(action.clone());
-                Step { action: Some(action), wake_in: self.until_expiry(now) }
+                Step { action: Some(action), wake_in: self.until_validity_changes(now) }
             }
             Next::In(wait) => Step {
                 action: None,
-                wake_in: Some(self.until_expiry(now).map_or(wait, |expiry| wait.min(expiry))),
+                wake_in: Some(self.until_validity_changes(now).map_or(wait, |expiry| wait.min(expiry))),
             },
         }
     }
@@ -810,10 +810,12 @@ impl Lifecycle {
         }
     }
 
-    fn until_expiry(&self, now: Now) -> Option<Duration> {
+    /// When the SVID held becomes valid, or expires: people and programs are told of both.
+    fn until_validity_changes(&self, now: Now) -> Option<Duration> {
         let svid = self.svid.as_ref().filter(|_| self.floor.allows(now))?;
-        let rest = now.wall.until(svid.facts.not_after.after(Duration::from_millis(1)));
-        (!rest.is_zero()).then_some(rest)
+        let SvidFacts { not_before, not_after, .. } = svid.facts;
+        let changes = [not_before, not_after.after(Duration::from_millis(1))];
+        changes.into_iter().map(|at| now.wall.until(at)).find(|rest| !rest.is_zero())
     }
 
     fn refresh_interval(&self, facts: BundleFacts) -> Duration {

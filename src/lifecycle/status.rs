@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::gate::{Gate, LastError, Report};
-use super::{Action, CurrentKey, HeldSvid, Lifecycle};
+use super::{Action, CurrentKey, HeldSvid, Lifecycle, Request};
 use crate::time::Now;
 
 /// Where the device stands, in one word.
@@ -101,7 +101,8 @@ impl Lifecycle {
             Some(svid) if now.wall > svid.facts.not_after => State::Expired,
             Some(svid) => {
                 let asking = matches!(self.in_flight, Some(Action::Request(..) | Action::Adopt { .. }));
-                let due = now.wall >= svid.renew_at || self.reauthenticate || self.key_is_to_go(svid);
+                let enrolls = self.wanted_request(now) == Request::Enroll;
+                let due = now.wall >= svid.renew_at || enrolls || self.key_is_to_go(svid);
                 if asking || due { State::Renewing } else { State::Active }
             }
             None if self.discovery.is_none() && self.discovery_gate.is_permanent() => State::Blocked,

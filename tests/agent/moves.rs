@@ -1,0 +1,150 @@
+//! The world changes around a device that has an identity: anchors, the memory of the MIS, its clock.
+
+use std::fs;
+use std::time::Duration;
+
+use development_mis::{AnchorStep, DocumentFault, Endpoint, Fault};
+
+use crate::world::{self, World};
+
+#[test]
+fn an_anchor_rotation_leaves_the_device_trusted_at_every_step() {
+    let world = World::enrolled();
+    let before = world.device.status();
+    world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
+    let anchors = |count| {
+        move |device: &crate::support::agent::Device| {
+            device.published("bundle.pem").matches("BEGIN CERTIFICATE").count() == count
+        }
+    };
+    world.device.wait_until("both anchors", anchors(2));
+    world.mis.rotate_anchors(AnchorStep::Switch).unwrap();
+    let (status, _) = world.after(Duration::from_secs(2));
+    assert_eq!(status["svid"], before["svid"], "an SVID that is trusted is not renewed before its time");
+    assert_eq!(world.device.get("/readyz").unwrap().0, 200);
+
+    // The old one goes away, long before the SVID is to be renewed.
+    world.mis.rotate_anchors(AnchorStep::DropOld).unwrap();
+    let after = world.device.wait_for_another_svid(&before["svid"]["serial"]);
+    assert_eq!(after["spiffeId"], before["spiffeId"]);
+    world.device.wait_until("ready again", |device| device.get("/readyz").unwrap().0 == 200);
+    world.device.wait_until("one anchor", anchors(1));
+    // To an MIS that does not know its own SVIDs any more, the device shows its factory certificate after all (R6).
+    assert!(!world.seen(Endpoint::Renewal).is_empty(), "a renewal is tried first");
+}
+
+#[test]
+fn an_emptied_bundle_leads_to_no_renewal() {
+    let world = World::enrolled();
+    world.mis.sticky_fault(Endpoint::Bundle, Fault::Document(DocumentFault::EmptyKeys));
+    world.device.wait_for_error("does not vouch for the SVID");
+    let (_, seen) = world.after(Duration::from_secs(3));
+    assert!(seen.iter().all(|entry| !entry.path.contains("identities")), "no SVID would be better: {seen:?}");
+}
+
+#[test]
+fn a_bundle_that_went_back_is_accepted_on_the_operator_s_word_and_the_next_one_is_not() {
+    let mut world = World::with(|settings| settings.first_sequence = 7);
+    world.device.start();
+    world.device.wait_for("active");
+    for (sequence, held) in [(5, 7), (3, 5)] {
+        world.mis.set_sequence(sequence).unwrap();
+        world.device.wait_for_error(&format!("lower than the {held} already seen"));
+        assert!(world.device.run(&["retry"]).status.success());
+        world
+            .device
+            .wait_for_status("the bundle that is served", |status| status["bundle"]["sequence"] == sequence);
+        world.device.wait_for_status("no error", |status| status["lastError"].is_null());
+    }
+}
+
+#[test]
+fn an_mis_that_has_forgotten_the_device_may_give_it_another_name_and_that_is_said_loudly() {
+    let world = World::renewing();
+    let before = world.device.status();
+    world.mis.forget_devices().unwrap(); // restored from an old backup: 401 at renewal, 201 at enrollment (R6, E9)
+    let after = world.device.wait_for_status("another identity", |status| {
+        status["spiffeId"].is_string() && status["spiffeId"] != before["spiffeId"]
+    });
+    assert_eq!(world.seen(Endpoint::Enrollment).last().unwrap().status, Some(201));
+    let log = world.device.log();
+    let said = log.lines().find(|line| line.contains("another identity than it had")).expect("it is said");
+    assert!(said.contains("ERROR") && said.contains(after["spiffeId"].as_str().unwrap()), "{said}");
+}
+
+#[test]
+fn an_order_to_renew_renews_at_once_and_gives_a_new_key() {
+    let world = World::enrolled();
+    let (before, key) = (world.device.status(), world.device.published("key.pem"));
+    assert!(world.device.run(&["renew"]).status.success());
+    let after = world.device.wait_for_another_svid(&before["svid"]["serial"]);
+    assert_eq!(after["spiffeId"], before["spiffeId"]);
+    world.device.wait_until("the new key", |device| device.published("key.pem") != key);
+}
+
+#[test]
+fn no_order_shortens_a_wait_that_the_mis_asked_for() {
+    let mut world = World::new();
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(429, "too-many-requests", Some("4")));
+    world.device.start();
+    world.wait_for_requests(Endpoint::Enrollment, 1);
+    for order in [&["retry"][..], &["retry", "--new-key"], &["retry"]] {
+        world.device.wait_for_error("too-many-requests");
+        assert!(world.device.run(order).status.success());
+    }
+    world.mis.clear_faults();
+    world.device.wait_for("active");
+    let requests = world.seen(Endpoint::Enrollment);
+    let waited = requests[1].at - requests[0].at;
+    assert!(waited >= Duration::from_secs(4), "{waited:?} (E8)");
+}
+
+#[test]
+fn a_clock_behind_what_was_proven_is_not_believed_before_the_mis_agrees_with_it() {
+    let mut world = World::enrolled();
+    let before = world.device.status();
+    world.device.kill();
+    // An MIS whose own clock was ahead once, say.
+    let record = world.device.path("state/private/time.json");
+    assert!(record.exists(), "the time that the MIS proved is kept");
+    fs::write(&record, "{\"version\":1,\"record\":{\"wall\":4102444800000}}").unwrap();
+    world.mis.stop_listening().unwrap();
+    world.device.start();
+    let waiting = world.device.wait_for("waiting-for-clock");
+    let error = &waiting["lastError"];
+    assert_eq!(error["type"], "urn:miaf-agent:error:clock");
+    let detail = error["detail"].as_str().unwrap();
+    assert!(detail.contains("2100-01-01") && detail.contains("miaf-agent retry"), "{detail}");
+    assert_eq!(waiting["svid"]["serial"], before["svid"]["serial"], "what is held is served");
+    assert_eq!(world.device.get("/readyz").unwrap().0, 503, "nobody can tell whether it is valid");
+    assert_eq!(world.device.get("/v1/svid").unwrap().0, 200);
+
+    world.mis.resume().unwrap();
+    let after = world.device.wait_for("active");
+    assert_eq!(after["svid"], before["svid"], "nothing was thrown away, nothing asked for");
+}
+
+#[test]
+fn a_clock_that_the_operator_believes_is_believed() {
+    let mut world = World::enrolled();
+    world.device.kill();
+    let record = world.device.path("state/private/time.json");
+    fs::write(&record, "{\"version\":1,\"record\":{\"wall\":4102444800000}}").unwrap();
+    world.mis.stop_listening().unwrap();
+    world.device.start();
+    world.device.wait_for("waiting-for-clock");
+    assert!(world.device.run(&["retry"]).status.success());
+    world.device.wait_for("active");
+}
+
+#[test]
+fn a_wait_is_for_the_mis_that_asked_for_it_and_not_for_another() {
+    let mut world = World::new();
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(429, "too-many-requests", Some("86400")));
+    world.device.start();
+    world.device.wait_for_error("too-many-requests");
+    let other = World::new();
+    world.device.configure(&world::config(&other.mis, &world.tpm, ""));
+    world.device.signal("HUP");
+    world.device.wait_for("active");
+}
