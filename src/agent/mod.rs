@@ -19,8 +19,9 @@ use tokio::sync::watch;
 
 use crate::config::{self, Config, ConfigError};
 use crate::deliver::Snapshot;
+use crate::deliver::answers::Lines;
 use crate::deliver::order::{Order, Orders};
-use crate::deliver::socket::{BindError, Lines};
+use crate::deliver::socket::BindError;
 use crate::lifecycle::{Event, LastError, Report, Step};
 use crate::store::StoreError;
 use crate::system::alarm::{Alarm, Woken};

@@ -7,7 +7,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::config;
-use crate::deliver::socket::{BindError, Lines, Right, Socket};
+use crate::deliver::answers::{Lines, Right};
+use crate::deliver::socket::{BindError, Socket};
 use crate::system::service::PassedSocket;
 
 /// All sockets. They are gone with it, those apart that the service manager keeps.

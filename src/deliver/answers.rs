@@ -1,6 +1,7 @@
 //! What a socket answers: HTTP/1.1 and JSON, errors as Problem Details. Reading is answered from the snapshot alone; an
 //! order goes to the agent's loop.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -9,11 +10,11 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::Snapshot;
-use super::order::{Accepted, Address, Asked, Refusal};
-use super::socket::{Lines, Right};
+use super::order::{Accepted, Address, Asked, Orders, Refusal};
 use super::status::{Status, SvidDocument};
 use crate::spiffe::TrustDomain;
 use crate::system::clock;
@@ -22,6 +23,40 @@ use crate::system::clock;
 const MAX_BODY: usize = 4 * 1024;
 /// A request's body must be complete within this time.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a socket is for: one socket a right, so that the kernel decides, and a container can be given exactly one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    /// Reading who the device is.
+    Read,
+    /// The same, and use of the key.
+    Sign,
+    /// The same, and commands to the agent.
+    Admin,
+}
+
+impl Right {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Read, Self::Sign, Self::Admin];
+
+    /// The name that the socket has in the configuration, and as `FileDescriptorName=`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "agent",
+            Self::Sign => "sign",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// What leads from the sockets to the agent.
+#[derive(Clone, Debug)]
+pub struct Lines {
+    /// What there is to tell.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// What is to be done.
+    pub orders: Orders,
+}
 
 /// Who asks, and what the socket lets them do.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,7 @@
 //! What local programs get: [`files`] and the [`socket`]. Both work from a [`Snapshot`]; neither reaches into the
 //! lifecycle. An operator's [`order`] goes the other way.
 
-mod answers;
+pub mod answers;
 pub mod files;
 pub mod order;
 pub mod socket;

@@ -22,9 +22,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
-use super::Snapshot;
-use super::answers::{Caller, respond};
-use super::order::Orders;
+use super::answers::{Caller, Lines, Right, respond};
 use crate::system::files;
 
 /// Connections served at once; more wait in the kernel's queue.
@@ -34,40 +32,6 @@ const HEAD_LIMIT: Duration = Duration::from_secs(30);
 const MAX_HEAD: usize = 16 * 1024;
 /// How long those who are being answered have when the socket is closed.
 const GRACE: Duration = Duration::from_secs(1);
-
-/// What a socket is for: one socket a right, so that the kernel decides, and a container can be given exactly one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Right {
-    /// Reading who the device is.
-    Read,
-    /// The same, and use of the key.
-    Sign,
-    /// The same, and commands to the agent.
-    Admin,
-}
-
-impl Right {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Read, Self::Sign, Self::Admin];
-
-    /// The name that the socket has in the configuration, and as `FileDescriptorName=`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Read => "agent",
-            Self::Sign => "sign",
-            Self::Admin => "admin",
-        }
-    }
-}
-
-/// What leads from the sockets to the agent.
-#[derive(Clone, Debug)]
-pub struct Lines {
-    /// What there is to tell.
-    pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// What is to be done.
-    pub orders: Orders,
-}
 
 /// A listening socket.
 #[derive(Debug)]
