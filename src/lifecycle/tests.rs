@@ -829,6 +829,16 @@ fn a_restarted_device_remembers_what_time_it_is_at_least() {
     assert_eq!(device.doing, Some(FetchDiscovery), "the time comes with it");
 }
 
+#[test]
+fn after_a_week_asleep_what_fell_due_is_done_at_once_and_in_order() {
+    let mut device = Device::active(10 * DAY);
+    device.passes(7 * DAY);
+    assert_eq!(device.doing, Some(FetchBundle), "the bundle that is held is a week old");
+    assert_eq!(device.told(bundle()), Some(CreateKey));
+    assert_eq!(device.told(key_created()), Some(FetchDiscovery));
+    assert_eq!(device.told(discovered()), Some(Action::Request(Renew, Pending)));
+}
+
 // ---- a key that is lost ----
 
 fn whose_key_is_lost() -> Device {
@@ -1064,6 +1074,7 @@ proptest! {
                 (FetchDiscovery, "discovery") => Event::Discovery(Err(fail())),
                 (FetchDiscovery, _) => Event::Discovery(Ok(Discovered { changed: flapping, ..document() })),
                 (FetchBundle, "bundle") => Event::Bundle(Err(fail())),
+                (FetchBundle, "anchor") => bundle_without_its_anchor(),
                 (FetchBundle, _) => bundle(),
                 (CreateKey, "key") => Event::KeyCreated(Err(failure(Meaning::Local, None))),
                 (CreateKey | ProveKey, _) => good(action),
@@ -1253,7 +1264,7 @@ struct Failing {
 }
 
 fn failing() -> impl Strategy<Value = Failing> {
-    let what = prop::sample::select(vec!["discovery", "bundle", "key", "request", "issuer", "answer"]);
+    let what = prop::sample::select(vec!["discovery", "bundle", "key", "request", "issuer", "answer", "anchor"]);
     (what, meaning(), any::<bool>()).prop_map(|(what, meaning, at_once)| Failing {
         what,
         meaning,
