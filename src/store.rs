@@ -108,11 +108,13 @@ pub struct CachedBundle {
     pub regressed_since: Option<Timestamp>,
 }
 
-/// What time it was by the latest word of the MIS that was written down: it is later now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProvenTime {
+/// What was known of the time besides the wall clock: it is later now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachedTime {
     /// By the MIS.
-    pub wall: Timestamp,
+    pub proven: Option<Timestamp>,
+    /// By the operator's word.
+    pub vouched: Option<Timestamp>,
 }
 
 /// Waits that the MIS asked for (miaf-v0 E8).
@@ -208,7 +210,7 @@ json_records! {
     CachedDiscovery: "discovery.json",
     CachedBundle: "bundle.json",
     CachedWaits: "waits.json",
-    ProvenTime: "time.json",
+    CachedTime: "time.json",
 }
 
 /// The private part of the state folder.

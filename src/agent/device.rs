@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::deliver::files::{PublishError, Publisher};
 use crate::deliver::{HeldBundle, Identity, Snapshot};
 use crate::keys::{Key, KeyError, Provider};
-use crate::lifecycle::{Action, Draw, Event, LastError, Lifecycle, Memory, Report, State, Step};
+use crate::lifecycle::{Action, Draw, Event, KnownTime, LastError, Lifecycle, Memory, Report, State, Step};
 use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid;
@@ -22,6 +22,7 @@ use crate::time::{BootTime, Now, Proof, Timestamp};
 
 /// After a failure to publish the files, they are tried again this much later.
 const PUBLISH_AGAIN: Duration = Duration::from_secs(30);
+const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) struct Device {
@@ -38,7 +39,7 @@ pub(super) struct Device {
     pub(super) stored_renew_at: Option<Timestamp>,
     pub(super) stored_memory: Memory,
     pub(super) proof: Option<Proof>,
-    pub(super) stored_time: Option<Timestamp>,
+    pub(super) stored_time: store::CachedTime,
     /// The operator has said that a bundle with a lower sequence is meant to be (miaf-v0 B5).
     pub(super) accepts_regressed_bundle: bool,
     pub(super) bootstrap: Bootstrap,
@@ -63,9 +64,13 @@ pub(super) struct KeptBundle {
 
 impl Device {
     pub(super) fn step(&mut self, event: Event, now: Now, draw: Draw<'_>) -> Step {
-        if let Some(proof) = self.mis.proven_time().filter(|proof| self.proof != Some(*proof)) {
-            self.proof = Some(proof);
-            self.lifecycle.time_is_proven(proof.wall.after(proof.at.until(now.boot)));
+        let latest = self.mis.proven_time();
+        if latest != self.proof {
+            self.proof = latest;
+            // A bundle may come from a server that only keeps copies.
+            if let Some(proof) = latest.filter(|_| !matches!(event, Event::Bundle(_))) {
+                self.lifecycle.time_is_proven(proof.wall.after(proof.at.until(now.boot)), now);
+            }
         }
         self.lifecycle.step(event, now, draw)
     }
@@ -121,14 +126,19 @@ impl Device {
         }
     }
 
-    /// Once a day is enough for a clock that is believed within an hour, and spares the flash.
+    /// Once a day is enough to tell a wrong clock by, and spares the flash.
     async fn store_time(&mut self) {
-        let Some(Proof { wall, .. }) = self.proof else { return };
-        if self.stored_time.is_some_and(|stored| stored <= wall && wall < stored.after(DAY)) {
+        let KnownTime { proven, vouched, .. } = self.lifecycle.known_time();
+        let is_news = match (self.stored_time.proven, proven) {
+            (Some(stored), Some(proven)) => stored.until(proven) >= DAY || proven.until(stored) >= HOUR,
+            (stored, proven) => stored != proven,
+        };
+        if !is_news && self.stored_time.vouched == vouched {
             return;
         }
-        match self.save(store::ProvenTime { wall }).await {
-            Ok(()) => self.stored_time = Some(wall),
+        let record = store::CachedTime { proven, vouched };
+        match self.save(record).await {
+            Ok(()) => self.stored_time = record,
             Err(e) => tracing::debug!(error = %e, "the time that the MIS proves could not be stored"),
         }
     }
@@ -151,7 +161,9 @@ impl Device {
     async fn publish_files(&mut self, now: Now) -> (Option<u64>, Option<Report>) {
         let (mut publisher, identity) = (self.publisher.clone(), self.identity.clone());
         // A boot without a clock does not make files that say so, and others when it has been set.
-        let time = self.lifecycle.likely_time(now);
+        let in_doubt = identity.as_ref().filter(|_| !self.lifecycle.believes(now));
+        let time =
+            in_doubt.map_or(now.wall, |held| held.svid.not_before().max(now.wall).min(held.svid.not_after()));
         let bundle = self.bundle.as_ref().map(|kept| kept.bundle.clone());
         let (publisher, outcome) = blocking(move || {
             let outcome = publisher.publish(identity.as_deref(), bundle.as_deref(), time);

@@ -19,10 +19,16 @@ pub(super) fn current_key_failure(e: &KeyError) -> Failure {
     if e.kind() != ErrorKind::KeyUnusable {
         return key_failure(e);
     }
+    let (question, remedy) = match e {
+        KeyError::NotThisTpm { .. } => (
+            "Was the TPM of this device replaced or cleared, or its disk moved to another device?",
+            "put the TPM back",
+        ),
+        _ => ("Was what the key is sealed with replaced or deleted?", "put it back"),
+    };
     let why = format!(
-        "{e}. Was the TPM of this device replaced or cleared, or its disk moved to another device? If that was meant to \
-         be, let the device enroll with a new key: miaf-agent retry --new-key. By itself it does so when the identity \
-         has expired. If not, put the TPM back: the agent looks for it every hour"
+        "{e}. {question} If that was meant to be, let the device enroll with a new key: miaf-agent retry --new-key. By \
+         itself it does so when the identity has expired. If not, {remedy}: the agent looks for it every hour"
     );
     Failure { meaning: Meaning::CurrentKeyLost, ..local("key-lost", "The key of this device is lost", &why) }
 }

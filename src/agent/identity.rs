@@ -21,8 +21,12 @@ impl Device {
         let held = self.identity.as_ref().map(|identity| identity.key.clone());
         let (key, pem) = blocking(move || {
             // While a sealed key is out of reach, none under a lesser seal takes its place (miaf-v0 K2).
-            held.filter(|held| keys.would_make(held.as_ref()))
-                .map_or(Ok(()), |held| held.is_within_reach())?;
+            let out_of_reach =
+                held.filter(|held| keys.would_make(held.as_ref())).map(|held| held.is_within_reach());
+            match out_of_reach {
+                Some(Err(e)) if e.kind() != ErrorKind::KeyUnusable => return Err(e),
+                _ => {}
+            }
             let key = keys.create_key()?;
             let pem = key.to_pem()?;
             Ok((key, pem))
@@ -80,10 +84,20 @@ impl Device {
 
     /// A key that this chip does not know is of no use to anyone, and neither is what was certified for it.
     async fn give_up_pending_key(&mut self, e: &KeyError) -> Failure {
-        let (store, why) = (self.store.clone(), e.to_string());
-        blocking(move || store.set_aside::<store::Pending>(&why)).await;
-        self.pending = None;
-        Failure { meaning: Meaning::PendingKeyLost, ..key_failure(e) }
+        let (store, keys, why) = (self.store.clone(), self.keys.clone(), e.to_string());
+        let one_before = blocking(move || {
+            store.set_aside::<store::Pending>(&why);
+            // The right chip may be back, and the MIS know the key that was made in it then (E6).
+            store.take_back(|record: &store::Pending| {
+                let key = keys.key_from_pem(&record.key).map_err(|e| e.to_string())?;
+                key.sign(PROBE).map(|_signed| key).map_err(|e| e.to_string())
+            })
+        });
+        self.pending = one_before.await.map(|(key, _)| key);
+        match self.pending {
+            Some(_) => key_failure(e),
+            None => Failure { meaning: Meaning::PendingKeyLost, ..key_failure(e) },
+        }
     }
 
     pub(super) async fn adopt(&mut self, bundle_is_fresh: bool) -> Result<SvidFacts, NotAdopted> {
@@ -200,9 +214,12 @@ fn may_rename(answer: &store::Answer, held: &Identity) -> bool {
     !answer.renewal && (answer.may_rename || other_credential)
 }
 
+/// Signed to see whether a key can.
+const PROBE: &[u8] = b"miaf-agent: can this key still sign?";
+
 /// Has the key of the SVID that is held sign something.
 async fn prove(key: Arc<dyn Key>) -> Result<(), Failure> {
-    let signed = blocking(move || key.sign(b"miaf-agent: can this key still sign?")).await;
+    let signed = blocking(move || key.sign(PROBE)).await;
     signed.map(drop).map_err(|e| current_key_failure(&e))
 }
 
@@ -212,14 +229,7 @@ pub(super) fn svid_facts(
     key: KeyChoice,
     key_fits: bool,
 ) -> SvidFacts {
-    SvidFacts {
-        spiffe_id: svid.spiffe_id().clone(),
-        not_before: svid.not_before(),
-        not_after: svid.not_after(),
-        renew_at,
-        key,
-        key_fits,
-    }
+    SvidFacts { not_before: svid.not_before(), not_after: svid.not_after(), renew_at, key, key_fits }
 }
 
 /// Whether a key is of the configured kind. One that is not is used for what it is bound to already, and no longer.

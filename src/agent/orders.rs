@@ -89,7 +89,10 @@ fn outlook(order: Order) -> &'static str {
             "If the device's key is lost, the device enrolls with a new one, as far as the MIS has not asked to be left alone. \
              A key that works is kept."
         }
-        Order::Renew => "The identity is renewed now, as far as the MIS has not asked to be left alone.",
+        Order::Renew => {
+            "The identity is renewed now, as far as the MIS has not asked to be left alone and nothing else stands in the \
+             way."
+        }
         Order::ResetIdentity => {
             "The device leaves its identity, which is kept aside in the state folder, withdraws what it has published, and \
              goes on as a new one under its configuration."
@@ -128,6 +131,14 @@ impl Device {
             tracing::info!("there is no identity any more that could be left");
             return self.config.clone();
         };
+        // It was good when the order was taken. Back into the trust domain that it leaves is no way to go on.
+        let next = match place.load() {
+            Ok(config) => config,
+            Err(e) => {
+                tracing::error!("{e}. The order to leave the identity is not carried out: it stays");
+                return self.config.clone();
+            }
+        };
         let (mut publisher, store) = (self.publisher.clone(), self.store.clone());
         let left = blocking(move || {
             publisher.withdraw().map_err(|e| e.to_string())?;
@@ -142,10 +153,7 @@ impl Device {
                      as a new one",
                     spiffe_id.trust_domain()
                 );
-                place.load().unwrap_or_else(|e| {
-                    tracing::error!("{e}. The configuration before it stays in use");
-                    self.config.clone()
-                })
+                next
             }
             Err(why) => {
                 tracing::error!(%spiffe_id, why, "the order to leave this identity could not be carried out: it stays");

@@ -9,12 +9,12 @@ use super::device::{Device, HeldDiscovery, KeptBundle, address, forget};
 use super::failures::Spoken;
 use super::identity::{fits, svid_facts};
 use super::provisioned::Provisioned;
-use super::trust::{bundle_facts, discovered};
+use super::trust::discovered;
 use crate::config::Config;
 use crate::deliver::Identity;
 use crate::deliver::files::Publisher;
 use crate::keys::{Key, Provider};
-use crate::lifecycle::{KeyChoice, Lifecycle, Memory, Policy, Restored, Retry, Waits};
+use crate::lifecycle::{KeyChoice, KnownTime, Lifecycle, Memory, Policy, Restored, Retry, Waits};
 use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid::{Chain, X509Svid};
@@ -59,7 +59,7 @@ impl Device {
         // What another MIS asked for does not bind this one.
         let waiting = cached(&store).filter(|waiting: &store::CachedWaits| waiting.mis == address(&config));
         let waiting = waiting.unwrap_or_default();
-        let stored_time = cached::<store::ProvenTime>(&store).map(|time| time.wall);
+        let stored_time = cached::<store::CachedTime>(&store).unwrap_or_default();
         let memory = Memory {
             waits: read_waits(&waiting, now),
             waits_because: waiting.reason.clone(),
@@ -69,14 +69,18 @@ impl Device {
         let renew_at = record.as_ref().and_then(|record| record.renew_at);
         let restored = Restored {
             discovery: discovery.as_ref().map(|held| discovered(&held.document, false)),
-            bundle: bundle.as_ref().map(|kept| bundle_facts(&kept.bundle, identity.as_ref(), now.wall)),
+            bundle: bundle.is_some(),
             svid: identity.as_ref().map(|identity| {
                 svid_facts(&identity.svid, renew_at, KeyChoice::Current, fits(&keys, &identity.key))
             }),
             pending_key: pending.is_some(),
             answer: answer.is_some(),
             memory: memory.clone(),
-            time_at_least: stored_time.unwrap_or_default().max(clock::built_at()),
+            time: KnownTime {
+                built: clock::built_at(),
+                proven: stored_time.proven,
+                vouched: stored_time.vouched,
+            },
         };
         let lifecycle = Lifecycle::new(policy(&config), restored, now, &mut random::unit);
         Ok(Self {

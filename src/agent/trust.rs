@@ -66,6 +66,7 @@ impl Device {
             (Fetched::NotModified, Some(kept)) => {
                 kept.cached.fetched_at = now;
                 let facts = bundle_facts(&kept.bundle, self.identity.as_deref(), now);
+                self.accepts_regressed_bundle = false; // what had gone back is as it was
                 if kept.cached.regressed_since.take().is_some() {
                     self.cache_bundle().await;
                 }
@@ -154,7 +155,7 @@ pub(super) fn discovered(document: &Discovery, changed: bool) -> Discovered {
     Discovered { changed, cannot_enroll: cannot_renew.clone().or(no_method), cannot_renew }
 }
 
-pub(super) fn bundle_facts(bundle: &Bundle, held: Option<&Identity>, now: Timestamp) -> BundleFacts {
+fn bundle_facts(bundle: &Bundle, held: Option<&Identity>, now: Timestamp) -> BundleFacts {
     let held = held.filter(|identity| identity.is_valid(now) && !bundle.anchors().is_empty());
     let vouches = held.map(|identity| svid::is_trusted(&identity.svid, bundle, now));
     BundleFacts { refresh_hint: bundle.refresh_hint(), vouches }

@@ -168,7 +168,7 @@ impl Gate {
 
     /// The error that the wait is for.
     pub(super) fn because_of(mut self, error: Option<LastError>) -> Self {
-        self.last_error = error;
+        self.last_error = error.map(|error| LastError { permanent: false, ..error });
         self
     }
 
@@ -190,16 +190,16 @@ impl Gate {
         }
     }
 
-    /// Lets the next attempt be made as soon as the MIS allows it; the last error stays visible until it succeeds, and
-    /// if it does not, the backoff goes on where it was: documents that change all the time must not keep it short.
-    pub(super) fn forgive(&mut self, now: Now) {
+    /// Lets the next attempt be made from this moment on, if the MIS does not ask to wait; the last error stays visible
+    /// until it succeeds, and if it does not, the backoff goes on where it was: documents that change all the time must not
+    /// keep it short. A pause after a success is not a failure's.
+    pub(super) fn forgive(&mut self, from: BootTime, now: Now) {
+        let local = self.is_local();
+        let Some(error) = &mut self.last_error else { return };
+        error.permanent = local;
         // While the MIS asks to wait, what was drawn on top of that stays too (E8).
         if self.asked_until.is_none_or(|until| until <= now.boot) {
-            self.opens_at = None;
-        }
-        let local = self.is_local();
-        if let Some(error) = &mut self.last_error {
-            error.permanent = local;
+            self.opens_at = self.opens_at.map(|at| at.min(from));
         }
     }
 
@@ -214,8 +214,7 @@ impl Gate {
 
     pub(super) fn failed(&mut self, failure: Failure, retry: &Retry, now: Now, draw: Draw<'_>) -> Verdict {
         let offline = failure.meaning == Meaning::Offline;
-        let local =
-            matches!(failure.meaning, Meaning::Local | Meaning::PendingKeyLost | Meaning::CurrentKeyLost);
+        let local = matches!(failure.meaning, Meaning::Local | Meaning::PendingKeyLost);
         let count = match (local, offline) {
             (true, _) => &mut self.local_failures,
             (_, true) => &mut self.offline_failures,
@@ -237,7 +236,7 @@ impl Gate {
             ) => retry.cap.mul_f64(1.0 - draw() / 2.0), // slow, and still spread
             // No one is asked, so no one is spared: somebody on a ladder waits for it to go on, and a link that is back is
             // used at once (B4).
-            (Meaning::Local | Meaning::Offline | Meaning::PendingKeyLost | Meaning::CurrentKeyLost, None) => {
+            (Meaning::Local | Meaning::Offline | Meaning::PendingKeyLost, None) => {
                 backoff.min(LONGEST_LOCAL_PAUSE).mul_f64(1.0 - draw() / 2.0)
             }
             (_, None) => backoff.mul_f64(draw()),

@@ -13,12 +13,10 @@ mod status;
 
 use std::time::Duration;
 
+pub use clock::KnownTime;
 pub use gate::{Failure, LONGEST_RETRY_AFTER, LastError, Meaning, Report, Retry};
 pub use status::State;
 
-use clock::Floor;
-
-use crate::spiffe::SpiffeId;
 use crate::time::{BootTime, Now, Timestamp};
 use gate::{Gate, Verdict};
 
@@ -130,8 +128,6 @@ pub struct BundleFacts {
 /// What the lifecycle needs to know of an SVID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SvidFacts {
-    /// Who it names.
-    pub spiffe_id: SpiffeId,
     /// First moment of validity.
     pub not_before: Timestamp,
     /// Last moment of validity.
@@ -162,8 +158,8 @@ pub enum NotAdopted {
 pub struct Restored {
     /// A cached discovery document.
     pub discovery: Option<Discovered>,
-    /// A cached bundle.
-    pub bundle: Option<BundleFacts>,
+    /// Whether there is a cached bundle.
+    pub bundle: bool,
     /// The SVID held.
     pub svid: Option<SvidFacts>,
     /// Whether a key is pending: it may already have been sent.
@@ -172,8 +168,8 @@ pub struct Restored {
     pub answer: bool,
     /// What was to be remembered.
     pub memory: Memory,
-    /// It is not earlier than this: the agent was built then, or the MIS has proved it.
-    pub time_at_least: Timestamp,
+    /// What is known of the time.
+    pub time: KnownTime,
 }
 
 /// What a restart must not make the lifecycle forget, beside what is held.
@@ -216,7 +212,7 @@ pub type Draw<'a> = &'a mut dyn FnMut() -> f64;
 #[derive(Clone, Debug)]
 pub struct Lifecycle {
     policy: Policy,
-    floor: Floor,
+    time: KnownTime,
     in_flight: Option<Action>,
     discovery: Option<Discovery>,
     discovery_gate: Gate,
@@ -235,6 +231,8 @@ pub struct Lifecycle {
     admission_pending: bool,
     /// The operator has allowed that a lost key be replaced.
     replace_lost_key: bool,
+    /// From when on the last order counts.
+    ordered_at: Option<BootTime>,
 }
 
 #[derive(Clone, Debug)]
@@ -258,8 +256,9 @@ struct HeldSvid {
     facts: SvidFacts,
     renew_at: Timestamp,
     key: CurrentKey,
-    /// Its renewal was brought forward, since the bundle does not vouch for it any more.
-    hastened: bool,
+    /// The moment that was drawn for it, if its renewal was brought forward because the bundle does not vouch for it any
+    /// more.
+    drawn_before: Option<Timestamp>,
 }
 
 /// What is known of the key of the SVID held.
@@ -313,7 +312,7 @@ impl Lifecycle {
         let identity_gate = restored_gate(waits.identity).because_of(waits_because);
         let mut lifecycle = Self {
             policy,
-            floor: Floor::at(restored.time_at_least),
+            time: restored.time,
             in_flight: None,
             // A document from before the restart serves when the MIS cannot be reached, and is revalidated when it can.
             discovery: restored.discovery.map(|facts| Discovery {
@@ -323,7 +322,7 @@ impl Lifecycle {
                 doubted: true,
             }),
             discovery_gate,
-            bundle: restored.bundle.map(|_| HeldBundle { refresh_at: now.boot }),
+            bundle: restored.bundle.then_some(HeldBundle { refresh_at: now.boot }),
             bundle_gate,
             svid: None,
             pending_key: restored.pending_key.then_some(PendingKey { refused: false }),
@@ -335,19 +334,25 @@ impl Lifecycle {
             blocked: Blocked::default(),
             admission_pending,
             replace_lost_key,
+            ordered_at: None,
         };
         lifecycle.svid = restored.svid.map(|facts| {
             // A moment that passed while the device was off means: at once (R2).
             let renew_at =
                 facts.renew_at.unwrap_or_else(|| lifecycle.draw_renewal(facts.not_before, &facts, draw));
-            HeldSvid { facts, renew_at, key: CurrentKey::Unproven, hastened: false }
+            HeldSvid { facts, renew_at, key: CurrentKey::Unproven, drawn_before: None }
         });
         lifecycle
     }
 
     /// An authenticated answer of the MIS has shown that it is this time.
-    pub fn time_is_proven(&mut self, wall: Timestamp) {
-        self.floor = Floor::at(wall);
+    pub fn time_is_proven(&mut self, time: Timestamp, now: Now) {
+        self.time.is_proven(time, now);
+    }
+
+    /// What is known of the time besides the wall clock: to be stored.
+    pub fn known_time(&self) -> KnownTime {
+        self.time
     }
 
     /// Takes in what happened and says what to do next.
@@ -368,9 +373,14 @@ impl Lifecycle {
         }
     }
 
+    /// Whether the wall clock can be believed.
+    pub fn believes(&self, now: Now) -> bool {
+        self.time.allows(now)
+    }
+
     /// The wall clock where it can be believed, else the time that it is at least.
     pub fn likely_time(&self, now: Now) -> Timestamp {
-        if self.floor.allows(now) { now.wall } else { self.floor.time() }
+        if self.believes(now) { now.wall } else { self.time.at_least() }
     }
 
     /// When the SVID held is to be renewed.
@@ -437,19 +447,27 @@ impl Lifecycle {
     }
 
     fn told(&mut self, order: Order, now: Now) {
+        // However often it is ordered: the MIS is not asked at the pace of a script.
+        let from = match self.ordered_at {
+            Some(last) if now.boot <= last => last,
+            Some(last) => last.after(SHORTEST_BETWEEN_ORDERS).max(now.boot),
+            None => now.boot,
+        };
+        self.ordered_at = Some(from);
         for gate in
             [&mut self.discovery_gate, &mut self.bundle_gate, &mut self.identity_gate, &mut self.key_gate]
         {
-            gate.forgive(now);
+            gate.forgive(from, now);
         }
         self.is_corrected();
+        self.reauthenticate = false; // both ways are open again
         if order == Order::Renew {
             if let Some(svid) = &mut self.svid {
-                svid.renew_at = svid.renew_at.min(now.wall);
+                svid.renew_at = svid.renew_at.min(now.wall.after(now.boot.until(from)));
             }
             return;
         }
-        self.floor.lower_to(now.wall);
+        self.time.is_vouched_for(now);
         if let (Order::ReplaceKey, Some(svid)) = (order, &mut self.svid) {
             self.replace_lost_key = true;
             if matches!(svid.key, CurrentKey::Works) {
@@ -460,7 +478,7 @@ impl Lifecycle {
             discovery.doubted = true;
         }
         if let Some(bundle) = &mut self.bundle {
-            bundle.refresh_at = now.boot;
+            bundle.refresh_at = bundle.refresh_at.min(from);
         }
     }
 
@@ -506,8 +524,8 @@ impl Lifecycle {
                 self.discovery_gate.pause(self.shortest_between_reads(), now);
                 if facts.changed {
                     self.is_corrected(); // perhaps the MIS was
-                    self.identity_gate.forgive(now);
-                    self.bundle_gate.forgive(now);
+                    self.identity_gate.forgive(now.boot, now);
+                    self.bundle_gate.forgive(now.boot, now);
                     if let Some(bundle) = &mut self.bundle {
                         bundle.refresh_at = now.boot; // it may name another address
                     }
@@ -553,16 +571,28 @@ impl Lifecycle {
     fn hasten_renewal(&mut self, facts: BundleFacts, now: Now, draw: Draw<'_>) {
         let within = self.identity_retry().cap;
         let Some(svid) = &mut self.svid else { return };
-        let in_vain = facts.vouches == Some(false);
-        if in_vain && !svid.hastened {
-            svid.renew_at = svid.renew_at.min(now.wall.after(within.mul_f64(draw())));
+        match (facts.vouches, svid.drawn_before) {
+            (Some(false), None) => {
+                svid.drawn_before = Some(svid.renew_at);
+                svid.renew_at = svid.renew_at.min(now.wall.after(within.mul_f64(draw())));
+            }
+            // Servers that do not agree yet, most likely: there is no hurry after all.
+            (Some(true), Some(drawn)) => {
+                svid.renew_at = drawn;
+                svid.drawn_before = None;
+            }
+            _ => {}
         }
-        svid.hastened = in_vain;
     }
 
     /// A request for an SVID did not get one: the table of miaf-v0 P.
     fn refused(&mut self, request: Request, key: KeyChoice, failure: Failure, now: Now, draw: Draw<'_>) {
-        self.admission_pending = failure.meaning == Meaning::Pending;
+        match failure.meaning {
+            Meaning::Pending => self.admission_pending = true,
+            // The MIS has said nothing of it.
+            Meaning::Transient | Meaning::Offline | Meaning::Local => {}
+            _ => self.admission_pending = false,
+        }
         match failure.meaning {
             Meaning::KeyRotationRefused => {
                 if key == KeyChoice::Pending {
@@ -578,17 +608,26 @@ impl Lifecycle {
                     self.identity_failed_for(Some(request), failure, now, draw);
                 }
             }
+            Meaning::NotAuthenticated if request == Request::Renew && self.may_enroll() => {
+                self.reauthenticate = true; // R6: enroll again, now
+                self.identity_gate.noted(failure, now, draw);
+            }
             // The factory certificate does not help: perhaps the 401 at renewal was not the MIS's. While the SVID is
             // good, renewal and enrollment are tried in turn, slowly (R7).
-            Meaning::NotAuthenticated | Meaning::Slow | Meaning::Permanent
+            Meaning::NotAuthenticated
+            | Meaning::Slow
+            | Meaning::Permanent
+            | Meaning::NotFound
+            | Meaning::Transient
                 if self.reauthenticates_early(now) =>
             {
                 self.reauthenticate = false;
                 self.identity_failed_for(Some(request), failure, now, draw);
             }
-            Meaning::NotAuthenticated if request == Request::Renew => {
-                self.reauthenticate = true; // R6: enroll again, now
-                self.identity_gate.noted(failure, now, draw);
+            Meaning::Local if self.reauthenticates_early(now) => {
+                self.reauthenticate = false;
+                let slowly = Failure { meaning: Meaning::Slow, ..failure };
+                self.identity_failed_for(Some(request), slowly, now, draw);
             }
             Meaning::CurrentKeyLost => {
                 self.identity_gate.passed(); // the MIS was not asked
@@ -638,7 +677,7 @@ impl Lifecycle {
                     // Issued late in its own lifetime: what is left counts, or each renewal would ask for the next.
                     renew_at = self.draw_renewal(now.wall, &facts, draw);
                 }
-                self.svid = Some(HeldSvid { facts, renew_at, key: CurrentKey::Works, hastened: false });
+                self.svid = Some(HeldSvid { facts, renew_at, key: CurrentKey::Works, drawn_before: None });
             }
             Err(NotAdopted::Early(not_before)) => {
                 if let Some(answer) = &mut self.answer {
@@ -667,16 +706,16 @@ impl Lifecycle {
     // ---- working out what is wanted ----
 
     fn next(&self, now: Now) -> Next {
-        if !self.floor.allows(now) {
+        if !self.time.allows(now) {
             return Next::In(BETWEEN_LOOKS_AT_THE_CLOCK).or_first(Some(self.look_for_the_time(now)));
         }
         let identity = self.identity_work(now);
         let work = [
             self.discovery_work(&identity, now),
             self.bundle_work(now),
+            self.key_work(now),
             // An SVID is asked for only under a discovery document and a bundle to judge it by (D1, E4).
             (self.discovery.is_some() && self.bundle.is_some()).then_some(identity).flatten(),
-            self.key_work(now),
         ];
         work.into_iter().fold(Next::In(LONGEST_SLEEP), Next::or_first)
     }
@@ -726,12 +765,7 @@ impl Lifecycle {
             return None;
         }
         let request = self.wanted_request(now);
-        let due_in = match (&self.svid, request) {
-            // A key that is not where the configuration wants it is not kept for years (K1).
-            (Some(svid), Request::Renew) if self.key_is_to_go(svid) => Duration::ZERO,
-            (Some(svid), Request::Renew) => now.wall.until(svid.renew_at),
-            _ => Duration::ZERO,
-        };
+        let due_in = self.request_due_in(now);
         let action = match self.key_choice(request) {
             Some(key) => Action::Request(request, key),
             None => Action::CreateKey,
@@ -739,19 +773,26 @@ impl Lifecycle {
         Some((due_in.max(self.identity_gate.opens_in(now)), action))
     }
 
-    /// Once at start, and while it is lost.
+    /// How long until the next SVID is asked for, if nothing stands in the way.
+    fn request_due_in(&self, now: Now) -> Duration {
+        match (&self.svid, self.wanted_request(now)) {
+            // A key that is not where the configuration wants it is not kept for years (K1).
+            (Some(svid), Request::Renew) if !self.key_is_to_go(svid) => now.wall.until(svid.renew_at),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// At start, and from time to time while it is lost.
     fn key_work(&self, now: Now) -> Option<(Duration, Action)> {
         let svid = self.svid.as_ref()?;
-        let wanted = match svid.key {
-            CurrentKey::Unproven | CurrentKey::Lost(_) => self.holds_valid_svid(now),
-            CurrentKey::Works => false,
-        };
-        wanted.then(|| (self.key_gate.opens_in(now), Action::ProveKey))
+        let known = matches!(svid.key, CurrentKey::Works);
+        (!known).then(|| (self.key_gate.opens_in(now), Action::ProveKey))
     }
 
     fn wanted_request(&self, now: Now) -> Request {
         let replaces_key = self.replace_lost_key && self.key_is_lost();
-        if self.holds_valid_svid(now) && !self.reauthenticate && !replaces_key {
+        let reauthenticates = self.reauthenticate && self.may_enroll();
+        if self.holds_valid_svid(now) && !reauthenticates && !replaces_key {
             Request::Renew
         } else {
             Request::Enroll
@@ -761,6 +802,10 @@ impl Lifecycle {
     /// An enrollment is wanted although the SVID is still good.
     fn reauthenticates_early(&self, now: Now) -> bool {
         self.reauthenticate && self.holds_valid_svid(now)
+    }
+
+    fn may_enroll(&self) -> bool {
+        self.blocked.enroll.is_none() && self.ruled_out(Request::Enroll).is_none()
     }
 
     fn holds_valid_svid(&self, now: Now) -> bool {
@@ -812,7 +857,7 @@ impl Lifecycle {
 
     /// When the SVID held becomes valid, or expires: people and programs are told of both.
     fn until_validity_changes(&self, now: Now) -> Option<Duration> {
-        let svid = self.svid.as_ref().filter(|_| self.floor.allows(now))?;
+        let svid = self.svid.as_ref().filter(|_| self.time.allows(now))?;
         let SvidFacts { not_before, not_after, .. } = svid.facts;
         let changes = [not_before, not_after.after(Duration::from_millis(1))];
         changes.into_iter().map(|at| now.wall.until(at)).find(|rest| !rest.is_zero())
@@ -875,6 +920,9 @@ const SHORTEST_BETWEEN_READS: Duration = Duration::from_secs(60);
 
 /// However short-lived the SVIDs of an MIS are, it is left alone this long after each.
 const SHORTEST_BETWEEN_ISSUES: Duration = Duration::from_secs(5);
+
+/// Between two orders of the operator's: a script may give them.
+const SHORTEST_BETWEEN_ORDERS: Duration = Duration::from_secs(10);
 
 /// The old chip may have been put back.
 const BETWEEN_LOOKS_FOR_A_LOST_KEY: Duration = Duration::from_secs(3600);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::gate::{Gate, LastError, Report};
-use super::{Action, CurrentKey, HeldSvid, Lifecycle, Request};
+use super::{Action, CurrentKey, HeldSvid, Lifecycle};
 use crate::time::Now;
 
 /// Where the device stands, in one word.
@@ -90,20 +90,18 @@ impl fmt::Display for State {
 impl Lifecycle {
     /// Where the device stands.
     pub fn state(&self, now: Now) -> State {
-        if !self.floor.allows(now) {
+        if !self.believes(now) {
             return State::WaitingForClock;
         }
         let blocked = self.is_refused_for_good(now) || self.has_no_key(now);
-        if blocked || self.gates().iter().any(|gate| gate.is_local()) {
+        if blocked || self.gates(now).any(Gate::is_local) {
             return State::Blocked;
         }
         match &self.svid {
             Some(svid) if now.wall > svid.facts.not_after => State::Expired,
-            Some(svid) => {
+            Some(_) => {
                 let asking = matches!(self.in_flight, Some(Action::Request(..) | Action::Adopt { .. }));
-                let enrolls = self.wanted_request(now) == Request::Enroll;
-                let due = now.wall >= svid.renew_at || enrolls || self.key_is_to_go(svid);
-                if asking || due { State::Renewing } else { State::Active }
+                if asking || self.request_due_in(now).is_zero() { State::Renewing } else { State::Active }
             }
             None if self.discovery.is_none() && self.discovery_gate.is_permanent() => State::Blocked,
             None if self.admission_pending => State::PendingAdmission,
@@ -114,7 +112,7 @@ impl Lifecycle {
 
     /// The error that matters most now, and how long until the next attempt, if there will be one by itself.
     pub fn last_error(&self, now: Now) -> Option<(LastError, Option<Duration>)> {
-        if !self.floor.allows(now) {
+        if !self.believes(now) {
             return Some((self.clock_error(now), Some(self.look_for_the_time(now).0)));
         }
         if let Some(HeldSvid { key: CurrentKey::Lost(error), .. }) = &self.svid
@@ -131,15 +129,19 @@ impl Lifecycle {
         if let Some(error) = self.blocked.by(request) {
             return Some((error.clone(), None));
         }
-        let gates = self.gates();
         // What makes the state `blocked` is what people have to read, whatever else went wrong meanwhile.
-        let local = gates.into_iter().find(|gate| gate.is_local());
-        let gate = local.or_else(|| gates.into_iter().find(|gate| gate.last_error().is_some()))?;
+        let local = self.gates(now).find(|gate| gate.is_local());
+        let gate = local.or_else(|| self.gates(now).find(|gate| gate.last_error().is_some()))?;
         Some((gate.last_error()?.clone(), Some(gate.opens_in(now))))
     }
 
-    fn gates(&self) -> [&Gate; 4] {
-        [&self.identity_gate, &self.discovery_gate, &self.bundle_gate, &self.key_gate]
+    /// Those with work behind them. What went wrong with a renewal that is not due any more, since the clock was put right,
+    /// does not matter.
+    fn gates(&self, now: Now) -> impl Iterator<Item = &Gate> {
+        let is_due = self.answer.is_some() || self.request_due_in(now).is_zero();
+        let identity = is_due.then_some(&self.identity_gate);
+        let key = self.key_work(now).is_some().then_some(&self.key_gate);
+        identity.into_iter().chain([&self.discovery_gate, &self.bundle_gate]).chain(key)
     }
 
     fn clock_error(&self, now: Now) -> LastError {
@@ -147,7 +149,7 @@ impl Lifecycle {
             "it says {}, and it is at least {}: the agent was built then, or the MIS has shown that time. Set the clock, \
              or let a time service do it. If it is right, say so: miaf-agent retry",
             now.wall,
-            self.floor.time()
+            self.time.at_least()
         );
         let report = Report::of_agent("clock", "The clock of this device cannot be right", &why);
         LastError { report, at: now.wall, permanent: true }

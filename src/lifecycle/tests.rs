@@ -339,7 +339,7 @@ fn with_a_key_of_another_provider() -> Device {
     let mut device = Device::fresh();
     device.restarts(Restored {
         discovery: Some(document()),
-        bundle: Some(facts(None)),
+        bundle: true,
         svid: Some(SvidFacts {
             key_fits: false,
             renew_at: Some(START.after(50 * DAY)),
@@ -495,16 +495,15 @@ fn an_unknown_issuer_is_a_refusal_only_after_one_more_look_at_the_bundle() {
 }
 
 #[test]
-fn refused_answers_are_asked_for_ever_more_rarely() {
+fn a_refused_answer_is_asked_for_again_slowly() {
     let mut device = Device::enrolling();
     device.luck = 1.0;
-    let mut pauses = Vec::new();
     for _ in 0..5 {
         device.told(answered());
         device.told(not_adopted());
-        pauses.push(device.waits_for(Action::Request(Enroll, Pending)).as_secs());
+        let waited = device.waits_for(Action::Request(Enroll, Pending));
+        assert!(waited >= secs(1800), "each answer costs one of the few renewals of a day: {waited:?}");
     }
-    assert_eq!(pauses, [5, 10, 20, 40, 80], "each answer costs one of the few renewals of a day");
 }
 
 #[test]
@@ -592,7 +591,7 @@ fn a_restored_device_looks_around_and_renews_when_it_is_time() {
     let renew_at = START.after(30 * DAY);
     device.restarts(Restored {
         discovery: Some(document()),
-        bundle: Some(facts(None)),
+        bundle: true,
         svid: Some(SvidFacts { renew_at: Some(renew_at), ..svid(START, 100 * DAY, Current) }),
         ..Restored::default()
     });
@@ -611,13 +610,13 @@ fn a_renewal_that_fell_due_while_the_device_was_off_is_made_at_once_even_under_c
     device.wall_jumps(70 * 24 * 3600);
     device.restarts(Restored {
         discovery: Some(document()),
-        bundle: Some(facts(None)),
+        bundle: true,
         svid: Some(svid(START, 100 * DAY, Current)),
         ..Restored::default()
     });
     assert_eq!(device.told(Event::Discovery(Err(failure(Meaning::Transient, None)))), Some(FetchBundle));
-    let next = device.told(Event::Bundle(Err(failure(Meaning::Transient, None))));
-    assert_eq!(next, Some(CreateKey), "the last good documents stay in use (D4)");
+    assert_eq!(device.told(Event::Bundle(Err(failure(Meaning::Transient, None)))), Some(ProveKey));
+    assert_eq!(device.told(key_proven()), Some(CreateKey), "the last good documents stay in use (D4)");
     assert_eq!(device.told(key_created()), Some(Action::Request(Renew, Pending)));
 }
 
@@ -761,7 +760,7 @@ fn a_failed_look_at_discovery_keeps_the_last_good_document_in_use_and_is_repeate
 fn with_a_clock_that_cannot_be_right_nothing_is_judged_and_only_the_time_is_asked_for() {
     for (jump, why) in [(-50 * 365 * 86_400, "1970"), (-2 * 3600, "a time zone")] {
         let mut device = Device::active(100 * DAY);
-        device.lifecycle.time_is_proven(START.after(3 * DAY));
+        device.is_shown(START.after(3 * DAY));
         device.now.wall = START.after(3 * DAY);
         device.wall_jumps(jump);
         assert_eq!(device.state(), State::WaitingForClock, "{why}");
@@ -781,7 +780,7 @@ fn with_a_clock_that_cannot_be_right_nothing_is_judged_and_only_the_time_is_aske
 #[test]
 fn a_clock_that_is_minutes_behind_the_mis_is_believed() {
     let mut device = Device::active(100 * DAY);
-    device.lifecycle.time_is_proven(START.after(secs(50 * 60)));
+    device.is_shown(START.after(secs(9 * 60)));
     assert_eq!(device.state(), State::Active);
 }
 
@@ -793,28 +792,69 @@ fn what_the_mis_proves_moves_the_floor_both_ways_and_a_jump_of_the_clock_alone_n
     device.wall_jumps(-15 * 365 * 86_400);
     assert_eq!(device.state(), State::Active, "and nothing is left of it");
 
-    device.lifecycle.time_is_proven(START.after(1000 * DAY));
+    device.is_shown(START.after(1000 * DAY));
     assert_eq!(device.state(), State::WaitingForClock, "the clock of the MIS is wrong");
-    device.lifecycle.time_is_proven(START);
+    device.is_shown(START);
     assert_eq!(device.state(), State::Active, "and is right again");
 }
 
 #[test]
 fn a_clock_that_a_time_service_has_set_is_believed_whatever_was_proven() {
     let mut device = Device::active(100 * DAY);
-    device.lifecycle.time_is_proven(START.after(1000 * DAY));
+    device.is_shown(START.after(1000 * DAY));
     device.now.synchronised = true;
     assert_eq!(device.state(), State::Active);
 }
 
 #[test]
-fn where_no_time_service_is_the_operator_says_that_the_clock_is_right() {
+fn where_no_time_service_is_the_operator_says_that_the_clock_is_right_and_is_believed() {
     let mut device = Device::active(100 * DAY);
-    device.lifecycle.time_is_proven(START.after(1000 * DAY));
+    let wrong = START.after(1000 * DAY);
+    device.is_shown(wrong);
     device.told(Event::Told(Order::Renew));
     assert_eq!(device.state(), State::WaitingForClock, "that says nothing about the clock");
     device.told(Event::Told(Order::Retry));
     assert_ne!(device.state(), State::WaitingForClock);
+    device.is_shown(wrong);
+    assert_ne!(device.state(), State::WaitingForClock, "the MIS says the same as before");
+    let time = device.lifecycle.known_time();
+    device.restarts(Restored { svid: Some(svid(START, 100 * DAY, Current)), time, ..Restored::default() });
+    assert_ne!(device.state(), State::WaitingForClock, "nor does a restart undo it");
+    device.wall_jumps(-7200);
+    assert_eq!(device.state(), State::WaitingForClock, "for this clock he did not speak");
+    device.wall_jumps(7200);
+
+    device.is_shown(device.now.wall);
+    device.is_shown(wrong);
+    assert_eq!(
+        device.state(),
+        State::WaitingForClock,
+        "the MIS was right meanwhile: the word is not needed any more"
+    );
+}
+
+#[test]
+fn a_clock_before_the_agent_was_built_is_not_believed_whatever_the_mis_says() {
+    let mut device = Device::fresh();
+    let time = KnownTime { built: START.after(DAY), ..KnownTime::default() };
+    device.restarts(Restored { svid: Some(svid(START, 100 * DAY, Current)), time, ..Restored::default() });
+    device.is_shown(START);
+    assert_eq!(device.state(), State::WaitingForClock);
+    device.told(Event::Told(Order::Retry));
+    assert_eq!(device.state(), State::Active);
+}
+
+#[test]
+fn what_a_clock_that_was_ahead_made_go_wrong_does_not_matter_any_more_when_it_is_right() {
+    let mut device = Device::active(100 * DAY);
+    device.wall_jumps(15 * 365 * 86_400);
+    device.waits_for(Action::Request(Enroll, Current));
+    device.told(Event::Answered(Err(failure(Meaning::Local, None)))); // the factory certificate has expired, it seems
+    assert_eq!(device.state(), State::Blocked);
+    device.now.wall = START.after(DAY);
+    device.told(Event::Wake);
+    assert_eq!(device.state(), State::Active);
+    assert_eq!(device.error(), None);
 }
 
 #[test]
@@ -822,7 +862,7 @@ fn a_restarted_device_remembers_what_time_it_is_at_least() {
     let mut device = Device::fresh();
     device.restarts(Restored {
         svid: Some(svid(START, 100 * DAY, Current)),
-        time_at_least: START.after(DAY),
+        time: KnownTime { proven: Some(START.after(DAY)), ..KnownTime::default() },
         ..Restored::default()
     });
     assert_eq!(device.state(), State::WaitingForClock);
@@ -845,7 +885,7 @@ fn whose_key_is_lost() -> Device {
     let mut device = Device::fresh();
     device.restarts(Restored {
         discovery: Some(document()),
-        bundle: Some(facts(None)),
+        bundle: true,
         svid: Some(svid(START, 100 * DAY, Current)),
         ..Restored::default()
     });
@@ -875,17 +915,17 @@ fn a_lost_key_is_seen_at_start_and_nothing_takes_its_place_unasked() {
 #[test]
 fn a_lost_key_is_replaced_when_the_operator_allows_it_and_that_survives_a_restart() {
     let mut device = whose_key_is_lost();
-    assert_eq!(device.told(Event::Told(Order::Retry)), Some(FetchDiscovery));
+    assert_eq!(device.told(Event::Told(Order::Retry)), Some(FetchBundle));
     assert_eq!(device.state(), State::Blocked, "an order to retry does not say that it may be replaced");
-    device.told(discovered());
-    assert_eq!(device.told(bundle()), Some(ProveKey));
+    device.told(bundle());
+    device.waits_for(ProveKey);
     device.told(key_lost());
 
     device.told(Event::Told(Order::ReplaceKey));
     let memory = device.lifecycle.memory();
     assert!(memory.replace_lost_key);
     let svid = Some(svid(START, 100 * DAY, Current));
-    let (discovery, bundle) = (Some(document()), Some(facts(None)));
+    let (discovery, bundle) = (Some(document()), true);
     device.restarts(Restored { svid, discovery, bundle, memory, ..Restored::default() });
     device.waits_for(ProveKey);
     device.told(key_lost());
@@ -940,7 +980,7 @@ fn a_chip_that_is_away_at_start_is_looked_for_and_its_key_is_not_lost() {
     let mut device = Device::fresh();
     device.restarts(Restored {
         discovery: Some(document()),
-        bundle: Some(facts(None)),
+        bundle: true,
         svid: Some(svid(START, 100 * DAY, Current)),
         ..Restored::default()
     });
@@ -981,9 +1021,79 @@ fn an_order_to_retry_is_a_correction() {
 #[test]
 fn an_order_during_an_action_leaves_the_action_under_way() {
     let mut device = Device::enrolling();
-    device.lifecycle.step(Event::Told(Order::Retry), device.now, &mut || 0.5);
+    let step = device.lifecycle.step(Event::Told(Order::Retry), device.now, &mut || 0.5);
+    assert_eq!(step.action, None);
     device.told(answered());
     device.waits_for(ADOPT);
+}
+
+#[test]
+fn orders_that_a_script_gives_do_not_set_the_pace() {
+    for order in [Order::Retry, Order::Renew, Order::ReplaceKey] {
+        let mut device = Device::active(100 * DAY);
+        device.waits_for(Action::Request(Renew, Pending));
+        device.told(refusal(Meaning::Transient, None));
+        let mut looks = BTreeMap::new();
+        for _ in 0..600 {
+            device.told(Event::Told(order));
+            while let Some(action) = device.doing.clone() {
+                *looks.entry(kind(&action)).or_insert(0) += 1;
+                device.told(match action {
+                    Action::Request(..) => refusal(Meaning::Transient, None),
+                    action => good(&action),
+                });
+            }
+            device.passes(secs(1));
+        }
+        looks.remove("proof"); // the chip alone is asked
+        assert!(looks.values().all(|times| *times <= 62), "in ten minutes, {order:?}: {looks:?}");
+    }
+}
+
+// ---- a 401 at renewal, and an enrollment that does not help either ----
+
+#[test]
+fn whatever_is_in_the_way_of_the_enrollment_after_a_401_the_renewal_is_tried_again_slowly() {
+    let ways: [(Meaning, u64); 5] = [
+        (Meaning::Local, 1800),
+        (Meaning::Slow, 1800),
+        (Meaning::Permanent, 0),
+        (Meaning::Transient, 0),
+        (Meaning::NotFound, 1800),
+    ];
+    for (meaning, at_least) in ways {
+        let mut device = Device::renewing(100 * DAY);
+        assert_eq!(
+            device.told(refusal(Meaning::NotAuthenticated, None)),
+            Some(Action::Request(Enroll, Pending))
+        );
+        device.told(refusal(meaning, None));
+        assert_ne!(device.state(), State::Blocked, "{meaning:?}: there is a way that is still open");
+        let waited = device.waits_for(Action::Request(Renew, Pending));
+        assert!(waited >= secs(at_least), "{meaning:?}: {waited:?}");
+        // Where the enrollment is refused for good, another 401 does not lead to it at once, and not in a circle.
+        let looks = device.lives_through(DAY, |action| match action {
+            Action::Request(Renew, _) => refusal(Meaning::NotAuthenticated, None),
+            Action::Request(Enroll, _) => refusal(meaning, None),
+            action => good(action),
+        });
+        assert!(looks["request"] <= 120, "{meaning:?}: {looks:?}");
+        device.waits_for(Action::Request(Renew, Pending));
+        device.told(answered());
+        device.adopts_for(100 * DAY, Pending);
+        assert_eq!(device.state(), State::Active);
+    }
+}
+
+#[test]
+fn admission_stays_pending_while_the_mis_says_nothing_else() {
+    let mut device = Device::enrolling();
+    device.told(refusal(Meaning::Pending, Some(60)));
+    for meaning in [Meaning::Offline, Meaning::Transient, Meaning::Local] {
+        device.waits_for(Action::Request(Enroll, Pending));
+        device.told(refusal(meaning, None));
+        assert!(device.lifecycle.memory().admission_pending, "{meaning:?}");
+    }
 }
 
 // ---- a network that is not there, anchors that go away ----
@@ -1016,9 +1126,14 @@ fn an_svid_whose_anchor_has_gone_away_is_renewed_early_and_not_by_the_whole_flee
         device.passes(secs(60));
         device.lifecycle.bundle = Some(HeldBundle { refresh_at: device.now.boot });
         device.luck = 0.0;
-        device.waits_for(FetchBundle);
-        device.told(bundle_without_its_anchor());
+        device.lifecycle.step(bundle_without_its_anchor(), device.now, &mut || 0.0);
         assert_eq!(device.lifecycle.renew_at(), Some(seen.after(secs(within))), "the moment is drawn once");
+        device.lifecycle.step(bundle(), device.now, &mut || 0.0);
+        assert_eq!(
+            device.lifecycle.renew_at(),
+            Some(START.after(50 * DAY)),
+            "servers that did not agree yet"
+        );
     }
 }
 
@@ -1264,7 +1379,8 @@ struct Failing {
 }
 
 fn failing() -> impl Strategy<Value = Failing> {
-    let what = prop::sample::select(vec!["discovery", "bundle", "key", "request", "issuer", "answer", "anchor"]);
+    let what =
+        prop::sample::select(vec!["discovery", "bundle", "key", "request", "issuer", "answer", "anchor"]);
     (what, meaning(), any::<bool>()).prop_map(|(what, meaning, at_once)| Failing {
         what,
         meaning,
@@ -1296,8 +1412,9 @@ struct Watch {
     chip_away: bool,
     known_lost: bool,
     may_replace: bool,
-    /// It is at least this time.
+    /// It is at least this time, by the MIS's word or by the operator's.
     floor: Timestamp,
+    vouched: bool,
     early: Option<Timestamp>,
     at_this_moment: u32,
     ever_asked_to_wait: bool,
@@ -1330,6 +1447,7 @@ impl Watch {
             known_lost: false,
             may_replace: false,
             floor: Timestamp::default(),
+            vouched: false,
             early: None,
             at_this_moment: 0,
             ever_asked_to_wait: false,
@@ -1371,17 +1489,21 @@ impl Watch {
         self.steps(event);
     }
 
-    fn is_proven(&mut self, wall: Timestamp) {
-        self.floor = wall;
-        self.lifecycle.time_is_proven(wall);
+    fn is_proven(&mut self, time: Timestamp) {
+        let agrees = self.now.wall.after(secs(600)) >= time;
+        if agrees || !self.vouched {
+            (self.floor, self.vouched) = (time, false);
+        }
+        self.lifecycle.time_is_proven(time, self.now);
     }
 
     fn orders(&mut self, order: Order) {
         self.refused_for_good.clear(); // a correction (P2)
         self.pending_refused = false;
         self.at_this_moment = 0;
-        if order != Order::Renew {
-            self.floor = self.floor.min(self.now.wall);
+        self.answered_401 = false;
+        if order != Order::Renew && self.now.wall.after(secs(600)) < self.floor {
+            (self.floor, self.vouched) = (self.now.wall, true);
         }
         self.may_replace |= order == Order::ReplaceKey && self.svid.is_some();
         self.steps(Event::Told(order));
@@ -1406,7 +1528,7 @@ impl Watch {
         }
         let restored = Restored {
             discovery: self.discovery.clone().map(|facts| Discovered { changed: false, ..facts }),
-            bundle: self.bundle,
+            bundle: self.bundle.is_some(),
             svid: self.svid.clone().map(|facts| SvidFacts {
                 renew_at: self.lifecycle.renew_at(),
                 key: Current,
@@ -1415,7 +1537,7 @@ impl Watch {
             pending_key: self.pending_key,
             answer: self.answer.is_some(),
             memory,
-            time_at_least: self.floor,
+            time: self.lifecycle.known_time(),
         };
         self.known_lost = false;
         // A restart is a correction (P2), and what only memory knew is asked anew.
@@ -1507,7 +1629,7 @@ impl Watch {
                 Kind::UnknownIssuer if !bundle_is_fresh => Err(NotAdopted::UnknownIssuer),
                 Kind::UnknownIssuer | Kind::Refused => {
                     (self.answer, self.early) = (None, None);
-                    Err(NotAdopted::Refused(failure(Meaning::Transient, None)))
+                    Err(NotAdopted::Refused(failure(Meaning::Slow, None)))
                 }
                 Kind::Fails(..) => Err(NotAdopted::Kept(failure(Meaning::Local, None))),
                 Kind::Good => Ok(self.adopts()),
@@ -1537,12 +1659,12 @@ impl Watch {
     }
 
     fn remember_refusal(&mut self, request: Request, key: KeyChoice, meaning: Meaning) {
-        let firm = matches!(meaning, Meaning::NotAuthenticated | Meaning::Slow | Meaning::Permanent);
         let good = self.svid.as_ref().is_some_and(|svid| self.now.wall <= svid.not_after);
-        if self.answered_401 && good && firm {
-            self.answered_401 = false; // refused both ways while the SVID is good: they are tried in turn (R7)
-        } else if meaning == Meaning::NotAuthenticated && request == Renew {
+        let goes_on = matches!(meaning, Meaning::Pending | Meaning::Offline | Meaning::KeyRotationRefused);
+        if meaning == Meaning::NotAuthenticated && request == Renew && self.may_enroll() {
             self.answered_401 = true;
+        } else if self.answered_401 && good && !goes_on {
+            self.answered_401 = false; // neither way helps while the SVID is good: they are tried in turn (R7)
         }
         match meaning {
             Meaning::Permanent => self.refused_for_good.push(request),
@@ -1554,6 +1676,11 @@ impl Watch {
             }
             _ => {}
         }
+    }
+
+    fn may_enroll(&self) -> bool {
+        let listed = self.discovery.as_ref().is_none_or(|facts| facts.cannot_enroll.is_none());
+        listed && !self.refused_for_good.contains(&Enroll)
     }
 
     fn steps(&mut self, event: Event) {
@@ -1590,15 +1717,12 @@ impl Watch {
     fn judges(&mut self, action: &Action) {
         let valid = self.svid.as_ref().is_some_and(|svid| self.now.wall <= svid.not_after);
         assert!(
-            *action == FetchDiscovery || self.now.wall.after(secs(3600)) >= self.floor,
+            *action == FetchDiscovery || self.now.wall.after(secs(600)) >= self.floor,
             "{action:?} by a clock that cannot be right"
         );
         let kind = match action {
             FetchDiscovery => "discovery",
-            ProveKey => {
-                assert!(valid, "nobody needs the key of an expired SVID");
-                return;
-            }
+            ProveKey => return,
             FetchBundle => "bundle",
             Action::Request(..) => "identity",
             CreateKey => {
@@ -1633,7 +1757,8 @@ impl Watch {
                 assert!(facts.cannot_enroll.is_none(), "not listed (D5)");
             }
             Renew => {
-                assert!(valid && !self.answered_401, "only an enrollment helps (R6)");
+                let only_enrollment = self.answered_401 && self.may_enroll();
+                assert!(valid && !only_enrollment, "only an enrollment helps (R6)");
                 assert!(!self.known_lost, "there is no key to renew with");
                 assert!(facts.cannot_renew.is_none(), "not listed (D5)");
                 assert!(self.lifecycle.renew_at().unwrap() <= self.now.wall, "not due (R2)");
@@ -1668,6 +1793,19 @@ impl Watch {
             self.orders(Order::ReplaceKey);
         }
         self.chip_away = false;
+        self.until_active(begin, bound, &mut corrected);
+        if self.lifetime <= secs(3600) {
+            // And it goes on so: the next renewal comes in its window.
+            let renew_at = self.lifecycle.renew_at().unwrap();
+            let serial = self.svid.clone();
+            while self.svid == serial {
+                assert!(self.now.wall <= renew_at.after(secs(7200)), "the next renewal does not come");
+                self.goes_on_well(&mut corrected);
+            }
+        }
+    }
+
+    fn until_active(&mut self, begin: BootTime, bound: Duration, corrected: &mut bool) {
         while self.lifecycle.state(self.now) != State::Active {
             assert!(
                 begin.until(self.now.boot) <= bound,
@@ -1675,24 +1813,29 @@ impl Watch {
                 self.lifecycle.state(self.now),
                 self.lifecycle.last_error(self.now)
             );
-            match self.doing.clone() {
-                None => {
-                    self.passes(self.wake_in.unwrap());
-                    self.steps(Event::Wake);
-                }
-                Some(action) => {
-                    let reply = Reply {
-                        wall_off: None,
-                        kind: Kind::Good,
-                        changed: action == FetchDiscovery && !std::mem::replace(&mut corrected, true),
-                        cannot_enroll: false,
-                        cannot_renew: false,
-                        refresh_hint: None,
-                        vouches: Some(true),
-                    };
-                    let event = self.event(&action, &reply);
-                    self.steps(event);
-                }
+            self.goes_on_well(corrected);
+        }
+    }
+
+    /// The MIS does what it should; what it refused for good it corrects once.
+    fn goes_on_well(&mut self, corrected: &mut bool) {
+        match self.doing.clone() {
+            None => {
+                self.passes(self.wake_in.unwrap());
+                self.steps(Event::Wake);
+            }
+            Some(action) => {
+                let reply = Reply {
+                    wall_off: None,
+                    kind: Kind::Good,
+                    changed: action == FetchDiscovery && !std::mem::replace(corrected, true),
+                    cannot_enroll: false,
+                    cannot_renew: false,
+                    refresh_hint: None,
+                    vouches: Some(true),
+                };
+                let event = self.event(&action, &reply);
+                self.steps(event);
             }
         }
     }
@@ -1784,6 +1927,11 @@ impl Device {
     fn adopts_for(&mut self, lifetime: Duration, key: KeyChoice) -> Option<Action> {
         assert!(matches!(self.doing, Some(Action::Adopt { .. })), "{:?}", self.doing);
         self.told(Event::Adopted(Ok(svid(self.now.wall, lifetime, key))))
+    }
+
+    /// An answer of the MIS shows that it is this time.
+    fn is_shown(&mut self, time: Timestamp) {
+        self.lifecycle.time_is_proven(time, self.now);
     }
 
     /// A revalidation, whenever it comes, finds this document.
@@ -1940,7 +2088,7 @@ fn refusal(meaning: Meaning, retry_after: Option<u64>) -> Event {
 }
 
 fn not_adopted() -> Event {
-    Event::Adopted(Err(NotAdopted::Refused(failure(Meaning::Transient, None))))
+    Event::Adopted(Err(NotAdopted::Refused(failure(Meaning::Slow, None))))
 }
 
 fn failure(meaning: Meaning, retry_after: Option<Duration>) -> Failure {
@@ -1952,15 +2100,7 @@ fn report() -> Report {
 }
 
 fn svid(not_before: Timestamp, lifetime: Duration, key: KeyChoice) -> SvidFacts {
-    SvidFacts {
-        spiffe_id: SpiffeId::parse("spiffe://a.example/margo/device/6c1f3a52-7a0e-4b64-9d1c-2f8b5f0a7e11")
-            .unwrap(),
-        not_before,
-        not_after: not_before.after(lifetime),
-        key_fits: true,
-        renew_at: None,
-        key,
-    }
+    SvidFacts { not_before, not_after: not_before.after(lifetime), key_fits: true, renew_at: None, key }
 }
 
 fn secs(n: u64) -> Duration {

@@ -167,7 +167,7 @@ pub enum MisError {
     /// A bundle older than the one held (miaf-v0 B5).
     #[error(
         "the trust bundle at {url} has the sequence number {served}, lower than the {held} already seen; \
-         it is used once it has been served for 24 hours"
+         it is used once it has been served for 24 hours, or at the order: miaf-agent retry"
     )]
     BundleRegressed {
         /// What was asked.

@@ -120,6 +120,9 @@ impl Proven {
     }
 
     fn take_note(&self, headers: &HeaderMap) {
+        if headers.contains_key(header::AGE) {
+            return; // a cache gave it, and its date is when it was new
+        }
         let date = text(headers, header::DATE).and_then(|date| httpdate::parse_http_date(&date).ok());
         if let Some(date) = date {
             *self.held() = Some(Proof { wall: date.into(), at: clock::now().boot });
@@ -270,7 +273,7 @@ async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note
     }
     let through = hop.map(|hop| format!(" (through the proxy {hop})")).unwrap_or_default();
     let why = innermost(&error) + &through;
-    if !may_leave_for(&url, hop).await {
+    if error.is_connect() && !may_leave_for(&url, hop).await {
         return MisError::Offline { url, why };
     }
     if let Some(hop) = hop

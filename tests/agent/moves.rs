@@ -107,7 +107,7 @@ fn a_clock_behind_what_was_proven_is_not_believed_before_the_mis_agrees_with_it(
     // An MIS whose own clock was ahead once, say.
     let record = world.device.path("state/private/time.json");
     assert!(record.exists(), "the time that the MIS proved is kept");
-    fs::write(&record, "{\"version\":1,\"record\":{\"wall\":4102444800000}}").unwrap();
+    fs::write(&record, "{\"version\":1,\"record\":{\"proven\":4102444800000,\"vouched\":null}}").unwrap();
     world.mis.stop_listening().unwrap();
     world.device.start();
     let waiting = world.device.wait_for("waiting-for-clock");
@@ -129,7 +129,7 @@ fn a_clock_that_the_operator_believes_is_believed() {
     let mut world = World::enrolled();
     world.device.kill();
     let record = world.device.path("state/private/time.json");
-    fs::write(&record, "{\"version\":1,\"record\":{\"wall\":4102444800000}}").unwrap();
+    fs::write(&record, "{\"version\":1,\"record\":{\"proven\":4102444800000,\"vouched\":null}}").unwrap();
     world.mis.stop_listening().unwrap();
     world.device.start();
     world.device.wait_for("waiting-for-clock");
