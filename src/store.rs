@@ -130,6 +130,8 @@ pub struct CachedWaits {
     pub bundle: Option<Wait>,
     /// For enrollment and renewal.
     pub identity: Option<Wait>,
+    /// Why discovery waits.
+    pub discovery_reason: Option<LastError>,
     /// Why enrollment or renewal waits.
     pub reason: Option<LastError>,
     /// It waits to be admitted.
@@ -155,6 +157,7 @@ impl CachedWaits {
             discovery: write(memory.waits.discovery),
             bundle: write(memory.waits.bundle),
             identity: write(memory.waits.identity),
+            discovery_reason: memory.discovery_waits_because.clone(),
             reason: memory.waits_because.clone(),
             admission_pending: memory.admission_pending,
             replace_lost_key: memory.replace_lost_key,

@@ -213,6 +213,7 @@ impl Device {
             }),
             bootstrap: self.bootstrap.facts().cloned(),
             trust: self.mis.trust().facts(),
+            key_is_lost: self.lifecycle.key_is_lost(),
             last_error: self.last_error(now, not_published),
             generation,
         }

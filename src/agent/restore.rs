@@ -62,6 +62,7 @@ impl Device {
         let stored_time = cached::<store::CachedTime>(&store).unwrap_or_default();
         let memory = Memory {
             waits: read_waits(&waiting, now),
+            discovery_waits_because: waiting.discovery_reason.clone(),
             waits_because: waiting.reason.clone(),
             admission_pending: waiting.admission_pending,
             replace_lost_key: waiting.replace_lost_key,
@@ -70,6 +71,7 @@ impl Device {
         let restored = Restored {
             discovery: discovery.as_ref().map(|held| discovered(&held.document, false)),
             bundle: bundle.is_some(),
+            bundle_is_empty: bundle.as_ref().is_some_and(|kept| kept.bundle.anchors().is_empty()),
             svid: identity.as_ref().map(|identity| {
                 svid_facts(&identity.svid, renew_at, KeyChoice::Current, fits(&keys, &identity.key))
             }),

@@ -158,5 +158,5 @@ pub(super) fn discovered(document: &Discovery, changed: bool) -> Discovered {
 fn bundle_facts(bundle: &Bundle, held: Option<&Identity>, now: Timestamp) -> BundleFacts {
     let held = held.filter(|identity| identity.is_valid(now) && !bundle.anchors().is_empty());
     let vouches = held.map(|identity| svid::is_trusted(&identity.svid, bundle, now));
-    BundleFacts { refresh_hint: bundle.refresh_hint(), vouches }
+    BundleFacts { refresh_hint: bundle.refresh_hint(), vouches, is_empty: bundle.anchors().is_empty() }
 }

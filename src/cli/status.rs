@@ -125,10 +125,16 @@ fn next_step(error: &ErrorStatus, now: SystemTime) -> String {
 fn distance(rfc3339: &str, now: SystemTime) -> String {
     let Ok(moment) = humantime::parse_rfc3339_weak(rfc3339) else { return "at an unknown time".into() };
     match moment.duration_since(now) {
+        // It is about to be done, or was just now.
+        Ok(near) if near < NOW => "now".into(),
+        Err(near) if near.duration() < NOW => "now".into(),
         Ok(ahead) => format!("in {}", rough(ahead)),
         Err(behind) => format!("{} ago", rough(behind.duration())),
     }
 }
+
+/// What is nearer than this is not told apart.
+const NOW: Duration = Duration::from_secs(2);
 
 /// The two largest units say enough.
 fn rough(duration: Duration) -> String {

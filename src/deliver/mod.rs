@@ -36,6 +36,8 @@ pub struct Snapshot {
     pub bootstrap: Option<bootstrap::Facts>,
     /// What authenticates the MIS, where it can be read.
     pub trust: Option<TrustFacts>,
+    /// The key is lost with its TPM: nobody can use the SVID.
+    pub key_is_lost: bool,
     /// The last error, and when the next attempt is made by itself.
     pub last_error: Option<(LastError, Option<Timestamp>)>,
     /// The generation of published files that holds this identity and bundle.
@@ -63,6 +65,7 @@ impl Snapshot {
             bundle: None,
             bootstrap: None,
             trust: None,
+            key_is_lost: false,
             last_error: None,
             generation: None,
         }
@@ -71,8 +74,9 @@ impl Snapshot {
     /// Whether a local program can prove who the device is now: an SVID that is valid at `now` and that the bundle held
     /// vouches for.
     pub fn is_ready(&self, now: Timestamp) -> bool {
-        if self.state == State::WaitingForClock {
-            return false; // nobody can tell whether it is valid
+        // By a clock that cannot be right nobody can tell whether it is valid.
+        if self.state == State::WaitingForClock || self.key_is_lost {
+            return false;
         }
         match (&self.identity, &self.bundle) {
             (Some(identity), Some(held)) => {

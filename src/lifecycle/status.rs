@@ -105,7 +105,9 @@ impl Lifecycle {
             }
             None if self.discovery.is_none() && self.discovery_gate.is_permanent() => State::Blocked,
             None if self.admission_pending => State::PendingAdmission,
-            None if self.discovery.is_none() || self.bundle.is_none() => State::Discovering,
+            None if self.discovery.is_none() || self.bundle.is_none_or(|bundle| bundle.is_empty) => {
+                State::Discovering
+            }
             None => State::Enrolling,
         }
     }
@@ -131,8 +133,16 @@ impl Lifecycle {
         }
         // What makes the state `blocked` is what people have to read, whatever else went wrong meanwhile.
         let local = self.gates(now).find(|gate| gate.is_local());
-        let gate = local.or_else(|| self.gates(now).find(|gate| gate.last_error().is_some()))?;
+        let Some(gate) = local.or_else(|| self.gates(now).find(|gate| gate.last_error().is_some())) else {
+            let refresh_in = self.bundle_refresh_in(now).filter(|_| self.lacks_anchors(now));
+            return refresh_in.map(|wait| (no_anchors(now), Some(wait)));
+        };
         Some((gate.last_error()?.clone(), Some(gate.opens_in(now))))
+    }
+
+    /// An SVID is due, and cannot be asked for under an empty bundle.
+    fn lacks_anchors(&self, now: Now) -> bool {
+        self.bundle.is_some_and(|bundle| bundle.is_empty) && self.request_due_in(now).is_zero()
     }
 
     /// Those with work behind them. What went wrong with a renewal that is not due any more, since the clock was put right,
@@ -154,6 +164,13 @@ impl Lifecycle {
         let report = Report::of_agent("clock", "The clock of this device cannot be right", &why);
         LastError { report, at: now.wall, permanent: true }
     }
+}
+
+fn no_anchors(now: Now) -> LastError {
+    let why = "the MIS serves a trust bundle without any anchor, so no SVID of the trust domain is trusted now and none is \
+               asked for. Ask its operator whether that is as it should be";
+    let report = Report::of_agent("bundle-empty", "The trust bundle holds no anchor", &why);
+    LastError { report, at: now.wall, permanent: false }
 }
 
 impl Gate {

@@ -1124,7 +1124,7 @@ fn an_svid_whose_anchor_has_gone_away_is_renewed_early_and_not_by_the_whole_flee
         device.told(bundle_without_its_anchor());
         assert_eq!(device.lifecycle.renew_at(), Some(seen.after(secs(within))));
         device.passes(secs(60));
-        device.lifecycle.bundle = Some(HeldBundle { refresh_at: device.now.boot });
+        device.lifecycle.bundle = Some(HeldBundle { refresh_at: device.now.boot, is_empty: false });
         device.luck = 0.0;
         device.lifecycle.step(bundle_without_its_anchor(), device.now, &mut || 0.0);
         assert_eq!(device.lifecycle.renew_at(), Some(seen.after(secs(within))), "the moment is drawn once");
@@ -1142,8 +1142,23 @@ fn an_empty_bundle_leads_to_no_renewal_since_none_would_be_trusted() {
     let mut device = Device::active(100 * DAY);
     let renew_at = device.lifecycle.renew_at();
     device.waits_for(FetchBundle);
-    device.told(Event::Bundle(Ok(BundleFacts { vouches: None, ..facts(None) })));
+    device.told(empty_bundle());
     assert_eq!(device.lifecycle.renew_at(), renew_at);
+    // Not even when it is due, and not for a device that has none yet.
+    device.wall_jumps(60 * 86_400);
+    let mut fresh = Device::fresh();
+    fresh.starts();
+    fresh.told(discovered());
+    fresh.told(empty_bundle());
+    for mut device in [device, fresh] {
+        device.lives_through(DAY, |action| match action {
+            FetchBundle => empty_bundle(),
+            CreateKey | Action::Request(..) => panic!("the answer would be refused"),
+            action => good(action),
+        });
+        assert_eq!(device.error().unwrap().0.report.kind, "urn:miaf-agent:error:bundle-empty");
+        device.waits_to_ask();
+    }
 }
 
 // ---- properties ----
@@ -1529,6 +1544,7 @@ impl Watch {
         let restored = Restored {
             discovery: self.discovery.clone().map(|facts| Discovered { changed: false, ..facts }),
             bundle: self.bundle.is_some(),
+            bundle_is_empty: self.bundle.is_some_and(|bundle| bundle.is_empty),
             svid: self.svid.clone().map(|facts| SvidFacts {
                 renew_at: self.lifecycle.renew_at(),
                 key: Current,
@@ -1584,7 +1600,11 @@ impl Watch {
                     Err(failure)
                 }
                 None => {
-                    let facts = BundleFacts { refresh_hint: reply.refresh_hint, vouches: reply.vouches };
+                    let facts = BundleFacts {
+                        refresh_hint: reply.refresh_hint,
+                        vouches: reply.vouches,
+                        is_empty: reply.vouches.is_none(),
+                    };
                     self.bundle = Some(facts);
                     Ok(facts)
                 }
@@ -1746,7 +1766,7 @@ impl Watch {
             !self.refused_for_good.contains(request),
             "{request:?} is repeated without a correction (P2)"
         );
-        assert!(self.bundle.is_some(), "nothing to judge the answer by");
+        assert!(self.bundle.is_some_and(|bundle| !bundle.is_empty), "nothing to judge the answer by");
         let facts = self.discovery.as_ref().expect("nothing is asked for before discovery (D1)");
         match request {
             Enroll => {
@@ -2060,7 +2080,11 @@ fn bundle() -> Event {
 }
 
 fn facts(refresh_hint: Option<Duration>) -> BundleFacts {
-    BundleFacts { refresh_hint, vouches: Some(true) }
+    BundleFacts { refresh_hint, vouches: Some(true), is_empty: false }
+}
+
+fn empty_bundle() -> Event {
+    Event::Bundle(Ok(BundleFacts { vouches: None, is_empty: true, ..facts(None) }))
 }
 
 fn bundle_without_its_anchor() -> Event {

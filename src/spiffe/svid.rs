@@ -521,7 +521,7 @@ pub enum Rejection {
     #[error("the certificate names {0}, which is not a device (/margo/device/<lowercase uuid>)")]
     NotADevice(SpiffeId),
     /// A renewal that would change who the device is.
-    #[error("the renewed certificate names {got}, but this device is {want}")]
+    #[error("the new certificate names {got}, but this device is {want}")]
     OtherIdentity {
         /// What was found.
         got: SpiffeId,

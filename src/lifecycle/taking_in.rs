@@ -1,0 +1,315 @@
+//! Taking in what happened: the table of miaf-v0 P, and what each outcome does to what is held.
+
+use std::time::Duration;
+
+use super::gate::{Failure, LastError, Meaning, Verdict};
+use super::words::{
+    Action, BundleFacts, Discovered, Draw, Event, KeyChoice, NotAdopted, Order, Request, SvidFacts,
+};
+use super::{
+    Answer, AnswerBundle, Blocked, CurrentKey, Discovery, HeldBundle, HeldSvid, Lifecycle, PendingKey,
+};
+use crate::time::{Now, Timestamp};
+
+/// Between two orders of the operator's: a script may give them.
+const SHORTEST_BETWEEN_ORDERS: Duration = Duration::from_secs(10);
+
+/// The old chip may have been put back.
+const BETWEEN_LOOKS_FOR_A_LOST_KEY: Duration = Duration::from_secs(3600);
+
+/// However short-lived the SVIDs of an MIS are, it is left alone this long after each.
+const SHORTEST_BETWEEN_ISSUES: Duration = Duration::from_secs(5);
+
+impl Lifecycle {
+    pub(super) fn take_in(&mut self, event: Event, now: Now, draw: Draw<'_>) {
+        let ended = match event {
+            Event::Wake | Event::Told(_) => None,
+            _ => self.in_flight.take(),
+        };
+        match event {
+            Event::Wake => {}
+            Event::Told(order) => self.told(order, now),
+            Event::Discovery(outcome) => self.discovery_ended(outcome, now, draw),
+            Event::Bundle(outcome) => self.bundle_ended(outcome, now, draw),
+            Event::KeyCreated(Ok(())) => {
+                self.pending_key = Some(PendingKey { refused: false });
+                self.identity_gate.passed();
+            }
+            Event::KeyCreated(Err(failure)) => self.identity_failed(failure, now, draw),
+            Event::KeyProven(outcome) => self.key_proven(outcome, now, draw),
+            Event::Answered(Ok(())) => {
+                self.admission_pending = false;
+                self.identity_gate.passed();
+                self.answer = Some(Answer { not_before: None, bundle: AnswerBundle::AsHeld });
+            }
+            Event::Answered(Err(failure)) => match ended {
+                Some(Action::Request(request, key)) => self.refused(request, key, failure, now, draw),
+                _ => self.identity_failed(failure, now, draw),
+            },
+            Event::Adopted(outcome) => self.adopt_ended(outcome, now, draw),
+        }
+    }
+
+    fn told(&mut self, order: Order, now: Now) {
+        // However often it is ordered: the MIS is not asked at the pace of a script.
+        let from = match self.ordered_at {
+            Some(last) if now.boot <= last => last,
+            Some(last) => last.after(SHORTEST_BETWEEN_ORDERS).max(now.boot),
+            None => now.boot,
+        };
+        self.ordered_at = Some(from);
+        for gate in
+            [&mut self.discovery_gate, &mut self.bundle_gate, &mut self.identity_gate, &mut self.key_gate]
+        {
+            gate.forgive(from, now);
+        }
+        self.is_corrected();
+        self.reauthenticate = false; // both ways are open again
+        if order == Order::Renew {
+            if let Some(svid) = &mut self.svid {
+                svid.renew_at = svid.renew_at.min(now.wall.after(now.boot.until(from)));
+            }
+            return;
+        }
+        self.time.is_vouched_for(now);
+        if let (Order::ReplaceKey, Some(svid)) = (order, &mut self.svid) {
+            self.replace_lost_key = true;
+            if matches!(svid.key, CurrentKey::Works) {
+                svid.key = CurrentKey::Unproven; // it did when it was last used
+            }
+        }
+        if let Some(discovery) = &mut self.discovery {
+            discovery.doubted = true;
+        }
+        if let Some(bundle) = &mut self.bundle {
+            bundle.refresh_at = bundle.refresh_at.min(from);
+        }
+    }
+
+    /// What was refused for good may be asked once more (miaf-v0 P2).
+    fn is_corrected(&mut self) {
+        self.blocked = Blocked::default();
+        self.rotation_refused = false;
+        if let Some(pending) = &mut self.pending_key {
+            pending.refused = false;
+        }
+    }
+
+    fn key_proven(&mut self, outcome: Result<(), Failure>, now: Now, draw: Draw<'_>) {
+        match outcome {
+            Ok(()) => {
+                self.key_gate.succeeded();
+                self.replace_lost_key = false; // there is nothing to replace any more
+                if let Some(svid) = &mut self.svid {
+                    svid.key = CurrentKey::Works;
+                }
+            }
+            Err(failure) if failure.meaning == Meaning::CurrentKeyLost => self.current_key_lost(failure, now),
+            Err(failure) => {
+                let retry = self.identity_retry();
+                self.key_gate.failed(failure, &retry, now, draw);
+            }
+        }
+    }
+
+    fn current_key_lost(&mut self, failure: Failure, now: Now) {
+        self.key_gate.succeeded();
+        self.key_gate.pause(BETWEEN_LOOKS_FOR_A_LOST_KEY, now); // the old chip may be put back
+        if let Some(svid) = &mut self.svid {
+            svid.key = CurrentKey::Lost(LastError { report: failure.report, at: now.wall, permanent: true });
+        }
+    }
+
+    fn discovery_ended(&mut self, outcome: Result<Discovered, Failure>, now: Now, draw: Draw<'_>) {
+        match outcome {
+            Ok(facts) => {
+                self.discovery_gate.succeeded();
+                // An MIS that answers in turn with two documents, and with 404 under both, is not asked in a circle.
+                self.discovery_gate.pause(self.shortest_between_reads(), now);
+                if facts.changed {
+                    self.is_corrected(); // perhaps the MIS was
+                    self.identity_gate.forgive(now.boot, now);
+                    self.bundle_gate.forgive(now.boot, now);
+                    if let Some(bundle) = &mut self.bundle {
+                        bundle.refresh_at = now.boot; // it may name another address
+                    }
+                }
+                let stale_at = now.boot.after(spread(self.policy.bundle_refresh, draw));
+                self.discovery = Some(Discovery { facts, read_at: now.wall, stale_at, doubted: false });
+            }
+            Err(failure) => {
+                let retry = self.poll_retry();
+                self.discovery_gate.failed(failure, &retry, now, draw);
+                // The last good document stays in use (miaf-v0 D4), and is asked after until the MIS answers.
+                if let Some(discovery) = &mut self.discovery {
+                    discovery.doubted = true;
+                }
+            }
+        }
+    }
+
+    fn bundle_ended(&mut self, outcome: Result<BundleFacts, Failure>, now: Now, draw: Draw<'_>) {
+        match outcome {
+            Ok(facts) => {
+                self.bundle_gate.succeeded();
+                let interval = spread(self.refresh_interval(facts), draw);
+                let refresh_at = now.boot.after(interval);
+                self.bundle = Some(HeldBundle { refresh_at, is_empty: facts.is_empty });
+                self.hasten_renewal(facts, now, draw);
+                if let Some(Answer { bundle: wanted @ AnswerBundle::Wanted, .. }) = &mut self.answer {
+                    *wanted = AnswerBundle::Fetched;
+                }
+            }
+            Err(failure) => {
+                if failure.meaning == Meaning::NotFound
+                    && let Some(discovery) = &mut self.discovery
+                {
+                    discovery.doubted = true;
+                }
+                let retry = self.poll_retry();
+                self.bundle_gate.failed(failure, &retry, now, draw);
+            }
+        }
+    }
+
+    /// An SVID that no anchor leads to any more is of no use: it is renewed soon, and not by the whole fleet at once.
+    fn hasten_renewal(&mut self, facts: BundleFacts, now: Now, draw: Draw<'_>) {
+        let within = self.identity_retry().cap;
+        let Some(svid) = &mut self.svid else { return };
+        match (facts.vouches, svid.drawn_before) {
+            (Some(false), None) => {
+                svid.drawn_before = Some(svid.renew_at);
+                svid.renew_at = svid.renew_at.min(now.wall.after(within.mul_f64(draw())));
+            }
+            // Servers that do not agree yet, most likely: there is no hurry after all.
+            (Some(true), Some(drawn)) => {
+                svid.renew_at = drawn;
+                svid.drawn_before = None;
+            }
+            _ => {}
+        }
+    }
+
+    /// A request for an SVID did not get one: the table of miaf-v0 P.
+    fn refused(&mut self, request: Request, key: KeyChoice, failure: Failure, now: Now, draw: Draw<'_>) {
+        match failure.meaning {
+            Meaning::Pending => self.admission_pending = true,
+            // The MIS has said nothing of it.
+            Meaning::Transient | Meaning::Offline | Meaning::Local => {}
+            _ => self.admission_pending = false,
+        }
+        match failure.meaning {
+            Meaning::KeyRotationRefused => {
+                if key == KeyChoice::Pending {
+                    self.rotation_refused = true;
+                    if let Some(pending) = &mut self.pending_key {
+                        pending.refused = true;
+                    }
+                }
+                // The existing key, if there is one that was not refused itself, is tried without delay (R4).
+                if key == KeyChoice::Pending && self.svid.is_some() && !self.key_is_lost() {
+                    self.identity_gate.noted(failure, now, draw);
+                } else {
+                    self.identity_failed_for(Some(request), failure, now, draw);
+                }
+            }
+            Meaning::NotAuthenticated if request == Request::Renew && self.may_enroll() => {
+                self.reauthenticate = true; // R6: enroll again, now
+                self.identity_gate.noted(failure, now, draw);
+            }
+            // The factory certificate does not help: perhaps the 401 at renewal was not the MIS's. While the SVID is
+            // good, renewal and enrollment are tried in turn, slowly (R7).
+            Meaning::NotAuthenticated
+            | Meaning::Slow
+            | Meaning::Permanent
+            | Meaning::NotFound
+            | Meaning::Transient
+                if self.reauthenticates_early(now) =>
+            {
+                self.reauthenticate = false;
+                self.identity_failed_for(Some(request), failure, now, draw);
+            }
+            Meaning::Local if self.reauthenticates_early(now) => {
+                self.reauthenticate = false;
+                let slowly = Failure { meaning: Meaning::Slow, ..failure };
+                self.identity_failed_for(Some(request), slowly, now, draw);
+            }
+            Meaning::CurrentKeyLost => {
+                self.identity_gate.passed(); // the MIS was not asked
+                self.current_key_lost(failure, now);
+            }
+            Meaning::PendingKeyLost => {
+                self.pending_key = None; // whatever was certified for it, no one can use
+                self.identity_failed(failure, now, draw);
+            }
+            Meaning::NotFound => {
+                if let Some(discovery) = &mut self.discovery {
+                    discovery.doubted = true;
+                }
+                self.identity_failed_for(Some(request), failure, now, draw);
+            }
+            _ => self.identity_failed_for(Some(request), failure, now, draw),
+        }
+    }
+
+    fn identity_failed(&mut self, failure: Failure, now: Now, draw: Draw<'_>) {
+        self.identity_failed_for(None, failure, now, draw);
+    }
+
+    fn identity_failed_for(&mut self, request: Option<Request>, failure: Failure, now: Now, draw: Draw<'_>) {
+        let retry = self.identity_retry();
+        let verdict = self.identity_gate.failed(failure, &retry, now, draw);
+        if let (Verdict::Blocked, Some(request)) = (verdict, request) {
+            self.blocked.put(request, self.identity_gate.last_error().cloned());
+        }
+    }
+
+    fn adopt_ended(&mut self, outcome: Result<SvidFacts, NotAdopted>, now: Now, draw: Draw<'_>) {
+        match outcome {
+            Ok(facts) => {
+                if facts.key == KeyChoice::Pending {
+                    self.pending_key = None;
+                }
+                self.answer = None;
+                self.reauthenticate = false;
+                self.blocked = Blocked::default();
+                self.identity_gate.succeeded();
+                self.identity_gate.pause(SHORTEST_BETWEEN_ISSUES, now);
+                self.key_gate.succeeded();
+                self.replace_lost_key = false;
+                let mut renew_at = self.draw_renewal(facts.not_before, &facts, draw);
+                if renew_at <= now.wall {
+                    // Issued late in its own lifetime: what is left counts, or each renewal would ask for the next.
+                    renew_at = self.draw_renewal(now.wall, &facts, draw);
+                }
+                self.svid = Some(HeldSvid { facts, renew_at, key: CurrentKey::Works, drawn_before: None });
+            }
+            Err(NotAdopted::Early(not_before)) => {
+                if let Some(answer) = &mut self.answer {
+                    answer.not_before = Some(not_before);
+                }
+            }
+            Err(NotAdopted::UnknownIssuer) => {
+                if let Some(answer) = &mut self.answer {
+                    answer.bundle = AnswerBundle::Wanted;
+                }
+            }
+            Err(NotAdopted::Kept(failure)) => self.identity_failed(failure, now, draw),
+            Err(NotAdopted::Refused(failure)) => {
+                self.answer = None;
+                self.identity_failed(failure, now, draw);
+            }
+        }
+    }
+
+    /// A moment in the window of the time from `from` to the end of the SVID (miaf-v0 R2).
+    pub(super) fn draw_renewal(&self, from: Timestamp, facts: &SvidFacts, draw: Draw<'_>) -> Timestamp {
+        let (opens, closes) = self.policy.window;
+        from.after(from.until(facts.not_after).mul_f64(opens + (closes - opens) * draw()))
+    }
+}
+
+/// Up to a fifth earlier than agreed, at random: a fleet that was switched on in one second drifts apart.
+fn spread(interval: Duration, draw: Draw<'_>) -> Duration {
+    interval.mul_f64(1.0 - draw() / 5.0)
+}
