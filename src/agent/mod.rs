@@ -235,6 +235,7 @@ async fn drive(
                 None => {
                     if alarm.sleep(nap).await == Woken::ClockSet {
                         tracing::info!("the wall clock was set, or the machine was suspended");
+                        device.look_at_provisioned_again();
                     }
                     Event::Wake
                 }

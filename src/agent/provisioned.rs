@@ -92,7 +92,12 @@ impl Device {
         true
     }
 
-    /// When that will be.
+    /// To be called when the clock that it was judged by has been set.
+    pub(super) fn look_at_provisioned_again(&mut self) {
+        self.look_again_at = clock::now().boot;
+    }
+
+    /// When it is looked at next.
     pub(super) fn next_look(&self, now: Now) -> Timestamp {
         now.wall.after(self.next_look_in(now))
     }
@@ -120,7 +125,8 @@ impl Device {
             Some(config) => blocking(move || Credential::read(&config, &tpm, purpose)).await,
             None => Err(BootstrapError::NotConfigured),
         };
-        self.bootstrap.take(found, purpose, clock::now().wall)
+        // Nothing is judged by a clock that cannot be right.
+        self.bootstrap.take(found, purpose, self.lifecycle.likely_time(clock::now()))
     }
 
     /// Rule K1: where there is secure hardware, the key belongs in it. The configuration decides, and it is told.

@@ -24,42 +24,9 @@ a_device_with_the_package_boots_and_enrolls() {
     seed=${SEED:-$SRANDOM}
     RANDOM=$((seed % 32768))
     echo "$machine: the moments of $story are drawn with SEED=$seed"
-    network=on
-    start_mis --svid-lifetime 10m --renewal-limit none --enrollment-limit none
-    put_the_package_in "$work/disk.img"
-    boot
-    plug_in
-    wait_for 120 "the first identity" state_is active
-    field .spiffeId >"$work/identity"
-}
-put_the_package_in() { # DISK: installed by this processor, which is quicker; how it is on the machine, the other story tells
-    local root=$work/root file
-    cp --archive "$image/root" "$root"
-    cp "$work"/../package/miaf-agent_*.deb "$root/root"
-    for file in factory.pem factory.key; do cp "$work/mis/$file" "$root/root"; done
-    cp "$work/mis/tls-ca.pem" "$root/root/mis-ca.pem"
-    mount --types proc proc "$root/proc"
-    chroot "$root" bash -c "set -e; cd; export DEBIAN_FRONTEND=noninteractive
-        $(documented install)
-        apt-get install --yes tpm2-tools
-        $(documented configure)" >"$work/install.log"
     # The pause between two renewals is then the shortest that the agent makes, five seconds.
-    printf '[renewal]\nwindow = [0.0005, 0.002]\n' >"$root/etc/miaf-agent/config.d/often.toml"
-    only_what_it_needs "$root"
-    umount "$root/proc"
-    rm "$1"
-    mke2fs -q -t ext4 -d "$root" "$1" 1G >>"$work/install.log"
-    rm -r "$root"
-}
-
-only_what_it_needs() { # ROOT: a machine that comes up thirty times, each time on an emulated processor
-    chroot "$1" systemctl mask systemd-networkd.service systemd-networkd.socket dbus.service dbus.socket \
-        systemd-remount-fs.service systemd-sysctl.service systemd-user-sessions.service systemd-journal-flush.service \
-        systemd-initctl.socket proc-sys-fs-binfmt_misc.automount systemd-tmpfiles-clean.timer 2>/dev/null
-    printf '[Journal]\nStorage=volatile\n' >"$1/etc/systemd/journald.conf"
-}
-plug_in() { # what systemd-networkd does in the other story
-    guest 'cd /sys/class/net && for card in en*; do ip address add 10.0.2.15/24 dev $card && ip link set $card up; done'
+    a_device_enrolls '[renewal]
+window = [0.0005, 0.002]' --svid-lifetime 10m --renewal-limit none --enrollment-limit none
 }
 
 it_renews_every_few_seconds() {
@@ -109,12 +76,6 @@ pause() { # FROM TO: milliseconds, drawn at random
 start_over() { # the agent begins with nothing
     guest 'systemctl stop miaf-agent.service && find /var/lib/miaf-agent -mindepth 1 -delete && sync
         systemctl start --no-block miaf-agent' 2>/dev/null # which warns of the sockets
-}
-answers() { # KIND: how many the MIS has given so far
-    grep -c "POST .*/$1 -> 20" "$work/mis.log" || true
-}
-more_answers() { # KIND NUMBER
-    [ "$(answers "$1")" -gt "$2" ]
 }
 renewed() { # TIMES: waits for so many renewals from now on
     local before

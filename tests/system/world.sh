@@ -1,4 +1,4 @@
-# What both stories share: steps, waiting, the MIS, the world outside the machine. To be sourced by bash.
+# What the stories share: steps, waiting, the MIS, the world outside the machine. To be sourced by bash.
 
 fail() { printf '%s\n' "$*" >&2; exit 1; }
 wait_for() { # SECONDS WHAT COMMAND…: until the command succeeds
@@ -23,6 +23,13 @@ start_mis() { # FLAGS…
 stop_mis() {
     kill "$mis"
     wait_for 10 "the MIS to end" gone "$mis"
+}
+
+answers() { # KIND: how many the MIS has given so far
+    grep -c "POST .*/$1 -> 20" "$work/mis.log" || true
+}
+more_answers() { # KIND NUMBER
+    [ "$(answers "$1")" -gt "$2" ]
 }
 
 # --- the machine, and the agent in it
@@ -93,4 +100,43 @@ sign_here() {
 stop_other_tpm() {
     kill "$other_tpm"
     wait_for 10 "the other TPM to end" gone "$other_tpm"
+}
+
+# --- a machine in qemu that has the package from the start, and boots fast
+
+a_device_enrolls() { # CONFIGURATION FLAGS…: beside that of the documentation, and of the MIS
+    network=on
+    start_mis "${@:2}"
+    put_the_package_in "$work/disk.img" "$1"
+    boot
+    plug_in
+    wait_for 120 "the first identity" state_is active
+    field .spiffeId >"$work/identity"
+}
+put_the_package_in() { # DISK CONFIGURATION: installed by this processor, which is quicker; how it is on the machine, its life tells
+    local root=$work/root file
+    cp --archive "$image/root" "$root"
+    cp "$work"/../package/miaf-agent_*.deb "$root/root"
+    for file in factory.pem factory.key; do cp "$work/mis/$file" "$root/root"; done
+    cp "$work/mis/tls-ca.pem" "$root/root/mis-ca.pem"
+    mount --types proc proc "$root/proc"
+    chroot "$root" bash -c "set -e; cd; export DEBIAN_FRONTEND=noninteractive
+        $(documented install)
+        apt-get install --yes tpm2-tools
+        $(documented configure)" >"$work/install.log"
+    printf '%s\n' "$2" >"$root/etc/miaf-agent/config.d/test.toml"
+    only_what_it_needs "$root"
+    umount "$root/proc"
+    rm "$1"
+    mke2fs -q -t ext4 -d "$root" "$1" 1G >>"$work/install.log"
+    rm -r "$root"
+}
+only_what_it_needs() { # ROOT: a machine that comes up many times, each time on an emulated processor
+    chroot "$1" systemctl mask systemd-networkd.service systemd-networkd.socket dbus.service dbus.socket \
+        systemd-remount-fs.service systemd-sysctl.service systemd-user-sessions.service systemd-journal-flush.service \
+        systemd-initctl.socket proc-sys-fs-binfmt_misc.automount systemd-tmpfiles-clean.timer 2>/dev/null
+    printf '[Journal]\nStorage=volatile\n' >"$1/etc/systemd/journald.conf"
+}
+plug_in() { # what systemd-networkd does in its life
+    guest 'cd /sys/class/net && for card in en*; do ip address add 10.0.2.15/24 dev $card && ip link set $card up; done'
 }
