@@ -38,6 +38,8 @@ pub(super) struct Device {
     pub(super) answer: Option<store::Answer>,
     pub(super) stored_renew_at: Option<Timestamp>,
     pub(super) stored_memory: Memory,
+    /// What was restored of the waits of another boot, by a clock that could not be right.
+    pub(super) waits_in_doubt: Option<Memory>,
     pub(super) proof: Option<Proof>,
     pub(super) stored_time: store::CachedTime,
     /// The operator has said that a bundle with a lower sequence is meant to be (miaf-v0 B5).
@@ -250,6 +252,13 @@ impl Device {
         let report =
             Report::of_agent("svid-not-trusted", "The trust bundle does not vouch for the SVID", &why);
         untrusted.then_some(LastError { report, at: kept.cached.fetched_at, permanent: false })
+    }
+
+    /// The clock has been set, and tells how much is left of the waits of another boot (miaf-v0 E8): to be restored anew.
+    pub(super) fn has_waits_to_restore(&mut self, now: Now) -> bool {
+        let came_right = self.waits_in_doubt.is_some() && self.lifecycle.believes(now);
+        // Where the MIS has asked for another wait since, there is nothing to go back to.
+        came_right && self.waits_in_doubt.take() == Some(self.lifecycle.memory())
     }
 
     /// Whether the device has been given an identity, valid or not.

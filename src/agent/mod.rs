@@ -219,6 +219,9 @@ async fn drive(
         if reloaded.is_some() {
             return reloaded; // what was under way has ended and is settled
         }
+        if step.action.is_none() && device.has_waits_to_restore(clock::now()) {
+            return Some(device.config.clone());
+        }
         let look = device.next_look_in(clock::now());
         let nap = [step.wake_in, publish_again].into_iter().flatten().fold(look, Duration::min);
         let asleep = step.action.is_none();

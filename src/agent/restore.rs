@@ -85,6 +85,7 @@ impl Device {
             },
         };
         let lifecycle = Lifecycle::new(policy(&config), restored, now, &mut random::unit);
+        let in_doubt = !is_of_this_boot(&waiting) && !lifecycle.believes(now);
         Ok(Self {
             store,
             mis: Mis::new(provisioned.trust, proxy),
@@ -96,8 +97,9 @@ impl Device {
             pending,
             answer,
             stored_renew_at: renew_at,
-            // Those of another boot are written anew with this boot's name.
-            stored_memory: if is_of_this_boot(&waiting) { memory } else { Memory::default() },
+            waits_in_doubt: (memory.waits != Waits::default() && in_doubt).then(|| memory.clone()),
+            // Those of another boot are written anew with this boot's name, by a clock that can be right.
+            stored_memory: if is_of_this_boot(&waiting) || in_doubt { memory } else { Memory::default() },
             proof: None,
             stored_time,
             accepts_regressed_bundle: false,

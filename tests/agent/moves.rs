@@ -1,11 +1,15 @@
 //! The world changes around a device that has an identity: anchors, the memory of the MIS, its clock.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use development_mis::{AnchorStep, DocumentFault, Endpoint, Fault};
+use serde_json::Value;
 
 use crate::world::{self, World};
+
+/// What is on the disk of a device whose MIS was ahead once, say.
+const IN_2100: &str = "{\"version\":1,\"record\":{\"proven\":4102444800000,\"vouched\":null}}";
 
 #[test]
 fn an_anchor_rotation_leaves_the_device_trusted_at_every_step() {
@@ -104,10 +108,9 @@ fn a_clock_behind_what_was_proven_is_not_believed_before_the_mis_agrees_with_it(
     let mut world = World::enrolled();
     let before = world.device.status();
     world.device.kill();
-    // An MIS whose own clock was ahead once, say.
     let record = world.device.path("state/private/time.json");
     assert!(record.exists(), "the time that the MIS proved is kept");
-    fs::write(&record, "{\"version\":1,\"record\":{\"proven\":4102444800000,\"vouched\":null}}").unwrap();
+    fs::write(&record, IN_2100).unwrap();
     world.mis.stop_listening().unwrap();
     world.device.start();
     let waiting = world.device.wait_for("waiting-for-clock");
@@ -129,7 +132,7 @@ fn a_clock_that_the_operator_believes_is_believed() {
     let mut world = World::enrolled();
     world.device.kill();
     let record = world.device.path("state/private/time.json");
-    fs::write(&record, "{\"version\":1,\"record\":{\"proven\":4102444800000,\"vouched\":null}}").unwrap();
+    fs::write(&record, IN_2100).unwrap();
     world.mis.stop_listening().unwrap();
     world.device.start();
     world.device.wait_for("waiting-for-clock");
@@ -146,5 +149,31 @@ fn a_wait_is_for_the_mis_that_asked_for_it_and_not_for_another() {
     let other = World::new();
     world.device.configure(&world::config(&other.mis, &world.tpm, ""));
     world.device.signal("HUP");
+    world.device.wait_for("active");
+}
+
+#[test]
+fn what_is_left_of_a_wait_is_told_by_a_clock_that_can_be_right() {
+    let mut world = World::new();
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(429, "too-many-requests", Some("3600")));
+    world.device.start();
+    world.device.wait_for_error("too-many-requests");
+    world.device.kill();
+    // Nearly all of it was spent switched off. The device starts with a clock that tells it nothing.
+    let private = world.device.path("state/private");
+    let waits = private.join("waits.json");
+    let mut record: Value = serde_json::from_slice(&fs::read(&waits).unwrap()).unwrap();
+    let soon = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(3);
+    record["record"]["boot_id"] = "another".into();
+    record["record"]["identity"]["wall"] = u64::try_from(soon.as_millis()).unwrap().into();
+    fs::write(&waits, record.to_string()).unwrap();
+    fs::write(private.join("time.json"), IN_2100).unwrap();
+    world.mis.stop_listening().unwrap();
+    world.mis.clear_faults();
+    world.device.start();
+    world.device.wait_for("waiting-for-clock");
+    let kept: Value = serde_json::from_slice(&fs::read(&waits).unwrap()).unwrap();
+    assert_eq!(kept, record, "nothing is written down by such a clock");
+    world.mis.resume().unwrap();
     world.device.wait_for("active");
 }
