@@ -108,7 +108,7 @@ impl Device {
         let Some(kept) = &self.bundle else { return Err(NotAdopted::UnknownIssuer) };
         let choice = if answer.for_pending_key { KeyChoice::Pending } else { KeyChoice::Current };
         let key = self.key(choice).map_err(NotAdopted::Kept)?;
-        let held = self.identity.as_ref().filter(|held| !may_rename(&answer, held));
+        let held = self.identity.as_ref().filter(|held| !may_rename(&answer, held.credential.as_deref()));
         let held = held.map(|identity| identity.svid.spiffe_id().clone());
         let expected = Expectation {
             trust_domain: kept.bundle.trust_domain(),
@@ -206,8 +206,8 @@ impl Device {
 }
 
 /// Whether the answer may name another identity than the one held (miaf-v0 E9, R3).
-fn may_rename(answer: &store::Answer, held: &Identity) -> bool {
-    let other_credential = match (&answer.credential, &held.credential) {
+fn may_rename(answer: &store::Answer, enrolled_with: Option<&str>) -> bool {
+    let other_credential = match (answer.credential.as_deref(), enrolled_with) {
         (Some(shown), Some(enrolled_with)) => shown != enrolled_with,
         _ => false,
     };
@@ -243,4 +243,40 @@ pub(super) fn fits(keys: &Provider, key: &Arc<dyn Key>) -> bool {
         );
     }
     fits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rules R3 and E9: what the MIS may call the device.
+    #[test]
+    fn another_identity_is_acceptable_after_expiry_or_a_401_or_with_another_factory_certificate_and_never_at_renewal()
+     {
+        let one = || Some("ab12".to_owned());
+        let other = || Some("cd34".to_owned());
+        for (renewal, may_be_renamed, shown, enrolled_with, expected) in [
+            (false, false, one(), one(), false),
+            (false, true, one(), one(), true),
+            (false, false, other(), one(), true),
+            (false, false, other(), None, false), // nobody knows what it was enrolled with
+            (false, false, None, one(), false),
+            (true, true, other(), one(), false),
+            (true, false, one(), one(), false),
+        ] {
+            let chain = Vec::new();
+            let answer = store::Answer {
+                renewal,
+                for_pending_key: true,
+                may_rename: may_be_renamed,
+                credential: shown,
+                chain,
+            };
+            assert_eq!(
+                may_rename(&answer, enrolled_with.as_deref()),
+                expected,
+                "{answer:?} {enrolled_with:?}"
+            );
+        }
+    }
 }
