@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::Snapshot;
 use super::order::{Accepted, Address, Asked, Orders, Refusal};
 use super::status::{Status, SvidDocument};
+use crate::lifecycle::State;
 use crate::spiffe::TrustDomain;
 use crate::system::clock;
 
@@ -107,10 +108,7 @@ fn read<B>(request: &Request<B>, snapshot: &Snapshot) -> Answer {
         },
         "/healthz" => json(StatusCode::OK, JSON, &json!({ "live": true })),
         "/readyz" if snapshot.is_ready(now) => json(StatusCode::OK, JSON, &json!({ "ready": true })),
-        "/readyz" => problem(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "There is no valid SVID that the trust bundle vouches for. GET /v1/status says why.",
-        ),
+        "/readyz" => problem(StatusCode::SERVICE_UNAVAILABLE, not_ready(snapshot)),
         _ => problem(StatusCode::NOT_FOUND, "There is no such address. Try GET /v1/status."),
     }
 }
@@ -178,6 +176,16 @@ fn is_held(domain: &TrustDomain, snapshot: &Snapshot) -> Result<(), String> {
             "This device has its identity in the trust domain \"{held}\", not in \"{domain}\": nothing is left."
         )),
         _ => Ok(()), // without one the loop says what to do
+    }
+}
+
+fn not_ready(snapshot: &Snapshot) -> &'static str {
+    match snapshot.state {
+        State::WaitingForClock => {
+            "This device's clock cannot be right, so nobody can tell whether its SVID is valid. GET /v1/status says more."
+        }
+        _ if snapshot.key_is_lost => "The key of this device's SVID is lost. GET /v1/status says more.",
+        _ => "There is no valid SVID that the trust bundle vouches for. GET /v1/status says why.",
     }
 }
 

@@ -51,3 +51,11 @@ impl KnownTime {
 fn agree(wall: Timestamp, at_least: Timestamp) -> bool {
     wall.after(TOLERANCE) >= at_least
 }
+
+/// A wall clock that has gone another way than the boot clock since, by more than time services correct all day.
+pub(super) fn has_jumped(last: Now, now: Now) -> bool {
+    let expected = last.wall.after(last.boot.until(now.boot));
+    expected.until(now.wall).max(now.wall.until(expected)) >= JUMP
+}
+
+const JUMP: Duration = Duration::from_secs(60);

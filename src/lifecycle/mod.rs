@@ -51,8 +51,9 @@ pub struct Lifecycle {
     admission_pending: bool,
     /// The operator has allowed that a lost key be replaced.
     replace_lost_key: bool,
-    /// From when on the last order counts.
-    ordered_at: Option<BootTime>,
+    /// From when on gates were last opened from outside: by an order, or by a clock that was set.
+    opened_from: Option<BootTime>,
+    stepped_at: Option<Now>,
 }
 
 #[derive(Clone, Debug)]
@@ -158,7 +159,8 @@ impl Lifecycle {
             blocked: Blocked::default(),
             admission_pending,
             replace_lost_key,
-            ordered_at: None,
+            opened_from: None,
+            stepped_at: None,
         };
         lifecycle.svid = restored.svid.map(|facts| {
             // A moment that passed while the device was off means: at once (R2).
@@ -181,7 +183,11 @@ impl Lifecycle {
 
     /// Takes in what happened and says what to do next.
     pub fn step(&mut self, event: Event, now: Now, draw: Draw<'_>) -> Step {
+        let last = self.stepped_at.replace(now);
         self.take_in(event, now, draw);
+        if last.is_some_and(|last| clock::has_jumped(last, now)) {
+            self.clock_was_set(now);
+        }
         if self.in_flight.is_some() {
             return Step { action: None, wake_in: self.until_validity_changes(now) };
         }

@@ -9,10 +9,10 @@ use super::words::{
 use super::{
     Answer, AnswerBundle, Blocked, CurrentKey, Discovery, HeldBundle, HeldSvid, Lifecycle, PendingKey,
 };
-use crate::time::{Now, Timestamp};
+use crate::time::{BootTime, Now, Timestamp};
 
-/// Between two orders of the operator's: a script may give them.
-const SHORTEST_BETWEEN_ORDERS: Duration = Duration::from_secs(10);
+/// Between two occasions from outside to try again at once.
+const SHORTEST_BETWEEN_OPENINGS: Duration = Duration::from_secs(10);
 
 /// The old chip may have been put back.
 const BETWEEN_LOOKS_FOR_A_LOST_KEY: Duration = Duration::from_secs(3600);
@@ -51,17 +51,9 @@ impl Lifecycle {
     }
 
     fn told(&mut self, order: Order, now: Now) {
-        // However often it is ordered: the MIS is not asked at the pace of a script.
-        let from = match self.ordered_at {
-            Some(last) if now.boot <= last => last,
-            Some(last) => last.after(SHORTEST_BETWEEN_ORDERS).max(now.boot),
-            None => now.boot,
-        };
-        self.ordered_at = Some(from);
-        for gate in
-            [&mut self.discovery_gate, &mut self.bundle_gate, &mut self.identity_gate, &mut self.key_gate]
-        {
-            gate.forgive(from, now);
+        let from = self.open_gates(now);
+        if self.key_is_lost() {
+            self.key_gate.succeeded(); // it is proven before anything is asked for
         }
         self.is_corrected();
         self.reauthenticate = false; // both ways are open again
@@ -84,6 +76,28 @@ impl Lifecycle {
         if let Some(bundle) = &mut self.bundle {
             bundle.refresh_at = bundle.refresh_at.min(from);
         }
+    }
+
+    /// What failed may have failed by the clock that was wrong: a server's certificate that had not begun yet, say.
+    pub(super) fn clock_was_set(&mut self, now: Now) {
+        self.open_gates(now);
+    }
+
+    /// What waits after a failure need not wait longer than until the moment returned. However often this is done: the MIS
+    /// is not asked at the pace of a script, or of a clock that is set every second.
+    fn open_gates(&mut self, now: Now) -> BootTime {
+        let from = match self.opened_from {
+            Some(last) if now.boot <= last => last,
+            Some(last) => last.after(SHORTEST_BETWEEN_OPENINGS).max(now.boot),
+            None => now.boot,
+        };
+        self.opened_from = Some(from);
+        for gate in
+            [&mut self.discovery_gate, &mut self.bundle_gate, &mut self.identity_gate, &mut self.key_gate]
+        {
+            gate.forgive(from, now);
+        }
+        from
     }
 
     /// What was refused for good may be asked once more (miaf-v0 P2).

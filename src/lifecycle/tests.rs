@@ -879,6 +879,37 @@ fn after_a_week_asleep_what_fell_due_is_done_at_once_and_in_order() {
     assert_eq!(device.told(discovered()), Some(Action::Request(Renew, Pending)));
 }
 
+#[test]
+fn what_failed_by_a_wrong_clock_is_tried_again_when_it_is_set_and_not_against_the_mis() {
+    let mut device = Device::fresh();
+    device.luck = 1.0;
+    device.starts();
+    for _ in 0..20 {
+        device.told(Event::Discovery(Err(failure(Meaning::Transient, None)))); // not valid yet, by a clock of 1970
+        device.waits_for(FetchDiscovery);
+    }
+    device.told(Event::Discovery(Err(failure(Meaning::Transient, None))));
+    device.wall_jumps(50 * 365 * 86_400);
+    assert_eq!(device.doing, Some(FetchDiscovery));
+    // A clock that is set all the time does not set the pace.
+    let mut tries = 0;
+    for second in 0..600 {
+        if device.doing.is_some() {
+            tries += 1;
+            device.told(Event::Discovery(Err(failure(Meaning::Transient, None))));
+        }
+        device.now = later(device.now, secs(1));
+        device.wall_jumps(if second % 2 == 0 { 86_400 } else { -86_400 });
+    }
+    assert!(tries <= 62, "{tries} in ten minutes");
+
+    let mut device = Device::enrolling();
+    device.luck = 0.0;
+    device.told(refusal(Meaning::Transient, Some(3600)));
+    device.wall_jumps(86_400);
+    assert_eq!(device.waits_for(Action::Request(Enroll, Pending)), secs(3600), "E8");
+}
+
 // ---- a key that is lost ----
 
 fn whose_key_is_lost() -> Device {
@@ -965,6 +996,8 @@ fn a_lost_key_is_replaced_by_itself_when_the_svid_has_expired() {
 fn a_key_that_is_lost_is_not_asked_with_where_the_mis_wants_the_existing_one() {
     let mut device = whose_key_is_lost();
     device.told(Event::Told(Order::ReplaceKey));
+    device.waits_for(ProveKey);
+    device.told(key_lost());
     device.waits_for(Action::Request(Enroll, Pending));
     device.told(refusal(Meaning::KeyRotationRefused, None));
     assert_eq!(device.state(), State::Blocked, "for the operator of the MIS to allow");

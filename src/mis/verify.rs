@@ -30,6 +30,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
 use super::trust::Loaded;
+use crate::time::Timestamp;
 
 /// So many keys are listed in an error at most.
 const MAX_LISTED: usize = 6;
@@ -474,13 +475,24 @@ pub(super) fn describe(why: &CertificateError) -> String {
             format!("its certificate is not for the name in the URL ({why})")
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            // Without the time of this look: the same complaint is said once.
+            let since = match why {
+                CertificateError::ExpiredContext { not_after, .. } => format!(" ({})", moment(*not_after)),
+                _ => String::new(),
+            };
             format!(
-                "its certificate or one on the way to its CA has expired, or this device's clock is wrong ({why})"
+                "its certificate or one on the way to its CA has expired{since}, or this device's clock is wrong"
             )
         }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            let until = match why {
+                CertificateError::NotValidYetContext { not_before, .. } => {
+                    format!(" ({})", moment(*not_before))
+                }
+                _ => String::new(),
+            };
             format!(
-                "its certificate or one on the way to its CA is not valid yet, or this device's clock is wrong ({why})"
+                "its certificate or one on the way to its CA is not valid yet{until}, or this device's clock is wrong"
             )
         }
         CertificateError::BadSignature => {
@@ -488,4 +500,8 @@ pub(super) fn describe(why: &CertificateError) -> String {
         }
         other => format!("its certificate is not acceptable ({other})"),
     }
+}
+
+fn moment(time: UnixTime) -> Timestamp {
+    Timestamp::from_secs(i64::try_from(time.as_secs()).unwrap_or(i64::MAX))
 }
