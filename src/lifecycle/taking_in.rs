@@ -78,14 +78,9 @@ impl Lifecycle {
         }
     }
 
-    /// What failed may have failed by the clock that was wrong: a server's certificate that had not begun yet, say.
-    pub(super) fn clock_was_set(&mut self, now: Now) {
-        self.open_gates(now);
-    }
-
     /// What waits after a failure need not wait longer than until the moment returned. However often this is done: the MIS
     /// is not asked at the pace of a script, or of a clock that is set every second.
-    fn open_gates(&mut self, now: Now) -> BootTime {
+    pub(super) fn open_gates(&mut self, now: Now) -> BootTime {
         let from = match self.opened_from {
             Some(last) if now.boot <= last => last,
             Some(last) => last.after(SHORTEST_BETWEEN_OPENINGS).max(now.boot),
