@@ -19,7 +19,7 @@ use crate::lifecycle::{LastError, Memory};
 use crate::mis::Validators;
 use crate::spiffe::TrustDomain;
 use crate::system::files;
-use crate::time::{BootTime, Now, Timestamp};
+use crate::time::{BootTime, Timestamp};
 
 const VERSION: u32 = 1;
 
@@ -143,12 +143,21 @@ pub struct CachedWaits {
 
 impl CachedWaits {
     /// What the lifecycle is not to forget, in the words of both clocks.
-    pub fn new(memory: &Memory, mis: Option<String>, boot_id: Option<String>, now: Now) -> Self {
+    /// `wall` is the wall clock where it can be believed; without it, the end of a wait lies at the end of time, so that a
+    /// right clock leaves of it after a reboot what was left when it was written.
+    pub fn new(
+        memory: &Memory,
+        mis: Option<String>,
+        boot_id: Option<String>,
+        wall: Option<Timestamp>,
+        now: BootTime,
+    ) -> Self {
         let write = |until: Option<BootTime>| {
             until.map(|boot| {
-                let left = now.boot.until(boot);
+                let left = now.until(boot);
                 let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-                Wait { boot, wall: now.wall.after(left), left: millis }
+                let end = wall.map_or(Timestamp::from_millis(i64::MAX), |wall| wall.after(left));
+                Wait { boot, wall: end, left: millis }
             })
         };
         Self {

@@ -12,7 +12,9 @@ use crate::config::Config;
 use crate::deliver::files::{PublishError, Publisher};
 use crate::deliver::{HeldBundle, Identity, Snapshot};
 use crate::keys::{Key, KeyError, Provider};
-use crate::lifecycle::{Action, Draw, Event, KnownTime, LastError, Lifecycle, Memory, Report, State, Step};
+use crate::lifecycle::{
+    Action, Draw, Event, KnownTime, LastError, Lifecycle, Memory, Report, State, Step, Waits,
+};
 use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid;
@@ -22,7 +24,8 @@ use crate::time::{BootTime, Now, Proof, Timestamp};
 
 /// After a failure to publish the files, they are tried again this much later.
 const PUBLISH_AGAIN: Duration = Duration::from_secs(30);
-const HOUR: Duration = Duration::from_secs(3600);
+/// A time on the disk that is this much too late is put right: well before it makes a right clock look wrong.
+const TOO_LATE: Duration = Duration::from_secs(5 * 60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) struct Device {
@@ -38,8 +41,10 @@ pub(super) struct Device {
     pub(super) answer: Option<store::Answer>,
     pub(super) stored_renew_at: Option<Timestamp>,
     pub(super) stored_memory: Memory,
+    /// It was written down by a clock that could be right.
+    pub(super) stored_by_right_clock: bool,
     /// What was restored of the waits of another boot, by a clock that could not be right.
-    pub(super) waits_in_doubt: Option<Memory>,
+    pub(super) waits_in_doubt: Option<Waits>,
     pub(super) proof: Option<Proof>,
     pub(super) stored_time: store::CachedTime,
     /// The operator has said that a bundle with a lower sequence is meant to be (miaf-v0 B5).
@@ -110,8 +115,9 @@ impl Device {
     }
 
     async fn store_memory(&mut self, now: Now) {
-        let memory = self.lifecycle.memory();
-        if memory == self.stored_memory {
+        let (memory, believed) = (self.lifecycle.memory(), self.lifecycle.believes(now));
+        let is_to_be_right = believed && !self.stored_by_right_clock && self.waits_in_doubt.is_none();
+        if memory == self.stored_memory && !is_to_be_right {
             return;
         }
         if memory == Memory::default() {
@@ -119,20 +125,22 @@ impl Device {
             let store = self.store.clone();
             return blocking(move || forget::<store::CachedWaits>(&store)).await;
         }
-        match self.save(store::CachedWaits::new(&memory, address(&self.config), clock::boot_id(), now)).await
-        {
-            Ok(()) => self.stored_memory = memory,
+        let wall = believed.then_some(now.wall);
+        let record =
+            store::CachedWaits::new(&memory, address(&self.config), clock::boot_id(), wall, now.boot);
+        match self.save(record).await {
+            Ok(()) => (self.stored_memory, self.stored_by_right_clock) = (memory, believed),
             Err(e) => {
                 tracing::warn!(error = %e, "a wait that the MIS asked for would not survive a restart now")
             }
         }
     }
 
-    /// Once a day is enough to tell a wrong clock by, and spares the flash.
+    /// Forwards, once a day is enough to tell a wrong clock by, and spares the flash.
     async fn store_time(&mut self) {
         let KnownTime { proven, vouched, .. } = self.lifecycle.known_time();
         let is_news = match (self.stored_time.proven, proven) {
-            (Some(stored), Some(proven)) => stored.until(proven) >= DAY || proven.until(stored) >= HOUR,
+            (Some(stored), Some(proven)) => stored.until(proven) >= DAY || proven.until(stored) >= TOO_LATE,
             (stored, proven) => stored != proven,
         };
         if !is_news && self.stored_time.vouched == vouched {
@@ -256,9 +264,11 @@ impl Device {
 
     /// The clock has been set, and tells how much is left of the waits of another boot (miaf-v0 E8): to be restored anew.
     pub(super) fn has_waits_to_restore(&mut self, now: Now) -> bool {
-        let came_right = self.waits_in_doubt.is_some() && self.lifecycle.believes(now);
+        // By what the next restoring will find on the disk: or it would doubt again, and so on.
+        let store::CachedTime { proven, vouched } = self.stored_time;
+        let came_right = KnownTime { proven, vouched, ..self.lifecycle.known_time() }.allows(now);
         // Where the MIS has asked for another wait since, there is nothing to go back to.
-        came_right && self.waits_in_doubt.take() == Some(self.lifecycle.memory())
+        came_right && self.waits_in_doubt.take() == Some(self.lifecycle.memory().waits)
     }
 
     /// Whether the device has been given an identity, valid or not.

@@ -77,7 +77,7 @@ impl Device {
             }),
             pending_key: pending.is_some(),
             answer: answer.is_some(),
-            memory: memory.clone(),
+            memory,
             time: KnownTime {
                 built: clock::built_at(),
                 proven: stored_time.proven,
@@ -86,6 +86,7 @@ impl Device {
         };
         let lifecycle = Lifecycle::new(policy(&config), restored, now, &mut random::unit);
         let in_doubt = !is_of_this_boot(&waiting) && !lifecycle.believes(now);
+        let memory = lifecycle.memory(); // without what is over
         Ok(Self {
             store,
             mis: Mis::new(provisioned.trust, proxy),
@@ -97,7 +98,8 @@ impl Device {
             pending,
             answer,
             stored_renew_at: renew_at,
-            waits_in_doubt: (memory.waits != Waits::default() && in_doubt).then(|| memory.clone()),
+            waits_in_doubt: (in_doubt && memory.waits != Waits::default()).then_some(memory.waits),
+            stored_by_right_clock: true,
             // Those of another boot are written anew with this boot's name, by a clock that can be right.
             stored_memory: if is_of_this_boot(&waiting) || in_doubt { memory } else { Memory::default() },
             proof: None,

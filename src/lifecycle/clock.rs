@@ -24,7 +24,7 @@ pub struct KnownTime {
 
 impl KnownTime {
     /// Whether the wall clock may be right.
-    pub(super) fn allows(self, now: Now) -> bool {
+    pub fn allows(self, now: Now) -> bool {
         now.synchronised || agree(now.wall, self.at_least())
     }
 

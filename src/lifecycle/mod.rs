@@ -108,10 +108,12 @@ struct PendingKey {
 }
 
 /// An SVID that came and is not published yet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Answer {
     not_before: Option<Timestamp>,
     bundle: AnswerBundle,
+    /// What is known of the key that it is for: it has signed the request, unless that was before a restart.
+    key: CurrentKey,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +153,11 @@ impl Lifecycle {
             bundle_gate,
             svid: None,
             pending_key: restored.pending_key.then_some(PendingKey { refused: false }),
-            answer: restored.answer.then_some(Answer { not_before: None, bundle: AnswerBundle::AsHeld }),
+            answer: restored.answer.then_some(Answer {
+                not_before: None,
+                bundle: AnswerBundle::AsHeld,
+                key: CurrentKey::Unproven,
+            }),
             rotation_refused: false,
             reauthenticate: false,
             identity_gate,

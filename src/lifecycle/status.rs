@@ -156,7 +156,7 @@ impl Lifecycle {
 
     fn clock_error(&self, now: Now) -> LastError {
         let why = format!(
-            "it says {}, and it is at least {}: the agent was built then, or the MIS has shown that time. Set the clock, \
+            "it says {}, and it is at least {}: by the date of this agent, by the MIS, or by an operator's word. Set the clock, \
              or let a time service do it. If it is right, say so: miaf-agent retry",
             now.wall,
             self.time.at_least()

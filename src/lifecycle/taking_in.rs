@@ -40,7 +40,8 @@ impl Lifecycle {
             Event::Answered(Ok(())) => {
                 self.admission_pending = false;
                 self.identity_gate.passed();
-                self.answer = Some(Answer { not_before: None, bundle: AnswerBundle::AsHeld });
+                self.answer =
+                    Some(Answer { not_before: None, bundle: AnswerBundle::AsHeld, key: CurrentKey::Works });
             }
             Event::Answered(Err(failure)) => match ended {
                 Some(Action::Request(request, key)) => self.refused(request, key, failure, now, draw),
@@ -56,9 +57,10 @@ impl Lifecycle {
             self.key_gate.succeeded(); // it is proven before anything is asked for
         }
         self.is_corrected();
-        self.reauthenticate = false; // both ways are open again
+        self.reauthenticate &= self.key_is_lost(); // both ways are open again, if there is a key to renew with
         if order == Order::Renew {
             if let Some(svid) = &mut self.svid {
+                svid.drawn_before = None; // whatever else it was to be
                 svid.renew_at = svid.renew_at.min(now.wall.after(now.boot.until(from)));
             }
             return;
@@ -204,8 +206,15 @@ impl Lifecycle {
         match failure.meaning {
             Meaning::Pending => self.admission_pending = true,
             // The MIS has said nothing of it.
-            Meaning::Transient | Meaning::Offline | Meaning::Local => {}
+            Meaning::Transient
+            | Meaning::Offline
+            | Meaning::Local
+            | Meaning::PendingKeyLost
+            | Meaning::CurrentKeyLost => {}
             _ => self.admission_pending = false,
+        }
+        if let (Meaning::NotFound, Some(discovery)) = (failure.meaning, &mut self.discovery) {
+            discovery.doubted = true;
         }
         match failure.meaning {
             Meaning::KeyRotationRefused => {
@@ -251,12 +260,6 @@ impl Lifecycle {
                 self.pending_key = None; // whatever was certified for it, no one can use
                 self.identity_failed(failure, now, draw);
             }
-            Meaning::NotFound => {
-                if let Some(discovery) = &mut self.discovery {
-                    discovery.doubted = true;
-                }
-                self.identity_failed_for(Some(request), failure, now, draw);
-            }
             _ => self.identity_failed_for(Some(request), failure, now, draw),
         }
     }
@@ -279,7 +282,7 @@ impl Lifecycle {
                 if facts.key == KeyChoice::Pending {
                     self.pending_key = None;
                 }
-                self.answer = None;
+                let key = self.answer.take().map_or(CurrentKey::Unproven, |answer| answer.key);
                 self.reauthenticate = false;
                 self.blocked = Blocked::default();
                 self.identity_gate.succeeded();
@@ -291,7 +294,7 @@ impl Lifecycle {
                     // Issued late in its own lifetime: what is left counts, or each renewal would ask for the next.
                     renew_at = self.draw_renewal(now.wall, &facts, draw);
                 }
-                self.svid = Some(HeldSvid { facts, renew_at, key: CurrentKey::Works, drawn_before: None });
+                self.svid = Some(HeldSvid { facts, renew_at, key, drawn_before: None });
             }
             Err(NotAdopted::Early(not_before)) => {
                 if let Some(answer) = &mut self.answer {

@@ -1025,6 +1025,36 @@ fn a_chip_that_is_away_at_start_is_looked_for_and_its_key_is_not_lost() {
     assert_eq!(device.state(), State::Active);
 }
 
+#[test]
+fn a_key_is_proven_anew_when_its_svid_was_asked_for_before_a_restart() {
+    let mut device = Device::fresh();
+    device.restarts(Restored { pending_key: true, answer: true, ..Restored::default() });
+    device.told(discovered());
+    assert_eq!(device.told(bundle()), Some(ADOPT));
+    assert_eq!(
+        device.adopts_for(100 * DAY, Pending),
+        Some(ProveKey),
+        "its chip may have been replaced meanwhile"
+    );
+    device.told(key_lost());
+    assert!(device.lifecycle.key_is_lost());
+}
+
+#[test]
+fn with_its_key_lost_a_device_that_was_answered_401_keeps_asking_to_enroll() {
+    let mut device = Device::renewing(100 * DAY);
+    device.told(refusal(Meaning::NotAuthenticated, None));
+    device.told(Event::Answered(Err(failure(Meaning::CurrentKeyLost, None))));
+    for _ in 0..3 {
+        device.waits_for(Action::Request(Enroll, Pending));
+        device.told(refusal(Meaning::Transient, None));
+        device.told(Event::Told(Order::Retry));
+        device.waits_for(ProveKey);
+        device.told(key_lost());
+        assert_ne!(device.state(), State::Blocked, "there is a way that is open, and the only one");
+    }
+}
+
 // ---- orders ----
 
 #[test]
@@ -1168,6 +1198,17 @@ fn an_svid_whose_anchor_has_gone_away_is_renewed_early_and_not_by_the_whole_flee
             "servers that did not agree yet"
         );
     }
+}
+
+#[test]
+fn what_the_operator_wants_renewed_now_is_renewed_whatever_the_bundle_says_next() {
+    let mut device = Device::active(100 * DAY);
+    device.waits_for(FetchBundle);
+    device.luck = 1.0;
+    device.told(bundle_without_its_anchor());
+    device.told(Event::Told(Order::Renew));
+    device.lifecycle.step(bundle(), device.now, &mut || 0.5);
+    assert_eq!(device.lifecycle.renew_at(), Some(device.now.wall));
 }
 
 #[test]
@@ -1551,7 +1592,7 @@ impl Watch {
         self.refused_for_good.clear(); // a correction (P2)
         self.pending_refused = false;
         self.at_this_moment = 0;
-        self.answered_401 = false;
+        self.answered_401 &= self.known_lost;
         if order != Order::Renew && self.now.wall.after(secs(600)) < self.floor {
             (self.floor, self.vouched) = (self.now.wall, true);
         }
@@ -1699,7 +1740,8 @@ impl Watch {
             self.pending_key = false;
         }
         self.answered_401 = false;
-        (self.chip_away, self.known_lost, self.may_replace) = (false, false, false);
+        self.chip_away &= key == Current;
+        (self.known_lost, self.may_replace) = (false, false);
         self.refused_for_good.clear();
         let facts = svid(Timestamp::from_millis(self.now.wall.as_millis() - 30_000), self.lifetime, key);
         self.svid = Some(facts.clone());
@@ -1718,7 +1760,7 @@ impl Watch {
         let goes_on = matches!(meaning, Meaning::Pending | Meaning::Offline | Meaning::KeyRotationRefused);
         if meaning == Meaning::NotAuthenticated && request == Renew && self.may_enroll() {
             self.answered_401 = true;
-        } else if self.answered_401 && good && !goes_on {
+        } else if self.answered_401 && good && !goes_on && !self.known_lost {
             self.answered_401 = false; // neither way helps while the SVID is good: they are tried in turn (R7)
         }
         match meaning {

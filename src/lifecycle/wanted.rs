@@ -90,7 +90,7 @@ impl Lifecycle {
     }
 
     fn identity_work(&self, now: Now) -> Option<(Duration, Action)> {
-        if let Some(answer) = self.answer {
+        if let Some(answer) = &self.answer {
             let early = answer.not_before.map_or(Duration::ZERO, |at| now.wall.until(at));
             let adopt = Action::Adopt { bundle_is_fresh: answer.bundle == AnswerBundle::Fetched };
             return (answer.bundle != AnswerBundle::Wanted)
@@ -134,9 +134,9 @@ impl Lifecycle {
         }
     }
 
-    /// An enrollment is wanted although the SVID is still good.
+    /// An enrollment is wanted although the SVID is still good, and could be renewed.
     pub(super) fn reauthenticates_early(&self, now: Now) -> bool {
-        self.reauthenticate && self.holds_valid_svid(now)
+        self.reauthenticate && self.holds_valid_svid(now) && !self.key_is_lost()
     }
 
     pub(super) fn may_enroll(&self) -> bool {

@@ -23,7 +23,7 @@ use super::verify::{Note, VouchedBy};
 use crate::config;
 use crate::json::quoted;
 use crate::system::{clock, route};
-use crate::time::Proof;
+use crate::time::{Proof, Timestamp};
 
 const USER_AGENT: &str = concat!("miaf-agent/", env!("CARGO_PKG_VERSION"));
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -31,6 +31,8 @@ const TOTAL_LIMIT: Duration = Duration::from_secs(30);
 /// An error page is read up to here and quoted from its beginning.
 const MAX_ERROR_BODY: usize = 64 * 1024;
 const MAX_EXCERPT: usize = 200;
+/// Seconds that a cache may have kept what is still current: a year (RFC 9111 section 1.2.2 has no bound).
+const MAX_AGE: u64 = 365 * 86_400;
 const MAX_VALIDATOR: usize = 1024;
 
 /// What a cached document is revalidated with (RFC 9110 section 13).
@@ -120,12 +122,15 @@ impl Proven {
     }
 
     fn take_note(&self, headers: &HeaderMap) {
-        if headers.contains_key(header::AGE) {
-            return; // a cache gave it, and its date is when it was new
-        }
+        // Since then it has lain in a cache for so long (RFC 9111 section 4.2.3).
+        let age = text(headers, header::AGE).map_or(Some(0), |age| age.parse().ok());
+        let Some(age) = age.filter(|age| *age <= MAX_AGE) else { return };
         let date = text(headers, header::DATE).and_then(|date| httpdate::parse_http_date(&date).ok());
         if let Some(date) = date {
-            *self.held() = Some(Proof { wall: date.into(), at: clock::now().boot });
+            *self.held() = Some(Proof {
+                wall: Timestamp::from(date).after(Duration::from_secs(age)),
+                at: clock::now().boot,
+            });
         }
     }
 }

@@ -154,6 +154,17 @@ fn a_wait_is_for_the_mis_that_asked_for_it_and_not_for_another() {
 
 #[test]
 fn what_is_left_of_a_wait_is_told_by_a_clock_that_can_be_right() {
+    for proven in [4_102_444_800_000, now() + 30 * 60_000] {
+        after_a_boot_with(proven);
+    }
+}
+
+fn now() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()
+}
+
+/// What is on the disk says that it is at least this time.
+fn after_a_boot_with(proven: u128) {
     let mut world = World::new();
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(429, "too-many-requests", Some("3600")));
     world.device.start();
@@ -163,11 +174,11 @@ fn what_is_left_of_a_wait_is_told_by_a_clock_that_can_be_right() {
     let private = world.device.path("state/private");
     let waits = private.join("waits.json");
     let mut record: Value = serde_json::from_slice(&fs::read(&waits).unwrap()).unwrap();
-    let soon = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(3);
     record["record"]["boot_id"] = "another".into();
-    record["record"]["identity"]["wall"] = u64::try_from(soon.as_millis()).unwrap().into();
+    record["record"]["identity"]["wall"] = u64::try_from(now() + 3000).unwrap().into();
     fs::write(&waits, record.to_string()).unwrap();
-    fs::write(private.join("time.json"), IN_2100).unwrap();
+    let time = IN_2100.replace("4102444800000", &proven.to_string());
+    fs::write(private.join("time.json"), time).unwrap();
     world.mis.stop_listening().unwrap();
     world.mis.clear_faults();
     world.device.start();
@@ -176,4 +187,6 @@ fn what_is_left_of_a_wait_is_told_by_a_clock_that_can_be_right() {
     assert_eq!(kept, record, "nothing is written down by such a clock");
     world.mis.resume().unwrap();
     world.device.wait_for("active");
+    let looks = world.seen(Endpoint::Discovery).len();
+    assert!(looks < 30, "it was restored {looks} times");
 }

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -117,7 +118,10 @@ impl Device {
             let mut command = Command::new(AGENT);
             if self.offline {
                 command = Command::new("unshare");
-                command.args(["--user", "--map-root-user", "--net", AGENT]);
+                // Root needs no users of its own for that, and cannot have them everywhere (not below a chroot, say).
+                let is_root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+                command.args(if is_root { &["--net"][..] } else { &["--user", "--map-root-user", "--net"] });
+                command.arg(AGENT);
             }
             let mut command = self.complete(command, &["run"]);
             command.stdin(Stdio::null()).stdout(Stdio::null());

@@ -46,6 +46,12 @@ async fn time_is_proven_by_the_date_of_any_answer_of_a_trusted_server_and_by_not
         assert_eq!(client.proven_time().unwrap().wall, Timestamp::from_secs(told));
     }
 
+    // What a cache kept was new when it says, and is so much older now.
+    let kept = Fault::answer(503, &[("date", "Sun, 06 Nov 1994 08:49:37 GMT"), ("age", "100")], "");
+    server.fault(Endpoint::Discovery, kept);
+    ask(&client, &server).await.unwrap_err();
+    assert_eq!(client.proven_time().unwrap().wall, Timestamp::from_secs(784_111_877));
+
     // No word of the time, no word of an authenticated server, no word at all.
     let proof = client.proven_time();
     server.fault(Endpoint::Discovery, Fault::answer(503, &[("date", "yesterday")], ""));
