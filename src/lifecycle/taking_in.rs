@@ -12,7 +12,7 @@ use super::{
 use crate::time::{BootTime, Now, Timestamp};
 
 /// Between two occasions from outside to try again at once.
-const SHORTEST_BETWEEN_OPENINGS: Duration = Duration::from_secs(10);
+const SHORTEST_BETWEEN_OPENINGS: Duration = Duration::from_secs(5);
 
 /// The old chip may have been put back.
 const BETWEEN_LOOKS_FOR_A_LOST_KEY: Duration = Duration::from_secs(3600);
