@@ -185,7 +185,7 @@ impl Lifecycle {
 
     /// An SVID that no anchor leads to any more is of no use: it is renewed soon, and not by the whole fleet at once.
     fn hasten_renewal(&mut self, facts: BundleFacts, now: Now, draw: Draw<'_>) {
-        let within = self.identity_retry().cap;
+        let within = self.identity_retry().cap.min(self.policy.bundle_refresh);
         let Some(svid) = &mut self.svid else { return };
         match (facts.vouches, svid.drawn_before) {
             (Some(false), None) => {

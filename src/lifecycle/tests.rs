@@ -1179,7 +1179,7 @@ fn a_device_with_no_way_out_asks_again_soon_after_it_has_one_and_is_not_taken_fo
 
 #[test]
 fn an_svid_whose_anchor_has_gone_away_is_renewed_early_and_not_by_the_whole_fleet_at_once() {
-    for (luck, within) in [(0.0, 0), (0.5, 1800), (1.0, 3600)] {
+    for (luck, within) in [(0.0, 0), (0.5, 150), (1.0, 300)] {
         let mut device = Device::active(100 * DAY);
         device.waits_for(FetchBundle);
         device.luck = luck;
