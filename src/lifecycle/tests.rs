@@ -608,12 +608,7 @@ fn a_restored_device_looks_around_and_renews_when_it_is_time() {
 fn a_renewal_that_fell_due_while_the_device_was_off_is_made_at_once_even_under_cached_documents() {
     let mut device = Device::fresh();
     device.wall_jumps(70 * 24 * 3600);
-    device.restarts(Restored {
-        discovery: Some(document()),
-        bundle: true,
-        svid: Some(svid(START, 100 * DAY, Current)),
-        ..Restored::default()
-    });
+    device.restarts(an_identity());
     assert_eq!(device.told(Event::Discovery(Err(failure(Meaning::Transient, None)))), Some(FetchBundle));
     assert_eq!(device.told(Event::Bundle(Err(failure(Meaning::Transient, None)))), Some(ProveKey));
     assert_eq!(device.told(key_proven()), Some(CreateKey), "the last good documents stay in use (D4)");
@@ -914,12 +909,7 @@ fn what_failed_by_a_wrong_clock_is_tried_again_when_it_is_set_and_not_against_th
 
 fn whose_key_is_lost() -> Device {
     let mut device = Device::fresh();
-    device.restarts(Restored {
-        discovery: Some(document()),
-        bundle: true,
-        svid: Some(svid(START, 100 * DAY, Current)),
-        ..Restored::default()
-    });
+    device.restarts(an_identity());
     device.told(discovered());
     assert_eq!(device.told(bundle()), Some(ProveKey));
     device.told(key_lost());
@@ -1011,12 +1001,7 @@ fn a_key_that_is_lost_is_not_asked_with_where_the_mis_wants_the_existing_one() {
 #[test]
 fn a_chip_that_is_away_at_start_is_looked_for_and_its_key_is_not_lost() {
     let mut device = Device::fresh();
-    device.restarts(Restored {
-        discovery: Some(document()),
-        bundle: true,
-        svid: Some(svid(START, 100 * DAY, Current)),
-        ..Restored::default()
-    });
+    device.restarts(an_identity());
     device.waits_for(ProveKey);
     device.told(Event::KeyProven(Err(failure(Meaning::Local, None))));
     assert_eq!(device.state(), State::Blocked);
@@ -2142,6 +2127,12 @@ fn policy() -> Policy {
 
 fn document() -> Discovered {
     Discovered { changed: false, cannot_enroll: None, cannot_renew: None }
+}
+
+/// What is found on disk at a start.
+fn an_identity() -> Restored {
+    let svid = Some(svid(START, 100 * DAY, Current));
+    Restored { discovery: Some(document()), bundle: true, svid, ..Restored::default() }
 }
 
 fn discovered() -> Event {
