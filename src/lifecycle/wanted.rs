@@ -200,9 +200,12 @@ impl Lifecycle {
     }
 
     pub(super) fn refresh_interval(&self, facts: BundleFacts) -> Duration {
-        match facts.refresh_hint {
-            Some(hint) => hint.clamp(SHORTEST_REFRESH, LONGEST_REFRESH),
-            None => self.policy.bundle_refresh,
+        let own = self.policy.bundle_refresh;
+        match facts.refresh_hint.map(|hint| hint.clamp(SHORTEST_REFRESH, LONGEST_REFRESH)) {
+            // Emptied by a slip, perhaps: that is not waited out for a day.
+            Some(hint) if facts.is_empty => hint.min(own),
+            Some(hint) => hint,
+            None => own,
         }
     }
 
