@@ -167,8 +167,8 @@ impl Life {
                         Told::Stop => None,
                         Told::Reload | Told::Changed => Some(reload(place).unwrap_or(*config)),
                         Told::Order(given) => {
-                            let why = "The agent's state cannot be read, and nothing is done before it can be: GET \
-                                       /v1/status says what to correct. It is looked at again now.";
+                            let why = "The agent's state cannot be read, and nothing is done before it can be: its \
+                                       status says what to correct. It is looked at again now.";
                             orders::refuse(given, why);
                             Some(*config)
                         }
