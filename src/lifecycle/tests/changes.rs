@@ -1,0 +1,144 @@
+//! Orders of the operator, networks that are not there, anchors that go away.
+
+use std::collections::BTreeMap;
+
+use super::super::Action::{CreateKey, FetchBundle, FetchDiscovery};
+use super::super::KeyChoice::Pending;
+use super::super::Request::{Enroll, Renew};
+use super::super::*;
+use super::device::*;
+
+// ---- orders ----
+
+#[test]
+fn an_order_to_renew_renews_now_and_not_against_the_mis() {
+    let mut device = Device::active(100 * DAY);
+    device.passes(secs(60));
+    assert_eq!(device.told(Event::Told(Order::Renew)), Some(CreateKey));
+    device.told(key_created());
+    device.waits_for(Action::Request(Renew, Pending));
+    device.luck = 0.0;
+    device.told(refusal(Meaning::Transient, Some(3600)));
+    device.told(Event::Told(Order::Renew));
+    assert_eq!(device.waits_for(Action::Request(Renew, Pending)), secs(3600), "E8");
+}
+
+#[test]
+fn an_order_to_retry_is_a_correction() {
+    let mut device = Device::enrolling();
+    device.told(refusal(Meaning::Permanent, None));
+    assert_eq!(device.state(), State::Blocked);
+    device.passes(secs(120));
+    assert_eq!(device.told(Event::Told(Order::Retry)), Some(FetchDiscovery));
+    device.told(discovered());
+    assert_eq!(device.told(bundle()), Some(Action::Request(Enroll, Pending)));
+}
+
+#[test]
+fn an_order_during_an_action_leaves_the_action_under_way() {
+    let mut device = Device::enrolling();
+    let step = device.lifecycle.step(Event::Told(Order::Retry), device.now, &mut || 0.5);
+    assert_eq!(step.action, None);
+    device.told(answered());
+    device.waits_for(ADOPT);
+}
+
+#[test]
+fn orders_that_a_script_gives_do_not_set_the_pace() {
+    for order in [Order::Retry, Order::Renew, Order::ReplaceKey] {
+        let mut device = Device::active(100 * DAY);
+        device.waits_for(Action::Request(Renew, Pending));
+        device.told(refusal(Meaning::Transient, None));
+        let mut looks = BTreeMap::new();
+        for _ in 0..600 {
+            device.told(Event::Told(order));
+            while let Some(action) = device.doing.clone() {
+                *looks.entry(kind(&action)).or_insert(0) += 1;
+                device.told(match action {
+                    Action::Request(..) => refusal(Meaning::Transient, None),
+                    action => good(&action),
+                });
+            }
+            device.passes(secs(1));
+        }
+        looks.remove("proof"); // the chip alone is asked
+        assert!(looks.values().all(|times| *times <= 122), "in ten minutes, {order:?}: {looks:?}");
+    }
+}
+
+// ---- a network that is not there, anchors that go away ----
+
+#[test]
+fn a_device_with_no_way_out_asks_again_soon_after_it_has_one_and_is_not_taken_for_refused() {
+    let mut device = Device::active(100 * DAY);
+    device.luck = 0.0;
+    device.waits_for(FetchBundle);
+    for _ in 0..1000 {
+        device.told(Event::Bundle(Err(failure(Meaning::Offline, None))));
+        assert_eq!(device.state(), State::Active);
+        let waited = device.waits_for(FetchBundle);
+        assert!(waited >= secs(2) && waited <= secs(30), "{waited:?}");
+    }
+    device.luck = 1.0;
+    device.told(Event::Bundle(Err(failure(Meaning::Transient, None))));
+    assert!(device.waits_for(FetchBundle) <= secs(5), "the MIS has failed once, not a thousand times");
+}
+
+#[test]
+fn an_svid_whose_anchor_has_gone_away_is_renewed_early_and_not_by_the_whole_fleet_at_once() {
+    for (luck, within) in [(0.0, 0), (0.5, 150), (1.0, 300)] {
+        let mut device = Device::active(100 * DAY);
+        device.waits_for(FetchBundle);
+        device.luck = luck;
+        let seen = device.now.wall;
+        device.told(bundle_without_its_anchor());
+        assert_eq!(device.lifecycle.renew_at(), Some(seen.after(secs(within))));
+        device.passes(secs(60));
+        device.lifecycle.bundle = Some(HeldBundle { refresh_at: device.now.boot, is_empty: false });
+        device.luck = 0.0;
+        device.lifecycle.step(bundle_without_its_anchor(), device.now, &mut || 0.0);
+        assert_eq!(device.lifecycle.renew_at(), Some(seen.after(secs(within))), "the moment is drawn once");
+        device.lifecycle.step(bundle(), device.now, &mut || 0.0);
+        assert_eq!(
+            device.lifecycle.renew_at(),
+            Some(START.after(50 * DAY)),
+            "servers that did not agree yet"
+        );
+    }
+}
+
+#[test]
+fn what_the_operator_wants_renewed_now_is_renewed_whatever_the_bundle_says_next() {
+    let mut device = Device::active(100 * DAY);
+    device.waits_for(FetchBundle);
+    device.luck = 1.0;
+    device.told(bundle_without_its_anchor());
+    device.told(Event::Told(Order::Renew));
+    device.lifecycle.step(bundle(), device.now, &mut || 0.5);
+    assert_eq!(device.lifecycle.renew_at(), Some(device.now.wall));
+}
+
+#[test]
+fn an_empty_bundle_leads_to_no_renewal_since_none_would_be_trusted() {
+    let mut device = Device::active(100 * DAY);
+    let renew_at = device.lifecycle.renew_at();
+    device.waits_for(FetchBundle);
+    device.told(empty_bundle());
+    assert_eq!(device.lifecycle.renew_at(), renew_at);
+    // Not even when it is due, and not for a device that has none yet.
+    device.wall_jumps(60 * 86_400);
+    let mut fresh = Device::fresh();
+    fresh.starts();
+    fresh.told(discovered());
+    fresh.told(Event::Bundle(Ok(BundleFacts { vouches: None, is_empty: true, ..facts(Some(DAY)) })));
+    assert!(fresh.lifecycle.bundle_refresh_in(fresh.now).unwrap() <= secs(300), "whatever the hint is");
+    for mut device in [device, fresh] {
+        device.lives_through(DAY, |action| match action {
+            FetchBundle => empty_bundle(),
+            CreateKey | Action::Request(..) => panic!("the answer would be refused"),
+            action => good(action),
+        });
+        assert_eq!(device.error().unwrap().0.report.kind, "urn:miaf-agent:error:bundle-empty");
+        device.waits_to_ask();
+    }
+}

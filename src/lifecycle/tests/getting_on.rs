@@ -1,0 +1,280 @@
+//! The good ways: from nothing to an identity, through renewals and restarts, and to the documents that they need.
+
+use super::super::Action::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
+use super::super::KeyChoice::{Current, Pending};
+use super::super::Request::{Enroll, Renew};
+use super::super::*;
+use super::device::*;
+
+// ---- the first run ----
+
+#[test]
+fn the_first_run_goes_from_discovery_to_an_identity_and_to_its_renewal_in_the_window() {
+    let mut device = Device::fresh();
+    assert_eq!(device.starts(), Some(FetchDiscovery));
+    assert_eq!(device.state(), State::Discovering);
+    assert_eq!(device.told(discovered()), Some(FetchBundle));
+    assert_eq!(
+        device.told(bundle()),
+        Some(CreateKey),
+        "a key is durable before a request is sent with it (E6)"
+    );
+    assert_eq!(device.state(), State::Enrolling);
+    assert_eq!(device.told(key_created()), Some(Action::Request(Enroll, Pending)));
+    assert_eq!(device.told(answered()), Some(ADOPT));
+    assert_eq!(device.adopts_for(100 * DAY, Pending), None);
+    assert_eq!(device.state(), State::Active);
+    assert_eq!(device.error(), None);
+
+    // The luck is 0.5: in the middle of the window from 40 % to 60 %.
+    assert_eq!(device.lifecycle.renew_at(), Some(START.after(50 * DAY)));
+    device.waits_for(CreateKey);
+    assert_eq!(device.now.wall, START.after(50 * DAY));
+    assert_eq!(
+        device.told(key_created()),
+        Some(FetchDiscovery),
+        "a document that became stale is revalidated (D1)"
+    );
+    assert_eq!(device.told(discovered()), Some(Action::Request(Renew, Pending)));
+    assert_eq!(device.state(), State::Renewing);
+    assert_eq!(device.told(answered()), Some(ADOPT));
+    device.adopts_for(100 * DAY, Pending);
+    assert_eq!(device.state(), State::Active);
+}
+
+#[test]
+fn the_renewal_moment_is_drawn_over_the_whole_window() {
+    for (luck, percent) in [(0.0, 40), (0.25, 45), (0.5, 50), (1.0, 60)] {
+        let mut device = Device::fresh();
+        device.luck = luck;
+        device.becomes_active(100 * DAY);
+        assert_eq!(device.lifecycle.renew_at(), Some(START.after(percent * DAY)));
+    }
+}
+
+#[test]
+fn nothing_is_asked_for_before_there_is_a_bundle_to_judge_the_answer_by() {
+    let mut device = Device::fresh();
+    device.starts();
+    device.told(discovered());
+    device.told(Event::Bundle(Err(failure(Meaning::Transient, None))));
+    assert_eq!(device.state(), State::Discovering);
+    device.waits_for(FetchBundle);
+    assert_eq!(device.told(bundle()), Some(CreateKey));
+}
+
+// ---- judging the answer (E4) ----
+
+#[test]
+fn an_early_answer_is_kept_until_its_time() {
+    let mut device = Device::enrolling();
+    device.told(answered());
+    let not_before = device.now.wall.after(secs(180));
+    assert_eq!(device.told(Event::Adopted(Err(NotAdopted::Early(not_before)))), None);
+    assert_eq!(device.waits_for(ADOPT), secs(180));
+    device.adopts_for(100 * DAY, Pending);
+    assert_eq!(device.state(), State::Active);
+}
+
+#[test]
+fn an_unknown_issuer_is_a_refusal_only_after_one_more_look_at_the_bundle() {
+    let mut device = Device::enrolling();
+    device.told(answered());
+    assert_eq!(device.told(Event::Adopted(Err(NotAdopted::UnknownIssuer))), Some(FetchBundle));
+    assert_eq!(device.told(bundle()), Some(Action::Adopt { bundle_is_fresh: true }));
+    assert_eq!(device.told(not_adopted()), None);
+    let (error, again) = device.error().unwrap();
+    assert!(!error.permanent && again.is_some());
+    device.waits_for(Action::Request(Enroll, Pending));
+}
+
+#[test]
+fn a_refused_answer_is_asked_for_again_slowly() {
+    let mut device = Device::enrolling();
+    device.luck = 1.0;
+    for _ in 0..5 {
+        device.told(answered());
+        device.told(not_adopted());
+        let waited = device.waits_for(Action::Request(Enroll, Pending));
+        assert!(waited >= secs(1800), "each answer costs one of the few renewals of a day: {waited:?}");
+    }
+}
+
+#[test]
+fn an_answer_that_cannot_be_stored_is_judged_again_and_not_asked_for_again() {
+    let mut device = Device::enrolling();
+    device.told(answered());
+    for _ in 0..20 {
+        device.told(Event::Adopted(Err(NotAdopted::Kept(failure(Meaning::Local, None)))));
+        assert_eq!(device.state(), State::Blocked);
+        assert!(device.waits_for(ADOPT) <= secs(30));
+    }
+    device.adopts_for(100 * DAY, Pending);
+    assert_eq!(device.state(), State::Active);
+}
+
+// ---- after a restart ----
+
+#[test]
+fn a_restored_device_looks_around_and_renews_when_it_is_time() {
+    let mut device = Device::fresh();
+    let renew_at = START.after(30 * DAY);
+    device.restarts(Restored {
+        discovery: Some(document()),
+        bundle: true,
+        svid: Some(SvidFacts { renew_at: Some(renew_at), ..svid(START, 100 * DAY, Current) }),
+        ..Restored::default()
+    });
+    assert_eq!(device.state(), State::Active);
+    assert_eq!(device.doing, Some(FetchDiscovery));
+    assert_eq!(device.told(discovered()), Some(FetchBundle));
+    assert_eq!(device.told(bundle()), Some(ProveKey), "its chip may have been replaced meanwhile");
+    assert_eq!(device.told(key_proven()), None);
+    device.waits_for(CreateKey);
+    assert_eq!(device.now.wall, renew_at, "the moment that was drawn is kept");
+}
+
+#[test]
+fn a_renewal_that_fell_due_while_the_device_was_off_is_made_at_once_even_under_cached_documents() {
+    let mut device = Device::fresh();
+    device.wall_jumps(70 * 24 * 3600);
+    device.restarts(an_identity());
+    assert_eq!(device.told(Event::Discovery(Err(failure(Meaning::Transient, None)))), Some(FetchBundle));
+    assert_eq!(device.told(Event::Bundle(Err(failure(Meaning::Transient, None)))), Some(ProveKey));
+    assert_eq!(device.told(key_proven()), Some(CreateKey), "the last good documents stay in use (D4)");
+    assert_eq!(device.told(key_created()), Some(Action::Request(Renew, Pending)));
+}
+
+#[test]
+fn an_answer_that_survived_is_judged_before_anything_is_asked() {
+    let mut device = Device::fresh();
+    device.restarts(Restored { pending_key: true, answer: true, ..Restored::default() });
+    device.told(discovered());
+    assert_eq!(device.told(bundle()), Some(ADOPT));
+    device.adopts_for(100 * DAY, Pending);
+    assert_eq!(device.state(), State::Active);
+}
+
+// ---- renewals that the MIS makes hard ----
+
+#[test]
+fn an_svid_issued_late_in_its_lifetime_does_not_lead_to_a_circle_of_renewals() {
+    let mut device = Device::renewing(100 * DAY);
+    device.wall_jumps(49 * 24 * 3600);
+    // The CA's own end clamps every SVID: each is the last day of a hundred.
+    let mut renewals = 0;
+    while device.state() != State::Expired {
+        if device.doing == Some(ADOPT) {
+            renewals += 1;
+            device.told(Event::Adopted(Ok(svid(START, 100 * DAY, device.asked_with))));
+        } else {
+            device.goes_on(good);
+        }
+    }
+    assert!(renewals < 30, "{renewals} renewals in the last day");
+}
+
+#[test]
+fn however_short_the_lifetimes_are_the_mis_is_left_alone_between_two_issues() {
+    let mut device = Device::active(secs(2));
+    device.waits_to_ask();
+    assert!(BootTime::default().until(device.now.boot) >= secs(5));
+}
+
+// ---- discovery and bundle ----
+
+#[test]
+fn the_bundle_is_read_at_the_pace_that_the_mis_wishes_within_bounds() {
+    let hours = |n: u64| Some(secs(n * 3600));
+    for (hint, least, most) in [
+        (None, secs(240), secs(300)),
+        (Some(secs(60)), secs(48), secs(60)),
+        (hours(10), secs(8 * 3600), secs(10 * 3600)),
+        (Some(Duration::ZERO), secs(4), secs(5)),
+        (Some(Duration::MAX), secs(86_400 * 4 / 5), DAY),
+    ] {
+        for luck in [0.0, 1.0] {
+            let mut device = Device::active(1000 * DAY);
+            device.luck = luck;
+            device.waits_for(FetchBundle);
+            device.told(Event::Bundle(Ok(facts(hint))));
+            let wait = device.lifecycle.bundle_refresh_in(device.now).unwrap();
+            assert_eq!(wait, if luck == 0.0 { most } else { least }, "{hint:?}");
+            assert_eq!(device.waits_for(FetchBundle), wait);
+        }
+    }
+}
+
+#[test]
+fn a_bundle_that_cannot_be_read_is_asked_for_at_least_as_often_as_one_that_can() {
+    let mut device = Device::active(1000 * DAY);
+    device.luck = 0.0;
+    device.waits_for(FetchBundle);
+    for meaning in [Meaning::Transient, Meaning::Slow, Meaning::Transient, Meaning::NotAuthenticated] {
+        device.luck = 0.0;
+        device.told(Event::Bundle(Err(failure(meaning, None))));
+        assert!(device.waits_for(FetchBundle) <= secs(300));
+        assert_eq!(device.state(), State::Active);
+    }
+}
+
+#[test]
+fn a_404_makes_the_device_read_discovery_again_and_then_retry_slowly() {
+    let mut device = Device::enrolling();
+    device.told(refusal(Meaning::NotFound, None));
+    let waited = device.waits_for(FetchDiscovery);
+    assert!(waited <= secs(60), "not at once: it was read just now. {waited:?}");
+    device.told(discovered());
+    let waited = device.waits_for(Action::Request(Enroll, Pending));
+    assert!(waited >= secs(1500), "{waited:?}");
+}
+
+#[test]
+fn a_404_under_a_document_that_has_changed_is_retried_under_the_new_one_at_once() {
+    let mut device = Device::enrolling();
+    device.passes(secs(120));
+    assert_eq!(device.told(refusal(Meaning::NotFound, None)), Some(FetchDiscovery));
+    assert_eq!(device.told(discovered_anew()), Some(FetchBundle));
+    assert_eq!(device.told(bundle()), Some(Action::Request(Enroll, Pending)));
+}
+
+#[test]
+fn an_mis_that_serves_two_documents_in_turn_and_404_under_both_is_not_asked_in_a_circle() {
+    for broken in ["request", "bundle"] {
+        let mut device = Device::fresh();
+        device.starts();
+        let looks = device.lives_through(secs(3600), |action| match action {
+            FetchDiscovery => discovered_anew(),
+            action if kind(action) == broken => match action {
+                FetchBundle => Event::Bundle(Err(failure(Meaning::NotFound, None))),
+                _ => refusal(Meaning::NotFound, None),
+            },
+            action => good(action),
+        });
+        assert!(looks.values().all(|times| *times <= 70), "{looks:?}");
+    }
+}
+
+#[test]
+fn documents_that_change_all_the_time_do_not_keep_the_backoff_short() {
+    let mut device = Device::enrolling();
+    let looks = device.lives_through(DAY, |action| match action {
+        FetchDiscovery => discovered_anew(),
+        Action::Request(..) => refusal(Meaning::Transient, None),
+        action => good(action),
+    });
+    assert!(looks["request"] <= 100, "{looks:?}");
+}
+
+#[test]
+fn a_failed_look_at_discovery_keeps_the_last_good_document_in_use_and_is_repeated() {
+    let mut device = Device::active(100 * DAY);
+    device.waits_for(CreateKey);
+    device.told(key_created());
+    assert_eq!(device.doing, Some(FetchDiscovery));
+    let next = device.told(Event::Discovery(Err(failure(Meaning::Transient, None))));
+    assert_eq!(next, Some(Action::Request(Renew, Pending)));
+    device.told(answered());
+    device.adopts_for(100 * DAY, Pending);
+    assert!(device.waits_for(FetchDiscovery) <= secs(300));
+}

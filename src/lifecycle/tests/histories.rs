@@ -1,0 +1,147 @@
+//! Histories at random: what happens to a device, one turn after the other.
+
+use proptest::prelude::*;
+
+use super::super::*;
+use super::device::*;
+
+#[derive(Clone, Debug)]
+pub(super) struct Turn {
+    pub(super) passes: Passes,
+    pub(super) reply: Reply,
+    pub(super) luck: f64,
+    pub(super) restart: bool,
+    pub(super) order: Option<Order>,
+    /// The chip that the key is in is taken away, or put back.
+    pub(super) chip: Option<bool>,
+    /// What the MIS says the time is, in seconds from what it is.
+    pub(super) proof: Option<i64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Passes {
+    Nothing,
+    UntilWakeUp,
+    Some(Duration),
+}
+
+/// What happens next, whatever the action under way is: [`Watch::event`] fits it to it.
+#[derive(Clone, Debug)]
+pub(super) struct Reply {
+    /// How far the wall clock is off from now on, in seconds.
+    pub(super) wall_off: Option<i64>,
+    pub(super) kind: Kind,
+    pub(super) changed: bool,
+    pub(super) cannot_enroll: bool,
+    pub(super) cannot_renew: bool,
+    pub(super) refresh_hint: Option<Duration>,
+    pub(super) vouches: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Good,
+    Fails(Meaning, Option<Duration>),
+    Early(u64),
+    UnknownIssuer,
+    Refused,
+}
+
+pub(super) fn turn() -> impl Strategy<Value = Turn> {
+    let passes = prop_oneof![
+        2 => Just(Passes::Nothing),
+        6 => Just(Passes::UntilWakeUp),
+        2 => (0..100_000_u64).prop_map(|ms| Passes::Some(Duration::from_millis(ms))),
+        1 => (0..1_000_u64).prop_map(|hours| Passes::Some(secs(hours * 3600))),
+    ];
+    let luck = prop_oneof![4 => 0.0..1.0_f64, 1 => Just(0.0), 1 => Just(1.0 - f64::EPSILON)];
+    let order = prop::sample::select(vec![Order::Retry, Order::Renew, Order::ReplaceKey]);
+    let proof = prop_oneof![3 => Just(0), 1 => -7200..7200_i64, 1 => Just(1000 * 86_400)];
+    let rare = |p| prop::option::weighted(p, any::<bool>());
+    let more = (prop::option::weighted(0.03, order), rare(0.03), prop::option::weighted(0.05, proof));
+    (passes, reply(), luck, prop::bool::weighted(0.03), more).prop_map(
+        |(passes, reply, luck, restart, (order, chip, proof))| Turn {
+            passes,
+            reply,
+            luck,
+            restart,
+            order,
+            chip,
+            proof,
+        },
+    )
+}
+
+pub(super) fn reply() -> impl Strategy<Value = Reply> {
+    let kind = prop_oneof![
+        6 => Just(Kind::Good),
+        6 => (meaning(), retry_after()).prop_map(|(meaning, wait)| Kind::Fails(meaning, wait)),
+        1 => (1..600_u64).prop_map(Kind::Early),
+        1 => Just(Kind::UnknownIssuer),
+        1 => Just(Kind::Refused),
+    ];
+    let hint = prop_oneof![3 => Just(None), 1 => any::<u64>().prop_map(|s| Some(secs(s))), 1 => Just(Some(secs(60)))];
+    let wall_off = prop::option::weighted(0.1, prop_oneof![Just(0), -12 * 3600..12 * 3600_i64]);
+    let rare = || prop::bool::weighted(0.15);
+    let vouches = prop_oneof![4 => Just(Some(true)), 1 => Just(Some(false)), 1 => Just(None)];
+    (wall_off, kind, rare(), rare(), rare(), hint, vouches).prop_map(
+        |(wall_off, kind, changed, cannot_enroll, cannot_renew, refresh_hint, vouches)| Reply {
+            wall_off,
+            kind,
+            changed,
+            cannot_enroll,
+            cannot_renew,
+            refresh_hint,
+            vouches,
+        },
+    )
+}
+
+pub(super) fn meaning() -> impl Strategy<Value = Meaning> {
+    prop::sample::select(vec![
+        Meaning::Transient,
+        Meaning::Pending,
+        Meaning::Permanent,
+        Meaning::KeyRotationRefused,
+        Meaning::NotAuthenticated,
+        Meaning::Slow,
+        Meaning::NotFound,
+        Meaning::Local,
+        Meaning::Offline,
+    ])
+}
+
+/// No request was made, so that no answer can have asked to wait.
+pub(super) fn asks_nobody(meaning: Meaning) -> bool {
+    matches!(meaning, Meaning::Local | Meaning::Offline | Meaning::CurrentKeyLost)
+}
+
+pub(super) fn retry_after() -> impl Strategy<Value = Option<Duration>> {
+    prop_oneof![
+        4 => Just(None),
+        1 => Just(Some(Duration::ZERO)),
+        2 => (1..10_000_u64).prop_map(|s| Some(secs(s))),
+        1 => Just(Some(Duration::MAX)),
+    ]
+}
+
+pub(super) fn beginning() -> impl Strategy<Value = (bool, bool, bool)> {
+    any::<(bool, bool, bool)>()
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Failing {
+    pub(super) what: &'static str,
+    pub(super) meaning: Meaning,
+    pub(super) at_once: bool,
+}
+
+pub(super) fn failing() -> impl Strategy<Value = Failing> {
+    let what =
+        prop::sample::select(vec!["discovery", "bundle", "key", "request", "issuer", "answer", "anchor"]);
+    (what, meaning(), any::<bool>()).prop_map(|(what, meaning, at_once)| Failing {
+        what,
+        meaning,
+        at_once: at_once && !asks_nobody(meaning),
+    })
+}

@@ -1,0 +1,113 @@
+//! What holds through any history of answers, clock jumps, orders and restarts.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+
+use super::super::Action::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
+use super::super::*;
+use super::device::*;
+use super::histories::*;
+use super::watch::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Through any history the rules that [`Watch`] checks at every step hold, and an MIS that cooperates from then on
+    /// (which includes a correction of what it refused for good) finds an active device in bounded time.
+    #[test]
+    fn any_history_keeps_the_rules_and_ends_well(
+        begin in beginning(),
+        lifetime in prop_oneof![Just(60), Just(3600), Just(90 * 86_400), Just(5 * 365 * 86_400)],
+        turns in prop::collection::vec(turn(), 1..250),
+    ) {
+        let mut watch = Watch::new(begin, secs(lifetime));
+        for turn in turns {
+            watch.takes(turn);
+        }
+        watch.cooperates();
+    }
+
+    /// Nothing that an MIS does for good makes a device hammer it.
+    #[test]
+    fn no_permanent_failure_leads_to_many_requests(
+        seed in any::<u64>(),
+        fails in failing(),
+        flapping in any::<bool>(),
+        held in any::<bool>(),
+    ) {
+        let mut device = Device::fresh();
+        if held {
+            device.becomes_active(90 * DAY);
+            device.wall_jumps(50 * 86_400);
+        } else {
+            device.starts();
+        }
+        device.random = Some(seed | 1);
+        let Failing { what, meaning, at_once } = fails;
+        let fail = || failure(meaning, at_once.then_some(Duration::ZERO));
+        for hour in 0..8 {
+            let looks = device.lives_through(secs(3600), |action| match (action, what) {
+                (FetchDiscovery, "discovery") => Event::Discovery(Err(fail())),
+                (FetchDiscovery, _) => Event::Discovery(Ok(Discovered { changed: flapping, ..document() })),
+                (FetchBundle, "bundle") => Event::Bundle(Err(fail())),
+                (FetchBundle, "anchor") => bundle_without_its_anchor(),
+                (FetchBundle, _) => bundle(),
+                (CreateKey, "key") => Event::KeyCreated(Err(failure(Meaning::Local, None))),
+                (CreateKey | ProveKey, _) => good(action),
+                (Action::Request(..), "request") => Event::Answered(Err(fail())),
+                (Action::Request(..), _) => answered(),
+                (Action::Adopt { bundle_is_fresh: false }, "issuer") => {
+                    Event::Adopted(Err(NotAdopted::UnknownIssuer))
+                }
+                (Action::Adopt { .. }, _) => not_adopted(),
+            });
+            for (kind, times) in looks {
+                // A local cause is looked at every half minute; it costs the MIS nothing.
+                let most = if kind == "key" || asks_nobody(meaning) { 400 } else { 130 };
+                prop_assert!(times <= most, "{times} times {kind} in hour {hour}");
+            }
+        }
+    }
+
+    /// The window holds for every lifetime from a minute to five years, and for every draw.
+    #[test]
+    fn every_renewal_moment_lies_in_the_window(lifetime in 60..=157_680_000_u64, luck in 0.0..1.0_f64) {
+        let mut device = Device::fresh();
+        device.luck = luck;
+        device.becomes_active(secs(lifetime));
+        let at = START.until(device.lifecycle.renew_at().unwrap());
+        prop_assert!(at >= secs(lifetime).mul_f64(0.399) && at <= secs(lifetime).mul_f64(0.601));
+    }
+}
+
+/// Every way from one state to another that some history takes is drawn in docs/architecture.md, and no other.
+#[test]
+fn the_diagram_shows_the_ways_from_state_to_state() {
+    const APART: [&str; 2] = ["blocked", "waiting-for-clock"];
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut taken = BTreeSet::new();
+    for round in 0..120 {
+        let begin = beginning().new_tree(&mut runner).unwrap().current();
+        let turns = prop::collection::vec(turn(), 250).new_tree(&mut runner).unwrap().current();
+        let mut watch = Watch::new(begin, secs([60, 3600, 90 * 86_400][round % 3]));
+        turns.into_iter().for_each(|turn| watch.takes(turn));
+        // Into what stands apart, and out of it, there is a way from everywhere.
+        taken.extend(watch.ways.into_iter().map(|(from, to)| {
+            match (APART.contains(&from), APART.contains(&to)) {
+                (false, true) => ("getting-on", to),
+                (true, false) => (from, "getting-on"),
+                _ => (from, to),
+            }
+        }));
+    }
+    // A name in the picture has no hyphen: Mermaid would take it for a piece of an arrow.
+    let picture = include_str!("../../../docs/architecture.md").replace('_', "-");
+    let drawn = picture.lines().filter_map(|line| {
+        let (way, name) = line.trim().split_once(": ")?;
+        assert!(!name.is_empty());
+        way.split_once(" --> ")
+    });
+    assert_eq!(drawn.collect::<BTreeSet<_>>(), taken);
+}
