@@ -7,14 +7,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::failures::Spoken;
+use super::waits::{Change, KeptWaits};
 use crate::bootstrap::{Bootstrap, Purpose};
 use crate::config::Config;
 use crate::deliver::files::{PublishError, Publisher};
 use crate::deliver::{HeldBundle, Identity, Snapshot};
 use crate::keys::{Key, KeyError, Provider};
-use crate::lifecycle::{
-    Action, Draw, Event, KnownTime, LastError, Lifecycle, Memory, Report, State, Step, Waits,
-};
+use crate::lifecycle::{Action, Draw, Event, KnownTime, LastError, Lifecycle, Report, State, Step};
 use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid;
@@ -40,11 +39,7 @@ pub(super) struct Device {
     pub(super) pending: Option<Arc<dyn Key>>,
     pub(super) answer: Option<store::Answer>,
     pub(super) stored_renew_at: Option<Timestamp>,
-    pub(super) stored_memory: Memory,
-    /// It was written down by a clock that could be right.
-    pub(super) stored_by_right_clock: bool,
-    /// What was restored of the waits of another boot, by a clock that could not be right.
-    pub(super) waits_in_doubt: Option<Waits>,
+    pub(super) waits: KeptWaits,
     pub(super) proof: Option<Proof>,
     pub(super) stored_time: store::CachedTime,
     /// The operator has said that a bundle with a lower sequence is meant to be (miaf-v0 B5).
@@ -116,22 +111,22 @@ impl Device {
 
     async fn store_memory(&mut self, now: Now) {
         let (memory, believed) = (self.lifecycle.memory(), self.lifecycle.believes(now));
-        let is_to_be_right = believed && !self.stored_by_right_clock && self.waits_in_doubt.is_none();
-        if memory == self.stored_memory && !is_to_be_right {
-            return;
-        }
-        if memory == Memory::default() {
-            self.stored_memory = memory;
-            let store = self.store.clone();
-            return blocking(move || forget::<store::CachedWaits>(&store)).await;
-        }
-        let wall = believed.then_some(now.wall);
-        let record =
-            store::CachedWaits::new(&memory, address(&self.config), clock::boot_id(), wall, now.boot);
-        match self.save(record).await {
-            Ok(()) => (self.stored_memory, self.stored_by_right_clock) = (memory, believed),
-            Err(e) => {
-                tracing::warn!(error = %e, "a wait that the MIS asked for would not survive a restart now")
+        match self.waits.change(&memory, believed) {
+            None => {}
+            Some(Change::Remove) => {
+                let store = self.store.clone();
+                blocking(move || forget::<store::CachedWaits>(&store)).await;
+                self.waits.changed(memory, believed);
+            }
+            Some(Change::Write) => {
+                let (mis, boot_id) = (address(&self.config), clock::boot_id());
+                let wall = believed.then_some(now.wall);
+                match self.save(store::CachedWaits::new(&memory, mis, boot_id, wall, now.boot)).await {
+                    Ok(()) => self.waits.changed(memory, believed),
+                    Err(e) => {
+                        tracing::warn!(error = %e, "a wait that the MIS asked for would not survive a restart now")
+                    }
+                }
             }
         }
     }
@@ -267,8 +262,11 @@ impl Device {
         // By what the next restoring will find on the disk: or it would doubt again, and so on.
         let store::CachedTime { proven, vouched } = self.stored_time;
         let came_right = KnownTime { proven, vouched, ..self.lifecycle.known_time() }.allows(now);
-        // Where the MIS has asked for another wait since, there is nothing to go back to.
-        came_right && self.waits_in_doubt.take() == Some(self.lifecycle.memory().waits)
+        let anew = self.waits.are_to_be_restored(came_right, self.lifecycle.memory().waits);
+        if anew {
+            tracing::info!("the clock tells now what is left of the waits of before the reboot");
+        }
+        anew
     }
 
     /// Whether the device has been given an identity, valid or not.

@@ -10,6 +10,7 @@ mod restore;
 mod server;
 mod signals;
 mod trust;
+mod waits;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,7 +1,6 @@
 //! Starting: what the process before left behind, read back. Nothing is contacted, neither the MIS nor the chip.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use webpki::EndEntityCert;
 
@@ -10,11 +9,12 @@ use super::failures::Spoken;
 use super::identity::{fits, svid_facts};
 use super::provisioned::Provisioned;
 use super::trust::discovered;
+use super::waits::{self, KeptWaits};
 use crate::config::Config;
 use crate::deliver::Identity;
 use crate::deliver::files::Publisher;
 use crate::keys::{Key, Provider};
-use crate::lifecycle::{KeyChoice, KnownTime, Lifecycle, Memory, Policy, Restored, Retry, Waits};
+use crate::lifecycle::{KeyChoice, KnownTime, Lifecycle, Policy, Restored, Retry};
 use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid::{Chain, X509Svid};
@@ -60,13 +60,7 @@ impl Device {
         let waiting = cached(&store).filter(|waiting: &store::CachedWaits| waiting.mis == address(&config));
         let waiting = waiting.unwrap_or_default();
         let stored_time = cached::<store::CachedTime>(&store).unwrap_or_default();
-        let memory = Memory {
-            waits: read_waits(&waiting, now),
-            discovery_waits_because: waiting.discovery_reason.clone(),
-            waits_because: waiting.reason.clone(),
-            admission_pending: waiting.admission_pending,
-            replace_lost_key: waiting.replace_lost_key,
-        };
+        let boot_id = clock::boot_id();
         let renew_at = record.as_ref().and_then(|record| record.renew_at);
         let restored = Restored {
             discovery: discovery.as_ref().map(|held| discovered(&held.document, false)),
@@ -77,7 +71,7 @@ impl Device {
             }),
             pending_key: pending.is_some(),
             answer: answer.is_some(),
-            memory,
+            memory: waits::remembered(&waiting, boot_id.as_deref(), now),
             time: KnownTime {
                 built: clock::built_at(),
                 proven: stored_time.proven,
@@ -85,8 +79,7 @@ impl Device {
             },
         };
         let lifecycle = Lifecycle::new(policy(&config), restored, now, &mut random::unit);
-        let in_doubt = !is_of_this_boot(&waiting) && !lifecycle.believes(now);
-        let memory = lifecycle.memory(); // without what is over
+        let (memory, believed) = (lifecycle.memory(), lifecycle.believes(now));
         Ok(Self {
             store,
             mis: Mis::new(provisioned.trust, proxy),
@@ -98,10 +91,7 @@ impl Device {
             pending,
             answer,
             stored_renew_at: renew_at,
-            waits_in_doubt: (in_doubt && memory.waits != Waits::default()).then_some(memory.waits),
-            stored_by_right_clock: true,
-            // Those of another boot are written anew with this boot's name, by a clock that can be right.
-            stored_memory: if is_of_this_boot(&waiting) || in_doubt { memory } else { Memory::default() },
+            waits: KeptWaits::restored(&waiting, boot_id.as_deref(), memory, believed),
             proof: None,
             stored_time,
             accepts_regressed_bundle: false,
@@ -212,60 +202,4 @@ fn load_unfinished(
         answer = None;
     }
     Ok((pending, answer))
-}
-
-/// Within the same boot a wait ends on the boot clock, whatever became of the wall clock; after a reboot the wall clock
-/// is all there is, and it may be wrong. Neither makes a wait longer than it was.
-fn read_waits(cached: &store::CachedWaits, now: Now) -> Waits {
-    let end = |wait: store::Wait| {
-        let rest =
-            if is_of_this_boot(cached) { now.boot.until(wait.boot) } else { now.wall.until(wait.wall) };
-        now.boot.after(rest.min(Duration::from_millis(wait.left)))
-    };
-    Waits {
-        discovery: cached.discovery.map(end),
-        bundle: cached.bundle.map(end),
-        identity: cached.identity.map(end),
-    }
-}
-
-fn is_of_this_boot(cached: &store::CachedWaits) -> bool {
-    cached.boot_id.is_some() && cached.boot_id == clock::boot_id()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::time::{BootTime, Timestamp};
-
-    const HOUR: Duration = Duration::from_secs(3600);
-    const BOOT: BootTime = BootTime::from_millis(1000);
-
-    /// What is left of a wait of an hour that was stored at 1,800,000,000 and is read at `secs`.
-    fn left(boot_id: Option<String>, secs: i64) -> Duration {
-        let wait = store::Wait {
-            boot: BOOT.after(HOUR / 4),
-            wall: Timestamp::from_secs(1_800_003_600),
-            left: 3_600_000,
-        };
-        let now = Now { wall: Timestamp::from_secs(secs), boot: BOOT, synchronised: false };
-        let cached = store::CachedWaits { boot_id, identity: Some(wait), ..Default::default() };
-        BOOT.until(read_waits(&cached, now).identity.unwrap())
-    }
-
-    #[test]
-    fn a_wait_survives_a_restart_and_a_reboot_and_no_clock_stretches_it() {
-        assert_eq!(
-            left(clock::boot_id(), 0),
-            HOUR / 4,
-            "the boot clock counts, whatever the wall clock says"
-        );
-        for another in [Some("another".to_owned()), None] {
-            let left = |secs| left(another.clone(), secs);
-            assert_eq!(left(1_800_000_000), HOUR, "at once");
-            assert_eq!(left(1_800_001_800), HOUR / 2, "half of it was spent switched off");
-            assert_eq!(left(1_900_000_000), Duration::ZERO, "it is long over");
-            assert_eq!(left(0), HOUR, "a clock at 1970 makes it no longer than it was");
-        }
-    }
 }
