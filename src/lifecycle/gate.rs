@@ -182,10 +182,10 @@ impl Gate {
     }
 
     /// A part of the work is done: what was missing on this device is there, and the MIS does not ask to wait any more.
+    /// How often it was missing counts on: a chip that forgets each key that it makes is not asked for one all the time.
     pub(super) fn passed(&mut self) {
         self.asked_until = None;
         if self.is_local() {
-            self.local_failures = 0;
             self.last_error = None;
         }
     }
@@ -268,7 +268,7 @@ impl Gate {
 
     /// Whether something on this device stands in the way.
     pub(super) fn is_local(&self) -> bool {
-        self.local_failures > 0
+        self.local_failures > 0 && self.last_error.is_some()
     }
 
     fn remember(&mut self, failure: Failure, now: Now, permanent: bool) {

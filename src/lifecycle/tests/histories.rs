@@ -10,12 +10,21 @@ pub(super) struct Turn {
     pub(super) passes: Passes,
     pub(super) reply: Reply,
     pub(super) luck: f64,
-    pub(super) restart: bool,
+    pub(super) restart: Option<Restart>,
     pub(super) order: Option<Order>,
     /// The chip that the key is in is taken away, or put back.
     pub(super) chip: Option<bool>,
+    /// A time service sets the wall clock, or it is not known any more that one has.
+    pub(super) synchronised: Option<bool>,
     /// What the MIS says the time is, in seconds from what it is.
     pub(super) proof: Option<i64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Restart {
+    OfTheAgent,
+    /// The boot clock begins anew.
+    OfTheMachine,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,15 +67,18 @@ pub(super) fn turn() -> impl Strategy<Value = Turn> {
     let order = prop::sample::select(vec![Order::Retry, Order::Renew, Order::ReplaceKey]);
     let proof = prop_oneof![3 => Just(0), 1 => -7200..7200_i64, 1 => Just(1000 * 86_400)];
     let rare = |p| prop::option::weighted(p, any::<bool>());
-    let more = (prop::option::weighted(0.03, order), rare(0.03), prop::option::weighted(0.05, proof));
-    (passes, reply(), luck, prop::bool::weighted(0.03), more).prop_map(
-        |(passes, reply, luck, restart, (order, chip, proof))| Turn {
+    let more =
+        (prop::option::weighted(0.03, order), rare(0.03), rare(0.03), prop::option::weighted(0.05, proof));
+    let restart = prop::sample::select(vec![Restart::OfTheAgent, Restart::OfTheMachine]);
+    (passes, reply(), luck, prop::option::weighted(0.04, restart), more).prop_map(
+        |(passes, reply, luck, restart, (order, chip, synchronised, proof))| Turn {
             passes,
             reply,
             luck,
             restart,
             order,
             chip,
+            synchronised,
             proof,
         },
     )
@@ -108,12 +120,13 @@ pub(super) fn meaning() -> impl Strategy<Value = Meaning> {
         Meaning::NotFound,
         Meaning::Local,
         Meaning::Offline,
+        Meaning::PendingKeyLost,
     ])
 }
 
 /// No request was made, so that no answer can have asked to wait.
 pub(super) fn asks_nobody(meaning: Meaning) -> bool {
-    matches!(meaning, Meaning::Local | Meaning::Offline | Meaning::CurrentKeyLost)
+    matches!(meaning, Meaning::Local | Meaning::Offline | Meaning::PendingKeyLost | Meaning::CurrentKeyLost)
 }
 
 pub(super) fn retry_after() -> impl Strategy<Value = Option<Duration>> {

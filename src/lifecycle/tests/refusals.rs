@@ -131,6 +131,16 @@ fn a_pending_key_that_can_never_be_used_is_replaced_and_not_waited_for() {
     assert!(device.waits_for(CreateKey) <= secs(30));
 }
 
+#[test]
+fn a_chip_that_forgets_every_key_it_makes_is_not_asked_for_one_all_the_time() {
+    let mut device = Device::enrolling();
+    let looks = device.lives_through(secs(3600), |action| match action {
+        Action::Request(..) => Event::Answered(Err(failure(Meaning::PendingKeyLost, None))),
+        other => good(other),
+    });
+    assert!((100..300).contains(&looks["key"]), "{looks:?} in an hour");
+}
+
 // ---- refused for good (P2, D5) ----
 
 #[test]

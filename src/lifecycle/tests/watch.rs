@@ -9,6 +9,9 @@ use super::super::*;
 use super::device::*;
 use super::histories::*;
 
+/// When the agent was built. A wall clock that is off can be before that.
+const BUILT: Timestamp = Timestamp::from_secs(1_800_000_000 - 3 * 3600);
+
 /// A device, the disk beside it, and someone who remembers what it must not forget.
 pub(super) struct Watch {
     pub(super) lifecycle: Lifecycle,
@@ -33,6 +36,8 @@ pub(super) struct Watch {
     pub(super) chip_away: bool,
     pub(super) known_lost: bool,
     pub(super) may_replace: bool,
+    /// Since the start it has been seen whether the key of the SVID held can be used.
+    pub(super) key_was_tried: bool,
     /// It is at least this time, by the MIS's word or by the operator's.
     pub(super) floor: Timestamp,
     pub(super) vouched: bool,
@@ -67,7 +72,8 @@ impl Watch {
             chip_away: false,
             known_lost: false,
             may_replace: false,
-            floor: Timestamp::default(),
+            key_was_tried: false,
+            floor: BUILT,
             vouched: false,
             early: None,
             at_this_moment: 0,
@@ -75,7 +81,7 @@ impl Watch {
             stood: None,
             ways: BTreeSet::new(),
         };
-        watch.restarts();
+        watch.restarts(Restart::OfTheAgent);
         watch
     }
 
@@ -90,8 +96,9 @@ impl Watch {
             (Passes::UntilWakeUp, Some(wake_in)) if self.doing.is_none() => self.passes(wake_in),
             _ => {}
         }
-        if turn.restart {
-            return self.restarts();
+        self.now.synchronised = turn.synchronised.unwrap_or(self.now.synchronised);
+        if let Some(restart) = turn.restart {
+            return self.restarts(restart);
         }
         self.chip_away = turn.chip.unwrap_or(self.chip_away);
         if let Some(off) = turn.proof {
@@ -111,9 +118,9 @@ impl Watch {
     }
 
     pub(super) fn is_proven(&mut self, time: Timestamp) {
-        let agrees = self.now.wall.after(secs(600)) >= time;
+        let agrees = self.now.wall.after(secs(600)) >= BUILT.max(time);
         if agrees || !self.vouched {
-            (self.floor, self.vouched) = (time, false);
+            (self.floor, self.vouched) = (BUILT.max(time), false);
         }
         self.lifecycle.time_is_proven(time, self.now);
     }
@@ -123,7 +130,7 @@ impl Watch {
         self.pending_refused = false;
         self.at_this_moment = 0;
         self.answered_401 &= self.known_lost;
-        if order != Order::Renew && self.now.wall.after(secs(600)) < self.floor {
+        if order != Order::Renew && !self.believes() {
             (self.floor, self.vouched) = (self.now.wall, true);
         }
         self.may_replace |= order == Order::ReplaceKey && self.svid.is_some();
@@ -137,8 +144,11 @@ impl Watch {
         self.now = later(self.now, time);
     }
 
-    pub(super) fn restarts(&mut self) {
-        let memory = self.lifecycle.memory();
+    pub(super) fn restarts(&mut self, restart: Restart) {
+        let mut memory = self.lifecycle.memory();
+        if let Restart::OfTheMachine = restart {
+            self.reboots(&mut memory.waits);
+        }
         let waits = memory.waits;
         for (kind, kept) in
             [("discovery", waits.discovery), ("bundle", waits.bundle), ("identity", waits.identity)]
@@ -159,9 +169,9 @@ impl Watch {
             pending_key: self.pending_key,
             answer: self.answer.is_some(),
             memory,
-            time: self.lifecycle.known_time(),
+            time: KnownTime { built: BUILT, ..self.lifecycle.known_time() },
         };
-        self.known_lost = false;
+        (self.known_lost, self.key_was_tried) = (false, self.svid.is_none());
         // A restart is a correction (P2), and what only memory knew is asked anew.
         (self.pending_refused, self.answered_401, self.early) = (false, false, None);
         self.refused_for_good.clear();
@@ -171,8 +181,24 @@ impl Watch {
         self.steps(Event::Wake);
     }
 
+    /// Waits end on the boot clock, which begins anew.
+    pub(super) fn reboots(&mut self, waits: &mut Waits) {
+        let booted = BootTime::from_millis(60_000);
+        let before = std::mem::replace(&mut self.now.boot, booted);
+        let anew = |until: &mut BootTime| *until = booted.after(before.until(*until));
+        [&mut waits.discovery, &mut waits.bundle, &mut waits.identity].into_iter().flatten().for_each(anew);
+        self.asked_until.values_mut().for_each(anew);
+        self.now.synchronised = false;
+    }
+
+    pub(super) fn believes(&self) -> bool {
+        self.now.synchronised || self.now.wall.after(secs(600)) >= self.floor
+    }
+
     pub(super) fn event(&mut self, action: &Action, reply: &Reply) -> Event {
+        let of_pending_key = matches!(action, Action::Request(_, Pending));
         let failed = match reply.kind {
+            Kind::Fails(Meaning::PendingKeyLost, _) if !of_pending_key => Some(failure(Meaning::Local, None)),
             Kind::Fails(meaning, wait) => Some(failure(meaning, wait.filter(|_| !asks_nobody(meaning)))),
             _ => None,
         };
@@ -237,6 +263,9 @@ impl Watch {
             }
             Action::Request(request, key) => Event::Answered(match failed {
                 Some(failure) => {
+                    if failure.meaning == Meaning::PendingKeyLost {
+                        (self.pending_key, self.pending_refused) = (false, false);
+                    }
                     self.remember_wait("identity", &failure);
                     self.remember_refusal(*request, *key, failure.meaning);
                     Err(failure)
@@ -287,7 +316,10 @@ impl Watch {
 
     pub(super) fn remember_refusal(&mut self, request: Request, key: KeyChoice, meaning: Meaning) {
         let good = self.svid.as_ref().is_some_and(|svid| self.now.wall <= svid.not_after);
-        let goes_on = matches!(meaning, Meaning::Pending | Meaning::Offline | Meaning::KeyRotationRefused);
+        let goes_on = matches!(
+            meaning,
+            Meaning::Pending | Meaning::Offline | Meaning::KeyRotationRefused | Meaning::PendingKeyLost
+        );
         if meaning == Meaning::NotAuthenticated && request == Renew && self.may_enroll() {
             self.answered_401 = true;
         } else if self.answered_401 && good && !goes_on && !self.known_lost {
@@ -343,13 +375,13 @@ impl Watch {
 
     pub(super) fn judges(&mut self, action: &Action) {
         let valid = self.svid.as_ref().is_some_and(|svid| self.now.wall <= svid.not_after);
-        assert!(
-            *action == FetchDiscovery || self.now.wall.after(secs(600)) >= self.floor,
-            "{action:?} by a clock that cannot be right"
-        );
+        assert!(*action == FetchDiscovery || self.believes(), "{action:?} by a clock that cannot be right");
         let kind = match action {
             FetchDiscovery => "discovery",
-            ProveKey => return,
+            ProveKey => {
+                self.key_was_tried = true;
+                return;
+            }
             FetchBundle => "bundle",
             Action::Request(..) => "identity",
             CreateKey => {
@@ -368,6 +400,7 @@ impl Watch {
             assert!(*until <= self.now.boot, "{action:?} before Retry-After has elapsed (E8)");
         }
         let Action::Request(request, key) = action else { return };
+        assert!(self.key_was_tried, "nothing is asked for before the key held was tried");
         assert!(self.answer.is_none(), "an answer is judged before another is asked for");
         assert!(
             !self.refused_for_good.contains(request),
