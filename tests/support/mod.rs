@@ -2,5 +2,6 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub(crate) mod agent;
+pub(crate) mod reader;
 pub(crate) mod swtpm;
 pub(crate) mod tinyproxy;

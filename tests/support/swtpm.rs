@@ -97,6 +97,11 @@ impl Swtpm {
             .expect("bash")
     }
 
+    /// Flushes what a killed process left in it, as the kernel's resource manager does in front of a chip.
+    pub(crate) fn flush(&self) {
+        self.run("tpm2_flushcontext", &["--transient-object"]);
+    }
+
     /// How many transient objects it holds.
     pub(crate) fn transient_handles(&self) -> usize {
         self.run("tpm2_getcap", &["handles-transient"]).lines().filter(|line| line.contains("0x8")).count()
