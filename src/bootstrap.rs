@@ -107,6 +107,11 @@ impl Credential {
         }
     }
 
+    /// First moment of its validity.
+    pub fn not_before(&self) -> Timestamp {
+        self.facts.not_before
+    }
+
     /// For the TLS handshake.
     pub fn certified_key(&self) -> &CertifiedKey {
         &self.certified

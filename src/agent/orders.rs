@@ -83,7 +83,7 @@ fn senseless(order: Order, standing: Standing, place: &Place) -> Option<String> 
 fn outlook(order: Order) -> &'static str {
     match order {
         Order::Retry { new_key: false } => {
-            "What was refused or is being waited for is tried again now, as far as the MIS has not asked to be left alone."
+            "What was refused or is being waited for is tried again within seconds, as far as the MIS has not asked to be left alone."
         }
         Order::Retry { new_key: true } => {
             "If the device's key is lost, the device enrolls with a new one, as far as the MIS has not asked to be left alone. \

@@ -125,8 +125,16 @@ impl Device {
             Some(config) => blocking(move || Credential::read(&config, &tpm, purpose)).await,
             None => Err(BootstrapError::NotConfigured),
         };
-        // Nothing is judged by a clock that cannot be right.
-        self.bootstrap.take(found, purpose, self.lifecycle.likely_time(clock::now()))
+        let now = clock::now();
+        let time = match &found {
+            // A clock that cannot be right does not tell what is not valid yet; what ended before the time that it is at least
+            // has ended.
+            Ok(credential) if !self.lifecycle.believes(now) => {
+                credential.not_before().max(self.lifecycle.likely_time(now))
+            }
+            _ => self.lifecycle.likely_time(now),
+        };
+        self.bootstrap.take(found, purpose, time)
     }
 
     /// Rule K1: where there is secure hardware, the key belongs in it. The configuration decides, and it is told.

@@ -39,7 +39,7 @@ enum Command {
     Bundle(Output),
     /// Have the agent try again now (root only).
     ///
-    /// Everything that was refused or is being waited for is tried again now, as far as the MIS has not asked to be left
+    /// Everything that was refused or is being waited for is tried again within seconds, as far as the MIS has not asked to be left
     /// alone; the trust bundle that is served is accepted even where its sequence number went back; the clock of this
     /// device is taken as right.
     Retry {

@@ -76,7 +76,7 @@ fn in_words(status: &Status, now: SystemTime) -> String {
         if let Some(detail) = &error.detail {
             line("", detail);
         }
-        line("", &format!("seen {}; {}", distance(&error.at, now), next_step(error, now)));
+        line("", &format!("seen {}; {}", distance(&error.at, now), next_step(error, status, now)));
         if let Some(instance) = &error.instance {
             line("", &format!("quote this to the operator of the MIS: {instance}"));
         }
@@ -92,7 +92,12 @@ fn key(status: &Status) -> String {
         Some(_) => "kept in a way that this command does not know",
         None => return format!("none yet (provider: {})", status.key.provider),
     };
-    format!("{} {place}", status.key.algorithm.as_deref().unwrap_or(""))
+    let algorithm = status.key.algorithm.as_deref().unwrap_or_default();
+    if status.key.lost {
+        format!("{algorithm}, lost: this device cannot use it any more")
+    } else {
+        format!("{algorithm} {place}")
+    }
 }
 
 fn trusted_by(trust: &TrustStatus) -> String {
@@ -111,10 +116,13 @@ fn trusted_by(trust: &TrustStatus) -> String {
     format!("by {}", all.join(", and "))
 }
 
-fn next_step(error: &ErrorStatus, now: SystemTime) -> String {
+fn next_step(error: &ErrorStatus, status: &Status, now: SystemTime) -> String {
     match (&error.retry_at, error.permanent) {
         (Some(at), true) => format!("it needs to be corrected; the agent looks again {}", distance(at, now)),
         (Some(at), false) => format!("the agent tries again {}", distance(at, now)),
+        (None, _) if status.key.lost => {
+            "the agent looks for the key from time to time; it makes another when it is told to, by miaf-agent retry --new-key".into()
+        }
         (None, _) => {
             "the agent waits until it is corrected, at the MIS or in the configuration, or until miaf-agent retry".into()
         }
@@ -163,6 +171,7 @@ mod tests {
                 provider: "tpm".into(),
                 protection: Some("hardware".into()),
                 algorithm: Some("ecdsa-p256".into()),
+                lost: false,
             },
             bundle: None,
             bootstrap: Some(BootstrapStatus {
@@ -202,5 +211,17 @@ mod tests {
         ] {
             assert!(text.contains(said), "{said:?} is missing from:\n{text}");
         }
+
+        let mut status = status;
+        status.key.lost = true;
+        if let Some(error) = &mut status.last_error {
+            error.retry_at = None;
+        }
+        let text = in_words(&status, now);
+        assert!(
+            text.contains("lost: this device cannot use it") && !text.contains("TPM; it cannot"),
+            "{text}"
+        );
+        assert!(text.contains("miaf-agent retry --new-key"), "{text}");
     }
 }

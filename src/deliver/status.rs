@@ -41,6 +41,9 @@ pub struct KeyStatus {
     pub provider: String,
     pub protection: Option<String>,
     pub algorithm: Option<String>,
+    /// It cannot be used any more, since its chip was replaced or cleared: a local program cannot prove who the device is.
+    #[serde(default)]
+    pub lost: bool,
 }
 
 /// The trust bundle that is held.
@@ -137,6 +140,7 @@ impl Status {
                 provider: snapshot.provider.to_owned(),
                 protection: identity.map(|identity| identity.key.protection().to_string()),
                 algorithm: identity.map(|identity| identity.key.public_key().algorithm().to_owned()),
+                lost: snapshot.key_is_lost,
             },
             bundle: snapshot.bundle.as_ref().map(|held| BundleStatus {
                 sequence: held.bundle.sequence(),

@@ -69,7 +69,7 @@ fn orders_are_taken_on_the_administration_socket_alone() {
 fn an_order_is_answered_with_what_will_happen_and_logged_with_who_gave_it() {
     let world = World::enrolled();
     for (path, body, says) in [
-        ("/v1/retry", "", "is tried again now"),
+        ("/v1/retry", "", "is tried again within seconds"),
         ("/v1/retry", "{\"newKey\":true}", "a new one, as far as"),
         ("/v1/renew", "", "is renewed now"),
     ] {
@@ -358,7 +358,7 @@ fn the_commands_give_orders_and_say_in_words_what_comes_of_it() {
         (output.status.success(), text(output.stdout), text(output.stderr))
     };
     let (taken, said, _) = run(&["retry"]);
-    assert!(taken && said.contains("is tried again now"), "{said}");
+    assert!(taken && said.contains("is tried again within seconds"), "{said}");
     let (taken, said, _) = run(&["retry", "--new-key", "--json"]);
     let said: Value = serde_json::from_str(&said).unwrap();
     assert!(taken && said["accepted"] == json!(true) && detail(&said).contains("new one"), "{said}");

@@ -80,6 +80,7 @@ a_boot_in_1970_with_a_network_does_not_hammer() {
     [ $(($(attempts) - attempts)) -le 8 ] || fail "it tried $(($(attempts) - attempts)) times in a row"
     [ "$(requests)" = "$requests" ] || fail "it has talked to an MIS whose certificate is not valid yet"
     says 'urn:miaf-agent:error:clock' >/dev/null || fail "it does not say what to do"
+    ! journal_has 'The factory credential cannot be used' || fail "it judges the factory certificate by such a clock"
     states | expect_output waiting-for-clock
     keeps_what_it_has
 }
