@@ -123,6 +123,9 @@ mod tests {
     fn a_wait_survives_a_restart_and_a_reboot_and_no_clock_stretches_it() {
         let then = at(SOME_DAY, MINUTE);
         let record = record(&to_wait_for_an_hour(then), "this boot", true, then);
+        let memory = remembered(&record, Some("this boot"), then);
+        let kept = KeptWaits::restored(&record, Some("this boot"), memory.clone(), true);
+        assert_eq!(kept.change(&memory, true), None, "what is on the disk is as good as new");
         let left = |boot_id, now| left(&remembered(&record, boot_id, now), now);
         let later = at(Timestamp::default(), MINUTE + HOUR / 4);
         assert_eq!(left(Some("this boot"), later), HOUR * 3 / 4, "whatever the wall clock says");

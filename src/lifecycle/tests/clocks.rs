@@ -14,6 +14,11 @@ fn with_a_clock_that_cannot_be_right_nothing_is_judged_and_only_the_time_is_aske
         device.now.wall = START.after(3 * DAY);
         device.wall_jumps(jump);
         assert_eq!(device.state(), State::WaitingForClock, "{why}");
+        assert_eq!(
+            device.lifecycle.likely_time(device.now),
+            START.after(3 * DAY),
+            "it is at least this time"
+        );
         assert_eq!(device.error().unwrap().0.report.kind, "urn:miaf-agent:error:clock");
         let looks = device.lives_through(secs(3000), |action| match action {
             FetchDiscovery => Event::Discovery(Err(failure(Meaning::Transient, None))),
@@ -24,6 +29,8 @@ fn with_a_clock_that_cannot_be_right_nothing_is_judged_and_only_the_time_is_aske
         device.now.wall = START.after(3 * DAY);
         device.told(Event::Wake);
         assert_eq!(device.state(), State::Active);
+        device.passes(DAY);
+        assert_eq!(device.lifecycle.likely_time(device.now), device.now.wall);
     }
 }
 

@@ -275,6 +275,19 @@ fn a_401_at_renewal_leads_to_an_enrollment_at_once() {
 }
 
 #[test]
+fn another_identity_may_be_given_only_where_the_one_held_has_expired_or_was_answered_401() {
+    let mut device = Device::renewing(100 * DAY);
+    assert!(!device.lifecycle.may_be_renamed(device.now));
+    device.told(refusal(Meaning::NotAuthenticated, None));
+    assert!(device.lifecycle.may_be_renamed(device.now), "401 (E9)");
+    device.told(answered());
+    device.adopts_for(100 * DAY, Pending);
+    assert!(!device.lifecycle.may_be_renamed(device.now));
+    device.passes(101 * DAY);
+    assert!(device.lifecycle.may_be_renamed(device.now), "expired (E9)");
+}
+
+#[test]
 fn an_expired_svid_leads_to_an_enrollment_and_ends_nothing() {
     let mut device = Device::renewing(secs(3600));
     while device.now.wall <= START.after(secs(3600)) {
