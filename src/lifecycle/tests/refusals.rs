@@ -51,9 +51,30 @@ fn a_wait_survives_a_restart_and_is_drawn_on_top_of_anew() {
         device.restarts(Restored { pending_key: true, memory, ..Restored::default() });
         device.told(discovered());
         assert_eq!(device.told(bundle()), None);
+        let again = device.lifecycle.memory();
+        assert_eq!(
+            again.waits.identity,
+            Some(BootTime::from_millis(3_600_000)),
+            "another restart is no end of it"
+        );
         let waited = device.waits_for(Action::Request(Enroll, Pending));
         assert!(waited >= secs(least) && waited <= secs(3000 + 360), "luck {luck}: {waited:?}");
     }
+}
+
+#[test]
+fn what_was_refused_for_good_is_asked_again_after_a_restart_and_a_wait_that_was_asked_for() {
+    let mut device = Device::enrolling();
+    device.told(refusal(Meaning::Permanent, Some(3600)));
+    assert_eq!(device.state(), State::Blocked);
+    let memory = device.lifecycle.memory();
+    device.restarts(Restored { pending_key: true, memory, ..Restored::default() });
+    device.told(discovered());
+    device.told(bundle());
+    let (error, again) = device.error().unwrap();
+    assert!(!error.permanent && again >= Some(secs(3600)), "a restart is a correction (P2)");
+    assert_eq!(device.state(), State::Enrolling);
+    assert!(device.waits_for(Action::Request(Enroll, Pending)) >= secs(3600));
 }
 
 #[test]
