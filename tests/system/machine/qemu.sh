@@ -2,6 +2,10 @@
 # processor, a disk. A power cut ends qemu: what the guest had not yet written to its disk is lost.
 
 clock=() # qemu's options for it, if any
+disk=(-drive "file=$work/disk.img,format=raw,if=none,id=disk,cache=unsafe" -device nvme-ns,drive=disk,nsid=1)
+root_device=/dev/nvme0n1 # what the guest calls that disk
+transfer_device=/dev/nvme0n2 # and the one for files from here
+disk_server= # a process that the disk needs, if any
 
 make_machine() {
     cp --sparse=always "$image/disk.img" "$work/disk.img"
@@ -17,14 +21,14 @@ power_on() {
         >>"$work/tpm.log" 2>&1 &
     tpm=$!
     wait_for 10 "swtpm" test -S "$work/tpm.sock"
+    disk_on
     # No accelerator: it runs where there is none. The disk's cache is the host's memory, which a power cut spares.
     # One controller with two disks: their names are certain. -S: the state of the network counts from the first moment.
     qemu-system-x86_64 -S -nodefaults -no-user-config -display none -no-reboot \
         -machine q35,accel=tcg -cpu qemu64 -m 768 -rtc base=utc "${clock[@]}" \
-        -kernel "$image/vmlinuz" -append "root=/dev/nvme0n1 rw console=ttyS0 quiet panic=-1 mitigations=off ${kernel_arguments:-}" \
-        -drive "file=$work/disk.img,format=raw,if=none,id=disk,cache=unsafe" \
-        -drive "file=$work/transfer.img,format=raw,if=none,id=transfer,cache=unsafe" \
-        -device nvme,id=nvme,serial=0 -device nvme-ns,drive=disk,nsid=1 -device nvme-ns,drive=transfer,nsid=2 \
+        -kernel "$image/vmlinuz" -append "root=$root_device rw console=ttyS0 quiet panic=-1 mitigations=off ${kernel_arguments:-}" \
+        -device nvme,id=nvme,serial=0 "${disk[@]}" \
+        -drive "file=$work/transfer.img,format=raw,if=none,id=transfer,cache=unsafe" -device nvme-ns,drive=transfer,nsid=2 \
         -netdev user,id=net -device virtio-net-pci,netdev=net,romfile= -device virtio-rng-pci \
         -device virtio-serial-pci -chardev "pipe,id=shell,path=$work/shell" \
         -device virtserialport,chardev=shell,name=shell \
@@ -36,6 +40,8 @@ power_on() {
     echo cont >&"$monitor"
     guest true
 }
+
+disk_on() { :; } # it is a file
 
 tpm_has_its_group() { :; } # udev sees to it
 
@@ -54,7 +60,7 @@ send() { # NUMBER SECONDS COMMAND
 }
 put() { # FILE PATH: a copy of the host's file in the guest
     dd if="$1" of="$work/transfer.img" conv=notrunc status=none
-    guest "blockdev --flushbufs /dev/nvme0n2 && head --bytes $(stat --format %s "$1") /dev/nvme0n2 >'$2'"
+    guest "blockdev --flushbufs $transfer_device && head --bytes $(stat --format %s "$1") $transfer_device >'$2'"
 }
 
 network() { # on | off
@@ -70,8 +76,9 @@ shut_down() {
     send 0 60 'systemctl start --no-block poweroff.target' # it may be off before it can answer
     power_is_off
 }
-power_is_off() { # qemu and the TPM have ended
-    wait_for 120 "the power to go off" gone "$power" "$tpm"
+power_is_off() { # qemu, the TPM and the disk have ended
+    # shellcheck disable=SC2086 # there may be none
+    wait_for 120 "the power to go off" gone "$power" "$tpm" $disk_server
     power=
     exec {to_shell}>&- {from_shell}>&- {monitor}>&-
 }
