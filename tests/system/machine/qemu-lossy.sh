@@ -14,15 +14,15 @@ transfer_device=/dev/nvme0n1
 
 disk_on() {
     [ -e "$work/initrd" ] || initial_ram_disk
-    rm -f "$work"/{disk.sock,cut}
+    rm -f "$work"/{disk.sock,cut-power}
     nbdkit --foreground --unix "$work/disk.sock" python "$here/machine/lossy-disk" \
-        "image=$work/disk.img" "cut=$work/cut" "seed=$RANDOM" </dev/null 2>>"$work/disk.log" &
+        "image=$work/disk.img" "cut=$work/cut-power" "seed=$RANDOM" </dev/null 2>>"$work/disk.log" &
     disk_server=$!
     wait_for 10 "the disk" test -S "$work/disk.sock"
 }
 
 power_cut() { # in a flush: at any other time nearly everything has been flushed, so often does the agent sync
-    touch "$work/cut"
+    touch "$work/cut-power"
     wait_for 30 "the guest to flush" gone "$disk_server"
     power_cut_at_once
 }
