@@ -34,8 +34,8 @@ power_cut_at_once() {
 
 initial_ram_disk() { # for the driver of the disk, which is a module of the kernel
     local tree=$work/initrd.root programs=(/bin/bash /bin/mount /sbin/insmod /sbin/switch_root) drivers
-    drivers=$(chroot "$image/root" modprobe --set-version "$(ls "$image/root/lib/modules")" --show-depends --all virtio_pci virtio_blk \
-        | awk '!seen[$2]++')
+    drivers=$(chroot "$image/root" modprobe --set-version "$(ls "$image/root/lib/modules")" --show-depends --all \
+        virtio_pci virtio_blk | awk '!seen[$2]++')
     mkdir --parents "$tree"/{dev,root}
     # By default ext4 does for whoever renames a file over another what the agent must do itself: noauto_da_alloc.
     cat >"$tree/init" <<INIT

@@ -24,9 +24,11 @@ power_on() {
     disk_on
     # No accelerator: it runs where there is none. The disk's cache is the host's memory, which a power cut spares.
     # One controller with two disks: their names are certain. -S: the state of the network counts from the first moment.
+    # no_timer_check: on a busy machine, the timer does not come as soon as the kernel expects it, and the kernel gives up.
     qemu-system-x86_64 -S -nodefaults -no-user-config -display none -no-reboot \
         -machine q35,accel=tcg -cpu qemu64 -m 768 -rtc base=utc "${clock[@]}" \
-        -kernel "$image/vmlinuz" -append "root=$root_device rw console=ttyS0 quiet panic=-1 mitigations=off ${kernel_arguments:-}" \
+        -kernel "$image/vmlinuz" -append "root=$root_device rw console=ttyS0 quiet panic=-1 mitigations=off no_timer_check \
+            ${kernel_arguments:-}" \
         -device nvme,id=nvme,serial=0 "${disk[@]}" \
         -drive "file=$work/transfer.img,format=raw,if=none,id=transfer,cache=unsafe" -device nvme-ns,drive=transfer,nsid=2 \
         -netdev user,id=net -device virtio-net-pci,netdev=net,romfile= -device virtio-rng-pci \
