@@ -1,5 +1,6 @@
 # Ten power cuts, at random moments of enrolling and of renewing. After each the machine comes up as the device that
-# it was, with files that belong together. Three of these stories make thirty.
+# it was, with files that belong together. Three of these stories make thirty; one of them is told on a disk that loses what
+# was not flushed (machine/qemu-lossy.sh).
 
 cuts=10
 
@@ -40,11 +41,11 @@ it_renews_every_few_seconds() {
     enrollment=$(awk "BEGIN { printf \"%d\", ($EPOCHREALTIME - $started) * 1000 }")
 }
 
-# Without this, all that follows would prove nothing.
+# Without this, the power cuts on that disk would prove no more than those on the other.
 the_disk_loses_what_was_not_flushed_and_nothing_else() {
     guest 'cat /sys/block/vda/queue/write_cache' | expect_output 'write back'
-    # Blocks that come to the disk at once and are in no hurry to be kept; a name that nobody made durable; and a file that
-    # somebody did.
+    # A file that is synced, and its folder; one that only has its name; and blocks that are on the disk at once, but of
+    # which nobody asks that they stay there.
     guest 'set -e
         systemctl stop miaf-agent.service 2>/dev/null
         dd if=/dev/zero of=blocks bs=4k count=100 status=none
