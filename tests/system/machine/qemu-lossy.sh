@@ -23,7 +23,7 @@ disk_on() {
 
 power_cut() { # in a flush: at any other time nearly everything has been flushed, so often does the agent sync
     touch "$work/cut-power"
-    wait_for 30 "the guest to flush" gone "$disk_server"
+    wait_for 120 "the guest to flush" gone "$disk_server"
     power_cut_at_once
 }
 power_cut_at_once() {
@@ -36,14 +36,13 @@ initial_ram_disk() { # for the driver of the disk, which is a module of the kern
     local tree=$work/initrd.root programs=(/bin/bash /bin/mount /sbin/insmod /sbin/switch_root) drivers
     drivers=$(chroot "$image/root" modprobe --set-version "$(ls "$image/root/lib/modules")" --show-depends --all \
         virtio_pci virtio_blk | awk '!seen[$2]++')
-    mkdir --parents "$tree"/{dev,root}
+    mkdir --parents "$tree"/{dev,proc,sys,run,root} # as switch_root looks for them
     # By default ext4 does for whoever renames a file over another what the agent must do itself: noauto_da_alloc.
     cat >"$tree/init" <<INIT
 #!/bin/bash
 $drivers
 mount -n -t devtmpfs dev /dev
 mount -n -t ext4 -o noauto_da_alloc $root_device /root
-mount -n --move /dev /root/dev
 exec switch_root /root /sbin/init
 INIT
     chmod 755 "$tree/init"
