@@ -104,8 +104,11 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     name.push(".new");
     let new = path.with_file_name(name);
     remove_if_there(&new)?; // left by a power cut
-    write_new(&new, content, mode, None)?;
-    fs::rename(&new, path)?;
+    let replaced = write_new(&new, content, mode, None).and_then(|()| fs::rename(&new, path));
+    if replaced.is_err() {
+        let _ = remove_if_there(&new); // a full disk needs the room
+    }
+    replaced?;
     path.parent().map_or(Ok(()), sync_dir)
 }
 
@@ -179,6 +182,15 @@ mod tests {
         replace(&path, b"two", 0o600).unwrap();
         assert_eq!(read_limited(&path).unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_put_in_its_place_does_not_stay_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record");
+        fs::create_dir(&path).unwrap(); // a file cannot take the place of a folder
+        replace(&path, b"one", 0o600).unwrap_err();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
