@@ -121,11 +121,9 @@ impl Device {
             Some(Change::Write) => {
                 let (mis, boot_id) = (address(&self.config), clock::boot_id());
                 let wall = believed.then_some(now.wall);
-                match self.save(store::CachedWaits::new(&memory, mis, boot_id, wall, now.boot)).await {
-                    Ok(()) => self.waits.changed(memory, believed),
-                    Err(e) => {
-                        tracing::warn!(error = %e, "a wait that the MIS asked for would not survive a restart now")
-                    }
+                let record = store::CachedWaits::new(&memory, mis, boot_id, wall, now.boot);
+                if self.stores(record, "a wait that the MIS asked for would not survive a restart now").await {
+                    self.waits.changed(memory, believed);
                 }
             }
         }
@@ -142,9 +140,8 @@ impl Device {
             return;
         }
         let record = store::CachedTime { proven, vouched };
-        match self.save(record).await {
-            Ok(()) => self.stored_time = record,
-            Err(e) => tracing::debug!(error = %e, "the time that the MIS proves could not be stored"),
+        if self.stores(record, "the time that the MIS proves would be forgotten by a restart now").await {
+            self.stored_time = record;
         }
     }
 
@@ -155,12 +152,16 @@ impl Device {
             return;
         }
         let Ok(record) = stored(identity, renew_at) else { return };
-        match self.save(record).await {
-            Ok(()) => self.stored_renew_at = renew_at,
-            Err(e) => {
-                tracing::warn!(error = %e, "the renewal moment would be drawn anew after a restart now")
-            }
+        if self.stores(record, "the renewal moment would be drawn anew after a restart now").await {
+            self.stored_renew_at = renew_at;
         }
+    }
+
+    /// Whether a record could be stored. If not, that is tried again after the next step, and `so` is what follows.
+    async fn stores<R: store::Record + Send + 'static>(&mut self, record: R, so: &str) -> bool {
+        let failure = self.save(record).await.err();
+        self.spoken.of_record(R::NAME, failure.as_ref(), so);
+        failure.is_none()
     }
 
     async fn publish_files(&mut self, now: Now) -> (Option<u64>, Option<Report>) {

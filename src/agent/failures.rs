@@ -1,9 +1,11 @@
 //! Failures in the lifecycle's words, and in the log.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use crate::keys::{ErrorKind, KeyError};
 use crate::lifecycle::{Event, Failure, LONGEST_RETRY_AFTER, Meaning, NotAdopted, Report};
+use crate::store::StoreError;
 
 /// Something on this device stands in the way.
 pub(super) fn local(code: &str, title: &str, why: &dyn Display) -> Failure {
@@ -41,6 +43,7 @@ pub(super) struct Spoken {
     identity: Option<Report>,
     key: Option<Report>,
     files: Option<Report>,
+    records: BTreeMap<&'static str, String>,
 }
 
 impl Spoken {
@@ -78,6 +81,18 @@ impl Spoken {
             tracing::warn!("the MIS asked for a wait of more than 7 days; the agent asks again after 7 days");
         }
         *said = Some(report.clone());
+    }
+
+    /// Logs that a record could not be written and what follows from it, if it is news.
+    pub(super) fn of_record(&mut self, name: &'static str, failure: Option<&StoreError>, so: &str) {
+        let Some(failure) = failure.map(StoreError::to_string) else {
+            self.records.remove(name);
+            return;
+        };
+        if self.records.get(name) != Some(&failure) {
+            tracing::warn!(error = failure, "{so}");
+            self.records.insert(name, failure);
+        }
     }
 
     /// Logs a failure to publish the files, if it is news.
