@@ -246,8 +246,9 @@ impl Generations {
     /// What is published is published, whether the old can be cleared away or not: the next time will try again.
     fn remove_all_but(&self, dir: &Path, current: u64, before: Option<u64>) {
         for old in self.all.iter().filter(|old| **old != current && Some(**old) != before) {
-            if let Err(e) = fs::remove_dir_all(dir.join(old.to_string())) {
-                tracing::warn!(error = %e, generation = old, "an old generation could not be removed");
+            let folder = dir.join(old.to_string());
+            if let Err(e) = fs::remove_dir_all(&folder) {
+                tracing::warn!(error = %e, folder = %folder.display(), "an old generation could not be removed");
             }
         }
     }
