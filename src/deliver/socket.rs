@@ -89,6 +89,7 @@ impl Socket {
     /// nothing but its own connection.
     pub async fn serve(self, lines: Lines, mut closing: Closing) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut has_failed = false;
         loop {
             let accepted = tokio::select! {
                 accepted = self.accept(&places) => accepted,
@@ -96,6 +97,7 @@ impl Socket {
             };
             match accepted {
                 Ok((stream, place)) => {
+                    has_failed = false;
                     let (right, lines, closing) = (self.right, lines.clone(), closing.clone());
                     tokio::spawn(async move {
                         serve_connection(stream, right, lines, closing).await;
@@ -103,8 +105,12 @@ impl Socket {
                     });
                 }
                 Err(e) => {
-                    // Out of file descriptors, most likely: give those who have one time to finish.
-                    tracing::warn!(error = %e, "a connection to the agent's socket could not be accepted");
+                    // Out of file descriptors, most likely: give those who have one time to finish. Said once, for this
+                    // may be tried ten times a second for hours.
+                    if !has_failed {
+                        tracing::warn!(error = %e, "a connection to the agent's socket could not be accepted");
+                    }
+                    has_failed = true;
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
