@@ -1,6 +1,6 @@
 # The two commands of the README, and the checks that CI runs beside them.
 
-.PHONY: demo test lint hw-tests mutants setup deb rpm packages-check system
+.PHONY: demo test lint hw-tests mutants reliability setup deb rpm packages-check system
 .DEFAULT_GOAL := test
 
 # The whole story on the terminal, in about a minute after the build. Leaves nothing behind.
@@ -24,6 +24,11 @@ hw-tests: setup
 # Makes the judgement of SVIDs and bundles wrong in one place at a time: a test must notice each. Half an hour.
 mutants: setup
 	scripts/mutants
+
+# The long form of tests/agent/faults.rs: every call on the agent's files fails with every error and is the last one before a
+# kill, under every setting of key rotation. A quarter of an hour; as root, for strace and mounts.
+reliability: setup
+	RELIABILITY=long cargo test --test agent faults:: -- --nocapture --test-threads=1
 
 # The packages, in target/package. The release build takes two or three minutes the first time.
 deb:

@@ -11,6 +11,7 @@ mod bootstrap;
 mod configuration;
 mod credentials;
 mod discovery;
+mod faults;
 mod files;
 mod keys;
 mod kills;

@@ -38,15 +38,15 @@ pub(crate) struct Device {
     process: Option<Child>,
     environment: Vec<(String, String)>,
     passed: Vec<(String, UnixListener)>,
-    offline: bool,
+    under: Vec<String>,
 }
 
 impl Device {
     /// A device with this configuration. `{dir}` in it stands for the device's folder. The agent is not started.
     pub(crate) fn new(config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder for the device");
-        let device =
-            Self { folder, process: None, environment: Vec::new(), passed: Vec::new(), offline: false };
+        let (environment, passed, under) = (Vec::new(), Vec::new(), Vec::new());
+        let device = Self { folder, process: None, environment, passed, under };
         device.configure(config);
         device
     }
@@ -72,7 +72,18 @@ impl Device {
 
     /// Agents started from now on have a network of their own, and nothing in it. (As somebody who is root there only.)
     pub(crate) fn go_offline(&mut self) {
-        self.offline = true;
+        // Root needs no users of its own for that, and cannot have them everywhere (not below a chroot, say).
+        let is_root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+        self.under(if is_root {
+            &["unshare", "--net"]
+        } else {
+            &["unshare", "--user", "--map-root-user", "--net"]
+        });
+    }
+
+    /// Agents started from now on are started by this program, which is to become what its last arguments say.
+    pub(crate) fn under(&mut self, program: &[&str]) {
+        self.under = program.iter().map(|&word| word.to_owned()).collect();
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -115,14 +126,9 @@ impl Device {
 
     fn daemon(&self) -> Command {
         if self.passed.is_empty() {
-            let mut command = Command::new(AGENT);
-            if self.offline {
-                command = Command::new("unshare");
-                // Root needs no users of its own for that, and cannot have them everywhere (not below a chroot, say).
-                let is_root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
-                command.args(if is_root { &["--net"][..] } else { &["--user", "--map-root-user", "--net"] });
-                command.arg(AGENT);
-            }
+            let mut words = self.under.iter().map(String::as_str).chain([AGENT]);
+            let mut command = Command::new(words.next().expect("a program"));
+            command.args(words);
             let mut command = self.complete(command, &["run"]);
             command.stdin(Stdio::null()).stdout(Stdio::null());
             return command;
@@ -152,6 +158,19 @@ impl Device {
 
     pub(crate) fn pid(&self) -> u32 {
         self.process.as_ref().expect("a running agent").id()
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// How the agent ended, if it has.
+    pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
+        let status = self.process.as_mut().expect("an agent").try_wait().expect("its exit status");
+        if status.is_some() {
+            self.process = None;
+        }
+        status
     }
 
     /// Sends a signal by name.

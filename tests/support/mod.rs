@@ -3,5 +3,6 @@
 
 pub(crate) mod agent;
 pub(crate) mod reader;
+pub(crate) mod strace;
 pub(crate) mod swtpm;
 pub(crate) mod tinyproxy;
