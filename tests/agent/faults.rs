@@ -463,14 +463,15 @@ impl Subject {
         drop(strace);
         // A socket that cannot be bound is the one thing that the agent cannot begin without.
         let is_socket_s = case.story != Story::Renew && !call.path.starts_with("state");
-        let deadline = Instant::now() + Duration::from_millis(500);
-        while is_socket_s && Instant::now() < deadline && self.device().is_running() {
-            if let Some(status) = self.world.device.has_ended() {
-                assert_eq!(status.code(), Some(1), "it ends as one that is to be started again");
-                self.restart();
-                return;
-            }
-            pause();
+        let device = &mut self.world.device;
+        let mut ended = None;
+        wait("the agent answers or has ended", || {
+            ended = if is_socket_s { device.has_ended() } else { None };
+            ended.is_some() || device.get("/healthz").is_some()
+        });
+        if let Some(status) = ended {
+            assert_eq!(status.code(), Some(1), "it ends as one that is to be started again");
+            self.restart();
         }
     }
 
