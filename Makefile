@@ -25,10 +25,10 @@ hw-tests: setup
 mutants: setup
 	scripts/mutants
 
-# The long form of tests/agent/faults.rs: every call on the agent's files fails with every error and is the last one before a
+# The long form of tests/reliability: every call on the agent's files fails with every error and is the last one before a
 # kill, under every setting of key rotation. A quarter of an hour; as root, for strace and mounts.
 reliability: setup
-	RELIABILITY=long cargo test --test agent faults:: -- --nocapture --test-threads=1
+	RELIABILITY=long cargo test --test reliability -- --nocapture --test-threads=1
 
 # The packages, in target/package. The release build takes two or three minutes the first time.
 deb:

@@ -11,7 +11,6 @@ mod bootstrap;
 mod configuration;
 mod credentials;
 mod discovery;
-mod faults;
 mod files;
 mod keys;
 mod kills;

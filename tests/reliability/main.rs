@@ -1,8 +1,16 @@
 //! The file system fails the agent, and the agent is killed: at every call by which it makes something durable or visible,
-//! one after the other. The list of these calls is what strace sees in a run without faults.
+//! one after the other. The list of these calls is what strace sees in a run without faults. Needs root, for strace, mounts
+//! and limits.
 //!
-//! In short form within `cargo test`; `RELIABILITY=long` (make reliability) has every call fail with every error that makes
-//! sense for it, and kills under every setting of key rotation.
+//! In short form within `cargo test`, where it stands alone because it keeps the machine busy; `RELIABILITY=long` (make
+//! reliability) has every call fail with every error that makes sense for it, and kills under every setting of key rotation.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "../support/mod.rs"]
+mod support;
+#[allow(dead_code)] // what the tests in tests/agent use besides
+#[path = "../agent/world.rs"]
+mod world;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,7 +29,7 @@ use serde_json::Value;
 
 use crate::support::agent::{Device, PATIENCE, pause};
 use crate::support::strace::{self, Call, Strace, What, wait_until_stopped};
-use crate::world::{self, World};
+use crate::world::World;
 
 /// Devices at work at the same time. They wait most of the time: between two SVIDs the agent leaves the MIS five seconds.
 const DEVICES: usize = 20;
@@ -347,7 +355,10 @@ impl Subject {
         }
         match story {
             Story::Renew if self.device().is_running() => {}
-            Story::Renew => self.restart(),
+            Story::Renew => {
+                self.restart();
+                self.settle(Story::Start);
+            }
             Story::Enroll | Story::Start => {
                 self.stop();
                 self.world.device.under(&["sh", "-c", "kill -s STOP $$; exec \"$0\" \"$@\""]);
@@ -508,10 +519,13 @@ impl Subject {
         self.device().wait_for_status("an identity that is well", |status| {
             status["state"] == "active" && status["lastError"].is_null() && is_new(status)
         });
+        // The agent says so itself only when it has looked: after a start too, when it may have been there all the time.
         self.device().wait_until("it is published", |device| {
+            let served =
+                device.get("/v1/svid").map_or(Value::Null, |(_, svid)| serde_json::from_str(&svid).unwrap());
             let said = fs::read(self.seen("state/svid/current/identity.json")).unwrap_or_default();
             let said: Value = serde_json::from_slice(&said).unwrap_or_default();
-            said["serial"] == device.status()["svid"]["serial"]
+            served["generation"].is_u64() && said["serial"] == device.status()["svid"]["serial"]
         });
     }
 
