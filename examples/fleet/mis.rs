@@ -1,0 +1,114 @@
+//! The model of an MIS: always right, sometimes away, and with a limit on what it does in a second.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::Duration;
+
+use miaf_agent::lifecycle::{Failure, Meaning, Report};
+
+use crate::counts::Kind;
+use crate::device::Moment;
+
+const DAY: Moment = 24 * 3_600_000;
+
+/// `notBefore` lies this much before the moment of issue.
+const BACKDATED: Moment = 30_000;
+
+pub(crate) struct Mis {
+    /// Of the SVIDs that it issues, from `notBefore` to `notAfter`.
+    pub(crate) lifetime: Duration,
+    pub(crate) refresh_hint: Option<Duration>,
+    /// Nobody answers: connections time out.
+    pub(crate) down: Range<Moment>,
+    pub(crate) limit: Option<Limit>,
+    /// Successes that one identity may have in 24 hours (miaf-v0 R5).
+    pub(crate) a_day: Option<usize>,
+    window: Moment,
+    admitted: u32,
+    issued: Vec<VecDeque<Moment>>,
+}
+
+/// So many requests are admitted in each window of time; the others are answered `429` with one and the same `Retry-After`.
+#[derive(Clone, Copy)]
+pub(crate) struct Limit {
+    pub(crate) requests: u32,
+    pub(crate) window: Moment,
+    pub(crate) counts: fn(Kind) -> bool,
+    pub(crate) retry_after: Duration,
+}
+
+impl Limit {
+    pub(crate) fn a_second(&self) -> f64 {
+        f64::from(self.requests) * 1000.0 / self.window as f64
+    }
+}
+
+impl Mis {
+    pub(crate) fn new(lifetime: Duration) -> Self {
+        Self {
+            lifetime,
+            refresh_hint: None,
+            down: 0..0,
+            limit: None,
+            a_day: None,
+            window: 0,
+            admitted: 0,
+            issued: Vec::new(),
+        }
+    }
+
+    pub(crate) fn is_down(&self, at: Moment) -> bool {
+        self.down.contains(&at)
+    }
+
+    /// The failures are those that `MisError::to_failure` makes of a timeout and of a `429`. The reports are empty, to save
+    /// memory: nobody reads them, and nothing is decided by them.
+    pub(crate) fn answers(&mut self, kind: Kind, id: usize, at: Moment) -> Result<(), Failure> {
+        if self.is_down(at) {
+            return Err(failure(None));
+        }
+        if let Some(limit) = self.limit.filter(|limit| (limit.counts)(kind)) {
+            if at / limit.window != self.window {
+                (self.window, self.admitted) = (at / limit.window, 0);
+            }
+            if self.admitted >= limit.requests {
+                return Err(failure(Some(limit.retry_after)));
+            }
+            self.admitted += 1;
+        }
+        match self.a_day {
+            Some(most) if kind.is_for_an_svid() => self.admits_today(most, id, at),
+            _ => Ok(()),
+        }
+    }
+
+    /// The wait is told exactly: until the oldest of the successes that count is a day old.
+    fn admits_today(&mut self, most: usize, id: usize, at: Moment) -> Result<(), Failure> {
+        if self.issued.len() <= id {
+            self.issued.resize_with(id + 1, VecDeque::new);
+        }
+        let issued = &mut self.issued[id];
+        issued.retain(|then| at - then < DAY);
+        match issued.front() {
+            Some(oldest) if issued.len() >= most => {
+                let seconds = (oldest + DAY - at).div_ceil(1000);
+                Err(failure(Some(Duration::from_secs(seconds))))
+            }
+            _ => {
+                issued.push_back(at);
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn validity(&self, at: Moment) -> (Moment, Moment) {
+        let not_before = at.saturating_sub(BACKDATED);
+        (not_before, not_before + u64::try_from(self.lifetime.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+fn failure(retry_after: Option<Duration>) -> Failure {
+    let report =
+        Report { kind: String::new(), title: String::new(), status: None, detail: None, instance: None };
+    Failure { meaning: Meaning::Transient, retry_after, report }
+}
