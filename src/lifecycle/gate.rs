@@ -39,8 +39,13 @@ impl Retry {
             .with_randomization_factor(0.0)
             .with_max_elapsed_time(None)
             .build();
-        let nth = failures.clamp(1, 64);
-        (0..nth).filter_map(|_| series.next_backoff()).last().unwrap_or(self.cap).min(self.cap)
+        for _ in 1..failures {
+            if series.current_interval >= self.cap {
+                break; // it stays there
+            }
+            series.next_backoff();
+        }
+        series.current_interval.min(self.cap)
     }
 }
 
