@@ -70,6 +70,8 @@ struct Discovery {
 #[derive(Clone, Copy, Debug)]
 struct HeldBundle {
     refresh_at: BootTime,
+    /// As agreed with the MIS.
+    refresh_every: Duration,
     is_empty: bool,
 }
 
@@ -136,7 +138,6 @@ impl Lifecycle {
         let bundle_gate = restored_gate(waits.bundle);
         let identity_gate = restored_gate(waits.identity).because_of(waits_because);
         let mut lifecycle = Self {
-            policy,
             time: restored.time,
             in_flight: None,
             // A document from before the restart serves when the MIS cannot be reached, and is revalidated when it can.
@@ -147,9 +148,11 @@ impl Lifecycle {
                 doubted: true,
             }),
             discovery_gate,
-            bundle: restored
-                .bundle
-                .then_some(HeldBundle { refresh_at: now.boot, is_empty: restored.bundle_is_empty }),
+            bundle: restored.bundle.then_some(HeldBundle {
+                refresh_at: now.boot,
+                refresh_every: policy.bundle_refresh,
+                is_empty: restored.bundle_is_empty,
+            }),
             bundle_gate,
             svid: None,
             pending_key: restored.pending_key.then_some(PendingKey { refused: false }),
@@ -167,6 +170,7 @@ impl Lifecycle {
             replace_lost_key,
             opened_from: None,
             stepped_at: None,
+            policy,
         };
         lifecycle.svid = restored.svid.map(|facts| {
             // A moment that passed while the device was off means: at once (R2).

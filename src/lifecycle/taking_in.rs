@@ -163,9 +163,9 @@ impl Lifecycle {
         match outcome {
             Ok(facts) => {
                 self.bundle_gate.succeeded();
-                let interval = spread(self.refresh_interval(facts), draw);
-                let refresh_at = now.boot.after(interval);
-                self.bundle = Some(HeldBundle { refresh_at, is_empty: facts.is_empty });
+                let refresh_every = self.refresh_interval(facts);
+                let refresh_at = now.boot.after(spread(refresh_every, draw));
+                self.bundle = Some(HeldBundle { refresh_at, refresh_every, is_empty: facts.is_empty });
                 self.hasten_renewal(facts, now, draw);
                 if let Some(Answer { bundle: wanted @ AnswerBundle::Wanted, .. }) = &mut self.answer {
                     *wanted = AnswerBundle::Fetched;

@@ -4,6 +4,7 @@
 mod changes;
 mod clocks;
 mod device;
+mod fleet;
 mod getting_on;
 mod histories;
 mod keys;

@@ -209,9 +209,14 @@ impl Lifecycle {
         }
     }
 
-    /// Discovery and bundle are polled, so a failure never makes the polls rarer than they are on a good day.
+    /// Discovery and bundle are polled, so a failure never makes the polls rarer than they are on a good day; nor, when
+    /// the MIS is away for long, much more frequent.
     pub(super) fn poll_retry(&self) -> Retry {
-        let cap = self.policy.retry.cap.min(self.policy.bundle_refresh);
+        let good_day = match (self.bundle, &self.answer) {
+            (Some(bundle), None) => bundle.refresh_every,
+            _ => self.policy.bundle_refresh, // something waits for it
+        };
+        let cap = self.policy.retry.cap.min(good_day);
         Retry { base: self.policy.retry.base.min(cap), cap }
     }
 

@@ -94,7 +94,7 @@ fn an_svid_whose_anchor_has_gone_away_is_renewed_early_and_not_by_the_whole_flee
         device.told(bundle_without_its_anchor());
         assert_eq!(device.lifecycle.renew_at(), Some(seen.after(secs(within))));
         device.passes(secs(60));
-        device.lifecycle.bundle = Some(HeldBundle { refresh_at: device.now.boot, is_empty: false });
+        device.lifecycle.bundle.as_mut().unwrap().refresh_at = device.now.boot;
         device.luck = 0.0;
         device.lifecycle.step(bundle_without_its_anchor(), device.now, &mut || 0.0);
         assert_eq!(device.lifecycle.renew_at(), Some(seen.after(secs(within))), "the moment is drawn once");
