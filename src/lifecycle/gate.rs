@@ -90,7 +90,7 @@ pub struct Failure {
 
 impl Failure {
     /// The wait that the MIS asked for, as far as it is believed (miaf-v0 E8).
-    fn asked(&self) -> Option<Duration> {
+    pub(super) fn asked(&self) -> Option<Duration> {
         self.retry_after.map(|wait| wait.min(LONGEST_RETRY_AFTER))
     }
 }

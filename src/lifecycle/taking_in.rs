@@ -117,7 +117,7 @@ impl Lifecycle {
             }
             Err(failure) if failure.meaning == Meaning::CurrentKeyLost => self.current_key_lost(failure, now),
             Err(failure) => {
-                let retry = self.identity_retry();
+                let retry = self.identity_retry(now.wall);
                 self.key_gate.failed(failure, &retry, now, draw);
             }
         }
@@ -136,7 +136,7 @@ impl Lifecycle {
             Ok(facts) => {
                 self.discovery_gate.succeeded();
                 // An MIS that answers in turn with two documents, and with 404 under both, is not asked in a circle.
-                self.discovery_gate.pause(self.shortest_between_reads(), now);
+                self.discovery_gate.pause(self.shortest_between_reads(now.wall), now);
                 if facts.changed {
                     self.is_corrected(); // perhaps the MIS was
                     self.identity_gate.forgive(now.boot, now);
@@ -185,7 +185,7 @@ impl Lifecycle {
 
     /// An SVID that no anchor leads to any more is of no use: it is renewed soon, and not by the whole fleet at once.
     fn hasten_renewal(&mut self, facts: BundleFacts, now: Now, draw: Draw<'_>) {
-        let within = self.identity_retry().cap.min(self.policy.bundle_refresh);
+        let within = self.identity_retry(now.wall).cap.min(self.policy.bundle_refresh);
         let Some(svid) = &mut self.svid else { return };
         match (facts.vouches, svid.drawn_before) {
             (Some(false), None) => {
@@ -269,7 +269,8 @@ impl Lifecycle {
     }
 
     fn identity_failed_for(&mut self, request: Option<Request>, failure: Failure, now: Now, draw: Draw<'_>) {
-        let retry = self.identity_retry();
+        let asked_until = now.wall.after(failure.asked().unwrap_or_default());
+        let retry = self.identity_retry(asked_until);
         let verdict = self.identity_gate.failed(failure, &retry, now, draw);
         if let (Verdict::Blocked, Some(request)) = (verdict, request) {
             self.blocked.put(request, self.identity_gate.last_error().cloned());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::gate::{Report, Retry};
 use super::words::{Action, BundleFacts, KeyChoice, Request, SvidFacts};
 use super::{AnswerBundle, CurrentKey, HeldSvid, Lifecycle, PendingKey};
-use crate::time::Now;
+use crate::time::{Now, Timestamp};
 
 /// Somebody may have set the clock without a jump, or said that it is right.
 const BETWEEN_LOOKS_AT_THE_CLOCK: Duration = Duration::from_secs(60);
@@ -221,15 +221,20 @@ impl Lifecycle {
     }
 
     /// A document that was read just now is not read again on a mere doubt.
-    pub(super) fn shortest_between_reads(&self) -> Duration {
-        SHORTEST_BETWEEN_READS.min(self.poll_retry().cap).min(self.identity_retry().cap)
+    pub(super) fn shortest_between_reads(&self, now: Timestamp) -> Duration {
+        SHORTEST_BETWEEN_READS.min(self.poll_retry().cap).min(self.identity_retry(now).cap)
     }
 
-    /// Never above a twentieth of the lifetime, so that a short-lived SVID gets its tries too (miaf-v0 R7).
-    pub(super) fn identity_retry(&self) -> Retry {
+    /// Never above a twentieth of the lifetime, so that a short-lived SVID gets its tries too (miaf-v0 R7). Nor above half of
+    /// what is left of it at this moment: it must not expire because one draw was a long one (R2).
+    pub(super) fn identity_retry(&self, at: Timestamp) -> Retry {
         let Some(svid) = &self.svid else { return self.policy.retry };
-        let twentieth = svid.facts.not_before.until(svid.facts.not_after) / 20;
-        let cap = self.policy.retry.cap.min(twentieth.max(Duration::from_secs(1)));
-        Retry { base: self.policy.retry.base.min(cap), cap }
+        let SvidFacts { not_before, not_after, .. } = svid.facts;
+        let twentieth = (not_before.until(not_after) / 20).max(Duration::from_secs(1));
+        let cap = self.policy.retry.cap.min(twentieth);
+        let base = self.policy.retry.base.min(cap);
+        let left = at.until(not_after);
+        let cap = if left.is_zero() { cap } else { cap.min((left / 2).max(base)) };
+        Retry { base, cap }
     }
 }

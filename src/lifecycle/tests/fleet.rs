@@ -1,8 +1,12 @@
 //! What 100,000 devices at once taught (docs/fleet.md), told of one.
 
 use super::super::Action::{FetchBundle, FetchDiscovery};
+use super::super::KeyChoice::Pending;
+use super::super::Request::{Enroll, Renew};
 use super::super::*;
 use super::device::*;
+
+const RENEW: Action = Action::Request(Renew, Pending);
 
 #[test]
 fn a_bundle_that_is_looked_at_rarely_is_not_asked_for_every_few_minutes_while_the_mis_is_away() {
@@ -13,6 +17,30 @@ fn a_bundle_that_is_looked_at_rarely_is_not_asked_for_every_few_minutes_while_th
     let looks = device.lives_through(DAY, no_answer);
     let bundle = looks.get("bundle").copied().unwrap_or(0);
     assert!((48..=70).contains(&bundle), "half of the cap of an hour, on average: {bundle} a day");
+}
+
+#[test]
+fn an_svid_does_not_expire_because_one_draw_was_a_long_one() {
+    for asks_to_wait in [None, Some(60)] {
+        let mut device = Device::renewing(20 * secs(3600));
+        let end = START.after(20 * secs(3600));
+        device.luck = 1.0;
+        let mut tries_in_the_last_hour = 0;
+        loop {
+            device.told(refusal(Meaning::Transient, asks_to_wait));
+            device.waits_to_ask();
+            if device.doing != Some(RENEW) {
+                break; // it has expired
+            }
+            let is_late = device.now.wall.until(end) < secs(3600);
+            tries_in_the_last_hour += u32::from(is_late);
+        }
+        assert!(tries_in_the_last_hour >= 5, "told {asks_to_wait:?}: {tries_in_the_last_hour} tries");
+        // From there on there is nothing to lose.
+        device.told(refusal(Meaning::Transient, asks_to_wait));
+        let waited = device.waits_for(Action::Request(Enroll, Pending));
+        assert_eq!(waited, secs(3600 + asks_to_wait.unwrap_or(0)));
+    }
 }
 
 fn no_answer(action: &Action) -> Event {
