@@ -149,7 +149,11 @@ impl Lifecycle {
                 self.discovery = Some(Discovery { facts, read_at: now.wall, stale_at, doubted: false });
             }
             Err(failure) => {
-                let retry = self.poll_retry();
+                // What is held serves meanwhile, and the next request is what a new one is for.
+                let retry = match self.discovery {
+                    Some(_) => self.identity_retry(now.wall),
+                    None => self.poll_retry(),
+                };
                 self.discovery_gate.failed(failure, &retry, now, draw);
                 // The last good document stays in use (miaf-v0 D4), and is asked after until the MIS answers.
                 if let Some(discovery) = &mut self.discovery {

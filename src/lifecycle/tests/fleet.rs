@@ -43,6 +43,16 @@ fn an_svid_does_not_expire_because_one_draw_was_a_long_one() {
     }
 }
 
+#[test]
+fn a_discovery_document_that_is_held_is_asked_after_at_the_pace_of_the_request_it_is_for() {
+    let mut device = Device::renewing(100 * DAY);
+    device.told(refusal(Meaning::NotFound, None));
+    device.waits_for(FetchDiscovery);
+    let looks = device.lives_through(DAY, no_answer);
+    let discovery = looks.get("discovery").copied().unwrap_or(0);
+    assert!((48..=70).contains(&discovery), "{discovery} a day");
+}
+
 fn no_answer(action: &Action) -> Event {
     match action {
         FetchDiscovery => Event::Discovery(Err(failure(Meaning::Transient, None))),
