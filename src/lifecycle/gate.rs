@@ -234,7 +234,7 @@ impl Gate {
                 asked + retry.base.max(asked / 4).mul_f64(draw())
             }
             // Added on top: a fleet that was told one number must not come back in one second (E8).
-            (_, Some(asked)) => asked + backoff.max(asked / 10).mul_f64(draw()),
+            (_, Some(asked)) => asked + backoff.max((asked / 2).min(retry.cap)).mul_f64(draw()),
             (
                 Meaning::NotAuthenticated | Meaning::Slow | Meaning::NotFound | Meaning::KeyRotationRefused,
                 None,

@@ -53,6 +53,16 @@ fn a_discovery_document_that_is_held_is_asked_after_at_the_pace_of_the_request_i
     assert!((48..=70).contains(&discovery), "{discovery} a day");
 }
 
+#[test]
+fn a_fleet_that_is_told_one_wait_comes_back_over_half_as_long_again() {
+    for (asked, latest) in [(60, 90), (600, 900), (3600, 5400), (36_000, 39_600)] {
+        let mut device = Device::enrolling();
+        device.luck = 1.0;
+        device.told(refusal(Meaning::Transient, Some(asked)));
+        assert_eq!(device.waits_for(Action::Request(Enroll, Pending)), secs(latest), "told {asked} s");
+    }
+}
+
 fn no_answer(action: &Action) -> Event {
     match action {
         FetchDiscovery => Event::Discovery(Err(failure(Meaning::Transient, None))),

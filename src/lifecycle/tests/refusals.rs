@@ -10,7 +10,7 @@ use super::device::*;
 
 #[test]
 fn retry_after_is_never_undercut_and_what_is_drawn_comes_on_top() {
-    for (luck, shortest, longest) in [(0.0, 3600, 3600), (1.0, 3601, 3600 + 360)] {
+    for (luck, shortest, longest) in [(0.0, 3600, 3600), (1.0, 3601, 3600 + 1800)] {
         let mut device = Device::enrolling();
         device.luck = luck;
         device.told(refusal(Meaning::Transient, Some(3600)));
