@@ -1,6 +1,6 @@
 # The two commands of the README, and the checks that CI runs beside them.
 
-.PHONY: demo test lint hw-tests mutants reliability setup deb rpm packages-check system
+.PHONY: demo test lint hw-tests mutants reliability fleet setup deb rpm packages-check system
 .DEFAULT_GOAL := test
 
 # The whole story on the terminal, in about a minute after the build. Leaves nothing behind.
@@ -29,6 +29,11 @@ mutants: setup
 # kill, under every setting of key rotation. A quarter of an hour; as root, for strace and mounts.
 reliability: setup
 	RELIABILITY=long cargo test --test reliability -- --nocapture --test-threads=1
+
+# 100,000 of the daemon's own lifecycles against a model MIS: writes docs/fleet.md and its plots, and fails if a bound does not
+# hold. About ten minutes on two cores, after the build.
+fleet: setup
+	cargo run --profile fleet --example fleet
 
 # The packages, in target/package. The release build takes two or three minutes the first time.
 deb:

@@ -125,10 +125,16 @@ impl Counts {
         self.seconds.bins.iter().map(|bin| sum(bin, which)).max().unwrap_or(0)
     }
 
-    /// The end of the last minute with more than `rate` requests a second.
-    pub(crate) fn last_above(&self, rate: f64, which: Which, range: Range<Moment>) -> Option<Moment> {
-        let above = steps(range, MINUTE).filter(|minute| self.mean(which, minute.clone()) > rate);
-        above.last().map(|minute| minute.end)
+    /// The end of the last bin of this width with more than `rate` requests a second.
+    pub(crate) fn last_above(
+        &self,
+        rate: f64,
+        which: Which,
+        range: Range<Moment>,
+        width: Moment,
+    ) -> Option<Moment> {
+        let above = steps(range, width).filter(|bin| self.mean(which, bin.clone()) > rate);
+        above.last().map(|bin| bin.end)
     }
 
     /// The busiest day over the average day.
@@ -140,7 +146,7 @@ impl Counts {
 
     /// Requests a second over time, in bins of this width.
     pub(crate) fn rates(&self, which: Which, range: Range<Moment>, width: Moment) -> Vec<f64> {
-        if width % MINUTE == 0 {
+        if width.is_multiple_of(MINUTE) {
             return steps(range, width).map(|bin| self.mean(which, bin)).collect();
         }
         let from = self.seconds_wanted.start;

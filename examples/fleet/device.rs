@@ -36,8 +36,7 @@ impl Device {
     /// As it leaves the factory: with the packaged configuration, and no identity.
     pub(crate) fn new(random: Random) -> Self {
         let mut random = random;
-        let lifecycle =
-            Lifecycle::new(policy(), Restored::default(), clocks(0), &mut || random.unit());
+        let lifecycle = Lifecycle::new(policy(), Restored::default(), clocks(0), &mut || random.unit());
         Self { lifecycle, doing: None, svid: None, answer: None, pending_key: false, random }
     }
 
@@ -90,8 +89,7 @@ impl Device {
 
     /// How long it takes to carry out: chip, disk, and the round trip.
     fn duration(&mut self, action: &Action, at: Moment, mis: &Mis) -> u64 {
-        let round_trip =
-            if mis.is_down(at) { CONNECT_LIMIT } else { self.random.between(40, 160) };
+        let round_trip = if mis.is_down(at) { CONNECT_LIMIT } else { self.random.between(40, 160) };
         match action {
             Action::FetchDiscovery | Action::FetchBundle => round_trip,
             Action::CreateKey => self.random.between(100, 500),
@@ -116,7 +114,9 @@ impl Device {
             answer
         };
         match action {
-            Action::FetchDiscovery => Event::Discovery(ask(Kind::Discovery).map(|()| document(self.svid.is_none()))),
+            Action::FetchDiscovery => {
+                Event::Discovery(ask(Kind::Discovery).map(|()| document(self.svid.is_none())))
+            }
             Action::FetchBundle => Event::Bundle(ask(Kind::Bundle).map(|()| BundleFacts {
                 refresh_hint: mis.refresh_hint,
                 vouches: self.svid.is_some().then_some(true),
@@ -177,7 +177,9 @@ pub(crate) struct Random(u64);
 
 impl Random {
     pub(crate) fn new(seed: u64, stream: usize) -> Self {
-        let mut random = Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (stream as u64).wrapping_mul(0xD1B5_4A32_D192_ED03));
+        let mut random = Self(
+            seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (stream as u64).wrapping_mul(0xD1B5_4A32_D192_ED03),
+        );
         random.next();
         random
     }

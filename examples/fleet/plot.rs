@@ -58,7 +58,12 @@ impl Plot {
         for power in bottom as i32..=top as i32 {
             let (at, label) = (y(10_f64.powi(power)), number(10_f64.powi(power)));
             let _ = writeln!(svg, r#"<path class="grid" d="M{LEFT} {at:.1}h{WIDTH}"/>"#);
-            let _ = writeln!(svg, r#"<text x="{}" y="{:.1}" text-anchor="end">{label}</text>"#, LEFT - 6.0, at + 4.0);
+            let _ = writeln!(
+                svg,
+                r#"<text x="{}" y="{:.1}" text-anchor="end">{label}</text>"#,
+                LEFT - 6.0,
+                at + 4.0
+            );
         }
         let unit = self.unit.1 as i64;
         let from = (self.range.start as i64 - self.zero as i64).div_euclid(unit * self.mark);
@@ -71,12 +76,18 @@ impl Plot {
             let at = x(at as Moment);
             let foot = TOP + HEIGHT;
             let _ = writeln!(svg, r#"<path class="grid" d="M{at:.1} {foot}v5"/>"#);
-            let _ = writeln!(svg, r#"<text x="{at:.1}" y="{:.0}" text-anchor="middle">{value}</text>"#, foot + 18.0);
+            let _ = writeln!(
+                svg,
+                r#"<text x="{at:.1}" y="{:.0}" text-anchor="middle">{value}</text>"#,
+                foot + 18.0
+            );
         }
         let _ = writeln!(
             svg,
             r#"<text x="{:.0}" y="{:.0}" text-anchor="middle">{}</text>"#,
-            LEFT + WIDTH / 2.0, TOP + HEIGHT + 36.0, self.unit.0
+            LEFT + WIDTH / 2.0,
+            TOP + HEIGHT + 36.0,
+            self.unit.0
         );
         if let Some(capacity) = self.capacity {
             let at = y(capacity);
@@ -90,7 +101,10 @@ impl Plot {
             }
             let _ = writeln!(svg, r#"<path class="line" stroke="{colour}" d="{way}"/>"#);
             let legend = LEFT + nth as f64 * 120.0;
-            let _ = writeln!(svg, r#"<path class="line" stroke="{colour}" stroke-width="3" d="M{legend} 33h14"/>"#);
+            let _ = writeln!(
+                svg,
+                r#"<path class="line" stroke="{colour}" stroke-width="3" d="M{legend} 33h14"/>"#
+            );
             let _ = writeln!(svg, r#"<text x="{}" y="37">{name}</text>"#, legend + 19.0);
         }
         svg.push_str("</svg>\n");
@@ -123,7 +137,9 @@ text {{ font: 12px sans-serif; fill: #57606a }}
         }
         let (from, to) = (x(self.down.start), x(self.down.end));
         let width = to - from;
-        format!("<rect class=\"down\" x=\"{from:.1}\" y=\"{TOP}\" width=\"{width:.1}\" height=\"{HEIGHT}\"/>\n")
+        format!(
+            "<rect class=\"down\" x=\"{from:.1}\" y=\"{TOP}\" width=\"{width:.1}\" height=\"{HEIGHT}\"/>\n"
+        )
     }
 }
 

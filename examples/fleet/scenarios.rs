@@ -1,267 +1,338 @@
 //! What happens to the fleet, what is measured, and the bounds that it has to keep.
 
-use std::ops::Range;
 use std::time::Duration;
 
 use crate::counts::{DAY, Ending, Kind, MINUTE, Which};
 use crate::device::Moment;
 use crate::mis::{Limit, Mis};
+use crate::outcome::{Outcome, Row, span};
 use crate::plot::Plot;
 use crate::world::World;
 
-pub(crate) const SECOND: Moment = 1000;
+const SECOND: Moment = 1000;
 pub(crate) const HOUR: Moment = 3_600_000;
 
 /// The longest pause of the backoff, as configured by default.
 const CAP: Moment = HOUR;
 
-/// What "five lifetimes after" counts from, to the day.
-const LIFETIMES: u64 = 5;
+const FULL: usize = 100_000;
 
 const SVIDS: Which = |kind, _| kind.is_for_an_svid();
 const ISSUED: Which = |kind, ending| kind.is_for_an_svid() && ending == Ending::Served;
-const TURNED_AWAY: Which = |_, ending| ending == Ending::Refused;
 const DOCUMENTS: Which = |kind, _| !kind.is_for_an_svid();
+const TURNED_AWAY: Which = |_, ending| ending == Ending::Refused;
 const ALL: Which = |_, _| true;
 
-/// How large the fleet is. The capacity of the MIS goes with it, and so does what chance makes of small numbers.
+/// How large the fleet is, and what it draws. The capacity of the MIS goes with the size.
 #[derive(Clone, Copy)]
 pub(crate) struct Scale {
     pub(crate) devices: usize,
     pub(crate) seed: u64,
 }
 
-const FULL: usize = 100_000;
-
 impl Scale {
+    /// A fleet, switched on one by one until `all_on`. Bundles are looked at once a day: months pass quicker so.
     fn world(self, lifetime: Moment, limit: Option<Limit>, all_on: Moment) -> World {
         let mut mis = Mis::new(Duration::from_millis(lifetime));
         mis.limit = limit;
+        mis.refresh_hint = Some(Duration::from_millis(DAY));
         World::new(self.devices, self.seed, mis, all_on)
     }
 
-    /// 50 requests a second for a fleet of 100,000.
+    /// 50 requests a second for a fleet of 100,000; for a smaller one, 50 in as many seconds as it is smaller.
     fn limit(self, counts: fn(Kind) -> bool) -> Limit {
         let window = SECOND * (FULL / self.devices) as Moment;
         Limit { requests: 50, window, counts, retry_after: Duration::from_secs(60) }
     }
 
-    /// Bins are as much wider as the fleet is smaller, up to an hour's sixth.
+    /// So wide that chance counts for as little as in a minute of the full fleet; at most ten minutes, to see anything.
     fn bin(self) -> Moment {
         (MINUTE * (FULL / self.devices) as Moment).min(10 * MINUTE)
     }
 
-    /// What chance may add to the highest of some bins with so many requests each: 3.5 standard deviations in a small fleet.
-    /// Nothing in the full one.
-    fn chance(self, requests: f64) -> f64 {
-        if self.devices < FULL { 1.0 + 3.5 / requests.sqrt() } else { 1.0 }
+    /// What chance may add to the busiest of many bins with so many requests each: four standard deviations in a small
+    /// fleet, and nothing in the full one.
+    fn allowance(self, requests: f64) -> f64 {
+        if self.devices < FULL { 1.0 + 4.0 / requests.sqrt() } else { 1.0 }
+    }
+
+    /// A figure of this fleet as it would be in the full one.
+    fn full(self, figure: f64) -> f64 {
+        figure * FULL as f64 / self.devices as f64
     }
 }
 
-/// A bound of the issue, and what was measured.
-pub(crate) struct Bound {
-    pub(crate) what: String,
-    pub(crate) measured: f64,
-    pub(crate) most: f64,
-}
-
-impl Bound {
-    fn new(what: &str, measured: f64, most: f64) -> Self {
-        Self { what: what.to_owned(), measured, most }
-    }
-
-    pub(crate) fn holds(&self) -> bool {
-        self.measured <= self.most
-    }
-}
-
-/// What one scenario came to.
-#[derive(Default)]
-pub(crate) struct Outcome {
-    pub(crate) figures: Vec<(&'static str, String)>,
-    pub(crate) bounds: Vec<Bound>,
-    pub(crate) plots: Vec<(&'static str, String)>,
-}
-
-impl Outcome {
-    fn says(&mut self, name: &'static str, figure: String) {
-        self.figures.push((name, figure));
-    }
-}
-
-/// A day like any other, after five lifetimes.
+/// Days like any other, after five lifetimes.
 pub(crate) fn steady(scale: Scale, lifetime: Moment, measured: Moment) -> Outcome {
     let mut world = scale.world(lifetime, None, lifetime);
-    world.mis.refresh_hint = Some(Duration::from_millis(DAY));
-    let from = days(LIFETIMES * lifetime) + DAY;
+    let from = days(5 * lifetime) + DAY;
     let range = from..from + measured;
     world.runs_until(range.end);
     let counts = &world.watcher.counts;
-    let peak_to_mean = counts.daily_peak_to_mean(ISSUED, range.clone());
     let mut outcome = Outcome::default();
-    outcome.says("mean", format!("{:.2}", counts.mean(SVIDS, range.clone())));
-    outcome.says("documents", format!("{:.1}", counts.mean(DOCUMENTS, range.clone())));
-    outcome.says("peak_to_mean", format!("{peak_to_mean:.3}"));
-    outcome.says("expired", format!("{}", world.watcher.expired));
+    outcome.row = Row {
+        lifetime: span(lifetime),
+        refresh: "1 d".into(),
+        svids_mean: format!("{:.2}", scale.full(counts.mean(SVIDS, range.clone()))),
+        documents_mean: format!("{:.1}", scale.full(counts.mean(DOCUMENTS, range.clone()))),
+        expired: world.watcher.expired.to_string(),
+        ..Row::default()
+    };
+    let peak_to_mean = counts.daily_peak_to_mean(ISSUED, range.clone());
+    outcome.row.peak_to_mean = format!("{peak_to_mean:.3}");
     let a_day = counts.mean(ISSUED, range) * (DAY / SECOND) as f64;
-    outcome.bounds.push(Bound::new("peak to mean", peak_to_mean, 1.15 * scale.chance(a_day)));
+    outcome.holds("the daily peak to mean of renewals", peak_to_mean, 1.15 * scale.allowance(a_day));
+    outcome.holds("SVIDs that expired", world.watcher.expired as f64, 0.0);
     outcome
 }
 
-/// Everything at its default, and the whole fleet on the same second.
-pub(crate) fn power_on(scale: Scale, lifetime: Moment, limit: Option<Limit>) -> Outcome {
-    let mut world = scale.world(lifetime, limit, SECOND);
-    world.watcher.counts.look_closely(0..6 * HOUR);
-    world.runs_until(6 * HOUR);
+/// New devices, all switched on in one second.
+pub(crate) fn power_on(scale: Scale, lifetime: Moment, plot: bool) -> Outcome {
+    let limit = scale.limit(Kind::is_for_an_svid);
+    let mut world = scale.world(lifetime, Some(limit), SECOND);
+    world.mis.refresh_hint = None;
+    world.watcher.counts.look_closely(0..3 * HOUR);
+    world.runs_until(HOUR);
+    let enrolled = world.with_an_svid();
+    world.runs_until(3 * HOUR);
     world.mis.refresh_hint = Some(Duration::from_millis(DAY));
-    let from = days(LIFETIMES * lifetime) + DAY;
-    let range = from..from + days(lifetime).max(7 * DAY);
-    world.runs_until(range.end);
+    let mut outcome = settles(scale, &mut world, lifetime, 0);
     let counts = &world.watcher.counts;
-    let peak_to_mean = counts.daily_peak_to_mean(ISSUED, range.clone());
-    let mut outcome = Outcome::default();
-    outcome.says("second", format!("{}", counts.busiest_second(SVIDS)));
-    outcome.says("documents", format!("{}", counts.busiest_second(DOCUMENTS)));
-    outcome.says("refused", format!("{}", counts.total(TURNED_AWAY, 0..range.end)));
-    for after in [62, 63, 64, 90, 122, 124, 130, 200, 300, 400, 600, 900, 1200, 1800, 2400, 3600, 5400] {
-        let r = counts.rates(SVIDS, (after - 2) * SECOND..(after + 3) * SECOND, 5 * SECOND);
-        outcome.says("at", format!("{after}s {:.0}", r[0]));
+    outcome.row.refresh = "5 min".into();
+    outcome.says("enrolled_in_an_hour", enrolled as f64 / scale.devices as f64 * 100.0, 1);
+    let second_wave = counts.rates(SVIDS, 30 * SECOND..3 * HOUR, SECOND).into_iter().fold(0.0, f64::max);
+    outcome.says("second_wave", scale.full(second_wave), 0);
+    outcome.says("tries", counts.total(SVIDS, 0..3 * HOUR) as f64 / scale.devices as f64, 1);
+    outcome.row.above_until = above_until(scale, &world, SVIDS, 0);
+    if plot {
+        let plot = Plot {
+            title: "100,000 new devices switched on in one second; the MIS signs 50 a second (dashed)".into(),
+            range: 0..2 * HOUR,
+            width: 10 * SECOND,
+            zero: 0,
+            unit: ("minutes after power-on", MINUTE),
+            mark: 15,
+            down: 0..0,
+            capacity: Some(limit.a_second()),
+        };
+        outcome.plots.push(("power-on.svg", plot.draw(&world.watcher.counts)));
     }
-    let last = counts.last_above(0.01 , |k, _| k == Kind::Enrollment, 0..range.end).unwrap_or(0);
-    outcome.says("last enrolled", format!("{} min", last / MINUTE));
-    outcome.says("peak_to_mean", format!("{peak_to_mean:.3}"));
-    outcome.plots.push(("power-on", Plot {
-        title: format!("new"),
-        range: 0..90*MINUTE, width: 10 * SECOND, zero: 0, unit: ("minutes", MINUTE), mark: 10, down: 0..0,
-        capacity: limit.map(|l| l.a_second()),
-    }.draw(counts)));
-    let a_day = counts.mean(ISSUED, range) * (DAY / SECOND) as f64;
-    outcome.bounds.push(Bound::new("peak to mean", peak_to_mean, 1.3 * scale.chance(a_day)));
+    outcome
+}
+
+/// A fleet with identities, all off for a while, and on again in one second.
+pub(crate) fn restart(scale: Scale, lifetime: Moment, off: Moment, plot: bool) -> Outcome {
+    let limit = scale.limit(Kind::is_for_an_svid);
+    let mut world = scale.world(lifetime, Some(limit), lifetime);
+    let begin = days(3 * lifetime) + 2 * DAY;
+    at_the_default_pace_from(&mut world, begin);
+    world.is_off_for(off);
+    world.watcher.forget_expired();
+    let back = world.now;
+    world.watcher.counts.look_closely(back..back + 3 * HOUR);
+    world.runs_until(back + 3 * HOUR);
+    world.mis.refresh_hint = Some(Duration::from_millis(DAY));
+    let mut outcome = settles(scale, &mut world, lifetime, back);
+    outcome.row.refresh = "5 min".into();
+    outcome.row.above_until = above_until(scale, &world, SVIDS, back);
+    let later = world.watcher.counts.busiest(SVIDS, back + CAP..world.now, scale.bin());
+    outcome.holds("SVID requests a second, later than a cap after", later, limit.a_second());
+    if plot {
+        let plot = Plot {
+            title: format!("A fleet with identities, off for {} and switched on in one second", span(off)),
+            range: back..back + 2 * HOUR,
+            width: 10 * SECOND,
+            zero: back,
+            unit: ("minutes after power-on", MINUTE),
+            mark: 15,
+            down: 0..0,
+            capacity: Some(limit.a_second()),
+        };
+        outcome.plots.push(("restart.svg", plot.draw(&world.watcher.counts)));
+    }
     outcome
 }
 
 pub(crate) struct Outage {
     pub(crate) lifetime: Moment,
     pub(crate) length: Moment,
-    pub(crate) hint: Option<Duration>,
+    /// In the days around it; before and after, bundles are looked at once a day.
+    pub(crate) hint: Option<Moment>,
     pub(crate) counts: fn(Kind) -> bool,
+    pub(crate) plot: Option<&'static str>,
 }
 
+/// The MIS is away for a while: connections to it time out. It comes back with a limit.
 pub(crate) fn outage(scale: Scale, it: &Outage) -> Outcome {
     let limit = scale.limit(it.counts);
+    let counted = if (it.counts)(Kind::Bundle) { ALL } else { SVIDS };
     let mut world = scale.world(it.lifetime, Some(limit), it.lifetime);
-    world.mis.refresh_hint = Some(Duration::from_millis(DAY));
     let begin = days(3 * it.lifetime) + 2 * DAY;
-    world.runs_until(begin - 36 * HOUR);
-    world.mis.refresh_hint = it.hint;
-    world.mis.down = begin..begin + it.length;
     let back = begin + it.length;
+    world.runs_until(begin - 26 * HOUR);
+    world.mis.refresh_hint = it.hint.map(Duration::from_millis);
     world.runs_until(begin);
-    let mut outcome = Outcome::default();
-    outcome.says("expired before", format!("{}", world.watcher.expired));
     world.watcher.forget_expired();
-    world.watcher.counts.look_closely(back - 10 * MINUTE..back + 3 * HOUR);
-    world.runs_until(back);
-    outcome.says("invalid at return", format!("{}", world.without_a_valid_svid()));
+    world.mis.down = begin..back;
+    world.watcher.counts.look_closely(back..back + 3 * HOUR);
     world.runs_until(back + 2 * CAP);
-    outcome.bounds.push(Bound::new("invalid 2 caps after", world.without_a_valid_svid() as f64, 0.0));
-    world.runs_until(back + 12 * HOUR);
-    world.mis.refresh_hint = Some(Duration::from_millis(DAY));
-    let settled = back + days(LIFETIMES * it.lifetime) + DAY;
-    let end = settled + days(it.lifetime).max(7 * DAY);
-    world.runs_until(end);
+    let still_expired = world.without_a_valid_svid();
+    world.runs_until(back + 3 * HOUR);
+    world.mis.refresh_hint = Some(Duration::from_millis(it.hint.unwrap_or(DAY).max(6 * HOUR)));
+    let mut outcome = settles(scale, &mut world, it.lifetime, back);
     let counts = &world.watcher.counts;
-    let counted: Which = if (it.counts)(Kind::Bundle) { ALL } else { SVIDS };
-    outcome.says("expired", format!("{}", world.watcher.expired));
-    outcome.says("last back (min)", format!("{:?}", world.watcher.last_back.map(|at| (at as f64 - back as f64) / MINUTE as f64)));
-    outcome.says("least left (min)", format!("{:?}", world.watcher.least_left.map(|at| at as f64/ MINUTE as f64)));
-    outcome.says("good day svids/docs", format!("{:.2} {:.2}", counts.mean(SVIDS, begin - 3 * HOUR..begin), counts.mean(DOCUMENTS, begin - 3 * HOUR..begin)));
-    outcome.says("down svids/docs", format!("{:.2} {:.2}", counts.mean(SVIDS, back - 3 * HOUR..back), counts.mean(DOCUMENTS, back - 3 * HOUR..back)));
-    outcome.says("busiest second back svids/docs", format!("{} {}", counts.busiest_second(|k, e| SVIDS(k, e) && e != Ending::Unanswered), counts.busiest_second(|k, e| DOCUMENTS(k, e) && e != Ending::Unanswered)));
-    outcome.says("busiest minute back", format!("{:.1}", counts.busiest(counted, back + MINUTE..back + 12 * HOUR, MINUTE)));
-    outcome.says("429", format!("{}", counts.total(TURNED_AWAY, back..end)));
-    let above = counts.last_above(limit.a_second(), counted, back..end);
-    outcome.says("above until (min)", format!("{:?}", above.map(|at| (at - back) / MINUTE)));
-    let later = counts.busiest(counted, back + CAP..end, scale.bin());
-    outcome.bounds.push(Bound::new("later than a cap, busiest", later, limit.a_second()));
-    let peak_to_mean = counts.daily_peak_to_mean(ISSUED, settled..end);
-    outcome.says("later peak to mean", format!("{:.3} {peak_to_mean:.3}", counts.daily_peak_to_mean(ISSUED, back + DAY..settled)));
-    outcome.bounds.push(Bound::new("peak to mean", peak_to_mean, 1.3));
+    outcome.row.refresh = it.hint.map_or("5 min".into(), span);
+    outcome.row.above_until = above_until(scale, &world, counted, back);
+    let last_hours = back - (3 * HOUR).min(it.length)..back;
+    outcome.row.away = format!("{:.0}", scale.full(counts.mean(ALL, last_hours)));
+    let before = begin - HOUR..begin;
+    outcome.says("good_day_documents", scale.full(counts.mean(DOCUMENTS, before)), 0);
+    let later = counts.busiest(counted, back + CAP..world.now, scale.bin());
+    outcome.holds(
+        "what the limit counts, later than a cap after the outage, requests a second",
+        later,
+        limit.a_second() * scale.allowance(limit.a_second() * (scale.bin() / SECOND) as f64),
+    );
+    outcome.holds("SVIDs still expired two caps after the outage", still_expired as f64, 0.0);
     if it.length * 100 < it.lifetime * 35 {
-        outcome.bounds.push(Bound::new("expired", world.watcher.expired as f64, 0.0));
+        let expired = world.watcher.expired as f64;
+        outcome.holds("SVIDs that expired in an outage shorter than 35 % of their lifetime", expired, 0.0);
     }
-    outcome.plots.push(("outage", Plot {
-        title: "outage".into(), range: back - HOUR..back + 3 * HOUR, width: MINUTE, zero: back,
-        unit: ("minutes", MINUTE), mark: 15, down: begin..back, capacity: Some(limit.a_second()),
-    }.draw(counts)));
+    if let Some(file) = it.plot {
+        let plot = Plot {
+            title: format!(
+                "The last hour of an outage of {}, and what follows; SVIDs live {}",
+                span(it.length),
+                span(it.lifetime)
+            ),
+            range: back - HOUR..back + 3 * HOUR,
+            width: MINUTE,
+            zero: back,
+            unit: ("minutes after the outage", MINUTE),
+            mark: 15,
+            down: begin..back,
+            capacity: Some(limit.a_second()),
+        };
+        outcome.plots.push((file, plot.draw(counts)));
+    }
     outcome
 }
 
-/// Expiry in outages of 34.9 %, at each phase of a fleet that was issued its SVIDs within the first hour.
+/// A fleet that was enrolled within one hour, or one by one, in outages of 34.9 % of the lifetime that begin at each of
+/// so many phases of it. The MIS comes back with its limit.
 pub(crate) fn sweep(scale: Scale, lifetime: Moment, phases: u64, together: bool) -> Outcome {
     let mut outcome = Outcome::default();
-    let (mut expired, mut least) = (0, u64::MAX);
+    let (mut expired, mut least_left, mut refused) = (0, Moment::MAX, 0);
     for phase in 0..phases {
-        let limit = scale.limit(Kind::is_for_an_svid);
-        let mut world = scale.world(lifetime, None, if together { HOUR } else { lifetime });
-        world.mis.refresh_hint = Some(Duration::from_millis(DAY));
-        let begin = if together { lifetime * (20 + phase * 40 / phases) / 100 } else { 3 * lifetime };
+        // Before a fifth of it has passed, an outage ends before the first renewal is due.
+        let begin = match together {
+            true => lifetime * (200 + phase * 450 / phases) / 1000,
+            false => 3 * lifetime + lifetime * phase / phases / 2,
+        };
         let back = begin + lifetime * 349 / 1000;
+        let end = back + (lifetime / 5).max(4 * CAP);
+        let mut world = scale.world(lifetime, None, if together { HOUR } else { lifetime });
         world.mis.down = begin..back;
         world.runs_until(begin);
-        world.mis.limit = Some(limit);
         world.watcher.forget_expired();
-        world.runs_until(back + 12 * HOUR);
+        world.mis.limit = Some(scale.limit(Kind::is_for_an_svid));
+        world.runs_until(end);
         expired += world.watcher.expired;
-        let e = world.watcher.expired;
-        let l = world.watcher.least_left.unwrap_or(u64::MAX);
-        let total = world.watcher.counts.total(TURNED_AWAY, back..back + 12 * HOUR);
-        outcome.says("phase", format!("{:.2} {e} {:.1}min {}x429 ", begin as f64 / lifetime as f64, l as f64 / MINUTE as f64, total));
-        least = least.min(l);
+        least_left = least_left.min(world.watcher.least_left.unwrap_or(Moment::MAX));
+        refused += world.watcher.counts.total(TURNED_AWAY, back..end);
     }
-    outcome.bounds.push(Bound::new("expired", expired as f64, 0.0));
+    outcome.cells = vec![
+        span(lifetime),
+        if together { "in one hour" } else { "one by one" }.into(),
+        scale.devices.to_string(),
+        phases.to_string(),
+        span(lifetime * 349 / 1000),
+        refused.to_string(),
+        expired.to_string(),
+        format!("{:.1} min", least_left as f64 / MINUTE as f64),
+    ];
+    outcome.holds("SVIDs that expired in an outage of 34.9 % of their lifetime", expired as f64, 0.0);
     outcome
 }
 
-/// A fleet with identities, all off, and on in one second.
-pub(crate) fn restart(scale: Scale, lifetime: Moment, off: Moment) -> Outcome {
-    let limit = scale.limit(Kind::is_for_an_svid);
-    let mut world = scale.world(lifetime, Some(limit), lifetime);
-    world.mis.refresh_hint = Some(Duration::from_millis(DAY));
-    let begin = days(3 * lifetime) + 2 * DAY;
-    world.runs_until(begin - 36 * HOUR);
-    world.mis.refresh_hint = None;
-    world.runs_until(begin);
-    world.is_off_for(off);
+/// An MIS that holds each identity to five successes in 24 hours (miaf-v0 R5), for ten days.
+pub(crate) fn five_a_day(scale: Scale, lifetime: Moment) -> Outcome {
+    let mut world = scale.world(lifetime, None, lifetime);
+    world.mis.a_day = Some(5);
+    world.runs_until(3 * DAY);
     world.watcher.forget_expired();
-    let back = world.now;
-    world.watcher.counts.look_closely(back..back + 3 * HOUR);
-    world.runs_until(back + 12 * HOUR);
-    world.mis.refresh_hint = Some(Duration::from_millis(DAY));
-    let settled = back + days(LIFETIMES * lifetime) + DAY;
-    let end = settled + days(lifetime).max(7 * DAY);
-    world.runs_until(end);
+    world.runs_until(10 * DAY);
+    let range = 3 * DAY..10 * DAY;
     let counts = &world.watcher.counts;
     let mut outcome = Outcome::default();
-    outcome.says("expired", format!("{}", world.watcher.expired));
-    outcome.says("last back (min)", format!("{:?}", world.watcher.last_back.map(|at| (at as f64 - back as f64) / MINUTE as f64)));
-    outcome.says("second", format!("{} {}", counts.busiest_second(SVIDS), counts.busiest_second(DOCUMENTS)));
-    outcome.says("429", format!("{}", counts.total(TURNED_AWAY, back..end)));
-    let above = counts.last_above(limit.a_second(), SVIDS, back..end);
-    outcome.says("above until (min)", format!("{:?}", above.map(|at| (at - back) / MINUTE)));
-    let peak_to_mean = counts.daily_peak_to_mean(ISSUED, settled..end);
-    outcome.says("later peak to mean", format!("{peak_to_mean:.3}"));
-    outcome.bounds.push(Bound::new("peak to mean", peak_to_mean, 1.3));
-    outcome.plots.push(("restart", Plot {
-        title: "restart".into(), range: back..back + 90 * MINUTE, width: 10 * SECOND, zero: back,
-        unit: ("minutes", MINUTE), mark: 10, down: 0..0, capacity: Some(limit.a_second()),
-    }.draw(counts)));
+    let refused = counts.total(TURNED_AWAY, range.clone()) as f64;
+    let asked = counts.total(SVIDS, range.clone()) as f64;
+    let successors = counts.total(ISSUED, range) as f64;
+    outcome.cells = vec![
+        span(lifetime),
+        format!("{:.1}", successors / scale.devices as f64 / 7.0),
+        format!("{:.1} %", refused / asked * 100.0),
+        format!("{:.1} %", world.watcher.expired as f64 / successors * 100.0),
+    ];
     outcome
 }
 
+/// From `back` on, the rest of an event: until five lifetimes and some days more have passed.
+fn settles(scale: Scale, world: &mut World, lifetime: Moment, back: Moment) -> Outcome {
+    let settled = back + days(5 * lifetime) + DAY;
+    let end = settled + days(lifetime).max(7 * DAY);
+    world.runs_until(end);
+    let Watched { peak_to_mean, a_day } = watched(world, settled..end);
+    let counts = &world.watcher.counts;
+    let answered = |which: Which| scale.full(counts.busiest_second(which) as f64);
+    let mut outcome = Outcome::default();
+    outcome.row = Row {
+        lifetime: span(lifetime),
+        svids_mean: format!("{:.2}", scale.full(counts.mean(SVIDS, settled..end))),
+        svids_busiest: format!("{:.0}", answered(|kind, end| SVIDS(kind, end) && end != Ending::Unanswered)),
+        refused: format!("{:.0}", scale.full(counts.total(TURNED_AWAY, back..end) as f64)),
+        documents_busiest: format!(
+            "{:.0}",
+            answered(|kind, end| DOCUMENTS(kind, end) && end != Ending::Unanswered)
+        ),
+        expired: world.watcher.expired.to_string(),
+        last_back: world
+            .watcher
+            .last_back
+            .map_or(String::new(), |at| format!("{} min", at.saturating_sub(back).div_ceil(MINUTE))),
+        peak_to_mean: format!("{peak_to_mean:.3}"),
+        ..Row::default()
+    };
+    outcome.holds("the daily peak to mean five lifetimes later", peak_to_mean, 1.3 * scale.allowance(a_day));
+    outcome.holds("devices without a valid SVID in the end", world.without_a_valid_svid() as f64, 0.0);
+    outcome
+}
+
+struct Watched {
+    peak_to_mean: f64,
+    a_day: f64,
+}
+
+fn watched(world: &World, range: std::ops::Range<Moment>) -> Watched {
+    let counts = &world.watcher.counts;
+    let a_day = counts.mean(ISSUED, range.clone()) * (DAY / SECOND) as f64;
+    Watched { peak_to_mean: counts.daily_peak_to_mean(ISSUED, range), a_day }
+}
+
+fn above_until(scale: Scale, world: &World, counted: Which, back: Moment) -> String {
+    let capacity = scale.limit(Kind::is_any).a_second();
+    let last = world.watcher.counts.last_above(capacity, counted, back..world.now, scale.bin());
+    last.map_or("never".into(), |at| format!("{} min", (at - back) / MINUTE))
+}
+
+/// From a day before on the fleet moves over to looking at the bundle every 5 minutes.
+fn at_the_default_pace_from(world: &mut World, begin: Moment) {
+    world.runs_until(begin - 26 * HOUR);
+    world.mis.refresh_hint = None;
+    world.runs_until(begin);
+}
+
+/// Whole days.
 fn days(time: Moment) -> Moment {
     time.div_ceil(DAY) * DAY
 }
-
-#[expect(dead_code)]
-fn unused(_: Range<Moment>) {}

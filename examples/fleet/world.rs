@@ -83,6 +83,11 @@ impl World {
         self.queue = entries.into();
     }
 
+    /// Devices that have ever got one.
+    pub(crate) fn with_an_svid(&self) -> usize {
+        self.devices.iter().filter(|device| device.valid_until().is_some()).count()
+    }
+
     /// Devices without a valid SVID.
     pub(crate) fn without_a_valid_svid(&self) -> usize {
         self.devices.iter().filter(|device| device.valid_until().is_none_or(|until| until < self.now)).count()
