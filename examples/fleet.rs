@@ -1,7 +1,8 @@
 //! A fleet of 100,000 devices, each with the daemon's own lifecycle, against a model of an MIS in simulated time.
 //!
-//! `make fleet` runs all scenarios, writes docs/fleet.md and its plots, and fails if a bound does not hold. `--seed N` draws
-//! other numbers, and `--only WORD` runs the scenarios whose name has the word; then nothing is written.
+//! `make fleet` runs all scenarios, writes docs/fleet.md and its plots, and fails if a bound does not hold. With other
+//! numbers drawn (`--seed N`), other fleets (`--devices N`) or some of the scenarios (`--only WORD`, which their names have)
+//! nothing is written.
 
 // A simulation may break off where it pleases.
 #![allow(clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
@@ -34,15 +35,17 @@ use catalogue::{FLEET, Scenario};
 use outcome::Outcome;
 use scenarios::Scale;
 
-const USAGE: &str = "usage: fleet [--seed N] [--only WORD]";
+const USAGE: &str = "usage: fleet [--seed N] [--devices N] [--only WORD]";
 
 fn main() -> ExitCode {
-    let (mut seed, mut only) = (None, None);
+    let (mut seed, mut devices, mut only) = (None, None, None);
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
+        let value = words.next().expect(USAGE);
         match word.as_str() {
-            "--seed" => seed = Some(words.next().and_then(|n| n.parse().ok()).expect(USAGE)),
-            "--only" => only = Some(words.next().expect(USAGE)),
+            "--seed" => seed = Some(value.parse().expect(USAGE)),
+            "--devices" => devices = Some(value.parse().expect(USAGE)),
+            "--only" => only = Some(value),
             _ => panic!("{USAGE}"),
         }
     }
@@ -50,14 +53,14 @@ fn main() -> ExitCode {
         .into_iter()
         .filter(|scenario| only.as_ref().is_none_or(|word| scenario.name.contains(word)))
         .collect();
-    let scale = Scale { devices: FLEET, seed: seed.unwrap_or(1) };
+    let scale = Scale { devices: devices.unwrap_or(FLEET), seed: seed.unwrap_or(1) };
     let outcomes = run(&chosen, scale);
     let mut all_hold = true;
     for (scenario, outcome) in chosen.iter().zip(&outcomes) {
         report(scenario, outcome);
         all_hold &= outcome.bounds.iter().all(outcome::Bound::holds);
     }
-    if seed.is_none() && only.is_none() {
+    if seed.is_none() && devices.is_none() && only.is_none() {
         page::write(&chosen, &outcomes)
             .expect("docs/fleet.md and its plots are written from the folder of the checkout");
     }

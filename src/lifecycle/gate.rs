@@ -16,6 +16,9 @@ pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Even the luckiest draw leaves the MIS this long.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
+/// So many doublings of any base are more than any cap.
+const SURELY_AT_THE_CAP: u32 = 64;
+
 /// What is missing on this device is looked for at least this often.
 const LONGEST_LOCAL_PAUSE: Duration = Duration::from_secs(30);
 
@@ -32,6 +35,9 @@ impl Retry {
     /// The upper end of the pause after this many failures in a row. The `backoff` crate does the arithmetic; its own
     /// randomness and its limit on elapsed time are off.
     fn interval(&self, failures: u32) -> Duration {
+        if failures >= SURELY_AT_THE_CAP {
+            return self.cap;
+        }
         let mut series: ExponentialBackoff = ExponentialBackoffBuilder::new()
             .with_initial_interval(self.base.min(self.cap))
             .with_max_interval(self.cap)
