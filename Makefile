@@ -31,7 +31,7 @@ reliability: setup
 	RELIABILITY=long cargo test --test reliability -- --nocapture --test-threads=1
 
 # 100,000 of the daemon's own lifecycles against a model MIS: writes docs/fleet.md and its plots, and fails if a bound does not
-# hold. About ten minutes on two cores, after the build.
+# hold.
 fleet: setup
 	cargo run --profile fleet --example fleet
 
