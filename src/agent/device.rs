@@ -122,7 +122,8 @@ impl Device {
                 let (mis, boot_id) = (address(&self.config), clock::boot_id());
                 let wall = believed.then_some(now.wall);
                 let record = store::CachedWaits::new(&memory, mis, boot_id, wall, now.boot);
-                if self.stores(record, "a wait that the MIS asked for would not survive a restart now").await {
+                if self.stores(record, "a wait that the MIS asked for would not survive a restart now").await
+                {
                     self.waits.changed(memory, believed);
                 }
             }

@@ -53,6 +53,12 @@ impl Retry {
         }
         series.current_interval.min(self.cap)
     }
+
+    /// The most that is drawn on top of a wait that the MIS asked for: a fleet that was told one number must not come back
+    /// in one second (miaf-v0 E8). More than the cap spreads nothing better.
+    fn on_top_of(&self, asked: Duration) -> Duration {
+        (asked / 2).min(self.cap)
+    }
 }
 
 /// What a failure means for what to do next. The protocol's reasons are mapped onto these at the door (`mis`).
@@ -173,7 +179,8 @@ impl Gate {
         draw: Draw<'_>,
     ) -> Self {
         let Some(until) = asked_until.filter(|until| *until > now.boot) else { return Self::default() };
-        let opens_at = until.after(retry.base.max(now.boot.until(until) / 10).mul_f64(draw()));
+        let rest = now.boot.until(until);
+        let opens_at = until.after(retry.base.max(retry.on_top_of(rest)).mul_f64(draw()));
         Self { opens_at: Some(opens_at), asked_until, ..Self::default() }
     }
 
@@ -215,9 +222,9 @@ impl Gate {
     }
 
     /// An error that is followed by another attempt of another kind, at once if the MIS does not ask to wait (E8).
-    pub(super) fn noted(&mut self, failure: Failure, now: Now, draw: Draw<'_>) {
+    pub(super) fn noted(&mut self, failure: Failure, retry: &Retry, now: Now, draw: Draw<'_>) {
         let asked = failure.asked();
-        self.opens_at = asked.map(|asked| now.boot.after(asked + (asked / 10).mul_f64(draw())));
+        self.opens_at = asked.map(|asked| now.boot.after(asked + retry.on_top_of(asked).mul_f64(draw())));
         self.asked_until = asked.map(|asked| now.boot.after(asked));
         self.local_failures = 0;
         self.remember(failure, now, false);
@@ -239,8 +246,7 @@ impl Gate {
             (Meaning::Pending, Some(asked)) if !asked.is_zero() => {
                 asked + retry.base.max(asked / 4).mul_f64(draw())
             }
-            // Added on top: a fleet that was told one number must not come back in one second (E8).
-            (_, Some(asked)) => asked + backoff.max((asked / 2).min(retry.cap)).mul_f64(draw()),
+            (_, Some(asked)) => asked + backoff.max(retry.on_top_of(asked)).mul_f64(draw()),
             (
                 Meaning::NotAuthenticated | Meaning::Slow | Meaning::NotFound | Meaning::KeyRotationRefused,
                 None,

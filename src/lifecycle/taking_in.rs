@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::gate::{Failure, LastError, Meaning, Verdict};
+use super::gate::{Failure, LastError, Meaning, Retry, Verdict};
 use super::words::{
     Action, BundleFacts, Discovered, Draw, Event, KeyChoice, NotAdopted, Order, Request, SvidFacts,
 };
@@ -149,11 +149,7 @@ impl Lifecycle {
                 self.discovery = Some(Discovery { facts, read_at: now.wall, stale_at, doubted: false });
             }
             Err(failure) => {
-                // What is held serves meanwhile, and the next request is what a new one is for.
-                let retry = match self.discovery {
-                    Some(_) => self.identity_retry(now.wall),
-                    None => self.poll_retry(),
-                };
+                let retry = self.discovery_retry(now);
                 self.discovery_gate.failed(failure, &retry, now, draw);
                 // The last good document stays in use (miaf-v0 D4), and is asked after until the MIS answers.
                 if let Some(discovery) = &mut self.discovery {
@@ -181,7 +177,7 @@ impl Lifecycle {
                 {
                     discovery.doubted = true;
                 }
-                let retry = self.poll_retry();
+                let retry = self.bundle_retry();
                 self.bundle_gate.failed(failure, &retry, now, draw);
             }
         }
@@ -230,14 +226,16 @@ impl Lifecycle {
                 }
                 // The existing key, if there is one that was not refused itself, is tried without delay (R4).
                 if key == KeyChoice::Pending && self.svid.is_some() && !self.key_is_lost() {
-                    self.identity_gate.noted(failure, now, draw);
+                    let retry = self.retry_after(&failure, now);
+                    self.identity_gate.noted(failure, &retry, now, draw);
                 } else {
                     self.identity_failed_for(Some(request), failure, now, draw);
                 }
             }
             Meaning::NotAuthenticated if request == Request::Renew && self.may_enroll() => {
                 self.reauthenticate = true; // R6: enroll again, now
-                self.identity_gate.noted(failure, now, draw);
+                let retry = self.retry_after(&failure, now);
+                self.identity_gate.noted(failure, &retry, now, draw);
             }
             // The factory certificate does not help: perhaps the 401 at renewal was not the MIS's. While the SVID is
             // good, renewal and enrollment are tried in turn, slowly (R7).
@@ -273,12 +271,16 @@ impl Lifecycle {
     }
 
     fn identity_failed_for(&mut self, request: Option<Request>, failure: Failure, now: Now, draw: Draw<'_>) {
-        let asked_until = now.wall.after(failure.asked().unwrap_or_default());
-        let retry = self.identity_retry(asked_until);
+        let retry = self.retry_after(&failure, now);
         let verdict = self.identity_gate.failed(failure, &retry, now, draw);
         if let (Verdict::Blocked, Some(request)) = (verdict, request) {
             self.blocked.put(request, self.identity_gate.last_error().cloned());
         }
+    }
+
+    /// As it will be when the wait that the MIS asked for is over.
+    fn retry_after(&self, failure: &Failure, now: Now) -> Retry {
+        self.identity_retry(now.wall.after(failure.asked().unwrap_or_default()))
     }
 
     fn adopt_ended(&mut self, outcome: Result<SvidFacts, NotAdopted>, now: Now, draw: Draw<'_>) {

@@ -209,20 +209,36 @@ impl Lifecycle {
         }
     }
 
-    /// Discovery and bundle are polled, so a failure never makes the polls rarer than they are on a good day; nor, when
-    /// the MIS is away for long, much more frequent.
-    pub(super) fn poll_retry(&self) -> Retry {
-        let good_day = match (self.bundle, &self.answer) {
-            (Some(bundle), None) => bundle.refresh_every,
-            _ => self.policy.bundle_refresh, // something waits for it
-        };
-        let cap = self.policy.retry.cap.min(good_day);
+    /// Bundles are polled, so a failure never makes the polls rarer than they are on a good day; nor, when the MIS is away
+    /// for long, much more frequent.
+    pub(super) fn bundle_retry(&self) -> Retry {
+        match (self.bundle, &self.answer) {
+            (Some(bundle), None) => self.retry_within(bundle.refresh_every),
+            _ => self.retry_of_what_is_waited_for(),
+        }
+    }
+
+    /// A document that is held serves meanwhile, and the next request is what a new one is for. By a clock that cannot be
+    /// believed nothing serves: the time comes with the document.
+    pub(super) fn discovery_retry(&self, now: Now) -> Retry {
+        match self.discovery {
+            Some(_) if self.time.allows(now) => self.identity_retry(now.wall),
+            _ => self.retry_of_what_is_waited_for(),
+        }
+    }
+
+    fn retry_of_what_is_waited_for(&self) -> Retry {
+        self.retry_within(self.policy.bundle_refresh)
+    }
+
+    fn retry_within(&self, longest: Duration) -> Retry {
+        let cap = self.policy.retry.cap.min(longest);
         Retry { base: self.policy.retry.base.min(cap), cap }
     }
 
     /// A document that was read just now is not read again on a mere doubt.
     pub(super) fn shortest_between_reads(&self, now: Timestamp) -> Duration {
-        SHORTEST_BETWEEN_READS.min(self.poll_retry().cap).min(self.identity_retry(now).cap)
+        SHORTEST_BETWEEN_READS.min(self.retry_of_what_is_waited_for().cap).min(self.identity_retry(now).cap)
     }
 
     /// Never above a twentieth of the lifetime, so that a short-lived SVID gets its tries too (miaf-v0 R7). Nor above half of

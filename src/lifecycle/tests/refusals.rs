@@ -58,7 +58,7 @@ fn a_wait_survives_a_restart_and_is_drawn_on_top_of_anew() {
             "another restart is no end of it"
         );
         let waited = device.waits_for(Action::Request(Enroll, Pending));
-        assert!(waited >= secs(least) && waited <= secs(3000 + 360), "luck {luck}: {waited:?}");
+        assert!(waited >= secs(least) && waited <= secs(3000 + 1500), "luck {luck}: {waited:?}");
     }
 }
 
@@ -97,7 +97,7 @@ fn retry_after_holds_for_the_other_attempt_of_a_renewal_too() {
             Action::Request(Renew, Current)
         };
         let waited = device.waits_for(next);
-        assert!(waited >= secs(600) && waited <= secs(660), "{meaning:?}: {waited:?}");
+        assert!(waited >= secs(600) && waited <= secs(900), "{meaning:?}: {waited:?}");
     }
 }
 
