@@ -28,6 +28,10 @@ use crate::time::{BootTime, Now, Timestamp};
 use gate::Gate;
 use wanted::Next;
 
+/// A device that is switched on with an identity looks at discovery and bundle within this part of the interval of its
+/// configuration: half a minute of five.
+const FIRST_LOOK_WITHIN: u32 = 10;
+
 /// The state of one device's identity.
 #[derive(Clone, Debug)]
 pub struct Lifecycle {
@@ -63,8 +67,8 @@ struct Discovery {
     read_at: Timestamp,
     /// From here on it is revalidated before the next request for an SVID.
     stale_at: BootTime,
-    /// Something suggests that it is out of date: look now.
-    doubted: bool,
+    /// Something suggests that it is out of date: look from this moment on.
+    look_from: Option<BootTime>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -137,6 +141,14 @@ impl Lifecycle {
         let discovery_gate = restored_gate(waits.discovery).because_of(discovery_waits_because);
         let bundle_gate = restored_gate(waits.bundle);
         let identity_gate = restored_gate(waits.identity).because_of(waits_because);
+        // A fleet whose power comes back does not look around in one second (B4). Who has no identity yet, or no clock that can
+        // be believed, is waited for.
+        let at_leisure = restored.svid.is_some() && restored.time.allows(now);
+        let first_look = now.boot.after(if at_leisure {
+            (policy.bundle_refresh / FIRST_LOOK_WITHIN).mul_f64(draw())
+        } else {
+            Duration::ZERO
+        });
         let mut lifecycle = Self {
             time: restored.time,
             in_flight: None,
@@ -145,11 +157,11 @@ impl Lifecycle {
                 facts,
                 read_at: now.wall,
                 stale_at: now.boot,
-                doubted: true,
+                look_from: Some(first_look),
             }),
             discovery_gate,
             bundle: restored.bundle.then_some(HeldBundle {
-                refresh_at: now.boot,
+                refresh_at: first_look,
                 refresh_every: policy.bundle_refresh,
                 is_empty: restored.bundle_is_empty,
             }),

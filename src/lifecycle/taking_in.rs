@@ -73,7 +73,7 @@ impl Lifecycle {
             }
         }
         if let Some(discovery) = &mut self.discovery {
-            discovery.doubted = true;
+            discovery.look_from = Some(now.boot);
         }
         if let Some(bundle) = &mut self.bundle {
             bundle.refresh_at = bundle.refresh_at.min(from);
@@ -146,14 +146,14 @@ impl Lifecycle {
                     }
                 }
                 let stale_at = now.boot.after(spread(self.policy.bundle_refresh, draw));
-                self.discovery = Some(Discovery { facts, read_at: now.wall, stale_at, doubted: false });
+                self.discovery = Some(Discovery { facts, read_at: now.wall, stale_at, look_from: None });
             }
             Err(failure) => {
                 let retry = self.discovery_retry(now);
                 self.discovery_gate.failed(failure, &retry, now, draw);
                 // The last good document stays in use (miaf-v0 D4), and is asked after until the MIS answers.
                 if let Some(discovery) = &mut self.discovery {
-                    discovery.doubted = true;
+                    discovery.look_from = Some(now.boot);
                 }
             }
         }
@@ -175,7 +175,7 @@ impl Lifecycle {
                 if failure.meaning == Meaning::NotFound
                     && let Some(discovery) = &mut self.discovery
                 {
-                    discovery.doubted = true;
+                    discovery.look_from = Some(now.boot);
                 }
                 let retry = self.bundle_retry();
                 self.bundle_gate.failed(failure, &retry, now, draw);
@@ -214,7 +214,7 @@ impl Lifecycle {
             _ => self.admission_pending = false,
         }
         if let (Meaning::NotFound, Some(discovery)) = (failure.meaning, &mut self.discovery) {
-            discovery.doubted = true;
+            discovery.look_from = Some(now.boot);
         }
         match failure.meaning {
             Meaning::KeyRotationRefused => {

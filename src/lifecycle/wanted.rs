@@ -58,13 +58,12 @@ impl Lifecycle {
     fn discovery_work(&self, identity: &Option<(Duration, Action)>, now: Now) -> Option<(Duration, Action)> {
         let due_in = match &self.discovery {
             None => Duration::ZERO,
-            Some(discovery) if discovery.doubted => Duration::ZERO,
             Some(discovery) => {
-                let stale_in = now.boot.until(discovery.stale_at);
                 let about_to_ask = matches!(identity, Some((Duration::ZERO, Action::Request(..))));
                 // While something is refused for good, a changed document is the way out (P2).
                 let waits_for_change = self.is_refused_for_good(now);
-                if about_to_ask || waits_for_change { stale_in } else { return None }
+                let stale_at = (about_to_ask || waits_for_change).then_some(discovery.stale_at);
+                now.boot.until([stale_at, discovery.look_from].into_iter().flatten().min()?)
             }
         };
         Some((due_in.max(self.discovery_gate.opens_in(now)), Action::FetchDiscovery))
@@ -73,8 +72,8 @@ impl Lifecycle {
     /// While the wall clock cannot be believed, only the MIS is asked: the time comes with every answer.
     pub(super) fn look_for_the_time(&self, now: Now) -> (Duration, Action) {
         let due_in = match &self.discovery {
-            Some(discovery) if !discovery.doubted => now.boot.until(discovery.stale_at),
-            _ => Duration::ZERO,
+            Some(discovery) => now.boot.until(discovery.look_from.unwrap_or(discovery.stale_at)),
+            None => Duration::ZERO,
         };
         (due_in.max(self.discovery_gate.opens_in(now)), Action::FetchDiscovery)
     }

@@ -126,10 +126,15 @@ fn a_restored_device_looks_around_and_renews_when_it_is_time() {
         ..Restored::default()
     });
     assert_eq!(device.state(), State::Active);
-    assert_eq!(device.doing, Some(FetchDiscovery));
-    assert_eq!(device.told(discovered()), Some(FetchBundle));
-    assert_eq!(device.told(bundle()), Some(ProveKey), "its chip may have been replaced meanwhile");
+    assert_eq!(device.doing, Some(ProveKey), "its chip may have been replaced meanwhile");
     assert_eq!(device.told(key_proven()), None);
+    assert_eq!(
+        device.waits_for(FetchDiscovery),
+        secs(15),
+        "soon, and not the whole fleet in one second (B4)"
+    );
+    assert_eq!(device.told(discovered()), Some(FetchBundle));
+    device.told(bundle());
     device.waits_for(CreateKey);
     assert_eq!(device.now.wall, renew_at, "the moment that was drawn is kept");
 }
@@ -139,10 +144,10 @@ fn a_renewal_that_fell_due_while_the_device_was_off_is_made_at_once_even_under_c
     let mut device = Device::fresh();
     device.wall_jumps(70 * 24 * 3600);
     device.restarts(an_identity());
-    assert_eq!(device.told(Event::Discovery(Err(failure(Meaning::Transient, None)))), Some(FetchBundle));
-    assert_eq!(device.told(Event::Bundle(Err(failure(Meaning::Transient, None)))), Some(ProveKey));
-    assert_eq!(device.told(key_proven()), Some(CreateKey), "the last good documents stay in use (D4)");
-    assert_eq!(device.told(key_created()), Some(Action::Request(Renew, Pending)));
+    assert_eq!(device.told(key_proven()), Some(CreateKey));
+    assert_eq!(device.told(key_created()), Some(FetchDiscovery), "it is revalidated before a request (D1)");
+    let renews = device.told(Event::Discovery(Err(failure(Meaning::Transient, None))));
+    assert_eq!(renews, Some(Action::Request(Renew, Pending)), "the last good documents stay in use (D4)");
 }
 
 #[test]

@@ -51,7 +51,8 @@ fn a_key_of_another_provider_is_replaced_at_once_also_where_rotation_is_off() {
     device.lifecycle.policy.rotate = false;
     assert_eq!(device.state(), State::Renewing);
     assert!(device.waits_for(CreateKey) < Duration::from_secs(1));
-    assert_eq!(device.told(key_created()), Some(Action::Request(Renew, Pending)));
+    device.told(key_created());
+    assert!(device.waits_for(Action::Request(Renew, Pending)) < Duration::from_secs(1));
     assert_eq!(device.told(answered()), Some(ADOPT));
     device.adopts_for(100 * DAY, Pending);
     assert!(device.waits_for(Action::Request(Renew, Current)) > 10 * DAY, "and then rotation is off");
@@ -62,6 +63,7 @@ fn where_it_may_not_be_replaced_it_is_kept_until_renewal_and_not_asked_for_again
     let mut device = with_a_key_of_another_provider();
     device.waits_for(CreateKey);
     device.told(key_created());
+    device.waits_for(Action::Request(Renew, Pending));
     device.told(refusal(Meaning::KeyRotationRefused, None));
     assert_eq!(device.state(), State::Active);
     assert!(device.waits_for(Action::Request(Renew, Current)) > 10 * DAY);
@@ -167,7 +169,8 @@ fn a_lost_key_is_replaced_when_the_operator_allows_it_and_that_survives_a_restar
     device.waits_for(ProveKey);
     device.told(key_lost());
     device.waits_for(CreateKey);
-    assert_eq!(device.told(key_created()), Some(Action::Request(Enroll, Pending)));
+    device.told(key_created());
+    device.waits_for(Action::Request(Enroll, Pending));
     assert!(!device.lifecycle.may_be_renamed(device.now), "it has an identity, and keeps it (E9)");
     device.told(answered());
     device.adopts_for(100 * DAY, Pending);

@@ -88,7 +88,7 @@ fn the_diagram_shows_the_ways_from_state_to_state() {
     const APART: [&str; 2] = ["blocked", "waiting-for-clock"];
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let mut taken = BTreeSet::new();
-    for round in 0..120 {
+    for round in 0..240 {
         let begin = beginning().new_tree(&mut runner).unwrap().current();
         let turns = prop::collection::vec(turn(), 250).new_tree(&mut runner).unwrap().current();
         let mut watch = Watch::new(begin, secs([60, 3600, 90 * 86_400][round % 3]));
