@@ -69,8 +69,7 @@ pub(crate) fn steady(scale: Scale, lifetime: Moment, measured: Moment) -> Outcom
     let range = from..from + measured;
     world.runs_until(range.end);
     let counts = &world.watcher.counts;
-    let mut outcome = Outcome::default();
-    outcome.row = Row {
+    let row = Row {
         lifetime: span(lifetime),
         refresh: "1 d".into(),
         svids_mean: format!("{:.2}", scale.full(counts.mean(SVIDS, range.clone()))),
@@ -78,6 +77,7 @@ pub(crate) fn steady(scale: Scale, lifetime: Moment, measured: Moment) -> Outcom
         expired: world.watcher.expired.to_string(),
         ..Row::default()
     };
+    let mut outcome = Outcome { row, ..Outcome::default() };
     let peak_to_mean = counts.daily_peak_to_mean(ISSUED, range.clone());
     outcome.row.peak_to_mean = format!("{peak_to_mean:.3}");
     let a_day = counts.mean(ISSUED, range) * (DAY / SECOND) as f64;
@@ -285,8 +285,7 @@ fn settles(scale: Scale, world: &mut World, lifetime: Moment, back: Moment) -> O
     let Watched { peak_to_mean, a_day } = watched(world, settled..end);
     let counts = &world.watcher.counts;
     let answered = |which: Which| scale.full(counts.busiest_second(which) as f64);
-    let mut outcome = Outcome::default();
-    outcome.row = Row {
+    let row = Row {
         lifetime: span(lifetime),
         svids_mean: format!("{:.2}", scale.full(counts.mean(SVIDS, settled..end))),
         svids_busiest: format!("{:.0}", answered(|kind, end| SVIDS(kind, end) && end != Ending::Unanswered)),
@@ -303,6 +302,7 @@ fn settles(scale: Scale, world: &mut World, lifetime: Moment, back: Moment) -> O
         peak_to_mean: format!("{peak_to_mean:.3}"),
         ..Row::default()
     };
+    let mut outcome = Outcome { row, ..Outcome::default() };
     outcome.holds("the daily peak to mean five lifetimes later", peak_to_mean, 1.3 * scale.allowance(a_day));
     outcome.holds("devices without a valid SVID in the end", world.without_a_valid_svid() as f64, 0.0);
     outcome

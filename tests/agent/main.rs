@@ -13,7 +13,6 @@ mod credentials;
 mod discovery;
 mod files;
 mod keys;
-mod kills;
 mod lost_key;
 mod main_job;
 mod moves;

@@ -41,9 +41,18 @@ impl Published {
 
     /// Whose it is.
     pub(crate) fn spiffe_id(&self) -> String {
+        self.described("spiffeId")
+    }
+
+    /// Which it is.
+    pub(crate) fn serial(&self) -> String {
+        self.described("serial")
+    }
+
+    fn described(&self, member: &str) -> String {
         let identity: serde_json::Value =
             serde_json::from_str(&self.identity).expect("identity.json is JSON");
-        identity["spiffeId"].as_str().expect("a SPIFFE ID").to_owned()
+        identity[member].as_str().unwrap_or_else(|| panic!("no {member} in identity.json")).to_owned()
     }
 
     /// Key and certificate are of one pair, in both forms; the bundle vouches for the certificate; the description is its.

@@ -1,7 +1,7 @@
 //! The agent is killed at random moments of enrolling and renewing, with the key rotated or kept, at an MIS that binds new
 //! keys and at one that does not. It is always the same device in the end, with what belongs together.
 //!
-//! `MIAF_KILLS` says how often, for each of the four settings (default 16); `MIAF_SEED` repeats a run's draws.
+//! Sixteen times for each of the four settings, and 250 times in the long form; `SEED` repeats a run's draws.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -53,15 +53,15 @@ impl Story {
         });
         let config = world::config(&world.mis, &world.tpm, world::SOON);
         world.device.configure(&config.replace("[key]", &format!("[key]\nrotate = {rotate}")));
-        let draws = number("MIAF_SEED").unwrap_or_else(|| {
+        let draws = seed().unwrap_or_else(|| {
             SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64 // any of them will do
         });
-        println!("MIAF_SEED={draws}");
+        println!("SEED={draws}");
         Self { world, binds_new_keys, draws, enrollment: Duration::ZERO, renewal: Duration::ZERO }
     }
 
     fn tell(mut self) {
-        let kills = number("MIAF_KILLS").unwrap_or(16);
+        let kills = if crate::is_long() { 250 } else { 16 };
         let begin = Instant::now();
         self.enrollment = self.until_an_svid();
         self.kill();
@@ -69,7 +69,7 @@ impl Story {
         self.kill();
         let readers = Readers::of(self.world.device.path("state/svid"));
         let (mut enrollments, mut renewals) = (0, 0);
-        for kill in 0..kills as u32 {
+        for kill in 0..kills {
             if kill % RENEWALS_TO_AN_ENROLLMENT == 0 {
                 self.begins_with_nothing();
                 self.is_killed_within(self.enrollment);
@@ -182,6 +182,6 @@ impl Story {
     }
 }
 
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|number| number.parse().unwrap_or_else(|e| panic!("{variable}: {e}")))
+fn seed() -> Option<u64> {
+    std::env::var("SEED").ok().map(|seed| seed.parse().unwrap_or_else(|e| panic!("SEED={seed}: {e}")))
 }
