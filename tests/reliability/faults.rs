@@ -99,6 +99,37 @@ fn every_call_on_the_agent_s_files_can_be_the_last() {
     }
 }
 
+/// A file system that journals hides the lack of a sync in most power cuts; the order of the calls does not.
+#[test]
+fn what_is_renamed_is_durable_before_anything_builds_on_it() {
+    // Sockets are made anew at every start.
+    let is_made_durable = |call: &Call| call.name.starts_with("rename") && call.path.starts_with("state");
+    let mut renames = 0;
+    for list in lists(USUAL) {
+        for (nth, call) in list.iter().enumerate().filter(|(_, call)| is_made_durable(call)) {
+            renames += 1;
+            let (before, after) = (&list[..nth], &list[nth + 1..]);
+            let is_sync = |one: &Call, of: &Path| one.name.ends_with("sync") && one.path == of;
+            let is_link =
+                before.last().is_some_and(|last| last.name.starts_with("symlink") && last.path == call.path);
+            let is_synced = before.iter().any(|one| is_sync(one, &call.path));
+            assert!(is_synced || is_link, "{call:?} was not synced: {before:#?}");
+            // Also what is in it, where it is a folder.
+            for (at, written) in before.iter().enumerate().filter(|(_, one)| one.name == "write") {
+                let is_synced = before[at..].iter().any(|one| is_sync(one, &written.path));
+                assert!(is_synced, "{written:?} was not synced before {call:?}: {before:#?}");
+            }
+            let folder = call.path.parent().unwrap();
+            let next = after.iter().find(|one| !one.reads);
+            assert!(
+                next.is_some_and(|next| is_sync(next, folder)),
+                "{folder:?} is to be synced next: {after:#?}"
+            );
+        }
+    }
+    assert!(renames > 10, "{renames} files and folders were renamed");
+}
+
 #[test]
 fn a_full_disk_costs_nothing_that_is_held_and_is_left_behind_when_there_is_room() {
     let mut subject = Subject::new(USUAL);
