@@ -315,7 +315,7 @@ fn a_power_cut_at_any_step_leaves_the_identity_or_none_and_publishes_what_is_hel
     let private = state.join("private");
     let id = world.device.status()["spiffeId"].clone();
     // Half-way by hand: withdrawn and not put aside yet; put aside and the documents not yet.
-    world.device.kill();
+    world.kill();
     fs::remove_file(state.join("svid/current")).unwrap();
     fs::create_dir(private.join("left-1")).unwrap();
     world.device.start();
@@ -323,7 +323,7 @@ fn a_power_cut_at_any_step_leaves_the_identity_or_none_and_publishes_what_is_hel
     world.device.wait_until("published again", |device| device.path("state/svid/current/svid.pem").exists());
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "it has not left");
 
-    world.device.kill();
+    world.kill();
     fs::remove_dir_all(state.join("svid")).unwrap();
     fs::rename(private.join("identity.json"), private.join("left-1/identity.json")).unwrap();
     world.device.start();
@@ -335,7 +335,7 @@ fn a_power_cut_at_any_step_leaves_the_identity_or_none_and_publishes_what_is_hel
         let before = world.device.published("svid.pem");
         assert_eq!(post(&world.device, "/v1/reset-identity", LEAVE).0, 202);
         std::thread::sleep(Duration::from_millis(delay));
-        world.device.kill();
+        world.kill();
         let kept = private.join("identity.json").exists();
         world.device.start();
         world.device.wait_for("active");

@@ -43,7 +43,7 @@ fn enrolled(mut world: World) -> (World, Value) {
 #[test]
 fn a_device_without_a_tpm_enrolls_and_renews_and_says_how_its_key_is_kept() {
     let (world, status) = enrolled(world(true));
-    let key = json!({ "provider": "software", "protection": "software-basic", "algorithm": "ecdsa-p256" });
+    let key = json!({ "provider": "software", "protection": "software-basic", "algorithm": "ecdsa-p256", "lost": false });
     assert_eq!(status["key"], key);
     world.device.wait_for_another_svid(&status["svid"]["serial"]);
     let said: Value = serde_json::from_str(&world.device.published("identity.json")).unwrap();

@@ -52,6 +52,12 @@ impl World {
         world
     }
 
+    /// Kills the agent. What it left in the TPM goes, as behind the kernel's resource manager: three of them fill it.
+    pub(crate) fn kill(&mut self) {
+        self.device.kill();
+        self.tpm.flush();
+    }
+
     /// Configures the device with these lines more.
     pub(crate) fn configure(&self, more: &str) {
         self.device.configure(&config(&self.mis, &self.tpm, more));

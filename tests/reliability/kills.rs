@@ -64,9 +64,9 @@ impl Story {
         let kills = if crate::is_long() { 250 } else { 16 };
         let begin = Instant::now();
         self.enrollment = self.until_an_svid();
-        self.kill();
+        self.world.kill();
         self.renewal = self.until_another_svid();
-        self.kill();
+        self.world.kill();
         let readers = Readers::of(self.world.device.path("state/svid"));
         let (mut enrollments, mut renewals) = (0, 0);
         for kill in 0..kills {
@@ -81,12 +81,12 @@ impl Story {
                 renewals += 1;
             }
             self.is_one_device();
-            self.kill();
+            self.world.kill();
             self.nothing_is_left_over();
         }
         self.until_another_svid();
         self.is_one_device();
-        self.kill();
+        self.world.kill();
         let counters = self.world.tpm.run("tpm2_getcap", &["properties-variable"]);
         assert!(counters.contains("TPM2_PT_LOCKOUT_COUNTER: 0x0"), "the TPM counts attacks: {counters}");
         println!(
@@ -111,12 +111,7 @@ impl Story {
         self.world.device.spawn();
         let moment = usual.mul_f64(1.2 * self.draw());
         std::thread::sleep(moment);
-        self.kill();
-    }
-
-    fn kill(&mut self) {
-        self.world.device.kill();
-        self.world.tpm.flush();
+        self.world.kill();
     }
 
     fn until_an_svid(&mut self) -> Duration {
