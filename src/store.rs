@@ -156,7 +156,7 @@ impl CachedWaits {
             until.map(|boot| {
                 let left = now.until(boot);
                 let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-                let end = wall.map_or(Timestamp::from_millis(i64::MAX), |wall| wall.after(left));
+                let end = wall.map_or(UNKNOWN_END, |wall| wall.after(left));
                 Wait { boot, wall: end, left: millis }
             })
         };
@@ -173,6 +173,17 @@ impl CachedWaits {
         }
     }
 }
+
+impl CachedWaits {
+    /// All of them were written by a wall clock that could be believed.
+    pub fn ends_by_the_wall_clock(&self) -> bool {
+        let ends = [self.discovery, self.bundle, self.identity];
+        ends.into_iter().flatten().all(|wait| wait.wall != UNKNOWN_END)
+    }
+}
+
+/// The end of a wait that was written by a clock that could not be believed.
+const UNKNOWN_END: Timestamp = Timestamp::from_millis(i64::MAX);
 
 /// The end of a wait on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -59,10 +59,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         new("power-on, 10 min off", Large, |s| restart(s, 7 * DAY, 10 * MINUTE, true)).in_short(),
         new("power-on, 60 h off", Large, |s| restart(s, 7 * DAY, 60 * HOUR, false)),
         new("outage 24 h, SVIDs 24 h", Large, |s| away(s, DAY, DAY, None, Some("outage-24h.svg"))),
-        new("outage 24 h, SVIDs 7 d", Large, |s| away(s, DAY, 7 * DAY, None, None)),
+        new("outage 24 h, SVIDs 7 d", Large, |s| away(s, DAY, 7 * DAY, SOME_HOURS, None)),
         new("outage 7 d, SVIDs 24 h", Large, |s| away(s, 7 * DAY, DAY, SOME_HOURS, None)).in_short(),
         new("outage 7 d, SVIDs 7 d", Large, |s| away(s, 7 * DAY, 7 * DAY, SOME_HOURS, Some("outage-7d.svg"))),
-        new("outage 7 d, SVIDs 30 d", Large, |s| away(s, 7 * DAY, 30 * DAY, SOME_HOURS, None)),
         new("all counted, 24 h outage", Large, |s| {
             outage(
                 s,

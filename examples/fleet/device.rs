@@ -29,6 +29,8 @@ pub(crate) struct Device {
     /// Issued, and not adopted yet.
     answer: Option<SvidFacts>,
     pending_key: bool,
+    /// As the bundle held says.
+    refresh_hint: Option<Duration>,
     random: Random,
 }
 
@@ -37,7 +39,15 @@ impl Device {
     pub(crate) fn new(random: Random) -> Self {
         let mut random = random;
         let lifecycle = Lifecycle::new(policy(), Restored::default(), clocks(0), &mut || random.unit());
-        Self { lifecycle, doing: None, svid: None, answer: None, pending_key: false, random }
+        Self {
+            lifecycle,
+            doing: None,
+            svid: None,
+            answer: None,
+            pending_key: false,
+            refresh_hint: None,
+            random,
+        }
     }
 
     /// What happens at this moment, and when something happens next.
@@ -62,6 +72,7 @@ impl Device {
             discovery: self.svid.is_some().then(|| document(false)),
             bundle: self.svid.is_some(),
             bundle_is_empty: false,
+            bundle_refresh_hint: self.refresh_hint,
             svid: self.svid.clone().map(|facts| SvidFacts {
                 renew_at: self.lifecycle.renew_at(),
                 key: KeyChoice::Current,
@@ -117,10 +128,13 @@ impl Device {
             Action::FetchDiscovery => {
                 Event::Discovery(ask(Kind::Discovery).map(|()| document(self.svid.is_none())))
             }
-            Action::FetchBundle => Event::Bundle(ask(Kind::Bundle).map(|()| BundleFacts {
-                refresh_hint: mis.refresh_hint,
-                vouches: self.svid.is_some().then_some(true),
-                is_empty: false,
+            Action::FetchBundle => Event::Bundle(ask(Kind::Bundle).map(|()| {
+                self.refresh_hint = mis.refresh_hint;
+                BundleFacts {
+                    refresh_hint: mis.refresh_hint,
+                    vouches: self.svid.is_some().then_some(true),
+                    is_empty: false,
+                }
             })),
             Action::CreateKey => {
                 self.pending_key = true;

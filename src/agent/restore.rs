@@ -65,6 +65,7 @@ impl Device {
         let restored = Restored {
             discovery: discovery.as_ref().map(|held| discovered(&held.document, false)),
             bundle: bundle.is_some(),
+            bundle_refresh_hint: bundle.as_ref().and_then(|kept| kept.bundle.refresh_hint()),
             bundle_is_empty: bundle.as_ref().is_some_and(|kept| kept.bundle.anchors().is_empty()),
             svid: identity.as_ref().map(|identity| {
                 svid_facts(&identity.svid, renew_at, KeyChoice::Current, fits(&keys, &identity.key))

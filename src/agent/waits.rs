@@ -16,6 +16,8 @@ pub(super) struct KeptWaits {
     by_right_clock: bool,
     /// What was read of the waits of another boot, by a clock that could not be right.
     in_doubt: Option<Waits>,
+    /// The record is another boot's, and has served.
+    is_stale: bool,
 }
 
 /// What is to be done to the record on the disk.
@@ -55,20 +57,21 @@ impl KeptWaits {
         memory: Memory,
         believed: bool,
     ) -> Self {
-        let of_this_boot = is_of(record, boot_id);
-        let in_doubt = !of_this_boot && !believed;
+        let of_another_boot = !is_of(record, boot_id) && *record != CachedWaits::default();
         Self {
-            in_doubt: (in_doubt && memory.waits != Waits::default()).then_some(memory.waits),
-            by_right_clock: true,
-            // Those of another boot are written anew with this boot's name, by a clock that can be right.
-            stored: if of_this_boot || in_doubt { memory } else { Memory::default() },
+            in_doubt: (of_another_boot && !believed && memory.waits != Waits::default())
+                .then_some(memory.waits),
+            by_right_clock: record.ends_by_the_wall_clock(),
+            // It is written anew with this boot's name, by a clock that can be right; or removed, if it is over.
+            is_stale: of_another_boot && believed,
+            stored: memory,
         }
     }
 
     /// What the record lacks of what is not to be forgotten now.
     pub(super) fn change(&self, memory: &Memory, believed: bool) -> Option<Change> {
         let is_to_be_right = believed && !self.by_right_clock && self.in_doubt.is_none();
-        if *memory == self.stored && !is_to_be_right {
+        if *memory == self.stored && !is_to_be_right && !self.is_stale {
             return None;
         }
         Some(if *memory == Memory::default() { Change::Remove } else { Change::Write })
@@ -77,7 +80,7 @@ impl KeptWaits {
     /// The record is as [`change`](Self::change) said.
     pub(super) fn changed(&mut self, memory: Memory, believed: bool) {
         self.by_right_clock = believed || memory == Memory::default();
-        self.stored = memory;
+        (self.stored, self.is_stale) = (memory, false);
     }
 
     /// Whether the clock, which could not be right at the start, tells now how much is left of the waits of another boot:
@@ -177,5 +180,31 @@ mod tests {
         kept.changed(again.clone(), true);
         assert_eq!(kept.change(&again, true), None);
         assert_eq!(kept.change(&Memory::default(), true), Some(Change::Remove));
+    }
+
+    #[test]
+    fn a_wait_that_is_over_is_not_found_by_a_later_boot_and_one_that_a_wrong_clock_wrote_is_written_by_a_right_one()
+     {
+        let asked = at(SOME_DAY, MINUTE);
+        let over = at(SOME_DAY.after(2 * HOUR), MINUTE);
+        let found = record(&to_wait_for_an_hour(asked), "first", true, asked);
+        assert_eq!(left(&remembered(&found, Some("second"), over), over), Duration::ZERO);
+        let mut kept = KeptWaits::restored(&found, Some("second"), Memory::default(), true);
+        assert_eq!(kept.change(&Memory::default(), true), Some(Change::Remove));
+        kept.changed(Memory::default(), true);
+        assert_eq!(kept.change(&Memory::default(), true), None);
+        let nothing = KeptWaits::restored(&CachedWaits::default(), Some("second"), Memory::default(), true);
+        assert_eq!(nothing.change(&Memory::default(), true), None);
+
+        let boot = at(Timestamp::from_secs(5), MINUTE);
+        let memory = to_wait_for_an_hour(boot);
+        let written = record(&memory, "first", false, boot);
+        let kept = KeptWaits::restored(&written, Some("first"), memory.clone(), false);
+        assert_eq!(kept.change(&memory, false), None);
+        assert_eq!(
+            kept.change(&memory, true),
+            Some(Change::Write),
+            "of the same boot, when the clock was set"
+        );
     }
 }

@@ -76,7 +76,7 @@ fn in_words(status: &Status, now: SystemTime) -> String {
         if let Some(detail) = &error.detail {
             line("", detail);
         }
-        line("", &format!("seen {}; {}", distance(&error.at, now), next_step(error, status, now)));
+        line("", &format!("seen {}; {}", distance(&error.at, now), next_step(error, now)));
         if let Some(instance) = &error.instance {
             line("", &format!("quote this to the operator of the MIS: {instance}"));
         }
@@ -116,11 +116,11 @@ fn trusted_by(trust: &TrustStatus) -> String {
     format!("by {}", all.join(", and "))
 }
 
-fn next_step(error: &ErrorStatus, status: &Status, now: SystemTime) -> String {
+fn next_step(error: &ErrorStatus, now: SystemTime) -> String {
     match (&error.retry_at, error.permanent) {
         (Some(at), true) => format!("it needs to be corrected; the agent looks again {}", distance(at, now)),
         (Some(at), false) => format!("the agent tries again {}", distance(at, now)),
-        (None, _) if status.key.lost => {
+        (None, _) if error.kind == "urn:miaf-agent:error:key-lost" => {
             "the agent looks for the key from time to time; it makes another when it is told to, by miaf-agent retry --new-key".into()
         }
         (None, _) => {
@@ -216,6 +216,7 @@ mod tests {
         status.key.lost = true;
         if let Some(error) = &mut status.last_error {
             error.retry_at = None;
+            error.kind = "urn:miaf-agent:error:key-lost".into();
         }
         let text = in_words(&status, now);
         assert!(

@@ -53,11 +53,27 @@ impl Retry {
         }
         series.current_interval.min(self.cap)
     }
+}
 
-    /// The most that is drawn on top of a wait that the MIS asked for: a fleet that was told one number must not come back
-    /// in one second (miaf-v0 E8). More than the cap spreads nothing better.
+/// When one kind of work is tried again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    pub(super) retry: Retry,
+    /// The most that is drawn on top of a wait that the MIS asked for.
+    pub(super) spread: Duration,
+}
+
+impl Pace {
+    /// What may be drawn on top of this wait: a fleet that was told one number must not come back in one second (miaf-v0
+    /// E8).
     fn on_top_of(&self, asked: Duration) -> Duration {
-        (asked / 2).min(self.cap)
+        (asked / 2).min(self.spread)
+    }
+}
+
+impl From<Retry> for Pace {
+    fn from(retry: Retry) -> Self {
+        Self { retry, spread: retry.cap }
     }
 }
 
@@ -170,18 +186,18 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// The wait of before the restart. What was drawn on top of it then is drawn anew: a fleet that is restarted while
-    /// it waits must not come back in one second either (E8).
+    /// The wait of before the restart. What was drawn on top of it then is drawn anew: a fleet that is restarted while the
+    /// MIS asks it to wait must not come back in one second either (E8).
     pub(super) fn waiting_until(
         asked_until: Option<BootTime>,
-        retry: &Retry,
+        pace: impl Into<Pace>,
         now: Now,
         draw: Draw<'_>,
     ) -> Self {
         let Some(until) = asked_until.filter(|until| *until > now.boot) else { return Self::default() };
-        let rest = now.boot.until(until);
-        let opens_at = until.after(retry.base.max(retry.on_top_of(rest)).mul_f64(draw()));
-        Self { opens_at: Some(opens_at), asked_until, ..Self::default() }
+        let pace = pace.into();
+        let spread = pace.retry.base.max(pace.on_top_of(now.boot.until(until)));
+        Self { opens_at: Some(until.after(spread.mul_f64(draw()))), asked_until, ..Self::default() }
     }
 
     /// The error that the wait is for.
@@ -213,8 +229,11 @@ impl Gate {
     /// keep it short. A pause after a success is not a failure's.
     pub(super) fn forgive(&mut self, from: BootTime, now: Now) {
         let local = self.is_local();
-        let Some(error) = &mut self.last_error else { return };
-        error.permanent = local;
+        match &mut self.last_error {
+            Some(error) => error.permanent = local,
+            None if self.asked_until.is_none() => return,
+            None => {} // a wait of before the restart
+        }
         // While the MIS asks to wait, what was drawn on top of that stays too (E8).
         if self.asked_until.is_none_or(|until| until <= now.boot) {
             self.opens_at = self.opens_at.map(|at| at.min(from));
@@ -222,15 +241,23 @@ impl Gate {
     }
 
     /// An error that is followed by another attempt of another kind, at once if the MIS does not ask to wait (E8).
-    pub(super) fn noted(&mut self, failure: Failure, retry: &Retry, now: Now, draw: Draw<'_>) {
+    pub(super) fn noted(&mut self, failure: Failure, pace: &Pace, now: Now, draw: Draw<'_>) {
         let asked = failure.asked();
-        self.opens_at = asked.map(|asked| now.boot.after(asked + retry.on_top_of(asked).mul_f64(draw())));
+        self.opens_at = asked.map(|asked| now.boot.after(asked + pace.on_top_of(asked).mul_f64(draw())));
         self.asked_until = asked.map(|asked| now.boot.after(asked));
         self.local_failures = 0;
         self.remember(failure, now, false);
     }
 
-    pub(super) fn failed(&mut self, failure: Failure, retry: &Retry, now: Now, draw: Draw<'_>) -> Verdict {
+    pub(super) fn failed(
+        &mut self,
+        failure: Failure,
+        pace: impl Into<Pace>,
+        now: Now,
+        draw: Draw<'_>,
+    ) -> Verdict {
+        let pace = pace.into();
+        let retry = &pace.retry;
         let offline = failure.meaning == Meaning::Offline;
         let local = matches!(failure.meaning, Meaning::Local | Meaning::PendingKeyLost);
         let count = match (local, offline) {
@@ -246,7 +273,7 @@ impl Gate {
             (Meaning::Pending, Some(asked)) if !asked.is_zero() => {
                 asked + retry.base.max(asked / 4).mul_f64(draw())
             }
-            (_, Some(asked)) => asked + backoff.max(retry.on_top_of(asked)).mul_f64(draw()),
+            (_, Some(asked)) => asked + backoff.max(pace.on_top_of(asked)).mul_f64(draw()),
             (
                 Meaning::NotAuthenticated | Meaning::Slow | Meaning::NotFound | Meaning::KeyRotationRefused,
                 None,

@@ -25,12 +25,12 @@ pub use words::{
 };
 
 use crate::time::{BootTime, Now, Timestamp};
-use gate::Gate;
+use gate::{Gate, Pace};
 use wanted::Next;
 
-/// A device that is switched on with an identity looks at discovery and bundle within this part of the interval of its
-/// configuration: half a minute of five.
-const FIRST_LOOK_WITHIN: u32 = 10;
+/// A device that is switched on with an identity looks at discovery and bundle at a random moment within this time, and
+/// within a tenth of the interval between two looks at the bundle.
+const FIRST_LOOK_WITHIN: Duration = Duration::from_secs(30);
 
 /// The state of one device's identity.
 #[derive(Clone, Debug)]
@@ -135,17 +135,19 @@ enum AnswerBundle {
 impl Lifecycle {
     /// From what survived. Nothing happens before the first [`step`](Self::step).
     pub fn new(policy: Policy, restored: Restored, now: Now, draw: Draw<'_>) -> Self {
-        let mut restored_gate = |wait| Gate::waiting_until(wait, &policy.retry, now, draw);
         let Memory { waits, discovery_waits_because, waits_because, admission_pending, replace_lost_key } =
             restored.memory;
-        let discovery_gate = restored_gate(waits.discovery).because_of(discovery_waits_because);
-        let bundle_gate = restored_gate(waits.bundle);
-        let identity_gate = restored_gate(waits.identity).because_of(waits_because);
+        let mut gate = |wait, pace: Pace| Gate::waiting_until(wait, pace, now, draw);
+        let discovery_gate = gate(waits.discovery, policy.retry.into()).because_of(discovery_waits_because);
+        let bundle_gate = gate(waits.bundle, policy.retry.into());
+        let asked = waits.identity.map_or(Duration::ZERO, |until| now.boot.until(until));
+        let pace = policy.identity_pace(restored.svid.as_ref(), now.wall.after(asked));
+        let identity_gate = gate(waits.identity, pace).because_of(waits_because);
         // A fleet whose power comes back does not look around in one second (B4). Who has no identity yet, or no clock that can
         // be believed, is waited for.
-        let at_leisure = restored.svid.is_some() && restored.time.allows(now);
+        let at_leisure = restored.svid.is_some() && !restored.bundle_is_empty && restored.time.allows(now);
         let first_look = now.boot.after(if at_leisure {
-            (policy.bundle_refresh / FIRST_LOOK_WITHIN).mul_f64(draw())
+            FIRST_LOOK_WITHIN.min(policy.bundle_refresh / 10).mul_f64(draw())
         } else {
             Duration::ZERO
         });
@@ -162,7 +164,8 @@ impl Lifecycle {
             discovery_gate,
             bundle: restored.bundle.then_some(HeldBundle {
                 refresh_at: first_look,
-                refresh_every: policy.bundle_refresh,
+                refresh_every: policy
+                    .refresh_interval(restored.bundle_refresh_hint, restored.bundle_is_empty),
                 is_empty: restored.bundle_is_empty,
             }),
             bundle_gate,
@@ -195,7 +198,11 @@ impl Lifecycle {
 
     /// An authenticated answer of the MIS has shown that it is this time.
     pub fn time_is_proven(&mut self, time: Timestamp, now: Now) {
+        let believed = self.believes(now);
         self.time.is_proven(time, now);
+        if believed && !self.believes(now) {
+            self.discovery_gate.forgive(now.boot, now); // with the next document comes the time
+        }
     }
 
     /// What is known of the time besides the wall clock: to be stored.

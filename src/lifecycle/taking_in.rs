@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::gate::{Failure, LastError, Meaning, Retry, Verdict};
+use super::gate::{Failure, LastError, Meaning, Pace, Verdict};
 use super::words::{
     Action, BundleFacts, Discovered, Draw, Event, KeyChoice, NotAdopted, Order, Request, SvidFacts,
 };
@@ -118,7 +118,7 @@ impl Lifecycle {
             Err(failure) if failure.meaning == Meaning::CurrentKeyLost => self.current_key_lost(failure, now),
             Err(failure) => {
                 let retry = self.identity_retry(now.wall);
-                self.key_gate.failed(failure, &retry, now, draw);
+                self.key_gate.failed(failure, retry, now, draw);
             }
         }
     }
@@ -150,7 +150,7 @@ impl Lifecycle {
             }
             Err(failure) => {
                 let retry = self.discovery_retry(now);
-                self.discovery_gate.failed(failure, &retry, now, draw);
+                self.discovery_gate.failed(failure, retry, now, draw);
                 // The last good document stays in use (miaf-v0 D4), and is asked after until the MIS answers.
                 if let Some(discovery) = &mut self.discovery {
                     discovery.look_from = Some(now.boot);
@@ -163,7 +163,7 @@ impl Lifecycle {
         match outcome {
             Ok(facts) => {
                 self.bundle_gate.succeeded();
-                let refresh_every = self.refresh_interval(facts);
+                let refresh_every = self.policy.refresh_interval(facts.refresh_hint, facts.is_empty);
                 let refresh_at = now.boot.after(spread(refresh_every, draw));
                 self.bundle = Some(HeldBundle { refresh_at, refresh_every, is_empty: facts.is_empty });
                 self.hasten_renewal(facts, now, draw);
@@ -178,7 +178,7 @@ impl Lifecycle {
                     discovery.look_from = Some(now.boot);
                 }
                 let retry = self.bundle_retry();
-                self.bundle_gate.failed(failure, &retry, now, draw);
+                self.bundle_gate.failed(failure, retry, now, draw);
             }
         }
     }
@@ -226,16 +226,16 @@ impl Lifecycle {
                 }
                 // The existing key, if there is one that was not refused itself, is tried without delay (R4).
                 if key == KeyChoice::Pending && self.svid.is_some() && !self.key_is_lost() {
-                    let retry = self.retry_after(&failure, now);
-                    self.identity_gate.noted(failure, &retry, now, draw);
+                    let pace = self.pace_after(&failure, now);
+                    self.identity_gate.noted(failure, &pace, now, draw);
                 } else {
                     self.identity_failed_for(Some(request), failure, now, draw);
                 }
             }
             Meaning::NotAuthenticated if request == Request::Renew && self.may_enroll() => {
                 self.reauthenticate = true; // R6: enroll again, now
-                let retry = self.retry_after(&failure, now);
-                self.identity_gate.noted(failure, &retry, now, draw);
+                let pace = self.pace_after(&failure, now);
+                self.identity_gate.noted(failure, &pace, now, draw);
             }
             // The factory certificate does not help: perhaps the 401 at renewal was not the MIS's. While the SVID is
             // good, renewal and enrollment are tried in turn, slowly (R7).
@@ -271,16 +271,16 @@ impl Lifecycle {
     }
 
     fn identity_failed_for(&mut self, request: Option<Request>, failure: Failure, now: Now, draw: Draw<'_>) {
-        let retry = self.retry_after(&failure, now);
-        let verdict = self.identity_gate.failed(failure, &retry, now, draw);
+        let pace = self.pace_after(&failure, now);
+        let verdict = self.identity_gate.failed(failure, pace, now, draw);
         if let (Verdict::Blocked, Some(request)) = (verdict, request) {
             self.blocked.put(request, self.identity_gate.last_error().cloned());
         }
     }
 
-    /// As it will be when the wait that the MIS asked for is over.
-    fn retry_after(&self, failure: &Failure, now: Now) -> Retry {
-        self.identity_retry(now.wall.after(failure.asked().unwrap_or_default()))
+    fn pace_after(&self, failure: &Failure, now: Now) -> Pace {
+        let svid = self.svid.as_ref().map(|svid| &svid.facts);
+        self.policy.identity_pace(svid, now.wall.after(failure.asked().unwrap_or_default()))
     }
 
     fn adopt_ended(&mut self, outcome: Result<SvidFacts, NotAdopted>, now: Now, draw: Draw<'_>) {
@@ -312,6 +312,8 @@ impl Lifecycle {
                 if let Some(answer) = &mut self.answer {
                     answer.bundle = AnswerBundle::Wanted;
                 }
+                // It may have failed when nobody waited for it, and be looked at again in an hour.
+                self.bundle_gate.forgive(now.boot, now);
             }
             Err(NotAdopted::Kept(failure)) => self.identity_failed(failure, now, draw),
             Err(NotAdopted::Refused(failure)) => {

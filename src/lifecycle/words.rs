@@ -150,6 +150,8 @@ pub struct Restored {
     pub bundle: bool,
     /// See [`bundle`](Self::bundle).
     pub bundle_is_empty: bool,
+    /// What its MIS wished for the next look at it.
+    pub bundle_refresh_hint: Option<Duration>,
     /// The SVID held.
     pub svid: Option<SvidFacts>,
     /// Whether a key is pending: it may already have been sent.

@@ -160,6 +160,7 @@ impl Watch {
         let restored = Restored {
             discovery: self.discovery.clone().map(|facts| Discovered { changed: false, ..facts }),
             bundle: self.bundle.is_some(),
+            bundle_refresh_hint: self.bundle.and_then(|bundle| bundle.refresh_hint),
             bundle_is_empty: self.bundle.is_some_and(|bundle| bundle.is_empty),
             svid: self.svid.clone().map(|facts| SvidFacts {
                 renew_at: self.lifecycle.renew_at(),
