@@ -9,6 +9,7 @@
 
 mod clock;
 mod gate;
+mod pace;
 mod status;
 mod taking_in;
 mod wanted;
@@ -17,7 +18,8 @@ mod words;
 use std::time::Duration;
 
 pub use clock::KnownTime;
-pub use gate::{Failure, LONGEST_RETRY_AFTER, LastError, Meaning, Report, Retry};
+pub use gate::{Failure, LONGEST_RETRY_AFTER, LastError, Meaning, Report};
+pub use pace::Retry;
 pub use status::State;
 pub use words::{
     Action, BundleFacts, Discovered, Draw, Event, KeyChoice, Memory, NotAdopted, Order, Policy, Request,
@@ -25,7 +27,8 @@ pub use words::{
 };
 
 use crate::time::{BootTime, Now, Timestamp};
-use gate::{Gate, Pace};
+use gate::Gate;
+use pace::Pace;
 use wanted::Next;
 
 /// A device that is switched on with an identity looks at discovery and bundle at a random moment within this time, and

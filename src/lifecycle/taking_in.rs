@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::gate::{Failure, LastError, Meaning, Pace, Verdict};
+use super::gate::{Failure, LastError, Meaning, Verdict};
+use super::pace::Pace;
 use super::words::{
     Action, BundleFacts, Discovered, Draw, Event, KeyChoice, NotAdopted, Order, Request, SvidFacts,
 };

@@ -2,20 +2,13 @@
 
 use std::time::Duration;
 
-use super::gate::{Pace, Report, Retry};
-use super::words::{Action, KeyChoice, Policy, Request, SvidFacts};
+use super::gate::Report;
+use super::words::{Action, KeyChoice, Request, SvidFacts};
 use super::{AnswerBundle, CurrentKey, HeldSvid, Lifecycle, PendingKey};
-use crate::time::{Now, Timestamp};
+use crate::time::Now;
 
 /// Somebody may have set the clock without a jump, or said that it is right.
 const BETWEEN_LOOKS_AT_THE_CLOCK: Duration = Duration::from_secs(60);
-
-/// Bounds on the refresh hint of the MIS: a slip of the pen there must neither hammer it nor freeze the anchors.
-const SHORTEST_REFRESH: Duration = Duration::from_secs(5);
-const LONGEST_REFRESH: Duration = Duration::from_secs(24 * 3600);
-
-/// Between two successful looks at the discovery document, unless the lifetimes here are too short for that.
-const SHORTEST_BETWEEN_READS: Duration = Duration::from_secs(60);
 
 /// Nothing sleeps longer than this.
 const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 3600);
@@ -196,72 +189,5 @@ impl Lifecycle {
         let SvidFacts { not_before, not_after, .. } = svid.facts;
         let changes = [not_before, not_after.after(Duration::from_millis(1))];
         changes.into_iter().map(|at| now.wall.until(at)).find(|rest| !rest.is_zero())
-    }
-
-    /// Bundles are polled, so a failure never makes the polls rarer than they are on a good day; nor, when the MIS is away
-    /// for long, much more frequent.
-    pub(super) fn bundle_retry(&self) -> Retry {
-        match (self.bundle, &self.answer) {
-            (Some(bundle), None) => self.retry_within(bundle.refresh_every),
-            _ => self.retry_of_what_is_waited_for(),
-        }
-    }
-
-    /// A document that is held serves meanwhile, and the next request is what a new one is for: it need not be asked for more
-    /// often. Where the device cannot go on under it, or not by its clock, it is waited for.
-    pub(super) fn discovery_retry(&self, now: Now) -> Retry {
-        let waited_for = self.retry_of_what_is_waited_for();
-        let serves = self.discovery.is_some() && self.bundle.is_some() && self.time.allows(now);
-        if !serves || self.is_refused_for_good(now) {
-            return waited_for;
-        }
-        let identity = self.identity_retry(now.wall);
-        if identity.cap > waited_for.cap { identity } else { waited_for }
-    }
-
-    fn retry_of_what_is_waited_for(&self) -> Retry {
-        self.retry_within(self.policy.bundle_refresh)
-    }
-
-    fn retry_within(&self, longest: Duration) -> Retry {
-        let cap = self.policy.retry.cap.min(longest);
-        Retry { base: self.policy.retry.base.min(cap), cap }
-    }
-
-    /// A document that was read just now is not read again on a mere doubt.
-    pub(super) fn shortest_between_reads(&self, now: Timestamp) -> Duration {
-        SHORTEST_BETWEEN_READS.min(self.retry_of_what_is_waited_for().cap).min(self.identity_retry(now).cap)
-    }
-
-    pub(super) fn identity_retry(&self, at: Timestamp) -> Retry {
-        self.policy.identity_pace(self.svid.as_ref().map(|svid| &svid.facts), at).retry
-    }
-}
-
-impl Policy {
-    /// Between two looks at a bundle on a good day.
-    pub(super) fn refresh_interval(&self, hint: Option<Duration>, is_empty: bool) -> Duration {
-        match hint.map(|hint| hint.clamp(SHORTEST_REFRESH, LONGEST_REFRESH)) {
-            // Emptied by a slip, perhaps: that is not waited out for a day.
-            Some(hint) if is_empty => hint.min(self.bundle_refresh),
-            Some(hint) => hint,
-            None => self.bundle_refresh,
-        }
-    }
-
-    /// The pace of requests for SVIDs at this moment. The cap is never above a twentieth of the lifetime, so that a
-    /// short-lived SVID gets its tries too (miaf-v0 R7); nor, down to the base, above half of what is left of it, which must not
-    /// expire because one draw was a long one (R2). When nothing is left there is nothing to lose: then a fleet that was told one
-    /// wait comes back over as long a time as any.
-    pub(super) fn identity_pace(&self, svid: Option<&SvidFacts>, at: Timestamp) -> Pace {
-        let Some(SvidFacts { not_before, not_after, .. }) = svid else { return self.retry.into() };
-        let twentieth = (not_before.until(*not_after) / 20).max(Duration::from_secs(1));
-        let cap = self.retry.cap.min(twentieth);
-        let base = self.retry.base.min(cap);
-        let left = at.until(*not_after);
-        if left.is_zero() {
-            return Pace { retry: Retry { base, cap }, spread: self.retry.cap };
-        }
-        Retry { base, cap: cap.min((left / 2).max(base)) }.into()
     }
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::clock::KnownTime;
-use super::gate::{Failure, LastError, Report, Retry};
+use super::gate::{Failure, LastError, Report};
+use super::pace::Retry;
 use crate::time::{BootTime, Timestamp};
 
 /// The parts of the configuration that decide when things happen.
