@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Draw;
-use super::pace::Pace;
+use super::retry::Pace;
 use crate::time::{BootTime, Now, Timestamp};
 
 /// Longest `Retry-After` that is believed (miaf-v0 E8).

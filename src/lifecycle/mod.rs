@@ -10,6 +10,7 @@
 mod clock;
 mod gate;
 mod pace;
+mod retry;
 mod status;
 mod taking_in;
 mod wanted;
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 pub use clock::KnownTime;
 pub use gate::{Failure, LONGEST_RETRY_AFTER, LastError, Meaning, Report};
-pub use pace::Retry;
+pub use retry::Retry;
 pub use status::State;
 pub use words::{
     Action, BundleFacts, Discovered, Draw, Event, KeyChoice, Memory, NotAdopted, Order, Policy, Request,
@@ -28,7 +29,7 @@ pub use words::{
 
 use crate::time::{BootTime, Now, Timestamp};
 use gate::Gate;
-use pace::Pace;
+use retry::Pace;
 use wanted::Next;
 
 /// A device that is switched on with an identity looks at discovery and bundle at a random moment within this time, and

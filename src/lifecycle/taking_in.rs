@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::gate::{Failure, LastError, Meaning, Verdict};
-use super::pace::Pace;
+use super::retry::Pace;
 use super::words::{
     Action, BundleFacts, Discovered, Draw, Event, KeyChoice, NotAdopted, Order, Request, SvidFacts,
 };

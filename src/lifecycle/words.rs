@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::clock::KnownTime;
 use super::gate::{Failure, LastError, Report};
-use super::pace::Retry;
+use super::retry::Retry;
 use crate::time::{BootTime, Timestamp};
 
 /// The parts of the configuration that decide when things happen.
