@@ -393,7 +393,16 @@ impl Subject {
     /// Runs a command where the agent's file systems are.
     fn on_its_disk(&self, command: &str) {
         let mut nsenter = Command::new("nsenter");
-        nsenter.args(["--mount", "--target", &self.device().pid().to_string(), "sh", "-c", command]);
+        // Its root as well: the test may run below a chroot.
+        nsenter.args([
+            "--mount",
+            "--root",
+            "--target",
+            &self.device().pid().to_string(),
+            "sh",
+            "-c",
+            command,
+        ]);
         let output = nsenter.env("STATE", self.device().path("state")).output();
         assert!(output.as_ref().is_ok_and(|output| output.status.success()), "{command}: {output:?}");
     }
