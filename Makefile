@@ -25,13 +25,13 @@ hw-tests: setup
 mutants: setup
 	scripts/mutants
 
-# The long form of tests/reliability: every call on the agent's files fails with every error and is the last one before a
-# kill, under every setting of key rotation. A quarter of an hour; as root, for strace and mounts.
+# The long form of tests/reliability: every call on the agent's files fails with every error, and a kill comes at every one of
+# them and at 1,000 random moments, under every setting of key rotation. Twenty minutes; as root, for strace and mounts.
 reliability: setup
-	RELIABILITY=long cargo test --test reliability -- --nocapture --test-threads=1
+	RELIABILITY=long cargo test --test reliability -- --nocapture --test-threads=2
 
 # 100,000 of the daemon's own lifecycles against a model MIS: writes docs/fleet.md and its plots, and fails if a bound does not
-# hold.
+# hold. A quarter of an hour on two cores.
 fleet: setup
 	cargo run --profile fleet --example fleet
 
