@@ -172,9 +172,7 @@ impl CachedWaits {
             replace_lost_key: memory.replace_lost_key,
         }
     }
-}
 
-impl CachedWaits {
     /// All of them were written by a wall clock that could be believed.
     pub fn ends_by_the_wall_clock(&self) -> bool {
         let ends = [self.discovery, self.bundle, self.identity];

@@ -85,14 +85,19 @@ impl Spoken {
 
     /// Logs that a record could not be written and what follows from it, if it is news.
     pub(super) fn of_record(&mut self, name: &'static str, failure: Option<&StoreError>, so: &str) {
-        let Some(failure) = failure.map(StoreError::to_string) else {
-            self.records.remove(name);
-            return;
-        };
-        if self.records.get(name) != Some(&failure) {
+        if let Some(failure) = self.news_of_record(name, failure.map(StoreError::to_string)) {
             tracing::warn!(error = failure, "{so}");
-            self.records.insert(name, failure);
         }
+    }
+
+    /// The failure, unless it was said already.
+    fn news_of_record(&mut self, name: &'static str, failure: Option<String>) -> Option<String> {
+        let Some(failure) = failure else {
+            self.records.remove(name);
+            return None;
+        };
+        let said = self.records.insert(name, failure.clone());
+        (said.as_ref() != Some(&failure)).then_some(failure)
     }
 
     /// Logs a failure to publish the files, if it is news.
@@ -101,5 +106,24 @@ impl Spoken {
             tracing::error!(detail = report.detail, "{}; those published before are untouched", report.title);
         }
         self.files = failure.cloned();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_stored_is_said_once_and_again_when_it_is_news() {
+        let mut spoken = Spoken::default();
+        let mut said = |record, failure: Option<&str>| {
+            spoken.news_of_record(record, failure.map(str::to_owned)).is_some()
+        };
+        assert!(said("time.json", Some("disk full")));
+        assert!(!said("time.json", Some("disk full")), "after the next step");
+        assert!(said("waits.json", Some("disk full")), "another record");
+        assert!(said("time.json", Some("read-only")), "another reason");
+        assert!(!said("time.json", None));
+        assert!(said("time.json", Some("read-only")), "it could be stored in between");
     }
 }

@@ -51,6 +51,7 @@ impl Lifecycle {
         SHORTEST_BETWEEN_READS.min(self.retry_of_what_is_waited_for().cap).min(self.identity_retry(now).cap)
     }
 
+    /// [`identity_pace`](Policy::identity_pace) under the SVID held.
     pub(super) fn identity_retry(&self, at: Timestamp) -> Retry {
         self.policy.identity_pace(self.svid.as_ref().map(|svid| &svid.facts), at).retry
     }

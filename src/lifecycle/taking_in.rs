@@ -279,6 +279,7 @@ impl Lifecycle {
         }
     }
 
+    /// As it will be when the wait that the MIS asked for is over.
     fn pace_after(&self, failure: &Failure, now: Now) -> Pace {
         let svid = self.svid.as_ref().map(|svid| &svid.facts);
         self.policy.identity_pace(svid, now.wall.after(failure.asked().unwrap_or_default()))
