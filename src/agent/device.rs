@@ -4,13 +4,12 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use super::failures::Spoken;
 use super::waits::{Change, KeptWaits};
 use crate::bootstrap::{Bootstrap, Purpose};
 use crate::config::Config;
 use crate::deliver::files::{PublishError, Publisher};
+use crate::deliver::watch::Publication;
 use crate::deliver::{HeldBundle, Identity, Snapshot};
 use crate::keys::{Key, KeyError, Provider};
 use crate::lifecycle::{Action, Draw, Event, KnownTime, LastError, Lifecycle, Report, State, Step};
@@ -36,6 +35,7 @@ pub(super) struct Device {
     pub(super) discovery: Option<HeldDiscovery>,
     pub(super) bundle: Option<KeptBundle>,
     pub(super) identity: Option<Arc<Identity>>,
+    pub(super) identity_before: Option<Arc<Identity>>,
     pub(super) pending: Option<Arc<dyn Key>>,
     pub(super) answer: Option<store::Answer>,
     pub(super) stored_renew_at: Option<Timestamp>,
@@ -93,11 +93,7 @@ impl Device {
     }
 
     /// Makes durable and visible what the last step changed. Returns when to try again to publish, if that failed.
-    pub(super) async fn settle(
-        &mut self,
-        now: Now,
-        publish: &watch::Sender<Arc<Snapshot>>,
-    ) -> Option<Duration> {
+    pub(super) async fn settle(&mut self, now: Now, publish: &Publication) -> Option<Duration> {
         self.store_memory(now).await;
         self.store_time().await;
         self.store_renewal_moment().await;
@@ -105,7 +101,7 @@ impl Device {
         self.spoken.of_files(failure.as_ref());
         let snapshot = self.snapshot(now, generation, failure.as_ref());
         self.tell_service_manager(&snapshot);
-        publish.send_replace(Arc::new(snapshot));
+        publish.tell(snapshot, now.wall);
         failure.map(|_| PUBLISH_AGAIN)
     }
 
@@ -211,6 +207,7 @@ impl Device {
             state: self.lifecycle.state(now),
             trust_domain: trust_domain.or_else(of_identity),
             identity: self.identity.clone(),
+            identity_before: self.identity_before.clone(),
             renew_at: self.lifecycle.renew_at(),
             provider: self.identity.as_ref().map_or(self.config.key.provider, |i| i.key.provider()).as_str(),
             bundle: self.bundle.as_ref().map(|kept| HeldBundle {
@@ -223,6 +220,7 @@ impl Device {
             key_is_lost: self.lifecycle.key_is_lost(),
             last_error: self.last_error(now, not_published),
             generation,
+            key_users: self.config.key_users.clone(),
         }
     }
 

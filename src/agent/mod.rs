@@ -16,13 +16,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use crate::config::{self, Config, ConfigError};
 use crate::deliver::Snapshot;
 use crate::deliver::answers::Lines;
 use crate::deliver::order::{Order, Orders};
+use crate::deliver::signing::Signing;
 use crate::deliver::socket::BindError;
+use crate::deliver::watch::Publication;
 use crate::lifecycle::{Event, LastError, Report, Step};
 use crate::store::StoreError;
 use crate::system::alarm::{Alarm, Woken};
@@ -94,8 +94,14 @@ pub async fn run(place: &Place, config: Config, passed: Vec<PassedSocket>) -> Re
     let socket = config.socket.clone();
     let mut life = Life::begin(config, None).await;
     // What is held is served from the first answer on: it is read before the socket is there.
-    let (publish, snapshots) = watch::channel(Arc::new(life.snapshot()));
-    let lines = Lines { snapshots, orders };
+    let publish = Publication::new(life.snapshot(), clock::now().wall);
+    let lines = Lines {
+        snapshots: publish.snapshots(),
+        changes: publish.changes(),
+        orders,
+        signing: Signing::default(),
+        counters: Arc::default(),
+    };
     let mut server = Server::start(passed, &socket, &lines)?;
     service::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
@@ -152,11 +158,11 @@ impl Life {
     async fn live(
         self,
         place: &Place,
-        publish: &watch::Sender<Arc<Snapshot>>,
+        publish: &Publication,
         signals: &mut Signals,
         alarm: &mut Alarm,
     ) -> Option<(Config, Option<Provisioned>)> {
-        publish.send_replace(Arc::new(self.snapshot()));
+        publish.tell(self.snapshot(), clock::now().wall);
         match self {
             Self::Unconfigured => wait_for_configuration(place, signals).await.map(|config| (config, None)),
             Self::Stateless(config, e, provisioned) => {
@@ -190,7 +196,7 @@ impl Life {
 async fn drive(
     device: &mut Device,
     place: &Place,
-    publish: &watch::Sender<Arc<Snapshot>>,
+    publish: &Publication,
     signals: &mut Signals,
     alarm: &mut Alarm,
 ) -> Option<Config> {

@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 
 use crate::config;
 use crate::deliver::answers::{Lines, Right};
+use crate::deliver::places::Places;
 use crate::deliver::socket::{BindError, Socket};
 use crate::system::service::PassedSocket;
 
@@ -25,7 +26,7 @@ impl Server {
     ) -> Result<Self, BindError> {
         let mut server = Self { passed: Vec::new(), bound: Vec::new() };
         for socket in passed {
-            server.passed.extend(adopt(socket, lines)?);
+            server.passed.extend(adopt(socket, at, lines)?);
         }
         // Where some are passed, one that is not was taken away: its right is not given by another way.
         if server.passed.is_empty() {
@@ -39,6 +40,9 @@ impl Server {
     /// Moves to other places, if the configuration names such that can be had. What the service manager passed stays
     /// where its unit has it.
     pub(super) async fn follow(&mut self, to: &config::Socket, lines: &Lines) {
+        for served in self.passed.iter().chain(self.bound.iter().map(|(_, _, served)| served)) {
+            served.places.limit(to.limits);
+        }
         for (right, at, served) in &mut self.bound {
             if place(to, *right) == place(at, *right) {
                 continue;
@@ -66,12 +70,14 @@ impl Server {
 struct Served {
     task: JoinHandle<()>,
     open: watch::Sender<()>,
+    places: Places,
 }
 
 impl Served {
-    fn new(socket: Socket, lines: &Lines) -> Self {
+    fn new(socket: Socket, at: &config::Socket, lines: &Lines) -> Self {
         let (open, closing) = watch::channel(());
-        Self { task: tokio::spawn(socket.serve(lines.clone(), closing)), open }
+        let places = Places::new(at.limits);
+        Self { task: tokio::spawn(socket.serve(lines.clone(), places.clone(), closing)), open, places }
     }
 
     async fn stop(self) {
@@ -81,7 +87,7 @@ impl Served {
 }
 
 /// `None` for one whose right is unknown: it is not served.
-fn adopt(passed: PassedSocket, lines: &Lines) -> Result<Option<Served>, BindError> {
+fn adopt(passed: PassedSocket, at: &config::Socket, lines: &Lines) -> Result<Option<Served>, BindError> {
     let PassedSocket { name, listener } = passed;
     let address = listener.local_addr().ok();
     let path = address.as_ref().and_then(|address| address.as_pathname()).unwrap_or(Path::new("")).to_owned();
@@ -95,14 +101,14 @@ fn adopt(passed: PassedSocket, lines: &Lines) -> Result<Option<Served>, BindErro
     };
     let socket = Socket::adopt(listener, right).map_err(|source| BindError::new(&path, source))?;
     tracing::info!(socket = %path.display(), right = right.as_str(), "local programs are served");
-    Ok(Some(Served::new(socket, lines)))
+    Ok(Some(Served::new(socket, at, lines)))
 }
 
 fn bind(right: Right, at: &config::Socket, lines: &Lines) -> Result<Served, BindError> {
     let Place { path, group } = place(at, right);
     let socket = Socket::bind(path, right, group)?;
     tracing::info!(socket = %path.display(), right = right.as_str(), "local programs are served");
-    Ok(Served::new(socket, lines))
+    Ok(Served::new(socket, at, lines))
 }
 
 #[derive(PartialEq, Eq)]

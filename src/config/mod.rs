@@ -12,6 +12,7 @@ mod tests;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use url::Url;
@@ -21,6 +22,7 @@ pub use self::sources::drop_in_folder;
 
 use self::reader::{Reader, SHORTEST};
 use self::sources::Sources;
+use crate::deliver::places::Limits;
 use crate::keys::ProviderKind;
 use crate::keys::tpm::Tcti;
 use crate::spiffe::TrustDomain;
@@ -57,6 +59,10 @@ pub struct Config {
     pub files: Files,
     /// The local sockets.
     pub socket: Socket,
+    /// Users, by name or number, who are given a software key over the Workload API.
+    pub key_users: Arc<[String]>,
+    /// Where the figures of `/metrics` are written for the node exporter too.
+    pub textfile: Option<PathBuf>,
     /// How much is logged.
     pub log_level: LogLevel,
 }
@@ -235,6 +241,8 @@ pub struct Socket {
     pub sign_group: Option<String>,
     /// The same, and commands; for root alone. `admin.sock` beside `path` where it is not named.
     pub admin_path: PathBuf,
+    /// How many may be connected to each of them.
+    pub limits: Limits,
 }
 
 impl Config {
@@ -297,7 +305,13 @@ impl Config {
                 path: agent_socket,
                 group: raw.socket.group,
                 sign_group: raw.socket.sign_group,
+                limits: reader.limits(
+                    raw.socket.max_connections.as_ref(),
+                    raw.socket.max_connections_per_user.as_ref(),
+                )?,
             },
+            key_users: reader.users("workload_api.key_users", raw.workload_api.key_users.as_deref())?,
+            textfile: raw.metrics.textfile.map(|path| reader.path(&path)),
             log_level: raw.log.level.unwrap_or_default(),
             state_dir,
         })

@@ -53,6 +53,8 @@ table!(File { state_dir: PathBuf } with {
     bundle: Bundle,
     files: Files,
     socket: Socket,
+    workload_api: WorkloadApi,
+    metrics: Metrics,
     log: Log
 });
 
@@ -92,6 +94,18 @@ table!(Bundle { refresh: Spanned<String> });
 
 table!(Files { dir: PathBuf, group: String, key_group: String, software_key_dir: PathBuf });
 
-table!(Socket { path: PathBuf, group: String, sign_path: PathBuf, sign_group: String, admin_path: PathBuf });
+table!(Socket {
+    path: PathBuf,
+    group: String,
+    sign_path: PathBuf,
+    sign_group: String,
+    admin_path: PathBuf,
+    max_connections: Spanned<usize>,
+    max_connections_per_user: Spanned<usize>,
+});
+
+table!(WorkloadApi { key_users: Vec<Spanned<String>> });
+
+table!(Metrics { textfile: PathBuf });
 
 table!(Log { level: LogLevel });

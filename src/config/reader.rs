@@ -1,8 +1,9 @@
 //! From the keys as written to values that cannot be wrong. What a user can get wrong is named with file, line and key, and
 //! what to do about it.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -15,12 +16,15 @@ use super::{
     Bootstrap, ConfigError, DAY, FactoryCertificate, FactoryKey, InitialTrust, Key, Mis, Problem, Proxy,
     ProxyUrl, Through, raw,
 };
+use crate::deliver::places::Limits;
 use crate::keys::ProviderKind;
 use crate::keys::tpm::Tcti;
 use crate::spiffe::TrustDomain;
 use crate::system::secret::Secret;
 
 const WELL_KNOWN: &str = "/.well-known/margo";
+/// Enough for any device, and few enough for its memory (about 20 KiB each).
+const CONNECTIONS: RangeInclusive<usize> = 1..=65_536;
 pub(super) const SHORTEST: Duration = Duration::from_millis(100);
 
 /// Turns raw values into strong ones, and knows where each stood.
@@ -272,6 +276,40 @@ impl Reader<'_> {
             }
             _ => Ok((base, cap)),
         }
+    }
+
+    pub(super) fn limits(
+        &self,
+        all: Option<&Spanned<usize>>,
+        of_one_user: Option<&Spanned<usize>>,
+    ) -> Result<Limits, ConfigError> {
+        let read = |key, value: Option<&Spanned<usize>>, default| match value {
+            None => Ok(default),
+            Some(value) if CONNECTIONS.contains(value.get_ref()) => Ok(*value.get_ref()),
+            Some(value) => {
+                let what = format!("must lie between {} and {}", CONNECTIONS.start(), CONNECTIONS.end());
+                Err(self.wrong(&value.span(), key, what))
+            }
+        };
+        let connections = read("socket.max_connections", all, 2048)?;
+        let half = (connections / 2).max(1);
+        Ok(Limits { connections, of_one_user: read("socket.max_connections_per_user", of_one_user, half)? })
+    }
+
+    /// Users by name or number. Whether there is such a user is found out when one asks.
+    pub(super) fn users(
+        &self,
+        key: &'static str,
+        users: Option<&[Spanned<String>]>,
+    ) -> Result<Arc<[String]>, ConfigError> {
+        let user = |user: &Spanned<String>| {
+            let name = user.get_ref();
+            if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.$".contains(&b)) {
+                return Err(self.wrong(&user.span(), key, "each is the name of a user, or a number (uid)"));
+            }
+            Ok(name.clone())
+        };
+        users.into_iter().flatten().map(user).collect()
     }
 
     pub(super) fn duration(

@@ -1,26 +1,37 @@
 //! What a socket answers: HTTP/1.1 and JSON, errors as Problem Details. Reading is answered from the snapshot alone; an
 //! order goes to the agent's loop.
 
+use std::convert::Infallible;
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Bytes};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited, StreamBody};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use serde_json::json;
+use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::Snapshot;
+use super::metrics::{self, Counters};
 use super::order::{Accepted, Address, Asked, Orders, Refusal};
+use super::signing::{Signed, Signing, ToSign, Unsigned};
+use super::socket::Closing;
 use super::status::{Status, SvidDocument};
+use super::watch::{Change, events};
+use super::{Snapshot, workload};
 use crate::lifecycle::State;
 use crate::spiffe::TrustDomain;
 use crate::system::clock;
+use crate::system::log::AUDIT;
 
-/// No order is longer.
+/// No order is longer, and nothing that is to be signed.
 const MAX_BODY: usize = 4 * 1024;
 /// A request's body must be complete within this time.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
@@ -55,8 +66,14 @@ impl Right {
 pub struct Lines {
     /// What there is to tell.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// What changes.
+    pub changes: watch::Receiver<Arc<Change>>,
     /// What is to be done.
     pub orders: Orders,
+    /// What is to be signed.
+    pub signing: Signing,
+    /// What is counted.
+    pub counters: Arc<Counters>,
 }
 
 /// Who asks, and what the socket lets them do.
@@ -67,37 +84,60 @@ pub(super) struct Caller {
     pub(super) pid: Option<i32>,
 }
 
-type Answer = Response<Full<Bytes>>;
-
-pub(super) async fn respond<B>(request: Request<B>, caller: Caller, lines: &Lines) -> Answer
-where
-    B: Body,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let snapshot = lines.snapshots.borrow().clone();
-    match Address::of(request.uri().path()) {
-        Some(address) => match order(address, request, caller, lines, &snapshot).await {
-            Ok(answer) | Err(answer) => answer,
-        },
-        None => read(&request, &snapshot),
+impl Caller {
+    /// As the kernel has it (`SO_PEERCRED`).
+    pub(super) fn of(stream: &UnixStream, right: Right) -> Self {
+        let peer = stream.peer_cred().ok();
+        Self { right, uid: peer.map(|peer| peer.uid()), pid: peer.and_then(|peer| peer.pid()) }
     }
 }
 
-fn read<B>(request: &Request<B>, snapshot: &Snapshot) -> Answer {
+pub(super) type Body = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
+type Answer = Response<Body>;
+
+pub(super) async fn respond(
+    request: Request<Incoming>,
+    caller: Caller,
+    lines: &Lines,
+    closing: &Closing,
+) -> Answer {
+    lines.counters.asked(caller);
+    let path = request.uri().path();
+    if path.starts_with(workload::PREFIX) {
+        return workload::answer(request, caller, lines, closing).await;
+    }
+    if let Some(address) = Address::of(path) {
+        return order(address, request, caller, lines).await.unwrap_or_else(|refusal| refusal);
+    }
+    if path == SIGN {
+        return sign(request, caller, lines).await.unwrap_or_else(|refusal| refusal);
+    }
+    read(&request, lines, closing)
+}
+
+/// Somebody for whom there is no place.
+pub(super) fn overloaded<B>(request: &Request<B>, why: &str) -> Answer {
+    if request.uri().path().starts_with(workload::PREFIX) {
+        return workload::overloaded(why);
+    }
+    let mut refusal = problem(StatusCode::SERVICE_UNAVAILABLE, &format!("{why}."));
+    refusal.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("10"));
+    refusal
+}
+
+fn read<B>(request: &Request<B>, lines: &Lines, closing: &Closing) -> Answer {
     let now = clock::now().wall;
-    let known = ["/v1/status", "/v1/svid", "/v1/bundle", "/healthz", "/readyz"];
+    let snapshot = lines.snapshots.borrow().clone();
+    let known = ["/v1/status", "/v1/svid", "/v1/bundle", "/v1/watch", "/healthz", "/readyz", "/metrics"];
     let path = request.uri().path();
     if known.contains(&path) && !matches!(*request.method(), Method::GET | Method::HEAD) {
         return not_this_way("GET, HEAD", "This address can only be read: use GET.");
     }
     match path {
-        "/v1/status" => json(StatusCode::OK, JSON, &Status::of(snapshot, now)),
-        "/v1/svid" => match SvidDocument::of(snapshot) {
+        "/v1/status" => json(StatusCode::OK, JSON, &Status::of(&snapshot, now)),
+        "/v1/svid" => match SvidDocument::of(&snapshot) {
             Some(svid) => json(StatusCode::OK, JSON, &svid),
-            None => problem(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "This device has no SVID yet. GET /v1/status says what it is waiting for.",
-            ),
+            None => problem(StatusCode::SERVICE_UNAVAILABLE, NO_SVID),
         },
         "/v1/bundle" => match &snapshot.bundle {
             Some(held) => json(StatusCode::OK, JSON, &held.bundle.to_document()),
@@ -106,24 +146,82 @@ fn read<B>(request: &Request<B>, snapshot: &Snapshot) -> Answer {
                 "This device has no trust bundle yet. GET /v1/status says what it is waiting for.",
             ),
         },
+        "/v1/watch" => {
+            let events = StreamBody::new(events(lines.changes.clone(), closing.clone()));
+            answer(StatusCode::OK, "text/event-stream", events)
+        }
+        "/metrics" => {
+            let text = metrics::text(&snapshot, &lines.counters, now);
+            answer(StatusCode::OK, metrics::MEDIA_TYPE, Full::new(Bytes::from(text)))
+        }
         "/healthz" => json(StatusCode::OK, JSON, &json!({ "live": true })),
         "/readyz" if snapshot.is_ready(now) => json(StatusCode::OK, JSON, &json!({ "ready": true })),
-        "/readyz" => problem(StatusCode::SERVICE_UNAVAILABLE, not_ready(snapshot)),
+        "/readyz" => problem(StatusCode::SERVICE_UNAVAILABLE, not_ready(&snapshot)),
         _ => problem(StatusCode::NOT_FOUND, "There is no such address. Try GET /v1/status."),
     }
 }
 
-async fn order<B>(
+/// Has the device's key sign a digest. Whoever may connect to the socket for it may.
+async fn sign(request: Request<Incoming>, caller: Caller, lines: &Lines) -> Result<Answer, Answer> {
+    if !matches!(caller.right, Right::Sign | Right::Admin) {
+        let detail = "Signatures are made on the signing socket only (sign.sock beside this one, where nothing else is \
+                      configured), which members of its group may use.";
+        return Err(problem(StatusCode::FORBIDDEN, detail));
+    }
+    if request.method() != Method::POST {
+        return Err(not_this_way("POST", "This address signs a digest: use POST."));
+    }
+    let body = body_of(request).await?;
+    let ToSign { digest, serial } =
+        ToSign::read(&body).map_err(|detail| problem(StatusCode::BAD_REQUEST, &detail))?;
+    let snapshot = lines.snapshots.borrow().clone();
+    let identity = match (&snapshot.identity, serial) {
+        (None, _) => return Err(problem(StatusCode::SERVICE_UNAVAILABLE, NO_SVID)),
+        (Some(identity), None) => identity,
+        (Some(identity), Some(serial)) => [identity]
+            .into_iter()
+            .chain(&snapshot.identity_before)
+            .find(|identity| identity.svid.serial() == serial)
+            .ok_or_else(|| problem(StatusCode::CONFLICT, REPLACED))?,
+    };
+    let signed = lines.signing.sign(caller.uid, identity.key.clone(), digest).await;
+    lines.counters.signed(signed.is_ok());
+    let (Caller { uid, pid, .. }, svid) = (caller, &identity.svid);
+    let (spiffe_id, serial) = (svid.spiffe_id(), svid.serial());
+    let (status, why) = match signed {
+        Ok(signature) => {
+            tracing::info!(
+                target: AUDIT, audit = "sign", uid, pid, %spiffe_id, serial,
+                "the device's key has signed for a local program"
+            );
+            let signed = Signed {
+                signature: BASE64.encode(signature),
+                serial: serial.to_owned(),
+                generation: snapshot.generation,
+            };
+            return Ok(json(StatusCode::OK, JSON, &signed));
+        }
+        Err(Unsigned::Busy(why)) => (StatusCode::TOO_MANY_REQUESTS, why.to_owned()),
+        Err(Unsigned::Key(why)) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("The key cannot be used: {why}."))
+        }
+        Err(Unsigned::Ending) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "The agent is about to end. Try again.".to_owned())
+        }
+    };
+    tracing::info!(
+        target: AUDIT, audit = "sign", uid, pid, %spiffe_id, serial, why,
+        "the device's key has not signed for a local program"
+    );
+    Err(problem(status, &why))
+}
+
+async fn order(
     address: Address,
-    request: Request<B>,
+    request: Request<Incoming>,
     caller: Caller,
     lines: &Lines,
-    snapshot: &Snapshot,
-) -> Result<Answer, Answer>
-where
-    B: Body,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+) -> Result<Answer, Answer> {
     if caller.right != Right::Admin {
         let detail = "Orders are taken on the administration socket only (admin.sock beside this one, where nothing \
                       else is configured), which root may use.";
@@ -136,8 +234,10 @@ where
     let Asked { order, leaves } =
         address.read(&body).map_err(|detail| problem(StatusCode::BAD_REQUEST, &detail))?;
     let Caller { uid, pid, .. } = caller;
-    tracing::info!(uid, pid, "an operator orders: {}", order.as_str());
-    let taken = match leaves.map_or(Ok(()), |domain| is_held(&domain, snapshot)) {
+    let audit = order.as_str();
+    tracing::info!(target: AUDIT, audit, uid, pid, "an operator orders: {audit}");
+    lines.counters.ordered();
+    let taken = match leaves.map_or(Ok(()), |domain| is_held(&domain, &lines.snapshots.borrow())) {
         Ok(()) => lines.orders.give(order).await,
         Err(why) => Err(Refusal::Senseless(why)),
     };
@@ -150,19 +250,15 @@ where
             (StatusCode::SERVICE_UNAVAILABLE, why.to_owned())
         }
     };
-    tracing::info!(uid, pid, why, "the order is not taken: {}", order.as_str());
+    tracing::info!(target: AUDIT, audit, uid, pid, why, "the order is not taken: {audit}");
     Err(problem(status, &why))
 }
 
-async fn body_of<B>(request: Request<B>) -> Result<Bytes, Answer>
-where
-    B: Body,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+async fn body_of(request: Request<Incoming>) -> Result<Bytes, Answer> {
     match timeout(BODY_LIMIT, Limited::new(request.into_body(), MAX_BODY).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(e)) if e.is::<LengthLimitError>() => {
-            Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "The body of an order has at most 4096 bytes."))
+            Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "The body has at most 4096 bytes here."))
         }
         Ok(Err(_)) => Err(problem(StatusCode::BAD_REQUEST, "The body is not complete.")),
         Err(_) => Err(problem(StatusCode::REQUEST_TIMEOUT, "The body was not complete within 10 seconds.")),
@@ -189,7 +285,11 @@ fn not_ready(snapshot: &Snapshot) -> &'static str {
     }
 }
 
+const SIGN: &str = "/v1/sign";
 const JSON: &str = "application/json";
+const NO_SVID: &str = "This device has no SVID yet. GET /v1/status says what it is waiting for.";
+const REPLACED: &str = "The SVID with this serial number has been replaced, or never was this device's: GET /v1/svid has the one to \
+                        sign for.";
 
 fn not_this_way(allowed: &'static str, detail: &str) -> Answer {
     let mut refusal = problem(StatusCode::METHOD_NOT_ALLOWED, detail);
@@ -197,7 +297,7 @@ fn not_this_way(allowed: &'static str, detail: &str) -> Answer {
     refusal
 }
 
-fn problem(status: StatusCode, detail: &str) -> Answer {
+pub(super) fn problem(status: StatusCode, detail: &str) -> Answer {
     let title = status.canonical_reason().unwrap_or("Error");
     let body = json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail });
     json(status, "application/problem+json", &body)
@@ -206,7 +306,14 @@ fn problem(status: StatusCode, detail: &str) -> Answer {
 fn json(status: StatusCode, media_type: &'static str, body: &impl Serialize) -> Answer {
     let mut text = serde_json::to_vec(body).unwrap_or_default(); // these types always serialise
     text.push(b'\n');
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+    answer(status, media_type, Full::new(Bytes::from(text)))
+}
+
+fn answer<B>(status: StatusCode, media_type: &'static str, body: B) -> Answer
+where
+    B: hyper::body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
+    let mut response = Response::new(body.map_err(|never| match never {}).boxed_unsync());
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     response

@@ -2,10 +2,16 @@
 //! lifecycle. An operator's [`order`] goes the other way.
 
 pub mod answers;
+mod connection;
 pub mod files;
+pub mod metrics;
 pub mod order;
+pub mod places;
+pub mod signing;
 pub mod socket;
 pub mod status;
+pub mod watch;
+mod workload;
 
 use std::sync::Arc;
 
@@ -26,6 +32,8 @@ pub struct Snapshot {
     pub trust_domain: Option<TrustDomain>,
     /// The identity that is held, valid or not.
     pub identity: Option<Arc<Identity>>,
+    /// The one before it: whoever has not taken the new one yet may use its key for a while.
+    pub identity_before: Option<Arc<Identity>>,
     /// When the identity is renewed.
     pub renew_at: Option<Timestamp>,
     /// Where the key was made, or will be.
@@ -42,6 +50,8 @@ pub struct Snapshot {
     pub last_error: Option<(LastError, Option<Timestamp>)>,
     /// The generation of published files that holds this identity and bundle.
     pub generation: Option<u64>,
+    /// Users, by name or number, who are given a software key over the Workload API.
+    pub key_users: Arc<[String]>,
 }
 
 impl Snapshot {
@@ -60,6 +70,7 @@ impl Snapshot {
             state,
             trust_domain: None,
             identity: None,
+            identity_before: None,
             renew_at: None,
             provider: "tpm",
             bundle: None,
@@ -68,6 +79,7 @@ impl Snapshot {
             key_is_lost: false,
             last_error: None,
             generation: None,
+            key_users: Arc::default(),
         }
     }
 

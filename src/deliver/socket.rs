@@ -1,35 +1,26 @@
-//! The local sockets: who comes in, and how long they may take. Who may connect is decided by the kernel through the
+//! The local sockets, and who comes in. Who may connect is decided by the kernel through the
 //! socket file's owner and mode; who did is known from `SO_PEERCRED`.
 
-use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hyper::Request;
-use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::net::UnixListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::answers::{Caller, Lines, Right, respond};
+use super::answers::{Caller, Lines, Right};
+use super::connection;
+use super::places::Places;
 use crate::system::files;
 
-/// Connections served at once; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 256;
-/// A request's head must be complete within this time, and an idle connection is closed after it.
-const HEAD_LIMIT: Duration = Duration::from_secs(30);
-const MAX_HEAD: usize = 16 * 1024;
+/// So many are told at once that there is no place for them.
+const MAX_REFUSALS: usize = 64;
 /// How long those who are being answered have when the socket is closed.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -86,24 +77,19 @@ impl Socket {
     }
 
     /// Answers until the other end of `closing` is dropped; whoever is being answered then gets the answer. A caller costs
-    /// nothing but its own connection.
-    pub async fn serve(self, lines: Lines, mut closing: Closing) {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    /// nothing but its own connection, and has as many of them as `places` gives.
+    pub async fn serve(self, lines: Lines, places: Places, mut closing: Closing) {
+        let (lines, mut connections) = (Arc::new(lines), JoinSet::new());
+        let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
         let mut has_failed = false;
         loop {
             let accepted = tokio::select! {
-                accepted = self.accept(&places) => accepted,
+                accepted = self.listener.accept() => accepted,
+                Some(_ended) = connections.join_next() => continue,
                 _ = closing.changed() => break,
             };
-            match accepted {
-                Ok((stream, place)) => {
-                    has_failed = false;
-                    let (right, lines, closing) = (self.right, lines.clone(), closing.clone());
-                    tokio::spawn(async move {
-                        serve_connection(stream, right, lines, closing).await;
-                        drop(place);
-                    });
-                }
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
                 Err(e) => {
                     // Out of file descriptors, most likely: give those who have one time to finish. Said once, for this
                     // may be tried ten times a second for hours.
@@ -112,16 +98,34 @@ impl Socket {
                     }
                     has_failed = true;
                     tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            has_failed = false;
+            let caller = Caller::of(&stream, self.right);
+            match places.take(caller.uid) {
+                Ok(place) => {
+                    let (lines, closing) = (lines.clone(), closing.clone());
+                    connections.spawn(async move {
+                        connection::serve(stream, caller, lines, closing).await;
+                        drop(place);
+                    });
+                }
+                Err(full) => {
+                    lines.counters.refused(caller, full);
+                    // More who have to be told so at once are not told.
+                    if let Ok(told) = Arc::clone(&refusals).try_acquire_owned() {
+                        connections.spawn(async move {
+                            connection::refuse(stream, full).await;
+                            drop(told);
+                        });
+                    }
                 }
             }
         }
         drop(self); // nobody else comes in
-        let _ = timeout(GRACE, places.acquire_many(MAX_CONNECTIONS as u32)).await; // all have left, or had time to
-    }
-
-    async fn accept(&self, places: &Arc<Semaphore>) -> io::Result<(UnixStream, OwnedSemaphorePermit)> {
-        let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-        Ok((self.listener.accept().await?.0, place))
+        let all_left = async { while connections.join_next().await.is_some() {} };
+        let _ = timeout(GRACE, all_left).await; // or had time to
     }
 }
 
@@ -159,43 +163,5 @@ impl BindError {
     /// The socket at `path` cannot be had.
     pub fn new(path: &Path, source: io::Error) -> Self {
         Self { path: path.to_owned(), source }
-    }
-}
-
-async fn serve_connection(stream: UnixStream, right: Right, lines: Lines, mut closing: Closing) {
-    let caller = stream.peer_cred().map(|caller| (caller.uid(), caller.pid())).ok();
-    let (uid, pid) = caller.map_or((None, None), |(uid, pid)| (Some(uid), pid));
-    let caller = Caller { right, uid, pid };
-    let (has_asked, ends) = (AtomicBool::new(false), closing.clone());
-    let answer = service_fn(|request: Request<Incoming>| {
-        tracing::debug!(uid, pid, right = right.as_str(), method = %request.method(), path = request.uri().path(), "socket request");
-        has_asked.store(true, Ordering::Relaxed);
-        let (lines, ends) = (&lines, &ends);
-        async move {
-            let mut response = respond(request, caller, lines).await;
-            if ends.has_changed().is_err() {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, Infallible>(response)
-        }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_LIMIT)
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), answer);
-    let mut connection = pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        _ = closing.changed() => {
-            // Whoever has not asked yet is about to: that answer will be the last.
-            if has_asked.load(Ordering::Relaxed) {
-                connection.as_mut().graceful_shutdown();
-            }
-            connection.await
-        }
-    };
-    if let Err(e) = ended {
-        tracing::debug!(uid, pid, error = %e, "socket connection ended");
     }
 }

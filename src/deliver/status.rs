@@ -111,6 +111,8 @@ pub struct ErrorStatus {
 #[allow(missing_docs)]
 pub struct SvidDocument {
     pub spiffe_id: String,
+    /// Of the leaf: what `POST /v1/sign` knows the SVID by.
+    pub serial: String,
     pub certificate_chain_pem: Vec<String>,
     pub not_before: String,
     pub not_after: String,
@@ -179,6 +181,7 @@ impl SvidDocument {
         let identity = snapshot.identity.as_deref()?;
         Some(Self {
             spiffe_id: identity.svid.spiffe_id().to_string(),
+            serial: identity.svid.serial().to_owned(),
             certificate_chain_pem: identity.svid.chain().to_pems(),
             not_before: identity.svid.not_before().to_string(),
             not_after: identity.svid.not_after().to_string(),

@@ -11,6 +11,9 @@ use tracing_subscriber::{Layer as _, Registry};
 
 use serde::Deserialize;
 
+/// The target of events that say who used a right on the sockets. They are logged whatever `log.level` says.
+pub const AUDIT: &str = "miaf_agent::audit";
+
 /// `log.level`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -33,7 +36,10 @@ pub fn start(level: LogLevel) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let filter = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("miaf_agent", level);
+    let filter = Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        .with_target("miaf_agent", level)
+        .with_target(AUDIT, level.max(LevelFilter::INFO));
     let journal = stderr_is_the_journal().then(tracing_journald::layer).and_then(Result::ok);
     let terminal = journal.is_none().then(|| {
         tracing_subscriber::fmt::layer()

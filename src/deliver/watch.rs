@@ -1,0 +1,121 @@
+//! What changes, told to those who watch (`GET /v1/watch`): the whole state at once, then again at every change, as
+//! server-sent events (WHATWG HTML, section 9.2).
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use futures_util::stream::{Stream, unfold};
+use hyper::body::{Bytes, Frame};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::Snapshot;
+use super::socket::Closing;
+use super::status::{Status, SvidDocument};
+use crate::time::Timestamp;
+
+/// The data of an event called `state`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Watched {
+    /// As `GET /v1/status` has it.
+    pub status: Status,
+    /// As `GET /v1/svid` has it. `None` before the first enrollment.
+    pub svid: Option<SvidDocument>,
+    /// As `GET /v1/bundle` has it. `None` while there is none.
+    pub bundle: Option<Value>,
+}
+
+impl Watched {
+    /// The snapshot as of `now`.
+    pub fn of(snapshot: &Snapshot, now: Timestamp) -> Self {
+        Self {
+            status: Status::of(snapshot, now),
+            svid: SvidDocument::of(snapshot),
+            bundle: snapshot.bundle.as_ref().map(|held| held.bundle.to_document()),
+        }
+    }
+
+    /// Without what changes when nothing has: that the bundle was looked at and found to be the same.
+    fn essence(&self) -> Self {
+        let mut essence = self.clone();
+        if let Some(bundle) = &mut essence.status.bundle {
+            bundle.fetched_at.clear();
+            bundle.refresh_at = None;
+        }
+        essence
+    }
+}
+
+/// Where the agent tells what there is: to those who ask, and, if it has changed, to those who watch.
+#[derive(Debug)]
+pub struct Publication {
+    latest: watch::Sender<Arc<Snapshot>>,
+    changes: watch::Sender<Arc<Change>>,
+}
+
+/// One change, written once for all who watch.
+#[derive(Debug)]
+pub struct Change {
+    essence: Watched,
+    event: Bytes,
+    number: u64,
+}
+
+impl Publication {
+    /// Begins with this.
+    pub fn new(snapshot: Snapshot, now: Timestamp) -> Self {
+        let first = Change::new(&Watched::of(&snapshot, now), 1);
+        Self { latest: watch::Sender::new(Arc::new(snapshot)), changes: watch::Sender::new(Arc::new(first)) }
+    }
+
+    /// What is to be told from `now` on.
+    pub fn tell(&self, snapshot: Snapshot, now: Timestamp) {
+        let watched = Watched::of(&snapshot, now);
+        self.latest.send_replace(Arc::new(snapshot));
+        self.changes.send_if_modified(|change| {
+            let is_news = watched.essence() != change.essence;
+            if is_news {
+                *change = Arc::new(Change::new(&watched, change.number + 1));
+            }
+            is_news
+        });
+    }
+
+    /// What there is, whenever it is asked for.
+    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.latest.subscribe()
+    }
+
+    /// What has changed last, and what will.
+    pub fn changes(&self) -> watch::Receiver<Arc<Change>> {
+        self.changes.subscribe()
+    }
+}
+
+impl Change {
+    fn new(watched: &Watched, number: u64) -> Self {
+        let data = serde_json::to_string(watched).unwrap_or_default(); // these types always serialise, on one line
+        let event = format!("event: state\nid: {number}\ndata: {data}\n\n");
+        Self { essence: watched.essence(), event: event.into(), number }
+    }
+}
+
+/// The events for one who watches. Whoever reads slowly misses some, and never the last. Ends when the socket is closed.
+pub(super) fn events(
+    mut changes: watch::Receiver<Arc<Change>>,
+    closing: Closing,
+) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> {
+    changes.mark_changed(); // the state at once
+    unfold((changes, closing), |(mut changes, mut closing)| async move {
+        tokio::select! {
+            biased;
+            _ = closing.changed() => None,
+            there_is_one = changes.changed() => {
+                there_is_one.ok()?;
+                let event = changes.borrow_and_update().event.clone();
+                Some((Ok(Frame::data(event)), (changes, closing)))
+            }
+        }
+    })
+}
