@@ -259,6 +259,7 @@ fn a_cleared_tpm_refuses_the_key_and_makes_others() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let key = handle.create_key().unwrap();
+    assert_signs(&key); // the TPM has saved it, for itself as it was
     tpm.run("tpm2_clear", &["-c", "p"]);
     let error = key.sign(b"").unwrap_err();
     assert!(matches!(error, KeyError::NotThisTpm { .. }), "{error:?}");

@@ -221,6 +221,7 @@ impl Device {
             last_error: self.last_error(now, not_published),
             generation,
             key_users: self.config.key_users.clone(),
+            judged: Arc::default(),
         }
     }
 

@@ -24,6 +24,7 @@ pub(super) fn run(config: &Path) -> ExitCode {
         }
     };
     log::start(config.log_level);
+    process::allow_open_files();
     let passed = service::passed_sockets();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

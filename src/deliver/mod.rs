@@ -13,7 +13,8 @@ pub mod status;
 pub mod watch;
 mod workload;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::bootstrap;
 use crate::keys::Key;
@@ -52,7 +53,12 @@ pub struct Snapshot {
     pub generation: Option<u64>,
     /// Users, by name or number, who are given a software key over the Workload API.
     pub key_users: Arc<[String]>,
+    /// When it was judged last whether the bundle vouches for the SVID, and what came of it.
+    pub judged: Arc<Mutex<Option<(Timestamp, bool)>>>,
 }
+
+/// Chains are validated anew no more often than this: there are programs that ask thousands of times a second.
+const JUDGED_FOR: Duration = Duration::from_secs(1);
 
 impl Snapshot {
     /// There is no configuration.
@@ -80,6 +86,7 @@ impl Snapshot {
             last_error: None,
             generation: None,
             key_users: Arc::default(),
+            judged: Arc::default(),
         }
     }
 
@@ -91,10 +98,20 @@ impl Snapshot {
             return false;
         }
         match (&self.identity, &self.bundle) {
-            (Some(identity), Some(held)) => {
-                identity.is_valid(now) && svid::is_trusted(&identity.svid, &held.bundle, now)
-            }
+            (Some(identity), Some(held)) => identity.is_valid(now) && self.is_trusted(identity, held, now),
             _ => false,
+        }
+    }
+
+    fn is_trusted(&self, identity: &Identity, held: &HeldBundle, now: Timestamp) -> bool {
+        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        match *judged {
+            Some((at, is_trusted)) if at <= now && now < at.after(JUDGED_FOR) => is_trusted,
+            _ => {
+                let is_trusted = svid::is_trusted(&identity.svid, &held.bundle, now);
+                *judged = Some((now, is_trusted));
+                is_trusted
+            }
         }
     }
 }

@@ -1,9 +1,25 @@
 //! What the kernel is told of this process.
 
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// No core dump holds the agent's memory, and no other process of its user can look into it, whatever the system is set to:
 /// a core limit of 0 does not count where dumps go to a program (core(5)).
 pub fn keep_memory_private() {
     let _ = prctl::set_dumpable(false); // fails for impossible arguments only
 }
+
+/// As many files may be open as the system lets the agent have: each connection to its sockets is one. (The customary limit,
+/// 1024, is for programs that use select(2).)
+pub fn allow_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(now, most)| {
+        let wanted = most.min(MOST_FILES);
+        if wanted > now { setrlimit(Resource::RLIMIT_NOFILE, wanted, most) } else { Ok(()) }
+    });
+    if let Err(e) = raised {
+        tracing::debug!(error = %e, "the limit of open files stays as it is");
+    }
+}
+
+/// Enough for all connections that can be configured.
+const MOST_FILES: u64 = 262_144;

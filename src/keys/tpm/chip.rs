@@ -1,5 +1,7 @@
 //! What is done on the chip, and what its answers mean.
 
+use std::sync::{Mutex, PoisonError};
+
 use der::asn1::UintRef;
 use der::{Encode, Sequence};
 use tss_esapi::Context;
@@ -17,6 +19,7 @@ use tss_esapi::structures::{
 };
 use tss_esapi::traits::{Marshall, UnMarshall};
 use tss_esapi::tss2_esys::TPMT_TK_HASHCHECK;
+use tss_esapi::utils::TpmsContext;
 
 use super::KeyAttributes;
 use super::failure::{During, Failure, Step};
@@ -39,13 +42,27 @@ pub(super) fn create(context: &mut Context) -> Result<LoadableKey, Failure> {
     LoadableKey::new(Parent::OwnerPrimary, public, private).map_err(|why| Failure::Deviant(why.to_string()))
 }
 
-/// Loads a key, signs with it and flushes it.
+/// Loads a key, signs with it and flushes it. A key whose parent has to be derived is taken back as the TPM saved it when it
+/// was loaded first, which needs no parent: on a chip, to derive that takes longer than everything else together.
 pub(super) fn sign(context: &mut Context, key: &LoadableKey, digest: &[u8; 32]) -> Result<Vec<u8>, Failure> {
-    let signature = with_parent(context, key.parent, |context, parent| {
-        with_loaded(context, parent, &key.private, &key.public, |context, key| {
-            sign_loaded(context, key, digest, ecdsa(HashingAlgorithm::Sha256))
+    let scheme = ecdsa(HashingAlgorithm::Sha256);
+    if let Some(saved) = key.saved() {
+        // The TPM takes back nothing from before it was reset or cleared. What else is wrong with it, and whether anything
+        // is wrong with the key, the long way will tell.
+        match with_saved(context, saved, |context, key| sign_loaded(context, key, digest, scheme)) {
+            Ok(signature) => return ecdsa_der(&signature),
+            Err(_) => key.save(None),
+        }
+    }
+    let (signature, saved) = with_parent(context, key.parent, |context, parent| {
+        with_loaded(context, parent, &key.private, &key.public, |context, loaded| {
+            let signature = sign_loaded(context, loaded, digest, scheme)?;
+            let is_derived = key.parent == Parent::OwnerPrimary;
+            let saved = is_derived.then(|| context.context_save(loaded.into()).ok()); // without, the long way again
+            Ok((signature, saved.flatten()))
         })
     })?;
+    key.save(saved);
     ecdsa_der(&signature)
 }
 
@@ -77,6 +94,8 @@ pub(super) struct LoadableKey {
     public: Public,
     private: Private,
     point: PublicKey,
+    /// As the TPM had it loaded, encrypted by the TPM.
+    saved: Mutex<Option<TpmsContext>>,
 }
 
 impl LoadableKey {
@@ -122,7 +141,15 @@ impl LoadableKey {
             .ok_or(KeyError::BadPublicKey { why: "a coordinate is longer than 32 octets" })
             .and_then(|point| PublicKey::from_sec1(&point))
             .map_err(|why| KeyError::Malformed { origin: ORIGIN.into(), why: why.to_string() })?;
-        Ok(Self { parent, point, public, private })
+        Ok(Self { parent, point, public, private, saved: Mutex::default() })
+    }
+
+    fn saved(&self) -> Option<TpmsContext> {
+        self.saved.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn save(&self, saved: Option<TpmsContext>) {
+        *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = saved;
     }
 }
 
@@ -174,6 +201,19 @@ pub(super) fn with_loaded<T>(
     let handle = context.load(parent, private.clone(), public.clone()).during(Step::Load)?;
     let done = work(context, handle);
     let flushed = context.flush_context(handle.into()).during(Step::Release);
+    let value = done?;
+    flushed.map(|()| value)
+}
+
+/// Has `work` done with a key as the TPM saved it, and flushes it whatever comes of it.
+fn with_saved<T>(
+    context: &mut Context,
+    saved: TpmsContext,
+    work: impl FnOnce(&mut Context, KeyHandle) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let handle = context.context_load(saved).during(Step::Load)?;
+    let done = work(context, handle.into());
+    let flushed = context.flush_context(handle).during(Step::Release);
     let value = done?;
     flushed.map(|()| value)
 }
