@@ -91,7 +91,7 @@ pub async fn run(place: &Place, config: Config, passed: Vec<PassedSocket>) -> Re
     let (orders, at_loop) = Orders::channel();
     let mut signals = Signals::new(place.folders(), at_loop).map_err(AgentError::Signals)?;
     let mut alarm = Alarm::new().map_err(AgentError::Timers)?;
-    let socket = config.socket.clone();
+    let (socket, textfile) = (config.socket.clone(), config.textfile.clone());
     let mut life = Life::begin(config, None).await;
     // What is held is served from the first answer on: it is read before the socket is there.
     let publish = Publication::new(life.snapshot(), clock::now().wall);
@@ -102,12 +102,12 @@ pub async fn run(place: &Place, config: Config, passed: Vec<PassedSocket>) -> Re
         signing: Signing::default(),
         counters: Arc::default(),
     };
-    let mut server = Server::start(passed, &socket, &lines)?;
+    let mut server = Server::start(passed, &socket, textfile.as_deref(), &lines)?;
     service::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
 
     while let Some((config, provisioned)) = life.live(place, &publish, &mut signals, &mut alarm).await {
-        server.follow(&config.socket, &lines).await;
+        server.follow(&config.socket, config.textfile.as_deref(), &lines).await;
         life = Life::begin(config, provisioned).await;
     }
     service::stopping();

@@ -1,5 +1,5 @@
-//! The sockets that are served beside everything else: those that the service manager passed or, where it passed none, one
-//! for each right that the agent binds itself.
+//! What is served beside everything else: the sockets that the service manager passed or, where it passed none, one for each
+//! right that the agent binds itself; and the file with the figures, if there is to be one.
 
 use std::path::Path;
 
@@ -10,21 +10,24 @@ use crate::config;
 use crate::deliver::answers::{Lines, Right};
 use crate::deliver::places::Places;
 use crate::deliver::socket::{BindError, Socket};
+use crate::deliver::textfile::Textfile;
 use crate::system::service::PassedSocket;
 
-/// All sockets. They are gone with it, those apart that the service manager keeps.
+/// All sockets, and the file. They are gone with it, those apart that the service manager keeps.
 pub(super) struct Server {
     passed: Vec<Served>,
     bound: Vec<(Right, config::Socket, Served)>,
+    textfile: Option<Textfile>,
 }
 
 impl Server {
     pub(super) fn start(
         passed: Vec<PassedSocket>,
         at: &config::Socket,
+        textfile: Option<&Path>,
         lines: &Lines,
     ) -> Result<Self, BindError> {
-        let mut server = Self { passed: Vec::new(), bound: Vec::new() };
+        let mut server = Self { passed: Vec::new(), bound: Vec::new(), textfile: None };
         for socket in passed {
             server.passed.extend(adopt(socket, at, lines)?);
         }
@@ -34,12 +37,19 @@ impl Server {
                 server.bound.push((right, at.clone(), bind(right, at, lines)?));
             }
         }
+        server.textfile = textfile.map(|path| Textfile::keep(path, lines));
         Ok(server)
     }
 
     /// Moves to other places, if the configuration names such that can be had. What the service manager passed stays
     /// where its unit has it.
-    pub(super) async fn follow(&mut self, to: &config::Socket, lines: &Lines) {
+    pub(super) async fn follow(&mut self, to: &config::Socket, textfile: Option<&Path>, lines: &Lines) {
+        if textfile != self.textfile.as_ref().map(Textfile::path) {
+            if let Some(before) = self.textfile.take() {
+                before.stop().await;
+            }
+            self.textfile = textfile.map(|path| Textfile::keep(path, lines));
+        }
         for served in self.passed.iter().chain(self.bound.iter().map(|(_, _, served)| served)) {
             served.places.limit(to.limits);
         }
@@ -58,6 +68,9 @@ impl Server {
     }
 
     pub(super) async fn stop(self) {
+        if let Some(textfile) = self.textfile {
+            textfile.stop().await;
+        }
         let all = self.passed.into_iter().chain(self.bound.into_iter().map(|(_, _, served)| served));
         let stopping: Vec<_> = all.map(|served| tokio::spawn(served.stop())).collect();
         for stopped in stopping {

@@ -10,6 +10,7 @@ pub mod places;
 pub mod signing;
 pub mod socket;
 pub mod status;
+pub mod textfile;
 pub mod watch;
 mod workload;
 

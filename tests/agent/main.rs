@@ -21,6 +21,7 @@ mod orders;
 mod proxy;
 mod refusals;
 mod service_manager;
+mod sockets;
 mod software;
 mod trust;
 mod world;

@@ -1,0 +1,69 @@
+//! The figures of `/metrics` in a file, for the textfile collector of Prometheus's node exporter.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::sleep;
+
+use super::answers::Lines;
+use super::metrics;
+use crate::system::{clock, files};
+
+/// However much happens, it is not written more often.
+const BETWEEN: Duration = Duration::from_secs(1);
+
+/// A file that is written anew whenever the agent has done something: at every look at the trust bundle at least. It is gone
+/// when the agent has ended, so that nobody takes old figures for those of a device that is well.
+#[derive(Debug)]
+pub struct Textfile {
+    path: PathBuf,
+    writing: JoinHandle<()>,
+}
+
+impl Textfile {
+    /// Writes it from now on.
+    pub fn keep(path: &Path, lines: &Lines) -> Self {
+        let path = path.to_owned();
+        Self { writing: tokio::spawn(write(path.clone(), lines.clone())), path }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes it no longer, and removes it.
+    pub async fn stop(self) {
+        self.writing.abort();
+        let _ = self.writing.await; // what is being written is, or is not
+        if let Err(e) = files::remove_if_there(&self.path) {
+            tracing::warn!(file = %self.path.display(), error = %e, "the file with the figures could not be removed");
+        }
+    }
+}
+
+async fn write(path: PathBuf, mut lines: Lines) {
+    let mut has_failed = false;
+    loop {
+        let text = metrics::text(&lines.snapshots.borrow_and_update(), &lines.counters, clock::now().wall);
+        let to = path.clone();
+        let written = spawn_blocking(move || files::replace(&to, text.as_bytes(), 0o644)).await;
+        let written = written.unwrap_or_else(|e| Err(io::Error::other(e)));
+        if let Err(e) = &written
+            && !has_failed
+        {
+            tracing::warn!(
+                file = %path.display(), error = %e,
+                "the figures for the node exporter cannot be written. Check metrics.textfile in the configuration, and \
+                 ReadWritePaths= in the agent's unit"
+            );
+        }
+        has_failed = written.is_err();
+        sleep(BETWEEN).await;
+        if lines.snapshots.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! The sockets: what is told to those who watch, signatures for those who may have them, figures, and callers who behave
+//! badly.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use development_mis::{Endpoint, Fault};
+use ring::digest::{SHA256, digest};
+use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use serde_json::{Value, json};
+
+use crate::support::agent::{Device, PATIENCE};
+use crate::world::{self, World};
+
+/// Somebody who watches.
+struct Watcher(BufReader<UnixStream>);
+
+impl Watcher {
+    fn on(device: &Device, socket: &str) -> Self {
+        let mut stream = UnixStream::connect(device.path(socket)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        // To HTTP/1.0 the events come as they are, without chunks.
+        stream.write_all(b"GET /v1/watch HTTP/1.0\r\n\r\n").unwrap();
+        let mut watcher = Self(BufReader::new(stream));
+        let head: Vec<String> =
+            std::iter::from_fn(|| watcher.line().filter(|line| !line.is_empty())).collect();
+        assert!(
+            head[0].ends_with("200 OK") && head.contains(&"content-type: text/event-stream".to_owned()),
+            "{head:?}"
+        );
+        watcher
+    }
+
+    fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        let read = self.0.read_line(&mut line).unwrap();
+        (read > 0).then(|| line.trim_end().to_owned())
+    }
+
+    /// The data of the next event; `None` when there will be none.
+    fn next(&mut self) -> Option<Value> {
+        let mut event: Option<Value> = None;
+        while let Some(line) = self.line() {
+            match line.split_once(": ") {
+                Some(("event", name)) => assert_eq!(name, "state"),
+                Some(("data", data)) => event = Some(serde_json::from_str(data).unwrap()),
+                Some(("id", _)) => {}
+                _ if line.is_empty() => return event,
+                _ => panic!("no line of an event: {line:?}"),
+            }
+        }
+        None
+    }
+
+    fn until(&mut self, what: &str, mut holds: impl FnMut(&Value) -> bool) -> Value {
+        loop {
+            let event = self.next().unwrap_or_else(|| panic!("the events end before {what}"));
+            if holds(&event) {
+                return event;
+            }
+        }
+    }
+}
+
+#[test]
+fn who_watches_is_told_everything_at_once_and_then_what_changes() {
+    let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
+    world.device.start();
+    let mut watcher = Watcher::on(&world.device, "run/agent.sock");
+    let active = watcher.until("the first identity", |event| event["status"]["state"] == "active");
+    for (address, part) in [("/v1/svid", "svid"), ("/v1/bundle", "bundle")] {
+        let asked: Value = serde_json::from_str(&world.device.get(address).unwrap().1).unwrap();
+        assert_eq!(active[part], asked, "{address}");
+    }
+
+    // Whoever comes later is told the same, on any socket. The bundle is looked at every second, and is the same.
+    let mut later = Watcher::on(&world.device, "run/sign.sock");
+    assert_eq!(later.next().unwrap()["svid"], active["svid"]);
+    world.wait_for_requests(Endpoint::Bundle, world.seen(Endpoint::Bundle).len() + 2);
+
+    world.device.run(&["renew"]);
+    let renewed = |event: &Value| event["svid"]["serial"] != active["svid"]["serial"];
+    let mut heard = Vec::new();
+    let new = later.until("the rotation", |event| {
+        heard.push(event["status"]["state"].clone());
+        renewed(event)
+    });
+    assert_eq!(heard, ["renewing", "active"], "looking at the bundle is no change");
+    assert_eq!(watcher.until("the rotation", renewed)["svid"], new["svid"]);
+    assert_eq!(
+        new["svid"]["certificateChainPem"][0].as_str().unwrap(),
+        world.device.published("svid.pem").split_inclusive("-----END CERTIFICATE-----\n").next().unwrap()
+    );
+
+    // The agent ends, and with it what it has to tell.
+    assert!(world.device.stop().success());
+    while watcher.next().is_some() {}
+}
+
+#[test]
+fn an_svid_that_expires_is_told_at_that_moment_though_nobody_renews_it() {
+    let mut world = World::with(|settings| {
+        settings.policy.svid_lifetime = Duration::from_secs(12);
+        settings.policy.backdate = Duration::ZERO;
+    });
+    world.mis.sticky_fault(Endpoint::Renewal, Fault::Status(503));
+    world.device.start();
+    let mut watcher = Watcher::on(&world.device, "run/agent.sock");
+    watcher.until("the identity", |event| event["status"]["state"] == "active");
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::Status(503));
+    let expired = watcher.until("its end", |event| event["status"]["state"] == "expired");
+    let end = humantime::parse_rfc3339(expired["status"]["svid"]["notAfter"].as_str().unwrap()).unwrap();
+    let late = std::time::SystemTime::now().duration_since(end).unwrap();
+    assert!(late < Duration::from_secs(3), "{late:?}");
+}
+
+fn sign(device: &Device, socket: &str, body: &Value) -> (u16, Value) {
+    let body = body.to_string();
+    let request = format!(
+        "POST /v1/sign HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let (status, body) = device.request_at(socket, &request).unwrap();
+    (status, serde_json::from_str(&body).unwrap())
+}
+
+fn digest_of(message: &[u8]) -> String {
+    BASE64.encode(digest(&SHA256, message))
+}
+
+/// Whether the leaf of a chain vouches for this signature.
+fn is_signed_by(chain: &Value, message: &[u8], signature: &Value) -> bool {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(chain[0].as_str().unwrap().as_bytes()).unwrap();
+    let leaf = pem.parse_x509().unwrap();
+    let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &leaf.public_key().subject_public_key.data);
+    key.verify(message, &BASE64.decode(signature.as_str().unwrap()).unwrap()).is_ok()
+}
+
+#[test]
+fn the_key_in_the_tpm_signs_for_whoever_may_connect_to_the_socket_for_it() {
+    let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::Status(503));
+    world.device.start();
+    let body = json!({ "algorithm": "ES256", "digest": digest_of(b"a message") });
+    let (status, none) = sign(&world.device, "run/sign.sock", &body);
+    assert!(status == 503 && none["detail"].as_str().unwrap().contains("no SVID yet"), "{none}");
+    world.mis.clear_faults();
+    world.device.wait_for("active");
+
+    let svid =
+        |world: &World| -> Value { serde_json::from_str(&world.device.get("/v1/svid").unwrap().1).unwrap() };
+    let first = svid(&world);
+    for socket in ["run/sign.sock", "run/admin.sock"] {
+        let (status, signed) = sign(&world.device, socket, &body);
+        assert_eq!(
+            (status, &signed["serial"], &signed["generation"]),
+            (200, &first["serial"], &first["generation"])
+        );
+        assert!(is_signed_by(&first["certificateChainPem"], b"a message", &signed["signature"]), "{signed}");
+    }
+    let (status, refused) = sign(&world.device, "run/agent.sock", &body);
+    assert!(status == 403 && refused["detail"].as_str().unwrap().contains("sign.sock"), "{refused}");
+    let (status, refused) =
+        sign(&world.device, "run/sign.sock", &json!({ "algorithm": "none", "digest": "" }));
+    assert!(status == 400 && refused["detail"].as_str().unwrap().contains("ES256"), "{refused}");
+    let (status, refused) =
+        world.device.request_at("run/sign.sock", "GET /v1/sign HTTP/1.0\r\n\r\n").unwrap();
+    assert!(status == 405 && refused.contains("POST"), "{refused}");
+
+    // A handshake may be under way when the identity is renewed: the SVID before is signed for too, until the next.
+    let for_first =
+        json!({ "algorithm": "ES256", "digest": digest_of(b"a message"), "serial": first["serial"] });
+    for is_known in [true, false] {
+        let serial = world.device.status()["svid"]["serial"].clone();
+        world.device.run(&["renew"]);
+        world.device.wait_for_another_svid(&serial);
+        let (status, signed) = sign(&world.device, "run/sign.sock", &for_first);
+        if is_known {
+            assert!(
+                is_signed_by(&first["certificateChainPem"], b"a message", &signed["signature"]),
+                "{signed}"
+            );
+        } else {
+            assert!(status == 409 && signed["detail"].as_str().unwrap().contains("/v1/svid"), "{signed}");
+        }
+    }
+    let (_, signed) = sign(&world.device, "run/sign.sock", &body);
+    let now = svid(&world);
+    assert!(is_signed_by(&now["certificateChainPem"], b"a message", &signed["signature"]));
+    assert_ne!(now["serial"], first["serial"]);
+
+    // Without its TPM it cannot, and says why; the rest is served on.
+    world.tpm.stop();
+    let (status, refused) = sign(&world.device, "run/sign.sock", &body);
+    assert!(
+        status == 503 && refused["detail"].as_str().unwrap().contains("cannot reach the TPM"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn every_signature_and_every_order_is_on_record_whatever_is_logged_else() {
+    let mut world = World::new();
+    world.configure("[log]\nlevel = \"error\"\n");
+    world.device.start();
+    world.device.wait_for("active");
+    sign(&world.device, "run/sign.sock", &json!({ "algorithm": "ES256", "digest": digest_of(b"") }));
+    world.device.run(&["retry"]);
+    let (log, me, uid) = (world.device.log(), std::process::id(), nix::unistd::getuid());
+    let record = |audit: &str| {
+        log.lines().find(|line| line.contains(&format!("audit=\"{audit}\""))).unwrap_or_default()
+    };
+    let signed = record("sign");
+    for part in [
+        format!("uid={uid}"),
+        format!("pid={me}"),
+        "spiffe_id=spiffe://factory.example/".into(),
+        "serial=".into(),
+    ] {
+        assert!(signed.contains(&part), "{part}: {log}");
+    }
+    assert!(record("retry").contains(&format!("uid={uid}")) && record("retry").contains("pid="), "{log}");
+    assert!(!log.contains("new SVID"), "what is no record and no error is not logged: {log}");
+}
+
+#[test]
+fn a_software_key_signs_by_the_socket_too() {
+    let mut world = World::new();
+    world.tpm.stop();
+    let config = world::config(&world.mis, &world.tpm, "");
+    world.device.configure(&config.replace("[key]", "[key]\nprovider = \"software\""));
+    world.device.start();
+    world.device.wait_for("active");
+    let body = json!({ "algorithm": "ES256", "digest": digest_of(b"a message") });
+    let (_, signed) = sign(&world.device, "run/sign.sock", &body);
+    let svid: Value = serde_json::from_str(&world.device.get("/v1/svid").unwrap().1).unwrap();
+    assert!(is_signed_by(&svid["certificateChainPem"], b"a message", &signed["signature"]), "{signed}");
+}
+
+#[test]
+fn the_figures_are_those_of_the_device_on_the_socket_and_in_the_file() {
+    let mut world = World::new();
+    world.configure("[metrics]\ntextfile = \"{dir}/figures.prom\"\n");
+    world.device.start();
+    let status = world.device.wait_for("active");
+    let (_, text) = world.device.get("/metrics").unwrap();
+    let of = |text: &str, name: &str| -> f64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("miaf_agent_{name} ")));
+        line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+    };
+    let seconds = |text: &Value| {
+        let at = humantime::parse_rfc3339(text.as_str().unwrap()).unwrap();
+        at.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
+    };
+    assert_eq!(of(&text, "svid_not_after_timestamp_seconds"), seconds(&status["svid"]["notAfter"]));
+    assert_eq!(of(&text, "state{state=\"active\"}"), 1.0);
+    assert_eq!(of(&text, "state{state=\"expired\"}"), 0.0);
+    assert_eq!((of(&text, "ready"), of(&text, "failing"), of(&text, "key_lost")), (1.0, 0.0, 0.0));
+    assert_eq!(of(&text, "signatures_total{outcome=\"signed\"}"), 0.0);
+    sign(&world.device, "run/sign.sock", &json!({ "algorithm": "ES256", "digest": digest_of(b"") }));
+    let (_, after) = world.device.get("/metrics").unwrap();
+    assert_eq!(of(&after, "signatures_total{outcome=\"signed\"}"), 1.0);
+    assert!(
+        of(&after, "socket_requests_total{socket=\"agent\"}")
+            > of(&text, "socket_requests_total{socket=\"agent\"}")
+    );
+
+    let file = world.device.path("figures.prom");
+    world.device.wait_until("the file", |_| {
+        fs::read_to_string(&file).is_ok_and(|text| text.contains("state{state=\"active\"} 1"))
+    });
+    assert_eq!(
+        of(&fs::read_to_string(&file).unwrap(), "svid_not_after_timestamp_seconds"),
+        seconds(&status["svid"]["notAfter"])
+    );
+    // It follows the configuration, and is gone with the agent.
+    world.configure("[metrics]\ntextfile = \"{dir}/other.prom\"\n");
+    world.device.signal("HUP");
+    world.device.wait_until("the other file", |device| device.path("other.prom").exists() && !file.exists());
+    assert!(world.device.stop().success());
+    assert!(!world.device.path("other.prom").exists());
+}
+
+#[test]
+fn so_many_may_be_connected_and_who_comes_then_is_told_so() {
+    let mut world = World::new();
+    world.configure("max_connections = 5\nmax_connections_per_user = 3\n");
+    world.device.start();
+    world.device.wait_for("active");
+    let mut watchers: Vec<Watcher> = (0..3).map(|_| Watcher::on(&world.device, "run/agent.sock")).collect();
+    let (status, refused) = world.device.get("/v1/status").unwrap();
+    assert!(
+        status == 503 && refused.contains("max_connections_per_user") && refused.contains("3 connections"),
+        "{refused}"
+    );
+    // Nobody is kept out of another socket by that.
+    for socket in ["run/sign.sock", "run/admin.sock"] {
+        assert_eq!(world.device.request_at(socket, "GET /readyz HTTP/1.0\r\n\r\n").unwrap().0, 200);
+    }
+    assert!(world.device.log().matches("a connection is refused").count() == 1, "{}", world.device.log());
+    // Who leaves makes room, and the limits follow the configuration.
+    drop(watchers.pop());
+    world.device.wait_until("a place", |device| device.get("/healthz").unwrap().0 == 200);
+    let _third = Watcher::on(&world.device, "run/agent.sock");
+    world.configure("max_connections = 3\n");
+    world.device.signal("HUP");
+    world.device.wait_until("the other limit", |device| {
+        device.get("/healthz").unwrap().1.contains("(socket.max_connections ")
+    });
+    for watcher in &mut watchers {
+        watcher.next().unwrap();
+    }
+}
+
+/// Each of them costs nothing but its own connection: others are answered as before, and the agent does not grow.
+#[test]
+fn callers_who_say_nothing_or_too_much_or_never_listen_cost_their_own_connection() {
+    let world = World::renewing();
+    let connect = |socket: &str| UnixStream::connect(world.device.path(socket)).unwrap();
+    let before = memory(&world.device);
+
+    let silent: Vec<UnixStream> = (0..100).map(|_| connect("run/agent.sock")).collect();
+    let mut slow: Vec<UnixStream> = (0..100).map(|_| connect("run/agent.sock")).collect();
+    for (at, caller) in slow.iter_mut().enumerate() {
+        // In HTTP/1.1, in HTTP/2, and in the body of a request.
+        let begin: &[u8] = match at % 3 {
+            0 => b"GET /v1/sta",
+            1 => b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0",
+            _ => b"POST /v1/sign HTTP/1.1\r\nhost: x\r\ncontent-length: 90\r\n\r\n{",
+        };
+        caller.write_all(begin).unwrap();
+    }
+    let mut deaf: Vec<UnixStream> = (0..100).map(|_| connect("run/agent.sock")).collect();
+    for caller in &mut deaf {
+        // All it may ask before it is answered, and then it does not listen.
+        caller.set_nonblocking(true).unwrap();
+        let asked = "GET /v1/svid HTTP/1.1\r\nhost: x\r\n\r\n".repeat(5000);
+        let _ = caller.write(asked.as_bytes());
+    }
+    let unheard: Vec<Watcher> = (0..100).map(|_| Watcher::on(&world.device, "run/agent.sock")).collect();
+    let mut endless = connect("run/agent.sock");
+    endless.set_write_timeout(Some(PATIENCE)).unwrap();
+    endless.write_all(b"GET /v1/status HTTP/1.1\r\n").unwrap();
+    let cut_off = (0..100_000).any(|at| endless.write_all(format!("x-{at}: {at}\r\n").as_bytes()).is_err());
+    let mut answer = String::new();
+    let _ = endless.read_to_string(&mut answer);
+    assert!(cut_off || answer.starts_with("HTTP/1.1 431"), "headers without end: {answer:?}");
+
+    // Meanwhile the identity is renewed, and whoever asks is answered at once.
+    let serial = world.device.status()["svid"]["serial"].clone();
+    world.device.wait_for_another_svid(&serial);
+    let mut slowest = Duration::ZERO;
+    for _ in 0..200 {
+        let begin = Instant::now();
+        assert_eq!(world.device.get("/v1/svid").unwrap().0, 200);
+        slowest = slowest.max(begin.elapsed());
+    }
+    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+    // Each has a buffer or two: 16 KiB of a head, what a reader has not taken, 64 KiB of pages in all.
+    let each = (memory(&world.device) - before) / 400;
+    assert!(each < 100, "{each} KiB each");
+
+    // Who has said nothing of use in half a minute is heard no longer.
+    thread::sleep(Duration::from_secs(31));
+    for mut caller in silent.into_iter().chain(slow) {
+        caller.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut rest = Vec::new();
+        let ended = caller.read_to_end(&mut rest);
+        assert!(ended.is_ok() || ended.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset));
+    }
+    drop(unheard);
+}
+
+/// Of the agent's own (anonymous), in KiB.
+fn memory(device: &Device) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", device.pid())).unwrap();
+    let own = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:")).unwrap();
+    own.trim().trim_end_matches(" kB").parse().unwrap()
+}
