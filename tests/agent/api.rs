@@ -1,0 +1,72 @@
+//! `docs/agent-api.yaml` says what the sockets answer: schemathesis asks the running agent whatever the description allows,
+//! and what it does not.
+
+use std::io;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use crate::support::agent::Device;
+use crate::support::python;
+use crate::world::{self, World};
+
+const DESCRIPTION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/agent-api.yaml");
+
+/// A way to a socket for programs that know TCP only. Returns the port on the loopback interface.
+fn relay(socket: PathBuf) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for caller in listener.incoming().flatten() {
+            if let Ok(agent) = UnixStream::connect(&socket) {
+                join(&caller, &agent);
+            }
+        }
+    });
+    port
+}
+
+fn join(caller: &TcpStream, agent: &UnixStream) {
+    let (mut from_caller, mut to_agent) = (caller.try_clone().unwrap(), agent.try_clone().unwrap());
+    let (mut from_agent, mut to_caller) = (agent.try_clone().unwrap(), caller.try_clone().unwrap());
+    thread::spawn(move || {
+        let _ = io::copy(&mut from_caller, &mut to_agent);
+        let _ = to_agent.shutdown(Shutdown::Write);
+    });
+    thread::spawn(move || {
+        let _ = io::copy(&mut from_agent, &mut to_caller);
+        let _ = to_caller.shutdown(Shutdown::Both);
+    });
+}
+
+fn schemathesis(device: &Device, socket: &str, more: &[&str]) {
+    let url = format!("http://127.0.0.1:{}", relay(device.path(socket)));
+    let run = Command::new(python::program("schemathesis"))
+        .args(["--config-file", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/schemathesis.toml")])
+        .args(["run", DESCRIPTION, "--url", &url])
+        .args(more)
+        .current_dir(device.dir()) // it leaves a database of its own where it is run
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success(), "{said}\n{}\n{}", String::from_utf8_lossy(&run.stderr), device.log());
+}
+
+#[test]
+fn the_agent_answers_as_its_description_says() {
+    let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
+    world.device.start();
+    world.device.wait_for("active");
+    schemathesis(&world.device, "run/admin.sock", &[]);
+    // On the socket for reading the rest is refused, in the words of the description.
+    schemathesis(&world.device, "run/agent.sock", &["--max-examples", "5"]);
+}
+
+#[test]
+fn an_unconfigured_agent_does_too() {
+    let mut device = Device::new("state_dir = \"{dir}/state\"\n[socket]\npath = \"{dir}/run/agent.sock\"\n");
+    device.start();
+    schemathesis(&device, "run/admin.sock", &["--max-examples", "5"]);
+}
