@@ -204,6 +204,7 @@ impl Device {
         let trust_domain = self.discovery.as_ref().map(|held| held.document.trust_domain().clone());
         let of_identity = || self.identity.as_ref().map(|i| i.svid.spiffe_id().trust_domain().clone());
         Snapshot {
+            is_known: true,
             state: self.lifecycle.state(now),
             trust_domain: trust_domain.or_else(of_identity),
             identity: self.identity.clone(),

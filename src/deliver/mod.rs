@@ -28,6 +28,8 @@ use crate::time::Timestamp;
 /// Everything there is to tell at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
+    /// What the device holds could be read. Where it could not, that there is nothing here tells nothing.
+    pub is_known: bool,
     /// Where the device stands.
     pub state: State,
     /// The trust domain, once it is known.
@@ -69,11 +71,12 @@ impl Snapshot {
 
     /// Nothing can be told but why.
     pub fn blocked(error: LastError, retry_at: Timestamp) -> Self {
-        Self { last_error: Some((error, Some(retry_at))), ..Self::empty(State::Blocked) }
+        Self { is_known: false, last_error: Some((error, Some(retry_at))), ..Self::empty(State::Blocked) }
     }
 
     fn empty(state: State) -> Self {
         Self {
+            is_known: true,
             state,
             trust_domain: None,
             identity: None,
