@@ -117,7 +117,7 @@ pub(super) async fn respond(
 
 /// Somebody for whom there is no place.
 pub(super) fn overloaded<B>(request: &Request<B>, why: &str) -> Answer {
-    if request.uri().path().starts_with(workload::PREFIX) {
+    if workload::is_call(request) {
         return workload::overloaded(why);
     }
     let mut refusal = problem(StatusCode::SERVICE_UNAVAILABLE, &format!("{why}."));

@@ -1,0 +1,175 @@
+//! gRPC over HTTP/2, as much of it as serves these methods: one message comes in, a stream of messages goes out, and a status
+//! ends it (`PROTOCOL-HTTP2.md` of the gRPC project).
+
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use futures_util::stream::{Stream, StreamExt as _};
+use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response, Version};
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use super::super::answers::Body;
+
+const MEDIA_TYPE: &str = "application/grpc";
+const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const ACCEPTED_ENCODINGS: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+
+/// What is asked for here needs no words at all.
+const MAX_REQUEST: usize = 4 * 1024;
+/// A request's message must be complete within this time.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+
+/// How a call ends. There is no OK: what is asked for here is never all told, and some clients take OK for the end of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Code {
+    InvalidArgument = 3,
+    DeadlineExceeded = 4,
+    PermissionDenied = 7,
+    ResourceExhausted = 8,
+    Unimplemented = 12,
+    Internal = 13,
+    Unavailable = 14,
+}
+
+/// The end of a call, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Status {
+    pub(super) code: Code,
+    pub(super) why: Cow<'static, str>,
+}
+
+impl Status {
+    pub(super) fn new(code: Code, why: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, why: why.into() }
+    }
+
+    fn write(&self, headers: &mut HeaderMap) {
+        headers.insert(STATUS, HeaderValue::from(self.code as u16));
+        if let Ok(message) = HeaderValue::try_from(percent_encoded(&self.why)) {
+            headers.insert(MESSAGE, message); // always: nothing else is left in it
+        }
+    }
+}
+
+/// Everything but the printable characters of ASCII, and the sign for that itself.
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for octet in text.bytes() {
+        match octet {
+            b' '..=b'~' if octet != b'%' => encoded.push(octet.into()),
+            _ => {
+                let _ = write!(encoded, "%{octet:02X}"); // writing to a String cannot fail
+            }
+        }
+    }
+    encoded
+}
+
+/// Whether this is gRPC at all, with messages in protobuf.
+pub(in super::super) fn is_call<B>(request: &Request<B>) -> bool {
+    let media_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let subtype = media_type.and_then(|media_type| media_type.strip_prefix(MEDIA_TYPE));
+    request.version() == Version::HTTP_2
+        && request.method() == Method::POST
+        && subtype.is_some_and(|subtype| ["", "+proto"].contains(&subtype))
+}
+
+/// Waits for the one message of the caller's. What it says does not matter: no message that is asked with here has a field.
+pub(super) async fn take_message(body: Incoming) -> Result<(), Status> {
+    let body = match timeout(REQUEST_LIMIT, Limited::new(body, MAX_REQUEST).collect()).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(e)) if e.is::<LengthLimitError>() => {
+            return Err(Status::new(Code::ResourceExhausted, "A request has at most 4096 bytes here."));
+        }
+        Ok(Err(_)) => return Err(Status::new(Code::Internal, "The request is not complete.")),
+        Err(_) => {
+            let why = "The request was not complete within 10 seconds.";
+            return Err(Status::new(Code::DeadlineExceeded, why));
+        }
+    };
+    match body.split_first_chunk::<5>() {
+        Some(([1, ..], _)) => Err(Status::new(Code::Unimplemented, "Compressed messages are not read here.")),
+        Some(([0, length @ ..], message)) if u32::from_be_bytes(*length) as usize == message.len() => Ok(()),
+        _ => Err(Status::new(Code::Internal, "The request must be one message, with its length before it.")),
+    }
+}
+
+/// A message as it travels. It is wiped once it is sent, for there may be a key in it.
+pub(super) fn framed(message: &[u8]) -> Result<Bytes, Status> {
+    let length = u32::try_from(message.len())
+        .map_err(|_| Status::new(Code::Internal, "There is too much to be told in one message."))?;
+    let mut frame = Zeroizing::new(Vec::with_capacity(5 + message.len())); // never grows: no copy stays behind
+    frame.push(0); // not compressed
+    frame.extend_from_slice(&length.to_be_bytes());
+    frame.extend_from_slice(message);
+    Ok(Bytes::from_owner(frame))
+}
+
+/// The end of a call before anything was told.
+pub(super) fn refusal(status: &Status) -> Response<Body> {
+    let mut response = response(Empty::new().map_err(|never| match never {}).boxed_unsync());
+    status.write(response.headers_mut());
+    response
+}
+
+/// The messages, and then the status that ended them.
+pub(super) fn stream(messages: impl Stream<Item = Result<Bytes, Status>> + Send + 'static) -> Response<Body> {
+    let frames = messages.map(|message| {
+        Ok(match message {
+            Ok(message) => Frame::data(message),
+            Err(status) => {
+                let mut trailers = HeaderMap::new();
+                status.write(&mut trailers);
+                Frame::trailers(trailers)
+            }
+        })
+    });
+    response(StreamBody::new(frames).map_err(|never: Infallible| match never {}).boxed_unsync())
+}
+
+fn response(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+    response.headers_mut().insert(ACCEPTED_ENCODINGS, HeaderValue::from_static("identity"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_a_number_and_a_sentence_that_fits_into_a_header() {
+        let mut headers = HeaderMap::new();
+        Status::new(Code::PermissionDenied, "100 % of \"it\"\nis Ä.").write(&mut headers);
+        assert_eq!(headers.get("grpc-status").unwrap(), "7");
+        assert_eq!(headers.get("grpc-message").unwrap(), "100 %25 of \"it\"%0Ais %C3%84.");
+    }
+
+    #[test]
+    fn only_grpc_is_a_call() {
+        let request = |version, method: &str, media_type: &str| {
+            let request = Request::builder().version(version).method(method);
+            request.header(CONTENT_TYPE, media_type).body(()).unwrap()
+        };
+        assert!(is_call(&request(Version::HTTP_2, "POST", "application/grpc")));
+        assert!(is_call(&request(Version::HTTP_2, "POST", "application/grpc+proto")));
+        assert!(!is_call(&request(Version::HTTP_11, "POST", "application/grpc")));
+        assert!(!is_call(&request(Version::HTTP_2, "GET", "application/grpc")));
+        for other in ["application/grpc-web", "application/grpc+json", "application/json"] {
+            assert!(!is_call(&request(Version::HTTP_2, "POST", other)), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_message_travels_with_its_length() {
+        assert_eq!(framed(b"abc").unwrap().as_ref(), b"\0\0\0\0\x03abc");
+    }
+}
