@@ -163,13 +163,13 @@ fn read<B>(request: &Request<B>, lines: &Lines, closing: &Closing) -> Answer {
 
 /// Has the device's key sign a digest. Whoever may connect to the socket for it may.
 async fn sign(request: Request<Incoming>, caller: Caller, lines: &Lines) -> Result<Answer, Answer> {
+    if request.method() != Method::POST {
+        return Err(not_this_way("POST", "This address signs a digest: use POST."));
+    }
     if !matches!(caller.right, Right::Sign | Right::Admin) {
         let detail = "Signatures are made on the signing socket only (sign.sock beside this one, where nothing else is \
                       configured), which members of its group may use.";
         return Err(problem(StatusCode::FORBIDDEN, detail));
-    }
-    if request.method() != Method::POST {
-        return Err(not_this_way("POST", "This address signs a digest: use POST."));
     }
     let body = body_of(request).await?;
     let ToSign { digest, serial } =
@@ -222,13 +222,13 @@ async fn order(
     caller: Caller,
     lines: &Lines,
 ) -> Result<Answer, Answer> {
+    if request.method() != Method::POST {
+        return Err(not_this_way("POST", "This address takes an order: use POST."));
+    }
     if caller.right != Right::Admin {
         let detail = "Orders are taken on the administration socket only (admin.sock beside this one, where nothing \
                       else is configured), which root may use.";
         return Err(problem(StatusCode::FORBIDDEN, detail));
-    }
-    if request.method() != Method::POST {
-        return Err(not_this_way("POST", "This address takes an order: use POST."));
     }
     let body = body_of(request).await?;
     let Asked { order, leaves } =

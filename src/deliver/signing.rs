@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
@@ -48,7 +48,11 @@ impl ToSign {
         struct Body {
             algorithm: String,
             digest: String,
+            #[serde(default, deserialize_with = "not_null")]
             serial: Option<String>,
+        }
+        fn not_null<'de, D: Deserializer<'de>>(serial: D) -> Result<Option<String>, D::Error> {
+            String::deserialize(serial).map(Some)
         }
         let must =
             "{\"algorithm\": \"ES256\", \"digest\": \"<Base64 of the SHA-256 of what is to be signed>\"}";
@@ -251,6 +255,7 @@ mod tests {
             json!({ "algorithm": "ES256", "digest": BASE64.encode([7; 48]) }),
             json!({ "algorithm": "ES256", "digest": "not Base64" }),
             json!({ "algorithm": "ES256", "digest": digest, "key": "other" }),
+            json!({ "algorithm": "ES256", "digest": digest, "serial": null }),
         ] {
             let why = read(body.clone()).unwrap_err();
             assert!(why.contains("{\"algorithm\": \"ES256\""), "{body}: {why}");

@@ -7,6 +7,7 @@ mod support;
 
 mod admission;
 mod answers;
+mod api;
 mod bootstrap;
 mod configuration;
 mod credentials;

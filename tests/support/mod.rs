@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub(crate) mod agent;
+pub(crate) mod python;
 pub(crate) mod reader;
 pub(crate) mod strace;
 pub(crate) mod swtpm;
