@@ -14,6 +14,9 @@ the_journal_has_its_fields
 the_other_commands_of_the_documentation_work
 one_socket_a_right_and_one_group_a_socket
 the_uid_of_a_caller_arrives
+who_may_sign_gets_a_signature_and_is_on_record
+the_workload_api_gives_bundles_to_all_and_the_key_in_the_tpm_to_nobody
+orders_are_root_s_and_on_record
 the_key_is_in_the_tpm_of_this_machine
 the_agent_has_no_right_that_it_does_not_need
 a_device_without_state_enrolls_at_boot_as_the_same
@@ -193,6 +196,58 @@ the_uid_of_a_caller_arrives() {
         'any(.[]; .MIAF_UID == $uid and (.MIAF_PID | tonumber) > 1 and .MIAF_RIGHT == "agent" and .PRIORITY == "6")' \
         "$work/journal.json" >/dev/null || fail "the agent did not see who asked: $(cat "$work/journal.json")"
     guest 'systemctl restart miaf-agent'
+}
+
+who_may_sign_gets_a_signature_and_is_on_record() {
+    guest 'apt-get install --yes --quiet openssl' 300 >/dev/null
+    # Made by the key in the TPM for somebody who cannot reach the TPM, and right by the certificate.
+    guest "$(cat <<'SHELL'
+set -e
+gpasswd --delete signer tss >/dev/null
+cd /tmp && echo message >message
+runuser -u signer -- curl --silent --fail --unix-socket /run/miaf-agent/sign.sock --data \
+    "{\"algorithm\": \"ES256\", \"digest\": \"$(openssl dgst -sha256 -binary message | base64)\"}" http://agent/v1/sign >signed.json
+sed 's/.*"signature":"\([^"]*\)".*/\1/' signed.json | base64 --decode >signature
+openssl x509 -in /var/lib/miaf-agent/svid/current/svid.pem -noout -pubkey >public.pem
+openssl dgst -sha256 -verify public.pem -signature signature message
+usermod --append --groups tss signer
+SHELL
+    )" | expect_output 'Verified OK'
+    journal --output=json MIAF_AUDIT=sign >"$work/journal.json"
+    jq --exit-status --slurp --arg uid "$(guest 'id --user signer')" --arg id "$(cat "$work/identity")" \
+        'any(.[]; .MIAF_UID == $uid and (.MIAF_PID | tonumber) > 1 and .MIAF_SPIFFE_ID == $id and .MIAF_SERIAL != null)' \
+        "$work/journal.json" >/dev/null || fail "who had the key sign is not on record: $(cat "$work/journal.json")"
+    # On the socket for reading nobody signs, whoever it is.
+    guest 'curl --silent --unix-socket /run/miaf-agent/agent.sock --data "{}" http://agent/v1/sign' | grep '"status":403' >/dev/null
+    guest 'sed -n "s/  */ /g; /^Max open files/p" /proc/$(systemctl show --property MainPID --value miaf-agent)/limits' \
+        | expect_output 'Max open files 16384 16384 files '
+}
+
+the_workload_api_gives_bundles_to_all_and_the_key_in_the_tpm_to_nobody() {
+    guest "$(workload_call wfm-client FetchX509Bundles)" >"$work/bundles"
+    tr --delete '\0' <"$work/bundles" | grep --text -F 'spiffe://factory.example' >/dev/null || fail "there is no bundle: $(cat "$work/bundles")"
+    for user in wfm-client root; do
+        guest "$(workload_call $user FetchX509SVID)" >"$work/svid"
+        grep --text -i '^grpc-status: 7' "$work/svid" >/dev/null || fail "$user is not refused: $(cat "$work/svid")"
+        grep --text -i '^grpc-message: .*TPM' "$work/svid" >/dev/null || fail "$user is not told why"
+    done
+    ! guest "$(workload_call stranger FetchX509Bundles)" >/dev/null 2>&1 || fail "a stranger may ask"
+    journal --output=json MIAF_AUDIT=key >"$work/journal.json"
+    jq --exit-status --slurp --arg uid "$(guest 'id --user wfm-client')" 'any(.[]; .MIAF_UID == $uid and .MIAF_WHY != null)' \
+        "$work/journal.json" >/dev/null || fail "that the key was refused is not on record"
+}
+workload_call() { # USER METHOD: an empty message, and what comes back within two seconds of a stream without an end
+    echo "printf '\0\0\0\0\0' | runuser -u $1 -- curl --silent --include --no-buffer --max-time 2 --http2-prior-knowledge \
+        --unix-socket /run/miaf-agent/agent.sock --header 'content-type: application/grpc' --header 'workload.spiffe.io: true' \
+        --header 'te: trailers' --data-binary @- http://agent/SpiffeWorkloadAPI/$2 || [ \$? -eq 28 ]"
+}
+
+orders_are_root_s_and_on_record() {
+    guest '! runuser -u signer -- miaf-agent retry 2>&1' | grep 'only root may' >/dev/null || fail "somebody else gives orders"
+    guest 'miaf-agent retry' >/dev/null
+    journal --output=json MIAF_AUDIT=retry >"$work/journal.json"
+    jq --exit-status --slurp 'any(.[]; .MIAF_UID == "0" and (.MIAF_PID | tonumber) > 1)' "$work/journal.json" >/dev/null \
+        || fail "the order is not on record"
 }
 
 the_key_is_in_the_tpm_of_this_machine() {
