@@ -193,6 +193,7 @@ mod tests {
     struct Slow {
         let_go: Mutex<mpsc::Receiver<()>>,
         signed: Mutex<Vec<u8>>,
+        is_signing: Mutex<()>,
     }
 
     impl Key for Slow {
@@ -200,6 +201,7 @@ mod tests {
             unimplemented!()
         }
         fn sign_digest(&self, digest: &[u8; 32]) -> Result<Vec<u8>, KeyError> {
+            let _alone = self.is_signing.try_lock().expect("one at a time: the agent's own comes between any two");
             self.let_go.lock().unwrap().recv().unwrap();
             self.signed.lock().unwrap().push(digest[0]);
             Ok(digest.to_vec())
@@ -224,7 +226,7 @@ mod tests {
     impl Scene {
         fn new() -> Self {
             let (let_go, wait) = mpsc::channel();
-            let key = Slow { let_go: Mutex::new(wait), signed: Mutex::default() };
+            let key = Slow { let_go: Mutex::new(wait), signed: Mutex::default(), is_signing: Mutex::default() };
             Self { signing: Signing::default(), key: Arc::new(key), let_go }
         }
 
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn users_take_turns_and_nobody_waits_behind_another_s_queue() {
+    async fn the_key_is_asked_for_one_signature_at_a_time_and_the_users_take_turns() {
         let scene = Scene::new();
         let mut asked = Vec::new();
         for mark in 0..5 {
