@@ -1,0 +1,73 @@
+//! tpm2-abrmd before a software TPM, on a system bus of its own.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::process::{Running, wait_until};
+use crate::support::swtpm::Swtpm;
+
+/// The way to it, for the agent and for the TSS's tools alike.
+pub(crate) const TCTI: &str = "tabrmd:bus_type=system";
+/// The variable that says where the system bus is.
+pub(crate) const BUS: &str = "DBUS_SYSTEM_BUS_ADDRESS";
+
+/// Who may do what on the bus: as on Debian's, nothing but what a service's own policy allows. That is Debian's, too.
+const POLICY: &str = r#"
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/>
+    <deny own="*"/>
+    <deny send_type="method_call"/>
+    <allow send_type="signal"/>
+    <allow send_requested_reply="true" send_type="method_return"/>
+    <allow send_requested_reply="true" send_type="error"/>
+    <allow receive_type="method_call"/>
+    <allow receive_type="method_return"/>
+    <allow receive_type="error"/>
+    <allow receive_type="signal"/>
+    <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus"/>
+  </policy>
+  <include>/etc/dbus-1/system.d/tpm2-abrmd.conf</include>
+"#;
+
+pub(crate) struct Abrmd {
+    address: String,
+    _broker: Running,
+    _bus: Running,
+    _folder: TempDir,
+}
+
+impl Abrmd {
+    /// Starts both, and waits until the TPM answers through them.
+    pub(crate) fn start(tpm: &Swtpm) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o711)).unwrap(); // for everyone on the bus
+        let file = |name: &str| folder.path().join(name);
+
+        let socket = file("bus");
+        let address = format!("unix:path={}", socket.display());
+        fs::write(file("bus.conf"), format!("<busconfig>\n  <listen>{address}</listen>{POLICY}</busconfig>\n"))
+            .unwrap();
+        let mut command = Command::new("dbus-daemon");
+        command.arg("--config-file").arg(file("bus.conf")).args(["--nofork", "--nopidfile", "--nosyslog"]);
+        let bus = Running::start(&mut command, &file("bus.log"));
+        wait_until("the bus", || socket.exists());
+
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=tss", "--regid=tss", "--clear-groups", "tpm2-abrmd", "--tcti", &tpm.tcti()]);
+        let broker = Running::start(command.env(BUS, &address), &file("abrmd.log"));
+        wait_until("tpm2-abrmd", || {
+            let mut command = Command::new("tpm2_getcap");
+            command.args(["--tcti", TCTI, "properties-fixed"]).env(BUS, &address);
+            command.output().unwrap().status.success()
+        });
+        Self { address, _broker: broker, _bus: bus, _folder: folder }
+    }
+
+    pub(crate) fn bus(&self) -> &str {
+        &self.address
+    }
+}

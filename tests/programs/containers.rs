@@ -1,0 +1,2 @@
+//! What containers get of the agent.
+

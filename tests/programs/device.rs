@@ -1,0 +1,129 @@
+//! A device that renews all the time, with tpm2-abrmd between its TPM and everybody who uses it, and the user on it.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use development_mis::IssuingMode;
+use serde_json::Value;
+
+use crate::abrmd::{self, Abrmd};
+use crate::page;
+use crate::process::output_of;
+use crate::support::agent::pause;
+use crate::world::{self, World};
+
+/// Groups that every Debian has, in the place of `miaf` and `miaf-sign`.
+const MIAF: &str = "users";
+const MIAF_SIGN: &str = "games";
+/// Who may read the identity.
+pub(crate) const READER: &[&str] = &[MIAF];
+/// Who may use the key, in programs that use the TPM.
+pub(crate) const SIGNER: &[&str] = &[MIAF, MIAF_SIGN, "tss"];
+
+pub(crate) struct Device {
+    world: World,
+    abrmd: Abrmd,
+}
+
+impl Device {
+    /// With an identity from an intermediate CA, so that chains count, and the next one a few seconds later.
+    pub(crate) fn renewing() -> Self {
+        let mut world = World::with(|settings| {
+            settings.mode = IssuingMode::Intermediate;
+            world::long_enough(&mut settings.policy);
+        });
+        let abrmd = Abrmd::start(&world.tpm);
+        world.device.environment(abrmd::BUS, abrmd.bus());
+        let files = format!("[files]\ngroup = \"{MIAF}\"\nkey_group = \"{MIAF_SIGN}\"\n");
+        let config = world::config(&world.mis, &world.tpm, &(files + world::SOON))
+            .replace(&world.tpm.tcti(), abrmd::TCTI)
+            .replace("[socket]", &format!("[socket]\ngroup = \"{MIAF}\""));
+        world.device.configure(&config);
+        // What the package does: others pass through to what is theirs.
+        fs::set_permissions(world.device.dir(), Permissions::from_mode(0o711)).unwrap();
+        DirBuilder::new().mode(0o711).create(world.device.path("state")).unwrap();
+        fs::write(world.device.path("openssl-tpm.cnf"), page::block("ini openssl-tpm.cnf")).unwrap();
+        world.device.start();
+        world.device.wait_for_status("an identity", |status| status["svid"].is_object());
+        Self { world, abrmd }
+    }
+
+    /// A text of the page, with the paths of this device.
+    pub(crate) fn here(&self, text: &str) -> String {
+        let path = |name: &str| self.path(name).to_str().unwrap().to_owned();
+        text.replace("/var/lib/miaf-agent/svid", &path("state/svid"))
+            .replace("/etc/ssl/openssl-tpm.cnf", &path("openssl-tpm.cnf"))
+            .replace("/etc/ssl/wfm-ca.pem", &path("wfm-ca.pem"))
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.world.device.path(name)
+    }
+
+    /// A program started by nobody in particular, who is in these groups.
+    pub(crate) fn user(&self, groups: &[&str], program: &str) -> Command {
+        let mut command = Command::new("setpriv");
+        let groups: Vec<String> = groups.iter().map(|name| group_id(name)).collect();
+        command.args(["--reuid=65534", "--regid=65534", "--no-new-privs", "--groups", &groups.join(",")]);
+        command.arg(program).current_dir("/");
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env(abrmd::BUS, self.abrmd.bus());
+        command
+    }
+
+    /// Has this user run commands of the page.
+    pub(crate) fn run(&self, groups: &[&str], commands: &str) -> Output {
+        let commands = self.here(&(page::block("sh environment") + commands));
+        self.user(groups, "sh").args(["-ec", &commands]).output().unwrap()
+    }
+
+    /// Does it until the device has another identity, and at least three times.
+    pub(crate) fn until_it_rotates(&self, mut act: impl FnMut()) {
+        let before = self.serial();
+        let mut times = 0;
+        while times < 3 || self.serial() == before {
+            act();
+            times += 1;
+        }
+        println!("{times} times until the rotation");
+    }
+
+    pub(crate) fn spiffe_id(&self) -> String {
+        self.world.device.status()["spiffeId"].as_str().unwrap().to_owned()
+    }
+
+    /// The certificate of the device.
+    pub(crate) fn leaf(&self) -> String {
+        leaf_in(&self.world.device.published("svid.pem")).unwrap()
+    }
+
+    fn serial(&self) -> Value {
+        self.world.device.status()["svid"]["serial"].clone()
+    }
+
+    pub(crate) fn restart_the_agent(&mut self) {
+        self.world.device.stop();
+        self.world.device.start();
+    }
+
+    /// The agent has nothing to complain of: who uses the TPM beside it is not in its way.
+    pub(crate) fn is_content(&self) {
+        let log = self.world.device.log();
+        assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
+        let status = self.world.device.status();
+        assert_eq!(status["lastError"], Value::Null, "{status:#}");
+    }
+}
+
+/// The first certificate in a text, as PEM.
+pub(crate) fn leaf_in(text: &str) -> Option<String> {
+    const END: &str = "-----END CERTIFICATE-----";
+    let text = &text[text.find("-----BEGIN CERTIFICATE-----")?..];
+    Some(text[..text.find(END)? + END.len()].to_owned())
+}
+
+fn group_id(name: &str) -> String {
+    let entry = output_of(Command::new("getent").args(["group", name]));
+    entry.split(':').nth(2).expect("its number").to_owned()
+}

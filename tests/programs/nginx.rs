@@ -1,0 +1,2 @@
+//! nginx with the device's key: as a server, and before one.
+
