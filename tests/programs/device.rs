@@ -11,7 +11,6 @@ use serde_json::Value;
 use crate::abrmd::{self, Abrmd};
 use crate::page;
 use crate::process::output_of;
-use crate::support::agent::pause;
 use crate::world::{self, World};
 
 /// Groups that every Debian has, in the place of `miaf` and `miaf-sign`.

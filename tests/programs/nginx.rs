@@ -1,2 +1,191 @@
-//! nginx with the device's key: as a server, and before one.
+//! nginx with the device's key, as a server and in front of one, through rotations.
 
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::device::{Device, SIGNER, leaf_in};
+use crate::page;
+use crate::peer::{Peer, free_port};
+use crate::process::{output_of, wait_until};
+
+/// An nginx with the page's two servers. Whoever owns it ends it.
+struct Nginx<'a> {
+    device: &'a Device,
+    ports: Ports,
+}
+
+#[derive(Clone, Copy)]
+struct Ports {
+    server: u16,
+    proxy: u16,
+    /// What is behind the server: it answers with the client's certificate.
+    behind: u16,
+}
+
+impl<'a> Nginx<'a> {
+    fn start(device: &'a Device, peer: &Peer) -> Self {
+        fs::create_dir(device.path("nginx")).unwrap();
+        fs::set_permissions(device.path("nginx"), fs::Permissions::from_mode(0o777)).unwrap();
+        for _ in 0..20 {
+            let ports = Ports { server: free_port(), proxy: free_port(), behind: free_port() };
+            fs::write(device.path("nginx.conf"), configuration(device, peer, ports)).unwrap();
+            let start = format!(
+                "{} exec /usr/sbin/nginx -e {errors} -c {}",
+                page::block("sh environment"),
+                device.path("nginx.conf").display(),
+                errors = device.path("nginx/error.log").display(),
+            );
+            let output = device.user(SIGNER, "sh").args(["-ec", &device.here(&start)]).output().unwrap();
+            if output.status.success() {
+                let nginx = Self { device, ports };
+                wait_until("nginx", || nginx.pid().is_some());
+                return nginx;
+            }
+            let says = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(says.contains("Address already in use"), "nginx does not start: {says}");
+        }
+        panic!("nginx finds no free ports");
+    }
+
+    fn pid(&self) -> Option<String> {
+        let pid = fs::read_to_string(self.device.path("nginx/nginx.pid")).ok()?;
+        Some(pid.trim().to_owned()).filter(|pid| !pid.is_empty())
+    }
+
+    /// What `systemctl reload` does with the drop-in.
+    fn take_over(&self) {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/systemd/nginx-take-over");
+        output_of(self.device.user(SIGNER, script).arg(self.device.path("nginx/nginx.pid")));
+    }
+
+    /// The answer of the server behind the proxy.
+    fn through_the_proxy(&self) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.ports.proxy))?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    /// The certificate that it has as a server.
+    fn leaf(&self) -> String {
+        let mut command = Command::new("openssl");
+        command.args(["s_client", "-showcerts", "-connect", &format!("127.0.0.1:{}", self.ports.server)]);
+        let output = command.stdin(std::process::Stdio::null()).output().unwrap();
+        leaf_in(&String::from_utf8_lossy(&output.stdout)).expect("a server's certificate")
+    }
+}
+
+impl Drop for Nginx<'_> {
+    /// The first one, and all that came from it, have a session of their own.
+    fn drop(&mut self) {
+        let Some(pid) = self.pid() else { return };
+        let session = "kill -s KILL $(ps --no-headers --format pid --sid \"$(ps --no-headers --format sid \"$1\")\")";
+        let _ = Command::new("sh").args(["-c", session, "sh", &pid]).status();
+    }
+}
+
+fn configuration(device: &Device, peer: &Peer, ports: Ports) -> String {
+    let server = page::block("nginx server")
+        .replace("listen 8444", &format!("listen 127.0.0.1:{}", ports.server))
+        .replace("127.0.0.1:8000", &format!("127.0.0.1:{}", ports.behind));
+    let proxy = page::block("nginx proxy")
+        .replace("127.0.0.1:8080", &format!("127.0.0.1:{}", ports.proxy))
+        .replace("https://wfm.factory.example:8443", &format!("https://127.0.0.1:{}", peer.port()));
+    let folder = device.path("nginx");
+    let folder = folder.display();
+    let text = format!(
+        "{main}
+        env DBUS_SYSTEM_BUS_ADDRESS; # of this test alone
+        pid {folder}/nginx.pid;
+        error_log {folder}/error.log info;
+        events {{ }}
+        http {{
+            access_log off;
+            client_body_temp_path {folder}/body;
+            proxy_temp_path {folder}/proxy;
+            fastcgi_temp_path {folder}/fastcgi;
+            uwsgi_temp_path {folder}/uwsgi;
+            scgi_temp_path {folder}/scgi;
+            {server}
+            {proxy}
+            server {{
+                listen 127.0.0.1:{behind};
+                location / {{ return 200 \"$http_x_client_cert\"; }}
+            }}
+        }}",
+        main = page::block("nginx main"),
+        behind = ports.behind,
+    );
+    device.here(&peer.here(&text))
+}
+
+#[test]
+fn as_server_and_proxy_it_serves_through_rotations() {
+    let device = Device::renewing();
+    let peer = Peer::start(&device);
+    let nginx = Nginx::start(&device, &peer);
+    // The device itself is the client, in Python; it accepts the one SPIFFE ID that it expects.
+    let program = page::block("python peer")
+        .replace("\"plc.factory.example\", 8444", &format!("\"127.0.0.1\", {}", nginx.ports.server));
+    let ask = |id: &str| {
+        let (before, rest) = program.split_once("[\"spiffe:").unwrap();
+        let (_, after) = rest.split_once("\"]").unwrap();
+        let program = format!("{before}[\"{id}\"]{after}");
+        device.run(SIGNER, &format!("exec /usr/bin/python3 - <<'PROGRAM'\n{program}PROGRAM\n"))
+    };
+    let id = device.spiffe_id();
+
+    for _ in 0..2 {
+        let had = nginx.leaf();
+        device.until_it_rotates(|| {
+            let answer = nginx.through_the_proxy().unwrap();
+            assert!(answer.contains("Verify return code: 0 (ok)"), "{answer}");
+            assert!(answer.contains(&format!("URI:{id}")), "{answer}");
+            let output = ask(&id);
+            let answer = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{answer}{}", String::from_utf8_lossy(&output.stderr));
+            assert!(answer.contains("-----BEGIN%20CERTIFICATE-----"), "the client's certificate went lost: {answer}");
+        });
+        assert_eq!(nginx.leaf(), had, "nothing changes by itself");
+
+        let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let answer = nginx.through_the_proxy().expect("nobody is turned away during a take-over");
+                    assert!(answer.contains(&format!("URI:{id}")), "{answer}");
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let more = |count: usize| {
+                let now = served.load(Ordering::Relaxed);
+                wait_until("requests to be served", || served.load(Ordering::Relaxed) > now + count);
+            };
+            more(3);
+            nginx.take_over();
+            more(3);
+            stop.store(true, Ordering::Relaxed);
+        });
+        let has = nginx.leaf();
+        assert_ne!(has, had, "the new identity is not used");
+        let answer = nginx.through_the_proxy().unwrap();
+        assert_eq!(leaf_in(&answer).as_ref(), Some(&has), "not the identity that it serves with");
+    }
+
+    // Somebody else is not let pass for the device.
+    let output = ask("spiffe://factory.example/margo/device/another");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("this is not the peer that was meant"));
+    // And who shows no certificate is turned away.
+    let url = format!("https://127.0.0.1:{}/", nginx.ports.server);
+    let answer = output_of(Command::new("curl").args(["--silent", "--insecure", &url]));
+    assert!(answer.contains("No required SSL certificate was sent"), "{answer}");
+    device.is_content();
+}
