@@ -19,6 +19,7 @@ the_workload_api_gives_bundles_to_all_and_the_key_in_the_tpm_to_nobody
 orders_are_root_s_and_on_record
 the_key_is_in_the_tpm_of_this_machine
 the_agent_has_no_right_that_it_does_not_need
+a_rotation_reloads_a_service
 a_device_without_state_enrolls_at_boot_as_the_same
 after_a_reboot_it_is_served_before_any_network
 killed_it_comes_back_and_who_asks_meanwhile_is_answered
@@ -294,6 +295,31 @@ the_agent_has_no_right_that_it_does_not_need() {
     guest 'systemd-analyze security --no-pager miaf-agent' >"$work/security.log"
     awk '/Overall exposure level/ { exit !($(NF - 2) <= 1.3) }' "$work/security.log" \
         || fail "$(grep 'Overall exposure' "$work/security.log")"
+}
+
+a_rotation_reloads_a_service() {
+    local unit
+    for unit in reload-on-rotation@.path reload-on-rotation@.service; do put "examples/systemd/$unit" "/root/$unit"; done
+    # In the place of nginx, one that notes which identity there was when it was reloaded.
+    guest "$(cat <<'SHELL'
+cat >/run/systemd/system/nginx.service <<'END'
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=true
+ExecReload=sh -c 'readlink /var/lib/miaf-agent/svid/current >>/run/reloaded'
+END
+systemctl daemon-reload && systemctl start nginx
+SHELL
+    )"
+    guest "set -e; $(documented rotation using-the-identity.md)" 2>/dev/null
+    guest 'readlink /var/lib/miaf-agent/svid/current >/run/had && miaf-agent renew' >/dev/null
+    wait_for 60 "the service to be reloaded with the new identity" guest \
+        'new=$(readlink /var/lib/miaf-agent/svid/current); [ "$new" != "$(cat /run/had)" ] && [ "$(tail -n 1 /run/reloaded)" = "$new" ]'
+    guest 'systemctl disable --now reload-on-rotation@nginx.path
+        systemctl stop nginx
+        rm /etc/systemd/system/reload-on-rotation@.* /run/systemd/system/nginx.service /run/had /run/reloaded
+        systemctl daemon-reload' 2>/dev/null
 }
 
 a_device_without_state_enrolls_at_boot_as_the_same() {

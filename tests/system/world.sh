@@ -40,9 +40,10 @@ boot() { # until all units that belong to the start are up
     wait_for 120 "the machine to be up" guest 'test "$(systemctl show --property FinishTimestampMonotonic --value)" -gt 0'
 }
 
-documented() { # [NAME]: the commands of docs/operations.md in the blocks marked "sh NAME", as they stand there
-    awk -v mark="^\`\`\`sh${1:+ $1}\$" '/^```/ { inside = !inside && $0 ~ mark; next } inside' docs/operations.md | grep . \
-        || fail "docs/operations.md has no block marked \"sh${1:+ $1}\""
+documented() { # [NAME [PAGE]]: the commands of docs/PAGE in the blocks marked "sh NAME", as they stand there
+    local page=docs/${2:-operations.md}
+    awk -v mark="^\`\`\`sh${1:+ $1}\$" '/^```/ { inside = !inside && $0 ~ mark; next } inside' "$page" | grep . \
+        || fail "$page has no block marked \"sh${1:+ $1}\""
 }
 journal() { # ARGUMENT…: the agent's entries, with those that are just being written
     guest "journalctl --sync; journalctl --unit=miaf-agent $*"
