@@ -49,8 +49,11 @@ impl Abrmd {
 
         let socket = file("bus");
         let address = format!("unix:path={}", socket.display());
-        fs::write(file("bus.conf"), format!("<busconfig>\n  <listen>{address}</listen>{POLICY}</busconfig>\n"))
-            .unwrap();
+        fs::write(
+            file("bus.conf"),
+            format!("<busconfig>\n  <listen>{address}</listen>{POLICY}</busconfig>\n"),
+        )
+        .unwrap();
         let mut command = Command::new("dbus-daemon");
         command.arg("--config-file").arg(file("bus.conf")).args(["--nofork", "--nopidfile", "--nosyslog"]);
         let bus = Running::start(&mut command, &file("bus.log"));

@@ -63,7 +63,9 @@ fn the_folder_of_the_socket_is_of_use_when_read_only_and_after_a_restart() {
 fn compose_gets_the_folder_read_only_and_the_group() {
     let documents = yaml("examples/compose/compose.yaml");
     let service = &documents[0]["services"]["wfm-client"];
-    let [mount] = &service["volumes"].as_array().unwrap()[..] else { panic!("more than the folder: {service:#}") };
+    let [mount] = &service["volumes"].as_array().unwrap()[..] else {
+        panic!("more than the folder: {service:#}")
+    };
     assert_eq!(mount["type"], "bind");
     assert_eq!(mount["read_only"], true);
     assert_eq!(mount["bind"]["create_host_path"], false);
@@ -98,7 +100,11 @@ fn kubernetes_gets_the_folder_read_only_and_the_group() {
 /// It is not the agent's own, where the other sockets are, and the program is told of the socket in it.
 fn is_the_folder(outside: &Value, inside: &Value, endpoint: &Value) {
     let outside = Path::new(outside.as_str().unwrap());
-    assert!(outside.extension().is_none() && outside != Path::new("/run/miaf-agent"), "{}", outside.display());
+    assert!(
+        outside.extension().is_none() && outside != Path::new("/run/miaf-agent"),
+        "{}",
+        outside.display()
+    );
     let socket = Path::new(endpoint.as_str().unwrap().strip_prefix("unix://").unwrap());
     assert_eq!(socket.parent(), Some(Path::new(inside.as_str().unwrap())));
     assert_eq!(socket.file_name().unwrap(), "agent.sock");
@@ -106,7 +112,8 @@ fn is_the_folder(outside: &Value, inside: &Value, endpoint: &Value) {
 
 /// All documents in this file of the repository.
 fn yaml(file: &str) -> Value {
-    const TO_JSON: &str = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
+    const TO_JSON: &str =
+        "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     let json = output_of(Command::new("/usr/bin/python3").args(["-c", TO_JSON]).arg(file));
     serde_json::from_str(&json).unwrap()

@@ -53,7 +53,6 @@ impl Peer {
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
-
 }
 
 pub(crate) fn free_port() -> u16 {

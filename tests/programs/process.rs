@@ -16,7 +16,11 @@ impl Running {
         let log = fs::File::options().create(true).append(true).open(log).unwrap();
         let name = command.get_program().to_owned();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        Self(command.spawn().unwrap_or_else(|e| panic!("{name:?} is needed for this test (scripts/setup): {e}")))
+        Self(
+            command
+                .spawn()
+                .unwrap_or_else(|e| panic!("{name:?} is needed for this test (scripts/setup): {e}")),
+        )
     }
 
     pub(crate) fn pid(&self) -> u32 {
