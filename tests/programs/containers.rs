@@ -35,7 +35,7 @@ impl<'a> Container<'a> {
     fn ask(&self, groups: &[&str], socket: &str) -> Option<i32> {
         let user = self.device.user(groups, "curl");
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.inside.pid().to_string(), "--mount", "--"]);
+        command.args(["--target", &self.inside.pid().to_string(), "--mount", "--root", "--"]);
         command.arg(user.get_program()).args(user.get_args());
         command.args(["--silent", "--fail", "--unix-socket"]).arg(self.device.path(socket));
         command.arg("http://agent/readyz").output().unwrap().status.code()
