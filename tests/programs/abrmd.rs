@@ -34,10 +34,11 @@ const POLICY: &str = r#"
 "#;
 
 pub(crate) struct Abrmd {
+    tpm: String,
     address: String,
-    _broker: Running,
+    broker: Option<Running>,
     _bus: Running,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Abrmd {
@@ -49,27 +50,35 @@ impl Abrmd {
 
         let socket = file("bus");
         let address = format!("unix:path={}", socket.display());
-        fs::write(
-            file("bus.conf"),
-            format!("<busconfig>\n  <listen>{address}</listen>{POLICY}</busconfig>\n"),
-        )
-        .unwrap();
+        let config = format!("<busconfig>\n  <listen>{address}</listen>{POLICY}</busconfig>\n");
+        fs::write(file("bus.conf"), config).unwrap();
         let mut command = Command::new("dbus-daemon");
         command.arg("--config-file").arg(file("bus.conf")).args(["--nofork", "--nopidfile", "--nosyslog"]);
         let bus = Running::start(&mut command, &file("bus.log"));
         wait_until("the bus", || socket.exists());
 
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=tss", "--regid=tss", "--clear-groups", "tpm2-abrmd", "--tcti", &tpm.tcti()]);
-        let broker = Running::start(command.env(BUS, &address), &file("abrmd.log"));
-        wait_until("tpm2-abrmd", || {
-            let mut command = Command::new("tpm2_getcap");
-            command.args(["--tcti", TCTI, "properties-fixed"]).env(BUS, &address);
-            command.output().unwrap().status.success()
-        });
-        Self { address, _broker: broker, _bus: bus, _folder: folder }
+        let mut abrmd = Self { tpm: tpm.tcti(), address, broker: None, _bus: bus, folder };
+        abrmd.start_again();
+        abrmd
     }
 
+    pub(crate) fn start_again(&mut self) {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=tss", "--regid=tss", "--clear-groups", "tpm2-abrmd", "--tcti", &self.tpm]);
+        let log = self.folder.path().join("abrmd.log");
+        self.broker = Some(Running::start(command.env(BUS, &self.address), &log));
+        wait_until("tpm2-abrmd", || {
+            let mut command = Command::new("tpm2_getcap");
+            command.args(["--tcti", TCTI, "properties-fixed"]).env(BUS, &self.address);
+            command.output().unwrap().status.success()
+        });
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.broker = None;
+    }
+
+    /// Where the bus is.
     pub(crate) fn bus(&self) -> &str {
         &self.address
     }

@@ -115,6 +115,18 @@ impl Device {
     }
 }
 
+#[test]
+fn the_agent_says_that_abrmd_is_away_and_goes_on_when_it_is_back() {
+    let mut device = Device::renewing();
+    device.abrmd.stop();
+    let serial = device.serial();
+    let status = device.world.device.wait_for_error("tpm2-abrmd does not answer on D-Bus");
+    assert_eq!(status["svid"]["serial"], serial, "what it had is still there");
+    device.abrmd.start_again();
+    device.world.device.wait_for_another_svid(&serial);
+    device.world.device.wait_for_status("no error", |status| status["lastError"].is_null());
+}
+
 /// The first certificate in a text, as PEM.
 pub(crate) fn leaf_in(text: &str) -> Option<String> {
     const END: &str = "-----END CERTIFICATE-----";
