@@ -298,8 +298,6 @@ the_agent_has_no_right_that_it_does_not_need() {
 }
 
 a_rotation_reloads_a_service() {
-    local unit
-    for unit in reload-on-rotation@.path reload-on-rotation@.service; do put "examples/systemd/$unit" "/root/$unit"; done
     # In the place of nginx, one that notes which identity there was when it was reloaded.
     guest "$(cat <<'SHELL'
 cat >/run/systemd/system/nginx.service <<'END'
