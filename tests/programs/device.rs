@@ -18,6 +18,8 @@ const MIAF: &str = "users";
 const MIAF_SIGN: &str = "games";
 /// Who may read the identity.
 pub(crate) const READER: &[&str] = &[MIAF];
+/// Who may have the agent use the key.
+pub(crate) const ASKER: &[&str] = &[MIAF, MIAF_SIGN];
 /// Who may use the key, in programs that use the TPM.
 pub(crate) const SIGNER: &[&str] = &[MIAF, MIAF_SIGN, "tss"];
 
@@ -38,7 +40,7 @@ impl Device {
         let files = format!("[files]\ngroup = \"{MIAF}\"\nkey_group = \"{MIAF_SIGN}\"\n");
         let config = world::config(&world.mis, &world.tpm, &(files + world::SOON))
             .replace(&world.tpm.tcti(), abrmd::TCTI)
-            .replace("[socket]", &format!("[socket]\ngroup = \"{MIAF}\""));
+            .replace("[socket]", &format!("[socket]\ngroup = \"{MIAF}\"\nsign_group = \"{MIAF_SIGN}\""));
         world.device.configure(&config);
         // What the package does: others pass through to what is theirs.
         fs::set_permissions(world.device.dir(), Permissions::from_mode(0o711)).unwrap();
@@ -53,6 +55,7 @@ impl Device {
     pub(crate) fn here(&self, text: &str) -> String {
         let path = |name: &str| self.path(name).to_str().unwrap().to_owned();
         text.replace("/var/lib/miaf-agent/svid", &path("state/svid"))
+            .replace("/run/miaf-agent", &path("run"))
             .replace("/etc/ssl/openssl-tpm.cnf", &path("openssl-tpm.cnf"))
             .replace("/etc/ssl/wfm-ca.pem", &path("wfm-ca.pem"))
     }

@@ -17,3 +17,4 @@ mod nginx;
 mod page;
 mod peer;
 mod process;
+mod sockets;
