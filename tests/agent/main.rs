@@ -25,4 +25,5 @@ mod service_manager;
 mod sockets;
 mod software;
 mod trust;
+mod workload;
 mod world;

@@ -43,7 +43,6 @@ def bundles(socket):
     with WorkloadApiClient(socket) as client, JwtSource(
         socket_path=socket, timeout_in_seconds=PATIENCE
     ) as jwt_source:
-        jwt_source.subscribe_for_updates(lambda: None)
         for _ in sys.stdin:
             tell(
                 anchors=anchors(client.fetch_x509_bundles(timeout=PATIENCE)),

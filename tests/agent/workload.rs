@@ -1,0 +1,579 @@
+//! The SPIFFE Workload API: as other people's clients see it, and byte by byte.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use development_mis::{AnchorStep, Endpoint, Fault};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http2::{SendRequest, handshake};
+use hyper::{HeaderMap, Request};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use nix::unistd::{User, getuid};
+use serde_json::{Value, json};
+use spiffe::x509_source::X509Source;
+use spiffe::{WorkloadApiClient, X509Context};
+use tokio::net::UnixStream;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+
+use crate::support::agent::{Device, PATIENCE};
+use crate::world::{self, World};
+
+/// Long enough for the agent to have told what it should not.
+const QUIET: Duration = Duration::from_secs(2);
+
+const INVALID_ARGUMENT: u32 = 3;
+const PERMISSION_DENIED: u32 = 7;
+const RESOURCE_EXHAUSTED: u32 = 8;
+const UNIMPLEMENTED: u32 = 12;
+const INTERNAL: u32 = 13;
+const UNAVAILABLE: u32 = 14;
+
+/// A device with software keys, which it gives to these users. The agent is not started.
+fn world(key_users: &[&str]) -> World {
+    let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
+    world.tpm.stop();
+    configure(&world, key_users);
+    world
+}
+
+fn configure(world: &World, key_users: &[&str]) {
+    let config =
+        world::config(&world.mis, &world.tpm, &format!("[workload_api]\nkey_users = {key_users:?}\n"));
+    world.device.configure(&config.replace("[key]", "[key]\nprovider = \"software\""));
+}
+
+fn enrolled(mut world: World) -> World {
+    world.device.start();
+    world.device.wait_for("active");
+    world
+}
+
+/// Whoever runs the tests, by name.
+fn myself() -> String {
+    User::from_uid(getuid()).unwrap().expect("this user has a name").name
+}
+
+fn endpoint(device: &Device) -> String {
+    format!("unix://{}", device.path("run/agent.sock").display())
+}
+
+fn order(world: &World, words: &[&str]) {
+    let output = world.device.run(words);
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What the audit says of the key.
+fn audits(device: &Device) -> Vec<String> {
+    let log = device.log();
+    log.lines().filter(|line| line.contains("audit=\"key\"")).map(str::to_owned).collect()
+}
+
+#[test]
+fn what_is_no_proper_call_is_refused_with_the_status_that_the_standard_has_for_it() {
+    let world = enrolled(world(&[]));
+    let client = Grpc::connect(&world.device);
+    let refused = |method: &str, header: Option<&str>, body: &[u8]| {
+        let (code, why) = client.call_with(method, header, body).end();
+        assert!(!why.is_empty(), "{method}");
+        code
+    };
+    for method in
+        ["FetchX509SVID", "FetchX509Bundles", "FetchJWTSVID", "FetchJWTBundles", "ValidateJWTSVID", "Nothing"]
+    {
+        for header in [None, Some("false"), Some("True"), Some("")] {
+            assert_eq!(refused(method, header, EMPTY), INVALID_ARGUMENT, "{method} {header:?}");
+        }
+    }
+    for method in ["FetchJWTSVID", "ValidateJWTSVID", "FetchWITSVID", "Nothing", "", "FetchX509SVID/"] {
+        assert_eq!(refused(method, Some("true"), EMPTY), UNIMPLEMENTED, "{method}");
+    }
+    for (body, code) in [
+        (&b""[..], INTERNAL),
+        (b"\0\0\0\0\x01", INTERNAL),
+        (b"\0\0\0\0\0\0\0\0\0\0", INTERNAL),
+        (b"\x01\0\0\0\0", UNIMPLEMENTED),
+        (&[0; 5000], RESOURCE_EXHAUSTED),
+    ] {
+        assert_eq!(refused("FetchX509Bundles", Some("true"), body), code, "{} octets", body.len());
+    }
+    // Fields that a later version of the standard may have do no harm.
+    let mut call = client.call_with("FetchX509Bundles", Some("true"), b"\0\0\0\0\x03\x0a\x01x");
+    assert!(matches!(call.next(), Told::Message(_)));
+
+    let post = "POST /SpiffeWorkloadAPI/FetchX509Bundles HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+                content-type: application/grpc\r\nworkload.spiffe.io: true\r\ncontent-length: 5\r\n\r\n\0\0\0\0\0";
+    let (status, problem) = world.device.request(post).unwrap();
+    assert!(status == 415 && problem.contains("HTTP/2"), "{status} {problem}");
+    assert_eq!(world.device.get("/SpiffeWorkloadAPI/FetchX509Bundles").unwrap().0, 415);
+}
+
+#[test]
+fn a_key_in_the_tpm_is_for_nobody_and_the_bundles_are_for_everyone() {
+    let mut world = World::new();
+    let everyone = format!("[workload_api]\nkey_users = [\"{}\", \"{}\"]\n", myself(), getuid());
+    world.configure(&everyone);
+    world.device.start();
+    let status = world.device.wait_for("active");
+    let runtime = runtime();
+    let client = runtime.block_on(WorkloadApiClient::connect_to(endpoint(&world.device))).unwrap();
+    let refusal = runtime.block_on(client.fetch_x509_svid()).unwrap_err().to_string();
+    assert!(refusal.contains("permission denied") && refusal.contains("TPM"), "{refusal}");
+    assert!(refusal.contains("POST /v1/sign") && refusal.contains("key.pem"), "{refusal}");
+    let audits = audits(&world.device);
+    assert_eq!(audits.len(), 1, "{audits:?}");
+    assert!(audits[0].contains("is not given") && audits[0].contains(status["spiffeId"].as_str().unwrap()));
+    let bundles = runtime.block_on(client.fetch_x509_bundles()).unwrap();
+    let domains: Vec<_> =
+        bundles.iter().map(|(domain, bundle)| (domain.to_string(), bundle.authorities().len())).collect();
+    assert_eq!(domains, [("factory.example".to_owned(), 1)]);
+
+    let mut python = Python::start("bundles", &world.device);
+    let told = python.ask();
+    assert_eq!(told["anchors"]["factory.example"].as_array().unwrap().len(), 1, "{told:#}");
+    assert_eq!(told["jwtBundles"], json!({ "factory.example": 0 }));
+    assert!(told["svid"].as_str().unwrap().contains("cannot leave it"), "{told:#}");
+    assert!(told["jwtSvid"].as_str().unwrap().contains("X.509-SVIDs only"), "{told:#}");
+    let before = told["anchors"].clone();
+
+    world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
+    let grpc = Grpc::connect(&world.device);
+    let mut stream = grpc.call("FetchX509Bundles");
+    while told_anchors(stream.message()) < 2 {}
+    let told = python.ask();
+    assert_eq!(told["anchors"]["factory.example"].as_array().unwrap().len(), 2, "{told:#}");
+    assert_ne!(told["anchors"], before);
+
+    world.device.stop();
+    world.tpm.flush();
+    world.device.start();
+    let again = python.ask();
+    assert_eq!(again["anchors"], told["anchors"]);
+    assert_eq!(again["jwtBundles"], told["jwtBundles"]);
+    let bundles = runtime.block_on(client.fetch_x509_bundles()).unwrap();
+    assert_eq!(bundles.iter().next().unwrap().1.authorities().len(), 2);
+}
+
+#[test]
+fn a_software_key_is_given_to_the_users_named_and_to_nobody_else() {
+    let world = enrolled(world(&["nobody", "no-such-user-here", "4294967294"]));
+    let client = Grpc::connect(&world.device);
+    let (code, why) = client.call("FetchX509SVID").end();
+    assert_eq!(code, PERMISSION_DENIED);
+    assert!(why.contains(&getuid().to_string()) && why.contains("[workload_api] key_users"), "{why}");
+    assert!(audits(&world.device).iter().all(|line| line.contains("is not given")));
+
+    for named in [myself(), getuid().to_string()] {
+        configure(&world, &["nobody", &named]);
+        world.device.signal("HUP");
+        let mut stream = client.wait_for_key(&world.device);
+        let given = audits(&world.device);
+        assert!(given.last().unwrap().contains("is given to a local program"), "{given:?}");
+
+        // Another one is named beside them: nothing changes for the caller.
+        configure(&world, &["nobody", &named, "daemon"]);
+        world.device.signal("HUP");
+        stream.is_quiet();
+        assert_eq!(audits(&world.device).len(), given.len());
+
+        configure(&world, &["nobody"]);
+        world.device.signal("HUP");
+        let (code, why) = stream.end();
+        assert!(code == PERMISSION_DENIED && why.contains("key_users"), "{code} {why}");
+    }
+}
+
+#[test]
+fn a_stream_tells_what_there_is_and_then_only_what_changes() {
+    let world = enrolled(world(&[&myself()]));
+    let client = Grpc::connect(&world.device);
+    let mut streams =
+        ["FetchX509SVID", "FetchX509Bundles", "FetchJWTBundles"].map(|method| client.call(method));
+    let firsts = streams.each_mut().map(Call::message);
+    // The agent is busy, and nothing comes of it.
+    let looks = world.seen(Endpoint::Bundle).len();
+    world.wait_for_requests(Endpoint::Bundle, looks + 2);
+    world.device.signal("HUP");
+    for stream in &mut streams {
+        stream.is_quiet();
+    }
+    assert_eq!(audits(&world.device).len(), 1, "once for a stream and a key");
+
+    let serial = world.device.status()["svid"]["serial"].clone();
+    order(&world, &["renew"]);
+    world.device.wait_for_another_svid(&serial);
+    let [svid, bundles, jwt_bundles] = &mut streams;
+    let renewed = svid.message();
+    assert_ne!(renewed, firsts[0]);
+    bundles.is_quiet();
+    assert_eq!(audits(&world.device).len(), 2);
+
+    world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
+    assert_ne!(bundles.message(), firsts[1]);
+    assert!(svid.message().len() > renewed.len(), "the same SVID with one anchor more");
+    jwt_bundles.is_quiet();
+    assert_eq!(audits(&world.device).len(), 2, "the same key");
+}
+
+#[test]
+fn whoever_asks_too_early_and_whoever_is_there_at_the_end_is_told_to_come_back() {
+    let mut world = world(&[&myself()]);
+    world.mis.stop_listening().unwrap();
+    world.device.start();
+    for method in ["FetchX509SVID", "FetchX509Bundles", "FetchJWTBundles"] {
+        let (code, why) = Grpc::connect(&world.device).call(method).end();
+        assert!(code == UNAVAILABLE && why.contains("miaf-agent status"), "{method}: {code} {why}");
+    }
+    world.mis.resume().unwrap();
+    world.device.wait_for("active");
+    let client = Grpc::connect(&world.device);
+    let mut streams =
+        ["FetchX509SVID", "FetchX509Bundles", "FetchJWTBundles"].map(|method| client.call(method));
+    for stream in &mut streams {
+        stream.message();
+    }
+    world.device.signal("TERM");
+    for stream in &mut streams {
+        let (code, why) = stream.end();
+        assert!(code == UNAVAILABLE && why.contains("Connect again"), "{code} {why}");
+    }
+    assert!(world.device.wait_for_exit().success());
+}
+
+#[test]
+fn who_has_no_place_is_told_to_come_back() {
+    let mut world = World::new();
+    world.configure("max_connections_per_user = 2\n");
+    world.device.start();
+    let held = Grpc::connect(&world.device);
+    world.device.wait_until("two connections are there", |device| {
+        // The one that asks is the second.
+        device.get("/healthz").is_some_and(|(status, _)| status == 200)
+    });
+    let second = Grpc::connect(&world.device);
+    assert_eq!(second.call("Nothing").end().0, UNIMPLEMENTED);
+    let (code, why) = Grpc::connect(&world.device).call("FetchX509Bundles").end();
+    assert!(code == UNAVAILABLE && why.contains("max_connections_per_user"), "{code} {why}");
+    assert_eq!(held.call("Nothing").end().0, UNIMPLEMENTED);
+}
+
+#[test]
+fn an_identity_that_is_left_is_withdrawn_and_clients_get_the_next_by_themselves() {
+    let world = enrolled(world(&[&myself()]));
+    let before = world.device.status();
+    let client = Grpc::connect(&world.device);
+    let mut streams =
+        ["FetchX509SVID", "FetchX509Bundles", "FetchJWTBundles"].map(|method| client.call(method));
+    for stream in &mut streams {
+        stream.message();
+    }
+    let runtime = runtime();
+    let source = runtime.block_on(source(&world.device));
+    let mut python = Python::start("svid", &world.device);
+    assert_eq!(python.next()["spiffeId"], before["spiffeId"]);
+
+    world.mis.sticky_fault(Endpoint::Bundle, Fault::Status(503));
+    world.mis.sticky_fault(Endpoint::Discovery, Fault::Status(503));
+    order(&world, &["reset-identity", "--yes"]);
+    for stream in &mut streams {
+        let (code, why) = stream.end();
+        assert!(code == PERMISSION_DENIED && why.contains("has left"), "{code} {why}");
+    }
+    wait_for(&runtime, &source, "the source takes it for withdrawn", |context| context.is_none());
+    assert_eq!(client.call("FetchX509SVID").end().0, UNAVAILABLE);
+
+    world.mis.clear_faults();
+    order(&world, &["retry"]);
+    let after = world.device.wait_for("active");
+    assert_ne!(after["spiffeId"], before["spiffeId"]);
+    let new = after["spiffeId"].as_str().unwrap();
+    wait_for(&runtime, &source, "the next identity", |context| {
+        context.is_some_and(|context| context.default_svid().unwrap().spiffe_id().to_string() == new)
+    });
+    while python.next()["spiffeId"] != new {}
+}
+
+#[test]
+fn the_crate_spiffe_follows_rotations_and_a_restart() {
+    let mut world = enrolled(world(&[&myself()]));
+    let runtime = runtime();
+    let source = runtime.block_on(source(&world.device));
+    let mut status = world.device.status();
+    wait_for(&runtime, &source, "the SVID", |context| shows(context, &status));
+    for turn in 0..3 {
+        order(&world, &["renew"]);
+        status = world.device.wait_for_another_svid(&status["svid"]["serial"]);
+        wait_for(&runtime, &source, "the next SVID", |context| shows(context, &status));
+        if turn == 1 {
+            world.device.stop();
+            world.device.start();
+        }
+    }
+    world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
+    wait_for(&runtime, &source, "the next bundle", |context| {
+        context.is_some_and(|context| {
+            context.bundle_set().iter().all(|(_, bundle)| bundle.authorities().len() == 2)
+        })
+    });
+}
+
+#[test]
+fn spiffe_of_pypi_follows_rotations_and_a_restart() {
+    let mut world = enrolled(world(&[&myself()]));
+    let mut python = Python::start("svid", &world.device);
+    let first = python.next();
+    let mut status = world.device.status();
+    assert_eq!(first["spiffeId"], status["spiffeId"]);
+    assert_eq!(first["keyFits"], true);
+    let mut last = first;
+    for turn in 0..3 {
+        order(&world, &["renew"]);
+        status = world.device.wait_for_another_svid(&status["svid"]["serial"]);
+        let next = loop {
+            let next = python.next(); // after a restart the same comes once more
+            if next["serial"] != last["serial"] {
+                break next;
+            }
+        };
+        assert_eq!(next["spiffeId"], status["spiffeId"]);
+        assert_eq!(next["keyFits"], true);
+        last = next;
+        if turn == 1 {
+            world.device.stop();
+            world.device.start();
+        }
+    }
+    world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
+    while python.next()["anchors"]["factory.example"].as_array().unwrap().len() != 2 {}
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+async fn source(device: &Device) -> X509Source {
+    let source = X509Source::builder()
+        .endpoint(endpoint(device))
+        .reconnect_backoff(Duration::from_millis(50), Duration::from_millis(500))
+        .initial_sync_timeout(PATIENCE);
+    source.build().await.unwrap()
+}
+
+/// Waits until what the source has is so. `None`: it was withdrawn.
+fn wait_for(
+    runtime: &Runtime,
+    source: &X509Source,
+    what: &str,
+    holds: impl Fn(Option<&X509Context>) -> bool,
+) {
+    let until_it_holds = async {
+        let mut updates = source.updated();
+        while !holds(source.x509_context().ok().as_deref()) {
+            updates.changed().await.unwrap();
+        }
+    };
+    let waited = runtime.block_on(async { timeout(PATIENCE, until_it_holds).await });
+    waited.unwrap_or_else(|_| panic!("waited in vain for {what}"));
+}
+
+/// The identity that the agent says it has, with a key that fits.
+fn shows(context: Option<&X509Context>, status: &Value) -> bool {
+    let Some(svid) = context.and_then(X509Context::default_svid) else { return false };
+    let (_, leaf) = x509_parser::parse_x509_certificate(svid.leaf().as_bytes()).unwrap();
+    let key = rcgen::KeyPair::try_from(svid.private_key().as_bytes()).unwrap();
+    assert_eq!(rcgen::PublicKeyData::der_bytes(&key), leaf.public_key().subject_public_key.data.as_ref());
+    assert_eq!(svid.spiffe_id().to_string(), status["spiffeId"].as_str().unwrap());
+    leaf.raw_serial_as_string() == status["svid"]["serial"].as_str().unwrap()
+}
+
+/// How many certificates there are in an `X509BundlesResponse` of one trust domain.
+fn told_anchors(message: Vec<u8>) -> usize {
+    let domain = b"spiffe://factory.example";
+    let at = message.windows(domain.len()).position(|window| window == domain).unwrap() + domain.len();
+    // A tag, a length of two or three octets, and certificates up to the end.
+    let mut rest = &message[at + 1..];
+    while rest[0] & 0x80 != 0 {
+        rest = &rest[1..];
+    }
+    rest = &rest[1..];
+    let mut anchors = 0;
+    while !rest.is_empty() {
+        rest = x509_parser::parse_x509_certificate(rest).unwrap().0;
+        anchors += 1;
+    }
+    anchors
+}
+
+/// gRPC by hand: one connection.
+struct Grpc {
+    runtime: Runtime,
+    requests: SendRequest<Full<Bytes>>,
+}
+
+/// One call on it.
+struct Call<'a> {
+    runtime: &'a Runtime,
+    head: HeaderMap,
+    body: Incoming,
+    read: Vec<u8>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    Message(Vec<u8>),
+    End(u32, String),
+}
+
+/// A message without a field, with its length.
+const EMPTY: &[u8] = b"\0\0\0\0\0";
+
+impl Grpc {
+    fn connect(device: &Device) -> Self {
+        let runtime = runtime();
+        let requests = runtime.block_on(async {
+            let stream = UnixStream::connect(device.path("run/agent.sock")).await.unwrap();
+            let (requests, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+            tokio::spawn(connection);
+            requests
+        });
+        Self { runtime, requests }
+    }
+
+    fn call(&self, method: &str) -> Call<'_> {
+        self.call_with(method, Some("true"), EMPTY)
+    }
+
+    fn call_with(&self, method: &str, header: Option<&str>, body: &[u8]) -> Call<'_> {
+        let request = Request::post(format!("http://agent/SpiffeWorkloadAPI/{method}"));
+        let request = request.header("content-type", "application/grpc").header("te", "trailers");
+        let request =
+            header.into_iter().fold(request, |request, value| request.header("workload.spiffe.io", value));
+        let request = request.body(Full::new(Bytes::copy_from_slice(body))).unwrap();
+        let mut requests = self.requests.clone();
+        let answer = self.runtime.block_on(async { timeout(PATIENCE, requests.send_request(request)).await });
+        let (head, body) = answer.expect("an answer in time").unwrap().into_parts();
+        assert_eq!(head.status, 200);
+        assert_eq!(head.headers["content-type"], "application/grpc");
+        Call { runtime: &self.runtime, head: head.headers, body, read: Vec::new() }
+    }
+
+    /// A stream on which the key has come: the agent has seen its configuration.
+    fn wait_for_key(&self, device: &Device) -> Call<'_> {
+        let mut given = None;
+        device.wait_until("the key is given", |_| {
+            let mut call = self.call("FetchX509SVID");
+            let is_given = matches!(call.next(), Told::Message(_));
+            given = Some(call);
+            is_given
+        });
+        given.unwrap()
+    }
+}
+
+impl Call<'_> {
+    fn next(&mut self) -> Told {
+        self.next_within(PATIENCE).expect("a message or the end in time")
+    }
+
+    fn message(&mut self) -> Vec<u8> {
+        match self.next() {
+            Told::Message(message) => message,
+            end => panic!("{end:?}"),
+        }
+    }
+
+    /// The status that ends it.
+    fn end(&mut self) -> (u32, String) {
+        match self.next() {
+            Told::End(code, why) => (code, why),
+            message => panic!("{message:?}"),
+        }
+    }
+
+    fn is_quiet(&mut self) {
+        assert_eq!(self.next_within(QUIET), None);
+    }
+
+    fn next_within(&mut self, limit: Duration) -> Option<Told> {
+        if let Some(end) = end_in(&self.head) {
+            return Some(end);
+        }
+        let (body, read) = (&mut self.body, &mut self.read);
+        let next = async {
+            loop {
+                if let Some((&[0, a, b, c, d], rest)) = read.split_first_chunk::<5>() {
+                    let length = u32::from_be_bytes([a, b, c, d]) as usize;
+                    if let Some(message) = rest.get(..length) {
+                        let message = message.to_vec();
+                        read.drain(..5 + length);
+                        return Told::Message(message);
+                    }
+                }
+                let frame = body.frame().await.expect("a status at the end").unwrap();
+                match frame.into_data() {
+                    Ok(data) => read.extend_from_slice(&data),
+                    Err(frame) => {
+                        return end_in(frame.trailers_ref().unwrap()).expect("a status in the trailers");
+                    }
+                }
+            }
+        };
+        self.runtime.block_on(async { timeout(limit, next).await }).ok()
+    }
+}
+
+fn end_in(headers: &HeaderMap) -> Option<Told> {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+    Some(Told::End(text("grpc-status")?.parse().unwrap(), text("grpc-message").unwrap_or_default()))
+}
+
+/// `tests/clients/spiffe_client.py`, and the lines that it tells.
+struct Python {
+    process: Child,
+    stdin: ChildStdin,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Python {
+    fn start(what: &str, device: &Device) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let python = root.join("target/python/bin/python");
+        assert!(python.exists(), "{} is not there: run scripts/python", python.display());
+        let mut process = Command::new(python)
+            .arg(root.join("tests/clients/spiffe_client.py"))
+            .args([what, &endpoint(device)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (stdin, stdout) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
+        let (teller, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let _ = teller.send(line); // the test may be over
+            }
+        });
+        Self { process, stdin, lines }
+    }
+
+    fn ask(&mut self) -> Value {
+        self.stdin.write_all(b"\n").unwrap();
+        self.next()
+    }
+
+    fn next(&mut self) -> Value {
+        let line = self.lines.recv_timeout(PATIENCE).expect("Python tells something in time");
+        serde_json::from_str(&line).unwrap()
+    }
+}
+
+impl Drop for Python {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
