@@ -13,10 +13,13 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{Join, join};
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{sleep, timeout};
 
 use super::answers::{self, Body, Caller, Lines};
+use super::authority::Mended;
 use super::places::Full;
 use super::socket::Closing;
 
@@ -50,7 +53,7 @@ pub(super) async fn serve(stream: UnixStream, caller: Caller, lines: Arc<Lines>,
         }
     });
     let http = http();
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), answer));
+    let mut connection = pin!(http.serve_connection(TokioIo::new(mended(stream)), answer));
     let mut first_request = pin!(sleep(HEAD_LIMIT));
     let (mut is_new, mut is_open) = (true, true);
     let ended = loop {
@@ -85,7 +88,7 @@ pub(super) async fn refuse(stream: UnixStream, why: Full) {
         Ok::<_, Infallible>(response)
     });
     let http = http();
-    let _ = timeout(REFUSAL_LIMIT, http.serve_connection(TokioIo::new(stream), answer)).await; // who will not hear it, will not
+    let _ = timeout(REFUSAL_LIMIT, http.serve_connection(TokioIo::new(mended(stream)), answer)).await; // who will not hear it, will not
 }
 
 fn http() -> auto::Builder<TokioExecutor> {
@@ -97,6 +100,11 @@ fn http() -> auto::Builder<TokioExecutor> {
         .max_concurrent_streams(MAX_STREAMS)
         .max_send_buf_size(MAX_UNREAD);
     http
+}
+
+fn mended(stream: UnixStream) -> Join<Mended<OwnedReadHalf>, OwnedWriteHalf> {
+    let (reading, writing) = stream.into_split();
+    join(Mended::new(reading), writing)
 }
 
 /// HTTP/2 has a frame for that, and no such header.

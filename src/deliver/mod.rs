@@ -2,6 +2,7 @@
 //! lifecycle. An operator's [`order`] goes the other way.
 
 pub mod answers;
+mod authority;
 mod connection;
 pub mod files;
 pub mod metrics;
