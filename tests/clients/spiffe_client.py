@@ -1,7 +1,8 @@
 """What PyPI's spiffe makes of the agent's Workload API: one line of JSON for each thing that it learns.
 
     spiffe_client.py svid unix:///PATH       the SVID, and each that takes its place
-    spiffe_client.py bundles unix:///PATH    the bundles, once more for each line on standard input
+    spiffe_client.py bundles unix:///PATH    the bundles, and again at each update of the JWT bundles (which comes with
+                                             every new connection) and for each line on standard input
 
 Both go on until standard input ends.
 """
@@ -43,13 +44,19 @@ def bundles(socket):
     with WorkloadApiClient(socket) as client, JwtSource(
         socket_path=socket, timeout_in_seconds=PATIENCE
     ) as jwt_source:
+        jwt_source.subscribe_for_updates(lambda: tell_bundles(client, jwt_source))
+        tell_bundles(client, jwt_source)
         for _ in sys.stdin:
-            tell(
-                anchors=anchors(client.fetch_x509_bundles(timeout=PATIENCE)),
-                jwtBundles={bundle.trust_domain.name: len(bundle.jwt_authorities) for bundle in jwt_source.bundles},
-                svid=refusal(lambda: client.fetch_x509_svid(timeout=PATIENCE)),
-                jwtSvid=refusal(lambda: jwt_source.fetch_svid({"audience"})),
-            )
+            tell_bundles(client, jwt_source)
+
+
+def tell_bundles(client, jwt_source):
+    tell(
+        anchors=anchors(client.fetch_x509_bundles(timeout=PATIENCE)),
+        jwtBundles={bundle.trust_domain.name: len(bundle.jwt_authorities) for bundle in jwt_source.bundles},
+        svid=refusal(lambda: client.fetch_x509_svid(timeout=PATIENCE)),
+        jwtSvid=refusal(lambda: client.fetch_jwt_svid({"audience"})),
+    )
 
 
 def refusal(attempt):

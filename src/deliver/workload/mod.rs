@@ -156,11 +156,11 @@ impl Stream {
         match self.asked {
             Asked::X509Svid => self.x509_svid(snapshot).await,
             Asked::X509Bundles => {
-                let bundle = self.bundle(snapshot)?;
+                let bundle = bundle(snapshot)?;
                 Ok(self.if_new(messages::x509_bundles(bundle.trust_domain(), bundle.anchors())))
             }
             Asked::JwtBundles => {
-                let trust_domain = self.trust_domain(snapshot)?;
+                let trust_domain = trust_domain(snapshot)?;
                 Ok(self.if_new(messages::no_jwt_bundles(trust_domain)))
             }
         }
@@ -177,8 +177,8 @@ impl Stream {
 
     /// The SVID with its key (section 5.2.1).
     async fn x509_svid(&mut self, snapshot: &Snapshot) -> Result<Option<Message>, Status> {
-        let identity = snapshot.identity.as_ref().ok_or_else(|| self.without_identity(snapshot))?;
-        let bundle = self.bundle(snapshot)?;
+        let identity = snapshot.identity.as_ref().ok_or_else(|| nothing_there("SVID", snapshot))?;
+        let bundle = bundle(snapshot)?;
         let message = |key: &[u8]| messages::x509_svid(&identity.svid, key, bundle.anchors());
         let digest = digest(&SHA256, &message(&[]));
         let is_told = self.told.as_ref().is_some_and(|told| told.digest.as_ref() == digest.as_ref());
@@ -217,48 +217,34 @@ impl Stream {
         }
         given
     }
+}
 
-    /// A bundle without anchors means that nobody is to be trusted any more (miaf-v0 B3). The API has no words for it
-    /// (section 4.5) but these.
-    fn bundle<'a>(&self, snapshot: &'a Snapshot) -> Result<&'a Bundle, Status> {
-        match &snapshot.bundle {
-            Some(held) if held.bundle.anchors().is_empty() => {
-                let why = "The Margo Identity Service has emptied the trust bundle: nobody is to be trusted in this trust \
-                           domain.";
-                Err(Status::new(Code::PermissionDenied, why))
-            }
-            Some(held) => Ok(&held.bundle),
-            None if self.is_withdrawn(snapshot) => Err(withdrawn()),
-            None => Err(Status::new(
-                Code::Unavailable,
-                "This device has no trust bundle yet. miaf-agent status says what it is waiting for.",
-            )),
+/// A bundle without anchors means that nobody is to be trusted any more (miaf-v0 B3). The API has no words for it
+/// (section 4.5) but these.
+fn bundle(snapshot: &Snapshot) -> Result<&Bundle, Status> {
+    match &snapshot.bundle {
+        None => Err(nothing_there("trust bundle", snapshot)),
+        Some(held) if held.bundle.anchors().is_empty() => {
+            let why = "The Margo Identity Service has emptied the trust bundle: nobody is to be trusted in this trust domain.";
+            Err(Status::new(Code::PermissionDenied, why))
         }
+        Some(held) => Ok(&held.bundle),
     }
+}
 
-    fn trust_domain<'a>(&self, snapshot: &'a Snapshot) -> Result<&'a TrustDomain, Status> {
-        match &snapshot.trust_domain {
-            Some(trust_domain) => Ok(trust_domain),
-            None if self.is_withdrawn(snapshot) => Err(withdrawn()),
-            None => Err(Status::new(
-                Code::Unavailable,
-                "This device does not know its trust domain yet. miaf-agent status says what it is waiting for.",
-            )),
-        }
-    }
+fn trust_domain(snapshot: &Snapshot) -> Result<&TrustDomain, Status> {
+    snapshot.trust_domain.as_ref().ok_or_else(|| nothing_there("trust domain", snapshot))
+}
 
-    fn without_identity(&self, snapshot: &Snapshot) -> Status {
-        if self.is_withdrawn(snapshot) {
-            return withdrawn();
-        }
-        let why = "This device has no SVID yet. miaf-agent status says what it is waiting for.";
-        Status::new(Code::Unavailable, why)
-    }
-
-    /// The device has left the identity that it had when the caller was told.
-    fn is_withdrawn(&self, snapshot: &Snapshot) -> bool {
-        self.told.is_some() && snapshot.is_known && snapshot.identity.is_none()
-    }
+/// A device without an identity has nothing for anybody: not yet, or not any more, and whoever has something of before is to
+/// give it up. With one, or where that cannot be told, it is a matter of time.
+fn nothing_there(what: &str, snapshot: &Snapshot) -> Status {
+    let has_none = snapshot.is_known && snapshot.identity.is_none();
+    let code = if has_none { Code::PermissionDenied } else { Code::Unavailable };
+    Status::new(
+        code,
+        format!("This device has no {what} now. miaf-agent status says what it is waiting for."),
+    )
 }
 
 fn may_have(key: &dyn Key, uid: Option<u32>, users: &[String]) -> Result<(), Status> {
@@ -326,13 +312,6 @@ fn pkcs8(key: &dyn Key) -> Result<Message, Status> {
         }
         KeyFile::Tss2(_) => Err(unusable(&"it is in the TPM")), // seen before
     }
-}
-
-fn withdrawn() -> Status {
-    Status::new(
-        Code::PermissionDenied,
-        "This device has left the identity and the trust domain that it had. Ask again for those that it gets.",
-    )
 }
 
 fn ending() -> Status {
