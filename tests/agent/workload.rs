@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use development_mis::{AnchorStep, Endpoint, Fault};
+use development_mis::{AnchorStep, DocumentFault, Endpoint, Fault};
 use futures_util::StreamExt as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
@@ -254,16 +254,17 @@ fn who_has_no_place_is_told_to_come_back() {
     let mut world = World::new();
     world.configure("max_connections_per_user = 2\n");
     world.device.start();
-    let held = Grpc::connect(&world.device);
-    world.device.wait_until("two connections are there", |device| {
-        // The one that asks is the second.
-        device.get("/healthz").is_some_and(|(status, _)| status == 200)
+    let mut held = Vec::new();
+    world.device.wait_until("both places are taken", |device| {
+        let client = Grpc::connect(device); // the connections of before may not be gone yet
+        if client.call("Nothing").end().0 == UNIMPLEMENTED {
+            held.push(client);
+        }
+        held.len() == 2
     });
-    let second = Grpc::connect(&world.device);
-    assert_eq!(second.call("Nothing").end().0, UNIMPLEMENTED);
     let (code, why) = Grpc::connect(&world.device).call("FetchX509Bundles").end();
     assert!(code == UNAVAILABLE && why.contains("max_connections_per_user"), "{code} {why}");
-    assert_eq!(held.call("Nothing").end().0, UNIMPLEMENTED);
+    assert_eq!(held[0].call("Nothing").end().0, UNIMPLEMENTED);
 }
 
 #[test]
@@ -297,6 +298,25 @@ fn an_identity_that_is_left_is_withdrawn_and_clients_get_the_next_by_themselves(
     assert_ne!(after["svid"]["serial"], before["svid"]["serial"]);
     wait_for(&runtime, &source, "the next identity", |context| shows(context, &after));
     while python.next()["serial"] == serial {}
+}
+
+#[test]
+fn a_bundle_that_is_emptied_is_withdrawn_too() {
+    let world = enrolled(world(&[&myself()]));
+    let client = Grpc::connect(&world.device);
+    let mut streams = ["FetchX509SVID", "FetchX509Bundles"].map(|method| client.call(method));
+    for stream in &mut streams {
+        stream.message();
+    }
+    world.mis.sticky_fault(Endpoint::Bundle, Fault::Document(DocumentFault::EmptyKeys));
+    for stream in &mut streams {
+        let (code, why) = stream.end();
+        assert!(code == PERMISSION_DENIED && why.contains("emptied"), "{code} {why}");
+    }
+    world.mis.clear_faults();
+    world.device.wait_until("there is one again", |_| {
+        matches!(client.call("FetchX509SVID").next(), Told::Message(_))
+    });
 }
 
 #[test]
