@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod bootstrap;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod deliver;
 pub mod json;

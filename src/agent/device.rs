@@ -210,6 +210,7 @@ impl Device {
             identity: self.identity.clone(),
             identity_before: self.identity_before.clone(),
             renew_at: self.lifecycle.renew_at(),
+            renewal_window: self.lifecycle.renewal_window(),
             provider: self.identity.as_ref().map_or(self.config.key.provider, |i| i.key.provider()).as_str(),
             bundle: self.bundle.as_ref().map(|kept| HeldBundle {
                 bundle: kept.bundle.clone(),

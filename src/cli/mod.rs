@@ -1,17 +1,29 @@
-//! The command line: one file a command. The commands that ask a running agent know its socket and nothing else.
+//! The command line: one file a command, and what they say in [`words`] and [`lifetime`]. The commands that ask a running
+//! agent know its [`Client`] and nothing else.
 
-mod ask;
 mod bundle;
+mod lifetime;
 mod order;
 mod reset_identity;
 mod run;
 mod status;
 mod svid;
+mod wait;
+mod watch;
+mod words;
 
-use std::path::PathBuf;
+use std::fmt;
+use std::io::{self, ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+use crate::agent;
+use crate::client::Client;
+use crate::config::{self, Config};
 
 /// The identity agent of an industrial edge device.
 ///
@@ -37,6 +49,24 @@ enum Command {
     Svid(Output),
     /// Print the trust anchors that other identities are checked against, as PEM, or the SPIFFE bundle as JSON.
     Bundle(Output),
+    /// Print a line at every change: the state, a new SVID, another trust bundle, an error.
+    ///
+    /// It goes on until it is interrupted. Where the agent is away, for a restart perhaps, it says so on stderr and waits for it.
+    Watch(Output),
+    /// Wait until there is a usable SVID, or a trust bundle: for scripts, and for programs that need one to start.
+    ///
+    /// The agent need not be running yet. The exit status is 0 as soon as it is there, and 1 if it is not in time: then
+    /// stderr says what was missing.
+    Wait {
+        /// What to wait for.
+        #[arg(long = "for", value_enum, default_value_t)]
+        what: wait::What,
+        /// How long, as in "90s" or "1h 30m".
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "2m")]
+        timeout: Duration,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Have the agent try again now (root only).
     ///
     /// Everything that was refused or is being waited for is tried again within seconds, as far as the MIS has not asked to be left
@@ -68,7 +98,7 @@ enum Command {
 /// How an answer is printed.
 #[derive(Debug, clap::Args)]
 struct Output {
-    /// Print JSON, for programs.
+    /// Print JSON, for programs: one document, or one a line where there are several.
     #[arg(long)]
     json: bool,
     /// The agent's socket, where it is not the one of the configuration.
@@ -83,8 +113,60 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Status(output) => status::run(&cli.config, &output),
         Command::Svid(output) => svid::run(&cli.config, &output),
         Command::Bundle(output) => bundle::run(&cli.config, &output),
+        Command::Watch(output) => watch::run(&cli.config, &output),
+        Command::Wait { what, timeout, output } => wait::run(&cli.config, &output, what, timeout),
         Command::Retry { new_key, output } => order::retry(&cli.config, &output, new_key),
         Command::Renew(output) => order::renew(&cli.config, &output),
         Command::ResetIdentity { yes, output } => reset_identity::run(&cli.config, &output, yes),
     }
+}
+
+/// The reading socket: the one named, else the one of the configuration.
+fn reader(config: &Path, output: &Output) -> Client {
+    Client::new(output.socket.clone().or_else(|| Some(sockets(config)?.path)).unwrap_or_default())
+}
+
+/// The socket for orders, likewise.
+fn for_orders(config: &Path, output: &Output) -> Client {
+    Client::new(output.socket.clone().or_else(|| Some(sockets(config)?.admin_path)).unwrap_or_default())
+}
+
+/// As the configuration has them, as far as the caller may read it.
+fn sockets(config: &Path) -> Option<config::Socket> {
+    let place = agent::place(Some(config));
+    let config = place.load().or_else(|_| Config::parse("", &place.file, None));
+    config.map(|config| config.socket).ok()
+}
+
+fn print_json(answer: &impl Serialize) -> ExitCode {
+    print(&json_line(answer))
+}
+
+fn json_line(answer: &impl Serialize) -> String {
+    let mut text = serde_json::to_string(answer).unwrap_or_default(); // what comes here always serialises
+    text.push('\n');
+    text
+}
+
+fn print(text: &str) -> ExitCode {
+    match write(text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS, // the reader has seen enough
+        Err(e) => fail(&format_args!("the answer cannot be written: {e}")),
+    }
+}
+
+fn write(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+fn fail(e: &dyn fmt::Display) -> ExitCode {
+    say(e);
+    ExitCode::FAILURE
+}
+
+fn say(what: &dyn fmt::Display) {
+    let _ = writeln!(io::stderr(), "miaf-agent: {what}"); // there is nobody else to tell
 }

@@ -5,18 +5,13 @@ use std::io::{self, BufRead, IsTerminal as _, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use serde_json::json;
-
-use super::ask::{Admin, AskError};
-use super::status::fail;
-use super::{Output, order};
-use crate::deliver::order::Address;
-use crate::deliver::status::Status;
+use super::{Output, fail, for_orders, order};
+use crate::client::{Client, ClientError};
 use crate::spiffe::{SpiffeId, TrustDomain};
 
 pub(super) fn run(config: &Path, output: &Output, yes: bool) -> ExitCode {
-    let admin = Admin::new(config, output);
-    let agreed = held(&admin).and_then(|id| {
+    let agent = for_orders(config, output);
+    let agreed = held(&agent).and_then(|id| {
         let domain = id.trust_domain().clone();
         if yes {
             return Ok(domain);
@@ -27,10 +22,7 @@ pub(super) fn run(config: &Path, output: &Output, yes: bool) -> ExitCode {
         confirm(&id, &mut io::stdin().lock(), &mut io::stderr()).map(|()| domain)
     });
     match agreed {
-        Ok(domain) => {
-            let body = json!({ "trustDomain": domain }).to_string();
-            order::give(&admin, output, Address::ResetIdentity, body)
-        }
+        Ok(domain) => order::say(agent.reset_identity(&domain), output),
         Err(why) => fail(&why),
     }
 }
@@ -38,7 +30,7 @@ pub(super) fn run(config: &Path, output: &Output, yes: bool) -> ExitCode {
 /// Why nothing was ordered.
 #[derive(Debug)]
 enum NotDone {
-    NoAgent(AskError),
+    NoAgent(ClientError),
     Unintelligible(String),
     NoIdentity,
     Unasked(TrustDomain),
@@ -63,9 +55,8 @@ impl fmt::Display for NotDone {
     }
 }
 
-fn held(admin: &Admin) -> Result<SpiffeId, NotDone> {
-    let body = admin.get("/v1/status").map_err(NotDone::NoAgent)?;
-    let status: Status = serde_json::from_slice(&body).map_err(|e| NotDone::Unintelligible(e.to_string()))?;
+fn held(agent: &Client) -> Result<SpiffeId, NotDone> {
+    let status = agent.status().map_err(|e| NotDone::NoAgent(e.of_order()))?;
     let id = status.spiffe_id.ok_or(NotDone::NoIdentity)?;
     SpiffeId::parse(&id).map_err(|e| NotDone::Unintelligible(e.to_string()))
 }

@@ -3,23 +3,12 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{Output, ask};
-use crate::deliver::status::SvidDocument;
+use super::{Output, fail, print, print_json, reader};
 
 pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
-    let body = match ask::get(config, output, "/v1/svid") {
-        Ok(body) => body,
-        Err(e) => return super::status::fail(&e),
-    };
-    if output.json {
-        print!("{}", String::from_utf8_lossy(&body));
-        return ExitCode::SUCCESS;
-    }
-    match serde_json::from_slice::<SvidDocument>(&body) {
-        Ok(svid) => {
-            print!("{}", svid.certificate_chain_pem.concat());
-            ExitCode::SUCCESS
-        }
-        Err(e) => super::status::fail(&e),
+    match reader(config, output).svid() {
+        Ok(svid) if output.json => print_json(&svid),
+        Ok(svid) => print(&svid.certificate_chain_pem.concat()),
+        Err(e) => fail(&e),
     }
 }

@@ -41,6 +41,8 @@ pub struct Snapshot {
     pub identity_before: Option<Arc<Identity>>,
     /// When the identity is renewed.
     pub renew_at: Option<Timestamp>,
+    /// Between which moments that is drawn.
+    pub renewal_window: Option<(Timestamp, Timestamp)>,
     /// Where the key was made, or will be.
     pub provider: &'static str,
     /// The trust bundle that is held.
@@ -83,6 +85,7 @@ impl Snapshot {
             identity: None,
             identity_before: None,
             renew_at: None,
+            renewal_window: None,
             provider: "tpm",
             bundle: None,
             bootstrap: None,

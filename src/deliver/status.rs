@@ -31,6 +31,18 @@ pub struct SvidStatus {
     pub not_before: String,
     pub not_after: String,
     pub renew_at: Option<String>,
+    /// Between which moments `renew_at` is drawn, as long as nothing brings it forward.
+    #[serde(default)]
+    pub renewal_window: Option<WindowStatus>,
+}
+
+/// From when until when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct WindowStatus {
+    pub from: String,
+    pub to: String,
 }
 
 /// Its key.
@@ -137,6 +149,9 @@ impl Status {
                 not_before: identity.svid.not_before().to_string(),
                 not_after: identity.svid.not_after().to_string(),
                 renew_at: snapshot.renew_at.map(|at| at.to_string()),
+                renewal_window: snapshot
+                    .renewal_window
+                    .map(|(from, to)| WindowStatus { from: from.to_string(), to: to.to_string() }),
             }),
             key: KeyStatus {
                 provider: snapshot.provider.to_owned(),

@@ -1,34 +1,63 @@
 //! A key at work in TLS.
 
+use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
 
 use rustls::pki_types::SubjectPublicKeyInfoDer;
 use rustls::sign::{Signer, SigningKey};
 use rustls::{SignatureAlgorithm, SignatureScheme};
 
-use super::Key;
+use super::{Key, KeyError};
 
-/// Lets TLS sign with a [`Key`], as `ecdsa_secp256r1_sha256` and nothing else (rule K3).
+/// What TLS needs of a key on P-256 (rule K3), wherever that is.
+pub trait Signs: fmt::Debug + Send + Sync {
+    /// Why there is no signature.
+    type Error: Error + Send + Sync + 'static;
+
+    /// The public half, as a DER `SubjectPublicKeyInfo`.
+    fn spki_der(&self) -> Vec<u8>;
+
+    /// Hashes a message with SHA-256 and signs it: an ECDSA signature in DER.
+    ///
+    /// # Errors
+    /// Whatever keeps the key from being used.
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Self::Error>;
+}
+
+impl Signs for dyn Key {
+    type Error = KeyError;
+
+    fn spki_der(&self) -> Vec<u8> {
+        self.public_key().spki_der()
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        Key::sign(self, message)
+    }
+}
+
+/// Lets TLS sign with a key, as `ecdsa_secp256r1_sha256` and nothing else (rule K3).
 ///
 /// rustls signs synchronously: a slow chip holds up the thread that runs the handshake.
 #[must_use]
-pub fn signing_key(key: Arc<dyn Key>) -> Arc<dyn SigningKey> {
+pub fn signing_key<K: Signs + ?Sized + 'static>(key: Arc<K>) -> Arc<dyn SigningKey> {
     Arc::new(TlsKey(key))
 }
 
-#[derive(Debug, Clone)]
-struct TlsKey(Arc<dyn Key>);
+#[derive(Debug)]
+struct TlsKey<K: ?Sized>(Arc<K>);
 
-impl SigningKey for TlsKey {
+impl<K: Signs + ?Sized + 'static> SigningKey for TlsKey<K> {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
         offered
             .contains(&SignatureScheme::ECDSA_NISTP256_SHA256)
-            .then(|| Box::new(self.clone()) as Box<dyn Signer>)
+            .then(|| Box::new(Self(Arc::clone(&self.0))) as Box<dyn Signer>)
     }
 
     /// Given, so that rustls can tell when a certificate belongs to another key.
     fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'_>> {
-        Some(SubjectPublicKeyInfoDer::from(self.0.public_key().spki_der()))
+        Some(SubjectPublicKeyInfoDer::from(self.0.spki_der()))
     }
 
     fn algorithm(&self) -> SignatureAlgorithm {
@@ -36,7 +65,7 @@ impl SigningKey for TlsKey {
     }
 }
 
-impl Signer for TlsKey {
+impl<K: Signs + ?Sized> Signer for TlsKey<K> {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
         self.0.sign(message).map_err(|error| rustls::Error::Other(rustls::OtherError(Arc::new(error))))
     }

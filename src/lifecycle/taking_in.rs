@@ -328,8 +328,19 @@ impl Lifecycle {
     /// A moment in the window of the time from `from` to the end of the SVID (miaf-v0 R2).
     pub(super) fn draw_renewal(&self, from: Timestamp, facts: &SvidFacts, draw: Draw<'_>) -> Timestamp {
         let (opens, closes) = self.policy.window;
-        from.after(from.until(facts.not_after).mul_f64(opens + (closes - opens) * draw()))
+        part_way(from, facts.not_after, opens + (closes - opens) * draw())
     }
+
+    /// When renewals are drawn for an SVID like the one held, as long as nothing brings them forward.
+    pub fn renewal_window(&self) -> Option<(Timestamp, Timestamp)> {
+        let SvidFacts { not_before, not_after, .. } = self.svid.as_ref()?.facts;
+        let (opens, closes) = self.policy.window;
+        Some((part_way(not_before, not_after, opens), part_way(not_before, not_after, closes)))
+    }
+}
+
+fn part_way(from: Timestamp, to: Timestamp, fraction: f64) -> Timestamp {
+    from.after(from.until(to).mul_f64(fraction))
 }
 
 /// Up to a fifth earlier than agreed, at random: a fleet that was switched on in one second drifts apart.

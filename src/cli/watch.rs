@@ -1,0 +1,196 @@
+//! `miaf-agent watch`: a line at every change.
+
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::{Duration, SystemTime};
+
+use super::words::{distance, error, key, meaning, next_step, trusted_by};
+use super::{Output, fail, json_line, reader, say, write};
+use crate::client::{Client, ClientError};
+use crate::deliver::watch::Watched;
+use crate::time::Timestamp;
+
+/// Between two looks whether an agent that is away has come back.
+const PAUSE: Duration = Duration::from_millis(500);
+
+pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
+    let agent = reader(config, output);
+    let mut reporter = Reporter { json: output.json, last: None, is_away: false };
+    loop {
+        match reporter.follow(&agent) {
+            Err(End::ReaderLeft) => return ExitCode::SUCCESS,
+            Err(End::Unwritable(e)) => return fail(&format_args!("what changes cannot be written: {e}")),
+            Err(End::Away(why)) if !why.may_pass() => return fail(&why),
+            Err(End::Away(why)) => reporter.is_away(&why),
+            Ok(()) => reporter.is_away(&"the agent has ended the connection"),
+        }
+        sleep(PAUSE);
+    }
+}
+
+struct Reporter {
+    json: bool,
+    last: Option<Watched>,
+    is_away: bool,
+}
+
+enum End {
+    ReaderLeft,
+    Unwritable(io::Error),
+    Away(ClientError),
+}
+
+impl Reporter {
+    /// Tells what changes until the agent ends.
+    fn follow(&mut self, agent: &Client) -> Result<(), End> {
+        for watched in agent.watch().map_err(End::Away)? {
+            let watched = watched.map_err(End::Away)?;
+            if std::mem::take(&mut self.is_away) {
+                say(&"the agent is there");
+            }
+            let line = if self.json {
+                Some(json_line(&watched))
+            } else {
+                line(self.last.as_ref(), &watched, SystemTime::now())
+            };
+            self.last = Some(watched);
+            write(&line.unwrap_or_default()).map_err(|e| match e.kind() {
+                ErrorKind::BrokenPipe => End::ReaderLeft,
+                _ => End::Unwritable(e),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn is_away(&mut self, why: &dyn std::fmt::Display) {
+        if !std::mem::replace(&mut self.is_away, true) {
+            say(&format_args!("{why}. Waiting for it"));
+        }
+    }
+}
+
+/// Time, state, and what is new. `None`: nothing that a person would call a change.
+fn line(before: Option<&Watched>, after: &Watched, now: SystemTime) -> Option<String> {
+    let news = news(before, after, now);
+    (!news.is_empty())
+        .then(|| format!("{} {}: {}\n", Timestamp::from(now), after.status.state, news.join("; ")))
+}
+
+fn news(before: Option<&Watched>, after: &Watched, now: SystemTime) -> Vec<String> {
+    let (was, is) = (before.map(|before| &before.status), &after.status);
+    let mut news = Vec::new();
+    if was.map(|was| &was.state) != Some(&is.state) {
+        news.push(meaning(&is.state).to_owned());
+    }
+    if was.and_then(|was| was.spiffe_id.as_ref()) != is.spiffe_id.as_ref() {
+        let id = is.spiffe_id.as_ref();
+        news.push(id.map_or_else(|| "the identity is gone".into(), |id| format!("this device is {id}")));
+    }
+    if let Some(svid) = &is.svid {
+        let held = was.and_then(|was| was.svid.as_ref());
+        let renewal = svid.renew_at.as_ref().map(|at| format!("to be renewed {} ({at})", distance(at, now)));
+        if held.is_none_or(|held| held.serial != svid.serial) {
+            let new = if before.is_some() { "new SVID" } else { "SVID" };
+            news.push(format!("{new} {} until {}", svid.serial, svid.not_after));
+            news.extend(renewal);
+        } else if held.is_some_and(|held| held.renew_at != svid.renew_at) {
+            news.extend(renewal);
+        }
+    }
+    if was.is_some_and(|was| was.key.lost) != is.key.lost {
+        news.push(format!("key: {}", key(is)));
+    }
+    if before.and_then(|before| before.bundle.as_ref()) != after.bundle.as_ref() {
+        news.push(bundle(after));
+    }
+    if let Some(factory) = &is.bootstrap
+        && was.is_some_and(|was| was.bootstrap.as_ref().map(|b| &b.sha256) != Some(&factory.sha256))
+    {
+        news.push(format!("factory certificate {} until {}", factory.sha256, factory.not_after));
+    }
+    if let Some(trust) = &is.initial_trust
+        && was.is_some_and(|was| was.initial_trust.as_ref() != Some(trust))
+    {
+        news.push(format!("MIS trusted {}", trusted_by(trust)));
+    }
+    match (was.and_then(|was| was.last_error.as_ref()), &is.last_error) {
+        (was, Some(now_wrong)) if was != Some(now_wrong) => {
+            news.push(format!("{} Next step: {}", sentence(&error(now_wrong)), next_step(is, now)));
+        }
+        (Some(_), None) => news.push("no error any more".into()),
+        _ => {}
+    }
+    news
+}
+
+fn bundle(watched: &Watched) -> String {
+    let Some(bundle) = &watched.bundle else { return "the trust bundle is gone".into() };
+    let anchors = bundle["keys"].as_array().map_or(0, Vec::len);
+    let sequence = watched.status.bundle.as_ref().and_then(|bundle| bundle.sequence);
+    let number = sequence.map_or_else(String::new, |sequence| format!(" number {sequence}"));
+    match anchors {
+        1 => format!("trust bundle{number} with 1 anchor"),
+        more => format!("trust bundle{number} with {more} anchors"),
+    }
+}
+
+fn sentence(text: &str) -> String {
+    if text.ends_with(['.', '!', '?']) { text.to_owned() } else { format!("{text}.") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::words::tests::example;
+    use crate::deliver::status::BundleStatus;
+    use serde_json::json;
+
+    #[test]
+    fn a_line_says_when_how_it_stands_and_what_is_new() {
+        let (status, now) = example();
+        let first = Watched { status, svid: None, bundle: None };
+        let said = line(None, &first, now).unwrap();
+        for part in [
+            "2026-01-02T00:01:00Z renewing: this device has a valid identity",
+            "this device is spiffe://factory.example/margo/device/x",
+            "; SVID 01:02 until 2026-01-03T00:00:00Z; to be renewed 1h 1m ago (2026-01-01T23:00:00Z)",
+            "; Service Unavailable: The database is away. Next step: none: the agent tries again in 4m\n",
+        ] {
+            assert!(said.contains(part), "{part:?} is missing from {said}");
+        }
+        assert!(!said.contains("factory certificate") && !said.contains("bundle"), "{said}");
+        assert_eq!(line(Some(&first), &first, now), None);
+
+        let mut next = first.clone();
+        next.status.state = "active".into();
+        next.status.last_error = None;
+        let svid = next.status.svid.as_mut().unwrap();
+        (svid.serial, svid.renew_at) = ("03".into(), None);
+        next.status.bundle =
+            Some(BundleStatus { sequence: Some(7), fetched_at: String::new(), refresh_at: None });
+        next.bundle = Some(json!({ "keys": [{}, {}] }));
+        assert_eq!(
+            line(Some(&first), &next, now).unwrap(),
+            "2026-01-02T00:01:00Z active: this device has a valid identity; new SVID 03 until 2026-01-03T00:00:00Z; \
+             trust bundle number 7 with 2 anchors; no error any more\n"
+        );
+
+        let mut last = next.clone();
+        last.status.key.lost = true;
+        (last.status.spiffe_id, last.status.svid, last.bundle) = (None, None, None);
+        last.status.initial_trust.as_mut().unwrap().pins = 0;
+        last.status.bootstrap.as_mut().unwrap().sha256 = "00".into();
+        let said = line(Some(&next), &last, now).unwrap();
+        for part in [
+            "the identity is gone",
+            "key: ecdsa-p256, lost",
+            "bundle is gone",
+            "certificate 00 until",
+            "MIS trusted by",
+        ] {
+            assert!(said.contains(part), "{part:?} is missing from {said}");
+        }
+    }
+}

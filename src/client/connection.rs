@@ -1,0 +1,157 @@
+//! One request, and what is answered to it. HTTP/1.0: an answer is what follows the head, up to the end of the connection.
+
+use std::io::{self, BufRead as _, BufReader, ErrorKind, Read, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
+use nix::sys::time::TimeVal;
+use serde::Deserialize;
+
+use super::ClientError;
+use crate::json::quoted;
+
+const MAX_HEAD: usize = 16 * 1024;
+pub(super) const MAX_ANSWER: usize = 8 * 1024 * 1024;
+
+pub(super) enum Request {
+    Get(&'static str),
+    Post(&'static str, String),
+}
+
+impl Request {
+    fn to_text(&self) -> String {
+        match self {
+            Self::Get(path) => format!("GET {path} HTTP/1.0\r\n\r\n"),
+            Self::Post(path, body) => {
+                let length = body.len();
+                format!(
+                    "POST {path} HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+                )
+            }
+        }
+    }
+}
+
+/// An answer whose head says that all is well, and whose body is still to come.
+#[derive(Debug)]
+pub(super) struct Answer {
+    body: BufReader<Timed>,
+    limit: Duration,
+}
+
+/// Sends a request and reads the head of the answer. All of it, and the body after it, comes within `limit`.
+pub(super) fn send(at: &Path, limit: Duration, request: Request) -> Result<Answer, ClientError> {
+    let until = Instant::now().checked_add(limit);
+    let mut stream = connected(at, limit)?;
+    let broken = |e: io::Error| failed(&e, limit);
+    stream.write_all(request.to_text().as_bytes()).map_err(broken)?;
+    let mut answer = Answer { body: BufReader::new(Timed { stream, until }), limit };
+    match answer.status()? {
+        200..=299 => Ok(answer),
+        status => Err(refusal(status, &answer.body()?)),
+    }
+}
+
+/// Waits no longer than `limit` where the agent hangs and others wait before this one: the kernel holds a connection to
+/// that time, but std sets none before it connects.
+fn connected(at: &Path, limit: Duration) -> Result<UnixStream, ClientError> {
+    let seconds = limit.as_secs().clamp(1, 3600 * 24 * 365); // zero would be no limit
+    let timeout = TimeVal::new(i64::try_from(seconds).unwrap_or(1), 0);
+    let stream = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+        .and_then(|stream| setsockopt(&stream, sockopt::SendTimeout, &timeout).map(|()| stream))
+        .and_then(|stream| connect(stream.as_raw_fd(), &UnixAddr::new(at)?).map(|()| stream));
+    match stream {
+        Ok(stream) => Ok(stream.into()),
+        Err(Errno::EAGAIN) => Err(ClientError::Silent(limit)),
+        Err(e) => Err(ClientError::Connect(at.to_owned(), e.into())),
+    }
+}
+
+impl Answer {
+    fn status(&mut self) -> Result<u16, ClientError> {
+        let mut left = MAX_HEAD;
+        let first = self.line(&mut left)?.unwrap_or_default();
+        let status = first.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
+        // What the other lines say is of no use to anybody here.
+        while !self.line(&mut left)?.ok_or_else(|| broken("it ended the connection"))?.is_empty() {}
+        status.ok_or_else(|| ClientError::Unintelligible("it is not HTTP".into()))
+    }
+
+    pub(super) fn body(mut self) -> Result<Vec<u8>, ClientError> {
+        let mut body = Vec::new();
+        let read = self.body.by_ref().take(MAX_ANSWER as u64 + 1).read_to_end(&mut body);
+        read.map_err(|e| failed(&e, self.limit))?;
+        if body.len() > MAX_ANSWER { Err(too_long()) } else { Ok(body) }
+    }
+
+    /// From here on it is read until then, or without end.
+    pub(super) fn read_until(&mut self, until: Option<Instant>) {
+        self.body.get_mut().until = until;
+    }
+
+    /// The next line, as far as so many bytes are `left` for it and those after it. `None`: the agent has ended.
+    pub(super) fn line(&mut self, left: &mut usize) -> Result<Option<String>, ClientError> {
+        let mut line = Vec::new();
+        let read = self.body.by_ref().take(*left as u64).read_until(b'\n', &mut line);
+        let length = read.map_err(|e| failed(&e, self.limit))?;
+        *left -= length;
+        if line.pop_if(|last| *last == b'\n').is_none() {
+            return match length {
+                0 if *left > 0 => Ok(None),
+                _ if *left == 0 => Err(too_long()),
+                _ => Err(broken("it ended the connection half-way")),
+            };
+        }
+        line.pop_if(|last| *last == b'\r');
+        let line = String::from_utf8(line);
+        line.map(Some).map_err(|_| ClientError::Unintelligible("it is not UTF-8".into()))
+    }
+}
+
+/// A stream that is read until then, and no longer.
+#[derive(Debug)]
+struct Timed {
+    stream: UnixStream,
+    until: Option<Instant>,
+}
+
+impl Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(left)?;
+        self.stream.read(buffer)
+    }
+}
+
+fn failed(e: &io::Error, limit: Duration) -> ClientError {
+    match e.kind() {
+        ErrorKind::TimedOut | ErrorKind::WouldBlock => ClientError::Silent(limit),
+        _ => ClientError::Broken(e.to_string()),
+    }
+}
+
+fn broken(why: &str) -> ClientError {
+    ClientError::Broken(why.to_owned())
+}
+
+fn too_long() -> ClientError {
+    ClientError::Unintelligible("it is too long".into())
+}
+
+/// Problem Details, or whatever else came instead.
+fn refusal(status: u16, body: &[u8]) -> ClientError {
+    #[derive(Deserialize)]
+    struct Problem {
+        detail: String,
+    }
+    let problem: Result<Problem, _> = serde_json::from_slice(body);
+    let detail = problem.map_or_else(|_| format!("the agent answered {status}"), |p| quoted(&p.detail, 2048));
+    ClientError::Refused { status, detail }
+}

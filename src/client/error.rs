@@ -1,0 +1,84 @@
+//! Why the agent gave no answer, in words that somebody can act on.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Why the agent gave no answer, or not the one that was asked for.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Nobody listens, or the caller may not connect.
+    Connect(PathBuf, io::Error),
+    /// The caller may not give orders.
+    NotRoot(PathBuf),
+    /// The connection broke.
+    Broken(String),
+    /// Something listens, and nobody answers in time.
+    Silent(Duration),
+    /// The agent said no.
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// Why, in a sentence.
+        detail: String,
+    },
+    /// The answer is not one that this client knows.
+    Unintelligible(String),
+}
+
+impl ClientError {
+    /// Whether the same may be answered later without anybody's doing: the agent is about to start, or is busy.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Connect(_, e) => matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused),
+            Self::Broken(_) | Self::Silent(_) => true,
+            Self::Refused { status, .. } => matches!(status, 429 | 503),
+            Self::NotRoot(_) | Self::Unintelligible(_) => false,
+        }
+    }
+
+    /// The socket for orders is root's.
+    pub(crate) fn of_order(self) -> Self {
+        match self {
+            Self::Connect(socket, e) if e.kind() == ErrorKind::PermissionDenied => Self::NotRoot(socket),
+            other => other,
+        }
+    }
+}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotRoot(socket) => write!(
+                f,
+                "you may not give the agent orders at {}: only root may. Try the same with sudo before it",
+                socket.display()
+            ),
+            Self::Connect(socket, e) if e.kind() == ErrorKind::PermissionDenied => write!(
+                f,
+                "you may not ask the agent at {}: become a member of the group of that socket",
+                socket.display()
+            ),
+            Self::Connect(socket, e) => write!(
+                f,
+                "no agent answers at {} ({e}). Is it running? Try: systemctl status miaf-agent",
+                socket.display()
+            ),
+            Self::Silent(limit) => write!(
+                f,
+                "the agent did not answer within {}. Is it running? Try: systemctl status miaf-agent",
+                humantime::format_duration(Duration::from_secs(limit.as_secs().max(1)))
+            ),
+            Self::Broken(why) => write!(f, "the agent did not answer: {why}"),
+            Self::Refused { detail, .. } => f.write_str(detail),
+            Self::Unintelligible(why) => write!(
+                f,
+                "the agent's answer cannot be read: {why}. Are this program and the agent of the same version?"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ClientError {}
