@@ -2,12 +2,18 @@
 
 use std::sync::Arc;
 
-use ring::digest::{SHA256, digest};
-use rustls::pki_types::SubjectPublicKeyInfoDer;
+use ::ring::digest::{SHA256, digest};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
 use super::{Client, ClientError};
 use crate::keys::tls::{self, Signs};
+use crate::spiffe::SpiffeId;
 use crate::spiffe::svid::Chain;
 
 impl Client {
@@ -28,6 +34,20 @@ impl Client {
         let spki = leaf.subject_public_key_info();
         let key = SigningKey { agent: self.clone(), serial: svid.serial, spki };
         Ok(CertifiedKey::new(chain, tls::signing_key(Arc::new(key))))
+    }
+
+    /// Takes a server that the trust bundle vouches for under this SPIFFE ID, and no other. Host names do not matter: the
+    /// bundle vouches for identities only.
+    ///
+    /// Take it anew for every connection, or whenever [`watch`](Self::watch) tells of another bundle.
+    ///
+    /// # Errors
+    /// [`ClientError`]; refused with 503: there is no trust bundle yet.
+    pub fn server_verifier(&self, id: &SpiffeId) -> Result<Arc<dyn ServerCertVerifier>, ClientError> {
+        let mut anchors = RootCertStore::empty();
+        anchors.add_parsable_certificates(self.bundle()?.anchors);
+        let algorithms = ring::default_provider().signature_verification_algorithms;
+        Ok(Arc::new(KnownServer { id: id.to_string(), anchors, algorithms }))
     }
 }
 
@@ -50,5 +70,56 @@ impl Signs for SigningKey {
         let mut hash = [0; 32];
         hash.copy_from_slice(digest(&SHA256, message).as_ref());
         self.agent.sign(&hash, Some(&self.serial)).map(|signature| signature.der)
+    }
+}
+
+#[derive(Debug)]
+struct KnownServer {
+    id: String,
+    anchors: RootCertStore,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for KnownServer {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let parsed = ParsedCertificate::try_from(leaf)?;
+        let (anchors, algorithms) = (&self.anchors, self.algorithms.all);
+        verify_server_cert_signed_by_trust_anchor(&parsed, anchors, intermediates, now, algorithms)?;
+        let names = webpki::EndEntityCert::try_from(leaf).map_err(|_| CertificateError::BadEncoding)?;
+        // X509-SVID section 2: exactly one.
+        if names.valid_uri_names().eq([self.id.as_str()]) {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(CertificateError::NotValidForName.into())
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, leaf, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, leaf, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
     }
 }

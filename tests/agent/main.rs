@@ -9,6 +9,8 @@ mod admission;
 mod answers;
 mod api;
 mod bootstrap;
+mod client;
+mod commands;
 mod configuration;
 mod credentials;
 mod discovery;

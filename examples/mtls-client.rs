@@ -1,0 +1,53 @@
+//! mTLS as this device, with rustls and without any access to its key: fetches a page from a server of the trust domain.
+//!
+//!     mtls-client /run/miaf-agent/sign.sock wfm.factory.example:8443 spiffe://factory.example/wfm
+//!
+//! The server is known by its SPIFFE ID, and by no host name: for identities is what the trust bundle vouches.
+
+use std::error::Error;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use miaf_agent::client::Client;
+use miaf_agent::spiffe::SpiffeId;
+use rustls::client::Resumption;
+use rustls::pki_types::ServerName;
+use rustls::sign::SingleCertAndKey;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [socket, server, id] = arguments.as_slice() else {
+        return Err("usage: mtls-client SOCKET HOST:PORT SPIFFE-ID-OF-THE-SERVER".into());
+    };
+    print!("{}", fetch(Path::new(socket), server, id)?);
+    Ok(())
+}
+
+/// What the server answers to `GET /`.
+pub fn fetch(socket: &Path, server: &str, id: &str) -> Result<String, Box<dyn Error>> {
+    let agent = Client::new(socket);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    // Both are taken anew for every connection: so it goes on through any number of rotations.
+    let known = agent.server_verifier(&SpiffeId::parse(id)?)?;
+    let this_device = SingleCertAndKey::from(agent.certified_key()?);
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous() // for a verifier that looks for a SPIFFE ID, not for a name
+        .with_custom_certificate_verifier(known)
+        .with_client_cert_resolver(Arc::new(this_device));
+    config.resumption = Resumption::disabled(); // a resumed session would keep an old identity
+
+    let tcp = TcpStream::connect(server)?;
+    tcp.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let host = server.rsplit_once(':').map_or(server, |(host, _)| host);
+    let tls = ClientConnection::new(Arc::new(config), ServerName::try_from(host)?.to_owned())?;
+    let mut connection = StreamOwned::new(tls, tcp);
+    write!(connection, "GET / HTTP/1.0\r\nhost: {host}\r\n\r\n")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    Ok(answer)
+}

@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""mTLS as this device, in Python and without any access to its key: fetches a page from a server of the trust domain.
+
+    mtls_client.py /run/miaf-agent/sign.sock wfm.factory.example:8443 spiffe://factory.example/wfm
+
+Needs `pip install tlslite-ng==0.8.2 cryptography==50.0.2`, in these versions: Python's own ssl wants the key itself, and
+tlslite-ng takes any object that signs. It is pure Python: fine for an agent's few connections, not for a busy server.
+
+The server is known by its SPIFFE ID, and by no host name: for identities is what the trust bundle vouches.
+"""
+
+import base64
+import http.client
+import json
+import socket
+import sys
+
+from cryptography import x509
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+from tlslite.api import HandshakeSettings, HTTPTLSConnection, X509CertChain
+from tlslite.errors import TLSAuthenticationError
+from tlslite.utils.ecdsakey import ECDSAKey
+
+
+def ask(agent, method, address, question=None):
+    """Asks the agent at this socket, on a connection of its own."""
+    connection = http.client.HTTPConnection("miaf-agent")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(20)
+    connection.sock.connect(agent)
+    connection.request(method, address, question and json.dumps(question), {"connection": "close"})
+    answer = json.load(response := connection.getresponse())
+    if response.status >= 300:
+        raise RuntimeError(f"the agent says: {answer['detail']}")
+    return answer
+
+
+class DeviceKey(ECDSAKey):
+    """The key of one SVID, which the agent uses for us."""
+    key_type = "ecdsa"
+
+    def __init__(self, agent, serial, public_key):
+        self.agent, self.serial, self.public_key = agent, serial, public_key
+        self.curve_name = public_key.curve_name
+
+    def __len__(self):
+        return len(self.public_key)
+
+    def hasPrivateKey(self):
+        return True
+
+    def _sign(self, digest, hash_name):
+        digest = base64.b64encode(digest).decode()
+        question = {"algorithm": "ES256", "digest": digest, "serial": self.serial}
+        return bytearray(base64.b64decode(ask(self.agent, "POST", "/v1/sign", question)["signature"]))
+
+    def _verify(self, signature, digest):
+        return self.public_key._verify(signature, digest)
+
+
+def known_as(spiffe_id, bundle):
+    """A check that takes a server which the trust bundle vouches for under this SPIFFE ID, and no other."""
+    anchors = [x509.load_der_x509_certificate(base64.b64decode(key["x5c"][0])) for key in bundle["keys"]]
+    # An SVID is for both ends of a connection, and the verifier for clients asks for no host name.
+    verifier = PolicyBuilder().store(Store(anchors)).build_client_verifier()
+
+    def check(connection):
+        shown = connection.session.serverCertChain.x509List
+        leaf, *others = [x509.load_der_x509_certificate(bytes(one.writeBytes())) for one in shown]
+        try:
+            names = verifier.verify(leaf, others).subjects
+        except VerificationError as error:
+            raise TLSAuthenticationError(f"the trust bundle does not vouch for the server: {error}") from error
+        ids = [name.value for name in names if isinstance(name, x509.UniformResourceIdentifier)]
+        if ids != [spiffe_id]:
+            raise TLSAuthenticationError(f"the server is {ids}, not {spiffe_id}")
+
+    return check
+
+
+def fetch(agent, server, spiffe_id):
+    """What the server answers to GET /. All is taken anew for every connection: so it goes on through any rotation."""
+    svid = ask(agent, "GET", "/v1/svid")
+    chain = X509CertChain()
+    chain.parsePemList("".join(svid["certificateChainPem"]))
+    key = DeviceKey(agent, svid["serial"], chain.getEndEntityPublicKey())
+    settings = HandshakeSettings()
+    settings.minVersion = (3, 4)  # TLS 1.3
+    settings.certificate_compression_send = []  # else it compresses, whatever the server wants
+    check = known_as(spiffe_id, ask(agent, "GET", "/v1/bundle"))
+    how = {"certChain": chain, "privateKey": key, "checker": check, "settings": settings}
+    connection = HTTPTLSConnection(*server.rsplit(":", 1), timeout=20, **how)
+    connection.request("GET", "/")
+    return connection.getresponse().read()
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(fetch(*sys.argv[1:]))

@@ -1,0 +1,359 @@
+//! The client for programs on the device, and mTLS as the device with its key behind the socket: in Rust and in Python,
+//! against OpenSSL's server, which checks certificates by the trust bundle.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use development_mis::AnchorStep;
+use miaf_agent::client::{Client, ClientError};
+use miaf_agent::spiffe::svid::Chain;
+use ring::digest::{SHA256, digest};
+use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::support::agent::PATIENCE;
+use crate::world::World;
+
+#[path = "../../examples/mtls-client.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod example;
+
+const SERVER: &str = "spiffe://factory.example/wfm";
+
+/// `openssl s_server` with an identity of the trust domain. It wants one of the other end too, and shows what it got.
+struct Server {
+    process: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(world: &World, name: &str) -> Self {
+        let folder = world.mis.folder();
+        let authority = folder.join("trust-domain/root-1.pem");
+        Self::issued_by(world, name, &authority, &authority.with_extension("key"))
+    }
+
+    fn issued_by(world: &World, name: &str, authority: &Path, authority_key: &Path) -> Self {
+        let path = |name: &str| world.tpm.file(name).to_str().unwrap().to_owned();
+        fs::write(
+            path("server.cnf"),
+            format!(
+                "basicConstraints = critical, CA:false\nkeyUsage = critical, digitalSignature\n\
+                 extendedKeyUsage = serverAuth, clientAuth\nauthorityKeyIdentifier = keyid\n\
+                 subjectAltName = {name}\n"
+            ),
+        )
+        .unwrap();
+        let openssl = |words: String| {
+            let words: Vec<&str> = words.split(' ').collect();
+            world.tpm.run("openssl", &words)
+        };
+        openssl(format!(
+            "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=wfm -keyout {} -out {}",
+            path("server.key"),
+            path("server.csr")
+        ));
+        openssl(format!(
+            "x509 -req -days 1 -in {} -CA {} -CAkey {} -extfile {} -out {}",
+            path("server.csr"),
+            authority.display(),
+            authority_key.display(),
+            path("server.cnf"),
+            path("server.pem")
+        ));
+        let bundle = world.device.path("state/svid/current/bundle.pem");
+        let mut process = Command::new("openssl")
+            .args([
+                "s_server",
+                "-accept",
+                "127.0.0.1:0",
+                "-www",
+                "-tls1_3",
+                "-Verify",
+                "2",
+                "-verify_return_error",
+            ])
+            .arg("-cert")
+            .arg(path("server.pem"))
+            .arg("-key")
+            .arg(path("server.key"))
+            .arg("-CAfile")
+            .arg(bundle)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(process.stdout.take().unwrap()).lines();
+        let address = said.by_ref().find_map(|line| line.unwrap().strip_prefix("ACCEPT ").map(str::to_owned));
+        thread::spawn(move || said.for_each(drop)); // or it waits for a reader some day
+        Self { process, address: address.expect("a server that says where it listens") }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn sign_socket(world: &World) -> PathBuf {
+    world.device.path("run/sign.sock")
+}
+
+/// The Python example as a person would run it: its output, or what it says is wrong.
+fn python(world: &World, server: &str, id: &str) -> Result<String, String> {
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new(checkout.join("target/python/bin/python"));
+    command.arg(checkout.join("examples/mtls_client.py")).arg(sign_socket(world)).args([server, id]);
+    let output = command.output().expect("target/python, which scripts/setup makes");
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+}
+
+fn rust(world: &World, server: &str, id: &str) -> Result<String, String> {
+    example::fetch(&sign_socket(world), server, id).map_err(|e| e.to_string())
+}
+
+type Example = fn(&World, &str, &str) -> Result<String, String>;
+const EXAMPLES: [Example; 2] = [rust, python];
+
+#[test]
+fn the_examples_are_this_device_to_a_server_across_rotations() {
+    let world = World::renewing();
+    let server = Server::start(&world, &format!("URI:{SERVER}"));
+    for rotation in 0..3 {
+        for (number, example) in EXAMPLES.iter().enumerate() {
+            let answer = example(&world, &server.address, SERVER);
+            let answer = answer.unwrap_or_else(|e| panic!("example {number}, rotation {rotation}: {e}"));
+            assert!(answer.contains("TLSv1.3"), "{answer}");
+            // What the server got, as it shows it.
+            let status = world.device.status();
+            let id = status["spiffeId"].as_str().unwrap();
+            assert!(answer.contains(&format!("URI:{id}")), "{answer}");
+        }
+        world.device.wait_for_another_svid(&world.device.status()["svid"]["serial"]);
+    }
+}
+
+#[test]
+fn the_examples_trust_nobody_else() {
+    let world = World::enrolled();
+    for (server, says) in [
+        (
+            Server::start(&world, &format!("URI:{SERVER}")),
+            ["NotValidForName", "not spiffe://factory.example/other"],
+        ),
+        (
+            Server::start(&world, "URI:spiffe://factory.example/other,URI:spiffe://factory.example/more"),
+            ["NotValidForName", "not spiffe://factory.example/other"],
+        ),
+        (Server::start(&world, "DNS:other"), ["NotValidForName", "not spiffe://factory.example/other"]),
+        // The right name from somebody whom the bundle does not know: the MIS's own CA, say.
+        (
+            Server::issued_by(
+                &world,
+                "URI:spiffe://factory.example/other",
+                &world.mis.ca_file(),
+                &world.mis.ca_file().with_extension("key"),
+            ),
+            ["UnknownIssuer", "does not vouch for the server"],
+        ),
+    ] {
+        for (example, says) in EXAMPLES.iter().zip(says) {
+            let why = example(&world, &server.address, "spiffe://factory.example/other").unwrap_err();
+            assert!(why.contains(says), "{says} is not in {why}");
+        }
+    }
+}
+
+#[test]
+fn what_a_program_asks_it_gets_as_types() {
+    let world = World::enrolled();
+    let agent = Client::new(world.device.path("run/agent.sock"));
+    agent.ready().unwrap();
+    let (status, svid, bundle) = (agent.status().unwrap(), agent.svid().unwrap(), agent.bundle().unwrap());
+    assert_eq!((status.state.as_str(), Some(&svid.spiffe_id)), ("active", status.spiffe_id.as_ref()));
+    assert_eq!(bundle.anchors.len(), 1);
+    assert_eq!(bundle.document.to_string(), world.device.get("/v1/bundle").unwrap().1.trim_end());
+    let held = status.svid.unwrap();
+    assert_eq!(held.serial, svid.serial);
+    // The window is where the configuration wants it: 40 % to 60 % of the lifetime.
+    let moment = |rfc3339: &str| humantime::parse_rfc3339(rfc3339).unwrap();
+    let (begin, life) = {
+        let (begin, end) = (moment(&held.not_before), moment(&held.not_after));
+        (begin, end.duration_since(begin).unwrap().as_secs_f64())
+    };
+    let window = held.renewal_window.unwrap();
+    let part = |rfc3339: &str| moment(rfc3339).duration_since(begin).unwrap().as_secs_f64() / life;
+    assert!((part(&window.from) - 0.4).abs() < 0.01 && (part(&window.to) - 0.6).abs() < 0.01, "{window:?}");
+    let renewal = part(&held.renew_at.unwrap());
+    assert!((0.39..0.61).contains(&renewal), "{renewal}");
+
+    let refused = agent.sign(&[7; 32], None).unwrap_err();
+    assert!(
+        matches!(&refused, ClientError::Refused { status: 403, detail } if detail.contains("sign.sock")),
+        "{refused}"
+    );
+    let refused = agent.renew().unwrap_err();
+    assert!(matches!(refused, ClientError::Refused { status: 403, .. }), "{refused}");
+    Client::new(world.device.path("run/admin.sock")).retry(false).unwrap();
+    let nobody = Client::new(world.device.path("run/none.sock")).status().unwrap_err();
+    assert!(nobody.may_pass() && nobody.to_string().contains("systemctl status miaf-agent"), "{nobody}");
+}
+
+#[test]
+fn a_signature_is_of_the_svid_that_is_named_until_the_second_renewal() {
+    let world = World::renewing();
+    let agent = Client::new(sign_socket(&world));
+    let message = b"what is to be signed";
+    let digest: [u8; 32] = digest(&SHA256, message).as_ref().try_into().unwrap();
+    let first = agent.svid().unwrap();
+    let verifies = |signature: &[u8]| {
+        let chain = Chain::from_pem(&first.certificate_chain_pem).unwrap();
+        let (_, leaf) = X509Certificate::from_der(&chain.certificates()[0]).unwrap();
+        let point = &leaf.public_key().subject_public_key.data;
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point).verify(message, signature).is_ok()
+    };
+    assert!(verifies(&agent.sign(&digest, Some(&first.serial)).unwrap().der));
+    let mut serial = first.serial.clone().into();
+    world.device.wait_for_another_svid(&serial);
+    let signature = agent.sign(&digest, Some(&first.serial)).unwrap();
+    assert_eq!(signature.serial, first.serial);
+    assert!(verifies(&signature.der), "whoever has not taken the new one yet goes on");
+    let of_held = agent.sign(&digest, None).unwrap();
+    assert!(of_held.serial != first.serial && !verifies(&of_held.der));
+    serial = of_held.serial.into();
+    world.device.wait_for_another_svid(&serial);
+    let refused = agent.sign(&digest, Some(&first.serial)).unwrap_err();
+    assert!(matches!(refused, ClientError::Refused { status: 409, .. }), "{refused}");
+}
+
+#[test]
+fn who_watches_has_the_state_at_once_each_change_and_the_end() {
+    let mut world = World::enrolled();
+    let mut watch = Client::new(world.device.path("run/agent.sock")).watch().unwrap();
+    let first = watch.next().unwrap().unwrap();
+    assert_eq!(first.status.state, "active");
+    world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
+    let anchors = |bundle: &serde_json::Value| bundle["keys"].as_array().unwrap().len();
+    let two = watch.by_ref().find(|watched| anchors(watched.as_ref().unwrap().bundle.as_ref().unwrap()) == 2);
+    assert_eq!(two.unwrap().unwrap().svid.unwrap().serial, first.svid.unwrap().serial);
+    world.device.stop();
+    assert!(watch.all(|watched| watched.is_ok()), "an agent that ends well ends in no error");
+    assert!(watch.next().is_none());
+}
+
+/// A socket whose other end does this with the first that connects.
+fn somebody(
+    answers: impl FnOnce(&mut std::os::unix::net::UnixStream) + Send + 'static,
+) -> (tempfile::TempDir, Client) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = UnixListener::bind(folder.path().join("socket")).unwrap();
+    let client = Client::new(folder.path().join("socket")).with_limit(Duration::from_secs(1));
+    thread::spawn(move || {
+        let (mut stream, _) = socket.accept().unwrap();
+        let mut request = [0; 1024];
+        let _ = stream.read(&mut request);
+        answers(&mut stream);
+    });
+    (folder, client)
+}
+
+#[test]
+fn an_answer_that_is_endless_slow_or_torn_costs_little_and_is_an_error() {
+    const HEAD: &[u8] = b"HTTP/1.0 200 OK\r\n\r\n";
+    fn without_end(stream: &mut impl std::io::Write, piece: &[u8]) {
+        while stream.write_all(piece).is_ok() {}
+    }
+    let error = |answers: fn(&mut std::os::unix::net::UnixStream)| {
+        let (_folder, client) = somebody(answers);
+        let asked = Instant::now();
+        let error = client.status().unwrap_err();
+        assert!(asked.elapsed() < PATIENCE / 2, "{error} took {:?}", asked.elapsed());
+        error
+    };
+    for (answers, says) in [
+        (
+            (|_| thread::sleep(PATIENCE)) as fn(&mut std::os::unix::net::UnixStream),
+            "did not answer within 1s",
+        ),
+        (
+            |stream| {
+                for _ in 0..PATIENCE.as_secs() * 5 {
+                    let _ = stream.write_all(b"H");
+                    thread::sleep(Duration::from_millis(200));
+                }
+            },
+            "did not answer within 1s",
+        ),
+        (|_| {}, "ended the connection"),
+        (|stream| stream.write_all(&HEAD[..12]).unwrap(), "ended the connection half-way"),
+        (|stream| without_end(stream, b"x"), "too long"),
+        (|stream| without_end(stream, b"x: y\r\n"), "too long"),
+        (|stream| stream.write_all(b"SSH-2.0-x\r\n\r\n").unwrap(), "not HTTP"),
+        (
+            |stream| {
+                stream.write_all(HEAD).unwrap();
+                without_end(stream, &[b' '; 4096]);
+            },
+            "too long",
+        ),
+        (
+            |stream| {
+                stream.write_all(HEAD).unwrap();
+                stream.write_all(b"{\"state\":").unwrap();
+            },
+            "EOF while parsing",
+        ),
+        (|stream| stream.write_all(b"HTTP/1.1 500 No\r\n\r\nno").unwrap(), "answered 500"),
+    ] {
+        let error = error(answers).to_string();
+        assert!(error.contains(says), "{says:?} is not in {error:?}");
+    }
+
+    // Events that are none, or have no end.
+    let (_folder, client) = somebody(|stream| {
+        stream.write_all(HEAD).unwrap();
+        stream.write_all(b": well\r\nevent: other\r\ndata: {}\r\n\r\nevent: state\r\n").unwrap();
+        without_end(stream, b"data: x\n");
+    });
+    let mut watch = client.watch().unwrap();
+    let error = watch.next().unwrap().unwrap_err();
+    assert!(error.to_string().contains("too long"), "{error}");
+    assert!(watch.next().is_none());
+}
+
+#[test]
+fn an_agent_that_hangs_with_others_waiting_before_is_not_waited_for_without_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let _socket = UnixListener::bind(&path).unwrap();
+    let client = Client::new(&path).with_limit(Duration::from_secs(1));
+    // Nobody accepts: connections wait, until there is no room for more.
+    let mut waiting = Vec::new();
+    let (full, room) = std::sync::mpsc::channel();
+    thread::spawn({
+        let path = path.clone();
+        move || {
+            while let Ok(stream) = std::os::unix::net::UnixStream::connect(&path) {
+                if full.send(stream).is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    while let Ok(stream) = room.recv_timeout(Duration::from_secs(2)) {
+        waiting.push(stream);
+    }
+    let asked = Instant::now();
+    let error = client.status().unwrap_err();
+    assert!(matches!(error, ClientError::Silent(_)), "{error}");
+    assert!(asked.elapsed() < PATIENCE / 2, "{:?}", asked.elapsed());
+}
