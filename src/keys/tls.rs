@@ -25,7 +25,7 @@ pub trait Signs: fmt::Debug + Send + Sync {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Self::Error>;
 }
 
-impl Signs for dyn Key {
+impl<K: Key + ?Sized> Signs for K {
     type Error = KeyError;
 
     fn spki_der(&self) -> Vec<u8> {

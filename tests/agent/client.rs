@@ -132,7 +132,7 @@ fn the_examples_are_this_device_to_a_server_across_rotations() {
         for (number, example) in EXAMPLES.iter().enumerate() {
             let answer = example(&world, &server.address, SERVER);
             let answer = answer.unwrap_or_else(|e| panic!("example {number}, rotation {rotation}: {e}"));
-            assert!(answer.contains("TLSv1.3"), "{answer}");
+            assert!(answer.contains("TLSv1.3") && answer.contains("Verify return code: 0 (ok)"), "{answer}");
             // What the server got, as it shows it.
             let status = world.device.status();
             let id = status["spiffeId"].as_str().unwrap();

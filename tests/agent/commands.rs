@@ -1,1 +1,225 @@
+//! The commands that follow the agent: what they print, how they end, and what they do while it is away.
 
+use std::io::{BufRead as _, BufReader, Read};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use development_mis::{AnchorStep, Endpoint, Fault};
+use serde_json::Value;
+
+use crate::support::agent::{Device, PATIENCE, pause};
+use crate::world::World;
+
+/// A command that is running.
+struct Running {
+    process: Child,
+    printed: Option<Receiver<String>>,
+    said: Receiver<String>,
+}
+
+impl Running {
+    fn new(device: &Device, arguments: &[&str]) -> Self {
+        let mut process = device.command(arguments);
+        let mut process = process.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let printed = Some(lines(process.stdout.take().unwrap()));
+        let said = lines(process.stderr.take().unwrap());
+        Self { process, printed, said }
+    }
+
+    /// The next line on stdout.
+    fn line(&self) -> String {
+        self.printed.as_ref().unwrap().recv_timeout(PATIENCE).expect("another line")
+    }
+
+    /// The lines on stdout up to one of which this holds.
+    fn until(&self, what: &str, holds: impl Fn(&str) -> bool) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = Vec::new();
+        while Instant::now() < deadline {
+            lines.push(self.line());
+            if holds(lines.last().unwrap()) {
+                return lines.pop().unwrap();
+            }
+        }
+        panic!("no line with {what} in {lines:#?}");
+    }
+
+    /// The next line on stderr.
+    fn said(&self) -> String {
+        self.said.recv_timeout(PATIENCE).expect("something said")
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status;
+            }
+            pause();
+        }
+        panic!("the command does not end");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Ends, and closes what it reads from, when nobody listens any more.
+fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
+    let (send, receive) = channel();
+    thread::spawn(move || {
+        BufReader::new(from).lines().map_while(Result::ok).try_for_each(|line| send.send(line))
+    });
+    receive
+}
+
+fn run(device: &Device, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = device.run(arguments);
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn status_shows_the_life_of_the_identity_and_the_next_step() {
+    let world = World::enrolled();
+    let (code, text, _) = run(&world.device, &["status"]);
+    assert_eq!(code, Some(0));
+    let bar = text.lines().find(|line| line.starts_with("Lifetime ")).expect("a bar");
+    assert!(bar.contains("[>") && bar.contains("~~~~"), "{text}");
+    assert!(text.contains("R renewal, ~ the time that renewals are spread over\n"), "{text}");
+    assert!(text.contains("Next step     none: the agent renews the identity in "), "{text}");
+    assert!(text.contains("in this device's TPM"), "{text}");
+    for (command, path) in [("status", "/v1/status"), ("svid", "/v1/svid"), ("bundle", "/v1/bundle")] {
+        let (code, text, _) = run(&world.device, &[command, "--json"]);
+        assert_eq!((code, text), (Some(0), world.device.get(path).unwrap().1), "{command}");
+    }
+}
+
+#[test]
+fn wait_begins_before_the_agent_and_ends_when_there_is_what_is_wanted() {
+    let mut world = World::new();
+    let mut svid = Running::new(&world.device, &["wait", "--for", "svid", "--json"]);
+    let mut bundle = Running::new(&world.device, &["wait", "--for", "bundle", "--timeout", "1h"]);
+    thread::sleep(Duration::from_millis(500)); // both have found nobody
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::Status(503));
+    world.device.start();
+    assert!(bundle.end().success() && bundle.line() == "there is a trust bundle");
+    world.device.wait_for_error("503");
+    assert!(svid.process.try_wait().unwrap().is_none(), "no SVID is no reason to end");
+    world.mis.clear_faults();
+    assert!(svid.end().success());
+    let waited_for: Value = serde_json::from_str(&svid.line()).unwrap();
+    assert_eq!(world.device.get("/readyz").unwrap().0, 200);
+    assert_eq!(waited_for["serial"], world.device.status()["svid"]["serial"]);
+    let (code, said, _) = run(&world.device, &["wait"]);
+    assert!(code == Some(0) && said.starts_with("this device is spiffe://factory.example/"), "{said}");
+    let (code, said, _) = run(&world.device, &["wait", "--for", "bundle", "--timeout", "0s", "--json"]);
+    assert_eq!((code, said), (Some(0), world.device.get("/v1/bundle").unwrap().1));
+}
+
+#[test]
+fn wait_says_what_was_missing_when_the_time_is_up() {
+    let mut world = World::new();
+    let begun = Instant::now();
+    let (code, _, said) = run(&world.device, &["wait", "--timeout", "1s"]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("waited 1s in vain for a usable SVID: no agent answers at"), "{said}");
+    assert!(begun.elapsed() >= Duration::from_secs(1), "{said}");
+
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(503, "unavailable", None));
+    world.device.start();
+    world.device.wait_for_error("Made by a test");
+    let (code, _, said) = run(&world.device, &["wait", "--timeout", "1s"]);
+    assert_eq!(code, Some(1));
+    for part in
+        ["the state is enrolling - ", "Last error: Made by a test. Next step: none: the agent tries again "]
+    {
+        assert!(said.contains(part), "{part:?} is not in {said}");
+    }
+    let (code, _, said) = run(&world.device, &["wait", "--timeout", "soon"]);
+    assert!(code == Some(2) && said.contains("--timeout"), "{said}");
+}
+
+#[test]
+fn an_identity_that_is_there_and_not_valid_is_still_waited_for() {
+    let world = World::with(|settings| {
+        settings.policy.svid_lifetime = Duration::from_secs(3);
+        settings.policy.backdate = Duration::ZERO;
+    });
+    let mut world = world;
+    world.mis.sticky_fault(Endpoint::Renewal, Fault::Status(503));
+    world.device.start();
+    world.device.wait_for_status("an identity", |status| status["svid"].is_object());
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::Status(503));
+    world.device.wait_for("expired");
+    let mut wait = Running::new(&world.device, &["wait"]);
+    thread::sleep(Duration::from_secs(1)); // to see that it does not end one has to wait
+    assert!(wait.process.try_wait().unwrap().is_none());
+    world.mis.policy(|policy| policy.svid_lifetime = Duration::from_secs(3600));
+    world.mis.clear_faults();
+    assert!(wait.end().success());
+    assert_eq!(world.device.get("/readyz").unwrap().0, 200);
+}
+
+#[test]
+fn watch_prints_a_line_a_change_and_survives_a_restart_of_the_agent() {
+    let mut world = World::enrolled();
+    let watch = Running::new(&world.device, &["watch"]);
+    let json = Running::new(&world.device, &["watch", "--json"]);
+    let first = watch.line();
+    assert!(
+        first.contains("Z active: this device has a valid identity; this device is spiffe://"),
+        "{first}"
+    );
+    let object = |line: &str| serde_json::from_str::<Value>(line).expect("an object a line");
+    assert_eq!(object(&json.line())["status"]["state"], "active");
+
+    let (code, _, _) = run(&world.device, &["renew"]);
+    assert_eq!(code, Some(0));
+    let new = watch.until("a new SVID", |line| line.contains("new SVID "));
+    let serial = world.device.status()["svid"]["serial"].as_str().unwrap().to_owned();
+    assert!(new.contains(&serial) && new.contains("to be renewed in "), "{new}");
+    json.until("the same", |line| object(line)["svid"]["serial"] == serial.as_str());
+
+    world.kill();
+    for command in [&watch, &json] {
+        let said = command.said();
+        assert!(said.starts_with("miaf-agent: ") && said.ends_with("Waiting for it"), "{said}");
+    }
+    world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
+    world.device.start();
+    assert_eq!(watch.said(), "miaf-agent: the agent is there");
+    watch.until("the new bundle", |line| line.contains("trust bundle number 2 with 2 anchors"));
+    json.until("the same", |line| object(line)["status"]["bundle"]["sequence"] == 2);
+}
+
+#[test]
+fn watch_ends_quietly_with_its_reader_and_by_ctrl_c() {
+    let world = World::enrolled();
+    let mut left = Running::new(&world.device, &["watch", "--json"]);
+    left.line();
+    left.printed = None;
+    // Each change is written to nobody; the thread that read it learns of that at the first.
+    let deadline = Instant::now() + PATIENCE;
+    while left.process.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "it still writes");
+        run(&world.device, &["renew"]);
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert!(left.end().success());
+    assert!(left.said.recv_timeout(PATIENCE).is_err(), "nothing is said of it");
+
+    let mut interrupted = Running::new(&world.device, &["watch"]);
+    interrupted.line();
+    let pid = interrupted.process.id().to_string();
+    let sent = std::process::Command::new("sh").args(["-c", &format!("kill -s INT {pid}")]).status();
+    assert!(sent.unwrap().success());
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&interrupted.end()), Some(2));
+    assert!(interrupted.said.recv_timeout(PATIENCE).is_err(), "nothing is said of it");
+}

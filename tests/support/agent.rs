@@ -120,7 +120,8 @@ impl Device {
         self.command(arguments).output().expect("the command runs")
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// A command of the agent's, not started yet.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         self.complete(Command::new(AGENT), arguments)
     }
 
