@@ -1,5 +1,5 @@
-//! The command line: one file a command, and what they say in [`words`] and [`lifetime`]. The commands that ask a running
-//! agent know its [`Client`] and nothing else.
+//! The command line: one file a command, and what they say of the agent in `words` and `lifetime`. The commands that ask a
+//! running agent know its [`Client`] and nothing else.
 
 mod bundle;
 mod lifetime;

@@ -116,8 +116,10 @@ fn news(before: Option<&Watched>, after: &Watched, now: SystemTime) -> Vec<Strin
         news.push(format!("MIS trusted {}", trusted_by(trust)));
     }
     match (was.and_then(|was| was.last_error.as_ref()), &is.last_error) {
-        (was, Some(now_wrong)) if was != Some(now_wrong) => {
-            news.push(format!("{} Next step: {}", sentence(&error(now_wrong)), next_step(is, now)));
+        (was, Some(wrong)) if was != Some(wrong) => {
+            let again = was.is_some_and(|was| (&was.title, &was.detail) == (&wrong.title, &wrong.detail));
+            let what = if again { format!("{}, again", wrong.title) } else { error(wrong) };
+            news.push(format!("{} Next step: {}", sentence(&what), next_step(is, now)));
         }
         (Some(_), None) => news.push("no error any more".into()),
         _ => {}
@@ -162,6 +164,11 @@ mod tests {
         }
         assert!(!said.contains("factory certificate") && !said.contains("bundle"), "{said}");
         assert_eq!(line(Some(&first), &first, now), None);
+
+        let mut again = first.clone();
+        again.status.last_error.as_mut().unwrap().retry_at = None;
+        let said = line(Some(&first), &again, now).unwrap();
+        assert!(said.contains("renewing: Service Unavailable, again. Next step: correct that"), "{said}");
 
         let mut next = first.clone();
         next.status.state = "active".into();

@@ -17,6 +17,7 @@ use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::support::agent::PATIENCE;
+use crate::support::python;
 use crate::world::World;
 
 #[path = "../../examples/mtls-client.rs"]
@@ -108,21 +109,20 @@ fn sign_socket(world: &World) -> PathBuf {
 }
 
 /// The Python example as a person would run it: its output, or what it says is wrong.
-fn python(world: &World, server: &str, id: &str) -> Result<String, String> {
-    let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut command = Command::new(checkout.join("target/python/bin/python"));
-    command.arg(checkout.join("examples/mtls_client.py")).arg(sign_socket(world)).args([server, id]);
-    let output = command.output().expect("target/python, which scripts/setup makes");
+fn in_python(world: &World, server: &str, id: &str) -> Result<String, String> {
+    let mut command = Command::new(python::program("python"));
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/mtls_client.py"));
+    let output = command.arg(sign_socket(world)).args([server, id]).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
 }
 
-fn rust(world: &World, server: &str, id: &str) -> Result<String, String> {
+fn in_rust(world: &World, server: &str, id: &str) -> Result<String, String> {
     example::fetch(&sign_socket(world), server, id).map_err(|e| e.to_string())
 }
 
 type Example = fn(&World, &str, &str) -> Result<String, String>;
-const EXAMPLES: [Example; 2] = [rust, python];
+const EXAMPLES: [Example; 2] = [in_rust, in_python];
 
 #[test]
 fn the_examples_are_this_device_to_a_server_across_rotations() {
