@@ -37,7 +37,6 @@ impl Watch {
                 Some(("event", name)) => event = name.to_owned(),
                 Some(("data", more)) => data.push_str(more), // JSON: where its lines end is the same to it
                 None if line.is_empty() && event == "state" => return read(data.as_bytes()).map(Some),
-                None if line.is_empty() && event == "state" => return read(data.as_bytes()).map(Some),
                 // What else there may be one day is not for this client.
                 None if line.is_empty() => (event, data, left) = (String::new(), String::new(), MAX_ANSWER),
                 _ => {}

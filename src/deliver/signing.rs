@@ -201,7 +201,8 @@ mod tests {
             unimplemented!()
         }
         fn sign_digest(&self, digest: &[u8; 32]) -> Result<Vec<u8>, KeyError> {
-            let _alone = self.is_signing.try_lock().expect("one at a time: the agent's own comes between any two");
+            let _alone =
+                self.is_signing.try_lock().expect("one at a time: the agent's own comes between any two");
             self.let_go.lock().unwrap().recv().unwrap();
             self.signed.lock().unwrap().push(digest[0]);
             Ok(digest.to_vec())
@@ -226,7 +227,8 @@ mod tests {
     impl Scene {
         fn new() -> Self {
             let (let_go, wait) = mpsc::channel();
-            let key = Slow { let_go: Mutex::new(wait), signed: Mutex::default(), is_signing: Mutex::default() };
+            let key =
+                Slow { let_go: Mutex::new(wait), signed: Mutex::default(), is_signing: Mutex::default() };
             Self { signing: Signing::default(), key: Arc::new(key), let_go }
         }
 

@@ -15,7 +15,8 @@ fn the_agent_signs_for_whoever_is_in_the_group() {
     device.until_it_rotates(|| {
         let output = device.run(ASKER, &page::block("sh sign"));
         let errors = String::from_utf8_lossy(&output.stderr);
-        let signed: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {errors}"));
+        let signed: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {errors}"));
         assert!(output.status.success() && signed["signature"].is_string(), "{signed}");
     });
     assert!(!device.run(READER, &page::block("sh sign")).status.success());
