@@ -192,7 +192,7 @@ impl Stream {
     }
 
     /// The key in PKCS#8, if this caller may have it and it is of use. That it leaves the agent is for the audit, once on a
-    /// stream; and so is that it does not.
+    /// stream; and so is that somebody is refused it, which ends the stream.
     async fn key(&self, identity: &Arc<Identity>, snapshot: &Snapshot) -> Result<Message, Status> {
         let (asked_for, users) = (identity.clone(), snapshot.key_users.clone());
         let (key_is_lost, uid) = (snapshot.key_is_lost, self.caller.uid);
@@ -210,10 +210,11 @@ impl Stream {
                 target: AUDIT, audit = "key", uid, pid, %spiffe_id, serial,
                 "the device's key is given to a local program"
             ),
-            Err(Status { why, .. }) => tracing::info!(
+            Err(Status { code: Code::PermissionDenied, why }) => tracing::info!(
                 target: AUDIT, audit = "key", uid, pid, %spiffe_id, serial, why = %why,
                 "the device's key is not given to a local program"
             ),
+            Err(_) => {} // nobody is refused anything: there is no key of use
         }
         given
     }
