@@ -21,7 +21,7 @@ cleanup() {
         printf '\n\033[31mFailed.\033[0m The logs:\n'
         tail -n 40 "$work"/*.log 2>/dev/null || true
     fi
-    for name in agent mis tpm; do stop "$name"; done
+    for name in peer agent mis tpm; do stop "$name"; done
     rm -rf "$work"
     exit "$status"
 }
