@@ -1,6 +1,6 @@
 # The two commands of the README, and the checks that CI runs beside them.
 
-.PHONY: demo test lint hw-tests mutants reliability fleet setup deb rpm packages-check system
+.PHONY: demo test lint hw-tests mutants reliability bench fleet setup deb rpm packages-check system
 .DEFAULT_GOAL := test
 
 # The whole story on the terminal, in about a minute after the build. Leaves nothing behind.
@@ -29,6 +29,10 @@ mutants: setup
 # them and at 1,000 random moments, under every setting of key rotation. Twenty minutes; as root, for strace and mounts.
 reliability: setup
 	RELIABILITY=long cargo test --test reliability -- --nocapture --test-threads=2
+
+# What the sockets can bear, held against limits: readers, a thousand watchers, signatures. Three minutes with the build.
+bench: setup
+	cargo bench --bench sockets
 
 # 100,000 of the daemon's own lifecycles against a model MIS: writes docs/fleet.md and its plots, and fails if a bound does not
 # hold. A quarter of an hour on two cores.
