@@ -45,7 +45,8 @@ pub(super) async fn serve(stream: UnixStream, caller: Caller, lines: Arc<Lines>,
         asked.store(true, Ordering::Relaxed);
         let (lines, ends, version) = (Arc::clone(&lines), ends.clone(), request.version());
         async move {
-            let mut response = answers::respond(request, caller, &lines, &ends).await;
+            // In a place of its own, which is given back: whoever watches has no use for it any more.
+            let mut response = Box::pin(answers::respond(request, caller, &lines, &ends)).await;
             if ends.has_changed().is_err() {
                 close(&mut response, version);
             }
