@@ -22,7 +22,6 @@ pub use self::sources::drop_in_folder;
 
 use self::reader::{Reader, SHORTEST};
 use self::sources::Sources;
-use crate::deliver::places::Limits;
 use crate::keys::ProviderKind;
 use crate::keys::tpm::Tcti;
 use crate::spiffe::TrustDomain;
@@ -243,6 +242,15 @@ pub struct Socket {
     pub admin_path: PathBuf,
     /// How many may be connected to each of them.
     pub limits: Limits,
+}
+
+/// How many may be connected to one socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Of all users together.
+    pub connections: usize,
+    /// Of one user.
+    pub of_one_user: usize,
 }
 
 impl Config {

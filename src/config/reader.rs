@@ -13,10 +13,9 @@ use url::Url;
 
 use super::sources::Sources;
 use super::{
-    Bootstrap, ConfigError, DAY, FactoryCertificate, FactoryKey, InitialTrust, Key, Mis, Problem, Proxy,
-    ProxyUrl, Through, raw,
+    Bootstrap, ConfigError, DAY, FactoryCertificate, FactoryKey, InitialTrust, Key, Limits, Mis, Problem,
+    Proxy, ProxyUrl, Through, raw,
 };
-use crate::deliver::places::Limits;
 use crate::keys::ProviderKind;
 use crate::keys::tpm::Tcti;
 use crate::spiffe::TrustDomain;

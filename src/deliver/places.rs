@@ -5,14 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The limits of one socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections of all users together.
-    pub connections: usize,
-    /// Connections of one user.
-    pub of_one_user: usize,
-}
+use crate::config::Limits;
 
 /// The places of one socket. Clones are the same ones.
 #[derive(Clone, Debug)]
