@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crate::config::{self, Config, ConfigError};
 use crate::deliver::Snapshot;
-use crate::deliver::answers::Lines;
+use crate::deliver::lines::Lines;
 use crate::deliver::order::{Order, Orders};
 use crate::deliver::signing::Signing;
 use crate::deliver::socket::BindError;

@@ -7,7 +7,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::config;
-use crate::deliver::answers::{Lines, Right};
+use crate::deliver::caller::Right;
+use crate::deliver::lines::Lines;
 use crate::deliver::places::Places;
 use crate::deliver::socket::{BindError, Socket};
 use crate::deliver::textfile::Textfile;

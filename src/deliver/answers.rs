@@ -1,31 +1,25 @@
 //! What a socket answers: HTTP/1.1 and JSON, errors as Problem Details. Reading is answered from the snapshot alone; an
 //! order goes to the agent's loop.
 
-use std::convert::Infallible;
-use std::error::Error;
-use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use hyper::{Method, Request, Response, StatusCode};
-use serde::Serialize;
+use hyper::header::{HeaderValue, RETRY_AFTER};
+use hyper::{Method, Request, StatusCode};
 use serde_json::json;
-use tokio::net::UnixStream;
-use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::metrics::{self, Counters};
-use super::order::{Accepted, Address, Asked, Orders, Refusal};
-use super::signing::{Signed, Signing, ToSign, Unsigned};
-use super::socket::Closing;
+use super::caller::{Caller, Closing, Right};
+use super::lines::Lines;
+use super::order::{Accepted, Address, Asked, Refusal};
+use super::response::{Answer, answer, json, not_this_way, problem};
+use super::signing::{Signed, ToSign, Unsigned};
 use super::status::{Status, SvidDocument};
-use super::watch::{Change, events};
-use super::{Snapshot, workload};
+use super::watch::events;
+use super::{Snapshot, metrics, workload};
 use crate::lifecycle::State;
 use crate::spiffe::TrustDomain;
 use crate::system::clock;
@@ -35,65 +29,6 @@ use crate::system::log::AUDIT;
 const MAX_BODY: usize = 4 * 1024;
 /// A request's body must be complete within this time.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
-
-/// What a socket is for: one socket a right, so that the kernel decides, and a container can be given exactly one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Right {
-    /// Reading who the device is.
-    Read,
-    /// The same, and use of the key.
-    Sign,
-    /// The same, and commands to the agent.
-    Admin,
-}
-
-impl Right {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Read, Self::Sign, Self::Admin];
-
-    /// The name that the socket has in the configuration, and as `FileDescriptorName=`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Read => "agent",
-            Self::Sign => "sign",
-            Self::Admin => "admin",
-        }
-    }
-}
-
-/// What leads from the sockets to the agent.
-#[derive(Clone, Debug)]
-pub struct Lines {
-    /// What there is to tell.
-    pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// What changes.
-    pub changes: watch::Receiver<Arc<Change>>,
-    /// What is to be done.
-    pub orders: Orders,
-    /// What is to be signed.
-    pub signing: Signing,
-    /// What is counted.
-    pub counters: Arc<Counters>,
-}
-
-/// Who asks, and what the socket lets them do.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Caller {
-    pub(super) right: Right,
-    pub(super) uid: Option<u32>,
-    pub(super) pid: Option<i32>,
-}
-
-impl Caller {
-    /// As the kernel has it (`SO_PEERCRED`).
-    pub(super) fn of(stream: &UnixStream, right: Right) -> Self {
-        let peer = stream.peer_cred().ok();
-        Self { right, uid: peer.map(|peer| peer.uid()), pid: peer.and_then(|peer| peer.pid()) }
-    }
-}
-
-pub(super) type Body = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
-type Answer = Response<Body>;
 
 pub(super) async fn respond(
     request: Request<Incoming>,
@@ -290,31 +225,3 @@ const JSON: &str = "application/json";
 const NO_SVID: &str = "This device has no SVID yet. GET /v1/status says what it is waiting for.";
 const REPLACED: &str = "The SVID with this serial number has been replaced, or never was this device's: GET /v1/svid has the one to \
                         sign for.";
-
-fn not_this_way(allowed: &'static str, detail: &str) -> Answer {
-    let mut refusal = problem(StatusCode::METHOD_NOT_ALLOWED, detail);
-    refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
-    refusal
-}
-
-pub(super) fn problem(status: StatusCode, detail: &str) -> Answer {
-    let title = status.canonical_reason().unwrap_or("Error");
-    let body = json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail });
-    json(status, "application/problem+json", &body)
-}
-
-fn json(status: StatusCode, media_type: &'static str, body: &impl Serialize) -> Answer {
-    let mut text = serde_json::to_vec(body).unwrap_or_default(); // these types always serialise
-    text.push(b'\n');
-    answer(status, media_type, Full::new(Bytes::from(text)))
-}
-
-fn answer<B>(status: StatusCode, media_type: &'static str, body: B) -> Answer
-where
-    B: hyper::body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
-{
-    let mut response = Response::new(body.map_err(|never| match never {}).boxed_unsync());
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
-    response
-}

@@ -18,10 +18,12 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{sleep, timeout};
 
-use super::answers::{self, Body, Caller, Lines};
+use super::answers;
 use super::authority::Mended;
+use super::caller::{Caller, Closing};
+use super::lines::Lines;
 use super::places::Full;
-use super::socket::Closing;
+use super::response::Body;
 
 /// A request's head must be complete within this time, and an idle connection is closed after it.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Snapshot;
-use super::answers::{Caller, Right};
+use super::caller::{Caller, Right};
 use super::places::Full;
 use super::status::Status;
 use crate::lifecycle::State;

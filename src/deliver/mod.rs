@@ -1,13 +1,16 @@
 //! What local programs get: [`files`] and the [`socket`]. Both work from a [`Snapshot`]; neither reaches into the
 //! lifecycle. An operator's [`order`] goes the other way.
 
-pub mod answers;
+mod answers;
 mod authority;
+pub mod caller;
 mod connection;
 pub mod files;
+pub mod lines;
 pub mod metrics;
 pub mod order;
 pub mod places;
+mod response;
 pub mod signing;
 pub mod socket;
 pub mod status;

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::answers::{Caller, Lines, Right};
+use super::caller::{Caller, Closing, Right};
 use super::connection;
+use super::lines::Lines;
 use super::places::Places;
 use crate::system::files;
 
@@ -128,9 +129,6 @@ impl Socket {
         let _ = timeout(GRACE, all_left).await; // or had time to
     }
 }
-
-/// Tells, by having no sender any more, that a socket is to be closed.
-pub type Closing = watch::Receiver<()>;
 
 #[derive(Debug)]
 struct SocketFile {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 
-use super::answers::Lines;
+use super::lines::Lines;
 use super::metrics;
 use crate::system::{clock, files};
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::Snapshot;
-use super::socket::Closing;
+use super::caller::Closing;
 use super::status::{Status, SvidDocument};
 use crate::time::Timestamp;
 

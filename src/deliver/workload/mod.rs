@@ -20,8 +20,9 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
-use super::answers::{Body, Caller, Lines, problem};
-use super::socket::Closing;
+use super::caller::{Caller, Closing};
+use super::lines::Lines;
+use super::response::{Body, problem};
 use super::{Identity, Snapshot};
 use crate::keys::{Key, KeyFile, Protection};
 use crate::spiffe::{Bundle, TrustDomain};
