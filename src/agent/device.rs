@@ -35,7 +35,6 @@ pub(super) struct Device {
     pub(super) discovery: Option<HeldDiscovery>,
     pub(super) bundle: Option<KeptBundle>,
     pub(super) identity: Option<Arc<Identity>>,
-    pub(super) identity_before: Option<Arc<Identity>>,
     pub(super) pending: Option<Arc<dyn Key>>,
     pub(super) answer: Option<store::Answer>,
     pub(super) stored_renew_at: Option<Timestamp>,
@@ -208,7 +207,7 @@ impl Device {
             state: self.lifecycle.state(now),
             trust_domain: trust_domain.or_else(of_identity),
             identity: self.identity.clone(),
-            identity_before: self.identity_before.clone(),
+            identity_before: None, // whoever tells it knows what was told before
             renew_at: self.lifecycle.renew_at(),
             renewal_window: self.lifecycle.renewal_window(),
             provider: self.identity.as_ref().map_or(self.config.key.provider, |i| i.key.provider()).as_str(),
@@ -223,7 +222,7 @@ impl Device {
             last_error: self.last_error(now, not_published),
             generation,
             key_users: self.config.key_users.clone(),
-            judged: Arc::default(),
+            kept: Arc::default(),
         }
     }
 

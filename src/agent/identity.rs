@@ -165,7 +165,7 @@ impl Device {
         }
         self.announce(&identity);
         self.stored_renew_at = None;
-        self.identity_before = self.identity.replace(identity);
+        self.identity = Some(identity);
         Ok(facts)
     }
 

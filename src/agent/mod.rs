@@ -13,14 +13,12 @@ mod trust;
 mod waits;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{self, Config, ConfigError};
 use crate::deliver::Snapshot;
 use crate::deliver::lines::Lines;
 use crate::deliver::order::{Order, Orders};
-use crate::deliver::signing::Signing;
 use crate::deliver::socket::BindError;
 use crate::deliver::watch::Publication;
 use crate::lifecycle::{Event, LastError, Report, Step};
@@ -95,13 +93,7 @@ pub async fn run(place: &Place, config: Config, passed: Vec<PassedSocket>) -> Re
     let mut life = Life::begin(config, None).await;
     // What is held is served from the first answer on: it is read before the socket is there.
     let publish = Publication::new(life.snapshot(), clock::now().wall);
-    let lines = Lines {
-        snapshots: publish.snapshots(),
-        changes: publish.changes(),
-        orders,
-        signing: Signing::default(),
-        counters: Arc::default(),
-    };
+    let lines = Lines::new(&publish, orders);
     let mut server = Server::start(passed, &socket, textfile.as_deref(), &lines)?;
     service::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
@@ -162,7 +154,9 @@ impl Life {
         signals: &mut Signals,
         alarm: &mut Alarm,
     ) -> Option<(Config, Option<Provisioned>)> {
-        publish.tell(self.snapshot(), clock::now().wall);
+        if !matches!(self, Self::Configured(_)) {
+            publish.tell(self.snapshot(), clock::now().wall); // a device tells more itself, after its first step
+        }
         match self {
             Self::Unconfigured => wait_for_configuration(place, signals).await.map(|config| (config, None)),
             Self::Stateless(config, e, provisioned) => {

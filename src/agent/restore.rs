@@ -89,7 +89,6 @@ impl Device {
             discovery,
             bundle,
             identity: identity.map(Arc::new),
-            identity_before: None,
             pending,
             answer,
             stored_renew_at: renew_at,

@@ -6,13 +6,17 @@ use std::path::Path;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::config;
+use crate::config::{self, Limits};
 use crate::deliver::caller::Right;
 use crate::deliver::lines::Lines;
 use crate::deliver::places::Places;
 use crate::deliver::socket::{BindError, Socket};
 use crate::deliver::textfile::Textfile;
+use crate::system::process;
 use crate::system::service::PassedSocket;
+
+/// What the agent itself may need at once, and more.
+const OWN_FILES: usize = 128;
 
 /// All sockets, and the file. They are gone with it, those apart that the service manager keeps.
 pub(super) struct Server {
@@ -39,6 +43,7 @@ impl Server {
             }
         }
         server.textfile = textfile.map(|path| Textfile::keep(path, lines));
+        server.limit(at.limits);
         Ok(server)
     }
 
@@ -51,11 +56,9 @@ impl Server {
             }
             self.textfile = textfile.map(|path| Textfile::keep(path, lines));
         }
-        for served in self.passed.iter().chain(self.bound.iter().map(|(_, _, served)| served)) {
-            served.places.limit(to.limits);
-        }
         for (right, at, served) in &mut self.bound {
-            if place(to, *right) == place(at, *right) {
+            // Another group of the same socket counts from the next start.
+            if place(to, *right).path == place(at, *right).path {
                 continue;
             }
             match bind(*right, to, lines) {
@@ -65,6 +68,27 @@ impl Server {
                 }
                 Err(e) => tracing::error!("{e}. The socket stays at {}", place(at, *right).path.display()),
             }
+        }
+        self.limit(to.limits);
+    }
+
+    /// Each connection is an open file, and the agent needs some itself.
+    fn limit(&self, configured: Limits) {
+        let sockets: Vec<&Served> =
+            self.passed.iter().chain(self.bound.iter().map(|(_, _, served)| served)).collect();
+        let files = usize::try_from(process::open_files()).unwrap_or(usize::MAX);
+        let of_each = files.saturating_sub(OWN_FILES) / sockets.len().max(1);
+        let connections = configured.connections.min(of_each.max(1));
+        if connections < configured.connections {
+            tracing::warn!(
+                files,
+                "no more than {connections} connections are served on each socket, and not {} as configured: the \
+                 limit of open files does not allow more (LimitNOFILE= in the agent's unit)",
+                configured.connections
+            );
+        }
+        for served in sockets {
+            served.places.limit(Limits { connections, ..configured });
         }
     }
 
@@ -90,7 +114,7 @@ struct Served {
 impl Served {
     fn new(socket: Socket, at: &config::Socket, lines: &Lines) -> Self {
         let (open, closing) = watch::channel(());
-        let places = Places::new(at.limits);
+        let places = Places::new(at.limits); // as far as there are files for them: see limit
         Self { task: tokio::spawn(socket.serve(lines.clone(), places.clone(), closing)), open, places }
     }
 
@@ -125,7 +149,6 @@ fn bind(right: Right, at: &config::Socket, lines: &Lines) -> Result<Served, Bind
     Ok(Served::new(socket, at, lines))
 }
 
-#[derive(PartialEq, Eq)]
 struct Place<'a> {
     path: &'a Path,
     group: Option<&'a str>,

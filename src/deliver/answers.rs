@@ -1,21 +1,23 @@
 //! What a socket answers: HTTP/1.1 and JSON, errors as Problem Details. Reading is answered from the snapshot alone; an
 //! order goes to the agent's loop.
 
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{HeaderValue, RETRY_AFTER};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, StatusCode, Version};
+use serde::Serialize;
 use serde_json::json;
 use tokio::time::timeout;
 
 use super::caller::{Caller, Closing, Right};
 use super::lines::Lines;
 use super::order::{Accepted, Address, Asked, Refusal};
-use super::response::{Answer, answer, json, not_this_way, problem};
+use super::response::{Answer, answer, json, not_this_way, problem, text};
 use super::signing::{Signed, ToSign, Unsigned};
 use super::status::{Status, SvidDocument};
 use super::watch::events;
@@ -40,6 +42,11 @@ pub(super) async fn respond(
     let path = request.uri().path();
     if path.starts_with(workload::PREFIX) {
         return workload::answer(request, caller, lines, closing).await;
+    }
+    if request.version() == Version::HTTP_2 {
+        // One connection could have many large answers under way by it.
+        let detail = "Over HTTP/2 there is the SPIFFE Workload API and nothing else. Use HTTP/1.1.";
+        return problem(StatusCode::HTTP_VERSION_NOT_SUPPORTED, detail);
     }
     if let Some(address) = Address::of(path) {
         return order(address, request, caller, lines).await.unwrap_or_else(|refusal| refusal);
@@ -70,12 +77,12 @@ fn read<B>(request: &Request<B>, lines: &Lines, closing: &Closing) -> Answer {
     }
     match path {
         "/v1/status" => json(StatusCode::OK, JSON, &Status::of(&snapshot, now)),
-        "/v1/svid" => match SvidDocument::of(&snapshot) {
-            Some(svid) => json(StatusCode::OK, JSON, &svid),
+        "/v1/svid" => match &snapshot.identity {
+            Some(_) => shared(&snapshot.kept.svid, || SvidDocument::of(&snapshot)),
             None => problem(StatusCode::SERVICE_UNAVAILABLE, NO_SVID),
         },
         "/v1/bundle" => match &snapshot.bundle {
-            Some(held) => json(StatusCode::OK, JSON, &held.bundle.to_document()),
+            Some(held) => shared(&snapshot.kept.bundle, || held.bundle.to_document()),
             None => problem(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "This device has no trust bundle yet. GET /v1/status says what it is waiting for.",
@@ -94,6 +101,12 @@ fn read<B>(request: &Request<B>, lines: &Lines, closing: &Closing) -> Answer {
         "/readyz" => problem(StatusCode::SERVICE_UNAVAILABLE, not_ready(&snapshot)),
         _ => problem(StatusCode::NOT_FOUND, "There is no such address. Try GET /v1/status."),
     }
+}
+
+/// Written once for all who ask.
+fn shared<T: Serialize>(kept: &OnceLock<Bytes>, document: impl FnOnce() -> T) -> Answer {
+    let text = kept.get_or_init(|| text(&document())).clone();
+    answer(StatusCode::OK, JSON, Full::new(text))
 }
 
 /// Has the device's key sign a digest. Whoever may connect to the socket for it may.
@@ -119,6 +132,7 @@ async fn sign(request: Request<Incoming>, caller: Caller, lines: &Lines) -> Resu
             .find(|identity| identity.svid.serial() == serial)
             .ok_or_else(|| problem(StatusCode::CONFLICT, REPLACED))?,
     };
+    let is_current = snapshot.identity.as_ref().is_some_and(|current| Arc::ptr_eq(current, identity));
     let signed = lines.signing.sign(caller.uid, identity.key.clone(), digest).await;
     lines.counters.signed(signed.is_ok());
     let (Caller { uid, pid, .. }, svid) = (caller, &identity.svid);
@@ -132,11 +146,12 @@ async fn sign(request: Request<Incoming>, caller: Caller, lines: &Lines) -> Resu
             let signed = Signed {
                 signature: BASE64.encode(signature),
                 serial: serial.to_owned(),
-                generation: snapshot.generation,
+                // Of what is published now, which may be another SVID.
+                generation: snapshot.generation.filter(|_| is_current),
             };
             return Ok(json(StatusCode::OK, JSON, &signed));
         }
-        Err(Unsigned::Busy(why)) => (StatusCode::TOO_MANY_REQUESTS, why.to_owned()),
+        Err(Unsigned::Busy(why)) => return Err(problem(StatusCode::TOO_MANY_REQUESTS, why)), // nothing was tried
         Err(Unsigned::Key(why)) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("The key cannot be used: {why}."))
         }
@@ -144,10 +159,12 @@ async fn sign(request: Request<Incoming>, caller: Caller, lines: &Lines) -> Resu
             (StatusCode::SERVICE_UNAVAILABLE, "The agent is about to end. Try again.".to_owned())
         }
     };
-    tracing::info!(
-        target: AUDIT, audit = "sign", uid, pid, %spiffe_id, serial, why,
-        "the device's key has not signed for a local program"
-    );
+    if lines.refusals.is_news(uid, "sign", Instant::now()) {
+        tracing::info!(
+            target: AUDIT, audit = "sign", uid, pid, %spiffe_id, serial, why,
+            "the device's key has not signed for a local program"
+        );
+    }
     Err(problem(status, &why))
 }
 
@@ -165,10 +182,16 @@ async fn order(
                       else is configured), which root may use.";
         return Err(problem(StatusCode::FORBIDDEN, detail));
     }
-    let body = body_of(request).await?;
-    let Asked { order, leaves } =
-        address.read(&body).map_err(|detail| problem(StatusCode::BAD_REQUEST, &detail))?;
     let Caller { uid, pid, .. } = caller;
+    let body = body_of(request).await.inspect_err(|refusal| {
+        let (audit, status) = (address.as_str(), refusal.status().as_u16());
+        tracing::info!(target: AUDIT, audit, uid, pid, status, "an order that did not come whole is not taken");
+    })?;
+    let Asked { order, leaves } = address.read(&body).map_err(|why| {
+        let audit = address.as_str();
+        tracing::info!(target: AUDIT, audit, uid, pid, why, "an order that makes no sense is not taken");
+        problem(StatusCode::BAD_REQUEST, &why)
+    })?;
     let audit = order.as_str();
     tracing::info!(target: AUDIT, audit, uid, pid, "an operator orders: {audit}");
     lines.counters.ordered();

@@ -25,13 +25,16 @@ use super::lines::Lines;
 use super::places::Full;
 use super::response::Body;
 
-/// A request's head must be complete within this time, and an idle connection is closed after it.
+/// A request's head must be complete within this time. An idle connection is closed after it in HTTP/1.1, and in HTTP/2 if
+/// nothing was ever asked: libraries of gRPC keep theirs.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 const MAX_HEAD: usize = 16 * 1024;
 /// Calls at once on one connection of the Workload API. There are five to be made.
-const MAX_STREAMS: u32 = 16;
+const MAX_STREAMS: u32 = 8;
 /// What waits on one such call for its reader.
 const MAX_UNREAD: usize = 64 * 1024;
+/// What may come on such a call before it is read.
+const WINDOW: u32 = 16 * 1024;
 /// How long somebody for whom there is no place may take to hear that.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(2);
 
@@ -101,7 +104,9 @@ fn http() -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_header_list_size(MAX_HEAD as u32)
         .max_concurrent_streams(MAX_STREAMS)
-        .max_send_buf_size(MAX_UNREAD);
+        .max_send_buf_size(MAX_UNREAD)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(4 * WINDOW);
     http
 }
 

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::Snapshot;
 use super::metrics::Counters;
 use super::order::Orders;
+use super::refusals::Refusals;
 use super::signing::Signing;
-use super::watch::Change;
+use super::watch::{Change, Publication};
 
 /// What leads from the sockets to the agent.
 #[derive(Clone, Debug)]
@@ -21,6 +22,28 @@ pub struct Lines {
     pub orders: Orders,
     /// What is to be signed.
     pub signing: Signing,
+    /// Who has been refused something, as far as it is on record.
+    pub refusals: Arc<Refusals>,
+    /// To look a user up, and to open the seal of a software key, can take long: so many at once.
+    pub key_readers: Arc<Semaphore>,
     /// What is counted.
     pub counters: Arc<Counters>,
+}
+
+/// How many read a key at once, for callers of the Workload API.
+const KEY_READERS: usize = 2;
+
+impl Lines {
+    /// To what is published there, and to whoever takes these orders.
+    pub fn new(publication: &Publication, orders: Orders) -> Self {
+        Self {
+            snapshots: publication.snapshots(),
+            changes: publication.changes(),
+            orders,
+            signing: Signing::default(),
+            refusals: Arc::default(),
+            key_readers: Arc::new(Semaphore::new(KEY_READERS)),
+            counters: Arc::default(),
+        }
+    }
 }

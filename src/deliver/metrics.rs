@@ -20,6 +20,8 @@ pub struct Counters {
     signed: AtomicU64,
     not_signed: AtomicU64,
     orders: AtomicU64,
+    keys_given: AtomicU64,
+    keys_refused: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +49,14 @@ impl Counters {
 
     pub(super) fn signed(&self, is_signed: bool) {
         count(if is_signed { &self.signed } else { &self.not_signed });
+    }
+
+    pub(super) fn key_given(&self) {
+        count(&self.keys_given);
+    }
+
+    pub(super) fn key_refused(&self) {
+        count(&self.keys_refused);
     }
 
     pub(super) fn ordered(&self) {
@@ -159,14 +169,20 @@ fn of_the_sockets(text: &mut Text, counters: &Counters) {
         "Connections beyond the limits of a socket.",
         refused.iter().map(|(labels, value)| (&labels[..], *value)),
     );
-    let signatures = [("signed", &counters.signed), ("failed", &counters.not_signed)];
-    let signatures = signatures.map(|(outcome, value)| ([("outcome", outcome)], loaded(value)));
-    text.counter(
+    of_two(
+        text,
         "signatures_total",
         "Signatures for local programs.",
-        signatures.iter().map(|(labels, value)| (&labels[..], *value)),
+        [("signed", &counters.signed), ("failed", &counters.not_signed)],
     );
+    let keys = [("given", &counters.keys_given), ("refused", &counters.keys_refused)];
+    of_two(text, "workload_api_keys_total", "Software keys asked for over the Workload API.", keys);
     text.counter("orders_total", "Orders that an operator gave.", [(&[][..], loaded(&counters.orders))]);
+}
+
+fn of_two(text: &mut Text, name: &str, help: &str, outcomes: [(&'static str, &AtomicU64); 2]) {
+    let values = outcomes.map(|(outcome, value)| ([("outcome", outcome)], loaded(value)));
+    text.counter(name, help, values.iter().map(|(labels, value)| (&labels[..], *value)));
 }
 
 type Labels<'a> = &'a [(&'static str, &'a str)];

@@ -10,6 +10,7 @@ pub mod lines;
 pub mod metrics;
 pub mod order;
 pub mod places;
+mod refusals;
 mod response;
 pub mod signing;
 pub mod socket;
@@ -18,8 +19,10 @@ pub mod textfile;
 pub mod watch;
 mod workload;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+
+use hyper::body::Bytes;
 
 use crate::bootstrap;
 use crate::keys::Key;
@@ -62,8 +65,21 @@ pub struct Snapshot {
     pub generation: Option<u64>,
     /// Users, by name or number, who are given a software key over the Workload API.
     pub key_users: Arc<[String]>,
+    /// What was worked out of all this, for whoever asks first.
+    pub kept: Arc<Kept>,
+}
+
+/// What is worked out of a snapshot once, for all who ask: neither the work nor the memory is spent for each of them.
+#[derive(Debug, Default)]
+pub struct Kept {
     /// When it was judged last whether the bundle vouches for the SVID, and what came of it.
-    pub judged: Arc<Mutex<Option<(Timestamp, bool)>>>,
+    judged: Mutex<Option<(Timestamp, bool)>>,
+    /// `GET /v1/svid`.
+    svid: OnceLock<Bytes>,
+    /// `GET /v1/bundle`.
+    bundle: OnceLock<Bytes>,
+    /// `FetchX509Bundles`.
+    x509_bundles: OnceLock<Bytes>,
 }
 
 /// Chains are validated anew no more often than this: there are programs that ask thousands of times a second.
@@ -97,7 +113,7 @@ impl Snapshot {
             last_error: None,
             generation: None,
             key_users: Arc::default(),
-            judged: Arc::default(),
+            kept: Arc::default(),
         }
     }
 
@@ -115,7 +131,7 @@ impl Snapshot {
     }
 
     fn is_trusted(&self, identity: &Identity, held: &HeldBundle, now: Timestamp) -> bool {
-        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut judged = self.kept.judged.lock().unwrap_or_else(PoisonError::into_inner);
         match *judged {
             Some((at, is_trusted)) if at <= now && now < at.after(JUDGED_FOR) => is_trusted,
             _ => {

@@ -27,9 +27,14 @@ pub(super) fn problem(status: StatusCode, detail: &str) -> Answer {
 }
 
 pub(super) fn json(status: StatusCode, media_type: &'static str, body: &impl Serialize) -> Answer {
+    answer(status, media_type, Full::new(text(body)))
+}
+
+/// JSON on one line.
+pub(super) fn text(body: &impl Serialize) -> Bytes {
     let mut text = serde_json::to_vec(body).unwrap_or_default(); // these types always serialise
     text.push(b'\n');
-    answer(status, media_type, Full::new(Bytes::from(text)))
+    text.into()
 }
 
 pub(super) fn answer<B>(status: StatusCode, media_type: &'static str, body: B) -> Answer

@@ -28,7 +28,7 @@ pub struct Signed {
     pub signature: String,
     /// Serial number of the SVID whose key has signed.
     pub serial: String,
-    /// The generation of published files at that moment.
+    /// The generation of published files with this SVID; none for the SVID before.
     pub generation: Option<u64>,
 }
 

@@ -4,8 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::lines::Lines;
 use super::metrics;
@@ -13,6 +14,8 @@ use crate::system::{clock, files};
 
 /// However much happens, it is not written more often.
 const BETWEEN: Duration = Duration::from_secs(1);
+/// A disk that hangs does not keep the agent from ending.
+const LONGEST_WRITE: Duration = Duration::from_secs(2);
 
 /// A file that is written anew whenever the agent has done something: at every look at the trust bundle at least. It is gone
 /// when the agent has ended, so that nobody takes old figures for those of a device that is well.
@@ -20,13 +23,14 @@ const BETWEEN: Duration = Duration::from_secs(1);
 pub struct Textfile {
     path: PathBuf,
     writing: JoinHandle<()>,
+    wanted: oneshot::Sender<()>,
 }
 
 impl Textfile {
     /// Writes it from now on.
     pub fn keep(path: &Path, lines: &Lines) -> Self {
-        let path = path.to_owned();
-        Self { writing: tokio::spawn(write(path.clone(), lines.clone())), path }
+        let (path, (wanted, unwanted)) = (path.to_owned(), oneshot::channel());
+        Self { writing: tokio::spawn(write(path.clone(), lines.clone(), unwanted)), path, wanted }
     }
 
     /// Where it is.
@@ -36,15 +40,15 @@ impl Textfile {
 
     /// Writes it no longer, and removes it.
     pub async fn stop(self) {
-        self.writing.abort();
-        let _ = self.writing.await; // what is being written is, or is not
+        drop(self.wanted);
+        let _ = timeout(LONGEST_WRITE, self.writing).await; // what is just being written would be back after its removal
         if let Err(e) = files::remove_if_there(&self.path) {
             tracing::warn!(file = %self.path.display(), error = %e, "the file with the figures could not be removed");
         }
     }
 }
 
-async fn write(path: PathBuf, mut lines: Lines) {
+async fn write(path: PathBuf, mut lines: Lines, mut unwanted: oneshot::Receiver<()>) {
     let mut has_failed = false;
     loop {
         let text = metrics::text(&lines.snapshots.borrow_and_update(), &lines.counters, clock::now().wall);
@@ -61,9 +65,13 @@ async fn write(path: PathBuf, mut lines: Lines) {
             );
         }
         has_failed = written.is_err();
-        sleep(BETWEEN).await;
-        if lines.snapshots.changed().await.is_err() {
-            return;
+        let next = async {
+            sleep(BETWEEN).await;
+            lines.snapshots.changed().await
+        };
+        tokio::select! {
+            there_is_more = next => if there_is_more.is_err() { return },
+            _ = &mut unwanted => return,
         }
     }
 }

@@ -3,17 +3,24 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::{Stream, unfold};
 use hyper::body::{Bytes, Frame};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
+use tokio::time::sleep;
 
-use super::Snapshot;
 use super::caller::Closing;
 use super::status::{Status, SvidDocument};
+use super::{Identity, Snapshot};
 use crate::time::Timestamp;
+
+/// After so long without a change something is said all the same: by that a watcher who has left without a word is found out.
+const QUIET: Duration = Duration::from_secs(5 * 60);
+/// What watchers pass over.
+const COMMENT: &[u8] = b":\n\n";
 
 /// The data of an event called `state`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,9 +43,14 @@ impl Watched {
         }
     }
 
-    /// Without what changes when nothing has: that the bundle was looked at and found to be the same.
+    /// Without what changes when nothing has: that the bundle was looked at and found to be the same, or that something
+    /// was tried once more and is wrong as before.
     fn essence(&self) -> Self {
         let mut essence = self.clone();
+        if let Some(error) = &mut essence.status.last_error {
+            error.at.clear();
+            error.retry_at = None;
+        }
         if let Some(bundle) = &mut essence.status.bundle {
             bundle.fetched_at.clear();
             bundle.refresh_at = None;
@@ -70,7 +82,8 @@ impl Publication {
     }
 
     /// What is to be told from `now` on.
-    pub fn tell(&self, snapshot: Snapshot, now: Timestamp) {
+    pub fn tell(&self, mut snapshot: Snapshot, now: Timestamp) {
+        snapshot.identity_before = before(&snapshot, &self.latest.borrow());
         let watched = Watched::of(&snapshot, now);
         self.latest.send_replace(Arc::new(snapshot));
         self.changes.send_if_modified(|change| {
@@ -93,6 +106,13 @@ impl Publication {
     }
 }
 
+/// The identity that came before the one in `snapshot`, as far as this process has told of it.
+fn before(snapshot: &Snapshot, last: &Snapshot) -> Option<Arc<Identity>> {
+    let (now, then) = (snapshot.identity.as_ref()?, last.identity.as_ref()?);
+    let is_the_same = now.svid.serial() == then.svid.serial();
+    if is_the_same { last.identity_before.clone() } else { Some(Arc::clone(then)) }
+}
+
 impl Change {
     fn new(watched: &Watched, number: u64) -> Self {
         let data = serde_json::to_string(watched).unwrap_or_default(); // these types always serialise, on one line
@@ -108,14 +128,15 @@ pub(super) fn events(
 ) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> {
     changes.mark_changed(); // the state at once
     unfold((changes, closing), |(mut changes, mut closing)| async move {
-        tokio::select! {
+        let told = tokio::select! {
             biased;
-            _ = closing.changed() => None,
+            _ = closing.changed() => return None,
             there_is_one = changes.changed() => {
                 there_is_one.ok()?;
-                let event = changes.borrow_and_update().event.clone();
-                Some((Ok(Frame::data(event)), (changes, closing)))
+                changes.borrow_and_update().event.clone()
             }
-        }
+            () = sleep(QUIET) => Bytes::from_static(COMMENT),
+        };
+        Some((Ok(Frame::data(told)), (changes, closing)))
     })
 }

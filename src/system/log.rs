@@ -39,6 +39,8 @@ pub fn start(level: LogLevel) {
     let filter = Targets::new()
         .with_default(level.min(LevelFilter::WARN))
         .with_target("miaf_agent", level)
+        // It warns of what strangers send, as often as they send it.
+        .with_target("h2", LevelFilter::OFF)
         .with_target(AUDIT, level.max(LevelFilter::INFO));
     let journal = stderr_is_the_journal().then(tracing_journald::layer).and_then(Result::ok);
     let terminal = journal.is_none().then(|| {

@@ -21,5 +21,10 @@ pub fn allow_open_files() {
     }
 }
 
-/// Enough for all connections that can be configured.
+/// How many files may be open at once.
+pub fn open_files() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(now, _)| now)
+}
+
+/// More than all sockets together can be configured to serve.
 const MOST_FILES: u64 = 262_144;

@@ -10,13 +10,13 @@ mod grpc;
 mod messages;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::stream::try_unfold;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response, StatusCode};
 use nix::unistd::User;
 use ring::digest::{Digest, SHA256, digest};
-use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
@@ -112,7 +112,7 @@ impl Asked {
 struct Stream {
     asked: Asked,
     caller: Caller,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+    lines: Lines,
     closing: Closing,
     told: Option<Told>,
 }
@@ -129,9 +129,9 @@ struct Told {
 
 impl Stream {
     fn new(asked: Asked, caller: Caller, lines: &Lines, closing: &Closing) -> Self {
-        let mut snapshots = lines.snapshots.clone();
-        snapshots.mark_changed(); // what there is at once
-        Self { asked, caller, snapshots, closing: closing.clone(), told: None }
+        let mut lines = lines.clone();
+        lines.snapshots.mark_changed(); // what there is at once
+        Self { asked, caller, lines, closing: closing.clone(), told: None }
     }
 
     /// The next message, as soon as there is another to be told than the last. It is the whole of what there is to tell
@@ -141,11 +141,11 @@ impl Stream {
             tokio::select! {
                 biased;
                 _ = self.closing.changed() => return Err(ending()),
-                changed = self.snapshots.changed() => changed.map_err(|_| ending())?,
+                changed = self.lines.snapshots.changed() => changed.map_err(|_| ending())?,
             }
-            let snapshot = self.snapshots.borrow_and_update().clone();
+            let snapshot = self.lines.snapshots.borrow_and_update().clone();
             match self.news(&snapshot).await {
-                Ok(Some(message)) => return grpc::framed(&message),
+                Ok(Some(message)) => return Ok(message),
                 Ok(None) => {}
                 Err(status) if status.code == Code::Unavailable && self.told.is_some() => {}
                 Err(status) => return Err(status),
@@ -153,21 +153,29 @@ impl Stream {
         }
     }
 
-    async fn news(&mut self, snapshot: &Snapshot) -> Result<Option<Message>, Status> {
+    async fn news(&mut self, snapshot: &Snapshot) -> Result<Option<Bytes>, Status> {
         match self.asked {
             Asked::X509Svid => self.x509_svid(snapshot).await,
             Asked::X509Bundles => {
                 let bundle = bundle(snapshot)?;
-                Ok(self.if_new(messages::x509_bundles(bundle.trust_domain(), bundle.anchors())))
+                let message = match snapshot.kept.x509_bundles.get() {
+                    Some(message) => message.clone(),
+                    None => {
+                        let message = messages::x509_bundles(bundle.trust_domain(), bundle.anchors());
+                        let message = grpc::framed(&message)?;
+                        snapshot.kept.x509_bundles.get_or_init(|| message).clone()
+                    }
+                };
+                Ok(self.if_new(message))
             }
             Asked::JwtBundles => {
                 let trust_domain = trust_domain(snapshot)?;
-                Ok(self.if_new(messages::no_jwt_bundles(trust_domain)))
+                Ok(self.if_new(grpc::framed(&messages::no_jwt_bundles(trust_domain))?))
             }
         }
     }
 
-    fn if_new(&mut self, message: Message) -> Option<Message> {
+    fn if_new(&mut self, message: Bytes) -> Option<Bytes> {
         let digest = digest(&SHA256, &message);
         if self.told.as_ref().is_some_and(|told| told.digest.as_ref() == digest.as_ref()) {
             return None;
@@ -177,7 +185,7 @@ impl Stream {
     }
 
     /// The SVID with its key (section 5.2.1).
-    async fn x509_svid(&mut self, snapshot: &Snapshot) -> Result<Option<Message>, Status> {
+    async fn x509_svid(&mut self, snapshot: &Snapshot) -> Result<Option<Bytes>, Status> {
         let identity = snapshot.identity.as_ref().ok_or_else(|| nothing_there("SVID", snapshot))?;
         let bundle = bundle(snapshot)?;
         let message = |key: &[u8]| messages::x509_svid(&identity.svid, key, bundle.anchors());
@@ -189,35 +197,50 @@ impl Stream {
         let key = self.key(identity, snapshot).await?;
         let serial = Some(identity.svid.serial().to_owned());
         self.told = Some(Told { digest, key_users: snapshot.key_users.clone(), serial });
-        Ok((!is_told).then(|| message(&key)))
+        if is_told { Ok(None) } else { grpc::framed(&message(&key)).map(Some) }
     }
 
     /// The key in PKCS#8, if this caller may have it and it is of use. That it leaves the agent is for the audit, once on a
     /// stream; and so is that somebody is refused it, which ends the stream.
     async fn key(&self, identity: &Arc<Identity>, snapshot: &Snapshot) -> Result<Message, Status> {
-        let (asked_for, users) = (identity.clone(), snapshot.key_users.clone());
-        let (key_is_lost, uid) = (snapshot.key_is_lost, self.caller.uid);
-        let given = spawn_blocking(move || {
-            may_have(&*asked_for.key, uid, &users)?;
-            is_of_use(&asked_for, key_is_lost)?;
-            pkcs8(&*asked_for.key)
-        });
-        let given = given.await.unwrap_or_else(|_| Err(ending()));
+        let given = self.read_key(identity, snapshot).await;
         let Caller { uid, pid, .. } = self.caller;
         let (spiffe_id, serial) = (identity.svid.spiffe_id(), identity.svid.serial());
         match &given {
             Ok(_) if self.told.as_ref().is_some_and(|told| told.serial.as_deref() == Some(serial)) => {}
-            Ok(_) => tracing::info!(
-                target: AUDIT, audit = "key", uid, pid, %spiffe_id, serial,
-                "the device's key is given to a local program"
-            ),
-            Err(Status { code: Code::PermissionDenied, why }) => tracing::info!(
-                target: AUDIT, audit = "key", uid, pid, %spiffe_id, serial, why = %why,
-                "the device's key is not given to a local program"
-            ),
+            Ok(_) => {
+                self.lines.counters.key_given();
+                tracing::info!(
+                    target: AUDIT, audit = "key", uid, pid, %spiffe_id, serial,
+                    "the device's key is given to a local program"
+                );
+            }
+            Err(Status { code: Code::PermissionDenied, why }) => {
+                self.lines.counters.key_refused();
+                if self.lines.refusals.is_news(uid, "key", Instant::now()) {
+                    tracing::info!(
+                        target: AUDIT, audit = "key", uid, pid, %spiffe_id, serial, why = %why,
+                        "the device's key is not given to a local program"
+                    );
+                }
+            }
             Err(_) => {} // nobody is refused anything: there is no key of use
         }
         given
+    }
+
+    async fn read_key(&self, identity: &Arc<Identity>, snapshot: &Snapshot) -> Result<Message, Status> {
+        may_leave(&*identity.key)?;
+        let (asked_for, users) = (identity.clone(), snapshot.key_users.clone());
+        let (key_is_lost, uid) = (snapshot.key_is_lost, self.caller.uid);
+        let turn = self.lines.key_readers.clone().acquire_owned().await;
+        let read = spawn_blocking(move || {
+            let _turn = turn; // to the end, also when nobody waits for it any more
+            may_have(uid, &users)?;
+            is_of_use(&asked_for, key_is_lost)?;
+            pkcs8(&*asked_for.key)
+        });
+        read.await.unwrap_or_else(|_| Err(ending()))
     }
 }
 
@@ -249,16 +272,20 @@ fn nothing_there(what: &str, snapshot: &Snapshot) -> Status {
     )
 }
 
-fn may_have(key: &dyn Key, uid: Option<u32>, users: &[String]) -> Result<(), Status> {
-    let denied = |why: String| Err(Status::new(Code::PermissionDenied, why));
-    if key.protection() == Protection::Hardware {
-        return denied(
-            "The key of this device was made in its TPM and cannot leave it. Have it sign instead: by POST /v1/sign on the \
-             agent's signing socket, or by the key.pem among its published files with OpenSSL's tpm2 provider. \
-             FetchX509Bundles is there for everyone."
-                .into(),
-        );
+fn may_leave(key: &dyn Key) -> Result<(), Status> {
+    if key.protection() != Protection::Hardware {
+        return Ok(());
     }
+    Err(Status::new(
+        Code::PermissionDenied,
+        "The key of this device was made in its TPM and cannot leave it. Have it sign instead: by POST /v1/sign on the \
+         agent's signing socket, or by the key.pem among its published files with OpenSSL's tpm2 provider. \
+         FetchX509Bundles is there for everyone.",
+    ))
+}
+
+fn may_have(uid: Option<u32>, users: &[String]) -> Result<(), Status> {
+    let denied = |why: String| Err(Status::new(Code::PermissionDenied, why));
     let Some(uid) = uid else { return denied("The operating system does not say which user asks.".into()) };
     for user in users {
         if is_user(user, uid)? {

@@ -46,13 +46,12 @@ pub(super) fn create(context: &mut Context) -> Result<LoadableKey, Failure> {
 /// was loaded first, which needs no parent: on a chip, to derive that takes longer than everything else together.
 pub(super) fn sign(context: &mut Context, key: &LoadableKey, digest: &[u8; 32]) -> Result<Vec<u8>, Failure> {
     let scheme = ecdsa(HashingAlgorithm::Sha256);
-    if let Some(saved) = key.saved() {
-        // The TPM takes back nothing from before it was reset or cleared. What else is wrong with it, and whether anything
-        // is wrong with the key, the long way will tell.
-        match with_saved(context, saved, |context, key| sign_loaded(context, key, digest, scheme)) {
-            Ok(signature) => return ecdsa_der(&signature),
-            Err(_) => key.save(None),
-        }
+    // The TPM takes back nothing from before it was reset or cleared: whether anything is wrong with the key, too, the long
+    // way will tell.
+    if let Some(loaded) = key.saved().and_then(|saved| context.context_load(saved).ok()) {
+        let signed = sign_loaded(context, loaded.into(), digest, scheme);
+        let flushed = context.flush_context(loaded).during(Step::Release);
+        return ecdsa_der(&signed.and_then(|signature| flushed.map(|()| signature))?);
     }
     let (signature, saved) = with_parent(context, key.parent, |context, parent| {
         with_loaded(context, parent, &key.private, &key.public, |context, loaded| {
@@ -201,19 +200,6 @@ pub(super) fn with_loaded<T>(
     let handle = context.load(parent, private.clone(), public.clone()).during(Step::Load)?;
     let done = work(context, handle);
     let flushed = context.flush_context(handle.into()).during(Step::Release);
-    let value = done?;
-    flushed.map(|()| value)
-}
-
-/// Has `work` done with a key as the TPM saved it, and flushes it whatever comes of it.
-fn with_saved<T>(
-    context: &mut Context,
-    saved: TpmsContext,
-    work: impl FnOnce(&mut Context, KeyHandle) -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let handle = context.context_load(saved).during(Step::Load)?;
-    let done = work(context, handle.into());
-    let flushed = context.flush_context(handle).during(Step::Release);
     let value = done?;
     flushed.map(|()| value)
 }
