@@ -181,6 +181,7 @@ fn the_key_in_the_tpm_signs_for_whoever_may_connect_to_the_socket_for_it() {
         world.device.wait_for_another_svid(&serial);
         let (status, signed) = sign(&world.device, "run/sign.sock", &for_first);
         if is_known {
+            assert!(signed["generation"].is_null(), "what is published now is another SVID: {signed}");
             assert!(
                 is_signed_by(&first["certificateChainPem"], b"a message", &signed["signature"]),
                 "{signed}"
@@ -322,27 +323,35 @@ fn so_many_may_be_connected_and_who_comes_then_is_told_so() {
 fn callers_who_say_nothing_or_too_much_or_never_listen_cost_their_own_connection() {
     let world = World::renewing();
     let connect = |socket: &str| UnixStream::connect(world.device.path(socket)).unwrap();
-    let before = memory(&world.device);
-
-    let silent: Vec<UnixStream> = (0..100).map(|_| connect("run/agent.sock")).collect();
-    let mut slow: Vec<UnixStream> = (0..100).map(|_| connect("run/agent.sock")).collect();
-    for (at, caller) in slow.iter_mut().enumerate() {
-        // In HTTP/1.1, in HTTP/2, and in the body of a request.
-        let begin: &[u8] = match at % 3 {
-            0 => b"GET /v1/sta",
-            1 => b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0",
-            _ => b"POST /v1/sign HTTP/1.1\r\nhost: x\r\ncontent-length: 90\r\n\r\n{",
-        };
-        caller.write_all(begin).unwrap();
-    }
-    let mut deaf: Vec<UnixStream> = (0..100).map(|_| connect("run/agent.sock")).collect();
-    for caller in &mut deaf {
-        // All it may ask before it is answered, and then it does not listen.
-        caller.set_nonblocking(true).unwrap();
-        let asked = "GET /v1/svid HTTP/1.1\r\nhost: x\r\n\r\n".repeat(5000);
-        let _ = caller.write(asked.as_bytes());
-    }
-    let unheard: Vec<Watcher> = (0..100).map(|_| Watcher::on(&world.device, "run/agent.sock")).collect();
+    let crowd = |socket: &str, say: &dyn Fn(&mut UnixStream)| -> Vec<UnixStream> {
+        let before = memory(&world.device);
+        let mut crowd: Vec<UnixStream> = (0..CROWD).map(|_| connect(socket)).collect();
+        crowd.iter_mut().for_each(say);
+        assert_eq!(world.device.get("/healthz").unwrap().0, 200); // those before have been heard
+        let each = (memory(&world.device).saturating_sub(before)) / CROWD;
+        assert!(each < 64, "{each} KiB each");
+        crowd
+    };
+    let slowly = |begin: &'static [u8]| move |caller: &mut UnixStream| caller.write_all(begin).unwrap();
+    // All that it may say before it is answered, and then it does not listen.
+    let without_listening = |said: Vec<u8>| {
+        move |caller: &mut UnixStream| {
+            caller.set_nonblocking(true).unwrap();
+            let _ = caller.write(&said);
+        }
+    };
+    let soon_forgotten = [
+        crowd("run/agent.sock", &|_| ()),
+        crowd("run/agent.sock", &slowly(b"GET /v1/sta")),
+        crowd("run/agent.sock", &slowly(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0")),
+        crowd("run/sign.sock", &slowly(b"POST /v1/sign HTTP/1.1\r\nhost: x\r\ncontent-length: 90\r\n\r\n{")),
+    ];
+    let many = b"GET /v1/svid HTTP/1.1\r\nhost: x\r\n\r\n".repeat(5000);
+    let deaf = [
+        crowd("run/agent.sock", &without_listening(many)),
+        crowd("run/agent.sock", &without_listening(b"GET /v1/watch HTTP/1.1\r\nhost: x\r\n\r\n".to_vec())),
+        crowd("run/agent.sock", &without_listening(many_calls_and_no_window())),
+    ];
     let mut endless = connect("run/agent.sock");
     endless.set_write_timeout(Some(PATIENCE)).unwrap();
     endless.write_all(b"GET /v1/status HTTP/1.1\r\n").unwrap();
@@ -361,19 +370,76 @@ fn callers_who_say_nothing_or_too_much_or_never_listen_cost_their_own_connection
         slowest = slowest.max(begin.elapsed());
     }
     assert!(slowest < Duration::from_millis(500), "{slowest:?}");
-    // Each has a buffer or two: 16 KiB of a head, what a reader has not taken, 64 KiB of pages in all.
-    let each = (memory(&world.device) - before) / 400;
-    assert!(each < 100, "{each} KiB each");
 
     // Who has said nothing of use in half a minute is heard no longer.
     thread::sleep(Duration::from_secs(31));
-    for mut caller in silent.into_iter().chain(slow) {
+    for mut caller in soon_forgotten.into_iter().flatten() {
         caller.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let mut rest = Vec::new();
-        let ended = caller.read_to_end(&mut rest);
+        let ended = caller.read_to_end(&mut Vec::new());
         assert!(ended.is_ok() || ended.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset));
     }
-    drop(unheard);
+    drop(deaf);
+}
+
+const CROWD: u64 = 50;
+
+/// Eight calls of the Workload API on one connection, by somebody who takes no octet of an answer.
+fn many_calls_and_no_window() -> Vec<u8> {
+    let mut said = PREFACE.to_vec();
+    said.extend(frame(4, 0, 0, b"\0\x04\0\0\0\0")); // SETTINGS_INITIAL_WINDOW_SIZE: 0
+    for stream in (1..16).step_by(2) {
+        let mut headers = b"\x83\x86".to_vec(); // POST, http
+        for (name, value) in [
+            (":path", "/SpiffeWorkloadAPI/FetchX509Bundles"),
+            (":authority", "x"),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+            ("workload.spiffe.io", "true"),
+        ] {
+            headers.push(0); // a name that is written out
+            for text in [name, value] {
+                headers.push(text.len() as u8);
+                headers.extend(text.as_bytes());
+            }
+        }
+        said.extend(frame(1, 4, stream, &headers));
+        said.extend(frame(0, 1, stream, b"\0\0\0\0\0"));
+    }
+    said
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// RFC 9113, section 4.1.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let [_, a, b, c] = (payload.len() as u32).to_be_bytes();
+    [&[a, b, c, kind, flags], &stream.to_be_bytes()[..], payload].concat()
+}
+
+/// Acknowledgements of pings that nobody sent, and signatures that cannot be made.
+#[test]
+fn what_callers_do_wrong_does_not_fill_the_log() {
+    let mut world = World::enrolled();
+    let mut caller = UnixStream::connect(world.device.path("run/agent.sock")).unwrap();
+    caller.set_nonblocking(true).unwrap();
+    let mut said = [PREFACE, &frame(4, 0, 0, b"")].concat();
+    said.extend(frame(6, 1, 0, b"unasked!").repeat(20_000));
+    let (mut rest, deadline) = (&said[..], Instant::now() + PATIENCE);
+    while !rest.is_empty() && Instant::now() < deadline {
+        match caller.write(rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(1)),
+            Err(_) => break, // it is not listened to any longer, which is as good
+        }
+    }
+    assert!(world.device.log().lines().count() < 40, "{}", world.device.log());
+
+    world.tpm.stop();
+    for _ in 0..50 {
+        let body = json!({ "algorithm": "ES256", "digest": digest_of(b"") });
+        assert_eq!(sign(&world.device, "run/sign.sock", &body).0, 503);
+    }
+    assert_eq!(world.device.log().matches("has not signed").count(), 1, "{}", world.device.log());
 }
 
 /// Of the agent's own (anonymous), in KiB.
