@@ -29,6 +29,7 @@ use tss_esapi::structures::{Digest, HashScheme, HashcheckTicket, Private, Public
 use tss_esapi::tcti_ldr::TctiNameConf;
 use tss_esapi::traits::UnMarshall as _;
 use tss_esapi::tss2_esys::TPMT_TK_HASHCHECK;
+use tss_esapi::utils::TpmsContext;
 
 use world::World;
 
@@ -107,13 +108,18 @@ async fn reads(world: &World, figures: &mut Figures) {
 /// The same number of signatures through the socket and driven directly, in turns.
 async fn signatures(world: &World, figures: &mut Figures) {
     let mut direct = Direct::new(world);
-    let (mut by_socket, mut driven) = (Duration::ZERO, Duration::ZERO);
+    let (mut by_socket, mut driven, mut as_agent) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
     for _ in 0..8 {
         let begun = Instant::now();
         for _ in 0..SIGNATURES {
             direct.sign();
         }
         driven += begun.elapsed();
+        let begun = Instant::now();
+        for _ in 0..SIGNATURES {
+            direct.sign_saved();
+        }
+        as_agent += begun.elapsed();
         let begun = Instant::now();
         let mut callers = JoinSet::new();
         for _ in 0..DEPTH {
@@ -132,18 +138,22 @@ async fn signatures(world: &World, figures: &mut Figures) {
         by_socket += begun.elapsed();
     }
     let all = (8 * SIGNATURES) as f64;
-    println!(
-        "{:<58} {:>9.1} signatures a second",
-        "Load, Sign, Flush driven directly",
-        all / driven.as_secs_f64()
+    for (what, took) in [
+        ("Load, Sign, Flush driven directly", driven),
+        ("ContextLoad, Sign, Flush driven directly", as_agent),
+        ("POST /v1/sign, 4 at a time", by_socket),
+    ] {
+        println!("{what:<58} {:>9.1} signatures a second", all / took.as_secs_f64());
+    }
+    let against = |direct: Duration| 100.0 * by_socket.as_secs_f64() / direct.as_secs_f64();
+    figures.at_most("POST /v1/sign: its time against Load, Sign, Flush", against(driven), 110.0, "%");
+    // What the agent itself has the TPM do: what comes on top is the way through the socket.
+    figures.at_most(
+        "POST /v1/sign: its time against ContextLoad, Sign, Flush",
+        against(as_agent),
+        110.0,
+        "%",
     );
-    println!(
-        "{:<58} {:>9.1} signatures a second",
-        "POST /v1/sign, 4 at a time",
-        all / by_socket.as_secs_f64()
-    );
-    let ratio = 100.0 * by_socket.as_secs_f64() / driven.as_secs_f64();
-    figures.at_most("POST /v1/sign, 4 at a time: time against driven directly", ratio, 110.0, "%");
 }
 
 /// A thousand watchers: what each costs while nothing happens, and how long a rotation takes to reach all of them.
@@ -255,6 +265,7 @@ struct Direct {
     parent: KeyHandle,
     public: Public,
     private: Private,
+    saved: Option<TpmsContext>,
 }
 
 impl Direct {
@@ -280,11 +291,26 @@ impl Direct {
             public: Public::unmarshall(&key.public).unwrap(),
             private: Private::try_from(key.private.as_slice()).unwrap(),
             context,
+            saved: None,
         }
     }
 
     fn sign(&mut self) {
         let key = self.context.load(self.parent, self.private.clone(), self.public.clone()).unwrap();
+        self.sign_with(key);
+    }
+
+    fn sign_saved(&mut self) {
+        if self.saved.is_none() {
+            let key = self.context.load(self.parent, self.private.clone(), self.public.clone()).unwrap();
+            self.saved = Some(self.context.context_save(key.into()).unwrap());
+            self.context.flush_context(key.into()).unwrap();
+        }
+        let key = self.context.context_load(self.saved.clone().unwrap()).unwrap();
+        self.sign_with(key.into());
+    }
+
+    fn sign_with(&mut self, key: KeyHandle) {
         let ticket =
             TPMT_TK_HASHCHECK { tag: TPM2_ST_HASHCHECK, hierarchy: TPM2_RH_NULL, digest: Default::default() };
         let scheme = SignatureScheme::EcDsa { hash_scheme: HashScheme::new(HashingAlgorithm::Sha256) };
