@@ -16,6 +16,8 @@ use crate::deliver::watch::Watched;
 
 /// Between two looks whether an agent that is away has come.
 const PAUSE: Duration = Duration::from_millis(250);
+/// Between two looks whether an SVID that is there can be used: not every reason why it could not is told as a change.
+const AGAIN: Duration = Duration::from_secs(5);
 /// The longest that one answer is waited for, within the time there is.
 const ANSWER: Duration = Duration::from_secs(20);
 
@@ -46,11 +48,13 @@ pub(super) fn run(config: &Path, output: &Output, what: What, timeout: Duration)
             Err(why) if !why.may_pass() => return fail(&why),
             Err(why) => why,
         };
+        if !matches!(why, ClientError::Silent(_)) {
+            wait.seen = None; // it has gone
+        }
+        sleep(PAUSE.min(wait.left()));
         if wait.left().is_zero() {
             return fail(&InVain { what, timeout, seen: wait.seen, why });
         }
-        wait.seen = None; // it has gone
-        sleep(PAUSE.min(wait.left()));
     }
 }
 
@@ -82,8 +86,9 @@ impl Wait {
         self.agent.clone().with_limit(ANSWER.min(self.left()))
     }
 
-    /// Watches the agent until it is there, or the agent is not.
+    /// Watches the agent until it is there, or the agent is not, or it is time to look again.
     fn attend(&mut self) -> Result<Watched, ClientError> {
+        self.seen = None;
         let mut watch = self.agent().watch()?;
         let mut until = self.until;
         while let Some(watched) = watch.next_before(until) {
@@ -91,7 +96,7 @@ impl Wait {
             if self.is_there(&watched)? {
                 return Ok(watched);
             }
-            until = self.until.into_iter().chain(begins(&watched.status)).min();
+            until = self.until.into_iter().chain(self.again(&watched)).min();
             self.seen = Some(watched.status);
         }
         Err(ClientError::Broken("it has ended".into()))
@@ -107,9 +112,18 @@ impl Wait {
         }
         match self.agent().ready() {
             Ok(()) => Ok(true),
-            Err(ClientError::Refused { status: 503, .. }) => Ok(false),
+            Err(ClientError::Refused { status: 503, .. }) => Ok(false), // or there is no place to be told so
             Err(e) => Err(e),
         }
+    }
+
+    /// When to look again at an SVID that is there and cannot be used. What is not there comes as a change.
+    fn again(&self, watched: &Watched) -> Option<Instant> {
+        if self.what == What::Bundle || watched.svid.is_none() {
+            return None;
+        }
+        let again = Instant::now().checked_add(AGAIN);
+        again.into_iter().chain(begins(&watched.status)).min()
     }
 }
 

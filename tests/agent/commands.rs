@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use development_mis::{AnchorStep, Endpoint, Fault};
+use miaf_agent::client::Client;
 use serde_json::Value;
 
 use crate::support::agent::{Device, PATIENCE, pause};
@@ -165,6 +166,22 @@ fn an_identity_that_is_there_and_not_valid_is_still_waited_for() {
     world.mis.clear_faults();
     assert!(wait.end().success());
     assert_eq!(world.device.get("/readyz").unwrap().0, 200);
+}
+
+#[test]
+fn wait_looks_again_where_it_found_no_place_to_ask() {
+    let mut world = World::new();
+    world.configure("max_connections_per_user = 2\n");
+    world.device.start();
+    world.device.wait_for("active");
+    let another = Client::new(world.device.path("run/agent.sock")).watch().unwrap();
+    let mut wait = Running::new(&world.device, &["wait"]);
+    // It watches, in the last place.
+    let is_refused = |device: &Device| device.log().contains("a connection is refused");
+    world.device.wait_until("no place for its question", is_refused);
+    assert!(wait.process.try_wait().unwrap().is_none());
+    drop(another); // and nothing changes
+    assert!(wait.end().success());
 }
 
 #[test]
