@@ -24,7 +24,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rustls_pki_types::CertificateDer;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Value, json};
 
 pub use error::ClientError;
@@ -104,6 +104,7 @@ impl Client {
     /// Refused with 503: there is none yet.
     pub fn bundle(&self) -> Result<TrustBundle, ClientError> {
         let body = self.ask(Request::Get("/v1/bundle"))?;
+        read::<IgnoredAny>(&body)?; // all of it is there
         // The document does not name its trust domain; any name reads it.
         let bundle = TrustDomain::parse("any").map_err(|e| ClientError::Unintelligible(e.to_string()));
         let bundle = bundle.and_then(|any| {
@@ -190,7 +191,9 @@ impl Client {
 }
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
-    let Object(answer) =
-        serde_json::from_slice(body).map_err(|e| ClientError::Unintelligible(e.to_string()))?;
-    Ok(answer)
+    let answer: Result<Object<T>, _> = serde_json::from_slice(body);
+    answer.map(|Object(answer)| answer).map_err(|e| match e.is_eof() {
+        true => ClientError::Broken("it ended the connection half-way".into()),
+        false => ClientError::Unintelligible(e.to_string()),
+    })
 }

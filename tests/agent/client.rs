@@ -310,12 +310,23 @@ fn an_answer_that_is_endless_slow_or_torn_costs_little_and_is_an_error() {
                 stream.write_all(HEAD).unwrap();
                 stream.write_all(b"{\"state\":").unwrap();
             },
-            "EOF while parsing",
+            "ended the connection half-way",
         ),
         (|stream| stream.write_all(b"HTTP/1.1 500 No\r\n\r\nno").unwrap(), "answered 500"),
     ] {
         let error = error(answers).to_string();
         assert!(error.contains(says), "{says:?} is not in {error:?}");
+    }
+
+    // An agent that ends half-way may be there again soon.
+    for ask in [|client| client.status().map(drop), |client| client.bundle().map(drop)]
+        as [fn(&Client) -> Result<(), ClientError>; 2]
+    {
+        for torn in [&b""[..], b"{\"keys\":[{\"kt"] {
+            let (_folder, client) = somebody(|stream| stream.write_all(&[HEAD, torn].concat()).unwrap());
+            let error = ask(&client).unwrap_err();
+            assert!(matches!(error, ClientError::Broken(_)) && error.may_pass(), "{error}");
+        }
     }
 
     // Events that are none, or have no end.
