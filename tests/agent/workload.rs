@@ -60,6 +60,14 @@ fn myself() -> String {
     User::from_uid(getuid()).unwrap().expect("this user has a name").name
 }
 
+/// Has the agent read its configuration anew, and waits until it has.
+fn reload(device: &Device) {
+    let times = || device.log().matches("the configuration has been read anew").count();
+    let before = times();
+    device.signal("HUP");
+    device.wait_until("the configuration is read anew", |_| times() > before);
+}
+
 fn endpoint(device: &Device) -> String {
     format!("unix://{}", device.path("run/agent.sock").display())
 }
@@ -174,19 +182,19 @@ fn a_software_key_is_given_to_the_users_named_and_to_nobody_else() {
 
     for named in [myself(), getuid().to_string()] {
         configure(&world, &["nobody", &named]);
-        world.device.signal("HUP");
+        reload(&world.device);
         let mut stream = client.wait_for_key(&world.device);
         let given = audits(&world.device);
         assert!(given.last().unwrap().contains("is given to a local program"), "{given:?}");
 
         // Another one is named beside them: nothing changes for the caller.
         configure(&world, &["nobody", &named, "daemon"]);
-        world.device.signal("HUP");
+        reload(&world.device);
         stream.is_quiet();
         assert_eq!(audits(&world.device).len(), given.len());
 
         configure(&world, &["nobody"]);
-        world.device.signal("HUP");
+        reload(&world.device);
         let (code, why) = stream.end();
         assert!(code == PERMISSION_DENIED && why.contains("key_users"), "{code} {why}");
     }
@@ -202,7 +210,7 @@ fn a_stream_tells_what_there_is_and_then_only_what_changes() {
     // The agent is busy, and nothing comes of it.
     let looks = world.seen(Endpoint::Bundle).len();
     world.wait_for_requests(Endpoint::Bundle, looks + 2);
-    world.device.signal("HUP");
+    reload(&world.device);
     for stream in &mut streams {
         stream.is_quiet();
     }
