@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::time::Instant;
 
 use development_mis::IssuingMode;
 use serde_json::Value;
@@ -11,6 +12,7 @@ use serde_json::Value;
 use crate::abrmd::{self, Abrmd};
 use crate::page;
 use crate::process::output_of;
+use crate::support::agent::PATIENCE;
 use crate::world::{self, World};
 
 /// Groups that every Debian has, in the place of `miaf` and `miaf-sign`.
@@ -83,8 +85,11 @@ impl Device {
     /// Does it until the device has another identity, and at least three times.
     pub(crate) fn until_it_rotates(&self, mut act: impl FnMut()) {
         let before = self.serial();
+        let deadline = Instant::now() + PATIENCE;
         let mut times = 0;
         while times < 3 || self.serial() == before {
+            let log = || self.world.device.log();
+            assert!(Instant::now() < deadline, "waited in vain for a rotation, {times} times\n{}", log());
             act();
             times += 1;
         }

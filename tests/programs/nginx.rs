@@ -127,6 +127,15 @@ fn configuration(device: &Device, peer: &Peer, ports: Ports) -> String {
     device.here(&peer.here(&text))
 }
 
+/// Sets it when it is dropped.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn as_server_and_proxy_it_serves_through_rotations() {
     let device = Device::renewing();
@@ -165,6 +174,7 @@ fn as_server_and_proxy_it_serves_through_rotations() {
                     served.fetch_add(1, Ordering::Relaxed);
                 }
             });
+            let _stop = StopAtEnd(&stop); // on the way out of a failure too: the scope waits for the thread
             let more = |count: usize| {
                 let now = served.load(Ordering::Relaxed);
                 wait_until("requests to be served", || served.load(Ordering::Relaxed) > now + count);
@@ -172,7 +182,6 @@ fn as_server_and_proxy_it_serves_through_rotations() {
             more(3);
             nginx.take_over();
             more(3);
-            stop.store(true, Ordering::Relaxed);
         });
         let has = nginx.leaf();
         assert_ne!(has, had, "the new identity is not used");
