@@ -2,18 +2,19 @@
 //! the other end may take. It costs nobody but itself.
 
 use std::convert::Infallible;
-use std::pin::pin;
+use std::io::{self, Cursor};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use tokio::io::{Join, join};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, Chain, Join, Take, join};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{sleep, timeout};
@@ -58,31 +59,57 @@ pub(super) async fn serve(stream: UnixStream, caller: Caller, lines: Arc<Lines>,
             Ok::<_, Infallible>(response)
         }
     });
-    let http = http();
-    let mut connection = pin!(http.serve_connection(TokioIo::new(mended(stream)), answer));
+    let Ok(Ok((version, stream))) = timeout(HEAD_LIMIT, version_of(stream)).await else {
+        tracing::debug!(
+            uid = caller.uid,
+            pid = caller.pid,
+            "a connection on which nothing was said is closed"
+        );
+        return;
+    };
+    let ended = match version {
+        Version::HTTP_2 => {
+            let connection = http2().serve_connection(TokioIo::new(mended(stream)), answer);
+            let end = http2::Connection::graceful_shutdown;
+            until_it_ends(connection, end, &has_asked, &mut closing).await
+        }
+        _ => {
+            let connection = http1().serve_connection(TokioIo::new(stream), answer);
+            let end = http1::Connection::graceful_shutdown;
+            until_it_ends(connection, end, &has_asked, &mut closing).await
+        }
+    };
+    if let Err(e) = ended {
+        tracing::debug!(uid = caller.uid, pid = caller.pid, error = %e, "socket connection ended");
+    }
+}
+
+async fn until_it_ends<C: Future<Output = hyper::Result<()>>>(
+    connection: C,
+    end: fn(Pin<&mut C>),
+    has_asked: &AtomicBool,
+    closing: &mut Closing,
+) -> hyper::Result<()> {
+    let mut connection = pin!(connection);
     let mut first_request = pin!(sleep(HEAD_LIMIT));
     let (mut is_new, mut is_open) = (true, true);
-    let ended = loop {
+    loop {
         tokio::select! {
-            ended = connection.as_mut() => break ended,
+            ended = connection.as_mut() => return ended,
             () = first_request.as_mut(), if is_new => {
                 is_new = false;
                 if !has_asked.load(Ordering::Relaxed) {
-                    tracing::debug!(uid = caller.uid, pid = caller.pid, "a connection on which nothing was asked is closed");
-                    return;
+                    return Ok(()); // who has not asked by now will not
                 }
             }
             _ = closing.changed(), if is_open => {
                 is_open = false;
                 // Whoever has not asked yet is about to: that answer will be the last.
                 if has_asked.load(Ordering::Relaxed) {
-                    connection.as_mut().graceful_shutdown();
+                    end(connection.as_mut());
                 }
             }
         }
-    };
-    if let Err(e) = ended {
-        tracing::debug!(uid = caller.uid, pid = caller.pid, error = e, "socket connection ended");
     }
 }
 
@@ -93,15 +120,29 @@ pub(super) async fn refuse(stream: UnixStream, why: Full) {
         close(&mut response, request.version());
         Ok::<_, Infallible>(response)
     });
-    let http = http();
-    let _ = timeout(REFUSAL_LIMIT, http.serve_connection(TokioIo::new(mended(stream)), answer)).await; // who will not hear it, will not
+    let told = async {
+        match version_of(stream).await {
+            Ok((Version::HTTP_2, stream)) => {
+                let _ = http2().serve_connection(TokioIo::new(mended(stream)), answer).await;
+            }
+            Ok((_, stream)) => {
+                let _ = http1().serve_connection(TokioIo::new(stream), answer).await;
+            }
+            Err(_) => {}
+        }
+    };
+    let _ = timeout(REFUSAL_LIMIT, told).await; // who will not hear it, will not
 }
 
-fn http() -> auto::Builder<TokioExecutor> {
-    let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).max_buf_size(MAX_HEAD);
-    http.http2()
-        .timer(TokioTimer::new())
+fn http1() -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).max_buf_size(MAX_HEAD);
+    http
+}
+
+fn http2() -> http2::Builder<TokioExecutor> {
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
         .max_header_list_size(MAX_HEAD as u32)
         .max_concurrent_streams(MAX_STREAMS)
         .max_send_buf_size(MAX_UNREAD)
@@ -110,8 +151,31 @@ fn http() -> auto::Builder<TokioExecutor> {
     http
 }
 
-fn mended(stream: UnixStream) -> Join<Mended<OwnedReadHalf>, OwnedWriteHalf> {
+/// A stream of which the first octets have been read, and come once more.
+type Stream<R> = Join<Chain<Take<Cursor<[u8; SIGN.len()]>>, R>, OwnedWriteHalf>;
+
+/// What a connection in HTTP/2 begins with, and no method of HTTP/1.1 (RFC 9113, section 3.4).
+const SIGN: &[u8; 4] = b"PRI ";
+
+/// Which HTTP it is. (hyper-util tells them apart, too, and brings a client of HTTP/2 with it: half a megabyte.)
+async fn version_of(mut stream: UnixStream) -> io::Result<(Version, Stream<OwnedReadHalf>)> {
+    let (mut first, mut read) = ([0; SIGN.len()], 0);
+    while let Some(next) = first.get_mut(read..read + 1)
+        && stream.read(next).await? > 0
+    {
+        read += 1;
+        if first.get(..read) != SIGN.get(..read) {
+            break;
+        }
+    }
+    let version = if first == *SIGN { Version::HTTP_2 } else { Version::HTTP_11 };
     let (reading, writing) = stream.into_split();
+    let again = Cursor::new(first).take(read as u64);
+    Ok((version, join(again.chain(reading), writing)))
+}
+
+fn mended<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(stream: Join<R, W>) -> Join<Mended<R>, W> {
+    let (reading, writing) = stream.into_inner();
     join(Mended::new(reading), writing)
 }
 
