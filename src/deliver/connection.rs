@@ -157,7 +157,7 @@ type Stream<R> = Join<Chain<Take<Cursor<[u8; SIGN.len()]>>, R>, OwnedWriteHalf>;
 /// What a connection in HTTP/2 begins with, and no method of HTTP/1.1 (RFC 9113, section 3.4).
 const SIGN: &[u8; 4] = b"PRI ";
 
-/// Which HTTP it is. (hyper-util tells them apart, too, and brings a client of HTTP/2 with it: half a megabyte.)
+/// Which HTTP it is. (hyper-util tells them apart, too, and brings a client of HTTP/2 with it: 80 KB.)
 async fn version_of(mut stream: UnixStream) -> io::Result<(Version, Stream<OwnedReadHalf>)> {
     let (mut first, mut read) = ([0; SIGN.len()], 0);
     while let Some(next) = first.get_mut(read..read + 1)
