@@ -183,12 +183,12 @@ async fn order(
         return Err(problem(StatusCode::FORBIDDEN, detail));
     }
     let Caller { uid, pid, .. } = caller;
+    let audit = address.order();
     let body = body_of(request).await.inspect_err(|refusal| {
-        let (audit, status) = (address.as_str(), refusal.status().as_u16());
+        let status = refusal.status().as_u16();
         tracing::info!(target: AUDIT, audit, uid, pid, status, "an order that did not come whole is not taken");
     })?;
     let Asked { order, leaves } = address.read(&body).map_err(|why| {
-        let audit = address.as_str();
         tracing::info!(target: AUDIT, audit, uid, pid, why, "an order that makes no sense is not taken");
         problem(StatusCode::BAD_REQUEST, &why)
     })?;

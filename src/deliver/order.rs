@@ -140,6 +140,11 @@ impl Address {
         }
     }
 
+    /// What is ordered there, as on the command line.
+    pub(super) fn order(self) -> &'static str {
+        self.as_str().trim_start_matches("/v1/")
+    }
+
     /// The one with this path.
     pub(super) fn of(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|address| address.as_str() == path)

@@ -140,3 +140,47 @@ pub(super) fn events(
         Some((Ok(Frame::data(told)), (changes, closing)))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::{LastError, Report};
+    use futures_util::StreamExt as _;
+    use std::pin::pin;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+    fn blocked(detail: &str, at: Timestamp) -> Snapshot {
+        let report = Report::of_agent("state", "It cannot be read", &detail);
+        Snapshot::blocked(LastError { report, at, permanent: true }, at.after(Duration::from_secs(5)))
+    }
+
+    #[test]
+    fn the_same_error_once_more_is_no_change_and_another_is() {
+        let publication = Publication::new(blocked("disk", NOW), NOW);
+        let mut changes = publication.changes();
+        changes.mark_unchanged();
+        let later = NOW.after(Duration::from_secs(60));
+        publication.tell(blocked("disk", later), later);
+        assert!(!changes.has_changed().unwrap());
+        assert_ne!(
+            publication.snapshots().borrow().last_error.as_ref().unwrap().0.at,
+            NOW,
+            "who asks is told"
+        );
+        publication.tell(blocked("another disk", later), later);
+        assert!(changes.has_changed().unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_state_comes_at_once_and_a_comment_after_a_quiet_while() {
+        let publication = Publication::new(blocked("disk", NOW), NOW);
+        let (_open, closing) = watch::channel(());
+        let mut told =
+            pin!(events(publication.changes(), closing).map(|told| told.unwrap().into_data().unwrap()));
+        let (begun, first) = (tokio::time::Instant::now(), told.next().await.unwrap());
+        assert!(first.starts_with(b"event: state\nid: 1\ndata: {") && begun.elapsed() < QUIET);
+        assert_eq!(told.next().await.unwrap(), COMMENT);
+        assert!(begun.elapsed() >= QUIET);
+    }
+}

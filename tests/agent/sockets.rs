@@ -179,6 +179,10 @@ fn the_key_in_the_tpm_signs_for_whoever_may_connect_to_the_socket_for_it() {
         let serial = world.device.status()["svid"]["serial"].clone();
         world.device.run(&["renew"]);
         world.device.wait_for_another_svid(&serial);
+        let read = || world.device.log().matches("has been read anew").count();
+        let before = read();
+        world.device.signal("HUP"); // which changes nothing about it
+        world.device.wait_until("a reload", |_| read() > before);
         let (status, signed) = sign(&world.device, "run/sign.sock", &for_first);
         if is_known {
             assert!(signed["generation"].is_null(), "what is published now is another SVID: {signed}");
@@ -212,6 +216,8 @@ fn every_signature_and_every_order_is_on_record_whatever_is_logged_else() {
     world.device.wait_for("active");
     sign(&world.device, "run/sign.sock", &json!({ "algorithm": "ES256", "digest": digest_of(b"") }));
     world.device.run(&["retry"]);
+    let nonsense = "POST /v1/renew HTTP/1.0\r\ncontent-length: 1\r\n\r\nx";
+    assert_eq!(world.device.request_at("run/admin.sock", nonsense).unwrap().0, 400);
     let (log, me, uid) = (world.device.log(), std::process::id(), nix::unistd::getuid());
     let record = |audit: &str| {
         log.lines().find(|line| line.contains(&format!("audit=\"{audit}\""))).unwrap_or_default()
@@ -225,6 +231,7 @@ fn every_signature_and_every_order_is_on_record_whatever_is_logged_else() {
     ] {
         assert!(signed.contains(&part), "{part}: {log}");
     }
+    assert!(record("renew").contains("makes no sense"), "{log}");
     assert!(record("retry").contains(&format!("uid={uid}")) && record("retry").contains("pid="), "{log}");
     assert!(!log.contains("new SVID"), "what is no record and no error is not logged: {log}");
 }
@@ -316,6 +323,34 @@ fn so_many_may_be_connected_and_who_comes_then_is_told_so() {
     for watcher in &mut watchers {
         watcher.next().unwrap();
     }
+}
+
+#[test]
+fn no_more_are_served_than_there_may_be_open_files() {
+    let mut world = World::new();
+    world.device.under(&["prlimit", "--nofile=200:200"]);
+    world.device.start();
+    world.device.wait_for("active");
+    assert!(world.device.log().contains("no more than 24 connections"), "{}", world.device.log());
+    let _watchers: Vec<Watcher> = (0..24).map(|_| Watcher::on(&world.device, "run/agent.sock")).collect();
+    let (status, refused) = world.device.get("/healthz").unwrap();
+    assert!(status == 503 && refused.contains("24 connections"), "{refused}");
+}
+
+#[test]
+fn over_http_2_there_is_the_workload_api_and_nothing_else() {
+    let world = World::enrolled();
+    let socket = world.device.path("run/agent.sock");
+    let curl = [
+        "--silent",
+        "--http2-prior-knowledge",
+        "--unix-socket",
+        socket.to_str().unwrap(),
+        "http://agent/v1/svid",
+    ];
+    let answer = std::process::Command::new("curl").args(curl).output().unwrap();
+    let answer: Value = serde_json::from_slice(&answer.stdout).unwrap();
+    assert!(answer["status"] == 505 && answer["detail"].as_str().unwrap().contains("HTTP/1.1"), "{answer}");
 }
 
 /// Each of them costs nothing but its own connection: others are answered as before, and the agent does not grow.
