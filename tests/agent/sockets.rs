@@ -518,6 +518,21 @@ fn memory_is_returned_after_a_crowd() {
     assert!(busy > idle + 8192, "the crowd was none: idle {idle} KiB, busy {busy} KiB");
 }
 
+/// Whatever both accepts connections and clears up after them clears up first.
+#[test]
+fn memory_is_bounded_in_a_flood_of_connections() {
+    let world = World::enrolled();
+    assert_eq!(world.device.get("/v1/status").unwrap().0, 200);
+    let idle = memory(&world.device);
+    for _ in 0..40_000 {
+        // It may be refused while there is no room in the backlog.
+        drop(UnixStream::connect(world.device.path("run/agent.sock")));
+    }
+    let after = memory(&world.device);
+    assert!(after < idle + 4096, "idle {idle} KiB, after 40,000 connections {after} KiB");
+    assert_eq!(world.device.get("/v1/status").unwrap().0, 200);
+}
+
 #[test]
 fn idle_connections_are_told_when_they_end() {
     let world = World::enrolled();
