@@ -10,7 +10,7 @@ demo: setup
 
 # All tests: pure ones, and the real agent against a real TPM 2.0 (swtpm) and the development MIS.
 test: setup
-	cargo test --workspace
+	cargo test --workspace --no-fail-fast
 
 lint:
 	cargo fmt --all --check

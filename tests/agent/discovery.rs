@@ -23,7 +23,7 @@ fn a_bad_discovery_document_is_refused_with_its_reason() {
         (bent(Bent::Replace(deep.into_bytes())), "invalid type: sequence"),
         (bent(Bent::Replace(vec![b' '; 10 * 1024 * 1024])), "larger than 65536 bytes"),
         (bent(Bent::Replace(vec![0xff; 10])), "not UTF-8"),
-        (Fault::redirect(302, "https://localhost:1/elsewhere"), "redirects are not followed"),
+        (Fault::redirect(302, "https://127.0.0.1:1/elsewhere"), "redirects are not followed"),
         (Fault::problem(404, "about:blank", None), "\"status\":404"),
     ];
     world.mis.sticky_fault(Endpoint::Discovery, faults[0].0.clone());

@@ -60,7 +60,7 @@ fn what_may_pass_is_tried_again_with_backoff() {
         Fault::answer(502, &[], ""),
         Fault::answer(200, &[("content-type", "application/json")], "{\"svid\":"),
         Fault::answer(200, &[("content-type", "application/json")], " ".repeat(3 * 1024 * 1024)),
-        Fault::redirect(307, "https://localhost:1/api/v1/identities"),
+        Fault::redirect(307, "https://127.0.0.1:1/api/v1/identities"),
         Fault::CutBefore,
     ] {
         let mut world = World::new();

@@ -1,6 +1,5 @@
 //! What containers get of the agent, and the examples for them.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -25,7 +24,7 @@ impl<'a> Container<'a> {
         command.args(["--mount", "sh", "-c", script]).current_dir(device.path("."));
         let mut inside = Running::start(&mut command, &device.path("container.log"));
         wait_until("the mounts", || {
-            assert!(!inside.has_ended(), "{}", fs::read_to_string(device.path("container.log")).unwrap());
+            assert!(!inside.has_ended(), "{}", inside.log());
             device.path("ready").exists()
         });
         Self { device, inside }
