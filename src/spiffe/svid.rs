@@ -475,8 +475,8 @@ pub enum Rejection {
     /// Longer than any believable path.
     #[error("the chain has {0} certificates, more than the {MAX_CHAIN} that are believable")]
     LongChain(usize),
-    /// An element that is not exactly one certificate, in DER, as PEM.
-    #[error("element {index} of the chain is not exactly one certificate, in DER, as PEM")]
+    /// An element that is not exactly one PEM certificate, DER-encoded.
+    #[error("element {index} of the chain is not exactly one PEM certificate, DER-encoded")]
     Malformed {
         /// Position in the chain, from 0.
         index: usize,

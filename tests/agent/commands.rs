@@ -145,7 +145,7 @@ fn wait_says_what_was_missing_when_the_time_is_up() {
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(503, "unavailable", None));
     world.device.start();
     world.device.wait_for_error("Made by a test");
-    let (code, _, said) = run(&world.device, &["wait", "--timeout", "1s"]);
+    let (code, _, said) = run(&world.device, &["wait", "--timeout", "5s"]);
     assert_eq!(code, Some(1));
     for part in
         ["the state is enrolling - ", "Last error: Made by a test. Next step: none: the agent tries again "]

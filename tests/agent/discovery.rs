@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use development_mis::{AnchorStep, DocumentFault as Bent, Endpoint, Fault};
 
+use crate::support::agent::PATIENCE;
 use crate::world::World;
 
 #[test]
@@ -92,7 +93,7 @@ fn documents_are_revalidated_with_what_the_mis_gave_also_after_a_restart() {
     let answered = |journal: &[development_mis::Entry]| {
         journal.iter().skip(before).filter(|entry| entry.status.is_some()).count() >= 2
     };
-    let journal = world.mis.wait_for(Duration::from_secs(20), answered).unwrap();
+    let journal = world.mis.wait_for(PATIENCE, answered).unwrap();
     for entry in &journal[before..before + 2] {
         assert_eq!(entry.status, Some(304), "{entry:?}");
         assert!(entry.conditional.as_ref().unwrap().to_lowercase().contains("if-"), "{entry:?}");

@@ -216,7 +216,7 @@ fn one_can_wait_for_the_journal() {
     assert!(nothing.is_none());
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| {
-            mis.wait_for(Duration::from_secs(30), |entries| {
+            mis.wait_for(Duration::from_secs(120), |entries| {
                 entries.iter().any(|entry| entry.status == Some(200))
             })
         });
