@@ -333,6 +333,7 @@ impl Subject {
                 let holds_one = self.device().path("state/private/identity.json").exists();
                 self.enrollments = self.issued_at_enrollment() + usize::from(!holds_one);
                 self.restart();
+                self.wait_for_adoption();
             }
             _ => self.live_through(case, &list[case.nth], strace),
         }
@@ -551,6 +552,22 @@ impl Subject {
             let said = fs::read(self.seen("state/svid/current/identity.json")).unwrap_or_default();
             let said: Value = serde_json::from_slice(&said).unwrap_or_default();
             served["generation"].is_u64() && said["serial"] == device.status()["svid"]["serial"]
+        });
+    }
+
+    /// Waits until a chain that was issued before the kill, and stored, is adopted. Until then the agent is active with the
+    /// identity before it, and on a slow machine that is to be seen.
+    fn wait_for_adoption(&self) {
+        self.device().wait_until("what was issued is adopted", |device| {
+            if device.path("state/private/answer.json").exists() {
+                return false;
+            }
+            let record = fs::read(device.path("state/private/identity.json")).unwrap_or_default();
+            let record: Value = serde_json::from_slice(&record).unwrap_or_default();
+            let chain = &record["record"]["chain"];
+            let served =
+                device.get("/v1/svid").map_or(Value::Null, |(_, svid)| serde_json::from_str(&svid).unwrap());
+            chain.is_null() || *chain == served["certificateChainPem"]
         });
     }
 
