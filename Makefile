@@ -8,9 +8,10 @@ demo: setup
 	cargo build --quiet --workspace
 	scripts/demo
 
-# All tests: pure ones, and the real agent against a real TPM 2.0 (swtpm) and the development MIS.
+# All tests: pure ones, and the real agent against a real TPM 2.0 (swtpm) and the development MIS. As somebody who is not
+# root, those that can do without; the others are named.
 test: setup
-	cargo test --workspace
+	@scripts/test
 
 lint:
 	cargo fmt --all --check
@@ -28,7 +29,7 @@ mutants: setup
 # The long form of tests/reliability: every call on the agent's files fails with every error, and a kill comes at every one of
 # them and at 1,000 random moments, under every setting of key rotation. Twenty minutes; as root, for strace and mounts.
 reliability: setup
-	RELIABILITY=long cargo test --test reliability -- --nocapture --test-threads=2
+	RELIABILITY=long cargo test --test reliability -- --include-ignored --nocapture --test-threads=2
 
 # What the sockets can bear, held against limits: readers, a thousand watchers, signatures. Three minutes with the build.
 bench: setup

@@ -10,6 +10,7 @@ use crate::support::python;
 
 /// With curl, by somebody who cannot reach the TPM; and by nobody who may only read.
 #[test]
+#[ignore = "needs root: programs are run as another user"]
 fn the_agent_signs_for_whoever_is_in_the_group() {
     let device = Device::renewing();
     device.until_it_rotates(|| {
@@ -24,6 +25,7 @@ fn the_agent_signs_for_whoever_is_in_the_group() {
 }
 
 #[test]
+#[ignore = "needs root: tpm2-abrmd is run as its own user"]
 fn spiffe_for_python_has_the_trust_bundle() {
     let device = Device::renewing();
     let program = device.here(&page::block("python bundle"));
