@@ -1,13 +1,14 @@
+# shellcheck shell=bash disable=SC2034,SC2154 # variables come from, and are for, the scripts that source this
 # Shared by demo and measure: a software TPM, the development MIS and an agent in a temporary directory, all of them stopped
 # and removed on every exit. To be sourced by bash from the top of the checkout, with $bin and $mis_bin set.
 
 export TSS2_LOG=all+none # the TSS libraries would write to the terminal on their own account
 # Colours, and lines that are written again in place, are for terminals. https://no-color.org
-bold='' dim='' green='' red='' cyan='' plain='' live=''
+bold='' green='' red='' cyan='' plain='' live=''
 if [ -t 1 ] && [ "${TERM:-dumb}" != dumb ]; then
     live=yes
     if [ -z "${NO_COLOR:-}" ]; then
-        bold=$'\033[1m' dim=$'\033[2m' green=$'\033[32m' red=$'\033[31m' cyan=$'\033[36m' plain=$'\033[0m'
+        bold=$'\033[1m' green=$'\033[32m' red=$'\033[31m' cyan=$'\033[36m' plain=$'\033[0m'
     fi
 fi
 
