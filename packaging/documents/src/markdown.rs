@@ -122,9 +122,11 @@ mod tests {
             &mut roff,
         );
         assert_eq!(
-            roff.render().split_once(".PP").unwrap().1,
-            "\nSome \\fBkey = \"*\"\\fR of \\fIthis\\fR page [not] one.\n.SH KEYS\n.TP\n\\fBa.b\\fR\nhow long. Default: \\fB5s\\fR\n\
+            roff.render().split_once(".PP").map(|(_, text)| text),
+            Some(
+                "\nSome \\fBkey = \"*\"\\fR of \\fIthis\\fR page [not] one.\n.SH KEYS\n.TP\n\\fBa.b\\fR\nhow long. Default: \\fB5s\\fR\n\
              .TP\n\\fBc\\fR\nwhat\n.SH \"NEXT ONE\"\n.PP\n.EX\n    ls \\-l\n    .x\n.EE\n"
+            )
         );
     }
 }
