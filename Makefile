@@ -3,10 +3,11 @@
 .PHONY: demo test lint hw-tests mutants reliability bench fleet setup deb rpm packages-check system
 .DEFAULT_GOAL := test
 
-# The whole story on the terminal, in about a minute after the build. Leaves nothing behind.
-demo: setup
-	cargo build --quiet --workspace
-	scripts/demo
+# The whole story on the terminal, in less than a minute after the build. Leaves nothing behind.
+demo:
+	@scripts/setup demo
+	cargo build --package miaf-agent --package development-mis --bins --example mtls-client
+	@scripts/demo
 
 # All tests: pure ones, and the real agent against a real TPM 2.0 (swtpm) and the development MIS. As somebody who is not
 # root, those that can do without; the others are named.
@@ -19,7 +20,8 @@ lint:
 	RUSTDOCFLAGS="--deny warnings" cargo doc --quiet --no-deps --workspace
 
 # The agent's keys on a TPM: a software one here, and hw-tests/run --tcti device:/dev/tpmrm0 on a device.
-hw-tests: setup
+hw-tests:
+	@scripts/setup demo
 	hw-tests/run
 
 # Makes the judgement of SVIDs and bundles wrong in one place at a time: a test must notice each. Half an hour.
@@ -64,4 +66,4 @@ system: deb rpm
 	tests/system/run
 
 setup:
-	@scripts/setup
+	@scripts/setup test
