@@ -7,17 +7,19 @@
 //	interop health SOCKET               grpc.health.v1.Health
 //	interop codes SOCKET                how calls end, once
 //	interop serve software|tpm FOLDER   an mTLS server
-//	interop dial software|tpm FOLDER ADDRESS…   one mTLS handshake after the other with each of these servers
+//	interop page software|tpm FOLDER    an HTTPS server that demands an SVID
+//	interop dial software|tpm FOLDER    one mTLS handshake after the other with each server whose address comes as a line
+//	                                    on standard input
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"sort"
@@ -35,12 +37,14 @@ var domain = spiffeid.RequireTrustDomainFromString("factory.example")
 
 func main() {
 	if len(os.Args) < 3 {
-		fmt.Fprintln(os.Stderr, "usage: interop watch|bundles|streams|health|codes|serve|dial …")
+		fmt.Fprintln(os.Stderr, "usage: interop watch|bundles|streams|health|codes|serve|page|dial …")
 		os.Exit(2)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
+		for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+			servers.add(lines.Text())
+		}
 		cancel()
 	}()
 	if err := run(ctx, os.Args[1], os.Args[2:]); err != nil && ctx.Err() == nil {
@@ -72,7 +76,13 @@ func run(ctx context.Context, what string, arguments []string) error {
 		if err != nil {
 			return err
 		}
-		return dial(ctx, identity, arguments[2:])
+		return dial(ctx, identity)
+	case "page":
+		identity, err := open(ctx, arguments[0], arguments[1])
+		if err != nil {
+			return err
+		}
+		return page(ctx, identity)
 	}
 	return fmt.Errorf("%q is no command", what)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"sync"
 	"time"
 
@@ -19,6 +20,26 @@ const (
 	handshakeLimit = 30 * time.Second
 	pause          = 10 * time.Millisecond
 )
+
+// addresses grow as lines come in.
+type addresses struct {
+	mutex sync.Mutex
+	list  []string
+}
+
+var servers addresses
+
+func (a *addresses) add(address string) {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	a.list = append(a.list, address)
+}
+
+func (a *addresses) all() []string {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	return append([]string(nil), a.list...)
+}
 
 // counts are the handshakes of this process.
 type counts struct {
@@ -99,11 +120,26 @@ func greet(connection *tls.Conn) error {
 	return connection.Close()
 }
 
-func dial(ctx context.Context, identity source, servers []string) error {
+// page greets over HTTPS: for programs that are no part of this one.
+func page(ctx context.Context, identity source) error {
+	config := tlsconfig.MTLSServerConfig(identity, identity, tlsconfig.AuthorizeMemberOf(domain))
+	listener, err := tls.Listen("tcp", "127.0.0.1:0", config)
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(ctx, func() { listener.Close() })
+	tell(map[string]any{"listening": listener.Addr().String()})
+	answer := func(response http.ResponseWriter, request *http.Request) {
+		fmt.Fprintf(response, "%s %s\n", greeting, serial(request.TLS.PeerCertificates[0]))
+	}
+	return http.Serve(listener, http.HandlerFunc(answer))
+}
+
+func dial(ctx context.Context, identity source) error {
 	config := tlsconfig.MTLSClientConfig(identity, identity, tlsconfig.AuthorizeMemberOf(domain))
 	var counts counts
 	for ctx.Err() == nil {
-		for _, server := range servers {
+		for _, server := range servers.all() {
 			connection, err := visit(server, config)
 			counts.of("Go at "+server, connection, err)
 		}
