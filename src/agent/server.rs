@@ -2,6 +2,7 @@
 //! right that the agent binds itself; and the file with the figures, if there is to be one.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -23,6 +24,13 @@ pub(super) struct Server {
     passed: Vec<Served>,
     bound: Vec<(Right, config::Socket, Served)>,
     textfile: Option<Textfile>,
+    heap_trimmer: JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.heap_trimmer.abort();
+    }
 }
 
 impl Server {
@@ -32,7 +40,9 @@ impl Server {
         textfile: Option<&Path>,
         lines: &Lines,
     ) -> Result<Self, BindError> {
-        let mut server = Self { passed: Vec::new(), bound: Vec::new(), textfile: None };
+        let heap = Arc::clone(&lines.heap);
+        let heap_trimmer = tokio::spawn(async move { heap.run().await });
+        let mut server = Self { passed: Vec::new(), bound: Vec::new(), textfile: None, heap_trimmer };
         for socket in passed {
             server.passed.extend(adopt(socket, at, lines)?);
         }
@@ -43,7 +53,7 @@ impl Server {
             }
         }
         server.textfile = textfile.map(|path| Textfile::keep(path, lines));
-        server.limit(at.limits);
+        server.limit(at.limits, lines);
         Ok(server)
     }
 
@@ -69,11 +79,11 @@ impl Server {
                 Err(e) => tracing::error!("{e}. The socket stays at {}", place(at, *right).path.display()),
             }
         }
-        self.limit(to.limits);
+        self.limit(to.limits, lines);
     }
 
     /// Each connection is an open file, and the agent needs some itself.
-    fn limit(&self, configured: Limits) {
+    fn limit(&self, configured: Limits, lines: &Lines) {
         let sockets: Vec<&Served> =
             self.passed.iter().chain(self.bound.iter().map(|(_, _, served)| served)).collect();
         let files = usize::try_from(process::open_files()).unwrap_or(usize::MAX);
@@ -90,13 +100,15 @@ impl Server {
         for served in sockets {
             served.places.limit(Limits { connections, ..configured });
         }
+        lines.calls.set(Limits { connections, ..configured });
     }
 
-    pub(super) async fn stop(self) {
-        if let Some(textfile) = self.textfile {
+    pub(super) async fn stop(mut self) {
+        if let Some(textfile) = self.textfile.take() {
             textfile.stop().await;
         }
-        let all = self.passed.into_iter().chain(self.bound.into_iter().map(|(_, _, served)| served));
+        let bound = std::mem::take(&mut self.bound).into_iter().map(|(_, _, served)| served);
+        let all = std::mem::take(&mut self.passed).into_iter().chain(bound);
         let stopping: Vec<_> = all.map(|served| tokio::spawn(served.stop())).collect();
         for stopped in stopping {
             let _ = stopped.await;

@@ -21,7 +21,9 @@ use super::response::{Answer, answer, json, not_this_way, problem, text};
 use super::signing::{Signed, ToSign, Unsigned};
 use super::status::{Status, SvidDocument};
 use super::watch::events;
-use super::{Snapshot, metrics, workload};
+use super::calls::CallLimit;
+use super::grpc::{self, Code};
+use super::{Snapshot, health, metrics, workload};
 use crate::lifecycle::State;
 use crate::spiffe::TrustDomain;
 use crate::system::clock;
@@ -33,15 +35,21 @@ const MAX_BODY: usize = 4 * 1024;
 const BODY_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) async fn respond(
-    request: Request<Incoming>,
+    request: &Request<()>,
+    body: &mut Incoming,
     caller: Caller,
+    calls: &CallLimit,
     lines: &Lines,
     closing: &Closing,
 ) -> Answer {
     lines.counters.asked(caller);
+    if grpc::is_call(request) {
+        let response = call(request, body, caller, calls, lines, closing).await;
+        return response.unwrap_or_else(|status| grpc::refusal(&status));
+    }
     let path = request.uri().path();
     if path.starts_with(workload::PREFIX) {
-        return workload::answer(request, caller, lines, closing).await;
+        return workload::not_grpc();
     }
     if request.version() == Version::HTTP_2 {
         // One connection could have many large answers under way by it.
@@ -49,18 +57,41 @@ pub(super) async fn respond(
         return problem(StatusCode::HTTP_VERSION_NOT_SUPPORTED, detail);
     }
     if let Some(address) = Address::of(path) {
-        return order(address, request, caller, lines).await.unwrap_or_else(|refusal| refusal);
+        return order(address, request, body, caller, lines).await.unwrap_or_else(|refusal| refusal);
     }
     if path == SIGN {
-        return sign(request, caller, lines).await.unwrap_or_else(|refusal| refusal);
+        return sign(request, body, caller, lines).await.unwrap_or_else(|refusal| refusal);
     }
-    read(&request, lines, closing)
+    read(request, lines, closing)
+}
+
+/// A gRPC call of any service.
+async fn call(
+    request: &Request<()>,
+    body: &mut Incoming,
+    caller: Caller,
+    calls: &CallLimit,
+    lines: &Lines,
+    closing: &Closing,
+) -> Result<Answer, grpc::Status> {
+    // Clients come back after UNAVAILABLE (SPIFFE Workload Endpoint, section 6).
+    let permit = calls.acquire().map_err(|limit| grpc::Status::new(Code::Unavailable, limit.to_string()))?;
+    grpc::require_protobuf(request)?;
+    let path = request.uri().path();
+    if path.starts_with(workload::PREFIX) {
+        workload::respond(request, body, caller, permit, lines, closing).await
+    } else if path.starts_with(health::PREFIX) {
+        health::respond(request, body, permit, lines, closing).await
+    } else {
+        let why = "Unknown service. This socket has SpiffeWorkloadAPI and grpc.health.v1.Health.";
+        Err(grpc::Status::new(Code::Unimplemented, why))
+    }
 }
 
 /// Somebody for whom there is no place.
 pub(super) fn overloaded<B>(request: &Request<B>, why: &str) -> Answer {
-    if workload::is_call(request) {
-        return workload::overloaded(why);
+    if grpc::is_call(request) {
+        return grpc::refusal(&grpc::Status::new(Code::Unavailable, format!("{why}.")));
     }
     let mut refusal = problem(StatusCode::SERVICE_UNAVAILABLE, &format!("{why}."));
     refusal.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("10"));
@@ -110,7 +141,12 @@ fn shared<T: Serialize>(kept: &OnceLock<Bytes>, document: impl FnOnce() -> T) ->
 }
 
 /// Has the device's key sign a digest. Whoever may connect to the socket for it may.
-async fn sign(request: Request<Incoming>, caller: Caller, lines: &Lines) -> Result<Answer, Answer> {
+async fn sign(
+    request: &Request<()>,
+    body: &mut Incoming,
+    caller: Caller,
+    lines: &Lines,
+) -> Result<Answer, Answer> {
     if request.method() != Method::POST {
         return Err(not_this_way("POST", "This address signs a digest: use POST."));
     }
@@ -119,7 +155,7 @@ async fn sign(request: Request<Incoming>, caller: Caller, lines: &Lines) -> Resu
                       configured), which members of its group may use.";
         return Err(problem(StatusCode::FORBIDDEN, detail));
     }
-    let body = body_of(request).await?;
+    let body = read_body(body).await?;
     let ToSign { digest, serial } =
         ToSign::read(&body).map_err(|detail| problem(StatusCode::BAD_REQUEST, &detail))?;
     let snapshot = lines.snapshots.borrow().clone();
@@ -170,7 +206,8 @@ async fn sign(request: Request<Incoming>, caller: Caller, lines: &Lines) -> Resu
 
 async fn order(
     address: Address,
-    request: Request<Incoming>,
+    request: &Request<()>,
+    body: &mut Incoming,
     caller: Caller,
     lines: &Lines,
 ) -> Result<Answer, Answer> {
@@ -184,7 +221,7 @@ async fn order(
     }
     let Caller { uid, pid, .. } = caller;
     let audit = address.order();
-    let body = body_of(request).await.inspect_err(|refusal| {
+    let body = read_body(body).await.inspect_err(|refusal| {
         let status = refusal.status().as_u16();
         tracing::info!(target: AUDIT, audit, uid, pid, status, "an order that did not come whole is not taken");
     })?;
@@ -212,8 +249,8 @@ async fn order(
     Err(problem(status, &why))
 }
 
-async fn body_of(request: Request<Incoming>) -> Result<Bytes, Answer> {
-    match timeout(BODY_LIMIT, Limited::new(request.into_body(), MAX_BODY).collect()).await {
+async fn read_body(body: &mut Incoming) -> Result<Bytes, Answer> {
+    match timeout(BODY_LIMIT, Limited::new(body, MAX_BODY).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(e)) if e.is::<LengthLimitError>() => {
             Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "The body has at most 4096 bytes here."))

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderValue};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::header::{CONNECTION, HeaderName, HeaderValue};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
@@ -17,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, Chain, Join, Take, join};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::answers;
 use super::authority::Mended;
@@ -30,12 +31,21 @@ use super::response::Body;
 /// nothing was ever asked: libraries of gRPC keep theirs.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 const MAX_HEAD: usize = 16 * 1024;
-/// Calls at once on one connection of the Workload API. There are five to be made.
-const MAX_STREAMS: u32 = 8;
+/// HTTP/2 streams at once on one connection. A client that meets this limit waits; the one of calls (`calls`) is met before it
+/// and is answered, with these to spare for the responses.
+const MAX_STREAMS: u32 = 128;
 /// What waits on one such call for its reader.
 const MAX_UNREAD: usize = 64 * 1024;
 /// What may come on such a call before it is read.
 const WINDOW: u32 = 16 * 1024;
+/// What is read of a request that is refused, in bytes. Some clients take a response for an error that comes before they have
+/// sent their request.
+const MAX_UNUSED: usize = 256 * 1024;
+/// How long that may take, and how long it is waited for more: a client may wait for the response before it sends more.
+const UNUSED_LIMIT: Duration = Duration::from_secs(2);
+const UNUSED_PAUSE: Duration = Duration::from_millis(500);
+/// What clients are told of [`HEAD_LIMIT`], in whole seconds: less, so that none uses a connection in the moment of its end.
+const KEEP_ALIVE: HeaderValue = HeaderValue::from_static("timeout=25");
 /// How long somebody for whom there is no place may take to hear that.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(2);
 
@@ -43,18 +53,25 @@ const REFUSAL_LIMIT: Duration = Duration::from_secs(2);
 pub(super) async fn serve(stream: UnixStream, caller: Caller, lines: Arc<Lines>, mut closing: Closing) {
     let (ends, has_asked) = (closing.clone(), Arc::new(AtomicBool::new(false)));
     let asked = Arc::clone(&has_asked);
+    let calls = lines.calls.for_connection(caller.uid, Arc::clone(&lines.heap));
     let answer = service_fn(move |request: Request<Incoming>| {
         tracing::debug!(
             uid = caller.uid, pid = caller.pid, right = caller.right.as_str(), method = %request.method(),
             path = request.uri().path(), "socket request"
         );
         asked.store(true, Ordering::Relaxed);
-        let (lines, ends, version) = (Arc::clone(&lines), ends.clone(), request.version());
+        let (lines, calls, ends) = (Arc::clone(&lines), calls.clone(), ends.clone());
+        let (head, mut body) = request.into_parts();
+        let request = Request::from_parts(head, ());
         async move {
             // In a place of its own, which is given back: whoever watches has no use for it any more.
-            let mut response = Box::pin(answers::respond(request, caller, &lines, &ends)).await;
-            if ends.has_changed().is_err() {
-                close(&mut response, version);
+            let respond = answers::respond(&request, &mut body, caller, &calls, &lines, &ends);
+            let mut response = Box::pin(respond).await;
+            let is_read = read_rest(&mut body).await;
+            if ends.has_changed().is_err() || !is_read {
+                close(&mut response, request.version());
+            } else if is_kept_alive(&request) {
+                keep_alive(&mut response);
             }
             Ok::<_, Infallible>(response)
         }
@@ -115,7 +132,8 @@ async fn until_it_ends<C: Future<Output = hyper::Result<()>>>(
 
 /// Tells somebody that there is no place for them.
 pub(super) async fn refuse(stream: UnixStream, why: Full) {
-    let answer = service_fn(|request: Request<Incoming>| async move {
+    let answer = service_fn(|mut request: Request<Incoming>| async move {
+        read_rest(request.body_mut()).await;
         let mut response = answers::overloaded(&request, &why.to_string());
         close(&mut response, request.version());
         Ok::<_, Infallible>(response)
@@ -177,6 +195,38 @@ async fn version_of(mut stream: UnixStream) -> io::Result<(Version, Stream<Owned
 fn mended<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(stream: Join<R, W>) -> Join<Mended<R>, W> {
     let (reading, writing) = stream.into_inner();
     join(Mended::new(reading), writing)
+}
+
+/// Reads what is left of a request, as long as it keeps coming. Returns whether that is all of it.
+async fn read_rest(body: &mut Incoming) -> bool {
+    let deadline = Instant::now() + UNUSED_LIMIT;
+    let mut length = 0;
+    while !body.is_end_stream() {
+        let pause = UNUSED_PAUSE.min(deadline.saturating_duration_since(Instant::now()));
+        match timeout(pause, body.frame()).await {
+            Ok(None) => break,
+            Ok(Some(Ok(frame))) => length += frame.data_ref().map_or(0, Bytes::len),
+            Ok(Some(Err(_))) | Err(_) => return false,
+        }
+        if length > MAX_UNUSED {
+            return false;
+        }
+    }
+    true
+}
+
+/// Whether the client may use this connection for another request (RFC 9112, section 9.3).
+fn is_kept_alive<B>(request: &Request<B>) -> bool {
+    let closes = |value: &HeaderValue| {
+        value.to_str().is_ok_and(|options| options.split(',').any(|option| option.trim().eq_ignore_ascii_case("close")))
+    };
+    request.version() == Version::HTTP_11 && !request.headers().get_all(CONNECTION).iter().any(closes)
+}
+
+/// Tells a client how long it may leave the connection idle (RFC 9112, appendix C.2.2), or it may meet its end.
+fn keep_alive(response: &mut Response<Body>) {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("keep-alive"));
+    response.headers_mut().insert(HeaderName::from_static("keep-alive"), KEEP_ALIVE);
 }
 
 /// HTTP/2 has a frame for that, and no such header.

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
 
 use super::Snapshot;
+use super::audit::{KeysGiven, Refusals};
+use super::calls::CallLimits;
+use super::heap::HeapTrimmer;
 use super::metrics::Counters;
 use super::order::Orders;
-use super::refusals::Refusals;
 use super::signing::Signing;
 use super::watch::{Change, Publication};
 
@@ -24,6 +26,12 @@ pub struct Lines {
     pub signing: Signing,
     /// Who has been refused something, as far as it is on record.
     pub refusals: Arc<Refusals>,
+    /// Which processes have been given a key, as far as it is on record.
+    pub keys_given: Arc<KeysGiven>,
+    /// Limits gRPC calls.
+    pub calls: CallLimits,
+    /// Returns memory after a crowd of clients.
+    pub heap: Arc<HeapTrimmer>,
     /// To look a user up, and to open the seal of a software key, can take long: so many at once.
     pub key_readers: Arc<Semaphore>,
     /// What is counted.
@@ -42,6 +50,9 @@ impl Lines {
             orders,
             signing: Signing::default(),
             refusals: Arc::default(),
+            keys_given: Arc::default(),
+            calls: CallLimits::default(),
+            heap: Arc::default(),
             key_readers: Arc::new(Semaphore::new(KEY_READERS)),
             counters: Arc::default(),
         }

@@ -2,15 +2,20 @@
 //! lifecycle. An operator's [`order`] goes the other way.
 
 mod answers;
+mod audit;
 mod authority;
 pub mod caller;
+pub mod calls;
 mod connection;
 pub mod files;
+mod grpc;
+mod health;
+pub mod heap;
 pub mod lines;
 pub mod metrics;
 pub mod order;
 pub mod places;
-mod refusals;
+mod protobuf;
 mod response;
 pub mod signing;
 pub mod socket;
@@ -115,6 +120,11 @@ impl Snapshot {
             key_users: Arc::default(),
             kept: Arc::default(),
         }
+    }
+
+    /// Whether a configuration could be read, so that this tells what it says.
+    pub fn is_configured(&self) -> bool {
+        self.is_known && self.state != State::Unconfigured
     }
 
     /// Whether a local program can prove who the device is now: an SVID that is valid at `now` and that the bundle held

@@ -85,9 +85,14 @@ impl Socket {
         let mut has_failed = false;
         loop {
             let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
-                Some(_ended) = connections.join_next() => continue,
+                // In this order: what has ended is cleared away before anything new is taken in.
+                biased;
                 _ = closing.changed() => break,
+                Some(_ended) = connections.join_next() => {
+                    lines.heap.released();
+                    continue;
+                }
+                accepted = self.listener.accept() => accepted,
             };
             let stream = match accepted {
                 Ok((stream, _)) => stream,

@@ -203,7 +203,9 @@ impl Chain {
         self.0.iter().map(certificate_pem).collect()
     }
 
-    fn leaf(&self) -> &CertificateDer<'static> {
+    /// The certificate of the subject.
+    #[must_use]
+    pub fn leaf(&self) -> &CertificateDer<'static> {
         static NONE: CertificateDer<'static> = CertificateDer::from_slice(&[]);
         self.0.first().unwrap_or(&NONE) // never empty: `from_pem` saw to it
     }

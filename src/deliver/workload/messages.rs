@@ -1,14 +1,11 @@
-//! What is answered, in protobuf (`workloadapi.proto` of the SPIFFE project). Each field of these messages is a text, octets
-//! or a message, which are written alike: its number, its length, its content.
+//! Response messages of the Workload API (`workloadapi.proto` of the SPIFFE project). Each of their fields is a string, bytes
+//! or a message, which are encoded alike.
 
 use rustls_pki_types::CertificateDer;
-use zeroize::Zeroizing;
 
+use super::super::protobuf::{Message, message};
 use crate::spiffe::TrustDomain;
 use crate::spiffe::svid::X509Svid;
-
-/// A message, or what is to be one. It is wiped when it is let go: there may be a key in it.
-pub(super) type Message = Zeroizing<Vec<u8>>;
 
 /// `X509SVIDResponse` (SPIFFE Workload API, section 5.1) with the one SVID that a device has. `key` is PKCS#8.
 pub(super) fn x509_svid(svid: &X509Svid, key: &[u8], anchors: &[CertificateDer<'_>]) -> Message {
@@ -38,46 +35,9 @@ fn entry(trust_domain: &TrustDomain, bundle: &[u8]) -> Message {
     message(&[(1, format!("spiffe://{trust_domain}").as_bytes()), (2, bundle)])
 }
 
-/// The fields by their numbers, of which none is above 15.
-fn message(fields: &[(u8, &[u8])]) -> Message {
-    let length = fields.iter().map(|(_, content)| 1 + MAX_VARINT + content.len()).sum();
-    let mut message = Zeroizing::new(Vec::with_capacity(length)); // never grows: no copy stays behind
-    for (number, content) in fields {
-        message.push(number << 3 | LENGTH_DELIMITED);
-        write_varint(content.len(), &mut message);
-        message.extend_from_slice(content);
-    }
-    message
-}
-
-const LENGTH_DELIMITED: u8 = 2;
-const MAX_VARINT: usize = 10;
-
-/// Seven bits an octet, the lowest first; the eighth says that more follow.
-fn write_varint(mut number: usize, message: &mut Vec<u8>) {
-    while number > 0x7f {
-        message.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    message.push(number as u8);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn fields_are_written_as_protobuf_has_them() {
-        assert_eq!(message(&[(1, b"abc"), (4, b"")]).as_slice(), b"\x0a\x03abc\x22\x00");
-        for (length, written) in
-            [(127, &[0x7f][..]), (128, &[0x80, 1]), (300, &[0xac, 2]), (16_384, &[0x80, 0x80, 1])]
-        {
-            let message = message(&[(2, &vec![7; length])]);
-            assert_eq!(message[0], 0x12);
-            assert_eq!(&message[1..=written.len()], written, "{length}");
-            assert_eq!(message.len(), 1 + written.len() + length);
-        }
-    }
 
     #[test]
     fn no_jwt_bundle_is_an_empty_set_of_keys() {

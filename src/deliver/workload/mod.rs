@@ -2,11 +2,14 @@
 //! to whom the configuration gives a software key. What is in the TPM stays there.
 //!
 //! A stream tells what there is at once, and then each change of it, and only that. What was told stays so until something
-//! else is: an SVID that expires or a key that cannot be read end no stream, and the next SVID comes on it. It ends when the
-//! caller loses the right to what it was given (PERMISSION_DENIED: section 5.2.1 calls it redaction), and when the agent
-//! ends (UNAVAILABLE).
+//! else is: an SVID that expires or a key that cannot be read end no stream, and the next SVID comes on it.
+//!
+//! PERMISSION_DENIED is for a caller to whom this configuration gives nothing, before the first enrollment as after it:
+//! some clients never ask again then. It ends a stream when the caller is no longer entitled (section 5.2.1: redaction).
+//! UNAVAILABLE has clients come back (SPIFFE Workload Endpoint, section 6): while an identity or a bundle is still to come,
+//! when one is withdrawn until the next, and when the agent ends. That something is withdrawn cannot be told otherwise:
+//! clients keep what they have until they are told something else.
 
-mod grpc;
 mod messages;
 
 use std::sync::Arc;
@@ -20,47 +23,29 @@ use ring::digest::{Digest, SHA256, digest};
 use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
+use super::calls::CallPermit;
 use super::caller::{Caller, Closing};
+use super::grpc::{self, Code, Status};
 use super::lines::Lines;
+use super::protobuf::Message;
 use super::response::{Body, problem};
 use super::{Identity, Snapshot};
-use crate::keys::{Key, KeyFile, Protection};
+use crate::keys::{Key, KeyFile, Protection, ProviderKind};
+use crate::spiffe::svid::X509Svid;
 use crate::spiffe::{Bundle, TrustDomain};
 use crate::system::clock;
 use crate::system::log::AUDIT;
-use grpc::{Code, Status};
-use messages::Message;
-
-pub(super) use grpc::is_call;
-
 /// What its paths begin with: the service has no package.
 pub(super) const PREFIX: &str = "/SpiffeWorkloadAPI/";
 /// With the value `true` on every request (SPIFFE Workload Endpoint, section 3): whoever is tricked into sending a request
 /// somewhere is hardly tricked into sending this along.
 const SECURITY_HEADER: &str = "workload.spiffe.io";
 
-pub(super) async fn answer(
-    request: Request<Incoming>,
+pub(super) async fn respond(
+    request: &Request<()>,
+    body: &mut Incoming,
     caller: Caller,
-    lines: &Lines,
-    closing: &Closing,
-) -> Response<Body> {
-    if !is_call(&request) {
-        let detail = "The SPIFFE Workload API is gRPC: HTTP/2 from the first byte on, POST, and the content type \
-                      application/grpc. A SPIFFE library does that. For curl there are GET /v1/svid and GET /v1/bundle.";
-        return problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail);
-    }
-    call(request, caller, lines, closing).await.unwrap_or_else(|status| grpc::refusal(&status))
-}
-
-/// Somebody for whom there is no place. Clients come back after UNAVAILABLE (SPIFFE Workload Endpoint, section 6).
-pub(super) fn overloaded(why: &str) -> Response<Body> {
-    grpc::refusal(&Status::new(Code::Unavailable, format!("{why}.")))
-}
-
-async fn call(
-    request: Request<Incoming>,
-    caller: Caller,
+    permit: CallPermit,
     lines: &Lines,
     closing: &Closing,
 ) -> Result<Response<Body>, Status> {
@@ -69,9 +54,9 @@ async fn call(
         return Err(Status::new(Code::InvalidArgument, why));
     }
     let asked = Asked::by(request.uri().path())?;
-    grpc::take_message(request.into_body()).await?;
-    let mut stream = Stream::new(asked, caller, lines, closing);
-    // Waited for here, so that whoever gets nothing learns it as the answer to the call, and not on a stream.
+    grpc::read_message(body).await?; // no request message of these methods has a field that matters here
+    let mut stream = Stream::new(asked, caller, permit, lines, closing);
+    // Waited for here, so that a caller who gets nothing learns it as the response to the call, and not on a stream.
     let first = stream.next().await?;
     Ok(grpc::stream(try_unfold((Some(first), stream), |(first, mut stream)| async {
         let message = match first {
@@ -80,6 +65,13 @@ async fn call(
         };
         Ok(Some((message, (None, stream))))
     })))
+}
+
+/// Refuses a request to the Workload API that is not gRPC.
+pub(super) fn not_grpc() -> Response<Body> {
+    let detail = "The SPIFFE Workload API is gRPC: HTTP/2 from the first byte on, POST, and the content type \
+                  application/grpc. A SPIFFE library does that. For curl there are GET /v1/svid and GET /v1/bundle.";
+    problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
 }
 
 /// What is told on a stream.
@@ -115,6 +107,7 @@ struct Stream {
     lines: Lines,
     closing: Closing,
     told: Option<Told>,
+    _permit: CallPermit,
 }
 
 /// What the caller has.
@@ -123,15 +116,35 @@ struct Told {
     digest: Digest,
     /// The users who were given the key when it was sent.
     key_users: Arc<[String]>,
-    /// Of the SVID whose key it was.
-    serial: Option<String>,
+}
+
+/// Why there is nothing to be told.
+enum Withheld {
+    /// For now: a stream keeps what it has told.
+    ForNow(Status),
+    /// What was told holds no longer: a stream ends.
+    Withdrawn(Status),
+}
+
+impl Withheld {
+    fn into_status(self) -> Status {
+        match self {
+            Self::ForNow(status) | Self::Withdrawn(status) => status,
+        }
+    }
+}
+
+impl From<Status> for Withheld {
+    fn from(status: Status) -> Self {
+        if status.code == Code::Unavailable { Self::ForNow(status) } else { Self::Withdrawn(status) }
+    }
 }
 
 impl Stream {
-    fn new(asked: Asked, caller: Caller, lines: &Lines, closing: &Closing) -> Self {
+    fn new(asked: Asked, caller: Caller, permit: CallPermit, lines: &Lines, closing: &Closing) -> Self {
         let mut lines = lines.clone();
         lines.snapshots.mark_changed(); // what there is at once
-        Self { asked, caller, lines, closing: closing.clone(), told: None }
+        Self { asked, caller, lines, closing: closing.clone(), told: None, _permit: permit }
     }
 
     /// The next message, as soon as there is another to be told than the last. It is the whole of what there is to tell
@@ -140,20 +153,20 @@ impl Stream {
         loop {
             tokio::select! {
                 biased;
-                _ = self.closing.changed() => return Err(ending()),
-                changed = self.lines.snapshots.changed() => changed.map_err(|_| ending())?,
+                _ = self.closing.changed() => return Err(grpc::closing()),
+                changed = self.lines.snapshots.changed() => changed.map_err(|_| grpc::closing())?,
             }
             let snapshot = self.lines.snapshots.borrow_and_update().clone();
             match self.news(&snapshot).await {
                 Ok(Some(message)) => return Ok(message),
                 Ok(None) => {}
-                Err(status) if status.code == Code::Unavailable && self.told.is_some() => {}
-                Err(status) => return Err(status),
+                Err(Withheld::ForNow(_)) if self.told.is_some() => {}
+                Err(withheld) => return Err(withheld.into_status()),
             }
         }
     }
 
-    async fn news(&mut self, snapshot: &Snapshot) -> Result<Option<Bytes>, Status> {
+    async fn news(&mut self, snapshot: &Snapshot) -> Result<Option<Bytes>, Withheld> {
         match self.asked {
             Asked::X509Svid => self.x509_svid(snapshot).await,
             Asked::X509Bundles => {
@@ -180,13 +193,16 @@ impl Stream {
         if self.told.as_ref().is_some_and(|told| told.digest.as_ref() == digest.as_ref()) {
             return None;
         }
-        self.told = Some(Told { digest, key_users: Arc::default(), serial: None });
+        self.told = Some(Told { digest, key_users: Arc::default() });
         Some(message)
     }
 
     /// The SVID with its key (section 5.2.1).
-    async fn x509_svid(&mut self, snapshot: &Snapshot) -> Result<Option<Bytes>, Status> {
-        let identity = snapshot.identity.as_ref().ok_or_else(|| nothing_there("SVID", snapshot))?;
+    async fn x509_svid(&mut self, snapshot: &Snapshot) -> Result<Option<Bytes>, Withheld> {
+        let Some(identity) = &snapshot.identity else {
+            self.ask_later_for_key(snapshot).await?;
+            return Err(nothing_there("SVID", snapshot));
+        };
         let bundle = bundle(snapshot)?;
         let message = |key: &[u8]| messages::x509_svid(&identity.svid, key, bundle.anchors());
         let digest = digest(&SHA256, &message(&[]));
@@ -195,93 +211,129 @@ impl Stream {
             return Ok(None);
         }
         let key = self.key(identity, snapshot).await?;
-        let serial = Some(identity.svid.serial().to_owned());
-        self.told = Some(Told { digest, key_users: snapshot.key_users.clone(), serial });
-        if is_told { Ok(None) } else { grpc::framed(&message(&key)).map(Some) }
+        self.told = Some(Told { digest, key_users: snapshot.key_users.clone() });
+        if is_told { Ok(None) } else { Ok(Some(grpc::framed(&message(&key))?)) }
     }
 
-    /// The key in PKCS#8, if this caller may have it and it is of use. That it leaves the agent is for the audit, once on a
-    /// stream; and so is that somebody is refused it, which ends the stream.
+    /// Whether this caller would be given the key of an identity that is still to come.
+    async fn ask_later_for_key(&self, snapshot: &Snapshot) -> Result<(), Status> {
+        if !snapshot.is_configured() {
+            return Ok(()); // nothing says yet who may have what
+        }
+        let (provider, users, uid) = (snapshot.provider, snapshot.key_users.clone(), self.caller.uid);
+        let entitled = async {
+            if provider == ProviderKind::Tpm.as_str() {
+                return Err(in_tpm());
+            }
+            self.with_turn(move || may_have(uid, &users)).await
+        };
+        entitled.await.inspect_err(|status| self.record_refusal(status, None))
+    }
+
+    /// The key in PKCS#8, if this caller may have it and it is of use. That it leaves the agent is recorded in the audit log
+    /// once per SVID and process, and so is a refusal, which ends the stream.
     async fn key(&self, identity: &Arc<Identity>, snapshot: &Snapshot) -> Result<Message, Status> {
         let given = self.read_key(identity, snapshot).await;
-        let Caller { uid, pid, .. } = self.caller;
-        let (spiffe_id, serial) = (identity.svid.spiffe_id(), identity.svid.serial());
         match &given {
-            Ok(_) if self.told.as_ref().is_some_and(|told| told.serial.as_deref() == Some(serial)) => {}
-            Ok(_) => {
-                self.lines.counters.key_given();
-                tracing::info!(
-                    target: AUDIT, audit = "key", uid, pid, %spiffe_id, serial,
-                    "the device's key is given to a local program"
-                );
-            }
-            Err(Status { code: Code::PermissionDenied, why }) => {
-                self.lines.counters.key_refused();
-                if self.lines.refusals.is_news(uid, "key", Instant::now()) {
-                    tracing::info!(
-                        target: AUDIT, audit = "key", uid, pid, %spiffe_id, serial, why = %why,
-                        "the device's key is not given to a local program"
-                    );
-                }
-            }
-            Err(_) => {} // nobody is refused anything: there is no key of use
+            Ok(_) => self.record_key(&identity.svid),
+            Err(status) => self.record_refusal(status, Some(&identity.svid)),
         }
         given
+    }
+
+    fn record_key(&self, svid: &X509Svid) {
+        // Each stream is sent the key. What matters is which process has which key.
+        if !self.lines.keys_given.is_news(self.caller, svid.chain().leaf()) {
+            return;
+        }
+        let Caller { uid, pid, .. } = self.caller;
+        self.lines.counters.key_given();
+        tracing::info!(
+            target: AUDIT, audit = "key", uid, pid, spiffe_id = %svid.spiffe_id(), serial = svid.serial(),
+            "the device's key is given to a local program"
+        );
+    }
+
+    fn record_refusal(&self, status: &Status, svid: Option<&X509Svid>) {
+        if status.code != Code::PermissionDenied {
+            return; // nobody is refused anything: there is no key of use
+        }
+        let Caller { uid, pid, .. } = self.caller;
+        self.lines.keys_given.forget(self.caller);
+        self.lines.counters.key_refused();
+        if self.lines.refusals.is_news(uid, "key", Instant::now()) {
+            tracing::info!(
+                target: AUDIT, audit = "key", uid, pid,
+                spiffe_id = svid.map(|svid| tracing::field::display(svid.spiffe_id())),
+                serial = svid.map(X509Svid::serial), why = %status.why,
+                "the device's key is not given to a local program"
+            );
+        }
     }
 
     async fn read_key(&self, identity: &Arc<Identity>, snapshot: &Snapshot) -> Result<Message, Status> {
         may_leave(&*identity.key)?;
         let (asked_for, users) = (identity.clone(), snapshot.key_users.clone());
         let (key_is_lost, uid) = (snapshot.key_is_lost, self.caller.uid);
-        let turn = self.lines.key_readers.clone().acquire_owned().await;
-        let read = spawn_blocking(move || {
-            let _turn = turn; // to the end, also when nobody waits for it any more
+        self.with_turn(move || {
             may_have(uid, &users)?;
             is_of_use(&asked_for, key_is_lost)?;
             pkcs8(&*asked_for.key)
+        })
+        .await
+    }
+
+    /// Runs what may block, for as few callers at once as [`Lines::key_readers`] allows.
+    async fn with_turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+    ) -> Result<T, Status> {
+        let turn = self.lines.key_readers.clone().acquire_owned().await;
+        let done = spawn_blocking(move || {
+            let _turn = turn; // to the end, also when nobody waits for it any more
+            work()
         });
-        read.await.unwrap_or_else(|_| Err(ending()))
+        done.await.unwrap_or_else(|_| Err(grpc::closing()))
     }
 }
 
 /// A bundle without anchors means that nobody is to be trusted any more (miaf-v0 B3). The API has no words for it
-/// (section 4.5) but these.
-fn bundle(snapshot: &Snapshot) -> Result<&Bundle, Status> {
+/// (section 4.5): there is none until the next.
+fn bundle(snapshot: &Snapshot) -> Result<&Bundle, Withheld> {
     match &snapshot.bundle {
         None => Err(nothing_there("trust bundle", snapshot)),
         Some(held) if held.bundle.anchors().is_empty() => {
             let why = "The Margo Identity Service has emptied the trust bundle: nobody is to be trusted in this trust domain.";
-            Err(Status::new(Code::PermissionDenied, why))
+            Err(Withheld::Withdrawn(Status::new(Code::Unavailable, why)))
         }
         Some(held) => Ok(&held.bundle),
     }
 }
 
-fn trust_domain(snapshot: &Snapshot) -> Result<&TrustDomain, Status> {
+fn trust_domain(snapshot: &Snapshot) -> Result<&TrustDomain, Withheld> {
     snapshot.trust_domain.as_ref().ok_or_else(|| nothing_there("trust domain", snapshot))
 }
 
-/// A device without an identity has nothing for anybody: not yet, or not any more, and whoever has something of before is to
-/// give it up. With one, or where that cannot be told, it is a matter of time.
-fn nothing_there(what: &str, snapshot: &Snapshot) -> Status {
-    let has_none = snapshot.is_known && snapshot.identity.is_none();
-    let code = if has_none { Code::PermissionDenied } else { Code::Unavailable };
-    Status::new(
-        code,
-        format!("This device has no {what} now. miaf-agent status says what it is waiting for."),
-    )
+/// Not yet, or not any more: where it is certain that the device has no identity, what it had before is withdrawn.
+fn nothing_there(what: &str, snapshot: &Snapshot) -> Withheld {
+    let why = format!("This device has no {what} now. miaf-agent status says what it is waiting for.");
+    let status = Status::new(Code::Unavailable, why);
+    if snapshot.is_known && snapshot.identity.is_none() {
+        Withheld::Withdrawn(status)
+    } else {
+        Withheld::ForNow(status)
+    }
 }
 
 fn may_leave(key: &dyn Key) -> Result<(), Status> {
-    if key.protection() != Protection::Hardware {
-        return Ok(());
-    }
-    Err(Status::new(
-        Code::PermissionDenied,
-        "The key of this device was made in its TPM and cannot leave it. Have it sign instead: by POST /v1/sign on the \
-         agent's signing socket, or by the key.pem among its published files with OpenSSL's tpm2 provider. \
-         FetchX509Bundles is there for everyone.",
-    ))
+    if key.protection() != Protection::Hardware { Ok(()) } else { Err(in_tpm()) }
+}
+
+fn in_tpm() -> Status {
+    let why = "The key of this device is made in its TPM and cannot leave it. Have it sign instead: by POST /v1/sign on the \
+               agent's signing socket, or by the key.pem among its published files with OpenSSL's tpm2 provider. \
+               FetchX509Bundles is there for everyone.";
+    Status::new(Code::PermissionDenied, why)
 }
 
 fn may_have(uid: Option<u32>, users: &[String]) -> Result<(), Status> {
@@ -341,8 +393,4 @@ fn pkcs8(key: &dyn Key) -> Result<Message, Status> {
         }
         KeyFile::Tss2(_) => Err(unusable(&"it is in the TPM")), // seen before
     }
-}
-
-fn ending() -> Status {
-    Status::new(Code::Unavailable, "The agent ends, or closes this socket. Connect again.")
 }

@@ -1,12 +1,12 @@
-//! gRPC over HTTP/2, as much of it as serves these methods: one message comes in, a stream of messages goes out, and a status
-//! ends it (`PROTOCOL-HTTP2.md` of the gRPC project).
+//! gRPC over HTTP/2, as much of it as these services need: one request message, a stream of response messages, and a status
+//! that ends it (`PROTOCOL-HTTP2.md` of the gRPC project).
 
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use futures_util::stream::{Stream, StreamExt as _};
+use futures_util::stream::{Stream, StreamExt as _, iter};
 use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -14,23 +14,26 @@ use hyper::{Method, Request, Response, Version};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::super::response::Body;
+use super::response::Body;
 
 const MEDIA_TYPE: &str = "application/grpc";
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const ACCEPTED_ENCODINGS: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
-/// What is asked for here needs no words at all.
+/// Longest request message, in bytes: the longest field of any request is the name of a service.
 const MAX_REQUEST: usize = 4 * 1024;
 /// A request's message must be complete within this time.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
-/// How a call ends. There is no OK: what is asked for here is never all told, and some clients take OK for the end of it.
+/// Status codes (`google.rpc.Code`) that the services use. A stream of the Workload API never ends with `Ok`: some clients
+/// stop watching for good then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
+    Ok = 0,
     InvalidArgument = 3,
     DeadlineExceeded = 4,
+    NotFound = 5,
     PermissionDenied = 7,
     ResourceExhausted = 8,
     Unimplemented = 12,
@@ -52,10 +55,18 @@ impl Status {
 
     fn write(&self, headers: &mut HeaderMap) {
         headers.insert(STATUS, HeaderValue::from(self.code as u16));
+        if self.why.is_empty() {
+            return;
+        }
         if let Ok(message) = HeaderValue::try_from(percent_encoded(&self.why)) {
             headers.insert(MESSAGE, message); // always: nothing else is left in it
         }
     }
+}
+
+/// Status of a call that the agent ends. Clients retry after UNAVAILABLE (SPIFFE Workload Endpoint, section 6).
+pub(super) fn closing() -> Status {
+    Status::new(Code::Unavailable, "The agent ends, or closes this socket. Connect again.")
 }
 
 /// Everything but the printable characters of ASCII, and the sign for that itself.
@@ -72,17 +83,31 @@ fn percent_encoded(text: &str) -> String {
     encoded
 }
 
-/// Whether this is gRPC at all, with messages in protobuf.
-pub(in super::super) fn is_call<B>(request: &Request<B>) -> bool {
-    let media_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let subtype = media_type.and_then(|media_type| media_type.strip_prefix(MEDIA_TYPE));
+/// Whether this is a gRPC call, whatever its service and the encoding of its messages.
+pub(super) fn is_call<B>(request: &Request<B>) -> bool {
     request.version() == Version::HTTP_2
         && request.method() == Method::POST
-        && subtype.is_some_and(|subtype| ["", "+proto"].contains(&subtype))
+        && message_encoding(request).is_some()
 }
 
-/// Waits for the one message of the caller's. What it says does not matter: no message that is asked with here has a field.
-pub(super) async fn take_message(body: Incoming) -> Result<(), Status> {
+/// What follows `application/grpc`: `""` or `"+proto"` for protobuf. `None` where the content type is another.
+fn message_encoding<B>(request: &Request<B>) -> Option<&str> {
+    let media_type = request.headers().get(CONTENT_TYPE)?.to_str().ok()?;
+    let (media_type, _parameters) = media_type.split_once(';').unwrap_or((media_type, ""));
+    let encoding = media_type.trim_end().strip_prefix(MEDIA_TYPE)?;
+    (encoding.is_empty() || encoding.starts_with('+')).then_some(encoding)
+}
+
+/// Refuses a call whose messages are not protobuf.
+pub(super) fn require_protobuf<B>(request: &Request<B>) -> Result<(), Status> {
+    if message_encoding(request).is_some_and(|encoding| ["", "+proto"].contains(&encoding)) {
+        return Ok(());
+    }
+    Err(Status::new(Code::Unimplemented, "Messages are protobuf: send the content type application/grpc."))
+}
+
+/// Reads the one message of a request to the end of the request.
+pub(super) async fn read_message(body: &mut Incoming) -> Result<Bytes, Status> {
     let body = match timeout(REQUEST_LIMIT, Limited::new(body, MAX_REQUEST).collect()).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(e)) if e.is::<LengthLimitError>() => {
@@ -96,7 +121,9 @@ pub(super) async fn take_message(body: Incoming) -> Result<(), Status> {
     };
     match body.split_first_chunk::<5>() {
         Some(([1, ..], _)) => Err(Status::new(Code::Unimplemented, "Compressed messages are not read here.")),
-        Some(([0, length @ ..], message)) if u32::from_be_bytes(*length) as usize == message.len() => Ok(()),
+        Some(([0, length @ ..], message)) if u32::from_be_bytes(*length) as usize == message.len() => {
+            Ok(body.slice_ref(message))
+        }
         _ => Err(Status::new(Code::Internal, "The request must be one message, with its length before it.")),
     }
 }
@@ -110,6 +137,11 @@ pub(super) fn framed(message: &[u8]) -> Result<Bytes, Status> {
     frame.extend_from_slice(&length.to_be_bytes());
     frame.extend_from_slice(message);
     Ok(Bytes::from_owner(frame))
+}
+
+/// The one message of a call that succeeded.
+pub(super) fn unary(message: Bytes) -> Response<Body> {
+    stream(iter([Ok(message), Err(Status::new(Code::Ok, ""))]))
 }
 
 /// The end of a call before anything was told.
@@ -163,8 +195,18 @@ mod tests {
         assert!(is_call(&request(Version::HTTP_2, "POST", "application/grpc+proto")));
         assert!(!is_call(&request(Version::HTTP_11, "POST", "application/grpc")));
         assert!(!is_call(&request(Version::HTTP_2, "GET", "application/grpc")));
-        for other in ["application/grpc-web", "application/grpc+json", "application/json"] {
+        for other in ["application/grpc-web", "application/json"] {
             assert!(!is_call(&request(Version::HTTP_2, "POST", other)), "{other}");
+        }
+        for (media_type, is_protobuf) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc; charset=utf-8", true),
+            ("application/grpc+json", false),
+        ] {
+            let request = request(Version::HTTP_2, "POST", media_type);
+            assert!(is_call(&request), "{media_type}");
+            assert_eq!(require_protobuf(&request).is_ok(), is_protobuf, "{media_type}");
         }
     }
 
