@@ -185,7 +185,7 @@ fn software_keys_at_go_java_and_node() {
     }
     let mut java_client = None;
     if has("java") {
-        java_client = Some(scenario.start(java(&[&socket])));
+        java_client = Some(scenario.start(java(&[&socket, "svid"])));
         for name in ["DefaultX509Source", "watchX509Context"] {
             scenario.clients.expect(&format!("java-spiffe {name}"), true, true);
         }
@@ -251,7 +251,7 @@ fn software_keys_at_go_java_and_node() {
 }
 
 #[test]
-fn keys_in_the_tpm_at_go_and_node() {
+fn keys_in_the_tpm_at_go_java_and_node() {
     let mut scenario = Scenario::before_enrollment("tpm");
     let (socket, folder) = (scenario.socket(), scenario.folder());
     let mut handshakes = Vec::new();
@@ -269,6 +269,10 @@ fn keys_in_the_tpm_at_go_and_node() {
             scenario.clients.expect(name, false, true);
         }
         scenario.clients.expect("served by Go", true, false);
+    }
+    if has("java") {
+        running.push(scenario.start(java(&[&socket, "bundles"])));
+        scenario.clients.expect("java-spiffe watchX509Bundles", false, true);
     }
     if has("node") {
         running.push(scenario.start(node(&["follow-bundles", &socket])));

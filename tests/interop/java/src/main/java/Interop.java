@@ -41,8 +41,9 @@ import javax.net.ssl.SSLSocket;
  * java-spiffe as a client of the agent: its source, its watchers, and its SSLContext at both ends of mTLS. Writes a line of
  * JSON for each thing that it learns, and ends when its standard input does.
  *
- * <p>Argument: the agent's socket. Each line on standard input is the address of a server to do handshakes with, in addition
- * to its own.
+ * <p>Arguments: the agent's socket, and {@code svid} or {@code bundles}. With {@code bundles} it only watches trust bundles: a
+ * key in the TPM is not given to it. With {@code svid}, each line on standard input is the address of a server to do handshakes
+ * with, in addition to its own.
  */
 final class Interop {
     private static final TrustDomain DOMAIN = TrustDomain.parse("factory.example");
@@ -62,11 +63,17 @@ final class Interop {
         });
         WorkloadApiClient client =
             DefaultWorkloadApiClient.newClient(ClientOptions.builder().spiffeSocketPath(address).build());
+        client.watchX509Bundles(watcher("java-spiffe watchX509Bundles", (X509BundleSet bundles) ->
+            tellState("java-spiffe watchX509Bundles", null, authorities(bundles))));
+        if (arguments[1].equals("bundles")) {
+            while (!over) {
+                Thread.sleep(100);
+            }
+            System.exit(0);
+        }
         client.watchX509Context(watcher("java-spiffe watchX509Context", (X509Context context) ->
             tellState("java-spiffe watchX509Context", context.getDefaultSvid(),
                 authorities(context.getX509BundleSet()))));
-        client.watchX509Bundles(watcher("java-spiffe watchX509Bundles", (X509BundleSet bundles) ->
-            tellState("java-spiffe watchX509Bundles", null, authorities(bundles))));
 
         X509Source source = DefaultX509Source.newSource(
             X509SourceOptions.builder().spiffeSocketPath(address).initTimeout(FIRST_SVID_LIMIT).build());
