@@ -2,7 +2,6 @@
 //! domain's root. Started by `make interop`, which builds the clients first: README.md in this folder.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-#[allow(dead_code)] // what other tests use
 #[path = "../support/mod.rs"]
 mod support;
 #[allow(dead_code)] // what other tests use
