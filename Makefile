@@ -1,6 +1,6 @@
 # The two commands of the README, and the checks that CI runs beside them.
 
-.PHONY: demo test lint hw-tests mutants reliability bench fleet setup deb rpm packages-check system
+.PHONY: demo test lint hw-tests mutants reliability bench fleet interop setup deb rpm packages-check system
 .DEFAULT_GOAL := test
 
 # The whole story on the terminal, in less than a minute after the build. Leaves nothing behind.
@@ -17,6 +17,7 @@ test: setup
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- --deny warnings
+	cargo clippy --test interop -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --quiet --no-deps --workspace
 
 # The agent's keys on a TPM: a software one here, and hw-tests/run --tcti device:/dev/tpmrm0 on a device.
@@ -41,6 +42,11 @@ bench: setup
 # hold. A quarter of an hour on two cores.
 fleet: setup
 	cargo run --profile fleet --example fleet
+
+# Other people's SPIFFE and gRPC clients, in Go, Java and Node, through rotations, restarts and a change of the root. Leaves out
+# those whose tools are not installed, and says so. Two minutes.
+interop: setup
+	tests/interop/run
 
 # The packages, in target/package. The release build takes two or three minutes the first time.
 deb:

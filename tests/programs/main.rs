@@ -13,6 +13,7 @@ mod abrmd;
 mod clients;
 mod containers;
 mod device;
+mod grpc;
 mod nginx;
 mod page;
 mod peer;
