@@ -54,7 +54,6 @@ fn calls_are_limited_per_user_over_all_connections() {
     world.device.start();
     world.device.wait_for("active");
     let (first, second) = (Grpc::connect(&world.device), Grpc::connect(&world.device));
-    let calls = |client: &'_ Grpc, count| (0..count).map(|_| client.call("FetchX509Bundles")).count();
     let mut held: Vec<Call<'_>> = (0..100).map(|_| first.call("FetchX509Bundles")).collect();
     held.extend((0..10).map(|_| second.call("FetchX509Bundles")));
     held.iter_mut().for_each(|call| drop(call.message()));
@@ -64,7 +63,7 @@ fn calls_are_limited_per_user_over_all_connections() {
     world.device.wait_until("free permits", |_| {
         matches!(second.call("FetchX509Bundles").next(), Received::Message(_))
     });
-    assert_eq!(calls(&first, 20), 20);
+    assert!(matches!(first.call("FetchX509Bundles").next(), Received::Message(_)));
 }
 
 #[test]
