@@ -3,14 +3,16 @@
 .PHONY: demo test lint hw-tests mutants reliability bench fleet interop setup deb rpm packages-check system
 .DEFAULT_GOAL := test
 
-# The whole story on the terminal, in about a minute after the build. Leaves nothing behind.
-demo: setup
-	cargo build --quiet --workspace
-	scripts/demo
+# The whole story on the terminal, in less than a minute after the build. Leaves nothing behind.
+demo:
+	@scripts/setup demo
+	cargo build --package miaf-agent --package development-mis --bins --example mtls-client
+	@scripts/demo
 
-# All tests: pure ones, and the real agent against a real TPM 2.0 (swtpm) and the development MIS.
+# All tests: pure ones, and the real agent against a real TPM 2.0 (swtpm) and the development MIS. As somebody who is not
+# root, those that can do without; the others are named.
 test: setup
-	cargo test --workspace
+	@scripts/test
 
 lint:
 	cargo fmt --all --check
@@ -19,7 +21,8 @@ lint:
 	RUSTDOCFLAGS="--deny warnings" cargo doc --quiet --no-deps --workspace
 
 # The agent's keys on a TPM: a software one here, and hw-tests/run --tcti device:/dev/tpmrm0 on a device.
-hw-tests: setup
+hw-tests:
+	@scripts/setup demo
 	hw-tests/run
 
 # Makes the judgement of SVIDs and bundles wrong in one place at a time: a test must notice each. Half an hour.
@@ -29,7 +32,7 @@ mutants: setup
 # The long form of tests/reliability: every call on the agent's files fails with every error, and a kill comes at every one of
 # them and at 1,000 random moments, under every setting of key rotation. Twenty minutes; as root, for strace and mounts.
 reliability: setup
-	RELIABILITY=long cargo test --test reliability -- --nocapture --test-threads=2
+	RELIABILITY=long cargo test --test reliability -- --include-ignored --nocapture --test-threads=2
 
 # What the sockets can bear, held against limits: readers, a thousand watchers, signatures. Three minutes with the build.
 bench: setup
@@ -69,4 +72,4 @@ system: deb rpm
 	tests/system/run
 
 setup:
-	@scripts/setup
+	@scripts/setup test

@@ -1,7 +1,17 @@
-# What demo and measure share: a software TPM, the development MIS and an agent in a temporary folder, all of them ended
-# and removed on every way out. To be sourced by bash from the top of the checkout, with $bin and $mis_bin set.
+# shellcheck shell=bash disable=SC2034,SC2154 # variables come from, and are for, the scripts that source this
+# Shared by demo and measure: a software TPM, the development MIS and an agent in a temporary directory, all of them stopped
+# and removed on every exit. To be sourced by bash from the top of the checkout, with $bin and $mis_bin set.
 
 export TSS2_LOG=all+none # the TSS libraries would write to the terminal on their own account
+# Colours, and lines that are written again in place, are for terminals. https://no-color.org
+bold='' green='' red='' cyan='' plain='' live=''
+if [ -t 1 ] && [ "${TERM:-dumb}" != dumb ]; then
+    live=yes
+    if [ -z "${NO_COLOR:-}" ]; then
+        bold=$'\033[1m' green=$'\033[32m' red=$'\033[31m' cyan=$'\033[36m' plain=$'\033[0m'
+    fi
+fi
+
 work=$(mktemp -d)
 declare -A pids=()
 
@@ -16,11 +26,15 @@ cleanup() {
     local status=$?
     set +e # whatever fails from here on, the rest is cleaned up all the same
     trap - EXIT
-    trap '' PIPE
-    if [ "$status" -ne 0 ]; then
-        printf '\n\033[31mFailed.\033[0m The logs:\n'
-        tail -n 40 "$work"/*.log 2>/dev/null || true
-    fi
+    trap '' PIPE INT TERM HUP
+    case $status in
+    0 | 141) ;;
+    130) printf '\nInterrupted; cleaned up.\n' ;;
+    *)
+        printf '\n%sFailed.%s The logs:\n' "$red" "$plain"
+        tail -n 40 "$work"/*.log
+        ;;
+    esac 2>/dev/null
     for name in peer agent mis tpm; do stop "$name"; done
     rm -rf "$work"
     exit "$status"
@@ -29,14 +43,13 @@ trap cleanup EXIT
 trap 'exit 130' INT TERM HUP
 trap 'exit 141' PIPE # as in: make demo | head
 
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-show() { sed 's/^/    /'; }
+show() { sed 's/^./  &/'; }
 fail() { printf '%s\n' "$*" >&2; exit 1; }
 wait_for() { # SECONDS WHAT COMMAND…: until the command succeeds
-    local deadline=$((SECONDS + $1)) what=$2
+    local limit=$1 deadline=$((SECONDS + $1)) what=$2
     shift 2
     until "$@" >/dev/null 2>&1; do
-        [ "$SECONDS" -lt "$deadline" ] || fail "waited in vain for $what"
+        [ "$SECONDS" -lt "$deadline" ] || fail "timed out after ${limit} s waiting for $what"
         sleep 0.1
     done
 }
@@ -48,7 +61,7 @@ start_agent() { "$bin/miaf-agent" --config "$work/config.toml" run >>"$work/agen
 
 start_tpm() {
     mkdir "$work/tpm"
-    for attempt in $(seq 1 20); do # a pair of ports that nobody uses
+    for attempt in $(seq 1 20); do # a pair of free ports
         port=$((20000 + RANDOM % 6000 * 2))
         swtpm socket --tpm2 --tpmstate "dir=$work/tpm" --flags not-need-init,startup-clear \
             --server "type=tcp,port=$port" --ctrl "type=tcp,port=$((port + 1))" >"$work/tpm.log" 2>&1 &
@@ -61,9 +74,10 @@ start_tpm() {
     [ -n "${pids[tpm]:-}" ] || fail "swtpm does not start: $(cat "$work/tpm.log")"
 }
 start_mis() { # FLAGS…
-    "$mis_bin/development-mis" --folder "$work/mis" --listen 127.0.0.1:0 "$@" >"$work/mis.log" 2>&1 &
+    # By address: not every machine resolves "localhost".
+    "$mis_bin/development-mis" --folder "$work/mis" --listen 127.0.0.1:0 --host 127.0.0.1 "$@" >"$work/mis.log" 2>&1 &
     pids[mis]=$!
-    wait_for 20 "the MIS" grep -q '^listening on ' "$work/mis.log"
+    wait_for 60 "the MIS" grep -q '^listening on ' "$work/mis.log"
     url=$(sed -n 's/^listening on //p' "$work/mis.log")
 }
 configure() { # the shortest configuration there is

@@ -20,4 +20,6 @@ pub mod mis;
 pub mod spiffe;
 pub mod store;
 pub mod system;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod time;

@@ -313,7 +313,7 @@ fn a_hung_tpm_does_not_hang_the_caller() {
         let error = hasty.sign(b"").unwrap_err();
         assert!(matches!(error, KeyError::NoAnswer { .. }), "{error:?}");
         assert_eq!(error.kind(), ErrorKind::Unavailable);
-        assert!(begun.elapsed() < Duration::from_secs(5));
+        assert!(begun.elapsed() < Duration::from_secs(30));
     }
 
     // The queue has an end.
@@ -325,7 +325,7 @@ fn a_hung_tpm_does_not_hang_the_caller() {
     // What nobody waits for any longer is not done, so the queue is soon free again.
     while let Err(error) = key.sign(b"") {
         assert!(matches!(error, KeyError::Busy { .. }), "{error:?}");
-        assert!(begun.elapsed() < Duration::from_secs(20), "{error:?}");
+        assert!(begun.elapsed() < Duration::from_secs(120), "{error:?}");
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_signs(&key);

@@ -15,14 +15,14 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::caller::{Caller, Closing, Right};
+use super::calls::CallLimit;
+use super::grpc::{self, Code};
 use super::lines::Lines;
 use super::order::{Accepted, Address, Asked, Refusal};
 use super::response::{Answer, answer, json, not_this_way, problem, text};
 use super::signing::{Signed, ToSign, Unsigned};
 use super::status::{Status, SvidDocument};
 use super::watch::events;
-use super::calls::CallLimit;
-use super::grpc::{self, Code};
 use super::{Snapshot, health, metrics, workload};
 use crate::lifecycle::State;
 use crate::spiffe::TrustDomain;
@@ -34,16 +34,19 @@ const MAX_BODY: usize = 4 * 1024;
 /// A request's body must be complete within this time.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
 
+/// `calls` is there in HTTP/2.
 pub(super) async fn respond(
     request: &Request<()>,
     body: &mut Incoming,
     caller: Caller,
-    calls: &CallLimit,
+    calls: Option<&CallLimit>,
     lines: &Lines,
     closing: &Closing,
 ) -> Answer {
     lines.counters.asked(caller);
-    if grpc::is_call(request) {
+    if let Some(calls) = calls
+        && grpc::is_call(request)
+    {
         let response = call(request, body, caller, calls, lines, closing).await;
         return response.unwrap_or_else(|status| grpc::refusal(&status));
     }

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::answers;
 use super::authority::Mended;
 use super::caller::{Caller, Closing};
+use super::calls::CallLimit;
 use super::lines::Lines;
 use super::places::Full;
 use super::response::Body;
@@ -31,9 +32,6 @@ use super::response::Body;
 /// nothing was ever asked: libraries of gRPC keep theirs.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 const MAX_HEAD: usize = 16 * 1024;
-/// HTTP/2 streams at once on one connection. A client that meets this limit waits; the one of calls (`calls`) is met before it
-/// and is answered, with these to spare for the responses.
-const MAX_STREAMS: u32 = 128;
 /// What waits on one such call for its reader.
 const MAX_UNREAD: usize = 64 * 1024;
 /// What may come on such a call before it is read.
@@ -43,7 +41,7 @@ const WINDOW: u32 = 16 * 1024;
 const MAX_UNUSED: usize = 256 * 1024;
 /// How long that may take, and how long it is waited for more: a client may wait for the response before it sends more.
 const UNUSED_LIMIT: Duration = Duration::from_secs(2);
-const UNUSED_PAUSE: Duration = Duration::from_millis(500);
+const UNUSED_PAUSE: Duration = Duration::from_secs(1);
 /// What clients are told of [`HEAD_LIMIT`], in whole seconds: less, so that none uses a connection in the moment of its end.
 const KEEP_ALIVE: HeaderValue = HeaderValue::from_static("timeout=25");
 /// How long somebody for whom there is no place may take to hear that.
@@ -51,9 +49,19 @@ const REFUSAL_LIMIT: Duration = Duration::from_secs(2);
 
 /// Answers until the other end leaves, or the socket is closed.
 pub(super) async fn serve(stream: UnixStream, caller: Caller, lines: Arc<Lines>, mut closing: Closing) {
+    let Ok(Ok((version, stream))) = timeout(HEAD_LIMIT, version_of(stream)).await else {
+        tracing::debug!(
+            uid = caller.uid,
+            pid = caller.pid,
+            "a connection on which nothing was said is closed"
+        );
+        return;
+    };
     let (ends, has_asked) = (closing.clone(), Arc::new(AtomicBool::new(false)));
     let asked = Arc::clone(&has_asked);
-    let calls = lines.calls.for_connection(caller.uid, Arc::clone(&lines.heap));
+    let calls =
+        (version == Version::HTTP_2).then(|| lines.calls.for_connection(caller.uid, Arc::clone(&lines.heap)));
+    let streams = calls.as_ref().map_or(1, CallLimit::streams);
     let answer = service_fn(move |request: Request<Incoming>| {
         tracing::debug!(
             uid = caller.uid, pid = caller.pid, right = caller.right.as_str(), method = %request.method(),
@@ -65,7 +73,7 @@ pub(super) async fn serve(stream: UnixStream, caller: Caller, lines: Arc<Lines>,
         let request = Request::from_parts(head, ());
         async move {
             // In a place of its own, which is given back: whoever watches has no use for it any more.
-            let respond = answers::respond(&request, &mut body, caller, &calls, &lines, &ends);
+            let respond = answers::respond(&request, &mut body, caller, calls.as_ref(), &lines, &ends);
             let mut response = Box::pin(respond).await;
             let is_read = read_rest(&mut body).await;
             if ends.has_changed().is_err() || !is_read {
@@ -76,17 +84,11 @@ pub(super) async fn serve(stream: UnixStream, caller: Caller, lines: Arc<Lines>,
             Ok::<_, Infallible>(response)
         }
     });
-    let Ok(Ok((version, stream))) = timeout(HEAD_LIMIT, version_of(stream)).await else {
-        tracing::debug!(
-            uid = caller.uid,
-            pid = caller.pid,
-            "a connection on which nothing was said is closed"
-        );
-        return;
-    };
     let ended = match version {
         Version::HTTP_2 => {
-            let connection = http2().serve_connection(TokioIo::new(mended(stream)), answer);
+            let mut http = http2();
+            http.max_concurrent_streams(streams);
+            let connection = http.serve_connection(TokioIo::new(mended(stream)), answer);
             let end = http2::Connection::graceful_shutdown;
             until_it_ends(connection, end, &has_asked, &mut closing).await
         }
@@ -162,7 +164,7 @@ fn http2() -> http2::Builder<TokioExecutor> {
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
         .max_header_list_size(MAX_HEAD as u32)
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(1)
         .max_send_buf_size(MAX_UNREAD)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(4 * WINDOW);
@@ -218,7 +220,9 @@ async fn read_rest(body: &mut Incoming) -> bool {
 /// Whether the client may use this connection for another request (RFC 9112, section 9.3).
 fn is_kept_alive<B>(request: &Request<B>) -> bool {
     let closes = |value: &HeaderValue| {
-        value.to_str().is_ok_and(|options| options.split(',').any(|option| option.trim().eq_ignore_ascii_case("close")))
+        value
+            .to_str()
+            .is_ok_and(|options| options.split(',').any(|option| option.trim().eq_ignore_ascii_case("close")))
     };
     request.version() == Version::HTTP_11 && !request.headers().get_all(CONNECTION).iter().any(closes)
 }

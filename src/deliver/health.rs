@@ -8,8 +8,8 @@ use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
 use tokio::time::sleep;
 
-use super::calls::CallPermit;
 use super::caller::Closing;
+use super::calls::CallPermit;
 use super::grpc::{self, Code, Status};
 use super::lines::Lines;
 use super::protobuf::string_field;
@@ -55,13 +55,22 @@ pub(super) async fn respond(
         }
         Some("Watch") => {
             let is_known = is_known(body).await?;
-            let watch = Watch { is_known, last: None, lines: lines.clone(), closing: closing.clone(), _permit: permit };
+            let watch = Watch {
+                is_known,
+                last: None,
+                lines: lines.clone(),
+                closing: closing.clone(),
+                _permit: permit,
+            };
             Ok(grpc::stream(try_unfold(watch, |mut watch| async move {
                 let message = watch.next().await?;
                 Ok(Some((message, watch)))
             })))
         }
-        _ => Err(Status::new(Code::Unimplemented, "grpc.health.v1.Health has the methods Check and Watch here.")),
+        _ => Err(Status::new(
+            Code::Unimplemented,
+            "grpc.health.v1.Health has the methods Check and Watch here.",
+        )),
     }
 }
 

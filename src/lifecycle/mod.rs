@@ -110,6 +110,8 @@ enum CurrentKey {
 struct Blocked {
     enroll: Option<LastError>,
     renew: Option<LastError>,
+    /// The enrollment was refused for its new key alone, while the key of the SVID was lost: with that one it is open (R4).
+    enroll_without_current_key: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -293,6 +295,12 @@ impl Blocked {
         match request {
             Request::Enroll => self.enroll = error,
             Request::Renew => self.renew = error,
+        }
+    }
+
+    fn current_key_is_back(&mut self) {
+        if std::mem::take(&mut self.enroll_without_current_key) {
+            self.enroll = None;
         }
     }
 }

@@ -112,6 +112,7 @@ impl Lifecycle {
             Ok(()) => {
                 self.key_gate.succeeded();
                 self.replace_lost_key = false; // there is nothing to replace any more
+                self.blocked.current_key_is_back();
                 if let Some(svid) = &mut self.svid {
                     svid.key = CurrentKey::Works;
                 }
@@ -230,6 +231,8 @@ impl Lifecycle {
                     let pace = self.pace_after(&failure, now);
                     self.identity_gate.noted(failure, &pace, now, draw);
                 } else {
+                    self.blocked.enroll_without_current_key =
+                        request == Request::Enroll && self.key_is_lost();
                     self.identity_failed_for(Some(request), failure, now, draw);
                 }
             }

@@ -308,7 +308,7 @@ mod tests {
         use super::*;
 
         proptest! {
-            #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+            #![proptest_config(crate::testing::cases(500))]
 
             #[test]
             fn any_text_is_refused_or_read_back_as_written(

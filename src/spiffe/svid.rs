@@ -19,7 +19,7 @@ use x509_parser::certificate::{BasicExtension, X509Certificate};
 use x509_parser::extensions::{GeneralName, KeyUsage, SubjectAlternativeName};
 use x509_parser::oid_registry::{
     OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_PKCS1_RSASSAPSS,
-    OID_X509_EXT_KEY_USAGE,
+    OID_X509_EXT_KEY_USAGE, OID_X509_EXT_SUBJECT_ALT_NAME,
 };
 use x509_parser::prelude::{FromDer as _, format_serial};
 use x509_parser::public_key::RSAPublicKey;
@@ -28,6 +28,8 @@ use x509_parser::x509::{SubjectPublicKeyInfo, X509Version};
 use super::{Bundle, SpiffeId, SpiffeIdError, TrustDomain};
 use crate::json::quoted;
 use crate::time::Timestamp;
+
+mod encoding;
 
 /// The two signature algorithms of MIAF, and no others (miaf-v0 K3, K4).
 const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
@@ -97,7 +99,7 @@ pub fn judge(
         return Err(Rejection::OtherKey);
     }
     key_is_allowed(leaf.public_key())?;
-    extensions_are_unique(&leaf)?;
+    extensions_are_sound(&leaf)?;
     leaf_may_authenticate(&leaf)?;
     let spiffe_id = identity(&leaf, expected)?;
     let (not_before, not_after) = validity(&leaf);
@@ -236,7 +238,9 @@ fn one_certificate(index: usize, text: &str) -> Result<CertificateDer<'static>, 
     let section =
         |s: Option<Result<(SectionKind, Vec<u8>), pem::Error>>| s.transpose().map_err(|_| malformed());
     match (section(sections.next())?, section(sections.next())?) {
-        (Some((SectionKind::Certificate, der)), None) if der.len() <= MAX_CERTIFICATE => {
+        (Some((SectionKind::Certificate, der)), None)
+            if der.len() <= MAX_CERTIFICATE && encoding::is_der(&der) =>
+        {
             let der = CertificateDer::from(der);
             parse(index, &der)?;
             Ok(der)
@@ -252,10 +256,16 @@ fn parse<'a>(index: usize, der: &'a CertificateDer<'_>) -> Result<X509Certificat
     }
 }
 
-/// RFC 5280 section 4.2: at most one of each, also of those that nobody here looks at. A peer may well refuse such a
-/// certificate as a whole.
-fn extensions_are_unique(certificate: &X509Certificate<'_>) -> Result<(), Rejection> {
-    certificate.extensions_map().map(|_| ()).map_err(|_| Rejection::Extension)
+/// RFC 5280 section 4.2: at most one of each, also of those that nobody here looks at, and those of the standard in DER.
+/// A peer may well refuse such a certificate as a whole. Private extensions are sometimes plain text.
+fn extensions_are_sound(certificate: &X509Certificate<'_>) -> Result<(), Rejection> {
+    const STANDARD: &[u8] = &[0x55, 0x1d]; // id-ce, 2.5.29
+    let all = certificate.extensions_map().map_err(|_| Rejection::Extension)?;
+    let mut of_the_standard = all.values().filter(|found| found.oid.as_bytes().starts_with(STANDARD));
+    if of_the_standard.any(|found| !encoding::is_der(found.value)) {
+        return Err(Rejection::Extension);
+    }
+    Ok(())
 }
 
 /// SPIFFE X509-SVID section 4: what the leaf may be used for.
@@ -335,6 +345,12 @@ fn only_spiffe_id(leaf: &X509Certificate<'_>) -> Result<SpiffeId, Rejection> {
 fn subject_alternative_name<'a>(
     leaf: &'a X509Certificate<'_>,
 ) -> Result<Option<BasicExtension<&'a SubjectAlternativeName<'a>>>, Rejection> {
+    let found =
+        leaf.get_extension_unique(&OID_X509_EXT_SUBJECT_ALT_NAME).map_err(|_| Rejection::Extension)?;
+    // x509-parser tells names apart by the number of their tag alone: a constructed [6] is a URI to it and to nobody else.
+    if found.is_some_and(|san| !encoding::are_general_names(san.value)) {
+        return Err(Rejection::Extension);
+    }
     leaf.subject_alternative_name().map_err(|_| Rejection::Extension)
 }
 
@@ -412,7 +428,7 @@ fn path_is_allowed(path: &VerifiedPath<'_>, anchor: &CertificateDer<'_>) -> Resu
 
 /// SPIFFE X509-SVID section 3.2 and 4: what each issuer of a path must allow, the anchor included.
 fn issuer_may_issue(issuer: &X509Certificate<'_>) -> Result<(), Rejection> {
-    extensions_are_unique(issuer)?;
+    extensions_are_sound(issuer)?;
     if key_usage(issuer)?.is_some_and(|(_, usage)| !usage.key_cert_sign()) {
         return Err(Rejection::IssuerMayNotSign);
     }
@@ -461,8 +477,8 @@ pub enum Rejection {
     /// Longer than any believable path.
     #[error("the chain has {0} certificates, more than the {MAX_CHAIN} that are believable")]
     LongChain(usize),
-    /// An element that is not exactly one PEM certificate.
-    #[error("element {index} of the chain is not exactly one PEM certificate")]
+    /// An element that is not exactly one PEM certificate, DER-encoded.
+    #[error("element {index} of the chain is not exactly one PEM certificate, DER-encoded")]
     Malformed {
         /// Position in the chain, from 0.
         index: usize,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use development_mis::{Admission, Endpoint, Fault};
 
+use crate::support::agent::PATIENCE;
 use crate::world::World;
 
 #[test]
@@ -48,7 +49,7 @@ fn the_key_is_a_file_that_openssl_reads_before_the_first_request_with_it() {
     world.mis.fault(Endpoint::Enrollment, Fault::Stall(Duration::from_secs(60)));
     world.device.start();
     let asked = |journal: &[development_mis::Entry]| journal.iter().any(|e| e.path == "/api/v1/identities");
-    world.mis.wait_for(Duration::from_secs(20), asked).unwrap();
+    world.mis.wait_for(PATIENCE, asked).unwrap();
     let pem = std::fs::read_to_string(world.device.path("state/private/pending-key.pem")).unwrap();
     assert!(crate::world::public_key_of_tpm_key(&world, &pem).starts_with("-----BEGIN PUBLIC KEY-----"));
 }

@@ -17,6 +17,7 @@ use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::support::agent::PATIENCE;
+use crate::support::log::Log;
 use crate::support::python;
 use crate::world::World;
 
@@ -29,6 +30,7 @@ const SERVER: &str = "spiffe://factory.example/wfm";
 /// `openssl s_server` with an identity of the trust domain. It wants one of the other end too, and shows what it got.
 struct Server {
     process: Child,
+    _log: Log,
     address: String,
 }
 
@@ -68,6 +70,7 @@ impl Server {
             path("server.pem")
         ));
         let bundle = world.device.path("state/svid/current/bundle.pem");
+        let log = Log::new("openssl s_server", world.tpm.file("server.log"));
         let mut process = Command::new("openssl")
             .args([
                 "s_server",
@@ -87,13 +90,13 @@ impl Server {
             .arg(bundle)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(log.to_append())
             .spawn()
             .unwrap();
         let mut said = BufReader::new(process.stdout.take().unwrap()).lines();
         let address = said.by_ref().find_map(|line| line.unwrap().strip_prefix("ACCEPT ").map(str::to_owned));
         thread::spawn(move || said.for_each(drop)); // or it waits for a reader some day
-        Self { process, address: address.expect("a server that says where it listens") }
+        Self { process, _log: log, address: address.expect("a server that says where it listens") }
     }
 }
 

@@ -1,7 +1,8 @@
 //! The commands that follow the agent: what they print, how they end, and what they do while it is away.
 
 use std::io::{BufRead as _, BufReader, Read};
-use std::process::{Child, ExitStatus, Stdio};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use development_mis::{AnchorStep, Endpoint, Fault};
 use miaf_agent::client::Client;
 use serde_json::Value;
 
-use crate::support::agent::{Device, PATIENCE, pause};
+use crate::support::agent::{AGENT, Device, PATIENCE, pause};
 use crate::world::World;
 
 /// A command that is running.
@@ -22,8 +23,11 @@ struct Running {
 
 impl Running {
     fn new(device: &Device, arguments: &[&str]) -> Self {
-        let mut process = device.command(arguments);
-        let mut process = process.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Self::start(&mut device.command(arguments))
+    }
+
+    fn start(command: &mut Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let printed = Some(lines(process.stdout.take().unwrap()));
         let said = lines(process.stderr.take().unwrap());
         Self { process, printed, said }
@@ -50,6 +54,11 @@ impl Running {
     /// The next line on stderr.
     fn said(&self) -> String {
         self.said.recv_timeout(PATIENCE).expect("something said")
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("sh").args(["-c", &format!("kill -s {name} {}", self.process.id())]).status();
+        assert!(sent.unwrap().success());
     }
 
     fn end(&mut self) -> ExitStatus {
@@ -136,7 +145,7 @@ fn wait_says_what_was_missing_when_the_time_is_up() {
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(503, "unavailable", None));
     world.device.start();
     world.device.wait_for_error("Made by a test");
-    let (code, _, said) = run(&world.device, &["wait", "--timeout", "1s"]);
+    let (code, _, said) = run(&world.device, &["wait", "--timeout", "5s"]);
     assert_eq!(code, Some(1));
     for part in
         ["the state is enrolling - ", "Last error: Made by a test. Next step: none: the agent tries again "]
@@ -234,9 +243,24 @@ fn watch_ends_quietly_with_its_reader_and_by_ctrl_c() {
 
     let mut interrupted = Running::new(&world.device, &["watch"]);
     interrupted.line();
-    let pid = interrupted.process.id().to_string();
-    let sent = std::process::Command::new("sh").args(["-c", &format!("kill -s INT {pid}")]).status();
-    assert!(sent.unwrap().success());
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&interrupted.end()), Some(2));
+    interrupted.signal("INT");
+    assert_eq!(interrupted.end().signal(), Some(2));
     assert!(interrupted.said.recv_timeout(PATIENCE).is_err(), "nothing is said of it");
+}
+
+/// As `nohup miaf-agent watch &` in a script: the shell has it ignore SIGINT, which is meant for others.
+#[test]
+fn watch_goes_on_where_it_was_started_with_sigint_ignored() {
+    let world = World::enrolled();
+    let mut ignoring = Command::new("env");
+    ignoring.args(["--ignore-signal=INT,QUIT,HUP"]);
+    let mut watch = Running::start(world.device.complete(ignoring.arg(AGENT), &["watch"]));
+    watch.line();
+    for ignored in ["INT", "QUIT", "HUP"] {
+        watch.signal(ignored);
+    }
+    assert_eq!(run(&world.device, &["renew"]).0, Some(0));
+    watch.until("a new SVID", |line| line.contains("new SVID "));
+    watch.signal("TERM");
+    assert_eq!(watch.end().signal(), Some(15));
 }

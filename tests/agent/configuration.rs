@@ -52,7 +52,7 @@ fn a_second_agent_does_not_take_the_socket_of_the_first() {
 
 #[test]
 fn two_agents_never_work_with_one_state_whatever_their_sockets() {
-    let world = World::enrolled();
+    let mut world = World::enrolled();
     let mut second = Device::new("");
     let config = world::config(&world.mis, &world.tpm, "");
     let state = format!("state_dir = \"{}\"", world.device.path("state").display());
@@ -60,10 +60,14 @@ fn two_agents_never_work_with_one_state_whatever_their_sockets() {
     second.start();
     let status = second.wait_for("blocked");
     assert!(status["lastError"]["detail"].as_str().unwrap().contains("another agent works"), "{status:#}");
-    // The first one ends, and the second takes over.
-    let id = world.device.status()["spiffeId"].clone();
-    drop(world.device);
-    assert_eq!(second.wait_for("active")["spiffeId"], id);
+    // The first one ends, and the second takes over what it held.
+    let held = world.device.status();
+    world.device.stop();
+    let status = second.wait_for("active");
+    for member in ["spiffeId", "svid"] {
+        assert_eq!(status[member], held[member], "{member}");
+    }
+    assert_eq!(world.seen(development_mis::Endpoint::Enrollment).len(), 1, "nothing was asked for anew");
 }
 
 #[test]

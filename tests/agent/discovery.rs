@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use development_mis::{AnchorStep, DocumentFault as Bent, Endpoint, Fault};
 
+use crate::support::agent::PATIENCE;
 use crate::world::World;
 
 #[test]
@@ -23,7 +24,7 @@ fn a_bad_discovery_document_is_refused_with_its_reason() {
         (bent(Bent::Replace(deep.into_bytes())), "invalid type: sequence"),
         (bent(Bent::Replace(vec![b' '; 10 * 1024 * 1024])), "larger than 65536 bytes"),
         (bent(Bent::Replace(vec![0xff; 10])), "not UTF-8"),
-        (Fault::redirect(302, "https://localhost:1/elsewhere"), "redirects are not followed"),
+        (Fault::redirect(302, "https://127.0.0.1:1/elsewhere"), "redirects are not followed"),
         (Fault::problem(404, "about:blank", None), "\"status\":404"),
     ];
     world.mis.sticky_fault(Endpoint::Discovery, faults[0].0.clone());
@@ -92,7 +93,7 @@ fn documents_are_revalidated_with_what_the_mis_gave_also_after_a_restart() {
     let answered = |journal: &[development_mis::Entry]| {
         journal.iter().skip(before).filter(|entry| entry.status.is_some()).count() >= 2
     };
-    let journal = world.mis.wait_for(Duration::from_secs(20), answered).unwrap();
+    let journal = world.mis.wait_for(PATIENCE, answered).unwrap();
     for entry in &journal[before..before + 2] {
         assert_eq!(entry.status, Some(304), "{entry:?}");
         assert!(entry.conditional.as_ref().unwrap().to_lowercase().contains("if-"), "{entry:?}");

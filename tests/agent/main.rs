@@ -15,6 +15,7 @@ mod configuration;
 mod credentials;
 mod discovery;
 mod files;
+mod grpc;
 mod keys;
 mod lost_key;
 mod main_job;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use development_mis::{ClientKind, Endpoint, IssuerAlgorithm, IssuingMode};
 
+use crate::support::agent::PATIENCE;
 use crate::world::World;
 
 #[test]
@@ -124,7 +125,7 @@ fn a_short_lived_identity_shows_what_an_expired_one_looks_like() {
     world.device.start();
     world.device.wait_for("active");
     world.mis.stop_listening().unwrap();
-    let deadline = std::time::Instant::now() + Duration::from_secs(90);
+    let deadline = std::time::Instant::now() + Duration::from_secs(60) + PATIENCE;
     while world.device.status()["state"] != "expired" {
         assert!(std::time::Instant::now() < deadline, "{:#}", world.device.status());
         std::thread::sleep(Duration::from_millis(200));

@@ -77,7 +77,7 @@ fn a_proxy_that_does_not_let_the_device_through_is_named_with_what_to_do() {
         (format!("proxy = \"{}\"", proxy.url("user:wrong-word@")), "does not accept the user".to_owned()),
         (
             format!("proxy = \"{}\"", elsewhere.url("")),
-            format!("does not allow connections to localhost:{port} (403)"),
+            format!("does not allow connections to 127.0.0.1:{port} (403)"),
         ),
         (
             format!("proxy = \"{}\"\nproxy_auth = \"file:missing\"", proxy.url("")),
@@ -110,7 +110,7 @@ fn a_proxy_that_is_down_is_named_and_found_again() {
     world.mis.stop_listening().unwrap();
     world
         .device
-        .wait_for_error(&format!("gave no connection to localhost:{}: it answered 5", world.mis.port()));
+        .wait_for_error(&format!("gave no connection to 127.0.0.1:{}: it answered 5", world.mis.port()));
 }
 
 /// Something that takes connections and does this with each.
@@ -150,7 +150,7 @@ fn something_that_is_no_proxy_is_named_too() {
         let said = status["lastError"]["detail"].as_str().unwrap();
         let port = world.mis.port();
         assert!(
-            said.contains(&format!("the proxy {proxy} gave no connection to localhost:{port}: ")),
+            said.contains(&format!("the proxy {proxy} gave no connection to 127.0.0.1:{port}: ")),
             "{said}"
         );
     }
@@ -160,9 +160,9 @@ fn something_that_is_no_proxy_is_named_too() {
 fn some_hosts_are_reached_without_the_proxy() {
     let proxy = Tinyproxy::stopped();
     for (lines, environment) in [
-        (format!("proxy = \"{}\"\nno_proxy = [\"localhost\"]", proxy.url("")), vec![]),
-        ("no_proxy = [\"localhost\"]".to_owned(), vec![("HTTPS_PROXY", proxy.url(""))]),
-        (String::new(), vec![("ALL_PROXY", proxy.url("")), ("NO_PROXY", "a.example,localhost".into())]),
+        (format!("proxy = \"{}\"\nno_proxy = [\"127.0.0.1\"]", proxy.url("")), vec![]),
+        ("no_proxy = [\"127.0.0.1\"]".to_owned(), vec![("HTTPS_PROXY", proxy.url(""))]),
+        (String::new(), vec![("ALL_PROXY", proxy.url("")), ("NO_PROXY", "a.example,127.0.0.1".into())]),
         ("proxy = \"none\"".to_owned(), vec![("HTTPS_PROXY", proxy.url(""))]),
     ] {
         let mut world = World::new();

@@ -60,7 +60,7 @@ fn what_may_pass_is_tried_again_with_backoff() {
         Fault::answer(502, &[], ""),
         Fault::answer(200, &[("content-type", "application/json")], "{\"svid\":"),
         Fault::answer(200, &[("content-type", "application/json")], " ".repeat(3 * 1024 * 1024)),
-        Fault::redirect(307, "https://localhost:1/api/v1/identities"),
+        Fault::redirect(307, "https://127.0.0.1:1/api/v1/identities"),
         Fault::CutBefore,
     ] {
         let mut world = World::new();
@@ -110,7 +110,7 @@ fn a_slow_refusal_is_shown_and_tried_again_at_the_cap() {
 #[test]
 fn retry_after_is_kept_to_the_second_also_across_a_restart() {
     let mut world = World::new();
-    world.mis.fault(Endpoint::Enrollment, Fault::problem(429, "too-many-requests", Some("4")));
+    world.mis.fault(Endpoint::Enrollment, Fault::problem(429, "too-many-requests", Some("10")));
     world.device.start();
     world.device.wait_for_error("too-many-requests");
     world.device.kill();
@@ -118,7 +118,7 @@ fn retry_after_is_kept_to_the_second_also_across_a_restart() {
     world.device.wait_for("active");
     let tries = world.seen(Endpoint::Enrollment);
     assert_eq!(tries.len(), 2);
-    assert!(tries[1].at - tries[0].at >= Duration::from_secs(4), "{:?}", tries[1].at - tries[0].at);
+    assert!(tries[1].at - tries[0].at >= Duration::from_secs(10), "{:?}", tries[1].at - tries[0].at);
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn rotation_refused_at_renewal_means_the_existing_key_at_once() {
     let (new, existing) = (&tries[refused], &tries[refused + 1]);
     assert_ne!(existing.csr_spki_sha256, new.csr_spki_sha256);
     assert_eq!(existing.status, Some(200));
-    assert!(existing.at - new.at < Duration::from_secs(5));
+    assert!(existing.at - new.at < Duration::from_secs(30));
     // It has learnt: the renewal after that asks with the existing key first.
     let next = &world.wait_for_requests(Endpoint::Renewal, refused_already + refused + 3)
         [refused_already + refused + 2];

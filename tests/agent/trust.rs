@@ -1,7 +1,9 @@
 //! Initial trust: the MIS is authenticated by what was provisioned, or not spoken to (miaf-v0 T).
 
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
+use std::{io, thread};
 
 use development_mis::{Endpoint, ServerFault};
 
@@ -124,9 +126,9 @@ fn the_name_and_the_validity_of_a_pinned_server_still_count() {
     world.device.start();
     world.device.wait_for_error("its key is pinned, but its certificate has expired");
 
-    let mut world = World::with(|settings| settings.hosts = vec!["localhost".into()]);
+    let mut world = World::with(|settings| settings.hosts = vec!["mis.example".into()]);
     let pinned = pins(&[&pin(&world, &world.mis.server_cert())]);
-    world.device.configure(&trusting(&world, &pinned).replace("https://localhost:", "https://127.0.0.1:"));
+    world.device.configure(&trusting(&world, &pinned).replace("https://mis.example:", "https://127.0.0.1:"));
     world.device.start();
     world.device.wait_for_error("is not for the name in the URL");
     assert!(world.mis.journal().is_empty());
@@ -161,21 +163,49 @@ fn an_empty_store_of_the_operating_system_is_named() {
     world.device.wait_for("active");
 }
 
-/// The document is asked for at 127.0.0.1 and leads to localhost: another origin.
-fn elsewhere(config: &str) -> String {
-    config.replace("https://localhost:", "https://127.0.0.1:")
+/// An origin of its own, which is the server of the MIS all the same: the document that is served there leads to another.
+struct Elsewhere {
+    mis: String,
+    url: String,
+}
+
+impl Elsewhere {
+    fn of(world: &World) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let url = format!("https://127.0.0.1:{}", listener.local_addr().unwrap().port());
+        let port = world.mis.port();
+        thread::spawn(move || {
+            for caller in listener.incoming().flatten() {
+                let Ok(mis) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+                for (mut from, mut to) in [(&caller, &mis), (&mis, &caller)]
+                    .map(|(from, to)| (from.try_clone().unwrap(), to.try_clone().unwrap()))
+                {
+                    thread::spawn(move || {
+                        let _ = io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Write);
+                    });
+                }
+            }
+        });
+        Self { mis: world.mis.url(), url }
+    }
+
+    /// The configuration with the document asked for there.
+    fn asked(&self, config: &str) -> String {
+        config.replace(&self.mis, &self.url)
+    }
 }
 
 #[test]
 fn a_public_store_alone_is_not_enough_to_be_led_to_another_origin() {
     let mut world = World::new();
     world.device.environment("SSL_CERT_FILE", world.mis.ca_file().to_str().unwrap());
-    world.device.configure(&elsewhere(&trusting(&world, "system_roots = true")));
+    let elsewhere = Elsewhere::of(&world);
+    world.device.configure(&elsewhere.asked(&trusting(&world, "system_roots = true")));
     world.device.start();
     let status = world.device.wait_for_error("system_roots");
     let why = status["lastError"]["detail"].as_str().unwrap();
-    let port = world.mis.port();
-    for origin in [format!("https://localhost:{port}"), format!("https://127.0.0.1:{port}")] {
+    for origin in [world.mis.url(), elsewhere.url] {
         assert!(why.contains(&origin), "{why}");
     }
     assert!(world.seen(Endpoint::Bundle).is_empty() && world.seen(Endpoint::Enrollment).is_empty(), "D7");
@@ -196,14 +226,14 @@ fn a_provisioned_ca_or_pin_is_enough_to_be_led_to_another_origin() {
     for lines in lines {
         let mut world = World::new();
         world.device.environment("SSL_CERT_FILE", world.mis.ca_file().to_str().unwrap());
-        world.device.configure(&elsewhere(&trusting(&world, &lines(&world))));
+        world.device.configure(&Elsewhere::of(&world).asked(&trusting(&world, &lines(&world))));
         world.device.start();
         world.device.wait_for("active");
     }
     // But not the provisioned CA of somebody else.
     let mut world = World::new();
     world.device.environment("SSL_CERT_FILE", world.mis.ca_file().to_str().unwrap());
-    world.device.configure(&elsewhere(&trusting(&world, &anchored(&other))));
+    world.device.configure(&Elsewhere::of(&world).asked(&trusting(&world, &anchored(&other))));
     world.device.start();
     world.device.wait_for_error("authenticated by the operating system's store only");
 }
@@ -212,11 +242,12 @@ fn a_provisioned_ca_or_pin_is_enough_to_be_led_to_another_origin() {
 fn what_was_cached_under_a_provisioned_trust_is_not_followed_elsewhere_under_a_public_one() {
     let mut world = World::new();
     world.device.environment("SSL_CERT_FILE", world.mis.ca_file().to_str().unwrap());
-    world.device.configure(&elsewhere(&trusting(&world, &ca_line(&world.mis.ca_file()))));
+    let elsewhere = Elsewhere::of(&world);
+    world.device.configure(&elsewhere.asked(&trusting(&world, &ca_line(&world.mis.ca_file()))));
     world.device.start();
     world.device.wait_for("active");
     world.device.kill();
-    world.device.configure(&elsewhere(&trusting(&world, "system_roots = true")));
+    world.device.configure(&elsewhere.asked(&trusting(&world, "system_roots = true")));
     world.device.start();
     world.device.wait_for_error("authenticated by the operating system's store only");
     let (_, contacts) = world.after(Duration::from_secs(2)); // twice the time in which the bundle is looked at
@@ -234,9 +265,8 @@ fn a_304_proves_no_more_than_a_200() {
     let file = world.device.path("ca.pem");
     std::fs::copy(world.mis.ca_file(), &file).unwrap();
     world.device.environment("SSL_CERT_FILE", world.mis.ca_file().to_str().unwrap());
-    world
-        .device
-        .configure(&elsewhere(&trusting(&world, &format!("{}\nsystem_roots = true", ca_line(&file)))));
+    let lines = format!("{}\nsystem_roots = true", ca_line(&file));
+    world.device.configure(&Elsewhere::of(&world).asked(&trusting(&world, &lines)));
     world.device.start();
     world.device.wait_for("active");
     world.device.kill();
@@ -372,9 +402,9 @@ fn a_server_certificate_that_is_not_good_now_is_refused_with_its_reason() {
 
 #[test]
 fn the_name_in_the_url_must_be_in_the_certificate() {
-    let mut world = World::with(|settings| settings.hosts = vec!["localhost".into()]);
+    let mut world = World::with(|settings| settings.hosts = vec!["mis.example".into()]);
     let config = world::config(&world.mis, &world.tpm, "");
-    world.device.configure(&config.replace("https://localhost:", "https://127.0.0.1:"));
+    world.device.configure(&config.replace("https://mis.example:", "https://127.0.0.1:"));
     world.device.start();
     world.device.wait_for_error("is not for the name in the URL");
     assert!(world.mis.journal().is_empty());
@@ -386,4 +416,22 @@ fn an_ip_address_is_matched_by_its_own_kind_of_name() {
     world.device.start();
     world.device.wait_for("active");
     assert!(world.mis.url().contains("127.0.0.1"));
+}
+
+/// The other tests are at an address, since there are machines that cannot even resolve "localhost".
+#[test]
+#[ignore = "needs root: gives the agent a file of hosts of its own"]
+fn a_host_name_is_resolved_and_matched() {
+    const HOST: &str = "mis.factory.example";
+    const WITH_HOSTS: &str = "cp -a /etc \"$ETC\" && mount --bind \"$ETC\" /etc \
+        && rm -f /etc/hosts /etc/nsswitch.conf && echo \"127.0.0.1 $NAME\" >/etc/hosts \
+        && echo 'hosts: files' >/etc/nsswitch.conf && exec \"$0\" \"$@\"";
+    let mut world = World::with(|settings| settings.hosts = vec![HOST.into()]);
+    let etc = world.device.path("etc");
+    world.device.environment("ETC", etc.to_str().unwrap());
+    world.device.environment("NAME", HOST);
+    world.device.under(&["unshare", "--mount", "sh", "-c", WITH_HOSTS]);
+    world.device.start();
+    world.device.wait_for("active");
+    assert!(world.mis.url().contains(HOST));
 }

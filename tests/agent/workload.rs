@@ -1,5 +1,6 @@
 //! The SPIFFE Workload API: as other people's clients see it, and byte by byte.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::pin::pin;
@@ -9,31 +10,19 @@ use std::time::Duration;
 
 use development_mis::{AnchorStep, DocumentFault, Endpoint, Fault};
 use futures_util::StreamExt as _;
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http2::{SendRequest, handshake};
-use hyper::{HeaderMap, Request};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use nix::unistd::{User, getuid};
 use serde_json::{Value, json};
 use spiffe::x509_source::X509Source;
 use spiffe::{WorkloadApiClient, X509BundleSet, X509Context};
-use tokio::net::UnixStream;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
+use crate::grpc::{
+    Call, EMPTY, Grpc, INTERNAL, INVALID_ARGUMENT, PERMISSION_DENIED, RESOURCE_EXHAUSTED, Received,
+    UNAVAILABLE, UNIMPLEMENTED, runtime,
+};
 use crate::support::agent::{Device, PATIENCE};
 use crate::world::{self, World};
-
-/// Long enough for the agent to have told what it should not.
-const QUIET: Duration = Duration::from_secs(2);
-
-const INVALID_ARGUMENT: u32 = 3;
-const PERMISSION_DENIED: u32 = 7;
-const RESOURCE_EXHAUSTED: u32 = 8;
-const UNIMPLEMENTED: u32 = 12;
-const INTERNAL: u32 = 13;
-const UNAVAILABLE: u32 = 14;
 
 /// A device with software keys, which it gives to these users. The agent is not started.
 fn world(key_users: &[&str]) -> World {
@@ -113,7 +102,7 @@ fn what_is_no_proper_call_is_refused_with_the_status_that_the_standard_has_for_i
     }
     // Fields that a later version of the standard may have do no harm.
     let mut call = client.call_with("FetchX509Bundles", Some("true"), b"\0\0\0\0\x03\x0a\x01x");
-    assert!(matches!(call.next(), Told::Message(_)));
+    assert!(matches!(call.next(), Received::Message(_)));
 
     let post = "POST /SpiffeWorkloadAPI/FetchX509Bundles HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
                 content-type: application/grpc\r\nworkload.spiffe.io: true\r\ncontent-length: 5\r\n\r\n\0\0\0\0\0";
@@ -214,7 +203,7 @@ fn a_stream_tells_what_there_is_and_then_only_what_changes() {
     for stream in &mut streams {
         stream.is_quiet();
     }
-    assert_eq!(audits(&world.device).len(), 1, "once for a stream and a key");
+    assert_eq!(audits(&world.device).len(), 1, "once for a process and a key");
 
     let serial = world.device.status()["svid"]["serial"].clone();
     order(&world, &["renew"]);
@@ -229,18 +218,31 @@ fn a_stream_tells_what_there_is_and_then_only_what_changes() {
     assert_ne!(bundles.message(), firsts[1]);
     assert!(svid.message().len() > renewed.len(), "the same SVID with one anchor more");
     jwt_bundles.is_quiet();
-    assert_eq!(audits(&world.device).len(), 2, "the same key");
+    let other = Grpc::connect(&world.device);
+    for client in [&client, &other, &other] {
+        client.call("FetchX509SVID").message();
+    }
+    assert_eq!(audits(&world.device).len(), 2, "the same key, and the same process");
 }
 
 #[test]
-fn whoever_asks_too_early_and_whoever_is_there_at_the_end_is_told_to_come_back() {
+fn unavailable_before_the_first_enrollment_and_at_shutdown() {
     let mut world = world(&[&myself()]);
+    let config = fs::read_to_string(world.device.path("config.toml")).unwrap();
+    world.device.configure("[socket]\npath = \"{dir}/run/agent.sock\"\n");
     world.mis.stop_listening().unwrap();
     world.device.start();
-    for method in ["FetchX509SVID", "FetchX509Bundles", "FetchJWTBundles"] {
-        let (code, why) = Grpc::connect(&world.device).call(method).end();
-        assert!(code == PERMISSION_DENIED && why.contains("miaf-agent status"), "{method}: {code} {why}");
-    }
+    let are_unavailable = |device: &Device| {
+        for method in ["FetchX509SVID", "FetchX509Bundles", "FetchJWTBundles"] {
+            let (code, why) = Grpc::connect(device).call(method).end();
+            assert!(code == UNAVAILABLE && why.contains("miaf-agent status"), "{method}: {code} {why}");
+        }
+    };
+    world.device.wait_for("unconfigured");
+    are_unavailable(&world.device);
+    fs::write(world.device.path("config.toml"), config).unwrap();
+    world.device.wait_for_error("");
+    are_unavailable(&world.device);
     world.mis.resume().unwrap();
     world.device.wait_for("active");
     let client = Grpc::connect(&world.device);
@@ -255,6 +257,28 @@ fn whoever_asks_too_early_and_whoever_is_there_at_the_end_is_told_to_come_back()
         assert!(code == UNAVAILABLE && why.contains("Connect again"), "{code} {why}");
     }
     assert!(world.device.wait_for_exit().success());
+}
+
+/// The answer is the same before the first enrollment as after it, when it could be given the key.
+#[test]
+fn permission_denied_is_for_callers_who_may_never_have_a_key() {
+    let mut unlisted = world(&["4294967294"]);
+    let mut in_tpm = World::with(|settings| world::long_enough(&mut settings.policy));
+    in_tpm.configure(&format!("[workload_api]\nkey_users = [\"{}\"]\n", getuid()));
+    for (world, why) in [(&mut unlisted, "[workload_api] key_users"), (&mut in_tpm, "made in its TPM")] {
+        world.mis.stop_listening().unwrap();
+        world.device.start();
+        world.device.wait_for_error("");
+        for is_enrolled in [false, true] {
+            if is_enrolled {
+                world.mis.resume().unwrap();
+                world.device.wait_for("active");
+            }
+            let (code, said) = Grpc::connect(&world.device).call("FetchX509SVID").end();
+            assert!(code == PERMISSION_DENIED && said.contains(why), "{is_enrolled}: {code} {said}");
+        }
+        assert_eq!(audits(&world.device).len(), 1, "{}", world.device.log());
+    }
 }
 
 #[test]
@@ -295,10 +319,9 @@ fn an_identity_that_is_left_is_withdrawn_and_clients_get_the_next_by_themselves(
     order(&world, &["reset-identity", "--yes"]);
     for stream in &mut streams {
         let (code, why) = stream.end();
-        assert!(code == PERMISSION_DENIED && why.contains("no "), "{code} {why}");
+        assert!(code == UNAVAILABLE && why.contains("no "), "{code} {why}");
     }
-    wait_for(&runtime, &source, "the source takes it for withdrawn", |context| context.is_none());
-    assert_eq!(client.call("FetchX509SVID").end().0, PERMISSION_DENIED);
+    assert_eq!(client.call("FetchX509SVID").end().0, UNAVAILABLE);
 
     world.mis.clear_faults();
     order(&world, &["retry"]);
@@ -309,7 +332,7 @@ fn an_identity_that_is_left_is_withdrawn_and_clients_get_the_next_by_themselves(
 }
 
 #[test]
-fn a_bundle_that_is_emptied_is_withdrawn_too() {
+fn an_emptied_bundle_ends_streams_until_the_next() {
     let world = enrolled(world(&[&myself()]));
     let client = Grpc::connect(&world.device);
     let mut streams = ["FetchX509SVID", "FetchX509Bundles"].map(|method| client.call(method));
@@ -319,11 +342,11 @@ fn a_bundle_that_is_emptied_is_withdrawn_too() {
     world.mis.sticky_fault(Endpoint::Bundle, Fault::Document(DocumentFault::EmptyKeys));
     for stream in &mut streams {
         let (code, why) = stream.end();
-        assert!(code == PERMISSION_DENIED && why.contains("emptied"), "{code} {why}");
+        assert!(code == UNAVAILABLE && why.contains("emptied"), "{code} {why}");
     }
     world.mis.clear_faults();
     world.device.wait_until("there is one again", |_| {
-        matches!(client.call("FetchX509SVID").next(), Told::Message(_))
+        matches!(client.call("FetchX509SVID").next(), Received::Message(_))
     });
 }
 
@@ -379,10 +402,6 @@ fn spiffe_of_pypi_follows_rotations_and_a_restart() {
     while python.next()["anchors"]["factory.example"].as_array().unwrap().len() != 2 {}
 }
 
-fn runtime() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
-}
-
 async fn source(device: &Device) -> X509Source {
     let source = X509Source::builder()
         .endpoint(endpoint(device))
@@ -391,7 +410,7 @@ async fn source(device: &Device) -> X509Source {
     source.build().await.unwrap()
 }
 
-/// Waits until what the source has is so. `None`: it was withdrawn.
+/// Waits until what the source has is so.
 fn wait_for(
     runtime: &Runtime,
     source: &X509Source,
@@ -423,129 +442,6 @@ fn number_of_anchors(bundles: &X509BundleSet) -> usize {
     let domains: Vec<_> = bundles.iter().map(|(domain, _)| domain.to_string()).collect();
     assert_eq!(domains, ["factory.example"]);
     bundles.iter().map(|(_, bundle)| bundle.authorities().len()).sum()
-}
-
-/// gRPC by hand: one connection.
-struct Grpc {
-    runtime: Runtime,
-    requests: SendRequest<Full<Bytes>>,
-}
-
-/// One call on it.
-struct Call<'a> {
-    runtime: &'a Runtime,
-    head: HeaderMap,
-    body: Incoming,
-    read: Vec<u8>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Told {
-    Message(Vec<u8>),
-    End(u32, String),
-}
-
-/// A message without a field, with its length.
-const EMPTY: &[u8] = b"\0\0\0\0\0";
-
-impl Grpc {
-    fn connect(device: &Device) -> Self {
-        let runtime = runtime();
-        let requests = runtime.block_on(async {
-            let stream = UnixStream::connect(device.path("run/agent.sock")).await.unwrap();
-            let (requests, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-            tokio::spawn(connection);
-            requests
-        });
-        Self { runtime, requests }
-    }
-
-    fn call(&self, method: &str) -> Call<'_> {
-        self.call_with(method, Some("true"), EMPTY)
-    }
-
-    fn call_with(&self, method: &str, header: Option<&str>, body: &[u8]) -> Call<'_> {
-        let request = Request::post(format!("http://agent/SpiffeWorkloadAPI/{method}"));
-        let request = request.header("content-type", "application/grpc").header("te", "trailers");
-        let request =
-            header.into_iter().fold(request, |request, value| request.header("workload.spiffe.io", value));
-        let request = request.body(Full::new(Bytes::copy_from_slice(body))).unwrap();
-        let mut requests = self.requests.clone();
-        let answer = self.runtime.block_on(async { timeout(PATIENCE, requests.send_request(request)).await });
-        let (head, body) = answer.expect("an answer in time").unwrap().into_parts();
-        assert_eq!(head.status, 200);
-        assert_eq!(head.headers["content-type"], "application/grpc");
-        Call { runtime: &self.runtime, head: head.headers, body, read: Vec::new() }
-    }
-
-    /// A stream on which the key has come: the agent has seen its configuration.
-    fn wait_for_key(&self, device: &Device) -> Call<'_> {
-        let mut given = None;
-        device.wait_until("the key is given", |_| {
-            let mut call = self.call("FetchX509SVID");
-            let is_given = matches!(call.next(), Told::Message(_));
-            given = Some(call);
-            is_given
-        });
-        given.unwrap()
-    }
-}
-
-impl Call<'_> {
-    fn next(&mut self) -> Told {
-        self.next_within(PATIENCE).expect("a message or the end in time")
-    }
-
-    fn message(&mut self) -> Vec<u8> {
-        match self.next() {
-            Told::Message(message) => message,
-            end => panic!("{end:?}"),
-        }
-    }
-
-    /// The status that ends it.
-    fn end(&mut self) -> (u32, String) {
-        match self.next() {
-            Told::End(code, why) => (code, why),
-            message => panic!("{message:?}"),
-        }
-    }
-
-    fn is_quiet(&mut self) {
-        assert_eq!(self.next_within(QUIET), None);
-    }
-
-    fn next_within(&mut self, limit: Duration) -> Option<Told> {
-        if let Some(end) = end_in(&self.head) {
-            return Some(end);
-        }
-        let (body, read) = (&mut self.body, &mut self.read);
-        let next = async {
-            loop {
-                if let Some((&[0, a, b, c, d], rest)) = read.split_first_chunk::<5>() {
-                    let length = u32::from_be_bytes([a, b, c, d]) as usize;
-                    if let Some(message) = rest.get(..length) {
-                        let message = message.to_vec();
-                        read.drain(..5 + length);
-                        return Told::Message(message);
-                    }
-                }
-                let frame = body.frame().await.expect("a status at the end").unwrap();
-                match frame.into_data() {
-                    Ok(data) => read.extend_from_slice(&data),
-                    Err(frame) => {
-                        return end_in(frame.trailers_ref().unwrap()).expect("a status in the trailers");
-                    }
-                }
-            }
-        };
-        self.runtime.block_on(async { timeout(limit, next).await }).ok()
-    }
-}
-
-fn end_in(headers: &HeaderMap) -> Option<Told> {
-    let text = |name| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
-    Some(Told::End(text("grpc-status")?.parse().unwrap(), text("grpc-message").unwrap_or_default()))
 }
 
 /// `tests/clients/spiffe_client.py`, and the lines that it tells.

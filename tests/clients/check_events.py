@@ -16,7 +16,7 @@ watched = {"$ref": "#/components/schemas/Watched", "components": description["co
 validator = jsonschema_rs.Draft202012Validator(watched)
 
 with socket.socket(socket.AF_UNIX) as connection:
-    connection.settimeout(30)
+    connection.settimeout(120)
     connection.connect(sys.argv[2])
     connection.sendall(b"GET /v1/watch HTTP/1.0\r\n\r\n")  # to HTTP/1.0 the events come without chunks
     for line in connection.makefile(encoding="utf-8"):

@@ -14,7 +14,7 @@ import sys
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from spiffe import JwtSource, WorkloadApiClient, X509Source
 
-PATIENCE = 40.0
+PATIENCE = 120.0
 
 
 def main():

@@ -1,12 +1,12 @@
 //! tpm2-abrmd before a software TPM, on a system bus of its own.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs;
 use std::process::Command;
 
 use tempfile::TempDir;
 
 use crate::process::{Running, wait_until};
+use crate::support::folder::{folder, open_to_all};
 use crate::support::swtpm::Swtpm;
 
 /// The way to it, for the agent and for the TSS's tools alike.
@@ -44,8 +44,8 @@ pub(crate) struct Abrmd {
 impl Abrmd {
     /// Starts both, and waits until the TPM answers through them.
     pub(crate) fn start(tpm: &Swtpm) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), Permissions::from_mode(0o711)).unwrap(); // for everyone on the bus
+        let folder = folder();
+        open_to_all(folder.path(), 0o711); // for everyone on the bus
         let file = |name: &str| folder.path().join(name);
 
         let socket = file("bus");
@@ -54,8 +54,11 @@ impl Abrmd {
         fs::write(file("bus.conf"), config).unwrap();
         let mut command = Command::new("dbus-daemon");
         command.arg("--config-file").arg(file("bus.conf")).args(["--nofork", "--nopidfile", "--nosyslog"]);
-        let bus = Running::start(&mut command, &file("bus.log"));
-        wait_until("the bus", || socket.exists());
+        let mut bus = Running::start(&mut command, &file("bus.log"));
+        wait_until("the bus", || {
+            assert!(!bus.has_ended(), "dbus-daemon does not start");
+            socket.exists()
+        });
 
         let mut abrmd = Self { tpm: tpm.tcti(), address, broker: None, _bus: bus, folder };
         abrmd.start_again();
@@ -66,8 +69,9 @@ impl Abrmd {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=tss", "--regid=tss", "--clear-groups", "tpm2-abrmd", "--tcti", &self.tpm]);
         let log = self.folder.path().join("abrmd.log");
-        self.broker = Some(Running::start(command.env(BUS, &self.address), &log));
+        let broker = self.broker.insert(Running::start(command.env(BUS, &self.address), &log));
         wait_until("tpm2-abrmd", || {
+            assert!(!broker.has_ended(), "tpm2-abrmd does not start");
             let mut command = Command::new("tpm2_getcap");
             command.args(["--tcti", TCTI, "properties-fixed"]).env(BUS, &self.address);
             command.output().unwrap().status.success()

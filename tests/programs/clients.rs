@@ -29,16 +29,19 @@ fn reach_the_peer(commands: &str) {
 }
 
 #[test]
+#[ignore = "needs root: programs are run as another user"]
 fn openssl() {
     reach_the_peer(&page::block("sh openssl"));
 }
 
 #[test]
+#[ignore = "needs root: programs are run as another user"]
 fn curl() {
     reach_the_peer(&page::block("sh curl"));
 }
 
 #[test]
+#[ignore = "needs root: programs are run as another user"]
 fn python() {
     reach_the_peer(&python_program("python wfm"));
 }
@@ -49,6 +52,7 @@ fn python_program(block: &str) -> String {
 }
 
 #[test]
+#[ignore = "needs root: programs are run as another user"]
 fn each_group_counts() {
     let device = Device::renewing();
     let peer = Peer::start(&device);

@@ -1,41 +1,47 @@
 //! Programs in the background.
 
-use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use crate::support::agent::{PATIENCE, pause};
+use crate::support::log::Log;
 
-/// A program that ends with this value.
-pub(crate) struct Running(Child);
+/// A program that ends with this value. What it wrote is shown if the test fails.
+pub(crate) struct Running {
+    process: Child,
+    log: Log,
+}
 
 impl Running {
     /// Starts it; what it writes goes to this file.
     pub(crate) fn start(command: &mut Command, log: &Path) -> Self {
-        let log = fs::File::options().create(true).append(true).open(log).unwrap();
-        let name = command.get_program().to_owned();
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        Self(
-            command
-                .spawn()
-                .unwrap_or_else(|e| panic!("{name:?} is needed for this test (scripts/setup): {e}")),
-        )
+        let words: Vec<_> = [command.get_program()].into_iter().chain(command.get_args()).collect();
+        let name = words.join(" ".as_ref()).to_string_lossy().into_owned();
+        let log = Log::new(&name, log.to_owned());
+        command.stdin(Stdio::null()).stdout(log.to_append()).stderr(log.to_append());
+        let process = command.spawn().unwrap_or_else(|e| panic!("{name}: {e}; run scripts/setup"));
+        Self { process, log }
+    }
+
+    /// What it wrote.
+    pub(crate) fn log(&self) -> String {
+        self.log.text()
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.0.id()
+        self.process.id()
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {
-        self.0.try_wait().unwrap().is_some()
+        self.process.try_wait().unwrap().is_some()
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 

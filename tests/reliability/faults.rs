@@ -61,6 +61,7 @@ struct Case {
 type List = Vec<Call>;
 
 #[test]
+#[ignore = "needs root: strace traces an agent that keeps to itself"]
 fn every_call_on_the_agent_s_files_can_fail() {
     let lists = lists(USUAL);
     let mut cases = Vec::new();
@@ -86,6 +87,7 @@ fn every_call_on_the_agent_s_files_can_fail() {
 }
 
 #[test]
+#[ignore = "needs root: strace traces an agent that keeps to itself"]
 fn every_call_on_the_agent_s_files_can_be_the_last() {
     let settings = [(true, true), (true, false), (false, true), (false, false)];
     for (rotate, permitted) in settings.into_iter().take(if crate::is_long() { 4 } else { 1 }) {
@@ -101,6 +103,7 @@ fn every_call_on_the_agent_s_files_can_be_the_last() {
 
 /// A file system that journals hides the lack of a sync in most power cuts; the order of the calls does not.
 #[test]
+#[ignore = "needs root: strace traces an agent that keeps to itself"]
 fn what_is_renamed_is_durable_before_anything_builds_on_it() {
     // Sockets are made anew at every start.
     let is_made_durable = |call: &Call| call.name.starts_with("rename") && call.path.starts_with("state");
@@ -131,6 +134,7 @@ fn what_is_renamed_is_durable_before_anything_builds_on_it() {
 }
 
 #[test]
+#[ignore = "needs root: mounts"]
 fn a_full_disk_costs_nothing_that_is_held_and_is_left_behind_when_there_is_room() {
     let mut subject = Subject::new(USUAL);
     subject.start_on_a_disk_of_its_own("mkdir -p $STATE && mount -t tmpfs -o size=256k none $STATE");
@@ -144,6 +148,7 @@ fn a_full_disk_costs_nothing_that_is_held_and_is_left_behind_when_there_is_room(
 }
 
 #[test]
+#[ignore = "needs root: mounts"]
 fn a_disk_that_became_read_only_is_served_from_and_written_to_when_it_can_be_again() {
     let mut subject = Subject::new(USUAL);
     subject.prepare(Story::Renew);
@@ -163,6 +168,7 @@ fn a_disk_that_became_read_only_is_served_from_and_written_to_when_it_can_be_aga
 }
 
 #[test]
+#[ignore = "needs root: changes the limits of an agent that keeps to itself"]
 fn an_agent_without_file_descriptors_goes_on_when_it_has_some_and_does_not_fill_the_log_meanwhile() {
     let mut subject = Subject::new(USUAL);
     subject.prepare(Story::Renew);
@@ -327,6 +333,7 @@ impl Subject {
                 let holds_one = self.device().path("state/private/identity.json").exists();
                 self.enrollments = self.issued_at_enrollment() + usize::from(!holds_one);
                 self.restart();
+                self.wait_for_adoption();
             }
             _ => self.live_through(case, &list[case.nth], strace),
         }
@@ -545,6 +552,22 @@ impl Subject {
             let said = fs::read(self.seen("state/svid/current/identity.json")).unwrap_or_default();
             let said: Value = serde_json::from_slice(&said).unwrap_or_default();
             served["generation"].is_u64() && said["serial"] == device.status()["svid"]["serial"]
+        });
+    }
+
+    /// Waits until a chain that was issued before the kill, and stored, is adopted. Until then the agent is active with the
+    /// identity before it, and on a slow machine that is to be seen.
+    fn wait_for_adoption(&self) {
+        self.device().wait_until("what was issued is adopted", |device| {
+            if device.path("state/private/answer.json").exists() {
+                return false;
+            }
+            let record = fs::read(device.path("state/private/identity.json")).unwrap_or_default();
+            let record: Value = serde_json::from_slice(&record).unwrap_or_default();
+            let chain = &record["record"]["chain"];
+            let served =
+                device.get("/v1/svid").map_or(Value::Null, |(_, svid)| serde_json::from_str(&svid).unwrap());
+            chain.is_null() || *chain == served["certificateChainPem"]
         });
     }
 

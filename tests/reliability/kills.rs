@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use development_mis::Policy;
 
-use crate::support::agent::pause;
+use crate::support::agent::{PATIENCE, pause};
 use crate::support::reader::{Published, Readers};
 use crate::world::{self, World};
 
@@ -130,11 +130,7 @@ impl Story {
         self.world.device.spawn();
         while !holds(self) {
             let waited = begin.elapsed();
-            assert!(
-                waited < Duration::from_secs(40),
-                "{what}: not within {waited:?}\n{}",
-                self.world.device.log()
-            );
+            assert!(waited < PATIENCE, "{what}: not within {waited:?}\n{}", self.world.device.log());
             pause();
         }
         begin.elapsed()

@@ -1,6 +1,6 @@
 //! The real agent as a process of its own, with a folder for its state, its socket and its configuration.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
@@ -12,10 +12,14 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Long enough for a loaded machine; nothing waits for it that does not fail in the end.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+use super::folder::folder;
+use super::log::Log;
 
-const AGENT: &str = env!("CARGO_BIN_EXE_miaf-agent");
+/// Long enough for a machine with other things to do; nothing waits for it that does not fail in the end.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The program.
+pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_miaf-agent");
 
 /// Variables that lead an agent elsewhere, or have it trust others.
 const FOREIGN: &[&str] = &[
@@ -34,8 +38,9 @@ const FOREIGN: &[&str] = &[
 
 /// A device: its folder stays while its agent comes and goes.
 pub(crate) struct Device {
-    folder: TempDir,
     process: Option<Child>,
+    log: Log, // before its folder: it is read when it is dropped
+    folder: TempDir,
     environment: Vec<(String, String)>,
     passed: Vec<(String, UnixListener)>,
     under: Vec<String>,
@@ -44,9 +49,10 @@ pub(crate) struct Device {
 impl Device {
     /// A device with this configuration. `{dir}` in it stands for the device's folder. The agent is not started.
     pub(crate) fn new(config: &str) -> Self {
-        let folder = tempfile::tempdir().expect("a folder for the device");
+        let folder = folder();
+        let log = Log::new("the agent", folder.path().join("agent.log"));
         let (environment, passed, under) = (Vec::new(), Vec::new(), Vec::new());
-        let device = Self { folder, process: None, environment, passed, under };
+        let device = Self { process: None, log, folder, environment, passed, under };
         device.configure(config);
         device
     }
@@ -109,9 +115,8 @@ impl Device {
     /// Starts the agent.
     pub(crate) fn spawn(&mut self) {
         assert!(self.process.is_none(), "one agent at a time");
-        let log = File::options().create(true).append(true).open(self.path("agent.log")).expect("a log file");
         let mut command = self.daemon();
-        let process = command.stderr(log).spawn();
+        let process = command.stderr(self.log.to_append()).spawn();
         self.process = Some(process.expect("the agent starts"));
     }
 
@@ -122,7 +127,11 @@ impl Device {
 
     /// A command of the agent's, not started yet.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        self.complete(Command::new(AGENT), arguments)
+        // As from a terminal: whoever has the tests run in the background ignores SIGINT, and programs inherit that.
+        let mut command = Command::new("env");
+        command.args(["--default-signal", AGENT]);
+        self.complete(&mut command, arguments);
+        command
     }
 
     fn daemon(&self) -> Command {
@@ -130,14 +139,13 @@ impl Device {
             let mut words = self.under.iter().map(String::as_str).chain([AGENT]);
             let mut command = Command::new(words.next().expect("a program"));
             command.args(words);
-            let mut command = self.complete(command, &["run"]);
-            command.stdin(Stdio::null()).stdout(Stdio::null());
+            self.complete(&mut command, &["run"]).stdin(Stdio::null()).stdout(Stdio::null());
             return command;
         }
         // The sockets travel as stdin and stdout to a shell, which puts them where the agent looks for them.
-        let mut shell = Command::new("sh");
-        shell.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\" 3<&0 4<&1 </dev/null >/dev/null", AGENT]);
-        let mut command = self.complete(shell, &["run"]);
+        let mut command = Command::new("sh");
+        command.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\" 3<&0 4<&1 </dev/null >/dev/null", AGENT]);
+        self.complete(&mut command, &["run"]);
         let names: Vec<&str> = self.passed.iter().map(|(name, _)| name.as_str()).collect();
         command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
         let mut sockets =
@@ -147,14 +155,14 @@ impl Device {
         command
     }
 
-    fn complete(&self, mut command: Command, arguments: &[&str]) -> Command {
+    /// Has what starts the agent start it as this device's, with these arguments.
+    pub(crate) fn complete<'c>(&self, command: &'c mut Command, arguments: &[&str]) -> &'c mut Command {
         command.arg("--config").arg(self.path("config.toml")).args(arguments).current_dir("/");
         // What the machine of the tests has set is not the device's.
         for name in FOREIGN {
             command.env_remove(name);
         }
-        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)))
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -204,7 +212,7 @@ impl Device {
             }
             pause();
         }
-        panic!("the agent did not end{}", self.log_for_people()); // and is killed with the device
+        panic!("the agent did not end"); // and is killed with the device
     }
 
     /// `GET` on the socket: status and body. `None`: nobody answers.
@@ -275,18 +283,14 @@ impl Device {
         let deadline = Instant::now() + PATIENCE;
         while !holds(self, last) {
             if Instant::now() >= deadline {
-                panic!("waited in vain for {what}; last status: {last:#}{}", self.log_for_people());
+                panic!("waited in vain for {what}; last status: {last:#}");
             }
             pause();
         }
     }
 
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.path("agent.log")).unwrap_or_default()
-    }
-
-    fn log_for_people(&self) -> String {
-        format!("\n--- the agent's log ---\n{}", self.log())
+        self.log.text()
     }
 }
 

@@ -2,6 +2,9 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub(crate) mod agent;
+pub(crate) mod folder;
+pub(crate) mod log;
+pub(crate) mod ports;
 pub(crate) mod python;
 pub(crate) mod reader;
 pub(crate) mod strace;

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use super::agent::{PATIENCE, pause};
+use super::log::Log;
 
 /// The calls by which a file system is changed, and those that open something in it.
 const CALLS: &str = "?open,?creat,openat,write,pwrite64,writev,fsync,fdatasync,ftruncate,fallocate,?rename,renameat,\
@@ -42,7 +43,7 @@ pub(crate) enum What {
 /// A strace that is attached to a process. The process goes on without it when it is gone.
 pub(crate) struct Strace {
     process: Child,
-    log: PathBuf,
+    log: Log,
 }
 
 impl Strace {
@@ -81,12 +82,12 @@ impl Strace {
         }
         // It says more, of threads that come and go: nobody may make it wait.
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
-        Self { process, log: log.to_owned() }
+        Self { process, log: Log::new("strace", log.to_owned()) }
     }
 
     /// What it has written down.
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
+        self.log.text()
     }
 
     /// Whether what was to happen has happened.

@@ -1,16 +1,22 @@
 //! A software TPM of one's own for a test: own state folder, own ports, gone when dropped.
 
-use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use super::agent::{PATIENCE, pause};
+use super::folder::folder;
+use super::log::Log;
+use super::ports;
 
 /// A running (or stopped) swtpm.
 pub(crate) struct Swtpm {
-    folder: PathBuf,
-    port: u16,
     process: Option<Child>,
+    log: Log, // before its folder: it is read when it is dropped
+    folder: TempDir,
+    port: u16,
 }
 
 impl Swtpm {
@@ -19,21 +25,17 @@ impl Swtpm {
     /// # Panics
     /// If `swtpm` is not installed: a test without a TPM would prove nothing.
     pub(crate) fn start() -> Self {
-        // Two tests of one process never share a number; tests of other processes are told apart by the pid.
-        static COUNT: AtomicU16 = AtomicU16::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("miaf-swtpm-{}-{count}", std::process::id()));
-        std::fs::create_dir(&folder).expect("a folder for the TPM's state");
-
         let installed = Command::new("swtpm").arg("--version").stdout(Stdio::null()).status();
         assert!(
             installed.is_ok(),
             "swtpm is needed for this test: apt install swtpm tpm2-tools tpm2-openssl"
         );
 
-        let mut tpm = Self { folder, port: 0, process: None };
-        for attempt in 0..50 {
-            tpm.port = free_pair(count.wrapping_add(attempt * 64));
+        let folder = folder();
+        let log = Log::new("swtpm", folder.path().join("swtpm.log"));
+        let mut tpm = Self { process: None, log, folder, port: 0 };
+        for _ in 0..50 {
+            tpm.port = ports::free_in_a_row(2);
             if tpm.try_boot() {
                 return tpm;
             }
@@ -48,7 +50,7 @@ impl Swtpm {
 
     /// A path in the TPM's folder, for files of the test.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.folder.path().join(name)
     }
 
     /// Cuts its power.
@@ -89,7 +91,7 @@ impl Swtpm {
     pub(crate) fn try_run(&self, program: &str, arguments: &[&str]) -> Output {
         clean_command(program)
             .args(arguments)
-            .current_dir(&self.folder)
+            .current_dir(self.folder.path())
             .env("TPM2TOOLS_TCTI", self.tcti())
             .env("TPM2OPENSSL_TCTI", self.tcti())
             .env("TSS2_LOG", "all+none")
@@ -110,24 +112,22 @@ impl Swtpm {
     fn try_boot(&mut self) -> bool {
         let child = clean_command("swtpm")
             .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
-            .args(["--tpmstate", &format!("dir={}", path(&self.folder))])
+            .args(["--tpmstate", &format!("dir={}", path(self.folder.path()))])
             .args(["--server", &format!("type=tcp,port={}", self.port)])
             .args(["--ctrl", &format!("type=tcp,port={}", self.port + 1)])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stdin(Stdio::null())
+            .stdout(self.log.to_append())
+            .stderr(self.log.to_append())
             .spawn()
             .expect("bash");
         let process = self.process.insert(child);
 
         let since = Instant::now();
-        while since.elapsed() < Duration::from_secs(20) {
-            if let Ok(Some(_)) = process.try_wait() {
-                break;
-            }
-            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+        while since.elapsed() < PATIENCE && matches!(process.try_wait(), Ok(None)) {
+            if ports::is_of(self.port, process.id()) {
                 return true;
             }
-            std::thread::sleep(Duration::from_millis(5));
+            pause();
         }
         self.stop();
         false
@@ -137,7 +137,6 @@ impl Swtpm {
 impl Drop for Swtpm {
     fn drop(&mut self) {
         self.stop();
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
@@ -154,15 +153,4 @@ fn clean_command(program: &str) -> Command {
     let mut command = Command::new("bash");
     command.args(["-c", CLOSE_AND_EXEC, program]);
     command
-}
-
-/// Two free ports in a row below the range from which the system takes the ports of outgoing connections.
-fn free_pair(start: u16) -> u16 {
-    const FIRST: u32 = 20_000;
-    const PAIRS: u32 = 6_000;
-    let start = std::process::id().wrapping_mul(61).wrapping_add(u32::from(start));
-    (0..PAIRS)
-        .map(|step| (FIRST + 2 * (start.wrapping_add(step) % PAIRS)) as u16)
-        .find(|port| [*port, port + 1].iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()))
-        .expect("two free ports in a row")
 }

@@ -1,19 +1,22 @@
 //! A real HTTP proxy of one's own for a test: tinyproxy on a free loopback port, gone when dropped.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tempfile::TempDir;
 
-use super::agent::pause;
+use super::agent::{PATIENCE, pause};
+use super::folder::folder;
+use super::log::Log;
+use super::ports;
 
 /// A running (or stopped) proxy.
 pub(crate) struct Tinyproxy {
+    process: Option<Child>,
+    log: Log, // before its folder: it is read when it is dropped
     folder: TempDir,
     port: u16,
-    process: Option<Child>,
 }
 
 impl Tinyproxy {
@@ -24,32 +27,29 @@ impl Tinyproxy {
     pub(crate) fn start(to: u16, more: &str) -> Self {
         let mut proxy = Self::stopped();
         for _ in 0..20 {
-            proxy.port = free_port();
+            proxy.port = ports::free();
             if proxy.try_start(to, more) {
                 return proxy;
             }
         }
-        panic!("tinyproxy does not start: {}", proxy.log());
+        panic!("tinyproxy does not start");
     }
 
     /// One that does not run yet, at an address where nothing is.
     pub(crate) fn stopped() -> Self {
-        Self {
-            folder: tempfile::tempdir().expect("a folder for the proxy"),
-            port: free_port(),
-            process: None,
-        }
+        let folder = folder();
+        let log = Log::new("tinyproxy", folder.path().join("tinyproxy.log"));
+        Self { process: None, log, folder, port: ports::free() }
     }
 
     /// Starts it at the address that it has.
     pub(crate) fn try_start(&mut self, to: u16, more: &str) -> bool {
         let file = self.folder.path().join("tinyproxy.conf");
-        let log = self.folder.path().join("tinyproxy.log");
         let config = format!(
             "Port {}\nListen 127.0.0.1\nAllow 127.0.0.1\nTimeout 60\nConnectPort {to}\nLogFile \"{}\"\n\
              LogLevel Connect\n{more}\n",
             self.port,
-            log.display(),
+            self.log.path().display(),
         );
         fs::write(&file, config).expect("the configuration is written");
         let mut command = Command::new("tinyproxy");
@@ -58,16 +58,16 @@ impl Tinyproxy {
             .arg("-c")
             .arg(&file)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+            .stdout(self.log.to_append())
+            .stderr(self.log.to_append());
         let mut process =
             command.spawn().expect("tinyproxy is needed for this test: apt install tinyproxy-bin");
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             if matches!(process.try_wait(), Ok(Some(_))) {
                 return false;
             }
-            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+            if ports::is_of(self.port, process.id()) {
                 self.process = Some(process);
                 return true;
             }
@@ -89,7 +89,7 @@ impl Tinyproxy {
     }
 
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.folder.path().join("tinyproxy.log")).unwrap_or_default()
+        self.log.text()
     }
 }
 
@@ -100,8 +100,4 @@ impl Drop for Tinyproxy {
             let _ = process.wait();
         }
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).expect("a free port").local_addr().expect("its number").port()
 }

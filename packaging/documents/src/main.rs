@@ -6,6 +6,7 @@
 
 mod linked;
 mod manual;
+mod markdown;
 mod notices;
 mod sbom;
 
@@ -31,7 +32,7 @@ struct Arguments {
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     let share = arguments.destination.join("usr/share");
-    manual::write_pages(&share.join("man/man1"))?;
+    manual::write_pages(&share.join("man"), arguments.epoch)?;
     manual::write_completions(&share)?;
 
     let linked = Linked::read()?;

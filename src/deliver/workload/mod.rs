@@ -23,8 +23,8 @@ use ring::digest::{Digest, SHA256, digest};
 use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
-use super::calls::CallPermit;
 use super::caller::{Caller, Closing};
+use super::calls::CallPermit;
 use super::grpc::{self, Code, Status};
 use super::lines::Lines;
 use super::protobuf::Message;

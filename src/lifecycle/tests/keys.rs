@@ -217,6 +217,25 @@ fn a_key_that_is_lost_is_not_asked_with_where_the_mis_wants_the_existing_one() {
     });
 }
 
+/// Found by a property: the refusal of the new key outlived the loss of the old one, so that a 401 at renewal was not
+/// answered with the enrollment that helps (R6).
+#[test]
+fn a_key_that_is_back_is_enrolled_with_although_a_new_one_was_refused_meanwhile() {
+    let mut device = whose_key_is_lost();
+    device.told(Event::Told(Order::ReplaceKey));
+    device.waits_for(ProveKey);
+    device.told(key_lost());
+    device.waits_for(Action::Request(Enroll, Pending));
+    device.told(refusal(Meaning::KeyRotationRefused, None));
+    assert_eq!(device.state(), State::Blocked);
+    device.waits_for(ProveKey);
+    device.told(key_proven());
+    assert_eq!(device.state(), State::Active);
+    device.waits_for(Action::Request(Renew, Current));
+    device.told(refusal(Meaning::NotAuthenticated, None));
+    device.waits_for(Action::Request(Enroll, Current));
+}
+
 #[test]
 fn a_chip_that_is_away_at_start_is_looked_for_and_its_key_is_not_lost() {
     let mut device = Device::fresh();

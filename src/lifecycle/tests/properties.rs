@@ -12,7 +12,7 @@ use super::histories::*;
 use super::watch::*;
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::testing::cases(96))]
 
     /// Through any history the rules that [`Watch`] checks at every step hold, and an MIS that cooperates from then on
     /// (which includes a correction of what it refused for good) finds an active device in bounded time.

@@ -57,7 +57,8 @@ impl Default for Settings {
         Self {
             folder: PathBuf::new(),
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
-            hosts: ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec(),
+            // By address: not every machine can resolve "localhost".
+            hosts: ["127.0.0.1", "localhost", "::1"].map(str::to_owned).to_vec(),
             trust_domain: "factory.example".to_owned(),
             mode: IssuingMode::Root,
             algorithm: IssuerAlgorithm::P256,
@@ -106,7 +107,7 @@ impl Settings {
         match self.hosts.first() {
             Some(host) if host.contains(':') => format!("https://[{host}]:{port}"),
             Some(host) => format!("https://{host}:{port}"),
-            None => format!("https://localhost:{port}"),
+            None => format!("https://127.0.0.1:{port}"),
         }
     }
 }
@@ -171,7 +172,7 @@ impl Mis {
         settings.pki().map(drop)
     }
 
-    /// `https://localhost:PORT`, the base URI of the APIs.
+    /// `https://127.0.0.1:PORT`, the base URI of the APIs.
     pub fn url(&self) -> String {
         self.service.base.clone()
     }

@@ -9,7 +9,7 @@ use super::*;
 static ANCHOR: std::sync::LazyLock<String> = std::sync::LazyLock::new(anchor);
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::testing::cases(500))]
 
     #[test]
     fn a_body_of_anything_is_no_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {

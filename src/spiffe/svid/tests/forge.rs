@@ -48,6 +48,7 @@ const BOOLEAN: u8 = 0x01;
 const BIT_STRING: u8 = 0x03;
 const OCTET_STRING: u8 = 0x04;
 const UTF8_STRING: u8 = 0x0c;
+pub(super) const IA5_STRING: u8 = 0x16;
 const UTC_TIME: u8 = 0x17;
 
 /// One DER element.

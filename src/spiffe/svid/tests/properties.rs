@@ -74,7 +74,7 @@ fn renewal() -> Answer {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::testing::cases(500))]
 
     /// The issuers sign whatever comes out: past the signatures, every other check is on its own.
     #[test]

@@ -63,9 +63,45 @@ fn a_leaf_that_does_not_name_this_one_device_is_refused() {
             (
                 "bytes behind the names",
                 |a| a.leaf.set(SUBJECT_ALT_NAME, true, [names(&[uri(DEVICE_ID)]), vec![5, 0]].concat()),
-                R::Path(PathError::BadDer),
+                R::Extension,
             ),
             ("a SAN that is no SAN", |a| a.leaf.set(SUBJECT_ALT_NAME, true, vec![5, 0]), R::Extension),
+            // Found by a property: x509-parser takes it for a URI.
+            (
+                "a URI whose tag says that there are elements in it",
+                |a| san(a, &[tlv(0xa6, &[DEVICE_ID.as_bytes()])]),
+                R::Extension,
+            ),
+            (
+                "a URI in an element within such a tag, as BER allows and OpenSSL reads",
+                |a| san(a, &[tlv(0xa6, &[&tlv(IA5_STRING, &[DEVICE_ID.as_bytes()])])]),
+                R::Extension,
+            ),
+            (
+                "a URI, and a second one whose tag says that there are elements in it",
+                |a| san(a, &[uri(DEVICE_ID), tlv(0xa6, &[SIBLING_ID.as_bytes()])]),
+                R::Extension,
+            ),
+            (
+                "a URI by the tag of another class",
+                |a| san(a, &[tlv(0x46, &[DEVICE_ID.as_bytes()])]),
+                R::Extension,
+            ),
+            (
+                "a DNS name whose tag says that there are elements in it",
+                |a| san(a, &[uri(DEVICE_ID), tlv(0xa2, &[b"plc.example"])]),
+                R::Extension,
+            ),
+            (
+                "a DNS name that is not ASCII",
+                |a| san(a, &[uri(DEVICE_ID), dns("pl\u{e7}.example")]),
+                R::Extension,
+            ),
+            (
+                "an IP address of five bytes",
+                |a| san(a, &[uri(DEVICE_ID), tlv(0x87, &[&[127, 0, 0, 0, 1]])]),
+                R::Extension,
+            ),
             (
                 "an http URI",
                 |a| san(a, &[uri("http://factory.example/margo")]),
@@ -212,6 +248,28 @@ fn a_leaf_that_may_do_the_wrong_things_is_refused() {
             (
                 "keyCertSign hidden among the bits declared unused",
                 |a| a.leaf.set(KEY_USAGE, true, vec![3, 2, 7, DIGITAL_SIGNATURE | KEY_CERT_SIGN]),
+                R::Extension,
+            ),
+            (
+                "a keyUsage in pieces, as BER allows",
+                |a| a.leaf.set(KEY_USAGE, true, tlv(0x23, &[&usages(DIGITAL_SIGNATURE)])),
+                R::Extension,
+            ),
+            (
+                "basicConstraints whose boolean says that there are elements in it",
+                |a| a.leaf.set(BASIC_CONSTRAINTS, true, sequence(&[&tlv(0x21, &[&[0]])])),
+                R::Extension,
+            ),
+            (
+                "bytes behind basicConstraints",
+                |a| {
+                    a.leaf.set(BASIC_CONSTRAINTS, true, [basic_constraints(false, None), vec![5, 0]].concat())
+                },
+                R::Extension,
+            ),
+            (
+                "an extension of the standard that nobody here reads, and nobody can",
+                |a| a.leaf.set(AUTHORITY_KEY_ID, false, sequence(&[&[0x80, 20, 1]])),
                 R::Extension,
             ),
             ("a keyUsage that is no bit string", |a| a.leaf.set(KEY_USAGE, true, vec![5, 0]), R::Extension),
@@ -484,6 +542,17 @@ fn a_chain_that_is_not_made_of_certificates_is_refused() {
                 "a certificate of more than 16 kB",
                 |a| a.leaf.add(UNKNOWN, false, vec![0; 16 * 1024]),
                 R::Malformed { index: 0 },
+            ),
+            ("a serial number of no byte", |a| a.leaf.serial = vec![], R::Malformed { index: 0 }),
+            (
+                "a serial number with a needless zero",
+                |a| a.leaf.serial = vec![0, 0x4d],
+                R::Malformed { index: 0 },
+            ),
+            (
+                "an intermediate's serial number with a needless byte of a negative one",
+                |a| a.intermediate().serial = vec![0xff, 0x80],
+                R::Malformed { index: 1 },
             ),
             ("version 1", |a| (a.leaf.version, a.leaf.extensions) = (None, Vec::new()), R::Version),
             ("version 1 that has extensions all the same", |a| a.leaf.version = Some(0), R::Version),
