@@ -10,8 +10,9 @@ mod world;
 
 mod clients;
 
+use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use development_mis::{AnchorStep, Endpoint, Fault};
 use nix::unistd::getuid;
@@ -345,4 +346,41 @@ fn node_reads_refusals_and_closes_idle_connections() {
     assert_eq!(refusals["codes"], json!(["UNIMPLEMENTED"]));
     let idle = scenario.clients.find("idle", |line| line["client"] == "Node idle connections");
     assert_eq!((&idle["kept"], &idle["errors"]), (&json!(0), &json!(0)), "{idle}");
+}
+
+/// What the agent used for a crowd is given back while it runs on.
+#[test]
+fn memory_comes_back_after_a_crowd_of_go_clients() {
+    const ALLOWED_KIB: u64 = 4 * 1024;
+    const LIMIT: Duration = Duration::from_secs(60);
+    if !has("go") {
+        return; // tests/interop/run has said so
+    }
+    let mut scenario = Scenario::before_enrollment("software");
+    scenario.enroll();
+    std::thread::sleep(Duration::from_secs(2));
+    let anonymous = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", scenario.world.device.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    let idle = anonymous();
+    let crowd = scenario.start(go(&["crowd", &scenario.socket()]));
+    scenario.clients.find("the crowd", |line| line["client"] == "crowd");
+    let with_crowd = anonymous();
+    drop(crowd);
+    assert!(
+        with_crowd > idle + ALLOWED_KIB,
+        "{with_crowd} KiB with a crowd, {idle} before: it proves nothing"
+    );
+    let since = Instant::now();
+    while anonymous() > idle + ALLOWED_KIB {
+        assert!(
+            since.elapsed() < LIMIT,
+            "{idle} KiB before, {with_crowd} with the crowd, {} now",
+            anonymous()
+        );
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    println!("{idle} KiB before, {with_crowd} with the crowd, {} after {:?}", anonymous(), since.elapsed());
 }

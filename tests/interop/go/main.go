@@ -5,6 +5,7 @@
 //	interop bundles SOCKET              the watcher of bundles; the two sources must have nothing, as the key is in the TPM
 //	interop streams SOCKET              20 streams on one connection, and a call more
 //	interop health SOCKET               grpc.health.v1.Health
+//	interop crowd SOCKET                500 clients, each with a connection and a watcher of bundles
 //	interop codes SOCKET                how calls end, once
 //	interop serve software|tpm FOLDER   an mTLS server
 //	interop page software|tpm FOLDER    an HTTPS server that demands an SVID
@@ -37,7 +38,7 @@ var domain = spiffeid.RequireTrustDomainFromString("factory.example")
 
 func main() {
 	if len(os.Args) < 3 {
-		fmt.Fprintln(os.Stderr, "usage: interop watch|bundles|streams|health|codes|serve|page|dial …")
+		fmt.Fprintln(os.Stderr, "usage: interop watch|bundles|streams|health|crowd|codes|serve|page|dial …")
 		os.Exit(2)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -63,6 +64,8 @@ func run(ctx context.Context, what string, arguments []string) error {
 		return streams(ctx, arguments[0])
 	case "health":
 		return health(ctx, arguments[0])
+	case "crowd":
+		return crowd(ctx, arguments[0])
 	case "codes":
 		return codes(ctx, arguments[0])
 	case "serve":

@@ -110,3 +110,34 @@ func bundlesOnly(ctx context.Context, socket string) error {
 	defer client.Close()
 	return client.WatchX509Bundles(ctx, watcher{})
 }
+
+const crowdSize = 500
+
+// crowd tells once when all of its clients have the bundle.
+func crowd(ctx context.Context, socket string) error {
+	ended := make(chan error)
+	member := &member{update: make(chan struct{})}
+	for range crowdSize {
+		client, err := workloadapi.New(ctx, workloadapi.WithAddr("unix://"+socket))
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		go func() { ended <- client.WatchX509Bundles(ctx, member) }()
+	}
+	for range crowdSize {
+		select {
+		case err := <-ended:
+			return err
+		case <-member.update:
+		}
+	}
+	tell(map[string]any{"client": "crowd", "watching": crowdSize})
+	return <-ended
+}
+
+// member is each client of a crowd.
+type member struct{ update chan struct{} }
+
+func (m *member) OnX509BundlesUpdate(*x509bundle.Set) { m.update <- struct{}{} }
+func (*member) OnX509BundlesWatchError(err error)     { note("crowd", err) }
