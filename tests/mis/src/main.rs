@@ -29,7 +29,7 @@ struct Arguments {
     listen: SocketAddr,
 
     /// Name or IP address in the server's certificate; may be repeated, the first one is in URLs
-    #[arg(long = "host", value_name = "NAME", default_values = ["localhost", "127.0.0.1", "::1"])]
+    #[arg(long = "host", value_name = "NAME", default_values = ["127.0.0.1", "localhost", "::1"])]
     hosts: Vec<String>,
 
     /// The trust domain
