@@ -37,6 +37,32 @@ fn it_explains_itself_listens_and_ends_on_a_signal() {
     }
 }
 
+/// A system without /etc/hosts does not resolve `localhost`.
+#[test]
+fn its_default_urls_need_no_name_resolution() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("mis");
+    let mut child = Command::new(PROGRAM)
+        .args(["--listen", "127.0.0.1:0", "--folder"])
+        .arg(&folder)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let url = lines.find_map(|line| line.strip_prefix("listening on ").map(str::to_owned)).unwrap();
+    let address = url.strip_prefix("https://").unwrap();
+    assert!(address.starts_with("127.0.0.1:"), "{url}");
+    let handshake = Command::new("openssl")
+        .args(["s_client", "-connect", address, "-verify_ip", "127.0.0.1", "-verify_return_error", "-CAfile"])
+        .arg(folder.join("tls-ca.pem"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(handshake.status.success(), "{}", String::from_utf8_lossy(&handshake.stderr));
+}
+
 #[test]
 fn the_folder_can_be_made_alone() {
     let dir = tempfile::tempdir().unwrap();
@@ -51,4 +77,19 @@ fn the_folder_can_be_made_alone() {
     let refused = make(&["--mode", "intermediate"]);
     assert!(!refused.status.success());
     assert!(String::from_utf8(refused.stderr).unwrap().contains("use the same settings"));
+}
+
+#[test]
+fn the_readme_has_every_switch() {
+    let help = String::from_utf8(Command::new(PROGRAM).arg("--help").output().unwrap().stdout).unwrap();
+    let readme = include_str!("../README.md");
+    let switches: Vec<&str> = help
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("--"))
+        .map(|line| line.split_whitespace().next().unwrap())
+        .collect();
+    assert!(switches.contains(&"folder") && switches.contains(&"svid-lifetime"), "{switches:?}");
+    for switch in switches {
+        assert!(readme.contains(&format!("`--{switch}")), "--{switch}");
+    }
 }
