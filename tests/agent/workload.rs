@@ -402,6 +402,27 @@ fn spiffe_of_pypi_follows_rotations_and_a_restart() {
     while python.next()["anchors"]["factory.example"].as_array().unwrap().len() != 2 {}
 }
 
+/// As services that systemd starts at a device's first boot.
+#[test]
+fn clients_that_start_first_get_the_first_identity() {
+    let mut world = world(&[&myself()]);
+    world.mis.stop_listening().unwrap();
+    world.device.start();
+    let mut python = Python::start("svid", &world.device);
+    let (runtime, device) = (runtime(), &world.device);
+    let source = runtime.block_on(async {
+        let building = source(device);
+        let resuming = async {
+            tokio::time::sleep(Duration::from_secs(3)).await; // they have been told to come back
+            world.mis.resume().unwrap();
+        };
+        tokio::join!(building, resuming).0
+    });
+    let status = world.device.wait_for("active");
+    wait_for(&runtime, &source, "the first SVID", |context| shows(context, &status));
+    assert_eq!(python.next()["spiffeId"], status["spiffeId"]);
+}
+
 async fn source(device: &Device) -> X509Source {
     let source = X509Source::builder()
         .endpoint(endpoint(device))
