@@ -1,7 +1,7 @@
-//! What keeps the audit log from being filled by callers: refusals are recorded once a minute per uid and kind, and a key
-//! that is given out once per process and SVID.
+//! What keeps callers from filling the audit log: a refusal is recorded once a minute per uid and kind, and a key that is given
+//! out at once, and then once a minute per process and SVID.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,8 @@ use rustls_pki_types::CertificateDer;
 
 use super::caller::Caller;
 
-/// Interval between two records of the same refusal.
-const REFUSAL_INTERVAL: Duration = Duration::from_secs(60);
+/// Interval between two records of the same.
+const INTERVAL: Duration = Duration::from_secs(60);
 /// Refusals that are told apart. Further ones are not recorded: asking costs a caller nothing.
 const MAX_REFUSALS: usize = 256;
 /// Processes that are told apart. Further ones are recorded each time: a key that leaves the agent is never unrecorded.
@@ -25,7 +25,7 @@ impl Refusals {
     /// Whether to record that `uid` was refused `what`.
     pub(super) fn is_news(&self, uid: Option<u32>, what: &'static str, now: Instant) -> bool {
         let mut recorded = lock(&self.0);
-        recorded.retain(|_, at| now.saturating_duration_since(*at) < REFUSAL_INTERVAL);
+        recorded.retain(|_, at| now.saturating_duration_since(*at) < INTERVAL);
         if recorded.len() >= MAX_REFUSALS || recorded.contains_key(&(uid, what)) {
             return false;
         }
@@ -34,7 +34,7 @@ impl Refusals {
     }
 }
 
-/// The processes that have been given the key of the current SVID.
+/// The processes that have been given the key of the current SVID within the last minute.
 #[derive(Debug, Default)]
 pub struct KeysGiven(Mutex<Given>);
 
@@ -42,27 +42,32 @@ pub struct KeysGiven(Mutex<Given>);
 struct Given {
     /// SHA-256 of the leaf certificate. Serial numbers are the issuer's, and need not be unique.
     leaf: Vec<u8>,
-    processes: BTreeSet<Process>,
+    at: BTreeMap<Process, Instant>,
 }
 
+/// The kernel gives the number of a process that has ended to another one, and 0 to all of another PID namespace.
 type Process = (Option<u32>, Option<i32>);
 
 impl KeysGiven {
-    /// Whether to record that this process is given the key of the SVID with this leaf certificate.
-    pub(super) fn is_news(&self, caller: Caller, leaf: &CertificateDer<'_>) -> bool {
+    /// Whether to record that this process is given the key of the SVID with this leaf certificate on another stream.
+    pub(super) fn is_news(&self, caller: Caller, leaf: &CertificateDer<'_>, now: Instant) -> bool {
         let (mut given, leaf) = (lock(&self.0), digest(&SHA256, leaf));
         if given.leaf != leaf.as_ref() {
-            *given = Given { leaf: leaf.as_ref().to_vec(), processes: BTreeSet::new() };
+            *given = Given { leaf: leaf.as_ref().to_vec(), at: BTreeMap::new() };
         }
-        if given.processes.len() >= MAX_PROCESSES {
-            return !given.processes.contains(&process(caller));
+        given.at.retain(|_, at| now.saturating_duration_since(*at) < INTERVAL);
+        if given.at.contains_key(&process(caller)) {
+            return false;
         }
-        given.processes.insert(process(caller))
+        if given.at.len() < MAX_PROCESSES {
+            given.at.insert(process(caller), now);
+        }
+        true
     }
 
     /// This process is not entitled to the key any more: if it is given it again, that is recorded again.
     pub(super) fn forget(&self, caller: Caller) {
-        lock(&self.0).processes.remove(&process(caller));
+        lock(&self.0).at.remove(&process(caller));
     }
 }
 
@@ -83,27 +88,29 @@ mod tests {
     fn refusals_are_recorded_once_a_minute_per_uid() {
         let (refusals, now) = (Refusals::default(), Instant::now());
         assert!(refusals.is_news(Some(7), "key", now));
-        assert!(!refusals.is_news(Some(7), "key", now + REFUSAL_INTERVAL / 2));
+        assert!(!refusals.is_news(Some(7), "key", now + INTERVAL / 2));
         assert!(refusals.is_news(Some(7), "sign", now) && refusals.is_news(None, "key", now));
-        assert!(refusals.is_news(Some(7), "key", now + REFUSAL_INTERVAL));
-        let later = now + REFUSAL_INTERVAL;
+        assert!(refusals.is_news(Some(7), "key", now + INTERVAL));
+        let later = now + INTERVAL;
         assert!((0..1000).filter(|uid| refusals.is_news(Some(*uid), "other", later)).count() < MAX_REFUSALS);
     }
 
     #[test]
-    fn a_key_is_recorded_once_per_process_and_svid() {
+    fn a_key_is_recorded_once_a_minute_per_process_and_svid() {
         let given = KeysGiven::default();
         let caller = |uid, pid| Caller { right: Right::Read, uid: Some(uid), pid: Some(pid) };
         let (first, second) = (CertificateDer::from(vec![1]), CertificateDer::from(vec![2]));
-        assert!(given.is_news(caller(7, 1), &first));
-        assert!(!given.is_news(caller(7, 1), &first));
-        assert!(given.is_news(caller(7, 2), &first) && given.is_news(caller(8, 1), &first));
-        assert!(given.is_news(caller(7, 1), &second) && !given.is_news(caller(7, 1), &second));
+        let now = Instant::now();
+        assert!(given.is_news(caller(7, 1), &first, now));
+        assert!(!given.is_news(caller(7, 1), &first, now + INTERVAL / 2));
+        assert!(given.is_news(caller(7, 2), &first, now) && given.is_news(caller(8, 1), &first, now));
+        assert!(given.is_news(caller(7, 1), &first, now + INTERVAL), "it may be another process by now");
+        assert!(given.is_news(caller(7, 1), &second, now) && !given.is_news(caller(7, 1), &second, now));
         given.forget(caller(7, 1));
-        assert!(given.is_news(caller(7, 1), &second));
+        assert!(given.is_news(caller(7, 1), &second, now));
         for pid in 0..10_000 {
-            assert!(given.is_news(caller(9, pid), &second), "never unrecorded, however many there are");
+            assert!(given.is_news(caller(9, pid), &second, now), "never unrecorded, however many there are");
         }
-        assert!(lock(&given.0).processes.len() <= MAX_PROCESSES);
+        assert!(lock(&given.0).at.len() <= MAX_PROCESSES);
     }
 }

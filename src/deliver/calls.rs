@@ -17,38 +17,46 @@ use crate::config::Limits;
 
 /// Calls on one connection: RFC 9113, section 6.5.2, recommends no fewer, and some clients share one connection among all of
 /// a process.
-const MANY: usize = 100;
-/// Calls on one connection of a uid that has many connections.
-const FEW: usize = 10;
-/// Connections with [`MANY`] calls, of one uid and of all.
-const WITH_MANY: Limits = Limits { connections: 128, of_one_user: 16 };
+const PER_CONNECTION: usize = 100;
+/// The same for the further connections of a uid with many connections.
+const PER_FURTHER_CONNECTION: usize = 10;
+/// Connections with [`PER_CONNECTION`] calls, of one uid and of all.
+const FULL_CONNECTIONS: Limits = Limits { connections: 128, of_one_user: 16 };
+/// A SPIFFE client has two or three streams on its connection.
+const CALLS_FOR_EACH_CONNECTION: usize = 4;
 
 /// Limits the calls of all connections. Clones share one count.
 #[derive(Clone, Debug)]
 pub struct CallLimits {
     calls: Places,
-    with_many: Places,
+    full_connections: Places,
 }
 
 impl CallLimits {
-    /// A uid may have as many calls as connections, and always as many as one connection may have.
+    /// Sets the limits of all connections by those of connections: four calls for each, at least as many as one connection
+    /// may have, and never all of them for one uid.
     pub(crate) fn set(&self, Limits { connections, of_one_user }: Limits) {
-        self.calls.limit(Limits { connections: connections.max(MANY), of_one_user: of_one_user.max(MANY) });
+        let calls_for = |connections: usize| connections.saturating_mul(CALLS_FOR_EACH_CONNECTION);
+        let of_one_user = calls_for(of_one_user).max(PER_CONNECTION);
+        let all = calls_for(connections).max(of_one_user.saturating_mul(2));
+        self.calls.limit(Limits { connections: all, of_one_user });
     }
 
     /// The limit of a new HTTP/2 connection of this uid.
     pub(super) fn for_connection(&self, uid: Option<u32>, heap: Arc<HeapTrimmer>) -> CallLimit {
-        let with_many = self.with_many.take(uid).ok();
-        let most = if with_many.is_some() { MANY } else { FEW };
+        let full = self.full_connections.take(uid).ok();
+        let most = if full.is_some() { PER_CONNECTION } else { PER_FURTHER_CONNECTION };
         let free = Arc::new(Semaphore::new(most));
-        CallLimit { most, free, all: self.calls.clone(), uid, heap, _with_many: with_many.map(Arc::new) }
+        CallLimit { most, free, all: self.calls.clone(), uid, heap, _full: full.map(Arc::new) }
     }
 }
 
 impl Default for CallLimits {
     fn default() -> Self {
-        let least = Limits { connections: MANY, of_one_user: MANY };
-        Self { calls: Places::new(least), with_many: Places::new(WITH_MANY) }
+        let none = Limits { connections: 0, of_one_user: 0 };
+        let limits = Self { calls: Places::new(none), full_connections: Places::new(FULL_CONNECTIONS) };
+        limits.set(none);
+        limits
     }
 }
 
@@ -60,7 +68,7 @@ pub(super) struct CallLimit {
     all: Places,
     uid: Option<u32>,
     heap: Arc<HeapTrimmer>,
-    _with_many: Option<Arc<Place>>,
+    _full: Option<Arc<Place>>,
 }
 
 impl CallLimit {
@@ -108,7 +116,8 @@ impl fmt::Display for TooManyCalls {
         match self {
             Self::OnConnection(limit) => write!(
                 f,
-                "This connection has {limit} calls open already. End one, or open another connection."
+                "This connection has {limit} calls open already. End one, or open another connection. A user's first 16 \
+                 connections have {PER_CONNECTION} calls each."
             ),
             Self::OfUser(limit) => write!(
                 f,
@@ -131,17 +140,17 @@ mod tests {
     #[test]
     fn calls_are_limited_per_connection_and_per_uid() {
         let limits = CallLimits::default();
-        limits.set(Limits { connections: 300, of_one_user: 150 });
+        limits.set(Limits { connections: 75, of_one_user: 37 }); // 300 and 148 calls
         let (first, second) =
             (limits.for_connection(Some(7), Arc::default()), limits.for_connection(Some(7), Arc::default()));
         let mut permits: Vec<_> = (0..100).map(|_| first.acquire().unwrap()).collect();
         assert_eq!(first.acquire().unwrap_err(), TooManyCalls::OnConnection(100));
-        permits.extend((0..50).map(|_| second.acquire().unwrap()));
-        assert_eq!(second.acquire().unwrap_err(), TooManyCalls::OfUser(150));
+        permits.extend((0..48).map(|_| second.acquire().unwrap()));
+        assert_eq!(second.acquire().unwrap_err(), TooManyCalls::OfUser(148));
         let other = limits.for_connection(Some(8), Arc::default());
         let others: Vec<_> = (0..100).map(|_| other.acquire().unwrap()).collect();
         let third = limits.for_connection(Some(9), Arc::default());
-        let thirds: Vec<_> = (0..50).map(|_| third.acquire().unwrap()).collect();
+        let thirds: Vec<_> = (0..52).map(|_| third.acquire().unwrap()).collect();
         assert_eq!(third.acquire().unwrap_err(), TooManyCalls::OfAll(300));
         permits.pop();
         let again = second.acquire().unwrap();
@@ -154,11 +163,11 @@ mod tests {
         let limits = CallLimits::default();
         limits.set(Limits { connections: 10_000, of_one_user: 10_000 });
         let connect = |uid| limits.for_connection(Some(uid), Arc::default());
-        let mut connections: Vec<_> = (0..WITH_MANY.of_one_user).map(|_| connect(7)).collect();
+        let mut connections: Vec<_> = (0..FULL_CONNECTIONS.of_one_user).map(|_| connect(7)).collect();
         assert!(connections.iter().all(|connection| connection.streams() == 125));
         let narrow = connect(7);
-        let permits: Vec<_> = (0..FEW).map(|_| narrow.acquire().unwrap()).collect();
-        assert_eq!(narrow.acquire().unwrap_err(), TooManyCalls::OnConnection(FEW));
+        let permits: Vec<_> = (0..PER_FURTHER_CONNECTION).map(|_| narrow.acquire().unwrap()).collect();
+        assert_eq!(narrow.acquire().unwrap_err(), TooManyCalls::OnConnection(PER_FURTHER_CONNECTION));
         assert!(narrow.streams() as usize > permits.len(), "room for a refusal");
         assert_eq!(connect(8).streams(), 125, "others are not affected");
         let clone = connections.pop().unwrap().clone();
@@ -172,7 +181,9 @@ mod tests {
         let limits = CallLimits::default();
         limits.set(Limits { connections: 1, of_one_user: 1 });
         let only = limits.for_connection(Some(7), Arc::default());
-        let permits: Vec<_> = (0..MANY).map(|_| only.acquire().unwrap()).collect();
-        assert_eq!(permits.len(), MANY);
+        let permits: Vec<_> = (0..PER_CONNECTION).map(|_| only.acquire().unwrap()).collect();
+        assert_eq!(permits.len(), PER_CONNECTION);
+        let another = limits.for_connection(Some(8), Arc::default());
+        assert!(another.acquire().is_ok(), "one uid never has all of them");
     }
 }

@@ -39,13 +39,14 @@ const WINDOW: u32 = 16 * 1024;
 /// What is read of a request that is refused, in bytes. Some clients take a response for an error that comes before they have
 /// sent their request.
 const MAX_UNUSED: usize = 256 * 1024;
-/// How long that may take, and how long it is waited for more: a client may wait for the response before it sends more.
+/// Time for all of that.
 const UNUSED_LIMIT: Duration = Duration::from_secs(2);
+/// Time for the next piece of it: a client may be waiting for the response before it sends more.
 const UNUSED_PAUSE: Duration = Duration::from_secs(1);
-/// What clients are told of [`HEAD_LIMIT`], in whole seconds: less, so that none uses a connection in the moment of its end.
+/// What clients are told of [`HEAD_LIMIT`]: less, so that none sends a request while its connection is being closed.
 const KEEP_ALIVE: HeaderValue = HeaderValue::from_static("timeout=25");
 /// How long somebody for whom there is no place may take to hear that.
-const REFUSAL_LIMIT: Duration = Duration::from_secs(2);
+const REFUSAL_LIMIT: Duration = Duration::from_secs(4);
 
 /// Answers until the other end leaves, or the socket is closed.
 pub(super) async fn serve(stream: UnixStream, caller: Caller, lines: Arc<Lines>, mut closing: Closing) {
@@ -87,7 +88,8 @@ pub(super) async fn serve(stream: UnixStream, caller: Caller, lines: Arc<Lines>,
     let ended = match version {
         Version::HTTP_2 => {
             let mut http = http2();
-            http.max_concurrent_streams(streams);
+            // A client may cancel all of its calls at once.
+            http.max_concurrent_streams(streams).max_pending_accept_reset_streams(Some(streams as usize));
             let connection = http.serve_connection(TokioIo::new(mended(stream)), answer);
             let end = http2::Connection::graceful_shutdown;
             until_it_ends(connection, end, &has_asked, &mut closing).await
@@ -143,7 +145,9 @@ pub(super) async fn refuse(stream: UnixStream, why: Full) {
     let told = async {
         match version_of(stream).await {
             Ok((Version::HTTP_2, stream)) => {
-                let _ = http2().serve_connection(TokioIo::new(mended(stream)), answer).await;
+                let mut http = http2();
+                http.max_concurrent_streams(1);
+                let _ = http.serve_connection(TokioIo::new(mended(stream)), answer).await;
             }
             Ok((_, stream)) => {
                 let _ = http1().serve_connection(TokioIo::new(stream), answer).await;
@@ -164,7 +168,6 @@ fn http2() -> http2::Builder<TokioExecutor> {
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
         .max_header_list_size(MAX_HEAD as u32)
-        .max_concurrent_streams(1)
         .max_send_buf_size(MAX_UNREAD)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(4 * WINDOW);

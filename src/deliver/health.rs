@@ -1,12 +1,9 @@
 //! The gRPC health service, `grpc.health.v1.Health`: how SPIRE's commands, Kubernetes and service meshes check an endpoint.
 //! SERVING is what `GET /readyz` calls ready.
 
-use std::time::Duration;
-
 use futures_util::stream::try_unfold;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
-use tokio::time::sleep;
 
 use super::caller::Closing;
 use super::calls::CallPermit;
@@ -20,8 +17,6 @@ use crate::system::clock;
 pub(super) const PREFIX: &str = "/grpc.health.v1.Health/";
 /// The services whose health is known: the agent as a whole, and the Workload API, which are one.
 const SERVICES: [&str; 2] = ["", "SpiffeWorkloadAPI"];
-/// An SVID may expire, and so may its anchor, without an event.
-const RECHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// `HealthCheckResponse.ServingStatus`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +104,6 @@ impl Watch {
                 biased;
                 _ = self.closing.changed() => return Err(grpc::closing()),
                 changed = self.lines.snapshots.changed() => changed.map_err(|_| grpc::closing())?,
-                () = sleep(RECHECK_INTERVAL) => {}
             }
         }
     }

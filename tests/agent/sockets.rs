@@ -355,7 +355,6 @@ fn over_http_2_there_is_the_workload_api_and_nothing_else() {
 
 /// Each of them costs nothing but its own connection: others are answered as before, and the agent does not grow.
 #[test]
-#[ignore = "needs root: reads how much memory an agent has that keeps to itself"]
 fn callers_who_say_nothing_or_too_much_or_never_listen_cost_their_own_connection() {
     let world = World::renewing();
     let connect = |socket: &str| UnixStream::connect(world.device.path(socket)).unwrap();
@@ -519,7 +518,7 @@ fn memory_is_returned_after_a_crowd() {
     assert!(busy > idle + 8192, "the crowd was none: idle {idle} KiB, busy {busy} KiB");
 }
 
-/// Whatever both accepts connections and clears up after them clears up first.
+/// Ended connections are cleared away before new ones are accepted.
 #[test]
 fn memory_is_bounded_in_a_flood_of_connections() {
     let world = World::enrolled();
@@ -529,9 +528,8 @@ fn memory_is_bounded_in_a_flood_of_connections() {
         // It may be refused while there is no room in the backlog.
         drop(UnixStream::connect(world.device.path("run/agent.sock")));
     }
-    let after = memory(&world.device);
-    assert!(after < idle + 4096, "idle {idle} KiB, after 40,000 connections {after} KiB");
-    assert_eq!(world.device.get("/v1/status").unwrap().0, 200);
+    assert_eq!(world.device.get("/v1/status").unwrap().0, 200); // those before have been accepted
+    world.device.wait_until("as little memory as before", |device| memory(device) < idle + 4096);
 }
 
 #[test]
@@ -539,11 +537,11 @@ fn idle_connections_are_told_when_they_end() {
     let world = World::enrolled();
     let ask = |request: &str| {
         let mut stream = UnixStream::connect(world.device.path("run/agent.sock")).unwrap();
-        stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer); // it may stay open
-        String::from_utf8(answer).unwrap().to_lowercase()
+        let lines = BufReader::new(stream).lines().map(Result::unwrap);
+        let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+        head.join("\r\n").to_lowercase() + "\r\n"
     };
     for path in ["/v1/status", "/nothing", "/v1/sign"] {
         let kept = ask(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n"));
@@ -581,7 +579,7 @@ fn a_refused_body_is_read_before_the_response() {
 
 /// Of the agent's own (anonymous), in KiB.
 fn memory(device: &Device) -> u64 {
-    let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", device.pid())).unwrap();
-    let own = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:")).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", device.pid())).unwrap();
+    let own = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
     own.trim().trim_end_matches(" kB").parse().unwrap()
 }

@@ -85,7 +85,7 @@ fn examples_are_command_lines_that_the_program_understands() -> Outcome {
 }
 
 #[test]
-fn the_page_of_the_configuration_has_every_key_that_is_understood() -> Outcome {
+fn the_configuration_page_has_every_key() -> Outcome {
     let mut known = BTreeSet::new();
     keys_below("", &mut known)?;
     assert!(known.contains("state_dir") && known.contains("mis.trust.ca_file"), "{known:?}");

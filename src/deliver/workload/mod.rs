@@ -20,6 +20,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response, StatusCode};
 use nix::unistd::User;
 use ring::digest::{Digest, SHA256, digest};
+use rustls_pki_types::CertificateDer;
 use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
@@ -35,6 +36,7 @@ use crate::spiffe::svid::X509Svid;
 use crate::spiffe::{Bundle, TrustDomain};
 use crate::system::clock;
 use crate::system::log::AUDIT;
+
 /// What its paths begin with: the service has no package.
 pub(super) const PREFIX: &str = "/SpiffeWorkloadAPI/";
 /// With the value `true` on every request (SPIFFE Workload Endpoint, section 3): whoever is tricked into sending a request
@@ -107,6 +109,8 @@ struct Stream {
     lines: Lines,
     closing: Closing,
     told: Option<Told>,
+    /// The leaf certificate whose key was given on it last.
+    key_of: Option<CertificateDer<'static>>,
     _permit: CallPermit,
 }
 
@@ -144,7 +148,7 @@ impl Stream {
     fn new(asked: Asked, caller: Caller, permit: CallPermit, lines: &Lines, closing: &Closing) -> Self {
         let mut lines = lines.clone();
         lines.snapshots.mark_changed(); // what there is at once
-        Self { asked, caller, lines, closing: closing.clone(), told: None, _permit: permit }
+        Self { asked, caller, lines, closing: closing.clone(), told: None, key_of: None, _permit: permit }
     }
 
     /// The next message, as soon as there is another to be told than the last. It is the whole of what there is to tell
@@ -200,7 +204,7 @@ impl Stream {
     /// The SVID with its key (section 5.2.1).
     async fn x509_svid(&mut self, snapshot: &Snapshot) -> Result<Option<Bytes>, Withheld> {
         let Some(identity) = &snapshot.identity else {
-            self.ask_later_for_key(snapshot).await?;
+            self.check_entitlement(snapshot).await?;
             return Err(nothing_there("SVID", snapshot));
         };
         let bundle = bundle(snapshot)?;
@@ -216,7 +220,7 @@ impl Stream {
     }
 
     /// Whether this caller would be given the key of an identity that is still to come.
-    async fn ask_later_for_key(&self, snapshot: &Snapshot) -> Result<(), Status> {
+    async fn check_entitlement(&self, snapshot: &Snapshot) -> Result<(), Status> {
         if !snapshot.is_configured() {
             return Ok(()); // nothing says yet who may have what
         }
@@ -231,8 +235,8 @@ impl Stream {
     }
 
     /// The key in PKCS#8, if this caller may have it and it is of use. That it leaves the agent is recorded in the audit log
-    /// once per SVID and process, and so is a refusal, which ends the stream.
-    async fn key(&self, identity: &Arc<Identity>, snapshot: &Snapshot) -> Result<Message, Status> {
+    /// once per SVID and stream, and for further streams of the process once a minute; and so is a refusal, which ends the stream.
+    async fn key(&mut self, identity: &Arc<Identity>, snapshot: &Snapshot) -> Result<Message, Status> {
         let given = self.read_key(identity, snapshot).await;
         match &given {
             Ok(_) => self.record_key(&identity.svid),
@@ -241,13 +245,17 @@ impl Stream {
         given
     }
 
-    fn record_key(&self, svid: &X509Svid) {
-        // Each stream is sent the key. What matters is which process has which key.
-        if !self.lines.keys_given.is_news(self.caller, svid.chain().leaf()) {
+    fn record_key(&mut self, svid: &X509Svid) {
+        let leaf = svid.chain().leaf();
+        if self.key_of.as_ref() == Some(leaf) {
+            return; // this stream has been given it before
+        }
+        self.key_of = Some(leaf.clone());
+        self.lines.counters.key_given();
+        if !self.lines.keys_given.is_news(self.caller, leaf, Instant::now()) {
             return;
         }
         let Caller { uid, pid, .. } = self.caller;
-        self.lines.counters.key_given();
         tracing::info!(
             target: AUDIT, audit = "key", uid, pid, spiffe_id = %svid.spiffe_id(), serial = svid.serial(),
             "the device's key is given to a local program"
@@ -256,7 +264,7 @@ impl Stream {
 
     fn record_refusal(&self, status: &Status, svid: Option<&X509Svid>) {
         if status.code != Code::PermissionDenied {
-            return; // nobody is refused anything: there is no key of use
+            return; // the caller is entitled, and the key is of no use now
         }
         let Caller { uid, pid, .. } = self.caller;
         self.lines.keys_given.forget(self.caller);
