@@ -3,7 +3,7 @@
 .PHONY: demo test lint hw-tests mutants reliability bench fleet interop setup deb rpm packages-check system
 .DEFAULT_GOAL := test
 
-# The whole story on the terminal, in less than a minute after the build. Leaves nothing behind.
+# The whole story on the terminal, in about a minute after the build. Leaves nothing behind.
 demo:
 	@scripts/setup demo
 	cargo build --package miaf-agent --package development-mis --bins --example mtls-client
@@ -44,7 +44,8 @@ fleet: setup
 	cargo run --profile fleet --example fleet
 
 # Other people's SPIFFE and gRPC clients, in Go, Java and Node, through rotations, restarts and a change of the root. Leaves out
-# those whose tools are not installed, and says so. Two minutes.
+# those whose tools are not installed, and says so. One to two minutes once the
+# libraries are there.
 interop: setup
 	tests/interop/run
 

@@ -1,5 +1,5 @@
-//! What keeps callers from filling the audit log: a refusal is recorded once a minute per uid and kind, and a key that is given
-//! out at once, and then once a minute per process and SVID.
+//! What keeps callers from filling the audit log: a refusal is recorded once a minute per uid and
+//! kind, and a key that is given out at once, and then once a minute per process and SVID.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,8 @@ use super::caller::Caller;
 const INTERVAL: Duration = Duration::from_secs(60);
 /// Refusals that are told apart. Further ones are not recorded: asking costs a caller nothing.
 const MAX_REFUSALS: usize = 256;
-/// Processes that are told apart. Further ones are recorded each time: a key that leaves the agent is never unrecorded.
+/// Processes that are told apart. Further ones are recorded each time: a key that leaves the agent
+/// is never unrecorded.
 const MAX_PROCESSES: usize = 4096;
 
 /// Refusals that have been recorded within the last minute.
@@ -45,11 +46,13 @@ struct Given {
     at: BTreeMap<Process, Instant>,
 }
 
-/// The kernel gives the number of a process that has ended to another one, and 0 to all of another PID namespace.
+/// The kernel gives the number of a process that has ended to another one, and 0 to all of another
+/// PID namespace.
 type Process = (Option<u32>, Option<i32>);
 
 impl KeysGiven {
-    /// Whether to record that this process is given the key of the SVID with this leaf certificate on another stream.
+    /// Whether to record that this process is given the key of the SVID with this leaf certificate
+    /// on another stream.
     pub(super) fn is_news(&self, caller: Caller, leaf: &CertificateDer<'_>, now: Instant) -> bool {
         let (mut given, leaf) = (lock(&self.0), digest(&SHA256, leaf));
         if given.leaf != leaf.as_ref() {
@@ -65,7 +68,8 @@ impl KeysGiven {
         true
     }
 
-    /// This process is not entitled to the key any more: if it is given it again, that is recorded again.
+    /// This process is not entitled to the key any more: if it is given it again, that is recorded
+    /// again.
     pub(super) fn forget(&self, caller: Caller) {
         lock(&self.0).at.remove(&process(caller));
     }

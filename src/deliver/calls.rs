@@ -1,10 +1,12 @@
 //! Limits concurrent gRPC calls per connection and per uid.
 //!
-//! HTTP/2 has a limit of its own (`SETTINGS_MAX_CONCURRENT_STREAMS`), but a client that meets it waits, silently and for as
-//! long as its other calls last. The limits here are met first, and are answered.
+//! HTTP/2 has a limit of its own (`SETTINGS_MAX_CONCURRENT_STREAMS`), but a client that meets it
+//! waits, silently and for as long as its other calls last. The limits here are met first, and are
+//! answered.
 //!
-//! Each stream costs some 3 KB for as long as its connection lasts, whether its call is served or refused. A uid with many
-//! connections therefore has few streams on most of them: nobody needs both.
+//! Each stream costs some 3 KB for as long as its connection lasts, whether its call is served or
+//! refused. A uid with many connections therefore has few streams on most of them: nobody needs
+//! both.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,8 +17,8 @@ use super::heap::HeapTrimmer;
 use super::places::{Full, Place, Places};
 use crate::config::Limits;
 
-/// Calls on one connection: RFC 9113, section 6.5.2, recommends no fewer, and some clients share one connection among all of
-/// a process.
+/// Calls on one connection: RFC 9113, section 6.5.2, recommends no fewer, and some clients share
+/// one connection among all of a process.
 const PER_CONNECTION: usize = 100;
 /// The same for the further connections of a uid with many connections.
 const PER_FURTHER_CONNECTION: usize = 10;
@@ -33,8 +35,8 @@ pub struct CallLimits {
 }
 
 impl CallLimits {
-    /// Sets the limits of all connections by those of connections: four calls for each, at least as many as one connection
-    /// may have, and never all of them for one uid.
+    /// Sets the limits of all connections by those of connections: four calls for each, at least as
+    /// many as one connection may have, and never all of them for one uid.
     pub(crate) fn set(&self, Limits { connections, of_one_user }: Limits) {
         let calls_for = |connections: usize| connections.saturating_mul(CALLS_FOR_EACH_CONNECTION);
         let of_one_user = calls_for(of_one_user).max(PER_CONNECTION);
@@ -72,7 +74,8 @@ pub(super) struct CallLimit {
 }
 
 impl CallLimit {
-    /// HTTP/2 streams that the connection may have at once: more than calls, for those that are refused.
+    /// HTTP/2 streams that the connection may have at once: more than calls, for those that are
+    /// refused.
     pub(super) fn streams(&self) -> u32 {
         (self.most + self.most / 4) as u32
     }

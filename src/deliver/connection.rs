@@ -36,14 +36,15 @@ const MAX_HEAD: usize = 16 * 1024;
 const MAX_UNREAD: usize = 64 * 1024;
 /// What may come on such a call before it is read.
 const WINDOW: u32 = 16 * 1024;
-/// What is read of a request that is refused, in bytes. Some clients take a response for an error that comes before they have
-/// sent their request.
+/// What is read of a request that is refused, in bytes. Some clients take a response for an error
+/// that comes before they have sent their request.
 const MAX_UNUSED: usize = 256 * 1024;
 /// Time for all of that.
 const UNUSED_LIMIT: Duration = Duration::from_secs(2);
 /// Time for the next piece of it: a client may be waiting for the response before it sends more.
 const UNUSED_PAUSE: Duration = Duration::from_secs(1);
-/// What clients are told of [`HEAD_LIMIT`]: less, so that none sends a request while its connection is being closed.
+/// What clients are told of [`HEAD_LIMIT`]: less, so that none sends a request while its connection
+/// is being closed.
 const KEEP_ALIVE: HeaderValue = HeaderValue::from_static("timeout=25");
 /// How long somebody for whom there is no place may take to hear that.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(4);
@@ -230,7 +231,8 @@ fn is_kept_alive<B>(request: &Request<B>) -> bool {
     request.version() == Version::HTTP_11 && !request.headers().get_all(CONNECTION).iter().any(closes)
 }
 
-/// Tells a client how long it may leave the connection idle (RFC 9112, appendix C.2.2), or it may meet its end.
+/// Tells a client how long it may leave the connection idle (RFC 9112, appendix C.2.2), or it may
+/// meet its end.
 fn keep_alive(response: &mut Response<Body>) {
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("keep-alive"));
     response.headers_mut().insert(HeaderName::from_static("keep-alive"), KEEP_ALIVE);

@@ -1,5 +1,5 @@
-//! gRPC over HTTP/2, as much of it as these services need: one request message, a stream of response messages, and a status
-//! that ends it (`PROTOCOL-HTTP2.md` of the gRPC project).
+//! gRPC over HTTP/2, as much of it as these services need: one request message, a stream of
+//! response messages, and a status that ends it (`PROTOCOL-HTTP2.md` of the gRPC project).
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -26,8 +26,8 @@ const MAX_REQUEST: usize = 4 * 1024;
 /// A request's message must be complete within this time.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
-/// Status codes (`google.rpc.Code`) that the services use. A stream of the Workload API never ends with `Ok`: some clients
-/// stop watching for good then.
+/// Status codes (`google.rpc.Code`) that the services use. A stream of the Workload API never ends
+/// with `Ok`: some clients stop watching for good then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
     Ok = 0,
@@ -64,7 +64,8 @@ impl Status {
     }
 }
 
-/// Status of a call that the agent ends. Clients retry after UNAVAILABLE (SPIFFE Workload Endpoint, section 6).
+/// Status of a call that the agent ends. Clients retry after UNAVAILABLE (SPIFFE Workload Endpoint,
+/// section 6).
 pub(super) fn closing() -> Status {
     Status::new(Code::Unavailable, "The agent ends, or closes this socket. Connect again.")
 }
@@ -90,7 +91,8 @@ pub(super) fn is_call<B>(request: &Request<B>) -> bool {
         && message_encoding(request).is_some()
 }
 
-/// What follows `application/grpc`: `""` or `"+proto"` for protobuf. `None` where the content type is another.
+/// What follows `application/grpc`: `""` or `"+proto"` for protobuf. `None` where the content type
+/// is another.
 fn message_encoding<B>(request: &Request<B>) -> Option<&str> {
     let media_type = request.headers().get(CONTENT_TYPE)?.to_str().ok()?;
     let (media_type, _parameters) = media_type.split_once(';').unwrap_or((media_type, ""));

@@ -1,5 +1,5 @@
-//! The gRPC health service, `grpc.health.v1.Health`: how SPIRE's commands, Kubernetes and service meshes check an endpoint.
-//! SERVING is what `GET /readyz` calls ready.
+//! The gRPC health service, `grpc.health.v1.Health`: how SPIRE's commands, Kubernetes and service
+//! meshes check an endpoint. SERVING is what `GET /readyz` calls ready.
 
 use futures_util::stream::try_unfold;
 use hyper::body::{Bytes, Incoming};

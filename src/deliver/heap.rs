@@ -1,4 +1,5 @@
-//! Returns memory to the operating system after a crowd of clients: the C library would keep it for ever.
+//! Returns memory to the operating system after a crowd of clients: the C library would keep it for
+//! ever.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -7,7 +8,8 @@ use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-/// So many connections or calls that have ended are a crowd. Fewer leave behind less than is worth the work.
+/// So many connections or calls that have ended are a crowd. Fewer leave behind less than is worth
+/// the work.
 const CROWD: usize = 64;
 /// Time for the rest of the crowd to leave.
 const DELAY: Duration = Duration::from_secs(10);
@@ -27,7 +29,8 @@ impl HeapTrimmer {
         }
     }
 
-    /// Returns free memory after each crowd. Never ends; an agent without clients is not woken by it.
+    /// Returns free memory after each crowd. Never ends; an agent without clients is not woken by
+    /// it.
     pub async fn run(&self) {
         loop {
             self.crowd.notified().await;

@@ -1,5 +1,6 @@
-//! As much of the protobuf wire format as the messages of these services need: fields that are a length and its content are
-//! written, and one of them is read (<https://protobuf.dev/programming-guides/encoding/>).
+//! As much of the protobuf wire format as the messages of these services need: fields that are a
+//! length and its content are written, and one of them is read
+//! (<https://protobuf.dev/programming-guides/encoding/>).
 
 use zeroize::Zeroizing;
 
@@ -18,8 +19,8 @@ pub(super) fn message(fields: &[(u8, &[u8])]) -> Message {
     message
 }
 
-/// The string field `number` of a message: the last one where it is repeated, empty where it is absent. `None`: the message
-/// is malformed.
+/// The string field `number` of a message: the last one where it is repeated, empty where it is
+/// absent. `None`: the message is malformed.
 pub(super) fn string_field(mut message: &[u8], number: u64) -> Option<&str> {
     let mut found: &[u8] = b"";
     while !message.is_empty() {

@@ -110,7 +110,8 @@ enum CurrentKey {
 struct Blocked {
     enroll: Option<LastError>,
     renew: Option<LastError>,
-    /// The enrollment was refused for its new key alone, while the key of the SVID was lost: with that one it is open (R4).
+    /// The enrollment was refused for its new key alone, while the key of the SVID was lost: with
+    /// that one it is open (R4).
     enroll_without_current_key: bool,
 }
 

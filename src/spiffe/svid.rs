@@ -256,8 +256,9 @@ fn parse<'a>(index: usize, der: &'a CertificateDer<'_>) -> Result<X509Certificat
     }
 }
 
-/// RFC 5280 section 4.2: at most one of each, also of those that nobody here looks at, and those of the standard in DER.
-/// A peer may well refuse such a certificate as a whole. Private extensions are sometimes plain text.
+/// RFC 5280 section 4.2: at most one of each, also of those that nobody here looks at, and those of
+/// the standard in DER. A peer may well refuse such a certificate as a whole. Private extensions
+/// are sometimes plain text.
 fn extensions_are_sound(certificate: &X509Certificate<'_>) -> Result<(), Rejection> {
     const STANDARD: &[u8] = &[0x55, 0x1d]; // id-ce, 2.5.29
     let all = certificate.extensions_map().map_err(|_| Rejection::Extension)?;
@@ -347,7 +348,8 @@ fn subject_alternative_name<'a>(
 ) -> Result<Option<BasicExtension<&'a SubjectAlternativeName<'a>>>, Rejection> {
     let found =
         leaf.get_extension_unique(&OID_X509_EXT_SUBJECT_ALT_NAME).map_err(|_| Rejection::Extension)?;
-    // x509-parser tells names apart by the number of their tag alone: a constructed [6] is a URI to it and to nobody else.
+    // x509-parser tells names apart by the number of their tag alone: a constructed [6] is a URI to
+    // it and to nobody else.
     if found.is_some_and(|san| !encoding::are_general_names(san.value)) {
         return Err(Rejection::Extension);
     }

@@ -248,7 +248,8 @@ fn watch_ends_quietly_with_its_reader_and_by_ctrl_c() {
     assert!(interrupted.said.recv_timeout(PATIENCE).is_err(), "nothing is said of it");
 }
 
-/// As `nohup miaf-agent watch &` in a script: the shell has it ignore SIGINT, which is meant for others.
+/// As `nohup miaf-agent watch &` in a script: the shell has it ignore SIGINT, which is meant for
+/// others.
 #[test]
 fn watch_goes_on_where_it_was_started_with_sigint_ignored() {
     let world = World::enrolled();

@@ -1,4 +1,5 @@
-//! gRPC on the agent's sockets: limits, services that are not there, the health service; and a client to call them with.
+//! gRPC on the agent's sockets: limits, services that are not there, the health service; and a
+//! client to call them with.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net;
@@ -163,7 +164,8 @@ fn health_ends_with_the_svid_and_with_the_bundle() {
     }
 }
 
-/// A response that comes before the request was sent is an error for some clients, libcurl among them.
+/// A response that comes before the request was sent is an error for some clients, libcurl among
+/// them.
 #[test]
 fn a_refusal_goes_out_after_the_request_was_read() {
     let world = World::enrolled();
@@ -172,7 +174,8 @@ fn a_refusal_goes_out_after_the_request_was_read() {
         ("/SpiffeWorkloadAPI/Nothing", "true"),
         ("/other.Service/Method", "true"),
     ] {
-        // After a second without the rest of a request it is refused as it is: not what is tried here.
+        // After a second without the rest of a request it is refused as it is: not what is tried
+        // here.
         let (early, kinds) = (0..20)
             .find_map(|_| in_two_pieces(&world.device, path, header))
             .expect("a machine on which two writes are less than a second apart");
@@ -181,7 +184,8 @@ fn a_refusal_goes_out_after_the_request_was_read() {
     }
 }
 
-/// The types of frames on a stream before and after the request's end was sent. `None`: there was too much time between.
+/// The types of frames on a stream before and after the request's end was sent. `None`: there was
+/// too much time between.
 fn in_two_pieces(device: &Device, path: &str, header: &str) -> Option<(Vec<u8>, Vec<u8>)> {
     let mut caller = net::UnixStream::connect(device.path("run/agent.sock")).unwrap();
     caller.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -420,7 +420,8 @@ fn callers_who_say_nothing_or_too_much_or_never_listen_cost_their_own_connection
 
 const CROWD: u64 = 50;
 
-/// As many calls of the Workload API on one connection as there may be, by somebody who takes no octet of an answer.
+/// As many calls of the Workload API on one connection as there may be, by somebody who takes no
+/// octet of an answer.
 fn many_calls_and_no_window() -> Vec<u8> {
     let mut said = PREFACE.to_vec();
     said.extend(frame(4, 0, 0, b"\0\x04\0\0\0\0")); // SETTINGS_INITIAL_WINDOW_SIZE: 0

@@ -163,7 +163,8 @@ fn an_empty_store_of_the_operating_system_is_named() {
     world.device.wait_for("active");
 }
 
-/// An origin of its own, which is the server of the MIS all the same: the document that is served there leads to another.
+/// An origin of its own, which is the server of the MIS all the same: the document that is served
+/// there leads to another.
 struct Elsewhere {
     mis: String,
     url: String,
@@ -418,7 +419,8 @@ fn an_ip_address_is_matched_by_its_own_kind_of_name() {
     assert!(world.mis.url().contains("127.0.0.1"));
 }
 
-/// The other tests are at an address, since there are machines that cannot even resolve "localhost".
+/// The other tests are at an address, since there are machines that cannot even resolve
+/// "localhost".
 #[test]
 #[ignore = "needs root: gives the agent a file of hosts of its own"]
 fn a_host_name_is_resolved_and_matched() {

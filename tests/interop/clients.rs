@@ -1,4 +1,5 @@
-//! Programs that use the agent, and what they tell: a line of JSON on standard output for each thing.
+//! Programs that use the agent, and what they tell: a line of JSON on standard output for each
+//! thing.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -10,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// Backoff of these clients reaches some ten seconds while the agent is away, and the machine may be busy.
+/// Backoff of these clients reaches some ten seconds while the agent is away, and the machine may
+/// be busy.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Whether `tests/interop/run` has built the clients in this language.
@@ -135,6 +137,11 @@ impl Clients {
 }
 
 impl Client {
+    /// The number of its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
     /// `listening`, of a server.
     pub(crate) fn address(&self) -> String {
         let mine = |line: &&Value| line["pid"] == self.id && line["listening"].is_string();

@@ -1,5 +1,6 @@
-//! Other people's clients in Go, Java and Node on the agent's sockets, through rotations, restarts and a change of the trust
-//! domain's root. Started by `make interop`, which builds the clients first: README.md in this folder.
+//! Other people's clients in Go, Java and Node on the agent's sockets, through rotations, restarts
+//! and a change of the trust domain's root. Started by `make interop`, which builds the clients
+//! first: README.md in this folder.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[path = "../support/mod.rs"]
@@ -39,8 +40,9 @@ impl Scenario {
     /// The agent runs, and the MIS cannot be reached yet.
     fn before_enrollment(protection: &str) -> Self {
         let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
-        let users = format!("[workload_api]\nkey_users = [\"{}\"]\n", getuid());
-        let config = world::config(&world.mis, &world.tpm, &users);
+        // At the level debug each request is logged, with the process that it is of.
+        let more = format!("[workload_api]\nkey_users = [\"{}\"]\n[log]\nlevel = \"debug\"\n", getuid());
+        let config = world::config(&world.mis, &world.tpm, &more);
         if protection == "software" {
             world.tpm.stop();
             world.device.configure(&config.replace("[key]", "[key]\nprovider = \"software\""));
@@ -197,8 +199,14 @@ fn software_keys_at_go_java_and_node() {
         scenario.clients.expect("grpc-js FetchX509SVID", true, true);
         scenario.clients.expect("grpc-js, 20 streams", false, true);
     }
-    // All of them are refused at least once before there is an identity.
-    std::thread::sleep(Duration::from_secs(3));
+    // Each is refused at least once before there is an identity.
+    let started: Vec<&Client> = running.iter().chain(&servers).chain(&dialer).chain(&java_client).collect();
+    scenario.world.device.wait_until("a request of each client", |device| {
+        let log = device.log();
+        started
+            .iter()
+            .all(|client| log.contains(&format!("socket request uid={} pid={} ", getuid(), client.id())))
+    });
     scenario.enroll();
 
     let addresses: Vec<String> = servers.iter().chain(&java_client).map(Client::address).collect();
@@ -333,7 +341,8 @@ fn one_call_more(scenario: &Scenario) {
     }
 }
 
-/// Refused calls end with their status and nothing else; idle connections are closed by Node, and not while it uses them.
+/// Refused calls end with their status and nothing else; idle connections are closed by Node, and
+/// not while it uses them.
 #[test]
 fn node_reads_refusals_and_closes_idle_connections() {
     if !has("node") {

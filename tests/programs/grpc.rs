@@ -1,4 +1,5 @@
-//! gRPC libraries other than the SPIFFE ones: libcurl, which is strict about how a response ends, and grpcio.
+//! gRPC libraries other than the SPIFFE ones: libcurl, which is strict about how a response ends,
+//! and grpcio.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -14,12 +15,14 @@ use crate::world::World;
 
 const ROTATIONS: usize = 2;
 const REFUSALS: usize = 50;
-/// A message of 1024 bytes, as gRPC has it on the wire: enough to be on its way when a response comes early.
+/// A message of 1024 bytes, as gRPC has it on the wire: enough to be on its way when a response
+/// comes early.
 fn message() -> Vec<u8> {
     [&[0, 0, 0, 4, 0, 0x0a, 0xfd, 0x07][..], &[b'x'; 1021]].concat()
 }
 
-/// Acts with each of three identities, with a restart of the agent between the second and the third.
+/// Acts with each of three identities, with a restart of the agent between the second and the
+/// third.
 fn over_rotations_and_a_restart(world: &mut World, mut act: impl FnMut(&World)) {
     act(world);
     for rotation in 0..ROTATIONS {
@@ -37,8 +40,8 @@ fn over_rotations_and_a_restart(world: &mut World, mut act: impl FnMut(&World)) 
     }
 }
 
-/// The head of the response, and the trailers. A connection for each call: curl 7.88 of Debian 12 cannot use one again that is
-/// HTTP/2 without TLS (curl issue 10634).
+/// The head of the response, and the trailers. A connection for each call: curl 7.88 of Debian 12
+/// cannot use one again that is HTTP/2 without TLS (curl issue 10634).
 fn curl(world: &World, path: &str, header: &str, message: &[u8]) -> String {
     let file = world.device.path("message");
     fs::write(&file, message).unwrap();
@@ -75,7 +78,8 @@ fn libcurl_reads_every_refusal() {
     });
 }
 
-/// curl says how many connections it makes: one for all of the requests, which tell how long it may idle.
+/// curl says how many connections it makes: one for all of the requests, which tell how long it may
+/// idle.
 #[test]
 fn libcurl_keeps_its_connection_over_http_1() {
     let mut world = World::enrolled();

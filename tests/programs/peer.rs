@@ -46,8 +46,8 @@ impl Peer {
         panic!("openssl s_server does not start");
     }
 
-    /// The text with this server in the place of the page's. It is connected to by address: not every machine can resolve
-    /// "localhost", which is a name to compare here and nothing else.
+    /// The text with this server in the place of the page's. It is connected to by address: not
+    /// every machine can resolve "localhost", which is a name to compare here and nothing else.
     pub(crate) fn here(&self, text: &str) -> String {
         text.replace(&format!("{ON_THE_PAGE}:8443"), &format!("127.0.0.1:{}", self.port))
             .replace(ON_THE_PAGE, "localhost")

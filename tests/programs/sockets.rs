@@ -38,7 +38,8 @@ fn spiffe_for_python_has_the_trust_bundle() {
     assert!(output.status.success() && names.contains("CN="), "{names}{errors}");
 }
 
-/// Without an address in the program: the drop-in's variable leads to the socket, its unit and its group are the agent's.
+/// Without an address in the program: the drop-in's variable leads to the socket, its unit and its
+/// group are the agent's.
 #[test]
 fn the_drop_in_leads_spiffe_libraries_to_the_socket() {
     const DROP_IN: &str = include_str!("../../examples/systemd/workload-api.conf");

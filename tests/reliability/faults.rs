@@ -555,8 +555,8 @@ impl Subject {
         });
     }
 
-    /// Waits until a chain that was issued before the kill, and stored, is adopted. Until then the agent is active with the
-    /// identity before it, and on a slow machine that is to be seen.
+    /// Waits until a chain that was issued before the kill, and stored, is adopted. Until then the
+    /// agent is active with the identity before it, and on a slow machine that is to be seen.
     fn wait_for_adoption(&self) {
         self.device().wait_until("what was issued is adopted", |device| {
             if device.path("state/private/answer.json").exists() {

@@ -15,7 +15,8 @@ use tempfile::TempDir;
 use super::folder::folder;
 use super::log::Log;
 
-/// Long enough for a machine with other things to do; nothing waits for it that does not fail in the end.
+/// Long enough for a machine with other things to do; nothing waits for it that does not fail in
+/// the end.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The program.
@@ -127,7 +128,8 @@ impl Device {
 
     /// A command of the agent's, not started yet.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        // As from a terminal: whoever has the tests run in the background ignores SIGINT, and programs inherit that.
+        // As from a terminal: whoever has the tests run in the background ignores SIGINT, and
+        // programs inherit that.
         let mut command = Command::new("env");
         command.args(["--default-signal", AGENT]);
         self.complete(&mut command, arguments);

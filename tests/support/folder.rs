@@ -9,8 +9,9 @@ use tempfile::TempDir;
 /// The path of a Unix socket has 107 bytes; this leaves some for what is made below.
 const LONGEST: usize = 50;
 
-/// A folder that is removed when dropped. In `TMPDIR` if that has a short path that every user can pass, or in `/tmp`: a
-/// checkout, and with it a `TMPDIR`, may lie below somebody's home, which is closed to others.
+/// A folder that is removed when dropped. In `TMPDIR` if that has a short path that every user can
+/// pass, or in `/tmp`: a checkout, and with it a `TMPDIR`, may lie below somebody's home, which is
+/// closed to others.
 pub(crate) fn folder() -> TempDir {
     let parent = std::env::temp_dir();
     let parent = if is_short(&parent) && is_open(&parent) { parent } else { PathBuf::from("/tmp") };

@@ -1,5 +1,6 @@
-//! Manual pages and completions. Options and descriptions come from the command line as clap knows it; files, exit
-//! statuses and examples from `man/*.roff`; miaf-agent.toml(5) from `docs/configuration.md`.
+//! Manual pages and completions. Options and descriptions come from the command line as clap knows
+//! it; files, exit statuses and examples from `man/*.roff`; miaf-agent.toml(5) from
+//! `docs/configuration.md`.
 
 use std::error::Error;
 use std::fs;
@@ -73,7 +74,8 @@ pub(crate) fn write_pages(man: &Path, epoch: u64) -> Result<(), Box<dyn Error>> 
     Ok(())
 }
 
-/// The pages that the page of this title refers to: the program's all others, a command's the program's.
+/// The pages that the page of this title refers to: the program's all others, a command's the
+/// program's.
 fn others(program: &Command, title: &str) -> Vec<(String, &'static str)> {
     let commands = program.get_subcommands().filter_map(Command::get_display_name);
     let mut pages: Vec<(String, &str)> = match title {
@@ -140,9 +142,10 @@ pub(crate) fn write_completions(share: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A hyphen in the name of the program is one thing where the script of clap_complete finds the command, and another where it
-/// offers that command's options (github.com/clap-rs/clap/issues/6421): the second is never reached. Does nothing once
-/// that is mended.
+/// A hyphen in the name of the program is one thing where the script of clap_complete finds the
+/// command, and another where it offers that command's options
+/// (github.com/clap-rs/clap/issues/6421): the second is never reached. Does nothing once that is
+/// mended.
 fn with_reachable_commands(script: &str) -> String {
     script.replace("miaf__subcmd__agent__subcmd__", "miaf__agent__subcmd__")
 }

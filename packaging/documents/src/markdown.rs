@@ -1,10 +1,12 @@
-//! Markdown to roff, as far as `docs/configuration.md` uses it: headings, paragraphs, tables, code, and links.
+//! Markdown to roff, as far as `docs/configuration.md` uses it: headings, paragraphs, tables, code,
+//! and links.
 
 use std::mem;
 
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
-/// Renders a document without its title. A table becomes a list: its first column the terms, its last their explanation.
+/// Renders a document without its title. A table becomes a list: its first column the terms, its
+/// last their explanation.
 pub(crate) fn render(document: &str, roff: &mut Roff) {
     let mut paragraph = String::new();
     let mut lines = document.lines().peekable();

@@ -1,5 +1,5 @@
-//! Response messages of the Workload API (`workloadapi.proto` of the SPIFFE project). Each of their fields is a string, bytes
-//! or a message, which are encoded alike.
+//! Response messages of the Workload API (`workloadapi.proto` of the SPIFFE project). Each of their
+//! fields is a string, bytes or a message, which are encoded alike.
 
 use rustls_pki_types::CertificateDer;
 

@@ -1,14 +1,17 @@
-//! The SPIFFE Workload API, version 1: trust bundles for everyone who may connect, and the SVID with its key for those users
-//! to whom the configuration gives a software key. What is in the TPM stays there.
+//! The SPIFFE Workload API, version 1: trust bundles for everyone who may connect, and the SVID
+//! with its key for those users to whom the configuration gives a software key. What is in the TPM
+//! stays there.
 //!
-//! A stream tells what there is at once, and then each change of it, and only that. What was told stays so until something
-//! else is: an SVID that expires or a key that cannot be read end no stream, and the next SVID comes on it.
+//! A stream tells what there is at once, and then each change of it, and only that. What was told
+//! stays so until something else is: an SVID that expires or a key that cannot be read end no
+//! stream, and the next SVID comes on it.
 //!
-//! PERMISSION_DENIED is for a caller to whom this configuration gives nothing, before the first enrollment as after it:
-//! some clients never ask again then. It ends a stream when the caller is no longer entitled (section 5.2.1: redaction).
-//! UNAVAILABLE has clients come back (SPIFFE Workload Endpoint, section 6): while an identity or a bundle is still to come,
-//! when one is withdrawn until the next, and when the agent ends. That something is withdrawn cannot be told otherwise:
-//! clients keep what they have until they are told something else.
+//! PERMISSION_DENIED is for a caller to whom this configuration gives nothing, before the first
+//! enrollment as after it: some clients never ask again then. It ends a stream when the caller is
+//! no longer entitled (section 5.2.1: redaction). UNAVAILABLE has clients come back (SPIFFE
+//! Workload Endpoint, section 6): while an identity or a bundle is still to come, when one is
+//! withdrawn until the next, and when the agent ends. That something is withdrawn cannot be told
+//! otherwise: clients keep what they have until they are told something else.
 
 mod messages;
 
@@ -58,7 +61,8 @@ pub(super) async fn respond(
     let asked = Asked::by(request.uri().path())?;
     grpc::read_message(body).await?; // no request message of these methods has a field that matters here
     let mut stream = Stream::new(asked, caller, permit, lines, closing);
-    // Waited for here, so that a caller who gets nothing learns it as the response to the call, and not on a stream.
+    // Waited for here, so that a caller who gets nothing learns it as the response to the call, and
+    // not on a stream.
     let first = stream.next().await?;
     Ok(grpc::stream(try_unfold((Some(first), stream), |(first, mut stream)| async {
         let message = match first {
@@ -234,8 +238,9 @@ impl Stream {
         entitled.await.inspect_err(|status| self.record_refusal(status, None))
     }
 
-    /// The key in PKCS#8, if this caller may have it and it is of use. That it leaves the agent is recorded in the audit log
-    /// once per SVID and stream, and for further streams of the process once a minute; and so is a refusal, which ends the stream.
+    /// The key in PKCS#8, if this caller may have it and it is of use. That it leaves the agent is
+    /// recorded in the audit log once per SVID and stream, and for further streams of the process
+    /// once a minute; and so is a refusal, which ends the stream.
     async fn key(&mut self, identity: &Arc<Identity>, snapshot: &Snapshot) -> Result<Message, Status> {
         let given = self.read_key(identity, snapshot).await;
         match &given {
@@ -322,7 +327,8 @@ fn trust_domain(snapshot: &Snapshot) -> Result<&TrustDomain, Withheld> {
     snapshot.trust_domain.as_ref().ok_or_else(|| nothing_there("trust domain", snapshot))
 }
 
-/// Not yet, or not any more: where it is certain that the device has no identity, what it had before is withdrawn.
+/// Not yet, or not any more: where it is certain that the device has no identity, what it had
+/// before is withdrawn.
 fn nothing_there(what: &str, snapshot: &Snapshot) -> Withheld {
     let why = format!("This device has no {what} now. miaf-agent status says what it is waiting for.");
     let status = Status::new(Code::Unavailable, why);

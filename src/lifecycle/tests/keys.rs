@@ -217,8 +217,8 @@ fn a_key_that_is_lost_is_not_asked_with_where_the_mis_wants_the_existing_one() {
     });
 }
 
-/// Found by a property: the refusal of the new key outlived the loss of the old one, so that a 401 at renewal was not
-/// answered with the enrollment that helps (R6).
+/// Found by a property: the refusal of the new key outlived the loss of the old one, so that a 401
+/// at renewal was not answered with the enrollment that helps (R6).
 #[test]
 fn a_key_that_is_back_is_enrolled_with() {
     let mut device = whose_key_is_lost();

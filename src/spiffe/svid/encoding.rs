@@ -1,7 +1,8 @@
 //! The form of a certificate's DER (X.690), where x509-parser passes over it.
 //!
-//! x509-parser ignores the constructed bit of a name's tag, bytes behind an extension's value, and needless bytes of an
-//! integer. The parsers of peers do not: OpenSSL and Go cannot read such a certificate at all.
+//! x509-parser ignores the constructed bit of a name's tag, bytes behind an extension's value, and
+//! needless bytes of an integer. The parsers of peers do not: OpenSSL and Go cannot read such a
+//! certificate at all.
 
 const CONSTRUCTED: u8 = 0x20;
 const CLASS: u8 = 0xc0;
@@ -22,7 +23,8 @@ pub(super) fn is_der(bytes: &[u8]) -> bool {
     matches!(elements(bytes).as_deref(), Some([element]) if element.is_der(MAX_DEPTH))
 }
 
-/// Whether these bytes, which are DER, are `GeneralNames` (RFC 5280 section 4.2.1.6), each in the form of its kind.
+/// Whether these bytes, which are DER, are `GeneralNames` (RFC 5280 section 4.2.1.6), each in the
+/// form of its kind.
 pub(super) fn are_general_names(bytes: &[u8]) -> bool {
     let Some([names]) = elements(bytes).map(<[Element<'_>; 1]>::try_from).and_then(Result::ok) else {
         return false;
@@ -89,7 +91,8 @@ fn is_object_identifier(content: &[u8]) -> bool {
         && begins.into_iter().all(|(before, first)| *before >= 0x80 || *first != 0x80)
 }
 
-/// The elements that follow one another in these bytes. `None`: not to the last byte, or not with the shortest lengths.
+/// The elements that follow one another in these bytes. `None`: not to the last byte, or not with
+/// the shortest lengths.
 fn elements(mut bytes: &[u8]) -> Option<Vec<Element<'_>>> {
     let mut elements = Vec::new();
     while !bytes.is_empty() {
