@@ -314,7 +314,7 @@ an_encrypted_kek_reaches_the_agent() {
     state_is active || fail "the device is $(field .state)"
 }
 credential() { # as the agent has it; the folder is the agent's alone
-    echo 'nsenter --target $(systemctl show --property MainPID --value miaf-agent) --mount -- cat /run/credentials/miaf-agent.service/kek'
+    echo 'nsenter --target $(systemctl show --property MainPID --value miaf-agent) --mount -- cat /run/credentials/miaf-agent.service/kek; echo'
 }
 
 a_rotation_reloads_a_service() {
