@@ -1,6 +1,6 @@
 # The two commands of the README, and the checks that CI runs beside them.
 
-.PHONY: demo test lint hw-tests mutants reliability bench fleet interop setup deb rpm packages-check system
+.PHONY: demo test lint hw-tests mutants reliability bench fleet interop setup deb rpm packages-check system foreign
 .DEFAULT_GOAL := test
 
 # The whole story on the terminal, in about a minute after the build. Leaves nothing behind.
@@ -49,28 +49,41 @@ fleet: setup
 interop: setup
 	tests/interop/run
 
-# The packages, in target/package. The release build takes two or three minutes the first time.
+# The packages, in target/package. The release build takes two or three minutes the first time. ARCH=arm64 or ARCH=armhf makes
+# them for another architecture, with Debian's own compilers in a chroot (packaging/cross): 2 GB in target/cross.
+ARCH :=
 deb:
-	@scripts/setup packages
-	packaging/build
-	packaging/deb
+	@scripts/setup packages $(if $(ARCH),cross)
+	packaging/build $(ARCH)
+	packaging/deb $(if $(ARCH),--arch $(ARCH))
 
 rpm:
-	@scripts/setup packages
-	packaging/build
-	packaging/rpm
+	@scripts/setup packages $(if $(ARCH),cross)
+	packaging/build $(ARCH)
+	packaging/rpm $(if $(ARCH),--arch $(ARCH))
 
 # What lintian, rpmlint and systemd think of them, and whether two folders give the same bytes. FULL=1 compiles in both folders.
+# ARCHS="arm64 armhf" also checks the packages for these, and holds them against this machine's.
+ARCHS :=
 packages-check:
-	@scripts/setup packages
+	@scripts/setup packages $(if $(ARCHS),cross)
 	packaging/build
-	packaging/check
+	set -e; for arch in $(ARCHS); do packaging/build $$arch; done
+	packaging/check $(ARCHS)
 
 # The packages on booted machines, from installation to removal. Needs root; the first time it makes a Debian to boot.
 system: deb rpm
 	@scripts/setup machines
 	cargo build --quiet --package development-mis --package hw-tests
 	tests/system/run
+
+# The packages for arm64 and armhf on Debian 12 and 13 of that architecture, under qemu-user. Needs root; the first time it makes
+# four small Debians, a minute each.
+foreign:
+	@scripts/setup packages cross machines
+	set -e; for arch in arm64 armhf; do packaging/build $$arch; packaging/deb --arch $$arch; done
+	cargo build --quiet --package development-mis
+	tests/system/foreign
 
 setup:
 	@scripts/setup test

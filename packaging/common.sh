@@ -1,12 +1,17 @@
 # What deb and rpm share. To be sourced by bash from the top of the checkout, with the arguments of the script.
 
+# shellcheck source=packaging/architectures.sh
+source packaging/architectures.sh
+name_architecture
+
 version=$(sed -n '/^\[workspace.package\]/,/^\[/ s/^version = "\(.*\)"$/\1/p' Cargo.toml)
 out=${CARGO_TARGET_DIR:-target}/package
 while [ $# -gt 0 ]; do
     case $1 in
     --version) version=${2:?} ;;
     --out) out=${2:?} ;;
-    *) echo "usage: ${0##*/} [--version VERSION] [--out FOLDER]" >&2; exit 2 ;;
+    --arch) name_architecture "${2:?}" ;;
+    *) echo "usage: ${0##*/} [--arch ARCH] [--version VERSION] [--out FOLDER]" >&2; exit 2 ;;
     esac
     shift 2
 done

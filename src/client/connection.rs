@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
-use nix::sys::time::TimeVal;
+use nix::sys::time::{TimeVal, time_t};
 use serde::Deserialize;
 
 use super::ClientError;
@@ -60,7 +60,7 @@ pub(super) fn send(at: &Path, limit: Duration, request: Request) -> Result<Answe
 /// that time, but std sets none before it connects.
 fn connected(at: &Path, limit: Duration) -> Result<UnixStream, ClientError> {
     let seconds = limit.as_secs().clamp(1, 3600 * 24 * 365); // zero would be no limit
-    let timeout = TimeVal::new(i64::try_from(seconds).unwrap_or(1), 0);
+    let timeout = TimeVal::new(time_t::try_from(seconds).unwrap_or(1), 0);
     let stream = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
         .and_then(|stream| setsockopt(&stream, sockopt::SendTimeout, &timeout).map(|()| stream))
         .and_then(|stream| connect(stream.as_raw_fd(), &UnixAddr::new(at)?).map(|()| stream));

@@ -46,6 +46,10 @@ pub const LABEL: &str = "MIAF SEALED PRIVATE KEY";
 /// Name of the systemd credential that holds the KEK (systemd.exec(5), `LoadCredentialEncrypted=`).
 pub const CREDENTIAL: &str = "kek";
 
+/// Content of the credential where the device has none: `SetCredential=` of the unit. Without such a default, systemd 254 and
+/// newer write a line about the missing credential at each start. Too short to be a KEK.
+const NO_CREDENTIAL: &[u8] = b"none";
+
 const MAX_PEM: usize = 4 * 1024;
 const MAX_KEK: usize = 4 * 1024;
 /// Whatever its form, a KEK of fewer octets cannot hold 128 bits of chance in print.
@@ -65,7 +69,11 @@ impl Software {
     pub fn new(credentials: Option<&Path>, file: PathBuf) -> Self {
         let credential = credentials.map(|folder| folder.join(CREDENTIAL));
         // One that is there and cannot be read is not the same as none.
-        Self { credential: credential.filter(|path| path.try_exists().unwrap_or(true)), file }
+        let is_given = |path: &PathBuf| match files::read_secret(path, MAX_KEK) {
+            Ok(content) => *content != NO_CREDENTIAL,
+            Err(e) => e.kind() != io::ErrorKind::NotFound,
+        };
+        Self { credential: credential.filter(is_given), file }
     }
 
     /// Makes a new P-256 key (rule K3) and seals it. Blocks on the disk when the KEK is made with it.
@@ -462,6 +470,26 @@ mod tests {
         let signature = key.sign(b"message").unwrap();
         let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key.public_key().sec1());
         public.verify(b"message", &signature).unwrap();
+    }
+
+    #[test]
+    fn default_of_the_unit_counts_as_no_credential() {
+        let place = Place::new();
+        let credential = place.0.path().join(CREDENTIAL);
+        let protection = || Software::new(Some(place.0.path()), place.kek()).protection();
+        assert_eq!(protection(), Protection::SoftwareBasic); // there is no file
+        let unit = include_str!("../../systemd/miaf-agent.service");
+        let default = unit.lines().find_map(|line| line.strip_prefix("SetCredential=kek:")).unwrap();
+        fs::write(&credential, default).unwrap();
+        assert_eq!(protection(), Protection::SoftwareBasic);
+        // A credential that is no KEK is an error when it is used, and not the same as none.
+        for content in [&b""[..], b"none\n", &[7; 32], &[7; MAX_KEK + 1]] {
+            fs::write(&credential, content).unwrap();
+            assert_eq!(protection(), Protection::SoftwareIsolated);
+        }
+        fs::remove_file(&credential).unwrap();
+        fs::create_dir(&credential).unwrap(); // cannot be read, whoever reads
+        assert_eq!(protection(), Protection::SoftwareIsolated);
     }
 
     #[test]

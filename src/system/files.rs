@@ -56,7 +56,10 @@ pub fn make_dir(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
 /// # Errors
 /// As the file system has it.
 pub fn is_volatile(dir: &Path) -> io::Result<bool> {
-    Ok([TMPFS_MAGIC, RAMFS_MAGIC].contains(&statfs(dir)?.filesystem_type()))
+    // A magic number has 32 bits; the field that holds it is a signed word of 32 or 64.
+    let magic = |of: FsType| of.0 as u32;
+    let found = magic(statfs(dir)?.filesystem_type());
+    Ok(found == magic(TMPFS_MAGIC) || found == RAMFS_MAGIC)
 }
 
 /// Whether nobody but this user (and root) can change what is in a folder.
@@ -69,7 +72,7 @@ pub fn is_ours_alone_to_write(dir: &Path) -> io::Result<bool> {
 }
 
 /// Of `linux/magic.h`.
-const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
+const RAMFS_MAGIC: u32 = 0x8584_58f6;
 
 /// Gives a folder to a group, if it is not the group's already.
 ///

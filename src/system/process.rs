@@ -1,7 +1,7 @@
 //! What the kernel is told of this process.
 
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 /// No core dump holds the agent's memory, and no other process of its user can look into it, whatever the system is set to:
 /// a core limit of 0 does not count where dumps go to a program (core(5)).
@@ -22,9 +22,9 @@ pub fn allow_open_files() {
 }
 
 /// How many files may be open at once.
-pub fn open_files() -> u64 {
+pub fn open_files() -> rlim_t {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(now, _)| now)
 }
 
 /// More than all sockets together can be configured to serve.
-const MOST_FILES: u64 = 262_144;
+const MOST_FILES: rlim_t = 262_144;

@@ -19,6 +19,7 @@ the_workload_api_gives_bundles_to_all_and_the_key_in_the_tpm_to_nobody
 orders_are_root_s_and_on_record
 the_key_is_in_the_tpm_of_this_machine
 the_agent_has_no_right_that_it_does_not_need
+an_encrypted_kek_reaches_the_agent
 a_rotation_reloads_a_service
 a_device_without_state_enrolls_at_boot_as_the_same
 after_a_reboot_it_is_served_before_any_network
@@ -63,6 +64,8 @@ the_agent_runs_and_says_that_it_is_unconfigured() {
     guest 'miaf-agent status' | grep '^State *unconfigured' >/dev/null || fail "miaf-agent status does not say so"
     guest 'systemctl status miaf-agent' | grep 'Status: "unconfigured' >/dev/null || fail "systemctl status does not say so"
     journal --output=cat | grep 'no MIS is configured' >/dev/null || fail "the journal does not say so"
+    # The credential that this device does not have is nothing to report.
+    if journal --output=cat | grep -i -e credential -e '\bkek\b'; then fail "the journal has a line about a missing credential"; fi
 }
 
 an_unconfigured_agent_costs_nothing() {
@@ -295,6 +298,23 @@ the_agent_has_no_right_that_it_does_not_need() {
     guest 'systemd-analyze security --no-pager miaf-agent' >"$work/security.log"
     awk '/Overall exposure level/ { exit !($(NF - 2) <= 1.3) }' "$work/security.log" \
         || fail "$(grep 'Overall exposure' "$work/security.log")"
+}
+
+an_encrypted_kek_reaches_the_agent() {
+    # The default of the unit, until there is one; and never in the place of one that cannot be decrypted.
+    guest "$(credential)" | expect_output none
+    guest 'mkdir -p /etc/credstore.encrypted
+        printf %032d 7 | systemd-creds encrypt --with-key=host --name=kek - /etc/credstore.encrypted/kek
+        systemctl restart miaf-agent' 2>/dev/null
+    guest "$(credential)" | expect_output "$(printf %032d 7)"
+    guest 'echo damaged | base64 >/etc/credstore.encrypted/kek; ! systemctl restart miaf-agent' 2>/dev/null \
+        || fail "the agent was started without the credential"
+    guest 'rm -r /etc/credstore.encrypted; systemctl restart miaf-agent'
+    guest "$(credential)" | expect_output none
+    state_is active || fail "the device is $(field .state)"
+}
+credential() { # as the agent has it; the folder is the agent's alone
+    echo 'nsenter --target $(systemctl show --property MainPID --value miaf-agent) --mount -- cat /run/credentials/miaf-agent.service/kek; echo'
 }
 
 a_rotation_reloads_a_service() {

@@ -36,21 +36,22 @@ pub(crate) struct Linked {
 }
 
 impl Linked {
-    /// Asks cargo, about the workspace in the current folder.
-    pub(crate) fn read() -> Result<Self, Box<dyn Error>> {
+    /// Asks cargo, about the workspace in the current folder; by default for this platform and its compiler.
+    pub(crate) fn read(target: Option<String>, rust_version: Option<String>) -> Result<Self, Box<dyn Error>> {
         let compiler = run("rustc", &["--version", "--verbose"])?;
         let of_compiler = |key: &str| {
             compiler.lines().find_map(|line| line.strip_prefix(key)).ok_or("rustc does not say what it is")
         };
-        let host = of_compiler("host: ")?;
+        let target = target.as_deref().map_or_else(|| of_compiler("host: "), Ok)?;
+        let rust_version = rust_version.as_deref().map_or_else(|| of_compiler("release: "), Ok)?.to_owned();
         let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
 
-        let tree = ["tree", "--locked", "--package", "miaf-agent", "--target", host, "--prefix", "none"];
+        let tree = ["tree", "--locked", "--package", "miaf-agent", "--target", target, "--prefix", "none"];
         let edges = ["--edges", "normal,no-proc-macro", "--no-dedupe", "--format", "{p}"];
         let tree = run(&cargo, &[tree.as_slice(), &edges].concat())?;
         let linked: BTreeSet<Id> = tree.lines().filter_map(id_in_tree).collect();
 
-        let metadata = ["metadata", "--locked", "--format-version", "1", "--filter-platform", host];
+        let metadata = ["metadata", "--locked", "--format-version", "1", "--filter-platform", target];
         let metadata: Value = serde_json::from_str(&run(&cargo, &metadata)?)?;
         let checksums = checksums()?;
         let mut ids = BTreeMap::new();
@@ -89,7 +90,7 @@ impl Linked {
             return Err("cargo tree and cargo metadata do not name the same crates".into());
         }
         let agent = crates.iter().position(|one| one.name == "miaf-agent").ok_or("there is no miaf-agent")?;
-        Ok(Self { agent: crates.remove(agent), crates, rust_version: of_compiler("release: ")?.to_owned() })
+        Ok(Self { agent: crates.remove(agent), crates, rust_version })
     }
 }
 

@@ -27,6 +27,12 @@ struct Arguments {
     /// A shared library that the program loads, by the name it asks for.
     #[arg(long = "library")]
     libraries: Vec<String>,
+    /// The platform that the program is for, where it is not this one.
+    #[arg(long)]
+    target: Option<String>,
+    /// The version of the compiler, where another one than this machine's made the program.
+    #[arg(long)]
+    rust_version: Option<String>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -35,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     manual::write_pages(&share.join("man"), arguments.epoch)?;
     manual::write_completions(&share)?;
 
-    let linked = Linked::read()?;
+    let linked = Linked::read(arguments.target, arguments.rust_version)?;
     let documents = share.join("doc/miaf-agent");
     fs::create_dir_all(&documents)?;
     fs::write(documents.join("third-party-notices.txt"), notices::text(&linked)?)?;
