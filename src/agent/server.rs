@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::config::{self, Limits};
 use crate::deliver::caller::Right;
+use crate::deliver::calls::CallLimits;
 use crate::deliver::lines::Lines;
 use crate::deliver::places::Places;
 use crate::deliver::socket::{BindError, Socket};
@@ -53,7 +54,7 @@ impl Server {
             }
         }
         server.textfile = textfile.map(|path| Textfile::keep(path, lines));
-        server.limit(at.limits, lines);
+        server.limit(at.limits);
         Ok(server)
     }
 
@@ -79,11 +80,11 @@ impl Server {
                 Err(e) => tracing::error!("{e}. The socket stays at {}", place(at, *right).path.display()),
             }
         }
-        self.limit(to.limits, lines);
+        self.limit(to.limits);
     }
 
     /// Each connection is an open file, and the agent needs some itself.
-    fn limit(&self, configured: Limits, lines: &Lines) {
+    fn limit(&self, configured: Limits) {
         let sockets: Vec<&Served> =
             self.passed.iter().chain(self.bound.iter().map(|(_, _, served)| served)).collect();
         let files = usize::try_from(process::open_files()).unwrap_or(usize::MAX);
@@ -97,10 +98,17 @@ impl Server {
                 configured.connections
             );
         }
+        let limits = if connections < configured.connections {
+            // Fewer in all are fewer for each.
+            let half = (connections / 2).max(1);
+            Limits { connections, of_one_user: configured.of_one_user.min(half) }
+        } else {
+            configured
+        };
         for served in sockets {
-            served.places.limit(Limits { connections, ..configured });
+            served.places.limit(limits);
+            served.calls.set(limits);
         }
-        lines.calls.set(Limits { connections, ..configured });
     }
 
     pub(super) async fn stop(mut self) {
@@ -121,13 +129,16 @@ struct Served {
     task: JoinHandle<()>,
     open: watch::Sender<()>,
     places: Places,
+    calls: CallLimits,
 }
 
 impl Served {
     fn new(socket: Socket, at: &config::Socket, lines: &Lines) -> Self {
         let (open, closing) = watch::channel(());
         let places = Places::new(at.limits); // as far as there are files for them: see limit
-        Self { task: tokio::spawn(socket.serve(lines.clone(), places.clone(), closing)), open, places }
+        let calls = CallLimits::default();
+        let serving = socket.serve(lines.clone(), places.clone(), calls.clone(), closing);
+        Self { task: tokio::spawn(serving), open, places, calls }
     }
 
     async fn stop(self) {

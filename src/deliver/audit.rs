@@ -46,8 +46,7 @@ struct Given {
     at: BTreeMap<Process, Instant>,
 }
 
-/// The kernel gives the number of a process that has ended to another one, and 0 to all of another
-/// PID namespace.
+/// The kernel gives the number of a process that has ended to another one.
 type Process = (Option<u32>, Option<i32>);
 
 impl KeysGiven {
@@ -57,6 +56,9 @@ impl KeysGiven {
         let (mut given, leaf) = (lock(&self.0), digest(&SHA256, leaf));
         if given.leaf != leaf.as_ref() {
             *given = Given { leaf: leaf.as_ref().to_vec(), at: BTreeMap::new() };
+        }
+        if caller.pid.is_none_or(|pid| pid <= 0) {
+            return true; // of another PID namespace: any process of it
         }
         given.at.retain(|_, at| now.saturating_duration_since(*at) < INTERVAL);
         if given.at.contains_key(&process(caller)) {
@@ -110,6 +112,7 @@ mod tests {
         assert!(given.is_news(caller(7, 2), &first, now) && given.is_news(caller(8, 1), &first, now));
         assert!(given.is_news(caller(7, 1), &first, now + INTERVAL), "it may be another process by now");
         assert!(given.is_news(caller(7, 1), &second, now) && !given.is_news(caller(7, 1), &second, now));
+        assert!(given.is_news(caller(7, 0), &second, now) && given.is_news(caller(7, 0), &second, now));
         given.forget(caller(7, 1));
         assert!(given.is_news(caller(7, 1), &second, now));
         for pid in 0..10_000 {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::heap::HeapTrimmer;
+use super::heap::{HeapTrimmer, InUse};
 use super::places::{Full, Place, Places};
 use crate::config::Limits;
 
@@ -27,7 +27,7 @@ const FULL_CONNECTIONS: Limits = Limits { connections: 128, of_one_user: 16 };
 /// A SPIFFE client has two or three streams on its connection.
 const CALLS_FOR_EACH_CONNECTION: usize = 4;
 
-/// Limits the calls of all connections. Clones share one count.
+/// Limits the calls on one socket. Clones share one count.
 #[derive(Clone, Debug)]
 pub struct CallLimits {
     calls: Places,
@@ -35,12 +35,12 @@ pub struct CallLimits {
 }
 
 impl CallLimits {
-    /// Sets the limits of all connections by those of connections: four calls for each, at least as
-    /// many as one connection may have, and never all of them for one uid.
+    /// Sets the limits of calls by those of connections: four calls for each, and at least as many
+    /// as one connection may have. One uid has at most a quarter of them.
     pub(crate) fn set(&self, Limits { connections, of_one_user }: Limits) {
         let calls_for = |connections: usize| connections.saturating_mul(CALLS_FOR_EACH_CONNECTION);
         let of_one_user = calls_for(of_one_user).max(PER_CONNECTION);
-        let all = calls_for(connections).max(of_one_user.saturating_mul(2));
+        let all = calls_for(connections).max(of_one_user.saturating_mul(4));
         self.calls.limit(Limits { connections: all, of_one_user });
     }
 
@@ -88,7 +88,7 @@ impl CallLimit {
             Full::ForUser(limit) => TooManyCalls::OfUser(limit),
             Full::ForAll(limit) => TooManyCalls::OfAll(limit),
         })?;
-        Ok(CallPermit { _connection: connection, _user: user, heap: Arc::clone(&self.heap) })
+        Ok(CallPermit { _connection: connection, _user: user, _in_use: HeapTrimmer::in_use(&self.heap) })
     }
 }
 
@@ -97,13 +97,7 @@ impl CallLimit {
 pub(super) struct CallPermit {
     _connection: OwnedSemaphorePermit,
     _user: Place,
-    heap: Arc<HeapTrimmer>,
-}
-
-impl Drop for CallPermit {
-    fn drop(&mut self) {
-        self.heap.released();
-    }
+    _in_use: InUse,
 }
 
 /// The limit that is reached.
@@ -143,22 +137,22 @@ mod tests {
     #[test]
     fn calls_are_limited_per_connection_and_per_uid() {
         let limits = CallLimits::default();
-        limits.set(Limits { connections: 75, of_one_user: 37 }); // 300 and 148 calls
-        let (first, second) =
-            (limits.for_connection(Some(7), Arc::default()), limits.for_connection(Some(7), Arc::default()));
+        limits.set(Limits { connections: 75, of_one_user: 37 }); // 148 calls for one uid, 592 in all
+        let connect = |uid| limits.for_connection(Some(uid), Arc::default());
+        let (first, second) = (connect(7), connect(7));
         let mut permits: Vec<_> = (0..100).map(|_| first.acquire().unwrap()).collect();
         assert_eq!(first.acquire().unwrap_err(), TooManyCalls::OnConnection(100));
         permits.extend((0..48).map(|_| second.acquire().unwrap()));
         assert_eq!(second.acquire().unwrap_err(), TooManyCalls::OfUser(148));
-        let other = limits.for_connection(Some(8), Arc::default());
-        let others: Vec<_> = (0..100).map(|_| other.acquire().unwrap()).collect();
-        let third = limits.for_connection(Some(9), Arc::default());
-        let thirds: Vec<_> = (0..52).map(|_| third.acquire().unwrap()).collect();
-        assert_eq!(third.acquire().unwrap_err(), TooManyCalls::OfAll(300));
+        let others: Vec<_> = (8..13).map(connect).collect();
+        let of_others = others.iter().flat_map(|other| (0..100).map_while(|_| other.acquire().ok()));
+        let of_others: Vec<_> = of_others.collect();
+        assert_eq!(permits.len() + of_others.len(), 592);
+        assert_eq!(connect(14).acquire().unwrap_err(), TooManyCalls::OfAll(592));
         permits.pop();
-        let again = second.acquire().unwrap();
-        drop((permits, others, thirds, again));
-        assert!(first.acquire().is_ok() && other.acquire().is_ok());
+        let again = connect(14).acquire().unwrap();
+        drop((permits, of_others, again));
+        assert!(first.acquire().is_ok() && others[0].acquire().is_ok());
     }
 
     #[test]

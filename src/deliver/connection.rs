@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Body as _, Bytes, Incoming};
-use hyper::header::{CONNECTION, HeaderName, HeaderValue};
+use hyper::header::{
+    CONNECTION, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
+};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper::{Request, Response, Version};
+use hyper::{Method, Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, Chain, Join, Take, join};
 use tokio::net::UnixStream;
@@ -23,15 +25,19 @@ use tokio::time::{Instant, sleep, timeout};
 use super::answers;
 use super::authority::Mended;
 use super::caller::{Caller, Closing};
-use super::calls::CallLimit;
+use super::calls::{CallLimit, CallLimits};
+use super::heap::HeapTrimmer;
 use super::lines::Lines;
 use super::places::Full;
 use super::response::Body;
+use super::workload::SECURITY_HEADER;
 
 /// A request's head must be complete within this time. An idle connection is closed after it in HTTP/1.1, and in HTTP/2 if
 /// nothing was ever asked: libraries of gRPC keep theirs.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 const MAX_HEAD: usize = 16 * 1024;
+/// The same in HTTP/2, for each stream: gRPC's own default.
+const MAX_HEADER_LIST: u32 = 8 * 1024;
 /// What waits on one such call for its reader.
 const MAX_UNREAD: usize = 64 * 1024;
 /// What may come on such a call before it is read.
@@ -50,7 +56,13 @@ const KEEP_ALIVE: HeaderValue = HeaderValue::from_static("timeout=25");
 const REFUSAL_LIMIT: Duration = Duration::from_secs(4);
 
 /// Answers until the other end leaves, or the socket is closed.
-pub(super) async fn serve(stream: UnixStream, caller: Caller, lines: Arc<Lines>, mut closing: Closing) {
+pub(super) async fn serve(
+    stream: UnixStream,
+    caller: Caller,
+    lines: Arc<Lines>,
+    calls: CallLimits,
+    mut closing: Closing,
+) {
     let Ok(Ok((version, stream))) = timeout(HEAD_LIMIT, version_of(stream)).await else {
         tracing::debug!(
             uid = caller.uid,
@@ -62,7 +74,7 @@ pub(super) async fn serve(stream: UnixStream, caller: Caller, lines: Arc<Lines>,
     let (ends, has_asked) = (closing.clone(), Arc::new(AtomicBool::new(false)));
     let asked = Arc::clone(&has_asked);
     let calls =
-        (version == Version::HTTP_2).then(|| lines.calls.for_connection(caller.uid, Arc::clone(&lines.heap)));
+        (version == Version::HTTP_2).then(|| calls.for_connection(caller.uid, Arc::clone(&lines.heap)));
     let streams = calls.as_ref().map_or(1, CallLimit::streams);
     let answer = service_fn(move |request: Request<Incoming>| {
         tracing::debug!(
@@ -71,19 +83,9 @@ pub(super) async fn serve(stream: UnixStream, caller: Caller, lines: Arc<Lines>,
         );
         asked.store(true, Ordering::Relaxed);
         let (lines, calls, ends) = (Arc::clone(&lines), calls.clone(), ends.clone());
-        let (head, mut body) = request.into_parts();
-        let request = Request::from_parts(head, ());
         async move {
-            // In a place of its own, which is given back: whoever watches has no use for it any more.
-            let respond = answers::respond(&request, &mut body, caller, calls.as_ref(), &lines, &ends);
-            let mut response = Box::pin(respond).await;
-            let is_read = read_rest(&mut body).await;
-            if ends.has_changed().is_err() || !is_read {
-                close(&mut response, request.version());
-            } else if is_kept_alive(&request) {
-                keep_alive(&mut response);
-            }
-            Ok::<_, Infallible>(response)
+            let _in_use = (version == Version::HTTP_2).then(|| HeapTrimmer::in_use(&lines.heap));
+            Ok::<_, Infallible>(respond(request, caller, calls.as_ref(), &lines, &ends).await)
         }
     });
     let ended = match version {
@@ -135,6 +137,47 @@ async fn until_it_ends<C: Future<Output = hyper::Result<()>>>(
     }
 }
 
+async fn respond(
+    request: Request<Incoming>,
+    caller: Caller,
+    calls: Option<&CallLimit>,
+    lines: &Lines,
+    closing: &Closing,
+) -> Response<Body> {
+    let (mut head, mut body) = request.into_parts();
+    head.headers = used(&head.headers);
+    let request = Request::from_parts(head, ());
+    // In an allocation of its own, which is freed: a stream that follows has no use for it any
+    // more.
+    let responding = answers::respond(&request, &mut body, caller, calls, lines, closing);
+    let mut response = Box::pin(responding).await;
+    // To read on would invite a client to send what it asks for with `Expect: 100-continue` (RFC
+    // 9110, section 10.1.1).
+    let is_read =
+        body.is_end_stream() || !request.headers().contains_key(EXPECT) && read_rest(&mut body).await;
+    if closing.has_changed().is_err() || !is_read {
+        close(&mut response, request.version());
+    } else if is_kept_alive(&request) {
+        keep_alive(&mut response);
+    }
+    if request.version() == Version::HTTP_2 && request.method() == Method::HEAD {
+        *response.body_mut() = Empty::new().map_err(|never| match never {}).boxed_unsync(); // as hyper does in HTTP/1.1
+    }
+    response
+}
+
+/// The headers that matter here. The others are not kept while a request is read and responded to:
+/// a caller could send hundreds of them on each of many streams.
+fn used(headers: &HeaderMap) -> HeaderMap {
+    let mut used = HeaderMap::new();
+    for name in [CONTENT_TYPE, SECURITY_HEADER, CONNECTION, TRANSFER_ENCODING, EXPECT] {
+        for value in headers.get_all(&name) {
+            used.append(&name, value.clone());
+        }
+    }
+    used
+}
+
 /// Tells somebody that there is no place for them.
 pub(super) async fn refuse(stream: UnixStream, why: Full) {
     let answer = service_fn(|mut request: Request<Incoming>| async move {
@@ -168,7 +211,7 @@ fn http1() -> http1::Builder {
 fn http2() -> http2::Builder<TokioExecutor> {
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
-        .max_header_list_size(MAX_HEAD as u32)
+        .max_header_list_size(MAX_HEADER_LIST)
         .max_send_buf_size(MAX_UNREAD)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(4 * WINDOW);
@@ -228,7 +271,10 @@ fn is_kept_alive<B>(request: &Request<B>) -> bool {
             .to_str()
             .is_ok_and(|options| options.split(',').any(|option| option.trim().eq_ignore_ascii_case("close")))
     };
-    request.version() == Version::HTTP_11 && !request.headers().get_all(CONNECTION).iter().any(closes)
+    let headers = request.headers();
+    // Where a Content-Length comes with it, hyper drops that and closes the connection (RFC 9112, section 6.1).
+    let is_ambiguous = headers.contains_key(TRANSFER_ENCODING);
+    request.version() == Version::HTTP_11 && !is_ambiguous && !headers.get_all(CONNECTION).iter().any(closes)
 }
 
 /// Tells a client how long it may leave the connection idle (RFC 9112, appendix C.2.2), or it may
@@ -238,9 +284,9 @@ fn keep_alive(response: &mut Response<Body>) {
     response.headers_mut().insert(HeaderName::from_static("keep-alive"), KEEP_ALIVE);
 }
 
-/// HTTP/2 has a frame for that, and no such header.
+/// HTTP/2 has a frame for that, and no such header. In HTTP/1.0 it is the rule.
 fn close(response: &mut Response<Body>, version: Version) {
-    if version != Version::HTTP_2 {
+    if version == Version::HTTP_11 {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
 }

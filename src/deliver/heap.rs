@@ -1,6 +1,7 @@
 //! Returns memory to the operating system after a crowd of clients: the C library would keep it for
 //! ever.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -29,6 +30,11 @@ impl HeapTrimmer {
         }
     }
 
+    /// For the time of a request: what ends with it counts as released.
+    pub(super) fn in_use(heap: &Arc<Self>) -> InUse {
+        InUse(Arc::clone(heap))
+    }
+
     /// Returns free memory after each crowd. Never ends; an agent without clients is not woken by
     /// it.
     pub async fn run(&self) {
@@ -38,5 +44,15 @@ impl HeapTrimmer {
             self.ended.store(0, Ordering::Relaxed); // what ends from now on counts anew
             let _ = spawn_blocking(heap_trim::trim).await; // it cannot fail
         }
+    }
+}
+
+/// Memory of a request. Dropping it counts as [`HeapTrimmer::released`].
+#[derive(Debug)]
+pub(super) struct InUse(Arc<HeapTrimmer>);
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.released();
     }
 }

@@ -6,7 +6,6 @@ use tokio::sync::{Semaphore, watch};
 
 use super::Snapshot;
 use super::audit::{KeysGiven, Refusals};
-use super::calls::CallLimits;
 use super::heap::HeapTrimmer;
 use super::metrics::Counters;
 use super::order::Orders;
@@ -28,8 +27,6 @@ pub struct Lines {
     pub refusals: Arc<Refusals>,
     /// Which processes have been given a key, as far as it is on record.
     pub keys_given: Arc<KeysGiven>,
-    /// Limits gRPC calls.
-    pub calls: CallLimits,
     /// Returns memory after a crowd of clients.
     pub heap: Arc<HeapTrimmer>,
     /// To look a user up, and to open the seal of a software key, can take long: so many at once.
@@ -51,7 +48,6 @@ impl Lines {
             signing: Signing::default(),
             refusals: Arc::default(),
             keys_given: Arc::default(),
-            calls: CallLimits::default(),
             heap: Arc::default(),
             key_readers: Arc::new(Semaphore::new(KEY_READERS)),
             counters: Arc::default(),

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::caller::{Caller, Closing, Right};
+use super::calls::CallLimits;
 use super::connection;
 use super::lines::Lines;
 use super::places::Places;
@@ -79,7 +80,7 @@ impl Socket {
 
     /// Answers until the other end of `closing` is dropped; whoever is being answered then gets the answer. A caller costs
     /// nothing but its own connection, and has as many of them as `places` gives.
-    pub async fn serve(self, lines: Lines, places: Places, mut closing: Closing) {
+    pub async fn serve(self, lines: Lines, places: Places, calls: CallLimits, mut closing: Closing) {
         let (lines, mut connections) = (Arc::new(lines), JoinSet::new());
         let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
         let mut has_failed = false;
@@ -111,9 +112,9 @@ impl Socket {
             let caller = Caller::of(&stream, self.right);
             match places.take(caller.uid) {
                 Ok(place) => {
-                    let (lines, closing) = (lines.clone(), closing.clone());
+                    let (lines, calls, closing) = (lines.clone(), calls.clone(), closing.clone());
                     connections.spawn(async move {
-                        connection::serve(stream, caller, lines, closing).await;
+                        connection::serve(stream, caller, lines, calls, closing).await;
                         drop(place);
                     });
                 }

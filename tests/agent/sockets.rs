@@ -332,9 +332,10 @@ fn no_more_are_served_than_there_may_be_open_files() {
     world.device.start();
     world.device.wait_for("active");
     assert!(world.device.log().contains("no more than 24 connections"), "{}", world.device.log());
-    let _watchers: Vec<Watcher> = (0..24).map(|_| Watcher::on(&world.device, "run/agent.sock")).collect();
+    // Half of them for one user.
+    let _watchers: Vec<Watcher> = (0..12).map(|_| Watcher::on(&world.device, "run/agent.sock")).collect();
     let (status, refused) = world.device.get("/healthz").unwrap();
-    assert!(status == 503 && refused.contains("24 connections"), "{refused}");
+    assert!(status == 503 && refused.contains("12 connections"), "{refused}");
 }
 
 #[test]
@@ -348,6 +349,8 @@ fn over_http_2_there_is_the_workload_api_and_nothing_else() {
         socket.to_str().unwrap(),
         "http://agent/v1/svid",
     ];
+    let head = std::process::Command::new("curl").args(curl).arg("--head").output().unwrap();
+    assert!(head.status.success(), "{head:?}");
     let answer = std::process::Command::new("curl").args(curl).output().unwrap();
     let answer: Value = serde_json::from_slice(&answer.stdout).unwrap();
     assert!(answer["status"] == 505 && answer["detail"].as_str().unwrap().contains("HTTP/1.1"), "{answer}");
@@ -519,6 +522,31 @@ fn memory_is_returned_after_a_crowd() {
     assert!(busy > idle + 8192, "the crowd was none: idle {idle} KiB, busy {busy} KiB");
 }
 
+/// Requests that take no permit, with as much in their heads as there may be, on few connections.
+#[test]
+fn memory_is_returned_after_requests_that_are_refused() {
+    let world = World::enrolled();
+    assert_eq!(world.device.get("/v1/status").unwrap().0, 200);
+    let idle = memory(&world.device);
+    let mut said = [PREFACE, &frame(4, 0, 0, b"")].concat();
+    for stream in (1..240).step_by(2) {
+        let mut headers = headers("/nothing/at.all", "true");
+        headers.extend([0x90; 150]); // accept-encoding: gzip, deflate, of the static table
+        said.extend(frame(1, 4, stream, &headers)); // and no end of the request
+    }
+    let mut callers: Vec<UnixStream> =
+        (0..10).map(|_| UnixStream::connect(world.device.path("run/agent.sock")).unwrap()).collect();
+    for caller in &mut callers {
+        caller.set_write_timeout(Some(PATIENCE)).unwrap();
+        caller.write_all(&said).unwrap();
+    }
+    assert_eq!(world.device.get("/v1/status").unwrap().0, 200);
+    let busy = memory(&world.device);
+    assert!(busy < idle + 16 * 1024, "{idle} KiB before, {busy} KiB with 1,200 requests");
+    drop(callers);
+    world.device.wait_until("as little memory as before", |device| memory(device) < idle + 4096);
+}
+
 /// Ended connections are cleared away before new ones are accepted.
 #[test]
 fn memory_is_bounded_in_a_flood_of_connections() {
@@ -555,6 +583,25 @@ fn idle_connections_are_told_when_they_end() {
         let old = ask(&format!("GET {path} HTTP/1.0\r\n\r\n"));
         assert!(!old.contains("keep-alive"), "{old}");
     }
+}
+
+#[test]
+fn a_client_that_asks_before_it_sends_is_not_invited() {
+    let world = World::enrolled();
+    let expecting = "POST /v1/sign HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 90\r\n\r\n";
+    let mut stream = UnixStream::connect(world.device.path("run/agent.sock")).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(expecting.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap(); // to the end of the connection
+    assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("connection: close\r\n"), "{answer}");
+    let both = "GET /healthz HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n";
+    let mut stream = UnixStream::connect(world.device.path("run/agent.sock")).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(both.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(!answer.contains("keep-alive"), "{answer}");
 }
 
 /// A client that writes all before it reads gets its response, and not a broken pipe.

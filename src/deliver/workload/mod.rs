@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use futures_util::stream::try_unfold;
 use hyper::body::{Bytes, Incoming};
+use hyper::header::HeaderName;
 use hyper::{Request, Response, StatusCode};
 use nix::unistd::User;
 use ring::digest::{Digest, SHA256, digest};
@@ -44,7 +45,7 @@ use crate::system::log::AUDIT;
 pub(super) const PREFIX: &str = "/SpiffeWorkloadAPI/";
 /// With the value `true` on every request (SPIFFE Workload Endpoint, section 3): whoever is tricked into sending a request
 /// somewhere is hardly tricked into sending this along.
-const SECURITY_HEADER: &str = "workload.spiffe.io";
+pub(super) const SECURITY_HEADER: HeaderName = HeaderName::from_static("workload.spiffe.io");
 
 pub(super) async fn respond(
     request: &Request<()>,
@@ -207,11 +208,14 @@ impl Stream {
 
     /// The SVID with its key (section 5.2.1).
     async fn x509_svid(&mut self, snapshot: &Snapshot) -> Result<Option<Bytes>, Withheld> {
-        let Some(identity) = &snapshot.identity else {
-            self.check_entitlement(snapshot).await?;
-            return Err(nothing_there("SVID", snapshot));
+        let identity = snapshot.identity.as_ref().ok_or_else(|| nothing_there("SVID", snapshot));
+        let (identity, bundle) = match (identity, bundle(snapshot)) {
+            (Ok(identity), Ok(bundle)) => (identity, bundle),
+            (Err(withheld), _) | (_, Err(withheld)) => {
+                self.check_entitlement(snapshot).await?;
+                return Err(withheld);
+            }
         };
-        let bundle = bundle(snapshot)?;
         let message = |key: &[u8]| messages::x509_svid(&identity.svid, key, bundle.anchors());
         let digest = digest(&SHA256, &message(&[]));
         let is_told = self.told.as_ref().is_some_and(|told| told.digest.as_ref() == digest.as_ref());
@@ -223,15 +227,17 @@ impl Stream {
         if is_told { Ok(None) } else { Ok(Some(grpc::framed(&message(&key))?)) }
     }
 
-    /// Whether this caller would be given the key of an identity that is still to come.
+    /// Whether this caller would be given the key, were everything there that goes with it.
     async fn check_entitlement(&self, snapshot: &Snapshot) -> Result<(), Status> {
         if !snapshot.is_configured() {
             return Ok(()); // nothing says yet who may have what
         }
         let (provider, users, uid) = (snapshot.provider, snapshot.key_users.clone(), self.caller.uid);
         let entitled = async {
-            if provider == ProviderKind::Tpm.as_str() {
-                return Err(in_tpm());
+            match &snapshot.identity {
+                Some(identity) => may_leave(&*identity.key)?,
+                None if provider == ProviderKind::Tpm.as_str() => return Err(in_tpm()),
+                None => {}
             }
             self.with_turn(move || may_have(uid, &users)).await
         };
