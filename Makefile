@@ -43,9 +43,8 @@ bench: setup
 fleet: setup
 	cargo run --profile fleet --example fleet
 
-# Other people's SPIFFE and gRPC clients, in Go, Java and Node, through rotations, restarts and a change of the root. Leaves out
-# those whose tools are not installed, and says so. One to two minutes once the
-# libraries are there.
+# Other people's SPIFFE and gRPC clients, in Go, Java and Node, through rotations, restarts and a change of the root. Leaves
+# out those whose tools are not installed, and says so. One to two minutes once the libraries are there.
 interop: setup
 	tests/interop/run
 

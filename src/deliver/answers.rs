@@ -154,7 +154,7 @@ async fn sign(
         return Err(not_this_way("POST", "This address signs a digest: use POST."));
     }
     if !matches!(caller.right, Right::Sign | Right::Admin) {
-        let detail = "Signatures are made on the signing socket only (sign.sock beside this one, where nothing else is \
+        let detail = "Signatures are made on the signing socket (sign.sock beside this one, where nothing else is \
                       configured), which members of its group may use.";
         return Err(problem(StatusCode::FORBIDDEN, detail));
     }

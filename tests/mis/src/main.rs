@@ -220,7 +220,7 @@ Development MIS (MIAF v0) of the trust domain {domain}. For tests and demonstrat
   a device to enroll   {certificate}
                        {key}
 
-A config.toml for an agent:
+A config.toml for an installed agent:
 
 [mis]
 discovery_url = \"{discovery}\"
