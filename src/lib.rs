@@ -22,4 +22,5 @@ pub mod store;
 pub mod system;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod text;
 pub mod time;

@@ -12,7 +12,7 @@ use nix::sys::time::{TimeVal, time_t};
 use serde::Deserialize;
 
 use super::ClientError;
-use crate::json::quoted;
+use crate::text::Excerpt;
 
 const MAX_HEAD: usize = 16 * 1024;
 pub(super) const MAX_ANSWER: usize = 8 * 1024 * 1024;
@@ -152,6 +152,7 @@ fn refusal(status: u16, body: &[u8]) -> ClientError {
         detail: String,
     }
     let problem: Result<Problem, _> = serde_json::from_slice(body);
-    let detail = problem.map_or_else(|_| format!("the agent answered {status}"), |p| quoted(&p.detail, 2048));
+    let detail = problem
+        .map_or_else(|_| format!("the agent answered {status}"), |p| Excerpt::of(&p.detail, 2048).into());
     ClientError::Refused { status, detail }
 }

@@ -5,8 +5,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use serde::Deserialize;
 use url::Url;
 
-use crate::json::{Object, quoted};
+use crate::json::Object;
 use crate::spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
+use crate::text::Excerpt;
 
 /// The one bootstrap method of v0.
 pub const FACTORY_CERT_MTLS: &str = "urn:margo:bootstrap:factory-cert-mtls:v1";
@@ -155,7 +156,7 @@ fn https(member: &'static str, value: &str) -> Result<Url, DiscoveryError> {
         .ok()
         .filter(|url| url.scheme() == "https" && url.has_host() && url.username().is_empty())
         .filter(|url| url.password().is_none())
-        .ok_or_else(|| DiscoveryError::Uri { member, value: quoted(value, 128) })
+        .ok_or_else(|| DiscoveryError::Uri { member, value: Excerpt::of(value, 128).into() })
 }
 
 /// Paths are added to it, so a query or fragment has no place in it.
@@ -163,7 +164,7 @@ fn base(url: Url) -> Result<Url, DiscoveryError> {
     if url.query().is_none() && url.fragment().is_none() {
         return Ok(url);
     }
-    Err(DiscoveryError::Uri { member: "margoIdentityServiceBaseUri", value: quoted(url.as_str(), 128) })
+    Err(DiscoveryError::Uri { member: "margoIdentityServiceBaseUri", value: Excerpt::of(url, 128).into() })
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@ use std::time::Duration;
 use url::Url;
 
 use super::{DiscoveryError, Problem, ProxyError, problem};
-use crate::json::quoted;
 use crate::lifecycle::{Failure, Meaning, Report};
 use crate::spiffe::{BundleError, TrustDomain};
+use crate::text::Excerpt;
 
 /// Characters of a reason that comes from elsewhere.
 const MAX_REASON: usize = 200;
@@ -266,5 +266,5 @@ pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     while let Some(source) = inner.source() {
         inner = source;
     }
-    quoted(&inner.to_string(), MAX_REASON)
+    Excerpt::of(inner, MAX_REASON).into()
 }

@@ -21,8 +21,8 @@ use super::tls::{self, TlsReason};
 use super::trust::Trust;
 use super::verify::{Note, VouchedBy};
 use crate::config;
-use crate::json::quoted;
 use crate::system::{clock, route};
+use crate::text::Excerpt;
 use crate::time::{Proof, Timestamp};
 
 const USER_AGENT: &str = concat!("miaf-agent/", env!("CARGO_PKG_VERSION"));
@@ -100,7 +100,7 @@ impl Answer {
         let problem = Problem::read(status, self.content_type.as_deref(), &self.body);
         let begin = self.body.get(..self.body.len().min(MAX_EXCERPT)).unwrap_or_default();
         let excerpt = (problem.is_none() && !begin.is_empty())
-            .then(|| quoted(&String::from_utf8_lossy(begin), MAX_EXCERPT));
+            .then(|| Excerpt::of_bytes(&self.body, MAX_EXCERPT).into());
         MisError::Refused { url, status, problem, retry_after: self.retry_after, excerpt }
     }
 }
@@ -232,7 +232,7 @@ async fn exchange(
         },
         vouched_by: note.vouched_by(),
         content_type: text(headers, header::CONTENT_TYPE),
-        location: text(headers, header::LOCATION).map(|to| quoted(&to, MAX_EXCERPT)),
+        location: text(headers, header::LOCATION).map(|to| Excerpt::of(to, MAX_EXCERPT).into()),
         retry_after: text(headers, header::RETRY_AFTER).and_then(|value| {
             problem::retry_after(&value, text(headers, header::DATE).as_deref(), clock::now().wall)
         }),

@@ -11,7 +11,8 @@ use serde_json::json;
 use url::Url;
 
 use super::{FACTORY_CERT_MTLS, MisError, X509_SVID_V1};
-use crate::json::{Object, quoted};
+use crate::json::Object;
+use crate::text::Excerpt;
 
 pub(super) const MAX_ANSWER: usize = 512 * 1024;
 
@@ -74,7 +75,7 @@ pub(super) fn read_answer(url: &Url, body: &[u8]) -> Result<Vec<String>, MisErro
     let Object(answer): Object<Answer> = serde_json::from_slice(body)
         .map_err(|e| malformed(format!("the answer does not hold an SVID: {e}")))?;
     if answer.svid_profile_uri != X509_SVID_V1 {
-        let other = quoted(&answer.svid_profile_uri, 128);
+        let other = Excerpt::of(&answer.svid_profile_uri, 128);
         return Err(malformed(format!(
             "an SVID of the profile {X509_SVID_V1} was asked for, and the answer is of \"{other}\""
         )));

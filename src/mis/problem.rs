@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::json::quoted;
 use crate::lifecycle::Meaning;
+use crate::text::Excerpt;
 use crate::time::Timestamp;
 
 const MARGO_ERRORS: &str = "https://margo.org/docs/errors/";
@@ -31,7 +31,8 @@ impl Problem {
             return None;
         }
         let body: Value = serde_json::from_slice(body).ok()?;
-        let text = |name: &str| body.get(name).and_then(Value::as_str).map(|text| quoted(text, 1024));
+        let text =
+            |name: &str| body.get(name).and_then(Value::as_str).map(|text| Excerpt::of(text, 1024).into());
         let genuine = body.get("status").and_then(Value::as_u64) == Some(u64::from(status));
         let problem = Self {
             kind: text("type")?,

@@ -26,7 +26,7 @@ use x509_parser::public_key::RSAPublicKey;
 use x509_parser::x509::{SubjectPublicKeyInfo, X509Version};
 
 use super::{Bundle, SpiffeId, SpiffeIdError, TrustDomain};
-use crate::json::quoted;
+use crate::text::Excerpt;
 use crate::time::Timestamp;
 
 mod encoding;
@@ -338,7 +338,8 @@ fn only_spiffe_id(leaf: &X509Certificate<'_>) -> Result<SpiffeId, Rejection> {
         .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
         .collect();
     match uris.as_slice() {
-        [uri] => SpiffeId::parse(uri).map_err(|why| Rejection::NotASpiffeId { uri: quoted(uri, 128), why }),
+        [uri] => SpiffeId::parse(uri)
+            .map_err(|why| Rejection::NotASpiffeId { uri: Excerpt::of(uri, 128).into(), why }),
         more => Err(Rejection::UriCount(more.len())),
     }
 }

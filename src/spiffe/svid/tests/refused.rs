@@ -171,7 +171,7 @@ fn a_leaf_that_does_not_name_this_one_device_is_refused() {
                 "a name of 2,049 bytes",
                 |a| san(a, &[uri(format!("{DEVICE_ID:a<2049}"))]),
                 R::NotASpiffeId {
-                    uri: quoted(&format!("{DEVICE_ID:a<2049}"), 128),
+                    uri: Excerpt::of(format!("{DEVICE_ID:a<2049}"), 128).into(),
                     why: SpiffeIdError::TooLong,
                 },
             ),
