@@ -1,6 +1,6 @@
 # The two commands of the README, and the checks that CI runs beside them.
 
-.PHONY: demo test lint hw-tests mutants reliability bench fleet interop setup deb rpm packages-check system foreign
+.PHONY: demo test lint hw-tests mutants fuzz reliability bench fleet interop setup deb rpm packages-check system foreign
 .DEFAULT_GOAL := test
 
 # The whole story on the terminal, in about a minute after the build. Leaves nothing behind.
@@ -28,6 +28,11 @@ hw-tests:
 # Makes the judgement of SVIDs and bundles wrong in one place at a time: a test must notice each. Half an hour.
 mutants: setup
 	scripts/mutants
+
+# Has libFuzzer look for bytes from outside that break a rule (src/fuzzing.rs), 30 s a target; FUZZ_SECONDS=600 for longer.
+fuzz:
+	@scripts/setup fuzz
+	scripts/fuzz
 
 # The long form of tests/reliability: every call on the agent's files fails with every error, and a kill comes at every one of
 # them and at 1,000 random moments, under every setting of key rotation. Twenty minutes; as root, for strace and mounts.

@@ -13,6 +13,9 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod deliver;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+pub mod fuzzing;
 pub mod json;
 pub mod keys;
 pub mod lifecycle;

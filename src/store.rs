@@ -21,6 +21,9 @@ use crate::spiffe::TrustDomain;
 use crate::system::files;
 use crate::time::{BootTime, Timestamp};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+
 const VERSION: u32 = 1;
 
 /// A kind of record: its file and its content.

@@ -49,11 +49,7 @@ pub(super) fn send(at: &Path, limit: Duration, request: Request) -> Result<Answe
     let mut stream = connected(at, limit)?;
     let broken = |e: io::Error| failed(&e, limit);
     stream.write_all(request.to_text().as_bytes()).map_err(broken)?;
-    let mut answer = Answer { body: BufReader::new(Timed { stream, until }), limit };
-    match answer.status()? {
-        200..=299 => Ok(answer),
-        status => Err(refusal(status, &answer.body()?)),
-    }
+    Answer::read(Timed { stream, until }, limit)
 }
 
 /// Waits no longer than `limit` where the agent hangs and others wait before this one: the kernel holds a connection to
@@ -72,6 +68,15 @@ fn connected(at: &Path, limit: Duration) -> Result<UnixStream, ClientError> {
 }
 
 impl Answer {
+    /// Reads the head. What is not a success is an error.
+    pub(super) fn read(stream: Timed, limit: Duration) -> Result<Self, ClientError> {
+        let mut answer = Self { body: BufReader::new(stream), limit };
+        match answer.status()? {
+            200..=299 => Ok(answer),
+            status => Err(refusal(status, &answer.body()?)),
+        }
+    }
+
     fn status(&mut self) -> Result<u16, ClientError> {
         let mut left = MAX_HEAD;
         let first = self.line(&mut left)?.unwrap_or_default();
@@ -114,9 +119,9 @@ impl Answer {
 
 /// A stream that is read until then, and no longer.
 #[derive(Debug)]
-struct Timed {
-    stream: UnixStream,
-    until: Option<Instant>,
+pub(super) struct Timed {
+    pub(super) stream: UnixStream,
+    pub(super) until: Option<Instant>,
 }
 
 impl Read for Timed {

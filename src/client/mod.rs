@@ -15,6 +15,8 @@
 
 mod connection;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod tls;
 mod watch;
 

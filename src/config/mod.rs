@@ -4,6 +4,8 @@
 //! Only what the files *say* is checked here. Whether a certificate or a chip they name is there is found out when it
 //! is used: a device with a missing factory certificate still starts and serves what it holds.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod raw;
 mod reader;
 mod sources;

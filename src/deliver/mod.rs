@@ -8,6 +8,8 @@ pub mod caller;
 pub mod calls;
 mod connection;
 pub mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod grpc;
 mod health;
 pub mod heap;

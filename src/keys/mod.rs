@@ -19,6 +19,8 @@ pub mod csr;
 mod error;
 pub mod factory;
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod pem;
 mod provider;
 pub mod software;

@@ -5,6 +5,8 @@
 
 mod discovery;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod http;
 mod identities;
 mod problem;

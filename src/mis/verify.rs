@@ -289,7 +289,7 @@ fn may_sign_certificates(issuer: &CertificateDer<'_>) -> bool {
 }
 
 /// SHA-256 of the DER of a SubjectPublicKeyInfo (RFC 7469 section 2.4).
-fn pin_of(spki: &[u8]) -> Pin {
+pub(super) fn pin_of(spki: &[u8]) -> Pin {
     let mut pin = [0; 32];
     pin.copy_from_slice(digest::digest(&digest::SHA256, spki).as_ref());
     pin

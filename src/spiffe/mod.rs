@@ -2,6 +2,8 @@
 //! [`Bundle`] and the judgement of an [`X509Svid`](svid::X509Svid). Pure: values in, values out, no I/O.
 
 mod bundle;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod id;
 pub mod svid;
 

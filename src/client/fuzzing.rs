@@ -1,0 +1,34 @@
+//! Fuzz target: what an agent responds on its socket, an older or a foreign one perhaps.
+
+use std::io::Write as _;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use super::connection::{Answer, Timed};
+use super::watch::Watch;
+use super::{Status, SvidDocument, read};
+use crate::fuzzing::check_error;
+
+/// A response; the first byte chooses what was asked for.
+pub(crate) fn client(data: &[u8]) -> bool {
+    let [choice, data @ ..] = data else { return false };
+    let Ok((mut agent, stream)) = UnixStream::pair() else { return false };
+    // What does not fit is no other case.
+    let _ = agent.set_nonblocking(true);
+    let _ = agent.write(data);
+    let _ = agent.shutdown(Shutdown::Both);
+    let answer = match Answer::read(Timed { stream, until: None }, Duration::from_secs(10)) {
+        Ok(answer) => answer,
+        Err(e) => return check_error(e),
+    };
+    let outcome = match choice % 3 {
+        0 => answer.body().and_then(|body| read::<Status>(&body)).map(drop),
+        1 => answer.body().and_then(|body| read::<SvidDocument>(&body)).map(drop),
+        _ => Watch::of(answer).try_for_each(|state| state.map(drop)),
+    };
+    match outcome {
+        Ok(()) => true,
+        Err(e) => check_error(e),
+    }
+}

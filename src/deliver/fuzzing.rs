@@ -1,0 +1,105 @@
+//! Fuzz targets: what local programs send.
+
+use std::convert::Infallible;
+use std::io::Cursor;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http_body_util::Empty;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::Snapshot;
+use super::authority::Mended;
+use super::caller::{Caller, Right};
+use super::calls::CallLimits;
+use super::lines::Lines;
+use super::order::Orders;
+use super::watch::Publication;
+use crate::time::Timestamp;
+
+/// More than any time limit of a connection.
+const LONG: Duration = Duration::from_secs(3600);
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// A whole connection: a byte for its role and how it ends, then what the client sends. Once the
+/// client has left, the connection ends, and so does its permit.
+pub(crate) fn connection(data: &[u8]) -> bool {
+    let [choice, data @ ..] = data else { return false };
+    let right = Right::ALL[usize::from(choice % 3)];
+    runtime().block_on(async {
+        // Moves on when there is nothing else to do.
+        tokio::time::pause();
+        let Ok((mut client, agent)) = UnixStream::pair() else { return false };
+        let publication = Publication::new(Snapshot::unconfigured(), Timestamp::from_millis(0));
+        let (orders, _at_loop) = Orders::channel();
+        let lines = Arc::new(Lines::new(&publication, orders));
+        let (_open, closing) = watch::channel(());
+        let caller = Caller { right, uid: Some(1000), pid: Some(4711) };
+        let serving =
+            tokio::spawn(super::connection::serve(agent, caller, lines, CallLimits::default(), closing));
+        // What does not fit into the socket's buffer is no other case.
+        let _ = client.try_write(data);
+        if choice & 0x80 != 0 {
+            let _ = client.shutdown().await;
+        }
+        let mut responses = Vec::new();
+        let responses = &mut responses;
+        let _ = timeout(Duration::from_secs(1), (&mut client).take(1 << 20).read_to_end(responses)).await;
+        assert!(responses.is_empty() || responses.starts_with(b"HTTP/1.") || responses.get(3) == Some(&4));
+        drop(client);
+        timeout(LONG, serving).await.expect("a connection without a client").expect("no panic");
+        !responses.is_empty()
+    })
+}
+
+/// What a client of HTTP/2 sends after its preface. h2 reads the same requests whether the authority
+/// is mended or not, and more of them if it is.
+pub(crate) fn authority(data: &[u8]) -> bool {
+    let sent = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..], data].concat();
+    runtime().block_on(async {
+        tokio::time::pause();
+        let mut mended = Vec::new();
+        let read = Mended::new(Cursor::new(&sent)).read_to_end(&mut mended).await;
+        read.expect("memory can be read");
+        assert_eq!(mended.len(), sent.len());
+        // In the Huffman code the length of an entry changes, and with it what the table evicts.
+        if sent.iter().zip(&mended).any(|(before, after)| before != after && *after == 0xfc) {
+            return false;
+        }
+        let (plain, mended) = (requests(sent).await, requests(mended).await);
+        let is_accepted = !mended.is_empty();
+        let mut mended = mended.iter();
+        assert!(plain.iter().all(|request| mended.any(|other| other == request)), "{plain:?}");
+        is_accepted
+    })
+}
+
+/// What h2 makes of it: method, path and headers of each request.
+async fn requests(sent: Vec<u8>) -> Vec<String> {
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let seen = heads.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let path = request.uri().path_and_query().map(ToString::to_string);
+        let head = format!("{} {path:?} {:?}", request.method(), request.headers());
+        seen.lock().expect("no panic").push(head);
+        async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) }
+    });
+    // After that it stays open and silent.
+    let (_open, silent) = tokio::io::duplex(1);
+    let stream = tokio::io::join(Cursor::new(sent).chain(silent), tokio::io::sink());
+    let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    let _ = timeout(LONG, http.serve_connection(TokioIo::new(stream), service)).await;
+    let heads = heads.lock().expect("no panic").clone();
+    heads
+}

@@ -1,0 +1,95 @@
+//! The doors through which bytes come from outside, each as a function of these bytes. `fuzz/` has
+//! libFuzzer call them; a test here calls them with the committed corpora.
+//!
+//! A target panics when a rule is broken that holds for any input: what is accepted means the same
+//! when it is written and read again, and an error has bounded, printable words.
+
+use crate::text::Excerpt;
+
+/// Takes an input, and returns whether it was accepted.
+pub type Target = fn(&[u8]) -> bool;
+
+/// Every target by its name, which is that of its file in `fuzz/fuzz_targets` and of its directory
+/// in `fuzz/corpus`.
+pub const TARGETS: [(&str, Target); 15] = [
+    ("bundle", crate::spiffe::fuzzing::bundle),
+    ("svid", crate::spiffe::fuzzing::svid),
+    ("discovery", crate::mis::fuzzing::discovery),
+    ("problem", crate::mis::fuzzing::problem),
+    ("retry_after", crate::mis::fuzzing::retry_after),
+    ("issued", crate::mis::fuzzing::issued),
+    ("server_chain", crate::mis::fuzzing::server_chain),
+    ("pem", crate::keys::fuzzing::pem),
+    ("tss2", crate::keys::fuzzing::tss2),
+    ("sealed", crate::keys::fuzzing::sealed),
+    ("config", crate::config::fuzzing::config),
+    ("records", crate::store::fuzzing::records),
+    ("connection", crate::deliver::fuzzing::connection),
+    ("authority", crate::deliver::fuzzing::authority),
+    ("client", crate::client::fuzzing::client),
+];
+
+/// Runs a target by its name.
+///
+/// # Panics
+/// When a rule is broken; and for a name that is none.
+pub fn run(name: &str, data: &[u8]) {
+    let (_, target) = TARGETS.iter().find(|(target, _)| *target == name).expect("a target");
+    target(data);
+}
+
+/// Characters of an error that comes of one input, with what the agent's own words need.
+const MAX_ERROR: usize = 4096;
+
+/// Panics if an error could fill a log or reach for a terminal. Returns that nothing was accepted.
+pub(crate) fn check_error(error: impl std::fmt::Display) -> bool {
+    let shown = error.to_string();
+    #[cfg(test)]
+    println!("{shown}");
+    let lines: Vec<&str> = shown.lines().collect();
+    assert!(shown.chars().count() <= MAX_ERROR, "an error of {} characters", shown.chars().count());
+    for line in lines {
+        // White space at the ends is no harm.
+        let safe = Excerpt::of(line, MAX_ERROR);
+        let kept = line.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(*safe, *kept, "a terminal would obey an error");
+    }
+    false
+}
+
+/// Parts of an input that are each preceded by their length in two bytes, the higher first. The last
+/// one is cut where the input ends.
+pub(crate) fn parts(mut data: &[u8]) -> Vec<&[u8]> {
+    let mut parts = Vec::new();
+    while let [high, low, rest @ ..] = data {
+        let (part, after) = rest.split_at(usize::from(u16::from_be_bytes([*high, *low])).min(rest.len()));
+        parts.push(part);
+        data = after;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn corpora_break_no_rule() {
+        let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+        for (name, target) in TARGETS {
+            assert!(fuzz.join("fuzz_targets").join(name).with_extension("rs").exists(), "{name}");
+            let mut is_accepted = false;
+            for input in fs::read_dir(fuzz.join("corpus").join(name)).expect(name) {
+                let input = input.unwrap().path();
+                println!("{}", input.display()); // shown where one fails
+                is_accepted |= target(&fs::read(&input).unwrap());
+            }
+            assert!(is_accepted, "{name}: no input of its corpus gets to the end");
+        }
+        assert_eq!(fs::read_dir(fuzz.join("corpus")).unwrap().count(), TARGETS.len());
+        assert_eq!(fs::read_dir(fuzz.join("fuzz_targets")).unwrap().count(), TARGETS.len());
+    }
+}

@@ -1,0 +1,40 @@
+//! Fuzz targets: PEM, and the two forms of a key at rest.
+
+use super::{software, tss2};
+use crate::fuzzing::check_error;
+
+/// A PEM file.
+pub(crate) fn pem(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else { return false };
+    let mut is_accepted = false;
+    for block in super::pem::blocks(text).flatten() {
+        assert!(text.contains(block.text));
+        if let Some(der) = block.decode() {
+            assert!(der.len() <= block.text.len());
+            is_accepted = true;
+        }
+    }
+    is_accepted
+}
+
+/// A TSS2 PEM. A key that is accepted reads the same when it is written again.
+pub(crate) fn tss2(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else { return false };
+    match tss2::Tss2Key::from_pem(text) {
+        Ok(key) => {
+            let written = key.to_pem().expect("a key that was read");
+            assert!(tss2::Tss2Key::from_pem(&written).expect("a key that was written") == key);
+            true
+        }
+        Err(e) => check_error(e),
+    }
+}
+
+/// A sealed software key.
+pub(crate) fn sealed(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else { return false };
+    match software::check_form(text) {
+        Ok(()) => true,
+        Err(e) => check_error(e),
+    }
+}

@@ -1,0 +1,67 @@
+//! Fuzz targets: trust bundles and SVIDs.
+
+use rustls_pki_types::CertificateDer;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
+
+use super::svid::{self, Chain, Expectation, X509Svid, certificate_pem};
+use super::{Bundle, TrustDomain};
+use crate::fuzzing::{check_error, parts};
+use crate::time::Timestamp;
+
+/// In the validity of the certificates in the corpora: 2026-07-01.
+const NOW: i64 = 1_782_864_000;
+
+fn trust_domain() -> TrustDomain {
+    TrustDomain::parse("factory.example").expect("a valid name")
+}
+
+/// A served trust bundle. One that is accepted reads the same from what the agent publishes of it.
+pub(crate) fn bundle(data: &[u8]) -> bool {
+    match Bundle::from_served(data, &trust_domain()) {
+        Ok(bundle) => {
+            let published = bundle.to_document().to_string();
+            let again =
+                Bundle::from_served(published.as_bytes(), &trust_domain()).expect("what is published");
+            assert_eq!(again.anchors(), bundle.anchors());
+            assert_eq!(again.sequence(), bundle.sequence());
+            true
+        }
+        Err(e) => check_error(e),
+    }
+}
+
+/// An issued chain: certificates as [`parts`], the first for the trust bundle, the others leaf first.
+/// A chain that is accepted is the same after it was stored.
+pub(crate) fn svid(data: &[u8]) -> bool {
+    let parts = parts(data);
+    let Some((anchor, chain)) = parts.split_first() else { return false };
+    let anchor = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, anchor);
+    let served = format!(r#"{{"keys":[{{"kty":"EC","use":"x509-svid","x5c":["{anchor}"]}}]}}"#);
+    let bundle = match Bundle::from_served(served.as_bytes(), &trust_domain()) {
+        Ok(bundle) => bundle,
+        Err(e) => return check_error(e),
+    };
+    let pems: Vec<String> = chain.iter().map(|der| certificate_pem(&CertificateDer::from(*der))).collect();
+    let chain = match Chain::from_pem(&pems) {
+        Ok(chain) => chain,
+        Err(e) => return check_error(e),
+    };
+    let leaf = X509Certificate::from_der(chain.leaf()).ok();
+    let key = leaf.as_ref().map(|(_, leaf)| leaf.public_key().raw).unwrap_or_default();
+    let domain = trust_domain();
+    let expected = Expectation { trust_domain: &domain, spiffe_id: None, spki_der: key };
+    let now = Timestamp::from_millis(NOW * 1000);
+    match svid::judge(&chain, &expected, &bundle, now) {
+        Ok(svid) => {
+            assert_eq!(svid.spiffe_id().trust_domain(), &domain);
+            assert!(svid.not_before() < svid.not_after());
+            assert!(svid::is_trusted(&svid, &bundle, now));
+            let stored = Chain::from_pem(&svid.chain().to_pems()).expect("what was written");
+            let again = X509Svid::from_stored(stored).expect("what was accepted");
+            assert_eq!((again.spiffe_id(), again.not_after()), (svid.spiffe_id(), svid.not_after()));
+            true
+        }
+        Err(e) => check_error(e),
+    }
+}

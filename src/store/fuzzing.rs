@@ -1,0 +1,30 @@
+//! Fuzz target: the records of the state, as a disk or an older agent may have left them.
+
+use super::{Answer, CachedBundle, CachedDiscovery, CachedTime, CachedWaits, Identity, Pending, Record};
+use crate::fuzzing::check_error;
+
+/// A record; the first byte chooses its kind. One that is accepted is the same after it was written
+/// again.
+pub(crate) fn records(data: &[u8]) -> bool {
+    let [choice, data @ ..] = data else { return false };
+    match choice % 7 {
+        0 => check::<Identity>(data),
+        1 => check::<Pending>(data),
+        2 => check::<Answer>(data),
+        3 => check::<CachedDiscovery>(data),
+        4 => check::<CachedBundle>(data),
+        5 => check::<CachedTime>(data),
+        _ => check::<CachedWaits>(data),
+    }
+}
+
+fn check<R: Record + PartialEq>(data: &[u8]) -> bool {
+    match R::decode(data) {
+        Ok(record) => {
+            let written = record.encode().expect("a record that was read");
+            assert!(R::decode(&written).is_ok_and(|again| again == record));
+            true
+        }
+        Err(e) => check_error(e),
+    }
+}
