@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::json::{self, JsonError};
 use crate::keys;
 use crate::lifecycle::{LastError, Memory};
 use crate::mis::Validators;
@@ -25,6 +26,9 @@ use crate::time::{BootTime, Timestamp};
 pub(crate) mod fuzzing;
 
 const VERSION: u32 = 1;
+
+/// Certificates that are read back of a chain: more than the MIS may answer with.
+const MAX_CERTIFICATES: usize = 64;
 
 /// A kind of record: its file and its content.
 pub trait Record: Sized {
@@ -48,6 +52,7 @@ pub trait Record: Sized {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Leaf, then intermediates, each PEM.
+    #[serde(deserialize_with = "json::at_most::<_, _, MAX_CERTIFICATES>")]
     pub chain: Vec<String>,
     /// The key as [`Key::to_pem`](crate::keys::Key::to_pem) wrote it: of no use without this device.
     pub key: String,
@@ -80,6 +85,7 @@ pub struct Answer {
     #[serde(default)]
     pub credential: Option<String>,
     /// As returned.
+    #[serde(deserialize_with = "json::at_most::<_, _, MAX_CERTIFICATES>")]
     pub chain: Vec<String>,
 }
 
@@ -446,11 +452,12 @@ fn read_json<R: DeserializeOwned>(content: &[u8]) -> Result<R, String> {
     struct Version {
         version: u32,
     }
-    let Version { version } = serde_json::from_slice(content).map_err(|e| format!("it is damaged: {e}"))?;
+    let damaged = |e: JsonError| format!("it is damaged: {e}");
+    let Version { version } = json::read(content).map_err(damaged)?;
     if version != VERSION {
         return Err(format!("it is of version {version}, and this agent reads version {VERSION}"));
     }
-    let envelope: Envelope<R> = serde_json::from_slice(content).map_err(|e| format!("it is damaged: {e}"))?;
+    let envelope: Envelope<R> = json::read(content).map_err(damaged)?;
     Ok(envelope.record)
 }
 

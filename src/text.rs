@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::fmt::{self, Write};
 use std::ops::Deref;
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A beginning of a text from outside, on one line: at most as many characters as its maker chose, and
 /// none that a terminal or a journal would obey.
@@ -73,6 +73,46 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     } else {
         Cow::Borrowed(text)
     }
+}
+
+/// A JSON text as a terminal may have it. It is the same document: what a terminal would obey can only
+/// stand in a string, and is escaped there.
+pub fn printable_json(json: &str) -> Cow<'_, str> {
+    let harmful = |c| c != '\n' && is_obeyed(c);
+    if !json.contains(harmful) {
+        return Cow::Borrowed(json);
+    }
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if !harmful(c) {
+            text.push(c);
+            continue;
+        }
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            let _ = write!(text, "\\u{unit:04x}"); // writing to a String cannot fail
+        }
+    }
+    Cow::Owned(text)
+}
+
+/// Reads a text from a file or a peer as an [`Excerpt`] of at most `LIMIT` characters, for a member of
+/// type `String`.
+///
+/// # Errors
+/// As the deserializer has it.
+pub fn short<'de, D: Deserializer<'de>, const LIMIT: usize>(deserializer: D) -> Result<String, D::Error> {
+    String::deserialize(deserializer).map(|text| Excerpt::of(text, LIMIT).into())
+}
+
+/// As [`short`], for a member that may be missing.
+///
+/// # Errors
+/// As the deserializer has it.
+pub fn short_if_any<'de, D: Deserializer<'de>, const LIMIT: usize>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    Ok(text.map(|text| Excerpt::of(text, LIMIT).into()))
 }
 
 /// Puts a formatted text on one line and stops at the limit.
@@ -165,6 +205,16 @@ mod tests {
     fn documents_keep_their_lines() {
         assert!(matches!(printable("ä\nb\n"), Cow::Borrowed(_)));
         assert_eq!(printable("a\u{1b}]0;owned\u{7}\nb\u{202e}"), "a\u{fffd}]0;owned\u{fffd}\nb\u{fffd}");
+    }
+
+    #[test]
+    fn printable_json_is_the_same_document() {
+        assert!(matches!(printable_json("{\"a\":\"ä\"}\n"), Cow::Borrowed(_)));
+        let text = "{\"a\":\"\u{9b}2J\u{7f}\u{202e}\u{e0041}\"}\n";
+        let printed = printable_json(text);
+        assert_eq!(printed, "{\"a\":\"\\u009b2J\\u007f\\u202e\\udb40\\udc41\"}\n");
+        let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!(read(&printed), read(text));
     }
 
     proptest! {

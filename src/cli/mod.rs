@@ -24,6 +24,10 @@ use serde::Serialize;
 use crate::agent;
 use crate::client::Client;
 use crate::config::{self, Config};
+use crate::text::{self, Excerpt};
+
+/// Characters of one line that is printed for people.
+const MAX_LINE: usize = 8192;
 
 /// The identity agent of an industrial edge device.
 ///
@@ -143,9 +147,10 @@ fn print_json(answer: &impl Serialize) -> ExitCode {
 }
 
 fn json_line(answer: &impl Serialize) -> String {
-    let mut text = serde_json::to_string(answer).unwrap_or_default(); // what comes here always serialises
-    text.push('\n');
-    text
+    let text = serde_json::to_string(answer).unwrap_or_default(); // what comes here always serialises
+    let mut line = text::printable_json(&text).into_owned();
+    line.push('\n');
+    line
 }
 
 fn print(text: &str) -> ExitCode {
@@ -168,5 +173,11 @@ fn fail(e: &dyn fmt::Display) -> ExitCode {
 }
 
 fn say(what: &dyn fmt::Display) {
-    let _ = writeln!(io::stderr(), "miaf-agent: {what}"); // there is nobody else to tell
+    let _ = writeln!(io::stderr(), "miaf-agent: {}", shown(what)); // there is nobody else to tell
+}
+
+/// A text of the agent's on one line. The agent may be an older one that hands on whatever a server
+/// said, or another program on its socket.
+fn shown(text: impl fmt::Display) -> Excerpt {
+    Excerpt::of(text, MAX_LINE)
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{Output, fail, for_orders, print, print_json};
+use super::{Output, fail, for_orders, print, print_json, shown};
 use crate::client::ClientError;
 use crate::deliver::order::Accepted;
 
@@ -19,7 +19,7 @@ pub(super) fn renew(config: &Path, output: &Output) -> ExitCode {
 pub(super) fn say(answer: Result<Accepted, ClientError>, output: &Output) -> ExitCode {
     match answer {
         Ok(accepted) if output.json => print_json(&accepted),
-        Ok(Accepted { detail, .. }) => print(&format!("{detail}\nHow it goes: miaf-agent status\n")),
+        Ok(Accepted { detail, .. }) => print(&format!("{}\nHow it goes: miaf-agent status\n", shown(detail))),
         Err(e) => fail(&e),
     }
 }

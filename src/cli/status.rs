@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use super::words::{distance, key, meaning, next_step, trusted_by};
-use super::{Output, fail, lifetime, print, print_json, reader};
+use super::{Output, fail, lifetime, print, print_json, reader, shown};
 use crate::deliver::status::Status;
 
 pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
@@ -20,7 +20,7 @@ pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
 fn in_words(status: &Status, now: SystemTime) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
-        let _ = writeln!(text, "{name:<13} {value}"); // writing to a String cannot fail
+        let _ = writeln!(text, "{name:<13} {}", shown(value)); // writing to a String cannot fail
     };
     line("State", &format!("{} - {}", status.state, meaning(&status.state)));
     line("Identity", status.spiffe_id.as_deref().unwrap_or("none yet"));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::ValueEnum;
 
 use super::words::{error, meaning, next_step, rough};
-use super::{Output, fail, print, print_json, reader};
+use super::{Output, fail, print, print_json, reader, shown};
 use crate::client::{Client, ClientError};
 use crate::deliver::status::Status;
 use crate::deliver::watch::Watched;
@@ -62,7 +62,8 @@ fn tell(watched: &Watched, what: What, output: &Output) -> ExitCode {
     match (what, &watched.svid, &watched.bundle) {
         (What::Svid, Some(svid), _) if output.json => print_json(svid),
         (What::Svid, Some(svid), _) => {
-            print(&format!("this device is {} until {}\n", svid.spiffe_id, svid.not_after))
+            let line = format!("this device is {} until {}", svid.spiffe_id, svid.not_after);
+            print(&format!("{}\n", shown(line)))
         }
         (What::Bundle, _, bundle) if output.json => print_json(bundle),
         _ => print("there is a trust bundle\n"),
@@ -104,8 +105,7 @@ impl Wait {
 
     fn is_there(&self, watched: &Watched) -> Result<bool, ClientError> {
         if self.what == What::Bundle {
-            let keys = watched.bundle.as_ref().and_then(|bundle| bundle["keys"].as_array());
-            return Ok(keys.is_some_and(|keys| !keys.is_empty()));
+            return Ok(watched.bundle.as_ref().is_some_and(|bundle| !bundle.keys.is_empty()));
         }
         if watched.svid.is_none() {
             return Ok(false);

@@ -7,7 +7,7 @@ use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
 use super::words::{distance, error, key, meaning, next_step, trusted_by};
-use super::{Output, fail, json_line, reader, say, write};
+use super::{Output, fail, json_line, reader, say, shown, write};
 use crate::client::{Client, ClientError};
 use crate::deliver::watch::Watched;
 use crate::time::Timestamp;
@@ -74,8 +74,8 @@ impl Reporter {
 /// Time, state, and what is new. `None`: nothing that a person would call a change.
 fn line(before: Option<&Watched>, after: &Watched, now: SystemTime) -> Option<String> {
     let news = news(before, after, now);
-    (!news.is_empty())
-        .then(|| format!("{} {}: {}\n", Timestamp::from(now), after.status.state, news.join("; ")))
+    let line = || format!("{} {}: {}", Timestamp::from(now), after.status.state, news.join("; "));
+    (!news.is_empty()).then(|| format!("{}\n", shown(line())))
 }
 
 fn news(before: Option<&Watched>, after: &Watched, now: SystemTime) -> Vec<String> {
@@ -129,7 +129,7 @@ fn news(before: Option<&Watched>, after: &Watched, now: SystemTime) -> Vec<Strin
 
 fn bundle(watched: &Watched) -> String {
     let Some(bundle) = &watched.bundle else { return "the trust bundle is gone".into() };
-    let anchors = bundle["keys"].as_array().map_or(0, Vec::len);
+    let anchors = bundle.keys.len();
     let sequence = watched.status.bundle.as_ref().and_then(|bundle| bundle.sequence);
     let number = sequence.map_or_else(String::new, |sequence| format!(" number {sequence}"));
     match anchors {
@@ -147,7 +147,12 @@ mod tests {
     use super::*;
     use crate::cli::words::tests::example;
     use crate::deliver::status::BundleStatus;
-    use serde_json::json;
+    use crate::spiffe::{BundleDocument, BundleKey};
+
+    fn two_anchors() -> BundleDocument {
+        let key = BundleKey { kty: "EC", usage: "x509-svid", x5c: [String::new()], ..BundleKey::default() };
+        BundleDocument { keys: vec![key.clone(), key], ..BundleDocument::default() }
+    }
 
     #[test]
     fn a_line_says_when_how_it_stands_and_what_is_new() {
@@ -177,7 +182,7 @@ mod tests {
         (svid.serial, svid.renew_at) = ("03".into(), None);
         next.status.bundle =
             Some(BundleStatus { sequence: Some(7), fetched_at: String::new(), refresh_at: None });
-        next.bundle = Some(json!({ "keys": [{}, {}] }));
+        next.bundle = Some(two_anchors());
         assert_eq!(
             line(Some(&first), &next, now).unwrap(),
             "2026-01-02T00:01:00Z active: this device has a valid identity; new SVID 03 until 2026-01-03T00:00:00Z; \

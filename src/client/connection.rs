@@ -12,6 +12,7 @@ use nix::sys::time::{TimeVal, time_t};
 use serde::Deserialize;
 
 use super::ClientError;
+use crate::json;
 use crate::text::Excerpt;
 
 const MAX_HEAD: usize = 16 * 1024;
@@ -156,7 +157,7 @@ fn refusal(status: u16, body: &[u8]) -> ClientError {
     struct Problem {
         detail: String,
     }
-    let problem: Result<Problem, _> = serde_json::from_slice(body);
+    let problem: Result<Problem, _> = json::read(body);
     let detail = problem
         .map_or_else(|_| format!("the agent answered {status}"), |p| Excerpt::of(&p.detail, 2048).into());
     ClientError::Refused { status, detail }

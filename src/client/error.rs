@@ -5,6 +5,8 @@ use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::text::Excerpt;
+
 /// Why the agent gave no answer, or not the one that was asked for.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -28,7 +30,15 @@ pub enum ClientError {
     Unintelligible(String),
 }
 
+/// Characters of what a message quotes of a response or of a library's error.
+const MAX_REASON: usize = 200;
+
 impl ClientError {
+    /// A response that is not one that this client knows, and why.
+    pub(crate) fn unintelligible(why: &dyn fmt::Display) -> Self {
+        Self::Unintelligible(Excerpt::of(why, MAX_REASON).into())
+    }
+
     /// Whether the same may be answered later without anybody's doing: the agent is about to start, or is busy.
     pub fn may_pass(&self) -> bool {
         match self {

@@ -26,8 +26,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rustls_pki_types::CertificateDer;
-use serde::de::{DeserializeOwned, IgnoredAny};
-use serde_json::{Value, json};
+use serde::de::DeserializeOwned;
+use serde_json::json;
 
 pub use error::ClientError;
 pub use watch::Watch;
@@ -35,8 +35,8 @@ pub use watch::Watch;
 use crate::deliver::order::{Accepted, Address};
 use crate::deliver::signing::Signed;
 use crate::deliver::status::{Status, SvidDocument};
-use crate::json::Object;
-use crate::spiffe::{Bundle, TrustDomain};
+use crate::json::{self, JsonError};
+use crate::spiffe::{Bundle, BundleDocument, BundleError, TrustDomain};
 use connection::Request;
 
 /// Longer than systemd waits before it starts an agent again that has ended: its sockets stay open meanwhile.
@@ -50,10 +50,10 @@ pub struct Client {
 }
 
 /// What other identities of the device's trust domain are checked against.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustBundle {
     /// The SPIFFE bundle.
-    pub document: Value,
+    pub document: BundleDocument,
     /// Its X.509 authorities. There may be none: then nobody is trusted.
     pub anchors: Vec<CertificateDer<'static>>,
 }
@@ -106,11 +106,11 @@ impl Client {
     /// Refused with 503: there is none yet.
     pub fn bundle(&self) -> Result<TrustBundle, ClientError> {
         let body = self.ask(Request::Get("/v1/bundle"))?;
-        read::<IgnoredAny>(&body)?; // all of it is there
         // The document does not name its trust domain; any name reads it.
-        let bundle = TrustDomain::parse("any").map_err(|e| ClientError::Unintelligible(e.to_string()));
-        let bundle = bundle.and_then(|any| {
-            Bundle::from_served(&body, &any).map_err(|e| ClientError::Unintelligible(e.to_string()))
+        let any = TrustDomain::parse("any").map_err(|e| ClientError::unintelligible(&e))?;
+        let bundle = Bundle::from_served(&body, &any).map_err(|e| match e {
+            BundleError::Json(e) => unreadable(e),
+            other => ClientError::unintelligible(&other),
         })?;
         Ok(TrustBundle { document: bundle.to_document(), anchors: bundle.anchors().to_vec() })
     }
@@ -145,8 +145,7 @@ impl Client {
         }
         let signed: Signed = self.post("/v1/sign", body.to_string())?;
         let der = BASE64.decode(signed.signature);
-        let der =
-            der.map_err(|e| ClientError::Unintelligible(format!("the signature is not Base64: {e}")))?;
+        let der = der.map_err(|_| ClientError::Unintelligible("the signature is not Base64".into()))?;
         Ok(Signature { der, serial: signed.serial })
     }
 
@@ -193,9 +192,12 @@ impl Client {
 }
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
-    let answer: Result<Object<T>, _> = serde_json::from_slice(body);
-    answer.map(|Object(answer)| answer).map_err(|e| match e.is_eof() {
+    json::read(body).map_err(unreadable)
+}
+
+fn unreadable(e: JsonError) -> ClientError {
+    match e.is_incomplete() {
         true => ClientError::Broken("it ended the connection half-way".into()),
-        false => ClientError::Unintelligible(e.to_string()),
-    })
+        false => ClientError::unintelligible(&e),
+    }
 }

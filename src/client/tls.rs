@@ -26,11 +26,10 @@ impl Client {
     /// [`ClientError`]; refused with 503: there is no SVID yet.
     pub fn certified_key(&self) -> Result<CertifiedKey, ClientError> {
         let svid = self.svid()?;
-        let unintelligible = |e: &dyn std::fmt::Display| ClientError::Unintelligible(e.to_string());
-        let chain = Chain::from_pem(&svid.certificate_chain_pem).map_err(|e| unintelligible(&e))?;
-        let chain = chain.certificates().to_vec();
-        let leaf = chain.first().ok_or_else(|| unintelligible(&"it holds no certificate"))?;
-        let leaf = webpki::EndEntityCert::try_from(leaf).map_err(|e| unintelligible(&e))?;
+        let chain = Chain::from_pem(&svid.certificate_chain_pem);
+        let chain = chain.map_err(|e| ClientError::unintelligible(&e))?.certificates().to_vec();
+        let leaf = chain.first().ok_or_else(|| ClientError::unintelligible(&"it holds no certificate"))?;
+        let leaf = webpki::EndEntityCert::try_from(leaf).map_err(|e| ClientError::unintelligible(&e))?;
         let spki = leaf.subject_public_key_info();
         let key = SigningKey { agent: self.clone(), serial: svid.serial, spki };
         Ok(CertifiedKey::new(chain, tls::signing_key(Arc::new(key))))

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -303,8 +304,10 @@ fn description(identity: &Identity, now: Timestamp) -> Vec<u8> {
     }))
 }
 
-fn pretty(json: &serde_json::Value) -> Vec<u8> {
-    format!("{json:#}\n").into_bytes()
+fn pretty(json: &impl Serialize) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(json).unwrap_or_default(); // what comes here always serialises
+    text.push(b'\n');
+    text
 }
 
 /// Something could not be published. What was published before is untouched.

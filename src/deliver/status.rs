@@ -3,8 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::Snapshot;
+use crate::json;
 use crate::lifecycle::State;
 use crate::time::Timestamp;
+
+/// More than any agent hands out.
+const MAX_CERTIFICATES: usize = 64;
 
 /// `GET /v1/status`. Times are RFC 3339 in UTC.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,6 +129,7 @@ pub struct SvidDocument {
     pub spiffe_id: String,
     /// Of the leaf: what `POST /v1/sign` knows the SVID by.
     pub serial: String,
+    #[serde(deserialize_with = "json::at_most::<_, _, MAX_CERTIFICATES>")]
     pub certificate_chain_pem: Vec<String>,
     pub not_before: String,
     pub not_after: String,

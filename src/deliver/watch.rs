@@ -8,13 +8,13 @@ use std::time::Duration;
 use futures_util::stream::{Stream, unfold};
 use hyper::body::{Bytes, Frame};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::caller::Closing;
 use super::status::{Status, SvidDocument};
 use super::{Identity, Snapshot};
+use crate::spiffe::BundleDocument;
 use crate::time::Timestamp;
 
 /// After so long without a change something is said all the same: by that a watcher who has left without a word is found out.
@@ -30,7 +30,7 @@ pub struct Watched {
     /// As `GET /v1/svid` has it. `None` before the first enrollment.
     pub svid: Option<SvidDocument>,
     /// As `GET /v1/bundle` has it. `None` while there is none.
-    pub bundle: Option<Value>,
+    pub bundle: Option<BundleDocument>,
 }
 
 impl Watched {

@@ -6,51 +6,167 @@ use std::fmt;
 use std::time::Duration;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64::alphabet::STANDARD as ALPHABET;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD as BASE64};
 use rustls_pki_types::CertificateDer;
-use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::{Map, Value, json};
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::TrustDomain;
-use crate::json::Object;
+use super::svid::{self, validity};
+use crate::json::{self, JsonError, Object, whole_number};
+use crate::text::Excerpt;
 use crate::time::Timestamp;
-
-type Jwk = Map<String, Value>;
 
 /// More anchors than this in one bundle is taken for a mistake, not for a trust domain.
 pub const MAX_ANCHORS: usize = 64;
 
+/// Size limit of an anchor, in bytes of DER: it is parsed at every validation.
+const MAX_ANCHOR: usize = 16 * 1024;
+
+/// Trust domains that a Bundle Map may name. Their names are kept while it is read.
+const MAX_TRUST_DOMAINS: usize = 10_000;
+
+/// Remarks that are kept of one bundle.
+const MAX_REMARKS: usize = 16;
+
+/// Characters of a value or name that a message quotes.
+const MAX_QUOTE: usize = 64;
+
 /// How long a bundle with a lower sequence must have been served before it is believed (miaf-v0 B5).
 const REGRESSION_IS_MEANT_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// Base64 with or without padding. RFC 7517 section 4.7 demands it, and libraries that write without
+/// are around; what is decoded is the same.
+const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
+    &ALPHABET,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// The anchors of one trust domain. It may be empty: then every SVID of the domain is untrusted (miaf-v0 B3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
     trust_domain: TrustDomain,
-    keys: Vec<Jwk>,
+    keys: Vec<BundleKey>,
     anchors: Vec<CertificateDer<'static>>,
+    facts: Vec<AnchorFacts>,
     sequence: Option<u64>,
     refresh_hint: Option<Duration>,
+    remarks: Vec<Remark>,
+}
+
+/// What an anchor says about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnchorFacts {
+    /// Its subject, shortened.
+    pub subject: Excerpt,
+    /// First moment of its validity.
+    pub not_before: Timestamp,
+    /// Last moment of its validity.
+    pub not_after: Timestamp,
+}
+
+impl AnchorFacts {
+    /// Whether `at` lies within its validity. Peers on OpenSSL refuse what only an anchor out of it
+    /// vouches for (X509_verify_cert(3)).
+    pub fn is_valid(&self, at: Timestamp) -> bool {
+        self.not_before <= at && at <= self.not_after
+    }
+}
+
+/// A part of a served bundle that is not used, while the rest is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Remark {
+    /// An anchor that can be read here and that peers cannot read.
+    #[error("key {index} ({subject}) is passed over: {why}, so other programs cannot read it")]
+    PassedOver {
+        /// Position in `keys`, from 0.
+        index: usize,
+        /// The certificate's subject, shortened.
+        subject: Excerpt,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// `spiffe_sequence` is no whole number: the bundle counts as one without.
+    #[error(
+        "its spiffe_sequence is {0}, which is no whole number of 64 bits; an older bundle cannot be told by it"
+    )]
+    Sequence(Excerpt),
+    /// `spiffe_refresh_hint` is no whole number: the agent's own interval counts.
+    #[error("its spiffe_refresh_hint is {0}, which is no whole number of seconds")]
+    RefreshHint(Excerpt),
+}
+
+/// One JWK of a [`BundleDocument`]: the members that X509-SVID section 6.1 and RFC 7518 section 6 know.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct BundleKey {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alg: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crv: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub e: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kid: Option<String>,
+    pub kty: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n: Option<String>,
+    #[serde(rename = "use")]
+    pub usage: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x: Option<String>,
+    /// The one certificate, in Base64.
+    pub x5c: [String; 1],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub y: Option<String>,
+}
+
+/// The SPIFFE bundle document of one trust domain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct BundleDocument {
+    /// At most [`MAX_ANCHORS`].
+    pub keys: Vec<BundleKey>,
+    /// Seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spiffe_refresh_hint: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spiffe_sequence: Option<u64>,
+}
+
+/// Of a document that names no trust domain, as the agent's sockets have it.
+impl<'de> Deserialize<'de> for BundleDocument {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Object(entry) = Object::<Entry<'de>>::deserialize(deserializer)?;
+        let keys = entry.keys().map_err(de::Error::custom)?;
+        Ok(Self {
+            keys: keys.usable.into_iter().map(|usable| usable.key).collect(),
+            spiffe_refresh_hint: entry.spiffe_refresh_hint.and_then(whole_number),
+            spiffe_sequence: entry.spiffe_sequence.and_then(whole_number),
+        })
+    }
 }
 
 impl Bundle {
     /// Reads what `trustBundleUri` served: a Bundle Map, of which only the entry of `trust_domain` counts, or a plain
-    /// SPIFFE bundle, which is taken as that domain's (miaf-v0 B2).
+    /// SPIFFE bundle, which is taken as that domain's (miaf-v0 B2). What is in neither is not built: the memory that
+    /// this takes is that of the entry.
     ///
     /// # Errors
     /// [`BundleError`]: not the JSON of either form, no entry for the domain, a domain named twice, or a key that
     /// claims to be an X.509 authority and whose certificate cannot be read.
     pub fn from_served(body: &[u8], trust_domain: &TrustDomain) -> Result<Self, BundleError> {
-        let Object(served): Object<Served> =
-            serde_json::from_slice(body).map_err(|e| BundleError::Json(e.to_string()))?;
+        let served: Served<'_> = json::read(body)?;
         let entry = match (served.trust_domains, served.keys) {
-            (Some(map), _) => map
-                .0
-                .into_iter()
-                .find_map(|(name, entry)| (name == trust_domain.as_str()).then_some(entry))
-                .ok_or_else(|| BundleError::NoEntry(trust_domain.clone()))?
-                .map_err(BundleError::Json)?,
+            (Some(map), _) => {
+                let entry = OfTrustDomain(trust_domain);
+                let mut map = serde_json::Deserializer::from_str(map.get());
+                entry.deserialize(&mut map)?.ok_or_else(|| BundleError::NoEntry(trust_domain.clone()))?
+            }
             (None, Some(keys)) => Entry {
                 keys,
                 spiffe_sequence: served.spiffe_sequence,
@@ -58,31 +174,50 @@ impl Bundle {
             },
             (None, None) => return Err(BundleError::NeitherForm),
         };
-        Self::from_entry(entry, served.spiffe_refresh_hint, trust_domain)
+        Self::from_entry(&entry, served.spiffe_refresh_hint, trust_domain)
     }
 
-    fn from_entry(entry: Entry, map_hint: Option<u64>, domain: &TrustDomain) -> Result<Self, BundleError> {
-        let mut keys = Vec::new();
-        let mut anchors: Vec<CertificateDer<'static>> = Vec::new();
-        for (index, jwk) in entry.keys.into_iter().enumerate() {
-            let Some((jwk, anchor)) = usable_key(index, jwk)? else { continue };
-            if anchors.contains(&anchor) {
-                continue;
-            }
-            if anchors.len() == MAX_ANCHORS {
-                return Err(BundleError::TooManyAnchors);
-            }
-            keys.push(jwk);
-            anchors.push(anchor);
+    fn from_entry(
+        entry: &Entry<'_>,
+        map_hint: Option<&RawValue>,
+        domain: &TrustDomain,
+    ) -> Result<Self, BundleError> {
+        let Keys { usable, passed_over } = entry.keys()?;
+        if usable.is_empty()
+            && let Some(Remark::PassedOver { index, why, .. }) = passed_over.first()
+        {
+            // It would be published as an empty one, which withdraws every authority (miaf-v0 B3).
+            return Err(BundleError::unreadable(*index, why));
         }
-        let pace = |hint: Option<u64>| hint.filter(|seconds| *seconds > 0);
-        Ok(Self {
+        let mut remarks = passed_over;
+        let mut number = |value: Option<&RawValue>, remark: fn(Excerpt) -> Remark| {
+            let value = value?;
+            let number = whole_number(value);
+            if number.is_none() {
+                remarks.push(remark(Excerpt::of(value.get(), MAX_QUOTE)));
+            }
+            number
+        };
+        let sequence = number(entry.spiffe_sequence, Remark::Sequence);
+        let mut hint = |value| number(value, Remark::RefreshHint).filter(|seconds| *seconds > 0);
+        let of_map = hint(map_hint);
+        let is_plain = map_hint.zip(entry.spiffe_refresh_hint).is_some_and(|(a, b)| std::ptr::eq(a, b));
+        let of_entry = if is_plain { of_map } else { hint(entry.spiffe_refresh_hint) };
+        let mut bundle = Self {
             trust_domain: domain.clone(),
-            keys,
-            anchors,
-            sequence: entry.spiffe_sequence,
-            refresh_hint: pace(map_hint).or(pace(entry.spiffe_refresh_hint)).map(Duration::from_secs),
-        })
+            keys: Vec::with_capacity(usable.len()),
+            anchors: Vec::with_capacity(usable.len()),
+            facts: Vec::with_capacity(usable.len()),
+            sequence,
+            refresh_hint: of_map.or(of_entry).map(Duration::from_secs),
+            remarks,
+        };
+        for UsableKey { key, anchor, facts } in usable {
+            bundle.keys.push(key);
+            bundle.anchors.push(anchor);
+            bundle.facts.push(facts);
+        }
+        Ok(bundle)
     }
 
     /// The trust domain whose SVIDs it judges.
@@ -95,7 +230,22 @@ impl Bundle {
         &self.anchors
     }
 
-    /// `spiffe_sequence`, where the MIS gives one.
+    /// What the anchors say about themselves, in the same order.
+    pub fn anchor_facts(&self) -> &[AnchorFacts] {
+        &self.facts
+    }
+
+    /// The anchors whose validity `at` is not within.
+    pub fn anchors_out_of_validity(&self, at: Timestamp) -> impl Iterator<Item = &AnchorFacts> {
+        self.facts.iter().filter(move |facts| !facts.is_valid(at))
+    }
+
+    /// What of the served document is not used.
+    pub fn remarks(&self) -> &[Remark] {
+        &self.remarks
+    }
+
+    /// `spiffe_sequence`, where the MIS gives one that can be read.
     pub fn sequence(&self) -> Option<u64> {
         self.sequence
     }
@@ -105,57 +255,266 @@ impl Bundle {
         self.refresh_hint
     }
 
-    /// The SPIFFE bundle document of this domain: what was served, less everything that B2 says to ignore, so that
-    /// a local program with a stricter parser reads it too.
-    pub fn to_document(&self) -> Value {
-        let mut document = json!({ "keys": self.keys });
-        if let Some(object) = document.as_object_mut() {
-            if let Some(sequence) = self.sequence {
-                object.insert("spiffe_sequence".into(), sequence.into());
-            }
-            if let Some(hint) = self.refresh_hint {
-                object.insert("spiffe_refresh_hint".into(), hint.as_secs().into());
-            }
+    /// The SPIFFE bundle document of this domain: what was served, less everything that B2 says to ignore and every
+    /// member that is not known, so that a local program with a stricter parser reads it too.
+    pub fn to_document(&self) -> BundleDocument {
+        BundleDocument {
+            keys: self.keys.clone(),
+            spiffe_refresh_hint: self.refresh_hint.map(|hint| hint.as_secs()),
+            spiffe_sequence: self.sequence,
         }
-        document
     }
 
     /// The anchors as concatenated PEM. An empty bundle is an empty text.
     pub fn to_pem(&self) -> String {
-        self.anchors.iter().map(|der| super::svid::certificate_pem(der)).collect()
+        self.anchors.iter().map(|der| svid::certificate_pem(der)).collect()
     }
 }
 
-/// One JWK of the set: `None` when the standard says to ignore it, else the key with the one certificate that counts.
-fn usable_key(index: usize, mut jwk: Jwk) -> Result<Option<(Jwk, CertificateDer<'static>)>, BundleError> {
-    let is = |name: &str, known: &[&str]| {
-        jwk.get(name).and_then(Value::as_str).is_some_and(|value| known.contains(&value))
+/// Both forms in one.
+#[derive(Deserialize)]
+struct Served<'a> {
+    #[serde(borrow)]
+    trust_domains: Option<&'a RawValue>,
+    #[serde(borrow)]
+    keys: Option<&'a RawValue>,
+    #[serde(borrow)]
+    spiffe_sequence: Option<&'a RawValue>,
+    #[serde(borrow)]
+    spiffe_refresh_hint: Option<&'a RawValue>,
+}
+
+/// What a Bundle Map holds for one trust domain.
+#[derive(Deserialize)]
+struct Entry<'a> {
+    #[serde(borrow)]
+    keys: &'a RawValue,
+    #[serde(borrow)]
+    spiffe_sequence: Option<&'a RawValue>,
+    #[serde(borrow)]
+    spiffe_refresh_hint: Option<&'a RawValue>,
+}
+
+impl Entry<'_> {
+    fn keys(&self) -> Result<Keys, BundleError> {
+        let mut keys = ReadKeys::default();
+        keys.deserialize(&mut serde_json::Deserializer::from_str(self.keys.get()))?;
+        match keys.refused {
+            Some(why) => Err(why),
+            None => Ok(keys.read),
+        }
+    }
+}
+
+/// A map read entry by entry: serde's own maps keep the last of two equal names in silence, and the standard demands
+/// that duplicates are rejected. Entries of other domains are passed over, whatever they are: a broken foreign domain
+/// must not cost this one its refresh.
+struct OfTrustDomain<'a>(&'a TrustDomain);
+
+impl<'de> DeserializeSeed<'de> for OfTrustDomain<'_> {
+    type Value = Option<Entry<'de>>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for OfTrustDomain<'_> {
+    type Value = Option<Entry<'de>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of trust domains")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut seen, mut found) = (BTreeSet::new(), None);
+        while let Some(name) = map.next_key::<String>()? {
+            if name == self.0.as_str() && found.is_none() {
+                let Object(entry) = map.next_value()?;
+                found = Some(entry);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+            if seen.len() == MAX_TRUST_DOMAINS {
+                let most = format_args!("it names more than {MAX_TRUST_DOMAINS} trust domains");
+                return Err(de::Error::custom(most));
+            }
+            if let Some(name) = seen.replace(name) {
+                let name = Excerpt::of(name, MAX_QUOTE);
+                return Err(de::Error::custom(format_args!("trust domain \"{name}\" appears twice")));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The keys of a bundle that are anchors.
+#[derive(Default)]
+struct Keys {
+    usable: Vec<UsableKey>,
+    passed_over: Vec<Remark>,
+}
+
+struct UsableKey {
+    key: BundleKey,
+    anchor: CertificateDer<'static>,
+    facts: AnchorFacts,
+}
+
+/// Reads keys one after the other, and keeps those that are anchors.
+#[derive(Default)]
+struct ReadKeys {
+    read: Keys,
+    refused: Option<BundleError>,
+}
+
+impl ReadKeys {
+    fn take(&mut self, index: usize, jwk: &Jwk<'_>) -> Result<(), BundleError> {
+        let Some(read) = usable_key(index, jwk)? else { return Ok(()) };
+        match read {
+            Ok(usable) if self.read.usable.iter().any(|other| other.anchor == usable.anchor) => {}
+            Ok(_) if self.read.usable.len() == MAX_ANCHORS => return Err(BundleError::TooManyAnchors),
+            Ok(usable) => self.read.usable.push(usable),
+            Err(remark) if self.read.passed_over.len() < MAX_REMARKS => self.read.passed_over.push(remark),
+            Err(_) => {}
+        }
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for &mut ReadKeys {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut ReadKeys {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of keys")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let mut index = 0;
+        while self.refused.is_none() {
+            let Some(Object(jwk)) = seq.next_element::<Object<Jwk<'de>>>()? else { return Ok(()) };
+            self.refused = self.take(index, &jwk).err();
+            index += 1;
+        }
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+}
+
+/// The members of a JWK that count here or are handed on. A value of another type than it should be
+/// makes a key unknown, not the bundle unreadable.
+#[derive(Deserialize)]
+struct Jwk<'a> {
+    #[serde(borrow)]
+    kty: Option<&'a RawValue>,
+    #[serde(borrow, rename = "use")]
+    usage: Option<&'a RawValue>,
+    #[serde(borrow)]
+    x5c: Option<&'a RawValue>,
+    #[serde(borrow)]
+    alg: Option<&'a RawValue>,
+    #[serde(borrow)]
+    kid: Option<&'a RawValue>,
+    #[serde(borrow)]
+    crv: Option<&'a RawValue>,
+    #[serde(borrow)]
+    x: Option<&'a RawValue>,
+    #[serde(borrow)]
+    y: Option<&'a RawValue>,
+    #[serde(borrow)]
+    n: Option<&'a RawValue>,
+    #[serde(borrow)]
+    e: Option<&'a RawValue>,
+}
+
+/// One JWK of the set: `None` when the standard says to ignore it, else the key with the one certificate that counts,
+/// or why it is passed over.
+fn usable_key(index: usize, jwk: &Jwk<'_>) -> Result<Option<Result<UsableKey, Remark>>, BundleError> {
+    let text = |value: Option<&RawValue>| value.and_then(json::text);
+    let known = |value, known: &[&'static str]| {
+        text(value).and_then(|text| known.iter().copied().find(|k| *k == text))
     };
-    if !is("kty", &["EC", "RSA"]) || !is("use", &["x509-svid"]) {
+    let (Some(kty), Some(usage)) = (known(jwk.kty, &["EC", "RSA"]), known(jwk.usage, &["x509-svid"])) else {
         return Ok(None);
-    }
-    let unreadable = |why: String| BundleError::Anchor { index, why };
-    let first = match jwk.get("x5c") {
-        None | Some(Value::Null) => return Ok(None),
-        Some(Value::Array(chain)) => match chain.first() {
-            None => return Ok(None),
-            Some(first) => first,
-        },
-        // To ignore it would be to take an authority for withdrawn because of a slip of the pen (miaf-v0 B3).
-        Some(_) => return Err(unreadable("x5c is not an array".into())),
     };
-    let text = first.as_str().ok_or_else(|| unreadable("the first element of x5c is not a string".into()))?;
-    let der = BASE64.decode(text).map_err(|e| unreadable(format!("x5c is not standard base64: {e}")))?;
-    match X509Certificate::from_der(&der) {
-        Ok(([], _)) => {}
-        Ok(_) => return Err(unreadable("bytes follow the certificate in x5c".into())),
-        Err(_) => return Err(unreadable("x5c does not hold an X.509 certificate".into())),
-    }
+    let unreadable = |why: &str| BundleError::unreadable(index, why);
+    let Some(x5c) = jwk.x5c else { return Ok(None) };
+    // To ignore it would be to take an authority for withdrawn because of a slip of the pen (miaf-v0 B3).
+    let First(first) = serde_json::from_str(x5c.get()).map_err(|_| unreadable("its x5c is not an array"))?;
+    let Some(first) = first else { return Ok(None) };
+    let first =
+        json::text(first).ok_or_else(|| unreadable("the first element of its x5c is not a string"))?;
+    let der = certificate_of(first).map_err(unreadable)?;
+    let certificate = match X509Certificate::from_der(&der) {
+        Ok(([], certificate)) => certificate,
+        Ok(_) => return Err(unreadable("bytes follow the certificate in its x5c")),
+        Err(_) => return Err(unreadable("its x5c does not hold an X.509 certificate")),
+    };
     webpki::anchor_from_trusted_cert(&CertificateDer::from(der.as_slice()))
-        .map_err(|e| unreadable(format!("the certificate cannot serve as an anchor: {e}")))?;
-    let only = Value::Array(vec![Value::String(text.to_owned())]);
-    jwk.insert("x5c".into(), only);
-    Ok(Some((jwk, CertificateDer::from(der))))
+        .map_err(|_| unreadable("its certificate cannot serve as an anchor"))?;
+    let (not_before, not_after) = validity(&certificate);
+    let subject = Excerpt::of(certificate.subject(), MAX_QUOTE);
+    if let Some(why) = svid::unreadable_to_peers(&der, &certificate) {
+        return Ok(Some(Err(Remark::PassedOver { index, subject, why })));
+    }
+    let key = BundleKey {
+        kty,
+        usage,
+        x5c: [BASE64.encode(&der)],
+        alg: text(jwk.alg),
+        kid: text(jwk.kid),
+        crv: text(jwk.crv),
+        x: text(jwk.x),
+        y: text(jwk.y),
+        n: text(jwk.n),
+        e: text(jwk.e),
+    };
+    let facts = AnchorFacts { subject, not_before, not_after };
+    Ok(Some(Ok(UsableKey { key, anchor: CertificateDer::from(der), facts })))
+}
+
+/// The certificate in an element of `x5c`: Base64, in one line or in many, padded or not.
+fn certificate_of(mut text: String) -> Result<Vec<u8>, &'static str> {
+    text.retain(|c| !matches!(c, ' ' | '\t' | '\r' | '\n'));
+    if text.starts_with("-----BEGIN") {
+        return Err("its x5c is PEM; it should be Base64 alone, without the lines BEGIN and END");
+    }
+    if text.len() > MAX_ANCHOR.div_ceil(3) * 4 {
+        return Err("the certificate in its x5c is larger than 16 KiB");
+    }
+    LENIENT_BASE64.decode(&text).map_err(|_| match text.contains(['-', '_']) {
+        true => "its x5c is not standard Base64 but the one for URLs (base64url)",
+        false => "its x5c is not standard Base64",
+    })
+}
+
+/// The first element of an array. The others are not built.
+struct First<'a>(Option<&'a RawValue>);
+
+impl<'de> Deserialize<'de> for First<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OnlySeq;
+        impl<'de> Visitor<'de> for OnlySeq {
+            type Value = First<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<First<'de>, A::Error> {
+                let first = seq.next_element()?;
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(First(first))
+            }
+        }
+        deserializer.deserialize_seq(OnlySeq)
+    }
 }
 
 /// Whether a bundle just served may take the place of the one held (miaf-v0 B5).
@@ -193,9 +552,9 @@ pub fn judge_sequence(
 /// Why a served trust bundle is refused. The one held stays in use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BundleError {
-    /// Not JSON, mistyped, a duplicate trust domain, nested too deep.
+    /// Not JSON, mistyped, a duplicate member or trust domain.
     #[error("it is not a SPIFFE bundle: {0}")]
-    Json(String),
+    Json(#[from] JsonError),
     /// An object with neither `trust_domains` nor `keys`.
     #[error("it has neither \"trust_domains\" (a Bundle Map) nor \"keys\" (a SPIFFE bundle)")]
     NeitherForm,
@@ -215,48 +574,15 @@ pub enum BundleError {
     TooManyAnchors,
 }
 
-/// Both forms in one: unknown members are ignored (miaf-v0 D4).
-#[derive(serde::Deserialize)]
-struct Served {
-    trust_domains: Option<TrustDomains>,
-    keys: Option<Vec<Jwk>>,
-    spiffe_sequence: Option<u64>,
-    spiffe_refresh_hint: Option<u64>,
+impl BundleError {
+    fn unreadable(index: usize, why: &str) -> Self {
+        Self::Anchor { index, why: why.to_owned() }
+    }
 }
 
-#[derive(serde::Deserialize)]
-struct Entry {
-    keys: Vec<Jwk>,
-    spiffe_sequence: Option<u64>,
-    spiffe_refresh_hint: Option<u64>,
-}
-
-/// A map read entry by entry: serde's own maps keep the last of two equal names in silence, and the standard demands
-/// that duplicates are rejected. An entry that is not a bundle is an error only for whoever needs it: a broken foreign
-/// domain must not cost this one its refresh.
-struct TrustDomains(Vec<(String, Result<Entry, String>)>);
-
-impl<'de> Deserialize<'de> for TrustDomains {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
-            type Value = TrustDomains;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of trust domains")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TrustDomains, A::Error> {
-                let (mut seen, mut entries) = (BTreeSet::new(), Vec::new());
-                while let Some(name) = map.next_key::<String>()? {
-                    if !seen.insert(name.clone()) {
-                        return Err(de::Error::custom(format_args!("trust domain \"{name}\" appears twice")));
-                    }
-                    let entry = serde_json::from_value(map.next_value::<Value>()?);
-                    entries.push((name, entry.map(|Object(entry)| entry).map_err(|e| e.to_string())));
-                }
-                Ok(TrustDomains(entries))
-            }
-        }
-        deserializer.deserialize_map(V)
+impl From<serde_json::Error> for BundleError {
+    fn from(e: serde_json::Error) -> Self {
+        Self::Json(e.into())
     }
 }
 

@@ -7,5 +7,8 @@ pub(crate) mod fuzzing;
 mod id;
 pub mod svid;
 
-pub use bundle::{Bundle, BundleError, MAX_ANCHORS, SequenceVerdict, judge_sequence};
+pub use bundle::{
+    AnchorFacts, Bundle, BundleDocument, BundleError, BundleKey, MAX_ANCHORS, Remark, SequenceVerdict,
+    judge_sequence,
+};
 pub use id::{SpiffeId, SpiffeIdError, TrustDomain};

@@ -4,6 +4,7 @@
 //! The chain itself is validated by rustls-webpki. What webpki leaves open is decided here: key usage bits, the
 //! number of URI SANs, the leaf's own key, the size of RSA keys, what the anchor says about itself, the identity.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use x509_parser::prelude::{FromDer as _, format_serial};
 use x509_parser::public_key::RSAPublicKey;
 use x509_parser::x509::{SubjectPublicKeyInfo, X509Version};
 
-use super::{Bundle, SpiffeId, SpiffeIdError, TrustDomain};
+use super::{AnchorFacts, Bundle, SpiffeId, SpiffeIdError, TrustDomain};
 use crate::text::Excerpt;
 use crate::time::Timestamp;
 
@@ -65,6 +66,9 @@ const MIN_RSA_BITS: usize = 3072;
 const MAX_CHAIN: usize = 6;
 const MAX_CERTIFICATE: usize = 16 * 1024;
 
+/// Octets of a serial number (RFC 5280 section 4.1.2.2), without the zero that keeps it positive.
+const MAX_SERIAL: usize = 20;
+
 /// An SVID whose `notBefore` lies at most this far ahead is kept and used when its time comes: the clock of the MIS,
 /// or of this device, is a little off. Beyond it, one of the two clocks is wrong.
 pub const MAX_AHEAD: Duration = Duration::from_secs(10 * 60);
@@ -92,6 +96,11 @@ pub fn judge(
     now: Timestamp,
 ) -> Result<X509Svid, Rejection> {
     let leaf = parse(0, chain.leaf())?;
+    for (index, der) in chain.certificates().iter().enumerate() {
+        if let Some(why) = serial_fault(&parse(index, der)?) {
+            return Err(Rejection::Serial { index, why });
+        }
+    }
     if leaf.version() != X509Version::V3 {
         return Err(Rejection::Version);
     }
@@ -123,6 +132,27 @@ pub fn judge(
 /// Whether the bundle vouches for an SVID that is held: used to report, never to drop (miaf-v0 B3, B5).
 pub fn is_trusted(svid: &X509Svid, bundle: &Bundle, now: Timestamp) -> bool {
     path_validates(&svid.chain, bundle, now).is_ok()
+}
+
+/// What a bundle makes of an SVID at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vouching<'a> {
+    /// The anchor that leads to it; where there are several, one whose validity the moment is within.
+    pub anchor: &'a AnchorFacts,
+    /// The first end of validity among the leaf and the intermediates of the path to that anchor.
+    pub path_not_after: Timestamp,
+}
+
+/// The anchor of the bundle that vouches for an SVID at a time. `None`: there is none, and
+/// [`is_trusted`] says no.
+///
+/// An anchor whose validity has ended vouches here (miaf-v0 B5) and to peers that follow RFC 5280
+/// section 6.1; to OpenSSL it does not.
+pub fn vouching<'a>(svid: &X509Svid, bundle: &'a Bundle, at: Timestamp) -> Option<Vouching<'a>> {
+    let is_valid = |anchor: &AnchorFacts| anchor.is_valid(at);
+    path_to_anchor(&svid.chain, bundle, at, is_valid)
+        .or_else(|_| path_to_anchor(&svid.chain, bundle, at, |_| true))
+        .ok()
 }
 
 /// An SVID that passed [`judge`], or that is read back from where such a one was stored.
@@ -269,6 +299,30 @@ fn extensions_are_sound(certificate: &X509Certificate<'_>) -> Result<(), Rejecti
     Ok(())
 }
 
+/// What keeps the parsers of peers from reading a certificate that x509-parser and webpki read: an
+/// anchor like that would make a whole bundle unreadable to them.
+pub(super) fn unreadable_to_peers(der: &[u8], certificate: &X509Certificate<'_>) -> Option<&'static str> {
+    if !encoding::is_der(der) {
+        return Some("its certificate is not encoded in DER");
+    }
+    if extensions_are_sound(certificate).is_err() {
+        return Some("an extension of its certificate is there twice, or is not encoded in DER");
+    }
+    serial_fault(certificate)
+}
+
+/// RFC 5280 section 4.1.2.2. Zero is read by all parsers that we know, a negative number not by Go
+/// (since 1.23), and none has to read more than 20 octets.
+fn serial_fault(certificate: &X509Certificate<'_>) -> Option<&'static str> {
+    let serial = certificate.raw_serial();
+    let magnitude = serial.strip_prefix(&[0]).unwrap_or(serial);
+    match serial {
+        [0x80..=0xff, ..] => Some("its serial number is negative"),
+        _ if magnitude.len() > MAX_SERIAL => Some("its serial number is longer than 20 octets"),
+        _ => None,
+    }
+}
+
 /// SPIFFE X509-SVID section 4: what the leaf may be used for.
 fn leaf_may_authenticate(leaf: &X509Certificate<'_>) -> Result<(), Rejection> {
     let unreadable = |_| Rejection::Extension;
@@ -379,21 +433,36 @@ fn path_validates_soon(
 }
 
 fn path_validates(chain: &Chain, bundle: &Bundle, at: Timestamp) -> Result<(), Rejection> {
-    let readable = |der| webpki::anchor_from_trusted_cert(der).ok().map(|anchor| (anchor, der));
-    let (anchors, sources): (Vec<_>, Vec<_>) = bundle.anchors().iter().filter_map(readable).unzip();
+    path_to_anchor(chain, bundle, at, |_| true).map(|_| ())
+}
+
+/// The path to one of the `eligible` anchors.
+fn path_to_anchor<'a>(
+    chain: &Chain,
+    bundle: &'a Bundle,
+    at: Timestamp,
+    eligible: impl Fn(&AnchorFacts) -> bool,
+) -> Result<Vouching<'a>, Rejection> {
+    let sources = bundle.anchors().iter().zip(bundle.anchor_facts()).filter(|(_, facts)| eligible(facts));
+    let readable = |source: (&'a CertificateDer<'static>, &'a AnchorFacts)| {
+        webpki::anchor_from_trusted_cert(source.0).ok().map(|anchor| (anchor, source))
+    };
+    let (anchors, sources): (Vec<_>, Vec<_>) = sources.filter_map(readable).unzip();
     let leaf = webpki::EndEntityCert::try_from(chain.leaf()).map_err(Rejection::from)?;
     // A path that MIAF forbids is passed over, and not the last word: with a cross-signed issuer there are others.
-    let forbidden = Cell::new(None);
+    let (forbidden, found) = (Cell::new(None), Cell::new(None));
     let allowed = |path: &VerifiedPath<'_>| {
         // Two anchors may differ only in what webpki does not keep of them: which one it was, its place tells.
         let source = anchors.iter().zip(&sources).find(|(anchor, _)| std::ptr::eq(*anchor, path.anchor()));
-        let (_, anchor) = source.ok_or(webpki::Error::UnknownIssuer)?;
-        path_is_allowed(path, anchor).map_err(|why| {
+        let (_, (anchor, facts)) = source.ok_or(webpki::Error::UnknownIssuer)?;
+        let path_not_after = path_is_allowed(path, anchor).map_err(|why| {
             forbidden.set(Some(why));
             webpki::Error::UnknownIssuer
-        })
+        })?;
+        found.set(Some(Vouching { anchor: facts, path_not_after }));
+        Ok(())
     };
-    leaf.verify_for_usage(
+    let verified = leaf.verify_for_usage(
         ALGORITHMS,
         &anchors,
         chain.intermediates(),
@@ -401,18 +470,27 @@ fn path_validates(chain: &Chain, bundle: &Bundle, at: Timestamp) -> Result<(), R
         webpki::KeyUsage::client_auth(),
         None,
         Some(&allowed),
-    )
-    .map(|_| ())
-    .map_err(|e| forbidden.take().unwrap_or_else(|| e.into()))
+    );
+    match verified {
+        Ok(_) => {
+            let leaf_not_after = validity(&parse(0, chain.leaf())?).1;
+            let found = found.take().ok_or(Rejection::UnknownIssuer)?;
+            Ok(Vouching { path_not_after: found.path_not_after.min(leaf_not_after), ..found })
+        }
+        Err(e) => Err(forbidden.take().unwrap_or_else(|| e.into())),
+    }
 }
 
 /// What webpki leaves open of a path whose signatures fit. It takes an anchor for a name and a key, as RFC 5280
-/// section 6.1.1 allows; the certificate that the bundle holds says more, and the parsers of peers heed it.
-fn path_is_allowed(path: &VerifiedPath<'_>, anchor: &CertificateDer<'_>) -> Result<(), Rejection> {
-    let mut below_anchor = 0;
+/// section 6.1.1 allows; the certificate that the bundle holds says more, and the parsers of peers heed it. Returns the
+/// first end of validity among the intermediates.
+fn path_is_allowed(path: &VerifiedPath<'_>, anchor: &CertificateDer<'_>) -> Result<Timestamp, Rejection> {
+    let (mut below_anchor, mut first_end) = (0, Timestamp::from_millis(i64::MAX));
     for issuer in path.intermediate_certificates() {
         let der = issuer.der();
-        issuer_may_issue(&parse(0, &der)?)?;
+        let parsed = parse(0, &der)?;
+        issuer_may_issue(&parsed)?;
+        first_end = first_end.min(validity(&parsed).1);
         // RFC 5280 section 4.2.1.9: a CA's certificate for its own next key does not count.
         below_anchor += u32::from(issuer.subject() != issuer.issuer());
     }
@@ -426,7 +504,7 @@ fn path_is_allowed(path: &VerifiedPath<'_>, anchor: &CertificateDer<'_>) -> Resu
         return Err(Rejection::PathTooLong);
     }
     issuer_may_issue(&anchor)?;
-    Ok(())
+    Ok(first_end)
 }
 
 /// SPIFFE X509-SVID section 3.2 and 4: what each issuer of a path must allow, the anchor included.
@@ -455,7 +533,7 @@ fn key_is_allowed(key: &SubjectPublicKeyInfo<'_>) -> Result<(), Rejection> {
     Ok(())
 }
 
-fn validity(certificate: &X509Certificate<'_>) -> (Timestamp, Timestamp) {
+pub(super) fn validity(certificate: &X509Certificate<'_>) -> (Timestamp, Timestamp) {
     let validity = certificate.validity();
     (
         Timestamp::from_secs(validity.not_before.timestamp()),
@@ -485,6 +563,14 @@ pub enum Rejection {
     Malformed {
         /// Position in the chain, from 0.
         index: usize,
+    },
+    /// A serial number that is negative, or longer than 20 octets.
+    #[error("certificate {index} of the chain cannot be read by all programs: {why}")]
+    Serial {
+        /// Position in the chain, from 0.
+        index: usize,
+        /// What is wrong with it.
+        why: &'static str,
     },
     /// X.509 version 1 or 2.
     #[error("the certificate is not X.509 version 3")]
@@ -609,7 +695,7 @@ pub enum Rejection {
     #[error("the chain is longer than one of its issuers allows (pathLenConstraint)")]
     PathTooLong,
     /// Everything else that path validation finds (RFC 5280 section 6).
-    #[error("the chain does not validate: {0}")]
+    #[error("the chain does not validate: {}", in_words(.0))]
     Path(webpki::Error),
 }
 
@@ -630,6 +716,34 @@ impl Rejection {
                 | Self::Path(_)
         )
     }
+}
+
+/// webpki's errors are the names of its variants, with all that they carry.
+fn in_words(error: &webpki::Error) -> Cow<'static, str> {
+    use webpki::Error as E;
+    let words = match error {
+        E::BadDer
+        | E::BadDerTime
+        | E::TrailingData(_)
+        | E::MalformedExtensions
+        | E::ExtensionValueInvalid => "a part of a certificate cannot be decoded",
+        E::InvalidCertValidity => "a certificate ends before it begins",
+        E::InvalidSerialNumber => "a serial number cannot be read",
+        E::MalformedDnsIdentifier => "a DNS name of a certificate cannot be read",
+        E::MalformedNameConstraint | E::InvalidNetworkMaskConstraint | E::UnsupportedNameType => {
+            "the name constraints of an issuer cannot be read"
+        }
+        E::NameConstraintViolation => "an issuer may not issue for this name (its name constraints)",
+        E::SignatureAlgorithmMismatch => "a certificate names two different signature algorithms",
+        E::UnsupportedCertVersion => "an issuer is not X.509 version 3",
+        E::UnsupportedCriticalExtension => "a critical extension of a certificate is not known",
+        E::MaximumNameConstraintComparisonsExceeded
+        | E::MaximumPathBuildCallsExceeded
+        | E::MaximumPathDepthExceeded
+        | E::MaximumSignatureChecksExceeded => "there are too many ways from it to an anchor",
+        other => return Cow::Owned(Excerpt::of(format_args!("{other:?}"), 64).into()),
+    };
+    Cow::Borrowed(words)
 }
 
 impl From<webpki::Error> for Rejection {

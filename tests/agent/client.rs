@@ -184,7 +184,10 @@ fn what_a_program_asks_it_gets_as_types() {
     let (status, svid, bundle) = (agent.status().unwrap(), agent.svid().unwrap(), agent.bundle().unwrap());
     assert_eq!((status.state.as_str(), Some(&svid.spiffe_id)), ("active", status.spiffe_id.as_ref()));
     assert_eq!(bundle.anchors.len(), 1);
-    assert_eq!(bundle.document.to_string(), world.device.get("/v1/bundle").unwrap().1.trim_end());
+    assert_eq!(
+        serde_json::to_string(&bundle.document).unwrap(),
+        world.device.get("/v1/bundle").unwrap().1.trim_end()
+    );
     let held = status.svid.unwrap();
     assert_eq!(held.serial, svid.serial);
     // The window is where the configuration wants it: 40 % to 60 % of the lifetime.

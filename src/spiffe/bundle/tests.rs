@@ -1,6 +1,7 @@
 //! Bundles, good and bad, and numbers that go up and down.
 
 use rustls_pki_types::pem::PemObject as _;
+use serde_json::{Value, json};
 
 use super::*;
 
@@ -27,6 +28,11 @@ fn read_text(body: &str) -> Result<Bundle, BundleError> {
     Bundle::from_served(body.as_bytes(), &domain())
 }
 
+/// What is handed out, as a local program reads it.
+fn handed_out(bundle: &Bundle) -> Value {
+    serde_json::to_value(bundle.to_document()).unwrap()
+}
+
 fn map(entry: Value) -> Value {
     json!({ "trust_domains": { "factory.example": entry, "other.example": { "keys": [] } } })
 }
@@ -39,7 +45,7 @@ fn a_bundle_map_and_a_plain_bundle_give_the_same_anchors() {
     assert_eq!(plain.anchors().len(), 1);
     assert_eq!((plain.sequence(), plain.refresh_hint()), (Some(7), Some(Duration::from_secs(60))));
     assert_eq!(read(map(entry.clone())).unwrap(), plain);
-    assert_eq!(read(plain.to_document()).unwrap(), plain, "what is handed out reads back as itself");
+    assert_eq!(read(handed_out(&plain)).unwrap(), plain, "what is handed out reads back as itself");
     assert_eq!(plain.trust_domain(), &domain());
 }
 
@@ -67,7 +73,7 @@ fn anchors_keep_their_order_and_each_is_there_once() {
     let bundle = read(json!({ "keys": keys })).unwrap();
     let served = [first, second].map(|text| CertificateDer::from(BASE64.decode(text).unwrap()));
     assert_eq!(bundle.anchors(), served);
-    assert_eq!(bundle.to_document()["keys"].as_array().unwrap().len(), 2);
+    assert_eq!(bundle.to_document().keys.len(), 2);
     assert_eq!(bundle.to_pem().matches("-----BEGIN CERTIFICATE-----\n").count(), 2);
     let read_back: Vec<_> = CertificateDer::pem_slice_iter(bundle.to_pem().as_bytes()).collect();
     assert_eq!(read_back.into_iter().map(Result::unwrap).collect::<Vec<_>>(), bundle.anchors());
@@ -85,6 +91,9 @@ fn the_pace_is_the_map_s_or_else_the_entry_s_and_zero_is_none() {
         (json!(1), json!(0), seconds(1)),
         (json!(null), json!(null), None),
         (json!(u64::MAX), json!(null), seconds(u64::MAX)),
+        (json!(300.0), json!(null), seconds(300)),
+        (json!(-1), json!(30.0), seconds(30)),
+        (json!("1"), json!(0.5), None),
     ] {
         let mut body = map(json!({ "keys": [], "spiffe_refresh_hint": of_entry }));
         body["spiffe_refresh_hint"] = of_map;
@@ -99,14 +108,31 @@ fn a_sequence_is_a_whole_number_of_64_bits() {
         ("9007199254740993", Some(9_007_199_254_740_993)), // where floating point begins to skip
         ("18446744073709551615", Some(u64::MAX)),
         ("null", None),
+        ("7.0", Some(7)),
+        ("1e3", Some(1000)),
     ] {
         let body = format!(r#"{{"keys":[],"spiffe_sequence":{text}}}"#);
         assert_eq!(read_text(&body).unwrap().sequence(), sequence, "{body}");
     }
-    for text in ["-1", "1.0", "1e3", "18446744073709551616", r#""1""#, "true", "[]"] {
-        let body = format!(r#"{{"keys":[],"spiffe_sequence":{text}}}"#);
-        assert!(matches!(read_text(&body), Err(BundleError::Json(_))), "{body}");
+}
+
+#[test]
+fn numbers_that_cannot_be_read_are_remarked_on_and_count_for_none() {
+    let cases = ["-1", "1.5", "1e400", "18446744073709551616", r#""1""#, "true", "[]", r#"{"":[0]}"#];
+    for text in cases {
+        let entry = format!(r#"{{"keys":[],"spiffe_sequence":{text},"spiffe_refresh_hint":{text}}}"#);
+        let in_map =
+            format!(r#"{{"trust_domains":{{"factory.example":{entry}}},"spiffe_refresh_hint":{text}}}"#);
+        for (body, remarks) in [(entry, 2), (in_map, 3)] {
+            let bundle = read_text(&body).unwrap();
+            assert_eq!((bundle.sequence(), bundle.refresh_hint()), (None, None), "{body}");
+            assert_eq!(bundle.remarks().len(), remarks, "{body}: {:?}", bundle.remarks());
+            assert!(bundle.remarks()[0].to_string().contains(text), "{:?}", bundle.remarks());
+        }
     }
+    let long = format!(r#"{{"keys":[],"spiffe_sequence":"{}"}}"#, "\\u001b]0;x\u{202e}".repeat(50_000));
+    let said = read_text(&long).unwrap().remarks()[0].to_string();
+    assert!(said.len() < 400 && !said.contains(['\u{1b}', '\u{202e}']), "{said}");
 }
 
 #[test]
@@ -135,13 +161,15 @@ fn a_key_that_claims_to_be_an_authority_and_cannot_be_read_is_an_error() {
         (json!([5]), "not a string"),
         (json!([null]), "not a string"),
         (json!([""]), "does not hold an X.509 certificate"),
+        (json!([" \n"]), "does not hold an X.509 certificate"),
         (json!(["AAAA"]), "does not hold an X.509 certificate"),
         (json!([shorter]), "does not hold an X.509 certificate"),
         (json!([longer]), "bytes follow the certificate"),
-        (json!([format!("{good}\n")]), "not standard base64"),
-        (json!([format!("-----BEGIN CERTIFICATE-----\n{good}")]), "not standard base64"),
-        (json!(["MIIB_-8="]), "not standard base64"),
-        (json!([format!("{good}=")]), "not standard base64"),
+        (json!([format!("-----BEGIN CERTIFICATE-----\n{good}")]), "PEM"),
+        (json!(["MIIB_-8="]), "base64url"),
+        (json!([format!("{good}=")]), "not standard Base64"),
+        (json!([format!("{good}\u{a0}")]), "not standard Base64"),
+        (json!(["A".repeat(30_000)]), "larger than 16 KiB"),
         (json!([BASE64.encode(version_2)]), "cannot serve as an anchor"),
     ] {
         match read(map(json!({ "keys": [{ "kty": "OKP" }, jwk(x5c.clone())] }))) {
@@ -173,7 +201,7 @@ fn what_b2_says_to_ignore_is_ignored() {
     ]})))
     .unwrap();
     assert_eq!(bundle.anchors().len(), 1);
-    assert_eq!(bundle.to_document()["keys"][0]["x5c"].as_array().unwrap().len(), 1);
+    assert_eq!(handed_out(&bundle)["keys"][0]["x5c"].as_array().unwrap().len(), 1);
 }
 
 #[test]
@@ -189,14 +217,115 @@ fn what_a_key_says_beside_its_certificate_does_not_matter() {
 }
 
 #[test]
-fn of_members_of_one_name_the_last_counts_or_they_are_refused_as_rfc_7517_allows() {
+fn a_certificate_in_lines_or_without_padding_is_the_same_anchor() {
+    let good = anchor();
+    let served = CertificateDer::from(BASE64.decode(&good).unwrap());
+    let lines = |end: &str| {
+        good.as_bytes().chunks(64).map(|line| str::from_utf8(line).unwrap()).collect::<Vec<_>>().join(end)
+    };
+    let unpadded = good.trim_end_matches('=').to_owned();
+    for text in [lines("\n"), lines("\r\n") + "\r\n", format!(" \t{good} "), unpadded] {
+        let bundle = read(json!({ "keys": [jwk(json!([text]))] })).unwrap();
+        assert_eq!(bundle.anchors(), [served.clone()], "{text}");
+        assert_eq!(
+            bundle.to_document().keys[0].x5c,
+            [good.clone()],
+            "it is handed out as the standard has it"
+        );
+    }
+}
+
+/// An anchor whose serial number is this, in DER as it is given.
+fn with_serial(serial: &[u8]) -> String {
+    let mut parameters = rcgen::CertificateParams::default();
+    parameters.serial_number = Some(rcgen::SerialNumber::from(vec![0x11; serial.len()]));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut der = parameters.self_signed(&key).unwrap().der().to_vec();
+    let at = der.windows(serial.len()).position(|found| found == vec![0x11; serial.len()]).unwrap();
+    der[at..at + serial.len()].copy_from_slice(serial);
+    BASE64.encode(der)
+}
+
+#[test]
+fn anchors_that_peers_cannot_read_are_passed_over_and_named() {
+    let good = anchor();
+    for (serial, why) in [
+        (vec![0x80], "negative"),
+        (vec![0xff; 16], "not encoded in DER"),
+        (vec![0, 0x11], "not encoded in DER"),
+        (vec![0x7f; 21], "longer than 20 octets"),
+    ] {
+        let bad = jwk(json!([with_serial(&serial)]));
+        let bundle = read(map(json!({ "keys": [bad, jwk(json!([good]))] }))).unwrap();
+        assert_eq!(bundle.anchors(), [CertificateDer::from(BASE64.decode(&good).unwrap())], "{serial:x?}");
+        assert_eq!(bundle.to_document().keys.len(), 1);
+        let [remark] = bundle.remarks() else { panic!("{:?}", bundle.remarks()) };
+        let said = remark.to_string();
+        assert!(said.starts_with("key 0 (CN=rcgen") && said.contains(why), "{said}");
+        // Alone it would leave an empty bundle, which says something else.
+        match read(json!({ "keys": [bad] })) {
+            Err(BundleError::Anchor { index: 0, why: told }) => assert!(told.contains(why), "{told}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    for serial in [&[0x7f; 20][..], &[0]] {
+        assert_eq!(read(json!({ "keys": [jwk(json!([with_serial(serial)]))] })).unwrap().remarks(), []);
+    }
+}
+
+#[test]
+fn anchors_out_of_their_validity_are_told_and_stay() {
+    let bundle = read(json!({ "keys": [jwk(json!([anchor()]))] })).unwrap();
+    let [facts] = bundle.anchor_facts() else { panic!("{bundle:?}") };
+    let second = Duration::from_secs(1);
+    let out = |at: Timestamp| bundle.anchors_out_of_validity(at).count();
+    assert_eq!((out(facts.not_before), out(facts.not_after)), (0, 0));
+    assert_eq!(out(facts.not_after.after(second)), 1);
+    assert_eq!(out(Timestamp::from_secs(facts.not_before.as_millis() / 1000 - 1)), 1);
+    assert!(facts.subject.contains("rcgen"), "{}", facts.subject);
+}
+
+#[test]
+fn nothing_of_what_is_ignored_is_kept() {
+    let key = json!({
+        "kty": "EC", "use": "x509-svid", "crv": "P-256", "x": "a", "y": "b", "kid": "c", "x5c": [anchor()],
+        "pad": [{ "": 0 }, [[]]], "x5t": "d", "alg": 5,
+    });
+    let bundle = read(json!({ "keys": [key], "pad": {} })).unwrap();
+    let members = ["crv", "kid", "kty", "use", "x", "x5c", "y"];
+    assert!(handed_out(&bundle)["keys"][0].as_object().unwrap().keys().eq(members), "{bundle:?}");
+}
+
+#[test]
+fn a_map_names_no_more_trust_domains_than_are_believable() {
+    let named = |count: usize| {
+        let others: String = (1..count).map(|n| format!(r#","{n}.example":0"#)).collect();
+        read_text(&format!(r#"{{"trust_domains":{{"factory.example":{{"keys":[]}}{others}}}}}"#))
+    };
+    assert!(named(MAX_TRUST_DOMAINS).is_ok());
+    assert!(named(MAX_TRUST_DOMAINS + 1).unwrap_err().to_string().contains("10000 trust domains"));
+}
+
+#[test]
+fn a_hostile_name_that_is_there_twice_is_quoted_short_and_harmless() {
+    let name = format!("\\u001b]0;owned\\u0007\u{202e}{}", "x".repeat(100_000));
+    let told =
+        read_text(&format!(r#"{{"trust_domains":{{"{name}":1,"{name}":2}}}}"#)).unwrap_err().to_string();
+    assert!(told.contains("appears twice") && told.len() < 400, "{told}");
+    assert!(!told.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{told:?}");
+}
+
+#[test]
+fn a_known_member_that_is_there_twice_is_refused() {
     let anchor = anchor();
     let key = format!(r#"{{"kty":"OKP","use":"x509-svid","x5c":["{anchor}"],"kty":"EC"}}"#);
-    assert_eq!(read_text(&format!(r#"{{"keys":[{key}]}}"#)).unwrap().anchors().len(), 1);
-    let entry = format!(r#"{{"keys":[{key}],"keys":[]}}"#);
-    let in_map = read_text(&format!(r#"{{"trust_domains":{{"factory.example":{entry}}}}}"#));
-    assert!(in_map.unwrap().anchors().is_empty());
-    for twice in [entry.as_str(), r#"{"trust_domains":{},"trust_domains":{"factory.example":{"keys":[]}}}"#] {
+    let entry = r#"{"keys":[],"keys":[]}"#;
+    for twice in [
+        &format!(r#"{{"keys":[{key}]}}"#),
+        entry,
+        &format!(r#"{{"trust_domains":{{"factory.example":{entry}}}}}"#),
+        r#"{"trust_domains":{},"trust_domains":{"factory.example":{"keys":[]}}}"#,
+    ] {
         let refused = read_text(twice).unwrap_err();
         assert!(refused.to_string().contains("duplicate field"), "{refused}");
     }
@@ -221,21 +350,14 @@ fn damaged_bundles_are_refused_and_say_why() {
         let foreign = json!({ "trust_domains": { name: { "keys": [] } } });
         assert_eq!(read(foreign), Err(BundleError::NoEntry(domain())), "{name}");
     }
-    for text in ["", "{", "null", "\u{feff}{}", r#"{"keys":[]}x"#, r#"{"keys":[],}"#, "{'keys':[]}"] {
+    for text in ["", "{", "null", "\u{feff}\u{feff}{}", r#"{"keys":[]}x"#, r#"{"keys":[],}"#, "{'keys':[]}"] {
         assert!(matches!(read_text(text), Err(BundleError::Json(_))), "{text}");
     }
     for body in [json!({ "trust_domains": [] }), json!({ "trust_domains": 5 }), json!({ "keys": [[]] })] {
         assert!(matches!(read(body.clone()), Err(BundleError::Json(_))), "{body}");
     }
     assert_eq!(read(json!({ "trust_domains": {} })), Err(BundleError::NoEntry(domain())));
-    for entry in [
-        json!("text"),
-        json!({}),
-        json!(null),
-        json!({ "keys": null }),
-        json!([[], null, null]),
-        json!({ "keys": [], "spiffe_sequence": "7" }),
-    ] {
+    for entry in [json!("text"), json!({}), json!(null), json!({ "keys": null }), json!([[], null, null])] {
         assert!(matches!(read(map(entry.clone())), Err(BundleError::Json(_))), "{entry}");
     }
     assert!(matches!(read(json!([null, [], null, null])), Err(BundleError::Json(_))));

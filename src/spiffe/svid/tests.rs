@@ -203,6 +203,29 @@ fn an_svid_is_trusted_as_long_as_the_bundle_vouches_for_it() {
 }
 
 #[test]
+fn the_anchor_that_vouches_is_told_and_a_valid_one_before_others() {
+    let mut answer = with_intermediate();
+    answer.issuers[0].not_after = NOW + DAY / 2;
+    let svid = answer.judged().unwrap();
+    let mut root = answer.root().clone();
+    let valid = self_signed(&root);
+    root.not_after = NOW - DAY;
+    let expired = self_signed(&root);
+    for (bundle, is_valid) in [
+        (vec![expired.clone(), valid.clone()], true),
+        (vec![valid, expired.clone()], true),
+        (vec![expired], false),
+    ] {
+        let bundle = bundle_of(&bundle);
+        let vouching = vouching(&svid, &bundle, at(NOW)).unwrap();
+        assert_eq!(vouching.anchor.is_valid(at(NOW)), is_valid);
+        assert_eq!(vouching.path_not_after, at(NOW + DAY / 2), "the intermediate's comes first");
+        assert!(is_trusted(&svid, &bundle, at(NOW)), "published anchors are not dropped by the clock");
+    }
+    assert_eq!(vouching(&svid, &bundle_of(&[]), at(NOW)), None);
+}
+
+#[test]
 fn a_hostile_name_is_reported_short_and_printable() {
     let mut answer = direct();
     san(&mut answer, &[uri(format!("\x1b[2J{}", "x".repeat(5000)))]);
@@ -231,6 +254,7 @@ fn only_what_another_bundle_could_change_has_the_bundle_fetched_again() {
         R::EmptyChain,
         R::LongChain(7),
         R::Malformed { index: 0 },
+        R::Serial { index: 0, why: "" },
         R::Version,
         R::Extension,
         R::OtherKey,

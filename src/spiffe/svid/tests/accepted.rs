@@ -175,8 +175,12 @@ fn every_answer_that_the_rules_allow_is_accepted() {
                 (),
             ),
             ("a serial number of zero", |a| a.leaf.serial = vec![0], ()),
-            ("a negative serial number", |a| a.leaf.serial = vec![0x80], ()),
-            ("a serial number longer than RFC 5280 allows", |a| a.leaf.serial = vec![0x7f; 64], ()),
+            ("a serial number of 20 octets", |a| a.leaf.serial = vec![0x7f; 20], ()),
+            (
+                "a serial number of 20 octets and a zero in front",
+                |a| a.leaf.serial = [vec![0], vec![0xff; 20]].concat(),
+                (),
+            ),
             (
                 "two anchors, of which the second fits",
                 |a| {

@@ -554,6 +554,26 @@ fn a_chain_that_is_not_made_of_certificates_is_refused() {
                 |a| a.intermediate().serial = vec![0xff, 0x80],
                 R::Malformed { index: 1 },
             ),
+            (
+                "a negative serial number",
+                |a| a.leaf.serial = vec![0x80],
+                R::Serial { index: 0, why: "its serial number is negative" },
+            ),
+            (
+                "an intermediate's negative serial number",
+                |a| a.intermediate().serial = vec![0xfe, 0x11],
+                R::Serial { index: 1, why: "its serial number is negative" },
+            ),
+            (
+                "a serial number of 21 octets",
+                |a| a.leaf.serial = vec![0x7f; 21],
+                R::Serial { index: 0, why: "its serial number is longer than 20 octets" },
+            ),
+            (
+                "an intermediate's serial number of 64 octets",
+                |a| a.intermediate().serial = vec![0x7f; 64],
+                R::Serial { index: 1, why: "its serial number is longer than 20 octets" },
+            ),
             ("version 1", |a| (a.leaf.version, a.leaf.extensions) = (None, Vec::new()), R::Version),
             ("version 1 that has extensions all the same", |a| a.leaf.version = Some(0), R::Version),
             ("version 2", |a| a.leaf.version = Some(1), R::Version),
