@@ -226,6 +226,28 @@ fn the_anchor_that_vouches_is_told_and_a_valid_one_before_others() {
 }
 
 #[test]
+fn an_anchor_that_peers_cannot_read_is_none() {
+    let bends: [(&str, fn(&mut Template)); 3] = [
+        ("an unknown extension twice", |root| {
+            root.add(UNKNOWN, false, vec![5, 0]);
+            root.add(UNKNOWN, false, vec![5, 0]);
+        }),
+        ("bytes behind its keyUsage", |root| {
+            root.set(KEY_USAGE, true, [usages(KEY_CERT_SIGN), vec![5, 0]].concat());
+        }),
+        ("a negative serial number", |root| root.serial = vec![0xfe, 0x11]),
+    ];
+    for (story, bend) in bends {
+        let mut answer = direct();
+        let good = self_signed(answer.root());
+        bend(answer.root());
+        let bad = self_signed(answer.root());
+        let bundle = bundle_of(&[good.clone(), bad]);
+        assert_eq!((bundle.anchors(), bundle.remarks().len()), (&[good.into()][..], 1), "{story}");
+    }
+}
+
+#[test]
 fn a_hostile_name_is_reported_short_and_printable() {
     let mut answer = direct();
     san(&mut answer, &[uri(format!("\x1b[2J{}", "x".repeat(5000)))]);
