@@ -20,12 +20,16 @@ use crate::lifecycle::{LastError, Memory};
 use crate::mis::Validators;
 use crate::spiffe::TrustDomain;
 use crate::system::files;
+use crate::text::Excerpt;
 use crate::time::{BootTime, Timestamp};
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 
 const VERSION: u32 = 1;
+
+/// Characters of why a record cannot be used. It quotes what stands there.
+const MAX_REASON: usize = 400;
 
 /// Certificates that are read back of a chain: more than the MIS may answer with.
 const MAX_CERTIFICATES: usize = 64;
@@ -107,7 +111,7 @@ pub struct CachedBundle {
     pub url: String,
     /// Whose it is.
     pub trust_domain: TrustDomain,
-    /// As served.
+    /// The SPIFFE bundle document of the trust domain. Earlier agents kept it as served.
     pub body: String,
     /// To revalidate it with.
     pub validators: Validators,
@@ -391,7 +395,7 @@ impl Store {
         let aside = (1..).map(numbered).find(|aside| !aside.exists()).unwrap_or_default(); // the numbers do not end
         let moved = fs::rename(path, &aside).and_then(|()| files::sync_dir(&self.private));
         tracing::error!(
-            file = %path.display(), kept_as = %aside.display(), why, moved = moved.is_ok(),
+            file = %path.display(), kept_as = %aside.display(), why = %Excerpt::of(why, MAX_REASON), moved = moved.is_ok(),
             "a part of the agent's state cannot be used and is set aside"
         );
     }

@@ -5,7 +5,10 @@ use std::fmt::Display;
 
 use crate::keys::{ErrorKind, KeyError};
 use crate::lifecycle::{Event, Failure, LONGEST_RETRY_AFTER, Meaning, NotAdopted, Report};
+use crate::spiffe::svid::{self, X509Svid};
+use crate::spiffe::{AnchorFacts, Bundle};
 use crate::store::StoreError;
+use crate::time::Timestamp;
 
 /// Something on this device stands in the way.
 pub(super) fn local(code: &str, title: &str, why: &dyn Display) -> Failure {
@@ -43,6 +46,7 @@ pub(super) struct Spoken {
     identity: Option<Report>,
     key: Option<Report>,
     files: Option<Report>,
+    anchors: Vec<String>,
     records: BTreeMap<&'static str, String>,
 }
 
@@ -83,6 +87,16 @@ impl Spoken {
         *said = Some(report.clone());
     }
 
+    /// Logs what is wrong with a bundle that is in use, if it is news: parts of it that are not used, and anchors that
+    /// some peers refuse now because of their validity.
+    pub(super) fn of_anchors(&mut self, bundle: &Bundle, held: Option<&X509Svid>, now: Timestamp) {
+        let said = complaints(bundle, held, now);
+        for complaint in said.iter().filter(|complaint| !self.anchors.contains(complaint)) {
+            tracing::warn!(trust_domain = %bundle.trust_domain(), "the trust bundle: {complaint}");
+        }
+        self.anchors = said;
+    }
+
     /// Logs that a record could not be written and what follows from it, if it is news.
     pub(super) fn of_record(&mut self, name: &'static str, failure: Option<&StoreError>, so: &str) {
         if let Some(failure) = self.news_of_record(name, failure.map(StoreError::to_string)) {
@@ -107,6 +121,25 @@ impl Spoken {
         }
         self.files = failure.cloned();
     }
+}
+
+fn complaints(bundle: &Bundle, held: Option<&X509Svid>, now: Timestamp) -> Vec<String> {
+    let vouching = held.and_then(|svid| svid::vouching(svid, bundle, now)).map(|vouching| vouching.anchor);
+    let of_anchor = |facts: &AnchorFacts| {
+        let when = match now < facts.not_before {
+            true => format!("becomes valid only at {}", facts.not_before),
+            false => format!("expired at {}", facts.not_after),
+        };
+        let so = match vouching {
+            Some(vouching) if vouching == facts => {
+                ": no other leads to this device's SVID, so peers that use OpenSSL refuse it"
+            }
+            _ => "",
+        };
+        format!("its anchor \"{}\" {when}{so}", facts.subject)
+    };
+    let remarks = bundle.remarks().iter().map(ToString::to_string);
+    remarks.chain(bundle.anchors_out_of_validity(now).map(of_anchor)).collect()
 }
 
 #[cfg(test)]

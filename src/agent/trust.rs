@@ -9,6 +9,7 @@ use crate::mis::{self, Discovery, Fetched, MisError};
 use crate::spiffe::{Bundle, SequenceVerdict, judge_sequence, svid};
 use crate::store;
 use crate::system::clock;
+use crate::text::Excerpt;
 use crate::time::Timestamp;
 
 impl Device {
@@ -65,6 +66,7 @@ impl Device {
         match (fetched, held) {
             (Fetched::NotModified, Some(kept)) => {
                 kept.cached.fetched_at = now;
+                self.spoken.of_anchors(&kept.bundle, self.identity.as_ref().map(|i| &i.svid), now);
                 let facts = bundle_facts(&kept.bundle, self.identity.as_deref(), now);
                 self.accepts_regressed_bundle = false; // what had gone back is as it was
                 if kept.cached.regressed_since.take().is_some() {
@@ -73,7 +75,9 @@ impl Device {
                 Ok(facts)
             }
             (Fetched::NotModified, None) => Err(MisError::NoTrust), // nothing was held to revalidate
-            (Fetched::New { document, body, validators }, held) => {
+            (Fetched::New { document, validators, .. }, held) => {
+                // What is kept is what counts: the rest of what was served may be much, and changes by itself.
+                let body = serde_json::to_string(&document.to_document()).unwrap_or_default();
                 let (before, since) =
                     held.as_ref().map_or((None, None), |k| (k.bundle.sequence(), k.cached.regressed_since));
                 let verdict = judge_sequence(before, document.sequence(), since, now);
@@ -105,6 +109,7 @@ impl Device {
                         && since.is_none()
                 });
                 self.accepts_regressed_bundle = false;
+                self.spoken.of_anchors(&document, self.identity.as_ref().map(|i| &i.svid), now);
                 self.take_bundle(document, cached, same).await;
                 Ok(facts)
             }
@@ -135,9 +140,9 @@ impl Device {
 }
 
 pub(super) fn discovered(document: &Discovery, changed: bool) -> Discovered {
-    let lacks = |what: &str, wanted: &str, listed: &[String]| {
+    let lacks = |what: &str, wanted: &str, listed: &Excerpt| {
         let detail = format!(
-            "the discovery document of \"{}\" lists {listed:?} and not {wanted}",
+            "the discovery document of \"{}\" lists [{listed}] and not {wanted}",
             document.trust_domain()
         );
         Report::of_agent("unsupported-by-mis", what, &detail)

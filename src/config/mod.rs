@@ -29,12 +29,15 @@ use crate::keys::tpm::Tcti;
 use crate::spiffe::TrustDomain;
 use crate::system::log::LogLevel;
 use crate::system::secret::Secret;
+use crate::text::Excerpt;
 
 /// Where the configuration is looked for when nothing else is said.
 pub const DEFAULT_FILE: &str = "/etc/miaf-agent/config.toml";
 
 const DEFAULT_STATE_DIR: &str = "/var/lib/miaf-agent";
 const DEFAULT_SOCKET: &str = "/run/miaf-agent/agent.sock";
+/// Characters of what is wrong with a file. It quotes what stands there.
+const MAX_REASON: usize = 1024;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// The whole configuration. Each room is given its part.
@@ -339,8 +342,8 @@ pub struct ConfigError {
 #[derive(Debug)]
 enum Problem {
     Unreadable(std::io::Error),
-    Syntax(String),
-    Value { key: &'static str, what: String },
+    Syntax(Excerpt),
+    Value { key: &'static str, what: Excerpt },
 }
 
 impl fmt::Display for ConfigError {

@@ -13,13 +13,14 @@ use url::Url;
 
 use super::sources::Sources;
 use super::{
-    Bootstrap, ConfigError, DAY, FactoryCertificate, FactoryKey, InitialTrust, Key, Limits, Mis, Problem,
-    Proxy, ProxyUrl, Through, raw,
+    Bootstrap, ConfigError, DAY, FactoryCertificate, FactoryKey, InitialTrust, Key, Limits, MAX_REASON, Mis,
+    Problem, Proxy, ProxyUrl, Through, raw,
 };
 use crate::keys::ProviderKind;
 use crate::keys::tpm::Tcti;
 use crate::spiffe::TrustDomain;
 use crate::system::secret::Secret;
+use crate::text::Excerpt;
 
 const WELL_KNOWN: &str = "/.well-known/margo";
 /// Enough for any device, and few enough for its memory (about 20 KiB each).
@@ -40,7 +41,7 @@ impl Reader<'_> {
 
     fn wrong(&self, span: &Range<usize>, key: &'static str, what: impl Into<String>) -> ConfigError {
         let (file, line) = self.sources.place_of(span);
-        let problem = Problem::Value { key, what: what.into() };
+        let problem = Problem::Value { key, what: Excerpt::of(what.into(), MAX_REASON) };
         ConfigError { file: file.into(), line: Some(line), problem }
     }
 

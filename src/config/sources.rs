@@ -7,8 +7,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::raw::{self, Overlay as _};
-use super::{ConfigError, Problem};
+use super::{ConfigError, MAX_REASON, Problem};
 use crate::system::files;
+use crate::text::Excerpt;
 
 /// Of all files together, in octets.
 const MAX_TEXT: usize = 1024 * 1024;
@@ -69,7 +70,7 @@ impl Sources {
             let parsed = toml::from_str(&text).map_err(|e| ConfigError {
                 file: file.clone(),
                 line: e.span().map(|span| self.line(*start, span.start.min(end.saturating_sub(1)))),
-                problem: Problem::Syntax(e.message().trim_end().to_owned()),
+                problem: Problem::Syntax(Excerpt::of(e.message(), MAX_REASON)),
             })?;
             whole.overlay(parsed);
         }

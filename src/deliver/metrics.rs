@@ -134,6 +134,21 @@ fn of_the_device(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
         bundle.map(|held| held.bundle.anchors().len() as f64),
     );
     text.one(
+        "bundle_anchors_not_valid",
+        "Certificates in the trust bundle whose validity has ended or not begun.",
+        bundle.map(|held| held.bundle.anchors_out_of_validity(now).count() as f64),
+    );
+    text.one(
+        "bundle_remarks",
+        "Parts of the trust bundle as served that are not used.",
+        bundle.map(|held| held.bundle.remarks().len() as f64),
+    );
+    text.one(
+        "svid_anchor_not_after_timestamp_seconds",
+        "End of validity of the trust anchor that vouches for the SVID.",
+        snapshot.vouching_anchor_not_after(now).map(seconds),
+    );
+    text.one(
         "bundle_sequence",
         "Sequence number of the trust bundle.",
         bundle.and_then(|held| held.bundle.sequence()).map(|sequence| sequence as f64),
@@ -206,7 +221,8 @@ impl Text {
         self.family(name, help, "counter", samples);
     }
 
-    /// Label values are ours and need no escaping.
+    /// Label values are ours (versions, states, sockets, outcomes) and need no escaping: nothing that a peer or a file
+    /// says becomes one.
     fn family<'a>(
         &mut self,
         name: &str,

@@ -79,8 +79,8 @@ pub struct Snapshot {
 /// What is worked out of a snapshot once, for all who ask: neither the work nor the memory is spent for each of them.
 #[derive(Debug, Default)]
 pub struct Kept {
-    /// When it was judged last whether the bundle vouches for the SVID, and what came of it.
-    judged: Mutex<Option<(Timestamp, bool)>>,
+    /// When it was judged last whether the bundle vouches for the SVID, and the end of the anchor that does.
+    judged: Mutex<Option<(Timestamp, Option<Timestamp>)>>,
     /// `GET /v1/svid`.
     svid: OnceLock<Bytes>,
     /// `GET /v1/bundle`.
@@ -137,19 +137,24 @@ impl Snapshot {
             return false;
         }
         match (&self.identity, &self.bundle) {
-            (Some(identity), Some(held)) => identity.is_valid(now) && self.is_trusted(identity, held, now),
+            (Some(identity), Some(_)) => {
+                identity.is_valid(now) && self.vouching_anchor_not_after(now).is_some()
+            }
             _ => false,
         }
     }
 
-    fn is_trusted(&self, identity: &Identity, held: &HeldBundle, now: Timestamp) -> bool {
+    /// End of validity of the anchor that vouches for the SVID at `now`. `None`: there is none.
+    pub fn vouching_anchor_not_after(&self, now: Timestamp) -> Option<Timestamp> {
+        let (identity, held) = (self.identity.as_ref()?, self.bundle.as_ref()?);
         let mut judged = self.kept.judged.lock().unwrap_or_else(PoisonError::into_inner);
         match *judged {
-            Some((at, is_trusted)) if at <= now && now < at.after(JUDGED_FOR) => is_trusted,
+            Some((at, not_after)) if at <= now && now < at.after(JUDGED_FOR) => not_after,
             _ => {
-                let is_trusted = svid::is_trusted(&identity.svid, &held.bundle, now);
-                *judged = Some((now, is_trusted));
-                is_trusted
+                let vouching = svid::vouching(&identity.svid, &held.bundle, now);
+                let not_after = vouching.map(|vouching| vouching.anchor.not_after);
+                *judged = Some((now, not_after));
+                not_after
             }
         }
     }

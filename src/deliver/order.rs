@@ -9,7 +9,10 @@ use tokio::time::timeout;
 
 use crate::json::Object;
 use crate::spiffe::TrustDomain;
+use crate::text::Excerpt;
 
+/// Characters of what is wrong with a body. It quotes the body.
+const MAX_QUOTE: usize = 200;
 /// Orders under way to the loop at once. An operator gives one.
 const MOST_UNDER_WAY: usize = 4;
 /// The loop hears an order within this time, or it is not taken.
@@ -189,8 +192,8 @@ struct ResetBody {
 }
 
 fn object<T: DeserializeOwned>(body: &[u8], must: &str) -> Result<T, String> {
-    let Object(object) =
-        serde_json::from_slice(body).map_err(|e| format!("The body must {must}. This one: {e}."))?;
+    let Object(object) = serde_json::from_slice(body)
+        .map_err(|e| format!("The body must {must}. This one: {}.", Excerpt::of(e, MAX_QUOTE)))?;
     Ok(object)
 }
 

@@ -15,7 +15,10 @@ use tokio::task::spawn_blocking;
 
 use crate::json::Object;
 use crate::keys::{Key, KeyError};
+use crate::text::Excerpt;
 
+/// Characters of what is wrong with a body. It quotes the body.
+const MAX_QUOTE: usize = 200;
 /// Signatures of one user that wait at once.
 const MOST_OF_ONE_USER: usize = 64;
 /// Signatures of all users that wait at once.
@@ -56,8 +59,8 @@ impl ToSign {
         }
         let must =
             "{\"algorithm\": \"ES256\", \"digest\": \"<Base64 of the SHA-256 of what is to be signed>\"}";
-        let Object(Body { algorithm, digest, serial }) =
-            serde_json::from_slice(body).map_err(|e| format!("The body must be {must}. This one: {e}."))?;
+        let Object(Body { algorithm, digest, serial }) = serde_json::from_slice(body)
+            .map_err(|e| format!("The body must be {must}. This one: {}.", Excerpt::of(e, MAX_QUOTE)))?;
         if algorithm != "ES256" {
             return Err(format!(
                 "The device's key signs by ES256 (ECDSA on P-256 with SHA-256) and by nothing else: send {must}."

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Draw;
 use super::retry::Pace;
+use crate::text::{self, Excerpt};
 use crate::time::{BootTime, Now, Timestamp};
 
 /// Longest `Retry-After` that is believed (miaf-v0 E8).
@@ -63,18 +64,32 @@ impl Failure {
     }
 }
 
-/// An error as people see it: the members of Problem Details (RFC 9457), also for errors of this device's own.
+/// Characters of a [`Report`]'s `type`.
+pub const MAX_KIND: usize = 256;
+/// Characters of its `title`.
+pub const MAX_TITLE: usize = 256;
+/// Characters of its `detail`.
+pub const MAX_DETAIL: usize = 2048;
+/// Characters of its `instance`.
+pub const MAX_INSTANCE: usize = 256;
+
+/// An error as people see it: the members of Problem Details (RFC 9457), also for errors of this device's own. Its texts
+/// are each on one line, and have limits: it is logged, stored, and part of every status.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// A URI that names the kind.
+    #[serde(deserialize_with = "text::short::<_, MAX_KIND>")]
     pub kind: String,
     /// One line.
+    #[serde(deserialize_with = "text::short::<_, MAX_TITLE>")]
     pub title: String,
     /// The HTTP status, where there was one.
     pub status: Option<u16>,
     /// What failed, on what, why, and what to do.
+    #[serde(default, deserialize_with = "text::short_if_any::<_, MAX_DETAIL>")]
     pub detail: Option<String>,
     /// The occurrence, as the MIS names it: quote it to its operator.
+    #[serde(default, deserialize_with = "text::short_if_any::<_, MAX_INSTANCE>")]
     pub instance: Option<String>,
 }
 
@@ -83,9 +98,9 @@ impl Report {
     pub fn of_agent(code: &str, title: &str, detail: &dyn std::fmt::Display) -> Self {
         Self {
             kind: format!("urn:miaf-agent:error:{code}"),
-            title: title.to_owned(),
+            title: Excerpt::of(title, MAX_TITLE).into(),
             status: None,
-            detail: Some(detail.to_string()),
+            detail: Some(Excerpt::of(detail, MAX_DETAIL).into()),
             instance: None,
         }
     }

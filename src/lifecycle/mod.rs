@@ -19,7 +19,9 @@ mod words;
 use std::time::Duration;
 
 pub use clock::KnownTime;
-pub use gate::{Failure, LONGEST_RETRY_AFTER, LastError, Meaning, Report};
+pub use gate::{
+    Failure, LONGEST_RETRY_AFTER, LastError, MAX_DETAIL, MAX_INSTANCE, MAX_KIND, MAX_TITLE, Meaning, Report,
+};
 pub use retry::Retry;
 pub use status::State;
 pub use words::{

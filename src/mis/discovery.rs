@@ -1,11 +1,15 @@
 //! The discovery document (miaf-v0 D3 to D6).
 
+use std::fmt;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use url::Url;
 
-use crate::json::Object;
+use crate::json::{self, JsonError};
 use crate::spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
 use crate::text::Excerpt;
 
@@ -14,14 +18,74 @@ pub const FACTORY_CERT_MTLS: &str = "urn:margo:bootstrap:factory-cert-mtls:v1";
 /// The one SVID profile of v0.
 pub const X509_SVID_V1: &str = "https://margo.org/profiles/spiffe/x509-svid/v1";
 
+/// Bytes of a URI: it is part of most messages.
+const MAX_URI: usize = 2048;
+/// Characters that are kept of a list, to be shown.
+const MAX_LISTED: usize = 400;
+/// Characters that are kept of one element.
+const MAX_ELEMENT: usize = 100;
+
 /// Where a trust domain's MIS and bundle are, and what it offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Discovery {
     trust_domain: TrustDomain,
     trust_bundle_uri: Url,
     base_uri: Url,
-    methods: Vec<String>,
-    profiles: Vec<String>,
+    methods: Listed,
+    profiles: Listed,
+}
+
+/// A list of which one element counts here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Listed {
+    holds_ours: bool,
+    shown: Excerpt,
+}
+
+impl Listed {
+    /// Reads an array of texts, one after the other.
+    fn read(list: &RawValue, ours: &'static str) -> Result<Self, serde_json::Error> {
+        Self::seeking(ours).deserialize(&mut serde_json::Deserializer::from_str(list.get()))
+    }
+
+    fn seeking(ours: &'static str) -> SeekListed {
+        SeekListed { ours, holds_ours: false, shown: String::new() }
+    }
+}
+
+struct SeekListed {
+    ours: &'static str,
+    holds_ours: bool,
+    /// The beginning of the list.
+    shown: String,
+}
+
+impl<'de> DeserializeSeed<'de> for SeekListed {
+    type Value = Listed;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Listed, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for SeekListed {
+    type Value = Listed;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of texts")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Listed, A::Error> {
+        while let Some(element) = seq.next_element::<String>()? {
+            self.holds_ours |= element == self.ours;
+            if self.shown.len() < MAX_LISTED {
+                let comma = if self.shown.is_empty() { "" } else { ", " };
+                self.shown.push_str(comma);
+                self.shown.push_str(&Excerpt::of(element, MAX_ELEMENT));
+            }
+        }
+        Ok(Listed { holds_ours: self.holds_ours, shown: Excerpt::of(self.shown, MAX_LISTED) })
+    }
 }
 
 impl Discovery {
@@ -32,22 +96,30 @@ impl Discovery {
     pub fn from_json(body: &str) -> Result<Self, DiscoveryError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
-        struct Document {
+        struct Document<'a> {
             trust_domain: String,
             trust_bundle_uri: String,
             margo_identity_service_base_uri: String,
-            supported_bootstrap_methods: Vec<String>,
-            svid_profiles_supported: Vec<String>,
+            #[serde(borrow)]
+            supported_bootstrap_methods: &'a RawValue,
+            #[serde(borrow)]
+            svid_profiles_supported: &'a RawValue,
         }
-        let Object(document): Object<Document> =
-            serde_json::from_str(body).map_err(|e| DiscoveryError::Json(e.to_string()))?;
+        let document: Document<'_> = json::read(body.as_bytes())?;
+        let listed = |member: &'static str, list: &RawValue, ours| {
+            Listed::read(list, ours).map_err(|e| DiscoveryError::List { member, why: e.into() })
+        };
         Ok(Self {
             trust_domain: TrustDomain::parse(&document.trust_domain).map_err(DiscoveryError::TrustDomain)?,
             trust_bundle_uri: https("trustBundleUri", &document.trust_bundle_uri)?,
             base_uri: https("margoIdentityServiceBaseUri", &document.margo_identity_service_base_uri)
                 .and_then(base)?,
-            methods: document.supported_bootstrap_methods,
-            profiles: document.svid_profiles_supported,
+            methods: listed(
+                "supportedBootstrapMethods",
+                document.supported_bootstrap_methods,
+                FACTORY_CERT_MTLS,
+            )?,
+            profiles: listed("svidProfilesSupported", document.svid_profiles_supported, X509_SVID_V1)?,
         })
     }
 
@@ -63,22 +135,22 @@ impl Discovery {
 
     /// Whether the factory certificate is accepted as a bootstrap credential (miaf-v0 D5).
     pub fn accepts_factory_certificate(&self) -> bool {
-        self.methods.iter().any(|method| method == FACTORY_CERT_MTLS)
+        self.methods.holds_ours
     }
 
     /// Whether X.509-SVIDs are issued (miaf-v0 D5).
     pub fn issues_x509_svids(&self) -> bool {
-        self.profiles.iter().any(|profile| profile == X509_SVID_V1)
+        self.profiles.holds_ours
     }
 
-    /// The bootstrap methods it lists.
-    pub fn methods(&self) -> &[String] {
-        &self.methods
+    /// The bootstrap methods it lists, shortened.
+    pub fn methods(&self) -> &Excerpt {
+        &self.methods.shown
     }
 
-    /// The SVID profiles it lists.
-    pub fn profiles(&self) -> &[String] {
-        &self.profiles
+    /// The SVID profiles it lists, shortened.
+    pub fn profiles(&self) -> &Excerpt {
+        &self.profiles.shown
     }
 
     /// Where only a public trust store vouches for the server of the document, anybody with a public certificate for
@@ -123,17 +195,25 @@ impl Discovery {
 pub enum DiscoveryError {
     /// Not JSON, or a required member missing or mistyped.
     #[error("it is not a Margo discovery document: {0}")]
-    Json(String),
+    Json(#[from] JsonError),
+    /// A member that is no array of texts.
+    #[error("it is not a Margo discovery document: its {member} cannot be read: {why}")]
+    List {
+        /// The member.
+        member: &'static str,
+        /// What is wrong with it.
+        why: JsonError,
+    },
     /// `trustDomain` is not a name.
     #[error("its trustDomain is not valid: {0}")]
     TrustDomain(SpiffeIdError),
     /// A URI that is not an absolute HTTPS URL.
-    #[error("its {member} \"{value}\" is not an absolute https:// URL")]
+    #[error("its {member} \"{value}\" is not an absolute https:// URL of at most {MAX_URI} bytes")]
     Uri {
         /// The member.
         member: &'static str,
         /// What was found, shortened.
-        value: String,
+        value: Excerpt,
     },
     /// It leads to another origin, and only a public trust store vouches for the server it came from (D7).
     #[error(
@@ -155,8 +235,8 @@ fn https(member: &'static str, value: &str) -> Result<Url, DiscoveryError> {
     Url::parse(value)
         .ok()
         .filter(|url| url.scheme() == "https" && url.has_host() && url.username().is_empty())
-        .filter(|url| url.password().is_none())
-        .ok_or_else(|| DiscoveryError::Uri { member, value: Excerpt::of(value, 128).into() })
+        .filter(|url| url.password().is_none() && url.as_str().len() <= MAX_URI)
+        .ok_or_else(|| DiscoveryError::Uri { member, value: Excerpt::of(value, 128) })
 }
 
 /// Paths are added to it, so a query or fragment has no place in it.
@@ -164,7 +244,7 @@ fn base(url: Url) -> Result<Url, DiscoveryError> {
     if url.query().is_none() && url.fragment().is_none() {
         return Ok(url);
     }
-    Err(DiscoveryError::Uri { member: "margoIdentityServiceBaseUri", value: Excerpt::of(url, 128).into() })
+    Err(DiscoveryError::Uri { member: "margoIdentityServiceBaseUri", value: Excerpt::of(url, 128) })
 }
 
 #[cfg(test)]
@@ -243,7 +323,11 @@ mod tests {
             assert!(matches!(read(&missing), Err(DiscoveryError::Json(_))), "{member} missing");
             let mut mistyped = document();
             mistyped[member] = json!(5);
-            assert!(matches!(read(&mistyped), Err(DiscoveryError::Json(_))), "{member} mistyped");
+            let refused = read(&mistyped);
+            assert!(
+                matches!(refused, Err(DiscoveryError::Json(_) | DiscoveryError::List { .. })),
+                "{member} mistyped: {refused:?}"
+            );
         }
         let in_order: Vec<Value> = ["trustDomain", "trustBundleUri", "margoIdentityServiceBaseUri"]
             .into_iter()
@@ -252,6 +336,34 @@ mod tests {
             .collect();
         for array in [json!([]), json!(in_order)] {
             assert!(matches!(read(&array), Err(DiscoveryError::Json(_))), "{array}");
+        }
+    }
+
+    #[test]
+    fn lists_are_read_whole_and_kept_short() {
+        let mut document = document();
+        let mut many = vec![json!("\u{1b}]0;x"); 10_000];
+        document["supportedBootstrapMethods"] = json!(many.clone());
+        let refused = read(&document).unwrap();
+        assert!(!refused.accepts_factory_certificate());
+        assert!(refused.methods().chars().count() <= MAX_LISTED + 1 && !refused.methods().contains('\u{1b}'));
+        many.push(json!(FACTORY_CERT_MTLS));
+        document["supportedBootstrapMethods"] = json!(many.clone());
+        assert!(read(&document).unwrap().accepts_factory_certificate());
+        for bad in [json!([5]), json!([null]), json!({}), json!("text"), json!(null)] {
+            document["supportedBootstrapMethods"] = bad.clone();
+            let why = read(&document).unwrap_err().to_string();
+            assert!(why.contains("not a Margo discovery document: its supportedBootstrapMethods"), "{why}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_no_longer_than_it_may_be() {
+        for (length, is_good) in [(MAX_URI, true), (MAX_URI + 1, false)] {
+            let mut document = document();
+            let uri = format!("{:a<length$}", "https://mis.example/");
+            document["trustBundleUri"] = uri.into();
+            assert_eq!(read(&document).is_ok(), is_good, "{length}");
         }
     }
 

@@ -1,12 +1,14 @@
 //! Everything that can go wrong between this device and its MIS, as a person can act on it.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hyper::StatusCode;
 use url::Url;
 
 use super::{DiscoveryError, Problem, ProxyError, problem};
-use crate::lifecycle::{Failure, Meaning, Report};
+use crate::lifecycle::{Failure, MAX_DETAIL, Meaning, Report};
 use crate::spiffe::{BundleError, TrustDomain};
 use crate::text::Excerpt;
 
@@ -110,7 +112,7 @@ pub enum MisError {
         /// How long it asks to be left alone.
         retry_after: Option<Duration>,
         /// The beginning of any other body.
-        excerpt: Option<String>,
+        excerpt: Option<Excerpt>,
     },
     /// A redirect, which is not followed (miaf-v0 D2).
     #[error(
@@ -122,7 +124,7 @@ pub enum MisError {
         /// HTTP status.
         status: u16,
         /// Where to.
-        location: String,
+        location: Excerpt,
     },
     /// An answer that is not what the protocol says.
     #[error("the answer of {url} cannot be used: {what}")]
@@ -130,7 +132,7 @@ pub enum MisError {
         /// What was asked.
         url: Url,
         /// What is wrong with it.
-        what: String,
+        what: Excerpt,
     },
     /// A discovery document that breaks D3.
     #[error("the discovery document at {url} is refused: {why}")]
@@ -216,17 +218,27 @@ impl MisError {
             return match problem {
                 // The MIS's own words, as it said them (P3).
                 Some(problem) => Report {
-                    kind: problem.kind.clone(),
-                    title: problem.title.clone(),
+                    kind: problem.kind.to_string(),
+                    title: problem.title.to_string(),
                     status: Some(*status),
-                    detail: problem.detail.clone(),
-                    instance: problem.instance.clone(),
+                    // And who said so: it may be another than the one meant.
+                    detail: Some(match &problem.detail {
+                        Some(detail) => limited(format_args!("{detail} (answered by {url})")),
+                        None => limited(format_args!("answered by {url}")),
+                    }),
+                    instance: problem.instance.as_ref().map(ToString::to_string),
                 },
                 None => Report {
                     kind: "about:blank".into(),
-                    title: format!("{url} answered {status}"),
+                    title: match StatusCode::from_u16(*status).ok().and_then(|code| code.canonical_reason()) {
+                        Some(reason) => format!("The server answered {status} {reason}"),
+                        None => format!("The server answered {status}"),
+                    },
                     status: Some(*status),
-                    detail: excerpt.clone(),
+                    detail: Some(match excerpt {
+                        Some(excerpt) => limited(format_args!("{url} answered: {excerpt}")),
+                        None => limited(format_args!("{url} answered without a word")),
+                    }),
                     instance: None,
                 },
             };
@@ -258,6 +270,10 @@ impl MisError {
         };
         Report::of_agent(code, title, self)
     }
+}
+
+fn limited(text: fmt::Arguments<'_>) -> String {
+    Excerpt::of(text, MAX_DETAIL).into()
 }
 
 /// The cause at the bottom says the most: "Connection refused", "Name or service not known".

@@ -1,5 +1,8 @@
 //! HTTP on a thread of its own, with a limit on size and time for everything that comes back.
 
+use std::error::Error;
+use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -21,6 +24,7 @@ use super::tls::{self, TlsReason};
 use super::trust::Trust;
 use super::verify::{Note, VouchedBy};
 use crate::config;
+use crate::json;
 use crate::system::{clock, route};
 use crate::text::Excerpt;
 use crate::time::{Proof, Timestamp};
@@ -31,6 +35,10 @@ const TOTAL_LIMIT: Duration = Duration::from_secs(30);
 /// An error page is read up to here and quoted from its beginning.
 const MAX_ERROR_BODY: usize = 64 * 1024;
 const MAX_EXCERPT: usize = 200;
+/// Lines of a response's head. A server behind several proxies sends some dozens; hyper's own limit is 100.
+const MAX_HEADERS: usize = 256;
+/// Where the title of an HTML page is looked for, in bytes.
+const TITLE_WITHIN: usize = 4096;
 /// Seconds that a cache may have kept what is still current: a year (RFC 9111 section 1.2.2 has no bound).
 const MAX_AGE: u64 = 365 * 86_400;
 const MAX_VALIDATOR: usize = 1024;
@@ -75,32 +83,90 @@ pub(super) struct Answer {
     /// By whom the server was authenticated that gave it.
     pub(super) vouched_by: VouchedBy,
     content_type: Option<String>,
-    location: Option<String>,
+    /// `Content-Encoding`, or a `Transfer-Encoding` that is not undone, unless it is none.
+    encoding: Option<Excerpt>,
+    location: Option<Excerpt>,
     retry_after: Option<Duration>,
     body: Vec<u8>,
     /// There was more than the limit.
     cut: bool,
+    /// The end of the body is the end of the connection, and that came without TLS's `close_notify`.
+    unclosed: bool,
 }
 
 impl Answer {
-    pub(super) fn whole_body(self, url: &Url, limit: usize) -> Result<Vec<u8>, MisError> {
-        if self.cut { Err(MisError::TooLarge { url: url.clone(), limit }) } else { Ok(self.body) }
+    /// The body, as far as it can be a JSON document: it is whole, it is UTF-8, and it begins as one.
+    pub(super) fn into_json(self, url: &Url, limit: usize) -> Result<String, MisError> {
+        let malformed = |what: Excerpt| MisError::Malformed { url: url.clone(), what };
+        if self.cut {
+            return Err(MisError::TooLarge { url: url.clone(), limit });
+        }
+        if let Some(what) = self.other_than_json() {
+            return Err(malformed(what));
+        }
+        // RFC 9112 section 9.8 takes such a response for cut off, since it may be. A JSON object tells
+        // its own end: what was cut off is none.
+        if self.unclosed && !json::is_whole(&self.body) {
+            return Err(malformed(Excerpt::of(CUT_OFF, MAX_EXCERPT)));
+        }
+        let text = String::from_utf8(self.body);
+        text.map_err(|_| malformed(Excerpt::of("it is not UTF-8 text", MAX_EXCERPT)))
+    }
+
+    /// What the body is, where it is plainly something else than JSON in UTF-8.
+    fn other_than_json(&self) -> Option<Excerpt> {
+        let says = |what: fmt::Arguments<'_>| Some(Excerpt::of(what, MAX_EXCERPT));
+        if let Some(encoding) = &self.encoding {
+            return says(format_args!(
+                "its body is encoded as \"{encoding}\", and the agent asks for none (Accept-Encoding: identity)"
+            ));
+        }
+        let text = self.body.strip_prefix(json::BYTE_ORDER_MARK).unwrap_or(&self.body).trim_ascii_start();
+        match text {
+            [] => says(format_args!("its body is empty")),
+            [b'{', 0, ..] | [0, b'{', ..] | [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
+                says(format_args!("its body is UTF-16, and JSON is UTF-8 (RFC 8259 section 8.1)"))
+            }
+            [b'{' | b'[', ..] => None,
+            [0x1f, 0x8b, ..] => says(format_args!("its body is gzip data, and its head does not say so")),
+            other if str::from_utf8(other).is_err() => None, // is said as such
+            _ => says(format_args!("its body is {}, and no JSON object", self.described()?)),
+        }
+    }
+
+    /// The body in a few words, for people. `None`: it is empty.
+    fn described(&self) -> Option<Excerpt> {
+        let says = |what: fmt::Arguments<'_>| Some(Excerpt::of(what, MAX_EXCERPT));
+        if let Some(encoding) = &self.encoding {
+            return says(format_args!("a body encoded as \"{encoding}\""));
+        }
+        if self.body.trim_ascii().is_empty() {
+            return None;
+        }
+        let begin = Excerpt::of_bytes(&self.body, MAX_EXCERPT);
+        if !begin.starts_with('<') {
+            return Some(begin);
+        }
+        match title(&self.body) {
+            Some(title) => says(format_args!("a web page, \"{title}\"")),
+            None => says(format_args!("a web page: {begin}")),
+        }
     }
 
     /// Any answer that is not the one hoped for.
     pub(super) fn into_error(self, url: &Url) -> MisError {
         let (url, status) = (url.clone(), self.status);
         if (300..400).contains(&status) && status != 304 {
-            let location = self.location.unwrap_or_else(|| "an unnamed place".into());
+            let location = self.location.unwrap_or_else(|| Excerpt::of("an unnamed place", MAX_EXCERPT));
             return MisError::Redirected { url, status, location };
         }
         if status < 400 {
-            return MisError::Malformed { url, what: format!("{status} is not an answer to this request") };
+            let what = format_args!("{status} is not an answer to this request");
+            return MisError::Malformed { url, what: Excerpt::of(what, MAX_EXCERPT) };
         }
-        let problem = Problem::read(status, self.content_type.as_deref(), &self.body);
-        let begin = self.body.get(..self.body.len().min(MAX_EXCERPT)).unwrap_or_default();
-        let excerpt = (problem.is_none() && !begin.is_empty())
-            .then(|| Excerpt::of_bytes(&self.body, MAX_EXCERPT).into());
+        let body = self.encoding.is_none().then_some(&self.body);
+        let problem = body.and_then(|body| Problem::read(status, self.content_type.as_deref(), body));
+        let excerpt = if problem.is_none() { self.described() } else { None };
         MisError::Refused { url, status, problem, retry_after: self.retry_after, excerpt }
     }
 }
@@ -207,6 +273,7 @@ async fn exchange(
         .tls_backend_preconfigured(tls)
         .https_only(true)
         .http1_only()
+        .http1_max_headers(MAX_HEADERS)
         .no_proxy() // reqwest looks for none by itself
         .redirect(Policy::none())
         .connect_timeout(CONNECT_LIMIT)
@@ -219,7 +286,10 @@ async fn exchange(
         Body::Get(validators) => conditional(client.get(call.url), validators.unwrap_or_default()),
         Body::Post(json) => client.post(call.url).header(header::CONTENT_TYPE, "application/json").body(json),
     };
-    let mut response = request.header(header::ACCEPT, "application/json").send().await?;
+    // Nothing is decoded here, and without the header a server may encode as it likes (RFC 9110 section 12.5.3).
+    let request =
+        request.header(header::ACCEPT, "application/json").header(header::ACCEPT_ENCODING, "identity");
+    let mut response = request.send().await?;
     let status = response.status().as_u16();
     let limit = if status < 400 { call.limit } else { MAX_ERROR_BODY };
     let headers = response.headers();
@@ -232,14 +302,30 @@ async fn exchange(
         },
         vouched_by: note.vouched_by(),
         content_type: text(headers, header::CONTENT_TYPE),
-        location: text(headers, header::LOCATION).map(|to| Excerpt::of(to, MAX_EXCERPT).into()),
+        encoding: encoding(headers),
+        location: text(headers, header::LOCATION).map(|to| Excerpt::of(to, MAX_EXCERPT)),
         retry_after: text(headers, header::RETRY_AFTER).and_then(|value| {
             problem::retry_after(&value, text(headers, header::DATE).as_deref(), clock::now().wall)
         }),
         body: Vec::new(),
         cut: false,
+        unclosed: false,
     };
-    while let Some(chunk) = response.chunk().await? {
+    let ends_with_connection =
+        !headers.contains_key(header::CONTENT_LENGTH) && !headers.contains_key(header::TRANSFER_ENCODING);
+    // Nothing here decodes it.
+    while answer.encoding.is_none() {
+        let chunk = match response.chunk().await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break,
+            // The status says what to do; the body is only quoted.
+            Err(_) if status >= 400 => break,
+            Err(e) if ends_with_connection && is_end_of_connection(&e) => {
+                answer.unclosed = true;
+                break;
+            }
+            Err(e) => return Err(e),
+        };
         answer.body.extend_from_slice(&chunk);
         if answer.body.len() > limit {
             answer.body.truncate(limit);
@@ -265,6 +351,76 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
     (value.len() <= MAX_VALIDATOR).then(|| value.to_owned())
 }
 
+/// What the body is still encoded as. Chunks are put together by hyper.
+fn encoding(headers: &HeaderMap) -> Option<Excerpt> {
+    let of = |name: HeaderName, none: &str| {
+        let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        let mut codings = values.flat_map(|value| value.split(',')).map(str::trim);
+        codings.find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(none))
+    };
+    let coding =
+        of(header::CONTENT_ENCODING, "identity").or_else(|| of(header::TRANSFER_ENCODING, "chunked"));
+    coding.map(|coding| Excerpt::of(coding, 32))
+}
+
+/// The title of an HTML page.
+fn title(page: &[u8]) -> Option<Excerpt> {
+    let begin = page.get(..page.len().min(TITLE_WITHIN))?.to_ascii_lowercase();
+    let find = |from: usize, what: &[u8]| {
+        let found = begin.get(from..)?.windows(what.len()).position(|there| there == what)?;
+        Some(from + found)
+    };
+    let from = find(find(0, b"<title")?, b">")? + 1;
+    let title = Excerpt::of_bytes(page.get(from..find(from, b"<")?)?, MAX_EXCERPT / 2);
+    (!title.is_empty()).then_some(title)
+}
+
+const CUT_OFF: &str = "it ended the connection before its response was complete";
+
+/// Whether the connection ended where there should have been more.
+fn is_end_of_connection(error: &(dyn Error + 'static)) -> bool {
+    causes(error).any(|cause| {
+        let io: Option<&io::Error> = cause.downcast_ref();
+        io.is_some_and(|e| e.kind() == io::ErrorKind::UnexpectedEof)
+    })
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+/// What is wrong with the server's HTTP, where that is what failed. hyper has these cases as texts only.
+fn http_fault(error: &(dyn Error + 'static)) -> Option<Excerpt> {
+    let says = |what: fmt::Arguments<'_>| Some(Excerpt::of(what, MAX_EXCERPT));
+    if is_end_of_connection(error) {
+        return says(format_args!("{CUT_OFF}"));
+    }
+    let found = causes(error).find_map(|cause| cause.downcast_ref::<hyper::Error>())?;
+    if found.is_incomplete_message() {
+        return says(format_args!("{CUT_OFF}"));
+    }
+    if found.is_parse_too_large() {
+        return says(format_args!(
+            "its response has more than {MAX_HEADERS} header lines, or 400 KiB of them"
+        ));
+    }
+    if !found.is_parse() {
+        return None;
+    }
+    match found.to_string().as_str() {
+        "invalid content-length parsed" => says(format_args!(
+            "the Content-Length of its response is no number, or there are two that differ"
+        )),
+        "unexpected transfer-encoding parsed" => says(format_args!(
+            "its response is HTTP/1.0 and has a Transfer-Encoding, which HTTP/1.0 does not know"
+        )),
+        "invalid HTTP header parsed" => {
+            says(format_args!("a header line of its response is not well-formed"))
+        }
+        _ => says(format_args!("what it sent is not HTTP/1.1")),
+    }
+}
+
 async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note) -> MisError {
     match tls::reason(&error) {
         Some(TlsReason::Server(why)) => {
@@ -272,12 +428,15 @@ async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note
         }
         Some(TlsReason::Client(alert)) => return MisError::ClientCertificateRefused { url, alert },
         Some(TlsReason::Other(why)) => {
-            return MisError::Unreachable { url, why: format!("TLS failed: {why}") };
+            return MisError::Unreachable {
+                url,
+                why: format!("TLS failed: {}", Excerpt::of(why, MAX_EXCERPT)),
+            };
         }
         None => {}
     }
     let through = hop.map(|hop| format!(" (through the proxy {hop})")).unwrap_or_default();
-    let why = innermost(&error) + &through;
+    let why = http_fault(&error).map_or_else(|| innermost(&error), String::from) + &through;
     if error.is_connect() && !may_leave_for(&url, hop).await {
         return MisError::Offline { url, why };
     }

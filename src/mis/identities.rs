@@ -11,10 +11,14 @@ use serde_json::json;
 use url::Url;
 
 use super::{FACTORY_CERT_MTLS, MisError, X509_SVID_V1};
-use crate::json::Object;
+use crate::json::{self, AtMost, Object};
 use crate::text::Excerpt;
 
 pub(super) const MAX_ANSWER: usize = 512 * 1024;
+/// Certificates that an answer may hold. What is judged later allows fewer.
+const MAX_CHAIN: usize = 32;
+/// Characters of what is wrong with an answer.
+const MAX_REASON: usize = 400;
 
 /// A PKCS#10 certification request, DER.
 #[derive(Clone, Debug)]
@@ -69,18 +73,21 @@ pub(super) fn read_answer(url: &Url, body: &[u8]) -> Result<Vec<String>, MisErro
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Svid {
-        certificate_chain_pem: Vec<String>,
+        certificate_chain_pem: AtMost<String, MAX_CHAIN>,
     }
-    let malformed = |what| MisError::Malformed { url: url.clone(), what };
-    let Object(answer): Object<Answer> = serde_json::from_slice(body)
-        .map_err(|e| malformed(format!("the answer does not hold an SVID: {e}")))?;
+    let malformed = |what: fmt::Arguments<'_>| MisError::Malformed {
+        url: url.clone(),
+        what: Excerpt::of(what, MAX_REASON),
+    };
+    let answer: Answer =
+        json::read(body).map_err(|e| malformed(format_args!("the answer does not hold an SVID: {e}")))?;
     if answer.svid_profile_uri != X509_SVID_V1 {
         let other = Excerpt::of(&answer.svid_profile_uri, 128);
-        return Err(malformed(format!(
+        return Err(malformed(format_args!(
             "an SVID of the profile {X509_SVID_V1} was asked for, and the answer is of \"{other}\""
         )));
     }
-    Ok(answer.svid.0.certificate_chain_pem)
+    Ok(answer.svid.0.certificate_chain_pem.0)
 }
 
 #[cfg(test)]

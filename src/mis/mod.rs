@@ -184,10 +184,8 @@ impl Mis {
         let vouched_by = answer.vouched_by;
         match answer.status {
             200 => {
-                let malformed =
-                    || MisError::Malformed { url: url.clone(), what: "the answer is not UTF-8 text".into() };
                 let validators = answer.validators.clone();
-                let body = String::from_utf8(answer.whole_body(url, limit)?).map_err(|_| malformed())?;
+                let body = answer.into_json(url, limit)?;
                 Ok((Fetched::New { document: read(&body)?, body, validators }, vouched_by))
             }
             304 if held.is_some_and(|held| !held.is_empty()) => Ok((Fetched::NotModified, vouched_by)),
@@ -199,7 +197,10 @@ impl Mis {
         let call = self.call(&url, Some(client), identities::MAX_ANSWER, Body::Post(body));
         let answer = self.http.call(call).await?;
         match answer.status {
-            200 | 201 => identities::read_answer(&url, &answer.whole_body(&url, identities::MAX_ANSWER)?),
+            200 | 201 => {
+                let body = answer.into_json(&url, identities::MAX_ANSWER)?;
+                identities::read_answer(&url, body.as_bytes())
+            }
             _ => Err(answer.into_error(&url)),
         }
     }

@@ -2,25 +2,42 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
-use crate::lifecycle::Meaning;
+use crate::json;
+use crate::lifecycle::{MAX_DETAIL, MAX_INSTANCE, MAX_KIND, MAX_TITLE, Meaning};
 use crate::text::Excerpt;
 use crate::time::Timestamp;
 
 const MARGO_ERRORS: &str = "https://margo.org/docs/errors/";
 
+/// The members that count. One of another type is as if it were missing (RFC 9457 section 3.1).
+#[derive(Deserialize)]
+struct Members<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow)]
+    title: Option<&'a RawValue>,
+    #[serde(borrow)]
+    status: Option<&'a RawValue>,
+    #[serde(borrow)]
+    detail: Option<&'a RawValue>,
+    #[serde(borrow)]
+    instance: Option<&'a RawValue>,
+}
+
 /// A genuine Problem Details body: the media type, the required members, and a `status` that agrees with the response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// A URI that names the kind of problem.
-    pub kind: String,
+    pub kind: Excerpt,
     /// One line.
-    pub title: String,
+    pub title: Excerpt,
     /// Explanation of this occurrence.
-    pub detail: Option<String>,
+    pub detail: Option<Excerpt>,
     /// Reference to this occurrence.
-    pub instance: Option<String>,
+    pub instance: Option<Excerpt>,
 }
 
 impl Problem {
@@ -30,15 +47,16 @@ impl Problem {
         if !media_type.eq_ignore_ascii_case("application/problem+json") {
             return None;
         }
-        let body: Value = serde_json::from_slice(body).ok()?;
-        let text =
-            |name: &str| body.get(name).and_then(Value::as_str).map(|text| Excerpt::of(text, 1024).into());
-        let genuine = body.get("status").and_then(Value::as_u64) == Some(u64::from(status));
+        let body: Members<'_> = json::read(body).ok()?;
+        let text = |member: Option<&RawValue>, limit| {
+            member.and_then(json::text).map(|text| Excerpt::of(text, limit))
+        };
+        let genuine = body.status.and_then(json::whole_number) == Some(u64::from(status));
         let problem = Self {
-            kind: text("type")?,
-            title: text("title")?,
-            detail: text("detail"),
-            instance: text("instance"),
+            kind: text(body.kind, MAX_KIND)?,
+            title: text(body.title, MAX_TITLE)?,
+            detail: text(body.detail, MAX_DETAIL / 2),
+            instance: text(body.instance, MAX_INSTANCE),
         };
         genuine.then_some(problem)
     }

@@ -5,9 +5,13 @@ use std::convert::Infallible;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
+use crate::text::Excerpt;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+
+/// Characters of a status line: a SPIFFE ID has 2048 at most.
+const MAX_STATUS: usize = 2200;
 
 /// The sockets listen: the service is up, whatever the state of the identity.
 pub fn ready() {
@@ -16,7 +20,7 @@ pub fn ready() {
 
 /// One line for `systemctl status`.
 pub fn status(line: &str) {
-    send(NotifyState::Status(line));
+    send(NotifyState::Status(&Excerpt::of(line, MAX_STATUS)));
 }
 
 /// The service ends.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use development_mis::AnchorStep;
 use miaf_agent::client::{Client, ClientError};
+use miaf_agent::deliver::watch::Watched;
 use miaf_agent::spiffe::svid::Chain;
 use ring::digest::{SHA256, digest};
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
@@ -248,8 +249,8 @@ fn who_watches_has_the_state_at_once_each_change_and_the_end() {
     let first = watch.next().unwrap().unwrap();
     assert_eq!(first.status.state, "active");
     world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
-    let anchors = |bundle: &serde_json::Value| bundle["keys"].as_array().unwrap().len();
-    let two = watch.by_ref().find(|watched| anchors(watched.as_ref().unwrap().bundle.as_ref().unwrap()) == 2);
+    let anchors = |watched: &Watched| watched.bundle.as_ref().unwrap().keys.len();
+    let two = watch.by_ref().find(|watched| anchors(watched.as_ref().unwrap()) == 2);
     assert_eq!(two.unwrap().unwrap().svid.unwrap().serial, first.svid.unwrap().serial);
     world.device.stop();
     assert!(watch.all(|watched| watched.is_ok()), "an agent that ends well ends in no error");

@@ -1,11 +1,264 @@
-//! Against a real TLS peer: the development MIS.
+//! Against real TLS peers: the development MIS, and a server that writes whatever it is given.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::config::InitialTrust;
-use crate::mis::Mis;
+use crate::mis::{Discovery, Fetched, Mis};
 use crate::time::Timestamp;
 use development_mis::{Endpoint, Fault, Settings};
+use rcgen::{CertificateParams, KeyPair};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tempfile::TempDir;
+
+const DOCUMENT: &str = r#"{"trustDomain":"factory.example","trustBundleUri":"https://mis.example/b",
+    "margoIdentityServiceBaseUri":"https://mis.example","supportedBootstrapMethods":[],"svidProfilesSupported":[]}"#;
+
+/// How a connection is ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    CloseNotify,
+    Cut,
+}
+
+/// Answers one request over TLS with these bytes. What the client's head said comes back beside what
+/// it made of the answer.
+async fn raw(answer: impl Into<Vec<u8>>, end: End) -> (Result<Fetched<Discovery>, MisError>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(["localhost".into()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let issuer = rcgen::CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let leaf = CertificateParams::new(["localhost".into()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let ca_file = folder.path().join("ca.pem");
+    std::fs::write(&ca_file, issuer.pem()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![leaf.der().clone()],
+            PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())),
+        )
+        .unwrap();
+    let listener = TcpListener::bind("localhost:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let answer = answer.into();
+    let server = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        serve(stream, config, &answer, end)
+    });
+    let trust = InitialTrust { ca_file: Some(ca_file), ..InitialTrust::default() };
+    let client = direct(trust);
+    let url = format!("https://localhost:{port}/.well-known/margo");
+    let read = client.discovery(&url.parse().unwrap(), None).await;
+    (read, server.join().unwrap())
+}
+
+fn serve(stream: TcpStream, config: ServerConfig, answer: &[u8], end: End) -> String {
+    let tls = StreamOwned::new(ServerConnection::new(Arc::new(config)).unwrap(), stream);
+    let (mut tls, mut head) = (BufReader::new(tls), String::new());
+    while !head.ends_with("\r\n\r\n") {
+        assert!(tls.read_line(&mut head).unwrap() > 0, "the client left");
+    }
+    let mut tls = tls.into_inner();
+    let _ = tls.write_all(answer).and_then(|()| tls.flush()); // the client may have seen enough
+    if end == End::CloseNotify {
+        tls.conn.send_close_notify();
+        let _ = tls.conn.complete_io(&mut tls.sock);
+    }
+    let _ = tls.sock.shutdown(std::net::Shutdown::Write);
+    // Closing with something unread would reset the connection.
+    let _ = std::io::copy(&mut tls.sock, &mut std::io::sink());
+    head
+}
+
+fn with_head(head: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
+    [format!("HTTP/1.1 {head}\r\n\r\n").as_bytes(), body.as_ref()].concat()
+}
+
+fn direct(trust: InitialTrust) -> Mis {
+    Mis::new(Trust::new(trust), config::Proxy { through: config::Through::Never, ..config::Proxy::default() })
+}
+
+fn chunked(body: &str) -> String {
+    format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len())
+}
+
+#[tokio::test]
+async fn documents_are_read_however_http_frames_them() {
+    let length = DOCUMENT.len();
+    let marked = format!("\u{feff}{DOCUMENT}");
+    let many: String = (0..240).map(|n| format!("x-{n}: y\r\n")).collect();
+    for (story, answer, end) in [
+        ("a length", with_head(&format!("200 OK\r\ncontent-length: {length}"), DOCUMENT), End::CloseNotify),
+        ("a length, and cut", with_head(&format!("200 OK\r\ncontent-length: {length}"), DOCUMENT), End::Cut),
+        ("until the end", with_head("200 OK", DOCUMENT), End::CloseNotify),
+        ("until the end, without close_notify", with_head("200 OK", DOCUMENT), End::Cut),
+        ("HTTP/1.0", format!("HTTP/1.0 200 OK\r\n\r\n{DOCUMENT}\n").into_bytes(), End::Cut),
+        ("chunks", with_head("200 OK\r\ntransfer-encoding: chunked", chunked(DOCUMENT)), End::Cut),
+        (
+            "chunks beside a length",
+            with_head("200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5", chunked(DOCUMENT)),
+            End::CloseNotify,
+        ),
+        (
+            "a length twice",
+            with_head(&format!("200 OK\r\ncontent-length: {length}\r\ncontent-length: {length}"), DOCUMENT),
+            End::CloseNotify,
+        ),
+        ("a byte order mark", with_head("200 OK", &marked), End::CloseNotify),
+        ("identity", with_head("200 OK\r\ncontent-encoding: identity", DOCUMENT), End::CloseNotify),
+        ("240 headers", with_head(&format!("200 OK\r\n{}", many.trim_end()), DOCUMENT), End::CloseNotify),
+    ] {
+        let (read, head) = raw(answer, end).await;
+        match read {
+            Ok(Fetched::New { body, .. }) => assert!(body.trim_end().ends_with('}'), "{story}"),
+            other => panic!("{story}: {other:?}"),
+        }
+        assert!(head.to_ascii_lowercase().contains("accept-encoding: identity\r\n"), "{head}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_document_is_named() {
+    let half = &DOCUMENT[..DOCUMENT.len() / 2];
+    let many: String = (0..300).map(|n| format!("x-{n}: y\r\n")).collect();
+    let utf16: Vec<u8> = DOCUMENT.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let page = "<!DOCTYPE html>\n<html><head><TITLE lang=en>Welcome to\n nginx!</TITLE></head></html>";
+    for (story, answer, says) in [
+        ("half of it", with_head("200 OK", half), "ended the connection before its response was complete"),
+        (
+            "less than its length",
+            with_head("200 OK\r\ncontent-length: 5000", DOCUMENT),
+            "ended the connection before its response was complete",
+        ),
+        (
+            "half of its chunks",
+            with_head("200 OK\r\ntransfer-encoding: chunked", format!("ffff\r\n{DOCUMENT}")),
+            "ended the connection before its response was complete",
+        ),
+        ("gzip", with_head("200 OK\r\ncontent-encoding: gzip", "\x1f"), "encoded as \"gzip\""),
+        (
+            "gzip among others",
+            with_head("200 OK\r\ncontent-encoding: identity, br", "x"),
+            "encoded as \"br\"",
+        ),
+        ("unnamed gzip", with_head("200 OK", b"\x1f\x8b\x08\x00"), "is gzip data"),
+        ("gzip on the way", with_head("200 OK\r\ntransfer-encoding: gzip", "x"), "encoded as \"gzip\""),
+        ("UTF-16", with_head("200 OK", &utf16), "UTF-16"),
+        ("UTF-16 with a mark", with_head("200 OK", [&[0xff, 0xfe], &utf16[..]].concat()), "UTF-16"),
+        ("nothing", with_head("200 OK\r\ncontent-length: 0", ""), "its body is empty"),
+        ("blanks", with_head("200 OK", " \r\n"), "its body is empty"),
+        ("a page", with_head("200 OK\r\ncontent-type: text/html", page), "a web page, \"Welcome to nginx!\""),
+        ("a text", with_head("200 OK", "soon\n"), "is soon, and no JSON object"),
+        (
+            "300 headers",
+            with_head(&format!("200 OK\r\n{}", many.trim_end()), DOCUMENT),
+            "more than 256 header lines",
+        ),
+        (
+            "two lengths",
+            with_head("200 OK\r\ncontent-length: 5\r\ncontent-length: 6", DOCUMENT),
+            "Content-Length",
+        ),
+        (
+            "chunks in HTTP/1.0",
+            format!("HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{}", chunked(DOCUMENT))
+                .into_bytes(),
+            "Transfer-Encoding",
+        ),
+        ("a header of no form", with_head("200 OK\r\nno header", DOCUMENT), "header line"),
+        ("SSH", b"SSH-2.0-OpenSSH_9.2\r\n\r\n".to_vec(), "is not HTTP/1.1"),
+        ("no word", Vec::new(), "ended the connection before its response was complete"),
+        ("204", with_head("204 No Content", ""), "204 is not an answer"),
+    ] {
+        let (read, _) = raw(answer, End::Cut).await;
+        let told = read.unwrap_err().to_failure().report.detail.unwrap();
+        assert!(told.contains(says) && told.contains("https://localhost:"), "{story}: {told}");
+        assert!(!told.contains("docs.rs"), "{story}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_says_who_refused_and_is_quoted_short() {
+    let gzip = "content-type: application/problem+json\r\ncontent-encoding: gzip";
+    let problem = r#"{"type":"about:blank","title":"Not Found","status":404}"#;
+    for (answer, title, says) in [
+        (
+            with_head("404 Not Found", "not found\n"),
+            "The server answered 404 Not Found",
+            "margo answered: not found",
+        ),
+        (
+            with_head("404 Not Found", ""),
+            "The server answered 404 Not Found",
+            "margo answered without a word",
+        ),
+        (
+            with_head("404 Not Found\r\ncontent-type: application/problem+json", problem),
+            "Not Found",
+            "answered by https://localhost:",
+        ),
+        (
+            with_head("502 Bad Gateway", "<html>\n<head><title>502 Bad Gateway</title></head>"),
+            "The server answered 502 Bad Gateway",
+            "a web page, \"502 Bad Gateway\"",
+        ),
+        (with_head(&format!("503 No\r\n{gzip}"), "\x1f"), "The server answered 503", "encoded as \"gzip\""),
+        (
+            // The status and the wait count, although the body broke off.
+            with_head("503 No\r\nretry-after: 77\r\ncontent-length: 500", "later \x1b[2J\u{202e}"),
+            "The server answered 503",
+            "answered: later \u{fffd}[2J\u{fffd}",
+        ),
+        (with_head("500 No", "x".repeat(60_000)), "The server answered 500", "xxx…"),
+    ] {
+        let has_wait = answer.windows(15).any(|found| found == b"retry-after: 77");
+        let (read, _) = raw(answer, End::Cut).await;
+        let failure = read.unwrap_err().to_failure();
+        assert_eq!(failure.retry_after, has_wait.then_some(Duration::from_secs(77)));
+        let (told_title, told) = (failure.report.title, failure.report.detail.unwrap());
+        assert!(told_title.starts_with(title) && told.contains(says), "{told_title}: {told}");
+        assert!(told.contains("https://localhost:") && told.len() < 1000, "{told}");
+    }
+}
+
+#[tokio::test]
+async fn no_text_of_a_server_is_long_or_obeyed() {
+    let hostile = "\\u001b]0;owned\\u0007\u{202e}".repeat(3000);
+    let problem = format!(
+        r#"{{"type":"{hostile}","title":"{hostile}","detail":"{hostile}","instance":"{hostile}","status":503}}"#
+    );
+    let is_problem = "content-type: application/problem+json";
+    for answer in [
+        with_head(&format!("503 No\r\n{is_problem}"), &problem[..]),
+        with_head("200 OK", format!(r#"{{"trustDomain":["{hostile}"]}}"#)),
+        with_head("200 OK", format!(r#"{{"trustDomain":"{hostile}"}}"#)),
+        with_head("200 OK", DOCUMENT.replace("https://mis.example/b", &hostile)),
+        with_head(
+            "200 OK",
+            DOCUMENT.replace(
+                r#""svidProfilesSupported":[]"#,
+                &format!(r#""svidProfilesSupported":{{"{hostile}":1}}"#),
+            ),
+        ),
+        with_head(&format!("302 Go\r\nlocation: {}", "https://elsewhere.example/".repeat(30)), ""),
+    ] {
+        let (read, _) = raw(answer, End::CloseNotify).await;
+        let report = read.unwrap_err().to_failure().report;
+        let told = serde_json::to_string(&report).unwrap();
+        assert!(told.len() < 8_000, "{} bytes: {told}", told.len());
+        let texts = [Some(report.kind), Some(report.title), report.detail, report.instance];
+        assert!(
+            !texts.into_iter().flatten().any(|text| text.contains(['\u{1b}', '\u{7}', '\u{202e}'])),
+            "{told}"
+        );
+    }
+}
 
 fn server() -> (development_mis::Mis, TempDir) {
     let folder = tempfile::tempdir().unwrap();
@@ -15,7 +268,7 @@ fn server() -> (development_mis::Mis, TempDir) {
 
 fn client(ca_of: &development_mis::Mis) -> Mis {
     let trust = InitialTrust { ca_file: Some(ca_of.ca_file()), ..InitialTrust::default() };
-    Mis::new(Trust::new(trust), config::Proxy { through: config::Through::Never, ..config::Proxy::default() })
+    direct(trust)
 }
 
 async fn ask(client: &Mis, server: &development_mis::Mis) -> Result<(), MisError> {
