@@ -27,6 +27,10 @@ pub const MAX_ANCHORS: usize = 64;
 /// Size limit of an anchor, in bytes of DER: it is parsed at every validation.
 const MAX_ANCHOR: usize = 16 * 1024;
 
+/// Bytes of a member of a key that is handed on; the modulus of an RSA key of 16,384 bits has 2,731. A longer one is as if
+/// it were missing.
+const MAX_MEMBER: usize = 4096;
+
 /// Trust domains that a Bundle Map may name. Their names are kept while it is read.
 const MAX_TRUST_DOMAINS: usize = 10_000;
 
@@ -438,7 +442,7 @@ struct Jwk<'a> {
 /// One JWK of the set: `None` when the standard says to ignore it, else the key with the one certificate that counts,
 /// or why it is passed over.
 fn usable_key(index: usize, jwk: &Jwk<'_>) -> Result<Option<Result<UsableKey, Remark>>, BundleError> {
-    let text = |value: Option<&RawValue>| value.and_then(json::text);
+    let text = |value: Option<&RawValue>| value.filter(|v| v.get().len() <= MAX_MEMBER).and_then(json::text);
     let known = |value, known: &[&'static str]| {
         text(value).and_then(|text| known.iter().copied().find(|k| *k == text))
     };

@@ -159,3 +159,56 @@ fn new_anchors_are_published() {
     // The status follows the files.
     world.device.wait_for_status("the new bundle", |status| status["bundle"]["sequence"] == 2);
 }
+
+/// A key of a bundle whose certificate ended long ago, or has this serial number.
+fn foreign_key(serial: Option<[u8; 8]>) -> Value {
+    const MARK: [u8; 8] = [0x11; 8];
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.serial_number = Some(rcgen::SerialNumber::from(MARK.to_vec()));
+    if serial.is_none() {
+        params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+    }
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut der = params.self_signed(&key).unwrap().der().to_vec();
+    if let Some(serial) = serial {
+        let at = der.windows(8).position(|found| found == MARK).unwrap();
+        der[at..at + 8].copy_from_slice(&serial);
+    }
+    json!({ "kty": "EC", "use": "x509-svid", "x5c": [BASE64.encode(der)] })
+}
+
+#[test]
+fn parts_of_a_bundle_that_peers_refuse_are_warned_of_and_counted() {
+    let mut world = World::enrolled();
+    let mut bundle: Value = serde_json::from_str(&world.device.get("/v1/bundle").unwrap().1).unwrap();
+    let keys = bundle["keys"].as_array_mut().unwrap();
+    keys.push(foreign_key(None));
+    keys.push(foreign_key(Some([0x80, 1, 1, 1, 1, 1, 1, 1])));
+    bundle["spiffe_sequence"] = json!("soon");
+    bundle["spiffe_refresh_hint"] = json!(1e0);
+    let body = format!("\u{feff}{bundle}").into_bytes();
+    world.mis.sticky_fault(Endpoint::Bundle, Fault::Document(Bent::Replace(body)));
+    for restarted in [false, true] {
+        if restarted {
+            world.kill();
+            world.device.start();
+        }
+        for figure in [
+            "bundle_anchors 2",
+            "bundle_anchors_not_valid 1",
+            "bundle_remarks 2",
+            "svid_anchor_not_after_timestamp_seconds",
+        ] {
+            world.device.wait_until(figure, |device| {
+                device.get("/metrics").unwrap().1.contains(&format!("miaf_agent_{figure}"))
+            });
+        }
+        assert_eq!(world.device.get("/readyz").unwrap().0, 200, "restarted: {restarted}");
+    }
+    let log = world.device.log();
+    for said in ["expired at 2001-01-01T00:00:00Z", "its serial number is negative", "spiffe_sequence is \\\"soon\\\""] {
+        assert!(log.contains(said) || log.contains(&said.replace('\\', "")), "{said} is missing in {log}");
+    }
+}

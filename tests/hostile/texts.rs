@@ -1,0 +1,177 @@
+//! Texts of peers: how much of them is logged, stored and shown, and that no terminal obeys them.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+
+use development_mis::{DocumentFault, Endpoint, Fault};
+use serde_json::json;
+
+use crate::support::agent::AGENT;
+use crate::world::World;
+
+/// What a terminal would obey, and then much of it.
+const OBEYED: [char; 6] = ['\u{1b}', '\u{7}', '\u{9b}', '\u{200f}', '\u{202e}', '\u{2066}'];
+
+fn hostile() -> String {
+    format!("\u{1b}]0;owned\u{7}\u{9b}2J\u{200f}\u{202e}\u{2066}\u{2028}{}", "x".repeat(20_000))
+}
+
+fn is_harmless(text: &str) -> bool {
+    !text.contains(|c: char| OBEYED.contains(&c) || (c.is_control() && c != '\n') || c == '\u{2028}')
+}
+
+/// Bytes of the log that one refused document may cost, and of a status that shows it.
+const LOGGED: usize = 16 * 1024;
+const SHOWN: usize = 16 * 1024;
+
+#[test]
+fn what_a_server_says_is_logged_and_shown_in_short() {
+    let mut world = World::new();
+    let text = hostile();
+    let problem = |status: u16, detail: &str| {
+        json!({ "type": text, "title": text, "status": status, "detail": detail, "instance": text })
+            .to_string()
+    };
+    let is_problem = [("content-type", "application/problem+json")];
+    let replaced = |body: String| Fault::Document(DocumentFault::Replace(body.into_bytes()));
+    let long = |begin: &str| format!("{begin}{}", "y".repeat(100_000));
+    let faults = [
+        (Endpoint::Discovery, Fault::answer(503, &is_problem, problem(503, "one"))),
+        (Endpoint::Discovery, Fault::answer(404, &is_problem, problem(404, "another"))),
+        (Endpoint::Discovery, Fault::answer(500, &[("content-type", "text/plain")], text.clone())),
+        (
+            Endpoint::Discovery,
+            Fault::answer(500, &[("content-type", "text/html")], long("<html><title>\u{1b}[2J")),
+        ),
+        (Endpoint::Discovery, replaced(json!({ "trustDomain": [text] }).to_string())),
+        (
+            Endpoint::Discovery,
+            replaced(json!({ text.as_str(): 1, "trustDomain": { text.as_str(): 1 } }).to_string()),
+        ),
+        (Endpoint::Bundle, replaced(format!(r#"{{"trust_domains":{{{0}:1,{0}:1}}}}"#, json!(long(&text))))),
+        (Endpoint::Bundle, replaced(json!({ "keys": long(&text) }).to_string())),
+        (
+            Endpoint::Bundle,
+            replaced(
+                json!({ "keys": [{ "kty": "EC", "use": "x509-svid", "x5c": [long(&text)] }] }).to_string(),
+            ),
+        ),
+        (
+            Endpoint::Enrollment,
+            Fault::answer(201, &[("content-type", "application/json")], json!({ "svid": text }).to_string()),
+        ),
+        (
+            Endpoint::Enrollment,
+            Fault::answer(
+                201,
+                &[],
+                json!({ "svidProfileUri": text, "svid": { "certificateChainPem": [] } }).to_string(),
+            ),
+        ),
+        (Endpoint::Enrollment, Fault::answer(429, &is_problem, problem(429, "a third"))),
+    ];
+    world.mis.sticky_fault(faults[0].0, faults[0].1.clone());
+    world.device.start();
+    for (endpoint, fault) in faults {
+        let named = format!("{endpoint:?} {fault:.60?}");
+        world.mis.clear_faults();
+        world.mis.sticky_fault(endpoint, fault);
+        let before = (world.device.log().len(), world.seen(endpoint).len());
+        world.wait_for_requests(endpoint, before.1 + 3);
+        let (status, shown) = world.device.get("/v1/status").unwrap();
+        assert_eq!(status, 200);
+        assert!(shown.len() < SHOWN, "{named}: a status of {} bytes", shown.len());
+        let log = world.device.log();
+        // Three times the same, and what else was said meanwhile.
+        assert!(log.len() - before.0 < 3 * LOGGED, "{named}: {} bytes of log", log.len() - before.0);
+        assert!(is_harmless(&log), "{named}");
+        assert!(is_harmless(shown.trim_end()), "{named}");
+    }
+    let waits = std::fs::read(world.device.path("state/private/waits.json")).unwrap_or_default();
+    assert!(waits.len() < SHOWN, "{} bytes are stored", waits.len());
+    world.mis.clear_faults();
+    world.device.wait_for("active");
+}
+
+/// Something on the agent's socket that answers everything with this.
+fn somebody(socket: &Path, answer: String) {
+    let listener = UnixListener::bind(socket).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (Ok(mut stream), answer) = (stream, answer.clone()) else { return };
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+}
+
+#[test]
+fn the_commands_print_nothing_that_a_terminal_obeys() {
+    let text = hostile();
+    let svid = json!({
+        "spiffeId": text, "serial": text, "certificateChainPem": [text], "notBefore": text, "notAfter": text,
+        "generation": null,
+    });
+    let status = json!({
+        "state": text, "trustDomain": text, "spiffeId": format!("a\nState         active{text}"),
+        "svid": { "serial": text, "notBefore": text, "notAfter": text, "renewAt": text },
+        "key": { "provider": text, "protection": null, "algorithm": text },
+        "bundle": { "sequence": 1, "fetchedAt": text, "refreshAt": text },
+        "bootstrap": {
+            "notBefore": text, "notAfter": text, "sha256": text, "key": { "algorithm": text, "inTpm": false },
+        },
+        "initialTrust": { "caFile": text, "anchors": 1, "pins": 0, "systemRoots": false },
+        "lastError": {
+            "type": text, "title": text, "status": 500, "detail": text, "instance": text, "at": text,
+            "retryAt": text, "permanent": true,
+        },
+    });
+    let order = json!({ "order": text, "detail": text, "accepted": text });
+    let refusal = json!({ "type": text, "title": text, "status": 500, "detail": text });
+    let watched = json!({ "status": status, "svid": svid, "bundle": { "keys": [] } });
+    let ok = |body: String| format!("HTTP/1.1 200 OK\r\n\r\n{body}");
+    let said = |answer: &str, arguments: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("agent.sock");
+        somebody(&socket, answer.to_owned());
+        // What it says can also not cost more memory than a command has any use for.
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -v 400000; exec timeout 60 \"$0\" \"$@\"", AGENT]);
+        let output = command.args(arguments).arg("--socket").arg(&socket).output().unwrap();
+        let (out, err) =
+            (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        assert!(is_harmless(&out) && is_harmless(&err), "{arguments:?}: {out:?} {err:?}");
+        (output.status.code(), out, err)
+    };
+    for arguments in [&["status"][..], &["status", "--json"]] {
+        let (code, out, err) = said(&ok(status.to_string()), arguments);
+        assert_eq!(code, Some(0), "{err}");
+        let states = out.lines().filter(|line| line.starts_with("State "));
+        assert_eq!(
+            states.count(),
+            usize::from(arguments.len() == 1),
+            "no text begins a line of its own: {out}"
+        );
+    }
+    assert_eq!(said(&ok(svid.to_string()), &["svid"]).0, Some(0));
+    assert_eq!(said(&ok(svid.to_string()), &["svid", "--json"]).0, Some(0));
+    said(&ok(order.to_string()), &["retry"]);
+    said(&ok(order.to_string()), &["renew", "--json"]);
+    said(&ok(json!({ "spiffeId": text }).to_string()), &["reset-identity", "--yes"]);
+    for command in ["status", "svid", "bundle", "retry", "renew", "reset-identity"] {
+        let refused = format!("HTTP/1.1 500 {text}\r\n\r\n{refusal}");
+        assert_eq!(said(&refused, &[command]).0, Some(1), "{command}");
+        assert_eq!(said(&ok(json!({ text.as_str(): text }).to_string()), &[command]).0, Some(1), "{command}");
+        let tree = format!(r#"{{"keys":[{}{{}}],"status":[[]]}}"#, "{},".repeat(2_500_000));
+        assert!(said(&ok(tree), &[command]).0 <= Some(1), "{command}");
+    }
+    let event = format!("event: state\ndata: {watched}\n\n");
+    // It says so of itself that it is ready.
+    assert_eq!(said(&ok(event), &["wait", "--timeout", "1s"]).0, Some(0));
+    let tree = format!(r#"{{"keys":[{}{{}}]}}"#, "{},".repeat(2_500_000));
+    let event = format!(r#"{{"status":{status},"svid":null,"bundle":{tree}}}"#);
+    said(&ok(format!("event: state\ndata: {event}\n\n")), &["wait", "--timeout", "1s", "--for", "bundle"]);
+}
