@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use development_mis::{AnchorStep, DocumentFault as Bent, Endpoint, Fault};
+use serde_json::{Value, json};
 
 use crate::support::agent::PATIENCE;
 use crate::world::World;
@@ -208,7 +211,11 @@ fn parts_of_a_bundle_that_peers_refuse_are_warned_of_and_counted() {
         assert_eq!(world.device.get("/readyz").unwrap().0, 200, "restarted: {restarted}");
     }
     let log = world.device.log();
-    for said in ["expired at 2001-01-01T00:00:00Z", "its serial number is negative", "spiffe_sequence is \\\"soon\\\""] {
+    for said in [
+        "expired at 2001-01-01T00:00:00Z",
+        "its serial number is negative",
+        "spiffe_sequence is \\\"soon\\\"",
+    ] {
         assert!(log.contains(said) || log.contains(&said.replace('\\', "")), "{said} is missing in {log}");
     }
 }
