@@ -226,12 +226,8 @@ fn a_certificate_in_lines_or_without_padding_is_the_same_anchor() {
     let unpadded = good.trim_end_matches('=').to_owned();
     for text in [lines("\n"), lines("\r\n") + "\r\n", format!(" \t{good} "), unpadded] {
         let bundle = read(json!({ "keys": [jwk(json!([text]))] })).unwrap();
-        assert_eq!(bundle.anchors(), [served.clone()], "{text}");
-        assert_eq!(
-            bundle.to_document().keys[0].x5c,
-            [good.clone()],
-            "it is handed out as the standard has it"
-        );
+        assert_eq!(bundle.anchors(), std::slice::from_ref(&served), "{text}");
+        assert_eq!(bundle.to_document().keys[0].x5c[0], good, "it is handed out as the standard has it");
     }
 }
 

@@ -227,7 +227,8 @@ fn the_anchor_that_vouches_is_told_and_a_valid_one_before_others() {
 
 #[test]
 fn an_anchor_that_peers_cannot_read_is_none() {
-    let bends: [(&str, fn(&mut Template)); 3] = [
+    type Bend = fn(&mut Template);
+    let bends: [(&str, Bend); 3] = [
         ("an unknown extension twice", |root| {
             root.add(UNKNOWN, false, vec![5, 0]);
             root.add(UNKNOWN, false, vec![5, 0]);
