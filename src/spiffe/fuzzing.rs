@@ -20,11 +20,14 @@ fn trust_domain() -> TrustDomain {
 pub(crate) fn bundle(data: &[u8]) -> bool {
     match Bundle::from_served(data, &trust_domain()) {
         Ok(bundle) => {
-            let published = bundle.to_document().to_string();
-            let again =
-                Bundle::from_served(published.as_bytes(), &trust_domain()).expect("what is published");
+            let published = serde_json::to_vec(&bundle.to_document()).expect("a document");
+            let again = Bundle::from_served(&published, &trust_domain()).expect("what is published");
             assert_eq!(again.anchors(), bundle.anchors());
-            assert_eq!(again.sequence(), bundle.sequence());
+            assert_eq!(again.to_document(), bundle.to_document());
+            assert!(again.remarks().is_empty());
+            for remark in bundle.remarks() {
+                check_error(remark);
+            }
             true
         }
         Err(e) => check_error(e),
