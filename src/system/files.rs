@@ -1,11 +1,14 @@
 //! Files that are either wholly there or not at all, also after a power cut: written under another name with their
 //! final mode and group, synced, renamed, and the folder synced.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::Path;
+use std::sync::Mutex;
 
+use nix::errno::Errno;
 use nix::sys::stat::{Mode, umask};
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
 use nix::unistd::{Group, geteuid};
@@ -95,7 +98,7 @@ pub fn write_new(path: &Path, content: &[u8], mode: u32, group: Option<u32>) -> 
         fchown(&file, None, group)?;
     }
     file.write_all(content)?;
-    file.sync_all()
+    sync(&file, path)
 }
 
 /// Puts `content` in the place of whatever is at `path`.
@@ -126,12 +129,56 @@ pub fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes what was renamed or removed in a folder durable.
+/// Makes what was renamed or removed in a folder durable, where its file system can.
 ///
 /// # Errors
 /// As the file system has it.
 pub fn sync_dir(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+    match File::open(path) {
+        Ok(dir) => sync(&dir, path),
+        // It can be written to and passed through, and not be opened.
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            say_not_durable(path, &e);
+            Ok(())
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Has the file system write a file or directory to its medium. A file system that has no such call (some network and
+/// FUSE file systems, on directories above all) is used all the same, as PostgreSQL and SQLite do: what was written
+/// there is whole, and may be missing after a power cut.
+fn sync(file: &File, path: &Path) -> io::Result<()> {
+    match file.sync_all() {
+        Err(e) if is_not_supported(&e) => {
+            say_not_durable(path, &e);
+            Ok(())
+        }
+        synced => synced,
+    }
+}
+
+/// EINVAL is fsync(2)'s word for it. EBADF (a directory that is not open for writing) is among those that PostgreSQL
+/// tolerates; no other cause is possible for a descriptor that has just been opened.
+fn is_not_supported(e: &io::Error) -> bool {
+    let errno = e.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EBADF))
+}
+
+/// Once for each file system: it is not going to change.
+fn say_not_durable(path: &Path, e: &io::Error) {
+    /// More are not told apart.
+    const MOST: usize = 16;
+    static SAID: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+    let Ok(mut said) = SAID.lock() else { return };
+    let Ok(device) = fs::metadata(path).map(|of| of.dev()) else { return };
+    if said.len() < MOST && said.insert(device) {
+        tracing::warn!(
+            "the file system of {} cannot be told to make changes durable (fsync: {e}): what is written there may be \
+             lost in a power cut. Keep the agent's state on a local file system (state_dir)",
+            path.display()
+        );
+    }
 }
 
 /// Reads a file of believable size.
@@ -139,21 +186,32 @@ pub fn sync_dir(path: &Path) -> io::Result<()> {
 /// # Errors
 /// As the file system has it, when it is no regular file, or when it is larger than 4 MiB.
 pub fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+    read_at_most(path, MAX_READ)
+}
+
+/// Reads a file of at most so many bytes, a whole number of MiB.
+///
+/// # Errors
+/// As for [`read_limited`].
+pub fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     regular(path)?;
     let mut content = Vec::new();
-    File::open(path)?.take(MAX_READ + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > MAX_READ {
-        return Err(io::Error::other("it is larger than 4 MiB"));
+    File::open(path)?.take(most + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > most {
+        return Err(io::Error::other(format!("it is larger than {} MiB", most >> 20)));
     }
     Ok(content)
 }
 
 /// To open a pipe would wait for its other end.
 fn regular(path: &Path) -> io::Result<()> {
-    if fs::metadata(path)?.is_file() {
+    let file = fs::metadata(path)?;
+    if file.is_file() {
         return Ok(());
     }
-    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
+    let what =
+        if file.is_dir() { "it is a directory, and not a regular file" } else { "it is not a regular file" };
+    Err(io::Error::new(ErrorKind::InvalidInput, what))
 }
 
 /// Reads a small file into memory that is wiped after use, and of which no copy stays behind.
@@ -204,6 +262,18 @@ mod tests {
         nix::unistd::mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
         assert!(read_limited(&pipe).unwrap_err().to_string().contains("not a regular file"));
         assert!(read_secret(&pipe, 100).is_err());
+    }
+
+    #[test]
+    fn only_file_systems_that_cannot_sync_are_tolerated() {
+        let is_tolerated = |errno: Errno| is_not_supported(&io::Error::from_raw_os_error(errno as i32));
+        for cannot in [Errno::EINVAL, Errno::ENOTSUP, Errno::EOPNOTSUPP, Errno::ENOSYS, Errno::EBADF] {
+            assert!(is_tolerated(cannot), "{cannot}");
+        }
+        for fails in [Errno::EIO, Errno::ENOSPC, Errno::EDQUOT, Errno::EROFS, Errno::EINTR, Errno::ESTALE] {
+            assert!(!is_tolerated(fails), "{fails}");
+        }
+        assert!(!is_not_supported(&io::Error::other("?")));
     }
 
     #[test]

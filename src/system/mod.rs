@@ -1,6 +1,7 @@
 //! The machine underneath: clocks and timers, randomness, files that survive a power cut, folders that change, routes, logging,
 //! the service manager.
 
+pub mod access;
 pub mod alarm;
 pub mod clock;
 pub mod files;

@@ -1,0 +1,268 @@
+//! Who may read or write a file, and the command that changes it: what `EACCES` leaves out.
+
+use std::fmt;
+use std::fs::{self, Metadata};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgroups};
+
+use crate::text::Excerpt;
+
+/// Characters of a path or an error in a message.
+const MAX_SHOWN: usize = 300;
+/// As many symbolic links as the kernel follows (path_resolution(7)).
+const MAX_LINKS: usize = 40;
+/// What `ProtectHome=yes` hides (systemd.exec(5)).
+const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
+
+/// What a file cannot be read for. Where the kernel refuses it: whose the file or the directory above it is, its mode,
+/// as whom this process runs, and the command that lets it read the file.
+pub fn why_unreadable(path: &Path, e: &io::Error) -> String {
+    let denial = (e.kind() == ErrorKind::PermissionDenied).then(|| Denial::of(path)).flatten();
+    denial.map_or_else(|| Excerpt::of(e, MAX_SHOWN).into(), |denial| denial.to_string())
+}
+
+/// The user that this process runs as, by name where there is one.
+pub fn current_user() -> String {
+    user(geteuid().as_raw())
+}
+
+/// A user by name and number, or by number alone.
+pub fn user(uid: u32) -> String {
+    user_name(uid).map_or_else(|| format!("uid {uid}"), |name| format!("{name} (uid {uid})"))
+}
+
+/// A user as chown(1) and runuser(1) take it.
+pub fn user_argument(uid: u32) -> String {
+    user_name(uid).unwrap_or_else(|| uid.to_string())
+}
+
+/// A path as a word of a shell command.
+pub fn shell_word(path: &Path) -> String {
+    let text = Excerpt::of(path.display(), MAX_SHOWN);
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,=".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.into_string()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+fn user_name(uid: u32) -> Option<String> {
+    User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name)
+}
+
+fn group_argument(gid: u32) -> String {
+    let group = Group::from_gid(Gid::from_raw(gid)).ok().flatten();
+    group.map_or_else(|| gid.to_string(), |group| group.name)
+}
+
+/// As whom a process asks the kernel.
+#[derive(Clone, Debug)]
+struct Process {
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+}
+
+impl Process {
+    fn current() -> Self {
+        let groups = getgroups().unwrap_or_default().into_iter().map(Gid::as_raw);
+        Self { uid: geteuid().as_raw(), gid: getegid().as_raw(), groups: groups.collect() }
+    }
+
+    fn is_in(&self, group: u32) -> bool {
+        self.gid == group || self.groups.contains(&group)
+    }
+}
+
+/// The file, or the directory on the way to it, that refuses a process.
+#[derive(Clone, Debug)]
+struct Denial {
+    place: PathBuf,
+    uid: u32,
+    gid: u32,
+    mode: u32,
+    is_dir: bool,
+    process: Process,
+}
+
+impl Denial {
+    /// `None`: it cannot be told any more.
+    fn of(path: &Path) -> Option<Self> {
+        let (place, found) = refusing(path)?;
+        Some(Self {
+            uid: found.uid(),
+            gid: found.gid(),
+            mode: found.mode() & 0o7777,
+            is_dir: found.is_dir(),
+            process: Process::current(),
+            place,
+        })
+    }
+
+    /// The bit of the mode that is missing: to search a directory, to read a file.
+    fn bit(&self) -> u32 {
+        if self.is_dir { 0o1 } else { 0o4 }
+    }
+
+    /// Owner and mode would let it in.
+    fn is_allowed_by_mode(&self) -> bool {
+        let shift = match &self.process {
+            process if process.uid == 0 => return true,
+            process if process.uid == self.uid => 6,
+            process if process.is_in(self.gid) => 3,
+            _ => 0,
+        };
+        self.mode >> shift & self.bit() != 0
+    }
+
+    fn is_hidden_home(&self) -> bool {
+        self.is_dir && self.mode & 0o777 == 0 && HOMES.iter().any(|home| self.place.as_os_str() == *home)
+    }
+
+    fn command(&self) -> String {
+        let word = shell_word(&self.place);
+        let letter = if self.is_dir { 'x' } else { 'r' };
+        if self.process.uid == self.uid {
+            format!("chmod u+{letter} {word}")
+        } else if self.process.is_in(self.gid) {
+            format!("chmod g+{letter} {word}")
+        } else if self.is_dir {
+            // To pass through shows nothing of what is in it.
+            format!("chmod o+x {word}")
+        } else {
+            let group = group_argument(self.process.gid);
+            format!("chgrp {group} {word} && chmod g+r {word}")
+        }
+    }
+}
+
+impl fmt::Display for Denial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = Excerpt::of(self.place.display(), MAX_SHOWN);
+        let (owner, group) = (user_argument(self.uid), group_argument(self.gid));
+        let me = user(self.process.uid);
+        write!(f, "permission denied: {place} belongs to {owner}:{group} with mode {:04o}, ", self.mode)?;
+        write!(f, "and this process runs as {me}. ")?;
+        if self.is_hidden_home() {
+            f.write_str("It is hidden from the service (ProtectHome= in its unit): put the file below /etc/miaf-agent")
+        } else if self.is_allowed_by_mode() {
+            f.write_str(
+                "That would allow it: see whether the sandbox of its unit, SELinux, AppArmor or the file server forbids it",
+            )
+        } else {
+            write!(f, "Let it in: {}", self.command())
+        }
+    }
+}
+
+/// The last place on the way to a file that is seen: what is behind it is not, or it is the file itself.
+fn refusing(path: &Path) -> Option<(PathBuf, Metadata)> {
+    let path = std::path::absolute(path).ok()?;
+    let mut rest = names(&path);
+    let mut at = PathBuf::from("/");
+    let mut seen = fs::metadata(&at).ok()?;
+    let mut links = 0;
+    while let Some(name) = rest.pop() {
+        if name == ".." {
+            at.pop();
+            seen = fs::symlink_metadata(&at).ok()?;
+            continue;
+        }
+        let next = at.join(&name);
+        let Ok(found) = fs::symlink_metadata(&next) else { break };
+        if found.is_symlink() {
+            links += 1;
+            let target = fs::read_link(&next).ok().filter(|_| links <= MAX_LINKS)?;
+            if target.is_absolute() {
+                at = PathBuf::from("/");
+                seen = fs::metadata(&at).ok()?;
+            }
+            rest.extend(names(&target));
+        } else {
+            (at, seen) = (next, found);
+        }
+    }
+    Some((at, seen))
+}
+
+/// The names in a path, the first one last.
+fn names(path: &Path) -> Vec<std::ffi::OsString> {
+    let name = |component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    };
+    path.components().rev().filter_map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    const ME: u32 = 4_000_001;
+
+    /// Refused to a process that nobody here is.
+    fn denial(place: &str, (uid, gid): (u32, u32), mode: u32, is_dir: bool) -> Denial {
+        let process = Process { uid: ME, gid: ME, groups: vec![ME + 1] };
+        Denial { place: place.into(), uid, gid, mode, is_dir, process }
+    }
+
+    #[test]
+    fn a_refusal_names_owner_mode_process_and_command() {
+        let other = (4_000_008, 4_000_009);
+        for (denial, command) in [
+            (denial("/etc/key", other, 0o600, false), "chgrp 4000001 /etc/key && chmod g+r /etc/key"),
+            (denial("/etc/key", (4_000_008, ME + 1), 0o600, false), "chmod g+r /etc/key"),
+            (denial("/etc/a key", (ME, 0), 0o000, false), "chmod u+r '/etc/a key'"),
+            (denial("/srv/keys", other, 0o700, true), "chmod o+x /srv/keys"),
+            (denial("/srv/it's", (4_000_008, ME), 0o700, true), "chmod g+x '/srv/it'\\''s'"),
+        ] {
+            let text = denial.to_string();
+            assert!(text.ends_with(&format!(". Let it in: {command}")), "{text}");
+            let mode = format!("with mode {:04o}, and this process runs as uid 4000001", denial.mode);
+            assert!(text.contains(&mode), "{text}");
+        }
+        let text = denial("/etc/key", other, 0o600, false).to_string();
+        assert!(text.starts_with("permission denied: /etc/key belongs to 4000008:4000009 "), "{text}");
+    }
+
+    #[test]
+    fn no_command_is_named_where_the_mode_is_not_to_blame() {
+        for (denial, says) in [
+            (denial("/etc/key", (0, 0), 0o644, false), "SELinux"),
+            (denial("/etc/key", (0, ME), 0o640, false), "SELinux"),
+            (denial("/home", (0, 0), 0o000, true), "ProtectHome="),
+        ] {
+            let text = denial.to_string();
+            assert!(text.contains(says) && !text.contains("chmod"), "{text}");
+        }
+        let mut of_root = denial("/net/key", (ME, ME), 0o600, false);
+        of_root.process.uid = 0;
+        assert!(of_root.to_string().contains("file server"), "{of_root}");
+    }
+
+    #[test]
+    fn the_place_that_refuses_is_found_behind_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().canonicalize().unwrap();
+        fs::create_dir_all(folder.join("real/deep")).unwrap();
+        fs::write(folder.join("real/file"), "").unwrap();
+        symlink("real/deep", folder.join("link")).unwrap();
+        symlink("loop", folder.join("loop")).unwrap();
+        let place = |path: &str| refusing(&folder.join(path)).map(|(place, _)| place);
+        assert_eq!(place("link/../file"), Some(folder.join("real/file")));
+        assert_eq!(place("link/none/file"), Some(folder.join("real/deep")), "the last that is seen");
+        assert_eq!(place("loop"), None);
+    }
+
+    #[test]
+    fn other_errors_keep_their_words() {
+        let e = io::Error::other("it is\nodd");
+        assert_eq!(why_unreadable(Path::new("/etc"), &e), "it is odd");
+    }
+}
