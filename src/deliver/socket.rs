@@ -1,14 +1,17 @@
 //! The local sockets, and who comes in. Who may connect is decided by the kernel through the
 //! socket file's owner and mode; who did is known from `SO_PEERCRED`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -25,6 +28,9 @@ use crate::system::files;
 const MAX_REFUSALS: usize = 64;
 /// How long those who are being answered have when the socket is closed.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// Bytes of the path of a Unix socket (unix(7)).
+const LONGEST_PATH: usize = 107;
 
 /// A listening socket.
 #[derive(Debug)]
@@ -54,19 +60,28 @@ impl Socket {
     pub fn bind(path: &Path, right: Right, group: Option<&str>) -> Result<Self, BindError> {
         let mode = if right == Right::Admin { 0o600 } else { 0o660 };
         let bind = || {
-            if net::UnixStream::connect(path).is_ok() {
-                let taken = "another agent listens on it";
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, taken));
-            }
+            make_way(path)?;
             let group = group.map(files::group_id).transpose()?;
-            if let Some(folder) = path.parent() {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            if let Some(folder) = folder {
                 files::make_dir(folder, 0o755, None)?;
             }
             let mut name = path.file_name().unwrap_or_default().to_owned();
             name.push(".new");
-            let new = path.with_file_name(name);
+            let is_long = path.with_file_name(&name).as_os_str().len() > LONGEST_PATH;
+            if is_long {
+                name = format!(".{}.new", right.as_str()).into();
+            }
+            let new = path.with_file_name(&name);
             files::remove_if_there(&new)?;
-            let listener = UnixListener::bind(&new)?; // under the agent's umask, only its own user may connect yet
+            // Under the agent's umask, only its own user may connect yet.
+            let listener = if is_long {
+                let folder = File::open(folder.unwrap_or(Path::new(".")))?;
+                let way = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+                UnixListener::bind(way.join(&name))?
+            } else {
+                UnixListener::bind(&new)?
+            };
             if group.is_some() {
                 chown(&new, None, group)?;
             }
@@ -136,6 +151,31 @@ impl Socket {
     }
 }
 
+/// Only a socket without a listener gives way. Nobody is waited for: where the listener's queue is full, it is there.
+fn make_way(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            let what = "something that is no socket is there already: move it away, or choose another path";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+        }
+        _ => {}
+    }
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    match connect(stream.as_raw_fd(), &UnixAddr::new(path)?) {
+        Ok(()) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent listens on it")),
+        Err(Errno::EAGAIN | Errno::EINPROGRESS) => {
+            let what = "another program listens on it, and does not answer: end it";
+            Err(io::Error::new(io::ErrorKind::AddrInUse, what))
+        }
+        Err(Errno::EPROTOTYPE) => {
+            let what = "another program has it for datagrams: end it, or choose another path";
+            Err(io::Error::new(io::ErrorKind::AddrInUse, what))
+        }
+        Err(_) => Ok(()), // nothing is there, or nobody listens any more
+    }
+}
+
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -167,5 +207,65 @@ impl BindError {
     /// The socket at `path` cannot be had.
     pub fn new(path: &Path, source: io::Error) -> Self {
         Self { path: path.to_owned(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::ffi::OsStrExt as _;
+
+    /// A path of so many bytes.
+    fn path(folder: &Path, bytes: usize) -> PathBuf {
+        let rest = bytes - folder.as_os_str().as_bytes().len() - 1;
+        folder.join("s".repeat(rest))
+    }
+
+    #[tokio::test]
+    async fn a_path_may_be_as_long_as_the_system_allows() {
+        let folder = tempfile::tempdir().unwrap();
+        for bytes in [90, 103, 104, 105, 106, 107] {
+            let path = path(folder.path(), bytes);
+            let socket = Socket::bind(&path, Right::Read, None).unwrap();
+            net::UnixStream::connect(&path).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+            drop(socket);
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{bytes}");
+        }
+        assert!(Socket::bind(&path(folder.path(), 108), Right::Read, None).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_listener_with_a_full_queue_is_seen_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        nix::sys::socket::bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+        let _waiting = net::UnixStream::connect(&path).unwrap();
+        let error = Socket::bind(&path, Right::Read, None).unwrap_err().to_string();
+        assert!(error.contains("another program listens on it, and does not answer"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn only_a_socket_that_was_left_gives_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let refusal = || Socket::bind(&path, Right::Read, None).unwrap_err().to_string();
+        fs::write(&path, "precious").unwrap();
+        assert!(refusal().contains("no socket is there already"));
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/nowhere", &path).unwrap();
+        assert!(refusal().contains("no socket is there already"));
+        fs::remove_file(&path).unwrap();
+
+        let datagrams = net::UnixDatagram::bind(&path).unwrap();
+        assert!(refusal().contains("datagrams"));
+        drop(datagrams);
+        Socket::bind(&path, Right::Read, None).unwrap();
+        let listener = net::UnixListener::bind(&path).unwrap();
+        assert!(refusal().contains("another agent listens"));
+        drop(listener);
+        Socket::bind(&path, Right::Read, None).unwrap();
     }
 }
