@@ -60,6 +60,19 @@ pub enum MisError {
         /// The innermost reasons.
         why: String,
     },
+    /// The name of the MIS, or of the proxy before it, leads to no address, though this device is in a network.
+    #[error(
+        "{url} could not be reached, for the name \"{name}\" cannot be resolved: {why}. Check the name in the \
+         configuration, and the name servers of this device (/etc/resolv.conf)"
+    )]
+    NameNotResolved {
+        /// What was asked.
+        url: Url,
+        /// The name.
+        name: String,
+        /// Whether it is the name or the server.
+        why: &'static str,
+    },
     /// No connection, or no answer on it.
     #[error("{url} could not be reached: {why}")]
     Unreachable {
@@ -201,7 +214,8 @@ impl MisError {
             Self::OtherTrustDomain { .. } => Meaning::Permanent,
             Self::Refused { status, problem, .. } => problem::meaning(*status, problem.as_ref()),
             Self::Offline { .. } => Meaning::Offline,
-            Self::Unreachable { .. }
+            Self::NameNotResolved { .. }
+            | Self::Unreachable { .. }
             | Self::ServerNotTrusted { .. }
             | Self::TimedOut { .. }
             | Self::TooLarge { .. }
@@ -264,6 +278,7 @@ impl MisError {
                 ("malformed-answer", "The MIS's answer cannot be used")
             }
             Self::Offline { .. } => ("offline", "This device is offline"),
+            Self::NameNotResolved { .. } => ("name-not-resolved", "The name of the MIS cannot be resolved"),
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Refused { .. } => {
                 ("unreachable", "The MIS could not be reached")
             }

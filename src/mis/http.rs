@@ -436,9 +436,20 @@ async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note
         None => {}
     }
     let through = hop.map(|hop| format!(" (through the proxy {hop})")).unwrap_or_default();
-    let why = http_fault(&error).map_or_else(|| innermost(&error), String::from) + &through;
-    if error.is_connect() && !may_leave_for(&url, hop).await {
-        return MisError::Offline { url, why };
+    let cause = http_fault(&error).map_or_else(|| innermost(&error), String::from);
+    let why = cause.clone() + &through;
+    if error.is_connect() {
+        if cause.starts_with(NOT_RESOLVED) {
+            return match (route::is_in_a_network(), first_host(&url, hop)) {
+                (true, Some((name, _))) => {
+                    MisError::NameNotResolved { name: name.to_owned(), url, why: lookup_failure(&cause) }
+                }
+                _ => MisError::Offline { url, why },
+            };
+        }
+        if !may_leave_for(&url, hop).await {
+            return MisError::Offline { url, why };
+        }
     }
     if let Some(hop) = hop
         && let Some(why) = hop.blame(&error, &url, CONNECT_LIMIT).await
@@ -448,13 +459,29 @@ async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note
     MisError::Unreachable { url, why }
 }
 
-/// Whether there is a route to where the connection goes first.
-async fn may_leave_for(url: &Url, hop: Option<&Hop>) -> bool {
-    let first = match hop {
+/// How the standard library begins what it says of getaddrinfo(3); its words are the C library's.
+const NOT_RESOLVED: &str = "failed to lookup address information";
+
+/// What getaddrinfo(3) says, in words: EAI_AGAIN, of glibc or musl, and everything else.
+fn lookup_failure(cause: &str) -> &'static str {
+    if ["Temporary failure", "Try again"].iter().any(|of| cause.contains(of)) {
+        "no name server answers"
+    } else {
+        "there is no such name, or it has no address"
+    }
+}
+
+/// Where the connection goes first.
+fn first_host<'a>(url: &'a Url, hop: Option<&'a Hop>) -> Option<(&'a str, u16)> {
+    match hop {
         Some(hop) => hop.host_and_port(),
         None => url.host_str().zip(url.port_or_known_default()),
-    };
-    let Some((host, port)) = first else { return true };
+    }
+}
+
+/// Whether there is a route to there.
+async fn may_leave_for(url: &Url, hop: Option<&Hop>) -> bool {
+    let Some((host, port)) = first_host(url, hop) else { return true };
     route::leads_to(host.trim_start_matches('[').trim_end_matches(']'), port).await
 }
 

@@ -16,10 +16,41 @@ const DISCARD: u16 = 9;
 /// A name that is to be found without a way out is in a file, or known to a neighbour.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(2);
 
+/// Whether this device is in any network, with a way out or without: then a name that cannot be resolved is not the
+/// fault of a cable.
+pub fn is_in_a_network() -> bool {
+    // Below /proc/self, which the sandbox of the unit leaves in sight.
+    let says = |file: &str, is: fn(&str) -> bool| std::fs::read_to_string(file).is_ok_and(|table| is(&table));
+    leads_anywhere()
+        || says("/proc/self/net/route", has_route)
+        || says("/proc/self/net/if_inet6", has_address)
+}
+
+/// A route of IPv4 that is not this device's own, and is up (`linux/route.h`).
+fn has_route(table: &str) -> bool {
+    let is_up = |flags: &str| u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & 0x201 == 0x1);
+    table.lines().skip(1).any(|line| {
+        let mut columns = line.split_whitespace();
+        columns.next().is_some_and(|interface| interface != "lo") && columns.nth(2).is_some_and(is_up)
+    })
+}
+
+/// An address of IPv6 that reaches beyond a link (scope 0: global).
+fn has_address(table: &str) -> bool {
+    table.lines().any(|line| {
+        let mut columns = line.split_whitespace();
+        columns.nth(3) == Some("00") && columns.nth(1).is_some_and(|interface| interface != "lo")
+    })
+}
+
+fn leads_anywhere() -> bool {
+    ANYWHERE.iter().any(|address| leads_to_address((*address, DISCARD).into()))
+}
+
 /// Whether a packet to this host (a name, or an address without brackets) would leave: there is a default route, or one to
 /// the host itself. Takes 2 seconds at most. `true` where the kernel does not say.
 pub async fn leads_to(host: &str, port: u16) -> bool {
-    if ANYWHERE.iter().any(|address| leads_to_address((*address, DISCARD).into())) {
+    if leads_anywhere() {
         return true;
     }
     let found = timeout(LOOKUP_LIMIT, lookup_host((host, port))).await;
@@ -51,6 +82,29 @@ mod tests {
     #[tokio::test]
     async fn there_is_a_way_to_this_host_itself_whatever_its_network() {
         assert!(leads_to("127.0.0.1", 1).await);
+    }
+
+    #[test]
+    fn a_network_without_a_way_out_is_a_network() {
+        let head = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
+        for (rows, is) in [
+            ("", false),
+            ("eth0\t0000A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n", true),
+            ("lo\t0000007F\t00000000\t0001\t0\t0\t0\t000000FF\t0\t0\t0\n", false),
+            ("*\t00000000\t00000000\t0200\t0\t0\t0\t00000000\t0\t0\t0\n", false),
+            ("eth0\n", false),
+        ] {
+            assert_eq!(has_route(&format!("{head}{rows}")), is, "{rows}");
+        }
+        for (rows, is) in [
+            ("00000000000000000000000000000001 01 80 10 80       lo\n", false),
+            ("fe80000000000000a00027fffe000001 02 40 20 80     eth0\n", false),
+            ("20010db8000000000000000000000001 02 40 00 80     eth0\n", true),
+            ("20010db8000000000000000000000001 01 40 00 80       lo\n", false),
+            ("", false),
+        ] {
+            assert_eq!(has_address(rows), is, "{rows}");
+        }
     }
 
     #[test]
