@@ -8,8 +8,10 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+
+use nix::unistd::{AccessFlags, access, geteuid};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -19,6 +21,7 @@ use crate::keys;
 use crate::lifecycle::{LastError, Memory};
 use crate::mis::Validators;
 use crate::spiffe::TrustDomain;
+use crate::system::access::{advice_on_own, current_user, shell_word, user, user_argument};
 use crate::system::files;
 use crate::text::Excerpt;
 use crate::time::{BootTime, Timestamp};
@@ -265,12 +268,68 @@ impl Store {
         &self.private
     }
 
+    /// Whether this process is the one to work with the state: nothing is written by a user that it does not belong
+    /// to, for the agent that it does belong to could not read that. Nor is anything begun while a record that must
+    /// not be lost cannot be read.
+    ///
+    /// # Errors
+    /// [`StoreError`] with the command that helps.
+    fn check(&self) -> Result<(), StoreError> {
+        if let Some((place, owner)) = self.foreign() {
+            let source = io::Error::other(self.of_another(&place, owner));
+            return Err(StoreError { doing: "use", path: self.state_dir.clone(), advice: None, source });
+        }
+        [Identity::NAME, Pending::NAME, Answer::NAME].into_iter().try_for_each(|name| {
+            match files::read_limited(&self.private.join(name)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(self.failed("read", name, e)),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// The part of the state that belongs to another user, and to whom. `private` tells who worked with it last. A
+    /// state folder without it is as good as its own for whoever may write in it (a volume with a group, say), root
+    /// apart, who may write everywhere.
+    fn foreign(&self) -> Option<(PathBuf, u32)> {
+        let me = geteuid();
+        let is_open = |dir: &Path| {
+            let both = AccessFlags::W_OK | AccessFlags::X_OK;
+            !me.is_root() && access(dir, both).is_ok()
+        };
+        for dir in [&self.private, &self.state_dir] {
+            match fs::metadata(dir) {
+                Ok(found) if found.uid() == me.as_raw() => return None,
+                Ok(_) if is_open(dir) => return None, // as a file system without owners shows it
+                Ok(found) => return Some((dir.clone(), found.uid())),
+                Err(_) => {} // not there; or the state folder is closed
+            }
+        }
+        None
+    }
+
+    fn of_another(&self, place: &Path, owner: u32) -> String {
+        let (owner, own, me) = (user(owner), user_argument(owner), user_argument(geteuid().as_raw()));
+        let (place, state) = (shell_word(place), shell_word(&self.state_dir));
+        format!(
+            "{place} belongs to {owner}, and this agent runs as {}. What it wrote there, the other user's agent could \
+             not read. Start the agent as its owner (systemctl start miaf-agent, or runuser -u {own} -- miaf-agent \
+             run); or, if the state is to be this user's: chown -R {me} {state}",
+            current_user()
+        )
+    }
+
+    fn failed(&self, doing: &'static str, name: &str, source: io::Error) -> StoreError {
+        let advice = advice_on_own(&self.state_dir, &source);
+        StoreError { doing, path: self.private.join(name), advice, source }
+    }
+
     /// Keeps other agents from this state for as long as the file returned lives. `None` where the file system allows
     /// no lock file, read-only say: what is held is served all the same.
     ///
     /// # Errors
-    /// [`StoreError`] when another agent holds it.
+    /// [`StoreError`] when another agent holds it, or it is another user's: nothing is written then.
     pub fn lock(&self) -> Result<Option<File>, StoreError> {
+        self.check()?;
         let path = self.private.join("lock");
         let open = || {
             files::make_dir(&self.state_dir, 0o711, None)?;
@@ -280,14 +339,15 @@ impl Store {
         let file = match open() {
             Ok(file) => file,
             Err(e) => {
-                tracing::warn!(error = %e, file = %path.display(), "the agent's state cannot be locked");
+                let e = self.failed("lock", "lock", e);
+                tracing::warn!("{e}. Another agent could work with the same state");
                 return Ok(None);
             }
         };
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => {
                 let source = io::Error::other("another agent works with this state folder");
-                Err(StoreError { doing: "lock", path, source })
+                Err(StoreError { doing: "lock", path, advice: None, source })
             }
             _ => Ok(Some(file)),
         }
@@ -302,7 +362,7 @@ impl Store {
         let content = match files::read_limited(&path) {
             Ok(content) => content,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StoreError { doing: "read", path, source }),
+            Err(source) => return Err(self.failed("read", R::NAME, source)),
         };
         match R::decode(&content) {
             Ok(record) => Ok(Some(record)),
@@ -324,7 +384,7 @@ impl Store {
             files::make_dir(&self.private, 0o700, None)?;
             files::replace(&path, &record.encode()?, 0o600)
         };
-        write().map_err(|source| StoreError { doing: "write", path: path.clone(), source })
+        write().map_err(|source| self.failed("write", R::NAME, source))
     }
 
     /// Removes a record.
@@ -337,7 +397,7 @@ impl Store {
             files::remove_if_there(&path)?;
             if self.private.exists() { files::sync_dir(&self.private) } else { Ok(()) }
         };
-        remove().map_err(|source| StoreError { doing: "remove", path: path.clone(), source })
+        remove().map_err(|source| self.failed("remove", R::NAME, source))
     }
 
     /// Sets a sound record aside because something else shows that it cannot be used.
@@ -375,7 +435,12 @@ impl Store {
             files::make_dir(&left, 0o700, None)?;
             Turn::ALL.into_iter().try_for_each(|turn| self.move_aside(turn, &left))
         };
-        leave().map_err(|source| StoreError { doing: "move aside into", path: left.clone(), source })?;
+        leave().map_err(|source| StoreError {
+            doing: "move aside into",
+            path: left.clone(),
+            advice: None,
+            source,
+        })?;
         Ok(left)
     }
 
@@ -438,10 +503,13 @@ const MOST_TAKEN_BACK: u32 = 32;
 
 /// The state folder does not do what it should: full, read-only, not permitted, broken.
 #[derive(Debug, thiserror::Error)]
-#[error("could not {doing} {path}: {source}")]
+#[error("could not {doing} {}: {source}{}{}", path.display(), if advice.is_some() { ". " } else { "" },
+        advice.as_deref().unwrap_or_default())]
 pub struct StoreError {
     doing: &'static str,
     path: PathBuf,
+    /// What to do.
+    advice: Option<String>,
     source: io::Error,
 }
 

@@ -16,6 +16,7 @@ use super::Identity;
 use crate::config;
 use crate::keys::{Key, KeyError, KeyFile, Protection};
 use crate::spiffe::Bundle;
+use crate::system::access::why_unwritable;
 use crate::system::files;
 use crate::time::Timestamp;
 
@@ -315,7 +316,7 @@ fn pretty(json: &impl Serialize) -> Vec<u8> {
 #[allow(missing_docs)]
 pub enum PublishError {
     /// The file system does not do what it should.
-    #[error("could not publish the identity under {}: {source}", dir.display())]
+    #[error("could not publish the identity under {}: {}", dir.display(), why_unwritable(dir, source))]
     Files { dir: PathBuf, source: io::Error },
     /// The key cannot be had.
     #[error("could not publish the key under {}: {why}", dir.display())]

@@ -1,11 +1,13 @@
 //! Who may read or write a file, and the command that changes it: what `EACCES` leaves out.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, Metadata};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgroups};
 
 use crate::text::Excerpt;
@@ -20,8 +22,37 @@ const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
 /// What a file cannot be read for. Where the kernel refuses it: whose the file or the directory above it is, its mode,
 /// as whom this process runs, and the command that lets it read the file.
 pub fn why_unreadable(path: &Path, e: &io::Error) -> String {
-    let denial = (e.kind() == ErrorKind::PermissionDenied).then(|| Denial::of(path)).flatten();
+    let denial = is_denial(e).then(|| Denial::of(path)).flatten();
     denial.map_or_else(|| Excerpt::of(e, MAX_SHOWN).into(), |denial| denial.to_string())
+}
+
+/// What a directory of the agent's own cannot be written for. Where the kernel refuses it: as whom this process runs,
+/// and the command that gives it the directory.
+pub fn why_unwritable(dir: &Path, e: &io::Error) -> String {
+    let why = Excerpt::of(e, MAX_SHOWN);
+    match advice_on_own(dir, e) {
+        Some(advice) => format!("{why}. {advice}"),
+        None => why.into(),
+    }
+}
+
+/// What to do where the kernel refuses this process something in a directory that is to be its own.
+pub fn advice_on_own(dir: &Path, e: &io::Error) -> Option<String> {
+    is_denial(e).then(|| {
+        let (me, argument) = (current_user(), user_argument(geteuid().as_raw()));
+        let owner =
+            fs::metadata(dir).map(|of| format!("{} belongs to {}, and ", shell_word(dir), user(of.uid())));
+        let owner = owner.unwrap_or_default();
+        format!(
+            "{owner}this process runs as {me}. Give it what is there: chown -R {argument} {}",
+            shell_word(dir)
+        )
+    })
+}
+
+/// By owner, group and mode, or by a security module; EPERM is about something else.
+fn is_denial(e: &io::Error) -> bool {
+    e.raw_os_error() == Some(Errno::EACCES as i32)
 }
 
 /// The user that this process runs as, by name where there is one.
@@ -86,18 +117,21 @@ struct Denial {
     gid: u32,
     mode: u32,
     is_dir: bool,
+    /// A directory that is to be passed through, not read.
+    is_way: bool,
     process: Process,
 }
 
 impl Denial {
     /// `None`: it cannot be told any more.
     fn of(path: &Path) -> Option<Self> {
-        let (place, found) = refusing(path)?;
+        let (place, found, is_way) = refusing(path)?;
         Some(Self {
             uid: found.uid(),
             gid: found.gid(),
             mode: found.mode() & 0o7777,
             is_dir: found.is_dir(),
+            is_way,
             process: Process::current(),
             place,
         })
@@ -105,7 +139,7 @@ impl Denial {
 
     /// The bit of the mode that is missing: to search a directory, to read a file.
     fn bit(&self) -> u32 {
-        if self.is_dir { 0o1 } else { 0o4 }
+        if self.is_way { 0o1 } else { 0o4 }
     }
 
     /// Owner and mode would let it in.
@@ -125,14 +159,14 @@ impl Denial {
 
     fn command(&self) -> String {
         let word = shell_word(&self.place);
-        let letter = if self.is_dir { 'x' } else { 'r' };
+        let letter = if self.is_way { 'x' } else { 'r' };
         if self.process.uid == self.uid {
             format!("chmod u+{letter} {word}")
         } else if self.process.is_in(self.gid) {
             format!("chmod g+{letter} {word}")
         } else if self.is_dir {
             // To pass through shows nothing of what is in it.
-            format!("chmod o+x {word}")
+            format!("chmod o+{letter} {word}")
         } else {
             let group = group_argument(self.process.gid);
             format!("chgrp {group} {word} && chmod g+r {word}")
@@ -159,8 +193,8 @@ impl fmt::Display for Denial {
     }
 }
 
-/// The last place on the way to a file that is seen: what is behind it is not, or it is the file itself.
-fn refusing(path: &Path) -> Option<(PathBuf, Metadata)> {
+/// The last place on the way to a file that is seen, and whether there is more behind it.
+fn refusing(path: &Path) -> Option<(PathBuf, Metadata, bool)> {
     let path = std::path::absolute(path).ok()?;
     let mut rest = names(&path);
     let mut at = PathBuf::from("/");
@@ -173,7 +207,7 @@ fn refusing(path: &Path) -> Option<(PathBuf, Metadata)> {
             continue;
         }
         let next = at.join(&name);
-        let Ok(found) = fs::symlink_metadata(&next) else { break };
+        let Ok(found) = fs::symlink_metadata(&next) else { return Some((at, seen, true)) };
         if found.is_symlink() {
             links += 1;
             let target = fs::read_link(&next).ok().filter(|_| links <= MAX_LINKS)?;
@@ -186,11 +220,11 @@ fn refusing(path: &Path) -> Option<(PathBuf, Metadata)> {
             (at, seen) = (next, found);
         }
     }
-    Some((at, seen))
+    Some((at, seen, false))
 }
 
 /// The names in a path, the first one last.
-fn names(path: &Path) -> Vec<std::ffi::OsString> {
+pub(super) fn names(path: &Path) -> Vec<OsString> {
     let name = |component| match component {
         Component::Normal(name) => Some(name.to_owned()),
         Component::ParentDir => Some("..".into()),
@@ -209,7 +243,7 @@ mod tests {
     /// Refused to a process that nobody here is.
     fn denial(place: &str, (uid, gid): (u32, u32), mode: u32, is_dir: bool) -> Denial {
         let process = Process { uid: ME, gid: ME, groups: vec![ME + 1] };
-        Denial { place: place.into(), uid, gid, mode, is_dir, process }
+        Denial { place: place.into(), uid, gid, mode, is_dir, is_way: is_dir, process }
     }
 
     #[test]
@@ -254,7 +288,7 @@ mod tests {
         fs::write(folder.join("real/file"), "").unwrap();
         symlink("real/deep", folder.join("link")).unwrap();
         symlink("loop", folder.join("loop")).unwrap();
-        let place = |path: &str| refusing(&folder.join(path)).map(|(place, _)| place);
+        let place = |path: &str| refusing(&folder.join(path)).map(|(place, ..)| place);
         assert_eq!(place("link/../file"), Some(folder.join("real/file")));
         assert_eq!(place("link/none/file"), Some(folder.join("real/deep")), "the last that is seen");
         assert_eq!(place("loop"), None);

@@ -45,7 +45,7 @@ pub fn make_dir(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
     match DirBuilder::new().mode(mode).create(path) {
         Ok(()) => {
             if group.is_some() {
-                fchown(File::open(path)?, None, group)?;
+                give(&File::open(path)?, group)?;
             }
             path.parent().map_or(Ok(()), sync_dir)
         }
@@ -83,9 +83,20 @@ const RAMFS_MAGIC: u32 = 0x8584_58f6;
 /// As the file system has it.
 pub fn give_to_group(path: &Path, group: Option<u32>) -> io::Result<()> {
     match group {
-        Some(group) if fs::metadata(path)?.gid() != group => fchown(File::open(path)?, None, Some(group)),
+        Some(group) if fs::metadata(path)?.gid() != group => give(&File::open(path)?, Some(group)),
         _ => Ok(()),
     }
+}
+
+fn give(file: &File, group: Option<u32>) -> io::Result<()> {
+    fchown(file, None, group).map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM) => io::Error::new(
+            ErrorKind::PermissionDenied,
+            "a file cannot be given to the configured group: the agent's user is not a member of it, or the file system \
+             has no owners",
+        ),
+        _ => e,
+    })
 }
 
 /// Writes a file that must not exist yet. Its group is set before its content is there.
@@ -95,7 +106,7 @@ pub fn give_to_group(path: &Path, group: Option<u32>) -> io::Result<()> {
 pub fn write_new(path: &Path, content: &[u8], mode: u32, group: Option<u32>) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     if group.is_some() {
-        fchown(&file, None, group)?;
+        give(&file, group)?;
     }
     file.write_all(content)?;
     sync(&file, path)
