@@ -4,9 +4,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use miaf_agent::cli::{self, Cli};
-
 fn main() -> ExitCode {
-    cli::main(Cli::parse())
+    miaf_agent::cli::main()
 }

@@ -49,6 +49,8 @@ pub(super) struct Device {
     pub(super) publisher: Publisher,
     pub(super) told: Option<State>,
     pub(super) spoken: Spoken,
+    /// Why the configuration that is there is not in use.
+    pub(super) rejected: Option<LastError>,
     /// No other agent works on the same state while this is held.
     pub(super) _lock: Option<File>,
 }
@@ -236,10 +238,17 @@ impl Device {
             let error = LastError { report: not_published?.clone(), at: now.wall, permanent: true };
             Some((error, Some(now.wall.after(PUBLISH_AGAIN))))
         };
-        in_lifecycle()
+        let other = in_lifecycle()
             .or_else(in_publishing)
             .or_else(|| Some((self.untrusted(now)?, self.bundle_refresh_at(now))))
-            .or_else(|| Some((self.provisioned_problem()?, Some(self.next_look(now)))))
+            .or_else(|| Some((self.provisioned_problem()?, Some(self.next_look(now)))));
+        // What somebody has just done comes first: perhaps it was to mend the other.
+        let Some(mut rejected) = self.rejected.clone() else { return other };
+        if let (Some(detail), Some((LastError { report, .. }, _))) = (&mut rejected.report.detail, other) {
+            let besides = report.detail.as_deref().unwrap_or("no more is known");
+            detail.push_str(&format!(". Besides: {}: {besides}", report.title));
+        }
+        Some((rejected, None))
     }
 
     fn bundle_refresh_at(&self, now: Now) -> Option<Timestamp> {

@@ -142,9 +142,34 @@ fn complaints(bundle: &Bundle, held: Option<&X509Svid>, now: Timestamp) -> Vec<S
     remarks.chain(bundle.anchors_out_of_validity(now).map(of_anchor)).collect()
 }
 
+/// What was logged last of one matter: what is found again and again is logged once.
+#[derive(Debug, Default)]
+pub(super) struct Complaint(Option<String>);
+
+impl Complaint {
+    /// Whether this is another complaint than the last.
+    pub(super) fn is_news(&mut self, complaint: &str) -> bool {
+        self.0.replace(complaint.to_owned()).as_deref() != Some(complaint)
+    }
+
+    /// There is nothing to complain of now.
+    pub(super) fn is_over(&mut self) {
+        self.0 = None;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_complaint_is_news_once_and_again_when_it_was_over() {
+        let mut complaint = Complaint::default();
+        assert!(complaint.is_news("a") && !complaint.is_news("a"));
+        assert!(complaint.is_news("b") && complaint.is_news("a"));
+        complaint.is_over();
+        assert!(complaint.is_news("a"));
+    }
 
     #[test]
     fn what_cannot_be_stored_is_said_once_and_again_when_it_is_news() {

@@ -16,15 +16,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::{self, Config, ConfigError};
-use crate::deliver::Snapshot;
 use crate::deliver::lines::Lines;
 use crate::deliver::order::{Order, Orders};
 use crate::deliver::socket::BindError;
 use crate::deliver::watch::Publication;
+use crate::deliver::{CONFIGURATION, Snapshot};
 use crate::lifecycle::{Event, LastError, Report, Step};
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 use crate::system::alarm::{Alarm, Woken};
 use crate::system::service::{self, PassedSocket};
+use crate::system::watch::FileWatch;
 use crate::system::{clock, random};
 use device::Device;
 use orders::Standing;
@@ -32,8 +33,6 @@ use provisioned::Provisioned;
 use server::Server;
 use signals::{Signals, Told};
 
-/// How long an unconfigured device relies on being told of every change to its configuration.
-const CONFIGURATION_LOOK: Duration = Duration::from_secs(300);
 /// A configuration in several files is complete when nothing has changed for so long.
 const QUIET: Duration = Duration::from_secs(1);
 /// How often a state that cannot be read is tried again.
@@ -73,24 +72,40 @@ impl Place {
         Config::load(&self.file, self.state_directory.as_deref())
     }
 
-    /// The folders that the configuration is in.
-    fn folders(&self) -> [PathBuf; 2] {
-        let folder = self.file.parent().unwrap_or(Path::new("/"));
-        [folder.to_owned(), config::drop_in_folder(&self.file)]
+    /// What can be read of a configuration that cannot be used.
+    ///
+    /// # Errors
+    /// [`ConfigError`], where not even that is left.
+    pub fn salvage(&self) -> Result<Config, ConfigError> {
+        Config::salvage(&self.file, self.state_directory.as_deref())
+    }
+
+    /// Watches the files that the configuration is in, from now on.
+    fn watch(&self) -> FileWatch {
+        FileWatch::on(self.file.clone(), config::drop_in_folder(&self.file))
     }
 }
 
-/// Runs until SIGTERM or SIGINT. SIGHUP reads the configuration anew; a bad one keeps the old. `passed` are the sockets
-/// that the service manager listens on for the agent.
+/// What the configuration says, or why it cannot be used.
+pub type Loaded = Result<Config, ConfigError>;
+
+/// Runs until SIGTERM or SIGINT. SIGHUP reads the configuration anew; a bad one keeps the old. Where the first one is
+/// bad, what is held is served, with what could be salvaged of it. `passed` are the sockets that the service manager listens
+/// on for the agent.
 ///
 /// # Errors
 /// [`AgentError`].
-pub async fn run(place: &Place, config: Config, passed: Vec<PassedSocket>) -> Result<(), AgentError> {
+pub async fn run(
+    place: &Place,
+    loaded: Result<Config, (ConfigError, Config)>,
+    passed: Vec<PassedSocket>,
+) -> Result<(), AgentError> {
     let (orders, at_loop) = Orders::channel();
-    let mut signals = Signals::new(place.folders(), at_loop).map_err(AgentError::Signals)?;
+    let mut signals = Signals::new(place.watch(), at_loop).map_err(AgentError::Signals)?;
     let mut alarm = Alarm::new().map_err(AgentError::Timers)?;
-    let (socket, textfile) = (config.socket.clone(), config.textfile.clone());
-    let mut life = Life::begin(config, None).await;
+    let (Ok(usable) | Err((_, usable))) = &loaded;
+    let (socket, textfile) = (usable.socket.clone(), usable.textfile.clone());
+    let mut life = Life::begin(place, loaded.map_err(|(e, _)| e), None).await;
     // What is held is served from the first answer on: it is read before the socket is there.
     let publish = Publication::new(life.snapshot(), clock::now().wall);
     let lines = Lines::new(&publish, orders);
@@ -98,9 +113,11 @@ pub async fn run(place: &Place, config: Config, passed: Vec<PassedSocket>) -> Re
     service::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
 
-    while let Some((config, provisioned)) = life.live(place, &publish, &mut signals, &mut alarm).await {
-        server.follow(&config.socket, config.textfile.as_deref(), &lines).await;
-        life = Life::begin(config, provisioned).await;
+    while let Some((loaded, provisioned)) = life.live(place, &publish, &mut signals, &mut alarm).await {
+        if let Ok(config) = &loaded {
+            server.follow(&config.socket, config.textfile.as_deref(), &lines).await;
+        }
+        life = Life::begin(place, loaded, provisioned).await;
     }
     service::stopping();
     tracing::info!("miaf-agent ends");
@@ -112,6 +129,8 @@ pub async fn run(place: &Place, config: Config, passed: Vec<PassedSocket>) -> Re
 /// The agent under one configuration.
 enum Life {
     Unconfigured,
+    /// The configuration cannot be used. What is held is served, as far as it is found.
+    Misconfigured(LastError, Option<Box<Device>>),
     /// The state cannot be read now.
     Stateless(Box<Config>, StoreError, Box<Provisioned>),
     Configured(Box<Device>),
@@ -119,10 +138,12 @@ enum Life {
 
 impl Life {
     /// `before` is what was provisioned under the configuration before, if there was one.
-    async fn begin(config: Config, before: Option<Provisioned>) -> Self {
-        if config.mis.is_none() {
-            return Self::Unconfigured;
-        }
+    async fn begin(place: &Place, loaded: Loaded, before: Option<Provisioned>) -> Self {
+        let config = match loaded {
+            Ok(config) if config.mis.is_none() => return Self::Unconfigured,
+            Ok(config) => config,
+            Err(e) => return Self::misconfigured(place, &e).await,
+        };
         let provisioned = Provisioned::under(&config, before);
         match Device::restore(config.clone(), provisioned.clone(), clock::now()).await {
             Ok(device) => Self::Configured(Box::new(device)),
@@ -130,15 +151,36 @@ impl Life {
         }
     }
 
+    /// Nothing is contacted, and nothing made where no state is found: that may be elsewhere.
+    async fn misconfigured(place: &Place, e: &ConfigError) -> Self {
+        let error = configuration_error(e);
+        let config = place.salvage().ok().filter(|config| Store::new(&config.state_dir).private().is_dir());
+        let device = match config {
+            Some(config) => {
+                let provisioned = Provisioned::under(&config, None);
+                Device::restore(config, provisioned, clock::now())
+                    .await
+                    .map_err(|e| tracing::error!("{e}"))
+                    .ok()
+            }
+            None => None,
+        };
+        Self::Misconfigured(error, device.map(Box::new))
+    }
+
     fn snapshot(&self) -> Snapshot {
         let now = clock::now();
         match self {
             Self::Unconfigured => Snapshot::unconfigured(),
+            Self::Misconfigured(error, None) => Snapshot::blocked(error.clone(), None),
+            Self::Misconfigured(error, Some(device)) => {
+                device.snapshot(now, None, None).standing_still(error.clone())
+            }
             Self::Stateless(_, e, _) => {
                 let report = Report::of_agent("state", "The agent's state cannot be read", e);
                 Snapshot::blocked(
                     LastError { report, at: now.wall, permanent: true },
-                    now.wall.after(STATE_POLL),
+                    Some(now.wall.after(STATE_POLL)),
                 )
             }
             Self::Configured(device) => device.snapshot(now, None, None),
@@ -153,20 +195,28 @@ impl Life {
         publish: &Publication,
         signals: &mut Signals,
         alarm: &mut Alarm,
-    ) -> Option<(Config, Option<Provisioned>)> {
+    ) -> Option<(Loaded, Option<Provisioned>)> {
         if !matches!(self, Self::Configured(_)) {
             publish.tell(self.snapshot(), clock::now().wall); // a device tells more itself, after its first step
         }
         match self {
-            Self::Unconfigured => wait_for_configuration(place, signals).await.map(|config| (config, None)),
+            Self::Unconfigured => wait_for_configuration(place, signals).await.map(|loaded| (loaded, None)),
+            Self::Misconfigured(error, device) => {
+                let loaded = wait_for_correction(&error, place, signals).await?;
+                Some((loaded, device.map(|device| device.into_provisioned())))
+            }
             Self::Stateless(config, e, provisioned) => {
                 signals.wait_begins(None);
-                tracing::error!("{e}. Nothing is done before it can be read: it may hold the device's key");
-                service::status("blocked: the state cannot be read");
+                let complaint =
+                    format!("{e}. Nothing is done before it can be used: it may hold the device's key");
+                if signals.complaint.is_news(&complaint) {
+                    tracing::error!("{complaint}");
+                }
+                service::status("blocked: the state cannot be used");
                 let config = tokio::select! {
                     told = signals.next(false) => match told {
                         Told::Stop => None,
-                        Told::Reload | Told::Changed => Some(reload(place).unwrap_or(*config)),
+                        Told::Reload | Told::Changed => Some(reload(place, signals, None).unwrap_or(*config)),
                         Told::Order(given) => {
                             let why = "The agent's state cannot be read, and nothing is done before it can be: its \
                                        status says what to correct. It is looked at again now.";
@@ -176,15 +226,21 @@ impl Life {
                     },
                     () = tokio::time::sleep(STATE_POLL) => Some(*config),
                 };
-                config.map(|config| (config, Some(*provisioned)))
+                config.map(|config| (Ok(config), Some(*provisioned)))
             }
             Self::Configured(mut device) => {
+                signals.complaint.is_over();
                 let config = drive(&mut device, place, publish, signals, alarm).await?;
                 device.leave_for(&config);
-                Some((config, Some(device.into_provisioned())))
+                Some((Ok(config), Some(device.into_provisioned())))
             }
         }
     }
+}
+
+fn configuration_error(e: &dyn std::fmt::Display) -> LastError {
+    let report = Report::of_agent(CONFIGURATION, "The configuration cannot be used", e);
+    LastError { report, at: clock::now().wall, permanent: true }
 }
 
 async fn drive(
@@ -212,6 +268,7 @@ async fn drive(
                 step = Step { action: step.action.or(after.action), ..after };
             }
         }
+        device.rejected.clone_from(&signals.rejected);
         signals.wait_begins(Some(LONGEST_ACTION));
         let publish_again = signals.undisturbed(device.settle(clock::now(), publish)).await;
         if leaves {
@@ -230,6 +287,9 @@ async fn drive(
         // Whoever sets up a new device need not tell the agent of each change. Later it would be too easily by a slip.
         let is_new = !device.has_identity();
         let standing = Standing { has_identity: !is_new, is_busy: !asleep };
+        // Nor need whoever corrects what was rejected: a reload was asked for.
+        let shown = signals.rejected.clone();
+        let follows = is_new || shown.is_some();
         let current = device.config.clone();
         let work = async {
             let looked = device.look_at_provisioned(clock::now()).await;
@@ -249,82 +309,107 @@ async fn drive(
         event = loop {
             tokio::select! {
                 event = &mut work => break event,
-                told = signals.next(is_new) => match told {
+                told = signals.next(follows) => match told {
                     Told::Stop => return None,
                     // An action is never dropped half-way: a key may just be written, an answer on its way. A bad
                     // configuration does not even disturb it.
-                    Told::Reload => reloaded = reload(place).or(reloaded),
-                    Told::Changed => reloaded = changed(place, &current).or(reloaded),
+                    Told::Reload => reloaded = reload(place, signals, None).or(reloaded),
+                    Told::Changed => reloaded = reload(place, signals, Some(&current)).or(reloaded),
                     Told::Order(given) => signals.taken.take(given, standing, place),
                 },
             }
-            if asleep && (reloaded.is_some() || !signals.taken.is_empty()) {
+            if asleep && (reloaded.is_some() || !signals.taken.is_empty() || signals.rejected != shown) {
                 break Event::Wake;
             }
         };
     }
 }
 
-async fn wait_for_configuration(place: &Place, signals: &mut Signals) -> Option<Config> {
+async fn wait_for_configuration(place: &Place, signals: &mut Signals) -> Option<Loaded> {
     service::status("unconfigured: waiting for [mis] to appear in the configuration");
     tracing::info!(file = %place.file.display(), "no MIS is configured yet: waiting for [mis] to appear");
-    signals.wait_begins(None);
-    let mut complained_of = None;
+    signals.complaint.is_over();
+    let file = place.file.display();
+    let why = format!("This device is not configured: set [mis] in {file}. It goes on by itself then.");
     loop {
         match place.load() {
-            Ok(config) if config.mis.is_some() => return Some(config),
-            Ok(_) => complained_of = None,
-            Err(e) => {
-                let complaint = e.to_string();
-                if complained_of.as_ref() != Some(&complaint) {
-                    tracing::error!("{complaint}");
-                    complained_of = Some(complaint);
-                }
-            }
+            Ok(config) if config.mis.is_none() => {}
+            loaded => return Some(loaded),
         }
-        let mut told = tokio::time::timeout(CONFIGURATION_LOOK, signals.next(true)).await;
-        while matches!(told, Ok(Told::Changed)) {
-            told = tokio::time::timeout(QUIET, signals.next(true)).await;
+        wait_for_change(signals, &why).await?;
+    }
+}
+
+/// What the configuration says once it can be used, or says something else that cannot be.
+async fn wait_for_correction(error: &LastError, place: &Place, signals: &mut Signals) -> Option<Loaded> {
+    let complaint = error.report.detail.clone().unwrap_or_default();
+    service::status(&format!("blocked: {complaint}"));
+    if signals.complaint.is_news(&complaint) {
+        tracing::error!(
+            "{complaint}. What is held is served, and nothing else is done before that is corrected"
+        );
+    }
+    let why = format!(
+        "The configuration cannot be used: {complaint}. Correct it: the agent goes on by itself then."
+    );
+    loop {
+        match place.load() {
+            Err(e) if e.to_string() == complaint => {}
+            loaded => return Some(loaded),
         }
-        match told {
-            Ok(Told::Stop) => return None,
-            Ok(Told::Order(given)) => {
-                let file = place.file.display();
-                let why =
-                    format!("This device is not configured: set [mis] in {file}. It goes on by itself then.");
-                orders::refuse(given, &why);
-            }
-            _ => {}
+        wait_for_change(signals, &why).await?;
+    }
+}
+
+/// Waits until the configuration has changed, and is complete as far as can be told; or somebody says so. Commands are
+/// rejected meanwhile. `None`: the agent is to end.
+async fn wait_for_change(signals: &mut Signals, why: &str) -> Option<()> {
+    signals.wait_begins(None);
+    let mut told = signals.next(true).await;
+    while matches!(told, Told::Changed) {
+        match tokio::time::timeout(QUIET, signals.next(true)).await {
+            Ok(next) => told = next,
+            Err(_) => break,
+        }
+    }
+    match told {
+        Told::Stop => None,
+        Told::Reload | Told::Changed => Some(()),
+        Told::Order(given) => {
+            orders::refuse(given, why);
+            Some(())
         }
     }
 }
 
 /// A configuration to take the place of the one in use. One that is gone, or no longer names a MIS, is as bad as one
-/// that cannot be read: a device leaves its trust domain deliberately, not by a slip.
-fn reload(place: &Place) -> Option<Config> {
-    match place.load() {
-        Ok(config) if config.mis.is_none() => {
-            let file = place.file.display();
-            tracing::error!("{file}: names no [mis] any more. The configuration before it stays in use");
-            None
-        }
+/// that cannot be read: a device leaves its trust domain deliberately, not by a slip. A bad one is remembered until it
+/// is corrected. `current` is the one in use where nobody has asked for another: the same is none then, and the same
+/// mistake is logged once.
+fn reload(place: &Place, signals: &mut Signals, current: Option<&Config>) -> Option<Config> {
+    let complaint = match place.load() {
+        Ok(config) if config.mis.is_none() => format!("{}: names no [mis] any more", place.file.display()),
+        Err(e) => e.to_string(),
         Ok(config) => {
+            let was_rejected = signals.rejected.take().is_some();
+            if current == Some(&config) {
+                if was_rejected {
+                    tracing::info!(file = %place.file.display(), "the configuration says what is in use again");
+                }
+                return None;
+            }
             tracing::info!(file = %place.file.display(), "the configuration has been read anew");
-            Some(config)
+            return Some(config);
         }
-        Err(e) => {
-            tracing::error!("{e}. The configuration before it stays in use");
-            None
-        }
+    };
+    let complaint = format!("{complaint}. The configuration before it stays in use");
+    let rejected = configuration_error(&complaint);
+    let is_known = signals.rejected.as_ref().is_some_and(|known| known.report == rejected.report);
+    if current.is_none() || !is_known {
+        tracing::error!("{complaint}");
     }
-}
-
-/// A configuration that says something else than the one in use: other files come and go beside it.
-fn changed(place: &Place, current: &Config) -> Option<Config> {
-    match place.load() {
-        Ok(config) if config == *current => None,
-        _ => reload(place),
-    }
+    signals.rejected = Some(rejected);
+    None
 }
 
 /// Where the configuration is by the command line and the environment that systemd sets.

@@ -102,6 +102,7 @@ impl Device {
             publisher: Publisher::new(&config.files),
             told: None,
             spoken: Spoken::default(),
+            rejected: None,
             _lock: lock,
             config,
         })

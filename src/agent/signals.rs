@@ -1,16 +1,17 @@
 //! What the agent hears from outside while it waits: signals, changes to its configuration, and orders. Meanwhile the
 //! watchdog is fed: all of this belongs to the main loop alone.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::failures::Complaint;
 use super::orders::Taken;
 use crate::deliver::order::Given;
+use crate::lifecycle::LastError;
 use crate::system::service::Watchdog;
-use crate::system::watch::FolderWatch;
+use crate::system::watch::FileWatch;
 
 /// What is heard.
 #[derive(Debug)]
@@ -25,31 +26,35 @@ pub(super) enum Told {
     Order(Given),
 }
 
-/// Signals, the folders of the configuration, orders, and the watchdog.
+/// Signals, the files of the configuration, orders, and the watchdog.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
     watchdog: Watchdog,
-    folders: [PathBuf; 2],
-    changes: FolderWatch,
+    changes: FileWatch,
     orders: mpsc::Receiver<Given>,
     /// Orders that were taken and are not carried out yet.
     pub(super) taken: Taken,
+    /// Why the configuration that is there is not in use, while the one before it is.
+    pub(super) rejected: Option<LastError>,
+    /// Why nothing is done.
+    pub(super) complaint: Complaint,
 }
 
 impl Signals {
-    /// `folders` are those that the configuration is in. They are watched from now on.
-    pub(super) fn new(folders: [PathBuf; 2], orders: mpsc::Receiver<Given>) -> std::io::Result<Self> {
+    /// `changes` watches the configuration.
+    pub(super) fn new(changes: FileWatch, orders: mpsc::Receiver<Given>) -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
             watchdog: Watchdog::new(),
-            changes: FolderWatch::on(&folders),
-            folders,
+            changes,
             orders,
             taken: Taken::default(),
+            rejected: None,
+            complaint: Complaint::default(),
         })
     }
 
@@ -69,8 +74,7 @@ impl Signals {
             never = self.watchdog.keep_fed() => match never {},
         };
         if matches!(told, Told::Changed) {
-            // Before it is read: no change falls between the two.
-            self.changes = FolderWatch::on(&self.folders);
+            self.changes.renew(); // before it is read
         }
         told
     }

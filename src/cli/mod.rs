@@ -2,6 +2,7 @@
 //! running agent know its [`Client`] and nothing else.
 
 mod bundle;
+mod check_config;
 mod lifetime;
 mod order;
 mod reset_identity;
@@ -22,8 +23,8 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 
 use crate::agent;
-use crate::client::Client;
-use crate::config::{self, Config};
+use crate::client::{Client, ClientError};
+use crate::config;
 use crate::text::{self, Excerpt};
 
 /// Characters of one line that is printed for people.
@@ -85,6 +86,11 @@ enum Command {
     },
     /// Have the agent renew the identity now, and not when it is due (root only).
     Renew(Output),
+    /// Check the configuration: whether it can be used, and if not, file, line and what to do.
+    ///
+    /// The exit status is 0 if it can be used, and 78 if not. Run it as the agent's user to see what the agent may read. Nothing but
+    /// the configuration is read: not the files that it names.
+    CheckConfig(Output),
     /// Have the device leave its trust domain, on purpose, and start as new (root only).
     ///
     /// Identity, key and trust bundle are put aside in the state folder and withdrawn from programs. The device then asks
@@ -110,8 +116,25 @@ struct Output {
     socket: Option<PathBuf>,
 }
 
-/// Carries out the command. What fails is said on stderr.
-pub fn main(cli: Cli) -> ExitCode {
+/// `EX_CONFIG` of sysexits.h: trying again does not help before the configuration is corrected.
+const EXIT_CONFIG: u8 = 78;
+/// How long an answer is waited for that is good to have.
+const SHORT: Duration = Duration::from_secs(5);
+
+/// Reads the arguments and carries out the command. What fails is said on stderr.
+pub fn main() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => carry_out(cli),
+        // Help and version are printed as everything else is: whether they could be is seen.
+        Err(e) if !e.use_stderr() => print(&e.render().to_string()),
+        Err(e) => {
+            let _ = e.print(); // there is nobody else to tell
+            u8::try_from(e.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+        }
+    }
+}
+
+fn carry_out(cli: Cli) -> ExitCode {
     match cli.command {
         Command::Run => run::run(&cli.config),
         Command::Status(output) => status::run(&cli.config, &output),
@@ -121,25 +144,45 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Wait { what, timeout, output } => wait::run(&cli.config, &output, what, timeout),
         Command::Retry { new_key, output } => order::retry(&cli.config, &output, new_key),
         Command::Renew(output) => order::renew(&cli.config, &output),
+        Command::CheckConfig(output) => check_config::run(&cli.config, &output),
         Command::ResetIdentity { yes, output } => reset_identity::run(&cli.config, &output, yes),
     }
 }
 
 /// The reading socket: the one named, else the one of the configuration.
 fn reader(config: &Path, output: &Output) -> Client {
-    Client::new(output.socket.clone().or_else(|| Some(sockets(config)?.path)).unwrap_or_default())
+    client(config, output, |sockets| sockets.path)
 }
 
 /// The socket for orders, likewise.
 fn for_orders(config: &Path, output: &Output) -> Client {
-    Client::new(output.socket.clone().or_else(|| Some(sockets(config)?.admin_path)).unwrap_or_default())
+    client(config, output, |sockets| sockets.admin_path)
 }
 
-/// As the configuration has them, as far as the caller may read it.
-fn sockets(config: &Path) -> Option<config::Socket> {
+/// Of the configuration as far as the caller may read it, and as far as it can be used.
+fn client(config: &Path, output: &Output, which: impl Fn(config::Socket) -> PathBuf) -> Client {
     let place = agent::place(Some(config));
-    let config = place.load().or_else(|_| Config::parse("", &place.file, None));
-    config.map(|config| config.socket).ok()
+    let loaded = place.load();
+    let is_bad = loaded.as_ref().is_err_and(|e| !e.is_denied());
+    let configured =
+        || loaded.or_else(|_| place.salvage()).map(|config| which(config.socket)).unwrap_or_default();
+    let client = Client::new(output.socket.clone().unwrap_or_else(configured));
+    // Perhaps nobody has been able to start with it, and only the service manager holds the socket open.
+    if is_bad { client.with_limit(SHORT) } else { client }
+}
+
+/// No answer, and why there may be none: the configuration that the agent would need, as far as the caller may read it.
+fn no_answer(config: &Path, e: &ClientError) -> ExitCode {
+    fail(&unanswered(config, e))
+}
+
+fn unanswered(config: &Path, e: &ClientError) -> String {
+    let is_away = matches!(e, ClientError::Connect(..) | ClientError::Silent(_) | ClientError::Broken(_));
+    let wrong = agent::place(Some(config)).load().err().filter(|wrong| is_away && !wrong.is_denied());
+    match wrong {
+        Some(wrong) => format!("{e}. Its configuration cannot be used: {wrong}"),
+        None => e.to_string(),
+    }
 }
 
 fn print_json(answer: &impl Serialize) -> ExitCode {

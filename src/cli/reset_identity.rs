@@ -5,7 +5,7 @@ use std::io::{self, BufRead, IsTerminal as _, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{Output, fail, for_orders, order};
+use super::{Output, fail, for_orders, no_answer, order};
 use crate::client::{Client, ClientError};
 use crate::spiffe::{SpiffeId, TrustDomain};
 
@@ -22,7 +22,8 @@ pub(super) fn run(config: &Path, output: &Output, yes: bool) -> ExitCode {
         confirm(&id, &mut io::stdin().lock(), &mut io::stderr()).map(|()| domain)
     });
     match agreed {
-        Ok(domain) => order::say(agent.reset_identity(&domain), output),
+        Ok(domain) => order::say(config, agent.reset_identity(&domain), output),
+        Err(NotDone::NoAgent(e)) => no_answer(config, &e),
         Err(why) => fail(&why),
     }
 }

@@ -4,26 +4,28 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use super::EXIT_CONFIG;
 use crate::agent;
 use crate::system::log::{self, LogLevel};
 use crate::system::{files, process, service};
-
-/// `EX_CONFIG` of sysexits.h: starting again does not help before the configuration is corrected.
-const EXIT_CONFIG: u8 = 78;
 
 pub(super) fn run(config: &Path) -> ExitCode {
     files::set_umask();
     process::keep_memory_private();
     let place = agent::place(Some(config));
-    let config = match place.load() {
-        Ok(config) => config,
-        Err(e) => {
+    let loaded = place.load().map_err(|e| (e, place.salvage()));
+    let loaded = match loaded {
+        Ok(config) => Ok(config),
+        Err((e, Ok(salvaged))) => Err((e, salvaged)),
+        Err((e, Err(_))) => {
             log::start(LogLevel::default());
             tracing::error!("{e}");
             return ExitCode::from(EXIT_CONFIG);
         }
     };
-    log::start(config.log_level);
+    let (Ok(usable) | Err((_, usable))) = &loaded;
+    log::start(usable.log_level);
+    let complaint = loaded.as_ref().err().map(|(e, _)| e.to_string());
     process::allow_open_files();
     let passed = service::passed_sockets();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -33,12 +35,15 @@ pub(super) fn run(config: &Path) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(agent::run(&place, config, passed));
+    let ended = runtime.block_on(agent::run(&place, loaded, passed));
     // A chip or a disk that hangs must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(2));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
+            if let Some(complaint) = complaint {
+                tracing::error!("{complaint}"); // perhaps it was to say where the socket is
+            }
             tracing::error!("{e}");
             ExitCode::FAILURE
         }

@@ -6,14 +6,14 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use super::words::{distance, key, meaning, next_step, trusted_by};
-use super::{Output, fail, lifetime, print, print_json, reader, shown};
+use super::{Output, lifetime, no_answer, print, print_json, reader, shown};
 use crate::deliver::status::Status;
 
 pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
     match reader(config, output).status() {
         Ok(status) if output.json => print_json(&status),
         Ok(status) => print(&in_words(&status, SystemTime::now())),
-        Err(e) => fail(&e),
+        Err(e) => no_answer(config, &e),
     }
 }
 

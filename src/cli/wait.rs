@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::ValueEnum;
 
 use super::words::{error, meaning, next_step, rough};
-use super::{Output, fail, print, print_json, reader, shown};
+use super::{Output, fail, print, print_json, reader, shown, unanswered};
 use crate::client::{Client, ClientError};
 use crate::deliver::status::Status;
 use crate::deliver::watch::Watched;
@@ -53,7 +53,7 @@ pub(super) fn run(config: &Path, output: &Output, what: What, timeout: Duration)
         }
         sleep(PAUSE.min(wait.left()));
         if wait.left().is_zero() {
-            return fail(&InVain { what, timeout, seen: wait.seen, why });
+            return fail(&InVain { what, timeout, seen: wait.seen, why: unanswered(config, &why) });
         }
     }
 }
@@ -139,7 +139,7 @@ struct InVain {
     timeout: Duration,
     /// What the agent said last. `None`: it is away.
     seen: Option<Status>,
-    why: ClientError,
+    why: String,
 }
 
 impl fmt::Display for InVain {
@@ -150,7 +150,7 @@ impl fmt::Display for InVain {
         };
         write!(f, "waited {} in vain for {what}: ", rough(self.timeout))?;
         match &self.seen {
-            None => self.why.fmt(f),
+            None => f.write_str(&self.why),
             Some(status) => {
                 write!(f, "the state is {} - {}", status.state, meaning(&status.state))?;
                 if let Some(wrong) = &status.last_error {
@@ -172,7 +172,7 @@ mod tests {
         let (status, _) = example();
         let timeout = Duration::from_secs(90);
         let said = |what, seen| {
-            let why = ClientError::Broken("it has ended".into());
+            let why = ClientError::Broken("it has ended".into()).to_string();
             InVain { what, timeout, seen, why }.to_string()
         };
         let of_svid = said(What::Svid, Some(status));

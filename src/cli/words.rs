@@ -60,6 +60,9 @@ pub(super) fn next_step(status: &Status, now: SystemTime) -> String {
         (Some(error), _) if error.kind == "urn:miaf-agent:error:key-lost" => {
             "bring the TPM back that has the key, or have the device enroll with a new one: miaf-agent retry --new-key".into()
         }
+        (Some(error), _) if error.kind == "urn:miaf-agent:error:configuration" => {
+            "correct the configuration: the agent notices by itself. To see whether it can be used: miaf-agent check-config".into()
+        }
         (error, "pending-admission") => {
             let again = error.as_ref().and_then(again);
             let again = again.map_or_else(String::new, |again| format!("; the agent asks again {again}"));
@@ -168,6 +171,8 @@ pub(super) mod tests {
         assert!(with("blocked", &|e| e.retry_at = None).ends_with("try again: miaf-agent retry"));
         let lost = |e: &mut ErrorStatus| e.kind = "urn:miaf-agent:error:key-lost".into();
         assert!(with("blocked", &lost).ends_with("miaf-agent retry --new-key"));
+        let configuration = |e: &mut ErrorStatus| e.kind = "urn:miaf-agent:error:configuration".into();
+        assert!(with("active", &configuration).ends_with("miaf-agent check-config"));
         let pending = with("pending-admission", &|_| {});
         assert!(
             pending.starts_with("have the operator") && pending.ends_with("asks again in 4m"),

@@ -6,13 +6,16 @@
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod no_proxy;
 mod raw;
 mod reader;
+mod salvage;
 mod sources;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +30,7 @@ use self::sources::Sources;
 use crate::keys::ProviderKind;
 use crate::keys::tpm::Tcti;
 use crate::spiffe::TrustDomain;
+use crate::system::access;
 use crate::system::log::LogLevel;
 use crate::system::secret::Secret;
 use crate::text::Excerpt;
@@ -288,11 +292,8 @@ impl Config {
             (None, None) => PathBuf::from(DEFAULT_STATE_DIR),
         };
         let (retry_base, retry_cap) = reader.retry(&raw.retry)?;
-        let agent_socket = raw.socket.path.map_or_else(|| DEFAULT_SOCKET.into(), |path| reader.path(&path));
-        let beside = |name: &str, configured: Option<&Path>| match configured {
-            Some(path) => reader.path(path),
-            None => agent_socket.with_file_name(name),
-        };
+        let [agent_socket, sign_socket, admin_socket] =
+            reader.sockets(&raw.socket, Path::new(DEFAULT_SOCKET))?;
         Ok(Self {
             mis: raw.mis.map(|mis| reader.mis(&mis)).transpose()?,
             bootstrap: raw.bootstrap.map(|bootstrap| reader.bootstrap(&bootstrap)).transpose()?,
@@ -313,8 +314,8 @@ impl Config {
                 software_key_dir: raw.files.software_key_dir.map(|dir| reader.path(&dir)),
             },
             socket: Socket {
-                sign_path: beside("sign.sock", raw.socket.sign_path.as_deref()),
-                admin_path: beside("admin.sock", raw.socket.admin_path.as_deref()),
+                sign_path: sign_socket,
+                admin_path: admin_socket,
                 path: agent_socket,
                 group: raw.socket.group,
                 sign_group: raw.socket.sign_group,
@@ -339,6 +340,18 @@ pub struct ConfigError {
     problem: Problem,
 }
 
+impl ConfigError {
+    /// There is no such file.
+    fn is_missing(&self) -> bool {
+        matches!(&self.problem, Problem::Unreadable(e) if e.kind() == ErrorKind::NotFound)
+    }
+
+    /// The kernel does not let this process read a file. Another user's process may be allowed to.
+    pub fn is_denied(&self) -> bool {
+        matches!(&self.problem, Problem::Unreadable(e) if e.kind() == ErrorKind::PermissionDenied)
+    }
+}
+
 #[derive(Debug)]
 enum Problem {
     Unreadable(std::io::Error),
@@ -353,7 +366,9 @@ impl fmt::Display for ConfigError {
             write!(f, ":{line}")?;
         }
         match &self.problem {
-            Problem::Unreadable(e) => write!(f, ": cannot be read: {e}. Check its path and permissions"),
+            Problem::Unreadable(e) => {
+                write!(f, ": cannot be read: {}", access::why_unreadable(&self.file, e))
+            }
             Problem::Syntax(message) => write!(f, ": {message}"),
             Problem::Value { key, what } => write!(f, ": {key}: {what}"),
         }

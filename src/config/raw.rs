@@ -95,11 +95,11 @@ table!(Bundle { refresh: Spanned<String> });
 table!(Files { dir: PathBuf, group: String, key_group: String, software_key_dir: PathBuf });
 
 table!(Socket {
-    path: PathBuf,
+    path: Spanned<PathBuf>,
     group: String,
-    sign_path: PathBuf,
+    sign_path: Spanned<PathBuf>,
     sign_group: String,
-    admin_path: PathBuf,
+    admin_path: Spanned<PathBuf>,
     max_connections: Spanned<usize>,
     max_connections_per_user: Spanned<usize>,
 });

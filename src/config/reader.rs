@@ -2,6 +2,7 @@
 //! what to do about it.
 
 use std::ops::{Range, RangeInclusive};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use toml::Spanned;
 use url::Url;
 
+use super::no_proxy;
 use super::sources::Sources;
 use super::{
     Bootstrap, ConfigError, DAY, FactoryCertificate, FactoryKey, InitialTrust, Key, Limits, MAX_REASON, Mis,
@@ -22,6 +24,8 @@ use crate::spiffe::TrustDomain;
 use crate::system::secret::Secret;
 use crate::text::Excerpt;
 
+/// Bytes of the path of a Unix socket (unix(7)): `sun_path` without its end.
+const LONGEST_SOCKET: usize = 107;
 const WELL_KNOWN: &str = "/.well-known/margo";
 /// Enough for any device, and few enough for its memory (about 20 KiB each).
 const CONNECTIONS: RangeInclusive<usize> = 1..=65_536;
@@ -128,14 +132,47 @@ impl Reader<'_> {
     }
 
     fn host(&self, host: &Spanned<String>) -> Result<String, ConfigError> {
-        let text = host.get_ref();
-        let fine = |b: u8| b.is_ascii_alphanumeric() || b"-_.:/*".contains(&b);
-        if text.is_empty() || !text.bytes().all(fine) || (text.contains('*') && text != "*") {
-            let what =
-                "each is a host name, \".domain\", an IP address, a network such as \"10.0.0.0/8\", or \"*\"";
-            return Err(self.wrong(&host.span(), "mis.no_proxy", what));
+        no_proxy::entry(host.get_ref()).map_err(|what| self.wrong(&host.span(), "mis.no_proxy", what))
+    }
+
+    /// The sockets for reading, signing and commands. What is not configured lies beside the first.
+    pub(super) fn sockets(&self, socket: &raw::Socket, default: &Path) -> Result<[PathBuf; 3], ConfigError> {
+        let configured = |key, path: Option<&Spanned<PathBuf>>| {
+            path.map(|path| self.socket_path(key, &path.span(), self.path(path.get_ref()))).transpose()
+        };
+        let agent = configured("socket.path", socket.path.as_ref())?.unwrap_or_else(|| default.to_owned());
+        let beside = |key, path: Option<&Spanned<PathBuf>>, name: &str| {
+            let beside = agent.with_file_name(name);
+            match (configured(key, path)?, &socket.path) {
+                (Some(path), _) => Ok(path),
+                (None, Some(first)) => self.socket_path(key, &first.span(), beside),
+                (None, None) => Ok(beside),
+            }
+        };
+        let sign = beside("socket.sign_path", socket.sign_path.as_ref(), "sign.sock")?;
+        let admin = beside("socket.admin_path", socket.admin_path.as_ref(), "admin.sock")?;
+        Ok([agent, sign, admin])
+    }
+
+    fn socket_path(
+        &self,
+        key: &'static str,
+        span: &Range<usize>,
+        path: PathBuf,
+    ) -> Result<PathBuf, ConfigError> {
+        let bytes = path.as_os_str().as_bytes();
+        if bytes.contains(&0) || path.file_name().is_none() {
+            return Err(self.wrong(span, key, "is not the path of a socket"));
         }
-        Ok(text.to_ascii_lowercase())
+        if bytes.len() > LONGEST_SOCKET {
+            let what = format!(
+                "the path of a socket has at most {LONGEST_SOCKET} bytes on Linux, and {} has {}: choose a shorter one",
+                Excerpt::of(path.display(), 200),
+                bytes.len()
+            );
+            return Err(self.wrong(span, key, what));
+        }
+        Ok(path)
     }
 
     /// `file:PATH` or `credential:NAME`.

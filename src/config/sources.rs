@@ -11,9 +11,15 @@ use super::{ConfigError, MAX_REASON, Problem};
 use crate::system::files;
 use crate::text::Excerpt;
 
-/// Of all files together, in octets.
+/// Bytes of all files together.
 const MAX_TEXT: usize = 1024 * 1024;
 const MAX_DROP_INS: usize = 256;
+/// Characters of a message of the parser, which repeats what is written.
+const MAX_MESSAGE: usize = 300;
+/// Bytes of a file that is read as far as it can be: a parser that goes on after each error makes much of little.
+const MAX_SALVAGED: usize = 64 * 1024;
+/// An editor's mark that what follows is UTF-8.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// The folder of drop-ins: `config.d` for `config.toml`.
 pub fn drop_in_folder(file: &Path) -> PathBuf {
@@ -30,6 +36,7 @@ pub(super) struct Sources {
 impl Sources {
     /// One file.
     pub(super) fn one(file: &Path, text: &str) -> Self {
+        let text = text.trim_start_matches(BYTE_ORDER_MARK);
         Self { text: text.to_owned(), files: vec![(file.to_owned(), 0)] }
     }
 
@@ -37,25 +44,26 @@ impl Sources {
     pub(super) fn read(file: &Path) -> Result<Self, ConfigError> {
         let mut sources = Self { text: String::new(), files: Vec::new() };
         match sources.add(file) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            added => added.map_err(|e| unreadable(file, e))?,
+            // A link to nowhere is no missing file: what it should say would be missed.
+            Err(e) if e.is_missing() && fs::symlink_metadata(file).is_err() => {}
+            added => added?,
         }
         let folder = drop_in_folder(file);
         for drop_in in drop_ins(&folder).map_err(|e| unreadable(&folder, e))? {
-            // One that is listed and cannot be found is a link to nowhere: what it should say would be missed.
-            sources.add(&drop_in).map_err(|e| unreadable(&drop_in, e))?;
+            sources.add(&drop_in)?;
         }
         Ok(sources)
     }
 
-    fn add(&mut self, file: &Path) -> io::Result<()> {
-        let text = String::from_utf8(files::read_limited(file)?)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))?;
+    fn add(&mut self, file: &Path) -> Result<(), ConfigError> {
+        let content = files::read_at_most(file, MAX_TEXT as u64).map_err(|e| unreadable(file, e))?;
+        let text = str::from_utf8(&content).map_err(|e| not_utf8(file, &content, e.valid_up_to()))?;
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
         self.files.push((file.to_owned(), self.text.len()));
-        self.text.push_str(&text);
+        self.text.push_str(text);
         self.text.push('\n');
         if self.text.len() > MAX_TEXT {
-            return Err(io::Error::other("the configuration is larger than 1 MiB"));
+            return Err(unreadable(file, io::Error::other("the configuration is larger than 1 MiB")));
         }
         Ok(())
     }
@@ -87,6 +95,44 @@ impl Sources {
         let before = self.text.as_bytes().get(start..at).unwrap_or_default();
         before.iter().filter(|byte| **byte == b'\n').count() + 1
     }
+}
+
+/// The texts of the files as far as they can be read, in their order.
+pub(super) struct Readable {
+    pub(super) texts: Vec<String>,
+    /// Nothing is missing.
+    pub(super) is_whole: bool,
+}
+
+impl Readable {
+    pub(super) fn of(file: &Path) -> Self {
+        let drop_ins = drop_ins(&drop_in_folder(file));
+        let mut readable = Self { texts: Vec::new(), is_whole: drop_ins.is_ok() };
+        for file in [file.to_owned()].into_iter().chain(drop_ins.unwrap_or_default()) {
+            match files::read_at_most(&file, MAX_TEXT as u64) {
+                Ok(content) => readable.add(&content),
+                Err(_) => readable.is_whole = false,
+            }
+        }
+        readable
+    }
+
+    fn add(&mut self, content: &[u8]) {
+        let begin = content.get(..MAX_SALVAGED).unwrap_or(content);
+        let text = String::from_utf8_lossy(begin);
+        self.is_whole &= begin.len() == content.len() && str::from_utf8(begin).is_ok();
+        self.texts.push(text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text).to_owned());
+    }
+}
+
+fn not_utf8(file: &Path, content: &[u8], at: usize) -> ConfigError {
+    let before = content.get(..at).unwrap_or_default();
+    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let what = match content {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "it is UTF-16. Save it as UTF-8",
+        _ => "it is not UTF-8. Save it as UTF-8",
+    };
+    ConfigError { file: file.into(), line: Some(line), problem: Problem::Syntax(what.into()) }
 }
 
 fn unreadable(file: &Path, e: io::Error) -> ConfigError {

@@ -166,6 +166,11 @@ fn of_the_device(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
         "1: what is wrong does not pass by itself.",
         Some(flag(error.is_some_and(|(error, _)| error.permanent))),
     );
+    text.one(
+        "configuration_rejected",
+        "1: the configuration that is there cannot be used, and is not.",
+        Some(flag(snapshot.rejects_configuration())),
+    );
 }
 
 fn of_the_sockets(text: &mut Text, counters: &Counters) {

@@ -39,6 +39,9 @@ use crate::spiffe::svid::{self, X509Svid};
 use crate::spiffe::{Bundle, TrustDomain};
 use crate::time::Timestamp;
 
+/// The code of errors of the configuration, the end of their type.
+pub const CONFIGURATION: &str = "configuration";
+
 /// Everything there is to tell at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -98,9 +101,28 @@ impl Snapshot {
         Self::empty(State::Unconfigured)
     }
 
-    /// Nothing can be told but why.
-    pub fn blocked(error: LastError, retry_at: Timestamp) -> Self {
-        Self { is_known: false, last_error: Some((error, Some(retry_at))), ..Self::empty(State::Blocked) }
+    /// Nothing can be told but why, and when that is looked at again by itself.
+    pub fn blocked(error: LastError, retry_at: Option<Timestamp>) -> Self {
+        Self { is_known: false, last_error: Some((error, retry_at)), ..Self::empty(State::Blocked) }
+    }
+
+    /// What is held, of which nothing is renewed before an error is corrected.
+    #[must_use]
+    pub fn standing_still(self, error: LastError) -> Self {
+        Self {
+            state: State::Blocked,
+            renew_at: None,
+            renewal_window: None,
+            bundle: self.bundle.map(|held| HeldBundle { refresh_at: None, ..held }),
+            last_error: Some((error, None)),
+            ..self
+        }
+    }
+
+    /// The configuration that is there is not in use.
+    pub fn rejects_configuration(&self) -> bool {
+        let kind = self.last_error.as_ref().and_then(|(error, _)| error.report.kind.rsplit(':').next());
+        kind == Some(CONFIGURATION)
     }
 
     fn empty(state: State) -> Self {

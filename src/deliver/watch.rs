@@ -152,7 +152,7 @@ mod tests {
 
     fn blocked(detail: &str, at: Timestamp) -> Snapshot {
         let report = Report::of_agent("state", "It cannot be read", &detail);
-        Snapshot::blocked(LastError { report, at, permanent: true }, at.after(Duration::from_secs(5)))
+        Snapshot::blocked(LastError { report, at, permanent: true }, Some(at.after(Duration::from_secs(5))))
     }
 
     #[test]

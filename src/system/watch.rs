@@ -1,60 +1,472 @@
-//! Folders in which something may have changed (inotify(7)).
+//! A file and a directory that belongs to it, in which something may have changed: told by the kernel (inotify(7)), and
+//! found by comparison where it tells nothing.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, Metadata};
 use std::future::pending;
-use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep_until};
 
-/// A watch on folders. Where there can be none, nothing is ever told: to be used beside a look from time to time.
+use super::access::{current_user, names};
+
+/// How often the files are compared where the kernel tells nothing of them.
+const POLL: Duration = Duration::from_secs(3);
+/// The same beside what the kernel tells: a file system of another machine, something mounted over the directory, and a
+/// directory far above that was moved escape it.
+const RARE_POLL: Duration = Duration::from_secs(300);
+/// More files in the directory are not compared, and not followed where they are links.
+const MAX_ENTRIES: usize = 1024;
+/// As many symbolic links as the kernel follows in a path (path_resolution(7)).
+const MAX_LINKS: usize = 40;
+
+/// A watch on a file and on the files of one directory, none of which need exist. Symbolic links are followed: what a
+/// link leads to counts, and where the link leads.
 #[derive(Debug)]
-pub struct FolderWatch(Option<Watched>);
+pub struct FileWatch {
+    file: PathBuf,
+    directory: PathBuf,
+    /// `None`: the kernel refuses it.
+    inotify: Option<Watched>,
+    seen: Seen,
+    poll_at: Instant,
+    /// Why the kernel refuses, as far as that was logged.
+    complained_of: Option<Errno>,
+}
+
+impl FileWatch {
+    /// From now on.
+    pub fn on(file: PathBuf, directory: PathBuf) -> Self {
+        let mut watch = Self {
+            file,
+            directory,
+            inotify: None,
+            seen: Seen::default(),
+            poll_at: Instant::now(),
+            complained_of: None,
+        };
+        watch.renew();
+        watch
+    }
+
+    /// Again from now on: to be called before the files are read, so that no change falls between the two.
+    pub fn renew(&mut self) {
+        self.inotify = self.ask_the_kernel();
+        self.seen = Seen::now(&self.file, &self.directory);
+        self.poll_later();
+    }
+
+    /// Something has changed. A new file counts when it has been written, and not when it is begun. May be dropped, and
+    /// called again.
+    pub async fn changed(&mut self) {
+        loop {
+            let told = async {
+                match &self.inotify {
+                    Some(watched) => watched.changed().await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                () = told => return,
+                () = sleep_until(self.poll_at) => {}
+            }
+            if Seen::now(&self.file, &self.directory) != self.seen {
+                return;
+            }
+            if self.inotify.is_none() {
+                self.renew(); // perhaps it does not refuse any more
+            }
+            self.poll_later();
+        }
+    }
+
+    fn poll_later(&mut self) {
+        self.poll_at = Instant::now() + if self.inotify.is_some() { RARE_POLL } else { POLL };
+    }
+
+    fn ask_the_kernel(&mut self) -> Option<Watched> {
+        match Watched::new(&Places::of(&self.file, &self.directory)) {
+            Ok(watched) => {
+                if self.complained_of.take().is_some() {
+                    tracing::info!(file = %self.file.display(), "the kernel tells of changes to the configuration again");
+                }
+                Some(watched)
+            }
+            Err(refusal) => {
+                // What has just gone is looked for again at the next comparison.
+                let is_passing = matches!(refusal.errno, Errno::ENOENT | Errno::ENOTDIR);
+                if !is_passing && self.complained_of.replace(refusal.errno) != Some(refusal.errno) {
+                    tracing::warn!(
+                        "the kernel tells nothing of changes to {}: {}. It is compared every {} seconds instead",
+                        self.file.display(),
+                        refusal.explanation(),
+                        POLL.as_secs()
+                    );
+                }
+                None
+            }
+        }
+    }
+}
+
+/// What the kernel was asked for, and why it refuses.
+#[derive(Debug)]
+struct Refusal {
+    directory: Option<PathBuf>,
+    errno: Errno,
+}
+
+impl Refusal {
+    fn explanation(&self) -> String {
+        let raise = |what: &str, name: &str| {
+            format!("the limit of {what} is reached. Raise it: sysctl fs.inotify.{name} (sysctl.d(5))")
+        };
+        match (self.errno, &self.directory) {
+            (Errno::EMFILE, None) => {
+                raise("inotify instances of this user, or of open files,", "max_user_instances")
+            }
+            (Errno::ENOSPC, _) => raise("inotify watches of this user", "max_user_watches"),
+            (Errno::EACCES, Some(directory)) => {
+                let (place, me) = (directory.display(), current_user());
+                format!("inotify needs to list {place}, which this process ({me}) may not")
+            }
+            (errno, _) => format!("inotify is refused ({})", errno.desc()),
+        }
+    }
+}
+
+/// Which names count in a directory; `None`: all of them.
+type Names = Option<BTreeSet<OsString>>;
+
+/// The directories in which a change can be one of the file or of the directory, and the names that count there.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Places(BTreeMap<PathBuf, Names>);
+
+impl Places {
+    fn of(file: &Path, directory: &Path) -> Self {
+        let mut places = Self::default();
+        places.add_way_to(file);
+        if let Some(directory) = places.add_way_to(directory).filter(|found| found.is_dir()) {
+            let entries = fs::read_dir(&directory).into_iter().flatten().flatten().take(MAX_ENTRIES);
+            for link in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink())) {
+                places.add_way_to(&link.path());
+            }
+            places.0.insert(directory, None);
+        }
+        places
+    }
+
+    fn add(&mut self, directory: &Path, name: &OsStr) {
+        if let Some(names) = self.0.entry(directory.to_owned()).or_insert_with(|| Some(BTreeSet::new())) {
+            names.insert(name.to_owned());
+        }
+    }
+
+    /// The directory that a path ends in, those of the links on the way, or the last one that exists. Returns where the
+    /// path leads.
+    fn add_way_to(&mut self, path: &Path) -> Option<PathBuf> {
+        let path = std::path::absolute(path).ok()?;
+        let mut rest = names(&path);
+        let mut at = PathBuf::from("/");
+        let mut links = 0;
+        while let Some(name) = rest.pop() {
+            if name == ".." {
+                at.pop();
+                continue;
+            }
+            let next = at.join(&name);
+            let found = fs::symlink_metadata(&next);
+            let is_link = found.as_ref().is_ok_and(Metadata::is_symlink);
+            if found.is_err() || is_link || rest.is_empty() {
+                self.add(&at, &name);
+            }
+            found.ok()?;
+            if is_link {
+                links += 1;
+                let target = fs::read_link(&next).ok().filter(|_| links <= MAX_LINKS)?;
+                if target.is_absolute() {
+                    at = PathBuf::from("/");
+                }
+                rest.extend(names(&target));
+            } else {
+                at = next;
+            }
+        }
+        Some(at)
+    }
+}
 
 #[derive(Debug)]
 struct Watched {
     inotify: Inotify,
     /// The same descriptor, in a form that can be waited for.
     ready: AsyncFd<OwnedFd>,
+    directories: HashMap<WatchDescriptor, (PathBuf, Names)>,
 }
 
-impl FolderWatch {
-    /// From now on. In the place of a folder that does not exist, the nearest one above it that does is watched.
-    pub fn on(folders: &[PathBuf]) -> Self {
-        let watch = || -> io::Result<_> {
-            let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-            for folder in folders {
-                let folder = folder.ancestors().find(|folder| folder.is_dir());
-                let flags = AddWatchFlags::IN_CLOSE_WRITE
-                    | AddWatchFlags::IN_MOVED_TO
-                    | AddWatchFlags::IN_CREATE
-                    | AddWatchFlags::IN_DELETE
-                    | AddWatchFlags::IN_ATTRIB;
-                folder.map(|folder| inotify.add_watch(folder, flags)).transpose()?;
-            }
-            // Its successor is unsafe for the sake of types that close or lend their descriptor: an OwnedFd does not.
-            #[allow(deprecated)]
-            let ready = AsyncFd::new(inotify.as_fd().try_clone_to_owned()?)?;
-            Ok(Watched { inotify, ready })
-        };
-        Self(watch().inspect_err(|e| tracing::debug!(error = %e, "folders cannot be watched")).ok())
+impl Watched {
+    fn new(places: &Places) -> Result<Self, Refusal> {
+        let of_all = |errno| Refusal { directory: None, errno };
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(of_all)?;
+        let flags = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_ATTRIB
+            | AddWatchFlags::IN_DELETE_SELF
+            | AddWatchFlags::IN_MOVE_SELF
+            | AddWatchFlags::IN_ONLYDIR;
+        let mut directories = HashMap::new();
+        for (directory, names) in &places.0 {
+            let of_one = |errno| Refusal { directory: Some(directory.clone()), errno };
+            let watch = inotify.add_watch(directory, flags).map_err(of_one)?;
+            directories.insert(watch, (directory.clone(), names.clone()));
+        }
+        let descriptor = inotify.as_fd().try_clone_to_owned();
+        // Its successor is unsafe for the sake of types that close or lend their descriptor: an OwnedFd does not.
+        #[allow(deprecated)]
+        let ready = descriptor.and_then(AsyncFd::new);
+        let ready =
+            ready.map_err(|e| of_all(e.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)))?;
+        Ok(Self { inotify, ready, directories })
     }
 
-    /// Something has changed. A new file counts when it has been written, and not when it is begun.
-    pub async fn changed(&self) {
-        let Some(Watched { inotify, ready }) = &self.0 else { return pending().await };
-        while let Ok(mut readable) = ready.readable().await {
-            while let Ok(events) = inotify.read_events() {
-                let is_begun = |mask: AddWatchFlags| {
-                    mask.contains(AddWatchFlags::IN_CREATE) && !mask.contains(AddWatchFlags::IN_ISDIR)
-                };
-                if !events.iter().all(|event| is_begun(event.mask)) {
+    async fn changed(&self) {
+        while let Ok(mut readable) = self.ready.readable().await {
+            while let Ok(events) = self.inotify.read_events() {
+                if events.iter().any(|event| self.counts(event)) {
                     return;
                 }
             }
             readable.clear_ready();
         }
         pending().await
+    }
+
+    fn counts(&self, event: &InotifyEvent) -> bool {
+        let (Some(name), Some((directory, names))) = (&event.name, self.directories.get(&event.wd)) else {
+            return true; // the directory itself is another one, or events were lost
+        };
+        if names.as_ref().is_some_and(|names| !names.contains(name)) {
+            return false;
+        }
+        let is_created = event.mask.contains(AddWatchFlags::IN_CREATE);
+        !is_created || !is_begun(&directory.join(name))
+    }
+}
+
+/// A new file that somebody is going to write to. A link, a second name of a file, and a directory are whole.
+fn is_begun(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|new| new.is_file() && new.nlink() == 1)
+}
+
+/// The files as they were at one moment, as far as that is seen without reading them.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Seen(BTreeMap<OsString, Option<Stamp>>);
+
+/// Another file, or another content of the same.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    file: (u64, u64),
+    size: u64,
+    mode: (u32, u32, u32),
+    changed: (i64, i64),
+}
+
+impl Seen {
+    fn now(file: &Path, directory: &Path) -> Self {
+        let stamp = |path: &Path| fs::metadata(path).ok().as_ref().map(Stamp::of);
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten().take(MAX_ENTRIES);
+        let all = entries.map(|entry| (entry.file_name(), stamp(&entry.path())));
+        // A name in the directory has no slash in it.
+        let own = [(file.into(), stamp(file)), ("/".into(), stamp(directory))];
+        Self(all.chain(own).collect())
+    }
+}
+
+impl Stamp {
+    fn of(found: &Metadata) -> Self {
+        Self {
+            file: (found.dev(), found.ino()),
+            size: found.size(),
+            mode: (found.mode(), found.uid(), found.gid()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+    use tokio::time::timeout;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn watch(folder: &Path) -> FileWatch {
+        FileWatch::on(folder.join("conf/config.toml"), folder.join("conf/config.d"))
+    }
+
+    /// The kernel tells nothing, and the next comparison is due.
+    fn refused(folder: &Path) -> FileWatch {
+        FileWatch { inotify: None, poll_at: Instant::now(), ..watch(folder) }
+    }
+
+    async fn tells(watch: &mut FileWatch) -> bool {
+        timeout(PATIENCE, watch.changed()).await.is_ok()
+    }
+
+    async fn is_silent(watch: &mut FileWatch) -> bool {
+        timeout(Duration::from_millis(100), watch.changed()).await.is_err()
+    }
+
+    fn folder() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap();
+        (folder, path)
+    }
+
+    #[tokio::test]
+    async fn changes_are_told_and_other_files_are_not() {
+        let (_folder, dir) = folder();
+        let mut watch = watch(&dir);
+        fs::write(dir.join("other"), "").unwrap();
+        assert!(is_silent(&mut watch).await, "beside the missing directory");
+        fs::create_dir(dir.join("conf")).unwrap();
+        assert!(tells(&mut watch).await, "its directory");
+        watch.renew();
+        fs::write(dir.join("conf/ca.pem"), "").unwrap();
+        assert!(is_silent(&mut watch).await);
+        fs::write(dir.join("conf/config.toml"), "").unwrap();
+        assert!(tells(&mut watch).await, "the file");
+        watch.renew();
+        fs::create_dir(dir.join("conf/config.d")).unwrap();
+        assert!(tells(&mut watch).await, "the directory of drop-ins");
+        watch.renew();
+        fs::write(dir.join("conf/config.d/a.toml"), "").unwrap();
+        assert!(tells(&mut watch).await, "a drop-in");
+        watch.renew();
+        fs::rename(dir.join("conf/config.d/a.toml"), dir.join("conf/config.d/a.off")).unwrap();
+        assert!(tells(&mut watch).await, "a drop-in that is taken away");
+    }
+
+    #[tokio::test]
+    async fn a_begun_file_is_waited_for_and_a_link_is_not() {
+        let (_folder, dir) = folder();
+        fs::create_dir(dir.join("conf")).unwrap();
+        let mut watch = watch(&dir);
+        let begun = fs::File::create(dir.join("conf/config.toml")).unwrap();
+        assert!(is_silent(&mut watch).await);
+        drop(begun);
+        assert!(tells(&mut watch).await);
+        fs::remove_file(dir.join("conf/config.toml")).unwrap();
+        for make in [symlink::<PathBuf, PathBuf>, fs::hard_link] {
+            watch.renew();
+            fs::write(dir.join("elsewhere"), "").unwrap();
+            make(dir.join("elsewhere"), dir.join("conf/config.toml")).unwrap();
+            assert!(tells(&mut watch).await);
+            fs::remove_file(dir.join("conf/config.toml")).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_may_go_and_come_again() {
+        let (_folder, dir) = folder();
+        let conf = dir.join("conf");
+        fs::create_dir(&conf).unwrap();
+        let mut watch = watch(&dir);
+        let moved = dir.join("moved");
+        for go in [&|| fs::rename(&conf, &moved) as _, &|| fs::remove_dir(&conf) as _]
+            as [&dyn Fn() -> std::io::Result<()>; 2]
+        {
+            go().unwrap();
+            assert!(tells(&mut watch).await, "it is gone");
+            watch.renew();
+            fs::create_dir(&conf).unwrap();
+            assert!(tells(&mut watch).await, "it is there again");
+            watch.renew();
+            fs::write(conf.join("config.toml"), "").unwrap();
+            assert!(tells(&mut watch).await, "what is in it counts");
+            fs::remove_file(conf.join("config.toml")).unwrap();
+            watch.renew();
+        }
+    }
+
+    /// As a mounted ConfigMap and other tools do it: a link to a directory is put in the place of another.
+    #[tokio::test]
+    async fn a_link_on_the_way_may_be_swapped() {
+        let (_folder, dir) = folder();
+        for version in ["v1", "v2"] {
+            fs::create_dir_all(dir.join(version).join("config.d")).unwrap();
+            fs::write(dir.join(version).join("config.toml"), version).unwrap();
+        }
+        let swap = |to: &str| {
+            symlink(to, dir.join("new")).unwrap();
+            fs::rename(dir.join("new"), dir.join("data")).unwrap();
+        };
+        swap("v1");
+        fs::create_dir(dir.join("conf")).unwrap();
+        symlink("../data/config.toml", dir.join("conf/config.toml")).unwrap();
+        symlink("../data/config.d", dir.join("conf/config.d")).unwrap();
+        let mut told = watch(&dir);
+        let mut compared = refused(&dir);
+        swap("v2");
+        assert!(tells(&mut told).await && tells(&mut compared).await, "the link");
+        told.renew();
+        fs::write(dir.join("v2/config.toml"), "changed").unwrap();
+        assert!(tells(&mut told).await, "the file that it leads to now");
+        told.renew();
+        fs::write(dir.join("v1/a.toml"), "").unwrap();
+        symlink("../../v1/a.toml", dir.join("v2/config.d/a.toml")).unwrap();
+        assert!(tells(&mut told).await, "a drop-in that is a link");
+        told.renew();
+        fs::write(dir.join("v1/a.toml"), "changed").unwrap();
+        assert!(tells(&mut told).await, "the file that it leads to");
+    }
+
+    #[tokio::test]
+    async fn files_are_compared_where_the_kernel_tells_nothing() {
+        let (_folder, dir) = folder();
+        let steps: [(&str, &dyn Fn()); 4] = [
+            ("the file", &|| fs::write(dir.join("conf/config.toml"), "").unwrap()),
+            ("another content", &|| fs::write(dir.join("conf/config.toml"), "more").unwrap()),
+            ("the directory of drop-ins", &|| fs::create_dir(dir.join("conf/config.d")).unwrap()),
+            ("a drop-in", &|| fs::write(dir.join("conf/config.d/a.toml"), "").unwrap()),
+        ];
+        fs::create_dir(dir.join("conf")).unwrap();
+        for (what, step) in steps {
+            let mut watch = refused(&dir);
+            step();
+            assert!(tells(&mut watch).await, "{what}");
+            assert!(watch.inotify.is_none(), "{what}: it was compared");
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_which_limit_to_raise() {
+        let says = |directory: Option<&str>, errno| {
+            Refusal { directory: directory.map(PathBuf::from), errno }.explanation()
+        };
+        assert!(says(None, Errno::EMFILE).contains("sysctl fs.inotify.max_user_instances"));
+        assert!(says(Some("/etc"), Errno::ENOSPC).contains("sysctl fs.inotify.max_user_watches"));
+        assert!(says(Some("/etc"), Errno::EACCES).contains("list /etc"));
+        assert!(says(None, Errno::ENOSYS).contains("Function not implemented"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_kernel_is_asked_again_and_comparisons_are_rare_then() {
+        let (_folder, dir) = folder();
+        let mut watch = refused(&dir);
+        assert!(timeout(RARE_POLL * 3, watch.changed()).await.is_err());
+        assert!(watch.inotify.is_some());
+        assert!(watch.poll_at > Instant::now() && watch.poll_at <= Instant::now() + RARE_POLL);
     }
 }

@@ -1,0 +1,121 @@
+//! What can still be read of a configuration that cannot be used: where the agent's state and sockets are, so that what
+//! it holds is served, and its commands find it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use toml::de::{DeTable, DeValue};
+
+use super::sources::Readable;
+use super::{Config, ConfigError};
+
+/// The keys that are looked for, by table; those of the file itself first. None of them leads anywhere outside of this
+/// device.
+const KEYS: [(&str, &[&str]); 6] = [
+    ("", &["state_dir"]),
+    ("key", &["provider", "tcti"]),
+    (
+        "socket",
+        &[
+            "path",
+            "group",
+            "sign_path",
+            "sign_group",
+            "admin_path",
+            "max_connections",
+            "max_connections_per_user",
+        ],
+    ),
+    ("workload_api", &["key_users"]),
+    ("metrics", &["textfile"]),
+    ("log", &["level"]),
+];
+
+/// Who is given a secret: not to be guessed from half of what is written.
+const SECRETS: &str = "workload_api";
+
+impl Config {
+    /// What can be read of a configuration that [`load`](Self::load) refuses, without `[mis]` and `[bootstrap]`: each
+    /// value that is good by itself, else its default.
+    ///
+    /// # Errors
+    /// None is known: [`ConfigError`] if even the defaults are refused.
+    pub fn salvage(file: &Path, state_directory: Option<&Path>) -> Result<Self, ConfigError> {
+        let Readable { texts, mut is_whole } = Readable::of(file);
+        let mut found = BTreeMap::new();
+        for text in &texts {
+            let (table, errors) = DeTable::parse_recoverable(text);
+            is_whole &= errors.is_empty();
+            for (name, value) in values(table.get_ref()) {
+                let is_good =
+                    |value: &String| Self::parse(&document([(name, value)]), file, state_directory).is_ok();
+                if let Some(value) = value.filter(is_good) {
+                    found.insert(name, value);
+                }
+            }
+        }
+        if !is_whole {
+            found.retain(|(table, _), _| *table != SECRETS);
+        }
+        let whole = document(found.iter().map(|(name, value)| (*name, value)));
+        Self::parse(&whole, file, state_directory).or_else(|_| Self::parse("", file, state_directory))
+    }
+}
+
+type Name = (&'static str, &'static str);
+
+/// The values of the keys that are looked for; `None` for one of a type that no such key has.
+fn values<'a>(whole: &'a DeTable<'_>) -> impl Iterator<Item = (Name, Option<String>)> + 'a {
+    let keys = KEYS.into_iter().flat_map(|(table, keys)| keys.iter().map(move |key| (table, *key)));
+    keys.filter_map(move |(table, key)| {
+        let within = match table {
+            "" => whole,
+            table => match whole.get(table)?.get_ref() {
+                DeValue::Table(table) => table,
+                _ => return None,
+            },
+        };
+        Some(((table, key), written(within.get(key)?.get_ref())))
+    })
+}
+
+/// A value as it is written in TOML.
+fn written(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(quoted(text)),
+        DeValue::Integer(number) => Some(number.to_string()),
+        DeValue::Array(values) => {
+            let all: Option<Vec<String>> = values
+                .iter()
+                .map(|value| match value.get_ref() {
+                    DeValue::String(text) => Some(quoted(text)),
+                    _ => None,
+                })
+                .collect();
+            all.map(|all| format!("[{}]", all.join(",")))
+        }
+        _ => None,
+    }
+}
+
+/// A basic string.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        if c.is_control() || matches!(c, '"' | '\\') {
+            let _ = write!(quoted, "\\U{:08x}", u32::from(c)); // writing to a String cannot fail
+        } else {
+            quoted.push(c);
+        }
+    }
+    quoted + "\""
+}
+
+fn document<'a>(values: impl IntoIterator<Item = (Name, &'a String)>) -> String {
+    let line = |((table, key), value): (Name, &String)| match table {
+        "" => format!("{key} = {value}\n"),
+        table => format!("{table}.{key} = {value}\n"),
+    };
+    values.into_iter().map(line).collect()
+}
