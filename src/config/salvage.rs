@@ -44,9 +44,9 @@ impl Config {
     pub fn salvage(file: &Path, state_directory: Option<&Path>) -> Result<Self, ConfigError> {
         let Readable { texts, mut is_whole } = Readable::of(file);
         let mut found = BTreeMap::new();
-        for text in &texts {
-            let (table, errors) = DeTable::parse_recoverable(text);
-            is_whole &= errors.is_empty();
+        for mut text in texts {
+            is_whole &= leave_out_errors(&mut text) == 0;
+            let (table, _errors) = DeTable::parse_recoverable(&text);
             for (name, value) in values(table.get_ref()) {
                 let is_good =
                     |value: &String| Self::parse(&document([(name, value)]), file, state_directory).is_ok();
@@ -61,6 +61,28 @@ impl Config {
         let whole = document(found.iter().map(|(name, value)| (*name, value)));
         Self::parse(&whole, file, state_directory).or_else(|_| Self::parse("", file, state_directory))
     }
+}
+
+/// Empties the lines that are no TOML, the first few of them, and says how many. What follows a mistake is lost to the
+/// parser otherwise.
+fn leave_out_errors(text: &mut String) -> usize {
+    const MOST: usize = 8;
+    for count in 0..MOST {
+        let Err(e) = DeTable::parse(text) else { return count };
+        let at = e.span().map_or(text.len(), |span| span.start.min(text.len().saturating_sub(1)));
+        let before = text.as_bytes().get(..at).unwrap_or_default();
+        let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+        let Some((before, line)) = text.split_at_checked(start) else { return MOST };
+        let (line, after) = line.split_once('\n').unwrap_or((line, ""));
+        // What follows the head of a table that is none belongs to no other table.
+        let head = if line.trim_start().starts_with('[') {
+            format!("[\"unreadable {count}\"]")
+        } else {
+            String::new()
+        };
+        *text = format!("{before}{head}\n{after}");
+    }
+    MOST
 }
 
 type Name = (&'static str, &'static str);

@@ -212,6 +212,104 @@ fn a_drop_in_that_cannot_be_read_is_not_overlooked() {
 }
 
 #[test]
+fn a_byte_order_mark_may_begin_every_file() {
+    let folder = folder(&[
+        ("config.toml", "\u{feff}[mis]\norigin = \"https://a\"\n"),
+        ("config.d/a.toml", "\u{feff}[log]\nlevel = \"debug\"\n"),
+        ("config.d/b.toml", "\u{feff}[log]\nlevle = 1\n"),
+    ]);
+    let error = load(&folder).unwrap_err();
+    assert!(error.contains("b.toml:2: unknown field `levle`"), "{error}");
+    std::fs::remove_file(folder.path().join("config.d/b.toml")).unwrap();
+    assert_eq!(load(&folder).unwrap().log_level, LogLevel::Debug);
+    assert!(parse("\u{feff}[log]\nlevel = \"debug\"").is_ok());
+}
+
+#[test]
+fn files_that_are_no_text_are_named_with_their_line() {
+    let folder = folder(&[]);
+    let file = folder.path().join("config.toml");
+    for (content, says) in [
+        (&b"# fine\n# sch\xf6n\n"[..], "config.toml:2: it is not UTF-8"),
+        (b"\xff\xfe[\0m\0", "config.toml:1: it is UTF-16. Save it as UTF-8"),
+        (b"a\0b", "config.toml:1: "),
+    ] {
+        std::fs::write(&file, content).unwrap();
+        let error = load(&folder).unwrap_err();
+        assert!(error.contains(says) && !error.contains('\0'), "{error}");
+    }
+    std::fs::write(&file, vec![b'#'; 2 << 20]).unwrap();
+    assert!(load(&folder).unwrap_err().contains("larger than 1 MiB"));
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    assert!(load(&folder).unwrap_err().contains("config.toml: cannot be read: it is a directory"));
+    std::fs::remove_dir(&file).unwrap();
+    std::os::unix::fs::symlink("nowhere", &file).unwrap();
+    assert!(load(&folder).unwrap_err().contains("No such file"), "a link to nowhere is no missing file");
+}
+
+#[test]
+fn a_socket_has_a_path_that_the_system_allows() {
+    let at = |key: &str, bytes: usize| parse(&format!("[socket]\n{key} = \"/{}\"", "s".repeat(bytes - 1)));
+    assert_eq!(at("path", 107).unwrap().socket.path.as_os_str().len(), 107);
+    for key in ["path", "sign_path", "admin_path"] {
+        let error = at(key, 108).unwrap_err();
+        assert!(error.starts_with(&format!("{FILE}:2: socket.{key}: ")), "{error}");
+        assert!(error.contains("at most 107 bytes") && error.contains("has 108"), "{error}");
+    }
+    let error = parse(&format!("[socket]\npath = \"/{}/a\"", "s".repeat(100))).unwrap_err();
+    assert!(error.contains("2: socket.sign_path") && error.contains("has 111"), "{error}");
+    for bad in ["a\\u0000b", "/", ".."] {
+        assert!(parse(&format!("[socket]\npath = \"{bad}\"")).unwrap_err().contains("not the path"), "{bad}");
+    }
+}
+
+#[test]
+fn what_can_be_read_of_a_bad_configuration_is_salvaged() {
+    let given = Some(Path::new("/given"));
+    let salvage =
+        |folder: &tempfile::TempDir| Config::salvage(&folder.path().join("config.toml"), given).unwrap();
+    let good = "state_dir = \"state\"\n[mis]\norigin = \"https://a\"\n[socket]\npath = \"a \\\" b\"\n\
+                max_connections = 0x10\n[workload_api]\nkey_users = [\"wfm\"]\n";
+    // A wrong key or value.
+    for bad in ["[log]\nlevle = 1\n", "[retry]\nbase = \"soon\"\n", "[bootstrap]\n"] {
+        let folder = folder(&[("config.toml", good), ("config.d/a.toml", bad)]);
+        load(&folder).unwrap_err();
+        let config = salvage(&folder);
+        assert_eq!(config.state_dir, folder.path().join("state"), "{bad}");
+        assert_eq!(config.socket.path, folder.path().join("a \" b"));
+        assert_eq!(config.socket.limits.connections, 16);
+        assert_eq!(&*config.key_users, ["wfm"]);
+        assert!(config.mis.is_none() && config.bootstrap.is_none());
+    }
+    // No TOML at all, before and after what is.
+    for (before, after) in [("nonsense\n", ""), ("", "[mis\n= 5\n\u{1}"), ("\u{feff}x = \n", "\"\"\"")] {
+        let folder = folder(&[("config.toml", &format!("{before}{good}{after}"))]);
+        let config = salvage(&folder);
+        assert_eq!(config.state_dir, folder.path().join("state"), "{before}{after}");
+        assert!(config.key_users.is_empty(), "who is given a key may be what is missing");
+    }
+    let head = folder(&[(
+        "config.toml",
+        "[socket]\npath = \"/a\"\n[files\ngroup = \"b\"\n[log]\nlevel = \"debug\"",
+    )]);
+    let config = salvage(&head);
+    assert_eq!((config.socket.group, config.log_level), (None, LogLevel::Debug));
+    // A value that is bad by itself, one file that cannot be read, and nothing at all.
+    let one = folder(&[
+        ("config.toml", "[socket]\npath = 5\nsign_path = \"s\"\nmax_connections = 0\n[key]\ntcti = \"?\""),
+        ("config.d/a.toml/x", ""),
+    ]);
+    let config = salvage(&one);
+    assert_eq!(config.socket.path, Path::new(DEFAULT_SOCKET));
+    assert_eq!(config.socket.sign_path, one.path().join("s"));
+    assert_eq!(config.state_dir, Path::new("/given"));
+    let noise = "[=\"\n".repeat(300_000);
+    assert_eq!(salvage(&folder(&[("config.toml", &noise)])).state_dir, Path::new("/given"));
+    assert_eq!(salvage(&folder(&[("config.toml/x", "")])).socket, parse("").unwrap().socket);
+}
+
+#[test]
 fn there_is_a_limit_to_size_and_number() {
     let large = format!("#{}", " ".repeat(600 * 1024));
     let too_much = folder(&[("config.toml", &large), ("config.d/a.toml", &large)]);

@@ -23,15 +23,6 @@ fn a_device_without_a_configuration_waits_for_one() {
 }
 
 #[test]
-fn a_configuration_that_cannot_be_read_ends_the_process_and_says_where() {
-    let device = Device::new("[mis]\ndiscovery_url = \"https://mis.example/\"\ncolour = \"blue\"\n");
-    let output = device.run(&["run"]);
-    assert_eq!(output.status.code(), Some(78));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("config.toml:3: unknown field `colour`"), "{said}");
-}
-
-#[test]
 fn a_socket_that_cannot_be_bound_ends_the_process_and_says_why() {
     let device = Device::new("[socket]\npath = \"/proc/no/agent.sock\"\n");
     let output = device.run(&["run"]);

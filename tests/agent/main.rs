@@ -19,6 +19,7 @@ mod grpc;
 mod keys;
 mod lost_key;
 mod main_job;
+mod misconfigured;
 mod moves;
 mod offline;
 mod orders;

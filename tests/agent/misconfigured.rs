@@ -1,0 +1,299 @@
+//! A configuration that cannot be used, at the start and later: what is held is served, file and line are named, and the
+//! agent goes on once it is corrected.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::thread;
+use std::time::Duration;
+
+use development_mis::Endpoint;
+
+use crate::support::agent::{AGENT, Device};
+use crate::support::folder::open_to_all;
+use crate::support::strace::{Call, Strace, What};
+use crate::world::{self, World};
+
+const UNCONFIGURED: &str = "state_dir = \"{dir}/state\"\n[socket]\npath = \"{dir}/run/agent.sock\"\n";
+/// Nobody in particular.
+const NOBODY: u32 = 65534;
+
+fn metric(device: &Device, name: &str) -> String {
+    let text = device.get("/metrics").unwrap().1;
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("miaf_agent_{name} ")));
+    line.unwrap_or_else(|| panic!("no {name} in {text}")).to_owned()
+}
+
+fn run(device: &Device, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = device.run(arguments);
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn an_agent_started_with_a_bad_configuration_serves_what_it_holds() {
+    let mut world = World::enrolled();
+    let (held, published) = (world.device.status(), world.device.published("svid.pem"));
+    for bad in ["[log]\nlevle = \"info\"\n", "[log\n", "[renewal]\nwindow = [2.0, 3.0]\n"] {
+        world.kill();
+        world.configure(bad);
+        world.device.start();
+        let status = world.device.wait_for("blocked");
+        for member in ["spiffeId", "trustDomain", "key"] {
+            assert_eq!(status[member], held[member], "{member}");
+        }
+        assert_eq!(status["svid"]["serial"], held["svid"]["serial"]);
+        let error = &status["lastError"];
+        assert_eq!(error["type"], "urn:miaf-agent:error:configuration");
+        let detail = error["detail"].as_str().unwrap();
+        assert!(detail.contains("/config.toml:"), "{detail}");
+        assert_eq!(world.device.published("svid.pem"), published);
+        assert_eq!(world.device.get("/readyz").unwrap().0, 200);
+        assert_eq!(world.device.get("/v1/bundle").unwrap().0, 200);
+        let body = "{\"algorithm\":\"ES256\",\"digest\":\"47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\"}";
+        let sign = format!(
+            "POST /v1/sign HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        assert_eq!(world.device.request_at("run/sign.sock", &sign).unwrap().0, 200);
+        assert_eq!(metric(&world.device, "configuration_rejected"), "1");
+        assert_eq!(metric(&world.device, "needs_correction"), "1");
+        let text = String::from_utf8(world.device.run(&["status"]).stdout).unwrap();
+        assert!(text.contains(detail) && text.contains("miaf-agent check-config"), "{text}");
+        let (code, said) = run(&world.device, &["renew"]);
+        assert!(code == Some(1) && said.contains(detail), "{said}");
+
+        world.configure("");
+        let status = world.device.wait_for("active");
+        assert_eq!(status["spiffeId"], held["spiffeId"]);
+        assert_eq!(metric(&world.device, "configuration_rejected"), "0");
+    }
+    assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "no other identity was asked for");
+    assert!(!world.device.path("state/private/identity.json.unusable-1").exists());
+}
+
+/// How a configuration is spoilt, and what is said of it.
+type Spoilt<'a> = (&'a dyn Fn(&Device), &'a str);
+
+#[test]
+fn every_kind_of_bad_file_is_named_and_its_correction_is_noticed() {
+    let drop_in = |device: &Device, name: &str, text: &[u8]| {
+        fs::create_dir_all(device.path("config.d")).unwrap();
+        fs::write(device.path("config.d").join(name), text).unwrap();
+    };
+    let kinds: [Spoilt; 6] = [
+        (&|device| device.configure("[log]\nlevel = \"info\"\n[mis]\norigin = 5\n"), "config.toml:4: "),
+        (&|device| drop_in(device, "a.toml", b"\n[miss]\n"), "config.d/a.toml:2: unknown field"),
+        (&|device| drop_in(device, "a.toml", b"\n\n# sch\xf6n\n"), "config.d/a.toml:3: it is not UTF-8"),
+        (&|device| fs::create_dir_all(device.path("config.d/a.toml")).unwrap(), "it is a directory"),
+        (&|device| drop_in(device, "a.toml", &vec![b'#'; 100 << 20]), "larger than 1 MiB"),
+        (
+            &|device| {
+                fs::create_dir_all(device.path("config.d")).unwrap();
+                std::os::unix::fs::symlink("nowhere", device.path("config.d/a.toml")).unwrap();
+            },
+            "a.toml: cannot be read: No such file",
+        ),
+    ];
+    for (spoil, says) in kinds {
+        let mut device = Device::new(UNCONFIGURED);
+        device.pass_socket("agent", "run/agent.sock"); // wherever the file says that it is
+        spoil(&device);
+        device.start();
+        let status = device.wait_for("blocked");
+        assert!(status["lastError"]["detail"].as_str().unwrap().contains(says), "{says}: {status:#}");
+        assert!(status["spiffeId"].is_null() && !device.path("state").exists(), "nothing is made");
+        let _ = fs::remove_dir_all(device.path("config.d"));
+        device.configure(UNCONFIGURED);
+        device.wait_for("unconfigured");
+        spoil(&device);
+        let status = device.wait_for("blocked");
+        assert!(status["lastError"]["detail"].as_str().unwrap().contains(says), "{says}: {status:#}");
+        assert_eq!(device.log().matches("What is held is served").count(), 2, "{}", device.log());
+    }
+}
+
+#[test]
+fn a_bad_reload_is_shown_until_it_is_corrected() {
+    let world = World::enrolled();
+    assert_eq!(metric(&world.device, "configuration_rejected"), "0");
+    world.configure("[log]\nlevle = 1\n");
+    thread::sleep(Duration::from_secs(2));
+    assert!(world.device.status()["lastError"].is_null(), "nobody has asked to read it");
+    world.device.signal("HUP");
+    let status = world.device.wait_for_error("unknown field `levle`");
+    assert_eq!(status["state"], "active");
+    let detail = status["lastError"]["detail"].as_str().unwrap();
+    assert!(detail.contains("/config.toml:") && detail.contains("stays in use"), "{detail}");
+    assert_eq!(metric(&world.device, "configuration_rejected"), "1");
+    let (code, said) = run(&world.device, &["check-config"]);
+    assert!(code == Some(78) && said.contains("unknown field `levle`"), "{said}");
+
+    world.device.configure("");
+    world.device.wait_for_error("names no [mis] any more");
+    let (code, said) = run(&world.device, &["check-config"]);
+    assert!(code == Some(78) && said.contains("names no [mis] any more"), "{said}");
+    assert_eq!(world.device.status()["state"], "active");
+
+    world.configure("");
+    world.device.wait_for_status("no error", |status| status["lastError"].is_null());
+    assert_eq!(metric(&world.device, "configuration_rejected"), "0");
+    assert_eq!(run(&world.device, &["check-config"]), (Some(0), String::new()));
+}
+
+#[test]
+fn commands_without_an_agent_name_the_line_that_is_wrong() {
+    let device = Device::new(&format!("{UNCONFIGURED}colour = \"blue\"\n"));
+    for command in [&["status"][..], &["svid"], &["bundle"], &["renew"], &["wait", "--timeout", "1s"]] {
+        let (code, said) = run(&device, command);
+        assert_eq!(code, Some(1), "{command:?}");
+        assert!(said.contains("no agent answers at"), "{said}");
+        assert!(said.contains("config.toml:4: unknown field `colour`"), "{said}");
+    }
+    let (code, said) = run(&device, &["check-config"]);
+    assert!(code == Some(78) && said.contains("config.toml:4: "), "{said}");
+}
+
+/// In a user namespace of its own, where the limit is its own too.
+#[test]
+fn a_device_without_inotify_hears_of_its_configuration() {
+    let mut world = World::new();
+    world.device.configure(UNCONFIGURED);
+    let refuse = "echo 0 >/proc/sys/user/max_inotify_instances && exec \"$0\" \"$@\"";
+    world.device.under(&["unshare", "--user", "--map-root-user", "sh", "-c", refuse]);
+    world.device.start();
+    world.device.wait_for("unconfigured");
+    world.device.wait_until("it is said", |device| device.log().contains("fs.inotify.max_user_instances"));
+    world.device.configure("[mis\n");
+    world.device.wait_for("blocked");
+    world.configure("");
+    world.device.wait_for("active");
+    assert_eq!(world.device.log().matches("max_user_instances").count(), 1, "{}", world.device.log());
+}
+
+#[test]
+#[ignore = "needs root: files of other users"]
+fn the_state_of_another_user_is_left_alone() {
+    let mut world = World::new();
+    let state = world.device.path("state");
+    fs::create_dir(&state).unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
+    chown(&state, Some(NOBODY), Some(NOBODY)).unwrap();
+    world.device.start();
+    let status = world.device.wait_for("blocked");
+    let detail = status["lastError"]["detail"].as_str().unwrap();
+    for says in [
+        "(uid 65534), and this agent runs as root",
+        "systemctl start miaf-agent",
+        "runuser -u",
+        "chown -R root",
+    ] {
+        assert!(detail.contains(says), "{says:?} is not in {detail}");
+    }
+    thread::sleep(Duration::from_secs(11)); // it looks again twice
+    assert_eq!(
+        world.device.log().matches("runs as root").count(),
+        2,
+        "log and state: {}",
+        world.device.log()
+    );
+    assert_eq!(fs::read_dir(&state).unwrap().count(), 0, "nothing was written");
+    chown(&state, Some(0), Some(0)).unwrap();
+    world.device.wait_for("active");
+
+    // The part that is the agent's own decides.
+    world.kill();
+    chown(&state, Some(NOBODY), None).unwrap();
+    world.device.start();
+    world.device.wait_for("active");
+}
+
+#[test]
+#[ignore = "needs root: files of other users"]
+fn a_record_of_another_user_is_named_with_the_command_that_helps() {
+    let mut world = World::new();
+    let private = world.device.path("state/private");
+    fs::create_dir_all(&private).unwrap();
+    for dir in [world.device.path("state"), private.clone()] {
+        chown(&dir, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(private.join("identity.json"), "root's").unwrap();
+    fs::set_permissions(private.join("identity.json"), fs::Permissions::from_mode(0o600)).unwrap();
+    open_to_all(world.device.dir(), 0o777);
+    open_to_all(&world.device.path("config.toml"), 0o644);
+    world.device.under(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]);
+    world.device.start();
+    let status = world.device.wait_for("blocked");
+    let detail = status["lastError"]["detail"].as_str().unwrap();
+    assert!(detail.contains("could not read") && detail.contains("identity.json"), "{detail}");
+    assert!(detail.contains("chown -R nobody ") && detail.contains("/state"), "{detail}");
+    assert_eq!(fs::read_to_string(private.join("identity.json")).unwrap(), "root's");
+}
+
+#[test]
+#[ignore = "needs root: files of other users"]
+fn a_configuration_that_may_not_be_read_is_named_with_owner_and_mode() {
+    let mut device = Device::new(UNCONFIGURED);
+    fs::create_dir(device.path("config.d")).unwrap();
+    let file = device.path("config.d/site.toml");
+    fs::write(&file, "").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    open_to_all(device.dir(), 0o777);
+    open_to_all(&device.path("config.d"), 0o755);
+    open_to_all(&device.path("config.toml"), 0o644);
+    device.under(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]);
+    device.start();
+    let status = device.wait_for("blocked");
+    let detail = status["lastError"]["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("belongs to root:root with mode 0600, and this process runs as nobody"),
+        "{detail}"
+    );
+    assert!(detail.contains("Let it in: chgrp nogroup "), "{detail}");
+    open_to_all(&file, 0o644);
+    device.wait_for("unconfigured");
+}
+
+#[test]
+#[ignore = "needs root: strace traces an agent that keeps to itself"]
+fn a_directory_that_cannot_be_synced_blocks_nothing() {
+    let mut world = World::new();
+    world.device.configure(UNCONFIGURED);
+    world.device.start();
+    let sync = Call { name: "fsync".into(), path: world.device.path("state/private"), reads: false };
+    let what = What::Fails("EINVAL");
+    let strace = Strace::inject(world.device.pid(), &world.device.path("strace.log"), &sync, what);
+    world.configure("");
+    world.device.wait_for("active");
+    assert!(strace.has_hit(what));
+    let log = world.device.log();
+    assert_eq!(log.matches("cannot be told to make changes durable").count(), 1, "{log}");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_no_success() {
+    let world = World::enrolled();
+    let shell = |script: &str, arguments: &[&str]| {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", script, AGENT]);
+        let output = world.device.complete(&mut command, arguments).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for arguments in [
+        &["--help"][..],
+        &["--version"],
+        &["help", "status"],
+        &["status", "--help"],
+        &["status"],
+        &["svid"],
+        &["check-config"],
+    ] {
+        let (code, said) = shell("\"$0\" \"$@\" >/dev/full", arguments);
+        assert!(
+            code == Some(1) && said.contains("cannot be written: No space left"),
+            "{arguments:?}: {said}"
+        );
+        let (code, said) = shell("{ sleep 0.3; \"$0\" \"$@\"; echo $? >&2; } | true", arguments);
+        assert!(code == Some(0) && said == "0\n", "{arguments:?}: {said}");
+    }
+    assert_eq!(shell("\"$0\" \"$@\" >/dev/null", &["nonsense"]).0, Some(2));
+}
