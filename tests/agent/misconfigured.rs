@@ -11,7 +11,7 @@ use development_mis::Endpoint;
 use crate::support::agent::{AGENT, Device};
 use crate::support::folder::open_to_all;
 use crate::support::strace::{Call, Strace, What};
-use crate::world::{self, World};
+use crate::world::World;
 
 const UNCONFIGURED: &str = "state_dir = \"{dir}/state\"\n[socket]\npath = \"{dir}/run/agent.sock\"\n";
 /// Nobody in particular.

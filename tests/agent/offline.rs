@@ -43,3 +43,25 @@ fn a_mis_that_is_away_is_not_taken_for_a_device_that_is() {
         assert_eq!(error["type"], format!("urn:miaf-agent:error:{want}"), "{error:#}");
     }
 }
+
+/// In a network of its own, with an address and no way out: the name server of this machine does not answer there.
+#[test]
+fn a_name_that_is_not_resolved_is_not_called_offline() {
+    for (origin, proxy) in [
+        (ELSEWHERE[2], ""),
+        (ELSEWHERE[0], "proxy = \"http://proxy.factory.example:3128\""),
+    ] {
+        let mut world = device_of(origin, proxy);
+        let network = "ip link set lo up && ip link add name one type veth peer name two && \
+                       ip address add 10.77.0.2/24 dev one && ip link set one up && ip link set two up && \
+                       exec \"$0\" \"$@\"";
+        world.device.under(&["unshare", "--user", "--map-root-user", "--net", "sh", "-c", network]);
+        world.device.start();
+        let error = world.device.wait_for_error("cannot be resolved")["lastError"].clone();
+        assert_eq!(error["type"], "urn:miaf-agent:error:name-not-resolved", "{error:#}");
+        let detail = error["detail"].as_str().unwrap();
+        let name = if proxy.is_empty() { "mis.factory.example" } else { "proxy.factory.example" };
+        assert!(detail.contains(&format!("{name:?}")) && detail.contains("/etc/resolv.conf"), "{detail}");
+        assert!(!detail.contains("cable"), "{detail}");
+    }
+}
