@@ -251,7 +251,9 @@ async fn drive(
     alarm: &mut Alarm,
 ) -> Option<Config> {
     let mut event = Event::Wake;
-    let mut reloaded = None;
+    // What was rejected may have been corrected while the device was on its way here.
+    let mut reloaded =
+        signals.rejected.is_some().then(|| reload(place, signals, Some(&device.config))).flatten();
     loop {
         let mut step = device.step(event, clock::now(), &mut random::unit);
         let mut leaves = false;

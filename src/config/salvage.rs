@@ -42,7 +42,15 @@ impl Config {
     /// # Errors
     /// None is known: [`ConfigError`] if even the defaults are refused.
     pub fn salvage(file: &Path, state_directory: Option<&Path>) -> Result<Self, ConfigError> {
-        let Readable { texts, mut is_whole } = Readable::of(file);
+        Self::salvage_from(Readable::of(file), file, state_directory)
+    }
+
+    pub(super) fn salvage_from(
+        readable: Readable,
+        file: &Path,
+        state_directory: Option<&Path>,
+    ) -> Result<Self, ConfigError> {
+        let Readable { texts, mut is_whole } = readable;
         let mut found = BTreeMap::new();
         for mut text in texts {
             is_whole &= leave_out_errors(&mut text) == 0;

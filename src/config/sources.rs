@@ -36,7 +36,7 @@ pub(super) struct Sources {
 impl Sources {
     /// One file.
     pub(super) fn one(file: &Path, text: &str) -> Self {
-        let text = text.trim_start_matches(BYTE_ORDER_MARK);
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
         Self { text: text.to_owned(), files: vec![(file.to_owned(), 0)] }
     }
 
@@ -114,6 +114,14 @@ impl Readable {
                 Err(_) => readable.is_whole = false,
             }
         }
+        readable
+    }
+
+    /// A file of this content.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn of_one(content: &[u8]) -> Self {
+        let mut readable = Self { texts: Vec::new(), is_whole: true };
+        readable.add(content);
         readable
     }
 

@@ -47,10 +47,9 @@ fn a_mis_that_is_away_is_not_taken_for_a_device_that_is() {
 /// In a network of its own, with an address and no way out: the name server of this machine does not answer there.
 #[test]
 fn a_name_that_is_not_resolved_is_not_called_offline() {
-    for (origin, proxy) in [
-        (ELSEWHERE[2], ""),
-        (ELSEWHERE[0], "proxy = \"http://proxy.factory.example:3128\""),
-    ] {
+    for (origin, proxy) in
+        [(ELSEWHERE[2], ""), (ELSEWHERE[0], "proxy = \"http://proxy.factory.example:3128\"")]
+    {
         let mut world = device_of(origin, proxy);
         let network = "ip link set lo up && ip link add name one type veth peer name two && \
                        ip address add 10.77.0.2/24 dev one && ip link set one up && ip link set two up && \
