@@ -14,8 +14,6 @@ use crate::text::Excerpt;
 /// Bytes of all files together.
 const MAX_TEXT: usize = 1024 * 1024;
 const MAX_DROP_INS: usize = 256;
-/// Characters of a message of the parser, which repeats what is written.
-const MAX_MESSAGE: usize = 300;
 /// Bytes of a file that is read as far as it can be: a parser that goes on after each error makes much of little.
 const MAX_SALVAGED: usize = 64 * 1024;
 /// An editor's mark that what follows is UTF-8.
@@ -140,7 +138,11 @@ fn not_utf8(file: &Path, content: &[u8], at: usize) -> ConfigError {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "it is UTF-16. Save it as UTF-8",
         _ => "it is not UTF-8. Save it as UTF-8",
     };
-    ConfigError { file: file.into(), line: Some(line), problem: Problem::Syntax(what.into()) }
+    ConfigError {
+        file: file.into(),
+        line: Some(line),
+        problem: Problem::Syntax(Excerpt::of(what, MAX_REASON)),
+    }
 }
 
 fn unreadable(file: &Path, e: io::Error) -> ConfigError {
