@@ -24,12 +24,15 @@ use crate::lifecycle::{LastError, Report};
 use crate::system::files;
 use crate::system::secret::SecretError;
 use crate::time::Timestamp;
+use crate::x509;
 
 /// A certificate and the key that is seen to belong to it.
 #[derive(Clone)]
 pub struct Credential {
     certified: CertifiedKey,
     facts: Facts,
+    /// Of its intermediates.
+    ends: Vec<x509::End>,
     /// The key was seen to work, as far as that can be seen here.
     proven: bool,
 }
@@ -61,7 +64,10 @@ pub struct Facts {
 
 impl Credential {
     /// Reads certificate and key from where they are. Blocks, and asks the TPM where one of them is there.
-    ///    ///
+    ///
+    /// Of the certificate no more is read than the dates and the key. Whether it is any good is for the MIS to say, which
+    /// may know extensions and forms that no library here does.
+    ///
     /// # Errors
     /// [`BootstrapError`]. Validity is not looked at: see [`Credential::judge`].
     pub fn read(config: &config::Bootstrap, tpm: &Tpm, purpose: Purpose) -> Result<Self, BootstrapError> {
@@ -80,16 +86,18 @@ impl Credential {
         };
         let proven = purpose == Purpose::Use || !key.in_tpm;
         let facts = facts(config, &chain, key.algorithm, key.in_tpm)?;
+        let ends = x509::ends_of_intermediates(&chain);
         let certified = CertifiedKey::new(chain, key.signing_key);
-        let certificate = config.certificate.to_string();
-        match certified.keys_match() {
-            Ok(()) => Ok(Self { certified, facts, proven }),
-            Err(rustls::Error::InconsistentKeys(_)) => {
-                Err(BootstrapError::Mismatch { certificate, key: config.key.to_string() })
-            }
-            // What TLS cannot read is of no use, whatever else can: a certificate of version 1, say.
-            Err(why) => Err(BootstrapError::Certificate { place: certificate, why: why.to_string() }),
+        // A key that does not tell its public half cannot be compared; the MIS would notice.
+        let fits = match (certified.cert.first(), certified.key.public_key()) {
+            (Some(own), Some(public)) => x509::Certificate::read(own).is_none_or(|own| own.has_key(&public)),
+            _ => true,
+        };
+        if !fits {
+            let certificate = config.certificate.to_string();
+            return Err(BootstrapError::Mismatch { certificate, key: config.key.to_string() });
         }
+        Ok(Self { certified, facts, ends, proven })
     }
 
     /// Whether it can be shown to a MIS at `now`.
@@ -132,6 +140,8 @@ pub struct Bootstrap {
     trouble: Option<Trouble>,
     /// How many of [`WARN_AT_DAYS`] have been warned of.
     warned: usize,
+    /// The same for the intermediate that ends first.
+    warned_of_intermediate: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -162,6 +172,7 @@ impl Bootstrap {
             Ok(credential) => {
                 self.announce(&credential.facts);
                 self.warn_of_expiry(&credential.facts, now);
+                self.warn_of_intermediates(&credential.ends, now);
                 self.seen = facts;
                 self.recover();
                 // What was merely looked at does not take the place of what is known to work.
@@ -243,6 +254,31 @@ impl Bootstrap {
             );
         }
         self.warned = passed;
+    }
+
+    /// A MIS may have newer ones itself, so that it is no error when one has ended.
+    fn warn_of_intermediates(&mut self, ends: &[x509::End], now: Timestamp) {
+        let first = ends.iter().min_by_key(|end| end.not_after);
+        let passed = first.map_or(0, |end| warnings_due(now.until(end.not_after)));
+        if let Some(x509::End { subject, not_after }) = first
+            && passed > self.warned_of_intermediate
+        {
+            if now > *not_after {
+                tracing::warn!(
+                    %subject, %not_after,
+                    "an intermediate of the factory certificate has expired: a MIS that has no newer one refuses this \
+                     device. Put the new one in its place, in cert_file or intermediates_file"
+                );
+            } else {
+                let days = now.until(*not_after).as_secs() / DAY.as_secs();
+                tracing::warn!(
+                    %subject, %not_after, days,
+                    "an intermediate of the factory certificate expires soon, and without it this device may not be able \
+                     to enroll again: put the new one in its place, in cert_file or intermediates_file"
+                );
+            }
+        }
+        self.warned_of_intermediate = passed;
     }
 }
 
@@ -379,6 +415,7 @@ mod tests {
                 in_tpm: false,
             },
             certified: CertifiedKey::new(vec![der], signing_key),
+            ends: Vec::new(),
             proven: true,
         }
     }
@@ -472,5 +509,20 @@ mod tests {
         assert_eq!(bootstrap.warned, 1);
         bootstrap.take(Ok(credential(-1, 4000)), Purpose::Use, NOW).unwrap();
         assert_eq!(bootstrap.warned, 0, "a new one is warned of in its own time");
+    }
+
+    #[test]
+    fn intermediates_are_warned_of_in_their_own_time() {
+        let mut bootstrap = Bootstrap::default();
+        let mut with_intermediate = |days: i64| {
+            let not_after = Timestamp::from_secs(1_800_000_000 + days * DAYS);
+            let end = x509::End { subject: crate::text::Excerpt::of("CN=line 4", 80), not_after };
+            let credential = Credential { ends: vec![end], ..credential(-1, 4000) };
+            bootstrap.take(Ok(credential), Purpose::Look, NOW).unwrap();
+            bootstrap.warned_of_intermediate
+        };
+        for (days, due) in [(4000, 0), (80, 1), (80, 1), (20, 4), (-1, 12), (4000, 0)] {
+            assert_eq!(with_intermediate(days), due, "{days}");
+        }
     }
 }

@@ -27,3 +27,4 @@ pub mod system;
 pub(crate) mod testing;
 pub mod text;
 pub mod time;
+pub(crate) mod x509;

@@ -15,6 +15,11 @@ use crate::text::Excerpt;
 /// Characters of a reason that comes from elsewhere.
 const MAX_REASON: usize = 200;
 
+/// Why an MIS may say that no certificate was shown.
+const UNASKED: &str = ". The server that ended TLS did not ask this device for its certificate: a load balancer or reverse \
+                       proxy in front of the MIS seems to end TLS there. Have it pass TLS through to the MIS, or ask for \
+                       client certificates at this URL";
+
 /// Why the MIS gave no usable answer.
 #[derive(Debug, thiserror::Error)]
 pub enum MisError {
@@ -90,12 +95,12 @@ pub enum MisError {
         why: String,
     },
     /// The server ended the handshake because of this device's certificate.
-    #[error("{url} refused this device's certificate in the TLS handshake ({alert})")]
+    #[error("{url} refused this device's certificate in the TLS handshake: {why}")]
     ClientCertificateRefused {
         /// What was asked.
         url: Url,
-        /// The TLS alert.
-        alert: String,
+        /// What its TLS alert says.
+        why: String,
     },
     /// No complete answer in time.
     #[error("{url} did not answer completely within {} seconds", limit.as_secs())]
@@ -126,6 +131,8 @@ pub enum MisError {
         retry_after: Option<Duration>,
         /// The beginning of any other body.
         excerpt: Option<Excerpt>,
+        /// The server did not ask for the client certificate that it was to be shown.
+        unasked: bool,
     },
     /// A redirect, which is not followed (miaf-v0 D2).
     #[error(
@@ -228,7 +235,9 @@ impl MisError {
     }
 
     fn report(&self) -> Report {
-        if let Self::Refused { url, status, problem, excerpt, .. } = self {
+        if let Self::Refused { url, status, problem, excerpt, unasked, .. } = self {
+            // A server's own words are limited, and so is what is left of them beside this.
+            let unasked = if *unasked && (400..500).contains(status) { UNASKED } else { "" };
             return match problem {
                 // The MIS's own words, as it said them (P3).
                 Some(problem) => Report {
@@ -237,8 +246,8 @@ impl MisError {
                     status: Some(*status),
                     // And who said so: it may be another than the one meant.
                     detail: Some(match &problem.detail {
-                        Some(detail) => limited(format_args!("{detail} (answered by {url})")),
-                        None => limited(format_args!("answered by {url}")),
+                        Some(detail) => limited(format_args!("{detail} (answered by {url}){unasked}")),
+                        None => limited(format_args!("answered by {url}{unasked}")),
                     }),
                     instance: problem.instance.as_ref().map(ToString::to_string),
                 },
@@ -250,8 +259,8 @@ impl MisError {
                     },
                     status: Some(*status),
                     detail: Some(match excerpt {
-                        Some(excerpt) => limited(format_args!("{url} answered: {excerpt}")),
-                        None => limited(format_args!("{url} answered without a word")),
+                        Some(excerpt) => limited(format_args!("{url} answered: {excerpt}{unasked}")),
+                        None => limited(format_args!("{url} answered without a word{unasked}")),
                     }),
                     instance: None,
                 },

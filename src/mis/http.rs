@@ -22,7 +22,7 @@ use super::problem::{self, Problem};
 use super::proxy::{self, Hop};
 use super::tls::{self, TlsReason};
 use super::trust::Trust;
-use super::verify::{Note, VouchedBy};
+use super::verify::{Note, Request, VouchedBy};
 use crate::config;
 use crate::json;
 use crate::system::{clock, route};
@@ -82,6 +82,8 @@ pub(super) struct Answer {
     pub(super) validators: Validators,
     /// By whom the server was authenticated that gave it.
     pub(super) vouched_by: VouchedBy,
+    /// The server did not ask for the client certificate that it was to be shown.
+    unasked: bool,
     content_type: Option<String>,
     /// `Content-Encoding`, or a `Transfer-Encoding` that is not undone, unless it is none.
     encoding: Option<Excerpt>,
@@ -167,7 +169,8 @@ impl Answer {
         let body = self.encoding.is_none().then_some(&self.body);
         let problem = body.and_then(|body| Problem::read(status, self.content_type.as_deref(), body));
         let excerpt = if problem.is_none() { self.described() } else { None };
-        MisError::Refused { url, status, problem, retry_after: self.retry_after, excerpt }
+        let unasked = self.unasked;
+        MisError::Refused { url, status, problem, retry_after: self.retry_after, excerpt, unasked }
     }
 }
 
@@ -301,6 +304,7 @@ async fn exchange(
             last_modified: text(headers, header::LAST_MODIFIED),
         },
         vouched_by: note.vouched_by(),
+        unasked: call.identity.is_some() && matches!(note.request(), Request::None),
         content_type: text(headers, header::CONTENT_TYPE),
         encoding: encoding(headers),
         location: text(headers, header::LOCATION).map(|to| Excerpt::of(to, MAX_EXCERPT)),
@@ -422,11 +426,11 @@ fn http_fault(error: &(dyn Error + 'static)) -> Option<Excerpt> {
 }
 
 async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note) -> MisError {
-    match tls::reason(&error) {
+    match tls::reason(&error, note) {
         Some(TlsReason::Server(why)) => {
             return MisError::ServerNotTrusted { url, why: note.refusal().unwrap_or(why) };
         }
-        Some(TlsReason::Client(alert)) => return MisError::ClientCertificateRefused { url, alert },
+        Some(TlsReason::Client(why)) => return MisError::ClientCertificateRefused { url, why },
         Some(TlsReason::Other(why)) => {
             return MisError::Unreachable {
                 url,

@@ -4,13 +4,23 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use rustls::client::Resumption;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{AlertDescription, ClientConfig};
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::sign::CertifiedKey;
+use rustls::{AlertDescription, ClientConfig, InvalidMessage, OtherError, PeerIncompatible, SignatureScheme};
 
 use super::MisError;
 use super::trust::Loaded;
-use super::verify::{self, Note, Verifier};
+use super::verify::{self, Note, Request, Verifier};
+use crate::system::clock;
+use crate::text::Excerpt;
+use crate::x509;
+
+/// What this client offers, for people whose server offers something else.
+const OFFER: &str = "This client offers TLS 1.3 with AES-GCM and ChaCha20-Poly1305, the groups X25519, P-256 and P-384, and \
+                     takes a server's certificate with a key that is RSA (2048 to 8192 bits), ECDSA on P-256 or P-384, or \
+                     Ed25519. A server with a P-521 key or group only needs another one beside it";
+/// Characters of a reason that comes from elsewhere.
+const MAX_REASON: usize = 200;
 
 /// A TLS 1.3 client that trusts what was provisioned and nothing else, for one call.
 pub(super) fn client(
@@ -19,63 +29,252 @@ pub(super) fn client(
     note: Arc<Note>,
 ) -> Result<ClientConfig, MisError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Verifier::new(trust, provider.signature_verification_algorithms, note);
-    let builder = ClientConfig::builder_with_provider(provider)
+    let verifier = Verifier::new(trust, provider.signature_verification_algorithms, note.clone());
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(MisError::TlsSetup)?
         .dangerous() // rustls' word for any verifier but its own, which knows no pins
-        .with_custom_certificate_verifier(Arc::new(verifier));
-    let mut config = match identity {
-        Some(key) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))),
-        None => builder.with_no_client_auth(),
-    };
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(ClientCertificate { identity, note }));
     // A resumed session would go on under the identity it was opened with.
     config.resumption = Resumption::disabled();
     Ok(config)
 }
 
+/// The client certificate of one call, and a note of whether the server asked for it.
+#[derive(Debug)]
+struct ClientCertificate {
+    identity: Option<Arc<CertifiedKey>>,
+    note: Arc<Note>,
+}
+
+impl ResolvesClientCert for ClientCertificate {
+    fn resolve(
+        &self,
+        _acceptable_issuers: &[&[u8]],
+        accepted: &[SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
+        let (request, certificate) = match &self.identity {
+            None => (Request::NothingToShow, None),
+            Some(identity) if identity.key.choose_scheme(accepted).is_none() => (Request::OtherKeys, None),
+            Some(identity) => (Request::Shown(identity.clone()), Some(identity.clone())),
+        };
+        self.note.requested(request);
+        certificate
+    }
+
+    fn has_certs(&self) -> bool {
+        self.identity.is_some()
+    }
+}
+
 /// What TLS had to do with an error of the HTTP client, if anything.
+#[derive(Debug)]
 pub(super) enum TlsReason {
     /// The server is not who it should be.
     Server(String),
-    /// The server did not like this device's certificate.
+    /// The server did not like this device's certificate, which it was shown.
     Client(String),
     /// Any other TLS failure.
     Other(String),
 }
 
 /// Looks for a TLS error among the causes. An I/O error hides what it wraps from `source`, and may wrap another.
-pub(super) fn reason(error: &(dyn Error + 'static)) -> Option<TlsReason> {
+pub(super) fn reason(error: &(dyn Error + 'static), note: &Note) -> Option<TlsReason> {
     if let Some(tls) = error.downcast_ref() {
-        return Some(describe(tls));
+        return Some(describe(tls, note));
     }
     let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
     match wrapped {
-        Some(inner) => reason(inner),
-        None => error.source().and_then(reason),
+        Some(inner) => reason(inner, note),
+        None => error.source().and_then(|source| reason(source, note)),
     }
 }
 
-fn describe(error: &rustls::Error) -> TlsReason {
-    use AlertDescription as A;
+fn describe(error: &rustls::Error, note: &Note) -> TlsReason {
+    use rustls::Error as E;
+    let other = |why: &str| TlsReason::Other(why.to_owned());
     match error {
-        rustls::Error::InvalidCertificate(why) => TlsReason::Server(verify::describe(why)),
-        rustls::Error::NoCertificatesPresented => TlsReason::Server("it presented no certificate".into()),
-        rustls::Error::AlertReceived(
-            alert @ (A::BadCertificate
+        E::InvalidCertificate(why) => TlsReason::Server(verify::describe(why)),
+        E::NoCertificatesPresented => TlsReason::Server("it presented no certificate".into()),
+        E::AlertReceived(alert) => of_alert(*alert, &note.request()),
+        E::InvalidMessage(
+            InvalidMessage::CertificatePayloadTooLarge | InvalidMessage::HandshakePayloadTooLarge,
+        ) => TlsReason::Server("it presented more than 64 KB of certificates, and no more are read".into()),
+        E::InvalidMessage(
+            InvalidMessage::InvalidContentType
+            | InvalidMessage::UnknownProtocolVersion
+            | InvalidMessage::MessageTooLarge
+            | InvalidMessage::InvalidEmptyPayload,
+        )
+        | E::PeerSentOversizedRecord => other(
+            "it does not speak TLS here: another service, plain HTTP, or a portal that asks for a login seems to answer \
+             at this host and port",
+        ),
+        E::InvalidMessage(_) => other("it sent a TLS message that is damaged or not allowed"),
+        E::InappropriateMessage { .. } | E::InappropriateHandshakeMessage { .. } => {
+            other("it sent a TLS message that has no place at that point of the handshake")
+        }
+        E::PeerIncompatible(why) => TlsReason::Other(incompatible(why)),
+        E::PeerMisbehaved(_) => other("it broke the rules of TLS (RFC 8446)"),
+        E::DecryptError => other("a TLS message was changed or damaged on the way"),
+        E::NoApplicationProtocol => other("it does not speak HTTP/1.1 (ALPN http/1.1)"),
+        E::UnsupportedNameType => other("the host in the URL is neither a name nor an address"),
+        E::FailedToGetCurrentTime | E::FailedToGetRandomBytes => {
+            other("this system gave no time or no random numbers")
+        }
+        E::Other(OtherError(why)) => {
+            // The device's own key, which has words of its own.
+            TlsReason::Other(format!("this device's key could not be used: {}", Excerpt::of(why, MAX_REASON)))
+        }
+        rest => TlsReason::Other(Excerpt::of(rest, MAX_REASON).into()),
+    }
+}
+
+fn incompatible(why: &PeerIncompatible) -> String {
+    use PeerIncompatible as P;
+    match why {
+        P::ServerDoesNotSupportTls12Or13
+        | P::ServerTlsVersionIsDisabledByOurConfig
+        | P::SupportedVersionsExtensionRequired
+        | P::Tls12NotOffered
+        | P::Tls12NotOfferedOrEnabled => "it does not speak TLS 1.3, and TLS 1.3 is required".into(),
+        P::NoCertificateRequestSignatureSchemesInCommon => {
+            "it accepts client certificates with no signature algorithm that is known here. TLS 1.3 is required".into()
+        }
+        _ => format!("it and this client have no common parameters for TLS; TLS 1.3 is required. {OFFER}"),
+    }
+}
+
+fn of_alert(alert: AlertDescription, request: &Request) -> TlsReason {
+    use AlertDescription as A;
+    let name = alert_name(alert);
+    let about_certificates = matches!(
+        alert,
+        A::NoCertificate
+            | A::BadCertificate
             | A::UnsupportedCertificate
             | A::CertificateRevoked
             | A::CertificateExpired
             | A::CertificateUnknown
             | A::UnknownCA
             | A::AccessDenied
-            | A::CertificateRequired),
-        ) => TlsReason::Client(format!("{alert:?}")),
-        rustls::Error::AlertReceived(A::ProtocolVersion) | rustls::Error::PeerIncompatible(_) => {
-            TlsReason::Other(format!("{error}; TLS 1.3 is required"))
+            | A::CertificateRequired
+    );
+    // Once it has asked for a certificate, and has been shown one, what it cannot read is that.
+    let may_be_about_one = about_certificates
+        || matches!(
+            alert,
+            A::DecodeError
+                | A::IllegalParameter
+                | A::DecryptError
+                | A::HandshakeFailure
+                | A::InsufficientSecurity
+        );
+    match request {
+        Request::Shown(identity) if may_be_about_one => {
+            let peculiar = peculiarities(identity).map(|what| format!(". What it may not like: {what}"));
+            let why = of_client_alert(alert);
+            TlsReason::Client(format!("{why} ({name}){}", peculiar.unwrap_or_default()))
         }
-        other => TlsReason::Other(other.to_string()),
+        Request::NothingToShow if about_certificates || alert == A::HandshakeFailure => {
+            TlsReason::Other(format!(
+                "the server requires a client certificate here ({name}), and this request is made without one. Have it \
+             require none for this URL: the discovery document and the trust bundle are for devices that have none yet"
+            ))
+        }
+        Request::OtherKeys if may_be_about_one => TlsReason::Other(format!(
+            "the server requires a client certificate ({name}) and does not accept signatures of the kind that this \
+             device's key makes, so none was shown. Have it accept the key's algorithm, which status shows"
+        )),
+        _ => TlsReason::Other(match alert {
+            A::ProtocolVersion => {
+                "it does not speak TLS 1.3, and TLS 1.3 is required (protocol_version)".into()
+            }
+            A::HandshakeFailure | A::InsufficientSecurity => {
+                format!(
+                    "it ended the TLS handshake ({name}): nothing that this client offers suits it. {OFFER}"
+                )
+            }
+            A::UnrecognisedName => {
+                "it serves no host of this name (unrecognized_name): is the host in the URL the right one?"
+                    .into()
+            }
+            A::InternalError => "it ended the TLS handshake for a fault of its own (internal_error)".into(),
+            _ if about_certificates => format!(
+                "it ended the TLS handshake ({name}), although it had not asked this device for a certificate"
+            ),
+            _ => format!("it ended the TLS handshake ({name})"),
+        }),
     }
+}
+
+fn of_client_alert(alert: AlertDescription) -> &'static str {
+    use AlertDescription as A;
+    match alert {
+        A::BadCertificate => "it takes the certificate for damaged or wrongly signed",
+        A::UnsupportedCertificate => "it does not take certificates of this kind or purpose",
+        A::CertificateRevoked => "it takes the certificate for revoked",
+        A::CertificateExpired => {
+            "the certificate, or an intermediate of it, is expired or not yet valid by its clock"
+        }
+        A::UnknownCA => "it does not know or trust the CA of the certificate",
+        A::AccessDenied => "it does not let the holder of this certificate in",
+        A::DecodeError | A::IllegalParameter => "its TLS library cannot read the certificate or its key",
+        A::DecryptError => "it could not verify a signature with the certificate's key",
+        A::HandshakeFailure | A::InsufficientSecurity => {
+            "it does not take this certificate or a key of this kind"
+        }
+        _ => "it does not accept the certificate",
+    }
+}
+
+/// The name of an alert in RFC 8446 section 6, or its number.
+fn alert_name(alert: AlertDescription) -> String {
+    use AlertDescription as A;
+    let name = match alert {
+        A::CloseNotify => "close_notify",
+        A::UnexpectedMessage => "unexpected_message",
+        A::BadRecordMac => "bad_record_mac",
+        A::RecordOverflow => "record_overflow",
+        A::HandshakeFailure => "handshake_failure",
+        A::NoCertificate => "no_certificate",
+        A::BadCertificate => "bad_certificate",
+        A::UnsupportedCertificate => "unsupported_certificate",
+        A::CertificateRevoked => "certificate_revoked",
+        A::CertificateExpired => "certificate_expired",
+        A::CertificateUnknown => "certificate_unknown",
+        A::IllegalParameter => "illegal_parameter",
+        A::UnknownCA => "unknown_ca",
+        A::AccessDenied => "access_denied",
+        A::DecodeError => "decode_error",
+        A::DecryptError => "decrypt_error",
+        A::ProtocolVersion => "protocol_version",
+        A::InsufficientSecurity => "insufficient_security",
+        A::InternalError => "internal_error",
+        A::InappropriateFallback => "inappropriate_fallback",
+        A::UserCanceled => "user_canceled",
+        A::MissingExtension => "missing_extension",
+        A::UnsupportedExtension => "unsupported_extension",
+        A::UnrecognisedName => "unrecognized_name",
+        A::BadCertificateStatusResponse => "bad_certificate_status_response",
+        A::UnknownPSKIdentity => "unknown_psk_identity",
+        A::CertificateRequired => "certificate_required",
+        A::NoApplicationProtocol => "no_application_protocol",
+        other => return format!("alert {}", u8::from(other)),
+    };
+    name.to_owned()
+}
+
+/// What is unusual about a client certificate that was shown, and its intermediates that have ended.
+fn peculiarities(identity: &CertifiedKey) -> Option<String> {
+    let own = identity.cert.first().map(|own| x509::peculiarities(own)).unwrap_or_default();
+    let ended = x509::ends_of_intermediates(&identity.cert);
+    let now = clock::now().wall;
+    let ended = ended.iter().filter(|end| end.not_after < now);
+    let ended = ended.map(|end| format!("its intermediate \"{}\" ended at {}", end.subject, end.not_after));
+    let all: Vec<String> = own.into_iter().chain(ended).collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 #[cfg(test)]

@@ -124,7 +124,9 @@ impl Held {
 #[derive(Debug, Default)]
 pub(super) struct Loaded {
     pub(super) ca_file: Option<PathBuf>,
-    /// From `ca_file`.
+    /// The certificates in `ca_file`: a server may present one of them as its own.
+    pub(super) certificates: Vec<CertificateDer<'static>>,
+    /// The same as anchors.
     pub(super) provisioned: Vec<TrustAnchor<'static>>,
     /// The operating system's, if they count.
     pub(super) system: Vec<TrustAnchor<'static>>,
@@ -137,9 +139,12 @@ impl Loaded {
         if trust.is_empty() {
             return Err(MisError::NoTrust);
         }
+        let (certificates, provisioned) =
+            trust.ca_file.as_deref().map(anchors_in).transpose()?.unwrap_or_default();
         Ok(Self {
             ca_file: trust.ca_file.clone(),
-            provisioned: trust.ca_file.as_deref().map(anchors_in).transpose()?.unwrap_or_default(),
+            certificates,
+            provisioned,
             system: if trust.system_roots { system_anchors()? } else { Vec::new() },
             pins: trust.spki_sha256.clone(),
         })
@@ -166,20 +171,21 @@ impl Loaded {
 }
 
 /// One damaged certificate makes the file bad: somebody put each of them there.
-fn anchors_in(path: &Path) -> Result<Vec<TrustAnchor<'static>>, MisError> {
+fn anchors_in(path: &Path) -> Result<(Vec<CertificateDer<'static>>, Vec<TrustAnchor<'static>>), MisError> {
     let unusable = |why: String| MisError::TrustFile { path: path.to_owned(), why };
     let pem = files::read_limited(path).map_err(|e| unusable(e.to_string()))?;
-    let mut anchors = Vec::new();
+    let (mut certificates, mut anchors) = (Vec::new(), Vec::new());
     for (index, certificate) in CertificateDer::pem_slice_iter(&pem).enumerate() {
         let certificate = certificate.map_err(|e| unusable(format!("it is not PEM: {e}")))?;
         let anchor = webpki::anchor_from_trusted_cert(&certificate)
             .map_err(|e| unusable(format!("certificate {} in it is damaged: {e}", index + 1)))?;
         anchors.push(anchor.to_owned());
+        certificates.push(certificate);
     }
     if anchors.is_empty() {
         return Err(unusable("it holds no PEM certificate".into()));
     }
-    Ok(anchors)
+    Ok((certificates, anchors))
 }
 
 /// Those of a distribution, or of `SSL_CERT_FILE` and `SSL_CERT_DIR` where they are set. One that cannot be read is

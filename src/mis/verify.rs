@@ -12,6 +12,9 @@
 //! A pin trusts the holder of that key, and whoever holds it can name itself as it likes in a chain of its own making.
 //! Whoever wants a CA's word for name and dates as well configures anchors beside the pins.
 
+mod chain;
+mod words;
+
 use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,17 +26,22 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::verify_server_name;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::ParsedCertificate;
+use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, SignatureVerificationAlgorithm, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
+use self::chain::{Anchors, Chain};
 use super::trust::Loaded;
-use crate::time::Timestamp;
+use crate::text::Excerpt;
+use crate::x509::{SEQUENCE, wrap};
 
 /// So many keys are listed in an error at most.
 const MAX_LISTED: usize = 6;
+/// Characters of what a library says that there are no words for.
+const MAX_UNKNOWN: usize = 120;
 
 type Pin = [u8; 32];
 
@@ -53,6 +61,21 @@ pub(super) struct Note(Mutex<Noted>);
 struct Noted {
     vouched_by: Option<VouchedBy>,
     refusal: Option<String>,
+    request: Request,
+}
+
+/// Whether a server asked for a client certificate (RFC 8446 section 4.3.2), and what it was shown.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Request {
+    /// It did not, or has not got so far.
+    #[default]
+    None,
+    /// It did, and this call has none.
+    NothingToShow,
+    /// It did, and does not accept signatures of this device's key.
+    OtherKeys,
+    /// It did, and was shown this.
+    Shown(Arc<CertifiedKey>),
 }
 
 /// By whom a server was authenticated (miaf-v0 D7).
@@ -84,6 +107,16 @@ impl Note {
         self.noted().refusal.clone()
     }
 
+    /// What the server asked for.
+    pub(super) fn request(&self) -> Request {
+        self.noted().request.clone()
+    }
+
+    /// The server asked for a client certificate.
+    pub(super) fn requested(&self, request: Request) {
+        self.noted().request = request;
+    }
+
     fn noted(&self) -> MutexGuard<'_, Noted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -101,18 +134,45 @@ impl Verifier {
         name: &ServerName<'_>,
         now: UnixTime,
     ) -> Result<VouchedBy, Refusal> {
-        let leaf = EndEntityCert::try_from(end_entity).map_err(|e| Refusal::of(e, &self.trust))?;
+        let too_much = |why| Refusal { why, error: CertificateError::ApplicationVerificationFailure };
+        let chain = Chain::read(end_entity, others, self.algorithms.all).map_err(too_much)?;
+        let refused = |e| self.refused(e, &chain);
+        let own = chain.own().map_or(end_entity, |own| &own.reading);
+        let leaf = EndEntityCert::try_from(own).map_err(refused)?;
         let anchors = !self.trust.provisioned.is_empty() || !self.trust.system.is_empty();
-        let vouched_by = if anchors {
-            self.by_anchors(&leaf, others, now)?
+        let vouched_by = if self.trust.certificates.iter().any(|provisioned| provisioned == end_entity) {
+            self.by_itself(&leaf, own, now)?
+        } else if anchors {
+            self.by_anchors(&leaf, &chain, now)?
         } else {
-            self.by_pins_alone(&leaf, end_entity, others, now)?
+            self.by_pins_alone(&leaf, &chain, own, now)?
         };
         // An IP address is only matched by an iPAddress SAN, a name only by a dNSName (RFC 9525; T4).
-        ParsedCertificate::try_from(end_entity)
-            .and_then(|parsed| verify_server_name(&parsed, name))
-            .map_err(Refusal::from)?;
-        Ok(vouched_by)
+        match ParsedCertificate::try_from(own).and_then(|parsed| verify_server_name(&parsed, name)) {
+            Ok(()) => Ok(vouched_by),
+            Err(Error::InvalidCertificate(
+                error @ (CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }),
+            )) => Err(Refusal { why: words::other_names(&chain), error }),
+            Err(error) => Err(Refusal::from(error)),
+        }
+    }
+
+    /// The very certificate stands in `ca_file`: it needs nobody else's word, whether it is marked as a CA's or not.
+    /// Common tools make such certificates for a server alone (`openssl req -x509`).
+    fn by_itself(
+        &self,
+        leaf: &EndEntityCert<'_>,
+        own: &CertificateDer<'_>,
+        now: UnixTime,
+    ) -> Result<VouchedBy, Refusal> {
+        let key = pin_of(&leaf.subject_public_key_info());
+        if !self.trust.pins.is_empty() && !self.trust.pins.contains(&key) {
+            return Err(Refusal::unpinned("of its certificate, which is in ca_file,", &[key]));
+        }
+        Properties::read(own)
+            .and_then(|properties| properties.serve(now))
+            .map_err(Refusal::provisioned_leaf)?;
+        Ok(VouchedBy::Provisioned)
     }
 
     /// What was provisioned comes first: a CA that is in `ca_file` is not a merely public one because the operating
@@ -120,7 +180,7 @@ impl Verifier {
     fn by_anchors(
         &self,
         leaf: &EndEntityCert<'_>,
-        others: &[CertificateDer<'_>],
+        chain: &Chain<'_>,
         now: UnixTime,
     ) -> Result<VouchedBy, Refusal> {
         let pins = &self.trust.pins;
@@ -137,7 +197,7 @@ impl Verifier {
         let stores =
             [(&self.trust.provisioned, VouchedBy::Provisioned), (&self.trust.system, VouchedBy::PublicStore)];
         for (anchors, vouched_by) in stores {
-            match self.path(leaf, anchors, others, now, &pinned) {
+            match self.path(leaf, &Anchors::of(anchors), chain, now, &pinned) {
                 Ok(()) if pins.is_empty() => return Ok(vouched_by),
                 Ok(()) => return Ok(VouchedBy::Provisioned),
                 // Of two reasons the one that is not "somebody else's" says more.
@@ -147,89 +207,110 @@ impl Verifier {
         }
         match unpinned.take() {
             Some(keys) => Err(Refusal::unpinned("on the way from its certificate to the CA", &keys)),
-            None => Err(Refusal::of(failure, &self.trust)),
+            None => Err(self.refused(failure, chain)),
         }
     }
 
     fn by_pins_alone(
         &self,
         leaf: &EndEntityCert<'_>,
-        end_entity: &CertificateDer<'_>,
-        others: &[CertificateDer<'_>],
+        chain: &Chain<'_>,
+        own: &CertificateDer<'_>,
         now: UnixTime,
     ) -> Result<VouchedBy, Refusal> {
         let pins = &self.trust.pins;
         let key = pin_of(&leaf.subject_public_key_info());
         if pins.contains(&key) {
-            Properties::read(end_entity)
+            Properties::read(own)
                 .and_then(|properties| properties.serve(now))
                 .map_err(Refusal::pinned_leaf)?;
             return Ok(VouchedBy::Provisioned);
         }
 
         let mut keys = vec![key];
-        let mut issuers: Vec<(TrustAnchor<'_>, Properties)> = Vec::new();
+        let (mut anchors, mut properties) = (Vec::new(), Vec::new());
         let mut unfit = None;
-        for certificate in others {
+        for other in chain.others() {
             // As strictly as any certificate that is not from a file of ours: a critical extension must be understood.
-            let Ok(parsed) = EndEntityCert::try_from(certificate) else { continue };
+            let Ok(parsed) = EndEntityCert::try_from(&other.reading) else { continue };
             let key = pin_of(&parsed.subject_public_key_info());
             keys.push(key);
             if !pins.contains(&key) {
                 continue;
             }
-            let issuer = Properties::read(certificate).and_then(|properties| {
+            let issuer = Properties::read(&other.reading).and_then(|properties| {
                 properties.issue(now)?;
-                let anchor = webpki::anchor_from_trusted_cert(certificate);
-                Ok((anchor.map_err(|e| Unfit::Other(e.to_string()))?, properties))
+                let anchor = webpki::anchor_from_trusted_cert(&other.reading);
+                Ok((anchor.map_err(|_| Unfit::Damaged)?, properties))
             });
             match issuer {
-                Ok(issuer) => issuers.push(issuer),
+                Ok((anchor, issuer)) => {
+                    anchors.push((anchor, other.directories().cloned()));
+                    properties.push(issuer);
+                }
                 Err(why) => unfit = Some((key, why)),
             }
         }
-        if issuers.is_empty() {
+        if anchors.is_empty() {
             return Err(match unfit {
                 Some((key, why)) => Refusal::pinned_issuer(&key, why),
                 None => Refusal::unpinned("in the chain it presented", &keys),
             });
         }
 
-        let (anchors, properties): (Vec<_>, Vec<_>) = issuers.into_iter().unzip();
+        let anchors = Anchors::presented(anchors);
         let allowed = |path: &VerifiedPath<'_>| {
-            let anchor = anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()));
-            let longest =
-                anchor.and_then(|index| properties.get(index)).and_then(|issuer| issuer.path_length);
+            let issuer = anchors.position(path.anchor()).and_then(|index| properties.get(index));
             let length = path.intermediate_certificates().count();
-            match longest {
+            match issuer.and_then(|issuer| issuer.path_length) {
                 Some(longest) if length > longest as usize => Err(webpki::Error::PathLenConstraintViolated),
                 _ => Ok(()),
             }
         };
-        match self.path(leaf, &anchors, others, now, &allowed) {
-            Ok(()) => Ok(VouchedBy::Provisioned),
-            Err(e) => Err(Refusal::of(e, &self.trust)),
-        }
+        self.path(leaf, &anchors, chain, now, &allowed).map_err(|e| self.refused(e, chain))?;
+        Ok(VouchedBy::Provisioned)
     }
 
     fn path(
         &self,
         leaf: &EndEntityCert<'_>,
-        anchors: &[TrustAnchor<'_>],
-        others: &[CertificateDer<'_>],
+        anchors: &Anchors<'_>,
+        chain: &Chain<'_>,
         now: UnixTime,
         accept: &dyn Fn(&VerifiedPath<'_>) -> Result<(), webpki::Error>,
     ) -> Result<(), webpki::Error> {
-        let (algorithms, usage) = (self.algorithms.all, KeyUsage::server_auth());
+        let algorithms = chain.algorithms();
+        let algorithms: Vec<&dyn SignatureVerificationAlgorithm> =
+            algorithms.iter().map(|algorithm| algorithm as _).collect();
+        let certified = chain.certified(&anchors.list);
         let accept = |path: &VerifiedPath<'_>| {
             // What webpki leaves open (RFC 5280 section 6.1.4 (n)).
-            if path.intermediate_certificates().all(|issuer| may_sign_certificates(&issuer.der())) {
-                accept(path)
-            } else {
-                Err(webpki::Error::EndEntityUsedAsCa)
+            if !path.intermediate_certificates().all(|issuer| may_sign_certificates(&issuer.der())) {
+                return Err(webpki::Error::EndEntityUsedAsCa);
             }
+            if !chain.keeps_to_its_directories(path, anchors) {
+                return Err(webpki::Error::NameConstraintViolation);
+            }
+            accept(path)
         };
-        leaf.verify_for_usage(algorithms, anchors, others, now, usage, None, Some(&accept)).map(drop)
+        let usage = KeyUsage::server_auth();
+        leaf.verify_for_usage(&algorithms, &anchors.list, &certified, now, usage, None, Some(&accept))
+            .map(drop)
+    }
+
+    fn refused(&self, error: webpki::Error, chain: &Chain<'_>) -> Refusal {
+        if !is_unknown_issuer(&error) {
+            let (why, error) = words::of(&error, chain);
+            return Refusal { why, error };
+        }
+        let error = CertificateError::UnknownIssuer;
+        if let Some(why) = words::unverifiable(chain) {
+            return Refusal { why, error };
+        }
+        let named = words::issuer(chain).map(|name| format!(": it names \"{name}\"")).unwrap_or_default();
+        let authorities = self.trust.authorities();
+        let why = format!("its certificate was not issued by {authorities} (unknown issuer){named}");
+        Refusal { why, error }
     }
 }
 
@@ -273,7 +354,10 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+        // As it was judged: what is processed here stands in the way of nobody.
+        let chain = Chain::read(certificate, &[], self.algorithms.all);
+        let own = chain.as_ref().ok().and_then(Chain::own).map_or(certificate, |own| &own.reading);
+        verify_tls13_signature(message, own, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -299,25 +383,9 @@ pub(super) fn pin_of(spki: &[u8]) -> Pin {
 fn keys_on(path: &VerifiedPath<'_>) -> Vec<Pin> {
     let mut keys = vec![pin_of(&path.end_entity().subject_public_key_info())];
     keys.extend(path.intermediate_certificates().map(|issuer| pin_of(&issuer.subject_public_key_info())));
-    keys.push(pin_of(&sequence(&path.anchor().subject_public_key_info)));
+    // A trust anchor holds what is inside the SEQUENCE of its SubjectPublicKeyInfo; a pin is of the whole.
+    keys.push(pin_of(&wrap(SEQUENCE, &path.anchor().subject_public_key_info)));
     keys
-}
-
-/// A trust anchor holds what is inside the SEQUENCE of its SubjectPublicKeyInfo; a pin is of the whole.
-fn sequence(content: &[u8]) -> Vec<u8> {
-    const SEQUENCE: u8 = 0x30;
-    let length = content.len().to_be_bytes();
-    let significant: Vec<u8> = length.into_iter().skip_while(|byte| *byte == 0).collect();
-    let mut der = vec![SEQUENCE];
-    match u8::try_from(content.len()) {
-        Ok(short) if short < 0x80 => der.push(short),
-        _ => {
-            der.push(0x80 | significant.len() as u8); // at most 8: the length of a usize
-            der.extend(significant);
-        }
-    }
-    der.extend(content);
-    der
 }
 
 /// What a certificate says of itself, where webpki is not asked: of a pinned one.
@@ -340,16 +408,15 @@ enum Unfit {
     NotForServers,
     NoCa,
     MayNotSign,
-    Other(String),
+    Damaged,
 }
 
 impl Properties {
     fn read(certificate: &CertificateDer<'_>) -> Result<Self, Unfit> {
-        let other = |e: String| Unfit::Other(format!("it cannot be read ({e})"));
-        let (_, certificate) = X509Certificate::from_der(certificate).map_err(|e| other(e.to_string()))?;
-        let constraints = certificate.basic_constraints().map_err(|e| other(e.to_string()))?;
-        let usage = certificate.key_usage().map_err(|e| other(e.to_string()))?;
-        let extended = certificate.extended_key_usage().map_err(|e| other(e.to_string()))?;
+        let (_, certificate) = X509Certificate::from_der(certificate).map_err(|_| Unfit::Damaged)?;
+        let constraints = certificate.basic_constraints().map_err(|_| Unfit::Damaged)?;
+        let usage = certificate.key_usage().map_err(|_| Unfit::Damaged)?;
+        let extended = certificate.extended_key_usage().map_err(|_| Unfit::Damaged)?;
         Ok(Self {
             not_before: certificate.validity().not_before.timestamp(),
             not_after: certificate.validity().not_after.timestamp(),
@@ -385,14 +452,14 @@ impl Properties {
 }
 
 impl Unfit {
-    fn why(&self) -> &str {
+    fn why(&self) -> &'static str {
         match self {
             Self::Expired => "has expired, or this device's clock is wrong",
             Self::NotYetValid => "is not valid yet, or this device's clock is wrong",
             Self::NotForServers => "is not meant for servers (its extended key usage lacks serverAuth)",
             Self::NoCa => "is not a CA's, and vouches for no other certificate",
             Self::MayNotSign => "may not sign certificates (its key usage lacks keyCertSign)",
-            Self::Other(why) => why,
+            Self::Damaged => "is damaged: an extension in it cannot be read, or occurs more than once",
         }
     }
 
@@ -402,7 +469,7 @@ impl Unfit {
             Self::NotYetValid => CertificateError::NotValidYet,
             Self::NotForServers => CertificateError::InvalidPurpose,
             Self::NoCa | Self::MayNotSign => CertificateError::UnknownIssuer,
-            Self::Other(_) => CertificateError::BadEncoding,
+            Self::Damaged => CertificateError::BadEncoding,
         }
     }
 }
@@ -410,6 +477,13 @@ impl Unfit {
 impl Refusal {
     fn pinned_leaf(unfit: Unfit) -> Self {
         Self { why: format!("its key is pinned, but its certificate {}", unfit.why()), error: unfit.error() }
+    }
+
+    fn provisioned_leaf(unfit: Unfit) -> Self {
+        Self {
+            why: format!("its certificate is in ca_file itself, but it {}", unfit.why()),
+            error: unfit.error(),
+        }
     }
 
     fn pinned_issuer(key: &Pin, unfit: Unfit) -> Self {
@@ -429,36 +503,16 @@ impl Refusal {
         why.push_str(". Pin one of them only if the operator of the MIS confirms it");
         Self { why, error: CertificateError::ApplicationVerificationFailure }
     }
-
-    fn of(error: webpki::Error, trust: &Loaded) -> Self {
-        use webpki::Error as E;
-        let error = match error {
-            e if is_unknown_issuer(&e) => {
-                let why =
-                    format!("its certificate was not issued by {} (unknown issuer)", trust.authorities());
-                return Self { why, error: CertificateError::UnknownIssuer };
-            }
-            E::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
-            E::CertNotValidYet { time, not_before } => {
-                CertificateError::NotValidYetContext { time, not_before }
-            }
-            E::BadDer | E::BadDerTime | E::TrailingData(_) => CertificateError::BadEncoding,
-            E::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
-            other => {
-                let why =
-                    format!("its certificate, or one on the way to its CA, is not acceptable ({other})");
-                return Self { why, error: CertificateError::ApplicationVerificationFailure };
-            }
-        };
-        Self { why: describe(&error), error }
-    }
 }
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         match error {
-            Error::InvalidCertificate(error) => Self { why: describe(&error), error },
-            other => Self { why: other.to_string(), error: CertificateError::ApplicationVerificationFailure },
+            Error::InvalidCertificate(error) => Self { why: words::describe(&error), error },
+            other => {
+                let why = format!("its certificate is not acceptable ({})", Excerpt::of(other, MAX_UNKNOWN));
+                Self { why, error: CertificateError::ApplicationVerificationFailure }
+            }
         }
     }
 }
@@ -470,38 +524,5 @@ fn is_unknown_issuer(error: &webpki::Error) -> bool {
 
 /// What TLS says of a server's certificate, for people.
 pub(super) fn describe(why: &CertificateError) -> String {
-    match why {
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            format!("its certificate is not for the name in the URL ({why})")
-        }
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            // Without the time of this look: the same complaint is said once.
-            let since = match why {
-                CertificateError::ExpiredContext { not_after, .. } => format!(" ({})", moment(*not_after)),
-                _ => String::new(),
-            };
-            format!(
-                "its certificate or one on the way to its CA has expired{since}, or this device's clock is wrong"
-            )
-        }
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            let until = match why {
-                CertificateError::NotValidYetContext { not_before, .. } => {
-                    format!(" ({})", moment(*not_before))
-                }
-                _ => String::new(),
-            };
-            format!(
-                "its certificate or one on the way to its CA is not valid yet{until}, or this device's clock is wrong"
-            )
-        }
-        CertificateError::BadSignature => {
-            "it does not hold the key of its certificate (bad signature)".into()
-        }
-        other => format!("its certificate is not acceptable ({other})"),
-    }
-}
-
-fn moment(time: UnixTime) -> Timestamp {
-    Timestamp::from_secs(i64::try_from(time.as_secs()).unwrap_or(i64::MAX))
+    words::describe(why)
 }

@@ -87,6 +87,7 @@ fn pins(of: &[&CertificateDer<'_>]) -> Loaded {
 fn and(one: Loaded, other: Loaded) -> Loaded {
     Loaded {
         ca_file: None,
+        certificates: [one.certificates, other.certificates].concat(),
         provisioned: [one.provisioned, other.provisioned].concat(),
         system: [one.system, other.system].concat(),
         pins: [one.pins, other.pins].concat(),
