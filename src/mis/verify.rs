@@ -38,8 +38,6 @@ use super::trust::Loaded;
 use crate::text::Excerpt;
 use crate::x509::{SEQUENCE, wrap};
 
-/// So many keys are listed in an error at most.
-const MAX_LISTED: usize = 6;
 /// Characters of what a library says that there are no words for.
 const MAX_UNKNOWN: usize = 120;
 
@@ -494,11 +492,8 @@ impl Refusal {
 
     fn unpinned(place: &str, keys: &[Pin]) -> Self {
         let mut why = format!("no key {place} is pinned in spki_sha256. From the leaf on, they are");
-        for key in keys.iter().take(MAX_LISTED) {
+        for key in keys {
             let _ = write!(why, " {}", BASE64.encode(key)); // to a String: it cannot fail
-        }
-        if let Some(more) = keys.len().checked_sub(MAX_LISTED).filter(|more| *more > 0) {
-            let _ = write!(why, " and {more} more");
         }
         why.push_str(". Pin one of them only if the operator of the MIS confirms it");
         Self { why, error: CertificateError::ApplicationVerificationFailure }
@@ -526,3 +521,6 @@ fn is_unknown_issuer(error: &webpki::Error) -> bool {
 pub(super) fn describe(why: &CertificateError) -> String {
     words::describe(why)
 }
+
+#[cfg(test)]
+mod tests;

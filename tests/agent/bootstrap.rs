@@ -59,6 +59,83 @@ fn rsa_goes_from_2048_to_4096_bits() {
     }
 }
 
+/// Whether such a certificate is good is the MIS's to say. This one's TLS library does not read them, and what is odd about
+/// them is said with its refusal.
+#[test]
+fn odd_certificates_are_shown_to_the_mis_all_the_same() {
+    const EC: &str = "-newkey ec -pkeyopt ec_paramgen_curve:P-256";
+    const COMPRESSED: &str =
+        "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -pkeyopt ec_point_format:compressed";
+    for (key, extensions, odd) in [
+        (EC, None, "of X.509 version 1"),
+        (EC, Some("2.23.133.5.4.1=critical,DER:30:00"), "few servers process: TCG DICE TcbInfo"),
+        (EC, Some("certificatePolicies=critical,1.2.3.4"), "few servers process: certificatePolicies"),
+        (EC, Some("keyUsage=digitalSignature\n2.5.29.15=DER:03:02:07:80"), "more than once: keyUsage"),
+        (COMPRESSED, Some("keyUsage=digitalSignature"), "compressed form, which TLS 1.3 does not have"),
+    ] {
+        let mut world = World::new();
+        let file = |name: &str| world.device.path(name).to_str().unwrap().to_owned();
+        let openssl = |words: String| world.tpm.run("openssl", &words.split(' ').collect::<Vec<_>>());
+        let (ca, ca_key, own, own_key) =
+            (file("maker.pem"), file("maker.key"), file("odd.pem"), file("odd.key"));
+        openssl(format!("req -x509 {EC} -nodes -keyout {ca_key} -out {ca} -subj /CN=maker -days 9"));
+        openssl(format!("req {key} -nodes -keyout {own_key} -out {} -subj /CN=device", file("odd.csr")));
+        let extensions = extensions.map(|lines| {
+            fs::write(world.device.path("odd.ext"), lines).unwrap();
+            format!(" -extfile {}", file("odd.ext"))
+        });
+        openssl(format!(
+            "x509 -req -in {} -CA {ca} -CAkey {ca_key} -CAcreateserial -days 9 -out {own}{}",
+            file("odd.csr"),
+            extensions.unwrap_or_default()
+        ));
+        configure(&world, Path::new(&own), &format!("key = \"file:{own_key}\""));
+        world.device.start();
+        let status = world.device.wait_for_error(odd);
+        assert_eq!(status["lastError"]["title"], "The MIS refused this device's certificate", "{status:#}");
+        assert!(!world.mis.refused_handshakes().is_empty());
+    }
+}
+
+#[test]
+fn an_intermediate_that_has_ended_is_named() {
+    let mut world = World::new();
+    let file = |name: &str| world.device.path(name).to_str().unwrap().to_owned();
+    let openssl = |words: String| world.tpm.run("openssl", &words.split(' ').collect::<Vec<_>>());
+    let (line, line_key) = (file("line.pem"), file("line.key"));
+    let ec = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+    openssl(format!(
+        "req -x509 {ec} -keyout {} -out {} -subj /CN=root -days 9",
+        file("root.key"),
+        file("root.pem")
+    ));
+    openssl(format!("req {ec} -keyout {line_key} -out {} -subj /CN=line-4", file("line.csr")));
+    fs::write(world.device.path("ca.ext"), "basicConstraints=critical,CA:TRUE\n").unwrap();
+    fs::write(world.device.path("own.ext"), "keyUsage=digitalSignature\n").unwrap();
+    openssl(format!(
+        "x509 -req -in {} -CA {} -CAkey {} -CAcreateserial -days -1 -out {line} -extfile {}",
+        file("line.csr"),
+        file("root.pem"),
+        file("root.key"),
+        file("ca.ext")
+    ));
+    openssl(format!("req {ec} -keyout {} -out {} -subj /CN=device", file("own.key"), file("own.csr")));
+    openssl(format!(
+        "x509 -req -in {} -CA {line} -CAkey {line_key} -CAcreateserial -days 9 -out {} -extfile {}",
+        file("own.csr"),
+        file("own.pem"),
+        file("own.ext")
+    ));
+    let chain = fs::read_to_string(file("own.pem")).unwrap() + &fs::read_to_string(&line).unwrap();
+    fs::write(file("own.pem"), chain).unwrap();
+    let key = format!("key = \"file:{}\"", file("own.key"));
+    configure(&world, Path::new(&file("own.pem")), &key);
+    world.mis.policy(|policy| policy.refuse_in_handshake = true);
+    world.device.start();
+    world.device.wait_for_error("its intermediate \"CN=line-4\" ended at");
+    assert!(world.device.log().contains("an intermediate of the factory certificate has expired"));
+}
+
 #[test]
 fn the_status_shows_what_the_mis_knows_the_device_by() {
     let world = World::enrolled();

@@ -310,10 +310,10 @@ fn the_keys_presented_are_listed_so_that_they_can_be_compared() {
     let listed = format!("{} {}.", base64(&cast.server.certificate), base64(cast.issuer.der()));
     assert!(refused.contains(&listed), "{refused}");
 
-    // A server that presents many is not quoted at length.
+    // One that presents many is not quoted at length.
     let many: Vec<_> = (0..40).map(|_| cast.root.der()).collect();
     let refused = cast.meet(pins(&[cast.stranger.der()]), &many).unwrap_err();
-    assert!(refused.contains(" and 36 more.") && refused.len() < 600, "{refused}");
+    assert!(refused.contains("it presented 42 certificates") && refused.len() < 600, "{refused}");
 }
 
 #[test]
@@ -453,7 +453,7 @@ fn a_pinned_issuer_that_presents_itself_as_it_is_vouches_no_further_than_it_may(
     let below = subordinate(ca_params("below"), &short);
     let server = Server::by(&below);
     let refused = meet(pins(&[short.der()]), &server, &[below.der(), short.der()]).unwrap_err();
-    assert!(refused.contains("is not acceptable"), "{refused}");
+    assert!(refused.contains("more intermediates") && refused.contains("pathLen"), "{refused}");
 
     let mut params = ca_params("of another name");
     params.name_constraints = Some(rcgen::NameConstraints {
@@ -481,5 +481,175 @@ fn what_is_between_the_server_and_its_anchor_must_be_good_too() {
     let server = Server::by(&posing);
     for trust in [ca_file(&[&root]), system(&[&root]), pins(&[root.der()]), pins(&[posing.der()])] {
         assert!(meet(trust, &server, &[posing.der(), root.der()]).is_err());
+    }
+}
+
+/// A server that asks for client certificates, or does not, and what the client makes of its answer.
+fn handshake(
+    identity: Option<CertifiedKey>,
+    asks: Option<Arc<dyn rustls::server::danger::ClientCertVerifier>>,
+) -> (Result<(), rustls::Error>, Arc<Note>) {
+    let root = authority("root");
+    let server = Server::by(&root);
+    let note = Arc::new(Note::default());
+    let config = Arc::new(client(Arc::new(ca_file(&[&root])), identity.map(Arc::new), note.clone()).unwrap());
+    let mut client = ClientConnection::new(config, "mis.example".try_into().unwrap()).unwrap();
+    let builder = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&TLS13])
+        .unwrap();
+    let builder = match asks {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let private = server.private();
+    let config = builder.with_single_cert(vec![server.certificate], private).unwrap();
+    let mut server = ServerConnection::new(Arc::new(config)).unwrap();
+    for _ in 0..8 {
+        let (mut out, mut back) = (Vec::new(), Vec::new());
+        while client.wants_write() {
+            client.write_tls(&mut out).unwrap();
+        }
+        let mut out = out.as_slice();
+        while !out.is_empty() && server.read_tls(&mut out).is_ok() {
+            let _ = server.process_new_packets(); // what it does not like it says in an alert
+        }
+        while server.wants_write() {
+            server.write_tls(&mut back).unwrap();
+        }
+        let mut back = back.as_slice();
+        while !back.is_empty() {
+            client.read_tls(&mut back).unwrap();
+            if let Err(e) = client.process_new_packets() {
+                return (Err(e), note);
+            }
+        }
+    }
+    (Ok(()), note)
+}
+
+fn client_verifier(root: &Authority, optional: bool) -> Arc<dyn rustls::server::danger::ClientCertVerifier> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(root.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    if optional { builder.allow_unauthenticated().build().unwrap() } else { builder.build().unwrap() }
+}
+
+fn identity_by(issuer: &Authority, adjust: &dyn Fn(&mut CertificateParams)) -> CertifiedKey {
+    let mut params = Server::params();
+    adjust(&mut params);
+    let leaf = Server::with(params, Some(issuer));
+    let key = rustls::crypto::ring::sign::any_supported_type(&leaf.private()).unwrap();
+    CertifiedKey::new(vec![leaf.certificate, issuer.der().clone()], key)
+}
+
+#[test]
+fn whether_a_client_certificate_was_asked_for_and_shown_is_known() {
+    let factory = authority("factory");
+    let plain: &dyn Fn(&mut CertificateParams) = &|_| {};
+    let identity = || Some(identity_by(&factory, plain));
+    let (done, note) = handshake(identity(), None);
+    assert!(done.is_ok() && matches!(note.request(), Request::None));
+    let (done, note) = handshake(identity(), Some(client_verifier(&factory, false)));
+    assert!(done.is_ok() && matches!(note.request(), Request::Shown(_)));
+    let (done, note) = handshake(None, Some(client_verifier(&factory, true)));
+    assert!(done.is_ok() && matches!(note.request(), Request::NothingToShow));
+
+    // Nobody showed anything, so nobody's certificate was refused.
+    let (done, note) = handshake(None, Some(client_verifier(&factory, false)));
+    let TlsReason::Other(why) = describe(&done.unwrap_err(), &note) else { panic!("{:?}", note.request()) };
+    assert!(why.contains("requires a client certificate here (certificate_required)"), "{why}");
+}
+
+#[test]
+fn a_refused_client_certificate_is_described_with_its_peculiarities() {
+    let (factory, stranger) = (authority("factory"), authority("stranger"));
+    let refused = |identity: CertifiedKey| {
+        let (done, note) = handshake(Some(identity), Some(client_verifier(&factory, false)));
+        match describe(&done.unwrap_err(), &note) {
+            TlsReason::Client(why) => why,
+            other => panic!("{other:?}"),
+        }
+    };
+    let why = refused(identity_by(&stranger, &|_| {}));
+    assert!(why.contains("does not know or trust the CA of the certificate (unknown_ca)"), "{why}");
+    let dice = |params: &mut CertificateParams| {
+        let mut extension = rcgen::CustomExtension::from_oid_content(&[2, 23, 133, 5, 4, 1], vec![0x30, 0]);
+        extension.set_criticality(true);
+        params.custom_extensions = vec![extension];
+    };
+    let why = refused(identity_by(&factory, &dice));
+    assert!(why.contains("critical extensions that few servers process: TCG DICE TcbInfo"), "{why}");
+
+    let mut params = ca_params("line 4");
+    params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let line = subordinate(params, &factory);
+    let why = refused(identity_by(&line, &|_| {}));
+    assert!(why.contains("its intermediate \"CN=line 4\" ended at 2020-01-01"), "{why}");
+}
+
+#[test]
+fn tls_failures_are_told_in_words() {
+    use rustls::Error as E;
+    let note = Note::default();
+    let shown = Note::default();
+    shown.requested(Request::Shown(Arc::new(identity_by(&authority("factory"), &|_| {}))));
+    let told = |error: E, note: &Note| match describe(&error, note) {
+        TlsReason::Server(why) => format!("server: {why}"),
+        TlsReason::Client(why) => format!("client: {why}"),
+        TlsReason::Other(why) => format!("other: {why}"),
+    };
+    for (error, note, why) in [
+        (
+            E::AlertReceived(AlertDescription::HandshakeFailure),
+            &note,
+            "other: it ended the TLS handshake (handshake_failure)",
+        ),
+        (E::AlertReceived(AlertDescription::HandshakeFailure), &note, "P-521 key or group only"),
+        (
+            E::AlertReceived(AlertDescription::HandshakeFailure),
+            &shown,
+            "client: it does not take this certificate",
+        ),
+        (
+            E::AlertReceived(AlertDescription::DecodeError),
+            &shown,
+            "client: its TLS library cannot read the certificate",
+        ),
+        (
+            E::AlertReceived(AlertDescription::DecodeError),
+            &note,
+            "other: it ended the TLS handshake (decode_error)",
+        ),
+        (
+            E::AlertReceived(AlertDescription::AccessDenied),
+            &note,
+            "although it had not asked this device for a certificate",
+        ),
+        (
+            E::AlertReceived(AlertDescription::InternalError),
+            &shown,
+            "other: it ended the TLS handshake for a fault",
+        ),
+        (E::AlertReceived(AlertDescription::Unknown(200)), &note, "(alert 200)"),
+        (E::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon), &note, "groups X25519, P-256 and P-384"),
+        (E::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13), &note, "TLS 1.3 is required"),
+        (E::InvalidMessage(InvalidMessage::InvalidContentType), &note, "does not speak TLS here"),
+        (
+            E::InvalidMessage(InvalidMessage::HandshakePayloadTooLarge),
+            &note,
+            "server: it presented more than 64 KB",
+        ),
+        (E::InvalidCertificate(CertificateError::BadSignature), &note, "server: it does not hold the key"),
+        (E::General("x".repeat(5000)), &note, "other: "),
+    ] {
+        let words = told(error, note);
+        assert!(words.contains(why), "{words}");
+        assert!(words.chars().count() < 700, "{words}");
+        for technical in
+            ["Context", "::", "https://", "PeerIncompatible", "InvalidMessage", "HandshakeFailure"]
+        {
+            assert!(!words.contains(technical), "{words}");
+        }
     }
 }

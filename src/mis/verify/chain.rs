@@ -103,7 +103,7 @@ impl<'a> Chain<'a> {
         let mut waiting: Vec<(&Certificate<'_>, &CertificateDer<'_>)> = Vec::new();
         for other in self.others() {
             if let Some(sent) = &other.sent
-                && !waiting.iter().any(|(_, reading)| **reading == other.reading)
+                && !waiting.iter().any(|(one, _)| (one.tbs, one.signature) == (sent.tbs, sent.signature))
             {
                 waiting.push((sent, &other.reading));
             }
