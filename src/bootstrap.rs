@@ -88,12 +88,7 @@ impl Credential {
         let facts = facts(config, &chain, key.algorithm, key.in_tpm)?;
         let ends = x509::ends_of_intermediates(&chain);
         let certified = CertifiedKey::new(chain, key.signing_key);
-        // A key that does not tell its public half cannot be compared; the MIS would notice.
-        let fits = match (certified.cert.first(), certified.key.public_key()) {
-            (Some(own), Some(public)) => x509::Certificate::read(own).is_none_or(|own| own.has_key(&public)),
-            _ => true,
-        };
-        if !fits {
+        if !x509::has_its_key(&certified) {
             let certificate = config.certificate.to_string();
             return Err(BootstrapError::Mismatch { certificate, key: config.key.to_string() });
         }

@@ -5,6 +5,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::X509Name;
 
+use rustls::sign::CertifiedKey;
 use rustls_pki_types::CertificateDer;
 
 use crate::text::Excerpt;
@@ -248,6 +249,15 @@ pub(crate) fn key_of(mut spki: &[u8]) -> Option<(&[u8], &[u8])> {
     let algorithm = take_tagged(&mut spki, SEQUENCE)?.content;
     let (_unused_bits, key) = take_tagged(&mut spki, BIT_STRING)?.content.split_first()?;
     Some((algorithm, key))
+}
+
+/// Whether a chain begins with a certificate of its key. Where that cannot be told, because the key does not
+/// show its public half or the certificate is strange, the server that it is shown to finds out.
+pub(crate) fn has_its_key(certified: &CertifiedKey) -> bool {
+    match (certified.cert.first(), certified.key.public_key()) {
+        (Some(own), Some(public)) => Certificate::read(own).is_none_or(|own| own.has_key(&public)),
+        _ => true,
+    }
 }
 
 /// A point `04 ‖ X ‖ Y` in compressed form (SEC 1 section 2.3.3).

@@ -14,12 +14,12 @@ use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
-use url::Url;
+use url::{Host, Url};
 
 use super::MisError;
 use super::error::innermost;
 use super::problem::{self, Problem};
-use super::proxy::{self, Hop};
+use super::proxy::{self, Detour, Hop};
 use super::tls::{self, TlsReason};
 use super::trust::Trust;
 use super::verify::{Note, Request, VouchedBy};
@@ -255,11 +255,24 @@ async fn carry_out(call: Call, proven: &Proven) -> Result<Answer, MisError> {
     let trust = call.trust.load()?;
     let hop =
         proxy::on_the_way_to(&url, &call.proxy).map_err(|why| MisError::Proxy { url: url.clone(), why })?;
+    let hop = hop.map(Arc::new);
+    let detour = match (&hop, url.host()) {
+        (Some(hop), Some(Host::Ipv6(_))) => {
+            Some(hop.clone().detour(&url).map_err(|e| MisError::Unreachable {
+                url: url.clone(),
+                why: format!("the way through the proxy {hop} could not be made: {e}"),
+            })?)
+        }
+        _ => None,
+    };
     let note = Arc::new(Note::default());
     let tls = tls::client(trust, call.identity.clone(), note.clone())?;
-    match timeout(TOTAL_LIMIT, exchange(call, tls, hop.as_ref(), &note, proven)).await {
+    match timeout(TOTAL_LIMIT, exchange(call, tls, hop.as_deref(), detour.as_ref(), &note, proven)).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(e)) => Err(explain(e, url, hop.as_ref(), &note).await),
+        Ok(Err(e)) => match detour.as_ref().and_then(Detour::failure) {
+            Some(why) => Err(MisError::Proxy { url, why }),
+            None => Err(explain(e, url, hop.as_deref(), &note).await),
+        },
         Err(_) => Err(MisError::TimedOut { url, limit: TOTAL_LIMIT }),
     }
 }
@@ -268,6 +281,7 @@ async fn exchange(
     call: Call,
     tls: ClientConfig,
     hop: Option<&Hop>,
+    detour: Option<&Detour>,
     note: &Note,
     proven: &Proven,
 ) -> Result<Answer, reqwest::Error> {
@@ -281,8 +295,10 @@ async fn exchange(
         .redirect(Policy::none())
         .connect_timeout(CONNECT_LIMIT)
         .user_agent(USER_AGENT);
-    if let Some(hop) = hop {
-        client = client.proxy(hop.for_client()?);
+    match (detour, hop) {
+        (Some(detour), _) => client = client.unix_socket(detour.path()),
+        (None, Some(hop)) => client = client.proxy(hop.for_client()?),
+        (None, None) => {}
     }
     let client = client.build()?;
     let request = match call.body {

@@ -13,6 +13,7 @@ use url::Url;
 use super::{FACTORY_CERT_MTLS, MisError, X509_SVID_V1};
 use crate::json::{self, AtMost, Object};
 use crate::text::Excerpt;
+use crate::x509;
 
 pub(super) const MAX_ANSWER: usize = 512 * 1024;
 /// Certificates that an answer may hold. What is judged later allows fewer.
@@ -34,11 +35,10 @@ impl Identified {
     /// # Errors
     /// When the key is another than the certificate's.
     pub fn new(key: CertifiedKey) -> Result<Self, rustls::Error> {
-        match key.keys_match() {
-            Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {
-                Ok(Self(Arc::new(key)))
-            }
-            Err(mismatch) => Err(mismatch),
+        if x509::has_its_key(&key) {
+            Ok(Self(Arc::new(key)))
+        } else {
+            Err(rustls::InconsistentKeys::KeyMismatch.into())
         }
     }
 }

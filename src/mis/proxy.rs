@@ -3,6 +3,8 @@
 
 use std::error::Error;
 use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -10,7 +12,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use hyper::Uri;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use reqwest::header::HeaderValue;
-use tokio::net::TcpStream;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
+use tokio::net::{TcpStream, UnixListener};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use url::Url;
 use zeroize::Zeroizing;
@@ -20,8 +25,8 @@ use crate::config::{self, Through};
 use crate::lifecycle::Meaning;
 use crate::system::secret::SecretError;
 
-/// A status line is shorter.
-const MAX_STATUS_LINE: usize = 1024;
+/// Bytes of a proxy's response to CONNECT.
+const MAX_HEAD: usize = 8192;
 
 /// What is wrong with the proxy. `proxy` is its address, never with user and password.
 #[derive(Debug, thiserror::Error)]
@@ -240,9 +245,16 @@ impl Hop {
 
     /// Asks the proxy once more, only to hear the status of its refusal.
     async fn status_of_connect(&self, to: &str) -> Option<u16> {
-        let (host, port) = self.host_and_port()?;
-        let stream =
-            TcpStream::connect((host.trim_start_matches('[').trim_end_matches(']'), port)).await.ok()?;
+        Some(self.connect(to).await.ok()?.1)
+    }
+
+    /// Asks the proxy for a tunnel, and reads its response up to the end of the headers: the connection, and the status.
+    /// Nothing of what the other end says through the tunnel is read.
+    async fn connect(&self, to: &str) -> std::io::Result<(TcpStream, u16)> {
+        let strange = |why| std::io::Error::new(std::io::ErrorKind::InvalidData, why);
+        let (host, port) = self.host_and_port().ok_or_else(|| strange("it has no host"))?;
+        let mut stream =
+            TcpStream::connect((host.trim_start_matches('[').trim_end_matches(']'), port)).await?;
         let mut request = Zeroizing::new(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n"));
         if let Some(auth) = self.auth.as_ref().and_then(|auth| auth.to_str().ok()) {
             request.push_str("Proxy-Authorization: ");
@@ -250,29 +262,82 @@ impl Hop {
             request.push_str("\r\n");
         }
         request.push_str("\r\n");
-        let mut rest = request.as_bytes();
-        while !rest.is_empty() {
-            stream.writable().await.ok()?;
-            match stream.try_write(rest) {
-                Ok(written) => rest = rest.get(written..)?,
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(_) => return None,
+        stream.write_all(request.as_bytes()).await?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") && !head.ends_with(b"\n\n") {
+            if head.len() == MAX_HEAD {
+                return Err(strange("its response has too long headers"));
             }
+            head.push(stream.read_u8().await?);
         }
-        let mut line = Vec::new();
-        while !line.contains(&b'\n') && line.len() < MAX_STATUS_LINE {
-            stream.readable().await.ok()?;
-            let mut buffer = [0; MAX_STATUS_LINE];
-            match stream.try_read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => line.extend_from_slice(buffer.get(..read)?),
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(_) => return None,
-            }
-        }
-        let line = String::from_utf8_lossy(&line);
-        let status = line.strip_prefix("HTTP/1.")?.split(' ').nth(1)?;
-        status.trim().parse().ok().filter(|status| (100..600).contains(status))
+        let line = String::from_utf8_lossy(&head);
+        let status = line.strip_prefix("HTTP/1.").and_then(|line| line.split_whitespace().nth(1));
+        let status =
+            status.and_then(|status| status.parse().ok()).filter(|status| (100..600).contains(status));
+        Ok((stream, status.ok_or_else(|| strange("its response is not HTTP"))?))
+    }
+
+    /// A detour to an IPv6 address through the proxy. The HTTP client takes the brackets of the URL for a part of the
+    /// server's name where it speaks to a proxy, and not where it speaks to a socket: so it is given a socket, of which
+    /// the other end is here and leads through the proxy. The socket has no file and a name that cannot be guessed, and
+    /// takes one connection, from this very process.
+    pub(super) fn detour(self: Arc<Self>, url: &Url) -> std::io::Result<Detour> {
+        let mut random = [0; 16];
+        SystemRandom::new().fill(&mut random).map_err(|_| std::io::Error::other("no random numbers"))?;
+        let name = format!("\0miaf-agent-{}", BASE64.encode(random));
+        let listener = UnixListener::bind(&name)?;
+        let to =
+            format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(443));
+        let failure = Arc::new(Mutex::new(None));
+        let found = failure.clone();
+        let task = tokio::spawn(async move {
+            let mut client = loop {
+                let Ok((client, _)) = listener.accept().await else { return };
+                let pid = client.peer_cred().ok().and_then(|peer| peer.pid());
+                if pid.and_then(|pid| u32::try_from(pid).ok()) == Some(std::process::id()) {
+                    break client;
+                }
+            };
+            let proxy = self.to_string();
+            let why = match self.connect(&to).await {
+                Ok((mut server, 200)) => {
+                    let _ = copy_bidirectional(&mut client, &mut server).await; // what is lost there, TLS notices
+                    return;
+                }
+                Ok((_, status)) => self.of_status(status, to),
+                Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+                    ProxyError::NoTunnel { proxy, to, why: e.to_string() }
+                }
+                Err(e) => ProxyError::Unreachable { proxy, why: e.to_string() },
+            };
+            *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        });
+        Ok(Detour { path: name.into(), failure, task })
+    }
+}
+
+/// See [`Hop::detour`]. It ends with this handle.
+pub(super) struct Detour {
+    path: PathBuf,
+    failure: Arc<Mutex<Option<ProxyError>>>,
+    task: JoinHandle<()>,
+}
+
+impl Detour {
+    /// Where the HTTP client connects to.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Why it did not lead to the server, if it did not.
+    pub(super) fn failure(&self) -> Option<ProxyError> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Drop for Detour {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -281,7 +346,6 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::system::secret::Secret;
-    use std::path::Path;
 
     const MIS: &str = "https://mis.factory.example:8443/.well-known/margo";
 

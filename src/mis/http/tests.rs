@@ -317,3 +317,73 @@ async fn time_is_proven_by_the_date_of_any_answer_of_a_trusted_server_and_by_not
     assert!(matches!(ask(&client, &server).await, Err(MisError::Unreachable { .. })));
     assert_eq!(client.proven_time(), proof);
 }
+
+/// A proxy that leads wherever it is asked to the server at this port, and keeps what it was asked.
+fn proxy(to: u16, response: &'static str) -> (String, std::sync::mpsc::Receiver<String>) {
+    use std::io::{Read as _, Write as _, copy};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (asked, requests) = std::sync::mpsc::channel();
+    let lead = move |mut client: std::net::TcpStream, asked: std::sync::mpsc::Sender<String>| {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            client.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        let _ = asked.send(String::from_utf8(head).unwrap());
+        client.write_all(response.as_bytes()).unwrap();
+        let Ok(server) = std::net::TcpStream::connect(("127.0.0.1", to)) else { return };
+        let (mut from, mut back) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+        thread::spawn(move || {
+            let _ = copy(&mut from, &mut &server);
+        });
+        let _ = copy(&mut back, &mut client);
+    };
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let asked = asked.clone();
+            thread::spawn(move || lead(client.unwrap(), asked));
+        }
+    });
+    (address, requests)
+}
+
+#[tokio::test]
+async fn an_ipv6_address_is_reached_through_a_proxy() {
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = vec!["127.0.0.1".to_owned(), "2001:db8::1".to_owned()];
+    let settings = Settings { folder: folder.path().join("mis"), hosts, ..Settings::default() };
+    let server = development_mis::Mis::start(settings).unwrap();
+    let through = |address: &str| {
+        let trust = InitialTrust { ca_file: Some(server.ca_file()), ..InitialTrust::default() };
+        let lines = format!("[mis]\norigin = \"https://a\"\nproxy = \"{address}\"");
+        let config = config::Config::parse(&lines, std::path::Path::new("/config.toml"), None).unwrap();
+        Mis::new(Trust::new(trust), config.mis.unwrap().proxy)
+    };
+    let url = |address: &str| Url::parse(&format!("https://[{address}]:8443/.well-known/margo")).unwrap();
+
+    let (address, requests) = proxy(server.port(), "HTTP/1.1 200 OK\r\nvia: here\r\n\r\n");
+    through(&address).discovery(&url("2001:db8::1"), None).await.unwrap();
+    assert!(requests.recv().unwrap().starts_with("CONNECT [2001:db8::1]:8443 HTTP/1.1\r\n"));
+    // It is the address that is authenticated.
+    let error = through(&address).discovery(&url("2001:db8::2"), None).await.unwrap_err();
+    assert!(matches!(error, MisError::ServerNotTrusted { .. }), "{error}");
+
+    for (response, why) in [
+        ("HTTP/1.1 403 Forbidden\r\n\r\n", "does not allow connections to [2001:db8::1]:8443 (403)"),
+        ("HTTP/1.0 407 Who are you\r\n\r\n", "asks for a user and a password"),
+        ("HTTP/1.1 503 Later\r\n\r\n", "it answered 503"),
+        ("SSH-2.0-OpenSSH\r\n\r\n", "its response is not HTTP"),
+    ] {
+        let (address, _requests) = proxy(server.port(), response);
+        let error = through(&address).discovery(&url("2001:db8::1"), None).await.unwrap_err();
+        assert!(matches!(error, MisError::Proxy { .. }) && error.to_string().contains(why), "{error}");
+    }
+    let nobody = format!(
+        "http://127.0.0.1:{}",
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    );
+    let error = through(&nobody).discovery(&url("2001:db8::1"), None).await.unwrap_err();
+    assert!(error.to_string().contains("could not be reached"), "{error}");
+}
