@@ -9,6 +9,7 @@ mod support;
 mod world;
 
 mod bundle;
+mod server_chain;
 mod texts;
 #[allow(dead_code)] // not all of them measure everything
 mod usage;
