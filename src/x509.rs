@@ -530,11 +530,11 @@ fn comparable_value(value: Element<'_>) -> Option<Vec<u8>> {
         0x1e => {
             let units: Vec<u16> =
                 bytes.chunks(2).map(|pair| pair.iter().fold(0, |u, b| u << 8 | u16::from(*b))).collect();
-            String::from_utf16(&units).ok().filter(|_| bytes.len() % 2 == 0)?
+            String::from_utf16(&units).ok().filter(|_| bytes.len().is_multiple_of(2))?
         }
         0x1c => {
             let code = |quad: &[u8]| char::from_u32(quad.iter().fold(0, |u, b| u << 8 | u32::from(*b)));
-            bytes.chunks(4).map(code).collect::<Option<String>>().filter(|_| bytes.len() % 4 == 0)?
+            bytes.chunks(4).map(code).collect::<Option<String>>().filter(|_| bytes.len().is_multiple_of(4))?
         }
         _ => return Some(value.whole.to_vec()),
     };
