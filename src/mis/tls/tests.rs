@@ -544,7 +544,7 @@ fn identity_by(issuer: &Authority, adjust: &dyn Fn(&mut CertificateParams)) -> C
 }
 
 #[test]
-fn whether_a_client_certificate_was_asked_for_and_shown_is_known() {
+fn client_certificate_requests_are_noted() {
     let factory = authority("factory");
     let plain: &dyn Fn(&mut CertificateParams) = &|_| {};
     let identity = || Some(identity_by(&factory, plain));
@@ -562,7 +562,7 @@ fn whether_a_client_certificate_was_asked_for_and_shown_is_known() {
 }
 
 #[test]
-fn a_refused_client_certificate_is_described_with_its_peculiarities() {
+fn refused_client_certificates_are_told_with_peculiarities() {
     let (factory, stranger) = (authority("factory"), authority("stranger"));
     let refused = |identity: CertifiedKey| {
         let (done, note) = handshake(Some(identity), Some(client_verifier(&factory, false)));
