@@ -30,7 +30,7 @@ use crate::system::{clock, random};
 use device::Device;
 use orders::Standing;
 use provisioned::Provisioned;
-use server::Server;
+use server::{Server, Threads};
 use signals::{Signals, Told};
 
 /// A configuration in several files is complete when nothing has changed for so long.
@@ -46,6 +46,16 @@ pub enum AgentError {
     /// The socket cannot be bound.
     #[error(transparent)]
     Socket(#[from] BindError),
+    /// The sockets cannot be served.
+    #[error(
+        "the operating system refuses threads for the agent's sockets: {0}. Check TasksMax= and MemoryMax= in the agent's unit"
+    )]
+    Threads(std::io::Error),
+    /// A socket is not served any more although nobody closed it.
+    #[error(
+        "{0}.sock is not served any more. Report this with the log: it is an error in the agent. It ends, and systemd starts it again"
+    )]
+    SocketLost(&'static str),
     /// Signals cannot be waited for.
     #[error("signals cannot be waited for: {0}")]
     Signals(std::io::Error),
@@ -101,7 +111,9 @@ pub async fn run(
     passed: Vec<PassedSocket>,
 ) -> Result<(), AgentError> {
     let (orders, at_loop) = Orders::channel();
-    let mut signals = Signals::new(place.watch(), at_loop).map_err(AgentError::Signals)?;
+    let (threads, mut lost) = Threads::start().map_err(AgentError::Threads)?;
+    let mut signals =
+        Signals::new(place.watch(), at_loop, threads.pulses()).map_err(AgentError::Signals)?;
     let mut alarm = Alarm::new().map_err(AgentError::Timers)?;
     let (Ok(usable) | Err((_, usable))) = &loaded;
     let (socket, textfile) = (usable.socket.clone(), usable.textfile.clone());
@@ -109,21 +121,27 @@ pub async fn run(
     // What is held is served from the first answer on: it is read before the socket is there.
     let publish = Publication::new(life.snapshot(), clock::now().wall);
     let lines = Lines::new(&publish, orders);
-    let mut server = Server::start(passed, &socket, textfile.as_deref(), &lines)?;
+    let mut server = Server::start(threads, passed, &socket, textfile.as_deref(), &lines)?;
     service::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
 
-    while let Some((loaded, provisioned)) = life.live(place, &publish, &mut signals, &mut alarm).await {
-        if let Ok(config) = &loaded {
-            server.follow(&config.socket, config.textfile.as_deref(), &lines).await;
+    let lives = async {
+        while let Some((loaded, provisioned)) = life.live(place, &publish, &mut signals, &mut alarm).await {
+            if let Ok(config) = &loaded {
+                server.follow(&config.socket, config.textfile.as_deref(), &lines).await;
+            }
+            life = Life::begin(place, loaded, provisioned).await;
         }
-        life = Life::begin(place, loaded, provisioned).await;
-    }
+    };
+    let ended = tokio::select! {
+        () = lives => Ok(()),
+        Some(right) = lost.recv() => Err(AgentError::SocketLost(right.as_str())),
+    };
     service::stopping();
     tracing::info!("miaf-agent ends");
     drop(signals); // who waits for an order to be taken is told that it is not
     server.stop().await;
-    Ok(())
+    ended
 }
 
 /// The agent under one configuration.

@@ -1,17 +1,22 @@
 //! What is served beside everything else: the sockets that the service manager passed or, where it passed none, one for each
-//! right that the agent binds itself; and the file with the figures, if there is to be one.
+//! right that the agent binds itself; and the file with the figures, if there is to be one. The sockets are served by threads
+//! of their own, the file by the agent's.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::config::{self, Limits};
 use crate::deliver::caller::Right;
 use crate::deliver::calls::CallLimits;
 use crate::deliver::lines::Lines;
 use crate::deliver::places::Places;
+use crate::deliver::runtime::{Pulse, SocketRuntime};
 use crate::deliver::socket::{BindError, Socket};
 use crate::deliver::textfile::Textfile;
 use crate::system::process;
@@ -19,9 +24,44 @@ use crate::system::service::PassedSocket;
 
 /// What the agent itself may need at once, and more.
 const OWN_FILES: usize = 128;
+/// Time for a socket to close: more than its callers have. Its thread may be busy, or hang.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
+
+/// The threads of the sockets, and word of those that fail.
+pub(super) struct Threads {
+    read: SocketRuntime,
+    sign: SocketRuntime,
+    admin: SocketRuntime,
+    failures: mpsc::UnboundedSender<Right>,
+}
+
+impl Threads {
+    /// Starts them. What is received is the right of a socket that is not served any more although
+    /// nobody closed it: its task panicked, or its thread is gone.
+    pub(super) fn start() -> io::Result<(Self, mpsc::UnboundedReceiver<Right>)> {
+        let (failures, failed) = mpsc::unbounded_channel();
+        let start = SocketRuntime::start;
+        let (read, sign, admin) = (start(Right::Read)?, start(Right::Sign)?, start(Right::Admin)?);
+        Ok((Self { read, sign, admin, failures }, failed))
+    }
+
+    /// Observes all of them, for the watchdog.
+    pub(super) fn pulses(&self) -> Vec<Pulse> {
+        Right::ALL.map(|right| self.of(right).pulse()).into()
+    }
+
+    fn of(&self, right: Right) -> &SocketRuntime {
+        match right {
+            Right::Read => &self.read,
+            Right::Sign => &self.sign,
+            Right::Admin => &self.admin,
+        }
+    }
+}
 
 /// All sockets, and the file. They are gone with it, those apart that the service manager keeps.
 pub(super) struct Server {
+    threads: Threads,
     passed: Vec<Served>,
     bound: Vec<(Right, config::Socket, Served)>,
     textfile: Option<Textfile>,
@@ -36,6 +76,7 @@ impl Drop for Server {
 
 impl Server {
     pub(super) fn start(
+        threads: Threads,
         passed: Vec<PassedSocket>,
         at: &config::Socket,
         textfile: Option<&Path>,
@@ -43,14 +84,16 @@ impl Server {
     ) -> Result<Self, BindError> {
         let heap = Arc::clone(&lines.heap);
         let heap_trimmer = tokio::spawn(async move { heap.run().await });
-        let mut server = Self { passed: Vec::new(), bound: Vec::new(), textfile: None, heap_trimmer };
+        let mut server =
+            Self { threads, passed: Vec::new(), bound: Vec::new(), textfile: None, heap_trimmer };
         for socket in passed {
-            server.passed.extend(adopt(socket, at, lines)?);
+            server.passed.extend(adopt(&server.threads, socket, at, lines)?);
         }
         // Where some are passed, one that is not was taken away: its right is not given by another way.
         if server.passed.is_empty() {
             for right in Right::ALL {
-                server.bound.push((right, at.clone(), bind(right, at, lines)?));
+                let served = bind(&server.threads, right, at, lines)?;
+                server.bound.push((right, at.clone(), served));
             }
         }
         server.textfile = textfile.map(|path| Textfile::keep(path, lines));
@@ -72,7 +115,7 @@ impl Server {
             if place(to, *right).path == place(at, *right).path {
                 continue;
             }
-            match bind(*right, to, lines) {
+            match bind(&self.threads, *right, to, lines) {
                 Ok(moved) => {
                     *at = to.clone();
                     std::mem::replace(served, moved).stop().await;
@@ -133,22 +176,34 @@ struct Served {
 }
 
 impl Served {
-    fn new(socket: Socket, at: &config::Socket, lines: &Lines) -> Self {
+    fn new(threads: &Threads, right: Right, socket: Socket, at: &config::Socket, lines: &Lines) -> Self {
         let (open, closing) = watch::channel(());
         let places = Places::new(at.limits); // as far as there are files for them: see limit
         let calls = CallLimits::default();
         let serving = socket.serve(lines.clone(), places.clone(), calls.clone(), closing);
-        Self { task: tokio::spawn(serving), open, places, calls }
+        let serving = threads.of(right).spawn(serving);
+        let failures = threads.failures.clone();
+        let task = tokio::spawn(async move {
+            if serving.await.is_err() {
+                let _ = failures.send(right);
+            }
+        });
+        Self { task, open, places, calls }
     }
 
     async fn stop(self) {
         drop(self.open);
-        let _ = self.task.await; // the socket's file goes with it
+        let _ = timeout(STOP_LIMIT, self.task).await; // the socket's file goes with it
     }
 }
 
 /// `None` for one whose right is unknown: it is not served.
-fn adopt(passed: PassedSocket, at: &config::Socket, lines: &Lines) -> Result<Option<Served>, BindError> {
+fn adopt(
+    threads: &Threads,
+    passed: PassedSocket,
+    at: &config::Socket,
+    lines: &Lines,
+) -> Result<Option<Served>, BindError> {
     let PassedSocket { name, listener } = passed;
     let address = listener.local_addr().ok();
     let path = address.as_ref().and_then(|address| address.as_pathname()).unwrap_or(Path::new("")).to_owned();
@@ -160,16 +215,17 @@ fn adopt(passed: PassedSocket, at: &config::Socket, lines: &Lines) -> Result<Opt
         );
         return Ok(None);
     };
-    let socket = Socket::adopt(listener, right).map_err(|source| BindError::new(&path, source))?;
+    let socket = threads.of(right).within(|| Socket::adopt(listener, right));
+    let socket = socket.map_err(|source| BindError::new(&path, source))?;
     tracing::info!(socket = %path.display(), right = right.as_str(), "local programs are served");
-    Ok(Some(Served::new(socket, at, lines)))
+    Ok(Some(Served::new(threads, right, socket, at, lines)))
 }
 
-fn bind(right: Right, at: &config::Socket, lines: &Lines) -> Result<Served, BindError> {
+fn bind(threads: &Threads, right: Right, at: &config::Socket, lines: &Lines) -> Result<Served, BindError> {
     let Place { path, group } = place(at, right);
-    let socket = Socket::bind(path, right, group)?;
+    let socket = threads.of(right).within(|| Socket::bind(path, right, group))?;
     tracing::info!(socket = %path.display(), right = right.as_str(), "local programs are served");
-    Ok(Served::new(socket, at, lines))
+    Ok(Served::new(threads, right, socket, at, lines))
 }
 
 struct Place<'a> {

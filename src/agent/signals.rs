@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::failures::Complaint;
 use super::orders::Taken;
 use crate::deliver::order::Given;
+use crate::deliver::runtime::Pulse;
 use crate::lifecycle::LastError;
 use crate::system::service::Watchdog;
 use crate::system::watch::FileWatch;
@@ -43,13 +44,21 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// `changes` watches the configuration.
-    pub(super) fn new(changes: FileWatch, orders: mpsc::Receiver<Given>) -> std::io::Result<Self> {
+    /// `changes` watches the configuration. The watchdog is fed for as long as the threads of the
+    /// sockets are there as well.
+    pub(super) fn new(
+        changes: FileWatch,
+        orders: mpsc::Receiver<Given>,
+        pulses: Vec<Pulse>,
+    ) -> std::io::Result<Self> {
+        let others = pulses
+            .into_iter()
+            .map(|mut pulse| -> Box<dyn FnMut() -> bool> { Box::new(move || pulse.is_there()) });
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
-            watchdog: Watchdog::new(),
+            watchdog: Watchdog::new(others),
             changes,
             orders,
             taken: Taken::default(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited, StreamBody};
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode, Version};
@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::caller::{Caller, Closing, Right};
 use super::calls::CallLimit;
+use super::connection::MAX_PIECES;
 use super::grpc::{self, Code};
 use super::lines::Lines;
 use super::order::{Accepted, Address, Asked, Refusal};
@@ -252,13 +253,27 @@ async fn order(
     Err(problem(status, &why))
 }
 
-async fn read_body(body: &mut Incoming) -> Result<Bytes, Answer> {
-    match timeout(BODY_LIMIT, Limited::new(body, MAX_BODY).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => {
-            Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "The body has at most 4096 bytes here."))
+async fn read_body(body: &mut Incoming) -> Result<Vec<u8>, Answer> {
+    let (mut read, mut pieces) = (Vec::new(), 0);
+    let reading = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| problem(StatusCode::BAD_REQUEST, "The body is not complete."))?;
+            let data = frame.data_ref().map_or(&[][..], |data| data);
+            if read.len() + data.len() > MAX_BODY {
+                let why = "The body has at most 4096 bytes here.";
+                return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, why));
+            }
+            pieces += 1;
+            if pieces > MAX_PIECES {
+                let why = "The body came in more than 512 pieces: send it in larger ones.";
+                return Err(problem(StatusCode::BAD_REQUEST, why));
+            }
+            read.extend_from_slice(data);
         }
-        Ok(Err(_)) => Err(problem(StatusCode::BAD_REQUEST, "The body is not complete.")),
+        Ok(())
+    };
+    match timeout(BODY_LIMIT, reading).await {
+        Ok(read_to_end) => read_to_end.map(|()| read),
         Err(_) => Err(problem(StatusCode::REQUEST_TIMEOUT, "The body was not complete within 10 seconds.")),
     }
 }

@@ -9,6 +9,7 @@ use ring::digest::{SHA256, digest};
 use rustls_pki_types::CertificateDer;
 
 use super::caller::Caller;
+use crate::system::log::AUDIT;
 
 /// Interval between two records of the same.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -20,17 +21,35 @@ const MAX_PROCESSES: usize = 4096;
 
 /// Refusals that have been recorded within the last minute.
 #[derive(Debug, Default)]
-pub struct Refusals(Mutex<BTreeMap<(Option<u32>, &'static str), Instant>>);
+pub struct Refusals(Mutex<Recorded>);
+
+#[derive(Debug, Default)]
+struct Recorded {
+    at: BTreeMap<(Option<u32>, &'static str), Instant>,
+    /// When it was last recorded that there are more.
+    full_at: Option<Instant>,
+}
 
 impl Refusals {
     /// Whether to record that `uid` was refused `what`.
     pub(super) fn is_news(&self, uid: Option<u32>, what: &'static str, now: Instant) -> bool {
-        let mut recorded = lock(&self.0);
-        recorded.retain(|_, at| now.saturating_duration_since(*at) < INTERVAL);
-        if recorded.len() >= MAX_REFUSALS || recorded.contains_key(&(uid, what)) {
+        let Recorded { at, full_at } = &mut *lock(&self.0);
+        let is_recent = |at: Instant| now.saturating_duration_since(at) < INTERVAL;
+        at.retain(|_, at| is_recent(*at));
+        if at.contains_key(&(uid, what)) {
             return false;
         }
-        recorded.insert((uid, what), now);
+        if at.len() >= MAX_REFUSALS {
+            if !full_at.is_some_and(is_recent) {
+                *full_at = Some(now);
+                tracing::warn!(
+                    target: AUDIT, audit = "refusals", uid, what,
+                    "more refusals than can be recorded: {MAX_REFUSALS} users and kinds within a minute, and others"
+                );
+            }
+            return false;
+        }
+        at.insert((uid, what), now);
         true
     }
 }

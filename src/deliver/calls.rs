@@ -36,7 +36,8 @@ pub struct CallLimits {
 
 impl CallLimits {
     /// Sets the limits of calls by those of connections: four calls for each, and at least as many
-    /// as one connection may have. One uid has at most a quarter of them.
+    /// as one connection may have. One uid has at most a quarter of them, and the last quarter is
+    /// kept for those who have none.
     pub(crate) fn set(&self, Limits { connections, of_one_user }: Limits) {
         let calls_for = |connections: usize| connections.saturating_mul(CALLS_FOR_EACH_CONNECTION);
         let of_one_user = calls_for(of_one_user).max(PER_CONNECTION);
@@ -80,12 +81,18 @@ impl CallLimit {
         (self.most + self.most / 4) as u32
     }
 
+    /// Whether no call is open on the connection.
+    pub(super) fn is_idle(&self) -> bool {
+        self.free.available_permits() == self.most
+    }
+
     /// Acquires a permit; dropping it releases the slot.
     pub(super) fn acquire(&self) -> Result<CallPermit, TooManyCalls> {
         let connection = Arc::clone(&self.free).try_acquire_owned();
         let connection = connection.map_err(|_| TooManyCalls::OnConnection(self.most))?;
         let user = self.all.take(self.uid).map_err(|full| match full {
             Full::ForUser(limit) => TooManyCalls::OfUser(limit),
+            Full::ForHolders(limit) => TooManyCalls::OfHolders(limit),
             Full::ForAll(limit) => TooManyCalls::OfAll(limit),
         })?;
         Ok(CallPermit { _connection: connection, _user: user, _in_use: HeapTrimmer::in_use(&self.heap) })
@@ -105,6 +112,7 @@ pub(super) struct CallPermit {
 pub(super) enum TooManyCalls {
     OnConnection(usize),
     OfUser(usize),
+    OfHolders(usize),
     OfAll(usize),
 }
 
@@ -120,6 +128,11 @@ impl fmt::Display for TooManyCalls {
                 f,
                 "Your user has {limit} calls open already. End one, or have an operator raise \
                  socket.max_connections_per_user in the agent's configuration."
+            ),
+            Self::OfHolders(limit) => write!(
+                f,
+                "{limit} calls are open already, of all users together, and the rest is kept for users who have none. Try \
+                 again later, or have an operator raise socket.max_connections in the agent's configuration."
             ),
             Self::OfAll(limit) => write!(
                 f,
@@ -146,10 +159,16 @@ mod tests {
         assert_eq!(second.acquire().unwrap_err(), TooManyCalls::OfUser(148));
         let others: Vec<_> = (8..13).map(connect).collect();
         let of_others = others.iter().flat_map(|other| (0..100).map_while(|_| other.acquire().ok()));
-        let of_others: Vec<_> = of_others.collect();
+        let mut of_others: Vec<_> = of_others.collect();
+        // The two last users have one each: the last quarter is for users who have none.
+        assert_eq!(permits.len() + of_others.len(), 444 + 2);
+        assert_eq!(others[4].acquire().unwrap_err(), TooManyCalls::OfHolders(444));
+        of_others.extend((1000..2000).map_while(|uid| connect(uid).acquire().ok()));
         assert_eq!(permits.len() + of_others.len(), 592);
         assert_eq!(connect(14).acquire().unwrap_err(), TooManyCalls::OfAll(592));
-        permits.pop();
+        let root = connect(0).acquire().unwrap();
+        permits.extend([root]);
+        permits.truncate(140);
         let again = connect(14).acquire().unwrap();
         drop((permits, of_others, again));
         assert!(first.acquire().is_ok() && others[0].acquire().is_ok());

@@ -2,7 +2,6 @@
 //! the other end may take. It costs nobody but itself.
 
 use std::convert::Infallible;
-use std::io::{self, Cursor};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,19 +16,19 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, Chain, Join, Take, join};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::answers;
 use super::authority::Mended;
+use super::budget::OverBudget;
 use super::caller::{Caller, Closing};
 use super::calls::{CallLimit, CallLimits};
 use super::heap::HeapTrimmer;
 use super::lines::Lines;
 use super::places::Full;
 use super::response::Body;
+use super::wire::{Wire, version_of};
 use super::workload::SECURITY_HEADER;
 
 /// A request's head must be complete within this time. An idle connection is closed after it in HTTP/1.1, and in HTTP/2 if
@@ -45,6 +44,8 @@ const WINDOW: u32 = 16 * 1024;
 /// What is read of a request that is refused, in bytes. Some clients take a response for an error
 /// that comes before they have sent their request.
 const MAX_UNUSED: usize = 256 * 1024;
+/// Pieces that a body may come in: each costs time, however small it is.
+pub(super) const MAX_PIECES: usize = 512;
 /// Time for all of that.
 const UNUSED_LIMIT: Duration = Duration::from_secs(2);
 /// Time for the next piece of it: a client may be waiting for the response before it sends more.
@@ -55,7 +56,8 @@ const KEEP_ALIVE: HeaderValue = HeaderValue::from_static("timeout=25");
 /// How long somebody for whom there is no place may take to hear that.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(4);
 
-/// Answers until the other end leaves, or the socket is closed.
+/// Answers until the peer leaves, or the socket is closed. A peer that closes its sending side only gets
+/// its responses; one that closes both has left, and whatever it was waiting for is dropped.
 pub(super) async fn serve(
     stream: UnixStream,
     caller: Caller,
@@ -63,7 +65,8 @@ pub(super) async fn serve(
     calls: CallLimits,
     mut closing: Closing,
 ) {
-    let Ok(Ok((version, stream))) = timeout(HEAD_LIMIT, version_of(stream)).await else {
+    let wire = Wire::new(stream);
+    let Ok(Ok((version, stream))) = timeout(HEAD_LIMIT, version_of(&wire)).await else {
         tracing::debug!(
             uid = caller.uid,
             pid = caller.pid,
@@ -72,38 +75,51 @@ pub(super) async fn serve(
         return;
     };
     let (ends, has_asked) = (closing.clone(), Arc::new(AtomicBool::new(false)));
-    let asked = Arc::clone(&has_asked);
+    let (asked, lines_of_answers) = (Arc::clone(&has_asked), Arc::clone(&lines));
     let calls =
         (version == Version::HTTP_2).then(|| calls.for_connection(caller.uid, Arc::clone(&lines.heap)));
     let streams = calls.as_ref().map_or(1, CallLimit::streams);
+    let calls_under_way = calls.clone();
     let answer = service_fn(move |request: Request<Incoming>| {
         tracing::debug!(
             uid = caller.uid, pid = caller.pid, right = caller.right.as_str(), method = %request.method(),
             path = request.uri().path(), "socket request"
         );
         asked.store(true, Ordering::Relaxed);
-        let (lines, calls, ends) = (Arc::clone(&lines), calls.clone(), ends.clone());
+        let (lines, calls, ends) = (Arc::clone(&lines_of_answers), calls.clone(), ends.clone());
         async move {
             let _in_use = (version == Version::HTTP_2).then(|| HeapTrimmer::in_use(&lines.heap));
             Ok::<_, Infallible>(respond(request, caller, calls.as_ref(), &lines, &ends).await)
         }
     });
+    // HTTP/1.1 ends by itself when all responses are sent.
+    let left = wire.left(|| calls_under_way.as_ref().is_some_and(CallLimit::is_idle));
     let ended = match version {
         Version::HTTP_2 => {
             let mut http = http2();
             // A client may cancel all of its calls at once.
             http.max_concurrent_streams(streams).max_pending_accept_reset_streams(Some(streams as usize));
-            let connection = http.serve_connection(TokioIo::new(mended(stream)), answer);
+            let connection = http.serve_connection(TokioIo::new(Mended::new(stream)), answer);
             let end = http2::Connection::graceful_shutdown;
-            until_it_ends(connection, end, &has_asked, &mut closing).await
+            until_it_ends(connection, end, &has_asked, left, &mut closing).await
         }
         _ => {
             let connection = http1().serve_connection(TokioIo::new(stream), answer);
             let end = http1::Connection::graceful_shutdown;
-            until_it_ends(connection, end, &has_asked, &mut closing).await
+            until_it_ends(connection, end, &has_asked, left, &mut closing).await
         }
     };
-    if let Err(e) = ended {
+    if wire.is_over_budget() {
+        let why = OverBudget;
+        if lines.refusals.is_news(caller.uid, "frames", std::time::Instant::now()) {
+            tracing::warn!(
+                uid = caller.uid,
+                pid = caller.pid,
+                socket = caller.right.as_str(),
+                "a connection is closed: {why}"
+            );
+        }
+    } else if let Err(e) = ended {
         tracing::debug!(uid = caller.uid, pid = caller.pid, error = %e, "socket connection ended");
     }
 }
@@ -112,14 +128,16 @@ async fn until_it_ends<C: Future<Output = hyper::Result<()>>>(
     connection: C,
     end: fn(Pin<&mut C>),
     has_asked: &AtomicBool,
+    left: impl Future<Output = ()>,
     closing: &mut Closing,
 ) -> hyper::Result<()> {
-    let mut connection = pin!(connection);
+    let (mut connection, mut left) = (pin!(connection), pin!(left));
     let mut first_request = pin!(sleep(HEAD_LIMIT));
     let (mut is_new, mut is_open) = (true, true);
     loop {
         tokio::select! {
             ended = connection.as_mut() => return ended,
+            () = left.as_mut() => return Ok(()),
             () = first_request.as_mut(), if is_new => {
                 is_new = false;
                 if !has_asked.load(Ordering::Relaxed) {
@@ -187,11 +205,11 @@ pub(super) async fn refuse(stream: UnixStream, why: Full) {
         Ok::<_, Infallible>(response)
     });
     let told = async {
-        match version_of(stream).await {
+        match version_of(&Wire::new(stream)).await {
             Ok((Version::HTTP_2, stream)) => {
                 let mut http = http2();
                 http.max_concurrent_streams(1);
-                let _ = http.serve_connection(TokioIo::new(mended(stream)), answer).await;
+                let _ = http.serve_connection(TokioIo::new(Mended::new(stream)), answer).await;
             }
             Ok((_, stream)) => {
                 let _ = http1().serve_connection(TokioIo::new(stream), answer).await;
@@ -204,7 +222,7 @@ pub(super) async fn refuse(stream: UnixStream, why: Full) {
 
 fn http1() -> http1::Builder {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).max_buf_size(MAX_HEAD);
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).max_buf_size(MAX_HEAD).half_close(true);
     http
 }
 
@@ -218,38 +236,10 @@ fn http2() -> http2::Builder<TokioExecutor> {
     http
 }
 
-/// A stream of which the first octets have been read, and come once more.
-type Stream<R> = Join<Chain<Take<Cursor<[u8; SIGN.len()]>>, R>, OwnedWriteHalf>;
-
-/// What a connection in HTTP/2 begins with, and no method of HTTP/1.1 (RFC 9113, section 3.4).
-const SIGN: &[u8; 4] = b"PRI ";
-
-/// Which HTTP it is. (hyper-util tells them apart, too, and brings a client of HTTP/2 with it: 80 KB.)
-async fn version_of(mut stream: UnixStream) -> io::Result<(Version, Stream<OwnedReadHalf>)> {
-    let (mut first, mut read) = ([0; SIGN.len()], 0);
-    while let Some(next) = first.get_mut(read..read + 1)
-        && stream.read(next).await? > 0
-    {
-        read += 1;
-        if first.get(..read) != SIGN.get(..read) {
-            break;
-        }
-    }
-    let version = if first == *SIGN { Version::HTTP_2 } else { Version::HTTP_11 };
-    let (reading, writing) = stream.into_split();
-    let again = Cursor::new(first).take(read as u64);
-    Ok((version, join(again.chain(reading), writing)))
-}
-
-fn mended<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(stream: Join<R, W>) -> Join<Mended<R>, W> {
-    let (reading, writing) = stream.into_inner();
-    join(Mended::new(reading), writing)
-}
-
 /// Reads what is left of a request, as long as it keeps coming. Returns whether that is all of it.
 async fn read_rest(body: &mut Incoming) -> bool {
     let deadline = Instant::now() + UNUSED_LIMIT;
-    let mut length = 0;
+    let (mut length, mut pieces) = (0, 0);
     while !body.is_end_stream() {
         let pause = UNUSED_PAUSE.min(deadline.saturating_duration_since(Instant::now()));
         match timeout(pause, body.frame()).await {
@@ -257,7 +247,8 @@ async fn read_rest(body: &mut Incoming) -> bool {
             Ok(Some(Ok(frame))) => length += frame.data_ref().map_or(0, Bytes::len),
             Ok(Some(Err(_))) | Err(_) => return false,
         }
-        if length > MAX_UNUSED {
+        pieces += 1;
+        if length > MAX_UNUSED || pieces > MAX_PIECES {
             return false;
         }
     }

@@ -4,6 +4,7 @@
 mod answers;
 mod audit;
 mod authority;
+mod budget;
 pub mod caller;
 pub mod calls;
 mod connection;
@@ -19,11 +20,13 @@ pub mod order;
 pub mod places;
 mod protobuf;
 mod response;
+pub mod runtime;
 pub mod signing;
 pub mod socket;
 pub mod status;
 pub mod textfile;
 pub mod watch;
+mod wire;
 mod workload;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};

@@ -13,6 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
+use super::places::{Full, admit};
+use crate::config::Limits;
 use crate::json::Object;
 use crate::keys::{Key, KeyError};
 use crate::text::Excerpt;
@@ -21,7 +23,7 @@ use crate::text::Excerpt;
 const MAX_QUOTE: usize = 200;
 /// Signatures of one user that wait at once.
 const MOST_OF_ONE_USER: usize = 64;
-/// Signatures of all users that wait at once.
+/// Signatures of all users that wait at once, the last quarter of them for users who wait for none.
 const MOST_OF_ALL: usize = 512;
 
 /// `POST /v1/sign`, as it is answered.
@@ -145,17 +147,21 @@ struct Job {
 impl Waiting {
     /// Says whether somebody has to begin to sign.
     fn put(&mut self, uid: Option<u32>, job: Job) -> Result<bool, Unsigned> {
-        if self.all >= MOST_OF_ALL {
-            return Err(Unsigned::Busy(
-                "Too many signatures are waited for on this device. Try again later.",
-            ));
-        }
+        let limits = Limits { connections: MOST_OF_ALL, of_one_user: MOST_OF_ONE_USER };
+        let own = self.by_user.get(&uid).map_or(0, VecDeque::len);
+        admit(limits, uid, own, self.all).map_err(|full| {
+            Unsigned::Busy(match full {
+                Full::ForUser(_) => {
+                    "Your user waits for 64 signatures already. Ask again when some of them are there."
+                }
+                Full::ForHolders(_) => {
+                    "Many signatures are waited for on this device, and the rest is kept for users who wait for none. \
+                     Ask again when yours are there."
+                }
+                Full::ForAll(_) => "Too many signatures are waited for on this device. Try again later.",
+            })
+        })?;
         let queue = self.by_user.entry(uid).or_default();
-        if queue.len() >= MOST_OF_ONE_USER {
-            return Err(Unsigned::Busy(
-                "Your user waits for 64 signatures already. Ask again when some of them are there.",
-            ));
-        }
         if queue.is_empty() {
             self.turns.push_back(uid);
         }
@@ -315,5 +321,34 @@ mod tests {
             more.await.unwrap().unwrap();
         }
         assert!(!scene.order().contains(&1));
+    }
+
+    #[tokio::test]
+    async fn waiting_signatures_of_nine_users_leave_room_for_others_and_root() {
+        let scene = Scene::new();
+        let mut asked = Vec::new();
+        for uid in 100_000..100_009 {
+            for _ in 0..MOST_OF_ONE_USER {
+                asked.push(scene.ask(uid, 1).await);
+            }
+        }
+        for uid in [7, 8, 0, 0] {
+            asked.push(scene.ask(uid, 2).await);
+        }
+        // And of a person who is many users.
+        for uid in 200_000..200_200 {
+            asked.push(scene.ask(uid, 3).await);
+        }
+        asked.push(scene.ask(0, 2).await);
+        for _ in 0..asked.len() {
+            scene.let_go.send(()).unwrap();
+        }
+        for asked in asked {
+            let _ = asked.await.unwrap();
+        }
+        let signed = |mark| scene.order().iter().filter(|other| **other == mark).count();
+        assert!((387..=390).contains(&signed(1)), "{}", signed(1));
+        assert_eq!(signed(2), 5);
+        assert!((120..=130).contains(&signed(3)), "{}", signed(3));
     }
 }

@@ -65,24 +65,31 @@ pub fn passed_sockets() -> Vec<PassedSocket> {
 
 /// Tells the service manager in time that the main loop is alive, and stops telling it when it is not: then the agent is
 /// ended and started anew.
-#[derive(Debug)]
 pub struct Watchdog {
     /// `None` where nobody watches.
     ticks: Option<Interval>,
     /// What the main loop waits for must have happened by then.
     deadline: Option<Instant>,
+    /// Says whether another thread of the agent is there.
+    others: Vec<Box<dyn FnMut() -> bool>>,
+}
+
+impl std::fmt::Debug for Watchdog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watchdog").field("ticks", &self.ticks).field("deadline", &self.deadline).finish()
+    }
 }
 
 impl Watchdog {
-    /// As the environment tells.
-    pub fn new() -> Self {
+    /// As the environment tells. `others` say whether other threads of the agent are there.
+    pub fn new(others: impl IntoIterator<Item = Box<dyn FnMut() -> bool>>) -> Self {
         let ticks = sd_notify::watchdog_enabled().map(|limit| {
             // Half of it, as sd_watchdog_enabled(3) advises.
             let mut ticks = interval((limit / 2).max(Duration::from_millis(1)));
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             ticks
         });
-        Self { ticks, deadline: None }
+        Self { ticks, deadline: None, others: others.into_iter().collect() }
     }
 
     /// The main loop begins to wait. `limit` is how long this may take at most; `None` for a wait that may be long.
@@ -108,12 +115,7 @@ impl Watchdog {
         let Some(ticks) = &mut self.ticks else { return std::future::pending().await };
         ticks.tick().await;
         self.deadline.is_none_or(|deadline| Instant::now() < deadline)
-    }
-}
-
-impl Default for Watchdog {
-    fn default() -> Self {
-        Self::new()
+            && self.others.iter_mut().all(|is_there| is_there())
     }
 }
 
@@ -123,7 +125,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_wait_that_is_overdue_is_not_fed_and_one_without_a_limit_always() {
-        let mut watchdog = Watchdog { ticks: Some(interval(Duration::from_millis(1))), deadline: None };
+        let ticks = Some(interval(Duration::from_millis(1)));
+        let mut watchdog = Watchdog { ticks, deadline: None, others: Vec::new() };
         assert!(watchdog.is_content().await);
         watchdog.wait_begins(Some(Duration::from_millis(50)));
         assert!(watchdog.is_content().await);
@@ -131,5 +134,7 @@ mod tests {
         assert!(!watchdog.is_content().await);
         watchdog.wait_begins(None);
         assert!(watchdog.is_content().await);
+        watchdog.others.push(Box::new(|| false));
+        assert!(!watchdog.is_content().await, "another thread hangs");
     }
 }

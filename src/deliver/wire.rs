@@ -1,0 +1,240 @@
+//! The bytes of one connection: read and written within a [`Budget`], and whether the peer is still
+//! there.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use hyper::Version;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown, shutdown};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::time::sleep;
+
+use super::budget::{Budget, Frames, OverBudget, cost_of_read};
+
+/// What a connection in HTTP/2 begins with, and no method of HTTP/1.1 (RFC 9113, section 3.4).
+const SIGN: &[u8; 4] = b"PRI ";
+/// Interval between two looks at a peer that has closed its sending side: epoll(7) does not tell
+/// that apart from its leaving.
+const LOOK: Duration = Duration::from_millis(250);
+/// GOAWAY with ENHANCE_YOUR_CALM, up to the last stream (RFC 9113, sections 6.8 and 7).
+const GOAWAY: [u8; 13] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+const ENHANCE_YOUR_CALM: [u8; 4] = 11_u32.to_be_bytes();
+
+/// A connected socket, shared by those who use it and those who watch the peer.
+#[derive(Debug)]
+pub(super) struct Wire {
+    stream: UnixStream,
+    is_over_budget: AtomicBool,
+}
+
+impl Wire {
+    pub(super) fn new(stream: UnixStream) -> Arc<Self> {
+        Arc::new(Self { stream, is_over_budget: AtomicBool::new(false) })
+    }
+
+    /// Whether the connection was ended because of its [`Budget`].
+    pub(super) fn is_over_budget(&self) -> bool {
+        self.is_over_budget.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the peer has closed its sending side, or both: whatever it has sent before, and
+    /// whether or not that was read.
+    pub(super) async fn half_closed(&self) {
+        // Of all interests this one is met by the end of the sending side and by nothing else:
+        // there is no urgent data here.
+        while self.stream.ready(Interest::PRIORITY).await.is_ok_and(|ready| !ready.is_read_closed()) {}
+    }
+
+    /// Waits until the peer has closed both directions. A peer that has closed its sending side may
+    /// still be waiting for a response, until `is_done` says for a second that there is none to
+    /// come.
+    pub(super) async fn left(&self, is_done: impl Fn() -> bool) {
+        self.half_closed().await;
+        let mut looks_when_done = 0;
+        while !self.is_hung_up() && looks_when_done < 4 {
+            sleep(LOOK).await;
+            looks_when_done = if is_done() { looks_when_done + 1 } else { 0 };
+        }
+    }
+
+    /// Whether the peer has closed both directions (`POLLHUP` in poll(2)).
+    fn is_hung_up(&self) -> bool {
+        let mut polled = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
+        let _ = poll(&mut polled, PollTimeout::ZERO); // where it fails, nothing was found
+        let [polled] = polled;
+        polled.revents().is_some_and(|found| found.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+    }
+
+    async fn read_one(&self) -> io::Result<Option<u8>> {
+        loop {
+            self.stream.readable().await?;
+            let mut byte = [0];
+            match self.stream.try_read(&mut byte) {
+                Ok(0) => return Ok(None),
+                Ok(_) => return Ok(byte.first().copied()),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+/// Which HTTP it is. (hyper-util tells them apart, too, and brings a client of HTTP/2 with it: 80 KB.)
+pub(super) async fn version_of(wire: &Arc<Wire>) -> io::Result<(Version, Metered)> {
+    let (mut first, mut read) = ([0; SIGN.len()], 0);
+    while let Some(next) = first.get_mut(read)
+        && let Some(byte) = wire.read_one().await?
+    {
+        *next = byte;
+        read += 1;
+        if first.get(..read) != SIGN.get(..read) {
+            break;
+        }
+    }
+    let version = if first == *SIGN { Version::HTTP_2 } else { Version::HTTP_11 };
+    Ok((version, Metered::new(Arc::clone(wire), version, first, read)))
+}
+
+/// What hyper reads from and writes to.
+#[derive(Debug)]
+pub(super) struct Metered {
+    wire: Arc<Wire>,
+    version: Version,
+    /// Bytes that have been read before, and come once more: those of `again` up to `until`.
+    first: [u8; SIGN.len()],
+    again: usize,
+    until: usize,
+    budget: Budget,
+    received: Frames,
+    sent: Frames,
+    /// Highest number of a stream that the client has used.
+    stream: u32,
+}
+
+impl Metered {
+    fn new(wire: Arc<Wire>, version: Version, first: [u8; SIGN.len()], until: usize) -> Self {
+        Self {
+            wire,
+            version,
+            first,
+            again: 0,
+            until,
+            budget: Budget::new(Instant::now()),
+            received: Frames::of_client(),
+            sent: Frames::of_server(),
+            stream: 0,
+        }
+    }
+
+    /// Accounts for what was read in one go.
+    fn charge(&mut self, read: &[u8]) -> Result<(), OverBudget> {
+        let cost = if self.version == Version::HTTP_2 {
+            let (mut cost, stream) = (0_u32, &mut self.stream);
+            self.received.take(read, |frame| {
+                cost = cost.saturating_add(frame.cost());
+                *stream = frame.stream.max(*stream);
+            });
+            cost.max(1) // a frame may come in many pieces
+        } else {
+            cost_of_read(read.len())
+        };
+        self.budget.spend(cost, Instant::now())
+    }
+
+    /// Accounts for so many bytes of these pieces, written in one go.
+    fn credit(&mut self, pieces: &[IoSlice<'_>], mut written: usize) {
+        let mut responses = u32::from(self.version != Version::HTTP_2 && written > 0);
+        if self.version == Version::HTTP_2 {
+            for piece in pieces {
+                let piece = piece.get(..written).unwrap_or(piece);
+                written -= piece.len();
+                self.sent.take(piece, |frame| responses += u32::from(frame.is_response()));
+            }
+        }
+        self.budget.earn(responses);
+    }
+
+    fn end(&self, why: OverBudget) -> io::Error {
+        self.wire.is_over_budget.store(true, Ordering::Relaxed);
+        if self.version == Version::HTTP_2 && self.sent.is_at_boundary() {
+            let farewell = [&GOAWAY[..], &self.stream.to_be_bytes(), &ENHANCE_YOUR_CALM].concat();
+            let _ = self.wire.stream.try_write(&farewell); // who does not read will see the end
+        }
+        io::Error::other(why)
+    }
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let first = self.first;
+        let again = first.get(self.again..self.until).unwrap_or_default();
+        if !again.is_empty() {
+            let again = again.get(..buffer.remaining()).unwrap_or(again);
+            buffer.put_slice(again);
+            self.again += again.len();
+            return Poll::Ready(self.charge(again).map_err(|why| self.end(why)));
+        }
+        let before = buffer.filled().len();
+        loop {
+            ready!(self.wire.stream.poll_read_ready(cx))?;
+            match self.wire.stream.try_read_buf(buffer) {
+                // h2 would drop all streams. Whoever holds the connection hears of it by `left`.
+                Ok(0) if self.version == Version::HTTP_2 => return Poll::Pending,
+                Ok(0) => return Poll::Ready(Ok(())),
+                Ok(_) => break,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+        let read = buffer.filled().get(before..).unwrap_or_default();
+        Poll::Ready(self.charge(read).map_err(|why| self.end(why)))
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.wire.stream.poll_write_ready(cx))?;
+            match self.wire.stream.try_write_vectored(pieces) {
+                Ok(written) => {
+                    self.credit(pieces, written);
+                    return Poll::Ready(Ok(written));
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ends the response: what the peer sends is read on.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(shutdown(self.wire.stream.as_raw_fd(), Shutdown::Write).map_err(io::Error::from))
+    }
+}
