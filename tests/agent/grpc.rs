@@ -15,8 +15,8 @@ use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
-use crate::sockets::{PREFACE, frame, headers};
 use crate::support::agent::{Device, PATIENCE};
+use crate::support::http2::{PREFACE, frame, headers};
 use crate::world::{self, World};
 
 /// Long enough for the agent to have told what it should not.

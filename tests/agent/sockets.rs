@@ -15,6 +15,7 @@ use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use serde_json::{Value, json};
 
 use crate::support::agent::{Device, PATIENCE};
+use crate::support::http2::{PREFACE, frame, headers};
 use crate::world::{self, World};
 
 /// Somebody who watches.
@@ -434,33 +435,6 @@ fn many_calls_and_no_window() -> Vec<u8> {
         said.extend(frame(0, 1, stream, b"\0\0\0\0\0"));
     }
     said
-}
-
-/// HPACK (RFC 7541) of a call, with every string written out.
-pub(crate) fn headers(path: &str, security_header: &str) -> Vec<u8> {
-    let mut headers = b"\x83\x86".to_vec(); // POST, http
-    for (name, value) in [
-        (":path", path),
-        (":authority", "x"),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-        ("workload.spiffe.io", security_header),
-    ] {
-        headers.push(0); // a name that is written out
-        for text in [name, value] {
-            headers.push(text.len() as u8);
-            headers.extend(text.as_bytes());
-        }
-    }
-    headers
-}
-
-pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// RFC 9113, section 4.1.
-pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let [_, a, b, c] = (payload.len() as u32).to_be_bytes();
-    [&[a, b, c, kind, flags], &stream.to_be_bytes()[..], payload].concat()
 }
 
 /// Acknowledgements of pings that nobody sent, and signatures that cannot be made.

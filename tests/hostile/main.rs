@@ -9,7 +9,11 @@ mod support;
 mod world;
 
 mod bundle;
+mod crowds;
+mod frames;
+mod leavers;
 mod server_chain;
 mod texts;
 #[allow(dead_code)] // not all of them measure everything
 mod usage;
+mod users;

@@ -3,6 +3,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod folder;
+pub(crate) mod http2;
 pub(crate) mod log;
 pub(crate) mod ports;
 pub(crate) mod python;

@@ -1,0 +1,244 @@
+//! Frames and pieces that earn no response: each connection has a budget for them.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::agent::{Device, PATIENCE, pause};
+use crate::support::http2::{PREFACE, frame, headers, receive};
+use crate::usage::{processor_time, processor_time_of_loop, threads};
+use crate::world::World;
+
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const END_HEADERS: u8 = 4;
+const END_STREAM: u8 = 1;
+const BUNDLES: &str = "/SpiffeWorkloadAPI/FetchX509Bundles";
+
+fn connect(device: &Device, socket: &str) -> UnixStream {
+    let stream = UnixStream::connect(device.path(socket)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Says all of this as fast as it is taken, and hears what comes. Returns what was heard, and whether
+/// the other end closed the connection.
+fn say(stream: &mut UnixStream, mut said: &[u8]) -> (Vec<u8>, bool) {
+    stream.set_nonblocking(true).unwrap();
+    let (mut heard, mut part, deadline) = (Vec::new(), vec![0; 65_536], Instant::now() + PATIENCE);
+    let mut quiet_since = Instant::now();
+    while Instant::now() < deadline {
+        let mut is_quiet = true;
+        match stream.write(said) {
+            Ok(written) => {
+                is_quiet &= said.is_empty();
+                said = &said[written..];
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => said = &[], // what was sent before may still be there to be read
+        }
+        match stream.read(&mut part) {
+            Ok(0) => return (heard, true),
+            Ok(read) => {
+                is_quiet = false;
+                heard.extend(&part[..read]);
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => return (heard, true),
+        }
+        if !is_quiet {
+            quiet_since = Instant::now();
+        } else if said.is_empty() && quiet_since.elapsed() > Duration::from_secs(5) {
+            return (heard, false);
+        } else {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    panic!("neither an end nor quiet");
+}
+
+/// A call of the Workload API without the end of its request.
+fn begin_call(stream: u32) -> Vec<u8> {
+    frame(1, END_HEADERS, stream, &headers(BUNDLES, "true"))
+}
+
+#[test]
+fn frames_without_a_response_end_their_connection() {
+    let world = World::enrolled();
+    let device = &world.device;
+    let resets: Vec<u8> = (1..10_000)
+        .step_by(2)
+        .flat_map(|stream| [begin_call(stream), frame(3, 0, stream, &8_u32.to_be_bytes())].concat())
+        .collect();
+    for (name, begin, flood) in [
+        ("PING", vec![], frame(PING, 0, 0, b"12345678").repeat(20_000)),
+        ("PING that nobody sent", vec![], frame(PING, 1, 0, b"12345678").repeat(20_000)),
+        ("WINDOW_UPDATE", vec![], frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()).repeat(20_000)),
+        ("SETTINGS", vec![], frame(SETTINGS, 0, 0, b"\0\x04\0\0\xff\xff").repeat(20_000)),
+        ("PRIORITY", vec![], frame(2, 0, 1, b"\0\0\0\0\x10").repeat(20_000)),
+        ("unknown", vec![], frame(0x42, 0, 0, b"").repeat(20_000)),
+        ("large and unknown", vec![], frame(0x42, 0, 0, &[0; 16_000]).repeat(500)),
+        ("empty DATA", begin_call(1), frame(0, 0, 1, b"").repeat(20_000)),
+        ("CONTINUATION", frame(1, 0, 1, b""), frame(9, 0, 1, b"").repeat(20_000)),
+        ("RST_STREAM", vec![], resets),
+        (
+            "WINDOW_UPDATE of a stream",
+            begin_call(1),
+            frame(WINDOW_UPDATE, 0, 1, b"\0\0\0\x01").repeat(20_000),
+        ),
+    ] {
+        let used = processor_time(device);
+        let mut stream = connect(device, "run/agent.sock");
+        let (heard, has_ended) =
+            say(&mut stream, &[PREFACE, &frame(SETTINGS, 0, 0, b""), &begin, &flood].concat());
+        assert!(has_ended, "{name}");
+        let used = processor_time(device) - used;
+        assert!(used < Duration::from_millis(500), "{name}: {used:?}");
+        if name == "PING" {
+            let mut heard = &heard[..];
+            let frames: Vec<_> = std::iter::from_fn(|| receive(&mut heard)).collect();
+            let pongs = frames.iter().filter(|frame| frame.kind == PING && frame.flags == 1).count();
+            assert!((400..=600).contains(&pongs), "{pongs}");
+            let farewell = frames.last().unwrap();
+            assert!(farewell.kind == GOAWAY && farewell.payload[4..8] == [0, 0, 0, 11], "{farewell:?}");
+        }
+    }
+    let log = device.log();
+    assert_eq!(log.matches("more came in than the responses").count(), 1, "once a minute: {log}");
+}
+
+/// Two updates of windows and a ping for each message, a cancellation for each call: what libraries of
+/// gRPC send.
+#[test]
+fn frames_of_ordinary_clients_are_within_the_budget() {
+    let world = World::enrolled();
+    let mut stream = connect(&world.device, "run/agent.sock");
+    stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, b"")].concat()).unwrap();
+    let until_message = |stream: &mut UnixStream, id: u32| loop {
+        let frame = receive(stream).expect("a message");
+        assert_ne!(frame.kind, GOAWAY, "{frame:?}");
+        if (frame.kind, frame.stream) == (0, id) {
+            return;
+        }
+    };
+    // One after the other, and as many as there may be at once, every write a piece of its own.
+    for id in (1..2000).step_by(2) {
+        for piece in [begin_call(id), frame(0, END_STREAM, id, b"\0\0\0\0\0")] {
+            stream.write_all(&piece).unwrap();
+        }
+        until_message(&mut stream, id);
+        for piece in [
+            frame(WINDOW_UPDATE, 0, 0, &500_u32.to_be_bytes()),
+            frame(WINDOW_UPDATE, 0, id, &500_u32.to_be_bytes()),
+            frame(PING, 0, 0, b"12345678"),
+            frame(3, 0, id, &8_u32.to_be_bytes()),
+        ] {
+            stream.write_all(&piece).unwrap();
+        }
+    }
+    for round in 0..5 {
+        let ids: Vec<u32> = (0..100).map(|call| 2001 + 200 * round + 2 * call).collect();
+        for id in &ids {
+            stream.write_all(&begin_call(*id)).unwrap();
+            stream.write_all(&frame(0, END_STREAM, *id, b"\0\0\0\0\0")).unwrap();
+        }
+        ids.iter().for_each(|id| until_message(&mut stream, *id));
+        for id in &ids {
+            stream.write_all(&frame(3, 0, *id, &8_u32.to_be_bytes())).unwrap();
+        }
+    }
+    // A ping a second and more, for long: as keep-alives of clients are.
+    stream.write_all(&frame(PING, 0, 0, b"87654321").repeat(100)).unwrap();
+    let pongs = std::iter::from_fn(|| receive(&mut stream)).filter(|frame| frame.payload == b"87654321");
+    assert_eq!(pongs.take(100).count(), 100);
+    assert!(!world.device.log().contains("more came in than the responses"), "{}", world.device.log());
+}
+
+#[test]
+fn body_in_tiny_chunks_is_refused() {
+    let world = World::enrolled();
+    for (socket, path, status) in [
+        ("run/agent.sock", "/v1/renew", "403"),
+        ("run/sign.sock", "/v1/sign", "400"),
+        ("run/admin.sock", "/v1/renew", "400"),
+    ] {
+        let used = processor_time(&world.device);
+        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n");
+        let chunks = "1\r\n \r\n".repeat(300_000);
+        let (heard, has_ended) = say(&mut connect(&world.device, socket), (head + &chunks).as_bytes());
+        let heard = String::from_utf8_lossy(&heard);
+        assert!(has_ended && heard.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {heard}");
+        assert!(heard.contains("connection: close"), "{heard}");
+        let used = processor_time(&world.device) - used;
+        assert!(used < Duration::from_millis(500), "{path}: {used:?}");
+    }
+}
+
+#[test]
+fn nothing_but_empty_lines_ends_the_connection() {
+    let world = World::enrolled();
+    for (line, after) in [("\r\n", ""), ("\n", ""), ("\r\n", "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")] {
+        let used = processor_time(&world.device);
+        let said = after.to_owned() + &line.repeat(2_000_000);
+        let (_, has_ended) = say(&mut connect(&world.device, "run/agent.sock"), said.as_bytes());
+        assert!(has_ended, "{line:?} {after}");
+        let used = processor_time(&world.device) - used;
+        assert!(used < Duration::from_millis(500), "{line:?} {after}: {used:?}");
+    }
+}
+
+/// Requests are served in their order, and read as far as their responses are taken.
+#[test]
+fn pipelined_requests_that_are_read_are_no_matter() {
+    let world = World::enrolled();
+    let said = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".repeat(5_000) + "GET /healthz HTTP/1.0\r\n\r\n";
+    let (heard, has_ended) = say(&mut connect(&world.device, "run/agent.sock"), said.as_bytes());
+    let answered = String::from_utf8(heard).unwrap().matches("{\"live\":true}").count();
+    assert!(has_ended && answered == 5_001, "{answered}");
+}
+
+/// Many connections, each kept full for as long as it lives: neither the loop nor other sockets pay.
+#[test]
+fn frames_of_a_crowd_cost_the_loop_nothing() {
+    const CROWD: usize = 400;
+    let world = World::enrolled();
+    let device = &world.device;
+    for name in ["agent.sock", "sign.sock", "admin.sock"] {
+        assert!(threads(device).contains(&name.to_owned()), "{:?}", threads(device));
+    }
+    let (used, used_by_loop) = (processor_time(device), processor_time_of_loop(device));
+    let flood =
+        [PREFACE, &frame(SETTINGS, 0, 0, b""), &frame(PING, 0, 0, b"12345678").repeat(5_000)].concat();
+    let mut crowd: Vec<(UnixStream, &[u8])> = (0..CROWD)
+        .map(|_| {
+            let stream = connect(device, "run/agent.sock");
+            stream.set_nonblocking(true).unwrap();
+            (stream, &flood[..])
+        })
+        .collect();
+    let (mut part, mut answered) = (vec![0; 65_536], 0);
+    let deadline = Instant::now() + PATIENCE;
+    while !crowd.is_empty() {
+        assert!(Instant::now() < deadline, "{} are served on", crowd.len());
+        crowd.retain_mut(|(stream, rest)| {
+            if let Ok(written) = stream.write(rest) {
+                *rest = &rest[written..];
+            }
+            match stream.read(&mut part) {
+                Ok(read) => read > 0,
+                Err(e) => e.kind() == ErrorKind::WouldBlock,
+            }
+        });
+        answered += u32::from(device.request_at("run/admin.sock", "GET /healthz HTTP/1.0\r\n\r\n").is_some());
+        pause();
+    }
+    assert!(answered > 0);
+    let each = (processor_time(device) - used) / CROWD as u32;
+    assert!(each < Duration::from_millis(20), "{each:?} for each connection");
+    let by_loop = processor_time_of_loop(device) - used_by_loop;
+    assert!(by_loop < Duration::from_secs(1), "the loop's own work: {by_loop:?}");
+}

@@ -1,0 +1,203 @@
+//! Callers who leave, and callers who only stop sending: the first hold nothing, the second get their
+//! responses.
+
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+
+use serde_json::{Value, json};
+
+use crate::support::agent::{Device, PATIENCE};
+use crate::support::http2::{PREFACE, frame, headers, receive};
+use crate::world::World;
+
+const SIGN: &str = "run/sign.sock";
+const READ: &str = "run/agent.sock";
+const WATCH: &str = "GET /v1/watch HTTP/1.1\r\nhost: x\r\n\r\n";
+
+fn say(device: &Device, socket: &str, said: &[u8]) -> UnixStream {
+    let mut stream = UnixStream::connect(device.path(socket)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(said).unwrap();
+    stream
+}
+
+/// Reads until so much has come that this holds.
+fn hear(stream: &mut UnixStream, mut holds: impl FnMut(&str) -> bool) -> String {
+    let (mut heard, mut part) = (String::new(), [0; 4096]);
+    while !holds(&heard) {
+        let read = stream.read(&mut part).expect("more to hear");
+        assert!(read > 0, "the end after {heard:?}");
+        heard += &String::from_utf8_lossy(&part[..read]);
+    }
+    heard
+}
+
+fn sign_request(version: &str) -> String {
+    let body = json!({ "algorithm": "ES256", "digest": "x".repeat(43) + "=" }).to_string();
+    let body = body.replace(&"x".repeat(43), &"A".repeat(43));
+    format!("POST /v1/sign HTTP/{version}\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+}
+
+/// With this many connections for a user, and as many of them taken by these callers who then leave, the
+/// next caller is served: long before the agent says something to those who watch (300 s).
+fn is_forgotten(
+    world: &World,
+    name: &str,
+    socket: &str,
+    said: &[u8],
+    begins: impl Fn(&mut UnixStream),
+    leave: fn(UnixStream) -> Option<UnixStream>,
+) {
+    let device = &world.device;
+    let health = |device: &Device| {
+        let answer = device.request_at(socket, "GET /healthz HTTP/1.0\r\n\r\n");
+        answer.map(|(status, _)| status)
+    };
+    device.wait_until("all permits", |device| health(device) == Some(200));
+    let mut callers = Vec::new();
+    while callers.len() < 4 {
+        let mut caller = say(device, socket, said);
+        begins(&mut caller);
+        callers.push(caller);
+    }
+    assert_eq!(health(device), Some(503), "{name}: every permit is taken");
+    let _kept: Vec<_> = callers.into_iter().filter_map(leave).collect();
+    device.wait_until(name, |device| health(device) == Some(200));
+}
+
+fn close(stream: UnixStream) -> Option<UnixStream> {
+    drop(stream);
+    None
+}
+
+fn shut_down(stream: UnixStream) -> Option<UnixStream> {
+    stream.shutdown(Shutdown::Both).unwrap();
+    Some(stream)
+}
+
+fn shut_down_one_by_one(stream: UnixStream) -> Option<UnixStream> {
+    stream.shutdown(Shutdown::Write).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    stream.shutdown(Shutdown::Read).unwrap();
+    Some(stream)
+}
+
+#[test]
+fn callers_who_left_hold_no_permit_whatever_they_sent() {
+    let mut world = World::new();
+    world.configure("max_connections_per_user = 4\n");
+    world.device.start();
+    world.device.wait_for("active");
+    let watching = |stream: &mut UnixStream| drop(hear(stream, |heard| heard.contains("\"status\"")));
+    let leaving: [fn(UnixStream) -> Option<UnixStream>; 3] = [close, shut_down, shut_down_one_by_one];
+    for leave in leaving {
+        for behind in ["", "x", "GET /v1/svid HTTP/1.1\r\nhost: x\r\n\r\n", &"\r\n".repeat(9000)] {
+            let said = format!("{WATCH}{behind}");
+            is_forgotten(
+                &world,
+                &format!("watchers with {} bytes behind", behind.len()),
+                READ,
+                said.as_bytes(),
+                watching,
+                leave,
+            );
+        }
+        let call = [
+            PREFACE,
+            &frame(4, 0, 0, b""),
+            &frame(1, 4, 1, &headers("/SpiffeWorkloadAPI/FetchX509Bundles", "true")),
+            &frame(0, 1, 1, b"\0\0\0\0\0"),
+            &frame(0x42, 0, 0, b"behind"),
+            b"\0\0",
+        ]
+        .concat();
+        let streaming = |stream: &mut UnixStream| while receive(stream).expect("a message").kind != 0 {};
+        is_forgotten(&world, "streams of gRPC with data behind", READ, &call, streaming, leave);
+    }
+    // Signatures that wait, for a TPM that does not answer.
+    world.tpm.signal("STOP");
+    let said = sign_request("1.1") + "x";
+    is_forgotten(&world, "those who wait for a signature", SIGN, said.as_bytes(), |_| (), close);
+    let stays = say(&world.device, SIGN, sign_request("1.0").as_bytes());
+    world.tpm.signal("CONT");
+    let mut stays = stays;
+    assert!(hear(&mut stays, |heard| heard.contains("\"signature\"")).starts_with("HTTP/1.0 200"));
+    let signed = world.device.log().matches("audit=\"sign\"").count();
+    assert!(signed <= 2, "what nobody waits for is not signed: {signed}");
+}
+
+#[test]
+fn half_closed_callers_get_their_response() {
+    let world = World::enrolled();
+    let half_closed = |socket: &str, said: &str| {
+        let mut stream = say(&world.device, socket, said.as_bytes());
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut heard = String::new();
+        stream.read_to_string(&mut heard).unwrap(); // the agent closes in the end
+        heard
+    };
+    for version in ["1.0", "1.1"] {
+        for _ in 0..30 {
+            let signed = half_closed(SIGN, &sign_request(version));
+            assert!(signed.contains(" 200 ") && signed.contains("\"signature\""), "{signed:?}");
+            for path in ["/v1/status", "/v1/svid", "/v1/bundle", "/metrics", "/healthz"] {
+                let read = half_closed(READ, &format!("GET {path} HTTP/{version}\r\nhost: x\r\n\r\n"));
+                assert!(read.contains(" 200 "), "{path}: {read:?}");
+            }
+        }
+        let refused = half_closed(READ, &sign_request(version));
+        assert!(refused.contains(" 403 "), "{refused:?}");
+        let torn = half_closed(SIGN, &sign_request(version).replace("==", "").replace("ES256\"", "ES256"));
+        assert!(torn.contains(" 400 "), "{torn:?}");
+    }
+    // All of several that are sent at once, and an order.
+    let three = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".repeat(3);
+    assert_eq!(half_closed(READ, &three).matches("HTTP/1.1 200").count(), 3);
+    let ordered =
+        half_closed("run/admin.sock", "POST /v1/retry HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n");
+    assert!(ordered.contains(" 202 "), "{ordered:?}");
+}
+
+#[test]
+fn half_closed_watchers_are_told_of_changes() {
+    let world = World::renewing();
+    let mut watcher = say(&world.device, READ, WATCH.as_bytes());
+    watcher.shutdown(Shutdown::Write).unwrap();
+    hear(&mut watcher, |heard| heard.matches("event: state").count() >= 3);
+
+    let mut stream = say(&world.device, READ, &[PREFACE, &frame(4, 0, 0, b"")].concat());
+    stream.write_all(&frame(1, 4, 1, &headers("/SpiffeWorkloadAPI/FetchX509Bundles", "true"))).unwrap();
+    stream.write_all(&frame(0, 1, 1, b"\0\0\0\0\0")).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    while receive(&mut stream).expect("a message").kind != 0 {}
+    // A call that ends is the last one, and so is the connection.
+    let mut stream = say(&world.device, READ, &[PREFACE, &frame(4, 0, 0, b"")].concat());
+    stream.write_all(&frame(1, 5, 1, &headers("/other.Service/Method", "true"))).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let frames: Vec<_> = std::iter::from_fn(|| receive(&mut stream)).map(|frame| frame.kind).collect();
+    assert!(frames.contains(&1), "{frames:?}");
+}
+
+/// As load balancers and simple clients ask.
+#[test]
+fn health_is_told_to_http_1_0_without_a_host() {
+    let world = World::enrolled();
+    for request in [
+        "GET /healthz HTTP/1.0\r\n\r\n",
+        "GET /healthz HTTP/1.0\n\n",
+        "HEAD /healthz HTTP/1.0\r\n\r\n",
+        "GET http://agent/healthz HTTP/1.0\r\n\r\n",
+        "HEAD http://agent/healthz HTTP/1.0\r\n\r\n",
+        "GET http://a_host/healthz HTTP/1.0\r\n\r\n",
+        "GET /healthz HTTP/1.0\r\nHost:\r\n\r\n",
+        "GET /healthz?check=1 HTTP/1.0\r\nConnection: close\r\n\r\n",
+        "\r\nGET /healthz HTTP/1.0\r\nUser-Agent: x\r\n\r\n",
+        "GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n",
+    ] {
+        let (status, body) = world.device.request(request).unwrap();
+        assert_eq!(status, 200, "{request:?}");
+        let body: Option<Value> = serde_json::from_str(&body).ok();
+        assert_eq!(body.is_some(), request.contains("GET"), "{request:?}: {body:?}");
+    }
+}
