@@ -24,7 +24,7 @@ const SIGN: &[u8; 4] = b"PRI ";
 /// that apart from its leaving.
 const LOOK: Duration = Duration::from_millis(250);
 /// GOAWAY with ENHANCE_YOUR_CALM, up to the last stream (RFC 9113, sections 6.8 and 7).
-const GOAWAY: [u8; 13] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+const GOAWAY: [u8; 9] = [0, 0, 8, 7, 0, 0, 0, 0, 0];
 const ENHANCE_YOUR_CALM: [u8; 4] = 11_u32.to_be_bytes();
 
 /// A connected socket, shared by those who use it and those who watch the peer.
@@ -212,6 +212,9 @@ impl AsyncWrite for Metered {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.wire.is_over_budget() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())); // the farewell was the last
+        }
         loop {
             ready!(self.wire.stream.poll_write_ready(cx))?;
             match self.wire.stream.try_write_vectored(pieces) {
@@ -236,5 +239,97 @@ impl AsyncWrite for Metered {
     /// Ends the response: what the peer sends is read on.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(shutdown(self.wire.stream.as_raw_fd(), Shutdown::Write).map_err(io::Error::from))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::timeout;
+
+    async fn connection(first: &[u8]) -> (UnixStream, Arc<Wire>, Version, Metered) {
+        let (mut peer, stream) = UnixStream::pair().unwrap();
+        peer.write_all(first).await.unwrap();
+        let wire = Wire::new(stream);
+        let (version, metered) = version_of(&wire).await.unwrap();
+        (peer, wire, version, metered)
+    }
+
+    async fn read(from: &mut Metered) -> io::Result<Vec<u8>> {
+        let mut part = [0; 64];
+        let read = from.read(&mut part).await?;
+        Ok(part[..read].to_vec())
+    }
+
+    #[tokio::test]
+    async fn first_bytes_come_once_more() {
+        for (first, expected) in
+            [(&b"GET "[..], Version::HTTP_11), (b"POST", Version::HTTP_11), (b"PRI ", Version::HTTP_2)]
+        {
+            let (peer, _, version, mut metered) = connection(first).await;
+            let mut all = Vec::new();
+            while all.len() < first.len() {
+                all.extend(read(&mut metered).await.unwrap());
+            }
+            assert_eq!((version, &all[..]), (expected, first));
+            drop(peer);
+        }
+    }
+
+    #[tokio::test]
+    async fn reads_without_a_response_end_the_connection() {
+        for first in [&b"GET "[..], b"PRI "] {
+            let (mut peer, wire, _, mut metered) = connection(first).await;
+            let mut reads = 0;
+            let ended = loop {
+                peer.write_all(b"\0").await.unwrap();
+                match read(&mut metered).await {
+                    Ok(_) => reads += 1,
+                    Err(e) => break e,
+                }
+            };
+            assert!((500..600).contains(&reads) && wire.is_over_budget(), "{reads}: {ended}");
+            assert!(metered.write_all(b"x").await.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn responses_pay_for_reads() {
+        let (mut peer, wire, _, mut metered) = connection(b"GET ").await;
+        for part in [&b"G"[..], b"ET "] {
+            assert_eq!(read(&mut metered).await.unwrap(), part);
+        }
+        for _ in 0..5000 {
+            for _ in 0..4 {
+                peer.write_all(b"x").await.unwrap();
+                assert_eq!(read(&mut metered).await.unwrap(), b"x");
+            }
+            metered.write_all(b"response").await.unwrap();
+            peer.read_exact(&mut [0; 8]).await.unwrap();
+        }
+        assert!(!wire.is_over_budget());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn peers_that_only_stop_sending_have_not_left() {
+        let long = Duration::from_secs(3600);
+        let (mut peer, wire, _, _metered) = connection(b"GET / unread").await;
+        assert!(timeout(long, wire.half_closed()).await.is_err());
+        peer.shutdown().await.unwrap();
+        wire.half_closed().await;
+        assert!(timeout(long, wire.left(|| false)).await.is_err());
+        wire.left(|| true).await;
+        drop(peer);
+        wire.left(|| false).await;
+    }
+
+    #[tokio::test]
+    async fn end_of_a_peer_is_seen_behind_what_it_sent() {
+        let (peer, wire, _, _metered) = connection(&[b'x'; 1000]).await;
+        let left = tokio::spawn(async move { wire.left(|| false).await });
+        tokio::task::yield_now().await;
+        drop(peer);
+        left.await.unwrap();
     }
 }
