@@ -240,3 +240,33 @@ fn place(at: &config::Socket, right: Right) -> Place<'_> {
         Right::Admin => Place { path: &at.admin_path, group: None },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deliver::Snapshot;
+    use crate::deliver::order::Orders;
+    use crate::deliver::watch::Publication;
+    use crate::time::Timestamp;
+
+    #[tokio::test]
+    async fn lost_sockets_are_told_and_closed_ones_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = config::Socket {
+            path: folder.path().join("agent.sock"),
+            group: None,
+            sign_path: folder.path().join("sign.sock"),
+            sign_group: None,
+            admin_path: folder.path().join("admin.sock"),
+            limits: Limits { connections: 4, of_one_user: 2 },
+        };
+        let publication = Publication::new(Snapshot::unconfigured(), Timestamp::from_secs(0));
+        let lines = Lines::new(&publication, Orders::channel().0);
+        let (threads, mut lost) = Threads::start().unwrap();
+        bind(&threads, Right::Read, &at, &lines).unwrap().stop().await;
+        assert!(!at.path.exists() && lost.try_recv().is_err());
+        let _served = bind(&threads, Right::Sign, &at, &lines).unwrap();
+        drop(threads); // as a thread that panics drops its runtime
+        assert!(matches!(lost.recv().await, Some(Right::Sign)));
+    }
+}

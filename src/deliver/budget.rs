@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// Units that a connection may have unspent. A small frame, or a read without one, costs one.
 const UNITS: u32 = 512;
 /// Time in which [`UNITS`] are given.
-const PERIOD: Duration = Duration::from_secs(10);
+pub(super) const PERIOD: Duration = Duration::from_secs(10);
 /// Units for each frame of a response in HTTP/2, or each piece of one in HTTP/1.1: a client sends at
 /// most two updates of windows and two pings for it, and its request and its cancellation.
 const EARNED: u32 = 8;

@@ -58,13 +58,16 @@ const REFUSAL_LIMIT: Duration = Duration::from_secs(4);
 
 /// Answers until the peer leaves, or the socket is closed. A peer that closes its sending side only gets
 /// its responses; one that closes both has left, and whatever it was waiting for is dropped.
+///
+/// # Errors
+/// The peer sent more than its budget allows, and the connection is closed.
 pub(super) async fn serve(
     stream: UnixStream,
     caller: Caller,
     lines: Arc<Lines>,
     calls: CallLimits,
     mut closing: Closing,
-) {
+) -> Result<(), OverBudget> {
     let wire = Wire::new(stream);
     let Ok(Ok((version, stream))) = timeout(HEAD_LIMIT, version_of(&wire)).await else {
         tracing::debug!(
@@ -72,7 +75,7 @@ pub(super) async fn serve(
             pid = caller.pid,
             "a connection on which nothing was said is closed"
         );
-        return;
+        return Ok(());
     };
     let (ends, has_asked) = (closing.clone(), Arc::new(AtomicBool::new(false)));
     let (asked, lines_of_answers) = (Arc::clone(&has_asked), Arc::clone(&lines));
@@ -119,9 +122,12 @@ pub(super) async fn serve(
                 "a connection is closed: {why}"
             );
         }
-    } else if let Err(e) = ended {
+        return Err(why);
+    }
+    if let Err(e) = ended {
         tracing::debug!(uid = caller.uid, pid = caller.pid, error = %e, "socket connection ended");
     }
+    Ok(())
 }
 
 async fn until_it_ends<C: Future<Output = hyper::Result<()>>>(

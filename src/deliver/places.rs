@@ -33,14 +33,14 @@ pub(super) fn admit(limits: Limits, uid: Option<u32>, own: usize, all: usize) ->
     let Limits { connections, of_one_user } = limits;
     let last_quarter = connections / 4;
     let is_trusted = uid.is_some_and(|uid| uid == 0 || uid == geteuid().as_raw());
-    if own >= of_one_user {
-        return Err(Full::ForUser(of_one_user));
-    }
-    if is_trusted && own < RESERVE.min(last_quarter.max(1)) {
+    if is_trusted && own < RESERVE.min(last_quarter.max(1)).min(of_one_user) {
         return Ok(());
     }
     if all >= connections {
         return Err(Full::ForAll(connections));
+    }
+    if own >= of_one_user {
+        return Err(Full::ForUser(of_one_user));
     }
     if !is_trusted && own > 0 && all >= connections - last_quarter {
         return Err(Full::ForHolders(connections - last_quarter));
@@ -153,9 +153,7 @@ mod tests {
         drop(third);
         assert_eq!(places.taken().by_user.len(), 2, "who has none left is forgotten");
         places.limit(limits(1, 1));
-        assert_eq!(take(7).unwrap_err(), Full::ForUser(1), "and whoever is there stays");
-        assert_eq!(take(9).unwrap_err(), Full::ForUser(1));
-        assert_eq!(take(10).unwrap_err(), Full::ForAll(1));
+        assert_eq!(take(7).unwrap_err(), Full::ForAll(1), "and whoever is there stays");
         assert_eq!(places.taken().all, 2);
     }
 

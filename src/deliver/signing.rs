@@ -147,9 +147,10 @@ struct Job {
 impl Waiting {
     /// Says whether somebody has to begin to sign.
     fn put(&mut self, uid: Option<u32>, job: Job) -> Result<bool, Unsigned> {
-        let limits = Limits { connections: MOST_OF_ALL, of_one_user: MOST_OF_ONE_USER };
-        let own = self.by_user.get(&uid).map_or(0, VecDeque::len);
-        admit(limits, uid, own, self.all).map_err(|full| {
+        if self.has_room(uid).is_err() {
+            self.forget_who_left();
+        }
+        self.has_room(uid).map_err(|full| {
             Unsigned::Busy(match full {
                 Full::ForUser(_) => {
                     "Your user waits for 64 signatures already. Ask again when some of them are there."
@@ -168,6 +169,21 @@ impl Waiting {
         queue.push_back(job);
         self.all += 1;
         Ok(!std::mem::replace(&mut self.somebody_signs, true))
+    }
+
+    fn has_room(&self, uid: Option<u32>) -> Result<(), Full> {
+        let limits = Limits { connections: MOST_OF_ALL, of_one_user: MOST_OF_ONE_USER };
+        admit(limits, uid, self.by_user.get(&uid).map_or(0, VecDeque::len), self.all)
+    }
+
+    /// Drops what nobody waits for any more: a key may not answer for long.
+    fn forget_who_left(&mut self) {
+        self.by_user.retain(|_, queue| {
+            queue.retain(|job| !job.answer.is_closed());
+            !queue.is_empty()
+        });
+        self.turns.retain(|uid| self.by_user.contains_key(uid));
+        self.all = self.by_user.values().map(VecDeque::len).sum();
     }
 
     /// The first of whose turn it is. With `None`, whoever signs stops.
@@ -312,6 +328,16 @@ mod tests {
         }
         let too_many = scene.ask(8, 51).await.await.unwrap();
         assert!(matches!(too_many, Err(Unsigned::Busy(why)) if why.contains("Your user")));
+        // Those who have left take no room.
+        for left in more.drain(..10) {
+            left.abort();
+            let _ = left.await;
+        }
+        for _ in 0..10 {
+            more.push(scene.ask(8, 52).await);
+        }
+        let too_many = scene.ask(8, 51).await.await.unwrap();
+        assert!(matches!(too_many, Err(Unsigned::Busy(_))));
         for _ in 0..2 + MOST_OF_ONE_USER {
             scene.let_go.send(()).unwrap();
         }
@@ -321,6 +347,7 @@ mod tests {
             more.await.unwrap().unwrap();
         }
         assert!(!scene.order().contains(&1));
+        assert_eq!(scene.order().iter().filter(|mark| [50, 52].contains(*mark)).count(), MOST_OF_ONE_USER);
     }
 
     #[tokio::test]

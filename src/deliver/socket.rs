@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::budget;
 use super::caller::{Caller, Closing, Right};
 use super::calls::CallLimits;
 use super::connection;
@@ -127,9 +128,13 @@ impl Socket {
             let caller = Caller::of(&stream, self.right);
             match places.take(caller.uid) {
                 Ok(place) => {
-                    let (lines, calls, closing) = (lines.clone(), calls.clone(), closing.clone());
+                    let (lines, calls) = (lines.clone(), calls.clone());
+                    let (closing, mut closes) = (closing.clone(), closing.clone());
                     connections.spawn(async move {
-                        connection::serve(stream, caller, lines, calls, closing).await;
+                        if connection::serve(stream, caller, lines, calls, closing).await.is_err() {
+                            // Its permit stays taken: another connection would have a new budget at once.
+                            let _ = timeout(budget::PERIOD, closes.changed()).await;
+                        }
                         drop(place);
                     });
                 }

@@ -250,3 +250,21 @@ fn frames_of_a_crowd_cost_the_loop_nothing() {
     let by_loop = processor_time_of_loop(device) - used_by_loop;
     assert!(by_loop < Duration::from_secs(1), "the loop's own work: {by_loop:?}");
 }
+
+#[test]
+fn connecting_anew_gives_no_new_budget() {
+    let mut world = World::new();
+    world.configure("max_connections_per_user = 1\n");
+    world.device.start();
+    world.device.wait_for("active");
+    let flood =
+        [PREFACE, &frame(SETTINGS, 0, 0, b""), &frame(PING, 0, 0, b"12345678").repeat(2_000)].concat();
+    let health = || world.device.get("/healthz").unwrap().0;
+    let is_held = |_| {
+        assert!(say(&mut connect(&world.device, "run/agent.sock"), &flood).1);
+        health() == 503
+    };
+    // Ten seconds may pass between the two on a busy machine, though not every time.
+    assert!((0..20).any(is_held), "its permit is free at once");
+    world.device.wait_until("the permit", |_| health() == 200);
+}
