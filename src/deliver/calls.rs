@@ -91,9 +91,9 @@ impl CallLimit {
         let connection = Arc::clone(&self.free).try_acquire_owned();
         let connection = connection.map_err(|_| TooManyCalls::OnConnection(self.most))?;
         let user = self.all.take(self.uid).map_err(|full| match full {
-            Full::ForUser(limit) => TooManyCalls::OfUser(limit),
-            Full::ForHolders(limit) => TooManyCalls::OfHolders(limit),
-            Full::ForAll(limit) => TooManyCalls::OfAll(limit),
+            Full::User(limit) => TooManyCalls::OfUser(limit),
+            Full::Holders(limit) => TooManyCalls::OfHolders(limit),
+            Full::All(limit) => TooManyCalls::OfAll(limit),
         })?;
         Ok(CallPermit { _connection: connection, _user: user, _in_use: HeapTrimmer::in_use(&self.heap) })
     }

@@ -37,13 +37,13 @@ pub(super) fn admit(limits: Limits, uid: Option<u32>, own: usize, all: usize) ->
         return Ok(());
     }
     if all >= connections {
-        return Err(Full::ForAll(connections));
+        return Err(Full::All(connections));
     }
     if own >= of_one_user {
-        return Err(Full::ForUser(of_one_user));
+        return Err(Full::User(of_one_user));
     }
     if !is_trusted && own > 0 && all >= connections - last_quarter {
-        return Err(Full::ForHolders(connections - last_quarter));
+        return Err(Full::Holders(connections - last_quarter));
     }
     Ok(())
 }
@@ -97,27 +97,27 @@ impl Drop for Place {
 /// There is no place: the limit that is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Full {
-    ForAll(usize),
+    All(usize),
     /// For users who have a place: the rest is kept for others.
-    ForHolders(usize),
-    ForUser(usize),
+    Holders(usize),
+    User(usize),
 }
 
 impl fmt::Display for Full {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ForAll(limit) => write!(
+            Self::All(limit) => write!(
                 f,
                 "{limit} connections are open on this socket already, and more are not served (socket.max_connections in \
                  the agent's configuration). Try again later"
             ),
-            Self::ForHolders(limit) => write!(
+            Self::Holders(limit) => write!(
                 f,
                 "{limit} connections are open on this socket already, and the last quarter (of socket.max_connections in \
                  the agent's configuration) is kept for users who have none. Use one of yours for several requests, or try \
                  again later"
             ),
-            Self::ForUser(limit) => write!(
+            Self::User(limit) => write!(
                 f,
                 "your user has {limit} connections open on this socket already, and more are not served \
                  (socket.max_connections_per_user in the agent's configuration). Close one, or use one for several requests"
@@ -144,16 +144,16 @@ mod tests {
         let places = Places::new(limits(3, 2));
         let take = |uid| places.take(Some(uid));
         let (first, _second) = (take(7).unwrap(), take(7).unwrap());
-        assert_eq!(take(7).unwrap_err(), Full::ForUser(2));
+        assert_eq!(take(7).unwrap_err(), Full::User(2));
         let third = take(8).unwrap();
-        assert_eq!(take(9).unwrap_err(), Full::ForAll(3));
+        assert_eq!(take(9).unwrap_err(), Full::All(3));
         drop(first);
         let _fourth = take(9).unwrap();
-        assert_eq!(take(7).unwrap_err(), Full::ForAll(3));
+        assert_eq!(take(7).unwrap_err(), Full::All(3));
         drop(third);
         assert_eq!(places.taken().by_user.len(), 2, "who has none left is forgotten");
         places.limit(limits(1, 1));
-        assert_eq!(take(7).unwrap_err(), Full::ForAll(1), "and whoever is there stays");
+        assert_eq!(take(7).unwrap_err(), Full::All(1), "and whoever is there stays");
         assert_eq!(places.taken().all, 2);
     }
 
@@ -165,10 +165,10 @@ mod tests {
             let shared = connections - connections / 4;
             // The second may have come only when the last quarter was begun.
             assert!((shared..=shared + 1).contains(&held.len()), "{} of {connections}", held.len());
-            assert_eq!(places.take(Some(100_001)).unwrap_err(), Full::ForHolders(shared));
+            assert_eq!(places.take(Some(100_001)).unwrap_err(), Full::Holders(shared));
             let others = fill(&places, 200_000..300_000, 1);
             assert_eq!(held.len() + others.len(), connections);
-            assert_eq!(places.take(Some(7)).unwrap_err(), Full::ForAll(connections));
+            assert_eq!(places.take(Some(7)).unwrap_err(), Full::All(connections));
         }
     }
 

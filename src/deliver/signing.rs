@@ -152,14 +152,14 @@ impl Waiting {
         }
         self.has_room(uid).map_err(|full| {
             Unsigned::Busy(match full {
-                Full::ForUser(_) => {
+                Full::User(_) => {
                     "Your user waits for 64 signatures already. Ask again when some of them are there."
                 }
-                Full::ForHolders(_) => {
+                Full::Holders(_) => {
                     "Many signatures are waited for on this device, and the rest is kept for users who wait for none. \
                      Ask again when yours are there."
                 }
-                Full::ForAll(_) => "Too many signatures are waited for on this device. Try again later.",
+                Full::All(_) => "Too many signatures are waited for on this device. Try again later.",
             })
         })?;
         let queue = self.by_user.entry(uid).or_default();
