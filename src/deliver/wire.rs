@@ -114,6 +114,8 @@ pub(super) struct Metered {
     budget: Budget,
     received: Frames,
     sent: Frames,
+    /// SETTINGS come before anything else (RFC 9113, section 3.4).
+    has_sent: bool,
     /// Highest number of a stream that the client has used.
     stream: u32,
 }
@@ -129,6 +131,7 @@ impl Metered {
             budget: Budget::new(Instant::now()),
             received: Frames::of_client(),
             sent: Frames::of_server(),
+            has_sent: false,
             stream: 0,
         }
     }
@@ -150,6 +153,7 @@ impl Metered {
 
     /// Accounts for so many bytes of these pieces, written in one go.
     fn credit(&mut self, pieces: &[IoSlice<'_>], mut written: usize) {
+        self.has_sent |= written > 0;
         let mut responses = u32::from(self.version != Version::HTTP_2 && written > 0);
         if self.version == Version::HTTP_2 {
             for piece in pieces {
@@ -163,7 +167,7 @@ impl Metered {
 
     fn end(&self, why: OverBudget) -> io::Error {
         self.wire.is_over_budget.store(true, Ordering::Relaxed);
-        if self.version == Version::HTTP_2 && self.sent.is_at_boundary() {
+        if self.version == Version::HTTP_2 && self.has_sent && self.sent.is_at_boundary() {
             let farewell = [&GOAWAY[..], &self.stream.to_be_bytes(), &ENHANCE_YOUR_CALM].concat();
             let _ = self.wire.stream.try_write(&farewell); // who does not read will see the end
         }
