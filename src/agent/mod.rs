@@ -112,8 +112,7 @@ pub async fn run(
 ) -> Result<(), AgentError> {
     let (orders, at_loop) = Orders::channel();
     let (threads, mut lost) = Threads::start().map_err(AgentError::Threads)?;
-    let mut signals =
-        Signals::new(place.watch(), at_loop, threads.pulses()).map_err(AgentError::Signals)?;
+    let mut signals = Signals::new(place.watch(), at_loop, threads.pulses()).map_err(AgentError::Signals)?;
     let mut alarm = Alarm::new().map_err(AgentError::Timers)?;
     let (Ok(usable) | Err((_, usable))) = &loaded;
     let (socket, textfile) = (usable.socket.clone(), usable.textfile.clone());
