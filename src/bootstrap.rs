@@ -12,7 +12,6 @@ use std::time::Duration;
 use ring::digest::{SHA256, digest};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
@@ -21,7 +20,8 @@ use crate::keys::KeyError;
 use crate::keys::factory::{self, Auth, Source};
 use crate::keys::tpm::Tpm;
 use crate::lifecycle::{LastError, Report};
-use crate::system::files;
+use crate::pem;
+use crate::system::{access, files};
 use crate::system::secret::SecretError;
 use crate::time::Timestamp;
 use crate::x509;
@@ -60,6 +60,8 @@ pub struct Facts {
     pub algorithm: &'static str,
     /// The key is in the TPM.
     pub in_tpm: bool,
+    /// What keeps nothing from working and should be corrected all the same.
+    pub warnings: Vec<String>,
 }
 
 impl Credential {
@@ -71,7 +73,7 @@ impl Credential {
     /// # Errors
     /// [`BootstrapError`]. Validity is not looked at: see [`Credential::judge`].
     pub fn read(config: &config::Bootstrap, tpm: &Tpm, purpose: Purpose) -> Result<Self, BootstrapError> {
-        let chain = read_chain(config, tpm)?;
+        let (chain, mut warnings) = read_chain(config, tpm)?;
         let auth = match &config.key_auth {
             Some(secret) => Some(Auth::new(secret.read()?)?),
             None => None,
@@ -85,7 +87,8 @@ impl Credential {
             Purpose::Look => factory::look(source, auth.as_ref(), tpm)?,
         };
         let proven = purpose == Purpose::Use || !key.in_tpm;
-        let facts = facts(config, &chain, key.algorithm, key.in_tpm)?;
+        warnings.extend(key.warning);
+        let facts = Facts { warnings, ..facts(config, &chain, key.algorithm, key.in_tpm)? };
         let ends = x509::ends_of_intermediates(&chain);
         let certified = CertifiedKey::new(chain, key.signing_key);
         if !x509::has_its_key(&certified) {
@@ -219,6 +222,11 @@ impl Bootstrap {
             ),
             Some(_) => {}
         }
+        if self.seen.as_ref().is_none_or(|before| before.warnings != facts.warnings) {
+            for warning in &facts.warnings {
+                tracing::warn!("{warning}");
+            }
+        }
     }
 
     fn recover(&mut self) {
@@ -287,26 +295,32 @@ fn warnings_due(left: Duration) -> usize {
     WARN_AT_DAYS.into_iter().filter(|days| left < DAY * *days).count()
 }
 
-fn read_chain(config: &config::Bootstrap, tpm: &Tpm) -> Result<Vec<CertificateDer<'static>>, BootstrapError> {
-    let mut chain = match &config.certificate {
+/// The certificates, leaf first, and warnings about the files that they are in.
+type Chain = (Vec<CertificateDer<'static>>, Vec<String>);
+
+fn read_chain(config: &config::Bootstrap, tpm: &Tpm) -> Result<Chain, BootstrapError> {
+    let (mut chain, mut warnings) = match &config.certificate {
         FactoryCertificate::File(path) => certificates_in(path)?,
-        FactoryCertificate::TpmNv(index) => tpm.certificates_in_nv(*index)?,
+        FactoryCertificate::TpmNv(index) => (tpm.certificates_in_nv(*index)?, Vec::new()),
     };
     if let Some(path) = &config.intermediates_file {
-        chain.extend(certificates_in(path)?);
+        let (intermediates, more) = certificates_in(path)?;
+        chain.extend(intermediates);
+        warnings.extend(more);
     }
-    Ok(chain)
+    Ok((chain, warnings))
 }
 
-fn certificates_in(path: &Path) -> Result<Vec<CertificateDer<'static>>, BootstrapError> {
+fn certificates_in(path: &Path) -> Result<Chain, BootstrapError> {
     let unusable = |why: String| BootstrapError::Certificate { place: path.display().to_string(), why };
-    let pem = files::read_limited(path).map_err(|e| unusable(format!("it cannot be read: {e}")))?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    match certificates {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err(unusable("it holds no PEM certificate".into())),
-        Err(e) => Err(unusable(format!("it is damaged: {e}"))),
-    }
+    let content = files::read_limited(path).map_err(|e| unusable(format!("it cannot be read: {}", access::why_unreadable(path, &e))))?;
+    let mut read = pem::certificates(&content).map_err(|e| unusable(e.to_string()))?;
+    read.others.retain(|(_, label)| !label.is_of_a_private_key()); // its key may well be in the same file
+    let unused = read.unused().map(|unused| {
+        format!("{}: blocks of it are not used, as they are no certificates: {unused}", path.display())
+    });
+    let certificates = read.certificates.into_iter().map(|(_, certificate)| certificate);
+    Ok((certificates.collect(), unused.into_iter().collect()))
 }
 
 fn facts(
@@ -330,6 +344,7 @@ fn facts(
         sha256: digest(&SHA256, leaf).as_ref().iter().map(|octet| format!("{octet:02x}")).collect(),
         algorithm,
         in_tpm,
+        warnings: Vec::new(),
     })
 }
 
@@ -408,6 +423,7 @@ mod tests {
                 sha256: format!("{name} {from} {to}"),
                 algorithm: "ecdsa-p256",
                 in_tpm: false,
+                warnings: Vec::new(),
             },
             certified: CertifiedKey::new(vec![der], signing_key),
             ends: Vec::new(),

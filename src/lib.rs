@@ -20,6 +20,7 @@ pub mod json;
 pub mod keys;
 pub mod lifecycle;
 pub mod mis;
+pub mod pem;
 pub mod spiffe;
 pub mod store;
 pub mod system;

@@ -5,6 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::system::access;
+
 /// Why a key could not be made, read or used.
 ///
 /// The text says what failed, on what, why, and what to do about it. It never holds key material.
@@ -296,7 +298,7 @@ pub enum KeyError {
     },
 
     /// A key file that cannot be read.
-    #[error("cannot read the key file {path}: {source}")]
+    #[error("cannot read the key file {path}: {}", access::why_unreadable(path, source))]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -584,8 +586,8 @@ impl fmt::Display for KeyForm {
         match self {
             Self::OtherTss2(what) => write!(f, "it is a TSS2 PRIVATE KEY, but {what}"),
             Self::Encrypted => f.write_str(
-                "the private key is encrypted, and the agent has nobody to ask for the passphrase; decrypt it with: \
-                 openssl pkey -in KEY -out PLAIN",
+                "it is an ENCRYPTED PRIVATE KEY, or one with the header Proc-Type: 4,ENCRYPTED, and there is nobody to \
+                 ask for its passphrase; remove it with: openssl pkey -in KEY -out NEWKEY",
             ),
             Self::Certificate => f.write_str("it holds a certificate and no private key; give the key's own file"),
             Self::PublicKey => f.write_str("it holds a public key and no private key; give the private key's file"),
@@ -595,6 +597,15 @@ impl fmt::Display for KeyForm {
                 f,
                 "it is an RSA key of {bits} bits, and the agent takes 2048 to 4096; use one of these, or ECDSA P-256 or \
                  P-384"
+            ),
+            Self::Other(label) if label == "OPENSSH PRIVATE KEY" => f.write_str(
+                "it is an OPENSSH PRIVATE KEY, which only OpenSSH reads; convert a copy of it with: ssh-keygen -p -N '' \
+                 -m PKCS8 -f KEY",
+            ),
+            Self::Other(label) if label.ends_with("PRIVATE KEY") => write!(
+                f,
+                "it is a private key of a form that is not read, {label}; write it as PKCS#8 with: openssl pkey -in KEY \
+                 -out NEWKEY"
             ),
             Self::Other(label) => write!(f, "it holds a PEM block {label:?} and no private key"),
             Self::Algorithm(why) => write!(

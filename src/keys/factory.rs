@@ -68,6 +68,8 @@ pub struct FactoryKey {
     pub algorithm: &'static str,
     /// Whether the key lives in the TPM.
     pub in_tpm: bool,
+    /// What should be corrected, though the key can be used.
+    pub warning: Option<String>,
 }
 
 /// Opens the factory key to use it. Blocks.
@@ -104,14 +106,15 @@ fn find(
             let origin = format!("the key file {}", path.display());
             match file::open(path, &origin)? {
                 Found::Plain { signing_key, algorithm } if auth.is_none() => {
-                    return Ok((FactoryKey { signing_key, algorithm, in_tpm: false }, None));
+                    let warning = file::warning(path);
+                    return Ok((FactoryKey { signing_key, algorithm, in_tpm: false, warning }, None));
                 }
                 Found::Plain { .. } => {
                     return Err(KeyError::AuthNotTaken { origin });
                 }
-                Found::Tss2(pem) => {
+                Found::Tss2(der) => {
                     let (key, has_password) =
-                        Tss2Key::from_pem_with_password(&pem).map_err(|error| named(error, &origin))?;
+                        Tss2Key::from_der(&der).map_err(|error| named(error, &origin))?;
                     if has_password && auth.is_none() {
                         return Err(KeyError::AuthMissing { origin });
                     }
@@ -125,7 +128,8 @@ fn find(
     };
     let key = Arc::new(key);
     let signing_key = Arc::new(TpmSigningKey(key.clone()));
-    Ok((FactoryKey { algorithm: key.algorithm(), signing_key, in_tpm: true }, Some(key)))
+    let algorithm = key.algorithm();
+    Ok((FactoryKey { algorithm, signing_key, in_tpm: true, warning: None }, Some(key)))
 }
 
 /// The error with the name of the file it is about.

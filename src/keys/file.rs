@@ -1,6 +1,6 @@
 //! Private keys in files, for the factory key (rule K5): PKCS#8, SEC1 (also after the `EC PARAMETERS` block that `openssl
-//! ecparam` writes) or PKCS#1. A file may hold a `TSS2 PRIVATE KEY` instead, which only the TPM can use. Certificates
-//! beside the key are passed over.
+//! ecparam` writes) or PKCS#1. A file may hold a `TSS2 PRIVATE KEY` instead, which only the TPM can use, and certificates
+//! in addition to the key.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, P
 use rustls::sign::SigningKey;
 use zeroize::Zeroizing;
 
-use super::pem::{self, Block};
 use super::{KeyError, KeyForm, tss2};
-use crate::system::files;
+use crate::pem::{self, Block};
+use crate::system::{access, files};
 
 /// A file larger than this holds no single private key.
 const MAX_FILE: usize = 64 * 1024;
@@ -24,45 +24,44 @@ const MAX_FILE: usize = 64 * 1024;
 pub(super) enum Found {
     /// The key itself.
     Plain { signing_key: Arc<dyn SigningKey>, algorithm: &'static str },
-    /// The text of a file with a `TSS2 PRIVATE KEY`.
-    Tss2(Zeroizing<String>),
+    /// The content of a `TSS2 PRIVATE KEY`.
+    Tss2(Zeroizing<Vec<u8>>),
 }
 
 /// Reads a key file; `origin` is what errors call it. [`KeyError::Unreadable`] if the file cannot be read;
 /// [`KeyError::Malformed`] if it is damaged; [`KeyError::Unsupported`] if it is something else, which the error names.
 pub(super) fn open(path: &Path, origin: &str) -> Result<Found, KeyError> {
-    let text = read(path)?;
-    let block = private_key_block(&text).map_err(|form| match form {
-        Some(form) => KeyError::Unsupported { origin: origin.into(), form },
-        None => KeyError::Malformed { origin: origin.into(), why: "it has no complete PEM block".into() },
-    })?;
-    if block.label == tss2::LABEL {
-        return Ok(Found::Tss2(text));
-    }
-    plain(&block, origin)
-}
-
-/// Reads a small text file into memory that is wiped after use.
-pub(super) fn read(path: &Path) -> Result<Zeroizing<String>, KeyError> {
     let content = files::read_secret(path, MAX_FILE)
         .map_err(|source| KeyError::Unreadable { path: path.to_owned(), source })?;
-    match std::str::from_utf8(&content) {
-        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
-        Err(_) => Err(KeyError::Malformed {
-            origin: format!("the key file {}", path.display()),
-            why: "it is not text; a PEM file is wanted".into(),
-        }),
+    let block = private_key_block(&content, origin)?;
+    if &*block.label == tss2::LABEL {
+        return Ok(Found::Tss2(block.der));
     }
+    plain(&block, &at_line(origin, block.line))
 }
 
-fn plain(block: &Block<'_>, origin: &str) -> Result<Found, KeyError> {
-    let der = block.decode().ok_or_else(|| KeyError::Malformed {
-        origin: origin.into(),
-        why: "it is not PEM: not Base64".into(),
-    })?;
+/// What should be corrected about the file of a private key that can be used.
+pub(super) fn warning(path: &Path) -> Option<String> {
+    let mode = access::open_to_all(path)?;
+    Some(format!(
+        "the key file {file} has the mode {mode:04o}: every user of this device can {what} the factory key; correct it \
+         with: chmod o= {command}",
+        file = path.display(),
+        what = if mode & 0o004 == 0 { "replace" } else { "copy" },
+        command = access::shell_word(path),
+    ))
+}
+
+/// What errors call a block in a file.
+fn at_line(origin: &str, line: usize) -> String {
+    format!("{origin}, line {line},")
+}
+
+fn plain(block: &Block, origin: &str) -> Result<Found, KeyError> {
+    let der = &block.der;
     let der = der.as_slice();
     let unsupported = |form| KeyError::Unsupported { origin: origin.into(), form };
-    let (rsa_bits, der) = match block.label {
+    let (rsa_bits, der) = match &*block.label {
         "PRIVATE KEY" => (rsa_bits_of_pkcs8(der), PrivateKeyDer::from(PrivatePkcs8KeyDer::from(der))),
         "EC PRIVATE KEY" => (None, PrivateKeyDer::from(PrivateSec1KeyDer::from(der))),
         _ => (rsa_bits_of_pkcs1(der), PrivateKeyDer::from(PrivatePkcs1KeyDer::from(der))),
@@ -127,27 +126,44 @@ fn sequence(der: &[u8]) -> der::Result<SliceReader<'_>> {
     Ok(reader)
 }
 
-/// The one private key in the text; or what there is instead, if it is anything.
-fn private_key_block(text: &str) -> Result<Block<'_>, Option<KeyForm>> {
+/// The one private key in a file; or what there is in its place.
+fn private_key_block(content: &[u8], origin: &str) -> Result<Block, KeyError> {
+    let malformed = |why: String| KeyError::Malformed { origin: origin.into(), why };
     let mut found = None;
     let mut instead = None;
-    for block in pem::blocks(text) {
-        let block = block.map_err(|pem::Torn| None)?;
-        match block.label {
-            "PRIVATE KEY" | "EC PRIVATE KEY" | "RSA PRIVATE KEY" if block.text.contains("Proc-Type:") => {
-                return Err(Some(KeyForm::Encrypted));
+    for block in pem::read(content).map_err(|why| malformed(why.to_string()))?.blocks {
+        let other = |form| KeyError::Unsupported { origin: at_line(origin, block.line), form };
+        match &*block.label {
+            "PRIVATE KEY" | "EC PRIVATE KEY" | "RSA PRIVATE KEY" if block.encrypted => {
+                return Err(other(KeyForm::Encrypted));
             }
             "PRIVATE KEY" | "EC PRIVATE KEY" | "RSA PRIVATE KEY" | tss2::LABEL => {
+                let several = other(KeyForm::Several);
                 if found.replace(block).is_some() {
-                    return Err(Some(KeyForm::Several));
+                    return Err(several);
                 }
             }
             "EC PARAMETERS" => {}
-            "ENCRYPTED PRIVATE KEY" => return Err(Some(KeyForm::Encrypted)),
-            "CERTIFICATE" => instead = Some(KeyForm::Certificate),
-            "PUBLIC KEY" => instead = Some(KeyForm::PublicKey),
-            label => instead = Some(KeyForm::Other(label.to_owned())),
+            "ENCRYPTED PRIVATE KEY" => return Err(other(KeyForm::Encrypted)),
+            // A second key that is none of the above might be the one that is meant.
+            label if label.ends_with("PRIVATE KEY") => {
+                return Err(other(KeyForm::Other(block.label.to_string())));
+            }
+            _ if block.label.is_certificate() => instead = Some(other(KeyForm::Certificate)),
+            "PUBLIC KEY" => instead = Some(other(KeyForm::PublicKey)),
+            _ => instead = Some(other(KeyForm::Other(block.label.to_string()))),
         }
     }
-    found.ok_or(instead)
+    found.ok_or_else(|| instead.unwrap_or_else(|| malformed(without_a_key(content))))
+}
+
+fn without_a_key(content: &[u8]) -> String {
+    match pem::instead_of_blocks(content) {
+        pem::Instead::Der => {
+            "it is binary (DER) and not PEM; convert it with: openssl pkey -inform DER -in FILE -out \
+                              NEWFILE"
+                .into()
+        }
+        instead => format!("it holds no PEM block: {instead}"),
+    }
 }

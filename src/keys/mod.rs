@@ -21,7 +21,6 @@ pub mod factory;
 mod file;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
-mod pem;
 mod provider;
 pub mod software;
 pub mod tls;

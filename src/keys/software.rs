@@ -37,7 +37,8 @@ use ring::hkdf::{HKDF_SHA256, Salt};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use zeroize::Zeroizing;
 
-use super::{ErrorKind, Key, KeyError, KeyFile, Protection, PublicKey, pem};
+use super::{ErrorKind, Key, KeyError, KeyFile, Protection, PublicKey};
+use crate::pem;
 use crate::system::files;
 
 /// The label of the PEM block.
@@ -50,7 +51,7 @@ pub const CREDENTIAL: &str = "kek";
 /// newer write a line about the missing credential at each start. Too short to be a KEK.
 const NO_CREDENTIAL: &[u8] = b"none";
 
-const MAX_PEM: usize = 4 * 1024;
+const MAX_DER: usize = 3 * 1024;
 const MAX_KEK: usize = 4 * 1024;
 /// Whatever its form, a KEK of fewer octets cannot hold 128 bits of chance in print.
 const MIN_KEK: usize = 32;
@@ -306,12 +307,12 @@ impl Sealed {
     }
 
     fn from_pem(text: &str) -> Result<Self, KeyError> {
-        let block = pem::blocks(text).flatten().find(|block| block.label == LABEL);
-        let block = block.ok_or_else(|| malformed("it has no complete PEM block of a sealed key"))?;
-        if block.text.len() > MAX_PEM {
+        let blocks = pem::read(text.as_bytes()).map_err(|why| malformed(why.to_string()))?.blocks;
+        let block = blocks.into_iter().find(|block| &*block.label == LABEL);
+        let der = block.ok_or_else(|| malformed("it has no PEM block of a sealed key"))?.der;
+        if der.len() > MAX_DER {
             return Err(malformed("it is far too large for one"));
         }
-        let der = block.decode().ok_or_else(|| malformed("it is not PEM: not Base64"))?;
         let key = SealedKey::from_der(&der).map_err(|why| malformed(format!("ASN.1: {why}")))?;
         if key.version != VERSION {
             return Err(malformed(format!(

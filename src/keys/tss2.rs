@@ -19,13 +19,14 @@ use der::{
     Decode, DecodeValue, Encode, EncodeValue, FixedTag, Header, Length, Reader, Sequence, Tag, Writer,
 };
 
-use super::{KeyError, KeyForm, pem};
+use super::{KeyError, KeyForm};
+use crate::pem;
 
 /// The label of the PEM block.
 pub const LABEL: &str = "TSS2 PRIVATE KEY";
 
-/// No key comes near this many octets of PEM: one of RSA-4096 takes 2,000.
-pub const MAX_PEM: usize = 8 * 1024;
+/// No key comes near this many bytes: one of RSA-4096 takes 1,500.
+const MAX_DER: usize = 6 * 1024;
 
 /// A key as the file has it: the two halves as the TPM wrote them, without their length prefixes.
 #[derive(Clone, PartialEq, Eq)]
@@ -66,16 +67,11 @@ impl Tss2Key {
     /// says so of every key.
     pub(super) fn from_pem_with_password(text: &str) -> Result<(Self, bool), KeyError> {
         let mut instead = None;
-        for block in pem::blocks(text) {
-            let block = block.map_err(|pem::Torn| malformed("its PEM block has no end"))?;
-            match block.label {
-                LABEL if block.text.len() > MAX_PEM => return Err(malformed("it is far too large for one")),
-                LABEL => {
-                    let der = block.decode().ok_or_else(|| malformed("it is not PEM: not Base64"))?;
-                    return Self::from_der(&der);
-                }
+        for block in pem::read(text.as_bytes()).map_err(|why| malformed(why.to_string()))?.blocks {
+            match &*block.label {
+                LABEL => return Self::from_der(&block.der),
                 label if label.ends_with("PRIVATE KEY") => instead = Some(KeyForm::Plain),
-                label if instead.is_none() => instead = Some(KeyForm::Other(label.to_owned())),
+                _ if instead.is_none() => instead = Some(KeyForm::Other(block.label.to_string())),
                 _ => {}
             }
         }
@@ -106,7 +102,11 @@ impl Tss2Key {
         der::pem::encode_string(LABEL, LineEnding::LF, &der).map_err(|why| internal(why.into()))
     }
 
-    fn from_der(der: &[u8]) -> Result<(Self, bool), KeyError> {
+    /// Reads what is in the PEM block, and whether the key has a password.
+    pub(super) fn from_der(der: &[u8]) -> Result<(Self, bool), KeyError> {
+        if der.len() > MAX_DER {
+            return Err(malformed("it is far too large for one"));
+        }
         let key = TpmKey::from_der(der).map_err(|why| malformed(format!("ASN.1: {why}")))?;
         match key.kind {
             LOADABLE => {}

@@ -4,13 +4,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 
 use super::MisError;
 use crate::config::InitialTrust;
 use crate::lifecycle::{LastError, Report};
-use crate::system::{clock, files};
+use crate::pem;
+use crate::system::{access, clock, files};
 
 /// The initial trust of one configuration. The files are read at every use, so a replaced one counts from the next
 /// connection on. Should the replacement be bad, the last good trust stays in use *as a whole*, anchors and pins and
@@ -87,6 +87,7 @@ impl Trust {
         match (outcome, held.good.clone()) {
             (Ok(loaded), _) => {
                 let loaded = Arc::new(loaded);
+                loaded.warn_of_unused(held.good.as_deref());
                 held.good = Some(loaded.clone());
                 if held.problem.take().is_some() {
                     tracing::info!("the configured trust for the MIS can be used again, and is");
@@ -128,6 +129,8 @@ pub(super) struct Loaded {
     pub(super) certificates: Vec<CertificateDer<'static>>,
     /// The same as anchors.
     pub(super) provisioned: Vec<TrustAnchor<'static>>,
+    /// What of `ca_file` is not used, for people.
+    pub(super) unused: Option<String>,
     /// The operating system's, if they count.
     pub(super) system: Vec<TrustAnchor<'static>>,
     /// SHA-256 of subject public key infos.
@@ -139,15 +142,26 @@ impl Loaded {
         if trust.is_empty() {
             return Err(MisError::NoTrust);
         }
-        let (certificates, provisioned) =
-            trust.ca_file.as_deref().map(anchors_in).transpose()?.unwrap_or_default();
+        let CaFile { certificates, anchors, unused } =
+            trust.ca_file.as_deref().map(CaFile::read).transpose()?.unwrap_or_default();
         Ok(Self {
             ca_file: trust.ca_file.clone(),
             certificates,
-            provisioned,
+            provisioned: anchors,
+            unused,
             system: if trust.system_roots { system_anchors()? } else { Vec::new() },
             pins: trust.spki_sha256.clone(),
         })
+    }
+
+    /// Blocks of `ca_file` that count for nothing, unless `before` was warned of the same.
+    fn warn_of_unused(&self, before: Option<&Self>) {
+        if let (Some(path), Some(unused)) = (&self.ca_file, &self.unused)
+            && before.is_none_or(|before| before.unused != self.unused)
+        {
+            let file = path.display();
+            tracing::warn!(%file, unused, "blocks of ca_file are not used, as they are no certificates: {file}: {unused}");
+        }
     }
 
     pub(super) fn facts(&self) -> TrustFacts {
@@ -170,22 +184,31 @@ impl Loaded {
     }
 }
 
-/// One damaged certificate makes the file bad: somebody put each of them there.
-fn anchors_in(path: &Path) -> Result<(Vec<CertificateDer<'static>>, Vec<TrustAnchor<'static>>), MisError> {
-    let unusable = |why: String| MisError::TrustFile { path: path.to_owned(), why };
-    let pem = files::read_limited(path).map_err(|e| unusable(e.to_string()))?;
-    let (mut certificates, mut anchors) = (Vec::new(), Vec::new());
-    for (index, certificate) in CertificateDer::pem_slice_iter(&pem).enumerate() {
-        let certificate = certificate.map_err(|e| unusable(format!("it is not PEM: {e}")))?;
-        let anchor = webpki::anchor_from_trusted_cert(&certificate)
-            .map_err(|e| unusable(format!("certificate {} in it is damaged: {e}", index + 1)))?;
-        anchors.push(anchor.to_owned());
-        certificates.push(certificate);
+#[derive(Default)]
+struct CaFile {
+    certificates: Vec<CertificateDer<'static>>,
+    /// The same as anchors.
+    anchors: Vec<TrustAnchor<'static>>,
+    /// What of the file is not used.
+    unused: Option<String>,
+}
+
+impl CaFile {
+    /// One damaged certificate makes the file bad: somebody put each of them there.
+    fn read(path: &Path) -> Result<Self, MisError> {
+        let unusable = |why: String| MisError::TrustFile { path: path.to_owned(), why };
+        let content = files::read_limited(path).map_err(|e| unusable(access::why_unreadable(path, &e)))?;
+        let read = pem::certificates(&content).map_err(|e| unusable(e.to_string()))?;
+        let mut file = Self { unused: read.unused(), ..Self::default() };
+        for (line, certificate) in read.certificates {
+            let anchor = webpki::anchor_from_trusted_cert(&certificate).map_err(|_| {
+                unusable(format!("line {line}: the certificate that begins here is damaged; copy it again"))
+            })?;
+            file.anchors.push(anchor.to_owned());
+            file.certificates.push(certificate);
+        }
+        Ok(file)
     }
-    if anchors.is_empty() {
-        return Err(unusable("it holds no PEM certificate".into()));
-    }
-    Ok((certificates, anchors))
 }
 
 /// Those of a distribution, or of `SSL_CERT_FILE` and `SSL_CERT_DIR` where they are set. One that cannot be read is
@@ -239,13 +262,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ca.pem");
         let damaged = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let one = pem();
+        let second = format!("line {}: the certificate that begins here is damaged", one.lines().count() + 1);
         for (content, why) in [
             (None, "No such file"),
             (Some(String::new()), "no PEM certificate"),
             (Some("nonsense".into()), "no PEM certificate"),
-            (Some("-----BEGIN CERTIFICATE-----\n!".into()), "not PEM"),
-            (Some(damaged.into()), "certificate 1 in it is damaged"),
-            (Some(pem() + damaged), "certificate 2 in it is damaged"),
+            (
+                Some("-----BEGIN CERTIFICATE-----\n!".into()),
+                "line 1: the CERTIFICATE that begins here has no END",
+            ),
+            (Some(damaged.into()), "line 1: the certificate that begins here is damaged"),
+            (Some(one + damaged), &second),
+            (Some(pem() + &damaged.replace("CERT", "TRUSTED CERT")), "openssl x509 -in"),
         ] {
             if let Some(content) = content {
                 std::fs::write(&path, content).unwrap();
@@ -257,6 +286,25 @@ mod tests {
         }
         let error = Trust::new(of(folder.path())).load().unwrap_err().to_string();
         assert!(error.contains("not a regular file"), "{error}");
+    }
+
+    #[test]
+    fn ca_files_as_people_make_them_count_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.pem");
+        let (one, other) = (pem(), pem());
+        for content in [
+            format!("{}{other}", one.trim_end()),
+            format!("\u{feff}{one}\n# -----BEGIN CERTIFICATE-----\n{other}"),
+            format!("{one}{}", other.replace("CERTIFICATE", "X509 CERTIFICATE")),
+            format!("{one}{other}").replace('\n', "\r"),
+        ] {
+            std::fs::write(&path, &content).unwrap();
+            let loaded = Trust::new(of(&path)).load().unwrap();
+            assert_eq!(loaded.provisioned.len(), 2, "{content}");
+            let comment = content.contains('#').then(|| "line 11: a block in a comment".to_owned());
+            assert_eq!(loaded.unused, comment);
+        }
     }
 
     #[test]

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use rustls_pki_types::pem::{self, PemObject as _, SectionKind};
 use rustls_pki_types::{
     AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, UnixTime, alg_id,
 };
@@ -27,6 +26,7 @@ use x509_parser::public_key::RSAPublicKey;
 use x509_parser::x509::{SubjectPublicKeyInfo, X509Version};
 
 use super::{AnchorFacts, Bundle, SpiffeId, SpiffeIdError, TrustDomain};
+use crate::pem;
 use crate::text::Excerpt;
 use crate::time::Timestamp;
 
@@ -263,20 +263,25 @@ pub fn certificate_pem(der: &CertificateDer<'_>) -> String {
 }
 
 fn one_certificate(index: usize, text: &str) -> Result<CertificateDer<'static>, Rejection> {
-    let malformed = || Rejection::Malformed { index };
-    let mut sections = <(SectionKind, Vec<u8>)>::pem_slice_iter(text.as_bytes());
-    let section =
-        |s: Option<Result<(SectionKind, Vec<u8>), pem::Error>>| s.transpose().map_err(|_| malformed());
-    match (section(sections.next())?, section(sections.next())?) {
-        (Some((SectionKind::Certificate, der)), None)
-            if der.len() <= MAX_CERTIFICATE && encoding::is_der(&der) =>
-        {
-            let der = CertificateDer::from(der);
-            parse(index, &der)?;
-            Ok(der)
-        }
-        _ => Err(malformed()),
+    let not_pem = |why: String| Rejection::NotPem { index, why };
+    if text.contains('\0') {
+        return Err(not_pem("it has a NUL character".into())); // a file may, in UTF-16
     }
+    let blocks = pem::read(text.as_bytes()).map_err(|e| not_pem(e.to_string()))?.blocks;
+    let der = match blocks.as_slice() {
+        [block] if &*block.label == "CERTIFICATE" => &block.der,
+        [block] => return Err(not_pem(format!("it is a {}", block.label))),
+        [] => return Err(not_pem(pem::instead_of_blocks(text.as_bytes()).to_string())),
+        [_, second, ..] => {
+            return Err(not_pem(format!("it has {} blocks, the second a {}", blocks.len(), second.label)));
+        }
+    };
+    if der.len() > MAX_CERTIFICATE || !encoding::is_der(der) {
+        return Err(Rejection::Malformed { index });
+    }
+    let der = CertificateDer::from(der.to_vec());
+    parse(index, &der)?;
+    Ok(der)
 }
 
 fn parse<'a>(index: usize, der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Rejection> {
@@ -558,8 +563,16 @@ pub enum Rejection {
     /// Longer than any believable path.
     #[error("the chain has {0} certificates, more than the {MAX_CHAIN} that are believable")]
     LongChain(usize),
-    /// An element that is not exactly one PEM certificate, DER-encoded.
-    #[error("element {index} of the chain is not exactly one PEM certificate, DER-encoded")]
+    /// An element that is not exactly one PEM certificate (miaf-v0 E3).
+    #[error("element {index} of the chain is not exactly one PEM certificate: {why}")]
+    NotPem {
+        /// Position in the chain, from 0.
+        index: usize,
+        /// What it is.
+        why: String,
+    },
+    /// An element that is PEM, and not of a certificate in DER.
+    #[error("element {index} of the chain is PEM, but what is in it is not an X.509 certificate in DER")]
     Malformed {
         /// Position in the chain, from 0.
         index: usize,

@@ -90,6 +90,14 @@ fn group_argument(gid: u32) -> String {
     group.map_or_else(|| gid.to_string(), |group| group.name)
 }
 
+/// The mode of a file that every user of this machine can read or change, its directories considered.
+pub fn open_to_all(path: &Path) -> Option<u32> {
+    let path = fs::canonicalize(path).ok()?;
+    let mode = fs::metadata(&path).ok()?.mode();
+    let is_way = |folder: &Path| fs::metadata(folder).is_ok_and(|metadata| metadata.mode() & 0o1 != 0);
+    (mode & 0o6 != 0 && path.ancestors().skip(1).all(is_way)).then_some(mode & 0o777)
+}
+
 /// As whom a process asks the kernel.
 #[derive(Clone, Debug)]
 struct Process {
@@ -292,6 +300,26 @@ mod tests {
         assert_eq!(place("link/../file"), Some(folder.join("real/file")));
         assert_eq!(place("link/none/file"), Some(folder.join("real/deep")), "the last that is seen");
         assert_eq!(place("loop"), None);
+    }
+
+    #[test]
+    fn a_file_is_open_to_all_if_its_directories_are() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let set_mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        fs::write(&file, "x").unwrap();
+        for (directory, mode, expected) in [
+            (0o755, 0o644, Some(0o644)),
+            (0o711, 0o602, Some(0o602)),
+            (0o700, 0o644, None),
+            (0o755, 0o640, None),
+        ] {
+            set_mode(folder.path(), directory);
+            set_mode(&file, mode);
+            assert_eq!(open_to_all(&file), expected, "{directory:o} {mode:o}");
+        }
+        assert_eq!(open_to_all(&folder.path().join("missing")), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::files;
+use super::{access, files};
 
 /// Where a secret is: `file:PATH`, or `credential:NAME`, a credential that systemd hands to the service
 /// (systemd.exec(5)).
@@ -54,7 +54,7 @@ impl Secret {
                 (what, folder.join(name))
             }
         };
-        read(&path).map_err(|why| SecretError { what, why: why.to_string() })
+        read(&path).map_err(|e| SecretError { what, why: access::why_unreadable(&path, &e) })
     }
 }
 

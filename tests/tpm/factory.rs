@@ -504,6 +504,59 @@ fn keys_in_files_identify_the_device() {
 }
 
 #[test]
+fn key_files_as_people_make_them_are_read() {
+    let tpm = Swtpm::start();
+    tpm.openssl("ecparam -name prime256v1 -genkey -out sec1.pem");
+    tpm.openssl("req -x509 -new -key sec1.pem -subj /CN=factory -out certificate.pem");
+    let read = |name: &str| std::fs::read_to_string(tpm.file(name)).unwrap();
+    let (sec1, certificate) = (read("sec1.pem"), read("certificate.pem"));
+    let tss2 = pem(&handle(&tpm).create_key().unwrap());
+    let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>();
+    for (content, in_tpm) in [
+        ([b"Schl\xfcssel\n", sec1.as_bytes()].concat(), false),
+        (format!("\u{feff}{sec1}").into_bytes(), false),
+        (utf16(&format!("\u{feff}{}", sec1.replace('\n', "\r\n"))), false),
+        (format!("{}{sec1}", certificate.trim_end()).into_bytes(), false),
+        (sec1.replace('\n', "\n\t").into_bytes(), false),
+        ([b"\xfcber dies: ", tss2.as_bytes()].concat(), true),
+        (utf16(&tss2), true),
+    ] {
+        std::fs::write(tpm.file("key.pem"), content).unwrap();
+        let key = open_file(&tpm, "key.pem", None).unwrap();
+        assert_eq!((key.algorithm, key.in_tpm), ("ecdsa-p256", in_tpm));
+    }
+
+    tpm.openssl("pkcs8 -topk8 -in sec1.pem -out encrypted.pem -passout pass:secret");
+    let encrypted = read("encrypted.pem");
+    for (content, expected) in [
+        (format!("{certificate}{encrypted}"), "an ENCRYPTED PRIVATE KEY"),
+        (format!("{certificate}{}", sec1.replacen('M', "*", 1)), "line "),
+        (encrypted.replace("ENCRYPTED", "OPENSSH"), "ssh-keygen -p"),
+    ] {
+        std::fs::write(tpm.file("key.pem"), content).unwrap();
+        let error = open_file(&tpm, "key.pem", None).unwrap_err().to_string();
+        assert!(error.contains("key.pem") && error.contains(expected) && error.contains("line "), "{error}");
+        assert!(!error.contains("AES"), "{error}");
+    }
+}
+
+#[test]
+fn a_key_file_that_all_can_read_is_used_with_a_warning() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let tpm = Swtpm::start();
+    tpm.openssl("ecparam -name prime256v1 -genkey -out key.pem");
+    let warning = |mode: u32| {
+        std::fs::set_permissions(tpm.file("key.pem"), std::fs::Permissions::from_mode(mode)).unwrap();
+        open_file(&tpm, "key.pem", None).unwrap().warning
+    };
+    std::fs::set_permissions(tpm.file(""), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let told = warning(0o644).unwrap();
+    assert!(told.contains("0644") && told.contains("chmod o= ") && told.contains("key.pem"), "{told}");
+    assert_eq!(warning(0o640), None);
+}
+
+#[test]
 fn other_files_are_named_for_what_they_are() {
     let tpm = Swtpm::start();
     tpm.openssl("ecparam -name prime256v1 -genkey -out sec1.pem");

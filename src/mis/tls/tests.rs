@@ -91,6 +91,7 @@ fn and(one: Loaded, other: Loaded) -> Loaded {
         provisioned: [one.provisioned, other.provisioned].concat(),
         system: [one.system, other.system].concat(),
         pins: [one.pins, other.pins].concat(),
+        unused: None,
     }
 }
 

@@ -278,6 +278,7 @@ fn only_what_another_bundle_could_change_has_the_bundle_fetched_again() {
         R::LongChain(7),
         R::Malformed { index: 0 },
         R::Serial { index: 0, why: "" },
+        R::NotPem { index: 0, why: String::new() },
         R::Version,
         R::Extension,
         R::OtherKey,

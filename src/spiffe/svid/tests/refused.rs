@@ -469,6 +469,10 @@ fn an_svid_of_the_wrong_time_is_refused() {
     );
 }
 
+fn not_pem(index: usize, why: &str) -> R {
+    R::NotPem { index, why: why.into() }
+}
+
 #[test]
 fn a_chain_that_is_not_made_of_certificates_is_refused() {
     const PRIVATE_KEY: &str = "-----BEGIN PRIVATE KEY-----\nMAAwAA==\n-----END PRIVATE KEY-----\n";
@@ -477,50 +481,70 @@ fn a_chain_that_is_not_made_of_certificates_is_refused() {
         vec![
             ("nothing", |a| a.rewritten = Vec::clear, R::EmptyChain),
             ("seven certificates", |a| a.appended = vec![self_signed(&a.leaf); 5], R::LongChain(7)),
-            ("garbage", |a| a.rewritten = |p| p[0] = "garbage".into(), R::Malformed { index: 0 }),
+            (
+                "garbage",
+                |a| a.rewritten = |p| p[0] = "garbage".into(),
+                not_pem(0, "it has no -----BEGIN line"),
+            ),
             ("the intermediate in the place of the leaf", |a| a.rewritten = |p| p.swap(0, 1), R::OtherKey),
             ("the intermediate alone", |a| a.rewritten = |p| drop(p.remove(0)), R::OtherKey),
             (
                 "DER in base64 without the lines around it",
                 |a| a.rewritten = |p| p[0] = p[0].lines().filter(|line| !line.starts_with('-')).collect(),
-                R::Malformed { index: 0 },
+                not_pem(0, "it has no -----BEGIN line"),
             ),
             (
                 "a certificate by the name that OpenSSL gives to one with trust settings",
                 |a| a.rewritten = |p| p[0] = p[0].replace("CERTIFICATE", "TRUSTED CERTIFICATE"),
-                R::Malformed { index: 0 },
+                not_pem(0, "it is a TRUSTED CERTIFICATE"),
             ),
             (
                 "a certificate by the name of a CRL",
                 |a| a.rewritten = |p| p[0] = p[0].replace("CERTIFICATE", "X509 CRL"),
-                R::Malformed { index: 0 },
+                not_pem(0, "it is a X509 CRL"),
             ),
             (
                 "a certificate that begins as one thing and ends as another",
-                |a| a.rewritten = |p| p[0] = p[0].replace("END CERTIFICATE", "END PRIVATE KEY"),
-                R::Malformed { index: 0 },
+                |a| a.rewritten = |p| p[0] = PRIVATE_KEY.replace("BEGIN PRIVATE KEY", "BEGIN CERTIFICATE"),
+                not_pem(
+                    0,
+                    "line 1: the CERTIFICATE that begins here is ended as PRIVATE KEY in line 3; write the same in \
+                     both lines",
+                ),
             ),
-            ("an empty text", |a| a.rewritten = |p| p[1].clear(), R::Malformed { index: 1 }),
-            ("two in one text", |a| a.rewritten = |p| p[0] = p.concat(), R::Malformed { index: 0 }),
+            ("an empty text", |a| a.rewritten = |p| p[1].clear(), not_pem(1, "it is empty")),
+            (
+                "two in one text",
+                |a| a.rewritten = |p| p[0] = p.concat(),
+                not_pem(0, "it has 2 blocks, the second a CERTIFICATE"),
+            ),
             (
                 "a private key in place of the intermediate",
                 |a| a.rewritten = |p| p[1] = PRIVATE_KEY.into(),
-                R::Malformed { index: 1 },
+                not_pem(1, "it is a PRIVATE KEY"),
             ),
             (
                 "a private key behind the certificate",
                 |a| a.rewritten = |p| p[0].push_str(PRIVATE_KEY),
-                R::Malformed { index: 0 },
+                not_pem(0, "it has 2 blocks, the second a PRIVATE KEY"),
             ),
             (
                 "a text that ends in the middle",
                 |a| a.rewritten = |p| p[0].truncate(200),
-                R::Malformed { index: 0 },
+                not_pem(
+                    0,
+                    "line 1: the CERTIFICATE that begins here has no END line; copy the file again, it is cut off",
+                ),
             ),
             (
                 "base64 with a character that is none",
                 |a| a.rewritten = |p| p[0].replace_range(40..41, "!"),
-                R::Malformed { index: 0 },
+                not_pem(0, "line 2: \"!\" in the CERTIFICATE is not Base64; copy the file again"),
+            ),
+            (
+                "a NUL in the text",
+                |a| a.rewritten = |p| p[0].push('\0'),
+                not_pem(0, "it has a NUL character"),
             ),
             ("bytes behind the certificate", |a| a.leaf.spoiled = |d| d.push(0), R::Malformed { index: 0 }),
             (
