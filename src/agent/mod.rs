@@ -21,6 +21,7 @@ use crate::deliver::order::{Order, Orders};
 use crate::deliver::socket::BindError;
 use crate::deliver::watch::Publication;
 use crate::deliver::{CONFIGURATION, Snapshot};
+use crate::keys::ProviderKind;
 use crate::lifecycle::{Event, LastError, Report, Step};
 use crate::store::{Store, StoreError};
 use crate::system::alarm::{Alarm, Woken};
@@ -145,9 +146,10 @@ pub async fn run(
 
 /// The agent under one configuration.
 enum Life {
-    Unconfigured,
+    /// Where its keys will be made.
+    Unconfigured(ProviderKind),
     /// The configuration cannot be used. What is held is served, as far as it is found.
-    Misconfigured(LastError, Option<Box<Device>>),
+    Misconfigured(LastError, ProviderKind, Option<Box<Device>>),
     /// The state cannot be read now.
     Stateless(Box<Config>, StoreError, Box<Provisioned>),
     Configured(Box<Device>),
@@ -157,7 +159,7 @@ impl Life {
     /// `before` is what was provisioned under the configuration before, if there was one.
     async fn begin(place: &Place, loaded: Loaded, before: Option<Provisioned>) -> Self {
         let config = match loaded {
-            Ok(config) if config.mis.is_none() => return Self::Unconfigured,
+            Ok(config) if config.mis.is_none() => return Self::Unconfigured(config.key.provider),
             Ok(config) => config,
             Err(e) => return Self::misconfigured(place, &e).await,
         };
@@ -171,8 +173,9 @@ impl Life {
     /// Nothing is contacted, and nothing made where no state is found: that may be elsewhere.
     async fn misconfigured(place: &Place, e: &ConfigError) -> Self {
         let error = configuration_error(e);
-        let config = place.salvage().ok().filter(|config| Store::new(&config.state_dir).private().is_dir());
-        let device = match config {
+        let config = place.salvage().ok();
+        let provider = config.as_ref().map_or(ProviderKind::Tpm, |config| config.key.provider);
+        let device = match config.filter(|config| Store::new(&config.state_dir).private().is_dir()) {
             Some(config) => {
                 let provisioned = Provisioned::under(&config, None);
                 Device::restore(config, provisioned, clock::now())
@@ -182,23 +185,26 @@ impl Life {
             }
             None => None,
         };
-        Self::Misconfigured(error, device.map(Box::new))
+        Self::Misconfigured(error, provider, device.map(Box::new))
     }
 
     fn snapshot(&self) -> Snapshot {
         let now = clock::now();
         match self {
-            Self::Unconfigured => Snapshot::unconfigured(),
-            Self::Misconfigured(error, None) => Snapshot::blocked(error.clone(), None),
-            Self::Misconfigured(error, Some(device)) => {
+            Self::Unconfigured(provider) => Snapshot::unconfigured().with_provider(*provider),
+            Self::Misconfigured(error, provider, None) => {
+                Snapshot::blocked(error.clone(), None).with_provider(*provider)
+            }
+            Self::Misconfigured(error, _, Some(device)) => {
                 device.snapshot(now, None, None).standing_still(error.clone())
             }
-            Self::Stateless(_, e, _) => {
+            Self::Stateless(config, e, _) => {
                 let report = Report::of_agent("state", "The agent's state cannot be read", e);
                 Snapshot::blocked(
                     LastError { report, at: now.wall, permanent: true },
                     Some(now.wall.after(STATE_POLL)),
                 )
+                .with_provider(config.key.provider)
             }
             Self::Configured(device) => device.snapshot(now, None, None),
         }
@@ -217,8 +223,8 @@ impl Life {
             publish.tell(self.snapshot(), clock::now().wall); // a device tells more itself, after its first step
         }
         match self {
-            Self::Unconfigured => wait_for_configuration(place, signals).await.map(|loaded| (loaded, None)),
-            Self::Misconfigured(error, device) => {
+            Self::Unconfigured(_) => wait_for_configuration(place, signals).await.map(|loaded| (loaded, None)),
+            Self::Misconfigured(error, _, device) => {
                 let loaded = wait_for_correction(&error, place, signals).await?;
                 Some((loaded, device.map(|device| device.into_provisioned())))
             }

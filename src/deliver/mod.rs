@@ -35,7 +35,7 @@ use std::time::Duration;
 use hyper::body::Bytes;
 
 use crate::bootstrap;
-use crate::keys::Key;
+use crate::keys::{Key, ProviderKind};
 use crate::lifecycle::{LastError, State};
 use crate::mis::TrustFacts;
 use crate::spiffe::svid::{self, X509Svid};
@@ -126,6 +126,12 @@ impl Snapshot {
     pub fn rejects_configuration(&self) -> bool {
         let kind = self.last_error.as_ref().and_then(|(error, _)| error.report.kind.rsplit(':').next());
         kind == Some(CONFIGURATION)
+    }
+
+    /// The same where the configuration, which says where keys are made, could be read.
+    #[must_use]
+    pub fn with_provider(self, provider: ProviderKind) -> Self {
+        Self { provider: provider.as_str(), ..self }
     }
 
     fn empty(state: State) -> Self {

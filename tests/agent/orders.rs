@@ -156,8 +156,12 @@ fn while_the_state_cannot_be_read_an_order_is_refused() {
     let (record, away) = (world.device.path("state/private/identity.json"), world.device.path("away.json"));
     fs::rename(&record, &away).unwrap();
     fs::create_dir(&record).unwrap();
+    let config = world::config(&world.mis, &world.tpm, "");
+    world.device.configure(&config.replace("[key]", "[key]\nprovider = \"software\""));
     world.device.start();
-    world.device.wait_for("blocked");
+    let status = world.device.wait_for("blocked");
+    assert_eq!(status["key"]["provider"], "software", "what is configured, not a default");
+    world.configure("");
     let (status, answer) = post(&world.device, "/v1/retry", "");
     assert_eq!(status, 409);
     assert!(detail(&answer).contains("state cannot be read"), "{answer}");
