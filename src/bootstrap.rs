@@ -21,8 +21,8 @@ use crate::keys::factory::{self, Auth, Source};
 use crate::keys::tpm::Tpm;
 use crate::lifecycle::{LastError, Report};
 use crate::pem;
-use crate::system::{access, files};
 use crate::system::secret::SecretError;
+use crate::system::{access, files};
 use crate::time::Timestamp;
 use crate::x509;
 
@@ -313,7 +313,8 @@ fn read_chain(config: &config::Bootstrap, tpm: &Tpm) -> Result<Chain, BootstrapE
 
 fn certificates_in(path: &Path) -> Result<Chain, BootstrapError> {
     let unusable = |why: String| BootstrapError::Certificate { place: path.display().to_string(), why };
-    let content = files::read_limited(path).map_err(|e| unusable(format!("it cannot be read: {}", access::why_unreadable(path, &e))))?;
+    let content = files::read_limited(path)
+        .map_err(|e| unusable(format!("it cannot be read: {}", access::why_unreadable(path, &e))))?;
     let mut read = pem::certificates(&content).map_err(|e| unusable(e.to_string()))?;
     read.others.retain(|(_, label)| !label.is_of_a_private_key()); // its key may well be in the same file
     let unused = read.unused().map(|unused| {

@@ -1,11 +1,15 @@
 //! Keys in a TPM: every test has a software TPM of its own. Those of the agent are here, the device maker's in
-//! `tpm/factory.rs`, and its certificates in `tpm/nv.rs`.
+//! `tpm/factory.rs`, its certificates in `tpm/nv.rs`, and the parents of keys in `tpm/parent.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[path = "tpm/factory.rs"]
 mod factory;
 #[path = "tpm/nv.rs"]
 mod nv;
+#[path = "tpm/parent.rs"]
+mod parent;
+#[path = "tpm/proxy.rs"]
+mod proxy;
 mod support;
 
 use std::sync::Arc;

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::str::FromStr;
 
 use miaf_agent::keys::tpm::Tcti;
-use miaf_agent::keys::tss2::Tss2Key;
+use miaf_agent::keys::tss2::{Parent, Tss2Key};
 use tss_esapi::Context;
 use tss_esapi::attributes::{ObjectAttributes, ObjectAttributesBuilder};
 use tss_esapi::constants::response_code::Tss2ResponseCode;
 use tss_esapi::constants::tss::{TPM2_RH_NULL, TPM2_ST_HASHCHECK};
 use tss_esapi::constants::{CapabilityType, PropertyTag};
-use tss_esapi::handles::KeyHandle;
+use tss_esapi::handles::{KeyHandle, PersistentTpmHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
 use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::key_bits::RsaKeyBits;
@@ -224,12 +224,24 @@ pub(crate) fn parent(context: &mut Context) -> Result<KeyHandle, Failure> {
         .map(|made| made.key_handle)
 }
 
+/// A storage key that is kept in the TPM: the parent of the agent's keys where the owner has a password.
+fn kept(context: &mut Context, handle: u32) -> Result<KeyHandle, Failure> {
+    let handle = PersistentTpmHandle::new(handle).during("the parent's handle")?;
+    let found = context
+        .execute_without_session(|context| context.tr_from_tpm_public(TpmHandle::Persistent(handle)))
+        .during("ReadPublic of the parent")?;
+    Ok(found.into())
+}
+
 /// Loads a key that the agent made, out of its PEM.
 pub(crate) fn load(context: &mut Context, pem: &str) -> Result<KeyHandle, Failure> {
     let file = Tss2Key::from_pem(pem)?;
     let public = Public::unmarshall(&file.public).during("reading the public area")?;
     let private = Private::try_from(file.private).during("reading the private area")?;
-    let parent = parent(context)?;
+    let parent = match file.parent {
+        Parent::OwnerPrimary => parent(context)?,
+        Parent::Persistent(handle) => kept(context, handle)?,
+    };
     context.load(parent, private, public).during("Load")
 }
 

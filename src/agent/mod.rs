@@ -223,7 +223,9 @@ impl Life {
             publish.tell(self.snapshot(), clock::now().wall); // a device tells more itself, after its first step
         }
         match self {
-            Self::Unconfigured(_) => wait_for_configuration(place, signals).await.map(|loaded| (loaded, None)),
+            Self::Unconfigured(_) => {
+                wait_for_configuration(place, signals).await.map(|loaded| (loaded, None))
+            }
             Self::Misconfigured(error, _, device) => {
                 let loaded = wait_for_correction(&error, place, signals).await?;
                 Some((loaded, device.map(|device| device.into_provisioned())))

@@ -50,6 +50,7 @@ impl Provisioned {
         // Whoever reads the configuration anew wants to know how it stands; a mere start is no occasion.
         let look_for = if tpm.is_some() { Purpose::Use } else { Purpose::Look };
         let tpm = tpm.filter(|tpm| tpm.is_at(tcti)).unwrap_or_else(|| Tpm::start(tcti.clone()));
+        let tpm = tpm.with_parent(config.key.parent, config.key.owner_auth.clone());
         let (trust, bootstrap) = match good {
             Some((before, bootstrap)) => (Trust::succeeding(trust, &before), bootstrap),
             None => (Trust::new(trust), Bootstrap::default()),

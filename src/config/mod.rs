@@ -28,7 +28,7 @@ pub use self::sources::drop_in_folder;
 use self::reader::{Reader, SHORTEST};
 use self::sources::Sources;
 use crate::keys::ProviderKind;
-use crate::keys::tpm::Tcti;
+use crate::keys::tpm::{ParentChoice, Tcti};
 use crate::spiffe::TrustDomain;
 use crate::system::access;
 use crate::system::log::LogLevel;
@@ -219,6 +219,10 @@ pub struct Key {
     pub provider: ProviderKind,
     /// How to reach the TPM.
     pub tcti: Tcti,
+    /// Under which key of the TPM new ones are made.
+    pub parent: ParentChoice,
+    /// The password of the TPM's owner.
+    pub owner_auth: Option<Secret>,
     /// Ask with a new key at every renewal.
     pub rotate: bool,
 }

@@ -84,7 +84,13 @@ pub(super) enum Method {
     FactoryCertMtls,
 }
 
-table!(Key { provider: ProviderKind, tcti: Spanned<String>, rotate: bool });
+table!(Key {
+    provider: ProviderKind,
+    tcti: Spanned<String>,
+    parent: Spanned<String>,
+    owner_auth: Spanned<String>,
+    rotate: bool,
+});
 
 table!(Renewal { window: Spanned<[f64; 2]> });
 

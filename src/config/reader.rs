@@ -19,7 +19,7 @@ use super::{
     Problem, Proxy, ProxyUrl, Through, raw,
 };
 use crate::keys::ProviderKind;
-use crate::keys::tpm::Tcti;
+use crate::keys::tpm::{BadParent, Tcti};
 use crate::spiffe::TrustDomain;
 use crate::system::secret::Secret;
 use crate::text::Excerpt;
@@ -286,9 +286,19 @@ impl Reader<'_> {
                 .map_err(|e| self.wrong(&text.span(), "key.tcti", format!("{:?}: {e}", text.get_ref())))?,
             None => Tcti::default(),
         };
+        let parent = key.parent.as_ref().map(|text| {
+            let parsed = text.get_ref().parse();
+            parsed.map_err(|e: BadParent| self.wrong(&text.span(), "key.parent", e.to_string()))
+        });
         Ok(Key {
             provider: key.provider.unwrap_or(ProviderKind::Tpm),
             tcti,
+            parent: parent.transpose()?.unwrap_or_default(),
+            owner_auth: key
+                .owner_auth
+                .as_ref()
+                .map(|text| self.secret("key.owner_auth", text))
+                .transpose()?,
             rotate: key.rotate.unwrap_or(true),
         })
     }

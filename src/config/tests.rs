@@ -23,6 +23,8 @@ fn the_documented_file_is_read_with_every_key() {
     assert_eq!(bootstrap.intermediates_file.unwrap(), Path::new("/etc/miaf-agent/line.pem"));
     assert_eq!(bootstrap.key, FactoryKey::File("/etc/miaf-agent/factory.key".into()));
     assert_eq!(bootstrap.key_auth, Some(Secret::Credential("factory-key".into())));
+    assert_eq!(config.key.parent, ParentChoice::Persistent(0x8100_0001));
+    assert_eq!(config.key.owner_auth, Some(Secret::Credential("tpm-owner".into())));
     assert_eq!(config.renewal_window, (0.4, 0.6));
     assert_eq!((config.retry_base, config.retry_cap), (Duration::from_secs(5), Duration::from_secs(3600)));
     assert_eq!(config.files.key_group.as_deref(), Some("miaf-sign"));
@@ -100,6 +102,9 @@ fn what_is_wrong_is_named_with_file_line_and_key() {
         ("[bootstrap]\nmethod = \"token\"\ncert_file = \"a\"\nkey = \"file:b\"", 2, "unknown variant"),
         ("[key]\nprovider = \"hsm\"", 2, "unknown variant"),
         ("[key]\ntcti = \"mssim:host=a\"", 2, "key.tcti"),
+        ("[key]\nparent = \"0x01c00001\"", 2, "such as \"0x81000001\""),
+        ("[key]\nparent = \"srk\"", 2, "key.parent: write \"auto\""),
+        ("[key]\nowner_auth = \"secret\"", 2, "key.owner_auth: write \"file:PATH\""),
         ("[renewal]\nwindow = [0.6, 0.4]", 2, "fractions"),
         ("[retry]\nbase = \"5 parsecs\"", 2, "not a duration"),
         ("[retry]\nbase = \"1h\"\ncap = \"1m\"", 3, "must not be below"),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::system::access;
@@ -80,26 +80,94 @@ pub enum KeyError {
 
     /// The owner hierarchy asks for a password, so the storage key cannot be derived.
     #[error(
-        "the TPM at {tcti} has an owner password (code {code:#x}), so the agent cannot derive the storage key; \
-         empty it with: tpm2_changeauth -c owner -p OLDPASSWORD"
+        "the TPM at {tcti} has an owner password (code {code:#x}), so the agent cannot derive the storage key{instead}; \
+         give it the password (owner_auth = \"file:PATH\" or \"credential:NAME\" under [key]), or a storage key that is \
+         kept in the TPM (parent = \"0x81……\" under [key]; tpm2_getcap handles-persistent lists what is there)"
     )]
     OwnerPassword {
         /// The connection, as configured.
         tcti: String,
         /// The TPM response code.
         code: u32,
+        /// Why no other storage key takes its place, where that was tried.
+        instead: String,
     },
 
-    /// The persistent parent that the key file names is not in the TPM.
+    /// The TPM has refused the owner's password that is configured.
     #[error(
-        "the TPM at {tcti} has no key at handle {handle:#010x}, under which the key was made; restore it there \
-         (tpm2_evictcontrol), or make a new key"
+        "the TPM at {tcti} refuses the owner password that owner_auth under [key] names (code {code:#x}){instead}; correct \
+         it, or leave owner_auth out if the owner has none (a wrong one does not lock the TPM)"
+    )]
+    OwnerAuthRefused {
+        /// The connection, as configured.
+        tcti: String,
+        /// The TPM response code.
+        code: u32,
+        /// As in [`KeyError::OwnerPassword`].
+        instead: String,
+    },
+
+    /// The owner's password that is configured cannot be had.
+    #[error("the owner password of the TPM (owner_auth under [key]) cannot be used: {why}{instead}")]
+    OwnerAuthUnreadable {
+        /// What is wrong with it.
+        why: String,
+        /// As in [`KeyError::OwnerPassword`].
+        instead: String,
+    },
+
+    /// The owner hierarchy is disabled: its primary cannot be derived, nor its persistent keys be used.
+    #[error(
+        "the owner hierarchy of the TPM at {tcti} is disabled (code {code:#x}), so the agent cannot derive the storage \
+         key{instead}; enable it in the firmware set-up (\"storage hierarchy\"), or name a storage key of the \
+         platform that is kept in the TPM (parent = \"0x818……\" under [key])"
+    )]
+    HierarchyDisabled {
+        /// The connection, as configured.
+        tcti: String,
+        /// The TPM response code.
+        code: u32,
+        /// As in [`KeyError::OwnerPassword`].
+        instead: String,
+    },
+
+    /// The persistent parent is not in the TPM.
+    #[error(
+        "the TPM at {tcti} has no key at handle {handle:#010x}, the parent of the agent's or the factory key; restore it \
+         there (tpm2_evictcontrol); if it is gone for good, so are the keys under it: choose another one (parent under \
+         [key]) and have a new key made with: miaf-agent retry --new-key"
     )]
     ParentMissing {
         /// The connection, as configured.
         tcti: String,
         /// The persistent handle.
         handle: u32,
+    },
+
+    /// The key at the persistent handle is another one than that under which the key was made.
+    #[error(
+        "the TPM at {tcti} has another key at handle {handle:#010x} than the one under which the agent's key was made; \
+         restore that one there (tpm2_evictcontrol); if it is gone for good, so is the agent's key: have a new one made \
+         with: miaf-agent retry --new-key"
+    )]
+    ParentReplaced {
+        /// The connection, as configured.
+        tcti: String,
+        /// The persistent handle.
+        handle: u32,
+    },
+
+    /// The key at the persistent handle cannot be the parent of the agent's key.
+    #[error(
+        "the key at handle {handle:#010x} of the TPM at {tcti} cannot be the parent of the agent's key: {why}"
+    )]
+    ParentUnfit {
+        /// The connection, as configured.
+        tcti: String,
+        /// The persistent handle.
+        handle: u32,
+        /// Why not, and what to do.
+        why: &'static str,
     },
 
     /// The TPM does not know the key: it was made by another TPM, or this one was cleared, or the file is damaged.
@@ -125,10 +193,10 @@ pub enum KeyError {
         code: u32,
     },
 
-    /// The persistent parent that the key file names asks for a password, which the agent has no place for.
+    /// The persistent parent asks for a password, which the agent has no place for.
     #[error(
-        "the TPM at {tcti} asks for the password of the parent under which the key was made (code {code:#x}); the \
-         agent can only use parents without one: empty it and restart the agent, or make the key under another parent"
+        "the TPM at {tcti} asks for the password of the parent of the key (code {code:#x}); the agent can only use parents \
+         without one: empty it and restart the agent, or make the key under another parent"
     )]
     ParentPassword {
         /// The connection, as configured.
@@ -417,7 +485,12 @@ impl KeyError {
             | Self::WorkerStopped { .. } => ErrorKind::Unavailable,
             Self::Lockout { .. }
             | Self::OwnerPassword { .. }
+            | Self::OwnerAuthRefused { .. }
+            | Self::OwnerAuthUnreadable { .. }
+            | Self::HierarchyDisabled { .. }
             | Self::ParentMissing { .. }
+            | Self::ParentReplaced { .. }
+            | Self::ParentUnfit { .. }
             | Self::ParentPassword { .. }
             | Self::HandleMissing { .. }
             | Self::AuthMissing { .. }
@@ -469,8 +542,14 @@ pub enum ErrorKind {
 pub enum UnreachableCause {
     /// There is no such device file.
     Missing,
-    /// The device file is there, and closed to this user.
-    PermissionDenied,
+    /// The kernel has the device of this path, and it is not in the agent's `/dev`, or not in its list of devices.
+    Hidden(PathBuf),
+    /// There is no such device file, and the kernel has a TPM of this path.
+    Elsewhere(PathBuf),
+    /// The TPM is a TPM 1.2.
+    Version1,
+    /// The device file is there, and closed to this user: what is wrong with owner, mode or groups, and what to do.
+    PermissionDenied(String),
     /// The device is held by another program: `/dev/tpm0` admits one at a time.
     InUse,
     /// Nothing listens at the address.
@@ -486,10 +565,27 @@ impl fmt::Display for UnreachableCause {
                 "there is no such device; check that the TPM is enabled in the firmware set-up and that its kernel \
                  driver is loaded",
             ),
-            Self::PermissionDenied => f.write_str(
-                "permission denied; add the user that runs the agent to the group tss (usermod -aG tss USER) and \
-                 restart it",
+            // The unit lets the agent have this one, which was not there when the agent was started.
+            Self::Hidden(path) if path == Path::new("/dev/tpmrm0") => f.write_str(
+                "the kernel has this device, and the sandbox of the service does not show it, as it appeared after the \
+                 start; restart the agent: systemctl restart miaf-agent",
             ),
+            Self::Hidden(path) => write!(
+                f,
+                "the kernel has this device, and the sandbox of the service does not show it; extend the unit: run \
+                 systemctl edit miaf-agent, write the three lines \"[Service]\", \"BindPaths=-{path}\" and \
+                 \"DeviceAllow={path} rw\", and restart the agent",
+                path = path.display()
+            ),
+            Self::Elsewhere(path) => write!(
+                f,
+                "there is no such device, and the kernel has {path}; set tcti = \"device:{path}\" under [key]",
+                path = path.display()
+            ),
+            Self::Version1 => f.write_str(
+                "there is no such device, and the TPM of this machine is a TPM 1.2; a TPM 2.0 is needed",
+            ),
+            Self::PermissionDenied(why) => f.write_str(why),
             Self::InUse => f.write_str("another program holds the device; use device:/dev/tpmrm0, which can be shared"),
             Self::Refused => f.write_str("connection refused; start the TPM that should listen there"),
             Self::Other(why) => f.write_str(why),

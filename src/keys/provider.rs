@@ -54,7 +54,7 @@ impl Provider {
         match self.makes {
             ProviderKind::Tpm => {
                 let key = self.tpm.create_key()?;
-                tracing::info!(attributes = %key.attributes(), "a new key was made in the TPM");
+                tracing::info!(attributes = %key.attributes(), parent = %key.parent(), "a new key was made in the TPM");
                 Ok(Arc::new(key))
             }
             ProviderKind::Software => {

@@ -2,8 +2,8 @@
 //!
 //! A [`Tpm`] is a handle to one worker thread, which owns the connection and takes its jobs from a queue: a TPM does one
 //! thing at a time, and TSS contexts want one owner. The chip keeps nothing between two operations. Each derives the
-//! owner's storage key, makes or loads the key under it, signs, and flushes both, so neither a crash nor a neighbour
-//! can fill the few slots a TPM has.
+//! owner's storage key, or takes the one that is kept in the TPM ([`ParentChoice`]), makes or loads the key under it,
+//! signs, and flushes both, so neither a crash nor a neighbour can fill the few slots a TPM has.
 //!
 //! The connection is opened at first use. After any failure it is thrown away, and the next operation opens another;
 //! where the failure was the connection's own, or the TPM was reset, the operation is repeated once on the spot.
@@ -16,6 +16,7 @@ mod elsewhere;
 mod failure;
 mod guard;
 mod nv;
+mod parent;
 mod tcti;
 mod worker;
 
@@ -26,20 +27,22 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 
 pub(super) use elsewhere::MadeElsewhere;
+pub use parent::{BadParent, ParentChoice};
 pub use tcti::Tcti;
 
 use self::chip::LoadableKey;
-use self::guard::Refusals;
+use self::parent::Storage;
 use self::worker::Worker;
-use super::tss2::Tss2Key;
+use super::tss2::Parent;
 use super::{Key, KeyError, KeyFile, Protection, PublicKey};
+use crate::system::secret::Secret;
 
 /// A handle to the TPM. Clones share one worker thread, which ends with the last of them.
 #[derive(Debug, Clone)]
 pub struct Tpm {
     worker: Arc<Worker>,
     deadline: Duration,
-    refusals: Arc<Refusals>,
+    storage: Storage,
 }
 
 /// How long an operation may take, the wait in the queue included. A chip takes at most a few seconds to make a key.
@@ -49,7 +52,7 @@ impl Tpm {
     /// A handle to the TPM behind `tcti`. Nothing is opened yet, so this cannot fail.
     #[must_use]
     pub fn start(tcti: Tcti) -> Self {
-        Self { worker: Arc::new(Worker::new(tcti)), deadline: DEADLINE, refusals: Arc::default() }
+        Self { worker: Arc::new(Worker::new(tcti)), deadline: DEADLINE, storage: Storage::default() }
     }
 
     /// Whether this is the TPM behind `tcti`.
@@ -64,13 +67,22 @@ impl Tpm {
         Self { deadline, ..self }
     }
 
-    /// Makes a new P-256 key in the TPM, under the owner's storage key: non-exportable, for signing only, without a
+    /// The same TPM, with another parent for new keys and the place of the owner's password, which is read whenever the
+    /// owner's primary is derived.
+    #[must_use]
+    pub fn with_parent(self, choice: ParentChoice, owner_auth: Option<Secret>) -> Self {
+        let refusals = self.storage.refusals;
+        Self { storage: Storage { choice, owner_auth, refusals }, ..self }
+    }
+
+    /// Makes a new P-256 key in the TPM, under the parent that was chosen: non-exportable, for signing only, without a
     /// password and exempt from dictionary-attack lock-out (rules K1, K3). Blocks.
     ///
     /// # Errors
     /// See [`KeyError::kind`]; [`KeyError::Deviant`] if the TPM made something else.
     pub fn create_key(&self) -> Result<TpmKey, KeyError> {
-        let key = self.worker.run(self.deadline, chip::create)?;
+        let storage = self.storage.clone();
+        let key = self.worker.run(self.deadline, move |context| chip::create(context, &storage))?;
         Ok(TpmKey { tpm: self.clone(), key: Arc::new(key) })
     }
 
@@ -79,7 +91,7 @@ impl Tpm {
     /// # Errors
     /// [`KeyError::Malformed`] and [`KeyError::Unsupported`], which say what is wrong with the PEM.
     pub fn key_from_pem(&self, pem: &str) -> Result<TpmKey, KeyError> {
-        let key = LoadableKey::from_tss2(&Tss2Key::from_pem(pem)?)?;
+        let key = LoadableKey::from_pem(pem)?;
         Ok(TpmKey { tpm: self.clone(), key: Arc::new(key) })
     }
 
@@ -94,8 +106,8 @@ impl Tpm {
         if index >> 24 != 0x01 {
             return Err(KeyError::NvMissing { tcti: self.worker.tcti(), index });
         }
-        let refusals = Arc::clone(&self.refusals);
-        self.worker.run(self.deadline, move |context| nv::certificates(context, index, &refusals))
+        let storage = self.storage.clone();
+        self.worker.run(self.deadline, move |context| nv::certificates(context, index, &storage))
     }
 
     /// Who made the TPM and which firmware it runs, for people. Blocks.
@@ -123,6 +135,12 @@ impl TpmKey {
     pub fn attributes(&self) -> KeyAttributes {
         self.key.attributes()
     }
+
+    /// Under which key of the TPM it was made.
+    #[must_use]
+    pub fn parent(&self) -> Parent {
+        self.key.parent()
+    }
 }
 
 impl Key for TpmKey {
@@ -131,8 +149,8 @@ impl Key for TpmKey {
     }
 
     fn sign_digest(&self, digest: &[u8; 32]) -> Result<Vec<u8>, KeyError> {
-        let (key, digest) = (Arc::clone(&self.key), *digest);
-        self.tpm.worker.run(self.tpm.deadline, move |context| chip::sign(context, &key, &digest))
+        let (key, digest, storage) = (Arc::clone(&self.key), *digest, self.tpm.storage.clone());
+        self.tpm.worker.run(self.tpm.deadline, move |context| chip::sign(context, &key, &digest, &storage))
     }
 
     fn protection(&self) -> Protection {
@@ -140,11 +158,11 @@ impl Key for TpmKey {
     }
 
     fn to_pem(&self) -> Result<String, KeyError> {
-        self.key.to_tss2()?.to_pem()
+        self.key.to_pem()
     }
 
     fn for_programs(&self) -> Result<KeyFile, KeyError> {
-        self.to_pem().map(KeyFile::Tss2)
+        self.key.to_tss2()?.to_pem().map(KeyFile::Tss2)
     }
 }
 

@@ -136,10 +136,40 @@ impl Tss2Key {
     }
 }
 
+/// A key file that remembers what the TPM calls the parent, in a line before the block.
+pub(super) fn with_parent_name(pem: &str, name: &[u8]) -> String {
+    let mut text = String::from(PARENT_NAME);
+    name.iter().for_each(|byte| text.push_str(&format!("{byte:02x}")));
+    text + "\n" + pem
+}
+
+/// The name that [`with_parent_name`] wrote. Unknown where there is none.
+pub(super) fn parent_name(text: &str) -> Option<Vec<u8>> {
+    let hex = text.lines().find_map(|line| line.strip_prefix(PARENT_NAME))?.as_bytes();
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let byte = |pair: &[u8]| match pair {
+        [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
+        _ => None,
+    };
+    // An algorithm and its digest: SHA-512 is the longest.
+    (hex.len() <= 2 * (2 + 64)).then(|| hex.chunks(2).map(byte).collect())?
+}
+
+const PARENT_NAME: &str = "Parent-Name: ";
+
 /// The halves are long and say nothing to a reader of logs.
 impl std::fmt::Debug for Tss2Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tss2Key").field("parent", &self.parent).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Display for Parent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::OwnerPrimary => f.write_str("the owner's primary"),
+            Self::Persistent(handle) => write!(f, "{handle:#010x}"),
+        }
     }
 }
 
@@ -350,6 +380,19 @@ mod tests {
                 let _ = Tss2Key::from_der(&changed);
                 let _ = Tss2Key::from_der(changed.get(..at).unwrap());
             }
+        }
+    }
+
+    #[test]
+    fn the_name_of_the_parent_stands_before_the_block() {
+        let key = Tss2Key { parent: Parent::Persistent(0x8100_0001), ..key() };
+        let bare = key.to_pem().unwrap();
+        let named = with_parent_name(&bare, &[0, 0x0b, 0xff, 0x10]);
+        assert_eq!(parent_name(&named).unwrap(), [0, 0x0b, 0xff, 0x10]);
+        assert_eq!(Tss2Key::from_pem(&named).unwrap(), key);
+        assert_eq!(parent_name(&bare), None);
+        for bad in ["0", "0g", "000", &"00".repeat(67)] {
+            assert_eq!(parent_name(&format!("{PARENT_NAME}{bad}\n{bare}")), None, "{bad}");
         }
     }
 

@@ -85,7 +85,8 @@ fn user_name(uid: u32) -> Option<String> {
     User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name)
 }
 
-fn group_argument(gid: u32) -> String {
+/// A group as chgrp(1) takes it.
+pub fn group_argument(gid: u32) -> String {
     let group = Group::from_gid(Gid::from_raw(gid)).ok().flatten();
     group.map_or_else(|| gid.to_string(), |group| group.name)
 }
@@ -100,20 +101,53 @@ pub fn open_to_all(path: &Path) -> Option<u32> {
 
 /// As whom a process asks the kernel.
 #[derive(Clone, Debug)]
-struct Process {
-    uid: u32,
-    gid: u32,
-    groups: Vec<u32>,
+pub struct Process {
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// Owner and mode of a file, a directory or a device.
+#[derive(Clone, Copy, Debug)]
+pub struct Node {
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Its permission bits.
+    pub mode: u32,
+}
+
+impl From<&Metadata> for Node {
+    fn from(metadata: &Metadata) -> Self {
+        Self { uid: metadata.uid(), gid: metadata.gid(), mode: metadata.mode() & 0o7777 }
+    }
 }
 
 impl Process {
-    fn current() -> Self {
+    /// This one.
+    pub fn current() -> Self {
         let groups = getgroups().unwrap_or_default().into_iter().map(Gid::as_raw);
         Self { uid: geteuid().as_raw(), gid: getegid().as_raw(), groups: groups.collect() }
     }
 
-    fn is_in(&self, group: u32) -> bool {
+    /// Whether it is in a group.
+    pub fn is_in(&self, group: u32) -> bool {
         self.gid == group || self.groups.contains(&group)
+    }
+
+    /// Whether owner and mode allow it what `bits` stand for: `0o4` read, `0o2` write, `0o1` search.
+    pub fn may(&self, node: Node, bits: u32) -> bool {
+        let shift = match self.uid {
+            0 => return true,
+            uid if uid == node.uid => 6,
+            _ if self.is_in(node.gid) => 3,
+            _ => 0,
+        };
+        node.mode >> shift & bits == bits
     }
 }
 
@@ -152,13 +186,7 @@ impl Denial {
 
     /// Owner and mode would let it in.
     fn is_allowed_by_mode(&self) -> bool {
-        let shift = match &self.process {
-            process if process.uid == 0 => return true,
-            process if process.uid == self.uid => 6,
-            process if process.is_in(self.gid) => 3,
-            _ => 0,
-        };
-        self.mode >> shift & self.bit() != 0
+        self.process.may(Node { uid: self.uid, gid: self.gid, mode: self.mode }, self.bit())
     }
 
     fn is_hidden_home(&self) -> bool {
@@ -305,7 +333,8 @@ mod tests {
     #[test]
     fn a_file_is_open_to_all_if_its_directories_are() {
         use std::os::unix::fs::PermissionsExt as _;
-        let set_mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let set_mode =
+            |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("key");
         fs::write(&file, "x").unwrap();

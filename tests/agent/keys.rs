@@ -27,3 +27,37 @@ fn nothing_stays_in_the_tpm_after_enrollments_and_renewals() {
     world.device.wait_for_another_svid(&serial);
     assert_eq!(world.tpm.transient_handles(), 0);
 }
+
+#[test]
+fn a_tpm_with_an_owner_password_is_used_by_its_srk() {
+    let mut world = World::new();
+    let attributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
+    let primary = ["-Q", "-C", "o", "-G", "rsa2048:aes128cfb", "-a", attributes, "-c", "srk.ctx"];
+    world.tpm.run("tpm2_createprimary", &primary);
+    world.tpm.run("tpm2_flushcontext", &["-t"]);
+    world.tpm.run("tpm2_evictcontrol", &["-Q", "-C", "o", "-c", "srk.ctx", "0x81000001"]);
+    world.tpm.run("tpm2_flushcontext", &["-t"]);
+    world.tpm.run("tpm2_changeauth", &["-c", "owner", "secret"]);
+    world.device.start();
+    world.device.wait_for("active");
+    let (svid, key) = (world.device.published("svid.pem"), world.device.published("key.pem"));
+    assert!(key.starts_with("-----BEGIN TSS2 PRIVATE KEY-----"), "{key}");
+    assert_eq!(world::public_key_of_certificate(&world, &svid), world::public_key_of_tpm_key(&world, &key));
+
+    // The record is read back after a restart, also where the configuration wants another parent for new keys by then.
+    let serial = world.device.status()["svid"]["serial"].clone();
+    world.device.kill();
+    let config = world::config(&world.mis, &world.tpm, "");
+    let (parent, auth) = ("parent = \"primary\"", "owner_auth = \"file:owner.auth\"");
+    world.device.configure(&config.replace("[key]", &format!("[key]\n{parent}\n{auth}")));
+    world.device.start();
+    let status = world.device.wait_for("active");
+    assert_eq!(status["svid"]["serial"], serial);
+
+    // And a new one is made under that, once the owner's password is there.
+    let order = || world.device.run(&["renew"]);
+    std::fs::write(world.device.path("owner.auth"), "secret\n").unwrap();
+    assert!(order().status.success());
+    world.device.wait_for_another_svid(&serial);
+    assert!(world.device.log().contains("the owner's primary"), "{}", world.device.log());
+}

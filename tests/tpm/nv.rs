@@ -71,6 +71,59 @@ fn an_owner_password_does_not_matter_where_the_index_may_be_read_without() {
 }
 
 #[test]
+fn an_index_of_the_owner_is_read_with_the_password_that_is_configured() {
+    use miaf_agent::keys::tpm::ParentChoice;
+    use miaf_agent::system::secret::Secret;
+
+    let tpm = Swtpm::start();
+    let certificate = certificate("device.example");
+    tpm.write_nv("ownerread|ownerwrite", &certificate, &[]);
+    tpm.run("tpm2_changeauth", &["-c", "owner", "secret"]);
+    std::fs::write(tpm.file("owner.auth"), "secret\n").unwrap();
+    let auth = Some(Secret::File(tpm.file("owner.auth")));
+    let chip = handle(&tpm).with_parent(ParentChoice::Auto, auth);
+    assert_eq!(chip.certificates_in_nv(INDEX).unwrap(), [certificate.into()]);
+    std::fs::write(tpm.file("owner.auth"), "guess").unwrap();
+    let error = chip.certificates_in_nv(INDEX).unwrap_err();
+    assert!(matches!(error, KeyError::NvLocked { .. }), "{error:?}");
+    assert_eq!(tpm.lockout_counter(), 0);
+}
+
+#[test]
+fn an_index_is_read_whatever_the_tpm_says_of_its_limit() {
+    use super::proxy::{Limit, Proxy};
+
+    let tpm = Swtpm::start();
+    let chain = [certificate("device.example"), certificate("issuer.example"), certificate("root.example")];
+    tpm.write_nv(OPEN, &chain.concat(), &[]);
+    let expected = chain.map(Into::into);
+    for (told, most) in [
+        (Limit::Error(0x1c4), 512),
+        (Limit::Error(0x1d5), 512),
+        (Limit::Error(0x101), 256),
+        (Limit::Is(2048), 512),
+        (Limit::Is(2048), 1000),
+        (Limit::Is(u32::MAX), 64),
+        (Limit::Is(0), 128),
+        (Limit::Is(100), 100),
+    ] {
+        for refusal in [Some(0x1c4), Some(0x1d5), Some(0x146), None] {
+            let proxy = Proxy::start(&tpm, told, most, refusal);
+            let chip = Tpm::start(proxy.tcti().parse::<Tcti>().unwrap());
+            let read = chip.certificates_in_nv(INDEX);
+            assert_eq!(read.as_ref().ok(), Some(&expected.to_vec()), "{told:?} {most} {refusal:?}: {read:?}");
+        }
+    }
+    assert_eq!(tpm.lockout_counter(), 0);
+
+    // One that gives out nothing at all is not asked for ever.
+    let proxy = Proxy::start(&tpm, Limit::Is(1024), 0, Some(0x1c4));
+    let error = Tpm::start(proxy.tcti().parse::<Tcti>().unwrap()).certificates_in_nv(INDEX).unwrap_err();
+    assert!(matches!(error, KeyError::Refused { code: 0x1c4, .. }), "{error:?}");
+    assert!(proxy.reads() <= 16, "{}", proxy.reads());
+}
+
+#[test]
 fn a_missing_index_is_named() {
     let tpm = Swtpm::start();
     for number in [INDEX, 0x0100_0000, 0x8102_0000, 0] {

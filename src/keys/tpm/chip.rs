@@ -11,11 +11,10 @@ use tss_esapi::constants::tss::{TPM2_RH_NULL, TPM2_ST_HASHCHECK};
 use tss_esapi::handles::{KeyHandle, PersistentTpmHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
 use tss_esapi::interface_types::ecc::EccCurve;
-use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
     Digest, EccPoint, EccScheme, HashScheme, HashcheckTicket, Private, Public, PublicBuilder,
-    PublicEccParameters, PublicEccParametersBuilder, Signature, SignatureScheme, SymmetricDefinitionObject,
+    PublicEccParameters, PublicEccParametersBuilder, Signature, SignatureScheme,
 };
 use tss_esapi::traits::{Marshall, UnMarshall};
 use tss_esapi::tss2_esys::TPMT_TK_HASHCHECK;
@@ -23,15 +22,16 @@ use tss_esapi::utils::TpmsContext;
 
 use super::KeyAttributes;
 use super::failure::{During, Failure, Step};
+use super::parent::{Storage, Under};
 use super::tcti::Tcti;
-use crate::keys::tss2::{Parent, Tss2Key};
+use crate::keys::tss2::{self, Parent, Tss2Key};
 use crate::keys::{KeyError, KeyForm, PublicKey};
 
-/// Makes a key under the owner's storage key (rules K1, K3).
-pub(super) fn create(context: &mut Context) -> Result<LoadableKey, Failure> {
+/// Makes a key under the parent that is configured (rules K1, K3).
+pub(super) fn create(context: &mut Context, storage: &Storage) -> Result<LoadableKey, Failure> {
     let template = signing_key().during(Step::Create)?;
     let wanted = template.object_attributes();
-    let (private, public) = with_parent(context, Parent::OwnerPrimary, |context, parent| {
+    let (under, (private, public)) = storage.with_new(context, |context, parent| {
         let made = context.create(parent, template.clone(), None, None, None, None).during(Step::Create)?;
         Ok((made.out_private, made.out_public))
     })?;
@@ -39,12 +39,17 @@ pub(super) fn create(context: &mut Context) -> Result<LoadableKey, Failure> {
         let (wanted, got) = (attributes(wanted), attributes(public.object_attributes()));
         return Err(Failure::Deviant(format!("its attributes are {got}, not {wanted}")));
     }
-    LoadableKey::new(Parent::OwnerPrimary, public, private).map_err(|why| Failure::Deviant(why.to_string()))
+    LoadableKey::new(under, public, private).map_err(|why| Failure::Deviant(why.to_string()))
 }
 
 /// Loads a key, signs with it and flushes it. A key whose parent has to be derived is taken back as the TPM saved it when it
 /// was loaded first, which needs no parent: on a chip, to derive that takes longer than everything else together.
-pub(super) fn sign(context: &mut Context, key: &LoadableKey, digest: &[u8; 32]) -> Result<Vec<u8>, Failure> {
+pub(super) fn sign(
+    context: &mut Context,
+    key: &LoadableKey,
+    digest: &[u8; 32],
+    storage: &Storage,
+) -> Result<Vec<u8>, Failure> {
     let scheme = ecdsa(HashingAlgorithm::Sha256);
     // The TPM takes back nothing from before it was reset or cleared: whether anything is wrong with the key, too, the long
     // way will tell.
@@ -53,10 +58,10 @@ pub(super) fn sign(context: &mut Context, key: &LoadableKey, digest: &[u8; 32]) 
         let flushed = context.flush_context(loaded).during(Step::Release);
         return ecdsa_der(&signed.and_then(|signature| flushed.map(|()| signature))?);
     }
-    let (signature, saved) = with_parent(context, key.parent, |context, parent| {
+    let (signature, saved) = storage.with_known(context, &key.under, |context, parent| {
         with_loaded(context, parent, &key.private, &key.public, |context, loaded| {
             let signature = sign_loaded(context, loaded, digest, scheme)?;
-            let is_derived = key.parent == Parent::OwnerPrimary;
+            let is_derived = key.under.parent == Parent::OwnerPrimary;
             let saved = is_derived.then(|| context.context_save(loaded.into()).ok()); // without, the long way again
             Ok((signature, saved.flatten()))
         })
@@ -89,7 +94,7 @@ pub(super) fn describe(context: &mut Context) -> Result<String, Failure> {
 
 /// The two halves of a key as the TPM takes them, checked to be those of a P-256 signing key.
 pub(super) struct LoadableKey {
-    parent: Parent,
+    under: Under,
     public: Public,
     private: Private,
     point: PublicKey,
@@ -98,10 +103,25 @@ pub(super) struct LoadableKey {
 }
 
 impl LoadableKey {
-    /// Takes the halves out of a key file.
-    pub(super) fn from_tss2(file: &Tss2Key) -> Result<Self, KeyError> {
-        let (public, private) = halves(file)?;
-        Self::new(file.parent, public, private)
+    /// Takes the halves out of a key file, as [`LoadableKey::to_pem`] or somebody else wrote it.
+    pub(super) fn from_pem(pem: &str) -> Result<Self, KeyError> {
+        let file = Tss2Key::from_pem(pem)?;
+        let (public, private) = halves(&file)?;
+        Self::new(Under { parent: file.parent, name: tss2::parent_name(pem) }, public, private)
+    }
+
+    /// The form of a key file, with the name of its parent before the block, where readers of PEM pass over it.
+    pub(super) fn to_pem(&self) -> Result<String, KeyError> {
+        let pem = self.to_tss2()?.to_pem()?;
+        Ok(match &self.under.name {
+            Some(name) => tss2::with_parent_name(&pem, name),
+            None => pem,
+        })
+    }
+
+    /// Under which key of the TPM it was made.
+    pub(super) fn parent(&self) -> Parent {
+        self.under.parent
     }
 
     /// Puts the halves in the form of a key file.
@@ -110,7 +130,7 @@ impl LoadableKey {
             .public
             .marshall()
             .map_err(|why| KeyError::Internal(format!("cannot write the public area of a TPM key: {why}")))?;
-        Ok(Tss2Key { parent: self.parent, public, private: self.private.value().to_vec() })
+        Ok(Tss2Key { parent: self.under.parent, public, private: self.private.value().to_vec() })
     }
 
     pub(super) fn public_key(&self) -> &PublicKey {
@@ -121,7 +141,7 @@ impl LoadableKey {
         attributes(self.public.object_attributes())
     }
 
-    fn new(parent: Parent, public: Public, private: Private) -> Result<Self, KeyError> {
+    fn new(under: Under, public: Public, private: Private) -> Result<Self, KeyError> {
         let unsupported =
             |what| KeyError::Unsupported { origin: ORIGIN.into(), form: KeyForm::OtherTss2(what) };
         let Public::Ecc { object_attributes, parameters, unique, .. } = &public else {
@@ -140,7 +160,7 @@ impl LoadableKey {
             .ok_or(KeyError::BadPublicKey { why: "a coordinate is longer than 32 octets" })
             .and_then(|point| PublicKey::from_sec1(&point))
             .map_err(|why| KeyError::Malformed { origin: ORIGIN.into(), why: why.to_string() })?;
-        Ok(Self { parent, point, public, private, saved: Mutex::default() })
+        Ok(Self { under, point, public, private, saved: Mutex::default() })
     }
 
     fn saved(&self) -> Option<TpmsContext> {
@@ -166,28 +186,6 @@ pub(super) fn halves(file: &Tss2Key) -> Result<(Public, Private), KeyError> {
 }
 
 const ORIGIN: &str = "the file of the TPM key";
-
-/// Has `work` done with the parent in place, and takes the parent away again whatever comes of it.
-pub(super) fn with_parent<T>(
-    context: &mut Context,
-    parent: Parent,
-    work: impl FnOnce(&mut Context, KeyHandle) -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    match parent {
-        Parent::OwnerPrimary => {
-            let template = storage_key().during(Step::Primary)?;
-            let handle = context
-                .create_primary(Hierarchy::Owner, template, None, None, None, None)
-                .during(Step::Primary)?
-                .key_handle;
-            let done = work(context, handle);
-            let flushed = context.flush_context(handle.into()).during(Step::Release);
-            let value = done?;
-            flushed.map(|()| value)
-        }
-        Parent::Persistent(number) => with_persistent(context, number, Step::Parent(number), work),
-    }
-}
 
 /// Has `work` done with a key loaded under its parent, and flushes it whatever comes of it.
 pub(super) fn with_loaded<T>(
@@ -239,26 +237,6 @@ pub(super) fn ecdsa(hash: HashingAlgorithm) -> SignatureScheme {
     SignatureScheme::EcDsa { hash_scheme: HashScheme::new(hash) }
 }
 
-/// The standard storage key: what OpenSSL's tpm2 provider and others derive too, to the last bit. Another template
-/// gives another key, and keys made under the one do not load under the other.
-fn storage_key() -> tss_esapi::Result<Public> {
-    let attributes = ObjectAttributesBuilder::new()
-        .with_fixed_tpm(true)
-        .with_fixed_parent(true)
-        .with_sensitive_data_origin(true)
-        .with_user_with_auth(true)
-        .with_no_da(true)
-        .with_restricted(true)
-        .with_decrypt(true)
-        .build()?;
-    let parameters = PublicEccParametersBuilder::new_restricted_decryption_key(
-        SymmetricDefinitionObject::AES_128_CFB,
-        EccCurve::NistP256,
-    )
-    .build()?;
-    ecc_template(attributes, parameters)
-}
-
 /// The agent's own key: made by the TPM, bound to it, for ECDSA with SHA-256 and nothing else (rules K1, K3). Exempt
 /// from lock-out: a power cut after its use would count as an attempt to guess its password, which it does not have.
 fn signing_key() -> tss_esapi::Result<Public> {
@@ -276,7 +254,10 @@ fn signing_key() -> tss_esapi::Result<Public> {
     ecc_template(attributes, parameters)
 }
 
-fn ecc_template(attributes: ObjectAttributes, parameters: PublicEccParameters) -> tss_esapi::Result<Public> {
+pub(super) fn ecc_template(
+    attributes: ObjectAttributes,
+    parameters: PublicEccParameters,
+) -> tss_esapi::Result<Public> {
     PublicBuilder::new()
         .with_public_algorithm(PublicAlgorithm::Ecc)
         .with_name_hashing_algorithm(HashingAlgorithm::Sha256)

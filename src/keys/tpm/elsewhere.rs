@@ -24,12 +24,13 @@ use tss_esapi::structures::{
 use tss_esapi::traits::Marshall;
 
 use super::Tpm;
-use super::chip::{ecdsa, ecdsa_der, halves, sec1, sign_loaded, with_loaded, with_parent, with_persistent};
+use super::chip::{ecdsa, ecdsa_der, halves, sec1, sign_loaded, with_loaded, with_persistent};
 use super::failure::{During, Failure, Step};
 use super::guard::Pair;
+use super::parent::{Storage, Under};
 use crate::keys::factory::{Auth, named};
 use crate::keys::file::rsa_name;
-use crate::keys::tss2::{Parent, Tss2Key};
+use crate::keys::tss2::Tss2Key;
 use crate::keys::{KeyError, Unfit};
 
 /// A key of the TPM for TLS 1.3, made by somebody else. Every signature is checked before it is given out.
@@ -52,7 +53,7 @@ struct Object {
 
 enum Place {
     /// In a key file, made under another key.
-    File { parent: Parent, private: Private },
+    File { under: Under, private: Private },
     /// In the TPM, at a persistent handle.
     Handle(u32),
 }
@@ -68,7 +69,7 @@ impl Tpm {
         let (public, private) = halves(file).map_err(|error| named(error, &origin))?;
         // A password is changed in the private half, so a file with another password is another object.
         let known_by = [file.public.as_slice(), file.private.as_slice()].concat();
-        let place = Place::File { parent: file.parent, private };
+        let place = Place::File { under: Under::unnamed(file.parent), private };
         MadeElsewhere::new(self, origin, place, public, &known_by, auth)
     }
 
@@ -121,16 +122,16 @@ impl MadeElsewhere {
 
     /// Hashes and signs a message for TLS. Blocks.
     pub(in crate::keys) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
-        self.tpm.refusals.check(&self.object.pair).map_err(|known| self.explain(known))?;
+        self.tpm.storage.refusals.check(&self.object.pair).map_err(|known| self.explain(known))?;
 
-        let (object, refusals, way) =
-            (Arc::clone(&self.object), Arc::clone(&self.tpm.refusals), self.public.way);
+        let (object, storage, way) = (Arc::clone(&self.object), self.tpm.storage.clone(), self.public.way);
         let digest = digest::digest(way.digest, message);
         let signature = self
             .tpm
             .worker
             .run(self.tpm.deadline, move |context| {
-                refusals.guard(&object.pair, || object.sign(context, digest.as_ref(), way))
+                let sign = || object.sign(context, digest.as_ref(), way, &storage);
+                storage.refusals.guard(&object.pair, sign)
             })
             .map_err(|error| self.in_terms_of_the_key(error))?;
         self.check(message, &signature).map(|()| signature)
@@ -184,9 +185,15 @@ impl fmt::Debug for MadeElsewhere {
 }
 
 impl Object {
-    fn sign(&self, context: &mut Context, digest: &[u8], way: &Way) -> Result<Vec<u8>, Failure> {
+    fn sign(
+        &self,
+        context: &mut Context,
+        digest: &[u8],
+        way: &Way,
+        storage: &Storage,
+    ) -> Result<Vec<u8>, Failure> {
         let signature = match &self.place {
-            Place::File { parent, private } => with_parent(context, *parent, |context, parent| {
+            Place::File { under, private } => storage.with_known(context, under, |context, parent| {
                 with_loaded(context, parent, private, &self.public, |context, key| {
                     self.sign_loaded(context, key, digest, way)
                 })

@@ -3,6 +3,7 @@
 use tss_esapi::Error;
 use tss_esapi::constants::response_code::Tss2ResponseCode;
 
+use super::parent::SRK;
 use super::tcti::Tcti;
 use crate::keys::{KeyError, UnreachableCause};
 
@@ -15,6 +16,12 @@ pub(super) enum Failure {
     Password(Step, u32),
     /// An NV index is there and cannot be used.
     Nv(u32, NvTrouble),
+    /// A persistent parent is there and cannot be used.
+    Parent(u32, ParentTrouble),
+    /// The owner's password cannot be had.
+    OwnerAuth(String),
+    /// The owner's primary may not be derived, nor can the SRK be used in its place.
+    NoParent(Box<Failure>, Box<Failure>),
     /// The TPM did something other than what it was asked for.
     Deviant(String),
 }
@@ -27,11 +34,24 @@ pub(super) enum NvTrouble {
     Content(String),
 }
 
+/// Why a persistent parent cannot be used.
+#[derive(Debug)]
+pub(super) enum ParentTrouble {
+    /// Another key has been put in its place.
+    Replaced,
+    /// It is not one for the agent's keys.
+    Unfit(&'static str),
+    /// The hierarchy that it lies in is disabled, so that there seems to be none (with this response code).
+    Disabled(u32),
+}
+
 /// A step of an operation. The same code means different things in different steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     Open,
     Primary,
+    /// With the owner's password that is configured.
+    PrimaryByPassword,
     Parent(u32),
     Handle(u32),
     Nv(u32),
@@ -60,10 +80,73 @@ impl Failure {
     /// Whether the same may well succeed at once on a fresh connection.
     pub(super) fn may_be_repeated(&self) -> bool {
         match self {
-            Self::Tss(Step::Open, _) | Self::Password(..) | Self::Nv(..) | Self::Deviant(_) => false,
+            Self::Tss(Step::Open, _) => false,
             Self::Tss(step, error) => {
                 matches!(meaning(*step, code(error)), Meaning::Connection | Meaning::Reset)
             }
+            _ => false,
+        }
+    }
+
+    /// Whether the TPM may do for another request what it has not done for this one.
+    pub(super) fn is_about_the_request(&self) -> bool {
+        matches!(self, Self::Tss(step, error) if meaning(*step, code(error)) == Meaning::Other)
+    }
+
+    /// Whether the owner's primary may not be derived, as things stand in the TPM and in the configuration.
+    pub(super) fn forbids_the_primary(&self) -> bool {
+        match self {
+            Self::Tss(step, error) => matches!(
+                meaning(*step, code(error)),
+                Meaning::OwnerPassword | Meaning::OwnerAuthRefused | Meaning::HierarchyDisabled
+            ),
+            Self::OwnerAuth(_) => true,
+            _ => false,
+        }
+    }
+
+    /// The response code of a persistent key that is not there, or seems not to be.
+    pub(super) fn of_a_missing_parent(&self) -> Option<u32> {
+        match self {
+            Self::Tss(step, error) => {
+                let code = code(error);
+                matches!(meaning(*step, code), Meaning::ParentMissing(_)).then_some(code)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the TPM refuses the password of a parent.
+    pub(super) fn is_about_the_parent(&self) -> bool {
+        matches!(self, Self::Tss(step, error) if meaning(*step, code(error)) == Meaning::ParentPassword)
+    }
+
+    /// This, and `srk` is why the SRK cannot take the primary's place.
+    pub(super) fn nor(self, srk: Self) -> Self {
+        match &srk {
+            // Whether it can is not known yet.
+            Self::Tss(step, error) => match meaning(*step, code(error)) {
+                Meaning::Connection | Meaning::Reset | Meaning::Busy | Meaning::SlotsFull => srk,
+                _ => Self::NoParent(Box::new(self), Box::new(srk)),
+            },
+            _ => Self::NoParent(Box::new(self), Box::new(srk)),
+        }
+    }
+
+    /// Why the SRK cannot take the primary's place, in a few words.
+    fn of_the_srk(&self) -> String {
+        match self {
+            Self::Parent(_, ParentTrouble::Unfit(why)) => (*why).to_owned(),
+            Self::Parent(_, ParentTrouble::Disabled(_)) => "it is disabled, too".into(),
+            Self::Tss(step, error) => match meaning(*step, code(error)) {
+                Meaning::ParentMissing(_) => "there is none".into(),
+                Meaning::ParentPassword => "it has a password".into(),
+                Meaning::NotThisTpm => "the key was not made under it".into(),
+                _ => format!("code {:#x} while {}", code(error), step.doing()),
+            },
+            Self::Password(..) => "it has a password".into(),
+            Self::Deviant(why) | Self::OwnerAuth(why) => why.clone(),
+            Self::Parent(..) | Self::Nv(..) | Self::NoParent(..) => "it is another one".into(),
         }
     }
 
@@ -72,11 +155,15 @@ impl Failure {
         let (step, code) = match self {
             Self::Tss(step, error) => (*step, code(error)),
             Self::Password(..) => return true,
-            Self::Nv(..) | Self::Deviant(_) => return false,
+            _ => return false,
         };
         matches!(
             meaning(step, code),
-            Meaning::KeyPassword | Meaning::ParentPassword | Meaning::NvPassword(_) | Meaning::OwnerPassword
+            Meaning::KeyPassword
+                | Meaning::ParentPassword
+                | Meaning::NvPassword(_)
+                | Meaning::OwnerPassword
+                | Meaning::OwnerAuthRefused
         )
     }
 
@@ -89,20 +176,38 @@ impl Failure {
                 (self.is_about_a_password() && code & 0x3f == AUTH_FAIL).then_some((*step, code))
             }
             Self::Password(step, code) => Some((*step, *code)),
-            Self::Nv(..) | Self::Deviant(_) => None,
+            _ => None,
         }
     }
 
     /// The failure in the caller's terms.
     pub(super) fn explain(self, tcti: &Tcti) -> KeyError {
         let at = tcti.to_string();
-        let (step, code, error) = match self {
+        let (failure, srk) = match self {
+            Self::NoParent(primary, srk) => (*primary, Some(srk.of_the_srk())),
+            failure => (failure, None),
+        };
+        let instead = srk.map(|why| format!("; nor can the storage root key at {SRK:#010x} be used: {why}"));
+        let instead = instead.unwrap_or_default();
+        let (step, code, error) = match failure {
             Self::Tss(step, error) => (step, code(&error), error.to_string()),
             Self::Password(step, code) => (step, code, String::new()),
             Self::Nv(index, NvTrouble::Locked(why)) => return KeyError::NvLocked { tcti: at, index, why },
             Self::Nv(index, NvTrouble::Unwritten) => return KeyError::NvUnwritten { tcti: at, index },
             Self::Nv(index, NvTrouble::Content(why)) => return KeyError::NvContent { tcti: at, index, why },
             Self::Deviant(why) => return KeyError::Deviant { tcti: at, why },
+            Self::Parent(handle, ParentTrouble::Replaced) => {
+                return KeyError::ParentReplaced { tcti: at, handle };
+            }
+            Self::Parent(_, ParentTrouble::Disabled(code)) => {
+                return KeyError::HierarchyDisabled { tcti: at, code, instead };
+            }
+            Self::Parent(handle, ParentTrouble::Unfit(why)) => {
+                return KeyError::ParentUnfit { tcti: at, handle, why };
+            }
+            Self::OwnerAuth(why) => return KeyError::OwnerAuthUnreadable { why, instead },
+            // There is never one in another.
+            Self::NoParent(primary, _) => return primary.explain(tcti),
         };
         let doing = step.doing();
         match meaning(step, code) {
@@ -117,7 +222,9 @@ impl Failure {
             Meaning::Busy => KeyError::Busy { tcti: at, why: format!("code {code:#x}: {error}") },
             Meaning::SlotsFull => KeyError::SlotsFull { tcti: at, code },
             Meaning::Lockout => KeyError::Lockout { tcti: at },
-            Meaning::OwnerPassword => KeyError::OwnerPassword { tcti: at, code },
+            Meaning::OwnerPassword => KeyError::OwnerPassword { tcti: at, code, instead },
+            Meaning::OwnerAuthRefused => KeyError::OwnerAuthRefused { tcti: at, code, instead },
+            Meaning::HierarchyDisabled => KeyError::HierarchyDisabled { tcti: at, code, instead },
             Meaning::ParentMissing(handle) => KeyError::ParentMissing { tcti: at, handle },
             Meaning::NotThisTpm => KeyError::NotThisTpm { tcti: at, code },
             Meaning::ParentPassword => KeyError::ParentPassword { tcti: at, code },
@@ -135,7 +242,7 @@ impl Step {
     fn doing(self) -> &'static str {
         match self {
             Self::Open => "opening the connection",
-            Self::Primary => "deriving the storage key",
+            Self::Primary | Self::PrimaryByPassword => "deriving the storage key",
             Self::Parent(_) => "looking up the parent key",
             Self::Handle(_) => "looking up the key",
             Self::Nv(_) => "reading an NV index",
@@ -167,6 +274,8 @@ enum Meaning {
     SlotsFull,
     Lockout,
     OwnerPassword,
+    OwnerAuthRefused,
+    HierarchyDisabled,
     ParentMissing(u32),
     ParentPassword,
     HandleMissing(u32),
@@ -213,8 +322,12 @@ fn format_one_meaning(step: Step, code: u32) -> Meaning {
     let is_parameter = code & 0x40 != 0;
     let wrong_password = matches!(code & 0x3f, 0x0e | 0x22);
     let no_such_handle = code & 0x3f == 0x0b;
+    let hierarchy = code & 0x3f == 0x05;
     match step {
         Step::Primary if wrong_password => Meaning::OwnerPassword,
+        Step::PrimaryByPassword if wrong_password => Meaning::OwnerAuthRefused,
+        Step::Primary | Step::PrimaryByPassword if hierarchy => Meaning::HierarchyDisabled,
+        Step::Create if wrong_password => Meaning::ParentPassword,
         Step::Parent(handle) if no_such_handle => Meaning::ParentMissing(handle),
         Step::Handle(handle) if no_such_handle => Meaning::HandleMissing(handle),
         Step::Nv(index) if no_such_handle => Meaning::NvMissing(index),
@@ -253,6 +366,11 @@ mod tests {
             (Step::Load, 0x18b, Meaning::Other),
             (Step::Primary, 0x9a2, Meaning::OwnerPassword),
             (Step::Primary, 0x98e, Meaning::OwnerPassword),
+            (Step::PrimaryByPassword, 0x9a2, Meaning::OwnerAuthRefused),
+            (Step::Primary, 0x185, Meaning::HierarchyDisabled),
+            (Step::PrimaryByPassword, 0x185, Meaning::HierarchyDisabled),
+            (Step::Create, 0x98e, Meaning::ParentPassword),
+            (Step::Create, 0x9a2, Meaning::ParentPassword),
             (Step::Sign, 0x98e, Meaning::KeyPassword),
             (Step::Sign, 0x9a2, Meaning::KeyPassword),
             (Step::Load, 0x98e, Meaning::ParentPassword),

@@ -53,10 +53,17 @@ impl Refusals {
     ) -> Result<T, Failure> {
         self.check(pair)?;
         let done = work();
-        if let Some((step, code)) = done.as_ref().err().and_then(Failure::was_counted) {
-            self.lock().insert(pair.clone(), Refusal { step, code, at: Instant::now() });
+        if let Err(failure) = &done {
+            self.note(pair, failure);
         }
         done
+    }
+
+    /// Remembers a refusal of the pair's password, if the TPM has counted it.
+    pub(super) fn note(&self, pair: &Pair, failure: &Failure) {
+        if let Some((step, code)) = failure.was_counted() {
+            self.lock().insert(pair.clone(), Refusal { step, code, at: Instant::now() });
+        }
     }
 
     /// What the TPM has said to the pair, if it was a refusal.

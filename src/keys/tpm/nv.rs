@@ -12,20 +12,21 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
 use super::failure::{During, Failure, NvTrouble, Step};
-use super::guard::{Pair, Refusals};
+use super::guard::Pair;
+use super::parent::Storage;
 
 /// Reads the certificates in an NV index.
 pub(super) fn certificates(
     context: &mut Context,
     index: u32,
-    refusals: &Refusals,
+    storage: &Storage,
 ) -> Result<Vec<CertificateDer<'static>>, Failure> {
     let step = Step::Nv(index);
     let handle = NvIndexTpmHandle::new(index).during(step)?;
     let mut handle = context
         .execute_without_session(|context| context.tr_from_tpm_public(TpmHandle::NvIndex(handle)))
         .during(step)?;
-    let read = content(context, handle.into(), index, refusals);
+    let read = content(context, handle.into(), index, storage);
     let closed = context.tr_close(&mut handle).during(Step::Release);
     let content = read?;
     closed?;
@@ -41,7 +42,7 @@ fn content(
     context: &mut Context,
     handle: NvIndexHandle,
     index: u32,
-    refusals: &Refusals,
+    storage: &Storage,
 ) -> Result<Vec<u8>, Failure> {
     let trouble = |trouble| Failure::Nv(index, trouble);
     let (public, name) =
@@ -62,13 +63,16 @@ fn content(
         return Err(trouble(NvTrouble::Content(why)));
     }
     // The owner first: a wrong password of the owner does not count towards lock-out, one of an index does.
-    let by_owner = attributes.owner_read().then(|| read(context, NvAuth::Owner, handle, index, size));
+    let by_owner = attributes.owner_read().then(|| {
+        storage
+            .as_owner(context, Step::Nv(index), |context| read(context, NvAuth::Owner, handle, index, size))
+    });
     match by_owner {
         Some(Ok(content)) => Ok(content),
         Some(Err(failure)) if !failure.is_about_a_password() => Err(failure),
         _ if attributes.auth_read() => {
             let empty = Pair::new(name.value(), &[]);
-            refusals.guard(&empty, || read(context, NvAuth::NvIndex(handle), handle, index, size))
+            storage.refusals.guard(&empty, || read(context, NvAuth::NvIndex(handle), handle, index, size))
         }
         Some(Err(_)) => Err(trouble(NvTrouble::Locked(OWNER_PASSWORD))),
         None => Err(trouble(NvTrouble::Locked(what_it_takes(attributes)))),
@@ -91,7 +95,8 @@ fn what_it_takes(attributes: NvIndexAttributes) -> &'static str {
     }
 }
 
-/// Reads in pieces: a TPM gives out so much at a time.
+/// Reads in pieces: a TPM gives out so much at a time. Some do not say how much, or say more than they do, so that the
+/// pieces become smaller until it works.
 fn read(
     context: &mut Context,
     auth: NvAuth,
@@ -100,20 +105,48 @@ fn read(
     size: usize,
 ) -> Result<Vec<u8>, Failure> {
     let step = Step::Nv(index);
-    let most = context.get_tpm_property(PropertyTag::NvBufferMax).during(step)?.unwrap_or(512);
-    let most = usize::try_from(most).unwrap_or(usize::MAX).clamp(1, MaxNvBuffer::MAX_SIZE);
+    let mut most = most_at_a_time(context)?;
     let mut content = Vec::with_capacity(size);
     while content.len() < size {
         let length = most.min(size - content.len());
-        // Both are below 16 KiB.
-        let (Ok(length), Ok(offset)) = (u16::try_from(length), u16::try_from(content.len())) else { break };
-        let piece = context.nv_read(auth, handle, length, offset).during(step)?;
-        if piece.value().len() != usize::from(length) {
-            return Err(Failure::Deviant("it gives back less of an NV index than was asked for".into()));
+        // Both are at most 16 KiB.
+        let (Ok(count), Ok(offset)) = (u16::try_from(length), u16::try_from(content.len())) else { break };
+        match context.nv_read(auth, handle, count, offset).during(step) {
+            Ok(piece) => {
+                let piece = piece.value();
+                if piece.is_empty() || piece.len() > length {
+                    let why = format!("it gives back {} bytes of an NV index, of {length}", piece.len());
+                    return Err(Failure::Deviant(why));
+                }
+                most = piece.len();
+                content.extend_from_slice(piece);
+            }
+            Err(failure) if length > LEAST && failure.is_about_the_request() => most = smaller(length),
+            Err(failure) => return Err(failure),
         }
-        content.extend_from_slice(piece.value());
     }
     Ok(content)
+}
+
+/// What the TPM says that it gives out at a time, in bytes; what every TPM should, if it does not say it.
+fn most_at_a_time(context: &mut Context) -> Result<usize, Failure> {
+    let told = match context.get_tpm_property(PropertyTag::NvBufferMax).during(Step::Describe) {
+        Ok(told) => told,
+        Err(failure) if failure.is_about_the_request() => None,
+        Err(failure) => return Err(failure),
+    };
+    let told = told.and_then(|told| usize::try_from(told).ok()).filter(|told| *told >= LEAST);
+    Ok(told.unwrap_or(USUAL).min(MaxNvBuffer::MAX_SIZE))
+}
+
+/// What most TPMs give out at a time, at least.
+const USUAL: usize = 512;
+/// Fewer bytes than this no TPM refuses to give out.
+const LEAST: usize = 16;
+
+/// The next smaller power of two.
+fn smaller(length: usize) -> usize {
+    (1 << (length.saturating_sub(1).max(1)).ilog2()).max(LEAST)
 }
 
 /// One certificate after the other, and then nothing, or what an index is filled up with.
@@ -157,6 +190,18 @@ mod tests {
             assert_eq!(split(&[&one, padding].concat()).unwrap(), expected[..1]);
         }
         assert_eq!(split(&one.repeat(MAX_CERTIFICATES)).unwrap().len(), MAX_CERTIFICATES);
+    }
+
+    #[test]
+    fn pieces_become_smaller_until_the_least() {
+        let mut length = 1300;
+        let mut seen = Vec::new();
+        while length > LEAST {
+            length = smaller(length);
+            seen.push(length);
+        }
+        assert_eq!(seen, [1024, 512, 256, 128, 64, 32, 16]);
+        assert_eq!((smaller(0), smaller(17)), (16, 16));
     }
 
     #[test]

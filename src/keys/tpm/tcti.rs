@@ -8,9 +8,12 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::unistd::Group;
 use tss_esapi::tcti_ldr::{DeviceConfig, TabrmdConfig, TctiNameConf};
 
 use crate::keys::{KeyError, UnreachableCause};
+use crate::system::access::{self, Node, Process};
 
 /// A way to reach the TPM. Parsed strictly: a setting that the TSS libraries would quietly take for their default is
 /// refused here.
@@ -111,12 +114,14 @@ impl Tcti {
     /// Why a connection that has failed did fail. The TSS libraries say "input/output error" to everything, so the
     /// system is asked.
     pub(super) fn diagnose(&self) -> Option<UnreachableCause> {
-        let error = match &self.0 {
-            Way::Device(path) => OpenOptions::new().read(true).write(true).open(path).err()?,
-            Way::Swtpm(address) => TcpStream::connect_timeout(address, PROBE).err()?,
-            Way::Tabrmd => return Some(UnreachableCause::Other(NO_TABRMD.into())),
-        };
-        Some(cause(&error))
+        match &self.0 {
+            Way::Device(path) => {
+                let error = OpenOptions::new().read(true).write(true).open(path).err()?;
+                Some(device_cause(path, &error))
+            }
+            Way::Swtpm(address) => TcpStream::connect_timeout(address, PROBE).err().as_ref().map(cause),
+            Way::Tabrmd => Some(UnreachableCause::Other(NO_TABRMD.into())),
+        }
     }
 
     /// Which library of the TSS talks this way.
@@ -129,10 +134,89 @@ impl Tcti {
     }
 }
 
+fn device_cause(path: &Path, error: &io::Error) -> UnreachableCause {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT) => missing(path, Path::new("/sys/class")),
+        // The mode of the device does not matter then: it is the unit's list of devices.
+        Some(Errno::EPERM) => UnreachableCause::Hidden(path.to_owned()),
+        Some(Errno::EACCES) => UnreachableCause::PermissionDenied(denied(path)),
+        _ => cause(error),
+    }
+}
+
+/// Why there is no such device file. `classes` is `/sys/class`, which the sandbox of the service lets the agent see.
+fn missing(path: &Path, classes: &Path) -> UnreachableCause {
+    let name = path.strip_prefix("/dev").unwrap_or(Path::new(""));
+    let known =
+        |class: &str, name: &Path| name.components().count() == 1 && classes.join(class).join(name).exists();
+    if known("tpmrm", name) || known("tpm", name) {
+        return UnreachableCause::Hidden(path.to_owned());
+    }
+    let others = std::fs::read_dir(classes.join("tpmrm")).into_iter().flatten().flatten();
+    if let Some(other) = others.map(|entry| entry.file_name()).min() {
+        return UnreachableCause::Elsewhere(Path::new("/dev").join(other));
+    }
+    match std::fs::read_to_string(classes.join("tpm/tpm0/tpm_version_major")) {
+        Ok(version) if version.trim() == "1" => UnreachableCause::Version1,
+        _ => UnreachableCause::Missing,
+    }
+}
+
+/// Why a device that is there may not be opened, and what to do.
+fn denied(path: &Path) -> String {
+    let process = Process::current();
+    match std::fs::metadata(path) {
+        Ok(metadata) => {
+            let tss = Group::from_name("tss").ok().flatten();
+            let user = access::user_argument(process.uid);
+            let is_member = tss.as_ref().is_some_and(|tss| tss.mem.contains(&user));
+            let tss = tss.map(|tss| tss.gid.as_raw());
+            denied_by(path, Node::from(&metadata), &process, tss, is_member)
+        }
+        Err(error) => access::why_unreadable(path, &error),
+    }
+}
+
+/// `tss` is the number of that group; `is_member` says whether the system's list has the user in it, which counts from
+/// the next start of a process on.
+fn denied_by(path: &Path, node: Node, process: &Process, tss: Option<u32>, is_member: bool) -> String {
+    let (owner, group) = (access::user_argument(node.uid), access::group_argument(node.gid));
+    let (user, mode, file) = (access::user_argument(process.uid), node.mode, access::shell_word(path));
+    let is = format!(
+        "permission denied: it belongs to {owner}:{group} with the mode {mode:04o}, and the agent runs as {user}"
+    );
+    let is_open_to_group = node.mode & 0o060 == 0o060;
+    if process.may(node, 0o6) {
+        return format!(
+            "{is}, who may use it by its mode: something else forbids it, the unit (DeviceAllow={file} rw), SELinux or \
+             AppArmor"
+        );
+    }
+    if tss == Some(node.gid) && is_open_to_group {
+        return if is_member {
+            format!("{is}, who has been put into the group tss since: restart the agent")
+        } else {
+            format!(
+                "{is}, who is not in the group tss; put it in (usermod -aG tss {user}) and restart the agent"
+            )
+        };
+    }
+    let why = match tss {
+        None => "there is no group tss, which it should belong to; make it with groupadd --system tss, then",
+        Some(tss) if tss == node.gid => "its group may not use it;",
+        Some(_) => "it should belong to the group tss;",
+    };
+    format!(
+        "{is}; {why} open it with: chgrp tss {file} && chmod 0660 {file}. So that it stays so, /etc/udev/rules.d needs a \
+         rule: {UDEV_RULE}"
+    )
+}
+
+const UDEV_RULE: &str = r#"SUBSYSTEM=="tpmrm", KERNEL=="tpmrm[0-9]*", GROUP="tss", MODE="0660""#;
+
 fn cause(error: &io::Error) -> UnreachableCause {
     match error.kind() {
         io::ErrorKind::NotFound => UnreachableCause::Missing,
-        io::ErrorKind::PermissionDenied => UnreachableCause::PermissionDenied,
         io::ErrorKind::ResourceBusy => UnreachableCause::InUse,
         io::ErrorKind::ConnectionRefused => UnreachableCause::Refused,
         _ => UnreachableCause::Other(error.to_string()),
@@ -216,9 +300,60 @@ mod tests {
         assert_eq!(missing.diagnose(), Some(UnreachableCause::Missing));
         assert_eq!("device:/dev/null".parse::<Tcti>().unwrap().diagnose(), None);
 
-        let eacces = cause(&io::Error::from_raw_os_error(13));
-        assert_eq!(eacces, UnreachableCause::PermissionDenied);
-        assert!(eacces.to_string().contains("group tss"), "{eacces}");
-        assert_eq!(cause(&io::Error::from_raw_os_error(16)), UnreachableCause::InUse);
+        let refused = |code| device_cause(Path::new("/dev/null"), &io::Error::from_raw_os_error(code));
+        assert!(matches!(refused(13), UnreachableCause::PermissionDenied(_)));
+        assert_eq!(refused(16), UnreachableCause::InUse);
+        let by_the_unit = refused(1).to_string();
+        assert!(by_the_unit.contains("DeviceAllow=/dev/null rw"), "{by_the_unit}");
+    }
+
+    #[test]
+    fn a_missing_device_is_looked_for_in_the_kernel() {
+        let folder = tempfile::tempdir().unwrap();
+        let classes = folder.path();
+        let why = |path: &str| missing(Path::new(path), classes);
+        assert_eq!(why("/dev/tpmrm0"), UnreachableCause::Missing);
+        std::fs::create_dir_all(classes.join("tpm/tpm0")).unwrap();
+        std::fs::write(classes.join("tpm/tpm0/tpm_version_major"), "1\n").unwrap();
+        assert_eq!(why("/dev/tpmrm0"), UnreachableCause::Version1);
+        std::fs::create_dir_all(classes.join("tpmrm/tpmrm1")).unwrap();
+        assert_eq!(why("/dev/tpmrm0"), UnreachableCause::Elsewhere("/dev/tpmrm1".into()));
+        assert_eq!(why("/srv/../tpmrm1"), UnreachableCause::Elsewhere("/dev/tpmrm1".into()));
+        assert_eq!(why("/dev/tpm0"), UnreachableCause::Hidden("/dev/tpm0".into()));
+        let hidden = why("/dev/tpmrm1");
+        assert_eq!(hidden, UnreachableCause::Hidden("/dev/tpmrm1".into()));
+        let text = hidden.to_string();
+        for expected in ["systemctl edit miaf-agent", "BindPaths=-/dev/tpmrm1", "DeviceAllow=/dev/tpmrm1 rw"]
+        {
+            assert!(text.contains(expected), "{text}");
+        }
+        assert!(!text.contains("firmware"), "{text}");
+    }
+
+    #[test]
+    fn a_device_that_may_not_be_opened_says_which_part_is_wrong() {
+        let path = Path::new("/dev/tpmrm0");
+        let (tss, other) = (4_000_010, 4_000_011);
+        let agent = Process { uid: 4_000_001, gid: 4_000_002, groups: vec![tss] };
+        let outsider = Process { groups: Vec::new(), ..agent.clone() };
+        let node = |gid, mode| Node { uid: 4_000_000, gid, mode };
+        for (node, process, listed, expected) in [
+            (
+                node(other, 0o660),
+                &agent,
+                true,
+                "should belong to the group tss; open it with: chgrp tss /dev/tpmrm0",
+            ),
+            (node(tss, 0o600), &agent, true, "its group may not use it; open it with: chgrp tss /dev/tpmrm0"),
+            (node(tss, 0o660), &outsider, false, "usermod -aG tss 4000001"),
+            (node(tss, 0o660), &outsider, true, "restart the agent"),
+            (node(tss, 0o660), &agent, true, "something else forbids it"),
+            (node(other, 0o666), &outsider, false, "something else forbids it"),
+        ] {
+            let text = denied_by(path, node, process, Some(tss), listed);
+            assert!(text.contains(expected) && text.contains("4000000:40000"), "{text}");
+            assert_eq!(text.contains("usermod"), expected.contains("usermod"), "{text}");
+        }
+        assert!(denied_by(path, node(other, 0o600), &agent, None, false).contains("groupadd --system tss"));
     }
 }
