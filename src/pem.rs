@@ -132,6 +132,8 @@ pub enum Instead {
     Nothing,
     /// Text without any PEM block.
     Text,
+    /// A block in a comment, in this line.
+    Comment(usize),
     /// Blocks, of which this is the first one's label.
     Block(Label),
     /// Binary data that begins as DER or BER does.
@@ -203,6 +205,7 @@ impl fmt::Display for Instead {
         match self {
             Self::Nothing => f.write_str("it is empty"),
             Self::Text => f.write_str("it has no -----BEGIN line"),
+            Self::Comment(line) => write!(f, "the block in line {line} is in a comment"),
             Self::Block(label) => write!(f, "it has a {label}"),
             Self::Der => f.write_str(
                 "it is binary (DER) and not PEM; convert it with: openssl x509 -inform DER -in FILE -out NEWFILE",
@@ -299,7 +302,7 @@ pub fn certificates(content: &[u8]) -> Result<Certificates, Error> {
         let instead = others
             .into_iter()
             .next()
-            .map_or_else(|| instead_of_blocks(content), |(_, label)| Instead::Block(label));
+            .map_or_else(|| instead_of_blocks(content, &commented_out), |(_, label)| Instead::Block(label));
         return Err(Error { line: None, problem: Problem::NoCertificate(instead) });
     }
     Ok(Certificates { certificates, others, commented_out })
@@ -313,8 +316,11 @@ fn may_hold_certificates(label: &str) -> bool {
 
 /// What a text without any block is.
 #[must_use]
-pub fn instead_of_blocks(content: &[u8]) -> Instead {
+pub fn instead_of_blocks(content: &[u8], commented_out: &[usize]) -> Instead {
     match content {
+        _ if !commented_out.is_empty() => {
+            Instead::Comment(commented_out.first().copied().unwrap_or_default())
+        }
         // A SEQUENCE with a length of more than 127 bytes, or of an unknown one.
         [0x30, 0x80..=0x84, ..] => Instead::Der,
         _ if content.iter().all(u8::is_ascii_whitespace) => Instead::Nothing,
@@ -407,32 +413,24 @@ const LINE_SHOWN: usize = 80;
 /// All boundaries of a text, outside of comments.
 fn boundaries<'a>(text: &'a [u8], commented_out: &mut Vec<usize>) -> Vec<Boundary<'a>> {
     let mut found: Vec<Boundary<'_>> = Vec::new();
-    let mut lines = Lines::of(text).peekable();
-    while let Some(line) = lines.next() {
-        let here = boundaries_in(&line);
-        if here.is_empty() {
-            continue;
-        }
+    // Of a block whose BEGIN alone is in a comment, which is enough for OpenSSL to pass over it.
+    let mut end_to_drop = None;
+    for line in Lines::of(text) {
         let is_in_block = found.last().is_some_and(|before| before.word == Word::Begin);
-        if is_comment(line.text) && !is_in_block {
-            // A slip of the return key puts a block behind a comment. Its content then follows as it should.
-            let is_block = here.last().is_some_and(|last| last.word == Word::Begin)
-                && lines.peek().is_some_and(|next| is_content(next.text));
-            let read = here.len() - usize::from(is_block);
-            let passed_over = here.iter().take(read).filter(|boundary| boundary.word == Word::Begin);
-            commented_out.extend(passed_over.map(|boundary| boundary.line));
-            found.extend(here.into_iter().skip(read));
-        } else {
-            found.extend(here);
+        let is_comment = is_comment(line.text) && !is_in_block;
+        for boundary in boundaries_in(&line) {
+            let dropped = end_to_drop.take();
+            if is_comment {
+                if boundary.word == Word::Begin {
+                    commented_out.push(boundary.line);
+                    end_to_drop = Some(boundary.label());
+                }
+            } else if boundary.word == Word::Begin || dropped.is_none_or(|label| label != boundary.label()) {
+                found.push(boundary);
+            }
         }
     }
     found
-}
-
-/// Whether a line can be the first of a block's content.
-fn is_content(line: &[u8]) -> bool {
-    let line = line.trim_ascii();
-    !line.is_empty() && line.iter().all(|byte| is_base64(*byte))
 }
 
 fn is_comment(line: &[u8]) -> bool {
@@ -756,7 +754,7 @@ mod tests {
             (after("-----BEGIN-----"), 4, "write it as -----BEGIN CERTIFICATE-----"),
             (after("-----BEGINCERTIFICATE-----"), 4, "write it as"),
             (after("---- BEGIN SSH2 PUBLIC KEY ----"), 4, "write it as"),
-            (after("# a key -----BEGIN PRIVATE KEY-----\nBAUG\n"), 4, "no END"),
+            (after("# -----BEGIN PRIVATE KEY-----\nBAUG\n-----END PUBLIC KEY-----"), 6, "does not begin"),
         ] {
             let error = read(text.as_bytes()).unwrap_err();
             assert_eq!(error.line, Some(line), "{text}\n{error}");
@@ -767,13 +765,19 @@ mod tests {
     #[test]
     fn blocks_in_comments_are_reported_and_hide_nothing() {
         let commented: String = ONE.lines().map(|line| format!("# {line}\n")).collect();
-        let text = format!("{commented}# It begins with -----BEGIN CERTIFICATE-----\n{ONE}\n; {ONE}\n");
-        // The last one's content follows as that of a block does.
+        let text = format!("{commented}# It begins with -----BEGIN CERTIFICATE-----\n{ONE}\n; {ONE}\n{TWO}");
+        // Of the last certificate the first line alone is in a comment: OpenSSL does not read it either.
         let pem = read(text.as_bytes()).unwrap();
-        assert_eq!(pem.blocks.iter().map(|block| block.line).collect::<Vec<_>>(), [5, 8]);
-        assert_eq!(pem.commented_out, [1, 4]);
+        assert_eq!(pem.blocks.iter().map(|block| block.line).collect::<Vec<_>>(), [5, 11]);
+        assert_eq!(pem.commented_out, [1, 4, 8]);
         let unused = certificates(text.as_bytes()).unwrap().unused().unwrap();
-        assert_eq!(unused, "line 1: a block in a comment, line 4: a block in a comment");
+        assert!(
+            unused.starts_with("line 11: PRIVATE KEY, line 1: a block in a comment, line 4: "),
+            "{unused}"
+        );
+
+        let error = certificates(commented.as_bytes()).unwrap_err().to_string();
+        assert!(error.ends_with("the block in line 1 is in a comment"), "{error}");
     }
 
     #[test]

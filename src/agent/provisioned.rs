@@ -16,6 +16,7 @@ use crate::keys::tpm::Tpm;
 use crate::lifecycle::{Failure, LastError};
 use crate::mis::{Identified, Trust};
 use crate::system::clock;
+use crate::system::secret::Secret;
 use crate::time::{Now, Timestamp};
 
 /// How often it is looked at, whether used or not.
@@ -87,6 +88,7 @@ impl Device {
         self.look_for = Purpose::Look;
         if first {
             self.warn_of_unused_hardware();
+            self.warn_of_open_secrets();
         }
         let fine = trusted.is_ok() && credential.is_ok() && self.provisioned_problem().is_none();
         self.look_again_at = now.boot.after(if fine { LOOK } else { LOOK_IN_TROUBLE });
@@ -136,6 +138,22 @@ impl Device {
             _ => self.lifecycle.likely_time(now),
         };
         self.bootstrap.take(found, purpose, time)
+    }
+
+    /// Said once, when the credential has been read.
+    fn warn_of_open_secrets(&self) {
+        if self.bootstrap.facts().is_none() {
+            return;
+        }
+        let Config { mis, bootstrap, key, .. } = &self.config;
+        let secrets = [
+            bootstrap.as_ref().and_then(|bootstrap| bootstrap.key_auth.as_ref()),
+            key.owner_auth.as_ref(),
+            mis.as_ref().and_then(|mis| mis.proxy.auth.as_ref()),
+        ];
+        for warning in secrets.into_iter().flatten().filter_map(Secret::warning) {
+            tracing::warn!("{warning}");
+        }
     }
 
     /// Rule K1: where there is secure hardware, the key belongs in it. The configuration decides, and it is told.

@@ -14,7 +14,7 @@ use rustls::sign::SigningKey;
 use zeroize::Zeroizing;
 
 use super::{KeyError, KeyForm, tss2};
-use crate::pem::{self, Block};
+use crate::pem::{self, Block, Pem};
 use crate::system::{access, files};
 
 /// A file larger than this holds no single private key.
@@ -131,7 +131,8 @@ fn private_key_block(content: &[u8], origin: &str) -> Result<Block, KeyError> {
     let malformed = |why: String| KeyError::Malformed { origin: origin.into(), why };
     let mut found = None;
     let mut instead = None;
-    for block in pem::read(content).map_err(|why| malformed(why.to_string()))?.blocks {
+    let Pem { blocks, commented_out } = pem::read(content).map_err(|why| malformed(why.to_string()))?;
+    for block in blocks {
         let other = |form| KeyError::Unsupported { origin: at_line(origin, block.line), form };
         match &*block.label {
             "PRIVATE KEY" | "EC PRIVATE KEY" | "RSA PRIVATE KEY" if block.encrypted => {
@@ -154,11 +155,11 @@ fn private_key_block(content: &[u8], origin: &str) -> Result<Block, KeyError> {
             _ => instead = Some(other(KeyForm::Other(block.label.to_string()))),
         }
     }
-    found.ok_or_else(|| instead.unwrap_or_else(|| malformed(without_a_key(content))))
+    found.ok_or_else(|| instead.unwrap_or_else(|| malformed(without_a_key(content, &commented_out))))
 }
 
-fn without_a_key(content: &[u8]) -> String {
-    match pem::instead_of_blocks(content) {
+fn without_a_key(content: &[u8], commented_out: &[usize]) -> String {
+    match pem::instead_of_blocks(content, commented_out) {
         pem::Instead::Der => {
             "it is binary (DER) and not PEM; convert it with: openssl pkey -inform DER -in FILE -out \
                               NEWFILE"

@@ -26,7 +26,7 @@ use x509_parser::public_key::RSAPublicKey;
 use x509_parser::x509::{SubjectPublicKeyInfo, X509Version};
 
 use super::{AnchorFacts, Bundle, SpiffeId, SpiffeIdError, TrustDomain};
-use crate::pem;
+use crate::pem::{self, Pem};
 use crate::text::Excerpt;
 use crate::time::Timestamp;
 
@@ -267,11 +267,11 @@ fn one_certificate(index: usize, text: &str) -> Result<CertificateDer<'static>, 
     if text.contains('\0') {
         return Err(not_pem("it has a NUL character".into())); // a file may, in UTF-16
     }
-    let blocks = pem::read(text.as_bytes()).map_err(|e| not_pem(e.to_string()))?.blocks;
+    let Pem { blocks, commented_out } = pem::read(text.as_bytes()).map_err(|e| not_pem(e.to_string()))?;
     let der = match blocks.as_slice() {
         [block] if &*block.label == "CERTIFICATE" => &block.der,
         [block] => return Err(not_pem(format!("it is a {}", block.label))),
-        [] => return Err(not_pem(pem::instead_of_blocks(text.as_bytes()).to_string())),
+        [] => return Err(not_pem(pem::instead_of_blocks(text.as_bytes(), &commented_out).to_string())),
         [_, second, ..] => {
             return Err(not_pem(format!("it has {} blocks, the second a {}", blocks.len(), second.label)));
         }

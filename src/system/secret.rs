@@ -40,6 +40,18 @@ impl Secret {
         self.read_with(credentials())
     }
 
+    /// What should be corrected about its file, though it can be read.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        let Self::File(path) = self else { return None }; // systemd sees to its own
+        let mode = access::open_to_all(path)?;
+        let (file, command) = (path.display(), access::shell_word(path));
+        Some(format!(
+            "the secret in {file} is open to every user of this device, by its mode {mode:04o}; correct it with: chmod o= \
+             {command}"
+        ))
+    }
+
     fn read_with(&self, credentials: Option<PathBuf>) -> Result<Zeroizing<Vec<u8>>, SecretError> {
         let (what, path) = match self {
             Self::File(path) => (path.display().to_string(), path.clone()),
@@ -96,6 +108,23 @@ mod tests {
         let credential = Secret::Credential("secret".into());
         let read = credential.read_with(Some(folder.path().to_owned())).unwrap();
         assert_eq!(read.as_slice(), b" p ");
+    }
+
+    #[test]
+    fn a_file_that_all_can_read_is_warned_of() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        std::fs::write(&path, "x").unwrap();
+        let set =
+            |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        set(folder.path(), 0o755);
+        set(&path, 0o644);
+        let warning = Secret::File(path.clone()).warning().unwrap();
+        assert!(warning.contains("mode 0644") && warning.contains("chmod o= "), "{warning}");
+        set(&path, 0o640);
+        assert_eq!(Secret::File(path).warning(), None);
+        assert_eq!(Secret::Credential("secret".into()).warning(), None);
     }
 
     #[test]
