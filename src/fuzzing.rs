@@ -19,7 +19,7 @@ pub const TARGETS: [(&str, Target); 15] = [
     ("retry_after", crate::mis::fuzzing::retry_after),
     ("issued", crate::mis::fuzzing::issued),
     ("server_chain", crate::mis::fuzzing::server_chain),
-    ("pem", crate::keys::fuzzing::pem),
+    ("pem", crate::pem::fuzz),
     ("tss2", crate::keys::fuzzing::tss2),
     ("sealed", crate::keys::fuzzing::sealed),
     ("config", crate::config::fuzzing::config),

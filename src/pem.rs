@@ -82,7 +82,7 @@ impl fmt::Display for Label {
     }
 }
 
-/// Bytes: what follows is not looked at.
+/// Bytes.
 const MAX_LABEL: usize = 256;
 const LABEL_SHOWN: usize = 64;
 
@@ -563,7 +563,7 @@ fn boundary<'a>(line: &Line<'a>, before: &Dashes) -> Option<(Boundary<'a>, Optio
     let as_it_should_be = opens && written == word.as_str().as_bytes();
     let is_exact = as_it_should_be
         && label.first().is_some_and(is_blank)
-        && !label.trim_ascii().is_empty()
+        && is_label(label.trim_ascii())
         && behind.as_ref().is_some_and(closes);
     // Prose has dashes before such words, too: "--- end of the old certificates".
     let label_means_it = || {
@@ -586,6 +586,15 @@ fn boundary<'a>(line: &Line<'a>, before: &Dashes) -> Option<(Boundary<'a>, Optio
         is_exact,
     };
     Some((boundary, behind))
+}
+
+/// RFC 7468 section 3, with any number of blanks between the words.
+fn is_label(label: &[u8]) -> bool {
+    let is_fine = |byte: &u8| byte.is_ascii_graphic() || matches!(byte, b' ' | b'\t');
+    (1..=MAX_LABEL).contains(&label.len())
+        && label.iter().all(is_fine)
+        && !label.starts_with(b"-")
+        && !label.ends_with(b"-")
 }
 
 /// Decodes what stands between `begin` and its END.
@@ -650,6 +659,32 @@ impl Headers {
         }
         headers
     }
+}
+
+/// Fuzz target: a PEM file. No block of it is passed over, and each reads the same when it is written again.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) -> bool {
+    let pem = match read(data) {
+        Ok(read) => read,
+        Err(e) => return crate::fuzzing::check_error(e),
+    };
+    let text: Vec<u8> = data.iter().copied().filter(|byte| *byte != 0).collect();
+    let begins = text.windows(10).filter(|window| window == b"-----BEGIN").count();
+    assert!(pem.blocks.len() + pem.commented_out.len() >= begins, "{pem:?}");
+    for block in &pem.blocks {
+        let base64 = BASE64.encode(&*block.der);
+        let written =
+            format!("-----BEGIN {label}-----\n{base64}\n-----END {label}-----", label = &*block.label);
+        let again = read(written.as_bytes()).expect("a block that was read");
+        assert!(
+            again.blocks.first().is_some_and(|again| again.der == block.der && again.label == block.label)
+        );
+    }
+    match certificates(data) {
+        Ok(certificates) => drop(certificates.unused()),
+        Err(e) => drop(crate::fuzzing::check_error(e)),
+    }
+    !pem.blocks.is_empty()
 }
 
 #[cfg(test)]
@@ -751,6 +786,8 @@ mod tests {
                 "write it as -----BEGIN PRIVATE KEY-----",
             ),
             (after(&TWO.replace("-----END", "----END")), 6, "write it as -----END PRIVATE KEY-----"),
+            (after(&TWO.replace("KEY", "K\u{e9}Y")), 4, "write it as"),
+            (after(&format!("\u{2014}{}", &TWO[..40])), 4, "PRIVATE KEY that begins here has no END"),
             (after("-----BEGIN-----"), 4, "write it as -----BEGIN CERTIFICATE-----"),
             (after("-----BEGINCERTIFICATE-----"), 4, "write it as"),
             (after("---- BEGIN SSH2 PUBLIC KEY ----"), 4, "write it as"),
@@ -852,17 +889,12 @@ mod tests {
             ]), 0..24),
         ) {
             let text = pieces.concat();
-            let text = text.replace('\0', "");
-            if let Ok(pem) = read(text.as_bytes()) {
-                let begins = text.matches("-----BEGIN").count();
-                // Several in one comment count as one line each.
-                prop_assert!(pem.blocks.len() + pem.commented_out.len() >= begins, "{text:?} {pem:?}");
-            }
+            fuzz(text.as_bytes());
         }
 
         #[test]
         fn any_bytes_are_read_or_refused(content in prop::collection::vec(any::<u8>(), 0..400)) {
-            let _ = certificates(&content);
+            fuzz(&content);
         }
     }
 }
