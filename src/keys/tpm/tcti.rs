@@ -14,6 +14,7 @@ use tss_esapi::tcti_ldr::{DeviceConfig, TabrmdConfig, TctiNameConf};
 
 use crate::keys::{KeyError, UnreachableCause};
 use crate::system::access::{self, Node, Process};
+use crate::text::Excerpt;
 
 /// A way to reach the TPM. Parsed strictly: a setting that the TSS libraries would quietly take for their default is
 /// refused here.
@@ -51,7 +52,7 @@ impl FromStr for Tcti {
             Some(_) => Err("unknown kind of connection"),
             None => Err("no kind of connection before a colon"),
         };
-        way.map(Self).map_err(|why| KeyError::BadTcti { given: given.to_owned(), why })
+        way.map(Self).map_err(|why| KeyError::BadTcti { given: Excerpt::of(given, SHOWN).into_string(), why })
     }
 }
 
@@ -222,6 +223,9 @@ fn cause(error: &io::Error) -> UnreachableCause {
         _ => UnreachableCause::Other(error.to_string()),
     }
 }
+
+/// Characters of a bad setting that an error repeats.
+const SHOWN: usize = 128;
 
 const PROBE: Duration = Duration::from_secs(2);
 
