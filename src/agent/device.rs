@@ -72,7 +72,9 @@ impl Device {
             self.proof = latest;
             // A bundle may come from a server that only keeps copies.
             if let Some(proof) = latest.filter(|_| !matches!(event, Event::Bundle(_))) {
-                self.lifecycle.time_is_proven(proof.wall.after(proof.at.until(now.boot)), now);
+                let time = proof.wall.after(proof.at.until(now.boot));
+                let shown = self.lifecycle.time_is_shown(time, now);
+                self.spoken.of_time(shown, time, now.wall);
             }
         }
         self.lifecycle.step(event, now, draw)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use crate::keys::{ErrorKind, KeyError};
-use crate::lifecycle::{Event, Failure, LONGEST_RETRY_AFTER, Meaning, NotAdopted, Report};
+use crate::lifecycle::{Event, Failure, LONGEST_RETRY_AFTER, Meaning, NotAdopted, Report, Shown};
 use crate::spiffe::svid::{self, X509Svid};
 use crate::spiffe::{AnchorFacts, Bundle};
 use crate::store::StoreError;
@@ -47,6 +47,7 @@ pub(super) struct Spoken {
     key: Option<Report>,
     files: Option<Report>,
     anchors: Vec<String>,
+    time_in_doubt: bool,
     records: BTreeMap<&'static str, String>,
 }
 
@@ -95,6 +96,18 @@ impl Spoken {
             tracing::warn!(trust_domain = %bundle.trust_domain(), "the trust bundle: {complaint}");
         }
         self.anchors = said;
+    }
+
+    /// Logs that the time which the MIS shows is not believed at once, if that is news.
+    pub(super) fn of_time(&mut self, shown: Shown, time: Timestamp, wall: Timestamp) {
+        let in_doubt = shown == Shown::Doubted;
+        if in_doubt && !std::mem::replace(&mut self.time_in_doubt, in_doubt) {
+            tracing::warn!(
+                "the MIS shows the time {time}, and this device's clock {wall}: the MIS is asked again before anything \
+                 follows from that"
+            );
+        }
+        self.time_in_doubt = in_doubt;
     }
 
     /// Logs that a record could not be written and what follows from it, if it is news.

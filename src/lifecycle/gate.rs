@@ -170,6 +170,13 @@ impl Gate {
         self.opens_at = Some(now.boot.after(pause));
     }
 
+    /// Ends a [`pause`](Self::pause). What waits after a failure, or because the MIS asked for it, waits on.
+    pub(super) fn end_pause(&mut self) {
+        if self.last_error.is_none() && self.asked_until.is_none() {
+            self.opens_at = None;
+        }
+    }
+
     /// A part of the work is done: what was missing on this device is there, and the MIS does not ask to wait any more.
     /// How often it was missing counts on: a chip that forgets each key that it makes is not asked for one all the time.
     pub(super) fn passed(&mut self) {

@@ -18,7 +18,7 @@ mod words;
 
 use std::time::Duration;
 
-pub use clock::KnownTime;
+pub use clock::{KnownTime, Shown};
 pub use gate::{
     Failure, LONGEST_RETRY_AFTER, LastError, MAX_DETAIL, MAX_INSTANCE, MAX_KIND, MAX_TITLE, Meaning, Report,
 };
@@ -30,6 +30,7 @@ pub use words::{
 };
 
 use crate::time::{BootTime, Now, Timestamp};
+use clock::Doubt;
 use gate::Gate;
 use retry::Pace;
 use wanted::Next;
@@ -43,6 +44,10 @@ const FIRST_LOOK_WITHIN: Duration = Duration::from_secs(30);
 pub struct Lifecycle {
     policy: Policy,
     time: KnownTime,
+    /// The MIS has shown a time that is not believed yet.
+    doubt: Option<Doubt>,
+    /// Responses since the clock cannot be believed: while there are few of them, the next is asked for soon.
+    looks_for_the_time: u32,
     in_flight: Option<Action>,
     discovery: Option<Discovery>,
     discovery_gate: Gate,
@@ -162,6 +167,8 @@ impl Lifecycle {
         });
         let mut lifecycle = Self {
             time: restored.time,
+            doubt: None,
+            looks_for_the_time: 0,
             in_flight: None,
             // A document from before the restart serves when the MIS cannot be reached, and is revalidated when it can.
             discovery: restored.discovery.map(|facts| Discovery {
@@ -205,13 +212,22 @@ impl Lifecycle {
         lifecycle
     }
 
-    /// An authenticated answer of the MIS has shown that it is this time.
-    pub fn time_is_proven(&mut self, time: Timestamp, now: Now) {
+    /// An authenticated response of the MIS shows that it is this time. Says what follows from that.
+    pub fn time_is_shown(&mut self, time: Timestamp, now: Now) -> Shown {
         let believed = self.believes(now);
-        self.time.is_proven(time, now);
+        let shown = self.time.is_shown(time, now, &mut self.doubt);
+        if shown == Shown::Doubted {
+            self.discovery_gate.end_pause(); // it is asked for again at once
+        }
         if believed && !self.believes(now) {
             self.discovery_gate.forgive(now.boot, now); // with the next document comes the time
         }
+        shown
+    }
+
+    /// Whether discovery is read only to see what time it is.
+    fn asks_for_the_time_again(&self) -> bool {
+        self.doubt.is_some_and(|doubt| doubt.asks())
     }
 
     /// What is known of the time besides the wall clock: to be stored.
@@ -232,6 +248,9 @@ impl Lifecycle {
         }
         match self.next(now) {
             Next::Do(action) => {
+                if let (Action::FetchDiscovery, Some(doubt)) = (&action, &mut self.doubt) {
+                    doubt.asked();
+                }
                 self.in_flight = Some(action.clone());
                 Step { action: Some(action), wake_in: self.until_validity_changes(now) }
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Lifecycle;
 use super::retry::{Pace, Retry};
-use super::words::{Policy, SvidFacts};
+use super::words::{Draw, Policy, SvidFacts};
 use crate::time::{Now, Timestamp};
 
 /// Bounds on the refresh hint of the MIS: a slip of the pen there must neither hammer it nor freeze the anchors.
@@ -35,6 +35,12 @@ impl Lifecycle {
         }
         let identity = self.identity_retry(now.wall);
         if identity.cap > waited_for.cap { identity } else { waited_for }
+    }
+
+    /// The clock cannot be believed, by the word of one server perhaps: the next one is soon asked, and others at the
+    /// bundle's pace in the end.
+    pub(super) fn until_the_next_look_for_the_time(&self, draw: Draw<'_>) -> Duration {
+        self.retry_of_what_is_waited_for().interval(self.looks_for_the_time).mul_f64(1.0 - draw() / 2.0)
     }
 
     fn retry_of_what_is_waited_for(&self) -> Retry {

@@ -137,8 +137,20 @@ impl Lifecycle {
         match outcome {
             Ok(facts) => {
                 self.discovery_gate.succeeded();
-                // An MIS that answers in turn with two documents, and with 404 under both, is not asked in a circle.
-                self.discovery_gate.pause(self.shortest_between_reads(now.wall), now);
+                let believed = self.time.allows(now);
+                self.looks_for_the_time =
+                    if believed { 0 } else { self.looks_for_the_time.saturating_add(1) };
+                // While a time is in doubt, the next response is wanted at once, and not for long.
+                if !self.asks_for_the_time_again() {
+                    let pause = if believed {
+                        // An MIS that answers in turn with two documents, and with 404 under both, is not asked in a
+                        // circle.
+                        self.shortest_between_reads(now.wall)
+                    } else {
+                        self.until_the_next_look_for_the_time(draw)
+                    };
+                    self.discovery_gate.pause(pause, now);
+                }
                 if facts.changed {
                     self.is_corrected(); // perhaps the MIS was
                     self.identity_gate.forgive(now.boot, now);

@@ -51,6 +51,7 @@ impl Lifecycle {
     fn discovery_work(&self, identity: &Option<(Duration, Action)>, now: Now) -> Option<(Duration, Action)> {
         let due_in = match &self.discovery {
             None => Duration::ZERO,
+            Some(_) if self.asks_for_the_time_again() => Duration::ZERO,
             Some(discovery) => {
                 let about_to_ask = matches!(identity, Some((Duration::ZERO, Action::Request(..))));
                 // While something is refused for good, a changed document is the way out (P2).
@@ -65,8 +66,10 @@ impl Lifecycle {
     /// While the wall clock cannot be believed, only the MIS is asked: the time comes with every answer.
     pub(super) fn look_for_the_time(&self, now: Now) -> (Duration, Action) {
         let due_in = match &self.discovery {
-            Some(discovery) => now.boot.until(discovery.look_from.unwrap_or(discovery.stale_at)),
-            None => Duration::ZERO,
+            Some(discovery) if self.looks_for_the_time == 0 && !self.asks_for_the_time_again() => {
+                now.boot.until(discovery.look_from.unwrap_or(discovery.stale_at))
+            }
+            _ => Duration::ZERO, // the gate says when
         };
         (due_in.max(self.discovery_gate.opens_in(now)), Action::FetchDiscovery)
     }

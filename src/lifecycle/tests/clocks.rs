@@ -10,7 +10,7 @@ use super::device::*;
 fn with_a_clock_that_cannot_be_right_nothing_is_judged_and_only_the_time_is_asked_for() {
     for (jump, why) in [(-50 * 365 * 86_400, "1970"), (-2 * 3600, "a time zone")] {
         let mut device = Device::active(100 * DAY);
-        device.is_shown(START.after(3 * DAY));
+        device.is_convinced_of(START.after(3 * DAY));
         device.now.wall = START.after(3 * DAY);
         device.wall_jumps(jump);
         assert_eq!(device.state(), State::WaitingForClock, "{why}");
@@ -49,16 +49,140 @@ fn what_the_mis_proves_moves_the_floor_both_ways_and_a_jump_of_the_clock_alone_n
     device.wall_jumps(-15 * 365 * 86_400);
     assert_eq!(device.state(), State::Active, "and nothing is left of it");
 
-    device.is_shown(START.after(1000 * DAY));
+    device.is_convinced_of(START.after(1000 * DAY));
     assert_eq!(device.state(), State::WaitingForClock, "the clock of the MIS is wrong");
     device.is_shown(START);
     assert_eq!(device.state(), State::Active, "and is right again");
 }
 
 #[test]
-fn a_clock_that_a_time_service_has_set_is_believed_whatever_was_proven() {
+fn one_wrong_date_withholds_nothing_and_is_asked_about_at_once() {
+    for wrong in [START.after(1000 * DAY), START.after(secs(660)), Timestamp::from_secs(253_402_300_799)] {
+        let mut device = Device::active(100 * DAY);
+        assert_eq!(device.is_shown(wrong), Shown::Doubted, "{wrong}");
+        assert_eq!(device.told(Event::Wake), Some(FetchDiscovery), "at once");
+        assert_eq!(device.state(), State::Active);
+        assert_eq!(device.is_shown(wrong), Shown::Doubted, "{wrong}");
+        assert_eq!(device.told(discovered()), Some(FetchDiscovery), "and once more");
+        assert_eq!(device.state(), State::Active);
+        assert_eq!(device.is_shown(device.now.wall), Shown::Counts, "one of several servers was wrong");
+        assert_eq!(device.told(discovered()), None);
+        assert_eq!((device.state(), device.error()), (State::Active, None));
+    }
+}
+
+#[test]
+fn a_date_that_is_repeated_counts_and_is_soon_asked_about() {
+    let mut device = Device::active(100 * DAY);
+    let wrong = START.after(1000 * DAY);
+    device.is_shown(wrong);
+    device.told(Event::Wake);
+    for _ in 0..2 {
+        assert_eq!((device.doing.clone(), device.state()), (Some(FetchDiscovery), State::Active));
+        device.is_shown(wrong);
+        device.told(discovered());
+    }
+    assert_eq!((device.doing.clone(), device.state()), (None, State::WaitingForClock));
+    assert!(device.waits_for(FetchDiscovery) <= secs(5), "the next server may be right");
+    device.told(discovered());
+    assert!(device.waits_for(FetchDiscovery) <= secs(10), "and the one after that");
+    device.is_shown(device.now.wall);
+    device.told(discovered());
+    assert_eq!(device.state(), State::Active);
+    assert!(device.lives_through(secs(600), good).get("discovery").is_none(), "all is well");
+}
+
+#[test]
+fn a_clock_that_stays_wrong_is_asked_about_at_the_bundle_s_pace_in_the_end() {
+    let mut device = Device::active(100 * DAY);
+    device.is_convinced_of(START.after(1000 * DAY));
+    device.lives_through(secs(3600), good);
+    let looks = device.lives_through(secs(3600), good);
+    assert!((12..=24).contains(&looks["discovery"]), "{looks:?} an hour");
+}
+
+/// Two servers behind one address, one or both of which are wrong.
+#[test]
+fn dates_that_contradict_one_another_withhold_nothing() {
+    let (early, late, later) = (Timestamp::from_secs(0), START.after(1000 * DAY), START.after(2000 * DAY));
+    for dates in [[START, late], [early, late], [late, later], [early, START]] {
+        let mut device = Device::active(100 * DAY);
+        let floor = device.lifecycle.known_time().proven;
+        let mut looks = 0;
+        for turn in 0..600 {
+            device.is_shown(dates[turn % 2].after(START.until(device.now.wall)));
+            device.told(Event::Wake);
+            while let Some(action) = device.doing.clone() {
+                looks += u32::from(action == FetchDiscovery);
+                device.told(good(&action));
+            }
+            assert_eq!(device.state(), State::Active, "{dates:?}");
+            device.passes(secs(1));
+        }
+        assert!(looks <= 1200, "{dates:?}: two for each response that raises a doubt: {looks}");
+        let proven = device.lifecycle.known_time().proven;
+        assert!(proven == floor || proven.is_some_and(|time| time <= device.now.wall), "{dates:?}");
+    }
+}
+
+#[test]
+fn servers_that_never_agree_do_not_have_the_mis_asked_in_a_circle() {
+    let mut device = Device::active(100 * DAY);
+    let mut looks = 0;
+    for second in 0..500_u32 {
+        device.is_shown(START.after(DAY * (second + 1)));
+        device.told(Event::Wake);
+        while let Some(action) = device.doing.clone() {
+            looks += u32::from(action == FetchDiscovery);
+            device.is_shown(START.after(DAY * (5000 + second)));
+            device.told(good(&action));
+        }
+        device.passes(secs(1));
+    }
+    assert!(looks <= 4, "{looks} within the time that a doubt lasts");
+}
+
+#[test]
+fn a_date_of_long_ago_is_no_news_to_a_clock_that_is_right() {
+    let mut device = Device::active(100 * DAY);
+    device.is_shown(START);
+    for _ in 0..10 {
+        assert_eq!(device.is_shown(Timestamp::from_secs(0)), Shown::NoNews, "a cache, or a clock of 1970");
+    }
+    assert_eq!(device.told(Event::Wake), None, "and nobody is asked because of it");
+    assert_eq!(device.lifecycle.known_time().proven, Some(START), "it was later before");
+    // Nor is a clock that is behind believed by the word of one server.
+    device.is_convinced_of(START.after(30 * DAY));
+    assert_eq!(device.state(), State::WaitingForClock);
+    assert_eq!(device.is_shown(Timestamp::from_secs(0)), Shown::Doubted);
+    assert_eq!(device.state(), State::WaitingForClock);
+}
+
+#[test]
+fn a_response_without_a_date_settles_no_doubt_and_is_not_waited_for() {
     let mut device = Device::active(100 * DAY);
     device.is_shown(START.after(1000 * DAY));
+    device.told(Event::Wake);
+    device.told(discovered());
+    assert_eq!(device.told(discovered()), None);
+    assert_eq!(device.state(), State::Active);
+}
+
+#[test]
+fn a_doubt_is_not_settled_against_the_mis() {
+    let mut device = Device::active(100 * DAY);
+    device.is_shown(START.after(1000 * DAY));
+    device.told(Event::Wake);
+    device.luck = 0.0;
+    device.told(Event::Discovery(Err(failure(Meaning::Transient, Some(secs(3600))))));
+    assert_eq!(device.state(), State::Active);
+    assert_eq!(device.waits_for(FetchDiscovery), secs(3600), "E8");
+}
+
+#[test]
+fn a_clock_that_a_time_service_has_set_is_believed_whatever_was_proven() {
+    let mut device = Device::active(100 * DAY);
+    device.is_convinced_of(START.after(1000 * DAY));
     device.now.synchronised = true;
     assert_eq!(device.state(), State::Active);
 }
@@ -67,12 +191,12 @@ fn a_clock_that_a_time_service_has_set_is_believed_whatever_was_proven() {
 fn where_no_time_service_is_the_operator_says_that_the_clock_is_right_and_is_believed() {
     let mut device = Device::active(100 * DAY);
     let wrong = START.after(1000 * DAY);
-    device.is_shown(wrong);
+    device.is_convinced_of(wrong);
     device.told(Event::Told(Order::Renew));
     assert_eq!(device.state(), State::WaitingForClock, "that says nothing about the clock");
     device.told(Event::Told(Order::Retry));
     assert_ne!(device.state(), State::WaitingForClock);
-    device.is_shown(wrong);
+    device.is_convinced_of(wrong);
     assert_ne!(device.state(), State::WaitingForClock, "the MIS says the same as before");
     let time = device.lifecycle.known_time();
     device.restarts(Restored { svid: Some(svid(START, 100 * DAY, Current)), time, ..Restored::default() });
@@ -82,7 +206,7 @@ fn where_no_time_service_is_the_operator_says_that_the_clock_is_right_and_is_bel
     device.wall_jumps(7200);
 
     device.is_shown(device.now.wall);
-    device.is_shown(wrong);
+    device.is_convinced_of(wrong);
     assert_eq!(
         device.state(),
         State::WaitingForClock,

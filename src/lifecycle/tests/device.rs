@@ -93,9 +93,16 @@ impl Device {
         self.told(Event::Adopted(Ok(svid(self.now.wall, lifetime, key))))
     }
 
-    /// An answer of the MIS shows that it is this time.
-    pub(super) fn is_shown(&mut self, time: Timestamp) {
-        self.lifecycle.time_is_proven(time, self.now);
+    /// A response of the MIS shows that it is this time.
+    pub(super) fn is_shown(&mut self, time: Timestamp) -> Shown {
+        self.lifecycle.time_is_shown(time, self.now)
+    }
+
+    /// So many responses show it that it counts, whatever this device's clock says.
+    pub(super) fn is_convinced_of(&mut self, time: Timestamp) {
+        for _ in 0..3 {
+            self.is_shown(time);
+        }
     }
 
     /// A revalidation, whenever it comes, finds this document.

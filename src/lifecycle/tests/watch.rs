@@ -41,6 +41,8 @@ pub(super) struct Watch {
     /// It is at least this time, by the MIS's word or by the operator's.
     pub(super) floor: Timestamp,
     pub(super) vouched: bool,
+    /// Times that the MIS showed in a row, that agree with one another and contradict this device's clock.
+    pub(super) contradictions: Vec<(BootTime, Timestamp)>,
     pub(super) early: Option<Timestamp>,
     pub(super) at_this_moment: u32,
     pub(super) ever_asked_to_wait: bool,
@@ -75,6 +77,7 @@ impl Watch {
             key_was_tried: false,
             floor: BUILT,
             vouched: false,
+            contradictions: Vec::new(),
             early: None,
             at_this_moment: 0,
             ever_asked_to_wait: false,
@@ -118,11 +121,35 @@ impl Watch {
     }
 
     pub(super) fn is_proven(&mut self, time: Timestamp) {
-        let agrees = self.now.wall.after(secs(600)) >= BUILT.max(time);
-        if agrees || !self.vouched {
-            (self.floor, self.vouched) = (BUILT.max(time), false);
+        let (behind, ahead) = (time.until(self.now.wall), self.now.wall.until(time));
+        let is_near = behind.max(ahead) <= secs(600);
+        let believed = self.believes();
+        let mut counts = is_near || (!believed && !ahead.is_zero());
+        let is_news = is_near || !believed || !(ahead.is_zero() || self.now.synchronised || self.vouched);
+        if is_news && !counts {
+            // As if nobody had a boot clock: a repetition is one within the tolerance of where it should be by now.
+            let agrees = |(at, before): &(BootTime, Timestamp)| {
+                let due = before.after(at.until(self.now.boot));
+                at.until(self.now.boot) < secs(600) && due.until(time).max(time.until(due)) <= secs(600)
+            };
+            if !self.contradictions.last().is_some_and(agrees) {
+                self.contradictions.clear();
+            }
+            self.contradictions.push((self.now.boot, time));
+            counts = self.contradictions.len() >= 3;
+        } else {
+            self.contradictions.clear();
         }
-        self.lifecycle.time_is_proven(time, self.now);
+        if counts {
+            self.contradictions.clear();
+            let agrees = self.now.wall.after(secs(600)) >= BUILT.max(time);
+            if agrees || !self.vouched {
+                (self.floor, self.vouched) = (BUILT.max(time), false);
+            }
+        }
+        let shown = self.lifecycle.time_is_shown(time, self.now);
+        assert_eq!(shown == Shown::Counts, counts, "one response against this device's clock is not enough");
+        assert_eq!(self.lifecycle.believes(self.now), self.believes());
     }
 
     pub(super) fn orders(&mut self, order: Order) {
@@ -175,6 +202,7 @@ impl Watch {
         (self.known_lost, self.key_was_tried) = (false, self.svid.is_none());
         // A restart is a correction (P2), and what only memory knew is asked anew.
         (self.pending_refused, self.answered_401, self.early) = (false, false, None);
+        self.contradictions.clear();
         self.refused_for_good.clear();
         (self.doing, self.stood) = (None, None);
         let luck = self.luck;
