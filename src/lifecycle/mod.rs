@@ -80,6 +80,9 @@ struct Discovery {
     stale_at: BootTime,
     /// Something suggests that it is out of date: look from this moment on.
     look_from: Option<BootTime>,
+    /// The bundle could not be had, or is not the right one, since this was last asked for: it may name another
+    /// address by now.
+    bundle_failed: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -176,6 +179,7 @@ impl Lifecycle {
                 read_at: now.wall,
                 stale_at: now.boot,
                 look_from: Some(first_look),
+                bundle_failed: false,
             }),
             discovery_gate,
             bundle: restored.bundle.then_some(HeldBundle {

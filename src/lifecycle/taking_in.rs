@@ -160,14 +160,25 @@ impl Lifecycle {
                     }
                 }
                 let stale_at = now.boot.after(spread(self.policy.bundle_refresh, draw));
-                self.discovery = Some(Discovery { facts, read_at: now.wall, stale_at, look_from: None });
+                self.discovery = Some(Discovery {
+                    facts,
+                    read_at: now.wall,
+                    stale_at,
+                    look_from: None,
+                    bundle_failed: false,
+                });
             }
             Err(failure) => {
                 let retry = self.discovery_retry(now);
                 self.discovery_gate.failed(failure, retry, now, draw);
-                // The last good document stays in use (miaf-v0 D4), and is asked after until the MIS answers.
+                // The last good document stays in use (miaf-v0 D4), and is asked after until the MIS answers. One that
+                // was read for the sake of a bundle that is held is asked for again when the bundle fails again, and no
+                // sooner.
                 if let Some(discovery) = &mut self.discovery {
-                    discovery.look_from = Some(now.boot);
+                    let for_the_bundle = std::mem::take(&mut discovery.bundle_failed);
+                    if !for_the_bundle || self.bundle.is_none() {
+                        discovery.look_from = Some(now.boot);
+                    }
                 }
             }
         }
@@ -180,20 +191,26 @@ impl Lifecycle {
                 let refresh_every = self.policy.refresh_interval(facts.refresh_hint, facts.is_empty);
                 let refresh_at = now.boot.after(spread(refresh_every, draw));
                 self.bundle = Some(HeldBundle { refresh_at, refresh_every, is_empty: facts.is_empty });
+                self.bundle_may_have_moved(facts.is_empty || facts.vouches == Some(false));
                 self.hasten_renewal(facts, now, draw);
                 if let Some(Answer { bundle: wanted @ AnswerBundle::Wanted, .. }) = &mut self.answer {
                     *wanted = AnswerBundle::Fetched;
                 }
             }
             Err(failure) => {
-                if failure.meaning == Meaning::NotFound
-                    && let Some(discovery) = &mut self.discovery
-                {
-                    discovery.look_from = Some(now.boot);
-                }
+                let was_asked_for = !matches!(failure.meaning, Meaning::Local | Meaning::Offline);
+                self.bundle_may_have_moved(was_asked_for);
                 let retry = self.bundle_retry();
                 self.bundle_gate.failed(failure, retry, now, draw);
             }
+        }
+    }
+
+    /// The discovery document tells where the bundle is now. It is read once for each response, or lack of one, that
+    /// makes that doubtful.
+    fn bundle_may_have_moved(&mut self, it_may: bool) {
+        if let Some(discovery) = &mut self.discovery {
+            discovery.bundle_failed |= it_may;
         }
     }
 

@@ -52,6 +52,7 @@ impl Lifecycle {
         let due_in = match &self.discovery {
             None => Duration::ZERO,
             Some(_) if self.asks_for_the_time_again() => Duration::ZERO,
+            Some(discovery) if discovery.bundle_failed => Duration::ZERO, // at the pace of the bundle, by its gate
             Some(discovery) => {
                 let about_to_ask = matches!(identity, Some((Duration::ZERO, Action::Request(..))));
                 // While something is refused for good, a changed document is the way out (P2).

@@ -142,3 +142,64 @@ fn an_empty_bundle_leads_to_no_renewal_since_none_would_be_trusted() {
         device.waits_to_ask();
     }
 }
+
+// ---- a bundle that has moved ----
+
+#[test]
+fn a_bundle_that_cannot_be_had_has_the_discovery_document_read_again() {
+    for meaning in [Meaning::Transient, Meaning::Slow, Meaning::NotFound, Meaning::Permanent] {
+        let mut device = Device::active(100 * DAY);
+        device.waits_for(FetchBundle);
+        device.passes(secs(60)); // since the document was last read
+        device.told(Event::Bundle(Err(failure(meaning, None))));
+        assert_eq!(device.doing, Some(FetchDiscovery), "{meaning:?}");
+        assert_eq!(
+            device.told(discovered_anew()),
+            Some(FetchBundle),
+            "{meaning:?}: it names another address"
+        );
+        device.told(bundle());
+        assert_eq!((device.doing.clone(), device.error()), (None, None), "{meaning:?}");
+    }
+    // Where nobody was asked, nothing is known of where the bundle is.
+    for meaning in [Meaning::Offline, Meaning::Local] {
+        let mut device = Device::active(100 * DAY);
+        device.waits_for(FetchBundle);
+        device.told(Event::Bundle(Err(failure(meaning, None))));
+        let looks = device.lives_through(secs(600), |action| match action {
+            FetchBundle => Event::Bundle(Err(failure(meaning, None))),
+            other => panic!("{other:?} because of {meaning:?}"),
+        });
+        assert!(looks["bundle"] > 0);
+    }
+}
+
+#[test]
+fn a_bundle_that_vouches_for_nothing_may_be_the_one_at_the_old_address() {
+    for other in [bundle_without_its_anchor(), empty_bundle()] {
+        let mut device = Device::active(100 * DAY);
+        device.waits_for(FetchBundle);
+        device.passes(secs(60));
+        assert_eq!(device.told(other), Some(FetchDiscovery));
+        assert_eq!(device.told(discovered_anew()), Some(FetchBundle));
+    }
+}
+
+#[test]
+fn a_bundle_that_stays_away_has_discovery_read_once_an_attempt_and_with_backoff() {
+    for (changes, is_away) in [(false, false), (true, false), (false, true)] {
+        let mut device = Device::active(100 * DAY);
+        device.waits_for(FetchBundle);
+        let looks = device.lives_through(DAY, |action| match action {
+            FetchBundle => Event::Bundle(Err(failure(Meaning::Transient, None))),
+            FetchDiscovery if is_away => Event::Discovery(Err(failure(Meaning::Transient, None))),
+            FetchDiscovery => Event::Discovery(Ok(Discovered { changed: changes, ..document() })),
+            other => panic!("{other:?}"),
+        });
+        let (bundle, discovery) = (looks["bundle"], looks["discovery"]);
+        assert!(discovery <= bundle && discovery > 40, "{looks:?}");
+        // Documents that change all the time do not set the pace: a minute is the least between two.
+        assert!(bundle <= if changes { 1500 } else { 600 }, "{looks:?}");
+        assert!(!is_away || discovery < 100, "an MIS that is away is not asked for both: {looks:?}");
+    }
+}
