@@ -134,6 +134,9 @@ impl Device {
                     refresh_hint: mis.refresh_hint,
                     vouches: self.svid.is_some().then_some(true),
                     is_empty: false,
+                    is_new: false,
+                    svid_ends: None,
+                    anchor_changes: None,
                 }
             })),
             Action::CreateKey => {

@@ -169,7 +169,7 @@ impl Device {
         // A boot without a clock does not make files that say so, and others when it has been set.
         let in_doubt = identity.as_ref().filter(|_| !self.lifecycle.believes(now));
         let time =
-            in_doubt.map_or(now.wall, |held| held.svid.not_before().max(now.wall).min(held.svid.not_after()));
+            in_doubt.map_or(now.wall, |held| held.svid.not_before().max(now.wall).min(held.svid.until()));
         let bundle = self.bundle.as_ref().map(|kept| kept.bundle.clone());
         let (publisher, outcome) = blocking(move || {
             let outcome = publisher.publish(identity.as_deref(), bundle.as_deref(), time);

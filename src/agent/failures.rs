@@ -67,9 +67,9 @@ impl Spoken {
             Event::KeyCreated(outcome) | Event::Answered(outcome) => {
                 (&mut self.identity, outcome.as_ref().err())
             }
-            Event::Adopted(Err(NotAdopted::Kept(failure) | NotAdopted::Refused(failure))) => {
-                (&mut self.identity, Some(failure))
-            }
+            Event::Adopted(Err(
+                NotAdopted::IssuerExpired(failure) | NotAdopted::Kept(failure) | NotAdopted::Refused(failure),
+            )) => (&mut self.identity, Some(failure)),
             Event::Adopted(Ok(_)) => (&mut self.identity, None),
         };
         let Some(Failure { report, retry_after, .. }) = failure else {

@@ -127,6 +127,18 @@ impl Device {
             Err(why) if why.may_lie_in_the_bundle() && !bundle_is_fresh => {
                 return Err(NotAdopted::UnknownIssuer);
             }
+            Err(why @ Rejection::IssuerExpired { .. }) => {
+                let why = format!(
+                    "{why}. It is kept, in case another trust bundle vouches for it, and asked for anew slowly: whoever runs \
+                     the MIS has to give it a certificate to issue with that is valid"
+                );
+                let title = "The issuer of the SVID that the MIS issued has expired";
+                return Err(NotAdopted::IssuerExpired(Failure {
+                    meaning: Meaning::Slow,
+                    retry_after: None,
+                    report: Report::of_agent("issuer-expired", title, &why),
+                }));
+            }
             Err(why) => {
                 self.answer = None;
                 let store = self.store.clone();
@@ -179,10 +191,17 @@ impl Device {
         if !id.device_uuid_is_v4() {
             tracing::warn!(spiffe_id = %id, "the UUID in the identity is not of version 4, which the MIS should see to");
         }
+        let (until, leaf_until) = (svid.until(), svid.not_after());
         tracing::info!(
-            spiffe_id = %id, serial = svid.serial(), not_before = %svid.not_before(), not_after = %svid.not_after(),
+            spiffe_id = %id, serial = svid.serial(), not_before = %svid.not_before(), not_after = %until,
             key_protection = identity.key.protection().as_str(), "new SVID"
         );
+        if until < leaf_until {
+            tracing::warn!(
+                "an issuer of the new SVID ends at {until}, before the SVID itself at {leaf_until}: it cannot be used longer \
+                 than that. The MIS should issue with a certificate that outlives what it issues"
+            );
+        }
     }
 
     fn key(&self, choice: KeyChoice) -> Result<Arc<dyn Key>, Failure> {
@@ -229,7 +248,7 @@ pub(super) fn svid_facts(
     key: KeyChoice,
     key_fits: bool,
 ) -> SvidFacts {
-    SvidFacts { not_before: svid.not_before(), not_after: svid.not_after(), renew_at, key, key_fits }
+    SvidFacts { not_before: svid.not_before(), not_after: svid.until(), renew_at, key, key_fits }
 }
 
 /// Whether a key is of the configured kind. One that is not is used for what it is bound to already, and no longer.

@@ -52,9 +52,12 @@ impl Device {
         });
         // Perhaps what was in its way is put right: a key-encryption key that is the right one again.
         let identity = identity.or_else(|| store.take_back(|record| read_identity(record, &keys)));
-        let (identity, record) = identity.unzip();
+        let (mut identity, record) = identity.unzip();
         let bundle =
             cached(&store).and_then(|cached| read_bundle(cached, discovery.as_ref(), identity.as_ref()));
+        if let (Some(identity), Some(kept)) = (&mut identity, &bundle) {
+            identity.svid = identity.svid.under(&kept.bundle, now.wall);
+        }
         let (pending, answer) = load_unfinished(&store, record.as_ref(), &keys)?;
         // What another MIS asked for does not bind this one.
         let waiting = cached(&store).filter(|waiting: &store::CachedWaits| waiting.mis == address(&config));

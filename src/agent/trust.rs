@@ -67,7 +67,7 @@ impl Device {
             (Fetched::NotModified, Some(kept)) => {
                 kept.cached.fetched_at = now;
                 self.spoken.of_anchors(&kept.bundle, self.identity.as_ref().map(|i| &i.svid), now);
-                let facts = bundle_facts(&kept.bundle, self.identity.as_deref(), now);
+                let facts = bundle_facts(&kept.bundle, self.identity.as_deref(), false, now);
                 self.accepts_regressed_bundle = false; // what had gone back is as it was
                 if kept.cached.regressed_since.take().is_some() {
                     self.cache_bundle().await;
@@ -96,7 +96,14 @@ impl Device {
                     let (served, held) = (document.sequence().unwrap_or(0), before.unwrap_or(0));
                     return Err(MisError::BundleRegressed { url, served, held });
                 }
-                let facts = bundle_facts(&document, self.identity.as_deref(), now);
+                let is_new = held.as_ref().is_none_or(|kept| *kept.bundle != document);
+                if let Some(identity) = &self.identity {
+                    let svid = identity.svid.under(&document, now);
+                    if svid != identity.svid {
+                        self.identity = Some(Arc::new(Identity { svid, ..Identity::clone(identity) }));
+                    }
+                }
+                let facts = bundle_facts(&document, self.identity.as_deref(), is_new, now);
                 let cached = store::CachedBundle {
                     url: url.to_string(),
                     trust_domain: domain,
@@ -163,8 +170,17 @@ pub(super) fn discovered(document: &Discovery, changed: bool) -> Discovered {
     Discovered { changed, cannot_enroll: cannot_renew.clone().or(no_method), cannot_renew }
 }
 
-fn bundle_facts(bundle: &Bundle, held: Option<&Identity>, now: Timestamp) -> BundleFacts {
-    let held = held.filter(|identity| identity.is_valid(now) && !bundle.anchors().is_empty());
-    let vouches = held.map(|identity| svid::is_trusted(&identity.svid, bundle, now));
-    BundleFacts { refresh_hint: bundle.refresh_hint(), vouches, is_empty: bundle.anchors().is_empty() }
+fn bundle_facts(bundle: &Bundle, held: Option<&Identity>, is_new: bool, now: Timestamp) -> BundleFacts {
+    let valid = held.filter(|identity| identity.is_valid(now) && !bundle.anchors().is_empty());
+    let vouching = valid.map(|identity| svid::vouching(&identity.svid, bundle, now));
+    let anchor = vouching.as_ref().and_then(|vouching| Some(vouching.as_ref()?.anchor));
+    BundleFacts {
+        refresh_hint: bundle.refresh_hint(),
+        vouches: vouching.as_ref().map(Option::is_some),
+        is_empty: bundle.anchors().is_empty(),
+        is_new,
+        svid_ends: held.map(|identity| identity.svid.until()),
+        anchor_changes: anchor
+            .map(|anchor| if now < anchor.not_before { anchor.not_before } else { anchor.not_after }),
+    }
 }

@@ -299,7 +299,7 @@ fn description(identity: &Identity, now: Timestamp) -> Vec<u8> {
         "spiffeId": identity.svid.spiffe_id().to_string(),
         "serial": identity.svid.serial(),
         "notBefore": identity.svid.not_before().to_string(),
-        "notAfter": identity.svid.not_after().to_string(),
+        "notAfter": identity.svid.until().to_string(),
         "keyProtection": identity.key.protection().as_str(),
         "valid": identity.is_valid(now),
     }))

@@ -113,8 +113,8 @@ fn of_the_device(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
     );
     text.one(
         "svid_not_after_timestamp_seconds",
-        "End of the SVID's validity.",
-        svid.map(|svid| seconds(svid.not_after())),
+        "End of the SVID's validity, or of an issuer's that it needs, whichever comes first.",
+        svid.map(|svid| seconds(svid.until())),
     );
     text.one("svid_renew_at_timestamp_seconds", "When the SVID is renewed.", snapshot.renew_at.map(seconds));
     text.one(

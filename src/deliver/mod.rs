@@ -203,9 +203,9 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Whether the SVID is within its validity.
+    /// Whether the SVID can be used at this time: it is within its validity, and so are the issuers that it needs.
     pub fn is_valid(&self, now: Timestamp) -> bool {
-        self.svid.not_before() <= now && now <= self.svid.not_after()
+        self.svid.not_before() <= now && now <= self.svid.until()
     }
 }
 

@@ -260,6 +260,11 @@ impl Gate {
         if blocked { Verdict::Blocked } else { Verdict::Waits }
     }
 
+    /// The same failure once more, which is no reason to wait longer.
+    pub(super) fn failed_as_before(&mut self, failure: Failure, now: Now) {
+        self.remember(failure, now, false);
+    }
+
     pub(super) fn opens_in(&self, now: Now) -> Duration {
         self.opens_at.map_or(Duration::ZERO, |at| now.boot.until(at))
     }

@@ -62,6 +62,7 @@ pub struct Lifecycle {
     reauthenticate: bool,
     identity_gate: Gate,
     key_gate: Gate,
+    issues_in_vain: IssuesInVain,
     blocked: Blocked,
     admission_pending: bool,
     /// The operator has allowed that a lost key be replaced.
@@ -135,8 +136,19 @@ struct PendingKey {
 struct Answer {
     not_before: Option<Timestamp>,
     bundle: AnswerBundle,
+    /// It is in the MIS's way no more than any other: an issuer of it had expired when it was judged.
+    has_expired_issuer: bool,
     /// What is known of the key that it is for: it has signed the request, unless that was before a restart.
     key: CurrentKey,
+}
+
+/// SVIDs in a row that ended no later than the one before them, because an issuer ends then: the MIS has nothing better
+/// yet, and each costs the device one of its few renewals a day.
+#[derive(Clone, Copy, Debug, Default)]
+struct IssuesInVain {
+    count: u32,
+    /// Until when the MIS is left alone because of it.
+    pause_until: Option<BootTime>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +159,8 @@ enum AnswerBundle {
     Wanted,
     /// Fetched since.
     Fetched,
+    /// An issuer has expired: another bundle may hold another way, and until there is one the answer is of no use.
+    AnotherWanted,
 }
 
 impl Lifecycle {
@@ -194,12 +208,14 @@ impl Lifecycle {
             answer: restored.answer.then_some(Answer {
                 not_before: None,
                 bundle: AnswerBundle::AsHeld,
+                has_expired_issuer: false,
                 key: CurrentKey::Unproven,
             }),
             rotation_refused: false,
             reauthenticate: false,
             identity_gate,
             key_gate: Gate::default(),
+            issues_in_vain: IssuesInVain::default(),
             blocked: Blocked::default(),
             admission_pending,
             replace_lost_key,

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use super::Lifecycle;
 use super::retry::{Pace, Retry};
-use super::words::{Draw, Policy, SvidFacts};
+use super::words::{BundleFacts, Draw, Policy, SvidFacts};
+use super::{AnswerBundle, Lifecycle};
 use crate::time::{Now, Timestamp};
 
 /// Bounds on the refresh hint of the MIS: a slip of the pen there must neither hammer it nor freeze the anchors.
@@ -52,6 +52,19 @@ impl Lifecycle {
         Retry { base: self.policy.retry.base.min(cap), cap }
     }
 
+    /// Between this bundle and the next.
+    pub(super) fn refresh_interval(&self, facts: &BundleFacts, now: Now) -> Duration {
+        let agreed = self.policy.refresh_interval(facts.refresh_hint, facts.is_empty);
+        // What waits for another bundle, or is soon going to, does not wait for a day.
+        let answer_waits = self.answer.as_ref().is_some_and(|a| a.bundle == AnswerBundle::AnotherWanted);
+        let early = match facts.anchor_changes {
+            _ if answer_waits => Duration::ZERO,
+            Some(at) => at.until(now.wall).max(now.wall.until(at)) / 2, // rarely again long after it
+            None => return agreed,
+        };
+        agreed.min(early.max(self.policy.bundle_refresh))
+    }
+
     /// A document that was read just now is not read again on a mere doubt.
     pub(super) fn shortest_between_reads(&self, now: Timestamp) -> Duration {
         SHORTEST_BETWEEN_READS.min(self.retry_of_what_is_waited_for().cap).min(self.identity_retry(now).cap)
@@ -72,6 +85,14 @@ impl Policy {
             Some(hint) => hint,
             None => self.bundle_refresh,
         }
+    }
+
+    /// The pace of requests to an MIS that has nothing better to give, beginning with a fraction of the lifetime: SVIDs that
+    /// live a minute do not wait for an hour at once.
+    pub(super) fn pace_in_vain(&self, SvidFacts { not_before, not_after, .. }: &SvidFacts) -> Retry {
+        let twentieth = not_before.until(*not_after) / 20;
+        let base = twentieth.min(self.bundle_refresh).max(self.retry.base).min(self.retry.cap);
+        Retry { base, cap: self.retry.cap }
     }
 
     /// The pace of requests for SVIDs at this moment. The cap is never above a twentieth of the lifetime, so that a

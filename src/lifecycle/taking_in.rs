@@ -8,7 +8,8 @@ use super::words::{
     Action, BundleFacts, Discovered, Draw, Event, KeyChoice, NotAdopted, Order, Request, SvidFacts,
 };
 use super::{
-    Answer, AnswerBundle, Blocked, CurrentKey, Discovery, HeldBundle, HeldSvid, Lifecycle, PendingKey,
+    Answer, AnswerBundle, Blocked, CurrentKey, Discovery, HeldBundle, HeldSvid, IssuesInVain, Lifecycle,
+    PendingKey,
 };
 use crate::time::{BootTime, Now, Timestamp};
 
@@ -41,8 +42,12 @@ impl Lifecycle {
             Event::Answered(Ok(())) => {
                 self.admission_pending = false;
                 self.identity_gate.passed();
-                self.answer =
-                    Some(Answer { not_before: None, bundle: AnswerBundle::AsHeld, key: CurrentKey::Works });
+                self.answer = Some(Answer {
+                    not_before: None,
+                    bundle: AnswerBundle::AsHeld,
+                    has_expired_issuer: false,
+                    key: CurrentKey::Works,
+                });
             }
             Event::Answered(Err(failure)) => match ended {
                 Some(Action::Request(request, key)) => self.refused(request, key, failure, now, draw),
@@ -95,6 +100,8 @@ impl Lifecycle {
         {
             gate.forgive(from, now);
         }
+        let pause = &mut self.issues_in_vain.pause_until;
+        *pause = pause.map(|until| until.min(from));
         from
     }
 
@@ -188,13 +195,18 @@ impl Lifecycle {
         match outcome {
             Ok(facts) => {
                 self.bundle_gate.succeeded();
-                let refresh_every = self.policy.refresh_interval(facts.refresh_hint, facts.is_empty);
+                let refresh_every = self.refresh_interval(&facts, now);
                 let refresh_at = now.boot.after(spread(refresh_every, draw));
                 self.bundle = Some(HeldBundle { refresh_at, refresh_every, is_empty: facts.is_empty });
                 self.bundle_may_have_moved(facts.is_empty || facts.vouches == Some(false));
+                self.svid_ends(facts, now, draw);
                 self.hasten_renewal(facts, now, draw);
-                if let Some(Answer { bundle: wanted @ AnswerBundle::Wanted, .. }) = &mut self.answer {
-                    *wanted = AnswerBundle::Fetched;
+                match self.answer.as_mut().map(|answer| &mut answer.bundle) {
+                    Some(wanted @ AnswerBundle::Wanted) => *wanted = AnswerBundle::Fetched,
+                    Some(wanted @ AnswerBundle::AnotherWanted) if facts.is_new => {
+                        *wanted = AnswerBundle::Fetched;
+                    }
+                    _ => {}
                 }
             }
             Err(failure) => {
@@ -211,6 +223,20 @@ impl Lifecycle {
     fn bundle_may_have_moved(&mut self, it_may: bool) {
         if let Some(discovery) = &mut self.discovery {
             discovery.bundle_failed |= it_may;
+        }
+    }
+
+    /// Under another bundle the SVID held may last longer than it did, or not as long.
+    fn svid_ends(&mut self, facts: BundleFacts, now: Now, draw: Draw<'_>) {
+        let Some((ends, svid)) = facts.svid_ends.zip(self.svid.as_mut()) else { return };
+        let is_sooner = ends < svid.facts.not_after;
+        svid.facts.not_after = ends;
+        let facts = svid.facts.clone();
+        if is_sooner {
+            let renew_at = self.draw_renewal_from_now_on(&facts, now, draw);
+            if let Some(svid) = &mut self.svid {
+                svid.renew_at = svid.renew_at.min(renew_at);
+            }
         }
     }
 
@@ -328,13 +354,10 @@ impl Lifecycle {
                 self.blocked = Blocked::default();
                 self.identity_gate.succeeded();
                 self.identity_gate.pause(SHORTEST_BETWEEN_ISSUES, now);
+                self.counts_issue(&facts, now, draw);
                 self.key_gate.succeeded();
                 self.replace_lost_key = false;
-                let mut renew_at = self.draw_renewal(facts.not_before, &facts, draw);
-                if renew_at <= now.wall {
-                    // Issued late in its own lifetime: what is left counts, or each renewal would ask for the next.
-                    renew_at = self.draw_renewal(now.wall, &facts, draw);
-                }
+                let renew_at = self.draw_renewal_from_now_on(&facts, now, draw);
                 self.svid = Some(HeldSvid { facts, renew_at, key, drawn_before: None });
             }
             Err(NotAdopted::Early(not_before)) => {
@@ -349,12 +372,54 @@ impl Lifecycle {
                 // It may have failed when nobody waited for it, and be looked at again in an hour.
                 self.bundle_gate.forgive(now.boot, now);
             }
+            Err(NotAdopted::IssuerExpired(failure)) => {
+                let again = match &mut self.answer {
+                    Some(answer) => {
+                        answer.bundle = AnswerBundle::AnotherWanted;
+                        std::mem::replace(&mut answer.has_expired_issuer, true)
+                    }
+                    None => false,
+                };
+                if again {
+                    self.identity_gate.failed_as_before(failure, now); // it is asked for anew when it was to be
+                } else {
+                    self.unusable_answer(failure, now, draw);
+                }
+            }
             Err(NotAdopted::Kept(failure)) => self.identity_failed(failure, now, draw),
             Err(NotAdopted::Refused(failure)) => {
                 self.answer = None;
-                self.identity_failed(failure, now, draw);
+                self.unusable_answer(failure, now, draw);
             }
         }
+    }
+
+    /// An SVID was issued, and cannot be used. As long as the one held can be, it gets its tries (R7); from then on there is
+    /// nothing to lose by asking slowly, however short the lifetimes are: each answer is an SVID that the MIS has issued.
+    fn unusable_answer(&mut self, failure: Failure, now: Now, draw: Draw<'_>) {
+        if self.holds_valid_svid(now) {
+            self.identity_failed(failure, now, draw);
+        } else {
+            self.identity_gate.failed(failure, self.policy.retry, now, draw);
+        }
+    }
+
+    /// Leaves an MIS alone that issues SVIDs which end no later than those before them: the longer, the more of them.
+    fn counts_issue(&mut self, facts: &SvidFacts, now: Now, draw: Draw<'_>) {
+        let is_in_vain = self.svid.as_ref().is_some_and(|held| facts.not_after <= held.facts.not_after);
+        let count = if is_in_vain { self.issues_in_vain.count.saturating_add(1) } else { 0 };
+        let pause_until = is_in_vain.then(|| {
+            let pause = self.policy.pace_in_vain(facts).interval(count).mul_f64(1.0 - draw() / 2.0);
+            now.boot.after(pause)
+        });
+        self.issues_in_vain = IssuesInVain { count, pause_until };
+    }
+
+    /// A moment in the window of its lifetime; of what is left, where it was issued late in it: or each renewal would ask
+    /// for the next.
+    fn draw_renewal_from_now_on(&self, facts: &SvidFacts, now: Now, draw: Draw<'_>) -> Timestamp {
+        let renew_at = self.draw_renewal(facts.not_before, facts, draw);
+        if renew_at <= now.wall { self.draw_renewal(now.wall, facts, draw) } else { renew_at }
     }
 
     /// A moment in the window of the time from `from` to the end of the SVID (miaf-v0 R2).

@@ -86,11 +86,18 @@ impl Lifecycle {
     }
 
     fn identity_work(&self, now: Now) -> Option<(Duration, Action)> {
-        if let Some(answer) = &self.answer {
+        // One that is of no use as things stand is in nobody's way.
+        if let Some(answer) = self.answer.as_ref().filter(|a| a.bundle != AnswerBundle::AnotherWanted) {
             let early = answer.not_before.map_or(Duration::ZERO, |at| now.wall.until(at));
-            let adopt = Action::Adopt { bundle_is_fresh: answer.bundle == AnswerBundle::Fetched };
-            return (answer.bundle != AnswerBundle::Wanted)
-                .then(|| (early.max(self.identity_gate.opens_in(now)), adopt));
+            let is_fresh = answer.bundle == AnswerBundle::Fetched;
+            // What the gate waits for is asking anew.
+            let waits = if is_fresh && answer.has_expired_issuer && !self.identity_gate.is_local() {
+                Duration::ZERO
+            } else {
+                self.identity_gate.opens_in(now)
+            };
+            let adopt = Action::Adopt { bundle_is_fresh: is_fresh };
+            return (answer.bundle != AnswerBundle::Wanted).then(|| (early.max(waits), adopt));
         }
         if self.is_refused_for_good(now) || self.has_no_key(now) {
             return None;
@@ -101,7 +108,13 @@ impl Lifecycle {
             Some(key) => Action::Request(request, key),
             None => Action::CreateKey,
         };
-        Some((due_in.max(self.identity_gate.opens_in(now)), action))
+        Some((due_in.max(self.identity_opens_in(now)), action))
+    }
+
+    /// How long the MIS is left alone before it is asked for another SVID.
+    fn identity_opens_in(&self, now: Now) -> Duration {
+        let pause = self.issues_in_vain.pause_until.map_or(Duration::ZERO, |until| now.boot.until(until));
+        pause.max(self.identity_gate.opens_in(now))
     }
 
     /// How long until the next SVID is asked for, if nothing stands in the way.

@@ -112,6 +112,13 @@ pub struct BundleFacts {
     pub vouches: Option<bool>,
     /// It holds no anchor: no SVID of the trust domain is trusted (miaf-v0 B3).
     pub is_empty: bool,
+    /// It is not the one that was held.
+    pub is_new: bool,
+    /// Under it, the last moment at which the SVID held can be used. `None` where none is held.
+    pub svid_ends: Option<Timestamp>,
+    /// When the validity of the anchor that leads to the SVID held begins, if that is still to come, or ends. Some peers
+    /// accept it no longer, and another bundle helps.
+    pub anchor_changes: Option<Timestamp>,
 }
 
 /// What the lifecycle needs to know of an SVID.
@@ -119,7 +126,7 @@ pub struct BundleFacts {
 pub struct SvidFacts {
     /// First moment of validity.
     pub not_before: Timestamp,
-    /// Last moment of validity.
+    /// Last moment at which it can be used: the first end among the leaf and the issuers that it needs.
     pub not_after: Timestamp,
     /// The renewal moment drawn for it, where one was stored.
     pub renew_at: Option<Timestamp>,
@@ -136,6 +143,9 @@ pub enum NotAdopted {
     Early(Timestamp),
     /// The bundle held does not vouch for it; it is kept until the bundle has been fetched once more (miaf-v0 E4).
     UnknownIssuer,
+    /// An issuer of it has expired, under a bundle that was just fetched. It is kept until there is another bundle, or
+    /// until it is asked for anew, slowly: the MIS would issue another like it.
+    IssuerExpired(Failure),
     /// It could not be judged or published now (disk full, say); it is kept.
     Kept(Failure),
     /// It is not acceptable, and has been discarded. What was held stays.

@@ -126,7 +126,8 @@ pub fn judge(
     if now < valid_from {
         return Err(Rejection::NotYetValid { not_before: valid_from });
     }
-    Ok(X509Svid { spiffe_id, serial: serial(&leaf), not_before, not_after, chain: chain.clone() })
+    let until = end_of_use(chain, bundle, valid_from, not_after);
+    Ok(X509Svid { spiffe_id, serial: serial(&leaf), not_before, not_after, until, chain: chain.clone() })
 }
 
 /// Whether the bundle vouches for an SVID that is held: used to report, never to drop (miaf-v0 B3, B5).
@@ -155,6 +156,32 @@ pub fn vouching<'a>(svid: &X509Svid, bundle: &'a Bundle, at: Timestamp) -> Optio
         .ok()
 }
 
+/// The end of the time around `now` in which the chain leads to an anchor without a break; where it does not do so now,
+/// of the first such time. With a cross-signed issuer the path that lasts longest counts. `leaf_not_after` where the
+/// bundle has no anchor for it at all: then there is nothing that could end sooner.
+fn end_of_use(chain: &Chain, bundle: &Bundle, now: Timestamp, leaf_not_after: Timestamp) -> Timestamp {
+    let certificates = chain.intermediates().iter().filter_map(|der| parse(0, der).ok());
+    let ends = certificates.map(|certificate| validity(&certificate).1);
+    let mut ends: Vec<_> = ends.filter(|end| *end < leaf_not_after).collect();
+    if ends.is_empty() {
+        return leaf_not_after;
+    }
+    ends.sort_unstable();
+    let path_end = |at| path_to_anchor(chain, bundle, at, |_| true).ok().map(|path| path.path_not_after);
+    let begun = std::iter::once(now).chain(ends).find_map(path_end);
+    let mut end = begun.unwrap_or(leaf_not_after);
+    // Each turn goes beyond the end of another certificate of a chain of a few.
+    while end < leaf_not_after
+        && let Some(later) = path_end(end.after(SECOND)).filter(|later| *later > end)
+    {
+        end = later;
+    }
+    end
+}
+
+/// What the times of certificates are in.
+const SECOND: Duration = Duration::from_secs(1);
+
 /// An SVID that passed [`judge`], or that is read back from where such a one was stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct X509Svid {
@@ -162,6 +189,7 @@ pub struct X509Svid {
     serial: String,
     not_before: Timestamp,
     not_after: Timestamp,
+    until: Timestamp,
     chain: Chain,
 }
 
@@ -175,7 +203,14 @@ impl X509Svid {
         let spiffe_id = only_spiffe_id(&leaf)?;
         let (not_before, not_after) = validity(&leaf);
         let serial = serial(&leaf);
-        Ok(Self { spiffe_id, serial, not_before, not_after, chain })
+        Ok(Self { spiffe_id, serial, not_before, not_after, until: not_after, chain })
+    }
+
+    /// The same under another bundle, whose anchors may be reached over other intermediates.
+    #[must_use]
+    pub fn under(&self, bundle: &Bundle, now: Timestamp) -> Self {
+        let until = end_of_use(&self.chain, bundle, now, self.not_after);
+        Self { until, ..self.clone() }
     }
 
     /// Who it names.
@@ -193,9 +228,17 @@ impl X509Svid {
         self.not_before
     }
 
-    /// Last moment of its validity.
+    /// Last moment of the leaf's own validity. Peers accept it no longer than [`until`](Self::until).
     pub fn not_after(&self) -> Timestamp {
         self.not_after
+    }
+
+    /// Last moment at which it can be used: the first end among the leaf and the intermediates that lead to an anchor.
+    ///
+    /// The anchor's own end does not count. RFC 5280 section 6.1.1 takes an anchor for a name and a key, and peers on
+    /// webpki or Java do so; that others (OpenSSL, Go) refuse it is reported apart.
+    pub fn until(&self) -> Timestamp {
+        self.until
     }
 
     /// Leaf, then intermediates, as the MIS returned them (miaf-v0 E3).

@@ -389,7 +389,7 @@ fn is_of_use(identity: &Identity, key_is_lost: bool) -> Result<(), Status> {
     let why = if key_is_lost {
         "The key of this device's SVID is lost. miaf-agent status says what becomes of it.".into()
     } else if !identity.is_valid(clock::now().wall) {
-        let (from, until) = (svid.not_before(), svid.not_after());
+        let (from, until) = (svid.not_before(), svid.until());
         format!(
             "This device's SVID is valid from {from} until {until}, which is not now. miaf-agent status says what becomes \
              of it."

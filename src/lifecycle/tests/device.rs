@@ -237,7 +237,14 @@ pub(super) fn bundle() -> Event {
 }
 
 pub(super) fn facts(refresh_hint: Option<Duration>) -> BundleFacts {
-    BundleFacts { refresh_hint, vouches: Some(true), is_empty: false }
+    BundleFacts {
+        refresh_hint,
+        vouches: Some(true),
+        is_empty: false,
+        is_new: false,
+        svid_ends: None,
+        anchor_changes: None,
+    }
 }
 
 pub(super) fn empty_bundle() -> Event {

@@ -45,6 +45,8 @@ pub(super) struct Reply {
     pub(super) cannot_renew: bool,
     pub(super) refresh_hint: Option<Duration>,
     pub(super) vouches: Option<bool>,
+    /// Under this bundle the SVID held lasts half as long.
+    pub(super) ends_sooner: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +55,7 @@ pub(super) enum Kind {
     Fails(Meaning, Option<Duration>),
     Early(u64),
     UnknownIssuer,
+    IssuerExpired,
     Refused,
 }
 
@@ -90,14 +93,15 @@ pub(super) fn reply() -> impl Strategy<Value = Reply> {
         6 => (meaning(), retry_after()).prop_map(|(meaning, wait)| Kind::Fails(meaning, wait)),
         1 => (1..600_u64).prop_map(Kind::Early),
         1 => Just(Kind::UnknownIssuer),
+        1 => Just(Kind::IssuerExpired),
         1 => Just(Kind::Refused),
     ];
     let hint = prop_oneof![3 => Just(None), 1 => any::<u64>().prop_map(|s| Some(secs(s))), 1 => Just(Some(secs(60)))];
     let wall_off = prop::option::weighted(0.1, prop_oneof![Just(0), -12 * 3600..12 * 3600_i64]);
     let rare = || prop::bool::weighted(0.15);
     let vouches = prop_oneof![4 => Just(Some(true)), 1 => Just(Some(false)), 1 => Just(None)];
-    (wall_off, kind, rare(), rare(), rare(), hint, vouches).prop_map(
-        |(wall_off, kind, changed, cannot_enroll, cannot_renew, refresh_hint, vouches)| Reply {
+    (wall_off, kind, rare(), rare(), rare(), hint, vouches, rare()).prop_map(
+        |(wall_off, kind, changed, cannot_enroll, cannot_renew, refresh_hint, vouches, ends_sooner)| Reply {
             wall_off,
             kind,
             changed,
@@ -105,6 +109,7 @@ pub(super) fn reply() -> impl Strategy<Value = Reply> {
             cannot_renew,
             refresh_hint,
             vouches,
+            ends_sooner,
         },
     )
 }

@@ -27,6 +27,8 @@ pub(super) struct Watch {
     pub(super) svid: Option<SvidFacts>,
     pub(super) pending_key: bool,
     pub(super) answer: Option<KeyChoice>,
+    /// An issuer of it has expired, and there has been no other bundle since.
+    pub(super) answer_is_of_no_use: bool,
     // What must not be forgotten.
     pub(super) asked_until: BTreeMap<&'static str, BootTime>,
     pub(super) pending_refused: bool,
@@ -67,6 +69,7 @@ impl Watch {
             svid: held.then(|| svid(START, lifetime, Current)),
             pending_key,
             answer: (answer && pending_key).then_some(Pending),
+            answer_is_of_no_use: false,
             asked_until: BTreeMap::new(),
             pending_refused: false,
             refused_for_good: Vec::new(),
@@ -203,6 +206,7 @@ impl Watch {
         // A restart is a correction (P2), and what only memory knew is asked anew.
         (self.pending_refused, self.answered_401, self.early) = (false, false, None);
         self.contradictions.clear();
+        self.answer_is_of_no_use = false; // judged anew
         self.refused_for_good.clear();
         (self.doing, self.stood) = (None, None);
         let luck = self.luck;
@@ -261,10 +265,18 @@ impl Watch {
                     Err(failure)
                 }
                 None => {
+                    let lasts = if reply.ends_sooner { self.lifetime / 2 } else { self.lifetime };
+                    if let Some(svid) = &mut self.svid {
+                        svid.not_after = svid.not_before.after(lasts);
+                    }
+                    self.answer_is_of_no_use &= !reply.changed;
                     let facts = BundleFacts {
                         refresh_hint: reply.refresh_hint,
                         vouches: reply.vouches,
                         is_empty: reply.vouches.is_none(),
+                        is_new: reply.changed,
+                        svid_ends: self.svid.as_ref().map(|svid| svid.not_after),
+                        anchor_changes: reply.vouches.map(|_| self.now.wall.after(self.lifetime)),
                     };
                     self.bundle = Some(facts);
                     Ok(facts)
@@ -300,7 +312,7 @@ impl Watch {
                     Err(failure)
                 }
                 None => {
-                    self.answer = Some(*key);
+                    (self.answer, self.answer_is_of_no_use) = (Some(*key), false);
                     Ok(())
                 }
             }),
@@ -310,7 +322,13 @@ impl Watch {
                     self.early = Some(not_before);
                     Err(NotAdopted::Early(not_before))
                 }
-                Kind::UnknownIssuer if !bundle_is_fresh => Err(NotAdopted::UnknownIssuer),
+                Kind::UnknownIssuer | Kind::IssuerExpired if !bundle_is_fresh => {
+                    Err(NotAdopted::UnknownIssuer)
+                }
+                Kind::IssuerExpired => {
+                    self.answer_is_of_no_use = true;
+                    Err(NotAdopted::IssuerExpired(failure(Meaning::Slow, None)))
+                }
                 Kind::UnknownIssuer | Kind::Refused => {
                     (self.answer, self.early) = (None, None);
                     Err(NotAdopted::Refused(failure(Meaning::Slow, None)))
@@ -418,7 +436,7 @@ impl Watch {
                 return;
             }
             Action::Adopt { .. } => {
-                assert!(self.answer.is_some());
+                assert!(self.answer.is_some() && !self.answer_is_of_no_use, "judged as before");
                 assert!(self.early.is_none_or(|at| at <= self.now.wall), "kept until its time (E4)");
                 return;
             }
@@ -430,7 +448,10 @@ impl Watch {
         }
         let Action::Request(request, key) = action else { return };
         assert!(self.key_was_tried, "nothing is asked for before the key held was tried");
-        assert!(self.answer.is_none(), "an answer is judged before another is asked for");
+        assert!(
+            self.answer.is_none() || self.answer_is_of_no_use,
+            "an answer is judged before another is asked for"
+        );
         assert!(
             !self.refused_for_good.contains(request),
             "{request:?} is repeated without a correction (P2)"
@@ -521,6 +542,7 @@ impl Watch {
                     cannot_renew: false,
                     refresh_hint: None,
                     vouches: Some(true),
+                    ends_sooner: false,
                 };
                 let event = self.event(&action, &reply);
                 self.steps(event);

@@ -2,6 +2,7 @@
 //! must end: with the one reason that fits, or well.
 
 mod accepted;
+mod ends;
 mod forge;
 mod properties;
 mod refused;
