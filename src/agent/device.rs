@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::failures::Spoken;
+use super::failures::{Spoken, cause, in_a_line};
 use super::waits::{Change, KeptWaits};
 use crate::bootstrap::{Bootstrap, Purpose};
 use crate::config::Config;
@@ -103,6 +103,7 @@ impl Device {
         let (generation, failure) = self.publish_files(now).await;
         self.spoken.of_files(failure.as_ref());
         let snapshot = self.snapshot(now, generation, failure.as_ref());
+        self.spoken.of_wait(&snapshot);
         self.tell_service_manager(&snapshot);
         publish.tell(snapshot, now.wall);
         failure.map(|_| PUBLISH_AGAIN)
@@ -223,6 +224,8 @@ impl Device {
             bootstrap: self.bootstrap.facts().cloned(),
             trust: self.mis.trust().facts(),
             key_is_lost: self.lifecycle.key_is_lost(),
+            asked_to_wait_until: self.lifecycle.asked_to_wait_until(now),
+            ends_while_waiting: self.lifecycle.svid_ends_while_waiting(now),
             last_error: self.last_error(now, not_published),
             generation,
             key_users: self.config.key_users.clone(),
@@ -297,8 +300,10 @@ impl Device {
         service::status(&format!("{state}{}", who.unwrap_or_default()));
         match state {
             State::Blocked | State::Expired => {
-                let why = snapshot.last_error.as_ref().and_then(|(error, _)| error.report.detail.as_deref());
-                tracing::error!(state = state.as_str(), why, "{state}: {}", state.meaning());
+                let why =
+                    snapshot.last_error.as_ref().map(|(error, _)| format!(": {}", in_a_line(&error.report)));
+                let why = why.unwrap_or_default();
+                tracing::error!(state = state.as_str(), "{state}: {}{why}", state.meaning());
             }
             _ => tracing::info!(state = state.as_str(), "{state}: {}", state.meaning()),
         }
@@ -330,7 +335,8 @@ pub(super) fn stored(identity: &Identity, renew_at: Option<Timestamp>) -> Result
 
 pub(super) fn forget<R: store::Record>(store: &Store) {
     if let Err(e) = store.remove::<R>() {
-        tracing::warn!(error = %e, "a part of the agent's state that is no longer needed could not be removed");
+        let e = cause(&e);
+        tracing::warn!("a part of the agent's state that is no longer needed could not be removed: {e}");
     }
 }
 

@@ -3,12 +3,30 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
+use crate::deliver::Snapshot;
 use crate::keys::{ErrorKind, KeyError};
 use crate::lifecycle::{Event, Failure, LONGEST_RETRY_AFTER, Meaning, NotAdopted, Report, Shown};
 use crate::spiffe::svid::{self, X509Svid};
 use crate::spiffe::{AnchorFacts, Bundle};
 use crate::store::StoreError;
+use crate::text::Excerpt;
 use crate::time::Timestamp;
+
+/// Characters of a cause in a log message.
+const MAX_CAUSE: usize = 2048;
+
+/// What an error says, for a log message: a journal that is read as lines shows no fields.
+pub(super) fn cause(e: &dyn Display) -> Excerpt {
+    Excerpt::of(e, MAX_CAUSE)
+}
+
+/// The error with its reason, for a log message.
+pub(super) fn in_a_line(report: &Report) -> Excerpt {
+    match &report.detail {
+        Some(detail) => cause(&format_args!("{}: {detail}", report.title)),
+        None => cause(&report.title),
+    }
+}
 
 /// Something on this device stands in the way.
 pub(super) fn local(code: &str, title: &str, why: &dyn Display) -> Failure {
@@ -48,6 +66,7 @@ pub(super) struct Spoken {
     files: Option<Report>,
     anchors: Vec<String>,
     time_in_doubt: bool,
+    gap_ahead: bool,
     records: BTreeMap<&'static str, String>,
 }
 
@@ -76,12 +95,13 @@ impl Spoken {
             *said = None;
             return;
         };
-        let Report { kind, title, status, detail, instance } = report;
+        let Report { kind, status, instance, .. } = report;
+        let what = in_a_line(report);
         if said.as_ref() == Some(report) {
-            tracing::debug!(problem_type = kind, status, detail, instance, ?retry_after, "again: {title}");
+            tracing::debug!(problem_type = kind, status, instance, ?retry_after, "again: {what}");
             return;
         }
-        tracing::warn!(problem_type = kind, status, detail, instance, ?retry_after, "{title}");
+        tracing::warn!(problem_type = kind, status, instance, ?retry_after, "{what}");
         if retry_after.is_some_and(|wait| wait > LONGEST_RETRY_AFTER) {
             tracing::warn!("the MIS asked for a wait of more than 7 days; the agent asks again after 7 days");
         }
@@ -110,10 +130,23 @@ impl Spoken {
         self.time_in_doubt = in_doubt;
     }
 
+    /// Warns of a wait that the MIS asked for and that lasts longer than the SVID.
+    pub(super) fn of_wait(&mut self, snapshot: &Snapshot) {
+        let ends = snapshot.identity.as_ref().map(|identity| identity.svid.until());
+        let waits = snapshot.asked_to_wait_until.zip(ends).filter(|_| snapshot.ends_while_waiting);
+        if let Some((until, ends)) = waits.filter(|_| !self.gap_ahead) {
+            tracing::warn!(
+                "the MIS asked this device to wait until {until}, and its identity ends at {ends}: in between it has none, \
+                 and may not ask for one earlier. Ask the operator of the MIS to raise the limit that this device has met"
+            );
+        }
+        self.gap_ahead = waits.is_some();
+    }
+
     /// Logs that a record could not be written and what follows from it, if it is news.
     pub(super) fn of_record(&mut self, name: &'static str, failure: Option<&StoreError>, so: &str) {
         if let Some(failure) = self.news_of_record(name, failure.map(StoreError::to_string)) {
-            tracing::warn!(error = failure, "{so}");
+            tracing::warn!("{so}: {}", cause(&failure));
         }
     }
 
@@ -130,7 +163,7 @@ impl Spoken {
     /// Logs a failure to publish the files, if it is news.
     pub(super) fn of_files(&mut self, failure: Option<&Report>) {
         if let Some(report) = failure.filter(|report| self.files.as_ref() != Some(*report)) {
-            tracing::error!(detail = report.detail, "{}; those published before are untouched", report.title);
+            tracing::error!("{}. What was published before is untouched", in_a_line(report));
         }
         self.files = failure.cloned();
     }

@@ -29,6 +29,9 @@ fn in_words(status: &Status, now: SystemTime) -> String {
     }
     if let Some(svid) = &status.svid {
         line("Valid until", &format!("{} ({})", svid.not_after, distance(&svid.not_after, now)));
+        if let Some(leaf) = &svid.leaf_not_after {
+            line("", &format!("(an issuer of it ends then; the certificate itself says {leaf})"));
+        }
         if let Some(renew_at) = &svid.renew_at {
             line("Renewal", &format!("{renew_at} ({})", distance(renew_at, now)));
         }

@@ -68,7 +68,19 @@ pub(super) fn next_step(status: &Status, now: SystemTime) -> String {
             let again = again.map_or_else(String::new, |again| format!("; the agent asks again {again}"));
             format!("have the operator of the MIS admit this device, by its factory certificate{again}")
         }
+        (Some(error), _) if status.svid.as_ref().is_some_and(|svid| svid.ends_while_waiting) => {
+            let until = error.waits_until.as_deref().map(|until| distance(until, now));
+            format!(
+                "ask the operator of the MIS to raise its limit: it asked this device not to ask again before a time {}, \
+                 and the identity ends before that. The agent asks again {}, and no order makes it ask earlier",
+                until.unwrap_or_else(|| "still to come".into()),
+                again(error).unwrap_or_else(|| "then".into())
+            )
+        }
         (Some(error), _) => match (again(error), error.permanent) {
+            (Some(again), false) if error.hint.is_some() => {
+                format!("{}; the agent tries again {again}", error.hint.as_deref().unwrap_or_default())
+            }
             (Some(again), true) => format!("correct that; the agent looks again {again}"),
             (Some(again), false) => format!("none: the agent tries again {again}"),
             (None, _) => "correct that, at the MIS or in the configuration; or have the agent try again: miaf-agent retry".into(),
@@ -119,6 +131,8 @@ pub(super) mod tests {
                 serial: "01:02".into(),
                 not_before: "2026-01-01T00:00:00Z".into(),
                 not_after: "2026-01-03T00:00:00Z".into(),
+                leaf_not_after: None,
+                ends_while_waiting: false,
                 renew_at: Some("2026-01-01T23:00:00Z".into()),
                 renewal_window: Some(WindowStatus {
                     from: "2026-01-01T19:12:00Z".into(),
@@ -152,6 +166,8 @@ pub(super) mod tests {
                 instance: Some("urn:x".into()),
                 at: "2026-01-02T00:00:00Z".into(),
                 retry_at: Some("2026-01-02T00:05:00Z".into()),
+                waits_until: None,
+                hint: None,
                 permanent: false,
             }),
         };
@@ -178,6 +194,18 @@ pub(super) mod tests {
             pending.starts_with("have the operator") && pending.ends_with("asks again in 4m"),
             "{pending}"
         );
+
+        let hinted = with("renewing", &|e| e.hint = Some("ask the operator".into()));
+        assert_eq!(hinted, "ask the operator; the agent tries again in 4m");
+        let mut waiting = status.clone();
+        waiting.svid.as_mut().unwrap().ends_while_waiting = true;
+        let error = waiting.last_error.as_mut().unwrap();
+        error.waits_until = Some("2026-01-04T00:01:00Z".into());
+        error.retry_at = Some("2026-01-04T00:31:00Z".into());
+        let told = next_step(&waiting, now);
+        for said in ["ask the operator of the MIS", "in 2days", "asks again in 2days 30m"] {
+            assert!(told.contains(said), "{said:?} is missing from: {told}");
+        }
 
         let fine =
             |state: &str| next_step(&Status { state: state.into(), last_error: None, ..status.clone() }, now);

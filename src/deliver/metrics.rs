@@ -118,6 +118,11 @@ fn of_the_device(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
     );
     text.one("svid_renew_at_timestamp_seconds", "When the SVID is renewed.", snapshot.renew_at.map(seconds));
     text.one(
+        "svid_ends_while_waiting",
+        "1: the MIS asked for a wait that lasts longer than the SVID.",
+        svid.map(|_| flag(snapshot.ends_while_waiting)),
+    );
+    text.one(
         "key_lost",
         "1: the key of the SVID cannot be used any more.",
         svid.map(|_| flag(snapshot.key_is_lost)),

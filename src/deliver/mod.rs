@@ -72,6 +72,10 @@ pub struct Snapshot {
     pub trust: Option<TrustFacts>,
     /// The key is lost with its TPM: nobody can use the SVID.
     pub key_is_lost: bool,
+    /// Until when the MIS asked not to be asked for an SVID, if it is not over.
+    pub asked_to_wait_until: Option<Timestamp>,
+    /// The SVID ends before that.
+    pub ends_while_waiting: bool,
     /// The last error, and when the next attempt is made by itself.
     pub last_error: Option<(LastError, Option<Timestamp>)>,
     /// The generation of published files that holds this identity and bundle.
@@ -148,6 +152,8 @@ impl Snapshot {
             bootstrap: None,
             trust: None,
             key_is_lost: false,
+            asked_to_wait_until: None,
+            ends_while_waiting: false,
             last_error: None,
             generation: None,
             key_users: Arc::default(),

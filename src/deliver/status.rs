@@ -33,7 +33,14 @@ pub struct Status {
 pub struct SvidStatus {
     pub serial: String,
     pub not_before: String,
+    /// Until when it can be used: the first end among the certificate and the issuers that it needs.
     pub not_after: String,
+    /// The end of the certificate itself, where that comes later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaf_not_after: Option<String>,
+    /// The MIS asked for a wait that lasts longer than this SVID: in between there is none.
+    #[serde(default)]
+    pub ends_while_waiting: bool,
     pub renew_at: Option<String>,
     /// Between which moments `renew_at` is drawn, as long as nothing brings it forward.
     #[serde(default)]
@@ -118,7 +125,48 @@ pub struct ErrorStatus {
     pub instance: Option<String>,
     pub at: String,
     pub retry_at: Option<String>,
+    /// Until when the MIS asked not to be asked for an SVID. The agent does not ask earlier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_until: Option<String>,
+    /// What a person has to do, where the agent cannot go on by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
     pub permanent: bool,
+}
+
+/// What a person has to do about an error that the agent meets with by trying again, and that trying again will not end.
+fn hint(kind: &str, status: Option<u16>) -> Option<&'static str> {
+    let of_agent = kind.strip_prefix("urn:miaf-agent:error:");
+    let of_margo = kind.strip_prefix("https://margo.org/docs/errors/");
+    Some(match (of_agent, of_margo, status) {
+        (Some("certificate-refused"), ..)
+        | (_, Some("invalid-bootstrap-proof"), _)
+        | (None, None, Some(401)) => {
+            "give the operator of the MIS the SHA-256 of the factory certificate, and ask why it is refused"
+        }
+        (Some("server-not-trusted"), ..) => {
+            "compare the CA or pin under [mis.trust] with the certificate of the MIS, and correct what is wrong"
+        }
+        (Some("redirected"), ..) => {
+            "set mis.discovery_url to the address itself, or have the MIS's documents corrected"
+        }
+        (Some("proxy"), ..) => "correct mis.proxy, or the proxy",
+        (Some("discovery-refused"), ..) => {
+            "compare mis.discovery_url with what the operator of the MIS says, and have the document corrected"
+        }
+        (Some("bundle-refused"), ..) => "have the operator of the MIS correct its trust bundle",
+        (Some("malformed-answer"), ..) => {
+            "see that mis.discovery_url leads to the MIS and to nothing in between, and tell its operator"
+        }
+        (
+            Some("svid-refused" | "issuer-expired" | "issued-in-vain" | "svid-not-trusted" | "bundle-empty"),
+            ..,
+        ) => "show this to the operator of the MIS: what it issues cannot be used",
+        (None, _, Some(403)) => "ask the operator of the MIS whether this device may have an identity",
+        (None, _, Some(404)) => "compare mis.discovery_url with what the operator of the MIS says",
+        (_, Some("too-many-requests"), _) => "if it lasts, ask the operator of the MIS to raise its limit",
+        _ => return None,
+    })
 }
 
 /// `GET /v1/svid`.
@@ -140,7 +188,7 @@ impl Status {
     /// The snapshot as of `now`: an SVID that has expired since it was taken is not called active.
     pub fn of(snapshot: &Snapshot, now: Timestamp) -> Self {
         let identity = snapshot.identity.as_deref();
-        let expired = identity.is_some_and(|identity| now > identity.svid.not_after());
+        let expired = identity.is_some_and(|identity| now > identity.svid.until());
         let state = match snapshot.state {
             State::Active | State::Renewing if expired => State::Expired,
             state => state,
@@ -152,7 +200,11 @@ impl Status {
             svid: identity.map(|identity| SvidStatus {
                 serial: identity.svid.serial().to_owned(),
                 not_before: identity.svid.not_before().to_string(),
-                not_after: identity.svid.not_after().to_string(),
+                not_after: identity.svid.until().to_string(),
+                leaf_not_after: Some(identity.svid.not_after())
+                    .filter(|end| *end > identity.svid.until())
+                    .map(|end| end.to_string()),
+                ends_while_waiting: snapshot.ends_while_waiting,
                 renew_at: snapshot.renew_at.map(|at| at.to_string()),
                 renewal_window: snapshot
                     .renewal_window
@@ -189,6 +241,8 @@ impl Status {
                 instance: error.report.instance.clone(),
                 at: error.at.to_string(),
                 retry_at: retry_at.map(|at| at.to_string()),
+                waits_until: snapshot.asked_to_wait_until.map(|until| until.to_string()),
+                hint: hint(&error.report.kind, error.report.status).map(str::to_owned),
                 permanent: error.permanent,
             }),
         }
@@ -204,7 +258,7 @@ impl SvidDocument {
             serial: identity.svid.serial().to_owned(),
             certificate_chain_pem: identity.svid.chain().to_pems(),
             not_before: identity.svid.not_before().to_string(),
-            not_after: identity.svid.not_after().to_string(),
+            not_after: identity.svid.until().to_string(),
             generation: snapshot.generation,
         })
     }

@@ -50,6 +50,7 @@ impl Watched {
         if let Some(error) = &mut essence.status.last_error {
             error.at.clear();
             error.retry_at = None;
+            error.waits_until = None;
         }
         if let Some(bundle) = &mut essence.status.bundle {
             bundle.fetched_at.clear();

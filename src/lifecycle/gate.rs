@@ -165,9 +165,16 @@ impl Gate {
         *self = Self::default();
     }
 
-    /// Stays shut for this long, without a failure.
+    /// The same by an answer of before the MIS asked to wait: that stays.
+    pub(super) fn succeeded_late(&mut self, now: Now) {
+        let outstanding = self.outstanding_wait(now);
+        let opens_at = self.opens_at.filter(|_| outstanding.is_some());
+        *self = Self { opens_at, asked_until: outstanding, ..Self::default() };
+    }
+
+    /// Stays shut for this long at least, without a failure.
     pub(super) fn pause(&mut self, pause: Duration, now: Now) {
-        self.opens_at = Some(now.boot.after(pause));
+        self.opens_at = self.opens_at.max(Some(now.boot.after(pause)));
     }
 
     /// Ends a [`pause`](Self::pause). What waits after a failure, or because the MIS asked for it, waits on.
@@ -247,8 +254,10 @@ impl Gate {
             }
             (_, None) => backoff.mul_f64(draw()),
         };
-        self.opens_at = Some(now.boot.after(pause.max(SHORTEST_PAUSE)));
-        self.asked_until = asked.map(|asked| now.boot.after(asked));
+        // An answer that is judged once more may fail while the MIS asks to wait with another.
+        let outstanding = self.outstanding_wait(now);
+        self.opens_at = Some(now.boot.after(pause.max(SHORTEST_PAUSE))).max(outstanding);
+        self.asked_until = asked.map(|asked| now.boot.after(asked)).max(outstanding);
         if !local {
             self.local_failures = 0;
         }
@@ -260,9 +269,14 @@ impl Gate {
         if blocked { Verdict::Blocked } else { Verdict::Waits }
     }
 
-    /// The same failure once more, which is no reason to wait longer.
-    pub(super) fn failed_as_before(&mut self, failure: Failure, now: Now) {
+    /// The same failure once more, which is no reason to wait longer than until the moment given.
+    pub(super) fn failed_as_before(&mut self, failure: Failure, until: BootTime, now: Now) {
+        (self.opens_at, self.local_failures) = (Some(until).max(self.outstanding_wait(now)), 0);
         self.remember(failure, now, false);
+    }
+
+    fn outstanding_wait(&self, now: Now) -> Option<BootTime> {
+        self.asked_until.filter(|until| *until > now.boot)
     }
 
     pub(super) fn opens_in(&self, now: Now) -> Duration {

@@ -136,8 +136,8 @@ struct PendingKey {
 struct Answer {
     not_before: Option<Timestamp>,
     bundle: AnswerBundle,
-    /// It is in the MIS's way no more than any other: an issuer of it had expired when it was judged.
-    has_expired_issuer: bool,
+    /// An issuer of it had expired when it was judged: another is asked for from this moment on.
+    asks_anew_at: Option<BootTime>,
     /// What is known of the key that it is for: it has signed the request, unless that was before a restart.
     key: CurrentKey,
 }
@@ -147,6 +147,8 @@ struct Answer {
 #[derive(Clone, Copy, Debug, Default)]
 struct IssuesInVain {
     count: u32,
+    /// When the last of them came.
+    since: Option<Timestamp>,
     /// Until when the MIS is left alone because of it.
     pause_until: Option<BootTime>,
 }
@@ -208,7 +210,7 @@ impl Lifecycle {
             answer: restored.answer.then_some(Answer {
                 not_before: None,
                 bundle: AnswerBundle::AsHeld,
-                has_expired_issuer: false,
+                asks_anew_at: None,
                 key: CurrentKey::Unproven,
             }),
             rotation_refused: false,

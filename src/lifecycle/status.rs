@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use super::gate::{Gate, LastError, Report};
-use super::{Action, CurrentKey, HeldSvid, Lifecycle};
-use crate::time::Now;
+use super::{Action, AnswerBundle, CurrentKey, HeldSvid, Lifecycle, SvidFacts};
+use crate::time::{Now, Timestamp};
 
 /// Where the device stands, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,9 +22,9 @@ pub enum State {
     PendingAdmission,
     /// A valid identity is held.
     Active,
-    /// A valid identity is held, and its successor is being asked for.
+    /// A valid identity is held, and its successor is due: it is asked for, or will be when a wait is over.
     Renewing,
-    /// The identity held is past its validity; a new one is being asked for.
+    /// The identity held is past its validity, and a new one is due.
     Expired,
     /// Somebody has to correct something before it goes on.
     Blocked,
@@ -59,8 +59,8 @@ impl State {
                 "the identity service knows this device; its operator has yet to admit it"
             }
             Self::Active => "this device has a valid identity",
-            Self::Renewing => "this device has a valid identity, and its successor is being asked for",
-            Self::Expired => "the identity has expired; the agent asks for a new one",
+            Self::Renewing => "this device has a valid identity, and its successor is due",
+            Self::Expired => "the identity has expired, and a new one is due",
             Self::Blocked => "somebody has to correct something; the last error says what",
         }
     }
@@ -135,7 +135,8 @@ impl Lifecycle {
         let local = self.gates(now).find(|gate| gate.is_local());
         let Some(gate) = local.or_else(|| self.gates(now).find(|gate| gate.last_error().is_some())) else {
             let refresh_in = self.bundle_refresh_in(now).filter(|_| self.lacks_anchors(now));
-            return refresh_in.map(|wait| (no_anchors(now), Some(wait)));
+            let no_anchors = refresh_in.map(|wait| (no_anchors(now), Some(wait)));
+            return no_anchors.or_else(|| self.issues_in_vain(now));
         };
         Some((gate.last_error()?.clone(), Some(gate.opens_in(now))))
     }
@@ -145,10 +146,41 @@ impl Lifecycle {
         self.bundle.is_some_and(|bundle| bundle.is_empty) && self.request_due_in(now).is_zero()
     }
 
+    /// The MIS issues SVIDs that end no later than those before them.
+    fn issues_in_vain(&self, now: Now) -> Option<(LastError, Option<Duration>)> {
+        let SvidFacts { not_after, .. } = self.svid.as_ref()?.facts;
+        let count = self.issues_in_vain.count;
+        // Once may be a clock that was set, or an operator's order.
+        if count < 2 && (count == 0 || self.holds_valid_svid(now)) {
+            return None;
+        }
+        let why = format!(
+            "the last SVID ends at {not_after}, no later than the one before it: most likely because a certificate that it is \
+             issued with ends then. Ask the operator of the MIS to replace that certificate"
+        );
+        let report = Report::of_agent("issued-in-vain", "The MIS issues no SVID that lasts longer", &why);
+        let error = LastError { report, at: self.issues_in_vain.since?, permanent: false };
+        Some((error, Some(self.request_due_in(now).max(self.identity_opens_in(now)))))
+    }
+
+    /// Until when the MIS asked not to be asked for an SVID (miaf-v0 E8), if it is not over.
+    pub fn asked_to_wait_until(&self, now: Now) -> Option<Timestamp> {
+        let wait = now.boot.until(self.identity_gate.asked_to_wait_until()?);
+        (!wait.is_zero()).then(|| now.wall.after(wait))
+    }
+
+    /// Whether the SVID held ends before the MIS may be asked for another, so that there is none in between.
+    pub fn svid_ends_while_waiting(&self, now: Now) -> bool {
+        let ends = self.svid.as_ref().map(|svid| svid.facts.not_after);
+        self.believes(now)
+            && ends.zip(self.asked_to_wait_until(now)).is_some_and(|(ends, until)| ends < until)
+    }
+
     /// Those with work behind them. What went wrong with a renewal that is not due any more, since the clock was put right,
     /// does not matter.
     fn gates(&self, now: Now) -> impl Iterator<Item = &Gate> {
-        let is_due = self.answer.is_some() || self.request_due_in(now).is_zero();
+        let waits = self.answer.as_ref().is_some_and(|a| a.bundle != AnswerBundle::AnotherWanted);
+        let is_due = waits || self.request_due_in(now).is_zero();
         let identity = is_due.then_some(&self.identity_gate);
         let key = self.key_work(now).is_some().then_some(&self.key_gate);
         identity.into_iter().chain([&self.discovery_gate, &self.bundle_gate]).chain(key)

@@ -45,7 +45,7 @@ impl Lifecycle {
                 self.answer = Some(Answer {
                     not_before: None,
                     bundle: AnswerBundle::AsHeld,
-                    has_expired_issuer: false,
+                    asks_anew_at: None,
                     key: CurrentKey::Works,
                 });
             }
@@ -100,9 +100,16 @@ impl Lifecycle {
         {
             gate.forgive(from, now);
         }
-        let pause = &mut self.issues_in_vain.pause_until;
-        *pause = pause.map(|until| until.min(from));
+        self.asks_for_another_svid_from(from);
         from
+    }
+
+    /// What the MIS issues may be better by now.
+    fn asks_for_another_svid_from(&mut self, from: BootTime) {
+        let asks_anew_at = self.answer.as_mut().and_then(|answer| answer.asks_anew_at.as_mut());
+        for at in [self.issues_in_vain.pause_until.as_mut(), asks_anew_at].into_iter().flatten() {
+            *at = (*at).min(from);
+        }
     }
 
     /// What was refused for good may be asked once more (miaf-v0 P2).
@@ -161,6 +168,7 @@ impl Lifecycle {
                 if facts.changed {
                     self.is_corrected(); // perhaps the MIS was
                     self.identity_gate.forgive(now.boot, now);
+                    self.asks_for_another_svid_from(now.boot);
                     self.bundle_gate.forgive(now.boot, now);
                     if let Some(bundle) = &mut self.bundle {
                         bundle.refresh_at = now.boot; // it may name another address
@@ -176,14 +184,15 @@ impl Lifecycle {
                 });
             }
             Err(failure) => {
+                let was_asked_for = !matches!(failure.meaning, Meaning::Local | Meaning::Offline);
                 let retry = self.discovery_retry(now);
                 self.discovery_gate.failed(failure, retry, now, draw);
                 // The last good document stays in use (miaf-v0 D4), and is asked after until the MIS answers. One that
-                // was read for the sake of a bundle that is held is asked for again when the bundle fails again, and no
-                // sooner.
+                // was asked for for the sake of a bundle that is held is asked for again when the bundle fails again, and
+                // no sooner.
                 if let Some(discovery) = &mut self.discovery {
                     let for_the_bundle = std::mem::take(&mut discovery.bundle_failed);
-                    if !for_the_bundle || self.bundle.is_none() {
+                    if !for_the_bundle || !was_asked_for || self.bundle.is_none() {
                         discovery.look_from = Some(now.boot);
                     }
                 }
@@ -199,6 +208,11 @@ impl Lifecycle {
                 let refresh_at = now.boot.after(spread(refresh_every, draw));
                 self.bundle = Some(HeldBundle { refresh_at, refresh_every, is_empty: facts.is_empty });
                 self.bundle_may_have_moved(facts.is_empty || facts.vouches == Some(false));
+                if let Some(discovery) = &mut self.discovery
+                    && self.discovery_gate.last_error().is_some()
+                {
+                    discovery.look_from = Some(now.boot); // what went wrong with it meanwhile may be over as well
+                }
                 self.svid_ends(facts, now, draw);
                 self.hasten_renewal(facts, now, draw);
                 match self.answer.as_mut().map(|answer| &mut answer.bundle) {
@@ -352,7 +366,7 @@ impl Lifecycle {
                 let key = self.answer.take().map_or(CurrentKey::Unproven, |answer| answer.key);
                 self.reauthenticate = false;
                 self.blocked = Blocked::default();
-                self.identity_gate.succeeded();
+                self.identity_gate.succeeded_late(now);
                 self.identity_gate.pause(SHORTEST_BETWEEN_ISSUES, now);
                 self.counts_issue(&facts, now, draw);
                 self.key_gate.succeeded();
@@ -373,17 +387,14 @@ impl Lifecycle {
                 self.bundle_gate.forgive(now.boot, now);
             }
             Err(NotAdopted::IssuerExpired(failure)) => {
-                let again = match &mut self.answer {
-                    Some(answer) => {
-                        answer.bundle = AnswerBundle::AnotherWanted;
-                        std::mem::replace(&mut answer.has_expired_issuer, true)
-                    }
-                    None => false,
-                };
-                if again {
-                    self.identity_gate.failed_as_before(failure, now); // it is asked for anew when it was to be
-                } else {
-                    self.unusable_answer(failure, now, draw);
+                match self.answer.as_ref().and_then(|answer| answer.asks_anew_at) {
+                    Some(at) => self.identity_gate.failed_as_before(failure, at, now),
+                    None => self.unusable_answer(failure, now, draw),
+                }
+                if let Some(answer) = &mut self.answer {
+                    answer.bundle = AnswerBundle::AnotherWanted;
+                    answer.asks_anew_at =
+                        answer.asks_anew_at.or(Some(now.boot.after(self.identity_gate.opens_in(now))));
                 }
             }
             Err(NotAdopted::Kept(failure)) => self.identity_failed(failure, now, draw),
@@ -412,7 +423,7 @@ impl Lifecycle {
             let pause = self.policy.pace_in_vain(facts).interval(count).mul_f64(1.0 - draw() / 2.0);
             now.boot.after(pause)
         });
-        self.issues_in_vain = IssuesInVain { count, pause_until };
+        self.issues_in_vain = IssuesInVain { count, since: is_in_vain.then_some(now.wall), pause_until };
     }
 
     /// A moment in the window of its lifetime; of what is left, where it was issued late in it: or each renewal would ask

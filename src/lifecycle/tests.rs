@@ -7,6 +7,7 @@ mod device;
 mod fleet;
 mod getting_on;
 mod histories;
+mod issuers;
 mod keys;
 mod properties;
 mod refusals;

@@ -91,7 +91,7 @@ impl Lifecycle {
             let early = answer.not_before.map_or(Duration::ZERO, |at| now.wall.until(at));
             let is_fresh = answer.bundle == AnswerBundle::Fetched;
             // What the gate waits for is asking anew.
-            let waits = if is_fresh && answer.has_expired_issuer && !self.identity_gate.is_local() {
+            let waits = if is_fresh && answer.asks_anew_at.is_some() && !self.identity_gate.is_local() {
                 Duration::ZERO
             } else {
                 self.identity_gate.opens_in(now)
@@ -112,7 +112,7 @@ impl Lifecycle {
     }
 
     /// How long the MIS is left alone before it is asked for another SVID.
-    fn identity_opens_in(&self, now: Now) -> Duration {
+    pub(super) fn identity_opens_in(&self, now: Now) -> Duration {
         let pause = self.issues_in_vain.pause_until.map_or(Duration::ZERO, |until| now.boot.until(until));
         pause.max(self.identity_gate.opens_in(now))
     }

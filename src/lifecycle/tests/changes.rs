@@ -201,5 +201,7 @@ fn a_bundle_that_stays_away_has_discovery_read_once_an_attempt_and_with_backoff(
         // Documents that change all the time do not set the pace: a minute is the least between two.
         assert!(bundle <= if changes { 1500 } else { 600 }, "{looks:?}");
         assert!(!is_away || discovery < 100, "an MIS that is away is not asked for both: {looks:?}");
+        device.lives_through(secs(7200), good);
+        assert_eq!(device.error(), None, "nothing is left of it when the MIS is back");
     }
 }

@@ -312,7 +312,7 @@ impl Watch {
                     Err(failure)
                 }
                 None => {
-                    (self.answer, self.answer_is_of_no_use) = (Some(*key), false);
+                    (self.answer, self.answer_is_of_no_use, self.early) = (Some(*key), false, None);
                     Ok(())
                 }
             }),
