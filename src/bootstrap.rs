@@ -243,7 +243,7 @@ impl Bootstrap {
             trouble.met = met;
             return;
         }
-        tracing::error!(problem = report.detail, "{TITLE}");
+        tracing::error!("{TITLE}: {}", report.detail.as_deref().unwrap_or_default());
         self.trouble = Some(Trouble { met, error: LastError { report, at, permanent: true } });
     }
 

@@ -460,8 +460,10 @@ impl Store {
         let aside = (1..).map(numbered).find(|aside| !aside.exists()).unwrap_or_default(); // the numbers do not end
         let moved = fs::rename(path, &aside).and_then(|()| files::sync_dir(&self.private));
         tracing::error!(
-            file = %path.display(), kept_as = %aside.display(), why = %Excerpt::of(why, MAX_REASON), moved = moved.is_ok(),
-            "a part of the agent's state cannot be used and is set aside"
+            file = %path.display(), kept_as = %aside.display(), moved = moved.is_ok(),
+            "a part of the agent's state, {}, cannot be used and is set aside: {}",
+            path.display(),
+            Excerpt::of(why, MAX_REASON)
         );
     }
 }

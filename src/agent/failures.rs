@@ -230,4 +230,87 @@ mod tests {
         assert!(!said("time.json", None));
         assert!(said("time.json", Some("read-only")), "it could be stored in between");
     }
+
+    /// `journalctl` shows no fields, so what went wrong is in the message. No event of the agent that somebody is to act on
+    /// has its cause in a field.
+    #[test]
+    fn messages_of_warnings_and_errors_have_their_cause() {
+        const CAUSES: [&str; 7] = ["error", "why", "detail", "problem", "reason", "cause", "failure"];
+        let mut events = 0;
+        let mut folders = vec![std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let source = std::fs::read_to_string(&path).unwrap();
+                let starts = ["warn!(", "error!("].map(|name| format!("tracing::{name}"));
+                for at in starts.iter().flat_map(|start| source.match_indices(start.as_str())) {
+                    let rest = &source[at.0 + at.1.len()..];
+                    let fields = &rest[..rest.find('"').unwrap_or(0)]; // the message is the first literal
+                    let named = fields.split(',').filter_map(|field| field.split('=').next());
+                    let named: Vec<_> =
+                        named.map(|name| name.trim().trim_start_matches(['%', '?'])).collect();
+                    events += 1;
+                    let cause = named.iter().find(|name| CAUSES.contains(name));
+                    assert_eq!(cause, None, "{}: a cause is in a field: {fields}", path.display());
+                }
+            }
+        }
+        assert!(events > 30, "the agent's events are not found any more: {events}");
+    }
+
+    #[test]
+    fn a_failure_is_logged_with_its_reason_in_the_message() {
+        let events = Captured::default();
+        let _guard = tracing::subscriber::set_default(Capturing(events.clone()));
+        let mut spoken = Spoken::default();
+        let reason = format!("the disk is full\x1b[31m{}", "x".repeat(100_000));
+        let failure = local("state", "The agent's state cannot be written", &reason);
+        spoken.of(&Event::KeyCreated(Err(failure.clone())));
+        spoken.of_files(Some(&failure.report));
+        let events = events.0.lock().unwrap();
+        assert_eq!(events.len(), 2);
+        for message in events.iter() {
+            assert!(
+                message.starts_with("The agent's state cannot be written: the disk is full"),
+                "{message:.200}"
+            );
+            assert!(!message.contains('\x1b') && message.len() < 10_000, "{}", message.len());
+        }
+    }
+
+    /// The messages of events, without their fields.
+    #[derive(Clone, Default)]
+    struct Captured(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
+
+    struct Capturing(Captured);
+
+    impl tracing::Subscriber for Capturing {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, event: &tracing::Event<'_>) {
+            struct Message(String);
+            impl tracing::field::Visit for Message {
+                fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                    if field.name() == "message" {
+                        self.0 = format!("{value:?}");
+                    }
+                }
+            }
+            let mut message = Message(String::new());
+            event.record(&mut message);
+            self.0.0.lock().unwrap().push(message.0);
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
 }

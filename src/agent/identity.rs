@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustls::sign::CertifiedKey;
 
 use super::device::{Device, blocking, forget, stored};
-use super::failures::{current_key_failure, key_failure, local};
+use super::failures::{cause, current_key_failure, key_failure, local};
 use crate::deliver::Identity;
 use crate::keys::{self, ErrorKind, Key, KeyError, Provider};
 use crate::lifecycle::{Failure, KeyChoice, Meaning, NotAdopted, Report, Request, SvidFacts};
@@ -73,7 +73,7 @@ impl Device {
         };
         // If it cannot be stored it is lost with this process, and then asked for again with the same key.
         let saved = self.save(answer.clone()).await;
-        saved.unwrap_or_else(|e| tracing::error!(error = %e, "the answer of the MIS could not be stored"));
+        saved.unwrap_or_else(|e| tracing::error!("the answer of the MIS could not be stored: {}", cause(&e)));
         self.answer = Some(answer);
         Ok(())
     }
@@ -186,10 +186,10 @@ impl Device {
         if let Some(before) =
             self.identity.as_ref().map(|held| held.svid.spiffe_id()).filter(|before| *before != id)
         {
-            tracing::error!(before = %before, now = %id, "the MIS gave this device another identity than it had");
+            tracing::error!("the MIS gave this device another identity, {id}, than it had, {before}");
         }
         if !id.device_uuid_is_v4() {
-            tracing::warn!(spiffe_id = %id, "the UUID in the identity is not of version 4, which the MIS should see to");
+            tracing::warn!("the UUID in the identity {id} is not of version 4, which the MIS should see to");
         }
         let (until, leaf_until) = (svid.until(), svid.not_after());
         tracing::info!(

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use super::Place;
 use super::device::{Device, blocking};
+use super::failures::cause;
 use crate::bootstrap::Purpose;
 use crate::config::Config;
 use crate::deliver::order::{Given, Order, Refusal};
@@ -156,7 +157,8 @@ impl Device {
                 next
             }
             Err(why) => {
-                tracing::error!(%spiffe_id, why, "the order to leave this identity could not be carried out: it stays");
+                let why = cause(&why);
+                tracing::error!(%spiffe_id, "the order to leave this identity could not be carried out, and it stays: {why}");
                 self.config.clone()
             }
         }

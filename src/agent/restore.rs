@@ -5,7 +5,7 @@ use std::sync::Arc;
 use webpki::EndEntityCert;
 
 use super::device::{Device, HeldDiscovery, KeptBundle, address, forget};
-use super::failures::Spoken;
+use super::failures::{Spoken, cause};
 use super::identity::{fits, svid_facts};
 use super::provisioned::Provisioned;
 use super::trust::discovered;
@@ -124,7 +124,7 @@ fn policy(config: &Config) -> Policy {
 /// A record that can be had again from the MIS.
 fn cached<R: store::Record>(store: &Store) -> Option<R> {
     store.load().unwrap_or_else(|e| {
-        tracing::warn!(error = %e, "a cached document cannot be read");
+        tracing::warn!("a cached document cannot be read: {}", cause(&e));
         None
     })
 }

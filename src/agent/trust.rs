@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::device::{Device, HeldDiscovery, KeptBundle};
+use super::failures::cause;
 use crate::deliver::Identity;
 use crate::lifecycle::{BundleFacts, Discovered, Report};
 use crate::mis::{self, Discovery, Fetched, MisError, Validators};
@@ -40,8 +41,9 @@ impl Device {
         let cached = store::CachedDiscovery { url: url.to_string(), body, validators };
         if self.discovery.as_ref().is_none_or(|held| held.cached != cached) {
             let saved = self.save(cached.clone()).await;
-            saved
-                .unwrap_or_else(|e| tracing::warn!(error = %e, "the discovery document could not be cached"));
+            saved.unwrap_or_else(|e| {
+                tracing::warn!("the discovery document could not be cached: {}", cause(&e))
+            });
         }
         if changed {
             tracing::info!(trust_domain = %document.trust_domain(), url = %url, "discovered");
@@ -145,7 +147,7 @@ impl Device {
     async fn cache_bundle(&self) {
         let Some(kept) = &self.bundle else { return };
         let saved = self.save(kept.cached.clone()).await;
-        saved.unwrap_or_else(|e| tracing::warn!(error = %e, "the trust bundle could not be cached"));
+        saved.unwrap_or_else(|e| tracing::warn!("the trust bundle could not be cached: {}", cause(&e)));
     }
 }
 

@@ -250,7 +250,7 @@ impl Generations {
         for old in self.all.iter().filter(|old| **old != current && Some(**old) != before) {
             let folder = dir.join(old.to_string());
             if let Err(e) = fs::remove_dir_all(&folder) {
-                tracing::warn!(error = %e, folder = %folder.display(), "an old generation could not be removed");
+                tracing::warn!("the old generation {} could not be removed: {e}", folder.display());
             }
         }
     }

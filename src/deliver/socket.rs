@@ -117,7 +117,7 @@ impl Socket {
                     // Out of file descriptors, most likely: give those who have one time to finish. Said once, for this
                     // may be tried ten times a second for hours.
                     if !has_failed {
-                        tracing::warn!(error = %e, "a connection to the agent's socket could not be accepted");
+                        tracing::warn!("a connection to the agent's socket could not be accepted: {e}");
                     }
                     has_failed = true;
                     tokio::time::sleep(Duration::from_millis(100)).await;

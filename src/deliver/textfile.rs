@@ -43,7 +43,7 @@ impl Textfile {
         drop(self.wanted);
         let _ = timeout(LONGEST_WRITE, self.writing).await; // what is just being written would be back after its removal
         if let Err(e) = files::remove_if_there(&self.path) {
-            tracing::warn!(file = %self.path.display(), error = %e, "the file with the figures could not be removed");
+            tracing::warn!("the file with the figures, {}, could not be removed: {e}", self.path.display());
         }
     }
 }
@@ -59,9 +59,9 @@ async fn write(path: PathBuf, mut lines: Lines, mut unwanted: oneshot::Receiver<
             && !has_failed
         {
             tracing::warn!(
-                file = %path.display(), error = %e,
-                "the figures for the node exporter cannot be written. Check metrics.textfile in the configuration, and \
-                 ReadWritePaths= in the agent's unit"
+                "the figures for the node exporter cannot be written to {}: {e}. Check metrics.textfile in the configuration, and \
+                 ReadWritePaths= in the agent's unit",
+                path.display()
             );
         }
         has_failed = written.is_err();

@@ -116,7 +116,7 @@ impl Held {
         if self.problem.as_ref().is_some_and(|problem| problem.report == report) {
             return;
         }
-        tracing::error!(detail = report.detail, "{title}");
+        tracing::error!("{title}: {}", report.detail.as_deref().unwrap_or_default());
         self.problem = Some(LastError { report, at: clock::now().wall, permanent: true });
     }
 }

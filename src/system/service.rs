@@ -55,7 +55,7 @@ pub fn passed_sockets() -> Vec<PassedSocket> {
             match passed.take_unix_listener(at) {
                 Ok(listener) => Some(PassedSocket { name, listener: listener? }),
                 Err(e) => {
-                    tracing::error!(name, error = %e, "what was passed to the agent is no listening Unix socket");
+                    tracing::error!(name, "what was passed to the agent is no listening Unix socket: {e}");
                     None
                 }
             }

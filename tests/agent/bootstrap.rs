@@ -371,3 +371,15 @@ fn configure(world: &World, certificate: &Path, lines: &str) {
         &config.replace(key, lines).replace(usual.to_str().unwrap(), certificate.to_str().unwrap()),
     );
 }
+
+/// What `journalctl` shows is the message, without the fields.
+#[test]
+fn the_log_says_why_the_credential_cannot_be_used() {
+    let mut world = World::new();
+    std::fs::write(world.mis.factory_cert(), "nothing").unwrap();
+    world.device.start();
+    world.device.wait_until("it is said", |device| device.log().contains("cannot be used"));
+    let log = world.device.log();
+    let line = log.lines().find(|line| line.contains("The factory credential cannot be used")).unwrap();
+    assert!(line.contains("The factory credential cannot be used: the factory certificate"), "{line}");
+}

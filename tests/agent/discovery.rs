@@ -1,5 +1,9 @@
 //! Discovery and bundle: what is taken, what is refused, what stays (miaf-v0 D, B).
 
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -218,4 +222,70 @@ fn parts_of_a_bundle_that_peers_refuse_are_warned_of_and_counted() {
     ] {
         assert!(log.contains(said) || log.contains(&said.replace('\\', "")), "{said} is missing in {log}");
     }
+}
+
+/// Another way to the MIS, until it is closed.
+struct OtherAddress {
+    url: String,
+    closed: Arc<AtomicBool>,
+}
+
+impl OtherAddress {
+    fn of(world: &World) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let url = format!("https://127.0.0.1:{}", listener.local_addr().unwrap().port());
+        let closed = Arc::new(AtomicBool::new(false));
+        let (port, is_closed) = (world.mis.port(), closed.clone());
+        thread::spawn(move || {
+            for caller in listener.incoming().flatten() {
+                if is_closed.load(Ordering::SeqCst) {
+                    continue; // and is dropped
+                }
+                let Ok(mis) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+                for (mut from, mut to) in [(&caller, &mis), (&mis, &caller)]
+                    .map(|(from, to)| (from.try_clone().unwrap(), to.try_clone().unwrap()))
+                {
+                    thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Write);
+                    });
+                }
+            }
+        });
+        Self { url, closed }
+    }
+}
+
+#[test]
+fn a_bundle_that_has_moved_is_found_by_the_discovery_document() {
+    let mut world = World::new();
+    let old = OtherAddress::of(&world);
+    let at_old = format!("{}/.well-known/spiffe/bundle.json", old.url);
+    let names_old = Bent::Member("trustBundleUri".into(), at_old);
+    world.mis.sticky_fault(Endpoint::Discovery, Fault::Document(names_old));
+    world.device.start();
+    world.device.wait_for("active");
+
+    // The address is gone, and the document says so; no renewal is due for hours.
+    world.mis.clear_faults();
+    old.closed.store(true, Ordering::SeqCst);
+    let seen = world.seen(Endpoint::Discovery).len();
+    world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
+    world.device.wait_for_status("the bundle at its new address", |status| status["bundle"]["sequence"] == 2);
+    world.device.wait_for_status("no error", |status| status["lastError"].is_null());
+    assert!(world.seen(Endpoint::Discovery).len() > seen);
+}
+
+#[test]
+fn a_refused_bundle_has_discovery_read_no_more_often_than_itself() {
+    let world = World::enrolled();
+    let before = world.mis.journal().len();
+    world.mis.sticky_fault(Endpoint::Bundle, Fault::Document(Bent::Replace(b"{}".to_vec())));
+    world.device.wait_for_error("neither");
+    world.wait_for_requests(Endpoint::Discovery, 4); // the first was that of the enrollment
+    let since = world.mis.journal().split_off(before);
+    let at = |endpoint| since.iter().filter(|entry| crate::world::is_at(entry, endpoint)).count();
+    let (bundle, discovery) = (at(Endpoint::Bundle), at(Endpoint::Discovery));
+    assert!(discovery <= bundle, "{discovery} for {bundle}");
+    assert!(world.device.get("/readyz").unwrap().0 == 200, "what is held stays in use");
 }

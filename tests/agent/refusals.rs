@@ -182,3 +182,38 @@ fn a_certificate_refused_in_the_handshake_at_renewal_is_a_401_too() {
     assert!(!world.mis.refused_handshakes().is_empty());
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 2);
 }
+
+#[test]
+fn a_wait_that_outlasts_the_svid_is_told_ahead_in_log_status_and_metrics() {
+    let world = World::renewing();
+    let day = Fault::problem(429, "too-many-requests", Some("86400"));
+    world.mis.sticky_fault(Endpoint::Renewal, day);
+    let status = world.device.wait_for_error("too-many-requests");
+    assert_eq!(status["svid"]["endsWhileWaiting"], true, "{status:#}");
+    let waits_until = status["lastError"]["waitsUntil"].as_str().expect("when the wait ends");
+    assert!(waits_until > status["svid"]["notAfter"].as_str().unwrap(), "{status:#}");
+    assert!(status["lastError"]["retryAt"].as_str().unwrap() >= waits_until, "{status:#}");
+    let metrics = world.device.get("/metrics").unwrap().1;
+    assert!(metrics.contains("\nmiaf_agent_svid_ends_while_waiting 1\n"), "{metrics}");
+    let log = world.device.log();
+    assert_eq!(log.matches("the MIS asked this device to wait until").count(), 1, "{log}");
+    let words = String::from_utf8(world.device.run(&["status"]).stdout).unwrap();
+    let next = words.lines().find(|line| line.starts_with("Next step")).expect("a next step");
+    assert!(next.contains("ask the operator of the MIS to raise its limit"), "{words}");
+}
+
+#[test]
+fn who_has_to_act_is_told_what_to_do() {
+    for (fault, act) in [
+        (Fault::problem(401, "invalid-bootstrap-proof", None), "SHA-256 of the factory certificate"),
+        (Fault::problem(403, "about:blank", None), "ask the operator of the MIS whether"),
+    ] {
+        let mut world = World::new();
+        world.mis.sticky_fault(Endpoint::Enrollment, fault);
+        world.device.start();
+        world.device.wait_for_status(act, |status| status["lastError"]["hint"].to_string().contains(act));
+        let words = String::from_utf8(world.device.run(&["status"]).stdout).unwrap();
+        let next = words.lines().find(|line| line.starts_with("Next step")).expect("a next step");
+        assert!(next.contains(act) && next.contains("tries again"), "{words}");
+    }
+}

@@ -76,6 +76,8 @@ pub enum Fault {
     Answer(RawAnswer),
     /// Answer as usual, but with this status.
     Status(u16),
+    /// Answer as usual, but with this header.
+    Header(&'static str, String),
     /// Issue a bent SVID, or answer with a bent body (enrollment, renewal).
     Svid(SvidFault),
     /// Bend the document (discovery, bundle).
@@ -158,6 +160,8 @@ pub enum SvidFault {
     P384Signature,
     /// Signed by an intermediate that is not in the chain.
     MissingIntermediate,
+    /// Signed by an intermediate, in the chain, whose validity ends at this moment.
+    IssuerEndsAt(SystemTime),
     /// The root at the end of the chain (which is permitted).
     RootAppended,
     /// PEM wrapped at this width (which is permitted).
@@ -181,6 +185,8 @@ pub enum DocumentFault {
     TrustDomain(String),
     /// `http://` where `https://` was (discovery).
     HttpUrls,
+    /// Another value of a member (discovery).
+    Member(String, String),
     /// A member left out: of the document, or of the bundle map's entry.
     MissingMember(String),
     /// The Trust Domain's name twice in the map (bundle).
@@ -308,6 +314,14 @@ impl Active {
         })
     }
 
+    /// Headers to put on the real answer.
+    pub fn headers(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.0.iter().filter_map(|fault| match fault {
+            Fault::Header(name, value) => Some((*name, value.as_str())),
+            _ => None,
+        })
+    }
+
     fn svid(&self) -> impl Iterator<Item = &SvidFault> {
         self.0.iter().filter_map(|fault| match fault {
             Fault::Svid(fault) => Some(fault),
@@ -328,12 +342,19 @@ impl Active {
         for fault in self.svid() {
             let kind = match fault {
                 SvidFault::P384Signature => KeyKind::P384,
-                SvidFault::UnknownIssuer | SvidFault::MissingIntermediate => KeyKind::P256,
+                SvidFault::UnknownIssuer | SvidFault::MissingIntermediate | SvidFault::IssuerEndsAt(_) => {
+                    KeyKind::P256
+                }
                 _ => continue,
             };
             let (key, _) = KeyPair::generate(kind)?;
             return Ok(Some(match fault {
                 SvidFault::UnknownIssuer => (Ca::root("Unknown authority", key, None, 1)?, Vec::new()),
+                SvidFault::IssuerEndsAt(end) => {
+                    let ca = real.root.subordinate_until("Issuer that ends", key, *end)?;
+                    let chain = vec![ca.certificate.clone()];
+                    (ca, chain)
+                }
                 SvidFault::P384Signature => {
                     let ca = real.root.subordinate("P-384 issuer", key, None, 1)?;
                     let chain = vec![ca.certificate.clone()];
@@ -459,6 +480,7 @@ impl DocumentFault {
             Self::MissingMember(name) => {
                 document.as_object_mut().map(|members| members.remove(name));
             }
+            Self::Member(name, value) => document[name.as_str()] = value.as_str().into(),
             Self::ExtraMembers => document["unknownMember"] = json!({"deep": [1, 2, 3]}),
             _ => {}
         }

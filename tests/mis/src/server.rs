@@ -220,6 +220,11 @@ async fn exchange(
         if let Some(status) = faults.status().and_then(|code| StatusCode::from_u16(code).ok()) {
             *reply.status_mut() = status;
         }
+        for (name, value) in faults.headers() {
+            if let Ok(value) = HeaderValue::from_str(value) {
+                reply.headers_mut().insert(HeaderName::from_static(name), value);
+            }
+        }
         entry.status = Some(reply.status().as_u16());
         entry.retry_after = number(reply.headers().get(RETRY_AFTER));
         reply

@@ -84,6 +84,12 @@ impl Ca {
         Self::new(certificate, key)
     }
 
+    /// An authority under this one, valid until a moment that may have passed.
+    pub fn subordinate_until(&self, name: &str, key: KeyPair, not_after: SystemTime) -> Result<Self> {
+        let template = Template { not_after, ..ca_template(name, key.spki(), None, 1)? };
+        Self::new(self.issue(&template)?, key)
+    }
+
     /// Signs a certificate with this authority's key.
     pub fn issue(&self, template: &Template) -> Result<Der> {
         sign(template, &self.name, self.key.spki(), &self.key)
