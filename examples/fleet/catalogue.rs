@@ -2,7 +2,9 @@
 
 use crate::counts::{DAY, Kind, MINUTE};
 use crate::outcome::Outcome;
-use crate::scenarios::{HOUR, Outage, Scale, five_a_day, outage, power_on, restart, steady, sweep};
+use crate::scenarios::{
+    HOUR, Outage, Scale, five_a_day, issuer_ends, outage, power_on, restart, steady, sweep,
+};
 
 pub(crate) const FLEET: usize = 100_000;
 
@@ -22,6 +24,8 @@ pub(crate) enum Table {
     Large,
     Sweep,
     FiveADay,
+    /// In no table: bounds alone.
+    Issuer,
 }
 
 impl Scenario {
@@ -46,7 +50,7 @@ impl Scenario {
 const SIGNED: fn(Kind) -> bool = Kind::is_for_an_svid;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    use Table::{FiveADay, Large, Sweep};
+    use Table::{FiveADay, Issuer, Large, Sweep};
     let new = Scenario::new;
     vec![
         new("steady, 24 h", Large, |s| steady(s, DAY, 14 * DAY)).in_short(),
@@ -82,6 +86,10 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         new("sweep, 24 h, one by one", Sweep, |s| sweep(s, DAY, 2, false)).smaller(2),
         new("sweep, 7 d, one by one", Sweep, |s| sweep(s, 7 * DAY, 2, false)).smaller(20),
         new("sweep, 30 d, one by one", Sweep, |s| sweep(s, 30 * DAY, 2, false)).smaller(100),
+        new("issuer ends, SVIDs 24 h", Issuer, |s| issuer_ends(s, DAY, 6 * HOUR, 60.0)).in_short(),
+        new("issuer ends, SVIDs 1 h", Issuer, |s| issuer_ends(s, HOUR, 6 * HOUR, 300.0))
+            .smaller(10)
+            .in_short(),
         new("five a day, 6 h", FiveADay, |s| five_a_day(s, 6 * HOUR)).smaller(10),
         new("five a day, 8 h", FiveADay, |s| five_a_day(s, 8 * HOUR)).smaller(10),
         new("five a day, 10 h", FiveADay, |s| five_a_day(s, 10 * HOUR)).smaller(10),

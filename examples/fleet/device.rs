@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use miaf_agent::lifecycle::{
-    Action, BundleFacts, Discovered, Event, Failure, KeyChoice, KnownTime, Lifecycle, Policy, Request,
-    Restored, Retry, SvidFacts,
+    Action, BundleFacts, Discovered, Event, Failure, KeyChoice, KnownTime, Lifecycle, Meaning, NotAdopted,
+    Policy, Request, Restored, Retry, SvidFacts,
 };
 use miaf_agent::time::{BootTime, Now, Timestamp};
 
 use crate::counts::{Ending, Kind};
-use crate::mis::Mis;
+use crate::mis::{Mis, failure};
 use crate::world::Watcher;
 
 /// Milliseconds since the simulation began.
@@ -155,6 +155,16 @@ impl Device {
                         key: *key,
                         key_fits: true,
                     });
+                }))
+            }
+            // Its issuer has expired (src/agent/identity.rs): another bundle might help.
+            Action::Adopt { bundle_is_fresh }
+                if self.answer.as_ref().is_some_and(|facts| facts.not_after < clocks(at).wall) =>
+            {
+                Event::Adopted(Err(if *bundle_is_fresh {
+                    NotAdopted::IssuerExpired(failure(Meaning::Slow, None))
+                } else {
+                    NotAdopted::UnknownIssuer
                 }))
             }
             Action::Adopt { .. } => match self.answer.take() {

@@ -23,6 +23,8 @@ pub(crate) struct Mis {
     pub(crate) limit: Option<Limit>,
     /// Successes that one identity may have in 24 hours (miaf-v0 R5).
     pub(crate) a_day: Option<usize>,
+    /// From and until when the certificate that it issues with has expired.
+    pub(crate) issuer_expired: Range<Moment>,
     window: Moment,
     admitted: u32,
     issued: Vec<VecDeque<Moment>>,
@@ -51,6 +53,7 @@ impl Mis {
             down: 0..0,
             limit: None,
             a_day: None,
+            issuer_expired: 0..0,
             window: 0,
             admitted: 0,
             issued: Vec::new(),
@@ -65,14 +68,14 @@ impl Mis {
     /// memory: nobody reads them, and nothing is decided by them.
     pub(crate) fn answers(&mut self, kind: Kind, id: usize, at: Moment) -> Result<(), Failure> {
         if self.is_down(at) {
-            return Err(failure(None));
+            return Err(failure(Meaning::Transient, None));
         }
         if let Some(limit) = self.limit.filter(|limit| (limit.counts)(kind)) {
             if at / limit.window != self.window {
                 (self.window, self.admitted) = (at / limit.window, 0);
             }
             if self.admitted >= limit.requests {
-                return Err(failure(Some(limit.retry_after)));
+                return Err(failure(Meaning::Transient, Some(limit.retry_after)));
             }
             self.admitted += 1;
         }
@@ -92,7 +95,7 @@ impl Mis {
         match issued.front() {
             Some(oldest) if issued.len() >= most => {
                 let seconds = (oldest + DAY - at).div_ceil(1000);
-                Err(failure(Some(Duration::from_secs(seconds))))
+                Err(failure(Meaning::Transient, Some(Duration::from_secs(seconds))))
             }
             _ => {
                 issued.push_back(at);
@@ -101,14 +104,17 @@ impl Mis {
         }
     }
 
+    /// From when until when an SVID can be used that is issued now: not longer than its issuer.
     pub(crate) fn validity(&self, at: Moment) -> (Moment, Moment) {
         let not_before = at.saturating_sub(BACKDATED);
-        (not_before, not_before + u64::try_from(self.lifetime.as_millis()).unwrap_or(u64::MAX))
+        let not_after = not_before + u64::try_from(self.lifetime.as_millis()).unwrap_or(u64::MAX);
+        let is_replaced = self.issuer_expired.is_empty() || at >= self.issuer_expired.end;
+        (not_before, if is_replaced { not_after } else { not_after.min(self.issuer_expired.start) })
     }
 }
 
-fn failure(retry_after: Option<Duration>) -> Failure {
+pub(crate) fn failure(meaning: Meaning, retry_after: Option<Duration>) -> Failure {
     let report =
         Report { kind: String::new(), title: String::new(), status: None, detail: None, instance: None };
-    Failure { meaning: Meaning::Transient, retry_after, report }
+    Failure { meaning, retry_after, report }
 }

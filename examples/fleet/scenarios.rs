@@ -218,6 +218,35 @@ pub(crate) fn outage(scale: Scale, it: &Outage) -> Outcome {
     outcome
 }
 
+/// The certificate that the MIS issues with ends, and is replaced later: all SVIDs end in one moment, and none that lasts
+/// longer can be had before. `most` are the SVIDs of 100,000 that may be asked for in the busiest second.
+pub(crate) fn issuer_ends(scale: Scale, lifetime: Moment, replaced_after: Moment, most: f64) -> Outcome {
+    let mut world = scale.world(lifetime, None, lifetime);
+    let ends = days(3 * lifetime) + 2 * DAY;
+    let replaced = ends + replaced_after;
+    world.mis.issuer_expired = ends..replaced;
+    world.runs_until(replaced + 2 * CAP);
+    let still_expired = world.without_a_valid_svid();
+    let counts = &world.watcher.counts;
+    let a_device = |range| counts.total(SVIDS, range) as f64 / scale.devices as f64;
+    let mut outcome = Outcome::default();
+    let (last, after) = (ends - lifetime..ends, ends..replaced);
+    outcome.says("last_lifetime", a_device(last.clone()), 1);
+    outcome.holds("SVIDs asked for by a device in the last lifetime of the issuer", a_device(last), 8.0);
+    outcome.holds(
+        "SVIDs asked for by a device in an hour after its end",
+        a_device(after.clone()) * HOUR as f64 / replaced_after as f64,
+        2.0,
+    );
+    let bin = scale.bin();
+    let allowance = scale.allowance(60.0 * (bin / SECOND) as f64 * scale.devices as f64 / FULL as f64);
+    let busiest = scale.full(counts.busiest(SVIDS, ends - lifetime..replaced + 2 * CAP, bin));
+    outcome.says("busiest", busiest, 0);
+    outcome.holds("SVIDs asked for in a second, the busiest minute", busiest, most * allowance);
+    outcome.holds("SVIDs still expired two caps after it was replaced", still_expired as f64, 0.0);
+    outcome
+}
+
 /// A fleet that was enrolled within one hour, or one by one, in outages of 34.9 % of the lifetime that begin at each of
 /// so many phases of it. The MIS comes back with its limit.
 pub(crate) fn sweep(scale: Scale, lifetime: Moment, phases: u64, together: bool) -> Outcome {

@@ -147,6 +147,7 @@ struct Answer {
 #[derive(Clone, Copy, Debug, Default)]
 struct IssuesInVain {
     count: u32,
+    pace: Option<Retry>,
     /// When the last of them came.
     since: Option<Timestamp>,
     /// Until when the MIS is left alone because of it.

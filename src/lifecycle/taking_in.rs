@@ -417,13 +417,16 @@ impl Lifecycle {
 
     /// Leaves an MIS alone that issues SVIDs which end no later than those before them: the longer, the more of them.
     fn counts_issue(&mut self, facts: &SvidFacts, now: Now, draw: Draw<'_>) {
-        let is_in_vain = self.svid.as_ref().is_some_and(|held| facts.not_after <= held.facts.not_after);
-        let count = if is_in_vain { self.issues_in_vain.count.saturating_add(1) } else { 0 };
-        let pause_until = is_in_vain.then(|| {
-            let pause = self.policy.pace_in_vain(facts).interval(count).mul_f64(1.0 - draw() / 2.0);
-            now.boot.after(pause)
-        });
-        self.issues_in_vain = IssuesInVain { count, since: is_in_vain.then_some(now.wall), pause_until };
+        let before = std::mem::take(&mut self.issues_in_vain);
+        let Some(held) = self.svid.as_ref().filter(|held| facts.not_after <= held.facts.not_after) else {
+            return;
+        };
+        let count = before.count.saturating_add(1);
+        // What is left gets shorter each time, and must not set the pace.
+        let pace = before.pace.unwrap_or_else(|| self.policy.pace_in_vain(&held.facts));
+        let pause = pace.interval(count).mul_f64(1.0 - draw() / 2.0);
+        let pause_until = Some(now.boot.after(pause));
+        self.issues_in_vain = IssuesInVain { count, pace: Some(pace), since: Some(now.wall), pause_until };
     }
 
     /// A moment in the window of its lifetime; of what is left, where it was issued late in it: or each renewal would ask
