@@ -36,7 +36,7 @@ pub struct SvidStatus {
     /// Until when it can be used: the first end among the certificate and the issuers that it needs.
     pub not_after: String,
     /// The end of the certificate itself, where that comes later.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub leaf_not_after: Option<String>,
     /// The MIS asked for a wait that lasts longer than this SVID: in between there is none.
     #[serde(default)]
@@ -126,10 +126,10 @@ pub struct ErrorStatus {
     pub at: String,
     pub retry_at: Option<String>,
     /// Until when the MIS asked not to be asked for an SVID. The agent does not ask earlier.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub waits_until: Option<String>,
     /// What a person has to do, where the agent cannot go on by itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub hint: Option<String>,
     pub permanent: bool,
 }
