@@ -186,7 +186,9 @@ impl Device {
         if let Some(before) =
             self.identity.as_ref().map(|held| held.svid.spiffe_id()).filter(|before| *before != id)
         {
-            tracing::error!("the MIS gave this device another identity than it had: {id} in place of {before}");
+            tracing::error!(
+                "the MIS gave this device another identity than it had: {id} in place of {before}"
+            );
         }
         if !id.device_uuid_is_v4() {
             tracing::warn!("the UUID in the identity {id} is not of version 4, which the MIS should see to");
