@@ -116,8 +116,12 @@ impl Device {
             spki_der: &key.public_key().spki_der(),
         };
         let now = clock::now().wall;
-        let judged = Chain::from_pem(&answer.chain)
-            .and_then(|chain| svid::judge(&chain, &expected, &kept.bundle, now));
+        // An enrollment is accepted whatever its number: the device may have no other way on.
+        let renewed = self.identity.as_ref().filter(|_| answer.renewal);
+        let judged = Chain::from_pem(&answer.chain).and_then(|chain| {
+            renewed.map_or(Ok(()), |held| svid::has_new_serial(&chain, &held.svid))?;
+            svid::judge(&chain, &expected, &kept.bundle, now)
+        });
         let svid = match judged {
             Ok(svid) => svid,
             Err(Rejection::NotYetValid { not_before }) => {

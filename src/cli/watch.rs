@@ -91,7 +91,8 @@ fn news(before: Option<&Watched>, after: &Watched, now: SystemTime) -> Vec<Strin
     if let Some(svid) = &is.svid {
         let held = was.and_then(|was| was.svid.as_ref());
         let renewal = svid.renew_at.as_ref().map(|at| format!("to be renewed {} ({at})", distance(at, now)));
-        if held.is_none_or(|held| held.serial != svid.serial) {
+        // Serial numbers are the issuer's, and need not be unique.
+        if held.is_none_or(|held| held.serial != svid.serial) || leaf(before) != leaf(Some(after)) {
             let new = if before.is_some() { "new SVID" } else { "SVID" };
             news.push(format!("{new} {} until {}", svid.serial, svid.not_after));
             news.extend(renewal);
@@ -136,6 +137,10 @@ fn bundle(watched: &Watched) -> String {
         1 => format!("trust bundle{number} with 1 anchor"),
         more => format!("trust bundle{number} with {more} anchors"),
     }
+}
+
+fn leaf(watched: Option<&Watched>) -> Option<&String> {
+    watched?.svid.as_ref()?.certificate_chain_pem.first()
 }
 
 fn sentence(text: &str) -> String {

@@ -110,7 +110,7 @@ impl Publication {
 /// The identity that came before the one in `snapshot`, as far as this process has told of it.
 fn before(snapshot: &Snapshot, last: &Snapshot) -> Option<Arc<Identity>> {
     let (now, then) = (snapshot.identity.as_ref()?, last.identity.as_ref()?);
-    let is_the_same = now.svid.serial() == then.svid.serial();
+    let is_the_same = now.svid.chain().leaf() == then.svid.chain().leaf();
     if is_the_same { last.identity_before.clone() } else { Some(Arc::clone(then)) }
 }
 
@@ -171,6 +171,35 @@ mod tests {
         );
         publication.tell(blocked("another disk", later), later);
         assert!(changes.has_changed().unwrap());
+    }
+
+    fn identity() -> Arc<Identity> {
+        let mut params = rcgen::CertificateParams::default();
+        let id = "spiffe://factory.example/margo/device/123e4567-e89b-42d3-a456-426614174000";
+        params.subject_alt_names = vec![rcgen::SanType::URI(id.try_into().unwrap())];
+        params.serial_number = Some(vec![7].into());
+        let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+        let chain = crate::spiffe::svid::Chain::from_pem(&[certificate.pem()]).unwrap();
+        let svid = crate::spiffe::svid::X509Svid::from_stored(chain).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let keys = crate::keys::software::Software::new(None, folder.path().join("kek"));
+        Arc::new(Identity { svid, key: Arc::new(keys.create_key().unwrap()), credential: None })
+    }
+
+    /// An MIS may number all of its SVIDs the same.
+    #[test]
+    fn the_identity_before_is_told_by_its_certificate() {
+        let (first, second) = (identity(), identity());
+        let holding = |identity: &Arc<Identity>| Snapshot {
+            identity: Some(identity.clone()),
+            ..Snapshot::unconfigured()
+        };
+        let publication = Publication::new(holding(&first), NOW);
+        let before = || publication.snapshots().borrow().identity_before.clone();
+        publication.tell(holding(&Arc::new(Identity::clone(&first))), NOW);
+        assert!(before().is_none(), "the same, read once more");
+        publication.tell(holding(&second), NOW);
+        assert!(before().is_some_and(|before| Arc::ptr_eq(&before, &first) || before.svid == first.svid));
     }
 
     #[tokio::test(start_paused = true)]

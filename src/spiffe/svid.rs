@@ -130,6 +130,23 @@ pub fn judge(
     Ok(X509Svid { spiffe_id, serial: serial(&leaf), not_before, not_after, until, chain: chain.clone() })
 }
 
+/// Checks that the answer to a renewal has a serial number that its issuer has not given to the SVID held (RFC 5280,
+/// section 4.1.2.2). Programs name the SVID that they have the agent sign for by it. The SVID held itself is no other
+/// one: an MIS may give it once more.
+///
+/// # Errors
+/// [`Rejection::SerialInUse`].
+pub fn has_new_serial(chain: &Chain, held: &X509Svid) -> Result<(), Rejection> {
+    if chain.leaf() == held.chain.leaf() {
+        return Ok(());
+    }
+    let (new, old) = (parse(0, chain.leaf())?, parse(0, held.chain.leaf())?);
+    if new.issuer().as_raw() == old.issuer().as_raw() && serial(&new) == held.serial {
+        return Err(Rejection::SerialInUse { serial: Excerpt::of(&held.serial, 64).into() });
+    }
+    Ok(())
+}
+
 /// Whether the bundle vouches for an SVID that is held: used to report, never to drop (miaf-v0 B3, B5).
 pub fn is_trusted(svid: &X509Svid, bundle: &Bundle, now: Timestamp) -> bool {
     path_validates(&svid.chain, bundle, now).is_ok()
@@ -637,6 +654,15 @@ pub enum Rejection {
     /// Issued for another key than the one that asked.
     #[error("the certificate is for another public key than the one in the request")]
     OtherKey,
+    /// An issuer that numbers its certificates all the same.
+    #[error(
+        "the new certificate has the serial number {serial} of the SVID that it is to replace, and an issuer must not give \
+         one twice (RFC 5280, section 4.1.2.2). Have the MIS's operator correct how it numbers certificates"
+    )]
+    SerialInUse {
+        /// The serial number, shortened.
+        serial: String,
+    },
     /// `cA` is true.
     #[error("the certificate is a certificate authority (basicConstraints cA is true), not an SVID")]
     CertificateAuthority,

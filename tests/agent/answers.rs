@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use development_mis::{Endpoint, Fault, SvidFault};
 
-use crate::world::World;
+use serde_json::{Value, json};
+
+use crate::world::{self, World};
 
 fn bad_svids() -> Vec<(SvidFault, &'static str)> {
     vec![
@@ -117,4 +119,63 @@ fn an_svid_of_an_unknown_issuer_makes_the_bundle_be_fetched_once_more_before_it_
     let issued = requests.iter().filter(|entry| entry.status.is_some_and(|status| status < 300));
     assert_eq!(issued.count(), 1, "the answer was kept meanwhile");
     assert!(world.seen(Endpoint::Bundle).len() >= 2);
+}
+
+/// RFC 5280, section 4.1.2.2: an issuer gives each certificate a number of its own.
+#[test]
+fn a_renewal_with_the_serial_number_held_is_refused() {
+    let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
+    world.configure(world::SOON);
+    for endpoint in [Endpoint::Enrollment, Endpoint::Renewal] {
+        world.mis.sticky_fault(endpoint, Fault::Svid(SvidFault::SerialNumber(7)));
+    }
+    world.device.start();
+    let status = world.device.wait_for_error("has the serial number 07 of the SVID that it is to replace");
+    assert_eq!((&status["svid"]["serial"], &status["lastError"]["permanent"]), (&"07".into(), &false.into()));
+    let held = chain(&world);
+    assert_eq!(world.device.get("/readyz").unwrap().0, 200);
+    world.mis.sticky_fault(Endpoint::Renewal, Fault::Svid(SvidFault::SerialNumber(8)));
+    world.device.wait_for_status("a renewal with another number", |status| status["svid"]["serial"] == "08");
+    assert_ne!(chain(&world), held);
+}
+
+#[test]
+fn the_svid_held_may_be_given_once_more() {
+    let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
+    let soon = world::config(&world.mis, &world.tpm, world::SOON);
+    world.device.configure(&soon.replace("[key]", "[key]\nrotate = false"));
+    world.mis.sticky_fault(Endpoint::Renewal, Fault::Status(503));
+    world.device.start();
+    world.device.wait_for_status("an identity", |status| status["svid"].is_object());
+    let held = chain(&world);
+    let body = json!({
+        "svidProfileUri": "https://margo.org/profiles/spiffe/x509-svid/v1",
+        "svid": { "certificateChainPem": held },
+    });
+    let again = Fault::answer(200, &[("content-type", "application/json")], body.to_string());
+    world.mis.sticky_fault(Endpoint::Renewal, again);
+    let renewals = |world: &World| world.seen(Endpoint::Renewal).len();
+    let before = renewals(&world);
+    world.wait_for_requests(Endpoint::Renewal, before + 2);
+    assert!(!world.device.log().contains("svid-refused") && chain(&world) == held);
+    world.mis.clear_faults();
+    world.device.wait_for_another_svid(&world.device.status()["svid"]["serial"].clone());
+}
+
+#[test]
+fn an_enrollment_is_accepted_whatever_its_serial_number() {
+    let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
+    world.configure(world::SOON);
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::Svid(SvidFault::SerialNumber(7)));
+    world.mis.sticky_fault(Endpoint::Renewal, Fault::problem(401, "about:blank", None));
+    world.device.start();
+    world.device.wait_for_status("an identity", |status| status["svid"].is_object());
+    let held = chain(&world);
+    world.device.wait_until("another SVID of the same number", |_| chain(&world) != held);
+    assert_eq!(world.device.status()["svid"]["serial"], "07");
+}
+
+fn chain(world: &World) -> Value {
+    let svid: Value = serde_json::from_str(&world.device.get("/v1/svid").unwrap().1).unwrap();
+    svid["certificateChainPem"].clone()
 }

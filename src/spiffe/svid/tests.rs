@@ -283,6 +283,7 @@ fn only_what_another_bundle_could_change_has_the_bundle_fetched_again() {
         R::Version,
         R::Extension,
         R::OtherKey,
+        R::SerialInUse { serial: String::new() },
         R::CertificateAuthority,
         R::NoKeyUsage,
         R::KeyUsageNotCritical,
@@ -315,6 +316,22 @@ fn what_was_stored_is_read_back_although_its_time_has_passed_but_not_without_one
     assert_eq!(stored(|_| {}), Ok(at(NOW + DAY)));
     assert_eq!(stored(|a| a.leaf.not_after = NOW - DAY), Ok(at(NOW - DAY)));
     assert_eq!(stored(|a| a.leaf.without(SUBJECT_ALT_NAME)), Err(Rejection::UriCount(0)));
+}
+
+#[test]
+fn serial_numbers_are_compared_within_one_issuer() {
+    let chain = |bend: fn(&mut Answer)| {
+        let mut answer = direct();
+        bend(&mut answer);
+        Chain::from_pem(&answer.pems()).unwrap()
+    };
+    let held = X509Svid::from_stored(chain(|_| {})).unwrap();
+    let in_use = Err(Rejection::SerialInUse { serial: held.serial().to_owned() });
+    assert_eq!(has_new_serial(held.chain(), &held), Ok(()), "the very same certificate");
+    assert_eq!(has_new_serial(&chain(|a| a.leaf.not_after = NOW + 2 * DAY), &held), in_use);
+    assert_eq!(has_new_serial(&chain(|a| a.leaf.key = &INTERMEDIATE), &held), in_use);
+    assert_eq!(has_new_serial(&chain(|a| a.leaf.serial = vec![0x4d, 0x61, 0x72, 0x67]), &held), Ok(()));
+    assert_eq!(has_new_serial(&chain(|a| a.root().subject = name("Another")), &held), Ok(()));
 }
 
 #[test]

@@ -148,6 +148,8 @@ pub enum SvidFault {
     KeyCertSign,
     /// Extended key usage without `clientAuth`.
     NoClientAuth,
+    /// This serial number, whatever it has been given to before (RFC 5280, section 4.1.2.2).
+    SerialNumber(u8),
     /// A key that is not the CSR's.
     OtherKey,
     /// Over an hour ago.
@@ -450,6 +452,7 @@ impl SvidFault {
                 leaf.key_usage = Some(KeyUsages::DigitalSignature | KeyUsages::KeyCertSign);
             }
             Self::NoClientAuth => leaf.extended = vec![x509::SERVER_AUTH],
+            Self::SerialNumber(number) => leaf.serial = Some(vec![*number]),
             Self::OtherKey => leaf.spki = KeyPair::generate(KeyKind::P256)?.0.spki().to_vec(),
             Self::Expired => {
                 let now = SystemTime::now();

@@ -27,6 +27,8 @@ pub struct LeafSpec {
     pub key_usage_critical: bool,
     /// Extended key usage.
     pub extended: Vec<ObjectIdentifier>,
+    /// Serial number; a random one where it is `None`.
+    pub serial: Option<Vec<u8>>,
 }
 
 impl LeafSpec {
@@ -43,6 +45,7 @@ impl LeafSpec {
             key_usage: Some(KeyUsages::DigitalSignature.into()),
             key_usage_critical: true,
             extended: vec![SERVER_AUTH, CLIENT_AUTH],
+            serial: None,
         }
     }
 
@@ -62,6 +65,7 @@ impl LeafSpec {
             not_before: self.not_before,
             not_after: self.not_after,
             extensions,
+            serial: self.serial.clone(),
         })
     }
 }

@@ -296,6 +296,7 @@ impl Pki {
                 x509::basic_constraints(false)?,
                 x509::key_usage(KeyUsages::DigitalSignature, true)?,
             ],
+            serial: None,
         };
         let mut chain = Vec::new();
         if spec.unknown_manufacturer {
@@ -392,6 +393,7 @@ fn server_certificate(spec: &PkiSpec<'_>, ca: &Ca) -> Result<(Vec<Der>, Vec<u8>)
             x509::extended_key_usage(&[x509::SERVER_AUTH])?,
             x509::host_names(spec.hosts)?,
         ],
+        serial: None,
     };
     let mut chain = match spec.server_fault {
         Some(ServerFault::SelfSigned) => vec![x509::self_signed(&template, &key)?],

@@ -51,6 +51,8 @@ pub struct Template {
     pub not_after: SystemTime,
     /// In this order.
     pub extensions: Vec<Extension>,
+    /// Serial number; a random one where it is `None`.
+    pub serial: Option<Vec<u8>>,
 }
 
 /// A certificate authority: its certificate and its key.
@@ -114,6 +116,7 @@ fn ca_template(name: &str, spki: &[u8], uri: Option<&str>, years: u64) -> Result
         not_before: now - Duration::from_secs(3600),
         not_after: now + years_long(years),
         extensions,
+        serial: None,
     })
 }
 
@@ -133,11 +136,12 @@ fn sign(template: &Template, issuer: &Name, issuer_spki: &[u8], key: &KeyPair) -
         false,
     )?);
     let algorithm = key.signature_algorithm()?;
-    let mut serial = keys::random::<16>()?;
-    serial[0] = (serial[0] & 0x7f) | 0x40;
+    let mut random = keys::random::<16>()?;
+    random[0] = (random[0] & 0x7f) | 0x40;
+    let serial = template.serial.as_deref().unwrap_or(&random);
     let tbs_certificate = TbsCertificate {
         version: Version::V3,
-        serial_number: SerialNumber::new(&serial)?,
+        serial_number: SerialNumber::new(serial)?,
         signature: algorithm.clone(),
         issuer: issuer.clone(),
         validity: Validity { not_before: time(template.not_before)?, not_after: time(template.not_after)? },
