@@ -3,9 +3,8 @@
 //! and bundle that belong together. The generation before stays, for readers that are under way.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::ffi::OsStr;
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -17,10 +16,13 @@ use crate::config;
 use crate::keys::{Key, KeyError, KeyFile, Protection};
 use crate::spiffe::Bundle;
 use crate::system::access::why_unwritable;
+use crate::system::dir::{Attributes, Dir};
 use crate::system::files;
 use crate::time::Timestamp;
 
 const CURRENT: &str = "current";
+/// The link that takes the place of [`CURRENT`].
+const NEXT: &str = ".current.new";
 
 /// Who may read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,72 +150,99 @@ impl Folder {
             add_key(&mut whole, &key);
         }
         let failed = |source| PublishError::Files { dir: self.dir.clone(), source };
+        let groups = self.groups().map_err(failed)?;
+        files::make_dir(&self.dir, 0o750, if self.volatile { None } else { groups.group }).map_err(failed)?;
+        let dir = self.open()?;
         if self.volatile {
-            files::make_dir(&self.dir, 0o750, None).map_err(failed)?;
-            if !files::is_volatile(&self.dir).map_err(failed)? {
+            if !dir.is_volatile().map_err(failed)? {
                 return Err(PublishError::Persistent { dir: self.dir.clone() });
             }
-            if !files::is_ours_alone_to_write(&self.dir).map_err(failed)? {
+            if !dir.is_ours_alone_to_write().map_err(failed)? {
                 return Err(PublishError::Exposed { dir: self.dir.clone() });
             }
         }
-        let generation = self.make_current(&whole).map_err(failed)?;
+        let generation = make_current(&dir, &self.dir, &whole, groups).map_err(failed)?;
         self.published = Some((content, generation));
         Ok(generation)
+    }
+
+    fn groups(&self) -> io::Result<Groups> {
+        let group = self.group.as_deref().map(files::group_id).transpose()?;
+        let key_group = self.key_group.as_deref().map(files::group_id).transpose()?;
+        Ok(Groups { group, key_group })
+    }
+
+    /// Opens the directory once: what is checked is what is used. For secrets it is no symbolic link, which somebody
+    /// could turn elsewhere.
+    fn open(&self) -> Result<Dir, PublishError> {
+        let open = if self.volatile { Dir::open_itself } else { Dir::open };
+        open(&self.dir).map_err(|source| {
+            if self.volatile && self.dir.is_symlink() {
+                PublishError::Link { dir: self.dir.clone() }
+            } else {
+                PublishError::Files { dir: self.dir.clone(), source }
+            }
+        })
     }
 
     /// Whatever a power cut left of an earlier one included; `current` first, so that nobody reads half a generation.
     /// Where `numbers_go_on`, an empty folder keeps the number.
     fn withdraw(&self, numbers_go_on: bool) -> Result<(), PublishError> {
-        let remove = || {
-            if !self.dir.is_dir() {
+        let dir = match self.open() {
+            Err(PublishError::Files { source, .. })
+                if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+            {
                 return Ok(());
             }
-            let there = Generations::read(&self.dir)?;
+            opened => opened?,
+        };
+        let remove = || {
+            // Whatever its mode is by now. In somebody else's there was never anything of this agent.
+            if self.volatile && !dir.attributes()?.is_ours() {
+                return Ok(());
+            }
+            let there = Generations::read(&dir)?;
             if numbers_go_on && there.newest > 0 {
-                files::make_dir(&self.dir.join((there.newest + 1).to_string()), 0o700, None)?;
+                dir.make_dir(OsStr::new(&(there.newest + 1).to_string()), 0o700, None)?;
             }
-            files::remove_if_there(&self.dir.join(".current.new"))?;
-            files::remove_if_there(&self.dir.join(CURRENT))?;
-            files::sync_dir(&self.dir)?; // a power cut brings nothing back
+            dir.remove_file(OsStr::new(NEXT))?;
+            dir.remove_file(OsStr::new(CURRENT))?;
+            dir.sync()?; // a power cut brings nothing back
             for old in there.all {
-                fs::remove_dir_all(self.dir.join(old.to_string()))?;
+                dir.remove_all(OsStr::new(&old.to_string()))?;
             }
-            files::sync_dir(&self.dir)
+            dir.sync()
         };
         remove().map_err(|source| PublishError::Files { dir: self.dir.clone(), source })
     }
+}
 
-    fn make_current(&self, content: &Content) -> io::Result<u64> {
-        let group = self.group.as_deref().map(files::group_id).transpose()?;
-        let key_group = self.key_group.as_deref().map(files::group_id).transpose()?;
-        let groups = Groups { group, key_group };
-        files::make_dir(&self.dir, 0o750, group)?;
-        files::give_to_group(&self.dir, group)?; // it may have been made under another configuration
-        let there = Generations::read(&self.dir)?;
-        if let Some(current) = there.current
-            && holds(&self.dir.join(current.to_string()), content, groups)
-        {
-            there.remove_all_but(&self.dir, current, there.before(current));
-            return Ok(current);
-        }
-        let next = there.newest + 1;
-        let unnamed = self.dir.join(format!(".{next}.new"));
-        files::make_dir(&unnamed, 0o750, group)?;
-        for (name, (bytes, readers)) in content {
-            files::write_new(&unnamed.join(name), bytes, 0o640, groups.of(*readers))?;
-        }
-        files::sync_dir(&unnamed)?;
-        fs::rename(&unnamed, self.dir.join(next.to_string()))?;
-        files::sync_dir(&self.dir)?; // the name is durable before anything points to it
-        let link = self.dir.join(".current.new");
-        files::remove_if_there(&link)?;
-        symlink(next.to_string(), &link)?;
-        fs::rename(&link, self.dir.join(CURRENT))?;
-        files::sync_dir(&self.dir)?;
-        there.remove_all_but(&self.dir, next, there.current);
-        Ok(next)
+/// `path` is where `dir` is, for messages.
+fn make_current(dir: &Dir, path: &Path, content: &Content, groups: Groups) -> io::Result<u64> {
+    dir.give_to_group(groups.group)?; // it may have been made under another configuration
+    let there = Generations::read(dir)?;
+    if let Some(current) = there.current
+        && holds(dir, current, content, groups)
+    {
+        there.remove_all_but(dir, path, current, there.before(current));
+        return Ok(current);
     }
+    let next = there.newest + 1;
+    let (name, unnamed) = (next.to_string(), format!(".{next}.new"));
+    let (name, unnamed) = (OsStr::new(&name), OsStr::new(&unnamed));
+    let generation = dir.make_dir(unnamed, 0o750, groups.group)?;
+    for (name, (bytes, readers)) in content {
+        generation.write_new(OsStr::new(name), bytes, 0o640, groups.of(*readers))?;
+    }
+    generation.sync()?;
+    dir.rename(unnamed, name)?;
+    dir.sync()?; // the name is durable before anything points to it
+    dir.remove_file(OsStr::new(NEXT))?;
+    dir.symlink(name, OsStr::new(NEXT))?;
+    dir.rename(OsStr::new(NEXT), OsStr::new(CURRENT))?;
+    dir.sync()?;
+    there.remove_all_but(dir, path, next, there.current);
+    Ok(next)
 }
 
 /// What is in the folder.
@@ -224,18 +253,17 @@ struct Generations {
 }
 
 impl Generations {
-    fn read(dir: &Path) -> io::Result<Self> {
+    fn read(dir: &Dir) -> io::Result<Self> {
         let mut all = Vec::new();
-        for entry in fs::read_dir(dir)? {
-            let name = entry?.file_name();
-            let Some(name) = name.to_str() else { continue };
+        for entry in dir.names()? {
+            let Some(name) = entry.to_str() else { continue };
             if let Ok(generation) = name.parse() {
                 all.push(generation);
-            } else if name.starts_with('.') && name.ends_with(".new") && name != ".current.new" {
-                fs::remove_dir_all(dir.join(name))?; // begun before a power cut, and never named
+            } else if name.starts_with('.') && name.ends_with(".new") && name != NEXT {
+                dir.remove_all(&entry)?; // begun before a power cut, and never named
             }
         }
-        let current = fs::read_link(dir.join(CURRENT)).ok();
+        let current = dir.read_link(OsStr::new(CURRENT)).ok();
         let current =
             current.and_then(|to| to.to_str()?.parse().ok()).filter(|current| all.contains(current));
         Ok(Self { newest: all.iter().copied().max().unwrap_or(0), all, current })
@@ -246,28 +274,29 @@ impl Generations {
     }
 
     /// What is published is published, whether the old can be cleared away or not: the next time will try again.
-    fn remove_all_but(&self, dir: &Path, current: u64, before: Option<u64>) {
+    fn remove_all_but(&self, dir: &Dir, path: &Path, current: u64, before: Option<u64>) {
         for old in self.all.iter().filter(|old| **old != current && Some(**old) != before) {
-            let folder = dir.join(old.to_string());
-            if let Err(e) = fs::remove_dir_all(&folder) {
+            if let Err(e) = dir.remove_all(OsStr::new(&old.to_string())) {
+                let folder = path.join(old.to_string());
                 tracing::warn!("the old generation {} could not be removed: {e}", folder.display());
             }
         }
     }
 }
 
-fn holds(generation: &Path, content: &Content, groups: Groups) -> bool {
-    let there = fs::read_dir(generation).map_or(0, Iterator::count);
-    let right = |path: &Path, mode: u32, group: Option<u32>| {
-        fs::metadata(path)
-            .is_ok_and(|is| is.mode() & 0o777 == mode && group.is_none_or(|group| is.gid() == group))
+/// Whether a generation is exactly this. A file that has another name somewhere, or is a link to one, is not the one
+/// that was published.
+fn holds(dir: &Dir, generation: u64, content: &Content, groups: Groups) -> bool {
+    let Ok(generation) = dir.open_dir(OsStr::new(&generation.to_string())) else { return false };
+    let is = |is: Attributes, mode: u32, group: Option<u32>| {
+        is.is_ours() && is.mode == mode && group.is_none_or(|group| is.gid == group)
     };
-    there == content.len()
-        && right(generation, 0o750, groups.group)
+    generation.attributes().is_ok_and(|found| is(found, 0o750, groups.group))
+        && generation.names().is_ok_and(|names| names.len() == content.len())
         && content.iter().all(|(name, (bytes, readers))| {
-            let path = generation.join(name);
-            right(&path, 0o640, groups.of(*readers))
-                && files::read_secret(&path, bytes.len()).is_ok_and(|is| is == *bytes)
+            generation.read_secret(OsStr::new(name), bytes.len()).is_ok_and(|(found, there)| {
+                is(found, 0o640, groups.of(*readers)) && found.links == 1 && there == *bytes
+            })
         })
 }
 
@@ -328,6 +357,13 @@ pub enum PublishError {
         dir.display()
     )]
     Persistent { dir: PathBuf },
+    /// Whoever made the link, or may change it, could lead readers elsewhere.
+    #[error(
+        "the software key is not published: software_key_dir {} is a symbolic link. Name the folder itself, or remove \
+         the link, and the agent makes the folder as it should be",
+        dir.display()
+    )]
+    Link { dir: PathBuf },
     /// Somebody else could put other files in the place of these.
     #[error(
         "the software key is not published: software_key_dir {} belongs to another user, or others may write in it. \
@@ -344,7 +380,8 @@ mod tests {
     use crate::keys::software::Software;
     use crate::spiffe::TrustDomain;
     use crate::spiffe::svid::{Chain, X509Svid};
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
     use std::sync::Arc;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -501,6 +538,56 @@ mod tests {
         assert!(matches!(refused, PublishError::Persistent { .. }), "{refused}");
         assert!(names(&elsewhere).is_empty());
         assert_eq!(current(&disk.path().join("svid")), public);
+    }
+
+    #[test]
+    fn a_software_key_is_not_published_by_a_symbolic_link() {
+        let (disk, memory) = (folder_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
+        let (keys, target) = (memory.path().join("keys"), memory.path().join("target"));
+        fs::create_dir(&target).unwrap();
+        symlink(&target, &keys).unwrap();
+        let identity = identity_with(software(disk.path()));
+        let mut publisher = publisher_with(disk.path(), Some(&keys));
+        let refused = publisher.publish(Some(&identity), Some(&bundle(1)), NOW).unwrap_err();
+        assert!(matches!(refused, PublishError::Link { .. }), "{refused}");
+        assert!(names(&target).is_empty());
+        // Turned to another folder after the first publication, which was as it should be.
+        fs::remove_file(&keys).unwrap();
+        publisher.publish(Some(&identity), Some(&bundle(1)), NOW).unwrap();
+        fs::rename(&keys, memory.path().join("moved")).unwrap();
+        symlink(&target, &keys).unwrap();
+        let refused = publisher.publish(Some(&identity), Some(&bundle(2)), NOW).unwrap_err();
+        assert!(matches!(refused, PublishError::Link { .. }), "{refused}");
+        assert!(matches!(publisher.withdraw_secrets().unwrap_err(), PublishError::Link { .. }));
+        assert!(names(&target).is_empty());
+    }
+
+    #[test]
+    fn a_key_file_that_is_a_link_or_a_pipe_is_not_taken_for_the_published_one() {
+        let (disk, memory) = (folder_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
+        let identity = identity_with(software(disk.path()));
+        let publish = || {
+            publisher_with(disk.path(), Some(memory.path()))
+                .publish(Some(&identity), Some(&bundle(1)), NOW)
+                .unwrap();
+            fs::read_link(memory.path().join("current")).unwrap().to_str().unwrap().parse::<u64>().unwrap()
+        };
+        assert_eq!((publish(), publish()), (1, 1));
+        let spoilers: [fn(&Path, &Path); 4] = [
+            |key, other| symlink(other, key).unwrap(),
+            |key, other| fs::hard_link(other, key).unwrap(),
+            |key, _| nix::unistd::mkfifo(key, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+            |key, _| fs::create_dir(key).unwrap(),
+        ];
+        for (number, spoil) in (2..).zip(spoilers) {
+            let (key, other) = (memory.path().join("current/key.pem"), memory.path().join("other"));
+            let _ = fs::remove_file(&other);
+            fs::rename(&key, &other).unwrap(); // the same content, mode and owner
+            spoil(&key, &other);
+            assert_eq!(publish(), number);
+            let published = fs::symlink_metadata(&key).unwrap();
+            assert!(published.is_file() && std::os::unix::fs::MetadataExt::nlink(&published) == 1);
+        }
     }
 
     #[test]

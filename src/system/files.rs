@@ -10,8 +10,7 @@ use std::sync::Mutex;
 
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, umask};
-use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
-use nix::unistd::{Group, geteuid};
+use nix::unistd::Group;
 use zeroize::Zeroizing;
 
 /// Nothing that the agent reads from disk is larger.
@@ -54,41 +53,8 @@ pub fn make_dir(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
     }
 }
 
-/// Whether what is written in a folder is gone after a power cut.
-///
-/// # Errors
-/// As the file system has it.
-pub fn is_volatile(dir: &Path) -> io::Result<bool> {
-    // A magic number has 32 bits; the field that holds it is a signed word of 32 or 64.
-    let magic = |of: FsType| of.0 as u32;
-    let found = magic(statfs(dir)?.filesystem_type());
-    Ok(found == magic(TMPFS_MAGIC) || found == RAMFS_MAGIC)
-}
-
-/// Whether nobody but this user (and root) can change what is in a folder.
-///
-/// # Errors
-/// As the file system has it.
-pub fn is_ours_alone_to_write(dir: &Path) -> io::Result<bool> {
-    let metadata = fs::metadata(dir)?;
-    Ok(metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o022 == 0)
-}
-
-/// Of `linux/magic.h`.
-const RAMFS_MAGIC: u32 = 0x8584_58f6;
-
-/// Gives a folder to a group, if it is not the group's already.
-///
-/// # Errors
-/// As the file system has it.
-pub fn give_to_group(path: &Path, group: Option<u32>) -> io::Result<()> {
-    match group {
-        Some(group) if fs::metadata(path)?.gid() != group => give(&File::open(path)?, Some(group)),
-        _ => Ok(()),
-    }
-}
-
-fn give(file: &File, group: Option<u32>) -> io::Result<()> {
+/// Gives a file or directory to a group.
+pub(super) fn give(file: &File, group: Option<u32>) -> io::Result<()> {
     fchown(file, None, group).map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM) => io::Error::new(
             ErrorKind::PermissionDenied,
@@ -159,7 +125,7 @@ pub fn sync_dir(path: &Path) -> io::Result<()> {
 /// Has the file system write a file or directory to its medium. A file system that has no such call (some network and
 /// FUSE file systems, on directories above all) is used all the same, as PostgreSQL and SQLite do: what was written
 /// there is whole, and may be missing after a power cut.
-fn sync(file: &File, path: &Path) -> io::Result<()> {
+pub(super) fn sync(file: &File, path: &Path) -> io::Result<()> {
     match file.sync_all() {
         Err(e) if is_not_supported(&e) => {
             say_not_durable(path, &e);

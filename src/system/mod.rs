@@ -4,6 +4,7 @@
 pub mod access;
 pub mod alarm;
 pub mod clock;
+pub mod dir;
 pub mod files;
 pub mod log;
 pub mod process;
