@@ -141,6 +141,8 @@ pub async fn run(
     tracing::info!("miaf-agent ends");
     drop(signals); // who waits for an order to be taken is told that it is not
     server.stop().await;
+    lines.signatures.end_all();
+    lines.keys_given.end_all();
     ended
 }
 

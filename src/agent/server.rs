@@ -65,12 +65,13 @@ pub(super) struct Server {
     passed: Vec<Served>,
     bound: Vec<(Right, config::Socket, Served)>,
     textfile: Option<Textfile>,
-    heap_trimmer: JoinHandle<()>,
+    /// Returns memory after a crowd, and records what is counted.
+    upkeep: JoinHandle<((), (), ())>,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.heap_trimmer.abort();
+        self.upkeep.abort();
     }
 }
 
@@ -82,10 +83,11 @@ impl Server {
         textfile: Option<&Path>,
         lines: &Lines,
     ) -> Result<Self, BindError> {
-        let heap = Arc::clone(&lines.heap);
-        let heap_trimmer = tokio::spawn(async move { heap.run().await });
-        let mut server =
-            Self { threads, passed: Vec::new(), bound: Vec::new(), textfile: None, heap_trimmer };
+        let (heap, signatures) = (Arc::clone(&lines.heap), Arc::clone(&lines.signatures));
+        let keys_given = Arc::clone(&lines.keys_given);
+        let upkeep =
+            tokio::spawn(async move { tokio::join!(heap.run(), signatures.run(), keys_given.run()) });
+        let mut server = Self { threads, passed: Vec::new(), bound: Vec::new(), textfile: None, upkeep };
         for socket in passed {
             server.passed.extend(adopt(&server.threads, socket, at, lines)?);
         }
@@ -98,6 +100,7 @@ impl Server {
         }
         server.textfile = textfile.map(|path| Textfile::keep(path, lines));
         server.limit(at.limits);
+        lines.signing.limit(at.signatures_per_minute);
         Ok(server)
     }
 
@@ -124,6 +127,7 @@ impl Server {
             }
         }
         self.limit(to.limits);
+        lines.signing.limit(to.signatures_per_minute);
     }
 
     /// Each connection is an open file, and the agent needs some itself.

@@ -255,7 +255,13 @@ pub struct Socket {
     pub admin_path: PathBuf,
     /// How many may be connected to each of them.
     pub limits: Limits,
+    /// Signatures that one user may have in a minute.
+    pub signatures_per_minute: u32,
 }
+
+/// A server on the slowest of devices has a few TLS handshakes a second, and one with a software key no more than
+/// this.
+pub(crate) const SIGNATURES_PER_MINUTE: u32 = 6000;
 
 /// How many may be connected to one socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -327,6 +333,7 @@ impl Config {
                     raw.socket.max_connections.as_ref(),
                     raw.socket.max_connections_per_user.as_ref(),
                 )?,
+                signatures_per_minute: reader.signatures(raw.socket.signatures_per_minute.as_ref())?,
             },
             key_users: reader.users("workload_api.key_users", raw.workload_api.key_users.as_deref())?,
             textfile: raw.metrics.textfile.map(|path| reader.path(&path)),

@@ -108,6 +108,7 @@ table!(Socket {
     admin_path: Spanned<PathBuf>,
     max_connections: Spanned<usize>,
     max_connections_per_user: Spanned<usize>,
+    signatures_per_minute: Spanned<u32>,
 });
 
 table!(WorkloadApi { key_users: Vec<Spanned<String>> });

@@ -16,7 +16,7 @@ use super::no_proxy;
 use super::sources::Sources;
 use super::{
     Bootstrap, ConfigError, DAY, FactoryCertificate, FactoryKey, InitialTrust, Key, Limits, MAX_REASON, Mis,
-    Problem, Proxy, ProxyUrl, Through, raw,
+    Problem, Proxy, ProxyUrl, SIGNATURES_PER_MINUTE, Through, raw,
 };
 use crate::keys::ProviderKind;
 use crate::keys::tpm::{BadParent, Tcti};
@@ -29,6 +29,8 @@ const LONGEST_SOCKET: usize = 107;
 const WELL_KNOWN: &str = "/.well-known/margo";
 /// Enough for any device, and few enough for its memory (about 20 KiB each).
 const CONNECTIONS: RangeInclusive<usize> = 1..=65_536;
+/// The slowest TPM makes one in a second; more than these nobody can make.
+const SIGNATURES: RangeInclusive<u32> = 1..=6_000_000;
 pub(super) const SHORTEST: Duration = Duration::from_millis(100);
 
 /// Turns raw values into strong ones, and knows where each stood.
@@ -341,6 +343,17 @@ impl Reader<'_> {
         let connections = read("socket.max_connections", all, 2048)?;
         let half = (connections / 2).max(1);
         Ok(Limits { connections, of_one_user: read("socket.max_connections_per_user", of_one_user, half)? })
+    }
+
+    pub(super) fn signatures(&self, value: Option<&Spanned<u32>>) -> Result<u32, ConfigError> {
+        match value {
+            None => Ok(SIGNATURES_PER_MINUTE),
+            Some(value) if SIGNATURES.contains(value.get_ref()) => Ok(*value.get_ref()),
+            Some(value) => {
+                let what = format!("must lie between {} and {}", SIGNATURES.start(), SIGNATURES.end());
+                Err(self.wrong(&value.span(), "socket.signatures_per_minute", what))
+            }
+        }
     }
 
     /// Users by name or number. Whether there is such a user is found out when one asks.

@@ -29,6 +29,7 @@ fn the_documented_file_is_read_with_every_key() {
     assert_eq!((config.retry_base, config.retry_cap), (Duration::from_secs(5), Duration::from_secs(3600)));
     assert_eq!(config.files.key_group.as_deref(), Some("miaf-sign"));
     assert_eq!(config.socket.admin_path, Path::new("/run/miaf-agent/admin.sock"));
+    assert_eq!(config.socket.signatures_per_minute, 600);
 }
 
 #[test]

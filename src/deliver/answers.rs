@@ -20,6 +20,7 @@ use super::connection::MAX_PIECES;
 use super::grpc::{self, Code};
 use super::lines::Lines;
 use super::order::{Accepted, Address, Asked, Refusal};
+use super::rate::OverLimit;
 use super::response::{Answer, answer, json, not_this_way, problem, text};
 use super::signing::{Signed, ToSign, Unsigned};
 use super::status::{Status, SvidDocument};
@@ -179,10 +180,7 @@ async fn sign(
     let (spiffe_id, serial) = (svid.spiffe_id(), svid.serial());
     let (status, why) = match signed {
         Ok(signature) => {
-            tracing::info!(
-                target: AUDIT, audit = "sign", uid, pid, %spiffe_id, serial,
-                "the device's key has signed for a local program"
-            );
+            lines.signatures.record(caller, svid);
             let signed = Signed {
                 signature: BASE64.encode(signature),
                 serial: serial.to_owned(),
@@ -191,7 +189,21 @@ async fn sign(
             };
             return Ok(json(StatusCode::OK, JSON, &signed));
         }
-        Err(Unsigned::Busy(why)) => return Err(problem(StatusCode::TOO_MANY_REQUESTS, why)), // nothing was tried
+        // Nothing was tried.
+        Err(Unsigned::Busy(why)) => return Err(too_many(why, Duration::ZERO)),
+        Err(Unsigned::OverLimit(OverLimit { per_minute, wait })) => {
+            let why = format!(
+                "Your user has had {per_minute} signatures within a minute. Try again later, or have an operator raise \
+                 socket.signatures_per_minute in the agent's configuration."
+            );
+            if lines.refusals.is_news(uid, "sign", Instant::now()) {
+                tracing::info!(
+                    target: AUDIT, audit = "sign", uid, pid, %spiffe_id, serial, why,
+                    "the device's key does not sign more often for this user"
+                );
+            }
+            return Err(too_many(&why, wait));
+        }
         Err(Unsigned::Key(why)) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("The key cannot be used: {why}."))
         }
@@ -206,6 +218,15 @@ async fn sign(
         );
     }
     Err(problem(status, &why))
+}
+
+/// `Retry-After` is in whole seconds (RFC 9110, section 10.2.3), and at least one.
+fn too_many(why: &str, wait: Duration) -> Answer {
+    let mut refusal = problem(StatusCode::TOO_MANY_REQUESTS, why);
+    let seconds = wait.as_millis().div_ceil(1000).max(1);
+    let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
+    refusal.headers_mut().insert(RETRY_AFTER, seconds.into());
+    refusal
 }
 
 async fn order(

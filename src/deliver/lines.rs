@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
 
 use super::Snapshot;
-use super::audit::{KeysGiven, Refusals};
+use super::audit::{KeyUses, Refusals, Use};
 use super::heap::HeapTrimmer;
 use super::metrics::Counters;
 use super::order::Orders;
@@ -25,8 +25,10 @@ pub struct Lines {
     pub signing: Signing,
     /// Who has been refused something, as far as it is on record.
     pub refusals: Arc<Refusals>,
-    /// Which processes have been given a key, as far as it is on record.
-    pub keys_given: Arc<KeysGiven>,
+    /// Signatures for local programs, and which of them are on record.
+    pub signatures: Arc<KeyUses>,
+    /// Keys that have been given out, and which of them are on record.
+    pub keys_given: Arc<KeyUses>,
     /// Returns memory after a crowd of clients.
     pub heap: Arc<HeapTrimmer>,
     /// To look a user up, and to open the seal of a software key, can take long: so many at once.
@@ -47,7 +49,8 @@ impl Lines {
             orders,
             signing: Signing::default(),
             refusals: Arc::default(),
-            keys_given: Arc::default(),
+            signatures: Arc::new(KeyUses::new(Use::Signature)),
+            keys_given: Arc::new(KeyUses::new(Use::Key)),
             heap: Arc::default(),
             key_readers: Arc::new(Semaphore::new(KEY_READERS)),
             counters: Arc::default(),

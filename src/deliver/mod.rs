@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod order;
 pub mod places;
 mod protobuf;
+mod rate;
 mod response;
 pub mod runtime;
 pub mod signing;

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -14,7 +15,8 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
 use super::places::{Full, admit};
-use crate::config::Limits;
+use super::rate::{OverLimit, RateLimit};
+use crate::config::{self, Limits};
 use crate::json::Object;
 use crate::keys::{Key, KeyError};
 use crate::text::Excerpt;
@@ -81,6 +83,8 @@ impl ToSign {
 pub(super) enum Unsigned {
     /// This user, or everybody together, waits for as many as may wait.
     Busy(&'static str),
+    /// This user has had as many as are allowed in a minute.
+    OverLimit(OverLimit),
     /// The key cannot be used.
     Key(KeyError),
     /// The agent ends.
@@ -88,10 +92,25 @@ pub(super) enum Unsigned {
 }
 
 /// Where signatures are asked for. Clones are the same place.
-#[derive(Clone, Debug, Default)]
-pub struct Signing(Arc<Mutex<Waiting>>);
+#[derive(Clone, Debug)]
+pub struct Signing {
+    waiting: Arc<Mutex<Waiting>>,
+    rate: Arc<Mutex<RateLimit>>,
+}
+
+impl Default for Signing {
+    fn default() -> Self {
+        let rate = RateLimit::new(config::SIGNATURES_PER_MINUTE);
+        Self { waiting: Arc::default(), rate: Arc::new(Mutex::new(rate)) }
+    }
+}
 
 impl Signing {
+    /// Sets the number of signatures that one user may have in a minute.
+    pub(crate) fn limit(&self, per_minute: u32) {
+        self.rate().set(per_minute);
+    }
+
     /// Has a digest signed when its turn comes. Nothing is signed for somebody who has stopped waiting.
     pub(super) async fn sign(
         &self,
@@ -100,7 +119,9 @@ impl Signing {
         digest: [u8; 32],
     ) -> Result<Vec<u8>, Unsigned> {
         let (answer, signed) = oneshot::channel();
-        let nobody_signs = self.waiting().put(uid, Job { key, digest, answer })?;
+        self.rate().take(uid, Instant::now()).map_err(Unsigned::OverLimit)?;
+        let nobody_signs = self.waiting().put(uid, Job { key, digest, answer });
+        let nobody_signs = nobody_signs.inspect_err(|_| self.rate().give_back(uid))?;
         if nobody_signs {
             let signing = self.clone();
             spawn_blocking(move || signing.sign_all());
@@ -124,7 +145,11 @@ impl Signing {
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rate(&self) -> MutexGuard<'_, RateLimit> {
+        self.rate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

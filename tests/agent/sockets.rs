@@ -238,6 +238,58 @@ fn every_signature_and_every_order_is_on_record_whatever_is_logged_else() {
 }
 
 #[test]
+fn signatures_of_a_minute_are_one_record_and_their_number() {
+    let mut world = World::enrolled();
+    let body = json!({ "algorithm": "ES256", "digest": digest_of(b"") });
+    for _ in 0..5 {
+        assert_eq!(sign(&world.device, "run/sign.sock", &body).0, 200);
+    }
+    assert!(world.device.stop().success());
+    let log = world.device.log();
+    let counts: Vec<u64> = log
+        .lines()
+        .filter(|line| line.contains("audit=\"sign\"") && line.contains("has signed for a local program"))
+        .filter_map(|line| line.split_once("count=")?.1.split_whitespace().next()?.parse().ok())
+        .collect();
+    // More than two, where the five took longer than a minute.
+    assert!(counts.first() == Some(&1) && counts.iter().sum::<u64>() == 5 && counts.len() < 5, "{log}");
+}
+
+#[test]
+fn a_user_over_the_rate_of_signatures_is_told_when_to_come_back() {
+    let mut world = World::new();
+    world.configure("signatures_per_minute = 1\n");
+    world.device.start();
+    world.device.wait_for("active");
+    let body = json!({ "algorithm": "ES256", "digest": digest_of(b"") }).to_string();
+    let request = format!(
+        "POST /v1/sign HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut answers = Vec::new();
+    // One of two is within a minute of the other, also on a machine that stands still now and then.
+    for _ in 0..10 {
+        let mut stream = UnixStream::connect(world.device.path("run/sign.sock")).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answers.push(answer);
+    }
+    assert!(answers[0].starts_with("HTTP/1.1 200 "), "{}", answers[0]);
+    let refused = answers.iter().find(|answer| answer.starts_with("HTTP/1.1 429 ")).expect("a refusal");
+    let wait: u64 = refused.split_once("retry-after: ").unwrap().1.lines().next().unwrap().parse().unwrap();
+    assert!((1..=60).contains(&wait) && refused.contains("socket.signatures_per_minute"), "{refused}");
+    assert!(world.device.log().contains("does not sign more often for this user"));
+    // Other calls go on, and another limit counts from the reload on.
+    assert_eq!(world.device.request_at("run/sign.sock", "GET /readyz HTTP/1.0\r\n\r\n").unwrap().0, 200);
+    world.configure("signatures_per_minute = 6000\n");
+    world.device.signal("HUP");
+    world.device.wait_until("the other limit", |device| {
+        device.request_at("run/sign.sock", &request).unwrap().0 == 200
+    });
+}
+
+#[test]
 fn a_software_key_signs_by_the_socket_too() {
     let mut world = World::new();
     world.tpm.stop();

@@ -263,14 +263,7 @@ impl Stream {
         }
         self.key_of = Some(leaf.clone());
         self.lines.counters.key_given();
-        if !self.lines.keys_given.is_news(self.caller, leaf, Instant::now()) {
-            return;
-        }
-        let Caller { uid, pid, .. } = self.caller;
-        tracing::info!(
-            target: AUDIT, audit = "key", uid, pid, spiffe_id = %svid.spiffe_id(), serial = svid.serial(),
-            "the device's key is given to a local program"
-        );
+        self.lines.keys_given.record(self.caller, svid);
     }
 
     fn record_refusal(&self, status: &Status, svid: Option<&X509Svid>) {
@@ -278,7 +271,7 @@ impl Stream {
             return; // the caller is entitled, and the key is of no use now
         }
         let Caller { uid, pid, .. } = self.caller;
-        self.lines.keys_given.forget(self.caller);
+        self.lines.keys_given.end(self.caller);
         self.lines.counters.key_refused();
         if self.lines.refusals.is_news(uid, "key", Instant::now()) {
             tracing::info!(
