@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::system::access;
+use crate::system::secret::SecretError;
 
 /// Why a key could not be made, read or used.
 ///
@@ -358,6 +359,20 @@ pub enum KeyError {
         why: String,
     },
 
+    /// A signature that is not one by the key that made it.
+    #[error(
+        "{signer} has made a signature that does not fit its public key, and it was thrown away: such a one can give the \
+         private key away. It is tried again later; if this is seen again, do not trust this hardware with an identity"
+    )]
+    WrongSignature {
+        /// What made it.
+        signer: String,
+    },
+
+    /// The password of the factory key cannot be read any more.
+    #[error("key_auth under [bootstrap]: {0}")]
+    AuthUnreadable(#[from] SecretError),
+
     /// A public key that is not one.
     #[error("not a usable public key: {why}")]
     BadPublicKey {
@@ -482,6 +497,7 @@ impl KeyError {
             | Self::NoAnswer { .. }
             | Self::Busy { .. }
             | Self::SlotsFull { .. }
+            | Self::WrongSignature { .. }
             | Self::WorkerStopped { .. } => ErrorKind::Unavailable,
             Self::Lockout { .. }
             | Self::OwnerPassword { .. }
@@ -495,6 +511,7 @@ impl KeyError {
             | Self::HandleMissing { .. }
             | Self::AuthMissing { .. }
             | Self::AuthRefused { .. }
+            | Self::AuthUnreadable(_)
             | Self::NvMissing { .. }
             | Self::NvLocked { .. }
             | Self::NvUnwritten { .. }

@@ -13,6 +13,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, P
 use rustls::sign::SigningKey;
 use zeroize::Zeroizing;
 
+use super::checked::Checked;
 use super::{KeyError, KeyForm, tss2};
 use crate::pem::{self, Block, Pem};
 use crate::system::{access, files};
@@ -71,7 +72,7 @@ fn plain(block: &Block, origin: &str) -> Result<Found, KeyError> {
     }
     let key = any_supported_type(&der).map_err(|why| unsupported(KeyForm::Algorithm(why.to_string())))?;
     let algorithm = rsa_bits.map_or_else(|| name_of_curve(key.as_ref()), rsa_name);
-    Ok(Found::Plain { signing_key: key, algorithm })
+    Ok(Found::Plain { signing_key: Arc::new(Checked::new(key, origin)), algorithm })
 }
 
 /// The name of an RSA key, for people.

@@ -15,6 +15,7 @@ use ring::digest::{SHA256, digest};
 use ring::rand::SystemRandom;
 use zeroize::Zeroizing;
 
+mod checked;
 pub mod csr;
 mod error;
 pub mod factory;
@@ -37,7 +38,7 @@ pub trait Key: fmt::Debug + Send + Sync {
     /// The public half.
     fn public_key(&self) -> &PublicKey;
 
-    /// Signs a SHA-256 digest; the answer is an ECDSA signature in DER.
+    /// Signs a SHA-256 digest; the answer is an ECDSA signature in DER, which has been verified with the public half.
     ///
     /// This may block: a chip takes a tenth of a second or more, and waits its turn behind other callers.
     ///

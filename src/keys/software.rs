@@ -37,6 +37,7 @@ use ring::hkdf::{HKDF_SHA256, Salt};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use zeroize::Zeroizing;
 
+use super::checked::checked;
 use super::{ErrorKind, Key, KeyError, KeyFile, Protection, PublicKey};
 use crate::pem;
 use crate::system::files;
@@ -183,7 +184,8 @@ impl Key for SoftwareKey {
         let key = SigningKey::from_slice(&self.open()?).map_err(|_| KeyError::BrokenSeal)?;
         let signature: Signature =
             key.sign_prehash(digest).map_err(|_| internal("a software key did not sign"))?;
-        Ok(signature.to_der().as_bytes().to_vec())
+        let signature = signature.to_der().as_bytes().to_vec();
+        checked(&self.public, digest, signature, || "the software key".into())
     }
 
     fn protection(&self) -> Protection {

@@ -33,6 +33,7 @@ pub use tcti::Tcti;
 use self::chip::LoadableKey;
 use self::parent::Storage;
 use self::worker::Worker;
+use super::checked::checked;
 use super::tss2::Parent;
 use super::{Key, KeyError, KeyFile, Protection, PublicKey};
 use crate::system::secret::Secret;
@@ -110,6 +111,11 @@ impl Tpm {
         self.worker.run(self.deadline, move |context| nv::certificates(context, index, &storage))
     }
 
+    /// What errors call it.
+    fn name(&self) -> String {
+        format!("the TPM at {}", self.worker.tcti())
+    }
+
     /// Who made the TPM and which firmware it runs, for people. Blocks.
     ///
     /// # Errors
@@ -149,8 +155,10 @@ impl Key for TpmKey {
     }
 
     fn sign_digest(&self, digest: &[u8; 32]) -> Result<Vec<u8>, KeyError> {
-        let (key, digest, storage) = (Arc::clone(&self.key), *digest, self.tpm.storage.clone());
-        self.tpm.worker.run(self.tpm.deadline, move |context| chip::sign(context, &key, &digest, &storage))
+        let (key, to_sign, storage) = (Arc::clone(&self.key), *digest, self.tpm.storage.clone());
+        let signed = move |context: &mut _| chip::sign(context, &key, &to_sign, &storage);
+        let signature = self.tpm.worker.run(self.tpm.deadline, signed)?;
+        checked(self.public_key(), digest, signature, || self.tpm.name())
     }
 
     fn protection(&self) -> Protection {
