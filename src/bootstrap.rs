@@ -75,7 +75,10 @@ impl Credential {
     pub fn read(config: &config::Bootstrap, tpm: &Tpm, purpose: Purpose) -> Result<Self, BootstrapError> {
         let (chain, mut warnings) = read_chain(config, tpm)?;
         let auth = match &config.key_auth {
-            Some(secret) => Some(Auth::new(secret.read()?)?),
+            Some(secret) => {
+                secret.read()?; // that it cannot be had is said as such
+                Some(Auth::kept_in(secret.clone()))
+            }
             None => None,
         };
         let source = match &config.key {

@@ -14,6 +14,7 @@ use super::KeyError;
 use super::file::{self, Found};
 use super::tpm::{MadeElsewhere, Tpm};
 use super::tss2::Tss2Key;
+use crate::system::secret::Secret;
 
 /// Where the factory key is.
 #[derive(Debug, Clone, Copy)]
@@ -24,32 +25,52 @@ pub enum Source<'a> {
     TpmHandle(u32),
 }
 
-/// A password of a TPM key, an "auth value" in the words of the TPM 2.0 specification. Wiped after use, never shown.
+/// Where the password of a TPM key is, an "auth value" in the words of the TPM 2.0 specification. It is read anew for each
+/// use and wiped after it, and never shown.
 #[derive(Clone)]
-pub struct Auth(Zeroizing<Vec<u8>>);
+pub struct Auth(Password);
+
+#[derive(Clone)]
+enum Password {
+    Given(Zeroizing<Vec<u8>>),
+    KeptIn(Secret),
+}
 
 impl Auth {
-    /// Takes a password as it is, to the last octet. An empty one is the password of a key that has none.
+    /// Takes a password as it is, to the last octet. An empty one is the password of a key that has none. It stays in memory.
     ///
     /// # Errors
-    /// [`KeyError::AuthTooLong`] if no TPM could have it: a password is no longer than the digest that the key's name
-    /// is made with (TPM 2.0 specification, part 1, "Authorization Values"), and SHA-512 is the longest.
+    /// [`KeyError::AuthTooLong`], as for [`Auth::kept_in`].
     pub fn new(password: Zeroizing<Vec<u8>>) -> Result<Self, KeyError> {
-        let auth = Self(password);
-        auth.fits(64, "a TPM").map(|()| auth)
+        let auth = Self(Password::Given(password));
+        auth.read().map(|_| auth)
     }
 
-    pub(super) fn octets(&self) -> &[u8] {
-        &self.0
+    /// The password in a file or a credential.
+    pub fn kept_in(secret: Secret) -> Self {
+        Self(Password::KeptIn(secret))
     }
 
-    pub(super) fn fits(&self, limit: usize, taker: &str) -> Result<(), KeyError> {
-        let length = self.0.len();
-        if length > limit {
-            return Err(KeyError::AuthTooLong { length, taker: taker.into(), limit });
-        }
-        Ok(())
+    /// The password, to the last octet.
+    ///
+    /// [`KeyError::AuthUnreadable`], and [`KeyError::AuthTooLong`] if no TPM could have it: a password is no longer than the
+    /// digest that the key's name is made with (TPM 2.0 specification, part 1, "Authorization Values"), and SHA-512 is the
+    /// longest.
+    pub(super) fn read(&self) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        let password = match &self.0 {
+            Password::Given(password) => password.clone(),
+            Password::KeptIn(secret) => secret.read()?,
+        };
+        fits(&password, 64, "a TPM").map(|()| password)
     }
+}
+
+pub(super) fn fits(password: &[u8], limit: usize, taker: &str) -> Result<(), KeyError> {
+    let length = password.len();
+    if length > limit {
+        return Err(KeyError::AuthTooLong { length, taker: taker.into(), limit });
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Auth {

@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +11,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hyper::Uri;
-use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use hyper::body::Bytes;
+use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::header::HeaderValue;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
@@ -122,14 +124,21 @@ impl fmt::Display for Hop {
 
 /// The proxy for this URL, if there is one.
 pub(super) fn on_the_way_to(url: &Url, config: &config::Proxy) -> Result<Option<Hop>, ProxyError> {
+    on_the_way(url, config, &variable)
+}
+
+/// A variable of the environment, which may hold a password: no copy of it is left behind here. The environment itself is
+/// the operating system's, and cannot be wiped.
+fn variable(name: &'static str) -> Option<Zeroizing<String>> {
+    let bytes = Zeroizing::new(std::env::var_os(name)?.into_vec());
     // What is not UTF-8 is no proxy's URL, and is to be seen as that and not as unset.
-    on_the_way(url, config, &|name| Some(std::env::var_os(name)?.to_string_lossy().into_owned()))
+    Some(Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 fn on_the_way(
     url: &Url,
     config: &config::Proxy,
-    environment: &dyn Fn(&'static str) -> Option<String>,
+    environment: &dyn Fn(&'static str) -> Option<Zeroizing<String>>,
 ) -> Result<Option<Hop>, ProxyError> {
     // curl's names, order and spelling. HTTP_PROXY is for http:// URLs, which are never asked here.
     let first = |names: &[&'static str]| {
@@ -139,14 +148,16 @@ fn on_the_way(
         Through::Never => return Ok(None),
         Through::At(address) => ("mis.proxy", Zeroizing::new(address.with_secrets().to_owned())),
         Through::Environment => match first(&["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]) {
-            Some((variable, address)) => (variable, Zeroizing::new(address)),
+            Some((variable, address)) => (variable, address),
             None => return Ok(None),
         },
     };
     let around = match &config.no_proxy {
         Some(hosts) => hosts.join(","),
-        None => first(&["NO_PROXY", "no_proxy"]).map(|(_, hosts)| hosts).unwrap_or_default(),
+        None => first(&["NO_PROXY", "no_proxy"]).map(|(_, hosts)| (*hosts).clone()).unwrap_or_default(),
     };
+    // The libraries that are given the address would keep copies of a password.
+    let (address, credentials) = without_credentials(&address);
     let unusable = |why: &str| ProxyError::Environment { variable, why: why.into() };
     let to: Uri = url.as_str().parse().map_err(|_| unusable("cannot be used for this URL"))?;
     let matched = |around: &str| Matcher::builder().https(address.as_str()).no(around).build().intercept(&to);
@@ -160,11 +171,26 @@ fn on_the_way(
         // To one spoken to over TLS the initial trust would apply, and the factory certificate be shown.
         return Err(unusable("is not an http:// proxy, and only those are supported"));
     }
-    Ok(Some(Hop { auth: authorization(config, &proxy)?, address: proxy.uri().clone() }))
+    Ok(Some(Hop { auth: authorization(config, credentials)?, address: proxy.uri().clone() }))
 }
 
-fn authorization(config: &config::Proxy, proxy: &Intercept) -> Result<Option<HeaderValue>, ProxyError> {
-    let Some(secret) = &config.auth else { return Ok(proxy.basic_auth().cloned()) };
+/// The address of a proxy, and apart from it `user[:password]`, as they stand in it (RFC 3986, section 3.2).
+fn without_credentials(address: &str) -> (String, Option<&str>) {
+    let (scheme, rest) = address.find("://").map_or(("", address), |at| address.split_at(at + 3));
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    match authority.rsplit_once('@') {
+        Some((credentials, place)) => ([scheme, place, path].concat(), Some(credentials)),
+        None => (address.to_owned(), None),
+    }
+}
+
+fn authorization(
+    config: &config::Proxy,
+    credentials: Option<&str>,
+) -> Result<Option<HeaderValue>, ProxyError> {
+    let Some(secret) = &config.auth else {
+        return credentials.map(|from_url| basic(&decoded(from_url))).transpose();
+    };
     let secret = secret.read()?;
     // RFC 7617 section 2: a user without a colon, and no control characters anywhere.
     let (has_user, is_line) =
@@ -172,10 +198,43 @@ fn authorization(config: &config::Proxy, proxy: &Intercept) -> Result<Option<Hea
     if !has_user || !is_line {
         return Err(ProxyError::SecretForm);
     }
-    let header = Zeroizing::new(format!("Basic {}", *Zeroizing::new(BASE64.encode(&*secret))));
-    let mut header = HeaderValue::from_str(&header).map_err(|_| ProxyError::SecretForm)?;
+    basic(&secret).map(Some)
+}
+
+/// `user:password` as it stands in a URL, percent-decoded (RFC 3986, section 2.1); without a password, an empty one.
+fn decoded(credentials: &str) -> Zeroizing<Vec<u8>> {
+    let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
+    // With room for all of it, so that no copy stays behind.
+    let mut decoded = Zeroizing::new(Vec::with_capacity(credentials.len() + 1));
+    for (part, end) in [(user, &b":"[..]), (password, b"")] {
+        let mut rest = part.as_bytes();
+        while let [first, after @ ..] = rest {
+            let hex = after.get(..2).filter(|_| *first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
+            let byte = hex.filter(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
+            let (byte, left) = match byte.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+                Some(byte) => (byte, after.get(2..).unwrap_or_default()),
+                None => (*first, after),
+            };
+            decoded.push(byte);
+            rest = left;
+        }
+        decoded.extend_from_slice(end);
+    }
+    decoded
+}
+
+/// `Proxy-Authorization` (RFC 7617, section 2). Its memory is wiped with the last clone of it.
+fn basic(credentials: &[u8]) -> Result<HeaderValue, ProxyError> {
+    const SCHEME: &[u8] = b"Basic ";
+    let length = base64::encoded_len(credentials.len(), true).ok_or(ProxyError::SecretForm)?;
+    let mut header = Zeroizing::new(vec![0; SCHEME.len() + length]);
+    let (scheme, text) = header.split_at_mut(SCHEME.len());
+    scheme.copy_from_slice(SCHEME);
+    BASE64.encode_slice(credentials, text).map_err(|_| ProxyError::SecretForm)?;
+    let mut header =
+        HeaderValue::from_maybe_shared(Bytes::from_owner(header)).map_err(|_| ProxyError::SecretForm)?;
     header.set_sensitive(true);
-    Ok(Some(header))
+    Ok(header)
 }
 
 impl Hop {
@@ -255,13 +314,14 @@ impl Hop {
         let (host, port) = self.host_and_port().ok_or_else(|| strange("it has no host"))?;
         let mut stream =
             TcpStream::connect((host.trim_start_matches('[').trim_end_matches(']'), port)).await?;
-        let mut request = Zeroizing::new(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n"));
-        if let Some(auth) = self.auth.as_ref().and_then(|auth| auth.to_str().ok()) {
-            request.push_str("Proxy-Authorization: ");
-            request.push_str(auth);
-            request.push_str("\r\n");
-        }
-        request.push_str("\r\n");
+        let auth = self.auth.as_ref().and_then(|auth| auth.to_str().ok());
+        let lines = match auth {
+            Some(auth) => ["Proxy-Authorization: ", auth, "\r\n\r\n"],
+            None => ["\r\n", "", ""],
+        };
+        let request = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n");
+        // In one allocation, so that no copy stays behind.
+        let request = Zeroizing::new([&[request.as_str()][..], &lines].concat().concat());
         stream.write_all(request.as_bytes()).await?;
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") && !head.ends_with(b"\n\n") {
@@ -356,7 +416,8 @@ mod tests {
 
     fn hop(lines: &str, url: &str, environment: &[(&str, &str)]) -> Result<Option<Hop>, ProxyError> {
         let of = |name: &'static str| {
-            environment.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned())
+            let value = environment.iter().find(|(set, _)| *set == name);
+            value.map(|(_, value)| Zeroizing::new((*value).to_owned()))
         };
         on_the_way(&Url::parse(url).unwrap(), &configured(lines), &of)
     }

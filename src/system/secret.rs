@@ -75,6 +75,14 @@ pub fn credentials() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").filter(|folder| !folder.is_empty()).map(PathBuf::from)
 }
 
+/// Overwrites the part of this thread's stack that earlier calls have used: hash functions and C libraries leave copies
+/// of a password there.
+#[inline(never)]
+pub fn wipe_stack() {
+    let mut unused = [0_u8; 64 * 1024];
+    std::hint::black_box(&mut unused);
+}
+
 fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut secret = files::read_secret(path, MAX_SECRET)?;
     for end in [b'\n', b'\r'] {

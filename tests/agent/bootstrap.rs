@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use development_mis::{Endpoint, FactorySpec, KeyKind};
 
+use crate::support::memory::mappings_with;
 use crate::world::{self, World};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -309,6 +310,29 @@ fn a_password_may_come_from_a_credential_of_systemd() {
     world.device.start();
     world.device.wait_for("active");
     assert!(!world.device.log().contains("correct horse"));
+}
+
+#[test]
+#[ignore = "needs root: the memory of the agent is closed to others"]
+fn key_auth_does_not_stay_in_memory_after_use() {
+    const PASSWORD: &str = "correct horse battery staple";
+    for said in [PASSWORD, "another horse battery staple"] {
+        let mut world = World::new();
+        device_with_guarded_key(&world, PASSWORD, said);
+        world.device.start();
+        if said == PASSWORD {
+            world.device.wait_for("active");
+        } else {
+            world.device.wait_for_error("refuses the password");
+        }
+        let pid = world.device.pid();
+        assert!(!mappings_with(pid, b"factory.auth").is_empty(), "what is in memory is found");
+        // Parts of it, too: what came later may lie over the rest.
+        for part in [&said[..12], &said[said.len() - 16..]] {
+            let found = mappings_with(pid, part.as_bytes());
+            assert!(found.is_empty(), "{part:?} is in {found:#?}");
+        }
+    }
 }
 
 #[test]

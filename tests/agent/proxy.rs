@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use development_mis::Endpoint;
 
+use crate::support::memory::mappings_with;
 use crate::support::tinyproxy::Tinyproxy;
 use crate::world::{self, World};
 
@@ -37,6 +38,21 @@ fn a_device_enrolls_and_renews_through_a_proxy_with_a_password_from_a_file() {
     // Everything went through it, and a connection is of one call.
     assert!(proxy.asked() >= world.mis.journal().iter().filter(|entry| entry.status.is_some()).count());
     shows_no_password(&world);
+}
+
+/// The environment itself is on the stack of the first thread, from the start to the end of the process; the header with
+/// the password, in Base64, is with the HTTP client.
+#[test]
+#[ignore = "needs root: the memory of the agent is closed to others"]
+fn a_password_in_the_environment_is_nowhere_else_in_memory() {
+    const LONG: &str = "correct-horse-battery-staple";
+    let mut world = World::new();
+    let proxy = Tinyproxy::start(world.mis.port(), &format!("BasicAuth user {LONG}"));
+    world.device.environment("HTTPS_PROXY", &proxy.url(&format!("user:{LONG}@")));
+    world.device.start();
+    world.device.wait_for("active");
+    let found = mappings_with(world.device.pid(), LONG.as_bytes());
+    assert!(found.len() == 1 && found[0].ends_with("[stack]"), "{found:#?}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ pub(crate) mod agent;
 pub(crate) mod folder;
 pub(crate) mod http2;
 pub(crate) mod log;
+pub(crate) mod memory;
 pub(crate) mod ports;
 pub(crate) mod python;
 pub(crate) mod reader;

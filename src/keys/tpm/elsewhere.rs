@@ -19,7 +19,8 @@ use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::key_bits::RsaKeyBits;
 use tss_esapi::structures::{
-    EccScheme, HashScheme, Private, Public, PublicKeyRsa, RsaExponent, RsaScheme, Signature, SignatureScheme,
+    EccScheme, HashScheme, Private, Public, PublicKeyRsa, RsaExponent, RsaScheme, SensitiveData, Signature,
+    SignatureScheme,
 };
 use tss_esapi::traits::Marshall;
 
@@ -28,10 +29,11 @@ use super::chip::{ecdsa, ecdsa_der, halves, sec1, sign_loaded, with_loaded, with
 use super::failure::{During, Failure, Step};
 use super::guard::Pair;
 use super::parent::{Storage, Under};
-use crate::keys::factory::{Auth, named};
+use crate::keys::factory::{Auth, fits, named};
 use crate::keys::file::rsa_name;
 use crate::keys::tss2::Tss2Key;
 use crate::keys::{KeyError, Unfit};
+use crate::system::secret::wipe_stack;
 
 /// A key of the TPM for TLS 1.3, made by somebody else. Every signature is checked before it is given out.
 pub(in crate::keys) struct MadeElsewhere {
@@ -46,9 +48,10 @@ pub(in crate::keys) struct MadeElsewhere {
 struct Object {
     place: Place,
     public: Public,
-    /// An empty one is sent where none is configured.
+    /// An empty password is sent where none is configured.
     auth: Option<Auth>,
-    pair: Pair,
+    /// Tells the key from others.
+    known_by: Vec<u8>,
 }
 
 enum Place {
@@ -113,16 +116,20 @@ impl MadeElsewhere {
         };
         if let Some(auth) = auth {
             // Part 1, "Authorization Values": no longer than the digest that makes the key's name.
-            auth.fits(digest_length(public.name_hashing_algorithm()), &origin)?;
+            fits(&auth.read()?, digest_length(public.name_hashing_algorithm()), &origin)?;
         }
-        let pair = Pair::new(known_by, auth.map_or(&[], Auth::octets));
-        let object = Object { place, public, auth: auth.cloned(), pair };
+        let object = Object { place, public, auth: auth.cloned(), known_by: known_by.to_vec() };
         Ok(Self { tpm: tpm.clone(), origin, object: Arc::new(object), public: half })
     }
 
     /// Hashes and signs a message for TLS. Blocks.
     pub(in crate::keys) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
-        self.tpm.storage.refusals.check(&self.object.pair).map_err(|known| self.explain(known))?;
+        let password = self.object.auth.as_ref().map(Auth::read).transpose()?;
+        let pair = Pair::new(&self.object.known_by, password.as_ref().map_or(&[], |password| password));
+        if password.is_some() {
+            wipe_stack(); // after the digest
+        }
+        self.tpm.storage.refusals.check(&pair).map_err(|known| self.explain(known))?;
 
         let (object, storage, way) = (Arc::clone(&self.object), self.tpm.storage.clone(), self.public.way);
         let digest = digest::digest(way.digest, message);
@@ -130,8 +137,13 @@ impl MadeElsewhere {
             .tpm
             .worker
             .run(self.tpm.deadline, move |context| {
-                let sign = || object.sign(context, digest.as_ref(), way, &storage);
-                storage.refusals.guard(&object.pair, sign)
+                let password = password.as_ref().map(|password| password.as_slice());
+                let sign = || object.sign(context, digest.as_ref(), way, &storage, password);
+                let signed = storage.refusals.guard(&pair, sign);
+                if password.is_some() {
+                    wipe_stack();
+                }
+                signed
             })
             .map_err(|error| self.in_terms_of_the_key(error))?;
         self.check(message, &signature).map(|()| signature)
@@ -160,7 +172,7 @@ impl MadeElsewhere {
         let (tcti, origin) = (self.tpm.worker.tcti(), self.origin.clone());
         Err(match self.object.public {
             Public::Rsa { .. } => KeyError::PssSalt { tcti, origin },
-            _ => KeyError::Deviant { tcti, why: format!("the signature of {origin} is wrong") },
+            _ => KeyError::WrongSignature { signer: format!("the TPM at {tcti}, with {origin},") },
         })
     }
 
@@ -191,16 +203,17 @@ impl Object {
         digest: &[u8],
         way: &Way,
         storage: &Storage,
+        password: Option<&[u8]>,
     ) -> Result<Vec<u8>, Failure> {
         let signature = match &self.place {
             Place::File { under, private } => storage.with_known(context, under, |context, parent| {
                 with_loaded(context, parent, private, &self.public, |context, key| {
-                    self.sign_loaded(context, key, digest, way)
+                    self.sign_loaded(context, key, digest, way, password)
                 })
             }),
             Place::Handle(number) => {
                 with_persistent(context, *number, Step::Handle(*number), |context, key| {
-                    self.sign_loaded(context, key, digest, way)
+                    self.sign_loaded(context, key, digest, way, password)
                 })
             }
         }?;
@@ -216,21 +229,35 @@ impl Object {
         key: KeyHandle,
         digest: &[u8],
         way: &Way,
+        password: Option<&[u8]>,
     ) -> Result<Signature, Failure> {
         let scheme = match self.public {
             Public::Rsa { .. } => SignatureScheme::RsaPss { hash_scheme: HashScheme::new(way.hash) },
             _ => ecdsa(way.hash),
         };
-        let Some(auth) = &self.auth else { return sign_loaded(context, key, digest, scheme) };
-        let auth = tss_esapi::structures::Auth::try_from(auth.octets()).during(Step::Sign)?;
+        let Some(password) = password else { return sign_loaded(context, key, digest, scheme) };
+        let auth = tss_esapi::structures::Auth::try_from(password).during(Step::Sign)?;
         context.tr_set_auth(key.into(), auth).during(Step::Sign)?;
         let signed = sign_loaded(context, key, digest, scheme);
         // The TSS keeps its copy with the handle; this writes over it.
         let wiped = context.tr_set_auth(key.into(), Default::default()).during(Step::Release);
+        write_over_command(context);
         let signature = signed?;
         wiped.map(|()| signature)
     }
 }
+
+/// Writes over the password in the buffer of the TSS for commands, which is neither wiped after a command nor when it is
+/// freed. Random numbers are stirred by every TPM, with nothing but the bytes that are given; zeros do them no harm.
+fn write_over_command(context: &mut Context) {
+    let Ok(zeros) = SensitiveData::try_from(vec![0; COMMAND]) else { return };
+    // What may go wrong went wrong before, and is reported.
+    let _ = context.execute_without_session(|context| context.stir_random(zeros));
+}
+
+/// As far into a command as a password can reach: 27 bytes before it, and 64 of it (TPM 2.0 specification, part 1,
+/// "Command Structure"). No more than 128 can be stirred (part 2, `MAX_SYM_DATA`).
+const COMMAND: usize = 128;
 
 /// A way to sign that TLS 1.3 has (RFC 8446 section 4.2.3).
 struct Way {
