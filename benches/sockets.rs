@@ -40,6 +40,7 @@ const DEPTH: usize = 4;
 fn main() -> ExitCode {
     process::allow_open_files();
     let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
+    world.configure("max_connections = 2048\n"); // for a thousand watchers of one user
     world.device.start();
     world.device.wait_for("active");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

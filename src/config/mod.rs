@@ -259,6 +259,10 @@ pub struct Socket {
     pub signatures_per_minute: u32,
 }
 
+/// Enough for the programs of a device, and few enough for the memory of a small one: see `MemoryMax=` in
+/// systemd/miaf-agent.service.
+pub(crate) const MAX_CONNECTIONS: usize = 256;
+
 /// A server on the slowest of devices has a few TLS handshakes a second, and one with a software key no more than
 /// this.
 pub(crate) const SIGNATURES_PER_MINUTE: u32 = 6000;

@@ -15,7 +15,7 @@ use url::Url;
 use super::no_proxy;
 use super::sources::Sources;
 use super::{
-    Bootstrap, ConfigError, DAY, FactoryCertificate, FactoryKey, InitialTrust, Key, Limits, MAX_REASON, Mis,
+    Bootstrap, ConfigError, DAY, FactoryCertificate, FactoryKey, InitialTrust, Key, Limits, MAX_CONNECTIONS, MAX_REASON, Mis,
     Problem, Proxy, ProxyUrl, SIGNATURES_PER_MINUTE, Through, raw,
 };
 use crate::keys::ProviderKind;
@@ -27,7 +27,7 @@ use crate::text::Excerpt;
 /// Bytes of the path of a Unix socket (unix(7)): `sun_path` without its end.
 const LONGEST_SOCKET: usize = 107;
 const WELL_KNOWN: &str = "/.well-known/margo";
-/// Enough for any device, and few enough for its memory (about 20 KiB each).
+/// What they cost: MemoryMax= in systemd/miaf-agent.service.
 const CONNECTIONS: RangeInclusive<usize> = 1..=65_536;
 /// The slowest TPM makes one in a second; more than these nobody can make.
 const SIGNATURES: RangeInclusive<u32> = 1..=6_000_000;
@@ -340,7 +340,7 @@ impl Reader<'_> {
                 Err(self.wrong(&value.span(), key, what))
             }
         };
-        let connections = read("socket.max_connections", all, 2048)?;
+        let connections = read("socket.max_connections", all, MAX_CONNECTIONS)?;
         let half = (connections / 2).max(1);
         Ok(Limits { connections, of_one_user: read("socket.max_connections_per_user", of_one_user, half)? })
     }

@@ -22,7 +22,7 @@ use crate::config::Limits;
 const PER_CONNECTION: usize = 100;
 /// The same for the further connections of a uid with many connections.
 const PER_FURTHER_CONNECTION: usize = 10;
-/// Connections with [`PER_CONNECTION`] calls, of one uid and of all.
+/// Connections with [`PER_CONNECTION`] calls, of one uid and of all; and no more than an eighth of all connections.
 const FULL_CONNECTIONS: Limits = Limits { connections: 128, of_one_user: 16 };
 /// A SPIFFE client has two or three streams on its connection.
 const CALLS_FOR_EACH_CONNECTION: usize = 4;
@@ -43,6 +43,8 @@ impl CallLimits {
         let of_one_user = calls_for(of_one_user).max(PER_CONNECTION);
         let all = calls_for(connections).max(of_one_user.saturating_mul(4));
         self.calls.limit(Limits { connections: all, of_one_user });
+        let full = (connections / 8).clamp(1, FULL_CONNECTIONS.connections);
+        self.full_connections.limit(Limits { connections: full, ..FULL_CONNECTIONS });
     }
 
     /// The limit of a new HTTP/2 connection of this uid.

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::sys::socket::sockopt::SndBuf;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket};
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -27,6 +28,9 @@ use crate::system::files;
 
 /// So many are told at once that there is no place for them.
 const MAX_REFUSALS: usize = 64;
+/// Bytes that wait in the kernel for a caller who does not take them, at the agent's expense; the kernel allows twice as
+/// much for its own records (socket(7), `SO_SNDBUF`).
+const SEND_BUFFER: usize = 32 * 1024;
 /// How long those who are being answered have when the socket is closed.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -125,6 +129,7 @@ impl Socket {
                 }
             };
             has_failed = false;
+            let _ = setsockopt(&stream, SndBuf, &SEND_BUFFER); // the usual one serves as well
             let caller = Caller::of(&stream, self.right);
             match places.take(caller.uid) {
                 Ok(place) => {

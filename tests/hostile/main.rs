@@ -12,6 +12,7 @@ mod bundle;
 mod crowds;
 mod frames;
 mod leavers;
+mod limits;
 mod server_chain;
 mod texts;
 #[allow(dead_code)] // not all of them measure everything

@@ -19,6 +19,7 @@ the_workload_api_gives_bundles_to_all_and_the_key_in_the_tpm_to_nobody
 orders_are_root_s_and_on_record
 the_key_is_in_the_tpm_of_this_machine
 the_agent_has_no_right_that_it_does_not_need
+the_helper_for_a_late_tpm_needs_few_rights_and_starts_the_agent_only_where_it_has_none
 an_encrypted_kek_reaches_the_agent
 a_rotation_reloads_a_service
 a_device_without_state_enrolls_at_boot_as_the_same
@@ -140,9 +141,10 @@ the_files_have_their_owners_and_modes() {
     guest 'cd /var/lib/miaf-agent/private && find . ! -perm /077' | grep identity.json >/dev/null
     guest 'find /var/lib/miaf-agent/private -perm /077' | expect_output
     guest 'stat --format "%A %U %G %n" /run/miaf-agent /run/miaf-agent/*' | expect_output \
-        'drwxr-xr-x miaf-agent miaf-agent /run/miaf-agent' \
+        'drwxr-xr-x root root /run/miaf-agent' \
         'srw------- root root /run/miaf-agent/admin.sock' \
         'srw-rw---- root miaf /run/miaf-agent/agent.sock' \
+        'drwxr-xr-x miaf-agent miaf-agent /run/miaf-agent/keys' \
         'srw-rw---- root miaf-sign /run/miaf-agent/sign.sock'
 }
 
@@ -298,6 +300,24 @@ the_agent_has_no_right_that_it_does_not_need() {
     guest 'systemd-analyze security --no-pager miaf-agent' >"$work/security.log"
     awk '/Overall exposure level/ { exit !($(NF - 2) <= 1.3) }' "$work/security.log" \
         || fail "$(grep 'Overall exposure' "$work/security.log")"
+    # It writes where a software key is published, and not beside the sockets.
+    guest 'agent="nsenter --target $(systemctl show --property MainPID --value miaf-agent) --mount runuser -u miaf-agent --"
+        $agent touch /run/miaf-agent/keys/new && rm /run/miaf-agent/keys/new && ! $agent touch /run/miaf-agent/new' 2>/dev/null \
+        || fail "/run/miaf-agent is not as it should be for the agent"
+}
+
+the_helper_for_a_late_tpm_needs_few_rights_and_starts_the_agent_only_where_it_has_none() {
+    local pid
+    pid=$(main_pid)
+    guest 'systemd-analyze security --no-pager miaf-agent-tpm' >"$work/security.log"
+    awk '/Overall exposure level/ { exit !($(NF - 2) <= 1.0) }' "$work/security.log" \
+        || fail "$(grep 'Overall exposure' "$work/security.log")"
+    guest 'systemctl start miaf-agent-tpm && systemctl show --property Result --value miaf-agent-tpm' | expect_output exec-condition
+    [ "$(main_pid)" = "$pid" ] || fail "the agent has its TPM and was started again"
+    guest 'nsenter --target $(systemctl show --property MainPID --value miaf-agent) --mount sh -c "umount /dev/tpmrm0 && rm /dev/tpmrm0"
+        systemctl start miaf-agent-tpm && systemctl show --property Result --value miaf-agent-tpm' | expect_output success
+    wait_for 60 "another start of the agent" other_pid_than "$pid"
+    wait_for 60 "the identity" state_is active
 }
 
 an_encrypted_kek_reaches_the_agent() {

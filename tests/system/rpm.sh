@@ -80,9 +80,10 @@ the_root_boots_and_the_agent_is_unconfigured() {
     guest "systemctl is-active $units" | expect_output active active active active
     state_is unconfigured || fail "the device is $(field .state)"
     guest 'stat --format "%A %U %G %n" /run/miaf-agent /run/miaf-agent/*' | expect_output \
-        'drwxr-xr-x miaf-agent miaf-agent /run/miaf-agent' \
+        'drwxr-xr-x root root /run/miaf-agent' \
         'srw------- root root /run/miaf-agent/admin.sock' \
         'srw-rw---- root miaf /run/miaf-agent/agent.sock' \
+        'drwxr-xr-x miaf-agent miaf-agent /run/miaf-agent/keys' \
         'srw-rw---- root miaf-sign /run/miaf-agent/sign.sock'
 }
 
