@@ -263,6 +263,7 @@ mod tests {
             sign_group: None,
             admin_path: folder.path().join("admin.sock"),
             limits: Limits { connections: 4, of_one_user: 2 },
+            signatures_per_minute: 1,
         };
         let publication = Publication::new(Snapshot::unconfigured(), Timestamp::from_secs(0));
         let lines = Lines::new(&publication, Orders::channel().0);

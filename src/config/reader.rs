@@ -15,8 +15,8 @@ use url::Url;
 use super::no_proxy;
 use super::sources::Sources;
 use super::{
-    Bootstrap, ConfigError, DAY, FactoryCertificate, FactoryKey, InitialTrust, Key, Limits, MAX_CONNECTIONS, MAX_REASON, Mis,
-    Problem, Proxy, ProxyUrl, SIGNATURES_PER_MINUTE, Through, raw,
+    Bootstrap, ConfigError, DAY, FactoryCertificate, FactoryKey, InitialTrust, Key, Limits, MAX_CONNECTIONS,
+    MAX_REASON, Mis, Problem, Proxy, ProxyUrl, SIGNATURES_PER_MINUTE, Through, raw,
 };
 use crate::keys::ProviderKind;
 use crate::keys::tpm::{BadParent, Tcti};

@@ -412,7 +412,10 @@ fn over_http_2_there_is_the_workload_api_and_nothing_else() {
 /// Each of them costs nothing but its own connection: others are answered as before, and the agent does not grow.
 #[test]
 fn callers_who_say_nothing_or_too_much_or_never_listen_cost_their_own_connection() {
-    let world = World::renewing();
+    let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
+    world.configure(&format!("max_connections = 1024\n{}", world::SOON));
+    world.device.start();
+    world.device.wait_for_status("an identity", |status| status["svid"].is_object());
     let connect = |socket: &str| UnixStream::connect(world.device.path(socket)).unwrap();
     let crowd_within = |kib_each: u64, socket: &str, say: &dyn Fn(&mut UnixStream)| -> Vec<UnixStream> {
         let before = memory(&world.device);
@@ -519,7 +522,7 @@ fn what_callers_do_wrong_does_not_fill_the_log() {
 #[test]
 fn memory_is_returned_after_a_crowd() {
     const CROWD: usize = 400;
-    let world = World::enrolled();
+    let world = World::enrolled_with("max_connections = 1024\n");
     let connect = || UnixStream::connect(world.device.path("run/agent.sock")).unwrap();
     assert_eq!(world.device.get("/v1/status").unwrap().0, 200);
     let idle = memory(&world.device);

@@ -36,7 +36,13 @@ impl World {
 
     /// As [`new`](Self::new), with the agent started and the first identity there.
     pub(crate) fn enrolled() -> Self {
+        Self::enrolled_with("")
+    }
+
+    /// The same, configured with these lines more.
+    pub(crate) fn enrolled_with(more: &str) -> Self {
         let mut world = Self::new();
+        world.configure(more);
         world.device.start();
         world.device.wait_for("active");
         world

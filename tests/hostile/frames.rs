@@ -213,7 +213,7 @@ fn pipelined_requests_that_are_read_are_no_matter() {
 #[test]
 fn frames_of_a_crowd_cost_the_loop_nothing() {
     const CROWD: usize = 400;
-    let world = World::enrolled();
+    let world = World::enrolled_with("max_connections = 1024\n");
     let device = &world.device;
     for name in ["agent.sock", "sign.sock", "admin.sock"] {
         assert!(threads(device).contains(&name.to_owned()), "{:?}", threads(device));

@@ -112,7 +112,7 @@ fn permits_of_the_last_quarter_are_for_users_who_have_none() {
 #[test]
 #[ignore = "needs root: callers are many users"]
 fn signatures_that_wait_leave_room_for_others_and_for_root() {
-    let mut world = World::enrolled();
+    let mut world = World::enrolled_with("max_connections = 2048\n");
     let sign = {
         let body = json!({ "algorithm": "ES256", "digest": "A".repeat(43) + "=" }).to_string();
         format!("POST /v1/sign HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len())
@@ -150,7 +150,7 @@ fn refused(device: &Device) -> u64 {
 #[test]
 #[ignore = "needs root: callers are many users"]
 fn refusals_beyond_those_on_record_are_recorded_as_such() {
-    let world = World::enrolled();
+    let world = World::enrolled_with("max_connections = 2048\n");
     let device = &world.device;
     let mut crowd = Crowd::new();
     // Of everyone who closes at once nothing is said; of connections that are closed for their frames it is.
