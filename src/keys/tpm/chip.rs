@@ -14,7 +14,7 @@ use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
     Digest, EccPoint, EccScheme, HashScheme, HashcheckTicket, Private, Public, PublicBuilder,
-    PublicEccParameters, PublicEccParametersBuilder, Signature, SignatureScheme,
+    PublicEccParameters, PublicEccParametersBuilder, SensitiveData, Signature, SignatureScheme,
 };
 use tss_esapi::traits::{Marshall, UnMarshall};
 use tss_esapi::tss2_esys::TPMT_TK_HASHCHECK;
@@ -232,6 +232,18 @@ pub(super) fn sign_loaded(
     let no_ticket = HashcheckTicket::try_from(no_ticket).during(Step::Sign)?;
     context.sign(key, digest, scheme, no_ticket).during(Step::Sign)
 }
+
+/// Writes over the password in the buffer of the TSS for commands, which is neither wiped after a command nor when it is
+/// freed. Random numbers are stirred by every TPM, with nothing but the bytes that are given; zeros do them no harm.
+pub(super) fn write_over_command(context: &mut Context) {
+    let Ok(zeros) = SensitiveData::try_from(vec![0; COMMAND]) else { return };
+    // What may go wrong went wrong before, and is reported.
+    let _ = context.execute_without_session(|context| context.stir_random(zeros));
+}
+
+/// As far into a command as a password can reach: 27 bytes before it, and 64 of it (TPM 2.0 specification, part 1,
+/// "Command Structure"). No more than 128 can be stirred (part 2, `MAX_SYM_DATA`).
+const COMMAND: usize = 128;
 
 pub(super) fn ecdsa(hash: HashingAlgorithm) -> SignatureScheme {
     SignatureScheme::EcDsa { hash_scheme: HashScheme::new(hash) }

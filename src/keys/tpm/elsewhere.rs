@@ -19,13 +19,14 @@ use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::key_bits::RsaKeyBits;
 use tss_esapi::structures::{
-    EccScheme, HashScheme, Private, Public, PublicKeyRsa, RsaExponent, RsaScheme, SensitiveData, Signature,
-    SignatureScheme,
+    EccScheme, HashScheme, Private, Public, PublicKeyRsa, RsaExponent, RsaScheme, Signature, SignatureScheme,
 };
 use tss_esapi::traits::Marshall;
 
 use super::Tpm;
-use super::chip::{ecdsa, ecdsa_der, halves, sec1, sign_loaded, with_loaded, with_persistent};
+use super::chip::{
+    ecdsa, ecdsa_der, halves, sec1, sign_loaded, with_loaded, with_persistent, write_over_command,
+};
 use super::failure::{During, Failure, Step};
 use super::guard::Pair;
 use super::parent::{Storage, Under};
@@ -246,18 +247,6 @@ impl Object {
         wiped.map(|()| signature)
     }
 }
-
-/// Writes over the password in the buffer of the TSS for commands, which is neither wiped after a command nor when it is
-/// freed. Random numbers are stirred by every TPM, with nothing but the bytes that are given; zeros do them no harm.
-fn write_over_command(context: &mut Context) {
-    let Ok(zeros) = SensitiveData::try_from(vec![0; COMMAND]) else { return };
-    // What may go wrong went wrong before, and is reported.
-    let _ = context.execute_without_session(|context| context.stir_random(zeros));
-}
-
-/// As far into a command as a password can reach: 27 bytes before it, and 64 of it (TPM 2.0 specification, part 1,
-/// "Command Structure"). No more than 128 can be stirred (part 2, `MAX_SYM_DATA`).
-const COMMAND: usize = 128;
 
 /// A way to sign that TLS 1.3 has (RFC 8446 section 4.2.3).
 struct Way {

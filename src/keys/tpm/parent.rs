@@ -18,11 +18,11 @@ use tss_esapi::interface_types::key_bits::RsaKeyBits;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::structures::{Public, PublicEccParametersBuilder, SymmetricDefinitionObject};
 
-use super::chip::{ecc_template, with_persistent};
+use super::chip::{ecc_template, with_persistent, write_over_command};
 use super::failure::{During, Failure, ParentTrouble, Step};
 use super::guard::{Pair, Refusals};
 use crate::keys::tss2::Parent;
-use crate::system::secret::Secret;
+use crate::system::secret::{Secret, wipe_stack};
 
 /// `key.parent`: under which key of the TPM new keys are made. Keys that were made stay under their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -168,6 +168,8 @@ impl Storage {
         let done = work(context);
         // The TSS keeps its copy for the owner; this writes over it.
         let wiped = context.tr_set_auth(owner, Default::default()).during(Step::Release);
+        write_over_command(context);
+        wipe_stack();
         let value = done?;
         wiped.map(|()| value)
     }
