@@ -343,7 +343,10 @@ async fn drive(
                     // An action is never dropped half-way: a key may just be written, an answer on its way. A bad
                     // configuration does not even disturb it.
                     Told::Reload => reloaded = reload(place, signals, None).or(reloaded),
-                    Told::Changed => reloaded = reload(place, signals, Some(&current)).or(reloaded),
+                    Told::Changed => {
+                        let next = reloaded.as_ref().unwrap_or(&current);
+                        reloaded = reload(place, signals, Some(next)).or(reloaded);
+                    }
                     Told::Order(given) => signals.taken.take(given, standing, place),
                 },
             }
@@ -383,7 +386,8 @@ async fn wait_for_correction(error: &LastError, place: &Place, signals: &mut Sig
     );
     loop {
         match place.load() {
-            Err(e) if e.to_string() == complaint => {}
+            // As it is reported: shortened, and on one line.
+            Err(e) if configuration_error(&e).report == error.report => {}
             loaded => return Some(loaded),
         }
         wait_for_change(signals, &why).await?;

@@ -42,6 +42,8 @@ const DEFAULT_STATE_DIR: &str = "/var/lib/miaf-agent";
 const DEFAULT_SOCKET: &str = "/run/miaf-agent/agent.sock";
 /// Characters of what is wrong with a file. It quotes what stands there.
 const MAX_REASON: usize = 1024;
+/// Characters of a file's path in a message.
+const MAX_PATH: usize = 512;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// The whole configuration. Each room is given its part.
@@ -376,7 +378,7 @@ enum Problem {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
+        write!(f, "{}", Excerpt::of(self.file.display(), MAX_PATH))?;
         if let Some(line) = self.line {
             write!(f, ":{line}")?;
         }

@@ -6,12 +6,12 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::thread;
 use std::time::Duration;
 
-use development_mis::Endpoint;
+use development_mis::{Endpoint, Fault};
 
-use crate::support::agent::{AGENT, Device};
+use crate::support::agent::{AGENT, Device, PATIENCE};
 use crate::support::folder::open_to_all;
 use crate::support::strace::{Call, Strace, What};
-use crate::world::World;
+use crate::world::{World, is_at};
 
 const UNCONFIGURED: &str = "state_dir = \"{dir}/state\"\n[socket]\npath = \"{dir}/run/agent.sock\"\n";
 /// Nobody in particular.
@@ -109,6 +109,41 @@ fn every_kind_of_bad_file_is_named_and_its_correction_is_noticed() {
         assert!(status["lastError"]["detail"].as_str().unwrap().contains(says), "{says}: {status:#}");
         assert_eq!(device.log().matches("What is held is served").count(), 2, "{}", device.log());
     }
+}
+
+/// What is reported of it is shortened and on one line: it is the same mistake all the same.
+#[test]
+fn a_file_of_an_odd_name_is_complained_of_once() {
+    let mut device = Device::new(UNCONFIGURED);
+    fs::create_dir_all(device.path("config.d")).unwrap();
+    let odd = device.path("config.d").join(format!("odd\n  \u{1b}[31m{}.toml", "x".repeat(200)));
+    fs::write(&odd, "[miss]\n").unwrap();
+    device.start();
+    let status = device.wait_for("blocked");
+    let detail = status["lastError"]["detail"].as_str().unwrap();
+    assert!(detail.contains("odd \u{fffd}[31mxx") && detail.contains("unknown field `miss`"), "{detail}");
+    assert_eq!(device.log().matches("What is held is served").count(), 1, "{}", device.log());
+    fs::remove_file(&odd).unwrap();
+    device.wait_for("unconfigured");
+    assert!(device.stop().success());
+}
+
+/// A change that is taken back while an action is under way has never been.
+#[test]
+fn a_change_that_is_taken_back_is_not_lived_under() {
+    let mut world = World::new();
+    world.mis.fault(Endpoint::Enrollment, Fault::StallAnswer(Duration::from_secs(25)));
+    world.device.start();
+    world.mis.wait_for(PATIENCE, |journal| journal.iter().any(|e| is_at(e, Endpoint::Enrollment))).unwrap();
+    let read = |count: usize| {
+        move |device: &Device| device.log().matches("the configuration has been read anew").count() == count
+    };
+    world.configure("[workload_api]\nkey_users = [\"nobody\"]\n");
+    world.device.wait_until("the change is read", read(1));
+    world.configure("");
+    world.device.wait_until("the change back is read", read(2));
+    world.device.wait_for("active");
+    assert_eq!(world.seen(Endpoint::Enrollment).len(), 1);
 }
 
 #[test]
