@@ -129,8 +129,8 @@ impl Snapshot {
 
     /// The configuration that is there is not in use.
     pub fn rejects_configuration(&self) -> bool {
-        let kind = self.last_error.as_ref().and_then(|(error, _)| error.report.kind.rsplit(':').next());
-        kind == Some(CONFIGURATION)
+        let kind = self.last_error.as_ref().map(|(error, _)| error.report.kind.as_str());
+        kind.and_then(|kind| kind.strip_prefix("urn:miaf-agent:error:")) == Some(CONFIGURATION)
     }
 
     /// The same where the configuration, which says where keys are made, could be read.

@@ -12,6 +12,9 @@ use crate::time::Timestamp;
 
 const MARGO_ERRORS: &str = "https://margo.org/docs/errors/";
 
+/// Types of the agent's own errors. Programs, metrics and the commands' advice go by them.
+const OWN_ERRORS: &str = "urn:miaf-agent:";
+
 /// The members that count. One of another type is as if it were missing (RFC 9457 section 3.1).
 #[derive(Deserialize)]
 struct Members<'a> {
@@ -53,12 +56,21 @@ impl Problem {
         };
         let genuine = body.status.and_then(json::whole_number) == Some(u64::from(status));
         let problem = Self {
-            kind: text(body.kind, MAX_KIND)?,
+            kind: text(body.kind, MAX_KIND).map(foreign)?,
             title: text(body.title, MAX_TITLE)?,
             detail: text(body.detail, MAX_DETAIL / 2),
             instance: text(body.instance, MAX_INSTANCE),
         };
         genuine.then_some(problem)
+    }
+}
+
+/// A type that a server may use. One of the agent's own says nothing (RFC 9457 section 4.2.1).
+fn foreign(kind: Excerpt) -> Excerpt {
+    let begin = kind.get(..OWN_ERRORS.len());
+    match begin.is_some_and(|begin| begin.eq_ignore_ascii_case(OWN_ERRORS)) {
+        true => Excerpt::of("about:blank", MAX_KIND),
+        false => kind,
     }
 }
 
@@ -134,6 +146,20 @@ mod tests {
         ] {
             let problem = Problem::read(status, PROBLEM, &body(code, status)).unwrap();
             assert_eq!(meaning(status, Some(&problem)), want, "{code} {status}");
+        }
+    }
+
+    #[test]
+    fn a_server_does_not_speak_in_the_agents_name() {
+        for (kind, taken) in [
+            ("urn:miaf-agent:error:key-lost", "about:blank"),
+            (" URN:Miaf-Agent:error:configuration", "about:blank"),
+            ("urn:miaf-agents:error:key-lost", "urn:miaf-agents:error:key-lost"),
+            ("urn:other:configuration", "urn:other:configuration"),
+            ("urn:miaf-\u{e4}gent:", "urn:miaf-\u{e4}gent:"),
+        ] {
+            let problem = Problem::read(503, PROBLEM, &body(kind, 503)).unwrap();
+            assert_eq!(&*problem.kind, taken);
         }
     }
 
