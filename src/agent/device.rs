@@ -12,12 +12,15 @@ use crate::deliver::files::{PublishError, Publisher};
 use crate::deliver::watch::Publication;
 use crate::deliver::{HeldBundle, Identity, Snapshot};
 use crate::keys::{Key, KeyError, Provider};
-use crate::lifecycle::{Action, Draw, Event, KnownTime, LastError, Lifecycle, Report, State, Step};
+use crate::lifecycle::{
+    Action, Draw, Event, KnownTime, LastError, Lifecycle, MAX_DETAIL, Report, State, Step,
+};
 use crate::mis::{Discovery, Mis};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid;
 use crate::store::{self, Store};
 use crate::system::{clock, service};
+use crate::text::Excerpt;
 use crate::time::{BootTime, Now, Proof, Timestamp};
 
 /// After a failure to publish the files, they are tried again this much later.
@@ -251,7 +254,8 @@ impl Device {
         let Some(mut rejected) = self.rejected.clone() else { return other };
         if let (Some(detail), Some((LastError { report, .. }, _))) = (&mut rejected.report.detail, other) {
             let besides = report.detail.as_deref().unwrap_or("no more is known");
-            detail.push_str(&format!(". Besides: {}: {besides}", report.title));
+            let both = format_args!("{detail}. Besides: {}: {besides}", report.title);
+            *detail = Excerpt::of(both, MAX_DETAIL).into();
         }
         Some((rejected, None))
     }
