@@ -68,7 +68,8 @@ pub enum MisError {
     /// The name of the MIS, or of the proxy before it, leads to no address, though this device is in a network.
     #[error(
         "{url} could not be reached, for the name \"{name}\" cannot be resolved: {why}. Check the name in the \
-         configuration, and the name servers of this device (/etc/resolv.conf)"
+         configuration, and the name servers of this device (/etc/resolv.conf){}",
+        if *has_way_out { "" } else { ". It has no default route either: check its uplink" }
     )]
     NameNotResolved {
         /// What was asked.
@@ -77,6 +78,8 @@ pub enum MisError {
         name: String,
         /// Whether it is the name or the server.
         why: &'static str,
+        /// There is a default route. Without one the network may be one on this device (a bridge for containers).
+        has_way_out: bool,
     },
     /// No connection, or no answer on it.
     #[error("{url} could not be reached: {why}")]
@@ -220,7 +223,7 @@ impl MisError {
             Self::ClientCertificateRefused { .. } => Meaning::NotAuthenticated,
             Self::OtherTrustDomain { .. } => Meaning::Permanent,
             Self::Refused { status, problem, .. } => problem::meaning(*status, problem.as_ref()),
-            Self::Offline { .. } => Meaning::Offline,
+            Self::Offline { .. } | Self::NameNotResolved { has_way_out: false, .. } => Meaning::Offline,
             Self::NameNotResolved { .. }
             | Self::Unreachable { .. }
             | Self::ServerNotTrusted { .. }
@@ -307,4 +310,20 @@ pub(super) fn innermost(error: &dyn std::error::Error) -> String {
         inner = source;
     }
     Excerpt::of(inner, MAX_REASON).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever has no way out asks nobody, and goes on soon after the link is back.
+    #[test]
+    fn a_name_that_is_not_resolved_without_a_way_out_is_retried_as_offline() {
+        let meaning = |has_way_out| {
+            let url = Url::parse("https://mis.example/").unwrap();
+            MisError::NameNotResolved { url, name: "mis.example".into(), why: "", has_way_out }.meaning()
+        };
+        assert_eq!(meaning(false), Meaning::Offline);
+        assert_eq!(meaning(true), Meaning::Transient);
+    }
 }

@@ -461,9 +461,12 @@ async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note
     if error.is_connect() {
         if cause.starts_with(NOT_RESOLVED) {
             return match (route::is_in_a_network(), first_host(&url, hop)) {
-                (true, Some((name, _))) => {
-                    MisError::NameNotResolved { name: name.to_owned(), url, why: lookup_failure(&cause) }
-                }
+                (true, Some((name, _))) => MisError::NameNotResolved {
+                    name: name.to_owned(),
+                    url,
+                    why: lookup_failure(&cause),
+                    has_way_out: route::leads_anywhere(),
+                },
                 _ => MisError::Offline { url, why },
             };
         }

@@ -43,7 +43,8 @@ fn has_address(table: &str) -> bool {
     })
 }
 
-fn leads_anywhere() -> bool {
+/// Whether there is a default route.
+pub fn leads_anywhere() -> bool {
     ANYWHERE.iter().any(|address| leads_to_address((*address, DISCARD).into()))
 }
 
