@@ -185,13 +185,14 @@ fn commands_without_an_agent_name_the_line_that_is_wrong() {
     assert!(code == Some(78) && said.contains("config.toml:4: "), "{said}");
 }
 
-/// In a user namespace of its own, where the limit is its own too.
+/// The kernel refuses as it does when the user has no instances left.
 #[test]
 fn a_device_without_inotify_hears_of_its_configuration() {
     let mut world = World::new();
     world.device.configure(UNCONFIGURED);
-    let refuse = "echo 0 >/proc/sys/user/max_inotify_instances && exec \"$0\" \"$@\"";
-    world.device.under(&["unshare", "--user", "--map-root-user", "sh", "-c", refuse]);
+    let refuse = ["--trace=inotify_init1", "--inject=inotify_init1:error=EMFILE", "--output=/dev/null"];
+    // As a grandchild of the agent: the process that is signalled and waited for is the agent's.
+    world.device.under(&[&["strace", "--daemonize", "--follow-forks", "--quiet=all"], &refuse[..]].concat());
     world.device.start();
     world.device.wait_for("unconfigured");
     world.device.wait_until("it is said", |device| device.log().contains("fs.inotify.max_user_instances"));

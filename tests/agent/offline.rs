@@ -51,10 +51,10 @@ fn a_name_that_is_not_resolved_is_not_called_offline() {
         [(ELSEWHERE[2], ""), (ELSEWHERE[0], "proxy = \"http://proxy.factory.example:3128\"")]
     {
         let mut world = device_of(origin, proxy);
-        let network = "ip link set lo up && ip link add name one type veth peer name two && \
-                       ip address add 10.77.0.2/24 dev one && ip link set one up && ip link set two up && \
-                       exec \"$0\" \"$@\"";
-        world.device.under(&["unshare", "--user", "--map-root-user", "--net", "sh", "-c", network]);
+        world.device.in_network_of_its_own(
+            "ip link set lo up && ip link add name one type veth peer name two && \
+             ip address add 10.77.0.2/24 dev one && ip link set one up && ip link set two up",
+        );
         world.device.start();
         let error = world.device.wait_for_error("cannot be resolved")["lastError"].clone();
         assert_eq!(error["type"], "urn:miaf-agent:error:name-not-resolved", "{error:#}");

@@ -77,15 +77,20 @@ impl Device {
         self.passed.push((name.into(), UnixListener::bind(path).expect("a listening socket")));
     }
 
-    /// Agents started from now on have a network of their own, and nothing in it. (As somebody who is root there only.)
+    /// Agents started from now on have a network of their own, and nothing in it.
     pub(crate) fn go_offline(&mut self) {
+        self.in_network_of_its_own(":");
+    }
+
+    /// Agents started from now on have a network of their own, in which these commands of the shell were run. (As somebody who
+    /// is root there only.)
+    pub(crate) fn in_network_of_its_own(&mut self, commands: &str) {
         // Root needs no users of its own for that, and cannot have them everywhere (not below a chroot, say).
         let is_root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
-        self.under(if is_root {
-            &["unshare", "--net"]
-        } else {
-            &["unshare", "--user", "--map-root-user", "--net"]
-        });
+        let unshare: &[&str] =
+            if is_root { &["unshare", "--net"] } else { &["unshare", "--user", "--map-root-user", "--net"] };
+        let shell = format!("{commands} && exec \"$0\" \"$@\"");
+        self.under(&[unshare, &["sh", "-c", &shell]].concat());
     }
 
     /// Agents started from now on are started by this program, which is to become what its last arguments say.

@@ -28,10 +28,10 @@ enum End {
 async fn raw(answer: impl Into<Vec<u8>>, end: End) -> (Result<Fetched<Discovery>, MisError>, String) {
     let folder = tempfile::tempdir().unwrap();
     let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(["localhost".into()]).unwrap();
+    let mut params = CertificateParams::new(["127.0.0.1".into()]).unwrap();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let issuer = rcgen::CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    let leaf = CertificateParams::new(["localhost".into()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let leaf = CertificateParams::new(["127.0.0.1".into()]).unwrap().signed_by(&key, &issuer).unwrap();
     let ca_file = folder.path().join("ca.pem");
     std::fs::write(&ca_file, issuer.pem()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -44,7 +44,7 @@ async fn raw(answer: impl Into<Vec<u8>>, end: End) -> (Result<Fetched<Discovery>
             PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())),
         )
         .unwrap();
-    let listener = TcpListener::bind("localhost:0").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let answer = answer.into();
     let server = std::thread::spawn(move || {
@@ -53,7 +53,7 @@ async fn raw(answer: impl Into<Vec<u8>>, end: End) -> (Result<Fetched<Discovery>
     });
     let trust = InitialTrust { ca_file: Some(ca_file), ..InitialTrust::default() };
     let client = direct(trust);
-    let url = format!("https://localhost:{port}/.well-known/margo");
+    let url = format!("https://127.0.0.1:{port}/.well-known/margo");
     let read = client.discovery(&url.parse().unwrap(), None).await;
     (read, server.join().unwrap())
 }
@@ -178,7 +178,7 @@ async fn what_is_no_document_is_named() {
     ] {
         let (read, _) = raw(answer, End::Cut).await;
         let told = read.unwrap_err().to_failure().report.detail.unwrap();
-        assert!(told.contains(says) && told.contains("https://localhost:"), "{story}: {told}");
+        assert!(told.contains(says) && told.contains("https://127.0.0.1:"), "{story}: {told}");
         assert!(!told.contains("docs.rs"), "{story}: {told}");
     }
 }
@@ -201,7 +201,7 @@ async fn a_refusal_says_who_refused_and_is_quoted_short() {
         (
             with_head("404 Not Found\r\ncontent-type: application/problem+json", problem),
             "Not Found",
-            "answered by https://localhost:",
+            "answered by https://127.0.0.1:",
         ),
         (
             with_head("502 Bad Gateway", "<html>\n<head><title>502 Bad Gateway</title></head>"),
@@ -223,7 +223,7 @@ async fn a_refusal_says_who_refused_and_is_quoted_short() {
         assert_eq!(failure.retry_after, has_wait.then_some(Duration::from_secs(77)));
         let (told_title, told) = (failure.report.title, failure.report.detail.unwrap());
         assert!(told_title.starts_with(title) && told.contains(says), "{told_title}: {told}");
-        assert!(told.contains("https://localhost:") && told.len() < 1000, "{told}");
+        assert!(told.contains("https://127.0.0.1:") && told.len() < 1000, "{told}");
     }
 }
 
