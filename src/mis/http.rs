@@ -462,7 +462,11 @@ async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note
         if cause.starts_with(NOT_RESOLVED) {
             return match (route::is_in_a_network(), first_host(&url, hop)) {
                 (true, Some((name, _))) => {
-                    MisError::NameNotResolved { name: name.to_owned(), url, why: lookup_failure(&cause) }
+                    let why = lookup_failure(&cause);
+                    match hop {
+                        Some(hop) => MisError::Proxy { url, why: hop.not_resolved(why) },
+                        None => MisError::NameNotResolved { name: name.to_owned(), url, why },
+                    }
                 }
                 _ => MisError::Offline { url, why },
             };
