@@ -208,7 +208,8 @@ impl fmt::Display for Instead {
             Self::Comment(line) => write!(f, "the block in line {line} is in a comment"),
             Self::Block(label) => write!(f, "it has a {label}"),
             Self::Der => f.write_str(
-                "it is binary (DER) and not PEM; convert it with: openssl x509 -inform DER -in FILE -out NEWFILE",
+                "it is binary (DER) and not PEM; convert it with: openssl x509 -inform DER -in FILE -out NEWFILE (a \
+                 PKCS #12, .p12 or .pfx, with: openssl pkcs12 -nokeys -in FILE -out NEWFILE)",
             ),
         }
     }

@@ -319,8 +319,15 @@ impl Store {
     }
 
     fn failed(&self, doing: &'static str, name: &str, source: io::Error) -> StoreError {
-        let advice = advice_on_own(&self.state_dir, &source);
-        StoreError { doing, path: self.private.join(name), advice, source }
+        let path = self.private.join(name);
+        let advice = match source.kind() {
+            io::ErrorKind::NotADirectory => {
+                let place = shell_word(&self.state_dir);
+                Some(format!("{place} and private in it have to be directories: move away what is there"))
+            }
+            _ => advice_on_own(&self.state_dir, &path, &source),
+        };
+        StoreError { doing, path, advice, source }
     }
 
     /// Keeps other agents from this state for as long as the file returned lives. `None` where the file system allows

@@ -1,10 +1,13 @@
 //! Why the agent gave no answer, in words that somebody can act on.
 
 use std::fmt;
+use std::fs;
 use std::io::{self, ErrorKind};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::system::access::group_argument;
 use crate::text::Excerpt;
 
 /// Why the agent gave no answer, or not the one that was asked for.
@@ -68,8 +71,9 @@ impl fmt::Display for ClientError {
             ),
             Self::Connect(socket, e) if e.kind() == ErrorKind::PermissionDenied => write!(
                 f,
-                "you may not ask the agent at {}: become a member of the group of that socket",
-                socket.display()
+                "you may not ask the agent at {}: become a member of the group of that socket{}",
+                socket.display(),
+                group_of(socket)
             ),
             Self::Connect(socket, e) => write!(
                 f,
@@ -88,6 +92,19 @@ impl fmt::Display for ClientError {
                 "the agent's answer cannot be read: {why}. Are this program and the agent of the same version?"
             ),
         }
+    }
+}
+
+/// Which group that is and what to type, where it is one for people.
+fn group_of(socket: &Path) -> String {
+    match fs::metadata(socket).map(|found| found.gid()) {
+        Ok(gid) if gid != 0 => {
+            let group = group_argument(gid);
+            format!(
+                " ({group}): usermod --append --groups {group} USER, as root; it counts from the next login"
+            )
+        }
+        _ => String::new(),
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) fn entry(text: &str) -> Result<String, String> {
         return Ok(entry);
     }
     match meant(&entry) {
-        Some(meant) => Err(format!("{:?} never matches: write {:?}. {ALLOWED}", shown(text), shown(&meant))),
+        Some(meant) => Err(format!("{:?} never matches: write {:?}; {ALLOWED}", shown(text), shown(&meant))),
         None => Err(format!("{:?}: {ALLOWED}", shown(text))),
     }
 }

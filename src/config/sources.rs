@@ -1,5 +1,6 @@
 //! The files that the configuration is in: the one that is named, and the drop-ins beside it.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -76,7 +77,7 @@ impl Sources {
             let parsed = toml::from_str(&text).map_err(|e| ConfigError {
                 file: file.clone(),
                 line: e.span().map(|span| self.line(*start, span.start.min(end.saturating_sub(1)))),
-                problem: Problem::Syntax(Excerpt::of(e.message(), MAX_REASON)),
+                problem: Problem::Syntax(Excerpt::of(in_words(e.message()), MAX_REASON)),
             })?;
             whole.overlay(parsed);
         }
@@ -93,6 +94,32 @@ impl Sources {
         let before = self.text.as_bytes().get(start..at).unwrap_or_default();
         before.iter().filter(|byte| **byte == b'\n').count() + 1
     }
+}
+
+/// The parser's message, without the names that Rust has for types, and without its guess at what a text without quotes
+/// was meant to be.
+fn in_words(message: &str) -> Cow<'_, str> {
+    const GUESSES: [&str; 4] =
+        ["invalid boolean, ", "invalid float, ", "invalid fraction, ", "string values must be quoted, "];
+    if GUESSES.iter().any(|guess| message.starts_with(guess)) {
+        return "a value is missing, or it is neither a number nor true or false; a text stands in quotes"
+            .into();
+    }
+    let Some((found, expected)) = message.rsplit_once(", expected ") else { return message.into() };
+    if !found.starts_with("invalid ") {
+        return message.into();
+    }
+    let expected = match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number",
+        "f64" => "a number",
+        "a boolean" => "true or false, without quotes",
+        "a string" | "path string" => "a text in quotes",
+        "a sequence" => "a list, as in [\"a\", \"b\"]",
+        "an array of length 2" => "a list of two",
+        of_rust if of_rust.starts_with("struct ") => "a table",
+        _ => return message.into(),
+    };
+    format!("{found}, expected {expected}").into()
 }
 
 /// The texts of the files as far as they can be read, in their order.

@@ -207,7 +207,7 @@ fn identity_of(path: &Path) -> io::Result<(u64, u64)> {
 
 /// A socket that cannot be bound: the agent would be of no use without it.
 #[derive(Debug, thiserror::Error)]
-#[error("the agent's socket {} cannot be bound: {source}. Check [socket] in the configuration, and that the agent's user may write to that folder and is a member of the group", path.display())]
+#[error("the agent's socket {} cannot be bound: {source}. {}", path.display(), self.advice())]
 pub struct BindError {
     path: PathBuf,
     source: io::Error,
@@ -217,6 +217,15 @@ impl BindError {
     /// The socket at `path` cannot be had.
     pub fn new(path: &Path, source: io::Error) -> Self {
         Self { path: path.to_owned(), source }
+    }
+
+    fn advice(&self) -> &'static str {
+        if self.source.kind() == io::ErrorKind::AddrInUse {
+            "Stop that one (systemctl stop miaf-agent), or give this one a socket of its own: path under [socket]"
+        } else {
+            "Check [socket] in the configuration, and that the agent's user may write to that folder and is a member of the \
+             group"
+        }
     }
 }
 

@@ -150,7 +150,17 @@ fn hint(kind: &str, status: Option<u16>) -> Option<&'static str> {
         (Some("redirected"), ..) => {
             "set mis.discovery_url to the address itself, or have the MIS's documents corrected"
         }
-        (Some("proxy"), ..) => "correct mis.proxy, or the proxy",
+        (Some("proxy"), ..) => {
+            "correct the proxy, or what names it: mis.proxy, or HTTPS_PROXY in the environment of the service"
+        }
+        (Some("offline"), ..) => "if it lasts, see to the network connection of this device",
+        (Some("name-not-resolved"), ..) => {
+            "if it lasts, correct the name in mis.discovery_url, or the name servers of this device"
+        }
+        (Some("unreachable"), ..) => {
+            "if it lasts, compare mis.discovery_url with what the operator of the MIS says, and see to firewalls and \
+             proxies on the way"
+        }
         (Some("discovery-refused"), ..) => {
             "compare mis.discovery_url with what the operator of the MIS says, and have the document corrected"
         }

@@ -691,7 +691,7 @@ pub enum KeyForm {
     /// A PEM block with some other label.
     Other(String),
     /// A private key of an algorithm or an encoding that the agent's TLS library does not take.
-    Algorithm(String),
+    Algorithm,
 }
 
 impl fmt::Display for KeyForm {
@@ -721,10 +721,10 @@ impl fmt::Display for KeyForm {
                  -out NEWKEY"
             ),
             Self::Other(label) => write!(f, "it holds a PEM block {label:?} and no private key"),
-            Self::Algorithm(why) => write!(
-                f,
-                "its algorithm or encoding is not supported ({why}); supported are ECDSA P-256 and P-384, RSA from \
-                 2048 bits and Ed25519, in PKCS#8 or, for ECDSA and RSA, SEC1 and PKCS#1"
+            Self::Algorithm => f.write_str(
+                "its algorithm or encoding is not supported, or it is damaged (openssl pkey -noout -check -text -in KEY tells); \
+                 supported are ECDSA P-256 and P-384, RSA from 2048 bits and Ed25519, in PKCS#8 or, for ECDSA and RSA, \
+                 SEC1 and PKCS#1",
             ),
         }
     }

@@ -70,7 +70,7 @@ fn plain(block: &Block, origin: &str) -> Result<Found, KeyError> {
     if let Some(bits) = rsa_bits.filter(|bits| !(2048..=4096).contains(bits)) {
         return Err(unsupported(KeyForm::RsaSize(bits)));
     }
-    let key = any_supported_type(&der).map_err(|why| unsupported(KeyForm::Algorithm(why.to_string())))?;
+    let key = any_supported_type(&der).map_err(|_| unsupported(KeyForm::Algorithm))?;
     let algorithm = rsa_bits.map_or_else(|| name_of_curve(key.as_ref()), rsa_name);
     Ok(Found::Plain { signing_key: Arc::new(Checked::new(key, origin)), algorithm })
 }
@@ -162,8 +162,8 @@ fn private_key_block(content: &[u8], origin: &str) -> Result<Block, KeyError> {
 fn without_a_key(content: &[u8], commented_out: &[usize]) -> String {
     match pem::instead_of_blocks(content, commented_out) {
         pem::Instead::Der => {
-            "it is binary (DER) and not PEM; convert it with: openssl pkey -inform DER -in FILE -out \
-                              NEWFILE"
+            "it is binary (DER) and not PEM; convert it with: openssl pkey -inform DER -in FILE -out NEWFILE (a PKCS #12, \
+             .p12 or .pfx, with: openssl pkcs12 -nocerts -nodes -in FILE -out NEWFILE)"
                 .into()
         }
         instead => format!("it holds no PEM block: {instead}"),

@@ -40,7 +40,7 @@ use zeroize::Zeroizing;
 use super::checked::checked;
 use super::{ErrorKind, Key, KeyError, KeyFile, Protection, PublicKey};
 use crate::pem;
-use crate::system::files;
+use crate::system::{access, files};
 
 /// The label of the PEM block.
 pub const LABEL: &str = "MIAF SEALED PRIVATE KEY";
@@ -143,7 +143,13 @@ impl Software {
 
     fn make_kek(&self) -> Result<Kek, KeyError> {
         let content = random_secret()?;
-        let failed = |why| KeyError::Kek { path: self.file.clone(), why };
+        let failed = |why: io::Error| {
+            // Beside it, in the state directory, is all that the agent keeps.
+            let advice = self.file.ancestors().nth(2).and_then(|dir| access::advice_on_own(dir, dir, &why));
+            let why =
+                advice.map(|advice| io::Error::new(why.kind(), format!("{why}. {advice}"))).unwrap_or(why);
+            KeyError::Kek { path: self.file.clone(), why }
+        };
         if let Some(folder) = self.file.parent() {
             files::make_dir(folder, 0o700, None).map_err(failed)?;
         }

@@ -65,7 +65,7 @@ pub enum MisError {
         /// The innermost reasons.
         why: String,
     },
-    /// The name of the MIS, or of the proxy before it, leads to no address, though this device is in a network.
+    /// The name of the MIS leads to no address, though this device is in a network.
     #[error(
         "{url} could not be reached, for the name \"{name}\" cannot be resolved: {why}. Check the name in the \
          configuration, and the name servers of this device (/etc/resolv.conf){}",

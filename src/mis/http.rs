@@ -461,12 +461,13 @@ async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note
     if error.is_connect() {
         if cause.starts_with(NOT_RESOLVED) {
             return match (route::is_in_a_network(), first_host(&url, hop)) {
-                (true, Some((name, _))) => MisError::NameNotResolved {
-                    name: name.to_owned(),
-                    url,
-                    why: lookup_failure(&cause),
-                    has_way_out: route::leads_anywhere(),
-                },
+                (true, Some((name, _))) => {
+                    let (why, has_way_out) = (lookup_failure(&cause), route::leads_anywhere());
+                    match hop {
+                        Some(hop) if has_way_out => MisError::Proxy { url, why: hop.not_resolved(why) },
+                        _ => MisError::NameNotResolved { name: name.to_owned(), url, why, has_way_out },
+                    }
+                }
                 _ => MisError::Offline { url, why },
             };
         }

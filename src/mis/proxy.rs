@@ -291,6 +291,14 @@ impl Hop {
         })
     }
 
+    /// The name of the proxy leads to no address.
+    pub(super) fn not_resolved(&self, why: &str) -> ProxyError {
+        let why = format!(
+            "its name cannot be resolved: {why}. Check that name, and the name servers of this device (/etc/resolv.conf)"
+        );
+        ProxyError::Unreachable { proxy: self.to_string(), why }
+    }
+
     fn of_status(&self, status: u16, to: String) -> ProxyError {
         let proxy = self.to_string();
         match (status, &self.auth) {

@@ -30,23 +30,29 @@ pub fn why_unreadable(path: &Path, e: &io::Error) -> String {
 /// and the command that gives it the directory.
 pub fn why_unwritable(dir: &Path, e: &io::Error) -> String {
     let why = Excerpt::of(e, MAX_SHOWN);
-    match advice_on_own(dir, e) {
+    match advice_on_own(dir, dir, e) {
         Some(advice) => format!("{why}. {advice}"),
         None => why.into(),
     }
 }
 
-/// What to do where the kernel refuses this process something in a directory that is to be its own.
-pub fn advice_on_own(dir: &Path, e: &io::Error) -> Option<String> {
-    is_denial(e).then(|| {
-        let (me, argument) = (current_user(), user_argument(geteuid().as_raw()));
-        let owner =
-            fs::metadata(dir).map(|of| format!("{} belongs to {}, and ", shell_word(dir), user(of.uid())));
-        let owner = owner.unwrap_or_default();
-        format!(
-            "{owner}this process runs as {me}. Give it what is there: chown -R {argument} {}",
-            shell_word(dir)
-        )
+/// What to do where the kernel refuses this process `place`, which is a directory that is to be its own, or in it.
+pub fn advice_on_own(dir: &Path, place: &Path, e: &io::Error) -> Option<String> {
+    if !is_denial(e) {
+        return None;
+    }
+    let (me, argument) = (current_user(), user_argument(geteuid().as_raw()));
+    let of = |place: &Path, uid| {
+        format!("{} belongs to {}, and this process runs as {me}. ", shell_word(place), user(uid))
+    };
+    let seen = place.ancestors().find_map(|seen| Some((seen, fs::symlink_metadata(seen).ok()?.uid())));
+    let owner = seen.map(|(seen, uid)| of(seen, uid)).unwrap_or_default();
+    let dir_word = shell_word(dir);
+    Some(match seen {
+        Some((seen, _)) if !seen.starts_with(dir) => {
+            format!("{owner}Make a directory for it: install -d -m 0711 -o {argument} {dir_word}")
+        }
+        _ => format!("{owner}Give it what is there: chown -R {argument} {dir_word}"),
     })
 }
 
@@ -179,14 +185,18 @@ impl Denial {
         })
     }
 
-    /// The bit of the mode that is missing: to search a directory, to read a file.
-    fn bit(&self) -> u32 {
-        if self.is_way { 0o1 } else { 0o4 }
+    /// The bits of the mode that are needed: to pass through a directory, to read a file, to read what is in a directory.
+    fn bits(&self) -> u32 {
+        match (self.is_way, self.is_dir) {
+            (true, _) => 0o1,
+            (false, true) => 0o5,
+            (false, false) => 0o4,
+        }
     }
 
     /// Owner and mode would let it in.
     fn is_allowed_by_mode(&self) -> bool {
-        self.process.may(Node { uid: self.uid, gid: self.gid, mode: self.mode }, self.bit())
+        self.process.may(Node { uid: self.uid, gid: self.gid, mode: self.mode }, self.bits())
     }
 
     fn is_hidden_home(&self) -> bool {
@@ -195,13 +205,17 @@ impl Denial {
 
     fn command(&self) -> String {
         let word = shell_word(&self.place);
-        let letter = if self.is_way { 'x' } else { 'r' };
+        let letter = match self.bits() {
+            0o1 => "x",
+            0o5 => "rx",
+            _ => "r",
+        };
         if self.process.uid == self.uid {
             format!("chmod u+{letter} {word}")
         } else if self.process.is_in(self.gid) {
             format!("chmod g+{letter} {word}")
         } else if self.is_dir {
-            // To pass through shows nothing of what is in it.
+            // To pass through shows nothing of what is in it. The one directory that is read has no secrets: config.d.
             format!("chmod o+{letter} {word}")
         } else {
             let group = group_argument(self.process.gid);
@@ -297,8 +311,29 @@ mod tests {
             let mode = format!("with mode {:04o}, and this process runs as uid 4000001", denial.mode);
             assert!(text.contains(&mode), "{text}");
         }
+        let listed = Denial { is_way: false, ..denial("/etc/config.d", other, 0o700, true) };
+        assert!(listed.to_string().ends_with(". Let it in: chmod o+rx /etc/config.d"), "{listed}");
         let text = denial("/etc/key", other, 0o600, false).to_string();
         assert!(text.starts_with("permission denied: /etc/key belongs to 4000008:4000009 "), "{text}");
+    }
+
+    #[test]
+    fn a_directory_of_its_own_is_given_or_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("state");
+        let denied = io::Error::from(Errno::EACCES);
+        let (owner, me) =
+            (format!("{} belongs to ", shell_word(folder.path())), user_argument(geteuid().as_raw()));
+        let text = advice_on_own(&dir, &dir.join("private/kek"), &denied).unwrap();
+        assert!(text.starts_with(&owner), "{text}");
+        assert!(text.ends_with(&format!(": install -d -m 0711 -o {me} {}", shell_word(&dir))), "{text}");
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("record"), "").unwrap();
+        let record = dir.join("record");
+        let text = advice_on_own(&dir, &record, &denied).unwrap();
+        assert!(text.starts_with(&format!("{} belongs to ", shell_word(&record))), "{text}");
+        assert!(text.ends_with(&format!(": chown -R {me} {}", shell_word(&dir))), "{text}");
+        assert_eq!(advice_on_own(&dir, &dir, &io::Error::from(Errno::EROFS)), None);
     }
 
     #[test]
