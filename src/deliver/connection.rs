@@ -17,6 +17,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::UnixStream;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::answers;
@@ -91,6 +92,10 @@ pub(super) async fn serve(
         asked.store(true, Ordering::Relaxed);
         let (lines, calls, ends) = (Arc::clone(&lines_of_answers), calls.clone(), ends.clone());
         async move {
+            if version != Version::HTTP_2 {
+                // hyper would serve many pipelined requests in one go, while all other connections wait.
+                yield_now().await;
+            }
             let _in_use = (version == Version::HTTP_2).then(|| HeapTrimmer::in_use(&lines.heap));
             Ok::<_, Infallible>(respond(request, caller, calls.as_ref(), &lines, &ends).await)
         }
@@ -285,5 +290,48 @@ fn keep_alive(response: &mut Response<Body>) {
 fn close(response: &mut Response<Body>, version: Version) {
     if version == Version::HTTP_11 {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deliver::Snapshot;
+    use crate::deliver::caller::Right;
+    use crate::deliver::order::Orders;
+    use crate::deliver::watch::Publication;
+    use crate::time::Timestamp;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::sync::watch;
+
+    const REQUEST: &str = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+
+    /// On one thread, as the agent's sockets are: what one connection does at a time, others wait for.
+    #[tokio::test]
+    async fn pipelined_requests_delay_other_connections_by_one_each() {
+        let publication = Publication::new(Snapshot::unconfigured(), Timestamp::from_secs(0));
+        let lines = Arc::new(Lines::new(&publication, Orders::channel().0));
+        let (_open, closing) = watch::channel(());
+        let caller = Caller { right: Right::Read, uid: Some(7), pid: Some(1) };
+        let connect = async |requests: usize| {
+            let (mut client, stream) = UnixStream::pair().unwrap();
+            client.write_all(REQUEST.repeat(requests).as_bytes()).await.unwrap();
+            let (calls, closing) = (CallLimits::default(), closing.clone());
+            tokio::spawn(serve(stream, caller, Arc::clone(&lines), calls, closing));
+            client
+        };
+        let crowd = [connect(300).await, connect(300).await, connect(300).await];
+        let mut one = connect(1).await;
+        let mut response = [0; 15];
+        one.read_exact(&mut response).await.unwrap();
+        assert_eq!(&response, b"HTTP/1.1 200 OK");
+        for client in crowd {
+            let mut heard = vec![0; 1024 * 1024];
+            let heard = client
+                .try_read(&mut heard)
+                .map_or(String::new(), |length| String::from_utf8_lossy(&heard[..length]).into_owned());
+            let served = heard.matches("HTTP/1.1 200 OK").count();
+            assert!(served <= 8, "{served} before one that came at the same time");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::Snapshot;
 use super::audit::{KeyUses, Refusals, Use};
@@ -10,6 +10,7 @@ use super::heap::HeapTrimmer;
 use super::metrics::Counters;
 use super::order::Orders;
 use super::signing::Signing;
+use super::turns::Turns;
 use super::watch::{Change, Publication};
 
 /// What leads from the sockets to the agent.
@@ -31,8 +32,8 @@ pub struct Lines {
     pub keys_given: Arc<KeyUses>,
     /// Returns memory after a crowd of clients.
     pub heap: Arc<HeapTrimmer>,
-    /// To look a user up, and to open the seal of a software key, can take long: so many at once.
-    pub key_readers: Arc<Semaphore>,
+    /// To look a user up, and to open the seal of a software key, can take long: so many at once, and of one user one.
+    pub key_readers: Arc<Turns>,
     /// What is counted.
     pub counters: Arc<Counters>,
 }
@@ -52,7 +53,7 @@ impl Lines {
             signatures: Arc::new(KeyUses::new(Use::Signature)),
             keys_given: Arc::new(KeyUses::new(Use::Key)),
             heap: Arc::default(),
-            key_readers: Arc::new(Semaphore::new(KEY_READERS)),
+            key_readers: Arc::new(Turns::new(KEY_READERS)),
             counters: Arc::default(),
         }
     }

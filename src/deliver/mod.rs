@@ -26,6 +26,7 @@ pub mod signing;
 pub mod socket;
 pub mod status;
 pub mod textfile;
+pub mod turns;
 pub mod watch;
 mod wire;
 mod workload;

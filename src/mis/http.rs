@@ -409,11 +409,25 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
     std::iter::successors(Some(error), |&error| error.source())
 }
 
+/// What rustls says, as a text only, where one message comes in more records than it keeps.
+const TOO_MANY_FRAGMENTS: &str = "message buffer full";
+
 /// What is wrong with the server's HTTP, where that is what failed. hyper has these cases as texts only.
 fn http_fault(error: &(dyn Error + 'static)) -> Option<Excerpt> {
     let says = |what: fmt::Arguments<'_>| Some(Excerpt::of(what, MAX_EXCERPT));
     if is_end_of_connection(error) {
         return says(format_args!("{CUT_OFF}"));
+    }
+    let is_of = |kind| causes(error).any(|cause| cause.downcast_ref().map(io::Error::kind) == Some(kind));
+    let connects = causes(error).any(|cause| cause.downcast_ref().is_some_and(reqwest::Error::is_connect));
+    if connects && innermost(error) == TOO_MANY_FRAGMENTS {
+        return says(format_args!("it sent a TLS message larger than any that TLS has"));
+    }
+    if !connects && (is_of(io::ErrorKind::InvalidData) || is_of(io::ErrorKind::InvalidInput)) {
+        return says(format_args!(
+            "the chunks of its response are not well-formed (RFC 9112 section 7.1), or have more extensions or \
+             trailers than are read"
+        ));
     }
     let found = causes(error).find_map(|cause| cause.downcast_ref::<hyper::Error>())?;
     if found.is_incomplete_message() {

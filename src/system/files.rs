@@ -2,13 +2,14 @@
 //! final mode and group, synced, renamed, and the folder synced.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::Path;
 use std::sync::Mutex;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::Group;
 use zeroize::Zeroizing;
@@ -171,18 +172,30 @@ pub fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
 /// # Errors
 /// As for [`read_limited`].
 pub fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    regular(path)?;
     let mut content = Vec::new();
-    File::open(path)?.take(most + 1).read_to_end(&mut content)?;
+    open_regular(path)?.take(most + 1).read_to_end(&mut content)?;
     if content.len() as u64 > most {
         return Err(io::Error::other(format!("it is larger than {} MiB", most >> 20)));
     }
     Ok(content)
 }
 
-/// To open a pipe would wait for its other end.
-fn regular(path: &Path) -> io::Result<()> {
-    let file = fs::metadata(path)?;
+/// Opens a regular file. To open a device may do anything, so what is there is looked at before; it may
+/// be something else afterwards.
+fn open_regular(path: &Path) -> io::Result<File> {
+    regular(&fs::metadata(path)?)?;
+    open_if_regular(path)
+}
+
+/// Looks at what it has opened. To open a pipe would wait for its other end, but for the flag.
+fn open_if_regular(path: &Path) -> io::Result<File> {
+    let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    regular(&file.metadata()?)?;
+    Ok(file)
+}
+
+fn regular(file: &Metadata) -> io::Result<()> {
     if file.is_file() {
         return Ok(());
     }
@@ -196,10 +209,10 @@ fn regular(path: &Path) -> io::Result<()> {
 /// # Errors
 /// As the file system has it, when it is no regular file, or when it has more than `most` octets.
 pub fn read_secret(path: &Path, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
-    regular(path)?;
+    let file = open_regular(path)?;
     // With room to spare it never grows, and no copy of it stays behind.
     let mut content = Zeroizing::new(Vec::with_capacity(most + 64));
-    File::open(path)?.take(most as u64 + 1).read_to_end(&mut content)?;
+    file.take(most as u64 + 1).read_to_end(&mut content)?;
     if content.len() > most {
         return Err(io::Error::other(format!("it is larger than {most} octets")));
     }
@@ -210,6 +223,9 @@ pub fn read_secret(path: &Path, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
 
     #[test]
     fn a_file_is_replaced_whole_also_over_the_remains_of_a_power_cut() {
@@ -239,6 +255,17 @@ mod tests {
         nix::unistd::mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
         assert!(read_limited(&pipe).unwrap_err().to_string().contains("not a regular file"));
         assert!(read_secret(&pipe, 100).is_err());
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_a_file_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        let (opened, is_opened) = mpsc::channel();
+        thread::spawn(move || opened.send(open_if_regular(&pipe).map(drop)));
+        let refused = is_opened.recv_timeout(Duration::from_secs(100)).expect("it waits").unwrap_err();
+        assert!(refused.to_string().contains("not a regular file"), "{refused}");
     }
 
     #[test]

@@ -300,7 +300,7 @@ impl Stream {
         &self,
         work: impl FnOnce() -> Result<T, Status> + Send + 'static,
     ) -> Result<T, Status> {
-        let turn = self.lines.key_readers.clone().acquire_owned().await;
+        let turn = self.lines.key_readers.take(self.caller.uid).await;
         let done = spawn_blocking(move || {
             let _turn = turn; // to the end, also when nobody waits for it any more
             work()

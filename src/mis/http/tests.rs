@@ -171,6 +171,21 @@ async fn what_is_no_document_is_named() {
                 .into_bytes(),
             "Transfer-Encoding",
         ),
+        (
+            "a chunk without end",
+            with_head("200 OK\r\ntransfer-encoding: chunked", "fffffffffffffffff\r\n"),
+            "chunks of its response are not well-formed",
+        ),
+        (
+            "a chunk without a size",
+            with_head("200 OK\r\ntransfer-encoding: chunked", "size\r\n"),
+            "chunks of its response are not well-formed",
+        ),
+        (
+            "many trailers",
+            with_head("200 OK\r\ntransfer-encoding: chunked", format!("0\r\n{}", "a: b\r\n".repeat(20_000))),
+            "trailers than are read",
+        ),
         ("a header of no form", with_head("200 OK\r\nno header", DOCUMENT), "header line"),
         ("SSH", b"SSH-2.0-OpenSSH_9.2\r\n\r\n".to_vec(), "is not HTTP/1.1"),
         ("no word", Vec::new(), "ended the connection before its response was complete"),
@@ -181,6 +196,28 @@ async fn what_is_no_document_is_named() {
         assert!(told.contains(says) && told.contains("https://127.0.0.1:"), "{story}: {told}");
         assert!(!told.contains("docs.rs"), "{story}: {told}");
     }
+}
+
+#[tokio::test]
+async fn a_tls_message_of_tiny_records_that_never_ends_is_said_in_words() {
+    let listener = TcpListener::bind("localhost:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        let record = |byte| [0x16, 3, 3, 0, 1, byte];
+        let hello = [2, 0, 0xff, 0xff].map(record).concat();
+        // The client has seen enough before the end.
+        let _ = stream.write_all(&hello).and_then(|()| stream.write_all(&record(0).repeat(0xffff)));
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let issuer = CertificateParams::new([]).unwrap().self_signed(&KeyPair::generate().unwrap()).unwrap();
+    let ca_file = folder.path().join("ca.pem");
+    std::fs::write(&ca_file, issuer.pem()).unwrap();
+    let client = direct(InitialTrust { ca_file: Some(ca_file), ..InitialTrust::default() });
+    let url = format!("https://localhost:{port}/.well-known/margo").parse().unwrap();
+    let told = client.discovery(&url, None).await.unwrap_err().to_string();
+    server.join().unwrap();
+    assert!(told.contains("larger than any that TLS has"), "{told}");
 }
 
 #[tokio::test]
