@@ -145,7 +145,8 @@ fn hint(kind: &str, status: Option<u16>) -> Option<&'static str> {
             "give the operator of the MIS the SHA-256 of the factory certificate, and ask why it is refused"
         }
         (Some("server-not-trusted"), ..) => {
-            "compare the CA or pin under [mis.trust] with the certificate of the MIS, and correct what is wrong"
+            "correct what the last error names: the CA or pin under [mis.trust], the name in mis.discovery_url, or the \
+             certificate of the MIS"
         }
         (Some("redirected"), ..) => {
             "set mis.discovery_url to the address itself, or have the MIS's documents corrected"

@@ -36,8 +36,15 @@ pub fn why_unwritable(dir: &Path, e: &io::Error) -> String {
     }
 }
 
-/// What to do where the kernel refuses this process `place`, which is a directory that is to be its own, or in it.
+/// What to do where the kernel or a read-only file system refuses this process `place`, which is a directory that is to be its own, or in it.
 pub fn advice_on_own(dir: &Path, place: &Path, e: &io::Error) -> Option<String> {
+    if e.raw_os_error() == Some(Errno::EROFS as i32) {
+        return Some(format!(
+            "Mount the file system for writing or, where the sandbox of the service makes it read-only, add \
+             ReadWritePaths={} under [Service] with: systemctl edit miaf-agent.service",
+            Excerpt::of(dir.display(), MAX_SHOWN)
+        ));
+    }
     if !is_denial(e) {
         return None;
     }
@@ -333,7 +340,9 @@ mod tests {
         let text = advice_on_own(&dir, &record, &denied).unwrap();
         assert!(text.starts_with(&format!("{} belongs to ", shell_word(&record))), "{text}");
         assert!(text.ends_with(&format!(": chown -R {me} {}", shell_word(&dir))), "{text}");
-        assert_eq!(advice_on_own(&dir, &dir, &io::Error::from(Errno::EROFS)), None);
+        let text = advice_on_own(&dir, &record, &io::Error::from(Errno::EROFS)).unwrap();
+        assert!(text.contains(&format!("ReadWritePaths={} ", dir.display())), "{text}");
+        assert_eq!(advice_on_own(&dir, &dir, &io::Error::from(Errno::ENOSPC)), None);
     }
 
     #[test]
