@@ -156,7 +156,7 @@ fn hint(kind: &str, status: Option<u16>) -> Option<&'static str> {
         }
         (Some("offline"), ..) => "if it lasts, see to the network connection of this device",
         (Some("name-not-resolved"), ..) => {
-            "if it lasts, correct the name in mis.discovery_url, or the name servers of this device"
+            "if it lasts, correct that name in the configuration, or the name servers of this device"
         }
         (Some("unreachable"), ..) => {
             "if it lasts, compare mis.discovery_url with what the operator of the MIS says, and see to firewalls and \

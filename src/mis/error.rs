@@ -290,7 +290,7 @@ impl MisError {
                 ("malformed-answer", "The MIS's answer cannot be used")
             }
             Self::Offline { .. } => ("offline", "This device is offline"),
-            Self::NameNotResolved { .. } => ("name-not-resolved", "The name of the MIS cannot be resolved"),
+            Self::NameNotResolved { .. } => ("name-not-resolved", "A name cannot be resolved"),
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Refused { .. } => {
                 ("unreachable", "The MIS could not be reached")
             }
