@@ -15,6 +15,8 @@ mod waits;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::config::{self, Config, ConfigError};
 use crate::deliver::lines::Lines;
 use crate::deliver::order::{Order, Orders};
@@ -278,9 +280,11 @@ async fn drive(
     alarm: &mut Alarm,
 ) -> Option<Config> {
     let mut event = Event::Wake;
-    // What was rejected may have been corrected while the device was on its way here.
-    let mut reloaded =
-        signals.rejected.is_some().then(|| reload(place, signals, Some(&device.config))).flatten();
+    let mut reloaded = None;
+    if signals.rejected.is_some() {
+        // It may have been corrected while the device was on its way here.
+        signals.complete_at.get_or_insert_with(|| Instant::now() + QUIET);
+    }
     loop {
         let mut step = device.step(event, clock::now(), &mut random::unit);
         let mut leaves = false;
@@ -318,7 +322,7 @@ async fn drive(
         let standing = Standing { has_identity: !is_new, is_busy: !asleep };
         // Nor need whoever corrects what was rejected: a reload was asked for.
         let shown = signals.rejected.clone();
-        let follows = is_new || shown.is_some();
+        let follows = is_new || shown.is_some() || signals.complete_at.is_some();
         let current = device.config.clone();
         let work = async {
             let looked = device.look_at_provisioned(clock::now()).await;
@@ -342,13 +346,17 @@ async fn drive(
                     Told::Stop => return None,
                     // An action is never dropped half-way: a key may just be written, an answer on its way. A bad
                     // configuration does not even disturb it.
-                    Told::Reload => reloaded = reload(place, signals, None).or(reloaded),
-                    Told::Changed => {
-                        let next = reloaded.as_ref().unwrap_or(&current);
-                        reloaded = reload(place, signals, Some(next)).or(reloaded);
+                    Told::Reload => {
+                        signals.complete_at = None;
+                        reloaded = reload(place, signals, None).or(reloaded);
                     }
                     Told::Order(given) => signals.taken.take(given, standing, place),
                 },
+                () = quiet_until(signals.complete_at) => {
+                    signals.complete_at = None;
+                    let next = reloaded.as_ref().unwrap_or(&current);
+                    reloaded = reload(place, signals, Some(next)).or(reloaded);
+                }
             }
             if asleep && (reloaded.is_some() || !signals.taken.is_empty() || signals.rejected != shown) {
                 break Event::Wake;
@@ -358,6 +366,7 @@ async fn drive(
 }
 
 async fn wait_for_configuration(place: &Place, signals: &mut Signals) -> Option<Loaded> {
+                    Told::Changed => signals.complete_at = Some(Instant::now() + QUIET),
     service::status("unconfigured: waiting for [mis] to appear in the configuration");
     tracing::info!(file = %place.file.display(), "no MIS is configured yet: waiting for [mis] to appear");
     signals.complaint.is_over();
@@ -405,6 +414,14 @@ async fn wait_for_change(signals: &mut Signals, why: &str) -> Option<()> {
             Err(_) => break,
         }
     }
+/// Waits until a change is complete, if there is one.
+async fn quiet_until(complete_at: Option<Instant>) {
+    match complete_at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
     match told {
         Told::Stop => None,
         Told::Reload | Told::Changed => Some(()),
