@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, Salvaged};
 use crate::deliver::lines::Lines;
 use crate::deliver::order::{Order, Orders};
 use crate::deliver::socket::BindError;
@@ -26,6 +26,7 @@ use crate::deliver::{CONFIGURATION, Snapshot};
 use crate::keys::ProviderKind;
 use crate::lifecycle::{Event, LastError, Report, Step};
 use crate::store::{Store, StoreError};
+use crate::system::access::shell_word;
 use crate::system::alarm::{Alarm, Woken};
 use crate::system::service::{self, PassedSocket};
 use crate::system::watch::FileWatch;
@@ -89,7 +90,7 @@ impl Place {
     ///
     /// # Errors
     /// [`ConfigError`], where not even that is left.
-    pub fn salvage(&self) -> Result<Config, ConfigError> {
+    pub fn salvage(&self) -> Result<Salvaged, ConfigError> {
         Config::salvage(&self.file, self.state_directory.as_deref())
     }
 
@@ -177,10 +178,20 @@ impl Life {
     /// Nothing is contacted, and nothing made where no state is found: that may be elsewhere.
     async fn misconfigured(place: &Place, e: &ConfigError) -> Self {
         let error = configuration_error(e);
-        let config = place.salvage().ok();
-        let provider = config.as_ref().map_or(ProviderKind::Tpm, |config| config.key.provider);
-        let device = match config.filter(|config| Store::new(&config.state_dir).private().is_dir()) {
-            Some(config) => {
+        let salvaged = place.salvage().ok();
+        let provider = salvaged.as_ref().map_or(ProviderKind::Tpm, |salvaged| salvaged.config.key.provider);
+        let has_state = |config: &Config| Store::new(&config.state_dir).private().is_dir();
+        let device = match salvaged.filter(|salvaged| has_state(&salvaged.config)) {
+            Some(Salvaged { config, is_state_known: false }) => {
+                // What lies at the default may have been left there long ago.
+                tracing::error!(
+                    "nothing that is held is served: where state_dir says that it is cannot be read, and what is in {} \
+                     may be old. Correct state_dir in the configuration",
+                    shell_word(&config.state_dir)
+                );
+                None
+            }
+            Some(Salvaged { config, is_state_known: true }) => {
                 let provisioned = Provisioned::under(&config, None);
                 Device::restore(config, provisioned, clock::now())
                     .await
@@ -342,6 +353,11 @@ async fn drive(
         event = loop {
             tokio::select! {
                 event = &mut work => break event,
+                () = quiet_until(signals.complete_at) => {
+                    signals.complete_at = None;
+                    let next = reloaded.as_ref().unwrap_or(&current);
+                    reloaded = reload(place, signals, Some(next)).or(reloaded);
+                }
                 told = signals.next(follows) => match told {
                     Told::Stop => return None,
                     // An action is never dropped half-way: a key may just be written, an answer on its way. A bad
@@ -350,13 +366,9 @@ async fn drive(
                         signals.complete_at = None;
                         reloaded = reload(place, signals, None).or(reloaded);
                     }
+                    Told::Changed => signals.complete_at = Some(Instant::now() + QUIET),
                     Told::Order(given) => signals.taken.take(given, standing, place),
                 },
-                () = quiet_until(signals.complete_at) => {
-                    signals.complete_at = None;
-                    let next = reloaded.as_ref().unwrap_or(&current);
-                    reloaded = reload(place, signals, Some(next)).or(reloaded);
-                }
             }
             if asleep && (reloaded.is_some() || !signals.taken.is_empty() || signals.rejected != shown) {
                 break Event::Wake;
@@ -366,7 +378,6 @@ async fn drive(
 }
 
 async fn wait_for_configuration(place: &Place, signals: &mut Signals) -> Option<Loaded> {
-                    Told::Changed => signals.complete_at = Some(Instant::now() + QUIET),
     service::status("unconfigured: waiting for [mis] to appear in the configuration");
     tracing::info!(file = %place.file.display(), "no MIS is configured yet: waiting for [mis] to appear");
     signals.complaint.is_over();
@@ -403,6 +414,14 @@ async fn wait_for_correction(error: &LastError, place: &Place, signals: &mut Sig
     }
 }
 
+/// Waits until a change is complete, if there is one.
+async fn quiet_until(complete_at: Option<Instant>) {
+    match complete_at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Waits until the configuration has changed, and is complete as far as can be told; or somebody says so. Commands are
 /// rejected meanwhile. `None`: the agent is to end.
 async fn wait_for_change(signals: &mut Signals, why: &str) -> Option<()> {
@@ -414,14 +433,6 @@ async fn wait_for_change(signals: &mut Signals, why: &str) -> Option<()> {
             Err(_) => break,
         }
     }
-/// Waits until a change is complete, if there is one.
-async fn quiet_until(complete_at: Option<Instant>) {
-    match complete_at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
-
     match told {
         Told::Stop => None,
         Told::Reload | Told::Changed => Some(()),

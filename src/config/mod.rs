@@ -23,6 +23,7 @@ use std::time::Duration;
 use url::Url;
 use zeroize::Zeroizing;
 
+pub use self::salvage::Salvaged;
 pub use self::sources::drop_in_folder;
 
 use self::reader::{Reader, SHORTEST};
@@ -234,9 +235,9 @@ pub struct Key {
 pub struct Files {
     /// Where generations are published.
     pub dir: PathBuf,
-    /// Group that may read; the agent's own when unset.
     /// It is below the state directory, where nothing of others is.
     pub is_own: bool,
+    /// Group that may read; the agent's own when unset.
     pub group: Option<String>,
     /// Group that may read the key file; the agent's own when unset.
     pub key_group: Option<String>,
@@ -309,8 +310,8 @@ impl Config {
             (None, Some(given)) => given.to_owned(),
             (None, None) => PathBuf::from(DEFAULT_STATE_DIR),
         };
-        let (retry_base, retry_cap) = reader.retry(&raw.retry)?;
         let files_dir = raw.files.dir.map_or_else(|| state_dir.join("svid"), |dir| reader.path(&dir));
+        let (retry_base, retry_cap) = reader.retry(&raw.retry)?;
         let [agent_socket, sign_socket, admin_socket] =
             reader.sockets(&raw.socket, Path::new(DEFAULT_SOCKET))?;
         Ok(Self {
@@ -353,13 +354,13 @@ impl Config {
     }
 }
 
-/// A configuration that cannot be used.
 /// Whether a path lies in a directory as it is written, and does not lead out of it again.
 fn is_below(path: &Path, dir: &Path) -> bool {
     path.strip_prefix(dir)
         .is_ok_and(|rest| rest.components().all(|part| matches!(part, Component::Normal(_))))
 }
 
+/// A configuration that cannot be used.
 #[derive(Debug)]
 pub struct ConfigError {
     file: PathBuf,
