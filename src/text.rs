@@ -75,8 +75,10 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// A JSON text as a terminal may have it. It is the same document: what a terminal would obey can only
-/// stand in a string, and is escaped there.
+/// A JSON text that serde_json has written in its compact form, as a terminal may have it. It is the
+/// same document: in that form, what a terminal would obey can only stand in a string, and is escaped
+/// there. Another JSON text may have such white space outside of its strings, tabs say, where an
+/// escape is no JSON.
 pub fn printable_json(json: &str) -> Cow<'_, str> {
     let harmful = |c| c != '\n' && is_obeyed(c);
     if !json.contains(harmful) {

@@ -15,7 +15,9 @@ mod waits;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::{self, Config, ConfigError};
+use tokio::time::Instant;
+
+use crate::config::{self, Config, ConfigError, Salvaged};
 use crate::deliver::lines::Lines;
 use crate::deliver::order::{Order, Orders};
 use crate::deliver::socket::BindError;
@@ -24,6 +26,7 @@ use crate::deliver::{CONFIGURATION, Snapshot};
 use crate::keys::ProviderKind;
 use crate::lifecycle::{Event, LastError, Report, Step};
 use crate::store::{Store, StoreError};
+use crate::system::access::shell_word;
 use crate::system::alarm::{Alarm, Woken};
 use crate::system::service::{self, PassedSocket};
 use crate::system::watch::FileWatch;
@@ -87,7 +90,7 @@ impl Place {
     ///
     /// # Errors
     /// [`ConfigError`], where not even that is left.
-    pub fn salvage(&self) -> Result<Config, ConfigError> {
+    pub fn salvage(&self) -> Result<Salvaged, ConfigError> {
         Config::salvage(&self.file, self.state_directory.as_deref())
     }
 
@@ -175,10 +178,20 @@ impl Life {
     /// Nothing is contacted, and nothing made where no state is found: that may be elsewhere.
     async fn misconfigured(place: &Place, e: &ConfigError) -> Self {
         let error = configuration_error(e);
-        let config = place.salvage().ok();
-        let provider = config.as_ref().map_or(ProviderKind::Tpm, |config| config.key.provider);
-        let device = match config.filter(|config| Store::new(&config.state_dir).private().is_dir()) {
-            Some(config) => {
+        let salvaged = place.salvage().ok();
+        let provider = salvaged.as_ref().map_or(ProviderKind::Tpm, |salvaged| salvaged.config.key.provider);
+        let has_state = |config: &Config| Store::new(&config.state_dir).private().is_dir();
+        let device = match salvaged.filter(|salvaged| has_state(&salvaged.config)) {
+            Some(Salvaged { config, is_state_known: false }) => {
+                // What lies at the default may have been left there long ago.
+                tracing::error!(
+                    "nothing that is held is served: where state_dir says that it is cannot be read, and what is in {} \
+                     may be old. Correct state_dir in the configuration",
+                    shell_word(&config.state_dir)
+                );
+                None
+            }
+            Some(Salvaged { config, is_state_known: true }) => {
                 let provisioned = Provisioned::under(&config, None);
                 Device::restore(config, provisioned, clock::now())
                     .await
@@ -278,9 +291,11 @@ async fn drive(
     alarm: &mut Alarm,
 ) -> Option<Config> {
     let mut event = Event::Wake;
-    // What was rejected may have been corrected while the device was on its way here.
-    let mut reloaded =
-        signals.rejected.is_some().then(|| reload(place, signals, Some(&device.config))).flatten();
+    let mut reloaded = None;
+    if signals.rejected.is_some() {
+        // It may have been corrected while the device was on its way here.
+        signals.complete_at.get_or_insert_with(|| Instant::now() + QUIET);
+    }
     loop {
         let mut step = device.step(event, clock::now(), &mut random::unit);
         let mut leaves = false;
@@ -318,7 +333,7 @@ async fn drive(
         let standing = Standing { has_identity: !is_new, is_busy: !asleep };
         // Nor need whoever corrects what was rejected: a reload was asked for.
         let shown = signals.rejected.clone();
-        let follows = is_new || shown.is_some();
+        let follows = is_new || shown.is_some() || signals.complete_at.is_some();
         let current = device.config.clone();
         let work = async {
             let looked = device.look_at_provisioned(clock::now()).await;
@@ -338,15 +353,20 @@ async fn drive(
         event = loop {
             tokio::select! {
                 event = &mut work => break event,
+                () = quiet_until(signals.complete_at) => {
+                    signals.complete_at = None;
+                    let next = reloaded.as_ref().unwrap_or(&current);
+                    reloaded = reload(place, signals, Some(next)).or(reloaded);
+                }
                 told = signals.next(follows) => match told {
                     Told::Stop => return None,
                     // An action is never dropped half-way: a key may just be written, an answer on its way. A bad
                     // configuration does not even disturb it.
-                    Told::Reload => reloaded = reload(place, signals, None).or(reloaded),
-                    Told::Changed => {
-                        let next = reloaded.as_ref().unwrap_or(&current);
-                        reloaded = reload(place, signals, Some(next)).or(reloaded);
+                    Told::Reload => {
+                        signals.complete_at = None;
+                        reloaded = reload(place, signals, None).or(reloaded);
                     }
+                    Told::Changed => signals.complete_at = Some(Instant::now() + QUIET),
                     Told::Order(given) => signals.taken.take(given, standing, place),
                 },
             }
@@ -391,6 +411,14 @@ async fn wait_for_correction(error: &LastError, place: &Place, signals: &mut Sig
             loaded => return Some(loaded),
         }
         wait_for_change(signals, &why).await?;
+    }
+}
+
+/// Waits until a change is complete, if there is one.
+async fn quiet_until(complete_at: Option<Instant>) {
+    match complete_at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -161,8 +161,13 @@ fn read_bundle(
         (None, Some(identity)) => identity.svid.spiffe_id().trust_domain(),
         (None, None) => return None,
     };
-    let bundle = Bundle::from_served(cached.body.as_bytes(), &cached.trust_domain).ok()?;
-    (cached.trust_domain == *ours).then(|| KeptBundle { bundle: Arc::new(bundle), cached })
+    if cached.trust_domain != *ours {
+        return None;
+    }
+    let bundle = Bundle::from_held(cached.body.as_bytes(), &cached.trust_domain)
+        .map_err(|e| tracing::warn!("the cached trust bundle cannot be used: {e}"))
+        .ok()?;
+    Some(KeptBundle { bundle: Arc::new(bundle), cached })
 }
 
 /// The key that was made for the next SVID, and the answer that is not adopted yet.

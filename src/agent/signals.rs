@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::failures::Complaint;
 use super::orders::Taken;
@@ -39,6 +40,8 @@ pub(super) struct Signals {
     pub(super) taken: Taken,
     /// Why the configuration that is there is not in use, while the one before it is.
     pub(super) rejected: Option<LastError>,
+    /// When a change is complete as far as can be told, if nothing more is heard of it. It is not read yet.
+    pub(super) complete_at: Option<Instant>,
     /// Why nothing is done.
     pub(super) complaint: Complaint,
 }
@@ -63,6 +66,7 @@ impl Signals {
             orders,
             taken: Taken::default(),
             rejected: None,
+            complete_at: None,
             complaint: Complaint::default(),
         })
     }

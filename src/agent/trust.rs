@@ -7,7 +7,7 @@ use super::failures::cause;
 use crate::deliver::Identity;
 use crate::lifecycle::{BundleFacts, Discovered, Report};
 use crate::mis::{self, Discovery, Fetched, MisError, Validators};
-use crate::spiffe::{Bundle, SequenceVerdict, judge_sequence, svid};
+use crate::spiffe::{Bundle, Remark, SequenceVerdict, judge_sequence, svid};
 use crate::store;
 use crate::system::clock;
 use crate::text::Excerpt;
@@ -81,8 +81,8 @@ impl Device {
                 // What is kept is what counts: the rest of what was served may be much, and changes by itself.
                 let body = serde_json::to_string(&document.to_document()).unwrap_or_default();
                 // What is wrong with the rest is found out anew after a restart.
-                let validators =
-                    if document.remarks().is_empty() { validators } else { Validators::default() };
+                let is_whole = !document.remarks().iter().any(Remark::is_loss);
+                let validators = if is_whole { validators } else { Validators::default() };
                 let (before, since) =
                     held.as_ref().map_or((None, None), |k| (k.bundle.sequence(), k.cached.regressed_since));
                 let verdict = judge_sequence(before, document.sequence(), since, now);

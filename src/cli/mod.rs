@@ -164,8 +164,10 @@ fn client(config: &Path, output: &Output, which: impl Fn(config::Socket) -> Path
     let place = agent::place(Some(config));
     let loaded = place.load();
     let is_bad = loaded.as_ref().is_err_and(|e| !e.is_denied());
-    let configured =
-        || loaded.or_else(|_| place.salvage()).map(|config| which(config.socket)).unwrap_or_default();
+    let configured = || {
+        let usable = loaded.or_else(|_| place.salvage().map(|salvaged| salvaged.config));
+        usable.map(|config| which(config.socket)).unwrap_or_default()
+    };
     let client = Client::new(output.socket.clone().unwrap_or_else(configured));
     // Perhaps nobody has been able to start with it, and only the service manager holds the socket open.
     if is_bad { client.with_limit(SHORT) } else { client }

@@ -16,7 +16,7 @@ pub(super) fn run(config: &Path) -> ExitCode {
     let loaded = place.load().map_err(|e| (e, place.salvage()));
     let loaded = match loaded {
         Ok(config) => Ok(config),
-        Err((e, Ok(salvaged))) => Err((e, salvaged)),
+        Err((e, Ok(salvaged))) => Err((e, salvaged.config)),
         Err((e, Err(_))) => {
             log::start(LogLevel::default());
             tracing::error!("{e}");

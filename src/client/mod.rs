@@ -108,7 +108,7 @@ impl Client {
         let body = self.ask(Request::Get("/v1/bundle"))?;
         // The document does not name its trust domain; any name reads it.
         let any = TrustDomain::parse("any").map_err(|e| ClientError::unintelligible(&e))?;
-        let bundle = Bundle::from_served(&body, &any).map_err(|e| match e {
+        let bundle = Bundle::from_held(&body, &any).map_err(|e| match e {
             BundleError::Json(e) => unreadable(e),
             other => ClientError::unintelligible(&other),
         })?;

@@ -2,15 +2,17 @@
 
 use std::path::Path;
 
-use super::Config;
 use super::sources::Readable;
+use super::{Config, Salvaged};
 use crate::fuzzing::check_error;
 
 /// A configuration file. A text means the same each time it is read.
 pub(crate) fn config(data: &[u8]) -> bool {
     let readable = Readable::of_one(data);
     let salvaged = Config::salvage_from(readable, Path::new("/etc/miaf-agent/config.toml"), None);
-    assert!(salvaged.is_ok_and(|salvaged| salvaged.mis.is_none() && salvaged.bootstrap.is_none()));
+    assert!(salvaged.is_ok_and(
+        |Salvaged { config: salvaged, .. }| salvaged.mis.is_none() && salvaged.bootstrap.is_none()
+    ));
     let Ok(text) = std::str::from_utf8(data) else { return false };
     match Config::parse(text, Path::new("/etc/miaf-agent/config.toml"), None) {
         Ok(config) => {

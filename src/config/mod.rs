@@ -16,13 +16,14 @@ mod tests;
 
 use std::fmt;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use url::Url;
 use zeroize::Zeroizing;
 
+pub use self::salvage::Salvaged;
 pub use self::sources::drop_in_folder;
 
 use self::reader::{Reader, SHORTEST};
@@ -234,6 +235,8 @@ pub struct Key {
 pub struct Files {
     /// Where generations are published.
     pub dir: PathBuf,
+    /// It is below the state directory, where nothing of others is.
+    pub is_own: bool,
     /// Group that may read; the agent's own when unset.
     pub group: Option<String>,
     /// Group that may read the key file; the agent's own when unset.
@@ -307,6 +310,7 @@ impl Config {
             (None, Some(given)) => given.to_owned(),
             (None, None) => PathBuf::from(DEFAULT_STATE_DIR),
         };
+        let files_dir = raw.files.dir.map_or_else(|| state_dir.join("svid"), |dir| reader.path(&dir));
         let (retry_base, retry_cap) = reader.retry(&raw.retry)?;
         let [agent_socket, sign_socket, admin_socket] =
             reader.sockets(&raw.socket, Path::new(DEFAULT_SOCKET))?;
@@ -324,7 +328,8 @@ impl Config {
                 SHORTEST..=DAY,
             )?,
             files: Files {
-                dir: raw.files.dir.map_or_else(|| state_dir.join("svid"), |dir| reader.path(&dir)),
+                is_own: is_below(&files_dir, &state_dir),
+                dir: files_dir,
                 group: raw.files.group,
                 key_group: raw.files.key_group,
                 software_key_dir: raw.files.software_key_dir.map(|dir| reader.path(&dir)),
@@ -347,6 +352,12 @@ impl Config {
             state_dir,
         })
     }
+}
+
+/// Whether a path lies in a directory as it is written, and does not lead out of it again.
+fn is_below(path: &Path, dir: &Path) -> bool {
+    path.strip_prefix(dir)
+        .is_ok_and(|rest| rest.components().all(|part| matches!(part, Component::Normal(_))))
 }
 
 /// A configuration that cannot be used.

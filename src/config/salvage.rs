@@ -7,7 +7,7 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use super::sources::Readable;
+use super::sources::{Readable, ReadableText};
 use super::{Config, ConfigError};
 
 /// The keys that are looked for, by table; those of the file itself first. None of them leads anywhere outside of this
@@ -32,16 +32,26 @@ const KEYS: [(&str, &[&str]); 6] = [
     ("log", &["level"]),
 ];
 
-/// Who is given a secret: not to be guessed from half of what is written.
-const SECRETS: &str = "workload_api";
+/// Who is given a key, or may use one: not to be guessed from half of what is written, for the other half may have taken
+/// it from them. Without them it is the agent's own user alone.
+const GRANTS: [Name; 2] = [("socket", "sign_group"), ("workload_api", "key_users")];
+
+/// What can be read of a configuration that is refused.
+#[derive(Clone, Debug)]
+pub struct Salvaged {
+    /// Each value that is good by itself, else its default; without `[mis]` and `[bootstrap]`.
+    pub config: Config,
+    /// `state_dir` was read, or is not set in any file that can be read. Otherwise the state is elsewhere than
+    /// [`Config::state_dir`], perhaps.
+    pub is_state_known: bool,
+}
 
 impl Config {
-    /// What can be read of a configuration that [`load`](Self::load) refuses, without `[mis]` and `[bootstrap]`: each
-    /// value that is good by itself, else its default.
+    /// What can be read of a configuration that [`load`](Self::load) refuses.
     ///
     /// # Errors
     /// None is known: [`ConfigError`] if even the defaults are refused.
-    pub fn salvage(file: &Path, state_directory: Option<&Path>) -> Result<Self, ConfigError> {
+    pub fn salvage(file: &Path, state_directory: Option<&Path>) -> Result<Salvaged, ConfigError> {
         Self::salvage_from(Readable::of(file), file, state_directory)
     }
 
@@ -49,27 +59,47 @@ impl Config {
         readable: Readable,
         file: &Path,
         state_directory: Option<&Path>,
-    ) -> Result<Self, ConfigError> {
+    ) -> Result<Salvaged, ConfigError> {
         let Readable { texts, mut is_whole } = readable;
         let mut found = BTreeMap::new();
-        for mut text in texts {
+        let mut is_state_known = true;
+        for ReadableText { mut text, state_dir_lines } in texts {
+            let mut is_state_dir_read = false;
             is_whole &= leave_out_errors(&mut text) == 0;
             let (table, _errors) = DeTable::parse_recoverable(&text);
             for (name, value) in values(table.get_ref()) {
                 let is_good =
                     |value: &String| Self::parse(&document([(name, value)]), file, state_directory).is_ok();
-                if let Some(value) = value.filter(is_good) {
-                    found.insert(name, value);
+                match value.filter(is_good) {
+                    Some(value) => {
+                        is_state_dir_read |= name == STATE_DIR;
+                        found.insert(name, value);
+                    }
+                    // What an earlier file grants, this one was to change.
+                    None if GRANTS.contains(&name) => drop(found.remove(&name)),
+                    None => {}
                 }
+            }
+            match state_dir_lines {
+                0 if !is_state_dir_read => {} // as the files before have it
+                lines => is_state_known = lines <= 1 && is_state_dir_read,
             }
         }
         if !is_whole {
-            found.retain(|(table, _), _| *table != SECRETS);
+            found.retain(|name, _| !GRANTS.contains(name));
         }
         let whole = document(found.iter().map(|(name, value)| (*name, value)));
-        Self::parse(&whole, file, state_directory).or_else(|_| Self::parse("", file, state_directory))
+        let (config, is_state_known) = match Self::parse(&whole, file, state_directory) {
+            Ok(config) => (config, is_state_known),
+            Err(_) => {
+                (Self::parse("", file, state_directory)?, is_state_known && !found.contains_key(&STATE_DIR))
+            }
+        };
+        Ok(Salvaged { config, is_state_known })
     }
 }
+
+const STATE_DIR: Name = ("", "state_dir");
 
 /// Empties the lines that are no TOML, the first few of them, and says how many. What follows a mistake is lost to the
 /// parser otherwise.
@@ -101,9 +131,9 @@ fn values<'a>(whole: &'a DeTable<'_>) -> impl Iterator<Item = (Name, Option<Stri
     keys.filter_map(move |(table, key)| {
         let within = match table {
             "" => whole,
-            table => match whole.get(table)?.get_ref() {
+            name => match whole.get(name)?.get_ref() {
                 DeValue::Table(table) => table,
-                _ => return None,
+                _ => return Some(((table, key), None)),
             },
         };
         Some(((table, key), written(within.get(key)?.get_ref())))

@@ -122,9 +122,16 @@ fn in_words(message: &str) -> Cow<'_, str> {
     format!("{found}, expected {expected}").into()
 }
 
+/// What can be read of one file.
+pub(super) struct ReadableText {
+    pub(super) text: String,
+    /// The lines of the whole file that seem to set `state_dir`.
+    pub(super) state_dir_lines: usize,
+}
+
 /// The texts of the files as far as they can be read, in their order.
 pub(super) struct Readable {
-    pub(super) texts: Vec<String>,
+    pub(super) texts: Vec<ReadableText>,
     /// Nothing is missing.
     pub(super) is_whole: bool,
 }
@@ -154,8 +161,28 @@ impl Readable {
         let begin = content.get(..MAX_SALVAGED).unwrap_or(content);
         let text = String::from_utf8_lossy(begin);
         self.is_whole &= begin.len() == content.len() && str::from_utf8(begin).is_ok();
-        self.texts.push(text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text).to_owned());
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text).to_owned();
+        self.texts.push(ReadableText { text, state_dir_lines: lines_with("state_dir", content) });
     }
+}
+
+/// How many lines have `key` as a word, whatever else is wrong with them; comments and paths aside.
+fn lines_with(key: &str, content: &[u8]) -> usize {
+    let is_of_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '/' | '.');
+    let is_word = |line: &str, at: usize| {
+        let before = line.get(..at).and_then(|before| before.chars().next_back());
+        let after = line.get(at + key.len()..).and_then(|after| after.chars().next());
+        !before.is_some_and(is_of_word) && !after.is_some_and(is_of_word)
+    };
+    let lines = content.split(|byte| matches!(byte, b'\n' | b'\r'));
+    let holds = |line: &&[u8]| {
+        // UTF-16 of such a word is UTF-8 with a zero after each letter.
+        let line: Vec<u8> = line.iter().copied().filter(|byte| *byte != 0).collect();
+        let line = String::from_utf8_lossy(&line);
+        let line = line.split('#').next().unwrap_or_default();
+        line.match_indices(key).any(|(at, _)| is_word(line, at))
+    };
+    lines.filter(holds).count()
 }
 
 fn not_utf8(file: &Path, content: &[u8], at: usize) -> ConfigError {

@@ -283,8 +283,9 @@ fn a_socket_has_a_path_that_the_system_allows() {
 #[test]
 fn what_can_be_read_of_a_bad_configuration_is_salvaged() {
     let given = Some(Path::new("/given"));
-    let salvage =
-        |folder: &tempfile::TempDir| Config::salvage(&folder.path().join("config.toml"), given).unwrap();
+    let salvage = |folder: &tempfile::TempDir| {
+        Config::salvage(&folder.path().join("config.toml"), given).unwrap().config
+    };
     let good = "state_dir = \"state\"\n[mis]\norigin = \"https://a\"\n[socket]\npath = \"a \\\" b\"\n\
                 max_connections = 0x10\n[workload_api]\nkey_users = [\"wfm\"]\n";
     // A wrong key or value.
@@ -323,6 +324,88 @@ fn what_can_be_read_of_a_bad_configuration_is_salvaged() {
     let noise = "[=\"\n".repeat(300_000);
     assert_eq!(salvage(&folder(&[("config.toml", &noise)])).state_dir, Path::new("/given"));
     assert_eq!(salvage(&folder(&[("config.toml/x", "")])).socket, parse("").unwrap().socket);
+}
+
+#[test]
+fn the_state_of_a_bad_configuration_is_known_or_not() {
+    let is_known = |files: &[(&str, &str)]| {
+        let folder = folder(files);
+        load(&folder).unwrap_err();
+        Config::salvage(&folder.path().join("config.toml"), None).unwrap().is_state_known
+    };
+    let far = format!("#{}\nstate_dir = \"/data\"\n", "x".repeat(100_000));
+    for text in [
+        "state_dir = \"/data",
+        "state_dir \"/data\"",
+        "state_dir = 5",
+        "state_dir = [\"/data\"]",
+        "state_dir = \"/\\q\"",
+        "x = 1 state_dir = \"/data\"",
+        "\"state_dir = \"/data\"",
+        "[socket]\nstate_dir = \"/data\"",
+        "state_dir = \"/a\"\nstate_dir = \"/b\"",
+        "# a\u{1}\rstate_dir = \"/data\"",
+        "\0s\0t\0a\0t\0e\0_\0d\0i\0r\0 = \0/d\0",
+        &far,
+    ] {
+        let bad = "[log]\nlevle = 1\n";
+        assert!(!is_known(&[("config.toml", text), ("config.d/b.toml", bad)]), "{text:?}");
+        assert!(!is_known(&[
+            ("config.toml", "state_dir = \"/a\""),
+            ("config.d/a.toml", text),
+            ("config.d/b.toml", bad)
+        ]));
+        assert!(
+            is_known(&[("config.toml", text), ("config.d/z.toml", "state_dir = \"/z\"\nnonsense")]),
+            "{text:?}"
+        );
+    }
+    for text in [
+        "nonsense",
+        "state_dir = \"/data\"\nnonsense",
+        "\"state_dir\" = '/data' # where state_dir is\n[log\n",
+        "#state_dir = \"/var/lib/miaf-agent\"\n[log\n",
+        "[mis.trust]\nca_file = \"/data/state_dir/ca.pem\"\nold_state_dir = 1\n",
+    ] {
+        assert!(is_known(&[("config.toml", text)]), "{text:?}");
+    }
+    assert!(is_known(&[("config.toml/x", "")]), "of what cannot be read at all nothing is known");
+}
+
+#[test]
+fn no_right_to_a_key_is_read_from_half_a_configuration() {
+    let rights = |files: &[(&str, &str)]| {
+        let folder = folder(files);
+        load(&folder).unwrap_err();
+        let config = Config::salvage(&folder.path().join("config.toml"), None).unwrap().config;
+        (config.socket.sign_group, config.key_users.to_vec())
+    };
+    let granted = "[socket]\nsign_group = \"apps\"\n[workload_api]\nkey_users = [\"wfm\"]\n";
+    let all = (Some("apps".to_owned()), vec!["wfm".to_owned()]);
+    assert_eq!(rights(&[("config.toml", granted), ("config.d/a.toml", "[log]\nlevle = 1")]), all);
+    let none = (None, vec![]);
+    assert_eq!(rights(&[("config.toml", granted), ("config.d/a.toml/x", "")]), none, "a drop-in is not read");
+    assert_eq!(rights(&[("config.toml", &format!("{granted}nonsense\n"))]), none);
+    // One that was to change both, and says nothing that is understood.
+    for bad in ["socket = 5\nworkload_api = 5\n", "socket.sign_group = 5\nworkload_api.key_users = \"x\"\n"] {
+        assert_eq!(rights(&[("config.toml", granted), ("config.d/a.toml", bad)]), none, "{bad}");
+    }
+}
+
+#[test]
+fn files_are_the_agents_own_below_its_state() {
+    for (dir, is_own) in [
+        ("", true),
+        ("/s/state/a/b", true),
+        ("/s/state", true),
+        ("/etc/ssl", false),
+        ("/s/state/../x", false),
+        ("/s/stateful", false),
+    ] {
+        let line = if dir.is_empty() { String::new() } else { format!("dir = \"{dir}\"") };
+        let config = parse(&format!("state_dir = \"/s/state\"\n[files]\n{line}")).unwrap();
+        assert_eq!(config.files.is_own, is_own, "{dir}");
+    }
 }
 
 #[test]

@@ -63,6 +63,8 @@ pub struct Publisher {
 #[derive(Clone, Debug)]
 struct Folder {
     dir: PathBuf,
+    /// Nothing of others is in it.
+    is_own: bool,
     group: Option<String>,
     key_group: Option<String>,
     /// It must be gone after a power cut (miaf-v0 K2).
@@ -74,8 +76,9 @@ struct Folder {
 impl Publisher {
     /// Nothing is touched before something is published.
     pub fn new(config: &config::Files) -> Self {
-        let folder = |dir: &PathBuf, volatile| Folder {
+        let folder = |dir: &PathBuf, volatile: bool| Folder {
             dir: dir.clone(),
+            is_own: config.is_own && !volatile,
             group: config.group.clone(),
             key_group: config.key_group.clone(),
             volatile,
@@ -149,7 +152,7 @@ impl Folder {
             let key = key.for_programs().map_err(|why| PublishError::Key { dir: self.dir.clone(), why })?;
             add_key(&mut whole, &key);
         }
-        let failed = |source| PublishError::Files { dir: self.dir.clone(), source };
+        let failed = |source| PublishError::Files { dir: self.dir.clone(), is_own: self.is_own, source };
         let groups = self.groups().map_err(failed)?;
         files::make_dir(&self.dir, 0o750, if self.volatile { None } else { groups.group }).map_err(failed)?;
         let dir = self.open()?;
@@ -180,7 +183,7 @@ impl Folder {
             if self.volatile && self.dir.is_symlink() {
                 PublishError::Link { dir: self.dir.clone() }
             } else {
-                PublishError::Files { dir: self.dir.clone(), source }
+                PublishError::Files { dir: self.dir.clone(), is_own: self.is_own, source }
             }
         })
     }
@@ -213,7 +216,7 @@ impl Folder {
             }
             dir.sync()
         };
-        remove().map_err(|source| PublishError::Files { dir: self.dir.clone(), source })
+        remove().map_err(|source| PublishError::Files { dir: self.dir.clone(), is_own: self.is_own, source })
     }
 }
 
@@ -345,8 +348,8 @@ fn pretty(json: &impl Serialize) -> Vec<u8> {
 #[allow(missing_docs)]
 pub enum PublishError {
     /// The file system does not do what it should.
-    #[error("could not publish the identity under {}: {}", dir.display(), why_unwritable(dir, source))]
-    Files { dir: PathBuf, source: io::Error },
+    #[error("could not publish the identity under {}: {}", dir.display(), why_unwritable(dir, *is_own, source))]
+    Files { dir: PathBuf, is_own: bool, source: io::Error },
     /// The key cannot be had.
     #[error("could not publish the key under {}: {why}", dir.display())]
     Key { dir: PathBuf, why: KeyError },
@@ -437,6 +440,7 @@ mod tests {
     fn publisher_with(dir: &Path, software_key_dir: Option<&Path>) -> Publisher {
         Publisher::new(&config::Files {
             dir: dir.join("svid"),
+            is_own: true,
             group: None,
             key_group: None,
             software_key_dir: software_key_dir.map(Path::to_owned),

@@ -7,12 +7,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::json::Object;
+use crate::json;
 use crate::spiffe::TrustDomain;
-use crate::text::Excerpt;
 
-/// Characters of what is wrong with a body. It quotes the body.
-const MAX_QUOTE: usize = 200;
 /// Orders under way to the loop at once. An operator gives one.
 const MOST_UNDER_WAY: usize = 4;
 /// The loop hears an order within this time, or it is not taken.
@@ -192,9 +189,7 @@ struct ResetBody {
 }
 
 fn object<T: DeserializeOwned>(body: &[u8], must: &str) -> Result<T, String> {
-    let Object(object) = serde_json::from_slice(body)
-        .map_err(|e| format!("The body must {must}. This one: {}.", Excerpt::of(e, MAX_QUOTE)))?;
-    Ok(object)
+    json::read(body).map_err(|e| format!("The body must {must}. This one: {e}."))
 }
 
 #[cfg(test)]
@@ -212,6 +207,9 @@ mod tests {
         for body in ["", "{}"] {
             assert_eq!(order(Address::Renew, body), Ok(Order::Renew));
         }
+        // As everywhere (RFC 8259 section 8.1).
+        assert_eq!(order(Address::Renew, "\u{feff}{}"), Ok(Order::Renew));
+        assert_eq!(order(Address::Retry, "\u{feff}{\"newKey\":true}"), Ok(Order::Retry { new_key: true }));
         let asked = Address::ResetIdentity.read(b"{\"trustDomain\":\"factory.example\"}").unwrap();
         assert_eq!(asked.order, Order::ResetIdentity);
         assert_eq!(asked.leaves, Some(TrustDomain::parse("factory.example").unwrap()));

@@ -17,12 +17,9 @@ use tokio::task::spawn_blocking;
 use super::places::{Full, admit};
 use super::rate::{OverLimit, RateLimit};
 use crate::config::{self, Limits};
-use crate::json::Object;
+use crate::json;
 use crate::keys::{Key, KeyError};
-use crate::text::Excerpt;
 
-/// Characters of what is wrong with a body. It quotes the body.
-const MAX_QUOTE: usize = 200;
 /// Signatures of one user that wait at once.
 const MOST_OF_ONE_USER: usize = 64;
 /// Signatures of all users that wait at once, the last quarter of them for users who wait for none.
@@ -63,8 +60,8 @@ impl ToSign {
         }
         let must =
             "{\"algorithm\": \"ES256\", \"digest\": \"<Base64 of the SHA-256 of what is to be signed>\"}";
-        let Object(Body { algorithm, digest, serial }) = serde_json::from_slice(body)
-            .map_err(|e| format!("The body must be {must}. This one: {}.", Excerpt::of(e, MAX_QUOTE)))?;
+        let Body { algorithm, digest, serial } =
+            json::read(body).map_err(|e| format!("The body must be {must}. This one: {e}."))?;
         if algorithm != "ES256" {
             return Err(format!(
                 "The device's key signs by ES256 (ECDSA on P-256 with SHA-256) and by nothing else: send {must}."
@@ -300,6 +297,8 @@ mod tests {
         let digest = BASE64.encode([7; 32]);
         let asked = read(json!({ "algorithm": "ES256", "digest": digest, "serial": "01:02" })).unwrap();
         assert_eq!(asked, ToSign { digest: [7; 32], serial: Some("01:02".into()) });
+        let marked = format!("\u{feff}{}", json!({ "algorithm": "ES256", "digest": digest }));
+        assert!(ToSign::read(marked.as_bytes()).is_ok(), "RFC 8259 section 8.1");
         for body in [
             json!({}),
             json!([digest]),

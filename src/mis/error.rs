@@ -15,6 +15,9 @@ use crate::text::Excerpt;
 /// Characters of a reason that comes from elsewhere.
 const MAX_REASON: usize = 200;
 
+/// Characters of a URL; a discovery document may name one of 2048 bytes.
+const MAX_URL: usize = 512;
+
 /// Why an MIS may say that no certificate was shown.
 const UNASKED: &str = ". The server that ended TLS did not ask this device for its certificate: a load balancer or reverse \
                        proxy in front of the MIS seems to end TLS there. Have it pass TLS through to the MIS, or ask for \
@@ -44,7 +47,7 @@ pub enum MisError {
     )]
     NoSystemRoots(String),
     /// The proxy on the way to the MIS.
-    #[error("{url} could not be asked: {why}")]
+    #[error("{shown} could not be asked: {why}", shown = shown(url))]
     Proxy {
         /// What was asked.
         url: Url,
@@ -56,8 +59,9 @@ pub enum MisError {
     TlsSetup(rustls::Error),
     /// Nothing can leave this device: a link is down, or an address or a default route is missing.
     #[error(
-        "{url} could not be reached, for no network route leads there from this device: {why}. Check the cable or the \
-         radio, the address of the interface, and the default route"
+        "{shown} could not be reached, for no network route leads there from this device: {why}. Check the cable or the \
+         radio, the address of the interface, and the default route",
+        shown = shown(url)
     )]
     Offline {
         /// What was asked.
@@ -67,9 +71,10 @@ pub enum MisError {
     },
     /// The name of the MIS leads to no address, though this device is in a network.
     #[error(
-        "{url} could not be reached, for the name \"{name}\" cannot be resolved: {why}. Check the name in the \
+        "{shown} could not be reached, for the name \"{name}\" cannot be resolved: {why}. Check the name in the \
          configuration, and the name servers of this device (/etc/resolv.conf){}",
-        if *has_way_out { "" } else { ". It has no default route either: check its uplink" }
+        if *has_way_out { "" } else { ". It has no default route either: check its uplink" },
+        shown = shown(url)
     )]
     NameNotResolved {
         /// What was asked.
@@ -82,7 +87,7 @@ pub enum MisError {
         has_way_out: bool,
     },
     /// No connection, or no answer on it.
-    #[error("{url} could not be reached: {why}")]
+    #[error("{shown} could not be reached: {why}", shown = shown(url))]
     Unreachable {
         /// What was asked.
         url: Url,
@@ -90,7 +95,7 @@ pub enum MisError {
         why: String,
     },
     /// The server is not one that the initial trust vouches for.
-    #[error("the server at {url} is not trusted: {why}")]
+    #[error("the server at {shown} is not trusted: {why}", shown = shown(url))]
     ServerNotTrusted {
         /// What was asked.
         url: Url,
@@ -98,7 +103,7 @@ pub enum MisError {
         why: String,
     },
     /// The server ended the handshake because of this device's certificate.
-    #[error("{url} refused this device's certificate in the TLS handshake: {why}")]
+    #[error("{shown} refused this device's certificate in the TLS handshake: {why}", shown = shown(url))]
     ClientCertificateRefused {
         /// What was asked.
         url: Url,
@@ -106,7 +111,7 @@ pub enum MisError {
         why: String,
     },
     /// No complete answer in time.
-    #[error("{url} did not answer completely within {} seconds", limit.as_secs())]
+    #[error("{shown} did not answer completely within {} seconds", limit.as_secs(), shown = shown(url))]
     TimedOut {
         /// What was asked.
         url: Url,
@@ -114,7 +119,7 @@ pub enum MisError {
         limit: Duration,
     },
     /// An answer larger than anything believable.
-    #[error("the answer of {url} is larger than {limit} bytes")]
+    #[error("the answer of {shown} is larger than {limit} bytes", shown = shown(url))]
     TooLarge {
         /// What was asked.
         url: Url,
@@ -122,7 +127,11 @@ pub enum MisError {
         limit: usize,
     },
     /// The MIS said no, or something between said so.
-    #[error("{url} answered {status}{}", .problem.as_ref().map(|p| format!(" {}", p.title)).unwrap_or_default())]
+    #[error(
+        "{shown} answered {status}{}",
+        .problem.as_ref().map(|p| format!(" {}", p.title)).unwrap_or_default(),
+        shown = shown(url)
+    )]
     Refused {
         /// What was asked.
         url: Url,
@@ -139,7 +148,8 @@ pub enum MisError {
     },
     /// A redirect, which is not followed (miaf-v0 D2).
     #[error(
-        "{url} redirects ({status}) to {location}; redirects are not followed: configure the address itself"
+        "{shown} redirects ({status}) to {location}; redirects are not followed: configure the address itself",
+        shown = shown(url)
     )]
     Redirected {
         /// What was asked.
@@ -150,7 +160,7 @@ pub enum MisError {
         location: Excerpt,
     },
     /// An answer that is not what the protocol says.
-    #[error("the answer of {url} cannot be used: {what}")]
+    #[error("the answer of {shown} cannot be used: {what}", shown = shown(url))]
     Malformed {
         /// What was asked.
         url: Url,
@@ -158,7 +168,7 @@ pub enum MisError {
         what: Excerpt,
     },
     /// A discovery document that breaks D3.
-    #[error("the discovery document at {url} is refused: {why}")]
+    #[error("the discovery document at {shown} is refused: {why}", shown = shown(url))]
     Discovery {
         /// What was asked.
         url: Url,
@@ -167,7 +177,8 @@ pub enum MisError {
     },
     /// A discovery document for another trust domain (miaf-v0 D6).
     #[error(
-        "the discovery document at {url} is for the trust domain \"{got}\", but {because} \"{want}\"{way_out}"
+        "the discovery document at {shown} is for the trust domain \"{got}\", but {because} \"{want}\"{way_out}",
+        shown = shown(url)
     )]
     OtherTrustDomain {
         /// What was asked.
@@ -182,7 +193,7 @@ pub enum MisError {
         way_out: &'static str,
     },
     /// A bundle that breaks B1 or B2.
-    #[error("the trust bundle at {url} is refused: {why}")]
+    #[error("the trust bundle at {shown} is refused: {why}", shown = shown(url))]
     Bundle {
         /// What was asked.
         url: Url,
@@ -191,8 +202,9 @@ pub enum MisError {
     },
     /// A bundle older than the one held (miaf-v0 B5).
     #[error(
-        "the trust bundle at {url} has the sequence number {served}, lower than the {held} already seen; \
-         it is used once it has been served for 24 hours, or at the order: miaf-agent retry"
+        "the trust bundle at {shown} has the sequence number {served}, lower than the {held} already seen; \
+         it is used once it has been served for 24 hours, or at the order: miaf-agent retry",
+        shown = shown(url)
     )]
     BundleRegressed {
         /// What was asked.
@@ -239,6 +251,7 @@ impl MisError {
 
     fn report(&self) -> Report {
         if let Self::Refused { url, status, problem, excerpt, unasked, .. } = self {
+            let url = shown(url);
             // A server's own words are limited, and so is what is left of them beside this.
             let unasked = if *unasked && (400..500).contains(status) { UNASKED } else { "" };
             return match problem {
@@ -303,6 +316,11 @@ fn limited(text: fmt::Arguments<'_>) -> String {
     Excerpt::of(text, MAX_DETAIL).into()
 }
 
+/// A URL in a message. Its whole length would leave no room for the reason.
+fn shown(url: &Url) -> Excerpt {
+    Excerpt::of(url, MAX_URL)
+}
+
 /// The cause at the bottom says the most: "Connection refused", "Name or service not known".
 pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     let mut inner = error;
@@ -315,6 +333,47 @@ pub(super) fn innermost(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_url_leaves_room_for_the_reason() {
+        let url = Url::parse(&format!("{:a<2048}", "https://mis.example/")).unwrap();
+        let why = || "the reason".to_owned();
+        for error in [
+            MisError::Unreachable { url: url.clone(), why: why() },
+            MisError::Offline { url: url.clone(), why: why() },
+            MisError::NameNotResolved {
+                url: url.clone(),
+                name: "mis.example".into(),
+                why: "the reason",
+                has_way_out: true,
+            },
+            MisError::ServerNotTrusted { url: url.clone(), why: why() },
+            MisError::ClientCertificateRefused { url: url.clone(), why: why() },
+            MisError::Malformed { url: url.clone(), what: Excerpt::of("the reason", 99) },
+            MisError::Redirected { url: url.clone(), status: 302, location: Excerpt::of("the reason", 99) },
+            MisError::Bundle { url: url.clone(), why: BundleError::Anchor { index: 0, why: why() } },
+            MisError::OtherTrustDomain {
+                url: url.clone(),
+                got: TrustDomain::parse("other.example").unwrap(),
+                want: TrustDomain::parse("factory.example").unwrap(),
+                because: "the reason says",
+                way_out: "",
+            },
+            MisError::Refused {
+                url: url.clone(),
+                status: 403,
+                problem: None,
+                retry_after: None,
+                excerpt: Some(Excerpt::of("the reason", 99)),
+                unasked: true,
+            },
+        ] {
+            let detail = error.report().detail.unwrap_or_default();
+            assert!(detail.contains("the reason") && !detail.ends_with('…'), "{detail}");
+            assert!(detail.contains("https://mis.example/aaa") && detail.len() < 1100, "{detail}");
+            assert!(error.to_string().len() < 1100, "{error}");
+        }
+    }
 
     /// Whoever has no way out asks nobody, and goes on soon after the link is back.
     #[test]

@@ -1,8 +1,9 @@
 //! The trust bundle: the anchors that SVIDs of one trust domain are judged by (SPIFFE Trust Domain and Bundle,
 //! sections 4 and 5; miaf-v0 B1 to B5).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -10,6 +11,7 @@ use base64::alphabet::STANDARD as ALPHABET;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD as BASE64};
 use rustls_pki_types::CertificateDer;
+use serde::de::value::MapDeserializer;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -81,9 +83,19 @@ impl AnchorFacts {
     }
 }
 
-/// A part of a served bundle that is not used, while the rest is.
+/// What is wrong with a served bundle that is used all the same, as far as it can be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Remark {
+    /// An anchor that is used and that some peers may not read.
+    #[error("key {index} ({subject}) is used, but {why}, so some other programs may not read it")]
+    Unusual {
+        /// Position in `keys`, from 0.
+        index: usize,
+        /// The certificate's subject, shortened.
+        subject: Excerpt,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// An anchor that can be read here and that peers cannot read.
     #[error("key {index} ({subject}) is passed over: {why}, so other programs cannot read it")]
     PassedOver {
@@ -102,6 +114,13 @@ pub enum Remark {
     /// `spiffe_refresh_hint` is no whole number: the agent's own interval counts.
     #[error("its spiffe_refresh_hint is {0}, which is no whole number of seconds")]
     RefreshHint(Excerpt),
+}
+
+impl Remark {
+    /// Whether it is about a part that is not used.
+    pub fn is_loss(&self) -> bool {
+        !matches!(self, Self::Unusual { .. })
+    }
 }
 
 /// One JWK of a [`BundleDocument`]: the members that X509-SVID section 6.1 and RFC 7518 section 6 know.
@@ -146,7 +165,7 @@ pub struct BundleDocument {
 impl<'de> Deserialize<'de> for BundleDocument {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Object(entry) = Object::<Entry<'de>>::deserialize(deserializer)?;
-        let keys = entry.keys().map_err(de::Error::custom)?;
+        let keys = entry.keys(Rules::Held).map_err(de::Error::custom)?;
         Ok(Self {
             keys: keys.usable.into_iter().map(|usable| usable.key).collect(),
             spiffe_refresh_hint: entry.spiffe_refresh_hint.and_then(whole_number),
@@ -164,10 +183,24 @@ impl Bundle {
     /// [`BundleError`]: not the JSON of either form, no entry for the domain, a domain named twice, or a key that
     /// claims to be an X.509 authority and whose certificate cannot be read.
     pub fn from_served(body: &[u8], trust_domain: &TrustDomain) -> Result<Self, BundleError> {
+        Self::read(body, trust_domain, Rules::Served)
+    }
+
+    /// Reads a bundle that an agent, perhaps an earlier version, has accepted: from its state or from its socket. Rules
+    /// that have become stricter since do not make it unreadable: no fetch could replace it, because the same bundle is
+    /// refused when it is served.
+    ///
+    /// # Errors
+    /// [`BundleError`]: no version has accepted it.
+    pub fn from_held(body: &[u8], trust_domain: &TrustDomain) -> Result<Self, BundleError> {
+        Self::from_served(body, trust_domain).or_else(|_| Self::read(body, trust_domain, Rules::Held))
+    }
+
+    fn read(body: &[u8], trust_domain: &TrustDomain, rules: Rules) -> Result<Self, BundleError> {
         let served: Served<'_> = json::read(body)?;
         let entry = match (served.trust_domains, served.keys) {
             (Some(map), _) => {
-                let entry = OfTrustDomain(trust_domain);
+                let entry = OfTrustDomain(trust_domain, rules);
                 let mut map = serde_json::Deserializer::from_str(map.get());
                 entry.deserialize(&mut map)?.ok_or_else(|| BundleError::NoEntry(trust_domain.clone()))?
             }
@@ -178,22 +211,16 @@ impl Bundle {
             },
             (None, None) => return Err(BundleError::NeitherForm),
         };
-        Self::from_entry(&entry, served.spiffe_refresh_hint, trust_domain)
+        Self::from_entry(&entry, served.spiffe_refresh_hint, trust_domain, rules)
     }
 
     fn from_entry(
         entry: &Entry<'_>,
         map_hint: Option<&RawValue>,
         domain: &TrustDomain,
+        rules: Rules,
     ) -> Result<Self, BundleError> {
-        let Keys { usable, passed_over } = entry.keys()?;
-        if usable.is_empty()
-            && let Some(Remark::PassedOver { index, why, .. }) = passed_over.first()
-        {
-            // It would be published as an empty one, which withdraws every authority (miaf-v0 B3).
-            return Err(BundleError::unreadable(*index, why));
-        }
-        let mut remarks = passed_over;
+        let Keys { usable, mut remarks } = entry.keys(rules)?;
         let mut number = |value: Option<&RawValue>, remark: fn(Excerpt) -> Remark| {
             let value = value?;
             let number = whole_number(value);
@@ -244,7 +271,7 @@ impl Bundle {
         self.facts.iter().filter(move |facts| !facts.is_valid(at))
     }
 
-    /// What of the served document is not used.
+    /// What is wrong with the served document.
     pub fn remarks(&self) -> &[Remark] {
         &self.remarks
     }
@@ -300,20 +327,76 @@ struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    fn keys(&self) -> Result<Keys, BundleError> {
-        let mut keys = ReadKeys::default();
+    fn keys(&self, rules: Rules) -> Result<Keys, BundleError> {
+        let mut keys = ReadKeys { rules, usable: Vec::new(), odd: Vec::new(), refused: None };
         keys.deserialize(&mut serde_json::Deserializer::from_str(self.keys.get()))?;
-        match keys.refused {
-            Some(why) => Err(why),
-            None => Ok(keys.read),
+        keys.judged()
+    }
+}
+
+/// By which rules a bundle is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rules {
+    /// What is new must be unambiguous, and readable to peers.
+    Served,
+    /// What is held must only be what it was when it was accepted.
+    Held,
+}
+
+/// Reads an object: a member that is there twice is an error in what is served. In what is held, the last one counts,
+/// as agents have read it.
+struct ByRules<T>(Rules, PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for ByRules<T> {
+    type Value = T;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
+        match self.0 {
+            Rules::Served => Object::deserialize(deserializer).map(|Object(read)| read),
+            Rules::Held => deserializer.deserialize_map(self),
         }
     }
 }
 
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ByRules<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<T, A::Error> {
+        let mut members: BTreeMap<String, &'de RawValue> = BTreeMap::new();
+        while let Some((name, value)) = map.next_entry::<String, &'de RawValue>()? {
+            if MEMBERS.contains(&name.as_str()) {
+                members.insert(name, value);
+            }
+        }
+        T::deserialize(MapDeserializer::new(members.into_iter())).map_err(de::Error::custom)
+    }
+}
+
+/// The members that are known of an [`Entry`] or a [`Jwk`].
+const MEMBERS: [&str; 13] = [
+    "keys",
+    "spiffe_sequence",
+    "spiffe_refresh_hint",
+    "kty",
+    "use",
+    "x5c",
+    "alg",
+    "kid",
+    "crv",
+    "x",
+    "y",
+    "n",
+    "e",
+];
+
 /// A map read entry by entry: serde's own maps keep the last of two equal names in silence, and the standard demands
 /// that duplicates are rejected. Entries of other domains are passed over, whatever they are: a broken foreign domain
 /// must not cost this one its refresh.
-struct OfTrustDomain<'a>(&'a TrustDomain);
+struct OfTrustDomain<'a>(&'a TrustDomain, Rules);
 
 impl<'de> DeserializeSeed<'de> for OfTrustDomain<'_> {
     type Value = Option<Entry<'de>>;
@@ -334,12 +417,11 @@ impl<'de> Visitor<'de> for OfTrustDomain<'_> {
         let (mut seen, mut found) = (BTreeSet::new(), None);
         while let Some(name) = map.next_key::<String>()? {
             if name == self.0.as_str() && found.is_none() {
-                let Object(entry) = map.next_value()?;
-                found = Some(entry);
+                found = Some(map.next_value_seed(ByRules(self.1, PhantomData))?);
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
-            if seen.len() == MAX_TRUST_DOMAINS {
+            if seen.len() == MAX_TRUST_DOMAINS && self.1 == Rules::Served {
                 let most = format_args!("it names more than {MAX_TRUST_DOMAINS} trust domains");
                 return Err(de::Error::custom(most));
             }
@@ -352,11 +434,10 @@ impl<'de> Visitor<'de> for OfTrustDomain<'_> {
     }
 }
 
-/// The keys of a bundle that are anchors.
-#[derive(Default)]
+/// The keys of a bundle that are anchors, and what is wrong with others.
 struct Keys {
     usable: Vec<UsableKey>,
-    passed_over: Vec<Remark>,
+    remarks: Vec<Remark>,
 }
 
 struct UsableKey {
@@ -365,24 +446,71 @@ struct UsableKey {
     facts: AnchorFacts,
 }
 
+/// Whether the parsers of peers read an anchor.
+enum Peers {
+    Read,
+    MayNotRead(&'static str),
+    CannotRead(&'static str),
+}
+
 /// Reads keys one after the other, and keeps those that are anchors.
-#[derive(Default)]
 struct ReadKeys {
-    read: Keys,
+    rules: Rules,
+    usable: Vec<(usize, UsableKey, Option<&'static str>)>,
+    /// Those that peers cannot read, and why.
+    odd: Vec<(usize, UsableKey, &'static str)>,
     refused: Option<BundleError>,
 }
 
 impl ReadKeys {
     fn take(&mut self, index: usize, jwk: &Jwk<'_>) -> Result<(), BundleError> {
-        let Some(read) = usable_key(index, jwk)? else { return Ok(()) };
-        match read {
-            Ok(usable) if self.read.usable.iter().any(|other| other.anchor == usable.anchor) => {}
-            Ok(_) if self.read.usable.len() == MAX_ANCHORS => return Err(BundleError::TooManyAnchors),
-            Ok(usable) => self.read.usable.push(usable),
-            Err(remark) if self.read.passed_over.len() < MAX_REMARKS => self.read.passed_over.push(remark),
-            Err(_) => {}
+        let Some((key, peers)) = usable_key(index, jwk, self.rules)? else { return Ok(()) };
+        let is_new = self.usable.iter().all(|(_, other, _)| other.anchor != key.anchor);
+        let remark = match peers {
+            Peers::Read => None,
+            Peers::MayNotRead(why) => Some(why),
+            Peers::CannotRead(why) => {
+                if self.odd.len() < MAX_ANCHORS && self.odd.iter().all(|(_, odd, _)| odd.anchor != key.anchor)
+                {
+                    self.odd.push((index, key, why));
+                }
+                return Ok(());
+            }
+        };
+        if is_new && self.usable.len() == MAX_ANCHORS {
+            return Err(BundleError::TooManyAnchors);
+        }
+        if is_new {
+            self.usable.push((index, key, remark));
         }
         Ok(())
+    }
+
+    /// Passes over what peers cannot read, as long as there is anything else.
+    fn judged(self) -> Result<Keys, BundleError> {
+        if let Some(why) = self.refused {
+            return Err(why);
+        }
+        let (mut all, mut remarks) = (self.usable, Vec::new());
+        match self.odd.first() {
+            // It would be published as an empty one, which withdraws every authority (miaf-v0 B3).
+            Some((index, _, why)) if all.is_empty() && self.rules == Rules::Served => {
+                return Err(BundleError::unreadable(*index, why));
+            }
+            _ if all.is_empty() => {
+                all = self.odd.into_iter().map(|(index, key, why)| (index, key, Some(why))).collect();
+            }
+            _ => remarks.extend(self.odd.into_iter().map(|(index, key, why)| Remark::PassedOver {
+                index,
+                subject: key.facts.subject,
+                why,
+            })),
+        }
+        remarks.extend(all.iter().filter_map(|(index, key, why)| {
+            why.map(|why| Remark::Unusual { index: *index, subject: key.facts.subject.clone(), why })
+        }));
+        remarks.truncate(MAX_REMARKS);
+        Ok(Keys { usable: all.into_iter().map(|(_, key, _)| key).collect(), remarks })
     }
 }
 
@@ -404,7 +532,8 @@ impl<'de> Visitor<'de> for &mut ReadKeys {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         let mut index = 0;
         while self.refused.is_none() {
-            let Some(Object(jwk)) = seq.next_element::<Object<Jwk<'de>>>()? else { return Ok(()) };
+            let jwk = ByRules::<Jwk<'de>>(self.rules, PhantomData);
+            let Some(jwk) = seq.next_element_seed(jwk)? else { return Ok(()) };
             self.refused = self.take(index, &jwk).err();
             index += 1;
         }
@@ -439,9 +568,8 @@ struct Jwk<'a> {
     e: Option<&'a RawValue>,
 }
 
-/// One JWK of the set: `None` when the standard says to ignore it, else the key with the one certificate that counts,
-/// or why it is passed over.
-fn usable_key(index: usize, jwk: &Jwk<'_>) -> Result<Option<Result<UsableKey, Remark>>, BundleError> {
+/// One JWK of the set: `None` when the standard says to ignore it, else the key with the one certificate that counts.
+fn usable_key(index: usize, jwk: &Jwk<'_>, rules: Rules) -> Result<Option<(UsableKey, Peers)>, BundleError> {
     let text = |value: Option<&RawValue>| value.filter(|v| v.get().len() <= MAX_MEMBER).and_then(json::text);
     let known = |value, known: &[&'static str]| {
         text(value).and_then(|text| known.iter().copied().find(|k| *k == text))
@@ -456,7 +584,7 @@ fn usable_key(index: usize, jwk: &Jwk<'_>) -> Result<Option<Result<UsableKey, Re
     let Some(first) = first else { return Ok(None) };
     let first =
         json::text(first).ok_or_else(|| unreadable("the first element of its x5c is not a string"))?;
-    let der = certificate_of(first).map_err(unreadable)?;
+    let der = certificate_of(first, rules).map_err(unreadable)?;
     let certificate = match X509Certificate::from_der(&der) {
         Ok(([], certificate)) => certificate,
         Ok(_) => return Err(unreadable("bytes follow the certificate in its x5c")),
@@ -466,9 +594,11 @@ fn usable_key(index: usize, jwk: &Jwk<'_>) -> Result<Option<Result<UsableKey, Re
         .map_err(|_| unreadable("its certificate cannot serve as an anchor"))?;
     let (not_before, not_after) = validity(&certificate);
     let subject = Excerpt::of(certificate.subject(), MAX_QUOTE);
-    if let Some(why) = svid::unreadable_to_peers(&der, &certificate) {
-        return Ok(Some(Err(Remark::PassedOver { index, subject, why })));
-    }
+    let peers = match (svid::unreadable_to_peers(&der, &certificate), svid::long_serial(&certificate)) {
+        (Some(why), _) => Peers::CannotRead(why),
+        (None, Some(why)) => Peers::MayNotRead(why),
+        (None, None) => Peers::Read,
+    };
     let key = BundleKey {
         kty,
         usage,
@@ -482,16 +612,16 @@ fn usable_key(index: usize, jwk: &Jwk<'_>) -> Result<Option<Result<UsableKey, Re
         e: text(jwk.e),
     };
     let facts = AnchorFacts { subject, not_before, not_after };
-    Ok(Some(Ok(UsableKey { key, anchor: CertificateDer::from(der), facts })))
+    Ok(Some((UsableKey { key, anchor: CertificateDer::from(der), facts }, peers)))
 }
 
 /// The certificate in an element of `x5c`: Base64, in one line or in many, padded or not.
-fn certificate_of(mut text: String) -> Result<Vec<u8>, &'static str> {
+fn certificate_of(mut text: String, rules: Rules) -> Result<Vec<u8>, &'static str> {
     text.retain(|c| !matches!(c, ' ' | '\t' | '\r' | '\n'));
     if text.starts_with("-----BEGIN") {
         return Err("its x5c is PEM; it should be Base64 alone, without the lines BEGIN and END");
     }
-    if text.len() > MAX_ANCHOR.div_ceil(3) * 4 {
+    if text.len() > MAX_ANCHOR.div_ceil(3) * 4 && rules == Rules::Served {
         return Err("the certificate in its x5c is larger than 16 KiB");
     }
     LENIENT_BASE64.decode(&text).map_err(|_| match text.contains(['-', '_']) {

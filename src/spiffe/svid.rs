@@ -373,19 +373,24 @@ pub(super) fn unreadable_to_peers(der: &[u8], certificate: &X509Certificate<'_>)
     if extensions_are_sound(certificate).is_err() {
         return Some("an extension of its certificate is there twice, or is not encoded in DER");
     }
-    serial_fault(certificate)
+    negative_serial(certificate)
 }
 
-/// RFC 5280 section 4.1.2.2. Zero is read by all parsers that we know, a negative number not by Go
-/// (since 1.23), and none has to read more than 20 octets.
+/// What RFC 5280 section 4.1.2.2 forbids an issuer. Zero is passed over: all parsers that we know read it.
 fn serial_fault(certificate: &X509Certificate<'_>) -> Option<&'static str> {
+    negative_serial(certificate).or_else(|| long_serial(certificate))
+}
+
+/// A serial number that Go does not read since 1.23.
+fn negative_serial(certificate: &X509Certificate<'_>) -> Option<&'static str> {
+    matches!(certificate.raw_serial(), [0x80..=0xff, ..]).then_some("its serial number is negative")
+}
+
+/// A serial number longer than every program has to read (RFC 5280 section 4.1.2.2). OpenSSL and Go read it.
+pub(super) fn long_serial(certificate: &X509Certificate<'_>) -> Option<&'static str> {
     let serial = certificate.raw_serial();
     let magnitude = serial.strip_prefix(&[0]).unwrap_or(serial);
-    match serial {
-        [0x80..=0xff, ..] => Some("its serial number is negative"),
-        _ if magnitude.len() > MAX_SERIAL => Some("its serial number is longer than 20 octets"),
-        _ => None,
-    }
+    (magnitude.len() > MAX_SERIAL).then_some("its serial number is longer than 20 octets")
 }
 
 /// SPIFFE X509-SVID section 4: what the leaf may be used for.

@@ -26,18 +26,23 @@ pub fn why_unreadable(path: &Path, e: &io::Error) -> String {
     denial.map_or_else(|| Excerpt::of(e, MAX_SHOWN).into(), |denial| denial.to_string())
 }
 
-/// What a directory of the agent's own cannot be written for. Where the kernel refuses it: as whom this process runs,
-/// and the command that gives it the directory.
-pub fn why_unwritable(dir: &Path, e: &io::Error) -> String {
+/// What a directory cannot be written for. Where the kernel refuses it: as whom this process runs, and the command that
+/// gives it the directory. All that is below goes with it only where `is_own` says that nothing of others is there.
+pub fn why_unwritable(dir: &Path, is_own: bool, e: &io::Error) -> String {
     let why = Excerpt::of(e, MAX_SHOWN);
-    match advice_on_own(dir, dir, e) {
+    match advice(dir, dir, is_own, e) {
         Some(advice) => format!("{why}. {advice}"),
         None => why.into(),
     }
 }
 
-/// What to do where the kernel or a read-only file system refuses this process `place`, which is a directory that is to be its own, or in it.
+/// What to do where the kernel or a read-only file system refuses this process `place`, which is a directory that is to
+/// be its own, or in it.
 pub fn advice_on_own(dir: &Path, place: &Path, e: &io::Error) -> Option<String> {
+    advice(dir, place, true, e)
+}
+
+fn advice(dir: &Path, place: &Path, is_own: bool, e: &io::Error) -> Option<String> {
     if e.raw_os_error() == Some(Errno::EROFS as i32) {
         return Some(format!(
             "Mount the file system for writing or, where the sandbox of the service makes it read-only, add \
@@ -59,7 +64,8 @@ pub fn advice_on_own(dir: &Path, place: &Path, e: &io::Error) -> Option<String> 
         Some((seen, _)) if !seen.starts_with(dir) => {
             format!("{owner}Make a directory for it: install -d -m 0711 -o {argument} {dir_word}")
         }
-        _ => format!("{owner}Give it what is there: chown -R {argument} {dir_word}"),
+        _ if is_own => format!("{owner}Give it what is there: chown -R {argument} {dir_word}"),
+        _ => format!("{owner}Give it this one directory: chown {argument} {dir_word}"),
     })
 }
 
@@ -393,6 +399,22 @@ mod tests {
             assert_eq!(open_to_all(&file), expected, "{directory:o} {mode:o}");
         }
         assert_eq!(open_to_all(&folder.path().join("missing")), None);
+    }
+
+    #[test]
+    fn a_shared_directory_is_not_given_away_with_what_is_in_it() {
+        let denied = io::Error::from(Errno::EACCES);
+        let folder = tempfile::tempdir().unwrap();
+        let (there, missing) = (folder.path(), folder.path().join("of its own"));
+        let me = user_argument(geteuid().as_raw());
+        let shared = why_unwritable(there, false, &denied);
+        assert!(shared.ends_with(&format!(": chown {me} {}", shell_word(there))), "{shared}");
+        let shared = why_unwritable(&missing, false, &denied);
+        let install = format!(": install -d -m 0711 -o {me} {}", shell_word(&missing));
+        assert!(shared.ends_with(&install), "{shared}");
+        let own = why_unwritable(there, true, &denied);
+        assert!(own.ends_with(&format!(": chown -R {me} {}", shell_word(there))), "{own}");
+        assert_eq!(why_unwritable(there, false, &io::Error::other("full")), "full");
     }
 
     #[test]

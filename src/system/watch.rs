@@ -22,6 +22,9 @@ const POLL: Duration = Duration::from_secs(3);
 /// The same beside what the kernel tells: a file system of another machine, something mounted over the directory, and a
 /// directory far above that was moved escape it.
 const RARE_POLL: Duration = Duration::from_secs(300);
+/// A file that was begun, and of which nothing more is heard, is complete when nothing has changed for so long: one that
+/// was written under no name (open(2), `O_TMPFILE`), or under another that is gone, is whole when it appears.
+const BEGUN: Duration = Duration::from_secs(3);
 /// More files in the directory are not compared, and not followed where they are links.
 const MAX_ENTRIES: usize = 1024;
 /// As many symbolic links as the kernel follows in a path (path_resolution(7)).
@@ -37,6 +40,8 @@ pub struct FileWatch {
     inotify: Option<Watched>,
     seen: Seen,
     poll_at: Instant,
+    /// The files as they were when the last one was begun, until something else is known of it.
+    begun: Option<Seen>,
     /// Why the kernel refuses, as far as that was logged.
     complained_of: Option<Errno>,
 }
@@ -50,6 +55,7 @@ impl FileWatch {
             inotify: None,
             seen: Seen::default(),
             poll_at: Instant::now(),
+            begun: None,
             complained_of: None,
         };
         watch.renew();
@@ -60,6 +66,7 @@ impl FileWatch {
     pub fn renew(&mut self) {
         self.inotify = self.ask_the_kernel();
         self.seen = Seen::now(&self.file, &self.directory);
+        self.begun = None;
         self.poll_later();
     }
 
@@ -69,15 +76,26 @@ impl FileWatch {
         loop {
             let told = async {
                 match &self.inotify {
-                    Some(watched) => watched.changed().await,
+                    Some(watched) => watched.news().await,
                     None => pending().await,
                 }
             };
             tokio::select! {
-                () = told => return,
+                news = told => match news {
+                    News::Changed => return,
+                    News::Begun => {
+                        self.wait_for_the_rest(Seen::now(&self.file, &self.directory));
+                        continue;
+                    }
+                },
                 () = sleep_until(self.poll_at) => {}
             }
-            if Seen::now(&self.file, &self.directory) != self.seen {
+            let now = Seen::now(&self.file, &self.directory);
+            if self.begun.take().is_some_and(|begun| begun != now) {
+                self.wait_for_the_rest(now);
+                continue;
+            }
+            if now != self.seen {
                 return;
             }
             if self.inotify.is_none() {
@@ -85,6 +103,11 @@ impl FileWatch {
             }
             self.poll_later();
         }
+    }
+
+    fn wait_for_the_rest(&mut self, begun: Seen) {
+        self.begun = Some(begun);
+        self.poll_at = Instant::now() + BEGUN;
     }
 
     fn poll_later(&mut self) {
@@ -239,28 +262,41 @@ impl Watched {
         Ok(Self { inotify, ready, directories })
     }
 
-    async fn changed(&self) {
+    async fn news(&self) -> News {
         while let Ok(mut readable) = self.ready.readable().await {
-            while let Ok(events) = self.inotify.read_events() {
-                if events.iter().any(|event| self.counts(event)) {
-                    return;
-                }
+            let mut news = None;
+            while news != Some(News::Changed)
+                && let Ok(events) = self.inotify.read_events()
+            {
+                news = events.iter().filter_map(|event| self.news_of(event)).chain(news).max();
             }
-            readable.clear_ready();
+            match news {
+                Some(news) => return news,
+                None => readable.clear_ready(),
+            }
         }
         pending().await
     }
 
-    fn counts(&self, event: &InotifyEvent) -> bool {
+    /// `None`: it does not count.
+    fn news_of(&self, event: &InotifyEvent) -> Option<News> {
         let (Some(name), Some((directory, names))) = (&event.name, self.directories.get(&event.wd)) else {
-            return true; // the directory itself is another one, or events were lost
+            return Some(News::Changed); // the directory itself is another one, or events were lost
         };
         if names.as_ref().is_some_and(|names| !names.contains(name)) {
-            return false;
+            return None;
         }
         let is_created = event.mask.contains(AddWatchFlags::IN_CREATE);
-        !is_created || !is_begun(&directory.join(name))
+        Some(if is_created && is_begun(&directory.join(name)) { News::Begun } else { News::Changed })
     }
+}
+
+/// What the kernel tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum News {
+    /// There is a new file that somebody may be going to write to.
+    Begun,
+    Changed,
 }
 
 /// A new file that somebody is going to write to. A link, a second name of a file, and a directory are whole.
@@ -306,6 +342,7 @@ impl Stamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd as _;
     use std::os::unix::fs::symlink;
     use tokio::time::timeout;
 
@@ -358,7 +395,7 @@ mod tests {
         assert!(tells(&mut watch).await, "a drop-in that is taken away");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_begun_file_is_waited_for_and_a_link_is_not() {
         let (_folder, dir) = folder();
         fs::create_dir(dir.join("conf")).unwrap();
@@ -375,6 +412,52 @@ mod tests {
             assert!(tells(&mut watch).await);
             fs::remove_file(dir.join("conf/config.toml")).unwrap();
         }
+    }
+
+    /// Such a file only appears, and looks like one that was begun.
+    #[tokio::test]
+    async fn a_file_that_appears_whole_is_told_soon() {
+        use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
+        use nix::sys::stat::Mode;
+        let (_folder, dir) = folder();
+        let conf = dir.join("conf");
+        fs::create_dir_all(conf.join("config.d")).unwrap();
+        let moved = |to: &Path| {
+            fs::write(dir.join("elsewhere"), "").unwrap();
+            fs::hard_link(dir.join("elsewhere"), to).unwrap();
+            fs::remove_file(dir.join("elsewhere")).unwrap();
+        };
+        let unnamed = |to: &Path| {
+            let flags = OFlag::O_TMPFILE | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+            // Not every file system has it.
+            let Ok(file) = open(&dir, flags, Mode::S_IRUSR) else { return moved(to) };
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            nix::unistd::linkat(AT_FDCWD, path.as_str(), AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW).unwrap();
+        };
+        for appear in [&moved as &dyn Fn(&Path), &unnamed] {
+            for file in ["config.toml", "config.d/a.toml"] {
+                let mut watch = watch(&dir);
+                appear(&conf.join(file));
+                assert!(tells(&mut watch).await, "{file}");
+                fs::remove_file(conf.join(file)).unwrap();
+            }
+        }
+    }
+
+    /// As long as it grows; here at every look.
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_being_written_is_waited_for() {
+        use std::io::Write as _;
+        let (_folder, dir) = folder();
+        fs::create_dir(dir.join("conf")).unwrap();
+        let mut watch = watch(&dir);
+        let mut begun = fs::File::create(dir.join("conf/config.toml")).unwrap();
+        for _ in 0..5 {
+            assert!(timeout(BEGUN * 3 / 4, watch.changed()).await.is_err());
+            begun.write_all(b"#").unwrap();
+        }
+        drop(begun);
+        assert!(timeout(BEGUN / 2, watch.changed()).await.is_ok());
     }
 
     #[tokio::test]

@@ -121,6 +121,26 @@ fn a_bundle_is_taken_in_both_forms_and_with_foreign_keys_in_it() {
     }
 }
 
+/// An earlier version took a member that is there twice. The one who served it so still does.
+#[test]
+fn a_cached_bundle_that_newer_rules_refuse_is_served() {
+    let mut world = World::enrolled();
+    let held = world.device.get("/v1/bundle").unwrap();
+    world.kill();
+    let record = world.device.path("state/private/bundle.json");
+    let mut cached: Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    let body = cached["record"]["body"].as_str().unwrap();
+    let twice = body.replacen("\"kty\":", "\"kty\":\"OKP\",\"kty\":", 1);
+    assert_ne!(twice, body);
+    cached["record"]["body"] = twice.clone().into();
+    std::fs::write(&record, cached.to_string()).unwrap();
+    world.mis.sticky_fault(Endpoint::Bundle, Fault::Document(Bent::Replace(twice.into_bytes())));
+    world.device.start();
+    world.device.wait_for_error("duplicate field");
+    assert_eq!(world.device.get("/v1/bundle").unwrap(), held);
+    assert_eq!(world.device.run(&["bundle"]).status.code(), Some(0));
+}
+
 #[test]
 fn a_bad_bundle_is_refused_and_the_one_held_stays() {
     let world = World::enrolled();

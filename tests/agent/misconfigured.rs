@@ -107,7 +107,9 @@ fn every_kind_of_bad_file_is_named_and_its_correction_is_noticed() {
         spoil(&device);
         let status = device.wait_for("blocked");
         assert!(status["lastError"]["detail"].as_str().unwrap().contains(says), "{says}: {status:#}");
-        assert_eq!(device.log().matches("What is held is served").count(), 2, "{}", device.log());
+        // It is logged after it is shown.
+        let is_said = |device: &Device| device.log().matches("What is held is served").count() == 2;
+        device.wait_until("both are logged", is_said);
     }
 }
 
@@ -142,6 +144,64 @@ fn a_change_that_is_taken_back_is_not_lived_under() {
     world.device.wait_until("the change back is read", read(2));
     world.device.wait_for("active");
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 1);
+}
+
+#[test]
+fn nothing_is_served_from_a_default_that_was_left() {
+    let mut world = World::enrolled();
+    world.kill();
+    // The state that an earlier configuration has left at the default is what was enrolled here.
+    let state = world.device.path("state");
+    world.device.environment("STATE_DIRECTORY", state.to_str().unwrap());
+    let config = crate::world::config(&world.mis, &world.tpm, "");
+    let unread = config.replace("state_dir = \"{dir}/state\"", "state_dir = \"{dir}/elsewhere");
+    assert_ne!(unread, config);
+    world.device.configure(&unread);
+    world.device.start();
+    let status = world.device.wait_for("blocked");
+    assert!(status["spiffeId"].is_null(), "{status:#}");
+    assert_eq!(world.device.get("/v1/svid").unwrap().0, 503);
+    assert!(world.device.log().contains("nothing that is held is served"), "{}", world.device.log());
+    world.configure("");
+    world.device.wait_for("active");
+    assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "it is where it was");
+}
+
+/// Written step by step: only what is there at the end is used. What a loaded machine does too slowly is done again.
+fn is_read_once(world: &World, begin: impl Fn()) -> bool {
+    const LAST: usize = 7;
+    let count = || world.device.log().matches("the configuration has been read anew").count();
+    (0..20).any(|round| {
+        begin();
+        let before = count();
+        for step in 0..=LAST {
+            world.configure(&format!("[metrics]\ntextfile = \"{{dir}}/{round}-{step}.prom\"\n"));
+            thread::sleep(Duration::from_millis(200));
+        }
+        world.device.wait_until("it is read", |_| count() > before);
+        thread::sleep(Duration::from_secs(2)); // what would be read besides has been by then
+        count() == before + 1 && world.device.path(&format!("{round}-{LAST}.prom")).exists()
+    })
+}
+
+#[test]
+fn a_change_to_a_new_device_is_not_used_half_done() {
+    let mut world = World::new();
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(500, "about:blank", None));
+    world.device.start();
+    world.device.wait_for_error("\"status\":500");
+    assert!(is_read_once(&world, || {}), "{}", world.device.log());
+}
+
+#[test]
+fn a_correction_is_not_used_half_done() {
+    let world = World::enrolled();
+    let reject = || {
+        world.configure("[log]\nlevle = 1\n");
+        world.device.signal("HUP");
+        world.device.wait_for_error("unknown field `levle`");
+    };
+    assert!(is_read_once(&world, reject), "{}", world.device.log());
 }
 
 #[test]

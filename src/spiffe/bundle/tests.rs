@@ -249,7 +249,6 @@ fn anchors_that_peers_cannot_read_are_passed_over_and_named() {
         (vec![0x80], "negative"),
         (vec![0xff; 16], "not encoded in DER"),
         (vec![0, 0x11], "not encoded in DER"),
-        (vec![0x7f; 21], "longer than 20 octets"),
     ] {
         let bad = jwk(json!([with_serial(&serial)]));
         let bundle = read(map(json!({ "keys": [bad, jwk(json!([good]))] }))).unwrap();
@@ -267,6 +266,66 @@ fn anchors_that_peers_cannot_read_are_passed_over_and_named() {
     for serial in [&[0x7f; 20][..], &[0]] {
         assert_eq!(read(json!({ "keys": [jwk(json!([with_serial(serial)]))] })).unwrap().remarks(), []);
     }
+}
+
+#[test]
+fn an_anchor_with_a_long_serial_number_is_remarked_on_and_used() {
+    for serial in [vec![0x7f; 21], [vec![0], vec![0xff; 21]].concat()] {
+        let bundle =
+            read(json!({ "keys": [jwk(json!([with_serial(&serial)])), jwk(json!([anchor()]))] })).unwrap();
+        assert_eq!(bundle.anchors().len(), 2, "{serial:x?}");
+        let [remark] = bundle.remarks() else { panic!("{:?}", bundle.remarks()) };
+        assert!(remark.to_string().contains("key 0 (CN=rcgen"), "{remark}");
+        assert!(remark.to_string().contains("is used, but its serial number is longer than 20"), "{remark}");
+        assert!(!remark.is_loss());
+    }
+}
+
+/// Each was accepted by an earlier version, and is refused when it is served now.
+#[test]
+fn a_held_bundle_is_not_judged_by_newer_rules() {
+    let good = anchor();
+    let negative = with_serial(&[0x80]);
+    let twice = format!(r#"{{"kty":"OKP","x5c":["AAAA"],"use":"x509-svid","x5c":["{good}"],"kty":"EC"}}"#);
+    let sequence = format!(r#"{{"keys":[],"spiffe_sequence":3,"keys":[{twice}],"spiffe_sequence":7}}"#);
+    let large = {
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.subject_alt_names = vec![rcgen::SanType::DnsName("a".repeat(20_000).try_into().unwrap())];
+        let key = rcgen::KeyPair::generate().unwrap();
+        BASE64.encode(parameters.self_signed(&key).unwrap().der())
+    };
+    let in_map = |entry: &str| format!(r#"{{"trust_domains":{{"factory.example":{entry}}}}}"#);
+    let many: String = (0..MAX_TRUST_DOMAINS).map(|n| format!(r#","{n}.example":0"#)).collect();
+    for (body, anchor) in [
+        (json!({ "keys": [jwk(json!([negative]))] }).to_string(), &negative),
+        (map(json!({ "keys": [jwk(json!([negative]))] })).to_string(), &negative),
+        (format!(r#"{{"keys":[{twice}]}}"#), &good),
+        (in_map(&sequence), &good),
+        (json!({ "keys": [jwk(json!([large]))] }).to_string(), &large),
+        (
+            format!(r#"{{"trust_domains":{{"factory.example":{{"keys":[{}]}}{many}}}}}"#, jwk(json!([good]))),
+            &good,
+        ),
+    ] {
+        read_text(&body).unwrap_err();
+        let held = Bundle::from_held(body.as_bytes(), &domain()).unwrap();
+        assert_eq!(held.anchors(), [CertificateDer::from(BASE64.decode(anchor).unwrap())]);
+        let handed_out = serde_json::to_string(&held.to_document()).unwrap();
+        let again = Bundle::from_held(handed_out.as_bytes(), &domain()).unwrap();
+        assert_eq!(again.anchors(), held.anchors(), "what is handed out can be read");
+        let document: BundleDocument = serde_json::from_str(&handed_out).unwrap();
+        assert_eq!(document, held.to_document());
+    }
+    let held = Bundle::from_held(in_map(&sequence).as_bytes(), &domain()).unwrap();
+    assert_eq!(held.sequence(), Some(7), "the last one counts");
+    // Beside another anchor, what peers cannot read is passed over, as at the next fetch.
+    let both = json!({ "keys": [jwk(json!([negative])), serde_json::from_str::<Value>(&twice).unwrap()] });
+    assert_eq!(Bundle::from_held(both.to_string().as_bytes(), &domain()).unwrap().anchors().len(), 1);
+    for never in ["", "[]", "{}", r#"{"keys":[[]]}"#, r#"{"keys":5}"#, r#"{"trust_domains":{}}"#] {
+        Bundle::from_held(never.as_bytes(), &domain()).unwrap_err();
+    }
+    let damaged = json!({ "keys": [jwk(json!(["AAAA"]))] }).to_string();
+    Bundle::from_held(damaged.as_bytes(), &domain()).unwrap_err();
 }
 
 #[test]
