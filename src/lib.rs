@@ -28,4 +28,5 @@ pub mod system;
 pub(crate) mod testing;
 pub mod text;
 pub mod time;
+pub mod uri;
 pub(crate) mod x509;

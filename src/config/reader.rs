@@ -23,6 +23,7 @@ use crate::keys::tpm::{BadParent, Tcti};
 use crate::spiffe::TrustDomain;
 use crate::system::secret::Secret;
 use crate::text::Excerpt;
+use crate::uri;
 
 /// Bytes of the path of a Unix socket (unix(7)): `sun_path` without its end.
 const LONGEST_SOCKET: usize = 107;
@@ -117,7 +118,7 @@ impl Reader<'_> {
     /// Nothing of what is written there is repeated: it may hold a password.
     fn proxy_url(&self, text: &Spanned<String>) -> Result<ProxyUrl, ConfigError> {
         let wrong = |what: &str| self.wrong(&text.span(), "mis.proxy", what);
-        let url = Url::parse(text.get_ref())
+        let url = uri::parse(text.get_ref())
             .ok()
             .filter(Url::has_host)
             .ok_or_else(|| wrong("write \"http://host:port\", or \"none\" for no proxy at all"))?;
@@ -194,7 +195,7 @@ impl Reader<'_> {
     }
 
     fn https_url(&self, key: &'static str, value: &Spanned<String>) -> Result<Url, ConfigError> {
-        let url = Url::parse(value.get_ref()).map_err(|e| {
+        let url = uri::parse(value.get_ref()).map_err(|e| {
             self.wrong(&value.span(), key, format!("{:?} is not a URL: {e}", value.get_ref()))
         })?;
         if url.scheme() != "https" || !url.has_host() {

@@ -12,6 +12,7 @@ use url::Url;
 use crate::json::{self, JsonError};
 use crate::spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
 use crate::text::Excerpt;
+use crate::uri;
 
 /// The one bootstrap method of v0.
 pub const FACTORY_CERT_MTLS: &str = "urn:margo:bootstrap:factory-cert-mtls:v1";
@@ -232,7 +233,7 @@ pub enum DiscoveryError {
 }
 
 fn https(member: &'static str, value: &str) -> Result<Url, DiscoveryError> {
-    Url::parse(value)
+    uri::parse(value)
         .ok()
         .filter(|url| url.scheme() == "https" && url.has_host() && url.username().is_empty())
         .filter(|url| url.password().is_none() && url.as_str().len() <= MAX_URI)

@@ -1,0 +1,52 @@
+//! URLs from outside, as RFC 3986 writes them.
+
+use url::{ParseError, Url};
+
+/// Parses an absolute URL with an authority, `scheme://…`. `url` follows what browsers make of addresses; here it is given
+/// only what RFC 3986 knows: ASCII (an internationalised name in its `xn--` form), and a host without percent-encoding.
+///
+/// # Errors
+/// What `url` says of such a text.
+pub fn parse(text: &str) -> Result<Url, ParseError> {
+    let is_known = |c: char| c.is_ascii_graphic() && !"\"<>\\^`{|}".contains(c);
+    let (_, rest) = text.split_once("://").ok_or(ParseError::RelativeUrlWithoutBase)?;
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    if host.contains('%') || !text.chars().all(is_known) {
+        return Err(ParseError::InvalidDomainCharacter);
+    }
+    Url::parse(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_those_of_rfc_3986() {
+        for text in [
+            "https://mis.example/.well-known/margo?a=%41#b",
+            "HTTPS://Mis.Example:8443/",
+            "https://user:p%40ss@xn--mnchen-3ya.example/%C3%BC",
+            "https://[fd00::1]:443/",
+        ] {
+            assert!(parse(text).is_ok(), "{text}");
+        }
+        for text in [
+            "mis.example/",
+            "https:mis.example/",
+            "https:/mis.example/",
+            "https:\\\\mis.example/",
+            "https://münchen.example/",
+            "https://Aڒis.example/",
+            "https://A%DA%92.example/",
+            "https://mis.example/ü",
+            " https://mis.example/",
+            "https://mis.exam\nple/",
+            "https://mis.example/{a}",
+            "https://",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}
