@@ -4,8 +4,6 @@
 //! A target panics when a rule is broken that holds for any input: what is accepted means the same
 //! when it is written and read again, and an error has bounded, printable words.
 
-use crate::text::Excerpt;
-
 /// Takes an input, and returns whether it was accepted.
 pub type Target = fn(&[u8]) -> bool;
 
@@ -36,37 +34,6 @@ pub const TARGETS: [(&str, Target); 15] = [
 pub fn run(name: &str, data: &[u8]) {
     let (_, target) = TARGETS.iter().find(|(target, _)| *target == name).expect("a target");
     target(data);
-}
-
-/// Characters of an error that comes of one input, with what the agent's own words need.
-const MAX_ERROR: usize = 4096;
-
-/// Panics if an error could fill a log or reach for a terminal. Returns that nothing was accepted.
-pub(crate) fn check_error(error: impl std::fmt::Display) -> bool {
-    let shown = error.to_string();
-    #[cfg(test)]
-    println!("{shown}");
-    let lines: Vec<&str> = shown.lines().collect();
-    assert!(shown.chars().count() <= MAX_ERROR, "an error of {} characters", shown.chars().count());
-    for line in lines {
-        // White space at the ends is no harm.
-        let safe = Excerpt::of(line, MAX_ERROR);
-        let kept = line.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(*safe, *kept, "a terminal would obey an error");
-    }
-    false
-}
-
-/// Parts of an input that are each preceded by their length in two bytes, the higher first. The last
-/// one is cut where the input ends.
-pub(crate) fn parts(mut data: &[u8]) -> Vec<&[u8]> {
-    let mut parts = Vec::new();
-    while let [high, low, rest @ ..] = data {
-        let (part, after) = rest.split_at(usize::from(u16::from_be_bytes([*high, *low])).min(rest.len()));
-        parts.push(part);
-        data = after;
-    }
-    parts
 }
 
 #[cfg(test)]

@@ -24,7 +24,8 @@ pub mod pem;
 pub mod spiffe;
 pub mod store;
 pub mod system;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub(crate) mod testing;
 pub mod text;
 pub mod time;

@@ -667,7 +667,7 @@ impl Headers {
 pub(crate) fn fuzz(data: &[u8]) -> bool {
     let pem = match read(data) {
         Ok(read) => read,
-        Err(e) => return crate::fuzzing::check_error(e),
+        Err(e) => return crate::testing::check_error(e),
     };
     let text: Vec<u8> = data.iter().copied().filter(|byte| *byte != 0).collect();
     let begins = text.windows(10).filter(|window| window == b"-----BEGIN").count();
@@ -683,7 +683,7 @@ pub(crate) fn fuzz(data: &[u8]) -> bool {
     }
     match certificates(data) {
         Ok(certificates) => drop(certificates.unused()),
-        Err(e) => drop(crate::fuzzing::check_error(e)),
+        Err(e) => drop(crate::testing::check_error(e)),
     }
     !pem.blocks.is_empty()
 }

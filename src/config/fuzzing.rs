@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::sources::Readable;
 use super::{Config, Salvaged};
-use crate::fuzzing::check_error;
+use crate::testing::check_error;
 
 /// A configuration file. A text means the same each time it is read.
 pub(crate) fn config(data: &[u8]) -> bool {

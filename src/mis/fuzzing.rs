@@ -9,7 +9,7 @@ use super::problem::{self, Problem};
 use super::trust::Loaded;
 use super::verify::{Note, Verifier};
 use super::{Discovery, identities};
-use crate::fuzzing::{check_error, parts};
+use crate::testing::{check_error, parts};
 use crate::time::Timestamp;
 
 /// In the validity of the certificates in the corpora: 2026-07-01.

@@ -6,7 +6,7 @@ use x509_parser::prelude::FromDer as _;
 
 use super::svid::{self, Chain, Expectation, X509Svid, certificate_pem};
 use super::{Bundle, Remark, TrustDomain};
-use crate::fuzzing::{check_error, parts};
+use crate::testing::{check_error, parts};
 use crate::time::Timestamp;
 
 /// In the validity of the certificates in the corpora: 2026-07-01.

@@ -1,7 +1,7 @@
 //! Fuzz target: the records of the state, as a disk or an older agent may have left them.
 
 use super::{Answer, CachedBundle, CachedDiscovery, CachedTime, CachedWaits, Identity, Pending, Record};
-use crate::fuzzing::check_error;
+use crate::testing::check_error;
 
 /// A record; the first byte chooses its kind. One that is accepted is the same after it was written
 /// again.
