@@ -200,7 +200,7 @@ async fn what_is_no_document_is_named() {
 
 #[tokio::test]
 async fn a_tls_message_of_tiny_records_that_never_ends_is_said_in_words() {
-    let listener = TcpListener::bind("localhost:0").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let server = std::thread::spawn(move || {
         let mut stream = listener.accept().unwrap().0;
@@ -214,7 +214,7 @@ async fn a_tls_message_of_tiny_records_that_never_ends_is_said_in_words() {
     let ca_file = folder.path().join("ca.pem");
     std::fs::write(&ca_file, issuer.pem()).unwrap();
     let client = direct(InitialTrust { ca_file: Some(ca_file), ..InitialTrust::default() });
-    let url = format!("https://localhost:{port}/.well-known/margo").parse().unwrap();
+    let url = format!("https://127.0.0.1:{port}/.well-known/margo").parse().unwrap();
     let told = client.discovery(&url, None).await.unwrap_err().to_string();
     server.join().unwrap();
     assert!(told.contains("larger than any that TLS has"), "{told}");
