@@ -5,8 +5,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use development_mis::{Endpoint, FactorySpec, KeyKind};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 
 use crate::support::memory::mappings_with;
+use crate::support::version_1::version_1;
 use crate::world::{self, World};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -91,8 +95,14 @@ fn odd_certificates_are_shown_to_the_mis_all_the_same() {
         openssl(format!(
             "x509 -req -in {} -CA {ca} -CAkey {ca_key} -CAcreateserial -days 9 -out {own}{}",
             file("odd.csr"),
-            extensions.unwrap_or_default()
+            extensions.as_deref().unwrap_or_default()
         ));
+        if extensions.is_none() {
+            let key = KeyPair::from_pem(&fs::read_to_string(&ca_key).unwrap()).unwrap();
+            let der = CertificateDer::from_pem_file(&own).unwrap();
+            fs::write(file("odd.der"), version_1(&der, &key)).unwrap();
+            openssl(format!("x509 -inform DER -in {} -out {own}", file("odd.der")));
+        }
         configure(&world, Path::new(&own), &format!("key = \"file:{own_key}\""));
         world.device.start();
         let status = world.device.wait_for_error(odd);
@@ -105,33 +115,21 @@ fn odd_certificates_are_shown_to_the_mis_all_the_same() {
 fn an_intermediate_that_has_ended_is_named() {
     let mut world = World::new();
     let file = |name: &str| world.device.path(name).to_str().unwrap().to_owned();
-    let openssl = |words: String| world.tpm.run("openssl", &words.split(' ').collect::<Vec<_>>());
-    let (line, line_key) = (file("line.pem"), file("line.key"));
-    let ec = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
-    openssl(format!(
-        "req -x509 {ec} -keyout {} -out {} -subj /CN=root -days 9",
-        file("root.key"),
-        file("root.pem")
-    ));
-    openssl(format!("req {ec} -keyout {line_key} -out {} -subj /CN=line-4", file("line.csr")));
-    fs::write(world.device.path("ca.ext"), "basicConstraints=critical,CA:TRUE\n").unwrap();
-    fs::write(world.device.path("own.ext"), "keyUsage=digitalSignature\n").unwrap();
-    openssl(format!(
-        "x509 -req -in {} -CA {} -CAkey {} -CAcreateserial -days -1 -out {line} -extfile {}",
-        file("line.csr"),
-        file("root.pem"),
-        file("root.key"),
-        file("ca.ext")
-    ));
-    openssl(format!("req {ec} -keyout {} -out {} -subj /CN=device", file("own.key"), file("own.csr")));
-    openssl(format!(
-        "x509 -req -in {} -CA {line} -CAkey {line_key} -CAcreateserial -days 9 -out {} -extfile {}",
-        file("own.csr"),
-        file("own.pem"),
-        file("own.ext")
-    ));
-    let chain = fs::read_to_string(file("own.pem")).unwrap() + &fs::read_to_string(&line).unwrap();
-    fs::write(file("own.pem"), chain).unwrap();
+    let issuer = |name: &str, year| {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        params
+    };
+    let root = CertifiedIssuer::self_signed(issuer("root", 4000), KeyPair::generate().unwrap()).unwrap();
+    let line =
+        CertifiedIssuer::signed_by(issuer("line-4", 2020), KeyPair::generate().unwrap(), &root).unwrap();
+    let (mut own, key) = (CertificateParams::new([]).unwrap(), KeyPair::generate().unwrap());
+    own.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    let own = own.signed_by(&key, &line).unwrap();
+    fs::write(file("own.pem"), own.pem() + &line.pem()).unwrap();
+    fs::write(file("own.key"), key.serialize_pem()).unwrap();
     let key = format!("key = \"file:{}\"", file("own.key"));
     configure(&world, Path::new(&file("own.pem")), &key);
     world.mis.policy(|policy| policy.refuse_in_handshake = true);

@@ -12,3 +12,4 @@ pub(crate) mod reader;
 pub(crate) mod strace;
 pub(crate) mod swtpm;
 pub(crate) mod tinyproxy;
+pub(crate) mod version_1;
