@@ -40,8 +40,10 @@ impl Scenario {
     /// The agent runs, and the MIS cannot be reached yet.
     fn before_enrollment(protection: &str) -> Self {
         let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
-        // At the level debug each request is logged, with the process that it is of.
-        let more = format!("[workload_api]\nkey_users = [\"{}\"]\n[log]\nlevel = \"debug\"\n", getuid());
+        // More than its clients are at once. At the level debug each request is logged, with the process that it is of.
+        let more = "max_connections = 2048\n".to_owned();
+        let more =
+            more + &format!("[workload_api]\nkey_users = [\"{}\"]\n[log]\nlevel = \"debug\"\n", getuid());
         let config = world::config(&world.mis, &world.tpm, &more);
         if protection == "software" {
             world.tpm.stop();
