@@ -9,7 +9,10 @@ use url::{ParseError, Url};
 /// What `url` says of such a text.
 pub fn parse(text: &str) -> Result<Url, ParseError> {
     let is_known = |c: char| c.is_ascii_graphic() && !"\"<>\\^`{|}".contains(c);
-    let (_, rest) = text.split_once("://").ok_or(ParseError::RelativeUrlWithoutBase)?;
+    let (scheme, rest) = text.split_once("://").ok_or(ParseError::RelativeUrlWithoutBase)?;
+    if !scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c)) {
+        return Err(ParseError::RelativeUrlWithoutBase); // it comes later, in a path say
+    }
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let host = authority.rsplit('@').next().unwrap_or_default();
     if host.contains('%') || !text.chars().all(is_known) {
@@ -40,6 +43,7 @@ mod tests {
             "https://münchen.example/",
             "https://Aڒis.example/",
             "https://A%DA%92.example/",
+            "https:A%DA%92.example/https://mis.example/",
             "https://mis.example/ü",
             " https://mis.example/",
             "https://mis.exam\nple/",
