@@ -121,12 +121,12 @@ a_renewal_that_falls_due_in_suspend_is_made_at_waking() {
     wait_for 60 "the state" state_is active
     is_the_same_device
     guest 'journalctl --sync; journalctl --output=json --output-fields=MESSAGE' >"$work/journal.json"
-    # CLOCK_MONOTONIC stands still in suspend.
+    # CLOCK_MONOTONIC stands still in suspend. What the kernel says when it falls asleep may be read after that only.
     jq --slurp --raw-output '
         def last_of(words): map(select(.MESSAGE | strings | startswith(words))) | last
             | { awake: (.__MONOTONIC_TIMESTAMP | tonumber), wall: (.__REALTIME_TIMESTAMP | tonumber) };
-        last_of("PM: suspend entry") as $entry | last_of("PM: suspend exit") as $exit | last_of("new SVID") as $new
-        | [$exit.wall - $entry.wall - ($exit.awake - $entry.awake), $new.awake - $exit.awake]
+        last_of("an operator orders: renew") as $before | last_of("PM: suspend exit") as $exit | last_of("new SVID") as $new
+        | [$exit.wall - $exit.awake - ($before.wall - $before.awake), $new.awake - $exit.awake]
         | map(. / 1e5 | round / 10 | tostring) | join(" ")' "$work/journal.json" >"$work/times"
     read -r asleep late <"$work/times"
     echo "$machine: $late s after a sleep of $asleep s the SVID is a new one"
