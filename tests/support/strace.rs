@@ -5,10 +5,13 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::agent::{PATIENCE, pause};
 use super::log::Log;
+
+/// Time in which strace lets its processes go.
+const LEAVES_WITHIN: Duration = Duration::from_secs(20);
 
 /// The calls by which a file system is changed, and those that open something in it.
 const CALLS: &str = "?open,?creat,openat,write,pwrite64,writev,fsync,fdatasync,ftruncate,fallocate,?rename,renameat,\
@@ -109,6 +112,12 @@ impl Strace {
         let pid = self.process.id();
         // On SIGTERM it lets its processes go unhurt; killed, it would leave them as they are.
         let _ = Command::new("sh").args(["-c", &format!("kill -s TERM {pid}")]).status();
+        // Where a process of several threads ends meanwhile, it may wait for one of them for ever.
+        let since = Instant::now();
+        while matches!(self.process.try_wait(), Ok(None)) && since.elapsed() < LEAVES_WITHIN {
+            pause();
+        }
+        let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
