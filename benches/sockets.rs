@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use miaf_agent::keys::tss2::Tss2Key;
-use miaf_agent::system::process;
+use miaf_agent::platform::process;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;

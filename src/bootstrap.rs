@@ -21,8 +21,8 @@ use crate::keys::factory::{self, Auth, Source};
 use crate::keys::tpm::Tpm;
 use crate::lifecycle::{LastError, Report};
 use crate::pem;
-use crate::system::secret::SecretError;
-use crate::system::{access, files};
+use crate::platform::credentials::SecretError;
+use crate::platform::{access, files};
 use crate::time::Timestamp;
 use crate::x509;
 

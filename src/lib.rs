@@ -21,9 +21,9 @@ pub mod keys;
 pub mod lifecycle;
 pub mod mis;
 pub mod pem;
+pub mod platform;
 pub mod spiffe;
 pub mod store;
-pub mod system;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub(crate) mod testing;

@@ -16,10 +16,10 @@ use crate::lifecycle::{
     Action, Draw, Event, KnownTime, LastError, Lifecycle, MAX_DETAIL, Report, State, Step,
 };
 use crate::mis::{Discovery, Mis};
+use crate::platform::{clock, systemd};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid;
 use crate::store::{self, Store};
-use crate::system::{clock, service};
 use crate::text::Excerpt;
 use crate::time::{BootTime, Now, Proof, Timestamp};
 
@@ -301,7 +301,7 @@ impl Device {
         self.told = Some(snapshot.state);
         let state = snapshot.state;
         let who = snapshot.identity.as_ref().map(|identity| format!(": {}", identity.svid.spiffe_id()));
-        service::status(&format!("{state}{}", who.unwrap_or_default()));
+        systemd::status(&format!("{state}{}", who.unwrap_or_default()));
         match state {
             State::Blocked | State::Expired => {
                 let why =

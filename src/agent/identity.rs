@@ -10,9 +10,9 @@ use crate::deliver::Identity;
 use crate::keys::{self, ErrorKind, Key, KeyError, Provider};
 use crate::lifecycle::{Failure, KeyChoice, Meaning, NotAdopted, Report, Request, SvidFacts};
 use crate::mis::{CertificateRequest, Identified, MisError};
+use crate::platform::clock;
 use crate::spiffe::svid::{self, Chain, Expectation, Rejection, X509Svid};
 use crate::store;
-use crate::system::clock;
 use crate::time::Timestamp;
 
 impl Device {

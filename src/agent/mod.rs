@@ -25,12 +25,12 @@ use crate::deliver::watch::Publication;
 use crate::deliver::{CONFIGURATION, Snapshot};
 use crate::keys::ProviderKind;
 use crate::lifecycle::{Event, LastError, Report, Step};
+use crate::platform::access::shell_word;
+use crate::platform::inotify::FileWatch;
+use crate::platform::systemd::{self, PassedSocket};
+use crate::platform::timer::{Alarm, Woken};
+use crate::platform::{clock, random};
 use crate::store::{Store, StoreError};
-use crate::system::access::shell_word;
-use crate::system::alarm::{Alarm, Woken};
-use crate::system::service::{self, PassedSocket};
-use crate::system::watch::FileWatch;
-use crate::system::{clock, random};
 use device::Device;
 use orders::Standing;
 use provisioned::Provisioned;
@@ -125,7 +125,7 @@ pub async fn run(
     let publish = Publication::new(life.snapshot(), clock::now().wall);
     let lines = Lines::new(&publish, orders);
     let mut server = Server::start(threads, passed, &socket, textfile.as_deref(), &lines)?;
-    service::ready();
+    systemd::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
 
     let lives = async {
@@ -140,7 +140,7 @@ pub async fn run(
         () = lives => Ok(()),
         Some(right) = lost.recv() => Err(AgentError::SocketLost(right.as_str())),
     };
-    service::stopping();
+    systemd::stopping();
     tracing::info!("miaf-agent ends");
     drop(signals); // who waits for an order to be taken is told that it is not
     server.stop().await;
@@ -252,7 +252,7 @@ impl Life {
                 if signals.complaint.is_news(&complaint) {
                     tracing::error!("{complaint}");
                 }
-                service::status("blocked: the state cannot be used");
+                systemd::status("blocked: the state cannot be used");
                 let config = tokio::select! {
                     told = signals.next(false) => match told {
                         Told::Stop => None,
@@ -378,7 +378,7 @@ async fn drive(
 }
 
 async fn wait_for_configuration(place: &Place, signals: &mut Signals) -> Option<Loaded> {
-    service::status("unconfigured: waiting for [mis] to appear in the configuration");
+    systemd::status("unconfigured: waiting for [mis] to appear in the configuration");
     tracing::info!(file = %place.file.display(), "no MIS is configured yet: waiting for [mis] to appear");
     signals.complaint.is_over();
     let file = place.file.display();
@@ -395,7 +395,7 @@ async fn wait_for_configuration(place: &Place, signals: &mut Signals) -> Option<
 /// What the configuration says once it can be used, or says something else that cannot be.
 async fn wait_for_correction(error: &LastError, place: &Place, signals: &mut Signals) -> Option<Loaded> {
     let complaint = error.report.detail.clone().unwrap_or_default();
-    service::status(&format!("blocked: {complaint}"));
+    systemd::status(&format!("blocked: {complaint}"));
     if signals.complaint.is_news(&complaint) {
         tracing::error!(
             "{complaint}. What is held is served, and nothing else is done before that is corrected"

@@ -10,7 +10,7 @@ use crate::bootstrap::Purpose;
 use crate::config::Config;
 use crate::deliver::order::{Given, Order, Refusal};
 use crate::lifecycle::{self, Event};
-use crate::system::clock;
+use crate::platform::clock;
 
 /// Orders that wait at once for an action to end.
 const MOST_WAITING: usize = 4;

@@ -15,8 +15,8 @@ use crate::keys::ProviderKind;
 use crate::keys::tpm::Tpm;
 use crate::lifecycle::{Failure, LastError};
 use crate::mis::{Identified, Trust};
-use crate::system::clock;
-use crate::system::secret::Secret;
+use crate::platform::clock;
+use crate::platform::credentials::Secret;
 use crate::time::{Now, Timestamp};
 
 /// How often it is looked at, whether used or not.

@@ -16,10 +16,10 @@ use crate::deliver::files::Publisher;
 use crate::keys::{Key, Provider};
 use crate::lifecycle::{KeyChoice, KnownTime, Lifecycle, Policy, Restored, Retry};
 use crate::mis::{Discovery, Mis};
+use crate::platform::{clock, credentials, random};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid::{Chain, X509Svid};
 use crate::store::{self, Store, StoreError};
-use crate::system::{clock, random, secret};
 use crate::time::Now;
 
 impl Device {
@@ -39,7 +39,7 @@ impl Device {
             config.key.provider,
             provisioned.tpm,
             store.private(),
-            secret::credentials().as_deref(),
+            credentials::credentials().as_deref(),
         );
         let proxy = config.mis.as_ref().map(|mis| mis.proxy.clone()).unwrap_or_default();
         let discovery = cached(&store).and_then(|cached| read_discovery(cached, &config));

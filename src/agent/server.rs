@@ -19,8 +19,8 @@ use crate::deliver::places::Places;
 use crate::deliver::runtime::{Pulse, SocketRuntime};
 use crate::deliver::socket::{BindError, Socket};
 use crate::deliver::textfile::Textfile;
-use crate::system::process;
-use crate::system::service::PassedSocket;
+use crate::platform::process;
+use crate::platform::systemd::PassedSocket;
 
 /// What the agent itself may need at once, and more.
 const OWN_FILES: usize = 128;

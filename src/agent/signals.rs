@@ -12,8 +12,8 @@ use super::orders::Taken;
 use crate::deliver::order::Given;
 use crate::deliver::runtime::Pulse;
 use crate::lifecycle::LastError;
-use crate::system::service::Watchdog;
-use crate::system::watch::FileWatch;
+use crate::platform::inotify::FileWatch;
+use crate::platform::systemd::Watchdog;
 
 /// What is heard.
 #[derive(Debug)]

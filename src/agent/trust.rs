@@ -7,9 +7,9 @@ use super::failures::cause;
 use crate::deliver::Identity;
 use crate::lifecycle::{BundleFacts, Discovered, Report};
 use crate::mis::{self, Discovery, Fetched, MisError, Validators};
+use crate::platform::clock;
 use crate::spiffe::{Bundle, Remark, SequenceVerdict, judge_sequence, svid};
 use crate::store;
-use crate::system::clock;
 use crate::text::Excerpt;
 use crate::time::Timestamp;
 

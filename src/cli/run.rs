@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::EXIT_CONFIG;
 use crate::agent;
-use crate::system::log::{self, LogLevel};
-use crate::system::{files, process, service};
+use crate::platform::log::{self, LogLevel};
+use crate::platform::{files, process, systemd};
 
 pub(super) fn run(config: &Path) -> ExitCode {
     files::set_umask();
@@ -27,7 +27,7 @@ pub(super) fn run(config: &Path) -> ExitCode {
     log::start(usable.log_level);
     let complaint = loaded.as_ref().err().map(|(e, _)| e.to_string());
     process::allow_open_files();
-    let passed = service::passed_sockets();
+    let passed = systemd::passed_sockets();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {

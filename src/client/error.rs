@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::system::access::group_argument;
+use crate::platform::access::group_argument;
 use crate::text::Excerpt;
 
 /// Why the agent gave no answer, or not the one that was asked for.

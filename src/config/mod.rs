@@ -30,10 +30,10 @@ use self::reader::{Reader, SHORTEST};
 use self::sources::Sources;
 use crate::keys::ProviderKind;
 use crate::keys::tpm::{ParentChoice, Tcti};
+use crate::platform::access;
+use crate::platform::credentials::Secret;
+use crate::platform::log::LogLevel;
 use crate::spiffe::TrustDomain;
-use crate::system::access;
-use crate::system::log::LogLevel;
-use crate::system::secret::Secret;
 use crate::text::Excerpt;
 
 /// Where the configuration is looked for when nothing else is said.

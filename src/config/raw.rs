@@ -7,7 +7,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::keys::ProviderKind;
-use crate::system::log::LogLevel;
+use crate::platform::log::LogLevel;
 
 /// One table: its keys, and the tables in it.
 macro_rules! table {

@@ -20,8 +20,8 @@ use super::{
 };
 use crate::keys::ProviderKind;
 use crate::keys::tpm::{BadParent, Tcti};
+use crate::platform::credentials::Secret;
 use crate::spiffe::TrustDomain;
-use crate::system::secret::Secret;
 use crate::text::Excerpt;
 use crate::uri;
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::raw::{self, Overlay as _};
 use super::{ConfigError, MAX_REASON, Problem};
-use crate::system::files;
+use crate::platform::files;
 use crate::text::Excerpt;
 
 /// Bytes of all files together.

@@ -27,9 +27,9 @@ use super::status::{Status, SvidDocument};
 use super::watch::events;
 use super::{Snapshot, health, metrics, workload};
 use crate::lifecycle::State;
+use crate::platform::clock;
+use crate::platform::log::AUDIT;
 use crate::spiffe::TrustDomain;
-use crate::system::clock;
-use crate::system::log::AUDIT;
 
 /// No order is longer, and nothing that is to be signed.
 const MAX_BODY: usize = 4 * 1024;

@@ -13,9 +13,9 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::caller::Caller;
+use crate::platform::log::AUDIT;
 use crate::spiffe::SpiffeId;
 use crate::spiffe::svid::X509Svid;
-use crate::system::log::AUDIT;
 
 /// Interval between two records of the same.
 const INTERVAL: Duration = Duration::from_secs(60);

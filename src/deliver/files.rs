@@ -14,10 +14,10 @@ use zeroize::Zeroizing;
 use super::Identity;
 use crate::config;
 use crate::keys::{Key, KeyError, KeyFile, Protection};
+use crate::platform::access::why_unwritable;
+use crate::platform::dir::{Attributes, Dir};
+use crate::platform::files;
 use crate::spiffe::Bundle;
-use crate::system::access::why_unwritable;
-use crate::system::dir::{Attributes, Dir};
-use crate::system::files;
 use crate::time::Timestamp;
 
 const CURRENT: &str = "current";

@@ -11,7 +11,7 @@ use super::grpc::{self, Code, Status};
 use super::lines::Lines;
 use super::protobuf::string_field;
 use super::response::Body;
-use crate::system::clock;
+use crate::platform::clock;
 
 /// What the paths of its methods begin with.
 pub(super) const PREFIX: &str = "/grpc.health.v1.Health/";

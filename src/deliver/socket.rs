@@ -24,7 +24,7 @@ use super::calls::CallLimits;
 use super::connection;
 use super::lines::Lines;
 use super::places::Places;
-use crate::system::files;
+use crate::platform::files;
 
 /// So many are told at once that there is no place for them.
 const MAX_REFUSALS: usize = 64;

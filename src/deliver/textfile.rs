@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use super::lines::Lines;
 use super::metrics;
-use crate::system::{clock, files};
+use crate::platform::{clock, files};
 
 /// However much happens, it is not written more often.
 const BETWEEN: Duration = Duration::from_secs(1);

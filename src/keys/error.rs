@@ -5,8 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::system::access;
-use crate::system::secret::SecretError;
+use crate::platform::access;
+use crate::platform::credentials::SecretError;
 
 /// Why a key could not be made, read or used.
 ///

@@ -14,7 +14,7 @@ use super::KeyError;
 use super::file::{self, Found};
 use super::tpm::{MadeElsewhere, Tpm};
 use super::tss2::Tss2Key;
-use crate::system::secret::Secret;
+use crate::platform::credentials::Secret;
 
 /// Where the factory key is.
 #[derive(Debug, Clone, Copy)]

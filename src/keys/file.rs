@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use super::checked::Checked;
 use super::{KeyError, KeyForm, tss2};
 use crate::pem::{self, Block, Pem};
-use crate::system::{access, files};
+use crate::platform::{access, files};
 
 /// A file larger than this holds no single private key.
 const MAX_FILE: usize = 64 * 1024;

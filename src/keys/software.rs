@@ -40,7 +40,7 @@ use zeroize::Zeroizing;
 use super::checked::checked;
 use super::{ErrorKind, Key, KeyError, KeyFile, Protection, PublicKey};
 use crate::pem;
-use crate::system::{access, files};
+use crate::platform::{access, files};
 
 /// The label of the PEM block.
 pub const LABEL: &str = "MIAF SEALED PRIVATE KEY";

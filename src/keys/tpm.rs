@@ -36,7 +36,7 @@ use self::worker::Worker;
 use super::checked::checked;
 use super::tss2::Parent;
 use super::{Key, KeyError, KeyFile, Protection, PublicKey};
-use crate::system::secret::Secret;
+use crate::platform::credentials::Secret;
 
 /// A handle to the TPM. Clones share one worker thread, which ends with the last of them.
 #[derive(Debug, Clone)]

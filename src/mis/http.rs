@@ -25,7 +25,7 @@ use super::trust::Trust;
 use super::verify::{Note, Request, VouchedBy};
 use crate::config;
 use crate::json;
-use crate::system::{clock, route};
+use crate::platform::{clock, connectivity};
 use crate::text::Excerpt;
 use crate::time::{Proof, Timestamp};
 
@@ -474,9 +474,9 @@ async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note
     let why = cause.clone() + &through;
     if error.is_connect() {
         if cause.starts_with(NOT_RESOLVED) {
-            return match (route::is_in_a_network(), first_host(&url, hop)) {
+            return match (connectivity::is_in_a_network(), first_host(&url, hop)) {
                 (true, Some((name, _))) => {
-                    let (why, has_way_out) = (lookup_failure(&cause), route::leads_anywhere());
+                    let (why, has_way_out) = (lookup_failure(&cause), connectivity::leads_anywhere());
                     match hop {
                         Some(hop) if has_way_out => MisError::Proxy { url, why: hop.not_resolved(why) },
                         _ => MisError::NameNotResolved { name: name.to_owned(), url, why, has_way_out },
@@ -520,7 +520,7 @@ fn first_host<'a>(url: &'a Url, hop: Option<&'a Hop>) -> Option<(&'a str, u16)> 
 /// Whether there is a route to there.
 async fn may_leave_for(url: &Url, hop: Option<&Hop>) -> bool {
     let Some((host, port)) = first_host(url, hop) else { return true };
-    route::leads_to(host.trim_start_matches('[').trim_end_matches(']'), port).await
+    connectivity::leads_to(host.trim_start_matches('[').trim_end_matches(']'), port).await
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 use super::error::innermost;
 use crate::config::{self, Through};
 use crate::lifecycle::Meaning;
-use crate::system::secret::SecretError;
+use crate::platform::credentials::SecretError;
 
 /// Bytes of a proxy's response to CONNECT.
 const MAX_HEAD: usize = 8192;
@@ -413,7 +413,7 @@ impl Drop for Detour {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::system::secret::Secret;
+    use crate::platform::credentials::Secret;
 
     const MIS: &str = "https://mis.factory.example:8443/.well-known/margo";
 

@@ -11,7 +11,7 @@ use rustls::{AlertDescription, ClientConfig, InvalidMessage, OtherError, PeerInc
 use super::MisError;
 use super::trust::Loaded;
 use super::verify::{self, Note, Request, Verifier};
-use crate::system::clock;
+use crate::platform::clock;
 use crate::text::Excerpt;
 use crate::x509;
 

@@ -10,7 +10,7 @@ use super::MisError;
 use crate::config::InitialTrust;
 use crate::lifecycle::{LastError, Report};
 use crate::pem;
-use crate::system::{access, clock, files};
+use crate::platform::{access, clock, files};
 
 /// The initial trust of one configuration. The files are read at every use, so a replaced one counts from the next
 /// connection on. Should the replacement be bad, the last good trust stays in use *as a whole*, anchors and pins and

@@ -73,7 +73,7 @@ fn an_owner_password_does_not_matter_where_the_index_may_be_read_without() {
 #[test]
 fn an_index_of_the_owner_is_read_with_the_password_that_is_configured() {
     use miaf_agent::keys::tpm::ParentChoice;
-    use miaf_agent::system::secret::Secret;
+    use miaf_agent::platform::credentials::Secret;
 
     let tpm = Swtpm::start();
     let certificate = certificate("device.example");

@@ -2,7 +2,7 @@
 
 use miaf_agent::keys::KeyFile;
 use miaf_agent::keys::tpm::ParentChoice;
-use miaf_agent::system::secret::Secret;
+use miaf_agent::platform::credentials::Secret;
 
 use super::*;
 

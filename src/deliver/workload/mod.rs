@@ -36,10 +36,10 @@ use super::protobuf::Message;
 use super::response::{Body, problem};
 use super::{Identity, Snapshot};
 use crate::keys::{Key, KeyFile, Protection, ProviderKind};
+use crate::platform::clock;
+use crate::platform::log::AUDIT;
 use crate::spiffe::svid::X509Svid;
 use crate::spiffe::{Bundle, TrustDomain};
-use crate::system::clock;
-use crate::system::log::AUDIT;
 
 /// What its paths begin with: the service has no package.
 pub(super) const PREFIX: &str = "/SpiffeWorkloadAPI/";

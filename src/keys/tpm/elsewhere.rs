@@ -34,7 +34,7 @@ use crate::keys::factory::{Auth, fits, named};
 use crate::keys::file::rsa_name;
 use crate::keys::tss2::Tss2Key;
 use crate::keys::{KeyError, Unfit};
-use crate::system::secret::wipe_stack;
+use crate::platform::credentials::wipe_stack;
 
 /// A key of the TPM for TLS 1.3, made by somebody else. Every signature is checked before it is given out.
 pub(in crate::keys) struct MadeElsewhere {

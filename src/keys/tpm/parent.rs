@@ -22,7 +22,7 @@ use super::chip::{ecc_template, with_persistent, write_over_command};
 use super::failure::{During, Failure, ParentTrouble, Step};
 use super::guard::{Pair, Refusals};
 use crate::keys::tss2::Parent;
-use crate::system::secret::{Secret, wipe_stack};
+use crate::platform::credentials::{Secret, wipe_stack};
 
 /// `key.parent`: under which key of the TPM new keys are made. Keys that were made stay under their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

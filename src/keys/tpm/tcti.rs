@@ -13,7 +13,7 @@ use nix::unistd::Group;
 use tss_esapi::tcti_ldr::{DeviceConfig, TabrmdConfig, TctiNameConf};
 
 use crate::keys::{KeyError, UnreachableCause};
-use crate::system::access::{self, Node, Process};
+use crate::platform::access::{self, Node, Process};
 use crate::text::Excerpt;
 
 /// A way to reach the TPM. Parsed strictly: a setting that the TSS libraries would quietly take for their default is

@@ -2,14 +2,14 @@
 //! the service manager.
 
 pub mod access;
-pub mod alarm;
 pub mod clock;
+pub mod connectivity;
+pub mod credentials;
 pub mod dir;
 pub mod files;
+pub mod inotify;
 pub mod log;
 pub mod process;
 pub mod random;
-pub mod route;
-pub mod secret;
-pub mod service;
-pub mod watch;
+pub mod systemd;
+pub mod timer;
