@@ -16,10 +16,10 @@ pub mod deliver;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub mod fuzzing;
+pub mod issuer;
 pub mod json;
 pub mod keys;
 pub mod lifecycle;
-pub mod mis;
 pub mod pem;
 pub mod platform;
 pub mod spiffe;
@@ -29,5 +29,6 @@ pub mod store;
 pub(crate) mod testing;
 pub mod text;
 pub mod time;
+pub mod transport;
 pub mod uri;
 pub(crate) mod x509;

@@ -19,12 +19,12 @@ use serde::{Deserialize, Serialize};
 use crate::json::{self, JsonError};
 use crate::keys;
 use crate::lifecycle::{LastError, Memory};
-use crate::mis::Validators;
 use crate::platform::access::{advice_on_own, current_user, shell_word, user, user_argument};
 use crate::platform::files;
 use crate::spiffe::TrustDomain;
 use crate::text::Excerpt;
 use crate::time::{BootTime, Timestamp};
+use crate::transport::Validators;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;

@@ -19,7 +19,7 @@ pub(crate) type Moment = u64;
 /// The zero of the simulation on the wall clock.
 const BEGIN: Timestamp = Timestamp::from_secs(1_800_000_000);
 
-/// A dead host is noticed after as long as `src/mis/http.rs` waits for a connection.
+/// A dead host is noticed after as long as `src/transport/http.rs` waits for a connection.
 const CONNECT_LIMIT: u64 = 10_000;
 
 pub(crate) struct Device {

@@ -11,11 +11,11 @@ use crate::config::Config;
 use crate::deliver::files::{PublishError, Publisher};
 use crate::deliver::watch::Publication;
 use crate::deliver::{HeldBundle, Identity, Snapshot};
+use crate::issuer::{Discovery, Issuer};
 use crate::keys::{Key, KeyError, Provider};
 use crate::lifecycle::{
     Action, Draw, Event, KnownTime, LastError, Lifecycle, MAX_DETAIL, Report, State, Step,
 };
-use crate::mis::{Discovery, Mis};
 use crate::platform::{clock, systemd};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid;
@@ -32,7 +32,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 pub(super) struct Device {
     pub(super) config: Config,
     pub(super) store: Store,
-    pub(super) mis: Mis,
+    pub(super) issuer: Issuer,
     pub(super) keys: Provider,
     pub(super) lifecycle: Lifecycle,
     pub(super) discovery: Option<HeldDiscovery>,
@@ -70,7 +70,7 @@ pub(super) struct KeptBundle {
 
 impl Device {
     pub(super) fn step(&mut self, event: Event, now: Now, draw: Draw<'_>) -> Step {
-        let latest = self.mis.proven_time();
+        let latest = self.issuer.transport().proven_time();
         if latest != self.proof {
             self.proof = latest;
             // A bundle may come from a server that only keeps copies.
@@ -225,7 +225,7 @@ impl Device {
                 refresh_at: self.bundle_refresh_at(now),
             }),
             bootstrap: self.bootstrap.facts().cloned(),
-            trust: self.mis.trust().facts(),
+            trust: self.issuer.transport().trust().facts(),
             key_is_lost: self.lifecycle.key_is_lost(),
             asked_to_wait_until: self.lifecycle.asked_to_wait_until(now),
             ends_while_waiting: self.lifecycle.svid_ends_while_waiting(now),

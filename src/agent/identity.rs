@@ -7,13 +7,14 @@ use rustls::sign::CertifiedKey;
 use super::device::{Device, blocking, forget, stored};
 use super::failures::{cause, current_key_failure, key_failure, local};
 use crate::deliver::Identity;
+use crate::issuer::{CertificateRequest, IssuerError};
 use crate::keys::{self, ErrorKind, Key, KeyError, Provider};
 use crate::lifecycle::{Failure, KeyChoice, Meaning, NotAdopted, Report, Request, SvidFacts};
-use crate::mis::{CertificateRequest, Identified, MisError};
 use crate::platform::clock;
 use crate::spiffe::svid::{self, Chain, Expectation, Rejection, X509Svid};
 use crate::store;
 use crate::time::Timestamp;
+use crate::transport::ClientIdentity;
 
 impl Device {
     pub(super) async fn create_key(&mut self) -> Result<(), Failure> {
@@ -40,7 +41,7 @@ impl Device {
     }
 
     pub(super) async fn request(&mut self, request: Request, choice: KeyChoice) -> Result<(), Failure> {
-        let Some(discovery) = &self.discovery else { return Err(MisError::NoTrust.to_failure()) };
+        let Some(discovery) = &self.discovery else { return Err(IssuerError::NotDiscovered.to_failure()) };
         let document = discovery.document.clone();
         let key = self.key(choice)?;
         let csr = match blocking(move || keys::csr::certification_request(key.as_ref())).await {
@@ -55,13 +56,13 @@ impl Device {
         let (answer, credential) = match (request, self.identity.clone()) {
             (Request::Renew, Some(identity)) => {
                 let client = self.as_device(&identity).await?;
-                let answer = self.mis.renew(&document, identity.svid.spiffe_id(), &csr, client).await;
+                let answer = self.issuer.renew(&document, identity.svid.spiffe_id(), &csr, client).await;
                 (answer, identity.credential.clone())
             }
             _ => {
                 let client = self.factory_credential().await?;
                 let credential = self.bootstrap.facts().map(|facts| facts.sha256.clone());
-                (self.mis.enroll(&document, &csr, client).await, credential)
+                (self.issuer.enroll(&document, &csr, client).await, credential)
             }
         };
         let answer = store::Answer {
@@ -219,13 +220,13 @@ impl Device {
     }
 
     /// The device as itself: its SVID, with the complete chain (miaf-v0 E3, R1).
-    async fn as_device(&self, identity: &Identity) -> Result<Identified, Failure> {
+    async fn as_device(&self, identity: &Identity) -> Result<ClientIdentity, Failure> {
         let key = identity.key.clone();
         // Within a handshake a chip that was replaced or cleared would look like a network that is down.
         prove(key.clone()).await?;
         let key = keys::tls::signing_key(key);
         let chain = identity.svid.chain().certificates().to_vec();
-        Identified::new(CertifiedKey::new(chain, key))
+        ClientIdentity::new(CertifiedKey::new(chain, key))
             .map_err(|e| local("key", "The key that is held is not the one of the SVID that is held", &e))
     }
 }

@@ -14,10 +14,10 @@ use crate::config::Config;
 use crate::keys::ProviderKind;
 use crate::keys::tpm::Tpm;
 use crate::lifecycle::{Failure, LastError};
-use crate::mis::{Identified, Trust};
 use crate::platform::clock;
 use crate::platform::credentials::Secret;
 use crate::time::{Now, Timestamp};
+use crate::transport::{ClientIdentity, ServerTrust};
 
 /// How often it is looked at, whether used or not.
 const LOOK: Duration = Duration::from_secs(3600);
@@ -29,7 +29,7 @@ const LOOK_IN_TROUBLE: Duration = Duration::from_secs(60);
 pub(super) struct Provisioned {
     /// For which MIS. Under another, what was good for this one counts for nothing.
     mis: Option<Url>,
-    pub(super) trust: Trust,
+    pub(super) trust: ServerTrust,
     pub(super) bootstrap: Bootstrap,
     /// It remembers the passwords that it refused, so that none is tried often enough to lock it.
     pub(super) tpm: Tpm,
@@ -53,8 +53,8 @@ impl Provisioned {
         let tpm = tpm.filter(|tpm| tpm.is_at(tcti)).unwrap_or_else(|| Tpm::start(tcti.clone()));
         let tpm = tpm.with_parent(config.key.parent, config.key.owner_auth.clone());
         let (trust, bootstrap) = match good {
-            Some((before, bootstrap)) => (Trust::succeeding(trust, &before), bootstrap),
-            None => (Trust::new(trust), Bootstrap::default()),
+            Some((before, bootstrap)) => (ServerTrust::succeeding(trust, &before), bootstrap),
+            None => (ServerTrust::new(trust), Bootstrap::default()),
         };
         Self { mis, trust, bootstrap, tpm, look_for }
     }
@@ -65,7 +65,7 @@ impl Device {
     pub(super) fn into_provisioned(self) -> Provisioned {
         Provisioned {
             mis: self.config.mis.as_ref().map(|mis| mis.discovery_url.clone()),
-            trust: self.mis.trust().clone(),
+            trust: self.issuer.transport().trust().clone(),
             tpm: self.keys.tpm().clone(),
             bootstrap: self.bootstrap,
             look_for: Purpose::Use,
@@ -78,7 +78,7 @@ impl Device {
             return false;
         }
         // What is wrong comes up where it is used, and is in the log and in the status until then.
-        let trusted = self.mis.look_at_trust().await;
+        let trusted = self.issuer.transport().check_trust().await;
         let first = self.bootstrap.facts().is_none();
         let purpose = match self.look_for {
             Purpose::Use => Purpose::Use,
@@ -112,14 +112,14 @@ impl Device {
 
     /// What is wrong with it, while everything else goes well.
     pub(super) fn provisioned_problem(&self) -> Option<LastError> {
-        self.mis.trust().problem().or_else(|| self.bootstrap.trouble().cloned())
+        self.issuer.transport().trust().problem().or_else(|| self.bootstrap.trouble().cloned())
     }
 
     /// The device as its maker knows it. Read at every use, so that a replaced file counts at once.
-    pub(super) async fn factory_credential(&mut self) -> Result<Identified, Failure> {
+    pub(super) async fn factory_credential(&mut self) -> Result<ClientIdentity, Failure> {
         let cannot = |why: &dyn std::fmt::Display| local(bootstrap::PROBLEM, bootstrap::TITLE, why);
         let credential = self.credential(Purpose::Use).await.map_err(|why| cannot(&why))?;
-        Identified::new(credential.certified_key().clone()).map_err(|why| cannot(&why))
+        ClientIdentity::new(credential.certified_key().clone()).map_err(|why| cannot(&why))
     }
 
     async fn credential(&mut self, purpose: Purpose) -> Result<Arc<Credential>, BootstrapError> {

@@ -13,14 +13,15 @@ use super::waits::{self, KeptWaits};
 use crate::config::Config;
 use crate::deliver::Identity;
 use crate::deliver::files::Publisher;
+use crate::issuer::{Discovery, Issuer, Protocol};
 use crate::keys::{Key, Provider};
 use crate::lifecycle::{KeyChoice, KnownTime, Lifecycle, Policy, Restored, Retry};
-use crate::mis::{Discovery, Mis};
 use crate::platform::{clock, credentials, random};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid::{Chain, X509Svid};
 use crate::store::{self, Store, StoreError};
 use crate::time::Now;
+use crate::transport::Transport;
 
 impl Device {
     /// Takes up where the last process left off. Nothing is contacted, neither the MIS nor the chip.
@@ -86,7 +87,7 @@ impl Device {
         let (memory, believed) = (lifecycle.memory(), lifecycle.believes(now));
         Ok(Self {
             store,
-            mis: Mis::new(provisioned.trust, proxy),
+            issuer: Issuer::new(Protocol::default(), Transport::new(provisioned.trust, proxy)),
             keys,
             lifecycle,
             discovery,

@@ -5,23 +5,24 @@ use std::sync::Arc;
 use super::device::{Device, HeldDiscovery, KeptBundle};
 use super::failures::cause;
 use crate::deliver::Identity;
+use crate::issuer::{self, Discovery, Fetched, IssuerError};
 use crate::lifecycle::{BundleFacts, Discovered, Report};
-use crate::mis::{self, Discovery, Fetched, MisError, Validators};
 use crate::platform::clock;
 use crate::spiffe::{Bundle, Remark, SequenceVerdict, judge_sequence, svid};
 use crate::store;
 use crate::text::Excerpt;
 use crate::time::Timestamp;
+use crate::transport::Validators;
 
 impl Device {
-    pub(super) async fn fetch_discovery(&mut self) -> Result<Discovered, MisError> {
-        let Some(config) = &self.config.mis else { return Err(MisError::NoTrust) };
+    pub(super) async fn fetch_discovery(&mut self) -> Result<Discovered, IssuerError> {
+        let Some(config) = &self.config.mis else { return Err(IssuerError::NotConfigured) };
         let url = &config.discovery_url;
         let held = self.discovery.as_ref().map(|held| (&held.document, &held.cached.validators));
-        let (document, body, validators) = match (self.mis.discovery(url, held).await?, &self.discovery) {
+        let (document, body, validators) = match (self.issuer.discover(url, held).await?, &self.discovery) {
             (Fetched::New { document, body, validators }, _) => (document, body, validators),
             (Fetched::NotModified, Some(held)) => return Ok(discovered(&held.document, false)),
-            (Fetched::NotModified, None) => return Err(MisError::NoTrust), // nothing was held to revalidate
+            (Fetched::NotModified, None) => return Err(IssuerError::not_cached(url)),
         };
         let domains = [
             (config.trust_domain.as_ref(), "the configuration says", ""),
@@ -34,7 +35,7 @@ impl Device {
         for (want, because, way_out) in domains {
             if let Some(want) = want.filter(|want| *want != document.trust_domain()) {
                 let (url, got, want) = (url.clone(), document.trust_domain().clone(), want.clone());
-                return Err(MisError::OtherTrustDomain { url, got, want, because, way_out });
+                return Err(IssuerError::OtherTrustDomain { url, got, want, because, way_out });
             }
         }
         let changed = self.discovery.as_ref().is_none_or(|held| held.document != document);
@@ -55,15 +56,15 @@ impl Device {
         Ok(facts)
     }
 
-    pub(super) async fn fetch_bundle(&mut self) -> Result<BundleFacts, MisError> {
-        let Some(discovery) = &self.discovery else { return Err(MisError::NoTrust) };
+    pub(super) async fn fetch_bundle(&mut self) -> Result<BundleFacts, IssuerError> {
+        let Some(discovery) = &self.discovery else { return Err(IssuerError::NotDiscovered) };
         let (url, domain) =
             (discovery.document.trust_bundle_uri().clone(), discovery.document.trust_domain().clone());
         let held = self.bundle.as_mut().filter(|kept| kept.cached.trust_domain == domain);
         // What revalidates a document is of use only where it came from; its sequence number counts everywhere (B5).
         let same_place = held.as_ref().filter(|kept| kept.cached.url == url.as_str());
         let validators = same_place.map(|kept| kept.cached.validators.clone());
-        let fetched = self.mis.bundle(&url, &domain, validators.as_ref()).await?;
+        let fetched = self.issuer.trust_bundle(&url, &domain, validators.as_ref()).await?;
         let now = clock::now().wall;
         match (fetched, held) {
             (Fetched::NotModified, Some(kept)) => {
@@ -76,7 +77,7 @@ impl Device {
                 }
                 Ok(facts)
             }
-            (Fetched::NotModified, None) => Err(MisError::NoTrust), // nothing was held to revalidate
+            (Fetched::NotModified, None) => Err(IssuerError::not_cached(&url)),
             (Fetched::New { document, validators, .. }, held) => {
                 // What is kept is what counts: the rest of what was served may be much, and changes by itself.
                 let body = serde_json::to_string(&document.to_document()).unwrap_or_default();
@@ -96,7 +97,7 @@ impl Device {
                         self.cache_bundle().await;
                     }
                     let (served, held) = (document.sequence().unwrap_or(0), before.unwrap_or(0));
-                    return Err(MisError::BundleRegressed { url, served, held });
+                    return Err(IssuerError::BundleRegressed { url, served, held });
                 }
                 let is_new = held.as_ref().is_none_or(|kept| *kept.bundle != document);
                 if let Some(identity) = &self.identity {
@@ -162,12 +163,12 @@ pub(super) fn discovered(document: &Discovery, changed: bool) -> Discovered {
     let cannot_renew = (!document.issues_x509_svids()).then(|| {
         lacks(
             "The MIS does not issue the kind of identity this device needs",
-            mis::X509_SVID_V1,
+            issuer::X509_SVID_V1,
             document.profiles(),
         )
     });
     let no_method = (!document.accepts_factory_certificate()).then(|| {
-        lacks("The MIS does not accept factory certificates", mis::FACTORY_CERT_MTLS, document.methods())
+        lacks("The MIS does not accept factory certificates", issuer::FACTORY_CERT_MTLS, document.methods())
     });
     Discovered { changed, cannot_enroll: cannot_renew.clone().or(no_method), cannot_renew }
 }

@@ -39,10 +39,10 @@ use hyper::body::Bytes;
 use crate::bootstrap;
 use crate::keys::{Key, ProviderKind};
 use crate::lifecycle::{LastError, State};
-use crate::mis::TrustFacts;
 use crate::spiffe::svid::{self, X509Svid};
 use crate::spiffe::{Bundle, TrustDomain};
 use crate::time::Timestamp;
+use crate::transport::TrustFacts;
 
 /// The code of errors of the configuration, the end of their type.
 pub const CONFIGURATION: &str = "configuration";

@@ -13,7 +13,7 @@
 //! Whoever wants a CA's word for name and dates as well configures anchors beside the pins.
 
 mod chain;
-mod words;
+mod reasons;
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
@@ -34,7 +34,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
 use self::chain::{Anchors, Chain};
-use super::trust::Loaded;
+use super::server_trust::Loaded;
 use crate::text::Excerpt;
 use crate::x509::{SEQUENCE, wrap};
 
@@ -78,7 +78,7 @@ pub(super) enum Request {
 
 /// By whom a server was authenticated (miaf-v0 D7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum VouchedBy {
+pub(crate) enum VouchedBy {
     /// What was provisioned for this purpose: a CA in `ca_file`, or a pin.
     Provisioned,
     /// The operating system's store, and nothing else.
@@ -150,7 +150,7 @@ impl Verifier {
             Ok(()) => Ok(vouched_by),
             Err(Error::InvalidCertificate(
                 error @ (CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }),
-            )) => Err(Refusal { why: words::other_names(&chain), error }),
+            )) => Err(Refusal { why: reasons::other_names(&chain), error }),
             Err(error) => Err(Refusal::from(error)),
         }
     }
@@ -298,14 +298,14 @@ impl Verifier {
 
     fn refused(&self, error: webpki::Error, chain: &Chain<'_>) -> Refusal {
         if !is_unknown_issuer(&error) {
-            let (why, error) = words::of(&error, chain);
+            let (why, error) = reasons::of(&error, chain);
             return Refusal { why, error };
         }
         let error = CertificateError::UnknownIssuer;
-        if let Some(why) = words::unverifiable(chain) {
+        if let Some(why) = reasons::unverifiable(chain) {
             return Refusal { why, error };
         }
-        let named = words::issuer(chain).map(|name| format!(": it names \"{name}\"")).unwrap_or_default();
+        let named = reasons::issuer(chain).map(|name| format!(": it names \"{name}\"")).unwrap_or_default();
         let authorities = self.trust.authorities();
         let why = format!("its certificate was not issued by {authorities} (unknown issuer){named}");
         Refusal { why, error }
@@ -503,7 +503,7 @@ impl Refusal {
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         match error {
-            Error::InvalidCertificate(error) => Self { why: words::describe(&error), error },
+            Error::InvalidCertificate(error) => Self { why: reasons::describe(&error), error },
             other => {
                 let why = format!("its certificate is not acceptable ({})", Excerpt::of(other, MAX_UNKNOWN));
                 Self { why, error: CertificateError::ApplicationVerificationFailure }
@@ -519,7 +519,7 @@ fn is_unknown_issuer(error: &webpki::Error) -> bool {
 
 /// What TLS says of a server's certificate, for people.
 pub(super) fn describe(why: &CertificateError) -> String {
-    words::describe(why)
+    reasons::describe(why)
 }
 
 #[cfg(test)]

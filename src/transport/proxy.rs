@@ -24,7 +24,6 @@ use zeroize::Zeroizing;
 
 use super::error::innermost;
 use crate::config::{self, Through};
-use crate::lifecycle::Meaning;
 use crate::platform::credentials::SecretError;
 
 /// Bytes of a proxy's response to CONNECT.
@@ -92,19 +91,6 @@ pub enum ProxyError {
     /// It is not what it should be.
     #[error("proxy_auth under [mis]: it must be one line, user:password")]
     SecretForm,
-}
-
-impl ProxyError {
-    pub(super) fn meaning(&self) -> Meaning {
-        match self {
-            Self::Environment { .. } | Self::Secret(_) | Self::SecretForm => Meaning::Local,
-            Self::Unreachable { .. }
-            | Self::AuthRequired { .. }
-            | Self::AuthRefused { .. }
-            | Self::Forbidden { .. }
-            | Self::NoTunnel { .. } => Meaning::Transient,
-        }
-    }
 }
 
 /// A proxy that a call goes through.
@@ -502,7 +488,6 @@ mod tests {
             std::fs::write(&file, bad).unwrap();
             let error = hop(&lines, MIS, environment).err().unwrap();
             assert!(matches!(error, ProxyError::SecretForm) && !error.to_string().contains("password\""));
-            assert_eq!(error.meaning(), Meaning::Local);
         }
         assert_eq!(configured(&lines).auth, Some(Secret::File(file)));
     }
@@ -516,7 +501,6 @@ mod tests {
             ("http://user:hunter2@ proxy", "is not the URL of a proxy"),
         ] {
             let error = hop("", MIS, &[("ALL_PROXY", value)]).err().unwrap();
-            assert_eq!(error.meaning(), Meaning::Local);
             let error = error.to_string();
             assert!(error.starts_with("ALL_PROXY in the environment"), "{error}");
             assert!(error.contains(why) && !error.contains("hunter2"), "{error}");

@@ -11,20 +11,18 @@ use reqwest::header::{self, HeaderMap, HeaderName};
 use reqwest::redirect::Policy;
 use rustls::ClientConfig;
 use rustls::sign::CertifiedKey;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use url::{Host, Url};
 
-use super::MisError;
-use super::error::innermost;
-use super::problem::{self, Problem};
+use super::error::{TransportError, innermost};
 use super::proxy::{self, Detour, Hop};
+use super::response::{CUT_OFF, MAX_EXCERPT, Response, Validators};
+use super::retry_after::retry_after;
+use super::server_trust::ServerTrust;
+use super::server_verifier::{Note, Request};
 use super::tls::{self, TlsReason};
-use super::trust::Trust;
-use super::verify::{Note, Request, VouchedBy};
 use crate::config;
-use crate::json;
 use crate::platform::{clock, connectivity};
 use crate::text::Excerpt;
 use crate::time::{Proof, Timestamp};
@@ -34,35 +32,16 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const TOTAL_LIMIT: Duration = Duration::from_secs(30);
 /// An error page is read up to here and quoted from its beginning.
 const MAX_ERROR_BODY: usize = 64 * 1024;
-const MAX_EXCERPT: usize = 200;
 /// Lines of a response's head. A server behind several proxies sends some dozens; hyper's own limit is 100.
 const MAX_HEADERS: usize = 256;
-/// Where the title of an HTML page is looked for, in bytes.
-const TITLE_WITHIN: usize = 4096;
 /// Seconds that a cache may have kept what is still current: a year (RFC 9111 section 1.2.2 has no bound).
 const MAX_AGE: u64 = 365 * 86_400;
 const MAX_VALIDATOR: usize = 1024;
 
-/// What a cached document is revalidated with (RFC 9110 section 13).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Validators {
-    /// As received, weak or strong.
-    pub etag: Option<String>,
-    /// As received.
-    pub last_modified: Option<String>,
-}
-
-impl Validators {
-    /// Nothing to revalidate with.
-    pub fn is_empty(&self) -> bool {
-        self.etag.is_none() && self.last_modified.is_none()
-    }
-}
-
 pub(super) struct Call {
     pub(super) url: Url,
     /// What authenticates the server. Read on the HTTP thread, at every call.
-    pub(super) trust: Trust,
+    pub(super) trust: ServerTrust,
     /// The way to it, if it is not direct.
     pub(super) proxy: Arc<config::Proxy>,
     /// As whom the device shows itself.
@@ -75,103 +54,6 @@ pub(super) struct Call {
 pub(super) enum Body {
     Get(Option<Validators>),
     Post(String),
-}
-
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) validators: Validators,
-    /// By whom the server was authenticated that gave it.
-    pub(super) vouched_by: VouchedBy,
-    /// The server did not ask for the client certificate that it was to be shown.
-    unasked: bool,
-    content_type: Option<String>,
-    /// `Content-Encoding`, or a `Transfer-Encoding` that is not undone, unless it is none.
-    encoding: Option<Excerpt>,
-    location: Option<Excerpt>,
-    retry_after: Option<Duration>,
-    body: Vec<u8>,
-    /// There was more than the limit.
-    cut: bool,
-    /// The end of the body is the end of the connection, and that came without TLS's `close_notify`.
-    unclosed: bool,
-}
-
-impl Answer {
-    /// The body, as far as it can be a JSON document: it is whole, it is UTF-8, and it begins as one.
-    pub(super) fn into_json(self, url: &Url, limit: usize) -> Result<String, MisError> {
-        let malformed = |what: Excerpt| MisError::Malformed { url: url.clone(), what };
-        if self.cut {
-            return Err(MisError::TooLarge { url: url.clone(), limit });
-        }
-        if let Some(what) = self.other_than_json() {
-            return Err(malformed(what));
-        }
-        // RFC 9112 section 9.8 takes such a response for cut off, since it may be. A JSON object tells
-        // its own end: what was cut off is none.
-        if self.unclosed && !json::is_whole(&self.body) {
-            return Err(malformed(Excerpt::of(CUT_OFF, MAX_EXCERPT)));
-        }
-        let text = String::from_utf8(self.body);
-        text.map_err(|_| malformed(Excerpt::of("it is not UTF-8 text", MAX_EXCERPT)))
-    }
-
-    /// What the body is, where it is plainly something else than JSON in UTF-8.
-    fn other_than_json(&self) -> Option<Excerpt> {
-        let says = |what: fmt::Arguments<'_>| Some(Excerpt::of(what, MAX_EXCERPT));
-        if let Some(encoding) = &self.encoding {
-            return says(format_args!(
-                "its body is encoded as \"{encoding}\", and the agent asks for none (Accept-Encoding: identity)"
-            ));
-        }
-        let text = self.body.strip_prefix(json::BYTE_ORDER_MARK).unwrap_or(&self.body).trim_ascii_start();
-        match text {
-            [] => says(format_args!("its body is empty")),
-            [b'{', 0, ..] | [0, b'{', ..] | [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
-                says(format_args!("its body is UTF-16, and JSON is UTF-8 (RFC 8259 section 8.1)"))
-            }
-            [b'{' | b'[', ..] => None,
-            [0x1f, 0x8b, ..] => says(format_args!("its body is gzip data, and its head does not say so")),
-            other if str::from_utf8(other).is_err() => None, // is said as such
-            _ => says(format_args!("its body is {}, and no JSON object", self.described()?)),
-        }
-    }
-
-    /// The body in a few words, for people. `None`: it is empty.
-    fn described(&self) -> Option<Excerpt> {
-        let says = |what: fmt::Arguments<'_>| Some(Excerpt::of(what, MAX_EXCERPT));
-        if let Some(encoding) = &self.encoding {
-            return says(format_args!("a body encoded as \"{encoding}\""));
-        }
-        if self.body.trim_ascii().is_empty() {
-            return None;
-        }
-        let begin = Excerpt::of_bytes(&self.body, MAX_EXCERPT);
-        if !begin.starts_with('<') {
-            return Some(begin);
-        }
-        match title(&self.body) {
-            Some(title) => says(format_args!("a web page, \"{title}\"")),
-            None => says(format_args!("a web page: {begin}")),
-        }
-    }
-
-    /// Any answer that is not the one hoped for.
-    pub(super) fn into_error(self, url: &Url) -> MisError {
-        let (url, status) = (url.clone(), self.status);
-        if (300..400).contains(&status) && status != 304 {
-            let location = self.location.unwrap_or_else(|| Excerpt::of("an unnamed place", MAX_EXCERPT));
-            return MisError::Redirected { url, status, location };
-        }
-        if status < 400 {
-            let what = format_args!("{status} is not an answer to this request");
-            return MisError::Malformed { url, what: Excerpt::of(what, MAX_EXCERPT) };
-        }
-        let body = self.encoding.is_none().then_some(&self.body);
-        let problem = body.and_then(|body| Problem::read(status, self.content_type.as_deref(), body));
-        let excerpt = if problem.is_none() { self.described() } else { None };
-        let unasked = self.unasked;
-        MisError::Refused { url, status, problem, retry_after: self.retry_after, excerpt, unasked }
-    }
 }
 
 /// Handle to the thread. It begins with the first call, is begun anew should it ever be gone, and ends with the handle.
@@ -204,11 +86,11 @@ impl Proven {
     }
 }
 
-type Job = (Call, oneshot::Sender<Result<Answer, MisError>>);
+type Job = (Call, oneshot::Sender<Result<Response, TransportError>>);
 
 impl Http {
-    pub(super) async fn call(&self, call: Call) -> Result<Answer, MisError> {
-        let gone = MisError::Unreachable {
+    pub(super) async fn call(&self, call: Call) -> Result<Response, TransportError> {
+        let gone = TransportError::Unreachable {
             url: call.url.clone(),
             why: "the HTTP thread could not be started".into(),
         };
@@ -250,15 +132,15 @@ fn begin(proven: Arc<Proven>) -> Result<mpsc::UnboundedSender<Job>, ()> {
     thread.map(|_detached| calls).map_err(|_| ())
 }
 
-async fn carry_out(call: Call, proven: &Proven) -> Result<Answer, MisError> {
+async fn carry_out(call: Call, proven: &Proven) -> Result<Response, TransportError> {
     let url = call.url.clone();
     let trust = call.trust.load()?;
-    let hop =
-        proxy::on_the_way_to(&url, &call.proxy).map_err(|why| MisError::Proxy { url: url.clone(), why })?;
+    let hop = proxy::on_the_way_to(&url, &call.proxy)
+        .map_err(|why| TransportError::Proxy { url: url.clone(), why })?;
     let hop = hop.map(Arc::new);
     let detour = match (&hop, url.host()) {
         (Some(hop), Some(Host::Ipv6(_))) => {
-            Some(hop.clone().detour(&url).map_err(|e| MisError::Unreachable {
+            Some(hop.clone().detour(&url).map_err(|e| TransportError::Unreachable {
                 url: url.clone(),
                 why: format!("the way through the proxy {hop} could not be made: {e}"),
             })?)
@@ -270,10 +152,10 @@ async fn carry_out(call: Call, proven: &Proven) -> Result<Answer, MisError> {
     match timeout(TOTAL_LIMIT, exchange(call, tls, hop.as_deref(), detour.as_ref(), &note, proven)).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(e)) => match detour.as_ref().and_then(Detour::failure) {
-            Some(why) => Err(MisError::Proxy { url, why }),
+            Some(why) => Err(TransportError::Proxy { url, why }),
             None => Err(explain(e, url, hop.as_deref(), &note).await),
         },
-        Err(_) => Err(MisError::TimedOut { url, limit: TOTAL_LIMIT }),
+        Err(_) => Err(TransportError::TimedOut { url, limit: TOTAL_LIMIT }),
     }
 }
 
@@ -284,7 +166,7 @@ async fn exchange(
     detour: Option<&Detour>,
     note: &Note,
     proven: &Proven,
-) -> Result<Answer, reqwest::Error> {
+) -> Result<Response, reqwest::Error> {
     // A client per call: the identity shown differs from call to call, and calls are rare.
     let mut client = reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
@@ -313,7 +195,7 @@ async fn exchange(
     let limit = if status < 400 { call.limit } else { MAX_ERROR_BODY };
     let headers = response.headers();
     proven.take_note(headers);
-    let mut answer = Answer {
+    let mut answer = Response {
         status,
         validators: Validators {
             etag: text(headers, header::ETAG),
@@ -324,9 +206,8 @@ async fn exchange(
         content_type: text(headers, header::CONTENT_TYPE),
         encoding: encoding(headers),
         location: text(headers, header::LOCATION).map(|to| Excerpt::of(to, MAX_EXCERPT)),
-        retry_after: text(headers, header::RETRY_AFTER).and_then(|value| {
-            problem::retry_after(&value, text(headers, header::DATE).as_deref(), clock::now().wall)
-        }),
+        retry_after: text(headers, header::RETRY_AFTER)
+            .and_then(|value| retry_after(&value, text(headers, header::DATE).as_deref(), clock::now().wall)),
         body: Vec::new(),
         cut: false,
         unclosed: false,
@@ -382,20 +263,6 @@ fn encoding(headers: &HeaderMap) -> Option<Excerpt> {
         of(header::CONTENT_ENCODING, "identity").or_else(|| of(header::TRANSFER_ENCODING, "chunked"));
     coding.map(|coding| Excerpt::of(coding, 32))
 }
-
-/// The title of an HTML page.
-fn title(page: &[u8]) -> Option<Excerpt> {
-    let begin = page.get(..page.len().min(TITLE_WITHIN))?.to_ascii_lowercase();
-    let find = |from: usize, what: &[u8]| {
-        let found = begin.get(from..)?.windows(what.len()).position(|there| there == what)?;
-        Some(from + found)
-    };
-    let from = find(find(0, b"<title")?, b">")? + 1;
-    let title = Excerpt::of_bytes(page.get(from..find(from, b"<")?)?, MAX_EXCERPT / 2);
-    (!title.is_empty()).then_some(title)
-}
-
-const CUT_OFF: &str = "it ended the connection before its response was complete";
 
 /// Whether the connection ended where there should have been more.
 fn is_end_of_connection(error: &(dyn Error + 'static)) -> bool {
@@ -455,14 +322,14 @@ fn http_fault(error: &(dyn Error + 'static)) -> Option<Excerpt> {
     }
 }
 
-async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note) -> MisError {
+async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note) -> TransportError {
     match tls::reason(&error, note) {
         Some(TlsReason::Server(why)) => {
-            return MisError::ServerNotTrusted { url, why: note.refusal().unwrap_or(why) };
+            return TransportError::ServerNotTrusted { url, why: note.refusal().unwrap_or(why) };
         }
-        Some(TlsReason::Client(why)) => return MisError::ClientCertificateRefused { url, why },
+        Some(TlsReason::Client(why)) => return TransportError::ClientCertificateRefused { url, why },
         Some(TlsReason::Other(why)) => {
-            return MisError::Unreachable {
+            return TransportError::Unreachable {
                 url,
                 why: format!("TLS failed: {}", Excerpt::of(why, MAX_EXCERPT)),
             };
@@ -478,23 +345,23 @@ async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note
                 (true, Some((name, _))) => {
                     let (why, has_way_out) = (lookup_failure(&cause), connectivity::leads_anywhere());
                     match hop {
-                        Some(hop) if has_way_out => MisError::Proxy { url, why: hop.not_resolved(why) },
-                        _ => MisError::NameNotResolved { name: name.to_owned(), url, why, has_way_out },
+                        Some(hop) if has_way_out => TransportError::Proxy { url, why: hop.not_resolved(why) },
+                        _ => TransportError::NameNotResolved { name: name.to_owned(), url, why, has_way_out },
                     }
                 }
-                _ => MisError::Offline { url, why },
+                _ => TransportError::Offline { url, why },
             };
         }
         if !may_leave_for(&url, hop).await {
-            return MisError::Offline { url, why };
+            return TransportError::Offline { url, why };
         }
     }
     if let Some(hop) = hop
         && let Some(why) = hop.blame(&error, &url, CONNECT_LIMIT).await
     {
-        return MisError::Proxy { url, why };
+        return TransportError::Proxy { url, why };
     }
-    MisError::Unreachable { url, why }
+    TransportError::Unreachable { url, why }
 }
 
 /// How the standard library begins what it says of getaddrinfo(3); its words are the C library's.
@@ -522,6 +389,3 @@ async fn may_leave_for(url: &Url, hop: Option<&Hop>) -> bool {
     let Some((host, port)) = first_host(url, hop) else { return true };
     connectivity::leads_to(host.trim_start_matches('[').trim_end_matches(']'), port).await
 }
-
-#[cfg(test)]
-mod tests;

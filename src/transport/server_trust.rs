@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 
-use super::MisError;
+use super::error::TransportError;
 use crate::config::InitialTrust;
 use crate::lifecycle::{LastError, Report};
 use crate::pem;
@@ -18,7 +18,7 @@ use crate::platform::{access, clock, files};
 ///
 /// Handles to it are cheap to clone and share what was loaded last.
 #[derive(Clone, Debug)]
-pub struct Trust(Arc<Inner>);
+pub struct ServerTrust(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -48,7 +48,7 @@ pub struct TrustFacts {
     pub system_roots: bool,
 }
 
-impl Trust {
+impl ServerTrust {
     /// Trusts what is configured. Nothing is read yet.
     pub fn new(configured: InitialTrust) -> Self {
         Self::with(configured, Held::default())
@@ -80,7 +80,7 @@ impl Trust {
     ///
     /// # Errors
     /// When it is bad and there was no good one before in this process, or nothing is configured.
-    pub(super) fn load(&self) -> Result<Arc<Loaded>, MisError> {
+    pub(super) fn load(&self) -> Result<Arc<Loaded>, TransportError> {
         let _reading = self.0.reading.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = Loaded::read(&self.0.configured);
         let mut held = self.held();
@@ -109,7 +109,7 @@ impl Trust {
 
 impl Held {
     /// Said once, and again only if something else is wrong now.
-    fn notice(&mut self, why: &MisError) {
+    fn notice(&mut self, why: &TransportError) {
         let detail = format!("{why}. What was trusted before it stays in use until this is corrected");
         let title = "The new trust for the MIS cannot be used";
         let report = Report::of_agent("trust-not-replaced", title, &detail);
@@ -138,9 +138,9 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    fn read(trust: &InitialTrust) -> Result<Self, MisError> {
+    fn read(trust: &InitialTrust) -> Result<Self, TransportError> {
         if trust.is_empty() {
-            return Err(MisError::NoTrust);
+            return Err(TransportError::NoTrust);
         }
         let CaFile { certificates, anchors, unused } =
             trust.ca_file.as_deref().map(CaFile::read).transpose()?.unwrap_or_default();
@@ -195,8 +195,8 @@ struct CaFile {
 
 impl CaFile {
     /// One damaged certificate makes the file bad: somebody put each of them there.
-    fn read(path: &Path) -> Result<Self, MisError> {
-        let unusable = |why: String| MisError::TrustFile { path: path.to_owned(), why };
+    fn read(path: &Path) -> Result<Self, TransportError> {
+        let unusable = |why: String| TransportError::TrustFile { path: path.to_owned(), why };
         let content = files::read_limited(path).map_err(|e| unusable(access::why_unreadable(path, &e)))?;
         let read = pem::certificates(&content).map_err(|e| unusable(e.to_string()))?;
         let mut file = Self { unused: read.unused(), ..Self::default() };
@@ -213,13 +213,13 @@ impl CaFile {
 
 /// Those of a distribution, or of `SSL_CERT_FILE` and `SSL_CERT_DIR` where they are set. One that cannot be read is
 /// passed over, as everything else on the system passes over it; none at all is an error.
-fn system_anchors() -> Result<Vec<TrustAnchor<'static>>, MisError> {
+fn system_anchors() -> Result<Vec<TrustAnchor<'static>>, TransportError> {
     // What is no file would not be read but waited for.
     if let Some(file) = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from)
         && file.exists()
         && !file.is_file()
     {
-        return Err(MisError::NoSystemRoots(format!(
+        return Err(TransportError::NoSystemRoots(format!(
             "{} (SSL_CERT_FILE) is not a regular file",
             file.display()
         )));
@@ -233,7 +233,7 @@ fn system_anchors() -> Result<Vec<TrustAnchor<'static>>, MisError> {
         .collect();
     let why = found.errors.first().map(ToString::to_string);
     if anchors.is_empty() {
-        return Err(MisError::NoSystemRoots(
+        return Err(TransportError::NoSystemRoots(
             why.unwrap_or_else(|| "there is no certificate in it".to_owned()),
         ));
     }
@@ -279,12 +279,12 @@ mod tests {
             if let Some(content) = content {
                 std::fs::write(&path, content).unwrap();
             }
-            let trust = Trust::new(of(&path));
+            let trust = ServerTrust::new(of(&path));
             let error = trust.load().unwrap_err().to_string();
             assert!(error.contains("ca.pem") && error.contains(why), "{error}");
             assert!(trust.facts().is_none() && trust.problem().is_none());
         }
-        let error = Trust::new(of(folder.path())).load().unwrap_err().to_string();
+        let error = ServerTrust::new(of(folder.path())).load().unwrap_err().to_string();
         assert!(error.contains("not a regular file"), "{error}");
     }
 
@@ -300,7 +300,7 @@ mod tests {
             format!("{one}{other}").replace('\n', "\r"),
         ] {
             std::fs::write(&path, &content).unwrap();
-            let loaded = Trust::new(of(&path)).load().unwrap();
+            let loaded = ServerTrust::new(of(&path)).load().unwrap();
             assert_eq!(loaded.provisioned.len(), 2, "{content}");
             let comment = content.contains('#').then(|| "line 11: a block in a comment".to_owned());
             assert_eq!(loaded.unused, comment);
@@ -312,7 +312,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ca.pem");
         std::fs::write(&path, pem() + &pem()).unwrap();
-        let trust = Trust::new(of(&path));
+        let trust = ServerTrust::new(of(&path));
         trust.load().unwrap();
         assert_eq!((trust.facts().unwrap().anchors, trust.problem()), (2, None));
 
@@ -325,18 +325,21 @@ mod tests {
 
         // The whole of it: pins that came with a bad file do not count yet.
         let missing = InitialTrust { spki_sha256: vec![[7; 32]], ..of(&folder.path().join("missing.pem")) };
-        let after = Trust::succeeding(missing, &trust);
+        let after = ServerTrust::succeeding(missing, &trust);
         let loaded = after.load().unwrap();
         assert!(loaded.pins.is_empty() && loaded.provisioned.len() == 2);
         assert_eq!(after.facts().unwrap().ca_file.unwrap(), path);
         assert!(after.problem().unwrap().report.detail.unwrap().contains("missing.pem"));
 
         std::fs::write(&path, pem()).unwrap();
-        let good = Trust::succeeding(of(&path), &after);
+        let good = ServerTrust::succeeding(of(&path), &after);
         good.load().unwrap();
         assert_eq!((good.facts().unwrap().anchors, good.problem()), (1, None));
 
-        let none = Trust::succeeding(InitialTrust::default(), &good);
-        assert!(matches!(none.load(), Err(MisError::NoTrust)), "no trust configured: no one is contacted");
+        let none = ServerTrust::succeeding(InitialTrust::default(), &good);
+        assert!(
+            matches!(none.load(), Err(TransportError::NoTrust)),
+            "no trust configured: no one is contacted"
+        );
     }
 }

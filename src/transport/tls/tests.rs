@@ -1,7 +1,7 @@
 //! Handshakes in memory: every form of trust meets every kind of chain.
 
 use super::*;
-use crate::mis::verify::VouchedBy::{self, Provisioned, PublicStore};
+use crate::transport::server_verifier::VouchedBy::{self, Provisioned, PublicStore};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose as Purpose, IsCa,
     KeyPair, KeyUsagePurpose,
@@ -652,24 +652,5 @@ fn tls_failures_are_told_in_words() {
         {
             assert!(!words.contains(technical), "{words}");
         }
-    }
-}
-
-#[test]
-fn a_front_that_asks_for_no_certificate_is_named_with_a_refusal() {
-    let refused = |status, unasked| MisError::Refused {
-        url: "https://mis.example/api/v1/identities".parse().unwrap(),
-        status,
-        problem: None,
-        retry_after: None,
-        excerpt: Some(Excerpt::of("no client certificate", 80)),
-        unasked,
-    };
-    for (status, unasked, named) in
-        [(401, true, true), (400, true, true), (401, false, false), (503, true, false)]
-    {
-        let detail = refused(status, unasked).to_failure().report.detail.unwrap();
-        assert!(detail.contains("no client certificate"), "{detail}");
-        assert_eq!(detail.contains("load balancer or reverse proxy"), named, "{status} {unasked}: {detail}");
     }
 }

@@ -2,11 +2,15 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use super::*;
-use crate::config::InitialTrust;
-use crate::mis::{Discovery, Fetched, Mis};
+use crate::config::{self, InitialTrust};
+use crate::platform::clock;
 use crate::time::Timestamp;
+use crate::transport::{ServerTrust, TransportError};
 use development_mis::{Endpoint, Fault, Settings};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
@@ -25,7 +29,7 @@ enum End {
 
 /// Answers one request over TLS with these bytes. What the client's head said comes back beside what
 /// it made of the answer.
-async fn raw(answer: impl Into<Vec<u8>>, end: End) -> (Result<Fetched<Discovery>, MisError>, String) {
+async fn raw(answer: impl Into<Vec<u8>>, end: End) -> (Result<Fetched<Discovery>, IssuerError>, String) {
     let folder = tempfile::tempdir().unwrap();
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(["127.0.0.1".into()]).unwrap();
@@ -54,7 +58,7 @@ async fn raw(answer: impl Into<Vec<u8>>, end: End) -> (Result<Fetched<Discovery>
     let trust = InitialTrust { ca_file: Some(ca_file), ..InitialTrust::default() };
     let client = direct(trust);
     let url = format!("https://127.0.0.1:{port}/.well-known/margo");
-    let read = client.discovery(&url.parse().unwrap(), None).await;
+    let read = client.discover(&url.parse().unwrap(), None).await;
     (read, server.join().unwrap())
 }
 
@@ -80,8 +84,14 @@ fn with_head(head: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
     [format!("HTTP/1.1 {head}\r\n\r\n").as_bytes(), body.as_ref()].concat()
 }
 
-fn direct(trust: InitialTrust) -> Mis {
-    Mis::new(Trust::new(trust), config::Proxy { through: config::Through::Never, ..config::Proxy::default() })
+fn direct(trust: InitialTrust) -> Issuer {
+    Issuer::new(
+        Protocol::default(),
+        Transport::new(
+            ServerTrust::new(trust),
+            config::Proxy { through: config::Through::Never, ..config::Proxy::default() },
+        ),
+    )
 }
 
 fn chunked(body: &str) -> String {
@@ -215,7 +225,7 @@ async fn a_tls_message_of_tiny_records_that_never_ends_is_said_in_words() {
     std::fs::write(&ca_file, issuer.pem()).unwrap();
     let client = direct(InitialTrust { ca_file: Some(ca_file), ..InitialTrust::default() });
     let url = format!("https://127.0.0.1:{port}/.well-known/margo").parse().unwrap();
-    let told = client.discovery(&url, None).await.unwrap_err().to_string();
+    let told = client.discover(&url, None).await.unwrap_err().to_string();
     server.join().unwrap();
     assert!(told.contains("larger than any that TLS has"), "{told}");
 }
@@ -303,24 +313,24 @@ fn server() -> (development_mis::Mis, TempDir) {
     (development_mis::Mis::start(settings).unwrap(), folder)
 }
 
-fn client(ca_of: &development_mis::Mis) -> Mis {
+fn client(ca_of: &development_mis::Mis) -> Issuer {
     let trust = InitialTrust { ca_file: Some(ca_of.ca_file()), ..InitialTrust::default() };
     direct(trust)
 }
 
-async fn ask(client: &Mis, server: &development_mis::Mis) -> Result<(), MisError> {
-    client.discovery(&server.discovery_url().parse().unwrap(), None).await.map(|_| ())
+async fn ask(client: &Issuer, server: &development_mis::Mis) -> Result<(), IssuerError> {
+    client.discover(&server.discovery_url().parse().unwrap(), None).await.map(|_| ())
 }
 
 #[tokio::test]
 async fn time_is_proven_by_the_date_of_any_answer_of_a_trusted_server_and_by_nothing_else() {
     let (server, _folder) = server();
     let client = client(&server);
-    assert_eq!(client.proven_time(), None);
+    assert_eq!(client.transport().proven_time(), None);
 
     let before = clock::now();
     ask(&client, &server).await.unwrap();
-    let proof = client.proven_time().unwrap();
+    let proof = client.transport().proven_time().unwrap();
     assert!(proof.at >= before.boot && proof.at <= clock::now().boot, "{proof:?}");
     let apart = proof.wall.until(before.wall).max(before.wall.until(proof.wall));
     assert!(apart < Duration::from_secs(30), "the same machine, the same clock: {proof:?}");
@@ -333,26 +343,32 @@ async fn time_is_proven_by_the_date_of_any_answer_of_a_trusted_server_and_by_not
     ] {
         server.fault(Endpoint::Discovery, Fault::answer(status, &[("date", date)], "no discovery document"));
         ask(&client, &server).await.unwrap_err();
-        assert_eq!(client.proven_time().unwrap().wall, Timestamp::from_secs(told));
+        assert_eq!(client.transport().proven_time().unwrap().wall, Timestamp::from_secs(told));
     }
 
     // What a cache kept was new when it says, and is so much older now.
     let kept = Fault::answer(503, &[("date", "Sun, 06 Nov 1994 08:49:37 GMT"), ("age", "100")], "");
     server.fault(Endpoint::Discovery, kept);
     ask(&client, &server).await.unwrap_err();
-    assert_eq!(client.proven_time().unwrap().wall, Timestamp::from_secs(784_111_877));
+    assert_eq!(client.transport().proven_time().unwrap().wall, Timestamp::from_secs(784_111_877));
 
     // No word of the time, no word of an authenticated server, no word at all.
-    let proof = client.proven_time();
+    let proof = client.transport().proven_time();
     server.fault(Endpoint::Discovery, Fault::answer(503, &[("date", "yesterday")], ""));
     ask(&client, &server).await.unwrap_err();
-    assert_eq!(client.proven_time(), proof);
+    assert_eq!(client.transport().proven_time(), proof);
     let (other, _other_folder) = self::server();
-    assert!(matches!(ask(&client, &other).await, Err(MisError::ServerNotTrusted { .. })));
-    assert_eq!(client.proven_time(), proof);
+    assert!(matches!(
+        ask(&client, &other).await,
+        Err(IssuerError::Transport(TransportError::ServerNotTrusted { .. }))
+    ));
+    assert_eq!(client.transport().proven_time(), proof);
     server.stop_listening().unwrap();
-    assert!(matches!(ask(&client, &server).await, Err(MisError::Unreachable { .. })));
-    assert_eq!(client.proven_time(), proof);
+    assert!(matches!(
+        ask(&client, &server).await,
+        Err(IssuerError::Transport(TransportError::Unreachable { .. }))
+    ));
+    assert_eq!(client.transport().proven_time(), proof);
 }
 
 /// A proxy that leads wherever it is asked to the server at this port, and keeps what it was asked.
@@ -396,16 +412,16 @@ async fn an_ipv6_address_is_reached_through_a_proxy() {
         let trust = InitialTrust { ca_file: Some(server.ca_file()), ..InitialTrust::default() };
         let lines = format!("[mis]\norigin = \"https://a\"\nproxy = \"{address}\"");
         let config = config::Config::parse(&lines, std::path::Path::new("/config.toml"), None).unwrap();
-        Mis::new(Trust::new(trust), config.mis.unwrap().proxy)
+        Issuer::new(Protocol::default(), Transport::new(ServerTrust::new(trust), config.mis.unwrap().proxy))
     };
     let url = |address: &str| Url::parse(&format!("https://[{address}]:8443/.well-known/margo")).unwrap();
 
     let (address, requests) = proxy(server.port(), "HTTP/1.1 200 OK\r\nvia: here\r\n\r\n");
-    through(&address).discovery(&url("2001:db8::1"), None).await.unwrap();
+    through(&address).discover(&url("2001:db8::1"), None).await.unwrap();
     assert!(requests.recv().unwrap().starts_with("CONNECT [2001:db8::1]:8443 HTTP/1.1\r\n"));
     // It is the address that is authenticated.
-    let error = through(&address).discovery(&url("2001:db8::2"), None).await.unwrap_err();
-    assert!(matches!(error, MisError::ServerNotTrusted { .. }), "{error}");
+    let error = through(&address).discover(&url("2001:db8::2"), None).await.unwrap_err();
+    assert!(matches!(error, IssuerError::Transport(TransportError::ServerNotTrusted { .. })), "{error}");
 
     for (response, why) in [
         ("HTTP/1.1 403 Forbidden\r\n\r\n", "does not allow connections to [2001:db8::1]:8443 (403)"),
@@ -414,13 +430,17 @@ async fn an_ipv6_address_is_reached_through_a_proxy() {
         ("SSH-2.0-OpenSSH\r\n\r\n", "its response is not HTTP"),
     ] {
         let (address, _requests) = proxy(server.port(), response);
-        let error = through(&address).discovery(&url("2001:db8::1"), None).await.unwrap_err();
-        assert!(matches!(error, MisError::Proxy { .. }) && error.to_string().contains(why), "{error}");
+        let error = through(&address).discover(&url("2001:db8::1"), None).await.unwrap_err();
+        assert!(
+            matches!(error, IssuerError::Transport(TransportError::Proxy { .. }))
+                && error.to_string().contains(why),
+            "{error}"
+        );
     }
     let nobody = format!(
         "http://127.0.0.1:{}",
         std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
     );
-    let error = through(&nobody).discovery(&url("2001:db8::1"), None).await.unwrap_err();
+    let error = through(&nobody).discover(&url("2001:db8::1"), None).await.unwrap_err();
     assert!(error.to_string().contains("could not be reached"), "{error}");
 }

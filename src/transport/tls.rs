@@ -8,9 +8,9 @@ use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::sign::CertifiedKey;
 use rustls::{AlertDescription, ClientConfig, InvalidMessage, OtherError, PeerIncompatible, SignatureScheme};
 
-use super::MisError;
-use super::trust::Loaded;
-use super::verify::{self, Note, Request, Verifier};
+use super::error::TransportError;
+use super::server_trust::Loaded;
+use super::server_verifier::{self, Note, Request, Verifier};
 use crate::platform::clock;
 use crate::text::Excerpt;
 use crate::x509;
@@ -27,12 +27,12 @@ pub(super) fn client(
     trust: Arc<Loaded>,
     identity: Option<Arc<CertifiedKey>>,
     note: Arc<Note>,
-) -> Result<ClientConfig, MisError> {
+) -> Result<ClientConfig, TransportError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Verifier::new(trust, provider.signature_verification_algorithms, note.clone());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(MisError::TlsSetup)?
+        .map_err(TransportError::TlsSetup)?
         .dangerous() // rustls' word for any verifier but its own, which knows no pins
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_cert_resolver(Arc::new(ClientCertificate { identity, note }));
@@ -95,7 +95,7 @@ fn describe(error: &rustls::Error, note: &Note) -> TlsReason {
     use rustls::Error as E;
     let other = |why: &str| TlsReason::Other(why.to_owned());
     match error {
-        E::InvalidCertificate(why) => TlsReason::Server(verify::describe(why)),
+        E::InvalidCertificate(why) => TlsReason::Server(server_verifier::describe(why)),
         E::NoCertificatesPresented => TlsReason::Server("it presented no certificate".into()),
         E::AlertReceived(alert) => of_alert(*alert, &note.request()),
         E::InvalidMessage(

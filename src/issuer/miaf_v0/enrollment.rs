@@ -1,53 +1,23 @@
 //! Enrollment and renewal: the two requests and their one answer (miaf-v0 E1 to E3, R1).
 
 use std::fmt;
-use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use rustls::sign::CertifiedKey;
 use serde::Deserialize;
 use serde_json::json;
 use url::Url;
 
-use super::{FACTORY_CERT_MTLS, MisError, X509_SVID_V1};
+use super::discovery::{FACTORY_CERT_MTLS, X509_SVID_V1};
+use crate::issuer::{CertificateRequest, IssuerError};
 use crate::json::{self, AtMost, Object};
 use crate::text::Excerpt;
-use crate::x509;
 
-pub(super) const MAX_ANSWER: usize = 512 * 1024;
+pub(super) const MAX_RESPONSE: usize = 512 * 1024;
 /// Certificates that an answer may hold. What is judged later allows fewer.
 const MAX_CHAIN: usize = 32;
 /// Characters of what is wrong with an answer.
 const MAX_REASON: usize = 400;
-
-/// A PKCS#10 certification request, DER.
-#[derive(Clone, Debug)]
-pub struct CertificateRequest(pub Vec<u8>);
-
-/// What the device proves its identity with in the TLS handshake: a certificate chain and the key that signs for it.
-#[derive(Clone)]
-pub struct Identified(pub(super) Arc<CertifiedKey>);
-
-impl Identified {
-    /// A chain, and a key that is seen to belong to its leaf.
-    ///
-    /// # Errors
-    /// When the key is another than the certificate's.
-    pub fn new(key: CertifiedKey) -> Result<Self, rustls::Error> {
-        if x509::has_its_key(&key) {
-            Ok(Self(Arc::new(key)))
-        } else {
-            Err(rustls::InconsistentKeys::KeyMismatch.into())
-        }
-    }
-}
-
-impl fmt::Debug for Identified {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identified").field("chain", &self.0.cert.len()).finish_non_exhaustive()
-    }
-}
 
 /// No member beyond these: the MIS answers others with `400` (miaf-v0 E1).
 pub(super) fn enrollment(csr: &CertificateRequest) -> String {
@@ -63,7 +33,7 @@ pub(super) fn renewal(csr: &CertificateRequest) -> String {
     json!({ "svidProfileUri": X509_SVID_V1, "svidRequest": { "csr": BASE64.encode(&csr.0) } }).to_string()
 }
 
-pub(super) fn read_answer(url: &Url, body: &[u8]) -> Result<Vec<String>, MisError> {
+pub(super) fn read_response(url: &Url, body: &[u8]) -> Result<Vec<String>, IssuerError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Answer {
@@ -75,7 +45,7 @@ pub(super) fn read_answer(url: &Url, body: &[u8]) -> Result<Vec<String>, MisErro
     struct Svid {
         certificate_chain_pem: AtMost<String, MAX_CHAIN>,
     }
-    let malformed = |what: fmt::Arguments<'_>| MisError::Malformed {
+    let malformed = |what: fmt::Arguments<'_>| IssuerError::Malformed {
         url: url.clone(),
         what: Excerpt::of(what, MAX_REASON),
     };
@@ -115,7 +85,7 @@ mod tests {
     #[test]
     fn an_answer_is_an_object_of_objects() {
         let url = Url::parse("https://mis.example/").unwrap();
-        let read = |body: Value| read_answer(&url, body.to_string().as_bytes());
+        let read = |body: Value| read_response(&url, body.to_string().as_bytes());
         let good =
             json!({ "svidProfileUri": X509_SVID_V1, "svid": { "certificateChainPem": ["x"] }, "new": 1 });
         assert_eq!(read(good).unwrap(), ["x"]);
@@ -127,7 +97,7 @@ mod tests {
             json!({ "svidProfileUri": X509_SVID_V1 }),
             json!({ "svid": { "certificateChainPem": ["x"] } }),
         ] {
-            assert!(matches!(read(bad.clone()), Err(MisError::Malformed { .. })), "{bad}");
+            assert!(matches!(read(bad.clone()), Err(IssuerError::Malformed { .. })), "{bad}");
         }
     }
 }

@@ -1,0 +1,66 @@
+//! MIAF v0 (docs/conformance.md, D, E, R and P): the discovery document, enrollment and renewal as JSON, and what Problem
+//! Details mean.
+
+mod discovery;
+mod enrollment;
+mod problem;
+
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+
+pub use discovery::{Discovery, DiscoveryError, FACTORY_CERT_MTLS, X509_SVID_V1};
+
+use url::Url;
+
+use super::{CertificateRequest, IssuerError};
+use crate::spiffe::SpiffeId;
+use crate::transport::{ClientIdentity, Response, Transport};
+
+/// Bytes of a discovery document.
+pub(super) const MAX_DISCOVERY: usize = 64 * 1024;
+
+/// Enrolls with the factory certificate (miaf-v0 E1).
+pub(super) async fn enroll(
+    transport: &Transport,
+    discovery: &Discovery,
+    csr: &CertificateRequest,
+    factory: ClientIdentity,
+) -> Result<Vec<String>, IssuerError> {
+    issue(transport, discovery.identities_uri(), enrollment::enrollment(csr), factory).await
+}
+
+/// Renews with the current SVID (miaf-v0 R1).
+pub(super) async fn renew(
+    transport: &Transport,
+    discovery: &Discovery,
+    id: &SpiffeId,
+    csr: &CertificateRequest,
+    svid: ClientIdentity,
+) -> Result<Vec<String>, IssuerError> {
+    issue(transport, discovery.renewal_uri(id), enrollment::renewal(csr), svid).await
+}
+
+async fn issue(
+    transport: &Transport,
+    url: Url,
+    body: String,
+    client: ClientIdentity,
+) -> Result<Vec<String>, IssuerError> {
+    let limit = enrollment::MAX_RESPONSE;
+    let response = transport.post_json(&url, body, client, limit).await?;
+    match response.status {
+        200 | 201 => enrollment::read_response(&url, response.into_json(&url, limit)?.as_bytes()),
+        _ => Err(refused(response, &url)),
+    }
+}
+
+/// A response without success, with what it means (miaf-v0 P).
+pub(super) fn refused(response: Response, url: &Url) -> IssuerError {
+    match response.into_refusal(url) {
+        Ok(refusal) => {
+            let meaning = problem::meaning(refusal.status, refusal.problem.as_ref());
+            IssuerError::Refused { refusal: Box::new(refusal), meaning }
+        }
+        Err(e) => e.into(),
+    }
+}

@@ -1,0 +1,112 @@
+//! Problem Details (RFC 9457).
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::json;
+use crate::lifecycle::{MAX_DETAIL, MAX_INSTANCE, MAX_KIND, MAX_TITLE};
+use crate::text::Excerpt;
+
+/// Types of the agent's own errors. Programs, metrics and the commands' advice go by them.
+const OWN_ERRORS: &str = "urn:miaf-agent:";
+
+/// The members that count. One of another type is as if it were missing (RFC 9457 section 3.1).
+#[derive(Deserialize)]
+struct Members<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow)]
+    title: Option<&'a RawValue>,
+    #[serde(borrow)]
+    status: Option<&'a RawValue>,
+    #[serde(borrow)]
+    detail: Option<&'a RawValue>,
+    #[serde(borrow)]
+    instance: Option<&'a RawValue>,
+}
+
+/// A genuine Problem Details body: the media type, the required members, and a `status` that agrees with the response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProblemDetails {
+    /// A URI that names the kind of problem.
+    pub kind: Excerpt,
+    /// One line.
+    pub title: Excerpt,
+    /// Explanation of this occurrence.
+    pub detail: Option<Excerpt>,
+    /// Reference to this occurrence.
+    pub instance: Option<Excerpt>,
+}
+
+impl ProblemDetails {
+    /// `None`: the body is something else, a proxy's page say, and only the status code counts (miaf-v0 P4).
+    pub(crate) fn read(status: u16, content_type: Option<&str>, body: &[u8]) -> Option<Self> {
+        let media_type = content_type?.split(';').next()?.trim();
+        if !media_type.eq_ignore_ascii_case("application/problem+json") {
+            return None;
+        }
+        let body: Members<'_> = json::read(body).ok()?;
+        let text = |member: Option<&RawValue>, limit| {
+            member.and_then(json::text).map(|text| Excerpt::of(text, limit))
+        };
+        let genuine = body.status.and_then(json::whole_number) == Some(u64::from(status));
+        let problem = Self {
+            kind: text(body.kind, MAX_KIND).map(foreign)?,
+            title: text(body.title, MAX_TITLE)?,
+            detail: text(body.detail, MAX_DETAIL / 2),
+            instance: text(body.instance, MAX_INSTANCE),
+        };
+        genuine.then_some(problem)
+    }
+}
+
+/// A type that a server may use. One of the agent's own says nothing (RFC 9457 section 4.2.1).
+fn foreign(kind: Excerpt) -> Excerpt {
+    let begin = kind.get(..OWN_ERRORS.len());
+    match begin.is_some_and(|begin| begin.eq_ignore_ascii_case(OWN_ERRORS)) {
+        true => Excerpt::of("about:blank", MAX_KIND),
+        false => kind,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROBLEM: Option<&str> = Some("application/problem+json; charset=utf-8");
+
+    fn body(kind: &str, status: u16) -> Vec<u8> {
+        format!(
+            r#"{{"type":"{kind}","title":"T","status":{status},"detail":"d","instance":"urn:i","more":[]}}"#
+        )
+        .into_bytes()
+    }
+
+    #[test]
+    fn a_server_does_not_speak_in_the_agents_name() {
+        for (kind, taken) in [
+            ("urn:miaf-agent:error:key-lost", "about:blank"),
+            (" URN:Miaf-Agent:error:configuration", "about:blank"),
+            ("urn:miaf-agents:error:key-lost", "urn:miaf-agents:error:key-lost"),
+            ("urn:other:configuration", "urn:other:configuration"),
+            ("urn:miaf-\u{e4}gent:", "urn:miaf-\u{e4}gent:"),
+        ] {
+            let problem = ProblemDetails::read(503, PROBLEM, &body(kind, 503)).unwrap();
+            assert_eq!(&*problem.kind, taken);
+        }
+    }
+
+    #[test]
+    fn other_bodies_are_no_problem_details() {
+        for (content_type, body) in [
+            (Some("text/html"), b"<html>Bad Request</html>".to_vec()),
+            (None, Vec::new()),
+            (Some("application/json"), body("about:blank", 400)),
+            (PROBLEM, body("about:blank", 500)),
+            (PROBLEM, b"{\"title\":\"T\",\"status\":400}".to_vec()),
+            (PROBLEM, b"not json".to_vec()),
+        ] {
+            assert_eq!(ProblemDetails::read(400, content_type, &body), None);
+        }
+    }
+}
