@@ -199,7 +199,7 @@ async fn what_is_no_document_is_named() {
         ("a header of no form", with_head("200 OK\r\nno header", DOCUMENT), "header line"),
         ("SSH", b"SSH-2.0-OpenSSH_9.2\r\n\r\n".to_vec(), "is not HTTP/1.1"),
         ("no word", Vec::new(), "ended the connection before its response was complete"),
-        ("204", with_head("204 No Content", ""), "204 is not an answer"),
+        ("204", with_head("204 No Content", ""), "204 is not a response"),
     ] {
         let (read, _) = raw(answer, End::Cut).await;
         let told = read.unwrap_err().to_failure().report.detail.unwrap();
