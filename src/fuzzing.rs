@@ -22,8 +22,8 @@ pub const TARGETS: [(&str, Target); 15] = [
     ("sealed", crate::keys::fuzzing::sealed),
     ("config", crate::config::fuzzing::config),
     ("records", crate::store::fuzzing::records),
-    ("connection", crate::deliver::fuzzing::connection),
-    ("authority", crate::deliver::fuzzing::authority),
+    ("connection", crate::server::fuzzing::connection),
+    ("authority", crate::server::fuzzing::authority),
     ("client", crate::client::fuzzing::client),
 ];
 

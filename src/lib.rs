@@ -12,7 +12,6 @@ pub mod bootstrap;
 pub mod cli;
 pub mod client;
 pub mod config;
-pub mod deliver;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub mod fuzzing;
@@ -22,6 +21,8 @@ pub mod keys;
 pub mod lifecycle;
 pub mod pem;
 pub mod platform;
+pub mod publish;
+pub mod server;
 pub mod spiffe;
 pub mod store;
 #[cfg(any(test, fuzzing))]

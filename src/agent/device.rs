@@ -8,15 +8,17 @@ use super::failures::{Spoken, cause, in_a_line};
 use super::waits::{Change, KeptWaits};
 use crate::bootstrap::{Bootstrap, Purpose};
 use crate::config::Config;
-use crate::deliver::files::{PublishError, Publisher};
-use crate::deliver::watch::Publication;
-use crate::deliver::{HeldBundle, Identity, Snapshot};
 use crate::issuer::{Discovery, Issuer};
 use crate::keys::{Key, KeyError, Provider};
 use crate::lifecycle::{
     Action, Draw, Event, KnownTime, LastError, Lifecycle, MAX_DETAIL, Report, State, Step,
 };
 use crate::platform::{clock, systemd};
+use crate::publish::HeldBundle;
+use crate::publish::Identity;
+use crate::publish::Snapshot;
+use crate::publish::broadcast::Publication;
+use crate::publish::files::{PublishError, Publisher};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid;
 use crate::store::{self, Store};

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use crate::deliver::Snapshot;
 use crate::keys::{ErrorKind, KeyError};
 use crate::lifecycle::{Event, Failure, LONGEST_RETRY_AFTER, Meaning, NotAdopted, Report, Shown};
+use crate::publish::Snapshot;
 use crate::spiffe::svid::{self, X509Svid};
 use crate::spiffe::{AnchorFacts, Bundle};
 use crate::store::StoreError;

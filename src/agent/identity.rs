@@ -6,11 +6,11 @@ use rustls::sign::CertifiedKey;
 
 use super::device::{Device, blocking, forget, stored};
 use super::failures::{cause, current_key_failure, key_failure, local};
-use crate::deliver::Identity;
 use crate::issuer::{CertificateRequest, IssuerError};
 use crate::keys::{self, ErrorKind, Key, KeyError, Provider};
 use crate::lifecycle::{Failure, KeyChoice, Meaning, NotAdopted, Report, Request, SvidFacts};
 use crate::platform::clock;
+use crate::publish::Identity;
 use crate::spiffe::svid::{self, Chain, Expectation, Rejection, X509Svid};
 use crate::store;
 use crate::time::Timestamp;

@@ -8,9 +8,9 @@ use super::device::{Device, blocking};
 use super::failures::cause;
 use crate::bootstrap::Purpose;
 use crate::config::Config;
-use crate::deliver::order::{Given, Order, Refusal};
 use crate::lifecycle::{self, Event};
 use crate::platform::clock;
+use crate::server::admin::{Given, Order, Refusal};
 
 /// Orders that wait at once for an action to end.
 const MOST_WAITING: usize = 4;

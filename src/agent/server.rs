@@ -12,15 +12,15 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::config::{self, Limits};
-use crate::deliver::caller::Right;
-use crate::deliver::calls::CallLimits;
-use crate::deliver::lines::Lines;
-use crate::deliver::places::Places;
-use crate::deliver::runtime::{Pulse, SocketRuntime};
-use crate::deliver::socket::{BindError, Socket};
-use crate::deliver::textfile::Textfile;
 use crate::platform::process;
 use crate::platform::systemd::PassedSocket;
+use crate::server::calls::CallLimits;
+use crate::server::connection_limit::Places;
+use crate::server::context::Lines;
+use crate::server::listener::{BindError, Socket};
+use crate::server::peer::Right;
+use crate::server::runtime::{Pulse, SocketRuntime};
+use crate::server::textfile::Textfile;
 
 /// What the agent itself may need at once, and more.
 const OWN_FILES: usize = 128;
@@ -248,9 +248,9 @@ fn place(at: &config::Socket, right: Right) -> Place<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deliver::Snapshot;
-    use crate::deliver::order::Orders;
-    use crate::deliver::watch::Publication;
+    use crate::publish::Snapshot;
+    use crate::publish::broadcast::Publication;
+    use crate::server::admin::Orders;
     use crate::time::Timestamp;
 
     #[tokio::test]

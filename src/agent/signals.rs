@@ -9,11 +9,11 @@ use tokio::time::Instant;
 
 use super::failures::Complaint;
 use super::orders::Taken;
-use crate::deliver::order::Given;
-use crate::deliver::runtime::Pulse;
 use crate::lifecycle::LastError;
 use crate::platform::inotify::FileWatch;
 use crate::platform::systemd::Watchdog;
+use crate::server::admin::Given;
+use crate::server::runtime::Pulse;
 
 /// What is heard.
 #[derive(Debug)]

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::device::{Device, HeldDiscovery, KeptBundle};
 use super::failures::cause;
-use crate::deliver::Identity;
 use crate::issuer::{self, Discovery, Fetched, IssuerError};
 use crate::lifecycle::{BundleFacts, Discovered, Report};
 use crate::platform::clock;
+use crate::publish::Identity;
 use crate::spiffe::{Bundle, Remark, SequenceVerdict, judge_sequence, svid};
 use crate::store;
 use crate::text::Excerpt;

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::deliver::status::SvidStatus;
+use crate::publish::status::SvidStatus;
 
 const WIDTH: usize = 50;
 

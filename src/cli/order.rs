@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::{Output, for_orders, no_answer, print, print_json, shown};
 use crate::client::ClientError;
-use crate::deliver::order::Accepted;
+use crate::server::admin::Accepted;
 
 pub(super) fn retry(config: &Path, output: &Output, new_key: bool) -> ExitCode {
     say(config, for_orders(config, output).retry(new_key), output)

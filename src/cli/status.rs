@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use super::words::{distance, key, meaning, next_step, trusted_by};
 use super::{Output, lifetime, no_answer, print, print_json, reader, shown};
-use crate::deliver::status::Status;
+use crate::publish::status::Status;
 
 pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
     match reader(config, output).status() {

@@ -11,8 +11,8 @@ use clap::ValueEnum;
 use super::words::{error, meaning, next_step, rough};
 use super::{Output, fail, print, print_json, reader, shown, unanswered};
 use crate::client::{Client, ClientError};
-use crate::deliver::status::Status;
-use crate::deliver::watch::Watched;
+use crate::publish::broadcast::Watched;
+use crate::publish::status::Status;
 
 /// Between two looks whether an agent that is away has come.
 const PAUSE: Duration = Duration::from_millis(250);

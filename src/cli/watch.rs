@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use super::words::{distance, error, key, meaning, next_step, trusted_by};
 use super::{Output, fail, json_line, reader, say, shown, write};
 use crate::client::{Client, ClientError};
-use crate::deliver::watch::Watched;
+use crate::publish::broadcast::Watched;
 use crate::time::Timestamp;
 
 /// Between two looks whether an agent that is away has come back.
@@ -151,7 +151,7 @@ fn sentence(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::cli::words::tests::example;
-    use crate::deliver::status::BundleStatus;
+    use crate::publish::status::BundleStatus;
     use crate::spiffe::{BundleDocument, BundleKey};
 
     fn two_anchors() -> BundleDocument {

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::deliver::status::{ErrorStatus, Status, TrustStatus};
 use crate::lifecycle::State;
+use crate::publish::status::{ErrorStatus, Status, TrustStatus};
 
 /// The state in a sentence.
 pub(super) fn meaning(state: &str) -> &'static str {
@@ -119,7 +119,7 @@ pub(super) fn rough(duration: Duration) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::deliver::status::{BootstrapKeyStatus, BootstrapStatus, KeyStatus, SvidStatus, WindowStatus};
+    use crate::publish::status::{BootstrapKeyStatus, BootstrapStatus, KeyStatus, SvidStatus, WindowStatus};
 
     /// A device whose renewal fails for the moment, and the time it is.
     pub(in crate::cli) fn example() -> (Status, SystemTime) {

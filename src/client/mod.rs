@@ -32,10 +32,10 @@ use serde_json::json;
 pub use error::ClientError;
 pub use watch::Watch;
 
-use crate::deliver::order::{Accepted, Address};
-use crate::deliver::signing::Signed;
-use crate::deliver::status::{Status, SvidDocument};
 use crate::json::{self, JsonError};
+use crate::publish::status::{Status, SvidDocument};
+use crate::server::admin::{Accepted, Address};
+use crate::server::signing_queue::Signed;
 use crate::spiffe::{Bundle, BundleDocument, BundleError, TrustDomain};
 use connection::Request;
 

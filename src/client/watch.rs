@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::connection::{Answer, MAX_ANSWER};
 use super::{ClientError, read};
-use crate::deliver::watch::Watched;
+use crate::publish::broadcast::Watched;
 
 /// The state at every change. Waits for the next as long as it takes; ends when the agent does: watch again then.
 #[derive(Debug)]

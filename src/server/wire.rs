@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::time::sleep;
 
-use super::budget::{Budget, Frames, OverBudget, cost_of_read};
+use crate::server::budget::{Budget, Frames, OverBudget, cost_of_read};
 
 /// What a connection in HTTP/2 begins with, and no method of HTTP/1.1 (RFC 9113, section 3.4).
 const SIGN: &[u8; 4] = b"PRI ";

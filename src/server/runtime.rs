@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::caller::Right;
+use crate::server::peer::Right;
 
 /// Stack of such a thread, in bytes: the kernel gives what is used of it.
 const STACK: usize = 1024 * 1024;

@@ -14,11 +14,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
-use super::places::{Full, admit};
-use super::rate::{OverLimit, RateLimit};
 use crate::config::{self, Limits};
 use crate::json;
 use crate::keys::{Key, KeyError};
+use crate::server::connection_limit::{Full, admit};
+use crate::server::rate::{OverLimit, RateLimit};
 
 /// Signatures of one user that wait at once.
 const MOST_OF_ONE_USER: usize = 64;

@@ -14,7 +14,7 @@ use hyper::{Method, Request, Response, Version};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::response::Body;
+use crate::server::response::Body;
 
 const MEDIA_TYPE: &str = "application/grpc";
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");

@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Snapshot;
-use super::caller::{Caller, Right};
-use super::places::Full;
-use super::status::Status;
 use crate::lifecycle::State;
+use crate::publish::Snapshot;
+use crate::publish::status::Status;
+use crate::server::connection_limit::Full;
+use crate::server::peer::{Caller, Right};
 use crate::time::Timestamp;
 
 /// The media type of the text.

@@ -8,9 +8,9 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
-use super::lines::Lines;
-use super::metrics;
 use crate::platform::{clock, files};
+use crate::server::context::Lines;
+use crate::server::metrics;
 
 /// However much happens, it is not written more often.
 const BETWEEN: Duration = Duration::from_secs(1);

@@ -3,7 +3,7 @@
 
 use rustls_pki_types::CertificateDer;
 
-use super::super::protobuf::{Message, message};
+use crate::server::protobuf::{Message, message};
 use crate::spiffe::TrustDomain;
 use crate::spiffe::svid::X509Svid;
 

@@ -17,13 +17,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::Snapshot;
-use super::authority::Mended;
-use super::caller::{Caller, Right};
-use super::calls::CallLimits;
-use super::lines::Lines;
-use super::order::Orders;
-use super::watch::Publication;
+use crate::publish::Snapshot;
+use crate::publish::broadcast::Publication;
+use crate::server::admin::Orders;
+use crate::server::calls::CallLimits;
+use crate::server::context::Lines;
+use crate::server::peer::{Caller, Right};
+use crate::server::uds_authority::Mended;
 use crate::time::Timestamp;
 
 /// More than any time limit of a connection.
@@ -49,8 +49,13 @@ pub(crate) fn connection(data: &[u8]) -> bool {
         let lines = Arc::new(Lines::new(&publication, orders));
         let (_open, closing) = watch::channel(());
         let caller = Caller { right, uid: Some(1000), pid: Some(4711) };
-        let serving =
-            tokio::spawn(super::connection::serve(agent, caller, lines, CallLimits::default(), closing));
+        let serving = tokio::spawn(crate::server::connection::serve(
+            agent,
+            caller,
+            lines,
+            CallLimits::default(),
+            closing,
+        ));
         // What does not fit into the socket's buffer is no other case.
         let _ = client.try_write(data);
         if choice & 0x80 != 0 {

@@ -18,13 +18,13 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::budget;
-use super::caller::{Caller, Closing, Right};
-use super::calls::CallLimits;
-use super::connection;
-use super::lines::Lines;
-use super::places::Places;
 use crate::platform::files;
+use crate::server::budget;
+use crate::server::calls::CallLimits;
+use crate::server::connection;
+use crate::server::connection_limit::Places;
+use crate::server::context::Lines;
+use crate::server::peer::{Caller, Closing, Right};
 
 /// So many are told at once that there is no place for them.
 const MAX_REFUSALS: usize = 64;

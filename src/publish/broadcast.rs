@@ -1,26 +1,15 @@
-//! What changes, told to those who watch (`GET /v1/watch`): the whole state at once, then again at every change, as
-//! server-sent events (WHATWG HTML, section 9.2).
+//! The latest [`Snapshot`] for those who ask, and each change of it for those who subscribe.
 
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::stream::{Stream, unfold};
-use hyper::body::{Bytes, Frame};
+use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tokio::time::sleep;
 
-use super::caller::Closing;
 use super::status::{Status, SvidDocument};
 use super::{Identity, Snapshot};
 use crate::spiffe::BundleDocument;
 use crate::time::Timestamp;
-
-/// After so long without a change something is said all the same: by that a watcher who has left without a word is found out.
-const QUIET: Duration = Duration::from_secs(5 * 60);
-/// What watchers pass over.
-const COMMENT: &[u8] = b":\n\n";
 
 /// The data of an event called `state`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,7 +60,8 @@ pub struct Publication {
 #[derive(Debug)]
 pub struct Change {
     essence: Watched,
-    event: Bytes,
+    /// As a server-sent event.
+    pub(crate) event: Bytes,
     number: u64,
 }
 
@@ -122,32 +112,11 @@ impl Change {
     }
 }
 
-/// The events for one who watches. Whoever reads slowly misses some, and never the last. Ends when the socket is closed.
-pub(super) fn events(
-    mut changes: watch::Receiver<Arc<Change>>,
-    closing: Closing,
-) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> {
-    changes.mark_changed(); // the state at once
-    unfold((changes, closing), |(mut changes, mut closing)| async move {
-        let told = tokio::select! {
-            biased;
-            _ = closing.changed() => return None,
-            there_is_one = changes.changed() => {
-                there_is_one.ok()?;
-                changes.borrow_and_update().event.clone()
-            }
-            () = sleep(QUIET) => Bytes::from_static(COMMENT),
-        };
-        Some((Ok(Frame::data(told)), (changes, closing)))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::lifecycle::{LastError, Report};
-    use futures_util::StreamExt as _;
-    use std::pin::pin;
+    use std::time::Duration;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
@@ -200,17 +169,5 @@ mod tests {
         assert!(before().is_none(), "the same, read once more");
         publication.tell(holding(&second), NOW);
         assert!(before().is_some_and(|before| Arc::ptr_eq(&before, &first) || before.svid == first.svid));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_state_comes_at_once_and_a_comment_after_a_quiet_while() {
-        let publication = Publication::new(blocked("disk", NOW), NOW);
-        let (_open, closing) = watch::channel(());
-        let mut told =
-            pin!(events(publication.changes(), closing).map(|told| told.unwrap().into_data().unwrap()));
-        let (begun, first) = (tokio::time::Instant::now(), told.next().await.unwrap());
-        assert!(first.starts_with(b"event: state\nid: 1\ndata: {") && begun.elapsed() < QUIET);
-        assert_eq!(told.next().await.unwrap(), COMMENT);
-        assert!(begun.elapsed() >= QUIET);
     }
 }

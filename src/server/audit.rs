@@ -12,8 +12,8 @@ use ring::digest::{SHA256, digest};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use super::caller::Caller;
 use crate::platform::log::AUDIT;
+use crate::server::peer::Caller;
 use crate::spiffe::SpiffeId;
 use crate::spiffe::svid::X509Svid;
 
@@ -303,7 +303,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deliver::caller::Right;
+    use crate::server::peer::Right;
     use crate::spiffe::svid::Chain;
 
     const ID: &str = "spiffe://factory.example/margo/device/123e4567-e89b-42d3-a456-426614174000";

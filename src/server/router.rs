@@ -14,21 +14,24 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::caller::{Caller, Closing, Right};
-use super::calls::CallLimit;
-use super::connection::MAX_PIECES;
-use super::grpc::{self, Code};
-use super::lines::Lines;
-use super::order::{Accepted, Address, Asked, Refusal};
-use super::rate::OverLimit;
-use super::response::{Answer, answer, json, not_this_way, problem, text};
-use super::signing::{Signed, ToSign, Unsigned};
-use super::status::{Status, SvidDocument};
-use super::watch::events;
-use super::{Snapshot, health, metrics, workload};
 use crate::lifecycle::State;
 use crate::platform::clock;
 use crate::platform::log::AUDIT;
+use crate::publish::Snapshot;
+use crate::publish::status::{Status, SvidDocument};
+use crate::server::admin::{Accepted, Address, Asked, Refusal};
+use crate::server::calls::CallLimit;
+use crate::server::connection::MAX_PIECES;
+use crate::server::context::Lines;
+use crate::server::grpc::{self, Code};
+use crate::server::health;
+use crate::server::metrics;
+use crate::server::peer::{Caller, Closing, Right};
+use crate::server::rate::OverLimit;
+use crate::server::response::{Answer, answer, json, not_this_way, problem, text};
+use crate::server::signing_queue::{Signed, ToSign, Unsigned};
+use crate::server::watch::events;
+use crate::server::workload_api;
 use crate::spiffe::TrustDomain;
 
 /// No order is longer, and nothing that is to be signed.
@@ -53,8 +56,8 @@ pub(super) async fn respond(
         return response.unwrap_or_else(|status| grpc::refusal(&status));
     }
     let path = request.uri().path();
-    if path.starts_with(workload::PREFIX) {
-        return workload::not_grpc();
+    if path.starts_with(workload_api::PREFIX) {
+        return workload_api::not_grpc();
     }
     if request.version() == Version::HTTP_2 {
         // One connection could have many large answers under way by it.
@@ -83,8 +86,8 @@ async fn call(
     let permit = calls.acquire().map_err(|limit| grpc::Status::new(Code::Unavailable, limit.to_string()))?;
     grpc::require_protobuf(request)?;
     let path = request.uri().path();
-    if path.starts_with(workload::PREFIX) {
-        workload::respond(request, body, caller, permit, lines, closing).await
+    if path.starts_with(workload_api::PREFIX) {
+        workload_api::respond(request, body, caller, permit, lines, closing).await
     } else if path.starts_with(health::PREFIX) {
         health::respond(request, body, permit, lines, closing).await
     } else {

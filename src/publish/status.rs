@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Snapshot;
 use crate::json;
 use crate::lifecycle::State;
+use crate::publish::Snapshot;
 use crate::time::Timestamp;
 
 /// More than any agent hands out.

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::Snapshot;
-use super::audit::{KeyUses, Refusals, Use};
-use super::heap::HeapTrimmer;
-use super::metrics::Counters;
-use super::order::Orders;
-use super::signing::Signing;
-use super::turns::Turns;
-use super::watch::{Change, Publication};
+use crate::publish::Snapshot;
+use crate::publish::broadcast::{Change, Publication};
+use crate::server::admin::Orders;
+use crate::server::audit::{KeyUses, Refusals, Use};
+use crate::server::heap::HeapTrimmer;
+use crate::server::metrics::Counters;
+use crate::server::signing_queue::Signing;
+use crate::server::turns::Turns;
 
 /// What leads from the sockets to the agent.
 #[derive(Clone, Debug)]

@@ -5,13 +5,13 @@ use futures_util::stream::try_unfold;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
 
-use super::caller::Closing;
-use super::calls::CallPermit;
-use super::grpc::{self, Code, Status};
-use super::lines::Lines;
-use super::protobuf::string_field;
-use super::response::Body;
 use crate::platform::clock;
+use crate::server::calls::CallPermit;
+use crate::server::context::Lines;
+use crate::server::grpc::{self, Code, Status};
+use crate::server::peer::Closing;
+use crate::server::protobuf::string_field;
+use crate::server::response::Body;
 
 /// What the paths of its methods begin with.
 pub(super) const PREFIX: &str = "/grpc.health.v1.Health/";

@@ -20,17 +20,17 @@ use tokio::net::UnixStream;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::answers;
-use super::authority::Mended;
-use super::budget::OverBudget;
-use super::caller::{Caller, Closing};
-use super::calls::{CallLimit, CallLimits};
-use super::heap::HeapTrimmer;
-use super::lines::Lines;
-use super::places::Full;
-use super::response::Body;
-use super::wire::{Wire, version_of};
-use super::workload::SECURITY_HEADER;
+use crate::server::budget::OverBudget;
+use crate::server::calls::{CallLimit, CallLimits};
+use crate::server::connection_limit::Full;
+use crate::server::context::Lines;
+use crate::server::heap::HeapTrimmer;
+use crate::server::peer::{Caller, Closing};
+use crate::server::response::Body;
+use crate::server::router;
+use crate::server::uds_authority::Mended;
+use crate::server::wire::{Wire, version_of};
+use crate::server::workload_api::SECURITY_HEADER;
 
 /// A request's head must be complete within this time. An idle connection is closed after it in HTTP/1.1, and in HTTP/2 if
 /// nothing was ever asked: libraries of gRPC keep theirs.
@@ -178,7 +178,7 @@ async fn respond(
     let request = Request::from_parts(head, ());
     // In an allocation of its own, which is freed: a stream that follows has no use for it any
     // more.
-    let responding = answers::respond(&request, &mut body, caller, calls, lines, closing);
+    let responding = router::respond(&request, &mut body, caller, calls, lines, closing);
     let mut response = Box::pin(responding).await;
     // To read on would invite a client to send what it asks for with `Expect: 100-continue` (RFC
     // 9110, section 10.1.1).
@@ -211,7 +211,7 @@ fn used(headers: &HeaderMap) -> HeaderMap {
 pub(super) async fn refuse(stream: UnixStream, why: Full) {
     let answer = service_fn(|mut request: Request<Incoming>| async move {
         read_rest(request.body_mut()).await;
-        let mut response = answers::overloaded(&request, &why.to_string());
+        let mut response = router::overloaded(&request, &why.to_string());
         close(&mut response, request.version());
         Ok::<_, Infallible>(response)
     });
@@ -296,10 +296,10 @@ fn close(response: &mut Response<Body>, version: Version) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deliver::Snapshot;
-    use crate::deliver::caller::Right;
-    use crate::deliver::order::Orders;
-    use crate::deliver::watch::Publication;
+    use crate::publish::Snapshot;
+    use crate::publish::broadcast::Publication;
+    use crate::server::admin::Orders;
+    use crate::server::peer::Right;
     use crate::time::Timestamp;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::sync::watch;

@@ -1,35 +1,4 @@
-//! What local programs get: [`files`] and the [`socket`]. Both work from a [`Snapshot`]; neither reaches into the
-//! lifecycle. An operator's [`order`] goes the other way.
-
-mod answers;
-mod audit;
-mod authority;
-mod budget;
-pub mod caller;
-pub mod calls;
-mod connection;
-pub mod files;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzzing;
-mod grpc;
-mod health;
-pub mod heap;
-pub mod lines;
-pub mod metrics;
-pub mod order;
-pub mod places;
-mod protobuf;
-mod rate;
-mod response;
-pub mod runtime;
-pub mod signing;
-pub mod socket;
-pub mod status;
-pub mod textfile;
-pub mod turns;
-pub mod watch;
-mod wire;
-mod workload;
+//! The agent's state at one moment, as values: every local response, file and metric is made from one.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -94,11 +63,11 @@ pub struct Kept {
     /// When it was judged last whether the bundle vouches for the SVID, and the end of the anchor that does.
     judged: Mutex<Option<(Timestamp, Option<Timestamp>)>>,
     /// `GET /v1/svid`.
-    svid: OnceLock<Bytes>,
+    pub(crate) svid: OnceLock<Bytes>,
     /// `GET /v1/bundle`.
-    bundle: OnceLock<Bytes>,
+    pub(crate) bundle: OnceLock<Bytes>,
     /// `FetchX509Bundles`.
-    x509_bundles: OnceLock<Bytes>,
+    pub(crate) x509_bundles: OnceLock<Bytes>,
 }
 
 /// Chains are validated anew no more often than this: there are programs that ask thousands of times a second.

@@ -11,12 +11,12 @@ use serde::Serialize;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::Identity;
 use crate::config;
 use crate::keys::{Key, KeyError, KeyFile, Protection};
 use crate::platform::access::why_unwritable;
 use crate::platform::dir::{Attributes, Dir};
 use crate::platform::files;
+use crate::publish::Identity;
 use crate::spiffe::Bundle;
 use crate::time::Timestamp;
 

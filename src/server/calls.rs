@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::heap::{HeapTrimmer, InUse};
-use super::places::{Full, Place, Places};
 use crate::config::Limits;
+use crate::server::connection_limit::{Full, Place, Places};
+use crate::server::heap::{HeapTrimmer, InUse};
 
 /// Calls on one connection: RFC 9113, section 6.5.2, recommends no fewer, and some clients share
 /// one connection among all of a process.

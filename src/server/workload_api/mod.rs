@@ -28,16 +28,17 @@ use rustls_pki_types::CertificateDer;
 use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
-use super::caller::{Caller, Closing};
-use super::calls::CallPermit;
-use super::grpc::{self, Code, Status};
-use super::lines::Lines;
-use super::protobuf::Message;
-use super::response::{Body, problem};
-use super::{Identity, Snapshot};
 use crate::keys::{Key, KeyFile, Protection, ProviderKind};
 use crate::platform::clock;
 use crate::platform::log::AUDIT;
+use crate::publish::Identity;
+use crate::publish::Snapshot;
+use crate::server::calls::CallPermit;
+use crate::server::context::Lines;
+use crate::server::grpc::{self, Code, Status};
+use crate::server::peer::{Caller, Closing};
+use crate::server::protobuf::Message;
+use crate::server::response::{Body, problem};
 use crate::spiffe::svid::X509Svid;
 use crate::spiffe::{Bundle, TrustDomain};
 
