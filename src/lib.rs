@@ -16,20 +16,17 @@ pub mod config;
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub mod fuzzing;
 pub mod issuer;
-pub mod json;
 pub mod keys;
 pub mod lifecycle;
-pub mod pem;
 pub mod platform;
 pub mod publish;
 pub mod server;
-pub mod spiffe;
 pub mod store;
-#[cfg(any(test, fuzzing))]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-pub(crate) mod testing;
-pub mod text;
-pub mod time;
 pub mod transport;
 pub mod uri;
 pub(crate) mod x509;
+
+pub use miaf_spiffe as spiffe;
+#[cfg(any(test, fuzzing))]
+pub(crate) use miaf_spiffe::testing;
+pub use miaf_spiffe::{json, pem, text, time};

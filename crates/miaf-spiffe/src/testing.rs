@@ -1,14 +1,14 @@
 //! What the tests and the fuzz targets of this crate share.
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 use proptest::test_runner::Config;
 
 use crate::text::Excerpt;
 
 /// The configuration of a property: as many cases as `make test` has time for, or as
 /// `PROPTEST_CASES` says.
-#[cfg(test)]
-pub(crate) fn cases(usual: u32) -> Config {
+#[cfg(any(test, feature = "testing"))]
+pub fn cases(usual: u32) -> Config {
     let config = Config { failure_persistence: None, ..Config::default() };
     let is_set = std::env::var_os("PROPTEST_CASES").is_some();
     Config { cases: if is_set { config.cases } else { usual }, ..config }
@@ -18,7 +18,7 @@ pub(crate) fn cases(usual: u32) -> Config {
 const MAX_ERROR: usize = 4096;
 
 /// Panics if an error could fill a log or reach for a terminal. Returns that nothing was accepted.
-pub(crate) fn check_error(error: impl std::fmt::Display) -> bool {
+pub fn check_error(error: impl std::fmt::Display) -> bool {
     let shown = error.to_string();
     #[cfg(test)]
     println!("{shown}");
@@ -35,7 +35,7 @@ pub(crate) fn check_error(error: impl std::fmt::Display) -> bool {
 
 /// Parts of an input that are each preceded by their length in two bytes, the higher first. The last
 /// one is cut where the input ends.
-pub(crate) fn parts(mut data: &[u8]) -> Vec<&[u8]> {
+pub fn parts(mut data: &[u8]) -> Vec<&[u8]> {
     let mut parts = Vec::new();
     while let [high, low, rest @ ..] = data {
         let (part, after) = rest.split_at(usize::from(u16::from_be_bytes([*high, *low])).min(rest.len()));

@@ -17,7 +17,7 @@ fn trust_domain() -> TrustDomain {
 }
 
 /// A served trust bundle. One that is accepted reads the same from what the agent publishes of it.
-pub(crate) fn bundle(data: &[u8]) -> bool {
+pub fn bundle(data: &[u8]) -> bool {
     match Bundle::from_served(data, &trust_domain()) {
         Ok(bundle) => {
             let published = serde_json::to_vec(&bundle.to_document()).expect("a document");
@@ -39,7 +39,7 @@ pub(crate) fn bundle(data: &[u8]) -> bool {
 
 /// An issued chain: certificates as [`parts`], the first for the trust bundle, the others leaf first.
 /// A chain that is accepted is the same after it was stored.
-pub(crate) fn svid(data: &[u8]) -> bool {
+pub fn svid(data: &[u8]) -> bool {
     let parts = parts(data);
     let Some((anchor, chain)) = parts.split_first() else { return false };
     let anchor = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, anchor);

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
-use crate::spiffe::MAX_ANCHORS;
+use crate::MAX_ANCHORS;
 
 #[test]
 fn a_chain_with_any_one_bit_turned_is_never_accepted() {

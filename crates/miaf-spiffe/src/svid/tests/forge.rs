@@ -259,8 +259,8 @@ pub(super) static RSA_3072_FOR_THIS_PSS: LazyLock<Key> =
     LazyLock::new(|| Key::rsa(BITS_3072, pss(SHA_256, SHA_256, 32).id()));
 pub(super) static RSA_3072_FOR_OTHER_PSS: LazyLock<Key> =
     LazyLock::new(|| Key::rsa(BITS_3072, pss(SHA_256, SHA_256, 20).id()));
-const BITS_2048: &[u8] = include_bytes!("../../../../tests/data/test-key-rsa-2048.pk8.der");
-const BITS_3072: &[u8] = include_bytes!("../../../../tests/data/test-key-rsa-3072.pk8.der");
+const BITS_2048: &[u8] = include_bytes!("../../../../../tests/data/test-key-rsa-2048.pk8.der");
+const BITS_3072: &[u8] = include_bytes!("../../../../../tests/data/test-key-rsa-3072.pk8.der");
 
 /// One change of some bytes, made without looking at them.
 #[derive(Clone, Debug)]

@@ -663,8 +663,8 @@ impl Headers {
 }
 
 /// Fuzz target: a PEM file. No block of it is passed over, and each reads the same when it is written again.
-#[cfg(any(test, fuzzing))]
-pub(crate) fn fuzz(data: &[u8]) -> bool {
+#[cfg(any(test, fuzzing, feature = "testing"))]
+pub fn fuzz(data: &[u8]) -> bool {
     let pem = match read(data) {
         Ok(read) => read,
         Err(e) => return crate::testing::check_error(e),

@@ -1,4 +1,4 @@
-//! Points in time as plain values. Nothing here reads a clock: [`crate::platform::clock`] does.
+//! Points in time as plain values. Nothing here reads a clock: the caller does.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
