@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use miaf_agent::lifecycle::{
-    Action, BundleFacts, Discovered, Event, Failure, KeyChoice, KnownTime, Lifecycle, Meaning, NotAdopted,
-    Policy, Request, Restored, Retry, SvidFacts,
+    Action, Backoff, BundleFacts, DiscoveryFacts, Event, Failure, FailureKind, KeyChoice, KnownTime,
+    Lifecycle, NotAdopted, Policy, Request, Restored, SvidFacts,
 };
 use miaf_agent::time::{BootTime, Now, Timestamp};
 
@@ -146,7 +146,7 @@ impl Device {
             Action::ProveKey => Event::KeyProven(Ok(())),
             Action::Request(request, key) => {
                 let kind = if *request == Request::Enroll { Kind::Enrollment } else { Kind::Renewal };
-                Event::Answered(ask(kind).map(|()| {
+                Event::Issued(ask(kind).map(|()| {
                     let (not_before, not_after) = mis.validity(at);
                     self.answer = Some(SvidFacts {
                         not_before: BEGIN.after(Duration::from_millis(not_before)),
@@ -162,7 +162,7 @@ impl Device {
                 if self.answer.as_ref().is_some_and(|facts| facts.not_after < clocks(at).wall) =>
             {
                 Event::Adopted(Err(if *bundle_is_fresh {
-                    NotAdopted::IssuerExpired(failure(Meaning::Slow, None))
+                    NotAdopted::IssuerExpired(failure(FailureKind::Slow, None))
                 } else {
                     NotAdopted::UnknownIssuer
                 }))
@@ -184,14 +184,14 @@ impl Device {
 fn policy() -> Policy {
     Policy {
         window: (0.4, 0.6),
-        retry: Retry { base: Duration::from_secs(5), cap: Duration::from_secs(3600) },
+        retry: Backoff { base: Duration::from_secs(5), cap: Duration::from_secs(3600) },
         bundle_refresh: Duration::from_secs(300),
         rotate: true,
     }
 }
 
-fn document(changed: bool) -> Discovered {
-    Discovered { changed, cannot_enroll: None, cannot_renew: None }
+fn document(changed: bool) -> DiscoveryFacts {
+    DiscoveryFacts { changed, cannot_enroll: None, cannot_renew: None }
 }
 
 /// Clocks that are right.

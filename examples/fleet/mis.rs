@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
-use miaf_agent::lifecycle::{Failure, Meaning, Report};
+use miaf_agent::lifecycle::{Failure, FailureKind, Report};
 
 use crate::counts::Kind;
 use crate::device::Moment;
@@ -68,14 +68,14 @@ impl Mis {
     /// memory: nobody reads them, and nothing is decided by them.
     pub(crate) fn answers(&mut self, kind: Kind, id: usize, at: Moment) -> Result<(), Failure> {
         if self.is_down(at) {
-            return Err(failure(Meaning::Transient, None));
+            return Err(failure(FailureKind::Transient, None));
         }
         if let Some(limit) = self.limit.filter(|limit| (limit.counts)(kind)) {
             if at / limit.window != self.window {
                 (self.window, self.admitted) = (at / limit.window, 0);
             }
             if self.admitted >= limit.requests {
-                return Err(failure(Meaning::Transient, Some(limit.retry_after)));
+                return Err(failure(FailureKind::Transient, Some(limit.retry_after)));
             }
             self.admitted += 1;
         }
@@ -95,7 +95,7 @@ impl Mis {
         match issued.front() {
             Some(oldest) if issued.len() >= most => {
                 let seconds = (oldest + DAY - at).div_ceil(1000);
-                Err(failure(Meaning::Transient, Some(Duration::from_secs(seconds))))
+                Err(failure(FailureKind::Transient, Some(Duration::from_secs(seconds))))
             }
             _ => {
                 issued.push_back(at);
@@ -113,8 +113,8 @@ impl Mis {
     }
 }
 
-pub(crate) fn failure(meaning: Meaning, retry_after: Option<Duration>) -> Failure {
+pub(crate) fn failure(kind: FailureKind, retry_after: Option<Duration>) -> Failure {
     let report =
         Report { kind: String::new(), title: String::new(), status: None, detail: None, instance: None };
-    Failure { meaning, retry_after, report }
+    Failure { kind, retry_after, report }
 }

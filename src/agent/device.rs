@@ -93,7 +93,7 @@ impl Device {
             Action::FetchBundle => Event::Bundle(self.fetch_bundle().await.map_err(|e| e.to_failure())),
             Action::ProveKey => Event::KeyProven(self.prove_key().await),
             Action::CreateKey => Event::KeyCreated(self.create_key().await),
-            Action::Request(request, key) => Event::Answered(self.request(request, key).await),
+            Action::Request(request, key) => Event::Issued(self.request(request, key).await),
             Action::Adopt { bundle_is_fresh } => Event::Adopted(self.adopt(bundle_is_fresh).await),
         };
         self.spoken.of(&event);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use crate::keys::{ErrorKind, KeyError};
-use crate::lifecycle::{Event, Failure, LONGEST_RETRY_AFTER, Meaning, NotAdopted, Report, Shown};
+use crate::lifecycle::{Event, Failure, FailureKind, LONGEST_RETRY_AFTER, NotAdopted, Report, TimeVerdict};
 use crate::publish::Snapshot;
 use crate::spiffe::svid::{self, X509Svid};
 use crate::spiffe::{AnchorFacts, Bundle};
@@ -30,7 +30,7 @@ pub(super) fn in_a_line(report: &Report) -> Excerpt {
 
 /// Something on this device stands in the way.
 pub(super) fn local(code: &str, title: &str, why: &dyn Display) -> Failure {
-    Failure { meaning: Meaning::Local, retry_after: None, report: Report::of_agent(code, title, why) }
+    Failure { kind: FailureKind::Local, retry_after: None, report: Report::of_agent(code, title, why) }
 }
 
 pub(super) fn key_failure(e: &KeyError) -> Failure {
@@ -53,7 +53,7 @@ pub(super) fn current_key_failure(e: &KeyError) -> Failure {
         "{e}. {question} If that was meant to be, let the device enroll with a new key: miaf-agent retry --new-key. By \
          itself it does so when the identity has expired. If not, {remedy}: the agent looks for it every hour"
     );
-    Failure { meaning: Meaning::CurrentKeyLost, ..local("key-lost", "The key of this device is lost", &why) }
+    Failure { kind: FailureKind::CurrentKeyLost, ..local("key-lost", "The key of this device is lost", &why) }
 }
 
 /// What was said last of each kind of work. A device that is offline for a month says so once, not ten thousand times.
@@ -76,14 +76,14 @@ impl Spoken {
         let (said, failure) = match event {
             // Not the end of anything: only an adopted SVID shows that what failed before is over.
             Event::Wake
-            | Event::Told(_)
+            | Event::Command(_)
             | Event::KeyCreated(Ok(()))
-            | Event::Answered(Ok(()))
+            | Event::Issued(Ok(()))
             | Event::Adopted(Err(NotAdopted::Early(_) | NotAdopted::UnknownIssuer)) => return,
             Event::Discovery(outcome) => (&mut self.discovery, outcome.as_ref().err()),
             Event::Bundle(outcome) => (&mut self.bundle, outcome.as_ref().err()),
             Event::KeyProven(outcome) => (&mut self.key, outcome.as_ref().err()),
-            Event::KeyCreated(outcome) | Event::Answered(outcome) => {
+            Event::KeyCreated(outcome) | Event::Issued(outcome) => {
                 (&mut self.identity, outcome.as_ref().err())
             }
             Event::Adopted(Err(
@@ -119,8 +119,8 @@ impl Spoken {
     }
 
     /// Logs that the time which the MIS shows is not believed at once, if that is news.
-    pub(super) fn of_time(&mut self, shown: Shown, time: Timestamp, wall: Timestamp) {
-        let in_doubt = shown == Shown::Doubted;
+    pub(super) fn of_time(&mut self, shown: TimeVerdict, time: Timestamp, wall: Timestamp) {
+        let in_doubt = shown == TimeVerdict::Doubted;
         if in_doubt && !std::mem::replace(&mut self.time_in_doubt, in_doubt) {
             tracing::warn!(
                 "the MIS shows the time {time}, and this device's clock {wall}: the MIS is asked again before anything \
@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_complaint_is_news_once_and_again_when_it_was_over() {
+    fn repeated_message_is_news_once() {
         let mut complaint = Complaint::default();
         assert!(complaint.is_news("a") && !complaint.is_news("a"));
         assert!(complaint.is_news("b") && complaint.is_news("a"));
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_stored_is_said_once_and_again_when_it_is_news() {
+    fn store_failure_is_logged_once_until_it_changes() {
         let mut spoken = Spoken::default();
         let mut said = |record, failure: Option<&str>| {
             spoken.news_of_record(record, failure.map(str::to_owned)).is_some()
@@ -234,7 +234,7 @@ mod tests {
     /// `journalctl` shows no fields, so what went wrong is in the message. No event of the agent that somebody is to act on
     /// has its cause in a field.
     #[test]
-    fn messages_of_warnings_and_errors_have_their_cause() {
+    fn warnings_and_errors_have_their_cause_in_the_message() {
         const CAUSES: [&str; 7] = ["error", "why", "detail", "problem", "reason", "cause", "failure"];
         let mut events = 0;
         let mut folders = vec![std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src")];
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_logged_with_its_reason_in_the_message() {
+    fn failure_is_logged_with_its_reason_in_the_message() {
         let events = Captured::default();
         let _guard = tracing::subscriber::set_default(Capturing(events.clone()));
         let mut spoken = Spoken::default();

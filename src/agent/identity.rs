@@ -8,7 +8,7 @@ use super::device::{Device, blocking, forget, stored};
 use super::failures::{cause, current_key_failure, key_failure, local};
 use crate::issuer::{CertificateRequest, IssuerError};
 use crate::keys::{self, ErrorKind, Key, KeyError, Provider};
-use crate::lifecycle::{Failure, KeyChoice, Meaning, NotAdopted, Report, Request, SvidFacts};
+use crate::lifecycle::{Failure, FailureKind, KeyChoice, NotAdopted, Report, Request, SvidFacts};
 use crate::platform::clock;
 use crate::publish::Identity;
 use crate::spiffe::svid::{self, Chain, Expectation, Rejection, X509Svid};
@@ -97,7 +97,7 @@ impl Device {
         self.pending = one_before.await.map(|(key, _)| key);
         match self.pending {
             Some(_) => key_failure(e),
-            None => Failure { meaning: Meaning::PendingKeyLost, ..key_failure(e) },
+            None => Failure { kind: FailureKind::PendingKeyLost, ..key_failure(e) },
         }
     }
 
@@ -139,7 +139,7 @@ impl Device {
                 );
                 let title = "The issuer of the SVID that the MIS issued has expired";
                 return Err(NotAdopted::IssuerExpired(Failure {
-                    meaning: Meaning::Slow,
+                    kind: FailureKind::Slow,
                     retry_after: None,
                     report: Report::of_agent("issuer-expired", title, &why),
                 }));
@@ -150,7 +150,7 @@ impl Device {
                 blocking(move || forget::<store::Answer>(&store)).await;
                 let title = "The SVID that the MIS issued is refused";
                 let failure = Failure {
-                    meaning: Meaning::Slow, // each costs the device one of its few renewals a day (E4)
+                    kind: FailureKind::Slow, // each costs the device one of its few renewals a day (E4)
                     retry_after: None,
                     report: Report::of_agent("svid-refused", title, &why),
                 };
@@ -277,8 +277,7 @@ mod tests {
 
     /// Rules R3 and E9: what the MIS may call the device.
     #[test]
-    fn another_identity_is_acceptable_after_expiry_or_a_401_or_with_another_factory_certificate_and_never_at_renewal()
-     {
+    fn renaming_is_acceptable_by_rules_r3_and_e9() {
         let one = || Some("ab12".to_owned());
         let other = || Some("cd34".to_owned());
         for (renewal, may_be_renamed, shown, enrolled_with, expected) in [

@@ -114,9 +114,9 @@ impl Device {
                 self.bundle.as_ref().is_some_and(|kept| kept.cached.regressed_since.is_some());
         }
         match order {
-            Order::Retry { new_key: false } => Event::Told(lifecycle::Order::Retry),
-            Order::Retry { new_key: true } => Event::Told(lifecycle::Order::ReplaceKey),
-            Order::Renew => Event::Told(lifecycle::Order::Renew),
+            Order::Retry { new_key: false } => Event::Command(lifecycle::Command::Retry),
+            Order::Retry { new_key: true } => Event::Command(lifecycle::Command::ReplaceKey),
+            Order::Renew => Event::Command(lifecycle::Command::Renew),
             Order::ResetIdentity => Event::Wake, // see leave_identity
         }
     }

@@ -13,7 +13,7 @@ use super::waits::{self, KeptWaits};
 use crate::config::Config;
 use crate::issuer::{Discovery, Issuer, Protocol};
 use crate::keys::{Key, Provider};
-use crate::lifecycle::{KeyChoice, KnownTime, Lifecycle, Policy, Restored, Retry};
+use crate::lifecycle::{Backoff, KeyChoice, KnownTime, Lifecycle, Policy, Restored};
 use crate::platform::{clock, credentials, random};
 use crate::publish::Identity;
 use crate::publish::files::Publisher;
@@ -116,7 +116,7 @@ impl Device {
 fn policy(config: &Config) -> Policy {
     Policy {
         window: config.renewal_window,
-        retry: Retry { base: config.retry_base, cap: config.retry_cap },
+        retry: Backoff { base: config.retry_base, cap: config.retry_cap },
         bundle_refresh: config.bundle_refresh,
         rotate: config.key.rotate,
     }

@@ -254,7 +254,7 @@ mod tests {
     use crate::time::Timestamp;
 
     #[tokio::test]
-    async fn lost_sockets_are_told_and_closed_ones_are_not() {
+    async fn lost_sockets_are_reported_and_closed_ones_are_not() {
         let folder = tempfile::tempdir().unwrap();
         let at = config::Socket {
             path: folder.path().join("agent.sock"),

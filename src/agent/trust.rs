@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::device::{Device, HeldDiscovery, KeptBundle};
 use super::failures::cause;
 use crate::issuer::{self, Discovery, Fetched, IssuerError};
-use crate::lifecycle::{BundleFacts, Discovered, Report};
+use crate::lifecycle::{BundleFacts, DiscoveryFacts, Report};
 use crate::platform::clock;
 use crate::publish::Identity;
 use crate::spiffe::{Bundle, Remark, SequenceVerdict, judge_sequence, svid};
@@ -15,7 +15,7 @@ use crate::time::Timestamp;
 use crate::transport::Validators;
 
 impl Device {
-    pub(super) async fn fetch_discovery(&mut self) -> Result<Discovered, IssuerError> {
+    pub(super) async fn fetch_discovery(&mut self) -> Result<DiscoveryFacts, IssuerError> {
         let Some(config) = &self.config.mis else { return Err(IssuerError::NotConfigured) };
         let url = &config.discovery_url;
         let held = self.discovery.as_ref().map(|held| (&held.document, &held.cached.validators));
@@ -152,7 +152,7 @@ impl Device {
     }
 }
 
-pub(super) fn discovered(document: &Discovery, changed: bool) -> Discovered {
+pub(super) fn discovered(document: &Discovery, changed: bool) -> DiscoveryFacts {
     let lacks = |what: &str, wanted: &str, listed: &Excerpt| {
         let detail = format!(
             "the discovery document of \"{}\" lists [{listed}] and not {wanted}",
@@ -170,7 +170,7 @@ pub(super) fn discovered(document: &Discovery, changed: bool) -> Discovered {
     let no_method = (!document.accepts_factory_certificate()).then(|| {
         lacks("The MIS does not accept factory certificates", issuer::FACTORY_CERT_MTLS, document.methods())
     });
-    Discovered { changed, cannot_enroll: cannot_renew.clone().or(no_method), cannot_renew }
+    DiscoveryFacts { changed, cannot_enroll: cannot_renew.clone().or(no_method), cannot_renew }
 }
 
 fn bundle_facts(bundle: &Bundle, held: Option<&Identity>, is_new: bool, now: Timestamp) -> BundleFacts {

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_survives_a_restart_and_a_reboot_and_no_clock_stretches_it() {
+    fn wait_survives_restart_and_reboot_and_is_never_extended() {
         let then = at(SOME_DAY, MINUTE);
         let record = record(&to_wait_for_an_hour(then), "this boot", true, then);
         let memory = remembered(&record, Some("this boot"), then);
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_boot_in_1970_a_clock_that_is_set_tells_what_is_left_of_a_wait_and_once() {
+    fn wait_is_restored_once_the_clock_of_a_boot_is_set() {
         let asked = at(SOME_DAY, MINUTE);
         let record = record(&to_wait_for_an_hour(asked), "first", true, asked);
 
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_mis_has_said_since_is_not_undone_by_a_clock_that_is_set() {
+    fn later_retry_after_is_not_undone_by_setting_the_clock() {
         let asked = at(SOME_DAY, MINUTE);
         let record = record(&to_wait_for_an_hour(asked), "first", true, asked);
         let boot = at(Timestamp::from_secs(5), MINUTE);
@@ -183,8 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_that_is_over_is_not_found_by_a_later_boot_and_one_that_a_wrong_clock_wrote_is_written_by_a_right_one()
-     {
+    fn finished_wait_is_removed_and_a_doubtful_one_rewritten() {
         let asked = at(SOME_DAY, MINUTE);
         let over = at(SOME_DAY.after(2 * HOUR), MINUTE);
         let found = record(&to_wait_for_an_hour(asked), "first", true, asked);

@@ -112,7 +112,7 @@ impl IssuerError {
             Self::Refused { refusal, .. } => refusal.retry_after,
             _ => None,
         };
-        Failure { meaning: self.meaning(), retry_after, report: self.report() }
+        Failure { kind: self.meaning(), retry_after, report: self.report() }
     }
 
     fn meaning(&self) -> Meaning {

@@ -7,33 +7,35 @@
 //! what is wanted, so no event can be lost and no wake-up forgotten: a lifecycle with nothing in flight always has
 //! either work or a time to look again.
 
-mod clock;
-mod gate;
-mod pace;
-mod retry;
-mod status;
-mod taking_in;
-mod wanted;
-mod words;
+mod backoff;
+mod clock_trust;
+mod plan;
+mod retry_gate;
+mod state;
+mod types;
+mod update;
 
 use std::time::Duration;
 
-pub use clock::{KnownTime, Shown};
-pub use gate::{
-    Failure, LONGEST_RETRY_AFTER, LastError, MAX_DETAIL, MAX_INSTANCE, MAX_KIND, MAX_TITLE, Meaning, Report,
+pub use backoff::Backoff;
+pub use clock_trust::{KnownTime, TimeVerdict};
+/// The name that `mis` still uses.
+pub use retry_gate::FailureKind as Meaning;
+pub use retry_gate::{
+    Failure, FailureKind, LONGEST_RETRY_AFTER, LastError, MAX_DETAIL, MAX_INSTANCE, MAX_KIND, MAX_TITLE,
+    Report,
 };
-pub use retry::Retry;
-pub use status::State;
-pub use words::{
-    Action, BundleFacts, Discovered, Draw, Event, KeyChoice, Memory, NotAdopted, Order, Policy, Request,
-    Restored, Step, SvidFacts, Waits,
+pub use state::State;
+pub use types::{
+    Action, BundleFacts, Command, DiscoveryFacts, Draw, Event, KeyChoice, Memory, NotAdopted, Policy,
+    Request, Restored, Step, SvidFacts, Waits,
 };
 
 use crate::time::{BootTime, Now, Timestamp};
-use clock::Doubt;
-use gate::Gate;
-use retry::Pace;
-use wanted::Next;
+use backoff::BackoffPolicy;
+use clock_trust::Doubt;
+use plan::Next;
+use retry_gate::RetryGate;
 
 /// A device that is switched on with an identity looks at discovery and bundle at a random moment within this time, and
 /// within a tenth of the interval between two looks at the bundle.
@@ -50,18 +52,18 @@ pub struct Lifecycle {
     looks_for_the_time: u32,
     in_flight: Option<Action>,
     discovery: Option<Discovery>,
-    discovery_gate: Gate,
+    discovery_gate: RetryGate,
     bundle: Option<HeldBundle>,
-    bundle_gate: Gate,
+    bundle_gate: RetryGate,
     svid: Option<HeldSvid>,
     pending_key: Option<PendingKey>,
-    answer: Option<Answer>,
+    answer: Option<IssuedChain>,
     /// The MIS refused to bind a new key: ask with the existing one from now on (miaf-v0 R4).
     rotation_refused: bool,
     /// The SVID held was answered `401`: only an enrollment helps (miaf-v0 R6).
     reauthenticate: bool,
-    identity_gate: Gate,
-    key_gate: Gate,
+    identity_gate: RetryGate,
+    key_gate: RetryGate,
     issues_in_vain: IssuesInVain,
     blocked: Blocked,
     admission_pending: bool,
@@ -74,7 +76,7 @@ pub struct Lifecycle {
 
 #[derive(Clone, Debug)]
 struct Discovery {
-    facts: Discovered,
+    facts: DiscoveryFacts,
     /// When it was read.
     read_at: Timestamp,
     /// From here on it is revalidated before the next request for an SVID.
@@ -133,9 +135,9 @@ struct PendingKey {
 
 /// An SVID that came and is not published yet.
 #[derive(Clone, Debug)]
-struct Answer {
+struct IssuedChain {
     not_before: Option<Timestamp>,
-    bundle: AnswerBundle,
+    bundle: BundleForChain,
     /// An issuer of it had expired when it was judged: another is asked for from this moment on.
     asks_anew_at: Option<BootTime>,
     /// What is known of the key that it is for: it has signed the request, unless that was before a restart.
@@ -147,7 +149,7 @@ struct Answer {
 #[derive(Clone, Copy, Debug, Default)]
 struct IssuesInVain {
     count: u32,
-    pace: Option<Retry>,
+    pace: Option<Backoff>,
     /// When the last of them came.
     since: Option<Timestamp>,
     /// Until when the MIS is left alone because of it.
@@ -155,7 +157,7 @@ struct IssuesInVain {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AnswerBundle {
+enum BundleForChain {
     /// Judge with the bundle held.
     AsHeld,
     /// Unknown issuer: fetch first.
@@ -171,7 +173,7 @@ impl Lifecycle {
     pub fn new(policy: Policy, restored: Restored, now: Now, draw: Draw<'_>) -> Self {
         let Memory { waits, discovery_waits_because, waits_because, admission_pending, replace_lost_key } =
             restored.memory;
-        let mut gate = |wait, pace: Pace| Gate::waiting_until(wait, pace, now, draw);
+        let mut gate = |wait, pace: BackoffPolicy| RetryGate::waiting_until(wait, pace, now, draw);
         let discovery_gate = gate(waits.discovery, policy.retry.into()).because_of(discovery_waits_because);
         let bundle_gate = gate(waits.bundle, policy.retry.into());
         let asked = waits.identity.map_or(Duration::ZERO, |until| now.boot.until(until));
@@ -208,16 +210,16 @@ impl Lifecycle {
             bundle_gate,
             svid: None,
             pending_key: restored.pending_key.then_some(PendingKey { refused: false }),
-            answer: restored.answer.then_some(Answer {
+            answer: restored.answer.then_some(IssuedChain {
                 not_before: None,
-                bundle: AnswerBundle::AsHeld,
+                bundle: BundleForChain::AsHeld,
                 asks_anew_at: None,
                 key: CurrentKey::Unproven,
             }),
             rotation_refused: false,
             reauthenticate: false,
             identity_gate,
-            key_gate: Gate::default(),
+            key_gate: RetryGate::default(),
             issues_in_vain: IssuesInVain::default(),
             blocked: Blocked::default(),
             admission_pending,
@@ -236,10 +238,10 @@ impl Lifecycle {
     }
 
     /// An authenticated response of the MIS shows that it is this time. Says what follows from that.
-    pub fn time_is_shown(&mut self, time: Timestamp, now: Now) -> Shown {
+    pub fn time_is_shown(&mut self, time: Timestamp, now: Now) -> TimeVerdict {
         let believed = self.believes(now);
         let shown = self.time.is_shown(time, now, &mut self.doubt);
-        if shown == Shown::Doubted {
+        if shown == TimeVerdict::Doubted {
             self.discovery_gate.end_pause(); // it is asked for again at once
         }
         if believed && !self.believes(now) {
@@ -261,8 +263,8 @@ impl Lifecycle {
     /// Takes in what happened and says what to do next.
     pub fn step(&mut self, event: Event, now: Now, draw: Draw<'_>) -> Step {
         let last = self.stepped_at.replace(now);
-        self.take_in(event, now, draw);
-        if last.is_some_and(|last| clock::has_jumped(last, now)) {
+        self.update(event, now, draw);
+        if last.is_some_and(|last| clock_trust::has_jumped(last, now)) {
             // What failed may have failed by the wrong clock: a server's certificate that had not begun yet, say.
             self.open_gates(now);
         }

@@ -2,13 +2,13 @@
 //! any history of answers, clock jumps, orders and restarts.
 
 mod changes;
-mod clocks;
+mod checker;
+mod clock;
 mod device;
+mod failures;
 mod fleet;
-mod getting_on;
 mod histories;
 mod issuers;
 mod keys;
+mod progress;
 mod properties;
-mod refusals;
-mod watch;

@@ -11,51 +11,51 @@ use super::device::*;
 // ---- orders ----
 
 #[test]
-fn an_order_to_renew_renews_now_and_not_against_the_mis() {
+fn renew_command_acts_now_but_never_before_retry_after() {
     let mut device = Device::active(100 * DAY);
     device.passes(secs(60));
-    assert_eq!(device.told(Event::Told(Order::Renew)), Some(CreateKey));
+    assert_eq!(device.told(Event::Command(Command::Renew)), Some(CreateKey));
     device.told(key_created());
     device.waits_for(Action::Request(Renew, Pending));
     device.luck = 0.0;
-    device.told(refusal(Meaning::Transient, Some(3600)));
-    device.told(Event::Told(Order::Renew));
+    device.told(refusal(FailureKind::Transient, Some(3600)));
+    device.told(Event::Command(Command::Renew));
     assert_eq!(device.waits_for(Action::Request(Renew, Pending)), secs(3600), "E8");
 }
 
 #[test]
-fn an_order_to_retry_is_a_correction() {
+fn retry_command_counts_as_a_correction() {
     let mut device = Device::enrolling();
-    device.told(refusal(Meaning::Permanent, None));
+    device.told(refusal(FailureKind::Permanent, None));
     assert_eq!(device.state(), State::Blocked);
     device.passes(secs(120));
-    assert_eq!(device.told(Event::Told(Order::Retry)), Some(FetchDiscovery));
+    assert_eq!(device.told(Event::Command(Command::Retry)), Some(FetchDiscovery));
     device.told(discovered());
     assert_eq!(device.told(bundle()), Some(Action::Request(Enroll, Pending)));
 }
 
 #[test]
-fn an_order_during_an_action_leaves_the_action_under_way() {
+fn command_during_an_action_leaves_it_in_flight() {
     let mut device = Device::enrolling();
-    let step = device.lifecycle.step(Event::Told(Order::Retry), device.now, &mut || 0.5);
+    let step = device.lifecycle.step(Event::Command(Command::Retry), device.now, &mut || 0.5);
     assert_eq!(step.action, None);
     device.told(answered());
     device.waits_for(ADOPT);
 }
 
 #[test]
-fn orders_that_a_script_gives_do_not_set_the_pace() {
-    for order in [Order::Retry, Order::Renew, Order::ReplaceKey] {
+fn commands_from_a_script_do_not_set_the_pace() {
+    for order in [Command::Retry, Command::Renew, Command::ReplaceKey] {
         let mut device = Device::active(100 * DAY);
         device.waits_for(Action::Request(Renew, Pending));
-        device.told(refusal(Meaning::Transient, None));
+        device.told(refusal(FailureKind::Transient, None));
         let mut looks = BTreeMap::new();
         for _ in 0..600 {
-            device.told(Event::Told(order));
+            device.told(Event::Command(order));
             while let Some(action) = device.doing.clone() {
                 *looks.entry(kind(&action)).or_insert(0) += 1;
                 device.told(match action {
-                    Action::Request(..) => refusal(Meaning::Transient, None),
+                    Action::Request(..) => refusal(FailureKind::Transient, None),
                     action => good(&action),
                 });
             }
@@ -69,23 +69,23 @@ fn orders_that_a_script_gives_do_not_set_the_pace() {
 // ---- a network that is not there, anchors that go away ----
 
 #[test]
-fn a_device_with_no_way_out_asks_again_soon_after_it_has_one_and_is_not_taken_for_refused() {
+fn offline_device_asks_soon_after_the_link_is_back() {
     let mut device = Device::active(100 * DAY);
     device.luck = 0.0;
     device.waits_for(FetchBundle);
     for _ in 0..1000 {
-        device.told(Event::Bundle(Err(failure(Meaning::Offline, None))));
+        device.told(Event::Bundle(Err(failure(FailureKind::Offline, None))));
         assert_eq!(device.state(), State::Active);
         let waited = device.waits_for(FetchBundle);
         assert!(waited >= secs(2) && waited <= secs(30), "{waited:?}");
     }
     device.luck = 1.0;
-    device.told(Event::Bundle(Err(failure(Meaning::Transient, None))));
+    device.told(Event::Bundle(Err(failure(FailureKind::Transient, None))));
     assert!(device.waits_for(FetchBundle) <= secs(5), "the MIS has failed once, not a thousand times");
 }
 
 #[test]
-fn an_svid_whose_anchor_has_gone_away_is_renewed_early_and_not_by_the_whole_fleet_at_once() {
+fn svid_without_its_anchor_is_renewed_early_and_spread() {
     for (luck, within) in [(0.0, 0), (0.5, 150), (1.0, 300)] {
         let mut device = Device::active(100 * DAY);
         device.waits_for(FetchBundle);
@@ -108,18 +108,18 @@ fn an_svid_whose_anchor_has_gone_away_is_renewed_early_and_not_by_the_whole_flee
 }
 
 #[test]
-fn what_the_operator_wants_renewed_now_is_renewed_whatever_the_bundle_says_next() {
+fn renew_command_outlives_the_next_bundle() {
     let mut device = Device::active(100 * DAY);
     device.waits_for(FetchBundle);
     device.luck = 1.0;
     device.told(bundle_without_its_anchor());
-    device.told(Event::Told(Order::Renew));
+    device.told(Event::Command(Command::Renew));
     device.lifecycle.step(bundle(), device.now, &mut || 0.5);
     assert_eq!(device.lifecycle.renew_at(), Some(device.now.wall));
 }
 
 #[test]
-fn an_empty_bundle_leads_to_no_renewal_since_none_would_be_trusted() {
+fn empty_bundle_leads_to_no_renewal() {
     let mut device = Device::active(100 * DAY);
     let renew_at = device.lifecycle.renew_at();
     device.waits_for(FetchBundle);
@@ -146,36 +146,32 @@ fn an_empty_bundle_leads_to_no_renewal_since_none_would_be_trusted() {
 // ---- a bundle that has moved ----
 
 #[test]
-fn a_bundle_that_cannot_be_had_has_the_discovery_document_read_again() {
-    for meaning in [Meaning::Transient, Meaning::Slow, Meaning::NotFound, Meaning::Permanent] {
+fn unreachable_bundle_has_discovery_read_again() {
+    for kind in [FailureKind::Transient, FailureKind::Slow, FailureKind::NotFound, FailureKind::Permanent] {
         let mut device = Device::active(100 * DAY);
         device.waits_for(FetchBundle);
         device.passes(secs(60)); // since the document was last read
-        device.told(Event::Bundle(Err(failure(meaning, None))));
-        assert_eq!(device.doing, Some(FetchDiscovery), "{meaning:?}");
-        assert_eq!(
-            device.told(discovered_anew()),
-            Some(FetchBundle),
-            "{meaning:?}: it names another address"
-        );
+        device.told(Event::Bundle(Err(failure(kind, None))));
+        assert_eq!(device.doing, Some(FetchDiscovery), "{kind:?}");
+        assert_eq!(device.told(discovered_anew()), Some(FetchBundle), "{kind:?}: it names another address");
         device.told(bundle());
-        assert_eq!((device.doing.clone(), device.error()), (None, None), "{meaning:?}");
+        assert_eq!((device.doing.clone(), device.error()), (None, None), "{kind:?}");
     }
     // Where nobody was asked, nothing is known of where the bundle is.
-    for meaning in [Meaning::Offline, Meaning::Local] {
+    for kind in [FailureKind::Offline, FailureKind::Local] {
         let mut device = Device::active(100 * DAY);
         device.waits_for(FetchBundle);
-        device.told(Event::Bundle(Err(failure(meaning, None))));
+        device.told(Event::Bundle(Err(failure(kind, None))));
         let looks = device.lives_through(secs(600), |action| match action {
-            FetchBundle => Event::Bundle(Err(failure(meaning, None))),
-            other => panic!("{other:?} because of {meaning:?}"),
+            FetchBundle => Event::Bundle(Err(failure(kind, None))),
+            other => panic!("{other:?} because of {kind:?}"),
         });
         assert!(looks["bundle"] > 0);
     }
 }
 
 #[test]
-fn a_bundle_that_vouches_for_nothing_may_be_the_one_at_the_old_address() {
+fn bundle_that_vouches_for_nothing_has_discovery_read_again() {
     for other in [bundle_without_its_anchor(), empty_bundle()] {
         let mut device = Device::active(100 * DAY);
         device.waits_for(FetchBundle);
@@ -186,14 +182,14 @@ fn a_bundle_that_vouches_for_nothing_may_be_the_one_at_the_old_address() {
 }
 
 #[test]
-fn a_bundle_that_stays_away_has_discovery_read_once_an_attempt_and_with_backoff() {
+fn missing_bundle_reads_discovery_once_an_attempt() {
     for (changes, is_away) in [(false, false), (true, false), (false, true)] {
         let mut device = Device::active(100 * DAY);
         device.waits_for(FetchBundle);
         let looks = device.lives_through(DAY, |action| match action {
-            FetchBundle => Event::Bundle(Err(failure(Meaning::Transient, None))),
-            FetchDiscovery if is_away => Event::Discovery(Err(failure(Meaning::Transient, None))),
-            FetchDiscovery => Event::Discovery(Ok(Discovered { changed: changes, ..document() })),
+            FetchBundle => Event::Bundle(Err(failure(FailureKind::Transient, None))),
+            FetchDiscovery if is_away => Event::Discovery(Err(failure(FailureKind::Transient, None))),
+            FetchDiscovery => Event::Discovery(Ok(DiscoveryFacts { changed: changes, ..document() })),
             other => panic!("{other:?}"),
         });
         let (bundle, discovery) = (looks["bundle"], looks["discovery"]);

@@ -77,7 +77,7 @@ impl Device {
     pub(super) fn told(&mut self, event: Event) -> Option<Action> {
         let (luck, random) = (self.luck, &mut self.random);
         let mut draw = || random.as_mut().map_or(luck, next_random);
-        let under_way = self.doing.take().filter(|_| matches!(event, Event::Wake | Event::Told(_)));
+        let under_way = self.doing.take().filter(|_| matches!(event, Event::Wake | Event::Command(_)));
         let step = self.lifecycle.step(event, self.now, &mut draw);
         self.wake_in = step.wake_in;
         if let Some(Action::Request(_, key)) = step.action {
@@ -94,7 +94,7 @@ impl Device {
     }
 
     /// A response of the MIS shows that it is this time.
-    pub(super) fn is_shown(&mut self, time: Timestamp) -> Shown {
+    pub(super) fn is_shown(&mut self, time: Timestamp) -> TimeVerdict {
         self.lifecycle.time_is_shown(time, self.now)
     }
 
@@ -106,7 +106,7 @@ impl Device {
     }
 
     /// A revalidation, whenever it comes, finds this document.
-    pub(super) fn knows(&mut self, facts: Discovered) {
+    pub(super) fn knows(&mut self, facts: DiscoveryFacts) {
         self.lifecycle.discovery.as_mut().unwrap().facts = facts;
     }
 
@@ -208,14 +208,14 @@ pub(super) fn kind(action: &Action) -> &'static str {
 pub(super) fn policy() -> Policy {
     Policy {
         window: (0.4, 0.6),
-        retry: Retry { base: secs(5), cap: secs(3600) },
+        retry: Backoff { base: secs(5), cap: secs(3600) },
         bundle_refresh: secs(300),
         rotate: true,
     }
 }
 
-pub(super) fn document() -> Discovered {
-    Discovered { changed: false, cannot_enroll: None, cannot_renew: None }
+pub(super) fn document() -> DiscoveryFacts {
+    DiscoveryFacts { changed: false, cannot_enroll: None, cannot_renew: None }
 }
 
 /// What is found on disk at a start.
@@ -229,7 +229,7 @@ pub(super) fn discovered() -> Event {
 }
 
 pub(super) fn discovered_anew() -> Event {
-    Event::Discovery(Ok(Discovered { changed: true, ..document() }))
+    Event::Discovery(Ok(DiscoveryFacts { changed: true, ..document() }))
 }
 
 pub(super) fn bundle() -> Event {
@@ -260,7 +260,7 @@ pub(super) fn key_proven() -> Event {
 }
 
 pub(super) fn key_lost() -> Event {
-    Event::KeyProven(Err(failure(Meaning::CurrentKeyLost, None)))
+    Event::KeyProven(Err(failure(FailureKind::CurrentKeyLost, None)))
 }
 
 pub(super) fn key_created() -> Event {
@@ -268,19 +268,19 @@ pub(super) fn key_created() -> Event {
 }
 
 pub(super) fn answered() -> Event {
-    Event::Answered(Ok(()))
+    Event::Issued(Ok(()))
 }
 
-pub(super) fn refusal(meaning: Meaning, retry_after: Option<u64>) -> Event {
-    Event::Answered(Err(failure(meaning, retry_after.map(secs))))
+pub(super) fn refusal(kind: FailureKind, retry_after: Option<u64>) -> Event {
+    Event::Issued(Err(failure(kind, retry_after.map(secs))))
 }
 
 pub(super) fn not_adopted() -> Event {
-    Event::Adopted(Err(NotAdopted::Refused(failure(Meaning::Slow, None))))
+    Event::Adopted(Err(NotAdopted::Refused(failure(FailureKind::Slow, None))))
 }
 
-pub(super) fn failure(meaning: Meaning, retry_after: Option<Duration>) -> Failure {
-    Failure { meaning, retry_after, report: Report { title: format!("{meaning:?}"), ..report() } }
+pub(super) fn failure(kind: FailureKind, retry_after: Option<Duration>) -> Failure {
+    Failure { kind, retry_after, report: Report { title: format!("{kind:?}"), ..report() } }
 }
 
 pub(super) fn report() -> Report {

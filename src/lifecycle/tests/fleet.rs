@@ -9,7 +9,7 @@ use super::device::*;
 const RENEW: Action = Action::Request(Renew, Pending);
 
 #[test]
-fn a_bundle_that_is_looked_at_rarely_is_not_asked_for_every_few_minutes_while_the_mis_is_away() {
+fn rarely_polled_bundle_is_rarely_retried() {
     let mut device = Device::active(100 * DAY);
     device.waits_for(FetchBundle);
     device.told(Event::Bundle(Ok(facts(Some(DAY)))));
@@ -20,14 +20,14 @@ fn a_bundle_that_is_looked_at_rarely_is_not_asked_for_every_few_minutes_while_th
 }
 
 #[test]
-fn an_svid_does_not_expire_because_one_draw_was_a_long_one() {
+fn svid_does_not_expire_because_of_one_long_jitter() {
     for asks_to_wait in [None, Some(60)] {
         let mut device = Device::renewing(20 * secs(3600));
         let end = START.after(20 * secs(3600));
         device.luck = 1.0;
         let mut tries_in_the_last_hour = 0;
         loop {
-            device.told(refusal(Meaning::Transient, asks_to_wait));
+            device.told(refusal(FailureKind::Transient, asks_to_wait));
             device.waits_to_ask();
             if device.doing != Some(RENEW) {
                 break; // it has expired
@@ -37,16 +37,16 @@ fn an_svid_does_not_expire_because_one_draw_was_a_long_one() {
         }
         assert!(tries_in_the_last_hour >= 5, "told {asks_to_wait:?}: {tries_in_the_last_hour} tries");
         // From there on there is nothing to lose.
-        device.told(refusal(Meaning::Transient, asks_to_wait));
+        device.told(refusal(FailureKind::Transient, asks_to_wait));
         let waited = device.waits_for(Action::Request(Enroll, Pending));
         assert_eq!(waited, secs(3600 + asks_to_wait.unwrap_or(0)));
     }
 }
 
 #[test]
-fn a_discovery_document_that_is_held_is_asked_after_at_the_pace_of_the_request_it_is_for() {
+fn cached_discovery_is_retried_at_the_pace_of_its_request() {
     let mut device = Device::renewing(100 * DAY);
-    device.told(refusal(Meaning::NotFound, None));
+    device.told(refusal(FailureKind::NotFound, None));
     device.waits_for(FetchDiscovery);
     let looks = device.lives_through(DAY, no_answer);
     let discovery = looks.get("discovery").copied().unwrap_or(0);
@@ -54,80 +54,80 @@ fn a_discovery_document_that_is_held_is_asked_after_at_the_pace_of_the_request_i
 }
 
 #[test]
-fn a_fleet_that_is_told_one_wait_comes_back_over_half_as_long_again() {
+fn fleet_with_one_retry_after_returns_spread_over_half_of_it() {
     for (asked, latest) in [(60, 90), (600, 900), (3600, 5400), (36_000, 39_600)] {
         let mut device = Device::enrolling();
         device.luck = 1.0;
-        device.told(refusal(Meaning::Transient, Some(asked)));
+        device.told(refusal(FailureKind::Transient, Some(asked)));
         assert_eq!(device.waits_for(Action::Request(Enroll, Pending)), secs(latest), "told {asked} s");
     }
 }
 
 #[test]
-fn an_answer_does_not_wait_for_a_bundle_that_nobody_was_waiting_for_before() {
+fn issued_chain_does_not_wait_for_a_slow_bundle_retry() {
     let mut device = Device::active(100 * DAY);
     device.waits_for(FetchBundle);
     device.told(Event::Bundle(Ok(facts(Some(DAY)))));
     device.waits_for(FetchBundle);
-    device.told(Event::Bundle(Err(failure(Meaning::Slow, None))));
-    device.told(Event::Told(Order::Renew));
+    device.told(Event::Bundle(Err(failure(FailureKind::Slow, None))));
+    device.told(Event::Command(Command::Renew));
     device.waits_for(Action::Request(Renew, Pending));
     device.told(answered());
     assert_eq!(device.told(Event::Adopted(Err(NotAdopted::UnknownIssuer))), Some(FetchBundle));
     // And not against the MIS.
     device.luck = 0.0;
-    device.told(Event::Bundle(Err(failure(Meaning::Slow, Some(secs(600))))));
+    device.told(Event::Bundle(Err(failure(FailureKind::Slow, Some(secs(600))))));
     assert_eq!(device.waits_for(FetchBundle), secs(600));
 }
 
 #[test]
-fn who_cannot_go_on_under_the_document_held_asks_for_another_every_few_minutes() {
+fn blocked_device_polls_discovery_every_few_minutes() {
     let refused_for_good = || {
         let mut device = Device::enrolling();
-        device.told(refusal(Meaning::Permanent, None));
+        device.told(refusal(FailureKind::Permanent, None));
         device
     };
     let without_a_bundle = || {
         let mut device = Device::fresh();
         device.starts();
         device.told(discovered());
-        device.told(Event::Bundle(Err(failure(Meaning::NotFound, None))));
+        device.told(Event::Bundle(Err(failure(FailureKind::NotFound, None))));
         device
     };
     for mut device in [refused_for_good(), without_a_bundle()] {
         device.waits_for(FetchDiscovery);
         let looks = device.lives_through(DAY, |action| match action {
-            FetchDiscovery => Event::Discovery(Err(failure(Meaning::Transient, None))),
-            _ => Event::Bundle(Err(failure(Meaning::NotFound, None))),
+            FetchDiscovery => Event::Discovery(Err(failure(FailureKind::Transient, None))),
+            _ => Event::Bundle(Err(failure(FailureKind::NotFound, None))),
         });
         assert!(looks["discovery"] > 400, "{looks:?} a day");
     }
 }
 
 #[test]
-fn short_lived_svids_do_not_make_a_fleet_ask_for_documents_more_often() {
+fn short_lived_svids_do_not_raise_document_polls() {
     let mut device = Device::renewing(secs(600));
-    device.told(refusal(Meaning::NotFound, None));
+    device.told(refusal(FailureKind::NotFound, None));
     let looks = device.lives_through(DAY, no_answer);
     assert!(looks["discovery"] < 700, "{looks:?} a day");
 }
 
 #[test]
-fn a_wait_that_outlasts_a_short_lived_svid_is_followed_by_a_spread_as_wide_as_any() {
+fn wait_beyond_a_short_svid_ends_with_the_full_spread() {
     let mut device = Device::renewing(secs(600));
     device.luck = 1.0;
-    device.told(refusal(Meaning::Transient, Some(3600)));
+    device.told(refusal(FailureKind::Transient, Some(3600)));
     let waited = device.waits_to_ask();
     assert!(waited >= secs(5300), "{waited:?}");
 }
 
 #[test]
-fn a_wait_that_ends_shortly_before_the_svid_does_is_followed_at_once_also_after_a_restart() {
+fn wait_ending_just_before_the_svid_is_followed_promptly() {
     let end = secs(20 * 3600);
     let mut device = Device::renewing(end);
     device.passes(end - secs(65 * 60) - START.until(device.now.wall));
     device.luck = 1.0;
-    device.told(refusal(Meaning::Transient, Some(3600)));
+    device.told(refusal(FailureKind::Transient, Some(3600)));
     let memory = device.lifecycle.memory();
     let svid = Some(svid(START, end, Current));
     let (discovery, bundle) = (Some(document()), true);
@@ -138,10 +138,10 @@ fn a_wait_that_ends_shortly_before_the_svid_does_is_followed_at_once_also_after_
 }
 
 #[test]
-fn what_an_operator_retries_is_retried_also_after_a_wait_of_before_a_restart() {
+fn retry_command_ends_the_jitter_of_a_restored_wait() {
     let mut device = Device::active(100 * DAY);
     device.waits_for(FetchBundle);
-    device.told(Event::Bundle(Err(failure(Meaning::Transient, Some(secs(7200))))));
+    device.told(Event::Bundle(Err(failure(FailureKind::Transient, Some(secs(7200))))));
     let memory = device.lifecycle.memory();
     device.luck = 1.0;
     device.restarts(Restored { memory, ..an_identity() });
@@ -152,12 +152,12 @@ fn what_an_operator_retries_is_retried_also_after_a_wait_of_before_a_restart() {
         other => good(other),
     });
     assert!(!looks.contains_key("bundle"));
-    device.told(Event::Told(Order::Retry));
+    device.told(Event::Command(Command::Retry));
     assert!(device.waits_for(FetchBundle) <= secs(5));
 }
 
 #[test]
-fn an_agreed_pace_outlives_a_restart() {
+fn agreed_poll_interval_survives_a_restart() {
     let mut device = Device::fresh();
     device.restarts(Restored { bundle_refresh_hint: Some(DAY), ..an_identity() });
     let looks = device.lives_through(DAY, no_answer);
@@ -166,7 +166,7 @@ fn an_agreed_pace_outlives_a_restart() {
 }
 
 #[test]
-fn the_first_look_is_within_half_a_minute_whatever_the_interval() {
+fn first_poll_comes_within_half_a_minute() {
     let mut device = Device::fresh();
     device.luck = 1.0;
     let policy = Policy { bundle_refresh: DAY, ..policy() };
@@ -182,9 +182,9 @@ fn the_first_look_is_within_half_a_minute_whatever_the_interval() {
 
 fn no_answer(action: &Action) -> Event {
     match action {
-        FetchDiscovery => Event::Discovery(Err(failure(Meaning::Transient, None))),
-        FetchBundle => Event::Bundle(Err(failure(Meaning::Transient, None))),
-        Action::Request(..) => refusal(Meaning::Transient, None),
+        FetchDiscovery => Event::Discovery(Err(failure(FailureKind::Transient, None))),
+        FetchBundle => Event::Bundle(Err(failure(FailureKind::Transient, None))),
+        Action::Request(..) => refusal(FailureKind::Transient, None),
         other => good(other),
     }
 }

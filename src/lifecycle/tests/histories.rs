@@ -11,7 +11,7 @@ pub(super) struct Turn {
     pub(super) reply: Reply,
     pub(super) luck: f64,
     pub(super) restart: Option<Restart>,
-    pub(super) order: Option<Order>,
+    pub(super) order: Option<Command>,
     /// The chip that the key is in is taken away, or put back.
     pub(super) chip: Option<bool>,
     /// A time service sets the wall clock, or it is not known any more that one has.
@@ -34,7 +34,7 @@ pub(super) enum Passes {
     Some(Duration),
 }
 
-/// What happens next, whatever the action under way is: [`Watch::event`] fits it to it.
+/// What happens next, whatever the action under way is: [`Checker::event`] fits it to it.
 #[derive(Clone, Debug)]
 pub(super) struct Reply {
     /// How far the wall clock is off from now on, in seconds.
@@ -52,7 +52,7 @@ pub(super) struct Reply {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
     Good,
-    Fails(Meaning, Option<Duration>),
+    Fails(FailureKind, Option<Duration>),
     Early(u64),
     UnknownIssuer,
     IssuerExpired,
@@ -67,7 +67,7 @@ pub(super) fn turn() -> impl Strategy<Value = Turn> {
         1 => (0..1_000_u64).prop_map(|hours| Passes::Some(secs(hours * 3600))),
     ];
     let luck = prop_oneof![4 => 0.0..1.0_f64, 1 => Just(0.0), 1 => Just(1.0 - f64::EPSILON)];
-    let order = prop::sample::select(vec![Order::Retry, Order::Renew, Order::ReplaceKey]);
+    let order = prop::sample::select(vec![Command::Retry, Command::Renew, Command::ReplaceKey]);
     let proof = prop_oneof![3 => Just(0), 1 => -7200..7200_i64, 1 => Just(1000 * 86_400)];
     let rare = |p| prop::option::weighted(p, any::<bool>());
     let more =
@@ -90,7 +90,7 @@ pub(super) fn turn() -> impl Strategy<Value = Turn> {
 pub(super) fn reply() -> impl Strategy<Value = Reply> {
     let kind = prop_oneof![
         6 => Just(Kind::Good),
-        6 => (meaning(), retry_after()).prop_map(|(meaning, wait)| Kind::Fails(meaning, wait)),
+        6 => (failure_kind(), retry_after()).prop_map(|(kind, wait)| Kind::Fails(kind, wait)),
         1 => (1..600_u64).prop_map(Kind::Early),
         1 => Just(Kind::UnknownIssuer),
         1 => Just(Kind::IssuerExpired),
@@ -114,24 +114,27 @@ pub(super) fn reply() -> impl Strategy<Value = Reply> {
     )
 }
 
-pub(super) fn meaning() -> impl Strategy<Value = Meaning> {
+pub(super) fn failure_kind() -> impl Strategy<Value = FailureKind> {
     prop::sample::select(vec![
-        Meaning::Transient,
-        Meaning::Pending,
-        Meaning::Permanent,
-        Meaning::KeyRotationRefused,
-        Meaning::NotAuthenticated,
-        Meaning::Slow,
-        Meaning::NotFound,
-        Meaning::Local,
-        Meaning::Offline,
-        Meaning::PendingKeyLost,
+        FailureKind::Transient,
+        FailureKind::Pending,
+        FailureKind::Permanent,
+        FailureKind::KeyRotationRefused,
+        FailureKind::NotAuthenticated,
+        FailureKind::Slow,
+        FailureKind::NotFound,
+        FailureKind::Local,
+        FailureKind::Offline,
+        FailureKind::PendingKeyLost,
     ])
 }
 
 /// No request was made, so that no answer can have asked to wait.
-pub(super) fn asks_nobody(meaning: Meaning) -> bool {
-    matches!(meaning, Meaning::Local | Meaning::Offline | Meaning::PendingKeyLost | Meaning::CurrentKeyLost)
+pub(super) fn asks_nobody(kind: FailureKind) -> bool {
+    matches!(
+        kind,
+        FailureKind::Local | FailureKind::Offline | FailureKind::PendingKeyLost | FailureKind::CurrentKeyLost
+    )
 }
 
 pub(super) fn retry_after() -> impl Strategy<Value = Option<Duration>> {
@@ -150,16 +153,16 @@ pub(super) fn beginning() -> impl Strategy<Value = (bool, bool, bool)> {
 #[derive(Clone, Debug)]
 pub(super) struct Failing {
     pub(super) what: &'static str,
-    pub(super) meaning: Meaning,
+    pub(super) kind: FailureKind,
     pub(super) at_once: bool,
 }
 
 pub(super) fn failing() -> impl Strategy<Value = Failing> {
     let what =
         prop::sample::select(vec!["discovery", "bundle", "key", "request", "issuer", "answer", "anchor"]);
-    (what, meaning(), any::<bool>()).prop_map(|(what, meaning, at_once)| Failing {
+    (what, failure_kind(), any::<bool>()).prop_map(|(what, kind, at_once)| Failing {
         what,
-        meaning,
-        at_once: at_once && !asks_nobody(meaning),
+        kind,
+        at_once: at_once && !asks_nobody(kind),
     })
 }

@@ -9,7 +9,7 @@ use super::device::*;
 const FRESH: Action = Action::Adopt { bundle_is_fresh: true };
 
 fn issuer_expired() -> Event {
-    Event::Adopted(Err(NotAdopted::IssuerExpired(failure(Meaning::Slow, None))))
+    Event::Adopted(Err(NotAdopted::IssuerExpired(failure(FailureKind::Slow, None))))
 }
 
 /// The request has just been answered, and no certificate of the answer's path is valid any more.
@@ -52,7 +52,7 @@ fn lives_under_an_issuer_that_ends(device: &mut Device, ends: Timestamp, until: 
 }
 
 #[test]
-fn an_answer_whose_issuer_has_expired_waits_for_another_bundle() {
+fn chain_with_expired_issuer_waits_for_another_bundle() {
     let mut device = Device::enrolling();
     finds_the_issuer_expired(&mut device);
     for _ in 0..5 {
@@ -69,7 +69,7 @@ fn an_answer_whose_issuer_has_expired_waits_for_another_bundle() {
 }
 
 #[test]
-fn an_answer_whose_issuer_has_expired_is_asked_for_anew_slowly() {
+fn chain_with_expired_issuer_is_requested_again_slowly() {
     for (luck, pause) in [(0.0, 3600), (1.0, 1800)] {
         let mut device = Device::enrolling();
         device.luck = luck;
@@ -81,7 +81,7 @@ fn an_answer_whose_issuer_has_expired_is_asked_for_anew_slowly() {
 }
 
 #[test]
-fn other_bundles_do_not_put_off_the_slow_request() {
+fn other_bundles_do_not_postpone_the_slow_request() {
     let mut device = Device::enrolling();
     finds_the_issuer_expired(&mut device);
     let begin = device.now.boot;
@@ -100,11 +100,11 @@ fn other_bundles_do_not_put_off_the_slow_request() {
 }
 
 #[test]
-fn short_lived_svids_are_not_asked_for_faster_of_an_issuer_that_has_ended() {
+fn short_svids_of_an_expired_issuer_are_requested_slowly() {
     // Two minutes: a twentieth of that was the slowest that a refused answer was asked for anew.
     let mut device = Device::renewing(secs(120));
     device.passes(secs(120));
-    device.told(refusal(Meaning::Transient, None));
+    device.told(refusal(FailureKind::Transient, None));
     device.waits_for(Action::Request(Enroll, Pending));
     let mut enrollments = 0;
     let end = device.now.boot.after(secs(3600));
@@ -121,14 +121,14 @@ fn short_lived_svids_are_not_asked_for_faster_of_an_issuer_that_has_ended() {
 }
 
 #[test]
-fn what_was_refused_while_the_svid_is_valid_gets_its_tries() {
+fn rejected_chain_is_retried_while_the_svid_is_valid() {
     let mut device = Device::renewing(secs(600));
     finds_the_issuer_expired(&mut device);
     assert!(device.waits_for(Action::Request(Renew, Pending)) <= secs(30), "another server may be right");
 }
 
 #[test]
-fn svids_that_end_with_their_issuer_are_asked_for_ever_more_slowly() {
+fn svids_ending_with_their_issuer_are_requested_ever_slower() {
     for (luck, ends_in) in [(0.0, 20), (0.5, 20), (1.0, 20), (0.5, 2), (0.5, 100)] {
         let mut device = Device::enrolling();
         device.luck = luck;
@@ -148,7 +148,7 @@ fn svids_that_end_with_their_issuer_are_asked_for_ever_more_slowly() {
 }
 
 #[test]
-fn a_better_svid_ends_the_slowness() {
+fn better_svid_ends_the_slow_requests() {
     let mut device = Device::active(secs(3600));
     let ends = device.now.wall.after(secs(3600));
     lives_under_an_issuer_that_ends(&mut device, ends, secs(3000));
@@ -162,12 +162,12 @@ fn a_better_svid_ends_the_slowness() {
 }
 
 #[test]
-fn an_operator_does_not_wait_for_a_better_svid() {
+fn renew_command_does_not_wait_for_a_better_svid() {
     let mut device = Device::active(DAY);
     let ends = device.now.wall.after(DAY);
     lives_under_an_issuer_that_ends(&mut device, ends, secs(23 * 3600));
     assert!(device.error().unwrap().1.unwrap() > secs(60));
-    device.told(Event::Told(Order::Renew));
+    device.told(Event::Command(Command::Renew));
     assert!(device.waits_to_ask() <= secs(5));
 }
 
@@ -189,14 +189,14 @@ fn another_bundle_moves_the_end_of_the_svid_both_ways() {
     device.wall_jumps(3 * 86_400);
     device.told(ends(2, &device));
     assert_eq!(device.state(), State::Expired);
-    device.told(Event::Answered(Err(failure(Meaning::Slow, None))));
+    device.told(Event::Issued(Err(failure(FailureKind::Slow, None))));
     device.waits_for(FetchBundle);
     device.told(ends(100, &device));
     assert_ne!(device.state(), State::Expired);
 }
 
 #[test]
-fn the_bundle_is_looked_at_early_when_its_anchor_begins_or_ends() {
+fn bundle_is_polled_early_when_its_anchor_begins_or_ends() {
     let next_look = |anchor_changes: fn(Timestamp) -> Timestamp| {
         let mut device = Device::active(100 * DAY);
         device.luck = 0.0;
@@ -215,15 +215,15 @@ fn the_bundle_is_looked_at_early_when_its_anchor_begins_or_ends() {
 // ---- waits ----
 
 #[test]
-fn a_wait_that_outlasts_the_svid_is_told_before_it_does() {
+fn wait_beyond_the_end_of_the_svid_is_reported_ahead() {
     let mut device = Device::renewing(100 * DAY);
     assert_eq!(device.lifecycle.asked_to_wait_until(device.now), None);
-    device.told(refusal(Meaning::Transient, Some(3600)));
+    device.told(refusal(FailureKind::Transient, Some(3600)));
     assert!(!device.lifecycle.svid_ends_while_waiting(device.now), "there is time enough");
 
     let mut device = Device::renewing(secs(3600));
     let begin = device.now;
-    device.told(refusal(Meaning::Transient, Some(86_400)));
+    device.told(refusal(FailureKind::Transient, Some(86_400)));
     assert!(device.lifecycle.svid_ends_while_waiting(device.now), "half an hour ahead");
     assert_eq!(device.lifecycle.asked_to_wait_until(device.now), Some(begin.wall.after(DAY)));
     assert_eq!(device.state(), State::Renewing);

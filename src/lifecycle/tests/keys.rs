@@ -9,10 +9,10 @@ use super::device::*;
 // ---- keys (R4, E6) ----
 
 #[test]
-fn a_refused_rotation_is_followed_by_the_existing_key_at_once_and_remembered() {
+fn refused_rotation_falls_back_to_the_current_key() {
     let mut device = Device::renewing(100 * DAY);
     assert_eq!(
-        device.told(refusal(Meaning::KeyRotationRefused, None)),
+        device.told(refusal(FailureKind::KeyRotationRefused, None)),
         Some(Action::Request(Renew, Current))
     );
     assert_eq!(device.told(answered()), Some(ADOPT));
@@ -22,7 +22,7 @@ fn a_refused_rotation_is_followed_by_the_existing_key_at_once_and_remembered() {
 }
 
 #[test]
-fn where_rotation_is_off_no_new_key_is_made() {
+fn rotation_off_creates_no_key() {
     let mut device = Device::fresh();
     device.lifecycle.policy.rotate = false;
     device.becomes_active(100 * DAY);
@@ -46,7 +46,7 @@ fn with_a_key_of_another_provider() -> Device {
 }
 
 #[test]
-fn a_key_of_another_provider_is_replaced_at_once_also_where_rotation_is_off() {
+fn key_of_another_provider_is_replaced_at_once() {
     let mut device = with_a_key_of_another_provider();
     device.lifecycle.policy.rotate = false;
     assert_eq!(device.state(), State::Renewing);
@@ -59,12 +59,12 @@ fn a_key_of_another_provider_is_replaced_at_once_also_where_rotation_is_off() {
 }
 
 #[test]
-fn where_it_may_not_be_replaced_it_is_kept_until_renewal_and_not_asked_for_again() {
+fn irreplaceable_key_is_kept_until_renewal() {
     let mut device = with_a_key_of_another_provider();
     device.waits_for(CreateKey);
     device.told(key_created());
     device.waits_for(Action::Request(Renew, Pending));
-    device.told(refusal(Meaning::KeyRotationRefused, None));
+    device.told(refusal(FailureKind::KeyRotationRefused, None));
     assert_eq!(device.state(), State::Active);
     assert!(device.waits_for(Action::Request(Renew, Current)) > 10 * DAY);
     assert_eq!(device.told(answered()), Some(ADOPT));
@@ -74,19 +74,19 @@ fn where_it_may_not_be_replaced_it_is_kept_until_renewal_and_not_asked_for_again
 }
 
 #[test]
-fn an_expired_device_with_a_key_of_another_provider_enrolls_with_a_new_one() {
+fn expired_device_with_a_foreign_key_enrolls_with_a_new_one() {
     let mut device = with_a_key_of_another_provider();
     device.passes(200 * DAY); // the key that is held may be out of reach for good
     assert!(device.waits_for(CreateKey) < DAY);
     assert_eq!(device.told(key_created()), Some(Action::Request(Enroll, Pending)));
-    device.told(refusal(Meaning::KeyRotationRefused, None));
+    device.told(refusal(FailureKind::KeyRotationRefused, None));
     assert_eq!(device.doing, Some(Action::Request(Enroll, Current)), "unless the MIS insists on it");
 }
 
 #[test]
-fn a_refused_rotation_without_an_existing_key_blocks_until_something_is_corrected() {
+fn refused_rotation_without_a_current_key_blocks() {
     let mut device = Device::enrolling();
-    device.told(refusal(Meaning::KeyRotationRefused, None));
+    device.told(refusal(FailureKind::KeyRotationRefused, None));
     assert_eq!(device.state(), State::Blocked);
     device.waits_for(FetchDiscovery);
     device.told(discovered_anew());
@@ -94,10 +94,10 @@ fn a_refused_rotation_without_an_existing_key_blocks_until_something_is_correcte
 }
 
 #[test]
-fn the_same_key_is_used_after_any_number_of_lost_answers_and_restarts() {
+fn pending_key_is_reused_after_lost_responses_and_restarts() {
     let mut device = Device::enrolling();
     for round in 0..50 {
-        device.told(refusal(Meaning::Transient, None));
+        device.told(refusal(FailureKind::Transient, None));
         device.waits_for(Action::Request(Enroll, Pending));
         if round % 10 == 9 {
             device.restarts(Restored { pending_key: true, ..Restored::default() });
@@ -108,16 +108,19 @@ fn the_same_key_is_used_after_any_number_of_lost_answers_and_restarts() {
 }
 
 #[test]
-fn a_pending_key_outlives_a_lost_renewal_a_401_and_the_expiry() {
+fn pending_key_survives_a_lost_renewal_a_401_and_expiry() {
     let mut device = Device::renewing(100 * DAY);
-    device.told(refusal(Meaning::Transient, None)); // the answer that certified the key may be the lost one
+    device.told(refusal(FailureKind::Transient, None)); // the answer that certified the key may be the lost one
     device.waits_for(Action::Request(Renew, Pending));
-    assert_eq!(device.told(refusal(Meaning::NotAuthenticated, None)), Some(Action::Request(Enroll, Pending)));
-    device.told(refusal(Meaning::Transient, None));
+    assert_eq!(
+        device.told(refusal(FailureKind::NotAuthenticated, None)),
+        Some(Action::Request(Enroll, Pending))
+    );
+    device.told(refusal(FailureKind::Transient, None));
     device.wall_jumps(200 * 24 * 3600);
     device.waits_for(Action::Request(Enroll, Pending));
     assert_eq!(
-        device.told(refusal(Meaning::KeyRotationRefused, None)),
+        device.told(refusal(FailureKind::KeyRotationRefused, None)),
         Some(Action::Request(Enroll, Current)),
         "only a definite refusal ends it"
     );
@@ -135,7 +138,7 @@ fn whose_key_is_lost() -> Device {
 }
 
 #[test]
-fn a_lost_key_is_seen_at_start_and_nothing_takes_its_place_unasked() {
+fn lost_key_is_noticed_at_start_and_not_replaced_unasked() {
     let mut device = whose_key_is_lost();
     assert_eq!(device.state(), State::Blocked);
     let (error, again) = device.error().unwrap();
@@ -152,15 +155,15 @@ fn a_lost_key_is_seen_at_start_and_nothing_takes_its_place_unasked() {
 }
 
 #[test]
-fn a_lost_key_is_replaced_when_the_operator_allows_it_and_that_survives_a_restart() {
+fn lost_key_is_replaced_on_command_also_after_a_restart() {
     let mut device = whose_key_is_lost();
-    assert_eq!(device.told(Event::Told(Order::Retry)), Some(FetchBundle));
+    assert_eq!(device.told(Event::Command(Command::Retry)), Some(FetchBundle));
     assert_eq!(device.state(), State::Blocked, "an order to retry does not say that it may be replaced");
     device.told(bundle());
     device.waits_for(ProveKey);
     device.told(key_lost());
 
-    device.told(Event::Told(Order::ReplaceKey));
+    device.told(Event::Command(Command::ReplaceKey));
     let memory = device.lifecycle.memory();
     assert!(memory.replace_lost_key);
     let svid = Some(svid(START, 100 * DAY, Current));
@@ -179,10 +182,10 @@ fn a_lost_key_is_replaced_when_the_operator_allows_it_and_that_survives_a_restar
 }
 
 #[test]
-fn a_key_that_works_is_not_replaced_whatever_the_operator_believes() {
+fn working_key_is_never_replaced_on_command() {
     let mut device = Device::active(100 * DAY);
     device.passes(secs(60));
-    device.told(Event::Told(Order::ReplaceKey));
+    device.told(Event::Command(Command::ReplaceKey));
     device.waits_for(ProveKey);
     device.told(key_proven());
     assert!(!device.lifecycle.memory().replace_lost_key);
@@ -191,7 +194,7 @@ fn a_key_that_works_is_not_replaced_whatever_the_operator_believes() {
 }
 
 #[test]
-fn a_lost_key_is_replaced_by_itself_when_the_svid_has_expired() {
+fn lost_key_is_replaced_once_the_svid_has_expired() {
     let mut device = whose_key_is_lost();
     while !matches!(device.doing, Some(CreateKey)) {
         let lost = |action: &Action| if *action == ProveKey { key_lost() } else { good(action) };
@@ -202,13 +205,13 @@ fn a_lost_key_is_replaced_by_itself_when_the_svid_has_expired() {
 }
 
 #[test]
-fn a_key_that_is_lost_is_not_asked_with_where_the_mis_wants_the_existing_one() {
+fn lost_key_is_not_used_where_rotation_is_refused() {
     let mut device = whose_key_is_lost();
-    device.told(Event::Told(Order::ReplaceKey));
+    device.told(Event::Command(Command::ReplaceKey));
     device.waits_for(ProveKey);
     device.told(key_lost());
     device.waits_for(Action::Request(Enroll, Pending));
-    device.told(refusal(Meaning::KeyRotationRefused, None));
+    device.told(refusal(FailureKind::KeyRotationRefused, None));
     assert_eq!(device.state(), State::Blocked, "for the operator of the MIS to allow");
     device.lives_through(DAY, |action| match action {
         ProveKey => key_lost(),
@@ -220,28 +223,28 @@ fn a_key_that_is_lost_is_not_asked_with_where_the_mis_wants_the_existing_one() {
 /// Found by a property: the refusal of the new key outlived the loss of the old one, so that a 401
 /// at renewal was not answered with the enrollment that helps (R6).
 #[test]
-fn a_key_that_is_back_is_enrolled_with() {
+fn recovered_key_is_enrolled_with() {
     let mut device = whose_key_is_lost();
-    device.told(Event::Told(Order::ReplaceKey));
+    device.told(Event::Command(Command::ReplaceKey));
     device.waits_for(ProveKey);
     device.told(key_lost());
     device.waits_for(Action::Request(Enroll, Pending));
-    device.told(refusal(Meaning::KeyRotationRefused, None));
+    device.told(refusal(FailureKind::KeyRotationRefused, None));
     assert_eq!(device.state(), State::Blocked);
     device.waits_for(ProveKey);
     device.told(key_proven());
     assert_eq!(device.state(), State::Active);
     device.waits_for(Action::Request(Renew, Current));
-    device.told(refusal(Meaning::NotAuthenticated, None));
+    device.told(refusal(FailureKind::NotAuthenticated, None));
     device.waits_for(Action::Request(Enroll, Current));
 }
 
 #[test]
-fn a_chip_that_is_away_at_start_is_looked_for_and_its_key_is_not_lost() {
+fn absent_tpm_at_start_is_polled_and_its_key_is_not_lost() {
     let mut device = Device::fresh();
     device.restarts(an_identity());
     device.waits_for(ProveKey);
-    device.told(Event::KeyProven(Err(failure(Meaning::Local, None))));
+    device.told(Event::KeyProven(Err(failure(FailureKind::Local, None))));
     assert_eq!(device.state(), State::Blocked);
     assert!(device.waits_for(ProveKey) <= secs(30));
     device.told(key_proven());
@@ -249,7 +252,7 @@ fn a_chip_that_is_away_at_start_is_looked_for_and_its_key_is_not_lost() {
 }
 
 #[test]
-fn a_key_is_proven_anew_when_its_svid_was_asked_for_before_a_restart() {
+fn key_of_a_chain_from_before_a_restart_is_proven_again() {
     let mut device = Device::fresh();
     device.restarts(Restored { pending_key: true, answer: true, ..Restored::default() });
     device.told(discovered());
@@ -264,14 +267,14 @@ fn a_key_is_proven_anew_when_its_svid_was_asked_for_before_a_restart() {
 }
 
 #[test]
-fn with_its_key_lost_a_device_that_was_answered_401_keeps_asking_to_enroll() {
+fn lost_key_and_401_keep_the_device_enrolling() {
     let mut device = Device::renewing(100 * DAY);
-    device.told(refusal(Meaning::NotAuthenticated, None));
-    device.told(Event::Answered(Err(failure(Meaning::CurrentKeyLost, None))));
+    device.told(refusal(FailureKind::NotAuthenticated, None));
+    device.told(Event::Issued(Err(failure(FailureKind::CurrentKeyLost, None))));
     for _ in 0..3 {
         device.waits_for(Action::Request(Enroll, Pending));
-        device.told(refusal(Meaning::Transient, None));
-        device.told(Event::Told(Order::Retry));
+        device.told(refusal(FailureKind::Transient, None));
+        device.told(Event::Command(Command::Retry));
         device.waits_for(ProveKey);
         device.told(key_lost());
         assert_ne!(device.state(), State::Blocked, "there is a way that is open, and the only one");

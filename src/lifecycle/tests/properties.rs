@@ -7,22 +7,22 @@ use proptest::strategy::ValueTree as _;
 
 use super::super::Action::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
 use super::super::*;
+use super::checker::*;
 use super::device::*;
 use super::histories::*;
-use super::watch::*;
 
 proptest! {
     #![proptest_config(crate::testing::cases(96))]
 
-    /// Through any history the rules that [`Watch`] checks at every step hold, and an MIS that cooperates from then on
+    /// Through any history the rules that [`Checker`] checks at every step hold, and an MIS that cooperates from then on
     /// (which includes a correction of what it refused for good) finds an active device in bounded time.
     #[test]
-    fn any_history_keeps_the_rules_and_ends_well(
+    fn histories_keep_the_rules_and_end_well(
         begin in beginning(),
         lifetime in prop_oneof![Just(60), Just(3600), Just(90 * 86_400), Just(5 * 365 * 86_400)],
         turns in prop::collection::vec(turn(), 1..250),
     ) {
-        let mut watch = Watch::new(begin, secs(lifetime));
+        let mut watch = Checker::new(begin, secs(lifetime));
         for turn in turns {
             watch.takes(turn);
         }
@@ -31,7 +31,7 @@ proptest! {
 
     /// Nothing that an MIS does for good makes a device hammer it.
     #[test]
-    fn no_permanent_failure_leads_to_many_requests(
+    fn permanent_failures_lead_to_few_requests(
         seed in any::<u64>(),
         fails in failing(),
         flapping in any::<bool>(),
@@ -45,35 +45,35 @@ proptest! {
             device.starts();
         }
         device.random = Some(seed | 1);
-        let Failing { what, meaning, at_once } = fails;
-        let fail = || failure(meaning, at_once.then_some(Duration::ZERO));
+        let Failing { what, kind, at_once } = fails;
+        let fail = || failure(kind, at_once.then_some(Duration::ZERO));
         for hour in 0..8 {
             let looks = device.lives_through(secs(3600), |action| match (action, what) {
                 (FetchDiscovery, "discovery") => Event::Discovery(Err(fail())),
-                (FetchDiscovery, _) => Event::Discovery(Ok(Discovered { changed: flapping, ..document() })),
+                (FetchDiscovery, _) => Event::Discovery(Ok(DiscoveryFacts { changed: flapping, ..document() })),
                 (FetchBundle, "bundle") => Event::Bundle(Err(fail())),
                 (FetchBundle, "anchor") => bundle_without_its_anchor(),
                 (FetchBundle, _) => bundle(),
-                (CreateKey, "key") => Event::KeyCreated(Err(failure(Meaning::Local, None))),
+                (CreateKey, "key") => Event::KeyCreated(Err(failure(FailureKind::Local, None))),
                 (CreateKey | ProveKey, _) => good(action),
-                (Action::Request(..), "request") => Event::Answered(Err(fail())),
+                (Action::Request(..), "request") => Event::Issued(Err(fail())),
                 (Action::Request(..), _) => answered(),
                 (Action::Adopt { bundle_is_fresh: false }, "issuer") => {
                     Event::Adopted(Err(NotAdopted::UnknownIssuer))
                 }
                 (Action::Adopt { .. }, _) => not_adopted(),
             });
-            for (kind, times) in looks {
+            for (work, times) in looks {
                 // A local cause is looked at every half minute; it costs the MIS nothing.
-                let most = if kind == "key" || asks_nobody(meaning) { 400 } else { 130 };
-                prop_assert!(times <= most, "{times} times {kind} in hour {hour}");
+                let most = if work == "key" || asks_nobody(kind) { 400 } else { 130 };
+                prop_assert!(times <= most, "{times} times {work} in hour {hour}");
             }
         }
     }
 
     /// The window holds for every lifetime from a minute to five years, and for every draw.
     #[test]
-    fn every_renewal_moment_lies_in_the_window(lifetime in 60..=157_680_000_u64, luck in 0.0..1.0_f64) {
+    fn renewal_moments_lie_in_the_window(lifetime in 60..=157_680_000_u64, luck in 0.0..1.0_f64) {
         let mut device = Device::fresh();
         device.luck = luck;
         device.becomes_active(secs(lifetime));
@@ -84,14 +84,14 @@ proptest! {
 
 /// Every way from one state to another that some history takes is drawn in docs/architecture.md, and no other.
 #[test]
-fn the_diagram_shows_the_ways_from_state_to_state() {
+fn diagram_shows_every_state_transition() {
     const APART: [&str; 2] = ["blocked", "waiting-for-clock"];
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let mut taken = BTreeSet::new();
     for round in 0..240 {
         let begin = beginning().new_tree(&mut runner).unwrap().current();
         let turns = prop::collection::vec(turn(), 250).new_tree(&mut runner).unwrap().current();
-        let mut watch = Watch::new(begin, secs([60, 3600, 90 * 86_400][round % 3]));
+        let mut watch = Checker::new(begin, secs([60, 3600, 90 * 86_400][round % 3]));
         turns.into_iter().for_each(|turn| watch.takes(turn));
         // Into what stands apart, and out of it, there is a way from everywhere.
         taken.extend(watch.ways.into_iter().map(|(from, to)| {

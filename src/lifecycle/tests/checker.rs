@@ -13,7 +13,7 @@ use super::histories::*;
 const BUILT: Timestamp = Timestamp::from_secs(1_800_000_000 - 3 * 3600);
 
 /// A device, the disk beside it, and someone who remembers what it must not forget.
-pub(super) struct Watch {
+pub(super) struct Checker {
     pub(super) lifecycle: Lifecycle,
     pub(super) now: Now,
     pub(super) wall_off: i64,
@@ -22,7 +22,7 @@ pub(super) struct Watch {
     pub(super) doing: Option<Action>,
     pub(super) wake_in: Option<Duration>,
     // What is on disk.
-    pub(super) discovery: Option<Discovered>,
+    pub(super) discovery: Option<DiscoveryFacts>,
     pub(super) bundle: Option<BundleFacts>,
     pub(super) svid: Option<SvidFacts>,
     pub(super) pending_key: bool,
@@ -53,7 +53,7 @@ pub(super) struct Watch {
     pub(super) ways: BTreeSet<(&'static str, &'static str)>,
 }
 
-impl Watch {
+impl Checker {
     pub(super) fn new((held, pending_key, answer): (bool, bool, bool), lifetime: Duration) -> Self {
         let device = Device::fresh();
         let mut watch = Self {
@@ -151,20 +151,24 @@ impl Watch {
             }
         }
         let shown = self.lifecycle.time_is_shown(time, self.now);
-        assert_eq!(shown == Shown::Counts, counts, "one response against this device's clock is not enough");
+        assert_eq!(
+            shown == TimeVerdict::Counts,
+            counts,
+            "one response against this device's clock is not enough"
+        );
         assert_eq!(self.lifecycle.believes(self.now), self.believes());
     }
 
-    pub(super) fn orders(&mut self, order: Order) {
+    pub(super) fn orders(&mut self, order: Command) {
         self.refused_for_good.clear(); // a correction (P2)
         self.pending_refused = false;
         self.at_this_moment = 0;
         self.answered_401 &= self.known_lost;
-        if order != Order::Renew && !self.believes() {
+        if order != Command::Renew && !self.believes() {
             (self.floor, self.vouched) = (self.now.wall, true);
         }
-        self.may_replace |= order == Order::ReplaceKey && self.svid.is_some();
-        self.steps(Event::Told(order));
+        self.may_replace |= order == Command::ReplaceKey && self.svid.is_some();
+        self.steps(Event::Command(order));
     }
 
     pub(super) fn passes(&mut self, time: Duration) {
@@ -188,7 +192,7 @@ impl Watch {
             }
         }
         let restored = Restored {
-            discovery: self.discovery.clone().map(|facts| Discovered { changed: false, ..facts }),
+            discovery: self.discovery.clone().map(|facts| DiscoveryFacts { changed: false, ..facts }),
             bundle: self.bundle.is_some(),
             bundle_refresh_hint: self.bundle.and_then(|bundle| bundle.refresh_hint),
             bundle_is_empty: self.bundle.is_some_and(|bundle| bundle.is_empty),
@@ -231,8 +235,10 @@ impl Watch {
     pub(super) fn event(&mut self, action: &Action, reply: &Reply) -> Event {
         let of_pending_key = matches!(action, Action::Request(_, Pending));
         let failed = match reply.kind {
-            Kind::Fails(Meaning::PendingKeyLost, _) if !of_pending_key => Some(failure(Meaning::Local, None)),
-            Kind::Fails(meaning, wait) => Some(failure(meaning, wait.filter(|_| !asks_nobody(meaning)))),
+            Kind::Fails(FailureKind::PendingKeyLost, _) if !of_pending_key => {
+                Some(failure(FailureKind::Local, None))
+            }
+            Kind::Fails(kind, wait) => Some(failure(kind, wait.filter(|_| !asks_nobody(kind)))),
             _ => None,
         };
         match action {
@@ -244,8 +250,8 @@ impl Watch {
                 None => {
                     let changed = reply.changed || self.discovery.is_none();
                     let facts = match self.discovery.clone().filter(|_| !changed) {
-                        Some(facts) => Discovered { changed, ..facts },
-                        None => Discovered {
+                        Some(facts) => DiscoveryFacts { changed, ..facts },
+                        None => DiscoveryFacts {
                             changed,
                             cannot_enroll: (reply.cannot_enroll || reply.cannot_renew).then(report),
                             cannot_renew: reply.cannot_renew.then(report),
@@ -282,7 +288,7 @@ impl Watch {
                     Ok(facts)
                 }
             }),
-            CreateKey if failed.is_some() => Event::KeyCreated(Err(failure(Meaning::Local, None))),
+            CreateKey if failed.is_some() => Event::KeyCreated(Err(failure(FailureKind::Local, None))),
             CreateKey => {
                 (self.pending_key, self.pending_refused) = (true, false);
                 key_created()
@@ -290,9 +296,9 @@ impl Watch {
             ProveKey => Event::KeyProven(match failed {
                 _ if self.chip_away => {
                     self.known_lost = true;
-                    Err(failure(Meaning::CurrentKeyLost, None))
+                    Err(failure(FailureKind::CurrentKeyLost, None))
                 }
-                Some(_) => Err(failure(Meaning::Local, None)),
+                Some(_) => Err(failure(FailureKind::Local, None)),
                 None => {
                     (self.known_lost, self.may_replace) = (false, false);
                     Ok(())
@@ -300,15 +306,15 @@ impl Watch {
             }),
             Action::Request(Renew, _) | Action::Request(_, Current) if self.chip_away => {
                 self.known_lost = true;
-                Event::Answered(Err(failure(Meaning::CurrentKeyLost, None)))
+                Event::Issued(Err(failure(FailureKind::CurrentKeyLost, None)))
             }
-            Action::Request(request, key) => Event::Answered(match failed {
+            Action::Request(request, key) => Event::Issued(match failed {
                 Some(failure) => {
-                    if failure.meaning == Meaning::PendingKeyLost {
+                    if failure.kind == FailureKind::PendingKeyLost {
                         (self.pending_key, self.pending_refused) = (false, false);
                     }
                     self.remember_wait("identity", &failure);
-                    self.remember_refusal(*request, *key, failure.meaning);
+                    self.remember_refusal(*request, *key, failure.kind);
                     Err(failure)
                 }
                 None => {
@@ -327,13 +333,13 @@ impl Watch {
                 }
                 Kind::IssuerExpired => {
                     self.answer_is_of_no_use = true;
-                    Err(NotAdopted::IssuerExpired(failure(Meaning::Slow, None)))
+                    Err(NotAdopted::IssuerExpired(failure(FailureKind::Slow, None)))
                 }
                 Kind::UnknownIssuer | Kind::Refused => {
                     (self.answer, self.early) = (None, None);
-                    Err(NotAdopted::Refused(failure(Meaning::Slow, None)))
+                    Err(NotAdopted::Refused(failure(FailureKind::Slow, None)))
                 }
-                Kind::Fails(..) => Err(NotAdopted::Kept(failure(Meaning::Local, None))),
+                Kind::Fails(..) => Err(NotAdopted::Kept(failure(FailureKind::Local, None))),
                 Kind::Good => Ok(self.adopts()),
             }),
         }
@@ -361,20 +367,23 @@ impl Watch {
         }
     }
 
-    pub(super) fn remember_refusal(&mut self, request: Request, key: KeyChoice, meaning: Meaning) {
+    pub(super) fn remember_refusal(&mut self, request: Request, key: KeyChoice, kind: FailureKind) {
         let good = self.svid.as_ref().is_some_and(|svid| self.now.wall <= svid.not_after);
         let goes_on = matches!(
-            meaning,
-            Meaning::Pending | Meaning::Offline | Meaning::KeyRotationRefused | Meaning::PendingKeyLost
+            kind,
+            FailureKind::Pending
+                | FailureKind::Offline
+                | FailureKind::KeyRotationRefused
+                | FailureKind::PendingKeyLost
         );
-        if meaning == Meaning::NotAuthenticated && request == Renew && self.may_enroll() {
+        if kind == FailureKind::NotAuthenticated && request == Renew && self.may_enroll() {
             self.answered_401 = true;
         } else if self.answered_401 && good && !goes_on && !self.known_lost {
             self.answered_401 = false; // neither way helps while the SVID is good: they are tried in turn (R7)
         }
-        match meaning {
-            Meaning::Permanent => self.refused_for_good.push(request),
-            Meaning::KeyRotationRefused => {
+        match kind {
+            FailureKind::Permanent => self.refused_for_good.push(request),
+            FailureKind::KeyRotationRefused => {
                 self.pending_refused |= key == Pending;
                 if key == Current || self.svid.is_none() {
                     self.refused_for_good.push(request);
@@ -390,7 +399,7 @@ impl Watch {
     }
 
     pub(super) fn steps(&mut self, event: Event) {
-        let was_doing = self.doing.take().filter(|_| matches!(event, Event::Wake | Event::Told(_)));
+        let was_doing = self.doing.take().filter(|_| matches!(event, Event::Wake | Event::Command(_)));
         let luck = self.luck;
         let step = self.lifecycle.step(event, self.now, &mut || luck);
         let stands = self.lifecycle.state(self.now);
@@ -500,7 +509,7 @@ impl Watch {
         self.is_proven(self.now.wall);
         self.steps(Event::Wake);
         if self.known_lost {
-            self.orders(Order::ReplaceKey);
+            self.orders(Command::ReplaceKey);
         }
         self.chip_away = false;
         self.until_active(begin, bound, &mut corrected);

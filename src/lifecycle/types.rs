@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::clock::KnownTime;
-use super::gate::{Failure, LastError, Report};
-use super::retry::Retry;
+use super::backoff::Backoff;
+use super::clock_trust::KnownTime;
+use super::retry_gate::{Failure, LastError, Report};
 use crate::time::{BootTime, Timestamp};
 
 /// The parts of the configuration that decide when things happen.
@@ -13,7 +13,7 @@ pub struct Policy {
     /// Renewal moment, as fractions of the lifetime (miaf-v0 R2).
     pub window: (f64, f64),
     /// Backoff between attempts (miaf-v0 R7).
-    pub retry: Retry,
+    pub retry: Backoff,
     /// Longest time between two looks at the bundle where the MIS gives no hint (miaf-v0 B4).
     pub bundle_refresh: Duration,
     /// Whether to ask with a new key at every renewal (miaf-v0 R4).
@@ -65,9 +65,9 @@ pub enum Event {
     /// Time has passed, or the wall clock was set: nothing else is known.
     Wake,
     /// The operator wants something.
-    Told(Order),
+    Command(Command),
     /// [`Action::FetchDiscovery`] ended.
-    Discovery(Result<Discovered, Failure>),
+    Discovery(Result<DiscoveryFacts, Failure>),
     /// [`Action::FetchBundle`] ended.
     Bundle(Result<BundleFacts, Failure>),
     /// [`Action::CreateKey`] ended.
@@ -75,25 +75,25 @@ pub enum Event {
     /// [`Action::ProveKey`] ended.
     KeyProven(Result<(), Failure>),
     /// [`Action::Request`] ended. `Ok`: an answer is durable.
-    Answered(Result<(), Failure>),
+    Issued(Result<(), Failure>),
     /// [`Action::Adopt`] ended. `Ok`: the SVID is published, and the pending key, if it was its key, is now current.
     Adopted(Result<SvidFacts, NotAdopted>),
 }
 
 /// What an operator can have done at once. No order makes the agent ask an MIS that wants to be left alone (miaf-v0 E8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub enum Command {
     /// Everything that was refused, or is waited for, is tried again; the wall clock is right as it is.
     Retry,
     /// The SVID is renewed now.
     Renew,
-    /// As [`Retry`](Self::Retry), and should the key of the SVID held be lost, another takes its place.
+    /// As [`Backoff`](Self::Retry), and should the key of the SVID held be lost, another takes its place.
     ReplaceKey,
 }
 
 /// What the lifecycle needs to know of a discovery document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Discovered {
+pub struct DiscoveryFacts {
     /// It differs from the one held before: a correction in the sense of miaf-v0 P2.
     pub changed: bool,
     /// Why no enrollment is possible under it, if so (miaf-v0 D5).
@@ -156,7 +156,7 @@ pub enum NotAdopted {
 #[derive(Clone, Debug, Default)]
 pub struct Restored {
     /// A cached discovery document.
-    pub discovery: Option<Discovered>,
+    pub discovery: Option<DiscoveryFacts>,
     /// Whether there is a cached bundle, and whether it holds no anchor.
     pub bundle: bool,
     /// See [`bundle`](Self::bundle).

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::gate::Report;
-use super::words::{Action, KeyChoice, Request, SvidFacts};
-use super::{AnswerBundle, CurrentKey, HeldSvid, Lifecycle, PendingKey};
+use super::retry_gate::Report;
+use super::types::{Action, KeyChoice, Request, SvidFacts};
+use super::{BundleForChain, CurrentKey, HeldSvid, Lifecycle, PendingKey};
 use crate::time::Now;
 
 /// Somebody may have set the clock without a jump, or said that it is right.
@@ -77,7 +77,7 @@ impl Lifecycle {
 
     fn bundle_work(&self, now: Now) -> Option<(Duration, Action)> {
         self.discovery.as_ref()?;
-        let wanted_now = matches!(&self.answer, Some(a) if a.bundle == AnswerBundle::Wanted);
+        let wanted_now = matches!(&self.answer, Some(a) if a.bundle == BundleForChain::Wanted);
         let due_in = match self.bundle {
             Some(bundle) if !wanted_now => now.boot.until(bundle.refresh_at),
             _ => Duration::ZERO,
@@ -87,9 +87,9 @@ impl Lifecycle {
 
     fn identity_work(&self, now: Now) -> Option<(Duration, Action)> {
         // One that is of no use as things stand is in nobody's way.
-        if let Some(answer) = self.answer.as_ref().filter(|a| a.bundle != AnswerBundle::AnotherWanted) {
+        if let Some(answer) = self.answer.as_ref().filter(|a| a.bundle != BundleForChain::AnotherWanted) {
             let early = answer.not_before.map_or(Duration::ZERO, |at| now.wall.until(at));
-            let is_fresh = answer.bundle == AnswerBundle::Fetched;
+            let is_fresh = answer.bundle == BundleForChain::Fetched;
             // What the gate waits for is asking anew.
             let waits = if is_fresh && answer.asks_anew_at.is_some() && !self.identity_gate.is_local() {
                 Duration::ZERO
@@ -97,7 +97,7 @@ impl Lifecycle {
                 self.identity_gate.opens_in(now)
             };
             let adopt = Action::Adopt { bundle_is_fresh: is_fresh };
-            return (answer.bundle != AnswerBundle::Wanted).then(|| (early.max(waits), adopt));
+            return (answer.bundle != BundleForChain::Wanted).then(|| (early.max(waits), adopt));
         }
         if self.is_refused_for_good(now) || self.has_no_key(now) {
             return None;

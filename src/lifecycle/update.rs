@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::gate::{Failure, LastError, Meaning, Verdict};
-use super::retry::Pace;
-use super::words::{
-    Action, BundleFacts, Discovered, Draw, Event, KeyChoice, NotAdopted, Order, Request, SvidFacts,
+use super::backoff::BackoffPolicy;
+use super::retry_gate::{Failure, FailureKind, LastError, Verdict};
+use super::types::{
+    Action, BundleFacts, Command, DiscoveryFacts, Draw, Event, KeyChoice, NotAdopted, Request, SvidFacts,
 };
 use super::{
-    Answer, AnswerBundle, Blocked, CurrentKey, Discovery, HeldBundle, HeldSvid, IssuesInVain, Lifecycle,
-    PendingKey,
+    Blocked, BundleForChain, CurrentKey, Discovery, HeldBundle, HeldSvid, IssuedChain, IssuesInVain,
+    Lifecycle, PendingKey,
 };
 use crate::time::{BootTime, Now, Timestamp};
 
@@ -23,14 +23,14 @@ const BETWEEN_LOOKS_FOR_A_LOST_KEY: Duration = Duration::from_secs(3600);
 const SHORTEST_BETWEEN_ISSUES: Duration = Duration::from_secs(5);
 
 impl Lifecycle {
-    pub(super) fn take_in(&mut self, event: Event, now: Now, draw: Draw<'_>) {
+    pub(super) fn update(&mut self, event: Event, now: Now, draw: Draw<'_>) {
         let ended = match event {
-            Event::Wake | Event::Told(_) => None,
+            Event::Wake | Event::Command(_) => None,
             _ => self.in_flight.take(),
         };
         match event {
             Event::Wake => {}
-            Event::Told(order) => self.told(order, now),
+            Event::Command(order) => self.told(order, now),
             Event::Discovery(outcome) => self.discovery_ended(outcome, now, draw),
             Event::Bundle(outcome) => self.bundle_ended(outcome, now, draw),
             Event::KeyCreated(Ok(())) => {
@@ -39,17 +39,17 @@ impl Lifecycle {
             }
             Event::KeyCreated(Err(failure)) => self.identity_failed(failure, now, draw),
             Event::KeyProven(outcome) => self.key_proven(outcome, now, draw),
-            Event::Answered(Ok(())) => {
+            Event::Issued(Ok(())) => {
                 self.admission_pending = false;
                 self.identity_gate.passed();
-                self.answer = Some(Answer {
+                self.answer = Some(IssuedChain {
                     not_before: None,
-                    bundle: AnswerBundle::AsHeld,
+                    bundle: BundleForChain::AsHeld,
                     asks_anew_at: None,
                     key: CurrentKey::Works,
                 });
             }
-            Event::Answered(Err(failure)) => match ended {
+            Event::Issued(Err(failure)) => match ended {
                 Some(Action::Request(request, key)) => self.refused(request, key, failure, now, draw),
                 _ => self.identity_failed(failure, now, draw),
             },
@@ -57,14 +57,14 @@ impl Lifecycle {
         }
     }
 
-    fn told(&mut self, order: Order, now: Now) {
+    fn told(&mut self, order: Command, now: Now) {
         let from = self.open_gates(now);
         if self.key_is_lost() {
             self.key_gate.succeeded(); // it is proven before anything is asked for
         }
         self.is_corrected();
         self.reauthenticate &= self.key_is_lost(); // both ways are open again, if there is a key to renew with
-        if order == Order::Renew {
+        if order == Command::Renew {
             if let Some(svid) = &mut self.svid {
                 svid.drawn_before = None; // whatever else it was to be
                 svid.renew_at = svid.renew_at.min(now.wall.after(now.boot.until(from)));
@@ -72,7 +72,7 @@ impl Lifecycle {
             return;
         }
         self.time.is_vouched_for(now);
-        if let (Order::ReplaceKey, Some(svid)) = (order, &mut self.svid) {
+        if let (Command::ReplaceKey, Some(svid)) = (order, &mut self.svid) {
             self.replace_lost_key = true;
             if matches!(svid.key, CurrentKey::Works) {
                 svid.key = CurrentKey::Unproven; // it did when it was last used
@@ -131,7 +131,9 @@ impl Lifecycle {
                     svid.key = CurrentKey::Works;
                 }
             }
-            Err(failure) if failure.meaning == Meaning::CurrentKeyLost => self.current_key_lost(failure, now),
+            Err(failure) if failure.kind == FailureKind::CurrentKeyLost => {
+                self.current_key_lost(failure, now)
+            }
             Err(failure) => {
                 let retry = self.identity_retry(now.wall);
                 self.key_gate.failed(failure, retry, now, draw);
@@ -147,7 +149,7 @@ impl Lifecycle {
         }
     }
 
-    fn discovery_ended(&mut self, outcome: Result<Discovered, Failure>, now: Now, draw: Draw<'_>) {
+    fn discovery_ended(&mut self, outcome: Result<DiscoveryFacts, Failure>, now: Now, draw: Draw<'_>) {
         match outcome {
             Ok(facts) => {
                 self.discovery_gate.succeeded();
@@ -184,7 +186,7 @@ impl Lifecycle {
                 });
             }
             Err(failure) => {
-                let was_asked_for = !matches!(failure.meaning, Meaning::Local | Meaning::Offline);
+                let was_asked_for = !matches!(failure.kind, FailureKind::Local | FailureKind::Offline);
                 let retry = self.discovery_retry(now);
                 self.discovery_gate.failed(failure, retry, now, draw);
                 // The last good document stays in use (miaf-v0 D4), and is asked after until the MIS answers. One that
@@ -216,15 +218,15 @@ impl Lifecycle {
                 self.svid_ends(facts, now, draw);
                 self.hasten_renewal(facts, now, draw);
                 match self.answer.as_mut().map(|answer| &mut answer.bundle) {
-                    Some(wanted @ AnswerBundle::Wanted) => *wanted = AnswerBundle::Fetched,
-                    Some(wanted @ AnswerBundle::AnotherWanted) if facts.is_new => {
-                        *wanted = AnswerBundle::Fetched;
+                    Some(wanted @ BundleForChain::Wanted) => *wanted = BundleForChain::Fetched,
+                    Some(wanted @ BundleForChain::AnotherWanted) if facts.is_new => {
+                        *wanted = BundleForChain::Fetched;
                     }
                     _ => {}
                 }
             }
             Err(failure) => {
-                let was_asked_for = !matches!(failure.meaning, Meaning::Local | Meaning::Offline);
+                let was_asked_for = !matches!(failure.kind, FailureKind::Local | FailureKind::Offline);
                 self.bundle_may_have_moved(was_asked_for);
                 let retry = self.bundle_retry();
                 self.bundle_gate.failed(failure, retry, now, draw);
@@ -274,21 +276,21 @@ impl Lifecycle {
 
     /// A request for an SVID did not get one: the table of miaf-v0 P.
     fn refused(&mut self, request: Request, key: KeyChoice, failure: Failure, now: Now, draw: Draw<'_>) {
-        match failure.meaning {
-            Meaning::Pending => self.admission_pending = true,
+        match failure.kind {
+            FailureKind::Pending => self.admission_pending = true,
             // The MIS has said nothing of it.
-            Meaning::Transient
-            | Meaning::Offline
-            | Meaning::Local
-            | Meaning::PendingKeyLost
-            | Meaning::CurrentKeyLost => {}
+            FailureKind::Transient
+            | FailureKind::Offline
+            | FailureKind::Local
+            | FailureKind::PendingKeyLost
+            | FailureKind::CurrentKeyLost => {}
             _ => self.admission_pending = false,
         }
-        if let (Meaning::NotFound, Some(discovery)) = (failure.meaning, &mut self.discovery) {
+        if let (FailureKind::NotFound, Some(discovery)) = (failure.kind, &mut self.discovery) {
             discovery.look_from = Some(now.boot);
         }
-        match failure.meaning {
-            Meaning::KeyRotationRefused => {
+        match failure.kind {
+            FailureKind::KeyRotationRefused => {
                 if key == KeyChoice::Pending {
                     self.rotation_refused = true;
                     if let Some(pending) = &mut self.pending_key {
@@ -305,33 +307,33 @@ impl Lifecycle {
                     self.identity_failed_for(Some(request), failure, now, draw);
                 }
             }
-            Meaning::NotAuthenticated if request == Request::Renew && self.may_enroll() => {
+            FailureKind::NotAuthenticated if request == Request::Renew && self.may_enroll() => {
                 self.reauthenticate = true; // R6: enroll again, now
                 let pace = self.pace_after(&failure, now);
                 self.identity_gate.noted(failure, &pace, now, draw);
             }
             // The factory certificate does not help: perhaps the 401 at renewal was not the MIS's. While the SVID is
             // good, renewal and enrollment are tried in turn, slowly (R7).
-            Meaning::NotAuthenticated
-            | Meaning::Slow
-            | Meaning::Permanent
-            | Meaning::NotFound
-            | Meaning::Transient
+            FailureKind::NotAuthenticated
+            | FailureKind::Slow
+            | FailureKind::Permanent
+            | FailureKind::NotFound
+            | FailureKind::Transient
                 if self.reauthenticates_early(now) =>
             {
                 self.reauthenticate = false;
                 self.identity_failed_for(Some(request), failure, now, draw);
             }
-            Meaning::Local if self.reauthenticates_early(now) => {
+            FailureKind::Local if self.reauthenticates_early(now) => {
                 self.reauthenticate = false;
-                let slowly = Failure { meaning: Meaning::Slow, ..failure };
+                let slowly = Failure { kind: FailureKind::Slow, ..failure };
                 self.identity_failed_for(Some(request), slowly, now, draw);
             }
-            Meaning::CurrentKeyLost => {
+            FailureKind::CurrentKeyLost => {
                 self.identity_gate.passed(); // the MIS was not asked
                 self.current_key_lost(failure, now);
             }
-            Meaning::PendingKeyLost => {
+            FailureKind::PendingKeyLost => {
                 self.pending_key = None; // whatever was certified for it, no one can use
                 self.identity_failed(failure, now, draw);
             }
@@ -352,7 +354,7 @@ impl Lifecycle {
     }
 
     /// As it will be when the wait that the MIS asked for is over.
-    fn pace_after(&self, failure: &Failure, now: Now) -> Pace {
+    fn pace_after(&self, failure: &Failure, now: Now) -> BackoffPolicy {
         let svid = self.svid.as_ref().map(|svid| &svid.facts);
         self.policy.identity_pace(svid, now.wall.after(failure.asked().unwrap_or_default()))
     }
@@ -381,7 +383,7 @@ impl Lifecycle {
             }
             Err(NotAdopted::UnknownIssuer) => {
                 if let Some(answer) = &mut self.answer {
-                    answer.bundle = AnswerBundle::Wanted;
+                    answer.bundle = BundleForChain::Wanted;
                 }
                 // It may have failed when nobody waited for it, and be looked at again in an hour.
                 self.bundle_gate.forgive(now.boot, now);
@@ -392,7 +394,7 @@ impl Lifecycle {
                     None => self.unusable_answer(failure, now, draw),
                 }
                 if let Some(answer) = &mut self.answer {
-                    answer.bundle = AnswerBundle::AnotherWanted;
+                    answer.bundle = BundleForChain::AnotherWanted;
                     answer.asks_anew_at =
                         answer.asks_anew_at.or(Some(now.boot.after(self.identity_gate.opens_in(now))));
                 }

@@ -9,7 +9,7 @@ use super::device::*;
 // ---- the first run ----
 
 #[test]
-fn the_first_run_goes_from_discovery_to_an_identity_and_to_its_renewal_in_the_window() {
+fn first_run_leads_to_an_identity_and_its_renewal() {
     let mut device = Device::fresh();
     assert_eq!(device.starts(), Some(FetchDiscovery));
     assert_eq!(device.state(), State::Discovering);
@@ -43,7 +43,7 @@ fn the_first_run_goes_from_discovery_to_an_identity_and_to_its_renewal_in_the_wi
 }
 
 #[test]
-fn the_renewal_moment_is_drawn_over_the_whole_window() {
+fn renewal_moment_is_drawn_over_the_whole_window() {
     for (luck, percent) in [(0.0, 40), (0.25, 45), (0.5, 50), (1.0, 60)] {
         let mut device = Device::fresh();
         device.luck = luck;
@@ -53,11 +53,11 @@ fn the_renewal_moment_is_drawn_over_the_whole_window() {
 }
 
 #[test]
-fn nothing_is_asked_for_before_there_is_a_bundle_to_judge_the_answer_by() {
+fn request_waits_for_a_bundle_to_validate_against() {
     let mut device = Device::fresh();
     device.starts();
     device.told(discovered());
-    device.told(Event::Bundle(Err(failure(Meaning::Transient, None))));
+    device.told(Event::Bundle(Err(failure(FailureKind::Transient, None))));
     assert_eq!(device.state(), State::Discovering);
     device.waits_for(FetchBundle);
     assert_eq!(device.told(bundle()), Some(CreateKey));
@@ -66,7 +66,7 @@ fn nothing_is_asked_for_before_there_is_a_bundle_to_judge_the_answer_by() {
 // ---- judging the answer (E4) ----
 
 #[test]
-fn an_early_answer_is_kept_until_its_time() {
+fn early_chain_is_kept_until_it_becomes_valid() {
     let mut device = Device::enrolling();
     device.told(answered());
     let not_before = device.now.wall.after(secs(180));
@@ -77,7 +77,7 @@ fn an_early_answer_is_kept_until_its_time() {
 }
 
 #[test]
-fn an_unknown_issuer_is_a_refusal_only_after_one_more_look_at_the_bundle() {
+fn unknown_issuer_is_an_error_after_a_fresh_bundle_only() {
     let mut device = Device::enrolling();
     device.told(answered());
     assert_eq!(device.told(Event::Adopted(Err(NotAdopted::UnknownIssuer))), Some(FetchBundle));
@@ -89,7 +89,7 @@ fn an_unknown_issuer_is_a_refusal_only_after_one_more_look_at_the_bundle() {
 }
 
 #[test]
-fn a_refused_answer_is_asked_for_again_slowly() {
+fn rejected_chain_is_requested_again_slowly() {
     let mut device = Device::enrolling();
     device.luck = 1.0;
     for _ in 0..5 {
@@ -101,11 +101,11 @@ fn a_refused_answer_is_asked_for_again_slowly() {
 }
 
 #[test]
-fn an_answer_that_cannot_be_stored_is_judged_again_and_not_asked_for_again() {
+fn unstored_chain_is_validated_again_not_requested_again() {
     let mut device = Device::enrolling();
     device.told(answered());
     for _ in 0..20 {
-        device.told(Event::Adopted(Err(NotAdopted::Kept(failure(Meaning::Local, None)))));
+        device.told(Event::Adopted(Err(NotAdopted::Kept(failure(FailureKind::Local, None)))));
         assert_eq!(device.state(), State::Blocked);
         assert!(device.waits_for(ADOPT) <= secs(30));
     }
@@ -116,7 +116,7 @@ fn an_answer_that_cannot_be_stored_is_judged_again_and_not_asked_for_again() {
 // ---- after a restart ----
 
 #[test]
-fn a_restored_device_looks_around_and_renews_when_it_is_time() {
+fn restored_device_refreshes_and_renews_on_time() {
     let mut device = Device::fresh();
     let renew_at = START.after(30 * DAY);
     device.restarts(Restored {
@@ -140,18 +140,18 @@ fn a_restored_device_looks_around_and_renews_when_it_is_time() {
 }
 
 #[test]
-fn a_renewal_that_fell_due_while_the_device_was_off_is_made_at_once_even_under_cached_documents() {
+fn overdue_renewal_runs_at_once_under_cached_documents() {
     let mut device = Device::fresh();
     device.wall_jumps(70 * 24 * 3600);
     device.restarts(an_identity());
     assert_eq!(device.told(key_proven()), Some(CreateKey));
     assert_eq!(device.told(key_created()), Some(FetchDiscovery), "it is revalidated before a request (D1)");
-    let renews = device.told(Event::Discovery(Err(failure(Meaning::Transient, None))));
+    let renews = device.told(Event::Discovery(Err(failure(FailureKind::Transient, None))));
     assert_eq!(renews, Some(Action::Request(Renew, Pending)), "the last good documents stay in use (D4)");
 }
 
 #[test]
-fn an_answer_that_survived_is_judged_before_anything_is_asked() {
+fn restored_chain_is_validated_before_any_request() {
     let mut device = Device::fresh();
     device.restarts(Restored { pending_key: true, answer: true, ..Restored::default() });
     device.told(discovered());
@@ -163,7 +163,7 @@ fn an_answer_that_survived_is_judged_before_anything_is_asked() {
 // ---- renewals that the MIS makes hard ----
 
 #[test]
-fn an_svid_issued_late_in_its_lifetime_does_not_lead_to_a_circle_of_renewals() {
+fn svid_issued_late_in_its_lifetime_causes_no_renewal_loop() {
     let mut device = Device::renewing(100 * DAY);
     device.wall_jumps(49 * 24 * 3600);
     // The CA's own end clamps every SVID: each is the last day of a hundred.
@@ -180,7 +180,7 @@ fn an_svid_issued_late_in_its_lifetime_does_not_lead_to_a_circle_of_renewals() {
 }
 
 #[test]
-fn however_short_the_lifetimes_are_the_mis_is_left_alone_between_two_issues() {
+fn short_lifetimes_keep_a_pause_between_two_issues() {
     let mut device = Device::active(secs(2));
     device.waits_to_ask();
     assert!(BootTime::default().until(device.now.boot) >= secs(5));
@@ -189,7 +189,7 @@ fn however_short_the_lifetimes_are_the_mis_is_left_alone_between_two_issues() {
 // ---- discovery and bundle ----
 
 #[test]
-fn the_bundle_is_read_at_the_pace_that_the_mis_wishes_within_bounds() {
+fn bundle_follows_the_refresh_hint_within_bounds() {
     let hours = |n: u64| Some(secs(n * 3600));
     for (hint, least, most) in [
         (None, secs(240), secs(300)),
@@ -211,22 +211,24 @@ fn the_bundle_is_read_at_the_pace_that_the_mis_wishes_within_bounds() {
 }
 
 #[test]
-fn a_bundle_that_cannot_be_read_is_asked_for_at_least_as_often_as_one_that_can() {
+fn failed_bundle_is_polled_as_often_as_a_good_one() {
     let mut device = Device::active(1000 * DAY);
     device.luck = 0.0;
     device.waits_for(FetchBundle);
-    for meaning in [Meaning::Transient, Meaning::Slow, Meaning::Transient, Meaning::NotAuthenticated] {
+    for kind in
+        [FailureKind::Transient, FailureKind::Slow, FailureKind::Transient, FailureKind::NotAuthenticated]
+    {
         device.luck = 0.0;
-        device.told(Event::Bundle(Err(failure(meaning, None))));
+        device.told(Event::Bundle(Err(failure(kind, None))));
         assert!(device.waits_for(FetchBundle) <= secs(300));
         assert_eq!(device.state(), State::Active);
     }
 }
 
 #[test]
-fn a_404_makes_the_device_read_discovery_again_and_then_retry_slowly() {
+fn not_found_reads_discovery_then_retries_slowly() {
     let mut device = Device::enrolling();
-    device.told(refusal(Meaning::NotFound, None));
+    device.told(refusal(FailureKind::NotFound, None));
     let waited = device.waits_for(FetchDiscovery);
     assert!(waited <= secs(60), "not at once: it was read just now. {waited:?}");
     device.told(discovered());
@@ -235,24 +237,24 @@ fn a_404_makes_the_device_read_discovery_again_and_then_retry_slowly() {
 }
 
 #[test]
-fn a_404_under_a_document_that_has_changed_is_retried_under_the_new_one_at_once() {
+fn not_found_is_retried_at_once_under_a_new_document() {
     let mut device = Device::enrolling();
     device.passes(secs(120));
-    assert_eq!(device.told(refusal(Meaning::NotFound, None)), Some(FetchDiscovery));
+    assert_eq!(device.told(refusal(FailureKind::NotFound, None)), Some(FetchDiscovery));
     assert_eq!(device.told(discovered_anew()), Some(FetchBundle));
     assert_eq!(device.told(bundle()), Some(Action::Request(Enroll, Pending)));
 }
 
 #[test]
-fn an_mis_that_serves_two_documents_in_turn_and_404_under_both_is_not_asked_in_a_circle() {
+fn alternating_documents_with_404_cause_no_request_loop() {
     for broken in ["request", "bundle"] {
         let mut device = Device::fresh();
         device.starts();
         let looks = device.lives_through(secs(3600), |action| match action {
             FetchDiscovery => discovered_anew(),
             action if kind(action) == broken => match action {
-                FetchBundle => Event::Bundle(Err(failure(Meaning::NotFound, None))),
-                _ => refusal(Meaning::NotFound, None),
+                FetchBundle => Event::Bundle(Err(failure(FailureKind::NotFound, None))),
+                _ => refusal(FailureKind::NotFound, None),
             },
             action => good(action),
         });
@@ -261,23 +263,23 @@ fn an_mis_that_serves_two_documents_in_turn_and_404_under_both_is_not_asked_in_a
 }
 
 #[test]
-fn documents_that_change_all_the_time_do_not_keep_the_backoff_short() {
+fn changing_documents_do_not_keep_the_backoff_short() {
     let mut device = Device::enrolling();
     let looks = device.lives_through(DAY, |action| match action {
         FetchDiscovery => discovered_anew(),
-        Action::Request(..) => refusal(Meaning::Transient, None),
+        Action::Request(..) => refusal(FailureKind::Transient, None),
         action => good(action),
     });
     assert!(looks["request"] <= 100, "{looks:?}");
 }
 
 #[test]
-fn a_failed_look_at_discovery_keeps_the_last_good_document_in_use_and_is_repeated() {
+fn failed_discovery_keeps_the_last_good_document() {
     let mut device = Device::active(100 * DAY);
     device.waits_for(CreateKey);
     device.told(key_created());
     assert_eq!(device.doing, Some(FetchDiscovery));
-    let next = device.told(Event::Discovery(Err(failure(Meaning::Transient, None))));
+    let next = device.told(Event::Discovery(Err(failure(FailureKind::Transient, None))));
     assert_eq!(next, Some(Action::Request(Renew, Pending)));
     device.told(answered());
     device.adopts_for(100 * DAY, Pending);

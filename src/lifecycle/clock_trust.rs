@@ -48,7 +48,7 @@ impl KnownTime {
     /// One response is enough where it agrees with this device's clock, and where nothing depends on it. Where it would
     /// have a clock that is believed doubted, or the other way round against what that clock says, the responses of
     /// [`RESPONSES_THAT_CONVINCE`] in a row have to agree: one server of several may be wrong.
-    pub(super) fn is_shown(&mut self, time: Timestamp, now: Now, doubt: &mut Option<Doubt>) -> Shown {
+    pub(super) fn is_shown(&mut self, time: Timestamp, now: Now, doubt: &mut Option<Doubt>) -> TimeVerdict {
         let is_ahead = time > now.wall;
         let counts = if are_near(now.wall, time) {
             true
@@ -56,14 +56,14 @@ impl KnownTime {
             // It was not earlier than that: no news. A time service and the operator know better than one MIS.
             if !is_ahead || now.synchronised || self.vouched.is_some() {
                 *doubt = None;
-                return Shown::NoNews;
+                return TimeVerdict::NoNews;
             }
             false
         } else {
             is_ahead // the clock is behind as before
         };
         if !counts && !Doubt::is_settled_by(doubt, time, now) {
-            return Shown::Doubted;
+            return TimeVerdict::Doubted;
         }
         *doubt = None;
         self.proven = Some(time);
@@ -71,7 +71,7 @@ impl KnownTime {
         if agree(now.wall, self.built.max(time)) {
             self.vouched = None;
         }
-        Shown::Counts
+        TimeVerdict::Counts
     }
 
     pub(super) fn is_vouched_for(&mut self, now: Now) {
@@ -83,7 +83,7 @@ impl KnownTime {
 
 /// What a time that the MIS has shown comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shown {
+pub enum TimeVerdict {
     /// It is the latest that is known.
     Counts,
     /// Nothing follows from it.

@@ -7,7 +7,7 @@ use super::super::*;
 use super::device::*;
 
 #[test]
-fn with_a_clock_that_cannot_be_right_nothing_is_judged_and_only_the_time_is_asked_for() {
+fn impossible_clock_allows_discovery_only() {
     for (jump, why) in [(-50 * 365 * 86_400, "1970"), (-2 * 3600, "a time zone")] {
         let mut device = Device::active(100 * DAY);
         device.is_convinced_of(START.after(3 * DAY));
@@ -21,7 +21,7 @@ fn with_a_clock_that_cannot_be_right_nothing_is_judged_and_only_the_time_is_aske
         );
         assert_eq!(device.error().unwrap().0.report.kind, "urn:miaf-agent:error:clock");
         let looks = device.lives_through(secs(3000), |action| match action {
-            FetchDiscovery => Event::Discovery(Err(failure(Meaning::Transient, None))),
+            FetchDiscovery => Event::Discovery(Err(failure(FailureKind::Transient, None))),
             other => panic!("{other:?} by a clock that cannot be right"),
         });
         assert!((20..30).contains(&looks["discovery"]), "every five minutes at least: {looks:?}");
@@ -35,14 +35,14 @@ fn with_a_clock_that_cannot_be_right_nothing_is_judged_and_only_the_time_is_aske
 }
 
 #[test]
-fn a_clock_that_is_minutes_behind_the_mis_is_believed() {
+fn clock_minutes_behind_the_mis_is_trusted() {
     let mut device = Device::active(100 * DAY);
     device.is_shown(START.after(secs(9 * 60)));
     assert_eq!(device.state(), State::Active);
 }
 
 #[test]
-fn what_the_mis_proves_moves_the_floor_both_ways_and_a_jump_of_the_clock_alone_never_does() {
+fn floor_moves_with_proof_and_never_with_a_clock_jump() {
     let mut device = Device::active(100 * DAY);
     device.wall_jumps(15 * 365 * 86_400);
     assert_eq!(device.state(), State::Expired, "the wrong clock is believed for now");
@@ -56,23 +56,23 @@ fn what_the_mis_proves_moves_the_floor_both_ways_and_a_jump_of_the_clock_alone_n
 }
 
 #[test]
-fn one_wrong_date_withholds_nothing_and_is_asked_about_at_once() {
+fn single_wrong_date_withholds_nothing_and_is_checked_at_once() {
     for wrong in [START.after(1000 * DAY), START.after(secs(660)), Timestamp::from_secs(253_402_300_799)] {
         let mut device = Device::active(100 * DAY);
-        assert_eq!(device.is_shown(wrong), Shown::Doubted, "{wrong}");
+        assert_eq!(device.is_shown(wrong), TimeVerdict::Doubted, "{wrong}");
         assert_eq!(device.told(Event::Wake), Some(FetchDiscovery), "at once");
         assert_eq!(device.state(), State::Active);
-        assert_eq!(device.is_shown(wrong), Shown::Doubted, "{wrong}");
+        assert_eq!(device.is_shown(wrong), TimeVerdict::Doubted, "{wrong}");
         assert_eq!(device.told(discovered()), Some(FetchDiscovery), "and once more");
         assert_eq!(device.state(), State::Active);
-        assert_eq!(device.is_shown(device.now.wall), Shown::Counts, "one of several servers was wrong");
+        assert_eq!(device.is_shown(device.now.wall), TimeVerdict::Counts, "one of several servers was wrong");
         assert_eq!(device.told(discovered()), None);
         assert_eq!((device.state(), device.error()), (State::Active, None));
     }
 }
 
 #[test]
-fn a_date_that_is_repeated_counts_and_is_soon_asked_about() {
+fn repeated_date_counts_and_is_soon_checked() {
     let mut device = Device::active(100 * DAY);
     let wrong = START.after(1000 * DAY);
     device.is_shown(wrong);
@@ -93,7 +93,7 @@ fn a_date_that_is_repeated_counts_and_is_soon_asked_about() {
 }
 
 #[test]
-fn a_clock_that_stays_wrong_is_asked_about_at_the_bundle_s_pace_in_the_end() {
+fn wrong_clock_is_checked_at_the_pace_of_the_bundle() {
     let mut device = Device::active(100 * DAY);
     device.is_convinced_of(START.after(1000 * DAY));
     device.lives_through(secs(3600), good);
@@ -103,7 +103,7 @@ fn a_clock_that_stays_wrong_is_asked_about_at_the_bundle_s_pace_in_the_end() {
 
 /// Two servers behind one address, one or both of which are wrong.
 #[test]
-fn dates_that_contradict_one_another_withhold_nothing() {
+fn contradictory_dates_withhold_nothing() {
     let (early, late, later) = (Timestamp::from_secs(0), START.after(1000 * DAY), START.after(2000 * DAY));
     for dates in [[START, late], [early, late], [late, later], [early, START]] {
         let mut device = Device::active(100 * DAY);
@@ -126,7 +126,7 @@ fn dates_that_contradict_one_another_withhold_nothing() {
 }
 
 #[test]
-fn servers_that_never_agree_do_not_have_the_mis_asked_in_a_circle() {
+fn servers_that_never_agree_cause_no_request_loop() {
     let mut device = Device::active(100 * DAY);
     let mut looks = 0;
     for second in 0..500_u32 {
@@ -143,23 +143,27 @@ fn servers_that_never_agree_do_not_have_the_mis_asked_in_a_circle() {
 }
 
 #[test]
-fn a_date_of_long_ago_is_no_news_to_a_clock_that_is_right() {
+fn date_of_long_ago_does_not_move_a_right_clock() {
     let mut device = Device::active(100 * DAY);
     device.is_shown(START);
     for _ in 0..10 {
-        assert_eq!(device.is_shown(Timestamp::from_secs(0)), Shown::NoNews, "a cache, or a clock of 1970");
+        assert_eq!(
+            device.is_shown(Timestamp::from_secs(0)),
+            TimeVerdict::NoNews,
+            "a cache, or a clock of 1970"
+        );
     }
     assert_eq!(device.told(Event::Wake), None, "and nobody is asked because of it");
     assert_eq!(device.lifecycle.known_time().proven, Some(START), "it was later before");
     // Nor is a clock that is behind believed by the word of one server.
     device.is_convinced_of(START.after(30 * DAY));
     assert_eq!(device.state(), State::WaitingForClock);
-    assert_eq!(device.is_shown(Timestamp::from_secs(0)), Shown::Doubted);
+    assert_eq!(device.is_shown(Timestamp::from_secs(0)), TimeVerdict::Doubted);
     assert_eq!(device.state(), State::WaitingForClock);
 }
 
 #[test]
-fn a_response_without_a_date_settles_no_doubt_and_is_not_waited_for() {
+fn response_without_a_date_settles_no_doubt() {
     let mut device = Device::active(100 * DAY);
     device.is_shown(START.after(1000 * DAY));
     device.told(Event::Wake);
@@ -169,18 +173,18 @@ fn a_response_without_a_date_settles_no_doubt_and_is_not_waited_for() {
 }
 
 #[test]
-fn a_doubt_is_not_settled_against_the_mis() {
+fn doubt_is_not_settled_before_retry_after() {
     let mut device = Device::active(100 * DAY);
     device.is_shown(START.after(1000 * DAY));
     device.told(Event::Wake);
     device.luck = 0.0;
-    device.told(Event::Discovery(Err(failure(Meaning::Transient, Some(secs(3600))))));
+    device.told(Event::Discovery(Err(failure(FailureKind::Transient, Some(secs(3600))))));
     assert_eq!(device.state(), State::Active);
     assert_eq!(device.waits_for(FetchDiscovery), secs(3600), "E8");
 }
 
 #[test]
-fn a_clock_that_a_time_service_has_set_is_believed_whatever_was_proven() {
+fn synchronised_clock_is_trusted_whatever_was_proven() {
     let mut device = Device::active(100 * DAY);
     device.is_convinced_of(START.after(1000 * DAY));
     device.now.synchronised = true;
@@ -188,13 +192,13 @@ fn a_clock_that_a_time_service_has_set_is_believed_whatever_was_proven() {
 }
 
 #[test]
-fn where_no_time_service_is_the_operator_says_that_the_clock_is_right_and_is_believed() {
+fn operator_can_vouch_for_the_clock() {
     let mut device = Device::active(100 * DAY);
     let wrong = START.after(1000 * DAY);
     device.is_convinced_of(wrong);
-    device.told(Event::Told(Order::Renew));
+    device.told(Event::Command(Command::Renew));
     assert_eq!(device.state(), State::WaitingForClock, "that says nothing about the clock");
-    device.told(Event::Told(Order::Retry));
+    device.told(Event::Command(Command::Retry));
     assert_ne!(device.state(), State::WaitingForClock);
     device.is_convinced_of(wrong);
     assert_ne!(device.state(), State::WaitingForClock, "the MIS says the same as before");
@@ -215,22 +219,22 @@ fn where_no_time_service_is_the_operator_says_that_the_clock_is_right_and_is_bel
 }
 
 #[test]
-fn a_clock_before_the_agent_was_built_is_not_believed_whatever_the_mis_says() {
+fn clock_before_the_build_date_is_never_trusted() {
     let mut device = Device::fresh();
     let time = KnownTime { built: START.after(DAY), ..KnownTime::default() };
     device.restarts(Restored { svid: Some(svid(START, 100 * DAY, Current)), time, ..Restored::default() });
     device.is_shown(START);
     assert_eq!(device.state(), State::WaitingForClock);
-    device.told(Event::Told(Order::Retry));
+    device.told(Event::Command(Command::Retry));
     assert_eq!(device.state(), State::Active);
 }
 
 #[test]
-fn what_a_clock_that_was_ahead_made_go_wrong_does_not_matter_any_more_when_it_is_right() {
+fn failures_of_a_fast_clock_end_with_the_right_time() {
     let mut device = Device::active(100 * DAY);
     device.wall_jumps(15 * 365 * 86_400);
     device.waits_for(Action::Request(Enroll, Current));
-    device.told(Event::Answered(Err(failure(Meaning::Local, None)))); // the factory certificate has expired, it seems
+    device.told(Event::Issued(Err(failure(FailureKind::Local, None)))); // the factory certificate has expired, it seems
     assert_eq!(device.state(), State::Blocked);
     device.now.wall = START.after(DAY);
     device.told(Event::Wake);
@@ -239,7 +243,7 @@ fn what_a_clock_that_was_ahead_made_go_wrong_does_not_matter_any_more_when_it_is
 }
 
 #[test]
-fn a_restarted_device_remembers_what_time_it_is_at_least() {
+fn known_time_survives_a_restart() {
     let mut device = Device::fresh();
     device.restarts(Restored {
         svid: Some(svid(START, 100 * DAY, Current)),
@@ -251,7 +255,7 @@ fn a_restarted_device_remembers_what_time_it_is_at_least() {
 }
 
 #[test]
-fn after_a_week_asleep_what_fell_due_is_done_at_once_and_in_order() {
+fn overdue_work_is_done_in_order_after_a_week_of_sleep() {
     let mut device = Device::active(10 * DAY);
     device.passes(7 * DAY);
     assert_eq!(device.doing, Some(FetchBundle), "the bundle that is held is a week old");
@@ -261,15 +265,15 @@ fn after_a_week_asleep_what_fell_due_is_done_at_once_and_in_order() {
 }
 
 #[test]
-fn what_failed_by_a_wrong_clock_is_tried_again_when_it_is_set_and_not_against_the_mis() {
+fn clock_jump_retries_failures_but_not_before_retry_after() {
     let mut device = Device::fresh();
     device.luck = 1.0;
     device.starts();
     for _ in 0..20 {
-        device.told(Event::Discovery(Err(failure(Meaning::Transient, None)))); // not valid yet, by a clock of 1970
+        device.told(Event::Discovery(Err(failure(FailureKind::Transient, None)))); // not valid yet, by a clock of 1970
         device.waits_for(FetchDiscovery);
     }
-    device.told(Event::Discovery(Err(failure(Meaning::Transient, None))));
+    device.told(Event::Discovery(Err(failure(FailureKind::Transient, None))));
     device.wall_jumps(50 * 365 * 86_400);
     assert_eq!(device.doing, Some(FetchDiscovery));
     // A clock that is set all the time does not set the pace.
@@ -277,7 +281,7 @@ fn what_failed_by_a_wrong_clock_is_tried_again_when_it_is_set_and_not_against_th
     for second in 0..600 {
         if device.doing.is_some() {
             tries += 1;
-            device.told(Event::Discovery(Err(failure(Meaning::Transient, None))));
+            device.told(Event::Discovery(Err(failure(FailureKind::Transient, None))));
         }
         device.now = later(device.now, secs(1));
         device.wall_jumps(if second % 2 == 0 { 86_400 } else { -86_400 });
@@ -286,7 +290,7 @@ fn what_failed_by_a_wrong_clock_is_tried_again_when_it_is_set_and_not_against_th
 
     let mut device = Device::enrolling();
     device.luck = 0.0;
-    device.told(refusal(Meaning::Transient, Some(3600)));
+    device.told(refusal(FailureKind::Transient, Some(3600)));
     device.wall_jumps(86_400);
     assert_eq!(device.waits_for(Action::Request(Enroll, Pending)), secs(3600), "E8");
 }

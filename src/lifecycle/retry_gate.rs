@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Draw;
-use super::retry::Pace;
+use super::backoff::BackoffPolicy;
 use crate::text::{self, Excerpt};
 use crate::time::{BootTime, Now, Timestamp};
 
@@ -20,7 +20,7 @@ const LONGEST_LOCAL_PAUSE: Duration = Duration::from_secs(30);
 
 /// What a failure means for what to do next. The protocol's reasons are mapped onto these at the door (`mis`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Meaning {
+pub enum FailureKind {
     /// No answer, a broken one, or one that says "later".
     Transient,
     /// The operator of the MIS has yet to admit this device (miaf-v0 E7): for as long as it takes.
@@ -50,7 +50,7 @@ pub enum Meaning {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// What to make of it.
-    pub meaning: Meaning,
+    pub kind: FailureKind,
     /// How long the MIS asked to be left alone.
     pub retry_after: Option<Duration>,
     /// What to tell people.
@@ -127,7 +127,7 @@ pub(super) enum Verdict {
 }
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Gate {
+pub(super) struct RetryGate {
     failures: u32,
     opens_at: Option<BootTime>,
     /// The part of the wait that the MIS asked for.
@@ -140,12 +140,12 @@ pub(super) struct Gate {
     offline_failures: u32,
 }
 
-impl Gate {
+impl RetryGate {
     /// The wait of before the restart. What was drawn on top of it then is drawn anew: a fleet that is restarted while the
     /// MIS asks it to wait must not come back in one second either (E8).
     pub(super) fn waiting_until(
         asked_until: Option<BootTime>,
-        pace: impl Into<Pace>,
+        pace: impl Into<BackoffPolicy>,
         now: Now,
         draw: Draw<'_>,
     ) -> Self {
@@ -210,7 +210,7 @@ impl Gate {
     }
 
     /// An error that is followed by another attempt of another kind, at once if the MIS does not ask to wait (E8).
-    pub(super) fn noted(&mut self, failure: Failure, pace: &Pace, now: Now, draw: Draw<'_>) {
+    pub(super) fn noted(&mut self, failure: Failure, pace: &BackoffPolicy, now: Now, draw: Draw<'_>) {
         let asked = failure.asked();
         self.opens_at = asked.map(|asked| now.boot.after(asked + pace.on_top_of(asked).mul_f64(draw())));
         self.asked_until = asked.map(|asked| now.boot.after(asked));
@@ -221,14 +221,14 @@ impl Gate {
     pub(super) fn failed(
         &mut self,
         failure: Failure,
-        pace: impl Into<Pace>,
+        pace: impl Into<BackoffPolicy>,
         now: Now,
         draw: Draw<'_>,
     ) -> Verdict {
         let pace = pace.into();
         let retry = &pace.retry;
-        let offline = failure.meaning == Meaning::Offline;
-        let local = matches!(failure.meaning, Meaning::Local | Meaning::PendingKeyLost);
+        let offline = failure.kind == FailureKind::Offline;
+        let local = matches!(failure.kind, FailureKind::Local | FailureKind::PendingKeyLost);
         let count = match (local, offline) {
             (true, _) => &mut self.local_failures,
             (_, true) => &mut self.offline_failures,
@@ -237,19 +237,22 @@ impl Gate {
         *count = count.saturating_add(1);
         let backoff = retry.interval(*count);
         let asked = failure.asked();
-        let pause = match (failure.meaning, asked) {
+        let pause = match (failure.kind, asked) {
             // The pace of the MIS, for as long as it takes; "at once" is no pace to keep for days.
-            (Meaning::Pending, Some(asked)) if !asked.is_zero() => {
+            (FailureKind::Pending, Some(asked)) if !asked.is_zero() => {
                 asked + retry.base.max(asked / 4).mul_f64(draw())
             }
             (_, Some(asked)) => asked + backoff.max(pace.on_top_of(asked)).mul_f64(draw()),
             (
-                Meaning::NotAuthenticated | Meaning::Slow | Meaning::NotFound | Meaning::KeyRotationRefused,
+                FailureKind::NotAuthenticated
+                | FailureKind::Slow
+                | FailureKind::NotFound
+                | FailureKind::KeyRotationRefused,
                 None,
             ) => retry.cap.mul_f64(1.0 - draw() / 2.0), // slow, and still spread
             // No one is asked, so no one is spared: somebody on a ladder waits for it to go on, and a link that is back is
             // used at once (B4).
-            (Meaning::Local | Meaning::Offline | Meaning::PendingKeyLost, None) => {
+            (FailureKind::Local | FailureKind::Offline | FailureKind::PendingKeyLost, None) => {
                 backoff.min(LONGEST_LOCAL_PAUSE).mul_f64(1.0 - draw() / 2.0)
             }
             (_, None) => backoff.mul_f64(draw()),
@@ -264,7 +267,7 @@ impl Gate {
         if !offline {
             self.offline_failures = 0;
         }
-        let blocked = matches!(failure.meaning, Meaning::Permanent | Meaning::KeyRotationRefused);
+        let blocked = matches!(failure.kind, FailureKind::Permanent | FailureKind::KeyRotationRefused);
         self.remember(failure, now, blocked || local);
         if blocked { Verdict::Blocked } else { Verdict::Waits }
     }

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::gate::{Gate, LastError, Report};
-use super::{Action, AnswerBundle, CurrentKey, HeldSvid, Lifecycle, SvidFacts};
+use super::retry_gate::{LastError, Report, RetryGate};
+use super::{Action, BundleForChain, CurrentKey, HeldSvid, Lifecycle, SvidFacts};
 use crate::time::{Now, Timestamp};
 
 /// Where the device stands, in one word.
@@ -94,7 +94,7 @@ impl Lifecycle {
             return State::WaitingForClock;
         }
         let blocked = self.is_refused_for_good(now) || self.has_no_key(now);
-        if blocked || self.gates(now).any(Gate::is_local) {
+        if blocked || self.gates(now).any(RetryGate::is_local) {
             return State::Blocked;
         }
         match &self.svid {
@@ -178,8 +178,8 @@ impl Lifecycle {
 
     /// Those with work behind them. What went wrong with a renewal that is not due any more, since the clock was put right,
     /// does not matter.
-    fn gates(&self, now: Now) -> impl Iterator<Item = &Gate> {
-        let waits = self.answer.as_ref().is_some_and(|a| a.bundle != AnswerBundle::AnotherWanted);
+    fn gates(&self, now: Now) -> impl Iterator<Item = &RetryGate> {
+        let waits = self.answer.as_ref().is_some_and(|a| a.bundle != BundleForChain::AnotherWanted);
         let is_due = waits || self.request_due_in(now).is_zero();
         let identity = is_due.then_some(&self.identity_gate);
         let key = self.key_work(now).is_some().then_some(&self.key_gate);
@@ -205,7 +205,7 @@ fn no_anchors(now: Now) -> LastError {
     LastError { report, at: now.wall, permanent: false }
 }
 
-impl Gate {
+impl RetryGate {
     fn is_permanent(&self) -> bool {
         self.last_error().is_some_and(|error| error.permanent)
     }
