@@ -168,6 +168,8 @@ impl CachedWaits {
         wall: Option<Timestamp>,
         now: BootTime,
     ) -> Self {
+        // The record has room for one identity: the first.
+        let identity = memory.identities.first().cloned().unwrap_or_default();
         let write = |until: Option<BootTime>| {
             until.map(|boot| {
                 let left = now.until(boot);
@@ -179,13 +181,13 @@ impl CachedWaits {
         Self {
             mis,
             boot_id,
-            discovery: write(memory.waits.discovery),
-            bundle: write(memory.waits.bundle),
-            identity: write(memory.waits.identity),
-            discovery_reason: memory.discovery_waits_because.clone(),
-            reason: memory.waits_because.clone(),
-            admission_pending: memory.admission_pending,
-            replace_lost_key: memory.replace_lost_key,
+            discovery: write(memory.trust_domain.discovery_retry_after),
+            bundle: write(memory.trust_domain.bundle_retry_after),
+            identity: write(identity.retry_after),
+            discovery_reason: memory.trust_domain.discovery_error.clone(),
+            reason: identity.error,
+            admission_pending: identity.admission_pending,
+            replace_lost_key: identity.replace_lost_key,
         }
     }
 

@@ -1,9 +1,10 @@
 //! All scenarios, the longest first where that keeps the cores busy.
 
 use crate::counts::{DAY, Kind, MINUTE};
+use crate::mis;
 use crate::outcome::Outcome;
 use crate::scenarios::{
-    HOUR, Outage, Scale, five_a_day, issuer_ends, outage, power_on, restart, steady, sweep,
+    HOUR, Outage, Scale, five_a_day, issuer_ends, outage, power_on, restart, second_identity, steady, sweep,
 };
 
 pub(crate) const FLEET: usize = 100_000;
@@ -26,6 +27,8 @@ pub(crate) enum Table {
     FiveADay,
     /// In no table: bounds alone.
     Issuer,
+    /// In no table: bounds alone.
+    Second,
 }
 
 impl Scenario {
@@ -50,7 +53,7 @@ impl Scenario {
 const SIGNED: fn(Kind) -> bool = Kind::is_for_an_svid;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    use Table::{FiveADay, Issuer, Large, Sweep};
+    use Table::{FiveADay, Issuer, Large, Second, Sweep};
     let new = Scenario::new;
     vec![
         new("steady, 24 h", Large, |s| steady(s, DAY, 14 * DAY)).in_short(),
@@ -88,6 +91,16 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         new("sweep, 30 d, one by one", Sweep, |s| sweep(s, 30 * DAY, 2, false)).smaller(100),
         new("issuer ends, SVIDs 24 h", Issuer, |s| issuer_ends(s, DAY, 6 * HOUR, 60.0)).in_short(),
         new("issuer ends, SVIDs 1 h", Issuer, |s| issuer_ends(s, HOUR, 6 * HOUR, 300.0))
+            .smaller(10)
+            .in_short(),
+        new("second identity, served", Second, |s| second_identity(s, DAY, mis::Second::Served)).in_short(),
+        new("second identity, pending", Second, |s| second_identity(s, 2 * HOUR, mis::Second::Pending))
+            .smaller(10)
+            .in_short(),
+        new("second identity, refused", Second, |s| second_identity(s, 2 * HOUR, mis::Second::Refused))
+            .smaller(10)
+            .in_short(),
+        new("second identity, failing", Second, |s| second_identity(s, 2 * HOUR, mis::Second::Failing))
             .smaller(10)
             .in_short(),
         new("five a day, 6 h", FiveADay, |s| five_a_day(s, 6 * HOUR)).smaller(10),

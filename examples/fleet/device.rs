@@ -1,11 +1,13 @@
-//! One device: the daemon's own [`Lifecycle`], and around it, in place of `src/agent`, the least that carries out its
-//! actions. Other than there, nothing is stored, no certificate is made (its facts are enough), and key and chip never fail.
+//! One device: the daemon's own [`Lifecycle`], and around it, in place of `src/agent`, the least that executes its
+//! actions. Other than there, nothing is stored, no certificate is made (its facts are enough), and neither key nor TPM
+//! fails.
 
 use std::time::Duration;
 
 use miaf_agent::lifecycle::{
-    Action, Backoff, BundleFacts, DiscoveryFacts, Event, Failure, FailureKind, KeyChoice, KnownTime,
-    Lifecycle, NotAdopted, Policy, Request, Restored, SvidFacts,
+    Action, Backoff, BundleFacts, DiscoveryFacts, Event, Failure, FailureKind, IdentityAction, IdentityEvent,
+    IdentityIndex, KeyChoice, KnownTime, Lifecycle, Memory, NotAdopted, Policy, Request, Restored,
+    RestoredBundle, RestoredIdentity, RestoredTrustDomain, SvidFacts, SvidTrust,
 };
 use miaf_agent::time::{BootTime, Now, Timestamp};
 
@@ -22,162 +24,218 @@ const BEGIN: Timestamp = Timestamp::from_secs(1_800_000_000);
 /// A dead host is noticed after as long as `src/transport/http.rs` waits for a connection.
 const CONNECT_LIMIT: u64 = 10_000;
 
+/// The identity that is measured. Another one has to leave it alone.
+const FIRST: IdentityIndex = IdentityIndex(0);
+
 pub(crate) struct Device {
     lifecycle: Lifecycle,
-    doing: Option<Action>,
-    svid: Option<SvidFacts>,
-    /// Issued, and not adopted yet.
-    answer: Option<SvidFacts>,
-    pending_key: bool,
-    /// As the bundle held says.
+    in_flight: Option<Action>,
+    identities: Vec<Identity>,
+    /// As the cached bundle says.
     refresh_hint: Option<Duration>,
     random: Random,
 }
 
+#[derive(Clone, Default)]
+struct Identity {
+    svid: Option<SvidFacts>,
+    /// Issued, and not adopted yet.
+    issued: Option<SvidFacts>,
+    pending_key: bool,
+}
+
 impl Device {
-    /// As it leaves the factory: with the packaged configuration, and no identity.
-    pub(crate) fn new(random: Random) -> Self {
+    /// As it leaves the factory: with the packaged configuration, and without an SVID.
+    pub(crate) fn new(identities: usize, random: Random) -> Self {
         let mut random = random;
-        let lifecycle = Lifecycle::new(policy(), Restored::default(), clocks(0), &mut || random.unit());
-        Self {
-            lifecycle,
-            doing: None,
-            svid: None,
-            answer: None,
-            pending_key: false,
-            refresh_hint: None,
-            random,
-        }
+        let identities = vec![Identity::default(); identities];
+        let restored = Restored {
+            identities: identities.iter().map(|_| RestoredIdentity::default()).collect(),
+            ..Restored::default()
+        };
+        let lifecycle = Lifecycle::new(policy(), restored, clocks(0), &mut || random.unit());
+        Self { lifecycle, in_flight: None, identities, refresh_hint: None, random }
     }
 
     /// What happens at this moment, and when something happens next.
     pub(crate) fn turn(&mut self, id: usize, at: Moment, mis: &mut Mis, watcher: &mut Watcher) -> Moment {
-        let event = match self.doing.take() {
-            Some(action) => self.outcome(&action, id, at, mis, watcher),
+        let event = match self.in_flight.take() {
+            Some(action) => self.outcome(action, id, at, mis, watcher),
             None => Event::Wake,
         };
         let random = &mut self.random;
         let step = self.lifecycle.step(event, clocks(at), &mut || random.unit());
-        let next_in = match &step.action {
+        let next_in = match step.action {
             Some(action) => self.duration(action, at, mis),
             None => step.wake_in.map_or(1, |wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
         };
-        self.doing = step.action;
+        self.in_flight = step.action;
         at + next_in.max(1)
     }
 
     /// Power is gone, and back at this moment: what is stored is restored, as in `src/agent/restore.rs`.
     pub(crate) fn restart(&mut self, at: Moment) {
+        let Memory { trust_domain, identities } = self.lifecycle.memory();
+        let renew_at = self.lifecycle.identities().map(|(_, view)| view.renew_at());
+        let stored = self.identities.iter().zip(renew_at).zip(identities);
+        let has_documents = self.has_svid();
         let restored = Restored {
-            discovery: self.svid.is_some().then(|| document(false)),
-            bundle: self.svid.is_some(),
-            bundle_is_empty: false,
-            bundle_refresh_hint: self.refresh_hint,
-            svid: self.svid.clone().map(|facts| SvidFacts {
-                renew_at: self.lifecycle.renew_at(),
-                key: KeyChoice::Current,
-                ..facts
-            }),
-            pending_key: self.pending_key,
-            answer: self.answer.is_some(),
-            memory: self.lifecycle.memory(),
-            time: KnownTime::default(),
+            trust_domain: RestoredTrustDomain {
+                discovery: has_documents.then(|| document(false)),
+                bundle: has_documents
+                    .then_some(RestoredBundle { is_empty: false, refresh_hint: self.refresh_hint }),
+                memory: trust_domain,
+                time: KnownTime::default(),
+            },
+            identities: stored
+                .map(|((identity, renew_at), memory)| RestoredIdentity {
+                    svid: identity.svid.clone().map(|facts| SvidFacts {
+                        renew_at,
+                        key: KeyChoice::Current,
+                        ..facts
+                    }),
+                    pending_key: identity.pending_key,
+                    issued_chain: identity.issued.is_some(),
+                    memory,
+                })
+                .collect(),
         };
         let random = &mut self.random;
         self.lifecycle = Lifecycle::new(policy(), restored, clocks(at), &mut || random.unit());
-        self.doing = None;
+        self.in_flight = None;
     }
 
-    /// The end of the validity of the SVID held.
+    /// End of validity of the first identity's SVID.
     pub(crate) fn valid_until(&self) -> Option<Moment> {
-        let not_after = self.svid.as_ref()?.not_after;
-        Some(u64::try_from(BEGIN.until(not_after).as_millis()).unwrap_or(u64::MAX))
+        let not_after = self.identities[FIRST.0].svid.as_ref()?.not_after;
+        Some(since_begin(not_after))
     }
 
     pub(crate) fn random(&mut self) -> &mut Random {
         &mut self.random
     }
 
-    /// How long it takes to carry out: chip, disk, and the round trip.
-    fn duration(&mut self, action: &Action, at: Moment, mis: &Mis) -> u64 {
+    fn has_svid(&self) -> bool {
+        self.identities[FIRST.0].svid.is_some()
+    }
+
+    /// How long the execution takes: TPM, disk, and the round trip.
+    fn duration(&mut self, action: Action, at: Moment, mis: &Mis) -> u64 {
         let round_trip = if mis.is_down(at) { CONNECT_LIMIT } else { self.random.between(40, 160) };
         match action {
             Action::FetchDiscovery | Action::FetchBundle => round_trip,
-            Action::CreateKey => self.random.between(100, 500),
-            Action::ProveKey => self.random.between(50, 250),
-            Action::Request(..) => self.random.between(100, 500) + round_trip,
-            Action::Adopt { .. } => 20,
+            Action::Identity(_, action) => match action {
+                IdentityAction::CreateKey => self.random.between(100, 500),
+                IdentityAction::ProveKey => self.random.between(50, 250),
+                IdentityAction::Request(..) => self.random.between(100, 500) + round_trip,
+                IdentityAction::Adopt { .. } => 20,
+            },
         }
     }
 
-    /// The MIS is asked at the moment at which its answer is there.
+    /// The MIS is asked at the moment at which its response is there.
     fn outcome(
         &mut self,
-        action: &Action,
+        action: Action,
         id: usize,
         at: Moment,
         mis: &mut Mis,
         watcher: &mut Watcher,
     ) -> Event {
         let mut ask = |kind| -> Result<(), Failure> {
-            let answer = mis.answers(kind, id, at);
-            watcher.counts.add(kind, Ending::of(&answer), at);
-            answer
+            let response = mis.answers(kind, id, at);
+            watcher.counts.add(kind, Ending::of(&response), at);
+            response
         };
         match action {
             Action::FetchDiscovery => {
-                Event::Discovery(ask(Kind::Discovery).map(|()| document(self.svid.is_none())))
+                Event::Discovery(ask(Kind::Discovery).map(|()| document(!self.has_svid())))
             }
             Action::FetchBundle => Event::Bundle(ask(Kind::Bundle).map(|()| {
                 self.refresh_hint = mis.refresh_hint;
+                let trust = |identity: &Identity| SvidTrust {
+                    vouches: identity.svid.is_some().then_some(true),
+                    ..SvidTrust::default()
+                };
                 BundleFacts {
                     refresh_hint: mis.refresh_hint,
-                    vouches: self.svid.is_some().then_some(true),
                     is_empty: false,
                     is_new: false,
-                    svid_ends: None,
-                    anchor_changes: None,
+                    svids: self.identities.iter().map(trust).collect(),
                 }
             })),
-            Action::CreateKey => {
-                self.pending_key = true;
-                Event::KeyCreated(Ok(()))
+            Action::Identity(index, action) => {
+                Event::Identity(index, self.outcome_for(index, action, id, at, mis, watcher))
             }
-            Action::ProveKey => Event::KeyProven(Ok(())),
-            Action::Request(request, key) => {
-                let kind = if *request == Request::Enroll { Kind::Enrollment } else { Kind::Renewal };
-                Event::Issued(ask(kind).map(|()| {
+        }
+    }
+
+    fn outcome_for(
+        &mut self,
+        index: IdentityIndex,
+        action: IdentityAction,
+        id: usize,
+        at: Moment,
+        mis: &mut Mis,
+        watcher: &mut Watcher,
+    ) -> IdentityEvent {
+        let valid_until = self.valid_until();
+        let identity = &mut self.identities[index.0];
+        match action {
+            IdentityAction::CreateKey => {
+                identity.pending_key = true;
+                IdentityEvent::KeyCreated(Ok(()))
+            }
+            IdentityAction::ProveKey => IdentityEvent::KeyProven(Ok(())),
+            IdentityAction::Request(request, key) => {
+                let kind = if request == Request::Enroll { Kind::Enrollment } else { Kind::Renewal };
+                let response = if index == FIRST {
+                    let response = mis.answers(kind, id, at);
+                    watcher.counts.add(kind, Ending::of(&response), at);
+                    response
+                } else {
+                    watcher.requests_of_the_second += 1;
+                    mis.answers_the_second()
+                };
+                IdentityEvent::Issued(response.map(|()| {
                     let (not_before, not_after) = mis.validity(at);
-                    self.answer = Some(SvidFacts {
+                    identity.issued = Some(SvidFacts {
                         not_before: BEGIN.after(Duration::from_millis(not_before)),
                         not_after: BEGIN.after(Duration::from_millis(not_after)),
                         renew_at: None,
-                        key: *key,
+                        key,
                         key_fits: true,
                     });
                 }))
             }
             // Its issuer has expired (src/agent/identity.rs): another bundle might help.
-            Action::Adopt { bundle_is_fresh }
-                if self.answer.as_ref().is_some_and(|facts| facts.not_after < clocks(at).wall) =>
+            IdentityAction::Adopt { bundle_is_fresh }
+                if identity.issued.as_ref().is_some_and(|facts| facts.not_after < clocks(at).wall) =>
             {
-                Event::Adopted(Err(if *bundle_is_fresh {
+                IdentityEvent::Adopted(Err(if bundle_is_fresh {
                     NotAdopted::IssuerExpired(failure(FailureKind::Slow, None))
                 } else {
                     NotAdopted::UnknownIssuer
                 }))
             }
-            Action::Adopt { .. } => match self.answer.take() {
+            IdentityAction::Adopt { .. } => match identity.issued.take() {
                 Some(facts) => {
-                    watcher.adopted(self.valid_until(), at);
-                    self.pending_key &= facts.key != KeyChoice::Pending;
-                    self.svid = Some(facts.clone());
-                    Event::Adopted(Ok(facts))
+                    if index == FIRST {
+                        let renew_at = self.lifecycle.identity(FIRST).and_then(|view| view.renew_at());
+                        watcher.adopted(valid_until, renew_at.map(since_begin), at);
+                    }
+                    identity.pending_key &= facts.key != KeyChoice::Pending;
+                    identity.svid = Some(facts.clone());
+                    IdentityEvent::Adopted(Ok(facts))
                 }
-                None => unreachable!("an answer is adopted that never came"),
+                None => unreachable!("a chain is adopted that was never issued"),
             },
         }
     }
+}
+
+fn since_begin(time: Timestamp) -> Moment {
+    u64::try_from(BEGIN.until(time).as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The defaults of `src/config`.

@@ -25,9 +25,24 @@ pub(crate) struct Mis {
     pub(crate) a_day: Option<usize>,
     /// From and until when the certificate that it issues with has expired.
     pub(crate) issuer_expired: Range<Moment>,
+    /// What it does about the second identity of each device. `None`: each device has one.
+    pub(crate) second: Option<Second>,
     window: Moment,
     admitted: u32,
     issued: Vec<VecDeque<Moment>>,
+}
+
+/// What becomes of a second identity.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Second {
+    /// It gets its SVIDs.
+    Served,
+    /// It waits for admission, and is asked to come back every minute.
+    Pending,
+    /// It is refused permanently.
+    Refused,
+    /// Something on the device fails whenever it makes a request.
+    Failing,
 }
 
 /// So many requests are admitted in each window of time; the others are answered `429` with one and the same `Retry-After`.
@@ -54,6 +69,7 @@ impl Mis {
             limit: None,
             a_day: None,
             issuer_expired: 0..0,
+            second: None,
             window: 0,
             admitted: 0,
             issued: Vec::new(),
@@ -101,6 +117,20 @@ impl Mis {
                 issued.push_back(at);
                 Ok(())
             }
+        }
+    }
+
+    /// Identities of each device.
+    pub(crate) fn identities(&self) -> usize {
+        if self.second.is_some() { 2 } else { 1 }
+    }
+
+    pub(crate) fn answers_the_second(&self) -> Result<(), Failure> {
+        match self.second {
+            Some(Second::Pending) => Err(failure(FailureKind::Pending, Some(Duration::from_secs(60)))),
+            Some(Second::Refused) => Err(failure(FailureKind::Permanent, None)),
+            Some(Second::Failing) => Err(failure(FailureKind::Local, None)),
+            Some(Second::Served) | None => Ok(()),
         }
     }
 

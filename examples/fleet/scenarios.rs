@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::counts::{DAY, Ending, Kind, MINUTE, Which};
 use crate::device::Moment;
-use crate::mis::{Limit, Mis};
+use crate::mis::{Limit, Mis, Second};
 use crate::outcome::{Outcome, Row, span};
 use crate::plot::Plot;
 use crate::world::World;
@@ -303,6 +303,26 @@ pub(crate) fn five_a_day(scale: Scale, lifetime: Moment) -> Outcome {
         format!("{:.1} %", refused / asked * 100.0),
         format!("{:.1} %", world.watcher.expired as f64 / successors * 100.0),
     ];
+    outcome
+}
+
+/// Days like any other, for a fleet whose devices have two identities. Whatever becomes of the second, the first is renewed
+/// on time.
+pub(crate) fn second_identity(scale: Scale, lifetime: Moment, second: Second) -> Outcome {
+    let mut mis = Mis::new(Duration::from_millis(lifetime));
+    mis.refresh_hint = Some(Duration::from_millis(DAY));
+    mis.second = Some(second);
+    let mut world = World::new(scale.devices, scale.seed, mis, lifetime);
+    world.runs_until(2 * lifetime);
+    world.watcher.forget_expired();
+    world.runs_until(5 * lifetime);
+    let watcher = &world.watcher;
+    let mut outcome = Outcome::default();
+    let requests = watcher.requests_of_the_second as f64 / scale.devices as f64;
+    outcome.says("requests_of_the_second", requests, 1);
+    outcome.holds("SVIDs of the first identity that expired", watcher.expired as f64, 0.0);
+    let seconds = watcher.longest_delay as f64 / SECOND as f64;
+    outcome.holds("seconds from a renewal moment of the first identity to its next SVID", seconds, 10.0);
     outcome
 }
 

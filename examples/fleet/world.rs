@@ -28,14 +28,27 @@ pub(crate) struct Watcher {
     pub(crate) last_back: Option<Moment>,
     /// The least validity that was left when a successor came; zero after the end.
     pub(crate) least_left: Option<Moment>,
+    /// The longest time from a renewal moment to the adoption of the successor.
+    pub(crate) longest_delay: Moment,
+    /// Requests of second identities. They are in no other figure.
+    pub(crate) requests_of_the_second: u64,
 }
 
 impl Watcher {
     fn new() -> Self {
-        Self { counts: Counts::new(), expired: 0, last_back: None, least_left: None }
+        Self {
+            counts: Counts::new(),
+            expired: 0,
+            last_back: None,
+            least_left: None,
+            longest_delay: 0,
+            requests_of_the_second: 0,
+        }
     }
 
-    pub(crate) fn adopted(&mut self, valid_until: Option<Moment>, at: Moment) {
+    pub(crate) fn adopted(&mut self, valid_until: Option<Moment>, renew_at: Option<Moment>, at: Moment) {
+        let delay = renew_at.map_or(0, |renew_at| at.saturating_sub(renew_at));
+        self.longest_delay = self.longest_delay.max(delay);
         let Some(valid_until) = valid_until else { return };
         let left = valid_until.saturating_sub(at);
         self.least_left = Some(self.least_left.map_or(left, |least| least.min(left)));
@@ -47,13 +60,15 @@ impl Watcher {
 
     pub(crate) fn forget_expired(&mut self) {
         (self.expired, self.last_back, self.least_left) = (0, None, None);
+        self.longest_delay = 0;
     }
 }
 
 impl World {
     /// New devices, each switched on at a random moment before `all_on`.
     pub(crate) fn new(size: usize, seed: u64, mis: Mis, all_on: Moment) -> Self {
-        let mut devices: Vec<_> = (0..size).map(|id| Device::new(Random::new(seed, id))).collect();
+        let mut devices: Vec<_> =
+            (0..size).map(|id| Device::new(mis.identities(), Random::new(seed, id))).collect();
         let begins = devices.iter_mut().map(|device| device.random().between(0, all_on));
         let queue = begins.enumerate().map(|(id, at)| entry(at, id)).collect::<Vec<_>>().into();
         Self { mis, watcher: Watcher::new(), now: 0, devices, queue }

@@ -11,7 +11,8 @@ use crate::config::Config;
 use crate::issuer::{Discovery, Issuer};
 use crate::keys::{Key, KeyError, Provider};
 use crate::lifecycle::{
-    Action, Draw, Event, KnownTime, LastError, Lifecycle, MAX_DETAIL, Report, State, Step,
+    Action, Event, IdentityAction, IdentityEvent, IdentityIndex, IdentityView, Jitter, KnownTime, LastError,
+    Lifecycle, MAX_DETAIL, Report, State, Step,
 };
 use crate::platform::{clock, systemd};
 use crate::publish::HeldBundle;
@@ -70,15 +71,22 @@ pub(super) struct KeptBundle {
     pub(super) cached: store::CachedBundle,
 }
 
+pub(super) const DEVICE: IdentityIndex = IdentityIndex(0);
+
 impl Device {
-    pub(super) fn step(&mut self, event: Event, now: Now, draw: Draw<'_>) -> Step {
+    #[allow(clippy::expect_used)]
+    pub(super) fn view(&self) -> IdentityView<'_> {
+        self.lifecycle.identity(DEVICE).expect("it is restored with one")
+    }
+
+    pub(super) fn step(&mut self, event: Event, now: Now, draw: Jitter<'_>) -> Step {
         let latest = self.issuer.transport().proven_time();
         if latest != self.proof {
             self.proof = latest;
             // A bundle may come from a server that only keeps copies.
             if let Some(proof) = latest.filter(|_| !matches!(event, Event::Bundle(_))) {
                 let time = proof.wall.after(proof.at.until(now.boot));
-                let shown = self.lifecycle.time_is_shown(time, now);
+                let shown = self.lifecycle.observe_time(time, now);
                 self.spoken.of_time(shown, time, now.wall);
             }
         }
@@ -91,10 +99,19 @@ impl Device {
                 Event::Discovery(self.fetch_discovery().await.map_err(|e| e.to_failure()))
             }
             Action::FetchBundle => Event::Bundle(self.fetch_bundle().await.map_err(|e| e.to_failure())),
-            Action::ProveKey => Event::KeyProven(self.prove_key().await),
-            Action::CreateKey => Event::KeyCreated(self.create_key().await),
-            Action::Request(request, key) => Event::Issued(self.request(request, key).await),
-            Action::Adopt { bundle_is_fresh } => Event::Adopted(self.adopt(bundle_is_fresh).await),
+            Action::Identity(index, action) => Event::Identity(
+                index,
+                match action {
+                    IdentityAction::ProveKey => IdentityEvent::KeyProven(self.prove_key().await),
+                    IdentityAction::CreateKey => IdentityEvent::KeyCreated(self.create_key().await),
+                    IdentityAction::Request(request, key) => {
+                        IdentityEvent::Issued(self.request(request, key).await)
+                    }
+                    IdentityAction::Adopt { bundle_is_fresh } => {
+                        IdentityEvent::Adopted(self.adopt(bundle_is_fresh).await)
+                    }
+                },
+            ),
         };
         self.spoken.of(&event);
         event
@@ -115,7 +132,7 @@ impl Device {
     }
 
     async fn store_memory(&mut self, now: Now) {
-        let (memory, believed) = (self.lifecycle.memory(), self.lifecycle.believes(now));
+        let (memory, believed) = (self.lifecycle.memory(), self.lifecycle.trusts_clock(now));
         match self.waits.change(&memory, believed) {
             None => {}
             Some(Change::Remove) => {
@@ -152,7 +169,7 @@ impl Device {
     }
 
     async fn store_renewal_moment(&mut self) {
-        let renew_at = self.lifecycle.renew_at();
+        let renew_at = self.view().renew_at();
         let Some(identity) = &self.identity else { return };
         if renew_at == self.stored_renew_at {
             return;
@@ -173,7 +190,7 @@ impl Device {
     async fn publish_files(&mut self, now: Now) -> (Option<u64>, Option<Report>) {
         let (mut publisher, identity) = (self.publisher.clone(), self.identity.clone());
         // A boot without a clock does not make files that say so, and others when it has been set.
-        let in_doubt = identity.as_ref().filter(|_| !self.lifecycle.believes(now));
+        let in_doubt = identity.as_ref().filter(|_| !self.lifecycle.trusts_clock(now));
         let time =
             in_doubt.map_or(now.wall, |held| held.svid.not_before().max(now.wall).min(held.svid.until()));
         let bundle = self.bundle.as_ref().map(|kept| kept.bundle.clone());
@@ -214,12 +231,12 @@ impl Device {
         let of_identity = || self.identity.as_ref().map(|i| i.svid.spiffe_id().trust_domain().clone());
         Snapshot {
             is_known: true,
-            state: self.lifecycle.state(now),
+            state: self.view().state(now),
             trust_domain: trust_domain.or_else(of_identity),
             identity: self.identity.clone(),
             identity_before: None, // whoever tells it knows what was told before
-            renew_at: self.lifecycle.renew_at(),
-            renewal_window: self.lifecycle.renewal_window(),
+            renew_at: self.view().renew_at(),
+            renewal_window: self.view().renewal_window(),
             provider: self.identity.as_ref().map_or(self.config.key.provider, |i| i.key.provider()).as_str(),
             bundle: self.bundle.as_ref().map(|kept| HeldBundle {
                 bundle: kept.bundle.clone(),
@@ -228,9 +245,9 @@ impl Device {
             }),
             bootstrap: self.bootstrap.facts().cloned(),
             trust: self.issuer.transport().trust().facts(),
-            key_is_lost: self.lifecycle.key_is_lost(),
-            asked_to_wait_until: self.lifecycle.asked_to_wait_until(now),
-            ends_while_waiting: self.lifecycle.svid_ends_while_waiting(now),
+            key_is_lost: self.view().key_is_lost(),
+            asked_to_wait_until: self.view().retry_after_until(now),
+            ends_while_waiting: self.view().svid_ends_before_retry_after(now),
             last_error: self.last_error(now, not_published),
             generation,
             key_users: self.config.key_users.clone(),
@@ -241,7 +258,7 @@ impl Device {
     /// What matters most of what is wrong, and when the agent will look at it again.
     fn last_error(&self, now: Now, not_published: Option<&Report>) -> Option<(LastError, Option<Timestamp>)> {
         let in_lifecycle = || {
-            let (error, wait) = self.lifecycle.last_error(now)?;
+            let (error, wait) = self.view().last_error(now)?;
             Some((error, wait.map(|wait| now.wall.after(wait))))
         };
         let in_publishing = || {
@@ -284,7 +301,7 @@ impl Device {
         // By what the next restoring will find on the disk: or it would doubt again, and so on.
         let store::CachedTime { proven, vouched } = self.stored_time;
         let came_right = KnownTime { proven, vouched, ..self.lifecycle.known_time() }.allows(now);
-        let anew = self.waits.are_to_be_restored(came_right, self.lifecycle.memory().waits);
+        let anew = self.waits.are_to_be_restored(came_right, &self.lifecycle.memory());
         if anew {
             tracing::info!("the clock tells now what is left of the waits of before the reboot");
         }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use crate::keys::{ErrorKind, KeyError};
-use crate::lifecycle::{Event, Failure, FailureKind, LONGEST_RETRY_AFTER, NotAdopted, Report, TimeVerdict};
+use crate::lifecycle::{
+    Event, Failure, FailureKind, IdentityEvent, LONGEST_RETRY_AFTER, NotAdopted, Report, TimeVerdict,
+};
 use crate::publish::Snapshot;
 use crate::spiffe::svid::{self, X509Svid};
 use crate::spiffe::{AnchorFacts, Bundle};
@@ -77,19 +79,26 @@ impl Spoken {
             // Not the end of anything: only an adopted SVID shows that what failed before is over.
             Event::Wake
             | Event::Command(_)
-            | Event::KeyCreated(Ok(()))
-            | Event::Issued(Ok(()))
-            | Event::Adopted(Err(NotAdopted::Early(_) | NotAdopted::UnknownIssuer)) => return,
+            | Event::Identity(_, IdentityEvent::KeyCreated(Ok(())) | IdentityEvent::Issued(Ok(())))
+            | Event::Identity(
+                _,
+                IdentityEvent::Adopted(Err(NotAdopted::Early(_) | NotAdopted::UnknownIssuer)),
+            ) => return,
             Event::Discovery(outcome) => (&mut self.discovery, outcome.as_ref().err()),
             Event::Bundle(outcome) => (&mut self.bundle, outcome.as_ref().err()),
-            Event::KeyProven(outcome) => (&mut self.key, outcome.as_ref().err()),
-            Event::KeyCreated(outcome) | Event::Issued(outcome) => {
+            Event::Identity(_, IdentityEvent::KeyProven(outcome)) => (&mut self.key, outcome.as_ref().err()),
+            Event::Identity(_, IdentityEvent::KeyCreated(outcome) | IdentityEvent::Issued(outcome)) => {
                 (&mut self.identity, outcome.as_ref().err())
             }
-            Event::Adopted(Err(
-                NotAdopted::IssuerExpired(failure) | NotAdopted::Kept(failure) | NotAdopted::Refused(failure),
-            )) => (&mut self.identity, Some(failure)),
-            Event::Adopted(Ok(_)) => (&mut self.identity, None),
+            Event::Identity(
+                _,
+                IdentityEvent::Adopted(Err(
+                    NotAdopted::IssuerExpired(failure)
+                    | NotAdopted::Kept(failure)
+                    | NotAdopted::Refused(failure),
+                )),
+            ) => (&mut self.identity, Some(failure)),
+            Event::Identity(_, IdentityEvent::Adopted(Ok(_))) => (&mut self.identity, None),
         };
         let Some(Failure { report, retry_after, .. }) = failure else {
             *said = None;
@@ -269,7 +278,10 @@ mod tests {
         let mut spoken = Spoken::default();
         let reason = format!("the disk is full\x1b[31m{}", "x".repeat(100_000));
         let failure = local("state", "The agent's state cannot be written", &reason);
-        spoken.of(&Event::KeyCreated(Err(failure.clone())));
+        spoken.of(&Event::Identity(
+            crate::lifecycle::IdentityIndex(0),
+            IdentityEvent::KeyCreated(Err(failure.clone())),
+        ));
         spoken.of_files(Some(&failure.report));
         let events = events.0.lock().unwrap();
         assert_eq!(events.len(), 2);

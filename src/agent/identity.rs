@@ -52,7 +52,7 @@ impl Device {
             Err(e) if choice == KeyChoice::Current => return Err(current_key_failure(&e)),
             Err(e) => return Err(key_failure(&e)),
         };
-        let may_rename = self.lifecycle.may_be_renamed(clock::now());
+        let may_rename = self.view().may_be_renamed(clock::now());
         let (answer, credential) = match (request, self.identity.clone()) {
             (Request::Renew, Some(identity)) => {
                 let client = self.as_device(&identity).await?;

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use super::Place;
-use super::device::{Device, blocking};
+use super::device::{DEVICE, Device, blocking};
 use super::failures::cause;
 use crate::bootstrap::Purpose;
 use crate::config::Config;
@@ -115,8 +115,8 @@ impl Device {
         }
         match order {
             Order::Retry { new_key: false } => Event::Command(lifecycle::Command::Retry),
-            Order::Retry { new_key: true } => Event::Command(lifecycle::Command::ReplaceKey),
-            Order::Renew => Event::Command(lifecycle::Command::Renew),
+            Order::Retry { new_key: true } => Event::Command(lifecycle::Command::ReplaceKey(DEVICE)),
+            Order::Renew => Event::Command(lifecycle::Command::Renew(DEVICE)),
             Order::ResetIdentity => Event::Wake, // see leave_identity
         }
     }

@@ -132,7 +132,7 @@ impl Device {
         let time = match &found {
             // A clock that cannot be right does not tell what is not valid yet; what ended before the time that it is at least
             // has ended.
-            Ok(credential) if !self.lifecycle.believes(now) => {
+            Ok(credential) if !self.lifecycle.trusts_clock(now) => {
                 credential.not_before().max(self.lifecycle.likely_time(now))
             }
             _ => self.lifecycle.likely_time(now),

@@ -13,7 +13,10 @@ use super::waits::{self, KeptWaits};
 use crate::config::Config;
 use crate::issuer::{Discovery, Issuer, Protocol};
 use crate::keys::{Key, Provider};
-use crate::lifecycle::{Backoff, KeyChoice, KnownTime, Lifecycle, Policy, Restored};
+use crate::lifecycle::{
+    Backoff, KeyChoice, KnownTime, Lifecycle, Policy, Restored, RestoredBundle, RestoredIdentity,
+    RestoredTrustDomain,
+};
 use crate::platform::{clock, credentials, random};
 use crate::publish::Identity;
 use crate::publish::files::Publisher;
@@ -66,25 +69,36 @@ impl Device {
         let stored_time = cached::<store::CachedTime>(&store).unwrap_or_default();
         let boot_id = clock::boot_id();
         let renew_at = record.as_ref().and_then(|record| record.renew_at);
+        let memory = waits::remembered(&waiting, boot_id.as_deref(), now);
         let restored = Restored {
-            discovery: discovery.as_ref().map(|held| discovered(&held.document, false)),
-            bundle: bundle.is_some(),
-            bundle_refresh_hint: bundle.as_ref().and_then(|kept| kept.bundle.refresh_hint()),
-            bundle_is_empty: bundle.as_ref().is_some_and(|kept| kept.bundle.anchors().is_empty()),
-            svid: identity.as_ref().map(|identity| {
-                svid_facts(&identity.svid, renew_at, KeyChoice::Current, fits(&keys, &identity.key))
-            }),
-            pending_key: pending.is_some(),
-            answer: answer.is_some(),
-            memory: waits::remembered(&waiting, boot_id.as_deref(), now),
-            time: KnownTime {
-                built: clock::built_at(),
-                proven: stored_time.proven,
-                vouched: stored_time.vouched,
+            trust_domain: RestoredTrustDomain {
+                discovery: discovery.as_ref().map(|held| discovered(&held.document, false)),
+                bundle: bundle.as_ref().map(|kept| RestoredBundle {
+                    refresh_hint: kept.bundle.refresh_hint(),
+                    is_empty: kept.bundle.anchors().is_empty(),
+                }),
+                time: KnownTime {
+                    built: clock::built_at(),
+                    proven: stored_time.proven,
+                    vouched: stored_time.vouched,
+                },
+                memory: memory.trust_domain,
             },
+            identities: memory
+                .identities
+                .into_iter()
+                .map(|memory| RestoredIdentity {
+                    svid: identity.as_ref().map(|identity| {
+                        svid_facts(&identity.svid, renew_at, KeyChoice::Current, fits(&keys, &identity.key))
+                    }),
+                    pending_key: pending.is_some(),
+                    issued_chain: answer.is_some(),
+                    memory,
+                })
+                .collect(),
         };
         let lifecycle = Lifecycle::new(policy(&config), restored, now, &mut random::unit);
-        let (memory, believed) = (lifecycle.memory(), lifecycle.believes(now));
+        let (memory, believed) = (lifecycle.memory(), lifecycle.trusts_clock(now));
         Ok(Self {
             store,
             issuer: Issuer::new(Protocol::default(), Transport::new(provisioned.trust, proxy)),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::device::{Device, HeldDiscovery, KeptBundle};
 use super::failures::cause;
 use crate::issuer::{self, Discovery, Fetched, IssuerError};
-use crate::lifecycle::{BundleFacts, DiscoveryFacts, Report};
+use crate::lifecycle::{BundleFacts, DiscoveryFacts, Report, SvidTrust};
 use crate::platform::clock;
 use crate::publish::Identity;
 use crate::spiffe::{Bundle, Remark, SequenceVerdict, judge_sequence, svid};
@@ -179,11 +179,13 @@ fn bundle_facts(bundle: &Bundle, held: Option<&Identity>, is_new: bool, now: Tim
     let anchor = vouching.as_ref().and_then(|vouching| Some(vouching.as_ref()?.anchor));
     BundleFacts {
         refresh_hint: bundle.refresh_hint(),
-        vouches: vouching.as_ref().map(Option::is_some),
         is_empty: bundle.anchors().is_empty(),
         is_new,
-        svid_ends: held.map(|identity| identity.svid.until()),
-        anchor_changes: anchor
-            .map(|anchor| if now < anchor.not_before { anchor.not_before } else { anchor.not_after }),
+        svids: vec![SvidTrust {
+            vouches: vouching.as_ref().map(Option::is_some),
+            svid_ends: held.map(|identity| identity.svid.until()),
+            anchor_changes: anchor
+                .map(|anchor| if now < anchor.not_before { anchor.not_before } else { anchor.not_after }),
+        }],
     }
 }

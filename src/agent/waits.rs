@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use crate::lifecycle::{Memory, Waits};
+use crate::lifecycle::{IdentityMemory, Memory, TrustDomainMemory};
 use crate::store::{self, CachedWaits};
-use crate::time::Now;
+use crate::time::{BootTime, Now};
 
 /// The waits of this process, and how they stand on the disk.
 #[derive(Debug, Default)]
@@ -15,7 +15,7 @@ pub(super) struct KeptWaits {
     /// It was written by a clock that could be right.
     by_right_clock: bool,
     /// What was read of the waits of another boot, by a clock that could not be right.
-    in_doubt: Option<Waits>,
+    in_doubt: Option<Vec<Option<BootTime>>>,
     /// The record is another boot's, and has served.
     is_stale: bool,
 }
@@ -37,15 +37,17 @@ pub(super) fn remembered(record: &CachedWaits, boot_id: Option<&str>, now: Now) 
         now.boot.after(rest.min(Duration::from_millis(wait.left)))
     };
     Memory {
-        waits: Waits {
-            discovery: record.discovery.map(end),
-            bundle: record.bundle.map(end),
-            identity: record.identity.map(end),
+        trust_domain: TrustDomainMemory {
+            discovery_retry_after: record.discovery.map(end),
+            discovery_error: record.discovery_reason.clone(),
+            bundle_retry_after: record.bundle.map(end),
         },
-        discovery_waits_because: record.discovery_reason.clone(),
-        waits_because: record.reason.clone(),
-        admission_pending: record.admission_pending,
-        replace_lost_key: record.replace_lost_key,
+        identities: vec![IdentityMemory {
+            retry_after: record.identity.map(end),
+            error: record.reason.clone(),
+            admission_pending: record.admission_pending,
+            replace_lost_key: record.replace_lost_key,
+        }],
     }
 }
 
@@ -58,9 +60,10 @@ impl KeptWaits {
         believed: bool,
     ) -> Self {
         let of_another_boot = !is_of(record, boot_id) && *record != CachedWaits::default();
+        let delays = memory.retry_after();
+        let has_delays = delays.iter().any(Option::is_some);
         Self {
-            in_doubt: (of_another_boot && !believed && memory.waits != Waits::default())
-                .then_some(memory.waits),
+            in_doubt: (of_another_boot && !believed && has_delays).then_some(delays),
             by_right_clock: record.ends_by_the_wall_clock(),
             // It is written anew with this boot's name, by a clock that can be right; or removed, if it is over.
             is_stale: of_another_boot && believed,
@@ -74,20 +77,20 @@ impl KeptWaits {
         if *memory == self.stored && !is_to_be_right && !self.is_stale {
             return None;
         }
-        Some(if *memory == Memory::default() { Change::Remove } else { Change::Write })
+        Some(if memory.is_empty() { Change::Remove } else { Change::Write })
     }
 
     /// The record is as [`change`](Self::change) said.
     pub(super) fn changed(&mut self, memory: Memory, believed: bool) {
-        self.by_right_clock = believed || memory == Memory::default();
+        self.by_right_clock = believed || memory.is_empty();
         (self.stored, self.is_stale) = (memory, false);
     }
 
     /// Whether the clock, which could not be right at the start, tells now how much is left of the waits of another boot:
     /// they are to be read anew. Says so once.
-    pub(super) fn are_to_be_restored(&mut self, believed: bool, waits: Waits) -> bool {
+    pub(super) fn are_to_be_restored(&mut self, believed: bool, memory: &Memory) -> bool {
         // Where the MIS has asked for another wait since, there is nothing to go back to.
-        believed && self.in_doubt.take() == Some(waits)
+        believed && self.in_doubt.take() == Some(memory.retry_after())
     }
 }
 
@@ -98,7 +101,7 @@ fn is_of(record: &CachedWaits, boot_id: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::{BootTime, Timestamp};
+    use crate::time::Timestamp;
 
     const MINUTE: Duration = Duration::from_secs(60);
     const HOUR: Duration = Duration::from_secs(3600);
@@ -110,8 +113,9 @@ mod tests {
 
     /// What a device that is asked to wait for an hour does not forget.
     fn to_wait_for_an_hour(now: Now) -> Memory {
-        let waits = Waits { identity: Some(now.boot.after(HOUR)), ..Waits::default() };
-        Memory { waits, ..Memory::default() }
+        let identity =
+            IdentityMemory { retry_after: Some(now.boot.after(HOUR)), ..IdentityMemory::default() };
+        Memory { trust_domain: TrustDomainMemory::default(), identities: vec![identity] }
     }
 
     fn record(memory: &Memory, boot_id: &str, believed: bool, now: Now) -> CachedWaits {
@@ -119,7 +123,7 @@ mod tests {
     }
 
     fn left(memory: &Memory, now: Now) -> Duration {
-        memory.waits.identity.map_or(Duration::ZERO, |until| now.boot.until(until))
+        memory.identities[0].retry_after.map_or(Duration::ZERO, |until| now.boot.until(until))
     }
 
     #[test]
@@ -152,13 +156,13 @@ mod tests {
         assert_eq!(left(&memory, boot), HOUR, "nothing tells how long it was off");
         let mut kept = KeptWaits::restored(&record, Some("second"), memory.clone(), false);
         assert_eq!(kept.change(&memory, false), None, "the record that a right clock wrote is kept");
-        assert!(!kept.are_to_be_restored(false, memory.waits));
+        assert!(!kept.are_to_be_restored(false, &memory));
 
         // Ten minutes later the clock is set.
         let set = at(SOME_DAY.after(40 * MINUTE), 11 * MINUTE);
         assert_eq!(kept.change(&memory, true), None, "or there would be nothing to read anew");
-        assert!(kept.are_to_be_restored(true, memory.waits));
-        assert!(!kept.are_to_be_restored(true, memory.waits), "once");
+        assert!(kept.are_to_be_restored(true, &memory));
+        assert!(!kept.are_to_be_restored(true, &memory), "once");
         let memory = remembered(&record, Some("second"), set);
         assert_eq!(left(&memory, set), 20 * MINUTE);
         let kept = KeptWaits::restored(&record, Some("second"), memory.clone(), true);
@@ -175,7 +179,7 @@ mod tests {
         let again = to_wait_for_an_hour(at(Timestamp::from_secs(65), 2 * MINUTE));
         assert_eq!(kept.change(&again, false), Some(Change::Write));
         kept.changed(again.clone(), false);
-        assert!(!kept.are_to_be_restored(true, again.waits));
+        assert!(!kept.are_to_be_restored(true, &again));
         assert_eq!(kept.change(&again, true), Some(Change::Write), "with the end that a right clock sees");
         kept.changed(again.clone(), true);
         assert_eq!(kept.change(&again, true), None);

@@ -1,136 +1,40 @@
-//! How often what is tried again, and looked at: the device's own needs, and those of an MIS with a hundred thousand of them
-//! (docs/fleet.md).
+//! Delays between attempts, and intervals between polls: what the device needs, and what an MIS with a hundred thousand
+//! devices can bear (docs/fleet.md).
 
 use std::time::Duration;
 
 use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 
-use super::types::{BundleFacts, Draw, Policy, SvidFacts};
-use super::{BundleForChain, Lifecycle};
+use super::Lifecycle;
+use super::identity::Identity;
+use super::types::{BundleFacts, Jitter, Policy, SvidFacts};
 use crate::time::{Now, Timestamp};
 
-/// Bounds on the refresh hint of the MIS: a slip of the pen there must neither hammer it nor freeze the anchors.
-const SHORTEST_REFRESH: Duration = Duration::from_secs(5);
-const LONGEST_REFRESH: Duration = Duration::from_secs(24 * 3600);
+/// Bounds of the MIS's refresh hint: a slip of the pen there must neither hammer it nor freeze the anchors.
+const MIN_REFRESH: Duration = Duration::from_secs(5);
+const MAX_REFRESH: Duration = Duration::from_secs(24 * 3600);
 
-/// Between two successful looks at the discovery document, unless the lifetimes here are too short for that.
-const SHORTEST_BETWEEN_READS: Duration = Duration::from_secs(60);
+/// Minimum interval between two successful reads of the discovery document, unless the lifetimes are too short for that.
+const MIN_BETWEEN_READS: Duration = Duration::from_secs(60);
 
-impl Lifecycle {
-    /// Bundles are polled, so a failure never makes the polls rarer than they are on a good day; nor, when the MIS is away
-    /// for long, much more frequent.
-    pub(super) fn bundle_retry(&self) -> Backoff {
-        match (self.bundle, &self.answer) {
-            (Some(bundle), None) => self.retry_within(bundle.refresh_every),
-            _ => self.retry_of_what_is_waited_for(),
-        }
-    }
-
-    /// A document that is held serves meanwhile, and the next request is what a new one is for: it need not be asked for more
-    /// often. Where the device cannot go on under it, or not by its clock, it is waited for.
-    pub(super) fn discovery_retry(&self, now: Now) -> Backoff {
-        let waited_for = self.retry_of_what_is_waited_for();
-        let serves = self.discovery.is_some() && self.bundle.is_some() && self.time.allows(now);
-        if !serves || self.is_refused_for_good(now) {
-            return waited_for;
-        }
-        let identity = self.identity_retry(now.wall);
-        if identity.cap > waited_for.cap { identity } else { waited_for }
-    }
-
-    /// The clock cannot be believed, by the word of one server perhaps: the next one is soon asked, and others at the
-    /// bundle's pace in the end.
-    pub(super) fn until_the_next_look_for_the_time(&self, draw: Draw<'_>) -> Duration {
-        self.retry_of_what_is_waited_for().interval(self.looks_for_the_time).mul_f64(1.0 - draw() / 2.0)
-    }
-
-    fn retry_of_what_is_waited_for(&self) -> Backoff {
-        self.retry_within(self.policy.bundle_refresh)
-    }
-
-    fn retry_within(&self, longest: Duration) -> Backoff {
-        let cap = self.policy.retry.cap.min(longest);
-        Backoff { base: self.policy.retry.base.min(cap), cap }
-    }
-
-    /// Between this bundle and the next.
-    pub(super) fn refresh_interval(&self, facts: &BundleFacts, now: Now) -> Duration {
-        let agreed = self.policy.refresh_interval(facts.refresh_hint, facts.is_empty);
-        // What waits for another bundle, or is soon going to, does not wait for a day.
-        let answer_waits = self.answer.as_ref().is_some_and(|a| a.bundle == BundleForChain::AnotherWanted);
-        let early = match facts.anchor_changes {
-            _ if answer_waits => Duration::ZERO,
-            Some(at) => at.until(now.wall).max(now.wall.until(at)) / 2, // rarely again long after it
-            None => return agreed,
-        };
-        agreed.min(early.max(self.policy.bundle_refresh))
-    }
-
-    /// A document that was read just now is not read again on a mere doubt.
-    pub(super) fn shortest_between_reads(&self, now: Timestamp) -> Duration {
-        SHORTEST_BETWEEN_READS.min(self.retry_of_what_is_waited_for().cap).min(self.identity_retry(now).cap)
-    }
-
-    /// [`identity_pace`](Policy::identity_pace) under the SVID held.
-    pub(super) fn identity_retry(&self, at: Timestamp) -> Backoff {
-        self.policy.identity_pace(self.svid.as_ref().map(|svid| &svid.facts), at).retry
-    }
-}
-
-impl Policy {
-    /// Between two looks at a bundle on a good day.
-    pub(super) fn refresh_interval(&self, hint: Option<Duration>, is_empty: bool) -> Duration {
-        match hint.map(|hint| hint.clamp(SHORTEST_REFRESH, LONGEST_REFRESH)) {
-            // Emptied by a slip, perhaps: that is not waited out for a day.
-            Some(hint) if is_empty => hint.min(self.bundle_refresh),
-            Some(hint) => hint,
-            None => self.bundle_refresh,
-        }
-    }
-
-    /// The pace of requests to an MIS that has nothing better to give, beginning with a fraction of the lifetime: SVIDs that
-    /// live a minute do not wait for an hour at once.
-    pub(super) fn pace_in_vain(&self, SvidFacts { not_before, not_after, .. }: &SvidFacts) -> Backoff {
-        let twentieth = not_before.until(*not_after) / 20;
-        let base = twentieth.min(self.bundle_refresh).max(self.retry.base).min(self.retry.cap);
-        Backoff { base, cap: self.retry.cap }
-    }
-
-    /// The pace of requests for SVIDs at this moment. The cap is never above a twentieth of the lifetime, so that a
-    /// short-lived SVID gets its tries too (miaf-v0 R7); nor, down to the base, above half of what is left of it, which must not
-    /// expire because one draw was a long one (R2). When nothing is left there is nothing to lose: then a fleet that was told one
-    /// wait comes back over as long a time as any.
-    pub(super) fn identity_pace(&self, svid: Option<&SvidFacts>, at: Timestamp) -> BackoffPolicy {
-        let Some(SvidFacts { not_before, not_after, .. }) = svid else { return self.retry.into() };
-        let twentieth = (not_before.until(*not_after) / 20).max(Duration::from_secs(1));
-        let cap = self.retry.cap.min(twentieth);
-        let base = self.retry.base.min(cap);
-        let left = at.until(*not_after);
-        if left.is_zero() {
-            return BackoffPolicy { retry: Backoff { base, cap }, spread: self.retry.cap };
-        }
-        Backoff { base, cap: cap.min((left / 2).max(base)) }.into()
-    }
-}
-
-/// So many doublings of any base are more than any cap.
-const SURELY_AT_THE_CAP: u32 = 64;
+/// After this many doublings of any base the cap is reached.
+const CERTAINLY_AT_THE_CAP: u32 = 64;
 
 /// Full-jitter exponential backoff: from `base`, doubling, to `cap`.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
-    /// Upper end of the first pause.
+    /// Upper end of the first delay.
     pub base: Duration,
-    /// Upper end of every later one.
+    /// Upper end of the longest delay.
     pub cap: Duration,
 }
 
 impl Backoff {
-    /// The upper end of the pause after this many failures in a row. The `backoff` crate does the arithmetic; its own
+    /// Upper end of the delay after this many consecutive failures. The `backoff` crate does the arithmetic; its own
     /// randomness and its limit on elapsed time are off.
     pub(super) fn interval(&self, failures: u32) -> Duration {
-        if failures >= SURELY_AT_THE_CAP {
+        if failures >= CERTAINLY_AT_THE_CAP {
             return self.cap;
         }
         let mut series: ExponentialBackoff = ExponentialBackoffBuilder::new()
@@ -150,26 +54,157 @@ impl Backoff {
     }
 }
 
-/// When one kind of work is tried again.
+/// Backoff of one kind of work, and the jitter on top of Retry-After.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BackoffPolicy {
-    pub(super) retry: Backoff,
-    /// The most that is drawn on top of a wait that the MIS asked for.
+    pub(super) backoff: Backoff,
+    /// Upper end of the jitter on top of a Retry-After delay.
     pub(super) spread: Duration,
 }
 
 impl BackoffPolicy {
-    /// What may be drawn on top of this wait: a fleet that was told one number must not come back in one second (miaf-v0
-    /// E8).
-    pub(super) fn on_top_of(&self, asked: Duration) -> Duration {
-        (asked / 2).min(self.spread)
+    /// Upper end of the jitter on top of this delay: a fleet that was given one number must not return in one second
+    /// (miaf-v0 E8).
+    pub(super) fn jitter_after(&self, delay: Duration) -> Duration {
+        (delay / 2).min(self.spread)
     }
 }
 
 impl From<Backoff> for BackoffPolicy {
-    fn from(retry: Backoff) -> Self {
-        Self { retry, spread: retry.cap }
+    fn from(backoff: Backoff) -> Self {
+        Self { backoff, spread: backoff.cap }
     }
+}
+
+impl Lifecycle {
+    /// Bundles are polled, so a failure never makes the polls rarer than they are on a good day; nor, when the MIS is away
+    /// for long, much more frequent.
+    pub(super) fn bundle_backoff(&self) -> Backoff {
+        let chain_waits = self.identities.iter().any(|identity| identity.issued.is_some());
+        match self.trust_domain.bundle {
+            Some(bundle) if !chain_waits => self.policy.backoff_within(bundle.refresh_every),
+            _ => self.trust_domain.urgent_backoff(&self.policy),
+        }
+    }
+
+    /// A cached document serves meanwhile. It is fetched for the sake of the next request, so it need not be fetched more
+    /// often than requests are sent. Where the device cannot go on under it, or not by its clock, it is urgent.
+    pub(super) fn discovery_backoff(&self, now: Now) -> Backoff {
+        let urgent = self.trust_domain.urgent_backoff(&self.policy);
+        let trust_domain = &self.trust_domain;
+        let serves =
+            trust_domain.discovery.is_some() && trust_domain.bundle.is_some() && self.trusts_clock(now);
+        if !serves || self.identities().any(|(_, view)| view.is_refused_permanently(now)) {
+            return urgent;
+        }
+        self.fastest_backoff(now.wall).filter(|backoff| backoff.cap > urgent.cap).unwrap_or(urgent)
+    }
+
+    /// Delay until the next request for the time, while the clock is not trusted. By the word of one server, perhaps: the
+    /// next one is asked soon, and others at the pace of the bundle in the end.
+    pub(super) fn time_check_delay(&self, jitter: Jitter<'_>) -> Duration {
+        let backoff = self.trust_domain.urgent_backoff(&self.policy);
+        backoff.interval(self.trust_domain.responses_without_clock).mul_f64(1.0 - jitter() / 2.0)
+    }
+
+    /// Interval until the bundle is polled again.
+    pub(super) fn refresh_interval(&self, facts: &BundleFacts, now: Now) -> Duration {
+        let agreed = self.policy.refresh_interval(facts.refresh_hint, facts.is_empty);
+        // A chain that waits for another bundle, or an SVID that soon will, does not wait for a day.
+        if self.identities.iter().any(Identity::waits_for_another_bundle) {
+            return agreed.min(self.policy.bundle_refresh);
+        }
+        let changes = facts.svids.iter().filter_map(|svid| svid.anchor_changes);
+        // Rarely again long after the change.
+        let early = changes.map(|at| at.until(now.wall).max(now.wall.until(at)) / 2).min();
+        early.map_or(agreed, |early| agreed.min(early.max(self.policy.bundle_refresh)))
+    }
+
+    /// A document that has just been read is not read again on a mere doubt.
+    pub(super) fn min_between_reads(&self, at: Timestamp) -> Duration {
+        let urgent = self.trust_domain.urgent_backoff(&self.policy).cap;
+        let fastest = self.fastest_backoff(at).map_or(urgent, |backoff| backoff.cap);
+        MIN_BETWEEN_READS.min(urgent).min(fastest)
+    }
+
+    /// Backoff of the identity whose requests are the most frequent.
+    fn fastest_backoff(&self, at: Timestamp) -> Option<Backoff> {
+        let backoffs = self.identities.iter().map(|identity| identity.backoff(&self.policy, at));
+        backoffs.min_by_key(|backoff| backoff.cap)
+    }
+}
+
+impl Policy {
+    /// Poll interval of the bundle on a good day.
+    pub(super) fn refresh_interval(&self, hint: Option<Duration>, is_empty: bool) -> Duration {
+        match hint.map(|hint| hint.clamp(MIN_REFRESH, MAX_REFRESH)) {
+            // Emptied by a slip, perhaps: that is not waited out for a day.
+            Some(hint) if is_empty => hint.min(self.bundle_refresh),
+            Some(hint) => hint,
+            None => self.bundle_refresh,
+        }
+    }
+
+    pub(super) fn backoff_within(&self, longest: Duration) -> Backoff {
+        let cap = self.retry.cap.min(longest);
+        Backoff { base: self.retry.base.min(cap), cap }
+    }
+
+    /// Backoff of requests to an MIS that has nothing better to issue. It begins with a fraction of the lifetime: SVIDs
+    /// that live a minute do not wait for an hour at once.
+    pub(super) fn stalled_backoff(&self, SvidFacts { not_before, not_after, .. }: &SvidFacts) -> Backoff {
+        let twentieth = not_before.until(*not_after) / 20;
+        let base = twentieth.min(self.bundle_refresh).max(self.retry.base).min(self.retry.cap);
+        Backoff { base, cap: self.retry.cap }
+    }
+
+    /// Backoff of requests for SVIDs at this moment. The cap is never above a twentieth of the lifetime, so that a
+    /// short-lived SVID gets its attempts too (miaf-v0 R7); nor, down to the base, above half of what is left of it, so that
+    /// it does not expire because of one long delay (R2). When nothing is left there is nothing to lose: then a fleet that
+    /// was given one Retry-After returns spread over as long a time as any.
+    pub(super) fn identity_backoff(&self, svid: Option<&SvidFacts>, at: Timestamp) -> BackoffPolicy {
+        let Some(SvidFacts { not_before, not_after, .. }) = svid else { return self.retry.into() };
+        let twentieth = (not_before.until(*not_after) / 20).max(Duration::from_secs(1));
+        let cap = self.retry.cap.min(twentieth);
+        let base = self.retry.base.min(cap);
+        let left = at.until(*not_after);
+        if left.is_zero() {
+            return BackoffPolicy { backoff: Backoff { base, cap }, spread: self.retry.cap };
+        }
+        Backoff { base, cap: cap.min((left / 2).max(base)) }.into()
+    }
+
+    /// A moment in the renewal window of the lifetime; of what is left of it, where that window is over at `now`.
+    pub(super) fn draw_renewal_after(
+        &self,
+        not_before: Timestamp,
+        not_after: Timestamp,
+        now: Timestamp,
+        jitter: Jitter<'_>,
+    ) -> Timestamp {
+        let renew_at = self.draw_renewal(not_before, not_after, jitter);
+        if renew_at <= now { self.draw_renewal(now, not_after, jitter) } else { renew_at }
+    }
+
+    /// A moment in the renewal window of the time from `from` to `to` (miaf-v0 R2).
+    pub(super) fn draw_renewal(&self, from: Timestamp, to: Timestamp, jitter: Jitter<'_>) -> Timestamp {
+        let (opens, closes) = self.window;
+        part_way(from, to, opens + (closes - opens) * jitter())
+    }
+
+    /// First and last moment of the renewal window.
+    pub(super) fn renewal_window(
+        &self,
+        not_before: Timestamp,
+        not_after: Timestamp,
+    ) -> (Timestamp, Timestamp) {
+        let (opens, closes) = self.window;
+        (part_way(not_before, not_after, opens), part_way(not_before, not_after, closes))
+    }
+}
+
+fn part_way(from: Timestamp, to: Timestamp, fraction: f64) -> Timestamp {
+    from.after(from.until(to).mul_f64(fraction))
 }
 
 #[cfg(test)]
@@ -178,8 +213,8 @@ mod tests {
 
     #[test]
     fn intervals_double_from_base_to_the_cap() {
-        let retry = Backoff { base: Duration::from_secs(5), cap: Duration::from_secs(3600) };
-        let secs = |n| retry.interval(n).as_secs();
+        let backoff = Backoff { base: Duration::from_secs(5), cap: Duration::from_secs(3600) };
+        let secs = |n| backoff.interval(n).as_secs();
         assert_eq!([secs(1), secs(2), secs(3), secs(4)], [5, 10, 20, 40]);
         assert_eq!([secs(11), secs(12), secs(1000), secs(u32::MAX)], [3600; 4]);
         let inverted = Backoff { base: Duration::from_secs(50), cap: Duration::from_secs(3) };

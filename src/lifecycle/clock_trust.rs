@@ -1,34 +1,37 @@
-//! Whether the wall clock can be believed. Nothing is judged by one that cannot: no SVID is taken for expired, none is
-//! asked for, nothing is thrown away.
+//! Trust in the wall clock. By a clock that is not trusted nothing is validated: no SVID counts as expired, none is
+//! requested, nothing is discarded.
 
 use std::time::Duration;
 
 use crate::spiffe::svid;
 use crate::time::{BootTime, Now, Timestamp};
 
-/// A clock that is less than this behind the MIS is believed: that of the MIS may be ahead, and what it issues is then
-/// kept until its time comes.
+/// A clock that is behind the MIS by no more than this is trusted: the clock of the MIS may be ahead, and what it issues
+/// is then kept until it becomes valid.
 const TOLERANCE: Duration = svid::MAX_AHEAD;
 
-/// Responses in a row that have to agree with one another before the MIS is believed against this device's clock: the one
-/// that raised the doubt, and those to [`REQUESTS_IN_DOUBT`].
+/// Consecutive responses that have to agree before the MIS outweighs this device's clock: the one that raised the doubt,
+/// and those to [`REQUESTS_IN_DOUBT`].
 const RESPONSES_THAT_CONVINCE: u32 = 3;
 
-/// Requests that are made at once because of a doubt.
+/// Requests that a doubt causes at once.
 const REQUESTS_IN_DOUBT: u32 = RESPONSES_THAT_CONVINCE - 1;
 
-/// After this long a doubt that could not be settled is forgotten.
+/// A doubt that was not settled is forgotten after this time.
 const DOUBT_LASTS: Duration = Duration::from_secs(10 * 60);
 
-/// What is known of the time besides the wall clock: it is at least this.
+/// Difference of wall clock and boot clock that counts as a jump: more than time services correct all day.
+const JUMP: Duration = Duration::from_secs(60);
+
+/// What is known of the time in addition to the wall clock: it is at least this.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KnownTime {
-    /// The agent was built then.
+    /// When the agent was built.
     pub built: Timestamp,
-    /// The MIS has shown it by its last authenticated answer. Only such answers move it, in both directions: neither a
-    /// jump of this device's clock nor a slip of the MIS's strands the device for good.
+    /// The time in the last authenticated response of the MIS. Only such responses move it, in both directions: neither
+    /// a jump of this device's clock nor a mistake of the MIS locks the device out for good.
     pub proven: Option<Timestamp>,
-    /// An operator has looked at the wall clock then and said that it is right, whatever else is known.
+    /// The wall clock at the moment at which an operator declared it right, whatever else is known.
     pub vouched: Option<Timestamp>,
 }
 
@@ -38,7 +41,7 @@ impl KnownTime {
         now.synchronised || agree(now.wall, self.at_least())
     }
 
-    /// The time that it is at least.
+    /// The earliest time that it can be.
     pub(super) fn at_least(self) -> Timestamp {
         self.vouched.unwrap_or_else(|| self.built.max(self.proven.unwrap_or_default()))
     }
@@ -46,14 +49,14 @@ impl KnownTime {
     /// Takes in the time that an authenticated response of the MIS shows.
     ///
     /// One response is enough where it agrees with this device's clock, and where nothing depends on it. Where it would
-    /// have a clock that is believed doubted, or the other way round against what that clock says, the responses of
-    /// [`RESPONSES_THAT_CONVINCE`] in a row have to agree: one server of several may be wrong.
-    pub(super) fn is_shown(&mut self, time: Timestamp, now: Now, doubt: &mut Option<Doubt>) -> TimeVerdict {
+    /// take trust from the clock, or give trust against what the clock says, [`RESPONSES_THAT_CONVINCE`] consecutive
+    /// responses have to agree: one server of several may be wrong.
+    pub(super) fn observe(&mut self, time: Timestamp, now: Now, doubt: &mut Option<Doubt>) -> TimeVerdict {
         let is_ahead = time > now.wall;
         let counts = if are_near(now.wall, time) {
             true
         } else if self.allows(now) {
-            // It was not earlier than that: no news. A time service and the operator know better than one MIS.
+            // It was not earlier than that: no news. A time service and the operator outweigh one MIS.
             if !is_ahead || now.synchronised || self.vouched.is_some() {
                 *doubt = None;
                 return TimeVerdict::NoNews;
@@ -67,66 +70,67 @@ impl KnownTime {
         }
         *doubt = None;
         self.proven = Some(time);
-        // Somebody has taken this device's word for the MIS's before. When the two agree again, no word is needed.
+        // The operator's word counted in place of the MIS's. When clock and MIS agree again, it is not needed.
         if agree(now.wall, self.built.max(time)) {
             self.vouched = None;
         }
         TimeVerdict::Counts
     }
 
-    pub(super) fn is_vouched_for(&mut self, now: Now) {
+    /// The operator declares the wall clock right. Needed only where it is not trusted.
+    pub(super) fn vouch(&mut self, now: Now) {
         if !self.allows(now) {
             self.vouched = Some(now.wall);
         }
     }
 }
 
-/// What a time that the MIS has shown comes to.
+/// What follows from a time that the MIS has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeVerdict {
-    /// It is the latest that is known.
+    /// It is the latest proven time.
     Counts,
-    /// Nothing follows from it.
+    /// Nothing.
     NoNews,
     /// It contradicts this device's clock. The MIS is asked again before anything follows from it.
     Doubted,
 }
 
-/// A time that contradicts this device's clock, and has not been repeated often enough to be believed.
+/// A time that contradicts this device's clock, and has not been repeated often enough to outweigh it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Doubt {
     time: Timestamp,
     at: BootTime,
-    /// Responses in a row that agree.
+    /// Consecutive responses that agree.
     responses: u32,
     /// Requests since the first of them.
     requests: u32,
 }
 
 impl Doubt {
-    /// Whether with this response so many agree that their time is believed.
+    /// Whether, with this response, enough agree.
     fn is_settled_by(slot: &mut Option<Self>, time: Timestamp, now: Now) -> bool {
         let last = slot.filter(|doubt| doubt.at.until(now.boot) < DOUBT_LASTS);
         let requests = last.map_or(0, |doubt| doubt.requests);
         let responses = match last {
             Some(doubt) if are_near(doubt.time.after(doubt.at.until(now.boot)), time) => doubt.responses + 1,
-            _ => 1, // a contradiction among servers is not asked about without end
+            _ => 1, // servers that contradict one another are not asked without end
         };
         *slot = Some(Self { time, at: now.boot, responses, requests });
         responses >= RESPONSES_THAT_CONVINCE
     }
 
-    /// Whether the MIS is asked now because of it.
-    pub(super) fn asks(&self) -> bool {
+    /// Whether another request is to be sent for its sake.
+    pub(super) fn wants_request(&self) -> bool {
         self.requests < REQUESTS_IN_DOUBT
     }
 
-    pub(super) fn asked(&mut self) {
+    pub(super) fn note_request(&mut self) {
         self.requests = self.requests.saturating_add(1);
     }
 }
 
-/// Whether two clocks differ by no more than is tolerated, either way.
+/// Whether two clocks differ by no more than the tolerance, either way.
 fn are_near(one: Timestamp, other: Timestamp) -> bool {
     one.until(other).max(other.until(one)) <= TOLERANCE
 }
@@ -135,10 +139,8 @@ fn agree(wall: Timestamp, at_least: Timestamp) -> bool {
     wall.after(TOLERANCE) >= at_least
 }
 
-/// A wall clock that has gone another way than the boot clock since, by more than time services correct all day.
+/// Whether the wall clock has gone another way than the boot clock since.
 pub(super) fn has_jumped(last: Now, now: Now) -> bool {
     let expected = last.wall.after(last.boot.until(now.boot));
     expected.until(now.wall).max(now.wall.until(expected)) >= JUMP
 }
-
-const JUMP: Duration = Duration::from_secs(60);

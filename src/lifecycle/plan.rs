@@ -1,210 +1,189 @@
-//! Working out what is wanted now, and until when there is nothing to do: from what is held, afresh at every step.
+//! The work that is wanted now, and when each piece of it is due: from the state, afresh at every step.
 
 use std::time::Duration;
 
-use super::retry_gate::Report;
-use super::types::{Action, KeyChoice, Request, SvidFacts};
-use super::{BundleForChain, CurrentKey, HeldSvid, Lifecycle, PendingKey};
+use super::Lifecycle;
+use super::identity::{BundleForChain, CurrentKey, CurrentSvid, IdentityView, PendingKey};
+use super::scheduler::{Next, Work};
+use super::types::{Action, IdentityAction, IdentityIndex, KeyChoice, Request, SvidFacts};
 use crate::time::Now;
 
-/// Somebody may have set the clock without a jump, or said that it is right.
-const BETWEEN_LOOKS_AT_THE_CLOCK: Duration = Duration::from_secs(60);
-
-/// Nothing sleeps longer than this.
-const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 3600);
-
-/// What a step comes to.
-pub(super) enum Next {
-    Do(Action),
-    In(Duration),
-}
-
-impl Next {
-    fn or_first(self, work: Option<(Duration, Action)>) -> Self {
-        match (self, work) {
-            (Self::In(_), Some((Duration::ZERO, action))) => Self::Do(action),
-            (Self::In(wait), Some((sooner, _))) => Self::In(wait.min(sooner)),
-            (chosen, _) => chosen,
-        }
-    }
-}
+/// Interval between checks of a clock that is not trusted: it may have been set without a jump.
+const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Lifecycle {
     pub(super) fn next(&self, now: Now) -> Next {
-        if !self.time.allows(now) {
-            return Next::In(BETWEEN_LOOKS_AT_THE_CLOCK).or_first(Some(self.look_for_the_time(now)));
+        if !self.trusts_clock(now) {
+            let work = Work { due_in: self.trust_domain.time_check_in(now), action: Action::FetchDiscovery };
+            return match self.scheduler.next(std::iter::once(work)) {
+                Next::Sleep(sleep) => Next::Sleep(sleep.min(CLOCK_CHECK_INTERVAL)),
+                execute @ Next::Execute(_) => execute,
+            };
         }
-        let identity = self.identity_work(now);
-        let work = [
-            self.discovery_work(&identity, now),
-            self.bundle_work(now),
-            self.key_work(now),
-            // An SVID is asked for only under a discovery document and a bundle to judge it by (D1, E4). Under an empty
-            // one it would be refused, and each answer costs the device one of its few renewals a day.
-            (self.discovery.is_some() && self.bundle.is_some_and(|bundle| !bundle.is_empty))
-                .then_some(identity)
-                .flatten(),
-        ];
-        work.into_iter().fold(Next::In(LONGEST_SLEEP), Next::or_first)
+        let shared = [self.discovery_work(now), self.bundle_work(now)].into_iter();
+        let own = self.identities().flat_map(|(index, view)| view.work(index, now));
+        self.scheduler.next(shared.chain(own).flatten())
     }
 
-    fn discovery_work(&self, identity: &Option<(Duration, Action)>, now: Now) -> Option<(Duration, Action)> {
-        let due_in = match &self.discovery {
+    fn discovery_work(&self, now: Now) -> Option<Work> {
+        let due_in = match &self.trust_domain.discovery {
             None => Duration::ZERO,
-            Some(_) if self.asks_for_the_time_again() => Duration::ZERO,
+            Some(_) if self.trust_domain.checks_time_again() => Duration::ZERO,
             Some(discovery) if discovery.bundle_failed => Duration::ZERO, // at the pace of the bundle, by its gate
             Some(discovery) => {
-                let about_to_ask = matches!(identity, Some((Duration::ZERO, Action::Request(..))));
-                // While something is refused for good, a changed document is the way out (P2).
-                let waits_for_change = self.is_refused_for_good(now);
-                let stale_at = (about_to_ask || waits_for_change).then_some(discovery.stale_at);
-                now.boot.until([stale_at, discovery.look_from].into_iter().flatten().min()?)
+                // While something is refused permanently, a changed document is the way out (P2).
+                let matters = self
+                    .identities()
+                    .any(|(_, view)| view.is_about_to_request(now) || view.is_refused_permanently(now));
+                let stale_at = matters.then_some(discovery.stale_at);
+                now.boot.until([stale_at, discovery.refresh_at].into_iter().flatten().min()?)
             }
         };
-        Some((due_in.max(self.discovery_gate.opens_in(now)), Action::FetchDiscovery))
+        let due_in = due_in.max(self.trust_domain.discovery_gate.opens_in(now));
+        Some(Work { due_in, action: Action::FetchDiscovery })
     }
 
-    /// While the wall clock cannot be believed, only the MIS is asked: the time comes with every answer.
-    pub(super) fn look_for_the_time(&self, now: Now) -> (Duration, Action) {
-        let due_in = match &self.discovery {
-            Some(discovery) if self.looks_for_the_time == 0 && !self.asks_for_the_time_again() => {
-                now.boot.until(discovery.look_from.unwrap_or(discovery.stale_at))
-            }
-            _ => Duration::ZERO, // the gate says when
-        };
-        (due_in.max(self.discovery_gate.opens_in(now)), Action::FetchDiscovery)
-    }
-
-    fn bundle_work(&self, now: Now) -> Option<(Duration, Action)> {
-        self.discovery.as_ref()?;
-        let wanted_now = matches!(&self.answer, Some(a) if a.bundle == BundleForChain::Wanted);
-        let due_in = match self.bundle {
+    fn bundle_work(&self, now: Now) -> Option<Work> {
+        self.trust_domain.discovery.as_ref()?;
+        let issued = self.identities.iter().filter_map(|identity| identity.issued.as_ref());
+        let mut bundles = issued.map(|chain| chain.bundle);
+        let wanted_now = bundles.any(|bundle| bundle == BundleForChain::Wanted);
+        let due_in = match self.trust_domain.bundle {
             Some(bundle) if !wanted_now => now.boot.until(bundle.refresh_at),
             _ => Duration::ZERO,
         };
-        Some((due_in.max(self.bundle_gate.opens_in(now)), Action::FetchBundle))
+        let due_in = due_in.max(self.trust_domain.bundle_gate.opens_in(now));
+        Some(Work { due_in, action: Action::FetchBundle })
     }
 
-    fn identity_work(&self, now: Now) -> Option<(Duration, Action)> {
-        // One that is of no use as things stand is in nobody's way.
-        if let Some(answer) = self.answer.as_ref().filter(|a| a.bundle != BundleForChain::AnotherWanted) {
-            let early = answer.not_before.map_or(Duration::ZERO, |at| now.wall.until(at));
-            let is_fresh = answer.bundle == BundleForChain::Fetched;
-            // What the gate waits for is asking anew.
-            let waits = if is_fresh && answer.asks_anew_at.is_some() && !self.identity_gate.is_local() {
+    /// Time until a current SVID becomes valid or expires: status and subscribers show both at that moment.
+    pub(super) fn validity_changes_in(&self, now: Now) -> Option<Duration> {
+        if !self.trusts_clock(now) {
+            return None;
+        }
+        let svids = self.identities.iter().filter_map(|identity| identity.svid.as_ref());
+        let changes = svids.filter_map(|svid| {
+            let SvidFacts { not_before, not_after, .. } = svid.facts;
+            let changes = [not_before, not_after.after(Duration::from_millis(1))];
+            changes.into_iter().map(|at| now.wall.until(at)).find(|rest| !rest.is_zero())
+        });
+        changes.min()
+    }
+}
+
+impl IdentityView<'_> {
+    /// The proof of the key comes before whatever the key is for.
+    fn work(&self, index: IdentityIndex, now: Now) -> [Option<Work>; 2] {
+        let work = |due_in, action| Work { due_in, action: Action::Identity(index, action) };
+        let key = self.key_proof_in(now).map(|due_in| work(due_in, IdentityAction::ProveKey));
+        let wanted = self.wanted(now).filter(|_| self.trust_domain.allows_requests());
+        [key, wanted.map(|(due_in, action)| work(due_in, action))]
+    }
+
+    /// Time until the key is proven: at start, and from time to time while it is lost.
+    pub(super) fn key_proof_in(&self, now: Now) -> Option<Duration> {
+        let svid = self.identity.svid.as_ref()?;
+        (!matches!(svid.key, CurrentKey::Works)).then(|| self.identity.key_gate.opens_in(now))
+    }
+
+    fn wanted(&self, now: Now) -> Option<(Duration, IdentityAction)> {
+        let identity = self.identity;
+        // A chain that is of no use as things stand delays nothing.
+        let issued = identity.issued.as_ref().filter(|_| !identity.waits_for_another_bundle());
+        if let Some(chain) = issued {
+            let early = chain.not_before.map_or(Duration::ZERO, |at| now.wall.until(at));
+            let bundle_is_fresh = chain.bundle == BundleForChain::Fetched;
+            // The gate that an expired issuer has closed is that of the next request.
+            let closed = if bundle_is_fresh && chain.request_again_at.is_some() && !identity.gate.is_local() {
                 Duration::ZERO
             } else {
-                self.identity_gate.opens_in(now)
+                identity.gate.opens_in(now)
             };
-            let adopt = Action::Adopt { bundle_is_fresh: is_fresh };
-            return (answer.bundle != BundleForChain::Wanted).then(|| (early.max(waits), adopt));
+            let can_be_validated = chain.bundle != BundleForChain::Wanted;
+            return can_be_validated.then(|| (early.max(closed), IdentityAction::Adopt { bundle_is_fresh }));
         }
-        if self.is_refused_for_good(now) || self.has_no_key(now) {
+        if self.is_refused_permanently(now) || self.lacks_key(now) {
             return None;
         }
         let request = self.wanted_request(now);
-        let due_in = self.request_due_in(now);
-        let action = match self.key_choice(request) {
-            Some(key) => Action::Request(request, key),
-            None => Action::CreateKey,
-        };
-        Some((due_in.max(self.identity_opens_in(now)), action))
+        let due_in = self.request_due_in(now).max(self.requests_open_in(now));
+        Some((
+            due_in,
+            match self.key_choice(request) {
+                Some(key) => IdentityAction::Request(request, key),
+                None => IdentityAction::CreateKey,
+            },
+        ))
     }
 
-    /// How long the MIS is left alone before it is asked for another SVID.
-    pub(super) fn identity_opens_in(&self, now: Now) -> Duration {
-        let pause = self.issues_in_vain.pause_until.map_or(Duration::ZERO, |until| now.boot.until(until));
-        pause.max(self.identity_gate.opens_in(now))
+    pub(super) fn is_about_to_request(&self, now: Now) -> bool {
+        matches!(self.wanted(now), Some((Duration::ZERO, IdentityAction::Request(..))))
     }
 
-    /// How long until the next SVID is asked for, if nothing stands in the way.
+    /// Time until the MIS may be asked for another SVID.
+    pub(super) fn requests_open_in(&self, now: Now) -> Duration {
+        let pause_until = self.identity.stalled.pause_until;
+        let pause = pause_until.map_or(Duration::ZERO, |until| now.boot.until(until));
+        pause.max(self.identity.gate.opens_in(now))
+    }
+
+    /// Time until the next SVID is due.
     pub(super) fn request_due_in(&self, now: Now) -> Duration {
-        match (&self.svid, self.wanted_request(now)) {
-            // A key that is not where the configuration wants it is not kept for years (K1).
-            (Some(svid), Request::Renew) if !self.key_is_to_go(svid) => now.wall.until(svid.renew_at),
+        match (&self.identity.svid, self.wanted_request(now)) {
+            // A key of another provider than the configured one is not kept for years (K1).
+            (Some(svid), Request::Renew) if !self.replaces_key(svid) => now.wall.until(svid.renew_at),
             _ => Duration::ZERO,
         }
     }
 
-    /// At start, and from time to time while it is lost.
-    pub(super) fn key_work(&self, now: Now) -> Option<(Duration, Action)> {
-        let svid = self.svid.as_ref()?;
-        let known = matches!(svid.key, CurrentKey::Works);
-        (!known).then(|| (self.key_gate.opens_in(now), Action::ProveKey))
-    }
-
     pub(super) fn wanted_request(&self, now: Now) -> Request {
-        let replaces_key = self.replace_lost_key && self.key_is_lost();
-        let reauthenticates = self.reauthenticate && self.may_enroll();
-        if self.holds_valid_svid(now) && !reauthenticates && !replaces_key {
+        let replaces_lost_key = self.identity.replace_lost_key && self.key_is_lost();
+        let reauthenticates = self.identity.reauthenticate && self.may_enroll();
+        if self.identity.has_valid_svid(now) && !reauthenticates && !replaces_lost_key {
             Request::Renew
         } else {
             Request::Enroll
         }
     }
 
-    /// An enrollment is wanted although the SVID is still good, and could be renewed.
+    /// Whether an enrollment is wanted although the SVID is valid and could be renewed.
     pub(super) fn reauthenticates_early(&self, now: Now) -> bool {
-        self.reauthenticate && self.holds_valid_svid(now) && !self.key_is_lost()
+        self.identity.reauthenticate && self.identity.has_valid_svid(now) && !self.key_is_lost()
     }
 
     pub(super) fn may_enroll(&self) -> bool {
-        self.blocked.enroll.is_none() && self.ruled_out(Request::Enroll).is_none()
+        self.identity.blocked.get(Request::Enroll).is_none()
+            && self.trust_domain.ruled_out(Request::Enroll).is_none()
     }
 
-    pub(super) fn holds_valid_svid(&self, now: Now) -> bool {
-        self.svid.as_ref().is_some_and(|svid| now.wall <= svid.facts.not_after)
-    }
-
-    /// Whether the key of the SVID held is lost: nobody can use that SVID.
-    pub fn key_is_lost(&self) -> bool {
-        self.svid.as_ref().is_some_and(|svid| matches!(svid.key, CurrentKey::Lost(_)))
-    }
-
-    /// A renewal is all that is allowed, and there is no key for it. The operator may allow another; and when the SVID
-    /// has expired, an enrollment is due anyway (miaf-v0 R6).
-    pub(super) fn has_no_key(&self, now: Now) -> bool {
+    /// Whether only a renewal is allowed, and its key is lost. The operator may allow another key; once the SVID has
+    /// expired, an enrollment is due anyway (miaf-v0 R6).
+    pub(super) fn lacks_key(&self, now: Now) -> bool {
         self.key_is_lost() && self.wanted_request(now) == Request::Renew
     }
 
-    /// `None`: a new one has to be made first.
+    /// `None`: a new key has to be created first.
     fn key_choice(&self, request: Request) -> Option<KeyChoice> {
-        match (self.pending_key, &self.svid) {
-            // It may have been certified by an answer that was lost: asked for again before anything else (E6).
+        let identity = self.identity;
+        match (identity.pending_key, &identity.svid) {
+            // A lost response may have certified it: it is requested again before anything else (E6).
             (Some(PendingKey { refused: false }), _) => Some(KeyChoice::Pending),
             (_, Some(svid)) if !self.key_is_lost() => {
                 let keep = svid.facts.key_fits && (!self.policy.rotate || request == Request::Enroll);
-                (keep || self.rotation_refused).then_some(KeyChoice::Current)
+                (keep || identity.rotation_refused).then_some(KeyChoice::Current)
             }
             (Some(_), _) => Some(KeyChoice::Pending),
             (None, _) => None,
         }
     }
 
-    fn key_is_to_go(&self, svid: &HeldSvid) -> bool {
-        !svid.facts.key_fits && !self.rotation_refused
+    fn replaces_key(&self, svid: &CurrentSvid) -> bool {
+        !svid.facts.key_fits && !self.identity.rotation_refused
     }
 
-    /// Why the request that is wanted now cannot be made before something is corrected.
-    pub(super) fn is_refused_for_good(&self, now: Now) -> bool {
+    /// Whether the wanted request cannot be sent before something is corrected.
+    pub(super) fn is_refused_permanently(&self, now: Now) -> bool {
         let request = self.wanted_request(now);
-        self.blocked.by(request).is_some() || self.ruled_out(request).is_some()
-    }
-
-    /// Why the discovery document rules the request out (miaf-v0 D5).
-    pub(super) fn ruled_out(&self, request: Request) -> Option<&Report> {
-        let facts = &self.discovery.as_ref()?.facts;
-        match request {
-            Request::Enroll => facts.cannot_enroll.as_ref(),
-            Request::Renew => facts.cannot_renew.as_ref(),
-        }
-    }
-
-    /// When the SVID held becomes valid, or expires: people and programs are told of both.
-    pub(super) fn until_validity_changes(&self, now: Now) -> Option<Duration> {
-        let svid = self.svid.as_ref().filter(|_| self.time.allows(now))?;
-        let SvidFacts { not_before, not_after, .. } = svid.facts;
-        let changes = [not_before, not_after.after(Duration::from_millis(1))];
-        changes.into_iter().map(|at| now.wall.until(at)).find(|rest| !rest.is_zero())
+        self.identity.blocked.get(request).is_some() || self.trust_domain.ruled_out(request).is_some()
     }
 }

@@ -1,65 +1,65 @@
-//! When one kind of work may next be tried, and what the last failure means (miaf-v0 E8, R7, P).
+//! Retry gates: when one kind of work may next be tried, and the last failure of it (miaf-v0 E8, R7, P).
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Draw;
+use super::Jitter;
 use super::backoff::BackoffPolicy;
 use crate::text::{self, Excerpt};
 use crate::time::{BootTime, Now, Timestamp};
 
-/// Longest `Retry-After` that is believed (miaf-v0 E8).
+/// Upper bound of Retry-After (miaf-v0 E8).
 pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Even the luckiest draw leaves the MIS this long.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+/// Minimum retry delay, whatever the jitter.
+const MIN_DELAY: Duration = Duration::from_millis(100);
 
-/// What is missing on this device is looked for at least this often.
-const LONGEST_LOCAL_PAUSE: Duration = Duration::from_secs(30);
+/// Upper end of the retry delay after a failure on this device.
+const MAX_LOCAL_DELAY: Duration = Duration::from_secs(30);
 
-/// What a failure means for what to do next. The protocol's reasons are mapped onto these at the door (`mis`).
+/// Kinds of failures, by what follows from them. The issuing protocol maps its own errors onto these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
-    /// No answer, a broken one, or one that says "later".
+    /// No response, a broken one, or one that says "later".
     Transient,
     /// The operator of the MIS has yet to admit this device (miaf-v0 E7): for as long as it takes.
     Pending,
     /// The same request would be refused again (miaf-v0 P2).
     Permanent,
-    /// The MIS does not bind a new key to this identity.
+    /// The MIS binds no new key to this identity.
     KeyRotationRefused,
     /// The credential was not accepted.
     NotAuthenticated,
-    /// Not soon: policy says no, or what came must not be used. Either may change.
+    /// Not soon: policy says no, or what was issued must not be used. Either may change.
     Slow,
-    /// The address leads nowhere: the discovery document may be out of date.
+    /// The URL does not exist: the discovery document may be out of date.
     NotFound,
-    /// Something on this device is missing or broken. No request was made.
+    /// Something on this device is missing or broken. No request was sent.
     Local,
-    /// The device has no way out: its cable is unplugged, it has no address. No request was made.
+    /// The device has no route: its cable is unplugged, or it has no address. No request was sent.
     Offline,
-    /// The pending key can never be used again: the chip does not know it, or its record is damaged. No request was
-    /// made, and it has been set aside.
+    /// The pending key can never be used again: the TPM does not know it, or its record is damaged. No request was
+    /// sent, and the key has been quarantined.
     PendingKeyLost,
-    /// The same of the key of the SVID that is held.
+    /// The same of the key of the current SVID.
     CurrentKeyLost,
 }
 
-/// A failure, as the shell reports it.
+/// A failure, as the agent reports it to the lifecycle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What to make of it.
+    /// What follows from it.
     pub kind: FailureKind,
-    /// How long the MIS asked to be left alone.
+    /// The Retry-After delay of the MIS.
     pub retry_after: Option<Duration>,
-    /// What to tell people.
+    /// The error as people see it.
     pub report: Report,
 }
 
 impl Failure {
-    /// The wait that the MIS asked for, as far as it is believed (miaf-v0 E8).
-    pub(super) fn asked(&self) -> Option<Duration> {
+    /// Retry-After within its bound (miaf-v0 E8).
+    pub(super) fn bounded_retry_after(&self) -> Option<Duration> {
         self.retry_after.map(|wait| wait.min(LONGEST_RETRY_AFTER))
     }
 }
@@ -73,11 +73,11 @@ pub const MAX_DETAIL: usize = 2048;
 /// Characters of its `instance`.
 pub const MAX_INSTANCE: usize = 256;
 
-/// An error as people see it: the members of Problem Details (RFC 9457), also for errors of this device's own. Its texts
-/// are each on one line, and have limits: it is logged, stored, and part of every status.
+/// An error as people see it: the members of Problem Details (RFC 9457), also for errors of the agent itself. Each text
+/// is on one line and of bounded length: the report is logged, stored, and part of every status.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// A URI that names the kind.
+    /// A URI that names the kind of problem.
     #[serde(deserialize_with = "text::short::<_, MAX_KIND>")]
     pub kind: String,
     /// One line.
@@ -85,16 +85,16 @@ pub struct Report {
     pub title: String,
     /// The HTTP status, where there was one.
     pub status: Option<u16>,
-    /// What failed, on what, why, and what to do.
+    /// What failed, on what, and why.
     #[serde(default, deserialize_with = "text::short_if_any::<_, MAX_DETAIL>")]
     pub detail: Option<String>,
-    /// The occurrence, as the MIS names it: quote it to its operator.
+    /// The occurrence, as the MIS names it for its operator.
     #[serde(default, deserialize_with = "text::short_if_any::<_, MAX_INSTANCE>")]
     pub instance: Option<String>,
 }
 
 impl Report {
-    /// An error that this device finds by itself.
+    /// Report of an error that the agent finds by itself.
     pub fn of_agent(code: &str, title: &str, detail: &dyn std::fmt::Display) -> Self {
         Self {
             kind: format!("urn:miaf-agent:error:{code}"),
@@ -111,52 +111,53 @@ impl Report {
 pub struct LastError {
     /// The error.
     pub report: Report,
-    /// When it was seen.
+    /// When it occurred.
     pub at: Timestamp,
-    /// Nothing will change it but a correction: on this device, in its configuration, or at the MIS.
+    /// Only a correction ends it: on this device, in its configuration, or at the MIS.
     pub permanent: bool,
 }
 
-/// What a failure did to its gate.
+/// What a failure does to its gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It opens again by itself.
+    /// The gate opens again by itself.
     Waits,
-    /// It opens when something is corrected.
+    /// The gate opens when something is corrected.
     Blocked,
 }
 
+/// The retry gate of one kind of work.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RetryGate {
     failures: u32,
     opens_at: Option<BootTime>,
-    /// The part of the wait that the MIS asked for.
-    asked_until: Option<BootTime>,
+    /// End of the Retry-After delay, without jitter.
+    retry_after: Option<BootTime>,
     last_error: Option<LastError>,
-    /// Failures of this device's own in a row. They are counted apart: a chip that was away for an hour must not
-    /// make the first request after that wait as if the MIS had been away.
+    /// Consecutive failures on this device. They are counted apart: after an hour without a TPM the first request must
+    /// not be delayed as if the MIS had been away.
     local_failures: u32,
-    /// The same, of a network that is not there.
+    /// Consecutive failures for lack of a network, counted apart for the same reason.
     offline_failures: u32,
 }
 
 impl RetryGate {
-    /// The wait of before the restart. What was drawn on top of it then is drawn anew: a fleet that is restarted while the
-    /// MIS asks it to wait must not come back in one second either (E8).
-    pub(super) fn waiting_until(
-        asked_until: Option<BootTime>,
-        pace: impl Into<BackoffPolicy>,
+    /// Restores a Retry-After delay. Its jitter is drawn anew: a fleet that is restarted during the delay must not return
+    /// in one second either (E8).
+    pub(super) fn restored(
+        retry_after: Option<BootTime>,
+        backoff: impl Into<BackoffPolicy>,
         now: Now,
-        draw: Draw<'_>,
+        jitter: Jitter<'_>,
     ) -> Self {
-        let Some(until) = asked_until.filter(|until| *until > now.boot) else { return Self::default() };
-        let pace = pace.into();
-        let spread = pace.retry.base.max(pace.on_top_of(now.boot.until(until)));
-        Self { opens_at: Some(until.after(spread.mul_f64(draw()))), asked_until, ..Self::default() }
+        let Some(until) = retry_after.filter(|until| *until > now.boot) else { return Self::default() };
+        let policy = backoff.into();
+        let spread = policy.backoff.base.max(policy.jitter_after(now.boot.until(until)));
+        Self { opens_at: Some(until.after(spread.mul_f64(jitter()))), retry_after, ..Self::default() }
     }
 
-    /// The error that the wait is for.
-    pub(super) fn because_of(mut self, error: Option<LastError>) -> Self {
+    /// Adds the error that the restored delay follows.
+    pub(super) fn with_error(mut self, error: Option<LastError>) -> Self {
         self.last_error = error.map(|error| LastError { permanent: false, ..error });
         self
     }
@@ -165,68 +166,75 @@ impl RetryGate {
         *self = Self::default();
     }
 
-    /// The same by an answer of before the MIS asked to wait: that stays.
+    /// Success with a response from before the MIS sent Retry-After: that delay stays.
     pub(super) fn succeeded_late(&mut self, now: Now) {
-        let outstanding = self.outstanding_wait(now);
-        let opens_at = self.opens_at.filter(|_| outstanding.is_some());
-        *self = Self { opens_at, asked_until: outstanding, ..Self::default() };
+        let retry_after = self.outstanding_retry_after(now);
+        let opens_at = self.opens_at.filter(|_| retry_after.is_some());
+        *self = Self { opens_at, retry_after, ..Self::default() };
     }
 
-    /// Stays shut for this long at least, without a failure.
+    /// Closes the gate for this long at least, without a failure.
     pub(super) fn pause(&mut self, pause: Duration, now: Now) {
         self.opens_at = self.opens_at.max(Some(now.boot.after(pause)));
     }
 
-    /// Ends a [`pause`](Self::pause). What waits after a failure, or because the MIS asked for it, waits on.
+    /// Ends a [`pause`](Self::pause). The delay after a failure and a Retry-After delay stay.
     pub(super) fn end_pause(&mut self) {
-        if self.last_error.is_none() && self.asked_until.is_none() {
+        if self.last_error.is_none() && self.retry_after.is_none() {
             self.opens_at = None;
         }
     }
 
-    /// A part of the work is done: what was missing on this device is there, and the MIS does not ask to wait any more.
-    /// How often it was missing counts on: a chip that forgets each key that it makes is not asked for one all the time.
-    pub(super) fn passed(&mut self) {
-        self.asked_until = None;
+    /// A part of the work is done: what was missing on this device is there, and no Retry-After delay is left. The count
+    /// of local failures goes on: a TPM that forgets each key that it creates is not asked for one all the time.
+    pub(super) fn progressed(&mut self) {
+        self.retry_after = None;
         if self.is_local() {
             self.last_error = None;
         }
     }
 
-    /// Lets the next attempt be made from this moment on, if the MIS does not ask to wait; the last error stays visible
-    /// until it succeeds, and if it does not, the backoff goes on where it was: documents that change all the time must not
-    /// keep it short. A pause after a success is not a failure's.
-    pub(super) fn forgive(&mut self, from: BootTime, now: Now) {
+    /// Allows the next attempt from this moment on, unless a Retry-After delay is outstanding. The last error stays visible
+    /// until an attempt succeeds, and the backoff goes on if it fails: documents that change all the time must not keep
+    /// the delay short. A pause after a success is not a failure's, and stays.
+    pub(super) fn open_from(&mut self, from: BootTime, now: Now) {
         let local = self.is_local();
         match &mut self.last_error {
             Some(error) => error.permanent = local,
-            None if self.asked_until.is_none() => return,
-            None => {} // a wait of before the restart
+            None if self.retry_after.is_none() => return,
+            None => {} // a delay from before the restart
         }
-        // While the MIS asks to wait, what was drawn on top of that stays too (E8).
-        if self.asked_until.is_none_or(|until| until <= now.boot) {
+        // The jitter on top of an outstanding Retry-After delay stays too (E8).
+        if self.outstanding_retry_after(now).is_none() {
             self.opens_at = self.opens_at.map(|at| at.min(from));
         }
     }
 
-    /// An error that is followed by another attempt of another kind, at once if the MIS does not ask to wait (E8).
-    pub(super) fn noted(&mut self, failure: Failure, pace: &BackoffPolicy, now: Now, draw: Draw<'_>) {
-        let asked = failure.asked();
-        self.opens_at = asked.map(|asked| now.boot.after(asked + pace.on_top_of(asked).mul_f64(draw())));
-        self.asked_until = asked.map(|asked| now.boot.after(asked));
+    /// A failure that is followed by a request of another kind: at once, or when Retry-After has elapsed (E8).
+    pub(super) fn failed_over(
+        &mut self,
+        failure: Failure,
+        policy: &BackoffPolicy,
+        now: Now,
+        jitter: Jitter<'_>,
+    ) {
+        let delay = failure.bounded_retry_after();
+        self.opens_at =
+            delay.map(|delay| now.boot.after(delay + policy.jitter_after(delay).mul_f64(jitter())));
+        self.retry_after = delay.map(|delay| now.boot.after(delay));
         self.local_failures = 0;
-        self.remember(failure, now, false);
+        self.set_error(failure, now, false);
     }
 
     pub(super) fn failed(
         &mut self,
         failure: Failure,
-        pace: impl Into<BackoffPolicy>,
+        backoff: impl Into<BackoffPolicy>,
         now: Now,
-        draw: Draw<'_>,
+        jitter: Jitter<'_>,
     ) -> Verdict {
-        let pace = pace.into();
-        let retry = &pace.retry;
+        let policy = backoff.into();
+        let backoff = &policy.backoff;
         let offline = failure.kind == FailureKind::Offline;
         let local = matches!(failure.kind, FailureKind::Local | FailureKind::PendingKeyLost);
         let count = match (local, offline) {
@@ -235,32 +243,32 @@ impl RetryGate {
             _ => &mut self.failures,
         };
         *count = count.saturating_add(1);
-        let backoff = retry.interval(*count);
-        let asked = failure.asked();
-        let pause = match (failure.kind, asked) {
+        let interval = backoff.interval(*count);
+        let retry_after = failure.bounded_retry_after();
+        let delay = match (failure.kind, retry_after) {
             // The pace of the MIS, for as long as it takes; "at once" is no pace to keep for days.
-            (FailureKind::Pending, Some(asked)) if !asked.is_zero() => {
-                asked + retry.base.max(asked / 4).mul_f64(draw())
+            (FailureKind::Pending, Some(delay)) if !delay.is_zero() => {
+                delay + backoff.base.max(delay / 4).mul_f64(jitter())
             }
-            (_, Some(asked)) => asked + backoff.max(pace.on_top_of(asked)).mul_f64(draw()),
+            (_, Some(delay)) => delay + interval.max(policy.jitter_after(delay)).mul_f64(jitter()),
             (
                 FailureKind::NotAuthenticated
                 | FailureKind::Slow
                 | FailureKind::NotFound
                 | FailureKind::KeyRotationRefused,
                 None,
-            ) => retry.cap.mul_f64(1.0 - draw() / 2.0), // slow, and still spread
-            // No one is asked, so no one is spared: somebody on a ladder waits for it to go on, and a link that is back is
-            // used at once (B4).
+            ) => backoff.cap.mul_f64(1.0 - jitter() / 2.0), // slow, and still spread
+            // No request is sent, so the MIS is not spared by a delay: the device goes on soon after a person has mended
+            // it, or after the link is back (B4).
             (FailureKind::Local | FailureKind::Offline | FailureKind::PendingKeyLost, None) => {
-                backoff.min(LONGEST_LOCAL_PAUSE).mul_f64(1.0 - draw() / 2.0)
+                interval.min(MAX_LOCAL_DELAY).mul_f64(1.0 - jitter() / 2.0)
             }
-            (_, None) => backoff.mul_f64(draw()),
+            (_, None) => interval.mul_f64(jitter()),
         };
-        // An answer that is judged once more may fail while the MIS asks to wait with another.
-        let outstanding = self.outstanding_wait(now);
-        self.opens_at = Some(now.boot.after(pause.max(SHORTEST_PAUSE))).max(outstanding);
-        self.asked_until = asked.map(|asked| now.boot.after(asked)).max(outstanding);
+        // A chain that is validated once more may fail while another response's Retry-After is outstanding.
+        let outstanding = self.outstanding_retry_after(now);
+        self.opens_at = Some(now.boot.after(delay.max(MIN_DELAY))).max(outstanding);
+        self.retry_after = retry_after.map(|delay| now.boot.after(delay)).max(outstanding);
         if !local {
             self.local_failures = 0;
         }
@@ -268,38 +276,67 @@ impl RetryGate {
             self.offline_failures = 0;
         }
         let blocked = matches!(failure.kind, FailureKind::Permanent | FailureKind::KeyRotationRefused);
-        self.remember(failure, now, blocked || local);
+        self.set_error(failure, now, blocked || local);
         if blocked { Verdict::Blocked } else { Verdict::Waits }
     }
 
-    /// The same failure once more, which is no reason to wait longer than until the moment given.
+    /// The same failure once more, which is no reason to wait beyond the moment given.
     pub(super) fn failed_as_before(&mut self, failure: Failure, until: BootTime, now: Now) {
-        (self.opens_at, self.local_failures) = (Some(until).max(self.outstanding_wait(now)), 0);
-        self.remember(failure, now, false);
+        (self.opens_at, self.local_failures) = (Some(until).max(self.outstanding_retry_after(now)), 0);
+        self.set_error(failure, now, false);
     }
 
-    fn outstanding_wait(&self, now: Now) -> Option<BootTime> {
-        self.asked_until.filter(|until| *until > now.boot)
+    fn outstanding_retry_after(&self, now: Now) -> Option<BootTime> {
+        self.retry_after.filter(|until| *until > now.boot)
     }
 
     pub(super) fn opens_in(&self, now: Now) -> Duration {
         self.opens_at.map_or(Duration::ZERO, |at| now.boot.until(at))
     }
 
-    pub(super) fn asked_to_wait_until(&self) -> Option<BootTime> {
-        self.asked_until
+    /// End of the Retry-After delay.
+    pub(super) fn retry_after(&self) -> Option<BootTime> {
+        self.retry_after
     }
 
     pub(super) fn last_error(&self) -> Option<&LastError> {
         self.last_error.as_ref()
     }
 
-    /// Whether something on this device stands in the way.
+    /// Whether the last failure was on this device.
     pub(super) fn is_local(&self) -> bool {
         self.local_failures > 0 && self.last_error.is_some()
     }
 
-    fn remember(&mut self, failure: Failure, now: Now, permanent: bool) {
+    /// Whether only a correction ends the last failure.
+    pub(super) fn is_permanent(&self) -> bool {
+        self.last_error().is_some_and(|error| error.permanent)
+    }
+
+    fn set_error(&mut self, failure: Failure, now: Now, permanent: bool) {
         self.last_error = Some(LastError { report: failure.report, at: now.wall, permanent });
+    }
+}
+
+/// Minimum interval between two openings of gates by commands or clock jumps.
+const MIN_BETWEEN_OPENINGS: Duration = Duration::from_secs(5);
+
+/// Rate limit of openings by commands and clock jumps: requests do not follow the pace of a script, or of a clock that is
+/// set every second.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct OpeningLimit {
+    last: Option<BootTime>,
+}
+
+impl OpeningLimit {
+    /// The moment from which on gates may be opened now.
+    pub(super) fn next(&mut self, now: Now) -> BootTime {
+        let from = match self.last {
+            Some(last) if now.boot <= last => last,
+            Some(last) => last.after(MIN_BETWEEN_OPENINGS).max(now.boot),
+            None => now.boot,
+        };
+        self.last = Some(from);
+        from
     }
 }

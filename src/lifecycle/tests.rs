@@ -1,5 +1,5 @@
-//! The rules that the lifecycle decides: as stories of one device, told step by step, and as properties that hold through
-//! any history of answers, clock jumps, orders and restarts.
+//! The rules that the lifecycle decides: as stories of one device, told step by step; as stories of two identities; and as
+//! properties that hold through any history of outcomes, clock jumps, commands and restarts.
 
 mod changes;
 mod checker;
@@ -8,6 +8,7 @@ mod device;
 mod failures;
 mod fleet;
 mod histories;
+mod identities;
 mod issuers;
 mod keys;
 mod progress;

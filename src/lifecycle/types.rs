@@ -1,4 +1,4 @@
-//! What goes into the lifecycle and what comes out of it.
+//! Inputs and outputs of the lifecycle: policy, actions, events, facts, and what survives a restart.
 
 use std::time::Duration;
 
@@ -7,208 +7,275 @@ use super::clock_trust::KnownTime;
 use super::retry_gate::{Failure, LastError, Report};
 use crate::time::{BootTime, Timestamp};
 
-/// The parts of the configuration that decide when things happen.
+/// The settings that decide when things happen.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Renewal moment, as fractions of the lifetime (miaf-v0 R2).
+    /// Renewal window, as fractions of the lifetime (miaf-v0 R2).
     pub window: (f64, f64),
     /// Backoff between attempts (miaf-v0 R7).
     pub retry: Backoff,
-    /// Longest time between two looks at the bundle where the MIS gives no hint (miaf-v0 B4).
+    /// Longest time between two polls of the bundle where the MIS gives no hint (miaf-v0 B4).
     pub bundle_refresh: Duration,
-    /// Whether to ask with a new key at every renewal (miaf-v0 R4).
+    /// Whether every renewal requests a new key (miaf-v0 R4).
     pub rotate: bool,
 }
 
-/// What to carry out. Exactly one is under way at a time; its outcome comes back as an [`Event`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Position of an identity in the configuration. Names it in actions, events and queries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IdentityIndex(pub usize);
+
+/// The work to execute next. One action is in flight at a time; its outcome returns as an [`Event`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Fetch or revalidate the discovery document (miaf-v0 D1).
+    /// Fetches or revalidates the discovery document (miaf-v0 D1).
     FetchDiscovery,
-    /// Fetch or revalidate the trust bundle (miaf-v0 B4).
+    /// Fetches or revalidates the trust bundle (miaf-v0 B4).
     FetchBundle,
-    /// Generate a key and make it durable, before any request is sent with it (miaf-v0 E6).
+    /// Works for one identity.
+    Identity(IdentityIndex, IdentityAction),
+}
+
+/// The work of one identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdentityAction {
+    /// Creates a key and stores it before any request is sent with it (miaf-v0 E6).
     CreateKey,
-    /// Send a request for an SVID and make the answer durable.
+    /// Requests an SVID and stores the issued chain.
     Request(Request, KeyChoice),
-    /// See whether the key of the SVID held can be used: its chip may have been replaced or cleared while the device was
-    /// off.
+    /// Signs with the current key, since the TPM may have been replaced or cleared while the device was off.
     ProveKey,
-    /// Judge the durable answer, and publish it if it is good.
+    /// Validates the pending chain and, if it is valid, commits it as the current SVID.
     Adopt {
-        /// The bundle has been fetched since the answer came: an unknown issuer is now a refusal.
+        /// The bundle has been fetched since the chain was issued: an unknown issuer is final.
         bundle_is_fresh: bool,
     },
 }
 
-/// The two ways to an SVID.
+/// The two requests for an SVID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// With the factory certificate (miaf-v0 E).
+    /// Authenticated by the factory certificate (miaf-v0 E).
     Enroll,
-    /// With the SVID that is held (miaf-v0 R).
+    /// Authenticated by the current SVID (miaf-v0 R).
     Renew,
 }
 
-/// The key that a request is made for.
+/// The key that an SVID is requested for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyChoice {
-    /// The one made for the next SVID.
+    /// The key created for the next SVID.
     Pending,
-    /// The one of the SVID that is held.
+    /// The key of the current SVID.
     Current,
 }
 
-/// What happened.
+/// A change that the lifecycle has to know of.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// Time has passed, or the wall clock was set: nothing else is known.
+    /// Time has passed, or the wall clock was set.
     Wake,
-    /// The operator wants something.
+    /// An operator's command.
     Command(Command),
-    /// [`Action::FetchDiscovery`] ended.
+    /// Outcome of [`Action::FetchDiscovery`].
     Discovery(Result<DiscoveryFacts, Failure>),
-    /// [`Action::FetchBundle`] ended.
+    /// Outcome of [`Action::FetchBundle`].
     Bundle(Result<BundleFacts, Failure>),
-    /// [`Action::CreateKey`] ended.
+    /// Outcome of [`Action::Identity`].
+    Identity(IdentityIndex, IdentityEvent),
+}
+
+/// The outcome of an [`IdentityAction`].
+#[derive(Clone, Debug)]
+pub enum IdentityEvent {
+    /// Of [`IdentityAction::CreateKey`].
     KeyCreated(Result<(), Failure>),
-    /// [`Action::ProveKey`] ended.
+    /// Of [`IdentityAction::ProveKey`].
     KeyProven(Result<(), Failure>),
-    /// [`Action::Request`] ended. `Ok`: an answer is durable.
+    /// Of [`IdentityAction::Request`]. `Ok`: the issued chain is stored.
     Issued(Result<(), Failure>),
-    /// [`Action::Adopt`] ended. `Ok`: the SVID is published, and the pending key, if it was its key, is now current.
+    /// Of [`IdentityAction::Adopt`]. `Ok`: the SVID is current, and the pending key, if the SVID is for it, as well.
     Adopted(Result<SvidFacts, NotAdopted>),
 }
 
-/// What an operator can have done at once. No order makes the agent ask an MIS that wants to be left alone (miaf-v0 E8).
+/// An operator's command. None makes the agent send a request before Retry-After has elapsed (miaf-v0 E8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Everything that was refused, or is waited for, is tried again; the wall clock is right as it is.
+    /// Tries again what was refused or is waited for, for every identity; takes the wall clock as right.
     Retry,
-    /// The SVID is renewed now.
-    Renew,
-    /// As [`Backoff`](Self::Retry), and should the key of the SVID held be lost, another takes its place.
-    ReplaceKey,
+    /// Renews the SVID now. Without one it has no effect.
+    Renew(IdentityIndex),
+    /// As [`Retry`](Self::Retry), and allows that the key of this identity be replaced, should it be lost.
+    ReplaceKey(IdentityIndex),
 }
 
-/// What the lifecycle needs to know of a discovery document.
+/// Facts of a discovery document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiscoveryFacts {
-    /// It differs from the one held before: a correction in the sense of miaf-v0 P2.
+    /// It differs from the cached one: a correction in the sense of miaf-v0 P2.
     pub changed: bool,
-    /// Why no enrollment is possible under it, if so (miaf-v0 D5).
+    /// Why it rules an enrollment out, if it does (miaf-v0 D5).
     pub cannot_enroll: Option<Report>,
-    /// Why no renewal is possible under it, if so.
+    /// Why it rules a renewal out, if it does.
     pub cannot_renew: Option<Report>,
 }
 
-/// What the lifecycle needs to know of a bundle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Facts of a trust bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BundleFacts {
-    /// The MIS's wish for the next look.
+    /// Poll interval that the MIS suggests.
     pub refresh_hint: Option<Duration>,
-    /// Whether an anchor of it leads to the SVID held. `None` where none is held, or where the bundle is empty: then no
-    /// other SVID would be better.
-    pub vouches: Option<bool>,
     /// It holds no anchor: no SVID of the trust domain is trusted (miaf-v0 B3).
     pub is_empty: bool,
-    /// It is not the one that was held.
+    /// It differs from the cached one.
     pub is_new: bool,
-    /// Under it, the last moment at which the SVID held can be used. `None` where none is held.
+    /// What it means for the SVID of each identity, in the order of their indexes.
+    pub svids: Vec<SvidTrust>,
+}
+
+/// What a trust bundle means for the current SVID of an identity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SvidTrust {
+    /// Whether an anchor leads to the SVID. `None` without an SVID, or under an empty bundle: then no other SVID would
+    /// be better.
+    pub vouches: Option<bool>,
+    /// Last moment at which the SVID can be used. `None` without one.
     pub svid_ends: Option<Timestamp>,
-    /// When the validity of the anchor that leads to the SVID held begins, if that is still to come, or ends. Some peers
+    /// When the validity of the anchor that leads to the SVID begins, if that is still to come, or ends. Some peers
     /// accept it no longer, and another bundle helps.
     pub anchor_changes: Option<Timestamp>,
 }
 
-/// What the lifecycle needs to know of an SVID.
+/// Facts of an SVID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SvidFacts {
     /// First moment of validity.
     pub not_before: Timestamp,
     /// Last moment at which it can be used: the first end among the leaf and the issuers that it needs.
     pub not_after: Timestamp,
-    /// The renewal moment drawn for it, where one was stored.
+    /// The renewal moment stored with it. `None`: it is drawn when the lifecycle learns of the SVID.
     pub renew_at: Option<Timestamp>,
     /// Whether its key was the pending one.
     pub key: KeyChoice,
-    /// The key is of the kind that would be made now: in the TPM, say, where the configuration wants it there.
+    /// The key is of the kind that the configuration asks for: in the TPM, for instance.
     pub key_fits: bool,
 }
 
-/// Why an answer was not adopted.
+/// Why an issued chain was not adopted.
 #[derive(Clone, Debug)]
 pub enum NotAdopted {
-    /// It becomes valid at this moment; it is kept until then (miaf-v0 E4).
+    /// It becomes valid at this moment, and is kept until then (miaf-v0 E4).
     Early(Timestamp),
-    /// The bundle held does not vouch for it; it is kept until the bundle has been fetched once more (miaf-v0 E4).
+    /// The cached bundle does not vouch for it. It is kept until the bundle has been fetched once more (miaf-v0 E4).
     UnknownIssuer,
-    /// An issuer of it has expired, under a bundle that was just fetched. It is kept until there is another bundle, or
-    /// until it is asked for anew, slowly: the MIS would issue another like it.
+    /// An issuer of it has expired, under a bundle that was just fetched. It is kept until the bundle changes or the
+    /// slow next request is due: the MIS would issue another like it.
     IssuerExpired(Failure),
-    /// It could not be judged or published now (disk full, say); it is kept.
+    /// It could not be validated or stored now, on a full disk for instance. It is kept.
     Kept(Failure),
-    /// It is not acceptable, and has been discarded. What was held stays.
+    /// It is invalid, and has been discarded. The current SVID stays.
     Refused(Failure),
 }
 
-/// What was found on disk at start.
+/// What the agent finds on disk at start.
 #[derive(Clone, Debug, Default)]
 pub struct Restored {
-    /// A cached discovery document.
+    /// Cached documents and clock.
+    pub trust_domain: RestoredTrustDomain,
+    /// One entry for each configured identity.
+    pub identities: Vec<RestoredIdentity>,
+}
+
+/// The trust domain's part of [`Restored`].
+#[derive(Clone, Debug, Default)]
+pub struct RestoredTrustDomain {
+    /// The cached discovery document.
     pub discovery: Option<DiscoveryFacts>,
-    /// Whether there is a cached bundle, and whether it holds no anchor.
-    pub bundle: bool,
-    /// See [`bundle`](Self::bundle).
-    pub bundle_is_empty: bool,
-    /// What its MIS wished for the next look at it.
-    pub bundle_refresh_hint: Option<Duration>,
-    /// The SVID held.
-    pub svid: Option<SvidFacts>,
-    /// Whether a key is pending: it may already have been sent.
-    pub pending_key: bool,
-    /// Whether an answer waits to be adopted.
-    pub answer: bool,
-    /// What was to be remembered.
-    pub memory: Memory,
+    /// The cached bundle.
+    pub bundle: Option<RestoredBundle>,
+    /// Retry-After delays.
+    pub memory: TrustDomainMemory,
     /// What is known of the time.
     pub time: KnownTime,
 }
 
-/// What a restart must not make the lifecycle forget, beside what is held.
+/// A cached trust bundle.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RestoredBundle {
+    /// It holds no anchor.
+    pub is_empty: bool,
+    /// Poll interval that the MIS suggests.
+    pub refresh_hint: Option<Duration>,
+}
+
+/// An identity's part of [`Restored`].
+#[derive(Clone, Debug, Default)]
+pub struct RestoredIdentity {
+    /// The current SVID.
+    pub svid: Option<SvidFacts>,
+    /// Whether a key is pending: it may have been sent already.
+    pub pending_key: bool,
+    /// Whether an issued chain is pending.
+    pub issued_chain: bool,
+    /// Retry-After delay and permissions.
+    pub memory: IdentityMemory,
+}
+
+/// State that must survive a restart, in addition to documents, keys and SVIDs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Waits that the MIS asked for and that are not over (miaf-v0 E8).
-    pub waits: Waits,
-    /// Why discovery has to wait.
-    pub discovery_waits_because: Option<LastError>,
-    /// Why enrollment or renewal has to wait.
-    pub waits_because: Option<LastError>,
-    /// The device waits for the operator of the MIS to admit it (miaf-v0 E7).
+    /// Of the trust domain.
+    pub trust_domain: TrustDomainMemory,
+    /// Of each identity, in the order of their indexes.
+    pub identities: Vec<IdentityMemory>,
+}
+
+/// The trust domain's part of [`Memory`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustDomainMemory {
+    /// End of the Retry-After delay of discovery (miaf-v0 E8).
+    pub discovery_retry_after: Option<BootTime>,
+    /// The error that discovery waits after.
+    pub discovery_error: Option<LastError>,
+    /// End of the Retry-After delay of the bundle.
+    pub bundle_retry_after: Option<BootTime>,
+}
+
+/// An identity's part of [`Memory`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdentityMemory {
+    /// End of the Retry-After delay of enrollment and renewal (miaf-v0 E8).
+    pub retry_after: Option<BootTime>,
+    /// The error that enrollment or renewal waits after.
+    pub error: Option<LastError>,
+    /// The operator of the MIS has yet to admit this device (miaf-v0 E7).
     pub admission_pending: bool,
     /// The operator has allowed that a lost key be replaced.
     pub replace_lost_key: bool,
 }
 
-/// Until when the MIS asked not to be asked again, by kind of work. Survives a restart (miaf-v0 E8).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Waits {
-    /// Discovery.
-    pub discovery: Option<BootTime>,
-    /// Bundle.
-    pub bundle: Option<BootTime>,
-    /// Enrollment and renewal.
-    pub identity: Option<BootTime>,
-}
-
 /// The outcome of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// To carry out now.
+    /// To execute now.
     pub action: Option<Action>,
-    /// When to look again if nothing happens before. `None` only while an action is under way.
+    /// Time until the next step, if no event comes first. `None` only while an action is in flight.
     pub wake_in: Option<Duration>,
 }
 
 /// A source of random numbers, uniform in `0.0..1.0`.
-pub type Draw<'a> = &'a mut dyn FnMut() -> f64;
+pub type Jitter<'a> = &'a mut dyn FnMut() -> f64;
+
+impl Memory {
+    /// Whether there is nothing to store.
+    pub fn is_empty(&self) -> bool {
+        self.trust_domain == TrustDomainMemory::default()
+            && self.identities.iter().all(|identity| *identity == IdentityMemory::default())
+    }
+
+    /// Ends of all Retry-After delays, in a fixed order.
+    pub fn retry_after(&self) -> Vec<Option<BootTime>> {
+        let TrustDomainMemory { discovery_retry_after, bundle_retry_after, .. } = self.trust_domain;
+        let shared = [discovery_retry_after, bundle_retry_after].into_iter();
+        shared.chain(self.identities.iter().map(|identity| identity.retry_after)).collect()
+    }
+}

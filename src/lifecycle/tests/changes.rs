@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::super::Action::{CreateKey, FetchBundle, FetchDiscovery};
 use super::super::KeyChoice::Pending;
 use super::super::Request::{Enroll, Renew};
 use super::super::*;
+use super::device::Work::{CreateKey, FetchBundle, FetchDiscovery};
 use super::device::*;
 
 // ---- orders ----
@@ -14,24 +14,24 @@ use super::device::*;
 fn renew_command_acts_now_but_never_before_retry_after() {
     let mut device = Device::active(100 * DAY);
     device.passes(secs(60));
-    assert_eq!(device.told(Event::Command(Command::Renew)), Some(CreateKey));
-    device.told(key_created());
-    device.waits_for(Action::Request(Renew, Pending));
+    assert_eq!(device.handles(Event::Command(RENEW_NOW)), Some(CreateKey));
+    device.handles(key_created());
+    device.waits_for(Work::Request(Renew, Pending));
     device.luck = 0.0;
-    device.told(refusal(FailureKind::Transient, Some(3600)));
-    device.told(Event::Command(Command::Renew));
-    assert_eq!(device.waits_for(Action::Request(Renew, Pending)), secs(3600), "E8");
+    device.handles(refusal(FailureKind::Transient, Some(3600)));
+    device.handles(Event::Command(RENEW_NOW));
+    assert_eq!(device.waits_for(Work::Request(Renew, Pending)), secs(3600), "E8");
 }
 
 #[test]
 fn retry_command_counts_as_a_correction() {
     let mut device = Device::enrolling();
-    device.told(refusal(FailureKind::Permanent, None));
+    device.handles(refusal(FailureKind::Permanent, None));
     assert_eq!(device.state(), State::Blocked);
     device.passes(secs(120));
-    assert_eq!(device.told(Event::Command(Command::Retry)), Some(FetchDiscovery));
-    device.told(discovered());
-    assert_eq!(device.told(bundle()), Some(Action::Request(Enroll, Pending)));
+    assert_eq!(device.handles(Event::Command(Command::Retry)), Some(FetchDiscovery));
+    device.handles(discovered());
+    assert_eq!(device.handles(bundle()), Some(Work::Request(Enroll, Pending)));
 }
 
 #[test]
@@ -39,23 +39,23 @@ fn command_during_an_action_leaves_it_in_flight() {
     let mut device = Device::enrolling();
     let step = device.lifecycle.step(Event::Command(Command::Retry), device.now, &mut || 0.5);
     assert_eq!(step.action, None);
-    device.told(answered());
+    device.handles(answered());
     device.waits_for(ADOPT);
 }
 
 #[test]
 fn commands_from_a_script_do_not_set_the_pace() {
-    for order in [Command::Retry, Command::Renew, Command::ReplaceKey] {
+    for order in [Command::Retry, RENEW_NOW, REPLACE_KEY] {
         let mut device = Device::active(100 * DAY);
-        device.waits_for(Action::Request(Renew, Pending));
-        device.told(refusal(FailureKind::Transient, None));
+        device.waits_for(Work::Request(Renew, Pending));
+        device.handles(refusal(FailureKind::Transient, None));
         let mut looks = BTreeMap::new();
         for _ in 0..600 {
-            device.told(Event::Command(order));
+            device.handles(Event::Command(order));
             while let Some(action) = device.doing.clone() {
                 *looks.entry(kind(&action)).or_insert(0) += 1;
-                device.told(match action {
-                    Action::Request(..) => refusal(FailureKind::Transient, None),
+                device.handles(match action {
+                    Work::Request(..) => refusal(FailureKind::Transient, None),
                     action => good(&action),
                 });
             }
@@ -74,13 +74,13 @@ fn offline_device_asks_soon_after_the_link_is_back() {
     device.luck = 0.0;
     device.waits_for(FetchBundle);
     for _ in 0..1000 {
-        device.told(Event::Bundle(Err(failure(FailureKind::Offline, None))));
+        device.handles(Event::Bundle(Err(failure(FailureKind::Offline, None))));
         assert_eq!(device.state(), State::Active);
         let waited = device.waits_for(FetchBundle);
         assert!(waited >= secs(2) && waited <= secs(30), "{waited:?}");
     }
     device.luck = 1.0;
-    device.told(Event::Bundle(Err(failure(FailureKind::Transient, None))));
+    device.handles(Event::Bundle(Err(failure(FailureKind::Transient, None))));
     assert!(device.waits_for(FetchBundle) <= secs(5), "the MIS has failed once, not a thousand times");
 }
 
@@ -91,19 +91,15 @@ fn svid_without_its_anchor_is_renewed_early_and_spread() {
         device.waits_for(FetchBundle);
         device.luck = luck;
         let seen = device.now.wall;
-        device.told(bundle_without_its_anchor());
-        assert_eq!(device.lifecycle.renew_at(), Some(seen.after(secs(within))));
+        device.handles(bundle_without_its_anchor());
+        assert_eq!(device.view().renew_at(), Some(seen.after(secs(within))));
         device.passes(secs(60));
-        device.lifecycle.bundle.as_mut().unwrap().refresh_at = device.now.boot;
+        device.lifecycle.trust_domain.bundle.as_mut().unwrap().refresh_at = device.now.boot;
         device.luck = 0.0;
         device.lifecycle.step(bundle_without_its_anchor(), device.now, &mut || 0.0);
-        assert_eq!(device.lifecycle.renew_at(), Some(seen.after(secs(within))), "the moment is drawn once");
+        assert_eq!(device.view().renew_at(), Some(seen.after(secs(within))), "the moment is drawn once");
         device.lifecycle.step(bundle(), device.now, &mut || 0.0);
-        assert_eq!(
-            device.lifecycle.renew_at(),
-            Some(START.after(50 * DAY)),
-            "servers that did not agree yet"
-        );
+        assert_eq!(device.view().renew_at(), Some(START.after(50 * DAY)), "servers that did not agree yet");
     }
 }
 
@@ -112,30 +108,30 @@ fn renew_command_outlives_the_next_bundle() {
     let mut device = Device::active(100 * DAY);
     device.waits_for(FetchBundle);
     device.luck = 1.0;
-    device.told(bundle_without_its_anchor());
-    device.told(Event::Command(Command::Renew));
+    device.handles(bundle_without_its_anchor());
+    device.handles(Event::Command(RENEW_NOW));
     device.lifecycle.step(bundle(), device.now, &mut || 0.5);
-    assert_eq!(device.lifecycle.renew_at(), Some(device.now.wall));
+    assert_eq!(device.view().renew_at(), Some(device.now.wall));
 }
 
 #[test]
 fn empty_bundle_leads_to_no_renewal() {
     let mut device = Device::active(100 * DAY);
-    let renew_at = device.lifecycle.renew_at();
+    let renew_at = device.view().renew_at();
     device.waits_for(FetchBundle);
-    device.told(empty_bundle());
-    assert_eq!(device.lifecycle.renew_at(), renew_at);
+    device.handles(empty_bundle());
+    assert_eq!(device.view().renew_at(), renew_at);
     // Not even when it is due, and not for a device that has none yet.
     device.wall_jumps(60 * 86_400);
     let mut fresh = Device::fresh();
     fresh.starts();
-    fresh.told(discovered());
-    fresh.told(Event::Bundle(Ok(BundleFacts { vouches: None, is_empty: true, ..facts(Some(DAY)) })));
+    fresh.handles(discovered());
+    fresh.handles(fetched(BundleForOne { vouches: None, is_empty: true, ..facts(Some(DAY)) }));
     assert!(fresh.lifecycle.bundle_refresh_in(fresh.now).unwrap() <= secs(300), "whatever the hint is");
     for mut device in [device, fresh] {
         device.lives_through(DAY, |action| match action {
             FetchBundle => empty_bundle(),
-            CreateKey | Action::Request(..) => panic!("the answer would be refused"),
+            CreateKey | Work::Request(..) => panic!("the answer would be refused"),
             action => good(action),
         });
         assert_eq!(device.error().unwrap().0.report.kind, "urn:miaf-agent:error:bundle-empty");
@@ -151,17 +147,21 @@ fn unreachable_bundle_has_discovery_read_again() {
         let mut device = Device::active(100 * DAY);
         device.waits_for(FetchBundle);
         device.passes(secs(60)); // since the document was last read
-        device.told(Event::Bundle(Err(failure(kind, None))));
+        device.handles(Event::Bundle(Err(failure(kind, None))));
         assert_eq!(device.doing, Some(FetchDiscovery), "{kind:?}");
-        assert_eq!(device.told(discovered_anew()), Some(FetchBundle), "{kind:?}: it names another address");
-        device.told(bundle());
+        assert_eq!(
+            device.handles(discovered_anew()),
+            Some(FetchBundle),
+            "{kind:?}: it names another address"
+        );
+        device.handles(bundle());
         assert_eq!((device.doing.clone(), device.error()), (None, None), "{kind:?}");
     }
     // Where nobody was asked, nothing is known of where the bundle is.
     for kind in [FailureKind::Offline, FailureKind::Local] {
         let mut device = Device::active(100 * DAY);
         device.waits_for(FetchBundle);
-        device.told(Event::Bundle(Err(failure(kind, None))));
+        device.handles(Event::Bundle(Err(failure(kind, None))));
         let looks = device.lives_through(secs(600), |action| match action {
             FetchBundle => Event::Bundle(Err(failure(kind, None))),
             other => panic!("{other:?} because of {kind:?}"),
@@ -176,8 +176,8 @@ fn bundle_that_vouches_for_nothing_has_discovery_read_again() {
         let mut device = Device::active(100 * DAY);
         device.waits_for(FetchBundle);
         device.passes(secs(60));
-        assert_eq!(device.told(other), Some(FetchDiscovery));
-        assert_eq!(device.told(discovered_anew()), Some(FetchBundle));
+        assert_eq!(device.handles(other), Some(FetchDiscovery));
+        assert_eq!(device.handles(discovered_anew()), Some(FetchBundle));
     }
 }
 

@@ -1,136 +1,140 @@
-//! Someone who watches a device through any history, and remembers what it must not forget.
+//! A device with two identities in any history, and a checker that holds every step against the rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::Action::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
 use super::super::*;
-use super::device::*;
+use super::device::{self, DAY, START, later, policy, report, secs, svid};
 use super::histories::*;
+use crate::time::BootTime;
 
 /// When the agent was built. A wall clock that is off can be before that.
 const BUILT: Timestamp = Timestamp::from_secs(1_800_000_000 - 3 * 3600);
 
-/// A device, the disk beside it, and someone who remembers what it must not forget.
+/// A device, its disk, and a memory of what it must not forget.
 pub(super) struct Checker {
     pub(super) lifecycle: Lifecycle,
     pub(super) now: Now,
-    pub(super) wall_off: i64,
-    pub(super) luck: f64,
-    pub(super) lifetime: Duration,
-    pub(super) doing: Option<Action>,
-    pub(super) wake_in: Option<Duration>,
-    // What is on disk.
-    pub(super) discovery: Option<DiscoveryFacts>,
-    pub(super) bundle: Option<BundleFacts>,
-    pub(super) svid: Option<SvidFacts>,
-    pub(super) pending_key: bool,
-    pub(super) answer: Option<KeyChoice>,
-    /// An issuer of it has expired, and there has been no other bundle since.
-    pub(super) answer_is_of_no_use: bool,
-    // What must not be forgotten.
-    pub(super) asked_until: BTreeMap<&'static str, BootTime>,
-    pub(super) pending_refused: bool,
-    pub(super) refused_for_good: Vec<Request>,
-    pub(super) answered_401: bool,
-    /// The chip that the key is in is away; whether the agent knows it, and whether another key may take its place.
-    pub(super) chip_away: bool,
-    pub(super) known_lost: bool,
-    pub(super) may_replace: bool,
-    /// Since the start it has been seen whether the key of the SVID held can be used.
-    pub(super) key_was_tried: bool,
+    wall_off: i64,
+    luck: f64,
+    lifetime: Duration,
+    in_flight: Option<Action>,
+    wake_in: Option<Duration>,
+    // On disk, once.
+    discovery: Option<DiscoveryFacts>,
+    bundle: Option<BundleFacts>,
+    pub(super) identities: Vec<Tracked>,
+    // What must not be forgotten of the trust domain.
+    retry_after: BTreeMap<&'static str, BootTime>,
     /// It is at least this time, by the MIS's word or by the operator's.
-    pub(super) floor: Timestamp,
-    pub(super) vouched: bool,
-    /// Times that the MIS showed in a row, that agree with one another and contradict this device's clock.
-    pub(super) contradictions: Vec<(BootTime, Timestamp)>,
-    pub(super) early: Option<Timestamp>,
-    pub(super) at_this_moment: u32,
-    pub(super) ever_asked_to_wait: bool,
-    /// Where it stood after the last step, and every way from one state to another that was seen.
-    pub(super) stood: Option<State>,
-    pub(super) ways: BTreeSet<(&'static str, &'static str)>,
+    floor: Timestamp,
+    vouched: bool,
+    /// Consecutive times that the MIS showed, that agree with one another and contradict this device's clock.
+    contradictions: Vec<(BootTime, Timestamp)>,
+    at_this_moment: u32,
+    ever_asked_to_wait: bool,
+}
+
+/// One identity: its part of the disk, and what must not be forgotten of it.
+#[derive(Default)]
+pub(super) struct Tracked {
+    svid: Option<SvidFacts>,
+    pending_key: bool,
+    issued: Option<KeyChoice>,
+    /// An issuer of the chain has expired, and the bundle has not changed since.
+    chain_is_of_no_use: bool,
+    retry_after: Option<BootTime>,
+    pending_refused: bool,
+    refused_permanently: Vec<Request>,
+    answered_401: bool,
+    /// The TPM that the key is in is away; whether the agent knows it, and whether another key may take its place.
+    tpm_away: bool,
+    known_lost: bool,
+    may_replace: bool,
+    /// The current key has been proven since the start, or there is none.
+    key_was_tried: bool,
+    early: Option<Timestamp>,
+    /// State after the last step, and every transition that was seen.
+    state: Option<State>,
+    pub(super) transitions: BTreeSet<(&'static str, &'static str)>,
 }
 
 impl Checker {
-    pub(super) fn new((held, pending_key, answer): (bool, bool, bool), lifetime: Duration) -> Self {
-        let device = Device::fresh();
-        let mut watch = Self {
-            lifecycle: device.lifecycle,
-            now: device.now,
+    pub(super) fn new(begin: [Beginning; 2], lifetime: Duration) -> Self {
+        let now = Now { wall: START, boot: BootTime::default(), synchronised: false };
+        let has_documents = begin.iter().any(|identity| identity.svid);
+        let identities = begin.map(|Beginning { svid: held, pending_key, issued }| Tracked {
+            svid: held.then(|| svid(START, lifetime, Current)),
+            pending_key,
+            issued: (issued && pending_key).then_some(Pending),
+            ..Tracked::default()
+        });
+        let bundle = BundleFacts { refresh_hint: None, is_empty: false, is_new: false, svids: Vec::new() };
+        let mut checker = Self {
+            lifecycle: Lifecycle::new(policy(), blank(), now, &mut || 0.5),
+            now,
             wall_off: 0,
             luck: 0.5,
             lifetime,
-            doing: None,
+            in_flight: None,
             wake_in: None,
-            discovery: held.then(document),
-            bundle: held.then_some(facts(None)),
-            svid: held.then(|| svid(START, lifetime, Current)),
-            pending_key,
-            answer: (answer && pending_key).then_some(Pending),
-            answer_is_of_no_use: false,
-            asked_until: BTreeMap::new(),
-            pending_refused: false,
-            refused_for_good: Vec::new(),
-            answered_401: false,
-            chip_away: false,
-            known_lost: false,
-            may_replace: false,
-            key_was_tried: false,
+            discovery: has_documents.then(device::document),
+            bundle: has_documents.then_some(bundle),
+            identities: identities.into(),
+            retry_after: BTreeMap::new(),
             floor: BUILT,
             vouched: false,
             contradictions: Vec::new(),
-            early: None,
             at_this_moment: 0,
             ever_asked_to_wait: false,
-            stood: None,
-            ways: BTreeSet::new(),
         };
-        watch.restarts(Restart::OfTheAgent);
-        watch
+        checker.restart(Restart::OfTheAgent);
+        checker
     }
 
-    pub(super) fn takes(&mut self, turn: Turn) {
+    pub(super) fn turn(&mut self, turn: Turn) {
         self.luck = turn.luck;
         if let Some(off) = turn.reply.wall_off {
             self.now.wall = Timestamp::from_millis(self.now.wall.as_millis() + (off - self.wall_off) * 1000);
             self.wall_off = off;
         }
         match (turn.passes, self.wake_in) {
-            (Passes::Some(time), _) => self.passes(time),
-            (Passes::UntilWakeUp, Some(wake_in)) if self.doing.is_none() => self.passes(wake_in),
+            (Passes::Some(time), _) => self.pass(time),
+            (Passes::UntilWakeUp, Some(wake_in)) if self.in_flight.is_none() => self.pass(wake_in),
             _ => {}
         }
         self.now.synchronised = turn.synchronised.unwrap_or(self.now.synchronised);
         if let Some(restart) = turn.restart {
-            return self.restarts(restart);
+            return self.restart(restart);
         }
-        self.chip_away = turn.chip.unwrap_or(self.chip_away);
+        if let Some((of, away)) = turn.tpm {
+            self.identities[of].tpm_away = away;
+        }
         if let Some(off) = turn.proof {
             let true_time = self.now.wall.as_millis() - self.wall_off * 1000;
-            self.is_proven(Timestamp::from_millis(true_time + off * 1000));
+            self.observe(Timestamp::from_millis(true_time + off * 1000));
         }
-        if let Some(order) = turn.order {
-            self.orders(order);
+        if let Some(command) = turn.command {
+            self.command(command);
         }
-        let event = match self.doing.clone() {
-            // Someone looks while it works: it must not begin a second thing.
+        let event = match self.in_flight {
+            // A step while an action is in flight must not begin a second one.
             Some(_) if matches!(turn.passes, Passes::Some(_)) => Event::Wake,
-            Some(action) => self.event(&action, &turn.reply),
+            Some(action) => self.event(action, &turn.reply),
             None => Event::Wake,
         };
-        self.steps(event);
+        self.step(event);
     }
 
-    pub(super) fn is_proven(&mut self, time: Timestamp) {
+    fn observe(&mut self, time: Timestamp) {
         let (behind, ahead) = (time.until(self.now.wall), self.now.wall.until(time));
         let is_near = behind.max(ahead) <= secs(600);
-        let believed = self.believes();
-        let mut counts = is_near || (!believed && !ahead.is_zero());
-        let is_news = is_near || !believed || !(ahead.is_zero() || self.now.synchronised || self.vouched);
+        let trusted = self.trusts_clock();
+        let mut counts = is_near || (!trusted && !ahead.is_zero());
+        let is_news = is_near || !trusted || !(ahead.is_zero() || self.now.synchronised || self.vouched);
         if is_news && !counts {
-            // As if nobody had a boot clock: a repetition is one within the tolerance of where it should be by now.
+            // A repetition is one within the tolerance of where the time should be by now, on the boot clock.
             let agrees = |(at, before): &(BootTime, Timestamp)| {
                 let due = before.after(at.until(self.now.boot));
                 at.until(self.now.boot) < secs(600) && due.until(time).max(time.until(due)) <= secs(600)
@@ -150,225 +154,503 @@ impl Checker {
                 (self.floor, self.vouched) = (BUILT.max(time), false);
             }
         }
-        let shown = self.lifecycle.time_is_shown(time, self.now);
+        let verdict = self.lifecycle.observe_time(time, self.now);
         assert_eq!(
-            shown == TimeVerdict::Counts,
+            verdict == TimeVerdict::Counts,
             counts,
             "one response against this device's clock is not enough"
         );
-        assert_eq!(self.lifecycle.believes(self.now), self.believes());
+        assert_eq!(self.lifecycle.trusts_clock(self.now), self.trusts_clock());
     }
 
-    pub(super) fn orders(&mut self, order: Command) {
-        self.refused_for_good.clear(); // a correction (P2)
-        self.pending_refused = false;
+    fn command(&mut self, command: Command) {
         self.at_this_moment = 0;
-        self.answered_401 &= self.known_lost;
-        if order != Command::Renew && !self.believes() {
+        for (nth, identity) in self.identities.iter_mut().enumerate() {
+            // A renewal is a command to one identity, and to none without an SVID.
+            if matches!(command, Command::Renew(index) if index.0 != nth || identity.svid.is_none()) {
+                continue;
+            }
+            identity.refused_permanently.clear(); // a correction (P2)
+            identity.pending_refused = false;
+            identity.answered_401 &= identity.known_lost;
+            let replaces = matches!(command, Command::ReplaceKey(index) if index.0 == nth);
+            identity.may_replace |= replaces && identity.svid.is_some();
+        }
+        if !matches!(command, Command::Renew(_)) && !self.trusts_clock() {
             (self.floor, self.vouched) = (self.now.wall, true);
         }
-        self.may_replace |= order == Command::ReplaceKey && self.svid.is_some();
-        self.steps(Event::Command(order));
+        self.step(Event::Command(command));
     }
 
-    pub(super) fn passes(&mut self, time: Duration) {
+    fn pass(&mut self, time: Duration) {
         if !time.is_zero() {
             self.at_this_moment = 0;
         }
         self.now = later(self.now, time);
     }
 
-    pub(super) fn restarts(&mut self, restart: Restart) {
+    fn restart(&mut self, restart: Restart) {
         let mut memory = self.lifecycle.memory();
         if let Restart::OfTheMachine = restart {
-            self.reboots(&mut memory.waits);
+            self.reboot(&mut memory);
         }
-        let waits = memory.waits;
-        for (kind, kept) in
-            [("discovery", waits.discovery), ("bundle", waits.bundle), ("identity", waits.identity)]
-        {
-            if self.asked_until.get(kind).is_some_and(|until| *until > self.now.boot) {
-                assert_eq!(kept.as_ref(), self.asked_until.get(kind), "the wait for {kind} is kept (E8)");
+        let now = self.now.boot;
+        let outstanding = |until: Option<BootTime>| until.filter(|until| *until > now);
+        let TrustDomainMemory { discovery_retry_after, bundle_retry_after, .. } = memory.trust_domain;
+        for (work, stored) in [("discovery", discovery_retry_after), ("bundle", bundle_retry_after)] {
+            if let Some(until) = outstanding(self.retry_after.get(work).copied()) {
+                assert_eq!(stored, Some(until), "the Retry-After delay of {work} is stored (E8)");
             }
         }
-        let restored = Restored {
-            discovery: self.discovery.clone().map(|facts| DiscoveryFacts { changed: false, ..facts }),
-            bundle: self.bundle.is_some(),
-            bundle_refresh_hint: self.bundle.and_then(|bundle| bundle.refresh_hint),
-            bundle_is_empty: self.bundle.is_some_and(|bundle| bundle.is_empty),
-            svid: self.svid.clone().map(|facts| SvidFacts {
-                renew_at: self.lifecycle.renew_at(),
-                key: Current,
-                ..facts
-            }),
-            pending_key: self.pending_key,
-            answer: self.answer.is_some(),
-            memory,
-            time: KnownTime { built: BUILT, ..self.lifecycle.known_time() },
-        };
-        (self.known_lost, self.key_was_tried) = (false, self.svid.is_none());
-        // A restart is a correction (P2), and what only memory knew is asked anew.
-        (self.pending_refused, self.answered_401, self.early) = (false, false, None);
+        for (identity, stored) in self.identities.iter().zip(&memory.identities) {
+            if let Some(until) = outstanding(identity.retry_after) {
+                assert_eq!(stored.retry_after, Some(until), "Retry-After is stored for each identity (E8)");
+            }
+        }
+        let restored = self.on_disk(memory);
+        for identity in &mut self.identities {
+            identity.forget();
+        }
         self.contradictions.clear();
-        self.answer_is_of_no_use = false; // judged anew
-        self.refused_for_good.clear();
-        (self.doing, self.stood) = (None, None);
+        self.in_flight = None;
         let luck = self.luck;
         self.lifecycle = Lifecycle::new(policy(), restored, self.now, &mut || luck);
-        self.steps(Event::Wake);
+        self.step(Event::Wake);
     }
 
-    /// Waits end on the boot clock, which begins anew.
-    pub(super) fn reboots(&mut self, waits: &mut Waits) {
+    fn on_disk(&self, memory: Memory) -> Restored {
+        let renew_at = |nth| self.lifecycle.identity(IdentityIndex(nth)).and_then(|view| view.renew_at());
+        let identities = self.identities.iter().zip(memory.identities).enumerate();
+        Restored {
+            trust_domain: RestoredTrustDomain {
+                discovery: self.discovery.clone().map(|facts| DiscoveryFacts { changed: false, ..facts }),
+                bundle: self.bundle.as_ref().map(|bundle| RestoredBundle {
+                    is_empty: bundle.is_empty,
+                    refresh_hint: bundle.refresh_hint,
+                }),
+                memory: memory.trust_domain,
+                time: KnownTime { built: BUILT, ..self.lifecycle.known_time() },
+            },
+            identities: identities
+                .map(|(nth, (identity, memory))| RestoredIdentity {
+                    svid: identity.svid.clone().map(|facts| SvidFacts {
+                        renew_at: renew_at(nth),
+                        key: Current,
+                        ..facts
+                    }),
+                    pending_key: identity.pending_key,
+                    issued_chain: identity.issued.is_some(),
+                    memory,
+                })
+                .collect(),
+        }
+    }
+
+    /// Delays end on the boot clock, which begins anew.
+    fn reboot(&mut self, memory: &mut Memory) {
         let booted = BootTime::from_millis(60_000);
         let before = std::mem::replace(&mut self.now.boot, booted);
         let anew = |until: &mut BootTime| *until = booted.after(before.until(*until));
-        [&mut waits.discovery, &mut waits.bundle, &mut waits.identity].into_iter().flatten().for_each(anew);
-        self.asked_until.values_mut().for_each(anew);
+        let TrustDomainMemory { discovery_retry_after, bundle_retry_after, .. } = &mut memory.trust_domain;
+        let stored = memory.identities.iter_mut().map(|identity| &mut identity.retry_after);
+        stored.chain([discovery_retry_after, bundle_retry_after]).flatten().for_each(anew);
+        let tracked = self.identities.iter_mut().filter_map(|identity| identity.retry_after.as_mut());
+        tracked.chain(self.retry_after.values_mut()).for_each(anew);
         self.now.synchronised = false;
     }
 
-    pub(super) fn believes(&self) -> bool {
+    fn trusts_clock(&self) -> bool {
         self.now.synchronised || self.now.wall.after(secs(600)) >= self.floor
     }
 
-    pub(super) fn event(&mut self, action: &Action, reply: &Reply) -> Event {
-        let of_pending_key = matches!(action, Action::Request(_, Pending));
+    fn event(&mut self, action: Action, reply: &Reply) -> Event {
         let failed = match reply.kind {
-            Kind::Fails(FailureKind::PendingKeyLost, _) if !of_pending_key => {
-                Some(failure(FailureKind::Local, None))
-            }
-            Kind::Fails(kind, wait) => Some(failure(kind, wait.filter(|_| !asks_nobody(kind)))),
+            Kind::Fails(FailureKind::PendingKeyLost, _) => Some(device::failure(FailureKind::Local, None)),
+            Kind::Fails(kind, wait) => Some(device::failure(kind, wait.filter(|_| !asks_nobody(kind)))),
             _ => None,
         };
         match action {
-            FetchDiscovery => Event::Discovery(match failed {
+            Action::FetchDiscovery => Event::Discovery(match failed {
                 Some(failure) => {
-                    self.remember_wait("discovery", &failure);
+                    self.remember_delay("discovery", &failure);
                     Err(failure)
                 }
-                None => {
-                    let changed = reply.changed || self.discovery.is_none();
-                    let facts = match self.discovery.clone().filter(|_| !changed) {
-                        Some(facts) => DiscoveryFacts { changed, ..facts },
-                        None => DiscoveryFacts {
-                            changed,
-                            cannot_enroll: (reply.cannot_enroll || reply.cannot_renew).then(report),
-                            cannot_renew: reply.cannot_renew.then(report),
-                        },
-                    };
-                    if changed {
-                        self.refused_for_good.clear();
-                        self.pending_refused = false;
-                    }
-                    self.discovery = Some(facts.clone());
-                    Ok(facts)
-                }
+                None => Ok(self.read_discovery(reply)),
             }),
-            FetchBundle => Event::Bundle(match failed {
+            Action::FetchBundle => Event::Bundle(match failed {
                 Some(failure) => {
-                    self.remember_wait("bundle", &failure);
+                    self.remember_delay("bundle", &failure);
                     Err(failure)
                 }
-                None => {
-                    let lasts = if reply.ends_sooner { self.lifetime / 2 } else { self.lifetime };
-                    if let Some(svid) = &mut self.svid {
-                        svid.not_after = svid.not_before.after(lasts);
-                    }
-                    self.answer_is_of_no_use &= !reply.changed;
-                    let facts = BundleFacts {
-                        refresh_hint: reply.refresh_hint,
-                        vouches: reply.vouches,
-                        is_empty: reply.vouches.is_none(),
-                        is_new: reply.changed,
-                        svid_ends: self.svid.as_ref().map(|svid| svid.not_after),
-                        anchor_changes: reply.vouches.map(|_| self.now.wall.after(self.lifetime)),
-                    };
-                    self.bundle = Some(facts);
-                    Ok(facts)
-                }
+                None => Ok(self.read_bundle(reply)),
             }),
-            CreateKey if failed.is_some() => Event::KeyCreated(Err(failure(FailureKind::Local, None))),
-            CreateKey => {
-                (self.pending_key, self.pending_refused) = (true, false);
-                key_created()
+            Action::Identity(index, action) => {
+                let may_enroll = self.may_enroll(index);
+                let (now, lifetime) = (self.now, self.lifetime);
+                let identity = &mut self.identities[index.0];
+                let event = identity.event(action, reply, may_enroll, lifetime, now);
+                if let IdentityEvent::Issued(Err(failure)) = &event {
+                    self.ever_asked_to_wait |= failure.retry_after.is_some_and(|wait| !wait.is_zero());
+                }
+                Event::Identity(index, event)
             }
-            ProveKey => Event::KeyProven(match failed {
-                _ if self.chip_away => {
-                    self.known_lost = true;
-                    Err(failure(FailureKind::CurrentKeyLost, None))
+        }
+    }
+
+    fn read_discovery(&mut self, reply: &Reply) -> DiscoveryFacts {
+        let changed = reply.changed || self.discovery.is_none();
+        let facts = match self.discovery.clone().filter(|_| !changed) {
+            Some(facts) => DiscoveryFacts { changed, ..facts },
+            None => DiscoveryFacts {
+                changed,
+                cannot_enroll: (reply.cannot_enroll || reply.cannot_renew).then(report),
+                cannot_renew: reply.cannot_renew.then(report),
+            },
+        };
+        if changed {
+            for identity in &mut self.identities {
+                identity.refused_permanently.clear();
+                identity.pending_refused = false;
+            }
+        }
+        self.discovery = Some(facts.clone());
+        facts
+    }
+
+    fn read_bundle(&mut self, reply: &Reply) -> BundleFacts {
+        let lasts = if reply.ends_sooner { self.lifetime / 2 } else { self.lifetime };
+        let anchor_changes = reply.vouches.map(|_| self.now.wall.after(self.lifetime));
+        let svids = self.identities.iter_mut().map(|identity| {
+            if let Some(svid) = &mut identity.svid {
+                svid.not_after = svid.not_before.after(lasts);
+            }
+            identity.chain_is_of_no_use &= !reply.changed;
+            let svid_ends = identity.svid.as_ref().map(|svid| svid.not_after);
+            SvidTrust { vouches: reply.vouches, svid_ends, anchor_changes }
+        });
+        let facts = BundleFacts {
+            refresh_hint: reply.refresh_hint,
+            is_empty: reply.vouches.is_none(),
+            is_new: reply.changed,
+            svids: svids.collect(),
+        };
+        self.bundle = Some(facts.clone());
+        facts
+    }
+
+    fn remember_delay(&mut self, work: &'static str, failure: &Failure) {
+        if let Some(wait) = failure.retry_after {
+            self.retry_after.insert(work, self.now.boot.after(wait.min(LONGEST_RETRY_AFTER)));
+            self.ever_asked_to_wait |= !wait.is_zero();
+        }
+    }
+
+    fn may_enroll(&self, index: IdentityIndex) -> bool {
+        let listed = self.discovery.as_ref().is_none_or(|facts| facts.cannot_enroll.is_none());
+        listed && !self.identities[index.0].refused_permanently.contains(&Enroll)
+    }
+
+    fn step(&mut self, event: Event) {
+        let in_flight = self.in_flight.take().filter(|_| matches!(event, Event::Wake | Event::Command(_)));
+        let luck = self.luck;
+        let step = self.lifecycle.step(event, self.now, &mut || luck);
+        for (index, view) in self.lifecycle.identities() {
+            let identity = &mut self.identities[index.0];
+            let state = view.state(self.now);
+            if let Some(before) = identity.state.replace(state).filter(|before| *before != state) {
+                identity.transitions.insert((before.as_str(), state.as_str()));
+            }
+        }
+        match (in_flight, step.action) {
+            (Some(_), None) => self.in_flight = in_flight,
+            (Some(first), Some(second)) => panic!("{second:?} begins while {first:?} is in flight"),
+            (None, Some(action)) => {
+                self.check(action);
+                self.in_flight = Some(action);
+            }
+            (None, None) => {
+                let wake_in = step.wake_in.expect("without an action there is a time for the next step");
+                assert!(!wake_in.is_zero(), "a step without an action is not repeated at once");
+                assert!(wake_in <= DAY);
+            }
+        }
+        self.wake_in = step.wake_in;
+        for (_, view) in self.lifecycle.identities() {
+            let (state, error) = (view.state(self.now), view.last_error(self.now));
+            if state == State::Blocked {
+                let (error, _) = error.expect("what blocks is shown");
+                assert!(error.permanent, "{error:?} does not block");
+            } else if let Some((_, again)) = error {
+                assert!(again.is_some(), "an error without another attempt is shown as such");
+            }
+        }
+    }
+
+    fn check(&mut self, action: Action) {
+        let trusted = self.trusts_clock();
+        assert!(action == Action::FetchDiscovery || trusted, "{action:?} by a clock that cannot be right");
+        match action {
+            Action::FetchDiscovery => self.check_delay(self.retry_after.get("discovery").copied()),
+            Action::FetchBundle => self.check_delay(self.retry_after.get("bundle").copied()),
+            Action::Identity(index, action) => {
+                if let IdentityAction::Request(request, key) = action {
+                    self.check_delay(self.identities[index.0].retry_after);
+                    self.check_request(index, request, key);
+                } else {
+                    self.identities[index.0].check(action, self.now);
                 }
-                Some(_) => Err(failure(FailureKind::Local, None)),
+            }
+        }
+    }
+
+    /// One more request to the MIS.
+    fn check_delay(&mut self, retry_after: Option<BootTime>) {
+        self.at_this_moment += 1;
+        assert!(self.at_this_moment <= 24, "the MIS is asked in a circle");
+        if let Some(until) = retry_after {
+            assert!(until <= self.now.boot, "a request before Retry-After has elapsed (E8)");
+        }
+    }
+
+    fn check_request(&self, index: IdentityIndex, request: Request, key: KeyChoice) {
+        let identity = &self.identities[index.0];
+        let view = self.lifecycle.identity(index).expect("it is configured");
+        let valid = identity.has_valid_svid(self.now);
+        assert!(identity.key_was_tried, "no request before the current key was proven");
+        assert!(
+            identity.issued.is_none() || identity.chain_is_of_no_use,
+            "a chain is validated before another is requested"
+        );
+        assert!(
+            !identity.refused_permanently.contains(&request),
+            "{request:?} is repeated without a correction (P2)"
+        );
+        assert!(self.bundle.as_ref().is_some_and(|bundle| !bundle.is_empty), "nothing to validate with");
+        let facts = self.discovery.as_ref().expect("no request before discovery (D1)");
+        match request {
+            Enroll => {
+                let may_be_renamed = !valid || identity.answered_401;
+                assert_eq!(view.may_be_renamed(self.now), may_be_renamed, "E9");
+                let replaces_key = identity.known_lost && identity.may_replace;
+                assert!(may_be_renamed || replaces_key, "a valid SVID is renewed (R2)");
+                assert!(facts.cannot_enroll.is_none(), "not listed (D5)");
+            }
+            Renew => {
+                let only_enrollment = identity.answered_401 && self.may_enroll(index);
+                assert!(valid && !only_enrollment, "only an enrollment helps (R6)");
+                assert!(!identity.known_lost, "there is no key to renew with");
+                assert!(facts.cannot_renew.is_none(), "not listed (D5)");
+                assert!(view.renew_at().unwrap() <= self.now.wall, "not due (R2)");
+            }
+        }
+        match key {
+            Pending => {
+                let other = identity.svid.is_some() && !identity.known_lost;
+                assert!(identity.pending_key && !(identity.pending_refused && other));
+            }
+            Current => {
+                assert!(identity.svid.is_some() && !identity.known_lost);
+                assert!(
+                    !identity.pending_key || identity.pending_refused,
+                    "the pending key may be the bound one (E6)"
+                );
+            }
+        }
+    }
+
+    /// From now on the MIS does what it should: every identity becomes active in bounded time.
+    pub(super) fn cooperate(&mut self) {
+        self.luck = 0.5;
+        self.now.wall = Timestamp::from_millis(self.now.wall.as_millis() - self.wall_off * 1000);
+        // Two delays of seven days in a row at most, discovery's and then the request's; without any, the cap of the
+        // backoff, and an early chain from before the wall clock was put right.
+        let bound = if self.ever_asked_to_wait { 20 * DAY } else { secs(15 * 3600) };
+        let begin = self.now.boot;
+        let mut corrected = false;
+        self.observe(self.now.wall);
+        self.step(Event::Wake);
+        for nth in 0..self.identities.len() {
+            if self.identities[nth].known_lost {
+                self.command(Command::ReplaceKey(IdentityIndex(nth)));
+            }
+            self.identities[nth].tpm_away = false;
+        }
+        while self.lifecycle.identities().any(|(_, view)| view.state(self.now) != State::Active) {
+            assert!(begin.until(self.now.boot) <= bound, "{:?}", self.lifecycle);
+            self.go_on_well(&mut corrected);
+        }
+        if self.lifetime <= secs(3600) {
+            // And it goes on so, also after a delay that was still outstanding: the next SVIDs come.
+            let from = self.now.boot;
+            let before: Vec<_> = self.identities.iter().map(|identity| identity.svid.clone()).collect();
+            while self.identities.iter().zip(&before).any(|(identity, before)| identity.svid == *before) {
+                assert!(from.until(self.now.boot) <= bound, "the next renewal does not come");
+                self.go_on_well(&mut corrected);
+            }
+        }
+    }
+
+    /// The MIS does what it should; what it refused permanently it corrects once.
+    fn go_on_well(&mut self, corrected: &mut bool) {
+        let Some(action) = self.in_flight else {
+            self.pass(self.wake_in.unwrap());
+            return self.step(Event::Wake);
+        };
+        let reply = Reply {
+            wall_off: None,
+            kind: Kind::Good,
+            changed: action == Action::FetchDiscovery && !std::mem::replace(corrected, true),
+            cannot_enroll: false,
+            cannot_renew: false,
+            refresh_hint: None,
+            vouches: Some(true),
+            ends_sooner: false,
+        };
+        let event = self.event(action, &reply);
+        self.step(event);
+    }
+}
+
+impl Tracked {
+    fn has_valid_svid(&self, now: Now) -> bool {
+        self.svid.as_ref().is_some_and(|svid| now.wall <= svid.not_after)
+    }
+
+    /// A restart is a correction (P2), and what only memory knew is found out anew.
+    fn forget(&mut self) {
+        (self.known_lost, self.key_was_tried) = (false, self.svid.is_none());
+        (self.pending_refused, self.answered_401, self.early) = (false, false, None);
+        self.chain_is_of_no_use = false;
+        self.refused_permanently.clear();
+        self.state = None;
+    }
+
+    fn check(&mut self, action: IdentityAction, now: Now) {
+        match action {
+            IdentityAction::ProveKey => self.key_was_tried = true,
+            IdentityAction::CreateKey => {
+                assert!(!self.pending_key, "a pending key is never replaced (E6)");
+            }
+            IdentityAction::Adopt { .. } => {
+                assert!(self.issued.is_some() && !self.chain_is_of_no_use, "validated as before");
+                assert!(self.early.is_none_or(|at| at <= now.wall), "kept until its time (E4)");
+            }
+            IdentityAction::Request(..) => {}
+        }
+    }
+
+    fn event(
+        &mut self,
+        action: IdentityAction,
+        reply: &Reply,
+        may_enroll: bool,
+        lifetime: Duration,
+        now: Now,
+    ) -> IdentityEvent {
+        let of_pending_key = matches!(action, IdentityAction::Request(_, Pending));
+        let failed = match reply.kind {
+            Kind::Fails(FailureKind::PendingKeyLost, _) if !of_pending_key => {
+                Some(device::failure(FailureKind::Local, None))
+            }
+            Kind::Fails(kind, wait) => Some(device::failure(kind, wait.filter(|_| !asks_nobody(kind)))),
+            _ => None,
+        };
+        let lost = || device::failure(FailureKind::CurrentKeyLost, None);
+        match action {
+            IdentityAction::CreateKey if failed.is_some() => {
+                IdentityEvent::KeyCreated(Err(device::failure(FailureKind::Local, None)))
+            }
+            IdentityAction::CreateKey => {
+                (self.pending_key, self.pending_refused) = (true, false);
+                IdentityEvent::KeyCreated(Ok(()))
+            }
+            IdentityAction::ProveKey => IdentityEvent::KeyProven(match failed {
+                _ if self.tpm_away => {
+                    self.known_lost = true;
+                    Err(lost())
+                }
+                Some(_) => Err(device::failure(FailureKind::Local, None)),
                 None => {
                     (self.known_lost, self.may_replace) = (false, false);
                     Ok(())
                 }
             }),
-            Action::Request(Renew, _) | Action::Request(_, Current) if self.chip_away => {
+            IdentityAction::Request(Renew, _) | IdentityAction::Request(_, Current) if self.tpm_away => {
                 self.known_lost = true;
-                Event::Issued(Err(failure(FailureKind::CurrentKeyLost, None)))
+                IdentityEvent::Issued(Err(lost()))
             }
-            Action::Request(request, key) => Event::Issued(match failed {
+            IdentityAction::Request(request, key) => IdentityEvent::Issued(match failed {
                 Some(failure) => {
                     if failure.kind == FailureKind::PendingKeyLost {
                         (self.pending_key, self.pending_refused) = (false, false);
                     }
-                    self.remember_wait("identity", &failure);
-                    self.remember_refusal(*request, *key, failure.kind);
+                    if let Some(wait) = failure.retry_after {
+                        self.retry_after = Some(now.boot.after(wait.min(LONGEST_RETRY_AFTER)));
+                    }
+                    self.remember_refusal(request, key, failure.kind, may_enroll, now);
                     Err(failure)
                 }
                 None => {
-                    (self.answer, self.answer_is_of_no_use, self.early) = (Some(*key), false, None);
+                    (self.issued, self.chain_is_of_no_use, self.early) = (Some(key), false, None);
                     Ok(())
                 }
             }),
-            Action::Adopt { bundle_is_fresh } => Event::Adopted(match reply.kind {
-                Kind::Early(wait) => {
-                    let not_before = self.now.wall.after(secs(wait));
-                    self.early = Some(not_before);
-                    Err(NotAdopted::Early(not_before))
-                }
-                Kind::UnknownIssuer | Kind::IssuerExpired if !bundle_is_fresh => {
-                    Err(NotAdopted::UnknownIssuer)
-                }
-                Kind::IssuerExpired => {
-                    self.answer_is_of_no_use = true;
-                    Err(NotAdopted::IssuerExpired(failure(FailureKind::Slow, None)))
-                }
-                Kind::UnknownIssuer | Kind::Refused => {
-                    (self.answer, self.early) = (None, None);
-                    Err(NotAdopted::Refused(failure(FailureKind::Slow, None)))
-                }
-                Kind::Fails(..) => Err(NotAdopted::Kept(failure(FailureKind::Local, None))),
-                Kind::Good => Ok(self.adopts()),
-            }),
+            IdentityAction::Adopt { bundle_is_fresh } => {
+                IdentityEvent::Adopted(self.adoption(reply, bundle_is_fresh, lifetime, now))
+            }
         }
     }
 
-    pub(super) fn adopts(&mut self) -> SvidFacts {
-        let key = self.answer.take().unwrap();
+    fn adoption(
+        &mut self,
+        reply: &Reply,
+        bundle_is_fresh: bool,
+        lifetime: Duration,
+        now: Now,
+    ) -> Result<SvidFacts, NotAdopted> {
+        match reply.kind {
+            Kind::Early(wait) => {
+                let not_before = now.wall.after(secs(wait));
+                self.early = Some(not_before);
+                Err(NotAdopted::Early(not_before))
+            }
+            Kind::UnknownIssuer | Kind::IssuerExpired if !bundle_is_fresh => Err(NotAdopted::UnknownIssuer),
+            Kind::IssuerExpired => {
+                self.chain_is_of_no_use = true;
+                Err(NotAdopted::IssuerExpired(device::failure(FailureKind::Slow, None)))
+            }
+            Kind::UnknownIssuer | Kind::Refused => {
+                (self.issued, self.early) = (None, None);
+                Err(NotAdopted::Refused(device::failure(FailureKind::Slow, None)))
+            }
+            Kind::Fails(..) => Err(NotAdopted::Kept(device::failure(FailureKind::Local, None))),
+            Kind::Good => Ok(self.adopt(lifetime, now)),
+        }
+    }
+
+    fn adopt(&mut self, lifetime: Duration, now: Now) -> SvidFacts {
+        let key = self.issued.take().unwrap();
         self.early = None;
         if key == Pending {
             self.pending_key = false;
         }
         self.answered_401 = false;
-        self.chip_away &= key == Current;
+        self.tpm_away &= key == Current;
         (self.known_lost, self.may_replace) = (false, false);
-        self.refused_for_good.clear();
-        let facts = svid(Timestamp::from_millis(self.now.wall.as_millis() - 30_000), self.lifetime, key);
+        self.refused_permanently.clear();
+        let facts = svid(Timestamp::from_millis(now.wall.as_millis() - 30_000), lifetime, key);
         self.svid = Some(facts.clone());
         facts
     }
 
-    pub(super) fn remember_wait(&mut self, kind: &'static str, failure: &Failure) {
-        if let Some(wait) = failure.retry_after {
-            self.asked_until.insert(kind, self.now.boot.after(wait.min(LONGEST_RETRY_AFTER)));
-            self.ever_asked_to_wait |= !wait.is_zero();
-        }
-    }
-
-    pub(super) fn remember_refusal(&mut self, request: Request, key: KeyChoice, kind: FailureKind) {
-        let good = self.svid.as_ref().is_some_and(|svid| self.now.wall <= svid.not_after);
+    fn remember_refusal(
+        &mut self,
+        request: Request,
+        key: KeyChoice,
+        kind: FailureKind,
+        may_enroll: bool,
+        now: Now,
+    ) {
         let goes_on = matches!(
             kind,
             FailureKind::Pending
@@ -376,186 +658,24 @@ impl Checker {
                 | FailureKind::KeyRotationRefused
                 | FailureKind::PendingKeyLost
         );
-        if kind == FailureKind::NotAuthenticated && request == Renew && self.may_enroll() {
+        if kind == FailureKind::NotAuthenticated && request == Renew && may_enroll {
             self.answered_401 = true;
-        } else if self.answered_401 && good && !goes_on && !self.known_lost {
-            self.answered_401 = false; // neither way helps while the SVID is good: they are tried in turn (R7)
+        } else if self.answered_401 && self.has_valid_svid(now) && !goes_on && !self.known_lost {
+            self.answered_401 = false; // neither way helps while the SVID is valid: they are tried in turn (R7)
         }
         match kind {
-            FailureKind::Permanent => self.refused_for_good.push(request),
+            FailureKind::Permanent => self.refused_permanently.push(request),
             FailureKind::KeyRotationRefused => {
                 self.pending_refused |= key == Pending;
                 if key == Current || self.svid.is_none() {
-                    self.refused_for_good.push(request);
+                    self.refused_permanently.push(request);
                 }
             }
             _ => {}
         }
     }
+}
 
-    pub(super) fn may_enroll(&self) -> bool {
-        let listed = self.discovery.as_ref().is_none_or(|facts| facts.cannot_enroll.is_none());
-        listed && !self.refused_for_good.contains(&Enroll)
-    }
-
-    pub(super) fn steps(&mut self, event: Event) {
-        let was_doing = self.doing.take().filter(|_| matches!(event, Event::Wake | Event::Command(_)));
-        let luck = self.luck;
-        let step = self.lifecycle.step(event, self.now, &mut || luck);
-        let stands = self.lifecycle.state(self.now);
-        if let Some(stood) = self.stood.replace(stands).filter(|stood| *stood != stands) {
-            self.ways.insert((stood.as_str(), stands.as_str()));
-        }
-        match (&was_doing, &step.action) {
-            (Some(_), None) => self.doing = was_doing,
-            (Some(doing), Some(action)) => panic!("{action:?} begins while {doing:?} is under way"),
-            (None, Some(action)) => {
-                self.judges(action);
-                self.doing = Some(action.clone());
-            }
-            (None, None) => {
-                let wake_in = step.wake_in.expect("without an action there is a time to look again");
-                assert!(!wake_in.is_zero(), "a look that finds nothing to do is not repeated at once");
-                assert!(wake_in <= DAY);
-            }
-        }
-        self.wake_in = step.wake_in;
-        let (state, error) = (self.lifecycle.state(self.now), self.lifecycle.last_error(self.now));
-        if state == State::Blocked {
-            let (error, _) = error.expect("what blocks is shown");
-            assert!(error.permanent, "{error:?} does not block");
-        } else if let Some((_, again)) = error {
-            assert!(again.is_some(), "an error without another attempt is shown as such");
-        }
-    }
-
-    pub(super) fn judges(&mut self, action: &Action) {
-        let valid = self.svid.as_ref().is_some_and(|svid| self.now.wall <= svid.not_after);
-        assert!(*action == FetchDiscovery || self.believes(), "{action:?} by a clock that cannot be right");
-        let kind = match action {
-            FetchDiscovery => "discovery",
-            ProveKey => {
-                self.key_was_tried = true;
-                return;
-            }
-            FetchBundle => "bundle",
-            Action::Request(..) => "identity",
-            CreateKey => {
-                assert!(!self.pending_key, "a pending key is never replaced (E6)");
-                return;
-            }
-            Action::Adopt { .. } => {
-                assert!(self.answer.is_some() && !self.answer_is_of_no_use, "judged as before");
-                assert!(self.early.is_none_or(|at| at <= self.now.wall), "kept until its time (E4)");
-                return;
-            }
-        };
-        self.at_this_moment += 1;
-        assert!(self.at_this_moment <= 12, "the MIS is asked in a circle");
-        if let Some(until) = self.asked_until.get(kind) {
-            assert!(*until <= self.now.boot, "{action:?} before Retry-After has elapsed (E8)");
-        }
-        let Action::Request(request, key) = action else { return };
-        assert!(self.key_was_tried, "nothing is asked for before the key held was tried");
-        assert!(
-            self.answer.is_none() || self.answer_is_of_no_use,
-            "an answer is judged before another is asked for"
-        );
-        assert!(
-            !self.refused_for_good.contains(request),
-            "{request:?} is repeated without a correction (P2)"
-        );
-        assert!(self.bundle.is_some_and(|bundle| !bundle.is_empty), "nothing to judge the answer by");
-        let facts = self.discovery.as_ref().expect("nothing is asked for before discovery (D1)");
-        match request {
-            Enroll => {
-                let may_be_renamed = !valid || self.answered_401;
-                assert_eq!(self.lifecycle.may_be_renamed(self.now), may_be_renamed, "E9");
-                let replaces_key = self.known_lost && self.may_replace;
-                assert!(may_be_renamed || replaces_key, "a valid SVID is renewed (R2)");
-                assert!(facts.cannot_enroll.is_none(), "not listed (D5)");
-            }
-            Renew => {
-                let only_enrollment = self.answered_401 && self.may_enroll();
-                assert!(valid && !only_enrollment, "only an enrollment helps (R6)");
-                assert!(!self.known_lost, "there is no key to renew with");
-                assert!(facts.cannot_renew.is_none(), "not listed (D5)");
-                assert!(self.lifecycle.renew_at().unwrap() <= self.now.wall, "not due (R2)");
-            }
-        }
-        match key {
-            Pending => {
-                let other = self.svid.is_some() && !self.known_lost;
-                assert!(self.pending_key && !(self.pending_refused && other));
-            }
-            Current => {
-                assert!(self.svid.is_some() && !self.known_lost);
-                assert!(
-                    !self.pending_key || self.pending_refused,
-                    "the pending key may be the bound one (E6)"
-                );
-            }
-        }
-    }
-
-    pub(super) fn cooperates(&mut self) {
-        self.luck = 0.5;
-        self.now.wall = Timestamp::from_millis(self.now.wall.as_millis() - self.wall_off * 1000);
-        // Two waits of seven days in a row at most, discovery's and then the request's; without any, the cap of the
-        // backoff, and an early answer from before the wall clock was put right.
-        let bound = if self.ever_asked_to_wait { 20 * DAY } else { secs(15 * 3600) };
-        let begin = self.now.boot;
-        let mut corrected = false;
-        self.is_proven(self.now.wall);
-        self.steps(Event::Wake);
-        if self.known_lost {
-            self.orders(Command::ReplaceKey);
-        }
-        self.chip_away = false;
-        self.until_active(begin, bound, &mut corrected);
-        if self.lifetime <= secs(3600) {
-            // And it goes on so, also after a wait that was still outstanding: the next SVID comes.
-            let (from, held) = (self.now.boot, self.svid.clone());
-            while self.svid == held {
-                assert!(from.until(self.now.boot) <= bound, "the next renewal does not come");
-                self.goes_on_well(&mut corrected);
-            }
-        }
-    }
-
-    pub(super) fn until_active(&mut self, begin: BootTime, bound: Duration, corrected: &mut bool) {
-        while self.lifecycle.state(self.now) != State::Active {
-            assert!(
-                begin.until(self.now.boot) <= bound,
-                "{:?} {:?}",
-                self.lifecycle.state(self.now),
-                self.lifecycle.last_error(self.now)
-            );
-            self.goes_on_well(corrected);
-        }
-    }
-
-    /// The MIS does what it should; what it refused for good it corrects once.
-    pub(super) fn goes_on_well(&mut self, corrected: &mut bool) {
-        match self.doing.clone() {
-            None => {
-                self.passes(self.wake_in.unwrap());
-                self.steps(Event::Wake);
-            }
-            Some(action) => {
-                let reply = Reply {
-                    wall_off: None,
-                    kind: Kind::Good,
-                    changed: action == FetchDiscovery && !std::mem::replace(corrected, true),
-                    cannot_enroll: false,
-                    cannot_renew: false,
-                    refresh_hint: None,
-                    vouches: Some(true),
-                    ends_sooner: false,
-                };
-                let event = self.event(&action, &reply);
-                self.steps(event);
-            }
-        }
-    }
+fn blank() -> Restored {
+    Restored { identities: vec![RestoredIdentity::default(); 2], ..Restored::default() }
 }

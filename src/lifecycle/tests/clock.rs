@@ -1,9 +1,9 @@
 //! Wall clocks that are wrong, or are set.
 
-use super::super::Action::{CreateKey, FetchBundle, FetchDiscovery};
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
 use super::super::*;
+use super::device::Work::{CreateKey, FetchBundle, FetchDiscovery};
 use super::device::*;
 
 #[test]
@@ -27,7 +27,7 @@ fn impossible_clock_allows_discovery_only() {
         assert!((20..30).contains(&looks["discovery"]), "every five minutes at least: {looks:?}");
         assert!(device.wake_in.is_none_or(|wait| wait <= secs(60)), "it may be set without a jump");
         device.now.wall = START.after(3 * DAY);
-        device.told(Event::Wake);
+        device.handles(Event::Wake);
         assert_eq!(device.state(), State::Active);
         device.passes(DAY);
         assert_eq!(device.lifecycle.likely_time(device.now), device.now.wall);
@@ -60,13 +60,13 @@ fn single_wrong_date_withholds_nothing_and_is_checked_at_once() {
     for wrong in [START.after(1000 * DAY), START.after(secs(660)), Timestamp::from_secs(253_402_300_799)] {
         let mut device = Device::active(100 * DAY);
         assert_eq!(device.is_shown(wrong), TimeVerdict::Doubted, "{wrong}");
-        assert_eq!(device.told(Event::Wake), Some(FetchDiscovery), "at once");
+        assert_eq!(device.handles(Event::Wake), Some(FetchDiscovery), "at once");
         assert_eq!(device.state(), State::Active);
         assert_eq!(device.is_shown(wrong), TimeVerdict::Doubted, "{wrong}");
-        assert_eq!(device.told(discovered()), Some(FetchDiscovery), "and once more");
+        assert_eq!(device.handles(discovered()), Some(FetchDiscovery), "and once more");
         assert_eq!(device.state(), State::Active);
         assert_eq!(device.is_shown(device.now.wall), TimeVerdict::Counts, "one of several servers was wrong");
-        assert_eq!(device.told(discovered()), None);
+        assert_eq!(device.handles(discovered()), None);
         assert_eq!((device.state(), device.error()), (State::Active, None));
     }
 }
@@ -76,18 +76,18 @@ fn repeated_date_counts_and_is_soon_checked() {
     let mut device = Device::active(100 * DAY);
     let wrong = START.after(1000 * DAY);
     device.is_shown(wrong);
-    device.told(Event::Wake);
+    device.handles(Event::Wake);
     for _ in 0..2 {
         assert_eq!((device.doing.clone(), device.state()), (Some(FetchDiscovery), State::Active));
         device.is_shown(wrong);
-        device.told(discovered());
+        device.handles(discovered());
     }
     assert_eq!((device.doing.clone(), device.state()), (None, State::WaitingForClock));
     assert!(device.waits_for(FetchDiscovery) <= secs(5), "the next server may be right");
-    device.told(discovered());
+    device.handles(discovered());
     assert!(device.waits_for(FetchDiscovery) <= secs(10), "and the one after that");
     device.is_shown(device.now.wall);
-    device.told(discovered());
+    device.handles(discovered());
     assert_eq!(device.state(), State::Active);
     assert!(!device.lives_through(secs(600), good).contains_key("discovery"), "all is well");
 }
@@ -111,10 +111,10 @@ fn contradictory_dates_withhold_nothing() {
         let mut looks = 0;
         for turn in 0..600 {
             device.is_shown(dates[turn % 2].after(START.until(device.now.wall)));
-            device.told(Event::Wake);
+            device.handles(Event::Wake);
             while let Some(action) = device.doing.clone() {
                 looks += u32::from(action == FetchDiscovery);
-                device.told(good(&action));
+                device.handles(good(&action));
             }
             assert_eq!(device.state(), State::Active, "{dates:?}");
             device.passes(secs(1));
@@ -131,11 +131,11 @@ fn servers_that_never_agree_cause_no_request_loop() {
     let mut looks = 0;
     for second in 0..500_u32 {
         device.is_shown(START.after(DAY * (second + 1)));
-        device.told(Event::Wake);
+        device.handles(Event::Wake);
         while let Some(action) = device.doing.clone() {
             looks += u32::from(action == FetchDiscovery);
             device.is_shown(START.after(DAY * (5000 + second)));
-            device.told(good(&action));
+            device.handles(good(&action));
         }
         device.passes(secs(1));
     }
@@ -153,7 +153,7 @@ fn date_of_long_ago_does_not_move_a_right_clock() {
             "a cache, or a clock of 1970"
         );
     }
-    assert_eq!(device.told(Event::Wake), None, "and nobody is asked because of it");
+    assert_eq!(device.handles(Event::Wake), None, "and nobody is asked because of it");
     assert_eq!(device.lifecycle.known_time().proven, Some(START), "it was later before");
     // Nor is a clock that is behind believed by the word of one server.
     device.is_convinced_of(START.after(30 * DAY));
@@ -166,9 +166,9 @@ fn date_of_long_ago_does_not_move_a_right_clock() {
 fn response_without_a_date_settles_no_doubt() {
     let mut device = Device::active(100 * DAY);
     device.is_shown(START.after(1000 * DAY));
-    device.told(Event::Wake);
-    device.told(discovered());
-    assert_eq!(device.told(discovered()), None);
+    device.handles(Event::Wake);
+    device.handles(discovered());
+    assert_eq!(device.handles(discovered()), None);
     assert_eq!(device.state(), State::Active);
 }
 
@@ -176,9 +176,9 @@ fn response_without_a_date_settles_no_doubt() {
 fn doubt_is_not_settled_before_retry_after() {
     let mut device = Device::active(100 * DAY);
     device.is_shown(START.after(1000 * DAY));
-    device.told(Event::Wake);
+    device.handles(Event::Wake);
     device.luck = 0.0;
-    device.told(Event::Discovery(Err(failure(FailureKind::Transient, Some(secs(3600))))));
+    device.handles(Event::Discovery(Err(failure(FailureKind::Transient, Some(secs(3600))))));
     assert_eq!(device.state(), State::Active);
     assert_eq!(device.waits_for(FetchDiscovery), secs(3600), "E8");
 }
@@ -196,14 +196,14 @@ fn operator_can_vouch_for_the_clock() {
     let mut device = Device::active(100 * DAY);
     let wrong = START.after(1000 * DAY);
     device.is_convinced_of(wrong);
-    device.told(Event::Command(Command::Renew));
+    device.handles(Event::Command(RENEW_NOW));
     assert_eq!(device.state(), State::WaitingForClock, "that says nothing about the clock");
-    device.told(Event::Command(Command::Retry));
+    device.handles(Event::Command(Command::Retry));
     assert_ne!(device.state(), State::WaitingForClock);
     device.is_convinced_of(wrong);
     assert_ne!(device.state(), State::WaitingForClock, "the MIS says the same as before");
     let time = device.lifecycle.known_time();
-    device.restarts(Restored { svid: Some(svid(START, 100 * DAY, Current)), time, ..Restored::default() });
+    device.restarts(OnDisk { svid: Some(svid(START, 100 * DAY, Current)), time, ..OnDisk::default() });
     assert_ne!(device.state(), State::WaitingForClock, "nor does a restart undo it");
     device.wall_jumps(-7200);
     assert_eq!(device.state(), State::WaitingForClock, "for this clock he did not speak");
@@ -222,10 +222,10 @@ fn operator_can_vouch_for_the_clock() {
 fn clock_before_the_build_date_is_never_trusted() {
     let mut device = Device::fresh();
     let time = KnownTime { built: START.after(DAY), ..KnownTime::default() };
-    device.restarts(Restored { svid: Some(svid(START, 100 * DAY, Current)), time, ..Restored::default() });
+    device.restarts(OnDisk { svid: Some(svid(START, 100 * DAY, Current)), time, ..OnDisk::default() });
     device.is_shown(START);
     assert_eq!(device.state(), State::WaitingForClock);
-    device.told(Event::Command(Command::Retry));
+    device.handles(Event::Command(Command::Retry));
     assert_eq!(device.state(), State::Active);
 }
 
@@ -233,11 +233,11 @@ fn clock_before_the_build_date_is_never_trusted() {
 fn failures_of_a_fast_clock_end_with_the_right_time() {
     let mut device = Device::active(100 * DAY);
     device.wall_jumps(15 * 365 * 86_400);
-    device.waits_for(Action::Request(Enroll, Current));
-    device.told(Event::Issued(Err(failure(FailureKind::Local, None)))); // the factory certificate has expired, it seems
+    device.waits_for(Work::Request(Enroll, Current));
+    device.handles(issuance(Err(failure(FailureKind::Local, None)))); // the factory certificate has expired, it seems
     assert_eq!(device.state(), State::Blocked);
     device.now.wall = START.after(DAY);
-    device.told(Event::Wake);
+    device.handles(Event::Wake);
     assert_eq!(device.state(), State::Active);
     assert_eq!(device.error(), None);
 }
@@ -245,10 +245,10 @@ fn failures_of_a_fast_clock_end_with_the_right_time() {
 #[test]
 fn known_time_survives_a_restart() {
     let mut device = Device::fresh();
-    device.restarts(Restored {
+    device.restarts(OnDisk {
         svid: Some(svid(START, 100 * DAY, Current)),
         time: KnownTime { proven: Some(START.after(DAY)), ..KnownTime::default() },
-        ..Restored::default()
+        ..OnDisk::default()
     });
     assert_eq!(device.state(), State::WaitingForClock);
     assert_eq!(device.doing, Some(FetchDiscovery), "the time comes with it");
@@ -259,9 +259,9 @@ fn overdue_work_is_done_in_order_after_a_week_of_sleep() {
     let mut device = Device::active(10 * DAY);
     device.passes(7 * DAY);
     assert_eq!(device.doing, Some(FetchBundle), "the bundle that is held is a week old");
-    assert_eq!(device.told(bundle()), Some(CreateKey));
-    assert_eq!(device.told(key_created()), Some(FetchDiscovery));
-    assert_eq!(device.told(discovered()), Some(Action::Request(Renew, Pending)));
+    assert_eq!(device.handles(bundle()), Some(CreateKey));
+    assert_eq!(device.handles(key_created()), Some(FetchDiscovery));
+    assert_eq!(device.handles(discovered()), Some(Work::Request(Renew, Pending)));
 }
 
 #[test]
@@ -270,10 +270,10 @@ fn clock_jump_retries_failures_but_not_before_retry_after() {
     device.luck = 1.0;
     device.starts();
     for _ in 0..20 {
-        device.told(Event::Discovery(Err(failure(FailureKind::Transient, None)))); // not valid yet, by a clock of 1970
+        device.handles(Event::Discovery(Err(failure(FailureKind::Transient, None)))); // not valid yet, by a clock of 1970
         device.waits_for(FetchDiscovery);
     }
-    device.told(Event::Discovery(Err(failure(FailureKind::Transient, None))));
+    device.handles(Event::Discovery(Err(failure(FailureKind::Transient, None))));
     device.wall_jumps(50 * 365 * 86_400);
     assert_eq!(device.doing, Some(FetchDiscovery));
     // A clock that is set all the time does not set the pace.
@@ -281,7 +281,7 @@ fn clock_jump_retries_failures_but_not_before_retry_after() {
     for second in 0..600 {
         if device.doing.is_some() {
             tries += 1;
-            device.told(Event::Discovery(Err(failure(FailureKind::Transient, None))));
+            device.handles(Event::Discovery(Err(failure(FailureKind::Transient, None))));
         }
         device.now = later(device.now, secs(1));
         device.wall_jumps(if second % 2 == 0 { 86_400 } else { -86_400 });
@@ -290,7 +290,7 @@ fn clock_jump_retries_failures_but_not_before_retry_after() {
 
     let mut device = Device::enrolling();
     device.luck = 0.0;
-    device.told(refusal(FailureKind::Transient, Some(3600)));
+    device.handles(refusal(FailureKind::Transient, Some(3600)));
     device.wall_jumps(86_400);
-    assert_eq!(device.waits_for(Action::Request(Enroll, Pending)), secs(3600), "E8");
+    assert_eq!(device.waits_for(Work::Request(Enroll, Pending)), secs(3600), "E8");
 }

@@ -1,20 +1,120 @@
-//! One device, and short words for what happens to it.
+//! One device with one identity, and short names for what happens to it.
 
 use std::collections::BTreeMap;
 
-use super::super::Action::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
 use super::super::*;
+use super::device::Work::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
+use crate::time::BootTime;
+
+/// The only identity of the device.
+pub(super) const DEVICE: IdentityIndex = IdentityIndex(0);
+pub(super) const RENEW_NOW: Command = Command::Renew(DEVICE);
+pub(super) const REPLACE_KEY: Command = Command::ReplaceKey(DEVICE);
+
+/// An [`Action`] of the trust domain or of its only identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    FetchDiscovery,
+    FetchBundle,
+    CreateKey,
+    ProveKey,
+    Request(Request, KeyChoice),
+    Adopt { bundle_is_fresh: bool },
+}
+
+impl From<Action> for Work {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::FetchDiscovery => FetchDiscovery,
+            Action::FetchBundle => FetchBundle,
+            Action::Identity(_, action) => match action {
+                IdentityAction::CreateKey => CreateKey,
+                IdentityAction::ProveKey => ProveKey,
+                IdentityAction::Request(request, key) => Self::Request(request, key),
+                IdentityAction::Adopt { bundle_is_fresh } => Self::Adopt { bundle_is_fresh },
+            },
+        }
+    }
+}
+
+/// What is found on disk of one identity and its trust domain.
+#[derive(Clone, Debug, Default)]
+pub(super) struct OnDisk {
+    pub(super) discovery: Option<DiscoveryFacts>,
+    pub(super) bundle: bool,
+    pub(super) bundle_is_empty: bool,
+    pub(super) bundle_refresh_hint: Option<Duration>,
+    pub(super) svid: Option<SvidFacts>,
+    pub(super) pending_key: bool,
+    pub(super) issued_chain: bool,
+    pub(super) memory: Memory,
+    pub(super) time: KnownTime,
+}
+
+impl From<OnDisk> for Restored {
+    fn from(disk: OnDisk) -> Self {
+        let bundle =
+            RestoredBundle { is_empty: disk.bundle_is_empty, refresh_hint: disk.bundle_refresh_hint };
+        Self {
+            trust_domain: RestoredTrustDomain {
+                discovery: disk.discovery,
+                bundle: disk.bundle.then_some(bundle),
+                memory: disk.memory.trust_domain,
+                time: disk.time,
+            },
+            identities: vec![RestoredIdentity {
+                svid: disk.svid,
+                pending_key: disk.pending_key,
+                issued_chain: disk.issued_chain,
+                memory: disk.memory.identities.into_iter().next().unwrap_or_default(),
+            }],
+        }
+    }
+}
+
+/// [`BundleFacts`] where there is one identity.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BundleForOne {
+    pub(super) refresh_hint: Option<Duration>,
+    pub(super) vouches: Option<bool>,
+    pub(super) is_empty: bool,
+    pub(super) is_new: bool,
+    pub(super) svid_ends: Option<Timestamp>,
+    pub(super) anchor_changes: Option<Timestamp>,
+}
+
+pub(super) fn fetched(bundle: BundleForOne) -> Event {
+    let BundleForOne { refresh_hint, vouches, is_empty, is_new, svid_ends, anchor_changes } = bundle;
+    let svids = vec![SvidTrust { vouches, svid_ends, anchor_changes }];
+    Event::Bundle(Ok(BundleFacts { refresh_hint, is_empty, is_new, svids }))
+}
+
+pub(super) fn creation(outcome: Result<(), Failure>) -> Event {
+    Event::Identity(DEVICE, IdentityEvent::KeyCreated(outcome))
+}
+
+pub(super) fn proof(outcome: Result<(), Failure>) -> Event {
+    Event::Identity(DEVICE, IdentityEvent::KeyProven(outcome))
+}
+
+pub(super) fn issuance(outcome: Result<(), Failure>) -> Event {
+    Event::Identity(DEVICE, IdentityEvent::Issued(outcome))
+}
+
+pub(super) fn adoption(outcome: Result<SvidFacts, NotAdopted>) -> Event {
+    Event::Identity(DEVICE, IdentityEvent::Adopted(outcome))
+}
 
 pub(super) const START: Timestamp = Timestamp::from_secs(1_800_000_000);
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
-pub(super) const ADOPT: Action = Action::Adopt { bundle_is_fresh: false };
+pub(super) const ADOPT: Work = Work::Adopt { bundle_is_fresh: false };
 
 pub(super) struct Device {
     pub(super) lifecycle: Lifecycle,
     pub(super) now: Now,
-    pub(super) doing: Option<Action>,
+    pub(super) doing: Option<Work>,
     pub(super) wake_in: Option<Duration>,
     /// Every draw, unless there is a source of random numbers.
     pub(super) luck: f64,
@@ -25,7 +125,7 @@ pub(super) struct Device {
 impl Device {
     pub(super) fn fresh() -> Self {
         let now = Now { wall: START, boot: BootTime::default(), synchronised: false };
-        let lifecycle = Lifecycle::new(policy(), Restored::default(), now, &mut || 0.5);
+        let lifecycle = Lifecycle::new(policy(), OnDisk::default().into(), now, &mut || 0.5);
         let asked_with = Pending;
         Self { lifecycle, now, doing: None, wake_in: None, luck: 0.5, random: None, asked_with }
     }
@@ -34,9 +134,9 @@ impl Device {
     pub(super) fn enrolling() -> Self {
         let mut device = Self::fresh();
         device.starts();
-        device.told(discovered());
-        device.told(bundle());
-        assert_eq!(device.told(key_created()), Some(Action::Request(Enroll, Pending)));
+        device.handles(discovered());
+        device.handles(bundle());
+        assert_eq!(device.handles(key_created()), Some(Work::Request(Enroll, Pending)));
         device
     }
 
@@ -49,53 +149,54 @@ impl Device {
     /// The request for the second SVID has just been sent, with a new key.
     pub(super) fn renewing(lifetime: Duration) -> Self {
         let mut device = Self::active(lifetime);
-        device.waits_for(Action::Request(Renew, Pending));
+        device.waits_for(Work::Request(Renew, Pending));
         device
     }
 
     pub(super) fn becomes_active(&mut self, lifetime: Duration) {
         self.starts();
-        self.told(discovered());
-        self.told(bundle());
-        self.told(key_created());
-        self.told(answered());
+        self.handles(discovered());
+        self.handles(bundle());
+        self.handles(key_created());
+        self.handles(answered());
         self.adopts_for(lifetime, Pending);
         assert_eq!(self.state(), State::Active);
     }
 
-    pub(super) fn starts(&mut self) -> Option<Action> {
-        self.told(Event::Wake)
+    pub(super) fn starts(&mut self) -> Option<Work> {
+        self.handles(Event::Wake)
     }
 
-    pub(super) fn restarts(&mut self, restored: Restored) {
+    pub(super) fn restarts(&mut self, disk: OnDisk) {
         let luck = self.luck;
-        self.lifecycle = Lifecycle::new(policy(), restored, self.now, &mut || luck);
+        self.lifecycle = Lifecycle::new(policy(), disk.into(), self.now, &mut || luck);
         self.doing = None;
         self.starts();
     }
 
-    pub(super) fn told(&mut self, event: Event) -> Option<Action> {
+    pub(super) fn handles(&mut self, event: Event) -> Option<Work> {
         let (luck, random) = (self.luck, &mut self.random);
         let mut draw = || random.as_mut().map_or(luck, next_random);
-        let under_way = self.doing.take().filter(|_| matches!(event, Event::Wake | Event::Command(_)));
+        let in_flight = self.doing.take().filter(|_| matches!(event, Event::Wake | Event::Command(_)));
         let step = self.lifecycle.step(event, self.now, &mut draw);
         self.wake_in = step.wake_in;
-        if let Some(Action::Request(_, key)) = step.action {
+        let action = step.action.map(Work::from);
+        if let Some(Work::Request(_, key)) = action {
             self.asked_with = key;
         }
-        self.doing = under_way.or(step.action);
-        self.doing.clone()
+        self.doing = in_flight.or(action);
+        self.doing
     }
 
     /// The answer is good: an SVID from now on.
-    pub(super) fn adopts_for(&mut self, lifetime: Duration, key: KeyChoice) -> Option<Action> {
-        assert!(matches!(self.doing, Some(Action::Adopt { .. })), "{:?}", self.doing);
-        self.told(Event::Adopted(Ok(svid(self.now.wall, lifetime, key))))
+    pub(super) fn adopts_for(&mut self, lifetime: Duration, key: KeyChoice) -> Option<Work> {
+        assert!(matches!(self.doing, Some(Work::Adopt { .. })), "{:?}", self.doing);
+        self.handles(adoption(Ok(svid(self.now.wall, lifetime, key))))
     }
 
     /// A response of the MIS shows that it is this time.
     pub(super) fn is_shown(&mut self, time: Timestamp) -> TimeVerdict {
-        self.lifecycle.time_is_shown(time, self.now)
+        self.lifecycle.observe_time(time, self.now)
     }
 
     /// So many responses show it that it counts, whatever this device's clock says.
@@ -107,27 +208,27 @@ impl Device {
 
     /// A revalidation, whenever it comes, finds this document.
     pub(super) fn knows(&mut self, facts: DiscoveryFacts) {
-        self.lifecycle.discovery.as_mut().unwrap().facts = facts;
+        self.lifecycle.trust_domain.discovery.as_mut().unwrap().facts = facts;
     }
 
     pub(super) fn passes(&mut self, time: Duration) {
         self.now = later(self.now, time);
-        self.told(Event::Wake);
+        self.handles(Event::Wake);
     }
 
     pub(super) fn wall_jumps(&mut self, seconds: i64) {
         self.now.wall = Timestamp::from_millis(self.now.wall.as_millis() + seconds * 1000);
-        self.told(Event::Wake);
+        self.handles(Event::Wake);
     }
 
     /// Sleeps until this is wanted, and says how long that took. What comes up on the way goes well, but no request is
     /// expected there.
-    pub(super) fn waits_for(&mut self, wanted: Action) -> Duration {
+    pub(super) fn waits_for(&mut self, wanted: Work) -> Duration {
         let begin = self.now.boot;
         for _ in 0..200_000 {
             match &self.doing {
                 Some(action) if *action == wanted => return begin.until(self.now.boot),
-                Some(Action::Request(..) | Action::Adopt { .. }) => break,
+                Some(Work::Request(..) | Work::Adopt { .. }) => break,
                 _ => self.goes_on(good),
             }
         }
@@ -137,20 +238,20 @@ impl Device {
     /// Until the next request of any kind.
     pub(super) fn waits_to_ask(&mut self) -> Duration {
         let begin = self.now.boot;
-        while !matches!(self.doing, Some(Action::Request(..))) {
+        while !matches!(self.doing, Some(Work::Request(..))) {
             self.goes_on(good);
         }
         begin.until(self.now.boot)
     }
 
-    pub(super) fn goes_on(&mut self, answer: impl Fn(&Action) -> Event) {
+    pub(super) fn goes_on(&mut self, answer: impl Fn(&Work) -> Event) {
         match self.doing.clone() {
-            Some(action) => self.told(answer(&action)),
+            Some(action) => self.handles(answer(&action)),
             None => {
                 let wake_in = self.wake_in.expect("without an action there is a time to look again");
                 assert!(!wake_in.is_zero(), "a look that finds nothing to do is not repeated at once");
                 self.now = later(self.now, wake_in);
-                self.told(Event::Wake)
+                self.handles(Event::Wake)
             }
         };
     }
@@ -159,7 +260,7 @@ impl Device {
     pub(super) fn lives_through(
         &mut self,
         time: Duration,
-        answer: impl Fn(&Action) -> Event,
+        answer: impl Fn(&Work) -> Event,
     ) -> BTreeMap<&'static str, u32> {
         let end = self.now.boot.after(time);
         let mut looks = BTreeMap::new();
@@ -174,34 +275,38 @@ impl Device {
         looks
     }
 
+    pub(super) fn view(&self) -> IdentityView<'_> {
+        self.lifecycle.identity(DEVICE).unwrap()
+    }
+
     pub(super) fn state(&self) -> State {
-        self.lifecycle.state(self.now)
+        self.view().state(self.now)
     }
 
     pub(super) fn error(&self) -> Option<(LastError, Option<Duration>)> {
-        self.lifecycle.last_error(self.now)
+        self.view().last_error(self.now)
     }
 }
 
-pub(super) fn good(action: &Action) -> Event {
+pub(super) fn good(action: &Work) -> Event {
     match action {
         FetchDiscovery => discovered(),
         FetchBundle => bundle(),
         CreateKey => key_created(),
         ProveKey => key_proven(),
-        Action::Request(..) => answered(),
-        Action::Adopt { .. } => panic!("what is adopted is for the story to say"),
+        Work::Request(..) => answered(),
+        Work::Adopt { .. } => panic!("what is adopted is for the story to say"),
     }
 }
 
-pub(super) fn kind(action: &Action) -> &'static str {
+pub(super) fn kind(action: &Work) -> &'static str {
     match action {
         FetchDiscovery => "discovery",
         FetchBundle => "bundle",
         CreateKey => "key",
         ProveKey => "proof",
-        Action::Request(..) => "request",
-        Action::Adopt { .. } => "adopt",
+        Work::Request(..) => "request",
+        Work::Adopt { .. } => "adopt",
     }
 }
 
@@ -219,9 +324,9 @@ pub(super) fn document() -> DiscoveryFacts {
 }
 
 /// What is found on disk at a start.
-pub(super) fn an_identity() -> Restored {
+pub(super) fn an_identity() -> OnDisk {
     let svid = Some(svid(START, 100 * DAY, Current));
-    Restored { discovery: Some(document()), bundle: true, svid, ..Restored::default() }
+    OnDisk { discovery: Some(document()), bundle: true, svid, ..OnDisk::default() }
 }
 
 pub(super) fn discovered() -> Event {
@@ -233,11 +338,11 @@ pub(super) fn discovered_anew() -> Event {
 }
 
 pub(super) fn bundle() -> Event {
-    Event::Bundle(Ok(facts(None)))
+    fetched(facts(None))
 }
 
-pub(super) fn facts(refresh_hint: Option<Duration>) -> BundleFacts {
-    BundleFacts {
+pub(super) fn facts(refresh_hint: Option<Duration>) -> BundleForOne {
+    BundleForOne {
         refresh_hint,
         vouches: Some(true),
         is_empty: false,
@@ -248,35 +353,35 @@ pub(super) fn facts(refresh_hint: Option<Duration>) -> BundleFacts {
 }
 
 pub(super) fn empty_bundle() -> Event {
-    Event::Bundle(Ok(BundleFacts { vouches: None, is_empty: true, ..facts(None) }))
+    fetched(BundleForOne { vouches: None, is_empty: true, ..facts(None) })
 }
 
 pub(super) fn bundle_without_its_anchor() -> Event {
-    Event::Bundle(Ok(BundleFacts { vouches: Some(false), ..facts(None) }))
+    fetched(BundleForOne { vouches: Some(false), ..facts(None) })
 }
 
 pub(super) fn key_proven() -> Event {
-    Event::KeyProven(Ok(()))
+    proof(Ok(()))
 }
 
 pub(super) fn key_lost() -> Event {
-    Event::KeyProven(Err(failure(FailureKind::CurrentKeyLost, None)))
+    proof(Err(failure(FailureKind::CurrentKeyLost, None)))
 }
 
 pub(super) fn key_created() -> Event {
-    Event::KeyCreated(Ok(()))
+    creation(Ok(()))
 }
 
 pub(super) fn answered() -> Event {
-    Event::Issued(Ok(()))
+    issuance(Ok(()))
 }
 
 pub(super) fn refusal(kind: FailureKind, retry_after: Option<u64>) -> Event {
-    Event::Issued(Err(failure(kind, retry_after.map(secs))))
+    issuance(Err(failure(kind, retry_after.map(secs))))
 }
 
 pub(super) fn not_adopted() -> Event {
-    Event::Adopted(Err(NotAdopted::Refused(failure(FailureKind::Slow, None))))
+    adoption(Err(NotAdopted::Refused(failure(FailureKind::Slow, None))))
 }
 
 pub(super) fn failure(kind: FailureKind, retry_after: Option<Duration>) -> Failure {

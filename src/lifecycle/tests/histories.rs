@@ -1,4 +1,4 @@
-//! Histories at random: what happens to a device, one turn after the other.
+//! Random histories: what happens to a device with two identities, one turn after the other.
 
 use proptest::prelude::*;
 
@@ -11,9 +11,9 @@ pub(super) struct Turn {
     pub(super) reply: Reply,
     pub(super) luck: f64,
     pub(super) restart: Option<Restart>,
-    pub(super) order: Option<Command>,
-    /// The chip that the key is in is taken away, or put back.
-    pub(super) chip: Option<bool>,
+    pub(super) command: Option<Command>,
+    /// The TPM that the key of one identity is in is taken away, or put back.
+    pub(super) tpm: Option<(usize, bool)>,
     /// A time service sets the wall clock, or it is not known any more that one has.
     pub(super) synchronised: Option<bool>,
     /// What the MIS says the time is, in seconds from what it is.
@@ -34,7 +34,7 @@ pub(super) enum Passes {
     Some(Duration),
 }
 
-/// What happens next, whatever the action under way is: [`Checker::event`] fits it to it.
+/// What happens next, whatever the action under way is: [`Checker`] makes it fit.
 #[derive(Clone, Debug)]
 pub(super) struct Reply {
     /// How far the wall clock is off from now on, in seconds.
@@ -67,20 +67,23 @@ pub(super) fn turn() -> impl Strategy<Value = Turn> {
         1 => (0..1_000_u64).prop_map(|hours| Passes::Some(secs(hours * 3600))),
     ];
     let luck = prop_oneof![4 => 0.0..1.0_f64, 1 => Just(0.0), 1 => Just(1.0 - f64::EPSILON)];
-    let order = prop::sample::select(vec![Command::Retry, Command::Renew, Command::ReplaceKey]);
+    let of = [IdentityIndex(0), IdentityIndex(1)];
+    let mut commands = vec![Command::Retry];
+    commands.extend(of.into_iter().flat_map(|index| [Command::Renew(index), Command::ReplaceKey(index)]));
+    let command = prop::sample::select(commands);
     let proof = prop_oneof![3 => Just(0), 1 => -7200..7200_i64, 1 => Just(1000 * 86_400)];
     let rare = |p| prop::option::weighted(p, any::<bool>());
-    let more =
-        (prop::option::weighted(0.03, order), rare(0.03), rare(0.03), prop::option::weighted(0.05, proof));
+    let tpm = prop::option::weighted(0.03, (0..2_usize, any::<bool>()));
+    let more = (prop::option::weighted(0.03, command), tpm, rare(0.03), prop::option::weighted(0.05, proof));
     let restart = prop::sample::select(vec![Restart::OfTheAgent, Restart::OfTheMachine]);
     (passes, reply(), luck, prop::option::weighted(0.04, restart), more).prop_map(
-        |(passes, reply, luck, restart, (order, chip, synchronised, proof))| Turn {
+        |(passes, reply, luck, restart, (command, tpm, synchronised, proof))| Turn {
             passes,
             reply,
             luck,
             restart,
-            order,
-            chip,
+            command,
+            tpm,
             synchronised,
             proof,
         },
@@ -146,8 +149,18 @@ pub(super) fn retry_after() -> impl Strategy<Value = Option<Duration>> {
     ]
 }
 
-pub(super) fn beginning() -> impl Strategy<Value = (bool, bool, bool)> {
-    any::<(bool, bool, bool)>()
+/// What is on disk of an identity when a history begins.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Beginning {
+    pub(super) svid: bool,
+    pub(super) pending_key: bool,
+    pub(super) issued: bool,
+}
+
+pub(super) fn beginning() -> impl Strategy<Value = [Beginning; 2]> {
+    let one = any::<(bool, bool, bool)>();
+    let one = one.prop_map(|(svid, pending_key, issued)| Beginning { svid, pending_key, issued });
+    [one.clone(), one]
 }
 
 #[derive(Clone, Debug)]

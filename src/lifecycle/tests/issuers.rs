@@ -1,28 +1,32 @@
 //! Issuers that end before what they have issued, and waits that outlast an SVID.
 
-use super::super::Action::{FetchBundle, FetchDiscovery};
 use super::super::KeyChoice::Pending;
 use super::super::Request::{Enroll, Renew};
 use super::super::*;
+use super::device::Work::{FetchBundle, FetchDiscovery};
 use super::device::*;
 
-const FRESH: Action = Action::Adopt { bundle_is_fresh: true };
+const FRESH: Work = Work::Adopt { bundle_is_fresh: true };
 
 fn issuer_expired() -> Event {
-    Event::Adopted(Err(NotAdopted::IssuerExpired(failure(FailureKind::Slow, None))))
+    adoption(Err(NotAdopted::IssuerExpired(failure(FailureKind::Slow, None))))
 }
 
 /// The request has just been answered, and no certificate of the answer's path is valid any more.
 fn finds_the_issuer_expired(device: &mut Device) {
-    device.told(answered());
+    device.handles(answered());
     assert_eq!(device.doing, Some(ADOPT));
-    assert_eq!(device.told(Event::Adopted(Err(NotAdopted::UnknownIssuer))), Some(FetchBundle));
-    assert_eq!(device.told(bundle()), Some(FRESH), "the bundle is looked at before the answer is given up");
-    device.told(issuer_expired());
+    assert_eq!(device.handles(adoption(Err(NotAdopted::UnknownIssuer))), Some(FetchBundle));
+    assert_eq!(
+        device.handles(bundle()),
+        Some(FRESH),
+        "the bundle is looked at before the answer is given up"
+    );
+    device.handles(issuer_expired());
 }
 
 fn new_bundle() -> Event {
-    Event::Bundle(Ok(BundleFacts { is_new: true, ..facts(None) }))
+    fetched(BundleForOne { is_new: true, ..facts(None) })
 }
 
 /// An MIS whose SVIDs of a day all end at one moment, since their issuer does.
@@ -31,19 +35,19 @@ fn lives_under_an_issuer_that_ends(device: &mut Device, ends: Timestamp, until: 
     let end = device.now.boot.after(until);
     while device.now.boot < end {
         match device.doing.clone() {
-            Some(Action::Adopt { bundle_is_fresh }) => {
-                device.told(if device.now.wall <= ends {
+            Some(Work::Adopt { bundle_is_fresh }) => {
+                device.handles(if device.now.wall <= ends {
                     let lifetime = DAY.min(device.now.wall.until(ends));
-                    Event::Adopted(Ok(svid(device.now.wall, lifetime, device.asked_with)))
+                    adoption(Ok(svid(device.now.wall, lifetime, device.asked_with)))
                 } else if bundle_is_fresh {
                     issuer_expired()
                 } else {
-                    Event::Adopted(Err(NotAdopted::UnknownIssuer))
+                    adoption(Err(NotAdopted::UnknownIssuer))
                 });
             }
-            Some(Action::Request(..)) => {
+            Some(Work::Request(..)) => {
                 issued += 1;
-                device.told(answered());
+                device.handles(answered());
             }
             _ => device.goes_on(good),
         }
@@ -57,13 +61,13 @@ fn chain_with_expired_issuer_waits_for_another_bundle() {
     finds_the_issuer_expired(&mut device);
     for _ in 0..5 {
         device.waits_for(FetchBundle);
-        assert_ne!(device.told(bundle()), Some(FRESH), "the same bundle is no reason to judge it again");
+        assert_ne!(device.handles(bundle()), Some(FRESH), "the same bundle is no reason to judge it again");
     }
     device.waits_for(FetchBundle);
-    assert_eq!(device.told(new_bundle()), Some(FRESH), "and another is, at once");
-    device.told(issuer_expired());
+    assert_eq!(device.handles(new_bundle()), Some(FRESH), "and another is, at once");
+    device.handles(issuer_expired());
     device.waits_for(FetchBundle);
-    device.told(new_bundle());
+    device.handles(new_bundle());
     device.adopts_for(100 * DAY, Pending);
     assert_eq!((device.state(), device.error()), (State::Active, None));
 }
@@ -74,9 +78,9 @@ fn chain_with_expired_issuer_is_requested_again_slowly() {
         let mut device = Device::enrolling();
         device.luck = luck;
         finds_the_issuer_expired(&mut device);
-        assert_eq!(device.waits_for(Action::Request(Enroll, Pending)), secs(pause));
+        assert_eq!(device.waits_for(Work::Request(Enroll, Pending)), secs(pause));
         finds_the_issuer_expired(&mut device);
-        assert_eq!(device.waits_for(Action::Request(Enroll, Pending)), secs(pause), "each time");
+        assert_eq!(device.waits_for(Work::Request(Enroll, Pending)), secs(pause), "each time");
     }
 }
 
@@ -87,9 +91,9 @@ fn other_bundles_do_not_postpone_the_slow_request() {
     let begin = device.now.boot;
     loop {
         match device.doing.clone() {
-            Some(Action::Request(..)) => break,
-            Some(FetchBundle) => device.told(new_bundle()),
-            Some(Action::Adopt { .. }) => device.told(issuer_expired()),
+            Some(Work::Request(..)) => break,
+            Some(FetchBundle) => device.handles(new_bundle()),
+            Some(Work::Adopt { .. }) => device.handles(issuer_expired()),
             _ => {
                 device.goes_on(good);
                 None
@@ -104,13 +108,13 @@ fn short_svids_of_an_expired_issuer_are_requested_slowly() {
     // Two minutes: a twentieth of that was the slowest that a refused answer was asked for anew.
     let mut device = Device::renewing(secs(120));
     device.passes(secs(120));
-    device.told(refusal(FailureKind::Transient, None));
-    device.waits_for(Action::Request(Enroll, Pending));
+    device.handles(refusal(FailureKind::Transient, None));
+    device.waits_for(Work::Request(Enroll, Pending));
     let mut enrollments = 0;
     let end = device.now.boot.after(secs(3600));
     while device.now.boot < end {
         match device.doing.clone() {
-            Some(Action::Request(..)) => {
+            Some(Work::Request(..)) => {
                 enrollments += 1;
                 finds_the_issuer_expired(&mut device);
             }
@@ -124,7 +128,7 @@ fn short_svids_of_an_expired_issuer_are_requested_slowly() {
 fn rejected_chain_is_retried_while_the_svid_is_valid() {
     let mut device = Device::renewing(secs(600));
     finds_the_issuer_expired(&mut device);
-    assert!(device.waits_for(Action::Request(Renew, Pending)) <= secs(30), "another server may be right");
+    assert!(device.waits_for(Work::Request(Renew, Pending)) <= secs(30), "another server may be right");
 }
 
 #[test]
@@ -133,7 +137,7 @@ fn svids_ending_with_their_issuer_are_requested_ever_slower() {
         let mut device = Device::enrolling();
         device.luck = luck;
         let ends = device.now.wall.after(secs(ends_in * 3600));
-        device.told(answered());
+        device.handles(answered());
         device.adopts_for(DAY.min(secs(ends_in * 3600)), Pending);
         let before = lives_under_an_issuer_that_ends(&mut device, ends, secs(ends_in * 3600 + 1));
         assert!(
@@ -154,10 +158,10 @@ fn better_svid_ends_the_slow_requests() {
     lives_under_an_issuer_that_ends(&mut device, ends, secs(3000));
     assert!(device.error().is_some());
     device.waits_to_ask();
-    device.told(answered());
+    device.handles(answered());
     device.adopts_for(DAY, device.asked_with);
     assert_eq!((device.state(), device.error()), (State::Active, None));
-    let renew_in = device.now.wall.until(device.lifecycle.renew_at().unwrap());
+    let renew_in = device.now.wall.until(device.view().renew_at().unwrap());
     assert!(device.waits_to_ask() <= renew_in + secs(1));
 }
 
@@ -167,7 +171,7 @@ fn renew_command_does_not_wait_for_a_better_svid() {
     let ends = device.now.wall.after(DAY);
     lives_under_an_issuer_that_ends(&mut device, ends, secs(23 * 3600));
     assert!(device.error().unwrap().1.unwrap() > secs(60));
-    device.told(Event::Command(Command::Renew));
+    device.handles(Event::Command(RENEW_NOW));
     assert!(device.waits_to_ask() <= secs(5));
 }
 
@@ -177,21 +181,21 @@ fn another_bundle_moves_the_end_of_the_svid_both_ways() {
     let ends = |days: u32, device: &Device| {
         let svid_ends = Some(START.after(DAY * days));
         assert_eq!(device.doing, Some(FetchBundle));
-        Event::Bundle(Ok(BundleFacts { is_new: true, svid_ends, ..facts(None) }))
+        fetched(BundleForOne { is_new: true, svid_ends, ..facts(None) })
     };
     device.waits_for(FetchBundle);
-    device.told(ends(10, &device));
-    assert_eq!(device.lifecycle.renew_at(), Some(START.after(5 * DAY)), "in the window of what is left");
+    device.handles(ends(10, &device));
+    assert_eq!(device.view().renew_at(), Some(START.after(5 * DAY)), "in the window of what is left");
     device.waits_for(FetchBundle);
-    device.told(ends(100, &device));
-    assert_eq!(device.lifecycle.renew_at(), Some(START.after(5 * DAY)), "early does no harm");
+    device.handles(ends(100, &device));
+    assert_eq!(device.view().renew_at(), Some(START.after(5 * DAY)), "early does no harm");
     device.waits_for(FetchBundle);
     device.wall_jumps(3 * 86_400);
-    device.told(ends(2, &device));
+    device.handles(ends(2, &device));
     assert_eq!(device.state(), State::Expired);
-    device.told(Event::Issued(Err(failure(FailureKind::Slow, None))));
+    device.handles(issuance(Err(failure(FailureKind::Slow, None))));
     device.waits_for(FetchBundle);
-    device.told(ends(100, &device));
+    device.handles(ends(100, &device));
     assert_ne!(device.state(), State::Expired);
 }
 
@@ -202,7 +206,7 @@ fn bundle_is_polled_early_when_its_anchor_begins_or_ends() {
         device.luck = 0.0;
         device.waits_for(FetchBundle);
         let anchor_changes = Some(anchor_changes(device.now.wall));
-        device.told(Event::Bundle(Ok(BundleFacts { anchor_changes, ..facts(Some(DAY)) })));
+        device.handles(fetched(BundleForOne { anchor_changes, ..facts(Some(DAY)) }));
         device.waits_for(FetchBundle)
     };
     assert_eq!(next_look(|now| now.after(100 * DAY)), DAY, "an end that is far away");
@@ -217,28 +221,28 @@ fn bundle_is_polled_early_when_its_anchor_begins_or_ends() {
 #[test]
 fn wait_beyond_the_end_of_the_svid_is_reported_ahead() {
     let mut device = Device::renewing(100 * DAY);
-    assert_eq!(device.lifecycle.asked_to_wait_until(device.now), None);
-    device.told(refusal(FailureKind::Transient, Some(3600)));
-    assert!(!device.lifecycle.svid_ends_while_waiting(device.now), "there is time enough");
+    assert_eq!(device.view().retry_after_until(device.now), None);
+    device.handles(refusal(FailureKind::Transient, Some(3600)));
+    assert!(!device.view().svid_ends_before_retry_after(device.now), "there is time enough");
 
     let mut device = Device::renewing(secs(3600));
     let begin = device.now;
-    device.told(refusal(FailureKind::Transient, Some(86_400)));
-    assert!(device.lifecycle.svid_ends_while_waiting(device.now), "half an hour ahead");
-    assert_eq!(device.lifecycle.asked_to_wait_until(device.now), Some(begin.wall.after(DAY)));
+    device.handles(refusal(FailureKind::Transient, Some(86_400)));
+    assert!(device.view().svid_ends_before_retry_after(device.now), "half an hour ahead");
+    assert_eq!(device.view().retry_after_until(device.now), Some(begin.wall.after(DAY)));
     assert_eq!(device.state(), State::Renewing);
     device.passes(secs(7200));
     assert_eq!(device.state(), State::Expired);
-    assert!(device.lifecycle.svid_ends_while_waiting(device.now), "and as long as it lasts");
+    assert!(device.view().svid_ends_before_retry_after(device.now), "and as long as it lasts");
     let memory = device.lifecycle.memory();
-    let svid = device.lifecycle.svid.as_ref().map(|held| held.facts.clone());
-    device.restarts(Restored { memory, svid, ..an_identity() });
-    assert!(device.lifecycle.svid_ends_while_waiting(device.now), "a restart shortens nothing");
+    let svid = device.lifecycle.identities[0].svid.as_ref().map(|held| held.facts.clone());
+    device.restarts(OnDisk { memory, svid, ..an_identity() });
+    assert!(device.view().svid_ends_before_retry_after(device.now), "a restart shortens nothing");
     let (error, again) = device.error().unwrap();
     assert!(!error.permanent && again >= Some(secs(86_400 - 7200)), "it says when it asks: {again:?}");
     device.wall_jumps(-50 * 365 * 86_400);
     device.lives_through(DAY, |action| match action {
-        Action::Request(..) => panic!("asked early (E8)"),
+        Work::Request(..) => panic!("asked early (E8)"),
         FetchDiscovery => discovered(),
         other => good(other),
     });

@@ -1,9 +1,9 @@
 //! Which key is asked for with, and what happens when one is lost (E6, R4).
 
-use super::super::Action::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
 use super::super::*;
+use super::device::Work::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
 use super::device::*;
 
 // ---- keys (R4, E6) ----
@@ -12,13 +12,13 @@ use super::device::*;
 fn refused_rotation_falls_back_to_the_current_key() {
     let mut device = Device::renewing(100 * DAY);
     assert_eq!(
-        device.told(refusal(FailureKind::KeyRotationRefused, None)),
-        Some(Action::Request(Renew, Current))
+        device.handles(refusal(FailureKind::KeyRotationRefused, None)),
+        Some(Work::Request(Renew, Current))
     );
-    assert_eq!(device.told(answered()), Some(ADOPT));
+    assert_eq!(device.handles(answered()), Some(ADOPT));
     device.adopts_for(100 * DAY, Current);
     assert_eq!(device.error(), None);
-    device.waits_for(Action::Request(Renew, Current));
+    device.waits_for(Work::Request(Renew, Current));
 }
 
 #[test]
@@ -26,13 +26,13 @@ fn rotation_off_creates_no_key() {
     let mut device = Device::fresh();
     device.lifecycle.policy.rotate = false;
     device.becomes_active(100 * DAY);
-    device.waits_for(Action::Request(Renew, Current));
+    device.waits_for(Work::Request(Renew, Current));
 }
 
 /// Restored with a key that the configuration, changed since, would have made elsewhere.
 fn with_a_key_of_another_provider() -> Device {
     let mut device = Device::fresh();
-    device.restarts(Restored {
+    device.restarts(OnDisk {
         discovery: Some(document()),
         bundle: true,
         svid: Some(SvidFacts {
@@ -40,7 +40,7 @@ fn with_a_key_of_another_provider() -> Device {
             renew_at: Some(START.after(50 * DAY)),
             ..svid(START, 100 * DAY, Current)
         }),
-        ..Restored::default()
+        ..OnDisk::default()
     });
     device
 }
@@ -51,26 +51,26 @@ fn key_of_another_provider_is_replaced_at_once() {
     device.lifecycle.policy.rotate = false;
     assert_eq!(device.state(), State::Renewing);
     assert!(device.waits_for(CreateKey) < Duration::from_secs(1));
-    device.told(key_created());
-    assert!(device.waits_for(Action::Request(Renew, Pending)) < Duration::from_secs(1));
-    assert_eq!(device.told(answered()), Some(ADOPT));
+    device.handles(key_created());
+    assert!(device.waits_for(Work::Request(Renew, Pending)) < Duration::from_secs(1));
+    assert_eq!(device.handles(answered()), Some(ADOPT));
     device.adopts_for(100 * DAY, Pending);
-    assert!(device.waits_for(Action::Request(Renew, Current)) > 10 * DAY, "and then rotation is off");
+    assert!(device.waits_for(Work::Request(Renew, Current)) > 10 * DAY, "and then rotation is off");
 }
 
 #[test]
 fn irreplaceable_key_is_kept_until_renewal() {
     let mut device = with_a_key_of_another_provider();
     device.waits_for(CreateKey);
-    device.told(key_created());
-    device.waits_for(Action::Request(Renew, Pending));
-    device.told(refusal(FailureKind::KeyRotationRefused, None));
+    device.handles(key_created());
+    device.waits_for(Work::Request(Renew, Pending));
+    device.handles(refusal(FailureKind::KeyRotationRefused, None));
     assert_eq!(device.state(), State::Active);
-    assert!(device.waits_for(Action::Request(Renew, Current)) > 10 * DAY);
-    assert_eq!(device.told(answered()), Some(ADOPT));
+    assert!(device.waits_for(Work::Request(Renew, Current)) > 10 * DAY);
+    assert_eq!(device.handles(answered()), Some(ADOPT));
     let kept = SvidFacts { key_fits: false, ..svid(device.now.wall, 100 * DAY, Current) };
-    device.told(Event::Adopted(Ok(kept)));
-    assert!(device.waits_for(Action::Request(Renew, Current)) > 10 * DAY, "no circle");
+    device.handles(adoption(Ok(kept)));
+    assert!(device.waits_for(Work::Request(Renew, Current)) > 10 * DAY, "no circle");
 }
 
 #[test]
@@ -78,31 +78,31 @@ fn expired_device_with_a_foreign_key_enrolls_with_a_new_one() {
     let mut device = with_a_key_of_another_provider();
     device.passes(200 * DAY); // the key that is held may be out of reach for good
     assert!(device.waits_for(CreateKey) < DAY);
-    assert_eq!(device.told(key_created()), Some(Action::Request(Enroll, Pending)));
-    device.told(refusal(FailureKind::KeyRotationRefused, None));
-    assert_eq!(device.doing, Some(Action::Request(Enroll, Current)), "unless the MIS insists on it");
+    assert_eq!(device.handles(key_created()), Some(Work::Request(Enroll, Pending)));
+    device.handles(refusal(FailureKind::KeyRotationRefused, None));
+    assert_eq!(device.doing, Some(Work::Request(Enroll, Current)), "unless the MIS insists on it");
 }
 
 #[test]
 fn refused_rotation_without_a_current_key_blocks() {
     let mut device = Device::enrolling();
-    device.told(refusal(FailureKind::KeyRotationRefused, None));
+    device.handles(refusal(FailureKind::KeyRotationRefused, None));
     assert_eq!(device.state(), State::Blocked);
     device.waits_for(FetchDiscovery);
-    device.told(discovered_anew());
-    assert_eq!(device.told(bundle()), Some(Action::Request(Enroll, Pending)), "with the same key");
+    device.handles(discovered_anew());
+    assert_eq!(device.handles(bundle()), Some(Work::Request(Enroll, Pending)), "with the same key");
 }
 
 #[test]
 fn pending_key_is_reused_after_lost_responses_and_restarts() {
     let mut device = Device::enrolling();
     for round in 0..50 {
-        device.told(refusal(FailureKind::Transient, None));
-        device.waits_for(Action::Request(Enroll, Pending));
+        device.handles(refusal(FailureKind::Transient, None));
+        device.waits_for(Work::Request(Enroll, Pending));
         if round % 10 == 9 {
-            device.restarts(Restored { pending_key: true, ..Restored::default() });
-            device.told(discovered());
-            assert_eq!(device.told(bundle()), Some(Action::Request(Enroll, Pending)));
+            device.restarts(OnDisk { pending_key: true, ..OnDisk::default() });
+            device.handles(discovered());
+            assert_eq!(device.handles(bundle()), Some(Work::Request(Enroll, Pending)));
         }
     }
 }
@@ -110,18 +110,18 @@ fn pending_key_is_reused_after_lost_responses_and_restarts() {
 #[test]
 fn pending_key_survives_a_lost_renewal_a_401_and_expiry() {
     let mut device = Device::renewing(100 * DAY);
-    device.told(refusal(FailureKind::Transient, None)); // the answer that certified the key may be the lost one
-    device.waits_for(Action::Request(Renew, Pending));
+    device.handles(refusal(FailureKind::Transient, None)); // the answer that certified the key may be the lost one
+    device.waits_for(Work::Request(Renew, Pending));
     assert_eq!(
-        device.told(refusal(FailureKind::NotAuthenticated, None)),
-        Some(Action::Request(Enroll, Pending))
+        device.handles(refusal(FailureKind::NotAuthenticated, None)),
+        Some(Work::Request(Enroll, Pending))
     );
-    device.told(refusal(FailureKind::Transient, None));
+    device.handles(refusal(FailureKind::Transient, None));
     device.wall_jumps(200 * 24 * 3600);
-    device.waits_for(Action::Request(Enroll, Pending));
+    device.waits_for(Work::Request(Enroll, Pending));
     assert_eq!(
-        device.told(refusal(FailureKind::KeyRotationRefused, None)),
-        Some(Action::Request(Enroll, Current)),
+        device.handles(refusal(FailureKind::KeyRotationRefused, None)),
+        Some(Work::Request(Enroll, Current)),
         "only a definite refusal ends it"
     );
 }
@@ -131,9 +131,9 @@ fn pending_key_survives_a_lost_renewal_a_401_and_expiry() {
 fn whose_key_is_lost() -> Device {
     let mut device = Device::fresh();
     device.restarts(an_identity());
-    device.told(discovered());
-    assert_eq!(device.told(bundle()), Some(ProveKey));
-    device.told(key_lost());
+    device.handles(discovered());
+    assert_eq!(device.handles(bundle()), Some(ProveKey));
+    device.handles(key_lost());
     device
 }
 
@@ -150,46 +150,46 @@ fn lost_key_is_noticed_at_start_and_not_replaced_unasked() {
     });
     assert_eq!(looks["proof"], 239, "once an hour, in case the chip is put back");
     device.waits_for(ProveKey);
-    device.told(key_proven());
+    device.handles(key_proven());
     assert_eq!(device.state(), State::Active);
 }
 
 #[test]
 fn lost_key_is_replaced_on_command_also_after_a_restart() {
     let mut device = whose_key_is_lost();
-    assert_eq!(device.told(Event::Command(Command::Retry)), Some(FetchBundle));
+    assert_eq!(device.handles(Event::Command(Command::Retry)), Some(FetchBundle));
     assert_eq!(device.state(), State::Blocked, "an order to retry does not say that it may be replaced");
-    device.told(bundle());
+    device.handles(bundle());
     device.waits_for(ProveKey);
-    device.told(key_lost());
+    device.handles(key_lost());
 
-    device.told(Event::Command(Command::ReplaceKey));
+    device.handles(Event::Command(REPLACE_KEY));
     let memory = device.lifecycle.memory();
-    assert!(memory.replace_lost_key);
+    assert!(memory.identities[0].replace_lost_key);
     let svid = Some(svid(START, 100 * DAY, Current));
     let (discovery, bundle) = (Some(document()), true);
-    device.restarts(Restored { svid, discovery, bundle, memory, ..Restored::default() });
+    device.restarts(OnDisk { svid, discovery, bundle, memory, ..OnDisk::default() });
     device.waits_for(ProveKey);
-    device.told(key_lost());
+    device.handles(key_lost());
     device.waits_for(CreateKey);
-    device.told(key_created());
-    device.waits_for(Action::Request(Enroll, Pending));
-    assert!(!device.lifecycle.may_be_renamed(device.now), "it has an identity, and keeps it (E9)");
-    device.told(answered());
+    device.handles(key_created());
+    device.waits_for(Work::Request(Enroll, Pending));
+    assert!(!device.view().may_be_renamed(device.now), "it has an identity, and keeps it (E9)");
+    device.handles(answered());
     device.adopts_for(100 * DAY, Pending);
     assert_eq!(device.state(), State::Active);
-    assert_eq!(device.lifecycle.memory(), Memory::default());
+    assert!(device.lifecycle.memory().is_empty());
 }
 
 #[test]
 fn working_key_is_never_replaced_on_command() {
     let mut device = Device::active(100 * DAY);
     device.passes(secs(60));
-    device.told(Event::Command(Command::ReplaceKey));
+    device.handles(Event::Command(REPLACE_KEY));
     device.waits_for(ProveKey);
-    device.told(key_proven());
-    assert!(!device.lifecycle.memory().replace_lost_key);
-    device.waits_for(Action::Request(Renew, Pending));
+    device.handles(key_proven());
+    assert!(!device.lifecycle.memory().identities[0].replace_lost_key);
+    device.waits_for(Work::Request(Renew, Pending));
     assert!(device.now.wall >= START.after(50 * DAY));
 }
 
@@ -197,25 +197,25 @@ fn working_key_is_never_replaced_on_command() {
 fn lost_key_is_replaced_once_the_svid_has_expired() {
     let mut device = whose_key_is_lost();
     while !matches!(device.doing, Some(CreateKey)) {
-        let lost = |action: &Action| if *action == ProveKey { key_lost() } else { good(action) };
+        let lost = |action: &Work| if *action == ProveKey { key_lost() } else { good(action) };
         device.goes_on(lost);
     }
     assert!(device.now.wall > START.after(100 * DAY));
-    device.waits_for(Action::Request(Enroll, Pending));
+    device.waits_for(Work::Request(Enroll, Pending));
 }
 
 #[test]
 fn lost_key_is_not_used_where_rotation_is_refused() {
     let mut device = whose_key_is_lost();
-    device.told(Event::Command(Command::ReplaceKey));
+    device.handles(Event::Command(REPLACE_KEY));
     device.waits_for(ProveKey);
-    device.told(key_lost());
-    device.waits_for(Action::Request(Enroll, Pending));
-    device.told(refusal(FailureKind::KeyRotationRefused, None));
+    device.handles(key_lost());
+    device.waits_for(Work::Request(Enroll, Pending));
+    device.handles(refusal(FailureKind::KeyRotationRefused, None));
     assert_eq!(device.state(), State::Blocked, "for the operator of the MIS to allow");
     device.lives_through(DAY, |action| match action {
         ProveKey => key_lost(),
-        Action::Request(..) => panic!("{action:?} with a key that is lost, or was refused"),
+        Work::Request(..) => panic!("{action:?} with a key that is lost, or was refused"),
         action => good(action),
     });
 }
@@ -225,18 +225,18 @@ fn lost_key_is_not_used_where_rotation_is_refused() {
 #[test]
 fn recovered_key_is_enrolled_with() {
     let mut device = whose_key_is_lost();
-    device.told(Event::Command(Command::ReplaceKey));
+    device.handles(Event::Command(REPLACE_KEY));
     device.waits_for(ProveKey);
-    device.told(key_lost());
-    device.waits_for(Action::Request(Enroll, Pending));
-    device.told(refusal(FailureKind::KeyRotationRefused, None));
+    device.handles(key_lost());
+    device.waits_for(Work::Request(Enroll, Pending));
+    device.handles(refusal(FailureKind::KeyRotationRefused, None));
     assert_eq!(device.state(), State::Blocked);
     device.waits_for(ProveKey);
-    device.told(key_proven());
+    device.handles(key_proven());
     assert_eq!(device.state(), State::Active);
-    device.waits_for(Action::Request(Renew, Current));
-    device.told(refusal(FailureKind::NotAuthenticated, None));
-    device.waits_for(Action::Request(Enroll, Current));
+    device.waits_for(Work::Request(Renew, Current));
+    device.handles(refusal(FailureKind::NotAuthenticated, None));
+    device.waits_for(Work::Request(Enroll, Current));
 }
 
 #[test]
@@ -244,39 +244,39 @@ fn absent_tpm_at_start_is_polled_and_its_key_is_not_lost() {
     let mut device = Device::fresh();
     device.restarts(an_identity());
     device.waits_for(ProveKey);
-    device.told(Event::KeyProven(Err(failure(FailureKind::Local, None))));
+    device.handles(proof(Err(failure(FailureKind::Local, None))));
     assert_eq!(device.state(), State::Blocked);
     assert!(device.waits_for(ProveKey) <= secs(30));
-    device.told(key_proven());
+    device.handles(key_proven());
     assert_eq!(device.state(), State::Active);
 }
 
 #[test]
 fn key_of_a_chain_from_before_a_restart_is_proven_again() {
     let mut device = Device::fresh();
-    device.restarts(Restored { pending_key: true, answer: true, ..Restored::default() });
-    device.told(discovered());
-    assert_eq!(device.told(bundle()), Some(ADOPT));
+    device.restarts(OnDisk { pending_key: true, issued_chain: true, ..OnDisk::default() });
+    device.handles(discovered());
+    assert_eq!(device.handles(bundle()), Some(ADOPT));
     assert_eq!(
         device.adopts_for(100 * DAY, Pending),
         Some(ProveKey),
         "its chip may have been replaced meanwhile"
     );
-    device.told(key_lost());
-    assert!(device.lifecycle.key_is_lost());
+    device.handles(key_lost());
+    assert!(device.view().key_is_lost());
 }
 
 #[test]
 fn lost_key_and_401_keep_the_device_enrolling() {
     let mut device = Device::renewing(100 * DAY);
-    device.told(refusal(FailureKind::NotAuthenticated, None));
-    device.told(Event::Issued(Err(failure(FailureKind::CurrentKeyLost, None))));
+    device.handles(refusal(FailureKind::NotAuthenticated, None));
+    device.handles(issuance(Err(failure(FailureKind::CurrentKeyLost, None))));
     for _ in 0..3 {
-        device.waits_for(Action::Request(Enroll, Pending));
-        device.told(refusal(FailureKind::Transient, None));
-        device.told(Event::Command(Command::Retry));
+        device.waits_for(Work::Request(Enroll, Pending));
+        device.handles(refusal(FailureKind::Transient, None));
+        device.handles(Event::Command(Command::Retry));
         device.waits_for(ProveKey);
-        device.told(key_lost());
+        device.handles(key_lost());
         assert_ne!(device.state(), State::Blocked, "there is a way that is open, and the only one");
     }
 }

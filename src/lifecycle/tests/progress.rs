@@ -1,10 +1,11 @@
 //! The good ways: from nothing to an identity, through renewals and restarts, and to the documents that they need.
 
-use super::super::Action::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
 use super::super::*;
+use super::device::Work::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
 use super::device::*;
+use crate::time::BootTime;
 
 // ---- the first run ----
 
@@ -13,31 +14,31 @@ fn first_run_leads_to_an_identity_and_its_renewal() {
     let mut device = Device::fresh();
     assert_eq!(device.starts(), Some(FetchDiscovery));
     assert_eq!(device.state(), State::Discovering);
-    assert_eq!(device.told(discovered()), Some(FetchBundle));
+    assert_eq!(device.handles(discovered()), Some(FetchBundle));
     assert_eq!(
-        device.told(bundle()),
+        device.handles(bundle()),
         Some(CreateKey),
         "a key is durable before a request is sent with it (E6)"
     );
     assert_eq!(device.state(), State::Enrolling);
-    assert_eq!(device.told(key_created()), Some(Action::Request(Enroll, Pending)));
-    assert_eq!(device.told(answered()), Some(ADOPT));
+    assert_eq!(device.handles(key_created()), Some(Work::Request(Enroll, Pending)));
+    assert_eq!(device.handles(answered()), Some(ADOPT));
     assert_eq!(device.adopts_for(100 * DAY, Pending), None);
     assert_eq!(device.state(), State::Active);
     assert_eq!(device.error(), None);
 
     // The luck is 0.5: in the middle of the window from 40 % to 60 %.
-    assert_eq!(device.lifecycle.renew_at(), Some(START.after(50 * DAY)));
+    assert_eq!(device.view().renew_at(), Some(START.after(50 * DAY)));
     device.waits_for(CreateKey);
     assert_eq!(device.now.wall, START.after(50 * DAY));
     assert_eq!(
-        device.told(key_created()),
+        device.handles(key_created()),
         Some(FetchDiscovery),
         "a document that became stale is revalidated (D1)"
     );
-    assert_eq!(device.told(discovered()), Some(Action::Request(Renew, Pending)));
+    assert_eq!(device.handles(discovered()), Some(Work::Request(Renew, Pending)));
     assert_eq!(device.state(), State::Renewing);
-    assert_eq!(device.told(answered()), Some(ADOPT));
+    assert_eq!(device.handles(answered()), Some(ADOPT));
     device.adopts_for(100 * DAY, Pending);
     assert_eq!(device.state(), State::Active);
 }
@@ -48,7 +49,7 @@ fn renewal_moment_is_drawn_over_the_whole_window() {
         let mut device = Device::fresh();
         device.luck = luck;
         device.becomes_active(100 * DAY);
-        assert_eq!(device.lifecycle.renew_at(), Some(START.after(percent * DAY)));
+        assert_eq!(device.view().renew_at(), Some(START.after(percent * DAY)));
     }
 }
 
@@ -56,11 +57,11 @@ fn renewal_moment_is_drawn_over_the_whole_window() {
 fn request_waits_for_a_bundle_to_validate_against() {
     let mut device = Device::fresh();
     device.starts();
-    device.told(discovered());
-    device.told(Event::Bundle(Err(failure(FailureKind::Transient, None))));
+    device.handles(discovered());
+    device.handles(Event::Bundle(Err(failure(FailureKind::Transient, None))));
     assert_eq!(device.state(), State::Discovering);
     device.waits_for(FetchBundle);
-    assert_eq!(device.told(bundle()), Some(CreateKey));
+    assert_eq!(device.handles(bundle()), Some(CreateKey));
 }
 
 // ---- judging the answer (E4) ----
@@ -68,9 +69,9 @@ fn request_waits_for_a_bundle_to_validate_against() {
 #[test]
 fn early_chain_is_kept_until_it_becomes_valid() {
     let mut device = Device::enrolling();
-    device.told(answered());
+    device.handles(answered());
     let not_before = device.now.wall.after(secs(180));
-    assert_eq!(device.told(Event::Adopted(Err(NotAdopted::Early(not_before)))), None);
+    assert_eq!(device.handles(adoption(Err(NotAdopted::Early(not_before)))), None);
     assert_eq!(device.waits_for(ADOPT), secs(180));
     device.adopts_for(100 * DAY, Pending);
     assert_eq!(device.state(), State::Active);
@@ -79,13 +80,13 @@ fn early_chain_is_kept_until_it_becomes_valid() {
 #[test]
 fn unknown_issuer_is_an_error_after_a_fresh_bundle_only() {
     let mut device = Device::enrolling();
-    device.told(answered());
-    assert_eq!(device.told(Event::Adopted(Err(NotAdopted::UnknownIssuer))), Some(FetchBundle));
-    assert_eq!(device.told(bundle()), Some(Action::Adopt { bundle_is_fresh: true }));
-    assert_eq!(device.told(not_adopted()), None);
+    device.handles(answered());
+    assert_eq!(device.handles(adoption(Err(NotAdopted::UnknownIssuer))), Some(FetchBundle));
+    assert_eq!(device.handles(bundle()), Some(Work::Adopt { bundle_is_fresh: true }));
+    assert_eq!(device.handles(not_adopted()), None);
     let (error, again) = device.error().unwrap();
     assert!(!error.permanent && again.is_some());
-    device.waits_for(Action::Request(Enroll, Pending));
+    device.waits_for(Work::Request(Enroll, Pending));
 }
 
 #[test]
@@ -93,9 +94,9 @@ fn rejected_chain_is_requested_again_slowly() {
     let mut device = Device::enrolling();
     device.luck = 1.0;
     for _ in 0..5 {
-        device.told(answered());
-        device.told(not_adopted());
-        let waited = device.waits_for(Action::Request(Enroll, Pending));
+        device.handles(answered());
+        device.handles(not_adopted());
+        let waited = device.waits_for(Work::Request(Enroll, Pending));
         assert!(waited >= secs(1800), "each answer costs one of the few renewals of a day: {waited:?}");
     }
 }
@@ -103,9 +104,9 @@ fn rejected_chain_is_requested_again_slowly() {
 #[test]
 fn unstored_chain_is_validated_again_not_requested_again() {
     let mut device = Device::enrolling();
-    device.told(answered());
+    device.handles(answered());
     for _ in 0..20 {
-        device.told(Event::Adopted(Err(NotAdopted::Kept(failure(FailureKind::Local, None)))));
+        device.handles(adoption(Err(NotAdopted::Kept(failure(FailureKind::Local, None)))));
         assert_eq!(device.state(), State::Blocked);
         assert!(device.waits_for(ADOPT) <= secs(30));
     }
@@ -119,22 +120,22 @@ fn unstored_chain_is_validated_again_not_requested_again() {
 fn restored_device_refreshes_and_renews_on_time() {
     let mut device = Device::fresh();
     let renew_at = START.after(30 * DAY);
-    device.restarts(Restored {
+    device.restarts(OnDisk {
         discovery: Some(document()),
         bundle: true,
         svid: Some(SvidFacts { renew_at: Some(renew_at), ..svid(START, 100 * DAY, Current) }),
-        ..Restored::default()
+        ..OnDisk::default()
     });
     assert_eq!(device.state(), State::Active);
     assert_eq!(device.doing, Some(ProveKey), "its chip may have been replaced meanwhile");
-    assert_eq!(device.told(key_proven()), None);
+    assert_eq!(device.handles(key_proven()), None);
     assert_eq!(
         device.waits_for(FetchDiscovery),
         secs(15),
         "soon, and not the whole fleet in one second (B4)"
     );
-    assert_eq!(device.told(discovered()), Some(FetchBundle));
-    device.told(bundle());
+    assert_eq!(device.handles(discovered()), Some(FetchBundle));
+    device.handles(bundle());
     device.waits_for(CreateKey);
     assert_eq!(device.now.wall, renew_at, "the moment that was drawn is kept");
 }
@@ -144,18 +145,22 @@ fn overdue_renewal_runs_at_once_under_cached_documents() {
     let mut device = Device::fresh();
     device.wall_jumps(70 * 24 * 3600);
     device.restarts(an_identity());
-    assert_eq!(device.told(key_proven()), Some(CreateKey));
-    assert_eq!(device.told(key_created()), Some(FetchDiscovery), "it is revalidated before a request (D1)");
-    let renews = device.told(Event::Discovery(Err(failure(FailureKind::Transient, None))));
-    assert_eq!(renews, Some(Action::Request(Renew, Pending)), "the last good documents stay in use (D4)");
+    assert_eq!(device.handles(key_proven()), Some(CreateKey));
+    assert_eq!(
+        device.handles(key_created()),
+        Some(FetchDiscovery),
+        "it is revalidated before a request (D1)"
+    );
+    let renews = device.handles(Event::Discovery(Err(failure(FailureKind::Transient, None))));
+    assert_eq!(renews, Some(Work::Request(Renew, Pending)), "the last good documents stay in use (D4)");
 }
 
 #[test]
 fn restored_chain_is_validated_before_any_request() {
     let mut device = Device::fresh();
-    device.restarts(Restored { pending_key: true, answer: true, ..Restored::default() });
-    device.told(discovered());
-    assert_eq!(device.told(bundle()), Some(ADOPT));
+    device.restarts(OnDisk { pending_key: true, issued_chain: true, ..OnDisk::default() });
+    device.handles(discovered());
+    assert_eq!(device.handles(bundle()), Some(ADOPT));
     device.adopts_for(100 * DAY, Pending);
     assert_eq!(device.state(), State::Active);
 }
@@ -171,7 +176,7 @@ fn svid_issued_late_in_its_lifetime_causes_no_renewal_loop() {
     while device.state() != State::Expired {
         if device.doing == Some(ADOPT) {
             renewals += 1;
-            device.told(Event::Adopted(Ok(svid(START, 100 * DAY, device.asked_with))));
+            device.handles(adoption(Ok(svid(START, 100 * DAY, device.asked_with))));
         } else {
             device.goes_on(good);
         }
@@ -202,7 +207,7 @@ fn bundle_follows_the_refresh_hint_within_bounds() {
             let mut device = Device::active(1000 * DAY);
             device.luck = luck;
             device.waits_for(FetchBundle);
-            device.told(Event::Bundle(Ok(facts(hint))));
+            device.handles(fetched(facts(hint)));
             let wait = device.lifecycle.bundle_refresh_in(device.now).unwrap();
             assert_eq!(wait, if luck == 0.0 { most } else { least }, "{hint:?}");
             assert_eq!(device.waits_for(FetchBundle), wait);
@@ -219,7 +224,7 @@ fn failed_bundle_is_polled_as_often_as_a_good_one() {
         [FailureKind::Transient, FailureKind::Slow, FailureKind::Transient, FailureKind::NotAuthenticated]
     {
         device.luck = 0.0;
-        device.told(Event::Bundle(Err(failure(kind, None))));
+        device.handles(Event::Bundle(Err(failure(kind, None))));
         assert!(device.waits_for(FetchBundle) <= secs(300));
         assert_eq!(device.state(), State::Active);
     }
@@ -228,11 +233,11 @@ fn failed_bundle_is_polled_as_often_as_a_good_one() {
 #[test]
 fn not_found_reads_discovery_then_retries_slowly() {
     let mut device = Device::enrolling();
-    device.told(refusal(FailureKind::NotFound, None));
+    device.handles(refusal(FailureKind::NotFound, None));
     let waited = device.waits_for(FetchDiscovery);
     assert!(waited <= secs(60), "not at once: it was read just now. {waited:?}");
-    device.told(discovered());
-    let waited = device.waits_for(Action::Request(Enroll, Pending));
+    device.handles(discovered());
+    let waited = device.waits_for(Work::Request(Enroll, Pending));
     assert!(waited >= secs(1500), "{waited:?}");
 }
 
@@ -240,9 +245,9 @@ fn not_found_reads_discovery_then_retries_slowly() {
 fn not_found_is_retried_at_once_under_a_new_document() {
     let mut device = Device::enrolling();
     device.passes(secs(120));
-    assert_eq!(device.told(refusal(FailureKind::NotFound, None)), Some(FetchDiscovery));
-    assert_eq!(device.told(discovered_anew()), Some(FetchBundle));
-    assert_eq!(device.told(bundle()), Some(Action::Request(Enroll, Pending)));
+    assert_eq!(device.handles(refusal(FailureKind::NotFound, None)), Some(FetchDiscovery));
+    assert_eq!(device.handles(discovered_anew()), Some(FetchBundle));
+    assert_eq!(device.handles(bundle()), Some(Work::Request(Enroll, Pending)));
 }
 
 #[test]
@@ -267,7 +272,7 @@ fn changing_documents_do_not_keep_the_backoff_short() {
     let mut device = Device::enrolling();
     let looks = device.lives_through(DAY, |action| match action {
         FetchDiscovery => discovered_anew(),
-        Action::Request(..) => refusal(FailureKind::Transient, None),
+        Work::Request(..) => refusal(FailureKind::Transient, None),
         action => good(action),
     });
     assert!(looks["request"] <= 100, "{looks:?}");
@@ -277,11 +282,11 @@ fn changing_documents_do_not_keep_the_backoff_short() {
 fn failed_discovery_keeps_the_last_good_document() {
     let mut device = Device::active(100 * DAY);
     device.waits_for(CreateKey);
-    device.told(key_created());
+    device.handles(key_created());
     assert_eq!(device.doing, Some(FetchDiscovery));
-    let next = device.told(Event::Discovery(Err(failure(FailureKind::Transient, None))));
-    assert_eq!(next, Some(Action::Request(Renew, Pending)));
-    device.told(answered());
+    let next = device.handles(Event::Discovery(Err(failure(FailureKind::Transient, None))));
+    assert_eq!(next, Some(Work::Request(Renew, Pending)));
+    device.handles(answered());
     device.adopts_for(100 * DAY, Pending);
     assert!(device.waits_for(FetchDiscovery) <= secs(300));
 }

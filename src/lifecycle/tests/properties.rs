@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 
-use super::super::Action::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
 use super::super::*;
 use super::checker::*;
+use super::device::Work::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
 use super::device::*;
 use super::histories::*;
 
@@ -22,11 +22,11 @@ proptest! {
         lifetime in prop_oneof![Just(60), Just(3600), Just(90 * 86_400), Just(5 * 365 * 86_400)],
         turns in prop::collection::vec(turn(), 1..250),
     ) {
-        let mut watch = Checker::new(begin, secs(lifetime));
+        let mut checker = Checker::new(begin, secs(lifetime));
         for turn in turns {
-            watch.takes(turn);
+            checker.turn(turn);
         }
-        watch.cooperates();
+        checker.cooperate();
     }
 
     /// Nothing that an MIS does for good makes a device hammer it.
@@ -54,14 +54,14 @@ proptest! {
                 (FetchBundle, "bundle") => Event::Bundle(Err(fail())),
                 (FetchBundle, "anchor") => bundle_without_its_anchor(),
                 (FetchBundle, _) => bundle(),
-                (CreateKey, "key") => Event::KeyCreated(Err(failure(FailureKind::Local, None))),
+                (CreateKey, "key") => creation(Err(failure(FailureKind::Local, None))),
                 (CreateKey | ProveKey, _) => good(action),
-                (Action::Request(..), "request") => Event::Issued(Err(fail())),
-                (Action::Request(..), _) => answered(),
-                (Action::Adopt { bundle_is_fresh: false }, "issuer") => {
-                    Event::Adopted(Err(NotAdopted::UnknownIssuer))
+                (Work::Request(..), "request") => issuance(Err(fail())),
+                (Work::Request(..), _) => answered(),
+                (Work::Adopt { bundle_is_fresh: false }, "issuer") => {
+                    adoption(Err(NotAdopted::UnknownIssuer))
                 }
-                (Action::Adopt { .. }, _) => not_adopted(),
+                (Work::Adopt { .. }, _) => not_adopted(),
             });
             for (work, times) in looks {
                 // A local cause is looked at every half minute; it costs the MIS nothing.
@@ -77,7 +77,7 @@ proptest! {
         let mut device = Device::fresh();
         device.luck = luck;
         device.becomes_active(secs(lifetime));
-        let at = START.until(device.lifecycle.renew_at().unwrap());
+        let at = START.until(device.view().renew_at().unwrap());
         prop_assert!(at >= secs(lifetime).mul_f64(0.399) && at <= secs(lifetime).mul_f64(0.601));
     }
 }
@@ -91,15 +91,14 @@ fn diagram_shows_every_state_transition() {
     for round in 0..240 {
         let begin = beginning().new_tree(&mut runner).unwrap().current();
         let turns = prop::collection::vec(turn(), 250).new_tree(&mut runner).unwrap().current();
-        let mut watch = Checker::new(begin, secs([60, 3600, 90 * 86_400][round % 3]));
-        turns.into_iter().for_each(|turn| watch.takes(turn));
+        let mut checker = Checker::new(begin, secs([60, 3600, 90 * 86_400][round % 3]));
+        turns.into_iter().for_each(|turn| checker.turn(turn));
         // Into what stands apart, and out of it, there is a way from everywhere.
-        taken.extend(watch.ways.into_iter().map(|(from, to)| {
-            match (APART.contains(&from), APART.contains(&to)) {
-                (false, true) => ("getting-on", to),
-                (true, false) => (from, "getting-on"),
-                _ => (from, to),
-            }
+        let transitions = checker.identities.into_iter().flat_map(|identity| identity.transitions);
+        taken.extend(transitions.map(|(from, to)| match (APART.contains(&from), APART.contains(&to)) {
+            (false, true) => ("getting-on", to),
+            (true, false) => (from, "getting-on"),
+            _ => (from, to),
         }));
     }
     // A name in the picture has no hyphen: Mermaid would take it for a piece of an arrow.

@@ -1,0 +1,176 @@
+//! What exists once in a trust domain: discovery document, trust bundle, trust in the clock, and their retry gates.
+
+use std::time::Duration;
+
+use super::backoff::Backoff;
+use super::clock_trust::{Doubt, KnownTime, TimeVerdict};
+use super::retry_gate::{OpeningLimit, Report, RetryGate};
+use super::types::{DiscoveryFacts, Jitter, Policy, Request, RestoredTrustDomain, TrustDomainMemory};
+use crate::time::{BootTime, Now, Timestamp};
+
+/// State of the trust domain.
+#[derive(Clone, Debug)]
+pub(super) struct TrustDomain {
+    pub(super) time: KnownTime,
+    /// The MIS has shown a time that is not trusted yet.
+    pub(super) doubt: Option<Doubt>,
+    /// Responses since the wall clock lost trust. While there are few, the next request comes soon.
+    pub(super) responses_without_clock: u32,
+    pub(super) discovery: Option<Discovery>,
+    pub(super) discovery_gate: RetryGate,
+    pub(super) bundle: Option<Bundle>,
+    pub(super) bundle_gate: RetryGate,
+    opening: OpeningLimit,
+}
+
+/// The cached discovery document.
+#[derive(Clone, Debug)]
+pub(super) struct Discovery {
+    pub(super) facts: DiscoveryFacts,
+    pub(super) read_at: Timestamp,
+    /// From here on it is revalidated before the next request for an SVID.
+    pub(super) stale_at: BootTime,
+    /// Something suggests that it is out of date: it is fetched from this moment on.
+    pub(super) refresh_at: Option<BootTime>,
+    /// Since it was last fetched, the bundle could not be fetched, or is not the right one: the document may name
+    /// another address by now.
+    pub(super) bundle_failed: bool,
+}
+
+/// The cached trust bundle.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bundle {
+    pub(super) refresh_at: BootTime,
+    /// As agreed with the MIS.
+    pub(super) refresh_every: Duration,
+    pub(super) is_empty: bool,
+}
+
+impl TrustDomain {
+    /// `first_poll` is when the cached documents are polled first.
+    pub(super) fn new(
+        restored: RestoredTrustDomain,
+        first_poll: BootTime,
+        policy: &Policy,
+        now: Now,
+        jitter: Jitter<'_>,
+    ) -> Self {
+        let TrustDomainMemory { discovery_retry_after, discovery_error, bundle_retry_after } =
+            restored.memory;
+        Self {
+            time: restored.time,
+            doubt: None,
+            responses_without_clock: 0,
+            // A document from before the restart serves while the MIS is unreachable, and is revalidated when it is not.
+            discovery: restored.discovery.map(|facts| Discovery {
+                facts,
+                read_at: now.wall,
+                stale_at: now.boot,
+                refresh_at: Some(first_poll),
+                bundle_failed: false,
+            }),
+            discovery_gate: RetryGate::restored(discovery_retry_after, policy.retry, now, jitter)
+                .with_error(discovery_error),
+            bundle: restored.bundle.map(|bundle| Bundle {
+                refresh_at: first_poll,
+                refresh_every: policy.refresh_interval(bundle.refresh_hint, bundle.is_empty),
+                is_empty: bundle.is_empty,
+            }),
+            bundle_gate: RetryGate::restored(bundle_retry_after, policy.retry, now, jitter),
+            opening: OpeningLimit::default(),
+        }
+    }
+
+    /// Whether the wall clock is trusted.
+    pub(super) fn trusts_clock(&self, now: Now) -> bool {
+        self.time.allows(now)
+    }
+
+    /// Takes in the time that an authenticated response of the MIS shows.
+    pub(super) fn observe_time(&mut self, time: Timestamp, now: Now) -> TimeVerdict {
+        let trusted = self.trusts_clock(now);
+        let verdict = self.time.observe(time, now, &mut self.doubt);
+        if verdict == TimeVerdict::Doubted {
+            self.discovery_gate.end_pause(); // the next request comes at once
+        }
+        if trusted && !self.trusts_clock(now) {
+            self.discovery_gate.open_from(now.boot, now); // with the next document comes the time
+        }
+        verdict
+    }
+
+    /// Whether discovery is fetched only for the time that the response shows.
+    pub(super) fn checks_time_again(&self) -> bool {
+        self.doubt.is_some_and(|doubt| doubt.wants_request())
+    }
+
+    /// Time until discovery is fetched while the wall clock is not trusted. Nothing else is requested then: the time comes
+    /// with every response.
+    pub(super) fn time_check_in(&self, now: Now) -> Duration {
+        let is_first = self.responses_without_clock == 0 && !self.checks_time_again();
+        let due_in = match &self.discovery {
+            Some(discovery) if is_first => now.boot.until(discovery.refresh_at.unwrap_or(discovery.stale_at)),
+            _ => Duration::ZERO, // the gate decides
+        };
+        due_in.max(self.discovery_gate.opens_in(now))
+    }
+
+    /// Whether there is a discovery document to request under, and a bundle to validate the issued chain with (D1, E4).
+    /// Under an empty bundle every chain would be invalid, and each costs the device one of its few renewals a day.
+    pub(super) fn allows_requests(&self) -> bool {
+        self.discovery.is_some() && self.bundle.is_some_and(|bundle| !bundle.is_empty)
+    }
+
+    /// Why the discovery document rules a request out (miaf-v0 D5).
+    pub(super) fn ruled_out(&self, request: Request) -> Option<&Report> {
+        let facts = &self.discovery.as_ref()?.facts;
+        match request {
+            Request::Enroll => facts.cannot_enroll.as_ref(),
+            Request::Renew => facts.cannot_renew.as_ref(),
+        }
+    }
+
+    /// Time until the bundle is polled again.
+    pub(super) fn bundle_refresh_in(&self, now: Now) -> Option<Duration> {
+        let bundle = self.bundle?;
+        Some(now.boot.until(bundle.refresh_at).max(self.bundle_gate.opens_in(now)))
+    }
+
+    /// The discovery document names the address of the bundle. It is fetched once for each response, or lack of one,
+    /// that makes the address doubtful.
+    pub(super) fn doubt_bundle_address(&mut self, doubtful: bool) {
+        if let Some(discovery) = &mut self.discovery {
+            discovery.bundle_failed |= doubtful;
+        }
+    }
+
+    /// Has the discovery document fetched, as far as its gate is open.
+    pub(super) fn refresh_discovery(&mut self, now: Now) {
+        if let Some(discovery) = &mut self.discovery {
+            discovery.refresh_at = Some(now.boot);
+        }
+    }
+
+    /// Opens what is closed after a failure. Returns from when on.
+    pub(super) fn open_gates(&mut self, now: Now) -> BootTime {
+        let from = self.opening.next(now);
+        for gate in [&mut self.discovery_gate, &mut self.bundle_gate] {
+            gate.open_from(from, now);
+        }
+        from
+    }
+
+    /// Backoff of documents that the device cannot go on without.
+    pub(super) fn urgent_backoff(&self, policy: &Policy) -> Backoff {
+        policy.backoff_within(policy.bundle_refresh)
+    }
+
+    pub(super) fn memory(&self) -> TrustDomainMemory {
+        let discovery_retry_after = self.discovery_gate.retry_after();
+        TrustDomainMemory {
+            discovery_retry_after,
+            discovery_error: discovery_retry_after.and_then(|_| self.discovery_gate.last_error().cloned()),
+            bundle_retry_after: self.bundle_gate.retry_after(),
+        }
+    }
+}
