@@ -1,29 +1,93 @@
-//! Carrying out: the key, the request for an SVID, and its adoption.
+//! One identity's effects: its keys, the request for an SVID, and the adoption of the issued chain.
 
 use std::sync::Arc;
 
 use rustls::sign::CertifiedKey;
 
-use super::device::{Device, blocking, forget, stored};
-use super::failures::{cause, current_key_failure, key_failure, local};
+use super::blocking;
+use super::persist::{Records, forget};
+use super::provisioning::Provisioning;
+use super::reporting::{cause, current_key_failure, key_failure, local};
+use super::trust_domain::TrustDomain;
 use crate::issuer::{CertificateRequest, IssuerError};
 use crate::keys::{self, ErrorKind, Key, KeyError, Provider};
-use crate::lifecycle::{Failure, FailureKind, KeyChoice, NotAdopted, Report, Request, SvidFacts};
-use crate::platform::clock;
-use crate::publish::Identity;
+use crate::lifecycle::{
+    Failure, FailureKind, IdentityAction, IdentityEvent, IdentityIndex, KeyChoice, Lifecycle, NotAdopted,
+    Report, Request, SvidFacts,
+};
+use crate::platform::{clock, random};
+use crate::publish;
 use crate::spiffe::svid::{self, Chain, Expectation, Rejection, X509Svid};
+use crate::spiffe::{self, Bundle};
 use crate::store;
 use crate::time::Timestamp;
 use crate::transport::ClientIdentity;
 
-impl Device {
-    pub(super) async fn create_key(&mut self) -> Result<(), Failure> {
-        let keys = self.keys.clone();
-        let held = self.identity.as_ref().map(|identity| identity.key.clone());
+/// Keys, SVID and issued chain of one identity.
+pub(super) struct Identity {
+    pub(super) index: IdentityIndex,
+    /// SVID and key that local programs use.
+    pub(super) current: Option<Arc<publish::Identity>>,
+    /// The key created for the next SVID.
+    pub(super) pending_key: Option<Arc<dyn Key>>,
+    /// An issued chain that is not adopted yet.
+    pub(super) issued: Option<store::Answer>,
+    /// The renewal moment in the record of the current SVID.
+    pub(super) stored_renew_at: Option<Timestamp>,
+}
+
+/// What the actions of an identity need of the agent.
+pub(super) struct Surroundings<'a> {
+    pub(super) lifecycle: &'a Lifecycle,
+    pub(super) trust_domain: &'a TrustDomain,
+    pub(super) keys: &'a Provider,
+    pub(super) records: &'a Records,
+    pub(super) provisioning: &'a mut Provisioning,
+}
+
+impl Identity {
+    pub(super) async fn execute(
+        &mut self,
+        action: IdentityAction,
+        surroundings: Surroundings<'_>,
+    ) -> IdentityEvent {
+        match action {
+            IdentityAction::ProveKey => IdentityEvent::KeyProven(self.prove_key().await),
+            IdentityAction::CreateKey => IdentityEvent::KeyCreated(self.create_key(surroundings).await),
+            IdentityAction::Request(request, key) => {
+                IdentityEvent::Issued(self.request(request, key, surroundings).await)
+            }
+            IdentityAction::Adopt { bundle_is_fresh } => {
+                IdentityEvent::Adopted(self.adopt(bundle_is_fresh, surroundings).await)
+            }
+        }
+    }
+
+    /// Trust domain of the current SVID.
+    pub(super) fn trust_domain(&self) -> Option<&spiffe::TrustDomain> {
+        self.current.as_ref().map(|current| current.svid.spiffe_id().trust_domain())
+    }
+
+    /// Moves the end of the current SVID to where it lies under another bundle.
+    pub(super) fn revalidate_under(&mut self, bundle: &Bundle, now: Timestamp) {
+        let Some(current) = &self.current else { return };
+        let svid = current.svid.under(bundle, now);
+        if svid != current.svid {
+            self.current = Some(Arc::new(publish::Identity { svid, ..publish::Identity::clone(current) }));
+        }
+    }
+
+    async fn create_key(
+        &mut self,
+        Surroundings { keys, records, .. }: Surroundings<'_>,
+    ) -> Result<(), Failure> {
+        let keys = keys.clone();
+        let current = self.current.as_ref().map(|current| current.key.clone());
         let (key, pem) = blocking(move || {
             // While a sealed key is out of reach, none under a lesser seal takes its place (miaf-v0 K2).
-            let out_of_reach =
-                held.filter(|held| keys.would_make(held.as_ref())).map(|held| held.is_within_reach());
+            let out_of_reach = current
+                .filter(|current| keys.would_make(current.as_ref()))
+                .map(|current| current.is_within_reach());
             match out_of_reach {
                 Some(Err(e)) if e.kind() != ErrorKind::KeyUnusable => return Err(e),
                 _ => {}
@@ -34,141 +98,160 @@ impl Device {
         })
         .await
         .map_err(|e| key_failure(&e))?;
-        let pending = store::Pending { key: pem };
-        self.save(pending).await.map_err(|e| local("state", "The agent's state cannot be written", &e))?;
-        self.pending = Some(key);
+        let saved = records.save(store::Pending { key: pem }).await;
+        saved.map_err(|e| local("state", "The agent's state cannot be written", &e))?;
+        self.pending_key = Some(key);
         Ok(())
     }
 
-    pub(super) async fn request(&mut self, request: Request, choice: KeyChoice) -> Result<(), Failure> {
-        let Some(discovery) = &self.discovery else { return Err(IssuerError::NotDiscovered.to_failure()) };
-        let document = discovery.document.clone();
+    async fn request(
+        &mut self,
+        request: Request,
+        choice: KeyChoice,
+        surroundings: Surroundings<'_>,
+    ) -> Result<(), Failure> {
+        let Surroundings { lifecycle, trust_domain, keys, records, provisioning } = surroundings;
+        let TrustDomain { issuer, discovery, .. } = trust_domain;
+        let Some(discovery) = discovery else { return Err(IssuerError::NotDiscovered.to_failure()) };
+        let document = &discovery.document;
+        let credential = Credential::of(request, self.current.clone()).map_err(|e| e.to_failure())?;
         let key = self.key(choice)?;
         let csr = match blocking(move || keys::csr::certification_request(key.as_ref())).await {
             Ok(csr) => CertificateRequest(csr),
             Err(e) if choice == KeyChoice::Pending && e.kind() == ErrorKind::KeyUnusable => {
-                return Err(self.give_up_pending_key(&e).await);
+                return Err(self.give_up_pending_key(&e, keys, records).await);
             }
             Err(e) if choice == KeyChoice::Current => return Err(current_key_failure(&e)),
             Err(e) => return Err(key_failure(&e)),
         };
-        let may_rename = self.view().may_be_renamed(clock::now());
-        let (answer, credential) = match (request, self.identity.clone()) {
-            (Request::Renew, Some(identity)) => {
-                let client = self.as_device(&identity).await?;
-                let answer = self.issuer.renew(&document, identity.svid.spiffe_id(), &csr, client).await;
-                (answer, identity.credential.clone())
+        let view = lifecycle.identity(self.index);
+        let may_rename = view.is_some_and(|view| view.may_be_renamed(clock::now()));
+        let (response, credential) = match credential {
+            Credential::Svid(current) => {
+                let client = client_identity(&current).await?;
+                let response = issuer.renew(document, current.svid.spiffe_id(), &csr, client).await;
+                (response, current.credential.clone())
             }
-            _ => {
-                let client = self.factory_credential().await?;
-                let credential = self.bootstrap.facts().map(|facts| facts.sha256.clone());
-                (self.issuer.enroll(&document, &csr, client).await, credential)
+            Credential::Factory => {
+                let client = provisioning.factory_credential(keys, lifecycle).await?;
+                let sha256 = provisioning.bootstrap.facts().map(|facts| facts.sha256.clone());
+                (issuer.enroll(document, &csr, client).await, sha256)
             }
         };
-        let answer = store::Answer {
+        let issued = store::Answer {
             renewal: request == Request::Renew,
             for_pending_key: choice == KeyChoice::Pending,
             may_rename,
             credential,
-            chain: answer.map_err(|e| e.to_failure())?,
+            chain: response.map_err(|e| e.to_failure())?,
         };
-        // If it cannot be stored it is lost with this process, and then asked for again with the same key.
-        let saved = self.save(answer.clone()).await;
-        saved.unwrap_or_else(|e| tracing::error!("the answer of the MIS could not be stored: {}", cause(&e)));
-        self.answer = Some(answer);
+        // If it cannot be stored it is lost with this process, and then requested again with the same key.
+        let saved = records.save(issued.clone()).await;
+        saved.unwrap_or_else(|e| tracing::error!("the issued SVID could not be stored: {}", cause(&e)));
+        self.issued = Some(issued);
         Ok(())
     }
 
-    pub(super) async fn prove_key(&self) -> Result<(), Failure> {
+    async fn prove_key(&self) -> Result<(), Failure> {
         prove(self.key(KeyChoice::Current)?).await
     }
 
-    /// A key that this chip does not know is of no use to anyone, and neither is what was certified for it.
-    async fn give_up_pending_key(&mut self, e: &KeyError) -> Failure {
-        let (store, keys, why) = (self.store.clone(), self.keys.clone(), e.to_string());
+    /// Quarantines a pending key that this TPM does not know. An SVID for it would be of no use.
+    async fn give_up_pending_key(&mut self, e: &KeyError, keys: &Provider, records: &Records) -> Failure {
+        let (store, keys, why) = (records.store.clone(), keys.clone(), e.to_string());
         let one_before = blocking(move || {
             store.set_aside::<store::Pending>(&why);
-            // The right chip may be back, and the MIS know the key that was made in it then (E6).
+            // The right TPM may be back, and the MIS know the key that was created in it then (E6).
             store.take_back(|record: &store::Pending| {
                 let key = keys.key_from_pem(&record.key).map_err(|e| e.to_string())?;
                 key.sign(PROBE).map(|_signed| key).map_err(|e| e.to_string())
             })
         });
-        self.pending = one_before.await.map(|(key, _)| key);
-        match self.pending {
+        self.pending_key = one_before.await.map(|(key, _)| key);
+        match self.pending_key {
             Some(_) => key_failure(e),
             None => Failure { kind: FailureKind::PendingKeyLost, ..key_failure(e) },
         }
     }
 
-    pub(super) async fn adopt(&mut self, bundle_is_fresh: bool) -> Result<SvidFacts, NotAdopted> {
-        let Some(answer) = self.answer.clone() else {
-            let why = "it is asked for again";
-            return Err(NotAdopted::Refused(local("state", "The answer of the MIS is gone", &why)));
+    async fn adopt(
+        &mut self,
+        bundle_is_fresh: bool,
+        surroundings: Surroundings<'_>,
+    ) -> Result<SvidFacts, NotAdopted> {
+        let Some(issued) = self.issued.clone() else {
+            let why = "it is requested again";
+            return Err(NotAdopted::Refused(local("state", "The issued SVID is gone", &why)));
         };
-        let Some(kept) = &self.bundle else { return Err(NotAdopted::UnknownIssuer) };
-        let choice = if answer.for_pending_key { KeyChoice::Pending } else { KeyChoice::Current };
+        let Some(cached) = &surroundings.trust_domain.bundle else { return Err(NotAdopted::UnknownIssuer) };
+        let choice = if issued.for_pending_key { KeyChoice::Pending } else { KeyChoice::Current };
         let key = self.key(choice).map_err(NotAdopted::Kept)?;
-        let held = self.identity.as_ref().filter(|held| !may_rename(&answer, held.credential.as_deref()));
-        let held = held.map(|identity| identity.svid.spiffe_id().clone());
-        let expected = Expectation {
-            trust_domain: kept.bundle.trust_domain(),
-            spiffe_id: held.as_ref(),
-            spki_der: &key.public_key().spki_der(),
-        };
-        let now = clock::now().wall;
-        // An enrollment is accepted whatever its number: the device may have no other way on.
-        let renewed = self.identity.as_ref().filter(|_| answer.renewal);
-        let judged = Chain::from_pem(&answer.chain).and_then(|chain| {
-            renewed.map_or(Ok(()), |held| svid::has_new_serial(&chain, &held.svid))?;
-            svid::judge(&chain, &expected, &kept.bundle, now)
-        });
-        let svid = match judged {
-            Ok(svid) => svid,
+        match self.validate(&issued, &key, &cached.bundle) {
+            Ok(svid) => {
+                let identity = publish::Identity { svid, key, credential: issued.credential };
+                self.commit(identity, choice, &surroundings).await
+            }
             Err(Rejection::NotYetValid { not_before }) => {
                 tracing::info!(%not_before, "the new SVID is kept until it becomes valid");
-                return Err(NotAdopted::Early(not_before));
+                Err(NotAdopted::Early(not_before))
             }
-            Err(why) if why.may_lie_in_the_bundle() && !bundle_is_fresh => {
-                return Err(NotAdopted::UnknownIssuer);
-            }
+            Err(why) if why.may_lie_in_the_bundle() && !bundle_is_fresh => Err(NotAdopted::UnknownIssuer),
             Err(why @ Rejection::IssuerExpired { .. }) => {
                 let why = format!(
-                    "{why}. It is kept, in case another trust bundle vouches for it, and asked for anew slowly: whoever runs \
-                     the MIS has to give it a certificate to issue with that is valid"
+                    "{why}. It is kept, in case another trust bundle vouches for it, and requested again slowly: the operator \
+                     of the MIS has to give it a certificate to issue with that is valid"
                 );
                 let title = "The issuer of the SVID that the MIS issued has expired";
-                return Err(NotAdopted::IssuerExpired(Failure {
-                    kind: FailureKind::Slow,
-                    retry_after: None,
-                    report: Report::of_agent("issuer-expired", title, &why),
-                }));
+                Err(NotAdopted::IssuerExpired(slow("issuer-expired", title, &why)))
             }
             Err(why) => {
-                self.answer = None;
-                let store = self.store.clone();
+                self.issued = None;
+                let store = surroundings.records.store.clone();
                 blocking(move || forget::<store::Answer>(&store)).await;
-                let title = "The SVID that the MIS issued is refused";
-                let failure = Failure {
-                    kind: FailureKind::Slow, // each costs the device one of its few renewals a day (E4)
-                    retry_after: None,
-                    report: Report::of_agent("svid-refused", title, &why),
-                };
-                return Err(NotAdopted::Refused(failure));
+                // Each costs the device one of its few renewals a day (E4).
+                let failure = slow("svid-refused", "The SVID that the MIS issued is refused", &why);
+                Err(NotAdopted::Refused(failure))
             }
-        };
-        self.hold(Identity { svid, key, credential: answer.credential }, choice).await
+        }
     }
 
-    /// The moment at which the device's identity changes: one record, certificate and key together.
-    async fn hold(&mut self, identity: Identity, choice: KeyChoice) -> Result<SvidFacts, NotAdopted> {
-        let facts = svid_facts(&identity.svid, None, choice, fits(&self.keys, &identity.key));
+    /// Validates an issued chain against every point of E4.
+    fn validate(
+        &self,
+        issued: &store::Answer,
+        key: &Arc<dyn Key>,
+        bundle: &Bundle,
+    ) -> Result<X509Svid, Rejection> {
+        let current = self.current.as_ref();
+        let bound = current.filter(|current| !may_rename(issued, current.credential.as_deref()));
+        let expected = Expectation {
+            trust_domain: bundle.trust_domain(),
+            spiffe_id: bound.map(|current| current.svid.spiffe_id()),
+            spki_der: &key.public_key().spki_der(),
+        };
+        let chain = Chain::from_pem(&issued.chain)?;
+        // An enrollment is accepted whatever its serial number: the device may have no other way on.
+        if let Some(current) = current.filter(|_| issued.renewal) {
+            svid::has_new_serial(&chain, &current.svid)?;
+        }
+        svid::judge(&chain, &expected, bundle, clock::now().wall)
+    }
+
+    /// The moment at which the identity changes: one record with chain, key and renewal moment, written once.
+    async fn commit(
+        &mut self,
+        identity: publish::Identity,
+        choice: KeyChoice,
+        Surroundings { lifecycle, keys, records, .. }: &Surroundings<'_>,
+    ) -> Result<SvidFacts, NotAdopted> {
+        let (not_before, not_after) = (identity.svid.not_before(), identity.svid.until());
+        let renew_at = lifecycle.draw_renewal(not_before, not_after, clock::now(), &mut random::unit);
+        let facts = svid_facts(&identity.svid, Some(renew_at), choice, fits(keys, &identity.key));
         let identity = Arc::new(identity);
-        let record = stored(&identity, None).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
-        self.save(record)
-            .await
-            .map_err(|e| NotAdopted::Kept(local("state", "The agent's state cannot be written", &e)))?;
-        let store = self.store.clone();
+        let record = record(&identity, Some(renew_at)).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
+        let saved = records.save(record).await;
+        saved.map_err(|e| NotAdopted::Kept(local("state", "The agent's state cannot be written", &e)))?;
+        let store = records.store.clone();
         blocking(move || {
             forget::<store::Answer>(&store);
             if choice == KeyChoice::Pending {
@@ -176,21 +259,20 @@ impl Device {
             }
         })
         .await;
-        self.answer = None;
+        self.issued = None;
         if choice == KeyChoice::Pending {
-            self.pending = None;
+            self.pending_key = None;
         }
-        self.announce(&identity);
-        self.stored_renew_at = None;
-        self.identity = Some(identity);
+        self.log_adoption(&identity);
+        self.stored_renew_at = Some(renew_at);
+        self.current = Some(identity);
         Ok(facts)
     }
 
-    fn announce(&self, identity: &Identity) {
+    fn log_adoption(&self, identity: &publish::Identity) {
         let (svid, id) = (&identity.svid, identity.svid.spiffe_id());
-        if let Some(before) =
-            self.identity.as_ref().map(|held| held.svid.spiffe_id()).filter(|before| *before != id)
-        {
+        let before = self.current.as_ref().map(|current| current.svid.spiffe_id());
+        if let Some(before) = before.filter(|before| *before != id) {
             tracing::error!(
                 "the MIS gave this device another identity than it had: {id} in place of {before}"
             );
@@ -213,40 +295,77 @@ impl Device {
 
     fn key(&self, choice: KeyChoice) -> Result<Arc<dyn Key>, Failure> {
         let key = match choice {
-            KeyChoice::Pending => self.pending.clone(),
-            KeyChoice::Current => self.identity.as_ref().map(|identity| identity.key.clone()),
+            KeyChoice::Pending => self.pending_key.clone(),
+            KeyChoice::Current => self.current.as_ref().map(|current| current.key.clone()),
         };
         key.ok_or_else(|| local("state", "The key is gone", &"the agent's state was changed under it"))
     }
+}
 
-    /// The device as itself: its SVID, with the complete chain (miaf-v0 E3, R1).
-    async fn as_device(&self, identity: &Identity) -> Result<ClientIdentity, Failure> {
-        let key = identity.key.clone();
-        // Within a handshake a chip that was replaced or cleared would look like a network that is down.
-        prove(key.clone()).await?;
-        let key = keys::tls::signing_key(key);
-        let chain = identity.svid.chain().certificates().to_vec();
-        ClientIdentity::new(CertifiedKey::new(chain, key))
-            .map_err(|e| local("key", "The key that is held is not the one of the SVID that is held", &e))
+/// What authenticates a request.
+#[derive(Debug)]
+enum Credential {
+    /// The factory certificate.
+    Factory,
+    /// The current SVID.
+    Svid(Arc<publish::Identity>),
+}
+
+impl Credential {
+    /// The credential of a request. A renewal without an SVID is an error, and no enrollment: the factory certificate is
+    /// shown only where the lifecycle has decided to.
+    fn of(request: Request, current: Option<Arc<publish::Identity>>) -> Result<Self, IssuerError> {
+        match request {
+            Request::Enroll => Ok(Self::Factory),
+            Request::Renew => current.map(Self::Svid).ok_or(IssuerError::NothingToRenew),
+        }
     }
 }
 
-/// Whether the answer may name another identity than the one held (miaf-v0 E9, R3).
-fn may_rename(answer: &store::Answer, enrolled_with: Option<&str>) -> bool {
-    let other_credential = match (answer.credential.as_deref(), enrolled_with) {
+/// Client certificate and key for mTLS with the current SVID, with its complete chain (miaf-v0 E3, R1).
+async fn client_identity(current: &publish::Identity) -> Result<ClientIdentity, Failure> {
+    let key = current.key.clone();
+    // Within a handshake a TPM that was replaced or cleared would look like a network that is down.
+    prove(key.clone()).await?;
+    let key = keys::tls::signing_key(key);
+    let chain = current.svid.chain().certificates().to_vec();
+    ClientIdentity::new(CertifiedKey::new(chain, key))
+        .map_err(|e| local("key", "The current key is not the one of the current SVID", &e))
+}
+
+fn slow(code: &str, title: &str, why: &dyn std::fmt::Display) -> Failure {
+    Failure { kind: FailureKind::Slow, retry_after: None, report: Report::of_agent(code, title, why) }
+}
+
+/// Whether an issued chain may name another identity than the current one (miaf-v0 E9, R3).
+fn may_rename(issued: &store::Answer, enrolled_with: Option<&str>) -> bool {
+    let other_credential = match (issued.credential.as_deref(), enrolled_with) {
         (Some(shown), Some(enrolled_with)) => shown != enrolled_with,
         _ => false,
     };
-    !answer.renewal && (answer.may_rename || other_credential)
+    !issued.renewal && (issued.may_rename || other_credential)
 }
 
-/// Signed to see whether a key can.
+/// Signed to prove that a key works.
 const PROBE: &[u8] = b"miaf-agent: can this key still sign?";
 
-/// Has the key of the SVID that is held sign something.
+/// Proves that the current key works.
 async fn prove(key: Arc<dyn Key>) -> Result<(), Failure> {
     let signed = blocking(move || key.sign(PROBE)).await;
     signed.map(drop).map_err(|e| current_key_failure(&e))
+}
+
+/// The record of an identity, with its renewal moment.
+pub(super) fn record(
+    identity: &publish::Identity,
+    renew_at: Option<Timestamp>,
+) -> Result<store::Identity, KeyError> {
+    Ok(store::Identity {
+        chain: identity.svid.chain().to_pems(),
+        key: identity.key.to_pem()?,
+        renew_at,
+        credential: identity.credential.clone(),
+    })
 }
 
 pub(super) fn svid_facts(
@@ -258,15 +377,12 @@ pub(super) fn svid_facts(
     SvidFacts { not_before: svid.not_before(), not_after: svid.until(), renew_at, key, key_fits }
 }
 
-/// Whether a key is of the configured kind. One that is not is used for what it is bound to already, and no longer.
+/// Whether a key is of the configured kind. One that is not is used for the SVID that it is bound to, and no longer.
 pub(super) fn fits(keys: &Provider, key: &Arc<dyn Key>) -> bool {
     let fits = keys.would_make(key.as_ref());
     if !fits {
         let protection = key.protection().as_str();
-        tracing::warn!(
-            protection,
-            "a key is held that is not of the configured provider; it is replaced by renewal"
-        );
+        tracing::warn!(protection, "the current key is not of the configured provider; renewal replaces it");
     }
     fits
 }
@@ -275,7 +391,14 @@ pub(super) fn fits(keys: &Provider, key: &Arc<dyn Key>) -> bool {
 mod tests {
     use super::*;
 
-    /// Rules R3 and E9: what the MIS may call the device.
+    #[test]
+    fn renewal_without_an_svid_never_shows_the_factory_certificate() {
+        assert!(matches!(Credential::of(Request::Enroll, None), Ok(Credential::Factory)));
+        let refused = Credential::of(Request::Renew, None);
+        assert!(matches!(refused, Err(IssuerError::NothingToRenew)), "{refused:?}");
+    }
+
+    /// Rules R3 and E9: the SPIFFE IDs that the MIS may give.
     #[test]
     fn renaming_is_acceptable_by_rules_r3_and_e9() {
         let one = || Some("ab12".to_owned());
@@ -284,13 +407,13 @@ mod tests {
             (false, false, one(), one(), false),
             (false, true, one(), one(), true),
             (false, false, other(), one(), true),
-            (false, false, other(), None, false), // nobody knows what it was enrolled with
+            (false, false, other(), None, false), // what it was enrolled with is unknown
             (false, false, None, one(), false),
             (true, true, other(), one(), false),
             (true, false, one(), one(), false),
         ] {
             let chain = Vec::new();
-            let answer = store::Answer {
+            let issued = store::Answer {
                 renewal,
                 for_pending_key: true,
                 may_rename: may_be_renamed,
@@ -298,9 +421,9 @@ mod tests {
                 chain,
             };
             assert_eq!(
-                may_rename(&answer, enrolled_with.as_deref()),
+                may_rename(&issued, enrolled_with.as_deref()),
                 expected,
-                "{answer:?} {enrolled_with:?}"
+                "{issued:?} {enrolled_with:?}"
             );
         }
     }

@@ -1,51 +1,50 @@
-//! The shell: it reads the configuration, binds the socket, and drives one device by its lifecycle until it is told to
-//! stop or to read the configuration anew. It decides nothing about the identity.
+//! The agent around the lifecycle: start, reload and shutdown. It executes what the lifecycle decides, and decides nothing
+//! about an identity itself.
 
-mod device;
-mod failures;
+mod admin;
+mod event_loop;
+mod events;
+mod executor;
 mod identity;
-mod orders;
-mod provisioned;
+mod listeners;
+mod persist;
+mod provisioning;
+mod reporting;
 mod restore;
-mod server;
-mod signals;
-mod trust;
-mod waits;
+mod retry_after;
+mod snapshot;
+mod trust_domain;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use crate::config::{self, Config, ConfigError, Salvaged};
 use crate::keys::ProviderKind;
-use crate::lifecycle::{Event, LastError, Report, Step};
+use crate::lifecycle::{LastError, Report};
 use crate::platform::access::shell_word;
+use crate::platform::clock;
 use crate::platform::inotify::FileWatch;
 use crate::platform::systemd::{self, PassedSocket};
-use crate::platform::timer::{Alarm, Woken};
-use crate::platform::{clock, random};
+use crate::platform::timer::Alarm;
 use crate::publish::CONFIGURATION;
 use crate::publish::Snapshot;
 use crate::publish::broadcast::Publication;
-use crate::server::admin::{Order, Orders};
+use crate::server::admin::Orders;
 use crate::server::context::Lines;
 use crate::server::listener::BindError;
 use crate::store::{Store, StoreError};
-use device::Device;
-use orders::Standing;
-use provisioned::Provisioned;
-use server::{Server, Threads};
-use signals::{Signals, Told};
+use event_loop::EventLoop;
+use events::{ExternalEvent, ExternalEvents};
+use executor::Executor;
+use listeners::{Listeners, Threads};
+use provisioning::Provisioned;
 
-/// A configuration in several files is complete when nothing has changed for so long.
-const QUIET: Duration = Duration::from_secs(1);
-/// How often a state that cannot be read is tried again.
+/// A configuration in several files counts as complete when nothing has changed for so long.
+const CONFIGURATION_QUIET: Duration = Duration::from_secs(1);
+/// Interval between attempts to read a state that cannot be read.
 const STATE_POLL: Duration = Duration::from_secs(5);
-/// Network and TPM have limits of their own, far below this: an action that takes longer hangs.
-const LONGEST_ACTION: Duration = Duration::from_secs(300);
 
-/// What ends the agent. Everything else it lives with, and shows in its status.
+/// An error that ends the agent. Every other one is shown in its status.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// The socket cannot be bound.
@@ -104,9 +103,9 @@ impl Place {
 /// What the configuration says, or why it cannot be used.
 pub type Loaded = Result<Config, ConfigError>;
 
-/// Runs until SIGTERM or SIGINT. SIGHUP reads the configuration anew; a bad one keeps the old. Where the first one is
-/// bad, what is held is served, with what could be salvaged of it. `passed` are the sockets that the service manager listens
-/// on for the agent.
+/// Runs until SIGTERM or SIGINT. SIGHUP reads the configuration anew; an invalid one keeps the current one. Where the first
+/// one is invalid, what is stored is served, under what could be salvaged of it. `passed` are the sockets that the service
+/// manager listens on for the agent.
 ///
 /// # Errors
 /// [`AgentError`].
@@ -117,52 +116,55 @@ pub async fn run(
 ) -> Result<(), AgentError> {
     let (orders, at_loop) = Orders::channel();
     let (threads, mut lost) = Threads::start().map_err(AgentError::Threads)?;
-    let mut signals = Signals::new(place.watch(), at_loop, threads.pulses()).map_err(AgentError::Signals)?;
-    let mut alarm = Alarm::new().map_err(AgentError::Timers)?;
+    let mut external =
+        ExternalEvents::new(place.watch(), at_loop, threads.pulses()).map_err(AgentError::Signals)?;
+    let mut timer = Alarm::new().map_err(AgentError::Timers)?;
     let (Ok(usable) | Err((_, usable))) = &loaded;
     let (socket, textfile) = (usable.socket.clone(), usable.textfile.clone());
-    let mut life = Life::begin(place, loaded.map_err(|(e, _)| e), None).await;
-    // What is held is served from the first answer on: it is read before the socket is there.
-    let publish = Publication::new(life.snapshot(), clock::now().wall);
-    let lines = Lines::new(&publish, orders);
-    let mut server = Server::start(threads, passed, &socket, textfile.as_deref(), &lines)?;
+    let mut mode = Mode::begin(place, loaded.map_err(|(e, _)| e), None).await;
+    // What is stored is served from the first response on: it is read before the socket is there.
+    let publication = Publication::new(mode.snapshot(), clock::now().wall);
+    let lines = Lines::new(&publication, orders);
+    let mut listeners = Listeners::start(threads, passed, &socket, textfile.as_deref(), &lines)?;
     systemd::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
 
-    let lives = async {
-        while let Some((loaded, provisioned)) = life.live(place, &publish, &mut signals, &mut alarm).await {
+    let runs = async {
+        while let Some((loaded, provisioned)) = mode.run(place, &publication, &mut external, &mut timer).await
+        {
             if let Ok(config) = &loaded {
-                server.follow(&config.socket, config.textfile.as_deref(), &lines).await;
+                listeners.follow(&config.socket, config.textfile.as_deref(), &lines).await;
             }
-            life = Life::begin(place, loaded, provisioned).await;
+            mode = Mode::begin(place, loaded, provisioned).await;
         }
     };
     let ended = tokio::select! {
-        () = lives => Ok(()),
+        () = runs => Ok(()),
         Some(right) = lost.recv() => Err(AgentError::SocketLost(right.as_str())),
     };
     systemd::stopping();
     tracing::info!("miaf-agent ends");
-    drop(signals); // who waits for an order to be taken is told that it is not
-    server.stop().await;
+    drop(external); // commands that wait for a response are refused
+    listeners.stop().await;
     lines.signatures.end_all();
     lines.keys_given.end_all();
     ended
 }
 
-/// The agent under one configuration.
-enum Life {
-    /// Where its keys will be made.
+/// What the agent can do under the present configuration.
+enum Mode {
+    /// No MIS is configured. Keys will be created by this provider.
     Unconfigured(ProviderKind),
-    /// The configuration cannot be used. What is held is served, as far as it is found.
-    Misconfigured(LastError, ProviderKind, Option<Box<Device>>),
+    /// The configuration cannot be used. What is stored is served, as far as it is found.
+    Misconfigured(LastError, ProviderKind, Option<Box<Executor>>),
     /// The state cannot be read now.
     Stateless(Box<Config>, StoreError, Box<Provisioned>),
-    Configured(Box<Device>),
+    /// Everything.
+    Configured(Box<Executor>),
 }
 
-impl Life {
-    /// `before` is what was provisioned under the configuration before, if there was one.
+impl Mode {
+    /// `before` is the provisioned input of the configuration before, if there was one.
     async fn begin(place: &Place, loaded: Loaded, before: Option<Provisioned>) -> Self {
         let config = match loaded {
             Ok(config) if config.mis.is_none() => return Self::Unconfigured(config.key.provider),
@@ -170,19 +172,19 @@ impl Life {
             Err(e) => return Self::misconfigured(place, &e).await,
         };
         let provisioned = Provisioned::under(&config, before);
-        match Device::restore(config.clone(), provisioned.clone(), clock::now()).await {
-            Ok(device) => Self::Configured(Box::new(device)),
+        match Executor::restore(config.clone(), provisioned.clone(), clock::now()).await {
+            Ok(executor) => Self::Configured(Box::new(executor)),
             Err(e) => Self::Stateless(Box::new(config), e, Box::new(provisioned)),
         }
     }
 
-    /// Nothing is contacted, and nothing made where no state is found: that may be elsewhere.
+    /// Contacts nothing, and creates nothing where no state is found: that may be at another place.
     async fn misconfigured(place: &Place, e: &ConfigError) -> Self {
         let error = configuration_error(e);
         let salvaged = place.salvage().ok();
         let provider = salvaged.as_ref().map_or(ProviderKind::Tpm, |salvaged| salvaged.config.key.provider);
         let has_state = |config: &Config| Store::new(&config.state_dir).private().is_dir();
-        let device = match salvaged.filter(|salvaged| has_state(&salvaged.config)) {
+        let executor = match salvaged.filter(|salvaged| has_state(&salvaged.config)) {
             Some(Salvaged { config, is_state_known: false }) => {
                 // What lies at the default may have been left there long ago.
                 tracing::error!(
@@ -194,14 +196,14 @@ impl Life {
             }
             Some(Salvaged { config, is_state_known: true }) => {
                 let provisioned = Provisioned::under(&config, None);
-                Device::restore(config, provisioned, clock::now())
+                Executor::restore(config, provisioned, clock::now())
                     .await
                     .map_err(|e| tracing::error!("{e}"))
                     .ok()
             }
             None => None,
         };
-        Self::Misconfigured(error, provider, device.map(Box::new))
+        Self::Misconfigured(error, provider, executor.map(Box::new))
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -211,8 +213,8 @@ impl Life {
             Self::Misconfigured(error, provider, None) => {
                 Snapshot::blocked(error.clone(), None).with_provider(*provider)
             }
-            Self::Misconfigured(error, _, Some(device)) => {
-                device.snapshot(now, None, None).standing_still(error.clone())
+            Self::Misconfigured(error, _, Some(executor)) => {
+                executor.snapshot(now, None, None).standing_still(error.clone())
             }
             Self::Stateless(config, e, _) => {
                 let report = Report::of_agent("state", "The agent's state cannot be read", e);
@@ -222,46 +224,47 @@ impl Life {
                 )
                 .with_provider(config.key.provider)
             }
-            Self::Configured(device) => device.snapshot(now, None, None),
+            Self::Configured(executor) => executor.snapshot(now, None, None),
         }
     }
 
-    /// Until another configuration is to be lived under, or none: the agent is to end. What was provisioned is handed
-    /// on.
-    async fn live(
+    /// Runs until the configuration changes (and returns it, with the provisioned input) or until shutdown (`None`).
+    async fn run(
         self,
         place: &Place,
-        publish: &Publication,
-        signals: &mut Signals,
-        alarm: &mut Alarm,
+        publication: &Publication,
+        external: &mut ExternalEvents,
+        timer: &mut Alarm,
     ) -> Option<(Loaded, Option<Provisioned>)> {
         if !matches!(self, Self::Configured(_)) {
-            publish.tell(self.snapshot(), clock::now().wall); // a device tells more itself, after its first step
+            publication.tell(self.snapshot(), clock::now().wall); // a configured agent does it after its first step
         }
         match self {
             Self::Unconfigured(_) => {
-                wait_for_configuration(place, signals).await.map(|loaded| (loaded, None))
+                wait_for_configuration(place, external).await.map(|loaded| (loaded, None))
             }
-            Self::Misconfigured(error, _, device) => {
-                let loaded = wait_for_correction(&error, place, signals).await?;
-                Some((loaded, device.map(|device| device.into_provisioned())))
+            Self::Misconfigured(error, _, executor) => {
+                let loaded = wait_for_correction(&error, place, external).await?;
+                Some((loaded, executor.map(|executor| executor.into_provisioned())))
             }
             Self::Stateless(config, e, provisioned) => {
-                signals.wait_begins(None);
+                external.wait_begins(None);
                 let complaint =
                     format!("{e}. Nothing is done before it can be used: it may hold the device's key");
-                if signals.complaint.is_news(&complaint) {
+                if external.repeats.is_news(&complaint) {
                     tracing::error!("{complaint}");
                 }
                 systemd::status("blocked: the state cannot be used");
                 let config = tokio::select! {
-                    told = signals.next(false) => match told {
-                        Told::Stop => None,
-                        Told::Reload | Told::Changed => Some(reload(place, signals, None).unwrap_or(*config)),
-                        Told::Order(given) => {
+                    event = external.next(false) => match event {
+                        ExternalEvent::Shutdown => None,
+                        ExternalEvent::Reload | ExternalEvent::ConfigurationChanged => {
+                            Some(reload(place, external, None).unwrap_or(*config))
+                        }
+                        ExternalEvent::Command(given) => {
                             let why = "The agent's state cannot be read, and nothing is done before it can be: its \
                                        status says what to correct. It is looked at again now.";
-                            orders::refuse(given, why);
+                            admin::reject(given, why);
                             Some(*config)
                         }
                     },
@@ -269,11 +272,19 @@ impl Life {
                 };
                 config.map(|config| (Ok(config), Some(*provisioned)))
             }
-            Self::Configured(mut device) => {
-                signals.complaint.is_over();
-                let config = drive(&mut device, place, publish, signals, alarm).await?;
-                device.leave_for(&config);
-                Some((Ok(config), Some(device.into_provisioned())))
+            Self::Configured(mut executor) => {
+                external.repeats.is_over();
+                let event_loop = EventLoop {
+                    executor: &mut executor,
+                    place,
+                    publication,
+                    external,
+                    timer,
+                    next_config: None,
+                };
+                let config = event_loop.run().await?;
+                executor.withdraw_secrets_before(&config);
+                Some((Ok(config), Some(executor.into_provisioned())))
             }
         }
     }
@@ -284,104 +295,10 @@ fn configuration_error(e: &dyn std::fmt::Display) -> LastError {
     LastError { report, at: clock::now().wall, permanent: true }
 }
 
-async fn drive(
-    device: &mut Device,
-    place: &Place,
-    publish: &Publication,
-    signals: &mut Signals,
-    alarm: &mut Alarm,
-) -> Option<Config> {
-    let mut event = Event::Wake;
-    let mut reloaded = None;
-    if signals.rejected.is_some() {
-        // It may have been corrected while the device was on its way here.
-        signals.complete_at.get_or_insert_with(|| Instant::now() + QUIET);
-    }
-    loop {
-        let mut step = device.step(event, clock::now(), &mut random::unit);
-        let mut leaves = false;
-        // An order that came with another configuration is for the device under that one.
-        while reloaded.is_none()
-            && !leaves
-            && let Some(order) = signals.taken.next()
-        {
-            if order == Order::ResetIdentity {
-                leaves = true;
-            } else {
-                let ordered = device.order(order);
-                let after = device.step(ordered, clock::now(), &mut random::unit);
-                step = Step { action: step.action.or(after.action), ..after };
-            }
-        }
-        device.rejected.clone_from(&signals.rejected);
-        signals.wait_begins(Some(LONGEST_ACTION));
-        let publish_again = signals.undisturbed(device.settle(clock::now(), publish)).await;
-        if leaves {
-            return Some(signals.undisturbed(device.leave_identity(place)).await);
-        }
-        if reloaded.is_some() {
-            return reloaded; // what was under way has ended and is settled
-        }
-        if step.action.is_none() && device.has_waits_to_restore(clock::now()) {
-            return Some(device.config.clone());
-        }
-        let look = device.next_look_in(clock::now());
-        let nap = [step.wake_in, publish_again].into_iter().flatten().fold(look, Duration::min);
-        let asleep = step.action.is_none();
-        signals.wait_begins((!asleep).then_some(LONGEST_ACTION));
-        // Whoever sets up a new device need not tell the agent of each change. Later it would be too easily by a slip.
-        let is_new = !device.has_identity();
-        let standing = Standing { has_identity: !is_new, is_busy: !asleep };
-        // Nor need whoever corrects what was rejected: a reload was asked for.
-        let shown = signals.rejected.clone();
-        let follows = is_new || shown.is_some() || signals.complete_at.is_some();
-        let current = device.config.clone();
-        let work = async {
-            let looked = device.look_at_provisioned(clock::now()).await;
-            match step.action {
-                Some(action) => device.carry_out(action).await,
-                None if looked => Event::Wake, // what was found is to be seen
-                None => {
-                    if alarm.sleep(nap).await == Woken::ClockSet {
-                        tracing::info!("the wall clock was set, or the machine was suspended");
-                        device.look_at_provisioned_again();
-                    }
-                    Event::Wake
-                }
-            }
-        };
-        let mut work = std::pin::pin!(work);
-        event = loop {
-            tokio::select! {
-                event = &mut work => break event,
-                () = quiet_until(signals.complete_at) => {
-                    signals.complete_at = None;
-                    let next = reloaded.as_ref().unwrap_or(&current);
-                    reloaded = reload(place, signals, Some(next)).or(reloaded);
-                }
-                told = signals.next(follows) => match told {
-                    Told::Stop => return None,
-                    // An action is never dropped half-way: a key may just be written, an answer on its way. A bad
-                    // configuration does not even disturb it.
-                    Told::Reload => {
-                        signals.complete_at = None;
-                        reloaded = reload(place, signals, None).or(reloaded);
-                    }
-                    Told::Changed => signals.complete_at = Some(Instant::now() + QUIET),
-                    Told::Order(given) => signals.taken.take(given, standing, place),
-                },
-            }
-            if asleep && (reloaded.is_some() || !signals.taken.is_empty() || signals.rejected != shown) {
-                break Event::Wake;
-            }
-        };
-    }
-}
-
-async fn wait_for_configuration(place: &Place, signals: &mut Signals) -> Option<Loaded> {
+async fn wait_for_configuration(place: &Place, external: &mut ExternalEvents) -> Option<Loaded> {
     systemd::status("unconfigured: waiting for [mis] to appear in the configuration");
     tracing::info!(file = %place.file.display(), "no MIS is configured yet: waiting for [mis] to appear");
-    signals.complaint.is_over();
+    external.repeats.is_over();
     let file = place.file.display();
     let why = format!("This device is not configured: set [mis] in {file}. It goes on by itself then.");
     loop {
@@ -389,15 +306,19 @@ async fn wait_for_configuration(place: &Place, signals: &mut Signals) -> Option<
             Ok(config) if config.mis.is_none() => {}
             loaded => return Some(loaded),
         }
-        wait_for_change(signals, &why).await?;
+        wait_for_change(external, &why).await?;
     }
 }
 
 /// What the configuration says once it can be used, or says something else that cannot be.
-async fn wait_for_correction(error: &LastError, place: &Place, signals: &mut Signals) -> Option<Loaded> {
+async fn wait_for_correction(
+    error: &LastError,
+    place: &Place,
+    external: &mut ExternalEvents,
+) -> Option<Loaded> {
     let complaint = error.report.detail.clone().unwrap_or_default();
     systemd::status(&format!("blocked: {complaint}"));
-    if signals.complaint.is_news(&complaint) {
+    if external.repeats.is_news(&complaint) {
         tracing::error!(
             "{complaint}. What is held is served, and nothing else is done before that is corrected"
         );
@@ -411,49 +332,41 @@ async fn wait_for_correction(error: &LastError, place: &Place, signals: &mut Sig
             Err(e) if configuration_error(&e).report == error.report => {}
             loaded => return Some(loaded),
         }
-        wait_for_change(signals, &why).await?;
+        wait_for_change(external, &why).await?;
     }
 }
 
-/// Waits until a change is complete, if there is one.
-async fn quiet_until(complete_at: Option<Instant>) {
-    match complete_at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits until the configuration has changed, and is complete as far as can be told; or somebody says so. Commands are
-/// rejected meanwhile. `None`: the agent is to end.
-async fn wait_for_change(signals: &mut Signals, why: &str) -> Option<()> {
-    signals.wait_begins(None);
-    let mut told = signals.next(true).await;
-    while matches!(told, Told::Changed) {
-        match tokio::time::timeout(QUIET, signals.next(true)).await {
-            Ok(next) => told = next,
+/// Waits until the configuration has changed, and is complete as far as can be told; or until a reload. Commands are
+/// rejected meanwhile. `None`: shutdown.
+async fn wait_for_change(external: &mut ExternalEvents, why: &str) -> Option<()> {
+    external.wait_begins(None);
+    let mut event = external.next(true).await;
+    while matches!(event, ExternalEvent::ConfigurationChanged) {
+        match tokio::time::timeout(CONFIGURATION_QUIET, external.next(true)).await {
+            Ok(next) => event = next,
             Err(_) => break,
         }
     }
-    match told {
-        Told::Stop => None,
-        Told::Reload | Told::Changed => Some(()),
-        Told::Order(given) => {
-            orders::refuse(given, why);
+    match event {
+        ExternalEvent::Shutdown => None,
+        ExternalEvent::Reload | ExternalEvent::ConfigurationChanged => Some(()),
+        ExternalEvent::Command(given) => {
+            admin::reject(given, why);
             Some(())
         }
     }
 }
 
-/// A configuration to take the place of the one in use. One that is gone, or no longer names a MIS, is as bad as one
-/// that cannot be read: a device leaves its trust domain deliberately, not by a slip. A bad one is remembered until it
-/// is corrected. `current` is the one in use where nobody has asked for another: the same is none then, and the same
-/// mistake is logged once.
-fn reload(place: &Place, signals: &mut Signals, current: Option<&Config>) -> Option<Config> {
+/// Reads a configuration to replace the one in use. One that is gone, or no longer names an MIS, is as invalid as one
+/// that cannot be read: a device leaves its trust domain deliberately, not by a slip. An invalid one is remembered until
+/// it is corrected. `current` is the one in use where no reload was asked for: the same counts as none then, and the
+/// same mistake is logged once.
+fn reload(place: &Place, external: &mut ExternalEvents, current: Option<&Config>) -> Option<Config> {
     let complaint = match place.load() {
         Ok(config) if config.mis.is_none() => format!("{}: names no [mis] any more", place.file.display()),
         Err(e) => e.to_string(),
         Ok(config) => {
-            let was_rejected = signals.rejected.take().is_some();
+            let was_rejected = external.rejected.take().is_some();
             if current == Some(&config) {
                 if was_rejected {
                     tracing::info!(file = %place.file.display(), "the configuration says what is in use again");
@@ -466,11 +379,11 @@ fn reload(place: &Place, signals: &mut Signals, current: Option<&Config>) -> Opt
     };
     let complaint = format!("{complaint}. The configuration before it stays in use");
     let rejected = configuration_error(&complaint);
-    let is_known = signals.rejected.as_ref().is_some_and(|known| known.report == rejected.report);
+    let is_known = external.rejected.as_ref().is_some_and(|known| known.report == rejected.report);
     if current.is_none() || !is_known {
         tracing::error!("{complaint}");
     }
-    signals.rejected = Some(rejected);
+    external.rejected = Some(rejected);
     None
 }
 
@@ -484,5 +397,18 @@ pub fn place(file: Option<&Path>) -> Place {
         // Paths in the file are relative to it, and must stay so wherever the agent is started.
         file: std::path::absolute(file).unwrap_or_else(|_| file.to_owned()),
         state_directory: state.map(PathBuf::from),
+    }
+}
+
+/// Where the MIS is found.
+fn address(config: &Config) -> Option<String> {
+    config.mis.as_ref().map(|mis| mis.discovery_url.to_string())
+}
+
+/// Does work on a thread that may wait for the disk or the TPM.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(e) => std::panic::resume_unwind(e.into_panic()), // a bug in `work` is a bug here
     }
 }

@@ -1,36 +1,38 @@
-//! Starting: what the process before left behind, read back. Nothing is contacted, neither the MIS nor the chip.
+//! Restores what the process before stored. Nothing is contacted, neither the MIS nor the TPM.
 
 use std::sync::Arc;
 
 use webpki::EndEntityCert;
 
-use super::device::{Device, HeldDiscovery, KeptBundle, address, forget};
-use super::failures::{Spoken, cause};
-use super::identity::{fits, svid_facts};
-use super::provisioned::Provisioned;
-use super::trust::discovered;
-use super::waits::{self, KeptWaits};
+use super::address;
+use super::executor::Executor;
+use super::identity::{Identity, fits, svid_facts};
+use super::persist::{Records, forget};
+use super::provisioning::{Provisioned, Provisioning};
+use super::reporting::{Reporter, cause};
+use super::retry_after::{self, StoredRetryAfter};
+use super::trust_domain::{CachedBundle, CachedDiscovery, TrustDomain, discovery_facts};
 use crate::config::Config;
 use crate::issuer::{Discovery, Issuer, Protocol};
 use crate::keys::{Key, Provider};
 use crate::lifecycle::{
-    Backoff, KeyChoice, KnownTime, Lifecycle, Policy, Restored, RestoredBundle, RestoredIdentity,
-    RestoredTrustDomain,
+    Backoff, IdentityIndex, IdentityMemory, KeyChoice, KnownTime, Lifecycle, Policy, Restored,
+    RestoredBundle, RestoredIdentity, RestoredTrustDomain, TrustDomainMemory,
 };
 use crate::platform::{clock, credentials, random};
-use crate::publish::Identity;
+use crate::publish;
 use crate::publish::files::Publisher;
 use crate::spiffe::Bundle;
 use crate::spiffe::svid::{Chain, X509Svid};
 use crate::store::{self, Store, StoreError};
-use crate::time::Now;
+use crate::time::{Now, Timestamp};
 use crate::transport::Transport;
 
-impl Device {
-    /// Takes up where the last process left off. Nothing is contacted, neither the MIS nor the chip.
+impl Executor {
+    /// Takes up where the last process left off. Nothing is contacted, neither the MIS nor the TPM.
     ///
     /// # Errors
-    /// When the state may be there and cannot be read now, or another agent works on it: to go on without would mean
+    /// When the state may be there and cannot be read now, or another agent works on it: to go on without it would mean
     /// another key, and perhaps a device that its MIS does not know any more.
     pub(super) async fn restore(
         config: Config,
@@ -46,80 +48,37 @@ impl Device {
             credentials::credentials().as_deref(),
         );
         let proxy = config.mis.as_ref().map(|mis| mis.proxy.clone()).unwrap_or_default();
-        let discovery = cached(&store).and_then(|cached| read_discovery(cached, &config));
-        let identity = store.load()?.and_then(|record| match read_identity(&record, &keys) {
-            Ok(identity) => Some((identity, record)),
-            Err(why) => {
-                store.set_aside::<store::Identity>(&why);
-                None
-            }
-        });
-        // Perhaps what was in its way is put right: a key-encryption key that is the right one again.
-        let identity = identity.or_else(|| store.take_back(|record| read_identity(record, &keys)));
-        let (mut identity, record) = identity.unzip();
-        let bundle =
-            cached(&store).and_then(|cached| read_bundle(cached, discovery.as_ref(), identity.as_ref()));
-        if let (Some(identity), Some(kept)) = (&mut identity, &bundle) {
-            identity.svid = identity.svid.under(&kept.bundle, now.wall);
+        let discovery = cached(&store).and_then(|record| read_discovery(record, &config));
+        // One identity is configured for now.
+        let mut identity = restore_identity(IdentityIndex(0), &store, &keys)?;
+        let bundle = cached(&store).and_then(|record| read_bundle(record, discovery.as_ref(), &identity));
+        if let Some(cached) = &bundle {
+            identity.revalidate_under(&cached.bundle, now.wall);
         }
-        let (pending, answer) = load_unfinished(&store, record.as_ref(), &keys)?;
         // What another MIS asked for does not bind this one.
-        let waiting = cached(&store).filter(|waiting: &store::CachedWaits| waiting.mis == address(&config));
-        let waiting = waiting.unwrap_or_default();
-        let stored_time = cached::<store::CachedTime>(&store).unwrap_or_default();
+        let delays = cached(&store).filter(|delays: &store::CachedWaits| delays.mis == address(&config));
+        let delays = delays.unwrap_or_default();
+        let time = cached::<store::CachedTime>(&store).unwrap_or_default();
         let boot_id = clock::boot_id();
-        let renew_at = record.as_ref().and_then(|record| record.renew_at);
-        let memory = waits::remembered(&waiting, boot_id.as_deref(), now);
+        let memory = retry_after::remembered(&delays, boot_id.as_deref(), now);
+        let own = memory.identities.into_iter().next().unwrap_or_default();
         let restored = Restored {
-            trust_domain: RestoredTrustDomain {
-                discovery: discovery.as_ref().map(|held| discovered(&held.document, false)),
-                bundle: bundle.as_ref().map(|kept| RestoredBundle {
-                    refresh_hint: kept.bundle.refresh_hint(),
-                    is_empty: kept.bundle.anchors().is_empty(),
-                }),
-                time: KnownTime {
-                    built: clock::built_at(),
-                    proven: stored_time.proven,
-                    vouched: stored_time.vouched,
-                },
-                memory: memory.trust_domain,
-            },
-            identities: memory
-                .identities
-                .into_iter()
-                .map(|memory| RestoredIdentity {
-                    svid: identity.as_ref().map(|identity| {
-                        svid_facts(&identity.svid, renew_at, KeyChoice::Current, fits(&keys, &identity.key))
-                    }),
-                    pending_key: pending.is_some(),
-                    issued_chain: answer.is_some(),
-                    memory,
-                })
-                .collect(),
+            trust_domain: trust_domain_state(discovery.as_ref(), bundle.as_ref(), time, memory.trust_domain),
+            identities: vec![identity_state(&identity, &keys, own)],
         };
         let lifecycle = Lifecycle::new(policy(&config), restored, now, &mut random::unit);
-        let (memory, believed) = (lifecycle.memory(), lifecycle.trusts_clock(now));
+        let (memory, trusted) = (lifecycle.memory(), lifecycle.trusts_clock(now));
+        let delays = StoredRetryAfter::restored(&delays, boot_id.as_deref(), memory, trusted);
+        let issuer = Issuer::new(Protocol::default(), Transport::new(provisioned.trust, proxy));
         Ok(Self {
-            store,
-            issuer: Issuer::new(Protocol::default(), Transport::new(provisioned.trust, proxy)),
-            keys,
             lifecycle,
-            discovery,
-            bundle,
-            identity: identity.map(Arc::new),
-            pending,
-            answer,
-            stored_renew_at: renew_at,
-            waits: KeptWaits::restored(&waiting, boot_id.as_deref(), memory, believed),
-            proof: None,
-            stored_time,
-            accepts_regressed_bundle: false,
-            bootstrap: provisioned.bootstrap,
-            look_again_at: now.boot,
-            look_for: provisioned.look_for,
+            trust_domain: TrustDomain::new(issuer, discovery, bundle),
+            identities: vec![identity],
+            keys,
+            provisioning: Provisioning::new(&config, provisioned.bootstrap, provisioned.purpose, now),
+            records: Records::new(store, delays, time),
             publisher: Publisher::new(&config.files),
-            told: None,
-            spoken: Spoken::default(),
+            reporter: Reporter::default(),
             rejected: None,
             _lock: lock,
             config,
@@ -136,7 +95,53 @@ fn policy(config: &Config) -> Policy {
     }
 }
 
-/// A record that can be had again from the MIS.
+fn trust_domain_state(
+    discovery: Option<&CachedDiscovery>,
+    bundle: Option<&CachedBundle>,
+    time: store::CachedTime,
+    memory: TrustDomainMemory,
+) -> RestoredTrustDomain {
+    RestoredTrustDomain {
+        discovery: discovery.map(|cached| discovery_facts(&cached.document, false)),
+        bundle: bundle.map(|cached| RestoredBundle {
+            refresh_hint: cached.bundle.refresh_hint(),
+            is_empty: cached.bundle.anchors().is_empty(),
+        }),
+        memory,
+        time: KnownTime { built: clock::built_at(), proven: time.proven, vouched: time.vouched },
+    }
+}
+
+fn identity_state(identity: &Identity, keys: &Provider, memory: IdentityMemory) -> RestoredIdentity {
+    let facts = |current: &Arc<publish::Identity>| {
+        let fits = fits(keys, &current.key);
+        svid_facts(&current.svid, identity.stored_renew_at, KeyChoice::Current, fits)
+    };
+    RestoredIdentity {
+        svid: identity.current.as_ref().map(facts),
+        pending_key: identity.pending_key.is_some(),
+        issued_chain: identity.issued.is_some(),
+        memory,
+    }
+}
+
+fn restore_identity(index: IdentityIndex, store: &Store, keys: &Provider) -> Result<Identity, StoreError> {
+    let current = store.load()?.and_then(|record| match read_identity(&record, keys) {
+        Ok(identity) => Some((identity, record)),
+        Err(why) => {
+            store.set_aside::<store::Identity>(&why);
+            None
+        }
+    });
+    // Perhaps what made it unusable has been corrected: the right key-encryption key is back.
+    let current = current.or_else(|| store.take_back(|record| read_identity(record, keys)));
+    let (identity, record) = current.unzip();
+    let (pending_key, issued) = load_unfinished(store, record.as_ref(), keys)?;
+    let stored_renew_at: Option<Timestamp> = record.and_then(|record| record.renew_at);
+    Ok(Identity { index, current: identity.map(Arc::new), pending_key, issued, stored_renew_at })
+}
+
+/// A record whose content can be fetched again from the MIS.
 fn cached<R: store::Record>(store: &Store) -> Option<R> {
     store.load().unwrap_or_else(|e| {
         tracing::warn!("a cached document cannot be read: {}", cause(&e));
@@ -144,59 +149,56 @@ fn cached<R: store::Record>(store: &Store) -> Option<R> {
     })
 }
 
-fn read_discovery(cached: store::CachedDiscovery, config: &Config) -> Option<HeldDiscovery> {
+fn read_discovery(record: store::CachedDiscovery, config: &Config) -> Option<CachedDiscovery> {
     let mis = config.mis.as_ref()?;
-    let document = Discovery::from_json(&cached.body).ok()?;
-    let wanted = cached.url == mis.discovery_url.as_str()
+    let document = Discovery::from_json(&record.body).ok()?;
+    let wanted = record.url == mis.discovery_url.as_str()
         && mis.trust_domain.as_ref().is_none_or(|domain| domain == document.trust_domain());
     // It may have come under a trust that was more than the public store's (D7). The next fetch says so.
     let led_elsewhere =
         mis.trust.is_public_only() && document.stays_at_the_origin_of(&mis.discovery_url).is_err();
-    (wanted && !led_elsewhere).then_some(HeldDiscovery { document, cached })
+    (wanted && !led_elsewhere).then_some(CachedDiscovery { document, record })
 }
 
-fn read_identity(record: &store::Identity, keys: &Provider) -> Result<Identity, String> {
+fn read_identity(record: &store::Identity, keys: &Provider) -> Result<publish::Identity, String> {
     let svid = Chain::from_pem(&record.chain).and_then(X509Svid::from_stored).map_err(|e| e.to_string())?;
     let key = keys.key_from_pem(&record.key).map_err(|e| e.to_string())?;
     let leaf = svid.chain().certificates().first().and_then(|leaf| EndEntityCert::try_from(leaf).ok());
     if leaf.is_none_or(|leaf| leaf.subject_public_key_info().as_ref() != key.public_key().spki_der()) {
         return Err("its key is another than its certificate's".into());
     }
-    Ok(Identity { svid, key, credential: record.credential.clone() })
+    Ok(publish::Identity { svid, key, credential: record.credential.clone() })
 }
 
-/// A bundle of another trust domain than the device is in, or is going to be in, is of no use.
+/// The cached bundle, if it is of the discovered trust domain, or of that of the current SVID.
 fn read_bundle(
-    cached: store::CachedBundle,
-    discovery: Option<&HeldDiscovery>,
-    identity: Option<&Identity>,
-) -> Option<KeptBundle> {
-    let ours = match (discovery, identity) {
-        (Some(held), _) => held.document.trust_domain(),
-        (None, Some(identity)) => identity.svid.spiffe_id().trust_domain(),
-        (None, None) => return None,
-    };
-    if cached.trust_domain != *ours {
+    record: store::CachedBundle,
+    discovery: Option<&CachedDiscovery>,
+    identity: &Identity,
+) -> Option<CachedBundle> {
+    let discovered = discovery.map(|cached| cached.document.trust_domain());
+    let ours = discovered.or_else(|| identity.trust_domain())?;
+    if record.trust_domain != *ours {
         return None;
     }
-    let bundle = Bundle::from_held(cached.body.as_bytes(), &cached.trust_domain)
+    let bundle = Bundle::from_held(record.body.as_bytes(), &record.trust_domain)
         .map_err(|e| tracing::warn!("the cached trust bundle cannot be used: {e}"))
         .ok()?;
-    Some(KeptBundle { bundle: Arc::new(bundle), cached })
+    Some(CachedBundle { bundle: Arc::new(bundle), record })
 }
 
-/// The key that was made for the next SVID, and the answer that is not adopted yet.
+/// The pending key, and the issued chain that is not adopted yet.
 type Unfinished = (Option<Arc<dyn Key>>, Option<store::Answer>);
 
-/// What an interrupted process left between an answer and its adoption. If the identity was stored but the records
-/// before it were not removed yet, they are now.
+/// Loads what an interrupted process left between the issue of an SVID and its adoption. If the identity was stored and the
+/// records before it were not removed yet, they are now.
 fn load_unfinished(
     store: &Store,
     identity: Option<&store::Identity>,
     keys: &Provider,
 ) -> Result<Unfinished, StoreError> {
     let record: Option<store::Pending> = store.load()?;
-    let mut answer: Option<store::Answer> = store.load()?;
+    let mut issued: Option<store::Answer> = store.load()?;
     let open = |record: &store::Pending| keys.key_from_pem(&record.key).map_err(|e| e.to_string());
     let pending = record.and_then(|record| match open(&record) {
         Ok(key) => Some((key, record)),
@@ -208,23 +210,23 @@ fn load_unfinished(
     let pending = pending.or_else(|| identity.is_none().then(|| store.take_back(open)).flatten());
     let (mut pending, record) = pending.unzip();
     if let Some(identity) = identity {
-        // Compared as certificates: an answer is kept in the MIS's own line width.
-        let same = |answer: &store::Answer| matches!((Chain::from_pem(&answer.chain), Chain::from_pem(&identity.chain)), (Ok(a), Ok(b)) if a == b);
-        if answer.as_ref().is_some_and(same) {
+        // Compared as certificates: the issued chain is stored in the MIS's own line width.
+        let same = |issued: &store::Answer| matches!((Chain::from_pem(&issued.chain), Chain::from_pem(&identity.chain)), (Ok(a), Ok(b)) if a == b);
+        if issued.as_ref().is_some_and(same) {
             forget::<store::Answer>(store);
-            answer = None;
+            issued = None;
         }
         if pending.is_some() && record.is_some_and(|record| record.key == identity.key) {
             forget::<store::Pending>(store);
             pending = None;
         }
     }
-    if answer
+    if issued
         .as_ref()
-        .is_some_and(|answer| if answer.for_pending_key { pending.is_none() } else { identity.is_none() })
+        .is_some_and(|issued| if issued.for_pending_key { pending.is_none() } else { identity.is_none() })
     {
         store.set_aside::<store::Answer>("the key that it was issued for is gone");
-        answer = None;
+        issued = None;
     }
-    Ok((pending, answer))
+    Ok((pending, issued))
 }

@@ -1,6 +1,5 @@
-//! What is served beside everything else: the sockets that the service manager passed or, where it passed none, one for each
-//! right that the agent binds itself; and the file with the figures, if there is to be one. The sockets are served by threads
-//! of their own, the file by the agent's.
+//! Listeners: the sockets that the service manager passed or, where it passed none, one for each role that the agent binds
+//! itself; and the metrics file, if one is configured. The sockets are served by threads of their own, the file by the agent's.
 
 use std::io;
 use std::path::Path;
@@ -22,12 +21,12 @@ use crate::server::peer::Right;
 use crate::server::runtime::{Pulse, SocketRuntime};
 use crate::server::textfile::Textfile;
 
-/// What the agent itself may need at once, and more.
+/// Files that the agent itself may need at once, and more.
 const OWN_FILES: usize = 128;
-/// Time for a socket to close: more than its callers have. Its thread may be busy, or hang.
+/// Time limit for closing a socket: more than its clients have. Its thread may be busy, or hang.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
-/// The threads of the sockets, and word of those that fail.
+/// The threads of the sockets, and the channel that reports failed ones.
 pub(super) struct Threads {
     read: SocketRuntime,
     sign: SocketRuntime,
@@ -36,8 +35,8 @@ pub(super) struct Threads {
 }
 
 impl Threads {
-    /// Starts them. What is received is the right of a socket that is not served any more although
-    /// nobody closed it: its task panicked, or its thread is gone.
+    /// Starts them. The receiver yields the role of each socket that is not served any more although it was not closed: its
+    /// task panicked, or its thread is gone.
     pub(super) fn start() -> io::Result<(Self, mpsc::UnboundedReceiver<Right>)> {
         let (failures, failed) = mpsc::unbounded_channel();
         let start = SocketRuntime::start;
@@ -59,23 +58,23 @@ impl Threads {
     }
 }
 
-/// All sockets, and the file. They are gone with it, those apart that the service manager keeps.
-pub(super) struct Server {
+/// All sockets, and the metrics file. Dropping it closes those that the service manager does not keep.
+pub(super) struct Listeners {
     threads: Threads,
     passed: Vec<Served>,
     bound: Vec<(Right, config::Socket, Served)>,
     textfile: Option<Textfile>,
-    /// Returns memory after a crowd, and records what is counted.
+    /// Returns memory after many connections, and logs what is counted.
     upkeep: JoinHandle<((), (), ())>,
 }
 
-impl Drop for Server {
+impl Drop for Listeners {
     fn drop(&mut self) {
         self.upkeep.abort();
     }
 }
 
-impl Server {
+impl Listeners {
     pub(super) fn start(
         threads: Threads,
         passed: Vec<PassedSocket>,
@@ -87,25 +86,25 @@ impl Server {
         let keys_given = Arc::clone(&lines.keys_given);
         let upkeep =
             tokio::spawn(async move { tokio::join!(heap.run(), signatures.run(), keys_given.run()) });
-        let mut server = Self { threads, passed: Vec::new(), bound: Vec::new(), textfile: None, upkeep };
+        let mut listeners = Self { threads, passed: Vec::new(), bound: Vec::new(), textfile: None, upkeep };
         for socket in passed {
-            server.passed.extend(adopt(&server.threads, socket, at, lines)?);
+            listeners.passed.extend(adopt(&listeners.threads, socket, at, lines)?);
         }
-        // Where some are passed, one that is not was taken away: its right is not given by another way.
-        if server.passed.is_empty() {
+        // Where some are passed, one that is not was removed: its role is not granted by another way.
+        if listeners.passed.is_empty() {
             for right in Right::ALL {
-                let served = bind(&server.threads, right, at, lines)?;
-                server.bound.push((right, at.clone(), served));
+                let served = bind(&listeners.threads, right, at, lines)?;
+                listeners.bound.push((right, at.clone(), served));
             }
         }
-        server.textfile = textfile.map(|path| Textfile::keep(path, lines));
-        server.limit(at.limits);
+        listeners.textfile = textfile.map(|path| Textfile::keep(path, lines));
+        listeners.limit(at.limits);
         lines.signing.limit(at.signatures_per_minute);
-        Ok(server)
+        Ok(listeners)
     }
 
-    /// Moves to other places, if the configuration names such that can be had. What the service manager passed stays
-    /// where its unit has it.
+    /// Moves to the paths of another configuration, where they can be bound. What the service manager passed stays where its
+    /// unit has it.
     pub(super) async fn follow(&mut self, to: &config::Socket, textfile: Option<&Path>, lines: &Lines) {
         if textfile != self.textfile.as_ref().map(Textfile::path) {
             if let Some(before) = self.textfile.take() {
@@ -130,7 +129,7 @@ impl Server {
         lines.signing.limit(to.signatures_per_minute);
     }
 
-    /// Each connection is an open file, and the agent needs some itself.
+    /// Sets the connection limits. Each connection is an open file, and the agent needs some itself.
     fn limit(&self, configured: Limits) {
         let sockets: Vec<&Served> =
             self.passed.iter().chain(self.bound.iter().map(|(_, _, served)| served)).collect();
@@ -146,7 +145,7 @@ impl Server {
             );
         }
         let limits = if connections < configured.connections {
-            // Fewer in all are fewer for each.
+            // Fewer in all are fewer for each user.
             let half = (connections / 2).max(1);
             Limits { connections, of_one_user: configured.of_one_user.min(half) }
         } else {
@@ -171,7 +170,7 @@ impl Server {
     }
 }
 
-/// A socket that is served.
+/// A socket and the task that serves it.
 struct Served {
     task: JoinHandle<()>,
     open: watch::Sender<()>,
@@ -201,7 +200,7 @@ impl Served {
     }
 }
 
-/// `None` for one whose right is unknown: it is not served.
+/// `None` for a socket whose role is unknown: it is not served.
 fn adopt(
     threads: &Threads,
     passed: PassedSocket,
@@ -255,13 +254,13 @@ mod tests {
 
     #[tokio::test]
     async fn lost_sockets_are_reported_and_closed_ones_are_not() {
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let at = config::Socket {
-            path: folder.path().join("agent.sock"),
+            path: dir.path().join("agent.sock"),
             group: None,
-            sign_path: folder.path().join("sign.sock"),
+            sign_path: dir.path().join("sign.sock"),
             sign_group: None,
-            admin_path: folder.path().join("admin.sock"),
+            admin_path: dir.path().join("admin.sock"),
             limits: Limits { connections: 4, of_one_user: 2 },
             signatures_per_minute: 1,
         };

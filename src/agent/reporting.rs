@@ -1,14 +1,17 @@
-//! Failures in the lifecycle's words, and in the log.
+//! Failures as the lifecycle knows them, and what is logged of them.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
+use super::identity::Identity;
 use crate::keys::{ErrorKind, KeyError};
 use crate::lifecycle::{
-    Event, Failure, FailureKind, IdentityEvent, LONGEST_RETRY_AFTER, NotAdopted, Report, TimeVerdict,
+    Event, Failure, FailureKind, IdentityEvent, IdentityIndex, LONGEST_RETRY_AFTER, NotAdopted, Report,
+    State, TimeVerdict,
 };
+use crate::platform::systemd;
 use crate::publish::Snapshot;
-use crate::spiffe::svid::{self, X509Svid};
+use crate::spiffe::svid;
 use crate::spiffe::{AnchorFacts, Bundle};
 use crate::store::StoreError;
 use crate::text::Excerpt;
@@ -17,20 +20,20 @@ use crate::time::Timestamp;
 /// Characters of a cause in a log message.
 const MAX_CAUSE: usize = 2048;
 
-/// What an error says, for a log message: a journal that is read as lines shows no fields.
+/// The text of an error for a log message: a journal that is read as lines shows no fields.
 pub(super) fn cause(e: &dyn Display) -> Excerpt {
     Excerpt::of(e, MAX_CAUSE)
 }
 
 /// The error with its reason, for a log message.
-pub(super) fn in_a_line(report: &Report) -> Excerpt {
+fn in_a_line(report: &Report) -> Excerpt {
     match &report.detail {
         Some(detail) => cause(&format_args!("{}: {detail}", report.title)),
         None => cause(&report.title),
     }
 }
 
-/// Something on this device stands in the way.
+/// Failure of something on this device.
 pub(super) fn local(code: &str, title: &str, why: &dyn Display) -> Failure {
     Failure { kind: FailureKind::Local, retry_after: None, report: Report::of_agent(code, title, why) }
 }
@@ -39,74 +42,65 @@ pub(super) fn key_failure(e: &KeyError) -> Failure {
     local("key", "The key cannot be used", e)
 }
 
-/// The key of the SVID that is held cannot be used. One that is lost is a matter of its own.
+/// The current key cannot be used. One that is lost is reported as such.
 pub(super) fn current_key_failure(e: &KeyError) -> Failure {
     if e.kind() != ErrorKind::KeyUnusable {
         return key_failure(e);
     }
-    let (question, remedy) = match e {
-        KeyError::NotThisTpm { .. } => (
-            "Was the TPM of this device replaced or cleared, or its disk moved to another device?",
-            "put the TPM back",
-        ),
-        _ => ("Was what the key is sealed with replaced or deleted?", "put it back"),
-    };
+    // What to do is the hint's, once: see the command line.
     let why = format!(
-        "{e}. {question} If that was meant to be, let the device enroll with a new key: miaf-agent retry --new-key. By \
-         itself it does so when the identity has expired. If not, {remedy}: the agent looks for it every hour"
+        "{e}. The agent tries the key again every hour, and enrolls with a new one by itself when the identity has expired"
     );
     Failure { kind: FailureKind::CurrentKeyLost, ..local("key-lost", "The key of this device is lost", &why) }
 }
 
-/// What was said last of each kind of work. A device that is offline for a month says so once, not ten thousand times.
+/// What was logged last of each kind of work. A device that is offline for a month logs that once, not ten thousand times.
 #[derive(Debug, Default)]
-pub(super) struct Spoken {
+pub(super) struct Reporter {
     discovery: Option<Report>,
     bundle: Option<Report>,
-    identity: Option<Report>,
-    key: Option<Report>,
+    requests: BTreeMap<IdentityIndex, Option<Report>>,
+    keys: BTreeMap<IdentityIndex, Option<Report>>,
     files: Option<Report>,
     anchors: Vec<String>,
     time_in_doubt: bool,
     gap_ahead: bool,
     records: BTreeMap<&'static str, String>,
+    state: Option<State>,
 }
 
-impl Spoken {
+impl Reporter {
     /// Logs a failure that is news, in whole, `instance` included (miaf-v0 P3).
-    pub(super) fn of(&mut self, event: &Event) {
-        let (said, failure) = match event {
-            // Not the end of anything: only an adopted SVID shows that what failed before is over.
-            Event::Wake
-            | Event::Command(_)
-            | Event::Identity(_, IdentityEvent::KeyCreated(Ok(())) | IdentityEvent::Issued(Ok(())))
-            | Event::Identity(
-                _,
-                IdentityEvent::Adopted(Err(NotAdopted::Early(_) | NotAdopted::UnknownIssuer)),
-            ) => return,
+    pub(super) fn report_outcome(&mut self, event: &Event) {
+        let (logged, failure) = match event {
+            Event::Wake | Event::Command(_) => return,
             Event::Discovery(outcome) => (&mut self.discovery, outcome.as_ref().err()),
             Event::Bundle(outcome) => (&mut self.bundle, outcome.as_ref().err()),
-            Event::Identity(_, IdentityEvent::KeyProven(outcome)) => (&mut self.key, outcome.as_ref().err()),
-            Event::Identity(_, IdentityEvent::KeyCreated(outcome) | IdentityEvent::Issued(outcome)) => {
-                (&mut self.identity, outcome.as_ref().err())
-            }
-            Event::Identity(
-                _,
-                IdentityEvent::Adopted(Err(
+            Event::Identity(index, event) => match event {
+                // Not the end of anything: only an adopted SVID shows that what failed before is over.
+                IdentityEvent::KeyCreated(Ok(()))
+                | IdentityEvent::Issued(Ok(()))
+                | IdentityEvent::Adopted(Err(NotAdopted::Early(_) | NotAdopted::UnknownIssuer)) => return,
+                IdentityEvent::KeyProven(outcome) => {
+                    (self.keys.entry(*index).or_default(), outcome.as_ref().err())
+                }
+                IdentityEvent::KeyCreated(Err(failure))
+                | IdentityEvent::Issued(Err(failure))
+                | IdentityEvent::Adopted(Err(
                     NotAdopted::IssuerExpired(failure)
                     | NotAdopted::Kept(failure)
                     | NotAdopted::Refused(failure),
-                )),
-            ) => (&mut self.identity, Some(failure)),
-            Event::Identity(_, IdentityEvent::Adopted(Ok(_))) => (&mut self.identity, None),
+                )) => (self.requests.entry(*index).or_default(), Some(failure)),
+                IdentityEvent::Adopted(Ok(_)) => (self.requests.entry(*index).or_default(), None),
+            },
         };
         let Some(Failure { report, retry_after, .. }) = failure else {
-            *said = None;
+            *logged = None;
             return;
         };
         let Report { kind, status, instance, .. } = report;
         let what = in_a_line(report);
-        if said.as_ref() == Some(report) {
+        if logged.as_ref() == Some(report) {
             tracing::debug!(problem_type = kind, status, instance, ?retry_after, "again: {what}");
             return;
         }
@@ -114,22 +108,41 @@ impl Spoken {
         if retry_after.is_some_and(|wait| wait > LONGEST_RETRY_AFTER) {
             tracing::warn!("the MIS asked for a wait of more than 7 days; the agent asks again after 7 days");
         }
-        *said = Some(report.clone());
+        *logged = Some(report.clone());
     }
 
     /// Logs what is wrong with a bundle that is in use, if it is news: parts of it that are not used, and anchors that
     /// some peers refuse now because of their validity.
-    pub(super) fn of_anchors(&mut self, bundle: &Bundle, held: Option<&X509Svid>, now: Timestamp) {
-        let said = complaints(bundle, held, now);
-        for complaint in said.iter().filter(|complaint| !self.anchors.contains(complaint)) {
-            tracing::warn!(trust_domain = %bundle.trust_domain(), "the trust bundle: {complaint}");
+    pub(super) fn report_anchors(&mut self, bundle: &Bundle, identities: &[Identity], now: Timestamp) {
+        let warnings = anchor_warnings(bundle, identities, now);
+        for warning in warnings.iter().filter(|warning| !self.anchors.contains(warning)) {
+            tracing::warn!(trust_domain = %bundle.trust_domain(), "the trust bundle: {warning}");
         }
-        self.anchors = said;
+        self.anchors = warnings;
     }
 
-    /// Logs that the time which the MIS shows is not believed at once, if that is news.
-    pub(super) fn of_time(&mut self, shown: TimeVerdict, time: Timestamp, wall: Timestamp) {
-        let in_doubt = shown == TimeVerdict::Doubted;
+    /// Tells the service manager the state, and logs it, if it is news.
+    pub(super) fn report_state(&mut self, snapshot: &Snapshot) {
+        let state = snapshot.state;
+        if self.state.replace(state) == Some(state) {
+            return;
+        }
+        let spiffe_id = snapshot.identity.as_ref().map(|identity| format!(": {}", identity.svid.spiffe_id()));
+        systemd::status(&format!("{state}{}", spiffe_id.unwrap_or_default()));
+        match state {
+            State::Blocked | State::Expired => {
+                let error = snapshot.last_error.as_ref();
+                let why = error.map(|(error, _)| format!(": {}", in_a_line(&error.report)));
+                let why = why.unwrap_or_default();
+                tracing::error!(state = state.as_str(), "{state}: {}{why}", state.meaning());
+            }
+            _ => tracing::info!(state = state.as_str(), "{state}: {}", state.meaning()),
+        }
+    }
+
+    /// Logs that the time which the MIS shows is not trusted at once, if that is news.
+    pub(super) fn report_time(&mut self, verdict: TimeVerdict, time: Timestamp, wall: Timestamp) {
+        let in_doubt = verdict == TimeVerdict::Doubted;
         if in_doubt && !std::mem::replace(&mut self.time_in_doubt, in_doubt) {
             tracing::warn!(
                 "the MIS shows the time {time}, and this device's clock {wall}: the MIS is asked again before anything \
@@ -139,8 +152,8 @@ impl Spoken {
         self.time_in_doubt = in_doubt;
     }
 
-    /// Warns of a wait that the MIS asked for and that lasts longer than the SVID.
-    pub(super) fn of_wait(&mut self, snapshot: &Snapshot) {
+    /// Warns of a Retry-After delay that lasts longer than the SVID.
+    pub(super) fn report_retry_after(&mut self, snapshot: &Snapshot) {
         let ends = snapshot.identity.as_ref().map(|identity| identity.svid.until());
         let waits = snapshot.asked_to_wait_until.zip(ends).filter(|_| snapshot.ends_while_waiting);
         if let Some((until, ends)) = waits.filter(|_| !self.gap_ahead) {
@@ -152,25 +165,30 @@ impl Spoken {
         self.gap_ahead = waits.is_some();
     }
 
-    /// Logs that a record could not be written and what follows from it, if it is news.
-    pub(super) fn of_record(&mut self, name: &'static str, failure: Option<&StoreError>, so: &str) {
+    /// Logs that a record could not be saved and what follows from it, if it is news.
+    pub(super) fn report_record(
+        &mut self,
+        name: &'static str,
+        failure: Option<&StoreError>,
+        consequence: &str,
+    ) {
         if let Some(failure) = self.news_of_record(name, failure.map(StoreError::to_string)) {
-            tracing::warn!("{so}: {}", cause(&failure));
+            tracing::warn!("{consequence}: {}", cause(&failure));
         }
     }
 
-    /// The failure, unless it was said already.
+    /// The failure, unless it has been logged already.
     fn news_of_record(&mut self, name: &'static str, failure: Option<String>) -> Option<String> {
         let Some(failure) = failure else {
             self.records.remove(name);
             return None;
         };
-        let said = self.records.insert(name, failure.clone());
-        (said.as_ref() != Some(&failure)).then_some(failure)
+        let logged = self.records.insert(name, failure.clone());
+        (logged.as_ref() != Some(&failure)).then_some(failure)
     }
 
     /// Logs a failure to publish the files, if it is news.
-    pub(super) fn of_files(&mut self, failure: Option<&Report>) {
+    pub(super) fn report_files(&mut self, failure: Option<&Report>) {
         if let Some(report) = failure.filter(|report| self.files.as_ref() != Some(*report)) {
             tracing::error!("{}. What was published before is untouched", in_a_line(report));
         }
@@ -178,36 +196,37 @@ impl Spoken {
     }
 }
 
-fn complaints(bundle: &Bundle, held: Option<&X509Svid>, now: Timestamp) -> Vec<String> {
-    let vouching = held.and_then(|svid| svid::vouching(svid, bundle, now)).map(|vouching| vouching.anchor);
+fn anchor_warnings(bundle: &Bundle, identities: &[Identity], now: Timestamp) -> Vec<String> {
+    let current = identities.iter().filter_map(|identity| identity.current.as_deref());
+    let vouching = current.filter_map(|current| svid::vouching(&current.svid, bundle, now));
+    let vouching: Vec<_> = vouching.map(|vouching| vouching.anchor).collect();
     let of_anchor = |facts: &AnchorFacts| {
         let when = match now < facts.not_before {
             true => format!("becomes valid only at {}", facts.not_before),
             false => format!("expired at {}", facts.not_after),
         };
-        let so = match vouching {
-            Some(vouching) if vouching == facts => {
-                ": no other leads to this device's SVID, so peers that use OpenSSL refuse it"
-            }
-            _ => "",
+        let consequence = if vouching.contains(&facts) {
+            ": no other leads to this device's SVID, so peers that use OpenSSL refuse it"
+        } else {
+            ""
         };
-        format!("its anchor \"{}\" {when}{so}", facts.subject)
+        format!("its anchor \"{}\" {when}{consequence}", facts.subject)
     };
     let remarks = bundle.remarks().iter().map(ToString::to_string);
     remarks.chain(bundle.anchors_out_of_validity(now).map(of_anchor)).collect()
 }
 
-/// What was logged last of one matter: what is found again and again is logged once.
+/// The last message of one matter: what is found again and again is logged once.
 #[derive(Debug, Default)]
-pub(super) struct Complaint(Option<String>);
+pub(super) struct RepeatFilter(Option<String>);
 
-impl Complaint {
-    /// Whether this is another complaint than the last.
-    pub(super) fn is_news(&mut self, complaint: &str) -> bool {
-        self.0.replace(complaint.to_owned()).as_deref() != Some(complaint)
+impl RepeatFilter {
+    /// Whether this is another message than the last.
+    pub(super) fn is_news(&mut self, message: &str) -> bool {
+        self.0.replace(message.to_owned()).as_deref() != Some(message)
     }
 
-    /// There is nothing to complain of now.
+    /// Forgets the last message: the matter is settled.
     pub(super) fn is_over(&mut self) {
         self.0 = None;
     }
@@ -219,7 +238,7 @@ mod tests {
 
     #[test]
     fn repeated_message_is_news_once() {
-        let mut complaint = Complaint::default();
+        let mut complaint = RepeatFilter::default();
         assert!(complaint.is_news("a") && !complaint.is_news("a"));
         assert!(complaint.is_news("b") && complaint.is_news("a"));
         complaint.is_over();
@@ -228,9 +247,9 @@ mod tests {
 
     #[test]
     fn store_failure_is_logged_once_until_it_changes() {
-        let mut spoken = Spoken::default();
+        let mut reporter = Reporter::default();
         let mut said = |record, failure: Option<&str>| {
-            spoken.news_of_record(record, failure.map(str::to_owned)).is_some()
+            reporter.news_of_record(record, failure.map(str::to_owned)).is_some()
         };
         assert!(said("time.json", Some("disk full")));
         assert!(!said("time.json", Some("disk full")), "after the next step");
@@ -240,18 +259,18 @@ mod tests {
         assert!(said("time.json", Some("read-only")), "it could be stored in between");
     }
 
-    /// `journalctl` shows no fields, so what went wrong is in the message. No event of the agent that somebody is to act on
-    /// has its cause in a field.
+    /// `journalctl` shows no fields, so what went wrong is in the message. No event of the agent that asks for action has its
+    /// cause in a field.
     #[test]
     fn warnings_and_errors_have_their_cause_in_the_message() {
         const CAUSES: [&str; 7] = ["error", "why", "detail", "problem", "reason", "cause", "failure"];
         let mut events = 0;
-        let mut folders = vec![std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src")];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let mut dirs = vec![std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src")];
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
                 let path = entry.path();
                 if path.is_dir() {
-                    folders.push(path);
+                    dirs.push(path);
                     continue;
                 }
                 let source = std::fs::read_to_string(&path).unwrap();
@@ -275,14 +294,14 @@ mod tests {
     fn failure_is_logged_with_its_reason_in_the_message() {
         let events = Captured::default();
         let _guard = tracing::subscriber::set_default(Capturing(events.clone()));
-        let mut spoken = Spoken::default();
+        let mut reporter = Reporter::default();
         let reason = format!("the disk is full\x1b[31m{}", "x".repeat(100_000));
         let failure = local("state", "The agent's state cannot be written", &reason);
-        spoken.of(&Event::Identity(
-            crate::lifecycle::IdentityIndex(0),
+        reporter.report_outcome(&Event::Identity(
+            IdentityIndex(0),
             IdentityEvent::KeyCreated(Err(failure.clone())),
         ));
-        spoken.of_files(Some(&failure.report));
+        reporter.report_files(Some(&failure.report));
         let events = events.0.lock().unwrap();
         assert_eq!(events.len(), 2);
         for message in events.iter() {

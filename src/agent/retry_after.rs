@@ -1,5 +1,5 @@
-//! The waits that the MIS asked for, over restarts and reboots (miaf-v0 E8): what is read back of them, and when they are to
-//! be written or read anew. Values in, values out: the disk is the [`Device`](super::device::Device)'s.
+//! Retry-After delays over restarts and reboots (miaf-v0 E8): what is restored of them, and when they are to be stored or
+//! restored anew. Values in, values out: [`Records`](super::persist::Records) does the I/O.
 
 use std::time::Duration;
 
@@ -7,30 +7,30 @@ use crate::lifecycle::{IdentityMemory, Memory, TrustDomainMemory};
 use crate::store::{self, CachedWaits};
 use crate::time::{BootTime, Now};
 
-/// The waits of this process, and how they stand on the disk.
+/// How the Retry-After delays of this process stand on the disk.
 #[derive(Debug, Default)]
-pub(super) struct KeptWaits {
+pub(super) struct StoredRetryAfter {
     /// What is on the disk.
     stored: Memory,
-    /// It was written by a clock that could be right.
+    /// It was written by a clock that was trusted.
     by_right_clock: bool,
-    /// What was read of the waits of another boot, by a clock that could not be right.
+    /// What was restored of the delays of another boot, by a clock that was not trusted.
     in_doubt: Option<Vec<Option<BootTime>>>,
-    /// The record is another boot's, and has served.
+    /// The record is another boot's, and is not needed any more.
     is_stale: bool,
 }
 
-/// What is to be done to the record on the disk.
+/// What the record on the disk needs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
     Write,
     Remove,
 }
 
-/// What of a record a process in this boot is not to forget.
+/// What of a record is restored in this boot.
 ///
-/// Within the same boot a wait ends on the boot clock, whatever became of the wall clock; after a reboot the wall clock
-/// is all there is, and it may be wrong. Neither makes a wait longer than it was.
+/// Within the same boot a delay ends on the boot clock, whatever became of the wall clock. After a reboot only the wall
+/// clock is left, and it may be wrong. Neither makes a delay longer than it was.
 pub(super) fn remembered(record: &CachedWaits, boot_id: Option<&str>, now: Now) -> Memory {
     let end = |wait: store::Wait| {
         let rest = if is_of(record, boot_id) { now.boot.until(wait.boot) } else { now.wall.until(wait.wall) };
@@ -51,46 +51,46 @@ pub(super) fn remembered(record: &CachedWaits, boot_id: Option<&str>, now: Now) 
     }
 }
 
-impl KeptWaits {
-    /// As they stand after the start. `memory` is what the lifecycle made of what is [`remembered`]: without what is over.
+impl StoredRetryAfter {
+    /// The state after the start. `memory` is what the lifecycle has made of what is [`remembered`]: without what is over.
     pub(super) fn restored(
         record: &CachedWaits,
         boot_id: Option<&str>,
         memory: Memory,
-        believed: bool,
+        trusted: bool,
     ) -> Self {
         let of_another_boot = !is_of(record, boot_id) && *record != CachedWaits::default();
         let delays = memory.retry_after();
         let has_delays = delays.iter().any(Option::is_some);
         Self {
-            in_doubt: (of_another_boot && !believed && has_delays).then_some(delays),
+            in_doubt: (of_another_boot && !trusted && has_delays).then_some(delays),
             by_right_clock: record.ends_by_the_wall_clock(),
-            // It is written anew with this boot's name, by a clock that can be right; or removed, if it is over.
-            is_stale: of_another_boot && believed,
+            // It is written anew with this boot's id, by a trusted clock; or removed, if the delays are over.
+            is_stale: of_another_boot && trusted,
             stored: memory,
         }
     }
 
-    /// What the record lacks of what is not to be forgotten now.
-    pub(super) fn change(&self, memory: &Memory, believed: bool) -> Option<Change> {
-        let is_to_be_right = believed && !self.by_right_clock && self.in_doubt.is_none();
+    /// What the record needs to hold what must survive a restart now.
+    pub(super) fn change(&self, memory: &Memory, trusted: bool) -> Option<Change> {
+        let is_to_be_right = trusted && !self.by_right_clock && self.in_doubt.is_none();
         if *memory == self.stored && !is_to_be_right && !self.is_stale {
             return None;
         }
         Some(if memory.is_empty() { Change::Remove } else { Change::Write })
     }
 
-    /// The record is as [`change`](Self::change) said.
-    pub(super) fn changed(&mut self, memory: Memory, believed: bool) {
-        self.by_right_clock = believed || memory.is_empty();
+    /// Notes that the record has been changed as [`change`](Self::change) said.
+    pub(super) fn changed(&mut self, memory: Memory, trusted: bool) {
+        self.by_right_clock = trusted || memory.is_empty();
         (self.stored, self.is_stale) = (memory, false);
     }
 
-    /// Whether the clock, which could not be right at the start, tells now how much is left of the waits of another boot:
-    /// they are to be read anew. Says so once.
-    pub(super) fn are_to_be_restored(&mut self, believed: bool, memory: &Memory) -> bool {
-        // Where the MIS has asked for another wait since, there is nothing to go back to.
-        believed && self.in_doubt.take() == Some(memory.retry_after())
+    /// Whether the clock, which was not trusted at the start, shows now how much is left of the delays of another boot: they
+    /// are to be restored anew. True once.
+    pub(super) fn are_to_be_restored(&mut self, trusted: bool, memory: &Memory) -> bool {
+        // A later Retry-After stands.
+        trusted && self.in_doubt.take() == Some(memory.retry_after())
     }
 }
 
@@ -118,8 +118,8 @@ mod tests {
         Memory { trust_domain: TrustDomainMemory::default(), identities: vec![identity] }
     }
 
-    fn record(memory: &Memory, boot_id: &str, believed: bool, now: Now) -> CachedWaits {
-        CachedWaits::new(memory, None, Some(boot_id.into()), believed.then_some(now.wall), now.boot)
+    fn record(memory: &Memory, boot_id: &str, trusted: bool, now: Now) -> CachedWaits {
+        CachedWaits::new(memory, None, Some(boot_id.into()), trusted.then_some(now.wall), now.boot)
     }
 
     fn left(memory: &Memory, now: Now) -> Duration {
@@ -131,7 +131,7 @@ mod tests {
         let then = at(SOME_DAY, MINUTE);
         let record = record(&to_wait_for_an_hour(then), "this boot", true, then);
         let memory = remembered(&record, Some("this boot"), then);
-        let kept = KeptWaits::restored(&record, Some("this boot"), memory.clone(), true);
+        let kept = StoredRetryAfter::restored(&record, Some("this boot"), memory.clone(), true);
         assert_eq!(kept.change(&memory, true), None, "what is on the disk is as good as new");
         let left = |boot_id, now| left(&remembered(&record, boot_id, now), now);
         let later = at(Timestamp::default(), MINUTE + HOUR / 4);
@@ -154,7 +154,7 @@ mod tests {
         let boot = at(Timestamp::from_secs(5), MINUTE);
         let memory = remembered(&record, Some("second"), boot);
         assert_eq!(left(&memory, boot), HOUR, "nothing tells how long it was off");
-        let mut kept = KeptWaits::restored(&record, Some("second"), memory.clone(), false);
+        let mut kept = StoredRetryAfter::restored(&record, Some("second"), memory.clone(), false);
         assert_eq!(kept.change(&memory, false), None, "the record that a right clock wrote is kept");
         assert!(!kept.are_to_be_restored(false, &memory));
 
@@ -165,7 +165,7 @@ mod tests {
         assert!(!kept.are_to_be_restored(true, &memory), "once");
         let memory = remembered(&record, Some("second"), set);
         assert_eq!(left(&memory, set), 20 * MINUTE);
-        let kept = KeptWaits::restored(&record, Some("second"), memory.clone(), true);
+        let kept = StoredRetryAfter::restored(&record, Some("second"), memory.clone(), true);
         assert_eq!(kept.change(&memory, true), Some(Change::Write), "under the name of this boot");
     }
 
@@ -175,7 +175,7 @@ mod tests {
         let record = record(&to_wait_for_an_hour(asked), "first", true, asked);
         let boot = at(Timestamp::from_secs(5), MINUTE);
         let memory = remembered(&record, Some("second"), boot);
-        let mut kept = KeptWaits::restored(&record, Some("second"), memory, false);
+        let mut kept = StoredRetryAfter::restored(&record, Some("second"), memory, false);
         let again = to_wait_for_an_hour(at(Timestamp::from_secs(65), 2 * MINUTE));
         assert_eq!(kept.change(&again, false), Some(Change::Write));
         kept.changed(again.clone(), false);
@@ -192,17 +192,18 @@ mod tests {
         let over = at(SOME_DAY.after(2 * HOUR), MINUTE);
         let found = record(&to_wait_for_an_hour(asked), "first", true, asked);
         assert_eq!(left(&remembered(&found, Some("second"), over), over), Duration::ZERO);
-        let mut kept = KeptWaits::restored(&found, Some("second"), Memory::default(), true);
+        let mut kept = StoredRetryAfter::restored(&found, Some("second"), Memory::default(), true);
         assert_eq!(kept.change(&Memory::default(), true), Some(Change::Remove));
         kept.changed(Memory::default(), true);
         assert_eq!(kept.change(&Memory::default(), true), None);
-        let nothing = KeptWaits::restored(&CachedWaits::default(), Some("second"), Memory::default(), true);
+        let nothing =
+            StoredRetryAfter::restored(&CachedWaits::default(), Some("second"), Memory::default(), true);
         assert_eq!(nothing.change(&Memory::default(), true), None);
 
         let boot = at(Timestamp::from_secs(5), MINUTE);
         let memory = to_wait_for_an_hour(boot);
         let written = record(&memory, "first", false, boot);
-        let kept = KeptWaits::restored(&written, Some("first"), memory.clone(), false);
+        let kept = StoredRetryAfter::restored(&written, Some("first"), memory.clone(), false);
         assert_eq!(kept.change(&memory, false), None);
         assert_eq!(
             kept.change(&memory, true),

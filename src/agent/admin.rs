@@ -1,0 +1,164 @@
+//! Admin commands: their validation, the queue of those accepted, and their execution. A command is answered at once, also
+//! while an action is in flight, and executed when that has ended: an action is never interrupted.
+
+use std::collections::VecDeque;
+
+use super::Place;
+use super::blocking;
+use super::executor::Executor;
+use super::reporting::cause;
+use crate::config::Config;
+use crate::lifecycle::{Command, Event, IdentityIndex};
+use crate::server::admin::{Given, Order, Refusal};
+
+/// Commands that wait at once for an action to end.
+const MAX_QUEUED: usize = 4;
+
+/// The identity that commands are for.
+const DEVICE: IdentityIndex = IdentityIndex(0);
+
+/// Accepted commands that are not executed yet. They outlive a change of the configuration.
+#[derive(Debug, Default)]
+pub(super) struct CommandQueue(VecDeque<Order>);
+
+/// The part of the agent's state that decides whether a command is valid.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Conditions {
+    pub(super) has_identity: bool,
+    /// An action is in flight.
+    pub(super) is_busy: bool,
+}
+
+impl CommandQueue {
+    /// Answers a command, and queues it if it is valid.
+    pub(super) fn accept(&mut self, given: Given, conditions: Conditions, place: &Place) {
+        let command = given.order;
+        if self.0.len() >= MAX_QUEUED {
+            return given.refuse(Refusal::Busy);
+        }
+        if let Some(why) = validate(command, conditions, place) {
+            return given.refuse(Refusal::Senseless(why));
+        }
+        let begins =
+            if conditions.is_busy { " It begins when what the agent is doing has ended." } else { "" };
+        if given.accept(format!("{}{begins}", outlook(command))) {
+            self.0.push_back(command);
+        } else {
+            tracing::info!("admin command dropped, since its client has left: {}", command.as_str());
+        }
+    }
+
+    pub(super) fn next(&mut self) -> Option<Order> {
+        self.0.pop_front()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Answers a command that the agent cannot execute in its present state.
+pub(super) fn reject(given: Given, why: &str) {
+    given.refuse(Refusal::Senseless(why.to_owned()));
+}
+
+/// Why a command is invalid, if it is.
+fn validate(command: Order, conditions: Conditions, place: &Place) -> Option<String> {
+    match command {
+        Order::Renew if !conditions.has_identity => Some(
+            "This device has no identity yet that could be renewed. Its status says what it is waiting for; a retry has \
+             it try again now."
+                .to_owned(),
+        ),
+        Order::ResetIdentity if !conditions.has_identity => Some(
+            "This device has no identity, so there is none to leave: it already follows its configuration.".to_owned(),
+        ),
+        // It would go on under the configuration before, back into the trust domain that it is to leave.
+        Order::ResetIdentity => place.load().err().map(|e| {
+            format!("The device would go on under its configuration, which cannot be used: {e}. Correct it first.")
+        }),
+        Order::Retry { .. } | Order::Renew => None,
+    }
+}
+
+/// What an accepted command leads to.
+fn outlook(command: Order) -> &'static str {
+    match command {
+        Order::Retry { new_key: false } => {
+            "What was refused or is being waited for is tried again within seconds, as far as the MIS has not asked to be left alone."
+        }
+        Order::Retry { new_key: true } => {
+            "If the device's key is lost, the device enrolls with a new one, as far as the MIS has not asked to be left alone. \
+             A key that works is kept."
+        }
+        Order::Renew => {
+            "The identity is renewed now, as far as the MIS has not asked to be left alone and nothing else stands in the \
+             way."
+        }
+        Order::ResetIdentity => {
+            "The device leaves its identity, which is kept aside in the state folder, withdraws what it has published, and \
+             goes on as a new one under its configuration."
+        }
+    }
+}
+
+impl Executor {
+    /// Executes a command: all of it but what the lifecycle does about the event returned. An action that was chosen
+    /// before is executed all the same.
+    pub(super) fn execute_command(&mut self, command: Order) -> Event {
+        tracing::info!("admin command executed: {}", command.as_str());
+        if matches!(command, Order::Retry { .. }) {
+            self.provisioning.retry();
+            self.trust_domain.accept_regressed_bundle();
+        }
+        match command {
+            Order::Retry { new_key: false } => Event::Command(Command::Retry),
+            Order::Retry { new_key: true } => Event::Command(Command::ReplaceKey(DEVICE)),
+            Order::Renew => Event::Command(Command::Renew(DEVICE)),
+            Order::ResetIdentity => Event::Wake, // see retire_identity
+        }
+    }
+
+    /// Retires the identity. Returns the configuration to go on under, from what is then on the disk: without an identity or,
+    /// where it could not be moved away, with it.
+    ///
+    /// What is published is withdrawn first, durably. After a power cut a device that has its identity publishes it anew; one
+    /// that has retired it never finds it published, and [`Store::leave`](crate::store::Store::leave) leaves nothing to be
+    /// finished. Retry-After delays are kept (miaf-v0 E8).
+    pub(super) async fn retire_identity(&mut self, place: &Place) -> Config {
+        let Some(current) = self.identities.first().and_then(|identity| identity.current.clone()) else {
+            tracing::info!("there is no identity any more that could be retired");
+            return self.config.clone();
+        };
+        // It was valid when the command was accepted. Back into the trust domain that it leaves is no way to go on.
+        let next = match place.load() {
+            Ok(config) => config,
+            Err(e) => {
+                tracing::error!("{e}. The command to retire the identity is not executed: it stays");
+                return self.config.clone();
+            }
+        };
+        let (mut publisher, store) = (self.publisher.clone(), self.records.store.clone());
+        let retired = blocking(move || {
+            publisher.withdraw().map_err(|e| e.to_string())?;
+            store.leave().map_err(|e| e.to_string())
+        });
+        let spiffe_id = current.svid.spiffe_id();
+        match retired.await {
+            Ok(dir) => {
+                tracing::warn!(
+                    %spiffe_id, kept_in = %dir.display(),
+                    "by admin command this device has left its identity and the trust domain \"{}\", and goes on as a \
+                     new one",
+                    spiffe_id.trust_domain()
+                );
+                next
+            }
+            Err(why) => {
+                let why = cause(&why);
+                tracing::error!(%spiffe_id, "the identity could not be retired, and stays: {why}");
+                self.config.clone()
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The main loop: an event, a step of the lifecycle, what the step changed, and the next action or a sleep.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::admin::Conditions;
+use super::events::{ExternalEvent, ExternalEvents};
+use super::executor::Executor;
+use super::{CONFIGURATION_QUIET, Place, reload};
+use crate::config::Config;
+use crate::lifecycle::{Event, Step};
+use crate::platform::clock;
+use crate::platform::timer::{Alarm, Woken};
+use crate::publish::broadcast::Publication;
+use crate::server::admin::Order;
+
+/// Network and TPM have limits of their own, far below this: an action that takes longer hangs.
+const MAX_ACTION: Duration = Duration::from_secs(300);
+
+/// The main loop of the agent under one configuration.
+pub(super) struct EventLoop<'a> {
+    pub(super) executor: &'a mut Executor,
+    pub(super) place: &'a Place,
+    pub(super) publication: &'a Publication,
+    pub(super) external: &'a mut ExternalEvents,
+    pub(super) timer: &'a mut Alarm,
+    /// Replaces the configuration once the action in flight has ended.
+    pub(super) next_config: Option<Config>,
+}
+
+impl EventLoop<'_> {
+    /// Runs until the configuration changes (and returns it) or until shutdown (`None`).
+    pub(super) async fn run(mut self) -> Option<Config> {
+        if self.external.rejected.is_some() {
+            // It may have been corrected meanwhile.
+            self.external.complete_at.get_or_insert_with(|| Instant::now() + CONFIGURATION_QUIET);
+        }
+        let mut event = Event::Wake;
+        loop {
+            let mut step = self.executor.step(event);
+            let retires = self.execute_commands(&mut step);
+            self.executor.rejected.clone_from(&self.external.rejected);
+            self.external.wait_begins(Some(MAX_ACTION));
+            let publish_again = {
+                let published = self.executor.persist_and_publish(clock::now(), self.publication);
+                self.external.undisturbed(published).await
+            };
+            if retires {
+                return Some(self.external.undisturbed(self.executor.retire_identity(self.place)).await);
+            }
+            if self.next_config.is_some() {
+                return self.next_config; // what was in flight has ended, and is stored and published
+            }
+            if step.action.is_none() && self.has_delays_to_restore() {
+                return Some(self.executor.config.clone());
+            }
+            event = self.execute_or_sleep(&step, publish_again).await?;
+        }
+    }
+
+    fn has_delays_to_restore(&mut self) -> bool {
+        let Executor { records, lifecycle, .. } = &mut *self.executor;
+        records.has_delays_to_restore(lifecycle, clock::now())
+    }
+
+    /// Executes the queued commands. Returns whether the identity is to be retired.
+    fn execute_commands(&mut self, step: &mut Step) -> bool {
+        // A command that came with another configuration is for the agent under that one.
+        while self.next_config.is_none()
+            && let Some(command) = self.external.queue.next()
+        {
+            if command == Order::ResetIdentity {
+                return true;
+            }
+            let event = self.executor.execute_command(command);
+            let after = self.executor.step(event);
+            *step = Step { action: step.action.or(after.action), ..after };
+        }
+        false
+    }
+
+    /// Executes the action of a step, or sleeps, and meanwhile hears external events. Returns the next event; `None` at
+    /// shutdown.
+    async fn execute_or_sleep(&mut self, step: &Step, publish_again: Option<Duration>) -> Option<Event> {
+        let Self { executor, place, external, timer, next_config, .. } = self;
+        let check_in = executor.provisioning.next_check_in(clock::now());
+        let sleep = [step.wake_in, publish_again].into_iter().flatten().fold(check_in, Duration::min);
+        let asleep = step.action.is_none();
+        external.wait_begins((!asleep).then_some(MAX_ACTION));
+        let conditions = Conditions { has_identity: executor.has_identity(), is_busy: !asleep };
+        // A new device follows its configuration without a reload. Later that would be too easy by a slip; except to correct
+        // what was rejected, since for that a reload was asked for.
+        let rejected = external.rejected.clone();
+        let follows = !conditions.has_identity || rejected.is_some() || external.complete_at.is_some();
+        let current = executor.config.clone();
+        let mut work = std::pin::pin!(execute(executor, timer, step, sleep));
+        loop {
+            tokio::select! {
+                event = &mut work => return Some(event),
+                () = at(external.complete_at) => {
+                    external.complete_at = None;
+                    let in_use = next_config.as_ref().unwrap_or(&current);
+                    *next_config = reload(place, external, Some(in_use)).or(next_config.take());
+                }
+                event = external.next(follows) => match event {
+                    ExternalEvent::Shutdown => return None,
+                    // An action is never interrupted: a key may be about to be stored, a response on its way. An invalid
+                    // configuration does not even disturb it.
+                    ExternalEvent::Reload => {
+                        external.complete_at = None;
+                        *next_config = reload(place, external, None).or(next_config.take());
+                    }
+                    ExternalEvent::ConfigurationChanged => {
+                        external.complete_at = Some(Instant::now() + CONFIGURATION_QUIET);
+                    }
+                    ExternalEvent::Command(given) => external.queue.accept(given, conditions, place),
+                },
+            }
+            let is_news =
+                next_config.is_some() || !external.queue.is_empty() || external.rejected != rejected;
+            if asleep && is_news {
+                return Some(Event::Wake);
+            }
+        }
+    }
+}
+
+/// Executes the action of a step, or sleeps where there is none. Checks the provisioned input before, if that is due.
+async fn execute(executor: &mut Executor, timer: &mut Alarm, step: &Step, sleep: Duration) -> Event {
+    let checked = executor.check_provisioning(clock::now()).await;
+    match step.action {
+        Some(action) => executor.execute(action).await,
+        None if checked => Event::Wake, // what was found is to be shown
+        None => {
+            if timer.sleep(sleep).await == Woken::ClockSet {
+                tracing::info!("the wall clock was set, or the machine was suspended");
+                executor.provisioning.check_soon();
+            }
+            Event::Wake
+        }
+    }
+}
+
+/// Waits until this moment; without one, for ever.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}

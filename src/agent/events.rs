@@ -1,0 +1,102 @@
+//! Events from outside the lifecycle: signals, changes of the configuration, and admin commands. While the main loop waits for
+//! them, the watchdog is fed.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::admin::CommandQueue;
+use super::reporting::RepeatFilter;
+use crate::lifecycle::LastError;
+use crate::platform::inotify::FileWatch;
+use crate::platform::systemd::Watchdog;
+use crate::server::admin::Given;
+use crate::server::runtime::Pulse;
+
+/// An event from outside.
+#[derive(Debug)]
+pub(super) enum ExternalEvent {
+    /// SIGTERM or SIGINT.
+    Shutdown,
+    /// SIGHUP: the configuration is to be read.
+    Reload,
+    /// A file of the configuration has changed. More changes may follow.
+    ConfigurationChanged,
+    /// An admin command, whose client waits for the response.
+    Command(Given),
+}
+
+/// Sources of external events, and what is queued of them.
+pub(super) struct ExternalEvents {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    watchdog: Watchdog,
+    changes: FileWatch,
+    commands: mpsc::Receiver<Given>,
+    /// Accepted commands that are not executed yet.
+    pub(super) queue: CommandQueue,
+    /// Why the configuration on disk is not in use, while the one before it is.
+    pub(super) rejected: Option<LastError>,
+    /// When a change counts as complete, unless another one follows. It is not read before.
+    pub(super) complete_at: Option<Instant>,
+    /// What was logged last of a state in which nothing is done.
+    pub(super) repeats: RepeatFilter,
+}
+
+impl ExternalEvents {
+    /// `changes` watches the configuration. The watchdog is fed for as long as the threads of the
+    /// sockets run as well.
+    pub(super) fn new(
+        changes: FileWatch,
+        commands: mpsc::Receiver<Given>,
+        pulses: Vec<Pulse>,
+    ) -> std::io::Result<Self> {
+        let others = pulses
+            .into_iter()
+            .map(|mut pulse| -> Box<dyn FnMut() -> bool> { Box::new(move || pulse.is_there()) });
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            watchdog: Watchdog::new(others),
+            changes,
+            commands,
+            queue: CommandQueue::default(),
+            rejected: None,
+            complete_at: None,
+            repeats: RepeatFilter::default(),
+        })
+    }
+
+    /// Tells the watchdog that what begins now ends within `limit`, or hangs; `None` for a wait that may be long.
+    pub(super) fn wait_begins(&mut self, limit: Option<Duration>) {
+        self.watchdog.wait_begins(limit);
+    }
+
+    /// Waits for the next event; for a change of the configuration only `with_changes`.
+    pub(super) async fn next(&mut self, with_changes: bool) -> ExternalEvent {
+        let event = tokio::select! {
+            _ = self.terminate.recv() => ExternalEvent::Shutdown,
+            _ = self.interrupt.recv() => ExternalEvent::Shutdown,
+            _ = self.hangup.recv() => ExternalEvent::Reload,
+            () = self.changes.changed(), if with_changes => ExternalEvent::ConfigurationChanged,
+            Some(given) = self.commands.recv() => ExternalEvent::Command(given),
+            never = self.watchdog.keep_fed() => match never {},
+        };
+        if matches!(event, ExternalEvent::ConfigurationChanged) {
+            self.changes.renew(); // before it is read
+        }
+        event
+    }
+
+    /// Does work that external events can wait for.
+    pub(super) async fn undisturbed<T>(&mut self, work: impl Future<Output = T>) -> T {
+        tokio::select! {
+            done = work => done,
+            never = self.watchdog.keep_fed() => match never {},
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The agent under one configuration: the lifecycle, and what executes its actions.
+
+use std::fs::File;
+
+use super::identity::{Identity, Surroundings};
+use super::persist::Records;
+use super::provisioning::Provisioning;
+use super::reporting::Reporter;
+use super::trust_domain::TrustDomain;
+use crate::config::Config;
+use crate::keys::Provider;
+use crate::lifecycle::{Action, Event, LastError, Lifecycle, Step};
+use crate::platform::{clock, random};
+use crate::publish::files::Publisher;
+use crate::time::Now;
+
+/// The lifecycle, and the effects around it: once for the trust domain, once for each identity.
+pub(super) struct Executor {
+    pub(super) config: Config,
+    pub(super) lifecycle: Lifecycle,
+    pub(super) trust_domain: TrustDomain,
+    pub(super) identities: Vec<Identity>,
+    pub(super) keys: Provider,
+    pub(super) provisioning: Provisioning,
+    pub(super) records: Records,
+    pub(super) publisher: Publisher,
+    pub(super) reporter: Reporter,
+    /// Why the configuration on disk is not in use.
+    pub(super) rejected: Option<LastError>,
+    /// Keeps other agents from the same state.
+    pub(super) _lock: Option<File>,
+}
+
+impl Executor {
+    /// Has the lifecycle apply an event.
+    pub(super) fn step(&mut self, event: Event) -> Step {
+        let now = clock::now();
+        // A bundle may come from a server that only keeps copies: its date proves nothing.
+        let proven = self.trust_domain.newly_proven_time(now);
+        if let Some(time) = proven.filter(|_| !matches!(event, Event::Bundle(_))) {
+            let verdict = self.lifecycle.observe_time(time, now);
+            self.reporter.report_time(verdict, time, now.wall);
+        }
+        self.lifecycle.step(event, now, &mut random::unit)
+    }
+
+    /// Executes an action, and returns its outcome.
+    pub(super) async fn execute(&mut self, action: Action) -> Event {
+        let Self { trust_domain, identities, records, reporter, .. } = self;
+        let event = match action {
+            Action::FetchDiscovery => {
+                let fetched =
+                    trust_domain.fetch_discovery(self.config.mis.as_ref(), identities, records).await;
+                Event::Discovery(fetched.map_err(|e| e.to_failure()))
+            }
+            Action::FetchBundle => {
+                let fetched = trust_domain.fetch_bundle(identities, records, reporter).await;
+                Event::Bundle(fetched.map_err(|e| e.to_failure()))
+            }
+            Action::Identity(index, action) => match identities.get_mut(index.0) {
+                Some(identity) => {
+                    let surroundings = Surroundings {
+                        lifecycle: &self.lifecycle,
+                        trust_domain,
+                        keys: &self.keys,
+                        records,
+                        provisioning: &mut self.provisioning,
+                    };
+                    Event::Identity(index, identity.execute(action, surroundings).await)
+                }
+                None => Event::Wake, // the lifecycle knows as many identities as there are
+            },
+        };
+        reporter.report_outcome(&event);
+        event
+    }
+
+    /// Checks the provisioned input, if that is due. Returns whether it was.
+    pub(super) async fn check_provisioning(&mut self, now: Now) -> bool {
+        let (transport, keys) = (self.trust_domain.issuer.transport(), &self.keys);
+        self.provisioning.check(transport, keys, &self.lifecycle, now).await
+    }
+
+    /// Whether the device has an identity, valid or not.
+    pub(super) fn has_identity(&self) -> bool {
+        self.identities.iter().any(|identity| identity.current.is_some())
+    }
+}

@@ -1,0 +1,194 @@
+//! What is stored and published after every step of the lifecycle.
+
+use std::time::Duration;
+
+use super::executor::Executor;
+use super::identity::record;
+use super::reporting::{Reporter, cause};
+use super::retry_after::{Change, StoredRetryAfter};
+use super::{address, blocking};
+use crate::config::Config;
+use crate::lifecycle::{KnownTime, Lifecycle, Report};
+use crate::platform::clock;
+use crate::publish::broadcast::Publication;
+use crate::publish::files::PublishError;
+use crate::store::{self, Store};
+use crate::time::Now;
+
+/// Interval between attempts to publish the files, after a failure.
+pub(super) const PUBLISH_RETRY: Duration = Duration::from_secs(30);
+/// A stored time that is this much too late is corrected: well before it makes a right clock look wrong.
+const TOO_LATE: Duration = Duration::from_secs(5 * 60);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// The store, and how the state of the lifecycle stands in it.
+pub(super) struct Records {
+    pub(super) store: Store,
+    retry_after: StoredRetryAfter,
+    time: store::CachedTime,
+}
+
+impl Records {
+    pub(super) fn new(store: Store, retry_after: StoredRetryAfter, time: store::CachedTime) -> Self {
+        Self { store, retry_after, time }
+    }
+
+    /// Saves a record on a thread that may wait for the disk.
+    pub(super) async fn save<R: store::Record + Send + 'static>(
+        &self,
+        record: R,
+    ) -> Result<(), store::StoreError> {
+        let store = self.store.clone();
+        blocking(move || store.save(&record)).await
+    }
+
+    /// Returns whether a record could be saved. If not, the next step tries again, and `consequence` is logged once.
+    async fn try_save<R: store::Record + Send + 'static>(
+        &self,
+        record: R,
+        consequence: &str,
+        reporter: &mut Reporter,
+    ) -> bool {
+        let failure = self.save(record).await.err();
+        reporter.report_record(R::NAME, failure.as_ref(), consequence);
+        failure.is_none()
+    }
+
+    async fn store_memory(
+        &mut self,
+        lifecycle: &Lifecycle,
+        config: &Config,
+        reporter: &mut Reporter,
+        now: Now,
+    ) {
+        let (memory, trusted) = (lifecycle.memory(), lifecycle.trusts_clock(now));
+        match self.retry_after.change(&memory, trusted) {
+            None => {}
+            Some(Change::Remove) => {
+                let store = self.store.clone();
+                blocking(move || forget::<store::CachedWaits>(&store)).await;
+                self.retry_after.changed(memory, trusted);
+            }
+            Some(Change::Write) => {
+                let (mis, boot_id) = (address(config), clock::boot_id());
+                let wall = trusted.then_some(now.wall);
+                let record = store::CachedWaits::new(&memory, mis, boot_id, wall, now.boot);
+                let consequence = "a Retry-After delay could not be stored; it would be lost on a restart";
+                if self.try_save(record, consequence, reporter).await {
+                    self.retry_after.changed(memory, trusted);
+                }
+            }
+        }
+    }
+
+    /// Forwards, once a day is enough to tell a wrong clock by, and spares the flash.
+    async fn store_time(&mut self, lifecycle: &Lifecycle, reporter: &mut Reporter) {
+        let KnownTime { proven, vouched, .. } = lifecycle.known_time();
+        let is_news = match (self.time.proven, proven) {
+            (Some(stored), Some(proven)) => stored.until(proven) >= DAY || proven.until(stored) >= TOO_LATE,
+            (stored, proven) => stored != proven,
+        };
+        if !is_news && self.time.vouched == vouched {
+            return;
+        }
+        let record = store::CachedTime { proven, vouched };
+        let consequence = "the time that the MIS proves could not be stored; it would be lost on a restart";
+        if self.try_save(record, consequence, reporter).await {
+            self.time = record;
+        }
+    }
+
+    /// Whether the clock has been set, and tells how much is left of the Retry-After delays of another boot (miaf-v0 E8):
+    /// the state is then restored anew.
+    pub(super) fn has_delays_to_restore(&mut self, lifecycle: &Lifecycle, now: Now) -> bool {
+        // By what the next start finds on the disk: or the clock would be in doubt again, and so on.
+        let store::CachedTime { proven, vouched } = self.time;
+        let trusted = KnownTime { proven, vouched, ..lifecycle.known_time() }.allows(now);
+        let anew = self.retry_after.are_to_be_restored(trusted, &lifecycle.memory());
+        if anew {
+            tracing::info!(
+                "the clock shows now what is left of the Retry-After delays from before the reboot"
+            );
+        }
+        anew
+    }
+}
+
+impl Executor {
+    /// Stores and publishes what the last step changed. Returns when to try again to publish, if that failed.
+    pub(super) async fn persist_and_publish(
+        &mut self,
+        now: Now,
+        publication: &Publication,
+    ) -> Option<Duration> {
+        self.records.store_memory(&self.lifecycle, &self.config, &mut self.reporter, now).await;
+        self.records.store_time(&self.lifecycle, &mut self.reporter).await;
+        self.store_renewal_moments().await;
+        let (generation, failure) = self.publish_files(now).await;
+        self.reporter.report_files(failure.as_ref());
+        let snapshot = self.snapshot(now, generation, failure.as_ref());
+        self.reporter.report_retry_after(&snapshot);
+        self.reporter.report_state(&snapshot);
+        publication.tell(snapshot, now.wall);
+        failure.map(|_| PUBLISH_RETRY)
+    }
+
+    /// Stores renewal moments that have been brought forward since their SVIDs were stored.
+    async fn store_renewal_moments(&mut self) {
+        for identity in &mut self.identities {
+            let renew_at = self.lifecycle.identity(identity.index).and_then(|view| view.renew_at());
+            let Some(current) = identity.current.as_ref().filter(|_| renew_at != identity.stored_renew_at)
+            else {
+                continue;
+            };
+            let Ok(record) = record(current, renew_at) else { continue };
+            let consequence = "the renewal moment could not be stored; a restart would not know it";
+            if self.records.try_save(record, consequence, &mut self.reporter).await {
+                identity.stored_renew_at = renew_at;
+            }
+        }
+    }
+
+    async fn publish_files(&mut self, now: Now) -> (Option<u64>, Option<Report>) {
+        let mut publisher = self.publisher.clone();
+        let identity = self.identities.first().and_then(|identity| identity.current.clone());
+        // A boot without a clock does not write files that say so, and others when it has been set.
+        let in_doubt = identity.as_ref().filter(|_| !self.lifecycle.trusts_clock(now));
+        let time = in_doubt
+            .map_or(now.wall, |current| current.svid.not_before().max(now.wall).min(current.svid.until()));
+        let bundle = self.trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
+        let (publisher, outcome) = blocking(move || {
+            let outcome = publisher.publish(identity.as_deref(), bundle.as_deref(), time);
+            (publisher, outcome)
+        })
+        .await;
+        self.publisher = publisher;
+        match outcome {
+            Ok(generation) => (generation, None),
+            Err(e) => {
+                let title = match e {
+                    PublishError::Files { .. } => "The identity files could not be written",
+                    _ => "The software key could not be published",
+                };
+                (None, Some(Report::of_agent("not-published", title, &e)))
+            }
+        }
+    }
+
+    /// Withdraws a secret that the next configuration publishes at another place, or at none.
+    pub(super) fn withdraw_secrets_before(&mut self, next: &Config) {
+        if next.files.software_key_dir != self.config.files.software_key_dir
+            && let Err(e) = self.publisher.withdraw_secrets()
+        {
+            tracing::error!("{e}. Remove the software key there by hand");
+        }
+    }
+}
+
+/// Removes a record that is not needed any more.
+pub(super) fn forget<R: store::Record>(store: &Store) {
+    if let Err(e) = store.remove::<R>() {
+        let e = cause(&e);
+        tracing::warn!("a record of the agent's state that is not needed any more could not be removed: {e}");
+    }
+}

@@ -1,0 +1,213 @@
+//! Provisioned input: the initial trust and the bootstrap credential. Both are read at every use, and checked from time to
+//! time in between, so that what is wrong with them is known before they are needed. Both outlive a configuration: what a
+//! new one names and cannot be used does not replace what is good.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use url::Url;
+
+use super::blocking;
+use super::executor::Executor;
+use super::reporting::local;
+use crate::bootstrap::{self, Bootstrap, BootstrapError, Credential, Purpose};
+use crate::config::{self, Config};
+use crate::keys::tpm::Tpm;
+use crate::keys::{Provider, ProviderKind};
+use crate::lifecycle::{Failure, LastError, Lifecycle};
+use crate::platform::clock;
+use crate::platform::credentials::Secret;
+use crate::time::{BootTime, Now};
+use crate::transport::{ClientIdentity, ServerTrust, Transport};
+
+/// Interval between checks.
+const CHECK_INTERVAL: Duration = Duration::from_secs(3600);
+/// Interval while something is wrong: perhaps the TPM was only busy.
+const CHECK_INTERVAL_IN_TROUBLE: Duration = Duration::from_secs(60);
+
+/// What one configuration hands on to the next.
+#[derive(Clone)]
+pub(super) struct Provisioned {
+    /// The MIS that it is for. Under another, what was good for this one counts for nothing.
+    mis: Option<Url>,
+    pub(super) trust: ServerTrust,
+    pub(super) bootstrap: Bootstrap,
+    /// Remembers the passwords that it refused, so that none is tried often enough to lock it.
+    pub(super) tpm: Tpm,
+    /// Purpose of the first check.
+    pub(super) purpose: Purpose,
+}
+
+impl Provisioned {
+    /// What a configuration names, with what was good under the one before it to fall back on.
+    pub(super) fn under(config: &Config, before: Option<Self>) -> Self {
+        let (mis, trust) =
+            config.mis.as_ref().map(|mis| (mis.discovery_url.clone(), mis.trust.clone())).unzip();
+        let (trust, tcti) = (trust.unwrap_or_default(), &config.key.tcti);
+        let (good, tpm) = match before {
+            Some(before) if before.mis == mis => (Some((before.trust, before.bootstrap)), Some(before.tpm)),
+            Some(before) => (None, Some(before.tpm)),
+            None => (None, None),
+        };
+        // A reload is an occasion to try everything; a mere start is none.
+        let purpose = if tpm.is_some() { Purpose::Use } else { Purpose::Look };
+        let tpm = tpm.filter(|tpm| tpm.is_at(tcti)).unwrap_or_else(|| Tpm::start(tcti.clone()));
+        let tpm = tpm.with_parent(config.key.parent, config.key.owner_auth.clone());
+        let (trust, bootstrap) = match good {
+            Some((before, bootstrap)) => (ServerTrust::succeeding(trust, &before), bootstrap),
+            None => (ServerTrust::new(trust), Bootstrap::default()),
+        };
+        Self { mis, trust, bootstrap, tpm, purpose }
+    }
+}
+
+/// The bootstrap credential, and the checks of all provisioned input.
+pub(super) struct Provisioning {
+    pub(super) bootstrap: Bootstrap,
+    /// What the configuration says of it.
+    settings: Settings,
+    next_check: BootTime,
+    purpose: Purpose,
+}
+
+/// The settings of provisioned input.
+struct Settings {
+    bootstrap: Option<config::Bootstrap>,
+    provider: ProviderKind,
+    /// Secrets whose files may be open to others.
+    secrets: Vec<Secret>,
+}
+
+impl Provisioning {
+    pub(super) fn new(config: &Config, bootstrap: Bootstrap, purpose: Purpose, now: Now) -> Self {
+        let secrets = [
+            config.bootstrap.as_ref().and_then(|bootstrap| bootstrap.key_auth.as_ref()),
+            config.key.owner_auth.as_ref(),
+            config.mis.as_ref().and_then(|mis| mis.proxy.auth.as_ref()),
+        ];
+        let settings = Settings {
+            bootstrap: config.bootstrap.clone(),
+            provider: config.key.provider,
+            secrets: secrets.into_iter().flatten().cloned().collect(),
+        };
+        Self { bootstrap, settings, next_check: now.boot, purpose }
+    }
+
+    /// Checks trust and credential, if that is due. Returns whether it was.
+    pub(super) async fn check(
+        &mut self,
+        transport: &Transport,
+        keys: &Provider,
+        lifecycle: &Lifecycle,
+        now: Now,
+    ) -> bool {
+        if now.boot < self.next_check {
+            return false;
+        }
+        // An error comes up where the input is used, and is in the log and in the status until then.
+        let trusted = transport.check_trust().await;
+        let first = self.bootstrap.facts().is_none();
+        let purpose = match self.purpose {
+            Purpose::Use => Purpose::Use,
+            Purpose::Look => self.bootstrap.next_purpose(),
+        };
+        let credential = self.credential(purpose, keys, lifecycle).await;
+        self.purpose = Purpose::Look;
+        if first {
+            self.warn_of_unused_hardware();
+            self.warn_of_open_secrets();
+        }
+        let fine = trusted.is_ok() && credential.is_ok() && self.problem(transport).is_none();
+        self.next_check = now.boot.after(if fine { CHECK_INTERVAL } else { CHECK_INTERVAL_IN_TROUBLE });
+        true
+    }
+
+    /// Makes the next check due: the clock that the last one went by has been set.
+    pub(super) fn check_soon(&mut self) {
+        self.next_check = clock::now().boot;
+    }
+
+    /// Makes the next check due, with everything tried: the input may have been corrected.
+    pub(super) fn retry(&mut self) {
+        self.check_soon();
+        self.purpose = Purpose::Use;
+    }
+
+    /// Time until the next check.
+    pub(super) fn next_check_in(&self, now: Now) -> Duration {
+        now.boot.until(self.next_check)
+    }
+
+    /// What is wrong with the input, while everything else goes well.
+    pub(super) fn problem(&self, transport: &Transport) -> Option<LastError> {
+        transport.trust().problem().or_else(|| self.bootstrap.trouble().cloned())
+    }
+
+    /// Client certificate and key of the device maker. Read at every use, so that a replaced file counts at once.
+    pub(super) async fn factory_credential(
+        &mut self,
+        keys: &Provider,
+        lifecycle: &Lifecycle,
+    ) -> Result<ClientIdentity, Failure> {
+        let cannot = |why: &dyn std::fmt::Display| local(bootstrap::PROBLEM, bootstrap::TITLE, why);
+        let credential = self.credential(Purpose::Use, keys, lifecycle).await.map_err(|why| cannot(&why))?;
+        ClientIdentity::new(credential.certified_key().clone()).map_err(|why| cannot(&why))
+    }
+
+    async fn credential(
+        &mut self,
+        purpose: Purpose,
+        keys: &Provider,
+        lifecycle: &Lifecycle,
+    ) -> Result<Arc<Credential>, BootstrapError> {
+        let (config, tpm) = (self.settings.bootstrap.clone(), keys.tpm().clone());
+        let found = match config {
+            Some(config) => blocking(move || Credential::read(&config, &tpm, purpose)).await,
+            None => Err(BootstrapError::NotConfigured),
+        };
+        let now = clock::now();
+        let time = match &found {
+            // A clock that is not trusted does not tell what is not valid yet; what ended before the earliest time that it
+            // can be has ended.
+            Ok(credential) if !lifecycle.trusts_clock(now) => {
+                credential.not_before().max(lifecycle.likely_time(now))
+            }
+            _ => lifecycle.likely_time(now),
+        };
+        self.bootstrap.take(found, purpose, time)
+    }
+
+    /// Logged once, when the credential has been read.
+    fn warn_of_open_secrets(&self) {
+        if self.bootstrap.facts().is_none() {
+            return;
+        }
+        for warning in self.settings.secrets.iter().filter_map(Secret::warning) {
+            tracing::warn!("{warning}");
+        }
+    }
+
+    /// Rule K1: where there is secure hardware, the key belongs in it. The configuration decides, and the log says so.
+    fn warn_of_unused_hardware(&self) {
+        let in_tpm = self.bootstrap.facts().is_some_and(|facts| facts.in_tpm);
+        if in_tpm && self.settings.provider == ProviderKind::Software {
+            tracing::warn!(
+                "this device has a TPM, for its factory key is in it, and the configuration asks for software keys all \
+                 the same: set provider = \"tpm\" under [key]"
+            );
+        }
+    }
+}
+
+impl Executor {
+    /// What the next configuration can fall back on.
+    pub(super) fn into_provisioned(self) -> Provisioned {
+        Provisioned {
+            mis: self.config.mis.as_ref().map(|mis| mis.discovery_url.clone()),
+            trust: self.trust_domain.issuer.transport().trust().clone(),
+            tpm: self.keys.tpm().clone(),
+            bootstrap: self.provisioning.bootstrap,
+            purpose: Purpose::Use,
+        }
+    }
+}
