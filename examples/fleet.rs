@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     }
     if seed.is_none() && devices.is_none() && only.is_none() {
         page::write(&chosen, &outcomes)
-            .expect("docs/fleet.md and its plots are written from the folder of the checkout");
+            .expect("docs/fleet.md and its plots are written from the directory of the checkout");
     }
     if all_hold { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

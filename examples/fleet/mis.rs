@@ -81,7 +81,7 @@ impl Mis {
     }
 
     /// The failures are those that `MisError::to_failure` makes of a timeout and of a `429`. The reports are empty, to save
-    /// memory: nobody reads them, and nothing is decided by them.
+    /// memory: they are not read, and nothing is decided by them.
     pub(crate) fn answers(&mut self, kind: Kind, id: usize, at: Moment) -> Result<(), Failure> {
         if self.is_down(at) {
             return Err(failure(FailureKind::Transient, None));

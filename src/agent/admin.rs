@@ -96,7 +96,7 @@ fn outlook(command: Order) -> &'static str {
              way."
         }
         Order::ResetIdentity => {
-            "The device leaves its identity, which is kept aside in the state folder, withdraws what it has published, and \
+            "The device leaves its identity, which is kept aside in the state directory, withdraws what it has published, and \
              goes on as a new one under its configuration."
         }
     }

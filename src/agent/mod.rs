@@ -55,7 +55,7 @@ pub enum AgentError {
         "the operating system refuses threads for the agent's sockets: {0}. Check TasksMax= and MemoryMax= in the agent's unit"
     )]
     Threads(std::io::Error),
-    /// A socket is not served any more although nobody closed it.
+    /// A socket is not served any more although it was not closed.
     #[error(
         "{0}.sock is not served any more. Report this with the log: it is an error in the agent. It ends, and systemd starts it again"
     )]
@@ -68,7 +68,7 @@ pub enum AgentError {
     Timers(std::io::Error),
 }
 
-/// Where the configuration is, and what systemd says of the state folder.
+/// Where the configuration is, and what systemd says of the state directory.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// The configuration file.
@@ -389,7 +389,7 @@ fn reload(place: &Place, external: &mut ExternalEvents, current: Option<&Config>
 
 /// Where the configuration is by the command line and the environment that systemd sets.
 pub fn place(file: Option<&Path>) -> Place {
-    // Several folders may be named, separated by colons (systemd.exec(5)); the first is the agent's.
+    // Several directories may be named, separated by colons (systemd.exec(5)); the first is the agent's.
     let state = std::env::var("STATE_DIRECTORY").ok();
     let state = state.as_deref().and_then(|all| all.split(':').next()).filter(|first| !first.is_empty());
     let file = file.unwrap_or(Path::new(crate::config::DEFAULT_FILE));

@@ -58,10 +58,14 @@ pub(super) fn next_step(status: &Status, now: SystemTime) -> String {
     let again = |error: &ErrorStatus| error.retry_at.as_deref().map(|at| distance(at, now));
     match (&status.last_error, status.state.as_str()) {
         (Some(error), _) if error.kind == "urn:miaf-agent:error:key-lost" => {
-            "bring the TPM back that has the key, or have the device enroll with a new one: miaf-agent retry --new-key".into()
+            error.hint.clone().unwrap_or_else(|| "replace the key with: miaf-agent retry --new-key".into())
         }
         (Some(error), _) if error.kind == "urn:miaf-agent:error:configuration" => {
             "correct the configuration: the agent notices by itself. To see whether it can be used: miaf-agent check-config".into()
+        }
+        (Some(error), "waiting-for-clock") => {
+            let hint = error.hint.as_deref().unwrap_or("set the clock of this device");
+            format!("{hint}; the agent checks it again {}", again(error).unwrap_or_else(|| "soon".into()))
         }
         (error, "pending-admission") => {
             let again = error.as_ref().and_then(again);
@@ -85,8 +89,10 @@ pub(super) fn next_step(status: &Status, now: SystemTime) -> String {
             (Some(again), false) => format!("none: the agent tries again {again}"),
             (None, _) => "correct that, at the MIS or in the configuration; or have the agent try again: miaf-agent retry".into(),
         },
-        (None, "unconfigured") => "say in the configuration where the MIS is".into(),
+        (None, "unconfigured") => "set [mis] in the agent's configuration; it goes on by itself then".into(),
         (None, "active") => match status.svid.as_ref().and_then(|svid| svid.renew_at.as_deref()) {
+            // Its moment may have passed since the snapshot, or while the agent does something else.
+            Some(renew_at) if is_past(renew_at, now) => "none: the agent renews the identity now".into(),
             Some(renew_at) => format!("none: the agent renews the identity {}", distance(renew_at, now)),
             None => "none: the agent renews the identity by itself".into(),
         },
@@ -105,6 +111,10 @@ pub(super) fn distance(rfc3339: &str, now: SystemTime) -> String {
         Ok(ahead) => format!("in {}", rough(ahead)),
         Err(behind) => format!("{} ago", rough(behind.duration())),
     }
+}
+
+fn is_past(rfc3339: &str, now: SystemTime) -> bool {
+    humantime::parse_rfc3339_weak(rfc3339).is_ok_and(|moment| moment < now)
 }
 
 /// What is nearer than this is not told apart.
@@ -187,6 +197,8 @@ pub(super) mod tests {
         assert!(with("blocked", &|e| e.retry_at = None).ends_with("try again: miaf-agent retry"));
         let lost = |e: &mut ErrorStatus| e.kind = "urn:miaf-agent:error:key-lost".into();
         assert!(with("blocked", &lost).ends_with("miaf-agent retry --new-key"));
+        let clock = with("waiting-for-clock", &|e| e.hint = Some("set the clock".into()));
+        assert_eq!(clock, "set the clock; the agent checks it again in 4m");
         let configuration = |e: &mut ErrorStatus| e.kind = "urn:miaf-agent:error:configuration".into();
         assert!(with("active", &configuration).ends_with("miaf-agent check-config"));
         let pending = with("pending-admission", &|_| {});
@@ -209,7 +221,14 @@ pub(super) mod tests {
 
         let fine =
             |state: &str| next_step(&Status { state: state.into(), last_error: None, ..status.clone() }, now);
-        assert_eq!(fine("active"), "none: the agent renews the identity 1h 1m ago");
+        assert_eq!(
+            fine("active"),
+            "none: the agent renews the identity now",
+            "what is overdue is no news of the past"
+        );
+        let mut ahead = Status { state: "active".into(), last_error: None, ..status.clone() };
+        ahead.svid.as_mut().unwrap().renew_at = Some("2026-01-02T01:01:00Z".into());
+        assert_eq!(next_step(&ahead, now), "none: the agent renews the identity in 1h");
         assert!(fine("unconfigured").contains("configuration"));
         for state in State::ALL {
             assert!(!fine(state.as_str()).is_empty(), "{state}");

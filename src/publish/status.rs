@@ -139,6 +139,13 @@ fn hint(kind: &str, status: Option<u16>) -> Option<&'static str> {
     let of_agent = kind.strip_prefix("urn:miaf-agent:error:");
     let of_margo = kind.strip_prefix("https://margo.org/docs/errors/");
     Some(match (of_agent, of_margo, status) {
+        (Some("key-lost"), ..) => {
+            "restore what the key is bound to, its TPM or its key-encryption key; or replace the key with: miaf-agent \
+             retry --new-key"
+        }
+        (Some("clock"), ..) => {
+            "set the clock, or let a time service do it; if it is right, declare it so with: miaf-agent retry"
+        }
         (Some("certificate-refused"), ..)
         | (_, Some("invalid-bootstrap-proof"), _)
         | (None, None, Some(401)) => {

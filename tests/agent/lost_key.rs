@@ -33,7 +33,9 @@ fn a_lost_key_is_seen_soon_after_the_start_and_nothing_takes_its_place_unasked()
     assert_eq!(after["state"], "blocked");
     let error = &after["lastError"];
     assert_eq!((&error["permanent"], &error["retryAt"]), (&true.into(), &Value::Null), "{error:#}");
-    assert!(error["detail"].as_str().unwrap().contains("miaf-agent retry --new-key"), "{error:#}");
+    let (detail, hint) = (error["detail"].as_str().unwrap(), error["hint"].as_str().unwrap());
+    assert!(hint.ends_with("miaf-agent retry --new-key"), "{error:#}");
+    assert!(!detail.contains("miaf-agent") && !detail.contains("put"), "one error, one remedy: {error:#}");
     assert_eq!(after["svid"]["serial"], before["svid"]["serial"], "what is held is not thrown away");
     assert_eq!((&before["key"]["lost"], &after["key"]["lost"]), (&false.into(), &true.into()));
     assert_eq!(world.device.get("/readyz").unwrap().0, 503, "nobody can use it");

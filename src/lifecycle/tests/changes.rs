@@ -157,7 +157,7 @@ fn unreachable_bundle_has_discovery_read_again() {
         device.handles(bundle());
         assert_eq!((device.doing.clone(), device.error()), (None, None), "{kind:?}");
     }
-    // Where nobody was asked, nothing is known of where the bundle is.
+    // Where no request was sent, nothing is known of where the bundle is.
     for kind in [FailureKind::Offline, FailureKind::Local] {
         let mut device = Device::active(100 * DAY);
         device.waits_for(FetchBundle);

@@ -153,7 +153,7 @@ fn date_of_long_ago_does_not_move_a_right_clock() {
             "a cache, or a clock of 1970"
         );
     }
-    assert_eq!(device.handles(Event::Wake), None, "and nobody is asked because of it");
+    assert_eq!(device.handles(Event::Wake), None, "and no request is sent because of it");
     assert_eq!(device.lifecycle.known_time().proven, Some(START), "it was later before");
     // Nor is a clock that is behind believed by the word of one server.
     device.is_convinced_of(START.after(30 * DAY));

@@ -110,3 +110,23 @@ fn diagram_shows_every_state_transition() {
     });
     assert_eq!(drawn.collect::<BTreeSet<_>>(), taken);
 }
+
+/// Texts with paths and commands belong to the shell: it knows what `--config` names, and how the program is called.
+#[test]
+fn lifecycle_knows_no_path_and_no_command_name() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lifecycle");
+    let mut files = 0;
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        if path.extension().is_none_or(|extension| extension != "rs") {
+            continue;
+        }
+        files += 1;
+        for line in std::fs::read_to_string(&path).unwrap().lines() {
+            for named in ["/etc/", "config.toml", "miaf-agent re", "--new-key"] {
+                assert!(!line.contains(named), "{}: {line}", path.display());
+            }
+        }
+    }
+    assert!(files > 8, "the lifecycle is not found any more: {files} files");
+}
