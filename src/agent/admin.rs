@@ -6,16 +6,14 @@ use std::collections::VecDeque;
 use super::Place;
 use super::blocking;
 use super::executor::Executor;
+use super::identity::DEVICE;
 use super::reporting::cause;
 use crate::config::Config;
-use crate::lifecycle::{Command, Event, IdentityIndex};
+use crate::lifecycle::{Command, Event};
 use crate::server::admin::{Given, Order, Refusal};
 
 /// Commands that wait at once for an action to end.
 const MAX_QUEUED: usize = 4;
-
-/// The identity that commands are for.
-const DEVICE: IdentityIndex = IdentityIndex(0);
 
 /// Accepted commands that are not executed yet. They outlive a change of the configuration.
 #[derive(Debug, Default)]

@@ -23,6 +23,9 @@ use crate::store;
 use crate::time::Timestamp;
 use crate::transport::ClientIdentity;
 
+/// The identity of the device: the only one that is configured for now, called `device`.
+pub(super) const DEVICE: IdentityIndex = IdentityIndex(0);
+
 /// Keys, SVID and issued chain of one identity.
 pub(super) struct Identity {
     pub(super) index: IdentityIndex,

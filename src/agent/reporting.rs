@@ -234,6 +234,7 @@ impl RepeatFilter {
 
 #[cfg(test)]
 mod tests {
+    use super::super::identity::DEVICE;
     use super::*;
 
     #[test]
@@ -297,10 +298,7 @@ mod tests {
         let mut reporter = Reporter::default();
         let reason = format!("the disk is full\x1b[31m{}", "x".repeat(100_000));
         let failure = local("state", "The agent's state cannot be written", &reason);
-        reporter.report_outcome(&Event::Identity(
-            IdentityIndex(0),
-            IdentityEvent::KeyCreated(Err(failure.clone())),
-        ));
+        reporter.report_outcome(&Event::Identity(DEVICE, IdentityEvent::KeyCreated(Err(failure.clone()))));
         reporter.report_files(Some(&failure.report));
         let events = events.0.lock().unwrap();
         assert_eq!(events.len(), 2);

@@ -6,7 +6,7 @@ use webpki::EndEntityCert;
 
 use super::address;
 use super::executor::Executor;
-use super::identity::{Identity, fits, svid_facts};
+use super::identity::{DEVICE, Identity, fits, svid_facts};
 use super::persist::{Records, forget};
 use super::provisioning::{Provisioned, Provisioning};
 use super::reporting::{Reporter, cause};
@@ -49,8 +49,7 @@ impl Executor {
         );
         let proxy = config.mis.as_ref().map(|mis| mis.proxy.clone()).unwrap_or_default();
         let discovery = cached(&store).and_then(|record| read_discovery(record, &config));
-        // One identity is configured for now.
-        let mut identity = restore_identity(IdentityIndex(0), &store, &keys)?;
+        let mut identity = restore_identity(DEVICE, &store, &keys)?;
         let bundle = cached(&store).and_then(|record| read_bundle(record, discovery.as_ref(), &identity));
         if let Some(cached) = &bundle {
             identity.revalidate_under(&cached.bundle, now.wall);

@@ -1,8 +1,12 @@
 //! The main job: from nothing to an identity that keeps itself alive.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use development_mis::{ClientKind, Endpoint, IssuerAlgorithm, IssuingMode};
+
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::support::agent::PATIENCE;
 use crate::world::World;
@@ -32,6 +36,28 @@ fn a_new_device_discovers_enrolls_with_a_key_in_the_tpm_and_publishes() {
         ]
     );
     assert_eq!(world.mis.device(&world.mis.factory_cert()).unwrap().unwrap().ldi, id);
+}
+
+/// Chain, key and renewal moment are one record, written once: a power cut finds all of it, and the flash is spared.
+#[test]
+fn adoption_writes_the_identity_once() {
+    let mut world = World::new();
+    let private = world.device.path("state/private");
+    fs::create_dir_all(&private).unwrap();
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
+    let changes = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
+    changes.add_watch(&private, AddWatchFlags::IN_MOVED_TO).unwrap();
+    world.device.start();
+    let status = world.device.wait_for("active");
+    let mut writes = 0;
+    while let Ok(events) = changes.read_events() {
+        writes +=
+            events.iter().filter(|event| event.name.as_deref() == Some("identity.json".as_ref())).count();
+    }
+    assert_eq!(writes, 1);
+    let record = fs::read_to_string(private.join("identity.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    assert!(!record["record"]["renew_at"].is_null() && !status["svid"]["renewAt"].is_null(), "{record:#}");
 }
 
 #[test]

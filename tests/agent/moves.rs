@@ -188,6 +188,6 @@ fn after_a_boot_with(proven: u128) {
     assert_eq!(kept, record, "nothing is written down by such a clock");
     world.mis.resume().unwrap();
     world.device.wait_for("active");
-    let restored = world.device.log().matches("what is left of the waits of before the reboot").count();
+    let restored = world.device.log().matches("what is left of the Retry-After delays").count();
     assert_eq!(restored, 1, "{}", world.device.log());
 }

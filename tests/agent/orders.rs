@@ -78,7 +78,7 @@ fn an_order_is_answered_with_what_will_happen_and_logged_with_who_gave_it() {
         assert!(detail(&answer).contains(says), "{answer}");
     }
     world.device.wait_until("all are carried out", |device| {
-        device.log().matches("an operator's order is carried out").count() == 3
+        device.log().matches("admin command executed").count() == 3
     });
     let (log, pid) = (world.device.log(), std::process::id());
     for order in ["retry", "retry --new-key", "renew"] {
