@@ -249,8 +249,7 @@ fn a_device_leaves_for_another_trust_domain_on_purpose_and_not_otherwise() {
         assert!(!world.device.path("state/private").join(record).exists(), "{record} is out of the way");
     }
     let log = world.device.log();
-    let line =
-        log.lines().find(|line| line.contains("on the operator's order this device has left")).unwrap();
+    let line = log.lines().find(|line| line.contains("by admin command this device has left")).unwrap();
     assert!(line.contains("WARN") && line.contains(before["spiffeId"].as_str().unwrap()), "{line}");
 
     other.resume().unwrap();
