@@ -9,7 +9,7 @@ use super::waits::{Change, KeptWaits};
 use crate::bootstrap::{Bootstrap, Purpose};
 use crate::config::Config;
 use crate::issuer::{Discovery, Issuer};
-use crate::keys::{Key, KeyError, Provider};
+use crate::keys::{Key, KeyError, Providers};
 use crate::lifecycle::{
     Action, Draw, Event, KnownTime, LastError, Lifecycle, MAX_DETAIL, Report, State, Step,
 };
@@ -35,7 +35,7 @@ pub(super) struct Device {
     pub(super) config: Config,
     pub(super) store: Store,
     pub(super) issuer: Issuer,
-    pub(super) keys: Provider,
+    pub(super) keys: Providers,
     pub(super) lifecycle: Lifecycle,
     pub(super) discovery: Option<HeldDiscovery>,
     pub(super) bundle: Option<KeptBundle>,

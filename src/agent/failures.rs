@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use crate::keys::{ErrorKind, KeyError};
+use crate::keys::KeyError;
 use crate::lifecycle::{Event, Failure, LONGEST_RETRY_AFTER, Meaning, NotAdopted, Report, Shown};
 use crate::publish::Snapshot;
 use crate::spiffe::svid::{self, X509Svid};
@@ -37,21 +37,13 @@ pub(super) fn key_failure(e: &KeyError) -> Failure {
     local("key", "The key cannot be used", e)
 }
 
-/// The key of the SVID that is held cannot be used. One that is lost is a matter of its own.
+/// The key of the current SVID cannot be used. One that is lost is reported as such.
 pub(super) fn current_key_failure(e: &KeyError) -> Failure {
-    if e.kind() != ErrorKind::KeyUnusable {
+    if !e.is_of_a_lost_key() {
         return key_failure(e);
     }
-    let (question, remedy) = match e {
-        KeyError::NotThisTpm { .. } => (
-            "Was the TPM of this device replaced or cleared, or its disk moved to another device?",
-            "put the TPM back",
-        ),
-        _ => ("Was what the key is sealed with replaced or deleted?", "put it back"),
-    };
     let why = format!(
-        "{e}. {question} If that was meant to be, let the device enroll with a new key: miaf-agent retry --new-key. By \
-         itself it does so when the identity has expired. If not, {remedy}: the agent looks for it every hour"
+        "{e}. The agent tries the key again every hour, and enrolls with a new one by itself when the identity has expired"
     );
     Failure { meaning: Meaning::CurrentKeyLost, ..local("key-lost", "The key of this device is lost", &why) }
 }

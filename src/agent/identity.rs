@@ -7,7 +7,7 @@ use rustls::sign::CertifiedKey;
 use super::device::{Device, blocking, forget, stored};
 use super::failures::{cause, current_key_failure, key_failure, local};
 use crate::issuer::{CertificateRequest, IssuerError};
-use crate::keys::{self, ErrorKind, Key, KeyError, Provider};
+use crate::keys::{self, ErrorKind, Key, KeyError, Providers};
 use crate::lifecycle::{Failure, KeyChoice, Meaning, NotAdopted, Report, Request, SvidFacts};
 use crate::platform::clock;
 use crate::publish::Identity;
@@ -23,12 +23,12 @@ impl Device {
         let (key, pem) = blocking(move || {
             // While a sealed key is out of reach, none under a lesser seal takes its place (miaf-v0 K2).
             let out_of_reach =
-                held.filter(|held| keys.would_make(held.as_ref())).map(|held| held.is_within_reach());
+                held.filter(|held| keys.is_configured(held.as_ref())).map(|held| held.check_available());
             match out_of_reach {
                 Some(Err(e)) if e.kind() != ErrorKind::KeyUnusable => return Err(e),
                 _ => {}
             }
-            let key = keys.create_key()?;
+            let key = keys.create()?;
             let pem = key.to_pem()?;
             Ok((key, pem))
         })
@@ -90,7 +90,7 @@ impl Device {
             store.set_aside::<store::Pending>(&why);
             // The right chip may be back, and the MIS know the key that was made in it then (E6).
             store.take_back(|record: &store::Pending| {
-                let key = keys.key_from_pem(&record.key).map_err(|e| e.to_string())?;
+                let key = keys.open(&record.key).map_err(|e| e.to_string())?;
                 key.sign(PROBE).map(|_signed| key).map_err(|e| e.to_string())
             })
         });
@@ -168,12 +168,17 @@ impl Device {
         self.save(record)
             .await
             .map_err(|e| NotAdopted::Kept(local("state", "The agent's state cannot be written", &e)))?;
-        let store = self.store.clone();
+        let (store, keys) = (self.store.clone(), self.keys.clone());
+        let replaced = self.identity.as_ref().filter(|_| choice == KeyChoice::Pending);
+        let replaced = replaced.map(|held| held.key.clone());
         blocking(move || {
             forget::<store::Answer>(&store);
             if choice == KeyChoice::Pending {
                 forget::<store::Pending>(&store);
             }
+            let retired = replaced.map_or(Ok(()), |key| keys.retire(key.as_ref()));
+            retired
+                .unwrap_or_else(|e| tracing::warn!("the replaced key could not be retired: {}", cause(&e)));
         })
         .await;
         self.answer = None;
@@ -224,7 +229,7 @@ impl Device {
         let key = identity.key.clone();
         // Within a handshake a chip that was replaced or cleared would look like a network that is down.
         prove(key.clone()).await?;
-        let key = keys::tls::signing_key(key);
+        let key = keys::rustls::signing_key(key);
         let chain = identity.svid.chain().certificates().to_vec();
         ClientIdentity::new(CertifiedKey::new(chain, key))
             .map_err(|e| local("key", "The key that is held is not the one of the SVID that is held", &e))
@@ -259,8 +264,8 @@ pub(super) fn svid_facts(
 }
 
 /// Whether a key is of the configured kind. One that is not is used for what it is bound to already, and no longer.
-pub(super) fn fits(keys: &Provider, key: &Arc<dyn Key>) -> bool {
-    let fits = keys.would_make(key.as_ref());
+pub(super) fn fits(keys: &Providers, key: &Arc<dyn Key>) -> bool {
+    let fits = keys.is_configured(key.as_ref());
     if !fits {
         let protection = key.protection().as_str();
         tracing::warn!(

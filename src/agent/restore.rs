@@ -12,7 +12,7 @@ use super::trust::discovered;
 use super::waits::{self, KeptWaits};
 use crate::config::Config;
 use crate::issuer::{Discovery, Issuer, Protocol};
-use crate::keys::{Key, Provider};
+use crate::keys::{Key, Providers};
 use crate::lifecycle::{KeyChoice, KnownTime, Lifecycle, Policy, Restored, Retry};
 use crate::platform::{clock, credentials, random};
 use crate::publish::Identity;
@@ -36,7 +36,7 @@ impl Device {
     ) -> Result<Self, StoreError> {
         let store = Store::new(&config.state_dir);
         let lock = store.lock()?;
-        let keys = Provider::new(
+        let keys = Providers::new(
             config.key.provider,
             provisioned.tpm,
             store.private(),
@@ -141,9 +141,9 @@ fn read_discovery(cached: store::CachedDiscovery, config: &Config) -> Option<Hel
     (wanted && !led_elsewhere).then_some(HeldDiscovery { document, cached })
 }
 
-fn read_identity(record: &store::Identity, keys: &Provider) -> Result<Identity, String> {
+fn read_identity(record: &store::Identity, keys: &Providers) -> Result<Identity, String> {
     let svid = Chain::from_pem(&record.chain).and_then(X509Svid::from_stored).map_err(|e| e.to_string())?;
-    let key = keys.key_from_pem(&record.key).map_err(|e| e.to_string())?;
+    let key = keys.open(&record.key).map_err(|e| e.to_string())?;
     let leaf = svid.chain().certificates().first().and_then(|leaf| EndEntityCert::try_from(leaf).ok());
     if leaf.is_none_or(|leaf| leaf.subject_public_key_info().as_ref() != key.public_key().spki_der()) {
         return Err("its key is another than its certificate's".into());
@@ -179,11 +179,11 @@ type Unfinished = (Option<Arc<dyn Key>>, Option<store::Answer>);
 fn load_unfinished(
     store: &Store,
     identity: Option<&store::Identity>,
-    keys: &Provider,
+    keys: &Providers,
 ) -> Result<Unfinished, StoreError> {
     let record: Option<store::Pending> = store.load()?;
     let mut answer: Option<store::Answer> = store.load()?;
-    let open = |record: &store::Pending| keys.key_from_pem(&record.key).map_err(|e| e.to_string());
+    let open = |record: &store::Pending| keys.open(&record.key).map_err(|e| e.to_string());
     let pending = record.and_then(|record| match open(&record) {
         Ok(key) => Some((key, record)),
         Err(why) => {
