@@ -9,16 +9,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ring::digest::{SHA256, digest};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
 use crate::config::{self, FactoryCertificate, FactoryKey};
+use crate::digest::{Hex, sha256};
 use crate::keys::KeyError;
-use crate::keys::factory::{self, Auth, Source};
-use crate::keys::tpm::Tpm;
+use crate::keys::factory_key::{self, Source};
+use crate::keys::tpm::{AuthValue, Tpm};
 use crate::lifecycle::{LastError, Report};
 use crate::pem;
 use crate::platform::credentials::SecretError;
@@ -77,7 +77,7 @@ impl Credential {
         let auth = match &config.key_auth {
             Some(secret) => {
                 secret.read()?; // that it cannot be had is said as such
-                Some(Auth::kept_in(secret.clone()))
+                Some(AuthValue::from_secret(secret.clone()))
             }
             None => None,
         };
@@ -86,8 +86,8 @@ impl Credential {
             FactoryKey::TpmHandle(handle) => Source::TpmHandle(*handle),
         };
         let key = match purpose {
-            Purpose::Use => factory::open(source, auth.as_ref(), tpm)?,
-            Purpose::Look => factory::look(source, auth.as_ref(), tpm)?,
+            Purpose::Use => factory_key::open(source, auth.as_ref(), tpm)?,
+            Purpose::Look => factory_key::inspect(source, auth.as_ref(), tpm)?,
         };
         let proven = purpose == Purpose::Use || !key.in_tpm;
         warnings.extend(key.warning);
@@ -345,7 +345,7 @@ fn facts(
     Ok(Facts {
         not_before: Timestamp::from_secs(validity.not_before.timestamp()),
         not_after: Timestamp::from_secs(validity.not_after.timestamp()),
-        sha256: digest(&SHA256, leaf).as_ref().iter().map(|octet| format!("{octet:02x}")).collect(),
+        sha256: Hex(&sha256(leaf)).to_string(),
         algorithm,
         in_tpm,
         warnings: Vec::new(),

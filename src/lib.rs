@@ -29,4 +29,4 @@ pub(crate) mod x509;
 pub use miaf_spiffe as spiffe;
 #[cfg(any(test, fuzzing))]
 pub(crate) use miaf_spiffe::testing;
-pub use miaf_spiffe::{json, pem, text, time};
+pub use miaf_spiffe::{digest, json, pem, text, time};

@@ -221,7 +221,7 @@ impl Record for Pending {
 
     fn decode(content: &[u8]) -> Result<Self, String> {
         let key = str::from_utf8(content).map_err(|_| "it is not PEM".to_owned())?;
-        keys::check_form(key).map_err(|e| e.to_string())?;
+        keys::check_record(key).map_err(|e| e.to_string())?;
         Ok(Self { key: key.to_owned() })
     }
 }

@@ -1,5 +1,5 @@
-//! Certificates, taken apart no further than is needed to choose among them and to speak of them. No
-//! signature, date or name is judged here.
+//! Certificates, parsed as far as is needed to choose among them and to name them in messages. No
+//! signature, date or name is validated here.
 
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
@@ -138,7 +138,7 @@ pub(crate) mod extension {
 }
 
 impl<'a> Certificate<'a> {
-    /// `None`: it is none, or has something after its end.
+    /// `None`: it is no certificate, or is followed by other bytes.
     pub(crate) fn read(der: &'a [u8]) -> Option<Self> {
         let mut outer = der;
         let mut certificate = take_tagged(&mut outer, SEQUENCE).filter(|_| outer.is_empty())?.content;
@@ -175,7 +175,7 @@ impl<'a> Certificate<'a> {
                     elements(list.content)?.into_iter().map(Extension::read).collect::<Option<_>>()?;
                 break;
             }
-            // issuerUniqueID and subjectUniqueID, which no one uses.
+            // issuerUniqueID and subjectUniqueID, which are not used.
             fields = tbs.content.get(..tbs.content.len() - before.len() + field.whole.len())?;
         }
         let tbs = tbs.whole;
@@ -228,8 +228,7 @@ impl<'a> Certificate<'a> {
         listed(repeated.map(|(_, extension)| extension_name(extension.id)))
     }
 
-    /// The certificate with other extensions: as it would read if it had been made so. Its signature is the
-    /// one that it had.
+    /// The certificate with other extensions, and its TBSCertificate. The signature stays as it was.
     pub(crate) fn with_extensions(
         &self,
         der: &'a [u8],
@@ -251,8 +250,8 @@ pub(crate) fn key_of(mut spki: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((algorithm, key))
 }
 
-/// Whether a chain begins with a certificate of its key. Where that cannot be told, because the key does not
-/// show its public half or the certificate is strange, the server that it is shown to finds out.
+/// Whether a chain begins with a certificate of its key. `true` where that cannot be determined, because
+/// the key does not show its public half or the certificate has an unknown form: the server finds out.
 pub(crate) fn has_its_key(certified: &CertifiedKey) -> bool {
     match (certified.cert.first(), certified.key.public_key()) {
         (Some(own), Some(public)) => Certificate::read(own).is_none_or(|own| own.has_key(&public)),
@@ -308,8 +307,8 @@ pub(crate) fn name(content: &[u8]) -> Excerpt {
     }
 }
 
-/// What is unusual about a certificate, such that some servers cannot read it or do not accept it. Not a
-/// judgement: the MIS decides.
+/// Properties of a certificate for which some servers cannot read it or do not accept it. Warnings, no
+/// validation: the MIS decides.
 pub(crate) fn peculiarities(der: &[u8]) -> Vec<String> {
     let Some(certificate) = Certificate::read(der) else { return vec!["it is not well-formed".into()] };
     let mut found = Vec::new();

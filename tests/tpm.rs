@@ -1,5 +1,6 @@
-//! Keys in a TPM: every test has a software TPM of its own. Those of the agent are here, the device maker's in
-//! `tpm/factory.rs`, its certificates in `tpm/nv.rs`, and the parents of keys in `tpm/parent.rs`.
+//! Keys in a TPM: every test has a software TPM of its own. Those of the agent are here, the device
+//! maker's in `tpm/factory.rs`, its certificates in `tpm/nv.rs`, and the parents of keys in
+//! `tpm/parent.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[path = "tpm/factory.rs"]
@@ -15,9 +16,9 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use miaf_agent::keys::tpm::{Tcti, Tpm, TpmKey};
+use miaf_agent::keys::tpm::{Tcti, Tpm, TpmError, TpmKey, UnreachableCause};
 use miaf_agent::keys::tss2::{Parent, Tss2Key};
-use miaf_agent::keys::{ErrorKind, Key, KeyError, Protection, UnreachableCause, csr, tls};
+use miaf_agent::keys::{ErrorKind, Key, KeyError, Protection, csr, rustls as tls};
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use support::swtpm::Swtpm;
 
@@ -42,7 +43,7 @@ const STORAGE: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|nod
 // Making a key (K1, K3)
 
 #[test]
-fn a_new_key_is_bound_to_the_tpm_and_signs() {
+fn new_key_is_bound_to_the_tpm_and_signs() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
 
@@ -55,7 +56,7 @@ fn a_new_key_is_bound_to_the_tpm_and_signs() {
 }
 
 #[test]
-fn the_tpm_itself_reports_the_attributes() {
+fn tpm_itself_reports_the_attributes() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
     let blobs = Tss2Key::from_pem(&pem(&key)).unwrap();
@@ -80,7 +81,7 @@ fn the_tpm_itself_reports_the_attributes() {
 }
 
 #[test]
-fn every_key_is_another() {
+fn keys_are_distinct() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let (one, other) = (handle.create_key().unwrap(), handle.create_key().unwrap());
@@ -90,7 +91,7 @@ fn every_key_is_another() {
 }
 
 #[test]
-fn nothing_is_left_in_the_tpm() {
+fn tpm_holds_nothing_between_operations() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let begun = Instant::now();
@@ -108,7 +109,7 @@ fn nothing_is_left_in_the_tpm() {
 }
 
 #[test]
-fn many_threads_share_one_tpm() {
+fn tpm_is_shared_by_many_threads() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
     std::thread::scope(|scope| {
@@ -120,7 +121,7 @@ fn many_threads_share_one_tpm() {
 }
 
 #[test]
-fn the_tpm_describes_itself() {
+fn tpm_describes_itself() {
     let tpm = Swtpm::start();
     let description = handle(&tpm).describe().unwrap();
     println!("{description}");
@@ -131,7 +132,7 @@ fn the_tpm_describes_itself() {
 // Keeping a key
 
 #[test]
-fn a_key_comes_back_from_its_pem() {
+fn key_comes_back_from_its_pem() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
     let again = handle(&tpm).key_from_pem(&pem(&key)).unwrap();
@@ -146,7 +147,7 @@ fn a_key_comes_back_from_its_pem() {
 }
 
 #[test]
-fn a_key_survives_a_power_cycle() {
+fn key_survives_a_power_cycle() {
     let mut tpm = Swtpm::start();
     let old = handle(&tpm);
     let key = old.create_key().unwrap();
@@ -161,7 +162,7 @@ fn a_key_survives_a_power_cycle() {
 }
 
 #[test]
-fn openssl_reads_the_pem() {
+fn pem_is_read_by_openssl() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
     std::fs::write(tpm.file("key.pem"), pem(&key)).unwrap();
@@ -173,7 +174,7 @@ fn openssl_reads_the_pem() {
 }
 
 #[test]
-fn a_key_made_by_openssl_signs() {
+fn key_made_by_openssl_signs() {
     let tpm = Swtpm::start();
     let providers = ["-provider", "tpm2", "-provider", "default"];
     let arguments = ["genpkey", "-algorithm", "EC", "-pkeyopt", "group:P-256", "-out", "key.pem"];
@@ -186,7 +187,7 @@ fn a_key_made_by_openssl_signs() {
 }
 
 #[test]
-fn a_key_under_a_persistent_parent_signs_while_the_parent_is_there() {
+fn key_under_a_persistent_parent_signs_while_that_exists() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).key_from_pem(&made_by_tpm2_tools(&tpm, &[])).unwrap();
     assert_signs(&key);
@@ -195,7 +196,7 @@ fn a_key_under_a_persistent_parent_signs_while_the_parent_is_there() {
 
     tpm.run("tpm2_evictcontrol", &["-Q", "-C", "o", "-c", "0x81000010"]);
     let error = key.sign(b"").unwrap_err();
-    assert!(matches!(error, KeyError::ParentMissing { handle: 0x8100_0010, .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::ParentMissing { handle: 0x8100_0010, .. })), "{error:?}");
     assert_eq!(error.kind(), ErrorKind::NeedsOperator);
 }
 
@@ -253,30 +254,33 @@ fn another_tpm_refuses_the_key() {
     let (tpm, other) = (Swtpm::start(), Swtpm::start());
     let pem = pem(&handle(&tpm).create_key().unwrap());
     let error = handle(&other).key_from_pem(&pem).unwrap().sign(b"").unwrap_err();
-    assert!(matches!(error, KeyError::NotThisTpm { code: 0x1df, .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::NotThisTpm { code: 0x1df, .. })), "{error:?}");
     assert_eq!(error.kind(), ErrorKind::KeyUnusable);
     assert_eq!(other.transient_handles(), 0);
 }
 
 #[test]
-fn a_cleared_tpm_refuses_the_key_and_makes_others() {
+fn cleared_tpm_refuses_the_key_and_makes_others() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let key = handle.create_key().unwrap();
     assert_signs(&key); // the TPM has saved it, for itself as it was
     tpm.run("tpm2_clear", &["-c", "p"]);
     let error = key.sign(b"").unwrap_err();
-    assert!(matches!(error, KeyError::NotThisTpm { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::NotThisTpm { .. })), "{error:?}");
     assert_signs(&handle.create_key().unwrap());
 }
 
 #[test]
-fn a_tpm_that_is_down_is_unreachable_until_it_is_up() {
+fn tpm_that_is_down_is_unreachable_until_it_is_up() {
     let mut tpm = Swtpm::start();
     let handle = handle(&tpm);
     tpm.stop();
     let error = handle.create_key().unwrap_err();
-    assert!(matches!(error, KeyError::Unreachable { cause: UnreachableCause::Refused, .. }), "{error:?}");
+    assert!(
+        matches!(error, KeyError::Tpm(TpmError::Unreachable { cause: UnreachableCause::Refused, .. })),
+        "{error:?}"
+    );
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains(&tpm.tcti()), "{error}");
 
@@ -284,27 +288,33 @@ fn a_tpm_that_is_down_is_unreachable_until_it_is_up() {
     let key = handle.create_key().unwrap();
     tpm.stop();
     let error = key.sign(b"").unwrap_err();
-    assert!(matches!(error, KeyError::Unreachable { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::Unreachable { .. })), "{error:?}");
     tpm.boot();
     assert_signs(&key);
 }
 
 #[test]
-fn what_is_not_a_tpm_says_so() {
+fn peer_that_is_no_tpm_is_named() {
     let error = Tpm::start("device:/dev/null".parse().unwrap()).describe().unwrap_err();
-    assert!(matches!(error, KeyError::Unreachable { .. } | KeyError::Gone { .. }), "{error:?}");
+    assert!(
+        matches!(error, KeyError::Tpm(TpmError::Unreachable { .. }) | KeyError::Tpm(TpmError::Gone { .. })),
+        "{error:?}"
+    );
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     println!("{error}");
 }
 
 #[test]
-fn a_missing_device_says_so() {
+fn missing_device_says_so() {
     let error = Tpm::start("device:/nonexistent/tpmrm0".parse().unwrap()).describe().unwrap_err();
-    assert!(matches!(error, KeyError::Unreachable { cause: UnreachableCause::Missing, .. }), "{error:?}");
+    assert!(
+        matches!(error, KeyError::Tpm(TpmError::Unreachable { cause: UnreachableCause::Missing, .. })),
+        "{error:?}"
+    );
 }
 
 #[test]
-fn a_hung_tpm_does_not_hang_the_caller() {
+fn hung_tpm_does_not_hang_the_caller() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let key = handle.create_key().unwrap();
@@ -315,20 +325,21 @@ fn a_hung_tpm_does_not_hang_the_caller() {
     for _ in 0..3 {
         let begun = Instant::now();
         let error = hasty.sign(b"").unwrap_err();
-        assert!(matches!(error, KeyError::NoAnswer { .. }), "{error:?}");
+        assert!(matches!(error, KeyError::Tpm(TpmError::NoAnswer { .. })), "{error:?}");
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert!(begun.elapsed() < Duration::from_secs(30));
     }
 
     // The queue has an end.
     let crowd = handle.clone().with_deadline(Duration::from_millis(1)).key_from_pem(&pem(&key)).unwrap();
-    let turned_away = (0..100).filter(|_| matches!(crowd.sign(b""), Err(KeyError::Busy { .. }))).count();
+    let turned_away =
+        (0..100).filter(|_| matches!(crowd.sign(b""), Err(KeyError::Tpm(TpmError::Busy { .. })))).count();
     assert!((30..100).contains(&turned_away), "{turned_away} of 100");
 
     tpm.signal("CONT");
     // What nobody waits for any longer is not done, so the queue is soon free again.
     while let Err(error) = key.sign(b"") {
-        assert!(matches!(error, KeyError::Busy { .. }), "{error:?}");
+        assert!(matches!(error, KeyError::Tpm(TpmError::Busy { .. })), "{error:?}");
         assert!(begun.elapsed() < Duration::from_secs(120), "{error:?}");
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -337,7 +348,7 @@ fn a_hung_tpm_does_not_hang_the_caller() {
 }
 
 #[test]
-fn lock_out_does_not_stop_it() {
+fn lock_out_does_not_stop_the_agent_s_keys() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let key = handle.create_key().unwrap();
@@ -355,16 +366,16 @@ fn lock_out_does_not_stop_it() {
     assert_signs(&handle.create_key().unwrap());
 
     let error = not_exempt.sign(b"").unwrap_err();
-    assert!(matches!(error, KeyError::Lockout { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::Lockout { .. })), "{error:?}");
     assert_eq!(error.kind(), ErrorKind::NeedsOperator);
 }
 
 #[test]
-fn a_key_with_a_password_is_named() {
+fn key_with_a_password_is_named() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).key_from_pem(&made_by_tpm2_tools(&tpm, &["-p", "secret"])).unwrap();
     let error = key.sign(b"").unwrap_err();
-    assert!(matches!(error, KeyError::KeyPassword { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::KeyPassword { .. })), "{error:?}");
     assert_eq!(tpm.transient_handles(), 0);
 }
 
@@ -404,13 +415,13 @@ fn power_cuts_while_it_signs_do_no_harm() {
 }
 
 #[test]
-fn an_owner_password_is_named() {
+fn owner_password_is_named() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let key = handle.create_key().unwrap();
     tpm.run("tpm2_changeauth", &["-c", "owner", "secret"]);
     for error in [handle.create_key().unwrap_err(), key.sign(b"").unwrap_err()] {
-        assert!(matches!(error, KeyError::OwnerPassword { code: 0x9a2, .. }), "{error:?}");
+        assert!(matches!(error, KeyError::Tpm(TpmError::OwnerPassword { code: 0x9a2, .. })), "{error:?}");
         assert_eq!(error.kind(), ErrorKind::NeedsOperator);
     }
     tpm.run("tpm2_changeauth", &["-c", "owner", "-p", "secret"]);
@@ -428,7 +439,7 @@ fn full_slots_are_named_and_nothing_is_added_to_them() {
             tpm.run("tpm2_createprimary", &["-Q", "-C", "o", "-G", "ecc"]);
         }
         let error = key.sign(b"").unwrap_err();
-        assert!(matches!(error, KeyError::SlotsFull { code: 0x902, .. }), "{error:?}");
+        assert!(matches!(error, KeyError::Tpm(TpmError::SlotsFull { code: 0x902, .. })), "{error:?}");
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert_eq!(tpm.transient_handles(), taken);
     }
@@ -439,7 +450,7 @@ fn full_slots_are_named_and_nothing_is_added_to_them() {
 // At work: CSR, TLS
 
 #[test]
-fn the_certification_request_is_signed_by_the_key() {
+fn certification_request_is_signed_by_the_key() {
     use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
     let tpm = Swtpm::start();
@@ -458,12 +469,12 @@ fn the_certification_request_is_signed_by_the_key() {
 }
 
 #[test]
-fn a_request_that_cannot_be_signed_says_why() {
+fn request_that_cannot_be_signed_says_why() {
     let mut tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
     tpm.stop();
     let error = csr::certification_request(&key).unwrap_err();
-    assert!(matches!(error, KeyError::Unreachable { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::Unreachable { .. })), "{error:?}");
 }
 
 #[test]
@@ -545,7 +556,8 @@ impl Pki {
         params.signed_by(&Subject(key, algorithm), &self.authority).unwrap().der().clone()
     }
 
-    /// A TLS 1.3 handshake in memory. Gives back the client certificate that the server has accepted.
+    /// A TLS 1.3 handshake in memory. Gives back the client certificate that the server has
+    /// accepted.
     fn handshake(
         &self,
         client_auth: impl FnOnce(ClientBuilder) -> rustls::ClientConfig,

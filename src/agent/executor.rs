@@ -8,7 +8,7 @@ use super::provisioning::Provisioning;
 use super::reporting::Reporter;
 use super::trust_domain::TrustDomain;
 use crate::config::Config;
-use crate::keys::Provider;
+use crate::keys::Providers;
 use crate::lifecycle::{Action, Event, LastError, Lifecycle, Step};
 use crate::platform::{clock, random};
 use crate::publish::files::Publisher;
@@ -20,7 +20,7 @@ pub(super) struct Executor {
     pub(super) lifecycle: Lifecycle,
     pub(super) trust_domain: TrustDomain,
     pub(super) identities: Vec<Identity>,
-    pub(super) keys: Provider,
+    pub(super) keys: Providers,
     pub(super) provisioning: Provisioning,
     pub(super) records: Records,
     pub(super) publisher: Publisher,

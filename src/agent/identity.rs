@@ -10,7 +10,7 @@ use super::provisioning::Provisioning;
 use super::reporting::{cause, current_key_failure, key_failure, local};
 use super::trust_domain::TrustDomain;
 use crate::issuer::{CertificateRequest, IssuerError};
-use crate::keys::{self, ErrorKind, Key, KeyError, Provider};
+use crate::keys::{self, ErrorKind, Key, KeyError, Providers};
 use crate::lifecycle::{
     Failure, FailureKind, IdentityAction, IdentityEvent, IdentityIndex, KeyChoice, Lifecycle, NotAdopted,
     Report, Request, SvidFacts,
@@ -43,7 +43,7 @@ pub(super) struct Identity {
 pub(super) struct Surroundings<'a> {
     pub(super) lifecycle: &'a Lifecycle,
     pub(super) trust_domain: &'a TrustDomain,
-    pub(super) keys: &'a Provider,
+    pub(super) keys: &'a Providers,
     pub(super) records: &'a Records,
     pub(super) provisioning: &'a mut Provisioning,
 }
@@ -89,13 +89,13 @@ impl Identity {
         let (key, pem) = blocking(move || {
             // While a sealed key is out of reach, none under a lesser seal takes its place (miaf-v0 K2).
             let out_of_reach = current
-                .filter(|current| keys.would_make(current.as_ref()))
-                .map(|current| current.is_within_reach());
+                .filter(|current| keys.is_configured(current.as_ref()))
+                .map(|current| current.check_available());
             match out_of_reach {
                 Some(Err(e)) if e.kind() != ErrorKind::KeyUnusable => return Err(e),
                 _ => {}
             }
-            let key = keys.create_key()?;
+            let key = keys.create()?;
             let pem = key.to_pem()?;
             Ok((key, pem))
         })
@@ -160,13 +160,13 @@ impl Identity {
     }
 
     /// Quarantines a pending key that this TPM does not know. An SVID for it would be of no use.
-    async fn give_up_pending_key(&mut self, e: &KeyError, keys: &Provider, records: &Records) -> Failure {
+    async fn give_up_pending_key(&mut self, e: &KeyError, keys: &Providers, records: &Records) -> Failure {
         let (store, keys, why) = (records.store.clone(), keys.clone(), e.to_string());
         let one_before = blocking(move || {
             store.set_aside::<store::Pending>(&why);
             // The right TPM may be back, and the MIS know the key that was created in it then (E6).
             store.take_back(|record: &store::Pending| {
-                let key = keys.key_from_pem(&record.key).map_err(|e| e.to_string())?;
+                let key = keys.open(&record.key).map_err(|e| e.to_string())?;
                 key.sign(PROBE).map(|_signed| key).map_err(|e| e.to_string())
             })
         });
@@ -254,12 +254,17 @@ impl Identity {
         let record = record(&identity, Some(renew_at)).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
         let saved = records.save(record).await;
         saved.map_err(|e| NotAdopted::Kept(local("state", "The agent's state cannot be written", &e)))?;
-        let store = records.store.clone();
+        let (store, keys) = (records.store.clone(), (*keys).clone());
+        let replaced = self.current.as_ref().filter(|_| choice == KeyChoice::Pending);
+        let replaced = replaced.map(|current| current.key.clone());
         blocking(move || {
             forget::<store::Answer>(&store);
             if choice == KeyChoice::Pending {
                 forget::<store::Pending>(&store);
             }
+            let retired = replaced.map_or(Ok(()), |key| keys.retire(key.as_ref()));
+            retired
+                .unwrap_or_else(|e| tracing::warn!("the replaced key could not be retired: {}", cause(&e)));
         })
         .await;
         self.issued = None;
@@ -330,7 +335,7 @@ async fn client_identity(current: &publish::Identity) -> Result<ClientIdentity, 
     let key = current.key.clone();
     // Within a handshake a TPM that was replaced or cleared would look like a network that is down.
     prove(key.clone()).await?;
-    let key = keys::tls::signing_key(key);
+    let key = keys::rustls::signing_key(key);
     let chain = current.svid.chain().certificates().to_vec();
     ClientIdentity::new(CertifiedKey::new(chain, key))
         .map_err(|e| local("key", "The current key is not the one of the current SVID", &e))
@@ -381,8 +386,8 @@ pub(super) fn svid_facts(
 }
 
 /// Whether a key is of the configured kind. One that is not is used for the SVID that it is bound to, and no longer.
-pub(super) fn fits(keys: &Provider, key: &Arc<dyn Key>) -> bool {
-    let fits = keys.would_make(key.as_ref());
+pub(super) fn fits(keys: &Providers, key: &Arc<dyn Key>) -> bool {
+    let fits = keys.is_configured(key.as_ref());
     if !fits {
         let protection = key.protection().as_str();
         tracing::warn!(protection, "the current key is not of the configured provider; renewal replaces it");

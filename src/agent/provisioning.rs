@@ -13,7 +13,7 @@ use super::reporting::local;
 use crate::bootstrap::{self, Bootstrap, BootstrapError, Credential, Purpose};
 use crate::config::{self, Config};
 use crate::keys::tpm::Tpm;
-use crate::keys::{Provider, ProviderKind};
+use crate::keys::{ProviderKind, Providers};
 use crate::lifecycle::{Failure, LastError, Lifecycle};
 use crate::platform::clock;
 use crate::platform::credentials::Secret;
@@ -97,7 +97,7 @@ impl Provisioning {
     pub(super) async fn check(
         &mut self,
         transport: &Transport,
-        keys: &Provider,
+        keys: &Providers,
         lifecycle: &Lifecycle,
         now: Now,
     ) -> bool {
@@ -146,7 +146,7 @@ impl Provisioning {
     /// Client certificate and key of the device maker. Read at every use, so that a replaced file counts at once.
     pub(super) async fn factory_credential(
         &mut self,
-        keys: &Provider,
+        keys: &Providers,
         lifecycle: &Lifecycle,
     ) -> Result<ClientIdentity, Failure> {
         let cannot = |why: &dyn std::fmt::Display| local(bootstrap::PROBLEM, bootstrap::TITLE, why);
@@ -157,7 +157,7 @@ impl Provisioning {
     async fn credential(
         &mut self,
         purpose: Purpose,
-        keys: &Provider,
+        keys: &Providers,
         lifecycle: &Lifecycle,
     ) -> Result<Arc<Credential>, BootstrapError> {
         let (config, tpm) = (self.settings.bootstrap.clone(), keys.tpm().clone());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use super::identity::Identity;
-use crate::keys::{ErrorKind, KeyError};
+use crate::keys::KeyError;
 use crate::lifecycle::{
     Event, Failure, FailureKind, IdentityEvent, IdentityIndex, LONGEST_RETRY_AFTER, NotAdopted, Report,
     State, TimeVerdict,
@@ -44,7 +44,7 @@ pub(super) fn key_failure(e: &KeyError) -> Failure {
 
 /// The current key cannot be used. One that is lost is reported as such.
 pub(super) fn current_key_failure(e: &KeyError) -> Failure {
-    if e.kind() != ErrorKind::KeyUnusable {
+    if !e.is_of_a_lost_key() {
         return key_failure(e);
     }
     // What to do is the hint's, once: see the command line.

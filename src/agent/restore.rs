@@ -14,7 +14,7 @@ use super::retry_after::{self, StoredRetryAfter};
 use super::trust_domain::{CachedBundle, CachedDiscovery, TrustDomain, discovery_facts};
 use crate::config::Config;
 use crate::issuer::{Discovery, Issuer, Protocol};
-use crate::keys::{Key, Provider};
+use crate::keys::{Key, Providers};
 use crate::lifecycle::{
     Backoff, IdentityIndex, IdentityMemory, KeyChoice, KnownTime, Lifecycle, Policy, Restored,
     RestoredBundle, RestoredIdentity, RestoredTrustDomain, TrustDomainMemory,
@@ -41,7 +41,7 @@ impl Executor {
     ) -> Result<Self, StoreError> {
         let store = Store::new(&config.state_dir);
         let lock = store.lock()?;
-        let keys = Provider::new(
+        let keys = Providers::new(
             config.key.provider,
             provisioned.tpm,
             store.private(),
@@ -111,7 +111,7 @@ fn trust_domain_state(
     }
 }
 
-fn identity_state(identity: &Identity, keys: &Provider, memory: IdentityMemory) -> RestoredIdentity {
+fn identity_state(identity: &Identity, keys: &Providers, memory: IdentityMemory) -> RestoredIdentity {
     let facts = |current: &Arc<publish::Identity>| {
         let fits = fits(keys, &current.key);
         svid_facts(&current.svid, identity.stored_renew_at, KeyChoice::Current, fits)
@@ -124,7 +124,7 @@ fn identity_state(identity: &Identity, keys: &Provider, memory: IdentityMemory) 
     }
 }
 
-fn restore_identity(index: IdentityIndex, store: &Store, keys: &Provider) -> Result<Identity, StoreError> {
+fn restore_identity(index: IdentityIndex, store: &Store, keys: &Providers) -> Result<Identity, StoreError> {
     let current = store.load()?.and_then(|record| match read_identity(&record, keys) {
         Ok(identity) => Some((identity, record)),
         Err(why) => {
@@ -159,9 +159,9 @@ fn read_discovery(record: store::CachedDiscovery, config: &Config) -> Option<Cac
     (wanted && !led_elsewhere).then_some(CachedDiscovery { document, record })
 }
 
-fn read_identity(record: &store::Identity, keys: &Provider) -> Result<publish::Identity, String> {
+fn read_identity(record: &store::Identity, keys: &Providers) -> Result<publish::Identity, String> {
     let svid = Chain::from_pem(&record.chain).and_then(X509Svid::from_stored).map_err(|e| e.to_string())?;
-    let key = keys.key_from_pem(&record.key).map_err(|e| e.to_string())?;
+    let key = keys.open(&record.key).map_err(|e| e.to_string())?;
     let leaf = svid.chain().certificates().first().and_then(|leaf| EndEntityCert::try_from(leaf).ok());
     if leaf.is_none_or(|leaf| leaf.subject_public_key_info().as_ref() != key.public_key().spki_der()) {
         return Err("its key is another than its certificate's".into());
@@ -194,11 +194,11 @@ type Unfinished = (Option<Arc<dyn Key>>, Option<store::Answer>);
 fn load_unfinished(
     store: &Store,
     identity: Option<&store::Identity>,
-    keys: &Provider,
+    keys: &Providers,
 ) -> Result<Unfinished, StoreError> {
     let record: Option<store::Pending> = store.load()?;
     let mut issued: Option<store::Answer> = store.load()?;
-    let open = |record: &store::Pending| keys.key_from_pem(&record.key).map_err(|e| e.to_string());
+    let open = |record: &store::Pending| keys.open(&record.key).map_err(|e| e.to_string());
     let pending = record.and_then(|record| match open(&record) {
         Ok(key) => Some((key, record)),
         Err(why) => {

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use ::ring::digest::{SHA256, digest};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
@@ -12,7 +11,8 @@ use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
 use super::{Client, ClientError};
-use crate::keys::tls::{self, Signs};
+use crate::digest::sha256;
+use crate::keys::rustls::{Signs, signing_key};
 use crate::spiffe::SpiffeId;
 use crate::spiffe::svid::Chain;
 
@@ -32,7 +32,7 @@ impl Client {
         let leaf = webpki::EndEntityCert::try_from(leaf).map_err(|e| ClientError::unintelligible(&e))?;
         let spki = leaf.subject_public_key_info();
         let key = SigningKey { agent: self.clone(), serial: svid.serial, spki };
-        Ok(CertifiedKey::new(chain, tls::signing_key(Arc::new(key))))
+        Ok(CertifiedKey::new(chain, signing_key(Arc::new(key))))
     }
 
     /// Takes a server that the trust bundle vouches for under this SPIFFE ID, and no other. Host names do not matter: the
@@ -66,9 +66,7 @@ impl Signs for SigningKey {
     }
 
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, ClientError> {
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest(&SHA256, message).as_ref());
-        self.agent.sign(&hash, Some(&self.serial)).map(|signature| signature.der)
+        self.agent.sign(&sha256(message), Some(&self.serial)).map(|signature| signature.der)
     }
 }
 

@@ -8,10 +8,12 @@ use rcgen::{
 
 use super::{Key, KeyError};
 
-/// The subject of every request. It says nothing: the identity service decides who the device is.
+/// The subject of every request. It is without meaning: the identity service decides on the
+/// identity.
 const COMMON_NAME: &str = "margo-device";
 
-/// A PKCS#10 request in DER for `key`, signed by it: subject `CN=margo-device`, no SAN, ECDSA with SHA-256 (rule K3).
+/// A PKCS#10 request in DER for `key`, signed by it: subject `CN=margo-device`, no SAN, ECDSA with
+/// SHA-256 (rule K3).
 ///
 /// # Errors
 /// The error of the key, if it cannot sign; otherwise [`KeyError::Internal`].
@@ -23,14 +25,13 @@ pub fn certification_request(key: &dyn Key) -> Result<Vec<u8>, KeyError> {
     let subject = Subject { key, failure: Cell::new(None) };
     match params.serialize_request(&subject) {
         Ok(request) => Ok(request.der().to_vec()),
-        Err(error) => Err(subject
-            .failure
-            .take()
-            .unwrap_or_else(|| KeyError::Internal(format!("cannot write a certification request: {error}")))),
+        Err(error) => Err(subject.failure.take().unwrap_or_else(|| {
+            KeyError::Internal(format!("a certification request cannot be encoded: {error}"))
+        })),
     }
 }
 
-/// rcgen's view of a key. rcgen has no room for our error, so it is kept aside.
+/// A key for rcgen, which cannot return our error: that is kept here.
 struct Subject<'a> {
     key: &'a dyn Key,
     failure: Cell<Option<KeyError>>,

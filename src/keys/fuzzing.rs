@@ -1,4 +1,4 @@
-//! Fuzz targets: the two forms of a key at rest.
+//! Fuzz targets: the two forms of a stored key.
 
 use super::{software, tss2};
 use crate::testing::check_error;

@@ -1,4 +1,4 @@
-//! Where the keys of SVIDs are made and found again.
+//! Key providers: where keys are created, opened again and retired.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,9 +7,41 @@ use serde::Deserialize;
 
 use super::software::{self, Software};
 use super::tpm::Tpm;
-use super::{Key, KeyError, tss2};
+use super::{Key, KeyError, KeyFileError, KeyForm, tss2};
+use crate::pem;
 
-/// `key.provider` in the configuration: where keys are made. The agent never chooses (rule K1).
+/// A place where keys live. A further provider is a type with this trait, a variant of
+/// [`ProviderKind`], and a field of [`Providers`].
+pub trait Provider {
+    /// The provider's name, which the records of its keys carry.
+    fn kind(&self) -> ProviderKind;
+
+    /// Creates a key. Blocks.
+    ///
+    /// # Errors
+    /// See [`KeyError::kind`]. No key of another protection class takes its place (rule K1).
+    fn create(&self) -> Result<Arc<dyn Key>, KeyError>;
+
+    /// Opens a key from its record, as [`Key::to_pem`] wrote it. A provider that is not available
+    /// now is no error, but one of the key when it is used.
+    ///
+    /// # Errors
+    /// The record is damaged, or it is certain that this key cannot be used on this device.
+    fn open(&self, record: &str) -> Result<Arc<dyn Key>, KeyError>;
+
+    /// Has what the provider itself holds of a replaced key destroyed, such as the object in a
+    /// token.
+    ///
+    /// The other handles of the key still sign, for handshakes that are under way: an object is
+    /// destroyed when the last handle is dropped. Called when the replacement is durable, and safe
+    /// to repeat; a power cut before the call leaves the object behind. Blocks.
+    ///
+    /// # Errors
+    /// The object will not be destroyed. The replacement is in use all the same.
+    fn retire(&self, key: &dyn Key) -> Result<(), KeyError>;
+}
+
+/// `key.provider` in the configuration: where keys are created. The agent never chooses (rule K1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProviderKind {
@@ -20,7 +52,9 @@ pub enum ProviderKind {
 }
 
 impl ProviderKind {
-    /// As it is written in the configuration.
+    const ALL: [Self; 2] = [Self::Tpm, Self::Software];
+
+    /// Its name in the configuration.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -28,74 +62,171 @@ impl ProviderKind {
             Self::Software => "software",
         }
     }
+
+    /// The label of the PEM block by which a record names its provider.
+    fn record_label(self) -> &'static str {
+        match self {
+            Self::Tpm => tss2::LABEL,
+            Self::Software => software::LABEL,
+        }
+    }
+
+    /// The provider that a record names: that of its one block which is a key's.
+    ///
+    /// # Errors
+    /// [`KeyError::File`]: it is no PEM, or names none or several.
+    pub fn of_record(record: &str) -> Result<Self, KeyError> {
+        let blocks = pem::read(record.as_bytes())
+            .map_err(|why| KeyFileError::malformed(ORIGIN, why.to_string()))?
+            .blocks;
+        let kind_of = |label: &str| Self::ALL.into_iter().find(|kind| kind.record_label() == label);
+        let mut kinds = blocks.iter().filter_map(|block| kind_of(&block.label));
+        match (kinds.next(), kinds.next()) {
+            (Some(kind), None) => Ok(kind),
+            (Some(_), Some(_)) => Err(KeyFileError::unsupported(ORIGIN, KeyForm::Several)),
+            (None, _) => Err(match blocks.first() {
+                Some(block) => KeyFileError::unsupported(ORIGIN, KeyForm::Other(block.label.to_string())),
+                None => KeyFileError::malformed(ORIGIN, "it has no PEM block"),
+            }),
+        }
+    }
 }
 
-/// Makes keys where the configuration says, and nowhere else (rules K1, K2); opens those of both kinds, so that a device
-/// whose configuration was changed keeps the identity it holds until it has renewed.
+const ORIGIN: &str = "the record of the key";
+
+/// All providers: creates keys with the configured one and no other (rules K1, K2), and opens keys
+/// with the one that they name, so that a device whose configuration was changed keeps its identity
+/// until that is renewed.
 #[derive(Clone, Debug)]
-pub struct Provider {
-    makes: ProviderKind,
+pub struct Providers {
+    configured: ProviderKind,
     tpm: Tpm,
     software: Software,
 }
 
-impl Provider {
-    /// Nothing is opened or read yet. `private` is the private part of the state folder; `credentials` what systemd
-    /// names in `CREDENTIALS_DIRECTORY`.
-    pub fn new(makes: ProviderKind, tpm: Tpm, private: &Path, credentials: Option<&Path>) -> Self {
-        Self { makes, tpm, software: Software::new(credentials, private.join("kek")) }
+impl Providers {
+    /// Opens and reads nothing yet. `private` is the private part of the state directory;
+    /// `credentials` what systemd names in `CREDENTIALS_DIRECTORY`.
+    pub fn new(configured: ProviderKind, tpm: Tpm, private: &Path, credentials: Option<&Path>) -> Self {
+        Self { configured, tpm, software: Software::new(credentials, private.join("kek")) }
     }
 
-    /// Makes a new key. Blocks.
+    /// Creates a key with the configured provider. Blocks.
     ///
     /// # Errors
-    /// As [`Tpm::create_key`] and [`Software::create_key`] have it.
-    pub fn create_key(&self) -> Result<Arc<dyn Key>, KeyError> {
-        match self.makes {
-            ProviderKind::Tpm => {
-                let key = self.tpm.create_key()?;
-                tracing::info!(attributes = %key.attributes(), parent = %key.parent(), "a new key was made in the TPM");
-                Ok(Arc::new(key))
-            }
-            ProviderKind::Software => {
-                let key = self.software.create_key()?;
-                tracing::info!(protection = %key.protection(), "a new key was made in software and sealed");
-                Ok(Arc::new(key))
-            }
-        }
+    /// As [`Provider::create`].
+    pub fn create(&self) -> Result<Arc<dyn Key>, KeyError> {
+        self.provider(self.configured).create()
     }
 
-    /// A key as [`Key::to_pem`] wrote it. The TPM is not asked before it signs.
+    /// Opens a key with the provider that its record names.
     ///
     /// # Errors
-    /// As [`Tpm::key_from_pem`] and [`Software::key_from_pem`] have it: this key is of no use here.
-    pub fn key_from_pem(&self, pem: &str) -> Result<Arc<dyn Key>, KeyError> {
-        if is_sealed(pem) {
-            Ok(Arc::new(self.software.key_from_pem(pem)?))
-        } else {
-            Ok(Arc::new(self.tpm.key_from_pem(pem)?))
-        }
+    /// As [`Provider::open`] and [`ProviderKind::of_record`].
+    pub fn open(&self, record: &str) -> Result<Arc<dyn Key>, KeyError> {
+        self.provider(ProviderKind::of_record(record)?).open(record)
     }
 
-    /// Whether a key is of the kind that is made now.
-    pub fn would_make(&self, key: &dyn Key) -> bool {
-        key.provider() == self.makes
+    /// Retires a key that was replaced with its provider.
+    ///
+    /// # Errors
+    /// As [`Provider::retire`].
+    pub fn retire(&self, key: &dyn Key) -> Result<(), KeyError> {
+        self.provider(key.provider()).retire(key)
     }
 
-    /// The TPM, where other keys may live too.
+    /// Whether a key is of the configured provider.
+    pub fn is_configured(&self, key: &dyn Key) -> bool {
+        key.provider() == self.configured
+    }
+
+    /// The TPM, which may also hold external keys.
     pub fn tpm(&self) -> &Tpm {
         &self.tpm
     }
+
+    fn provider(&self, kind: ProviderKind) -> &dyn Provider {
+        match kind {
+            ProviderKind::Tpm => &self.tpm,
+            ProviderKind::Software => &self.software,
+        }
+    }
 }
 
-/// Whether a text has the form of a key at rest, of either kind.
+/// Checks that a text has the form of a key's record. Nothing is opened.
 ///
 /// # Errors
-/// What is wrong with it.
-pub fn check_form(pem: &str) -> Result<(), KeyError> {
-    if is_sealed(pem) { software::check_form(pem) } else { tss2::Tss2Key::from_pem(pem).map(drop) }
+/// [`KeyError::File`], and [`KeyError::BadPublicKey`].
+pub fn check_record(record: &str) -> Result<(), KeyError> {
+    match ProviderKind::of_record(record)? {
+        ProviderKind::Tpm => tss2::Tss2Key::from_pem(record).map(drop),
+        ProviderKind::Software => software::check_form(record),
+    }
 }
 
-fn is_sealed(pem: &str) -> bool {
-    pem.contains(software::LABEL)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::Protection;
+
+    fn providers(configured: ProviderKind, directory: &Path) -> Providers {
+        let tpm = Tpm::start("device:/nonexistent/tpmrm0".parse().unwrap());
+        Providers::new(configured, tpm, directory, None)
+    }
+
+    /// The record of a key in a TPM.
+    const TSS2: &str = include_str!("../../hw-tests/another-tpm.pem");
+
+    #[test]
+    fn provider_is_named_by_the_block_of_the_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let providers = providers(ProviderKind::Software, directory.path());
+        let sealed = providers.create().unwrap().to_pem().unwrap();
+        let certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        for (record, expected) in [
+            (TSS2.to_owned(), ProviderKind::Tpm),
+            (sealed.clone(), ProviderKind::Software),
+            // Text around the block says nothing of who created the key.
+            (format!("# not a MIAF SEALED PRIVATE KEY\n{TSS2}"), ProviderKind::Tpm),
+            (format!("MIAF SEALED PRIVATE KEY before {certificate}{TSS2}"), ProviderKind::Tpm),
+            (format!("instead of a TSS2 PRIVATE KEY:\n{sealed}"), ProviderKind::Software),
+            (format!("#-----BEGIN MIAF SEALED PRIVATE KEY-----\n{TSS2}"), ProviderKind::Tpm),
+        ] {
+            assert_eq!(ProviderKind::of_record(&record).unwrap(), expected, "{record}");
+            check_record(&record).unwrap();
+            assert_eq!(providers.open(&record).unwrap().provider(), expected, "{record}");
+        }
+        for record in
+            [String::new(), "text".into(), certificate.into(), format!("{TSS2}{sealed}"), TSS2.repeat(2)]
+        {
+            let error = providers.open(&record).unwrap_err();
+            assert!(matches!(error, KeyError::File(_)), "{record}: {error:?}");
+            assert!(check_record(&record).is_err(), "{record}");
+        }
+    }
+
+    #[test]
+    fn key_is_created_by_the_configured_provider_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let software = providers(ProviderKind::Software, directory.path());
+        let tpm = providers(ProviderKind::Tpm, directory.path());
+        let key = software.create().unwrap();
+        assert_eq!((key.provider(), key.protection()), (ProviderKind::Software, Protection::SoftwareBasic));
+        assert!(software.is_configured(&*key) && !tpm.is_configured(&*key));
+        // With no TPM there is no key, and none in software instead.
+        assert!(matches!(tpm.create(), Err(KeyError::Tpm(_))));
+        assert!(tpm.open(&key.to_pem().unwrap()).unwrap().sign(b"message").is_ok());
+    }
+
+    #[test]
+    fn retired_key_still_signs_for_handshakes_under_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let providers = providers(ProviderKind::Software, directory.path());
+        let key = providers.create().unwrap();
+        for _ in 0..2 {
+            providers.retire(&*key).unwrap();
+        }
+        assert!(key.sign(b"message").is_ok());
+        providers.retire(&*providers.open(TSS2).unwrap()).unwrap(); // without asking the TPM
+    }
 }

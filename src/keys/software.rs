@@ -1,24 +1,27 @@
-//! Software keys (rule K2): for devices without secure hardware, and only where the configuration says so.
+//! Software keys (rule K2): for devices without secure hardware, and only where the configuration
+//! says so.
 //!
-//! A key is never at rest in the clear. It is sealed, with an AEAD, under a key-encryption key (KEK) that comes from
-//! one of two places, which make its [`Protection`]:
+//! A key is never stored in the clear. It is sealed, with an AEAD, under a key-encryption key (KEK)
+//! from one of two sources, which determine its [`Protection`]:
 //!
-//! - the systemd credential `kek`, which systemd hands to this service alone: `software-isolated`. Whether the state's
-//!   own medium opens the seal depends on what systemd keeps the credential under: a TPM, a key of the host elsewhere;
-//! - a file beside the state, mode 0600, made at first need: `software-basic`.
+//! - the systemd credential `kek`, which systemd gives to this service alone: `software-isolated`.
+//!   Whether the state's own medium opens the seal depends on what systemd encrypts the credential
+//!   with: a TPM, or a key of the host;
+//! - a file in the state directory, mode 0600, created at first need: `software-basic`.
 //!
-//! New keys are sealed under the credential where there is one. A seal says under which of the two it was made, so a
-//! key that was sealed under the credential asks for it by name, and while it is held, no key under the file takes its
-//! place. The key is in memory in the clear only while it signs or is published.
+//! New keys are sealed under the credential where there is one. A seal says under which of the two
+//! it was made: a key that was sealed under the credential needs the credential, and is not
+//! replaced by one under the file while it is current. The key is in memory in the clear only while
+//! it signs or is published.
 //!
 //! ```text
 //! SealedKey ::= SEQUENCE {           -- PEM label MIAF SEALED PRIVATE KEY
 //!     version     INTEGER,           -- 1
 //!     protection  INTEGER,           -- 1: the credential, 2: the file
-//!     kek         OCTET STRING,      -- 8 octets that name the KEK: another one is told from damage
+//!     kek         OCTET STRING,      -- 8 bytes that identify the KEK: another one is told from damage
 //!     publicKey   OCTET STRING,      -- 04 || X || Y
-//!     nonce       OCTET STRING,      -- 12 octets
-//!     sealed      OCTET STRING }     -- the scalar, 32 octets, and the tag; all members before are authenticated
+//!     nonce       OCTET STRING,      -- 12 bytes
+//!     sealed      OCTET STRING }     -- the scalar, 32 bytes, and the tag; all members before are authenticated
 //! ```
 
 use std::fmt;
@@ -28,17 +31,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use der::asn1::OctetStringRef;
-use der::pem::LineEnding;
 use der::{Decode as _, Encode as _, Sequence};
+use p256::SecretKey;
 use p256::ecdsa::signature::hazmat::PrehashSigner as _;
 use p256::ecdsa::{Signature, SigningKey};
+use p256::pkcs8::EncodePrivateKey as _;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use ring::hkdf::{HKDF_SHA256, Salt};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use zeroize::Zeroizing;
 
-use super::checked::checked;
-use super::{ErrorKind, Key, KeyError, KeyFile, Protection, PublicKey};
+use super::checked_signature::checked;
+use super::error::REPLACE;
+use super::{
+    ErrorKind, Hint, Key, KeyError, KeyFile, KeyFileError, Protection, Provider, ProviderKind, PublicKey,
+};
 use crate::pem;
 use crate::platform::{access, files};
 
@@ -48,17 +55,18 @@ pub const LABEL: &str = "MIAF SEALED PRIVATE KEY";
 /// Name of the systemd credential that holds the KEK (systemd.exec(5), `LoadCredentialEncrypted=`).
 pub const CREDENTIAL: &str = "kek";
 
-/// Content of the credential where the device has none: `SetCredential=` of the unit. Without such a default, systemd 254 and
-/// newer write a line about the missing credential at each start. Too short to be a KEK.
+/// Content of the credential where the device has none: `SetCredential=` of the unit. Without such
+/// a default, systemd 254 and newer log a line about the missing credential at each start. Too
+/// short to be a KEK.
 const NO_CREDENTIAL: &[u8] = b"none";
 
 const MAX_DER: usize = 3 * 1024;
 const MAX_KEK: usize = 4 * 1024;
-/// Whatever its form, a KEK of fewer octets cannot hold 128 bits of chance in print.
+/// Bytes: a shorter KEK, in printable characters, cannot hold 128 bits of entropy.
 const MIN_KEK: usize = 32;
 const VERSION: u8 = 1;
 
-/// Where keys are made and their seals opened. Cheap to clone; nothing is read before it is needed.
+/// The provider of software keys. Cheap to clone; nothing is read before it is needed.
 #[derive(Clone, Debug)]
 pub struct Software {
     credential: Option<PathBuf>,
@@ -66,10 +74,10 @@ pub struct Software {
 }
 
 impl Software {
-    /// `credentials` is the folder that systemd names in `CREDENTIALS_DIRECTORY`, if there is one; `file` is where the
-    /// KEK lies, or will, when there is no credential `kek` in it.
+    /// `credentials` is the directory that systemd names in `CREDENTIALS_DIRECTORY`, if there is
+    /// one; `file` is the path of the KEK where there is no credential `kek` in it.
     pub fn new(credentials: Option<&Path>, file: PathBuf) -> Self {
-        let credential = credentials.map(|folder| folder.join(CREDENTIAL));
+        let credential = credentials.map(|directory| directory.join(CREDENTIAL));
         // One that is there and cannot be read is not the same as none.
         let is_given = |path: &PathBuf| match files::read_secret(path, MAX_KEK) {
             Ok(content) => *content != NO_CREDENTIAL,
@@ -78,16 +86,18 @@ impl Software {
         Self { credential: credential.filter(is_given), file }
     }
 
-    /// Makes a new P-256 key (rule K3) and seals it. Blocks on the disk when the KEK is made with it.
+    /// Creates a P-256 key (rule K3) and seals it. Blocks on the disk when the KEK is created with
+    /// it.
     ///
     /// # Errors
-    /// [`KeyError::Kek`] when there is none to seal it under.
+    /// [`SoftwareError`] when there is no KEK to seal it under.
     pub fn create_key(&self) -> Result<SoftwareKey, KeyError> {
         let protection = self.protection();
         let kek = match (protection, self.kek(protection)) {
-            (Protection::SoftwareBasic, Err(KeyError::KekMissing { .. } | KeyError::KekDamaged { .. })) => {
-                self.make_kek()?
-            }
+            (
+                Protection::SoftwareBasic,
+                Err(SoftwareError::KekMissing { .. } | SoftwareError::KekDamaged { .. }),
+            ) => self.create_kek()?,
             (_, read) => read?,
         };
         let secret = new_secret()?;
@@ -97,13 +107,13 @@ impl Software {
         Ok(SoftwareKey { software: self.clone(), sealed: Arc::new(sealed), public })
     }
 
-    /// A key kept as [`Key::to_pem`] wrote it. The seal is opened once to see that it can be.
+    /// A key stored as [`Key::to_pem`] wrote it. The seal is opened once to check that it can be.
     ///
-    /// A KEK that cannot be had *now* is no error here: the key may be as good as ever. It comes up when the key is to
-    /// be used.
+    /// A KEK that is not available *now* is no error here: the key may be as good as ever. It is
+    /// one when the key is used.
     ///
     /// # Errors
-    /// [`KeyError::Malformed`], and whatever makes it certain that nothing here will ever open the seal
+    /// [`KeyError::File`], and whatever makes it certain that nothing here will ever open the seal
     /// ([`ErrorKind::KeyUnusable`]).
     pub fn key_from_pem(&self, pem: &str) -> Result<SoftwareKey, KeyError> {
         let sealed = Sealed::from_pem(pem)?;
@@ -115,7 +125,7 @@ impl Software {
         }
     }
 
-    /// How a key made now would be protected.
+    /// The protection class of a key that is created now.
     fn protection(&self) -> Protection {
         match self.credential {
             Some(_) => Protection::SoftwareIsolated,
@@ -123,47 +133,43 @@ impl Software {
         }
     }
 
-    fn kek(&self, protection: Protection) -> Result<Kek, KeyError> {
+    fn kek(&self, protection: Protection) -> Result<Kek, SoftwareError> {
         match (protection, &self.credential) {
             // systemd gives it a mode of its own, and to this service alone.
             (Protection::SoftwareIsolated, Some(path)) => match Kek::read(path, None) {
-                Err(KeyError::KekMissing { .. }) => Err(KeyError::KekCredentialMissing),
-                // Whoever gave it can give another.
-                Err(KeyError::KekDamaged { path, octets }) => {
-                    let why =
-                        format!("it has {octets} octets, and {MIN_KEK} random ones are wanted at least");
-                    Err(KeyError::Kek { path, why: io::Error::other(why) })
+                Err(SoftwareError::KekMissing { .. }) => Err(SoftwareError::CredentialMissing),
+                // The credential can be given anew.
+                Err(SoftwareError::KekDamaged { path, length }) => {
+                    Err(SoftwareError::CredentialTooShort { path, length })
                 }
                 read => read,
             },
-            (Protection::SoftwareIsolated, None) => Err(KeyError::KekCredentialMissing),
+            (Protection::SoftwareIsolated, None) => Err(SoftwareError::CredentialMissing),
             _ => Kek::read(&self.file, Some(0o600)),
         }
     }
 
-    fn make_kek(&self) -> Result<Kek, KeyError> {
+    fn create_kek(&self) -> Result<Kek, KeyError> {
         let content = random_secret()?;
         let failed = |why: io::Error| {
-            // Beside it, in the state directory, is all that the agent keeps.
-            let advice = self.file.ancestors().nth(2).and_then(|dir| access::advice_on_own(dir, dir, &why));
-            let why =
-                advice.map(|advice| io::Error::new(why.kind(), format!("{why}. {advice}"))).unwrap_or(why);
-            KeyError::Kek { path: self.file.clone(), why }
+            // The state directory, which holds everything that the agent stores.
+            let hint = self.file.ancestors().nth(2).and_then(|dir| access::advice_on_own(dir, dir, &why));
+            SoftwareError::KekNotCreated { path: self.file.clone(), why, hint }
         };
-        if let Some(folder) = self.file.parent() {
-            files::make_dir(folder, 0o700, None).map_err(failed)?;
+        if let Some(directory) = self.file.parent() {
+            files::make_dir(directory, 0o700, None).map_err(failed)?;
         }
         files::replace(&self.file, &content, 0o600).map_err(failed)?;
-        tracing::info!(file = %self.file.display(), "a key-encryption key for software keys was made");
+        tracing::info!(file = %self.file.display(), "key-encryption key for software keys created");
         Ok(Kek(content))
     }
 }
 
-/// Whether a text has the form of a sealed key. Its seal is not opened.
+/// Checks that a text has the form of a sealed key. The seal is not opened.
 ///
 /// # Errors
-/// [`KeyError::Malformed`].
-pub fn check_form(pem: &str) -> Result<(), KeyError> {
+/// [`KeyError::File`], and [`KeyError::BadPublicKey`].
+pub(super) fn check_form(pem: &str) -> Result<(), KeyError> {
     PublicKey::from_sec1(&Sealed::from_pem(pem)?.public).map(drop)
 }
 
@@ -181,13 +187,35 @@ impl SoftwareKey {
     }
 }
 
+impl Provider for Software {
+    fn kind(&self) -> ProviderKind {
+        ProviderKind::Software
+    }
+
+    fn create(&self) -> Result<Arc<dyn Key>, KeyError> {
+        let key = self.create_key()?;
+        tracing::info!(protection = %key.protection(), "key created in software and sealed");
+        Ok(Arc::new(key))
+    }
+
+    fn open(&self, record: &str) -> Result<Arc<dyn Key>, KeyError> {
+        Ok(Arc::new(self.key_from_pem(record)?))
+    }
+
+    /// Nothing to do: a sealed key is stored in its record only, and goes with it. The KEK stays
+    /// for its successors.
+    fn retire(&self, _key: &dyn Key) -> Result<(), KeyError> {
+        Ok(())
+    }
+}
+
 impl Key for SoftwareKey {
     fn public_key(&self) -> &PublicKey {
         &self.public
     }
 
     fn sign_digest(&self, digest: &[u8; 32]) -> Result<Vec<u8>, KeyError> {
-        let key = SigningKey::from_slice(&self.open()?).map_err(|_| KeyError::BrokenSeal)?;
+        let key = SigningKey::from_slice(&self.open()?).map_err(|_| SoftwareError::BrokenSeal)?;
         let signature: Signature =
             key.sign_prehash(digest).map_err(|_| internal("a software key did not sign"))?;
         let signature = signature.to_der().as_bytes().to_vec();
@@ -198,7 +226,11 @@ impl Key for SoftwareKey {
         self.sealed.protection
     }
 
-    fn is_within_reach(&self) -> Result<(), KeyError> {
+    fn provider(&self) -> ProviderKind {
+        ProviderKind::Software
+    }
+
+    fn check_available(&self) -> Result<(), KeyError> {
         self.open().map(drop)
     }
 
@@ -206,13 +238,12 @@ impl Key for SoftwareKey {
         self.sealed.to_pem()
     }
 
-    fn for_programs(&self) -> Result<KeyFile, KeyError> {
-        let der = Zeroizing::new(
-            [PKCS8_PREFIX, self.open()?.as_slice(), PKCS8_MIDDLE, self.public.sec1()].concat(),
-        );
-        let pem = der::pem::encode_string("PRIVATE KEY", LineEnding::LF, &der)
-            .map_err(|_| internal("a software key cannot be put in PEM"))?;
-        Ok(KeyFile::Secret(Zeroizing::new(pem)))
+    fn to_key_file(&self) -> Result<KeyFile, KeyError> {
+        let key = SecretKey::from_slice(&self.open()?).map_err(|_| SoftwareError::BrokenSeal)?;
+        let der = key.to_pkcs8_der().map(|der| der.to_bytes()).ok();
+        let both = der.and_then(|der| Some((pem::encode("PRIVATE KEY", &der)?, der)));
+        both.map(|(pem, der)| KeyFile::Secret { der, pem })
+            .ok_or_else(|| internal("a software key cannot be encoded"))
     }
 }
 
@@ -226,16 +257,131 @@ impl fmt::Debug for SoftwareKey {
     }
 }
 
-/// `PrivateKeyInfo` (RFC 5208) of `id-ecPublicKey` on `prime256v1`, around an `ECPrivateKey` (RFC 5915), up to where
-/// the scalar begins; and what stands between the scalar and the point.
-const PKCS8_PREFIX: &[u8] = &[
-    0x30, 0x81, 0x87, 0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01,
-    0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x04, 0x6d, 0x30, 0x6b, 0x02, 0x01, 0x01,
-    0x04, 0x20,
-];
-const PKCS8_MIDDLE: &[u8] = &[0xa1, 0x44, 0x03, 0x42, 0x00];
+/// Why a software key cannot be created or used.
+///
+/// Displayed, it says what failed, on what, and why; [`hint`](Self::hint) says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SoftwareError {
+    /// There is no key-encryption key where it is expected.
+    #[error(
+        "the key-encryption key {path} is gone, so the key sealed under it cannot be opened; a new key is needed"
+    )]
+    KekMissing {
+        /// Where it is expected.
+        path: PathBuf,
+    },
+    /// The file of the key-encryption key is there, and the key is not.
+    #[error(
+        "the key-encryption key {path} is damaged ({length} bytes), so the key sealed under it cannot be opened; a new \
+         key is needed"
+    )]
+    KekDamaged {
+        /// Where it is.
+        path: PathBuf,
+        /// What is left of it, in bytes.
+        length: usize,
+    },
+    /// The key-encryption key cannot be read.
+    #[error("the key-encryption key {path} cannot be read: {}", access::why_unreadable(path, why))]
+    KekUnreadable {
+        /// Where it is.
+        path: PathBuf,
+        /// The error of the system.
+        why: io::Error,
+    },
+    /// Other users may read the key-encryption key.
+    #[error("the key-encryption key {path} has the mode {mode:o} and not 600: other users may have read it")]
+    KekExposed {
+        /// Where it is.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// The key-encryption key cannot be created.
+    #[error("the key-encryption key {path} cannot be created: {why}")]
+    KekNotCreated {
+        /// Where it is to be.
+        path: PathBuf,
+        /// The error of the system.
+        why: io::Error,
+        /// What to do, where that is known.
+        hint: Option<String>,
+    },
+    /// The key is sealed under the systemd credential, and there is none.
+    #[error("the key is sealed under the systemd credential \"kek\", which this service was not given")]
+    CredentialMissing,
+    /// The systemd credential is too short to be a key-encryption key.
+    #[error(
+        "the systemd credential {path} has {length} bytes, and at least {MIN_KEK} random ones are needed"
+    )]
+    CredentialTooShort {
+        /// Where it is.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// The key is sealed under another key-encryption key than the one that is here.
+    #[error(
+        "the key is sealed under another key-encryption key than {kek}: that one was replaced, or the state comes from \
+         another device; a new key is needed"
+    )]
+    ForeignSeal {
+        /// The one that is here.
+        kek: PathBuf,
+    },
+    /// The seal of a key is damaged.
+    #[error("the seal of the key is damaged; a new key is needed")]
+    BrokenSeal,
+}
 
-/// A key as it is at rest.
+impl SoftwareError {
+    /// What the failure means for the key, as [`KeyError::kind`].
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::KekMissing { .. }
+            | Self::KekDamaged { .. }
+            | Self::ForeignSeal { .. }
+            | Self::BrokenSeal => ErrorKind::KeyUnusable,
+            Self::KekUnreadable { .. }
+            | Self::KekExposed { .. }
+            | Self::KekNotCreated { .. }
+            | Self::CredentialMissing
+            | Self::CredentialTooShort { .. } => ErrorKind::NeedsOperator,
+        }
+    }
+
+    /// What to do, as [`KeyError::hint`].
+    #[must_use]
+    pub fn hint(&self) -> Option<Hint> {
+        Some(match self {
+            Self::KekMissing { path } | Self::KekDamaged { path, .. } => {
+                format!("Restore {}, or {REPLACE}", path.display()).into()
+            }
+            Self::ForeignSeal { .. } => {
+                format!("Restore the original key-encryption key, or {REPLACE}").into()
+            }
+            Self::BrokenSeal => "Replace the key with: miaf-agent retry --new-key".into(),
+            Self::KekUnreadable { .. } => return None, // `why` says it
+            Self::KekNotCreated { hint, .. } => return hint.clone().map(Hint::from),
+            Self::KekExposed { path, .. } => format!(
+                "Set the mode with: chmod 600 {path}. If other users may have read the key, remove it instead: the device then \
+                 enrolls with a new one",
+                path = access::shell_word(path)
+            )
+            .into(),
+            Self::CredentialMissing => {
+                "Restore LoadCredentialEncrypted=kek in the unit and restart the agent (with another credential, if that one \
+                 is lost: the device then enrolls with a new key)"
+                    .into()
+            }
+            Self::CredentialTooShort { .. } => "Give the service 32 random bytes as its credential \"kek\"".into(),
+        })
+    }
+}
+
+/// A key as it is stored.
 struct Sealed {
     protection: Protection,
     kek: [u8; 8],
@@ -248,10 +394,10 @@ struct Sealed {
 struct SealedKey<'a> {
     version: u8,
     protection: u8,
-    kek: OctetStringRef<'a>,
-    public: OctetStringRef<'a>,
-    nonce: OctetStringRef<'a>,
-    sealed: OctetStringRef<'a>,
+    kek: &'a OctetStringRef,
+    public: &'a OctetStringRef,
+    nonce: &'a OctetStringRef,
+    sealed: &'a OctetStringRef,
 }
 
 impl Sealed {
@@ -280,13 +426,15 @@ impl Sealed {
         if kek.name()? != self.kek {
             let place =
                 software.credential.clone().filter(|_| self.protection == Protection::SoftwareIsolated);
-            return Err(KeyError::ForeignSeal { kek: place.unwrap_or_else(|| software.file.clone()) });
+            return Err(
+                SoftwareError::ForeignSeal { kek: place.unwrap_or_else(|| software.file.clone()) }.into()
+            );
         }
         let mut sealed = Zeroizing::new(self.sealed.clone());
         let nonce = Nonce::assume_unique_for_key(self.nonce);
         let length = match kek.aead()?.open_in_place(nonce, self.header(), &mut sealed) {
             Ok(secret) => secret.len(),
-            Err(_) => return Err(KeyError::BrokenSeal),
+            Err(_) => return Err(SoftwareError::BrokenSeal.into()),
         };
         sealed.truncate(length);
         Ok(sealed)
@@ -309,9 +457,8 @@ impl Sealed {
             }
             .to_der()
         };
-        let der = encode().map_err(|_| internal("a sealed key cannot be written"))?;
-        der::pem::encode_string(LABEL, LineEnding::LF, &der)
-            .map_err(|_| internal("a sealed key cannot be written"))
+        let der = encode().ok().and_then(|der| pem::encode(LABEL, &der));
+        der.map(|pem| pem.to_string()).ok_or_else(|| internal("a sealed key cannot be encoded"))
     }
 
     fn from_pem(text: &str) -> Result<Self, KeyError> {
@@ -321,7 +468,8 @@ impl Sealed {
         if der.len() > MAX_DER {
             return Err(malformed("it is far too large for one"));
         }
-        let key = SealedKey::from_der(&der).map_err(|why| malformed(format!("ASN.1: {why}")))?;
+        let key =
+            SealedKey::from_der(&der).map_err(|_| malformed("its ASN.1 is not that of a sealed key"))?;
         if key.version != VERSION {
             return Err(malformed(format!(
                 "it is of version {}, and this agent reads {VERSION}",
@@ -331,7 +479,7 @@ impl Sealed {
         let protection = match key.protection {
             1 => Protection::SoftwareIsolated,
             2 => Protection::SoftwareBasic,
-            other => return Err(malformed(format!("it names a protection {other} that there is not"))),
+            other => return Err(malformed(format!("it names an unknown protection {other}"))),
         };
         let length = |_| malformed("one of its parts has a wrong length");
         Ok(Self {
@@ -355,12 +503,12 @@ fn number(protection: Protection) -> u8 {
 struct Kek(Zeroizing<Vec<u8>>);
 
 impl Kek {
-    /// `most`: the mode bits that the file may have at most, if that is ours to ask.
-    fn read(path: &Path, most: Option<u32>) -> Result<Self, KeyError> {
-        let unusable = |why| KeyError::Kek { path: path.to_owned(), why };
+    /// `most`: the mode bits that the file may have at most, where the agent determines them.
+    fn read(path: &Path, most: Option<u32>) -> Result<Self, SoftwareError> {
+        let unusable = |why| SoftwareError::KekUnreadable { path: path.to_owned(), why };
         let metadata = match path.metadata() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(KeyError::KekMissing { path: path.to_owned() });
+                return Err(SoftwareError::KekMissing { path: path.to_owned() });
             }
             other => other.map_err(unusable)?,
         };
@@ -368,17 +516,12 @@ impl Kek {
             return Err(unusable(io::Error::other("it is not a regular file")));
         }
         if most.is_some_and(|most| metadata.mode() & 0o7777 & !most != 0) {
-            let why = format!(
-                "its mode is {:o} and not 600; set it with: chmod 600 {}. If others may have read it, remove it: the \
-                 device then enrolls anew with another key",
-                metadata.mode() & 0o7777,
-                path.display()
-            );
-            return Err(unusable(io::Error::other(why)));
+            let mode = metadata.mode() & 0o7777;
+            return Err(SoftwareError::KekExposed { path: path.to_owned(), mode });
         }
         let content = files::read_secret(path, MAX_KEK).map_err(unusable)?;
         if content.len() < MIN_KEK {
-            return Err(KeyError::KekDamaged { path: path.to_owned(), octets: content.len() });
+            return Err(SoftwareError::KekDamaged { path: path.to_owned(), length: content.len() });
         }
         Ok(Self(content))
     }
@@ -390,7 +533,7 @@ impl Kek {
         key.map(LessSafeKey::new).map_err(|_| internal("a sealing key cannot be derived"))
     }
 
-    /// Tells one KEK from another and nothing about it.
+    /// Distinguishes one KEK from another and reveals nothing about it.
     fn name(&self) -> Result<[u8; 8], KeyError> {
         let mut name = [0; 8];
         self.derive(b"miaf-agent sealed key v1: name", &mut name)?;
@@ -412,7 +555,8 @@ impl ring::hkdf::KeyType for Length {
     }
 }
 
-/// A scalar between 1 and the order of the group: all but one in four thousand million of what chance gives.
+/// A scalar between 1 and the order of the group: all but one in four thousand million random ones
+/// are.
 fn new_secret() -> Result<Zeroizing<Vec<u8>>, KeyError> {
     loop {
         let candidate = random_secret()?;
@@ -422,7 +566,7 @@ fn new_secret() -> Result<Zeroizing<Vec<u8>>, KeyError> {
     }
 }
 
-/// Made where it stays, so that no copy is left behind.
+/// Created where it stays, so that no copy is left behind.
 fn random_secret() -> Result<Zeroizing<Vec<u8>>, KeyError> {
     let mut secret = Zeroizing::new(vec![0; 32]);
     fill(&mut secret).map(|()| secret)
@@ -433,12 +577,12 @@ fn random_nonce() -> Result<[u8; 12], KeyError> {
     fill(&mut nonce).map(|()| nonce)
 }
 
-fn fill(octets: &mut [u8]) -> Result<(), KeyError> {
-    SystemRandom::new().fill(octets).map_err(|_| internal("the system has no random numbers"))
+fn fill(bytes: &mut [u8]) -> Result<(), KeyError> {
+    SystemRandom::new().fill(bytes).map_err(|_| internal("the system has no random numbers"))
 }
 
 fn malformed(why: impl Into<String>) -> KeyError {
-    KeyError::Malformed { origin: "the sealed key".into(), why: why.into() }
+    KeyFileError::malformed("the sealed key", why)
 }
 
 fn internal(why: &str) -> KeyError {
@@ -475,6 +619,10 @@ mod tests {
         }
     }
 
+    fn der_of(key: &SoftwareKey) -> Vec<u8> {
+        pem::read(key.to_pem().unwrap().as_bytes()).unwrap().blocks[0].der.to_vec()
+    }
+
     fn assert_signs(key: &dyn Key) {
         let signature = key.sign(b"message").unwrap();
         let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key.public_key().sec1());
@@ -482,7 +630,7 @@ mod tests {
     }
 
     #[test]
-    fn default_of_the_unit_counts_as_no_credential() {
+    fn kek_default_of_the_unit_counts_as_no_credential() {
         let place = Place::new();
         let credential = place.0.path().join(CREDENTIAL);
         let protection = || Software::new(Some(place.0.path()), place.kek()).protection();
@@ -497,12 +645,12 @@ mod tests {
             assert_eq!(protection(), Protection::SoftwareIsolated);
         }
         fs::remove_file(&credential).unwrap();
-        fs::create_dir(&credential).unwrap(); // cannot be read, whoever reads
+        fs::create_dir(&credential).unwrap(); // cannot be read, not even by root
         assert_eq!(protection(), Protection::SoftwareIsolated);
     }
 
     #[test]
-    fn a_key_comes_back_from_its_seal_and_signs() {
+    fn sealed_key_is_opened_again_and_signs() {
         let place = Place::new();
         for (software, protection) in
             [(place.basic(), Protection::SoftwareBasic), (place.isolated(), Protection::SoftwareIsolated)]
@@ -517,45 +665,58 @@ mod tests {
     }
 
     #[test]
-    fn the_seal_does_not_show_the_secret_and_nor_does_debug() {
+    fn secret_is_shown_by_neither_seal_nor_debug() {
         let place = Place::new();
         let key = place.basic().create_key().unwrap();
         let secret = key.open().unwrap();
-        let (_, der) = der::pem::decode_vec(key.to_pem().unwrap().as_bytes()).unwrap();
+        let der = der_of(&key);
         assert!(!der.windows(8).any(|window| secret.windows(8).any(|part| part == window)));
-        let hex: String = secret.iter().map(|octet| format!("{octet:02x}")).collect();
+        let hex = crate::digest::Hex(&secret).to_string();
         assert!(!format!("{key:?}").contains(&hex[..16]), "{key:?}");
         assert_ne!(key.to_pem().unwrap(), place.basic().create_key().unwrap().to_pem().unwrap());
     }
 
     #[test]
-    fn programs_get_a_pkcs8_file_of_the_same_key() {
+    fn key_file_is_pkcs8_of_the_same_key() {
         let place = Place::new();
         let key = place.basic().create_key().unwrap();
-        let KeyFile::Secret(pem) = key.for_programs().unwrap() else { panic!("a software key is a secret") };
+        let KeyFile::Secret { der, pem } = key.to_key_file().unwrap() else {
+            panic!("a software key is a secret")
+        };
+        assert_eq!(*pem::read(pem.as_bytes()).unwrap().blocks[0].der, *der);
+        // PrivateKeyInfo (RFC 5208) of id-ecPublicKey on prime256v1, around an ECPrivateKey (RFC
+        // 5915).
+        let before_the_scalar = [
+            0x30, 0x81, 0x87, 0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02,
+            0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x04, 0x6d, 0x30, 0x6b, 0x02,
+            0x01, 0x01, 0x04, 0x20,
+        ];
+        let before_the_point = [0xa1, 0x44, 0x03, 0x42, 0x00];
+        let (scalar, point) = (key.open().unwrap(), key.public_key().sec1());
+        assert_eq!(*der, [&before_the_scalar[..], &scalar, &before_the_point, point].concat());
         let pair = rcgen::KeyPair::from_pem(&pem).unwrap();
         assert_eq!(rcgen::PublicKeyData::subject_public_key_info(&pair), key.public_key().spki_der());
     }
 
     #[test]
-    fn a_seal_of_another_device_is_told_from_a_damaged_one() {
+    fn foreign_seal_is_told_from_a_damaged_one() {
         let (here, there) = (Place::new(), Place::new());
         let key = there.basic().create_key().unwrap();
         here.basic().create_key().unwrap();
         let foreign = here.basic().key_from_pem(&key.to_pem().unwrap()).unwrap_err();
-        assert!(matches!(foreign, KeyError::ForeignSeal { .. }), "{foreign}");
+        assert!(matches!(foreign, KeyError::Software(SoftwareError::ForeignSeal { .. })), "{foreign}");
         assert_eq!(foreign.kind(), ErrorKind::KeyUnusable);
 
-        let (_, der) = der::pem::decode_vec(key.to_pem().unwrap().as_bytes()).unwrap();
+        let der = der_of(&key);
         let mut damaged = der.clone();
         *damaged.last_mut().unwrap() ^= 1;
-        let damaged = der::pem::encode_string(LABEL, LineEnding::LF, &damaged).unwrap();
+        let damaged = pem::encode(LABEL, &damaged).unwrap();
         let broken = there.basic().key_from_pem(&damaged).unwrap_err();
-        assert!(matches!(broken, KeyError::BrokenSeal), "{broken}");
+        assert!(matches!(broken, KeyError::Software(SoftwareError::BrokenSeal)), "{broken}");
     }
 
     #[test]
-    fn what_stands_in_the_clear_cannot_be_changed() {
+    fn clear_members_of_a_seal_are_authenticated() {
         let place = Place::new();
         let (one, other) = (place.basic().create_key().unwrap(), place.basic().create_key().unwrap());
         let copy = |protection, public| Sealed {
@@ -566,29 +727,32 @@ mod tests {
             kek: one.sealed.kek,
         };
         let refused = |sealed: Sealed, software: Software| {
-            matches!(software.key_from_pem(&sealed.to_pem().unwrap()), Err(KeyError::BrokenSeal))
+            matches!(
+                software.key_from_pem(&sealed.to_pem().unwrap()),
+                Err(KeyError::Software(SoftwareError::BrokenSeal))
+            )
         };
         let basic = Protection::SoftwareBasic;
         assert!(refused(copy(basic, *other.public_key().sec1()), place.basic()));
-        // The same octets as the file's, handed over as the credential.
+        // The same bytes as the file's, given as the credential.
         fs::copy(place.kek(), place.0.path().join(CREDENTIAL)).unwrap();
         let isolated = Software::new(Some(place.0.path()), place.kek());
         assert!(refused(copy(Protection::SoftwareIsolated, *one.public_key().sec1()), isolated));
     }
 
     #[test]
-    fn a_missing_credential_is_asked_for_and_the_file_is_no_substitute() {
+    fn missing_credential_is_not_substituted_by_the_file() {
         let place = Place::new();
         let pem = place.isolated().create_key().unwrap().to_pem().unwrap();
-        let key = place.basic().key_from_pem(&pem).unwrap(); // kept: the credential may come back
+        let key = place.basic().key_from_pem(&pem).unwrap(); // no error: the credential may come back
         let why = key.sign(b"message").unwrap_err();
-        assert!(matches!(why, KeyError::KekCredentialMissing), "{why}");
+        assert!(matches!(why, KeyError::Software(SoftwareError::CredentialMissing)), "{why}");
         assert_eq!(why.kind(), ErrorKind::NeedsOperator);
         assert_signs(&place.isolated().key_from_pem(&pem).unwrap());
     }
 
     #[test]
-    fn a_key_sealed_before_there_was_a_credential_is_still_good() {
+    fn key_sealed_before_there_was_a_credential_still_signs() {
         let place = Place::new();
         let pem = place.basic().create_key().unwrap().to_pem().unwrap();
         let key = place.isolated().key_from_pem(&pem).unwrap();
@@ -597,7 +761,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kek_that_others_may_read_or_that_is_too_short_is_not_used() {
+    fn kek_that_is_exposed_or_too_short_is_not_used() {
         let place = Place::new();
         let key = place.basic().create_key().unwrap();
         fs::set_permissions(place.kek(), fs::Permissions::from_mode(0o640)).unwrap();
@@ -612,15 +776,14 @@ mod tests {
         let short = Place::new();
         fs::write(short.0.path().join(CREDENTIAL), "secret").unwrap();
         let why = Software::new(Some(short.0.path()), short.kek()).create_key().unwrap_err();
-        assert!(why.to_string().contains("6 octets"), "{why}");
+        assert!(why.to_string().contains("6 bytes"), "{why}");
     }
 
     #[test]
-    fn no_octet_can_make_it_panic() {
+    fn sealed_key_with_any_byte_changed_never_signs() {
         let place = Place::new();
         let software = place.basic();
-        let (_, der) =
-            der::pem::decode_vec(software.create_key().unwrap().to_pem().unwrap().as_bytes()).unwrap();
+        let der = der_of(&software.create_key().unwrap());
         for at in 0..der.len() {
             for to in [0, 1, 0x7f, 0x80, 0xff] {
                 let mut changed = der.clone();
@@ -629,10 +792,10 @@ mod tests {
                     continue;
                 }
                 for bad in [changed.as_slice(), der.get(..at).unwrap()] {
-                    let pem = der::pem::encode_string(LABEL, LineEnding::LF, bad).unwrap();
+                    let pem = pem::encode(LABEL, bad).unwrap();
                     let key = software.key_from_pem(&pem);
                     // Either it is refused, or it asks for another KEK: it never signs.
-                    assert!(key.is_err() || key.unwrap().sign(b"message").is_err(), "octet {at} = {to:#x}");
+                    assert!(key.is_err() || key.unwrap().sign(b"message").is_err(), "byte {at} = {to:#x}");
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The `TSS2 PRIVATE KEY` PEM: a key of a TPM on disk.
 //!
-//! The private half is encrypted by the TPM that made it and is of no use anywhere else. OpenSSL reads the same file
-//! through its tpm2 provider.
+//! The private half is encrypted by the TPM that created it, and useless anywhere else. OpenSSL
+//! reads the same file through its tpm2 provider.
 //!
 //! ```text
 //! TPMKey ::= SEQUENCE {
@@ -14,24 +14,24 @@
 //! ```
 
 use der::asn1::{AnyRef, ObjectIdentifier, OctetStringRef};
-use der::pem::LineEnding;
 use der::{
     Decode, DecodeValue, Encode, EncodeValue, FixedTag, Header, Length, Reader, Sequence, Tag, Writer,
 };
 
-use super::{KeyError, KeyForm};
+use super::{KeyError, KeyFileError, KeyForm};
+use crate::digest::Hex;
 use crate::pem;
 
 /// The label of the PEM block.
 pub const LABEL: &str = "TSS2 PRIVATE KEY";
 
-/// No key comes near this many bytes: one of RSA-4096 takes 1,500.
+/// Bytes; the largest key, of RSA-4096, takes 1,500.
 const MAX_DER: usize = 6 * 1024;
 
-/// A key as the file has it: the two halves as the TPM wrote them, without their length prefixes.
+/// The content of the file: the two halves as the TPM returned them, without their length prefixes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Tss2Key {
-    /// Under which key it was made.
+    /// The key that it was created under.
     pub parent: Parent,
     /// The public area, `TPMT_PUBLIC`.
     pub public: Vec<u8>,
@@ -39,32 +39,33 @@ pub struct Tss2Key {
     pub private: Vec<u8>,
 }
 
-/// The key under which another one was made.
+/// The key under which another one was created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parent {
-    /// The standard ECC storage primary of the owner hierarchy, derived anew each time.
+    /// The standard ECC storage primary of the owner hierarchy, derived each time.
     OwnerPrimary,
     /// A key kept in the TPM, by its handle (`0x81……`).
     Persistent(u32),
 }
 
 impl Tss2Key {
-    /// Reads the PEM. Other blocks beside it, such as a certificate, are passed over.
+    /// Parses the PEM. Other blocks, such as a certificate, are ignored.
     ///
     /// # Errors
-    /// [`KeyError::Malformed`] for what is not a TSS2 PEM or is damaged; [`KeyError::Unsupported`] for a key with a
-    /// password or a policy, an importable or sealed object, another parent, and for private keys that are no TPM's.
+    /// [`KeyFileError::Malformed`] for what is not a TSS2 PEM or is damaged;
+    /// [`KeyFileError::Unsupported`] for a key with a password or a policy, an importable or sealed
+    /// object, another parent, and for private keys that are no TPM's.
     pub fn from_pem(text: &str) -> Result<Self, KeyError> {
         match Self::from_pem_with_password(text)? {
             (key, false) => Ok(key),
             (_, true) => Err(unsupported(KeyForm::OtherTss2(
-                "with a password (emptyAuth is not TRUE); use one without",
+                "with a password (emptyAuth is not TRUE); only keys without one are supported",
             ))),
         }
     }
 
-    /// As [`Tss2Key::from_pem`], but takes a key with a password too, and tells whether it is one. `tpm2_encodeobject`
-    /// says so of every key.
+    /// As [`Tss2Key::from_pem`], but accepts a key with a password too, and returns whether the
+    /// file says that it has one. `tpm2_encodeobject` says so of every key.
     pub(super) fn from_pem_with_password(text: &str) -> Result<(Self, bool), KeyError> {
         let mut instead = None;
         for block in pem::read(text.as_bytes()).map_err(|why| malformed(why.to_string()))?.blocks {
@@ -83,7 +84,7 @@ impl Tss2Key {
     /// # Errors
     /// [`KeyError::Internal`] for halves that are too large to be those of a key.
     pub fn to_pem(&self) -> Result<String, KeyError> {
-        let internal = |why: der::Error| KeyError::Internal(format!("cannot write a TSS2 PEM: {why}"));
+        let internal = || KeyError::Internal("a TSS2 PEM cannot be encoded".into());
         let (public, private) = (with_length(&self.public)?, with_length(&self.private)?);
         let der = TpmKey {
             kind: LOADABLE,
@@ -94,24 +95,28 @@ impl Tss2Key {
             description: None,
             rsa_parent: None,
             parent: self.parent.handle(),
-            public: OctetStringRef::new(&public).map_err(internal)?,
-            private: OctetStringRef::new(&private).map_err(internal)?,
+            public: OctetStringRef::new(&public).map_err(|_| internal())?,
+            private: OctetStringRef::new(&private).map_err(|_| internal())?,
         }
         .to_der()
-        .map_err(internal)?;
-        der::pem::encode_string(LABEL, LineEnding::LF, &der).map_err(|why| internal(why.into()))
+        .map_err(|_| internal())?;
+        pem::encode(LABEL, &der).map(|pem| pem.to_string()).ok_or_else(internal)
     }
 
-    /// Reads what is in the PEM block, and whether the key has a password.
+    /// Parses the content of the PEM block. Returns, in addition, whether it says that the key has
+    /// a password.
     pub(super) fn from_der(der: &[u8]) -> Result<(Self, bool), KeyError> {
         if der.len() > MAX_DER {
             return Err(malformed("it is far too large for one"));
         }
-        let key = TpmKey::from_der(der).map_err(|why| malformed(format!("ASN.1: {why}")))?;
+        let key =
+            TpmKey::from_der(der).map_err(|_| malformed("its ASN.1 is not that of a TSS2 PRIVATE KEY"))?;
         match key.kind {
             LOADABLE => {}
             IMPORTABLE => {
-                return Err(unsupported(KeyForm::OtherTss2("an importable one; only loadable ones work")));
+                return Err(unsupported(KeyForm::OtherTss2(
+                    "an importable one; only loadable ones are supported",
+                )));
             }
             SEALED => return Err(unsupported(KeyForm::OtherTss2("of sealed data, which cannot sign"))),
             other => return Err(malformed(format!("unknown type {other}"))),
@@ -136,14 +141,12 @@ impl Tss2Key {
     }
 }
 
-/// A key file that remembers what the TPM calls the parent, in a line before the block.
+/// A key file with the name of the parent in the TPM, in a line before the block.
 pub(super) fn with_parent_name(pem: &str, name: &[u8]) -> String {
-    let mut text = String::from(PARENT_NAME);
-    name.iter().for_each(|byte| text.push_str(&format!("{byte:02x}")));
-    text + "\n" + pem
+    format!("{PARENT_NAME}{}\n{pem}", Hex(name))
 }
 
-/// The name that [`with_parent_name`] wrote. Unknown where there is none.
+/// The name that [`with_parent_name`] wrote, if there is one.
 pub(super) fn parent_name(text: &str) -> Option<Vec<u8>> {
     let hex = text.lines().find_map(|line| line.strip_prefix(PARENT_NAME))?.as_bytes();
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
@@ -157,7 +160,7 @@ pub(super) fn parent_name(text: &str) -> Option<Vec<u8>> {
 
 const PARENT_NAME: &str = "Parent-Name: ";
 
-/// The halves are long and say nothing to a reader of logs.
+/// Without the halves, which are long and mean nothing in a log.
 impl std::fmt::Debug for Tss2Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tss2Key").field("parent", &self.parent).finish_non_exhaustive()
@@ -217,11 +220,11 @@ struct TpmKey<'a> {
     #[asn1(context_specific = "5", tag_mode = "EXPLICIT", optional = "true")]
     rsa_parent: Option<LenientBool>,
     parent: u32,
-    public: OctetStringRef<'a>,
-    private: OctetStringRef<'a>,
+    public: &'a OctetStringRef,
+    private: &'a OctetStringRef,
 }
 
-/// A BOOLEAN for which any octet but zero is TRUE: DER wants 0xFF, tpm2-openssl writes 0x01.
+/// A BOOLEAN for which any byte but zero is TRUE: DER demands 0xFF, tpm2-openssl writes 0x01.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct LenientBool(bool);
 
@@ -230,8 +233,10 @@ impl FixedTag for LenientBool {
 }
 
 impl<'a> DecodeValue<'a> for LenientBool {
+    type Error = der::Error;
+
     fn decode_value<R: Reader<'a>>(reader: &mut R, header: Header) -> der::Result<Self> {
-        if header.length != Length::ONE {
+        if header.length() != Length::ONE {
             return Err(reader.error(der::ErrorKind::Length { tag: Self::TAG }));
         }
         Ok(Self(reader.read_byte()? != 0))
@@ -248,7 +253,7 @@ impl EncodeValue for LenientBool {
     }
 }
 
-/// Takes off the length that a `TPM2B` begins with, which must be right.
+/// Removes the length that a `TPM2B` begins with, which must be right.
 fn without_length(tpm2b: &[u8]) -> Result<&[u8], KeyError> {
     match tpm2b.split_first_chunk::<2>() {
         Some((length, value))
@@ -260,22 +265,23 @@ fn without_length(tpm2b: &[u8]) -> Result<&[u8], KeyError> {
     }
 }
 
-/// Puts the length of a `TPM2B` before its value.
+/// Prepends the length of a `TPM2B` to its value.
 fn with_length(value: &[u8]) -> Result<Vec<u8>, KeyError> {
     let length = u16::try_from(value.len())
-        .map_err(|_| KeyError::Internal("half of a TPM key is longer than 65535 octets".into()))?;
+        .map_err(|_| KeyError::Internal("half of a TPM key is longer than 65535 bytes".into()))?;
     Ok([length.to_be_bytes().as_slice(), value].concat())
 }
 
 fn malformed(why: impl Into<String>) -> KeyError {
-    KeyError::Malformed { origin: ORIGIN.into(), why: why.into() }
+    KeyFileError::malformed(ORIGIN, why)
 }
 
 fn unsupported(form: KeyForm) -> KeyError {
-    KeyError::Unsupported { origin: ORIGIN.into(), form }
+    KeyFileError::unsupported(ORIGIN, form)
 }
 
-const ORIGIN: &str = "the file of the TPM key";
+/// The name of such a file in errors, where it has no other.
+pub(super) const ORIGIN: &str = "the file of the TPM key";
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -287,14 +293,14 @@ mod tests {
     }
 
     fn der_of(key: &Tss2Key) -> Vec<u8> {
-        der::pem::decode_vec(key.to_pem().unwrap().as_bytes()).unwrap().1
+        pem::read(key.to_pem().unwrap().as_bytes()).unwrap().blocks[0].der.to_vec()
     }
 
     fn pem_of(der: &[u8]) -> String {
-        der::pem::encode_string(LABEL, LineEnding::LF, der).unwrap()
+        pem::encode(LABEL, der).unwrap().to_string()
     }
 
-    /// `der` with one octet replaced at the first place where `around` is found.
+    /// `der` with one byte replaced at the first position of `around`.
     fn patched(around: &[u8], at: usize, to: u8) -> String {
         let mut der = der_of(&key());
         let start = der.windows(around.len()).position(|window| window == around).unwrap();
@@ -303,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_and_reads_back() {
+    fn tss2_pem_is_parsed_as_it_was_written() {
         for parent in [Parent::OwnerPrimary, Parent::Persistent(0x8100_0001)] {
             let key = Tss2Key { parent, ..key() };
             let pem = key.to_pem().unwrap();
@@ -314,20 +320,20 @@ mod tests {
     }
 
     #[test]
-    fn passes_over_what_stands_beside_it() {
-        let beside = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    fn tss2_pem_may_have_other_blocks_around_it() {
+        let other = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         let pem = key().to_pem().unwrap();
-        assert_eq!(Tss2Key::from_pem(&format!("text\n{beside}{pem}{beside}")).unwrap(), key());
+        assert_eq!(Tss2Key::from_pem(&format!("text\n{other}{pem}{other}")).unwrap(), key());
     }
 
     #[test]
-    fn takes_true_as_tpm2_openssl_writes_it() {
+    fn tss2_boolean_true_of_tpm2_openssl_is_accepted() {
         let pem = patched(&[0xa0, 3, 1, 1, 0xff], 4, 1);
         assert_eq!(Tss2Key::from_pem(&pem).unwrap(), key());
     }
 
     #[test]
-    fn names_what_it_does_not_take() {
+    fn tss2_forms_that_are_not_supported_are_named() {
         let oid_end = [0x81, 5, 0x0a, 1, 3];
         let cases = [
             (patched(&[0xa0, 3, 1, 1, 0xff], 4, 0), "password"),
@@ -340,13 +346,13 @@ mod tests {
         ];
         for (pem, named) in cases {
             let error = Tss2Key::from_pem(&pem).unwrap_err();
-            assert!(matches!(error, KeyError::Unsupported { .. }), "{error:?}");
+            assert!(matches!(error, KeyError::File(KeyFileError::Unsupported { .. })), "{error:?}");
             assert!(error.to_string().contains(named), "{error}");
         }
     }
 
     #[test]
-    fn refuses_what_is_damaged() {
+    fn tss2_pem_that_is_damaged_is_refused() {
         let good = key().to_pem().unwrap();
         let der = der_of(&key());
         let long = Tss2Key { private: vec![1; 30_000], ..key() };
@@ -366,12 +372,12 @@ mod tests {
         ];
         for pem in bad {
             let error = Tss2Key::from_pem(&pem).unwrap_err();
-            assert!(matches!(error, KeyError::Malformed { .. }), "{pem}\n{error:?}");
+            assert!(matches!(error, KeyError::File(KeyFileError::Malformed { .. })), "{pem}\n{error:?}");
         }
     }
 
     #[test]
-    fn no_octet_can_make_it_panic() {
+    fn tss2_with_any_byte_changed_does_not_panic() {
         let der = der_of(&key());
         for at in 0..der.len() {
             for to in [0, 1, 0x7f, 0x80, 0xff] {
@@ -384,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_the_parent_stands_before_the_block() {
+    fn parent_name_is_stored_before_the_block() {
         let key = Tss2Key { parent: Parent::Persistent(0x8100_0001), ..key() };
         let bare = key.to_pem().unwrap();
         let named = with_parent_name(&bare, &[0, 0x0b, 0xff, 0x10]);
@@ -397,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn shows_no_blob() {
+    fn tss2_debug_shows_no_half_of_the_key() {
         assert_eq!(format!("{:?}", key()), "Tss2Key { parent: OwnerPrimary, .. }");
     }
 }

@@ -149,7 +149,7 @@ impl Folder {
         }
         let mut whole = content.clone();
         if let Some(key) = key {
-            let key = key.for_programs().map_err(|why| PublishError::Key { dir: self.dir.clone(), why })?;
+            let key = key.to_key_file().map_err(|why| PublishError::Key { dir: self.dir.clone(), why })?;
             add_key(&mut whole, &key);
         }
         let failed = |source| PublishError::Files { dir: self.dir.clone(), is_own: self.is_own, source };
@@ -318,7 +318,7 @@ fn content(identity: &Identity, bundle: &Bundle, now: Timestamp) -> Content {
 fn add_key(content: &mut Content, key: &KeyFile) {
     let key = match key {
         KeyFile::Tss2(pem) => pem.as_bytes(),
-        KeyFile::Secret(pem) => pem.as_bytes(),
+        KeyFile::Secret { pem, .. } => pem.as_bytes(),
     };
     let svid = content.get("svid.pem").map_or(&[][..], |(svid, _)| svid.as_slice());
     let combined = Zeroizing::new([svid, key].concat());
@@ -379,8 +379,8 @@ pub enum PublishError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::PublicKey;
     use crate::keys::software::Software;
+    use crate::keys::{ProviderKind, PublicKey};
     use crate::spiffe::TrustDomain;
     use crate::spiffe::svid::{Chain, X509Svid};
     use std::fs;
@@ -421,10 +421,13 @@ mod tests {
         fn protection(&self) -> Protection {
             Protection::Hardware
         }
+        fn provider(&self) -> ProviderKind {
+            ProviderKind::Tpm
+        }
         fn to_pem(&self) -> Result<String, KeyError> {
             unreachable!()
         }
-        fn for_programs(&self) -> Result<KeyFile, KeyError> {
+        fn to_key_file(&self) -> Result<KeyFile, KeyError> {
             Ok(KeyFile::Tss2("-----BEGIN TSS2 PRIVATE KEY-----\n".into()))
         }
     }

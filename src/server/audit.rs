@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ring::digest::{SHA256, digest};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
+use crate::digest::sha256;
 use crate::platform::log::AUDIT;
 use crate::server::peer::Caller;
 use crate::spiffe::SpiffeId;
@@ -160,8 +160,7 @@ impl KeyUses {
 
     /// Counts one use. The record is to be written now.
     fn count(&self, caller: Caller, svid: &X509Svid, now: Instant) -> Option<Record> {
-        let mut leaf = [0; 32];
-        leaf.copy_from_slice(digest(&SHA256, svid.chain().leaf()).as_ref());
+        let leaf = sha256(svid.chain().leaf());
         let mut counts = lock(&self.counts);
         let counted = Counted { leaf, by: by(&mut counts, caller, leaf, now) };
         let is_first = !counts.contains_key(&counted);

@@ -231,7 +231,7 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::{KeyFile, Protection, PublicKey};
+    use crate::keys::{KeyFile, Protection, ProviderKind, PublicKey};
     use serde_json::json;
     use std::sync::mpsc;
 
@@ -257,10 +257,13 @@ mod tests {
         fn protection(&self) -> Protection {
             Protection::Hardware
         }
+        fn provider(&self) -> ProviderKind {
+            ProviderKind::Tpm
+        }
         fn to_pem(&self) -> Result<String, KeyError> {
             unimplemented!()
         }
-        fn for_programs(&self) -> Result<KeyFile, KeyError> {
+        fn to_key_file(&self) -> Result<KeyFile, KeyError> {
             unimplemented!()
         }
     }

@@ -21,7 +21,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use ring::digest;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_name;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
@@ -35,6 +34,7 @@ use x509_parser::prelude::FromDer as _;
 
 use self::chain::{Anchors, Chain};
 use super::server_trust::Loaded;
+use crate::digest::sha256;
 use crate::text::Excerpt;
 use crate::x509::{SEQUENCE, wrap};
 
@@ -372,9 +372,7 @@ fn may_sign_certificates(issuer: &CertificateDer<'_>) -> bool {
 
 /// SHA-256 of the DER of a SubjectPublicKeyInfo (RFC 7469 section 2.4).
 pub(super) fn pin_of(spki: &[u8]) -> Pin {
-    let mut pin = [0; 32];
-    pin.copy_from_slice(digest::digest(&digest::SHA256, spki).as_ref());
-    pin
+    sha256(spki)
 }
 
 /// From the leaf to the anchor, both included, and nothing that was merely presented.

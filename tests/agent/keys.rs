@@ -31,12 +31,7 @@ fn nothing_stays_in_the_tpm_after_enrollments_and_renewals() {
 #[test]
 fn a_tpm_with_an_owner_password_is_used_by_its_srk() {
     let mut world = World::new();
-    let attributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
-    let primary = ["-Q", "-C", "o", "-G", "rsa2048:aes128cfb", "-a", attributes, "-c", "srk.ctx"];
-    world.tpm.run("tpm2_createprimary", &primary);
-    world.tpm.run("tpm2_flushcontext", &["-t"]);
-    world.tpm.run("tpm2_evictcontrol", &["-Q", "-C", "o", "-c", "srk.ctx", "0x81000001"]);
-    world.tpm.run("tpm2_flushcontext", &["-t"]);
+    keep_srk(&world, "rsa2048:aes128cfb");
     world.tpm.run("tpm2_changeauth", &["-c", "owner", "secret"]);
     world.device.start();
     world.device.wait_for("active");
@@ -60,4 +55,38 @@ fn a_tpm_with_an_owner_password_is_used_by_its_srk() {
     assert!(order().status.success());
     world.device.wait_for_another_svid(&serial);
     assert!(world.device.log().contains("the owner's primary"), "{}", world.device.log());
+}
+
+#[test]
+fn key_whose_parent_was_replaced_is_lost_until_the_operator_replaces_it() {
+    let mut world = World::new();
+    keep_srk(&world, "rsa2048:aes128cfb");
+    world.tpm.run("tpm2_changeauth", &["-c", "owner", "secret"]);
+    world.device.start();
+    let before = world.device.wait_for("active");
+    world.device.kill();
+    world.tpm.run("tpm2_changeauth", &["-c", "owner", "-p", "secret"]);
+    world.tpm.run("tpm2_evictcontrol", &["-Q", "-C", "o", "-c", "0x81000001"]);
+    keep_srk(&world, "ecc256:aes128cfb");
+    world.device.start();
+    let lost = world.device.wait_for_status("a lost key", |status| {
+        status["lastError"]["type"] == "urn:miaf-agent:error:key-lost"
+    });
+    assert_eq!(lost["svid"]["serial"], before["svid"]["serial"], "the identity is kept");
+    let detail = lost["lastError"]["detail"].as_str().unwrap();
+    assert!(detail.contains("0x81000001") && detail.contains("miaf-agent retry --new-key"), "{detail}");
+
+    assert!(world.device.run(&["retry", "--new-key"]).status.success());
+    let after = world.device.wait_for_another_svid(&before["svid"]["serial"]);
+    assert_eq!((&after["spiffeId"], &after["key"]["lost"]), (&before["spiffeId"], &false.into()));
+}
+
+/// Stores a storage key as the SRK.
+fn keep_srk(world: &World, algorithm: &str) {
+    let attributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
+    let primary = ["-Q", "-C", "o", "-G", algorithm, "-a", attributes, "-c", "srk.ctx"];
+    world.tpm.run("tpm2_createprimary", &primary);
+    world.tpm.run("tpm2_flushcontext", &["-t"]);
+    world.tpm.run("tpm2_evictcontrol", &["-Q", "-C", "o", "-c", "srk.ctx", "0x81000001"]);
+    world.tpm.run("tpm2_flushcontext", &["-t"]);
 }

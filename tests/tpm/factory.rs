@@ -1,9 +1,11 @@
-//! The device maker's key (rule K5): in a file, in a file that only the TPM can use, and at a handle of the TPM.
+//! The device maker's key (rule K5): in a file, in a file that only the TPM can use, and at a
+//! handle of the TPM.
 
 use std::path::Path;
 
-use miaf_agent::keys::factory::{Auth, FactoryKey, Source, open};
-use miaf_agent::keys::{KeyForm, Unfit};
+use miaf_agent::keys::factory_key::{FactoryKey, Source, open};
+use miaf_agent::keys::tpm::{AuthValue, Unfit};
+use miaf_agent::keys::{KeyFileError, KeyForm};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use x509_parser::prelude::{FromDer, SubjectPublicKeyInfo};
 use zeroize::Zeroizing;
@@ -24,8 +26,8 @@ impl Swtpm {
         let _ = self.try_run("tpm2_flushcontext", &["-t"]);
     }
 
-    /// Makes a key under the storage key and leaves its halves in `key.pub` and `key.priv`. It is guarded against
-    /// guessing, as `noda` is not among the attributes.
+    /// Makes a key under the storage key and leaves its halves in `key.pub` and `key.priv`. It is
+    /// guarded against guessing, as `noda` is not among the attributes.
     fn make(&self, algorithm: &str, attributes: &str, more: &[&str]) {
         let primary = ["-Q", "-C", "o", "-G", "ecc256:aes128cfb", "-a", STORAGE, "-c", "primary.ctx"];
         self.run("tpm2_createprimary", &primary);
@@ -64,19 +66,20 @@ impl Swtpm {
     }
 }
 
-fn auth(password: &str) -> Auth {
-    Auth::new(Zeroizing::new(password.as_bytes().to_vec())).unwrap()
+fn auth(password: &str) -> AuthValue {
+    AuthValue::new(Zeroizing::new(password.as_bytes().to_vec())).unwrap()
 }
 
-fn open_file(tpm: &Swtpm, name: &str, auth: Option<&Auth>) -> Result<FactoryKey, KeyError> {
+fn open_file(tpm: &Swtpm, name: &str, auth: Option<&AuthValue>) -> Result<FactoryKey, KeyError> {
     open(Source::File(&tpm.file(name)), auth, &handle(tpm))
 }
 
-fn open_handle(tpm: &Swtpm, auth: Option<&Auth>) -> Result<FactoryKey, KeyError> {
+fn open_handle(tpm: &Swtpm, auth: Option<&AuthValue>) -> Result<FactoryKey, KeyError> {
     open(Source::TpmHandle(HANDLE), auth, &handle(tpm))
 }
 
-/// The key identifies a client in TLS 1.3, and rustls notices a certificate that belongs to another.
+/// The key identifies a client in TLS 1.3, and rustls notices a certificate that belongs to
+/// another.
 fn assert_identifies(key: &FactoryKey, algorithm: &str) {
     assert_eq!(key.algorithm, algorithm);
     let spki = key.signing_key.public_key().unwrap();
@@ -102,7 +105,7 @@ fn assert_identifies(key: &FactoryKey, algorithm: &str) {
 // At a handle of the TPM
 
 #[test]
-fn a_key_at_a_handle_identifies_the_device() {
+fn key_at_a_handle_identifies_the_device() {
     let mut tpm = Swtpm::start();
     use rustls::SignatureScheme::{
         ECDSA_NISTP256_SHA256, ECDSA_NISTP384_SHA384, RSA_PSS_SHA256, RSA_PSS_SHA384, RSA_PSS_SHA512,
@@ -137,10 +140,11 @@ fn a_key_at_a_handle_identifies_the_device() {
     assert_identifies(&key, "rsa-3072");
 }
 
-/// "TPM 2.0 Keys for Device Identity and Attestation" of the TCG: an IDevID key is a primary key of the endorsement
-/// hierarchy, guarded against guessing, with a policy for whoever administers it; its certificate is in an NV index.
+/// "TPM 2.0 Keys for Device Identity and Attestation" of the TCG: an IDevID key is a primary key of
+/// the endorsement hierarchy, guarded against guessing, with a policy for whoever administers it;
+/// its certificate is in an NV index.
 #[test]
-fn an_idevid_as_the_tcg_has_it_identifies_the_device() {
+fn idevid_of_the_tcg_profile_identifies_the_device() {
     let tpm = Swtpm::start();
     let pki = Pki::new();
     for (made_as, name, policy, algorithm, certified_as) in [
@@ -171,14 +175,14 @@ fn an_idevid_as_the_tcg_has_it_identifies_the_device() {
     }
     // The digest of the last one's name has 48 octets, and so may its password.
     let error = open_handle(&tpm, Some(&auth(&"x".repeat(48)))).unwrap_err();
-    assert!(matches!(error, KeyError::AuthRefused { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::AuthRefused { .. })), "{error:?}");
     let error = open_handle(&tpm, Some(&auth(&"x".repeat(49)))).unwrap_err();
-    assert!(matches!(error, KeyError::AuthTooLong { length: 49, limit: 48, .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::AuthTooLong { length: 49, limit: 48, .. })), "{error:?}");
     assert_eq!(tpm.transient_handles(), 0);
 }
 
 #[test]
-fn a_key_at_a_handle_may_have_a_password() {
+fn key_at_a_handle_may_have_a_password() {
     let tpm = Swtpm::start();
     tpm.make_at_handle("ecc384", SIGNING, &["-p", "secret"]);
     let key = open_handle(&tpm, Some(&auth("secret"))).unwrap();
@@ -187,14 +191,15 @@ fn a_key_at_a_handle_may_have_a_password() {
     assert_eq!(tpm.lockout_counter(), 0);
 
     let error = open_handle(&tpm, None).unwrap_err();
-    assert!(matches!(error, KeyError::AuthMissing { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::AuthMissing { .. })), "{error:?}");
     assert!(error.to_string().contains("key_auth = \"credential:NAME\""), "{error}");
     assert_eq!(error.kind(), ErrorKind::NeedsOperator);
 
-    // No key with a name made by SHA-256 has a password of more than 32 octets: the TPM is not asked.
+    // No key with a name made by SHA-256 has a password of more than 32 octets: the TPM is not
+    // asked.
     let counter = tpm.lockout_counter();
     let error = open_handle(&tpm, Some(&auth(&"x".repeat(33)))).unwrap_err();
-    assert!(matches!(error, KeyError::AuthTooLong { length: 33, limit: 32, .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::AuthTooLong { length: 33, limit: 32, .. })), "{error:?}");
     assert_eq!(tpm.lockout_counter(), counter);
 }
 
@@ -203,7 +208,10 @@ fn keys_that_cannot_do_tls_are_refused_with_the_reason() {
     let tpm = Swtpm::start();
     let unfit = |why: Unfit| {
         let error = open_handle(&tpm, None).unwrap_err();
-        assert!(matches!(error, KeyError::Unfit { why: seen, .. } if seen == why), "{why:?}: {error:?}");
+        assert!(
+            matches!(error, KeyError::Tpm(TpmError::Unfit { why: seen, .. }) if seen == why),
+            "{why:?}: {error:?}"
+        );
         assert!(error.to_string().contains("0x81020000"), "{error}");
         println!("{error}");
     };
@@ -237,17 +245,20 @@ fn keys_that_cannot_do_tls_are_refused_with_the_reason() {
 }
 
 #[test]
-fn an_empty_handle_is_named() {
+fn empty_handle_is_named() {
     let tpm = Swtpm::start();
     for number in [HANDLE, 0x8000_0000, 0x4000_0001, 1] {
         let error = open(Source::TpmHandle(number), None, &handle(&tpm)).unwrap_err();
-        assert!(matches!(error, KeyError::HandleMissing { handle, .. } if handle == number), "{error:?}");
+        assert!(
+            matches!(error, KeyError::Tpm(TpmError::HandleMissing { handle, .. }) if handle == number),
+            "{error:?}"
+        );
         assert_eq!(error.kind(), ErrorKind::NeedsOperator);
     }
 }
 
 #[test]
-fn an_owner_password_does_not_matter_at_a_handle() {
+fn owner_password_does_not_matter_at_a_handle() {
     let tpm = Swtpm::start();
     tpm.make_at_handle("ecc256", SIGNING, &[]);
     tpm.run("tpm2_changeauth", &["-c", "owner", "secret"]);
@@ -255,24 +266,24 @@ fn an_owner_password_does_not_matter_at_a_handle() {
 }
 
 #[test]
-fn a_tpm_that_is_down_says_so() {
+fn tpm_that_is_down_says_so() {
     let mut tpm = Swtpm::start();
     tpm.make_at_handle("ecc256", SIGNING, &[]);
     tpm.stop();
     let error = open_handle(&tpm, None).unwrap_err();
-    assert!(matches!(error, KeyError::Unreachable { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::Unreachable { .. })), "{error:?}");
 }
 
 // Wrong passwords, and the lock-out that they lead to
 
 #[test]
-fn a_wrong_password_is_sent_once() {
+fn wrong_password_is_sent_once() {
     let tpm = Swtpm::start();
     tpm.make_at_handle("ecc256", SIGNING, &["-p", "secret"]);
     let chip = handle(&tpm);
     for _ in 0..10 {
         let error = open(Source::TpmHandle(HANDLE), Some(&auth("guess")), &chip.clone()).unwrap_err();
-        assert!(matches!(error, KeyError::AuthRefused { code: 0x98e, .. }), "{error:?}");
+        assert!(matches!(error, KeyError::Tpm(TpmError::AuthRefused { code: 0x98e, .. })), "{error:?}");
         assert_eq!(error.kind(), ErrorKind::NeedsOperator);
         assert!(!error.to_string().contains("guess"), "{error}");
     }
@@ -281,7 +292,7 @@ fn a_wrong_password_is_sent_once() {
     // Nor is a missing one sent more than once, and another one has its chance.
     for _ in 0..10 {
         let error = open(Source::TpmHandle(HANDLE), None, &chip).unwrap_err();
-        assert!(matches!(error, KeyError::AuthMissing { .. }), "{error:?}");
+        assert!(matches!(error, KeyError::Tpm(TpmError::AuthMissing { .. })), "{error:?}");
     }
     assert_eq!(tpm.lockout_counter(), 2);
     open(Source::TpmHandle(HANDLE), Some(&auth("secret")), &chip).unwrap();
@@ -294,7 +305,7 @@ fn a_wrong_password_is_sent_once() {
 }
 
 #[test]
-fn callers_at_the_same_time_send_a_wrong_password_once() {
+fn wrong_password_of_concurrent_callers_is_sent_once() {
     let tpm = Swtpm::start();
     tpm.make_at_handle("ecc256", SIGNING, &["-p", "secret"]);
     let (chip, guess) = (handle(&tpm), auth("guess"));
@@ -307,11 +318,11 @@ fn callers_at_the_same_time_send_a_wrong_password_once() {
 }
 
 #[test]
-fn a_key_that_is_exempt_from_lock_out_has_its_wrong_password_named_too() {
+fn wrong_password_of_an_exempt_key_is_named() {
     let tpm = Swtpm::start();
     tpm.make_at_handle("ecc256", &format!("{SIGNING}|noda"), &["-p", "secret"]);
     let error = open_handle(&tpm, Some(&auth("guess"))).unwrap_err();
-    assert!(matches!(error, KeyError::AuthRefused { code: 0x9a2, .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::AuthRefused { code: 0x9a2, .. })), "{error:?}");
     assert_eq!(tpm.lockout_counter(), 0);
 }
 
@@ -323,7 +334,7 @@ fn lock_out_is_named() {
     let chip = handle(&tpm);
     open(Source::TpmHandle(HANDLE), Some(&auth("guess")), &chip).unwrap_err();
     let error = open(Source::TpmHandle(HANDLE), Some(&auth("secret")), &chip).unwrap_err();
-    assert!(matches!(error, KeyError::Lockout { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::Lockout { .. })), "{error:?}");
 
     // That was no refusal of the password.
     tpm.run("tpm2_dictionarylockout", &["-c"]);
@@ -333,7 +344,7 @@ fn lock_out_is_named() {
 // In a file that only the TPM can use
 
 #[test]
-fn keys_that_openssl_made_in_the_tpm_identify_the_device() {
+fn keys_created_by_openssl_identify_the_device() {
     let tpm = Swtpm::start();
     for (made_as, algorithm) in [
         ("EC -pkeyopt group:P-256", "ecdsa-p256"),
@@ -350,7 +361,7 @@ fn keys_that_openssl_made_in_the_tpm_identify_the_device() {
 }
 
 #[test]
-fn a_key_of_openssl_with_a_password_wants_it() {
+fn key_of_openssl_with_a_password_wants_it() {
     let tpm = Swtpm::start();
     let made_as = "EC -pkeyopt group:P-256 -pkeyopt user-auth:secret";
     tpm.openssl_tpm2(&format!("genpkey -algorithm {made_as} -out key.pem"));
@@ -358,7 +369,7 @@ fn a_key_of_openssl_with_a_password_wants_it() {
 
     // The file says that there is one, so the TPM is not even asked.
     let error = open_file(&tpm, "key.pem", None).unwrap_err();
-    assert!(matches!(error, KeyError::AuthMissing { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::AuthMissing { .. })), "{error:?}");
     assert!(error.to_string().contains("key.pem"), "{error}");
     assert_eq!(tpm.lockout_counter(), 0);
 
@@ -366,7 +377,7 @@ fn a_key_of_openssl_with_a_password_wants_it() {
     for _ in 0..3 {
         let file = tpm.file("key.pem");
         let error = open(Source::File(&file), Some(&auth("guess")), &chip).unwrap_err();
-        assert!(matches!(error, KeyError::AuthRefused { .. }), "{error:?}");
+        assert!(matches!(error, KeyError::Tpm(TpmError::AuthRefused { .. })), "{error:?}");
         assert!(error.to_string().contains("key.pem"), "{error}");
     }
     assert!(tpm.lockout_counter() <= 1);
@@ -388,7 +399,7 @@ fn keys_that_tpm2_tools_put_in_a_file_identify_the_device() {
     tpm.make("rsa2048", SIGNING, &[]);
     tpm.run("tpm2_encodeobject", &encode);
     let error = open_file(&tpm, "key.pem", None).unwrap_err();
-    assert!(matches!(error, KeyError::AuthMissing { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::AuthMissing { .. })), "{error:?}");
     assert_identifies(&open_file(&tpm, "key.pem", Some(&auth(""))).unwrap(), "rsa-2048");
     assert_eq!(tpm.lockout_counter(), 0);
 
@@ -399,16 +410,16 @@ fn keys_that_tpm2_tools_put_in_a_file_identify_the_device() {
 }
 
 #[test]
-fn a_key_file_of_another_tpm_is_named() {
+fn key_file_of_another_tpm_is_named() {
     let (tpm, other) = (Swtpm::start(), Swtpm::start());
     tpm.openssl_tpm2("genpkey -algorithm EC -pkeyopt group:P-384 -out key.pem");
     let error = open(Source::File(&tpm.file("key.pem")), None, &handle(&other)).unwrap_err();
-    assert!(matches!(error, KeyError::NotThisTpm { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::NotThisTpm { .. })), "{error:?}");
     assert_eq!(other.transient_handles(), 0);
 }
 
 #[test]
-fn a_parent_with_a_password_is_named_and_its_guessing_is_not_counted_twice() {
+fn parent_with_a_password_is_named_and_tried_once() {
     let tpm = Swtpm::start();
     std::fs::write(tpm.file("key.pem"), made_by_tpm2_tools(&tpm, &[])).unwrap();
     let chip = handle(&tpm);
@@ -425,7 +436,7 @@ fn a_parent_with_a_password_is_named_and_its_guessing_is_not_counted_twice() {
     tpm.run("tpm2_flushcontext", &["-t"]);
     for _ in 0..5 {
         let error = open(Source::File(&file), None, &chip).unwrap_err();
-        assert!(matches!(error, KeyError::ParentPassword { .. }), "{error:?}");
+        assert!(matches!(error, KeyError::Tpm(TpmError::ParentPassword { .. })), "{error:?}");
         assert_eq!(error.kind(), ErrorKind::NeedsOperator);
     }
     assert_eq!(tpm.lockout_counter(), 1);
@@ -438,7 +449,7 @@ fn damaged_and_unfit_key_files_of_the_tpm_are_named() {
     tpm.make("ecc521", SIGNING, &[]);
     tpm.run("tpm2_encodeobject", &encode);
     let error = open_file(&tpm, "key.pem", None).unwrap_err();
-    assert!(matches!(error, KeyError::Unfit { why: Unfit::Curve, .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::Unfit { why: Unfit::Curve, .. })), "{error:?}");
     assert!(error.to_string().contains("key.pem"), "{error}");
 
     tpm.make("rsa2048", SIGNING, &[]);
@@ -458,7 +469,7 @@ fn damaged_and_unfit_key_files_of_the_tpm_are_named() {
     }
     std::fs::write(tpm.file("bad.pem"), &good[..good.len() / 2]).unwrap();
     let error = open_file(&tpm, "bad.pem", None).unwrap_err();
-    assert!(matches!(error, KeyError::Malformed { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::File(KeyFileError::Malformed { .. })), "{error:?}");
     assert!(error.to_string().contains("bad.pem"), "{error}");
     assert_eq!(tpm.transient_handles(), 0);
 }
@@ -493,7 +504,7 @@ fn keys_in_files_identify_the_device() {
 
         // A password would be forgotten in silence.
         let error = open_file(&tpm, name, Some(&auth("secret"))).unwrap_err();
-        assert!(matches!(error, KeyError::AuthNotTaken { .. }), "{error:?}");
+        assert!(matches!(error, KeyError::File(KeyFileError::AuthNotTaken { .. })), "{error:?}");
         assert!(error.to_string().contains(name), "{error}");
     }
 
@@ -504,7 +515,7 @@ fn keys_in_files_identify_the_device() {
 }
 
 #[test]
-fn key_files_as_people_make_them_are_read() {
+fn key_files_in_all_common_forms_are_read() {
     let tpm = Swtpm::start();
     tpm.openssl("ecparam -name prime256v1 -genkey -out sec1.pem");
     tpm.openssl("req -x509 -new -key sec1.pem -subj /CN=factory -out certificate.pem");
@@ -541,7 +552,7 @@ fn key_files_as_people_make_them_are_read() {
 }
 
 #[test]
-fn a_key_file_that_all_can_read_is_used_with_a_warning() {
+fn key_file_readable_by_all_is_used_with_a_warning() {
     use std::os::unix::fs::PermissionsExt as _;
 
     let tpm = Swtpm::start();
@@ -579,7 +590,7 @@ fn other_files_are_named_for_what_they_are() {
     std::fs::write(tpm.file("binary.pem"), [0xff; 100]).unwrap();
 
     let form = |name: &str| match open_file(&tpm, name, None) {
-        Err(KeyError::Unsupported { form, origin }) => {
+        Err(KeyError::File(KeyFileError::Unsupported { form, origin })) => {
             assert!(origin.contains(name), "{origin}");
             form
         }
@@ -597,18 +608,21 @@ fn other_files_are_named_for_what_they_are() {
 
     for name in ["cut.pem", "bad.pem", "empty.pem", "binary.pem"] {
         let error = open_file(&tpm, name, None).unwrap_err();
-        assert!(matches!(error, KeyError::Malformed { .. }), "{name}: {error:?}");
+        assert!(matches!(error, KeyError::File(KeyFileError::Malformed { .. })), "{name}: {error:?}");
         assert!(error.to_string().contains(name), "{error}");
     }
     for name in ["absent.pem", ".", "large.pem"] {
         let error = open(Source::File(&tpm.file(name)), None, &handle(&tpm)).unwrap_err();
-        assert!(matches!(error, KeyError::Unreadable { .. }), "{name}: {error:?}");
+        assert!(matches!(error, KeyError::File(KeyFileError::Unreadable { .. })), "{name}: {error:?}");
     }
     let error = open(Source::File(Path::new("/nonexistent/key.pem")), None, &handle(&tpm)).unwrap_err();
-    assert!(matches!(error, KeyError::Unreadable { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::File(KeyFileError::Unreadable { .. })), "{error:?}");
 
     // The agent's own keys are the TPM's.
     let pem = std::fs::read_to_string(tpm.file("sec1.pem")).unwrap();
     let error = handle(&tpm).key_from_pem(&pem).unwrap_err();
-    assert!(matches!(error, KeyError::Unsupported { form: KeyForm::Plain, .. }), "{error:?}");
+    assert!(
+        matches!(error, KeyError::File(KeyFileError::Unsupported { form: KeyForm::Plain, .. })),
+        "{error:?}"
+    );
 }

@@ -54,7 +54,7 @@ fn certificates_are_read() {
 }
 
 #[test]
-fn an_owner_password_does_not_matter_where_the_index_may_be_read_without() {
+fn index_readable_without_it_needs_no_owner_password() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let certificate = certificate("device.example");
@@ -66,12 +66,12 @@ fn an_owner_password_does_not_matter_where_the_index_may_be_read_without() {
     tpm.write_nv("ownerread|ownerwrite", &certificate, &[]);
     tpm.run("tpm2_changeauth", &["-c", "owner", "secret"]);
     let error = handle.certificates_in_nv(INDEX).unwrap_err();
-    assert!(matches!(error, KeyError::NvLocked { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::NvLocked { .. })), "{error:?}");
     assert!(error.to_string().contains("owner password"), "{error}");
 }
 
 #[test]
-fn an_index_of_the_owner_is_read_with_the_password_that_is_configured() {
+fn index_of_the_owner_is_read_with_the_owner_password() {
     use miaf_agent::keys::tpm::ParentChoice;
     use miaf_agent::platform::credentials::Secret;
 
@@ -85,12 +85,12 @@ fn an_index_of_the_owner_is_read_with_the_password_that_is_configured() {
     assert_eq!(chip.certificates_in_nv(INDEX).unwrap(), [certificate.into()]);
     std::fs::write(tpm.file("owner.auth"), "guess").unwrap();
     let error = chip.certificates_in_nv(INDEX).unwrap_err();
-    assert!(matches!(error, KeyError::NvLocked { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::NvLocked { .. })), "{error:?}");
     assert_eq!(tpm.lockout_counter(), 0);
 }
 
 #[test]
-fn an_index_is_read_whatever_the_tpm_says_of_its_limit() {
+fn index_is_read_whatever_limit_the_tpm_states() {
     use super::proxy::{Limit, Proxy};
 
     let tpm = Swtpm::start();
@@ -119,37 +119,40 @@ fn an_index_is_read_whatever_the_tpm_says_of_its_limit() {
     // One that gives out nothing at all is not asked for ever.
     let proxy = Proxy::start(&tpm, Limit::Is(1024), 0, Some(0x1c4));
     let error = Tpm::start(proxy.tcti().parse::<Tcti>().unwrap()).certificates_in_nv(INDEX).unwrap_err();
-    assert!(matches!(error, KeyError::Refused { code: 0x1c4, .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::Refused { code: 0x1c4, .. })), "{error:?}");
     assert!(proxy.reads() <= 16, "{}", proxy.reads());
 }
 
 #[test]
-fn a_missing_index_is_named() {
+fn missing_index_is_named() {
     let tpm = Swtpm::start();
     for number in [INDEX, 0x0100_0000, 0x8102_0000, 0] {
         let error = handle(&tpm).certificates_in_nv(number).unwrap_err();
-        assert!(matches!(error, KeyError::NvMissing { index, .. } if index == number), "{error:?}");
+        assert!(
+            matches!(error, KeyError::Tpm(TpmError::NvMissing { index, .. }) if index == number),
+            "{error:?}"
+        );
         assert_eq!(error.kind(), ErrorKind::NeedsOperator);
     }
 }
 
 #[test]
-fn an_index_that_nobody_wrote_to_is_named() {
+fn index_never_written_is_named() {
     let tpm = Swtpm::start();
     tpm.define_nv(OPEN, 100, &[]);
     let error = handle(&tpm).certificates_in_nv(INDEX).unwrap_err();
-    assert!(matches!(error, KeyError::NvUnwritten { index: INDEX, .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::NvUnwritten { index: INDEX, .. })), "{error:?}");
 }
 
 #[test]
-fn an_index_that_may_not_be_read_says_why_and_is_not_asked_twice() {
+fn locked_index_is_named_and_read_once() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let content = certificate("device.example");
     tpm.write_nv("authread|ownerwrite", &content, &["-p", "secret"]);
     for _ in 0..10 {
         let error = handle.certificates_in_nv(INDEX).unwrap_err();
-        assert!(matches!(error, KeyError::NvLocked { index: INDEX, .. }), "{error:?}");
+        assert!(matches!(error, KeyError::Tpm(TpmError::NvLocked { index: INDEX, .. })), "{error:?}");
         assert!(error.to_string().contains("it has a password"), "{error}");
         assert_eq!(error.kind(), ErrorKind::NeedsOperator);
     }
@@ -162,19 +165,19 @@ fn an_index_that_may_not_be_read_says_why_and_is_not_asked_twice() {
 
     tpm.write_nv("ppread|ownerwrite", &content, &[]);
     let error = handle.certificates_in_nv(INDEX).unwrap_err();
-    assert!(matches!(error, KeyError::NvLocked { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::NvLocked { .. })), "{error:?}");
     assert!(error.to_string().contains("platform"), "{error}");
 
     tpm.write_nv(&format!("{OPEN}|read_stclear"), &content, &[]);
     tpm.run("tpm2_nvreadlock", &["0x01c90000", "-C", "o"]);
     let error = handle.certificates_in_nv(INDEX).unwrap_err();
-    assert!(matches!(error, KeyError::NvLocked { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::NvLocked { .. })), "{error:?}");
     assert!(error.to_string().contains("until the TPM restarts"), "{error}");
 
     std::fs::write(tpm.file("policy"), [7; 32]).unwrap();
     tpm.write_nv("policyread|ownerwrite", &content, &["-L", "policy"]);
     let error = handle.certificates_in_nv(INDEX).unwrap_err();
-    assert!(matches!(error, KeyError::NvLocked { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::NvLocked { .. })), "{error:?}");
     assert!(error.to_string().contains("policy"), "{error}");
 }
 
@@ -186,10 +189,10 @@ fn other_content_is_named() {
     for bad in [vec![0xff; 100], b"a serial number".to_vec(), good[..200].to_vec()] {
         tpm.write_nv(OPEN, &bad, &[]);
         let error = handle.certificates_in_nv(INDEX).unwrap_err();
-        assert!(matches!(error, KeyError::NvContent { index: INDEX, .. }), "{error:?}");
+        assert!(matches!(error, KeyError::Tpm(TpmError::NvContent { index: INDEX, .. })), "{error:?}");
         assert_eq!(error.kind(), ErrorKind::BadInput);
     }
     tpm.define_nv("ownerread|ownerwrite|nt=counter", 8, &[]);
     let error = handle.certificates_in_nv(INDEX).unwrap_err();
-    assert!(matches!(error, KeyError::NvContent { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::NvContent { .. })), "{error:?}");
 }

@@ -1,4 +1,5 @@
-//! The key under which the agent's keys are made: the owner's primary, or a storage key that is kept in the TPM.
+//! The key under which the agent's keys are made: the owner's primary, or a storage key that is
+//! kept in the TPM.
 
 use miaf_agent::keys::KeyFile;
 use miaf_agent::keys::tpm::ParentChoice;
@@ -37,7 +38,7 @@ fn under(tpm: &Swtpm, parent: ParentChoice) -> Tpm {
 }
 
 #[test]
-fn srk_takes_the_primary_s_place_where_the_owner_has_a_password() {
+fn srk_is_used_where_the_owner_has_a_password() {
     for algorithm in [RSA, ECC] {
         let mut tpm = Swtpm::start();
         tpm.keep_parent(SRK, "o", algorithm, STORAGE, &[]);
@@ -56,7 +57,7 @@ fn srk_takes_the_primary_s_place_where_the_owner_has_a_password() {
         assert_eq!(tpm.transient_handles(), 0);
 
         // Programs get the block alone, and OpenSSL reads it, and the record.
-        let KeyFile::Tss2(bare) = key.for_programs().unwrap() else { panic!("a key of the TPM") };
+        let KeyFile::Tss2(bare) = key.to_key_file().unwrap() else { panic!("a key of the TPM") };
         assert!(bare.starts_with("-----BEGIN TSS2 PRIVATE KEY-----\n"), "{bare}");
         for text in [&bare, &record] {
             std::fs::write(tpm.file("key.pem"), text).unwrap();
@@ -66,7 +67,7 @@ fn srk_takes_the_primary_s_place_where_the_owner_has_a_password() {
             assert_eq!(std::fs::read(tpm.file("public.der")).unwrap(), key.public_key().spki_der());
         }
         let error = under(&tpm, ParentChoice::Primary).create_key().unwrap_err();
-        assert!(matches!(error, KeyError::OwnerPassword { code: 0x9a2, .. }), "{error:?}");
+        assert!(matches!(error, KeyError::Tpm(TpmError::OwnerPassword { code: 0x9a2, .. })), "{error:?}");
     }
 }
 
@@ -83,13 +84,13 @@ fn configured_parent_is_used_though_the_primary_could_be() {
     assert_eq!(handle(&tpm).create_key().unwrap().parent(), Parent::OwnerPrimary);
 
     let error = under(&tpm, ParentChoice::Persistent(0x8100_0011)).create_key().unwrap_err();
-    assert!(matches!(error, KeyError::ParentMissing { handle: 0x8100_0011, .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::ParentMissing { handle: 0x8100_0011, .. })), "{error:?}");
     assert_eq!(error.kind(), ErrorKind::NeedsOperator);
     assert_eq!(tpm.transient_handles(), 0);
 }
 
 #[test]
-fn owner_password_that_is_configured_is_used_and_a_wrong_one_locks_nothing() {
+fn owner_password_is_used_and_a_wrong_one_locks_nothing() {
     let mut tpm = Swtpm::start();
     tpm.set_owner_password();
     let with = |tpm: &Swtpm, password: &str| {
@@ -105,11 +106,11 @@ fn owner_password_that_is_configured_is_used_and_a_wrong_one_locks_nothing() {
 
     // It is not kept in the connection for whoever comes next.
     let error = chip.clone().with_parent(ParentChoice::Auto, None).create_key().unwrap_err();
-    assert!(matches!(error, KeyError::OwnerPassword { code: 0x9a2, .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::OwnerPassword { code: 0x9a2, .. })), "{error:?}");
 
     for _ in 0..40 {
         let error = with(&tpm, "guess").create_key().unwrap_err();
-        assert!(matches!(error, KeyError::OwnerAuthRefused { code: 0x9a2, .. }), "{error:?}");
+        assert!(matches!(error, KeyError::Tpm(TpmError::OwnerAuthRefused { code: 0x9a2, .. })), "{error:?}");
         assert!(!error.to_string().contains("guess"), "{error}");
         assert!(error.to_string().contains("0x81000001 be used: there is none"), "{error}");
     }
@@ -117,10 +118,10 @@ fn owner_password_that_is_configured_is_used_and_a_wrong_one_locks_nothing() {
     assert_signs(&with(&tpm, "secret").key_from_pem(&pem(&key)).unwrap());
 
     let error = with(&tpm, &"x".repeat(65)).create_key().unwrap_err();
-    assert!(matches!(error, KeyError::OwnerAuthUnreadable { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::OwnerAuthUnreadable { .. })), "{error:?}");
     let missing = Some(Secret::File(tpm.file("missing")));
     let error = handle(&tpm).with_parent(ParentChoice::Auto, missing.clone()).create_key().unwrap_err();
-    assert!(matches!(error, KeyError::OwnerAuthUnreadable { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::OwnerAuthUnreadable { .. })), "{error:?}");
     assert!(error.to_string().contains("missing"), "{error}");
     assert_eq!(error.kind(), ErrorKind::NeedsOperator);
 
@@ -145,9 +146,9 @@ fn disabled_owner_hierarchy_is_named_and_another_parent_works() {
     tpm.keep_parent(SRK, "o", ECC, STORAGE, &[]);
     tpm.run("tpm2_hierarchycontrol", &["-C", "p", "shEnable", "clear"]);
     let srk = under(&tpm, ParentChoice::Persistent(SRK)).create_key().unwrap_err();
-    assert!(matches!(srk, KeyError::HierarchyDisabled { code: 0x18b, .. }), "{srk:?}");
+    assert!(matches!(srk, KeyError::Tpm(TpmError::HierarchyDisabled { code: 0x18b, .. })), "{srk:?}");
     for error in [handle(&tpm).create_key().unwrap_err(), key.sign(b"").unwrap_err()] {
-        assert!(matches!(error, KeyError::HierarchyDisabled { code: 0x185, .. }), "{error:?}");
+        assert!(matches!(error, KeyError::Tpm(TpmError::HierarchyDisabled { code: 0x185, .. })), "{error:?}");
         assert!(error.to_string().contains("firmware set-up"), "{error}");
         assert_eq!(error.kind(), ErrorKind::NeedsOperator);
     }
@@ -160,7 +161,7 @@ fn disabled_owner_hierarchy_is_named_and_another_parent_works() {
 }
 
 #[test]
-fn key_of_the_primary_works_when_that_is_kept_as_srk_and_the_owner_has_a_password() {
+fn key_of_the_primary_signs_with_that_as_srk() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
     // Just what the agent derives.
@@ -175,8 +176,8 @@ fn key_of_the_primary_works_when_that_is_kept_as_srk_and_the_owner_has_a_passwor
     tpm.keep_parent(SRK, "o", RSA, STORAGE, &[]);
     tpm.set_owner_password();
     let error = handle(&tpm).key_from_pem(&pem(&key)).unwrap().sign(b"").unwrap_err();
-    assert!(matches!(error, KeyError::OwnerPassword { .. }), "{error:?}");
-    assert!(error.to_string().contains("the key was not made under it"), "{error}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::OwnerPassword { .. })), "{error:?}");
+    assert!(error.to_string().contains("the key was not created under it"), "{error}");
     assert_eq!(error.kind(), ErrorKind::NeedsOperator);
 }
 
@@ -197,7 +198,7 @@ fn unfit_parents_are_refused_with_the_reason() {
 
         tpm.set_owner_password();
         let error = handle(&tpm).create_key().unwrap_err();
-        assert!(matches!(error, KeyError::OwnerPassword { .. }), "{error:?}");
+        assert!(matches!(error, KeyError::Tpm(TpmError::OwnerPassword { .. })), "{error:?}");
         assert!(error.to_string().contains(why), "{why}: {error}");
         tpm.run("tpm2_changeauth", &["-c", "owner", "-p", "secret"]);
     }
@@ -213,7 +214,7 @@ fn another_key_in_the_parent_s_place_is_noticed() {
     tpm.keep_parent(SRK, "o", ECC, STORAGE, &[]);
     for key in [&key, &handle(&tpm).key_from_pem(&pem(&key)).unwrap()] {
         let error = key.sign(b"").unwrap_err();
-        assert!(matches!(error, KeyError::ParentReplaced { handle: SRK, .. }), "{error:?}");
+        assert!(matches!(error, KeyError::Tpm(TpmError::ParentReplaced { handle: SRK, .. })), "{error:?}");
         assert_eq!(error.kind(), ErrorKind::NeedsOperator);
         assert!(error.to_string().contains("retry --new-key"), "{error}");
     }
@@ -221,16 +222,16 @@ fn another_key_in_the_parent_s_place_is_noticed() {
     assert_signs(&key);
     tpm.run("tpm2_evictcontrol", &["-Q", "-C", "o", "-c", "0x81000001"]);
     let error = key.sign(b"").unwrap_err();
-    assert!(matches!(error, KeyError::ParentMissing { handle: SRK, .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::ParentMissing { handle: SRK, .. })), "{error:?}");
     // Cleared, the TPM derives another key from the same template.
     tpm.run("tpm2_clear", &["-c", "p"]);
     tpm.keep_parent(SRK, "o", RSA, STORAGE, &[]);
     let error = key.sign(b"").unwrap_err();
-    assert!(matches!(error, KeyError::ParentReplaced { .. }), "{error:?}");
+    assert!(matches!(error, KeyError::Tpm(TpmError::ParentReplaced { .. })), "{error:?}");
 }
 
 #[test]
-fn parent_that_is_guarded_against_guessing_is_guessed_at_once() {
+fn parent_guarded_against_guessing_is_tried_once() {
     let tpm = Swtpm::start();
     let chip = handle(&tpm);
     let key = chip.key_from_pem(&made_by_tpm2_tools(&tpm, &[])).unwrap();
@@ -239,7 +240,7 @@ fn parent_that_is_guarded_against_guessing_is_guessed_at_once() {
     tpm.keep_parent(0x8100_0010, "o", ECC, &guarded, &["-p", "parent"]);
     for _ in 0..5 {
         let error = key.sign(b"").unwrap_err();
-        assert!(matches!(error, KeyError::ParentPassword { .. }), "{error:?}");
+        assert!(matches!(error, KeyError::Tpm(TpmError::ParentPassword { .. })), "{error:?}");
     }
     assert_eq!(tpm.lockout_counter(), 1);
 }

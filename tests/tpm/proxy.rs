@@ -1,5 +1,5 @@
-//! A TPM that answers some commands otherwise: a proxy before swtpm's two ports, for its commands and for its control
-//! channel.
+//! A TPM that answers some commands otherwise: a proxy before swtpm's two ports, for its commands
+//! and for its control channel.
 
 use std::io::{Read as _, Result, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -130,7 +130,8 @@ const NV_READ: u32 = 0x14e;
 const NV_BUFFER_MAX: u32 = 0x12c;
 
 impl Faults {
-    /// An answer without asking the TPM. Makes the command smaller, where it is to be answered in part.
+    /// An answer without asking the TPM. Makes the command smaller, where it is to be answered in
+    /// part.
     fn answer(&self, command: &mut [u8]) -> Option<Vec<u8>> {
         let code = match (number(&command[6..10]), self.told) {
             (GET_CAPABILITY, Limit::Error(code)) if number(&command[14..18]) == NV_BUFFER_MAX => code,

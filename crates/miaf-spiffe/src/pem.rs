@@ -1,4 +1,4 @@
-//! The one reader of PEM (RFC 7468), as people and programs make it.
+//! The one reader and writer of PEM (RFC 7468), which people and programs make in many forms.
 //!
 //! Lenient about everything that leaves no doubt: any line ends and line width, indentation, a byte
 //! order mark, UTF-16, text of any encoding around a block, an END and a BEGIN on one line. Strict
@@ -11,6 +11,7 @@ use std::ops::Deref;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use der::pem::LineEnding;
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
@@ -249,6 +250,14 @@ pub fn read(content: &[u8]) -> Result<Pem, Error> {
         Some(begin) => Err(begin.wrong(Problem::NoEnd(begin.label(), None))),
         None => Ok(pem),
     }
+}
+
+/// A block with this label and content, in lines of 64 characters that end with LF (RFC 7468). The
+/// encoding takes constant time and leaves no copy behind, since the content may be a private key.
+/// `None`: the label is none, or the content too long for any text.
+#[must_use]
+pub fn encode(label: &str, der: &[u8]) -> Option<Zeroizing<String>> {
+    der::pem::encode_string(label, LineEnding::LF, der).ok().map(Zeroizing::new)
 }
 
 /// The certificates of a PEM text.

@@ -5,6 +5,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use miaf_agent::keys::KeyError;
+use miaf_agent::keys::tpm::TpmError;
 
 use super::{Outcome, Verdict, key};
 use crate::bench::Bench;
@@ -36,7 +37,9 @@ fn side_by_side(bench: &Bench, what_the_tools_do: &str, way: &str) -> Outcome {
     while tools.are_at_work()? {
         match signatures.time(|| key::sign_and_verify(&made, key::MESSAGE)) {
             Ok(_) => {}
-            Err(error) if matches!(error.downcast_ref(), Some(KeyError::Busy { .. })) => busy += 1,
+            Err(error) if matches!(error.downcast_ref(), Some(KeyError::Tpm(TpmError::Busy { .. }))) => {
+                busy += 1
+            }
             Err(error) => return Err(format!("the agent, beside tpm2-tools: {error}").into()),
         }
         if begun.elapsed() > DEADLINE {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use miaf_agent::keys::factory::{self, Source};
+use miaf_agent::keys::factory_key::{self, Source};
 use rustls::sign::CertifiedKey;
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::ecc::EccCurve;
@@ -22,7 +22,7 @@ use crate::kept::{HANDLE, INDEX, Kept};
 pub(super) fn p256_with_certificate_in_nv(bench: &Bench) -> Outcome {
     let template = connection::p256_key(AS_THE_AGENT_DOES)?;
     let _key = Kept::key(&bench.tcti, template)?;
-    let key = factory::open(Source::TpmHandle(HANDLE), None, &bench.agent)?;
+    let key = factory_key::open(Source::TpmHandle(HANDLE), None, &bench.agent)?;
     let authority = Authority::new()?;
     let leaf = authority.certify(&public_key(&key)?, &rcgen::PKCS_ECDSA_P256_SHA256)?;
 
@@ -62,7 +62,7 @@ fn identifies(
     certified_as: &'static rcgen::SignatureAlgorithm,
 ) -> Outcome {
     let _key = Kept::key(&bench.tcti, template)?;
-    let key = factory::open(Source::TpmHandle(HANDLE), None, &bench.agent)?;
+    let key = factory_key::open(Source::TpmHandle(HANDLE), None, &bench.agent)?;
     ensure(key.algorithm == algorithm, || format!("the agent takes it for {}", key.algorithm))?;
     let authority = Authority::new()?;
     let leaf = authority.certify(&public_key(&key)?, certified_as)?;
@@ -71,7 +71,7 @@ fn identifies(
 }
 
 /// What a certificate has as the public key.
-fn public_key(key: &factory::FactoryKey) -> Result<Vec<u8>, Failure> {
+fn public_key(key: &factory_key::FactoryKey) -> Result<Vec<u8>, Failure> {
     let spki = key.signing_key.public_key().ok_or("the agent does not know the public half of the key")?;
     let (_, spki) = SubjectPublicKeyInfo::from_der(&spki)?;
     Ok(spki.subject_public_key.data.to_vec())

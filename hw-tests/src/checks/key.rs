@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use miaf_agent::keys::tpm::TpmKey;
+use miaf_agent::keys::tpm::{TpmError, TpmKey};
 use miaf_agent::keys::tss2::Tss2Key;
-use miaf_agent::keys::{Key, KeyError, csr, tls};
+use miaf_agent::keys::{Key, KeyError, csr, rustls as tls};
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use rustls::sign::CertifiedKey;
 use tss_esapi::Context;
@@ -170,7 +170,7 @@ pub(super) fn cannot_be_made_exportable(bench: &Bench) -> Outcome {
     let changed = bench.agent.key_from_pem(&file.to_pem()?)?;
     ensure(!changed.attributes().non_exportable(), || "the public area was not changed".into())?;
     match changed.sign(MESSAGE) {
-        Err(KeyError::NotThisTpm { code, .. }) => {
+        Err(KeyError::Tpm(TpmError::NotThisTpm { code, .. })) => {
             Ok(Verdict::Passed(format!("refused (code {code:#x}) with fixedTPM and fixedParent cleared")))
         }
         Err(other) => Err(format!("it is refused for another reason: {other}").into()),

@@ -1,5 +1,6 @@
-//! Certificates in the TPM's own memory, where TCG profiles put those of the device maker: "TPM 2.0 Keys for Device
-//! Identity and Attestation" for the IDevID, "EK Credential Profile" for the form (DER).
+//! Certificates in NV indices of the TPM, where TCG profiles put those of the device maker: "TPM
+//! 2.0 Keys for Device Identity and Attestation" for the IDevID, "EK Credential Profile" for the
+//! form (DER).
 
 use rustls::pki_types::CertificateDer;
 use tss_esapi::Context;
@@ -11,9 +12,10 @@ use tss_esapi::structures::MaxNvBuffer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use super::failure::{During, Failure, NvTrouble, Step};
-use super::guard::Pair;
+use super::error::NvLock;
+use super::lockout_guard::AuthAttempt;
 use super::parent::Storage;
+use super::response_code::{During, Failure, NvProblem, Step};
 
 /// Reads the certificates in an NV index.
 pub(super) fn certificates(
@@ -30,10 +32,10 @@ pub(super) fn certificates(
     let closed = context.tr_close(&mut handle).during(Step::Release);
     let content = read?;
     closed?;
-    split(&content).map_err(|why| Failure::Nv(index, NvTrouble::Content(why)))
+    split(&content).map_err(|why| Failure::Nv(index, NvProblem::Content(why)))
 }
 
-/// An index larger than this holds something else.
+/// Bytes; a larger index holds something else.
 const MAX_SIZE: usize = 16 * 1024;
 /// No chain is longer.
 const MAX_CERTIFICATES: usize = 8;
@@ -44,25 +46,26 @@ fn content(
     index: u32,
     storage: &Storage,
 ) -> Result<Vec<u8>, Failure> {
-    let trouble = |trouble| Failure::Nv(index, trouble);
+    let problem = |problem| Failure::Nv(index, problem);
     let (public, name) =
         context.execute_without_session(|context| context.nv_read_public(handle)).during(Step::Nv(index))?;
     let attributes = public.attributes();
     if !matches!(attributes.index_type(), Ok(NvIndexType::Ordinary)) {
-        return Err(trouble(NvTrouble::Content("it is a counter or the like, not one for data".into())));
+        return Err(problem(NvProblem::Content("it is a counter or the like, not one for data".into())));
     }
     if !attributes.written() {
-        return Err(trouble(NvTrouble::Unwritten));
+        return Err(problem(NvProblem::Unwritten));
     }
     if attributes.read_locked() {
-        return Err(trouble(NvTrouble::Locked(UNTIL_RESTART)));
+        return Err(problem(NvProblem::Locked(NvLock::UntilRestart)));
     }
     let size = public.data_size();
     if size > MAX_SIZE {
-        let why = format!("it is {size} octets large, and {MAX_SIZE} is the most that is taken");
-        return Err(trouble(NvTrouble::Content(why)));
+        let why = format!("it is {size} bytes large, and at most {MAX_SIZE} are read");
+        return Err(problem(NvProblem::Content(why)));
     }
-    // The owner first: a wrong password of the owner does not count towards lock-out, one of an index does.
+    // As the owner first: a wrong owner password does not count towards lock-out, one of an index
+    // does.
     let by_owner = attributes.owner_read().then(|| {
         storage
             .as_owner(context, Step::Nv(index), |context| read(context, NvAuth::Owner, handle, index, size))
@@ -71,32 +74,20 @@ fn content(
         Some(Ok(content)) => Ok(content),
         Some(Err(failure)) if !failure.is_about_a_password() => Err(failure),
         _ if attributes.auth_read() => {
-            let empty = Pair::new(name.value(), &[]);
-            storage.refusals.guard(&empty, || read(context, NvAuth::NvIndex(handle), handle, index, size))
+            let empty = AuthAttempt::new(name.value(), &[]);
+            storage.lockout_guard.run(&empty, || read(context, NvAuth::NvIndex(handle), handle, index, size))
         }
-        Some(Err(_)) => Err(trouble(NvTrouble::Locked(OWNER_PASSWORD))),
-        None => Err(trouble(NvTrouble::Locked(what_it_takes(attributes)))),
+        Some(Err(_)) => Err(problem(NvProblem::Locked(NvLock::OwnerPassword))),
+        None => Err(problem(NvProblem::Locked(lock_of(attributes)))),
     }
 }
 
-const UNTIL_RESTART: &str =
-    "another program (tpm2_nvreadlock) has locked it against reading until the TPM restarts";
-
-const OWNER_PASSWORD: &str = "the owner may read it, and the TPM has an owner password; empty it (tpm2_changeauth -c owner \
-                              -p OLDPASSWORD), define the index with authread, or keep the certificate in a file";
-
-fn what_it_takes(attributes: NvIndexAttributes) -> &'static str {
-    if attributes.policy_read() {
-        "it is read under a policy, which the agent does not support; define it with ownerread or authread, or keep the \
-         certificate in a file"
-    } else {
-        "only the platform (the firmware) may read it; define it with ownerread or authread, or keep the certificate in \
-         a file"
-    }
+fn lock_of(attributes: NvIndexAttributes) -> NvLock {
+    if attributes.policy_read() { NvLock::Policy } else { NvLock::Platform }
 }
 
-/// Reads in pieces: a TPM gives out so much at a time. Some do not say how much, or say more than they do, so that the
-/// pieces become smaller until it works.
+/// Reads in pieces, as large as the TPM allows. Some do not say how large, or say more than they
+/// allow, so the pieces become smaller until it works.
 fn read(
     context: &mut Context,
     auth: NvAuth,
@@ -105,7 +96,7 @@ fn read(
     size: usize,
 ) -> Result<Vec<u8>, Failure> {
     let step = Step::Nv(index);
-    let mut most = most_at_a_time(context)?;
+    let mut most = largest_piece(context)?;
     let mut content = Vec::with_capacity(size);
     while content.len() < size {
         let length = most.min(size - content.len());
@@ -115,51 +106,53 @@ fn read(
             Ok(piece) => {
                 let piece = piece.value();
                 if piece.is_empty() || piece.len() > length {
-                    let why = format!("it gives back {} bytes of an NV index, of {length}", piece.len());
+                    let why = format!("it returns {} bytes of an NV index, of {length}", piece.len());
                     return Err(Failure::Deviant(why));
                 }
                 most = piece.len();
                 content.extend_from_slice(piece);
             }
-            Err(failure) if length > LEAST && failure.is_about_the_request() => most = smaller(length),
+            Err(failure) if length > SMALLEST && failure.is_about_the_request() => most = smaller(length),
             Err(failure) => return Err(failure),
         }
     }
     Ok(content)
 }
 
-/// What the TPM says that it gives out at a time, in bytes; what every TPM should, if it does not say it.
-fn most_at_a_time(context: &mut Context) -> Result<usize, Failure> {
-    let told = match context.get_tpm_property(PropertyTag::NvBufferMax).during(Step::Describe) {
-        Ok(told) => told,
+/// The largest piece that the TPM says it returns, in bytes; what every TPM should, if it does not
+/// say it.
+fn largest_piece(context: &mut Context) -> Result<usize, Failure> {
+    let stated = match context.get_tpm_property(PropertyTag::NvBufferMax).during(Step::Describe) {
+        Ok(stated) => stated,
         Err(failure) if failure.is_about_the_request() => None,
         Err(failure) => return Err(failure),
     };
-    let told = told.and_then(|told| usize::try_from(told).ok()).filter(|told| *told >= LEAST);
-    Ok(told.unwrap_or(USUAL).min(MaxNvBuffer::MAX_SIZE))
+    let stated = stated.and_then(|size| usize::try_from(size).ok()).filter(|size| *size >= SMALLEST);
+    Ok(stated.unwrap_or(USUAL).min(MaxNvBuffer::MAX_SIZE))
 }
 
-/// What most TPMs give out at a time, at least.
+/// Bytes that most TPMs return at a time, at least.
 const USUAL: usize = 512;
-/// Fewer bytes than this no TPM refuses to give out.
-const LEAST: usize = 16;
+/// Bytes that no TPM refuses to return at a time.
+const SMALLEST: usize = 16;
 
 /// The next smaller power of two.
 fn smaller(length: usize) -> usize {
-    (1 << (length.saturating_sub(1).max(1)).ilog2()).max(LEAST)
+    (1 << (length.saturating_sub(1).max(1)).ilog2()).max(SMALLEST)
 }
 
-/// One certificate after the other, and then nothing, or what an index is filled up with.
+/// Splits certificates that are stored one after the other, up to the end or the padding of the
+/// index.
 fn split(content: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let mut certificates = Vec::new();
     let mut rest = content;
-    while !rest.iter().all(|octet| matches!(octet, 0 | 0xff)) {
+    while !rest.iter().all(|byte| matches!(byte, 0 | 0xff)) {
         if certificates.len() == MAX_CERTIFICATES {
             return Err(format!("it holds more than {MAX_CERTIFICATES} certificates"));
         }
         let at = content.len() - rest.len();
         let (after, _) = X509Certificate::from_der(rest)
-            .map_err(|_| format!("what begins at octet {at} is not a certificate"))?;
+            .map_err(|_| format!("what begins at byte {at} is not a certificate"))?;
         let length = rest.len() - after.len();
         certificates.extend(rest.get(..length).map(|der| CertificateDer::from(der.to_vec())));
         rest = after;
@@ -182,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_certificates_and_what_fills_the_index_up() {
+    fn certificates_are_read_up_to_the_padding() {
         let (one, other) = (certificate(), certificate());
         for padding in [&[] as &[u8], &[0; 100], &[0xff; 100], &[0, 0xff, 0xff]] {
             let expected = [CertificateDer::from(one.clone()), CertificateDer::from(other.clone())];
@@ -193,10 +186,10 @@ mod tests {
     }
 
     #[test]
-    fn pieces_become_smaller_until_the_least() {
+    fn pieces_become_smaller_down_to_the_smallest() {
         let mut length = 1300;
         let mut seen = Vec::new();
-        while length > LEAST {
+        while length > SMALLEST {
             length = smaller(length);
             seen.push(length);
         }
@@ -205,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_something_else() {
+    fn nv_content_that_is_no_certificate_is_refused() {
         let one = certificate();
         let cut = one.get(..one.len() - 1).unwrap().to_vec();
         let bad = [

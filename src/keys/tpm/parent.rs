@@ -1,9 +1,10 @@
-//! The key under which others are made and loaded: the owner's storage primary, derived each time, or a storage key that
-//! is kept in the TPM.
+//! The parent of the agent's keys: the owner's storage primary, derived each time, or a storage key
+//! that is kept in the TPM.
 //!
-//! To derive the primary takes the owner's password, if there is one, and an enabled hierarchy. On a machine that Windows
-//! or an administrator has set up it may be out of reach, while the storage root key (SRK) at 0x81000001 can be used by
-//! everybody (TCG TPM v2.0 Provisioning Guidance, section 7.5.1).
+//! To derive the primary takes the owner password, if there is one, and an enabled hierarchy. On a
+//! machine that Windows or an administrator has set up it may not be available, while any user of
+//! the TPM may use the storage root key (SRK) at 0x81000001 (TCG TPM v2.0 Provisioning Guidance,
+//! section 7.5.1).
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,13 +19,15 @@ use tss_esapi::interface_types::key_bits::RsaKeyBits;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::structures::{Public, PublicEccParametersBuilder, SymmetricDefinitionObject};
 
-use super::chip::{ecc_template, with_persistent, write_over_command};
-use super::failure::{During, Failure, ParentTrouble, Step};
-use super::guard::{Pair, Refusals};
+use super::error::ParentFlaw;
+use super::lockout_guard::{AuthAttempt, LockoutGuard};
+use super::ops::{ecc_template, overwrite_command_buffer, with_persistent};
+use super::response_code::{During, Failure, ParentProblem, Step};
 use crate::keys::tss2::Parent;
 use crate::platform::credentials::{Secret, wipe_stack};
 
-/// `key.parent`: under which key of the TPM new keys are made. Keys that were made stay under their own.
+/// `key.parent`: the key of the TPM that new keys are created under. Keys that exist stay under
+/// their own parent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ParentChoice {
     /// `auto`: the owner's primary; where that may not be derived, the SRK at 0x81000001.
@@ -36,7 +39,7 @@ pub enum ParentChoice {
     Persistent(u32),
 }
 
-/// Not a `key.parent`.
+/// A text that is no `key.parent`.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "write \"auto\", \"primary\", or the persistent handle of a storage key in the TPM, such as \"0x81000001\""
@@ -52,7 +55,8 @@ impl FromStr for ParentChoice {
             "primary" => Ok(Self::Primary),
             _ => {
                 let handle = text.strip_prefix("0x").and_then(|hex| u32::from_str_radix(hex, 16).ok());
-                // 0x81 stands for what is kept over power cycles (TPM 2.0 specification, part 2, TPM_HT).
+                // 0x81 stands for persistent objects (TPM 2.0 specification, part 2,
+                // TPM_HT).
                 handle.filter(|handle| handle >> 24 == 0x81).map(Self::Persistent).ok_or(BadParent)
             }
         }
@@ -69,24 +73,24 @@ impl fmt::Display for ParentChoice {
     }
 }
 
-/// Where the TCG has the storage root key.
-pub(super) const SRK: u32 = 0x8100_0001;
+/// Handle of the storage root key (TCG TPM v2.0 Provisioning Guidance, section 7.5.1).
+const SRK: u32 = 0x8100_0001;
 
-/// What it takes to use parents.
+/// What is needed to use parents.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Storage {
     pub(super) choice: ParentChoice,
-    /// Where the owner's password is. Read at each use.
+    /// Location of the owner password, which is read at each use.
     pub(super) owner_auth: Option<Secret>,
-    pub(super) refusals: Arc<Refusals>,
+    pub(super) lockout_guard: Arc<LockoutGuard>,
 }
 
-/// The parent that a key was made under.
+/// The parent that a key was created under.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Under {
     pub(super) parent: Parent,
-    /// What the TPM calls it by, a digest of its public area: tells it from another one at its handle. Unknown for keys
-    /// that somebody else made, and not needed for a primary.
+    /// Its name in the TPM, a digest of its public area: distinguishes it from another one at the
+    /// same handle. Unknown for external keys, and not needed for a primary.
     pub(super) name: Option<Vec<u8>>,
 }
 
@@ -97,8 +101,9 @@ impl Under {
 }
 
 impl Storage {
-    /// Has `work` done with the parent for a new key in place, and says which one that was. `work` may be called twice.
-    pub(super) fn with_new<T>(
+    /// Runs `work` with the parent for a new key, and returns which one that was. `work` may be
+    /// called twice.
+    pub(super) fn with_new_parent<T>(
         &self,
         context: &mut Context,
         work: impl Fn(&mut Context, KeyHandle) -> Result<T, Failure>,
@@ -108,7 +113,7 @@ impl Storage {
             ParentChoice::Primary => self.with_primary(context, &work),
             ParentChoice::Auto => match self.with_primary(context, &work) {
                 Err(refused) if refused.forbids_the_primary() => {
-                    return self.with_usable(context, SRK, &work).map_err(|srk| refused.nor(srk));
+                    return self.with_usable(context, SRK, &work).map_err(|srk| refused.with_srk(SRK, srk));
                 }
                 done => done,
             },
@@ -116,8 +121,8 @@ impl Storage {
         refused.map(|done| (Under::unnamed(Parent::OwnerPrimary), done))
     }
 
-    /// Has `work` done with the parent of a key that is there in place. `work` may be called twice.
-    pub(super) fn with_known<T>(
+    /// Runs `work` with the parent of a key that exists. `work` may be called twice.
+    pub(super) fn with_parent<T>(
         &self,
         context: &mut Context,
         under: &Under,
@@ -125,21 +130,22 @@ impl Storage {
     ) -> Result<T, Failure> {
         match under.parent {
             Parent::OwnerPrimary => match self.with_primary(context, &work) {
-                // The SRK may be the very same key, kept before the owner had a password. If it is another one, the TPM
-                // does not load the key under it.
+                // The SRK may be the very same key, kept before the owner had a password. If it is
+                // another one, the TPM does not load the key under it.
                 Err(refused) if refused.forbids_the_primary() => self
                     .with_usable(context, SRK, &work)
                     .map(|(_, done)| done)
-                    .map_err(|srk| refused.nor(srk)),
+                    .map_err(|srk| refused.with_srk(SRK, srk)),
                 done => done,
             },
             Parent::Persistent(handle) => self
                 .with_persistent(
                     context,
                     handle,
+                    Step::Parent(handle),
                     |_, name| {
                         let is_another = under.name.as_deref().is_some_and(|known| known != name);
-                        if is_another { Err(ParentTrouble::Replaced) } else { Ok(()) }
+                        if is_another { Err(ParentProblem::Replaced) } else { Ok(()) }
                     },
                     &work,
                 )
@@ -147,7 +153,7 @@ impl Storage {
         }
     }
 
-    /// Has `work` done as the owner, with its password where one is configured.
+    /// Runs `work` as the owner, with its password where one is configured.
     pub(super) fn as_owner<T>(
         &self,
         context: &mut Context,
@@ -158,17 +164,14 @@ impl Storage {
         let password = secret.read().map_err(|why| Failure::OwnerAuth(why.to_string()))?;
         let length = password.len();
         let auth = tss_esapi::structures::Auth::try_from(password.as_slice()).map_err(|_| {
-            Failure::OwnerAuth(format!(
-                "it is {length} bytes long, and no TPM takes more than 64; check that it is the \
-                                        right file and that nothing follows the password in it"
-            ))
+            Failure::OwnerAuth(format!("it is {length} bytes long, and no TPM takes more than 64"))
         })?;
         let owner: ObjectHandle = Hierarchy::Owner.into();
         context.tr_set_auth(owner, auth).during(step)?;
         let done = work(context);
-        // The TSS keeps its copy for the owner; this writes over it.
+        // The TSS keeps its copy for the owner; this overwrites it.
         let wiped = context.tr_set_auth(owner, Default::default()).during(Step::Release);
-        write_over_command(context);
+        overwrite_command_buffer(context);
         wipe_stack();
         let value = done?;
         wiped.map(|()| value)
@@ -191,7 +194,7 @@ impl Storage {
         flushed.map(|()| value)
     }
 
-    /// A persistent key that is fit for new keys.
+    /// With a persistent key that is fit for new keys.
     fn with_usable<T>(
         &self,
         context: &mut Context,
@@ -199,8 +202,9 @@ impl Storage {
         work: &impl Fn(&mut Context, KeyHandle) -> Result<T, Failure>,
     ) -> Result<(Under, T), Failure> {
         let fit =
-            |public: &Public, _: &[u8]| unfit(public).map_or(Ok(()), |why| Err(ParentTrouble::Unfit(why)));
-        let (name, done) = self.with_persistent(context, handle, fit, work)?;
+            |public: &Public, _: &[u8]| flaw(public).map_or(Ok(()), |why| Err(ParentProblem::Unfit(why)));
+        let step = Step::NewParent(handle);
+        let (name, done) = self.with_persistent(context, handle, step, fit, work)?;
         Ok((Under { parent: Parent::Persistent(handle), name: Some(name) }, done))
     }
 
@@ -208,81 +212,74 @@ impl Storage {
         &self,
         context: &mut Context,
         handle: u32,
-        check: impl FnOnce(&Public, &[u8]) -> Result<(), ParentTrouble>,
+        step: Step,
+        check: impl FnOnce(&Public, &[u8]) -> Result<(), ParentProblem>,
         work: &impl Fn(&mut Context, KeyHandle) -> Result<T, Failure>,
     ) -> Result<(Vec<u8>, T), Failure> {
-        let step = Step::Parent(handle);
         let done = with_persistent(context, handle, step, |context, key| {
             let read = context.execute_without_session(|context| context.read_public(key));
             let (public, name, _) = read.during(step)?;
-            check(&public, name.value()).map_err(|trouble| Failure::Parent(handle, trouble))?;
-            // One with a password may be guarded against guessing, and the empty one is a guess.
-            let pair = Pair::new(name.value(), &[]);
-            self.refusals.check(&pair)?;
+            check(&public, name.value()).map_err(|problem| Failure::Parent(handle, problem))?;
+            // One with a password may be guarded against guessing, and the empty password is a
+            // guess.
+            let attempt = AuthAttempt::new(name.value(), &[]);
+            self.lockout_guard.check(&attempt)?;
             let done = work(context, key);
             if let Err(failure) = &done
                 && failure.is_about_the_parent()
             {
-                self.refusals.note(&pair, failure);
+                self.lockout_guard.record(&attempt, failure);
             }
             done.map(|done| (name.value().to_vec(), done))
         });
         match done.as_ref().err().and_then(Failure::of_a_missing_parent) {
             Some(code) if is_disabled(context, handle) => {
-                Err(Failure::Parent(handle, ParentTrouble::Disabled(code)))
+                Err(Failure::Parent(handle, ParentProblem::Disabled(code)))
             }
             _ => done,
         }
     }
 }
 
-/// Whether a persistent handle is the owner's, and the owner hierarchy disabled: the TPM hides all of them then.
+/// Whether a persistent handle is the owner's, and the owner hierarchy disabled: the TPM hides all
+/// of them then.
 fn is_disabled(context: &mut Context, handle: u32) -> bool {
-    // TPM 2.0 specification, part 2: the platform's begin at PLATFORM_PERSISTENT; shEnable in TPMA_STARTUP_CLEAR.
+    // TPM 2.0 specification, part 2: the platform's begin at PLATFORM_PERSISTENT; shEnable in
+    // TPMA_STARTUP_CLEAR.
     const PLATFORM: u32 = 0x8180_0000;
     const STORAGE_ENABLED: u32 = 1 << 1;
     let mut enabled = || context.get_tpm_property(PropertyTag::StartupClear).ok().flatten();
     handle < PLATFORM && enabled().is_some_and(|state| state & STORAGE_ENABLED == 0)
 }
 
-/// Why a key cannot be the parent of the agent's, and what to do.
-fn unfit(public: &Public) -> Option<&'static str> {
+/// Why a key cannot be the parent of the agent's.
+fn flaw(public: &Public) -> Option<ParentFlaw> {
     let attributes = public.object_attributes();
     let is_strong = match public {
         Public::Ecc { parameters, .. } => {
             !matches!(parameters.ecc_curve(), EccCurve::NistP192 | EccCurve::NistP224)
         }
         Public::Rsa { parameters, .. } => parameters.key_bits() != RsaKeyBits::Rsa1024,
-        _ => return Some("it is neither an ECC nor an RSA key; give the handle of a storage key"),
+        _ => return Some(ParentFlaw::Kind),
     };
     if !attributes.restricted() || !attributes.decrypt() || attributes.sign_encrypt() {
-        return Some(
-            "it is not a storage key (attributes restricted and decrypt, and not sign); give the handle of one",
-        );
+        return Some(ParentFlaw::NotStorage);
     }
     if !attributes.user_with_auth() {
-        return Some(
-            "its use is bound to a policy (userwithauth is clear), which the agent does not support; use one made with \
-             the attribute userwithauth",
-        );
+        return Some(ParentFlaw::Policy);
     }
     if !attributes.no_da() {
-        return Some(
-            "it is not exempt from dictionary-attack lock-out (noda is clear), so each power cut after its use would \
-             count as a wrong password; use one made with the attribute noda",
-        );
+        return Some(ParentFlaw::NotExempt);
     }
     if !attributes.fixed_tpm() || !attributes.fixed_parent() {
-        return Some(
-            "it is not bound to this TPM (fixedtpm or fixedparent is clear), so keys under it would not be either; use \
-             one made with these attributes",
-        );
+        return Some(ParentFlaw::NotBound);
     }
-    (!is_strong).then_some("it is weaker than the keys under it; use one of P-256 or RSA 2048, or stronger")
+    (!is_strong).then_some(ParentFlaw::Weak)
 }
 
-/// The standard storage key: what OpenSSL's tpm2 provider and others derive too, to the last bit. Another template
-/// gives another key, and keys made under the one do not load under the other.
+/// The template of the standard storage key, which OpenSSL's tpm2 provider and others derive too,
+/// bit by bit. Another template gives another key, and keys created under the one do not load under
+/// the other.
 fn storage_key() -> tss_esapi::Result<Public> {
     let attributes = ObjectAttributesBuilder::new()
         .with_fixed_tpm(true)
@@ -306,7 +303,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parent_choices_are_read_strictly() {
+    fn parent_choice_is_parsed_strictly() {
         for text in ["auto", "primary", "0x81000001", "0x81ffffff"] {
             assert_eq!(text.parse::<ParentChoice>().unwrap().to_string(), text);
         }

@@ -1,4 +1,4 @@
-//! How to reach the TPM: the `tcti` setting.
+//! The connection to the TPM as configured: the `tcti` setting.
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -12,30 +12,31 @@ use nix::errno::Errno;
 use nix::unistd::Group;
 use tss_esapi::tcti_ldr::{DeviceConfig, TabrmdConfig, TctiNameConf};
 
-use crate::keys::{KeyError, UnreachableCause};
+use super::error::{TpmError, UnreachableCause};
+use crate::keys::KeyError;
 use crate::platform::access::{self, Node, Process};
 use crate::text::Excerpt;
 
-/// A way to reach the TPM. Parsed strictly: a setting that the TSS libraries would quietly take for their default is
-/// refused here.
+/// A transport to the TPM (TCTI). Parsed strictly: a setting that the TSS libraries would silently
+/// replace by their default is refused here.
 ///
-/// - `device:/dev/tpmrm0`: the chip, through the kernel's resource manager;
+/// - `device:/dev/tpmrm0`: the TPM, through the kernel's resource manager;
 /// - `swtpm:host=127.0.0.1,port=2321`: a software TPM, for development;
-/// - `tabrmd:bus_type=system`: the chip, through tpm2-abrmd.
+/// - `tabrmd:bus_type=system`: the TPM, through tpm2-abrmd.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tcti(Way);
+pub struct Tcti(Transport);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Way {
+enum Transport {
     Device(PathBuf),
     Swtpm(SocketAddr),
     Tabrmd,
 }
 
-/// The chip, through the kernel's resource manager.
+/// The TPM, through the kernel's resource manager.
 impl Default for Tcti {
     fn default() -> Self {
-        Self(Way::Device("/dev/tpmrm0".into()))
+        Self(Transport::Device("/dev/tpmrm0".into()))
     }
 }
 
@@ -43,40 +44,42 @@ impl FromStr for Tcti {
     type Err = KeyError;
 
     fn from_str(given: &str) -> Result<Self, KeyError> {
-        let way = match given.split_once(':') {
+        let transport = match given.split_once(':') {
             Some(("device", path)) => device(path),
             Some(("swtpm", settings)) => swtpm(settings),
-            Some(("tabrmd", "bus_type=system")) => Ok(Way::Tabrmd),
+            Some(("tabrmd", "bus_type=system")) => Ok(Transport::Tabrmd),
             Some(("tabrmd", _)) => Err("tpm2-abrmd is reached on the system bus"),
             Some(("mssim", _)) => Err("the mssim protocol is not supported"),
             Some(_) => Err("unknown kind of connection"),
             None => Err("no kind of connection before a colon"),
         };
-        way.map(Self).map_err(|why| KeyError::BadTcti { given: Excerpt::of(given, SHOWN).into_string(), why })
+        transport
+            .map(Self)
+            .map_err(|why| TpmError::BadTcti { given: Excerpt::of(given, SHOWN).into_string(), why }.into())
     }
 }
 
 impl fmt::Display for Tcti {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Way::Device(path) => write!(f, "device:{}", path.display()),
-            Way::Swtpm(address) => write!(f, "swtpm:host={},port={}", address.ip(), address.port()),
-            Way::Tabrmd => f.write_str("tabrmd:bus_type=system"),
+            Transport::Device(path) => write!(f, "device:{}", path.display()),
+            Transport::Swtpm(address) => write!(f, "swtpm:host={},port={}", address.ip(), address.port()),
+            Transport::Tabrmd => f.write_str("tabrmd:bus_type=system"),
         }
     }
 }
 
-fn device(path: &str) -> Result<Way, &'static str> {
+fn device(path: &str) -> Result<Transport, &'static str> {
     if !Path::new(path).is_absolute() {
         return Err("the device's path must be absolute");
     }
     if path.contains('\0') {
         return Err("a path has no NUL in it");
     }
-    Ok(Way::Device(path.into()))
+    Ok(Transport::Device(path.into()))
 }
 
-fn swtpm(settings: &str) -> Result<Way, &'static str> {
+fn swtpm(settings: &str) -> Result<Transport, &'static str> {
     if cfg!(not(feature = "swtpm")) {
         return Err("this build has no support for software TPMs");
     }
@@ -86,7 +89,7 @@ fn swtpm(settings: &str) -> Result<Way, &'static str> {
             Some(("host", value)) if host.is_none() => host = Some(value),
             Some(("port", value)) if port.is_none() => port = Some(value),
             Some(("path", _)) => return Err("swtpm is reached by host and port, not by path"),
-            _ => return Err("say host and port, each once"),
+            _ => return Err("host and port must be given, each once"),
         }
     }
     let host: IpAddr = match host {
@@ -98,7 +101,7 @@ fn swtpm(settings: &str) -> Result<Way, &'static str> {
     .map_err(|_| "the host must be an IP address or localhost")?;
     match port.and_then(|port| port.parse().ok()) {
         Some(0) | None => Err("the port must be a number from 1 to 65535"),
-        Some(port) => Ok(Way::Swtpm(SocketAddr::new(host, port))),
+        Some(port) => Ok(Transport::Swtpm(SocketAddr::new(host, port))),
     }
 }
 
@@ -106,31 +109,33 @@ impl Tcti {
     /// The same for the TSS libraries.
     pub(super) fn to_tss(&self) -> tss_esapi::Result<TctiNameConf> {
         match &self.0 {
-            Way::Device(path) => DeviceConfig::from_str(&path.to_string_lossy()).map(TctiNameConf::Device),
-            Way::Swtpm(address) => swtpm_to_tss(address),
-            Way::Tabrmd => Ok(TctiNameConf::Tabrmd(TabrmdConfig::default())),
+            Transport::Device(path) => {
+                DeviceConfig::from_str(&path.to_string_lossy()).map(TctiNameConf::Device)
+            }
+            Transport::Swtpm(address) => swtpm_to_tss(address),
+            Transport::Tabrmd => Ok(TctiNameConf::Tabrmd(TabrmdConfig::default())),
         }
     }
 
-    /// Why a connection that has failed did fail. The TSS libraries say "input/output error" to everything, so the
-    /// system is asked.
+    /// The cause of a failed connection, from the operating system: the TSS libraries report every
+    /// cause as "input/output error". Blocks for 2 s at most.
     pub(super) fn diagnose(&self) -> Option<UnreachableCause> {
         match &self.0 {
-            Way::Device(path) => {
+            Transport::Device(path) => {
                 let error = OpenOptions::new().read(true).write(true).open(path).err()?;
                 Some(device_cause(path, &error))
             }
-            Way::Swtpm(address) => TcpStream::connect_timeout(address, PROBE).err().as_ref().map(cause),
-            Way::Tabrmd => Some(UnreachableCause::Other(NO_TABRMD.into())),
+            Transport::Swtpm(address) => TcpStream::connect_timeout(address, PROBE).err().as_ref().map(cause),
+            Transport::Tabrmd => Some(UnreachableCause::NoResourceManager),
         }
     }
 
-    /// Which library of the TSS talks this way.
+    /// The library of the TSS for this transport.
     pub(super) fn library(&self) -> &'static str {
         match self.0 {
-            Way::Device(_) => "libtss2-tcti-device",
-            Way::Swtpm(_) => "libtss2-tcti-swtpm",
-            Way::Tabrmd => "libtss2-tcti-tabrmd",
+            Transport::Device(_) => "libtss2-tcti-device",
+            Transport::Swtpm(_) => "libtss2-tcti-swtpm",
+            Transport::Tabrmd => "libtss2-tcti-tabrmd",
         }
     }
 }
@@ -140,12 +145,13 @@ fn device_cause(path: &Path, error: &io::Error) -> UnreachableCause {
         Some(Errno::ENOENT) => missing(path, Path::new("/sys/class")),
         // The mode of the device does not matter then: it is the unit's list of devices.
         Some(Errno::EPERM) => UnreachableCause::Hidden(path.to_owned()),
-        Some(Errno::EACCES) => UnreachableCause::PermissionDenied(denied(path)),
+        Some(Errno::EACCES) => denied(path),
         _ => cause(error),
     }
 }
 
-/// Why there is no such device file. `classes` is `/sys/class`, which the sandbox of the service lets the agent see.
+/// Why there is no such device file. `classes` is `/sys/class`, which the sandbox of the service
+/// shows.
 fn missing(path: &Path, classes: &Path) -> UnreachableCause {
     let name = path.strip_prefix("/dev").unwrap_or(Path::new(""));
     let known =
@@ -155,7 +161,7 @@ fn missing(path: &Path, classes: &Path) -> UnreachableCause {
     }
     let others = std::fs::read_dir(classes.join("tpmrm")).into_iter().flatten().flatten();
     if let Some(other) = others.map(|entry| entry.file_name()).min() {
-        return UnreachableCause::Elsewhere(Path::new("/dev").join(other));
+        return UnreachableCause::OtherDevice(Path::new("/dev").join(other));
     }
     match std::fs::read_to_string(classes.join("tpm/tpm0/tpm_version_major")) {
         Ok(version) if version.trim() == "1" => UnreachableCause::Version1,
@@ -163,8 +169,8 @@ fn missing(path: &Path, classes: &Path) -> UnreachableCause {
     }
 }
 
-/// Why a device that is there may not be opened, and what to do.
-fn denied(path: &Path) -> String {
+/// Why a device that is there may not be opened.
+fn denied(path: &Path) -> UnreachableCause {
     let process = Process::current();
     match std::fs::metadata(path) {
         Ok(metadata) => {
@@ -174,42 +180,56 @@ fn denied(path: &Path) -> String {
             let tss = tss.map(|tss| tss.gid.as_raw());
             denied_by(path, Node::from(&metadata), &process, tss, is_member)
         }
-        Err(error) => access::why_unreadable(path, &error),
+        Err(error) => UnreachableCause::Other(access::why_unreadable(path, &error)),
     }
 }
 
-/// `tss` is the number of that group; `is_member` says whether the system's list has the user in it, which counts from
-/// the next start of a process on.
-fn denied_by(path: &Path, node: Node, process: &Process, tss: Option<u32>, is_member: bool) -> String {
+/// `tss` is the number of that group; `is_member` says whether the system's list has the user in
+/// it, which takes effect when a process starts.
+fn denied_by(
+    path: &Path,
+    node: Node,
+    process: &Process,
+    tss: Option<u32>,
+    is_member: bool,
+) -> UnreachableCause {
     let (owner, group) = (access::user_argument(node.uid), access::group_argument(node.gid));
     let (user, mode, file) = (access::user_argument(process.uid), node.mode, access::shell_word(path));
     let is = format!(
         "permission denied: it belongs to {owner}:{group} with the mode {mode:04o}, and the agent runs as {user}"
     );
     let is_open_to_group = node.mode & 0o060 == 0o060;
+    let denied = |why: String, hint: String| UnreachableCause::PermissionDenied { why, hint };
     if process.may(node, 0o6) {
-        return format!(
-            "{is}, who may use it by its mode: something else forbids it, the unit (DeviceAllow={file} rw), SELinux or \
-             AppArmor"
+        return denied(
+            format!("{is}, who may use it by its mode: something else forbids it"),
+            format!("Allow it in the unit (DeviceAllow={file} rw), in SELinux or AppArmor"),
         );
     }
     if tss == Some(node.gid) && is_open_to_group {
         return if is_member {
-            format!("{is}, who has been put into the group tss since: restart the agent")
+            denied(
+                format!("{is}, who was added to the group tss after the agent started"),
+                "Restart the agent: systemctl restart miaf-agent".into(),
+            )
         } else {
-            format!(
-                "{is}, who is not in the group tss; put it in (usermod -aG tss {user}) and restart the agent"
+            denied(
+                format!("{is}, who is not in the group tss"),
+                format!("Run usermod -aG tss {user}, and restart the agent"),
             )
         };
     }
-    let why = match tss {
-        None => "there is no group tss, which it should belong to; make it with groupadd --system tss, then",
-        Some(tss) if tss == node.gid => "its group may not use it;",
-        Some(_) => "it should belong to the group tss;",
+    let (why, first) = match tss {
+        None => ("there is no group tss, which it should belong to", "groupadd --system tss && "),
+        Some(tss) if tss == node.gid => ("its group may not use it", ""),
+        Some(_) => ("it should belong to the group tss", ""),
     };
-    format!(
-        "{is}; {why} open it with: chgrp tss {file} && chmod 0660 {file}. So that it stays so, /etc/udev/rules.d needs a \
-         rule: {UDEV_RULE}"
+    denied(
+        format!("{is}; {why}"),
+        format!(
+            "Open it with: {first}chgrp tss {file} && chmod 0660 {file}. So that it stays so, add a rule in \
+             /etc/udev/rules.d: {UDEV_RULE}"
+        ),
     )
 }
 
@@ -220,19 +240,16 @@ fn cause(error: &io::Error) -> UnreachableCause {
         io::ErrorKind::NotFound => UnreachableCause::Missing,
         io::ErrorKind::ResourceBusy => UnreachableCause::InUse,
         io::ErrorKind::ConnectionRefused => UnreachableCause::Refused,
-        _ => UnreachableCause::Other(error.to_string()),
+        _ => UnreachableCause::Other(Excerpt::of(error, SHOWN).into_string()),
     }
 }
 
-/// Characters of a bad setting that an error repeats.
+/// Characters of a setting or of an error of the system that a message repeats.
 const SHOWN: usize = 128;
 
 const PROBE: Duration = Duration::from_secs(2);
 
-const NO_TABRMD: &str = "tpm2-abrmd does not answer on D-Bus; check that it runs (systemctl status tpm2-abrmd) and \
-                         that libtss2-tcti-tabrmd is installed";
-
-/// tss-esapi has no way to this but its own parser, and that brings in a regular expression engine.
+/// tss-esapi constructs this with its own parser only, which brings in a regular expression engine.
 #[cfg(feature = "swtpm")]
 fn swtpm_to_tss(address: &SocketAddr) -> tss_esapi::Result<TctiNameConf> {
     use tss_esapi::tcti_ldr::NetworkTPMConfig;
@@ -251,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_what_it_should_and_says_it_back() {
+    fn tcti_is_displayed_as_it_was_parsed() {
         for given in [
             "device:/dev/tpmrm0",
             "device:/dev/tpm0",
@@ -266,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_the_rest_and_says_what_is_accepted() {
+    fn tcti_of_another_form_is_refused_with_what_is_accepted() {
         for given in [
             "",
             "device",
@@ -293,40 +310,40 @@ mod tests {
             "libtss2-tcti-device.so.0:/dev/tpmrm0",
         ] {
             let error = given.parse::<Tcti>().unwrap_err();
-            assert!(matches!(error, KeyError::BadTcti { .. }), "{given}: {error:?}");
+            assert!(matches!(error, KeyError::Tpm(TpmError::BadTcti { .. })), "{given}: {error:?}");
             assert!(error.to_string().contains("accepted are device:/dev/tpmrm0"), "{error}");
         }
     }
 
     #[test]
-    fn says_why_a_device_cannot_be_opened() {
+    fn device_that_cannot_be_opened_is_diagnosed() {
         let missing = "device:/nonexistent/tpmrm0".parse::<Tcti>().unwrap();
         assert_eq!(missing.diagnose(), Some(UnreachableCause::Missing));
         assert_eq!("device:/dev/null".parse::<Tcti>().unwrap().diagnose(), None);
 
         let refused = |code| device_cause(Path::new("/dev/null"), &io::Error::from_raw_os_error(code));
-        assert!(matches!(refused(13), UnreachableCause::PermissionDenied(_)));
+        assert!(matches!(refused(13), UnreachableCause::PermissionDenied { .. }));
         assert_eq!(refused(16), UnreachableCause::InUse);
-        let by_the_unit = refused(1).to_string();
+        let by_the_unit = refused(1).hint().unwrap();
         assert!(by_the_unit.contains("DeviceAllow=/dev/null rw"), "{by_the_unit}");
     }
 
     #[test]
-    fn a_missing_device_is_looked_for_in_the_kernel() {
-        let folder = tempfile::tempdir().unwrap();
-        let classes = folder.path();
+    fn missing_device_is_searched_in_the_kernel() {
+        let directory = tempfile::tempdir().unwrap();
+        let classes = directory.path();
         let why = |path: &str| missing(Path::new(path), classes);
         assert_eq!(why("/dev/tpmrm0"), UnreachableCause::Missing);
         std::fs::create_dir_all(classes.join("tpm/tpm0")).unwrap();
         std::fs::write(classes.join("tpm/tpm0/tpm_version_major"), "1\n").unwrap();
         assert_eq!(why("/dev/tpmrm0"), UnreachableCause::Version1);
         std::fs::create_dir_all(classes.join("tpmrm/tpmrm1")).unwrap();
-        assert_eq!(why("/dev/tpmrm0"), UnreachableCause::Elsewhere("/dev/tpmrm1".into()));
-        assert_eq!(why("/srv/../tpmrm1"), UnreachableCause::Elsewhere("/dev/tpmrm1".into()));
+        assert_eq!(why("/dev/tpmrm0"), UnreachableCause::OtherDevice("/dev/tpmrm1".into()));
+        assert_eq!(why("/srv/../tpmrm1"), UnreachableCause::OtherDevice("/dev/tpmrm1".into()));
         assert_eq!(why("/dev/tpm0"), UnreachableCause::Hidden("/dev/tpm0".into()));
         let hidden = why("/dev/tpmrm1");
         assert_eq!(hidden, UnreachableCause::Hidden("/dev/tpmrm1".into()));
-        let text = hidden.to_string();
+        let text = hidden.hint().unwrap();
         for expected in ["systemctl edit miaf-agent", "BindPaths=-/dev/tpmrm1", "DeviceAllow=/dev/tpmrm1 rw"]
         {
             assert!(text.contains(expected), "{text}");
@@ -335,29 +352,31 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_may_not_be_opened_says_which_part_is_wrong() {
+    fn denied_device_is_diagnosed_by_owner_mode_and_group() {
         let path = Path::new("/dev/tpmrm0");
         let (tss, other) = (4_000_010, 4_000_011);
         let agent = Process { uid: 4_000_001, gid: 4_000_002, groups: vec![tss] };
         let outsider = Process { groups: Vec::new(), ..agent.clone() };
+        let both = |cause: UnreachableCause| format!("{cause}. {}", cause.hint().unwrap());
         let node = |gid, mode| Node { uid: 4_000_000, gid, mode };
         for (node, process, listed, expected) in [
             (
                 node(other, 0o660),
                 &agent,
                 true,
-                "should belong to the group tss; open it with: chgrp tss /dev/tpmrm0",
+                "should belong to the group tss. Open it with: chgrp tss /dev/tpmrm0",
             ),
-            (node(tss, 0o600), &agent, true, "its group may not use it; open it with: chgrp tss /dev/tpmrm0"),
+            (node(tss, 0o600), &agent, true, "its group may not use it. Open it with: chgrp tss /dev/tpmrm0"),
             (node(tss, 0o660), &outsider, false, "usermod -aG tss 4000001"),
-            (node(tss, 0o660), &outsider, true, "restart the agent"),
+            (node(tss, 0o660), &outsider, true, "Restart the agent"),
             (node(tss, 0o660), &agent, true, "something else forbids it"),
             (node(other, 0o666), &outsider, false, "something else forbids it"),
         ] {
-            let text = denied_by(path, node, process, Some(tss), listed);
+            let text = both(denied_by(path, node, process, Some(tss), listed));
             assert!(text.contains(expected) && text.contains("4000000:40000"), "{text}");
             assert_eq!(text.contains("usermod"), expected.contains("usermod"), "{text}");
         }
-        assert!(denied_by(path, node(other, 0o600), &agent, None, false).contains("groupadd --system tss"));
+        let no_group = both(denied_by(path, node(other, 0o600), &agent, None, false));
+        assert!(no_group.contains("groupadd --system tss"), "{no_group}");
     }
 }

@@ -1,4 +1,4 @@
-//! The one thread that talks to the TPM, and the queue before it.
+//! The thread that talks to the TPM, and its job queue.
 
 use std::fmt;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
@@ -8,25 +8,25 @@ use std::time::{Duration, Instant};
 
 use tss_esapi::Context;
 
-use super::chip::Chip;
-use super::failure::Failure;
+use super::connection::Connection;
+use super::error::TpmError;
+use super::response_code::Failure;
 use super::tcti::Tcti;
-use crate::keys::KeyError;
 
-/// Starts the thread when there is work for the first time, and another should it ever end. The thread ends by itself
-/// once this is dropped and the queue is empty.
+/// Owns the thread: starts it with the first job, and another should it ever end. The thread ends
+/// by itself once this is dropped and the queue is empty.
 pub(super) struct Worker {
     tcti: Tcti,
     queue: Mutex<Option<SyncSender<Job>>>,
 }
 
 struct Job {
-    /// Nobody waits any longer after this.
+    /// When the caller stops waiting.
     expires: Instant,
-    work: Box<dyn FnOnce(&mut Chip) + Send>,
+    work: Box<dyn FnOnce(&mut Connection) + Send>,
 }
 
-/// More callers than this at once are turned away.
+/// Jobs that wait at most; more are refused as busy.
 const QUEUE: usize = 64;
 
 impl Worker {
@@ -34,40 +34,41 @@ impl Worker {
         Self { tcti, queue: Mutex::new(None) }
     }
 
-    /// Has the thread carry out `operation`, which may be run twice, and waits for the outcome.
+    /// Runs `operation` on the thread, up to twice, and waits for the outcome for `deadline` at
+    /// most.
     pub(super) fn run<T: Send + 'static>(
         &self,
         deadline: Duration,
         operation: impl Fn(&mut Context) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, KeyError> {
-        let (answer, outcome) = mpsc::sync_channel(1);
-        let work = Box::new(move |chip: &mut Chip| {
+    ) -> Result<T, TpmError> {
+        let (result, outcome) = mpsc::sync_channel(1);
+        let work = Box::new(move |connection: &mut Connection| {
             // The caller may have given up in the meantime.
-            let _ = answer.send(chip.run(&operation));
+            let _ = result.send(connection.run(&operation));
         });
         self.enqueue(Job { expires: Instant::now() + deadline, work })?;
         match outcome.recv_timeout(deadline) {
             Ok(result) => result,
             Err(RecvTimeoutError::Timeout) => {
-                Err(KeyError::NoAnswer { tcti: self.tcti.to_string(), after: deadline })
+                Err(TpmError::NoAnswer { tcti: self.tcti.to_string(), after: deadline })
             }
             Err(RecvTimeoutError::Disconnected) => {
-                Err(KeyError::WorkerStopped { why: "it ended in the middle of the operation".into() })
+                Err(TpmError::WorkerStopped { why: "it ended in the middle of the operation".into() })
             }
         }
     }
 
-    /// How the TPM is reached, for error messages.
+    /// The connection as configured, for error messages.
     pub(super) fn tcti(&self) -> String {
         self.tcti.to_string()
     }
 
-    /// A failure in the caller's terms.
-    pub(super) fn explain(&self, failure: Failure) -> KeyError {
-        failure.explain(&self.tcti)
+    /// The error for a failure.
+    pub(super) fn to_error(&self, failure: Failure) -> TpmError {
+        failure.into_error(&self.tcti)
     }
 
-    fn enqueue(&self, job: Job) -> Result<(), KeyError> {
+    fn enqueue(&self, job: Job) -> Result<(), TpmError> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let job = match queue.as_ref() {
             None => job,
@@ -75,32 +76,32 @@ impl Worker {
                 Ok(()) => return Ok(()),
                 Err(TrySendError::Disconnected(job)) => job,
                 Err(TrySendError::Full(_)) => {
-                    let why = format!("{QUEUE} operations are waiting for it already");
-                    return Err(KeyError::Busy { tcti: self.tcti.to_string(), why });
+                    let why = format!("{QUEUE} operations wait for it already");
+                    return Err(TpmError::Busy { tcti: self.tcti.to_string(), why });
                 }
             },
         };
         let sender = self.spawn()?;
         let sent = sender.try_send(job);
         *queue = Some(sender);
-        sent.map_err(|_| KeyError::WorkerStopped { why: "it ended at once".into() })
+        sent.map_err(|_| TpmError::WorkerStopped { why: "it ended at once".into() })
     }
 
-    fn spawn(&self) -> Result<SyncSender<Job>, KeyError> {
+    fn spawn(&self) -> Result<SyncSender<Job>, TpmError> {
         let (sender, jobs) = mpsc::sync_channel(QUEUE);
-        let chip = Chip::new(self.tcti.clone());
-        thread::Builder::new().name("tpm".into()).spawn(move || serve(chip, &jobs)).map_err(|error| {
-            KeyError::WorkerStopped { why: format!("its thread cannot be started: {error}") }
-        })?;
+        let connection = Connection::new(self.tcti.clone());
+        thread::Builder::new().name("tpm".into()).spawn(move || serve(connection, &jobs)).map_err(
+            |error| TpmError::WorkerStopped { why: format!("its thread cannot be started: {error}") },
+        )?;
         Ok(sender)
     }
 }
 
-fn serve(mut chip: Chip, jobs: &Receiver<Job>) {
+fn serve(mut connection: Connection, jobs: &Receiver<Job>) {
     for job in jobs {
-        // After a standstill the queue is full of questions nobody waits for.
+        // After a standstill the queue is full of jobs whose callers have stopped waiting.
         if Instant::now() < job.expires {
-            (job.work)(&mut chip);
+            (job.work)(&mut connection);
         }
     }
 }
@@ -125,12 +126,12 @@ mod tests {
     }
 
     #[test]
-    fn starts_with_the_first_job_and_ends_with_the_last_handle() {
+    fn worker_thread_lives_from_first_job_to_last_handle() {
         let worker = Worker::new("device:/nonexistent/tpmrm0".parse().unwrap());
         assert_eq!(threads(), 0);
         for _ in 0..2 {
             let outcome = worker.run(Duration::from_secs(10), |_| Ok(()));
-            assert!(matches!(outcome, Err(KeyError::Unreachable { .. })), "{outcome:?}");
+            assert!(matches!(outcome, Err(TpmError::Unreachable { .. })), "{outcome:?}");
             assert_eq!(threads(), 1);
         }
         drop(worker);

@@ -23,11 +23,10 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::HeaderName;
 use hyper::{Request, Response, StatusCode};
 use nix::unistd::User;
-use ring::digest::{Digest, SHA256, digest};
 use rustls_pki_types::CertificateDer;
 use tokio::task::spawn_blocking;
-use zeroize::Zeroizing;
 
+use crate::digest::sha256;
 use crate::keys::{Key, KeyFile, Protection, ProviderKind};
 use crate::platform::clock;
 use crate::platform::log::AUDIT;
@@ -123,7 +122,7 @@ struct Stream {
 /// What the caller has.
 struct Told {
     /// Of the message, without the key.
-    digest: Digest,
+    digest: [u8; 32],
     /// The users who were given the key when it was sent.
     key_users: Arc<[String]>,
 }
@@ -199,8 +198,8 @@ impl Stream {
     }
 
     fn if_new(&mut self, message: Bytes) -> Option<Bytes> {
-        let digest = digest(&SHA256, &message);
-        if self.told.as_ref().is_some_and(|told| told.digest.as_ref() == digest.as_ref()) {
+        let digest = sha256(&message);
+        if self.told.as_ref().is_some_and(|told| told.digest == digest) {
             return None;
         }
         self.told = Some(Told { digest, key_users: Arc::default() });
@@ -218,8 +217,8 @@ impl Stream {
             }
         };
         let message = |key: &[u8]| messages::x509_svid(&identity.svid, key, bundle.anchors());
-        let digest = digest(&SHA256, &message(&[]));
-        let is_told = self.told.as_ref().is_some_and(|told| told.digest.as_ref() == digest.as_ref());
+        let digest = sha256(&message(&[]));
+        let is_told = self.told.as_ref().is_some_and(|told| told.digest == digest);
         if is_told && self.told.as_ref().is_some_and(|told| told.key_users == snapshot.key_users) {
             return Ok(None);
         }
@@ -398,13 +397,8 @@ fn pkcs8(key: &dyn Key) -> Result<Message, Status> {
     let unusable = |why: &dyn std::fmt::Display| {
         Status::new(Code::Unavailable, format!("The key of this device cannot be used: {why}."))
     };
-    match key.for_programs().map_err(|e| unusable(&e))? {
-        KeyFile::Secret(pem) => {
-            let mut octets = Zeroizing::new(vec![0; pem.len()]);
-            let length = der::pem::decode(pem.as_bytes(), &mut octets).map_err(|e| unusable(&e))?.1.len();
-            octets.truncate(length);
-            Ok(octets)
-        }
+    match key.to_key_file().map_err(|e| unusable(&e))? {
+        KeyFile::Secret { der, .. } => Ok(der),
         KeyFile::Tss2(_) => Err(unusable(&"it is in the TPM")), // seen before
     }
 }

@@ -1,5 +1,6 @@
-//! Keys of the TPM that somebody else made: the factory key (rule K5). The agent takes whatever can do TLS 1.3
-//! (RFC 8446 section 4.2.3), and says of everything else why not.
+//! External keys: keys of the TPM that the agent has not created, such as the factory key (rule
+//! K5). Any that can do TLS 1.3 (RFC 8446 section 4.2.3) is accepted; the error for any other says
+//! why it is not.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,69 +25,72 @@ use tss_esapi::structures::{
 use tss_esapi::traits::Marshall;
 
 use super::Tpm;
-use super::chip::{
-    ecdsa, ecdsa_der, halves, sec1, sign_loaded, with_loaded, with_persistent, write_over_command,
+use super::auth::{AuthValue, check_length};
+use super::error::{TpmError, Unfit};
+use super::lockout_guard::AuthAttempt;
+use super::ops::{
+    ecdsa, ecdsa_der, halves, overwrite_command_buffer, sec1, sign_loaded, with_loaded, with_persistent,
 };
-use super::failure::{During, Failure, Step};
-use super::guard::Pair;
 use super::parent::{Storage, Under};
-use crate::keys::factory::{Auth, fits, named};
-use crate::keys::file::rsa_name;
+use super::response_code::{During, Failure, Step};
+use crate::keys::KeyError;
+use crate::keys::error::named;
 use crate::keys::tss2::Tss2Key;
-use crate::keys::{KeyError, Unfit};
 use crate::platform::credentials::wipe_stack;
 
-/// A key of the TPM for TLS 1.3, made by somebody else. Every signature is checked before it is given out.
-pub(in crate::keys) struct MadeElsewhere {
+/// An external key of the TPM for TLS 1.3. Every signature is verified before it is returned.
+pub(in crate::keys) struct ExternalKey {
     tpm: Tpm,
-    /// What errors call it.
+    /// Its name in errors.
     origin: String,
     object: Arc<Object>,
     public: PublicHalf,
 }
 
-/// Where the key is, and what the TPM wants to see for it.
+/// Where the key is, and its authorization.
 struct Object {
     place: Place,
     public: Public,
     /// An empty password is sent where none is configured.
-    auth: Option<Auth>,
-    /// Tells the key from others.
-    known_by: Vec<u8>,
+    auth: Option<AuthValue>,
+    /// Distinguishes the key from others.
+    id: Vec<u8>,
 }
 
 enum Place {
-    /// In a key file, made under another key.
+    /// In a key file, created under another key.
     File { under: Under, private: Private },
     /// In the TPM, at a persistent handle.
     Handle(u32),
 }
 
 impl Tpm {
-    /// A key out of a TSS2 file, with its password if it has one. The TPM is not asked until the key signs.
-    pub(in crate::keys) fn key_made_elsewhere(
+    /// A key from a TSS2 file, with its password if it has one. The TPM is not involved until the
+    /// key signs.
+    pub(in crate::keys) fn external_key_from_file(
         &self,
         file: &Tss2Key,
-        auth: Option<&Auth>,
+        auth: Option<&AuthValue>,
         origin: String,
-    ) -> Result<MadeElsewhere, KeyError> {
+    ) -> Result<ExternalKey, KeyError> {
         let (public, private) = halves(file).map_err(|error| named(error, &origin))?;
-        // A password is changed in the private half, so a file with another password is another object.
-        let known_by = [file.public.as_slice(), file.private.as_slice()].concat();
+        // A password is changed in the private half, so a file with another password is another
+        // object.
+        let id = [file.public.as_slice(), file.private.as_slice()].concat();
         let place = Place::File { under: Under::unnamed(file.parent), private };
-        MadeElsewhere::new(self, origin, place, public, &known_by, auth)
+        ExternalKey::new(self, origin, place, public, &id, auth)
     }
 
     /// The key at a persistent handle, with its password if it has one. Blocks.
-    pub(in crate::keys) fn key_at_handle(
+    pub(in crate::keys) fn external_key_at_handle(
         &self,
         handle: u32,
-        auth: Option<&Auth>,
-    ) -> Result<MadeElsewhere, KeyError> {
+        auth: Option<&AuthValue>,
+    ) -> Result<ExternalKey, KeyError> {
         let origin = format!("the key at handle {handle:#010x} of the TPM");
-        // 0x81 stands for what is kept over power cycles (TPM 2.0 specification, part 2, TPM_HT).
+        // 0x81 stands for persistent objects (TPM 2.0 specification, part 2, TPM_HT).
         if handle >> 24 != 0x81 {
-            return Err(KeyError::HandleMissing { tcti: self.worker.tcti(), handle });
+            return Err(TpmError::HandleMissing { tcti: self.worker.tcti(), handle }.into());
         }
         let public = self.worker.run(self.deadline, move |context| {
             let step = Step::Handle(handle);
@@ -95,64 +99,65 @@ impl Tpm {
                 read.map(|(public, _, _)| public).during(step)
             })
         })?;
-        let known_by = public
+        let id = public
             .marshall()
-            .map_err(|why| KeyError::Internal(format!("cannot write the public area of {origin}: {why}")))?;
-        MadeElsewhere::new(self, origin, Place::Handle(handle), public, &known_by, auth)
+            .map_err(|_| KeyError::Internal(format!("cannot encode the public area of {origin}")))?;
+        ExternalKey::new(self, origin, Place::Handle(handle), public, &id, auth)
     }
 }
 
-impl MadeElsewhere {
+impl ExternalKey {
     fn new(
         tpm: &Tpm,
         origin: String,
         place: Place,
         public: Public,
-        known_by: &[u8],
-        auth: Option<&Auth>,
+        id: &[u8],
+        auth: Option<&AuthValue>,
     ) -> Result<Self, KeyError> {
         let half = match PublicHalf::of(&public) {
             Ok(half) => half,
-            Err(why) => return Err(KeyError::Unfit { origin, why }),
+            Err(why) => return Err(TpmError::Unfit { origin, why }.into()),
         };
         if let Some(auth) = auth {
             // Part 1, "Authorization Values": no longer than the digest that makes the key's name.
-            fits(&auth.read()?, digest_length(public.name_hashing_algorithm()), &origin)?;
+            check_length(&auth.read()?, digest_length(public.name_hashing_algorithm()), &origin)?;
         }
-        let object = Object { place, public, auth: auth.cloned(), known_by: known_by.to_vec() };
+        let object = Object { place, public, auth: auth.cloned(), id: id.to_vec() };
         Ok(Self { tpm: tpm.clone(), origin, object: Arc::new(object), public: half })
     }
 
     /// Hashes and signs a message for TLS. Blocks.
     pub(in crate::keys) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
-        let password = self.object.auth.as_ref().map(Auth::read).transpose()?;
-        let pair = Pair::new(&self.object.known_by, password.as_ref().map_or(&[], |password| password));
+        let password = self.object.auth.as_ref().map(AuthValue::read).transpose()?;
+        let attempt = AuthAttempt::new(&self.object.id, password.as_ref().map_or(&[], |password| password));
         if password.is_some() {
             wipe_stack(); // after the digest
         }
-        self.tpm.storage.refusals.check(&pair).map_err(|known| self.explain(known))?;
+        self.tpm.storage.lockout_guard.check(&attempt).map_err(|refused| self.to_error(refused))?;
 
-        let (object, storage, way) = (Arc::clone(&self.object), self.tpm.storage.clone(), self.public.way);
-        let digest = digest::digest(way.digest, message);
+        let (object, storage, method) =
+            (Arc::clone(&self.object), self.tpm.storage.clone(), self.public.method);
+        let digest = digest::digest(method.digest, message);
         let signature = self
             .tpm
             .worker
             .run(self.tpm.deadline, move |context| {
                 let password = password.as_ref().map(|password| password.as_slice());
-                let sign = || object.sign(context, digest.as_ref(), way, &storage, password);
-                let signed = storage.refusals.guard(&pair, sign);
+                let sign = || object.sign(context, digest.as_ref(), method, &storage, password);
+                let signed = storage.lockout_guard.run(&attempt, sign);
                 if password.is_some() {
                     wipe_stack();
                 }
                 signed
             })
-            .map_err(|error| self.in_terms_of_the_key(error))?;
+            .map_err(|error| self.about_this_key(error))?;
         self.check(message, &signature).map(|()| signature)
     }
 
-    /// The one way it signs in.
+    /// The only signature scheme that it signs with.
     pub(in crate::keys) fn scheme(&self) -> rustls::SignatureScheme {
-        self.public.way.tls
+        self.public.method.tls
     }
 
     /// The name of its algorithm, for people.
@@ -165,35 +170,36 @@ impl MadeElsewhere {
         self.public.spki.as_ref()
     }
 
-    /// The TPM chooses the length of an RSA-PSS salt by itself, and a server would only say that it does not like it.
+    /// The TPM chooses the length of an RSA-PSS salt by itself, and a server would only say that it
+    /// refuses it.
     fn check(&self, message: &[u8], signature: &[u8]) -> Result<(), KeyError> {
         if self.public.verify(message, signature) {
             return Ok(());
         }
         let (tcti, origin) = (self.tpm.worker.tcti(), self.origin.clone());
         Err(match self.object.public {
-            Public::Rsa { .. } => KeyError::PssSalt { tcti, origin },
+            Public::Rsa { .. } => TpmError::PssSalt { tcti, origin }.into(),
             _ => KeyError::WrongSignature { signer: format!("the TPM at {tcti}, with {origin},") },
         })
     }
 
-    fn explain(&self, failure: Failure) -> KeyError {
-        self.in_terms_of_the_key(self.tpm.worker.explain(failure))
+    fn to_error(&self, failure: Failure) -> TpmError {
+        self.about_this_key(self.tpm.worker.to_error(failure))
     }
 
-    fn in_terms_of_the_key(&self, error: KeyError) -> KeyError {
+    fn about_this_key(&self, error: TpmError) -> TpmError {
         let origin = self.origin.clone();
         match (error, &self.object.auth) {
-            (KeyError::KeyPassword { tcti, code }, Some(_)) => KeyError::AuthRefused { tcti, origin, code },
-            (KeyError::KeyPassword { .. }, None) => KeyError::AuthMissing { origin },
-            (error, _) => error,
+            (TpmError::KeyPassword { tcti, code }, Some(_)) => TpmError::AuthRefused { tcti, origin, code },
+            (TpmError::KeyPassword { .. }, None) => TpmError::AuthMissing { origin },
+            (error, _) => error.about(&origin),
         }
     }
 }
 
-impl fmt::Debug for MadeElsewhere {
+impl fmt::Debug for ExternalKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MadeElsewhere({}, {})", self.origin, self.public.name)
+        write!(f, "ExternalKey({}, {})", self.origin, self.public.name)
     }
 }
 
@@ -202,19 +208,19 @@ impl Object {
         &self,
         context: &mut Context,
         digest: &[u8],
-        way: &Way,
+        method: &Method,
         storage: &Storage,
         password: Option<&[u8]>,
     ) -> Result<Vec<u8>, Failure> {
         let signature = match &self.place {
-            Place::File { under, private } => storage.with_known(context, under, |context, parent| {
+            Place::File { under, private } => storage.with_parent(context, under, |context, parent| {
                 with_loaded(context, parent, private, &self.public, |context, key| {
-                    self.sign_loaded(context, key, digest, way, password)
+                    self.sign_loaded(context, key, digest, method, password)
                 })
             }),
             Place::Handle(number) => {
                 with_persistent(context, *number, Step::Handle(*number), |context, key| {
-                    self.sign_loaded(context, key, digest, way, password)
+                    self.sign_loaded(context, key, digest, method, password)
                 })
             }
         }?;
@@ -229,58 +235,58 @@ impl Object {
         context: &mut Context,
         key: KeyHandle,
         digest: &[u8],
-        way: &Way,
+        method: &Method,
         password: Option<&[u8]>,
     ) -> Result<Signature, Failure> {
         let scheme = match self.public {
-            Public::Rsa { .. } => SignatureScheme::RsaPss { hash_scheme: HashScheme::new(way.hash) },
-            _ => ecdsa(way.hash),
+            Public::Rsa { .. } => SignatureScheme::RsaPss { hash_scheme: HashScheme::new(method.hash) },
+            _ => ecdsa(method.hash),
         };
         let Some(password) = password else { return sign_loaded(context, key, digest, scheme) };
         let auth = tss_esapi::structures::Auth::try_from(password).during(Step::Sign)?;
         context.tr_set_auth(key.into(), auth).during(Step::Sign)?;
         let signed = sign_loaded(context, key, digest, scheme);
-        // The TSS keeps its copy with the handle; this writes over it.
+        // The TSS keeps its copy with the handle; this overwrites it.
         let wiped = context.tr_set_auth(key.into(), Default::default()).during(Step::Release);
-        write_over_command(context);
+        overwrite_command_buffer(context);
         let signature = signed?;
         wiped.map(|()| signature)
     }
 }
 
-/// A way to sign that TLS 1.3 has (RFC 8446 section 4.2.3).
-struct Way {
+/// A signature scheme of TLS 1.3, with its algorithms (RFC 8446 section 4.2.3).
+struct Method {
     tls: rustls::SignatureScheme,
     hash: HashingAlgorithm,
     digest: &'static digest::Algorithm,
     verification: &'static dyn VerificationAlgorithm,
 }
 
-static P256: Way = Way {
+static P256: Method = Method {
     tls: rustls::SignatureScheme::ECDSA_NISTP256_SHA256,
     hash: HashingAlgorithm::Sha256,
     digest: &SHA256,
     verification: &ECDSA_P256_SHA256_ASN1,
 };
-static P384: Way = Way {
+static P384: Method = Method {
     tls: rustls::SignatureScheme::ECDSA_NISTP384_SHA384,
     hash: HashingAlgorithm::Sha384,
     digest: &SHA384,
     verification: &ECDSA_P384_SHA384_ASN1,
 };
-static PSS_SHA256: Way = Way {
+static PSS_SHA256: Method = Method {
     tls: rustls::SignatureScheme::RSA_PSS_SHA256,
     hash: HashingAlgorithm::Sha256,
     digest: &SHA256,
     verification: &RSA_PSS_2048_8192_SHA256,
 };
-static PSS_SHA384: Way = Way {
+static PSS_SHA384: Method = Method {
     tls: rustls::SignatureScheme::RSA_PSS_SHA384,
     hash: HashingAlgorithm::Sha384,
     digest: &SHA384,
     verification: &RSA_PSS_2048_8192_SHA384,
 };
-static PSS_SHA512: Way = Way {
+static PSS_SHA512: Method = Method {
     tls: rustls::SignatureScheme::RSA_PSS_SHA512,
     hash: HashingAlgorithm::Sha512,
     digest: &SHA512,
@@ -289,7 +295,7 @@ static PSS_SHA512: Way = Way {
 
 /// The public half of a key that can do TLS 1.3.
 struct PublicHalf {
-    way: &'static Way,
+    method: &'static Method,
     name: &'static str,
     /// A point in SEC1 form, or an `RSAPublicKey`.
     key: Vec<u8>,
@@ -316,19 +322,19 @@ impl PublicHalf {
         }
         match public {
             Public::Ecc { parameters, unique, .. } => {
-                let (way, name, length, algorithm) = match parameters.ecc_curve() {
+                let (method, name, length, algorithm) = match parameters.ecc_curve() {
                     EccCurve::NistP256 => (&P256, "ecdsa-p256", 32, alg_id::ECDSA_P256),
                     EccCurve::NistP384 => (&P384, "ecdsa-p384", 48, alg_id::ECDSA_P384),
                     _ => return Err(Unfit::Curve),
                 };
                 match parameters.ecc_scheme() {
                     EccScheme::Null => {}
-                    EccScheme::EcDsa(scheme) if scheme.hashing_algorithm() == way.hash => {}
+                    EccScheme::EcDsa(scheme) if scheme.hashing_algorithm() == method.hash => {}
                     EccScheme::EcDsa(_) => return Err(Unfit::Hash),
                     _ => return Err(Unfit::Scheme),
                 }
                 let key = sec1(unique, length).ok_or(Unfit::Curve)?;
-                Ok(Self { way, name, spki: public_key_to_spki(&algorithm, &key), key })
+                Ok(Self { method, name, spki: public_key_to_spki(&algorithm, &key), key })
             }
             Public::Rsa { parameters, unique, .. } => {
                 let bits = match parameters.key_bits() {
@@ -337,7 +343,7 @@ impl PublicHalf {
                     RsaKeyBits::Rsa3072 => 3072,
                     RsaKeyBits::Rsa4096 => 4096,
                 };
-                let way = match parameters.rsa_scheme() {
+                let method = match parameters.rsa_scheme() {
                     RsaScheme::Null => &PSS_SHA256,
                     RsaScheme::RsaPss(scheme) => match scheme.hashing_algorithm() {
                         HashingAlgorithm::Sha256 => &PSS_SHA256,
@@ -350,15 +356,16 @@ impl PublicHalf {
                 };
                 let key = rsa_public_key(unique, parameters.exponent()).ok_or(Unfit::Kind)?;
                 let spki = public_key_to_spki(&alg_id::RSA_ENCRYPTION, &key);
-                Ok(Self { way, name: rsa_name(bits), key, spki })
+                Ok(Self { method, name: rsa_name(bits), key, spki })
             }
             _ => Err(Unfit::Kind),
         }
     }
 
-    /// Whether TLS 1.3 takes the signature. RSA-PSS with another salt than one as long as the digest is not taken.
+    /// Whether TLS 1.3 takes the signature. RSA-PSS with another salt than one as long as the
+    /// digest is not taken.
     fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
-        UnparsedPublicKey::new(self.way.verification, &self.key).verify(message, signature).is_ok()
+        UnparsedPublicKey::new(self.method.verification, &self.key).verify(message, signature).is_ok()
     }
 }
 
@@ -383,6 +390,16 @@ fn rsa_public_key(modulus: &PublicKeyRsa, exponent: RsaExponent) -> Option<Vec<u
     key.to_der().ok()
 }
 
+/// The algorithm name of an RSA key, for people.
+pub(in crate::keys) fn rsa_name(bits: usize) -> &'static str {
+    match bits {
+        2048 => "rsa-2048",
+        3072 => "rsa-3072",
+        4096 => "rsa-4096",
+        _ => "rsa",
+    }
+}
+
 fn digest_length(hash: HashingAlgorithm) -> usize {
     match hash {
         HashingAlgorithm::Sha1 => 20,
@@ -405,14 +422,15 @@ mod tests {
 
     use super::*;
 
-    fn openssl(folder: &Path, arguments: &str) {
-        let output = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output().unwrap();
+    fn openssl(directory: &Path, arguments: &str) {
+        let output =
+            Command::new("openssl").args(arguments.split(' ')).current_dir(directory).output().unwrap();
         assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// The key of `public.der`, as it would look in a TPM.
-    fn in_a_tpm(folder: &Path) -> MadeElsewhere {
-        let der = std::fs::read(folder.join("public.der")).unwrap();
+    fn in_a_tpm(directory: &Path) -> ExternalKey {
+        let der = std::fs::read(directory.join("public.der")).unwrap();
         let modulus = <RsaPublicKey<'_> as der::Decode>::from_der(&der).unwrap().modulus.as_bytes().to_vec();
         let signs = ObjectAttributesBuilder::new().with_user_with_auth(true).with_sign_encrypt(true);
         let parameters = PublicRsaParameters::new(
@@ -430,28 +448,28 @@ mod tests {
             .build()
             .unwrap();
         let tpm = Tpm::start("device:/nonexistent/tpmrm0".parse().unwrap());
-        MadeElsewhere::new(&tpm, "the key".into(), Place::Handle(0x8102_0000), public, &[], None).unwrap()
+        ExternalKey::new(&tpm, "the key".into(), Place::Handle(0x8102_0000), public, &[], None).unwrap()
     }
 
     #[test]
-    fn a_salt_that_tls_does_not_take_is_found_out() {
-        let folder = tempfile::tempdir().unwrap();
-        let folder = folder.path();
-        openssl(folder, "genrsa -out key.pem 2048");
-        openssl(folder, "rsa -in key.pem -RSAPublicKey_out -outform DER -out public.der");
-        std::fs::write(folder.join("message"), "a message").unwrap();
-        let key = in_a_tpm(folder);
+    fn rsa_pss_salt_that_tls_refuses_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        openssl(directory, "genrsa -out key.pem 2048");
+        openssl(directory, "rsa -in key.pem -RSAPublicKey_out -outform DER -out public.der");
+        std::fs::write(directory.join("message"), "a message").unwrap();
+        let key = in_a_tpm(directory);
         let check = |salt: &str| {
             let pss = format!("-sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:{salt}");
-            openssl(folder, &format!("dgst -sha256 -sign key.pem {pss} -out signature message"));
-            key.check(b"a message", &std::fs::read(folder.join("signature")).unwrap())
+            openssl(directory, &format!("dgst -sha256 -sign key.pem {pss} -out signature message"));
+            key.check(b"a message", &std::fs::read(directory.join("signature")).unwrap())
         };
 
         check("32").unwrap();
         for other in ["max", "0", "31"] {
             let error = check(other).unwrap_err();
-            assert!(matches!(error, KeyError::PssSalt { .. }), "{other}: {error:?}");
-            assert!(error.to_string().contains("use an ECC key"), "{error}");
+            assert!(matches!(error, KeyError::Tpm(TpmError::PssSalt { .. })), "{other}: {error:?}");
+            assert!(error.to_string().contains("Use an ECC key"), "{error}");
         }
     }
 }

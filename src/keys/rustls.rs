@@ -1,4 +1,4 @@
-//! A key at work in TLS.
+//! A key as a signing key of rustls.
 
 use std::error::Error;
 use std::fmt;
@@ -10,7 +10,7 @@ use rustls::{SignatureAlgorithm, SignatureScheme};
 
 use super::{Key, KeyError};
 
-/// What TLS needs of a key on P-256 (rule K3), wherever that is.
+/// What TLS needs of a key on P-256 (rule K3), in this process or another.
 pub trait Signs: fmt::Debug + Send + Sync {
     /// Why there is no signature.
     type Error: Error + Send + Sync + 'static;
@@ -37,9 +37,9 @@ impl<K: Key + ?Sized> Signs for K {
     }
 }
 
-/// Lets TLS sign with a key, as `ecdsa_secp256r1_sha256` and nothing else (rule K3).
+/// A signing key for TLS: `ecdsa_secp256r1_sha256` and nothing else (rule K3).
 ///
-/// rustls signs synchronously: a slow chip holds up the thread that runs the handshake.
+/// rustls signs synchronously: a slow TPM blocks the thread that runs the handshake.
 #[must_use]
 pub fn signing_key<K: Signs + ?Sized + 'static>(key: Arc<K>) -> Arc<dyn SigningKey> {
     Arc::new(TlsKey(key))

@@ -1,7 +1,7 @@
-//! Signatures that are checked before they are used.
+//! Signatures that are verified before they are used.
 //!
-//! A fault while an ECDSA or RSA signature is computed (a flipped bit, a glitch of the supply voltage)
-//! can make one that gives the private key away: Boneh, DeMillo and Lipton, "On the Importance of
+//! A fault while an ECDSA or RSA signature is computed (a flipped bit, a glitch of the supply
+//! voltage) can reveal the private key: Boneh, DeMillo and Lipton, "On the Importance of
 //! Eliminating Errors in Cryptographic Computations".
 
 use std::sync::Arc;
@@ -15,13 +15,12 @@ use ring::signature::{
 use rustls::pki_types::SubjectPublicKeyInfoDer;
 use rustls::sign::{Signer, SigningKey};
 use rustls::{OtherError, SignatureAlgorithm, SignatureScheme};
-use x509_parser::prelude::FromDer as _;
-use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::{KeyError, PublicKey};
+use crate::x509;
 
-/// Hands an ECDSA signature in DER on, if it is one of this digest by this key; `signer` is what errors call the one
-/// that made it.
+/// Returns an ECDSA signature in DER if it is one of this digest by this key. `signer` names in
+/// errors what made it.
 ///
 /// # Errors
 /// [`KeyError::WrongSignature`].
@@ -32,7 +31,7 @@ pub(super) fn checked(
     signer: impl FnOnce() -> String,
 ) -> Result<Vec<u8>, KeyError> {
     let is_right = || {
-        let key = VerifyingKey::from_sec1_bytes(key.sec1()).ok()?;
+        let key = VerifyingKey::from(key.as_p256());
         key.verify_prehash(digest, &Signature::from_der(&signature).ok()?).ok()
     };
     match is_right() {
@@ -41,11 +40,11 @@ pub(super) fn checked(
     }
 }
 
-/// A private key for TLS whose signatures are checked.
+/// A private key for TLS whose signatures are verified.
 #[derive(Debug)]
 pub(super) struct Checked {
     key: Arc<dyn SigningKey>,
-    /// What errors call it.
+    /// Its name in errors.
     origin: Arc<str>,
 }
 
@@ -59,8 +58,9 @@ impl SigningKey for Checked {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
         let signer = self.key.choose_scheme(offered)?;
         let public = self.key.public_key()?;
-        let (_, public) = SubjectPublicKeyInfo::from_der(public.as_ref()).ok()?;
-        let public = public.subject_public_key.data.to_vec();
+        let spki = x509::take(&mut public.as_ref())?;
+        let (_, public) = x509::key_of(spki.content)?;
+        let public = public.to_vec();
         Some(Box::new(CheckedSigner { signer, public, origin: Arc::clone(&self.origin) }))
     }
 
@@ -101,7 +101,7 @@ impl Signer for CheckedSigner {
     }
 }
 
-/// The signatures of TLS 1.3 that there are keys for (RFC 8446, section 4.2.3).
+/// The signature schemes of TLS 1.3 that there are keys for (RFC 8446, section 4.2.3).
 fn verification(scheme: SignatureScheme) -> Option<&'static dyn VerificationAlgorithm> {
     Some(match scheme {
         SignatureScheme::ECDSA_NISTP256_SHA256 => &ECDSA_P256_SHA256_ASN1,
@@ -127,9 +127,9 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_passes_only_with_its_digest_and_key() {
-        let folder = tempfile::tempdir().unwrap();
-        let keys = Software::new(None, folder.path().join("kek"));
+    fn signature_passes_only_with_its_digest_and_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let keys = Software::new(None, directory.path().join("kek"));
         let (key, other) = (keys.create_key().unwrap(), keys.create_key().unwrap());
         let digest = [7; 32];
         let signature = key.sign_digest(&digest).unwrap();
@@ -146,7 +146,7 @@ mod tests {
         assert!(checked(public, &digest, Vec::new(), signer).is_err());
     }
 
-    /// A key that makes one bit of its signatures wrong.
+    /// A key whose signatures have one wrong bit.
     #[derive(Debug)]
     struct Faulted(Arc<dyn SigningKey>);
 
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn factory_keys_of_every_algorithm_are_checked() {
+    fn signatures_of_every_algorithm_are_verified() {
         let generated =
             [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519]
                 .map(|algorithm| rcgen::KeyPair::generate_for(algorithm).unwrap().serialize_der());
