@@ -14,10 +14,10 @@ use crate::lifecycle::{
     Action, Draw, Event, KnownTime, LastError, Lifecycle, MAX_DETAIL, Report, State, Step,
 };
 use crate::platform::{clock, systemd};
-use crate::publish::HeldBundle;
+use crate::publish::CurrentBundle;
 use crate::publish::Identity;
 use crate::publish::Snapshot;
-use crate::publish::broadcast::Publication;
+use crate::publish::broadcast::Broadcaster;
 use crate::publish::files::{PublishError, Publisher};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid;
@@ -101,7 +101,7 @@ impl Device {
     }
 
     /// Makes durable and visible what the last step changed. Returns when to try again to publish, if that failed.
-    pub(super) async fn settle(&mut self, now: Now, publish: &Publication) -> Option<Duration> {
+    pub(super) async fn settle(&mut self, now: Now, publish: &Broadcaster) -> Option<Duration> {
         self.store_memory(now).await;
         self.store_time().await;
         self.store_renewal_moment().await;
@@ -110,7 +110,7 @@ impl Device {
         let snapshot = self.snapshot(now, generation, failure.as_ref());
         self.spoken.of_wait(&snapshot);
         self.tell_service_manager(&snapshot);
-        publish.tell(snapshot, now.wall);
+        publish.send(snapshot, now.wall);
         failure.map(|_| PUBLISH_AGAIN)
     }
 
@@ -217,11 +217,11 @@ impl Device {
             state: self.lifecycle.state(now),
             trust_domain: trust_domain.or_else(of_identity),
             identity: self.identity.clone(),
-            identity_before: None, // whoever tells it knows what was told before
+            previous_identity: None, // whoever tells it knows what was told before
             renew_at: self.lifecycle.renew_at(),
             renewal_window: self.lifecycle.renewal_window(),
             provider: self.identity.as_ref().map_or(self.config.key.provider, |i| i.key.provider()).as_str(),
-            bundle: self.bundle.as_ref().map(|kept| HeldBundle {
+            bundle: self.bundle.as_ref().map(|kept| CurrentBundle {
                 bundle: kept.bundle.clone(),
                 fetched_at: kept.cached.fetched_at,
                 refresh_at: self.bundle_refresh_at(now),
@@ -229,12 +229,12 @@ impl Device {
             bootstrap: self.bootstrap.facts().cloned(),
             trust: self.issuer.transport().trust().facts(),
             key_is_lost: self.lifecycle.key_is_lost(),
-            asked_to_wait_until: self.lifecycle.asked_to_wait_until(now),
+            retry_after_until: self.lifecycle.asked_to_wait_until(now),
             ends_while_waiting: self.lifecycle.svid_ends_while_waiting(now),
             last_error: self.last_error(now, not_published),
             generation,
             key_users: self.config.key_users.clone(),
-            kept: Arc::default(),
+            cache: Arc::default(),
         }
     }
 

@@ -27,9 +27,9 @@ use crate::platform::timer::{Alarm, Woken};
 use crate::platform::{clock, random};
 use crate::publish::CONFIGURATION;
 use crate::publish::Snapshot;
-use crate::publish::broadcast::Publication;
-use crate::server::admin::{Order, Orders};
-use crate::server::context::Lines;
+use crate::publish::broadcast::Broadcaster;
+use crate::server::command_queue::{AdminCommand, CommandQueue};
+use crate::server::context::ServerContext;
 use crate::server::listener::BindError;
 use crate::store::{Store, StoreError};
 use device::Device;
@@ -115,7 +115,7 @@ pub async fn run(
     loaded: Result<Config, (ConfigError, Config)>,
     passed: Vec<PassedSocket>,
 ) -> Result<(), AgentError> {
-    let (orders, at_loop) = Orders::channel();
+    let (orders, at_loop) = CommandQueue::new();
     let (threads, mut lost) = Threads::start().map_err(AgentError::Threads)?;
     let mut signals = Signals::new(place.watch(), at_loop, threads.pulses()).map_err(AgentError::Signals)?;
     let mut alarm = Alarm::new().map_err(AgentError::Timers)?;
@@ -123,30 +123,30 @@ pub async fn run(
     let (socket, textfile) = (usable.socket.clone(), usable.textfile.clone());
     let mut life = Life::begin(place, loaded.map_err(|(e, _)| e), None).await;
     // What is held is served from the first answer on: it is read before the socket is there.
-    let publish = Publication::new(life.snapshot(), clock::now().wall);
-    let lines = Lines::new(&publish, orders);
-    let mut server = Server::start(threads, passed, &socket, textfile.as_deref(), &lines)?;
+    let publish = Broadcaster::new(life.snapshot(), clock::now().wall);
+    let context = ServerContext::new(&publish, orders);
+    let mut server = Server::start(threads, passed, &socket, textfile.as_deref(), &context)?;
     systemd::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
 
     let lives = async {
         while let Some((loaded, provisioned)) = life.live(place, &publish, &mut signals, &mut alarm).await {
             if let Ok(config) = &loaded {
-                server.follow(&config.socket, config.textfile.as_deref(), &lines).await;
+                server.follow(&config.socket, config.textfile.as_deref(), &context).await;
             }
             life = Life::begin(place, loaded, provisioned).await;
         }
     };
     let ended = tokio::select! {
         () = lives => Ok(()),
-        Some(right) = lost.recv() => Err(AgentError::SocketLost(right.as_str())),
+        Some(role) = lost.recv() => Err(AgentError::SocketLost(role.as_str())),
     };
     systemd::stopping();
     tracing::info!("miaf-agent ends");
     drop(signals); // who waits for an order to be taken is told that it is not
     server.stop().await;
-    lines.signatures.end_all();
-    lines.keys_given.end_all();
+    context.signatures.end_all();
+    context.keys_sent.end_all();
     ended
 }
 
@@ -212,7 +212,7 @@ impl Life {
                 Snapshot::blocked(error.clone(), None).with_provider(*provider)
             }
             Self::Misconfigured(error, _, Some(device)) => {
-                device.snapshot(now, None, None).standing_still(error.clone())
+                device.snapshot(now, None, None).halted(error.clone())
             }
             Self::Stateless(config, e, _) => {
                 let report = Report::of_agent("state", "The agent's state cannot be read", e);
@@ -231,12 +231,12 @@ impl Life {
     async fn live(
         self,
         place: &Place,
-        publish: &Publication,
+        publish: &Broadcaster,
         signals: &mut Signals,
         alarm: &mut Alarm,
     ) -> Option<(Loaded, Option<Provisioned>)> {
         if !matches!(self, Self::Configured(_)) {
-            publish.tell(self.snapshot(), clock::now().wall); // a device tells more itself, after its first step
+            publish.send(self.snapshot(), clock::now().wall); // a device tells more itself, after its first step
         }
         match self {
             Self::Unconfigured(_) => {
@@ -287,7 +287,7 @@ fn configuration_error(e: &dyn std::fmt::Display) -> LastError {
 async fn drive(
     device: &mut Device,
     place: &Place,
-    publish: &Publication,
+    publish: &Broadcaster,
     signals: &mut Signals,
     alarm: &mut Alarm,
 ) -> Option<Config> {
@@ -305,7 +305,7 @@ async fn drive(
             && !leaves
             && let Some(order) = signals.taken.next()
         {
-            if order == Order::ResetIdentity {
+            if order == AdminCommand::ResetIdentity {
                 leaves = true;
             } else {
                 let ordered = device.order(order);

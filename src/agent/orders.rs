@@ -10,14 +10,14 @@ use crate::bootstrap::Purpose;
 use crate::config::Config;
 use crate::lifecycle::{self, Event};
 use crate::platform::clock;
-use crate::server::admin::{Given, Order, Refusal};
+use crate::server::command_queue::{AdminCommand, CommandError, QueuedCommand};
 
 /// Orders that wait at once for an action to end.
 const MOST_WAITING: usize = 4;
 
 /// Orders that were taken and are not carried out yet. They outlive a change of the configuration.
 #[derive(Debug, Default)]
-pub(super) struct Taken(VecDeque<Order>);
+pub(super) struct Taken(VecDeque<AdminCommand>);
 
 /// What decides whether an order makes sense.
 #[derive(Clone, Copy, Debug)]
@@ -29,13 +29,13 @@ pub(super) struct Standing {
 
 impl Taken {
     /// Answers an order, and keeps it if it is taken.
-    pub(super) fn take(&mut self, given: Given, standing: Standing, place: &Place) {
-        let order = given.order;
+    pub(super) fn take(&mut self, given: QueuedCommand, standing: Standing, place: &Place) {
+        let order = given.command;
         if self.0.len() >= MOST_WAITING {
-            return given.refuse(Refusal::Busy);
+            return given.reject(CommandError::Busy);
         }
         if let Some(why) = senseless(order, standing, place) {
-            return given.refuse(Refusal::Senseless(why));
+            return given.reject(CommandError::NotApplicable(why));
         }
         let begins = if standing.is_busy { " It begins when what the agent is doing has ended." } else { "" };
         if given.accept(format!("{}{begins}", outlook(order))) {
@@ -48,7 +48,7 @@ impl Taken {
         }
     }
 
-    pub(super) fn next(&mut self) -> Option<Order> {
+    pub(super) fn next(&mut self) -> Option<AdminCommand> {
         self.0.pop_front()
     }
 
@@ -58,43 +58,43 @@ impl Taken {
 }
 
 /// Answers an order for which there is no device.
-pub(super) fn refuse(given: Given, why: &str) {
-    given.refuse(Refusal::Senseless(why.to_owned()));
+pub(super) fn refuse(given: QueuedCommand, why: &str) {
+    given.reject(CommandError::NotApplicable(why.to_owned()));
 }
 
-fn senseless(order: Order, standing: Standing, place: &Place) -> Option<String> {
+fn senseless(order: AdminCommand, standing: Standing, place: &Place) -> Option<String> {
     match order {
-        Order::Renew if !standing.has_identity => Some(
+        AdminCommand::Renew if !standing.has_identity => Some(
             "This device has no identity yet that could be renewed. Its status says what it is waiting for; a retry has \
              it try again now."
                 .to_owned(),
         ),
-        Order::ResetIdentity if !standing.has_identity => Some(
+        AdminCommand::ResetIdentity if !standing.has_identity => Some(
             "This device has no identity, so there is none to leave: it already follows its configuration.".to_owned(),
         ),
         // It would go on under the configuration before, back into the trust domain that it is to leave.
-        Order::ResetIdentity => place
+        AdminCommand::ResetIdentity => place
             .load()
             .err()
             .map(|e| format!("The device would go on under its configuration, which cannot be used: {e}. Correct it first.")),
-        Order::Retry { .. } | Order::Renew => None,
+        AdminCommand::Retry { .. } | AdminCommand::Renew => None,
     }
 }
 
-fn outlook(order: Order) -> &'static str {
+fn outlook(order: AdminCommand) -> &'static str {
     match order {
-        Order::Retry { new_key: false } => {
+        AdminCommand::Retry { new_key: false } => {
             "What was refused or is being waited for is tried again within seconds, as far as the MIS has not asked to be left alone."
         }
-        Order::Retry { new_key: true } => {
+        AdminCommand::Retry { new_key: true } => {
             "If the device's key is lost, the device enrolls with a new one, as far as the MIS has not asked to be left alone. \
              A key that works is kept."
         }
-        Order::Renew => {
+        AdminCommand::Renew => {
             "The identity is renewed now, as far as the MIS has not asked to be left alone and nothing else stands in the \
              way."
         }
-        Order::ResetIdentity => {
+        AdminCommand::ResetIdentity => {
             "The device leaves its identity, which is kept aside in the state folder, withdraws what it has published, and \
              goes on as a new one under its configuration."
         }
@@ -103,9 +103,9 @@ fn outlook(order: Order) -> &'static str {
 
 impl Device {
     /// Has an order taken in. An action that is decided on already is carried out all the same.
-    pub(super) fn order(&mut self, order: Order) -> Event {
+    pub(super) fn order(&mut self, order: AdminCommand) -> Event {
         tracing::info!("an operator's order is carried out: {}", order.as_str());
-        if matches!(order, Order::Retry { .. }) {
+        if matches!(order, AdminCommand::Retry { .. }) {
             // What was provisioned may be what has been corrected.
             self.look_again_at = clock::now().boot;
             self.look_for = Purpose::Use;
@@ -114,10 +114,10 @@ impl Device {
                 self.bundle.as_ref().is_some_and(|kept| kept.cached.regressed_since.is_some());
         }
         match order {
-            Order::Retry { new_key: false } => Event::Told(lifecycle::Order::Retry),
-            Order::Retry { new_key: true } => Event::Told(lifecycle::Order::ReplaceKey),
-            Order::Renew => Event::Told(lifecycle::Order::Renew),
-            Order::ResetIdentity => Event::Wake, // see leave_identity
+            AdminCommand::Retry { new_key: false } => Event::Told(lifecycle::Order::Retry),
+            AdminCommand::Retry { new_key: true } => Event::Told(lifecycle::Order::ReplaceKey),
+            AdminCommand::Renew => Event::Told(lifecycle::Order::Renew),
+            AdminCommand::ResetIdentity => Event::Wake, // see leave_identity
         }
     }
 

@@ -12,7 +12,7 @@ use super::orders::Taken;
 use crate::lifecycle::LastError;
 use crate::platform::inotify::FileWatch;
 use crate::platform::systemd::Watchdog;
-use crate::server::admin::Given;
+use crate::server::command_queue::QueuedCommand;
 use crate::server::runtime::Pulse;
 
 /// What is heard.
@@ -25,7 +25,7 @@ pub(super) enum Told {
     /// The configuration may have changed, and nobody has said that it is complete.
     Changed,
     /// An operator wants something done, and waits for the answer.
-    Order(Given),
+    Order(QueuedCommand),
 }
 
 /// Signals, the files of the configuration, orders, and the watchdog.
@@ -35,7 +35,7 @@ pub(super) struct Signals {
     hangup: Signal,
     watchdog: Watchdog,
     changes: FileWatch,
-    orders: mpsc::Receiver<Given>,
+    orders: mpsc::Receiver<QueuedCommand>,
     /// Orders that were taken and are not carried out yet.
     pub(super) taken: Taken,
     /// Why the configuration that is there is not in use, while the one before it is.
@@ -51,12 +51,12 @@ impl Signals {
     /// sockets are there as well.
     pub(super) fn new(
         changes: FileWatch,
-        orders: mpsc::Receiver<Given>,
+        orders: mpsc::Receiver<QueuedCommand>,
         pulses: Vec<Pulse>,
     ) -> std::io::Result<Self> {
         let others = pulses
             .into_iter()
-            .map(|mut pulse| -> Box<dyn FnMut() -> bool> { Box::new(move || pulse.is_there()) });
+            .map(|mut pulse| -> Box<dyn FnMut() -> bool> { Box::new(move || pulse.is_alive()) });
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
