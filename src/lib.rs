@@ -20,7 +20,7 @@ pub mod keys;
 pub mod lifecycle;
 pub mod platform;
 pub mod publish;
-pub mod server;
+pub(crate) mod server;
 pub mod store;
 pub mod transport;
 pub mod uri;

@@ -10,14 +10,14 @@ use super::identity::DEVICE;
 use super::reporting::cause;
 use crate::config::Config;
 use crate::lifecycle::{Command, Event};
-use crate::server::admin::{Given, Order, Refusal};
+use crate::server::command_queue::{AdminCommand, CommandError, QueuedCommand};
 
 /// Commands that wait at once for an action to end.
 const MAX_QUEUED: usize = 4;
 
 /// Accepted commands that are not executed yet. They outlive a change of the configuration.
 #[derive(Debug, Default)]
-pub(super) struct CommandQueue(VecDeque<Order>);
+pub(super) struct CommandQueue(VecDeque<AdminCommand>);
 
 /// The part of the agent's state that decides whether a command is valid.
 #[derive(Clone, Copy, Debug)]
@@ -29,13 +29,13 @@ pub(super) struct Conditions {
 
 impl CommandQueue {
     /// Answers a command, and queues it if it is valid.
-    pub(super) fn accept(&mut self, given: Given, conditions: Conditions, place: &Place) {
-        let command = given.order;
+    pub(super) fn accept(&mut self, given: QueuedCommand, conditions: Conditions, place: &Place) {
+        let command = given.command;
         if self.0.len() >= MAX_QUEUED {
-            return given.refuse(Refusal::Busy);
+            return given.reject(CommandError::Busy);
         }
         if let Some(why) = validate(command, conditions, place) {
-            return given.refuse(Refusal::Senseless(why));
+            return given.reject(CommandError::NotApplicable(why));
         }
         let begins =
             if conditions.is_busy { " It begins when what the agent is doing has ended." } else { "" };
@@ -46,7 +46,7 @@ impl CommandQueue {
         }
     }
 
-    pub(super) fn next(&mut self) -> Option<Order> {
+    pub(super) fn next(&mut self) -> Option<AdminCommand> {
         self.0.pop_front()
     }
 
@@ -56,44 +56,44 @@ impl CommandQueue {
 }
 
 /// Answers a command that the agent cannot execute in its present state.
-pub(super) fn reject(given: Given, why: &str) {
-    given.refuse(Refusal::Senseless(why.to_owned()));
+pub(super) fn reject(given: QueuedCommand, why: &str) {
+    given.reject(CommandError::NotApplicable(why.to_owned()));
 }
 
 /// Why a command is invalid, if it is.
-fn validate(command: Order, conditions: Conditions, place: &Place) -> Option<String> {
+fn validate(command: AdminCommand, conditions: Conditions, place: &Place) -> Option<String> {
     match command {
-        Order::Renew if !conditions.has_identity => Some(
+        AdminCommand::Renew if !conditions.has_identity => Some(
             "This device has no identity yet that could be renewed. Its status says what it is waiting for; a retry has \
              it try again now."
                 .to_owned(),
         ),
-        Order::ResetIdentity if !conditions.has_identity => Some(
+        AdminCommand::ResetIdentity if !conditions.has_identity => Some(
             "This device has no identity, so there is none to leave: it already follows its configuration.".to_owned(),
         ),
         // It would go on under the configuration before, back into the trust domain that it is to leave.
-        Order::ResetIdentity => place.load().err().map(|e| {
+        AdminCommand::ResetIdentity => place.load().err().map(|e| {
             format!("The device would go on under its configuration, which cannot be used: {e}. Correct it first.")
         }),
-        Order::Retry { .. } | Order::Renew => None,
+        AdminCommand::Retry { .. } | AdminCommand::Renew => None,
     }
 }
 
 /// What an accepted command leads to.
-fn outlook(command: Order) -> &'static str {
+fn outlook(command: AdminCommand) -> &'static str {
     match command {
-        Order::Retry { new_key: false } => {
+        AdminCommand::Retry { new_key: false } => {
             "What was refused or is being waited for is tried again within seconds, as far as the MIS has not asked to be left alone."
         }
-        Order::Retry { new_key: true } => {
+        AdminCommand::Retry { new_key: true } => {
             "If the device's key is lost, the device enrolls with a new one, as far as the MIS has not asked to be left alone. \
              A key that works is kept."
         }
-        Order::Renew => {
+        AdminCommand::Renew => {
             "The identity is renewed now, as far as the MIS has not asked to be left alone and nothing else stands in the \
              way."
         }
-        Order::ResetIdentity => {
+        AdminCommand::ResetIdentity => {
             "The device leaves its identity, which is kept aside in the state directory, withdraws what it has published, and \
              goes on as a new one under its configuration."
         }
@@ -103,17 +103,17 @@ fn outlook(command: Order) -> &'static str {
 impl Executor {
     /// Executes a command: all of it but what the lifecycle does about the event returned. An action that was chosen
     /// before is executed all the same.
-    pub(super) fn execute_command(&mut self, command: Order) -> Event {
+    pub(super) fn execute_command(&mut self, command: AdminCommand) -> Event {
         tracing::info!("admin command executed: {}", command.as_str());
-        if matches!(command, Order::Retry { .. }) {
+        if matches!(command, AdminCommand::Retry { .. }) {
             self.provisioning.retry();
             self.trust_domain.accept_regressed_bundle();
         }
         match command {
-            Order::Retry { new_key: false } => Event::Command(Command::Retry),
-            Order::Retry { new_key: true } => Event::Command(Command::ReplaceKey(DEVICE)),
-            Order::Renew => Event::Command(Command::Renew(DEVICE)),
-            Order::ResetIdentity => Event::Wake, // see retire_identity
+            AdminCommand::Retry { new_key: false } => Event::Command(Command::Retry),
+            AdminCommand::Retry { new_key: true } => Event::Command(Command::ReplaceKey(DEVICE)),
+            AdminCommand::Renew => Event::Command(Command::Renew(DEVICE)),
+            AdminCommand::ResetIdentity => Event::Wake, // see retire_identity
         }
     }
 

@@ -12,8 +12,8 @@ use crate::config::Config;
 use crate::lifecycle::{Event, Step};
 use crate::platform::clock;
 use crate::platform::timer::{Alarm, Woken};
-use crate::publish::broadcast::Publication;
-use crate::server::admin::Order;
+use crate::publish::broadcast::Broadcaster;
+use crate::server::command_queue::AdminCommand;
 
 /// Network and TPM have limits of their own, far below this: an action that takes longer hangs.
 const MAX_ACTION: Duration = Duration::from_secs(300);
@@ -22,7 +22,7 @@ const MAX_ACTION: Duration = Duration::from_secs(300);
 pub(super) struct EventLoop<'a> {
     pub(super) executor: &'a mut Executor,
     pub(super) place: &'a Place,
-    pub(super) publication: &'a Publication,
+    pub(super) publication: &'a Broadcaster,
     pub(super) external: &'a mut ExternalEvents,
     pub(super) timer: &'a mut Alarm,
     /// Replaces the configuration once the action in flight has ended.
@@ -70,7 +70,7 @@ impl EventLoop<'_> {
         while self.next_config.is_none()
             && let Some(command) = self.external.queue.next()
         {
-            if command == Order::ResetIdentity {
+            if command == AdminCommand::ResetIdentity {
                 return true;
             }
             let event = self.executor.execute_command(command);

@@ -12,7 +12,7 @@ use super::reporting::RepeatFilter;
 use crate::lifecycle::LastError;
 use crate::platform::inotify::FileWatch;
 use crate::platform::systemd::Watchdog;
-use crate::server::admin::Given;
+use crate::server::command_queue::QueuedCommand;
 use crate::server::runtime::Pulse;
 
 /// An event from outside.
@@ -25,7 +25,7 @@ pub(super) enum ExternalEvent {
     /// A file of the configuration has changed. More changes may follow.
     ConfigurationChanged,
     /// An admin command, whose client waits for the response.
-    Command(Given),
+    Command(QueuedCommand),
 }
 
 /// Sources of external events, and what is queued of them.
@@ -35,7 +35,7 @@ pub(super) struct ExternalEvents {
     hangup: Signal,
     watchdog: Watchdog,
     changes: FileWatch,
-    commands: mpsc::Receiver<Given>,
+    commands: mpsc::Receiver<QueuedCommand>,
     /// Accepted commands that are not executed yet.
     pub(super) queue: CommandQueue,
     /// Why the configuration on disk is not in use, while the one before it is.
@@ -51,12 +51,12 @@ impl ExternalEvents {
     /// sockets run as well.
     pub(super) fn new(
         changes: FileWatch,
-        commands: mpsc::Receiver<Given>,
+        commands: mpsc::Receiver<QueuedCommand>,
         pulses: Vec<Pulse>,
     ) -> std::io::Result<Self> {
         let others = pulses
             .into_iter()
-            .map(|mut pulse| -> Box<dyn FnMut() -> bool> { Box::new(move || pulse.is_there()) });
+            .map(|mut pulse| -> Box<dyn FnMut() -> bool> { Box::new(move || pulse.is_alive()) });
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,

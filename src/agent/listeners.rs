@@ -13,11 +13,11 @@ use tokio::time::timeout;
 use crate::config::{self, Limits};
 use crate::platform::process;
 use crate::platform::systemd::PassedSocket;
-use crate::server::calls::CallLimits;
-use crate::server::connection_limit::Places;
-use crate::server::context::Lines;
-use crate::server::listener::{BindError, Socket};
-use crate::server::peer::Right;
+use crate::server::call_limit::CallLimits;
+use crate::server::connection_limit::ConnectionLimit;
+use crate::server::context::ServerContext;
+use crate::server::listener::{BindError, Listener};
+use crate::server::peer::Role;
 use crate::server::runtime::{Pulse, SocketRuntime};
 use crate::server::textfile::Textfile;
 
@@ -31,29 +31,29 @@ pub(super) struct Threads {
     read: SocketRuntime,
     sign: SocketRuntime,
     admin: SocketRuntime,
-    failures: mpsc::UnboundedSender<Right>,
+    failures: mpsc::UnboundedSender<Role>,
 }
 
 impl Threads {
     /// Starts them. The receiver yields the role of each socket that is not served any more although it was not closed: its
     /// task panicked, or its thread is gone.
-    pub(super) fn start() -> io::Result<(Self, mpsc::UnboundedReceiver<Right>)> {
+    pub(super) fn start() -> io::Result<(Self, mpsc::UnboundedReceiver<Role>)> {
         let (failures, failed) = mpsc::unbounded_channel();
         let start = SocketRuntime::start;
-        let (read, sign, admin) = (start(Right::Read)?, start(Right::Sign)?, start(Right::Admin)?);
+        let (read, sign, admin) = (start(Role::Read)?, start(Role::Sign)?, start(Role::Admin)?);
         Ok((Self { read, sign, admin, failures }, failed))
     }
 
     /// Observes all of them, for the watchdog.
     pub(super) fn pulses(&self) -> Vec<Pulse> {
-        Right::ALL.map(|right| self.of(right).pulse()).into()
+        Role::ALL.map(|role| self.of(role).pulse()).into()
     }
 
-    fn of(&self, right: Right) -> &SocketRuntime {
-        match right {
-            Right::Read => &self.read,
-            Right::Sign => &self.sign,
-            Right::Admin => &self.admin,
+    fn of(&self, role: Role) -> &SocketRuntime {
+        match role {
+            Role::Read => &self.read,
+            Role::Sign => &self.sign,
+            Role::Admin => &self.admin,
         }
     }
 }
@@ -62,7 +62,7 @@ impl Threads {
 pub(super) struct Listeners {
     threads: Threads,
     passed: Vec<Served>,
-    bound: Vec<(Right, config::Socket, Served)>,
+    bound: Vec<(Role, config::Socket, Served)>,
     textfile: Option<Textfile>,
     /// Returns memory after many connections, and logs what is counted.
     upkeep: JoinHandle<((), (), ())>,
@@ -80,53 +80,57 @@ impl Listeners {
         passed: Vec<PassedSocket>,
         at: &config::Socket,
         textfile: Option<&Path>,
-        lines: &Lines,
+        context: &ServerContext,
     ) -> Result<Self, BindError> {
-        let (heap, signatures) = (Arc::clone(&lines.heap), Arc::clone(&lines.signatures));
-        let keys_given = Arc::clone(&lines.keys_given);
-        let upkeep =
-            tokio::spawn(async move { tokio::join!(heap.run(), signatures.run(), keys_given.run()) });
+        let (heap, signatures) = (Arc::clone(&context.heap), Arc::clone(&context.signatures));
+        let keys_sent = Arc::clone(&context.keys_sent);
+        let upkeep = tokio::spawn(async move { tokio::join!(heap.run(), signatures.run(), keys_sent.run()) });
         let mut listeners = Self { threads, passed: Vec::new(), bound: Vec::new(), textfile: None, upkeep };
         for socket in passed {
-            listeners.passed.extend(adopt(&listeners.threads, socket, at, lines)?);
+            listeners.passed.extend(adopt(&listeners.threads, socket, at, context)?);
         }
         // Where some are passed, one that is not was removed: its role is not granted by another way.
         if listeners.passed.is_empty() {
-            for right in Right::ALL {
-                let served = bind(&listeners.threads, right, at, lines)?;
-                listeners.bound.push((right, at.clone(), served));
+            for role in Role::ALL {
+                let served = bind(&listeners.threads, role, at, context)?;
+                listeners.bound.push((role, at.clone(), served));
             }
         }
-        listeners.textfile = textfile.map(|path| Textfile::keep(path, lines));
+        listeners.textfile = textfile.map(|path| Textfile::start(path, context));
         listeners.limit(at.limits);
-        lines.signing.limit(at.signatures_per_minute);
+        context.signing.set_rate(at.signatures_per_minute);
         Ok(listeners)
     }
 
     /// Moves to the paths of another configuration, where they can be bound. What the service manager passed stays where its
     /// unit has it.
-    pub(super) async fn follow(&mut self, to: &config::Socket, textfile: Option<&Path>, lines: &Lines) {
+    pub(super) async fn follow(
+        &mut self,
+        to: &config::Socket,
+        textfile: Option<&Path>,
+        context: &ServerContext,
+    ) {
         if textfile != self.textfile.as_ref().map(Textfile::path) {
             if let Some(before) = self.textfile.take() {
                 before.stop().await;
             }
-            self.textfile = textfile.map(|path| Textfile::keep(path, lines));
+            self.textfile = textfile.map(|path| Textfile::start(path, context));
         }
-        for (right, at, served) in &mut self.bound {
+        for (role, at, served) in &mut self.bound {
             // Another group of the same socket counts from the next start.
-            if place(to, *right).path == place(at, *right).path {
+            if place(to, *role).path == place(at, *role).path {
                 continue;
             }
-            match bind(&self.threads, *right, to, lines) {
+            match bind(&self.threads, *role, to, context) {
                 Ok(moved) => {
                     *at = to.clone();
                     std::mem::replace(served, moved).stop().await;
                 }
-                Err(e) => tracing::error!("{e}. The socket stays at {}", place(at, *right).path.display()),
+                Err(e) => tracing::error!("{e}. The socket stays at {}", place(at, *role).path.display()),
             }
         }
         self.limit(to.limits);
-        lines.signing.limit(to.signatures_per_minute);
+        context.signing.set_rate(to.signatures_per_minute);
     }
 
     /// Sets the connection limits. Each connection is an open file, and the agent needs some itself.
@@ -152,7 +156,7 @@ impl Listeners {
             configured
         };
         for served in sockets {
-            served.places.limit(limits);
+            served.connection_limit.set_limits(limits);
             served.calls.set(limits);
         }
     }
@@ -174,24 +178,30 @@ impl Listeners {
 struct Served {
     task: JoinHandle<()>,
     open: watch::Sender<()>,
-    places: Places,
+    connection_limit: ConnectionLimit,
     calls: CallLimits,
 }
 
 impl Served {
-    fn new(threads: &Threads, right: Right, socket: Socket, at: &config::Socket, lines: &Lines) -> Self {
+    fn new(
+        threads: &Threads,
+        role: Role,
+        socket: Listener,
+        at: &config::Socket,
+        context: &ServerContext,
+    ) -> Self {
         let (open, closing) = watch::channel(());
-        let places = Places::new(at.limits); // as far as there are files for them: see limit
+        let connection_limit = ConnectionLimit::new(at.limits); // as far as there are files for them: see limit
         let calls = CallLimits::default();
-        let serving = socket.serve(lines.clone(), places.clone(), calls.clone(), closing);
-        let serving = threads.of(right).spawn(serving);
+        let serving = socket.serve(context.clone(), connection_limit.clone(), calls.clone(), closing);
+        let serving = threads.of(role).spawn(serving);
         let failures = threads.failures.clone();
         let task = tokio::spawn(async move {
             if serving.await.is_err() {
-                let _ = failures.send(right);
+                let _ = failures.send(role);
             }
         });
-        Self { task, open, places, calls }
+        Self { task, open, connection_limit, calls }
     }
 
     async fn stop(self) {
@@ -205,12 +215,12 @@ fn adopt(
     threads: &Threads,
     passed: PassedSocket,
     at: &config::Socket,
-    lines: &Lines,
+    context: &ServerContext,
 ) -> Result<Option<Served>, BindError> {
     let PassedSocket { name, listener } = passed;
     let address = listener.local_addr().ok();
     let path = address.as_ref().and_then(|address| address.as_pathname()).unwrap_or(Path::new("")).to_owned();
-    let Some(right) = Right::ALL.into_iter().find(|right| right.as_str() == name) else {
+    let Some(role) = Role::ALL.into_iter().find(|role| role.as_str() == name) else {
         tracing::error!(
             socket = %path.display(),
             "a socket called {name:?} was passed to the agent, which knows agent, sign and admin only: correct \
@@ -218,17 +228,22 @@ fn adopt(
         );
         return Ok(None);
     };
-    let socket = threads.of(right).within(|| Socket::adopt(listener, right));
+    let socket = threads.of(role).within(|| Listener::adopt(listener, role));
     let socket = socket.map_err(|source| BindError::new(&path, source))?;
-    tracing::info!(socket = %path.display(), right = right.as_str(), "local programs are served");
-    Ok(Some(Served::new(threads, right, socket, at, lines)))
+    tracing::info!(socket = %path.display(), role = role.as_str(), "local programs are served");
+    Ok(Some(Served::new(threads, role, socket, at, context)))
 }
 
-fn bind(threads: &Threads, right: Right, at: &config::Socket, lines: &Lines) -> Result<Served, BindError> {
-    let Place { path, group } = place(at, right);
-    let socket = threads.of(right).within(|| Socket::bind(path, right, group))?;
-    tracing::info!(socket = %path.display(), right = right.as_str(), "local programs are served");
-    Ok(Served::new(threads, right, socket, at, lines))
+fn bind(
+    threads: &Threads,
+    role: Role,
+    at: &config::Socket,
+    context: &ServerContext,
+) -> Result<Served, BindError> {
+    let Place { path, group } = place(at, role);
+    let socket = threads.of(role).within(|| Listener::bind(path, role, group))?;
+    tracing::info!(socket = %path.display(), role = role.as_str(), "local programs are served");
+    Ok(Served::new(threads, role, socket, at, context))
 }
 
 struct Place<'a> {
@@ -236,11 +251,11 @@ struct Place<'a> {
     group: Option<&'a str>,
 }
 
-fn place(at: &config::Socket, right: Right) -> Place<'_> {
-    match right {
-        Right::Read => Place { path: &at.path, group: at.group.as_deref() },
-        Right::Sign => Place { path: &at.sign_path, group: at.sign_group.as_deref() },
-        Right::Admin => Place { path: &at.admin_path, group: None },
+fn place(at: &config::Socket, role: Role) -> Place<'_> {
+    match role {
+        Role::Read => Place { path: &at.path, group: at.group.as_deref() },
+        Role::Sign => Place { path: &at.sign_path, group: at.sign_group.as_deref() },
+        Role::Admin => Place { path: &at.admin_path, group: None },
     }
 }
 
@@ -248,8 +263,8 @@ fn place(at: &config::Socket, right: Right) -> Place<'_> {
 mod tests {
     use super::*;
     use crate::publish::Snapshot;
-    use crate::publish::broadcast::Publication;
-    use crate::server::admin::Orders;
+    use crate::publish::broadcast::Broadcaster;
+    use crate::server::command_queue::CommandQueue;
     use crate::time::Timestamp;
 
     #[tokio::test]
@@ -264,13 +279,13 @@ mod tests {
             limits: Limits { connections: 4, of_one_user: 2 },
             signatures_per_minute: 1,
         };
-        let publication = Publication::new(Snapshot::unconfigured(), Timestamp::from_secs(0));
-        let lines = Lines::new(&publication, Orders::channel().0);
+        let publication = Broadcaster::new(Snapshot::unconfigured(), Timestamp::from_secs(0));
+        let context = ServerContext::new(&publication, CommandQueue::new().0);
         let (threads, mut lost) = Threads::start().unwrap();
-        bind(&threads, Right::Read, &at, &lines).unwrap().stop().await;
+        bind(&threads, Role::Read, &at, &context).unwrap().stop().await;
         assert!(!at.path.exists() && lost.try_recv().is_err());
-        let _served = bind(&threads, Right::Sign, &at, &lines).unwrap();
+        let _served = bind(&threads, Role::Sign, &at, &context).unwrap();
         drop(threads); // as a thread that panics drops its runtime
-        assert!(matches!(lost.recv().await, Some(Right::Sign)));
+        assert!(matches!(lost.recv().await, Some(Role::Sign)));
     }
 }

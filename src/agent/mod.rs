@@ -28,9 +28,9 @@ use crate::platform::systemd::{self, PassedSocket};
 use crate::platform::timer::Alarm;
 use crate::publish::CONFIGURATION;
 use crate::publish::Snapshot;
-use crate::publish::broadcast::Publication;
-use crate::server::admin::Orders;
-use crate::server::context::Lines;
+use crate::publish::broadcast::Broadcaster;
+use crate::server::command_queue::CommandQueue;
+use crate::server::context::ServerContext;
 use crate::server::listener::BindError;
 use crate::store::{Store, StoreError};
 use event_loop::EventLoop;
@@ -114,7 +114,7 @@ pub async fn run(
     loaded: Result<Config, (ConfigError, Config)>,
     passed: Vec<PassedSocket>,
 ) -> Result<(), AgentError> {
-    let (orders, at_loop) = Orders::channel();
+    let (orders, at_loop) = CommandQueue::new();
     let (threads, mut lost) = Threads::start().map_err(AgentError::Threads)?;
     let mut external =
         ExternalEvents::new(place.watch(), at_loop, threads.pulses()).map_err(AgentError::Signals)?;
@@ -123,9 +123,9 @@ pub async fn run(
     let (socket, textfile) = (usable.socket.clone(), usable.textfile.clone());
     let mut mode = Mode::begin(place, loaded.map_err(|(e, _)| e), None).await;
     // What is stored is served from the first response on: it is read before the socket is there.
-    let publication = Publication::new(mode.snapshot(), clock::now().wall);
-    let lines = Lines::new(&publication, orders);
-    let mut listeners = Listeners::start(threads, passed, &socket, textfile.as_deref(), &lines)?;
+    let publication = Broadcaster::new(mode.snapshot(), clock::now().wall);
+    let context = ServerContext::new(&publication, orders);
+    let mut listeners = Listeners::start(threads, passed, &socket, textfile.as_deref(), &context)?;
     systemd::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
 
@@ -133,21 +133,21 @@ pub async fn run(
         while let Some((loaded, provisioned)) = mode.run(place, &publication, &mut external, &mut timer).await
         {
             if let Ok(config) = &loaded {
-                listeners.follow(&config.socket, config.textfile.as_deref(), &lines).await;
+                listeners.follow(&config.socket, config.textfile.as_deref(), &context).await;
             }
             mode = Mode::begin(place, loaded, provisioned).await;
         }
     };
     let ended = tokio::select! {
         () = runs => Ok(()),
-        Some(right) = lost.recv() => Err(AgentError::SocketLost(right.as_str())),
+        Some(role) = lost.recv() => Err(AgentError::SocketLost(role.as_str())),
     };
     systemd::stopping();
     tracing::info!("miaf-agent ends");
     drop(external); // commands that wait for a response are refused
     listeners.stop().await;
-    lines.signatures.end_all();
-    lines.keys_given.end_all();
+    context.signatures.end_all();
+    context.keys_sent.end_all();
     ended
 }
 
@@ -214,7 +214,7 @@ impl Mode {
                 Snapshot::blocked(error.clone(), None).with_provider(*provider)
             }
             Self::Misconfigured(error, _, Some(executor)) => {
-                executor.snapshot(now, None, None).standing_still(error.clone())
+                executor.snapshot(now, None, None).halted(error.clone())
             }
             Self::Stateless(config, e, _) => {
                 let report = Report::of_agent("state", "The agent's state cannot be read", e);
@@ -232,12 +232,12 @@ impl Mode {
     async fn run(
         self,
         place: &Place,
-        publication: &Publication,
+        publication: &Broadcaster,
         external: &mut ExternalEvents,
         timer: &mut Alarm,
     ) -> Option<(Loaded, Option<Provisioned>)> {
         if !matches!(self, Self::Configured(_)) {
-            publication.tell(self.snapshot(), clock::now().wall); // a configured agent does it after its first step
+            publication.send(self.snapshot(), clock::now().wall); // a configured agent does it after its first step
         }
         match self {
             Self::Unconfigured(_) => {

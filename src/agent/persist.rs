@@ -10,7 +10,7 @@ use super::{address, blocking};
 use crate::config::Config;
 use crate::lifecycle::{KnownTime, Lifecycle, Report};
 use crate::platform::clock;
-use crate::publish::broadcast::Publication;
+use crate::publish::broadcast::Broadcaster;
 use crate::publish::files::PublishError;
 use crate::store::{self, Store};
 use crate::time::Now;
@@ -119,7 +119,7 @@ impl Executor {
     pub(super) async fn persist_and_publish(
         &mut self,
         now: Now,
-        publication: &Publication,
+        publication: &Broadcaster,
     ) -> Option<Duration> {
         self.records.store_memory(&self.lifecycle, &self.config, &mut self.reporter, now).await;
         self.records.store_time(&self.lifecycle, &mut self.reporter).await;
@@ -129,7 +129,7 @@ impl Executor {
         let snapshot = self.snapshot(now, generation, failure.as_ref());
         self.reporter.report_retry_after(&snapshot);
         self.reporter.report_state(&snapshot);
-        publication.tell(snapshot, now.wall);
+        publication.send(snapshot, now.wall);
         failure.map(|_| PUBLISH_RETRY)
     }
 

@@ -155,7 +155,7 @@ impl Reporter {
     /// Warns of a Retry-After delay that lasts longer than the SVID.
     pub(super) fn report_retry_after(&mut self, snapshot: &Snapshot) {
         let ends = snapshot.identity.as_ref().map(|identity| identity.svid.until());
-        let waits = snapshot.asked_to_wait_until.zip(ends).filter(|_| snapshot.ends_while_waiting);
+        let waits = snapshot.retry_after_until.zip(ends).filter(|_| snapshot.ends_while_waiting);
         if let Some((until, ends)) = waits.filter(|_| !self.gap_ahead) {
             tracing::warn!(
                 "the MIS asked this device to wait until {until}, and its identity ends at {ends}: in between it has none, \

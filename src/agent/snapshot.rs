@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::executor::Executor;
 use super::persist::PUBLISH_RETRY;
 use crate::lifecycle::{IdentityView, LastError, MAX_DETAIL, Report, State};
-use crate::publish::{self, HeldBundle, Snapshot};
+use crate::publish::{self, CurrentBundle, Snapshot};
 use crate::spiffe::svid;
 use crate::text::Excerpt;
 use crate::time::{Now, Timestamp};
@@ -35,7 +35,7 @@ impl Executor {
                 .as_ref()
                 .map_or(self.config.key.provider, |current| current.key.provider())
                 .as_str(),
-            bundle: self.trust_domain.bundle.as_ref().map(|cached| HeldBundle {
+            bundle: self.trust_domain.bundle.as_ref().map(|cached| CurrentBundle {
                 bundle: cached.bundle.clone(),
                 fetched_at: cached.record.fetched_at,
                 refresh_at: self.bundle_refresh_at(now),
@@ -43,14 +43,14 @@ impl Executor {
             bootstrap: self.provisioning.bootstrap.facts().cloned(),
             trust: self.trust_domain.issuer.transport().trust().facts(),
             key_is_lost: view.is_some_and(|view| view.key_is_lost()),
-            asked_to_wait_until: view.and_then(|view| view.retry_after_until(now)),
+            retry_after_until: view.and_then(|view| view.retry_after_until(now)),
             ends_while_waiting: view.is_some_and(|view| view.svid_ends_before_retry_after(now)),
             last_error: self.last_error(view, current.as_deref(), now, not_published),
             identity: current,
-            identity_before: None, // the publication knows what it has published before
+            previous_identity: None, // the publication knows what it has published before
             generation,
             key_users: self.config.key_users.clone(),
-            kept: Arc::default(),
+            cache: Arc::default(),
         }
     }
 

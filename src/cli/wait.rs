@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use super::words::{error, meaning, next_step, rough};
 use super::{Output, fail, print, print_json, reader, shown, unanswered};
 use crate::client::{Client, ClientError};
-use crate::publish::broadcast::Watched;
+use crate::publish::broadcast::StateEvent;
 use crate::publish::status::Status;
 
 /// Between two looks whether an agent that is away has come.
@@ -58,7 +58,7 @@ pub(super) fn run(config: &Path, output: &Output, what: What, timeout: Duration)
     }
 }
 
-fn tell(watched: &Watched, what: What, output: &Output) -> ExitCode {
+fn tell(watched: &StateEvent, what: What, output: &Output) -> ExitCode {
     match (what, &watched.svid, &watched.bundle) {
         (What::Svid, Some(svid), _) if output.json => print_json(svid),
         (What::Svid, Some(svid), _) => {
@@ -88,7 +88,7 @@ impl Wait {
     }
 
     /// Watches the agent until it is there, or the agent is not, or it is time to look again.
-    fn attend(&mut self) -> Result<Watched, ClientError> {
+    fn attend(&mut self) -> Result<StateEvent, ClientError> {
         self.seen = None;
         let mut watch = self.agent().watch()?;
         let mut until = self.until;
@@ -103,7 +103,7 @@ impl Wait {
         Err(ClientError::Broken("it has ended".into()))
     }
 
-    fn is_there(&self, watched: &Watched) -> Result<bool, ClientError> {
+    fn is_there(&self, watched: &StateEvent) -> Result<bool, ClientError> {
         if self.what == What::Bundle {
             return Ok(watched.bundle.as_ref().is_some_and(|bundle| !bundle.keys.is_empty()));
         }
@@ -118,7 +118,7 @@ impl Wait {
     }
 
     /// When to look again at an SVID that is there and cannot be used. What is not there comes as a change.
-    fn again(&self, watched: &Watched) -> Option<Instant> {
+    fn again(&self, watched: &StateEvent) -> Option<Instant> {
         if self.what == What::Bundle || watched.svid.is_none() {
             return None;
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use super::words::{distance, error, key, meaning, next_step, trusted_by};
 use super::{Output, fail, json_line, reader, say, shown, write};
 use crate::client::{Client, ClientError};
-use crate::publish::broadcast::Watched;
+use crate::publish::broadcast::StateEvent;
 use crate::time::Timestamp;
 
 /// Between two looks whether an agent that is away has come back.
@@ -32,7 +32,7 @@ pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
 
 struct Reporter {
     json: bool,
-    last: Option<Watched>,
+    last: Option<StateEvent>,
     is_away: bool,
 }
 
@@ -72,13 +72,13 @@ impl Reporter {
 }
 
 /// Time, state, and what is new. `None`: nothing that a person would call a change.
-fn line(before: Option<&Watched>, after: &Watched, now: SystemTime) -> Option<String> {
+fn line(before: Option<&StateEvent>, after: &StateEvent, now: SystemTime) -> Option<String> {
     let news = news(before, after, now);
     let line = || format!("{} {}: {}", Timestamp::from(now), after.status.state, news.join("; "));
     (!news.is_empty()).then(|| format!("{}\n", shown(line())))
 }
 
-fn news(before: Option<&Watched>, after: &Watched, now: SystemTime) -> Vec<String> {
+fn news(before: Option<&StateEvent>, after: &StateEvent, now: SystemTime) -> Vec<String> {
     let (was, is) = (before.map(|before| &before.status), &after.status);
     let mut news = Vec::new();
     if was.map(|was| &was.state) != Some(&is.state) {
@@ -128,7 +128,7 @@ fn news(before: Option<&Watched>, after: &Watched, now: SystemTime) -> Vec<Strin
     news
 }
 
-fn bundle(watched: &Watched) -> String {
+fn bundle(watched: &StateEvent) -> String {
     let Some(bundle) = &watched.bundle else { return "the trust bundle is gone".into() };
     let anchors = bundle.keys.len();
     let sequence = watched.status.bundle.as_ref().and_then(|bundle| bundle.sequence);
@@ -139,7 +139,7 @@ fn bundle(watched: &Watched) -> String {
     }
 }
 
-fn leaf(watched: Option<&Watched>) -> Option<&String> {
+fn leaf(watched: Option<&StateEvent>) -> Option<&String> {
     watched?.svid.as_ref()?.certificate_chain_pem.first()
 }
 
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn a_line_says_when_how_it_stands_and_what_is_new() {
         let (status, now) = example();
-        let first = Watched { status, svid: None, bundle: None };
+        let first = StateEvent { status, svid: None, bundle: None };
         let said = line(None, &first, now).unwrap();
         for part in [
             "2026-01-02T00:01:00Z renewing: this device has a valid identity",

@@ -34,8 +34,8 @@ pub use watch::Watch;
 
 use crate::json::{self, JsonError};
 use crate::publish::status::{Status, SvidDocument};
-use crate::server::admin::{Accepted, Address};
-use crate::server::signing_queue::Signed;
+use crate::server::admin::{Accepted, CommandPath};
+use crate::server::sign::SignResponse;
 use crate::spiffe::{Bundle, BundleDocument, BundleError, TrustDomain};
 use connection::Request;
 
@@ -143,7 +143,7 @@ impl Client {
         if let (Some(serial), Some(body)) = (serial, body.as_object_mut()) {
             body.insert("serial".into(), serial.into());
         }
-        let signed: Signed = self.post("/v1/sign", body.to_string())?;
+        let signed: SignResponse = self.post("/v1/sign", body.to_string())?;
         let der = BASE64.decode(signed.signature);
         let der = der.map_err(|_| ClientError::Unintelligible("the signature is not Base64".into()))?;
         Ok(Signature { der, serial: signed.serial })
@@ -155,7 +155,7 @@ impl Client {
     /// Refused with 409: the order makes no sense as things stand.
     pub fn retry(&self, new_key: bool) -> Result<Accepted, ClientError> {
         let body = if new_key { json!({ "newKey": true }).to_string() } else { String::new() };
-        self.order(Address::Retry, body)
+        self.order(CommandPath::Retry, body)
     }
 
     /// Has the agent renew the identity now, on the socket for orders.
@@ -163,7 +163,7 @@ impl Client {
     /// # Errors
     /// As for [`retry`](Self::retry).
     pub fn renew(&self) -> Result<Accepted, ClientError> {
-        self.order(Address::Renew, String::new())
+        self.order(CommandPath::Renew, String::new())
     }
 
     /// Has the device leave this trust domain and start as new, on the socket for orders.
@@ -171,11 +171,11 @@ impl Client {
     /// # Errors
     /// As for [`retry`](Self::retry).
     pub fn reset_identity(&self, leaves: &TrustDomain) -> Result<Accepted, ClientError> {
-        self.order(Address::ResetIdentity, json!({ "trustDomain": leaves }).to_string())
+        self.order(CommandPath::ResetIdentity, json!({ "trustDomain": leaves }).to_string())
     }
 
-    fn order(&self, address: Address, body: String) -> Result<Accepted, ClientError> {
-        self.post(address.as_str(), body).map_err(ClientError::of_order)
+    fn order(&self, path: CommandPath, body: String) -> Result<Accepted, ClientError> {
+        self.post(path.as_str(), body).map_err(ClientError::of_order)
     }
 
     fn get<T: DeserializeOwned>(&self, path: &'static str) -> Result<T, ClientError> {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::connection::{Answer, MAX_ANSWER};
 use super::{ClientError, read};
-use crate::publish::broadcast::Watched;
+use crate::publish::broadcast::StateEvent;
 
 /// The state at every change. Waits for the next as long as it takes; ends when the agent does: watch again then.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ impl Watch {
     }
 
     /// As [`next`](Iterator::next), and silent by then: after that it is of no use any more.
-    pub(crate) fn next_before(&mut self, until: Option<Instant>) -> Option<Result<Watched, ClientError>> {
+    pub(crate) fn next_before(&mut self, until: Option<Instant>) -> Option<Result<StateEvent, ClientError>> {
         if self.has_ended {
             return None;
         }
@@ -28,7 +28,7 @@ impl Watch {
         next
     }
 
-    fn read_event(&mut self, until: Option<Instant>) -> Result<Option<Watched>, ClientError> {
+    fn read_event(&mut self, until: Option<Instant>) -> Result<Option<StateEvent>, ClientError> {
         self.answer.read_until(until);
         let (mut event, mut data, mut left) = (String::new(), String::new(), MAX_ANSWER);
         while let Some(line) = self.answer.line(&mut left)? {
@@ -47,7 +47,7 @@ impl Watch {
 }
 
 impl Iterator for Watch {
-    type Item = Result<Watched, ClientError>;
+    type Item = Result<StateEvent, ClientError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.next_before(None)

@@ -1,4 +1,4 @@
-//! The latest [`Snapshot`] for those who ask, and each change of it for those who subscribe.
+//! The latest [`Snapshot`] for responses, and each change of it for subscribers.
 
 use std::sync::Arc;
 
@@ -11,9 +11,9 @@ use super::{Identity, Snapshot};
 use crate::spiffe::BundleDocument;
 use crate::time::Timestamp;
 
-/// The data of an event called `state`.
+/// Data of an event called `state`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Watched {
+pub struct StateEvent {
     /// As `GET /v1/status` has it.
     pub status: Status,
     /// As `GET /v1/svid` has it. `None` before the first enrollment.
@@ -22,18 +22,18 @@ pub struct Watched {
     pub bundle: Option<BundleDocument>,
 }
 
-impl Watched {
-    /// The snapshot as of `now`.
-    pub fn of(snapshot: &Snapshot, now: Timestamp) -> Self {
+impl StateEvent {
+    /// The event for a snapshot as of `now`.
+    fn of(snapshot: &Snapshot, now: Timestamp) -> Self {
         Self {
             status: Status::of(snapshot, now),
             svid: SvidDocument::of(snapshot),
-            bundle: snapshot.bundle.as_ref().map(|held| held.bundle.to_document()),
+            bundle: snapshot.bundle.as_ref().map(|current| current.bundle.to_document()),
         }
     }
 
-    /// Without what changes when nothing has: that the bundle was looked at and found to be the same, or that something
-    /// was tried once more and is wrong as before.
+    /// The event without the parts whose change is no news: that the bundle was refreshed and is
+    /// the same, or that something was tried once more and failed as before.
     fn essence(&self) -> Self {
         let mut essence = self.clone();
         if let Some(error) = &mut essence.status.last_error {
@@ -49,66 +49,66 @@ impl Watched {
     }
 }
 
-/// Where the agent tells what there is: to those who ask, and, if it has changed, to those who watch.
+/// Sends snapshots to the server: every one for responses, and those with a change for subscribers.
 #[derive(Debug)]
-pub struct Publication {
+pub(crate) struct Broadcaster {
     latest: watch::Sender<Arc<Snapshot>>,
-    changes: watch::Sender<Arc<Change>>,
+    changes: watch::Sender<Arc<StateChange>>,
 }
 
-/// One change, written once for all who watch.
+/// One change, serialised once for all subscribers.
 #[derive(Debug)]
-pub struct Change {
-    essence: Watched,
-    /// As a server-sent event.
+pub(crate) struct StateChange {
+    essence: StateEvent,
+    /// The change as a server-sent event.
     pub(crate) event: Bytes,
     number: u64,
 }
 
-impl Publication {
-    /// Begins with this.
-    pub fn new(snapshot: Snapshot, now: Timestamp) -> Self {
-        let first = Change::new(&Watched::of(&snapshot, now), 1);
+impl Broadcaster {
+    /// A broadcaster with its first snapshot.
+    pub(crate) fn new(snapshot: Snapshot, now: Timestamp) -> Self {
+        let first = StateChange::new(&StateEvent::of(&snapshot, now), 1);
         Self { latest: watch::Sender::new(Arc::new(snapshot)), changes: watch::Sender::new(Arc::new(first)) }
     }
 
-    /// What is to be told from `now` on.
-    pub fn tell(&self, mut snapshot: Snapshot, now: Timestamp) {
-        snapshot.identity_before = before(&snapshot, &self.latest.borrow());
-        let watched = Watched::of(&snapshot, now);
+    /// Sends a snapshot, which is valid from `now` on.
+    pub(crate) fn send(&self, mut snapshot: Snapshot, now: Timestamp) {
+        snapshot.previous_identity = previous_identity(&snapshot, &self.latest.borrow());
+        let event = StateEvent::of(&snapshot, now);
         self.latest.send_replace(Arc::new(snapshot));
         self.changes.send_if_modified(|change| {
-            let is_news = watched.essence() != change.essence;
+            let is_news = event.essence() != change.essence;
             if is_news {
-                *change = Arc::new(Change::new(&watched, change.number + 1));
+                *change = Arc::new(StateChange::new(&event, change.number + 1));
             }
             is_news
         });
     }
 
-    /// What there is, whenever it is asked for.
-    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+    /// The latest snapshot.
+    pub(crate) fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.latest.subscribe()
     }
 
-    /// What has changed last, and what will.
-    pub fn changes(&self) -> watch::Receiver<Arc<Change>> {
+    /// The latest change, and those that follow.
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<StateChange>> {
         self.changes.subscribe()
     }
 }
 
-/// The identity that came before the one in `snapshot`, as far as this process has told of it.
-fn before(snapshot: &Snapshot, last: &Snapshot) -> Option<Arc<Identity>> {
+/// The identity before that in `snapshot`, if this process has sent it.
+fn previous_identity(snapshot: &Snapshot, last: &Snapshot) -> Option<Arc<Identity>> {
     let (now, then) = (snapshot.identity.as_ref()?, last.identity.as_ref()?);
     let is_the_same = now.svid.chain().leaf() == then.svid.chain().leaf();
-    if is_the_same { last.identity_before.clone() } else { Some(Arc::clone(then)) }
+    if is_the_same { last.previous_identity.clone() } else { Some(Arc::clone(then)) }
 }
 
-impl Change {
-    fn new(watched: &Watched, number: u64) -> Self {
-        let data = serde_json::to_string(watched).unwrap_or_default(); // these types always serialise, on one line
-        let event = format!("event: state\nid: {number}\ndata: {data}\n\n");
-        Self { essence: watched.essence(), event: event.into(), number }
+impl StateChange {
+    fn new(event: &StateEvent, number: u64) -> Self {
+        let data = serde_json::to_string(event).unwrap_or_default(); // these types always serialise, on one line
+        let text = format!("event: state\nid: {number}\ndata: {data}\n\n");
+        Self { essence: event.essence(), event: text.into(), number }
     }
 }
 
@@ -126,19 +126,19 @@ mod tests {
     }
 
     #[test]
-    fn the_same_error_once_more_is_no_change_and_another_is() {
-        let publication = Publication::new(blocked("disk", NOW), NOW);
-        let mut changes = publication.changes();
+    fn same_error_again_is_no_change() {
+        let broadcaster = Broadcaster::new(blocked("disk", NOW), NOW);
+        let mut changes = broadcaster.changes();
         changes.mark_unchanged();
         let later = NOW.after(Duration::from_secs(60));
-        publication.tell(blocked("disk", later), later);
+        broadcaster.send(blocked("disk", later), later);
         assert!(!changes.has_changed().unwrap());
         assert_ne!(
-            publication.snapshots().borrow().last_error.as_ref().unwrap().0.at,
+            broadcaster.snapshots().borrow().last_error.as_ref().unwrap().0.at,
             NOW,
-            "who asks is told"
+            "responses have the time of the last"
         );
-        publication.tell(blocked("another disk", later), later);
+        broadcaster.send(blocked("another disk", later), later);
         assert!(changes.has_changed().unwrap());
     }
 
@@ -150,24 +150,24 @@ mod tests {
         let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
         let chain = crate::spiffe::svid::Chain::from_pem(&[certificate.pem()]).unwrap();
         let svid = crate::spiffe::svid::X509Svid::from_stored(chain).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let keys = crate::keys::software::Software::new(None, folder.path().join("kek"));
+        let dir = tempfile::tempdir().unwrap();
+        let keys = crate::keys::software::Software::new(None, dir.path().join("kek"));
         Arc::new(Identity { svid, key: Arc::new(keys.create_key().unwrap()), credential: None })
     }
 
-    /// An MIS may number all of its SVIDs the same.
+    /// An MIS may give all of its SVIDs the same serial number.
     #[test]
-    fn the_identity_before_is_told_by_its_certificate() {
+    fn previous_identity_is_identified_by_its_certificate() {
         let (first, second) = (identity(), identity());
-        let holding = |identity: &Arc<Identity>| Snapshot {
+        let with = |identity: &Arc<Identity>| Snapshot {
             identity: Some(identity.clone()),
             ..Snapshot::unconfigured()
         };
-        let publication = Publication::new(holding(&first), NOW);
-        let before = || publication.snapshots().borrow().identity_before.clone();
-        publication.tell(holding(&Arc::new(Identity::clone(&first))), NOW);
+        let broadcaster = Broadcaster::new(with(&first), NOW);
+        let before = || broadcaster.snapshots().borrow().previous_identity.clone();
+        broadcaster.send(with(&Arc::new(Identity::clone(&first))), NOW);
         assert!(before().is_none(), "the same, read once more");
-        publication.tell(holding(&second), NOW);
+        broadcaster.send(with(&second), NOW);
         assert!(before().is_some_and(|before| Arc::ptr_eq(&before, &first) || before.svid == first.svid));
     }
 }

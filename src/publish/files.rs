@@ -1,6 +1,7 @@
-//! The published files. Each generation is a folder of its own that never changes once it has its name; `current` is a
-//! symlink that is swapped atomically. Whoever opens the folder once, or reads the combined file, gets key, certificate
-//! and bundle that belong together. The generation before stays, for readers that are under way.
+//! The published files. Each generation is a directory of its own that never changes once it has
+//! its name; `current` is a symlink that is swapped atomically. A program that opens the directory
+//! once, or reads the combined file, gets key, certificate and bundle that belong together. The
+//! previous generation stays, for programs that are reading it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -21,13 +22,13 @@ use crate::spiffe::Bundle;
 use crate::time::Timestamp;
 
 const CURRENT: &str = "current";
-/// The link that takes the place of [`CURRENT`].
+/// The link that replaces [`CURRENT`].
 const NEXT: &str = ".current.new";
 
-/// Who may read a file.
+/// The readers of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Readers {
-    /// The group of the folder.
+    /// The group of the directory.
     Group,
     /// The group that may use the key.
     KeyGroup,
@@ -49,34 +50,35 @@ impl Groups {
     }
 }
 
-/// The content of one generation, by file name. It may hold a private key.
+/// The content of one generation, by file name. It may contain a private key.
 type Content = BTreeMap<&'static str, (Zeroizing<Vec<u8>>, Readers)>;
 
-/// The folders where generations are published.
+/// Publishes generations in the configured directories.
 #[derive(Clone, Debug)]
-pub struct Publisher {
-    files: Folder,
-    /// Software keys go here, with everything that belongs to them, and nowhere else.
-    secrets: Option<Folder>,
+pub(crate) struct Publisher {
+    files: PublishDir,
+    /// Directory for software keys, with everything that belongs to them. They are published in no
+    /// other.
+    secrets: Option<PublishDir>,
 }
 
 #[derive(Clone, Debug)]
-struct Folder {
+struct PublishDir {
     dir: PathBuf,
-    /// Nothing of others is in it.
+    /// No file of others is in it.
     is_own: bool,
     group: Option<String>,
     key_group: Option<String>,
     /// It must be gone after a power cut (miaf-v0 K2).
     volatile: bool,
-    /// What was published last, the key left out: the SVID beside it says which that is.
+    /// What was published last, without the key: its SVID identifies it.
     published: Option<(Content, u64)>,
 }
 
 impl Publisher {
-    /// Nothing is touched before something is published.
-    pub fn new(config: &config::Files) -> Self {
-        let folder = |dir: &PathBuf, volatile: bool| Folder {
+    /// A publisher. It changes no file before the first publication.
+    pub(crate) fn new(config: &config::Files) -> Self {
+        let publish_dir = |dir: &PathBuf, volatile: bool| PublishDir {
             dir: dir.clone(),
             is_own: config.is_own && !volatile,
             group: config.group.clone(),
@@ -85,19 +87,20 @@ impl Publisher {
             published: None,
         };
         Self {
-            files: folder(&config.dir, false),
-            secrets: config.software_key_dir.as_ref().map(|dir| folder(dir, true)),
+            files: publish_dir(&config.dir, false),
+            secrets: config.software_key_dir.as_ref().map(|dir| publish_dir(dir, true)),
         }
     }
 
-    /// Makes `current` hold this identity and bundle, and says which generation that is. What is there already is left
-    /// alone. A generation is always whole: while one of the two is missing, nothing is published. A key that is a
-    /// secret is published on tmpfs, if a folder there is configured, and then not beside the other files (miaf-v0 K2).
+    /// Publishes this identity and bundle, and returns the generation with them: a new one, or the
+    /// current one if it has this content. A generation is always whole: while one of the two is
+    /// missing, nothing is published. A key that is a secret is published on tmpfs, if a directory
+    /// there is configured, and then not among the other files (miaf-v0 K2).
     ///
     /// # Errors
-    /// [`PublishError`]; `current` in the folder that it names is then as it was. A secret that cannot be published keeps
-    /// nothing else back.
-    pub fn publish(
+    /// [`PublishError`]; `current` in the directory that it names is then unchanged. A secret that
+    /// cannot be published does not prevent the rest.
+    pub(crate) fn publish(
         &mut self,
         identity: Option<&Identity>,
         bundle: Option<&Bundle>,
@@ -108,39 +111,39 @@ impl Publisher {
         let key = identity.key.as_ref();
         if key.protection() == Protection::Hardware {
             let generation = self.files.publish(content, Some(key))?;
-            self.withdraw_secrets()?; // of a time before this key was made in the TPM
+            self.withdraw_secrets()?; // of an earlier key, which was not made in the TPM
             return Ok(Some(generation));
         }
         let generation = self.files.publish(content.clone(), None)?;
-        if let Some(folder) = &mut self.secrets {
-            folder.publish(content, Some(key))?;
+        if let Some(dir) = &mut self.secrets {
+            dir.publish(content, Some(key))?;
         }
         Ok(Some(generation))
     }
 
-    /// Takes away everything that was published: the identity is left. What is published next has a higher number than
-    /// anything before it, so that no reader takes it for the same.
+    /// Withdraws everything that was published, when the identity is retired. The next generation
+    /// has a higher number than any before it, so that no reader takes it for the same.
     ///
     /// # Errors
-    /// [`PublishError`]; part of it may still be there.
-    pub fn withdraw(&mut self) -> Result<(), PublishError> {
-        for folder in [&mut self.files].into_iter().chain(&mut self.secrets) {
-            folder.published = None;
+    /// [`PublishError`]; part of the files may still be there.
+    pub(crate) fn withdraw(&mut self) -> Result<(), PublishError> {
+        for dir in [&mut self.files].into_iter().chain(&mut self.secrets) {
+            dir.published = None;
         }
         self.withdraw_secrets()?;
         self.files.withdraw(true)
     }
 
-    /// Takes away what was published of software keys.
+    /// Withdraws published software keys.
     ///
     /// # Errors
     /// [`PublishError`].
-    pub fn withdraw_secrets(&self) -> Result<(), PublishError> {
-        self.secrets.as_ref().map_or(Ok(()), |folder| folder.withdraw(false))
+    pub(crate) fn withdraw_secrets(&self) -> Result<(), PublishError> {
+        self.secrets.as_ref().map_or(Ok(()), |dir| dir.withdraw(false))
     }
 }
 
-impl Folder {
+impl PublishDir {
     fn publish(&mut self, content: Content, key: Option<&dyn Key>) -> Result<u64, PublishError> {
         if let Some((published, generation)) = &self.published
             && *published == content
@@ -175,8 +178,8 @@ impl Folder {
         Ok(Groups { group, key_group })
     }
 
-    /// Opens the directory once: what is checked is what is used. For secrets it is no symbolic link, which somebody
-    /// could turn elsewhere.
+    /// Opens the directory once: what is checked is what is used. For secrets it must not be a
+    /// symbolic link, which another process could change.
     fn open(&self) -> Result<Dir, PublishError> {
         let open = if self.volatile { Dir::open_itself } else { Dir::open };
         open(&self.dir).map_err(|source| {
@@ -188,9 +191,10 @@ impl Folder {
         })
     }
 
-    /// Whatever a power cut left of an earlier one included; `current` first, so that nobody reads half a generation.
-    /// Where `numbers_go_on`, an empty folder keeps the number.
-    fn withdraw(&self, numbers_go_on: bool) -> Result<(), PublishError> {
+    /// Removes all generations, and what a power cut left of earlier ones; `current` first, so that
+    /// no program reads half a generation. With `keeps_number`, an empty directory keeps the
+    /// number.
+    fn withdraw(&self, keeps_number: bool) -> Result<(), PublishError> {
         let dir = match self.open() {
             Err(PublishError::Files { source, .. })
                 if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
@@ -200,17 +204,18 @@ impl Folder {
             opened => opened?,
         };
         let remove = || {
-            // Whatever its mode is by now. In somebody else's there was never anything of this agent.
+            // Whatever its mode is by now. In a directory of another user there was never a file of
+            // this agent.
             if self.volatile && !dir.attributes()?.is_ours() {
                 return Ok(());
             }
             let there = Generations::read(&dir)?;
-            if numbers_go_on && there.newest > 0 {
+            if keeps_number && there.newest > 0 {
                 dir.make_dir(OsStr::new(&(there.newest + 1).to_string()), 0o700, None)?;
             }
             dir.remove_file(OsStr::new(NEXT))?;
             dir.remove_file(OsStr::new(CURRENT))?;
-            dir.sync()?; // a power cut brings nothing back
+            dir.sync()?; // a power cut does not restore it
             for old in there.all {
                 dir.remove_all(OsStr::new(&old.to_string()))?;
             }
@@ -220,14 +225,14 @@ impl Folder {
     }
 }
 
-/// `path` is where `dir` is, for messages.
+/// Makes `content` the current generation. `path` is the path of `dir`, for messages.
 fn make_current(dir: &Dir, path: &Path, content: &Content, groups: Groups) -> io::Result<u64> {
-    dir.give_to_group(groups.group)?; // it may have been made under another configuration
+    dir.give_to_group(groups.group)?; // it may have been created under another configuration
     let there = Generations::read(dir)?;
     if let Some(current) = there.current
-        && holds(dir, current, content, groups)
+        && matches(dir, current, content, groups)
     {
-        there.remove_all_but(dir, path, current, there.before(current));
+        there.remove_all_but(dir, path, current, there.previous(current));
         return Ok(current);
     }
     let next = there.newest + 1;
@@ -248,7 +253,7 @@ fn make_current(dir: &Dir, path: &Path, content: &Content, groups: Groups) -> io
     Ok(next)
 }
 
-/// What is in the folder.
+/// The generations in a directory.
 struct Generations {
     all: Vec<u64>,
     newest: u64,
@@ -263,7 +268,7 @@ impl Generations {
             if let Ok(generation) = name.parse() {
                 all.push(generation);
             } else if name.starts_with('.') && name.ends_with(".new") && name != NEXT {
-                dir.remove_all(&entry)?; // begun before a power cut, and never named
+                dir.remove_all(&entry)?; // begun before a power cut, and never renamed
             }
         }
         let current = dir.read_link(OsStr::new(CURRENT)).ok();
@@ -272,24 +277,25 @@ impl Generations {
         Ok(Self { newest: all.iter().copied().max().unwrap_or(0), all, current })
     }
 
-    fn before(&self, generation: u64) -> Option<u64> {
+    fn previous(&self, generation: u64) -> Option<u64> {
         self.all.iter().copied().filter(|other| *other < generation).max()
     }
 
-    /// What is published is published, whether the old can be cleared away or not: the next time will try again.
-    fn remove_all_but(&self, dir: &Dir, path: &Path, current: u64, before: Option<u64>) {
-        for old in self.all.iter().filter(|old| **old != current && Some(**old) != before) {
+    /// Removes old generations. A failure does not matter to the publication: the next one tries
+    /// again.
+    fn remove_all_but(&self, dir: &Dir, path: &Path, current: u64, previous: Option<u64>) {
+        for old in self.all.iter().filter(|old| **old != current && Some(**old) != previous) {
             if let Err(e) = dir.remove_all(OsStr::new(&old.to_string())) {
-                let folder = path.join(old.to_string());
-                tracing::warn!("the old generation {} could not be removed: {e}", folder.display());
+                let generation = path.join(old.to_string());
+                tracing::warn!(path = %generation.display(), error = %e, "old generation not removed");
             }
         }
     }
 }
 
-/// Whether a generation is exactly this. A file that has another name somewhere, or is a link to one, is not the one
-/// that was published.
-fn holds(dir: &Dir, generation: u64, content: &Content, groups: Groups) -> bool {
+/// Whether a generation has exactly this content. A file that has another hard link, or is a
+/// symbolic link, is not the one that was published.
+fn matches(dir: &Dir, generation: u64, content: &Content, groups: Groups) -> bool {
     let Ok(generation) = dir.open_dir(OsStr::new(&generation.to_string())) else { return false };
     let is = |is: Attributes, mode: u32, group: Option<u32>| {
         is.is_ours() && is.mode == mode && group.is_none_or(|group| is.gid == group)
@@ -338,39 +344,40 @@ fn description(identity: &Identity, now: Timestamp) -> Vec<u8> {
 }
 
 fn pretty(json: &impl Serialize) -> Vec<u8> {
-    let mut text = serde_json::to_vec_pretty(json).unwrap_or_default(); // what comes here always serialises
+    let mut text = serde_json::to_vec_pretty(json).unwrap_or_default(); // these types always serialise
     text.push(b'\n');
     text
 }
 
-/// Something could not be published. What was published before is untouched.
+/// Error of a publication. What was published before is unchanged.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
-pub enum PublishError {
-    /// The file system does not do what it should.
+pub(crate) enum PublishError {
+    /// A file operation failed.
     #[error("could not publish the identity under {}: {}", dir.display(), why_unwritable(dir, *is_own, source))]
     Files { dir: PathBuf, is_own: bool, source: io::Error },
-    /// The key cannot be had.
+    /// The key cannot be read.
     #[error("could not publish the key under {}: {why}", dir.display())]
     Key { dir: PathBuf, why: KeyError },
-    /// A software key is never written in the clear where it would outlive a power cut (miaf-v0 K2).
+    /// A software key is never written in the clear where it would outlive a power cut (miaf-v0
+    /// K2).
     #[error(
         "the software key is not published: software_key_dir {} is not on a tmpfs, and a software key is never written \
-         in the clear to persistent storage. Name a folder under /run",
+         in the clear to persistent storage. Name a directory under /run",
         dir.display()
     )]
     Persistent { dir: PathBuf },
-    /// Whoever made the link, or may change it, could lead readers elsewhere.
+    /// The directory is a symbolic link: its owner could lead readers to other files.
     #[error(
-        "the software key is not published: software_key_dir {} is a symbolic link. Name the folder itself, or remove \
-         the link, and the agent makes the folder as it should be",
+        "the software key is not published: software_key_dir {} is a symbolic link. Name the directory itself, or remove \
+         the link, and the agent creates the directory as it should be",
         dir.display()
     )]
     Link { dir: PathBuf },
-    /// Somebody else could put other files in the place of these.
+    /// Another user could replace the files.
     #[error(
         "the software key is not published: software_key_dir {} belongs to another user, or others may write in it. \
-         Remove it, and the agent makes it as it should be",
+         Remove it, and the agent creates it as it should be",
         dir.display()
     )]
     Exposed { dir: PathBuf },
@@ -407,7 +414,7 @@ mod tests {
         Identity { svid: X509Svid::from_stored(chain).unwrap(), key, credential: None }
     }
 
-    /// What the publisher sees of a key in the TPM.
+    /// A key in the TPM, as the publisher uses it.
     #[derive(Debug)]
     struct Tss2;
 
@@ -458,59 +465,56 @@ mod tests {
     }
 
     #[test]
-    fn the_same_content_is_published_once_also_across_a_restart() {
-        let folder = tempfile::tempdir().unwrap();
+    fn same_content_is_published_once_also_across_a_restart() {
+        let root = tempfile::tempdir().unwrap();
         let identity = identity();
-        let mut first = publisher(folder.path());
+        let mut first = publisher(root.path());
         assert_eq!(first.publish(Some(&identity), Some(&bundle(1)), NOW).unwrap(), Some(1));
         assert_eq!(first.publish(Some(&identity), Some(&bundle(1)), NOW).unwrap(), Some(1));
-        let mut after_restart = publisher(folder.path());
+        let mut after_restart = publisher(root.path());
         assert_eq!(after_restart.publish(Some(&identity), Some(&bundle(1)), NOW).unwrap(), Some(1));
         assert_eq!(after_restart.publish(Some(&identity), Some(&bundle(2)), NOW).unwrap(), Some(2));
     }
 
     #[test]
-    fn a_generation_is_whole_or_not_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut publisher = publisher(folder.path());
+    fn generation_is_whole_or_absent() {
+        let root = tempfile::tempdir().unwrap();
+        let mut publisher = publisher(root.path());
         assert_eq!(publisher.publish(None, Some(&bundle(1)), NOW).unwrap(), None);
         assert_eq!(publisher.publish(Some(&identity()), None, NOW).unwrap(), None);
-        assert!(!folder.path().join("svid").exists());
+        assert!(!root.path().join("svid").exists());
     }
 
     #[test]
-    fn the_generation_before_stays_and_older_ones_go() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut publisher = publisher(folder.path());
+    fn previous_generation_stays_and_older_ones_go() {
+        let root = tempfile::tempdir().unwrap();
+        let mut publisher = publisher(root.path());
         let identity = identity();
         for sequence in 1..=4 {
             publisher.publish(Some(&identity), Some(&bundle(sequence)), NOW).unwrap();
         }
-        let dir = folder.path().join("svid");
+        let dir = root.path().join("svid");
         assert_eq!(names(&dir), ["3", "4", "current"]);
         assert_eq!(fs::read_link(dir.join("current")).unwrap(), Path::new("4"));
         assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o750);
     }
 
     #[test]
-    fn what_a_power_cut_left_is_cleared_and_a_torn_generation_is_not_taken_for_current() {
-        let folder = tempfile::tempdir().unwrap();
+    fn torn_generations_are_replaced_or_removed() {
+        let root = tempfile::tempdir().unwrap();
         let identity = identity();
-        publisher(folder.path()).publish(Some(&identity), Some(&bundle(1)), NOW).unwrap();
-        let dir = folder.path().join("svid");
+        publisher(root.path()).publish(Some(&identity), Some(&bundle(1)), NOW).unwrap();
+        let dir = root.path().join("svid");
         fs::create_dir(dir.join(".2.new")).unwrap();
         symlink("9", dir.join(".current.new")).unwrap();
         fs::write(dir.join("1/bundle.pem"), "torn").unwrap();
-        assert_eq!(
-            publisher(folder.path()).publish(Some(&identity), Some(&bundle(1)), NOW).unwrap(),
-            Some(2)
-        );
+        assert_eq!(publisher(root.path()).publish(Some(&identity), Some(&bundle(1)), NOW).unwrap(), Some(2));
         assert_eq!(names(&dir), ["1", "2", "current"]);
     }
 
     #[test]
-    fn a_software_key_is_published_on_tmpfs_or_not_at_all() {
-        let (disk, memory) = (folder_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
+    fn software_key_is_published_on_tmpfs_or_not_at_all() {
+        let (disk, memory) = (dir_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
         let keys = memory.path().join("keys");
         let identity = identity_with(software(disk.path()));
         let current = |dir: &Path| names(&dir.join("current"));
@@ -548,8 +552,8 @@ mod tests {
     }
 
     #[test]
-    fn a_software_key_is_not_published_by_a_symbolic_link() {
-        let (disk, memory) = (folder_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
+    fn software_key_is_not_published_by_a_symbolic_link() {
+        let (disk, memory) = (dir_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
         let (keys, target) = (memory.path().join("keys"), memory.path().join("target"));
         fs::create_dir(&target).unwrap();
         symlink(&target, &keys).unwrap();
@@ -558,7 +562,7 @@ mod tests {
         let refused = publisher.publish(Some(&identity), Some(&bundle(1)), NOW).unwrap_err();
         assert!(matches!(refused, PublishError::Link { .. }), "{refused}");
         assert!(names(&target).is_empty());
-        // Turned to another folder after the first publication, which was as it should be.
+        // Changed to a link after the first publication, which was as it should be.
         fs::remove_file(&keys).unwrap();
         publisher.publish(Some(&identity), Some(&bundle(1)), NOW).unwrap();
         fs::rename(&keys, memory.path().join("moved")).unwrap();
@@ -570,8 +574,8 @@ mod tests {
     }
 
     #[test]
-    fn a_key_file_that_is_a_link_or_a_pipe_is_not_taken_for_the_published_one() {
-        let (disk, memory) = (folder_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
+    fn key_file_that_is_a_link_or_a_pipe_is_replaced() {
+        let (disk, memory) = (dir_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
         let identity = identity_with(software(disk.path()));
         let publish = || {
             publisher_with(disk.path(), Some(memory.path()))
@@ -598,8 +602,8 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_withdrawn_when_the_key_is_in_the_tpm_again() {
-        let (disk, memory) = (folder_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
+    fn software_key_is_withdrawn_when_the_key_is_in_the_tpm() {
+        let (disk, memory) = (dir_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
         let mut publisher = publisher_with(disk.path(), Some(memory.path()));
         publisher.publish(Some(&identity_with(software(disk.path()))), Some(&bundle(1)), NOW).unwrap();
         assert!(memory.path().join("current/key.pem").exists());
@@ -612,8 +616,8 @@ mod tests {
     }
 
     #[test]
-    fn a_withdrawn_identity_is_gone_with_its_bundle_and_its_number_is_not_used_again() {
-        let (disk, memory) = (folder_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
+    fn withdrawn_generation_number_is_not_reused() {
+        let (disk, memory) = (dir_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
         let mut publisher = publisher_with(disk.path(), Some(memory.path()));
         publisher.withdraw().unwrap();
         assert!(!disk.path().join("svid").exists(), "there was nothing to withdraw");
@@ -631,8 +635,8 @@ mod tests {
         assert!(memory.path().join("current/key.pem").exists());
     }
 
-    /// The usual folder for temporary files may itself be on a tmpfs.
-    fn folder_on_disk() -> tempfile::TempDir {
+    /// The usual directory for temporary files may itself be on a tmpfs.
+    fn dir_on_disk() -> tempfile::TempDir {
         tempfile::tempdir_in("/var/tmp").unwrap()
     }
 }

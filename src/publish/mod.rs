@@ -1,9 +1,10 @@
-//! What the agent tells local programs, as values and as files: the [`Snapshot`], the [`status`] document, and the
-//! published [`files`]. It does not reach into the lifecycle; the [`server`](crate::server) answers from it.
+//! What the agent publishes to local programs, as values and as files: the [`Snapshot`], the
+//! [`status`] document, and the published [`files`]. It does not reach into the lifecycle; the
+//! [`server`](crate::server) responds from it.
 
 pub mod broadcast;
-pub mod files;
+pub(crate) mod files;
 mod snapshot;
 pub mod status;
 
-pub use snapshot::{CONFIGURATION, HeldBundle, Identity, Snapshot};
+pub(crate) use snapshot::{CONFIGURATION, CurrentBundle, Identity, Snapshot};

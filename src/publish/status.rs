@@ -7,7 +7,7 @@ use crate::lifecycle::State;
 use crate::publish::Snapshot;
 use crate::time::Timestamp;
 
-/// More than any agent hands out.
+/// More than any agent sends.
 const MAX_CERTIFICATES: usize = 64;
 
 /// `GET /v1/status`. Times are RFC 3339 in UTC.
@@ -26,28 +26,28 @@ pub struct Status {
     pub last_error: Option<ErrorStatus>,
 }
 
-/// The SVID that is held.
+/// The current SVID.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct SvidStatus {
     pub serial: String,
     pub not_before: String,
-    /// Until when it can be used: the first end among the certificate and the issuers that it needs.
+    /// End of its use: the first end among the certificate and the issuers that it needs.
     pub not_after: String,
-    /// The end of the certificate itself, where that comes later.
+    /// End of the certificate itself, where that comes later.
     #[serde(default)]
     pub leaf_not_after: Option<String>,
-    /// The MIS asked for a wait that lasts longer than this SVID: in between there is none.
+    /// A retry-after delay of the MIS lasts longer than this SVID: in between there is none.
     #[serde(default)]
     pub ends_while_waiting: bool,
     pub renew_at: Option<String>,
-    /// Between which moments `renew_at` is drawn, as long as nothing brings it forward.
+    /// Interval from which `renew_at` is drawn, as long as nothing brings it forward.
     #[serde(default)]
     pub renewal_window: Option<WindowStatus>,
 }
 
-/// From when until when.
+/// Start and end of an interval.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
@@ -56,7 +56,7 @@ pub struct WindowStatus {
     pub to: String,
 }
 
-/// Its key.
+/// The key of the SVID.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
@@ -64,12 +64,13 @@ pub struct KeyStatus {
     pub provider: String,
     pub protection: Option<String>,
     pub algorithm: Option<String>,
-    /// It cannot be used any more, since its chip was replaced or cleared: a local program cannot prove who the device is.
+    /// It cannot be used any more, since its TPM was replaced or cleared: a local program cannot
+    /// prove the device's identity.
     #[serde(default)]
     pub lost: bool,
 }
 
-/// The trust bundle that is held.
+/// The current trust bundle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
@@ -86,7 +87,7 @@ pub struct BundleStatus {
 pub struct BootstrapStatus {
     pub not_before: String,
     pub not_after: String,
-    /// Of the certificate, in hex: what the MIS knows the device by (miaf-v0 E5).
+    /// SHA-256 of the certificate, in hex, by which the MIS identifies the device (miaf-v0 E5).
     pub sha256: String,
     pub key: BootstrapKeyStatus,
 }
@@ -100,19 +101,19 @@ pub struct BootstrapKeyStatus {
     pub in_tpm: bool,
 }
 
-/// What authenticates the MIS.
+/// The initial trust.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct TrustStatus {
     pub ca_file: Option<String>,
-    /// Certificates in it.
+    /// Certificates in `ca_file`.
     pub anchors: usize,
     pub pins: usize,
     pub system_roots: bool,
 }
 
-/// The last error, in the members of Problem Details (RFC 9457) and what follows from it.
+/// The last error: the members of Problem Details (RFC 9457), and what follows from it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
@@ -125,16 +126,16 @@ pub struct ErrorStatus {
     pub instance: Option<String>,
     pub at: String,
     pub retry_at: Option<String>,
-    /// Until when the MIS asked not to be asked for an SVID. The agent does not ask earlier.
+    /// End of a retry-after delay of the MIS. The agent sends no request for an SVID before.
     #[serde(default)]
     pub waits_until: Option<String>,
-    /// What a person has to do, where the agent cannot go on by itself.
+    /// What to do, where the agent cannot continue by itself.
     #[serde(default)]
     pub hint: Option<String>,
     pub permanent: bool,
 }
 
-/// What a person has to do about an error that the agent meets with by trying again, and that trying again will not end.
+/// What to do about an error that the agent retries, and that a retry does not end.
 fn hint(kind: &str, status: Option<u16>) -> Option<&'static str> {
     let of_agent = kind.strip_prefix("urn:miaf-agent:error:");
     let of_margo = kind.strip_prefix("https://margo.org/docs/errors/");
@@ -193,7 +194,7 @@ fn hint(kind: &str, status: Option<u16>) -> Option<&'static str> {
 #[allow(missing_docs)]
 pub struct SvidDocument {
     pub spiffe_id: String,
-    /// Of the leaf: what `POST /v1/sign` knows the SVID by.
+    /// Serial number of the leaf, by which `POST /v1/sign` identifies the SVID.
     pub serial: String,
     #[serde(deserialize_with = "json::at_most::<_, _, MAX_CERTIFICATES>")]
     pub certificate_chain_pem: Vec<String>,
@@ -203,8 +204,9 @@ pub struct SvidDocument {
 }
 
 impl Status {
-    /// The snapshot as of `now`: an SVID that has expired since it was taken is not called active.
-    pub fn of(snapshot: &Snapshot, now: Timestamp) -> Self {
+    /// The status of a snapshot as of `now`: an SVID that has expired since then is not called
+    /// active.
+    pub(crate) fn of(snapshot: &Snapshot, now: Timestamp) -> Self {
         let identity = snapshot.identity.as_deref();
         let expired = identity.is_some_and(|identity| now > identity.svid.until());
         let state = match snapshot.state {
@@ -234,10 +236,10 @@ impl Status {
                 algorithm: identity.map(|identity| identity.key.public_key().algorithm().to_owned()),
                 lost: snapshot.key_is_lost,
             },
-            bundle: snapshot.bundle.as_ref().map(|held| BundleStatus {
-                sequence: held.bundle.sequence(),
-                fetched_at: held.fetched_at.to_string(),
-                refresh_at: held.refresh_at.map(|at| at.to_string()),
+            bundle: snapshot.bundle.as_ref().map(|current| BundleStatus {
+                sequence: current.bundle.sequence(),
+                fetched_at: current.fetched_at.to_string(),
+                refresh_at: current.refresh_at.map(|at| at.to_string()),
             }),
             bootstrap: snapshot.bootstrap.as_ref().map(|facts| BootstrapStatus {
                 not_before: facts.not_before.to_string(),
@@ -259,7 +261,7 @@ impl Status {
                 instance: error.report.instance.clone(),
                 at: error.at.to_string(),
                 retry_at: retry_at.map(|at| at.to_string()),
-                waits_until: snapshot.asked_to_wait_until.map(|until| until.to_string()),
+                waits_until: snapshot.retry_after_until.map(|until| until.to_string()),
                 hint: hint(&error.report.kind, error.report.status).map(str::to_owned),
                 permanent: error.permanent,
             }),
@@ -268,8 +270,8 @@ impl Status {
 }
 
 impl SvidDocument {
-    /// `None` before the first enrollment.
-    pub fn of(snapshot: &Snapshot) -> Option<Self> {
+    /// The document of a snapshot. `None` before the first enrollment.
+    pub(crate) fn of(snapshot: &Snapshot) -> Option<Self> {
         let identity = snapshot.identity.as_deref()?;
         Some(Self {
             spiffe_id: identity.svid.spiffe_id().to_string(),

@@ -1,31 +1,31 @@
-//! Budget of a connection for what earns no response: control frames of HTTP/2, and bytes of HTTP/1.1
-//! that come in tiny pieces. Reading them costs the agent time, and no permit limits them.
+//! Budget of a connection for what earns no response: control frames of HTTP/2, and bytes of
+//! HTTP/1.1 that come in tiny pieces. Reading them costs the agent time, and no permit limits them.
 //!
-//! What the agent sends pays for more: clients of gRPC answer each message with updates of windows
+//! What the agent sends earns more: gRPC clients respond to each message with updates of windows
 //! and with a ping.
 
 use std::time::{Duration, Instant};
 
 /// Units that a connection may have unspent. A small frame, or a read without one, costs one.
 const UNITS: u32 = 512;
-/// Time in which [`UNITS`] are given.
+/// Time in which [`UNITS`] are given again.
 pub(super) const PERIOD: Duration = Duration::from_secs(10);
-/// Units for each frame of a response in HTTP/2, or each piece of one in HTTP/1.1: a client sends at
-/// most two updates of windows and two pings for it, and its request and its cancellation.
+/// Units for each frame of a response in HTTP/2, or each piece of one in HTTP/1.1: a client sends
+/// at most two updates of windows and two pings for it, and its request and its cancellation.
 const EARNED: u32 = 8;
 /// Bytes of a header block that cost one unit more: each may be a field.
 const HEADER_BYTES: usize = 128;
 /// The same for all other bytes.
 const OTHER_BYTES: usize = 2048;
 
-/// Units that are left.
+/// The units of one connection that are left.
 #[derive(Debug)]
 pub(super) struct Budget {
     left: u32,
     since: Instant,
 }
 
-/// More came than the budget allows.
+/// The budget is exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("more came in than the responses on this connection account for")]
 pub(super) struct OverBudget;
@@ -49,13 +49,13 @@ impl Budget {
         Ok(())
     }
 
-    /// For so many frames or pieces of responses.
+    /// Adds the units for `count` frames or pieces of responses.
     pub(super) fn earn(&mut self, count: u32) {
         self.left = self.left.saturating_add(count.saturating_mul(EARNED)).min(UNITS);
     }
 }
 
-/// Cost of one read of so many bytes of HTTP/1.1.
+/// Cost of one read of `length` bytes of HTTP/1.1.
 pub(super) fn cost_of_read(length: usize) -> u32 {
     units(length, OTHER_BYTES)
 }
@@ -77,7 +77,7 @@ const HEAD: usize = 9;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
-/// Of a client (RFC 9113, section 3.4).
+/// Length of a client's preface (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
 
 /// Head of one frame.
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_found_however_the_bytes_come() {
+    fn frames_are_found_however_the_bytes_arrive() {
         let sent = [(4, 0, 6), (1, 1, 300), (0, 1, 0), (6, 0, 8), (9, 0x8000_0003, 1), (0, 3, 70_000)];
         let mut bytes = vec![b'P'; PREFACE];
         sent.iter().for_each(|&(kind, stream, length)| bytes.extend(frame(kind, stream, length)));
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn budget_is_given_again_with_time_and_never_saved_up() {
+    fn budget_refills_with_time_and_is_never_saved_up() {
         let begin = Instant::now();
         let mut budget = Budget::new(begin);
         assert!((0..UNITS).all(|_| budget.spend(1, begin).is_ok()));
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(budget.spend(1, begin + PERIOD / 2), Err(OverBudget));
         assert!(budget.spend(UNITS, begin + 1000 * PERIOD).is_ok());
         assert_eq!(budget.spend(1, begin + 1000 * PERIOD), Err(OverBudget));
-        // Asked often it is given no less.
+        // Many small payments cost no more.
         let mut budget = Budget::new(begin);
         budget.spend(UNITS, begin).unwrap();
         let mut now = begin;

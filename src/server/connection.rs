@@ -1,5 +1,5 @@
-//! One connection to a socket: HTTP/1.1 or, for the Workload API, HTTP/2 from its first byte on; and how long whoever is at
-//! the other end may take. It costs nobody but itself.
+//! One connection to a socket: HTTP/1.1 or, for the Workload API, HTTP/2 from its first byte on;
+//! and how long the peer may take. A peer costs its own connection and no other.
 
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
@@ -8,129 +8,122 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Empty};
-use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{
     CONNECTION, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
 };
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, Version};
+use hyper::{Method, Request, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::UnixStream;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::server::budget::OverBudget;
-use crate::server::calls::{CallLimit, CallLimits};
-use crate::server::connection_limit::Full;
-use crate::server::context::Lines;
+use crate::server::call_limit::{CallLimit, CallLimits};
+use crate::server::connection_limit::LimitReached;
+use crate::server::context::ServerContext;
 use crate::server::heap::HeapTrimmer;
-use crate::server::peer::{Caller, Closing};
-use crate::server::response::Body;
+use crate::server::peer::{Peer, ShutdownSignal};
+use crate::server::request_body;
+use crate::server::response::HttpResponse;
 use crate::server::router;
-use crate::server::uds_authority::Mended;
+use crate::server::uds_authority::AuthorityMask;
 use crate::server::wire::{Wire, version_of};
 use crate::server::workload_api::SECURITY_HEADER;
 
-/// A request's head must be complete within this time. An idle connection is closed after it in HTTP/1.1, and in HTTP/2 if
-/// nothing was ever asked: libraries of gRPC keep theirs.
+/// Time for the head of a request. An idle connection is closed after it in HTTP/1.1, and in HTTP/2
+/// if there was no request: gRPC libraries keep theirs open.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// Bytes of a request's head in HTTP/1.1.
 const MAX_HEAD: usize = 16 * 1024;
 /// The same in HTTP/2, for each stream: gRPC's own default.
 const MAX_HEADER_LIST: u32 = 8 * 1024;
-/// What waits on one such call for its reader.
+/// Bytes of responses that wait on a stream until the client reads them.
 const MAX_UNREAD: usize = 64 * 1024;
-/// What may come on such a call before it is read.
+/// Bytes that a client may send on a stream before they are read.
 const WINDOW: u32 = 16 * 1024;
-/// What is read of a request that is refused, in bytes. Some clients take a response for an error
-/// that comes before they have sent their request.
-const MAX_UNUSED: usize = 256 * 1024;
-/// Pieces that a body may come in: each costs time, however small it is.
-pub(super) const MAX_PIECES: usize = 512;
-/// Time for all of that.
-const UNUSED_LIMIT: Duration = Duration::from_secs(2);
-/// Time for the next piece of it: a client may be waiting for the response before it sends more.
-const UNUSED_PAUSE: Duration = Duration::from_secs(1);
 /// What clients are told of [`HEAD_LIMIT`]: less, so that none sends a request while its connection
 /// is being closed.
 const KEEP_ALIVE: HeaderValue = HeaderValue::from_static("timeout=25");
-/// How long somebody for whom there is no place may take to hear that.
+/// Time for a connection over the limit to receive its response.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(4);
 
-/// Answers until the peer leaves, or the socket is closed. A peer that closes its sending side only gets
-/// its responses; one that closes both has left, and whatever it was waiting for is dropped.
+/// Serves a connection until the peer leaves or the socket is shut down. A peer that closes only
+/// its sending side gets its responses; one that closes both has left, and what it was waiting for
+/// is dropped.
 ///
 /// # Errors
 /// The peer sent more than its budget allows, and the connection is closed.
 pub(super) async fn serve(
     stream: UnixStream,
-    caller: Caller,
-    lines: Arc<Lines>,
+    peer: Peer,
+    context: Arc<ServerContext>,
     calls: CallLimits,
-    mut closing: Closing,
+    mut shutdown: ShutdownSignal,
 ) -> Result<(), OverBudget> {
     let wire = Wire::new(stream);
     let Ok(Ok((version, stream))) = timeout(HEAD_LIMIT, version_of(&wire)).await else {
-        tracing::debug!(
-            uid = caller.uid,
-            pid = caller.pid,
-            "a connection on which nothing was said is closed"
-        );
+        tracing::debug!(uid = peer.uid, pid = peer.pid, "connection without a request closed");
         return Ok(());
     };
-    let (ends, has_asked) = (closing.clone(), Arc::new(AtomicBool::new(false)));
-    let (asked, lines_of_answers) = (Arc::clone(&has_asked), Arc::clone(&lines));
+    let has_request = Arc::new(AtomicBool::new(false));
+    let (of_service, has_request_of_service) = (Arc::clone(&context), Arc::clone(&has_request));
+    let shutdown_of_service = shutdown.clone();
     let calls =
-        (version == Version::HTTP_2).then(|| calls.for_connection(caller.uid, Arc::clone(&lines.heap)));
+        (version == Version::HTTP_2).then(|| calls.for_connection(peer.uid, Arc::clone(&context.heap)));
     let streams = calls.as_ref().map_or(1, CallLimit::streams);
-    let calls_under_way = calls.clone();
-    let answer = service_fn(move |request: Request<Incoming>| {
+    let open_calls = calls.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
         tracing::debug!(
-            uid = caller.uid, pid = caller.pid, right = caller.right.as_str(), method = %request.method(),
+            uid = peer.uid, pid = peer.pid, role = peer.role.as_str(), method = %request.method(),
             path = request.uri().path(), "socket request"
         );
-        asked.store(true, Ordering::Relaxed);
-        let (lines, calls, ends) = (Arc::clone(&lines_of_answers), calls.clone(), ends.clone());
+        has_request_of_service.store(true, Ordering::Relaxed);
+        let (context, calls, shutdown) =
+            (Arc::clone(&of_service), calls.clone(), shutdown_of_service.clone());
         async move {
             if version != Version::HTTP_2 {
-                // hyper would serve many pipelined requests in one go, while all other connections wait.
+                // hyper would serve many pipelined requests in one go, while all other connections
+                // wait.
                 yield_now().await;
             }
-            let _in_use = (version == Version::HTTP_2).then(|| HeapTrimmer::in_use(&lines.heap));
-            Ok::<_, Infallible>(respond(request, caller, calls.as_ref(), &lines, &ends).await)
+            let _in_use = (version == Version::HTTP_2).then(|| HeapTrimmer::in_use(&context.heap));
+            Ok::<_, Infallible>(respond(request, peer, calls.as_ref(), &context, &shutdown).await)
         }
     });
     // HTTP/1.1 ends by itself when all responses are sent.
-    let left = wire.left(|| calls_under_way.as_ref().is_some_and(CallLimit::is_idle));
+    let left = wire.left(|| open_calls.as_ref().is_some_and(CallLimit::is_idle));
     let ended = match version {
         Version::HTTP_2 => {
             let mut http = http2();
             // A client may cancel all of its calls at once.
             http.max_concurrent_streams(streams).max_pending_accept_reset_streams(Some(streams as usize));
-            let connection = http.serve_connection(TokioIo::new(Mended::new(stream)), answer);
+            let connection = http.serve_connection(TokioIo::new(AuthorityMask::new(stream)), service);
             let end = http2::Connection::graceful_shutdown;
-            until_it_ends(connection, end, &has_asked, left, &mut closing).await
+            until_it_ends(connection, end, &has_request, left, &mut shutdown).await
         }
         _ => {
-            let connection = http1().serve_connection(TokioIo::new(stream), answer);
+            let connection = http1().serve_connection(TokioIo::new(stream), service);
             let end = http1::Connection::graceful_shutdown;
-            until_it_ends(connection, end, &has_asked, left, &mut closing).await
+            until_it_ends(connection, end, &has_request, left, &mut shutdown).await
         }
     };
     if wire.is_over_budget() {
-        let why = OverBudget;
-        if lines.refusals.is_news(caller.uid, "frames", std::time::Instant::now()) {
+        if context.refusals.is_due(peer.uid, "frames", std::time::Instant::now()) {
             tracing::warn!(
-                uid = caller.uid,
-                pid = caller.pid,
-                socket = caller.right.as_str(),
-                "a connection is closed: {why}"
+                uid = peer.uid,
+                pid = peer.pid,
+                socket = peer.role.as_str(),
+                reason = %OverBudget,
+                "connection closed: over its budget"
             );
         }
-        return Err(why);
+        return Err(OverBudget);
     }
     if let Err(e) = ended {
-        tracing::debug!(uid = caller.uid, pid = caller.pid, error = %e, "socket connection ended");
+        tracing::debug!(uid = peer.uid, pid = peer.pid, error = %e, "socket connection ended");
     }
     Ok(())
 }
@@ -138,9 +131,9 @@ pub(super) async fn serve(
 async fn until_it_ends<C: Future<Output = hyper::Result<()>>>(
     connection: C,
     end: fn(Pin<&mut C>),
-    has_asked: &AtomicBool,
+    has_request: &AtomicBool,
     left: impl Future<Output = ()>,
-    closing: &mut Closing,
+    shutdown: &mut ShutdownSignal,
 ) -> hyper::Result<()> {
     let (mut connection, mut left) = (pin!(connection), pin!(left));
     let mut first_request = pin!(sleep(HEAD_LIMIT));
@@ -151,14 +144,15 @@ async fn until_it_ends<C: Future<Output = hyper::Result<()>>>(
             () = left.as_mut() => return Ok(()),
             () = first_request.as_mut(), if is_new => {
                 is_new = false;
-                if !has_asked.load(Ordering::Relaxed) {
-                    return Ok(()); // who has not asked by now will not
+                if !has_request.load(Ordering::Relaxed) {
+                    return Ok(()); // no request within the limit
                 }
             }
-            _ = closing.changed(), if is_open => {
+            _ = shutdown.changed(), if is_open => {
                 is_open = false;
-                // Whoever has not asked yet is about to: that answer will be the last.
-                if has_asked.load(Ordering::Relaxed) {
+                // Without a request yet, the connection waits for its first: that response is the
+                // last.
+                if has_request.load(Ordering::Relaxed) {
                     end(connection.as_mut());
                 }
             }
@@ -168,36 +162,37 @@ async fn until_it_ends<C: Future<Output = hyper::Result<()>>>(
 
 async fn respond(
     request: Request<Incoming>,
-    caller: Caller,
+    peer: Peer,
     calls: Option<&CallLimit>,
-    lines: &Lines,
-    closing: &Closing,
-) -> Response<Body> {
+    context: &ServerContext,
+    shutdown: &ShutdownSignal,
+) -> HttpResponse {
     let (mut head, mut body) = request.into_parts();
-    head.headers = used(&head.headers);
+    head.headers = used_headers(&head.headers);
     let request = Request::from_parts(head, ());
     // In an allocation of its own, which is freed: a stream that follows has no use for it any
     // more.
-    let responding = router::respond(&request, &mut body, caller, calls, lines, closing);
+    let responding = router::respond(&request, &mut body, peer, calls, context, shutdown);
     let mut response = Box::pin(responding).await;
-    // To read on would invite a client to send what it asks for with `Expect: 100-continue` (RFC
+    // To read on would invite a client to send what it announces with `Expect: 100-continue` (RFC
     // 9110, section 10.1.1).
-    let is_read =
-        body.is_end_stream() || !request.headers().contains_key(EXPECT) && read_rest(&mut body).await;
-    if closing.has_changed().is_err() || !is_read {
+    let is_read = body.is_end_stream()
+        || !request.headers().contains_key(EXPECT) && request_body::discard(&mut body).await;
+    if shutdown.has_changed().is_err() || !is_read {
         close(&mut response, request.version());
     } else if is_kept_alive(&request) {
         keep_alive(&mut response);
     }
     if request.version() == Version::HTTP_2 && request.method() == Method::HEAD {
-        *response.body_mut() = Empty::new().map_err(|never| match never {}).boxed_unsync(); // as hyper does in HTTP/1.1
+        // hyper does so in HTTP/1.1.
+        *response.body_mut() = Empty::new().map_err(|never| match never {}).boxed_unsync();
     }
     response
 }
 
-/// The headers that matter here. The others are not kept while a request is read and responded to:
-/// a caller could send hundreds of them on each of many streams.
-fn used(headers: &HeaderMap) -> HeaderMap {
+/// Copies the headers that matter here. The others are not stored while a request is read and
+/// responded to: a client could send hundreds of them on each of many streams.
+fn used_headers(headers: &HeaderMap) -> HeaderMap {
     let mut used = HeaderMap::new();
     for name in [CONTENT_TYPE, SECURITY_HEADER, CONNECTION, TRANSFER_ENCODING, EXPECT] {
         for value in headers.get_all(&name) {
@@ -207,28 +202,28 @@ fn used(headers: &HeaderMap) -> HeaderMap {
     used
 }
 
-/// Tells somebody that there is no place for them.
-pub(super) async fn refuse(stream: UnixStream, why: Full) {
-    let answer = service_fn(|mut request: Request<Incoming>| async move {
-        read_rest(request.body_mut()).await;
-        let mut response = router::overloaded(&request, &why.to_string());
+/// Responds to a connection over the limit, and closes it.
+pub(super) async fn refuse(stream: UnixStream, limit: LimitReached) {
+    let service = service_fn(|mut request: Request<Incoming>| async move {
+        request_body::discard(request.body_mut()).await;
+        let mut response = router::overloaded(&request, &limit.to_string());
         close(&mut response, request.version());
         Ok::<_, Infallible>(response)
     });
-    let told = async {
+    let responding = async {
         match version_of(&Wire::new(stream)).await {
             Ok((Version::HTTP_2, stream)) => {
                 let mut http = http2();
                 http.max_concurrent_streams(1);
-                let _ = http.serve_connection(TokioIo::new(Mended::new(stream)), answer).await;
+                let _ = http.serve_connection(TokioIo::new(AuthorityMask::new(stream)), service).await;
             }
             Ok((_, stream)) => {
-                let _ = http1().serve_connection(TokioIo::new(stream), answer).await;
+                let _ = http1().serve_connection(TokioIo::new(stream), service).await;
             }
             Err(_) => {}
         }
     };
-    let _ = timeout(REFUSAL_LIMIT, told).await; // who will not hear it, will not
+    let _ = timeout(REFUSAL_LIMIT, responding).await; // a client that does not read by then, will not
 }
 
 fn http1() -> http1::Builder {
@@ -247,25 +242,6 @@ fn http2() -> http2::Builder<TokioExecutor> {
     http
 }
 
-/// Reads what is left of a request, as long as it keeps coming. Returns whether that is all of it.
-async fn read_rest(body: &mut Incoming) -> bool {
-    let deadline = Instant::now() + UNUSED_LIMIT;
-    let (mut length, mut pieces) = (0, 0);
-    while !body.is_end_stream() {
-        let pause = UNUSED_PAUSE.min(deadline.saturating_duration_since(Instant::now()));
-        match timeout(pause, body.frame()).await {
-            Ok(None) => break,
-            Ok(Some(Ok(frame))) => length += frame.data_ref().map_or(0, Bytes::len),
-            Ok(Some(Err(_))) | Err(_) => return false,
-        }
-        pieces += 1;
-        if length > MAX_UNUSED || pieces > MAX_PIECES {
-            return false;
-        }
-    }
-    true
-}
-
 /// Whether the client may use this connection for another request (RFC 9112, section 9.3).
 fn is_kept_alive<B>(request: &Request<B>) -> bool {
     let closes = |value: &HeaderValue| {
@@ -274,20 +250,22 @@ fn is_kept_alive<B>(request: &Request<B>) -> bool {
             .is_ok_and(|options| options.split(',').any(|option| option.trim().eq_ignore_ascii_case("close")))
     };
     let headers = request.headers();
-    // Where a Content-Length comes with it, hyper drops that and closes the connection (RFC 9112, section 6.1).
+    // Where a Content-Length comes with it, hyper drops that and closes the connection (RFC 9112,
+    // section 6.1).
     let is_ambiguous = headers.contains_key(TRANSFER_ENCODING);
     request.version() == Version::HTTP_11 && !is_ambiguous && !headers.get_all(CONNECTION).iter().any(closes)
 }
 
-/// Tells a client how long it may leave the connection idle (RFC 9112, appendix C.2.2), or it may
-/// meet its end.
-fn keep_alive(response: &mut Response<Body>) {
+/// Tells a client how long it may leave the connection idle (RFC 9112, appendix C.2.2): otherwise
+/// its next request may meet the end of the connection.
+fn keep_alive(response: &mut HttpResponse) {
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("keep-alive"));
     response.headers_mut().insert(HeaderName::from_static("keep-alive"), KEEP_ALIVE);
 }
 
-/// HTTP/2 has a frame for that, and no such header. In HTTP/1.0 it is the rule.
-fn close(response: &mut Response<Body>, version: Version) {
+/// Announces that the connection is closed. HTTP/2 has a frame for that, and no such header; in
+/// HTTP/1.0 it is the rule.
+fn close(response: &mut HttpResponse, version: Version) {
     if version == Version::HTTP_11 {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -297,40 +275,40 @@ fn close(response: &mut Response<Body>, version: Version) {
 mod tests {
     use super::*;
     use crate::publish::Snapshot;
-    use crate::publish::broadcast::Publication;
-    use crate::server::admin::Orders;
-    use crate::server::peer::Right;
+    use crate::publish::broadcast::Broadcaster;
+    use crate::server::command_queue::CommandQueue;
+    use crate::server::peer::Role;
     use crate::time::Timestamp;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::sync::watch;
 
     const REQUEST: &str = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
 
-    /// On one thread, as the agent's sockets are: what one connection does at a time, others wait for.
+    /// On one thread, as the agent's sockets are: while one connection is served, others wait.
     #[tokio::test]
-    async fn pipelined_requests_delay_other_connections_by_one_each() {
-        let publication = Publication::new(Snapshot::unconfigured(), Timestamp::from_secs(0));
-        let lines = Arc::new(Lines::new(&publication, Orders::channel().0));
-        let (_open, closing) = watch::channel(());
-        let caller = Caller { right: Right::Read, uid: Some(7), pid: Some(1) };
+    async fn pipelined_requests_delay_others_by_one_each() {
+        let broadcaster = Broadcaster::new(Snapshot::unconfigured(), Timestamp::from_secs(0));
+        let context = Arc::new(ServerContext::new(&broadcaster, CommandQueue::new().0));
+        let (_open, shutdown) = watch::channel(());
+        let peer = Peer { role: Role::Read, uid: Some(7), pid: Some(1) };
         let connect = async |requests: usize| {
             let (mut client, stream) = UnixStream::pair().unwrap();
             client.write_all(REQUEST.repeat(requests).as_bytes()).await.unwrap();
-            let (calls, closing) = (CallLimits::default(), closing.clone());
-            tokio::spawn(serve(stream, caller, Arc::clone(&lines), calls, closing));
+            let (calls, shutdown) = (CallLimits::default(), shutdown.clone());
+            tokio::spawn(serve(stream, peer, Arc::clone(&context), calls, shutdown));
             client
         };
-        let crowd = [connect(300).await, connect(300).await, connect(300).await];
+        let busy = [connect(300).await, connect(300).await, connect(300).await];
         let mut one = connect(1).await;
         let mut response = [0; 15];
         one.read_exact(&mut response).await.unwrap();
         assert_eq!(&response, b"HTTP/1.1 200 OK");
-        for client in crowd {
-            let mut heard = vec![0; 1024 * 1024];
-            let heard = client
-                .try_read(&mut heard)
-                .map_or(String::new(), |length| String::from_utf8_lossy(&heard[..length]).into_owned());
-            let served = heard.matches("HTTP/1.1 200 OK").count();
+        for client in busy {
+            let mut received = vec![0; 1024 * 1024];
+            let received = client
+                .try_read(&mut received)
+                .map_or(String::new(), |length| String::from_utf8_lossy(&received[..length]).into_owned());
+            let served = received.matches("HTTP/1.1 200 OK").count();
             assert!(served <= 8, "{served} before one that came at the same time");
         }
     }

@@ -1,9 +1,10 @@
-//! How many connections a socket serves at once, in all and for one user: whoever opens one after the other costs others
-//! nothing, and the device no memory beyond what is configured.
+//! Limits the connections that a socket serves at the same time, in all and per user. Clients that
+//! open one connection after the other cost others nothing, and the device no memory beyond what is
+//! configured.
 //!
 //! Users are not persons: with subordinate uids (subuid(5)) one person is 65,536 of them. The last
-//! quarter is therefore kept for users who have no permit, and root and the agent's own user have a few
-//! beyond the limit, whatever others hold.
+//! quarter is therefore reserved for users without a permit, and root and the agent's own user have
+//! a few permits beyond the limit, however many others hold.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,23 +14,23 @@ use nix::unistd::geteuid;
 
 use crate::config::Limits;
 
-/// Permits that root and the agent's own user have each beyond the limit of all users. No more than a
-/// quarter of that.
+/// Permits that root and the agent's own user have each beyond the limit of all users. No more than
+/// a quarter of that.
 const RESERVE: usize = 8;
 
-/// The places of one socket. Clones are the same ones.
+/// Limits the connections of one socket. Clones share one count.
 #[derive(Clone, Debug)]
-pub struct Places(Arc<Mutex<Taken>>);
+pub(crate) struct ConnectionLimit(Arc<Mutex<Usage>>);
 
 #[derive(Debug)]
-struct Taken {
+struct Usage {
     limits: Limits,
     all: usize,
     by_user: BTreeMap<Option<u32>, usize>,
 }
 
 /// Decides whether `uid`, which has `own` permits of the `all` that are held, gets another.
-pub(super) fn admit(limits: Limits, uid: Option<u32>, own: usize, all: usize) -> Result<(), Full> {
+pub(super) fn admit(limits: Limits, uid: Option<u32>, own: usize, all: usize) -> Result<(), LimitReached> {
     let Limits { connections, of_one_user } = limits;
     let last_quarter = connections / 4;
     let is_trusted = uid.is_some_and(|uid| uid == 0 || uid == geteuid().as_raw());
@@ -37,90 +38,93 @@ pub(super) fn admit(limits: Limits, uid: Option<u32>, own: usize, all: usize) ->
         return Ok(());
     }
     if all >= connections {
-        return Err(Full::All(connections));
+        return Err(LimitReached::Total(connections));
     }
     if own >= of_one_user {
-        return Err(Full::User(of_one_user));
+        return Err(LimitReached::User(of_one_user));
     }
     if !is_trusted && own > 0 && all >= connections - last_quarter {
-        return Err(Full::Holders(connections - last_quarter));
+        return Err(LimitReached::Shared(connections - last_quarter));
     }
     Ok(())
 }
 
-impl Places {
-    /// All of them free.
-    pub fn new(limits: Limits) -> Self {
-        Self(Arc::new(Mutex::new(Taken { limits, all: 0, by_user: BTreeMap::new() })))
+impl ConnectionLimit {
+    /// A limit with all permits free.
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self(Arc::new(Mutex::new(Usage { limits, all: 0, by_user: BTreeMap::new() })))
     }
 
-    /// Other limits from now on. Whoever has a place keeps it.
-    pub fn limit(&self, limits: Limits) {
-        self.taken().limits = limits;
+    /// Changes the limits. Permits that are held stay valid.
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        self.usage().limits = limits;
     }
 
-    /// A place for a connection of this user, until the [`Place`] is dropped.
-    pub(super) fn take(&self, uid: Option<u32>) -> Result<Place, Full> {
-        let mut taken = self.taken();
-        let own = taken.by_user.get(&uid).copied().unwrap_or_default();
-        admit(taken.limits, uid, own, taken.all)?;
-        taken.by_user.insert(uid, own + 1);
-        taken.all += 1;
-        Ok(Place { places: self.clone(), uid })
+    /// Acquires a permit for a connection of this user; dropping it releases the slot.
+    pub(super) fn acquire(&self, uid: Option<u32>) -> Result<ConnectionPermit, LimitReached> {
+        let mut usage = self.usage();
+        let own = usage.by_user.get(&uid).copied().unwrap_or_default();
+        admit(usage.limits, uid, own, usage.all)?;
+        usage.by_user.insert(uid, own + 1);
+        usage.all += 1;
+        Ok(ConnectionPermit { limit: self.clone(), uid })
     }
 
-    fn taken(&self) -> MutexGuard<'_, Taken> {
+    fn usage(&self) -> MutexGuard<'_, Usage> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One connection's place.
+/// Permit for one connection.
 #[derive(Debug)]
-pub(super) struct Place {
-    places: Places,
+pub(super) struct ConnectionPermit {
+    limit: ConnectionLimit,
     uid: Option<u32>,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let mut taken = self.places.taken();
-        taken.all = taken.all.saturating_sub(1);
-        if let Some(of_user) = taken.by_user.get_mut(&self.uid) {
+        let mut usage = self.limit.usage();
+        usage.all = usage.all.saturating_sub(1);
+        if let Some(of_user) = usage.by_user.get_mut(&self.uid) {
             *of_user = of_user.saturating_sub(1);
             if *of_user == 0 {
-                taken.by_user.remove(&self.uid); // there are more users than any device has
+                usage.by_user.remove(&self.uid); // there are more users than any device has
             }
         }
     }
 }
 
-/// There is no place: the limit that is reached.
+/// The limit because of which a permit is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Full {
-    All(usize),
-    /// For users who have a place: the rest is kept for others.
-    Holders(usize),
+pub(super) enum LimitReached {
+    /// Of all users.
+    Total(usize),
+    /// Of users with a permit: the rest is reserved for others.
+    Shared(usize),
+    /// Of this user.
     User(usize),
 }
 
-impl fmt::Display for Full {
+impl fmt::Display for LimitReached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::All(limit) => write!(
+            Self::Total(limit) => write!(
                 f,
-                "{limit} connections are open on this socket already, and more are not served (socket.max_connections in \
-                 the agent's configuration). Try again later"
+                "{limit} connections are open on this socket already, and more are not served \
+                 (socket.max_connections in the agent's configuration). Try again later"
             ),
-            Self::Holders(limit) => write!(
+            Self::Shared(limit) => write!(
                 f,
-                "{limit} connections are open on this socket already, and the last quarter (of socket.max_connections in \
-                 the agent's configuration) is kept for users who have none. Use one of yours for several requests, or try \
-                 again later"
+                "{limit} connections are open on this socket already, and the last quarter (of \
+                 socket.max_connections in the agent's configuration) is reserved for users who have none. Use one \
+                 of yours for several requests, or try again later"
             ),
             Self::User(limit) => write!(
                 f,
                 "your user has {limit} connections open on this socket already, and more are not served \
-                 (socket.max_connections_per_user in the agent's configuration). Close one, or use one for several requests"
+                 (socket.max_connections_per_user in the agent's configuration). Close one, or use one for several \
+                 requests"
             ),
         }
     }
@@ -130,9 +134,9 @@ impl fmt::Display for Full {
 mod tests {
     use super::*;
 
-    /// As many as there are for users from this one on, so many each.
-    fn fill(places: &Places, users: std::ops::Range<u32>, each: usize) -> Vec<Place> {
-        users.flat_map(|uid| (0..each).map_while(move |_| places.take(Some(uid)).ok())).collect()
+    /// Acquires up to `each` permits for every one of these users.
+    fn fill(limit: &ConnectionLimit, users: std::ops::Range<u32>, each: usize) -> Vec<ConnectionPermit> {
+        users.flat_map(|uid| (0..each).map_while(move |_| limit.acquire(Some(uid)).ok())).collect()
     }
 
     fn limits(connections: usize, of_one_user: usize) -> Limits {
@@ -140,59 +144,59 @@ mod tests {
     }
 
     #[test]
-    fn a_user_has_so_many_places_all_have_so_many_and_who_leaves_makes_room() {
-        let places = Places::new(limits(3, 2));
-        let take = |uid| places.take(Some(uid));
-        let (first, _second) = (take(7).unwrap(), take(7).unwrap());
-        assert_eq!(take(7).unwrap_err(), Full::User(2));
-        let third = take(8).unwrap();
-        assert_eq!(take(9).unwrap_err(), Full::All(3));
+    fn permits_are_limited_in_all_and_per_user() {
+        let limit = ConnectionLimit::new(limits(3, 2));
+        let acquire = |uid| limit.acquire(Some(uid));
+        let (first, _second) = (acquire(7).unwrap(), acquire(7).unwrap());
+        assert_eq!(acquire(7).unwrap_err(), LimitReached::User(2));
+        let third = acquire(8).unwrap();
+        assert_eq!(acquire(9).unwrap_err(), LimitReached::Total(3));
         drop(first);
-        let _fourth = take(9).unwrap();
-        assert_eq!(take(7).unwrap_err(), Full::All(3));
+        let _fourth = acquire(9).unwrap();
+        assert_eq!(acquire(7).unwrap_err(), LimitReached::Total(3));
         drop(third);
-        assert_eq!(places.taken().by_user.len(), 2, "who has none left is forgotten");
-        places.limit(limits(1, 1));
-        assert_eq!(take(7).unwrap_err(), Full::All(1), "and whoever is there stays");
-        assert_eq!(places.taken().all, 2);
+        assert_eq!(limit.usage().by_user.len(), 2, "users without a permit are forgotten");
+        limit.set_limits(limits(1, 1));
+        assert_eq!(acquire(7).unwrap_err(), LimitReached::Total(1), "and permits that are held stay valid");
+        assert_eq!(limit.usage().all, 2);
     }
 
     #[test]
-    fn last_quarter_is_kept_for_users_who_have_none() {
+    fn last_quarter_is_reserved_for_users_who_have_none() {
         for (connections, of_one_user) in [(2048, 1024), (100, 100), (8, 8), (4, 2)] {
-            let places = Places::new(limits(connections, of_one_user));
-            let held = fill(&places, 100_000..100_002, of_one_user);
+            let limit = ConnectionLimit::new(limits(connections, of_one_user));
+            let held = fill(&limit, 100_000..100_002, of_one_user);
             let shared = connections - connections / 4;
             // The second may have come only when the last quarter was begun.
             assert!((shared..=shared + 1).contains(&held.len()), "{} of {connections}", held.len());
-            assert_eq!(places.take(Some(100_001)).unwrap_err(), Full::Holders(shared));
-            let others = fill(&places, 200_000..300_000, 1);
+            assert_eq!(limit.acquire(Some(100_001)).unwrap_err(), LimitReached::Shared(shared));
+            let others = fill(&limit, 200_000..300_000, 1);
             assert_eq!(held.len() + others.len(), connections);
-            assert_eq!(places.take(Some(7)).unwrap_err(), Full::All(connections));
+            assert_eq!(limit.acquire(Some(7)).unwrap_err(), LimitReached::Total(connections));
         }
     }
 
     #[test]
-    fn root_and_the_agents_user_are_served_whatever_others_hold() {
+    fn root_and_the_agents_user_are_always_served() {
         let own = geteuid().as_raw();
         for connections in [1, 2, 24, 2048] {
-            let places = Places::new(limits(connections, connections));
-            let held = fill(&places, 100_000..165_536, 1);
+            let limit = ConnectionLimit::new(limits(connections, connections));
+            let held = fill(&limit, 100_000..165_536, 1);
             assert_eq!(held.len(), connections);
             let reserve = RESERVE.min((connections / 4).max(1));
             for uid in [0, own] {
-                let of_root: Vec<_> = (0..reserve).map(|_| places.take(Some(uid)).unwrap()).collect();
-                assert!(places.take(Some(uid)).is_err());
+                let of_root: Vec<_> = (0..reserve).map(|_| limit.acquire(Some(uid)).unwrap()).collect();
+                assert!(limit.acquire(Some(uid)).is_err());
                 drop(of_root);
             }
-            assert!(places.take(None).is_err(), "a user that the kernel does not name is not trusted");
+            assert!(limit.acquire(None).is_err(), "a user that the kernel does not name is not trusted");
         }
     }
 
     #[test]
     fn root_has_the_last_quarter_too() {
-        let places = Places::new(limits(100, 50));
-        let _held = fill(&places, 100_000..100_002, 50);
-        assert_eq!(fill(&places, 0..1, 50).len(), 25);
+        let limit = ConnectionLimit::new(limits(100, 50));
+        let _held = fill(&limit, 100_000..100_002, 50);
+        assert_eq!(fill(&limit, 0..1, 50).len(), 25);
     }
 }

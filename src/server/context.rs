@@ -1,59 +1,61 @@
-//! What leads from the sockets to the agent.
+//! Handles that the socket server needs from the agent.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use crate::publish::Snapshot;
-use crate::publish::broadcast::{Change, Publication};
-use crate::server::admin::Orders;
-use crate::server::audit::{KeyUses, Refusals, Use};
+use crate::publish::broadcast::{Broadcaster, StateChange};
+use crate::server::audit::{KeyUse, KeyUseLog, RefusalLog};
+use crate::server::command_queue::CommandQueue;
 use crate::server::heap::HeapTrimmer;
 use crate::server::metrics::Counters;
-use crate::server::signing_queue::Signing;
-use crate::server::turns::Turns;
+use crate::server::signing_queue::SigningQueue;
+use crate::server::user_semaphore::UserSemaphore;
 
-/// What leads from the sockets to the agent.
+/// Handles that the socket server needs from the agent. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Lines {
-    /// What there is to tell.
-    pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// What changes.
-    pub changes: watch::Receiver<Arc<Change>>,
-    /// What is to be done.
-    pub orders: Orders,
-    /// What is to be signed.
-    pub signing: Signing,
-    /// Who has been refused something, as far as it is on record.
-    pub refusals: Arc<Refusals>,
-    /// Signatures for local programs, and which of them are on record.
-    pub signatures: Arc<KeyUses>,
-    /// Keys that have been given out, and which of them are on record.
-    pub keys_given: Arc<KeyUses>,
-    /// Returns memory after a crowd of clients.
-    pub heap: Arc<HeapTrimmer>,
-    /// To look a user up, and to open the seal of a software key, can take long: so many at once, and of one user one.
-    pub key_readers: Arc<Turns>,
-    /// What is counted.
-    pub counters: Arc<Counters>,
+pub(crate) struct ServerContext {
+    /// The latest snapshot, for responses.
+    pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// The latest change, for subscribers.
+    pub(super) changes: watch::Receiver<Arc<StateChange>>,
+    /// Admin commands to the event loop.
+    pub(super) commands: CommandQueue,
+    /// Signatures for local programs.
+    pub(crate) signing: SigningQueue,
+    /// Limits how often refusals are recorded in the audit log.
+    pub(super) refusals: Arc<RefusalLog>,
+    /// Records signatures for local programs in the audit log.
+    pub(crate) signatures: Arc<KeyUseLog>,
+    /// Records software keys that are sent to local programs in the audit log.
+    pub(crate) keys_sent: Arc<KeyUseLog>,
+    /// Returns memory after a burst of clients.
+    pub(crate) heap: Arc<HeapTrimmer>,
+    /// Permits for calls that may block a thread for long: a user is looked up, or a software key
+    /// is unsealed.
+    pub(super) key_readers: Arc<UserSemaphore>,
+    /// Counters for `/metrics`.
+    pub(super) counters: Arc<Counters>,
 }
 
-/// How many read a key at once, for callers of the Workload API.
-const KEY_READERS: usize = 2;
+/// Callers of the Workload API for whom a key is read at the same time.
+const MAX_KEY_READERS: usize = 2;
 
-impl Lines {
-    /// To what is published there, and to whoever takes these orders.
-    pub fn new(publication: &Publication, orders: Orders) -> Self {
+impl ServerContext {
+    /// A context whose responses come from `broadcaster`, and whose admin commands go to
+    /// `commands`.
+    pub(crate) fn new(broadcaster: &Broadcaster, commands: CommandQueue) -> Self {
         Self {
-            snapshots: publication.snapshots(),
-            changes: publication.changes(),
-            orders,
-            signing: Signing::default(),
+            snapshots: broadcaster.snapshots(),
+            changes: broadcaster.changes(),
+            commands,
+            signing: SigningQueue::default(),
             refusals: Arc::default(),
-            signatures: Arc::new(KeyUses::new(Use::Signature)),
-            keys_given: Arc::new(KeyUses::new(Use::Key)),
+            signatures: Arc::new(KeyUseLog::new(KeyUse::Signature)),
+            keys_sent: Arc::new(KeyUseLog::new(KeyUse::KeySent)),
             heap: Arc::default(),
-            key_readers: Arc::new(Turns::new(KEY_READERS)),
+            key_readers: Arc::new(UserSemaphore::new(MAX_KEY_READERS)),
             counters: Arc::default(),
         }
     }

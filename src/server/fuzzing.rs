@@ -18,43 +18,44 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::publish::Snapshot;
-use crate::publish::broadcast::Publication;
-use crate::server::admin::Orders;
-use crate::server::calls::CallLimits;
-use crate::server::context::Lines;
-use crate::server::peer::{Caller, Right};
-use crate::server::uds_authority::Mended;
+use crate::publish::broadcast::Broadcaster;
+use crate::server::call_limit::CallLimits;
+use crate::server::command_queue::CommandQueue;
+use crate::server::context::ServerContext;
+use crate::server::peer::{Peer, Role};
+use crate::server::uds_authority::AuthorityMask;
 use crate::time::Timestamp;
 
-/// More than any time limit of a connection.
+/// Longer than any time limit of a connection.
 const LONG: Duration = Duration::from_secs(3600);
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// A whole connection: a byte for its role and how it ends, then what the client sends. Once the
-/// client has left, the connection ends, and so does its permit.
+/// Serves a whole connection: a byte for its role and how it ends, then what the client sends. Once
+/// the client has left, the connection ends, and its permit is released.
 pub(crate) fn connection(data: &[u8]) -> bool {
     let [choice, data @ ..] = data else { return false };
-    let right = Right::ALL[usize::from(choice % 3)];
+    let role = Role::ALL[usize::from(choice % 3)];
     runtime().block_on(async {
-        // libFuzzer's main leaves SIGPIPE as it is; the agent's ignores it. Where one is waited for, it ends nothing.
+        // libFuzzer's main leaves SIGPIPE as it is; the agent's ignores it. Where one is waited
+        // for, it ends nothing.
         let _caught = signal(SignalKind::pipe());
         // Moves on when there is nothing else to do.
         tokio::time::pause();
         let Ok((mut client, agent)) = UnixStream::pair() else { return false };
-        let publication = Publication::new(Snapshot::unconfigured(), Timestamp::from_millis(0));
-        let (orders, _at_loop) = Orders::channel();
-        let lines = Arc::new(Lines::new(&publication, orders));
-        let (_open, closing) = watch::channel(());
-        let caller = Caller { right, uid: Some(1000), pid: Some(4711) };
+        let broadcaster = Broadcaster::new(Snapshot::unconfigured(), Timestamp::from_millis(0));
+        let (commands, _receiver) = CommandQueue::new();
+        let context = Arc::new(ServerContext::new(&broadcaster, commands));
+        let (_open, shutdown) = watch::channel(());
+        let peer = Peer { role, uid: Some(1000), pid: Some(4711) };
         let serving = tokio::spawn(crate::server::connection::serve(
             agent,
-            caller,
-            lines,
+            peer,
+            context,
             CallLimits::default(),
-            closing,
+            shutdown,
         ));
         // What does not fit into the socket's buffer is no other case.
         let _ = client.try_write(data);
@@ -72,29 +73,29 @@ pub(crate) fn connection(data: &[u8]) -> bool {
     })
 }
 
-/// What a client of HTTP/2 sends after its preface. h2 reads the same requests whether the authority
-/// is mended or not, and more of them if it is.
+/// Masks the authority in what an HTTP/2 client sends after its preface. h2 reads the same requests
+/// with the mask as without it, and more of them.
 pub(crate) fn authority(data: &[u8]) -> bool {
     let sent = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..], data].concat();
     runtime().block_on(async {
         tokio::time::pause();
-        let mut mended = Vec::new();
-        let read = Mended::new(Cursor::new(&sent)).read_to_end(&mut mended).await;
+        let mut masked = Vec::new();
+        let read = AuthorityMask::new(Cursor::new(&sent)).read_to_end(&mut masked).await;
         read.expect("memory can be read");
-        assert_eq!(mended.len(), sent.len());
+        assert_eq!(masked.len(), sent.len());
         // In the Huffman code the length of an entry changes, and with it what the table evicts.
-        if sent.iter().zip(&mended).any(|(before, after)| before != after && *after == 0xfc) {
+        if sent.iter().zip(&masked).any(|(before, after)| before != after && *after == 0xfc) {
             return false;
         }
-        let (plain, mended) = (requests(sent).await, requests(mended).await);
-        let is_accepted = !mended.is_empty();
-        let mut mended = mended.iter();
-        assert!(plain.iter().all(|request| mended.any(|other| other == request)), "{plain:?}");
+        let (plain, masked) = (requests(sent).await, requests(masked).await);
+        let is_accepted = !masked.is_empty();
+        let mut masked = masked.iter();
+        assert!(plain.iter().all(|request| masked.any(|other| other == request)), "{plain:?}");
         is_accepted
     })
 }
 
-/// What h2 makes of it: method, path and headers of each request.
+/// The requests that h2 reads: method, path and headers of each.
 async fn requests(sent: Vec<u8>) -> Vec<String> {
     let heads = Arc::new(Mutex::new(Vec::new()));
     let seen = heads.clone();

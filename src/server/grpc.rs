@@ -1,4 +1,4 @@
-//! gRPC over HTTP/2, as much of it as these services need: one request message, a stream of
+//! gRPC over HTTP/2, the part of it that these services need: one request message, a stream of
 //! response messages, and a status that ends it (`PROTOCOL-HTTP2.md` of the gRPC project).
 
 use std::borrow::Cow;
@@ -14,7 +14,7 @@ use hyper::{Method, Request, Response, Version};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use crate::server::response::Body;
+use crate::server::response::{HttpResponse, ResponseBody};
 
 const MEDIA_TYPE: &str = "application/grpc";
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -41,43 +41,43 @@ pub(super) enum Code {
     Unavailable = 14,
 }
 
-/// The end of a call, and why.
+/// Status that ends a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Status {
+pub(super) struct GrpcStatus {
     pub(super) code: Code,
-    pub(super) why: Cow<'static, str>,
+    pub(super) message: Cow<'static, str>,
 }
 
-impl Status {
-    pub(super) fn new(code: Code, why: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, why: why.into() }
+impl GrpcStatus {
+    pub(super) fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, message: message.into() }
     }
 
     fn write(&self, headers: &mut HeaderMap) {
         headers.insert(STATUS, HeaderValue::from(self.code as u16));
-        if self.why.is_empty() {
+        if self.message.is_empty() {
             return;
         }
-        if let Ok(message) = HeaderValue::try_from(percent_encoded(&self.why)) {
-            headers.insert(MESSAGE, message); // always: nothing else is left in it
+        if let Ok(message) = HeaderValue::try_from(percent_encoded(&self.message)) {
+            headers.insert(MESSAGE, message); // always: it consists of what a header may have
         }
     }
 }
 
 /// Status of a call that the agent ends. Clients retry after UNAVAILABLE (SPIFFE Workload Endpoint,
 /// section 6).
-pub(super) fn closing() -> Status {
-    Status::new(Code::Unavailable, "The agent ends, or closes this socket. Connect again.")
+pub(super) fn shutting_down() -> GrpcStatus {
+    GrpcStatus::new(Code::Unavailable, "The agent is shutting down, or closes this socket. Connect again.")
 }
 
-/// Everything but the printable characters of ASCII, and the sign for that itself.
+/// Encodes every byte but the printable characters of ASCII, and the percent sign itself.
 fn percent_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
-    for octet in text.bytes() {
-        match octet {
-            b' '..=b'~' if octet != b'%' => encoded.push(octet.into()),
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => encoded.push(byte.into()),
             _ => {
-                let _ = write!(encoded, "%{octet:02X}"); // writing to a String cannot fail
+                let _ = write!(encoded, "%{byte:02X}"); // writing to a String cannot fail
             }
         }
     }
@@ -101,60 +101,70 @@ fn message_encoding<B>(request: &Request<B>) -> Option<&str> {
 }
 
 /// Refuses a call whose messages are not protobuf.
-pub(super) fn require_protobuf<B>(request: &Request<B>) -> Result<(), Status> {
+pub(super) fn require_protobuf<B>(request: &Request<B>) -> Result<(), GrpcStatus> {
     if message_encoding(request).is_some_and(|encoding| ["", "+proto"].contains(&encoding)) {
         return Ok(());
     }
-    Err(Status::new(Code::Unimplemented, "Messages are protobuf: send the content type application/grpc."))
+    Err(GrpcStatus::new(
+        Code::Unimplemented,
+        "Messages are protobuf: send the content type application/grpc.",
+    ))
 }
 
 /// Reads the one message of a request to the end of the request.
-pub(super) async fn read_message(body: &mut Incoming) -> Result<Bytes, Status> {
+pub(super) async fn read_message(body: &mut Incoming) -> Result<Bytes, GrpcStatus> {
     let body = match timeout(REQUEST_LIMIT, Limited::new(body, MAX_REQUEST).collect()).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(e)) if e.is::<LengthLimitError>() => {
-            return Err(Status::new(Code::ResourceExhausted, "A request has at most 4096 bytes here."));
+            return Err(GrpcStatus::new(Code::ResourceExhausted, "A request has at most 4096 bytes here."));
         }
-        Ok(Err(_)) => return Err(Status::new(Code::Internal, "The request is not complete.")),
+        Ok(Err(_)) => return Err(GrpcStatus::new(Code::Internal, "The request is not complete.")),
         Err(_) => {
-            let why = "The request was not complete within 10 seconds.";
-            return Err(Status::new(Code::DeadlineExceeded, why));
+            let message = "The request was not complete within 10 seconds.";
+            return Err(GrpcStatus::new(Code::DeadlineExceeded, message));
         }
     };
     match body.split_first_chunk::<5>() {
-        Some(([1, ..], _)) => Err(Status::new(Code::Unimplemented, "Compressed messages are not read here.")),
+        Some(([1, ..], _)) => {
+            Err(GrpcStatus::new(Code::Unimplemented, "Compressed messages are not read here."))
+        }
         Some(([0, length @ ..], message)) if u32::from_be_bytes(*length) as usize == message.len() => {
             Ok(body.slice_ref(message))
         }
-        _ => Err(Status::new(Code::Internal, "The request must be one message, with its length before it.")),
+        _ => Err(GrpcStatus::new(
+            Code::Internal,
+            "The request must be one message, with its length before it.",
+        )),
     }
 }
 
-/// A message as it travels. It is wiped once it is sent, for there may be a key in it.
-pub(super) fn framed(message: &[u8]) -> Result<Bytes, Status> {
+/// A message with its prefix. It is wiped once it is sent, for there may be a key in it.
+pub(super) fn framed(message: &[u8]) -> Result<Bytes, GrpcStatus> {
     let length = u32::try_from(message.len())
-        .map_err(|_| Status::new(Code::Internal, "There is too much to be told in one message."))?;
-    let mut frame = Zeroizing::new(Vec::with_capacity(5 + message.len())); // never grows: no copy stays behind
+        .map_err(|_| GrpcStatus::new(Code::Internal, "The message is too long."))?;
+    let mut frame = Zeroizing::new(Vec::with_capacity(5 + message.len())); // never grows: no copy is left in memory
     frame.push(0); // not compressed
     frame.extend_from_slice(&length.to_be_bytes());
     frame.extend_from_slice(message);
     Ok(Bytes::from_owner(frame))
 }
 
-/// The one message of a call that succeeded.
-pub(super) fn unary(message: Bytes) -> Response<Body> {
-    stream(iter([Ok(message), Err(Status::new(Code::Ok, ""))]))
+/// Response to a call with one message.
+pub(super) fn unary(message: Bytes) -> HttpResponse {
+    stream(iter([Ok(message), Err(GrpcStatus::new(Code::Ok, ""))]))
 }
 
-/// The end of a call before anything was told.
-pub(super) fn refusal(status: &Status) -> Response<Body> {
+/// Response to a call that ends without a message.
+pub(super) fn refusal(status: &GrpcStatus) -> HttpResponse {
     let mut response = response(Empty::new().map_err(|never| match never {}).boxed_unsync());
     status.write(response.headers_mut());
     response
 }
 
-/// The messages, and then the status that ended them.
-pub(super) fn stream(messages: impl Stream<Item = Result<Bytes, Status>> + Send + 'static) -> Response<Body> {
+/// Response with these messages, and then the status that ends them.
+pub(super) fn stream(
+    messages: impl Stream<Item = Result<Bytes, GrpcStatus>> + Send + 'static,
+) -> HttpResponse {
     let frames = messages.map(|message| {
         Ok(match message {
             Ok(message) => Frame::data(message),
@@ -168,7 +178,7 @@ pub(super) fn stream(messages: impl Stream<Item = Result<Bytes, Status>> + Send 
     response(StreamBody::new(frames).map_err(|never: Infallible| match never {}).boxed_unsync())
 }
 
-fn response(body: Body) -> Response<Body> {
+fn response(body: ResponseBody) -> HttpResponse {
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
     response.headers_mut().insert(ACCEPTED_ENCODINGS, HeaderValue::from_static("identity"));
@@ -180,15 +190,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_is_a_number_and_a_sentence_that_fits_into_a_header() {
+    fn status_message_fits_into_a_header() {
         let mut headers = HeaderMap::new();
-        Status::new(Code::PermissionDenied, "100 % of \"it\"\nis Ä.").write(&mut headers);
+        GrpcStatus::new(Code::PermissionDenied, "100 % of \"it\"\nis Ä.").write(&mut headers);
         assert_eq!(headers.get("grpc-status").unwrap(), "7");
         assert_eq!(headers.get("grpc-message").unwrap(), "100 %25 of \"it\"%0Ais %C3%84.");
     }
 
     #[test]
-    fn only_grpc_is_a_call() {
+    fn call_has_the_content_type_of_grpc() {
         let request = |version, method: &str, media_type: &str| {
             let request = Request::builder().version(version).method(method);
             request.header(CONTENT_TYPE, media_type).body(()).unwrap()
@@ -213,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_travels_with_its_length() {
+    fn message_is_framed_with_its_length() {
         assert_eq!(framed(b"abc").unwrap().as_ref(), b"\0\0\0\0\x03abc");
     }
 }

@@ -1,5 +1,5 @@
-//! The local sockets, and who comes in. Who may connect is decided by the kernel through the
-//! socket file's owner and mode; who did is known from `SO_PEERCRED`.
+//! Listening sockets: bound or adopted, and their accept loop. The owner and mode of a socket's
+//! file decide who may connect; `SO_PEERCRED` says who did.
 
 use std::fs::{self, File};
 use std::io;
@@ -20,70 +20,70 @@ use tokio::time::timeout;
 
 use crate::platform::files;
 use crate::server::budget;
-use crate::server::calls::CallLimits;
+use crate::server::call_limit::CallLimits;
 use crate::server::connection;
-use crate::server::connection_limit::Places;
-use crate::server::context::Lines;
-use crate::server::peer::{Caller, Closing, Right};
+use crate::server::connection_limit::ConnectionLimit;
+use crate::server::context::ServerContext;
+use crate::server::peer::{Peer, Role, ShutdownSignal};
 
-/// So many are told at once that there is no place for them.
+/// Connections over the limit that get a response at the same time. Further ones get none.
 const MAX_REFUSALS: usize = 64;
-/// Bytes that wait in the kernel for a caller who does not take them, at the agent's expense; the kernel allows twice as
-/// much for its own records (socket(7), `SO_SNDBUF`).
+/// Bytes that wait in the kernel for a client that does not read them, at the agent's expense. The
+/// kernel allows twice as much for its own records (socket(7), `SO_SNDBUF`).
 const SEND_BUFFER: usize = 32 * 1024;
-/// How long those who are being answered have when the socket is closed.
+/// Time for open requests to get their responses when the socket is shut down.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Bytes of the path of a Unix socket (unix(7)).
-const LONGEST_PATH: usize = 107;
+const MAX_PATH: usize = 107;
 
 /// A listening socket.
 #[derive(Debug)]
-pub struct Socket {
-    right: Right,
+pub(crate) struct Listener {
+    role: Role,
     listener: UnixListener,
-    /// Its file, where the agent made it: it is removed when this is dropped.
+    /// Its file, where the agent created it. It is removed when this is dropped.
     _file: Option<SocketFile>,
 }
 
-impl Socket {
-    /// Takes over a socket that somebody else bound, and keeps.
+impl Listener {
+    /// Adopts a socket that the service manager has bound, and keeps.
     ///
     /// # Errors
-    /// As the operating system has it.
-    pub fn adopt(listener: net::UnixListener, right: Right) -> io::Result<Self> {
+    /// Those of the operating system.
+    pub(crate) fn adopt(listener: net::UnixListener, role: Role) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        Ok(Self { right, listener: UnixListener::from_std(listener)?, _file: None })
+        Ok(Self { role, listener: UnixListener::from_std(listener)?, _file: None })
     }
 
-    /// Binds a socket that `group` may connect to (the agent's own group where it is `None`); that for commands is for
-    /// the agent's own user, and root. It appears at its path in one instant with its final owner and mode, in the place
-    /// of one that an earlier process left.
+    /// Binds a socket that `group` may connect to (the agent's own group where it is `None`); that
+    /// of [`Role::Admin`] is for the agent's own user, and root. It appears at its path atomically,
+    /// with its final owner and mode, in place of one that an earlier process left.
     ///
     /// # Errors
     /// [`BindError`].
-    pub fn bind(path: &Path, right: Right, group: Option<&str>) -> Result<Self, BindError> {
-        let mode = if right == Right::Admin { 0o600 } else { 0o660 };
+    pub(crate) fn bind(path: &Path, role: Role, group: Option<&str>) -> Result<Self, BindError> {
+        let mode = if role == Role::Admin { 0o600 } else { 0o660 };
         let bind = || {
-            make_way(path)?;
+            check_replaceable(path)?;
             let group = group.map(files::group_id).transpose()?;
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-            if let Some(folder) = folder {
-                files::make_dir(folder, 0o755, None)?;
+            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+            if let Some(dir) = dir {
+                files::make_dir(dir, 0o755, None)?;
             }
             let mut name = path.file_name().unwrap_or_default().to_owned();
             name.push(".new");
-            let is_long = path.with_file_name(&name).as_os_str().len() > LONGEST_PATH;
+            let is_long = path.with_file_name(&name).as_os_str().len() > MAX_PATH;
             if is_long {
-                name = format!(".{}.new", right.as_str()).into();
+                name = format!(".{}.new", role.as_str()).into();
             }
             let new = path.with_file_name(&name);
             files::remove_if_there(&new)?;
             // Under the agent's umask, only its own user may connect yet.
             let listener = if is_long {
-                let folder = File::open(folder.unwrap_or(Path::new(".")))?;
-                let way = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
-                UnixListener::bind(way.join(&name))?
+                let dir = File::open(dir.unwrap_or(Path::new(".")))?;
+                let short = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+                UnixListener::bind(short.join(&name))?
             } else {
                 UnixListener::bind(&new)?
             };
@@ -91,26 +91,32 @@ impl Socket {
                 chown(&new, None, group)?;
             }
             fs::set_permissions(&new, fs::Permissions::from_mode(mode))?;
-            let id = identity_of(&new)?;
+            let id = file_id(&new)?;
             fs::rename(&new, path)?;
-            Ok(Self { right, listener, _file: Some(SocketFile { path: path.to_owned(), id }) })
+            Ok(Self { role, listener, _file: Some(SocketFile { path: path.to_owned(), id }) })
         };
         bind().map_err(|source| BindError::new(path, source))
     }
 
-    /// Answers until the other end of `closing` is dropped; whoever is being answered then gets the answer. A caller costs
-    /// nothing but its own connection, and has as many of them as `places` gives.
-    pub async fn serve(self, lines: Lines, places: Places, calls: CallLimits, mut closing: Closing) {
-        let (lines, mut connections) = (Arc::new(lines), JoinSet::new());
+    /// Serves connections until the shutdown; requests that are open then still get their
+    /// responses. A peer costs its own connections and no other, and has as many as `limit` admits.
+    pub(crate) async fn serve(
+        self,
+        context: ServerContext,
+        limit: ConnectionLimit,
+        calls: CallLimits,
+        mut shutdown: ShutdownSignal,
+    ) {
+        let (context, mut connections) = (Arc::new(context), JoinSet::new());
         let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
         let mut has_failed = false;
         loop {
             let accepted = tokio::select! {
-                // In this order: what has ended is cleared away before anything new is taken in.
+                // In this order: ended connections are cleared away before new ones are accepted.
                 biased;
-                _ = closing.changed() => break,
+                _ = shutdown.changed() => break,
                 Some(_ended) = connections.join_next() => {
-                    lines.heap.released();
+                    context.heap.released();
                     continue;
                 }
                 accepted = self.listener.accept() => accepted,
@@ -118,10 +124,10 @@ impl Socket {
             let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(e) => {
-                    // Out of file descriptors, most likely: give those who have one time to finish. Said once, for this
-                    // may be tried ten times a second for hours.
+                    // Out of file descriptors, most likely: open connections get time to end.
+                    // Logged once, for this may be tried ten times a second for hours.
                     if !has_failed {
-                        tracing::warn!("a connection to the agent's socket could not be accepted: {e}");
+                        tracing::warn!(socket = self.role.as_str(), error = %e, "connection not accepted");
                     }
                     has_failed = true;
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -130,39 +136,40 @@ impl Socket {
             };
             has_failed = false;
             let _ = setsockopt(&stream, SndBuf, &SEND_BUFFER); // the usual one serves as well
-            let caller = Caller::of(&stream, self.right);
-            match places.take(caller.uid) {
-                Ok(place) => {
-                    let (lines, calls) = (lines.clone(), calls.clone());
-                    let (closing, mut closes) = (closing.clone(), closing.clone());
+            let peer = Peer::of(&stream, self.role);
+            match limit.acquire(peer.uid) {
+                Ok(permit) => {
+                    let (context, calls) = (context.clone(), calls.clone());
+                    let (shutdown, mut shut_down) = (shutdown.clone(), shutdown.clone());
                     connections.spawn(async move {
-                        if connection::serve(stream, caller, lines, calls, closing).await.is_err() {
-                            // Its permit stays taken: another connection would have a new budget at once.
-                            let _ = timeout(budget::PERIOD, closes.changed()).await;
+                        if connection::serve(stream, peer, context, calls, shutdown).await.is_err() {
+                            // Its permit stays taken: another connection would have a new budget at
+                            // once.
+                            let _ = timeout(budget::PERIOD, shut_down.changed()).await;
                         }
-                        drop(place);
+                        drop(permit);
                     });
                 }
-                Err(full) => {
-                    lines.counters.refused(caller, full);
-                    // More who have to be told so at once are not told.
-                    if let Ok(told) = Arc::clone(&refusals).try_acquire_owned() {
+                Err(limit) => {
+                    context.counters.connection_refused(peer, limit);
+                    if let Ok(refusal) = Arc::clone(&refusals).try_acquire_owned() {
                         connections.spawn(async move {
-                            connection::refuse(stream, full).await;
-                            drop(told);
+                            connection::refuse(stream, limit).await;
+                            drop(refusal);
                         });
                     }
                 }
             }
         }
-        drop(self); // nobody else comes in
-        let all_left = async { while connections.join_next().await.is_some() {} };
-        let _ = timeout(GRACE, all_left).await; // or had time to
+        drop(self); // no further connection is accepted
+        let all_ended = async { while connections.join_next().await.is_some() {} };
+        let _ = timeout(GRACE, all_ended).await; // those that did not end had the time to
     }
 }
 
-/// Only a socket without a listener gives way. Nobody is waited for: where the listener's queue is full, it is there.
-fn make_way(path: &Path) -> io::Result<()> {
+/// Checks that a socket may be bound at this path: only a socket without a listener is replaced.
+/// Does not block: where the listener's queue is full, there is a listener.
+fn check_replaceable(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
             let what = "something that is no socket is there already: move it away, or choose another path";
@@ -175,33 +182,33 @@ fn make_way(path: &Path) -> io::Result<()> {
     match connect(stream.as_raw_fd(), &UnixAddr::new(path)?) {
         Ok(()) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent listens on it")),
         Err(Errno::EAGAIN | Errno::EINPROGRESS) => {
-            let what = "another program listens on it, and does not answer: end it";
+            let what = "another program listens on it, and does not respond: end it";
             Err(io::Error::new(io::ErrorKind::AddrInUse, what))
         }
         Err(Errno::EPROTOTYPE) => {
             let what = "another program has it for datagrams: end it, or choose another path";
             Err(io::Error::new(io::ErrorKind::AddrInUse, what))
         }
-        Err(_) => Ok(()), // nothing is there, or nobody listens any more
+        Err(_) => Ok(()), // there is no socket, or no process listens on it any more
     }
 }
 
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
-    /// Which file it is: another process may have put another in its place.
+    /// Device and inode: another process may have put another file in its place.
     id: (u64, u64),
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity_of(&self.path).is_ok_and(|id| id == self.id) {
+        if file_id(&self.path).is_ok_and(|id| id == self.id) {
             let _ = fs::remove_file(&self.path); // if it stays, the next agent replaces it
         }
     }
 }
 
-fn identity_of(path: &Path) -> io::Result<(u64, u64)> {
+fn file_id(path: &Path) -> io::Result<(u64, u64)> {
     fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
@@ -214,8 +221,8 @@ pub struct BindError {
 }
 
 impl BindError {
-    /// The socket at `path` cannot be had.
-    pub fn new(path: &Path, source: io::Error) -> Self {
+    /// The socket at `path` cannot be bound.
+    pub(crate) fn new(path: &Path, source: io::Error) -> Self {
         Self { path: path.to_owned(), source }
     }
 
@@ -223,8 +230,8 @@ impl BindError {
         if self.source.kind() == io::ErrorKind::AddrInUse {
             "Stop that one (systemctl stop miaf-agent), or give this one a socket of its own: path under [socket]"
         } else {
-            "Check [socket] in the configuration, and that the agent's user may write to that folder and is a member of the \
-             group"
+            "Check [socket] in the configuration, and that the agent's user may write to that directory and is a \
+             member of the group"
         }
     }
 }
@@ -234,43 +241,43 @@ mod tests {
     use super::*;
     use std::os::unix::ffi::OsStrExt as _;
 
-    /// A path of so many bytes.
-    fn path(folder: &Path, bytes: usize) -> PathBuf {
-        let rest = bytes - folder.as_os_str().as_bytes().len() - 1;
-        folder.join("s".repeat(rest))
+    /// A path of `bytes` bytes.
+    fn path(dir: &Path, bytes: usize) -> PathBuf {
+        let rest = bytes - dir.as_os_str().as_bytes().len() - 1;
+        dir.join("s".repeat(rest))
     }
 
     #[tokio::test]
-    async fn a_path_may_be_as_long_as_the_system_allows() {
-        let folder = tempfile::tempdir().unwrap();
+    async fn path_may_be_as_long_as_the_system_allows() {
+        let dir = tempfile::tempdir().unwrap();
         for bytes in [90, 103, 104, 105, 106, 107] {
-            let path = path(folder.path(), bytes);
-            let socket = Socket::bind(&path, Right::Read, None).unwrap();
+            let path = path(dir.path(), bytes);
+            let socket = Listener::bind(&path, Role::Read, None).unwrap();
             net::UnixStream::connect(&path).unwrap();
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
             drop(socket);
-            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{bytes}");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{bytes}");
         }
-        assert!(Socket::bind(&path(folder.path(), 108), Right::Read, None).is_err());
+        assert!(Listener::bind(&path(dir.path(), 108), Role::Read, None).is_err());
     }
 
     #[tokio::test]
-    async fn a_listener_with_a_full_queue_is_seen_at_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.sock");
+    async fn listener_with_a_full_queue_is_detected_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
         let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
         nix::sys::socket::bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
         nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
         let _waiting = net::UnixStream::connect(&path).unwrap();
-        let error = Socket::bind(&path, Right::Read, None).unwrap_err().to_string();
-        assert!(error.contains("another program listens on it, and does not answer"), "{error}");
+        let error = Listener::bind(&path, Role::Read, None).unwrap_err().to_string();
+        assert!(error.contains("another program listens on it, and does not respond"), "{error}");
     }
 
     #[tokio::test]
-    async fn only_a_socket_that_was_left_gives_way() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.sock");
-        let refusal = || Socket::bind(&path, Right::Read, None).unwrap_err().to_string();
+    async fn socket_without_a_listener_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let refusal = || Listener::bind(&path, Role::Read, None).unwrap_err().to_string();
         fs::write(&path, "precious").unwrap();
         assert!(refusal().contains("no socket is there already"));
         fs::remove_file(&path).unwrap();
@@ -281,10 +288,10 @@ mod tests {
         let datagrams = net::UnixDatagram::bind(&path).unwrap();
         assert!(refusal().contains("datagrams"));
         drop(datagrams);
-        Socket::bind(&path, Right::Read, None).unwrap();
+        Listener::bind(&path, Role::Read, None).unwrap();
         let listener = net::UnixListener::bind(&path).unwrap();
         assert!(refusal().contains("another agent listens"));
         drop(listener);
-        Socket::bind(&path, Right::Read, None).unwrap();
+        Listener::bind(&path, Role::Read, None).unwrap();
     }
 }

@@ -1,4 +1,5 @@
-//! Figures for Prometheus (text format 0.0.4): `GET /metrics`, and the same as a file for the node exporter.
+//! Metrics for Prometheus (text format 0.0.4): `GET /metrics`, and the same as a file for the node
+//! exporter.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,21 +7,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::lifecycle::State;
 use crate::publish::Snapshot;
 use crate::publish::status::Status;
-use crate::server::connection_limit::Full;
-use crate::server::peer::{Caller, Right};
+use crate::server::connection_limit::LimitReached;
+use crate::server::peer::{Peer, Role};
 use crate::time::Timestamp;
 
-/// The media type of the text.
+/// Media type of the text.
 pub(super) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What is counted while the agent runs.
+/// Counters of what happens on the sockets while the agent runs.
 #[derive(Debug, Default)]
-pub struct Counters {
-    sockets: [SocketCounters; Right::ALL.len()],
-    signed: AtomicU64,
-    not_signed: AtomicU64,
-    orders: AtomicU64,
-    keys_given: AtomicU64,
+pub(crate) struct Counters {
+    sockets: [SocketCounters; Role::ALL.len()],
+    signatures: AtomicU64,
+    failed_signatures: AtomicU64,
+    commands: AtomicU64,
+    keys_sent: AtomicU64,
     keys_refused: AtomicU64,
 }
 
@@ -31,62 +32,63 @@ struct SocketCounters {
 }
 
 impl Counters {
-    pub(super) fn asked(&self, caller: Caller) {
-        count(&self.of(caller.right).requests);
+    pub(super) fn request(&self, peer: Peer) {
+        count(&self.of(peer.role).requests);
     }
 
-    pub(super) fn refused(&self, caller: Caller, full: Full) {
-        if count(&self.of(caller.right).refused) == 0 {
-            // Once: the figure tells the rest.
+    pub(super) fn connection_refused(&self, peer: Peer, limit: LimitReached) {
+        if count(&self.of(peer.role).refused) == 0 {
+            // Once: the counter has the rest.
             tracing::warn!(
-                uid = caller.uid,
-                pid = caller.pid,
-                socket = caller.right.as_str(),
-                "a connection is refused: {full}"
+                uid = peer.uid,
+                pid = peer.pid,
+                socket = peer.role.as_str(),
+                reason = %limit,
+                "connection refused"
             );
         }
     }
 
-    pub(super) fn signed(&self, is_signed: bool) {
-        count(if is_signed { &self.signed } else { &self.not_signed });
+    pub(super) fn signature(&self, is_made: bool) {
+        count(if is_made { &self.signatures } else { &self.failed_signatures });
     }
 
-    pub(super) fn key_given(&self) {
-        count(&self.keys_given);
+    pub(super) fn key_sent(&self) {
+        count(&self.keys_sent);
     }
 
     pub(super) fn key_refused(&self) {
         count(&self.keys_refused);
     }
 
-    pub(super) fn ordered(&self) {
-        count(&self.orders);
+    pub(super) fn command(&self) {
+        count(&self.commands);
     }
 
-    fn of(&self, right: Right) -> &SocketCounters {
+    fn of(&self, role: Role) -> &SocketCounters {
         let [agent, sign, admin] = &self.sockets;
-        match right {
-            Right::Read => agent,
-            Right::Sign => sign,
-            Right::Admin => admin,
+        match role {
+            Role::Read => agent,
+            Role::Sign => sign,
+            Role::Admin => admin,
         }
     }
 }
 
-/// One more. What it was before.
+/// Adds one. Returns the value before.
 fn count(counter: &AtomicU64) -> u64 {
     counter.fetch_add(1, Ordering::Relaxed)
 }
 
-/// All figures as of `now`.
+/// All metrics as of `now`.
 pub(super) fn text(snapshot: &Snapshot, counters: &Counters, now: Timestamp) -> String {
     let mut text = Text::default();
-    of_the_device(&mut text, snapshot, now);
-    of_the_sockets(&mut text, counters);
+    device_metrics(&mut text, snapshot, now);
+    socket_metrics(&mut text, counters);
     text.0
 }
 
-fn of_the_device(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
+fn device_metrics(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
     let status = Status::of(snapshot, now);
     text.gauge(
         "build_info",
@@ -119,7 +121,7 @@ fn of_the_device(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
     text.one("svid_renew_at_timestamp_seconds", "When the SVID is renewed.", snapshot.renew_at.map(seconds));
     text.one(
         "svid_ends_while_waiting",
-        "1: the MIS asked for a wait that lasts longer than the SVID.",
+        "1: the MIS has requested a delay (Retry-After) that lasts longer than the SVID.",
         svid.map(|_| flag(snapshot.ends_while_waiting)),
     );
     text.one(
@@ -131,22 +133,22 @@ fn of_the_device(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
     text.one(
         "bundle_fetched_timestamp_seconds",
         "When the trust bundle was last known to be current.",
-        bundle.map(|held| seconds(held.fetched_at)),
+        bundle.map(|current| seconds(current.fetched_at)),
     );
     text.one(
         "bundle_anchors",
         "Certificates in the trust bundle.",
-        bundle.map(|held| held.bundle.anchors().len() as f64),
+        bundle.map(|current| current.bundle.anchors().len() as f64),
     );
     text.one(
         "bundle_anchors_not_valid",
         "Certificates in the trust bundle whose validity has ended or not begun.",
-        bundle.map(|held| held.bundle.anchors_out_of_validity(now).count() as f64),
+        bundle.map(|current| current.bundle.anchors_out_of_validity(now).count() as f64),
     );
     text.one(
         "bundle_remarks",
         "Parts of the trust bundle as served that are not used.",
-        bundle.map(|held| held.bundle.remarks().len() as f64),
+        bundle.map(|current| current.bundle.remarks().len() as f64),
     );
     text.one(
         "svid_anchor_not_after_timestamp_seconds",
@@ -156,7 +158,7 @@ fn of_the_device(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
     text.one(
         "bundle_sequence",
         "Sequence number of the trust bundle.",
-        bundle.and_then(|held| held.bundle.sequence()).map(|sequence| sequence as f64),
+        bundle.and_then(|current| current.bundle.sequence()).map(|sequence| sequence as f64),
     );
     let factory = snapshot.bootstrap.as_ref();
     text.one(
@@ -165,22 +167,22 @@ fn of_the_device(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
         factory.map(|facts| seconds(facts.not_after)),
     );
     let error = snapshot.last_error.as_ref();
-    text.one("failing", "1: something is wrong; the status says what.", Some(flag(error.is_some())));
+    text.one("failing", "1: there is an error; the status has it.", Some(flag(error.is_some())));
     text.one(
         "needs_correction",
-        "1: what is wrong does not pass by itself.",
+        "1: the error does not pass by itself.",
         Some(flag(error.is_some_and(|(error, _)| error.permanent))),
     );
     text.one(
         "configuration_rejected",
-        "1: the configuration that is there cannot be used, and is not.",
+        "1: the configuration cannot be used, and is not.",
         Some(flag(snapshot.rejects_configuration())),
     );
 }
 
-fn of_the_sockets(text: &mut Text, counters: &Counters) {
-    let of_each = |figure: fn(&SocketCounters) -> &AtomicU64| {
-        Right::ALL.map(|right| ([("socket", right.as_str())], loaded(figure(counters.of(right)))))
+fn socket_metrics(text: &mut Text, counters: &Counters) {
+    let of_each = |counter: fn(&SocketCounters) -> &AtomicU64| {
+        Role::ALL.map(|role| ([("socket", role.as_str())], loaded(counter(counters.of(role)))))
     };
     let requests = of_each(|socket| &socket.requests);
     text.counter(
@@ -194,19 +196,19 @@ fn of_the_sockets(text: &mut Text, counters: &Counters) {
         "Connections beyond the limits of a socket.",
         refused.iter().map(|(labels, value)| (&labels[..], *value)),
     );
-    of_two(
+    outcomes(
         text,
         "signatures_total",
         "Signatures for local programs.",
-        [("signed", &counters.signed), ("failed", &counters.not_signed)],
+        [("signed", &counters.signatures), ("failed", &counters.failed_signatures)],
     );
-    let keys = [("given", &counters.keys_given), ("refused", &counters.keys_refused)];
-    of_two(text, "workload_api_keys_total", "Software keys asked for over the Workload API.", keys);
-    text.counter("orders_total", "Orders that an operator gave.", [(&[][..], loaded(&counters.orders))]);
+    let keys = [("given", &counters.keys_sent), ("refused", &counters.keys_refused)];
+    outcomes(text, "workload_api_keys_total", "Requests for a software key over the Workload API.", keys);
+    text.counter("orders_total", "Admin commands.", [(&[][..], loaded(&counters.commands))]);
 }
 
-fn of_two(text: &mut Text, name: &str, help: &str, outcomes: [(&'static str, &AtomicU64); 2]) {
-    let values = outcomes.map(|(outcome, value)| ([("outcome", outcome)], loaded(value)));
+fn outcomes(text: &mut Text, name: &str, help: &str, counters: [(&'static str, &AtomicU64); 2]) {
+    let values = counters.map(|(outcome, value)| ([("outcome", outcome)], loaded(value)));
     text.counter(name, help, values.iter().map(|(labels, value)| (&labels[..], *value)));
 }
 
@@ -216,7 +218,7 @@ type Labels<'a> = &'a [(&'static str, &'a str)];
 struct Text(String);
 
 impl Text {
-    /// Nothing at all where there is nothing to tell.
+    /// Writes a gauge with one sample, if it has a value.
     fn one(&mut self, name: &str, help: &str, value: Option<f64>) {
         if let Some(value) = value {
             self.gauge(name, help, [(&[][..], value)]);
@@ -231,8 +233,8 @@ impl Text {
         self.family(name, help, "counter", samples);
     }
 
-    /// Label values are ours (versions, states, sockets, outcomes) and need no escaping: nothing that a peer or a file
-    /// says becomes one.
+    /// Label values are the agent's own (versions, states, sockets, outcomes) and need no escaping:
+    /// no text of a peer or a file becomes one.
     fn family<'a>(
         &mut self,
         name: &str,

@@ -1,25 +1,26 @@
-//! Who asks, and what they may.
+//! The peer of a socket connection (`SO_PEERCRED`) and the role that its socket grants.
 
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-/// What a socket is for: one socket a right, so that the kernel decides, and a container can be given exactly one.
+/// What a socket lets its peers do. Each role has a socket of its own, so that the kernel decides
+/// who has it, and a container can be given exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Right {
-    /// Reading who the device is.
+pub(crate) enum Role {
+    /// Read who the device is.
     Read,
-    /// The same, and use of the key.
+    /// The same, and use the device's key.
     Sign,
-    /// The same, and commands to the agent.
+    /// The same, and send admin commands.
     Admin,
 }
 
-impl Right {
+impl Role {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Read, Self::Sign, Self::Admin];
+    pub(crate) const ALL: [Self; 3] = [Self::Read, Self::Sign, Self::Admin];
 
-    /// The name that the socket has in the configuration, and as `FileDescriptorName=`.
-    pub fn as_str(self) -> &'static str {
+    /// The name of its socket in the configuration and in `FileDescriptorName=`.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Read => "agent",
             Self::Sign => "sign",
@@ -28,21 +29,25 @@ impl Right {
     }
 }
 
-/// Who asks, and what the socket lets them do.
+/// The process at the other end of a connection, and the role that the socket grants it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Caller {
-    pub(super) right: Right,
+pub(super) struct Peer {
+    pub(super) role: Role,
     pub(super) uid: Option<u32>,
     pub(super) pid: Option<i32>,
 }
 
-impl Caller {
-    /// As the kernel has it (`SO_PEERCRED`).
-    pub(super) fn of(stream: &UnixStream, right: Right) -> Self {
-        let peer = stream.peer_cred().ok();
-        Self { right, uid: peer.map(|peer| peer.uid()), pid: peer.and_then(|peer| peer.pid()) }
+impl Peer {
+    /// Reads the peer credentials from the kernel (`SO_PEERCRED` in unix(7)).
+    pub(super) fn of(stream: &UnixStream, role: Role) -> Self {
+        let credentials = stream.peer_cred().ok();
+        Self {
+            role,
+            uid: credentials.map(|credentials| credentials.uid()),
+            pid: credentials.and_then(|credentials| credentials.pid()),
+        }
     }
 }
 
-/// Tells, by having no sender any more, that a socket is to be closed.
-pub type Closing = watch::Receiver<()>;
+/// The shutdown of a socket: it is signalled when the sender is dropped.
+pub(crate) type ShutdownSignal = watch::Receiver<()>;

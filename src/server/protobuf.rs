@@ -1,5 +1,5 @@
-//! As much of the protobuf wire format as the messages of these services need: fields that are a
-//! length and its content are written, and one of them is read
+//! The part of the protobuf wire format that the messages of these services need: length-delimited
+//! fields are written, and one of them is read
 //! (<https://protobuf.dev/programming-guides/encoding/>).
 
 use zeroize::Zeroizing;
@@ -7,10 +7,10 @@ use zeroize::Zeroizing;
 /// An encoded message, or the content of one. Wiped when dropped: it may contain a key.
 pub(super) type Message = Zeroizing<Vec<u8>>;
 
-/// Encodes a message of these fields, each a field number (1 to 15) and its content.
+/// Encodes a message of `fields`, each a field number (1 to 15) and its content.
 pub(super) fn message(fields: &[(u8, &[u8])]) -> Message {
     let length = fields.iter().map(|(_, content)| 1 + MAX_VARINT + content.len()).sum();
-    let mut message = Zeroizing::new(Vec::with_capacity(length)); // never grows: no copy stays behind
+    let mut message = Zeroizing::new(Vec::with_capacity(length)); // never grows: no copy is left in memory
     for (number, content) in fields {
         message.push(number << 3 | LENGTH_DELIMITED);
         write_varint(content.len(), &mut message);
@@ -19,8 +19,8 @@ pub(super) fn message(fields: &[(u8, &[u8])]) -> Message {
     message
 }
 
-/// The string field `number` of a message: the last one where it is repeated, empty where it is
-/// absent. `None`: the message is malformed.
+/// Reads the string field `number` of a message: the last one where it is repeated, empty where it
+/// is absent. `None` if the message is malformed.
 pub(super) fn string_field(mut message: &[u8], number: u64) -> Option<&str> {
     let mut found: &[u8] = b"";
     while !message.is_empty() {
@@ -48,7 +48,7 @@ const LENGTH_DELIMITED: u8 = 2;
 const FIXED_32: u8 = 5;
 const MAX_VARINT: usize = 10;
 
-/// Seven bits a byte, the lowest first; the eighth says that more follow.
+/// Writes seven bits per byte, the lowest first; the eighth says that more follow.
 fn write_varint(mut number: usize, message: &mut Vec<u8>) {
     while number > 0x7f {
         message.push(number as u8 | 0x80);
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_are_written_as_protobuf_has_them() {
+    fn fields_are_encoded_as_in_protobuf() {
         assert_eq!(message(&[(1, b"abc"), (4, b"")]).as_slice(), b"\x0a\x03abc\x22\x00");
         for (length, written) in
             [(127, &[0x7f][..]), (128, &[0x80, 1]), (300, &[0xac, 2]), (16_384, &[0x80, 0x80, 1])]

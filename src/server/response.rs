@@ -1,4 +1,4 @@
-//! What goes back over a socket: JSON, errors as Problem Details (RFC 9457), or a stream.
+//! HTTP responses: JSON, Problem Details (RFC 9457) for errors, or a stream.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -11,33 +11,37 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 use serde_json::json;
 
-pub(super) type Body = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
-pub(super) type Answer = Response<Body>;
+pub(super) const JSON: &str = "application/json";
+/// Detail of the response where an SVID is needed and there is none.
+pub(super) const NO_SVID: &str = "This device has no SVID yet. GET /v1/status says what it is waiting for.";
 
-pub(super) fn not_this_way(allowed: &'static str, detail: &str) -> Answer {
-    let mut refusal = problem(StatusCode::METHOD_NOT_ALLOWED, detail);
-    refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
-    refusal
+pub(super) type ResponseBody = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
+pub(super) type HttpResponse = Response<ResponseBody>;
+
+pub(super) fn method_not_allowed(allowed: &'static str, detail: &str) -> HttpResponse {
+    let mut response = problem(StatusCode::METHOD_NOT_ALLOWED, detail);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    response
 }
 
-pub(super) fn problem(status: StatusCode, detail: &str) -> Answer {
+pub(super) fn problem(status: StatusCode, detail: &str) -> HttpResponse {
     let title = status.canonical_reason().unwrap_or("Error");
     let body = json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail });
     json(status, "application/problem+json", &body)
 }
 
-pub(super) fn json(status: StatusCode, media_type: &'static str, body: &impl Serialize) -> Answer {
-    answer(status, media_type, Full::new(text(body)))
+pub(super) fn json(status: StatusCode, media_type: &'static str, body: &impl Serialize) -> HttpResponse {
+    response(status, media_type, Full::new(json_line(body)))
 }
 
-/// JSON on one line.
-pub(super) fn text(body: &impl Serialize) -> Bytes {
+/// Serialises to JSON on one line.
+pub(super) fn json_line(body: &impl Serialize) -> Bytes {
     let mut text = serde_json::to_vec(body).unwrap_or_default(); // these types always serialise
     text.push(b'\n');
     text.into()
 }
 
-pub(super) fn answer<B>(status: StatusCode, media_type: &'static str, body: B) -> Answer
+pub(super) fn response<B>(status: StatusCode, media_type: &'static str, body: B) -> HttpResponse
 where
     B: hyper::body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {

@@ -1,5 +1,5 @@
-//! Threads of the sockets: one for each right, with a tokio runtime of its own. Whatever the clients of
-//! one socket bring about, it delays neither the agent's loop nor the other sockets.
+//! Threads of the sockets: one per role, with a tokio runtime of its own, so that the clients of
+//! one socket delay neither the event loop nor the other sockets.
 
 use std::io;
 use std::thread;
@@ -10,18 +10,18 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::server::peer::Right;
+use crate::server::peer::Role;
 
-/// Stack of such a thread, in bytes: the kernel gives what is used of it.
+/// Stack of such a thread, in bytes. The kernel provides what is used of it.
 const STACK: usize = 1024 * 1024;
 /// Threads for work that blocks: one that signs, two that read keys.
 const MAX_BLOCKING: usize = 4;
-/// A thread that does not get to a task within this time hangs.
-const LONGEST_SILENCE: Duration = Duration::from_secs(300);
+/// A thread that does not run a task within this time hangs.
+const HANG_LIMIT: Duration = Duration::from_secs(300);
 
-/// Runs the tasks of one right's sockets. Dropping it ends them and the thread.
+/// Runs the tasks of one role's sockets. Dropping it ends them and the thread.
 #[derive(Debug)]
-pub struct SocketRuntime {
+pub(crate) struct SocketRuntime {
     handle: Handle,
     _open: oneshot::Sender<()>,
 }
@@ -31,8 +31,8 @@ impl SocketRuntime {
     ///
     /// # Errors
     /// The operating system refuses a thread, or an event queue.
-    pub fn start(right: Right) -> io::Result<Self> {
-        let name = format!("{}.sock", right.as_str());
+    pub(crate) fn start(role: Role) -> io::Result<Self> {
+        let name = format!("{}.sock", role.as_str());
         let runtime = Builder::new_current_thread()
             .enable_all()
             .thread_name(name.clone())
@@ -49,34 +49,37 @@ impl SocketRuntime {
     }
 
     /// Runs a task on the thread. It ends with this runtime.
-    pub fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
         self.handle.spawn(task)
     }
 
-    /// Calls `make` on the caller's thread; sockets that it makes belong to this runtime.
-    pub fn within<T>(&self, make: impl FnOnce() -> T) -> T {
+    /// Calls `make` on the current thread; sockets that it creates belong to this runtime.
+    pub(crate) fn within<T>(&self, make: impl FnOnce() -> T) -> T {
         let _within = self.handle.enter();
         make()
     }
 
-    /// Observes whether the thread gets to its tasks.
-    pub fn pulse(&self) -> Pulse {
+    /// A check whether the thread runs its tasks.
+    pub(crate) fn pulse(&self) -> Pulse {
         Pulse { handle: self.handle.clone(), beat: None }
     }
 }
 
-/// Whether a thread of the sockets is alive, for the watchdog. It may be busy for long.
+/// Check whether a thread of the sockets is alive, for the watchdog. It may be busy for long.
 #[derive(Debug)]
-pub struct Pulse {
+pub(crate) struct Pulse {
     handle: Handle,
     beat: Option<(Instant, JoinHandle<()>)>,
 }
 
 impl Pulse {
-    /// Whether the thread has run a task since it was last asked, or was asked not long ago.
-    pub fn is_there(&mut self) -> bool {
+    /// Whether the thread has run a task since the last check, or that check is recent.
+    pub(crate) fn is_alive(&mut self) -> bool {
         match &self.beat {
-            Some((asked, beat)) if !beat.is_finished() => asked.elapsed() < LONGEST_SILENCE,
+            Some((since, beat)) if !beat.is_finished() => since.elapsed() < HANG_LIMIT,
             _ => {
                 self.beat = Some((Instant::now(), self.handle.spawn(async {})));
                 true
@@ -92,9 +95,9 @@ mod tests {
 
     #[tokio::test]
     async fn pulse_is_missed_when_the_thread_hangs() {
-        let runtime = SocketRuntime::start(Right::Read).unwrap();
+        let runtime = SocketRuntime::start(Role::Read).unwrap();
         let mut pulse = runtime.pulse();
-        assert!(pulse.is_there());
+        assert!(pulse.is_alive());
         let (go_on, wait) = mpsc::channel::<()>();
         let (hanging, hangs) = oneshot::channel();
         runtime.spawn(async move {
@@ -102,19 +105,19 @@ mod tests {
             let _ = wait.recv(); // blocks the thread
         });
         hangs.await.unwrap();
-        assert!(pulse.is_there(), "the task before was run, and this one may be");
+        assert!(pulse.is_alive(), "the task before was run, and this one may be");
         tokio::time::pause();
-        tokio::time::advance(LONGEST_SILENCE).await;
-        assert!(!pulse.is_there());
+        tokio::time::advance(HANG_LIMIT).await;
+        assert!(!pulse.is_alive());
         drop(go_on);
-        while !pulse.is_there() {
+        while !pulse.is_alive() {
             thread::yield_now();
         }
     }
 
     #[tokio::test]
     async fn tasks_end_with_the_runtime() {
-        let runtime = SocketRuntime::start(Right::Admin).unwrap();
+        let runtime = SocketRuntime::start(Role::Admin).unwrap();
         let task = runtime.spawn(std::future::pending::<()>());
         drop(runtime);
         assert!(task.await.unwrap_err().is_cancelled());

@@ -1,4 +1,4 @@
-//! The figures of `/metrics` in a file, for the textfile collector of Prometheus's node exporter.
+//! The metrics of `/metrics` in a file, for the textfile collector of Prometheus's node exporter.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,49 +9,52 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use crate::platform::{clock, files};
-use crate::server::context::Lines;
+use crate::server::context::ServerContext;
 use crate::server::metrics;
 
-/// However much happens, it is not written more often.
-const BETWEEN: Duration = Duration::from_secs(1);
-/// A disk that hangs does not keep the agent from ending.
-const LONGEST_WRITE: Duration = Duration::from_secs(2);
+/// Minimum time between two writes, however much changes.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// Time for a write when the agent is shutting down: a disk that hangs does not keep it from
+/// ending.
+const WRITE_LIMIT: Duration = Duration::from_secs(2);
 
-/// A file that is written anew whenever the agent has done something: at every look at the trust bundle at least. It is gone
-/// when the agent has ended, so that nobody takes old figures for those of a device that is well.
+/// A file that is rewritten whenever the state changes: at every refresh of the trust bundle at
+/// least. It is removed when the agent ends, so that old metrics are not taken for those of a
+/// running agent.
 #[derive(Debug)]
-pub struct Textfile {
+pub(crate) struct Textfile {
     path: PathBuf,
     writing: JoinHandle<()>,
-    wanted: oneshot::Sender<()>,
+    running: oneshot::Sender<()>,
 }
 
 impl Textfile {
-    /// Writes it from now on.
-    pub fn keep(path: &Path, lines: &Lines) -> Self {
-        let (path, (wanted, unwanted)) = (path.to_owned(), oneshot::channel());
-        Self { writing: tokio::spawn(write(path.clone(), lines.clone(), unwanted)), path, wanted }
+    /// Starts to write the file.
+    pub(crate) fn start(path: &Path, context: &ServerContext) -> Self {
+        let (path, (running, stopped)) = (path.to_owned(), oneshot::channel());
+        Self { writing: tokio::spawn(write(path.clone(), context.clone(), stopped)), path, running }
     }
 
-    /// Where it is.
-    pub fn path(&self) -> &Path {
+    /// Path of the file.
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes it no longer, and removes it.
-    pub async fn stop(self) {
-        drop(self.wanted);
-        let _ = timeout(LONGEST_WRITE, self.writing).await; // what is just being written would be back after its removal
+    /// Stops to write the file, and removes it.
+    pub(crate) async fn stop(self) {
+        drop(self.running);
+        let _ = timeout(WRITE_LIMIT, self.writing).await; // a write under way would restore the file
         if let Err(e) = files::remove_if_there(&self.path) {
-            tracing::warn!("the file with the figures, {}, could not be removed: {e}", self.path.display());
+            tracing::warn!(path = %self.path.display(), error = %e, "metrics file not removed");
         }
     }
 }
 
-async fn write(path: PathBuf, mut lines: Lines, mut unwanted: oneshot::Receiver<()>) {
+async fn write(path: PathBuf, mut context: ServerContext, mut stopped: oneshot::Receiver<()>) {
     let mut has_failed = false;
     loop {
-        let text = metrics::text(&lines.snapshots.borrow_and_update(), &lines.counters, clock::now().wall);
+        let text =
+            metrics::text(&context.snapshots.borrow_and_update(), &context.counters, clock::now().wall);
         let to = path.clone();
         let written = spawn_blocking(move || files::replace(&to, text.as_bytes(), 0o644)).await;
         let written = written.unwrap_or_else(|e| Err(io::Error::other(e)));
@@ -59,19 +62,19 @@ async fn write(path: PathBuf, mut lines: Lines, mut unwanted: oneshot::Receiver<
             && !has_failed
         {
             tracing::warn!(
-                "the figures for the node exporter cannot be written to {}: {e}. Check metrics.textfile in the configuration, and \
-                 ReadWritePaths= in the agent's unit",
-                path.display()
+                path = %path.display(), error = %e,
+                hint = "check metrics.textfile in the configuration, and ReadWritePaths= in the agent's unit",
+                "metrics file not written"
             );
         }
         has_failed = written.is_err();
         let next = async {
-            sleep(BETWEEN).await;
-            lines.snapshots.changed().await
+            sleep(MIN_INTERVAL).await;
+            context.snapshots.changed().await
         };
         tokio::select! {
-            there_is_more = next => if there_is_more.is_err() { return },
-            _ = &mut unwanted => return,
+            changed = next => if changed.is_err() { return },
+            _ = &mut stopped => return,
         }
     }
 }

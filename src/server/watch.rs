@@ -1,4 +1,5 @@
-//! `GET /v1/watch`: the whole state at once, then again at every change, as server-sent events (WHATWG HTML, section 9.2).
+//! `GET /v1/watch`: the whole state at once, then again at every change, as server-sent events
+//! (WHATWG HTML, section 9.2).
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -9,31 +10,32 @@ use hyper::body::{Bytes, Frame};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::peer::Closing;
-use crate::publish::broadcast::Change;
+use crate::publish::broadcast::StateChange;
+use crate::server::peer::ShutdownSignal;
 
-/// After so long without a change something is said all the same: by that a watcher who has left without a word is found out.
-const QUIET: Duration = Duration::from_secs(5 * 60);
-/// What watchers pass over.
+/// Keep-alive interval; detects dead subscribers.
+const KEEP_ALIVE: Duration = Duration::from_secs(5 * 60);
+/// A comment, which subscribers ignore.
 const COMMENT: &[u8] = b":\n\n";
 
-/// The events for one who watches. Whoever reads slowly misses some, and never the last. Ends when the socket is closed.
+/// The events for one subscriber. One that reads slowly misses some, and never the last. The stream
+/// ends when the socket is shut down.
 pub(super) fn events(
-    mut changes: watch::Receiver<Arc<Change>>,
-    closing: Closing,
+    mut changes: watch::Receiver<Arc<StateChange>>,
+    shutdown: ShutdownSignal,
 ) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> {
     changes.mark_changed(); // the state at once
-    unfold((changes, closing), |(mut changes, mut closing)| async move {
-        let told = tokio::select! {
+    unfold((changes, shutdown), |(mut changes, mut shutdown)| async move {
+        let event = tokio::select! {
             biased;
-            _ = closing.changed() => return None,
-            there_is_one = changes.changed() => {
-                there_is_one.ok()?;
+            _ = shutdown.changed() => return None,
+            changed = changes.changed() => {
+                changed.ok()?;
                 changes.borrow_and_update().event.clone()
             }
-            () = sleep(QUIET) => Bytes::from_static(COMMENT),
+            () = sleep(KEEP_ALIVE) => Bytes::from_static(COMMENT),
         };
-        Some((Ok(Frame::data(told)), (changes, closing)))
+        Some((Ok(Frame::data(event)), (changes, shutdown)))
     })
 }
 
@@ -42,7 +44,7 @@ mod tests {
     use super::*;
     use crate::lifecycle::{LastError, Report};
     use crate::publish::Snapshot;
-    use crate::publish::broadcast::Publication;
+    use crate::publish::broadcast::Broadcaster;
     use crate::time::Timestamp;
     use futures_util::StreamExt as _;
     use std::pin::pin;
@@ -55,14 +57,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_state_comes_at_once_and_a_comment_after_a_quiet_while() {
-        let publication = Publication::new(blocked("disk", NOW), NOW);
-        let (_open, closing) = watch::channel(());
-        let mut told =
-            pin!(events(publication.changes(), closing).map(|told| told.unwrap().into_data().unwrap()));
-        let (begun, first) = (tokio::time::Instant::now(), told.next().await.unwrap());
-        assert!(first.starts_with(b"event: state\nid: 1\ndata: {") && begun.elapsed() < QUIET);
-        assert_eq!(told.next().await.unwrap(), COMMENT);
-        assert!(begun.elapsed() >= QUIET);
+    async fn state_comes_at_once_and_a_comment_after_the_interval() {
+        let broadcaster = Broadcaster::new(blocked("disk", NOW), NOW);
+        let (_open, shutdown) = watch::channel(());
+        let mut stream =
+            pin!(events(broadcaster.changes(), shutdown).map(|event| event.unwrap().into_data().unwrap()));
+        let (start, first) = (tokio::time::Instant::now(), stream.next().await.unwrap());
+        assert!(first.starts_with(b"event: state\nid: 1\ndata: {") && start.elapsed() < KEEP_ALIVE);
+        assert_eq!(stream.next().await.unwrap(), COMMENT);
+        assert!(start.elapsed() >= KEEP_ALIVE);
     }
 }

@@ -1,5 +1,5 @@
-//! The bytes of one connection: read and written within a [`Budget`], and whether the peer is still
-//! there.
+//! The bytes of one connection, read and written within a [`Budget`]; and whether the peer has
+//! left.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -18,16 +18,16 @@ use tokio::time::sleep;
 
 use crate::server::budget::{Budget, Frames, OverBudget, cost_of_read};
 
-/// What a connection in HTTP/2 begins with, and no method of HTTP/1.1 (RFC 9113, section 3.4).
-const SIGN: &[u8; 4] = b"PRI ";
-/// Interval between two looks at a peer that has closed its sending side: epoll(7) does not tell
-/// that apart from its leaving.
-const LOOK: Duration = Duration::from_millis(250);
+/// First bytes of every connection in HTTP/2, and of no method of HTTP/1.1 (RFC 9113, section 3.4).
+const HTTP_2: &[u8; 4] = b"PRI ";
+/// Interval at which a peer that has closed its sending side is polled: epoll(7) does not report
+/// when it closes the other.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// GOAWAY with ENHANCE_YOUR_CALM, up to the last stream (RFC 9113, sections 6.8 and 7).
 const GOAWAY: [u8; 9] = [0, 0, 8, 7, 0, 0, 0, 0, 0];
 const ENHANCE_YOUR_CALM: [u8; 4] = 11_u32.to_be_bytes();
 
-/// A connected socket, shared by those who use it and those who watch the peer.
+/// A connected socket, shared by the HTTP connection and what waits for the peer to leave.
 #[derive(Debug)]
 pub(super) struct Wire {
     stream: UnixStream,
@@ -57,10 +57,10 @@ impl Wire {
     /// come.
     pub(super) async fn left(&self, is_done: impl Fn() -> bool) {
         self.half_closed().await;
-        let mut looks_when_done = 0;
-        while !self.is_hung_up() && looks_when_done < 4 {
-            sleep(LOOK).await;
-            looks_when_done = if is_done() { looks_when_done + 1 } else { 0 };
+        let mut polls_when_done = 0;
+        while !self.is_hung_up() && polls_when_done < 4 {
+            sleep(POLL_INTERVAL).await;
+            polls_when_done = if is_done() { polls_when_done + 1 } else { 0 };
         }
     }
 
@@ -86,42 +86,43 @@ impl Wire {
     }
 }
 
-/// Which HTTP it is. (hyper-util tells them apart, too, and brings a client of HTTP/2 with it: 80 KB.)
+/// Reads the first bytes of a connection, and returns which HTTP it is. (hyper-util can do so, too,
+/// and brings a client of HTTP/2 with it: 80 KB.)
 pub(super) async fn version_of(wire: &Arc<Wire>) -> io::Result<(Version, Metered)> {
-    let (mut first, mut read) = ([0; SIGN.len()], 0);
+    let (mut first, mut read) = ([0; HTTP_2.len()], 0);
     while let Some(next) = first.get_mut(read)
         && let Some(byte) = wire.read_one().await?
     {
         *next = byte;
         read += 1;
-        if first.get(..read) != SIGN.get(..read) {
+        if first.get(..read) != HTTP_2.get(..read) {
             break;
         }
     }
-    let version = if first == *SIGN { Version::HTTP_2 } else { Version::HTTP_11 };
+    let version = if first == *HTTP_2 { Version::HTTP_2 } else { Version::HTTP_11 };
     Ok((version, Metered::new(Arc::clone(wire), version, first, read)))
 }
 
-/// What hyper reads from and writes to.
+/// Stream of a connection for hyper, which accounts for what is read and written.
 #[derive(Debug)]
 pub(super) struct Metered {
     wire: Arc<Wire>,
     version: Version,
-    /// Bytes that have been read before, and come once more: those of `again` up to `until`.
-    first: [u8; SIGN.len()],
+    /// Bytes that were read for [`version_of`], and are read again: those of `again` up to `until`.
+    first: [u8; HTTP_2.len()],
     again: usize,
     until: usize,
     budget: Budget,
     received: Frames,
     sent: Frames,
-    /// SETTINGS come before anything else (RFC 9113, section 3.4).
+    /// Whether anything was sent: SETTINGS come before anything else (RFC 9113, section 3.4).
     has_sent: bool,
     /// Highest number of a stream that the client has used.
     stream: u32,
 }
 
 impl Metered {
-    fn new(wire: Arc<Wire>, version: Version, first: [u8; SIGN.len()], until: usize) -> Self {
+    fn new(wire: Arc<Wire>, version: Version, first: [u8; HTTP_2.len()], until: usize) -> Self {
         Self {
             wire,
             version,
@@ -136,7 +137,7 @@ impl Metered {
         }
     }
 
-    /// Accounts for what was read in one go.
+    /// Charges the budget for one read.
     fn charge(&mut self, read: &[u8]) -> Result<(), OverBudget> {
         let cost = if self.version == Version::HTTP_2 {
             let (mut cost, stream) = (0_u32, &mut self.stream);
@@ -151,7 +152,7 @@ impl Metered {
         self.budget.spend(cost, Instant::now())
     }
 
-    /// Accounts for so many bytes of these pieces, written in one go.
+    /// Credits the budget with one write, of `written` bytes of these pieces.
     fn credit(&mut self, pieces: &[IoSlice<'_>], mut written: usize) {
         self.has_sent |= written > 0;
         let mut responses = u32::from(self.version != Version::HTTP_2 && written > 0);
@@ -168,8 +169,8 @@ impl Metered {
     fn end(&self, why: OverBudget) -> io::Error {
         self.wire.is_over_budget.store(true, Ordering::Relaxed);
         if self.version == Version::HTTP_2 && self.has_sent && self.sent.is_at_boundary() {
-            let farewell = [&GOAWAY[..], &self.stream.to_be_bytes(), &ENHANCE_YOUR_CALM].concat();
-            let _ = self.wire.stream.try_write(&farewell); // who does not read will see the end
+            let goaway = [&GOAWAY[..], &self.stream.to_be_bytes(), &ENHANCE_YOUR_CALM].concat();
+            let _ = self.wire.stream.try_write(&goaway); // a peer that does not read it will see the end
         }
         io::Error::other(why)
     }
@@ -193,7 +194,7 @@ impl AsyncRead for Metered {
         loop {
             ready!(self.wire.stream.poll_read_ready(cx))?;
             match self.wire.stream.try_read_buf(buffer) {
-                // h2 would drop all streams. Whoever holds the connection hears of it by `left`.
+                // h2 would drop all streams. The owner of the connection learns of it by `left`.
                 Ok(0) if self.version == Version::HTTP_2 => return Poll::Pending,
                 Ok(0) => return Poll::Ready(Ok(())),
                 Ok(_) => break,
@@ -217,7 +218,7 @@ impl AsyncWrite for Metered {
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if self.wire.is_over_budget() {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())); // the farewell was the last
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())); // GOAWAY was the last
         }
         loop {
             ready!(self.wire.stream.poll_write_ready(cx))?;
@@ -240,7 +241,7 @@ impl AsyncWrite for Metered {
         Poll::Ready(Ok(()))
     }
 
-    /// Ends the response: what the peer sends is read on.
+    /// Ends the response. What the peer sends is still read.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(shutdown(self.wire.stream.as_raw_fd(), Shutdown::Write).map_err(io::Error::from))
     }
@@ -267,7 +268,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn first_bytes_come_once_more() {
+    async fn first_bytes_are_read_again() {
         for (first, expected) in
             [(&b"GET "[..], Version::HTTP_11), (b"POST", Version::HTTP_11), (b"PRI ", Version::HTTP_2)]
         {
@@ -316,7 +317,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn peers_that_only_stop_sending_have_not_left() {
+    async fn peer_that_only_stops_sending_has_not_left() {
         let long = Duration::from_secs(3600);
         let (mut peer, wire, _, _metered) = connection(b"GET / unread").await;
         assert!(timeout(long, wire.half_closed()).await.is_err());
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn end_of_a_peer_is_seen_behind_what_it_sent() {
+    async fn end_of_a_peer_is_detected_behind_unread_bytes() {
         let (peer, wire, _, _metered) = connection(&[b'x'; 1000]).await;
         let left = tokio::spawn(async move { wire.left(|| false).await });
         tokio::task::yield_now().await;

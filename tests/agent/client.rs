@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use development_mis::AnchorStep;
 use miaf_agent::client::{Client, ClientError};
-use miaf_agent::publish::broadcast::Watched;
+use miaf_agent::publish::broadcast::StateEvent;
 use miaf_agent::spiffe::svid::Chain;
 use ring::digest::{SHA256, digest};
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
@@ -249,7 +249,7 @@ fn who_watches_has_the_state_at_once_each_change_and_the_end() {
     let first = watch.next().unwrap().unwrap();
     assert_eq!(first.status.state, "active");
     world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
-    let anchors = |watched: &Watched| watched.bundle.as_ref().unwrap().keys.len();
+    let anchors = |watched: &StateEvent| watched.bundle.as_ref().unwrap().keys.len();
     let two = watch.by_ref().find(|watched| anchors(watched.as_ref().unwrap()) == 2);
     assert_eq!(two.unwrap().unwrap().svid.unwrap().serial, first.svid.unwrap().serial);
     world.device.stop();

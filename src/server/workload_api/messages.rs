@@ -7,30 +7,32 @@ use crate::server::protobuf::{Message, message};
 use crate::spiffe::TrustDomain;
 use crate::spiffe::svid::X509Svid;
 
-/// `X509SVIDResponse` (SPIFFE Workload API, section 5.1) with the one SVID that a device has. `key` is PKCS#8.
+/// `X509SVIDResponse` (SPIFFE Workload API, section 5.1) with the one SVID that a device has. `key`
+/// is PKCS#8.
 pub(super) fn x509_svid(svid: &X509Svid, key: &[u8], anchors: &[CertificateDer<'_>]) -> Message {
     let spiffe_id = svid.spiffe_id().to_string();
-    let (chain, bundle) = (one_after_the_other(svid.chain().certificates()), one_after_the_other(anchors));
+    let (chain, bundle) = (concatenated(svid.chain().certificates()), concatenated(anchors));
     let svid = message(&[(1, spiffe_id.as_bytes()), (2, &chain), (3, key), (4, &bundle)]);
     message(&[(1, &svid)])
 }
 
 /// `X509BundlesResponse` (section 5.1) with the bundle of the device's own trust domain.
 pub(super) fn x509_bundles(trust_domain: &TrustDomain, anchors: &[CertificateDer<'_>]) -> Message {
-    message(&[(2, &entry(trust_domain, &one_after_the_other(anchors)))])
+    message(&[(2, &entry(trust_domain, &concatenated(anchors)))])
 }
 
-/// `JWTBundlesResponse` (section 6.1): in the device's own trust domain nothing vouches for JWT-SVIDs.
-pub(super) fn no_jwt_bundles(trust_domain: &TrustDomain) -> Message {
+/// `JWTBundlesResponse` (section 6.1) with an empty bundle: no JWT-SVID is valid in the device's
+/// own trust domain.
+pub(super) fn empty_jwt_bundle(trust_domain: &TrustDomain) -> Message {
     message(&[(1, &entry(trust_domain, br#"{"keys":[]}"#))])
 }
 
-/// As the API has certificates: in DER, with nothing between them.
-fn one_after_the_other(certificates: &[CertificateDer<'_>]) -> Vec<u8> {
+/// Concatenates certificates in DER, with nothing between them, as the API has them.
+fn concatenated(certificates: &[CertificateDer<'_>]) -> Vec<u8> {
     certificates.iter().flat_map(|certificate| certificate.iter().copied()).collect()
 }
 
-/// Of a map from trust domains, by their SPIFFE IDs, to bundles.
+/// Entry of a map from the SPIFFE IDs of trust domains to their bundles.
 fn entry(trust_domain: &TrustDomain, bundle: &[u8]) -> Message {
     message(&[(1, format!("spiffe://{trust_domain}").as_bytes()), (2, bundle)])
 }
@@ -40,9 +42,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_jwt_bundle_is_an_empty_set_of_keys() {
+    fn jwt_bundle_is_an_empty_set_of_keys() {
         let domain = TrustDomain::parse("a.example").unwrap();
         let expected = b"\x0a\x21\x0a\x12spiffe://a.example\x12\x0b{\"keys\":[]}";
-        assert_eq!(no_jwt_bundles(&domain).as_slice(), expected);
+        assert_eq!(empty_jwt_bundle(&domain).as_slice(), expected);
     }
 }

@@ -1,0 +1,193 @@
+//! `POST /v1/sign`: a signature by the device's key.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hyper::body::Incoming;
+use hyper::header::RETRY_AFTER;
+use hyper::{Method, Request, StatusCode};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::json;
+use crate::platform::log::AUDIT;
+use crate::server::context::ServerContext;
+use crate::server::peer::{Peer, Role};
+use crate::server::rate::RateExceeded;
+use crate::server::request_body;
+use crate::server::response::{self, HttpResponse, JSON, NO_SVID, method_not_allowed, problem};
+use crate::server::signing_queue::SignError;
+
+pub(super) const PATH: &str = "/v1/sign";
+
+const REPLACED: &str = "The SVID with this serial number has been replaced, or never was this device's: \
+                        GET /v1/svid has the one to sign for.";
+
+/// Body of a request for a signature, parsed.
+#[derive(Debug, PartialEq, Eq)]
+struct SignRequest {
+    digest: [u8; 32],
+    /// Serial number of the SVID whose key is to sign: the current or the previous one.
+    serial: Option<String>,
+}
+
+/// Body of a response with a signature.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SignResponse {
+    /// ECDSA signature in DER, in Base64.
+    pub(crate) signature: String,
+    /// Serial number of the SVID whose key has signed.
+    pub(crate) serial: String,
+    /// The generation of published files with this SVID; none for the previous SVID.
+    pub(crate) generation: Option<u64>,
+}
+
+impl SignRequest {
+    /// Parses a body.
+    ///
+    /// # Errors
+    /// A sentence that says what the body must be.
+    fn parse(body: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Body {
+            algorithm: String,
+            digest: String,
+            #[serde(default, deserialize_with = "not_null")]
+            serial: Option<String>,
+        }
+        fn not_null<'de, D: Deserializer<'de>>(serial: D) -> Result<Option<String>, D::Error> {
+            String::deserialize(serial).map(Some)
+        }
+        let must =
+            "{\"algorithm\": \"ES256\", \"digest\": \"<Base64 of the SHA-256 of what is to be signed>\"}";
+        let Body { algorithm, digest, serial } =
+            json::read(body).map_err(|e| format!("The body must be {must}. This one: {e}."))?;
+        if algorithm != "ES256" {
+            return Err(format!(
+                "The device's key signs by ES256 (ECDSA on P-256 with SHA-256) and by nothing else: send {must}."
+            ));
+        }
+        let digest = BASE64.decode(digest).ok().and_then(|bytes| bytes.try_into().ok());
+        let digest = digest.ok_or_else(|| {
+            format!(
+                "A digest is the SHA-256 of what is to be signed, 32 bytes in Base64 (44 characters): send {must}."
+            )
+        })?;
+        Ok(Self { digest, serial })
+    }
+}
+
+/// Has the device's key sign a digest, for every peer of a socket with the role. `Err` is the
+/// response without a signature.
+pub(super) async fn respond(
+    request: &Request<()>,
+    body: &mut Incoming,
+    peer: Peer,
+    context: &ServerContext,
+) -> Result<HttpResponse, HttpResponse> {
+    if request.method() != Method::POST {
+        return Err(method_not_allowed("POST", "This path signs a digest: use POST."));
+    }
+    if !matches!(peer.role, Role::Sign | Role::Admin) {
+        let detail = "Signatures are made on the signing socket (sign.sock in the directory of this one, where nothing \
+                      else is configured), which members of its group may use.";
+        return Err(problem(StatusCode::FORBIDDEN, detail));
+    }
+    let body = request_body::read(body).await?;
+    let SignRequest { digest, serial } =
+        SignRequest::parse(&body).map_err(|detail| problem(StatusCode::BAD_REQUEST, &detail))?;
+    let snapshot = context.snapshots.borrow().clone();
+    let identity = match (&snapshot.identity, serial) {
+        (None, _) => return Err(problem(StatusCode::SERVICE_UNAVAILABLE, NO_SVID)),
+        (Some(identity), None) => identity,
+        (Some(identity), Some(serial)) => [identity]
+            .into_iter()
+            .chain(&snapshot.previous_identity)
+            .find(|identity| identity.svid.serial() == serial)
+            .ok_or_else(|| problem(StatusCode::CONFLICT, REPLACED))?,
+    };
+    let is_current = snapshot.identity.as_ref().is_some_and(|current| Arc::ptr_eq(current, identity));
+    let signed = context.signing.sign(peer.uid, identity.key.clone(), digest).await;
+    context.counters.signature(signed.is_ok());
+    let (Peer { uid, pid, .. }, svid) = (peer, &identity.svid);
+    let (spiffe_id, serial) = (svid.spiffe_id(), svid.serial());
+    let (status, reason) = match signed {
+        Ok(signature) => {
+            context.signatures.record(peer, svid);
+            let signed = SignResponse {
+                signature: BASE64.encode(signature),
+                serial: serial.to_owned(),
+                // That of what is published now, which may be another SVID.
+                generation: snapshot.generation.filter(|_| is_current),
+            };
+            return Ok(response::json(StatusCode::OK, JSON, &signed));
+        }
+        // Nothing was tried.
+        Err(SignError::QueueFull(detail)) => return Err(too_many_requests(detail, Duration::ZERO)),
+        Err(SignError::RateExceeded(RateExceeded { per_minute, wait })) => {
+            let reason = format!(
+                "Your user has had {per_minute} signatures within a minute. Try again later, or have an operator raise \
+                 socket.signatures_per_minute in the agent's configuration."
+            );
+            if context.refusals.is_due(uid, "sign", Instant::now()) {
+                tracing::info!(
+                    target: AUDIT, audit = "sign", uid, pid, %spiffe_id, serial, reason,
+                    "signature refused: rate exceeded"
+                );
+            }
+            return Err(too_many_requests(&reason, wait));
+        }
+        Err(SignError::Key(e)) => (StatusCode::SERVICE_UNAVAILABLE, format!("The key cannot be used: {e}.")),
+        Err(SignError::ShuttingDown) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "The agent is shutting down. Try again.".to_owned())
+        }
+    };
+    if context.refusals.is_due(uid, "sign", Instant::now()) {
+        tracing::info!(
+            target: AUDIT, audit = "sign", uid, pid, %spiffe_id, serial, reason,
+            "signature failed"
+        );
+    }
+    Err(problem(status, &reason))
+}
+
+/// `Retry-After` is in whole seconds (RFC 9110, section 10.2.3), and at least one.
+fn too_many_requests(detail: &str, wait: Duration) -> HttpResponse {
+    let mut response = problem(StatusCode::TOO_MANY_REQUESTS, detail);
+    let seconds = wait.as_millis().div_ceil(1000).max(1);
+    let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
+    response.headers_mut().insert(RETRY_AFTER, seconds.into());
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn sign_request_is_validated() {
+        let parse = |body: serde_json::Value| SignRequest::parse(body.to_string().as_bytes());
+        let digest = BASE64.encode([7; 32]);
+        let request = parse(json!({ "algorithm": "ES256", "digest": digest, "serial": "01:02" })).unwrap();
+        assert_eq!(request, SignRequest { digest: [7; 32], serial: Some("01:02".into()) });
+        let marked = format!("\u{feff}{}", json!({ "algorithm": "ES256", "digest": digest }));
+        assert!(SignRequest::parse(marked.as_bytes()).is_ok(), "RFC 8259 section 8.1");
+        for body in [
+            json!({}),
+            json!([digest]),
+            json!({ "algorithm": "ES256" }),
+            json!({ "algorithm": "ES384", "digest": digest }),
+            json!({ "algorithm": "ES256", "digest": BASE64.encode([7; 31]) }),
+            json!({ "algorithm": "ES256", "digest": BASE64.encode([7; 48]) }),
+            json!({ "algorithm": "ES256", "digest": "not Base64" }),
+            json!({ "algorithm": "ES256", "digest": digest, "key": "other" }),
+            json!({ "algorithm": "ES256", "digest": digest, "serial": null }),
+        ] {
+            let reason = parse(body.clone()).unwrap_err();
+            assert!(reason.contains("{\"algorithm\": \"ES256\""), "{body}: {reason}");
+        }
+    }
+}
