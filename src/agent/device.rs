@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::failures::{Spoken, cause, in_a_line};
 use super::waits::{Change, KeptWaits};
-use crate::bootstrap::{Bootstrap, Purpose};
 use crate::config::Config;
+use crate::factory_credential::{CurrentCredential, Purpose};
 use crate::issuer::{Discovery, Issuer};
 use crate::keys::{Key, KeyError, Provider};
 use crate::lifecycle::{
@@ -21,7 +21,7 @@ use crate::publish::broadcast::Publication;
 use crate::publish::files::{PublishError, Publisher};
 use crate::spiffe::Bundle;
 use crate::spiffe::svid;
-use crate::store::{self, Store};
+use crate::state::{self, Store};
 use crate::text::Excerpt;
 use crate::time::{BootTime, Now, Proof, Timestamp};
 
@@ -41,14 +41,14 @@ pub(super) struct Device {
     pub(super) bundle: Option<KeptBundle>,
     pub(super) identity: Option<Arc<Identity>>,
     pub(super) pending: Option<Arc<dyn Key>>,
-    pub(super) answer: Option<store::Answer>,
+    pub(super) answer: Option<state::IssuedChain>,
     pub(super) stored_renew_at: Option<Timestamp>,
     pub(super) waits: KeptWaits,
     pub(super) proof: Option<Proof>,
-    pub(super) stored_time: store::CachedTime,
+    pub(super) stored_time: state::StoredTime,
     /// The operator has said that a bundle with a lower sequence is meant to be (miaf-v0 B5).
     pub(super) accepts_regressed_bundle: bool,
-    pub(super) bootstrap: Bootstrap,
+    pub(super) bootstrap: CurrentCredential,
     pub(super) look_again_at: BootTime,
     pub(super) look_for: Purpose,
     pub(super) publisher: Publisher,
@@ -62,12 +62,12 @@ pub(super) struct Device {
 
 pub(super) struct HeldDiscovery {
     pub(super) document: Discovery,
-    pub(super) cached: store::CachedDiscovery,
+    pub(super) cached: state::CachedDiscovery,
 }
 
 pub(super) struct KeptBundle {
     pub(super) bundle: Arc<Bundle>,
-    pub(super) cached: store::CachedBundle,
+    pub(super) cached: state::CachedBundle,
 }
 
 impl Device {
@@ -120,13 +120,13 @@ impl Device {
             None => {}
             Some(Change::Remove) => {
                 let store = self.store.clone();
-                blocking(move || forget::<store::CachedWaits>(&store)).await;
+                blocking(move || forget::<state::RetryAfterDelays>(&store)).await;
                 self.waits.changed(memory, believed);
             }
             Some(Change::Write) => {
                 let (mis, boot_id) = (address(&self.config), clock::boot_id());
                 let wall = believed.then_some(now.wall);
-                let record = store::CachedWaits::new(&memory, mis, boot_id, wall, now.boot);
+                let record = state::RetryAfterDelays::new(&memory, mis, boot_id, wall, now.boot);
                 if self.stores(record, "a wait that the MIS asked for would not survive a restart now").await
                 {
                     self.waits.changed(memory, believed);
@@ -145,7 +145,7 @@ impl Device {
         if !is_news && self.stored_time.vouched == vouched {
             return;
         }
-        let record = store::CachedTime { proven, vouched };
+        let record = state::StoredTime { proven, vouched };
         if self.stores(record, "the time that the MIS proves would be forgotten by a restart now").await {
             self.stored_time = record;
         }
@@ -164,7 +164,7 @@ impl Device {
     }
 
     /// Whether a record could be stored. If not, that is tried again after the next step, and `so` is what follows.
-    async fn stores<R: store::Record + Send + 'static>(&mut self, record: R, so: &str) -> bool {
+    async fn stores<R: state::Record + Send + 'static>(&mut self, record: R, so: &str) -> bool {
         let failure = self.save(record).await.err();
         self.spoken.of_record(R::NAME, failure.as_ref(), so);
         failure.is_none()
@@ -282,7 +282,7 @@ impl Device {
     /// The clock has been set, and tells how much is left of the waits of another boot (miaf-v0 E8): to be restored anew.
     pub(super) fn has_waits_to_restore(&mut self, now: Now) -> bool {
         // By what the next restoring will find on the disk: or it would doubt again, and so on.
-        let store::CachedTime { proven, vouched } = self.stored_time;
+        let state::StoredTime { proven, vouched } = self.stored_time;
         let came_right = KnownTime { proven, vouched, ..self.lifecycle.known_time() }.allows(now);
         let anew = self.waits.are_to_be_restored(came_right, self.lifecycle.memory().waits);
         if anew {
@@ -315,10 +315,10 @@ impl Device {
         }
     }
 
-    pub(super) async fn save<R: store::Record + Send + 'static>(
+    pub(super) async fn save<R: state::Record + Send + 'static>(
         &self,
         record: R,
-    ) -> Result<(), store::StoreError> {
+    ) -> Result<(), state::StoreError> {
         let store = self.store.clone();
         blocking(move || store.save(&record)).await
     }
@@ -330,16 +330,19 @@ pub(super) fn address(config: &Config) -> Option<String> {
 }
 
 /// The identity as it is stored, with the renewal moment drawn for it.
-pub(super) fn stored(identity: &Identity, renew_at: Option<Timestamp>) -> Result<store::Identity, KeyError> {
-    Ok(store::Identity {
-        chain: identity.svid.chain().to_pems(),
+pub(super) fn stored(
+    identity: &Identity,
+    renew_at: Option<Timestamp>,
+) -> Result<state::StoredIdentity, KeyError> {
+    Ok(state::StoredIdentity {
+        chain: identity.svid.chain().clone(),
         key: identity.key.to_pem()?,
         renew_at,
         credential: identity.credential.clone(),
     })
 }
 
-pub(super) fn forget<R: store::Record>(store: &Store) {
+pub(super) fn forget<R: state::Record>(store: &Store) {
     if let Err(e) = store.remove::<R>() {
         let e = cause(&e);
         tracing::warn!("a part of the agent's state that is no longer needed could not be removed: {e}");

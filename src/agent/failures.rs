@@ -8,7 +8,7 @@ use crate::lifecycle::{Event, Failure, LONGEST_RETRY_AFTER, Meaning, NotAdopted,
 use crate::publish::Snapshot;
 use crate::spiffe::svid::{self, X509Svid};
 use crate::spiffe::{AnchorFacts, Bundle};
-use crate::store::StoreError;
+use crate::state::StoreError;
 use crate::text::Excerpt;
 use crate::time::Timestamp;
 

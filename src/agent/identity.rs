@@ -11,8 +11,8 @@ use crate::keys::{self, ErrorKind, Key, KeyError, Provider};
 use crate::lifecycle::{Failure, KeyChoice, Meaning, NotAdopted, Report, Request, SvidFacts};
 use crate::platform::clock;
 use crate::publish::Identity;
-use crate::spiffe::svid::{self, Chain, Expectation, Rejection, X509Svid};
-use crate::store;
+use crate::spiffe::svid::{self, Expectation, Rejection, X509Svid};
+use crate::state;
 use crate::time::Timestamp;
 use crate::transport::ClientIdentity;
 
@@ -34,7 +34,7 @@ impl Device {
         })
         .await
         .map_err(|e| key_failure(&e))?;
-        let pending = store::Pending { key: pem };
+        let pending = state::PendingKey { key: pem };
         self.save(pending).await.map_err(|e| local("state", "The agent's state cannot be written", &e))?;
         self.pending = Some(key);
         Ok(())
@@ -65,7 +65,7 @@ impl Device {
                 (self.issuer.enroll(&document, &csr, client).await, credential)
             }
         };
-        let answer = store::Answer {
+        let answer = state::IssuedChain {
             renewal: request == Request::Renew,
             for_pending_key: choice == KeyChoice::Pending,
             may_rename,
@@ -87,9 +87,9 @@ impl Device {
     async fn give_up_pending_key(&mut self, e: &KeyError) -> Failure {
         let (store, keys, why) = (self.store.clone(), self.keys.clone(), e.to_string());
         let one_before = blocking(move || {
-            store.set_aside::<store::Pending>(&why);
+            store.quarantine::<state::PendingKey>(&why);
             // The right chip may be back, and the MIS know the key that was made in it then (E6).
-            store.take_back(|record: &store::Pending| {
+            store.recover(|record: &state::PendingKey| {
                 let key = keys.key_from_pem(&record.key).map_err(|e| e.to_string())?;
                 key.sign(PROBE).map(|_signed| key).map_err(|e| e.to_string())
             })
@@ -119,10 +119,9 @@ impl Device {
         let now = clock::now().wall;
         // An enrollment is accepted whatever its number: the device may have no other way on.
         let renewed = self.identity.as_ref().filter(|_| answer.renewal);
-        let judged = Chain::from_pem(&answer.chain).and_then(|chain| {
-            renewed.map_or(Ok(()), |held| svid::has_new_serial(&chain, &held.svid))?;
-            svid::judge(&chain, &expected, &kept.bundle, now)
-        });
+        let judged = renewed
+            .map_or(Ok(()), |held| svid::has_new_serial(&answer.chain, &held.svid))
+            .and_then(|()| svid::judge(&answer.chain, &expected, &kept.bundle, now));
         let svid = match judged {
             Ok(svid) => svid,
             Err(Rejection::NotYetValid { not_before }) => {
@@ -147,7 +146,7 @@ impl Device {
             Err(why) => {
                 self.answer = None;
                 let store = self.store.clone();
-                blocking(move || forget::<store::Answer>(&store)).await;
+                blocking(move || forget::<state::IssuedChain>(&store)).await;
                 let title = "The SVID that the MIS issued is refused";
                 let failure = Failure {
                     meaning: Meaning::Slow, // each costs the device one of its few renewals a day (E4)
@@ -170,9 +169,9 @@ impl Device {
             .map_err(|e| NotAdopted::Kept(local("state", "The agent's state cannot be written", &e)))?;
         let store = self.store.clone();
         blocking(move || {
-            forget::<store::Answer>(&store);
+            forget::<state::IssuedChain>(&store);
             if choice == KeyChoice::Pending {
-                forget::<store::Pending>(&store);
+                forget::<state::PendingKey>(&store);
             }
         })
         .await;
@@ -232,7 +231,7 @@ impl Device {
 }
 
 /// Whether the answer may name another identity than the one held (miaf-v0 E9, R3).
-fn may_rename(answer: &store::Answer, enrolled_with: Option<&str>) -> bool {
+fn may_rename(answer: &state::IssuedChain, enrolled_with: Option<&str>) -> bool {
     let other_credential = match (answer.credential.as_deref(), enrolled_with) {
         (Some(shown), Some(enrolled_with)) => shown != enrolled_with,
         _ => false,
@@ -274,6 +273,7 @@ pub(super) fn fits(keys: &Provider, key: &Arc<dyn Key>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spiffe::svid::Chain;
 
     /// Rules R3 and E9: what the MIS may call the device.
     #[test]
@@ -290,8 +290,10 @@ mod tests {
             (true, true, other(), one(), false),
             (true, false, one(), one(), false),
         ] {
-            let chain = Vec::new();
-            let answer = store::Answer {
+            let pair = rcgen::KeyPair::generate().unwrap();
+            let der = rcgen::CertificateParams::default().self_signed(&pair).unwrap().der().clone();
+            let chain = Chain::from_pem(&[svid::certificate_pem(&der)]).unwrap();
+            let answer = state::IssuedChain {
                 renewal,
                 for_pending_key: true,
                 may_rename: may_be_renamed,

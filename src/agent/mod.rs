@@ -31,7 +31,7 @@ use crate::publish::broadcast::Publication;
 use crate::server::admin::{Order, Orders};
 use crate::server::context::Lines;
 use crate::server::listener::BindError;
-use crate::store::{Store, StoreError};
+use crate::state::{Store, StoreError};
 use device::Device;
 use orders::Standing;
 use provisioned::Provisioned;
@@ -97,7 +97,7 @@ impl Place {
 
     /// Watches the files that the configuration is in, from now on.
     fn watch(&self) -> FileWatch {
-        FileWatch::on(self.file.clone(), config::drop_in_folder(&self.file))
+        FileWatch::on(self.file.clone(), config::drop_in_directory(&self.file))
     }
 }
 

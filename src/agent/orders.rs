@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 use super::Place;
 use super::device::{Device, blocking};
 use super::failures::cause;
-use crate::bootstrap::Purpose;
 use crate::config::Config;
+use crate::factory_credential::Purpose;
 use crate::lifecycle::{self, Event};
 use crate::platform::clock;
 use crate::server::admin::{Given, Order, Refusal};
@@ -125,7 +125,7 @@ impl Device {
     /// disk: without an identity or, where it could not be put aside, with it.
     ///
     /// What is published goes first, durably. After a power cut a device that has its identity publishes it anew; one that
-    /// has put it aside never finds it published, and [`Store::leave`](crate::store::Store::leave) leaves nothing to be
+    /// has put it aside never finds it published, and [`Store::retire`](crate::state::Store::retire) leaves nothing to be
     /// finished. Waits that an MIS asked for are kept (miaf-v0 E8).
     pub(super) async fn leave_identity(&mut self, place: &Place) -> Config {
         let Some(identity) = self.identity.clone() else {
@@ -143,7 +143,7 @@ impl Device {
         let (mut publisher, store) = (self.publisher.clone(), self.store.clone());
         let left = blocking(move || {
             publisher.withdraw().map_err(|e| e.to_string())?;
-            store.leave().map_err(|e| e.to_string())
+            store.retire().map_err(|e| e.to_string())
         });
         let spiffe_id = identity.svid.spiffe_id();
         match left.await {

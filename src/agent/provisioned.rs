@@ -9,8 +9,8 @@ use url::Url;
 
 use super::device::{Device, blocking};
 use super::failures::local;
-use crate::bootstrap::{self, Bootstrap, BootstrapError, Credential, Purpose};
 use crate::config::Config;
+use crate::factory_credential::{self, CredentialError, CurrentCredential, FactoryCredential, Purpose};
 use crate::keys::ProviderKind;
 use crate::keys::tpm::Tpm;
 use crate::lifecycle::{Failure, LastError};
@@ -30,7 +30,7 @@ pub(super) struct Provisioned {
     /// For which MIS. Under another, what was good for this one counts for nothing.
     mis: Option<Url>,
     pub(super) trust: ServerTrust,
-    pub(super) bootstrap: Bootstrap,
+    pub(super) bootstrap: CurrentCredential,
     /// It remembers the passwords that it refused, so that none is tried often enough to lock it.
     pub(super) tpm: Tpm,
     /// For what it is to be looked at first.
@@ -49,12 +49,12 @@ impl Provisioned {
             None => (None, None),
         };
         // Whoever reads the configuration anew wants to know how it stands; a mere start is no occasion.
-        let look_for = if tpm.is_some() { Purpose::Use } else { Purpose::Look };
+        let look_for = if tpm.is_some() { Purpose::Use } else { Purpose::Check };
         let tpm = tpm.filter(|tpm| tpm.is_at(tcti)).unwrap_or_else(|| Tpm::start(tcti.clone()));
         let tpm = tpm.with_parent(config.key.parent, config.key.owner_auth.clone());
         let (trust, bootstrap) = match good {
             Some((before, bootstrap)) => (ServerTrust::succeeding(trust, &before), bootstrap),
-            None => (ServerTrust::new(trust), Bootstrap::default()),
+            None => (ServerTrust::new(trust), CurrentCredential::default()),
         };
         Self { mis, trust, bootstrap, tpm, look_for }
     }
@@ -82,10 +82,10 @@ impl Device {
         let first = self.bootstrap.facts().is_none();
         let purpose = match self.look_for {
             Purpose::Use => Purpose::Use,
-            Purpose::Look => self.bootstrap.next_purpose(),
+            Purpose::Check => self.bootstrap.next_purpose(),
         };
         let credential = self.credential(purpose).await;
-        self.look_for = Purpose::Look;
+        self.look_for = Purpose::Check;
         if first {
             self.warn_of_unused_hardware();
             self.warn_of_open_secrets();
@@ -112,21 +112,22 @@ impl Device {
 
     /// What is wrong with it, while everything else goes well.
     pub(super) fn provisioned_problem(&self) -> Option<LastError> {
-        self.issuer.transport().trust().problem().or_else(|| self.bootstrap.trouble().cloned())
+        self.issuer.transport().trust().problem().or_else(|| self.bootstrap.problem().cloned())
     }
 
     /// The device as its maker knows it. Read at every use, so that a replaced file counts at once.
     pub(super) async fn factory_credential(&mut self) -> Result<ClientIdentity, Failure> {
-        let cannot = |why: &dyn std::fmt::Display| local(bootstrap::PROBLEM, bootstrap::TITLE, why);
+        let cannot =
+            |why: &dyn std::fmt::Display| local(factory_credential::PROBLEM, factory_credential::TITLE, why);
         let credential = self.credential(Purpose::Use).await.map_err(|why| cannot(&why))?;
         ClientIdentity::new(credential.certified_key().clone()).map_err(|why| cannot(&why))
     }
 
-    async fn credential(&mut self, purpose: Purpose) -> Result<Arc<Credential>, BootstrapError> {
+    async fn credential(&mut self, purpose: Purpose) -> Result<Arc<FactoryCredential>, CredentialError> {
         let (config, tpm) = (self.config.bootstrap.clone(), self.keys.tpm().clone());
         let found = match config {
-            Some(config) => blocking(move || Credential::read(&config, &tpm, purpose)).await,
-            None => Err(BootstrapError::NotConfigured),
+            Some(config) => blocking(move || FactoryCredential::read(&config, &tpm, purpose)).await,
+            None => Err(CredentialError::NotConfigured),
         };
         let now = clock::now();
         let time = match &found {
@@ -137,7 +138,7 @@ impl Device {
             }
             _ => self.lifecycle.likely_time(now),
         };
-        self.bootstrap.take(found, purpose, time)
+        self.bootstrap.update(found, purpose, time)
     }
 
     /// Said once, when the credential has been read.

@@ -18,8 +18,8 @@ use crate::platform::{clock, credentials, random};
 use crate::publish::Identity;
 use crate::publish::files::Publisher;
 use crate::spiffe::Bundle;
-use crate::spiffe::svid::{Chain, X509Svid};
-use crate::store::{self, Store, StoreError};
+use crate::spiffe::svid::X509Svid;
+use crate::state::{self, Store, StoreError};
 use crate::time::Now;
 use crate::transport::Transport;
 
@@ -47,12 +47,12 @@ impl Device {
         let identity = store.load()?.and_then(|record| match read_identity(&record, &keys) {
             Ok(identity) => Some((identity, record)),
             Err(why) => {
-                store.set_aside::<store::Identity>(&why);
+                store.quarantine::<state::StoredIdentity>(&why);
                 None
             }
         });
         // Perhaps what was in its way is put right: a key-encryption key that is the right one again.
-        let identity = identity.or_else(|| store.take_back(|record| read_identity(record, &keys)));
+        let identity = identity.or_else(|| store.recover(|record| read_identity(record, &keys)));
         let (mut identity, record) = identity.unzip();
         let bundle =
             cached(&store).and_then(|cached| read_bundle(cached, discovery.as_ref(), identity.as_ref()));
@@ -61,9 +61,10 @@ impl Device {
         }
         let (pending, answer) = load_unfinished(&store, record.as_ref(), &keys)?;
         // What another MIS asked for does not bind this one.
-        let waiting = cached(&store).filter(|waiting: &store::CachedWaits| waiting.mis == address(&config));
+        let waiting =
+            cached(&store).filter(|waiting: &state::RetryAfterDelays| waiting.mis == address(&config));
         let waiting = waiting.unwrap_or_default();
-        let stored_time = cached::<store::CachedTime>(&store).unwrap_or_default();
+        let stored_time = cached::<state::StoredTime>(&store).unwrap_or_default();
         let boot_id = clock::boot_id();
         let renew_at = record.as_ref().and_then(|record| record.renew_at);
         let restored = Restored {
@@ -123,26 +124,25 @@ fn policy(config: &Config) -> Policy {
 }
 
 /// A record that can be had again from the MIS.
-fn cached<R: store::Record>(store: &Store) -> Option<R> {
+fn cached<R: state::Record>(store: &Store) -> Option<R> {
     store.load().unwrap_or_else(|e| {
         tracing::warn!("a cached document cannot be read: {}", cause(&e));
         None
     })
 }
 
-fn read_discovery(cached: store::CachedDiscovery, config: &Config) -> Option<HeldDiscovery> {
+fn read_discovery(cached: state::CachedDiscovery, config: &Config) -> Option<HeldDiscovery> {
     let mis = config.mis.as_ref()?;
     let document = Discovery::from_json(&cached.body).ok()?;
     let wanted = cached.url == mis.discovery_url.as_str()
         && mis.trust_domain.as_ref().is_none_or(|domain| domain == document.trust_domain());
     // It may have come under a trust that was more than the public store's (D7). The next fetch says so.
-    let led_elsewhere =
-        mis.trust.is_public_only() && document.stays_at_the_origin_of(&mis.discovery_url).is_err();
+    let led_elsewhere = mis.trust.is_public_only() && document.check_origin(&mis.discovery_url).is_err();
     (wanted && !led_elsewhere).then_some(HeldDiscovery { document, cached })
 }
 
-fn read_identity(record: &store::Identity, keys: &Provider) -> Result<Identity, String> {
-    let svid = Chain::from_pem(&record.chain).and_then(X509Svid::from_stored).map_err(|e| e.to_string())?;
+fn read_identity(record: &state::StoredIdentity, keys: &Provider) -> Result<Identity, String> {
+    let svid = X509Svid::from_stored(record.chain.clone()).map_err(|e| e.to_string())?;
     let key = keys.key_from_pem(&record.key).map_err(|e| e.to_string())?;
     let leaf = svid.chain().certificates().first().and_then(|leaf| EndEntityCert::try_from(leaf).ok());
     if leaf.is_none_or(|leaf| leaf.subject_public_key_info().as_ref() != key.public_key().spki_der()) {
@@ -153,7 +153,7 @@ fn read_identity(record: &store::Identity, keys: &Provider) -> Result<Identity, 
 
 /// A bundle of another trust domain than the device is in, or is going to be in, is of no use.
 fn read_bundle(
-    cached: store::CachedBundle,
+    cached: state::CachedBundle,
     discovery: Option<&HeldDiscovery>,
     identity: Option<&Identity>,
 ) -> Option<KeptBundle> {
@@ -172,36 +172,35 @@ fn read_bundle(
 }
 
 /// The key that was made for the next SVID, and the answer that is not adopted yet.
-type Unfinished = (Option<Arc<dyn Key>>, Option<store::Answer>);
+type Unfinished = (Option<Arc<dyn Key>>, Option<state::IssuedChain>);
 
 /// What an interrupted process left between an answer and its adoption. If the identity was stored but the records
 /// before it were not removed yet, they are now.
 fn load_unfinished(
     store: &Store,
-    identity: Option<&store::Identity>,
+    identity: Option<&state::StoredIdentity>,
     keys: &Provider,
 ) -> Result<Unfinished, StoreError> {
-    let record: Option<store::Pending> = store.load()?;
-    let mut answer: Option<store::Answer> = store.load()?;
-    let open = |record: &store::Pending| keys.key_from_pem(&record.key).map_err(|e| e.to_string());
+    let record: Option<state::PendingKey> = store.load()?;
+    let mut answer: Option<state::IssuedChain> = store.load()?;
+    let open = |record: &state::PendingKey| keys.key_from_pem(&record.key).map_err(|e| e.to_string());
     let pending = record.and_then(|record| match open(&record) {
         Ok(key) => Some((key, record)),
         Err(why) => {
-            store.set_aside::<store::Pending>(&why);
+            store.quarantine::<state::PendingKey>(&why);
             None
         }
     });
-    let pending = pending.or_else(|| identity.is_none().then(|| store.take_back(open)).flatten());
+    let pending = pending.or_else(|| identity.is_none().then(|| store.recover(open)).flatten());
     let (mut pending, record) = pending.unzip();
     if let Some(identity) = identity {
-        // Compared as certificates: an answer is kept in the MIS's own line width.
-        let same = |answer: &store::Answer| matches!((Chain::from_pem(&answer.chain), Chain::from_pem(&identity.chain)), (Ok(a), Ok(b)) if a == b);
+        let same = |answer: &state::IssuedChain| answer.chain == identity.chain;
         if answer.as_ref().is_some_and(same) {
-            forget::<store::Answer>(store);
+            forget::<state::IssuedChain>(store);
             answer = None;
         }
         if pending.is_some() && record.is_some_and(|record| record.key == identity.key) {
-            forget::<store::Pending>(store);
+            forget::<state::PendingKey>(store);
             pending = None;
         }
     }
@@ -209,7 +208,7 @@ fn load_unfinished(
         .as_ref()
         .is_some_and(|answer| if answer.for_pending_key { pending.is_none() } else { identity.is_none() })
     {
-        store.set_aside::<store::Answer>("the key that it was issued for is gone");
+        store.quarantine::<state::IssuedChain>("the key that it was issued for is gone");
         answer = None;
     }
     Ok((pending, answer))

@@ -63,7 +63,7 @@ impl Threads {
 pub(super) struct Server {
     threads: Threads,
     passed: Vec<Served>,
-    bound: Vec<(Right, config::Socket, Served)>,
+    bound: Vec<(Right, config::SocketConfig, Served)>,
     textfile: Option<Textfile>,
     /// Returns memory after a crowd, and records what is counted.
     upkeep: JoinHandle<((), (), ())>,
@@ -79,7 +79,7 @@ impl Server {
     pub(super) fn start(
         threads: Threads,
         passed: Vec<PassedSocket>,
-        at: &config::Socket,
+        at: &config::SocketConfig,
         textfile: Option<&Path>,
         lines: &Lines,
     ) -> Result<Self, BindError> {
@@ -106,7 +106,7 @@ impl Server {
 
     /// Moves to other places, if the configuration names such that can be had. What the service manager passed stays
     /// where its unit has it.
-    pub(super) async fn follow(&mut self, to: &config::Socket, textfile: Option<&Path>, lines: &Lines) {
+    pub(super) async fn follow(&mut self, to: &config::SocketConfig, textfile: Option<&Path>, lines: &Lines) {
         if textfile != self.textfile.as_ref().map(Textfile::path) {
             if let Some(before) = self.textfile.take() {
                 before.stop().await;
@@ -180,7 +180,13 @@ struct Served {
 }
 
 impl Served {
-    fn new(threads: &Threads, right: Right, socket: Socket, at: &config::Socket, lines: &Lines) -> Self {
+    fn new(
+        threads: &Threads,
+        right: Right,
+        socket: Socket,
+        at: &config::SocketConfig,
+        lines: &Lines,
+    ) -> Self {
         let (open, closing) = watch::channel(());
         let places = Places::new(at.limits); // as far as there are files for them: see limit
         let calls = CallLimits::default();
@@ -205,7 +211,7 @@ impl Served {
 fn adopt(
     threads: &Threads,
     passed: PassedSocket,
-    at: &config::Socket,
+    at: &config::SocketConfig,
     lines: &Lines,
 ) -> Result<Option<Served>, BindError> {
     let PassedSocket { name, listener } = passed;
@@ -225,7 +231,12 @@ fn adopt(
     Ok(Some(Served::new(threads, right, socket, at, lines)))
 }
 
-fn bind(threads: &Threads, right: Right, at: &config::Socket, lines: &Lines) -> Result<Served, BindError> {
+fn bind(
+    threads: &Threads,
+    right: Right,
+    at: &config::SocketConfig,
+    lines: &Lines,
+) -> Result<Served, BindError> {
     let Place { path, group } = place(at, right);
     let socket = threads.of(right).within(|| Socket::bind(path, right, group))?;
     tracing::info!(socket = %path.display(), right = right.as_str(), "local programs are served");
@@ -237,7 +248,7 @@ struct Place<'a> {
     group: Option<&'a str>,
 }
 
-fn place(at: &config::Socket, right: Right) -> Place<'_> {
+fn place(at: &config::SocketConfig, right: Right) -> Place<'_> {
     match right {
         Right::Read => Place { path: &at.path, group: at.group.as_deref() },
         Right::Sign => Place { path: &at.sign_path, group: at.sign_group.as_deref() },
@@ -256,7 +267,7 @@ mod tests {
     #[tokio::test]
     async fn lost_sockets_are_told_and_closed_ones_are_not() {
         let folder = tempfile::tempdir().unwrap();
-        let at = config::Socket {
+        let at = config::SocketConfig {
             path: folder.path().join("agent.sock"),
             group: None,
             sign_path: folder.path().join("sign.sock"),

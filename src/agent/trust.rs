@@ -9,7 +9,7 @@ use crate::lifecycle::{BundleFacts, Discovered, Report};
 use crate::platform::clock;
 use crate::publish::Identity;
 use crate::spiffe::{Bundle, Remark, SequenceVerdict, judge_sequence, svid};
-use crate::store;
+use crate::state;
 use crate::text::Excerpt;
 use crate::time::Timestamp;
 use crate::transport::Validators;
@@ -25,21 +25,25 @@ impl Device {
             (Fetched::NotModified, None) => return Err(IssuerError::not_cached(url)),
         };
         let domains = [
-            (config.trust_domain.as_ref(), "the configuration says", ""),
+            (
+                config.trust_domain.as_ref(),
+                "the configuration says",
+                "Correct trust_domain or discovery_url under [mis]",
+            ),
             (
                 self.identity.as_ref().map(|i| i.svid.spiffe_id().trust_domain()),
                 "this device's identity is in",
-                ", which it leaves only on purpose: by the command miaf-agent reset-identity",
+                "Correct discovery_url under [mis]. To move the device to another trust domain: miaf-agent reset-identity",
             ),
         ];
-        for (want, because, way_out) in domains {
+        for (want, because, hint) in domains {
             if let Some(want) = want.filter(|want| *want != document.trust_domain()) {
                 let (url, got, want) = (url.clone(), document.trust_domain().clone(), want.clone());
-                return Err(IssuerError::OtherTrustDomain { url, got, want, because, way_out });
+                return Err(IssuerError::OtherTrustDomain { url, got, want, because, hint });
             }
         }
         let changed = self.discovery.as_ref().is_none_or(|held| held.document != document);
-        let cached = store::CachedDiscovery { url: url.to_string(), body, validators };
+        let cached = state::CachedDiscovery { url: url.to_string(), body, validators };
         if self.discovery.as_ref().is_none_or(|held| held.cached != cached) {
             let saved = self.save(cached.clone()).await;
             saved.unwrap_or_else(|e| {
@@ -96,8 +100,9 @@ impl Device {
                     if since != Some(from) {
                         self.cache_bundle().await;
                     }
-                    let (served, held) = (document.sequence().unwrap_or(0), before.unwrap_or(0));
-                    return Err(IssuerError::BundleRegressed { url, served, held });
+                    let (served, current) = (document.sequence().unwrap_or(0), before.unwrap_or(0));
+                    let hint = "To accept it now: miaf-agent retry";
+                    return Err(IssuerError::BundleRegressed { url, served, current, hint });
                 }
                 let is_new = held.as_ref().is_none_or(|kept| *kept.bundle != document);
                 if let Some(identity) = &self.identity {
@@ -107,7 +112,7 @@ impl Device {
                     }
                 }
                 let facts = bundle_facts(&document, self.identity.as_deref(), is_new, now);
-                let cached = store::CachedBundle {
+                let cached = state::CachedBundle {
                     url: url.to_string(),
                     trust_domain: domain,
                     body,
@@ -129,7 +134,7 @@ impl Device {
         }
     }
 
-    async fn take_bundle(&mut self, bundle: Bundle, cached: store::CachedBundle, same: bool) {
+    async fn take_bundle(&mut self, bundle: Bundle, cached: state::CachedBundle, same: bool) {
         if !same {
             let (anchors, sequence) = (bundle.anchors().len(), bundle.sequence());
             tracing::info!(anchors, sequence, trust_domain = %bundle.trust_domain(), "new trust bundle");

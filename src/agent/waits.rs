@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::lifecycle::{Memory, Waits};
-use crate::store::{self, CachedWaits};
+use crate::state::{self, RetryAfterDelays};
 use crate::time::Now;
 
 /// The waits of this process, and how they stand on the disk.
@@ -31,8 +31,8 @@ pub(super) enum Change {
 ///
 /// Within the same boot a wait ends on the boot clock, whatever became of the wall clock; after a reboot the wall clock
 /// is all there is, and it may be wrong. Neither makes a wait longer than it was.
-pub(super) fn remembered(record: &CachedWaits, boot_id: Option<&str>, now: Now) -> Memory {
-    let end = |wait: store::Wait| {
+pub(super) fn remembered(record: &RetryAfterDelays, boot_id: Option<&str>, now: Now) -> Memory {
+    let end = |wait: state::RetryAfterDelay| {
         let rest = if is_of(record, boot_id) { now.boot.until(wait.boot) } else { now.wall.until(wait.wall) };
         now.boot.after(rest.min(Duration::from_millis(wait.left)))
     };
@@ -52,12 +52,12 @@ pub(super) fn remembered(record: &CachedWaits, boot_id: Option<&str>, now: Now) 
 impl KeptWaits {
     /// As they stand after the start. `memory` is what the lifecycle made of what is [`remembered`]: without what is over.
     pub(super) fn restored(
-        record: &CachedWaits,
+        record: &RetryAfterDelays,
         boot_id: Option<&str>,
         memory: Memory,
         believed: bool,
     ) -> Self {
-        let of_another_boot = !is_of(record, boot_id) && *record != CachedWaits::default();
+        let of_another_boot = !is_of(record, boot_id) && *record != RetryAfterDelays::default();
         Self {
             in_doubt: (of_another_boot && !believed && memory.waits != Waits::default())
                 .then_some(memory.waits),
@@ -91,7 +91,7 @@ impl KeptWaits {
     }
 }
 
-fn is_of(record: &CachedWaits, boot_id: Option<&str>) -> bool {
+fn is_of(record: &RetryAfterDelays, boot_id: Option<&str>) -> bool {
     boot_id.is_some() && record.boot_id.as_deref() == boot_id
 }
 
@@ -114,8 +114,8 @@ mod tests {
         Memory { waits, ..Memory::default() }
     }
 
-    fn record(memory: &Memory, boot_id: &str, believed: bool, now: Now) -> CachedWaits {
-        CachedWaits::new(memory, None, Some(boot_id.into()), believed.then_some(now.wall), now.boot)
+    fn record(memory: &Memory, boot_id: &str, believed: bool, now: Now) -> RetryAfterDelays {
+        RetryAfterDelays::new(memory, None, Some(boot_id.into()), believed.then_some(now.wall), now.boot)
     }
 
     fn left(memory: &Memory, now: Now) -> Duration {
@@ -193,7 +193,8 @@ mod tests {
         assert_eq!(kept.change(&Memory::default(), true), Some(Change::Remove));
         kept.changed(Memory::default(), true);
         assert_eq!(kept.change(&Memory::default(), true), None);
-        let nothing = KeptWaits::restored(&CachedWaits::default(), Some("second"), Memory::default(), true);
+        let nothing =
+            KeptWaits::restored(&RetryAfterDelays::default(), Some("second"), Memory::default(), true);
         assert_eq!(nothing.change(&Memory::default(), true), None);
 
         let boot = at(Timestamp::from_secs(5), MINUTE);

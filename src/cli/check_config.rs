@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use super::{EXIT_CONFIG, Output, print, print_json, reader, say};
 use crate::agent;
-use crate::config::{Bootstrap, Config, Mis};
+use crate::config::{BootstrapConfig, Config, MisConfig};
 use crate::lifecycle::State;
 
 pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
@@ -36,7 +36,7 @@ pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
 }
 
 /// What the agent goes without, and is blocked for.
-fn missing(mis: &Mis, bootstrap: Option<&Bootstrap>) -> String {
+fn missing(mis: &MisConfig, bootstrap: Option<&BootstrapConfig>) -> String {
     let trust = "No trust in the MIS is configured, and so no one is contacted: set ca_file, spki_sha256 or system_roots under \
                  [mis.trust]";
     let credential = "No factory credential is configured, and so no first identity can be asked for: set cert_file and key \

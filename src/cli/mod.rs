@@ -160,7 +160,7 @@ fn for_orders(config: &Path, output: &Output) -> Client {
 }
 
 /// Of the configuration as far as the caller may read it, and as far as it can be used.
-fn client(config: &Path, output: &Output, which: impl Fn(config::Socket) -> PathBuf) -> Client {
+fn client(config: &Path, output: &Output, which: impl Fn(config::SocketConfig) -> PathBuf) -> Client {
     let place = agent::place(Some(config));
     let loaded = place.load();
     let is_bad = loaded.as_ref().is_err_and(|e| !e.is_denied());

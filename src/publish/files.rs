@@ -75,7 +75,7 @@ struct Folder {
 
 impl Publisher {
     /// Nothing is touched before something is published.
-    pub fn new(config: &config::Files) -> Self {
+    pub fn new(config: &config::FilesConfig) -> Self {
         let folder = |dir: &PathBuf, volatile: bool| Folder {
             dir: dir.clone(),
             is_own: config.is_own && !volatile,
@@ -438,7 +438,7 @@ mod tests {
     }
 
     fn publisher_with(dir: &Path, software_key_dir: Option<&Path>) -> Publisher {
-        Publisher::new(&config::Files {
+        Publisher::new(&config::FilesConfig {
             dir: dir.join("svid"),
             is_own: true,
             group: None,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hyper::body::Bytes;
 
-use crate::bootstrap;
+use crate::factory_credential::CredentialFacts;
 use crate::keys::{Key, ProviderKind};
 use crate::lifecycle::{LastError, State};
 use crate::spiffe::svid::{self, X509Svid};
@@ -38,7 +38,7 @@ pub struct Snapshot {
     /// The trust bundle that is held.
     pub bundle: Option<HeldBundle>,
     /// The bootstrap credential, where it can be read.
-    pub bootstrap: Option<bootstrap::Facts>,
+    pub bootstrap: Option<CredentialFacts>,
     /// What authenticates the MIS, where it can be read.
     pub trust: Option<TrustFacts>,
     /// The key is lost with its TPM: nobody can use the SVID.

@@ -1,11 +1,17 @@
-//! What survives a power cut: one small file a record, in a folder that only the agent can enter. A record is replaced
-//! whole or not at all. One that cannot be read is set aside under another name, never deleted, and the agent goes on
-//! from what is left.
+//! Crash-safe state: one file per record, in a directory that only the agent can enter. A record is
+//! replaced atomically. One that cannot be read is quarantined under another name, never deleted,
+//! and the agent continues with the others.
 //!
-//! The order in which records are written makes every step of an enrollment safe to repeat: the pending key before the
-//! first request, the answer before it is judged, the identity (certificate and key in *one* record, so that they
-//! cannot disagree) before the pending key and the answer are removed.
+//! The order in which records are written makes every step of an enrollment safe to repeat: the
+//! pending key before the first request; the issued chain before it is validated; the identity
+//! (certificate and key in *one* record, so that they cannot disagree) before the pending key and
+//! the issued chain are removed.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+mod records;
+
+use std::borrow::Cow;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -13,244 +19,22 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access, geteuid};
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-
-use crate::json::{self, JsonError};
-use crate::keys;
-use crate::lifecycle::{LastError, Memory};
+pub use self::records::{
+    CachedBundle, CachedDiscovery, IssuedChain, PendingKey, Record, RetryAfterDelay, RetryAfterDelays,
+    StoredIdentity, StoredTime,
+};
+use crate::hint::Hint;
 use crate::platform::access::{advice_on_own, current_user, shell_word, user, user_argument};
 use crate::platform::files;
-use crate::spiffe::TrustDomain;
 use crate::text::Excerpt;
-use crate::time::{BootTime, Timestamp};
-use crate::transport::Validators;
 
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzzing;
-
-const VERSION: u32 = 1;
-
-/// Characters of why a record cannot be used. It quotes what stands there.
+/// Limit on the characters of why a record cannot be used. It quotes the record.
 const MAX_REASON: usize = 400;
 
-/// Certificates that are read back of a chain: more than the MIS may answer with.
-const MAX_CERTIFICATES: usize = 64;
+/// Limit on the quarantined records that are tried for recovery.
+const MAX_RECOVERED: u32 = 32;
 
-/// A kind of record: its file and its content.
-pub trait Record: Sized {
-    /// Name of its file.
-    const NAME: &'static str;
-
-    /// What is in the file.
-    ///
-    /// # Errors
-    /// When the record cannot be put in writing.
-    fn encode(&self) -> io::Result<Vec<u8>>;
-
-    /// The record that a file holds.
-    ///
-    /// # Errors
-    /// What is wrong with the file.
-    fn decode(content: &[u8]) -> Result<Self, String>;
-}
-
-/// The identity that is held: SVID and key together.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Leaf, then intermediates, each PEM.
-    #[serde(deserialize_with = "json::at_most::<_, _, MAX_CERTIFICATES>")]
-    pub chain: Vec<String>,
-    /// The key as [`Key::to_pem`](crate::keys::Key::to_pem) wrote it: of no use without this device.
-    pub key: String,
-    /// The renewal moment drawn for it.
-    pub renew_at: Option<Timestamp>,
-    /// SHA-256 of the factory certificate that the device was enrolled with, in hex: with another it may become another
-    /// device to the MIS (miaf-v0 E5, E9).
-    #[serde(default)]
-    pub credential: Option<String>,
-}
-
-/// A key made for the next SVID, before the first request with it: a PEM file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pending {
-    /// As [`Key::to_pem`](crate::keys::Key::to_pem) wrote it.
-    pub key: String,
-}
-
-/// An answer of the MIS that is not adopted yet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
-    /// It answers a renewal: only the identity held is acceptable.
-    pub renewal: bool,
-    /// It was asked for with the pending key, else with the current one.
-    pub for_pending_key: bool,
-    /// It may name another identity than the one held: that had expired, or was answered `401` (miaf-v0 E9).
-    #[serde(default)]
-    pub may_rename: bool,
-    /// SHA-256 of the factory certificate that it was asked for with, in hex; of a renewal, as of the SVID before.
-    #[serde(default)]
-    pub credential: Option<String>,
-    /// As returned.
-    #[serde(deserialize_with = "json::at_most::<_, _, MAX_CERTIFICATES>")]
-    pub chain: Vec<String>,
-}
-
-/// The last good discovery document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CachedDiscovery {
-    /// Where it came from: under another URL it counts for nothing.
-    pub url: String,
-    /// As served.
-    pub body: String,
-    /// To revalidate it with.
-    pub validators: Validators,
-}
-
-/// The last good trust bundle.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CachedBundle {
-    /// Where it came from.
-    pub url: String,
-    /// Whose it is.
-    pub trust_domain: TrustDomain,
-    /// The SPIFFE bundle document of the trust domain. Earlier agents kept it as served.
-    pub body: String,
-    /// To revalidate it with.
-    pub validators: Validators,
-    /// When it was last known to be current.
-    pub fetched_at: Timestamp,
-    /// Since when a lower sequence has been served instead (miaf-v0 B5).
-    pub regressed_since: Option<Timestamp>,
-}
-
-/// What was known of the time besides the wall clock: it is later now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CachedTime {
-    /// By the MIS.
-    pub proven: Option<Timestamp>,
-    /// By the operator's word.
-    pub vouched: Option<Timestamp>,
-}
-
-/// Waits that the MIS asked for (miaf-v0 E8).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CachedWaits {
-    /// The address of the discovery document of the MIS that asked for them.
-    pub mis: Option<String>,
-    /// The boot in which the boot times below mean something.
-    pub boot_id: Option<String>,
-    /// For discovery.
-    pub discovery: Option<Wait>,
-    /// For the bundle.
-    pub bundle: Option<Wait>,
-    /// For enrollment and renewal.
-    pub identity: Option<Wait>,
-    /// Why discovery waits.
-    pub discovery_reason: Option<LastError>,
-    /// Why enrollment or renewal waits.
-    pub reason: Option<LastError>,
-    /// It waits to be admitted.
-    pub admission_pending: bool,
-    /// The operator has allowed that a lost key be replaced.
-    #[serde(default)]
-    pub replace_lost_key: bool,
-}
-
-impl CachedWaits {
-    /// What the lifecycle is not to forget, in the words of both clocks.
-    /// `wall` is the wall clock where it can be believed; without it, the end of a wait lies at the end of time, so that a
-    /// right clock leaves of it after a reboot what was left when it was written.
-    pub fn new(
-        memory: &Memory,
-        mis: Option<String>,
-        boot_id: Option<String>,
-        wall: Option<Timestamp>,
-        now: BootTime,
-    ) -> Self {
-        let write = |until: Option<BootTime>| {
-            until.map(|boot| {
-                let left = now.until(boot);
-                let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-                let end = wall.map_or(UNKNOWN_END, |wall| wall.after(left));
-                Wait { boot, wall: end, left: millis }
-            })
-        };
-        Self {
-            mis,
-            boot_id,
-            discovery: write(memory.waits.discovery),
-            bundle: write(memory.waits.bundle),
-            identity: write(memory.waits.identity),
-            discovery_reason: memory.discovery_waits_because.clone(),
-            reason: memory.waits_because.clone(),
-            admission_pending: memory.admission_pending,
-            replace_lost_key: memory.replace_lost_key,
-        }
-    }
-
-    /// All of them were written by a wall clock that could be believed.
-    pub fn ends_by_the_wall_clock(&self) -> bool {
-        let ends = [self.discovery, self.bundle, self.identity];
-        ends.into_iter().flatten().all(|wait| wait.wall != UNKNOWN_END)
-    }
-}
-
-/// The end of a wait that was written by a clock that could not be believed.
-const UNKNOWN_END: Timestamp = Timestamp::from_millis(i64::MAX);
-
-/// The end of a wait on both clocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Wait {
-    /// Within the same boot.
-    pub boot: BootTime,
-    /// After a reboot, when only the wall clock is left.
-    pub wall: Timestamp,
-    /// What was left of it when it was written, in milliseconds: the most that a wrong wall clock can make of it.
-    pub left: u64,
-}
-
-impl Record for Pending {
-    const NAME: &'static str = "pending-key.pem";
-
-    fn encode(&self) -> io::Result<Vec<u8>> {
-        Ok(self.key.clone().into_bytes())
-    }
-
-    fn decode(content: &[u8]) -> Result<Self, String> {
-        let key = str::from_utf8(content).map_err(|_| "it is not PEM".to_owned())?;
-        keys::check_form(key).map_err(|e| e.to_string())?;
-        Ok(Self { key: key.to_owned() })
-    }
-}
-
-/// The others are JSON with a version beside them, so that a newer agent's record is told from a damaged one.
-macro_rules! json_records {
-    ($($record:ty: $name:literal),* $(,)?) => {$(
-        impl Record for $record {
-            const NAME: &'static str = $name;
-
-            fn encode(&self) -> io::Result<Vec<u8>> {
-                Ok(serde_json::to_vec(&Envelope { version: VERSION, record: self })?)
-            }
-
-            fn decode(content: &[u8]) -> Result<Self, String> {
-                read_json(content)
-            }
-        }
-    )*};
-}
-
-json_records! {
-    Identity: "identity.json",
-    Answer: "answer.json",
-    CachedDiscovery: "discovery.json",
-    CachedBundle: "bundle.json",
-    CachedWaits: "waits.json",
-    CachedTime: "time.json",
-}
-
-/// The private part of the state folder.
+/// The private part of the state directory.
 #[derive(Clone, Debug)]
 pub struct Store {
     state_dir: PathBuf,
@@ -258,28 +42,33 @@ pub struct Store {
 }
 
 impl Store {
-    /// The store under a state folder. Nothing is touched before the first record is read or written.
+    /// Creates the store of a state directory. Nothing is read or written yet.
     pub fn new(state_dir: &Path) -> Self {
         Self { state_dir: state_dir.to_owned(), private: state_dir.join("private") }
     }
 
-    /// The folder that only the agent can enter.
+    /// The directory that only the agent can enter.
     pub fn private(&self) -> &Path {
         &self.private
     }
 
-    /// Whether this process is the one to work with the state: nothing is written by a user that it does not belong
-    /// to, for the agent that it does belong to could not read that. Nor is anything begun while a record that must
-    /// not be lost cannot be read.
+    /// Checks that this process may work with the state: it belongs to this user, whose agent could
+    /// not read what another user's process wrote; and no record that must not be lost is
+    /// unreadable.
     ///
     /// # Errors
-    /// [`StoreError`] with the command that helps.
+    /// [`StoreError`].
     fn check(&self) -> Result<(), StoreError> {
         if let Some((place, owner)) = self.foreign() {
-            let source = io::Error::other(self.of_another(&place, owner));
-            return Err(StoreError { doing: "use", path: self.state_dir.clone(), advice: None, source });
+            let (source, hint) = self.of_another(&place, owner);
+            return Err(StoreError {
+                operation: "use",
+                path: self.state_dir.clone(),
+                hint: Some(hint),
+                source,
+            });
         }
-        [Identity::NAME, Pending::NAME, Answer::NAME].into_iter().try_for_each(|name| {
+        [StoredIdentity::NAME, PendingKey::NAME, IssuedChain::NAME].into_iter().try_for_each(|name| {
             match files::read_limited(&self.private.join(name)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => Err(self.failed("read", name, e)),
                 _ => Ok(()),
@@ -287,9 +76,10 @@ impl Store {
         })
     }
 
-    /// The part of the state that belongs to another user, and to whom. `private` tells who worked with it last. A
-    /// state folder without it is as good as its own for whoever may write in it (a volume with a group, say), root
-    /// apart, who may write everywhere.
+    /// Returns the part of the state that belongs to another user, and that user. The owner of
+    /// `private` is the one who worked with the state last. A state directory without it counts as
+    /// this user's if this user may write there (a volume with a group, say). That does not hold for
+    /// root, who may write everywhere.
     fn foreign(&self) -> Option<(PathBuf, u32)> {
         let me = geteuid();
         let is_open = |dir: &Path| {
@@ -307,34 +97,40 @@ impl Store {
         None
     }
 
-    fn of_another(&self, place: &Path, owner: u32) -> String {
+    /// Why the state of another user is not used, and what to do.
+    fn of_another(&self, place: &Path, owner: u32) -> (io::Error, String) {
         let (owner, own, me) = (user(owner), user_argument(owner), user_argument(geteuid().as_raw()));
         let (place, state) = (shell_word(place), shell_word(&self.state_dir));
-        format!(
-            "{place} belongs to {owner}, and this agent runs as {}. What it wrote there, the other user's agent could \
-             not read. Start the agent as its owner (systemctl start miaf-agent, or runuser -u {own} -- miaf-agent \
-             run); or, if the state is to be this user's: chown -R {me} {state}",
+        let why = format!(
+            "{place} belongs to {owner}, and this agent runs as {}. What it wrote there, the other \
+             user's agent could not read",
             current_user()
-        )
+        );
+        let hint = format!(
+            "Start the agent as its owner (systemctl start miaf-agent, or runuser -u {own} -- \
+             miaf-agent run); or, if the state is to be this user's: chown -R {me} {state}"
+        );
+        (io::Error::other(why), hint)
     }
 
-    fn failed(&self, doing: &'static str, name: &str, source: io::Error) -> StoreError {
+    fn failed(&self, operation: &'static str, name: &str, source: io::Error) -> StoreError {
         let path = self.private.join(name);
-        let advice = match source.kind() {
+        let hint = match source.kind() {
             io::ErrorKind::NotADirectory => {
                 let place = shell_word(&self.state_dir);
                 Some(format!("{place} and private in it have to be directories: move away what is there"))
             }
             _ => advice_on_own(&self.state_dir, &path, &source),
         };
-        StoreError { doing, path, advice, source }
+        StoreError { operation, path, hint, source }
     }
 
-    /// Keeps other agents from this state for as long as the file returned lives. `None` where the file system allows
-    /// no lock file, read-only say: what is held is served all the same.
+    /// Locks the state against other agents until the returned file is closed. `None`: the file
+    /// system allows no lock file (it is read-only, say). What is stored is served nevertheless.
     ///
     /// # Errors
-    /// [`StoreError`] when another agent holds it, or it is another user's: nothing is written then.
+    /// [`StoreError`] when another agent has the lock, or the state is another user's. Nothing is
+    /// written then.
     pub fn lock(&self) -> Result<Option<File>, StoreError> {
         self.check()?;
         let path = self.private.join("lock");
@@ -347,23 +143,23 @@ impl Store {
             Ok(file) => file,
             Err(e) => {
                 let e = self.failed("lock", "lock", e);
-                tracing::warn!("{e}. Another agent could work with the same state");
+                tracing::warn!("state not locked against other agents: {}", e.with_hint());
                 return Ok(None);
             }
         };
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => {
-                let source = io::Error::other("another agent works with this state folder");
-                Err(StoreError { doing: "lock", path, advice: None, source })
+                let source = io::Error::other("another agent uses this state directory");
+                Err(StoreError { operation: "lock", path, hint: None, source })
             }
             _ => Ok(Some(file)),
         }
     }
 
-    /// Reads a record, if it is there and sound.
+    /// Reads a record. `None`: there is none, or it was damaged and is quarantined now.
     ///
     /// # Errors
-    /// [`StoreError`] where the file system does not let it be read: it may still be there.
+    /// [`StoreError`] where the file system does not let it be read: it may still exist.
     pub fn load<R: Record>(&self) -> Result<Option<R>, StoreError> {
         let path = self.private.join(R::NAME);
         let content = match files::read_limited(&path) {
@@ -374,16 +170,16 @@ impl Store {
         match R::decode(&content) {
             Ok(record) => Ok(Some(record)),
             Err(why) => {
-                self.quarantine(&path, &why);
+                self.quarantine_file(&path, &why);
                 Ok(None)
             }
         }
     }
 
-    /// Makes a record durable, in the place of the one before.
+    /// Writes a record durably, in place of the one before.
     ///
     /// # Errors
-    /// [`StoreError`]; the one before is then still there.
+    /// [`StoreError`]. The one before is unchanged then.
     pub fn save<R: Record>(&self, record: &R) -> Result<(), StoreError> {
         let path = self.private.join(R::NAME);
         let write = || {
@@ -407,93 +203,95 @@ impl Store {
         remove().map_err(|source| self.failed("remove", R::NAME, source))
     }
 
-    /// Sets a sound record aside because something else shows that it cannot be used.
-    pub fn set_aside<R: Record>(&self, why: &str) {
-        self.quarantine(&self.private.join(R::NAME), why);
+    /// Quarantines an intact record that cannot be used for another reason.
+    pub fn quarantine<R: Record>(&self, why: &str) {
+        self.quarantine_file(&self.private.join(R::NAME), why);
     }
 
-    /// Looks among the records that were set aside for one that can be used after all, the newest first, and puts it in
-    /// its place again. For when there is none in that place.
-    pub fn take_back<R: Record, T>(&self, usable: impl Fn(&R) -> Result<T, String>) -> Option<(T, R)> {
+    /// Recovers the newest quarantined record that can be used again, if there is one. To be called
+    /// when there is no record in its place.
+    pub fn recover<R: Record, T>(&self, usable: impl Fn(&R) -> Result<T, String>) -> Option<(T, R)> {
         let path = self.private.join(R::NAME);
-        let aside = (1..=MOST_TAKEN_BACK).rev().map(|number| numbered(&path, number));
-        aside.filter(|aside| aside.exists()).find_map(|aside| {
-            let record = R::decode(&files::read_limited(&aside).ok()?).ok()?;
+        let quarantined = (1..=MAX_RECOVERED).rev().map(|number| quarantine_path(&path, number));
+        quarantined.filter(|file| file.exists()).find_map(|file| {
+            let record = R::decode(&files::read_limited(&file).ok()?).ok()?;
             let used = usable(&record).ok()?;
-            fs::rename(&aside, &path).and_then(|()| files::sync_dir(&self.private)).ok()?;
-            tracing::warn!(file = %aside.display(), "a part of the agent's state that was set aside can be used again");
+            fs::rename(&file, &path).and_then(|()| files::sync_dir(&self.private)).ok()?;
+            tracing::warn!(file = %file.display(), "quarantined record recovered: it can be used again");
             Some((used, record))
         })
     }
 
-    /// Moves everything that belongs to the identity into a folder of its own, and says which: a trust domain is left.
-    /// Nothing is deleted. Waits that an MIS asked for (miaf-v0 E8) and the key-encryption key stay where they are.
+    /// Moves everything of the identity into a directory of its own, whose path is returned: the
+    /// identity is retired. Nothing is deleted. Retry-after delays (miaf-v0 E8) and the
+    /// key-encryption key stay where they are.
     ///
-    /// The identity goes in one rename. What could bring it back without its record (an answer that is not adopted yet,
-    /// its key, and what was set aside before) has durably gone by then; what goes after it is of no use without it. So
-    /// a power cut leaves the identity or none, and nothing to be finished.
+    /// The identity itself goes in one rename. What could bring it back without its record (a chain
+    /// that is not adopted yet, its key, quarantined records) has durably gone by then; what goes
+    /// after it is of no use without it. So a power cut leaves the identity or none, and nothing to
+    /// be finished.
     ///
     /// # Errors
-    /// [`StoreError`]; the identity is then still there, unless the file system failed after it was moved.
-    pub fn leave(&self) -> Result<PathBuf, StoreError> {
-        let folder = |number: u32| self.private.join(format!("left-{number}"));
-        let left = (1..).map(folder).find(|left| !left.exists()).unwrap_or_default(); // the numbers do not end
-        let leave = || {
-            files::make_dir(&left, 0o700, None)?;
-            Turn::ALL.into_iter().try_for_each(|turn| self.move_aside(turn, &left))
+    /// [`StoreError`]. The identity is still there then, unless the file system failed after it was
+    /// moved.
+    pub fn retire(&self) -> Result<PathBuf, StoreError> {
+        let directory = |number: u32| self.private.join(format!("left-{number}"));
+        // The numbers do not end.
+        let retired = (1..).map(directory).find(|path| !path.exists()).unwrap_or_default();
+        let retire = || {
+            files::make_dir(&retired, 0o700, None)?;
+            RetireStep::ALL.into_iter().try_for_each(|step| self.move_files(step, &retired))
         };
-        leave().map_err(|source| StoreError {
-            doing: "move aside into",
-            path: left.clone(),
-            advice: None,
+        retire().map_err(|source| StoreError {
+            operation: "move the identity into",
+            path: retired.clone(),
+            hint: None,
             source,
         })?;
-        Ok(left)
+        Ok(retired)
     }
 
-    fn move_aside(&self, turn: Turn, left: &Path) -> io::Result<()> {
+    fn move_files(&self, step: RetireStep, to: &Path) -> io::Result<()> {
         let names = fs::read_dir(&self.private)?.map(|entry| Ok(entry?.file_name()));
         for name in names.collect::<io::Result<Vec<_>>>()? {
-            if name.to_str().and_then(Turn::of) == Some(turn) {
-                fs::rename(self.private.join(&name), left.join(&name))?;
+            if name.to_str().and_then(RetireStep::of) == Some(step) {
+                fs::rename(self.private.join(&name), to.join(&name))?;
             }
         }
-        files::sync_dir(left)?; // where they are now, before where they are no longer
+        files::sync_dir(to)?; // where they are now, before where they are no longer
         files::sync_dir(&self.private)
     }
 
-    fn quarantine(&self, path: &Path, why: &str) {
-        let numbered = |number| numbered(path, number);
-        let aside = (1..).map(numbered).find(|aside| !aside.exists()).unwrap_or_default(); // the numbers do not end
-        let moved = fs::rename(path, &aside).and_then(|()| files::sync_dir(&self.private));
+    fn quarantine_file(&self, path: &Path, why: &str) {
+        let to = (1..).map(|number| quarantine_path(path, number)).find(|to| !to.exists());
+        let to = to.unwrap_or_default(); // the numbers do not end
+        let moved = fs::rename(path, &to).and_then(|()| files::sync_dir(&self.private));
         tracing::error!(
-            file = %path.display(), kept_as = %aside.display(), moved = moved.is_ok(),
-            "a part of the agent's state, {}, cannot be used and is set aside: {}",
-            path.display(),
-            Excerpt::of(why, MAX_REASON)
+            file = %path.display(), quarantined_as = %to.display(), moved = moved.is_ok(),
+            "record quarantined: {}: {}", path.display(), Excerpt::of(why, MAX_REASON)
         );
     }
 }
 
-/// When a file of an identity is moved aside.
+/// The step of [`Store::retire`] in which a file is moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Turn {
+enum RetireStep {
     Unfinished,
     Identity,
     Documents,
 }
 
-impl Turn {
+impl RetireStep {
     const ALL: [Self; 3] = [Self::Unfinished, Self::Identity, Self::Documents];
 
-    /// `None`: it stays.
+    /// Returns the step of a file. `None`: it is not moved.
     fn of(name: &str) -> Option<Self> {
         let is_of = |record: &str| {
             name.strip_prefix(record).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         };
-        if name == Identity::NAME {
+        if name == StoredIdentity::NAME {
             Some(Self::Identity)
-        } else if [Answer::NAME, Pending::NAME, Identity::NAME].into_iter().any(is_of) {
+        } else if [IssuedChain::NAME, PendingKey::NAME, StoredIdentity::NAME].into_iter().any(is_of) {
             Some(Self::Unfinished)
         } else {
             [CachedDiscovery::NAME, CachedBundle::NAME].into_iter().any(is_of).then_some(Self::Documents)
@@ -501,45 +299,26 @@ impl Turn {
     }
 }
 
-fn numbered(path: &Path, number: u32) -> PathBuf {
+fn quarantine_path(path: &Path, number: u32) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".unusable-{number}"));
     path.with_file_name(name)
 }
 
-/// Of more than this many nobody will want one back.
-const MOST_TAKEN_BACK: u32 = 32;
-
-/// The state folder does not do what it should: full, read-only, not permitted, broken.
+/// An operation on the state directory that failed: it is full, read-only, not permitted, broken.
 #[derive(Debug, thiserror::Error)]
-#[error("could not {doing} {}: {source}{}{}", path.display(), if advice.is_some() { ". " } else { "" },
-        advice.as_deref().unwrap_or_default())]
+#[error("could not {operation} {}: {source}", path.display())]
 pub struct StoreError {
-    doing: &'static str,
+    operation: &'static str,
     path: PathBuf,
-    /// What to do.
-    advice: Option<String>,
+    hint: Option<String>,
     source: io::Error,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Envelope<R> {
-    version: u32,
-    record: R,
-}
-
-fn read_json<R: DeserializeOwned>(content: &[u8]) -> Result<R, String> {
-    #[derive(Deserialize)]
-    struct Version {
-        version: u32,
+impl Hint for StoreError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        self.hint.as_deref().map(Cow::Borrowed)
     }
-    let damaged = |e: JsonError| format!("it is damaged: {e}");
-    let Version { version } = json::read(content).map_err(damaged)?;
-    if version != VERSION {
-        return Err(format!("it is of version {version}, and this agent reads version {VERSION}"));
-    }
-    let envelope: Envelope<R> = json::read(content).map_err(damaged)?;
-    Ok(envelope.record)
 }
 
 #[cfg(test)]
@@ -548,42 +327,42 @@ mod tests {
     use crate::keys::tss2::{Parent, Tss2Key};
     use std::os::unix::fs::PermissionsExt as _;
 
-    fn pending() -> Pending {
-        // Shaped as it should be, though no TPM made it.
+    fn pending() -> PendingKey {
+        // Well-formed, though no TPM created it.
         let key = Tss2Key { parent: Parent::OwnerPrimary, public: vec![7; 90], private: vec![9; 126] };
-        Pending { key: key.to_pem().unwrap() }
+        PendingKey { key: key.to_pem().unwrap() }
     }
 
     #[test]
-    fn a_record_comes_back_as_it_was_and_only_the_agent_can_reach_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = folder.path().join("state");
+    fn record_is_read_back_and_only_the_agent_can_reach_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
         let store = Store::new(&state);
-        assert_eq!(store.load::<Pending>().unwrap(), None);
+        assert_eq!(store.load::<PendingKey>().unwrap(), None);
         store.save(&pending()).unwrap();
         assert_eq!(store.load().unwrap(), Some(pending()));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&state), 0o711);
         assert_eq!(mode(&state.join("private")), 0o700);
         assert_eq!(mode(&state.join("private/pending-key.pem")), 0o600);
-        store.remove::<Pending>().unwrap();
-        store.remove::<Pending>().unwrap();
-        assert_eq!(store.load::<Pending>().unwrap(), None);
+        store.remove::<PendingKey>().unwrap();
+        store.remove::<PendingKey>().unwrap();
+        assert_eq!(store.load::<PendingKey>().unwrap(), None);
     }
 
     #[test]
-    fn what_cannot_be_read_is_set_aside_and_kept() {
+    fn damaged_record_is_quarantined_and_not_deleted() {
         for content in
             ["", "{", "null", "{\"version\":2,\"record\":{}}", "{\"version\":1,\"record\":{\"key\":5}}"]
         {
-            let folder = tempfile::tempdir().unwrap();
-            let store = Store::new(folder.path());
-            store.save(&CachedWaits::default()).unwrap();
-            let path = folder.path().join("private/waits.json");
+            let directory = tempfile::tempdir().unwrap();
+            let store = Store::new(directory.path());
+            store.save(&RetryAfterDelays::default()).unwrap();
+            let path = directory.path().join("private/waits.json");
             fs::write(&path, content).unwrap();
-            assert_eq!(store.load::<CachedWaits>().unwrap(), None, "{content:?}");
-            let aside = folder.path().join("private/waits.json.unusable-1");
-            assert_eq!(fs::read_to_string(aside).unwrap(), content);
+            assert_eq!(store.load::<RetryAfterDelays>().unwrap(), None, "{content:?}");
+            let quarantined = directory.path().join("private/waits.json.unusable-1");
+            assert_eq!(fs::read_to_string(quarantined).unwrap(), content);
             assert!(!path.exists());
         }
     }
@@ -610,8 +389,8 @@ mod tests {
         files
     }
 
-    fn names(folder: &Path) -> Vec<String> {
-        let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    fn names(directory: &Path) -> Vec<String> {
+        let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
         let files = files.filter(|entry| entry.file_type().unwrap().is_file());
         let mut names: Vec<_> = files.map(|entry| entry.file_name().into_string().unwrap()).collect();
         names.sort();
@@ -619,34 +398,34 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_is_left_with_everything_that_could_bring_it_back_and_nothing_is_deleted() {
-        let folder = tempfile::tempdir().unwrap();
-        let private = folder.path().join("private");
+    fn retire_moves_all_of_the_identity_and_deletes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let private = directory.path().join("private");
         let [unfinished, identity, documents, others] = full(&private);
-        let left = Store::new(folder.path()).leave().unwrap();
-        assert_eq!(left, private.join("left-2"), "what was left before is not touched");
-        assert_eq!(fs::metadata(&left).unwrap().permissions().mode() & 0o777, 0o700);
+        let retired = Store::new(directory.path()).retire().unwrap();
+        assert_eq!(retired, private.join("left-2"), "earlier ones are not touched");
+        assert_eq!(fs::metadata(&retired).unwrap().permissions().mode() & 0o777, 0o700);
         let mut all = [unfinished, identity, documents].concat();
         all.sort_unstable();
-        assert_eq!(names(&left), all);
+        assert_eq!(names(&retired), all);
         assert_eq!(names(&private), others);
-        assert_eq!(fs::read_to_string(left.join("identity.json")).unwrap(), "identity.json");
+        assert_eq!(fs::read_to_string(retired.join("identity.json")).unwrap(), "identity.json");
     }
 
     #[test]
-    fn a_power_cut_leaves_the_identity_or_none_and_nothing_that_could_bring_it_back() {
-        for turns in 0..=3 {
-            let folder = tempfile::tempdir().unwrap();
-            let private = folder.path().join("private");
+    fn retire_survives_a_power_cut_after_each_step() {
+        for steps in 0..=3 {
+            let directory = tempfile::tempdir().unwrap();
+            let private = directory.path().join("private");
             let [unfinished, identity, documents, others] = full(&private);
-            let store = Store::new(folder.path());
-            for turn in &Turn::ALL[..turns] {
-                store.move_aside(*turn, &private.join("left-1")).unwrap();
+            let store = Store::new(directory.path());
+            for step in &RetireStep::ALL[..steps] {
+                store.move_files(*step, &private.join("left-1")).unwrap();
             }
-            let mut all = [unfinished, identity, documents][turns..].concat();
+            let mut all = [unfinished, identity, documents][steps..].concat();
             all.extend(others);
             all.sort_unstable();
-            assert_eq!(names(&private), all, "after {turns}");
+            assert_eq!(names(&private), all, "after {steps}");
         }
     }
 }
