@@ -8,6 +8,7 @@ use super::failures::{Spoken, cause, in_a_line};
 use super::waits::{Change, KeptWaits};
 use crate::config::Config;
 use crate::factory_credential::{CurrentCredential, Purpose};
+use crate::hint::Hint as _;
 use crate::issuer::{Discovery, Issuer};
 use crate::keys::{Key, KeyError, Provider};
 use crate::lifecycle::{
@@ -344,7 +345,7 @@ pub(super) fn stored(
 
 pub(super) fn forget<R: state::Record>(store: &Store) {
     if let Err(e) = store.remove::<R>() {
-        let e = cause(&e);
+        let e = cause(&e.with_hint());
         tracing::warn!("a part of the agent's state that is no longer needed could not be removed: {e}");
     }
 }

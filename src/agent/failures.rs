@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
+use crate::hint::Hint as _;
 use crate::keys::{ErrorKind, KeyError};
 use crate::lifecycle::{Event, Failure, LONGEST_RETRY_AFTER, Meaning, NotAdopted, Report, Shown};
 use crate::publish::Snapshot;
@@ -145,7 +146,7 @@ impl Spoken {
 
     /// Logs that a record could not be written and what follows from it, if it is news.
     pub(super) fn of_record(&mut self, name: &'static str, failure: Option<&StoreError>, so: &str) {
-        if let Some(failure) = self.news_of_record(name, failure.map(StoreError::to_string)) {
+        if let Some(failure) = self.news_of_record(name, failure.map(|e| e.with_hint().to_string())) {
             tracing::warn!("{so}: {}", cause(&failure));
         }
     }

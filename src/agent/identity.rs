@@ -6,6 +6,7 @@ use rustls::sign::CertifiedKey;
 
 use super::device::{Device, blocking, forget, stored};
 use super::failures::{cause, current_key_failure, key_failure, local};
+use crate::hint::Hint as _;
 use crate::issuer::{CertificateRequest, IssuerError};
 use crate::keys::{self, ErrorKind, Key, KeyError, Provider};
 use crate::lifecycle::{Failure, KeyChoice, Meaning, NotAdopted, Report, Request, SvidFacts};
@@ -35,7 +36,9 @@ impl Device {
         .await
         .map_err(|e| key_failure(&e))?;
         let pending = state::PendingKey { key: pem };
-        self.save(pending).await.map_err(|e| local("state", "The agent's state cannot be written", &e))?;
+        self.save(pending)
+            .await
+            .map_err(|e| local("state", "The agent's state cannot be written", &e.with_hint()))?;
         self.pending = Some(key);
         Ok(())
     }
@@ -59,7 +62,8 @@ impl Device {
                 let answer = self.issuer.renew(&document, identity.svid.spiffe_id(), &csr, client).await;
                 (answer, identity.credential.clone())
             }
-            _ => {
+            (Request::Renew, None) => return Err(IssuerError::NothingToRenew.to_failure()),
+            (Request::Enroll, _) => {
                 let client = self.factory_credential().await?;
                 let credential = self.bootstrap.facts().map(|facts| facts.sha256.clone());
                 (self.issuer.enroll(&document, &csr, client).await, credential)
@@ -74,7 +78,9 @@ impl Device {
         };
         // If it cannot be stored it is lost with this process, and then asked for again with the same key.
         let saved = self.save(answer.clone()).await;
-        saved.unwrap_or_else(|e| tracing::error!("the answer of the MIS could not be stored: {}", cause(&e)));
+        saved.unwrap_or_else(|e| {
+            tracing::error!("the issued chain could not be stored: {}", cause(&e.with_hint()))
+        });
         self.answer = Some(answer);
         Ok(())
     }
@@ -164,9 +170,9 @@ impl Device {
         let facts = svid_facts(&identity.svid, None, choice, fits(&self.keys, &identity.key));
         let identity = Arc::new(identity);
         let record = stored(&identity, None).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
-        self.save(record)
-            .await
-            .map_err(|e| NotAdopted::Kept(local("state", "The agent's state cannot be written", &e)))?;
+        self.save(record).await.map_err(|e| {
+            NotAdopted::Kept(local("state", "The agent's state cannot be written", &e.with_hint()))
+        })?;
         let store = self.store.clone();
         blocking(move || {
             forget::<state::IssuedChain>(&store);

@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::{self, Config, ConfigError, Salvaged};
+use crate::hint::Hint as _;
 use crate::keys::ProviderKind;
 use crate::lifecycle::{Event, LastError, Report, Step};
 use crate::platform::access::shell_word;
@@ -178,7 +179,7 @@ impl Life {
 
     /// Nothing is contacted, and nothing made where no state is found: that may be elsewhere.
     async fn misconfigured(place: &Place, e: &ConfigError) -> Self {
-        let error = configuration_error(e);
+        let error = configuration_error(&e.with_hint());
         let salvaged = place.salvage().ok();
         let provider = salvaged.as_ref().map_or(ProviderKind::Tpm, |salvaged| salvaged.config.key.provider);
         let has_state = |config: &Config| Store::new(&config.state_dir).private().is_dir();
@@ -196,7 +197,7 @@ impl Life {
                 let provisioned = Provisioned::under(&config, None);
                 Device::restore(config, provisioned, clock::now())
                     .await
-                    .map_err(|e| tracing::error!("{e}"))
+                    .map_err(|e| tracing::error!("{}", e.with_hint()))
                     .ok()
             }
             None => None,
@@ -215,7 +216,7 @@ impl Life {
                 device.snapshot(now, None, None).standing_still(error.clone())
             }
             Self::Stateless(config, e, _) => {
-                let report = Report::of_agent("state", "The agent's state cannot be read", e);
+                let report = Report::of_agent("state", "The agent's state cannot be read", &e.with_hint());
                 Snapshot::blocked(
                     LastError { report, at: now.wall, permanent: true },
                     Some(now.wall.after(STATE_POLL)),
@@ -248,8 +249,10 @@ impl Life {
             }
             Self::Stateless(config, e, provisioned) => {
                 signals.wait_begins(None);
-                let complaint =
-                    format!("{e}. Nothing is done before it can be used: it may hold the device's key");
+                let complaint = format!(
+                    "{}. Nothing is done before it can be used: it may hold the device's key",
+                    e.with_hint()
+                );
                 if signals.complaint.is_news(&complaint) {
                     tracing::error!("{complaint}");
                 }
@@ -408,7 +411,7 @@ async fn wait_for_correction(error: &LastError, place: &Place, signals: &mut Sig
     loop {
         match place.load() {
             // As it is reported: shortened, and on one line.
-            Err(e) if configuration_error(&e).report == error.report => {}
+            Err(e) if configuration_error(&e.with_hint()).report == error.report => {}
             loaded => return Some(loaded),
         }
         wait_for_change(signals, &why).await?;
@@ -451,7 +454,7 @@ async fn wait_for_change(signals: &mut Signals, why: &str) -> Option<()> {
 fn reload(place: &Place, signals: &mut Signals, current: Option<&Config>) -> Option<Config> {
     let complaint = match place.load() {
         Ok(config) if config.mis.is_none() => format!("{}: names no [mis] any more", place.file.display()),
-        Err(e) => e.to_string(),
+        Err(e) => e.with_hint().to_string(),
         Ok(config) => {
             let was_rejected = signals.rejected.take().is_some();
             if current == Some(&config) {

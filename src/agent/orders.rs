@@ -8,6 +8,7 @@ use super::device::{Device, blocking};
 use super::failures::cause;
 use crate::config::Config;
 use crate::factory_credential::Purpose;
+use crate::hint::Hint as _;
 use crate::lifecycle::{self, Event};
 use crate::platform::clock;
 use crate::server::admin::{Given, Order, Refusal};
@@ -76,7 +77,7 @@ fn senseless(order: Order, standing: Standing, place: &Place) -> Option<String> 
         Order::ResetIdentity => place
             .load()
             .err()
-            .map(|e| format!("The device would go on under its configuration, which cannot be used: {e}. Correct it first.")),
+            .map(|e| format!("The device would go on under its configuration, which cannot be used: {}. Correct it first.", e.with_hint())),
         Order::Retry { .. } | Order::Renew => None,
     }
 }
@@ -136,14 +137,17 @@ impl Device {
         let next = match place.load() {
             Ok(config) => config,
             Err(e) => {
-                tracing::error!("{e}. The order to leave the identity is not carried out: it stays");
+                tracing::error!(
+                    "{}. The order to leave the identity is not carried out: it stays",
+                    e.with_hint()
+                );
                 return self.config.clone();
             }
         };
         let (mut publisher, store) = (self.publisher.clone(), self.store.clone());
         let left = blocking(move || {
             publisher.withdraw().map_err(|e| e.to_string())?;
-            store.retire().map_err(|e| e.to_string())
+            store.retire().map_err(|e| e.with_hint().to_string())
         });
         let spiffe_id = identity.svid.spiffe_id();
         match left.await {

@@ -11,6 +11,7 @@ use super::device::{Device, blocking};
 use super::failures::local;
 use crate::config::Config;
 use crate::factory_credential::{self, CredentialError, CurrentCredential, FactoryCredential, Purpose};
+use crate::hint::Hint as _;
 use crate::keys::ProviderKind;
 use crate::keys::tpm::Tpm;
 use crate::lifecycle::{Failure, LastError};
@@ -119,7 +120,7 @@ impl Device {
     pub(super) async fn factory_credential(&mut self) -> Result<ClientIdentity, Failure> {
         let cannot =
             |why: &dyn std::fmt::Display| local(factory_credential::PROBLEM, factory_credential::TITLE, why);
-        let credential = self.credential(Purpose::Use).await.map_err(|why| cannot(&why))?;
+        let credential = self.credential(Purpose::Use).await.map_err(|why| cannot(&why.with_hint()))?;
         ClientIdentity::new(credential.certified_key().clone()).map_err(|why| cannot(&why))
     }
 

@@ -11,6 +11,7 @@ use super::provisioned::Provisioned;
 use super::trust::discovered;
 use super::waits::{self, KeptWaits};
 use crate::config::Config;
+use crate::hint::Hint as _;
 use crate::issuer::{Discovery, Issuer, Protocol};
 use crate::keys::{Key, Provider};
 use crate::lifecycle::{KeyChoice, KnownTime, Lifecycle, Policy, Restored, Retry};
@@ -126,7 +127,7 @@ fn policy(config: &Config) -> Policy {
 /// A record that can be had again from the MIS.
 fn cached<R: state::Record>(store: &Store) -> Option<R> {
     store.load().unwrap_or_else(|e| {
-        tracing::warn!("a cached document cannot be read: {}", cause(&e));
+        tracing::warn!("a cached document cannot be read: {}", cause(&e.with_hint()));
         None
     })
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::device::{Device, HeldDiscovery, KeptBundle};
 use super::failures::cause;
+use crate::hint::Hint as _;
 use crate::issuer::{self, Discovery, Fetched, IssuerError};
 use crate::lifecycle::{BundleFacts, Discovered, Report};
 use crate::platform::clock;
@@ -47,7 +48,7 @@ impl Device {
         if self.discovery.as_ref().is_none_or(|held| held.cached != cached) {
             let saved = self.save(cached.clone()).await;
             saved.unwrap_or_else(|e| {
-                tracing::warn!("the discovery document could not be cached: {}", cause(&e))
+                tracing::warn!("the discovery document could not be cached: {}", cause(&e.with_hint()))
             });
         }
         if changed {
@@ -153,7 +154,9 @@ impl Device {
     async fn cache_bundle(&self) {
         let Some(kept) = &self.bundle else { return };
         let saved = self.save(kept.cached.clone()).await;
-        saved.unwrap_or_else(|e| tracing::warn!("the trust bundle could not be cached: {}", cause(&e)));
+        saved.unwrap_or_else(|e| {
+            tracing::warn!("the trust bundle could not be cached: {}", cause(&e.with_hint()))
+        });
     }
 }
 

@@ -7,13 +7,14 @@ use std::process::ExitCode;
 use super::{EXIT_CONFIG, Output, print, print_json, reader, say};
 use crate::agent;
 use crate::config::{BootstrapConfig, Config, MisConfig};
+use crate::hint::Hint as _;
 use crate::lifecycle::State;
 
 pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
     let place = agent::place(Some(config));
     let file = place.file.display();
     let says = match place.load() {
-        Err(e) => return refused(&e),
+        Err(e) => return refused(&e.with_hint()),
         Ok(Config { mis: Some(mis), bootstrap, .. }) => {
             format!("{file}: can be used{}", missing(&mis, bootstrap.as_ref()))
         }

@@ -25,6 +25,7 @@ use serde::Serialize;
 use crate::agent;
 use crate::client::{Client, ClientError};
 use crate::config;
+use crate::hint::Hint as _;
 use crate::text::{self, Excerpt};
 
 /// Characters of one line that is printed for people.
@@ -182,7 +183,7 @@ fn unanswered(config: &Path, e: &ClientError) -> String {
     let is_away = matches!(e, ClientError::Connect(..) | ClientError::Silent(_) | ClientError::Broken(_));
     let wrong = agent::place(Some(config)).load().err().filter(|wrong| is_away && !wrong.is_denied());
     match wrong {
-        Some(wrong) => format!("{e}. Its configuration cannot be used: {wrong}"),
+        Some(wrong) => format!("{e}. Its configuration cannot be used: {}", wrong.with_hint()),
         None => e.to_string(),
     }
 }
