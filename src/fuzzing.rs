@@ -21,7 +21,7 @@ pub const TARGETS: [(&str, Target); 15] = [
     ("tss2", crate::keys::fuzzing::tss2),
     ("sealed", crate::keys::fuzzing::sealed),
     ("config", crate::config::fuzzing::config),
-    ("records", crate::store::fuzzing::records),
+    ("records", crate::state::fuzzing::records),
     ("connection", crate::server::fuzzing::connection),
     ("authority", crate::server::fuzzing::authority),
     ("client", crate::client::fuzzing::client),

@@ -8,20 +8,21 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 pub mod agent;
-pub mod bootstrap;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod factory_credential;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub mod fuzzing;
+pub mod hint;
 pub mod issuer;
 pub mod keys;
 pub mod lifecycle;
 pub mod platform;
 pub mod publish;
 pub(crate) mod server;
-pub mod store;
+pub mod state;
 pub mod transport;
 pub mod uri;
 pub(crate) mod x509;

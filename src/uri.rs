@@ -1,17 +1,18 @@
-//! URLs from outside, as RFC 3986 writes them.
+//! Parser of URLs from outside, by RFC 3986.
 
 use url::{ParseError, Url};
 
-/// Parses an absolute URL with an authority, `scheme://…`. `url` follows what browsers make of addresses; here it is given
-/// only what RFC 3986 knows: ASCII (an internationalised name in its `xn--` form), and a host without percent-encoding.
+/// Parses an absolute URL with an authority, `scheme://…`. The crate `url` follows what browsers accept;
+/// here only the forms of RFC 3986 are: ASCII (an internationalised name in its `xn--` form), and a host
+/// without percent-encoding.
 ///
 /// # Errors
-/// What `url` says of such a text.
+/// The error of `url` for such a text.
 pub fn parse(text: &str) -> Result<Url, ParseError> {
     let is_known = |c: char| c.is_ascii_graphic() && !"\"<>\\^`{|}".contains(c);
     let (scheme, rest) = text.split_once("://").ok_or(ParseError::RelativeUrlWithoutBase)?;
     if !scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c)) {
-        return Err(ParseError::RelativeUrlWithoutBase); // it comes later, in a path say
+        return Err(ParseError::RelativeUrlWithoutBase); // "://" is later, in a path say
     }
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let host = authority.rsplit('@').next().unwrap_or_default();
@@ -26,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_those_of_rfc_3986() {
+    fn parse_accepts_the_urls_of_rfc_3986() {
         for text in [
             "https://mis.example/.well-known/margo?a=%41#b",
             "HTTPS://Mis.Example:8443/",

@@ -1,5 +1,5 @@
-//! Certificates, parsed as far as is needed to choose among them and to name them in messages. No
-//! signature, date or name is validated here.
+//! Parser of certificates, as far as is needed to choose among them and to describe them. No signature,
+//! date or name is validated here.
 
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
@@ -11,9 +11,9 @@ use rustls_pki_types::CertificateDer;
 use crate::text::Excerpt;
 use crate::time::Timestamp;
 
-/// Characters of a distinguished name in a message.
+/// Limit on the characters of a distinguished name in a message.
 const MAX_NAME: usize = 80;
-/// Identifiers that are listed in a message at most.
+/// Limit on the identifiers that a message lists.
 const MAX_LISTED: usize = 4;
 
 pub(crate) const SEQUENCE: u8 = 0x30;
@@ -138,7 +138,7 @@ pub(crate) mod extension {
 }
 
 impl<'a> Certificate<'a> {
-    /// `None`: it is no certificate, or is followed by other bytes.
+    /// Parses a certificate. `None`: it is none, or has trailing data.
     pub(crate) fn read(der: &'a [u8]) -> Option<Self> {
         let mut outer = der;
         let mut certificate = take_tagged(&mut outer, SEQUENCE).filter(|_| outer.is_empty())?.content;
@@ -191,7 +191,8 @@ impl<'a> Certificate<'a> {
         key_of(self.spki)
     }
 
-    /// Whether this is its public key (a DER SubjectPublicKeyInfo), in whatever form it stands there.
+    /// Whether this is its public key (a DER SubjectPublicKeyInfo), in whatever form the certificate has
+    /// it.
     pub(crate) fn has_key(&self, mut spki: &[u8]) -> bool {
         let other = take_tagged(&mut spki, SEQUENCE).and_then(|spki| key_of(spki.content));
         let (Some((_, own)), Some((_, other))) = (self.key(), other) else { return false };
@@ -250,8 +251,9 @@ pub(crate) fn key_of(mut spki: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((algorithm, key))
 }
 
-/// Whether a chain begins with a certificate of its key. `true` where that cannot be determined, because
-/// the key does not show its public half or the certificate has an unknown form: the server finds out.
+/// Whether the leaf of a chain is the certificate of its key. `true` where that cannot be checked,
+/// because the key does not export its public half or the certificate is malformed: the server that gets
+/// it finds out.
 pub(crate) fn has_its_key(certified: &CertifiedKey) -> bool {
     match (certified.cert.first(), certified.key.public_key()) {
         (Some(own), Some(public)) => Certificate::read(own).is_none_or(|own| own.has_key(&public)),
@@ -307,8 +309,8 @@ pub(crate) fn name(content: &[u8]) -> Excerpt {
     }
 }
 
-/// Properties of a certificate for which some servers cannot read it or do not accept it. Warnings, no
-/// validation: the MIS decides.
+/// Unusual properties of a certificate, because of which some servers cannot read it or do not accept it.
+/// It is no validation: the MIS decides.
 pub(crate) fn peculiarities(der: &[u8]) -> Vec<String> {
     let Some(certificate) = Certificate::read(der) else { return vec!["it is not well-formed".into()] };
     let mut found = Vec::new();

@@ -9,6 +9,7 @@ use super::executor::Executor;
 use super::identity::DEVICE;
 use super::reporting::cause;
 use crate::config::Config;
+use crate::hint::Hint as _;
 use crate::lifecycle::{Command, Event};
 use crate::server::command_queue::{AdminCommand, CommandError, QueuedCommand};
 
@@ -73,7 +74,7 @@ fn validate(command: AdminCommand, conditions: Conditions, place: &Place) -> Opt
         ),
         // It would go on under the configuration before, back into the trust domain that it is to leave.
         AdminCommand::ResetIdentity => place.load().err().map(|e| {
-            format!("The device would go on under its configuration, which cannot be used: {e}. Correct it first.")
+            format!("The device would go on under its configuration, which cannot be used: {}. Correct it first.", e.with_hint())
         }),
         AdminCommand::Retry { .. } | AdminCommand::Renew => None,
     }
@@ -121,7 +122,7 @@ impl Executor {
     /// where it could not be moved away, with it.
     ///
     /// What is published is withdrawn first, durably. After a power cut a device that has its identity publishes it anew; one
-    /// that has retired it never finds it published, and [`Store::leave`](crate::store::Store::leave) leaves nothing to be
+    /// that has retired it never finds it published, and [`Store::retire`](crate::state::Store::retire) leaves nothing to be
     /// finished. Retry-After delays are kept (miaf-v0 E8).
     pub(super) async fn retire_identity(&mut self, place: &Place) -> Config {
         let Some(current) = self.identities.first().and_then(|identity| identity.current.clone()) else {
@@ -132,14 +133,17 @@ impl Executor {
         let next = match place.load() {
             Ok(config) => config,
             Err(e) => {
-                tracing::error!("{e}. The command to retire the identity is not executed: it stays");
+                tracing::error!(
+                    "{}. The command to retire the identity is not executed: it stays",
+                    e.with_hint()
+                );
                 return self.config.clone();
             }
         };
         let (mut publisher, store) = (self.publisher.clone(), self.records.store.clone());
         let retired = blocking(move || {
             publisher.withdraw().map_err(|e| e.to_string())?;
-            store.leave().map_err(|e| e.to_string())
+            store.retire().map_err(|e| e.with_hint().to_string())
         });
         let spiffe_id = current.svid.spiffe_id();
         match retired.await {

@@ -9,6 +9,7 @@ use super::persist::{Records, forget};
 use super::provisioning::Provisioning;
 use super::reporting::{cause, current_key_failure, key_failure, local};
 use super::trust_domain::TrustDomain;
+use crate::hint::Hint as _;
 use crate::issuer::{CertificateRequest, IssuerError};
 use crate::keys::{self, ErrorKind, Key, KeyError, Providers};
 use crate::lifecycle::{
@@ -17,9 +18,9 @@ use crate::lifecycle::{
 };
 use crate::platform::{clock, random};
 use crate::publish;
-use crate::spiffe::svid::{self, Chain, Expectation, Rejection, X509Svid};
+use crate::spiffe::svid::{self, Expectation, Rejection, X509Svid};
 use crate::spiffe::{self, Bundle};
-use crate::store;
+use crate::state;
 use crate::time::Timestamp;
 use crate::transport::ClientIdentity;
 
@@ -34,7 +35,7 @@ pub(super) struct Identity {
     /// The key created for the next SVID.
     pub(super) pending_key: Option<Arc<dyn Key>>,
     /// An issued chain that is not adopted yet.
-    pub(super) issued: Option<store::Answer>,
+    pub(super) issued: Option<state::IssuedChain>,
     /// The renewal moment in the record of the current SVID.
     pub(super) stored_renew_at: Option<Timestamp>,
 }
@@ -101,8 +102,8 @@ impl Identity {
         })
         .await
         .map_err(|e| key_failure(&e))?;
-        let saved = records.save(store::Pending { key: pem }).await;
-        saved.map_err(|e| local("state", "The agent's state cannot be written", &e))?;
+        let saved = records.save(state::PendingKey { key: pem }).await;
+        saved.map_err(|e| local("state", "The agent's state cannot be written", &e.with_hint()))?;
         self.pending_key = Some(key);
         Ok(())
     }
@@ -141,7 +142,7 @@ impl Identity {
                 (issuer.enroll(document, &csr, client).await, sha256)
             }
         };
-        let issued = store::Answer {
+        let issued = state::IssuedChain {
             renewal: request == Request::Renew,
             for_pending_key: choice == KeyChoice::Pending,
             may_rename,
@@ -150,7 +151,9 @@ impl Identity {
         };
         // If it cannot be stored it is lost with this process, and then requested again with the same key.
         let saved = records.save(issued.clone()).await;
-        saved.unwrap_or_else(|e| tracing::error!("the issued SVID could not be stored: {}", cause(&e)));
+        saved.unwrap_or_else(|e| {
+            tracing::error!("the issued SVID could not be stored: {}", cause(&e.with_hint()))
+        });
         self.issued = Some(issued);
         Ok(())
     }
@@ -163,9 +166,9 @@ impl Identity {
     async fn give_up_pending_key(&mut self, e: &KeyError, keys: &Providers, records: &Records) -> Failure {
         let (store, keys, why) = (records.store.clone(), keys.clone(), e.to_string());
         let one_before = blocking(move || {
-            store.set_aside::<store::Pending>(&why);
+            store.quarantine::<state::PendingKey>(&why);
             // The right TPM may be back, and the MIS know the key that was created in it then (E6).
-            store.take_back(|record: &store::Pending| {
+            store.recover(|record: &state::PendingKey| {
                 let key = keys.open(&record.key).map_err(|e| e.to_string())?;
                 key.sign(PROBE).map(|_signed| key).map_err(|e| e.to_string())
             })
@@ -210,7 +213,7 @@ impl Identity {
             Err(why) => {
                 self.issued = None;
                 let store = surroundings.records.store.clone();
-                blocking(move || forget::<store::Answer>(&store)).await;
+                blocking(move || forget::<state::IssuedChain>(&store)).await;
                 // Each costs the device one of its few renewals a day (E4).
                 let failure = slow("svid-refused", "The SVID that the MIS issued is refused", &why);
                 Err(NotAdopted::Refused(failure))
@@ -221,7 +224,7 @@ impl Identity {
     /// Validates an issued chain against every point of E4.
     fn validate(
         &self,
-        issued: &store::Answer,
+        issued: &state::IssuedChain,
         key: &Arc<dyn Key>,
         bundle: &Bundle,
     ) -> Result<X509Svid, Rejection> {
@@ -232,12 +235,11 @@ impl Identity {
             spiffe_id: bound.map(|current| current.svid.spiffe_id()),
             spki_der: &key.public_key().spki_der(),
         };
-        let chain = Chain::from_pem(&issued.chain)?;
         // An enrollment is accepted whatever its serial number: the device may have no other way on.
         if let Some(current) = current.filter(|_| issued.renewal) {
-            svid::has_new_serial(&chain, &current.svid)?;
+            svid::has_new_serial(&issued.chain, &current.svid)?;
         }
-        svid::judge(&chain, &expected, bundle, clock::now().wall)
+        svid::judge(&issued.chain, &expected, bundle, clock::now().wall)
     }
 
     /// The moment at which the identity changes: one record with chain, key and renewal moment, written once.
@@ -253,14 +255,16 @@ impl Identity {
         let identity = Arc::new(identity);
         let record = record(&identity, Some(renew_at)).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
         let saved = records.save(record).await;
-        saved.map_err(|e| NotAdopted::Kept(local("state", "The agent's state cannot be written", &e)))?;
+        saved.map_err(|e| {
+            NotAdopted::Kept(local("state", "The agent's state cannot be written", &e.with_hint()))
+        })?;
         let (store, keys) = (records.store.clone(), (*keys).clone());
         let replaced = self.current.as_ref().filter(|_| choice == KeyChoice::Pending);
         let replaced = replaced.map(|current| current.key.clone());
         blocking(move || {
-            forget::<store::Answer>(&store);
+            forget::<state::IssuedChain>(&store);
             if choice == KeyChoice::Pending {
-                forget::<store::Pending>(&store);
+                forget::<state::PendingKey>(&store);
             }
             let retired = replaced.map_or(Ok(()), |key| keys.retire(key.as_ref()));
             retired
@@ -346,7 +350,7 @@ fn slow(code: &str, title: &str, why: &dyn std::fmt::Display) -> Failure {
 }
 
 /// Whether an issued chain may name another identity than the current one (miaf-v0 E9, R3).
-fn may_rename(issued: &store::Answer, enrolled_with: Option<&str>) -> bool {
+fn may_rename(issued: &state::IssuedChain, enrolled_with: Option<&str>) -> bool {
     let other_credential = match (issued.credential.as_deref(), enrolled_with) {
         (Some(shown), Some(enrolled_with)) => shown != enrolled_with,
         _ => false,
@@ -367,9 +371,9 @@ async fn prove(key: Arc<dyn Key>) -> Result<(), Failure> {
 pub(super) fn record(
     identity: &publish::Identity,
     renew_at: Option<Timestamp>,
-) -> Result<store::Identity, KeyError> {
-    Ok(store::Identity {
-        chain: identity.svid.chain().to_pems(),
+) -> Result<state::StoredIdentity, KeyError> {
+    Ok(state::StoredIdentity {
+        chain: identity.svid.chain().clone(),
         key: identity.key.to_pem()?,
         renew_at,
         credential: identity.credential.clone(),
@@ -398,6 +402,7 @@ pub(super) fn fits(keys: &Providers, key: &Arc<dyn Key>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spiffe::svid::Chain;
 
     #[test]
     fn renewal_without_an_svid_never_shows_the_factory_certificate() {
@@ -420,8 +425,10 @@ mod tests {
             (true, true, other(), one(), false),
             (true, false, one(), one(), false),
         ] {
-            let chain = Vec::new();
-            let issued = store::Answer {
+            let pair = rcgen::KeyPair::generate().unwrap();
+            let der = rcgen::CertificateParams::default().self_signed(&pair).unwrap().der().clone();
+            let chain = Chain::from_pem(&[svid::certificate_pem(&der)]).unwrap();
+            let issued = state::IssuedChain {
                 renewal,
                 for_pending_key: true,
                 may_rename: may_be_renamed,

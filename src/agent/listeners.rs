@@ -62,7 +62,7 @@ impl Threads {
 pub(super) struct Listeners {
     threads: Threads,
     passed: Vec<Served>,
-    bound: Vec<(Role, config::Socket, Served)>,
+    bound: Vec<(Role, config::SocketConfig, Served)>,
     textfile: Option<Textfile>,
     /// Returns memory after many connections, and logs what is counted.
     upkeep: JoinHandle<((), (), ())>,
@@ -78,7 +78,7 @@ impl Listeners {
     pub(super) fn start(
         threads: Threads,
         passed: Vec<PassedSocket>,
-        at: &config::Socket,
+        at: &config::SocketConfig,
         textfile: Option<&Path>,
         context: &ServerContext,
     ) -> Result<Self, BindError> {
@@ -106,7 +106,7 @@ impl Listeners {
     /// unit has it.
     pub(super) async fn follow(
         &mut self,
-        to: &config::Socket,
+        to: &config::SocketConfig,
         textfile: Option<&Path>,
         context: &ServerContext,
     ) {
@@ -187,7 +187,7 @@ impl Served {
         threads: &Threads,
         role: Role,
         socket: Listener,
-        at: &config::Socket,
+        at: &config::SocketConfig,
         context: &ServerContext,
     ) -> Self {
         let (open, closing) = watch::channel(());
@@ -214,7 +214,7 @@ impl Served {
 fn adopt(
     threads: &Threads,
     passed: PassedSocket,
-    at: &config::Socket,
+    at: &config::SocketConfig,
     context: &ServerContext,
 ) -> Result<Option<Served>, BindError> {
     let PassedSocket { name, listener } = passed;
@@ -237,7 +237,7 @@ fn adopt(
 fn bind(
     threads: &Threads,
     role: Role,
-    at: &config::Socket,
+    at: &config::SocketConfig,
     context: &ServerContext,
 ) -> Result<Served, BindError> {
     let Place { path, group } = place(at, role);
@@ -251,7 +251,7 @@ struct Place<'a> {
     group: Option<&'a str>,
 }
 
-fn place(at: &config::Socket, role: Role) -> Place<'_> {
+fn place(at: &config::SocketConfig, role: Role) -> Place<'_> {
     match role {
         Role::Read => Place { path: &at.path, group: at.group.as_deref() },
         Role::Sign => Place { path: &at.sign_path, group: at.sign_group.as_deref() },
@@ -270,7 +270,7 @@ mod tests {
     #[tokio::test]
     async fn lost_sockets_are_reported_and_closed_ones_are_not() {
         let dir = tempfile::tempdir().unwrap();
-        let at = config::Socket {
+        let at = config::SocketConfig {
             path: dir.path().join("agent.sock"),
             group: None,
             sign_path: dir.path().join("sign.sock"),

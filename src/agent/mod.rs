@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::{self, Config, ConfigError, Salvaged};
+use crate::hint::Hint as _;
 use crate::keys::ProviderKind;
 use crate::lifecycle::{LastError, Report};
 use crate::platform::access::shell_word;
@@ -32,7 +33,7 @@ use crate::publish::broadcast::Broadcaster;
 use crate::server::command_queue::CommandQueue;
 use crate::server::context::ServerContext;
 use crate::server::listener::BindError;
-use crate::store::{Store, StoreError};
+use crate::state::{Store, StoreError};
 use event_loop::EventLoop;
 use events::{ExternalEvent, ExternalEvents};
 use executor::Executor;
@@ -96,7 +97,7 @@ impl Place {
 
     /// Watches the files that the configuration is in, from now on.
     fn watch(&self) -> FileWatch {
-        FileWatch::on(self.file.clone(), config::drop_in_folder(&self.file))
+        FileWatch::on(self.file.clone(), config::drop_in_directory(&self.file))
     }
 }
 
@@ -180,7 +181,7 @@ impl Mode {
 
     /// Contacts nothing, and creates nothing where no state is found: that may be at another place.
     async fn misconfigured(place: &Place, e: &ConfigError) -> Self {
-        let error = configuration_error(e);
+        let error = configuration_error(&e.with_hint());
         let salvaged = place.salvage().ok();
         let provider = salvaged.as_ref().map_or(ProviderKind::Tpm, |salvaged| salvaged.config.key.provider);
         let has_state = |config: &Config| Store::new(&config.state_dir).private().is_dir();
@@ -198,7 +199,7 @@ impl Mode {
                 let provisioned = Provisioned::under(&config, None);
                 Executor::restore(config, provisioned, clock::now())
                     .await
-                    .map_err(|e| tracing::error!("{e}"))
+                    .map_err(|e| tracing::error!("{}", e.with_hint()))
                     .ok()
             }
             None => None,
@@ -217,7 +218,7 @@ impl Mode {
                 executor.snapshot(now, None, None).halted(error.clone())
             }
             Self::Stateless(config, e, _) => {
-                let report = Report::of_agent("state", "The agent's state cannot be read", e);
+                let report = Report::of_agent("state", "The agent's state cannot be read", &e.with_hint());
                 Snapshot::blocked(
                     LastError { report, at: now.wall, permanent: true },
                     Some(now.wall.after(STATE_POLL)),
@@ -249,8 +250,10 @@ impl Mode {
             }
             Self::Stateless(config, e, provisioned) => {
                 external.wait_begins(None);
-                let complaint =
-                    format!("{e}. Nothing is done before it can be used: it may hold the device's key");
+                let complaint = format!(
+                    "{}. Nothing is done before it can be used: it may hold the device's key",
+                    e.with_hint()
+                );
                 if external.repeats.is_news(&complaint) {
                     tracing::error!("{complaint}");
                 }
@@ -329,7 +332,7 @@ async fn wait_for_correction(
     loop {
         match place.load() {
             // As it is reported: shortened, and on one line.
-            Err(e) if configuration_error(&e).report == error.report => {}
+            Err(e) if configuration_error(&e.with_hint()).report == error.report => {}
             loaded => return Some(loaded),
         }
         wait_for_change(external, &why).await?;
@@ -364,7 +367,7 @@ async fn wait_for_change(external: &mut ExternalEvents, why: &str) -> Option<()>
 fn reload(place: &Place, external: &mut ExternalEvents, current: Option<&Config>) -> Option<Config> {
     let complaint = match place.load() {
         Ok(config) if config.mis.is_none() => format!("{}: names no [mis] any more", place.file.display()),
-        Err(e) => e.to_string(),
+        Err(e) => e.with_hint().to_string(),
         Ok(config) => {
             let was_rejected = external.rejected.take().is_some();
             if current == Some(&config) {

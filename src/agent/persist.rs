@@ -8,11 +8,12 @@ use super::reporting::{Reporter, cause};
 use super::retry_after::{Change, StoredRetryAfter};
 use super::{address, blocking};
 use crate::config::Config;
+use crate::hint::Hint as _;
 use crate::lifecycle::{KnownTime, Lifecycle, Report};
 use crate::platform::clock;
 use crate::publish::broadcast::Broadcaster;
 use crate::publish::files::PublishError;
-use crate::store::{self, Store};
+use crate::state::{self, Store};
 use crate::time::Now;
 
 /// Interval between attempts to publish the files, after a failure.
@@ -25,25 +26,25 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 pub(super) struct Records {
     pub(super) store: Store,
     retry_after: StoredRetryAfter,
-    time: store::CachedTime,
+    time: state::StoredTime,
 }
 
 impl Records {
-    pub(super) fn new(store: Store, retry_after: StoredRetryAfter, time: store::CachedTime) -> Self {
+    pub(super) fn new(store: Store, retry_after: StoredRetryAfter, time: state::StoredTime) -> Self {
         Self { store, retry_after, time }
     }
 
     /// Saves a record on a thread that may wait for the disk.
-    pub(super) async fn save<R: store::Record + Send + 'static>(
+    pub(super) async fn save<R: state::Record + Send + 'static>(
         &self,
         record: R,
-    ) -> Result<(), store::StoreError> {
+    ) -> Result<(), state::StoreError> {
         let store = self.store.clone();
         blocking(move || store.save(&record)).await
     }
 
     /// Returns whether a record could be saved. If not, the next step tries again, and `consequence` is logged once.
-    async fn try_save<R: store::Record + Send + 'static>(
+    async fn try_save<R: state::Record + Send + 'static>(
         &self,
         record: R,
         consequence: &str,
@@ -66,13 +67,13 @@ impl Records {
             None => {}
             Some(Change::Remove) => {
                 let store = self.store.clone();
-                blocking(move || forget::<store::CachedWaits>(&store)).await;
+                blocking(move || forget::<state::RetryAfterDelays>(&store)).await;
                 self.retry_after.changed(memory, trusted);
             }
             Some(Change::Write) => {
                 let (mis, boot_id) = (address(config), clock::boot_id());
                 let wall = trusted.then_some(now.wall);
-                let record = store::CachedWaits::new(&memory, mis, boot_id, wall, now.boot);
+                let record = state::RetryAfterDelays::new(&memory, mis, boot_id, wall, now.boot);
                 let consequence = "a Retry-After delay could not be stored; it would be lost on a restart";
                 if self.try_save(record, consequence, reporter).await {
                     self.retry_after.changed(memory, trusted);
@@ -91,7 +92,7 @@ impl Records {
         if !is_news && self.time.vouched == vouched {
             return;
         }
-        let record = store::CachedTime { proven, vouched };
+        let record = state::StoredTime { proven, vouched };
         let consequence = "the time that the MIS proves could not be stored; it would be lost on a restart";
         if self.try_save(record, consequence, reporter).await {
             self.time = record;
@@ -102,7 +103,7 @@ impl Records {
     /// the state is then restored anew.
     pub(super) fn has_delays_to_restore(&mut self, lifecycle: &Lifecycle, now: Now) -> bool {
         // By what the next start finds on the disk: or the clock would be in doubt again, and so on.
-        let store::CachedTime { proven, vouched } = self.time;
+        let state::StoredTime { proven, vouched } = self.time;
         let trusted = KnownTime { proven, vouched, ..lifecycle.known_time() }.allows(now);
         let anew = self.retry_after.are_to_be_restored(trusted, &lifecycle.memory());
         if anew {
@@ -186,9 +187,9 @@ impl Executor {
 }
 
 /// Removes a record that is not needed any more.
-pub(super) fn forget<R: store::Record>(store: &Store) {
+pub(super) fn forget<R: state::Record>(store: &Store) {
     if let Err(e) = store.remove::<R>() {
-        let e = cause(&e);
+        let e = cause(&e.with_hint());
         tracing::warn!("a record of the agent's state that is not needed any more could not be removed: {e}");
     }
 }

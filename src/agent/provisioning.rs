@@ -10,8 +10,9 @@ use url::Url;
 use super::blocking;
 use super::executor::Executor;
 use super::reporting::local;
-use crate::bootstrap::{self, Bootstrap, BootstrapError, Credential, Purpose};
 use crate::config::{self, Config};
+use crate::factory_credential::{self, CredentialError, CurrentCredential, FactoryCredential, Purpose};
+use crate::hint::Hint as _;
 use crate::keys::tpm::Tpm;
 use crate::keys::{ProviderKind, Providers};
 use crate::lifecycle::{Failure, LastError, Lifecycle};
@@ -31,7 +32,7 @@ pub(super) struct Provisioned {
     /// The MIS that it is for. Under another, what was good for this one counts for nothing.
     mis: Option<Url>,
     pub(super) trust: ServerTrust,
-    pub(super) bootstrap: Bootstrap,
+    pub(super) bootstrap: CurrentCredential,
     /// Remembers the passwords that it refused, so that none is tried often enough to lock it.
     pub(super) tpm: Tpm,
     /// Purpose of the first check.
@@ -50,12 +51,12 @@ impl Provisioned {
             None => (None, None),
         };
         // A reload is an occasion to try everything; a mere start is none.
-        let purpose = if tpm.is_some() { Purpose::Use } else { Purpose::Look };
+        let purpose = if tpm.is_some() { Purpose::Use } else { Purpose::Check };
         let tpm = tpm.filter(|tpm| tpm.is_at(tcti)).unwrap_or_else(|| Tpm::start(tcti.clone()));
         let tpm = tpm.with_parent(config.key.parent, config.key.owner_auth.clone());
         let (trust, bootstrap) = match good {
             Some((before, bootstrap)) => (ServerTrust::succeeding(trust, &before), bootstrap),
-            None => (ServerTrust::new(trust), Bootstrap::default()),
+            None => (ServerTrust::new(trust), CurrentCredential::default()),
         };
         Self { mis, trust, bootstrap, tpm, purpose }
     }
@@ -63,7 +64,7 @@ impl Provisioned {
 
 /// The bootstrap credential, and the checks of all provisioned input.
 pub(super) struct Provisioning {
-    pub(super) bootstrap: Bootstrap,
+    pub(super) bootstrap: CurrentCredential,
     /// What the configuration says of it.
     settings: Settings,
     next_check: BootTime,
@@ -72,14 +73,14 @@ pub(super) struct Provisioning {
 
 /// The settings of provisioned input.
 struct Settings {
-    bootstrap: Option<config::Bootstrap>,
+    bootstrap: Option<config::BootstrapConfig>,
     provider: ProviderKind,
     /// Secrets whose files may be open to others.
     secrets: Vec<Secret>,
 }
 
 impl Provisioning {
-    pub(super) fn new(config: &Config, bootstrap: Bootstrap, purpose: Purpose, now: Now) -> Self {
+    pub(super) fn new(config: &Config, bootstrap: CurrentCredential, purpose: Purpose, now: Now) -> Self {
         let secrets = [
             config.bootstrap.as_ref().and_then(|bootstrap| bootstrap.key_auth.as_ref()),
             config.key.owner_auth.as_ref(),
@@ -109,10 +110,10 @@ impl Provisioning {
         let first = self.bootstrap.facts().is_none();
         let purpose = match self.purpose {
             Purpose::Use => Purpose::Use,
-            Purpose::Look => self.bootstrap.next_purpose(),
+            Purpose::Check => self.bootstrap.next_purpose(),
         };
         let credential = self.credential(purpose, keys, lifecycle).await;
-        self.purpose = Purpose::Look;
+        self.purpose = Purpose::Check;
         if first {
             self.warn_of_unused_hardware();
             self.warn_of_open_secrets();
@@ -140,7 +141,7 @@ impl Provisioning {
 
     /// What is wrong with the input, while everything else goes well.
     pub(super) fn problem(&self, transport: &Transport) -> Option<LastError> {
-        transport.trust().problem().or_else(|| self.bootstrap.trouble().cloned())
+        transport.trust().problem().or_else(|| self.bootstrap.problem().cloned())
     }
 
     /// Client certificate and key of the device maker. Read at every use, so that a replaced file counts at once.
@@ -149,8 +150,10 @@ impl Provisioning {
         keys: &Providers,
         lifecycle: &Lifecycle,
     ) -> Result<ClientIdentity, Failure> {
-        let cannot = |why: &dyn std::fmt::Display| local(bootstrap::PROBLEM, bootstrap::TITLE, why);
-        let credential = self.credential(Purpose::Use, keys, lifecycle).await.map_err(|why| cannot(&why))?;
+        let cannot =
+            |why: &dyn std::fmt::Display| local(factory_credential::PROBLEM, factory_credential::TITLE, why);
+        let credential =
+            self.credential(Purpose::Use, keys, lifecycle).await.map_err(|why| cannot(&why.with_hint()))?;
         ClientIdentity::new(credential.certified_key().clone()).map_err(|why| cannot(&why))
     }
 
@@ -159,11 +162,11 @@ impl Provisioning {
         purpose: Purpose,
         keys: &Providers,
         lifecycle: &Lifecycle,
-    ) -> Result<Arc<Credential>, BootstrapError> {
+    ) -> Result<Arc<FactoryCredential>, CredentialError> {
         let (config, tpm) = (self.settings.bootstrap.clone(), keys.tpm().clone());
         let found = match config {
-            Some(config) => blocking(move || Credential::read(&config, &tpm, purpose)).await,
-            None => Err(BootstrapError::NotConfigured),
+            Some(config) => blocking(move || FactoryCredential::read(&config, &tpm, purpose)).await,
+            None => Err(CredentialError::NotConfigured),
         };
         let now = clock::now();
         let time = match &found {
@@ -174,7 +177,7 @@ impl Provisioning {
             }
             _ => lifecycle.likely_time(now),
         };
-        self.bootstrap.take(found, purpose, time)
+        self.bootstrap.update(found, purpose, time)
     }
 
     /// Logged once, when the credential has been read.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use super::identity::Identity;
+use crate::hint::Hint as _;
 use crate::keys::KeyError;
 use crate::lifecycle::{
     Event, Failure, FailureKind, IdentityEvent, IdentityIndex, LONGEST_RETRY_AFTER, NotAdopted, Report,
@@ -13,7 +14,7 @@ use crate::platform::systemd;
 use crate::publish::Snapshot;
 use crate::spiffe::svid;
 use crate::spiffe::{AnchorFacts, Bundle};
-use crate::store::StoreError;
+use crate::state::StoreError;
 use crate::text::Excerpt;
 use crate::time::Timestamp;
 
@@ -172,7 +173,7 @@ impl Reporter {
         failure: Option<&StoreError>,
         consequence: &str,
     ) {
-        if let Some(failure) = self.news_of_record(name, failure.map(StoreError::to_string)) {
+        if let Some(failure) = self.news_of_record(name, failure.map(|e| e.with_hint().to_string())) {
             tracing::warn!("{consequence}: {}", cause(&failure));
         }
     }

@@ -13,6 +13,7 @@ use super::reporting::{Reporter, cause};
 use super::retry_after::{self, StoredRetryAfter};
 use super::trust_domain::{CachedBundle, CachedDiscovery, TrustDomain, discovery_facts};
 use crate::config::Config;
+use crate::hint::Hint as _;
 use crate::issuer::{Discovery, Issuer, Protocol};
 use crate::keys::{Key, Providers};
 use crate::lifecycle::{
@@ -23,8 +24,8 @@ use crate::platform::{clock, credentials, random};
 use crate::publish;
 use crate::publish::files::Publisher;
 use crate::spiffe::Bundle;
-use crate::spiffe::svid::{Chain, X509Svid};
-use crate::store::{self, Store, StoreError};
+use crate::spiffe::svid::X509Svid;
+use crate::state::{self, Store, StoreError};
 use crate::time::{Now, Timestamp};
 use crate::transport::Transport;
 
@@ -55,9 +56,9 @@ impl Executor {
             identity.revalidate_under(&cached.bundle, now.wall);
         }
         // What another MIS asked for does not bind this one.
-        let delays = cached(&store).filter(|delays: &store::CachedWaits| delays.mis == address(&config));
+        let delays = cached(&store).filter(|delays: &state::RetryAfterDelays| delays.mis == address(&config));
         let delays = delays.unwrap_or_default();
-        let time = cached::<store::CachedTime>(&store).unwrap_or_default();
+        let time = cached::<state::StoredTime>(&store).unwrap_or_default();
         let boot_id = clock::boot_id();
         let memory = retry_after::remembered(&delays, boot_id.as_deref(), now);
         let own = memory.identities.into_iter().next().unwrap_or_default();
@@ -97,7 +98,7 @@ fn policy(config: &Config) -> Policy {
 fn trust_domain_state(
     discovery: Option<&CachedDiscovery>,
     bundle: Option<&CachedBundle>,
-    time: store::CachedTime,
+    time: state::StoredTime,
     memory: TrustDomainMemory,
 ) -> RestoredTrustDomain {
     RestoredTrustDomain {
@@ -128,12 +129,12 @@ fn restore_identity(index: IdentityIndex, store: &Store, keys: &Providers) -> Re
     let current = store.load()?.and_then(|record| match read_identity(&record, keys) {
         Ok(identity) => Some((identity, record)),
         Err(why) => {
-            store.set_aside::<store::Identity>(&why);
+            store.quarantine::<state::StoredIdentity>(&why);
             None
         }
     });
     // Perhaps what made it unusable has been corrected: the right key-encryption key is back.
-    let current = current.or_else(|| store.take_back(|record| read_identity(record, keys)));
+    let current = current.or_else(|| store.recover(|record| read_identity(record, keys)));
     let (identity, record) = current.unzip();
     let (pending_key, issued) = load_unfinished(store, record.as_ref(), keys)?;
     let stored_renew_at: Option<Timestamp> = record.and_then(|record| record.renew_at);
@@ -141,26 +142,25 @@ fn restore_identity(index: IdentityIndex, store: &Store, keys: &Providers) -> Re
 }
 
 /// A record whose content can be fetched again from the MIS.
-fn cached<R: store::Record>(store: &Store) -> Option<R> {
+fn cached<R: state::Record>(store: &Store) -> Option<R> {
     store.load().unwrap_or_else(|e| {
-        tracing::warn!("a cached document cannot be read: {}", cause(&e));
+        tracing::warn!("a cached document cannot be read: {}", cause(&e.with_hint()));
         None
     })
 }
 
-fn read_discovery(record: store::CachedDiscovery, config: &Config) -> Option<CachedDiscovery> {
+fn read_discovery(record: state::CachedDiscovery, config: &Config) -> Option<CachedDiscovery> {
     let mis = config.mis.as_ref()?;
     let document = Discovery::from_json(&record.body).ok()?;
     let wanted = record.url == mis.discovery_url.as_str()
         && mis.trust_domain.as_ref().is_none_or(|domain| domain == document.trust_domain());
     // It may have come under a trust that was more than the public store's (D7). The next fetch says so.
-    let led_elsewhere =
-        mis.trust.is_public_only() && document.stays_at_the_origin_of(&mis.discovery_url).is_err();
+    let led_elsewhere = mis.trust.is_public_only() && document.check_origin(&mis.discovery_url).is_err();
     (wanted && !led_elsewhere).then_some(CachedDiscovery { document, record })
 }
 
-fn read_identity(record: &store::Identity, keys: &Providers) -> Result<publish::Identity, String> {
-    let svid = Chain::from_pem(&record.chain).and_then(X509Svid::from_stored).map_err(|e| e.to_string())?;
+fn read_identity(record: &state::StoredIdentity, keys: &Providers) -> Result<publish::Identity, String> {
+    let svid = X509Svid::from_stored(record.chain.clone()).map_err(|e| e.to_string())?;
     let key = keys.open(&record.key).map_err(|e| e.to_string())?;
     let leaf = svid.chain().certificates().first().and_then(|leaf| EndEntityCert::try_from(leaf).ok());
     if leaf.is_none_or(|leaf| leaf.subject_public_key_info().as_ref() != key.public_key().spki_der()) {
@@ -171,7 +171,7 @@ fn read_identity(record: &store::Identity, keys: &Providers) -> Result<publish::
 
 /// The cached bundle, if it is of the discovered trust domain, or of that of the current SVID.
 fn read_bundle(
-    record: store::CachedBundle,
+    record: state::CachedBundle,
     discovery: Option<&CachedDiscovery>,
     identity: &Identity,
 ) -> Option<CachedBundle> {
@@ -187,36 +187,35 @@ fn read_bundle(
 }
 
 /// The pending key, and the issued chain that is not adopted yet.
-type Unfinished = (Option<Arc<dyn Key>>, Option<store::Answer>);
+type Unfinished = (Option<Arc<dyn Key>>, Option<state::IssuedChain>);
 
 /// Loads what an interrupted process left between the issue of an SVID and its adoption. If the identity was stored and the
 /// records before it were not removed yet, they are now.
 fn load_unfinished(
     store: &Store,
-    identity: Option<&store::Identity>,
+    identity: Option<&state::StoredIdentity>,
     keys: &Providers,
 ) -> Result<Unfinished, StoreError> {
-    let record: Option<store::Pending> = store.load()?;
-    let mut issued: Option<store::Answer> = store.load()?;
-    let open = |record: &store::Pending| keys.open(&record.key).map_err(|e| e.to_string());
+    let record: Option<state::PendingKey> = store.load()?;
+    let mut issued: Option<state::IssuedChain> = store.load()?;
+    let open = |record: &state::PendingKey| keys.open(&record.key).map_err(|e| e.to_string());
     let pending = record.and_then(|record| match open(&record) {
         Ok(key) => Some((key, record)),
         Err(why) => {
-            store.set_aside::<store::Pending>(&why);
+            store.quarantine::<state::PendingKey>(&why);
             None
         }
     });
-    let pending = pending.or_else(|| identity.is_none().then(|| store.take_back(open)).flatten());
+    let pending = pending.or_else(|| identity.is_none().then(|| store.recover(open)).flatten());
     let (mut pending, record) = pending.unzip();
     if let Some(identity) = identity {
-        // Compared as certificates: the issued chain is stored in the MIS's own line width.
-        let same = |issued: &store::Answer| matches!((Chain::from_pem(&issued.chain), Chain::from_pem(&identity.chain)), (Ok(a), Ok(b)) if a == b);
+        let same = |issued: &state::IssuedChain| issued.chain == identity.chain;
         if issued.as_ref().is_some_and(same) {
-            forget::<store::Answer>(store);
+            forget::<state::IssuedChain>(store);
             issued = None;
         }
         if pending.is_some() && record.is_some_and(|record| record.key == identity.key) {
-            forget::<store::Pending>(store);
+            forget::<state::PendingKey>(store);
             pending = None;
         }
     }
@@ -224,7 +223,7 @@ fn load_unfinished(
         .as_ref()
         .is_some_and(|issued| if issued.for_pending_key { pending.is_none() } else { identity.is_none() })
     {
-        store.set_aside::<store::Answer>("the key that it was issued for is gone");
+        store.quarantine::<state::IssuedChain>("the key that it was issued for is gone");
         issued = None;
     }
     Ok((pending, issued))

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::lifecycle::{IdentityMemory, Memory, TrustDomainMemory};
-use crate::store::{self, CachedWaits};
+use crate::state::{self, RetryAfterDelays};
 use crate::time::{BootTime, Now};
 
 /// How the Retry-After delays of this process stand on the disk.
@@ -31,8 +31,8 @@ pub(super) enum Change {
 ///
 /// Within the same boot a delay ends on the boot clock, whatever became of the wall clock. After a reboot only the wall
 /// clock is left, and it may be wrong. Neither makes a delay longer than it was.
-pub(super) fn remembered(record: &CachedWaits, boot_id: Option<&str>, now: Now) -> Memory {
-    let end = |wait: store::Wait| {
+pub(super) fn remembered(record: &RetryAfterDelays, boot_id: Option<&str>, now: Now) -> Memory {
+    let end = |wait: state::RetryAfterDelay| {
         let rest = if is_of(record, boot_id) { now.boot.until(wait.boot) } else { now.wall.until(wait.wall) };
         now.boot.after(rest.min(Duration::from_millis(wait.left)))
     };
@@ -54,12 +54,12 @@ pub(super) fn remembered(record: &CachedWaits, boot_id: Option<&str>, now: Now) 
 impl StoredRetryAfter {
     /// The state after the start. `memory` is what the lifecycle has made of what is [`remembered`]: without what is over.
     pub(super) fn restored(
-        record: &CachedWaits,
+        record: &RetryAfterDelays,
         boot_id: Option<&str>,
         memory: Memory,
         trusted: bool,
     ) -> Self {
-        let of_another_boot = !is_of(record, boot_id) && *record != CachedWaits::default();
+        let of_another_boot = !is_of(record, boot_id) && *record != RetryAfterDelays::default();
         let delays = memory.retry_after();
         let has_delays = delays.iter().any(Option::is_some);
         Self {
@@ -94,7 +94,7 @@ impl StoredRetryAfter {
     }
 }
 
-fn is_of(record: &CachedWaits, boot_id: Option<&str>) -> bool {
+fn is_of(record: &RetryAfterDelays, boot_id: Option<&str>) -> bool {
     boot_id.is_some() && record.boot_id.as_deref() == boot_id
 }
 
@@ -118,8 +118,8 @@ mod tests {
         Memory { trust_domain: TrustDomainMemory::default(), identities: vec![identity] }
     }
 
-    fn record(memory: &Memory, boot_id: &str, trusted: bool, now: Now) -> CachedWaits {
-        CachedWaits::new(memory, None, Some(boot_id.into()), trusted.then_some(now.wall), now.boot)
+    fn record(memory: &Memory, boot_id: &str, trusted: bool, now: Now) -> RetryAfterDelays {
+        RetryAfterDelays::new(memory, None, Some(boot_id.into()), trusted.then_some(now.wall), now.boot)
     }
 
     fn left(memory: &Memory, now: Now) -> Duration {
@@ -197,7 +197,7 @@ mod tests {
         kept.changed(Memory::default(), true);
         assert_eq!(kept.change(&Memory::default(), true), None);
         let nothing =
-            StoredRetryAfter::restored(&CachedWaits::default(), Some("second"), Memory::default(), true);
+            StoredRetryAfter::restored(&RetryAfterDelays::default(), Some("second"), Memory::default(), true);
         assert_eq!(nothing.change(&Memory::default(), true), None);
 
         let boot = at(Timestamp::from_secs(5), MINUTE);

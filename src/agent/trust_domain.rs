@@ -6,11 +6,12 @@ use super::identity::Identity;
 use super::persist::Records;
 use super::reporting::{Reporter, cause};
 use crate::config;
+use crate::hint::Hint as _;
 use crate::issuer::{self, Discovery, Fetched, Issuer, IssuerError};
 use crate::lifecycle::{BundleFacts, DiscoveryFacts, Report, SvidTrust};
 use crate::platform::clock;
 use crate::spiffe::{self, Bundle, Remark, SequenceVerdict, judge_sequence, svid};
-use crate::store;
+use crate::state;
 use crate::text::Excerpt;
 use crate::time::{Now, Proof, Timestamp};
 use crate::transport::Validators;
@@ -29,13 +30,13 @@ pub(super) struct TrustDomain {
 /// A discovery document and its record.
 pub(super) struct CachedDiscovery {
     pub(super) document: Discovery,
-    pub(super) record: store::CachedDiscovery,
+    pub(super) record: state::CachedDiscovery,
 }
 
 /// A trust bundle and its record.
 pub(super) struct CachedBundle {
     pub(super) bundle: Arc<Bundle>,
-    pub(super) record: store::CachedBundle,
+    pub(super) record: state::CachedBundle,
 }
 
 impl TrustDomain {
@@ -70,7 +71,7 @@ impl TrustDomain {
     /// Fetches or revalidates the discovery document.
     pub(super) async fn fetch_discovery(
         &mut self,
-        config: Option<&config::Mis>,
+        config: Option<&config::MisConfig>,
         identities: &[Identity],
         records: &Records,
     ) -> Result<DiscoveryFacts, IssuerError> {
@@ -84,11 +85,11 @@ impl TrustDomain {
         };
         check_trust_domain(&document, config, identities)?;
         let changed = self.discovery.as_ref().is_none_or(|cached| cached.document != document);
-        let record = store::CachedDiscovery { url: url.to_string(), body, validators };
+        let record = state::CachedDiscovery { url: url.to_string(), body, validators };
         if self.discovery.as_ref().is_none_or(|cached| cached.record != record) {
             let saved = records.save(record.clone()).await;
             saved.unwrap_or_else(|e| {
-                tracing::warn!("the discovery document could not be cached: {}", cause(&e))
+                tracing::warn!("the discovery document could not be cached: {}", cause(&e.with_hint()))
             });
         }
         if changed {
@@ -151,15 +152,16 @@ impl TrustDomain {
             if since != Some(from) {
                 self.cache_bundle(records).await;
             }
-            let (served, held) = (document.sequence().unwrap_or(0), before.unwrap_or(0));
-            return Err(IssuerError::BundleRegressed { url, served, held });
+            let (served, current) = (document.sequence().unwrap_or(0), before.unwrap_or(0));
+            let hint = "To accept it now: miaf-agent retry";
+            return Err(IssuerError::BundleRegressed { url, served, current, hint });
         }
         let is_new = cached.as_ref().is_none_or(|cached| *cached.bundle != document);
         for identity in &mut *identities {
             identity.revalidate_under(&document, now);
         }
         let facts = bundle_facts(&document, identities, is_new, now);
-        let record = store::CachedBundle {
+        let record = state::CachedBundle {
             url: url.to_string(),
             trust_domain: domain,
             body,
@@ -189,25 +191,30 @@ impl TrustDomain {
     async fn cache_bundle(&self, records: &Records) {
         let Some(cached) = &self.bundle else { return };
         let saved = records.save(cached.record.clone()).await;
-        saved.unwrap_or_else(|e| tracing::warn!("the trust bundle could not be cached: {}", cause(&e)));
+        saved.unwrap_or_else(|e| {
+            tracing::warn!("the trust bundle could not be cached: {}", cause(&e.with_hint()))
+        });
     }
 }
 
 /// Checks that the discovered trust domain is the configured one, and that of the current SVIDs.
 fn check_trust_domain(
     document: &Discovery,
-    config: &config::Mis,
+    config: &config::MisConfig,
     identities: &[Identity],
 ) -> Result<(), IssuerError> {
-    let configured = config.trust_domain.iter().map(|want| (want, "the configuration says", ""));
+    let configured = config
+        .trust_domain
+        .iter()
+        .map(|want| (want, "the configuration says", "Correct trust_domain or discovery_url under [mis]"));
     let current = identities.iter().filter_map(Identity::trust_domain).map(|want| {
-        let way_out = ", which it leaves only on purpose: by the command miaf-agent reset-identity";
-        (want, "this device's identity is in", way_out)
+        let hint = "Correct discovery_url under [mis]. To move the device to another trust domain: miaf-agent reset-identity";
+        (want, "this device's identity is in", hint)
     });
-    for (want, because, way_out) in configured.chain(current) {
+    for (want, because, hint) in configured.chain(current) {
         if want != document.trust_domain() {
             let (url, got) = (config.discovery_url.clone(), document.trust_domain().clone());
-            return Err(IssuerError::OtherTrustDomain { url, got, want: want.clone(), because, way_out });
+            return Err(IssuerError::OtherTrustDomain { url, got, want: want.clone(), because, hint });
         }
     }
     Ok(())

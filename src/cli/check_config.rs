@@ -6,14 +6,15 @@ use std::process::ExitCode;
 
 use super::{EXIT_CONFIG, Output, print, print_json, reader, say};
 use crate::agent;
-use crate::config::{Bootstrap, Config, Mis};
+use crate::config::{BootstrapConfig, Config, MisConfig};
+use crate::hint::Hint as _;
 use crate::lifecycle::State;
 
 pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
     let place = agent::place(Some(config));
     let file = place.file.display();
     let says = match place.load() {
-        Err(e) => return refused(&e),
+        Err(e) => return refused(&e.with_hint()),
         Ok(Config { mis: Some(mis), bootstrap, .. }) => {
             format!("{file}: can be used{}", missing(&mis, bootstrap.as_ref()))
         }
@@ -36,7 +37,7 @@ pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
 }
 
 /// What the agent goes without, and is blocked for.
-fn missing(mis: &Mis, bootstrap: Option<&Bootstrap>) -> String {
+fn missing(mis: &MisConfig, bootstrap: Option<&BootstrapConfig>) -> String {
     let trust = "No trust in the MIS is configured, and so no one is contacted: set ca_file, spki_sha256 or system_roots under \
                  [mis.trust]";
     let credential = "No factory credential is configured, and so no first identity can be asked for: set cert_file and key \

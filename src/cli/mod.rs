@@ -25,6 +25,7 @@ use serde::Serialize;
 use crate::agent;
 use crate::client::{Client, ClientError};
 use crate::config;
+use crate::hint::Hint as _;
 use crate::text::{self, Excerpt};
 
 /// Characters of one line that is printed for people.
@@ -160,7 +161,7 @@ fn for_orders(config: &Path, output: &Output) -> Client {
 }
 
 /// Of the configuration as far as the caller may read it, and as far as it can be used.
-fn client(config: &Path, output: &Output, which: impl Fn(config::Socket) -> PathBuf) -> Client {
+fn client(config: &Path, output: &Output, which: impl Fn(config::SocketConfig) -> PathBuf) -> Client {
     let place = agent::place(Some(config));
     let loaded = place.load();
     let is_bad = loaded.as_ref().is_err_and(|e| !e.is_denied());
@@ -182,7 +183,7 @@ fn unanswered(config: &Path, e: &ClientError) -> String {
     let is_away = matches!(e, ClientError::Connect(..) | ClientError::Silent(_) | ClientError::Broken(_));
     let wrong = agent::place(Some(config)).load().err().filter(|wrong| is_away && !wrong.is_denied());
     match wrong {
-        Some(wrong) => format!("{e}. Its configuration cannot be used: {wrong}"),
+        Some(wrong) => format!("{e}. Its configuration cannot be used: {}", wrong.with_hint()),
         None => e.to_string(),
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::EXIT_CONFIG;
 use crate::agent;
+use crate::hint::Hint as _;
 use crate::platform::log::{self, LogLevel};
 use crate::platform::{files, process, systemd};
 
@@ -19,13 +20,13 @@ pub(super) fn run(config: &Path) -> ExitCode {
         Err((e, Ok(salvaged))) => Err((e, salvaged.config)),
         Err((e, Err(_))) => {
             log::start(LogLevel::default());
-            tracing::error!("{e}");
+            tracing::error!("{}", e.with_hint());
             return ExitCode::from(EXIT_CONFIG);
         }
     };
     let (Ok(usable) | Err((_, usable))) = &loaded;
     log::start(usable.log_level);
-    let complaint = loaded.as_ref().err().map(|(e, _)| e.to_string());
+    let complaint = loaded.as_ref().err().map(|(e, _)| e.with_hint().to_string());
     process::allow_open_files();
     let passed = systemd::passed_sockets();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

@@ -6,7 +6,7 @@ use super::sources::Readable;
 use super::{Config, Salvaged};
 use crate::testing::check_error;
 
-/// A configuration file. A text means the same each time it is read.
+/// Checks a configuration file. The same text parses to the same configuration.
 pub(crate) fn config(data: &[u8]) -> bool {
     let readable = Readable::of_one(data);
     let salvaged = Config::salvage_from(readable, Path::new("/etc/miaf-agent/config.toml"), None);

@@ -1,8 +1,9 @@
-//! `/etc/miaf-agent/config.toml` and its drop-ins, read once into types that cannot be wrong. Unset, unknown and impossible
-//! things are named with file, line and key.
+//! Configuration: `/etc/miaf-agent/config.toml` and its drop-ins, parsed once into types that cannot be
+//! wrong. Missing, unknown and impossible values are reported with file, line and key.
 //!
-//! Only what the files *say* is checked here. Whether a certificate or a chip they name is there is found out when it
-//! is used: a device with a missing factory certificate still starts and serves what it holds.
+//! Only what the files *say* is checked here. Whether a certificate or a TPM that they name exists is
+//! found out when it is used: a device with a missing factory certificate still starts and serves its
+//! current identity.
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -14,6 +15,7 @@ mod sources;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
@@ -24,10 +26,11 @@ use url::Url;
 use zeroize::Zeroizing;
 
 pub use self::salvage::Salvaged;
-pub use self::sources::drop_in_folder;
+pub use self::sources::drop_in_directory;
 
 use self::reader::{Reader, SHORTEST};
 use self::sources::Sources;
+use crate::hint::Hint;
 use crate::keys::ProviderKind;
 use crate::keys::tpm::{ParentChoice, Tcti};
 use crate::platform::access;
@@ -36,59 +39,59 @@ use crate::platform::log::LogLevel;
 use crate::spiffe::TrustDomain;
 use crate::text::Excerpt;
 
-/// Where the configuration is looked for when nothing else is said.
+/// Default path of the configuration file.
 pub const DEFAULT_FILE: &str = "/etc/miaf-agent/config.toml";
 
 const DEFAULT_STATE_DIR: &str = "/var/lib/miaf-agent";
 const DEFAULT_SOCKET: &str = "/run/miaf-agent/agent.sock";
-/// Characters of what is wrong with a file. It quotes what stands there.
+/// Limit on the characters of the fault of a file. It quotes the file.
 const MAX_REASON: usize = 1024;
-/// Characters of a file's path in a message.
+/// Limit on the characters of a file's path in a message.
 const MAX_PATH: usize = 512;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// The whole configuration. Each room is given its part.
+/// The whole configuration. Each module gets its part.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Where the agent keeps what must survive a power cut.
+    /// State directory: what must survive a power cut.
     pub state_dir: PathBuf,
-    /// The MIS and how to trust it. Without it the device is `unconfigured`.
-    pub mis: Option<Mis>,
-    /// The bootstrap credential. Without it nothing can be enrolled, and status says so.
-    pub bootstrap: Option<Bootstrap>,
-    /// Where the SVID's key lives.
-    pub key: Key,
+    /// The MIS and its initial trust. Without it the device is `unconfigured`.
+    pub mis: Option<MisConfig>,
+    /// The bootstrap credential. Without it the device cannot enroll.
+    pub bootstrap: Option<BootstrapConfig>,
+    /// Key provider of the SVID's key.
+    pub key: KeyConfig,
     /// Renewal window, as fractions of the lifetime.
     pub renewal_window: (f64, f64),
-    /// Upper end of the first pause after a failure.
+    /// Upper limit of the first retry delay.
     pub retry_base: Duration,
-    /// Upper end of every pause after a failure.
+    /// Upper limit of every retry delay.
     pub retry_cap: Duration,
-    /// Longest time between two looks at the bundle where the MIS gives no hint.
+    /// Longest interval between two polls of the bundle where the MIS gives no refresh hint.
     pub bundle_refresh: Duration,
     /// The published files.
-    pub files: Files,
+    pub files: FilesConfig,
     /// The local sockets.
-    pub socket: Socket,
-    /// Users, by name or number, who are given a software key over the Workload API.
+    pub socket: SocketConfig,
+    /// Users, by name or number, who may obtain a software key over the Workload API.
     pub key_users: Arc<[String]>,
-    /// Where the figures of `/metrics` are written for the node exporter too.
+    /// File to which `/metrics` is written in addition, for the node exporter.
     pub textfile: Option<PathBuf>,
-    /// How much is logged.
+    /// Log level.
     pub log_level: LogLevel,
 }
 
 /// `[mis]`
 #[derive(Clone, Debug, PartialEq)]
-pub struct Mis {
+pub struct MisConfig {
     /// The discovery URL: as given, or the well-known path on the origin given (miaf-v0 D2).
     pub discovery_url: Url,
     /// Any other trust domain is refused (miaf-v0 D6).
     pub trust_domain: Option<TrustDomain>,
-    /// What authenticates the MIS's HTTPS endpoints.
+    /// Trust that authenticates the MIS's HTTPS endpoints.
     pub trust: InitialTrust,
-    /// What stands between this device and the MIS.
-    pub proxy: Proxy,
+    /// The proxy between this device and the MIS.
+    pub proxy: ProxyConfig,
 }
 
 /// `[mis.trust]`: provisioned, never learnt on first use (miaf-v0 T1, T2).
@@ -96,19 +99,19 @@ pub struct Mis {
 pub struct InitialTrust {
     /// PEM file of anchors.
     pub ca_file: Option<PathBuf>,
-    /// SHA-256 of subject public key infos (RFC 7469).
+    /// Pins: SHA-256 of subject public key infos (RFC 7469).
     pub spki_sha256: Vec<[u8; 32]>,
     /// Trust the operating system's store.
     pub system_roots: bool,
 }
 
 impl InitialTrust {
-    /// Nothing is configured: then no one is contacted (miaf-v0 T2).
+    /// Whether nothing is configured: then no connection is made (miaf-v0 T2).
     pub fn is_empty(&self) -> bool {
         self.ca_file.is_none() && self.spki_sha256.is_empty() && !self.system_roots
     }
 
-    /// Nothing but the operating system's store: every server is authenticated publicly (miaf-v0 D7).
+    /// Whether only the operating system's store is configured (miaf-v0 D7).
     pub fn is_public_only(&self) -> bool {
         self.ca_file.is_none() && self.spki_sha256.is_empty() && self.system_roots
     }
@@ -116,28 +119,28 @@ impl InitialTrust {
 
 /// `mis.proxy`, `mis.proxy_auth` and `mis.no_proxy`
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Proxy {
-    /// Which one, if any.
-    pub through: Through,
-    /// Where user and password for it are, as one line `user:password`. Stronger than those in a URL.
+pub struct ProxyConfig {
+    /// How the proxy is chosen.
+    pub choice: ProxyChoice,
+    /// Source of its credentials, one line `user:password`. It takes precedence over those in a URL.
     pub auth: Option<Secret>,
-    /// Hosts that are reached without it. Where nothing is configured, the environment's `NO_PROXY` counts.
+    /// Hosts that are reached without it. `None`: the environment's `NO_PROXY` is used.
     pub no_proxy: Option<Vec<String>>,
 }
 
 /// `mis.proxy`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Through {
-    /// Unset: what the usual environment variables say.
+pub enum ProxyChoice {
+    /// Unset: by the usual environment variables.
     #[default]
     Environment,
-    /// `"none"`: none, whatever the environment says.
-    Never,
-    /// This one.
+    /// `"none"`: no proxy, whatever the environment says.
+    None,
+    /// This proxy.
     At(ProxyUrl),
 }
 
-/// `http://[user:password@]host[:port]`. What it shows of itself, also to `Debug`, is without user and password.
+/// `http://[user:password@]host[:port]`. `Display` and `Debug` omit user and password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ProxyUrl(Zeroizing<String>);
 
@@ -146,7 +149,7 @@ impl ProxyUrl {
         Self(Zeroizing::new(url.as_str().to_owned()))
     }
 
-    /// As configured, user and password included: for no log and no error.
+    /// The URL as configured, including user and password: not for logs and errors.
     pub fn with_secrets(&self) -> &str {
         &self.0
     }
@@ -155,8 +158,8 @@ impl ProxyUrl {
 impl fmt::Display for ProxyUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let whole = self.0.trim_end_matches('/');
-        let place = whole.rsplit_once('@').map_or(whole, |(_, place)| place);
-        write!(f, "http://{}", place.trim_start_matches("http://"))
+        let host = whole.rsplit_once('@').map_or(whole, |(_, host)| host);
+        write!(f, "http://{}", host.trim_start_matches("http://"))
     }
 }
 
@@ -168,27 +171,27 @@ impl fmt::Debug for ProxyUrl {
 
 /// `[bootstrap]`: the factory certificate and its key (miaf-v0 K5).
 #[derive(Clone, Debug, PartialEq)]
-pub struct Bootstrap {
-    /// Where the certificate is, with or without its intermediates.
-    pub certificate: FactoryCertificate,
-    /// PEM file of intermediates that are not beside the certificate.
+pub struct BootstrapConfig {
+    /// Location of the certificate, with or without its intermediates.
+    pub certificate: FactoryCertificateLocation,
+    /// PEM file of intermediates that are not with the certificate.
     pub intermediates_file: Option<PathBuf>,
-    /// Where its key is.
-    pub key: FactoryKey,
-    /// The password of a key in the TPM.
+    /// Location of its key.
+    pub key: FactoryKeyLocation,
+    /// Source of the password of a key in the TPM.
     pub key_auth: Option<Secret>,
 }
 
 /// `bootstrap.cert_file` or `bootstrap.cert`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FactoryCertificate {
+pub enum FactoryCertificateLocation {
     /// PEM file: leaf, then intermediates.
     File(PathBuf),
     /// `tpm:0x01…`, an NV index that holds DER: the leaf, and perhaps intermediates after it.
     TpmNv(u32),
 }
 
-impl fmt::Display for FactoryCertificate {
+impl fmt::Display for FactoryCertificateLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => path.display().fmt(f),
@@ -199,14 +202,14 @@ impl fmt::Display for FactoryCertificate {
 
 /// `bootstrap.key`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FactoryKey {
+pub enum FactoryKeyLocation {
     /// `file:PATH`
     File(PathBuf),
     /// `tpm:0x81…`, a persistent handle.
     TpmHandle(u32),
 }
 
-impl fmt::Display for FactoryKey {
+impl fmt::Display for FactoryKeyLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => path.display().fmt(f),
@@ -217,83 +220,84 @@ impl fmt::Display for FactoryKey {
 
 /// `[key]`
 #[derive(Clone, Debug, PartialEq)]
-pub struct Key {
-    /// Chosen by the configuration alone: there is no silent fall-back (miaf-v0 K1).
+pub struct KeyConfig {
+    /// Provider, chosen by the configuration alone: there is no silent fallback (miaf-v0 K1).
     pub provider: ProviderKind,
-    /// How to reach the TPM.
+    /// Connection to the TPM.
     pub tcti: Tcti,
-    /// Under which key of the TPM new ones are made.
+    /// Parent of new keys in the TPM.
     pub parent: ParentChoice,
-    /// The password of the TPM's owner.
+    /// Source of the password of the TPM's owner.
     pub owner_auth: Option<Secret>,
-    /// Ask with a new key at every renewal.
+    /// Use a new key for every renewal.
     pub rotate: bool,
 }
 
 /// `[files]`
 #[derive(Clone, Debug, PartialEq)]
-pub struct Files {
-    /// Where generations are published.
+pub struct FilesConfig {
+    /// Directory in which generations are published.
     pub dir: PathBuf,
-    /// It is below the state directory, where nothing of others is.
+    /// Whether it is below the state directory, which has nothing of other programs.
     pub is_own: bool,
     /// Group that may read; the agent's own when unset.
     pub group: Option<String>,
     /// Group that may read the key file; the agent's own when unset.
     pub key_group: Option<String>,
-    /// Where software keys are published, on tmpfs; nowhere when unset.
+    /// Directory on tmpfs where software keys are published; none when unset.
     pub software_key_dir: Option<PathBuf>,
 }
 
-/// `[socket]`: one socket a right.
+/// `[socket]`: one socket for each role.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Socket {
-    /// Read, watch, Workload API.
+pub struct SocketConfig {
+    /// Socket of the role `read`: status, watch, Workload API.
     pub path: PathBuf,
     /// Group that may connect to it; the agent's own when unset.
     pub group: Option<String>,
-    /// The same, and use of the key. `sign.sock` beside `path` where it is not named.
+    /// Socket of the role `sign`, which may use the key too. Default: `sign.sock` in the directory of
+    /// `path`.
     pub sign_path: PathBuf,
     /// Group that may connect to it; the agent's own when unset.
     pub sign_group: Option<String>,
-    /// The same, and commands; for root alone. `admin.sock` beside `path` where it is not named.
+    /// Socket of the role `admin`, for root alone. Default: `admin.sock` in the directory of `path`.
     pub admin_path: PathBuf,
-    /// How many may be connected to each of them.
+    /// Connection limits of each of them.
     pub limits: Limits,
-    /// Signatures that one user may have in a minute.
+    /// Signatures per minute and user.
     pub signatures_per_minute: u32,
 }
 
-/// Enough for the programs of a device, and few enough for the memory of a small one: see `MemoryMax=` in
-/// systemd/miaf-agent.service.
+/// Default connection limit: enough for the programs of a device, and few enough for the memory of a
+/// small one (`MemoryMax=` in systemd/miaf-agent.service).
 pub(crate) const MAX_CONNECTIONS: usize = 256;
 
-/// A server on the slowest of devices has a few TLS handshakes a second, and one with a software key no more than
-/// this.
+/// Default rate of signatures: a server on the slowest of devices has a few TLS handshakes a second, and
+/// one with a software key no more than this.
 pub(crate) const SIGNATURES_PER_MINUTE: u32 = 6000;
 
-/// How many may be connected to one socket.
+/// Connection limits of one socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Of all users together.
+    /// For all users together.
     pub connections: usize,
-    /// Of one user.
+    /// For one user.
     pub of_one_user: usize,
 }
 
 impl Config {
-    /// Reads the file and its drop-ins: a key in a later one replaces it in those before. `state_directory` is systemd's
-    /// `STATE_DIRECTORY`, if set.
+    /// Reads the file and its drop-ins; a key in a later one replaces it in earlier ones.
+    /// `state_directory` is systemd's `STATE_DIRECTORY`, if set.
     ///
-    /// A file that does not exist, or says nothing of a MIS, is a configuration too: the device is unconfigured.
+    /// A file that does not exist, or names no MIS, is a configuration too: the device is unconfigured.
     ///
     /// # Errors
-    /// [`ConfigError`] with file, line and what to do.
+    /// [`ConfigError`] with file and line.
     pub fn load(file: &Path, state_directory: Option<&Path>) -> Result<Self, ConfigError> {
         Self::of(&Sources::read(file)?, file, state_directory)
     }
 
-    /// Parses the text of `file` alone.
+    /// Parses the text of `file` without drop-ins.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -301,10 +305,10 @@ impl Config {
         Self::of(&Sources::one(file, text), file, state_directory)
     }
 
-    /// Relative paths, also those in drop-ins, are relative to `file`.
+    /// Parses the sources. Relative paths, also those in drop-ins, are relative to `file`.
     fn of(sources: &Sources, file: &Path, state_directory: Option<&Path>) -> Result<Self, ConfigError> {
         let raw = sources.parse()?;
-        let reader = Reader { sources, folder: file.parent().unwrap_or(Path::new("")) };
+        let reader = Reader { sources, directory: file.parent().unwrap_or(Path::new("")) };
         let state_dir = match (&raw.state_dir, state_directory) {
             (Some(configured), _) => reader.path(configured),
             (None, Some(given)) => given.to_owned(),
@@ -327,14 +331,14 @@ impl Config {
                 Duration::from_secs(300),
                 SHORTEST..=DAY,
             )?,
-            files: Files {
+            files: FilesConfig {
                 is_own: is_below(&files_dir, &state_dir),
                 dir: files_dir,
                 group: raw.files.group,
                 key_group: raw.files.key_group,
                 software_key_dir: raw.files.software_key_dir.map(|dir| reader.path(&dir)),
             },
-            socket: Socket {
+            socket: SocketConfig {
                 sign_path: sign_socket,
                 admin_path: admin_socket,
                 path: agent_socket,
@@ -354,7 +358,7 @@ impl Config {
     }
 }
 
-/// Whether a path lies in a directory as it is written, and does not lead out of it again.
+/// Whether a path is below a directory as it is written, and does not lead out of it again.
 fn is_below(path: &Path, dir: &Path) -> bool {
     path.strip_prefix(dir)
         .is_ok_and(|rest| rest.components().all(|part| matches!(part, Component::Normal(_))))
@@ -366,20 +370,26 @@ pub struct ConfigError {
     file: PathBuf,
     line: Option<usize>,
     problem: Problem,
+    hint: Option<&'static str>,
 }
 
 impl ConfigError {
-    /// There is no such file.
+    fn with_hint_text(self, hint: &'static str) -> Self {
+        Self { hint: Some(hint), ..self }
+    }
+
+    /// Whether the file does not exist.
     fn is_missing(&self) -> bool {
         matches!(&self.problem, Problem::Unreadable(e) if e.kind() == ErrorKind::NotFound)
     }
 
-    /// The kernel does not let this process read a file. Another user's process may be allowed to.
+    /// Whether this process is not permitted to read the file. Another user's process may be.
     pub fn is_denied(&self) -> bool {
         matches!(&self.problem, Problem::Unreadable(e) if e.kind() == ErrorKind::PermissionDenied)
     }
 }
 
+/// What is wrong with a file.
 #[derive(Debug)]
 enum Problem {
     Unreadable(std::io::Error),
@@ -400,6 +410,12 @@ impl fmt::Display for ConfigError {
             Problem::Syntax(message) => write!(f, ": {message}"),
             Problem::Value { key, what } => write!(f, ": {key}: {what}"),
         }
+    }
+}
+
+impl Hint for ConfigError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        self.hint.map(Cow::Borrowed)
     }
 }
 

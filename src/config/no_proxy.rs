@@ -1,5 +1,6 @@
-//! `mis.no_proxy`: entries that can match, and for those that never would, what was meant. The libraries that read such
-//! lists agree on names, addresses and networks by prefix length, and pass over everything else in silence.
+//! `mis.no_proxy`: validation of its entries, with a correction for those that would never match. The
+//! libraries that evaluate such lists agree on names, addresses and networks by prefix length, and ignore
+//! everything else silently.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -10,7 +11,10 @@ use crate::text::Excerpt;
 const ALLOWED: &str =
     "each is a host name, \".domain\", an IP address, a network such as \"10.0.0.0/8\", or \"*\"";
 
-/// An entry in lower case, or what is wrong with it and what to write.
+/// Validates an entry, and returns it in lower case.
+///
+/// # Errors
+/// What is wrong with it, and what to write.
 pub(super) fn entry(text: &str) -> Result<String, String> {
     let entry = text.to_ascii_lowercase();
     if is_good(&entry) {
@@ -28,7 +32,7 @@ fn shown(text: &str) -> String {
 
 fn is_good(entry: &str) -> bool {
     let name = entry.strip_prefix('.').unwrap_or(entry);
-    // Numbers in other forms are addresses to a URL, and so never names.
+    // Numbers in other forms are addresses in a URL, and so never names.
     entry == "*" || is_host(entry) || is_network(entry) || (is_name(name) && is_domain(name))
 }
 
@@ -57,7 +61,7 @@ fn is_network(text: &str) -> bool {
     is_plain && bits.parse::<u8>().is_ok_and(|bits| bits <= most)
 }
 
-/// What an entry that is not good should be, as far as that can be told.
+/// The correction of an invalid entry, where it can be guessed.
 fn meant(entry: &str) -> Option<String> {
     let meant = if let Some((_scheme, rest)) = entry.split_once("://") {
         without_port(rest.split(['/', '?', '#']).next()?).to_owned()
@@ -68,7 +72,7 @@ fn meant(entry: &str) -> Option<String> {
     } else if let Some(domain) = entry.strip_prefix("*.") {
         format!(".{domain}")
     } else if let Some(begin) = entry.strip_suffix(".*") {
-        octets(begin)?
+        network_of_prefix(begin)?
     } else if let Ok(Host::Ipv4(address)) = Host::parse(entry) {
         address.to_string()
     } else {
@@ -85,7 +89,7 @@ fn without_port(host: &str) -> &str {
     host.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(host, |(host, _)| host)
 }
 
-/// A netmask is written as the number of its bits, and an address with four numbers.
+/// Corrects a network: a netmask becomes the number of its bits, an address gets four numbers.
 fn network(address: &str, mask: &str) -> Option<String> {
     let bits = match (mask.parse::<u8>(), mask.parse::<Ipv4Addr>()) {
         (Ok(bits), _) => u32::from(bits),
@@ -99,13 +103,13 @@ fn network(address: &str, mask: &str) -> Option<String> {
     if address.parse::<IpAddr>().is_ok() {
         return Some(format!("{address}/{bits}"));
     }
-    let whole = octets(address.trim_end_matches('.'))?;
+    let whole = network_of_prefix(address.trim_end_matches('.'))?;
     Some(format!("{}/{bits}", whole.split_once('/')?.0))
 }
 
-/// The network of addresses that begin so: `127` for `127.0.0.0/8`.
-fn octets(begin: &str) -> Option<String> {
-    let given: Option<Vec<u8>> = begin.split('.').map(|octet| octet.parse().ok()).collect();
+/// The network of addresses with a prefix of whole numbers: `127` for `127.0.0.0/8`.
+fn network_of_prefix(begin: &str) -> Option<String> {
+    let given: Option<Vec<u8>> = begin.split('.').map(|number| number.parse().ok()).collect();
     let mut given = given.filter(|given| (1..4).contains(&given.len()))?;
     let bits = given.len() * 8;
     given.resize(4, 0);
@@ -118,8 +122,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_that_can_match_is_taken() {
-        for (text, taken) in [
+    fn entry_that_can_match_is_accepted() {
+        for (text, expected) in [
             ("MIS.Factory.example", "mis.factory.example"),
             (".factory.example", ".factory.example"),
             ("localhost", "localhost"),
@@ -131,12 +135,12 @@ mod tests {
             ("::1", "::1"),
             ("*", "*"),
         ] {
-            assert_eq!(entry(text).as_deref(), Ok(taken));
+            assert_eq!(entry(text).as_deref(), Ok(expected));
         }
     }
 
     #[test]
-    fn an_entry_that_never_matches_is_refused_with_what_is_meant() {
+    fn entry_that_never_matches_is_refused_with_a_correction() {
         for (text, meant) in [
             ("127.*", "127.0.0.0/8"),
             ("192.168.*", "192.168.0.0/16"),
@@ -163,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_means_nothing_is_refused_with_what_is_allowed() {
+    fn meaningless_entry_is_refused_with_the_allowed_forms() {
         for text in [
             "",
             " ",

@@ -1,5 +1,5 @@
-//! The configuration as written. Unknown keys are refused: a misspelt one would be silently without effect. Every key may
-//! be left out, so that one file can be laid over another.
+//! Schema of the configuration as written. Unknown keys are refused: a misspelt one would be silently
+//! without effect. Every key is optional, so that one file can be overlaid on another.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use toml::Spanned;
 use crate::keys::ProviderKind;
 use crate::platform::log::LogLevel;
 
-/// One table: its keys, and the tables in it.
+/// Defines a table: its keys, and the tables in it.
 macro_rules! table {
     ($name:ident { $($key:ident: $type:ty),* $(,)? } $(with { $($inner:ident: $table:ty),* })?) => {
         #[derive(Default, Deserialize)]
@@ -28,12 +28,12 @@ macro_rules! table {
     };
 }
 
-/// What a later file says, it says key by key: whatever it leaves out stays as it was.
+/// Overlay of a later file, key by key: keys that it does not have are unchanged.
 pub(super) trait Overlay {
     fn overlay(&mut self, later: Self);
 }
 
-/// A table of which it matters whether, and where, it is there at all.
+/// A table whose presence and position matter.
 impl<T: Overlay> Overlay for Option<Spanned<T>> {
     fn overlay(&mut self, later: Self) {
         match (self, later) {

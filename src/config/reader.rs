@@ -1,5 +1,5 @@
-//! From the keys as written to values that cannot be wrong. What a user can get wrong is named with file, line and key, and
-//! what to do about it.
+//! Validation: from the keys as written to types that cannot be wrong. A wrong value is reported with
+//! file, line and key, and with what to do about it.
 
 use std::ops::{Range, RangeInclusive};
 use std::os::unix::ffi::OsStrExt as _;
@@ -15,8 +15,9 @@ use url::Url;
 use super::no_proxy;
 use super::sources::Sources;
 use super::{
-    Bootstrap, ConfigError, DAY, FactoryCertificate, FactoryKey, InitialTrust, Key, Limits, MAX_CONNECTIONS,
-    MAX_REASON, Mis, Problem, Proxy, ProxyUrl, SIGNATURES_PER_MINUTE, Through, raw,
+    BootstrapConfig, ConfigError, DAY, FactoryCertificateLocation, FactoryKeyLocation, InitialTrust,
+    KeyConfig, Limits, MAX_CONNECTIONS, MAX_REASON, MisConfig, Problem, ProxyChoice, ProxyConfig, ProxyUrl,
+    SIGNATURES_PER_MINUTE, raw,
 };
 use crate::keys::ProviderKind;
 use crate::keys::tpm::{BadParent, Tcti};
@@ -25,34 +26,34 @@ use crate::spiffe::TrustDomain;
 use crate::text::Excerpt;
 use crate::uri;
 
-/// Bytes of the path of a Unix socket (unix(7)): `sun_path` without its end.
+/// Limit on the bytes of the path of a Unix socket (unix(7)): `sun_path` without its terminator.
 const LONGEST_SOCKET: usize = 107;
 const WELL_KNOWN: &str = "/.well-known/margo";
-/// What they cost: MemoryMax= in systemd/miaf-agent.service.
+/// Allowed connection limits. Their cost: MemoryMax= in systemd/miaf-agent.service.
 const CONNECTIONS: RangeInclusive<usize> = 1..=65_536;
-/// The slowest TPM makes one in a second; more than these nobody can make.
+/// Allowed rates. The slowest TPM makes one signature per second; no device makes more than the maximum.
 const SIGNATURES: RangeInclusive<u32> = 1..=6_000_000;
 pub(super) const SHORTEST: Duration = Duration::from_millis(100);
 
-/// Turns raw values into strong ones, and knows where each stood.
+/// Validates raw values, with the position of each.
 pub(super) struct Reader<'a> {
     pub(super) sources: &'a Sources,
-    /// What relative paths are relative to.
-    pub(super) folder: &'a Path,
+    /// Base of relative paths.
+    pub(super) directory: &'a Path,
 }
 
 impl Reader<'_> {
     pub(super) fn path(&self, path: &Path) -> PathBuf {
-        self.folder.join(path)
+        self.directory.join(path)
     }
 
     fn wrong(&self, span: &Range<usize>, key: &'static str, what: impl Into<String>) -> ConfigError {
         let (file, line) = self.sources.place_of(span);
         let problem = Problem::Value { key, what: Excerpt::of(what.into(), MAX_REASON) };
-        ConfigError { file: file.into(), line: Some(line), problem }
+        ConfigError { file: file.into(), line: Some(line), problem, hint: None }
     }
 
-    /// Two keys of which only one may be there. They may stand in different files.
+    /// Error for two keys that exclude each other. They may be in different files.
     fn either(
         &self,
         key: &'static str,
@@ -61,12 +62,11 @@ impl Reader<'_> {
         other_span: &Range<usize>,
     ) -> ConfigError {
         let (file, line) = self.sources.place_of(other_span);
-        let what =
-            format!("not beside {other}, which stands in {}:{line}: leave one of them out", file.display());
-        self.wrong(span, key, what)
+        let what = format!("excludes {other}, which is in {}:{line}", file.display());
+        self.wrong(span, key, what).with_hint_text("Remove one of them")
     }
 
-    pub(super) fn mis(&self, section: &Spanned<raw::Mis>) -> Result<Mis, ConfigError> {
+    pub(super) fn mis(&self, section: &Spanned<raw::Mis>) -> Result<MisConfig, ConfigError> {
         let mis = section.get_ref();
         let discovery_url = match (&mis.discovery_url, &mis.origin) {
             (Some(url), None) => self.https_url("mis.discovery_url", url)?,
@@ -75,8 +75,9 @@ impl Reader<'_> {
                 return Err(self.either("mis.origin", &origin.span(), "discovery_url", &url.span()));
             }
             (None, None) => {
-                let what = "add discovery_url = \"https://…\", or origin = \"https://…\"";
-                return Err(self.wrong(&section.span(), "mis", what));
+                let what = "it names neither discovery_url nor origin";
+                let hint = "Add discovery_url = \"https://…\", or origin = \"https://…\"";
+                return Err(self.wrong(&section.span(), "mis", what).with_hint_text(hint));
             }
         };
         let trust_domain = mis.trust_domain.as_ref().map(|name| {
@@ -86,7 +87,7 @@ impl Reader<'_> {
         });
         let pins: Result<Vec<_>, _> =
             mis.trust.spki_sha256.iter().flatten().map(|pin| self.pin(pin)).collect();
-        Ok(Mis {
+        Ok(MisConfig {
             discovery_url,
             trust_domain: trust_domain.transpose()?,
             trust: InitialTrust {
@@ -98,32 +99,32 @@ impl Reader<'_> {
         })
     }
 
-    fn proxy(&self, mis: &raw::Mis) -> Result<Proxy, ConfigError> {
-        let through = match &mis.proxy {
-            None => Through::Environment,
-            Some(text) if text.get_ref() == "none" => Through::Never,
-            Some(text) => Through::At(self.proxy_url(text)?),
+    fn proxy(&self, mis: &raw::Mis) -> Result<ProxyConfig, ConfigError> {
+        let choice = match &mis.proxy {
+            None => ProxyChoice::Environment,
+            Some(text) if text.get_ref() == "none" => ProxyChoice::None,
+            Some(text) => ProxyChoice::At(self.proxy_url(text)?),
         };
         let auth = mis.proxy_auth.as_ref().map(|text| self.secret("mis.proxy_auth", text)).transpose()?;
-        if let (Some(text), Some(_), Through::At(url)) = (&mis.proxy_auth, &auth, &through)
+        if let (Some(text), Some(_), ProxyChoice::At(url)) = (&mis.proxy_auth, &auth, &choice)
             && url.with_secrets().contains('@')
         {
-            let what = "mis.proxy holds a user already: give either, and better this one";
-            return Err(self.wrong(&text.span(), "mis.proxy_auth", what));
+            let error = self.wrong(&text.span(), "mis.proxy_auth", "mis.proxy has a user already");
+            return Err(error.with_hint_text("Remove user and password from mis.proxy"));
         }
         let no_proxy = mis.no_proxy.as_ref().map(|hosts| hosts.iter().map(|host| self.host(host)).collect());
-        Ok(Proxy { through, auth, no_proxy: no_proxy.transpose()? })
+        Ok(ProxyConfig { choice, auth, no_proxy: no_proxy.transpose()? })
     }
 
-    /// Nothing of what is written there is repeated: it may hold a password.
+    /// Validates `mis.proxy`. Its value is not quoted: it may have a password.
     fn proxy_url(&self, text: &Spanned<String>) -> Result<ProxyUrl, ConfigError> {
         let wrong = |what: &str| self.wrong(&text.span(), "mis.proxy", what);
-        let url = uri::parse(text.get_ref())
-            .ok()
-            .filter(Url::has_host)
-            .ok_or_else(|| wrong("write \"http://host:port\", or \"none\" for no proxy at all"))?;
+        let url = uri::parse(text.get_ref()).ok().filter(Url::has_host).ok_or_else(|| {
+            wrong("it is neither a URL nor \"none\"")
+                .with_hint_text("Write \"http://host:port\", or \"none\" for no proxy at all")
+        })?;
         if url.scheme() != "http" {
-            // To one spoken to over TLS the initial trust would apply, and the factory certificate be shown.
+            // For a proxy over TLS the initial trust would apply, and the factory certificate would be sent.
             return Err(wrong(
                 "only http:// proxies are supported: the connection to the MIS goes through them encrypted",
             ));
@@ -138,22 +139,23 @@ impl Reader<'_> {
         no_proxy::entry(host.get_ref()).map_err(|what| self.wrong(&host.span(), "mis.no_proxy", what))
     }
 
-    /// The sockets for reading, signing and commands. What is not configured lies beside the first.
+    /// Paths of the sockets `read`, `sign` and `admin`. One that is not configured is in the directory of
+    /// the first.
     pub(super) fn sockets(&self, socket: &raw::Socket, default: &Path) -> Result<[PathBuf; 3], ConfigError> {
         let configured = |key, path: Option<&Spanned<PathBuf>>| {
             path.map(|path| self.socket_path(key, &path.span(), self.path(path.get_ref()))).transpose()
         };
         let agent = configured("socket.path", socket.path.as_ref())?.unwrap_or_else(|| default.to_owned());
-        let beside = |key, path: Option<&Spanned<PathBuf>>, name: &str| {
-            let beside = agent.with_file_name(name);
+        let other = |key, path: Option<&Spanned<PathBuf>>, name: &str| {
+            let default = agent.with_file_name(name);
             match (configured(key, path)?, &socket.path) {
                 (Some(path), _) => Ok(path),
-                (None, Some(first)) => self.socket_path(key, &first.span(), beside),
-                (None, None) => Ok(beside),
+                (None, Some(first)) => self.socket_path(key, &first.span(), default),
+                (None, None) => Ok(default),
             }
         };
-        let sign = beside("socket.sign_path", socket.sign_path.as_ref(), "sign.sock")?;
-        let admin = beside("socket.admin_path", socket.admin_path.as_ref(), "admin.sock")?;
+        let sign = other("socket.sign_path", socket.sign_path.as_ref(), "sign.sock")?;
+        let admin = other("socket.admin_path", socket.admin_path.as_ref(), "admin.sock")?;
         Ok([agent, sign, admin])
     }
 
@@ -169,28 +171,30 @@ impl Reader<'_> {
         }
         if bytes.len() > LONGEST_SOCKET {
             let what = format!(
-                "the path of a socket has at most {LONGEST_SOCKET} bytes on Linux, and {} has {}: choose a shorter one",
+                "the path of a socket has at most {LONGEST_SOCKET} bytes on Linux, and {} has {}",
                 Excerpt::of(path.display(), 200),
                 bytes.len()
             );
-            return Err(self.wrong(span, key, what));
+            return Err(self.wrong(span, key, what).with_hint_text("Choose a shorter path"));
         }
         Ok(path)
     }
 
-    /// `file:PATH` or `credential:NAME`.
+    /// Validates `file:PATH` or `credential:NAME`.
     fn secret(&self, key: &'static str, text: &Spanned<String>) -> Result<Secret, ConfigError> {
         let value = text.get_ref();
         if let Some(path) = value.strip_prefix("file:").filter(|path| !path.is_empty()) {
             return Ok(Secret::File(self.path(Path::new(path))));
         }
-        // A plain name: it must not lead out of the folder that systemd made for this service.
+        // A plain name: it must not lead out of the directory that systemd creates for this service.
         let plain = |name: &&str| {
             !matches!(*name, "" | "." | "..") && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
         };
         match value.strip_prefix("credential:").filter(plain) {
             Some(name) => Ok(Secret::Credential(name.to_owned())),
-            None => Err(self.wrong(&text.span(), key, "write \"file:PATH\", or \"credential:NAME\"")),
+            None => Err(self
+                .wrong(&text.span(), key, "it names neither a file nor a credential")
+                .with_hint_text("Write \"file:PATH\", or \"credential:NAME\"")),
         }
     }
 
@@ -199,11 +203,11 @@ impl Reader<'_> {
             self.wrong(&value.span(), key, format!("{:?} is not a URL: {e}", value.get_ref()))
         })?;
         if url.scheme() != "https" || !url.has_host() {
-            let what = "must be an absolute https:// URL: the MIS is only spoken to over TLS";
+            let what = "must be an absolute https:// URL: connections to the MIS are over TLS only";
             return Err(self.wrong(&value.span(), key, what));
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(self.wrong(&value.span(), key, "must not hold a user name or password"));
+            return Err(self.wrong(&value.span(), key, "must not have a user name or password"));
         }
         Ok(url)
     }
@@ -211,8 +215,9 @@ impl Reader<'_> {
     fn origin(&self, value: &Spanned<String>) -> Result<Url, ConfigError> {
         let mut url = self.https_url("mis.origin", value)?;
         if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-            let what = "an origin is only https://host[:port]; for a URL with a path use discovery_url";
-            return Err(self.wrong(&value.span(), "mis.origin", what));
+            let what = "an origin is only https://host[:port]";
+            let error = self.wrong(&value.span(), "mis.origin", what);
+            return Err(error.with_hint_text("Use discovery_url for a URL with a path"));
         }
         url.set_path(WELL_KNOWN);
         Ok(url)
@@ -221,31 +226,38 @@ impl Reader<'_> {
     fn pin(&self, pin: &Spanned<String>) -> Result<[u8; 32], ConfigError> {
         let decoded = BASE64.decode(pin.get_ref()).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
         decoded.ok_or_else(|| {
-            let what = "each pin is the base64 of a SHA-256 digest (44 characters): \
-                        openssl x509 -in ca.pem -pubkey -noout | openssl pkey -pubin -outform der | \
-                        openssl dgst -sha256 -binary | base64";
-            self.wrong(&pin.span(), "mis.trust.spki_sha256", what)
+            let what = "each pin is the base64 of a SHA-256 digest (44 characters)";
+            let hint = "Compute it: openssl x509 -in ca.pem -pubkey -noout | openssl pkey -pubin -outform der \
+                        | openssl dgst -sha256 -binary | base64";
+            self.wrong(&pin.span(), "mis.trust.spki_sha256", what).with_hint_text(hint)
         })
     }
 
-    pub(super) fn bootstrap(&self, section: &Spanned<raw::Bootstrap>) -> Result<Bootstrap, ConfigError> {
+    pub(super) fn bootstrap(
+        &self,
+        section: &Spanned<raw::Bootstrap>,
+    ) -> Result<BootstrapConfig, ConfigError> {
         let bootstrap = section.get_ref();
         let Some(key) = &bootstrap.key else {
-            let what = "add key = \"file:PATH\", or key = \"tpm:0x81…\"";
-            return Err(self.wrong(&section.span(), "bootstrap", what));
+            let error = self.wrong(&section.span(), "bootstrap", "it names no key");
+            return Err(error.with_hint_text("Add key = \"file:PATH\", or key = \"tpm:0x81…\""));
         };
         let text = key.get_ref();
         let parsed = if let Some(path) = text.strip_prefix("file:").filter(|path| !path.is_empty()) {
-            Some(FactoryKey::File(self.path(Path::new(path))))
+            Some(FactoryKeyLocation::File(self.path(Path::new(path))))
         } else {
             let handle = text.strip_prefix("tpm:0x").and_then(|hex| u32::from_str_radix(hex, 16).ok());
-            handle.filter(|handle| handle >> 24 == 0x81).map(FactoryKey::TpmHandle)
+            handle.filter(|handle| handle >> 24 == 0x81).map(FactoryKeyLocation::TpmHandle)
         };
-        let what = "write \"file:PATH\", or \"tpm:0x81…\" with the persistent handle of a key in the TPM";
-        Ok(Bootstrap {
+        let hint = "Write \"file:PATH\", or \"tpm:0x81…\" with the persistent handle of a key in the TPM";
+        let wrong = || {
+            self.wrong(&key.span(), "bootstrap.key", "it names neither a file nor a key in the TPM")
+                .with_hint_text(hint)
+        };
+        Ok(BootstrapConfig {
             certificate: self.factory_certificate(section)?,
             intermediates_file: bootstrap.intermediates_file.as_deref().map(|path| self.path(path)),
-            key: parsed.ok_or_else(|| self.wrong(&key.span(), "bootstrap.key", what))?,
+            key: parsed.ok_or_else(wrong)?,
             key_auth: bootstrap
                 .key_auth
                 .as_ref()
@@ -257,31 +269,32 @@ impl Reader<'_> {
     fn factory_certificate(
         &self,
         section: &Spanned<raw::Bootstrap>,
-    ) -> Result<FactoryCertificate, ConfigError> {
+    ) -> Result<FactoryCertificateLocation, ConfigError> {
         let bootstrap = section.get_ref();
         let text = match (&bootstrap.cert_file, &bootstrap.cert) {
-            (Some(path), None) => return Ok(FactoryCertificate::File(self.path(path.get_ref()))),
+            (Some(path), None) => return Ok(FactoryCertificateLocation::File(self.path(path.get_ref()))),
             (None, Some(text)) => text,
             (Some(path), Some(text)) => {
                 return Err(self.either("bootstrap.cert", &text.span(), "cert_file", &path.span()));
             }
             (None, None) => {
-                let what = "add cert_file = \"PATH\", or cert = \"tpm:0x01…\"";
-                return Err(self.wrong(&section.span(), "bootstrap", what));
+                let error = self.wrong(&section.span(), "bootstrap", "it names no certificate");
+                return Err(error.with_hint_text("Add cert_file = \"PATH\", or cert = \"tpm:0x01…\""));
             }
         };
         if let Some(path) = text.get_ref().strip_prefix("file:").filter(|path| !path.is_empty()) {
-            return Ok(FactoryCertificate::File(self.path(Path::new(path))));
+            return Ok(FactoryCertificateLocation::File(self.path(Path::new(path))));
         }
         let index = text.get_ref().strip_prefix("tpm:0x").and_then(|hex| u32::from_str_radix(hex, 16).ok());
-        let what = "write \"file:PATH\", or \"tpm:0x01…\" with the NV index of a certificate in the TPM";
+        let what = "it names neither a file nor an NV index of the TPM";
+        let hint = "Write \"file:PATH\", or \"tpm:0x01…\" with the NV index of a certificate in the TPM";
         index
             .filter(|index| index >> 24 == 0x01)
-            .map(FactoryCertificate::TpmNv)
-            .ok_or_else(|| self.wrong(&text.span(), "bootstrap.cert", what))
+            .map(FactoryCertificateLocation::TpmNv)
+            .ok_or_else(|| self.wrong(&text.span(), "bootstrap.cert", what).with_hint_text(hint))
     }
 
-    pub(super) fn key(&self, key: &raw::Key) -> Result<Key, ConfigError> {
+    pub(super) fn key(&self, key: &raw::Key) -> Result<KeyConfig, ConfigError> {
         let tcti = match &key.tcti {
             Some(text) => text
                 .get_ref()
@@ -293,7 +306,7 @@ impl Reader<'_> {
             let parsed = text.get_ref().parse();
             parsed.map_err(|e: BadParent| self.wrong(&text.span(), "key.parent", e.to_string()))
         });
-        Ok(Key {
+        Ok(KeyConfig {
             provider: key.provider.unwrap_or(ProviderKind::Tpm),
             tcti,
             parent: parent.transpose()?.unwrap_or_default(),
@@ -357,7 +370,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Users by name or number. Whether there is such a user is found out when one asks.
+    /// Validates users by name or number. Their existence is checked when one connects.
     pub(super) fn users(
         &self,
         key: &'static str,
@@ -382,8 +395,8 @@ impl Reader<'_> {
     ) -> Result<Duration, ConfigError> {
         let Some(text) = value else { return Ok(default) };
         let duration = humantime::parse_duration(text.get_ref()).map_err(|_| {
-            let what = format!("{:?} is not a duration; write \"5m\", \"30s\" or \"200ms\"", text.get_ref());
-            self.wrong(&text.span(), key, what)
+            self.wrong(&text.span(), key, format!("{:?} is not a duration", text.get_ref()))
+                .with_hint_text("Write \"5m\", \"30s\" or \"200ms\"")
         })?;
         if allowed.contains(&duration) {
             return Ok(duration);

@@ -1,5 +1,5 @@
-//! What can still be read of a configuration that cannot be used: where the agent's state and sockets are, so that what
-//! it holds is served, and its commands find it.
+//! Salvage of a configuration that cannot be used: the locations of state and sockets, so that the current
+//! identity is served and the commands find the agent.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,8 +10,8 @@ use toml::de::{DeTable, DeValue};
 use super::sources::{Readable, ReadableText};
 use super::{Config, ConfigError};
 
-/// The keys that are looked for, by table; those of the file itself first. None of them leads anywhere outside of this
-/// device.
+/// The keys that are salvaged, by table; those of the file itself first. None of them leads outside of
+/// this device.
 const KEYS: [(&str, &[&str]); 6] = [
     ("", &["state_dir"]),
     ("key", &["provider", "tcti"]),
@@ -32,25 +32,25 @@ const KEYS: [(&str, &[&str]); 6] = [
     ("log", &["level"]),
 ];
 
-/// Who is given a key, or may use one: not to be guessed from half of what is written, for the other half may have taken
-/// it from them. Without them it is the agent's own user alone.
+/// Keys that grant the use of a private key. They are not guessed from a part of the configuration, for
+/// the other part may revoke them. Without them only the agent's own user has access.
 const GRANTS: [Name; 2] = [("socket", "sign_group"), ("workload_api", "key_users")];
 
-/// What can be read of a configuration that is refused.
+/// Salvaged part of a configuration that is refused.
 #[derive(Clone, Debug)]
 pub struct Salvaged {
-    /// Each value that is good by itself, else its default; without `[mis]` and `[bootstrap]`.
+    /// Each value that is valid by itself, otherwise its default; without `[mis]` and `[bootstrap]`.
     pub config: Config,
-    /// `state_dir` was read, or is not set in any file that can be read. Otherwise the state is elsewhere than
-    /// [`Config::state_dir`], perhaps.
+    /// Whether `state_dir` was read, or is not set in any readable file. Otherwise the state may be
+    /// elsewhere than [`Config::state_dir`].
     pub is_state_known: bool,
 }
 
 impl Config {
-    /// What can be read of a configuration that [`load`](Self::load) refuses.
+    /// Salvages a configuration that [`load`](Self::load) refuses.
     ///
     /// # Errors
-    /// None is known: [`ConfigError`] if even the defaults are refused.
+    /// [`ConfigError`] if even the defaults are refused; no such case is known.
     pub fn salvage(file: &Path, state_directory: Option<&Path>) -> Result<Salvaged, ConfigError> {
         Self::salvage_from(Readable::of(file), file, state_directory)
     }
@@ -75,7 +75,7 @@ impl Config {
                         is_state_dir_read |= name == STATE_DIR;
                         found.insert(name, value);
                     }
-                    // What an earlier file grants, this one was to change.
+                    // This file was to change what an earlier one grants.
                     None if GRANTS.contains(&name) => drop(found.remove(&name)),
                     None => {}
                 }
@@ -101,8 +101,8 @@ impl Config {
 
 const STATE_DIR: Name = ("", "state_dir");
 
-/// Empties the lines that are no TOML, the first few of them, and says how many. What follows a mistake is lost to the
-/// parser otherwise.
+/// Blanks the first few lines that are no TOML, and returns their number. The parser loses what follows an
+/// error otherwise.
 fn leave_out_errors(text: &mut String) -> usize {
     const MOST: usize = 8;
     for count in 0..MOST {
@@ -112,7 +112,7 @@ fn leave_out_errors(text: &mut String) -> usize {
         let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
         let Some((before, line)) = text.split_at_checked(start) else { return MOST };
         let (line, after) = line.split_once('\n').unwrap_or((line, ""));
-        // What follows the head of a table that is none belongs to no other table.
+        // Lines after a malformed table header belong to no other table.
         let head = if line.trim_start().starts_with('[') {
             format!("[\"unreadable {count}\"]")
         } else {
@@ -125,7 +125,7 @@ fn leave_out_errors(text: &mut String) -> usize {
 
 type Name = (&'static str, &'static str);
 
-/// The values of the keys that are looked for; `None` for one of a type that no such key has.
+/// Values of the salvaged keys; `None` for one of a wrong type.
 fn values<'a>(whole: &'a DeTable<'_>) -> impl Iterator<Item = (Name, Option<String>)> + 'a {
     let keys = KEYS.into_iter().flat_map(|(table, keys)| keys.iter().map(move |key| (table, *key)));
     keys.filter_map(move |(table, key)| {
@@ -140,7 +140,7 @@ fn values<'a>(whole: &'a DeTable<'_>) -> impl Iterator<Item = (Name, Option<Stri
     })
 }
 
-/// A value as it is written in TOML.
+/// Formats a value as TOML.
 fn written(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(quoted(text)),
@@ -159,7 +159,7 @@ fn written(value: &DeValue<'_>) -> Option<String> {
     }
 }
 
-/// A basic string.
+/// Formats a basic string.
 fn quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.chars() {

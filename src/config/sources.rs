@@ -1,4 +1,4 @@
-//! The files that the configuration is in: the one that is named, and the drop-ins beside it.
+//! Files of the configuration: the main file and its drop-ins.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -12,43 +12,44 @@ use super::{ConfigError, MAX_REASON, Problem};
 use crate::platform::files;
 use crate::text::Excerpt;
 
-/// Bytes of all files together.
+/// Limit on the bytes of all files together.
 const MAX_TEXT: usize = 1024 * 1024;
 const MAX_DROP_INS: usize = 256;
-/// Bytes of a file that is read as far as it can be: a parser that goes on after each error makes much of little.
+/// Limit on the bytes of a file that is salvaged: a parser that continues after each error does much
+/// work for little input.
 const MAX_SALVAGED: usize = 64 * 1024;
-/// An editor's mark that what follows is UTF-8.
+/// Mark of some editors at the beginning of a UTF-8 file.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// The folder of drop-ins: `config.d` for `config.toml`.
-pub fn drop_in_folder(file: &Path) -> PathBuf {
+/// Directory of the drop-ins: `config.d` for `config.toml`.
+pub fn drop_in_directory(file: &Path) -> PathBuf {
     file.with_extension("d")
 }
 
-/// The texts of all files, one after the other in `text`: a place in it says which file and which line is meant.
+/// Texts of all files, concatenated in `text`: a position in it identifies file and line.
 pub(super) struct Sources {
     text: String,
-    /// Each file, and where in `text` it begins.
+    /// Each file, and its start in `text`.
     files: Vec<(PathBuf, usize)>,
 }
 
 impl Sources {
-    /// One file.
+    /// Creates the sources of one file.
     pub(super) fn one(file: &Path, text: &str) -> Self {
         let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
         Self { text: text.to_owned(), files: vec![(file.to_owned(), 0)] }
     }
 
-    /// The file, which need not be there, and its drop-ins in the order of their names.
+    /// Reads the file, which need not exist, and its drop-ins in the order of their names.
     pub(super) fn read(file: &Path) -> Result<Self, ConfigError> {
         let mut sources = Self { text: String::new(), files: Vec::new() };
         match sources.add(file) {
-            // A link to nowhere is no missing file: what it should say would be missed.
+            // A dangling link is no missing file: its content would be missed.
             Err(e) if e.is_missing() && fs::symlink_metadata(file).is_err() => {}
             added => added?,
         }
-        let folder = drop_in_folder(file);
-        for drop_in in drop_ins(&folder).map_err(|e| unreadable(&folder, e))? {
+        let directory = drop_in_directory(file);
+        for drop_in in drop_ins(&directory).map_err(|e| unreadable(&directory, e))? {
             sources.add(&drop_in)?;
         }
         Ok(sources)
@@ -67,24 +68,25 @@ impl Sources {
         Ok(())
     }
 
-    /// All files, each laid over those before it.
+    /// Parses all files, each overlaid on those before it.
     pub(super) fn parse(&self) -> Result<raw::File, ConfigError> {
         let mut whole = raw::File::default();
         let ends = self.files.iter().skip(1).map(|(_, start)| *start).chain([self.text.len()]);
         for ((file, start), end) in self.files.iter().zip(ends) {
-            // Blanks in the place of the files before it: so every span is one in the whole text.
+            // Blanks in place of the files before it, so that every span is one of the whole text.
             let text = " ".repeat(*start) + self.text.get(*start..end).unwrap_or_default();
             let parsed = toml::from_str(&text).map_err(|e| ConfigError {
                 file: file.clone(),
                 line: e.span().map(|span| self.line(*start, span.start.min(end.saturating_sub(1)))),
                 problem: Problem::Syntax(Excerpt::of(in_words(e.message()), MAX_REASON)),
+                hint: None,
             })?;
             whole.overlay(parsed);
         }
         Ok(whole)
     }
 
-    /// File and line of a value in the whole text.
+    /// File and line of a span of the whole text.
     pub(super) fn place_of(&self, span: &Range<usize>) -> (&Path, usize) {
         let file = self.files.iter().rfind(|(_, start)| *start <= span.start);
         file.map_or((Path::new(""), 0), |(file, start)| (file, self.line(*start, span.start)))
@@ -96,8 +98,8 @@ impl Sources {
     }
 }
 
-/// The parser's message, without the names that Rust has for types, and without its guess at what a text without quotes
-/// was meant to be.
+/// Rewrites the parser's message without Rust's names of types, and without its guess at the meaning of
+/// a string without quotes.
 fn in_words(message: &str) -> Cow<'_, str> {
     const GUESSES: [&str; 4] =
         ["invalid boolean, ", "invalid float, ", "invalid fraction, ", "string values must be quoted, "];
@@ -122,23 +124,23 @@ fn in_words(message: &str) -> Cow<'_, str> {
     format!("{found}, expected {expected}").into()
 }
 
-/// What can be read of one file.
+/// The readable part of one file.
 pub(super) struct ReadableText {
     pub(super) text: String,
     /// The lines of the whole file that seem to set `state_dir`.
     pub(super) state_dir_lines: usize,
 }
 
-/// The texts of the files as far as they can be read, in their order.
+/// The readable parts of the files, in their order.
 pub(super) struct Readable {
     pub(super) texts: Vec<ReadableText>,
-    /// Nothing is missing.
+    /// Whether nothing is missing.
     pub(super) is_whole: bool,
 }
 
 impl Readable {
     pub(super) fn of(file: &Path) -> Self {
-        let drop_ins = drop_ins(&drop_in_folder(file));
+        let drop_ins = drop_ins(&drop_in_directory(file));
         let mut readable = Self { texts: Vec::new(), is_whole: drop_ins.is_ok() };
         for file in [file.to_owned()].into_iter().chain(drop_ins.unwrap_or_default()) {
             match files::read_at_most(&file, MAX_TEXT as u64) {
@@ -149,7 +151,7 @@ impl Readable {
         readable
     }
 
-    /// A file of this content.
+    /// Creates it from one file of this content.
     #[cfg(any(test, fuzzing))]
     pub(super) fn of_one(content: &[u8]) -> Self {
         let mut readable = Self { texts: Vec::new(), is_whole: true };
@@ -166,7 +168,7 @@ impl Readable {
     }
 }
 
-/// How many lines have `key` as a word, whatever else is wrong with them; comments and paths aside.
+/// Number of lines with `key` as a word, whatever else is wrong with them; without comments and paths.
 fn lines_with(key: &str, content: &[u8]) -> usize {
     let is_of_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '/' | '.');
     let is_word = |line: &str, at: usize| {
@@ -189,23 +191,24 @@ fn not_utf8(file: &Path, content: &[u8], at: usize) -> ConfigError {
     let before = content.get(..at).unwrap_or_default();
     let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
     let what = match content {
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "it is UTF-16. Save it as UTF-8",
-        _ => "it is not UTF-8. Save it as UTF-8",
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "it is UTF-16",
+        _ => "it is not UTF-8",
     };
     ConfigError {
         file: file.into(),
         line: Some(line),
         problem: Problem::Syntax(Excerpt::of(what, MAX_REASON)),
+        hint: Some("Save it as UTF-8"),
     }
 }
 
 fn unreadable(file: &Path, e: io::Error) -> ConfigError {
-    ConfigError { file: file.into(), line: None, problem: Problem::Unreadable(e) }
+    ConfigError { file: file.into(), line: None, problem: Problem::Unreadable(e), hint: None }
 }
 
-/// `*.toml`, sorted by name. Hidden ones are an editor's.
-fn drop_ins(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(folder) {
+/// Lists the drop-ins: `*.toml`, sorted by name. Hidden ones are an editor's.
+fn drop_ins(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(e),
@@ -222,10 +225,7 @@ fn drop_ins(folder: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     if files.len() > MAX_DROP_INS {
-        return Err(io::Error::other(format!(
-            "it holds {} drop-ins; {MAX_DROP_INS} are allowed",
-            files.len()
-        )));
+        return Err(io::Error::other(format!("it has {} drop-ins; {MAX_DROP_INS} are allowed", files.len())));
     }
     files.sort();
     Ok(files)

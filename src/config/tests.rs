@@ -14,14 +14,14 @@ fn the_documented_file_is_read_with_every_key() {
     assert_eq!(mis.discovery_url.as_str(), "https://mis.factory.example/.well-known/margo");
     assert_eq!(mis.trust.ca_file.unwrap(), Path::new("/etc/miaf-agent/mis-ca.pem"));
     assert_eq!(mis.trust.spki_sha256.len(), 1);
-    let Through::At(url) = &mis.proxy.through else { panic!("{:?}", mis.proxy) };
+    let ProxyChoice::At(url) = &mis.proxy.choice else { panic!("{:?}", mis.proxy) };
     assert_eq!(url.with_secrets(), "http://proxy.factory.example:3128/");
     assert_eq!(mis.proxy.auth, Some(Secret::Credential("proxy.auth".into())));
     assert_eq!(mis.proxy.no_proxy.unwrap(), ["localhost", ".factory.example", "10.0.0.0/8"]);
     let bootstrap = config.bootstrap.unwrap();
-    assert_eq!(bootstrap.certificate, FactoryCertificate::File("/etc/miaf-agent/factory.pem".into()));
+    assert_eq!(bootstrap.certificate, FactoryCertificateLocation::File("/etc/miaf-agent/factory.pem".into()));
     assert_eq!(bootstrap.intermediates_file.unwrap(), Path::new("/etc/miaf-agent/line.pem"));
-    assert_eq!(bootstrap.key, FactoryKey::File("/etc/miaf-agent/factory.key".into()));
+    assert_eq!(bootstrap.key, FactoryKeyLocation::File("/etc/miaf-agent/factory.key".into()));
     assert_eq!(bootstrap.key_auth, Some(Secret::Credential("factory-key".into())));
     assert_eq!(config.key.parent, ParentChoice::Persistent(0x8100_0001));
     assert_eq!(config.key.owner_auth, Some(Secret::Credential("tpm-owner".into())));
@@ -54,11 +54,11 @@ fn the_state_folder_of_systemd_is_used_unless_the_file_names_one() {
 fn a_factory_credential_may_be_in_the_tpm() {
     let text = "[bootstrap]\ncert = \"tpm:0x01c90000\"\nkey = \"tpm:0x81020000\"";
     let bootstrap = parse(text).unwrap().bootstrap.unwrap();
-    assert_eq!(bootstrap.certificate, FactoryCertificate::TpmNv(0x01c9_0000));
-    assert_eq!(bootstrap.key, FactoryKey::TpmHandle(0x8102_0000));
+    assert_eq!(bootstrap.certificate, FactoryCertificateLocation::TpmNv(0x01c9_0000));
+    assert_eq!(bootstrap.key, FactoryKeyLocation::TpmHandle(0x8102_0000));
     let text = "[bootstrap]\ncert = \"file:factory.pem\"\nkey = \"file:factory.key\"";
     let certificate = parse(text).unwrap().bootstrap.unwrap().certificate;
-    assert_eq!(certificate, FactoryCertificate::File("/etc/miaf-agent/factory.pem".into()));
+    assert_eq!(certificate, FactoryCertificateLocation::File("/etc/miaf-agent/factory.pem".into()));
 }
 
 #[test]
@@ -144,10 +144,10 @@ fn no_password_of_a_proxy_is_shown() {
 #[test]
 fn a_proxy_is_the_environment_s_unless_the_file_says_otherwise() {
     let through = |line: &str| {
-        parse(&format!("[mis]\norigin = \"https://a\"\n{line}")).unwrap().mis.unwrap().proxy.through
+        parse(&format!("[mis]\norigin = \"https://a\"\n{line}")).unwrap().mis.unwrap().proxy.choice
     };
-    assert_eq!(through(""), Through::Environment);
-    assert_eq!(through("proxy = \"none\""), Through::Never);
+    assert_eq!(through(""), ProxyChoice::Environment);
+    assert_eq!(through("proxy = \"none\""), ProxyChoice::None);
 }
 
 /// A configuration folder with these files in it.
@@ -184,7 +184,7 @@ fn drop_ins_are_laid_over_the_file_key_by_key_in_the_order_of_their_names() {
     assert_eq!(config.log_level, LogLevel::Debug);
     // One base for all of them: a path means the same wherever it is moved to.
     assert_eq!(mis.trust.ca_file.unwrap(), folder.path().join("ca.pem"));
-    let key = FactoryKey::File(folder.path().join("factory.key"));
+    let key = FactoryKeyLocation::File(folder.path().join("factory.key"));
     assert_eq!(config.bootstrap.unwrap().key, key, "a table may be spread over files");
 }
 

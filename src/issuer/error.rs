@@ -1,115 +1,143 @@
-//! Why an issuer gave nothing that can be used, and what that means to the lifecycle.
+//! Failures of requests to an issuer, and their meaning for the lifecycle.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use hyper::StatusCode;
 use url::Url;
 
 use super::DiscoveryError;
+use crate::hint::Hint;
 use crate::lifecycle::{Failure, MAX_DETAIL, Meaning, Report};
+use crate::spiffe::svid::Rejection;
 use crate::spiffe::{BundleError, TrustDomain};
 use crate::text::Excerpt;
-use crate::transport::{ProxyError, Refusal, TransportError, shown};
+use crate::transport::{ErrorResponse, ProxyError, TransportError, shown};
 
-/// Characters of what is wrong with a response.
+/// Limit on the characters of the fault of a response.
 const MAX_REASON: usize = 200;
 
-/// Why an MIS may say that no certificate was shown.
-const UNASKED: &str = ". The server that ended TLS did not ask this device for its certificate: a load balancer or reverse \
-                       proxy in front of the MIS seems to end TLS there. Have it pass TLS through to the MIS, or ask for \
-                       client certificates at this URL";
+/// Why an MIS may report that no certificate was sent.
+const CERTIFICATE_NOT_REQUESTED: &str = "The server that ended TLS did not request a certificate from this device: a load \
+                                         balancer or reverse proxy in front of the MIS seems to end TLS there";
+const CERTIFICATE_NOT_REQUESTED_HINT: &str =
+    "Have it pass TLS through to the MIS, or ask for client certificates at this URL";
 
-/// Why the issuer gave nothing that can be used.
+/// Why a request to an issuer has no usable result.
 #[derive(Debug, thiserror::Error)]
 pub enum IssuerError {
     /// No response, or none that can be used.
     #[error(transparent)]
     Transport(#[from] TransportError),
     /// No issuer is configured.
-    #[error("no MIS is configured: set discovery_url under [mis]")]
+    #[error("no MIS is configured")]
     NotConfigured,
     /// A request that needs the discovery document, before there is one.
-    #[error("the discovery document of the MIS has not been read yet")]
+    #[error("the discovery document of the MIS has not been fetched yet")]
     NotDiscovered,
-    /// A renewal without an SVID to authenticate it.
-    #[error("there is no SVID that a renewal could be authenticated with")]
+    /// A renewal without a current SVID to authenticate it.
+    #[error("there is no current SVID to renew")]
     NothingToRenew,
-    /// The issuer said no, or something between said so.
-    #[error("{refusal}")]
+    /// An error response of the issuer, or of an intermediary.
+    #[error("{response}")]
     Refused {
         /// The response.
-        refusal: Box<Refusal>,
-        /// What it means in the protocol of this issuer.
+        response: Box<ErrorResponse>,
+        /// Its meaning in the protocol of this issuer.
         meaning: Meaning,
     },
-    /// An answer that is not what the protocol says.
-    #[error("the answer of {shown} cannot be used: {what}", shown = shown(url))]
+    /// A response that is not what the protocol says.
+    #[error("the response of {shown} cannot be used: {what}", shown = shown(url))]
     Malformed {
-        /// What was asked.
+        /// The URL of the request.
         url: Url,
         /// What is wrong with it.
         what: Excerpt,
     },
-    /// A discovery document that breaks D3.
+    /// The certificates that were issued are no chain.
+    #[error(transparent)]
+    Svid(Rejection),
+    /// A discovery document that breaks D3 or D7.
     #[error("the discovery document at {shown} is refused: {why}", shown = shown(url))]
     Discovery {
-        /// What was asked.
+        /// The URL of the request.
         url: Url,
         /// Why.
         why: DiscoveryError,
     },
     /// A discovery document for another trust domain (miaf-v0 D6).
     #[error(
-        "the discovery document at {shown} is for the trust domain \"{got}\", but {because} \"{want}\"{way_out}",
+        "the discovery document at {shown} is for the trust domain \"{got}\", but {because} \"{want}\"",
         shown = shown(url)
     )]
     OtherTrustDomain {
-        /// What was asked.
+        /// The URL of the request.
         url: Url,
-        /// What it names.
+        /// The trust domain that it names.
         got: TrustDomain,
-        /// What it should name.
+        /// The expected one.
         want: TrustDomain,
-        /// Where that is said.
+        /// Where the expected one comes from.
         because: &'static str,
-        /// What else to do than to correct the address.
-        way_out: &'static str,
+        /// What to do.
+        hint: &'static str,
     },
     /// A bundle that breaks B1 or B2.
     #[error("the trust bundle at {shown} is refused: {why}", shown = shown(url))]
     Bundle {
-        /// What was asked.
+        /// The URL of the request.
         url: Url,
         /// Why.
         why: BundleError,
     },
-    /// A bundle older than the one held (miaf-v0 B5).
+    /// A bundle with a lower sequence than the current one (miaf-v0 B5).
     #[error(
-        "the trust bundle at {shown} has the sequence number {served}, lower than the {held} already seen; \
-         it is used once it has been served for 24 hours, or at the order: miaf-agent retry",
+        "the trust bundle at {shown} has the sequence {served}, lower than the {current} of the current \
+         one; it is used once it has been served for 24 hours",
         shown = shown(url)
     )]
     BundleRegressed {
-        /// What was asked.
+        /// The URL of the request.
         url: Url,
-        /// Its number.
+        /// Its sequence.
         served: u64,
-        /// The number of the bundle held.
-        held: u64,
+        /// The sequence of the current bundle.
+        current: u64,
+        /// What to do.
+        hint: &'static str,
     },
 }
 
+impl Hint for IssuerError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Transport(error) => error.hint(),
+            Self::Discovery { why, .. } => why.hint(),
+            Self::NotConfigured => Some("Set discovery_url under [mis]".into()),
+            Self::OtherTrustDomain { hint, .. } | Self::BundleRegressed { hint, .. } => Some((*hint).into()),
+            Self::Refused { response, .. } => {
+                certificate_not_requested(response).then_some(CERTIFICATE_NOT_REQUESTED_HINT.into())
+            }
+            Self::NotDiscovered
+            | Self::NothingToRenew
+            | Self::Malformed { .. }
+            | Self::Svid(_)
+            | Self::Bundle { .. } => None,
+        }
+    }
+}
+
 impl IssuerError {
-    /// 304 (Not Modified) for a document that is not cached.
+    /// Error for a 304 (Not Modified) where no document is cached.
     pub(crate) fn not_cached(url: &Url) -> Self {
         let what = Excerpt::of("304, and no document is cached that it could mean", MAX_REASON);
         Self::Malformed { url: url.clone(), what }
     }
 
-    /// What to make of it, in the lifecycle's terms.
+    /// Converts the error for the lifecycle.
     pub fn to_failure(&self) -> Failure {
         let retry_after = match self {
-            Self::Refused { refusal, .. } => refusal.retry_after,
+            Self::Refused { response, .. } => response.retry_after,
             _ => None,
         };
         Failure { kind: self.meaning(), retry_after, report: self.report() }
@@ -120,6 +148,7 @@ impl IssuerError {
             Self::Transport(error) => transport_meaning(error),
             Self::NotConfigured | Self::NotDiscovered | Self::NothingToRenew => Meaning::Local,
             Self::Refused { meaning, .. } => *meaning,
+            Self::Svid(_) => Meaning::Slow, // each costs the device one of its few renewals a day (E4)
             Self::OtherTrustDomain { .. } => Meaning::Permanent,
             Self::Malformed { .. }
             | Self::Discovery { .. }
@@ -130,12 +159,13 @@ impl IssuerError {
 
     fn report(&self) -> Report {
         let (code, title) = match self {
-            Self::Refused { refusal, .. } => return refusal_report(refusal),
+            Self::Refused { response, .. } => return response_report(response),
             Self::Transport(error) => error.kind(),
             Self::NotConfigured => ("unconfigured", "No MIS is configured"),
-            Self::NotDiscovered => ("not-discovered", "The MIS has not been discovered yet"),
-            Self::NothingToRenew => ("state", "There is no SVID to renew"),
-            Self::Malformed { .. } => ("malformed-answer", "The MIS's answer cannot be used"),
+            Self::NotDiscovered => ("not-discovered", "The discovery document has not been fetched yet"),
+            Self::NothingToRenew => ("nothing-to-renew", "There is no SVID to renew"),
+            Self::Malformed { .. } => ("malformed-answer", "The MIS's response cannot be used"),
+            Self::Svid(_) => ("svid-refused", "The SVID that the MIS issued is refused"),
             Self::Discovery { .. } | Self::OtherTrustDomain { .. } => {
                 ("discovery-refused", "The discovery document is refused")
             }
@@ -143,26 +173,28 @@ impl IssuerError {
                 ("bundle-refused", "The trust bundle is refused")
             }
         };
-        Report::of_agent(code, title, self)
+        Report::of_agent(code, title, &self.with_hint())
     }
 }
 
 fn transport_meaning(error: &TransportError) -> Meaning {
     use TransportError as E;
     match error {
-        E::NoTrust | E::TrustFile { .. } | E::NoSystemRoots(_) | E::TlsSetup(_) => Meaning::Local,
+        E::NoTrust | E::TrustFile { .. } | E::NoSystemRoots { .. } | E::TlsSetup(_) => Meaning::Local,
         E::Proxy { why, .. } => match why {
             ProxyError::Environment { .. } | ProxyError::Secret(_) | ProxyError::SecretForm => Meaning::Local,
             ProxyError::Unreachable { .. }
+            | ProxyError::NameNotResolved { .. }
             | ProxyError::AuthRequired { .. }
             | ProxyError::AuthRefused { .. }
             | ProxyError::Forbidden { .. }
             | ProxyError::NoTunnel { .. } => Meaning::Transient,
         },
         E::ClientCertificateRefused { .. } => Meaning::NotAuthenticated,
-        E::Offline { .. } | E::NameNotResolved { has_way_out: false, .. } => Meaning::Offline,
+        E::Offline { .. } | E::NameNotResolved { has_default_route: false, .. } => Meaning::Offline,
         E::NameNotResolved { .. }
         | E::Unreachable { .. }
+        | E::TlsFailed { .. }
         | E::ServerNotTrusted { .. }
         | E::TimedOut { .. }
         | E::TooLarge { .. }
@@ -171,34 +203,43 @@ fn transport_meaning(error: &TransportError) -> Meaning {
     }
 }
 
-fn refusal_report(refusal: &Refusal) -> Report {
-    let Refusal { url, status, problem, excerpt, unasked, .. } = refusal;
+/// Whether the server may have refused the request because it did not request a client certificate.
+fn certificate_not_requested(response: &ErrorResponse) -> bool {
+    response.certificate_not_requested && (400..500).contains(&response.status)
+}
+
+fn response_report(response: &ErrorResponse) -> Report {
+    let ErrorResponse { url, status, problem, excerpt, .. } = response;
     let url = shown(url);
-    // A server's own words are limited, and so is what is left of them beside this.
-    let unasked = if *unasked && (400..500).contains(status) { UNASKED } else { "" };
+    // A server's own text is bounded, so that there is room for this.
+    let cause = if certificate_not_requested(response) {
+        format!(". {CERTIFICATE_NOT_REQUESTED}. {CERTIFICATE_NOT_REQUESTED_HINT}")
+    } else {
+        String::new()
+    };
     match problem {
-        // The MIS's own words, as it said them (P3).
+        // The MIS's own text, unchanged (P3).
         Some(problem) => Report {
             kind: problem.kind.to_string(),
             title: problem.title.to_string(),
             status: Some(*status),
-            // And who said so: it may be another than the one meant.
+            // With its source: it may be another server than intended.
             detail: Some(match &problem.detail {
-                Some(detail) => limited(format_args!("{detail} (answered by {url}){unasked}")),
-                None => limited(format_args!("answered by {url}{unasked}")),
+                Some(detail) => limited(format_args!("{detail} (response of {url}){cause}")),
+                None => limited(format_args!("response of {url}{cause}")),
             }),
             instance: problem.instance.as_ref().map(ToString::to_string),
         },
         None => Report {
             kind: "about:blank".into(),
             title: match StatusCode::from_u16(*status).ok().and_then(|code| code.canonical_reason()) {
-                Some(reason) => format!("The server answered {status} {reason}"),
-                None => format!("The server answered {status}"),
+                Some(reason) => format!("The server responded with {status} {reason}"),
+                None => format!("The server responded with {status}"),
             },
             status: Some(*status),
             detail: Some(match excerpt {
-                Some(excerpt) => limited(format_args!("{url} answered: {excerpt}{unasked}")),
-                None => limited(format_args!("{url} answered without a word{unasked}")),
+                Some(excerpt) => limited(format_args!("{url} responded: {excerpt}{cause}")),
+                None => limited(format_args!("{url} responded without a body{cause}")),
             }),
             instance: None,
         },
@@ -214,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_url_leaves_room_for_the_reason() {
+    fn long_url_leaves_room_for_the_reason() {
         let url = Url::parse(&format!("{:a<2048}", "https://mis.example/")).unwrap();
         use IssuerError as E;
         let why = || "the reason".to_owned();
@@ -225,10 +266,10 @@ mod tests {
                 url: url.clone(),
                 name: "mis.example".into(),
                 why: "the reason",
-                has_way_out: true,
+                has_default_route: true,
             }
             .into(),
-            TransportError::ServerNotTrusted { url: url.clone(), why: why() }.into(),
+            TransportError::ServerNotTrusted { url: url.clone(), why: why(), hint: None }.into(),
             TransportError::ClientCertificateRefused { url: url.clone(), why: why() }.into(),
             E::Malformed { url: url.clone(), what: Excerpt::of("the reason", 99) },
             TransportError::Redirected {
@@ -243,16 +284,16 @@ mod tests {
                 got: TrustDomain::parse("other.example").unwrap(),
                 want: TrustDomain::parse("factory.example").unwrap(),
                 because: "the reason says",
-                way_out: "",
+                hint: "",
             },
             E::Refused {
-                refusal: Box::new(Refusal {
+                response: Box::new(ErrorResponse {
                     url: url.clone(),
                     status: 403,
                     problem: None,
                     retry_after: None,
                     excerpt: Some(Excerpt::of("the reason", 99)),
-                    unasked: true,
+                    certificate_not_requested: true,
                 }),
                 meaning: Meaning::Slow,
             },
@@ -264,16 +305,15 @@ mod tests {
         }
     }
 
-    /// Whoever has no way out asks nobody, and goes on soon after the link is back.
     #[test]
-    fn a_name_that_is_not_resolved_without_a_way_out_is_retried_as_offline() {
-        let meaning = |has_way_out| {
+    fn unresolved_name_without_a_default_route_is_offline() {
+        let meaning = |has_default_route| {
             let url = Url::parse("https://mis.example/").unwrap();
             transport_meaning(&TransportError::NameNotResolved {
                 url,
                 name: "mis.example".into(),
                 why: "",
-                has_way_out,
+                has_default_route,
             })
         };
         assert_eq!(meaning(false), Meaning::Offline);
@@ -281,33 +321,33 @@ mod tests {
     }
 
     #[test]
-    fn a_front_that_asks_for_no_certificate_is_named_with_a_refusal() {
-        let refused = |status, unasked| IssuerError::Refused {
-            refusal: Box::new(Refusal {
+    fn front_that_requests_no_certificate_is_named() {
+        let refused = |status, certificate_not_requested| IssuerError::Refused {
+            response: Box::new(ErrorResponse {
                 url: "https://mis.example/api/v1/identities".parse().unwrap(),
                 status,
                 problem: None,
                 retry_after: None,
                 excerpt: Some(Excerpt::of("no client certificate", 80)),
-                unasked,
+                certificate_not_requested,
             }),
             meaning: Meaning::Transient,
         };
-        for (status, unasked, named) in
+        for (status, certificate_not_requested, named) in
             [(401, true, true), (400, true, true), (401, false, false), (503, true, false)]
         {
-            let detail = refused(status, unasked).to_failure().report.detail.unwrap();
+            let detail = refused(status, certificate_not_requested).to_failure().report.detail.unwrap();
             assert!(detail.contains("no client certificate"), "{detail}");
             assert_eq!(
                 detail.contains("load balancer or reverse proxy"),
                 named,
-                "{status} {unasked}: {detail}"
+                "{status} {certificate_not_requested}: {detail}"
             );
         }
     }
 
     #[test]
-    fn a_proxy_misconfigured_on_this_device_is_a_local_failure() {
+    fn misconfigured_proxy_is_a_local_failure() {
         let meaning = |why| {
             let url = Url::parse("https://mis.example/").unwrap();
             transport_meaning(&TransportError::Proxy { url, why })

@@ -1,4 +1,4 @@
-//! Against real TLS peers: the development MIS, and a server that writes whatever it is given.
+//! Against real TLS peers: the development MIS, and a server that sends arbitrary bytes.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -27,16 +27,16 @@ enum End {
     Cut,
 }
 
-/// Answers one request over TLS with these bytes. What the client's head said comes back beside what
-/// it made of the answer.
-async fn raw(answer: impl Into<Vec<u8>>, end: End) -> (Result<Fetched<Discovery>, IssuerError>, String) {
-    let folder = tempfile::tempdir().unwrap();
+/// Sends these bytes as the response to one request over TLS. Returns the client's result and the head
+/// of its request.
+async fn raw(response: impl Into<Vec<u8>>, end: End) -> (Result<Fetched<Discovery>, IssuerError>, String) {
+    let directory = tempfile::tempdir().unwrap();
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(["127.0.0.1".into()]).unwrap();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let issuer = rcgen::CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let leaf = CertificateParams::new(["127.0.0.1".into()]).unwrap().signed_by(&key, &issuer).unwrap();
-    let ca_file = folder.path().join("ca.pem");
+    let ca_file = directory.path().join("ca.pem");
     std::fs::write(&ca_file, issuer.pem()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
@@ -50,10 +50,10 @@ async fn raw(answer: impl Into<Vec<u8>>, end: End) -> (Result<Fetched<Discovery>
         .unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let answer = answer.into();
+    let response = response.into();
     let server = std::thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
-        serve(stream, config, &answer, end)
+        serve(stream, config, &response, end)
     });
     let trust = InitialTrust { ca_file: Some(ca_file), ..InitialTrust::default() };
     let client = direct(trust);
@@ -62,14 +62,14 @@ async fn raw(answer: impl Into<Vec<u8>>, end: End) -> (Result<Fetched<Discovery>
     (read, server.join().unwrap())
 }
 
-fn serve(stream: TcpStream, config: ServerConfig, answer: &[u8], end: End) -> String {
+fn serve(stream: TcpStream, config: ServerConfig, response: &[u8], end: End) -> String {
     let tls = StreamOwned::new(ServerConnection::new(Arc::new(config)).unwrap(), stream);
     let (mut tls, mut head) = (BufReader::new(tls), String::new());
     while !head.ends_with("\r\n\r\n") {
         assert!(tls.read_line(&mut head).unwrap() > 0, "the client left");
     }
     let mut tls = tls.into_inner();
-    let _ = tls.write_all(answer).and_then(|()| tls.flush()); // the client may have seen enough
+    let _ = tls.write_all(response).and_then(|()| tls.flush()); // the client may have seen enough
     if end == End::CloseNotify {
         tls.conn.send_close_notify();
         let _ = tls.conn.complete_io(&mut tls.sock);
@@ -89,7 +89,7 @@ fn direct(trust: InitialTrust) -> Issuer {
         Protocol::default(),
         Transport::new(
             ServerTrust::new(trust),
-            config::Proxy { through: config::Through::Never, ..config::Proxy::default() },
+            config::ProxyConfig { choice: config::ProxyChoice::None, ..config::ProxyConfig::default() },
         ),
     )
 }
@@ -219,9 +219,9 @@ async fn a_tls_message_of_tiny_records_that_never_ends_is_said_in_words() {
         // The client has seen enough before the end.
         let _ = stream.write_all(&hello).and_then(|()| stream.write_all(&record(0).repeat(0xffff)));
     });
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let issuer = CertificateParams::new([]).unwrap().self_signed(&KeyPair::generate().unwrap()).unwrap();
-    let ca_file = folder.path().join("ca.pem");
+    let ca_file = directory.path().join("ca.pem");
     std::fs::write(&ca_file, issuer.pem()).unwrap();
     let client = direct(InitialTrust { ca_file: Some(ca_file), ..InitialTrust::default() });
     let url = format!("https://127.0.0.1:{port}/.well-known/margo").parse().unwrap();
@@ -237,32 +237,36 @@ async fn a_refusal_says_who_refused_and_is_quoted_short() {
     for (answer, title, says) in [
         (
             with_head("404 Not Found", "not found\n"),
-            "The server answered 404 Not Found",
-            "margo answered: not found",
+            "The server responded with 404 Not Found",
+            "margo responded: not found",
         ),
         (
             with_head("404 Not Found", ""),
-            "The server answered 404 Not Found",
-            "margo answered without a word",
+            "The server responded with 404 Not Found",
+            "margo responded without a body",
         ),
         (
             with_head("404 Not Found\r\ncontent-type: application/problem+json", problem),
             "Not Found",
-            "answered by https://127.0.0.1:",
+            "response of https://127.0.0.1:",
         ),
         (
             with_head("502 Bad Gateway", "<html>\n<head><title>502 Bad Gateway</title></head>"),
-            "The server answered 502 Bad Gateway",
+            "The server responded with 502 Bad Gateway",
             "a web page, \"502 Bad Gateway\"",
         ),
-        (with_head(&format!("503 No\r\n{gzip}"), "\x1f"), "The server answered 503", "encoded as \"gzip\""),
+        (
+            with_head(&format!("503 No\r\n{gzip}"), "\x1f"),
+            "The server responded with 503",
+            "encoded as \"gzip\"",
+        ),
         (
             // The status and the wait count, although the body broke off.
             with_head("503 No\r\nretry-after: 77\r\ncontent-length: 500", "later \x1b[2J\u{202e}"),
-            "The server answered 503",
-            "answered: later \u{fffd}[2J\u{fffd}",
+            "The server responded with 503",
+            "responded: later \u{fffd}[2J\u{fffd}",
         ),
-        (with_head("500 No", "x".repeat(60_000)), "The server answered 500", "xxx…"),
+        (with_head("500 No", "x".repeat(60_000)), "The server responded with 500", "xxx…"),
     ] {
         let has_wait = answer.windows(15).any(|found| found == b"retry-after: 77");
         let (read, _) = raw(answer, End::Cut).await;
@@ -308,9 +312,9 @@ async fn no_text_of_a_server_is_long_or_obeyed() {
 }
 
 fn server() -> (development_mis::Mis, TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    let settings = Settings { folder: folder.path().join("mis"), ..Settings::default() };
-    (development_mis::Mis::start(settings).unwrap(), folder)
+    let directory = tempfile::tempdir().unwrap();
+    let settings = Settings { folder: directory.path().join("mis"), ..Settings::default() };
+    (development_mis::Mis::start(settings).unwrap(), directory)
 }
 
 fn client(ca_of: &development_mis::Mis) -> Issuer {
@@ -324,7 +328,7 @@ async fn ask(client: &Issuer, server: &development_mis::Mis) -> Result<(), Issue
 
 #[tokio::test]
 async fn time_is_proven_by_the_date_of_any_answer_of_a_trusted_server_and_by_nothing_else() {
-    let (server, _folder) = server();
+    let (server, _directory) = server();
     let client = client(&server);
     assert_eq!(client.transport().proven_time(), None);
 
@@ -357,7 +361,7 @@ async fn time_is_proven_by_the_date_of_any_answer_of_a_trusted_server_and_by_not
     server.fault(Endpoint::Discovery, Fault::answer(503, &[("date", "yesterday")], ""));
     ask(&client, &server).await.unwrap_err();
     assert_eq!(client.transport().proven_time(), proof);
-    let (other, _other_folder) = self::server();
+    let (other, _other_directory) = self::server();
     assert!(matches!(
         ask(&client, &other).await,
         Err(IssuerError::Transport(TransportError::ServerNotTrusted { .. }))
@@ -404,9 +408,9 @@ fn proxy(to: u16, response: &'static str) -> (String, std::sync::mpsc::Receiver<
 
 #[tokio::test]
 async fn an_ipv6_address_is_reached_through_a_proxy() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let hosts = vec!["127.0.0.1".to_owned(), "2001:db8::1".to_owned()];
-    let settings = Settings { folder: folder.path().join("mis"), hosts, ..Settings::default() };
+    let settings = Settings { folder: directory.path().join("mis"), hosts, ..Settings::default() };
     let server = development_mis::Mis::start(settings).unwrap();
     let through = |address: &str| {
         let trust = InitialTrust { ca_file: Some(server.ca_file()), ..InitialTrust::default() };
@@ -425,8 +429,8 @@ async fn an_ipv6_address_is_reached_through_a_proxy() {
 
     for (response, why) in [
         ("HTTP/1.1 403 Forbidden\r\n\r\n", "does not allow connections to [2001:db8::1]:8443 (403)"),
-        ("HTTP/1.0 407 Who are you\r\n\r\n", "asks for a user and a password"),
-        ("HTTP/1.1 503 Later\r\n\r\n", "it answered 503"),
+        ("HTTP/1.0 407 Who are you\r\n\r\n", "requires a user and a password"),
+        ("HTTP/1.1 503 Later\r\n\r\n", "it responded with 503"),
         ("SSH-2.0-OpenSSH\r\n\r\n", "its response is not HTTP"),
     ] {
         let (address, _requests) = proxy(server.port(), response);

@@ -77,7 +77,7 @@ struct PublishDir {
 
 impl Publisher {
     /// A publisher. It changes no file before the first publication.
-    pub(crate) fn new(config: &config::Files) -> Self {
+    pub(crate) fn new(config: &config::FilesConfig) -> Self {
         let publish_dir = |dir: &PathBuf, volatile: bool| PublishDir {
             dir: dir.clone(),
             is_own: config.is_own && !volatile,
@@ -448,7 +448,7 @@ mod tests {
     }
 
     fn publisher_with(dir: &Path, software_key_dir: Option<&Path>) -> Publisher {
-        Publisher::new(&config::Files {
+        Publisher::new(&config::FilesConfig {
             dir: dir.join("svid"),
             is_own: true,
             group: None,

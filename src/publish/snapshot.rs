@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyper::body::Bytes;
 
-use crate::bootstrap;
+use crate::factory_credential::CredentialFacts;
 use crate::keys::{Key, ProviderKind};
 use crate::lifecycle::{LastError, State};
 use crate::spiffe::svid::{self, X509Svid};
@@ -40,7 +40,7 @@ pub(crate) struct Snapshot {
     /// The current trust bundle.
     pub bundle: Option<CurrentBundle>,
     /// The bootstrap credential, where it can be read.
-    pub bootstrap: Option<bootstrap::Facts>,
+    pub bootstrap: Option<CredentialFacts>,
     /// The initial trust, where it can be read.
     pub trust: Option<TrustFacts>,
     /// Whether the key is lost with its TPM: the SVID cannot be used.

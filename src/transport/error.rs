@@ -1,29 +1,29 @@
-//! Everything that can go wrong between this device and a server, as a person can act on it.
+//! Failures between this device and a server.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use url::Url;
 
 use super::ProxyError;
+use crate::hint::Hint;
 use crate::text::Excerpt;
 
-/// Characters of a reason that comes from elsewhere.
-const MAX_REASON: usize = 200;
+/// Limit on the characters of a reason from outside.
+pub(super) const MAX_REASON: usize = 200;
 
-/// Characters of a URL; a discovery document may name one of 2048 bytes.
+/// Limit on the characters of a URL; a discovery document may name one of 2048 bytes.
 const MAX_URL: usize = 512;
 
 /// Why there is no response, or none that can be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
-    /// Nothing is configured that could authenticate the MIS. No one was contacted (miaf-v0 T2).
-    #[error(
-        "no initial trust is configured, so no one is contacted: set ca_file, spki_sha256 or system_roots under \
-         [mis.trust]"
-    )]
+    /// No trust anchor is configured that could authenticate the server. No connection was made
+    /// (miaf-v0 T2).
+    #[error("no trust anchor is configured for the MIS, so no connection is made")]
     NoTrust,
-    /// A trust file that cannot be used.
+    /// A file of trust anchors that cannot be used.
     #[error("the trust anchors for the MIS in {path} cannot be used: {why}")]
     TrustFile {
         /// The file.
@@ -31,18 +31,20 @@ pub enum TransportError {
         /// What is wrong with it.
         why: String,
     },
-    /// `system_roots` is set, and there are none.
-    #[error(
-        "the operating system's store of CAs (system_roots) holds none that can be used: {0}. Install the package \
-         ca-certificates, or correct SSL_CERT_FILE and SSL_CERT_DIR if they are set"
-    )]
-    NoSystemRoots(String),
-    /// The proxy on the way to the MIS.
-    #[error("{shown} could not be asked: {why}", shown = shown(url))]
+    /// The operating system's CAs are to be trusted, and there are none.
+    #[error("the operating system's store of CAs (system_roots) holds none that can be used: {why}")]
+    NoSystemRoots {
+        /// What was found.
+        why: String,
+        /// Whether the environment (`SSL_CERT_FILE`, `SSL_CERT_DIR`) says where the store is.
+        from_environment: bool,
+    },
+    /// The proxy does not lead to the server.
+    #[error("no connection to {shown}: {why}", shown = shown(url))]
     Proxy {
-        /// What was asked.
+        /// The URL of the request.
         url: Url,
-        /// What the proxy did, or why it was not asked.
+        /// What the proxy did, or why it was not used.
         why: ProxyError,
     },
     /// TLS could not be set up on this side.
@@ -50,90 +52,97 @@ pub enum TransportError {
     TlsSetup(rustls::Error),
     /// Nothing can leave this device: a link is down, or an address or a default route is missing.
     #[error(
-        "{shown} could not be reached, for no network route leads there from this device: {why}. Check the cable or the \
-         radio, the address of the interface, and the default route",
+        "{shown} could not be reached, for no network route leads there from this device: {why}",
         shown = shown(url)
     )]
     Offline {
-        /// What was asked.
+        /// The URL of the request.
         url: Url,
         /// The innermost reasons.
         why: String,
     },
-    /// The name of the MIS leads to no address, though this device is in a network.
+    /// The name of the server has no address, though this device is in a network.
     #[error(
-        "{shown} could not be reached, for the name \"{name}\" cannot be resolved: {why}. Check the name in the \
-         configuration, and the name servers of this device (/etc/resolv.conf){}",
-        if *has_way_out { "" } else { ". It has no default route either: check its uplink" },
+        "{shown} could not be reached, for the name \"{name}\" cannot be resolved: {why}",
         shown = shown(url)
     )]
     NameNotResolved {
-        /// What was asked.
+        /// The URL of the request.
         url: Url,
         /// The name.
         name: String,
-        /// Whether it is the name or the server.
+        /// Whether it is the name or the name server.
         why: &'static str,
-        /// There is a default route. Without one the network may be one on this device (a bridge for containers).
-        has_way_out: bool,
+        /// Whether there is a default route. Without one the network may be one on this device (a
+        /// bridge for containers).
+        has_default_route: bool,
     },
-    /// No connection, or no answer on it.
+    /// No connection, or no response on it.
     #[error("{shown} could not be reached: {why}", shown = shown(url))]
     Unreachable {
-        /// What was asked.
+        /// The URL of the request.
         url: Url,
         /// The innermost reasons.
         why: String,
     },
-    /// The server is not one that the initial trust vouches for.
+    /// The server is not authenticated by the initial trust.
     #[error("the server at {shown} is not trusted: {why}", shown = shown(url))]
     ServerNotTrusted {
-        /// What was asked.
+        /// The URL of the request.
         url: Url,
         /// Why.
         why: String,
+        /// What to do.
+        hint: Option<String>,
     },
     /// The server ended the handshake because of this device's certificate.
     #[error("{shown} refused this device's certificate in the TLS handshake: {why}", shown = shown(url))]
     ClientCertificateRefused {
-        /// What was asked.
+        /// The URL of the request.
         url: Url,
         /// What its TLS alert says.
         why: String,
     },
-    /// No complete answer in time.
-    #[error("{shown} did not answer completely within {} seconds", limit.as_secs(), shown = shown(url))]
-    TimedOut {
-        /// What was asked.
+    /// TLS failed for another reason.
+    #[error("{shown} could not be reached: TLS failed: {why}", shown = shown(url))]
+    TlsFailed {
+        /// The URL of the request.
         url: Url,
-        /// The time it had.
+        /// Why.
+        why: Excerpt,
+        /// What to do.
+        hint: Option<String>,
+    },
+    /// No complete response in time.
+    #[error("{shown} did not respond completely within {} seconds", limit.as_secs(), shown = shown(url))]
+    TimedOut {
+        /// The URL of the request.
+        url: Url,
+        /// Time limit of the request.
         limit: Duration,
     },
-    /// An answer larger than anything believable.
-    #[error("the answer of {shown} is larger than {limit} bytes", shown = shown(url))]
+    /// A response over the limit.
+    #[error("the response of {shown} is larger than {limit} bytes", shown = shown(url))]
     TooLarge {
-        /// What was asked.
+        /// The URL of the request.
         url: Url,
         /// Bytes.
         limit: usize,
     },
     /// A redirect, which is not followed (miaf-v0 D2).
-    #[error(
-        "{shown} redirects ({status}) to {location}; redirects are not followed: configure the address itself",
-        shown = shown(url)
-    )]
+    #[error("{shown} redirects ({status}) to {location}; redirects are not followed", shown = shown(url))]
     Redirected {
-        /// What was asked.
+        /// The URL of the request.
         url: Url,
         /// HTTP status.
         status: u16,
-        /// Where to.
+        /// Its `Location`.
         location: Excerpt,
     },
-    /// An answer that is not what the protocol says.
-    #[error("the answer of {shown} cannot be used: {what}", shown = shown(url))]
+    /// A response that is not what the protocol says.
+    #[error("the response of {shown} cannot be used: {what}", shown = shown(url))]
     Malformed {
-        /// What was asked.
+        /// The URL of the request.
         url: Url,
         /// What is wrong with it.
         what: Excerpt,
@@ -141,11 +150,12 @@ pub enum TransportError {
 }
 
 impl TransportError {
-    /// Name of the kind, and a title for people.
+    /// Code and title of the error.
     pub(crate) fn kind(&self) -> (&'static str, &'static str) {
         match self {
-            Self::NoTrust | Self::TrustFile { .. } | Self::NoSystemRoots(_) => {
-                ("no-initial-trust", "The MIS cannot be authenticated")
+            Self::NoTrust => ("no-initial-trust", "No trust anchor is configured for the MIS"),
+            Self::TrustFile { .. } | Self::NoSystemRoots { .. } => {
+                ("initial-trust-unusable", "The trust anchors for the MIS cannot be used")
             }
             Self::TlsSetup(_) => ("tls-setup", "TLS could not be set up"),
             Self::Proxy { .. } => ("proxy", "The proxy does not lead to the MIS"),
@@ -155,14 +165,49 @@ impl TransportError {
             }
             Self::Redirected { .. } => ("redirected", "The MIS redirects"),
             Self::TooLarge { .. } | Self::Malformed { .. } => {
-                ("malformed-answer", "The MIS's answer cannot be used")
+                ("malformed-answer", "The MIS's response cannot be used")
             }
             Self::Offline { .. } => ("offline", "This device is offline"),
             Self::NameNotResolved { .. } => ("name-not-resolved", "A name cannot be resolved"),
-            Self::Unreachable { .. } | Self::TimedOut { .. } => {
+            Self::Unreachable { .. } | Self::TlsFailed { .. } | Self::TimedOut { .. } => {
                 ("unreachable", "The MIS could not be reached")
             }
         }
+    }
+}
+
+impl Hint for TransportError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let fixed = match self {
+            Self::NoTrust => "Set ca_file, spki_sha256 or system_roots under [mis.trust]",
+            Self::TrustFile { .. } => "Correct the file, or ca_file under [mis.trust]",
+            Self::NoSystemRoots { from_environment: true, .. } => {
+                "Correct SSL_CERT_FILE and SSL_CERT_DIR in the environment of the agent"
+            }
+            Self::NoSystemRoots { from_environment: false, .. } => "Install the package ca-certificates",
+            Self::Offline { .. } => {
+                "Check the cable or the radio, the address of the interface, and the default route"
+            }
+            Self::NameNotResolved { has_default_route: true, .. } => {
+                "Check the name in the configuration, and the name servers of this device (/etc/resolv.conf)"
+            }
+            Self::NameNotResolved { has_default_route: false, .. } => {
+                "Check the uplink of this device, which has no default route; then the name in the \
+                 configuration, and the name servers (/etc/resolv.conf)"
+            }
+            Self::Redirected { .. } => "Configure the address itself",
+            Self::Proxy { why, .. } => return why.hint(),
+            Self::ServerNotTrusted { hint, .. } | Self::TlsFailed { hint, .. } => {
+                return hint.as_deref().map(Cow::Borrowed);
+            }
+            Self::TlsSetup(_)
+            | Self::Unreachable { .. }
+            | Self::ClientCertificateRefused { .. }
+            | Self::TimedOut { .. }
+            | Self::TooLarge { .. }
+            | Self::Malformed { .. } => return None,
+        };
+        Some(fixed.into())
     }
 }
 

@@ -1,12 +1,12 @@
-//! Fuzz targets: what a server says.
+//! Fuzz targets: input from a server.
 
 use std::sync::Arc;
 
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::problem_details::ProblemDetails;
-use super::server_trust::Loaded;
-use super::server_verifier::{Note, Verifier};
+use super::server_trust::LoadedTrust;
+use super::server_verifier::{HandshakeObservation, Verifier};
 use crate::testing::{check_error, parts};
 use crate::time::Timestamp;
 
@@ -22,13 +22,13 @@ pub(crate) fn retry_after(data: &[u8]) -> bool {
     wait.is_some_and(|wait| now.after(wait) >= now)
 }
 
-/// A server's certificates as [`parts`], the first for what is provisioned, the others as presented.
+/// A server's certificates as [`parts`]: the first is the provisioned one, the others are presented.
 /// The first byte chooses between anchors, pins and both.
 pub(crate) fn server_chain(data: &[u8]) -> bool {
     let [choice, data @ ..] = data else { return false };
     let parts: Vec<_> = parts(data).into_iter().map(|der| CertificateDer::from(der).into_owned()).collect();
     let [provisioned, end_entity, others @ ..] = &parts[..] else { return false };
-    let mut trust = Loaded::default();
+    let mut trust = LoadedTrust::default();
     if choice & 1 == 0 {
         trust.provisioned.extend(webpki::anchor_from_trusted_cert(provisioned).ok().map(|a| a.to_owned()));
     }
@@ -41,16 +41,17 @@ pub(crate) fn server_chain(data: &[u8]) -> bool {
         return false;
     }
     let provider = rustls::crypto::ring::default_provider();
-    let note = Arc::new(Note::default());
-    let verifier = Verifier::new(Arc::new(trust), provider.signature_verification_algorithms, note.clone());
+    let observation = Arc::new(HandshakeObservation::default());
+    let verifier =
+        Verifier::new(Arc::new(trust), provider.signature_verification_algorithms, observation.clone());
     let name = ServerName::try_from("mis.example").expect("a valid name");
     let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(NOW));
     use rustls::client::danger::ServerCertVerifier as _;
     match verifier.verify_server_cert(end_entity, others, &name, &[], now) {
-        Ok(_) => note.refusal().is_none(),
+        Ok(_) => observation.untrusted().is_none(),
         Err(e) => {
             let rustls::Error::InvalidCertificate(_) = e else { panic!("{e}") };
-            check_error(note.refusal().unwrap_or_default())
+            check_error(observation.untrusted().unwrap_or_default())
         }
     }
 }

@@ -1,4 +1,4 @@
-//! HTTP on a thread of its own, with a limit on size and time for everything that comes back.
+//! HTTP client on a thread of its own, with limits on the size and time of every response.
 
 use std::error::Error;
 use std::fmt;
@@ -16,11 +16,12 @@ use tokio::time::timeout;
 use url::{Host, Url};
 
 use super::error::{TransportError, innermost};
-use super::proxy::{self, Detour, Hop};
+use super::proxy::{self, ProxyEndpoint, ProxyTunnel};
+use super::reason::Reason;
 use super::response::{CUT_OFF, MAX_EXCERPT, Response, Validators};
 use super::retry_after::retry_after;
 use super::server_trust::ServerTrust;
-use super::server_verifier::{Note, Request};
+use super::server_verifier::{ClientAuthRequest, HandshakeObservation};
 use super::tls::{self, TlsReason};
 use crate::config;
 use crate::platform::{clock, connectivity};
@@ -30,23 +31,27 @@ use crate::time::{Proof, Timestamp};
 const USER_AGENT: &str = concat!("miaf-agent/", env!("CARGO_PKG_VERSION"));
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const TOTAL_LIMIT: Duration = Duration::from_secs(30);
-/// An error page is read up to here and quoted from its beginning.
+/// Limit on the bytes of an error page, whose beginning is quoted.
 const MAX_ERROR_BODY: usize = 64 * 1024;
-/// Lines of a response's head. A server behind several proxies sends some dozens; hyper's own limit is 100.
+/// Limit on the header lines of a response. A server behind several proxies sends some dozens; hyper's
+/// own limit is 100.
 const MAX_HEADERS: usize = 256;
-/// Seconds that a cache may have kept what is still current: a year (RFC 9111 section 1.2.2 has no bound).
+/// Limit on the age of a cached response, in seconds: a year (RFC 9111 section 1.2.2 has no bound).
 const MAX_AGE: u64 = 365 * 86_400;
+/// Limit on the bytes of a header value that is used.
 const MAX_VALIDATOR: usize = 1024;
+/// Limit on the characters of why TLS failed: it may list what this client offers.
+const MAX_TLS_REASON: usize = 500;
 
 pub(super) struct Call {
     pub(super) url: Url,
-    /// What authenticates the server. Read on the HTTP thread, at every call.
+    /// Trust that authenticates the server. It is read on the HTTP thread, at every call.
     pub(super) trust: ServerTrust,
-    /// The way to it, if it is not direct.
-    pub(super) proxy: Arc<config::Proxy>,
-    /// As whom the device shows itself.
+    /// How to choose the proxy.
+    pub(super) proxy_config: Arc<config::ProxyConfig>,
+    /// Client certificate and key.
     pub(super) identity: Option<Arc<CertifiedKey>>,
-    /// Bytes of a body of success.
+    /// Limit on the bytes of a successful response's body.
     pub(super) limit: usize,
     pub(super) body: Body,
 }
@@ -56,29 +61,31 @@ pub(super) enum Body {
     Post(String),
 }
 
-/// Handle to the thread. It begins with the first call, is begun anew should it ever be gone, and ends with the handle.
+/// Handle of the HTTP thread. The thread starts with the first call, is restarted should it ever be
+/// gone, and ends with the handle.
 #[derive(Debug, Default)]
 pub(super) struct Http {
     calls: Mutex<Option<mpsc::UnboundedSender<Job>>>,
     proven: Arc<Proven>,
 }
 
-/// The `Date` of the latest answer that had a readable one. Only authenticated servers give answers.
+/// Time proven by the `Date` of the latest response that had a readable one. Only responses of
+/// authenticated servers get here.
 #[derive(Debug, Default)]
 struct Proven(Mutex<Option<Proof>>);
 
 impl Proven {
-    fn held(&self) -> MutexGuard<'_, Option<Proof>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Proof>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_note(&self, headers: &HeaderMap) {
-        // Since then it has lain in a cache for so long (RFC 9111 section 4.2.3).
+    fn record(&self, headers: &HeaderMap) {
+        // How long it has been in a cache since then (RFC 9111 section 4.2.3).
         let age = text(headers, header::AGE).map_or(Some(0), |age| age.parse().ok());
         let Some(age) = age.filter(|age| *age <= MAX_AGE) else { return };
         let date = text(headers, header::DATE).and_then(|date| httpdate::parse_http_date(&date).ok());
         if let Some(date) = date {
-            *self.held() = Some(Proof {
+            *self.lock() = Some(Proof {
                 wall: Timestamp::from(date).after(Duration::from_secs(age)),
                 at: clock::now().boot,
             });
@@ -94,15 +101,15 @@ impl Http {
             url: call.url.clone(),
             why: "the HTTP thread could not be started".into(),
         };
-        let (reply, answer) = oneshot::channel();
+        let (reply, response) = oneshot::channel();
         if self.send((call, reply)).is_err() {
             return Err(gone);
         }
-        answer.await.unwrap_or(Err(gone))
+        response.await.unwrap_or(Err(gone))
     }
 
     pub(super) fn proven_time(&self) -> Option<Proof> {
-        *self.proven.held()
+        *self.proven.lock()
     }
 
     fn send(&self, mut job: Job) -> Result<(), ()> {
@@ -113,47 +120,48 @@ impl Http {
                 Err(mpsc::error::SendError(back)) => job = back,
             }
         }
-        let thread = calls.insert(begin(self.proven.clone())?);
+        let thread = calls.insert(spawn(self.proven.clone())?);
         thread.send(job).map_err(|_| ())
     }
 }
 
-fn begin(proven: Arc<Proven>) -> Result<mpsc::UnboundedSender<Job>, ()> {
+fn spawn(proven: Arc<Proven>) -> Result<mpsc::UnboundedSender<Job>, ()> {
     let (calls, mut queue) = mpsc::unbounded_channel::<Job>();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
     let runtime = runtime.map_err(|_| ())?;
     let work = async move {
         while let Some((call, reply)) = queue.recv().await {
-            // The asker may be gone: then nobody wants the answer.
-            let _ = reply.send(carry_out(call, &proven).await);
+            let _ = reply.send(execute(call, &proven).await); // the caller may be gone
         }
     };
     let thread = thread::Builder::new().name("mis-http".into()).spawn(move || runtime.block_on(work));
     thread.map(|_detached| calls).map_err(|_| ())
 }
 
-async fn carry_out(call: Call, proven: &Proven) -> Result<Response, TransportError> {
+async fn execute(call: Call, proven: &Proven) -> Result<Response, TransportError> {
     let url = call.url.clone();
     let trust = call.trust.load()?;
-    let hop = proxy::on_the_way_to(&url, &call.proxy)
+    let proxy = proxy::proxy_for(&url, &call.proxy_config)
         .map_err(|why| TransportError::Proxy { url: url.clone(), why })?;
-    let hop = hop.map(Arc::new);
-    let detour = match (&hop, url.host()) {
-        (Some(hop), Some(Host::Ipv6(_))) => {
-            Some(hop.clone().detour(&url).map_err(|e| TransportError::Unreachable {
+    let proxy = proxy.map(Arc::new);
+    let tunnel = match (&proxy, url.host()) {
+        (Some(proxy), Some(Host::Ipv6(_))) => {
+            Some(proxy.clone().tunnel(&url).map_err(|e| TransportError::Unreachable {
                 url: url.clone(),
-                why: format!("the way through the proxy {hop} could not be made: {e}"),
+                why: format!("the tunnel through the proxy {proxy} could not be set up: {e}"),
             })?)
         }
         _ => None,
     };
-    let note = Arc::new(Note::default());
-    let tls = tls::client(trust, call.identity.clone(), note.clone())?;
-    match timeout(TOTAL_LIMIT, exchange(call, tls, hop.as_deref(), detour.as_ref(), &note, proven)).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(e)) => match detour.as_ref().and_then(Detour::failure) {
+    let observation = Arc::new(HandshakeObservation::default());
+    let tls = tls::client(trust, call.identity.clone(), observation.clone())?;
+    match timeout(TOTAL_LIMIT, exchange(call, tls, proxy.as_deref(), tunnel.as_ref(), &observation, proven))
+        .await
+    {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(e)) => match tunnel.as_ref().and_then(ProxyTunnel::failure) {
             Some(why) => Err(TransportError::Proxy { url, why }),
-            None => Err(explain(e, url, hop.as_deref(), &note).await),
+            None => Err(explain(e, url, proxy.as_deref(), &observation).await),
         },
         Err(_) => Err(TransportError::TimedOut { url, limit: TOTAL_LIMIT }),
     }
@@ -162,24 +170,24 @@ async fn carry_out(call: Call, proven: &Proven) -> Result<Response, TransportErr
 async fn exchange(
     call: Call,
     tls: ClientConfig,
-    hop: Option<&Hop>,
-    detour: Option<&Detour>,
-    note: &Note,
+    proxy: Option<&ProxyEndpoint>,
+    tunnel: Option<&ProxyTunnel>,
+    observation: &HandshakeObservation,
     proven: &Proven,
 ) -> Result<Response, reqwest::Error> {
-    // A client per call: the identity shown differs from call to call, and calls are rare.
+    // A client per call: the client certificate differs from call to call, and calls are rare.
     let mut client = reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .https_only(true)
         .http1_only()
         .http1_max_headers(MAX_HEADERS)
-        .no_proxy() // reqwest looks for none by itself
+        .no_proxy() // reqwest is not to search the environment
         .redirect(Policy::none())
         .connect_timeout(CONNECT_LIMIT)
         .user_agent(USER_AGENT);
-    match (detour, hop) {
-        (Some(detour), _) => client = client.unix_socket(detour.path()),
-        (None, Some(hop)) => client = client.proxy(hop.for_client()?),
+    match (tunnel, proxy) {
+        (Some(tunnel), _) => client = client.unix_socket(tunnel.path()),
+        (None, Some(proxy)) => client = client.proxy(proxy.for_client()?),
         (None, None) => {}
     }
     let client = client.build()?;
@@ -194,15 +202,16 @@ async fn exchange(
     let status = response.status().as_u16();
     let limit = if status < 400 { call.limit } else { MAX_ERROR_BODY };
     let headers = response.headers();
-    proven.take_note(headers);
-    let mut answer = Response {
+    proven.record(headers);
+    let mut result = Response {
         status,
         validators: Validators {
             etag: text(headers, header::ETAG),
             last_modified: text(headers, header::LAST_MODIFIED),
         },
-        vouched_by: note.vouched_by(),
-        unasked: call.identity.is_some() && matches!(note.request(), Request::None),
+        trust_source: observation.trust_source(),
+        certificate_not_requested: call.identity.is_some()
+            && matches!(observation.request(), ClientAuthRequest::None),
         content_type: text(headers, header::CONTENT_TYPE),
         encoding: encoding(headers),
         location: text(headers, header::LOCATION).map(|to| Excerpt::of(to, MAX_EXCERPT)),
@@ -214,27 +223,27 @@ async fn exchange(
     };
     let ends_with_connection =
         !headers.contains_key(header::CONTENT_LENGTH) && !headers.contains_key(header::TRANSFER_ENCODING);
-    // Nothing here decodes it.
-    while answer.encoding.is_none() {
+    // An encoded body is not decoded.
+    while result.encoding.is_none() {
         let chunk = match response.chunk().await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => break,
-            // The status says what to do; the body is only quoted.
+            // The status decides; the body is only quoted.
             Err(_) if status >= 400 => break,
             Err(e) if ends_with_connection && is_end_of_connection(&e) => {
-                answer.unclosed = true;
+                result.unclosed = true;
                 break;
             }
             Err(e) => return Err(e),
         };
-        answer.body.extend_from_slice(&chunk);
-        if answer.body.len() > limit {
-            answer.body.truncate(limit);
-            answer.cut = true;
+        result.body.extend_from_slice(&chunk);
+        if result.body.len() > limit {
+            result.body.truncate(limit);
+            result.cut = true;
             break;
         }
     }
-    Ok(answer)
+    Ok(result)
 }
 
 fn conditional(mut request: reqwest::RequestBuilder, validators: Validators) -> reqwest::RequestBuilder {
@@ -252,7 +261,7 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
     (value.len() <= MAX_VALIDATOR).then(|| value.to_owned())
 }
 
-/// What the body is still encoded as. Chunks are put together by hyper.
+/// The encoding that the body still has. Chunks are joined by hyper.
 fn encoding(headers: &HeaderMap) -> Option<Excerpt> {
     let of = |name: HeaderName, none: &str| {
         let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
@@ -264,7 +273,7 @@ fn encoding(headers: &HeaderMap) -> Option<Excerpt> {
     coding.map(|coding| Excerpt::of(coding, 32))
 }
 
-/// Whether the connection ended where there should have been more.
+/// Whether the connection ended before the message was complete.
 fn is_end_of_connection(error: &(dyn Error + 'static)) -> bool {
     causes(error).any(|cause| {
         let io: Option<&io::Error> = cause.downcast_ref();
@@ -276,10 +285,10 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-/// What rustls says, as a text only, where one message comes in more records than it keeps.
+/// Message of rustls, a text only, where one TLS message comes in more records than it buffers.
 const TOO_MANY_FRAGMENTS: &str = "message buffer full";
 
-/// What is wrong with the server's HTTP, where that is what failed. hyper has these cases as texts only.
+/// The fault of the server's HTTP, where that is what failed. hyper has these cases as texts only.
 fn http_fault(error: &(dyn Error + 'static)) -> Option<Excerpt> {
     let says = |what: fmt::Arguments<'_>| Some(Excerpt::of(what, MAX_EXCERPT));
     if is_end_of_connection(error) {
@@ -322,70 +331,80 @@ fn http_fault(error: &(dyn Error + 'static)) -> Option<Excerpt> {
     }
 }
 
-async fn explain(error: reqwest::Error, url: Url, hop: Option<&Hop>, note: &Note) -> TransportError {
-    match tls::reason(&error, note) {
-        Some(TlsReason::Server(why)) => {
-            return TransportError::ServerNotTrusted { url, why: note.refusal().unwrap_or(why) };
+async fn explain(
+    error: reqwest::Error,
+    url: Url,
+    proxy: Option<&ProxyEndpoint>,
+    observation: &HandshakeObservation,
+) -> TransportError {
+    match tls::reason(&error, observation) {
+        Some(TlsReason::Server(reason)) => {
+            let Reason { what: why, hint } = observation.untrusted().unwrap_or(reason);
+            return TransportError::ServerNotTrusted { url, why, hint };
         }
         Some(TlsReason::Client(why)) => return TransportError::ClientCertificateRefused { url, why },
-        Some(TlsReason::Other(why)) => {
-            return TransportError::Unreachable {
-                url,
-                why: format!("TLS failed: {}", Excerpt::of(why, MAX_EXCERPT)),
-            };
+        Some(TlsReason::Other(Reason { what, hint })) => {
+            return TransportError::TlsFailed { url, why: Excerpt::of(what, MAX_TLS_REASON), hint };
         }
         None => {}
     }
-    let through = hop.map(|hop| format!(" (through the proxy {hop})")).unwrap_or_default();
+    let through = proxy.map(|proxy| format!(" (through the proxy {proxy})")).unwrap_or_default();
     let cause = http_fault(&error).map_or_else(|| innermost(&error), String::from);
     let why = cause.clone() + &through;
     if error.is_connect() {
         if cause.starts_with(NOT_RESOLVED) {
-            return match (connectivity::is_in_a_network(), first_host(&url, hop)) {
+            return match (connectivity::is_in_a_network(), first_host(&url, proxy)) {
                 (true, Some((name, _))) => {
-                    let (why, has_way_out) = (lookup_failure(&cause), connectivity::leads_anywhere());
-                    match hop {
-                        Some(hop) if has_way_out => TransportError::Proxy { url, why: hop.not_resolved(why) },
-                        _ => TransportError::NameNotResolved { name: name.to_owned(), url, why, has_way_out },
+                    let (why, has_default_route) = (lookup_failure(&cause), connectivity::leads_anywhere());
+                    match proxy {
+                        Some(proxy) if has_default_route => {
+                            TransportError::Proxy { url, why: proxy.not_resolved(why) }
+                        }
+                        _ => TransportError::NameNotResolved {
+                            name: name.to_owned(),
+                            url,
+                            why,
+                            has_default_route,
+                        },
                     }
                 }
                 _ => TransportError::Offline { url, why },
             };
         }
-        if !may_leave_for(&url, hop).await {
+        if !has_route_to(&url, proxy).await {
             return TransportError::Offline { url, why };
         }
     }
-    if let Some(hop) = hop
-        && let Some(why) = hop.blame(&error, &url, CONNECT_LIMIT).await
+    if let Some(proxy) = proxy
+        && let Some(why) = proxy.diagnose(&error, &url, CONNECT_LIMIT).await
     {
         return TransportError::Proxy { url, why };
     }
     TransportError::Unreachable { url, why }
 }
 
-/// How the standard library begins what it says of getaddrinfo(3); its words are the C library's.
+/// Prefix of the standard library's errors of getaddrinfo(3); what follows is the C library's text.
 const NOT_RESOLVED: &str = "failed to lookup address information";
 
-/// What getaddrinfo(3) says, in words: EAI_AGAIN, of glibc or musl, and everything else.
+/// Describes an error of getaddrinfo(3): EAI_AGAIN, of glibc or musl, and everything else.
 fn lookup_failure(cause: &str) -> &'static str {
     if ["Temporary failure", "Try again"].iter().any(|of| cause.contains(of)) {
-        "no name server answers"
+        "no name server responds"
     } else {
         "there is no such name, or it has no address"
     }
 }
 
-/// Where the connection goes first.
-fn first_host<'a>(url: &'a Url, hop: Option<&'a Hop>) -> Option<(&'a str, u16)> {
-    match hop {
-        Some(hop) => hop.host_and_port(),
+/// Host and port of the first connection: the proxy's or the server's.
+fn first_host<'a>(url: &'a Url, proxy: Option<&'a ProxyEndpoint>) -> Option<(&'a str, u16)> {
+    match proxy {
+        Some(proxy) => proxy.host_and_port(),
         None => url.host_str().zip(url.port_or_known_default()),
     }
 }
 
-/// Whether there is a route to there.
-async fn may_leave_for(url: &Url, hop: Option<&Hop>) -> bool {
-    let Some((host, port)) = first_host(url, hop) else { return true };
+/// Whether there is a network route to the first host.
+async fn has_route_to(url: &Url, proxy: Option<&ProxyEndpoint>) -> bool {
+    let Some((host, port)) = first_host(url, proxy) else { return true };
     connectivity::leads_to(host.trim_start_matches('[').trim_end_matches(']'), port).await
 }

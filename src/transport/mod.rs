@@ -1,5 +1,6 @@
-//! HTTPS to an issuer, bounded in size and time: a server that the provisioned trust vouches for, client certificates,
-//! proxies, conditional requests. Knows no protocol that issues identities: that is [`issuer`](crate::issuer).
+//! HTTPS to an issuer, bounded in size and time: servers authenticated by the provisioned trust, client
+//! certificates, proxies, conditional requests. It knows no protocol that issues identities: that is
+//! [`issuer`](crate::issuer).
 
 mod error;
 #[cfg(any(test, fuzzing))]
@@ -7,6 +8,7 @@ pub(crate) mod fuzzing;
 mod http;
 mod problem_details;
 mod proxy;
+mod reason;
 mod response;
 mod retry_after;
 mod server_trust;
@@ -24,33 +26,33 @@ pub(crate) use error::shown;
 pub use problem_details::ProblemDetails;
 pub use proxy::ProxyError;
 pub(crate) use response::Response;
-pub use response::{Refusal, Validators};
+pub use response::{ErrorResponse, Validators};
 pub use server_trust::{ServerTrust, TrustFacts};
-pub(crate) use server_verifier::VouchedBy;
+pub(crate) use server_verifier::TrustSource;
 
 use crate::config;
 use crate::time::Proof;
 use crate::x509;
 use http::{Body, Call, Http};
 
-/// An HTTPS client for one issuer. HTTP and TLS run on a thread of their own: a TLS handshake signs synchronously, and a
-/// TPM may be slow.
+/// HTTPS client of one issuer. HTTP and TLS run on a thread of their own: a TLS handshake signs
+/// synchronously, and a TPM may be slow.
 #[derive(Debug)]
 pub struct Transport {
     http: Http,
     trust: ServerTrust,
-    proxy: Arc<config::Proxy>,
+    proxy_config: Arc<config::ProxyConfig>,
 }
 
-/// The client certificate chain of a request and the key that signs for it.
+/// Client certificate chain of a request, with its key.
 #[derive(Clone)]
 pub struct ClientIdentity(Arc<CertifiedKey>);
 
 impl ClientIdentity {
-    /// A chain, and a key that is seen to belong to its leaf.
+    /// Checks that the key is that of the leaf.
     ///
     /// # Errors
-    /// When the key is another than the certificate's.
+    /// When it is not.
     pub fn new(key: CertifiedKey) -> Result<Self, rustls::Error> {
         if x509::has_its_key(&key) {
             Ok(Self(Arc::new(key)))
@@ -67,45 +69,45 @@ impl fmt::Debug for ClientIdentity {
 }
 
 impl Transport {
-    /// A client that trusts what `trust` says and uses the proxy that `proxy` names. Nothing is contacted yet, and no file
-    /// is read.
+    /// Creates a client. No connection is made and no file is read yet.
     ///
-    /// After a reload of the configuration: give it [`ServerTrust::succeeding`] with the [`trust`](Self::trust) of the
-    /// client before it, and call [`check_trust`](Self::check_trust) once, so that a bad new `ca_file` shows at once.
-    pub fn new(trust: ServerTrust, proxy: config::Proxy) -> Self {
-        Self { http: Http::default(), trust, proxy: Arc::new(proxy) }
+    /// After a reload of the configuration `trust` is [`ServerTrust::succeeding`] the
+    /// [`trust`](Self::trust) of the client before it. One call of [`check_trust`](Self::check_trust)
+    /// shows a bad new `ca_file` at once.
+    pub fn new(trust: ServerTrust, proxy: config::ProxyConfig) -> Self {
+        Self { http: Http::default(), trust, proxy_config: Arc::new(proxy) }
     }
 
-    /// The trust in use: what it consists of ([`ServerTrust::facts`]) and whether it is still the one from before because
-    /// the one configured is bad ([`ServerTrust::problem`]). Both are as of the last check, and cost nothing.
+    /// The trust in use, as of the last check: its parts ([`ServerTrust::facts`]), and whether it is
+    /// still an earlier one because the configured one is bad ([`ServerTrust::problem`]).
     pub fn trust(&self) -> &ServerTrust {
         &self.trust
     }
 
-    /// What time it is by the server: the `Date` of the latest response of any status that an authenticated server gave
-    /// (RFC 9110 section 6.6.1). A response without a readable one changes nothing. A cache on the other side may have kept
-    /// a response for a while: it was not earlier, perhaps later.
+    /// Time by the server: the `Date` of the latest response of any status from an authenticated server
+    /// (RFC 9110 section 6.6.1). A response without a readable one changes nothing. A cache may have
+    /// delayed a response: the time is a lower bound.
     pub fn proven_time(&self) -> Option<Proof> {
         self.http.proven_time()
     }
 
-    /// Reads the provisioned trust now, without a connection, on a thread for blocking work. Every connection does the
-    /// same; this is for a reload of the configuration, and for a check from time to time (a minute is often enough), so
-    /// that a bad replacement is noticed before the connection that needs it. What is found is logged once, when it turns
-    /// bad and when it is good again.
+    /// Reads the provisioned trust now, without a connection, on a thread for blocking work. Every
+    /// connection does the same. This is for a reload of the configuration, and for a periodic check (a
+    /// minute is often enough), so that a bad replacement is noticed before the connection that needs
+    /// it. The outcome is logged once, when it turns bad and when it is good again.
     ///
     /// # Errors
-    /// When it is bad and there was no good one before it in this process; [`TransportError::NoTrust`] if none is
-    /// configured.
+    /// When it is bad and there was no good one before it in this process;
+    /// [`TransportError::NoTrust`] if none is configured.
     pub async fn check_trust(&self) -> Result<TrustFacts, TransportError> {
         let trust = self.trust.clone();
         match tokio::task::spawn_blocking(move || trust.load().map(|loaded| loaded.facts())).await {
             Ok(outcome) => outcome,
-            Err(e) => std::panic::resume_unwind(e.into_panic()), // a bug in there is a bug here
+            Err(e) => std::panic::resume_unwind(e.into_panic()), // propagate a panic
         }
     }
 
-    /// A GET, conditional where there are validators. `limit`: bytes of the body.
+    /// Sends a GET, conditional where there are validators. `limit`: bytes of the response's body.
     pub(crate) async fn get(
         &self,
         url: &Url,
@@ -115,7 +117,7 @@ impl Transport {
         self.call(url, None, limit, Body::Get(validators.cloned())).await
     }
 
-    /// A POST of a JSON document. `limit`: bytes of the body of the response.
+    /// Sends a POST of a JSON document. `limit`: bytes of the response's body.
     pub(crate) async fn post_json(
         &self,
         url: &Url,
@@ -133,8 +135,8 @@ impl Transport {
         limit: usize,
         body: Body,
     ) -> Result<Response, TransportError> {
-        let (trust, proxy) = (self.trust.clone(), self.proxy.clone());
+        let (trust, proxy_config) = (self.trust.clone(), self.proxy_config.clone());
         let identity = client.map(|client| client.0);
-        self.http.call(Call { url: url.clone(), trust, proxy, identity, limit, body }).await
+        self.http.call(Call { url: url.clone(), trust, proxy_config, identity, limit, body }).await
     }
 }

@@ -7,10 +7,10 @@ use crate::json;
 use crate::lifecycle::{MAX_DETAIL, MAX_INSTANCE, MAX_KIND, MAX_TITLE};
 use crate::text::Excerpt;
 
-/// Types of the agent's own errors. Programs, metrics and the commands' advice go by them.
+/// Prefix of the types of the agent's own errors. Programs, metrics and the commands' hints go by them.
 const OWN_ERRORS: &str = "urn:miaf-agent:";
 
-/// The members that count. One of another type is as if it were missing (RFC 9457 section 3.1).
+/// The members that are used. One of another type counts as missing (RFC 9457 section 3.1).
 #[derive(Deserialize)]
 struct Members<'a> {
     #[serde(borrow, rename = "type")]
@@ -25,7 +25,8 @@ struct Members<'a> {
     instance: Option<&'a RawValue>,
 }
 
-/// A genuine Problem Details body: the media type, the required members, and a `status` that agrees with the response.
+/// Genuine Problem Details body: the media type, the required members, and a `status` that agrees
+/// with the response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProblemDetails {
     /// A URI that names the kind of problem.
@@ -39,7 +40,8 @@ pub struct ProblemDetails {
 }
 
 impl ProblemDetails {
-    /// `None`: the body is something else, a proxy's page say, and only the status code counts (miaf-v0 P4).
+    /// Parses a body. `None`: it is something else, a proxy's page say, and only the status code counts
+    /// (miaf-v0 P4).
     pub(crate) fn read(status: u16, content_type: Option<&str>, body: &[u8]) -> Option<Self> {
         let media_type = content_type?.split(';').next()?.trim();
         if !media_type.eq_ignore_ascii_case("application/problem+json") {
@@ -51,7 +53,7 @@ impl ProblemDetails {
         };
         let genuine = body.status.and_then(json::whole_number) == Some(u64::from(status));
         let problem = Self {
-            kind: text(body.kind, MAX_KIND).map(foreign)?,
+            kind: text(body.kind, MAX_KIND).map(of_server)?,
             title: text(body.title, MAX_TITLE)?,
             detail: text(body.detail, MAX_DETAIL / 2),
             instance: text(body.instance, MAX_INSTANCE),
@@ -60,8 +62,9 @@ impl ProblemDetails {
     }
 }
 
-/// A type that a server may use. One of the agent's own says nothing (RFC 9457 section 4.2.1).
-fn foreign(kind: Excerpt) -> Excerpt {
+/// Replaces a type of the agent's own, which a server may not use, by one that says nothing (RFC 9457
+/// section 4.2.1).
+fn of_server(kind: Excerpt) -> Excerpt {
     let begin = kind.get(..OWN_ERRORS.len());
     match begin.is_some_and(|begin| begin.eq_ignore_ascii_case(OWN_ERRORS)) {
         true => Excerpt::of("about:blank", MAX_KIND),
@@ -83,8 +86,8 @@ mod tests {
     }
 
     #[test]
-    fn a_server_does_not_speak_in_the_agents_name() {
-        for (kind, taken) in [
+    fn problem_type_of_a_server_is_never_the_agents_own() {
+        for (kind, expected) in [
             ("urn:miaf-agent:error:key-lost", "about:blank"),
             (" URN:Miaf-Agent:error:configuration", "about:blank"),
             ("urn:miaf-agents:error:key-lost", "urn:miaf-agents:error:key-lost"),
@@ -92,12 +95,12 @@ mod tests {
             ("urn:miaf-\u{e4}gent:", "urn:miaf-\u{e4}gent:"),
         ] {
             let problem = ProblemDetails::read(503, PROBLEM, &body(kind, 503)).unwrap();
-            assert_eq!(&*problem.kind, taken);
+            assert_eq!(&*problem.kind, expected);
         }
     }
 
     #[test]
-    fn other_bodies_are_no_problem_details() {
+    fn problem_details_are_not_read_from_other_bodies() {
         for (content_type, body) in [
             (Some("text/html"), b"<html>Bad Request</html>".to_vec()),
             (None, Vec::new()),

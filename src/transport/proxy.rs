@@ -1,6 +1,8 @@
-//! The proxy between this device and its MIS: whether there is one, and what it did when it is to blame. TLS goes through
-//! it end to end (CONNECT, RFC 9110 section 9.3.6): it sees the name of the MIS and nothing else.
+//! The proxy on the path to the server: whether there is one, and diagnosis of its failures. TLS is
+//! tunneled through it end to end (CONNECT, RFC 9110 section 9.3.6): it sees the name of the server and
+//! nothing else.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::os::unix::ffi::OsStringExt as _;
@@ -23,13 +25,14 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use super::error::innermost;
-use crate::config::{self, Through};
+use crate::config::{self, ProxyChoice};
+use crate::hint::Hint;
 use crate::platform::credentials::SecretError;
 
-/// Bytes of a proxy's response to CONNECT.
+/// Limit on the bytes of a proxy's response to CONNECT.
 const MAX_HEAD: usize = 8192;
 
-/// What is wrong with the proxy. `proxy` is its address, never with user and password.
+/// Why the proxy does not lead to the server. `proxy` is its address, without user and password.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
     /// No connection to the proxy itself.
@@ -40,138 +43,163 @@ pub enum ProxyError {
         /// The innermost reason.
         why: String,
     },
-    /// `407`, and nothing was given to it.
-    #[error("the proxy {proxy} asks for a user and a password: set proxy_auth under [mis]")]
+    /// The name of the proxy has no address.
+    #[error("the proxy {proxy} could not be reached: its name cannot be resolved: {why}")]
+    NameNotResolved {
+        /// Its address.
+        proxy: String,
+        /// Whether it is the name or the name server.
+        why: String,
+    },
+    /// `407`, and no credentials were sent.
+    #[error("the proxy {proxy} requires a user and a password")]
     AuthRequired {
         /// Its address.
         proxy: String,
     },
-    /// `407` or `401`, to what it was given.
-    #[error(
-        "the proxy {proxy} does not accept the user and password that it was given: correct proxy_auth under [mis], or \
-         the address of the proxy where they stand in it"
-    )]
+    /// `407` or `401`, in response to credentials.
+    #[error("the proxy {proxy} does not accept the user and password")]
     AuthRefused {
         /// Its address.
         proxy: String,
     },
     /// `403`.
-    #[error(
-        "the proxy {proxy} does not allow connections to {to} (403): have it allowed there, or set no_proxy"
-    )]
+    #[error("the proxy {proxy} does not allow connections to {to} (403)")]
     Forbidden {
         /// Its address.
         proxy: String,
-        /// Host and port of the MIS.
+        /// Host and port of the server.
         to: String,
     },
-    /// Any other answer than a tunnel.
+    /// Any other response than a tunnel.
     #[error("the proxy {proxy} gave no connection to {to}: {why}")]
     NoTunnel {
         /// Its address.
         proxy: String,
-        /// Host and port of the MIS.
+        /// Host and port of the server.
         to: String,
         /// What it did.
         why: String,
     },
-    /// The environment names a proxy that cannot be used. It is not passed by, for that is not what was asked for.
-    #[error(
-        "{variable} in the environment {why}: correct it, or set proxy under [mis], \"none\" for no proxy at all"
-    )]
+    /// The environment names a proxy that cannot be used. It is not bypassed: that is not what was
+    /// configured.
+    #[error("{variable} in the environment {why}")]
     Environment {
         /// The variable.
         variable: &'static str,
-        /// What is wrong with it. Not what stands in it: that may be a password.
+        /// What is wrong with it. Not its value: that may be a password.
         why: String,
     },
     /// The configured secret cannot be read.
     #[error("proxy_auth under [mis]: {0}")]
     Secret(#[from] SecretError),
-    /// It is not what it should be.
+    /// The configured secret has another form.
     #[error("proxy_auth under [mis]: it must be one line, user:password")]
     SecretForm,
 }
 
-/// A proxy that a call goes through.
-pub(super) struct Hop {
+impl Hint for ProxyError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let fixed = match self {
+            Self::NameNotResolved { .. } => {
+                "Check that name, and the name servers of this device (/etc/resolv.conf)"
+            }
+            Self::AuthRequired { .. } => "Set proxy_auth under [mis]",
+            Self::AuthRefused { .. } => {
+                "Correct proxy_auth under [mis], or user and password in the address of the proxy"
+            }
+            Self::Forbidden { .. } => "Have the proxy allow it, or set no_proxy under [mis]",
+            Self::Environment { .. } => "Correct it, or set proxy under [mis], \"none\" for no proxy at all",
+            Self::SecretForm => "Write one line, user:password, into what proxy_auth names",
+            Self::Unreachable { .. } | Self::NoTunnel { .. } | Self::Secret(_) => return None,
+        };
+        Some(fixed.into())
+    }
+}
+
+/// The proxy of a call.
+pub(super) struct ProxyEndpoint {
     /// `http://host:port/`
     address: Uri,
     /// `Proxy-Authorization`
     auth: Option<HeaderValue>,
 }
 
-/// Shown without user and password: they are not in the address any more.
-impl fmt::Display for Hop {
+/// Without user and password: they are not in the address any more.
+impl fmt::Display for ProxyEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.address.to_string().trim_end_matches('/'))
     }
 }
 
-/// The proxy for this URL, if there is one.
-pub(super) fn on_the_way_to(url: &Url, config: &config::Proxy) -> Result<Option<Hop>, ProxyError> {
-    on_the_way(url, config, &variable)
+/// Chooses the proxy for a URL. `None`: the connection is direct.
+pub(super) fn proxy_for(
+    url: &Url,
+    config: &config::ProxyConfig,
+) -> Result<Option<ProxyEndpoint>, ProxyError> {
+    select_proxy(url, config, &variable)
 }
 
-/// A variable of the environment, which may hold a password: no copy of it is left behind here. The environment itself is
-/// the operating system's, and cannot be wiped.
+/// Reads a variable of the environment. It may hold a password: no copy of it is left here. The
+/// environment itself is the operating system's, and cannot be wiped.
 fn variable(name: &'static str) -> Option<Zeroizing<String>> {
     let bytes = Zeroizing::new(std::env::var_os(name)?.into_vec());
-    // What is not UTF-8 is no proxy's URL, and is to be seen as that and not as unset.
+    // A value that is not UTF-8 is no proxy's URL: it is reported as that, not as unset.
     Some(Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-fn on_the_way(
+fn select_proxy(
     url: &Url,
-    config: &config::Proxy,
+    config: &config::ProxyConfig,
     environment: &dyn Fn(&'static str) -> Option<Zeroizing<String>>,
-) -> Result<Option<Hop>, ProxyError> {
-    // curl's names, order and spelling. HTTP_PROXY is for http:// URLs, which are never asked here.
+) -> Result<Option<ProxyEndpoint>, ProxyError> {
+    // curl's names, order and spelling. HTTP_PROXY is for http:// URLs, which are never requested here.
     let first = |names: &[&'static str]| {
         names.iter().find_map(|name| Some((*name, environment(name).filter(|value| !value.is_empty())?)))
     };
-    let (variable, address) = match &config.through {
-        Through::Never => return Ok(None),
-        Through::At(address) => ("mis.proxy", Zeroizing::new(address.with_secrets().to_owned())),
-        Through::Environment => match first(&["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]) {
+    let (variable, address) = match &config.choice {
+        ProxyChoice::None => return Ok(None),
+        ProxyChoice::At(address) => ("mis.proxy", Zeroizing::new(address.with_secrets().to_owned())),
+        ProxyChoice::Environment => match first(&["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]) {
             Some((variable, address)) => (variable, address),
             None => return Ok(None),
         },
     };
-    let around = match &config.no_proxy {
+    let no_proxy = match &config.no_proxy {
         Some(hosts) => hosts.join(","),
         None => first(&["NO_PROXY", "no_proxy"]).map(|(_, hosts)| (*hosts).clone()).unwrap_or_default(),
     };
-    // The libraries that are given the address would keep copies of a password.
+    // The libraries that get the address would keep copies of a password.
     let (address, credentials) = without_credentials(&address);
     let unusable = |why: &str| ProxyError::Environment { variable, why: why.into() };
     let to: Uri = url.as_str().parse().map_err(|_| unusable("cannot be used for this URL"))?;
-    let matched = |around: &str| Matcher::builder().https(address.as_str()).no(around).build().intercept(&to);
+    let matched =
+        |no_proxy: &str| Matcher::builder().https(address.as_str()).no(no_proxy).build().intercept(&to);
     let Some(proxy) = matched("") else {
         return Err(unusable("is not the URL of a proxy (http://host:port)"));
     };
-    if matched(&around).is_none() {
+    if matched(&no_proxy).is_none() {
         return Ok(None);
     }
     if proxy.uri().scheme_str() != Some("http") {
-        // To one spoken to over TLS the initial trust would apply, and the factory certificate be shown.
+        // For a proxy over TLS the initial trust would apply, and the factory certificate would be sent.
         return Err(unusable("is not an http:// proxy, and only those are supported"));
     }
-    Ok(Some(Hop { auth: authorization(config, credentials)?, address: proxy.uri().clone() }))
+    Ok(Some(ProxyEndpoint { auth: authorization(config, credentials)?, address: proxy.uri().clone() }))
 }
 
-/// The address of a proxy, and apart from it `user[:password]`, as they stand in it (RFC 3986, section 3.2).
+/// Splits the address of a proxy from its `user[:password]`, as written (RFC 3986, section 3.2).
 fn without_credentials(address: &str) -> (String, Option<&str>) {
     let (scheme, rest) = address.find("://").map_or(("", address), |at| address.split_at(at + 3));
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     match authority.rsplit_once('@') {
-        Some((credentials, place)) => ([scheme, place, path].concat(), Some(credentials)),
+        Some((credentials, host)) => ([scheme, host, path].concat(), Some(credentials)),
         None => (address.to_owned(), None),
     }
 }
 
 fn authorization(
-    config: &config::Proxy,
+    config: &config::ProxyConfig,
     credentials: Option<&str>,
 ) -> Result<Option<HeaderValue>, ProxyError> {
     let Some(secret) = &config.auth else {
@@ -187,10 +215,10 @@ fn authorization(
     basic(&secret).map(Some)
 }
 
-/// `user:password` as it stands in a URL, percent-decoded (RFC 3986, section 2.1); without a password, an empty one.
+/// Percent-decodes `user:password` of a URL (RFC 3986, section 2.1). A missing password is empty.
 fn decoded(credentials: &str) -> Zeroizing<Vec<u8>> {
     let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
-    // With room for all of it, so that no copy stays behind.
+    // With capacity for all of it, so that no copy is left by a reallocation.
     let mut decoded = Zeroizing::new(Vec::with_capacity(credentials.len() + 1));
     for (part, end) in [(user, &b":"[..]), (password, b"")] {
         let mut rest = part.as_bytes();
@@ -209,7 +237,7 @@ fn decoded(credentials: &str) -> Zeroizing<Vec<u8>> {
     decoded
 }
 
-/// `Proxy-Authorization` (RFC 7617, section 2). Its memory is wiped with the last clone of it.
+/// Encodes `Proxy-Authorization` (RFC 7617, section 2). Its memory is wiped with the last clone of it.
 fn basic(credentials: &[u8]) -> Result<HeaderValue, ProxyError> {
     const SCHEME: &[u8] = b"Basic ";
     let length = base64::encoded_len(credentials.len(), true).ok_or(ProxyError::SecretForm)?;
@@ -223,7 +251,7 @@ fn basic(credentials: &[u8]) -> Result<HeaderValue, ProxyError> {
     Ok(header)
 }
 
-impl Hop {
+impl ProxyEndpoint {
     pub(super) fn for_client(&self) -> Result<reqwest::Proxy, reqwest::Error> {
         let proxy = reqwest::Proxy::all(self.address.to_string())?;
         Ok(match &self.auth {
@@ -232,13 +260,13 @@ impl Hop {
         })
     }
 
-    /// Where it listens. An IPv6 address is in brackets.
+    /// Its host and port. An IPv6 address is in brackets.
     pub(super) fn host_and_port(&self) -> Option<(&str, u16)> {
         Some((self.address.host()?, self.address.port_u16().unwrap_or(80)))
     }
 
-    /// What the proxy has to do with an error of the HTTP client, if anything.
-    pub(super) async fn blame(
+    /// Finds out whether the proxy caused an error of the HTTP client, and how.
+    pub(super) async fn diagnose(
         &self,
         error: &reqwest::Error,
         url: &Url,
@@ -246,16 +274,16 @@ impl Hop {
     ) -> Option<ProxyError> {
         let proxy = self.to_string();
         let to = format!("{}:{}", url.host_str()?, url.port_or_known_default()?);
-        // hyper-util's errors of a tunnel have no name outside of it, only a text; see the tests.
+        // hyper-util's errors of a tunnel have no public type, only a text; see the tests.
         let mut cause: Option<&(dyn Error + 'static)> = Some(error);
         let stage = loop {
             let text = cause?.to_string();
             match text.strip_prefix("tunnel error: ") {
                 Some(stage) => break stage.to_owned(),
                 None if text == "operation timed out" && error.is_connect() => {
-                    // It covers the tunnel and the TLS handshake in it: the silent one may be either.
+                    // The limit covers the tunnel and the TLS handshake in it: either may be silent.
                     let why = format!(
-                        "neither it nor the MIS behind it answered within {} seconds",
+                        "neither it nor the MIS behind it responded within {} seconds",
                         limit.as_secs()
                     );
                     return Some(ProxyError::NoTunnel { proxy, to, why });
@@ -268,7 +296,7 @@ impl Hop {
                 ProxyError::Unreachable { proxy, why: innermost(error) }
             }
             "proxy authorization required" => self.of_status(407, to),
-            // It does not say with which status. Only the proxy can.
+            // The error does not have the status. Only the proxy can tell it.
             "unsuccessful" => match timeout(limit, self.status_of_connect(&to)).await {
                 Ok(Some(status)) => self.of_status(status, to),
                 _ => ProxyError::NoTunnel { proxy, to, why: "it refused".into() },
@@ -277,32 +305,29 @@ impl Hop {
         })
     }
 
-    /// The name of the proxy leads to no address.
+    /// Error for a proxy whose name has no address.
     pub(super) fn not_resolved(&self, why: &str) -> ProxyError {
-        let why = format!(
-            "its name cannot be resolved: {why}. Check that name, and the name servers of this device (/etc/resolv.conf)"
-        );
-        ProxyError::Unreachable { proxy: self.to_string(), why }
+        ProxyError::NameNotResolved { proxy: self.to_string(), why: why.to_owned() }
     }
 
     fn of_status(&self, status: u16, to: String) -> ProxyError {
         let proxy = self.to_string();
         match (status, &self.auth) {
             (407, None) => ProxyError::AuthRequired { proxy },
-            // 401 is a server's word, but some proxies use it.
+            // 401 is a server's status, but some proxies use it.
             (407 | 401, Some(_)) => ProxyError::AuthRefused { proxy },
             (403, _) => ProxyError::Forbidden { proxy, to },
-            _ => ProxyError::NoTunnel { proxy, to, why: format!("it answered {status}") },
+            _ => ProxyError::NoTunnel { proxy, to, why: format!("it responded with {status}") },
         }
     }
 
-    /// Asks the proxy once more, only to hear the status of its refusal.
+    /// Requests a tunnel once more, only for the status of its refusal.
     async fn status_of_connect(&self, to: &str) -> Option<u16> {
         Some(self.connect(to).await.ok()?.1)
     }
 
-    /// Asks the proxy for a tunnel, and reads its response up to the end of the headers: the connection, and the status.
-    /// Nothing of what the other end says through the tunnel is read.
+    /// Requests a tunnel and reads the response up to the end of its headers. Returns the connection
+    /// and the status. Nothing that the server sends through the tunnel is read.
     async fn connect(&self, to: &str) -> std::io::Result<(TcpStream, u16)> {
         let strange = |why| std::io::Error::new(std::io::ErrorKind::InvalidData, why);
         let (host, port) = self.host_and_port().ok_or_else(|| strange("it has no host"))?;
@@ -314,7 +339,7 @@ impl Hop {
             None => ["\r\n", "", ""],
         };
         let request = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n");
-        // In one allocation, so that no copy stays behind.
+        // In one allocation, so that no copy is left.
         let request = Zeroizing::new([&[request.as_str()][..], &lines].concat().concat());
         stream.write_all(request.as_bytes()).await?;
         let mut head = Vec::new();
@@ -331,11 +356,11 @@ impl Hop {
         Ok((stream, status.ok_or_else(|| strange("its response is not HTTP"))?))
     }
 
-    /// A detour to an IPv6 address through the proxy. The HTTP client takes the brackets of the URL for a part of the
-    /// server's name where it speaks to a proxy, and not where it speaks to a socket: so it is given a socket, of which
-    /// the other end is here and leads through the proxy. The socket has no file and a name that cannot be guessed, and
-    /// takes one connection, from this very process.
-    pub(super) fn detour(self: Arc<Self>, url: &Url) -> std::io::Result<Detour> {
+    /// Opens a local socket that leads to an IPv6 address through the proxy. The HTTP client treats the
+    /// brackets of the URL as a part of the server's name where it connects to a proxy, and not where it
+    /// connects to a socket. So it gets a socket whose other end is here and leads through the proxy.
+    /// The socket has no file and a random name, and accepts one connection, from this process.
+    pub(super) fn tunnel(self: Arc<Self>, url: &Url) -> std::io::Result<ProxyTunnel> {
         let mut random = [0; 16];
         SystemRandom::new().fill(&mut random).map_err(|_| std::io::Error::other("no random numbers"))?;
         let name = format!("\0miaf-agent-{}", BASE64.encode(random));
@@ -355,7 +380,7 @@ impl Hop {
             let proxy = self.to_string();
             let why = match self.connect(&to).await {
                 Ok((mut server, 200)) => {
-                    let _ = copy_bidirectional(&mut client, &mut server).await; // what is lost there, TLS notices
+                    let _ = copy_bidirectional(&mut client, &mut server).await; // TLS detects a loss
                     return;
                 }
                 Ok((_, status)) => self.of_status(status, to),
@@ -366,30 +391,30 @@ impl Hop {
             };
             *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
         });
-        Ok(Detour { path: name.into(), failure, task })
+        Ok(ProxyTunnel { path: name.into(), failure, task })
     }
 }
 
-/// See [`Hop::detour`]. It ends with this handle.
-pub(super) struct Detour {
+/// Tunnel of [`ProxyEndpoint::tunnel`]; dropping it closes the tunnel.
+pub(super) struct ProxyTunnel {
     path: PathBuf,
     failure: Arc<Mutex<Option<ProxyError>>>,
     task: JoinHandle<()>,
 }
 
-impl Detour {
-    /// Where the HTTP client connects to.
+impl ProxyTunnel {
+    /// Socket that the HTTP client connects to.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Why it did not lead to the server, if it did not.
+    /// Why the tunnel was not opened, if it was not.
     pub(super) fn failure(&self) -> Option<ProxyError> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-impl Drop for Detour {
+impl Drop for ProxyTunnel {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -403,25 +428,29 @@ mod tests {
 
     const MIS: &str = "https://mis.factory.example:8443/.well-known/margo";
 
-    fn configured(lines: &str) -> config::Proxy {
+    fn configured(lines: &str) -> config::ProxyConfig {
         let text = format!("[mis]\norigin = \"https://a\"\n{lines}");
         Config::parse(&text, Path::new("/config.toml"), None).unwrap().mis.unwrap().proxy
     }
 
-    fn hop(lines: &str, url: &str, environment: &[(&str, &str)]) -> Result<Option<Hop>, ProxyError> {
+    fn choose(
+        lines: &str,
+        url: &str,
+        environment: &[(&str, &str)],
+    ) -> Result<Option<ProxyEndpoint>, ProxyError> {
         let of = |name: &'static str| {
             let value = environment.iter().find(|(set, _)| *set == name);
             value.map(|(_, value)| Zeroizing::new((*value).to_owned()))
         };
-        on_the_way(&Url::parse(url).unwrap(), &configured(lines), &of)
+        select_proxy(&Url::parse(url).unwrap(), &configured(lines), &of)
     }
 
-    fn shown(hop: Option<Hop>) -> Option<(String, Option<String>)> {
-        hop.map(|hop| (hop.to_string(), hop.auth.map(|auth| auth.to_str().unwrap().to_owned())))
+    fn shown(proxy: Option<ProxyEndpoint>) -> Option<(String, Option<String>)> {
+        proxy.map(|proxy| (proxy.to_string(), proxy.auth.map(|auth| auth.to_str().unwrap().to_owned())))
     }
 
     #[test]
-    fn the_configuration_comes_before_the_environment() {
+    fn configured_proxy_takes_precedence_over_the_environment() {
         const ENVIRONMENT: &[(&str, &str)] =
             &[("HTTPS_PROXY", "http://env:1"), ("NO_PROXY", "factory.example")];
         let configured = "proxy = \"http://proxy:3128\"";
@@ -439,16 +468,16 @@ mod tests {
             ("proxy = \"http://proxy:3128\"\nno_proxy = []", ENVIRONMENT, Some("http://proxy:3128")),
             ("proxy = \"http://[2001:db8::1]:3128\"", &[], Some("http://[2001:db8::1]:3128")),
         ] {
-            let hop = hop(lines, MIS, environment).unwrap();
-            assert_eq!(hop.map(|hop| hop.to_string()).as_deref(), want, "{lines} {environment:?}");
+            let proxy = choose(lines, MIS, environment).unwrap();
+            assert_eq!(proxy.map(|proxy| proxy.to_string()).as_deref(), want, "{lines} {environment:?}");
         }
     }
 
     #[test]
     fn no_proxy_names_hosts_domains_and_networks() {
-        let around = |no_proxy: &str, url: &str| {
+        let is_bypassed = |no_proxy: &str, url: &str| {
             let lines = format!("proxy = \"http://proxy:3128\"\nno_proxy = [\"{no_proxy}\"]");
-            hop(&lines, url, &[]).unwrap().is_none()
+            choose(&lines, url, &[]).unwrap().is_none()
         };
         for (no_proxy, url, want) in [
             ("mis.factory.example", MIS, true),
@@ -463,44 +492,47 @@ mod tests {
             ("192.0.2.1", "https://192.0.2.1:8443/", true),
             ("2001:db8::/32", "https://[2001:db8::1]/", true),
         ] {
-            assert_eq!(around(no_proxy, url), want, "{no_proxy} {url}");
+            assert_eq!(is_bypassed(no_proxy, url), want, "{no_proxy} {url}");
         }
     }
 
     #[test]
-    fn user_and_password_come_from_the_url_or_from_a_file_and_show_nowhere() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("proxy.auth");
+    fn proxy_credentials_come_from_url_or_file_and_are_never_shown() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("proxy.auth");
         let basic = |plain: &str| Some(format!("Basic {}", BASE64.encode(plain)));
         let address = Some("http://proxy:3128".to_owned());
 
-        let from_url = hop("proxy = \"http://user:p%40ss@proxy:3128\"", MIS, &[]).unwrap();
+        let from_url = choose("proxy = \"http://user:p%40ss@proxy:3128\"", MIS, &[]).unwrap();
         assert_eq!(shown(from_url), address.clone().map(|a| (a, basic("user:p@ss"))));
-        let from_environment = hop("", MIS, &[("HTTPS_PROXY", "http://user:pass@proxy:3128")]).unwrap();
+        let from_environment = choose("", MIS, &[("HTTPS_PROXY", "http://user:pass@proxy:3128")]).unwrap();
         assert_eq!(shown(from_environment), address.clone().map(|a| (a, basic("user:pass"))));
 
         let lines = format!("proxy_auth = \"file:{}\"", file.display());
         let environment = &[("HTTPS_PROXY", "http://user:pass@proxy:3128")];
-        assert!(matches!(hop(&lines, MIS, environment), Err(ProxyError::Secret(_))));
+        assert!(matches!(choose(&lines, MIS, environment), Err(ProxyError::Secret(_))));
         std::fs::write(&file, "other:pa:ss\n").unwrap();
-        assert_eq!(shown(hop(&lines, MIS, environment).unwrap()), address.map(|a| (a, basic("other:pa:ss"))));
+        assert_eq!(
+            shown(choose(&lines, MIS, environment).unwrap()),
+            address.map(|a| (a, basic("other:pa:ss")))
+        );
         for bad in ["password", ":password", "user:password\n\n", "user:pa\rss"] {
             std::fs::write(&file, bad).unwrap();
-            let error = hop(&lines, MIS, environment).err().unwrap();
+            let error = choose(&lines, MIS, environment).err().unwrap();
             assert!(matches!(error, ProxyError::SecretForm) && !error.to_string().contains("password\""));
         }
         assert_eq!(configured(&lines).auth, Some(Secret::File(file)));
     }
 
     #[test]
-    fn an_unusable_proxy_of_the_environment_is_named_and_not_passed_by() {
+    fn unusable_proxy_of_the_environment_is_named_and_not_bypassed() {
         for (value, why) in [
             ("https://user:hunter2@proxy:3128", "is not an http:// proxy"),
             ("socks5://user:hunter2@proxy:1080", "is not an http:// proxy"),
             ("ftp://user:hunter2@proxy", "is not the URL of a proxy"),
             ("http://user:hunter2@ proxy", "is not the URL of a proxy"),
         ] {
-            let error = hop("", MIS, &[("ALL_PROXY", value)]).err().unwrap();
+            let error = choose("", MIS, &[("ALL_PROXY", value)]).err().unwrap();
             let error = error.to_string();
             assert!(error.starts_with("ALL_PROXY in the environment"), "{error}");
             assert!(error.contains(why) && !error.contains("hunter2"), "{error}");

@@ -1,4 +1,4 @@
-//! Responses: their bodies as documents, and what is quoted of one that is none.
+//! HTTP responses: their bodies as JSON documents, and quotations of other bodies.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,18 +8,18 @@ use url::Url;
 
 use super::error::{TransportError, shown};
 use super::problem_details::ProblemDetails;
-use super::server_verifier::VouchedBy;
+use super::server_verifier::TrustSource;
 use crate::json;
 use crate::text::Excerpt;
 
-/// Characters of a quotation.
+/// Limit on the characters of a quotation.
 pub(super) const MAX_EXCERPT: usize = 200;
-/// Where the title of an HTML page is looked for, in bytes.
+/// Bytes in which the title of an HTML page is searched.
 const TITLE_WITHIN: usize = 4096;
-/// What is wrong with a response whose connection ended too early.
+/// The fault of a response whose connection ended too early.
 pub(super) const CUT_OFF: &str = "it ended the connection before its response was complete";
 
-/// What a cached document is revalidated with (RFC 9110 section 13).
+/// Validators of a cached document (RFC 9110 section 13).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Validators {
     /// As received, weak or strong.
@@ -29,35 +29,35 @@ pub struct Validators {
 }
 
 impl Validators {
-    /// Nothing to revalidate with.
+    /// Whether there is nothing to revalidate with.
     pub fn is_empty(&self) -> bool {
         self.etag.is_none() && self.last_modified.is_none()
     }
 }
 
-/// A response to one call, with its body up to the limit.
+/// Response to one call, with its body up to the limit.
 #[derive(Debug)]
 pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) validators: Validators,
-    /// By whom the server was authenticated that gave it.
-    pub(crate) vouched_by: VouchedBy,
-    /// The server did not ask for the client certificate that it was to be shown.
-    pub(super) unasked: bool,
+    /// The trust that authenticated its server.
+    pub(crate) trust_source: TrustSource,
+    /// The server did not request the client certificate that was to be sent.
+    pub(super) certificate_not_requested: bool,
     pub(super) content_type: Option<String>,
     /// `Content-Encoding`, or a `Transfer-Encoding` that is not undone, unless it is none.
     pub(super) encoding: Option<Excerpt>,
     pub(super) location: Option<Excerpt>,
     pub(super) retry_after: Option<Duration>,
     pub(super) body: Vec<u8>,
-    /// There was more than the limit.
+    /// The body is over the limit.
     pub(super) cut: bool,
     /// The end of the body is the end of the connection, and that came without TLS's `close_notify`.
     pub(super) unclosed: bool,
 }
 
 impl Response {
-    /// The body, as far as it can be a JSON document: it is whole, it is UTF-8, and it begins as one.
+    /// Returns the body if it can be a JSON document: it is complete, it is UTF-8, and it begins as one.
     pub(crate) fn into_json(self, url: &Url, limit: usize) -> Result<String, TransportError> {
         let malformed = |what: Excerpt| TransportError::Malformed { url: url.clone(), what };
         if self.cut {
@@ -66,8 +66,8 @@ impl Response {
         if let Some(what) = self.other_than_json() {
             return Err(malformed(what));
         }
-        // RFC 9112 section 9.8 takes such a response for cut off, since it may be. A JSON object tells
-        // its own end: what was cut off is none.
+        // RFC 9112 section 9.8 treats such a response as cut off, since it may be. A JSON object marks
+        // its own end: if it was cut off, it is no JSON object.
         if self.unclosed && !json::is_whole(&self.body) {
             return Err(malformed(Excerpt::of(CUT_OFF, MAX_EXCERPT)));
         }
@@ -75,12 +75,12 @@ impl Response {
         text.map_err(|_| malformed(Excerpt::of("it is not UTF-8 text", MAX_EXCERPT)))
     }
 
-    /// What the body is, where it is plainly something else than JSON in UTF-8.
+    /// Describes the body where it is plainly something else than JSON in UTF-8.
     fn other_than_json(&self) -> Option<Excerpt> {
         let says = |what: fmt::Arguments<'_>| Some(Excerpt::of(what, MAX_EXCERPT));
         if let Some(encoding) = &self.encoding {
             return says(format_args!(
-                "its body is encoded as \"{encoding}\", and the agent asks for none (Accept-Encoding: identity)"
+                "its body is encoded as \"{encoding}\", and the agent accepts none (Accept-Encoding: identity)"
             ));
         }
         let text = self.body.strip_prefix(json::BYTE_ORDER_MARK).unwrap_or(&self.body).trim_ascii_start();
@@ -91,12 +91,12 @@ impl Response {
             }
             [b'{' | b'[', ..] => None,
             [0x1f, 0x8b, ..] => says(format_args!("its body is gzip data, and its head does not say so")),
-            other if str::from_utf8(other).is_err() => None, // is said as such
+            other if str::from_utf8(other).is_err() => None, // has its own message
             _ => says(format_args!("its body is {}, and no JSON object", self.described()?)),
         }
     }
 
-    /// The body in a few words, for people. `None`: it is empty.
+    /// Describes the body in a few words. `None`: it is empty.
     fn described(&self) -> Option<Excerpt> {
         let says = |what: fmt::Arguments<'_>| Some(Excerpt::of(what, MAX_EXCERPT));
         if let Some(encoding) = &self.encoding {
@@ -115,14 +115,14 @@ impl Response {
         }
     }
 
-    /// A response without success, as the refusal that it is.
+    /// Converts a response without success.
     ///
     /// # Errors
-    /// When it is no refusal: a redirect, or a status below 400 that fits no request of this agent.
-    pub(crate) fn into_refusal(self, url: &Url) -> Result<Refusal, TransportError> {
+    /// When it is no error response: a redirect, or a status below 400 that fits no request of this agent.
+    pub(crate) fn into_error_response(self, url: &Url) -> Result<ErrorResponse, TransportError> {
         let (url, status) = (url.clone(), self.status);
         if (300..400).contains(&status) && status != 304 {
-            let location = self.location.unwrap_or_else(|| Excerpt::of("an unnamed place", MAX_EXCERPT));
+            let location = self.location.unwrap_or_else(|| Excerpt::of("an unnamed address", MAX_EXCERPT));
             return Err(TransportError::Redirected { url, status, location });
         }
         if status < 400 {
@@ -132,14 +132,21 @@ impl Response {
         let body = self.encoding.is_none().then_some(&self.body);
         let problem = body.and_then(|body| ProblemDetails::read(status, self.content_type.as_deref(), body));
         let excerpt = if problem.is_none() { self.described() } else { None };
-        Ok(Refusal { url, status, problem, retry_after: self.retry_after, excerpt, unasked: self.unasked })
+        Ok(ErrorResponse {
+            url,
+            status,
+            problem,
+            retry_after: self.retry_after,
+            excerpt,
+            certificate_not_requested: self.certificate_not_requested,
+        })
     }
 }
 
-/// An error response: status 400 or higher, of the issuer or of something on the way to it.
+/// Error response: status 400 or higher, of the issuer or of an intermediary.
 #[derive(Debug)]
-pub struct Refusal {
-    /// What was requested.
+pub struct ErrorResponse {
+    /// URL of the request.
     pub url: Url,
     /// HTTP status.
     pub status: u16,
@@ -149,18 +156,18 @@ pub struct Refusal {
     pub retry_after: Option<Duration>,
     /// The beginning of any other body.
     pub excerpt: Option<Excerpt>,
-    /// The server did not request the client certificate that it was to be shown.
-    pub unasked: bool,
+    /// The server did not request the client certificate that was to be sent.
+    pub certificate_not_requested: bool,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for ErrorResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} answered {}", shown(&self.url), self.status)?;
+        write!(f, "{} responded with {}", shown(&self.url), self.status)?;
         self.problem.as_ref().map_or(Ok(()), |problem| write!(f, " {}", problem.title))
     }
 }
 
-/// The title of an HTML page.
+/// Title of an HTML page.
 fn title(page: &[u8]) -> Option<Excerpt> {
     let begin = page.get(..page.len().min(TITLE_WITHIN))?.to_ascii_lowercase();
     let find = |from: usize, what: &[u8]| {

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use crate::time::Timestamp;
 
-/// `Retry-After`: seconds, or an HTTP date (miaf-v0 R5). A date is measured from the response's own `Date`, so that a
-/// clock difference does not count; a date that has passed is no wait; a number too large to hold is "very long".
+/// Parses `Retry-After`: seconds, or an HTTP date (miaf-v0 R5). A date is measured from the response's
+/// own `Date`, so that a clock difference does not count. A date that has passed is no delay; a number
+/// too large for `u64` is a very long one.
 pub(super) fn retry_after(value: &str, date: Option<&str>, now: Timestamp) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
@@ -21,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retry_after_is_read_in_both_forms() {
+    fn retry_after_is_parsed_in_both_forms() {
         let now = Timestamp::from_secs(784_111_777 + 100); // this device is 100 s ahead
         let date = Some("Sun, 06 Nov 1994 08:49:37 GMT");
         let read = |value| retry_after(value, date, now);

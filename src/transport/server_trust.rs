@@ -1,116 +1,121 @@
-//! The provisioned trust (miaf-v0 T1, T2): what `[mis.trust]` names, read at every use, and what stays in use while a
-//! replacement of it is bad. How it judges a server: [`verify`](super::verify).
+//! The provisioned trust (miaf-v0 T1, T2): what `[mis.trust]` names, read at every use, and the last good
+//! trust while a replacement of it is bad. [`server_verifier`](super::server_verifier) validates a server
+//! by it.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 
-use super::error::TransportError;
+use super::error::{MAX_REASON, TransportError};
 use crate::config::InitialTrust;
+use crate::hint::Hint as _;
 use crate::lifecycle::{LastError, Report};
 use crate::pem;
 use crate::platform::{access, clock, files};
+use crate::text::Excerpt;
 
-/// The initial trust of one configuration. The files are read at every use, so a replaced one counts from the next
-/// connection on. Should the replacement be bad, the last good trust stays in use *as a whole*, anchors and pins and
-/// system roots, for as long as this process lives: half of an old and half of a new one is nobody's decision.
+/// Initial trust of one configuration. The files are read at every use, so a replaced one is used from
+/// the next connection on. If the replacement is bad, the last good trust stays in use *as a whole*
+/// (anchors, pins and system roots) until the process ends: a mixture of old and new was never
+/// configured.
 ///
-/// Handles to it are cheap to clone and share what was loaded last.
+/// Handles are cheap to clone and share the cached trust.
 #[derive(Clone, Debug)]
 pub struct ServerTrust(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     configured: InitialTrust,
-    /// One reads at a time, so that what was read last is what is held.
+    /// One thread reads at a time, so that what was read last is what is cached.
     reading: Mutex<()>,
-    held: Mutex<Held>,
+    cached: Mutex<Cached>,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Held {
-    good: Option<Arc<Loaded>>,
-    /// Why the one held is not the one configured.
+struct Cached {
+    good: Option<Arc<LoadedTrust>>,
+    /// Why the cached trust is not the configured one.
     problem: Option<LastError>,
 }
 
-/// What authenticates the MIS at the moment, in numbers: for the status page.
+/// The trust in use, in numbers, for the status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustFacts {
     /// The file that the anchors in use were read from. After a bad reload that is the one configured before.
     pub ca_file: Option<PathBuf>,
-    /// Anchors from that file.
+    /// Number of anchors from that file.
     pub anchors: usize,
-    /// Pins.
+    /// Number of pins.
     pub pins: usize,
-    /// Whether the operating system's store counts too.
+    /// Whether the operating system's store is used too.
     pub system_roots: bool,
 }
 
 impl ServerTrust {
-    /// Trusts what is configured. Nothing is read yet.
+    /// Creates the trust of a configuration. Nothing is read yet.
     pub fn new(configured: InitialTrust) -> Self {
-        Self::with(configured, Held::default())
+        Self::with(configured, Cached::default())
     }
 
-    /// Trusts what is configured; if that turns out to be bad, what `before` holds stays in use. For a configuration
-    /// that was read anew. One that names no trust at all is no slip of a file: under it no one is contacted (T2).
+    /// Creates the trust of a reloaded configuration. If that proves bad, the trust of `before` stays in
+    /// use. A configuration without any trust is not a bad one: under it no connection is made (T2).
     pub fn succeeding(configured: InitialTrust, before: &Self) -> Self {
-        let held = if configured.is_empty() { Held::default() } else { before.held().clone() };
-        Self::with(configured, held)
+        let cached = if configured.is_empty() { Cached::default() } else { before.cached().clone() };
+        Self::with(configured, cached)
     }
 
-    fn with(configured: InitialTrust, held: Held) -> Self {
-        Self(Arc::new(Inner { configured, reading: Mutex::default(), held: Mutex::new(held) }))
+    fn with(configured: InitialTrust, cached: Cached) -> Self {
+        Self(Arc::new(Inner { configured, reading: Mutex::default(), cached: Mutex::new(cached) }))
     }
 
-    /// What is in use, as of the last time it was read. `None`: it was never read, or never good.
+    /// The trust in use, as of the last read. `None`: it was never read, or never good.
     pub fn facts(&self) -> Option<TrustFacts> {
-        self.held().good.as_deref().map(Loaded::facts)
+        self.cached().good.as_deref().map(LoadedTrust::facts)
     }
 
-    /// The trust that is configured cannot be used, and the one before it still is. For `lastError`, while nothing
-    /// else is wrong: the device works, until the MIS changes its certificate.
+    /// Why the configured trust cannot be used, while the one before it is. For `lastError`, while
+    /// nothing else is wrong: the device works until the MIS changes its certificate.
     pub fn problem(&self) -> Option<LastError> {
-        self.held().problem.clone()
+        self.cached().problem.clone()
     }
 
-    /// Reads what is configured. Blocks for as long as the files do.
+    /// Reads the configured trust. Blocks for as long as the files do.
     ///
     /// # Errors
     /// When it is bad and there was no good one before in this process, or nothing is configured.
-    pub(super) fn load(&self) -> Result<Arc<Loaded>, TransportError> {
+    pub(super) fn load(&self) -> Result<Arc<LoadedTrust>, TransportError> {
         let _reading = self.0.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = Loaded::read(&self.0.configured);
-        let mut held = self.held();
-        match (outcome, held.good.clone()) {
+        let outcome = LoadedTrust::read(&self.0.configured);
+        let mut cached = self.cached();
+        match (outcome, cached.good.clone()) {
             (Ok(loaded), _) => {
                 let loaded = Arc::new(loaded);
-                loaded.warn_of_unused(held.good.as_deref());
-                held.good = Some(loaded.clone());
-                if held.problem.take().is_some() {
-                    tracing::info!("the configured trust for the MIS can be used again, and is");
+                loaded.warn_of_unused(cached.good.as_deref());
+                cached.good = Some(loaded.clone());
+                if cached.problem.take().is_some() {
+                    tracing::info!("initial trust recovered: the configured one can be used again");
                 }
                 Ok(loaded)
             }
             (Err(why), Some(good)) => {
-                held.notice(&why);
+                cached.record_problem(&why);
                 Ok(good)
             }
             (Err(why), None) => Err(why),
         }
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cached(&self) -> MutexGuard<'_, Cached> {
+        self.0.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Held {
-    /// Said once, and again only if something else is wrong now.
-    fn notice(&mut self, why: &TransportError) {
-        let detail = format!("{why}. What was trusted before it stays in use until this is corrected");
+impl Cached {
+    /// Records and logs a problem once, and again only if it is another one.
+    fn record_problem(&mut self, why: &TransportError) {
+        let why = why.with_hint();
+        let detail = format!("{why}. The trust before it stays in use until this is corrected");
         let title = "The new trust for the MIS cannot be used";
         let report = Report::of_agent("trust-not-replaced", title, &detail);
         if self.problem.as_ref().is_some_and(|problem| problem.report == report) {
@@ -121,23 +126,23 @@ impl Held {
     }
 }
 
-/// The trust as read: at least one of its parts is there.
+/// Trust as read: at least one of its parts is present.
 #[derive(Debug, Default)]
-pub(super) struct Loaded {
+pub(super) struct LoadedTrust {
     pub(super) ca_file: Option<PathBuf>,
     /// The certificates in `ca_file`: a server may present one of them as its own.
     pub(super) certificates: Vec<CertificateDer<'static>>,
     /// The same as anchors.
     pub(super) provisioned: Vec<TrustAnchor<'static>>,
-    /// What of `ca_file` is not used, for people.
+    /// Blocks of `ca_file` that are not used, for people.
     pub(super) unused: Option<String>,
-    /// The operating system's, if they count.
+    /// The operating system's, if they are configured.
     pub(super) system: Vec<TrustAnchor<'static>>,
     /// SHA-256 of subject public key infos.
     pub(super) pins: Vec<[u8; 32]>,
 }
 
-impl Loaded {
+impl LoadedTrust {
     fn read(trust: &InitialTrust) -> Result<Self, TransportError> {
         if trust.is_empty() {
             return Err(TransportError::NoTrust);
@@ -154,13 +159,13 @@ impl Loaded {
         })
     }
 
-    /// Blocks of `ca_file` that count for nothing, unless `before` was warned of the same.
+    /// Logs blocks of `ca_file` that are not used, unless that was logged for `before`.
     fn warn_of_unused(&self, before: Option<&Self>) {
         if let (Some(path), Some(unused)) = (&self.ca_file, &self.unused)
             && before.is_none_or(|before| before.unused != self.unused)
         {
             let file = path.display();
-            tracing::warn!(%file, unused, "blocks of ca_file are not used, as they are no certificates: {file}: {unused}");
+            tracing::warn!(%file, unused, "ca_file: blocks ignored that are no certificates: {file}: {unused}");
         }
     }
 
@@ -173,7 +178,7 @@ impl Loaded {
         }
     }
 
-    /// Whom the issuer of a server's certificate is looked for among, for people.
+    /// The authorities that may issue a server's certificate, for people.
     pub(super) fn authorities(&self) -> &'static str {
         match (self.provisioned.is_empty(), self.system.is_empty()) {
             (false, true) => "a CA in ca_file",
@@ -189,12 +194,12 @@ struct CaFile {
     certificates: Vec<CertificateDer<'static>>,
     /// The same as anchors.
     anchors: Vec<TrustAnchor<'static>>,
-    /// What of the file is not used.
+    /// Blocks of the file that are not used.
     unused: Option<String>,
 }
 
 impl CaFile {
-    /// One damaged certificate makes the file bad: somebody put each of them there.
+    /// Reads the file. One damaged certificate makes it bad: each was put there on purpose.
     fn read(path: &Path) -> Result<Self, TransportError> {
         let unusable = |why: String| TransportError::TrustFile { path: path.to_owned(), why };
         let content = files::read_limited(path).map_err(|e| unusable(access::why_unreadable(path, &e)))?;
@@ -211,18 +216,19 @@ impl CaFile {
     }
 }
 
-/// Those of a distribution, or of `SSL_CERT_FILE` and `SSL_CERT_DIR` where they are set. One that cannot be read is
-/// passed over, as everything else on the system passes over it; none at all is an error.
+/// Reads the CAs of the distribution, or of `SSL_CERT_FILE` and `SSL_CERT_DIR` where they are set. One
+/// that cannot be read is skipped, as other programs on the system skip it; none at all is an error.
 fn system_anchors() -> Result<Vec<TrustAnchor<'static>>, TransportError> {
-    // What is no file would not be read but waited for.
+    let from_environment =
+        ["SSL_CERT_FILE", "SSL_CERT_DIR"].iter().any(|name| std::env::var_os(name).is_some());
+    // Reading a FIFO or a device would block.
     if let Some(file) = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from)
         && file.exists()
         && !file.is_file()
     {
-        return Err(TransportError::NoSystemRoots(format!(
-            "{} (SSL_CERT_FILE) is not a regular file",
-            file.display()
-        )));
+        let why =
+            format!("{} (SSL_CERT_FILE) is not a regular file", Excerpt::of(file.display(), MAX_REASON));
+        return Err(TransportError::NoSystemRoots { why, from_environment });
     }
     let found = rustls_native_certs::load_native_certs();
     let anchors: Vec<_> = found
@@ -231,14 +237,13 @@ fn system_anchors() -> Result<Vec<TrustAnchor<'static>>, TransportError> {
         .filter_map(|certificate| webpki::anchor_from_trusted_cert(certificate).ok())
         .map(|anchor| anchor.to_owned())
         .collect();
-    let why = found.errors.first().map(ToString::to_string);
+    let why = found.errors.first().map(|e| Excerpt::of(e, MAX_REASON).into_string());
     if anchors.is_empty() {
-        return Err(TransportError::NoSystemRoots(
-            why.unwrap_or_else(|| "there is no certificate in it".to_owned()),
-        ));
+        let why = why.unwrap_or_else(|| "there is no certificate in it".to_owned());
+        return Err(TransportError::NoSystemRoots { why, from_environment });
     }
     if let Some(why) = why {
-        tracing::debug!(why, "a part of the operating system's store of CAs is passed over");
+        tracing::debug!(why, "system CAs: unreadable certificate skipped");
     }
     Ok(anchors)
 }
@@ -258,9 +263,9 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_first_file_is_named_with_its_fault() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ca.pem");
+    fn bad_first_ca_file_is_named_with_its_fault() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ca.pem");
         let damaged = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         let one = pem();
         let second = format!("line {}: the certificate that begins here is damaged", one.lines().count() + 1);
@@ -284,14 +289,14 @@ mod tests {
             assert!(error.contains("ca.pem") && error.contains(why), "{error}");
             assert!(trust.facts().is_none() && trust.problem().is_none());
         }
-        let error = ServerTrust::new(of(folder.path())).load().unwrap_err().to_string();
+        let error = ServerTrust::new(of(directory.path())).load().unwrap_err().to_string();
         assert!(error.contains("not a regular file"), "{error}");
     }
 
     #[test]
-    fn ca_files_as_people_make_them_count_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ca.pem");
+    fn ca_file_in_common_variants_is_read_completely() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ca.pem");
         let (one, other) = (pem(), pem());
         for content in [
             format!("{}{other}", one.trim_end()),
@@ -308,9 +313,9 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_replacement_keeps_the_last_good_trust_also_under_a_configuration_read_anew() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ca.pem");
+    fn bad_replacement_keeps_the_last_good_trust_across_a_reload() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ca.pem");
         std::fs::write(&path, pem() + &pem()).unwrap();
         let trust = ServerTrust::new(of(&path));
         trust.load().unwrap();
@@ -321,10 +326,11 @@ mod tests {
         let problem = trust.problem().unwrap();
         assert!(problem.report.detail.as_ref().unwrap().contains("stays in use"), "{problem:?}");
         trust.load().unwrap();
-        assert_eq!(trust.problem().unwrap().at, problem.at, "noticed once");
+        assert_eq!(trust.problem().unwrap().at, problem.at, "recorded once");
 
-        // The whole of it: pins that came with a bad file do not count yet.
-        let missing = InitialTrust { spki_sha256: vec![[7; 32]], ..of(&folder.path().join("missing.pem")) };
+        // As a whole: pins that came with a bad file are not used yet.
+        let missing =
+            InitialTrust { spki_sha256: vec![[7; 32]], ..of(&directory.path().join("missing.pem")) };
         let after = ServerTrust::succeeding(missing, &trust);
         let loaded = after.load().unwrap();
         assert!(loaded.pins.is_empty() && loaded.provisioned.len() == 2);
@@ -339,7 +345,7 @@ mod tests {
         let none = ServerTrust::succeeding(InitialTrust::default(), &good);
         assert!(
             matches!(none.load(), Err(TransportError::NoTrust)),
-            "no trust configured: no one is contacted"
+            "no trust configured: no connection is made"
         );
     }
 }

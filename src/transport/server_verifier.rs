@@ -1,16 +1,19 @@
-//! Who a server is (miaf-v0 T1, T4): chain, validity period and name, by anchors, by pins, or by both.
+//! Authentication of a server (miaf-v0 T1, T4): chain, validity period and name, by anchors, by pins,
+//! or by both.
 //!
-//! - **Anchors** (`ca_file`, `system_roots`): webpki finds and verifies a path to one of them. With pins configured
-//!   too, both must hold: a pinned key must be on that path, as leaf, as intermediate or as anchor.
-//! - **Pins alone**: the pinned key is what was provisioned. It is the leaf's; or it is that of a CA certificate in the
-//!   chain presented, and webpki verifies a path from the leaf to it. That certificate came from the server and not from
-//!   a file of ours, so what is otherwise not asked of an anchor is asked of it: its validity period, that it is a CA,
-//!   that it may sign certificates and for servers, and how long a path it allows. This finds mistakes, and does not stop
-//!   an attacker who has a key certified by it: nobody signs for that certificate, so it can be made anew with other
-//!   dates around the same key.
+//! - **Anchors** (`ca_file`, `system_roots`): webpki finds and verifies a path to one of them. With
+//!   pins configured too, both must hold: a pinned key must be on that path, as leaf, as intermediate
+//!   or as anchor.
+//! - **Pins alone**: the pinned key is what was provisioned. It is the leaf's; or it is that of a CA
+//!   certificate in the presented chain, and webpki verifies a path from the leaf to it. That
+//!   certificate came from the server and not from a provisioned file. So what is otherwise not
+//!   checked of an anchor is checked of it: its validity period, that it is a CA, that it may sign
+//!   certificates and for servers, and how long a path it allows. This finds mistakes, and does not
+//!   stop an attacker who has a key certified by it: no signature covers that certificate, so it can
+//!   be made anew with other dates around the same key.
 //!
-//! A pin trusts the holder of that key, and whoever holds it can name itself as it likes in a chain of its own making.
-//! Whoever wants a CA's word for name and dates as well configures anchors beside the pins.
+//! A pin trusts the holder of that key, who can choose any name in a chain of its own making. Where a
+//! CA is to vouch for name and dates as well, anchors are configured in addition to the pins.
 
 mod chain;
 mod reasons;
@@ -33,53 +36,55 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
 use self::chain::{Anchors, Chain};
-use super::server_trust::Loaded;
+use super::reason::Reason;
+use super::server_trust::LoadedTrust;
 use crate::digest::sha256;
 use crate::text::Excerpt;
 use crate::x509::{SEQUENCE, wrap};
 
-/// Characters of what a library says that there are no words for.
+/// Limit on the characters of a library's message, where this agent has no words of its own.
 const MAX_UNKNOWN: usize = 120;
 
 type Pin = [u8; 32];
 
-/// Judges the servers of one call. What it finds is left in its [`Note`].
+/// Verifier of the servers of one call. What it finds is recorded in its [`HandshakeObservation`].
 #[derive(Debug)]
 pub(super) struct Verifier {
-    trust: Arc<Loaded>,
+    trust: Arc<LoadedTrust>,
     algorithms: WebPkiSupportedAlgorithms,
-    note: Arc<Note>,
+    observation: Arc<HandshakeObservation>,
 }
 
-/// What the handshakes of one call showed. It travels beside the answer, since a TLS error has no room for it.
+/// Observations of the handshakes of one call. They are apart from the result, since a TLS error has
+/// no room for them.
 #[derive(Debug, Default)]
-pub(super) struct Note(Mutex<Noted>);
+pub(super) struct HandshakeObservation(Mutex<Observed>);
 
 #[derive(Debug, Default)]
-struct Noted {
-    vouched_by: Option<VouchedBy>,
-    refusal: Option<String>,
-    request: Request,
+struct Observed {
+    trust_source: Option<TrustSource>,
+    untrusted: Option<Reason>,
+    request: ClientAuthRequest,
 }
 
-/// Whether a server asked for a client certificate (RFC 8446 section 4.3.2), and what it was shown.
+/// Whether a server requested a client certificate (RFC 8446 section 4.3.2), and what it was sent.
 #[derive(Clone, Debug, Default)]
-pub(super) enum Request {
-    /// It did not, or has not got so far.
+pub(super) enum ClientAuthRequest {
+    /// It did not, or the handshake did not get so far.
     #[default]
     None,
     /// It did, and this call has none.
-    NothingToShow,
+    NoCertificate,
     /// It did, and does not accept signatures of this device's key.
     OtherKeys,
-    /// It did, and was shown this.
-    Shown(Arc<CertifiedKey>),
+    /// It did, and was sent this.
+    Sent(Arc<CertifiedKey>),
 }
 
-/// By whom a server was authenticated (miaf-v0 D7).
+/// The trust that authenticated a server (miaf-v0 D7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum VouchedBy {
-    /// What was provisioned for this purpose: a CA in `ca_file`, or a pin.
+pub(crate) enum TrustSource {
+    /// Trust provisioned for this purpose: a CA in `ca_file`, or a pin.
     Provisioned,
     /// The operating system's store, and nothing else.
     PublicStore,
@@ -87,58 +92,62 @@ pub(crate) enum VouchedBy {
 
 /// A server that is not trusted.
 #[derive(Debug)]
-struct Refusal {
-    /// In words that a person can act on.
-    why: String,
-    /// For TLS: it becomes the alert that the server is sent.
+struct UntrustedServer {
+    reason: Reason,
+    /// For TLS: it becomes the alert that is sent to the server.
     error: CertificateError,
 }
 
-impl Note {
-    /// Where nothing is known, the weaker is assumed.
-    pub(super) fn vouched_by(&self) -> VouchedBy {
-        self.noted().vouched_by.unwrap_or(VouchedBy::PublicStore)
+impl HandshakeObservation {
+    /// The trust that authenticated the server. Where nothing is known, the weaker is assumed.
+    pub(super) fn trust_source(&self) -> TrustSource {
+        self.observed().trust_source.unwrap_or(TrustSource::PublicStore)
     }
 
-    /// Why the server was refused, if it was.
-    pub(super) fn refusal(&self) -> Option<String> {
-        self.noted().refusal.clone()
+    /// Why the server is not trusted, if it is not.
+    pub(super) fn untrusted(&self) -> Option<Reason> {
+        self.observed().untrusted.clone()
     }
 
-    /// What the server asked for.
-    pub(super) fn request(&self) -> Request {
-        self.noted().request.clone()
+    /// The server's request for a client certificate.
+    pub(super) fn request(&self) -> ClientAuthRequest {
+        self.observed().request.clone()
     }
 
-    /// The server asked for a client certificate.
-    pub(super) fn requested(&self, request: Request) {
-        self.noted().request = request;
+    /// Records that the server requested a client certificate.
+    pub(super) fn requested(&self, request: ClientAuthRequest) {
+        self.observed().request = request;
     }
 
-    fn noted(&self) -> MutexGuard<'_, Noted> {
+    fn observed(&self) -> MutexGuard<'_, Observed> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Verifier {
-    pub(super) fn new(trust: Arc<Loaded>, algorithms: WebPkiSupportedAlgorithms, note: Arc<Note>) -> Self {
-        Self { trust, algorithms, note }
+    pub(super) fn new(
+        trust: Arc<LoadedTrust>,
+        algorithms: WebPkiSupportedAlgorithms,
+        observation: Arc<HandshakeObservation>,
+    ) -> Self {
+        Self { trust, algorithms, observation }
     }
 
-    fn judge(
+    fn validate(
         &self,
         end_entity: &CertificateDer<'_>,
         others: &[CertificateDer<'_>],
         name: &ServerName<'_>,
         now: UnixTime,
-    ) -> Result<VouchedBy, Refusal> {
-        let too_much = |why| Refusal { why, error: CertificateError::ApplicationVerificationFailure };
+    ) -> Result<TrustSource, UntrustedServer> {
+        let too_much =
+            |reason| UntrustedServer { reason, error: CertificateError::ApplicationVerificationFailure };
         let chain = Chain::read(end_entity, others, self.algorithms.all).map_err(too_much)?;
-        let refused = |e| self.refused(e, &chain);
+        let untrusted = |e| self.untrusted(e, &chain);
         let own = chain.own().map_or(end_entity, |own| &own.reading);
-        let leaf = EndEntityCert::try_from(own).map_err(refused)?;
+        let leaf = EndEntityCert::try_from(own).map_err(untrusted)?;
         let anchors = !self.trust.provisioned.is_empty() || !self.trust.system.is_empty();
-        let vouched_by = if self.trust.certificates.iter().any(|provisioned| provisioned == end_entity) {
+        let trust_source = if self.trust.certificates.iter().any(|provisioned| provisioned == end_entity) {
             self.by_itself(&leaf, own, now)?
         } else if anchors {
             self.by_anchors(&leaf, &chain, now)?
@@ -147,40 +156,40 @@ impl Verifier {
         };
         // An IP address is only matched by an iPAddress SAN, a name only by a dNSName (RFC 9525; T4).
         match ParsedCertificate::try_from(own).and_then(|parsed| verify_server_name(&parsed, name)) {
-            Ok(()) => Ok(vouched_by),
+            Ok(()) => Ok(trust_source),
             Err(Error::InvalidCertificate(
                 error @ (CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }),
-            )) => Err(Refusal { why: reasons::other_names(&chain), error }),
-            Err(error) => Err(Refusal::from(error)),
+            )) => Err(UntrustedServer { reason: reasons::other_names(&chain).into(), error }),
+            Err(error) => Err(UntrustedServer::from(error)),
         }
     }
 
-    /// The very certificate stands in `ca_file`: it needs nobody else's word, whether it is marked as a CA's or not.
-    /// Common tools make such certificates for a server alone (`openssl req -x509`).
+    /// Validates a certificate that is in `ca_file` itself. It needs no issuer, whether it is marked as
+    /// a CA's or not: common tools make such certificates for a single server (`openssl req -x509`).
     fn by_itself(
         &self,
         leaf: &EndEntityCert<'_>,
         own: &CertificateDer<'_>,
         now: UnixTime,
-    ) -> Result<VouchedBy, Refusal> {
+    ) -> Result<TrustSource, UntrustedServer> {
         let key = pin_of(&leaf.subject_public_key_info());
         if !self.trust.pins.is_empty() && !self.trust.pins.contains(&key) {
-            return Err(Refusal::unpinned("of its certificate, which is in ca_file,", &[key]));
+            return Err(UntrustedServer::unpinned("of its certificate, which is in ca_file,", &[key]));
         }
         Properties::read(own)
-            .and_then(|properties| properties.serve(now))
-            .map_err(Refusal::provisioned_leaf)?;
-        Ok(VouchedBy::Provisioned)
+            .and_then(|properties| properties.check_server(now))
+            .map_err(UntrustedServer::provisioned_leaf)?;
+        Ok(TrustSource::Provisioned)
     }
 
-    /// What was provisioned comes first: a CA that is in `ca_file` is not a merely public one because the operating
-    /// system knows it too.
+    /// Validates a chain by the anchors. Those of `ca_file` come first: a CA that is in it counts as
+    /// provisioned, also where the operating system knows it too.
     fn by_anchors(
         &self,
         leaf: &EndEntityCert<'_>,
         chain: &Chain<'_>,
         now: UnixTime,
-    ) -> Result<VouchedBy, Refusal> {
+    ) -> Result<TrustSource, UntrustedServer> {
         let pins = &self.trust.pins;
         let unpinned = RefCell::new(None);
         let pinned = |path: &VerifiedPath<'_>| {
@@ -192,20 +201,22 @@ impl Verifier {
             Err(webpki::Error::UnknownIssuer) // webpki looks for another path
         };
         let mut failure = webpki::Error::UnknownIssuer;
-        let stores =
-            [(&self.trust.provisioned, VouchedBy::Provisioned), (&self.trust.system, VouchedBy::PublicStore)];
-        for (anchors, vouched_by) in stores {
+        let stores = [
+            (&self.trust.provisioned, TrustSource::Provisioned),
+            (&self.trust.system, TrustSource::PublicStore),
+        ];
+        for (anchors, trust_source) in stores {
             match self.path(leaf, &Anchors::of(anchors), chain, now, &pinned) {
-                Ok(()) if pins.is_empty() => return Ok(vouched_by),
-                Ok(()) => return Ok(VouchedBy::Provisioned),
-                // Of two reasons the one that is not "somebody else's" says more.
+                Ok(()) if pins.is_empty() => return Ok(trust_source),
+                Ok(()) => return Ok(TrustSource::Provisioned),
+                // Of two reasons the one that is not "unknown issuer" says more.
                 Err(e) if is_unknown_issuer(&failure) => failure = e,
                 Err(_) => {}
             }
         }
         match unpinned.take() {
-            Some(keys) => Err(Refusal::unpinned("on the way from its certificate to the CA", &keys)),
-            None => Err(self.refused(failure, chain)),
+            Some(keys) => Err(UntrustedServer::unpinned("on the path from its certificate to the CA", &keys)),
+            None => Err(self.untrusted(failure, chain)),
         }
     }
 
@@ -215,21 +226,22 @@ impl Verifier {
         chain: &Chain<'_>,
         own: &CertificateDer<'_>,
         now: UnixTime,
-    ) -> Result<VouchedBy, Refusal> {
+    ) -> Result<TrustSource, UntrustedServer> {
         let pins = &self.trust.pins;
         let key = pin_of(&leaf.subject_public_key_info());
         if pins.contains(&key) {
             Properties::read(own)
-                .and_then(|properties| properties.serve(now))
-                .map_err(Refusal::pinned_leaf)?;
-            return Ok(VouchedBy::Provisioned);
+                .and_then(|properties| properties.check_server(now))
+                .map_err(UntrustedServer::pinned_leaf)?;
+            return Ok(TrustSource::Provisioned);
         }
 
         let mut keys = vec![key];
         let (mut anchors, mut properties) = (Vec::new(), Vec::new());
-        let mut unfit = None;
+        let mut fault = None;
         for other in chain.others() {
-            // As strictly as any certificate that is not from a file of ours: a critical extension must be understood.
+            // As strictly as any certificate that is not from a provisioned file: a critical extension
+            // must be understood.
             let Ok(parsed) = EndEntityCert::try_from(&other.reading) else { continue };
             let key = pin_of(&parsed.subject_public_key_info());
             keys.push(key);
@@ -237,22 +249,22 @@ impl Verifier {
                 continue;
             }
             let issuer = Properties::read(&other.reading).and_then(|properties| {
-                properties.issue(now)?;
+                properties.check_issuer(now)?;
                 let anchor = webpki::anchor_from_trusted_cert(&other.reading);
-                Ok((anchor.map_err(|_| Unfit::Damaged)?, properties))
+                Ok((anchor.map_err(|_| CertificateFault::Damaged)?, properties))
             });
             match issuer {
                 Ok((anchor, issuer)) => {
                     anchors.push((anchor, other.directories().cloned()));
                     properties.push(issuer);
                 }
-                Err(why) => unfit = Some((key, why)),
+                Err(why) => fault = Some((key, why)),
             }
         }
         if anchors.is_empty() {
-            return Err(match unfit {
-                Some((key, why)) => Refusal::pinned_issuer(&key, why),
-                None => Refusal::unpinned("in the chain it presented", &keys),
+            return Err(match fault {
+                Some((key, why)) => UntrustedServer::pinned_issuer(&key, why),
+                None => UntrustedServer::unpinned("in the chain it presented", &keys),
             });
         }
 
@@ -265,8 +277,8 @@ impl Verifier {
                 _ => Ok(()),
             }
         };
-        self.path(leaf, &anchors, chain, now, &allowed).map_err(|e| self.refused(e, chain))?;
-        Ok(VouchedBy::Provisioned)
+        self.path(leaf, &anchors, chain, now, &allowed).map_err(|e| self.untrusted(e, chain))?;
+        Ok(TrustSource::Provisioned)
     }
 
     fn path(
@@ -296,19 +308,19 @@ impl Verifier {
             .map(drop)
     }
 
-    fn refused(&self, error: webpki::Error, chain: &Chain<'_>) -> Refusal {
+    fn untrusted(&self, error: webpki::Error, chain: &Chain<'_>) -> UntrustedServer {
         if !is_unknown_issuer(&error) {
-            let (why, error) = reasons::of(&error, chain);
-            return Refusal { why, error };
+            let (reason, error) = reasons::of(&error, chain);
+            return UntrustedServer { reason, error };
         }
         let error = CertificateError::UnknownIssuer;
-        if let Some(why) = reasons::unverifiable(chain) {
-            return Refusal { why, error };
+        if let Some(reason) = reasons::unverifiable(chain) {
+            return UntrustedServer { reason, error };
         }
         let named = reasons::issuer(chain).map(|name| format!(": it names \"{name}\"")).unwrap_or_default();
         let authorities = self.trust.authorities();
         let why = format!("its certificate was not issued by {authorities} (unknown issuer){named}");
-        Refusal { why, error }
+        UntrustedServer { reason: why.into(), error }
     }
 }
 
@@ -321,18 +333,18 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        match self.judge(end_entity, intermediates, server_name, now) {
-            Ok(vouched_by) => {
-                let mut noted = self.note.noted();
+        match self.validate(end_entity, intermediates, server_name, now) {
+            Ok(trust_source) => {
+                let mut observed = self.observation.observed();
                 // Should a call ever need a second connection, the weaker of the two counts.
-                if noted.vouched_by != Some(VouchedBy::PublicStore) {
-                    noted.vouched_by = Some(vouched_by);
+                if observed.trust_source != Some(TrustSource::PublicStore) {
+                    observed.trust_source = Some(trust_source);
                 }
                 Ok(ServerCertVerified::assertion())
             }
-            Err(refusal) => {
-                self.note.noted().refusal = Some(refusal.why);
-                Err(refusal.error.into())
+            Err(untrusted) => {
+                self.observation.observed().untrusted = Some(untrusted.reason);
+                Err(untrusted.error.into())
             }
         }
     }
@@ -352,7 +364,7 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        // As it was judged: what is processed here stands in the way of nobody.
+        // As it was validated: extensions that are processed here must not fail in rustls.
         let chain = Chain::read(certificate, &[], self.algorithms.all);
         let own = chain.as_ref().ok().and_then(Chain::own).map_or(certificate, |own| &own.reading);
         verify_tls13_signature(message, own, signature, &self.algorithms)
@@ -375,7 +387,8 @@ pub(super) fn pin_of(spki: &[u8]) -> Pin {
     sha256(spki)
 }
 
-/// From the leaf to the anchor, both included, and nothing that was merely presented.
+/// The pins of the keys on a path: from the leaf to the anchor, both included, without certificates
+/// that were merely presented.
 fn keys_on(path: &VerifiedPath<'_>) -> Vec<Pin> {
     let mut keys = vec![pin_of(&path.end_entity().subject_public_key_info())];
     keys.extend(path.intermediate_certificates().map(|issuer| pin_of(&issuer.subject_public_key_info())));
@@ -384,7 +397,7 @@ fn keys_on(path: &VerifiedPath<'_>) -> Vec<Pin> {
     keys
 }
 
-/// What a certificate says of itself, where webpki is not asked: of a pinned one.
+/// Properties of a pinned certificate that webpki does not check.
 #[derive(Debug)]
 struct Properties {
     not_before: i64,
@@ -396,9 +409,9 @@ struct Properties {
     is_for_servers: bool,
 }
 
-/// Why a pinned certificate does not do.
+/// Why a pinned certificate cannot be used.
 #[derive(Debug)]
-enum Unfit {
+enum CertificateFault {
     Expired,
     NotYetValid,
     NotForServers,
@@ -408,11 +421,12 @@ enum Unfit {
 }
 
 impl Properties {
-    fn read(certificate: &CertificateDer<'_>) -> Result<Self, Unfit> {
-        let (_, certificate) = X509Certificate::from_der(certificate).map_err(|_| Unfit::Damaged)?;
-        let constraints = certificate.basic_constraints().map_err(|_| Unfit::Damaged)?;
-        let usage = certificate.key_usage().map_err(|_| Unfit::Damaged)?;
-        let extended = certificate.extended_key_usage().map_err(|_| Unfit::Damaged)?;
+    fn read(certificate: &CertificateDer<'_>) -> Result<Self, CertificateFault> {
+        let (_, certificate) =
+            X509Certificate::from_der(certificate).map_err(|_| CertificateFault::Damaged)?;
+        let constraints = certificate.basic_constraints().map_err(|_| CertificateFault::Damaged)?;
+        let usage = certificate.key_usage().map_err(|_| CertificateFault::Damaged)?;
+        let extended = certificate.extended_key_usage().map_err(|_| CertificateFault::Damaged)?;
         Ok(Self {
             not_before: certificate.validity().not_before.timestamp(),
             not_after: certificate.validity().not_after.timestamp(),
@@ -424,36 +438,36 @@ impl Properties {
         })
     }
 
-    /// As a server's own certificate. Whether it is marked as a CA does not matter, as with the self-signed ones that
-    /// common tools make: it is this very key that was provisioned.
-    fn serve(&self, now: UnixTime) -> Result<(), Unfit> {
+    /// Checks the certificate as a server's own. Whether it is marked as a CA does not matter, as with
+    /// the self-signed ones that common tools make: it is this very key that was provisioned.
+    fn check_server(&self, now: UnixTime) -> Result<(), CertificateFault> {
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         if now < self.not_before {
-            return Err(Unfit::NotYetValid);
+            return Err(CertificateFault::NotYetValid);
         }
         if now > self.not_after {
-            return Err(Unfit::Expired);
+            return Err(CertificateFault::Expired);
         }
-        if self.is_for_servers { Ok(()) } else { Err(Unfit::NotForServers) }
+        if self.is_for_servers { Ok(()) } else { Err(CertificateFault::NotForServers) }
     }
 
-    /// As the end of a path from a server's certificate.
-    fn issue(&self, now: UnixTime) -> Result<(), Unfit> {
+    /// Checks the certificate as the end of a path from a server's certificate.
+    fn check_issuer(&self, now: UnixTime) -> Result<(), CertificateFault> {
         match self {
-            Self { is_ca: false, .. } => Err(Unfit::NoCa),
-            Self { signs_certificates: false, .. } => Err(Unfit::MayNotSign),
-            _ => self.serve(now),
+            Self { is_ca: false, .. } => Err(CertificateFault::NoCa),
+            Self { signs_certificates: false, .. } => Err(CertificateFault::MayNotSign),
+            _ => self.check_server(now),
         }
     }
 }
 
-impl Unfit {
+impl CertificateFault {
     fn why(&self) -> &'static str {
         match self {
             Self::Expired => "has expired, or this device's clock is wrong",
             Self::NotYetValid => "is not valid yet, or this device's clock is wrong",
             Self::NotForServers => "is not meant for servers (its extended key usage lacks serverAuth)",
-            Self::NoCa => "is not a CA's, and vouches for no other certificate",
+            Self::NoCa => "is not a CA's, and cannot issue other certificates",
             Self::MayNotSign => "may not sign certificates (its key usage lacks keyCertSign)",
             Self::Damaged => "is damaged: an extension in it cannot be read, or occurs more than once",
         }
@@ -470,22 +484,21 @@ impl Unfit {
     }
 }
 
-impl Refusal {
-    fn pinned_leaf(unfit: Unfit) -> Self {
-        Self { why: format!("its key is pinned, but its certificate {}", unfit.why()), error: unfit.error() }
+impl UntrustedServer {
+    fn pinned_leaf(fault: CertificateFault) -> Self {
+        let why = format!("its key is pinned, but its certificate {}", fault.why());
+        Self { reason: why.into(), error: fault.error() }
     }
 
-    fn provisioned_leaf(unfit: Unfit) -> Self {
-        Self {
-            why: format!("its certificate is in ca_file itself, but it {}", unfit.why()),
-            error: unfit.error(),
-        }
+    fn provisioned_leaf(fault: CertificateFault) -> Self {
+        let why = format!("its certificate is in ca_file itself, but it {}", fault.why());
+        Self { reason: why.into(), error: fault.error() }
     }
 
-    fn pinned_issuer(key: &Pin, unfit: Unfit) -> Self {
+    fn pinned_issuer(key: &Pin, fault: CertificateFault) -> Self {
         let pin = BASE64.encode(key);
-        let why = format!("the pinned certificate in the chain it presented ({pin}) {}", unfit.why());
-        Self { why, error: unfit.error() }
+        let why = format!("the pinned certificate in the chain it presented ({pin}) {}", fault.why());
+        Self { reason: why.into(), error: fault.error() }
     }
 
     fn unpinned(place: &str, keys: &[Pin]) -> Self {
@@ -493,30 +506,31 @@ impl Refusal {
         for key in keys {
             let _ = write!(why, " {}", BASE64.encode(key)); // to a String: it cannot fail
         }
-        why.push_str(". Pin one of them only if the operator of the MIS confirms it");
-        Self { why, error: CertificateError::ApplicationVerificationFailure }
+        let reason =
+            Reason::from(why).with_hint("Pin one of them only if the operator of the MIS confirms it");
+        Self { reason, error: CertificateError::ApplicationVerificationFailure }
     }
 }
 
-impl From<Error> for Refusal {
+impl From<Error> for UntrustedServer {
     fn from(error: Error) -> Self {
         match error {
-            Error::InvalidCertificate(error) => Self { why: reasons::describe(&error), error },
+            Error::InvalidCertificate(error) => Self { reason: reasons::describe(&error), error },
             other => {
                 let why = format!("its certificate is not acceptable ({})", Excerpt::of(other, MAX_UNKNOWN));
-                Self { why, error: CertificateError::ApplicationVerificationFailure }
+                Self { reason: why.into(), error: CertificateError::ApplicationVerificationFailure }
             }
         }
     }
 }
 
-/// A CA of the same name with another key shows as a bad signature.
+/// Whether the issuer is unknown. A CA of the same name with another key shows as a bad signature.
 fn is_unknown_issuer(error: &webpki::Error) -> bool {
     matches!(error, webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey)
 }
 
-/// What TLS says of a server's certificate, for people.
-pub(super) fn describe(why: &CertificateError) -> String {
+/// Describes TLS's error about a server's certificate.
+pub(super) fn describe(why: &CertificateError) -> Reason {
     reasons::describe(why)
 }
 

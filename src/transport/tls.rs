@@ -1,5 +1,6 @@
-//! TLS to the MIS: how its servers are authenticated, and as whom this device shows itself (miaf-v0 T1 to T5). The trust
-//! bundle plays no part here (B6), and the factory certificate says nothing about the server (T5).
+//! TLS client configuration: authentication of the server and the client certificate (miaf-v0 T1 to
+//! T5). The trust bundle plays no part here (B6), and the factory certificate does not authenticate
+//! the server (T5).
 
 use std::error::Error;
 use std::sync::Arc;
@@ -9,43 +10,47 @@ use rustls::sign::CertifiedKey;
 use rustls::{AlertDescription, ClientConfig, InvalidMessage, OtherError, PeerIncompatible, SignatureScheme};
 
 use super::error::TransportError;
-use super::server_trust::Loaded;
-use super::server_verifier::{self, Note, Request, Verifier};
+use super::reason::Reason;
+use super::server_trust::LoadedTrust;
+use super::server_verifier::{self, ClientAuthRequest, HandshakeObservation, Verifier};
 use crate::platform::clock;
 use crate::text::Excerpt;
 use crate::x509;
 
-/// What this client offers, for people whose server offers something else.
+/// The parameters that this client offers, for the operator of a server that offers others.
 const OFFER: &str = "This client offers TLS 1.3 with AES-GCM and ChaCha20-Poly1305, the groups X25519, P-256 and P-384, and \
                      takes a server's certificate with a key that is RSA (2048 to 8192 bits), ECDSA on P-256 or P-384, or \
-                     Ed25519. A server with a P-521 key or group only needs another one beside it";
-/// Characters of a reason that comes from elsewhere.
+                     Ed25519";
+const OFFER_HINT: &str =
+    "Have the server support one of them as well: a P-521 key or group alone is not enough";
+/// Limit on the characters of a reason from outside.
 const MAX_REASON: usize = 200;
 
-/// A TLS 1.3 client that trusts what was provisioned and nothing else, for one call.
+/// Creates the configuration of a TLS 1.3 client for one call. It trusts the provisioned trust and
+/// nothing else.
 pub(super) fn client(
-    trust: Arc<Loaded>,
+    trust: Arc<LoadedTrust>,
     identity: Option<Arc<CertifiedKey>>,
-    note: Arc<Note>,
+    observation: Arc<HandshakeObservation>,
 ) -> Result<ClientConfig, TransportError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Verifier::new(trust, provider.signature_verification_algorithms, note.clone());
+    let verifier = Verifier::new(trust, provider.signature_verification_algorithms, observation.clone());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TransportError::TlsSetup)?
-        .dangerous() // rustls' word for any verifier but its own, which knows no pins
+        .dangerous() // rustls's name for any verifier but its own, which knows no pins
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_cert_resolver(Arc::new(ClientCertificate { identity, note }));
-    // A resumed session would go on under the identity it was opened with.
+        .with_client_cert_resolver(Arc::new(ClientCertificate { identity, observation }));
+    // A resumed session would keep the client certificate that it was opened with.
     config.resumption = Resumption::disabled();
     Ok(config)
 }
 
-/// The client certificate of one call, and a note of whether the server asked for it.
+/// The client certificate of one call; records whether the server requested it.
 #[derive(Debug)]
 struct ClientCertificate {
     identity: Option<Arc<CertifiedKey>>,
-    note: Arc<Note>,
+    observation: Arc<HandshakeObservation>,
 }
 
 impl ResolvesClientCert for ClientCertificate {
@@ -55,11 +60,13 @@ impl ResolvesClientCert for ClientCertificate {
         accepted: &[SignatureScheme],
     ) -> Option<Arc<CertifiedKey>> {
         let (request, certificate) = match &self.identity {
-            None => (Request::NothingToShow, None),
-            Some(identity) if identity.key.choose_scheme(accepted).is_none() => (Request::OtherKeys, None),
-            Some(identity) => (Request::Shown(identity.clone()), Some(identity.clone())),
+            None => (ClientAuthRequest::NoCertificate, None),
+            Some(identity) if identity.key.choose_scheme(accepted).is_none() => {
+                (ClientAuthRequest::OtherKeys, None)
+            }
+            Some(identity) => (ClientAuthRequest::Sent(identity.clone()), Some(identity.clone())),
         };
-        self.note.requested(request);
+        self.observation.requested(request);
         certificate
     }
 
@@ -68,36 +75,37 @@ impl ResolvesClientCert for ClientCertificate {
     }
 }
 
-/// What TLS had to do with an error of the HTTP client, if anything.
+/// TLS failure that caused an error of the HTTP client.
 #[derive(Debug)]
 pub(super) enum TlsReason {
-    /// The server is not who it should be.
-    Server(String),
-    /// The server did not like this device's certificate, which it was shown.
+    /// The server is not authenticated.
+    Server(Reason),
+    /// The server refused this device's certificate.
     Client(String),
     /// Any other TLS failure.
-    Other(String),
+    Other(Reason),
 }
 
-/// Looks for a TLS error among the causes. An I/O error hides what it wraps from `source`, and may wrap another.
-pub(super) fn reason(error: &(dyn Error + 'static), note: &Note) -> Option<TlsReason> {
+/// Finds a TLS error among the causes. An I/O error hides what it wraps from `source`, and may wrap
+/// another.
+pub(super) fn reason(error: &(dyn Error + 'static), observation: &HandshakeObservation) -> Option<TlsReason> {
     if let Some(tls) = error.downcast_ref() {
-        return Some(describe(tls, note));
+        return Some(describe(tls, observation));
     }
     let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
     match wrapped {
-        Some(inner) => reason(inner, note),
-        None => error.source().and_then(|source| reason(source, note)),
+        Some(inner) => reason(inner, observation),
+        None => error.source().and_then(|source| reason(source, observation)),
     }
 }
 
-fn describe(error: &rustls::Error, note: &Note) -> TlsReason {
+fn describe(error: &rustls::Error, observation: &HandshakeObservation) -> TlsReason {
     use rustls::Error as E;
-    let other = |why: &str| TlsReason::Other(why.to_owned());
+    let other = |why: &str| TlsReason::Other(why.into());
     match error {
         E::InvalidCertificate(why) => TlsReason::Server(server_verifier::describe(why)),
         E::NoCertificatesPresented => TlsReason::Server("it presented no certificate".into()),
-        E::AlertReceived(alert) => of_alert(*alert, &note.request()),
+        E::AlertReceived(alert) => of_alert(*alert, &observation.request()),
         E::InvalidMessage(
             InvalidMessage::CertificatePayloadTooLarge | InvalidMessage::HandshakePayloadTooLarge,
         ) => TlsReason::Server("it presented more than 64 KB of certificates, and no more are read".into()),
@@ -124,14 +132,15 @@ fn describe(error: &rustls::Error, note: &Note) -> TlsReason {
             other("this system gave no time or no random numbers")
         }
         E::Other(OtherError(why)) => {
-            // The device's own key, which has words of its own.
-            TlsReason::Other(format!("this device's key could not be used: {}", Excerpt::of(why, MAX_REASON)))
+            // The device's own key, whose errors are described by its provider.
+            let why = Excerpt::of(why, MAX_REASON);
+            TlsReason::Other(format!("this device's key could not be used: {why}").into())
         }
-        rest => TlsReason::Other(Excerpt::of(rest, MAX_REASON).into()),
+        rest => TlsReason::Other(Excerpt::of(rest, MAX_REASON).into_string().into()),
     }
 }
 
-fn incompatible(why: &PeerIncompatible) -> String {
+fn incompatible(why: &PeerIncompatible) -> Reason {
     use PeerIncompatible as P;
     match why {
         P::ServerDoesNotSupportTls12Or13
@@ -142,11 +151,14 @@ fn incompatible(why: &PeerIncompatible) -> String {
         P::NoCertificateRequestSignatureSchemesInCommon => {
             "it accepts client certificates with no signature algorithm that is known here. TLS 1.3 is required".into()
         }
-        _ => format!("it and this client have no common parameters for TLS; TLS 1.3 is required. {OFFER}"),
+        _ => Reason::from(format!(
+            "it and this client have no common parameters for TLS; TLS 1.3 is required. {OFFER}"
+        ))
+        .with_hint(OFFER_HINT),
     }
 }
 
-fn of_alert(alert: AlertDescription, request: &Request) -> TlsReason {
+fn of_alert(alert: AlertDescription, request: &ClientAuthRequest) -> TlsReason {
     use AlertDescription as A;
     let name = alert_name(alert);
     let about_certificates = matches!(
@@ -161,7 +173,7 @@ fn of_alert(alert: AlertDescription, request: &Request) -> TlsReason {
             | A::AccessDenied
             | A::CertificateRequired
     );
-    // Once it has asked for a certificate, and has been shown one, what it cannot read is that.
+    // Once it has requested a certificate, and has got one, what it cannot read is that.
     let may_be_about_one = about_certificates
         || matches!(
             alert,
@@ -172,39 +184,50 @@ fn of_alert(alert: AlertDescription, request: &Request) -> TlsReason {
                 | A::InsufficientSecurity
         );
     match request {
-        Request::Shown(identity) if may_be_about_one => {
-            let peculiar = peculiarities(identity).map(|what| format!(". What it may not like: {what}"));
+        ClientAuthRequest::Sent(identity) if may_be_about_one => {
+            let peculiar = peculiarities(identity).map(|what| format!(". Possible causes: {what}"));
             let why = of_client_alert(alert);
             TlsReason::Client(format!("{why} ({name}){}", peculiar.unwrap_or_default()))
         }
-        Request::NothingToShow if about_certificates || alert == A::HandshakeFailure => {
-            TlsReason::Other(format!(
-                "the server requires a client certificate here ({name}), and this request is made without one. Have it \
-             require none for this URL: the discovery document and the trust bundle are for devices that have none yet"
-            ))
+        ClientAuthRequest::NoCertificate if about_certificates || alert == A::HandshakeFailure => {
+            TlsReason::Other(
+                Reason::from(format!(
+                    "the server requires a client certificate here ({name}), and this request is made without \
+                     one"
+                ))
+                .with_hint(
+                    "Have it require none for this URL: the discovery document and the trust bundle are for \
+                     devices that have none yet",
+                ),
+            )
         }
-        Request::OtherKeys if may_be_about_one => TlsReason::Other(format!(
-            "the server requires a client certificate ({name}) and does not accept signatures of the kind that this \
-             device's key makes, so none was shown. Have it accept the key's algorithm, which status shows"
-        )),
+        ClientAuthRequest::OtherKeys if may_be_about_one => TlsReason::Other(
+            Reason::from(format!(
+                "the server requires a client certificate ({name}) and does not accept signatures of the kind \
+                 that this device's key makes, so none was sent"
+            ))
+            .with_hint("Have it accept the algorithm of the key"),
+        ),
         _ => TlsReason::Other(match alert {
             A::ProtocolVersion => {
                 "it does not speak TLS 1.3, and TLS 1.3 is required (protocol_version)".into()
             }
             A::HandshakeFailure | A::InsufficientSecurity => {
-                format!(
-                    "it ended the TLS handshake ({name}): nothing that this client offers suits it. {OFFER}"
-                )
+                Reason::from(format!(
+                    "it ended the TLS handshake ({name}): it accepts nothing that this client offers. {OFFER}"
+                ))
+                .with_hint(OFFER_HINT)
             }
             A::UnrecognisedName => {
-                "it serves no host of this name (unrecognized_name): is the host in the URL the right one?"
-                    .into()
+                Reason::from("it serves no host of this name (unrecognized_name)")
+                    .with_hint("Check the host in the URL")
             }
             A::InternalError => "it ended the TLS handshake for a fault of its own (internal_error)".into(),
             _ if about_certificates => format!(
-                "it ended the TLS handshake ({name}), although it had not asked this device for a certificate"
-            ),
-            _ => format!("it ended the TLS handshake ({name})"),
+                "it ended the TLS handshake ({name}), although it had not requested a certificate from this device"
+            )
+            .into(),
+            _ => format!("it ended the TLS handshake ({name})").into(),
         }),
     }
 }
@@ -212,18 +235,18 @@ fn of_alert(alert: AlertDescription, request: &Request) -> TlsReason {
 fn of_client_alert(alert: AlertDescription) -> &'static str {
     use AlertDescription as A;
     match alert {
-        A::BadCertificate => "it takes the certificate for damaged or wrongly signed",
-        A::UnsupportedCertificate => "it does not take certificates of this kind or purpose",
-        A::CertificateRevoked => "it takes the certificate for revoked",
+        A::BadCertificate => "it considers the certificate damaged or wrongly signed",
+        A::UnsupportedCertificate => "it does not accept certificates of this kind or purpose",
+        A::CertificateRevoked => "it considers the certificate revoked",
         A::CertificateExpired => {
             "the certificate, or an intermediate of it, is expired or not yet valid by its clock"
         }
         A::UnknownCA => "it does not know or trust the CA of the certificate",
-        A::AccessDenied => "it does not let the holder of this certificate in",
+        A::AccessDenied => "it denies access to the holder of this certificate",
         A::DecodeError | A::IllegalParameter => "its TLS library cannot read the certificate or its key",
         A::DecryptError => "it could not verify a signature with the certificate's key",
         A::HandshakeFailure | A::InsufficientSecurity => {
-            "it does not take this certificate or a key of this kind"
+            "it does not accept this certificate or a key of this kind"
         }
         _ => "it does not accept the certificate",
     }
@@ -266,13 +289,13 @@ fn alert_name(alert: AlertDescription) -> String {
     name.to_owned()
 }
 
-/// What is unusual about a client certificate that was shown, and its intermediates that have ended.
+/// Unusual properties of a client certificate that was sent, and its intermediates that have expired.
 fn peculiarities(identity: &CertifiedKey) -> Option<String> {
     let own = identity.cert.first().map(|own| x509::peculiarities(own)).unwrap_or_default();
     let ended = x509::ends_of_intermediates(&identity.cert);
     let now = clock::now().wall;
     let ended = ended.iter().filter(|end| end.not_after < now);
-    let ended = ended.map(|end| format!("its intermediate \"{}\" ended at {}", end.subject, end.not_after));
+    let ended = ended.map(|end| format!("its intermediate \"{}\" expired at {}", end.subject, end.not_after));
     let all: Vec<String> = own.into_iter().chain(ended).collect();
     (!all.is_empty()).then(|| all.join("; "))
 }

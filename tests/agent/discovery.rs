@@ -147,7 +147,7 @@ fn a_bad_bundle_is_refused_and_the_one_held_stays() {
     let held = world.device.published("bundle.pem");
     for (fault, why) in [
         (Fault::Document(Bent::DuplicateTrustDomain), "appears twice"),
-        (Fault::Document(Bent::LowerSequence), "lower than the 1 already seen"),
+        (Fault::Document(Bent::LowerSequence), "lower than the 1 of the current one"),
         (
             Fault::Document(Bent::Replace(b"{\"trust_domains\":{\"other.example\":{\"keys\":[]}}}".to_vec())),
             "no entry",

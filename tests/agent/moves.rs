@@ -53,7 +53,7 @@ fn a_bundle_that_went_back_is_accepted_on_the_operator_s_word_and_the_next_one_i
     world.device.wait_for("active");
     for (sequence, held) in [(5, 7), (3, 5)] {
         world.mis.set_sequence(sequence).unwrap();
-        world.device.wait_for_error(&format!("lower than the {held} already seen"));
+        world.device.wait_for_error(&format!("lower than the {held} of the current one"));
         assert!(world.device.run(&["retry"]).status.success());
         world
             .device

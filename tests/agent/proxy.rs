@@ -124,9 +124,10 @@ fn a_proxy_that_is_down_is_named_and_found_again() {
 
     // An MIS that is down behind it is not the proxy's failure to be reached.
     world.mis.stop_listening().unwrap();
-    world
-        .device
-        .wait_for_error(&format!("gave no connection to 127.0.0.1:{}: it answered 5", world.mis.port()));
+    world.device.wait_for_error(&format!(
+        "gave no connection to 127.0.0.1:{}: it responded with 5",
+        world.mis.port()
+    ));
 }
 
 /// Something that takes connections and does this with each.
@@ -153,10 +154,10 @@ fn something_that_is_no_proxy_is_named_too() {
     for (proxy, why) in [
         (says(""), "unexpected end of file"),
         (says("SSH-2.0-OpenSSH_9.2\r\n"), "it refused"),
-        (says("HTTP/1.1 302 Found\r\nLocation: http://login.example/\r\n\r\n"), "it answered 302"),
+        (says("HTTP/1.1 302 Found\r\nLocation: http://login.example/\r\n\r\n"), "it responded with 302"),
         (
             fake(move |stream| held.lock().unwrap().push(stream)),
-            "nor the MIS behind it answered within 10 seconds",
+            "nor the MIS behind it responded within 10 seconds",
         ),
     ] {
         let mut world = World::new();

@@ -177,7 +177,7 @@ fn a_foreign_or_damaged_seal_is_set_aside_and_named_and_the_device_enrolls_anew(
         assert_eq!(after["spiffeId"], before["spiffeId"], "the same factory certificate, the same identity");
         assert!(world.device.path("state/private/identity.json.unusable-1").exists());
         let log = world.device.log();
-        assert!(log.contains("is set aside") && log.contains("a new key is needed"), "{log}");
+        assert!(log.contains("record quarantined") && log.contains("a new key is needed"), "{log}");
     }
 }
 

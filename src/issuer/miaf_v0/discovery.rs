@@ -1,5 +1,6 @@
 //! The discovery document (miaf-v0 D3 to D6).
 
+use std::borrow::Cow;
 use std::fmt;
 
 use base64::Engine as _;
@@ -9,24 +10,25 @@ use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use url::Url;
 
+use crate::hint::Hint;
 use crate::json::{self, JsonError};
 use crate::spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
 use crate::text::Excerpt;
 use crate::uri;
 
-/// The one bootstrap method of v0.
+/// URN of the one bootstrap method of v0.
 pub const FACTORY_CERT_MTLS: &str = "urn:margo:bootstrap:factory-cert-mtls:v1";
-/// The one SVID profile of v0.
+/// URI of the one SVID profile of v0.
 pub const X509_SVID_V1: &str = "https://margo.org/profiles/spiffe/x509-svid/v1";
 
-/// Bytes of a URI: it is part of most messages.
+/// Limit on the bytes of a URI: it is part of most messages.
 const MAX_URI: usize = 2048;
-/// Characters that are kept of a list, to be shown.
+/// Limit on the characters of a list in a message.
 const MAX_LISTED: usize = 400;
-/// Characters that are kept of one element.
+/// Limit on the characters of one of its elements.
 const MAX_ELEMENT: usize = 100;
 
-/// Where a trust domain's MIS and bundle are, and what it offers.
+/// Discovery document: the addresses of a trust domain's MIS and bundle, and what the MIS offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Discovery {
     trust_domain: TrustDomain,
@@ -36,7 +38,7 @@ pub struct Discovery {
     profiles: Listed,
 }
 
-/// A list of which one element counts here.
+/// List of the document in which one element matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Listed {
     holds_ours: bool,
@@ -44,7 +46,7 @@ struct Listed {
 }
 
 impl Listed {
-    /// Reads an array of texts, one after the other.
+    /// Parses an array of strings without storing all of them.
     fn read(list: &RawValue, ours: &'static str) -> Result<Self, serde_json::Error> {
         Self::seeking(ours).deserialize(&mut serde_json::Deserializer::from_str(list.get()))
     }
@@ -73,7 +75,7 @@ impl<'de> Visitor<'de> for SeekListed {
     type Value = Listed;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array of texts")
+        f.write_str("an array of strings")
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Listed, A::Error> {
@@ -90,7 +92,7 @@ impl<'de> Visitor<'de> for SeekListed {
 }
 
 impl Discovery {
-    /// Reads the JSON document. Unknown members are ignored (miaf-v0 D4).
+    /// Parses the JSON document. Unknown members are ignored (miaf-v0 D4).
     ///
     /// # Errors
     /// [`DiscoveryError`]: a member that D3 requires is missing, mistyped, or not what it claims to be.
@@ -124,12 +126,12 @@ impl Discovery {
         })
     }
 
-    /// The one trust domain it describes.
+    /// The trust domain that it describes.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
 
-    /// Where the trust bundle is.
+    /// URL of the trust bundle.
     pub fn trust_bundle_uri(&self) -> &Url {
         &self.trust_bundle_uri
     }
@@ -154,12 +156,13 @@ impl Discovery {
         &self.profiles.shown
     }
 
-    /// Where only a public trust store vouches for the server of the document, anybody with a public certificate for
-    /// its name could send the device elsewhere, so it must not lead elsewhere (miaf-v0 D7). `url` is the document's.
+    /// Checks that the document leads to its own origin only. That is required where only a public trust
+    /// store authenticates its server: a holder of a public certificate for its name could send the
+    /// device to another one (miaf-v0 D7). `url` is the document's.
     ///
     /// # Errors
     /// [`DiscoveryError::OtherOrigin`].
-    pub fn stays_at_the_origin_of(&self, url: &Url) -> Result<(), DiscoveryError> {
+    pub fn check_origin(&self, url: &Url) -> Result<(), DiscoveryError> {
         let members =
             [("margoIdentityServiceBaseUri", &self.base_uri), ("trustBundleUri", &self.trust_bundle_uri)];
         for (member, uri) in members {
@@ -174,12 +177,12 @@ impl Discovery {
         Ok(())
     }
 
-    /// Where to enroll (miaf-v0 E).
+    /// URL of an enrollment (miaf-v0 E).
     pub(super) fn identities_uri(&self) -> Url {
         self.under_base("/api/v1/identities")
     }
 
-    /// Where to renew `id` (miaf-v0 R1).
+    /// URL of a renewal of `id` (miaf-v0 R1).
     pub(super) fn renewal_uri(&self, id: &SpiffeId) -> Url {
         self.under_base(&format!("/api/v1/identities/{}/renewal", BASE64URL.encode(id.to_string())))
     }
@@ -191,13 +194,13 @@ impl Discovery {
     }
 }
 
-/// Why a discovery document is refused. The last good one stays in use.
+/// Why a discovery document is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DiscoveryError {
     /// Not JSON, or a required member missing or mistyped.
     #[error("it is not a Margo discovery document: {0}")]
     Json(#[from] JsonError),
-    /// A member that is no array of texts.
+    /// A member that is no array of strings.
     #[error("it is not a Margo discovery document: its {member} cannot be read: {why}")]
     List {
         /// The member.
@@ -216,20 +219,30 @@ pub enum DiscoveryError {
         /// What was found, shortened.
         value: Excerpt,
     },
-    /// It leads to another origin, and only a public trust store vouches for the server it came from (D7).
+    /// It leads to another origin, and only a public trust store authenticates its server (D7).
     #[error(
         "its {member} is at {origin} and the document itself at {document}, whose server is authenticated by the \
-         operating system's store only (system_roots). That is not enough to be led elsewhere: provision the CA of the \
-         MIS in ca_file, or pin it"
+         operating system's store only (system_roots), which is not enough to lead to another origin"
     )]
     OtherOrigin {
         /// The member.
         member: &'static str,
-        /// Where it leads.
+        /// The origin that it leads to.
         origin: String,
-        /// Where the document is.
+        /// The origin of the document.
         document: String,
     },
+}
+
+impl Hint for DiscoveryError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::OtherOrigin { .. } => Some(
+                "Provision the CA of the MIS in ca_file under [mis.trust], or pin it in spki_sha256".into(),
+            ),
+            _ => None,
+        }
+    }
 }
 
 fn https(member: &'static str, value: &str) -> Result<Url, DiscoveryError> {
@@ -240,7 +253,7 @@ fn https(member: &'static str, value: &str) -> Result<Url, DiscoveryError> {
         .ok_or_else(|| DiscoveryError::Uri { member, value: Excerpt::of(value, 128) })
 }
 
-/// Paths are added to it, so a query or fragment has no place in it.
+/// Checks a base URL: paths are appended to it, so it has no query and no fragment.
 fn base(url: Url) -> Result<Url, DiscoveryError> {
     if url.query().is_none() && url.fragment().is_none() {
         return Ok(url);
@@ -268,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_of_the_sup_leads_to_its_addresses() {
+    fn discovery_example_of_the_sup_leads_to_its_addresses() {
         let mut document = document();
         document["somethingNew"] = json!({ "nested": true });
         let discovery = read(&document).unwrap();
@@ -283,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_with_a_path_keeps_it() {
+    fn base_uri_with_a_path_keeps_it() {
         let mut document = document();
         for base in ["https://gw.example:8443/mis", "https://gw.example:8443/mis/"] {
             document["margoIdentityServiceBaseUri"] = base.into();
@@ -293,22 +306,22 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_is_scheme_host_and_port() {
+    fn origin_is_scheme_host_and_port() {
         let url = Url::parse("https://mis.northstar-ida.com/.well-known/margo").unwrap();
         let (base, bundle) = ("margoIdentityServiceBaseUri", "trustBundleUri");
         let at = |base_uri: &str, bundle_uri: &str| {
             let mut document = document();
             (document[base], document[bundle]) = (base_uri.into(), bundle_uri.into());
-            read(&document).unwrap().stays_at_the_origin_of(&url)
+            read(&document).unwrap().check_origin(&url)
         };
         let (here, same) = ("https://mis.northstar-ida.com/api", "https://MIS.northstar-ida.com:443/b?x=1");
         at(here, same).unwrap();
-        for elsewhere in
+        for other in
             ["https://northstar-ida.com/b", "https://mis.northstar-ida.com:8443/b", "https://192.0.2.1/"]
         {
-            for (document, member) in [(at(elsewhere, here), base), (at(here, elsewhere), bundle)] {
+            for (document, member) in [(at(other, here), base), (at(here, other), bundle)] {
                 let why = document.unwrap_err().to_string();
-                let origin = Url::parse(elsewhere).unwrap().origin().ascii_serialization();
+                let origin = Url::parse(other).unwrap().origin().ascii_serialization();
                 for said in [member, origin.as_str(), "https://mis.northstar-ida.com"] {
                     assert!(why.contains(said), "{why}");
                 }
@@ -317,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn every_required_member_is_required_and_typed() {
+    fn required_members_are_required_and_typed() {
         for member in document().as_object().unwrap().keys() {
             let mut missing = document();
             missing.as_object_mut().unwrap().remove(member);
@@ -341,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_read_whole_and_kept_short() {
+    fn lists_are_read_completely_and_shown_shortened() {
         let mut document = document();
         let mut many = vec![json!("\u{1b}]0;x"); 10_000];
         document["supportedBootstrapMethods"] = json!(many.clone());
@@ -359,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_no_longer_than_it_may_be() {
+    fn uri_over_the_limit_is_refused() {
         for (length, is_good) in [(MAX_URI, true), (MAX_URI + 1, false)] {
             let mut document = document();
             let uri = format!("{:a<length$}", "https://mis.example/");
@@ -369,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn only_absolute_https_addresses_and_valid_names_are_taken() {
+    fn only_absolute_https_urls_and_valid_names_are_accepted() {
         for member in ["trustBundleUri", "margoIdentityServiceBaseUri"] {
             for bad in
                 ["http://mis.example/", "/relative", "https://", "https://user@mis.example/", "ftp://a/"]

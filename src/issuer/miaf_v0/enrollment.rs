@@ -1,4 +1,4 @@
-//! Enrollment and renewal: the two requests and their one answer (miaf-v0 E1 to E3, R1).
+//! Enrollment and renewal: the two requests and their response (miaf-v0 E1 to E3, R1).
 
 use std::fmt;
 
@@ -11,15 +11,17 @@ use url::Url;
 use super::discovery::{FACTORY_CERT_MTLS, X509_SVID_V1};
 use crate::issuer::{CertificateRequest, IssuerError};
 use crate::json::{self, AtMost, Object};
+use crate::spiffe::svid::Chain;
 use crate::text::Excerpt;
 
+/// Limit on the bytes of a response.
 pub(super) const MAX_RESPONSE: usize = 512 * 1024;
-/// Certificates that an answer may hold. What is judged later allows fewer.
+/// Limit on the certificates that are read of a response. A [`Chain`] has fewer, and names their number.
 const MAX_CHAIN: usize = 32;
-/// Characters of what is wrong with an answer.
+/// Limit on the characters of the fault of a response.
 const MAX_REASON: usize = 400;
 
-/// No member beyond these: the MIS answers others with `400` (miaf-v0 E1).
+/// Body of an enrollment. It has no other members: the MIS rejects them with `400` (miaf-v0 E1).
 pub(super) fn enrollment(csr: &CertificateRequest) -> String {
     json!({
         "svidProfileUri": X509_SVID_V1,
@@ -29,14 +31,19 @@ pub(super) fn enrollment(csr: &CertificateRequest) -> String {
     .to_string()
 }
 
+/// Body of a renewal.
 pub(super) fn renewal(csr: &CertificateRequest) -> String {
     json!({ "svidProfileUri": X509_SVID_V1, "svidRequest": { "csr": BASE64.encode(&csr.0) } }).to_string()
 }
 
-pub(super) fn read_response(url: &Url, body: &[u8]) -> Result<Vec<String>, IssuerError> {
+/// Parses a response into the issued chain.
+///
+/// # Errors
+/// [`IssuerError::Malformed`]; [`IssuerError::Svid`] where the certificates are no chain.
+pub(super) fn read_response(url: &Url, body: &[u8]) -> Result<Chain, IssuerError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Answer {
+    struct Issued {
         svid_profile_uri: String,
         svid: Object<Svid>,
     }
@@ -49,24 +56,25 @@ pub(super) fn read_response(url: &Url, body: &[u8]) -> Result<Vec<String>, Issue
         url: url.clone(),
         what: Excerpt::of(what, MAX_REASON),
     };
-    let answer: Answer =
-        json::read(body).map_err(|e| malformed(format_args!("the answer does not hold an SVID: {e}")))?;
-    if answer.svid_profile_uri != X509_SVID_V1 {
-        let other = Excerpt::of(&answer.svid_profile_uri, 128);
+    let issued: Issued =
+        json::read(body).map_err(|e| malformed(format_args!("the response does not hold an SVID: {e}")))?;
+    if issued.svid_profile_uri != X509_SVID_V1 {
+        let other = Excerpt::of(&issued.svid_profile_uri, 128);
         return Err(malformed(format_args!(
-            "an SVID of the profile {X509_SVID_V1} was asked for, and the answer is of \"{other}\""
+            "an SVID of the profile {X509_SVID_V1} was requested, and the response is of \"{other}\""
         )));
     }
-    Ok(answer.svid.0.certificate_chain_pem.0)
+    Chain::from_pem(&issued.svid.0.certificate_chain_pem.0).map_err(IssuerError::Svid)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spiffe::svid::certificate_pem;
     use serde_json::Value;
 
     #[test]
-    fn the_requests_have_the_members_of_the_protocol_and_no_others() {
+    fn requests_have_the_members_of_the_protocol_and_no_others() {
         let csr = CertificateRequest(vec![0xfb, 0xff]);
         let enrollment: Value = serde_json::from_str(&enrollment(&csr)).unwrap();
         assert_eq!(
@@ -83,12 +91,17 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_an_object_of_objects() {
+    fn response_is_an_object_of_objects() {
         let url = Url::parse("https://mis.example/").unwrap();
         let read = |body: Value| read_response(&url, body.to_string().as_bytes());
-        let good =
-            json!({ "svidProfileUri": X509_SVID_V1, "svid": { "certificateChainPem": ["x"] }, "new": 1 });
-        assert_eq!(read(good).unwrap(), ["x"]);
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let der = rcgen::CertificateParams::default().self_signed(&pair).unwrap().der().clone();
+        let chain = [certificate_pem(&der)];
+        let response = |chain: Value| json!({ "svidProfileUri": X509_SVID_V1, "svid": { "certificateChainPem": chain }, "new": 1 });
+        assert_eq!(read(response(json!(chain))).unwrap().to_pems(), chain);
+        for bad in [json!([]), json!(["x"]), json!(vec![&chain[0]; 32])] {
+            assert!(matches!(read(response(bad.clone())), Err(IssuerError::Svid(_))), "{bad}");
+        }
         for bad in [
             json!([X509_SVID_V1, { "certificateChainPem": ["x"] }]),
             json!({ "svidProfileUri": X509_SVID_V1, "svid": [["x"]] }),

@@ -1,5 +1,5 @@
-//! MIAF v0 (docs/conformance.md, D, E, R and P): the discovery document, enrollment and renewal as JSON, and what Problem
-//! Details mean.
+//! MIAF v0 (docs/conformance.md, D, E, R and P): the discovery document, enrollment and renewal as JSON,
+//! and the meaning of Problem Details.
 
 mod discovery;
 mod enrollment;
@@ -14,9 +14,10 @@ use url::Url;
 
 use super::{CertificateRequest, IssuerError};
 use crate::spiffe::SpiffeId;
+use crate::spiffe::svid::Chain;
 use crate::transport::{ClientIdentity, Response, Transport};
 
-/// Bytes of a discovery document.
+/// Limit on the bytes of a discovery document.
 pub(super) const MAX_DISCOVERY: usize = 64 * 1024;
 
 /// Enrolls with the factory certificate (miaf-v0 E1).
@@ -25,7 +26,7 @@ pub(super) async fn enroll(
     discovery: &Discovery,
     csr: &CertificateRequest,
     factory: ClientIdentity,
-) -> Result<Vec<String>, IssuerError> {
+) -> Result<Chain, IssuerError> {
     issue(transport, discovery.identities_uri(), enrollment::enrollment(csr), factory).await
 }
 
@@ -36,7 +37,7 @@ pub(super) async fn renew(
     id: &SpiffeId,
     csr: &CertificateRequest,
     svid: ClientIdentity,
-) -> Result<Vec<String>, IssuerError> {
+) -> Result<Chain, IssuerError> {
     issue(transport, discovery.renewal_uri(id), enrollment::renewal(csr), svid).await
 }
 
@@ -45,21 +46,21 @@ async fn issue(
     url: Url,
     body: String,
     client: ClientIdentity,
-) -> Result<Vec<String>, IssuerError> {
+) -> Result<Chain, IssuerError> {
     let limit = enrollment::MAX_RESPONSE;
     let response = transport.post_json(&url, body, client, limit).await?;
     match response.status {
         200 | 201 => enrollment::read_response(&url, response.into_json(&url, limit)?.as_bytes()),
-        _ => Err(refused(response, &url)),
+        _ => Err(error_response(response, &url)),
     }
 }
 
-/// A response without success, with what it means (miaf-v0 P).
-pub(super) fn refused(response: Response, url: &Url) -> IssuerError {
-    match response.into_refusal(url) {
-        Ok(refusal) => {
-            let meaning = problem::meaning(refusal.status, refusal.problem.as_ref());
-            IssuerError::Refused { refusal: Box::new(refusal), meaning }
+/// Converts a response without success, with its meaning (miaf-v0 P).
+pub(super) fn error_response(response: Response, url: &Url) -> IssuerError {
+    match response.into_error_response(url) {
+        Ok(response) => {
+            let meaning = problem::meaning(response.status, response.problem.as_ref());
+            IssuerError::Refused { response: Box::new(response), meaning }
         }
         Err(e) => e.into(),
     }

@@ -1,12 +1,12 @@
-//! What each refusal means (miaf-v0 P).
+//! Meaning of each error response (miaf-v0 P).
 
 use crate::lifecycle::Meaning;
 use crate::transport::ProblemDetails;
 
 const MARGO_ERRORS: &str = "https://margo.org/docs/errors/";
 
-/// The table of miaf-v0 P. Known types are told by their name, unknown ones by the status (P1); a `400` or `422` is
-/// believed to be for good only from a genuine Problem Details body (P5).
+/// Looks up the table of miaf-v0 P. Known types are identified by their name, unknown ones by the
+/// status (P1). A `400` or `422` is permanent only with a genuine Problem Details body (P5).
 pub(super) fn meaning(status: u16, problem: Option<&ProblemDetails>) -> Meaning {
     let code = problem.and_then(|problem| problem.kind.strip_prefix(MARGO_ERRORS));
     match code {
@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn each_row_of_the_table_means_what_it_says() {
+    fn problem_types_have_the_meanings_of_the_table() {
         for (code, status, want) in [
             ("https://margo.org/docs/errors/invalid-svid-request", 400, Meaning::Permanent),
             ("https://margo.org/docs/errors/invalid-bootstrap-proof", 401, Meaning::NotAuthenticated),
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_400_or_422_is_not_for_good() {
+    fn bare_400_or_422_is_not_permanent() {
         for status in [400, 422] {
             assert_eq!(meaning(status, None), Meaning::Transient);
         }

@@ -1,6 +1,6 @@
-//! The certificates that a server presents. Anybody may send them, so there is a limit on how many are
-//! read, and only those count towards a path that a trust anchor vouches for: the search for one is then
-//! as short as the chain, whatever else was sent.
+//! The certificates that a server presents. They come from an unauthenticated peer, so their number is
+//! limited, and only those are offered to the path search that a trust anchor leads to: the search is
+//! then as short as the chain, whatever else was sent.
 //!
 //! Two things that webpki refuses are processed here, as RFC 5280 says, and webpki is given the
 //! certificate as it would read without them. Signatures are checked on what was sent.
@@ -17,11 +17,12 @@ use rustls_pki_types::{
 };
 use webpki::VerifiedPath;
 
+use super::super::reason::Reason;
 use crate::x509::{self, Certificate, ComparableName, SEQUENCE, extension};
 
-/// Certificates of one server, its own included. Real chains have two to four.
+/// Limit on the certificates of one server, its own included. Real chains have two to four.
 pub(super) const MAX_CERTIFICATES: usize = 6;
-/// Bytes of one of them.
+/// Limit on the bytes of one of them.
 pub(super) const MAX_CERTIFICATE: usize = 16 * 1024;
 
 /// Content of the object identifiers of the policy qualifiers that RFC 5280 section 4.2.1.4 defines: a
@@ -33,7 +34,7 @@ const EXCLUDED: u8 = 0xa1;
 
 type Algorithms = &'static [&'static dyn SignatureVerificationAlgorithm];
 
-/// What a server presented, its own certificate first.
+/// The chain that a server presented, its own certificate first.
 #[derive(Debug)]
 pub(super) struct Chain<'a> {
     certificates: Vec<Presented<'a>>,
@@ -53,27 +54,30 @@ pub(super) struct Presented<'a> {
 }
 
 impl<'a> Chain<'a> {
-    /// Takes the chain apart.
+    /// Parses the chain.
     ///
     /// # Errors
-    /// It is beyond the limits; in words. Nothing of it has been read then.
+    /// It is over the limits. Nothing of it has been parsed then.
     pub(super) fn read(
         own: &'a CertificateDer<'a>,
         others: &'a [CertificateDer<'a>],
         algorithms: Algorithms,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Reason> {
         let count = others.len() + 1;
         if count > MAX_CERTIFICATES {
-            return Err(format!(
-                "it presented {count} certificates, and no more than {MAX_CERTIFICATES} are read. Have it present \
-                 its own and the intermediates on the way to its CA, and nothing else"
+            return Err(Reason::from(format!(
+                "it presented {count} certificates, and no more than {MAX_CERTIFICATES} are read"
+            ))
+            .with_hint(
+                "Have it present its own and the intermediates on the way to its CA, and nothing else",
             ));
         }
         let all = || std::iter::once(own).chain(others);
         if let Some(large) = all().map(|certificate| certificate.len()).find(|size| *size > MAX_CERTIFICATE) {
             return Err(format!(
                 "it presented a certificate of {large} bytes, and no more than {MAX_CERTIFICATE} are read"
-            ));
+            )
+            .into());
         }
         let sent: Vec<_> = all().map(|certificate| (certificate, Certificate::read(certificate))).collect();
         let required = |sent: &Certificate<'_>| sent.extension(extension::POLICY_CONSTRAINTS).is_some();
@@ -88,7 +92,7 @@ impl<'a> Chain<'a> {
         self.certificates.first()
     }
 
-    /// What it presented after its own.
+    /// The certificates after its own.
     pub(super) fn others(&self) -> &[Presented<'a>] {
         self.certificates.get(1..).unwrap_or_default()
     }
@@ -286,7 +290,8 @@ impl Subtrees {
     }
 }
 
-/// The subject, unless it is empty, and the directory names beside it. `None`: one cannot be compared.
+/// The subject, unless it is empty, and the directory names of the subjectAltName. `None`: one cannot
+/// be compared.
 fn directory_names(certificate: &Certificate<'_>) -> Option<Vec<ComparableName>> {
     let mut names = vec![ComparableName::read(certificate.subject)?];
     names.retain(|name| !name.is_empty());
@@ -302,7 +307,7 @@ fn directory_names(certificate: &Certificate<'_>) -> Option<Vec<ComparableName>>
     Some(names)
 }
 
-/// Trust anchors as webpki is given them, and what is processed here of their name constraints.
+/// Trust anchors in the form for webpki, and their name constraints that are processed here.
 #[derive(Debug)]
 pub(super) struct Anchors<'a> {
     pub(super) list: Cow<'a, [TrustAnchor<'a>]>,
@@ -326,7 +331,7 @@ impl<'a> Anchors<'a> {
         Self { list, directories }
     }
 
-    /// Anchors that were made from what a server presented.
+    /// Creates the anchors from certificates that a server presented.
     pub(super) fn presented(anchors: Vec<(TrustAnchor<'a>, Option<Subtrees>)>) -> Self {
         let (list, directories): (Vec<_>, Vec<_>) = anchors.into_iter().unzip();
         let directories =

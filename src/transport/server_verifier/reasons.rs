@@ -1,71 +1,76 @@
-//! Why a server's certificate is refused, in words that a person can act on. What the libraries say of it
-//! is for their developers.
+//! Why a server's certificate is not trusted. What the libraries say of it is for their developers.
 
 use rustls::CertificateError;
 use rustls_pki_types::UnixTime;
 
+use super::super::reason::Reason;
 use super::chain::{Chain, Presented};
 use crate::text::Excerpt;
 use crate::time::Timestamp;
 use crate::x509::{self, Certificate, extension};
 
-/// Names of a certificate that are listed at most.
+/// Limit on the names of a certificate that are listed.
 const MAX_LISTED: usize = 4;
 const MAX_NAME: usize = 80;
-/// Characters of what a library says that there are no words for.
+/// Limit on the characters of a library's message, where this agent has no words of its own.
 const MAX_UNKNOWN: usize = 120;
 
 const ALGORITHMS: &str = "Certificates of a server may be signed with RSA (2048 to 8192 bits, PKCS #1 or PSS) and SHA-256, \
-                          384 or 512, with ECDSA on P-256 or P-384 and SHA-256 or 384, or with Ed25519. Have it give the \
-                          server one that is";
+                          384 or 512, with ECDSA on P-256 or P-384 and SHA-256 or 384, or with Ed25519";
 
-/// Why webpki found no path, in words and as TLS is told it.
-pub(super) fn of(error: &webpki::Error, chain: &Chain<'_>) -> (String, CertificateError) {
+/// Why webpki found no path, for people and for TLS.
+pub(super) fn of(error: &webpki::Error, chain: &Chain<'_>) -> (Reason, CertificateError) {
     use CertificateError as C;
     use webpki::Error as E;
-    let refused = C::ApplicationVerificationFailure;
+    let unacceptable = C::ApplicationVerificationFailure;
     match error {
         E::CertExpired { time, not_after } => {
-            told(C::ExpiredContext { time: *time, not_after: *not_after })
+            described(C::ExpiredContext { time: *time, not_after: *not_after })
         }
         E::CertNotValidYet { time, not_before } => {
-            told(C::NotValidYetContext { time: *time, not_before: *not_before })
+            described(C::NotValidYetContext { time: *time, not_before: *not_before })
         }
-        E::BadDer | E::BadDerTime | E::TrailingData(_) => (damaged(chain), C::BadEncoding),
+        E::BadDer | E::BadDerTime | E::TrailingData(_) => (damaged(chain).into(), C::BadEncoding),
         E::MalformedExtensions | E::ExtensionValueInvalid => match repeated(chain) {
             Some(why) => (why, C::BadEncoding),
-            None => (damaged(chain), C::BadEncoding),
+            None => (damaged(chain).into(), C::BadEncoding),
         },
         E::UnsupportedCriticalExtension => (critical(chain), C::UnhandledCriticalExtension),
         E::UnsupportedCertVersion => (version(chain), C::BadEncoding),
         E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension => (
-            "its certificate, or an intermediate above it, is not meant for servers: its extKeyUsage lacks serverAuth. \
-             Have its CA issue one for TLS servers"
-                .into(),
+            Reason::from(
+                "its certificate, or an intermediate above it, is not meant for servers: its extKeyUsage \
+                 lacks serverAuth",
+            )
+            .with_hint("Have its CA issue one for TLS servers"),
             C::InvalidPurpose,
         ),
         E::CaUsedAsEndEntity => (
-            "its certificate is marked as a CA's (CA:TRUE in basicConstraints), as `openssl req -x509` makes them. Such a \
-             certificate is accepted where it stands in ca_file itself, or where its key is pinned in spki_sha256 alone; \
-             or have a CA issue one for the server"
-                .into(),
-            refused,
+            Reason::from(
+                "its certificate is marked as a CA's (CA:TRUE in basicConstraints), as `openssl req -x509` \
+                 makes them",
+            )
+            .with_hint(
+                "Have a CA issue one for the server; or put it into ca_file itself, or pin its key in \
+                 spki_sha256 alone",
+            ),
+            unacceptable,
         ),
         E::EndEntityUsedAsCa => (
             "a certificate above its own is not a CA's (CA:TRUE in basicConstraints and, if it has a keyUsage, keyCertSign)"
                 .into(),
-            refused,
+            unacceptable,
         ),
         E::PathLenConstraintViolated | E::MaximumPathDepthExceeded => (
             "there are more intermediates between its certificate and its CA than a CA on the way allows (pathLen in \
              basicConstraints)"
                 .into(),
-            refused,
+            unacceptable,
         ),
         E::NameConstraintViolation
         | E::MalformedNameConstraint
         | E::InvalidNetworkMaskConstraint
-        | E::MaximumNameConstraintComparisonsExceeded => (name_constraints(chain), refused),
+        | E::MaximumNameConstraintComparisonsExceeded => (name_constraints(chain).into(), unacceptable),
         E::SignatureAlgorithmMismatch => {
             ("a certificate in its chain names two different signature algorithms, and is damaged".into(), C::BadEncoding)
         }
@@ -77,26 +82,26 @@ pub(super) fn of(error: &webpki::Error, chain: &Chain<'_>) -> (String, Certifica
             ("its certificate has a DNS name that is none (subjectAltName)".into(), C::BadEncoding)
         }
         E::MaximumPathBuildCallsExceeded | E::MaximumSignatureChecksExceeded => {
-            ("too many of the certificates that it presented could be on the way to its CA".into(), refused)
+            ("too many of the certificates that it presented could be on the way to its CA".into(), unacceptable)
         }
-        E::UnsupportedSignatureAlgorithmContext(context) => (algorithm(&context.signature_algorithm_id), refused),
+        E::UnsupportedSignatureAlgorithmContext(context) => (algorithm(&context.signature_algorithm_id), unacceptable),
         E::UnsupportedSignatureAlgorithmForPublicKeyContext(context) => {
-            (key(&context.public_key_algorithm_id, &context.signature_algorithm_id), refused)
+            (key(&context.public_key_algorithm_id, &context.signature_algorithm_id), unacceptable)
         }
         E::CertRevoked | E::CertDistrusted => ("its certificate, or one above it, is revoked".into(), C::Revoked),
         other => {
-            // Revocation lists, and what versions to come may add.
+            // Revocation lists, and what later versions of webpki may add.
             let other = Excerpt::of(other, MAX_UNKNOWN);
-            (format!("its certificate, or one on the way to its CA, is not acceptable ({other})"), refused)
+            (format!("its certificate, or one on the way to its CA, is not acceptable ({other})").into(), unacceptable)
         }
     }
 }
 
-/// Why no issuer was found, where a certificate in the chain cannot be verified by anybody here.
-pub(super) fn unverifiable(chain: &Chain<'_>) -> Option<String> {
+/// Why no issuer was found, where the signature of a certificate in the chain cannot be verified.
+pub(super) fn unverifiable(chain: &Chain<'_>) -> Option<Reason> {
     let unknown =
         |one: &&Presented<'_>| one.sent.as_ref().is_some_and(|sent| !chain.knows_signature_of(sent));
-    // A root that is presented, too, is not verified.
+    // A root that is presented in addition is not verified.
     let self_signed =
         |one: &&Presented<'_>| one.sent.as_ref().is_some_and(|sent| sent.issuer == sent.subject);
     let own = chain.own().filter(unknown);
@@ -109,7 +114,7 @@ pub(super) fn issuer(chain: &Chain<'_>) -> Option<Excerpt> {
     Some(chain.own()?.sent.as_ref()?.issuer_name())
 }
 
-/// What the server's certificate is for, instead of the name in the URL.
+/// The names that the server's certificate is for, instead of the one in the URL.
 pub(super) fn other_names(chain: &Chain<'_>) -> String {
     let names = chain.own().and_then(|own| own.sent.as_ref()).map(names).unwrap_or_default();
     let listed = match names.split_at_checked(MAX_LISTED) {
@@ -124,7 +129,7 @@ pub(super) fn other_names(chain: &Chain<'_>) -> String {
     format!("its certificate is not for the name in the URL: {listed}")
 }
 
-/// Names and addresses of a server.
+/// Names and addresses of a server's certificate.
 fn names(certificate: &Certificate<'_>) -> Vec<String> {
     const DNS_NAME: u8 = 0x82;
     const IP_ADDRESS: u8 = 0x87;
@@ -144,11 +149,11 @@ fn names(certificate: &Certificate<'_>) -> Vec<String> {
     names.into_iter().filter_map(name).collect()
 }
 
-fn told(error: CertificateError) -> (String, CertificateError) {
+fn described(error: CertificateError) -> (Reason, CertificateError) {
     (describe(&error), error)
 }
 
-/// Which certificate of the chain it is, for people.
+/// Position of a certificate in the chain, for people.
 fn place(chain: &Chain<'_>, certificate: &Certificate<'_>) -> String {
     let own = chain.own().and_then(|own| own.sent.as_ref()).map(|own| own.tbs);
     if own == Some(certificate.tbs) {
@@ -170,17 +175,16 @@ fn damaged(chain: &Chain<'_>) -> String {
     format!("{whose} is damaged: it is not what X.509 says a certificate is")
 }
 
-fn repeated(chain: &Chain<'_>) -> Option<String> {
+fn repeated(chain: &Chain<'_>) -> Option<Reason> {
     sent(chain).find_map(|certificate| {
         let names = certificate.repeated_extensions()?;
-        Some(format!(
-            "{} has an extension more than once ({names}), which RFC 5280 forbids. Have its CA issue it anew",
-            place(chain, certificate)
-        ))
+        let place = place(chain, certificate);
+        let why = format!("{place} has an extension more than once ({names}), which RFC 5280 forbids");
+        Some(Reason::from(why).with_hint("Have its CA issue it anew"))
     })
 }
 
-fn critical(chain: &Chain<'_>) -> String {
+fn critical(chain: &Chain<'_>) -> Reason {
     let policies = sent(chain).any(|one| one.extension(extension::POLICY_CONSTRAINTS).is_some());
     let processed = [extension::CERTIFICATE_POLICIES, extension::INHIBIT_ANY_POLICY];
     let known: Vec<&[u8]> =
@@ -195,20 +199,24 @@ fn critical(chain: &Chain<'_>) -> String {
     let what = found.unwrap_or_else(|| {
         "a certificate in its chain has critical certificatePolicies with a qualifier that is not processed here".into()
     });
-    format!(
-        "{what}. Whoever does not process a critical extension must refuse the certificate (RFC 5280 section 4.2). Have \
-         its CA issue it without that extension or not critical, or pin a key in spki_sha256 that is below it"
+    Reason::from(format!(
+        "{what}. A certificate with an unknown critical extension must be refused (RFC 5280 section 4.2)"
+    ))
+    .with_hint(
+        "Have its CA issue it without that extension or not critical, or pin a key in spki_sha256 that is \
+         below it",
     )
 }
 
-fn version(chain: &Chain<'_>) -> String {
+fn version(chain: &Chain<'_>) -> Reason {
     match sent(chain).find(|certificate| certificate.version != 3) {
-        Some(old) => format!(
-            "{} is of X.509 version {}, which has no subjectAltName and no basicConstraints. Have it issued as version 3",
+        Some(old) => Reason::from(format!(
+            "{} is of X.509 version {}, which has no subjectAltName and no basicConstraints",
             place(chain, old),
             old.version
-        ),
-        None => damaged(chain),
+        ))
+        .with_hint("Have it issued as version 3"),
+        None => damaged(chain).into(),
     }
 }
 
@@ -233,41 +241,47 @@ fn name_constraints(chain: &Chain<'_>) -> String {
         }
         Some(format!("{} (it has constraints on {})", place(chain, certificate), kinds.join(", ")))
     };
-    let who = sent(chain).find_map(kinds).unwrap_or_else(|| "its CA".into());
+    let issuer = sent(chain).find_map(kinds).unwrap_or_else(|| "its CA".into());
     let names = chain.own().and_then(|own| own.sent.as_ref()).map(|own| {
         let mut all = names(own);
         all.truncate(MAX_LISTED);
         format!(", whose subject is \"{}\" and whose names are {}", own.subject_name(), all.join(", "))
     });
     format!(
-        "the name constraints of {who} do not allow its certificate{}. Constraints on URIs, e-mail addresses and other \
+        "the name constraints of {issuer} do not allow its certificate{}. Constraints on URIs, e-mail addresses and other \
          names are not processed: they refuse every certificate that has such a name",
         names.unwrap_or_default()
     )
 }
 
-fn algorithm(content: &[u8]) -> String {
+fn algorithm(content: &[u8]) -> Reason {
     let name = x509::algorithm_name(content);
-    format!("a certificate in its chain is signed with {name}, which is not supported. {ALGORITHMS}")
+    Reason::from(format!(
+        "a certificate in its chain is signed with {name}, which is not supported. {ALGORITHMS}"
+    ))
+    .with_hint(SUPPORTED)
 }
 
-fn key(key: &[u8], signature: &[u8]) -> String {
+fn key(key: &[u8], signature: &[u8]) -> Reason {
     let (key, signature) = (x509::algorithm_name(key), x509::algorithm_name(signature));
-    format!(
+    Reason::from(format!(
         "a certificate in its chain is signed with {signature} by a key that is {key}, and the two together are not \
          supported. {ALGORITHMS}"
-    )
+    ))
+    .with_hint(SUPPORTED)
 }
 
-/// What TLS says of a server's certificate, for people.
-pub(super) fn describe(why: &CertificateError) -> String {
+const SUPPORTED: &str = "Have its CA issue a certificate that is signed with one of them";
+
+/// Describes TLS's error about a server's certificate.
+pub(super) fn describe(why: &CertificateError) -> Reason {
     use CertificateError as C;
-    match why {
+    let why: String = match why {
         C::NotValidForName | C::NotValidForNameContext { .. } => {
             "its certificate is not for the name in the URL".into()
         }
         C::Expired | C::ExpiredContext { .. } => {
-            // Without the time of this look: the same complaint is said once.
+            // Without the time of this check: the same message is logged once.
             let since = match why {
                 C::ExpiredContext { not_after, .. } => format!(" ({})", moment(*not_after)),
                 _ => String::new(),
@@ -306,10 +320,11 @@ pub(super) fn describe(why: &CertificateError) -> String {
         C::UnknownRevocationStatus
         | C::ExpiredRevocationList
         | C::ExpiredRevocationListContext { .. }
-        | C::InvalidOcspResponse => "whether its certificate is revoked cannot be told".into(),
+        | C::InvalidOcspResponse => "whether its certificate is revoked cannot be determined".into(),
         C::ApplicationVerificationFailure => "its certificate is not acceptable".into(),
         other => format!("its certificate is not acceptable ({})", Excerpt::of(other, MAX_UNKNOWN)),
-    }
+    };
+    why.into()
 }
 
 const KEYS: &str = "A server's key may be ECDSA on P-256 or P-384, RSA with 2048 to 8192 bits, or Ed25519";

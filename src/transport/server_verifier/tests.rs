@@ -64,36 +64,40 @@ const POLICIES: &[u64] = &[2, 5, 29, 32];
 /// SEQUENCE { SEQUENCE { 1.2.3.4 } }
 const A_POLICY: &[u8] = &[0x30, 7, 0x30, 5, 6, 3, 0x2a, 3, 4];
 
-fn in_ca_file(certificates: &[&CertificateDer<'static>]) -> Loaded {
-    Loaded {
+fn in_ca_file(certificates: &[&CertificateDer<'static>]) -> LoadedTrust {
+    LoadedTrust {
         certificates: certificates.iter().map(|&certificate| certificate.clone()).collect(),
         provisioned: certificates
             .iter()
             .map(|c| webpki::anchor_from_trusted_cert(c).unwrap().to_owned())
             .collect(),
-        ..Loaded::default()
+        ..LoadedTrust::default()
     }
 }
 
-fn pinned(certificate: &CertificateDer<'_>) -> Loaded {
+fn pinned(certificate: &CertificateDer<'_>) -> LoadedTrust {
     let pin = pin_of(&EndEntityCert::try_from(certificate).unwrap().subject_public_key_info());
-    Loaded { pins: vec![pin], ..Loaded::default() }
+    LoadedTrust { pins: vec![pin], ..LoadedTrust::default() }
 }
 
 /// Presents a chain. Of a refusal: the words.
-fn present(trust: Loaded, chain: &[&CertificateDer<'static>]) -> Result<VouchedBy, String> {
+fn present(trust: LoadedTrust, chain: &[&CertificateDer<'static>]) -> Result<TrustSource, String> {
     present_as("mis.example", trust, chain)
 }
 
-fn present_as(name: &str, trust: Loaded, chain: &[&CertificateDer<'static>]) -> Result<VouchedBy, String> {
+fn present_as(
+    name: &str,
+    trust: LoadedTrust,
+    chain: &[&CertificateDer<'static>],
+) -> Result<TrustSource, String> {
     let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
-    let note = Arc::new(Note::default());
-    let verifier = Verifier::new(Arc::new(trust), algorithms, note.clone());
+    let observation = Arc::new(HandshakeObservation::default());
+    let verifier = Verifier::new(Arc::new(trust), algorithms, observation.clone());
     let others: Vec<_> = chain[1..].iter().map(|&certificate| certificate.clone()).collect();
     let name = ServerName::try_from(name.to_owned()).unwrap();
     match verifier.verify_server_cert(chain[0], &others, &name, &[], UnixTime::now()) {
-        Ok(_) => Ok(note.vouched_by()),
-        Err(_) => Err(note.refusal().unwrap()),
+        Ok(_) => Ok(observation.trust_source()),
+        Err(_) => Err(observation.untrusted().unwrap().to_string()),
     }
 }
 
@@ -116,7 +120,7 @@ fn unsigned_chains_cost_little_however_they_are_arranged() {
     let mut chain = vec![&leaf];
     chain.extend(cas.iter().skip(1).map(|ca| ca.der()));
 
-    let system = || Loaded { certificates: Vec::new(), ..in_ca_file(&[anchor.der()]) };
+    let system = || LoadedTrust { certificates: Vec::new(), ..in_ca_file(&[anchor.der()]) };
     let pins = || pinned(anchor.der());
     for trust in [in_ca_file(&[anchor.der()]), system(), pins()] {
         let cost = processor_time(|| {
@@ -128,7 +132,7 @@ fn unsigned_chains_cost_little_however_they_are_arranged() {
 }
 
 #[test]
-fn chains_beyond_the_limits_are_not_read_at_all() {
+fn chains_over_the_limits_are_not_parsed() {
     let anchor = root(ca_params("root"));
     let leaf = server(server_params(), &anchor);
     let garbage = CertificateDer::from(vec![0x30; 40]);
@@ -150,7 +154,7 @@ fn chains_beyond_the_limits_are_not_read_at_all() {
 }
 
 #[test]
-fn intermediates_count_in_any_order_and_with_cross_signed_ones() {
+fn intermediates_are_used_in_any_order_and_cross_signed() {
     let (old, new) = (root(ca_params("old")), root(ca_params("new")));
     let issuer = below(ca_params("issuer"), &new);
     let lower = below(ca_params("lower"), &issuer);
@@ -164,13 +168,13 @@ fn intermediates_count_in_any_order_and_with_cross_signed_ones() {
         for anchor in [&old, &new] {
             let [first, second, third] = others;
             let chain = [&leaf, first, second, third, first];
-            assert_eq!(present(in_ca_file(&[anchor.der()]), &chain), Ok(VouchedBy::Provisioned));
+            assert_eq!(present(in_ca_file(&[anchor.der()]), &chain), Ok(TrustSource::Provisioned));
         }
     }
 }
 
 #[test]
-fn critical_policies_are_fine_where_none_is_required() {
+fn critical_policies_are_accepted_where_none_is_required() {
     let anchor = root(ca_params("root"));
     let with = |extensions: Vec<CustomExtension>, mut params: CertificateParams| {
         params.custom_extensions = extensions;
@@ -203,7 +207,7 @@ fn critical_policies_are_fine_where_none_is_required() {
             for trust in [in_ca_file(&[anchor.der()]), pinned(anchor.der())] {
                 let chain = [&chain[..], &[anchor.der()]].concat();
                 match (present(trust, &chain), why) {
-                    (Ok(VouchedBy::Provisioned), None) => {}
+                    (Ok(TrustSource::Provisioned), None) => {}
                     (Err(words), Some(why)) if words.contains(why) => in_words(&words),
                     (got, _) => panic!("{what}: {got:?}"),
                 }
@@ -272,7 +276,7 @@ fn name_constraints_on_directory_names_are_processed() {
 
 /// Somebody leaves the constraints out of a copy, which then reads like the original without them.
 #[test]
-fn a_copy_without_its_constraints_does_not_hide_them() {
+fn copy_without_constraints_does_not_hide_them() {
     let anchor = root(ca_params("root"));
     let issuer = below(constrained(vec![directory("Other")], vec![]), &anchor);
     let leaf = server(server_params(), &issuer);
@@ -290,7 +294,7 @@ fn a_copy_without_its_constraints_does_not_hide_them() {
 }
 
 #[test]
-fn name_constraints_on_addresses_are_for_the_addresses() {
+fn name_constraints_on_addresses_apply_to_addresses() {
     let range = |text: &str| GeneralSubtree::IpAddress(text.parse::<CidrSubnet>().unwrap());
     let anchor = root(ca_params("root"));
     for (what, permitted, excluded, fine) in [
@@ -317,7 +321,7 @@ fn name_constraints_on_addresses_are_for_the_addresses() {
 }
 
 #[test]
-fn a_certificate_in_ca_file_itself_needs_no_issuer() {
+fn certificate_in_ca_file_itself_needs_no_issuer() {
     let own = |adjust: &dyn Fn(&mut CertificateParams)| {
         let mut params = server_params();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -325,9 +329,9 @@ fn a_certificate_in_ca_file_itself_needs_no_issuer() {
         params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
     };
     let plain = own(&|_| {});
-    assert_eq!(present(in_ca_file(&[&plain]), &[&plain]), Ok(VouchedBy::Provisioned));
-    let both = Loaded { pins: pinned(&plain).pins, ..in_ca_file(&[&plain]) };
-    assert_eq!(present(both, &[&plain]), Ok(VouchedBy::Provisioned));
+    assert_eq!(present(in_ca_file(&[&plain]), &[&plain]), Ok(TrustSource::Provisioned));
+    let both = LoadedTrust { pins: pinned(&plain).pins, ..in_ca_file(&[&plain]) };
+    assert_eq!(present(both, &[&plain]), Ok(TrustSource::Provisioned));
     assert!(present_as("192.0.2.1", in_ca_file(&[&plain]), &[&plain]).is_ok());
     let no_ca = own(&|params| params.is_ca = IsCa::NoCa);
     assert!(present(in_ca_file(&[&no_ca]), &[&no_ca]).is_ok());
@@ -340,12 +344,12 @@ fn a_certificate_in_ca_file_itself_needs_no_issuer() {
     let expired = own(&|params| params.not_after = rcgen::date_time_ymd(2020, 1, 1));
     let strange = own(&|params| params.custom_extensions = vec![critical(&[1, 2, 3, 4], &[5, 0])]);
     let elsewhere = own(&|params| params.subject_alt_names = Vec::new());
-    let pins = Loaded { pins: pinned(&another).pins, ..in_ca_file(&[&plain]) };
+    let pins = LoadedTrust { pins: pinned(&another).pins, ..in_ca_file(&[&plain]) };
     for (what, trust, presented, why) in [
         ("another", in_ca_file(&[&plain]), &another, "CA:TRUE in basicConstraints"),
         (
             "in the system's store only",
-            Loaded { certificates: Vec::new(), ..in_ca_file(&[&plain]) },
+            LoadedTrust { certificates: Vec::new(), ..in_ca_file(&[&plain]) },
             &plain,
             "CA:TRUE",
         ),
@@ -400,7 +404,7 @@ impl Shop {
 }
 
 #[test]
-fn what_a_ca_did_that_cannot_be_verified_is_named() {
+fn unsupported_signatures_are_named() {
     let shop = Shop::new();
     shop.write("server.ext", "subjectAltName = DNS:mis.example\n");
     shop.write("none.ext", "\n");
@@ -442,7 +446,7 @@ fn what_a_ca_did_that_cannot_be_verified_is_named() {
 }
 
 #[test]
-fn refusals_say_in_words_what_is_wrong() {
+fn untrusted_server_is_described_in_words() {
     let anchor = root(ca_params("root"));
     let params = |adjust: &dyn Fn(&mut CertificateParams)| {
         let mut params = server_params();

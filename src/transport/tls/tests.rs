@@ -1,7 +1,7 @@
 //! Handshakes in memory: every form of trust meets every kind of chain.
 
 use super::*;
-use crate::transport::server_verifier::VouchedBy::{self, Provisioned, PublicStore};
+use crate::transport::server_verifier::TrustSource::{self, Provisioned, PublicStore};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose as Purpose, IsCa,
     KeyPair, KeyUsagePurpose,
@@ -71,21 +71,21 @@ fn anchors(authorities: &[&Authority]) -> Vec<TrustAnchor<'static>> {
     authorities.iter().map(|a| webpki::anchor_from_trusted_cert(a.der()).unwrap().to_owned()).collect()
 }
 
-fn ca_file(authorities: &[&Authority]) -> Loaded {
-    Loaded { provisioned: anchors(authorities), ..Loaded::default() }
+fn ca_file(authorities: &[&Authority]) -> LoadedTrust {
+    LoadedTrust { provisioned: anchors(authorities), ..LoadedTrust::default() }
 }
 
-fn system(authorities: &[&Authority]) -> Loaded {
-    Loaded { system: anchors(authorities), ..Loaded::default() }
+fn system(authorities: &[&Authority]) -> LoadedTrust {
+    LoadedTrust { system: anchors(authorities), ..LoadedTrust::default() }
 }
 
-fn pins(of: &[&CertificateDer<'_>]) -> Loaded {
-    Loaded { pins: of.iter().map(|certificate| pin(certificate)).collect(), ..Loaded::default() }
+fn pins(of: &[&CertificateDer<'_>]) -> LoadedTrust {
+    LoadedTrust { pins: of.iter().map(|certificate| pin(certificate)).collect(), ..LoadedTrust::default() }
 }
 
 /// All of them at once.
-fn and(one: Loaded, other: Loaded) -> Loaded {
-    Loaded {
+fn and(one: LoadedTrust, other: LoadedTrust) -> LoadedTrust {
+    LoadedTrust {
         ca_file: None,
         certificates: [one.certificates, other.certificates].concat(),
         provisioned: [one.provisioned, other.provisioned].concat(),
@@ -98,19 +98,19 @@ fn and(one: Loaded, other: Loaded) -> Loaded {
 /// The agent meets a server that presents these certificates after its own.
 fn meet_as(
     name: &str,
-    trust: Loaded,
+    trust: LoadedTrust,
     factory: Option<&Authority>,
     server: &Server,
     others: &[&CertificateDer<'static>],
     version: &'static SupportedProtocolVersion,
-) -> Result<VouchedBy, (rustls::Error, String)> {
+) -> Result<TrustSource, (rustls::Error, String)> {
     let identity = factory.map(|factory| {
         let leaf = Server::by(factory);
         let key = rustls::crypto::ring::sign::any_supported_type(&leaf.private()).unwrap();
         Arc::new(CertifiedKey::new(vec![leaf.certificate, factory.der().clone()], key))
     });
-    let note = Arc::new(Note::default());
-    let config = Arc::new(client(Arc::new(trust), identity, note.clone()).unwrap());
+    let observation = Arc::new(HandshakeObservation::default());
+    let config = Arc::new(client(Arc::new(trust), identity, observation.clone()).unwrap());
     let mut client = ClientConnection::new(config, name.to_owned().try_into().unwrap()).unwrap();
     let mut chain = vec![server.certificate.clone()];
     chain.extend(others.iter().map(|&certificate| certificate.clone()));
@@ -144,12 +144,16 @@ fn meet_as(
         Ok(())
     };
     match shake() {
-        Ok(()) => Ok(note.vouched_by()),
-        Err(e) => Err((e, note.refusal().unwrap_or_default())),
+        Ok(()) => Ok(observation.trust_source()),
+        Err(e) => Err((e, observation.untrusted().unwrap_or_default().to_string())),
     }
 }
 
-fn meet(trust: Loaded, server: &Server, others: &[&CertificateDer<'static>]) -> Result<VouchedBy, String> {
+fn meet(
+    trust: LoadedTrust,
+    server: &Server,
+    others: &[&CertificateDer<'static>],
+) -> Result<TrustSource, String> {
     meet_as("mis.example", trust, None, server, others, &TLS13).map_err(|(_, why)| why)
 }
 
@@ -163,7 +167,7 @@ fn only_tls_1_3_is_offered() {
 }
 
 #[test]
-fn the_issuer_of_the_factory_certificate_vouches_for_no_server() {
+fn factory_issuer_authenticates_no_server() {
     let (trusted, factory) = (authority("same name"), authority("same name"));
     let meet = |server| {
         let server = Server::by(server);
@@ -197,14 +201,14 @@ impl Cast {
         Self { root, issuer, server, stranger, stray }
     }
 
-    fn meet(&self, trust: Loaded, more: &[&CertificateDer<'static>]) -> Result<VouchedBy, String> {
+    fn meet(&self, trust: LoadedTrust, more: &[&CertificateDer<'static>]) -> Result<TrustSource, String> {
         let others = [&[self.issuer.der()], more].concat();
         meet(trust, &self.server, &others)
     }
 }
 
 #[test]
-fn each_form_of_trust_and_each_combination_lets_the_right_server_in() {
+fn every_form_and_combination_of_trust_accepts_the_right_server() {
     let cast = Cast::new();
     let (root, issuer, leaf) = (cast.root.der(), cast.issuer.der(), &cast.server.certificate);
     let stranger = cast.stranger.der();
@@ -243,7 +247,7 @@ fn each_form_of_trust_and_each_combination_lets_the_right_server_in() {
 
 /// The pin of an anchor is made from what webpki keeps of it.
 #[test]
-fn a_ca_has_the_same_pin_as_an_anchor_as_in_its_certificate_whatever_its_key() {
+fn pin_of_an_anchor_is_that_of_its_certificate_whatever_the_key() {
     let rsa = |pkcs8: &[u8]| KeyPair::try_from(pkcs8).unwrap();
     for key in [
         KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap(),
@@ -260,7 +264,7 @@ fn a_ca_has_the_same_pin_as_an_anchor_as_in_its_certificate_whatever_its_key() {
 }
 
 #[test]
-fn each_form_of_trust_keeps_the_wrong_server_out_and_says_why() {
+fn every_form_of_trust_refuses_the_wrong_server_with_a_reason() {
     let cast = Cast::new();
     let (root, leaf) = (cast.root.der(), &cast.server.certificate);
     let (stranger, stray) = (cast.stranger.der(), &cast.stray.certificate);
@@ -303,7 +307,7 @@ fn each_form_of_trust_keeps_the_wrong_server_out_and_says_why() {
 }
 
 #[test]
-fn the_keys_presented_are_listed_so_that_they_can_be_compared() {
+fn presented_keys_are_listed_for_comparison() {
     let cast = Cast::new();
     let refused = cast.meet(pins(&[cast.stranger.der()]), &[]).unwrap_err();
     let base64 =
@@ -321,7 +325,7 @@ fn the_keys_presented_are_listed_so_that_they_can_be_compared() {
 fn names_and_addresses_are_matched_under_every_form_of_trust() {
     let cast = Cast::new();
     let issuer = cast.issuer.der();
-    let forms: [fn(&Cast) -> Loaded; 5] = [
+    let forms: [fn(&Cast) -> LoadedTrust; 5] = [
         |cast| ca_file(&[&cast.root]),
         |cast| system(&[&cast.root]),
         |cast| pins(&[&cast.server.certificate]),
@@ -349,7 +353,7 @@ fn names_and_addresses_are_matched_under_every_form_of_trust() {
 }
 
 #[test]
-fn a_pinned_server_must_be_good_in_itself() {
+fn pinned_server_certificate_must_be_valid_itself() {
     let root = authority("root");
     let old = rcgen::date_time_ymd(2020, 1, 1);
     let ahead = rcgen::date_time_ymd(2200, 1, 1);
@@ -384,7 +388,7 @@ fn a_pinned_server_must_be_good_in_itself() {
 }
 
 #[test]
-fn a_pinned_issuer_must_be_good_in_itself() {
+fn pinned_issuer_certificate_must_be_valid_itself() {
     let root = authority("root");
     let old = rcgen::date_time_ymd(2020, 1, 1);
     let ahead = rcgen::date_time_ymd(2200, 1, 1);
@@ -423,7 +427,7 @@ fn a_pinned_issuer_must_be_good_in_itself() {
 }
 
 #[test]
-fn an_issuer_on_the_way_must_be_allowed_to_sign_certificates() {
+fn intermediates_must_be_allowed_to_sign_certificates() {
     let root = authority("root");
     for (usages, fine) in [
         (vec![], true),
@@ -447,7 +451,7 @@ fn an_issuer_on_the_way_must_be_allowed_to_sign_certificates() {
 }
 
 #[test]
-fn a_pinned_issuer_that_presents_itself_as_it_is_vouches_no_further_than_it_may() {
+fn pinned_issuer_is_bound_by_its_own_constraints() {
     let mut params = ca_params("short");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     let short = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -467,7 +471,7 @@ fn a_pinned_issuer_that_presents_itself_as_it_is_vouches_no_further_than_it_may(
 }
 
 #[test]
-fn what_is_between_the_server_and_its_anchor_must_be_good_too() {
+fn intermediates_between_server_and_anchor_must_be_valid() {
     let root = authority("root");
     let mut params = ca_params("issuer");
     params.not_after = rcgen::date_time_ymd(2020, 1, 1);
@@ -489,11 +493,12 @@ fn what_is_between_the_server_and_its_anchor_must_be_good_too() {
 fn handshake(
     identity: Option<CertifiedKey>,
     asks: Option<Arc<dyn rustls::server::danger::ClientCertVerifier>>,
-) -> (Result<(), rustls::Error>, Arc<Note>) {
+) -> (Result<(), rustls::Error>, Arc<HandshakeObservation>) {
     let root = authority("root");
     let server = Server::by(&root);
-    let note = Arc::new(Note::default());
-    let config = Arc::new(client(Arc::new(ca_file(&[&root])), identity.map(Arc::new), note.clone()).unwrap());
+    let observation = Arc::new(HandshakeObservation::default());
+    let config =
+        Arc::new(client(Arc::new(ca_file(&[&root])), identity.map(Arc::new), observation.clone()).unwrap());
     let mut client = ClientConnection::new(config, "mis.example".try_into().unwrap()).unwrap();
     let builder = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_protocol_versions(&[&TLS13])
@@ -521,11 +526,11 @@ fn handshake(
         while !back.is_empty() {
             client.read_tls(&mut back).unwrap();
             if let Err(e) = client.process_new_packets() {
-                return (Err(e), note);
+                return (Err(e), observation);
             }
         }
     }
-    (Ok(()), note)
+    (Ok(()), observation)
 }
 
 fn client_verifier(root: &Authority, optional: bool) -> Arc<dyn rustls::server::danger::ClientCertVerifier> {
@@ -545,29 +550,31 @@ fn identity_by(issuer: &Authority, adjust: &dyn Fn(&mut CertificateParams)) -> C
 }
 
 #[test]
-fn client_certificate_requests_are_noted() {
+fn client_certificate_requests_are_recorded() {
     let factory = authority("factory");
     let plain: &dyn Fn(&mut CertificateParams) = &|_| {};
     let identity = || Some(identity_by(&factory, plain));
-    let (done, note) = handshake(identity(), None);
-    assert!(done.is_ok() && matches!(note.request(), Request::None));
-    let (done, note) = handshake(identity(), Some(client_verifier(&factory, false)));
-    assert!(done.is_ok() && matches!(note.request(), Request::Shown(_)));
-    let (done, note) = handshake(None, Some(client_verifier(&factory, true)));
-    assert!(done.is_ok() && matches!(note.request(), Request::NothingToShow));
+    let (done, observation) = handshake(identity(), None);
+    assert!(done.is_ok() && matches!(observation.request(), ClientAuthRequest::None));
+    let (done, observation) = handshake(identity(), Some(client_verifier(&factory, false)));
+    assert!(done.is_ok() && matches!(observation.request(), ClientAuthRequest::Sent(_)));
+    let (done, observation) = handshake(None, Some(client_verifier(&factory, true)));
+    assert!(done.is_ok() && matches!(observation.request(), ClientAuthRequest::NoCertificate));
 
     // Nobody showed anything, so nobody's certificate was refused.
-    let (done, note) = handshake(None, Some(client_verifier(&factory, false)));
-    let TlsReason::Other(why) = describe(&done.unwrap_err(), &note) else { panic!("{:?}", note.request()) };
-    assert!(why.contains("requires a client certificate here (certificate_required)"), "{why}");
+    let (done, observation) = handshake(None, Some(client_verifier(&factory, false)));
+    let TlsReason::Other(why) = describe(&done.unwrap_err(), &observation) else {
+        panic!("{:?}", observation.request())
+    };
+    assert!(why.to_string().contains("requires a client certificate here (certificate_required)"), "{why}");
 }
 
 #[test]
-fn refused_client_certificates_are_told_with_peculiarities() {
+fn refused_client_certificate_is_reported_with_peculiarities() {
     let (factory, stranger) = (authority("factory"), authority("stranger"));
     let refused = |identity: CertifiedKey| {
-        let (done, note) = handshake(Some(identity), Some(client_verifier(&factory, false)));
-        match describe(&done.unwrap_err(), &note) {
+        let (done, observation) = handshake(Some(identity), Some(client_verifier(&factory, false)));
+        match describe(&done.unwrap_err(), &observation) {
             TlsReason::Client(why) => why,
             other => panic!("{other:?}"),
         }
@@ -586,31 +593,31 @@ fn refused_client_certificates_are_told_with_peculiarities() {
     params.not_after = rcgen::date_time_ymd(2020, 1, 1);
     let line = subordinate(params, &factory);
     let why = refused(identity_by(&line, &|_| {}));
-    assert!(why.contains("its intermediate \"CN=line 4\" ended at 2020-01-01"), "{why}");
+    assert!(why.contains("its intermediate \"CN=line 4\" expired at 2020-01-01"), "{why}");
 }
 
 #[test]
-fn tls_failures_are_told_in_words() {
+fn tls_failures_are_described_in_words() {
     use rustls::Error as E;
-    let note = Note::default();
-    let shown = Note::default();
-    shown.requested(Request::Shown(Arc::new(identity_by(&authority("factory"), &|_| {}))));
-    let told = |error: E, note: &Note| match describe(&error, note) {
+    let observation = HandshakeObservation::default();
+    let shown = HandshakeObservation::default();
+    shown.requested(ClientAuthRequest::Sent(Arc::new(identity_by(&authority("factory"), &|_| {}))));
+    let told = |error: E, observation: &HandshakeObservation| match describe(&error, observation) {
         TlsReason::Server(why) => format!("server: {why}"),
         TlsReason::Client(why) => format!("client: {why}"),
         TlsReason::Other(why) => format!("other: {why}"),
     };
-    for (error, note, why) in [
+    for (error, observation, why) in [
         (
             E::AlertReceived(AlertDescription::HandshakeFailure),
-            &note,
+            &observation,
             "other: it ended the TLS handshake (handshake_failure)",
         ),
-        (E::AlertReceived(AlertDescription::HandshakeFailure), &note, "P-521 key or group only"),
+        (E::AlertReceived(AlertDescription::HandshakeFailure), &observation, "P-521 key or group only"),
         (
             E::AlertReceived(AlertDescription::HandshakeFailure),
             &shown,
-            "client: it does not take this certificate",
+            "client: it does not accept this certificate",
         ),
         (
             E::AlertReceived(AlertDescription::DecodeError),
@@ -619,32 +626,44 @@ fn tls_failures_are_told_in_words() {
         ),
         (
             E::AlertReceived(AlertDescription::DecodeError),
-            &note,
+            &observation,
             "other: it ended the TLS handshake (decode_error)",
         ),
         (
             E::AlertReceived(AlertDescription::AccessDenied),
-            &note,
-            "although it had not asked this device for a certificate",
+            &observation,
+            "although it had not requested a certificate from this device",
         ),
         (
             E::AlertReceived(AlertDescription::InternalError),
             &shown,
             "other: it ended the TLS handshake for a fault",
         ),
-        (E::AlertReceived(AlertDescription::Unknown(200)), &note, "(alert 200)"),
-        (E::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon), &note, "groups X25519, P-256 and P-384"),
-        (E::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13), &note, "TLS 1.3 is required"),
-        (E::InvalidMessage(InvalidMessage::InvalidContentType), &note, "does not speak TLS here"),
+        (E::AlertReceived(AlertDescription::Unknown(200)), &observation, "(alert 200)"),
+        (
+            E::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon),
+            &observation,
+            "groups X25519, P-256 and P-384",
+        ),
+        (
+            E::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13),
+            &observation,
+            "TLS 1.3 is required",
+        ),
+        (E::InvalidMessage(InvalidMessage::InvalidContentType), &observation, "does not speak TLS here"),
         (
             E::InvalidMessage(InvalidMessage::HandshakePayloadTooLarge),
-            &note,
+            &observation,
             "server: it presented more than 64 KB",
         ),
-        (E::InvalidCertificate(CertificateError::BadSignature), &note, "server: it does not hold the key"),
-        (E::General("x".repeat(5000)), &note, "other: "),
+        (
+            E::InvalidCertificate(CertificateError::BadSignature),
+            &observation,
+            "server: it does not hold the key",
+        ),
+        (E::General("x".repeat(5000)), &observation, "other: "),
     ] {
-        let words = told(error, note);
+        let words = told(error, observation);
         assert!(words.contains(why), "{words}");
         assert!(words.chars().count() < 700, "{words}");
         for technical in

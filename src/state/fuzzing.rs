@@ -1,20 +1,23 @@
-//! Fuzz target: the records of the state, as a disk or an older agent may have left them.
+//! Fuzz target: records of the state, as a disk or an older agent may have left them.
 
-use super::{Answer, CachedBundle, CachedDiscovery, CachedTime, CachedWaits, Identity, Pending, Record};
+use super::{
+    CachedBundle, CachedDiscovery, IssuedChain, PendingKey, Record, RetryAfterDelays, StoredIdentity,
+    StoredTime,
+};
 use crate::testing::check_error;
 
-/// A record; the first byte chooses its kind. One that is accepted is the same after it was written
-/// again.
+/// Checks a record; the first byte chooses its kind. One that is accepted is the same after it was
+/// written again.
 pub(crate) fn records(data: &[u8]) -> bool {
     let [choice, data @ ..] = data else { return false };
     match choice % 7 {
-        0 => check::<Identity>(data),
-        1 => check::<Pending>(data),
-        2 => check::<Answer>(data),
+        0 => check::<StoredIdentity>(data),
+        1 => check::<PendingKey>(data),
+        2 => check::<IssuedChain>(data),
         3 => check::<CachedDiscovery>(data),
         4 => check::<CachedBundle>(data),
-        5 => check::<CachedTime>(data),
-        _ => check::<CachedWaits>(data),
+        5 => check::<StoredTime>(data),
+        _ => check::<RetryAfterDelays>(data),
     }
 }
 

@@ -1,0 +1,431 @@
+//! Crash-safe state: one file per record, in a directory that only the agent can enter. A record is
+//! replaced atomically. One that cannot be read is quarantined under another name, never deleted,
+//! and the agent continues with the others.
+//!
+//! The order in which records are written makes every step of an enrollment safe to repeat: the
+//! pending key before the first request; the issued chain before it is validated; the identity
+//! (certificate and key in *one* record, so that they cannot disagree) before the pending key and
+//! the issued chain are removed.
+
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+mod records;
+
+use std::borrow::Cow;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{AccessFlags, access, geteuid};
+
+pub use self::records::{
+    CachedBundle, CachedDiscovery, IssuedChain, PendingKey, Record, RetryAfterDelay, RetryAfterDelays,
+    StoredIdentity, StoredTime,
+};
+use crate::hint::Hint;
+use crate::platform::access::{advice_on_own, current_user, shell_word, user, user_argument};
+use crate::platform::files;
+use crate::text::Excerpt;
+
+/// Limit on the characters of why a record cannot be used. It quotes the record.
+const MAX_REASON: usize = 400;
+
+/// Limit on the quarantined records that are tried for recovery.
+const MAX_RECOVERED: u32 = 32;
+
+/// The private part of the state directory.
+#[derive(Clone, Debug)]
+pub struct Store {
+    state_dir: PathBuf,
+    private: PathBuf,
+}
+
+impl Store {
+    /// Creates the store of a state directory. Nothing is read or written yet.
+    pub fn new(state_dir: &Path) -> Self {
+        Self { state_dir: state_dir.to_owned(), private: state_dir.join("private") }
+    }
+
+    /// The directory that only the agent can enter.
+    pub fn private(&self) -> &Path {
+        &self.private
+    }
+
+    /// Checks that this process may work with the state: it belongs to this user, whose agent could
+    /// not read what another user's process wrote; and no record that must not be lost is
+    /// unreadable.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn check(&self) -> Result<(), StoreError> {
+        if let Some((place, owner)) = self.foreign() {
+            let (source, hint) = self.of_another(&place, owner);
+            return Err(StoreError {
+                operation: "use",
+                path: self.state_dir.clone(),
+                hint: Some(hint),
+                source,
+            });
+        }
+        [StoredIdentity::NAME, PendingKey::NAME, IssuedChain::NAME].into_iter().try_for_each(|name| {
+            match files::read_limited(&self.private.join(name)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(self.failed("read", name, e)),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// Returns the part of the state that belongs to another user, and that user. The owner of
+    /// `private` is the one who worked with the state last. A state directory without it counts as
+    /// this user's if this user may write there (a volume with a group, say). That does not hold for
+    /// root, who may write everywhere.
+    fn foreign(&self) -> Option<(PathBuf, u32)> {
+        let me = geteuid();
+        let is_open = |dir: &Path| {
+            let both = AccessFlags::W_OK | AccessFlags::X_OK;
+            !me.is_root() && access(dir, both).is_ok()
+        };
+        for dir in [&self.private, &self.state_dir] {
+            match fs::metadata(dir) {
+                Ok(found) if found.uid() == me.as_raw() => return None,
+                Ok(_) if is_open(dir) => return None, // as a file system without owners shows it
+                Ok(found) => return Some((dir.clone(), found.uid())),
+                Err(_) => {} // not there; or the state folder is closed
+            }
+        }
+        None
+    }
+
+    /// Why the state of another user is not used, and what to do.
+    fn of_another(&self, place: &Path, owner: u32) -> (io::Error, String) {
+        let (owner, own, me) = (user(owner), user_argument(owner), user_argument(geteuid().as_raw()));
+        let (place, state) = (shell_word(place), shell_word(&self.state_dir));
+        let why = format!(
+            "{place} belongs to {owner}, and this agent runs as {}. What it wrote there, the other \
+             user's agent could not read",
+            current_user()
+        );
+        let hint = format!(
+            "Start the agent as its owner (systemctl start miaf-agent, or runuser -u {own} -- \
+             miaf-agent run); or, if the state is to be this user's: chown -R {me} {state}"
+        );
+        (io::Error::other(why), hint)
+    }
+
+    fn failed(&self, operation: &'static str, name: &str, source: io::Error) -> StoreError {
+        let path = self.private.join(name);
+        let hint = match source.kind() {
+            io::ErrorKind::NotADirectory => {
+                let place = shell_word(&self.state_dir);
+                Some(format!("{place} and private in it have to be directories: move away what is there"))
+            }
+            _ => advice_on_own(&self.state_dir, &path, &source),
+        };
+        StoreError { operation, path, hint, source }
+    }
+
+    /// Locks the state against other agents until the returned file is closed. `None`: the file
+    /// system allows no lock file (it is read-only, say). What is stored is served nevertheless.
+    ///
+    /// # Errors
+    /// [`StoreError`] when another agent has the lock, or the state is another user's. Nothing is
+    /// written then.
+    pub fn lock(&self) -> Result<Option<File>, StoreError> {
+        self.check()?;
+        let path = self.private.join("lock");
+        let open = || {
+            files::make_dir(&self.state_dir, 0o711, None)?;
+            files::make_dir(&self.private, 0o700, None)?;
+            File::options().create(true).truncate(false).write(true).mode(0o600).open(&path)
+        };
+        let file = match open() {
+            Ok(file) => file,
+            Err(e) => {
+                let e = self.failed("lock", "lock", e);
+                tracing::warn!("state not locked against other agents: {}", e.with_hint());
+                return Ok(None);
+            }
+        };
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                let source = io::Error::other("another agent uses this state directory");
+                Err(StoreError { operation: "lock", path, hint: None, source })
+            }
+            _ => Ok(Some(file)),
+        }
+    }
+
+    /// Reads a record. `None`: there is none, or it was damaged and is quarantined now.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the file system does not let it be read: it may still exist.
+    pub fn load<R: Record>(&self) -> Result<Option<R>, StoreError> {
+        let path = self.private.join(R::NAME);
+        let content = match files::read_limited(&path) {
+            Ok(content) => content,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(self.failed("read", R::NAME, source)),
+        };
+        match R::decode(&content) {
+            Ok(record) => Ok(Some(record)),
+            Err(why) => {
+                self.quarantine_file(&path, &why);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Writes a record durably, in place of the one before.
+    ///
+    /// # Errors
+    /// [`StoreError`]. The one before is unchanged then.
+    pub fn save<R: Record>(&self, record: &R) -> Result<(), StoreError> {
+        let path = self.private.join(R::NAME);
+        let write = || {
+            files::make_dir(&self.state_dir, 0o711, None)?;
+            files::make_dir(&self.private, 0o700, None)?;
+            files::replace(&path, &record.encode()?, 0o600)
+        };
+        write().map_err(|source| self.failed("write", R::NAME, source))
+    }
+
+    /// Removes a record.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn remove<R: Record>(&self) -> Result<(), StoreError> {
+        let path = self.private.join(R::NAME);
+        let remove = || {
+            files::remove_if_there(&path)?;
+            if self.private.exists() { files::sync_dir(&self.private) } else { Ok(()) }
+        };
+        remove().map_err(|source| self.failed("remove", R::NAME, source))
+    }
+
+    /// Quarantines an intact record that cannot be used for another reason.
+    pub fn quarantine<R: Record>(&self, why: &str) {
+        self.quarantine_file(&self.private.join(R::NAME), why);
+    }
+
+    /// Recovers the newest quarantined record that can be used again, if there is one. To be called
+    /// when there is no record in its place.
+    pub fn recover<R: Record, T>(&self, usable: impl Fn(&R) -> Result<T, String>) -> Option<(T, R)> {
+        let path = self.private.join(R::NAME);
+        let quarantined = (1..=MAX_RECOVERED).rev().map(|number| quarantine_path(&path, number));
+        quarantined.filter(|file| file.exists()).find_map(|file| {
+            let record = R::decode(&files::read_limited(&file).ok()?).ok()?;
+            let used = usable(&record).ok()?;
+            fs::rename(&file, &path).and_then(|()| files::sync_dir(&self.private)).ok()?;
+            tracing::warn!(file = %file.display(), "quarantined record recovered: it can be used again");
+            Some((used, record))
+        })
+    }
+
+    /// Moves everything of the identity into a directory of its own, whose path is returned: the
+    /// identity is retired. Nothing is deleted. Retry-after delays (miaf-v0 E8) and the
+    /// key-encryption key stay where they are.
+    ///
+    /// The identity itself goes in one rename. What could bring it back without its record (a chain
+    /// that is not adopted yet, its key, quarantined records) has durably gone by then; what goes
+    /// after it is of no use without it. So a power cut leaves the identity or none, and nothing to
+    /// be finished.
+    ///
+    /// # Errors
+    /// [`StoreError`]. The identity is still there then, unless the file system failed after it was
+    /// moved.
+    pub fn retire(&self) -> Result<PathBuf, StoreError> {
+        let directory = |number: u32| self.private.join(format!("left-{number}"));
+        // The numbers do not end.
+        let retired = (1..).map(directory).find(|path| !path.exists()).unwrap_or_default();
+        let retire = || {
+            files::make_dir(&retired, 0o700, None)?;
+            RetireStep::ALL.into_iter().try_for_each(|step| self.move_files(step, &retired))
+        };
+        retire().map_err(|source| StoreError {
+            operation: "move the identity into",
+            path: retired.clone(),
+            hint: None,
+            source,
+        })?;
+        Ok(retired)
+    }
+
+    fn move_files(&self, step: RetireStep, to: &Path) -> io::Result<()> {
+        let names = fs::read_dir(&self.private)?.map(|entry| Ok(entry?.file_name()));
+        for name in names.collect::<io::Result<Vec<_>>>()? {
+            if name.to_str().and_then(RetireStep::of) == Some(step) {
+                fs::rename(self.private.join(&name), to.join(&name))?;
+            }
+        }
+        files::sync_dir(to)?; // where they are now, before where they are no longer
+        files::sync_dir(&self.private)
+    }
+
+    fn quarantine_file(&self, path: &Path, why: &str) {
+        let to = (1..).map(|number| quarantine_path(path, number)).find(|to| !to.exists());
+        let to = to.unwrap_or_default(); // the numbers do not end
+        let moved = fs::rename(path, &to).and_then(|()| files::sync_dir(&self.private));
+        tracing::error!(
+            file = %path.display(), quarantined_as = %to.display(), moved = moved.is_ok(),
+            "record quarantined: {}: {}", path.display(), Excerpt::of(why, MAX_REASON)
+        );
+    }
+}
+
+/// The step of [`Store::retire`] in which a file is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RetireStep {
+    Unfinished,
+    Identity,
+    Documents,
+}
+
+impl RetireStep {
+    const ALL: [Self; 3] = [Self::Unfinished, Self::Identity, Self::Documents];
+
+    /// Returns the step of a file. `None`: it is not moved.
+    fn of(name: &str) -> Option<Self> {
+        let is_of = |record: &str| {
+            name.strip_prefix(record).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        if name == StoredIdentity::NAME {
+            Some(Self::Identity)
+        } else if [IssuedChain::NAME, PendingKey::NAME, StoredIdentity::NAME].into_iter().any(is_of) {
+            Some(Self::Unfinished)
+        } else {
+            [CachedDiscovery::NAME, CachedBundle::NAME].into_iter().any(is_of).then_some(Self::Documents)
+        }
+    }
+}
+
+fn quarantine_path(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".unusable-{number}"));
+    path.with_file_name(name)
+}
+
+/// An operation on the state directory that failed: it is full, read-only, not permitted, broken.
+#[derive(Debug, thiserror::Error)]
+#[error("could not {operation} {}: {source}", path.display())]
+pub struct StoreError {
+    operation: &'static str,
+    path: PathBuf,
+    hint: Option<String>,
+    source: io::Error,
+}
+
+impl Hint for StoreError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        self.hint.as_deref().map(Cow::Borrowed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::tss2::{Parent, Tss2Key};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn pending() -> PendingKey {
+        // Well-formed, though no TPM created it.
+        let key = Tss2Key { parent: Parent::OwnerPrimary, public: vec![7; 90], private: vec![9; 126] };
+        PendingKey { key: key.to_pem().unwrap() }
+    }
+
+    #[test]
+    fn record_is_read_back_and_only_the_agent_can_reach_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        let store = Store::new(&state);
+        assert_eq!(store.load::<PendingKey>().unwrap(), None);
+        store.save(&pending()).unwrap();
+        assert_eq!(store.load().unwrap(), Some(pending()));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&state), 0o711);
+        assert_eq!(mode(&state.join("private")), 0o700);
+        assert_eq!(mode(&state.join("private/pending-key.pem")), 0o600);
+        store.remove::<PendingKey>().unwrap();
+        store.remove::<PendingKey>().unwrap();
+        assert_eq!(store.load::<PendingKey>().unwrap(), None);
+    }
+
+    #[test]
+    fn damaged_record_is_quarantined_and_not_deleted() {
+        for content in
+            ["", "{", "null", "{\"version\":2,\"record\":{}}", "{\"version\":1,\"record\":{\"key\":5}}"]
+        {
+            let directory = tempfile::tempdir().unwrap();
+            let store = Store::new(directory.path());
+            store.save(&RetryAfterDelays::default()).unwrap();
+            let path = directory.path().join("private/waits.json");
+            fs::write(&path, content).unwrap();
+            assert_eq!(store.load::<RetryAfterDelays>().unwrap(), None, "{content:?}");
+            let quarantined = directory.path().join("private/waits.json.unusable-1");
+            assert_eq!(fs::read_to_string(quarantined).unwrap(), content);
+            assert!(!path.exists());
+        }
+    }
+
+    /// All files of an identity, and all that are not.
+    fn full(private: &Path) -> [Vec<&'static str>; 4] {
+        let files = [
+            vec![
+                "answer.json",
+                "answer.json.unusable-1",
+                "identity.json.new",
+                "identity.json.unusable-1",
+                "pending-key.pem",
+                "pending-key.pem.unusable-2",
+            ],
+            vec!["identity.json"],
+            vec!["bundle.json", "discovery.json"],
+            vec!["identity.jsonnet", "kek", "lock", "waits.json"],
+        ];
+        fs::create_dir_all(private.join("left-1")).unwrap();
+        for name in files.iter().flatten() {
+            fs::write(private.join(name), name).unwrap();
+        }
+        files
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
+        let files = files.filter(|entry| entry.file_type().unwrap().is_file());
+        let mut names: Vec<_> = files.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn retire_moves_all_of_the_identity_and_deletes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let private = directory.path().join("private");
+        let [unfinished, identity, documents, others] = full(&private);
+        let retired = Store::new(directory.path()).retire().unwrap();
+        assert_eq!(retired, private.join("left-2"), "earlier ones are not touched");
+        assert_eq!(fs::metadata(&retired).unwrap().permissions().mode() & 0o777, 0o700);
+        let mut all = [unfinished, identity, documents].concat();
+        all.sort_unstable();
+        assert_eq!(names(&retired), all);
+        assert_eq!(names(&private), others);
+        assert_eq!(fs::read_to_string(retired.join("identity.json")).unwrap(), "identity.json");
+    }
+
+    #[test]
+    fn retire_survives_a_power_cut_after_each_step() {
+        for steps in 0..=3 {
+            let directory = tempfile::tempdir().unwrap();
+            let private = directory.path().join("private");
+            let [unfinished, identity, documents, others] = full(&private);
+            let store = Store::new(directory.path());
+            for step in &RetireStep::ALL[..steps] {
+                store.move_files(*step, &private.join("left-1")).unwrap();
+            }
+            let mut all = [unfinished, identity, documents][steps..].concat();
+            all.extend(others);
+            all.sort_unstable();
+            assert_eq!(names(&private), all, "after {steps}");
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! Types of the records: what each holds, and its form on the disk.
+
+use std::io;
+
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::json::{self, JsonError};
+use crate::keys;
+use crate::lifecycle::{LastError, Memory};
+use crate::spiffe::TrustDomain;
+use crate::spiffe::svid::Chain;
+use crate::time::{BootTime, Timestamp};
+use crate::transport::Validators;
+
+const VERSION: u32 = 1;
+
+/// Limit on the certificates of a stored chain: more than an issuer may return.
+const MAX_CERTIFICATES: usize = 64;
+
+/// A kind of record: the name of its file, and its form there.
+pub trait Record: Sized {
+    /// Name of its file.
+    const NAME: &'static str;
+
+    /// Returns the content of the file.
+    ///
+    /// # Errors
+    /// When the record cannot be serialized.
+    fn encode(&self) -> io::Result<Vec<u8>>;
+
+    /// Parses the content of a file.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn decode(content: &[u8]) -> Result<Self, String>;
+}
+
+/// The current identity: SVID and key in one record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredIdentity {
+    /// The certificate chain of the SVID.
+    #[serde(with = "pem_list")]
+    pub chain: Chain,
+    /// The key as [`Key::to_pem`](crate::keys::Key::to_pem) wrote it: of no use without this device.
+    pub key: String,
+    /// Renewal moment drawn for the SVID.
+    pub renew_at: Option<Timestamp>,
+    /// SHA-256 of the factory certificate that the device was enrolled with, in hex. With another
+    /// one it may become another device to the MIS (miaf-v0 E5, E9).
+    #[serde(default)]
+    pub credential: Option<String>,
+}
+
+/// A key created for the next SVID, stored before the first request with it: a PEM file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PendingKey {
+    /// As [`Key::to_pem`](crate::keys::Key::to_pem) wrote it.
+    pub key: String,
+}
+
+/// A chain that the issuer has issued and that is not adopted yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssuedChain {
+    /// It was issued by a renewal: only the current SPIFFE ID is acceptable.
+    pub renewal: bool,
+    /// It was requested with the pending key, otherwise with the current one.
+    pub for_pending_key: bool,
+    /// It may name another SPIFFE ID than the current one: the SVID had expired, or the MIS had
+    /// returned `401` for it (miaf-v0 E9).
+    #[serde(default)]
+    pub may_rename: bool,
+    /// SHA-256 of the factory certificate that it was requested with, in hex; for a renewal, that
+    /// of the SVID before.
+    #[serde(default)]
+    pub credential: Option<String>,
+    /// The chain, not validated yet.
+    #[serde(with = "pem_list")]
+    pub chain: Chain,
+}
+
+/// The last good discovery document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachedDiscovery {
+    /// Its URL. Under another one it is not used.
+    pub url: String,
+    /// As served.
+    pub body: String,
+    /// Validators for the next conditional request.
+    pub validators: Validators,
+}
+
+/// The last good trust bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachedBundle {
+    /// Its URL.
+    pub url: String,
+    /// Its trust domain.
+    pub trust_domain: TrustDomain,
+    /// The SPIFFE bundle document of the trust domain. Earlier agents stored it as served.
+    pub body: String,
+    /// Validators for the next conditional request.
+    pub validators: Validators,
+    /// When it was last known to be up to date.
+    pub fetched_at: Timestamp,
+    /// Since when a lower sequence has been served instead (miaf-v0 B5).
+    pub regressed_since: Option<Timestamp>,
+}
+
+/// Lower bounds of the present time, from other sources than the wall clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredTime {
+    /// Time shown by the MIS.
+    pub proven: Option<Timestamp>,
+    /// Time confirmed by the operator.
+    pub vouched: Option<Timestamp>,
+}
+
+/// Retry-after delays requested by the MIS, and why (miaf-v0 E8).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetryAfterDelays {
+    /// URL of the discovery document of the MIS that requested them.
+    pub mis: Option<String>,
+    /// The boot in which the boot times below are valid.
+    pub boot_id: Option<String>,
+    /// For discovery.
+    pub discovery: Option<RetryAfterDelay>,
+    /// For the bundle.
+    pub bundle: Option<RetryAfterDelay>,
+    /// For enrollment and renewal.
+    pub identity: Option<RetryAfterDelay>,
+    /// Why discovery waits.
+    pub discovery_reason: Option<LastError>,
+    /// Why enrollment or renewal waits.
+    pub reason: Option<LastError>,
+    /// The device waits to be admitted.
+    pub admission_pending: bool,
+    /// The operator has allowed a lost key to be replaced.
+    #[serde(default)]
+    pub replace_lost_key: bool,
+}
+
+impl RetryAfterDelays {
+    /// Returns the record of what the lifecycle has to remember, with the ends by both clocks.
+    ///
+    /// `wall` is the wall clock where it is trusted. Without it the end of a delay lies at the end
+    /// of time, so that after a reboot a right clock leaves of it what was left when it was
+    /// written.
+    pub fn new(
+        memory: &Memory,
+        mis: Option<String>,
+        boot_id: Option<String>,
+        wall: Option<Timestamp>,
+        now: BootTime,
+    ) -> Self {
+        // The record has room for one identity: the first.
+        let identity = memory.identities.first().cloned().unwrap_or_default();
+        let write = |until: Option<BootTime>| {
+            until.map(|boot| {
+                let left = now.until(boot);
+                let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+                let end = wall.map_or(UNKNOWN_END, |wall| wall.after(left));
+                RetryAfterDelay { boot, wall: end, left: millis }
+            })
+        };
+        Self {
+            mis,
+            boot_id,
+            discovery: write(memory.trust_domain.discovery_retry_after),
+            bundle: write(memory.trust_domain.bundle_retry_after),
+            identity: write(identity.retry_after),
+            discovery_reason: memory.trust_domain.discovery_error.clone(),
+            reason: identity.error,
+            admission_pending: identity.admission_pending,
+            replace_lost_key: identity.replace_lost_key,
+        }
+    }
+
+    /// Whether all of them were written with a trusted wall clock.
+    pub fn ends_by_the_wall_clock(&self) -> bool {
+        let ends = [self.discovery, self.bundle, self.identity];
+        ends.into_iter().flatten().all(|delay| delay.wall != UNKNOWN_END)
+    }
+}
+
+/// End of a delay that was written without a trusted wall clock.
+const UNKNOWN_END: Timestamp = Timestamp::from_millis(i64::MAX);
+
+/// The end of a retry-after delay by both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetryAfterDelay {
+    /// Within the same boot.
+    pub boot: BootTime,
+    /// After a reboot, when only the wall clock is left.
+    pub wall: Timestamp,
+    /// What was left of it when it was written, in milliseconds: the most that a wrong wall clock
+    /// can make of it.
+    pub left: u64,
+}
+
+impl Record for PendingKey {
+    const NAME: &'static str = "pending-key.pem";
+
+    fn encode(&self) -> io::Result<Vec<u8>> {
+        Ok(self.key.clone().into_bytes())
+    }
+
+    fn decode(content: &[u8]) -> Result<Self, String> {
+        let key = str::from_utf8(content).map_err(|_| "it is not PEM".to_owned())?;
+        keys::check_record(key).map_err(|e| e.to_string())?;
+        Ok(Self { key: key.to_owned() })
+    }
+}
+
+/// Implements [`Record`] for the others: JSON with a version, so that a newer agent's record is not
+/// taken for a damaged one.
+macro_rules! json_records {
+    ($($record:ty: $name:literal),* $(,)?) => {$(
+        impl Record for $record {
+            const NAME: &'static str = $name;
+
+            fn encode(&self) -> io::Result<Vec<u8>> {
+                Ok(serde_json::to_vec(&Envelope { version: VERSION, record: self })?)
+            }
+
+            fn decode(content: &[u8]) -> Result<Self, String> {
+                read_json(content)
+            }
+        }
+    )*};
+}
+
+json_records! {
+    StoredIdentity: "identity.json",
+    IssuedChain: "answer.json",
+    CachedDiscovery: "discovery.json",
+    CachedBundle: "bundle.json",
+    RetryAfterDelays: "waits.json",
+    StoredTime: "time.json",
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope<R> {
+    version: u32,
+    record: R,
+}
+
+fn read_json<R: DeserializeOwned>(content: &[u8]) -> Result<R, String> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let damaged = |e: JsonError| format!("it is damaged: {e}");
+    let Version { version } = json::read(content).map_err(damaged)?;
+    if version != VERSION {
+        return Err(format!("it is of version {version}, and this agent reads version {VERSION}"));
+    }
+    let envelope: Envelope<R> = json::read(content).map_err(damaged)?;
+    Ok(envelope.record)
+}
+
+/// A chain as a list of PEM texts, one for each certificate, leaf first.
+mod pem_list {
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(chain: &Chain, serializer: S) -> Result<S::Ok, S::Error> {
+        chain.to_pems().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Chain, D::Error> {
+        let texts = json::at_most::<String, D, MAX_CERTIFICATES>(deserializer)?;
+        Chain::from_pem(&texts).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spiffe::svid::certificate_pem;
+
+    fn issued(chain: &str) -> Vec<u8> {
+        let record = format!(r#"{{"renewal":true,"for_pending_key":false,"chain":{chain}}}"#);
+        format!(r#"{{"version":1,"record":{record}}}"#).into_bytes()
+    }
+
+    #[test]
+    fn issued_chain_is_a_list_of_pem_texts() {
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let der = rcgen::CertificateParams::default().self_signed(&pair).unwrap().der().clone();
+        let pem = certificate_pem(&der);
+        let text = serde_json::to_string(&[&pem]).unwrap();
+        let record = IssuedChain::decode(&issued(&text)).unwrap();
+        assert_eq!(record.chain.to_pems(), [pem]);
+        let written = String::from_utf8(record.encode().unwrap()).unwrap();
+        assert!(written.contains(&format!(r#""chain":{text}"#)), "{written}");
+    }
+
+    #[test]
+    fn issued_chain_that_is_no_chain_is_damaged() {
+        for (chain, why) in
+            [("[]", "no certificate"), (r#"["x"]"#, "not exactly one PEM"), ("\"x\"", "array")]
+        {
+            let error = IssuedChain::decode(&issued(chain)).unwrap_err();
+            assert!(error.starts_with("it is damaged: ") && error.contains(why), "{error}");
+        }
+    }
+}
