@@ -6,7 +6,7 @@ use hyper::StatusCode;
 use url::Url;
 
 use super::DiscoveryError;
-use crate::lifecycle::{Failure, MAX_DETAIL, Meaning, Report};
+use crate::lifecycle::{Failure, FailureKind, MAX_DETAIL, Report};
 use crate::spiffe::{BundleError, TrustDomain};
 use crate::text::Excerpt;
 use crate::transport::{ProxyError, Refusal, TransportError, shown};
@@ -40,7 +40,7 @@ pub enum IssuerError {
         /// The response.
         refusal: Box<Refusal>,
         /// What it means in the protocol of this issuer.
-        meaning: Meaning,
+        failure_kind: FailureKind,
     },
     /// An answer that is not what the protocol says.
     #[error("the answer of {shown} cannot be used: {what}", shown = shown(url))]
@@ -112,19 +112,19 @@ impl IssuerError {
             Self::Refused { refusal, .. } => refusal.retry_after,
             _ => None,
         };
-        Failure { kind: self.meaning(), retry_after, report: self.report() }
+        Failure { kind: self.failure_kind(), retry_after, report: self.report() }
     }
 
-    fn meaning(&self) -> Meaning {
+    fn failure_kind(&self) -> FailureKind {
         match self {
-            Self::Transport(error) => transport_meaning(error),
-            Self::NotConfigured | Self::NotDiscovered | Self::NothingToRenew => Meaning::Local,
-            Self::Refused { meaning, .. } => *meaning,
-            Self::OtherTrustDomain { .. } => Meaning::Permanent,
+            Self::Transport(error) => transport_failure_kind(error),
+            Self::NotConfigured | Self::NotDiscovered | Self::NothingToRenew => FailureKind::Local,
+            Self::Refused { failure_kind, .. } => *failure_kind,
+            Self::OtherTrustDomain { .. } => FailureKind::Permanent,
             Self::Malformed { .. }
             | Self::Discovery { .. }
             | Self::Bundle { .. }
-            | Self::BundleRegressed { .. } => Meaning::Transient,
+            | Self::BundleRegressed { .. } => FailureKind::Transient,
         }
     }
 
@@ -147,27 +147,29 @@ impl IssuerError {
     }
 }
 
-fn transport_meaning(error: &TransportError) -> Meaning {
+fn transport_failure_kind(error: &TransportError) -> FailureKind {
     use TransportError as E;
     match error {
-        E::NoTrust | E::TrustFile { .. } | E::NoSystemRoots(_) | E::TlsSetup(_) => Meaning::Local,
+        E::NoTrust | E::TrustFile { .. } | E::NoSystemRoots(_) | E::TlsSetup(_) => FailureKind::Local,
         E::Proxy { why, .. } => match why {
-            ProxyError::Environment { .. } | ProxyError::Secret(_) | ProxyError::SecretForm => Meaning::Local,
+            ProxyError::Environment { .. } | ProxyError::Secret(_) | ProxyError::SecretForm => {
+                FailureKind::Local
+            }
             ProxyError::Unreachable { .. }
             | ProxyError::AuthRequired { .. }
             | ProxyError::AuthRefused { .. }
             | ProxyError::Forbidden { .. }
-            | ProxyError::NoTunnel { .. } => Meaning::Transient,
+            | ProxyError::NoTunnel { .. } => FailureKind::Transient,
         },
-        E::ClientCertificateRefused { .. } => Meaning::NotAuthenticated,
-        E::Offline { .. } | E::NameNotResolved { has_way_out: false, .. } => Meaning::Offline,
+        E::ClientCertificateRefused { .. } => FailureKind::NotAuthenticated,
+        E::Offline { .. } | E::NameNotResolved { has_way_out: false, .. } => FailureKind::Offline,
         E::NameNotResolved { .. }
         | E::Unreachable { .. }
         | E::ServerNotTrusted { .. }
         | E::TimedOut { .. }
         | E::TooLarge { .. }
         | E::Redirected { .. }
-        | E::Malformed { .. } => Meaning::Transient,
+        | E::Malformed { .. } => FailureKind::Transient,
     }
 }
 
@@ -254,7 +256,7 @@ mod tests {
                     excerpt: Some(Excerpt::of("the reason", 99)),
                     unasked: true,
                 }),
-                meaning: Meaning::Slow,
+                failure_kind: FailureKind::Slow,
             },
         ] {
             let detail = error.report().detail.unwrap_or_default();
@@ -267,17 +269,17 @@ mod tests {
     /// Whoever has no way out asks nobody, and goes on soon after the link is back.
     #[test]
     fn a_name_that_is_not_resolved_without_a_way_out_is_retried_as_offline() {
-        let meaning = |has_way_out| {
+        let failure_kind = |has_way_out| {
             let url = Url::parse("https://mis.example/").unwrap();
-            transport_meaning(&TransportError::NameNotResolved {
+            transport_failure_kind(&TransportError::NameNotResolved {
                 url,
                 name: "mis.example".into(),
                 why: "",
                 has_way_out,
             })
         };
-        assert_eq!(meaning(false), Meaning::Offline);
-        assert_eq!(meaning(true), Meaning::Transient);
+        assert_eq!(failure_kind(false), FailureKind::Offline);
+        assert_eq!(failure_kind(true), FailureKind::Transient);
     }
 
     #[test]
@@ -291,7 +293,7 @@ mod tests {
                 excerpt: Some(Excerpt::of("no client certificate", 80)),
                 unasked,
             }),
-            meaning: Meaning::Transient,
+            failure_kind: FailureKind::Transient,
         };
         for (status, unasked, named) in
             [(401, true, true), (400, true, true), (401, false, false), (503, true, false)]
@@ -308,14 +310,14 @@ mod tests {
 
     #[test]
     fn a_proxy_misconfigured_on_this_device_is_a_local_failure() {
-        let meaning = |why| {
+        let failure_kind = |why| {
             let url = Url::parse("https://mis.example/").unwrap();
-            transport_meaning(&TransportError::Proxy { url, why })
+            transport_failure_kind(&TransportError::Proxy { url, why })
         };
         let environment = ProxyError::Environment { variable: "ALL_PROXY", why: String::new() };
-        assert_eq!(meaning(environment), Meaning::Local);
-        assert_eq!(meaning(ProxyError::SecretForm), Meaning::Local);
+        assert_eq!(failure_kind(environment), FailureKind::Local);
+        assert_eq!(failure_kind(ProxyError::SecretForm), FailureKind::Local);
         let text = String::new;
-        assert_eq!(meaning(ProxyError::Forbidden { proxy: text(), to: text() }), Meaning::Transient);
+        assert_eq!(failure_kind(ProxyError::Forbidden { proxy: text(), to: text() }), FailureKind::Transient);
     }
 }

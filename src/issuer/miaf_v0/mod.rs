@@ -58,8 +58,8 @@ async fn issue(
 pub(super) fn refused(response: Response, url: &Url) -> IssuerError {
     match response.into_refusal(url) {
         Ok(refusal) => {
-            let meaning = problem::meaning(refusal.status, refusal.problem.as_ref());
-            IssuerError::Refused { refusal: Box::new(refusal), meaning }
+            let failure_kind = problem::failure_kind(refusal.status, refusal.problem.as_ref());
+            IssuerError::Refused { refusal: Box::new(refusal), failure_kind }
         }
         Err(e) => e.into(),
     }
