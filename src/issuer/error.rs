@@ -8,7 +8,7 @@ use url::Url;
 
 use super::DiscoveryError;
 use crate::hint::Hint;
-use crate::lifecycle::{Failure, MAX_DETAIL, Meaning, Report};
+use crate::lifecycle::{Failure, FailureKind, MAX_DETAIL, Report};
 use crate::spiffe::svid::Rejection;
 use crate::spiffe::{BundleError, TrustDomain};
 use crate::text::Excerpt;
@@ -44,7 +44,7 @@ pub enum IssuerError {
         /// The response.
         response: Box<ErrorResponse>,
         /// Its meaning in the protocol of this issuer.
-        meaning: Meaning,
+        failure_kind: FailureKind,
     },
     /// A response that is not what the protocol says.
     #[error("the response of {shown} cannot be used: {what}", shown = shown(url))]
@@ -140,20 +140,20 @@ impl IssuerError {
             Self::Refused { response, .. } => response.retry_after,
             _ => None,
         };
-        Failure { kind: self.meaning(), retry_after, report: self.report() }
+        Failure { kind: self.failure_kind(), retry_after, report: self.report() }
     }
 
-    fn meaning(&self) -> Meaning {
+    fn failure_kind(&self) -> FailureKind {
         match self {
-            Self::Transport(error) => transport_meaning(error),
-            Self::NotConfigured | Self::NotDiscovered | Self::NothingToRenew => Meaning::Local,
-            Self::Refused { meaning, .. } => *meaning,
-            Self::Svid(_) => Meaning::Slow, // each costs the device one of its few renewals a day (E4)
-            Self::OtherTrustDomain { .. } => Meaning::Permanent,
+            Self::Transport(error) => transport_failure_kind(error),
+            Self::NotConfigured | Self::NotDiscovered | Self::NothingToRenew => FailureKind::Local,
+            Self::Refused { failure_kind, .. } => *failure_kind,
+            Self::Svid(_) => FailureKind::Slow, // each costs the device one of its few renewals a day (E4)
+            Self::OtherTrustDomain { .. } => FailureKind::Permanent,
             Self::Malformed { .. }
             | Self::Discovery { .. }
             | Self::Bundle { .. }
-            | Self::BundleRegressed { .. } => Meaning::Transient,
+            | Self::BundleRegressed { .. } => FailureKind::Transient,
         }
     }
 
@@ -177,21 +177,23 @@ impl IssuerError {
     }
 }
 
-fn transport_meaning(error: &TransportError) -> Meaning {
+fn transport_failure_kind(error: &TransportError) -> FailureKind {
     use TransportError as E;
     match error {
-        E::NoTrust | E::TrustFile { .. } | E::NoSystemRoots { .. } | E::TlsSetup(_) => Meaning::Local,
+        E::NoTrust | E::TrustFile { .. } | E::NoSystemRoots { .. } | E::TlsSetup(_) => FailureKind::Local,
         E::Proxy { why, .. } => match why {
-            ProxyError::Environment { .. } | ProxyError::Secret(_) | ProxyError::SecretForm => Meaning::Local,
+            ProxyError::Environment { .. } | ProxyError::Secret(_) | ProxyError::SecretForm => {
+                FailureKind::Local
+            }
             ProxyError::Unreachable { .. }
             | ProxyError::NameNotResolved { .. }
             | ProxyError::AuthRequired { .. }
             | ProxyError::AuthRefused { .. }
             | ProxyError::Forbidden { .. }
-            | ProxyError::NoTunnel { .. } => Meaning::Transient,
+            | ProxyError::NoTunnel { .. } => FailureKind::Transient,
         },
-        E::ClientCertificateRefused { .. } => Meaning::NotAuthenticated,
-        E::Offline { .. } | E::NameNotResolved { has_default_route: false, .. } => Meaning::Offline,
+        E::ClientCertificateRefused { .. } => FailureKind::NotAuthenticated,
+        E::Offline { .. } | E::NameNotResolved { has_default_route: false, .. } => FailureKind::Offline,
         E::NameNotResolved { .. }
         | E::Unreachable { .. }
         | E::TlsFailed { .. }
@@ -199,7 +201,7 @@ fn transport_meaning(error: &TransportError) -> Meaning {
         | E::TimedOut { .. }
         | E::TooLarge { .. }
         | E::Redirected { .. }
-        | E::Malformed { .. } => Meaning::Transient,
+        | E::Malformed { .. } => FailureKind::Transient,
     }
 }
 
@@ -295,7 +297,7 @@ mod tests {
                     excerpt: Some(Excerpt::of("the reason", 99)),
                     certificate_not_requested: true,
                 }),
-                meaning: Meaning::Slow,
+                failure_kind: FailureKind::Slow,
             },
         ] {
             let detail = error.report().detail.unwrap_or_default();
@@ -307,17 +309,17 @@ mod tests {
 
     #[test]
     fn unresolved_name_without_a_default_route_is_offline() {
-        let meaning = |has_default_route| {
+        let failure_kind = |has_default_route| {
             let url = Url::parse("https://mis.example/").unwrap();
-            transport_meaning(&TransportError::NameNotResolved {
+            transport_failure_kind(&TransportError::NameNotResolved {
                 url,
                 name: "mis.example".into(),
                 why: "",
                 has_default_route,
             })
         };
-        assert_eq!(meaning(false), Meaning::Offline);
-        assert_eq!(meaning(true), Meaning::Transient);
+        assert_eq!(failure_kind(false), FailureKind::Offline);
+        assert_eq!(failure_kind(true), FailureKind::Transient);
     }
 
     #[test]
@@ -331,7 +333,7 @@ mod tests {
                 excerpt: Some(Excerpt::of("no client certificate", 80)),
                 certificate_not_requested,
             }),
-            meaning: Meaning::Transient,
+            failure_kind: FailureKind::Transient,
         };
         for (status, certificate_not_requested, named) in
             [(401, true, true), (400, true, true), (401, false, false), (503, true, false)]
@@ -348,14 +350,14 @@ mod tests {
 
     #[test]
     fn misconfigured_proxy_is_a_local_failure() {
-        let meaning = |why| {
+        let failure_kind = |why| {
             let url = Url::parse("https://mis.example/").unwrap();
-            transport_meaning(&TransportError::Proxy { url, why })
+            transport_failure_kind(&TransportError::Proxy { url, why })
         };
         let environment = ProxyError::Environment { variable: "ALL_PROXY", why: String::new() };
-        assert_eq!(meaning(environment), Meaning::Local);
-        assert_eq!(meaning(ProxyError::SecretForm), Meaning::Local);
+        assert_eq!(failure_kind(environment), FailureKind::Local);
+        assert_eq!(failure_kind(ProxyError::SecretForm), FailureKind::Local);
         let text = String::new;
-        assert_eq!(meaning(ProxyError::Forbidden { proxy: text(), to: text() }), Meaning::Transient);
+        assert_eq!(failure_kind(ProxyError::Forbidden { proxy: text(), to: text() }), FailureKind::Transient);
     }
 }

@@ -23,8 +23,6 @@ use std::time::Duration;
 pub use backoff::Backoff;
 pub use clock_trust::{KnownTime, TimeVerdict};
 pub use identity::IdentityView;
-/// The name that `mis` still uses.
-pub use retry_gate::FailureKind as Meaning;
 pub use retry_gate::{
     Failure, FailureKind, LONGEST_RETRY_AFTER, LastError, MAX_DETAIL, MAX_INSTANCE, MAX_KIND, MAX_TITLE,
     Report,

@@ -31,7 +31,7 @@ pub(crate) fn problem(data: &[u8]) -> bool {
     let [high, low, body @ ..] = data else { return false };
     let status = 400 + u16::from_be_bytes([*high, *low]) % 200;
     let problem = transport::fuzzing::problem(status, body);
-    let _ = meanings::meaning(status, problem.as_ref());
+    let _ = meanings::failure_kind(status, problem.as_ref());
     let Some(problem) = problem else { return false };
     for text in [Some(problem.kind), Some(problem.title), problem.detail, problem.instance] {
         check_error(text.unwrap_or_default());

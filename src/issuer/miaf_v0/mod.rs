@@ -59,8 +59,8 @@ async fn issue(
 pub(super) fn error_response(response: Response, url: &Url) -> IssuerError {
     match response.into_error_response(url) {
         Ok(response) => {
-            let meaning = problem::meaning(response.status, response.problem.as_ref());
-            IssuerError::Refused { response: Box::new(response), meaning }
+            let failure_kind = problem::failure_kind(response.status, response.problem.as_ref());
+            IssuerError::Refused { response: Box::new(response), failure_kind }
         }
         Err(e) => e.into(),
     }

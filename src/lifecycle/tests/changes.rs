@@ -52,7 +52,7 @@ fn commands_from_a_script_do_not_set_the_pace() {
         let mut looks = BTreeMap::new();
         for _ in 0..600 {
             device.handles(Event::Command(order));
-            while let Some(action) = device.doing.clone() {
+            while let Some(action) = device.in_flight {
                 *looks.entry(kind(&action)).or_insert(0) += 1;
                 device.handles(match action {
                     Work::Request(..) => refusal(FailureKind::Transient, None),
@@ -148,14 +148,14 @@ fn unreachable_bundle_has_discovery_read_again() {
         device.waits_for(FetchBundle);
         device.passes(secs(60)); // since the document was last read
         device.handles(Event::Bundle(Err(failure(kind, None))));
-        assert_eq!(device.doing, Some(FetchDiscovery), "{kind:?}");
+        assert_eq!(device.in_flight, Some(FetchDiscovery), "{kind:?}");
         assert_eq!(
             device.handles(discovered_anew()),
             Some(FetchBundle),
             "{kind:?}: it names another address"
         );
         device.handles(bundle());
-        assert_eq!((device.doing.clone(), device.error()), (None, None), "{kind:?}");
+        assert_eq!((device.in_flight, device.error()), (None, None), "{kind:?}");
     }
     // Where no request was sent, nothing is known of where the bundle is.
     for kind in [FailureKind::Offline, FailureKind::Local] {

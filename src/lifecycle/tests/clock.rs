@@ -78,11 +78,11 @@ fn repeated_date_counts_and_is_soon_checked() {
     device.is_shown(wrong);
     device.handles(Event::Wake);
     for _ in 0..2 {
-        assert_eq!((device.doing.clone(), device.state()), (Some(FetchDiscovery), State::Active));
+        assert_eq!((device.in_flight, device.state()), (Some(FetchDiscovery), State::Active));
         device.is_shown(wrong);
         device.handles(discovered());
     }
-    assert_eq!((device.doing.clone(), device.state()), (None, State::WaitingForClock));
+    assert_eq!((device.in_flight, device.state()), (None, State::WaitingForClock));
     assert!(device.waits_for(FetchDiscovery) <= secs(5), "the next server may be right");
     device.handles(discovered());
     assert!(device.waits_for(FetchDiscovery) <= secs(10), "and the one after that");
@@ -112,7 +112,7 @@ fn contradictory_dates_withhold_nothing() {
         for turn in 0..600 {
             device.is_shown(dates[turn % 2].after(START.until(device.now.wall)));
             device.handles(Event::Wake);
-            while let Some(action) = device.doing.clone() {
+            while let Some(action) = device.in_flight {
                 looks += u32::from(action == FetchDiscovery);
                 device.handles(good(&action));
             }
@@ -132,7 +132,7 @@ fn servers_that_never_agree_cause_no_request_loop() {
     for second in 0..500_u32 {
         device.is_shown(START.after(DAY * (second + 1)));
         device.handles(Event::Wake);
-        while let Some(action) = device.doing.clone() {
+        while let Some(action) = device.in_flight {
             looks += u32::from(action == FetchDiscovery);
             device.is_shown(START.after(DAY * (5000 + second)));
             device.handles(good(&action));
@@ -251,14 +251,14 @@ fn known_time_survives_a_restart() {
         ..OnDisk::default()
     });
     assert_eq!(device.state(), State::WaitingForClock);
-    assert_eq!(device.doing, Some(FetchDiscovery), "the time comes with it");
+    assert_eq!(device.in_flight, Some(FetchDiscovery), "the time comes with it");
 }
 
 #[test]
 fn overdue_work_is_done_in_order_after_a_week_of_sleep() {
     let mut device = Device::active(10 * DAY);
     device.passes(7 * DAY);
-    assert_eq!(device.doing, Some(FetchBundle), "the bundle that is held is a week old");
+    assert_eq!(device.in_flight, Some(FetchBundle), "the bundle that is held is a week old");
     assert_eq!(device.handles(bundle()), Some(CreateKey));
     assert_eq!(device.handles(key_created()), Some(FetchDiscovery));
     assert_eq!(device.handles(discovered()), Some(Work::Request(Renew, Pending)));
@@ -275,11 +275,11 @@ fn clock_jump_retries_failures_but_not_before_retry_after() {
     }
     device.handles(Event::Discovery(Err(failure(FailureKind::Transient, None))));
     device.wall_jumps(50 * 365 * 86_400);
-    assert_eq!(device.doing, Some(FetchDiscovery));
+    assert_eq!(device.in_flight, Some(FetchDiscovery));
     // A clock that is set all the time does not set the pace.
     let mut tries = 0;
     for second in 0..600 {
-        if device.doing.is_some() {
+        if device.in_flight.is_some() {
             tries += 1;
             device.handles(Event::Discovery(Err(failure(FailureKind::Transient, None))));
         }

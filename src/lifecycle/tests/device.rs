@@ -114,7 +114,7 @@ pub(super) const ADOPT: Work = Work::Adopt { bundle_is_fresh: false };
 pub(super) struct Device {
     pub(super) lifecycle: Lifecycle,
     pub(super) now: Now,
-    pub(super) doing: Option<Work>,
+    pub(super) in_flight: Option<Work>,
     pub(super) wake_in: Option<Duration>,
     /// Every draw, unless there is a source of random numbers.
     pub(super) luck: f64,
@@ -127,7 +127,7 @@ impl Device {
         let now = Now { wall: START, boot: BootTime::default(), synchronised: false };
         let lifecycle = Lifecycle::new(policy(), OnDisk::default().into(), now, &mut || 0.5);
         let asked_with = Pending;
-        Self { lifecycle, now, doing: None, wake_in: None, luck: 0.5, random: None, asked_with }
+        Self { lifecycle, now, in_flight: None, wake_in: None, luck: 0.5, random: None, asked_with }
     }
 
     /// The first request has just been sent.
@@ -170,27 +170,27 @@ impl Device {
     pub(super) fn restarts(&mut self, disk: OnDisk) {
         let luck = self.luck;
         self.lifecycle = Lifecycle::new(policy(), disk.into(), self.now, &mut || luck);
-        self.doing = None;
+        self.in_flight = None;
         self.starts();
     }
 
     pub(super) fn handles(&mut self, event: Event) -> Option<Work> {
         let (luck, random) = (self.luck, &mut self.random);
         let mut draw = || random.as_mut().map_or(luck, next_random);
-        let in_flight = self.doing.take().filter(|_| matches!(event, Event::Wake | Event::Command(_)));
+        let in_flight = self.in_flight.take().filter(|_| matches!(event, Event::Wake | Event::Command(_)));
         let step = self.lifecycle.step(event, self.now, &mut draw);
         self.wake_in = step.wake_in;
         let action = step.action.map(Work::from);
         if let Some(Work::Request(_, key)) = action {
             self.asked_with = key;
         }
-        self.doing = in_flight.or(action);
-        self.doing
+        self.in_flight = in_flight.or(action);
+        self.in_flight
     }
 
     /// The answer is good: an SVID from now on.
     pub(super) fn adopts_for(&mut self, lifetime: Duration, key: KeyChoice) -> Option<Work> {
-        assert!(matches!(self.doing, Some(Work::Adopt { .. })), "{:?}", self.doing);
+        assert!(matches!(self.in_flight, Some(Work::Adopt { .. })), "{:?}", self.in_flight);
         self.handles(adoption(Ok(svid(self.now.wall, lifetime, key))))
     }
 
@@ -226,26 +226,26 @@ impl Device {
     pub(super) fn waits_for(&mut self, wanted: Work) -> Duration {
         let begin = self.now.boot;
         for _ in 0..200_000 {
-            match &self.doing {
+            match &self.in_flight {
                 Some(action) if *action == wanted => return begin.until(self.now.boot),
                 Some(Work::Request(..) | Work::Adopt { .. }) => break,
                 _ => self.goes_on(good),
             }
         }
-        panic!("{:?} comes and not {wanted:?}", self.doing);
+        panic!("{:?} comes and not {wanted:?}", self.in_flight);
     }
 
     /// Until the next request of any kind.
     pub(super) fn waits_to_ask(&mut self) -> Duration {
         let begin = self.now.boot;
-        while !matches!(self.doing, Some(Work::Request(..))) {
+        while !matches!(self.in_flight, Some(Work::Request(..))) {
             self.goes_on(good);
         }
         begin.until(self.now.boot)
     }
 
     pub(super) fn goes_on(&mut self, answer: impl Fn(&Work) -> Event) {
-        match self.doing.clone() {
+        match self.in_flight {
             Some(action) => self.handles(answer(&action)),
             None => {
                 let wake_in = self.wake_in.expect("without an action there is a time to look again");
@@ -265,7 +265,7 @@ impl Device {
         let end = self.now.boot.after(time);
         let mut looks = BTreeMap::new();
         while self.now.boot < end {
-            if let Some(action) = &self.doing {
+            if let Some(action) = &self.in_flight {
                 let times = looks.entry(kind(action)).or_insert(0);
                 *times += 1;
                 assert!(*times < 10_000, "{action:?} in a circle");

@@ -321,7 +321,7 @@ fn expired_svid_leads_to_an_enrollment() {
     }
     assert_eq!(device.state(), State::Expired);
     for _ in 0..100 {
-        assert_eq!(device.doing, Some(Work::Request(Enroll, Pending)));
+        assert_eq!(device.in_flight, Some(Work::Request(Enroll, Pending)));
         device.handles(refusal(FailureKind::Transient, None));
         assert!(device.waits_to_ask() <= secs(180));
     }

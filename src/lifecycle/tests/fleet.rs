@@ -29,7 +29,7 @@ fn svid_does_not_expire_because_of_one_long_jitter() {
         loop {
             device.handles(refusal(FailureKind::Transient, asks_to_wait));
             device.waits_to_ask();
-            if device.doing != Some(RENEW) {
+            if device.in_flight != Some(RENEW) {
                 break; // it has expired
             }
             let is_late = device.now.wall.until(end) < secs(3600);
@@ -177,7 +177,7 @@ fn first_poll_comes_within_half_a_minute() {
     // What a renewal waits for is not looked at at leisure.
     let restored = OnDisk { bundle_is_empty: true, ..an_identity() };
     device.restarts(restored);
-    assert_eq!(device.doing, Some(FetchDiscovery));
+    assert_eq!(device.in_flight, Some(FetchDiscovery));
 }
 
 fn no_answer(action: &Work) -> Event {

@@ -15,7 +15,7 @@ fn issuer_expired() -> Event {
 /// The request has just been answered, and no certificate of the answer's path is valid any more.
 fn finds_the_issuer_expired(device: &mut Device) {
     device.handles(answered());
-    assert_eq!(device.doing, Some(ADOPT));
+    assert_eq!(device.in_flight, Some(ADOPT));
     assert_eq!(device.handles(adoption(Err(NotAdopted::UnknownIssuer))), Some(FetchBundle));
     assert_eq!(
         device.handles(bundle()),
@@ -34,7 +34,7 @@ fn lives_under_an_issuer_that_ends(device: &mut Device, ends: Timestamp, until: 
     let mut issued = 0;
     let end = device.now.boot.after(until);
     while device.now.boot < end {
-        match device.doing.clone() {
+        match device.in_flight {
             Some(Work::Adopt { bundle_is_fresh }) => {
                 device.handles(if device.now.wall <= ends {
                     let lifetime = DAY.min(device.now.wall.until(ends));
@@ -90,7 +90,7 @@ fn other_bundles_do_not_postpone_the_slow_request() {
     finds_the_issuer_expired(&mut device);
     let begin = device.now.boot;
     loop {
-        match device.doing.clone() {
+        match device.in_flight {
             Some(Work::Request(..)) => break,
             Some(FetchBundle) => device.handles(new_bundle()),
             Some(Work::Adopt { .. }) => device.handles(issuer_expired()),
@@ -113,7 +113,7 @@ fn short_svids_of_an_expired_issuer_are_requested_slowly() {
     let mut enrollments = 0;
     let end = device.now.boot.after(secs(3600));
     while device.now.boot < end {
-        match device.doing.clone() {
+        match device.in_flight {
             Some(Work::Request(..)) => {
                 enrollments += 1;
                 finds_the_issuer_expired(&mut device);
@@ -180,7 +180,7 @@ fn another_bundle_moves_the_end_of_the_svid_both_ways() {
     let mut device = Device::active(100 * DAY);
     let ends = |days: u32, device: &Device| {
         let svid_ends = Some(START.after(DAY * days));
-        assert_eq!(device.doing, Some(FetchBundle));
+        assert_eq!(device.in_flight, Some(FetchBundle));
         fetched(BundleForOne { is_new: true, svid_ends, ..facts(None) })
     };
     device.waits_for(FetchBundle);

@@ -80,7 +80,7 @@ fn expired_device_with_a_foreign_key_enrolls_with_a_new_one() {
     assert!(device.waits_for(CreateKey) < DAY);
     assert_eq!(device.handles(key_created()), Some(Work::Request(Enroll, Pending)));
     device.handles(refusal(FailureKind::KeyRotationRefused, None));
-    assert_eq!(device.doing, Some(Work::Request(Enroll, Current)), "unless the MIS insists on it");
+    assert_eq!(device.in_flight, Some(Work::Request(Enroll, Current)), "unless the MIS insists on it");
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn working_key_is_never_replaced_on_command() {
 #[test]
 fn lost_key_is_replaced_once_the_svid_has_expired() {
     let mut device = whose_key_is_lost();
-    while !matches!(device.doing, Some(CreateKey)) {
+    while !matches!(device.in_flight, Some(CreateKey)) {
         let lost = |action: &Work| if *action == ProveKey { key_lost() } else { good(action) };
         device.goes_on(lost);
     }

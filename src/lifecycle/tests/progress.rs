@@ -127,7 +127,7 @@ fn restored_device_refreshes_and_renews_on_time() {
         ..OnDisk::default()
     });
     assert_eq!(device.state(), State::Active);
-    assert_eq!(device.doing, Some(ProveKey), "its chip may have been replaced meanwhile");
+    assert_eq!(device.in_flight, Some(ProveKey), "its chip may have been replaced meanwhile");
     assert_eq!(device.handles(key_proven()), None);
     assert_eq!(
         device.waits_for(FetchDiscovery),
@@ -174,7 +174,7 @@ fn svid_issued_late_in_its_lifetime_causes_no_renewal_loop() {
     // The CA's own end clamps every SVID: each is the last day of a hundred.
     let mut renewals = 0;
     while device.state() != State::Expired {
-        if device.doing == Some(ADOPT) {
+        if device.in_flight == Some(ADOPT) {
             renewals += 1;
             device.handles(adoption(Ok(svid(START, 100 * DAY, device.asked_with))));
         } else {
@@ -283,7 +283,7 @@ fn failed_discovery_keeps_the_last_good_document() {
     let mut device = Device::active(100 * DAY);
     device.waits_for(CreateKey);
     device.handles(key_created());
-    assert_eq!(device.doing, Some(FetchDiscovery));
+    assert_eq!(device.in_flight, Some(FetchDiscovery));
     let next = device.handles(Event::Discovery(Err(failure(FailureKind::Transient, None))));
     assert_eq!(next, Some(Work::Request(Renew, Pending)));
     device.handles(answered());
