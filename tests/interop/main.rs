@@ -161,7 +161,7 @@ impl Scenario {
 const NOT_THERE: [&str; 2] = ["/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "/nothing/at.all"];
 
 #[test]
-fn software_keys_at_go_java_and_node() {
+fn software_keys_with_go_java_and_node() {
     let mut scenario = Scenario::before_enrollment("software");
     let (socket, folder) = (scenario.socket(), scenario.folder());
     let mut servers = Vec::new();
@@ -261,7 +261,7 @@ fn software_keys_at_go_java_and_node() {
 }
 
 #[test]
-fn keys_in_the_tpm_at_go_java_and_node() {
+fn tpm_keys_with_go_java_and_node() {
     let mut scenario = Scenario::before_enrollment("tpm");
     let (socket, folder) = (scenario.socket(), scenario.folder());
     let mut handshakes = Vec::new();
@@ -361,7 +361,7 @@ fn node_reads_refusals_and_closes_idle_connections() {
 
 /// What the agent used for a crowd is given back while it runs on.
 #[test]
-fn memory_comes_back_after_a_crowd_of_go_clients() {
+fn memory_is_returned_after_many_go_clients() {
     const ALLOWED_KIB: u64 = 4 * 1024;
     const LIMIT: Duration = Duration::from_secs(60);
     if !has("go") {

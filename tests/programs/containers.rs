@@ -43,7 +43,7 @@ impl<'a> Container<'a> {
 
 #[test]
 #[ignore = "needs root: mounts, and programs are run as another user"]
-fn the_folder_of_the_socket_is_of_use_when_read_only_and_after_a_restart() {
+fn socket_directory_works_read_only_and_after_a_restart() {
     const CANNOT_CONNECT: Option<i32> = Some(7);
     let mut device = Device::renewing();
     let container = Container::start(&device);
@@ -60,7 +60,7 @@ fn the_folder_of_the_socket_is_of_use_when_read_only_and_after_a_restart() {
 }
 
 #[test]
-fn compose_gets_the_folder_read_only_and_the_group() {
+fn compose_mounts_the_directory_read_only_with_the_group() {
     let documents = yaml("examples/compose/compose.yaml");
     let service = &documents[0]["services"]["wfm-client"];
     let [mount] = &service["volumes"].as_array().unwrap()[..] else {
@@ -75,7 +75,7 @@ fn compose_gets_the_folder_read_only_and_the_group() {
 }
 
 #[test]
-fn kubernetes_gets_the_folder_read_only_and_the_group() {
+fn kubernetes_mounts_the_directory_read_only_with_the_group() {
     let documents = yaml("examples/kubernetes/wfm-client.yaml");
     let [workload] = &documents.as_array().unwrap()[..] else { panic!("one document") };
     assert_eq!((&workload["apiVersion"], &workload["kind"]), (&"apps/v1".into(), &"DaemonSet".into()));

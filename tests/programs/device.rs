@@ -127,7 +127,7 @@ impl Device {
 
 #[test]
 #[ignore = "needs root: tpm2-abrmd is run as its own user"]
-fn the_agent_says_that_abrmd_is_away_and_goes_on_when_it_is_back() {
+fn agent_reports_a_missing_abrmd_and_recovers() {
     let mut device = Device::renewing();
     device.abrmd.stop();
     let serial = device.serial();

@@ -150,7 +150,7 @@ impl Drop for StopAtEnd<'_> {
 
 #[test]
 #[ignore = "needs root: programs are run as another user"]
-fn as_server_and_proxy_it_serves_through_rotations() {
+fn nginx_serves_through_rotations_as_server_and_proxy() {
     let device = Device::renewing();
     let peer = Peer::start(&device);
     let nginx = Nginx::start(&device, &peer);
