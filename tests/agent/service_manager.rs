@@ -148,9 +148,9 @@ fn passed_sockets_are_served_and_outlive_the_agent() {
     let mut caller = UnixStream::connect(world.device.path("run/agent.sock")).unwrap();
     caller.write_all(STATUS.as_bytes()).unwrap();
     world.device.start();
-    let mut answer = String::new();
-    caller.read_to_string(&mut answer).unwrap();
-    assert!(answer.contains(id.as_str().unwrap()), "{answer}");
+    let mut response = String::new();
+    caller.read_to_string(&mut response).unwrap();
+    assert!(response.contains(id.as_str().unwrap()), "{response}");
 }
 
 #[test]
@@ -230,12 +230,12 @@ fn unconfigured_agent_is_idle_until_it_is_configured() {
     sleeps_for(&world.device, Duration::from_secs(5)); // once the new directories have been read
 
     // By a drop-in, in a new directory, in two writes: one half is not a configuration.
-    let folder = world.device.path("config.d");
-    fs::create_dir(&folder).unwrap();
+    let dir = world.device.path("config.d");
+    fs::create_dir(&dir).unwrap();
     thread::sleep(Duration::from_millis(200));
     let config = world::config(&world.mis, &world.tpm, "");
     let config = config.replace("{dir}", world.device.dir().to_str().unwrap());
-    let file = folder.join("10-site.toml");
+    let file = dir.join("10-site.toml");
     {
         let (first, second) = config.split_at(config.find("[mis.trust]").unwrap());
         let mut file = fs::File::create(&file).unwrap();
@@ -258,23 +258,23 @@ fn configuration_is_followed_until_there_is_an_identity() {
     world.device.wait_for("unconfigured");
     let config = world::config(&world.mis, &world.tpm, "");
     let config = config.replace("{dir}", world.device.dir().to_str().unwrap());
-    let folder = world.device.path("config.d");
-    fs::create_dir(&folder).unwrap();
+    let dir = world.device.path("config.d");
+    fs::create_dir(&dir).unwrap();
 
     // One part after the other, and with a mistake, which is corrected without a reload.
     let (mis, rest) = config.split_at(config.find("[mis.trust]").unwrap());
-    fs::write(folder.join("10-mis.toml"), mis).unwrap();
+    fs::write(dir.join("10-mis.toml"), mis).unwrap();
     world.device.wait_for("blocked");
-    fs::write(folder.join("20-rest.toml"), rest.replace("[key]", "[kee]")).unwrap();
+    fs::write(dir.join("20-rest.toml"), rest.replace("[key]", "[kee]")).unwrap();
     world.device.wait_until("the mistake is named", |device| device.log().contains("unknown field `kee`"));
-    fs::write(folder.join("20-rest.toml"), rest).unwrap();
+    fs::write(dir.join("20-rest.toml"), rest).unwrap();
     world.device.wait_for("active");
     // It followed the configuration, and not every change in its directory.
     let read = world.device.log().matches("the configuration has been read anew").count();
     assert_eq!(read, 1, "{}", world.device.log());
 
     // Now it has an identity. A mistake does not move it to another MIS.
-    fs::write(folder.join("10-mis.toml"), "[mis]\norigin = \"https://elsewhere.example\"\n").unwrap();
+    fs::write(dir.join("10-mis.toml"), "[mis]\norigin = \"https://elsewhere.example\"\n").unwrap();
     thread::sleep(Duration::from_secs(3));
     assert_eq!(world.device.status()["state"], "active");
     assert!(!world.device.log().contains("elsewhere.example"));
@@ -291,9 +291,9 @@ fn open_requests_get_their_response_at_shutdown() {
         let _ = caller.write_all(STATUS.as_bytes());
     }
     for caller in &mut callers {
-        let mut answer = String::new();
-        caller.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+        let mut response = String::new();
+        caller.read_to_string(&mut response).unwrap();
+        assert!(response.starts_with("HTTP/1.1 200"), "{response:?}");
     }
     assert!(world.device.wait_for_exit().success());
 }

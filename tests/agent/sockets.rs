@@ -18,22 +18,22 @@ use crate::support::http2::{PREFACE, frame, headers};
 use crate::world::{self, World};
 
 /// A subscriber of `GET /v1/watch`.
-struct Watcher(BufReader<UnixStream>);
+struct Subscriber(BufReader<UnixStream>);
 
-impl Watcher {
+impl Subscriber {
     fn on(device: &Device, socket: &str) -> Self {
         let mut stream = UnixStream::connect(device.path(socket)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         // In HTTP/1.0 the events come without chunks.
         stream.write_all(b"GET /v1/watch HTTP/1.0\r\n\r\n").unwrap();
-        let mut watcher = Self(BufReader::new(stream));
+        let mut subscriber = Self(BufReader::new(stream));
         let head: Vec<String> =
-            std::iter::from_fn(|| watcher.line().filter(|line| !line.is_empty())).collect();
+            std::iter::from_fn(|| subscriber.line().filter(|line| !line.is_empty())).collect();
         assert!(
             head[0].ends_with("200 OK") && head.contains(&"content-type: text/event-stream".to_owned()),
             "{head:?}"
         );
-        watcher
+        subscriber
     }
 
     fn line(&mut self) -> Option<String> {
@@ -71,8 +71,8 @@ impl Watcher {
 fn subscriber_gets_the_state_at_once_and_each_change() {
     let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
     world.device.start();
-    let mut watcher = Watcher::on(&world.device, "run/agent.sock");
-    let active = watcher.until("the first identity", |event| event["status"]["state"] == "active");
+    let mut subscriber = Subscriber::on(&world.device, "run/agent.sock");
+    let active = subscriber.until("the first identity", |event| event["status"]["state"] == "active");
     for (path, part) in [("/v1/svid", "svid"), ("/v1/bundle", "bundle")] {
         let document: Value = serde_json::from_str(&world.device.get(path).unwrap().1).unwrap();
         assert_eq!(active[part], document, "{path}");
@@ -80,7 +80,7 @@ fn subscriber_gets_the_state_at_once_and_each_change() {
 
     // A later subscriber gets the same, on any socket. The bundle is refreshed every second, and is
     // the same.
-    let mut later = Watcher::on(&world.device, "run/sign.sock");
+    let mut later = Subscriber::on(&world.device, "run/sign.sock");
     assert_eq!(later.next().unwrap()["svid"], active["svid"]);
     world.wait_for_requests(Endpoint::Bundle, world.seen(Endpoint::Bundle).len() + 2);
 
@@ -92,7 +92,7 @@ fn subscriber_gets_the_state_at_once_and_each_change() {
         renewed(event)
     });
     assert_eq!(states, ["renewing", "active"], "a refresh of the bundle is no change");
-    assert_eq!(watcher.until("the rotation", renewed)["svid"], new["svid"]);
+    assert_eq!(subscriber.until("the rotation", renewed)["svid"], new["svid"]);
     assert_eq!(
         new["svid"]["certificateChainPem"][0].as_str().unwrap(),
         world.device.published("svid.pem").split_inclusive("-----END CERTIFICATE-----\n").next().unwrap()
@@ -100,7 +100,7 @@ fn subscriber_gets_the_state_at_once_and_each_change() {
 
     // With the agent, the events end.
     assert!(world.device.stop().success());
-    while watcher.next().is_some() {}
+    while subscriber.next().is_some() {}
 }
 
 #[test]
@@ -111,10 +111,10 @@ fn svid_expiry_is_sent_at_that_moment() {
     });
     world.mis.sticky_fault(Endpoint::Renewal, Fault::Status(503));
     world.device.start();
-    let mut watcher = Watcher::on(&world.device, "run/agent.sock");
-    watcher.until("the identity", |event| event["status"]["state"] == "active");
+    let mut subscriber = Subscriber::on(&world.device, "run/agent.sock");
+    subscriber.until("the identity", |event| event["status"]["state"] == "active");
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::Status(503));
-    let expired = watcher.until("its end", |event| event["status"]["state"] == "expired");
+    let expired = subscriber.until("its end", |event| event["status"]["state"] == "expired");
     let end = humantime::parse_rfc3339(expired["status"]["svid"]["notAfter"].as_str().unwrap()).unwrap();
     let late = std::time::SystemTime::now().duration_since(end).unwrap();
     assert!(late < Duration::from_secs(3), "{late:?}");
@@ -354,7 +354,8 @@ fn connections_over_the_limit_get_503() {
     world.configure("max_connections = 5\nmax_connections_per_user = 3\n");
     world.device.start();
     world.device.wait_for("active");
-    let mut watchers: Vec<Watcher> = (0..3).map(|_| Watcher::on(&world.device, "run/agent.sock")).collect();
+    let mut subscribers: Vec<Subscriber> =
+        (0..3).map(|_| Subscriber::on(&world.device, "run/agent.sock")).collect();
     let (status, refused) = world.device.get("/v1/status").unwrap();
     assert!(
         status == 503 && refused.contains("max_connections_per_user") && refused.contains("3 connections"),
@@ -366,16 +367,16 @@ fn connections_over_the_limit_get_503() {
     }
     assert!(world.device.log().matches("connection refused").count() == 1, "{}", world.device.log());
     // A connection that ends releases its permit, and the limits follow the configuration.
-    drop(watchers.pop());
+    drop(subscribers.pop());
     world.device.wait_until("a permit", |device| device.get("/healthz").unwrap().0 == 200);
-    let _third = Watcher::on(&world.device, "run/agent.sock");
+    let _third = Subscriber::on(&world.device, "run/agent.sock");
     world.configure("max_connections = 3\n");
     world.device.signal("HUP");
     world.device.wait_until("the other limit", |device| {
         device.get("/healthz").unwrap().1.contains("(socket.max_connections ")
     });
-    for watcher in &mut watchers {
-        watcher.next().unwrap();
+    for subscriber in &mut subscribers {
+        subscriber.next().unwrap();
     }
 }
 
@@ -387,7 +388,8 @@ fn connections_are_limited_by_the_open_files() {
     world.device.wait_for("active");
     assert!(world.device.log().contains("no more than 24 connections"), "{}", world.device.log());
     // Half of them for one user.
-    let _watchers: Vec<Watcher> = (0..12).map(|_| Watcher::on(&world.device, "run/agent.sock")).collect();
+    let _watchers: Vec<Subscriber> =
+        (0..12).map(|_| Subscriber::on(&world.device, "run/agent.sock")).collect();
     let (status, refused) = world.device.get("/healthz").unwrap();
     assert!(status == 503 && refused.contains("12 connections"), "{refused}");
 }
@@ -405,9 +407,12 @@ fn http_2_serves_the_workload_api_only() {
     ];
     let head = std::process::Command::new("curl").args(curl).arg("--head").output().unwrap();
     assert!(head.status.success(), "{head:?}");
-    let answer = std::process::Command::new("curl").args(curl).output().unwrap();
-    let answer: Value = serde_json::from_slice(&answer.stdout).unwrap();
-    assert!(answer["status"] == 505 && answer["detail"].as_str().unwrap().contains("HTTP/1.1"), "{answer}");
+    let response = std::process::Command::new("curl").args(curl).output().unwrap();
+    let response: Value = serde_json::from_slice(&response.stdout).unwrap();
+    assert!(
+        response["status"] == 505 && response["detail"].as_str().unwrap().contains("HTTP/1.1"),
+        "{response}"
+    );
 }
 
 /// Each of them costs its own connection: others are served as before, and the agent does not grow.
@@ -456,9 +461,9 @@ fn idle_and_flooding_peers_cost_their_own_connection() {
     endless.set_write_timeout(Some(PATIENCE)).unwrap();
     endless.write_all(b"GET /v1/status HTTP/1.1\r\n").unwrap();
     let cut_off = (0..100_000).any(|at| endless.write_all(format!("x-{at}: {at}\r\n").as_bytes()).is_err());
-    let mut answer = String::new();
-    let _ = endless.read_to_string(&mut answer);
-    assert!(cut_off || answer.starts_with("HTTP/1.1 431"), "headers without end: {answer:?}");
+    let mut response = String::new();
+    let _ = endless.read_to_string(&mut response);
+    assert!(cut_off || response.starts_with("HTTP/1.1 431"), "headers without end: {response:?}");
 
     // Meanwhile the identity is renewed, and others get their responses at once.
     let serial = world.device.status()["svid"]["serial"].clone();
@@ -597,7 +602,7 @@ fn memory_is_bounded_in_a_flood_of_connections() {
 #[test]
 fn idle_limit_is_in_every_response() {
     let world = World::enrolled();
-    let ask = |request: &str| {
+    let head_of = |request: &str| {
         let mut stream = UnixStream::connect(world.device.path("run/agent.sock")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
@@ -606,14 +611,14 @@ fn idle_limit_is_in_every_response() {
         head.join("\r\n").to_lowercase() + "\r\n"
     };
     for path in ["/v1/status", "/nothing", "/v1/sign"] {
-        let kept = ask(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n"));
+        let kept = head_of(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n"));
         assert!(
             kept.contains("\r\nkeep-alive: timeout=25\r\n") && kept.contains("connection: keep-alive"),
             "{kept}"
         );
-        let closed = ask(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: x, Close\r\n\r\n"));
+        let closed = head_of(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: x, Close\r\n\r\n"));
         assert!(!closed.contains("keep-alive") && closed.contains("connection: close"), "{closed}");
-        let old = ask(&format!("GET {path} HTTP/1.0\r\n\r\n"));
+        let old = head_of(&format!("GET {path} HTTP/1.0\r\n\r\n"));
         assert!(!old.contains("keep-alive"), "{old}");
     }
 }
@@ -625,16 +630,19 @@ fn expect_continue_gets_no_invitation() {
     let mut stream = UnixStream::connect(world.device.path("run/agent.sock")).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(expecting.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap(); // to the end of the connection
-    assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("connection: close\r\n"), "{answer}");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap(); // to the end of the connection
+    assert!(
+        response.starts_with("HTTP/1.1 403 ") && response.contains("connection: close\r\n"),
+        "{response}"
+    );
     let both = "GET /healthz HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n";
     let mut stream = UnixStream::connect(world.device.path("run/agent.sock")).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(both.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(!answer.contains("keep-alive"), "{answer}");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    assert!(!response.contains("keep-alive"), "{response}");
 }
 
 /// A client that writes all before it reads gets its response, and not a broken pipe.
@@ -652,9 +660,9 @@ fn refused_body_is_read_before_the_response() {
         let request = format!(
             "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 200000\r\n\r\n{body}"
         );
-        let (answered, _) =
+        let (actual, _) =
             world.device.request_at(socket, &request).unwrap_or_else(|| panic!("{path}: broken off"));
-        assert_eq!(answered, status, "{path}");
+        assert_eq!(actual, status, "{path}");
     }
 }
 

@@ -207,8 +207,8 @@ fn pipelined_requests_that_are_read_cost_no_budget() {
     let world = World::enrolled();
     let sent = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".repeat(5_000) + "GET /healthz HTTP/1.0\r\n\r\n";
     let (received, has_ended) = exchange(&mut connect(&world.device, "run/agent.sock"), sent.as_bytes());
-    let answered = String::from_utf8(received).unwrap().matches("{\"live\":true}").count();
-    assert!(has_ended && answered == 5_001, "{answered}");
+    let responses = String::from_utf8(received).unwrap().matches("{\"live\":true}").count();
+    assert!(has_ended && responses == 5_001, "{responses}");
 }
 
 /// Many connections, each kept full for as long as it lives: neither the event loop nor other
@@ -231,7 +231,7 @@ fn frames_of_many_clients_do_not_delay_the_event_loop() {
             (stream, &flood[..])
         })
         .collect();
-    let (mut part, mut answered) = (vec![0; 65_536], 0);
+    let (mut part, mut responses) = (vec![0; 65_536], 0);
     let deadline = Instant::now() + PATIENCE;
     while !clients.is_empty() {
         assert!(Instant::now() < deadline, "{} are served on", clients.len());
@@ -244,10 +244,11 @@ fn frames_of_many_clients_do_not_delay_the_event_loop() {
                 Err(e) => e.kind() == ErrorKind::WouldBlock,
             }
         });
-        answered += u32::from(device.request_at("run/admin.sock", "GET /healthz HTTP/1.0\r\n\r\n").is_some());
+        responses +=
+            u32::from(device.request_at("run/admin.sock", "GET /healthz HTTP/1.0\r\n\r\n").is_some());
         pause();
     }
-    assert!(answered > 0);
+    assert!(responses > 0);
     let each = (processor_time(device) - used) / CLIENTS as u32;
     assert!(each < Duration::from_millis(20), "{each:?} for each connection");
     let by_loop = processor_time_of_loop(device) - used_by_loop;

@@ -103,7 +103,7 @@ fn peers_that_left_hold_no_permit() {
             let said = format!("{WATCH}{behind}");
             check_release(
                 &world,
-                &format!("watchers with {} bytes behind", behind.len()),
+                &format!("subscribers with {} bytes behind", behind.len()),
                 READ,
                 said.as_bytes(),
                 watching,
@@ -170,9 +170,9 @@ fn half_closed_peers_get_their_response() {
 #[test]
 fn half_closed_subscribers_get_events() {
     let world = World::renewing();
-    let mut watcher = say(&world.device, READ, WATCH.as_bytes());
-    watcher.shutdown(Shutdown::Write).unwrap();
-    hear(&mut watcher, |heard| heard.matches("event: state").count() >= 3);
+    let mut subscriber = say(&world.device, READ, WATCH.as_bytes());
+    subscriber.shutdown(Shutdown::Write).unwrap();
+    hear(&mut subscriber, |heard| heard.matches("event: state").count() >= 3);
 
     let mut stream = say(&world.device, READ, &[PREFACE, &frame(4, 0, 0, b"")].concat());
     stream.write_all(&frame(1, 4, 1, &headers("/SpiffeWorkloadAPI/FetchX509Bundles", "true"))).unwrap();

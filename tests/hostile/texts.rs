@@ -135,8 +135,8 @@ fn commands_print_nothing_that_a_terminal_obeys() {
     let event = json!({ "status": status, "svid": svid, "bundle": { "keys": [] } });
     let ok = |body: String| format!("HTTP/1.1 200 OK\r\n\r\n{body}");
     let run = |response: &str, arguments: &[&str]| {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("agent.sock");
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("agent.sock");
         serve(&socket, response.to_owned());
         // A response must not cost more memory than a command has a use for.
         let mut command = Command::new("sh");

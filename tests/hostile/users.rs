@@ -127,8 +127,8 @@ fn waiting_signatures_leave_room_for_others_and_root() {
     let device = &world.device;
     world.tpm.signal("STOP");
     let mut clients = Clients::new();
-    let asked = std::thread::scope(|scope| {
-        let asked = scope.spawn(|| clients.served(device, 100_000, 9, 64, "run/sign.sock", &sign));
+    let served = std::thread::scope(|scope| {
+        let served = scope.spawn(|| clients.served(device, 100_000, 9, 64, "run/sign.sock", &sign));
         device.wait_until("a refusal", |device| device.log().contains("\"sign\"") || refused(device) >= 100);
         let of_root = scope.spawn(|| root(device));
         let of_another = scope.spawn(|| Clients::new().served(device, 1000, 1, 1, "run/sign.sock", &sign));
@@ -136,9 +136,9 @@ fn waiting_signatures_leave_room_for_others_and_root() {
         world.tpm.signal("CONT");
         assert_eq!(of_root.join().unwrap().unwrap().0, 200);
         assert_eq!(of_another.join().unwrap(), 1);
-        asked.join().unwrap()
+        served.join().unwrap()
     });
-    assert!((384..=395).contains(&asked), "{asked}");
+    assert!((384..=395).contains(&served), "{served}");
     world.tpm.stop();
 }
 

@@ -1,4 +1,4 @@
-//! The sockets, as the page tells them to programs that do not use OpenSSL.
+//! The sockets, as the page describes them for programs that do not use OpenSSL.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::process::output_of;
 use crate::support::python;
 use crate::world::World;
 
-/// With curl, by somebody who cannot reach the TPM; and by nobody who may only read.
+/// With curl, for a user who cannot reach the TPM; and not for one who may only read.
 #[test]
 #[ignore = "needs root: programs are run as another user"]
 fn signing_socket_serves_members_of_its_group() {
