@@ -9,9 +9,9 @@ mod support;
 mod world;
 
 mod bundle;
-mod crowds;
+mod bursts;
+mod disconnects;
 mod frames;
-mod leavers;
 mod limits;
 mod server_chain;
 mod texts;
