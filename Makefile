@@ -59,7 +59,7 @@ fuzz: ## Fuzzing of every parser of outside data, 30 s per target; FUZZ_SECONDS=
 reliability: setup ## The long form of the kill and fault tests; as root, twenty minutes
 	RELIABILITY=long cargo test --test reliability -- --include-ignored --nocapture --test-threads=2
 
-# Holds the sockets against limits: readers, a thousand watchers, signatures. Three minutes with
+# Holds the sockets against limits: readers, a thousand subscribers, signatures. Three minutes with
 # the build.
 bench: setup ## Throughput and memory of the sockets, held against limits; three minutes
 	cargo bench --bench sockets

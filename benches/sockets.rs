@@ -1,8 +1,9 @@
-//! What the sockets can bear, held against limits: readers, watchers and signatures, with the agent as it is shipped, a real
-//! TPM 2.0 (swtpm) and the development MIS. Prints one line a figure; the exit status tells.
+//! Load on the sockets, compared with limits: reads, subscribers and signatures, with the agent as
+//! it is shipped, a real TPM 2.0 (swtpm) and the development MIS. Prints one line per measurement;
+//! the exit status says whether all limits hold.
 //!
-//! Timings are noisy on a machine that does other things too: what can be a ratio within one run, or the agent's own
-//! processor time, is that.
+//! Timings are noisy on a machine with other load: a measurement is a ratio within one run, or the
+//! agent's own processor time, where that is possible.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, dead_code)]
 
 #[path = "../tests/support/mod.rs"]
@@ -40,25 +41,25 @@ const DEPTH: usize = 4;
 fn main() -> ExitCode {
     process::allow_open_files();
     let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
-    world.configure("max_connections = 2048\n"); // for a thousand watchers of one user
+    world.configure("max_connections = 2048\n"); // for a thousand subscribers of one user
     world.device.start();
     world.device.wait_for("active");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut figures = Figures::default();
+    let mut measurements = Measurements::default();
     runtime.block_on(async {
-        reads(&world, &mut figures).await;
-        signatures(&world, &mut figures).await;
-        watchers(&mut world, &mut figures).await;
+        reads(&world, &mut measurements).await;
+        signatures(&world, &mut measurements).await;
+        subscribers(&mut world, &mut measurements).await;
     });
-    if figures.missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if measurements.missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 #[derive(Default)]
-struct Figures {
+struct Measurements {
     missed: bool,
 }
 
-impl Figures {
+impl Measurements {
     fn at_least(&mut self, what: &str, value: f64, limit: f64, unit: &str) {
         self.line(what, value, &format!("at least {limit}"), unit, value >= limit);
     }
@@ -74,9 +75,10 @@ impl Figures {
     }
 }
 
-/// Requests in a second of the agent's processor time: what it would answer with one core of its own.
-async fn reads(world: &World, figures: &mut Figures) {
-    // The figures are collected every now and then.
+/// Requests in a second of the agent's processor time: what it would serve with one core of its
+/// own.
+async fn reads(world: &World, measurements: &mut Measurements) {
+    // The metrics are collected every now and then.
     for (path, limit) in [
         ("/v1/status", 20_000.0),
         ("/v1/svid", 20_000.0),
@@ -103,10 +105,10 @@ async fn reads(world: &World, figures: &mut Figures) {
             let all = (each * connections) as f64;
             let cpu = (processor_time(world) - cpu).as_secs_f64();
             let what = format!("GET {path}, {connections} connections");
-            figures.at_least(&what, all / cpu, limit, "requests a second of one core");
+            measurements.at_least(&what, all / cpu, limit, "requests a second of one core");
             println!(
                 "{:<58} {:>9.1} requests a second",
-                "    and by the clock, beside the callers",
+                "    and by the clock, with the clients on the same machine",
                 all / begun.elapsed().as_secs_f64()
             );
         }
@@ -114,7 +116,7 @@ async fn reads(world: &World, figures: &mut Figures) {
 }
 
 /// The same number of signatures through the socket and driven directly, in turns.
-async fn signatures(world: &World, figures: &mut Figures) {
+async fn signatures(world: &World, measurements: &mut Measurements) {
     let mut direct = Direct::new(world);
     let (mut by_socket, mut driven, mut as_agent) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
     for _ in 0..8 {
@@ -154,9 +156,9 @@ async fn signatures(world: &World, figures: &mut Figures) {
         println!("{what:<58} {:>9.1} signatures a second", all / took.as_secs_f64());
     }
     let against = |direct: Duration| 100.0 * by_socket.as_secs_f64() / direct.as_secs_f64();
-    figures.at_most("POST /v1/sign: its time against Load, Sign, Flush", against(driven), 110.0, "%");
-    // The agent has the TPM do ContextLoad, Sign, Flush. What comes on top of that is the way through the socket and three
-    // threads, on the two cores that the callers and the TPM share with it.
+    measurements.at_most("POST /v1/sign: its time against Load, Sign, Flush", against(driven), 110.0, "%");
+    // The agent has the TPM do ContextLoad, Sign, Flush. In addition there is the way through the
+    // socket and three threads, on the two cores that the clients and the TPM share with it.
     println!(
         "{:<58} {:>9.1} %",
         "POST /v1/sign: its time against ContextLoad, Sign, Flush",
@@ -164,8 +166,9 @@ async fn signatures(world: &World, figures: &mut Figures) {
     );
 }
 
-/// A thousand watchers: what each costs while nothing happens, and how long a rotation takes to reach all of them.
-async fn watchers(world: &mut World, figures: &mut Figures) {
+/// A thousand subscribers: the cost of each while nothing changes, and how long a rotation takes to
+/// reach all of them.
+async fn subscribers(world: &mut World, measurements: &mut Measurements) {
     let before = memory(world);
     let mut watching = Vec::new();
     for _ in 0..WATCHERS {
@@ -176,17 +179,17 @@ async fn watchers(world: &mut World, figures: &mut Figures) {
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     let each = (memory(world) - before) as f64 / WATCHERS as f64;
-    figures.at_most("memory of an idle watcher", each, 24.0, "KiB");
+    measurements.at_most("memory of an idle subscriber", each, 24.0, "KiB");
 
     for round in 0..3 {
         let serial = world.device.status()["svid"]["serial"].as_str().unwrap().to_owned();
         if round > 0 {
             tokio::time::sleep(Duration::from_secs(6)).await; // the agent allows itself a renewal in five seconds
         }
-        let mut told = JoinSet::new();
+        let mut events = JoinSet::new();
         for mut caller in watching.drain(..) {
             let serial = serial.clone();
-            told.spawn(async move {
+            events.spawn(async move {
                 loop {
                     let event = caller.event().await;
                     if !event.contains(&serial) {
@@ -200,7 +203,7 @@ async fn watchers(world: &mut World, figures: &mut Figures) {
             .request_at("run/admin.sock", "POST /v1/renew HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         assert_eq!(renewed.unwrap().0, 202);
         let mut last = SystemTime::UNIX_EPOCH;
-        while let Some(heard) = told.join_next().await {
+        while let Some(heard) = events.join_next().await {
             let (caller, at) = heard.unwrap();
             last = last.max(at);
             watching.push(caller);
@@ -208,7 +211,7 @@ async fn watchers(world: &mut World, figures: &mut Figures) {
         let published =
             fs::symlink_metadata(world.device.path("state/svid/current")).unwrap().modified().unwrap();
         let took = last.duration_since(published).unwrap().as_secs_f64() * 1000.0;
-        figures.at_most("from published files to the last of 1000 watchers", took, 250.0, "ms");
+        measurements.at_most("from published files to the last of 1000 subscribers", took, 250.0, "ms");
     }
 }
 
@@ -242,7 +245,7 @@ impl Caller {
         (status, String::from_utf8(self.read.drain(..length).collect()).unwrap())
     }
 
-    /// The rest of an event up to its end; the chunks that it came in are left in it.
+    /// The rest of an event up to its end, with the framing of its chunks.
     async fn event(&mut self) -> String {
         loop {
             let event = self.until(b"\n\n").await;
@@ -267,7 +270,8 @@ impl Caller {
     }
 }
 
-/// The published key used as any program on the device could use it: loaded under its parent, and flushed, each time.
+/// The published key, used as any program on the device could use it: loaded under its parent, and
+/// flushed, each time.
 struct Direct {
     context: Context,
     parent: KeyHandle,
@@ -328,7 +332,7 @@ impl Direct {
     }
 }
 
-/// The agent's, in user and kernel mode.
+/// Processor time of the agent, in user and kernel mode.
 fn processor_time(world: &World) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{}/stat", world.device.pid())).unwrap();
     let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();

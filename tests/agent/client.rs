@@ -1,5 +1,5 @@
-//! The client for programs on the device, and mTLS as the device with its key behind the socket: in Rust and in Python,
-//! against OpenSSL's server, which checks certificates by the trust bundle.
+//! The client for programs on the device, and mTLS as the device with its key behind the socket: in
+//! Rust and in Python, with OpenSSL's server, which validates certificates by the trust bundle.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -28,7 +28,8 @@ mod example;
 
 const SERVER: &str = "spiffe://factory.example/wfm";
 
-/// `openssl s_server` with an identity of the trust domain. It wants one of the other end too, and shows what it got.
+/// `openssl s_server` with an identity of the trust domain. It demands one of its clients too, and
+/// shows what it got.
 struct Server {
     process: Child,
     _log: Log,
@@ -96,7 +97,7 @@ impl Server {
             .unwrap();
         let mut said = BufReader::new(process.stdout.take().unwrap()).lines();
         let address = said.by_ref().find_map(|line| line.unwrap().strip_prefix("ACCEPT ").map(str::to_owned));
-        thread::spawn(move || said.for_each(drop)); // or it waits for a reader some day
+        thread::spawn(move || said.for_each(drop)); // or it waits for a reader in the end
         Self { process, _log: log, address: address.expect("a server that says where it listens") }
     }
 }
@@ -112,7 +113,7 @@ fn sign_socket(world: &World) -> PathBuf {
     world.device.path("run/sign.sock")
 }
 
-/// The Python example as a person would run it: its output, or what it says is wrong.
+/// Runs the Python example: its output, or its error.
 fn in_python(world: &World, server: &str, id: &str) -> Result<String, String> {
     let mut command = Command::new(python::program("python"));
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/mtls_client.py"));
@@ -129,25 +130,28 @@ type Example = fn(&World, &str, &str) -> Result<String, String>;
 const EXAMPLES: [Example; 2] = [in_rust, in_python];
 
 #[test]
-fn the_examples_are_this_device_to_a_server_across_rotations() {
+fn examples_authenticate_as_the_device_across_rotations() {
     let world = World::renewing();
     let server = Server::start(&world, &format!("URI:{SERVER}"));
     for rotation in 0..3 {
         for (number, example) in EXAMPLES.iter().enumerate() {
-            let answer = example(&world, &server.address, SERVER);
-            let answer = answer.unwrap_or_else(|e| panic!("example {number}, rotation {rotation}: {e}"));
-            assert!(answer.contains("TLSv1.3") && answer.contains("Verify return code: 0 (ok)"), "{answer}");
+            let response = example(&world, &server.address, SERVER);
+            let response = response.unwrap_or_else(|e| panic!("example {number}, rotation {rotation}: {e}"));
+            assert!(
+                response.contains("TLSv1.3") && response.contains("Verify return code: 0 (ok)"),
+                "{response}"
+            );
             // What the server got, as it shows it.
             let status = world.device.status();
             let id = status["spiffeId"].as_str().unwrap();
-            assert!(answer.contains(&format!("URI:{id}")), "{answer}");
+            assert!(response.contains(&format!("URI:{id}")), "{response}");
         }
         world.device.wait_for_another_svid(&world.device.status()["svid"]["serial"]);
     }
 }
 
 #[test]
-fn the_examples_trust_nobody_else() {
+fn examples_trust_only_the_named_server() {
     let world = World::enrolled();
     for (server, says) in [
         (
@@ -159,7 +163,7 @@ fn the_examples_trust_nobody_else() {
             ["NotValidForName", "not spiffe://factory.example/other"],
         ),
         (Server::start(&world, "DNS:other"), ["NotValidForName", "not spiffe://factory.example/other"]),
-        // The right name from somebody whom the bundle does not know: the MIS's own CA, say.
+        // The right name from a CA that is not in the bundle: the MIS's own, say.
         (
             Server::issued_by(
                 &world,
@@ -178,7 +182,7 @@ fn the_examples_trust_nobody_else() {
 }
 
 #[test]
-fn what_a_program_asks_it_gets_as_types() {
+fn client_returns_types() {
     let world = World::enrolled();
     let agent = Client::new(world.device.path("run/agent.sock"));
     agent.ready().unwrap();
@@ -189,18 +193,18 @@ fn what_a_program_asks_it_gets_as_types() {
         serde_json::to_string(&bundle.document).unwrap(),
         world.device.get("/v1/bundle").unwrap().1.trim_end()
     );
-    let held = status.svid.unwrap();
-    assert_eq!(held.serial, svid.serial);
-    // The window is where the configuration wants it: 40 % to 60 % of the lifetime.
+    let current = status.svid.unwrap();
+    assert_eq!(current.serial, svid.serial);
+    // The window is that of the configuration: 40 % to 60 % of the lifetime.
     let moment = |rfc3339: &str| humantime::parse_rfc3339(rfc3339).unwrap();
     let (begin, life) = {
-        let (begin, end) = (moment(&held.not_before), moment(&held.not_after));
+        let (begin, end) = (moment(&current.not_before), moment(&current.not_after));
         (begin, end.duration_since(begin).unwrap().as_secs_f64())
     };
-    let window = held.renewal_window.unwrap();
+    let window = current.renewal_window.unwrap();
     let part = |rfc3339: &str| moment(rfc3339).duration_since(begin).unwrap().as_secs_f64() / life;
     assert!((part(&window.from) - 0.4).abs() < 0.01 && (part(&window.to) - 0.6).abs() < 0.01, "{window:?}");
-    let renewal = part(&held.renew_at.unwrap());
+    let renewal = part(&current.renew_at.unwrap());
     assert!((0.39..0.61).contains(&renewal), "{renewal}");
 
     let refused = agent.sign(&[7; 32], None).unwrap_err();
@@ -211,12 +215,12 @@ fn what_a_program_asks_it_gets_as_types() {
     let refused = agent.renew().unwrap_err();
     assert!(matches!(refused, ClientError::Refused { status: 403, .. }), "{refused}");
     Client::new(world.device.path("run/admin.sock")).retry(false).unwrap();
-    let nobody = Client::new(world.device.path("run/none.sock")).status().unwrap_err();
-    assert!(nobody.may_pass() && nobody.to_string().contains("systemctl status miaf-agent"), "{nobody}");
+    let absent = Client::new(world.device.path("run/none.sock")).status().unwrap_err();
+    assert!(absent.may_pass() && absent.to_string().contains("systemctl status miaf-agent"), "{absent}");
 }
 
 #[test]
-fn a_signature_is_of_the_svid_that_is_named_until_the_second_renewal() {
+fn signature_is_of_the_named_svid_until_the_second_renewal() {
     let world = World::renewing();
     let agent = Client::new(sign_socket(&world));
     let message = b"what is to be signed";
@@ -233,60 +237,60 @@ fn a_signature_is_of_the_svid_that_is_named_until_the_second_renewal() {
     world.device.wait_for_another_svid(&serial);
     let signature = agent.sign(&digest, Some(&first.serial)).unwrap();
     assert_eq!(signature.serial, first.serial);
-    assert!(verifies(&signature.der), "whoever has not taken the new one yet goes on");
-    let of_held = agent.sign(&digest, None).unwrap();
-    assert!(of_held.serial != first.serial && !verifies(&of_held.der));
-    serial = of_held.serial.into();
+    assert!(verifies(&signature.der), "the previous SVID is still signed for");
+    let of_current = agent.sign(&digest, None).unwrap();
+    assert!(of_current.serial != first.serial && !verifies(&of_current.der));
+    serial = of_current.serial.into();
     world.device.wait_for_another_svid(&serial);
     let refused = agent.sign(&digest, Some(&first.serial)).unwrap_err();
     assert!(matches!(refused, ClientError::Refused { status: 409, .. }), "{refused}");
 }
 
 #[test]
-fn who_watches_has_the_state_at_once_each_change_and_the_end() {
+fn watch_yields_the_state_each_change_and_the_end() {
     let mut world = World::enrolled();
     let mut watch = Client::new(world.device.path("run/agent.sock")).watch().unwrap();
     let first = watch.next().unwrap().unwrap();
     assert_eq!(first.status.state, "active");
     world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
-    let anchors = |watched: &StateEvent| watched.bundle.as_ref().unwrap().keys.len();
-    let two = watch.by_ref().find(|watched| anchors(watched.as_ref().unwrap()) == 2);
+    let anchors = |event: &StateEvent| event.bundle.as_ref().unwrap().keys.len();
+    let two = watch.by_ref().find(|event| anchors(event.as_ref().unwrap()) == 2);
     assert_eq!(two.unwrap().unwrap().svid.unwrap().serial, first.svid.unwrap().serial);
     world.device.stop();
-    assert!(watch.all(|watched| watched.is_ok()), "an agent that ends well ends in no error");
+    assert!(watch.all(|event| event.is_ok()), "an agent that ends well ends in no error");
     assert!(watch.next().is_none());
 }
 
-/// A socket whose other end does this with the first that connects.
-fn somebody(
-    answers: impl FnOnce(&mut std::os::unix::net::UnixStream) + Send + 'static,
+/// A server that calls this for the first connection, and a client of it.
+fn serve_one(
+    respond: impl FnOnce(&mut std::os::unix::net::UnixStream) + Send + 'static,
 ) -> (tempfile::TempDir, Client) {
-    let folder = tempfile::tempdir().unwrap();
-    let socket = UnixListener::bind(folder.path().join("socket")).unwrap();
-    let client = Client::new(folder.path().join("socket")).with_limit(Duration::from_secs(1));
+    let dir = tempfile::tempdir().unwrap();
+    let socket = UnixListener::bind(dir.path().join("socket")).unwrap();
+    let client = Client::new(dir.path().join("socket")).with_limit(Duration::from_secs(1));
     thread::spawn(move || {
         let (mut stream, _) = socket.accept().unwrap();
         let mut request = [0; 1024];
         let _ = stream.read(&mut request);
-        answers(&mut stream);
+        respond(&mut stream);
     });
-    (folder, client)
+    (dir, client)
 }
 
 #[test]
-fn an_answer_that_is_endless_slow_or_torn_costs_little_and_is_an_error() {
+fn endless_slow_or_torn_response_is_an_error() {
     const HEAD: &[u8] = b"HTTP/1.0 200 OK\r\n\r\n";
     fn without_end(stream: &mut impl std::io::Write, piece: &[u8]) {
         while stream.write_all(piece).is_ok() {}
     }
-    let error = |answers: fn(&mut std::os::unix::net::UnixStream)| {
-        let (_folder, client) = somebody(answers);
-        let asked = Instant::now();
+    let error = |respond: fn(&mut std::os::unix::net::UnixStream)| {
+        let (_dir, client) = serve_one(respond);
+        let start = Instant::now();
         let error = client.status().unwrap_err();
-        assert!(asked.elapsed() < PATIENCE / 2, "{error} took {:?}", asked.elapsed());
+        assert!(start.elapsed() < PATIENCE / 2, "{error} took {:?}", start.elapsed());
         error
     };
-    for (answers, says) in [
+    for (respond, says) in [
         (
             (|_| thread::sleep(PATIENCE)) as fn(&mut std::os::unix::net::UnixStream),
             "did not answer within 1s",
@@ -321,23 +325,23 @@ fn an_answer_that_is_endless_slow_or_torn_costs_little_and_is_an_error() {
         ),
         (|stream| stream.write_all(b"HTTP/1.1 500 No\r\n\r\nno").unwrap(), "answered 500"),
     ] {
-        let error = error(answers).to_string();
+        let error = error(respond).to_string();
         assert!(error.contains(says), "{says:?} is not in {error:?}");
     }
 
-    // An agent that ends half-way may be there again soon.
+    // An agent that ends half-way may be back soon.
     for ask in [|client| client.status().map(drop), |client| client.bundle().map(drop)]
         as [fn(&Client) -> Result<(), ClientError>; 2]
     {
         for torn in [&b""[..], b"{\"keys\":[{\"kt"] {
-            let (_folder, client) = somebody(|stream| stream.write_all(&[HEAD, torn].concat()).unwrap());
+            let (_dir, client) = serve_one(|stream| stream.write_all(&[HEAD, torn].concat()).unwrap());
             let error = ask(&client).unwrap_err();
             assert!(matches!(error, ClientError::Broken(_)) && error.may_pass(), "{error}");
         }
     }
 
-    // Events that are none, or have no end.
-    let (_folder, client) = somebody(|stream| {
+    // Malformed events, and one without an end.
+    let (_dir, client) = serve_one(|stream| {
         stream.write_all(HEAD).unwrap();
         stream.write_all(b": well\r\nevent: other\r\ndata: {}\r\n\r\nevent: state\r\n").unwrap();
         without_end(stream, b"data: x\n");
@@ -349,12 +353,12 @@ fn an_answer_that_is_endless_slow_or_torn_costs_little_and_is_an_error() {
 }
 
 #[test]
-fn an_agent_that_hangs_with_others_waiting_before_is_not_waited_for_without_end() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("socket");
+fn client_times_out_when_the_backlog_is_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
     let _socket = UnixListener::bind(&path).unwrap();
     let client = Client::new(&path).with_limit(Duration::from_secs(1));
-    // Nobody accepts: connections wait, until there is no room for more.
+    // No connection is accepted: they wait until the backlog is full.
     let mut waiting = Vec::new();
     let (full, room) = std::sync::mpsc::channel();
     thread::spawn({
@@ -370,8 +374,8 @@ fn an_agent_that_hangs_with_others_waiting_before_is_not_waited_for_without_end(
     while let Ok(stream) = room.recv_timeout(Duration::from_secs(2)) {
         waiting.push(stream);
     }
-    let asked = Instant::now();
+    let start = Instant::now();
     let error = client.status().unwrap_err();
     assert!(matches!(error, ClientError::Silent(_)), "{error}");
-    assert!(asked.elapsed() < PATIENCE / 2, "{:?}", asked.elapsed());
+    assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
 }

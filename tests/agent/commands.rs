@@ -188,7 +188,7 @@ fn wait_looks_again_where_it_found_no_place_to_ask() {
     let another = Client::new(world.device.path("run/agent.sock")).watch().unwrap();
     let mut wait = Running::new(&world.device, &["wait"]);
     // It watches, in the last place.
-    let is_refused = |device: &Device| device.log().contains("a connection is refused");
+    let is_refused = |device: &Device| device.log().contains("connection refused");
     world.device.wait_until("no place for its question", is_refused);
     assert!(wait.process.try_wait().unwrap().is_none());
     drop(another); // and nothing changes

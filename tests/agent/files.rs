@@ -1,4 +1,4 @@
-//! The published files: their layout, their modes, and that what belongs together stays together.
+//! The published files: their layout, their modes, and that a generation is consistent.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -12,7 +12,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn the_files_are_those_of_the_contract_with_their_modes() {
+fn published_files_have_their_names_and_modes() {
     let world = World::enrolled();
     let current = world.device.path("state/svid/current");
     let mut names: Vec<_> = fs::read_dir(&current).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -40,7 +40,7 @@ fn the_files_are_those_of_the_contract_with_their_modes() {
 
 #[test]
 #[ignore = "needs root: gives files to groups"]
-fn files_and_socket_go_to_the_groups_that_are_named() {
+fn files_and_sockets_belong_to_the_configured_groups() {
     // Groups that every Debian has. Only root may give files to groups it is not in.
     let mut world = World::new();
     let groups = "[files]\ngroup = \"users\"\nkey_group = \"games\"\n";
@@ -60,7 +60,7 @@ fn files_and_socket_go_to_the_groups_that_are_named() {
     }
     assert_eq!(group("run/agent.sock"), users);
 
-    // Another group later on is another group for what is there already.
+    // Another group in the configuration applies to published files, too.
     world.configure("[files]\ngroup = \"games\"\nkey_group = \"games\"\n");
     world.device.signal("HUP");
     world.device.wait_until("the new group", |_| {
@@ -71,13 +71,13 @@ fn files_and_socket_go_to_the_groups_that_are_named() {
 }
 
 #[test]
-fn files_that_cannot_be_published_are_reported_and_follow_later() {
+fn unpublished_files_are_reported_and_follow_later() {
     let mut world = World::new();
     world.configure("[files]\ngroup = \"no-such-group-here\"\n");
     world.device.start();
     let status = world.device.wait_for_error("there is no group");
     assert_eq!(status["lastError"]["type"], "urn:miaf-agent:error:not-published");
-    world.device.wait_for("active"); // the socket serves all the same
+    world.device.wait_for("active"); // the socket serves in any case
     assert_eq!(world.device.get("/readyz").unwrap().0, 200);
     world.configure("");
     world.device.signal("HUP");
@@ -85,7 +85,7 @@ fn files_that_cannot_be_published_are_reported_and_follow_later() {
 }
 
 #[test]
-fn a_reader_never_sees_a_key_and_a_certificate_that_do_not_belong_together() {
+fn reader_never_sees_a_key_of_another_certificate() {
     let world = World::renewing();
     let readers = Readers::of(world.device.path("state/svid"));
     for _ in 0..3 {
@@ -93,7 +93,7 @@ fn a_reader_never_sees_a_key_and_a_certificate_that_do_not_belong_together() {
     }
     let seen = readers.end();
     assert!(seen.iter().all(|seen| *seen >= 3), "the identity was rotated meanwhile: {seen:?}");
-    // And the key is the certificate's also as the TPM and OpenSSL have it.
+    // The key is that of the certificate for the TPM and OpenSSL, too.
     let published = Published::read(&world.device.path("state/svid")).unwrap();
     assert_eq!(
         world::public_key_of_certificate(&world, &published.svid),

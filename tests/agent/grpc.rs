@@ -1,5 +1,5 @@
-//! gRPC on the agent's sockets: limits, services that are not there, the health service; and a
-//! client to call them with.
+//! gRPC on the agent's sockets: limits, unknown services, the health service; and a client for
+//! these tests.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net;
@@ -19,7 +19,7 @@ use crate::support::agent::{Device, PATIENCE};
 use crate::support::http2::{PREFACE, frame, headers};
 use crate::world::{self, World};
 
-/// Long enough for the agent to have told what it should not.
+/// Long enough for the agent to have sent a message that it should not.
 const QUIET: Duration = Duration::from_secs(2);
 
 pub(crate) const OK: u32 = 0;
@@ -32,7 +32,7 @@ pub(crate) const INTERNAL: u32 = 13;
 pub(crate) const UNAVAILABLE: u32 = 14;
 
 #[test]
-fn a_hundred_calls_on_one_connection_and_an_answer_to_the_next() {
+fn call_over_a_hundred_on_one_connection_is_unavailable() {
     let world = World::enrolled();
     let client = Grpc::connect(&world.device);
     let mut calls: Vec<Call<'_>> = (0..100).map(|_| client.call("FetchX509Bundles")).collect();
@@ -167,15 +167,15 @@ fn health_ends_with_the_svid_and_with_the_bundle() {
 /// A response that comes before the request was sent is an error for some clients, libcurl among
 /// them.
 #[test]
-fn a_refusal_goes_out_after_the_request_was_read() {
+fn refusal_is_sent_after_the_request_was_read() {
     let world = World::enrolled();
     for (path, header) in [
         ("/SpiffeWorkloadAPI/FetchX509SVID", "false"),
         ("/SpiffeWorkloadAPI/Nothing", "true"),
         ("/other.Service/Method", "true"),
     ] {
-        // After a second without the rest of a request it is refused as it is: not what is tried
-        // here.
+        // After a second without the rest of a request it is refused as it is, which is not the
+        // subject here.
         let (early, kinds) = (0..20)
             .find_map(|_| in_two_pieces(&world.device, path, header))
             .expect("a machine on which two writes are less than a second apart");
@@ -184,37 +184,38 @@ fn a_refusal_goes_out_after_the_request_was_read() {
     }
 }
 
-/// The types of frames on a stream before and after the request's end was sent. `None`: there was
+/// The types of frames on a stream before and after the request's end was sent. `None` if there was
 /// too much time between.
 fn in_two_pieces(device: &Device, path: &str, header: &str) -> Option<(Vec<u8>, Vec<u8>)> {
-    let mut caller = net::UnixStream::connect(device.path("run/agent.sock")).unwrap();
-    caller.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut peer = net::UnixStream::connect(device.path("run/agent.sock")).unwrap();
+    peer.set_read_timeout(Some(PATIENCE)).unwrap();
     let ping = frame(6, 0, 0, b"12345678");
     let begin = [PREFACE, &frame(4, 0, 0, b""), &frame(1, 4, 1, &headers(path, header)), &ping].concat();
     let began = Instant::now();
-    caller.write_all(&begin).unwrap();
-    let early = kinds_before_pong(&mut caller);
-    caller.write_all(&frame(0, 1, 1, EMPTY)).unwrap();
+    peer.write_all(&begin).unwrap();
+    let early = kinds_before_pong(&mut peer);
+    peer.write_all(&frame(0, 1, 1, EMPTY)).unwrap();
     let is_in_time = began.elapsed() < Duration::from_millis(900);
     let mut kinds = Vec::new();
     while !kinds.contains(&1) {
-        caller.write_all(&ping).unwrap();
-        kinds.extend(kinds_before_pong(&mut caller));
+        peer.write_all(&ping).unwrap();
+        kinds.extend(kinds_before_pong(&mut peer));
     }
-    caller.write_all(&ping).unwrap(); // what follows at once
-    kinds.extend(kinds_before_pong(&mut caller));
+    peer.write_all(&ping).unwrap(); // what follows at once
+    kinds.extend(kinds_before_pong(&mut peer));
     is_in_time.then_some((early, kinds))
 }
 
-/// The types of the frames on stream 1 that come before the answer to a PING, window updates aside.
-fn kinds_before_pong(caller: &mut net::UnixStream) -> Vec<u8> {
+/// The types of the frames on stream 1 that come before the acknowledgement of a PING, except
+/// window updates.
+fn kinds_before_pong(peer: &mut net::UnixStream) -> Vec<u8> {
     let mut kinds = Vec::new();
     loop {
         let mut head = [0; 9];
-        caller.read_exact(&mut head).expect("another frame");
+        peer.read_exact(&mut head).expect("another frame");
         let [a, b, c, kind, flags, stream @ ..] = head;
         let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
-        caller.read_exact(&mut payload).expect("a whole frame");
+        peer.read_exact(&mut payload).expect("a whole frame");
         match (kind, stream) {
             (6, _) if flags == 1 => return kinds,
             (8, _) => {}
@@ -228,13 +229,13 @@ pub(crate) fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// gRPC by hand: one connection.
+/// A gRPC client with one connection.
 pub(crate) struct Grpc {
     runtime: Runtime,
     requests: SendRequest<Full<Bytes>>,
 }
 
-/// One call on it.
+/// One call of a [`Grpc`] client.
 pub(crate) struct Call<'a> {
     runtime: &'a Runtime,
     head: HeaderMap,
@@ -271,7 +272,7 @@ impl Grpc {
         self.call_of(&format!("SpiffeWorkloadAPI/{method}"), header, body)
     }
 
-    /// Of any service.
+    /// Calls a method of any service.
     pub(crate) fn call_of(&self, path: &str, header: Option<&str>, body: &[u8]) -> Call<'_> {
         let request = Request::post(format!("http://agent/{path}"));
         let request = request.header("content-type", "application/grpc").header("te", "trailers");
@@ -279,23 +280,24 @@ impl Grpc {
             header.into_iter().fold(request, |request, value| request.header("workload.spiffe.io", value));
         let request = request.body(Full::new(Bytes::copy_from_slice(body))).unwrap();
         let mut requests = self.requests.clone();
-        let answer = self.runtime.block_on(async { timeout(PATIENCE, requests.send_request(request)).await });
-        let (head, body) = answer.expect("an answer in time").unwrap().into_parts();
+        let response =
+            self.runtime.block_on(async { timeout(PATIENCE, requests.send_request(request)).await });
+        let (head, body) = response.expect("a response in time").unwrap().into_parts();
         assert_eq!(head.status, 200);
         assert_eq!(head.headers["content-type"], "application/grpc");
         Call { runtime: &self.runtime, head: head.headers, body, read: Vec::new() }
     }
 
-    /// A stream on which the key has come: the agent has seen its configuration.
+    /// Returns a stream on which the key has come: the agent has read its configuration.
     pub(crate) fn wait_for_key(&self, device: &Device) -> Call<'_> {
-        let mut given = None;
-        device.wait_until("the key is given", |_| {
+        let mut stream = None;
+        device.wait_until("the key is sent", |_| {
             let mut call = self.call("FetchX509SVID");
-            let is_given = matches!(call.next(), Received::Message(_));
-            given = Some(call);
-            is_given
+            let is_sent = matches!(call.next(), Received::Message(_));
+            stream = Some(call);
+            is_sent
         });
-        given.unwrap()
+        stream.unwrap()
     }
 }
 
@@ -311,7 +313,7 @@ impl Call<'_> {
         }
     }
 
-    /// The status that ends it.
+    /// The status that ends the call.
     pub(crate) fn end(&mut self) -> (u32, String) {
         match self.next() {
             Received::End(code, why) => (code, why),

@@ -1,4 +1,5 @@
-//! The agent under a service manager: what it is told, the sockets it is given, the watchdog, and no work without need.
+//! The agent under a service manager: notifications, passed sockets, the watchdog, and no work
+//! without need.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -15,7 +16,7 @@ use crate::world::{self, World};
 const UNCONFIGURED: &str = "state_dir = \"{dir}/state\"\n[socket]\npath = \"{dir}/run/agent.sock\"\n";
 const STATUS: &str = "GET /v1/status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
-/// What the service manager hears.
+/// The service manager's end of the notification socket.
 struct Manager(UnixDatagram);
 
 impl Manager {
@@ -32,55 +33,55 @@ impl Manager {
         self.forget();
         let begin = Instant::now();
         for meal in 0..10 {
-            self.told_until("WATCHDOG=1");
+            self.until("WATCHDOG=1");
             assert!(begin.elapsed() < PATIENCE, "meal {meal} came late");
         }
         assert!(begin.elapsed() > Duration::from_millis(500), "not more often than it has to be");
     }
 
-    /// Passes over what has been told so far, and counts it.
+    /// Skips the notifications so far, and returns their number.
     fn forget(&self) -> usize {
         self.0.set_nonblocking(true).unwrap();
-        let told = std::iter::from_fn(|| self.0.recv(&mut [0; 4096]).ok()).count();
+        let sent = std::iter::from_fn(|| self.0.recv(&mut [0; 4096]).ok()).count();
         self.0.set_nonblocking(false).unwrap();
-        told
+        sent
     }
 
-    /// The lines up to one that begins so, that one included.
-    fn told_until(&self, last: &str) -> Vec<String> {
-        let mut told: Vec<String> = Vec::new();
+    /// The notifications up to one that begins with `last`, which is included.
+    fn until(&self, last: &str) -> Vec<String> {
+        let mut sent: Vec<String> = Vec::new();
         let mut buffer = [0; 4096];
-        while !told.iter().any(|line| line.starts_with(last)) {
-            let length = self.0.recv(&mut buffer).unwrap_or_else(|e| panic!("no {last} but {told:?}: {e}"));
-            told.extend(String::from_utf8_lossy(&buffer[..length]).lines().map(str::to_owned));
+        while !sent.iter().any(|line| line.starts_with(last)) {
+            let length = self.0.recv(&mut buffer).unwrap_or_else(|e| panic!("no {last} but {sent:?}: {e}"));
+            sent.extend(String::from_utf8_lossy(&buffer[..length]).lines().map(str::to_owned));
         }
-        told
+        sent
     }
 }
 
 #[test]
-fn it_is_told_what_the_agent_does() {
+fn service_manager_is_notified_of_the_state() {
     let mut world = World::new();
     let manager = Manager::of(&mut world.device);
     world.device.start();
     world.device.wait_for("active");
     assert!(world.device.stop().success());
-    let told = manager.told_until("STOPPING=1");
-    assert_eq!(told.first().map(String::as_str), Some("READY=1"));
-    assert!(told.iter().any(|line| line.starts_with("STATUS=active: spiffe://factory.example/")), "{told:?}");
-    assert!(!told.contains(&"WATCHDOG=1".to_owned()), "nobody watches");
+    let sent = manager.until("STOPPING=1");
+    assert_eq!(sent.first().map(String::as_str), Some("READY=1"));
+    assert!(sent.iter().any(|line| line.starts_with("STATUS=active: spiffe://factory.example/")), "{sent:?}");
+    assert!(!sent.contains(&"WATCHDOG=1".to_owned()), "the watchdog is off");
 }
 
 #[test]
-fn its_watchdog_is_fed_whatever_the_agent_waits_for() {
-    // For a configuration.
+fn watchdog_is_fed_while_the_agent_waits() {
+    // It waits for a configuration.
     let mut device = Device::new(UNCONFIGURED);
     let manager = Manager::of(&mut device);
     device.environment("WATCHDOG_USEC", "200000");
     device.start();
     manager.watchdog_is_fed();
 
-    // For a time to do something.
+    // It waits for the next action.
     let mut world = World::enrolled();
     world.device.kill();
     let manager = Manager::of(&mut world.device);
@@ -89,7 +90,7 @@ fn its_watchdog_is_fed_whatever_the_agent_waits_for() {
     world.device.wait_for("active");
     manager.watchdog_is_fed();
 
-    // For a MIS that never says anything.
+    // It waits for an MIS that never responds.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut world = World::new();
     let url = format!("https://127.0.0.1:{}", silent.local_addr().unwrap().port());
@@ -99,11 +100,11 @@ fn its_watchdog_is_fed_whatever_the_agent_waits_for() {
     world.device.start();
     let _connection = silent.accept().unwrap();
     manager.watchdog_is_fed();
-    assert!(world.device.status()["lastError"].is_null(), "it still waits for the answer");
+    assert!(world.device.status()["lastError"].is_null(), "it still waits for the response");
 }
 
 #[test]
-fn its_watchdog_hears_nothing_of_an_agent_that_hangs() {
+fn watchdog_is_not_fed_when_the_agent_hangs() {
     let mut device = Device::new(UNCONFIGURED);
     let manager = Manager::of(&mut device);
     device.environment("WATCHDOG_USEC", "200000");
@@ -111,13 +112,13 @@ fn its_watchdog_hears_nothing_of_an_agent_that_hangs() {
     manager.watchdog_is_fed();
     device.signal("STOP");
     wait_until_stopped(device.pid());
-    manager.forget(); // what was sent before is there
+    manager.forget(); // what was sent before has arrived
     thread::sleep(Duration::from_secs(1));
     assert_eq!(manager.forget(), 0);
 }
 
 #[test]
-fn each_right_has_a_socket_of_its_own() {
+fn each_role_has_its_own_socket() {
     let mut world = World::enrolled();
     for (name, mode) in [("agent", 0o660), ("sign", 0o660), ("admin", 0o600)] {
         let path = format!("run/{name}.sock");
@@ -130,7 +131,7 @@ fn each_right_has_a_socket_of_its_own() {
 }
 
 #[test]
-fn sockets_that_are_passed_are_served_and_outlive_the_agent() {
+fn passed_sockets_are_served_and_outlive_the_agent() {
     let mut world = World::new();
     world.device.pass_socket("agent", "run/agent.sock");
     world.device.pass_socket("admin", "elsewhere/commands.sock");
@@ -139,28 +140,28 @@ fn sockets_that_are_passed_are_served_and_outlive_the_agent() {
     let (status, body) = world.device.request_at("elsewhere/commands.sock", STATUS).unwrap();
     assert!(status == 200 && body.contains(id.as_str().unwrap()), "{body}");
     assert!(!world.device.path("run/admin.sock").exists(), "it was passed: no other is bound");
-    assert!(!world.device.path("run/sign.sock").exists(), "it was not passed: nobody is to have it");
+    assert!(!world.device.path("run/sign.sock").exists(), "it was not passed: its role is not granted");
 
-    // A caller that comes while the agent is away waits, and is answered by the next one.
+    // A peer that connects while the agent is away waits, and is served by the next one.
     assert!(world.device.stop().success());
     assert!(world.device.path("run/agent.sock").exists());
     let mut caller = UnixStream::connect(world.device.path("run/agent.sock")).unwrap();
     caller.write_all(STATUS.as_bytes()).unwrap();
     world.device.start();
-    let mut answer = String::new();
-    caller.read_to_string(&mut answer).unwrap();
-    assert!(answer.contains(id.as_str().unwrap()), "{answer}");
+    let mut response = String::new();
+    caller.read_to_string(&mut response).unwrap();
+    assert!(response.contains(id.as_str().unwrap()), "{response}");
 }
 
 #[test]
-fn a_socket_of_an_unknown_name_is_not_served_and_named() {
+fn passed_socket_of_an_unknown_name_is_not_served() {
     let mut device = Device::new(UNCONFIGURED);
     device.pass_socket("wfm", "run/wfm.sock");
     device.start();
     assert!(device.log().contains("a socket called \"wfm\" was passed"), "{}", device.log());
 }
 
-/// How often a thread of the agent's has waited for something and got it.
+/// How often a thread of the agent has been woken.
 fn wakings(device: &Device) -> u64 {
     let threads = fs::read_dir(format!("/proc/{}/task", device.pid())).unwrap();
     let of_thread = |status: String| -> Option<u64> {
@@ -170,7 +171,7 @@ fn wakings(device: &Device) -> u64 {
     statuses.filter_map(of_thread).sum()
 }
 
-/// Waits for so long a time in which nothing wakes it.
+/// Waits for a period of this length in which the agent is not woken.
 fn sleeps_for(device: &Device, time: Duration) {
     let begin = Instant::now();
     loop {
@@ -197,15 +198,15 @@ fn with_little_to_do() -> World {
 }
 
 #[test]
-fn an_active_agent_is_woken_by_what_is_due_and_by_nothing_else() {
+fn active_agent_is_woken_only_by_what_is_due() {
     let world = with_little_to_do();
     // The threads that enrollment and publication needed go after ten seconds without work.
     sleeps_for(&world.device, Duration::from_secs(15));
 }
 
 #[test]
-#[ignore = "needs root: the kernel shows nobody else the timers of an agent that keeps to itself"]
-fn the_next_time_that_an_active_agent_wakes_is_what_is_due() {
+#[ignore = "needs root: the kernel hides the timers of the agent from other users"]
+fn next_timer_of_an_active_agent_is_what_is_due() {
     let world = with_little_to_do();
     // The one timer is set when the agent sleeps again after the request for its status.
     sleeps_for(&world.device, Duration::from_secs(1));
@@ -220,21 +221,21 @@ fn the_next_time_that_an_active_agent_wakes_is_what_is_due() {
 }
 
 #[test]
-fn an_unconfigured_agent_does_nothing_and_sees_at_once_that_it_is_configured() {
+fn unconfigured_agent_is_idle_until_it_is_configured() {
     let mut world = World::new();
     world.device.configure(UNCONFIGURED);
     world.device.start();
     world.device.wait_for("unconfigured");
 
-    sleeps_for(&world.device, Duration::from_secs(5)); // once the new folders have been looked at
+    sleeps_for(&world.device, Duration::from_secs(5)); // once the new directories have been read
 
-    // By a drop-in, in a folder that is new, written in two goes: one half is not a configuration.
-    let folder = world.device.path("config.d");
-    fs::create_dir(&folder).unwrap();
+    // By a drop-in, in a new directory, in two writes: one half is not a configuration.
+    let dir = world.device.path("config.d");
+    fs::create_dir(&dir).unwrap();
     thread::sleep(Duration::from_millis(200));
     let config = world::config(&world.mis, &world.tpm, "");
     let config = config.replace("{dir}", world.device.dir().to_str().unwrap());
-    let file = folder.join("10-site.toml");
+    let file = dir.join("10-site.toml");
     {
         let (first, second) = config.split_at(config.find("[mis.trust]").unwrap());
         let mut file = fs::File::create(&file).unwrap();
@@ -250,37 +251,37 @@ fn an_unconfigured_agent_does_nothing_and_sees_at_once_that_it_is_configured() {
 }
 
 #[test]
-fn a_new_device_follows_its_configuration_and_one_with_an_identity_waits_to_be_told() {
+fn configuration_is_followed_until_there_is_an_identity() {
     let mut world = World::new();
     world.device.configure(UNCONFIGURED);
     world.device.start();
     world.device.wait_for("unconfigured");
     let config = world::config(&world.mis, &world.tpm, "");
     let config = config.replace("{dir}", world.device.dir().to_str().unwrap());
-    let folder = world.device.path("config.d");
-    fs::create_dir(&folder).unwrap();
+    let dir = world.device.path("config.d");
+    fs::create_dir(&dir).unwrap();
 
-    // One part after the other, and with a mistake: whoever corrects it need not say so.
+    // One part after the other, and with a mistake, which is corrected without a reload.
     let (mis, rest) = config.split_at(config.find("[mis.trust]").unwrap());
-    fs::write(folder.join("10-mis.toml"), mis).unwrap();
+    fs::write(dir.join("10-mis.toml"), mis).unwrap();
     world.device.wait_for("blocked");
-    fs::write(folder.join("20-rest.toml"), rest.replace("[key]", "[kee]")).unwrap();
+    fs::write(dir.join("20-rest.toml"), rest.replace("[key]", "[kee]")).unwrap();
     world.device.wait_until("the mistake is named", |device| device.log().contains("unknown field `kee`"));
-    fs::write(folder.join("20-rest.toml"), rest).unwrap();
+    fs::write(dir.join("20-rest.toml"), rest).unwrap();
     world.device.wait_for("active");
-    // It followed what the configuration says, and not every change in its folder.
+    // It followed the configuration, and not every change in its directory.
     let read = world.device.log().matches("the configuration has been read anew").count();
     assert_eq!(read, 1, "{}", world.device.log());
 
-    // Now it is somebody. A slip does not make it somebody else's.
-    fs::write(folder.join("10-mis.toml"), "[mis]\norigin = \"https://elsewhere.example\"\n").unwrap();
+    // Now it has an identity. A mistake does not move it to another MIS.
+    fs::write(dir.join("10-mis.toml"), "[mis]\norigin = \"https://elsewhere.example\"\n").unwrap();
     thread::sleep(Duration::from_secs(3));
     assert_eq!(world.device.status()["state"], "active");
     assert!(!world.device.log().contains("elsewhere.example"));
 }
 
 #[test]
-fn who_is_being_answered_when_the_agent_ends_gets_the_answer() {
+fn open_requests_get_their_response_at_shutdown() {
     let mut world = World::enrolled();
     let mut callers: Vec<UnixStream> =
         (0..20).map(|_| UnixStream::connect(world.device.path("run/agent.sock")).unwrap()).collect();
@@ -290,9 +291,9 @@ fn who_is_being_answered_when_the_agent_ends_gets_the_answer() {
         let _ = caller.write_all(STATUS.as_bytes());
     }
     for caller in &mut callers {
-        let mut answer = String::new();
-        caller.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+        let mut response = String::new();
+        caller.read_to_string(&mut response).unwrap();
+        assert!(response.starts_with("HTTP/1.1 200"), "{response:?}");
     }
     assert!(world.device.wait_for_exit().success());
 }

@@ -1,5 +1,4 @@
-//! The sockets: what is told to those who watch, signatures for those who may have them, figures, and callers who behave
-//! badly.
+//! The sockets: events for subscribers, signatures, metrics, and peers that behave badly.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -18,23 +17,23 @@ use crate::support::agent::{Device, PATIENCE};
 use crate::support::http2::{PREFACE, frame, headers};
 use crate::world::{self, World};
 
-/// Somebody who watches.
-struct Watcher(BufReader<UnixStream>);
+/// A subscriber of `GET /v1/watch`.
+struct Subscriber(BufReader<UnixStream>);
 
-impl Watcher {
+impl Subscriber {
     fn on(device: &Device, socket: &str) -> Self {
         let mut stream = UnixStream::connect(device.path(socket)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        // To HTTP/1.0 the events come as they are, without chunks.
+        // In HTTP/1.0 the events come without chunks.
         stream.write_all(b"GET /v1/watch HTTP/1.0\r\n\r\n").unwrap();
-        let mut watcher = Self(BufReader::new(stream));
+        let mut subscriber = Self(BufReader::new(stream));
         let head: Vec<String> =
-            std::iter::from_fn(|| watcher.line().filter(|line| !line.is_empty())).collect();
+            std::iter::from_fn(|| subscriber.line().filter(|line| !line.is_empty())).collect();
         assert!(
             head[0].ends_with("200 OK") && head.contains(&"content-type: text/event-stream".to_owned()),
             "{head:?}"
         );
-        watcher
+        subscriber
     }
 
     fn line(&mut self) -> Option<String> {
@@ -69,52 +68,53 @@ impl Watcher {
 }
 
 #[test]
-fn who_watches_is_told_everything_at_once_and_then_what_changes() {
+fn subscriber_gets_the_state_at_once_and_each_change() {
     let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
     world.device.start();
-    let mut watcher = Watcher::on(&world.device, "run/agent.sock");
-    let active = watcher.until("the first identity", |event| event["status"]["state"] == "active");
-    for (address, part) in [("/v1/svid", "svid"), ("/v1/bundle", "bundle")] {
-        let asked: Value = serde_json::from_str(&world.device.get(address).unwrap().1).unwrap();
-        assert_eq!(active[part], asked, "{address}");
+    let mut subscriber = Subscriber::on(&world.device, "run/agent.sock");
+    let active = subscriber.until("the first identity", |event| event["status"]["state"] == "active");
+    for (path, part) in [("/v1/svid", "svid"), ("/v1/bundle", "bundle")] {
+        let document: Value = serde_json::from_str(&world.device.get(path).unwrap().1).unwrap();
+        assert_eq!(active[part], document, "{path}");
     }
 
-    // Whoever comes later is told the same, on any socket. The bundle is looked at every second, and is the same.
-    let mut later = Watcher::on(&world.device, "run/sign.sock");
+    // A later subscriber gets the same, on any socket. The bundle is refreshed every second, and is
+    // the same.
+    let mut later = Subscriber::on(&world.device, "run/sign.sock");
     assert_eq!(later.next().unwrap()["svid"], active["svid"]);
     world.wait_for_requests(Endpoint::Bundle, world.seen(Endpoint::Bundle).len() + 2);
 
     world.device.run(&["renew"]);
     let renewed = |event: &Value| event["svid"]["serial"] != active["svid"]["serial"];
-    let mut heard = Vec::new();
+    let mut states = Vec::new();
     let new = later.until("the rotation", |event| {
-        heard.push(event["status"]["state"].clone());
+        states.push(event["status"]["state"].clone());
         renewed(event)
     });
-    assert_eq!(heard, ["renewing", "active"], "looking at the bundle is no change");
-    assert_eq!(watcher.until("the rotation", renewed)["svid"], new["svid"]);
+    assert_eq!(states, ["renewing", "active"], "a refresh of the bundle is no change");
+    assert_eq!(subscriber.until("the rotation", renewed)["svid"], new["svid"]);
     assert_eq!(
         new["svid"]["certificateChainPem"][0].as_str().unwrap(),
         world.device.published("svid.pem").split_inclusive("-----END CERTIFICATE-----\n").next().unwrap()
     );
 
-    // The agent ends, and with it what it has to tell.
+    // With the agent, the events end.
     assert!(world.device.stop().success());
-    while watcher.next().is_some() {}
+    while subscriber.next().is_some() {}
 }
 
 #[test]
-fn an_svid_that_expires_is_told_at_that_moment_though_nobody_renews_it() {
+fn svid_expiry_is_sent_at_that_moment() {
     let mut world = World::with(|settings| {
         settings.policy.svid_lifetime = Duration::from_secs(12);
         settings.policy.backdate = Duration::ZERO;
     });
     world.mis.sticky_fault(Endpoint::Renewal, Fault::Status(503));
     world.device.start();
-    let mut watcher = Watcher::on(&world.device, "run/agent.sock");
-    watcher.until("the identity", |event| event["status"]["state"] == "active");
+    let mut subscriber = Subscriber::on(&world.device, "run/agent.sock");
+    subscriber.until("the identity", |event| event["status"]["state"] == "active");
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::Status(503));
-    let expired = watcher.until("its end", |event| event["status"]["state"] == "expired");
+    let expired = subscriber.until("its end", |event| event["status"]["state"] == "expired");
     let end = humantime::parse_rfc3339(expired["status"]["svid"]["notAfter"].as_str().unwrap()).unwrap();
     let late = std::time::SystemTime::now().duration_since(end).unwrap();
     assert!(late < Duration::from_secs(3), "{late:?}");
@@ -143,7 +143,7 @@ fn is_signed_by(chain: &Value, message: &[u8], signature: &Value) -> bool {
 }
 
 #[test]
-fn the_key_in_the_tpm_signs_for_whoever_may_connect_to_the_socket_for_it() {
+fn tpm_key_signs_for_peers_of_the_signing_socket() {
     let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::Status(503));
     world.device.start();
@@ -173,7 +173,8 @@ fn the_key_in_the_tpm_signs_for_whoever_may_connect_to_the_socket_for_it() {
         world.device.request_at("run/sign.sock", "GET /v1/sign HTTP/1.0\r\n\r\n").unwrap();
     assert!(status == 405 && refused.contains("POST"), "{refused}");
 
-    // A handshake may be under way when the identity is renewed: the SVID before is signed for too, until the next.
+    // A handshake may be under way when the identity is renewed: the previous SVID is signed for
+    // too, until the next renewal.
     let for_first =
         json!({ "algorithm": "ES256", "digest": digest_of(b"a message"), "serial": first["serial"] });
     for is_known in [true, false] {
@@ -200,7 +201,7 @@ fn the_key_in_the_tpm_signs_for_whoever_may_connect_to_the_socket_for_it() {
     assert!(is_signed_by(&now["certificateChainPem"], b"a message", &signed["signature"]));
     assert_ne!(now["serial"], first["serial"]);
 
-    // Without its TPM it cannot, and says why; the rest is served on.
+    // Without its TPM it cannot, and says why. Everything else is still served.
     world.tpm.stop();
     let (status, refused) = sign(&world.device, "run/sign.sock", &body);
     assert!(
@@ -210,7 +211,7 @@ fn the_key_in_the_tpm_signs_for_whoever_may_connect_to_the_socket_for_it() {
 }
 
 #[test]
-fn every_signature_and_every_order_is_on_record_whatever_is_logged_else() {
+fn audit_log_has_signatures_and_commands_at_every_level() {
     let mut world = World::new();
     world.configure("[log]\nlevel = \"error\"\n");
     world.device.start();
@@ -232,13 +233,13 @@ fn every_signature_and_every_order_is_on_record_whatever_is_logged_else() {
     ] {
         assert!(signed.contains(&part), "{part}: {log}");
     }
-    assert!(record("renew").contains("makes no sense"), "{log}");
+    assert!(record("renew").contains("admin command rejected: invalid request"), "{log}");
     assert!(record("retry").contains(&format!("uid={uid}")) && record("retry").contains("pid="), "{log}");
-    assert!(!log.contains("new SVID"), "what is no record and no error is not logged: {log}");
+    assert!(!log.contains("new SVID"), "only records and errors are logged: {log}");
 }
 
 #[test]
-fn signatures_of_a_minute_are_one_record_and_their_number() {
+fn signatures_of_a_minute_are_one_record_with_a_count() {
     let mut world = World::enrolled();
     let body = json!({ "algorithm": "ES256", "digest": digest_of(b"") });
     for _ in 0..5 {
@@ -248,7 +249,7 @@ fn signatures_of_a_minute_are_one_record_and_their_number() {
     let log = world.device.log();
     let counts: Vec<u64> = log
         .lines()
-        .filter(|line| line.contains("audit=\"sign\"") && line.contains("has signed for a local program"))
+        .filter(|line| line.contains("audit=\"sign\"") && line.contains("signature made"))
         .filter_map(|line| line.split_once("count=")?.1.split_whitespace().next()?.parse().ok())
         .collect();
     // More than two, where the five took longer than a minute.
@@ -256,7 +257,7 @@ fn signatures_of_a_minute_are_one_record_and_their_number() {
 }
 
 #[test]
-fn a_user_over_the_rate_of_signatures_is_told_when_to_come_back() {
+fn signature_over_the_rate_gets_retry_after() {
     let mut world = World::new();
     world.configure("signatures_per_minute = 1\n");
     world.device.start();
@@ -266,21 +267,21 @@ fn a_user_over_the_rate_of_signatures_is_told_when_to_come_back() {
         "POST /v1/sign HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     // One of two is within a minute of the other, also on a machine that stands still now and then.
     for _ in 0..10 {
         let mut stream = UnixStream::connect(world.device.path("run/sign.sock")).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answers.push(answer);
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        responses.push(response);
     }
-    assert!(answers[0].starts_with("HTTP/1.1 200 "), "{}", answers[0]);
-    let refused = answers.iter().find(|answer| answer.starts_with("HTTP/1.1 429 ")).expect("a refusal");
+    assert!(responses[0].starts_with("HTTP/1.1 200 "), "{}", responses[0]);
+    let refused = responses.iter().find(|response| response.starts_with("HTTP/1.1 429 ")).expect("a refusal");
     let wait: u64 = refused.split_once("retry-after: ").unwrap().1.lines().next().unwrap().parse().unwrap();
     assert!((1..=60).contains(&wait) && refused.contains("socket.signatures_per_minute"), "{refused}");
-    assert!(world.device.log().contains("does not sign more often for this user"));
-    // Other calls go on, and another limit counts from the reload on.
+    assert!(world.device.log().contains("signature refused: rate exceeded"));
+    // Other requests are served, and another limit counts from the reload on.
     assert_eq!(world.device.request_at("run/sign.sock", "GET /readyz HTTP/1.0\r\n\r\n").unwrap().0, 200);
     world.configure("signatures_per_minute = 6000\n");
     world.device.signal("HUP");
@@ -290,7 +291,7 @@ fn a_user_over_the_rate_of_signatures_is_told_when_to_come_back() {
 }
 
 #[test]
-fn a_software_key_signs_by_the_socket_too() {
+fn software_key_signs_over_the_socket() {
     let mut world = World::new();
     world.tpm.stop();
     let config = world::config(&world.mis, &world.tpm, "");
@@ -304,9 +305,9 @@ fn a_software_key_signs_by_the_socket_too() {
 }
 
 #[test]
-fn the_figures_are_those_of_the_device_on_the_socket_and_in_the_file() {
+fn metrics_are_the_same_on_the_socket_and_in_the_file() {
     let mut world = World::new();
-    world.configure("[metrics]\ntextfile = \"{dir}/figures.prom\"\n");
+    world.configure("[metrics]\ntextfile = \"{dir}/metrics.prom\"\n");
     world.device.start();
     let status = world.device.wait_for("active");
     let (_, text) = world.device.get("/metrics").unwrap();
@@ -331,7 +332,7 @@ fn the_figures_are_those_of_the_device_on_the_socket_and_in_the_file() {
             > of(&text, "socket_requests_total{socket=\"agent\"}")
     );
 
-    let file = world.device.path("figures.prom");
+    let file = world.device.path("metrics.prom");
     world.device.wait_until("the file", |_| {
         fs::read_to_string(&file).is_ok_and(|text| text.contains("state{state=\"active\"} 1"))
     });
@@ -348,51 +349,53 @@ fn the_figures_are_those_of_the_device_on_the_socket_and_in_the_file() {
 }
 
 #[test]
-fn so_many_may_be_connected_and_who_comes_then_is_told_so() {
+fn connections_over_the_limit_get_503() {
     let mut world = World::new();
     world.configure("max_connections = 5\nmax_connections_per_user = 3\n");
     world.device.start();
     world.device.wait_for("active");
-    let mut watchers: Vec<Watcher> = (0..3).map(|_| Watcher::on(&world.device, "run/agent.sock")).collect();
+    let mut subscribers: Vec<Subscriber> =
+        (0..3).map(|_| Subscriber::on(&world.device, "run/agent.sock")).collect();
     let (status, refused) = world.device.get("/v1/status").unwrap();
     assert!(
         status == 503 && refused.contains("max_connections_per_user") && refused.contains("3 connections"),
         "{refused}"
     );
-    // Nobody is kept out of another socket by that.
+    // The other sockets have limits of their own.
     for socket in ["run/sign.sock", "run/admin.sock"] {
         assert_eq!(world.device.request_at(socket, "GET /readyz HTTP/1.0\r\n\r\n").unwrap().0, 200);
     }
-    assert!(world.device.log().matches("a connection is refused").count() == 1, "{}", world.device.log());
-    // Who leaves makes room, and the limits follow the configuration.
-    drop(watchers.pop());
-    world.device.wait_until("a place", |device| device.get("/healthz").unwrap().0 == 200);
-    let _third = Watcher::on(&world.device, "run/agent.sock");
+    assert!(world.device.log().matches("connection refused").count() == 1, "{}", world.device.log());
+    // A connection that ends releases its permit, and the limits follow the configuration.
+    drop(subscribers.pop());
+    world.device.wait_until("a permit", |device| device.get("/healthz").unwrap().0 == 200);
+    let _third = Subscriber::on(&world.device, "run/agent.sock");
     world.configure("max_connections = 3\n");
     world.device.signal("HUP");
     world.device.wait_until("the other limit", |device| {
         device.get("/healthz").unwrap().1.contains("(socket.max_connections ")
     });
-    for watcher in &mut watchers {
-        watcher.next().unwrap();
+    for subscriber in &mut subscribers {
+        subscriber.next().unwrap();
     }
 }
 
 #[test]
-fn no_more_are_served_than_there_may_be_open_files() {
+fn connections_are_limited_by_the_open_files() {
     let mut world = World::new();
     world.device.under(&["prlimit", "--nofile=200:200"]);
     world.device.start();
     world.device.wait_for("active");
     assert!(world.device.log().contains("no more than 24 connections"), "{}", world.device.log());
     // Half of them for one user.
-    let _watchers: Vec<Watcher> = (0..12).map(|_| Watcher::on(&world.device, "run/agent.sock")).collect();
+    let _watchers: Vec<Subscriber> =
+        (0..12).map(|_| Subscriber::on(&world.device, "run/agent.sock")).collect();
     let (status, refused) = world.device.get("/healthz").unwrap();
     assert!(status == 503 && refused.contains("12 connections"), "{refused}");
 }
 
 #[test]
-fn over_http_2_there_is_the_workload_api_and_nothing_else() {
+fn http_2_serves_the_workload_api_only() {
     let world = World::enrolled();
     let socket = world.device.path("run/agent.sock");
     let curl = [
@@ -404,59 +407,65 @@ fn over_http_2_there_is_the_workload_api_and_nothing_else() {
     ];
     let head = std::process::Command::new("curl").args(curl).arg("--head").output().unwrap();
     assert!(head.status.success(), "{head:?}");
-    let answer = std::process::Command::new("curl").args(curl).output().unwrap();
-    let answer: Value = serde_json::from_slice(&answer.stdout).unwrap();
-    assert!(answer["status"] == 505 && answer["detail"].as_str().unwrap().contains("HTTP/1.1"), "{answer}");
+    let response = std::process::Command::new("curl").args(curl).output().unwrap();
+    let response: Value = serde_json::from_slice(&response.stdout).unwrap();
+    assert!(
+        response["status"] == 505 && response["detail"].as_str().unwrap().contains("HTTP/1.1"),
+        "{response}"
+    );
 }
 
-/// Each of them costs nothing but its own connection: others are answered as before, and the agent does not grow.
+/// Each of them costs its own connection: others are served as before, and the agent does not grow.
 #[test]
-fn callers_who_say_nothing_or_too_much_or_never_listen_cost_their_own_connection() {
+fn idle_and_flooding_peers_cost_their_own_connection() {
     let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
     world.configure(&format!("max_connections = 1024\n{}", world::SOON));
     world.device.start();
     world.device.wait_for_status("an identity", |status| status["svid"].is_object());
     let connect = |socket: &str| UnixStream::connect(world.device.path(socket)).unwrap();
-    let crowd_within = |kib_each: u64, socket: &str, say: &dyn Fn(&mut UnixStream)| -> Vec<UnixStream> {
+    let clients_within = |kib_each: u64, socket: &str, say: &dyn Fn(&mut UnixStream)| -> Vec<UnixStream> {
         let before = memory(&world.device);
-        let mut crowd: Vec<UnixStream> = (0..CROWD).map(|_| connect(socket)).collect();
-        crowd.iter_mut().for_each(say);
-        assert_eq!(world.device.get("/healthz").unwrap().0, 200); // those before have been heard
-        let each = (memory(&world.device).saturating_sub(before)) / CROWD;
+        let mut clients: Vec<UnixStream> = (0..CLIENTS).map(|_| connect(socket)).collect();
+        clients.iter_mut().for_each(say);
+        assert_eq!(world.device.get("/healthz").unwrap().0, 200); // those before have been read
+        let each = (memory(&world.device).saturating_sub(before)) / CLIENTS;
         assert!(each < kib_each, "{each} KiB each");
-        crowd
+        clients
     };
-    let crowd = |socket: &str, say: &dyn Fn(&mut UnixStream)| crowd_within(64, socket, say);
-    let slowly = |begin: &'static [u8]| move |caller: &mut UnixStream| caller.write_all(begin).unwrap();
-    // All that it may say before it is answered, and then it does not listen.
-    let without_listening = |said: Vec<u8>| {
-        move |caller: &mut UnixStream| {
-            caller.set_nonblocking(true).unwrap();
-            let _ = caller.write(&said);
+    let clients = |socket: &str, say: &dyn Fn(&mut UnixStream)| clients_within(64, socket, say);
+    let slowly = |begin: &'static [u8]| move |peer: &mut UnixStream| peer.write_all(begin).unwrap();
+    // Sends as much as it can before a response, and then does not read.
+    let without_reading = |sent: Vec<u8>| {
+        move |peer: &mut UnixStream| {
+            peer.set_nonblocking(true).unwrap();
+            let _ = peer.write(&sent);
         }
     };
-    let soon_forgotten = [
-        crowd("run/agent.sock", &|_| ()),
-        crowd("run/agent.sock", &slowly(b"GET /v1/sta")),
-        crowd("run/agent.sock", &slowly(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0")),
-        crowd("run/sign.sock", &slowly(b"POST /v1/sign HTTP/1.1\r\nhost: x\r\ncontent-length: 90\r\n\r\n{")),
+    let silent = [
+        clients("run/agent.sock", &|_| ()),
+        clients("run/agent.sock", &slowly(b"GET /v1/sta")),
+        clients("run/agent.sock", &slowly(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0")),
+        clients(
+            "run/sign.sock",
+            &slowly(b"POST /v1/sign HTTP/1.1\r\nhost: x\r\ncontent-length: 90\r\n\r\n{"),
+        ),
     ];
     let many = b"GET /v1/svid HTTP/1.1\r\nhost: x\r\n\r\n".repeat(5000);
-    let deaf = [
-        crowd("run/agent.sock", &without_listening(many)),
-        crowd("run/agent.sock", &without_listening(b"GET /v1/watch HTTP/1.1\r\nhost: x\r\n\r\n".to_vec())),
+    let unread = [
+        clients("run/agent.sock", &without_reading(many)),
+        clients("run/agent.sock", &without_reading(b"GET /v1/watch HTTP/1.1\r\nhost: x\r\n\r\n".to_vec())),
         // A user's first connections have many streams, the others few.
-        crowd_within(320, "run/agent.sock", &without_listening(many_calls_and_no_window())),
+        clients_within(320, "run/agent.sock", &without_reading(many_calls_and_no_window())),
     ];
     let mut endless = connect("run/agent.sock");
     endless.set_write_timeout(Some(PATIENCE)).unwrap();
     endless.write_all(b"GET /v1/status HTTP/1.1\r\n").unwrap();
     let cut_off = (0..100_000).any(|at| endless.write_all(format!("x-{at}: {at}\r\n").as_bytes()).is_err());
-    let mut answer = String::new();
-    let _ = endless.read_to_string(&mut answer);
-    assert!(cut_off || answer.starts_with("HTTP/1.1 431"), "headers without end: {answer:?}");
+    let mut response = String::new();
+    let _ = endless.read_to_string(&mut response);
+    assert!(cut_off || response.starts_with("HTTP/1.1 431"), "headers without end: {response:?}");
 
-    // Meanwhile the identity is renewed, and whoever asks is answered at once.
+    // Meanwhile the identity is renewed, and others get their responses at once.
     let serial = world.device.status()["svid"]["serial"].clone();
     world.device.wait_for_another_svid(&serial);
     let mut slowest = Duration::ZERO;
@@ -467,20 +476,20 @@ fn callers_who_say_nothing_or_too_much_or_never_listen_cost_their_own_connection
     }
     assert!(slowest < Duration::from_millis(500), "{slowest:?}");
 
-    // Who has said nothing of use in half a minute is heard no longer.
+    // A connection without a request for half a minute is closed.
     thread::sleep(Duration::from_secs(31));
-    for mut caller in soon_forgotten.into_iter().flatten() {
+    for mut caller in silent.into_iter().flatten() {
         caller.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let ended = caller.read_to_end(&mut Vec::new());
         assert!(ended.is_ok() || ended.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset));
     }
-    drop(deaf);
+    drop(unread);
 }
 
-const CROWD: u64 = 50;
+const CLIENTS: u64 = 50;
 
-/// As many calls of the Workload API on one connection as there may be, by somebody who takes no
-/// octet of an answer.
+/// As many calls of the Workload API on one connection as there may be, by a client that takes no
+/// byte of a response.
 fn many_calls_and_no_window() -> Vec<u8> {
     let mut said = PREFACE.to_vec();
     said.extend(frame(4, 0, 0, b"\0\x04\0\0\0\0")); // SETTINGS_INITIAL_WINDOW_SIZE: 0
@@ -492,9 +501,9 @@ fn many_calls_and_no_window() -> Vec<u8> {
     said
 }
 
-/// Acknowledgements of pings that nobody sent, and signatures that cannot be made.
+/// Acknowledgements of pings that were never sent, and signatures that cannot be made.
 #[test]
-fn what_callers_do_wrong_does_not_fill_the_log() {
+fn faults_of_peers_do_not_fill_the_log() {
     let mut world = World::enrolled();
     let mut caller = UnixStream::connect(world.device.path("run/agent.sock")).unwrap();
     caller.set_nonblocking(true).unwrap();
@@ -505,7 +514,7 @@ fn what_callers_do_wrong_does_not_fill_the_log() {
         match caller.write(rest) {
             Ok(written) => rest = &rest[written..],
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(1)),
-            Err(_) => break, // it is not listened to any longer, which is as good
+            Err(_) => break, // the connection is closed, which is as good
         }
     }
     assert!(world.device.log().lines().count() < 40, "{}", world.device.log());
@@ -515,22 +524,22 @@ fn what_callers_do_wrong_does_not_fill_the_log() {
         let body = json!({ "algorithm": "ES256", "digest": digest_of(b"") });
         assert_eq!(sign(&world.device, "run/sign.sock", &body).0, 503);
     }
-    assert_eq!(world.device.log().matches("has not signed").count(), 1, "{}", world.device.log());
+    assert_eq!(world.device.log().matches("signature failed").count(), 1, "{}", world.device.log());
 }
 
-/// glibc keeps what a crowd has used, unless it is told to return it.
+/// glibc keeps the memory that a burst has used, unless malloc_trim(3) returns it.
 #[test]
-fn memory_is_returned_after_a_crowd() {
-    const CROWD: usize = 400;
+fn memory_is_returned_after_a_burst() {
+    const CLIENTS: usize = 400;
     let world = World::enrolled_with("max_connections = 1024\n");
     let connect = || UnixStream::connect(world.device.path("run/agent.sock")).unwrap();
     assert_eq!(world.device.get("/v1/status").unwrap().0, 200);
     let idle = memory(&world.device);
     let calls = many_calls_and_no_window();
-    let mut crowd: Vec<UnixStream> = (0..CROWD).map(|_| connect()).collect();
-    for (number, caller) in crowd.iter_mut().enumerate() {
+    let mut clients: Vec<UnixStream> = (0..CLIENTS).map(|_| connect()).collect();
+    for (number, caller) in clients.iter_mut().enumerate() {
         caller.set_nonblocking(true).unwrap();
-        // What they say may be too long for one write.
+        // It may be too long for one write.
         let _ = if number % 2 == 0 {
             caller.write(b"GET /v1/watch HTTP/1.1\r\nhost: x\r\n\r\n")
         } else {
@@ -539,21 +548,21 @@ fn memory_is_returned_after_a_crowd() {
     }
     assert_eq!(world.device.get("/v1/status").unwrap().0, 200);
     let busy = memory(&world.device);
-    drop(crowd);
+    drop(clients);
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut last = busy;
     while last > idle + 4096 {
-        assert!(Instant::now() < deadline, "idle {idle} KiB, with a crowd {busy} KiB, and still {last} KiB");
+        assert!(Instant::now() < deadline, "idle {idle} KiB, with a burst {busy} KiB, and still {last} KiB");
         thread::sleep(Duration::from_millis(500));
         last = memory(&world.device);
     }
-    println!("idle {idle} KiB, with a crowd {busy} KiB, then {last} KiB");
-    assert!(busy > idle + 8192, "the crowd was none: idle {idle} KiB, busy {busy} KiB");
+    println!("idle {idle} KiB, with a burst {busy} KiB, then {last} KiB");
+    assert!(busy > idle + 8192, "the burst was none: idle {idle} KiB, busy {busy} KiB");
 }
 
 /// Requests that take no permit, with as much in their heads as there may be, on few connections.
 #[test]
-fn memory_is_returned_after_requests_that_are_refused() {
+fn memory_is_returned_after_refused_requests() {
     let world = World::enrolled();
     assert_eq!(world.device.get("/v1/status").unwrap().0, 200);
     let idle = memory(&world.device);
@@ -591,9 +600,9 @@ fn memory_is_bounded_in_a_flood_of_connections() {
 }
 
 #[test]
-fn idle_connections_are_told_when_they_end() {
+fn idle_limit_is_in_every_response() {
     let world = World::enrolled();
-    let ask = |request: &str| {
+    let head_of = |request: &str| {
         let mut stream = UnixStream::connect(world.device.path("run/agent.sock")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
@@ -602,40 +611,43 @@ fn idle_connections_are_told_when_they_end() {
         head.join("\r\n").to_lowercase() + "\r\n"
     };
     for path in ["/v1/status", "/nothing", "/v1/sign"] {
-        let kept = ask(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n"));
+        let kept = head_of(&format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n"));
         assert!(
             kept.contains("\r\nkeep-alive: timeout=25\r\n") && kept.contains("connection: keep-alive"),
             "{kept}"
         );
-        let closed = ask(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: x, Close\r\n\r\n"));
+        let closed = head_of(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: x, Close\r\n\r\n"));
         assert!(!closed.contains("keep-alive") && closed.contains("connection: close"), "{closed}");
-        let old = ask(&format!("GET {path} HTTP/1.0\r\n\r\n"));
+        let old = head_of(&format!("GET {path} HTTP/1.0\r\n\r\n"));
         assert!(!old.contains("keep-alive"), "{old}");
     }
 }
 
 #[test]
-fn a_client_that_asks_before_it_sends_is_not_invited() {
+fn expect_continue_gets_no_invitation() {
     let world = World::enrolled();
     let expecting = "POST /v1/sign HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 90\r\n\r\n";
     let mut stream = UnixStream::connect(world.device.path("run/agent.sock")).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(expecting.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap(); // to the end of the connection
-    assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("connection: close\r\n"), "{answer}");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap(); // to the end of the connection
+    assert!(
+        response.starts_with("HTTP/1.1 403 ") && response.contains("connection: close\r\n"),
+        "{response}"
+    );
     let both = "GET /healthz HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n";
     let mut stream = UnixStream::connect(world.device.path("run/agent.sock")).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(both.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(!answer.contains("keep-alive"), "{answer}");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    assert!(!response.contains("keep-alive"), "{response}");
 }
 
 /// A client that writes all before it reads gets its response, and not a broken pipe.
 #[test]
-fn a_refused_body_is_read_before_the_response() {
+fn refused_body_is_read_before_the_response() {
     let world = World::enrolled();
     for (socket, path, status) in [
         ("run/agent.sock", "/v1/sign", 403),
@@ -648,13 +660,13 @@ fn a_refused_body_is_read_before_the_response() {
         let request = format!(
             "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 200000\r\n\r\n{body}"
         );
-        let (answered, _) =
+        let (actual, _) =
             world.device.request_at(socket, &request).unwrap_or_else(|| panic!("{path}: broken off"));
-        assert_eq!(answered, status, "{path}");
+        assert_eq!(actual, status, "{path}");
     }
 }
 
-/// Of the agent's own (anonymous), in KiB.
+/// Anonymous memory of the agent, in KiB.
 fn memory(device: &Device) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", device.pid())).unwrap();
     let own = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();

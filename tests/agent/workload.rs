@@ -1,4 +1,4 @@
-//! The SPIFFE Workload API: as other people's clients see it, and byte by byte.
+//! The SPIFFE Workload API: with other projects' clients, and byte by byte.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -24,7 +24,7 @@ use crate::grpc::{
 use crate::support::agent::{Device, PATIENCE};
 use crate::world::{self, World};
 
-/// A device with software keys, which it gives to these users. The agent is not started.
+/// A device with software keys, which it sends to these users. The agent is not started.
 fn world(key_users: &[&str]) -> World {
     let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
     world.tpm.stop();
@@ -44,12 +44,12 @@ fn enrolled(mut world: World) -> World {
     world
 }
 
-/// Whoever runs the tests, by name.
+/// Name of the user that runs the tests.
 fn myself() -> String {
     User::from_uid(getuid()).unwrap().expect("this user has a name").name
 }
 
-/// Has the agent read its configuration anew, and waits until it has.
+/// Has the agent reload its configuration, and waits until it has.
 fn reload(device: &Device) {
     let times = || device.log().matches("the configuration has been read anew").count();
     let before = times();
@@ -61,19 +61,19 @@ fn endpoint(device: &Device) -> String {
     format!("unix://{}", device.path("run/agent.sock").display())
 }
 
-fn order(world: &World, words: &[&str]) {
+fn command(world: &World, words: &[&str]) {
     let output = world.device.run(words);
     assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// What the audit says of the key.
+/// Records of the key in the audit log.
 fn audits(device: &Device) -> Vec<String> {
     let log = device.log();
     log.lines().filter(|line| line.contains("audit=\"key\"")).map(str::to_owned).collect()
 }
 
 #[test]
-fn what_is_no_proper_call_is_refused_with_the_status_that_the_standard_has_for_it() {
+fn malformed_calls_get_the_status_of_the_standard() {
     let world = enrolled(world(&[]));
     let client = Grpc::connect(&world.device);
     let refused = |method: &str, header: Option<&str>, body: &[u8]| {
@@ -98,7 +98,7 @@ fn what_is_no_proper_call_is_refused_with_the_status_that_the_standard_has_for_i
         (b"\x01\0\0\0\0", UNIMPLEMENTED),
         (&[0; 5000], RESOURCE_EXHAUSTED),
     ] {
-        assert_eq!(refused("FetchX509Bundles", Some("true"), body), code, "{} octets", body.len());
+        assert_eq!(refused("FetchX509Bundles", Some("true"), body), code, "{} bytes", body.len());
     }
     // Fields that a later version of the standard may have do no harm.
     let mut call = client.call_with("FetchX509Bundles", Some("true"), b"\0\0\0\0\x03\x0a\x01x");
@@ -112,7 +112,7 @@ fn what_is_no_proper_call_is_refused_with_the_status_that_the_standard_has_for_i
 }
 
 #[test]
-fn a_key_in_the_tpm_is_for_nobody_and_the_bundles_are_for_everyone() {
+fn tpm_key_is_refused_and_bundles_are_for_everyone() {
     let mut world = World::new();
     let everyone = format!("[workload_api]\nkey_users = [\"{}\", \"{}\"]\n", myself(), getuid());
     world.configure(&everyone);
@@ -125,62 +125,62 @@ fn a_key_in_the_tpm_is_for_nobody_and_the_bundles_are_for_everyone() {
     assert!(refusal.contains("POST /v1/sign") && refusal.contains("key.pem"), "{refusal}");
     let audits = audits(&world.device);
     assert_eq!(audits.len(), 1, "{audits:?}");
-    assert!(audits[0].contains("is not given") && audits[0].contains(status["spiffeId"].as_str().unwrap()));
+    assert!(audits[0].contains("key refused") && audits[0].contains(status["spiffeId"].as_str().unwrap()));
     let mut stream = pin!(runtime.block_on(client.stream_x509_bundles()).unwrap());
     let mut next = || {
         let bundles = runtime.block_on(async { timeout(PATIENCE, stream.next()).await });
         bundles
-            .expect("news in time")
+            .expect("a bundle in time")
             .expect("a stream without an end")
             .map(|bundles| number_of_anchors(&bundles))
     };
     assert_eq!(next().unwrap(), 1);
 
     let mut python = Python::start("bundles", &world.device);
-    let told = python.next();
-    assert_eq!(told["anchors"]["factory.example"].as_array().unwrap().len(), 1, "{told:#}");
-    assert_eq!(told["jwtBundles"], json!({ "factory.example": 0 }));
-    assert!(told["svid"].as_str().unwrap().contains("cannot leave it"), "{told:#}");
-    assert!(told["jwtSvid"].as_str().unwrap().contains("X.509-SVIDs only"), "{told:#}");
+    let latest = python.next();
+    assert_eq!(latest["anchors"]["factory.example"].as_array().unwrap().len(), 1, "{latest:#}");
+    assert_eq!(latest["jwtBundles"], json!({ "factory.example": 0 }));
+    assert!(latest["svid"].as_str().unwrap().contains("cannot leave it"), "{latest:#}");
+    assert!(latest["jwtSvid"].as_str().unwrap().contains("X.509-SVIDs only"), "{latest:#}");
 
     world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
     assert_eq!(next().unwrap(), 2);
-    let told = python.ask();
-    assert_eq!(told["anchors"]["factory.example"].as_array().unwrap().len(), 2, "{told:#}");
+    let latest = python.poll();
+    assert_eq!(latest["anchors"]["factory.example"].as_array().unwrap().len(), 2, "{latest:#}");
 
     world.device.stop();
     world.tpm.flush();
     let end = next().unwrap_err().to_string();
     assert!(end.contains("Connect again"), "{end}");
     world.device.start();
-    let again = python.next(); // it has come back by itself
-    assert_eq!(again["anchors"], told["anchors"]);
-    assert_eq!(again["jwtBundles"], told["jwtBundles"]);
+    let again = python.next(); // it has reconnected by itself
+    assert_eq!(again["anchors"], latest["anchors"]);
+    assert_eq!(again["jwtBundles"], latest["jwtBundles"]);
     let client = runtime.block_on(WorkloadApiClient::connect_to(endpoint(&world.device))).unwrap();
     assert_eq!(number_of_anchors(&runtime.block_on(client.fetch_x509_bundles()).unwrap()), 2);
 }
 
 #[test]
-fn a_software_key_is_given_to_the_users_named_and_to_nobody_else() {
+fn software_key_is_sent_to_the_named_users_only() {
     let world = enrolled(world(&["nobody", "no-such-user-here", "4294967294"]));
     let client = Grpc::connect(&world.device);
     let (code, why) = client.call("FetchX509SVID").end();
     assert_eq!(code, PERMISSION_DENIED);
     assert!(why.contains(&getuid().to_string()) && why.contains("[workload_api] key_users"), "{why}");
-    assert!(audits(&world.device).iter().all(|line| line.contains("is not given")));
+    assert!(audits(&world.device).iter().all(|line| line.contains("key refused")));
 
     for named in [myself(), getuid().to_string()] {
         configure(&world, &["nobody", &named]);
         reload(&world.device);
         let mut stream = client.wait_for_key(&world.device);
-        let given = audits(&world.device);
-        assert!(given.last().unwrap().contains("is given to a local program"), "{given:?}");
+        let records = audits(&world.device);
+        assert!(records.last().unwrap().contains("key sent"), "{records:?}");
 
-        // Another one is named beside them: nothing changes for the caller.
+        // Another user is named in addition: nothing changes for this one.
         configure(&world, &["nobody", &named, "daemon"]);
         reload(&world.device);
         stream.is_quiet();
-        assert_eq!(audits(&world.device).len(), given.len());
+        assert_eq!(audits(&world.device).len(), records.len());
 
         configure(&world, &["nobody"]);
         reload(&world.device);
@@ -190,15 +190,15 @@ fn a_software_key_is_given_to_the_users_named_and_to_nobody_else() {
 }
 
 #[test]
-fn a_stream_tells_what_there_is_and_then_only_what_changes() {
+fn stream_sends_the_state_and_then_only_changes() {
     let world = enrolled(world(&[&myself()]));
     let client = Grpc::connect(&world.device);
     let mut streams =
         ["FetchX509SVID", "FetchX509Bundles", "FetchJWTBundles"].map(|method| client.call(method));
     let firsts = streams.each_mut().map(Call::message);
-    // The agent is busy, and nothing comes of it.
-    let looks = world.seen(Endpoint::Bundle).len();
-    world.wait_for_requests(Endpoint::Bundle, looks + 2);
+    // The agent is busy, and sends no message.
+    let refreshes = world.seen(Endpoint::Bundle).len();
+    world.wait_for_requests(Endpoint::Bundle, refreshes + 2);
     reload(&world.device);
     for stream in &mut streams {
         stream.is_quiet();
@@ -206,7 +206,7 @@ fn a_stream_tells_what_there_is_and_then_only_what_changes() {
     assert_eq!(audits(&world.device).len(), 1, "once for a process and a key");
 
     let serial = world.device.status()["svid"]["serial"].clone();
-    order(&world, &["renew"]);
+    command(&world, &["renew"]);
     world.device.wait_for_another_svid(&serial);
     let [svid, bundles, jwt_bundles] = &mut streams;
     let renewed = svid.message();
@@ -259,9 +259,9 @@ fn unavailable_before_the_first_enrollment_and_at_shutdown() {
     assert!(world.device.wait_for_exit().success());
 }
 
-/// The answer is the same before the first enrollment as after it, when it could be given the key.
+/// The status is the same before the first enrollment as after it, when there is a key.
 #[test]
-fn permission_denied_is_for_callers_who_may_never_have_a_key() {
+fn permission_denied_is_for_peers_without_entitlement() {
     let mut unlisted = world(&["4294967294"]);
     let mut in_tpm = World::with(|settings| world::long_enough(&mut settings.policy));
     in_tpm.configure(&format!("[workload_api]\nkey_users = [\"{}\"]\n", getuid()));
@@ -274,21 +274,21 @@ fn permission_denied_is_for_callers_who_may_never_have_a_key() {
                 world.mis.resume().unwrap();
                 world.device.wait_for("active");
             }
-            let (code, said) = Grpc::connect(&world.device).call("FetchX509SVID").end();
-            assert!(code == PERMISSION_DENIED && said.contains(why), "{is_enrolled}: {code} {said}");
+            let (code, message) = Grpc::connect(&world.device).call("FetchX509SVID").end();
+            assert!(code == PERMISSION_DENIED && message.contains(why), "{is_enrolled}: {code} {message}");
         }
         let audits = audits(&world.device);
-        assert!(!audits.is_empty() && audits.iter().all(|line| line.contains("is not given")), "{audits:?}");
+        assert!(!audits.is_empty() && audits.iter().all(|line| line.contains("key refused")), "{audits:?}");
     }
 }
 
 #[test]
-fn who_has_no_place_is_told_to_come_back() {
+fn connection_over_the_limit_is_unavailable() {
     let mut world = World::new();
     world.configure("max_connections_per_user = 2\n");
     world.device.start();
     let mut held = Vec::new();
-    world.device.wait_until("both places are taken", |device| {
+    world.device.wait_until("both permits are taken", |device| {
         let client = Grpc::connect(device); // the connections of before may not be gone yet
         if client.call("Nothing").end().0 == UNIMPLEMENTED {
             held.push(client);
@@ -301,7 +301,7 @@ fn who_has_no_place_is_told_to_come_back() {
 }
 
 #[test]
-fn an_identity_that_is_left_is_withdrawn_and_clients_get_the_next_by_themselves() {
+fn retired_identity_is_withdrawn_and_clients_get_the_next() {
     let world = enrolled(world(&[&myself()]));
     let before = world.device.status();
     let client = Grpc::connect(&world.device);
@@ -317,7 +317,7 @@ fn an_identity_that_is_left_is_withdrawn_and_clients_get_the_next_by_themselves(
 
     world.mis.sticky_fault(Endpoint::Bundle, Fault::Status(503));
     world.mis.sticky_fault(Endpoint::Discovery, Fault::Status(503));
-    order(&world, &["reset-identity", "--yes"]);
+    command(&world, &["reset-identity", "--yes"]);
     for stream in &mut streams {
         let (code, why) = stream.end();
         assert!(code == UNAVAILABLE && why.contains("no "), "{code} {why}");
@@ -325,7 +325,7 @@ fn an_identity_that_is_left_is_withdrawn_and_clients_get_the_next_by_themselves(
     assert_eq!(client.call("FetchX509SVID").end().0, UNAVAILABLE);
 
     world.mis.clear_faults();
-    order(&world, &["retry"]);
+    command(&world, &["retry"]);
     let after = world.device.wait_for("active");
     assert_ne!(after["svid"]["serial"], before["svid"]["serial"]);
     wait_for(&runtime, &source, "the next identity", |context| shows(context, &after));
@@ -333,7 +333,7 @@ fn an_identity_that_is_left_is_withdrawn_and_clients_get_the_next_by_themselves(
 }
 
 #[test]
-fn an_emptied_bundle_ends_streams_until_the_next() {
+fn emptied_bundle_ends_streams_until_the_next() {
     let world = enrolled(world(&[&myself()]));
     let client = Grpc::connect(&world.device);
     let mut streams = ["FetchX509SVID", "FetchX509Bundles"].map(|method| client.call(method));
@@ -346,23 +346,23 @@ fn an_emptied_bundle_ends_streams_until_the_next() {
         assert!(code == UNAVAILABLE && why.contains("emptied"), "{code} {why}");
     }
     world.mis.clear_faults();
-    world.device.wait_until("there is one again", |_| {
+    world.device.wait_until("a bundle with anchors", |_| {
         matches!(client.call("FetchX509SVID").next(), Received::Message(_))
     });
 }
 
 #[test]
-fn the_crate_spiffe_follows_rotations_and_a_restart() {
+fn spiffe_crate_follows_rotations_and_a_restart() {
     let mut world = enrolled(world(&[&myself()]));
     let runtime = runtime();
     let source = runtime.block_on(source(&world.device));
     let mut status = world.device.status();
     wait_for(&runtime, &source, "the SVID", |context| shows(context, &status));
-    for turn in 0..3 {
-        order(&world, &["renew"]);
+    for rotation in 0..3 {
+        command(&world, &["renew"]);
         status = world.device.wait_for_another_svid(&status["svid"]["serial"]);
         wait_for(&runtime, &source, "the next SVID", |context| shows(context, &status));
-        if turn == 1 {
+        if rotation == 1 {
             world.device.stop();
             world.device.start();
         }
@@ -374,7 +374,7 @@ fn the_crate_spiffe_follows_rotations_and_a_restart() {
 }
 
 #[test]
-fn spiffe_of_pypi_follows_rotations_and_a_restart() {
+fn spiffe_for_python_follows_rotations_and_a_restart() {
     let mut world = enrolled(world(&[&myself()]));
     let mut python = Python::start("svid", &world.device);
     let first = python.next();
@@ -382,11 +382,11 @@ fn spiffe_of_pypi_follows_rotations_and_a_restart() {
     assert_eq!(first["spiffeId"], status["spiffeId"]);
     assert_eq!(first["keyFits"], true);
     let mut last = first;
-    for turn in 0..3 {
-        order(&world, &["renew"]);
+    for rotation in 0..3 {
+        command(&world, &["renew"]);
         status = world.device.wait_for_another_svid(&status["svid"]["serial"]);
         let next = loop {
-            let next = python.next(); // after a restart the same comes once more
+            let next = python.next(); // after a restart the same comes again
             if next["serial"] != last["serial"] {
                 break next;
             }
@@ -394,7 +394,7 @@ fn spiffe_of_pypi_follows_rotations_and_a_restart() {
         assert_eq!(next["spiffeId"], status["spiffeId"]);
         assert_eq!(next["keyFits"], true);
         last = next;
-        if turn == 1 {
+        if rotation == 1 {
             world.device.stop();
             world.device.start();
         }
@@ -414,7 +414,7 @@ fn clients_that_start_first_get_the_first_identity() {
     let source = runtime.block_on(async {
         let building = source(device);
         let resuming = async {
-            tokio::time::sleep(Duration::from_secs(3)).await; // they have been told to come back
+            tokio::time::sleep(Duration::from_secs(3)).await; // they have got UNAVAILABLE
             world.mis.resume().unwrap();
         };
         tokio::join!(building, resuming).0
@@ -432,7 +432,7 @@ async fn source(device: &Device) -> X509Source {
     source.build().await.unwrap()
 }
 
-/// Waits until what the source has is so.
+/// Waits until `holds` is true of what the source has.
 fn wait_for(
     runtime: &Runtime,
     source: &X509Source,
@@ -446,10 +446,10 @@ fn wait_for(
         }
     };
     let waited = runtime.block_on(async { timeout(PATIENCE, until_it_holds).await });
-    waited.unwrap_or_else(|_| panic!("waited in vain for {what}"));
+    waited.unwrap_or_else(|_| panic!("timed out waiting for {what}"));
 }
 
-/// The identity that the agent says it has, with a key that fits.
+/// Whether the context has the identity of this status, with its key.
 fn shows(context: Option<&X509Context>, status: &Value) -> bool {
     let Some(svid) = context.and_then(X509Context::default_svid) else { return false };
     let (_, leaf) = x509_parser::parse_x509_certificate(svid.leaf().as_bytes()).unwrap();
@@ -459,14 +459,14 @@ fn shows(context: Option<&X509Context>, status: &Value) -> bool {
     leaf.raw_serial_as_string() == status["svid"]["serial"].as_str().unwrap()
 }
 
-/// In the one bundle that there is, which is that of the device's trust domain.
+/// Number of anchors in the one bundle, which is that of the device's trust domain.
 fn number_of_anchors(bundles: &X509BundleSet) -> usize {
     let domains: Vec<_> = bundles.iter().map(|(domain, _)| domain.to_string()).collect();
     assert_eq!(domains, ["factory.example"]);
     bundles.iter().map(|(_, bundle)| bundle.authorities().len()).sum()
 }
 
-/// `tests/clients/spiffe_client.py`, and the lines that it tells.
+/// `tests/clients/spiffe_client.py`, and the lines that it prints.
 struct Python {
     process: Child,
     stdin: ChildStdin,
@@ -486,22 +486,22 @@ impl Python {
             .spawn()
             .unwrap();
         let (stdin, stdout) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
-        let (teller, lines) = mpsc::channel();
+        let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                let _ = teller.send(line); // the test may be over
+                let _ = sender.send(line); // the test may be over
             }
         });
         Self { process, stdin, lines }
     }
 
-    fn ask(&mut self) -> Value {
+    fn poll(&mut self) -> Value {
         self.stdin.write_all(b"\n").unwrap();
         self.next()
     }
 
     fn next(&mut self) -> Value {
-        let line = self.lines.recv_timeout(PATIENCE).expect("Python tells something in time");
+        let line = self.lines.recv_timeout(PATIENCE).expect("a line of Python in time");
         serde_json::from_str(&line).unwrap()
     }
 }

@@ -12,8 +12,8 @@ import yaml
 
 with open(sys.argv[1], encoding="utf-8") as file:
     description = yaml.safe_load(file)
-watched = {"$ref": "#/components/schemas/Watched", "components": description["components"]}
-validator = jsonschema_rs.Draft202012Validator(watched)
+state_event = {"$ref": "#/components/schemas/StateEvent", "components": description["components"]}
+validator = jsonschema_rs.Draft202012Validator(state_event)
 
 with socket.socket(socket.AF_UNIX) as connection:
     connection.settimeout(120)

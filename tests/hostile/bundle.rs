@@ -8,12 +8,12 @@ use crate::world::World;
 
 /// Bytes of a document, just under what the agent reads.
 const SIZE: usize = 1024 * 1024 - 4096;
-/// What a bundle of that size may add to the agent's peak: the bytes as they come, and little beside.
+/// What a bundle of that size may add to the agent's peak: its bytes, and little more.
 const PEAK_KIB: u64 = 12 * 1024;
-/// What may be left of all of them.
+/// What may be left of all of them, in the end.
 const LEFT_KIB: u64 = 8 * 1024;
 
-/// As many of `element` as fit, in brackets.
+/// An array of as many of `element` as fit.
 fn many(element: &str) -> String {
     let mut text = vec![element; SIZE / (element.len() + 1)].join(",");
     text.insert(0, '[');
@@ -26,7 +26,8 @@ fn nested(open: &str, close: &str) -> String {
     format!("{}0{}", open.repeat(levels), close.repeat(levels))
 }
 
-/// The bundle of this trust domain, with these members more in its key, in its entry, and in its map.
+/// The bundle of this trust domain, with these members more in its key, in its entry, and in its
+/// map.
 fn served(key: &Value, in_key: &str, more_keys: &str, in_entry: &str, in_map: &str) -> String {
     let key = key.to_string();
     let key = format!("{}{in_key}}}", key.strip_suffix('}').unwrap());
@@ -34,7 +35,7 @@ fn served(key: &Value, in_key: &str, more_keys: &str, in_entry: &str, in_map: &s
 }
 
 #[test]
-fn a_bundle_costs_its_own_size_whatever_its_shape() {
+fn bundle_of_any_shape_costs_its_own_size() {
     let world = World::enrolled();
     let bundle: Value = serde_json::from_str(&world.device.get("/v1/bundle").unwrap().1).unwrap();
     let key = &bundle["keys"][0];
@@ -89,5 +90,5 @@ fn a_bundle_costs_its_own_size_whatever_its_shape() {
     world.wait_for_requests(Endpoint::Bundle, world.seen(Endpoint::Bundle).len() + 2);
     let left = memory(&world.device).saturating_sub(before);
     assert!(left < LEFT_KIB, "{left} KiB are left");
-    assert_eq!(world.device.get("/readyz").unwrap().0, 200, "what is held stays in use");
+    assert_eq!(world.device.get("/readyz").unwrap().0, 200, "the current bundle stays in use");
 }

@@ -25,35 +25,35 @@ fn connect(device: &Device, socket: &str) -> UnixStream {
     stream
 }
 
-/// Says all of this as fast as it is taken, and hears what comes. Returns what was heard, and whether
-/// the other end closed the connection.
-fn say(stream: &mut UnixStream, mut said: &[u8]) -> (Vec<u8>, bool) {
+/// Sends all of this as fast as it is taken, and reads what comes. Returns what was read, and
+/// whether the agent closed the connection.
+fn exchange(stream: &mut UnixStream, mut rest: &[u8]) -> (Vec<u8>, bool) {
     stream.set_nonblocking(true).unwrap();
-    let (mut heard, mut part, deadline) = (Vec::new(), vec![0; 65_536], Instant::now() + PATIENCE);
+    let (mut received, mut part, deadline) = (Vec::new(), vec![0; 65_536], Instant::now() + PATIENCE);
     let mut quiet_since = Instant::now();
     while Instant::now() < deadline {
         let mut is_quiet = true;
-        match stream.write(said) {
+        match stream.write(rest) {
             Ok(written) => {
-                is_quiet &= said.is_empty();
-                said = &said[written..];
+                is_quiet &= rest.is_empty();
+                rest = &rest[written..];
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-            Err(_) => said = &[], // what was sent before may still be there to be read
+            Err(_) => rest = &[], // what was sent before may still be there to be read
         }
         match stream.read(&mut part) {
-            Ok(0) => return (heard, true),
+            Ok(0) => return (received, true),
             Ok(read) => {
                 is_quiet = false;
-                heard.extend(&part[..read]);
+                received.extend(&part[..read]);
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-            Err(_) => return (heard, true),
+            Err(_) => return (received, true),
         }
         if !is_quiet {
             quiet_since = Instant::now();
-        } else if said.is_empty() && quiet_since.elapsed() > Duration::from_secs(5) {
-            return (heard, false);
+        } else if rest.is_empty() && quiet_since.elapsed() > Duration::from_secs(5) {
+            return (received, false);
         } else {
             thread::sleep(Duration::from_millis(1));
         }
@@ -76,7 +76,7 @@ fn frames_without_a_response_end_their_connection() {
         .collect();
     for (name, begin, flood) in [
         ("PING", vec![], frame(PING, 0, 0, b"12345678").repeat(20_000)),
-        ("PING that nobody sent", vec![], frame(PING, 1, 0, b"12345678").repeat(20_000)),
+        ("PING acknowledged that was not sent", vec![], frame(PING, 1, 0, b"12345678").repeat(20_000)),
         ("WINDOW_UPDATE", vec![], frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()).repeat(20_000)),
         ("SETTINGS", vec![], frame(SETTINGS, 0, 0, b"\0\x04\0\0\xff\xff").repeat(20_000)),
         ("PRIORITY", vec![], frame(2, 0, 1, b"\0\0\0\0\x10").repeat(20_000)),
@@ -93,26 +93,26 @@ fn frames_without_a_response_end_their_connection() {
     ] {
         let used = processor_time(device);
         let mut stream = connect(device, "run/agent.sock");
-        let (heard, has_ended) =
-            say(&mut stream, &[PREFACE, &frame(SETTINGS, 0, 0, b""), &begin, &flood].concat());
+        let (received, has_ended) =
+            exchange(&mut stream, &[PREFACE, &frame(SETTINGS, 0, 0, b""), &begin, &flood].concat());
         assert!(has_ended, "{name}");
         let used = processor_time(device) - used;
         assert!(used < Duration::from_millis(500), "{name}: {used:?}");
         if name == "PING" {
-            let mut heard = &heard[..];
-            let frames: Vec<_> = std::iter::from_fn(|| receive(&mut heard)).collect();
+            let mut received = &received[..];
+            let frames: Vec<_> = std::iter::from_fn(|| receive(&mut received)).collect();
             let pongs = frames.iter().filter(|frame| frame.kind == PING && frame.flags == 1).count();
             assert!(pongs <= 600, "{pongs}");
-            let farewell = frames.last().unwrap();
-            assert!(farewell.kind == GOAWAY && farewell.payload[4..8] == [0, 0, 0, 11], "{farewell:?}");
+            let goaway = frames.last().unwrap();
+            assert!(goaway.kind == GOAWAY && goaway.payload[4..8] == [0, 0, 0, 11], "{goaway:?}");
         }
     }
     let log = device.log();
     assert_eq!(log.matches("more came in than the responses").count(), 1, "once a minute: {log}");
 }
 
-/// Two updates of windows and a ping for each message, a cancellation for each call: what libraries of
-/// gRPC send.
+/// Two updates of windows and a ping for each message, a cancellation for each call: what libraries
+/// of gRPC send.
 #[test]
 fn frames_of_ordinary_clients_are_within_the_budget() {
     let world = World::enrolled();
@@ -151,8 +151,9 @@ fn frames_of_ordinary_clients_are_within_the_budget() {
             let frame = receive(&mut stream).unwrap_or_else(|| panic!("round {round}, without {missing:?}"));
             assert_ne!(frame.kind, GOAWAY, "{frame:?}");
             // One that comes before those that were cancelled are gone may be refused.
-            let is_answer = [0, 3].contains(&frame.kind) || frame.kind == 1 && frame.flags & END_STREAM != 0;
-            missing.retain(|id| !is_answer || frame.stream != *id);
+            let is_response =
+                [0, 3].contains(&frame.kind) || frame.kind == 1 && frame.flags & END_STREAM != 0;
+            missing.retain(|id| !is_response || frame.stream != *id);
         }
         stream.write_all(&frame(WINDOW_UPDATE, 0, 0, &200_000_u32.to_be_bytes())).unwrap();
         for id in &ids {
@@ -177,22 +178,23 @@ fn body_in_tiny_chunks_is_refused() {
         let used = processor_time(&world.device);
         let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n");
         let chunks = "1\r\n \r\n".repeat(300_000);
-        let (heard, has_ended) = say(&mut connect(&world.device, socket), (head + &chunks).as_bytes());
-        let heard = String::from_utf8_lossy(&heard);
-        assert!(has_ended && heard.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {heard}");
-        assert!(heard.contains("connection: close"), "{heard}");
+        let (received, has_ended) =
+            exchange(&mut connect(&world.device, socket), (head + &chunks).as_bytes());
+        let received = String::from_utf8_lossy(&received);
+        assert!(has_ended && received.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {received}");
+        assert!(received.contains("connection: close"), "{received}");
         let used = processor_time(&world.device) - used;
         assert!(used < Duration::from_millis(500), "{path}: {used:?}");
     }
 }
 
 #[test]
-fn nothing_but_empty_lines_ends_the_connection() {
+fn empty_lines_end_the_connection() {
     let world = World::enrolled();
     for (line, after) in [("\r\n", ""), ("\n", ""), ("\r\n", "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")] {
         let used = processor_time(&world.device);
-        let said = after.to_owned() + &line.repeat(2_000_000);
-        let (_, has_ended) = say(&mut connect(&world.device, "run/agent.sock"), said.as_bytes());
+        let sent = after.to_owned() + &line.repeat(2_000_000);
+        let (_, has_ended) = exchange(&mut connect(&world.device, "run/agent.sock"), sent.as_bytes());
         assert!(has_ended, "{line:?} {after}");
         let used = processor_time(&world.device) - used;
         assert!(used < Duration::from_millis(500), "{line:?} {after}: {used:?}");
@@ -201,18 +203,19 @@ fn nothing_but_empty_lines_ends_the_connection() {
 
 /// Requests are served in their order, and read as far as their responses are taken.
 #[test]
-fn pipelined_requests_that_are_read_are_no_matter() {
+fn pipelined_requests_that_are_read_cost_no_budget() {
     let world = World::enrolled();
-    let said = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".repeat(5_000) + "GET /healthz HTTP/1.0\r\n\r\n";
-    let (heard, has_ended) = say(&mut connect(&world.device, "run/agent.sock"), said.as_bytes());
-    let answered = String::from_utf8(heard).unwrap().matches("{\"live\":true}").count();
-    assert!(has_ended && answered == 5_001, "{answered}");
+    let sent = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".repeat(5_000) + "GET /healthz HTTP/1.0\r\n\r\n";
+    let (received, has_ended) = exchange(&mut connect(&world.device, "run/agent.sock"), sent.as_bytes());
+    let responses = String::from_utf8(received).unwrap().matches("{\"live\":true}").count();
+    assert!(has_ended && responses == 5_001, "{responses}");
 }
 
-/// Many connections, each kept full for as long as it lives: neither the loop nor other sockets pay.
+/// Many connections, each kept full for as long as it lives: neither the event loop nor other
+/// sockets are delayed.
 #[test]
-fn frames_of_a_crowd_cost_the_loop_nothing() {
-    const CROWD: usize = 400;
+fn frames_of_many_clients_do_not_delay_the_event_loop() {
+    const CLIENTS: usize = 400;
     let world = World::enrolled_with("max_connections = 1024\n");
     let device = &world.device;
     for name in ["agent.sock", "sign.sock", "admin.sock"] {
@@ -221,18 +224,18 @@ fn frames_of_a_crowd_cost_the_loop_nothing() {
     let (used, used_by_loop) = (processor_time(device), processor_time_of_loop(device));
     let flood =
         [PREFACE, &frame(SETTINGS, 0, 0, b""), &frame(PING, 0, 0, b"12345678").repeat(5_000)].concat();
-    let mut crowd: Vec<(UnixStream, &[u8])> = (0..CROWD)
+    let mut clients: Vec<(UnixStream, &[u8])> = (0..CLIENTS)
         .map(|_| {
             let stream = connect(device, "run/agent.sock");
             stream.set_nonblocking(true).unwrap();
             (stream, &flood[..])
         })
         .collect();
-    let (mut part, mut answered) = (vec![0; 65_536], 0);
+    let (mut part, mut responses) = (vec![0; 65_536], 0);
     let deadline = Instant::now() + PATIENCE;
-    while !crowd.is_empty() {
-        assert!(Instant::now() < deadline, "{} are served on", crowd.len());
-        crowd.retain_mut(|(stream, rest)| {
+    while !clients.is_empty() {
+        assert!(Instant::now() < deadline, "{} are served on", clients.len());
+        clients.retain_mut(|(stream, rest)| {
             if let Ok(written) = stream.write(rest) {
                 *rest = &rest[written..];
             }
@@ -241,18 +244,19 @@ fn frames_of_a_crowd_cost_the_loop_nothing() {
                 Err(e) => e.kind() == ErrorKind::WouldBlock,
             }
         });
-        answered += u32::from(device.request_at("run/admin.sock", "GET /healthz HTTP/1.0\r\n\r\n").is_some());
+        responses +=
+            u32::from(device.request_at("run/admin.sock", "GET /healthz HTTP/1.0\r\n\r\n").is_some());
         pause();
     }
-    assert!(answered > 0);
-    let each = (processor_time(device) - used) / CROWD as u32;
+    assert!(responses > 0);
+    let each = (processor_time(device) - used) / CLIENTS as u32;
     assert!(each < Duration::from_millis(20), "{each:?} for each connection");
     let by_loop = processor_time_of_loop(device) - used_by_loop;
-    assert!(by_loop < Duration::from_secs(1), "the loop's own work: {by_loop:?}");
+    assert!(by_loop < Duration::from_secs(1), "the event loop's own work: {by_loop:?}");
 }
 
 #[test]
-fn connecting_anew_gives_no_new_budget() {
+fn new_connection_gives_no_new_budget() {
     let mut world = World::new();
     world.configure("max_connections_per_user = 1\n");
     world.device.start();
@@ -261,7 +265,7 @@ fn connecting_anew_gives_no_new_budget() {
         [PREFACE, &frame(SETTINGS, 0, 0, b""), &frame(PING, 0, 0, b"12345678").repeat(2_000)].concat();
     let health = || world.device.get("/healthz").unwrap().0;
     let is_held = |_| {
-        assert!(say(&mut connect(&world.device, "run/agent.sock"), &flood).1);
+        assert!(exchange(&mut connect(&world.device, "run/agent.sock"), &flood).1);
         health() == 503
     };
     // Ten seconds may pass between the two on a busy machine, though not every time.

@@ -1,17 +1,17 @@
-//! Callers and peers that mean harm, against the real agent: what they can cost. Bounds are in bytes,
-//! counts and processor time, which hold on a busy machine as on an idle one.
+//! Malicious local peers and servers, against the real agent: what they can cost. Bounds are in
+//! bytes, counts and processor time, which hold on a busy machine as on an idle one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[path = "../support/mod.rs"]
 mod support;
-#[allow(dead_code)] // what the tests in tests/agent use besides
+#[allow(dead_code)] // for the tests in tests/agent
 #[path = "../agent/world.rs"]
 mod world;
 
 mod bundle;
-mod crowds;
+mod bursts;
+mod disconnects;
 mod frames;
-mod leavers;
 mod limits;
 mod server_chain;
 mod texts;

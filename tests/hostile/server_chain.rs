@@ -1,5 +1,5 @@
-//! A server in the place of the MIS that presents certificates which nobody signed: what they cost
-//! before it is authenticated, which is never.
+//! A server in the place of the MIS that presents certificates without valid signatures: what they
+//! cost before it is authenticated, which is never.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -15,10 +15,10 @@ use rustls::{ServerConfig, ServerConnection};
 use crate::usage::processor_time;
 use crate::world::{self, World};
 
-/// Handshakes that are waited for.
+/// Handshakes whose cost is measured.
 const HANDSHAKES: usize = 6;
 
-/// A subject of which there is one in `ca_file`, and as many more as somebody likes.
+/// A CA with the subject of the one in `ca_file`.
 fn authority(extensions: u64) -> CertifiedIssuer<'static, KeyPair> {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "the CA");
@@ -28,7 +28,8 @@ fn authority(extensions: u64) -> CertifiedIssuer<'static, KeyPair> {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// A server with this chain, and how many connections it has seen end.
+/// Starts a server with this chain. Returns its port and the count of its connections that have
+/// ended.
 fn serve(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> (u16, Arc<AtomicUsize>) {
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -60,7 +61,7 @@ fn shake(mut stream: TcpStream, mut server: ServerConnection) {
 }
 
 #[test]
-fn a_chain_that_nobody_signed_costs_little_processor_time() {
+fn unsigned_chain_costs_little_processor_time() {
     let trusted = authority(0);
     for (certificates, extensions, why) in [
         (5, 1000, "unknown issuer"),
@@ -91,7 +92,8 @@ fn a_chain_that_nobody_signed_costs_little_processor_time() {
         let (before, seen) = (processor_time(&world.device), ended.load(Ordering::SeqCst));
         world.device.wait_until("some handshakes", |_| ended.load(Ordering::SeqCst) >= seen + HANDSHAKES);
         let cost = (processor_time(&world.device) - before) / u32::try_from(HANDSHAKES).unwrap();
-        // Of an agent that is not even optimized. Half a second and more, were each tried with each.
+        // Of an agent that is not even optimized. Half a second and more, were each tried with
+        // each.
         assert!(cost < Duration::from_millis(150), "{certificates} certificates: {cost:?} a handshake");
     }
 }

@@ -1,4 +1,5 @@
-//! Texts of peers: how much of them is logged, stored and shown, and that no terminal obeys them.
+//! Texts from servers and agents: how much of them is logged, stored and shown, and that no
+//! terminal obeys them.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixListener;
@@ -12,7 +13,7 @@ use serde_json::json;
 use crate::support::agent::AGENT;
 use crate::world::World;
 
-/// What a terminal would obey, and then much of it.
+/// Characters that a terminal would obey.
 const OBEYED: [char; 6] = ['\u{1b}', '\u{7}', '\u{9b}', '\u{200f}', '\u{202e}', '\u{2066}'];
 
 fn hostile() -> String {
@@ -28,7 +29,7 @@ const LOGGED: usize = 16 * 1024;
 const SHOWN: usize = 16 * 1024;
 
 #[test]
-fn what_a_server_says_is_logged_and_shown_in_short() {
+fn text_of_a_server_is_logged_and_shown_in_short() {
     let mut world = World::new();
     let text = hostile();
     let problem = |status: u16, detail: &str| {
@@ -85,7 +86,7 @@ fn what_a_server_says_is_logged_and_shown_in_short() {
         assert_eq!(status, 200);
         assert!(shown.len() < SHOWN, "{named}: a status of {} bytes", shown.len());
         let log = world.device.log();
-        // Three times the same, and what else was said meanwhile.
+        // Three times the same, and what else was logged meanwhile.
         assert!(log.len() - before.0 < 3 * LOGGED, "{named}: {} bytes of log", log.len() - before.0);
         assert!(is_harmless(&log), "{named}");
         assert!(is_harmless(shown.trim_end()), "{named}");
@@ -96,20 +97,20 @@ fn what_a_server_says_is_logged_and_shown_in_short() {
     world.device.wait_for("active");
 }
 
-/// Something on the agent's socket that answers everything with this.
-fn somebody(socket: &Path, answer: String) {
+/// A server on the agent's socket that sends this response to every request.
+fn serve(socket: &Path, response: String) {
     let listener = UnixListener::bind(socket).unwrap();
     thread::spawn(move || {
         for stream in listener.incoming() {
-            let (Ok(mut stream), answer) = (stream, answer.clone()) else { return };
+            let (Ok(mut stream), response) = (stream, response.clone()) else { return };
             let _ = stream.read(&mut [0; 4096]);
-            let _ = stream.write_all(answer.as_bytes());
+            let _ = stream.write_all(response.as_bytes());
         }
     });
 }
 
 #[test]
-fn the_commands_print_nothing_that_a_terminal_obeys() {
+fn commands_print_nothing_that_a_terminal_obeys() {
     let text = hostile();
     let svid = json!({
         "spiffeId": text, "serial": text, "certificateChainPem": [text], "notBefore": text, "notAfter": text,
@@ -129,15 +130,15 @@ fn the_commands_print_nothing_that_a_terminal_obeys() {
             "retryAt": text, "permanent": true,
         },
     });
-    let order = json!({ "order": text, "detail": text, "accepted": text });
+    let accepted = json!({ "order": text, "detail": text, "accepted": text });
     let refusal = json!({ "type": text, "title": text, "status": 500, "detail": text });
-    let watched = json!({ "status": status, "svid": svid, "bundle": { "keys": [] } });
+    let event = json!({ "status": status, "svid": svid, "bundle": { "keys": [] } });
     let ok = |body: String| format!("HTTP/1.1 200 OK\r\n\r\n{body}");
-    let said = |answer: &str, arguments: &[&str]| {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("agent.sock");
-        somebody(&socket, answer.to_owned());
-        // What it says can also not cost more memory than a command has any use for.
+    let run = |response: &str, arguments: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("agent.sock");
+        serve(&socket, response.to_owned());
+        // A response must not cost more memory than a command has a use for.
         let mut command = Command::new("sh");
         command.args(["-c", "ulimit -v 400000; exec timeout 60 \"$0\" \"$@\"", AGENT]);
         let output = command.args(arguments).arg("--socket").arg(&socket).output().unwrap();
@@ -147,7 +148,7 @@ fn the_commands_print_nothing_that_a_terminal_obeys() {
         (output.status.code(), out, err)
     };
     for arguments in [&["status"][..], &["status", "--json"]] {
-        let (code, out, err) = said(&ok(status.to_string()), arguments);
+        let (code, out, err) = run(&ok(status.to_string()), arguments);
         assert_eq!(code, Some(0), "{err}");
         let states = out.lines().filter(|line| line.starts_with("State "));
         assert_eq!(
@@ -156,22 +157,22 @@ fn the_commands_print_nothing_that_a_terminal_obeys() {
             "no text begins a line of its own: {out}"
         );
     }
-    assert_eq!(said(&ok(svid.to_string()), &["svid"]).0, Some(0));
-    assert_eq!(said(&ok(svid.to_string()), &["svid", "--json"]).0, Some(0));
-    said(&ok(order.to_string()), &["retry"]);
-    said(&ok(order.to_string()), &["renew", "--json"]);
-    said(&ok(json!({ "spiffeId": text }).to_string()), &["reset-identity", "--yes"]);
+    assert_eq!(run(&ok(svid.to_string()), &["svid"]).0, Some(0));
+    assert_eq!(run(&ok(svid.to_string()), &["svid", "--json"]).0, Some(0));
+    run(&ok(accepted.to_string()), &["retry"]);
+    run(&ok(accepted.to_string()), &["renew", "--json"]);
+    run(&ok(json!({ "spiffeId": text }).to_string()), &["reset-identity", "--yes"]);
     for command in ["status", "svid", "bundle", "retry", "renew", "reset-identity"] {
         let refused = format!("HTTP/1.1 500 {text}\r\n\r\n{refusal}");
-        assert_eq!(said(&refused, &[command]).0, Some(1), "{command}");
-        assert_eq!(said(&ok(json!({ text.as_str(): text }).to_string()), &[command]).0, Some(1), "{command}");
+        assert_eq!(run(&refused, &[command]).0, Some(1), "{command}");
+        assert_eq!(run(&ok(json!({ text.as_str(): text }).to_string()), &[command]).0, Some(1), "{command}");
         let tree = format!(r#"{{"keys":[{}{{}}],"status":[[]]}}"#, "{},".repeat(2_500_000));
-        assert!(said(&ok(tree), &[command]).0 <= Some(1), "{command}");
+        assert!(run(&ok(tree), &[command]).0 <= Some(1), "{command}");
     }
-    let event = format!("event: state\ndata: {watched}\n\n");
-    // It says so of itself that it is ready.
-    assert_eq!(said(&ok(event), &["wait", "--timeout", "1s"]).0, Some(0));
+    let event = format!("event: state\ndata: {event}\n\n");
+    // The event itself says that the agent is ready.
+    assert_eq!(run(&ok(event), &["wait", "--timeout", "1s"]).0, Some(0));
     let tree = format!(r#"{{"keys":[{}{{}}]}}"#, "{},".repeat(2_500_000));
     let event = format!(r#"{{"status":{status},"svid":null,"bundle":{tree}}}"#);
-    said(&ok(format!("event: state\ndata: {event}\n\n")), &["wait", "--timeout", "1s", "--for", "bundle"]);
+    run(&ok(format!("event: state\ndata: {event}\n\n")), &["wait", "--timeout", "1s", "--for", "bundle"]);
 }

@@ -1,4 +1,5 @@
-//! What the agent uses, as the kernel counts it (proc_pid_stat(5), proc_pid_status(5)).
+//! Processor time and memory of the agent, as the kernel counts them (proc_pid_stat(5),
+//! proc_pid_status(5)).
 
 use std::fs;
 use std::time::Duration;

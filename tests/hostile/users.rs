@@ -1,4 +1,4 @@
-//! Persons who are many users (subuid(5)): what they leave to others.
+//! Persons with many uids (subuid(5)): what is left for other users.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -10,8 +10,9 @@ use crate::support::folder::open_to_all;
 use crate::support::python;
 use crate::world::World;
 
-/// Connects as other users of the agent's group, and holds the connections until it ends. Reads lines
-/// `first uid, users, connections of each, socket, request in hex`, and says for each how many got a 200.
+/// Connects as other users of the agent's group, and holds the connections until it ends. Reads
+/// lines `first uid, users, connections of each, socket, request in hex`, and prints for each how
+/// many got a 200.
 const CONNECT: &str = r#"
 import os, socket, sys
 held = []
@@ -42,12 +43,12 @@ for line in sys.stdin:
     print(served, flush=True)
 "#;
 
-struct Crowd {
+struct Clients {
     process: Child,
     says: BufReader<ChildStdout>,
 }
 
-impl Crowd {
+impl Clients {
     fn new() -> Self {
         let mut process = Command::new(python::program("python"))
             .args(["-c", CONNECT])
@@ -59,7 +60,7 @@ impl Crowd {
         Self { process, says }
     }
 
-    /// How many of these are served.
+    /// Connects as these users, and returns how many connections are served.
     fn served(
         &mut self,
         device: &Device,
@@ -80,7 +81,7 @@ impl Crowd {
     }
 }
 
-impl Drop for Crowd {
+impl Drop for Clients {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
@@ -97,24 +98,24 @@ fn permits_of_the_last_quarter_are_for_users_who_have_none() {
     world.configure("max_connections = 40\nmax_connections_per_user = 20\n");
     world.device.start();
     world.device.wait_for("active");
-    let (device, mut crowd) = (&world.device, Crowd::new());
-    assert_eq!(crowd.served(device, 100_000, 2, 20, READ, WATCH), 30, "two users have three quarters");
-    assert_eq!(crowd.served(device, 100_000, 2, 1, READ, WATCH), 0);
-    assert_eq!(crowd.served(device, 1000, 1, 3, READ, WATCH), 1, "and another has one");
+    let (device, mut clients) = (&world.device, Clients::new());
+    assert_eq!(clients.served(device, 100_000, 2, 20, READ, WATCH), 30, "two users have three quarters");
+    assert_eq!(clients.served(device, 100_000, 2, 1, READ, WATCH), 0);
+    assert_eq!(clients.served(device, 1000, 1, 3, READ, WATCH), 1, "and another has one");
     assert_eq!(
-        crowd.served(device, 100_002, 100, 1, READ, WATCH),
+        clients.served(device, 100_002, 100, 1, READ, WATCH),
         9,
         "a person who is many users has the rest"
     );
-    assert_eq!(crowd.served(device, 1001, 1, 1, READ, WATCH), 0);
+    assert_eq!(clients.served(device, 1001, 1, 1, READ, WATCH), 0);
     // Root, and the agent's own user, who is root here: always.
-    assert_eq!(crowd.served(device, 0, 1, 8, READ, WATCH), 8);
+    assert_eq!(clients.served(device, 0, 1, 8, READ, WATCH), 8);
     assert_eq!(device.request_at("run/admin.sock", "GET /healthz HTTP/1.0\r\n\r\n").unwrap().0, 200);
 }
 
 #[test]
 #[ignore = "needs root: callers are many users"]
-fn signatures_that_wait_leave_room_for_others_and_for_root() {
+fn waiting_signatures_leave_room_for_others_and_root() {
     let mut world = World::enrolled_with("max_connections = 2048\n");
     let sign = {
         let body = json!({ "algorithm": "ES256", "digest": "A".repeat(43) + "=" }).to_string();
@@ -122,29 +123,29 @@ fn signatures_that_wait_leave_room_for_others_and_for_root() {
     };
     let root =
         |device: &Device| device.request_at("run/sign.sock", &sign.replace("host: x", "connection: close"));
-    // With a chip that takes long, nine users have asked for all that may wait.
+    // With a TPM that does not respond, nine users request all signatures that may wait.
     let device = &world.device;
     world.tpm.signal("STOP");
-    let mut crowd = Crowd::new();
-    let asked = std::thread::scope(|scope| {
-        let asked = scope.spawn(|| crowd.served(device, 100_000, 9, 64, "run/sign.sock", &sign));
+    let mut clients = Clients::new();
+    let served = std::thread::scope(|scope| {
+        let served = scope.spawn(|| clients.served(device, 100_000, 9, 64, "run/sign.sock", &sign));
         device.wait_until("a refusal", |device| device.log().contains("\"sign\"") || refused(device) >= 100);
         let of_root = scope.spawn(|| root(device));
-        let of_another = scope.spawn(|| Crowd::new().served(device, 1000, 1, 1, "run/sign.sock", &sign));
+        let of_another = scope.spawn(|| Clients::new().served(device, 1000, 1, 1, "run/sign.sock", &sign));
         std::thread::sleep(std::time::Duration::from_millis(500)); // they wait now
         world.tpm.signal("CONT");
         assert_eq!(of_root.join().unwrap().unwrap().0, 200);
         assert_eq!(of_another.join().unwrap(), 1);
-        asked.join().unwrap()
+        served.join().unwrap()
     });
-    assert!((384..=395).contains(&asked), "{asked}");
+    assert!((384..=395).contains(&served), "{served}");
     world.tpm.stop();
 }
 
 /// Signatures that were refused so far.
 fn refused(device: &Device) -> u64 {
-    let (_, figures) = device.get("/metrics").unwrap();
-    let line = figures
+    let (_, metrics) = device.get("/metrics").unwrap();
+    let line = metrics
         .lines()
         .find_map(|line| line.strip_prefix("miaf_agent_signatures_total{outcome=\"failed\"} "));
     line.unwrap().parse().unwrap()
@@ -152,16 +153,16 @@ fn refused(device: &Device) -> u64 {
 
 #[test]
 #[ignore = "needs root: callers are many users"]
-fn refusals_beyond_those_on_record_are_recorded_as_such() {
+fn refusals_over_the_limit_are_recorded_as_such() {
     let world = World::enrolled_with("max_connections = 2048\n");
     let device = &world.device;
-    let mut crowd = Crowd::new();
-    // Of everyone who closes at once nothing is said; of connections that are closed for their frames it is.
+    let mut clients = Clients::new();
+    // Peers that close at once are not logged; connections that are closed for their frames are.
     let mut flood = String::from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0");
     flood += &"\0\0\0\u{42}\0\0\0\0\0".repeat(600);
-    crowd.served(device, 100_000, 300, 1, READ, &flood);
+    clients.served(device, 100_000, 300, 1, READ, &flood);
     device.wait_until("the record", |device| device.log().contains("more refusals than can be recorded"));
     let log = device.log();
     assert_eq!(log.matches("more refusals than can be recorded").count(), 1, "{log}");
-    assert_eq!(log.matches("a connection is closed: more came in").count(), 256, "{log}");
+    assert_eq!(log.matches("connection closed: over its budget").count(), 256, "{log}");
 }

@@ -1,5 +1,5 @@
-//! Programs that use the agent, and what they tell: a line of JSON on standard output for each
-//! thing.
+//! Client programs of the agent, and what they report: a line of JSON on standard output for each
+//! event.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -54,8 +54,8 @@ pub(crate) fn node(arguments: &[&str]) -> Command {
 /// The clients of one device.
 #[derive(Default)]
 pub(crate) struct Clients {
-    told: Arc<(Mutex<Vec<Value>>, Condvar)>,
-    /// Names of those who tell of serial numbers, and of those who tell of trust anchors.
+    reports: Arc<(Mutex<Vec<Value>>, Condvar)>,
+    /// Names of the clients that report serial numbers, and of those that report trust anchors.
     with_serial: BTreeSet<String>,
     with_anchors: BTreeSet<String>,
 }
@@ -64,7 +64,7 @@ pub(crate) struct Clients {
 pub(crate) struct Client {
     process: Child,
     stdin: Option<ChildStdin>,
-    told: Arc<(Mutex<Vec<Value>>, Condvar)>,
+    reports: Arc<(Mutex<Vec<Value>>, Condvar)>,
     id: u32,
 }
 
@@ -74,93 +74,96 @@ impl Clients {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
         let mut process = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         let (stdin, stdout) = (process.stdin.take(), process.stdout.take().unwrap());
-        let (id, told) = (process.id(), Arc::clone(&self.told));
+        let (id, reports) = (process.id(), Arc::clone(&self.reports));
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 let Ok(mut line) = serde_json::from_str::<Value>(&line) else { continue };
                 line["pid"] = id.into();
                 println!("{line}");
-                told.0.lock().unwrap().push(line);
-                told.1.notify_all();
+                reports.0.lock().unwrap().push(line);
+                reports.1.notify_all();
             }
         });
-        Client { process, stdin, told: Arc::clone(&self.told), id }
+        Client { process, stdin, reports: Arc::clone(&self.reports), id }
     }
 
-    /// From now on these are among those that are waited for.
+    /// Adds a client to those that are waited for.
     pub(crate) fn expect(&mut self, name: &str, serial: bool, anchors: bool) {
         self.with_serial.extend(serial.then(|| name.to_owned()));
         self.with_anchors.extend(anchors.then(|| name.to_owned()));
     }
 
-    /// Waits until the last that each of them told is this SVID and this number of trust anchors.
+    /// Waits until the last reports of all of them have this SVID and this number of trust anchors.
     pub(crate) fn all_see(&self, serial: &str, anchors: usize) {
         let digits: String = serial.chars().filter(char::is_ascii_hexdigit).collect();
         let serial = digits.trim_start_matches('0').to_lowercase();
         for name in &self.with_serial {
-            self.wait_for(&format!("the SVID {serial} at {name}"), |told| {
-                last(told, name, "serial").is_some_and(|one| one == serial.as_str())
+            self.wait_for(&format!("the SVID {serial} at {name}"), |reports| {
+                last(reports, name, "serial").is_some_and(|one| one == serial.as_str())
             });
         }
         for name in &self.with_anchors {
-            self.wait_for(&format!("{anchors} trust anchors at {name}"), |told| {
-                last(told, name, "anchors").is_some_and(|one| one.as_array().unwrap().len() == anchors)
+            self.wait_for(&format!("{anchors} trust anchors at {name}"), |reports| {
+                last(reports, name, "anchors").is_some_and(|one| one.as_array().unwrap().len() == anchors)
             });
         }
     }
 
     /// The trust anchors that all of them have.
     pub(crate) fn anchors(&self) -> Value {
-        let told = self.told.0.lock().unwrap();
-        let all: BTreeSet<_> =
-            self.with_anchors.iter().map(|name| last(&told, name, "anchors").unwrap().to_string()).collect();
+        let reports = self.reports.0.lock().unwrap();
+        let all: BTreeSet<_> = self
+            .with_anchors
+            .iter()
+            .map(|name| last(&reports, name, "anchors").unwrap().to_string())
+            .collect();
         assert_eq!(all.len(), 1, "they do not have the same: {all:?}");
         serde_json::from_str(all.first().unwrap()).unwrap()
     }
 
-    /// The first line that is so.
+    /// The first line that matches.
     pub(crate) fn find(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
-        self.wait_for(what, |told| told.iter().any(&is_it));
-        self.told.0.lock().unwrap().iter().find(|line| is_it(line)).unwrap().clone()
+        self.wait_for(what, |reports| reports.iter().any(&is_it));
+        self.reports.0.lock().unwrap().iter().find(|line| is_it(line)).unwrap().clone()
     }
 
     /// The last line of this name.
     pub(crate) fn latest(&self, name: &str) -> Value {
-        let told = self.told.0.lock().unwrap();
-        told.iter().rfind(|line| line["client"] == name).cloned().unwrap_or_default()
+        let reports = self.reports.0.lock().unwrap();
+        reports.iter().rfind(|line| line["client"] == name).cloned().unwrap_or_default()
     }
 
-    /// Waits until what was told is so. A handshake that failed ends the test at once.
+    /// Waits until `holds` is true of the reports. A handshake that failed ends the test at once.
     pub(crate) fn wait_for(&self, what: &str, holds: impl Fn(&[Value]) -> bool) {
-        wait(&self.told, what, holds);
+        wait(&self.reports, what, holds);
     }
 }
 
 impl Client {
-    /// The number of its process.
+    /// Number of its process.
     pub(crate) fn id(&self) -> u32 {
         self.id
     }
 
-    /// `listening`, of a server.
+    /// Address of a server: `listening` in its report.
     pub(crate) fn address(&self) -> String {
         let mine = |line: &&Value| line["pid"] == self.id && line["listening"].is_string();
-        wait(&self.told, "a server", |told| told.iter().any(|line| mine(&line)));
-        let told = self.told.0.lock().unwrap();
-        told.iter().find(mine).unwrap()["listening"].as_str().unwrap().to_owned()
+        wait(&self.reports, "a server", |reports| reports.iter().any(|line| mine(&line)));
+        let reports = self.reports.0.lock().unwrap();
+        reports.iter().find(mine).unwrap()["listening"].as_str().unwrap().to_owned()
     }
 
     pub(crate) fn send(&mut self, line: &str) {
         writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    /// Has it end, and counts its handshakes. None of them may have failed.
+    /// Ends the program, and returns the number of its handshakes. None of them may have failed.
     pub(crate) fn handshakes(mut self) -> u64 {
         drop(self.stdin.take());
         let mine = |line: &&Value| line["pid"] == self.id && line["handshakes"].is_u64();
-        wait(&self.told, "the number of handshakes", |told| told.iter().any(|line| mine(&line)));
-        let told = self.told.0.lock().unwrap();
-        let counts = told.iter().find(mine).unwrap();
+        wait(&self.reports, "the number of handshakes", |reports| reports.iter().any(|line| mine(&line)));
+        let reports = self.reports.0.lock().unwrap();
+        let counts = reports.iter().find(mine).unwrap();
         assert_eq!(counts["failures"], 0, "{counts}");
         counts["handshakes"].as_u64().unwrap()
     }
@@ -173,13 +176,13 @@ impl Drop for Client {
     }
 }
 
-fn last<'a>(told: &'a [Value], name: &str, member: &str) -> Option<&'a Value> {
-    told.iter().rfind(|line| line["client"] == name && !line[member].is_null()).map(|line| &line[member])
+fn last<'a>(reports: &'a [Value], name: &str, member: &str) -> Option<&'a Value> {
+    reports.iter().rfind(|line| line["client"] == name && !line[member].is_null()).map(|line| &line[member])
 }
 
-fn wait(told: &(Mutex<Vec<Value>>, Condvar), what: &str, holds: impl Fn(&[Value]) -> bool) {
+fn wait(reports: &(Mutex<Vec<Value>>, Condvar), what: &str, holds: impl Fn(&[Value]) -> bool) {
     let deadline = Instant::now() + PATIENCE;
-    let mut lines = told.0.lock().unwrap();
+    let mut lines = reports.0.lock().unwrap();
     loop {
         if let Some(failed) = lines.iter().find(|line| line["failed"].is_string()) {
             panic!("while waiting for {what}: {failed}");
@@ -192,6 +195,6 @@ fn wait(told: &(Mutex<Vec<Value>>, Condvar), what: &str, holds: impl Fn(&[Value]
             let tail: Vec<_> = lines.iter().rev().take(60).rev().map(Value::to_string).collect();
             panic!("timed out waiting for {what}; the last lines:\n{}", tail.join("\n"));
         }
-        lines = told.1.wait_timeout(lines, left).unwrap().0;
+        lines = reports.1.wait_timeout(lines, left).unwrap().0;
     }
 }

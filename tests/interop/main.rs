@@ -1,11 +1,11 @@
 //! Other people's clients in Go, Java and Node on the agent's sockets, through rotations, restarts
 //! and a change of the trust domain's root. Started by `make interop`, which builds the clients
-//! first: README.md in this folder.
+//! first: README.md in this directory.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[path = "../support/mod.rs"]
 mod support;
-#[allow(dead_code)] // what other tests use
+#[allow(dead_code)] // for other tests
 #[path = "../agent/world.rs"]
 mod world;
 
@@ -23,12 +23,12 @@ use clients::{Client, Clients, go, go_example, has, java, node};
 use world::World;
 
 const ROTATIONS: usize = 5;
-/// Fewer would mean that there was hardly one at each of the moments that matter.
+/// Minimum number of handshakes, so that there was one at each of the moments that matter.
 const MIN_HANDSHAKES: u64 = 100;
-/// Long enough for a handshake to meet an agent that is not there.
+/// Long enough for a handshake while the agent is away.
 const DOWNTIME: Duration = Duration::from_secs(1);
 
-/// A device, with what happens to it.
+/// A device and its clients.
 struct Scenario {
     world: World,
     clients: Clients,
@@ -40,7 +40,7 @@ impl Scenario {
     /// The agent runs, and the MIS cannot be reached yet.
     fn before_enrollment(protection: &str) -> Self {
         let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
-        // More than its clients are at once. At the level debug each request is logged, with the process that it is of.
+        // More than its clients need. At the level debug each request is logged, with its process.
         let more = "max_connections = 2048\n".to_owned();
         let more =
             more + &format!("[workload_api]\nkey_users = [\"{}\"]\n[log]\nlevel = \"debug\"\n", getuid());
@@ -60,8 +60,8 @@ impl Scenario {
         self.path("run/agent.sock").to_str().unwrap().to_owned()
     }
 
-    /// Of the sockets.
-    fn folder(&self) -> String {
+    /// Directory of the sockets.
+    fn dir(&self) -> String {
         self.path("run").to_str().unwrap().to_owned()
     }
 
@@ -84,7 +84,7 @@ impl Scenario {
         assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Another SVID, which everyone sees.
+    /// Renews the SVID, and waits until all clients have it.
     fn renew(&mut self, anchors: usize) {
         self.command(&["renew"]);
         let status = self.world.device.wait_for_another_svid(&self.serial);
@@ -137,19 +137,19 @@ impl Scenario {
         self.world.device.wait_for("active");
     }
 
-    /// How calls end at this moment.
+    /// The status codes with which calls end now.
     fn codes(&self) -> Value {
         let clients = Clients::default();
         let _client = clients.start(go(&["codes", &self.socket()]), &self.path("clients.log"));
         clients.find("the codes", |line| line["client"] == "grpc-go codes")
     }
 
-    /// SERVING where there is an identity.
+    /// Waits for a health status; SERVING if there is an identity.
     fn health_is(&self, status: &str) {
         for service in ["", "SpiffeWorkloadAPI"] {
-            self.clients.wait_for(&format!("{service:?} is {status}"), |told| {
+            self.clients.wait_for(&format!("{service:?} is {status}"), |reports| {
                 let name = format!("grpc-go health {service}");
-                let last = told.iter().rfind(|line| line["client"] == name.as_str());
+                let last = reports.iter().rfind(|line| line["client"] == name.as_str());
                 last.is_some_and(|line| line["watch"] == status && line["check"] == status)
             });
         }
@@ -161,9 +161,9 @@ impl Scenario {
 const NOT_THERE: [&str; 2] = ["/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "/nothing/at.all"];
 
 #[test]
-fn software_keys_at_go_java_and_node() {
+fn software_keys_with_go_java_and_node() {
     let mut scenario = Scenario::before_enrollment("software");
-    let (socket, folder) = (scenario.socket(), scenario.folder());
+    let (socket, dir) = (scenario.socket(), scenario.dir());
     let mut servers = Vec::new();
     let mut dialer = None;
     let mut running = Vec::new();
@@ -176,8 +176,8 @@ fn software_keys_at_go_java_and_node() {
         for what in ["watch", "health", "streams"] {
             running.push(scenario.start(go(&[what, &socket])));
         }
-        servers.push(scenario.start(go(&["serve", "software", &folder])));
-        dialer = Some(scenario.start(go(&["dial", "software", &folder])));
+        servers.push(scenario.start(go(&["serve", "software", &dir])));
+        dialer = Some(scenario.start(go(&["dial", "software", &dir])));
         scenario.health_is("NOT_SERVING");
         for name in ["X509Source", "WatchX509Context"] {
             scenario.clients.expect(&format!("go-spiffe {name}"), true, true);
@@ -226,7 +226,7 @@ fn software_keys_at_go_java_and_node() {
     }
     scenario.live(|_| ());
 
-    // An identity that is withdrawn comes back: nobody gives up.
+    // An identity that is withdrawn comes back, and all clients get it.
     scenario.world.mis.sticky_fault(Endpoint::Bundle, Fault::Status(503));
     scenario.world.mis.sticky_fault(Endpoint::Discovery, Fault::Status(503));
     scenario.command(&["reset-identity", "--yes"]);
@@ -252,7 +252,7 @@ fn software_keys_at_go_java_and_node() {
         }
     }
     one_call_more(&scenario);
-    // Who dials ends before the servers do.
+    // The dialers end before the servers do.
     for client in dialer.into_iter().chain(java_client).chain(servers) {
         let handshakes = client.handshakes();
         assert!(handshakes >= MIN_HANDSHAKES, "{handshakes} handshakes");
@@ -261,9 +261,9 @@ fn software_keys_at_go_java_and_node() {
 }
 
 #[test]
-fn keys_in_the_tpm_at_go_java_and_node() {
+fn tpm_keys_with_go_java_and_node() {
     let mut scenario = Scenario::before_enrollment("tpm");
-    let (socket, folder) = (scenario.socket(), scenario.folder());
+    let (socket, dir) = (scenario.socket(), scenario.dir());
     let mut handshakes = Vec::new();
     let mut running = Vec::new();
     let mut page = None;
@@ -272,9 +272,9 @@ fn keys_in_the_tpm_at_go_java_and_node() {
         for what in ["bundles", "health", "streams"] {
             running.push(scenario.start(go(&[what, &socket])));
         }
-        handshakes.push(scenario.start(go(&["dial", "tpm", &folder])));
-        handshakes.push(scenario.start(go(&["serve", "tpm", &folder])));
-        page = Some(scenario.start(go(&["page", "tpm", &folder])));
+        handshakes.push(scenario.start(go(&["dial", "tpm", &dir])));
+        handshakes.push(scenario.start(go(&["serve", "tpm", &dir])));
+        page = Some(scenario.start(go(&["page", "tpm", &dir])));
         for name in ["go-spiffe WatchX509Bundles", "grpc-go, 20 streams"] {
             scenario.clients.expect(name, false, true);
         }
@@ -302,7 +302,7 @@ fn keys_in_the_tpm_at_go_java_and_node() {
     let spiffe_id = scenario.world.device.status()["spiffeId"].as_str().unwrap().to_owned();
     scenario.live(|scenario| {
         let Some((address, _)) = &page else { return };
-        let output = go_example(&[&folder, address, &spiffe_id]).output().unwrap();
+        let output = go_example(&[&dir, address, &spiffe_id]).output().unwrap();
         let (read, errors) =
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         let serial = scenario.serial.as_str().unwrap().replace(':', "");
@@ -310,7 +310,7 @@ fn keys_in_the_tpm_at_go_java_and_node() {
     });
     if let Some((address, _)) = &page {
         let other = format!("{spiffe_id}x");
-        assert!(!go_example(&[&folder, address, &other]).output().unwrap().status.success());
+        assert!(!go_example(&[&dir, address, &other]).output().unwrap().status.success());
         scenario.health_is("SERVING");
         let codes = scenario.codes();
         assert_eq!(
@@ -329,7 +329,7 @@ fn keys_in_the_tpm_at_go_java_and_node() {
     drop(running);
 }
 
-/// With 20 streams open on a connection, a call more was served.
+/// With 20 streams open on a connection, one call more was served.
 fn one_call_more(scenario: &Scenario) {
     if has("go") {
         let streams = scenario.clients.latest("grpc-go, 20 streams");
@@ -359,9 +359,9 @@ fn node_reads_refusals_and_closes_idle_connections() {
     assert_eq!((&idle["kept"], &idle["errors"]), (&json!(0), &json!(0)), "{idle}");
 }
 
-/// What the agent used for a crowd is given back while it runs on.
+/// Memory for many clients is returned while the agent runs.
 #[test]
-fn memory_comes_back_after_a_crowd_of_go_clients() {
+fn memory_is_returned_after_many_go_clients() {
     const ALLOWED_KIB: u64 = 4 * 1024;
     const LIMIT: Duration = Duration::from_secs(60);
     if !has("go") {

@@ -9,12 +9,13 @@ use crate::process::{Running, wait_until};
 use crate::support::folder::{folder, open_to_all};
 use crate::support::swtpm::Swtpm;
 
-/// The way to it, for the agent and for the TSS's tools alike.
+/// Its TCTI, for the agent and for the TSS's tools alike.
 pub(crate) const TCTI: &str = "tabrmd:bus_type=system";
-/// The variable that says where the system bus is.
+/// The variable with the address of the system bus.
 pub(crate) const BUS: &str = "DBUS_SYSTEM_BUS_ADDRESS";
 
-/// Who may do what on the bus: as on Debian's, nothing but what a service's own policy allows. That is Debian's, too.
+/// Policy of the bus: as on Debian's, nothing but what a service's own policy allows. That is
+/// Debian's, too.
 const POLICY: &str = r#"
   <auth>EXTERNAL</auth>
   <policy context="default">
@@ -42,7 +43,7 @@ pub(crate) struct Abrmd {
 }
 
 impl Abrmd {
-    /// Starts both, and waits until the TPM answers through them.
+    /// Starts both, and waits until the TPM responds through them.
     pub(crate) fn start(tpm: &Swtpm) -> Self {
         let folder = folder();
         open_to_all(folder.path(), 0o711); // for everyone on the bus
@@ -82,7 +83,7 @@ impl Abrmd {
         self.broker = None;
     }
 
-    /// Where the bus is.
+    /// Address of the bus.
     pub(crate) fn bus(&self) -> &str {
         &self.address
     }

@@ -4,7 +4,7 @@ use crate::device::{Device, READER, SIGNER, leaf_in};
 use crate::page;
 use crate::peer::Peer;
 
-/// These commands reach the peer as the device, all the time, before and after a rotation.
+/// Checks that these commands reach the peer as the device, before and after a rotation.
 fn reach_the_peer(commands: &str) {
     let device = Device::renewing();
     let peer = Peer::start(&device);
@@ -46,7 +46,7 @@ fn python() {
     reach_the_peer(&python_program("python wfm"));
 }
 
-/// It as a shell command.
+/// The program as a shell command.
 fn python_program(block: &str) -> String {
     format!("exec /usr/bin/python3 - <<'PROGRAM'\n{}PROGRAM\n", page::block(block))
 }

@@ -1,4 +1,4 @@
-//! What containers get of the agent, and the examples for them.
+//! The agent's sockets in containers, and the examples for them.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,8 +8,8 @@ use serde_json::Value;
 use crate::device::{Device, READER};
 use crate::process::{Running, output_of, wait_until};
 
-/// A place with mounts of its own, where the folder of the socket is found under one name, read-only, and the socket's file
-/// under another.
+/// A mount namespace in which the directory of the socket is found under one name, read-only, and
+/// the socket's file under another.
 struct Container<'a> {
     device: &'a Device,
     inside: Running,
@@ -17,8 +17,8 @@ struct Container<'a> {
 
 impl<'a> Container<'a> {
     fn start(device: &'a Device) -> Self {
-        let script = "mkdir folder && touch file \
-            && mount --bind run folder && mount -o remount,bind,ro folder && mount --bind run/agent.sock file \
+        let script = "mkdir dir && touch file \
+            && mount --bind run dir && mount -o remount,bind,ro dir && mount --bind run/agent.sock file \
             && touch ready && exec sleep infinity";
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", script]).current_dir(device.path("."));
@@ -30,7 +30,7 @@ impl<'a> Container<'a> {
         Self { device, inside }
     }
 
-    /// How curl ends that asks on this socket, run by a member of these groups.
+    /// Exit status of curl with this socket, run by a member of these groups.
     fn ask(&self, groups: &[&str], socket: &str) -> Option<i32> {
         let user = self.device.user(groups, "curl");
         let mut command = Command::new("nsenter");
@@ -43,39 +43,39 @@ impl<'a> Container<'a> {
 
 #[test]
 #[ignore = "needs root: mounts, and programs are run as another user"]
-fn the_folder_of_the_socket_is_of_use_when_read_only_and_after_a_restart() {
+fn socket_directory_works_read_only_and_after_a_restart() {
     const CANNOT_CONNECT: Option<i32> = Some(7);
     let mut device = Device::renewing();
     let container = Container::start(&device);
-    assert_eq!(container.ask(READER, "folder/agent.sock"), Some(0));
-    assert_eq!(container.ask(&["nogroup"], "folder/agent.sock"), CANNOT_CONNECT);
+    assert_eq!(container.ask(READER, "dir/agent.sock"), Some(0));
+    assert_eq!(container.ask(&["nogroup"], "dir/agent.sock"), CANNOT_CONNECT);
     assert_eq!(container.ask(READER, "file"), Some(0));
 
     let Container { inside, .. } = container;
     device.restart_the_agent();
     let container = Container { device: &device, inside };
-    assert_eq!(container.ask(READER, "folder/agent.sock"), Some(0));
-    // Why it is the folder that containers get.
+    assert_eq!(container.ask(READER, "dir/agent.sock"), Some(0));
+    // The reason why containers get the directory.
     assert_eq!(container.ask(READER, "file"), CANNOT_CONNECT);
 }
 
 #[test]
-fn compose_gets_the_folder_read_only_and_the_group() {
+fn compose_mounts_the_directory_read_only_with_the_group() {
     let documents = yaml("examples/compose/compose.yaml");
     let service = &documents[0]["services"]["wfm-client"];
     let [mount] = &service["volumes"].as_array().unwrap()[..] else {
-        panic!("more than the folder: {service:#}")
+        panic!("more than the directory: {service:#}")
     };
     assert_eq!(mount["type"], "bind");
     assert_eq!(mount["read_only"], true);
     assert_eq!(mount["bind"]["create_host_path"], false);
-    is_the_folder(&mount["source"], &mount["target"], &service["environment"]["SPIFFE_ENDPOINT_SOCKET"]);
+    is_the_directory(&mount["source"], &mount["target"], &service["environment"]["SPIFFE_ENDPOINT_SOCKET"]);
     let [group] = &service["group_add"].as_array().unwrap()[..] else { panic!("{service:#}") };
     assert!(group.as_str().unwrap().starts_with("${MIAF_GID:?"), "by number, and not without");
 }
 
 #[test]
-fn kubernetes_gets_the_folder_read_only_and_the_group() {
+fn kubernetes_mounts_the_directory_read_only_with_the_group() {
     let documents = yaml("examples/kubernetes/wfm-client.yaml");
     let [workload] = &documents.as_array().unwrap()[..] else { panic!("one document") };
     assert_eq!((&workload["apiVersion"], &workload["kind"]), (&"apps/v1".into(), &"DaemonSet".into()));
@@ -94,11 +94,12 @@ fn kubernetes_gets_the_folder_read_only_and_the_group() {
     assert_eq!(volume["hostPath"]["type"], "Directory");
     let [variable] = &container["env"].as_array().unwrap()[..] else { panic!("{container:#}") };
     assert_eq!(variable["name"], "SPIFFE_ENDPOINT_SOCKET");
-    is_the_folder(&volume["hostPath"]["path"], &mount["mountPath"], &variable["value"]);
+    is_the_directory(&volume["hostPath"]["path"], &mount["mountPath"], &variable["value"]);
 }
 
-/// It is not the agent's own, where the other sockets are, and the program is told of the socket in it.
-fn is_the_folder(outside: &Value, inside: &Value, endpoint: &Value) {
+/// Checks that the mounted directory is not the agent's own, where the other sockets are, and that
+/// the program's variable names the socket in it.
+fn is_the_directory(outside: &Value, inside: &Value, endpoint: &Value) {
     let outside = Path::new(outside.as_str().unwrap());
     assert!(
         outside.extension().is_none() && outside != Path::new("/run/miaf-agent"),

@@ -1,4 +1,5 @@
-//! A device that renews all the time, with tpm2-abrmd between its TPM and everybody who uses it, and the user on it.
+//! A device that renews all the time, with tpm2-abrmd between its TPM and all that use it, and its
+//! users.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,14 +16,14 @@ use crate::support::agent::PATIENCE;
 use crate::support::folder::open_to_all;
 use crate::world::{self, World};
 
-/// Groups that every Debian has, in the place of `miaf` and `miaf-sign`.
+/// Groups that every Debian has, in place of `miaf` and `miaf-sign`.
 const MIAF: &str = "users";
 const MIAF_SIGN: &str = "games";
-/// Who may read the identity.
+/// Groups of a user who may read the identity.
 pub(crate) const READER: &[&str] = &[MIAF];
-/// Who may have the agent use the key.
+/// Groups of a user who may have the agent use the key.
 pub(crate) const ASKER: &[&str] = &[MIAF, MIAF_SIGN];
-/// Who may use the key, in programs that use the TPM.
+/// Groups of a user who may use the key, in programs that use the TPM.
 pub(crate) const SIGNER: &[&str] = &[MIAF, MIAF_SIGN, "tss"];
 
 pub(crate) struct Device {
@@ -31,7 +32,8 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// With an identity from an intermediate CA, so that chains count, and the next one a few seconds later.
+    /// With an identity from an intermediate CA, so that chains count, and the next one a few
+    /// seconds later.
     pub(crate) fn renewing() -> Self {
         let mut world = World::with(|settings| {
             settings.mode = IssuingMode::Intermediate;
@@ -44,7 +46,7 @@ impl Device {
             .replace(&world.tpm.tcti(), abrmd::TCTI)
             .replace("[socket]", &format!("[socket]\ngroup = \"{MIAF}\"\nsign_group = \"{MIAF_SIGN}\""));
         world.device.configure(&config);
-        // What the package does: others pass through to what is theirs.
+        // As in the package: others may pass through.
         open_to_all(world.device.dir(), 0o711);
         fs::create_dir(world.device.path("state")).unwrap();
         open_to_all(&world.device.path("state"), 0o711);
@@ -68,7 +70,7 @@ impl Device {
         self.world.device.path(name)
     }
 
-    /// A program started by nobody in particular, who is in these groups.
+    /// A program that is run by an ordinary user in these groups.
     pub(crate) fn user(&self, groups: &[&str], program: &str) -> Command {
         let mut command = Command::new("setpriv");
         let groups: Vec<String> = groups.iter().map(|name| group_id(name)).collect();
@@ -78,20 +80,20 @@ impl Device {
         command
     }
 
-    /// Has this user run commands of the page.
+    /// Runs commands of the page as this user.
     pub(crate) fn run(&self, groups: &[&str], commands: &str) -> Output {
         let commands = self.here(&(page::block("sh environment") + commands));
         self.user(groups, "sh").args(["-ec", &commands]).output().unwrap()
     }
 
-    /// Does it until the device has another identity, and at least three times.
+    /// Repeats `act` until the device has another identity, and at least three times.
     pub(crate) fn until_it_rotates(&self, mut act: impl FnMut()) {
         let before = self.serial();
         let deadline = Instant::now() + PATIENCE;
         let mut times = 0;
         while times < 3 || self.serial() == before {
             let log = || self.world.device.log();
-            assert!(Instant::now() < deadline, "waited in vain for a rotation, {times} times\n{}", log());
+            assert!(Instant::now() < deadline, "timed out waiting for a rotation, {times} times\n{}", log());
             act();
             times += 1;
         }
@@ -116,7 +118,7 @@ impl Device {
         self.world.device.start();
     }
 
-    /// The agent has nothing to complain of: who uses the TPM beside it is not in its way.
+    /// Checks that the agent has no error: other users of the TPM do not disturb it.
     pub(crate) fn is_content(&self) {
         let log = self.world.device.log();
         assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
@@ -127,7 +129,7 @@ impl Device {
 
 #[test]
 #[ignore = "needs root: tpm2-abrmd is run as its own user"]
-fn the_agent_says_that_abrmd_is_away_and_goes_on_when_it_is_back() {
+fn agent_reports_a_missing_abrmd_and_recovers() {
     let mut device = Device::renewing();
     device.abrmd.stop();
     let serial = device.serial();

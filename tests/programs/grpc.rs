@@ -56,7 +56,7 @@ fn curl(world: &World, path: &str, header: &str, message: &[u8]) -> String {
     output_of(&mut command) // which must succeed
 }
 
-/// What is refused is read, and that it ends is no error.
+/// Refusals are read, and their end is no error.
 #[test]
 fn libcurl_reads_every_refusal() {
     let mut world = World::enrolled();
@@ -78,8 +78,8 @@ fn libcurl_reads_every_refusal() {
     });
 }
 
-/// curl says how many connections it makes: one for all of the requests, which tell how long it may
-/// idle.
+/// curl reports how many connections it makes: one for all of the requests, whose responses have
+/// the idle limit.
 #[test]
 fn libcurl_keeps_its_connection_over_http_1() {
     let mut world = World::enrolled();
@@ -106,25 +106,25 @@ fn grpcio_has_20_streams_health_and_refusals_on_one_channel() {
     world.mis.stop_listening().unwrap();
     world.device.start();
     let mut client = Grpcio::start(&world);
-    let answer = client.ask();
-    assert_eq!(answer["streams"], json!(["UNAVAILABLE"]), "before the first enrollment: {answer:#}");
-    health_is(&answer, "NOT_SERVING");
+    let response = client.ask();
+    assert_eq!(response["streams"], json!(["UNAVAILABLE"]), "before the first enrollment: {response:#}");
+    health_is(&response, "NOT_SERVING");
     world.mis.resume().unwrap();
     world.device.wait_for("active");
     over_rotations_and_a_restart(&mut world, |_| {
-        let answer = client.ask();
-        assert_eq!(answer["streams"], json!(["OK"]), "{answer:#}");
-        assert_eq!(answer["key"], json!(["PERMISSION_DENIED"]));
-        assert_eq!(answer["withoutHeader"], json!(["INVALID_ARGUMENT"]));
-        assert_eq!(answer["notThere"], json!(["UNIMPLEMENTED"]));
-        health_is(&answer, "SERVING");
+        let response = client.ask();
+        assert_eq!(response["streams"], json!(["OK"]), "{response:#}");
+        assert_eq!(response["key"], json!(["PERMISSION_DENIED"]));
+        assert_eq!(response["withoutHeader"], json!(["INVALID_ARGUMENT"]));
+        assert_eq!(response["notThere"], json!(["UNIMPLEMENTED"]));
+        health_is(&response, "SERVING");
     });
 }
 
-fn health_is(answer: &Value, status: &str) {
+fn health_is(response: &Value, status: &str) {
     let expected = |unknown| json!({ "": status, "SpiffeWorkloadAPI": status, "nothing": unknown });
-    assert_eq!(answer["check"], expected("NOT_FOUND"), "{answer:#}");
-    assert_eq!(answer["watch"], expected("SERVICE_UNKNOWN"), "{answer:#}");
+    assert_eq!(response["check"], expected("NOT_FOUND"), "{response:#}");
+    assert_eq!(response["watch"], expected("SERVICE_UNKNOWN"), "{response:#}");
 }
 
 /// `tests/clients/grpc_client.py`

@@ -30,7 +30,7 @@ struct Nginx<'a> {
 struct Ports {
     server: u16,
     proxy: u16,
-    /// What is behind the server: it answers with the client's certificate.
+    /// The server behind it, which responds with the client's certificate.
     behind: u16,
 }
 
@@ -38,7 +38,7 @@ impl<'a> Nginx<'a> {
     fn start(device: &'a Device, peer: &Peer) -> Self {
         fs::create_dir(device.path("nginx")).unwrap();
         open_to_all(&device.path("nginx"), 0o777);
-        // The user may not reach the checkout: it may lie below somebody's home.
+        // The user may not reach the checkout: it may lie below another user's home.
         fs::copy(TAKE_OVER, device.path("nginx-take-over")).unwrap();
         open_to_all(&device.path("nginx-take-over"), 0o755);
         let log = Log::new("nginx", device.path("nginx/error.log"));
@@ -76,9 +76,9 @@ impl<'a> Nginx<'a> {
         );
     }
 
-    /// The answer of the server behind the proxy, which knows the proxy as the device.
+    /// The response of the server behind the proxy, which sees the proxy as the device.
     fn through_the_proxy(&self) -> String {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.ports.proxy)).expect("nobody is turned away");
+        let mut stream = TcpStream::connect(("127.0.0.1", self.ports.proxy)).expect("a connection");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
         let mut answer = String::new();
@@ -89,7 +89,7 @@ impl<'a> Nginx<'a> {
         answer
     }
 
-    /// The certificate that it has as a server.
+    /// The certificate that it presents as a server.
     fn leaf(&self) -> String {
         let mut command = Command::new("openssl");
         command.args(["s_client", "-showcerts", "-connect", &format!("127.0.0.1:{}", self.ports.server)]);
@@ -111,21 +111,21 @@ fn configuration(device: &Device, peer: &Peer, ports: Ports) -> String {
     let proxy = page::block("nginx proxy")
         .replace("127.0.0.1:8080", &format!("127.0.0.1:{}", ports.proxy))
         .replace("https://wfm.factory.example:8443", &format!("https://127.0.0.1:{}", peer.port()));
-    let folder = device.path("nginx");
-    let folder = folder.display();
+    let dir = device.path("nginx");
+    let dir = dir.display();
     let text = format!(
         "{main}
         env DBUS_SYSTEM_BUS_ADDRESS; # of this test alone
-        pid {folder}/nginx.pid;
-        error_log {folder}/error.log info;
+        pid {dir}/nginx.pid;
+        error_log {dir}/error.log info;
         events {{ }}
         http {{
             access_log off;
-            client_body_temp_path {folder}/body;
-            proxy_temp_path {folder}/proxy;
-            fastcgi_temp_path {folder}/fastcgi;
-            uwsgi_temp_path {folder}/uwsgi;
-            scgi_temp_path {folder}/scgi;
+            client_body_temp_path {dir}/body;
+            proxy_temp_path {dir}/proxy;
+            fastcgi_temp_path {dir}/fastcgi;
+            uwsgi_temp_path {dir}/uwsgi;
+            scgi_temp_path {dir}/scgi;
             {server}
             {proxy}
             server {{
@@ -150,7 +150,7 @@ impl Drop for StopAtEnd<'_> {
 
 #[test]
 #[ignore = "needs root: programs are run as another user"]
-fn as_server_and_proxy_it_serves_through_rotations() {
+fn nginx_serves_through_rotations_as_server_and_proxy() {
     let device = Device::renewing();
     let peer = Peer::start(&device);
     let nginx = Nginx::start(&device, &peer);
@@ -205,11 +205,11 @@ fn as_server_and_proxy_it_serves_through_rotations() {
         );
     }
 
-    // Somebody else is not let pass for the device.
+    // Another SPIFFE ID is not accepted for the device.
     let output = ask("spiffe://factory.example/margo/device/another");
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("this is not the peer that was meant"));
-    // And who shows no certificate is turned away.
+    // A client without a certificate is refused.
     let url = format!("https://127.0.0.1:{}/", nginx.ports.server);
     let answer = output_of(Command::new("curl").args(["--silent", "--insecure", &url]));
     assert!(answer.contains("No required SSL certificate was sent"), "{answer}");

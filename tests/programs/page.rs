@@ -1,8 +1,8 @@
-//! docs/using-the-identity.md, and what is in its blocks.
+//! docs/using-the-identity.md, and its blocks.
 
 const PAGE: &str = include_str!("../../docs/using-the-identity.md");
 
-/// What is in the block with this label, such as `sh curl`.
+/// Content of the block with this label, such as `sh curl`.
 pub(crate) fn block(label: &str) -> String {
     let (mut text, mut inside) = (String::new(), None);
     for line in PAGE.lines() {

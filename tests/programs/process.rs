@@ -14,7 +14,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts it; what it writes goes to this file.
+    /// Starts the program; its output goes to this file.
     pub(crate) fn start(command: &mut Command, log: &Path) -> Self {
         let words: Vec<_> = [command.get_program()].into_iter().chain(command.get_args()).collect();
         let name = words.join(" ".as_ref()).to_string_lossy().into_owned();
@@ -24,7 +24,7 @@ impl Running {
         Self { process, log }
     }
 
-    /// What it wrote.
+    /// Its output.
     pub(crate) fn log(&self) -> String {
         self.log.text()
     }
@@ -45,16 +45,16 @@ impl Drop for Running {
     }
 }
 
-/// Waits until it holds.
+/// Waits until `holds` is true.
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        assert!(Instant::now() < deadline, "timed out waiting for {what}");
         pause();
     }
 }
 
-/// What a program printed. It must succeed.
+/// Output of a program, which must succeed.
 pub(crate) fn output_of(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|e| panic!("{:?}: {e}", command.get_program()));
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();

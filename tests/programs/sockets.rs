@@ -1,4 +1,4 @@
-//! The sockets, as the page tells them to programs that do not use OpenSSL.
+//! The sockets, as the page describes them for programs that do not use OpenSSL.
 
 use std::fs;
 use std::path::Path;
@@ -12,10 +12,10 @@ use crate::process::output_of;
 use crate::support::python;
 use crate::world::World;
 
-/// With curl, by somebody who cannot reach the TPM; and by nobody who may only read.
+/// With curl, for a user who cannot reach the TPM; and not for one who may only read.
 #[test]
 #[ignore = "needs root: programs are run as another user"]
-fn the_agent_signs_for_whoever_is_in_the_group() {
+fn signing_socket_serves_members_of_its_group() {
     let device = Device::renewing();
     device.until_it_rotates(|| {
         let output = device.run(ASKER, &page::block("sh sign"));
@@ -41,7 +41,7 @@ fn spiffe_for_python_has_the_trust_bundle() {
 /// Without an address in the program: the drop-in's variable leads to the socket, its unit and its
 /// group are the agent's.
 #[test]
-fn the_drop_in_leads_spiffe_libraries_to_the_socket() {
+fn drop_in_leads_spiffe_libraries_to_the_socket() {
     const DROP_IN: &str = include_str!("../../examples/systemd/workload-api.conf");
     let setting = |name: &str| DROP_IN.lines().find_map(|line| line.strip_prefix(name)).expect("a setting");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -125,7 +125,7 @@ a_renewal_that_falls_due_in_suspend_is_made_at_waking() {
     jq --slurp --raw-output '
         def last_of(words): map(select(.MESSAGE | strings | startswith(words))) | last
             | { awake: (.__MONOTONIC_TIMESTAMP | tonumber), wall: (.__REALTIME_TIMESTAMP | tonumber) };
-        last_of("an operator orders: renew") as $before | last_of("PM: suspend exit") as $exit | last_of("new SVID") as $new
+        last_of("admin command received") as $before | last_of("PM: suspend exit") as $exit | last_of("new SVID") as $new
         | [$exit.wall - $exit.awake - ($before.wall - $before.awake), $new.awake - $exit.awake]
         | map(. / 1e5 | round / 10 | tostring) | join(" ")' "$work/journal.json" >"$work/times"
     read -r asleep late <"$work/times"

@@ -199,7 +199,7 @@ the_uid_of_a_caller_arrives() {
         rm /etc/miaf-agent/config.d/log.toml"
     journal --output=json MIAF_PATH=/v1/svid >"$work/journal.json"
     jq --exit-status --slurp --arg uid "$(guest 'id --user wfm-client')" \
-        'any(.[]; .MIAF_UID == $uid and (.MIAF_PID | tonumber) > 1 and .MIAF_RIGHT == "agent" and .PRIORITY == "6")' \
+        'any(.[]; .MIAF_UID == $uid and (.MIAF_PID | tonumber) > 1 and .MIAF_ROLE == "agent" and .PRIORITY == "6")' \
         "$work/journal.json" >/dev/null || fail "the agent did not see who asked: $(cat "$work/journal.json")"
     guest 'systemctl restart miaf-agent'
 }
@@ -223,7 +223,7 @@ SHELL
     jq --exit-status --slurp --arg uid "$(guest 'id --user signer')" --arg id "$(cat "$work/identity")" \
         'any(.[]; .MIAF_UID == $uid and (.MIAF_PID | tonumber) > 1 and .MIAF_SPIFFE_ID == $id and .MIAF_SERIAL != null)' \
         "$work/journal.json" >/dev/null || fail "who had the key sign is not on record: $(cat "$work/journal.json")"
-    # On the socket for reading nobody signs, whoever it is.
+    # The socket for reading makes no signature, not even for root.
     guest 'curl --silent --unix-socket /run/miaf-agent/agent.sock --data "{}" http://agent/v1/sign' | grep '"status":403' >/dev/null
     guest 'sed -n "s/  */ /g; /^Max open files/p" /proc/$(systemctl show --property MainPID --value miaf-agent)/limits' \
         | expect_output 'Max open files 16384 16384 files '
@@ -239,7 +239,7 @@ the_workload_api_gives_bundles_to_all_and_the_key_in_the_tpm_to_nobody() {
     done
     ! guest "$(workload_call stranger FetchX509Bundles)" >/dev/null 2>&1 || fail "a stranger may ask"
     journal --output=json MIAF_AUDIT=key >"$work/journal.json"
-    jq --exit-status --slurp --arg uid "$(guest 'id --user wfm-client')" 'any(.[]; .MIAF_UID == $uid and .MIAF_WHY != null)' \
+    jq --exit-status --slurp --arg uid "$(guest 'id --user wfm-client')" 'any(.[]; .MIAF_UID == $uid and .MIAF_REASON != null)' \
         "$work/journal.json" >/dev/null || fail "that the key was refused is not on record"
 }
 workload_call() { # USER METHOD: an empty message, and what comes back within two seconds of a stream without an end

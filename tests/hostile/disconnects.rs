@@ -1,5 +1,5 @@
-//! Callers who leave, and callers who only stop sending: the first hold nothing, the second get their
-//! responses.
+//! Peers that leave, and peers that only stop sending: the first hold no permit, the second get
+//! their responses.
 
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
@@ -23,7 +23,7 @@ fn say(device: &Device, socket: &str, said: &[u8]) -> UnixStream {
     stream
 }
 
-/// Reads until so much has come that this holds.
+/// Reads until `holds` is true of what has come.
 fn hear(stream: &mut UnixStream, mut holds: impl FnMut(&str) -> bool) -> String {
     let (mut heard, mut part) = (String::new(), [0; 4096]);
     while !holds(&heard) {
@@ -40,9 +40,11 @@ fn sign_request(version: &str) -> String {
     format!("POST /v1/sign HTTP/{version}\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
-/// `begins` reads what a caller is told first, and says whether that is what it asked for. With this many connections for a user, and as many of them taken by these callers who then leave, the
-/// next caller is served: long before the agent says something to those who watch (300 s).
-fn is_forgotten(
+/// Checks that peers which leave release their permits: as many connections as a user may have are
+/// taken by peers that then leave, and the next is served, long before the keep-alive of
+/// `/v1/watch` (300 s). `begins` reads the begin of a response, and returns whether it is the
+/// expected one.
+fn check_release(
     world: &World,
     name: &str,
     socket: &str,
@@ -52,20 +54,20 @@ fn is_forgotten(
 ) {
     let device = &world.device;
     let health = |device: &Device| {
-        let answer = device.request_at(socket, "GET /healthz HTTP/1.0\r\n\r\n");
-        answer.map(|(status, _)| status)
+        let response = device.request_at(socket, "GET /healthz HTTP/1.0\r\n\r\n");
+        response.map(|(status, _)| status)
     };
-    // One may be refused while the permit of a caller before it is on its way back.
-    let (mut callers, since) = (Vec::new(), Instant::now());
-    while callers.len() < 4 {
-        let mut caller = say(device, socket, said);
-        if begins(&mut caller) {
-            callers.push(caller);
+    // One may be refused while the permit of an earlier one is being released.
+    let (mut peers, since) = (Vec::new(), Instant::now());
+    while peers.len() < 4 {
+        let mut peer = say(device, socket, said);
+        if begins(&mut peer) {
+            peers.push(peer);
         }
-        assert!(since.elapsed() < PATIENCE, "{name}: only {} have a permit", callers.len());
+        assert!(since.elapsed() < PATIENCE, "{name}: only {} have a permit", peers.len());
     }
     assert_eq!(health(device), Some(503), "{name}: every permit is taken");
-    let _kept: Vec<_> = callers.into_iter().filter_map(leave).collect();
+    let _kept: Vec<_> = peers.into_iter().filter_map(leave).collect();
     device.wait_until(name, |device| health(device) == Some(200));
 }
 
@@ -87,7 +89,7 @@ fn shut_down_one_by_one(stream: UnixStream) -> Option<UnixStream> {
 }
 
 #[test]
-fn callers_who_left_hold_no_permit_whatever_they_sent() {
+fn peers_that_left_hold_no_permit() {
     let mut world = World::new();
     world.configure("max_connections_per_user = 4\n");
     world.device.start();
@@ -99,9 +101,9 @@ fn callers_who_left_hold_no_permit_whatever_they_sent() {
     for leave in leaving {
         for behind in ["", "x", "GET /v1/svid HTTP/1.1\r\nhost: x\r\n\r\n", &"\r\n".repeat(9000)] {
             let said = format!("{WATCH}{behind}");
-            is_forgotten(
+            check_release(
                 &world,
-                &format!("watchers with {} bytes behind", behind.len()),
+                &format!("subscribers with {} bytes behind", behind.len()),
                 READ,
                 said.as_bytes(),
                 watching,
@@ -119,22 +121,22 @@ fn callers_who_left_hold_no_permit_whatever_they_sent() {
         .concat();
         let streaming =
             |stream: &mut UnixStream| std::iter::from_fn(|| receive(stream)).any(|frame| frame.kind == 0);
-        is_forgotten(&world, "streams of gRPC with data behind", READ, &call, streaming, leave);
+        check_release(&world, "streams of gRPC with data behind", READ, &call, streaming, leave);
     }
-    // Signatures that wait, for a TPM that does not answer.
+    // Signatures that wait for a TPM that does not respond.
     world.tpm.signal("STOP");
     let said = sign_request("1.1") + "x";
-    is_forgotten(&world, "those who wait for a signature", SIGN, said.as_bytes(), |_| true, close);
+    check_release(&world, "peers that wait for a signature", SIGN, said.as_bytes(), |_| true, close);
     let stays = say(&world.device, SIGN, sign_request("1.0").as_bytes());
     world.tpm.signal("CONT");
     let mut stays = stays;
     assert!(hear(&mut stays, |heard| heard.contains("\"signature\"")).starts_with("HTTP/1.0 200"));
     let signed = world.device.log().matches("audit=\"sign\"").count();
-    assert!(signed <= 2, "what nobody waits for is not signed: {signed}");
+    assert!(signed <= 2, "abandoned signatures are not made: {signed}");
 }
 
 #[test]
-fn half_closed_callers_get_their_response() {
+fn half_closed_peers_get_their_response() {
     let world = World::enrolled();
     let half_closed = |socket: &str, said: &str| {
         let mut stream = say(&world.device, socket, said.as_bytes());
@@ -157,20 +159,20 @@ fn half_closed_callers_get_their_response() {
         let torn = half_closed(SIGN, &sign_request(version).replace("==", "").replace("ES256\"", "ES256"));
         assert!(torn.contains(" 400 "), "{torn:?}");
     }
-    // All of several that are sent at once, and an order.
+    // All of several that are sent at once, and an admin command.
     let three = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".repeat(3);
     assert_eq!(half_closed(READ, &three).matches("HTTP/1.1 200").count(), 3);
-    let ordered =
+    let accepted =
         half_closed("run/admin.sock", "POST /v1/retry HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n");
-    assert!(ordered.contains(" 202 "), "{ordered:?}");
+    assert!(accepted.contains(" 202 "), "{accepted:?}");
 }
 
 #[test]
-fn half_closed_watchers_are_told_of_changes() {
+fn half_closed_subscribers_get_events() {
     let world = World::renewing();
-    let mut watcher = say(&world.device, READ, WATCH.as_bytes());
-    watcher.shutdown(Shutdown::Write).unwrap();
-    hear(&mut watcher, |heard| heard.matches("event: state").count() >= 3);
+    let mut subscriber = say(&world.device, READ, WATCH.as_bytes());
+    subscriber.shutdown(Shutdown::Write).unwrap();
+    hear(&mut subscriber, |heard| heard.matches("event: state").count() >= 3);
 
     let mut stream = say(&world.device, READ, &[PREFACE, &frame(4, 0, 0, b"")].concat());
     stream.write_all(&frame(1, 4, 1, &headers("/SpiffeWorkloadAPI/FetchX509Bundles", "true"))).unwrap();
@@ -185,9 +187,9 @@ fn half_closed_watchers_are_told_of_changes() {
     assert!(frames.contains(&1), "{frames:?}");
 }
 
-/// As load balancers and simple clients ask.
+/// As load balancers and simple clients send them.
 #[test]
-fn health_is_told_to_http_1_0_without_a_host() {
+fn health_is_served_to_http_1_0_without_a_host() {
     let world = World::enrolled();
     for request in [
         "GET /healthz HTTP/1.0\r\n\r\n",

@@ -1,4 +1,4 @@
-//! Callers who come and go, without limit and at once: no memory stays with them.
+//! Connections that are opened and closed without limit: no memory is lost to them.
 
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -9,7 +9,7 @@ use crate::world::World;
 
 const CONNECTIONS: usize = 40_000;
 
-/// Somebody does this from several processes' worth of threads; then the agent has as little memory as
+/// Runs `each` with many connections in several threads; then the agent has as little memory as
 /// before, and never had much more.
 fn memory_is_bounded_while(device: &Device, socket: &str, each: impl Fn(UnixStream) + Sync) {
     assert_eq!(device.get("/v1/status").unwrap().0, 200);
