@@ -23,7 +23,7 @@ use crate::spiffe::Bundle;
 use crate::spiffe::svid;
 use crate::store::{self, Store};
 use crate::text::Excerpt;
-use crate::time::{BootTime, Now, Proof, Timestamp};
+use crate::time::{BootTime, Now, ProvenTime, Timestamp};
 
 /// After a failure to publish the files, they are tried again this much later.
 const PUBLISH_AGAIN: Duration = Duration::from_secs(30);
@@ -44,7 +44,7 @@ pub(super) struct Device {
     pub(super) answer: Option<store::Answer>,
     pub(super) stored_renew_at: Option<Timestamp>,
     pub(super) waits: KeptWaits,
-    pub(super) proof: Option<Proof>,
+    pub(super) proof: Option<ProvenTime>,
     pub(super) stored_time: store::CachedTime,
     /// The operator has said that a bundle with a lower sequence is meant to be (miaf-v0 B5).
     pub(super) accepts_regressed_bundle: bool,

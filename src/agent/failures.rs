@@ -170,7 +170,7 @@ impl Spoken {
 }
 
 fn complaints(bundle: &Bundle, held: Option<&X509Svid>, now: Timestamp) -> Vec<String> {
-    let vouching = held.and_then(|svid| svid::vouching(svid, bundle, now)).map(|vouching| vouching.anchor);
+    let vouching = held.and_then(|svid| svid::trust_path(svid, bundle, now)).map(|vouching| vouching.anchor);
     let of_anchor = |facts: &AnchorFacts| {
         let when = match now < facts.not_before {
             true => format!("becomes valid only at {}", facts.not_before),
@@ -184,7 +184,7 @@ fn complaints(bundle: &Bundle, held: Option<&X509Svid>, now: Timestamp) -> Vec<S
         };
         format!("its anchor \"{}\" {when}{so}", facts.subject)
     };
-    let remarks = bundle.remarks().iter().map(ToString::to_string);
+    let remarks = bundle.warnings().iter().map(ToString::to_string);
     remarks.chain(bundle.anchors_out_of_validity(now).map(of_anchor)).collect()
 }
 

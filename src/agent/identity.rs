@@ -11,7 +11,7 @@ use crate::keys::{self, ErrorKind, Key, KeyError, Provider};
 use crate::lifecycle::{Failure, KeyChoice, Meaning, NotAdopted, Report, Request, SvidFacts};
 use crate::platform::clock;
 use crate::publish::Identity;
-use crate::spiffe::svid::{self, Chain, Expectation, Rejection, X509Svid};
+use crate::spiffe::svid::{self, Chain, Expectation, SvidError, X509Svid};
 use crate::store;
 use crate::time::Timestamp;
 use crate::transport::ClientIdentity;
@@ -120,19 +120,19 @@ impl Device {
         // An enrollment is accepted whatever its number: the device may have no other way on.
         let renewed = self.identity.as_ref().filter(|_| answer.renewal);
         let judged = Chain::from_pem(&answer.chain).and_then(|chain| {
-            renewed.map_or(Ok(()), |held| svid::has_new_serial(&chain, &held.svid))?;
-            svid::judge(&chain, &expected, &kept.bundle, now)
+            renewed.map_or(Ok(()), |held| svid::check_new_serial(&chain, &held.svid))?;
+            svid::validate(&chain, &expected, &kept.bundle, now)
         });
         let svid = match judged {
             Ok(svid) => svid,
-            Err(Rejection::NotYetValid { not_before }) => {
+            Err(SvidError::NotYetValid { not_before }) => {
                 tracing::info!(%not_before, "the new SVID is kept until it becomes valid");
                 return Err(NotAdopted::Early(not_before));
             }
-            Err(why) if why.may_lie_in_the_bundle() && !bundle_is_fresh => {
+            Err(why) if why.depends_on_bundle() && !bundle_is_fresh => {
                 return Err(NotAdopted::UnknownIssuer);
             }
-            Err(why @ Rejection::IssuerExpired { .. }) => {
+            Err(why @ SvidError::IssuerExpired { .. }) => {
                 let why = format!(
                     "{why}. It is kept, in case another trust bundle vouches for it, and asked for anew slowly: whoever runs \
                      the MIS has to give it a certificate to issue with that is valid"

@@ -8,7 +8,7 @@ use crate::issuer::{self, Discovery, Fetched, IssuerError};
 use crate::lifecycle::{BundleFacts, Discovered, Report};
 use crate::platform::clock;
 use crate::publish::Identity;
-use crate::spiffe::{Bundle, Remark, SequenceVerdict, judge_sequence, svid};
+use crate::spiffe::{Bundle, BundleWarning, SequenceCheck, check_sequence, svid};
 use crate::store;
 use crate::text::Excerpt;
 use crate::time::Timestamp;
@@ -82,12 +82,12 @@ impl Device {
                 // What is kept is what counts: the rest of what was served may be much, and changes by itself.
                 let body = serde_json::to_string(&document.to_document()).unwrap_or_default();
                 // What is wrong with the rest is found out anew after a restart.
-                let is_whole = !document.remarks().iter().any(Remark::is_loss);
+                let is_whole = !document.warnings().iter().any(BundleWarning::is_loss);
                 let validators = if is_whole { validators } else { Validators::default() };
                 let (before, since) =
                     held.as_ref().map_or((None, None), |k| (k.bundle.sequence(), k.cached.regressed_since));
-                let verdict = judge_sequence(before, document.sequence(), since, now);
-                if let SequenceVerdict::Regressed { since: from } = verdict
+                let verdict = check_sequence(before, document.sequence(), since, now);
+                if let SequenceCheck::Regressed { since: from } = verdict
                     && !self.accepts_regressed_bundle
                 {
                     if let Some(kept) = held {
@@ -175,7 +175,7 @@ pub(super) fn discovered(document: &Discovery, changed: bool) -> Discovered {
 
 fn bundle_facts(bundle: &Bundle, held: Option<&Identity>, is_new: bool, now: Timestamp) -> BundleFacts {
     let valid = held.filter(|identity| identity.is_valid(now) && !bundle.anchors().is_empty());
-    let vouching = valid.map(|identity| svid::vouching(&identity.svid, bundle, now));
+    let vouching = valid.map(|identity| svid::trust_path(&identity.svid, bundle, now));
     let anchor = vouching.as_ref().and_then(|vouching| Some(vouching.as_ref()?.anchor));
     BundleFacts {
         refresh_hint: bundle.refresh_hint(),

@@ -159,7 +159,7 @@ impl Snapshot {
         match *judged {
             Some((at, not_after)) if at <= now && now < at.after(JUDGED_FOR) => not_after,
             _ => {
-                let vouching = svid::vouching(&identity.svid, &held.bundle, now);
+                let vouching = svid::trust_path(&identity.svid, &held.bundle, now);
                 let not_after = vouching.map(|vouching| vouching.anchor.not_after);
                 *judged = Some((now, not_after));
                 not_after

@@ -146,7 +146,7 @@ fn of_the_device(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
     text.one(
         "bundle_remarks",
         "Parts of the trust bundle as served that are not used.",
-        bundle.map(|held| held.bundle.remarks().len() as f64),
+        bundle.map(|held| held.bundle.warnings().len() as f64),
     );
     text.one(
         "svid_anchor_not_after_timestamp_seconds",

@@ -25,7 +25,7 @@ use super::tls::{self, TlsReason};
 use crate::config;
 use crate::platform::{clock, connectivity};
 use crate::text::Excerpt;
-use crate::time::{Proof, Timestamp};
+use crate::time::{ProvenTime, Timestamp};
 
 const USER_AGENT: &str = concat!("miaf-agent/", env!("CARGO_PKG_VERSION"));
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -65,10 +65,10 @@ pub(super) struct Http {
 
 /// The `Date` of the latest answer that had a readable one. Only authenticated servers give answers.
 #[derive(Debug, Default)]
-struct Proven(Mutex<Option<Proof>>);
+struct Proven(Mutex<Option<ProvenTime>>);
 
 impl Proven {
-    fn held(&self) -> MutexGuard<'_, Option<Proof>> {
+    fn held(&self) -> MutexGuard<'_, Option<ProvenTime>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -78,7 +78,7 @@ impl Proven {
         let Some(age) = age.filter(|age| *age <= MAX_AGE) else { return };
         let date = text(headers, header::DATE).and_then(|date| httpdate::parse_http_date(&date).ok());
         if let Some(date) = date {
-            *self.held() = Some(Proof {
+            *self.held() = Some(ProvenTime {
                 wall: Timestamp::from(date).after(Duration::from_secs(age)),
                 at: clock::now().boot,
             });
@@ -101,7 +101,7 @@ impl Http {
         answer.await.unwrap_or(Err(gone))
     }
 
-    pub(super) fn proven_time(&self) -> Option<Proof> {
+    pub(super) fn proven_time(&self) -> Option<ProvenTime> {
         *self.proven.held()
     }
 

@@ -29,7 +29,7 @@ pub use server_trust::{ServerTrust, TrustFacts};
 pub(crate) use server_verifier::VouchedBy;
 
 use crate::config;
-use crate::time::Proof;
+use crate::time::ProvenTime;
 use crate::x509;
 use http::{Body, Call, Http};
 
@@ -85,7 +85,7 @@ impl Transport {
     /// What time it is by the server: the `Date` of the latest response of any status that an authenticated server gave
     /// (RFC 9110 section 6.6.1). A response without a readable one changes nothing. A cache on the other side may have kept
     /// a response for a while: it was not earlier, perhaps later.
-    pub fn proven_time(&self) -> Option<Proof> {
+    pub fn proven_time(&self) -> Option<ProvenTime> {
         self.http.proven_time()
     }
 

@@ -9,7 +9,7 @@ const MAX_ID: usize = 2048;
 const MAX_TRUST_DOMAIN: usize = 255;
 const DEVICE_PATH: &str = "/margo/device/";
 
-/// `spiffe://<trust-domain>/<path>`, checked when made. The path has at least one segment: an ID without a path
+/// A SPIFFE ID, `spiffe://<trust-domain>/<path>`, checked when made. The path has at least one segment: an ID without a path
 /// names the trust domain itself, which is never a device's or a program's identity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

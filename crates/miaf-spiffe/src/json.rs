@@ -1,9 +1,9 @@
-//! JSON from outside, read into types and never into a tree of values: what a document says beside
-//! what is asked of it costs no memory, whatever its shape.
+//! JSON from outside, read into types and never into a tree of values: what a document says in
+//! addition to what is read costs no memory, whatever its shape.
 //!
 //! Members that are not known are passed over without being built. A known member that is there
 //! twice is an error at every depth: RFC 8259 section 4 leaves open which of the two counts, and
-//! nobody here guesses. A byte order mark in front is passed over (section 8.1).
+//! this parser does not guess. A byte order mark in front is passed over (section 8.1).
 
 use std::fmt;
 use std::marker::PhantomData;

@@ -546,7 +546,7 @@ fn boundaries_in<'a>(line: &Line<'a>) -> Vec<Boundary<'a>> {
 /// The boundary that begins with `before`, if anything there is meant to be one; and the dashes behind it.
 fn boundary<'a>(line: &Line<'a>, before: &Dashes) -> Option<(Boundary<'a>, Option<Dashes>)> {
     if before.count == 1 && before.are_ascii {
-        return None; // with one, a line could make this look at its rest again and again
+        return None; // with one, a line could make this read its rest again and again
     }
     let text = line.text;
     let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');

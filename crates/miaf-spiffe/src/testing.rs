@@ -14,7 +14,7 @@ pub fn cases(usual: u32) -> Config {
     Config { cases: if is_set { config.cases } else { usual }, ..config }
 }
 
-/// Characters of an error that comes of one input, with what the agent's own words need.
+/// Limit of characters of an error about one input, with room for the agent's own words.
 const MAX_ERROR: usize = 4096;
 
 /// Panics if an error could fill a log or reach for a terminal. Returns that nothing was accepted.
@@ -27,8 +27,8 @@ pub fn check_error(error: impl std::fmt::Display) -> bool {
     for line in lines {
         // White space at the ends is no harm.
         let safe = Excerpt::of(line, MAX_ERROR);
-        let kept = line.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(*safe, *kept, "a terminal would obey an error");
+        let joined = line.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(*safe, *joined, "a terminal would obey an error");
     }
     false
 }

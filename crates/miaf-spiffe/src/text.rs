@@ -38,7 +38,7 @@ impl Excerpt {
         Self::of(String::from_utf8_lossy(begin), limit)
     }
 
-    /// The text, to be kept as a plain one.
+    /// The text as a plain `String`.
     pub fn into_string(self) -> String {
         self.0
     }

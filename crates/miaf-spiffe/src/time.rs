@@ -85,7 +85,7 @@ impl BootTime {
     }
 }
 
-/// Both clocks, read together, and what is known of the wall clock.
+/// Both clocks, read together, and whether the wall clock was set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
     /// The wall clock: for everything that a certificate says.
@@ -96,12 +96,12 @@ pub struct Now {
     pub synchronised: bool,
 }
 
-/// What time it was by the word of somebody who is believed, and when that was by this device's boot clock.
+/// A time from a trusted source, and the boot time at which it was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Proof {
-    /// The time that was told. It was not earlier.
+pub struct ProvenTime {
+    /// The time of the source. It was not earlier.
     pub wall: Timestamp,
-    /// When it was told.
+    /// When it was received.
     pub at: BootTime,
 }
 

@@ -123,15 +123,15 @@ fn numbers_that_cannot_be_read_are_remarked_on_and_count_for_none() {
         let entry = format!(r#"{{"keys":[],"spiffe_sequence":{text},"spiffe_refresh_hint":{text}}}"#);
         let in_map =
             format!(r#"{{"trust_domains":{{"factory.example":{entry}}},"spiffe_refresh_hint":{text}}}"#);
-        for (body, remarks) in [(entry, 2), (in_map, 3)] {
+        for (body, warnings) in [(entry, 2), (in_map, 3)] {
             let bundle = read_text(&body).unwrap();
             assert_eq!((bundle.sequence(), bundle.refresh_hint()), (None, None), "{body}");
-            assert_eq!(bundle.remarks().len(), remarks, "{body}: {:?}", bundle.remarks());
-            assert!(bundle.remarks()[0].to_string().contains(text), "{:?}", bundle.remarks());
+            assert_eq!(bundle.warnings().len(), warnings, "{body}: {:?}", bundle.warnings());
+            assert!(bundle.warnings()[0].to_string().contains(text), "{:?}", bundle.warnings());
         }
     }
     let long = format!(r#"{{"keys":[],"spiffe_sequence":"{}"}}"#, "\\u001b]0;x\u{202e}".repeat(50_000));
-    let said = read_text(&long).unwrap().remarks()[0].to_string();
+    let said = read_text(&long).unwrap().warnings()[0].to_string();
     assert!(said.len() < 400 && !said.contains(['\u{1b}', '\u{202e}']), "{said}");
 }
 
@@ -254,8 +254,8 @@ fn anchors_that_peers_cannot_read_are_passed_over_and_named() {
         let bundle = read(map(json!({ "keys": [bad, jwk(json!([good]))] }))).unwrap();
         assert_eq!(bundle.anchors(), [CertificateDer::from(BASE64.decode(&good).unwrap())], "{serial:x?}");
         assert_eq!(bundle.to_document().keys.len(), 1);
-        let [remark] = bundle.remarks() else { panic!("{:?}", bundle.remarks()) };
-        let said = remark.to_string();
+        let [warning] = bundle.warnings() else { panic!("{:?}", bundle.warnings()) };
+        let said = warning.to_string();
         assert!(said.starts_with("key 0 (CN=rcgen") && said.contains(why), "{said}");
         // Alone it would leave an empty bundle, which says something else.
         match read(json!({ "keys": [bad] })) {
@@ -264,7 +264,7 @@ fn anchors_that_peers_cannot_read_are_passed_over_and_named() {
         }
     }
     for serial in [&[0x7f; 20][..], &[0]] {
-        assert_eq!(read(json!({ "keys": [jwk(json!([with_serial(serial)]))] })).unwrap().remarks(), []);
+        assert_eq!(read(json!({ "keys": [jwk(json!([with_serial(serial)]))] })).unwrap().warnings(), []);
     }
 }
 
@@ -274,10 +274,13 @@ fn an_anchor_with_a_long_serial_number_is_remarked_on_and_used() {
         let bundle =
             read(json!({ "keys": [jwk(json!([with_serial(&serial)])), jwk(json!([anchor()]))] })).unwrap();
         assert_eq!(bundle.anchors().len(), 2, "{serial:x?}");
-        let [remark] = bundle.remarks() else { panic!("{:?}", bundle.remarks()) };
-        assert!(remark.to_string().contains("key 0 (CN=rcgen"), "{remark}");
-        assert!(remark.to_string().contains("is used, but its serial number is longer than 20"), "{remark}");
-        assert!(!remark.is_loss());
+        let [warning] = bundle.warnings() else { panic!("{:?}", bundle.warnings()) };
+        assert!(warning.to_string().contains("key 0 (CN=rcgen"), "{warning}");
+        assert!(
+            warning.to_string().contains("is used, but its serial number is longer than 20"),
+            "{warning}"
+        );
+        assert!(!warning.is_loss());
     }
 }
 
@@ -308,17 +311,17 @@ fn a_held_bundle_is_not_judged_by_newer_rules() {
         ),
     ] {
         read_text(&body).unwrap_err();
-        let held = Bundle::from_held(body.as_bytes(), &domain()).unwrap();
-        assert_eq!(held.anchors(), [CertificateDer::from(BASE64.decode(anchor).unwrap())]);
-        let handed_out = serde_json::to_string(&held.to_document()).unwrap();
+        let stored = Bundle::from_held(body.as_bytes(), &domain()).unwrap();
+        assert_eq!(stored.anchors(), [CertificateDer::from(BASE64.decode(anchor).unwrap())]);
+        let handed_out = serde_json::to_string(&stored.to_document()).unwrap();
         let again = Bundle::from_held(handed_out.as_bytes(), &domain()).unwrap();
-        assert_eq!(again.anchors(), held.anchors(), "what is handed out can be read");
+        assert_eq!(again.anchors(), stored.anchors(), "what is handed out can be read");
         let document: BundleDocument = serde_json::from_str(&handed_out).unwrap();
-        assert_eq!(document, held.to_document());
+        assert_eq!(document, stored.to_document());
     }
-    let held = Bundle::from_held(in_map(&sequence).as_bytes(), &domain()).unwrap();
-    assert_eq!(held.sequence(), Some(7), "the last one counts");
-    // Beside another anchor, what peers cannot read is passed over, as at the next fetch.
+    let stored = Bundle::from_held(in_map(&sequence).as_bytes(), &domain()).unwrap();
+    assert_eq!(stored.sequence(), Some(7), "the last one counts");
+    // Where there is another anchor, what peers cannot read is passed over, as at the next fetch.
     let both = json!({ "keys": [jwk(json!([negative])), serde_json::from_str::<Value>(&twice).unwrap()] });
     assert_eq!(Bundle::from_held(both.to_string().as_bytes(), &domain()).unwrap().anchors().len(), 1);
     for never in ["", "[]", "{}", r#"{"keys":[[]]}"#, r#"{"keys":5}"#, r#"{"trust_domains":{}}"#] {
@@ -419,7 +422,7 @@ fn damaged_bundles_are_refused_and_say_why() {
     let told = read(json!({ "trust_domains": [] })).unwrap_err().to_string();
     assert!(told.contains("expected an object of trust domains"), "{told}");
     let foreign = json!({ "trust_domains": { "factory.example": { "keys": [] }, "other.example": 5 } });
-    assert!(read(foreign).is_ok(), "what is wrong elsewhere does not matter here");
+    assert!(read(foreign).is_ok(), "what is wrong in other entries does not matter");
     assert!(matches!(read(json!({ "keys": {} })), Err(BundleError::Json(_))));
     assert!(matches!(read(json!([])), Err(BundleError::Json(_))));
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
@@ -428,17 +431,17 @@ fn damaged_bundles_are_refused_and_say_why() {
 
 #[test]
 fn a_sequence_is_held_against_the_one_before_it() {
-    use SequenceVerdict::{Regressed, Use};
+    use SequenceCheck::{Accepted, Regressed};
     let now = Timestamp::from_secs(1_000_000);
     let before = |seconds| Timestamp::from_secs(1_000_000 - seconds);
     const DAY: i64 = 24 * 3600;
-    for (story, held, served, since, verdict) in [
-        ("newer", Some(5), Some(6), None, Use),
-        ("the same", Some(5), Some(5), None, Use),
-        ("nothing held", None, Some(1), None, Use),
-        ("no number held", None, None, None, Use),
-        ("no number served", Some(5), None, None, Use),
-        ("newer again, after a lower one", Some(5), Some(6), Some(before(60)), Use),
+    for (case, stored, served, since, verdict) in [
+        ("newer", Some(5), Some(6), None, Accepted),
+        ("the same", Some(5), Some(5), None, Accepted),
+        ("nothing stored", None, Some(1), None, Accepted),
+        ("no number stored", None, None, None, Accepted),
+        ("no number served", Some(5), None, None, Accepted),
+        ("newer again, after a lower one", Some(5), Some(6), Some(before(60)), Accepted),
         ("lower, for the first time", Some(5), Some(4), None, Regressed { since: now }),
         ("lower by the whole range", Some(u64::MAX), Some(0), None, Regressed { since: now }),
         ("lower since this moment", Some(5), Some(4), Some(now), Regressed { since: now }),
@@ -449,8 +452,8 @@ fn a_sequence_is_held_against_the_one_before_it() {
             Some(before(DAY - 1)),
             Regressed { since: before(DAY - 1) },
         ),
-        ("a day", Some(5), Some(4), Some(before(DAY)), Use),
-        ("more than a day", Some(5), Some(4), Some(before(DAY + 1)), Use),
+        ("a day", Some(5), Some(4), Some(before(DAY)), Accepted),
+        ("more than a day", Some(5), Some(4), Some(before(DAY + 1)), Accepted),
         (
             "a wall clock that went backwards begins anew",
             Some(5),
@@ -459,6 +462,6 @@ fn a_sequence_is_held_against_the_one_before_it() {
             Regressed { since: now },
         ),
     ] {
-        assert_eq!(judge_sequence(held, served, since, now), verdict, "{story}");
+        assert_eq!(check_sequence(stored, served, since, now), verdict, "{case}");
     }
 }

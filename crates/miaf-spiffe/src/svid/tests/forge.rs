@@ -21,7 +21,7 @@ pub(super) const NAME_CONSTRAINTS: &str = "2.5.29.30";
 pub(super) const CERTIFICATE_POLICIES: &str = "2.5.29.32";
 pub(super) const AUTHORITY_KEY_ID: &str = "2.5.29.35";
 pub(super) const EXTENDED_KEY_USAGE: &str = "2.5.29.37";
-/// An extension that nobody knows.
+/// An extension that no program knows.
 pub(super) const UNKNOWN: &str = "1.3.6.1.4.1.99999.1";
 
 pub(super) const SERVER_AUTH: &str = "1.3.6.1.5.5.7.3.1";

@@ -12,20 +12,20 @@ const NUMBER: u8 = 0x1f;
 /// Nesting limit of elements; a certificate has about ten levels.
 const MAX_DEPTH: usize = 32;
 
-/// One element: its identifier octet and its content.
+/// One element: its identifier byte and its content.
 struct Element<'a> {
     tag: u8,
     content: &'a [u8],
 }
 
 /// Whether these bytes are exactly one element, and it and all in it are DER.
-pub(super) fn is_der(bytes: &[u8]) -> bool {
+pub(crate) fn is_der(bytes: &[u8]) -> bool {
     matches!(elements(bytes).as_deref(), Some([element]) if element.is_der(MAX_DEPTH))
 }
 
 /// Whether these bytes, which are DER, are `GeneralNames` (RFC 5280 section 4.2.1.6), each in the
 /// form of its kind.
-pub(super) fn are_general_names(bytes: &[u8]) -> bool {
+pub(crate) fn are_general_names(bytes: &[u8]) -> bool {
     let Some([names]) = elements(bytes).map(<[Element<'_>; 1]>::try_from).and_then(Result::ok) else {
         return false;
     };
