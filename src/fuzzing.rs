@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn corpora_break_no_rule() {
+    fn fuzz_corpora_break_no_rule() {
         let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
         for (name, target) in TARGETS {
             assert!(fuzz.join("fuzz_targets").join(name).with_extension("rs").exists(), "{name}");

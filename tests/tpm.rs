@@ -42,7 +42,7 @@ const STORAGE: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|nod
 // Making a key (K1, K3)
 
 #[test]
-fn a_new_key_is_bound_to_the_tpm_and_signs() {
+fn new_key_is_bound_to_the_tpm_and_signs() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
 
@@ -55,7 +55,7 @@ fn a_new_key_is_bound_to_the_tpm_and_signs() {
 }
 
 #[test]
-fn the_tpm_itself_reports_the_attributes() {
+fn key_attributes_are_reported_by_the_tpm_itself() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
     let blobs = Tss2Key::from_pem(&pem(&key)).unwrap();
@@ -80,7 +80,7 @@ fn the_tpm_itself_reports_the_attributes() {
 }
 
 #[test]
-fn every_key_is_another() {
+fn keys_differ_from_each_other() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let (one, other) = (handle.create_key().unwrap(), handle.create_key().unwrap());
@@ -90,7 +90,7 @@ fn every_key_is_another() {
 }
 
 #[test]
-fn nothing_is_left_in_the_tpm() {
+fn tpm_has_no_transient_objects_left() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let begun = Instant::now();
@@ -108,7 +108,7 @@ fn nothing_is_left_in_the_tpm() {
 }
 
 #[test]
-fn many_threads_share_one_tpm() {
+fn tpm_is_shared_by_many_threads() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
     std::thread::scope(|scope| {
@@ -120,7 +120,7 @@ fn many_threads_share_one_tpm() {
 }
 
 #[test]
-fn the_tpm_describes_itself() {
+fn tpm_describes_itself() {
     let tpm = Swtpm::start();
     let description = handle(&tpm).describe().unwrap();
     println!("{description}");
@@ -131,7 +131,7 @@ fn the_tpm_describes_itself() {
 // Keeping a key
 
 #[test]
-fn a_key_comes_back_from_its_pem() {
+fn key_is_loaded_from_its_pem() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
     let again = handle(&tpm).key_from_pem(&pem(&key)).unwrap();
@@ -146,7 +146,7 @@ fn a_key_comes_back_from_its_pem() {
 }
 
 #[test]
-fn a_key_survives_a_power_cycle() {
+fn key_survives_a_power_cycle() {
     let mut tpm = Swtpm::start();
     let old = handle(&tpm);
     let key = old.create_key().unwrap();
@@ -161,7 +161,7 @@ fn a_key_survives_a_power_cycle() {
 }
 
 #[test]
-fn openssl_reads_the_pem() {
+fn pem_is_read_by_openssl() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
     std::fs::write(tpm.file("key.pem"), pem(&key)).unwrap();
@@ -173,7 +173,7 @@ fn openssl_reads_the_pem() {
 }
 
 #[test]
-fn a_key_made_by_openssl_signs() {
+fn key_made_by_openssl_signs() {
     let tpm = Swtpm::start();
     let providers = ["-provider", "tpm2", "-provider", "default"];
     let arguments = ["genpkey", "-algorithm", "EC", "-pkeyopt", "group:P-256", "-out", "key.pem"];
@@ -186,7 +186,7 @@ fn a_key_made_by_openssl_signs() {
 }
 
 #[test]
-fn a_key_under_a_persistent_parent_signs_while_the_parent_is_there() {
+fn key_under_a_persistent_parent_signs_while_that_exists() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).key_from_pem(&made_by_tpm2_tools(&tpm, &[])).unwrap();
     assert_signs(&key);
@@ -249,7 +249,7 @@ fn damaged_pems_are_refused() {
 // When the TPM will not
 
 #[test]
-fn another_tpm_refuses_the_key() {
+fn key_is_refused_by_another_tpm() {
     let (tpm, other) = (Swtpm::start(), Swtpm::start());
     let pem = pem(&handle(&tpm).create_key().unwrap());
     let error = handle(&other).key_from_pem(&pem).unwrap().sign(b"").unwrap_err();
@@ -259,7 +259,7 @@ fn another_tpm_refuses_the_key() {
 }
 
 #[test]
-fn a_cleared_tpm_refuses_the_key_and_makes_others() {
+fn cleared_tpm_refuses_the_key_and_makes_others() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let key = handle.create_key().unwrap();
@@ -271,7 +271,7 @@ fn a_cleared_tpm_refuses_the_key_and_makes_others() {
 }
 
 #[test]
-fn a_tpm_that_is_down_is_unreachable_until_it_is_up() {
+fn stopped_tpm_is_unreachable_until_it_runs() {
     let mut tpm = Swtpm::start();
     let handle = handle(&tpm);
     tpm.stop();
@@ -290,7 +290,7 @@ fn a_tpm_that_is_down_is_unreachable_until_it_is_up() {
 }
 
 #[test]
-fn what_is_not_a_tpm_says_so() {
+fn server_that_is_no_tpm_is_named() {
     let error = Tpm::start("device:/dev/null".parse().unwrap()).describe().unwrap_err();
     assert!(matches!(error, KeyError::Unreachable { .. } | KeyError::Gone { .. }), "{error:?}");
     assert_eq!(error.kind(), ErrorKind::Unavailable);
@@ -298,13 +298,13 @@ fn what_is_not_a_tpm_says_so() {
 }
 
 #[test]
-fn a_missing_device_says_so() {
+fn missing_tpm_device_is_named() {
     let error = Tpm::start("device:/nonexistent/tpmrm0".parse().unwrap()).describe().unwrap_err();
     assert!(matches!(error, KeyError::Unreachable { cause: UnreachableCause::Missing, .. }), "{error:?}");
 }
 
 #[test]
-fn a_hung_tpm_does_not_hang_the_caller() {
+fn hung_tpm_does_not_hang_the_caller() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let key = handle.create_key().unwrap();
@@ -326,7 +326,7 @@ fn a_hung_tpm_does_not_hang_the_caller() {
     assert!((30..100).contains(&turned_away), "{turned_away} of 100");
 
     tpm.signal("CONT");
-    // What nobody waits for any longer is not done, so the queue is soon free again.
+    // A request without a waiting caller is not executed, so the queue is soon free again.
     while let Err(error) = key.sign(b"") {
         assert!(matches!(error, KeyError::Busy { .. }), "{error:?}");
         assert!(begun.elapsed() < Duration::from_secs(120), "{error:?}");
@@ -337,7 +337,7 @@ fn a_hung_tpm_does_not_hang_the_caller() {
 }
 
 #[test]
-fn lock_out_does_not_stop_it() {
+fn key_signs_during_lockout() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let key = handle.create_key().unwrap();
@@ -360,7 +360,7 @@ fn lock_out_does_not_stop_it() {
 }
 
 #[test]
-fn a_key_with_a_password_is_named() {
+fn key_with_a_password_is_named() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).key_from_pem(&made_by_tpm2_tools(&tpm, &["-p", "secret"])).unwrap();
     let error = key.sign(b"").unwrap_err();
@@ -369,7 +369,7 @@ fn a_key_with_a_password_is_named() {
 }
 
 #[test]
-fn power_cuts_while_it_signs_do_no_harm() {
+fn power_cuts_during_signing_do_no_harm() {
     let mut tpm = Swtpm::start();
     let handle = handle(&tpm);
     let key = handle.create_key().unwrap();
@@ -404,7 +404,7 @@ fn power_cuts_while_it_signs_do_no_harm() {
 }
 
 #[test]
-fn an_owner_password_is_named() {
+fn owner_password_is_named() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let key = handle.create_key().unwrap();
@@ -439,7 +439,7 @@ fn full_slots_are_named_and_nothing_is_added_to_them() {
 // At work: CSR, TLS
 
 #[test]
-fn the_certification_request_is_signed_by_the_key() {
+fn csr_is_signed_by_the_key() {
     use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
     let tpm = Swtpm::start();
@@ -458,7 +458,7 @@ fn the_certification_request_is_signed_by_the_key() {
 }
 
 #[test]
-fn a_request_that_cannot_be_signed_says_why() {
+fn csr_that_cannot_be_signed_says_why() {
     let mut tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
     tpm.stop();
@@ -487,7 +487,7 @@ fn tls_client_authentication_with_the_key() {
     assert_eq!(tpm.transient_handles(), 0);
 }
 
-/// A key as tpm2-tools make it, under a parent kept at 0x81000010. It is not exempt from lock-out.
+/// A key as tpm2-tools make it, under a parent that is persistent at 0x81000010. It is not exempt from lock-out.
 fn made_by_tpm2_tools(tpm: &Swtpm, more: &[&str]) -> String {
     let parent = "0x81000010";
     tpm.run("tpm2_createprimary", &["-Q", "-C", "o", "-G", "ecc256:aes128cfb", "-c", "primary.ctx"]);

@@ -84,7 +84,7 @@ impl Signals {
             _ = self.hangup.recv() => Told::Reload,
             () = self.changes.changed(), if changes_too => Told::Changed,
             Some(given) = self.orders.recv() => Told::Order(given),
-            never = self.watchdog.keep_fed() => match never {},
+            never = self.watchdog.run() => match never {},
         };
         if matches!(told, Told::Changed) {
             self.changes.renew(); // before it is read
@@ -96,7 +96,7 @@ impl Signals {
     pub(super) async fn undisturbed<T>(&mut self, work: impl Future<Output = T>) -> T {
         tokio::select! {
             done = work => done,
-            never = self.watchdog.keep_fed() => match never {},
+            never = self.watchdog.run() => match never {},
         }
     }
 }

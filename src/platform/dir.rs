@@ -22,7 +22,7 @@ use super::files::{give, sync};
 
 /// Of `linux/magic.h`.
 const RAMFS_MAGIC: u32 = 0x8584_58f6;
-/// Directories below each other that are removed. Nothing here makes more than one.
+/// Limit of nested directories that are removed. The agent makes one level.
 const MAX_DEPTH: usize = 16;
 const OPEN: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
@@ -34,7 +34,7 @@ pub struct Dir {
     path: PathBuf,
 }
 
-/// What a file is: to be compared with what it should be.
+/// Owner and mode of a file, for comparison with what they should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attributes {
     /// Permission bits.
@@ -98,7 +98,7 @@ impl Dir {
         Ok(found == magic(TMPFS_MAGIC) || found == RAMFS_MAGIC)
     }
 
-    /// Whether nobody but this user (and root) can change what is in it.
+    /// Whether only this user (and root) can change what is in it.
     ///
     /// # Errors
     /// As the file system has it.
@@ -277,10 +277,10 @@ mod tests {
     }
 
     #[test]
-    fn another_directory_in_its_place_is_not_used() {
-        let folder = tempfile::tempdir().unwrap();
+    fn directory_in_its_place_is_not_used() {
+        let directory = tempfile::tempdir().unwrap();
         let (path, moved, other) =
-            (folder.path().join("keys"), folder.path().join("moved"), folder.path().join("other"));
+            (directory.path().join("keys"), directory.path().join("moved"), directory.path().join("other"));
         fs::create_dir(&path).unwrap();
         fs::create_dir(&other).unwrap();
         let dir = Dir::open_itself(&path).unwrap();
@@ -296,13 +296,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_not_read_or_written_through_a_link() {
-        let folder = tempfile::tempdir().unwrap();
-        let dir = Dir::open(folder.path()).unwrap();
-        fs::write(folder.path().join("file"), "secret").unwrap();
-        symlink("file", folder.path().join("link")).unwrap();
-        symlink("nowhere", folder.path().join("dangling")).unwrap();
-        nix::unistd::mkfifo(&folder.path().join("pipe"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    fn file_is_not_read_or_written_through_a_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = Dir::open(directory.path()).unwrap();
+        fs::write(directory.path().join("file"), "secret").unwrap();
+        symlink("file", directory.path().join("link")).unwrap();
+        symlink("nowhere", directory.path().join("dangling")).unwrap();
+        nix::unistd::mkfifo(&directory.path().join("pipe"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
         let (attributes, content) = dir.read_secret(name("file"), 6).unwrap();
         assert_eq!((attributes.links, content.as_slice()), (1, &b"secret"[..]));
         assert!(dir.read_secret(name("file"), 5).unwrap_err().to_string().contains("larger than 5"));
@@ -310,18 +310,18 @@ mod tests {
             assert!(dir.read_secret(name(other), 100).is_err(), "{other}");
             assert!(dir.write_new(name(other), b"x", 0o600, None).is_err(), "{other}");
         }
-        assert!(!folder.path().join("nowhere").exists());
-        fs::hard_link(folder.path().join("file"), folder.path().join("second")).unwrap();
+        assert!(!directory.path().join("nowhere").exists());
+        fs::hard_link(directory.path().join("file"), directory.path().join("second")).unwrap();
         assert_eq!(dir.read_secret(name("file"), 6).unwrap().0.links, 2);
     }
 
     #[test]
     fn removing_stops_at_links_and_needs_nothing_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let (inside, outside) = (folder.path().join("inside"), folder.path().join("outside"));
+        let directory = tempfile::tempdir().unwrap();
+        let (inside, outside) = (directory.path().join("inside"), directory.path().join("outside"));
         fs::create_dir_all(inside.join("1/deep")).unwrap();
         fs::create_dir(&outside).unwrap();
-        fs::write(outside.join("file"), "kept").unwrap();
+        fs::write(outside.join("file"), "stays").unwrap();
         symlink(&outside, inside.join("1/link")).unwrap();
         symlink(&outside, inside.join("2")).unwrap();
         fs::write(inside.join("3"), "").unwrap();

@@ -1,5 +1,5 @@
-//! A file and a directory that belongs to it, in which something may have changed: told by the kernel (inotify(7)), and
-//! found by comparison where it tells nothing.
+//! Changes of a file and of the files in a directory: reported by the kernel (inotify(7)), and found by comparison where it
+//! reports nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -17,17 +17,17 @@ use tokio::time::{Instant, sleep_until};
 
 use super::access::{current_user, names};
 
-/// How often the files are compared where the kernel tells nothing of them.
+/// Interval of comparisons where the kernel reports nothing.
 const POLL: Duration = Duration::from_secs(3);
-/// The same beside what the kernel tells: a file system of another machine, something mounted over the directory, and a
+/// Interval of comparisons in addition to what the kernel reports: a file system of another machine, something mounted over the directory, and a
 /// directory far above that was moved escape it.
 const RARE_POLL: Duration = Duration::from_secs(300);
 /// A file that was begun, and of which nothing more is heard, is complete when nothing has changed for so long: one that
 /// was written under no name (open(2), `O_TMPFILE`), or under another that is gone, is whole when it appears.
 const BEGUN: Duration = Duration::from_secs(3);
-/// More files in the directory are not compared, and not followed where they are links.
+/// Limit of files in the directory that are compared, and followed where they are links.
 const MAX_ENTRIES: usize = 1024;
-/// As many symbolic links as the kernel follows in a path (path_resolution(7)).
+/// Limit of symbolic links, as the kernel has it in a path (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
 /// A watch on a file and on the files of one directory, none of which need exist. Symbolic links are followed: what a
@@ -64,7 +64,7 @@ impl FileWatch {
 
     /// Again from now on: to be called before the files are read, so that no change falls between the two.
     pub fn renew(&mut self) {
-        self.inotify = self.ask_the_kernel();
+        self.inotify = self.watch_by_inotify();
         self.seen = Seen::now(&self.file, &self.directory);
         self.begun = None;
         self.poll_later();
@@ -74,14 +74,14 @@ impl FileWatch {
     /// called again.
     pub async fn changed(&mut self) {
         loop {
-            let told = async {
+            let reported = async {
                 match &self.inotify {
                     Some(watched) => watched.news().await,
                     None => pending().await,
                 }
             };
             tokio::select! {
-                news = told => match news {
+                news = reported => match news {
                     News::Changed => return,
                     News::Begun => {
                         self.wait_for_the_rest(Seen::now(&self.file, &self.directory));
@@ -114,7 +114,7 @@ impl FileWatch {
         self.poll_at = Instant::now() + if self.inotify.is_some() { RARE_POLL } else { POLL };
     }
 
-    fn ask_the_kernel(&mut self) -> Option<Watched> {
+    fn watch_by_inotify(&mut self) -> Option<Watched> {
         match Watched::new(&Places::of(&self.file, &self.directory)) {
             Ok(watched) => {
                 if self.complained_of.take().is_some() {
@@ -123,7 +123,7 @@ impl FileWatch {
                 Some(watched)
             }
             Err(refusal) => {
-                // What has just gone is looked for again at the next comparison.
+                // What has just gone is checked again at the next comparison.
                 let is_passing = matches!(refusal.errno, Errno::ENOENT | Errno::ENOTDIR);
                 if !is_passing && self.complained_of.replace(refusal.errno) != Some(refusal.errno) {
                     tracing::warn!(
@@ -291,15 +291,15 @@ impl Watched {
     }
 }
 
-/// What the kernel tells.
+/// An event of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum News {
-    /// There is a new file that somebody may be going to write to.
+    /// There is a new file that may be written to.
     Begun,
     Changed,
 }
 
-/// A new file that somebody is going to write to. A link, a second name of a file, and a directory are whole.
+/// Whether a new file may still be written to. A link, a second name of a file, and a directory are whole.
 fn is_begun(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|new| new.is_file() && new.nlink() == 1)
 }
@@ -348,13 +348,13 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    fn watch(folder: &Path) -> FileWatch {
-        FileWatch::on(folder.join("conf/config.toml"), folder.join("conf/config.d"))
+    fn watch(directory: &Path) -> FileWatch {
+        FileWatch::on(directory.join("conf/config.toml"), directory.join("conf/config.d"))
     }
 
     /// The kernel tells nothing, and the next comparison is due.
-    fn refused(folder: &Path) -> FileWatch {
-        FileWatch { inotify: None, poll_at: Instant::now(), ..watch(folder) }
+    fn refused(directory: &Path) -> FileWatch {
+        FileWatch { inotify: None, poll_at: Instant::now(), ..watch(directory) }
     }
 
     async fn tells(watch: &mut FileWatch) -> bool {
@@ -365,18 +365,18 @@ mod tests {
         timeout(Duration::from_millis(100), watch.changed()).await.is_err()
     }
 
-    fn folder() -> (tempfile::TempDir, PathBuf) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().canonicalize().unwrap();
-        (folder, path)
+    fn directory() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().canonicalize().unwrap();
+        (directory, path)
     }
 
     #[tokio::test]
-    async fn changes_are_told_and_other_files_are_not() {
-        let (_folder, dir) = folder();
+    async fn watch_reports_changes_of_its_files_only() {
+        let (_directory, dir) = directory();
         let mut watch = watch(&dir);
         fs::write(dir.join("other"), "").unwrap();
-        assert!(is_silent(&mut watch).await, "beside the missing directory");
+        assert!(is_silent(&mut watch).await, "next to the missing directory");
         fs::create_dir(dir.join("conf")).unwrap();
         assert!(tells(&mut watch).await, "its directory");
         watch.renew();
@@ -396,8 +396,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_begun_file_is_waited_for_and_a_link_is_not() {
-        let (_folder, dir) = folder();
+    async fn watch_waits_for_a_begun_file_and_not_for_a_link() {
+        let (_directory, dir) = directory();
         fs::create_dir(dir.join("conf")).unwrap();
         let mut watch = watch(&dir);
         let begun = fs::File::create(dir.join("conf/config.toml")).unwrap();
@@ -407,8 +407,8 @@ mod tests {
         fs::remove_file(dir.join("conf/config.toml")).unwrap();
         for make in [symlink::<PathBuf, PathBuf>, fs::hard_link] {
             watch.renew();
-            fs::write(dir.join("elsewhere"), "").unwrap();
-            make(dir.join("elsewhere"), dir.join("conf/config.toml")).unwrap();
+            fs::write(dir.join("another"), "").unwrap();
+            make(dir.join("another"), dir.join("conf/config.toml")).unwrap();
             assert!(tells(&mut watch).await);
             fs::remove_file(dir.join("conf/config.toml")).unwrap();
         }
@@ -416,16 +416,16 @@ mod tests {
 
     /// Such a file only appears, and looks like one that was begun.
     #[tokio::test]
-    async fn a_file_that_appears_whole_is_told_soon() {
+    async fn watch_reports_a_file_that_appears_whole() {
         use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
         use nix::sys::stat::Mode;
-        let (_folder, dir) = folder();
+        let (_directory, dir) = directory();
         let conf = dir.join("conf");
         fs::create_dir_all(conf.join("config.d")).unwrap();
         let moved = |to: &Path| {
-            fs::write(dir.join("elsewhere"), "").unwrap();
-            fs::hard_link(dir.join("elsewhere"), to).unwrap();
-            fs::remove_file(dir.join("elsewhere")).unwrap();
+            fs::write(dir.join("another"), "").unwrap();
+            fs::hard_link(dir.join("another"), to).unwrap();
+            fs::remove_file(dir.join("another")).unwrap();
         };
         let unnamed = |to: &Path| {
             let flags = OFlag::O_TMPFILE | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
@@ -444,11 +444,11 @@ mod tests {
         }
     }
 
-    /// As long as it grows; here at every look.
+    /// As long as it grows; here at every comparison.
     #[tokio::test(start_paused = true)]
-    async fn a_file_that_is_being_written_is_waited_for() {
+    async fn watch_waits_while_a_file_is_written() {
         use std::io::Write as _;
-        let (_folder, dir) = folder();
+        let (_directory, dir) = directory();
         fs::create_dir(dir.join("conf")).unwrap();
         let mut watch = watch(&dir);
         let mut begun = fs::File::create(dir.join("conf/config.toml")).unwrap();
@@ -461,8 +461,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_may_go_and_come_again() {
-        let (_folder, dir) = folder();
+    async fn watch_follows_a_directory_that_goes_and_returns() {
+        let (_directory, dir) = directory();
         let conf = dir.join("conf");
         fs::create_dir(&conf).unwrap();
         let mut watch = watch(&dir);
@@ -485,8 +485,8 @@ mod tests {
 
     /// As a mounted ConfigMap and other tools do it: a link to a directory is put in the place of another.
     #[tokio::test]
-    async fn a_link_on_the_way_may_be_swapped() {
-        let (_folder, dir) = folder();
+    async fn watch_follows_a_swapped_link_on_the_path() {
+        let (_directory, dir) = directory();
         for version in ["v1", "v2"] {
             fs::create_dir_all(dir.join(version).join("config.d")).unwrap();
             fs::write(dir.join(version).join("config.toml"), version).unwrap();
@@ -499,25 +499,25 @@ mod tests {
         fs::create_dir(dir.join("conf")).unwrap();
         symlink("../data/config.toml", dir.join("conf/config.toml")).unwrap();
         symlink("../data/config.d", dir.join("conf/config.d")).unwrap();
-        let mut told = watch(&dir);
+        let mut watched = watch(&dir);
         let mut compared = refused(&dir);
         swap("v2");
-        assert!(tells(&mut told).await && tells(&mut compared).await, "the link");
-        told.renew();
+        assert!(tells(&mut watched).await && tells(&mut compared).await, "the link");
+        watched.renew();
         fs::write(dir.join("v2/config.toml"), "changed").unwrap();
-        assert!(tells(&mut told).await, "the file that it leads to now");
-        told.renew();
+        assert!(tells(&mut watched).await, "the file that it leads to now");
+        watched.renew();
         fs::write(dir.join("v1/a.toml"), "").unwrap();
         symlink("../../v1/a.toml", dir.join("v2/config.d/a.toml")).unwrap();
-        assert!(tells(&mut told).await, "a drop-in that is a link");
-        told.renew();
+        assert!(tells(&mut watched).await, "a drop-in that is a link");
+        watched.renew();
         fs::write(dir.join("v1/a.toml"), "changed").unwrap();
-        assert!(tells(&mut told).await, "the file that it leads to");
+        assert!(tells(&mut watched).await, "the file that it leads to");
     }
 
     #[tokio::test]
-    async fn files_are_compared_where_the_kernel_tells_nothing() {
-        let (_folder, dir) = folder();
+    async fn watch_compares_files_without_inotify() {
+        let (_directory, dir) = directory();
         let steps: [(&str, &dyn Fn()); 4] = [
             ("the file", &|| fs::write(dir.join("conf/config.toml"), "").unwrap()),
             ("another content", &|| fs::write(dir.join("conf/config.toml"), "more").unwrap()),
@@ -534,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_which_limit_to_raise() {
+    fn inotify_refusal_names_the_limit_to_raise() {
         let says = |directory: Option<&str>, errno| {
             Refusal { directory: directory.map(PathBuf::from), errno }.explanation()
         };
@@ -545,8 +545,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_kernel_is_asked_again_and_comparisons_are_rare_then() {
-        let (_folder, dir) = folder();
+    async fn watch_retries_inotify_and_then_compares_rarely() {
+        let (_directory, dir) = directory();
         let mut watch = refused(&dir);
         assert!(timeout(RARE_POLL * 3, watch.changed()).await.is_err());
         assert!(watch.inotify.is_some());

@@ -1,4 +1,4 @@
-//! Logging: to journald with its fields when run under it, else as lines for people on stderr.
+//! Logging: to journald with its fields when run under it, else to stderr as text.
 
 use std::io::IsTerminal as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -11,7 +11,7 @@ use tracing_subscriber::{Layer as _, Registry};
 
 use serde::Deserialize;
 
-/// The target of events that say who used a right on the sockets. They are logged whatever `log.level` says.
+/// The target of the audit log: which user signed or sent an admin command. Its events are logged whatever `log.level` says.
 pub const AUDIT: &str = "miaf_agent::audit";
 
 /// `log.level`
@@ -27,7 +27,7 @@ pub enum LogLevel {
     Trace,
 }
 
-/// Starts logging. The agent's own events count from `level` on, those of its libraries from `warn` on.
+/// Starts logging. The agent's own events are logged from `level` on, those of its libraries from `warn` on.
 pub fn start(level: LogLevel) {
     let level = match level {
         LogLevel::Error => LevelFilter::ERROR,
@@ -39,7 +39,7 @@ pub fn start(level: LogLevel) {
     let filter = Targets::new()
         .with_default(level.min(LevelFilter::WARN))
         .with_target("miaf_agent", level)
-        // It warns of what strangers send, as often as they send it.
+        // It warns of what peers send, as often as they send it.
         .with_target("h2", LevelFilter::OFF)
         .with_target(AUDIT, level.max(LevelFilter::INFO));
     let journal = stderr_is_the_journal().then(tracing_journald::layer).and_then(Result::ok);

@@ -1,5 +1,5 @@
-//! The machine underneath: clocks and timers, randomness, files that survive a power cut, folders that change, routes, logging,
-//! the service manager.
+//! The operating system: clocks and timers, randomness, files that survive a power cut, changes of files, routes,
+//! logging, the service manager.
 
 pub mod access;
 pub mod clock;

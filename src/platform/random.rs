@@ -1,4 +1,4 @@
-//! Where randomness comes from.
+//! Random numbers.
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use development_mis::{Endpoint, Fault};
 
 use crate::support::agent::{AGENT, Device, PATIENCE};
-use crate::support::folder::open_to_all;
+use crate::support::directory::open_to_all;
 use crate::support::strace::{Call, Strace, What};
 use crate::world::{World, is_at};
 

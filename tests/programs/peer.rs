@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use crate::device::Device;
 use crate::page;
 use crate::process::{Running, output_of, wait_until};
-use crate::support::folder::{folder, open_to_all};
+use crate::support::directory::{directory, open_to_all};
 use crate::support::ports;
 
 /// What it is called on the page, and here.
@@ -26,7 +26,7 @@ pub(crate) struct Peer {
 impl Peer {
     /// Starts it as the page says.
     pub(crate) fn start(device: &Device) -> Self {
-        let folder = folder();
+        let folder = directory();
         output_of(Command::new("sh").args(["-c", CERTIFICATE]).current_dir(folder.path()));
         fs::copy(folder.path().join("wfm.pem"), device.path("wfm-ca.pem")).unwrap();
         open_to_all(&device.path("wfm-ca.pem"), 0o644);

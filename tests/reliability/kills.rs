@@ -12,22 +12,22 @@ use crate::support::reader::{Published, Readers};
 use crate::world::{self, World};
 
 #[test]
-fn with_rotation_at_an_mis_that_binds_new_keys() {
+fn kills_with_rotation_at_an_mis_that_binds_new_keys() {
     Story::new(true, true).tell();
 }
 
 #[test]
-fn with_rotation_at_an_mis_that_binds_no_new_keys() {
+fn kills_with_rotation_at_an_mis_that_binds_no_new_keys() {
     Story::new(true, false).tell();
 }
 
 #[test]
-fn without_rotation_at_an_mis_that_binds_new_keys() {
+fn kills_without_rotation_at_an_mis_that_binds_new_keys() {
     Story::new(false, true).tell();
 }
 
 #[test]
-fn without_rotation_at_an_mis_that_binds_no_new_keys() {
+fn kills_without_rotation_at_an_mis_that_binds_no_new_keys() {
     Story::new(false, false).tell();
 }
 
@@ -152,8 +152,8 @@ impl Story {
 
     /// Nothing could not be used, and nothing half-written piles up: each name is written again by the next.
     fn nothing_is_left_over(&self) {
-        let names = |folder: &str| -> Vec<String> {
-            let entries = std::fs::read_dir(self.world.device.path(folder)).unwrap();
+        let names = |directory: &str| -> Vec<String> {
+            let entries = std::fs::read_dir(self.world.device.path(directory)).unwrap();
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
         };
         let (private, published) = (names("state/private"), names("state/svid"));

@@ -2,7 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub(crate) mod agent;
-pub(crate) mod folder;
+pub(crate) mod directory;
 pub(crate) mod http2;
 pub(crate) mod log;
 pub(crate) mod memory;

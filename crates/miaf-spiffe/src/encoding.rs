@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn der_is_told_from_what_is_almost_der() {
+    fn der_is_told_from_near_der() {
         let good: &[&[u8]] = &[
             &[0x01, 1, 0],
             &[0x01, 1, 0xff],
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn elements_in_elements_end_at_a_depth() {
+    fn nesting_of_elements_is_limited() {
         let nested = |levels: usize| {
             (0..levels).fold(Vec::new(), |inner, _| {
                 let length = inner.len();
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_general_name_has_one_form() {
+    fn general_names_have_one_form_each() {
         let is_name = |tag: u8, content: &[u8]| {
             let name = [&[tag, content.len() as u8], content].concat();
             are_general_names(&[&[0x30, name.len() as u8], &name[..]].concat())

@@ -746,7 +746,7 @@ mod tests {
     }
 
     #[test]
-    fn the_encoding_of_the_text_does_not_matter() {
+    fn encoding_of_the_text_does_not_matter() {
         let usual = format!("{ONE}\n{TWO}\n");
         for text in [
             utf16(&usual, &[0xff, 0xfe], u16::to_le_bytes),
@@ -762,7 +762,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_named_with_its_line() {
+    fn unreadable_pem_is_named_with_its_line() {
         let after = |text: &str| format!("{ONE}\n{text}");
         let key = TWO.replace("PRIVATE", "EC PRIVATE");
         for (text, line, words) in [
@@ -863,7 +863,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_is_read_in_one_pass() {
+    fn long_text_is_read_in_one_pass() {
         for piece in [
             "-BEGIN X ",
             "-----BEGIN ",
@@ -883,7 +883,7 @@ mod tests {
         #![proptest_config(cases(512))]
 
         #[test]
-        fn no_begin_is_passed_over(
+        fn begin_is_never_skipped(
             pieces in prop::collection::vec(prop::sample::select(vec![
                 "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----", "AQID", "\n", "\r", " ", "-", "#", "\u{feff}",
                 "-----", "BEGIN", "\0", "x", "\u{2014}", "-----BEGIN X-----", "Proc-Type: 4,ENCRYPTED",
@@ -894,7 +894,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(content in prop::collection::vec(any::<u8>(), 0..400)) {
+        fn pem_of_any_bytes_is_read_or_refused(content in prop::collection::vec(any::<u8>(), 0..400)) {
             fuzz(&content);
         }
     }

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_inside_a_character_is_no_fault_of_the_text() {
+    fn excerpt_never_cuts_inside_a_character() {
         assert_eq!(&*Excerpt::of_bytes("äöü".as_bytes(), 2), "äö…");
         assert_eq!(&*Excerpt::of_bytes("äöü".as_bytes(), 3), "äöü");
         assert_eq!(&*Excerpt::of_bytes(b"a\xffb", 9), "a\u{fffd}b");
@@ -223,7 +223,7 @@ mod tests {
         #![proptest_config(cases(256))]
 
         #[test]
-        fn nothing_obeyed_is_left(text in any::<String>(), limit in 0usize..64) {
+        fn excerpt_has_no_control_characters(text in any::<String>(), limit in 0usize..64) {
             let excerpt = Excerpt::of(&text, limit);
             prop_assert!(!excerpt.contains(is_obeyed));
             prop_assert!(excerpt.chars().count() <= limit + 1);

@@ -110,14 +110,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shows_rfc_3339_and_never_panics_at_the_ends() {
+    fn timestamp_is_shown_in_rfc_3339_at_both_ends() {
         assert_eq!(Timestamp::from_secs(1_700_000_000).to_string(), "2023-11-14T22:13:20Z");
         assert_eq!(Timestamp::from_millis(i64::MIN).to_string(), "1970-01-01T00:00:00Z");
         assert_eq!(Timestamp::from_millis(i64::MAX).to_string(), "9999-12-31T23:59:59Z");
     }
 
     #[test]
-    fn a_moment_that_has_passed_is_due_now() {
+    fn moment_that_has_passed_is_due_now() {
         let t = Timestamp::from_secs(100);
         assert_eq!(t.until(Timestamp::from_secs(90)), Duration::ZERO);
         assert_eq!(t.until(t.after(Duration::from_secs(5))), Duration::from_secs(5));

@@ -174,7 +174,7 @@ fn not_a_spiffe_id(uri: &str, why: SpiffeIdError) -> SvidError {
 }
 
 #[test]
-fn an_accepted_svid_tells_what_the_certificate_says_and_keeps_the_chain_as_it_came() {
+fn accepted_svid_has_the_certificates_facts_and_chain() {
     let mut response = with_intermediate();
     response.with_root = true;
     let svid = response.validate().unwrap();
@@ -187,7 +187,7 @@ fn an_accepted_svid_tells_what_the_certificate_says_and_keeps_the_chain_as_it_ca
 }
 
 #[test]
-fn a_serial_number_is_shown_as_openssl_shows_it() {
+fn serial_is_shown_as_openssl_shows_it() {
     let cases: [(&[u8], &str); 3] =
         [(&[0x00, 0xd2, 0x3a], "d2:3a"), (&[0x0f, 0x00], "0f:00"), (&[0x00], "00")];
     for (bytes, shown) in cases {
@@ -198,7 +198,7 @@ fn a_serial_number_is_shown_as_openssl_shows_it() {
 }
 
 #[test]
-fn an_svid_is_trusted_as_long_as_the_bundle_vouches_for_it() {
+fn svid_is_trusted_while_it_chains_to_an_anchor() {
     let mut response = with_intermediate();
     let svid = response.validate().unwrap();
     let root = self_signed(response.root());
@@ -208,7 +208,7 @@ fn an_svid_is_trusted_as_long_as_the_bundle_vouches_for_it() {
 }
 
 #[test]
-fn the_anchor_that_vouches_is_told_and_a_valid_one_before_others() {
+fn trust_path_ends_at_a_valid_anchor_if_any() {
     let mut response = with_intermediate();
     response.issuers[0].not_after = NOW + DAY / 2;
     let svid = response.validate().unwrap();
@@ -231,7 +231,7 @@ fn the_anchor_that_vouches_is_told_and_a_valid_one_before_others() {
 }
 
 #[test]
-fn an_anchor_that_peers_cannot_read_is_none() {
+fn anchor_unreadable_to_peers_is_none() {
     type Bend = fn(&mut Template);
     let bends: [(&str, Bend); 3] = [
         ("an unknown extension twice", |root| {
@@ -254,7 +254,7 @@ fn an_anchor_that_peers_cannot_read_is_none() {
 }
 
 #[test]
-fn a_hostile_name_is_reported_short_and_printable() {
+fn hostile_name_is_reported_short_and_printable() {
     let mut response = direct();
     san(&mut response, &[uri(format!("\x1b[2J{}", "x".repeat(5000)))]);
     let told = response.validate().unwrap_err().to_string();
@@ -262,7 +262,7 @@ fn a_hostile_name_is_reported_short_and_printable() {
 }
 
 #[test]
-fn only_what_another_bundle_could_change_has_the_bundle_fetched_again() {
+fn errors_that_depend_on_the_bundle_are_told_apart() {
     use SvidError as R;
     let now = at(NOW);
     for why in [
@@ -311,7 +311,7 @@ fn only_what_another_bundle_could_change_has_the_bundle_fetched_again() {
 }
 
 #[test]
-fn what_was_stored_is_read_back_although_its_time_has_passed_but_not_without_one_name() {
+fn stored_svid_is_read_back_though_expired() {
     let stored = |bend: fn(&mut Response)| {
         let mut response = direct();
         bend(&mut response);
@@ -323,7 +323,7 @@ fn what_was_stored_is_read_back_although_its_time_has_passed_but_not_without_one
 }
 
 #[test]
-fn serial_numbers_are_compared_within_one_issuer() {
+fn serials_are_compared_within_one_issuer() {
     let chain = |bend: fn(&mut Response)| {
         let mut response = direct();
         bend(&mut response);

@@ -12,13 +12,13 @@ proptest! {
     #![proptest_config(crate::testing::cases(500))]
 
     #[test]
-    fn a_body_of_anything_is_no_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn bundle_of_any_bytes_does_not_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = Bundle::from_served(&body, &domain());
     }
 
     /// Whatever a changed bundle is read as, it keeps to the limits and is handed out as what it was read as.
     #[test]
-    fn a_changed_bundle_is_refused_or_read_back_as_itself(
+    fn changed_bundle_is_refused_or_read_back_as_itself(
         in_map in any::<bool>(),
         changes in prop::collection::vec((any::<Index>(), any::<Option<u8>>()), 0..4),
     ) {
@@ -43,7 +43,7 @@ proptest! {
     }
 
     #[test]
-    fn a_lower_sequence_is_never_believed_within_a_day_and_always_after_it(
+    fn lower_sequence_is_accepted_only_after_a_day(
         stored in any::<u64>(),
         served in any::<u64>(),
         begun in any::<i64>(),

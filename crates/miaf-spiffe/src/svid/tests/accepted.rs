@@ -7,7 +7,7 @@ fn limit_root(response: &mut Response, path_length: u8) {
 }
 
 #[test]
-fn every_answer_that_the_rules_allow_is_accepted() {
+fn allowed_responses_are_accepted() {
     each_is_accepted(
         direct,
         vec![

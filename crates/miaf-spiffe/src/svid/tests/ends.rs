@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn an_svid_ends_with_the_first_certificate_that_it_needs() {
+fn svid_ends_with_the_first_certificate_it_needs() {
     const HOUR: i64 = 3600;
     let until = |response: &Response| response.validate().unwrap().until();
     assert_eq!(until(&direct()), at(NOW + DAY));
@@ -32,7 +32,7 @@ fn an_svid_ends_with_the_first_certificate_that_it_needs() {
 }
 
 #[test]
-fn an_svid_of_a_cross_signed_issuer_lasts_as_long_as_a_path_does() {
+fn svid_of_a_cross_signed_issuer_lasts_as_its_best_path() {
     const HOUR: i64 = 3600;
     let with_another = |ends: i64, begins: i64| {
         let mut response = with_intermediate();
@@ -55,7 +55,7 @@ fn an_svid_of_a_cross_signed_issuer_lasts_as_long_as_a_path_does() {
 }
 
 #[test]
-fn another_bundle_may_end_an_svid_sooner_or_later() {
+fn svid_may_end_sooner_or_later_under_another_bundle() {
     let mut response = with_intermediate();
     response.intermediate().not_after = NOW + MINUTE;
     let svid = response.validate().unwrap();

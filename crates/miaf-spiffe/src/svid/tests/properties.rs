@@ -10,7 +10,7 @@ use crate::MAX_ANCHORS;
 use crate::chain::MAX_CHAIN;
 
 #[test]
-fn a_chain_with_any_one_bit_turned_is_never_accepted() {
+fn chain_with_any_bit_flipped_is_refused() {
     let response = with_intermediate();
     let (good, bundle) = (response.certificates(), bundle_of(&[self_signed(&response.issuers[1])]));
     let domain = domain();
@@ -157,7 +157,7 @@ fn validate_as(pems: &[String], response: &Response) -> Result<X509Svid, SvidErr
 
 /// Issuers that could each have issued each other, no anchor that could end the search, and as much to read as goes in.
 #[test]
-fn the_most_costly_chain_that_is_let_in_is_judged_in_seconds() {
+fn costliest_chain_is_validated_in_seconds() {
     let keys: [&'static Key; MAX_CHAIN - 1] = [&INTERMEDIATE, &ROOT, &OTHER, &P384, &RSA_2048];
     let mut response = direct();
     response.issuers = vec![authority("Same", &ROOT)];

@@ -5,7 +5,7 @@ use SvidError as R;
 use super::*;
 
 #[test]
-fn a_leaf_that_does_not_name_this_one_device_is_refused() {
+fn leaf_with_another_name_is_refused() {
     const UPPERCASE: &str = "spiffe://factory.example/margo/device/123E4567-E89B-42D3-A456-426614174000";
     const FOREIGN: &str = "spiffe://other.example/margo/device/123e4567-e89b-42d3-a456-426614174000";
     const SUBDOMAIN: &str = "spiffe://a.factory.example/margo/device/123e4567-e89b-42d3-a456-426614174000";
@@ -195,7 +195,7 @@ fn a_leaf_that_does_not_name_this_one_device_is_refused() {
 }
 
 #[test]
-fn a_leaf_that_may_do_the_wrong_things_is_refused() {
+fn leaf_with_wrong_usages_is_refused() {
     fn usage(a: &mut Response, flags: u8) {
         a.leaf.set(KEY_USAGE, true, usages(flags));
     }
@@ -325,7 +325,7 @@ fn a_leaf_that_may_do_the_wrong_things_is_refused() {
 }
 
 #[test]
-fn an_svid_of_the_wrong_time_is_refused() {
+fn svid_out_of_its_validity_is_refused() {
     let (now, day_ago) = (at(NOW), at(NOW - DAY));
     each_is_refused(
         with_intermediate,
@@ -474,7 +474,7 @@ fn not_pem(index: usize, why: &str) -> R {
 }
 
 #[test]
-fn a_chain_that_is_not_made_of_certificates_is_refused() {
+fn chain_of_other_than_certificates_is_refused() {
     const PRIVATE_KEY: &str = "-----BEGIN PRIVATE KEY-----\nMAAwAA==\n-----END PRIVATE KEY-----\n";
     each_is_refused(
         with_intermediate,
@@ -607,7 +607,7 @@ fn a_chain_that_is_not_made_of_certificates_is_refused() {
 }
 
 #[test]
-fn a_chain_signed_with_another_algorithm_is_refused() {
+fn chain_signed_with_another_algorithm_is_refused() {
     fn rsa(response: &mut Response, signature: Signature) {
         response.root().key = &RSA_3072;
         response.leaf.signed = Some(signature);
@@ -725,7 +725,7 @@ fn a_chain_signed_with_another_algorithm_is_refused() {
 }
 
 #[test]
-fn a_chain_that_leads_to_no_anchor_is_refused_so_that_the_bundle_is_fetched_again() {
+fn chain_without_an_anchor_is_refused() {
     each_is_refused(
         with_intermediate,
         vec![
@@ -793,7 +793,7 @@ fn a_chain_that_leads_to_no_anchor_is_refused_so_that_the_bundle_is_fetched_agai
 }
 
 #[test]
-fn an_issuer_that_may_not_issue_this_leaf_is_refused() {
+fn issuer_that_may_not_issue_the_leaf_is_refused() {
     /// A second intermediate between the leaf and the first.
     fn lengthen(response: &mut Response) {
         response.issuers.insert(0, authority("Lower", &OTHER));
@@ -906,7 +906,7 @@ fn an_issuer_that_may_not_issue_this_leaf_is_refused() {
 }
 
 #[test]
-fn an_anchor_that_may_not_issue_this_leaf_is_refused() {
+fn anchor_that_may_not_issue_the_leaf_is_refused() {
     fn constraints(response: &mut Response, ca: bool, path_length: Option<u8>) {
         response.root().set(BASIC_CONSTRAINTS, true, basic_constraints(ca, path_length));
     }
@@ -980,7 +980,7 @@ fn an_anchor_that_may_not_issue_this_leaf_is_refused() {
 }
 
 #[test]
-fn an_svid_for_a_key_that_is_not_the_one_that_asked_is_refused() {
+fn svid_for_another_key_is_refused() {
     let response = direct();
     let chain = Chain::from_pem(&response.pems()).unwrap();
     let bundle = bundle_of(&[self_signed(&response.issuers[0])]);
