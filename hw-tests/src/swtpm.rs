@@ -26,7 +26,7 @@ pub(crate) struct Swtpm {
 const DEADLINE: Duration = Duration::from_secs(20);
 
 impl Swtpm {
-    /// Starts a TPM that nobody has used before.
+    /// Starts a TPM that has not been used before.
     pub(crate) fn start() -> Result<Self, Failure> {
         for port in free_pairs().take(20) {
             if let Some(swtpm) = Self::start_at(port)? {
@@ -36,7 +36,7 @@ impl Swtpm {
         Err("swtpm does not start: each of 20 pairs of ports was taken by another program first".into())
     }
 
-    /// `None` if somebody else took the ports in the meantime.
+    /// `None` if another program took the ports in the meantime.
     fn start_at(port: u16) -> Result<Option<Self>, Failure> {
         let state = tempfile::Builder::new().prefix("hw-tests-swtpm-").tempdir()?;
         let process = Command::new("swtpm")
@@ -62,7 +62,7 @@ impl Swtpm {
                 return Ok(None);
             }
             if since.elapsed() > DEADLINE {
-                return Err(format!("waited {DEADLINE:?} in vain for swtpm to listen").into());
+                return Err(format!("timed out after {DEADLINE:?} waiting for swtpm to listen").into());
             }
             interrupt::check()?;
             thread::sleep(Duration::from_millis(5));
@@ -99,7 +99,7 @@ fn free_pairs() -> impl Iterator<Item = u16> {
         })
 }
 
-/// Where the power of a software TPM is switched, beside the port that takes its commands. `None` for a chip.
+/// Where the power of a software TPM is switched, next to the port for its commands. `None` for a TPM.
 pub(crate) fn control_port(tcti: &Tcti) -> Option<SocketAddr> {
     let tcti = tcti.to_string();
     let (host, port) = tcti.strip_prefix("swtpm:host=")?.split_once(",port=")?;
