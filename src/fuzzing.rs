@@ -5,11 +5,11 @@
 //! when it is written and read again, and an error has bounded, printable words.
 
 /// Takes an input, and returns whether it was accepted.
-pub type Target = fn(&[u8]) -> bool;
+type Target = fn(&[u8]) -> bool;
 
 /// Every target by its name, which is that of its file in `fuzz/fuzz_targets` and of its directory
 /// in `fuzz/corpus`.
-pub const TARGETS: [(&str, Target); 15] = [
+const TARGETS: [(&str, Target); 15] = [
     ("bundle", crate::spiffe::fuzzing::bundle),
     ("svid", crate::spiffe::fuzzing::svid),
     ("discovery", crate::issuer::fuzzing::discovery),

@@ -21,14 +21,14 @@ const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
 
 /// Explains why a file cannot be read. On `EACCES`: owner and mode of the file or of the directory above it, the user of
 /// this process, and the command that lets it read the file.
-pub fn why_unreadable(path: &Path, e: &io::Error) -> String {
+pub(crate) fn why_unreadable(path: &Path, e: &io::Error) -> String {
     let denial = is_denial(e).then(|| Denial::of(path)).flatten();
     denial.map_or_else(|| Excerpt::of(e, MAX_SHOWN).into(), |denial| denial.to_string())
 }
 
 /// Explains why a directory cannot be written. On `EACCES`: the user of this process, and the command that gives it the
 /// directory. The command covers all that is below only if `is_own` says that nothing of other users is there.
-pub fn why_unwritable(dir: &Path, is_own: bool, e: &io::Error) -> String {
+pub(crate) fn why_unwritable(dir: &Path, is_own: bool, e: &io::Error) -> String {
     let why = Excerpt::of(e, MAX_SHOWN);
     match advice(dir, dir, is_own, e) {
         Some(advice) => format!("{why}. {advice}"),
@@ -37,7 +37,7 @@ pub fn why_unwritable(dir: &Path, is_own: bool, e: &io::Error) -> String {
 }
 
 /// The remedy for an `EACCES` or `EROFS` at `place`: a directory that must belong to this process, or a path in it.
-pub fn advice_on_own(dir: &Path, place: &Path, e: &io::Error) -> Option<String> {
+pub(crate) fn advice_on_own(dir: &Path, place: &Path, e: &io::Error) -> Option<String> {
     advice(dir, place, true, e)
 }
 
@@ -74,22 +74,22 @@ fn is_denial(e: &io::Error) -> bool {
 }
 
 /// The user that this process runs as, by name if there is one.
-pub fn current_user() -> String {
+pub(crate) fn current_user() -> String {
     user(geteuid().as_raw())
 }
 
 /// A user by name and number, or by number alone.
-pub fn user(uid: u32) -> String {
+pub(crate) fn user(uid: u32) -> String {
     user_name(uid).map_or_else(|| format!("uid {uid}"), |name| format!("{name} (uid {uid})"))
 }
 
 /// A user as chown(1) and runuser(1) take it.
-pub fn user_argument(uid: u32) -> String {
+pub(crate) fn user_argument(uid: u32) -> String {
     user_name(uid).unwrap_or_else(|| uid.to_string())
 }
 
 /// A path as a word of a shell command.
-pub fn shell_word(path: &Path) -> String {
+pub(crate) fn shell_word(path: &Path) -> String {
     let text = Excerpt::of(path.display(), MAX_SHOWN);
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,=".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) {
@@ -104,13 +104,13 @@ fn user_name(uid: u32) -> Option<String> {
 }
 
 /// A group as chgrp(1) takes it.
-pub fn group_argument(gid: u32) -> String {
+pub(crate) fn group_argument(gid: u32) -> String {
     let group = Group::from_gid(Gid::from_raw(gid)).ok().flatten();
     group.map_or_else(|| gid.to_string(), |group| group.name)
 }
 
 /// The mode of a file, if every user of this machine can read or change it, its directories considered.
-pub fn open_to_all(path: &Path) -> Option<u32> {
+pub(crate) fn open_to_all(path: &Path) -> Option<u32> {
     let path = fs::canonicalize(path).ok()?;
     let mode = fs::metadata(&path).ok()?.mode();
     let is_way = |directory: &Path| fs::metadata(directory).is_ok_and(|metadata| metadata.mode() & 0o1 != 0);
@@ -119,7 +119,7 @@ pub fn open_to_all(path: &Path) -> Option<u32> {
 
 /// The credentials of a process.
 #[derive(Clone, Debug)]
-pub struct Process {
+pub(crate) struct Process {
     /// Effective user.
     pub uid: u32,
     /// Effective group.
@@ -130,7 +130,7 @@ pub struct Process {
 
 /// Owner and mode of a file, a directory or a device.
 #[derive(Clone, Copy, Debug)]
-pub struct Node {
+pub(crate) struct Node {
     /// Its owner.
     pub uid: u32,
     /// Its group.
@@ -147,18 +147,18 @@ impl From<&Metadata> for Node {
 
 impl Process {
     /// The credentials of this process.
-    pub fn current() -> Self {
+    pub(crate) fn current() -> Self {
         let groups = getgroups().unwrap_or_default().into_iter().map(Gid::as_raw);
         Self { uid: geteuid().as_raw(), gid: getegid().as_raw(), groups: groups.collect() }
     }
 
     /// Whether the process is in a group.
-    pub fn is_in(&self, group: u32) -> bool {
+    pub(crate) fn is_in(&self, group: u32) -> bool {
         self.gid == group || self.groups.contains(&group)
     }
 
     /// Whether owner and mode allow the process the access in `bits`: `0o4` read, `0o2` write, `0o1` search.
-    pub fn may(&self, node: Node, bits: u32) -> bool {
+    pub(crate) fn may(&self, node: Node, bits: u32) -> bool {
         let shift = match self.uid {
             0 => return true,
             uid if uid == node.uid => 6,

@@ -15,13 +15,13 @@ const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
 const DATE_OF_VERSION: Timestamp = Timestamp::from_secs(1_793_491_200); // 2026-11-01T00:00:00Z
 
 /// Reads both clocks, and whether the wall clock was synchronised.
-pub fn now() -> Now {
+pub(crate) fn now() -> Now {
     Now { wall: Timestamp::from(SystemTime::now()), boot: boot_time(), synchronised: is_synchronised() }
 }
 
 /// The id of this boot: a [`BootTime`] has a meaning only within one. The packaged unit passes it in the environment,
 /// since its sandbox has no `/proc/sys`. `None` where it is unknown: then no two boots count as the same.
-pub fn boot_id() -> Option<String> {
+pub(crate) fn boot_id() -> Option<String> {
     let id =
         std::env::var("MIAF_BOOT_ID").or_else(|_| std::fs::read_to_string("/proc/sys/kernel/random/boot_id"));
     id.ok().map(|id| id.trim().to_owned()).filter(|id| !id.is_empty())
@@ -37,7 +37,7 @@ fn is_synchronised() -> bool {
 /// When this program was built, or at least when its sources were made: a lower limit of the current time. The same
 /// sources give the same
 /// (`SOURCE_DATE_EPOCH`, <https://reproducible-builds.org/specs/source-date-epoch/>).
-pub const fn built_at() -> Timestamp {
+pub(crate) const fn built_at() -> Timestamp {
     const BUILT_AT: Timestamp = match option_env!("SOURCE_DATE_EPOCH") {
         Some(seconds) => match i64::from_str_radix(seconds, 10) {
             Ok(seconds) => Timestamp::from_secs(seconds),

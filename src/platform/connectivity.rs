@@ -18,7 +18,7 @@ const LOOKUP_LIMIT: Duration = Duration::from_secs(2);
 
 /// Whether this device is in any network, with a default route or without: then the cable is not the cause of a name
 /// that cannot be resolved.
-pub fn is_in_a_network() -> bool {
+pub(crate) fn is_in_a_network() -> bool {
     // Below /proc/self, which the sandbox of the unit leaves in sight.
     let table_has =
         |file: &str, is: fn(&str) -> bool| std::fs::read_to_string(file).is_ok_and(|table| is(&table));
@@ -45,13 +45,13 @@ fn has_address(table: &str) -> bool {
 }
 
 /// Whether there is a default route.
-pub fn leads_anywhere() -> bool {
+pub(crate) fn leads_anywhere() -> bool {
     ANYWHERE.iter().any(|address| leads_to_address((*address, DISCARD).into()))
 }
 
 /// Whether a packet to this host (a name, or an address without brackets) would leave: there is a default route, or one to
 /// the host itself. Takes 2 seconds at most. `true` where the kernel does not say.
-pub async fn leads_to(host: &str, port: u16) -> bool {
+pub(crate) async fn leads_to(host: &str, port: u16) -> bool {
     if leads_anywhere() {
         return true;
     }

@@ -71,14 +71,14 @@ impl Secret {
 }
 
 /// Where systemd puts the credentials of the service (systemd.exec(5)).
-pub fn credentials() -> Option<PathBuf> {
+pub(crate) fn credentials() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").filter(|directory| !directory.is_empty()).map(PathBuf::from)
 }
 
 /// Overwrites the part of this thread's stack that earlier calls have used: hash functions and C libraries leave copies
 /// of a password there.
 #[inline(never)]
-pub fn wipe_stack() {
+pub(crate) fn wipe_stack() {
     let mut unused = [0_u8; 64 * 1024];
     std::hint::black_box(&mut unused);
 }

@@ -28,7 +28,7 @@ const OPEN: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLO
 
 /// An open directory.
 #[derive(Debug)]
-pub struct Dir {
+pub(crate) struct Dir {
     file: File,
     /// Where it was opened, for messages.
     path: PathBuf,
@@ -36,7 +36,7 @@ pub struct Dir {
 
 /// Owner and mode of a file, for comparison with what they should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attributes {
+pub(crate) struct Attributes {
     /// Permission bits.
     pub mode: u32,
     /// Owner.
@@ -49,7 +49,7 @@ pub struct Attributes {
 
 impl Attributes {
     /// Whether it belongs to the user of this process.
-    pub fn is_ours(&self) -> bool {
+    pub(crate) fn is_ours(&self) -> bool {
         self.uid == geteuid().as_raw()
     }
 }
@@ -59,7 +59,7 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self::at(open(path, OPEN, Mode::empty())?, path.to_owned()))
     }
 
@@ -67,7 +67,7 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it; for a symbolic link, [`io::ErrorKind::NotADirectory`].
-    pub fn open_itself(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open_itself(path: &Path) -> io::Result<Self> {
         match open(path, OPEN | OFlag::O_NOFOLLOW, Mode::empty()) {
             // Which of the two it is depends on the kernel.
             Err(Errno::ELOOP) => Err(Errno::ENOTDIR.into()),
@@ -83,7 +83,7 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it.
-    pub fn attributes(&self) -> io::Result<Attributes> {
+    pub(crate) fn attributes(&self) -> io::Result<Attributes> {
         attributes(&self.file)
     }
 
@@ -91,7 +91,7 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it.
-    pub fn is_volatile(&self) -> io::Result<bool> {
+    pub(crate) fn is_volatile(&self) -> io::Result<bool> {
         // A magic number has 32 bits; the field that holds it is a signed word of 32 or 64.
         let magic = |of: FsType| of.0 as u32;
         let found = magic(fstatfs(&self.file)?.filesystem_type());
@@ -102,7 +102,7 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it.
-    pub fn is_ours_alone_to_write(&self) -> io::Result<bool> {
+    pub(crate) fn is_ours_alone_to_write(&self) -> io::Result<bool> {
         let is = self.attributes()?;
         Ok(is.is_ours() && is.mode & 0o022 == 0)
     }
@@ -111,7 +111,7 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it.
-    pub fn give_to_group(&self, group: Option<u32>) -> io::Result<()> {
+    pub(crate) fn give_to_group(&self, group: Option<u32>) -> io::Result<()> {
         match group {
             Some(group) if self.attributes()?.gid != group => give(&self.file, Some(group)),
             _ => Ok(()),
@@ -122,7 +122,7 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it.
-    pub fn sync(&self) -> io::Result<()> {
+    pub(crate) fn sync(&self) -> io::Result<()> {
         sync(&self.file, &self.path)
     }
 
@@ -130,7 +130,7 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it.
-    pub fn names(&self) -> io::Result<Vec<OsString>> {
+    pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
         for entry in dir::Dir::openat(&self.file, ".", OPEN, Mode::empty())? {
             let entry = entry?;
@@ -146,7 +146,7 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it.
-    pub fn open_dir(&self, name: &OsStr) -> io::Result<Self> {
+    pub(crate) fn open_dir(&self, name: &OsStr) -> io::Result<Self> {
         let opened = openat(&self.file, name, OPEN | OFlag::O_NOFOLLOW, Mode::empty())?;
         Ok(Self::at(opened, self.path.join(name)))
     }
@@ -155,7 +155,7 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it.
-    pub fn make_dir(&self, name: &OsStr, mode: u32, group: Option<u32>) -> io::Result<Self> {
+    pub(crate) fn make_dir(&self, name: &OsStr, mode: u32, group: Option<u32>) -> io::Result<Self> {
         mkdirat(&self.file, name, Mode::from_bits_truncate(mode))?;
         let made = self.open_dir(name)?;
         made.give_to_group(group)?;
@@ -166,7 +166,13 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it.
-    pub fn write_new(&self, name: &OsStr, content: &[u8], mode: u32, group: Option<u32>) -> io::Result<()> {
+    pub(crate) fn write_new(
+        &self,
+        name: &OsStr,
+        content: &[u8],
+        mode: u32,
+        group: Option<u32>,
+    ) -> io::Result<()> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut file = File::from(openat(&self.file, name, flags, Mode::from_bits_truncate(mode))?);
         if group.is_some() {
@@ -180,7 +186,11 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it, when it is no regular file, or when it has more than `most` bytes.
-    pub fn read_secret(&self, name: &OsStr, most: usize) -> io::Result<(Attributes, Zeroizing<Vec<u8>>)> {
+    pub(crate) fn read_secret(
+        &self,
+        name: &OsStr,
+        most: usize,
+    ) -> io::Result<(Attributes, Zeroizing<Vec<u8>>)> {
         // To open a pipe would wait for its other end.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let file = File::from(openat(&self.file, name, flags, Mode::empty())?);
@@ -201,7 +211,7 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it.
-    pub fn read_link(&self, name: &OsStr) -> io::Result<OsString> {
+    pub(crate) fn read_link(&self, name: &OsStr) -> io::Result<OsString> {
         Ok(readlinkat(&self.file, name)?)
     }
 
@@ -209,7 +219,7 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it.
-    pub fn symlink(&self, to: &OsStr, name: &OsStr) -> io::Result<()> {
+    pub(crate) fn symlink(&self, to: &OsStr, name: &OsStr) -> io::Result<()> {
         Ok(symlinkat(to, &self.file, name)?)
     }
 
@@ -217,7 +227,7 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it.
-    pub fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+    pub(crate) fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
         Ok(renameat(&self.file, from, &self.file, to)?)
     }
 
@@ -225,7 +235,7 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it.
-    pub fn remove_file(&self, name: &OsStr) -> io::Result<()> {
+    pub(crate) fn remove_file(&self, name: &OsStr) -> io::Result<()> {
         match unlinkat(&self.file, name, UnlinkatFlags::NoRemoveDir) {
             Err(Errno::ENOENT) => Ok(()),
             removed => Ok(removed?),
@@ -237,7 +247,7 @@ impl Dir {
     ///
     /// # Errors
     /// As the file system has it.
-    pub fn remove_all(&self, name: &OsStr) -> io::Result<()> {
+    pub(crate) fn remove_all(&self, name: &OsStr) -> io::Result<()> {
         self.remove_to(name, MAX_DEPTH)
     }
 

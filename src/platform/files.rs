@@ -22,7 +22,7 @@ const MAX_READ: u64 = 4 * 1024 * 1024;
 const MAX_SHOWN: usize = 300;
 
 /// Modes are given exactly where something is created, so nothing inherited may take bits away beyond the usual.
-pub fn set_umask() {
+pub(crate) fn set_umask() {
     umask(Mode::from_bits_truncate(0o022));
 }
 
@@ -30,7 +30,7 @@ pub fn set_umask() {
 ///
 /// # Errors
 /// When there is no such group.
-pub fn group_id(name: &str) -> io::Result<u32> {
+pub(crate) fn group_id(name: &str) -> io::Result<u32> {
     match Group::from_name(name) {
         Ok(Some(group)) => Ok(group.gid.as_raw()),
         Ok(None) => Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no group \"{name}\""))),
@@ -42,7 +42,7 @@ pub fn group_id(name: &str) -> io::Result<u32> {
 ///
 /// # Errors
 /// As the file system has it.
-pub fn make_dir(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
+pub(crate) fn make_dir(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.exists()) {
         make_dir(parent, 0o755, None)?;
     }
@@ -74,7 +74,7 @@ pub(super) fn give(file: &File, group: Option<u32>) -> io::Result<()> {
 ///
 /// # Errors
 /// As the file system has it.
-pub fn write_new(path: &Path, content: &[u8], mode: u32, group: Option<u32>) -> io::Result<()> {
+pub(crate) fn write_new(path: &Path, content: &[u8], mode: u32, group: Option<u32>) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     if group.is_some() {
         give(&file, group)?;
@@ -87,7 +87,7 @@ pub fn write_new(path: &Path, content: &[u8], mode: u32, group: Option<u32>) -> 
 ///
 /// # Errors
 /// As the file system has it; what was at `path` is then unchanged.
-pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = path.with_file_name(name);
@@ -104,7 +104,7 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 ///
 /// # Errors
 /// As the file system has it.
-pub fn remove_if_there(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
@@ -115,7 +115,7 @@ pub fn remove_if_there(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// As the file system has it.
-pub fn sync_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     match File::open(path) {
         Ok(dir) => sync(&dir, path),
         // It can be written to and passed through, and not be opened.
@@ -168,7 +168,7 @@ fn warn_not_durable(path: &Path, e: &io::Error) {
 ///
 /// # Errors
 /// As the file system has it, when it is no regular file, or when it is larger than 4 MiB.
-pub fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+pub(crate) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     read_at_most(path, MAX_READ)
 }
 
@@ -176,7 +176,7 @@ pub fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// As for [`read_limited`].
-pub fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     open_regular(path)?.take(most + 1).read_to_end(&mut content)?;
     if content.len() as u64 > most {
@@ -213,7 +213,7 @@ fn regular(file: &Metadata) -> io::Result<()> {
 ///
 /// # Errors
 /// As the file system has it, when it is no regular file, or when it has more than `most` bytes.
-pub fn read_secret(path: &Path, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+pub(crate) fn read_secret(path: &Path, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     let file = open_regular(path)?;
     // With room to spare it never grows, and no copy of it stays behind.
     let mut content = Zeroizing::new(Vec::with_capacity(most + 64));

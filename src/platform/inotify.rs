@@ -33,7 +33,7 @@ const MAX_LINKS: usize = 40;
 /// A watch on a file and on the files of one directory, none of which need exist. Symbolic links are followed: what a
 /// link leads to counts, and where the link leads.
 #[derive(Debug)]
-pub struct FileWatch {
+pub(crate) struct FileWatch {
     file: PathBuf,
     directory: PathBuf,
     /// `None`: the kernel refuses it.
@@ -48,7 +48,7 @@ pub struct FileWatch {
 
 impl FileWatch {
     /// From now on.
-    pub fn on(file: PathBuf, directory: PathBuf) -> Self {
+    pub(crate) fn on(file: PathBuf, directory: PathBuf) -> Self {
         let mut watch = Self {
             file,
             directory,
@@ -63,7 +63,7 @@ impl FileWatch {
     }
 
     /// Again from now on: to be called before the files are read, so that no change falls between the two.
-    pub fn renew(&mut self) {
+    pub(crate) fn renew(&mut self) {
         self.inotify = self.watch_by_inotify();
         self.seen = Seen::now(&self.file, &self.directory);
         self.begun = None;
@@ -72,7 +72,7 @@ impl FileWatch {
 
     /// Something has changed. A new file counts when it has been written, and not when it is begun. May be dropped, and
     /// called again.
-    pub async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) {
         loop {
             let reported = async {
                 match &self.inotify {

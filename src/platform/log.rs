@@ -12,7 +12,7 @@ use tracing_subscriber::{Layer as _, Registry};
 use serde::Deserialize;
 
 /// The target of the audit log: which user signed or sent an admin command. Its events are logged whatever `log.level` says.
-pub const AUDIT: &str = "miaf_agent::audit";
+pub(crate) const AUDIT: &str = "miaf_agent::audit";
 
 /// `log.level`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -28,7 +28,7 @@ pub enum LogLevel {
 }
 
 /// Starts logging. The agent's own events are logged from `level` on, those of its libraries from `warn` on.
-pub fn start(level: LogLevel) {
+pub(crate) fn start(level: LogLevel) {
     let level = match level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,

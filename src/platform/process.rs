@@ -5,7 +5,7 @@ use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 /// Makes the process undumpable: no core dump contains the agent's memory, and no other process of its user can read it,
 /// whatever the system is set to. A core limit of 0 does not count where dumps go to a program (core(5)).
-pub fn keep_memory_private() {
+pub(crate) fn keep_memory_private() {
     let _ = prctl::set_dumpable(false); // fails for impossible arguments only
 }
 
@@ -22,7 +22,7 @@ pub fn allow_open_files() {
 }
 
 /// The limit of open files.
-pub fn open_files() -> rlim_t {
+pub(crate) fn open_files() -> rlim_t {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(now, _)| now)
 }
 

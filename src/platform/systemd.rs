@@ -14,17 +14,17 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 const MAX_STATUS: usize = 2200;
 
 /// Notifies that the sockets listen: the service is up, whatever the state of the identity.
-pub fn ready() {
+pub(crate) fn ready() {
     send(NotifyState::Ready);
 }
 
 /// Sets the line for `systemctl status`.
-pub fn status(line: &str) {
+pub(crate) fn status(line: &str) {
     send(NotifyState::Status(&Excerpt::of(line, MAX_STATUS)));
 }
 
 /// Notifies that the service ends.
-pub fn stopping() {
+pub(crate) fn stopping() {
     send(NotifyState::Stopping);
 }
 
@@ -45,7 +45,7 @@ pub struct PassedSocket {
 
 /// The listening Unix sockets that were passed to this process. To be called once, and before any thread is started: it
 /// removes the variables from the environment.
-pub fn passed_sockets() -> Vec<PassedSocket> {
+pub(crate) fn passed_sockets() -> Vec<PassedSocket> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut passed = ListenFd::from_env();
     let mut names = names.split(':');
@@ -65,7 +65,7 @@ pub fn passed_sockets() -> Vec<PassedSocket> {
 
 /// Notifies the watchdog of the service manager while the event loop is alive. When it is not, the notifications stop, and
 /// the service manager restarts the agent.
-pub struct Watchdog {
+pub(crate) struct Watchdog {
     /// `None` without a watchdog.
     ticks: Option<Interval>,
     /// When the current wait of the event loop must have ended.
@@ -82,7 +82,7 @@ impl std::fmt::Debug for Watchdog {
 
 impl Watchdog {
     /// From the environment. `others` return whether other threads of the agent are alive.
-    pub fn new(others: impl IntoIterator<Item = Box<dyn FnMut() -> bool>>) -> Self {
+    pub(crate) fn new(others: impl IntoIterator<Item = Box<dyn FnMut() -> bool>>) -> Self {
         let ticks = sd_notify::watchdog_enabled().map(|limit| {
             // Half of it, as sd_watchdog_enabled(3) advises.
             let mut ticks = interval((limit / 2).max(Duration::from_millis(1)));
@@ -93,12 +93,12 @@ impl Watchdog {
     }
 
     /// Starts a wait of the event loop, of at most `limit`; `None` for a wait of any length.
-    pub fn wait_begins(&mut self, limit: Option<Duration>) {
+    pub(crate) fn wait_begins(&mut self, limit: Option<Duration>) {
         self.deadline = limit.map(|limit| Instant::now() + limit);
     }
 
     /// Notifies the watchdog for as long as it is polled and the wait is not overdue. Never ends.
-    pub async fn run(&mut self) -> Infallible {
+    pub(crate) async fn run(&mut self) -> Infallible {
         loop {
             if self.is_alive().await {
                 send(NotifyState::Watchdog);

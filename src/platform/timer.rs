@@ -16,7 +16,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(i32::MAX as u64);
 
 /// A timer for the event loop. Until it is due, nothing wakes the processor: there is no polling.
 #[derive(Debug)]
-pub struct Alarm {
+pub(crate) struct Alarm {
     /// On `CLOCK_BOOTTIME`: time in suspend counts, and a wall clock that is set does not.
     due: Timer,
     /// Never due. On `CLOCK_REALTIME`, whose timers can be cancelled by setting the clock.
@@ -25,7 +25,7 @@ pub struct Alarm {
 
 /// Why a sleep has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Woken {
+pub(crate) enum Woken {
     /// It is time.
     Due,
     /// The wall clock was set, during this sleep or since the one before it; or the machine was suspended.
@@ -37,7 +37,7 @@ impl Alarm {
     ///
     /// # Errors
     /// The kernel has no timers for this process.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let alarm =
             Self { due: Timer::on(ClockId::CLOCK_BOOTTIME)?, set: Timer::on(ClockId::CLOCK_REALTIME)? };
         alarm.set.never()?;
@@ -46,7 +46,7 @@ impl Alarm {
 
     /// Waits for so long (at most 68 years), or until the wall clock is set. May be dropped at any time; the next sleep
     /// is a new one, and knows of a clock that was set in between.
-    pub async fn sleep(&mut self, wait: Duration) -> Woken {
+    pub(crate) async fn sleep(&mut self, wait: Duration) -> Woken {
         if self.due.once(wait).is_err() {
             return pending().await; // for impossible arguments only
         }

@@ -24,7 +24,7 @@ use crate::text::Excerpt;
 use crate::time::Timestamp;
 
 /// Limit of anchors in one bundle. More are taken for a mistake, not for a trust domain.
-pub const MAX_ANCHORS: usize = 64;
+pub(crate) const MAX_ANCHORS: usize = 64;
 
 /// Size limit of an anchor, in bytes of DER: it is parsed at every validation.
 const MAX_ANCHOR: usize = 16 * 1024;
@@ -152,7 +152,7 @@ pub struct BundleKey {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct BundleDocument {
-    /// At most [`MAX_ANCHORS`].
+    /// At most 64.
     pub keys: Vec<BundleKey>,
     /// Seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -262,7 +262,7 @@ impl Bundle {
     }
 
     /// What the anchors say about themselves, in the same order.
-    pub fn anchor_facts(&self) -> &[AnchorFacts] {
+    pub(crate) fn anchor_facts(&self) -> &[AnchorFacts] {
         &self.facts
     }
 
@@ -703,7 +703,7 @@ pub enum BundleError {
         /// What is wrong with it.
         why: String,
     },
-    /// More than [`MAX_ANCHORS`].
+    /// More than 64.
     #[error("it has more anchors than the {MAX_ANCHORS} that are allowed")]
     TooManyAnchors,
 }

@@ -47,7 +47,7 @@ impl SpiffeId {
     }
 
     /// The device's UUID, when this is a logical device identity `/margo/device/<lowercase uuid>` (miaf-v0 E4).
-    pub fn device_uuid(&self) -> Option<&str> {
+    pub(crate) fn device_uuid(&self) -> Option<&str> {
         self.path.strip_prefix(DEVICE_PATH).filter(|uuid| is_lowercase_uuid(uuid))
     }
 

@@ -23,7 +23,6 @@ pub mod text;
 pub mod time;
 
 pub use bundle::{
-    AnchorFacts, Bundle, BundleDocument, BundleError, BundleKey, BundleWarning, MAX_ANCHORS, SequenceCheck,
-    check_sequence,
+    AnchorFacts, Bundle, BundleDocument, BundleError, BundleKey, BundleWarning, SequenceCheck, check_sequence,
 };
 pub use id::{SpiffeId, SpiffeIdError, TrustDomain};

@@ -16,7 +16,7 @@ pub enum SvidError {
     /// No certificate at all.
     #[error("the response has no certificate")]
     EmptyChain,
-    /// More certificates than [`MAX_CHAIN`].
+    /// More certificates than are allowed.
     #[error("the chain has {0} certificates, more than the {MAX_CHAIN} that are allowed")]
     LongChain(usize),
     /// An element that is not exactly one PEM certificate (miaf-v0 E3).

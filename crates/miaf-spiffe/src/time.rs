@@ -38,7 +38,7 @@ impl Timestamp {
     }
 
     /// Whole seconds since the epoch, zero before it: the form that certificate validation takes.
-    pub fn unix_duration(self) -> Duration {
+    pub(crate) fn unix_duration(self) -> Duration {
         Duration::from_millis(u64::try_from(self.0).unwrap_or(0))
     }
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
-use crate::MAX_ANCHORS;
+use crate::bundle::MAX_ANCHORS;
 use crate::chain::MAX_CHAIN;
 
 #[test]
