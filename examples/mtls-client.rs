@@ -1,8 +1,10 @@
-//! mTLS as this device, with rustls and without any access to its key: fetches a page from a server of the trust domain.
+//! mTLS as this device, with rustls and without any access to its key: fetches a page from a server
+//! of the trust domain.
 //!
 //!     mtls-client /run/miaf-agent/sign.sock wfm.factory.example:8443 spiffe://factory.example/wfm
 //!
-//! The server is known by its SPIFFE ID, and by no host name: for identities is what the trust bundle vouches.
+//! The server is known by its SPIFFE ID, and by no host name: for identities is what the trust
+//! bundle vouches.
 
 use std::error::Error;
 use std::io::{Read as _, Write as _};

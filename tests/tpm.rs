@@ -1,5 +1,6 @@
-//! Keys in a TPM: every test has a software TPM of its own. Those of the agent are here, the device maker's in
-//! `tpm/factory.rs`, its certificates in `tpm/nv.rs`, and the parents of keys in `tpm/parent.rs`.
+//! Keys in a TPM: every test has a software TPM of its own. Those of the agent are here, the device
+//! maker's in `tpm/factory.rs`, its certificates in `tpm/nv.rs`, and the parents of keys in
+//! `tpm/parent.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[path = "tpm/factory.rs"]
@@ -487,7 +488,8 @@ fn tls_client_authentication_with_the_key() {
     assert_eq!(tpm.transient_handles(), 0);
 }
 
-/// A key as tpm2-tools make it, under a parent that is persistent at 0x81000010. It is not exempt from lock-out.
+/// A key as tpm2-tools make it, under a parent that is persistent at 0x81000010. It is not exempt
+/// from lock-out.
 fn made_by_tpm2_tools(tpm: &Swtpm, more: &[&str]) -> String {
     let parent = "0x81000010";
     tpm.run("tpm2_createprimary", &["-Q", "-C", "o", "-G", "ecc256:aes128cfb", "-c", "primary.ctx"]);
@@ -545,7 +547,8 @@ impl Pki {
         params.signed_by(&Subject(key, algorithm), &self.authority).unwrap().der().clone()
     }
 
-    /// A TLS 1.3 handshake in memory. Gives back the client certificate that the server has accepted.
+    /// A TLS 1.3 handshake in memory. Gives back the client certificate that the server has
+    /// accepted.
     fn handshake(
         &self,
         client_auth: impl FnOnce(ClientBuilder) -> rustls::ClientConfig,

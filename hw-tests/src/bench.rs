@@ -27,7 +27,8 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// Checks that there is a TPM that responds, that tpm2-tools are there, and that nothing is in the way.
+    /// Checks that there is a TPM that responds, that tpm2-tools are there, and that nothing is in
+    /// the way.
     pub(crate) fn set_up(tcti: Option<Tcti>, rounds: u32, destructive: bool) -> Result<Self, Failure> {
         tools_are_there()?;
         let (tcti, swtpm) = match tcti {
@@ -67,8 +68,8 @@ impl Bench {
         command
     }
 
-    /// Runs a program of tpm2-tools. Not while the agent talks to the TPM: the TSS would have the program inherit the
-    /// connection, and a software TPM serves one at a time.
+    /// Runs a program of tpm2-tools. Not while the agent talks to the TPM: the TSS would have the
+    /// program inherit the connection, and a software TPM serves one at a time.
     pub(crate) fn tool(&self, program: &str, arguments: &[&str]) -> Result<(), Failure> {
         let output = self.command(program).args(arguments).output()?;
         if output.status.success() {
@@ -79,7 +80,8 @@ impl Bench {
     }
 }
 
-/// Says in the agent's own words if the TPM is out of reach or shut to it: every check would only repeat that.
+/// Says in the agent's own words if the TPM is out of reach or shut to it: every check would only
+/// repeat that.
 fn check_response(agent: &Tpm) -> Result<(), KeyError> {
     match agent.create_key() {
         // That is for the report.

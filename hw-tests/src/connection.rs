@@ -52,7 +52,8 @@ impl<T> During<T> for tss_esapi::Result<T> {
     }
 }
 
-/// The number behind an error; 0 if the TSS did not even ask the TPM. tss-esapi keeps it to itself and prints it.
+/// The number behind an error; 0 if the TSS did not even ask the TPM. tss-esapi keeps it to itself
+/// and prints it.
 pub(crate) fn code(error: &tss_esapi::Error) -> u32 {
     let printed = match error {
         tss_esapi::Error::Tss2Error(Tss2ResponseCode::FormatZero(code)) => code.to_string(),
@@ -116,7 +117,8 @@ pub(crate) fn required(context: &mut Context, tag: PropertyTag) -> Result<u32, F
     property(context, tag)?.ok_or_else(|| format!("the TPM has no property {tag:?}").into())
 }
 
-/// The storage key of the agent, written down a second time: keys made under another would not load under this one.
+/// The storage key of the agent, written down a second time: keys made under another would not load
+/// under this one.
 pub(crate) fn storage_key() -> Result<Public, Failure> {
     let attributes = ObjectAttributesBuilder::new()
         .with_fixed_tpm(true)
@@ -224,7 +226,8 @@ pub(crate) fn parent(context: &mut Context) -> Result<KeyHandle, Failure> {
         .map(|made| made.key_handle)
 }
 
-/// A storage key that is persistent in the TPM: the parent of the agent's keys where the owner has a password.
+/// A storage key that is persistent in the TPM: the parent of the agent's keys where the owner has
+/// a password.
 fn persistent_parent(context: &mut Context, handle: u32) -> Result<KeyHandle, Failure> {
     let handle = PersistentTpmHandle::new(handle).during("the parent's handle")?;
     let found = context

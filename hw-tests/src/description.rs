@@ -45,7 +45,8 @@ fn specification(context: &mut Context) -> Result<String, Failure> {
     Ok(format!("{family}, level {level}, revision {major}.{minor:02}, of day {day} of {year}"))
 }
 
-/// Asked for one by one: a list would be refused whole by the TSS for an entry that it does not know.
+/// Asked for one by one: a list would be refused whole by the TSS for an entry that it does not
+/// know.
 fn algorithms(context: &mut Context) -> String {
     use AlgorithmIdentifier::{
         Aes, EcDaa, EcDh, EcDsa, Ecc, Rsa, RsaPss, RsaSsa, Sha1, Sha3_256, Sha256, Sha384, Sha512, Sm2,

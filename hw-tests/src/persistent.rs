@@ -1,5 +1,5 @@
-//! Objects of the suite in the TPM: keys at persistent handles, certificates in NV indices. Only at numbers
-//! that no profile assigns, and removed when dropped.
+//! Objects of the suite in the TPM: keys at persistent handles, certificates in NV indices. Only at
+//! numbers that no profile assigns, and removed when dropped.
 
 use miaf_agent::keys::tpm::Tcti;
 use tss_esapi::Context;

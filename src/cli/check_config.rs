@@ -1,7 +1,7 @@
 //! `miaf-agent check-config`: whether the configuration can be used, with file and line if not.
 //!
-//! A reload of the service runs it after the agent was notified, with the agent's user and sandbox, and fails where it
-//! fails.
+//! A reload of the service runs it after the agent was notified, with the agent's user and sandbox,
+//! and fails where it fails.
 
 use std::path::Path;
 use std::process::ExitCode;

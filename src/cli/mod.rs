@@ -1,5 +1,5 @@
-//! The command line. Commands for a running agent use its [`Client`] and nothing else of it. How they show a status
-//! to people is in `render` and `lifetime_bar`.
+//! The command line. Commands for a running agent use its [`Client`] and nothing else of it. How
+//! they show a status to people is in `render` and `lifetime_bar`.
 
 mod admin;
 mod check_config;
@@ -31,8 +31,8 @@ const MAX_LINE: usize = 8192;
 
 /// The identity agent of an industrial edge device.
 ///
-/// It obtains the device's identity from the Margo Identity Service of its trust domain, keeps the key in the TPM,
-/// renews the identity before it expires, and hands it to local programs.
+/// It obtains the device's identity from the Margo Identity Service of its trust domain, keeps the
+/// key in the TPM, renews the identity before it expires, and hands it to local programs.
 #[derive(Debug, Parser)]
 #[command(name = "miaf-agent", version, arg_required_else_help = true)]
 pub struct Cli {
@@ -51,16 +51,19 @@ enum Command {
     Status(Output),
     /// Print the device's certificate chain, or its details as JSON.
     Svid(Output),
-    /// Print the trust anchors that other identities are validated against, as PEM, or the SPIFFE bundle as JSON.
+    /// Print the trust anchors that other identities are validated against, as PEM, or the SPIFFE
+    /// bundle as JSON.
     Bundle(Output),
     /// Print a line at every change: the state, a new SVID, another trust bundle, an error.
     ///
-    /// It goes on until it is interrupted. While the agent is not running, it says so on stderr and waits for it.
+    /// It goes on until it is interrupted. While the agent is not running, it says so on stderr and
+    /// waits for it.
     Watch(Output),
-    /// Wait until there is a valid SVID, or a trust bundle: for scripts, and for programs that need one to start.
+    /// Wait until there is a valid SVID, or a trust bundle: for scripts, and for programs that need
+    /// one to start.
     ///
-    /// The agent need not be running yet. The exit status is 0 as soon as it is available, and 1 after the timeout: then
-    /// stderr says what was missing.
+    /// The agent need not be running yet. The exit status is 0 as soon as it is available, and 1
+    /// after the timeout: then stderr says what was missing.
     Wait {
         /// What to wait for.
         #[arg(long = "for", value_enum, default_value_t)]
@@ -73,9 +76,9 @@ enum Command {
     },
     /// Have the agent try again now (root only).
     ///
-    /// Everything that was refused or is waiting is tried again within seconds, but no retry-after delay of the MIS is
-    /// shortened. The trust bundle that is served is accepted even where its sequence number went back. The clock of this
-    /// device is taken as right.
+    /// Everything that was refused or is waiting is tried again within seconds, but no retry-after
+    /// delay of the MIS is shortened. The trust bundle that is served is accepted even where its
+    /// sequence number went back. The clock of this device is taken as right.
     Retry {
         /// The device's key is lost (its TPM was replaced or cleared): enroll with a new key.
         #[arg(long)]
@@ -87,14 +90,15 @@ enum Command {
     Renew(Output),
     /// Check whether the configuration can be used, and if not, show file, line and what to do.
     ///
-    /// The exit status is 0 if it can be used, and 78 if not. Run it as the agent's user to see what the agent may read. Nothing but
-    /// the configuration is read: not the files that it names.
+    /// The exit status is 0 if it can be used, and 78 if not. Run it as the agent's user to see
+    /// what the agent may read. Nothing but the configuration is read: not the files that it names.
     CheckConfig(Output),
     /// Retire the identity of this device, and enroll it as a new one (root only).
     ///
-    /// Identity, key and trust bundle are moved aside in the state directory and withdrawn from programs. The device then
-    /// requests a new identity under its configuration: change that first, for another trust domain. The new identity may be
-    /// another one even at the same identity service.
+    /// Identity, key and trust bundle are moved aside in the state directory and withdrawn from
+    /// programs. The device then requests a new identity under its configuration: change that
+    /// first, for another trust domain. The new identity may be another one even at the same
+    /// identity service.
     ResetIdentity {
         /// Do not ask for confirmation.
         #[arg(long)]
@@ -158,7 +162,8 @@ fn admin_client(config: &Path, output: &Output) -> Client {
     client(config, output, |sockets| sockets.admin_path)
 }
 
-/// Client of the socket that `which` selects, in the configuration as far as the caller may read it and it can be used.
+/// Client of the socket that `which` selects, in the configuration as far as the caller may read it
+/// and it can be used.
 fn client(config: &Path, output: &Output, which: impl Fn(config::Socket) -> PathBuf) -> Client {
     let source = agent::place(Some(config));
     let loaded = source.load();
@@ -168,7 +173,8 @@ fn client(config: &Path, output: &Output, which: impl Fn(config::Socket) -> Path
         usable.map(|config| which(config.socket)).unwrap_or_default()
     };
     let client = Client::new(output.socket.clone().unwrap_or_else(configured));
-    // The agent may not have been able to start with it, and only the service manager holds the socket open.
+    // The agent may not have been able to start with it, and only the service manager holds the
+    // socket open.
     if is_bad { client.with_limit(SHORT_LIMIT) } else { client }
 }
 
@@ -177,7 +183,8 @@ fn fail_on_client(config: &Path, e: &ClientError) -> ExitCode {
     fail(&explain(config, e))
 }
 
-/// Describes an error of the client. Where the agent does not run, its configuration may be the cause.
+/// Describes an error of the client. Where the agent does not run, its configuration may be the
+/// cause.
 fn explain(config: &Path, e: &ClientError) -> String {
     let is_down = matches!(e, ClientError::Connect(..) | ClientError::Silent(_) | ClientError::Broken(_));
     let wrong = agent::place(Some(config)).load().err().filter(|wrong| is_down && !wrong.is_denied());
@@ -192,7 +199,7 @@ fn print_json(value: &impl Serialize) -> ExitCode {
 }
 
 fn json_line(value: &impl Serialize) -> String {
-    let text = serde_json::to_string(value).unwrap_or_default(); // every type printed here serialises
+    let text = serde_json::to_string(value).unwrap_or_default(); // each type here serialises
     let mut line = text::printable_json(&text).into_owned();
     line.push('\n');
     line
@@ -201,7 +208,7 @@ fn json_line(value: &impl Serialize) -> String {
 fn print(text: &str) -> ExitCode {
     match write(text) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS, // the reader has seen enough
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS, // it wants no more
         Err(e) => fail(&format_args!("the output cannot be written: {e}")),
     }
 }
@@ -218,11 +225,12 @@ fn fail(e: &dyn fmt::Display) -> ExitCode {
 }
 
 fn complain(what: &dyn fmt::Display) {
-    let _ = writeln!(io::stderr(), "miaf-agent: {}", shown(what)); // if it is closed, there is no other place
+    // If stderr is closed, there is no other place.
+    let _ = writeln!(io::stderr(), "miaf-agent: {}", shown(what));
 }
 
-/// A text of the agent on one line. The agent may be an older one that passes on the text of a server, or another
-/// program at its socket.
+/// A text of the agent on one line. The agent may be an older one that passes on the text of a
+/// server, or another program at its socket.
 fn shown(text: impl fmt::Display) -> Excerpt {
     Excerpt::of(text, MAX_LINE)
 }

@@ -108,7 +108,8 @@ pub(super) fn distance(rfc3339: &str, now: SystemTime) -> String {
     }
 }
 
-/// The moment of something that the agent has scheduled: "in 3h 20m". One that has passed is now: the agent is doing it.
+/// The moment of something that the agent has scheduled: "in 3h 20m". One that has passed is now:
+/// the agent is doing it.
 pub(super) fn due(rfc3339: &str, now: SystemTime) -> String {
     match difference(rfc3339, now) {
         None => UNKNOWN_TIME.into(),
@@ -117,7 +118,8 @@ pub(super) fn due(rfc3339: &str, now: SystemTime) -> String {
     }
 }
 
-/// The moment of the renewal: "in 3h 20m", or "due for 5m" once it has passed. Without the MIS, that can be long ago.
+/// The moment of the renewal: "in 3h 20m", or "due for 5m" once it has passed. Without the MIS,
+/// that can be long ago.
 pub(super) fn renewal(rfc3339: &str, now: SystemTime) -> String {
     match difference(rfc3339, now) {
         Some(Difference::Past(elapsed)) => format!("due for {}", approximate(elapsed)),

@@ -16,7 +16,8 @@ use crate::publish::status::Status;
 
 /// Interval of attempts to connect to an agent that is not running.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(250);
-/// Interval of checks whether an SVID can be used: not every reason why it cannot be is reported as a change.
+/// Interval of checks whether an SVID can be used: not every reason why it cannot be is reported as
+/// a change.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Limit of one request, within the timeout.
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
@@ -87,7 +88,8 @@ impl Wait {
         self.agent.clone().with_limit(REQUEST_LIMIT.min(self.left()))
     }
 
-    /// Watches the agent until there is what was waited for, the agent ends, or the next check is due.
+    /// Watches the agent until there is what was waited for, the agent ends, or the next check is
+    /// due.
     fn follow(&mut self) -> Result<Watched, ClientError> {
         self.seen = None;
         let mut watch = self.agent().watch()?;
@@ -112,7 +114,7 @@ impl Wait {
         }
         match self.agent().ready() {
             Ok(()) => Ok(true),
-            Err(ClientError::Refused { status: 503, .. }) => Ok(false), // or the connection limit is reached
+            Err(ClientError::Refused { status: 503, .. }) => Ok(false), // or there is no permit
             Err(e) => Err(e),
         }
     }

@@ -161,7 +161,7 @@ fn private_key_block(content: &[u8], origin: &str) -> Result<Block, KeyError> {
 
 fn without_a_key(content: &[u8], commented_out: &[usize]) -> String {
     match pem::instead_of_blocks(content, commented_out) {
-        pem::Instead::Der => {
+        pem::Content::Der => {
             "it is binary (DER) and not PEM; convert it with: openssl pkey -inform DER -in FILE -out NEWFILE (a PKCS #12, \
              .p12 or .pfx, with: openssl pkcs12 -nocerts -nodes -in FILE -out NEWFILE)"
                 .into()

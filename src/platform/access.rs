@@ -19,15 +19,16 @@ const MAX_LINKS: usize = 40;
 /// Directories that `ProtectHome=yes` hides (systemd.exec(5)).
 const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
 
-/// Explains why a file cannot be read. On `EACCES`: owner and mode of the file or of the directory above it, the user of
-/// this process, and the command that lets it read the file.
+/// Explains why a file cannot be read. On `EACCES`: owner and mode of the file or of the directory
+/// above it, the user of this process, and the command that lets it read the file.
 pub(crate) fn why_unreadable(path: &Path, e: &io::Error) -> String {
     let denial = is_denial(e).then(|| Denial::of(path)).flatten();
     denial.map_or_else(|| Excerpt::of(e, MAX_SHOWN).into(), |denial| denial.to_string())
 }
 
-/// Explains why a directory cannot be written. On `EACCES`: the user of this process, and the command that gives it the
-/// directory. The command covers all that is below only if `is_own` says that nothing of other users is there.
+/// Explains why a directory cannot be written. On `EACCES`: the user of this process, and the
+/// command that gives it the directory. The command covers all that is below only if `is_own` says
+/// that nothing of other users is there.
 pub(crate) fn why_unwritable(dir: &Path, is_own: bool, e: &io::Error) -> String {
     let why = Excerpt::of(e, MAX_SHOWN);
     match advice(dir, dir, is_own, e) {
@@ -36,7 +37,8 @@ pub(crate) fn why_unwritable(dir: &Path, is_own: bool, e: &io::Error) -> String 
     }
 }
 
-/// The remedy for an `EACCES` or `EROFS` at `place`: a directory that must belong to this process, or a path in it.
+/// The remedy for an `EACCES` or `EROFS` at `place`: a directory that must belong to this process,
+/// or a path in it.
 pub(crate) fn advice_on_own(dir: &Path, place: &Path, e: &io::Error) -> Option<String> {
     advice(dir, place, true, e)
 }
@@ -109,7 +111,8 @@ pub(crate) fn group_argument(gid: u32) -> String {
     group.map_or_else(|| gid.to_string(), |group| group.name)
 }
 
-/// The mode of a file, if every user of this machine can read or change it, its directories considered.
+/// The mode of a file, if every user of this machine can read or change it, its directories
+/// considered.
 pub(crate) fn open_to_all(path: &Path) -> Option<u32> {
     let path = fs::canonicalize(path).ok()?;
     let mode = fs::metadata(&path).ok()?.mode();
@@ -157,7 +160,8 @@ impl Process {
         self.gid == group || self.groups.contains(&group)
     }
 
-    /// Whether owner and mode allow the process the access in `bits`: `0o4` read, `0o2` write, `0o1` search.
+    /// Whether owner and mode allow the process the access in `bits`: `0o4` read, `0o2` write,
+    /// `0o1` search.
     pub(crate) fn may(&self, node: Node, bits: u32) -> bool {
         let shift = match self.uid {
             0 => return true,
@@ -197,7 +201,8 @@ impl Denial {
         })
     }
 
-    /// The mode bits that are needed: to pass through a directory, to read a file, to read what is in a directory.
+    /// The mode bits that are needed: to pass through a directory, to read a file, to read what is
+    /// in a directory.
     fn bits(&self) -> u32 {
         match (self.is_way, self.is_dir) {
             (true, _) => 0o1,
@@ -227,7 +232,8 @@ impl Denial {
         } else if self.process.is_in(self.gid) {
             format!("chmod g+{letter} {word}")
         } else if self.is_dir {
-            // To pass through shows nothing of what is in it. The one directory that is read has no secrets: config.d.
+            // To pass through shows nothing of what is in it. The one directory that is read has no
+            // secrets: config.d.
             format!("chmod o+{letter} {word}")
         } else {
             let group = group_argument(self.process.gid);

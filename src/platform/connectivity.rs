@@ -1,4 +1,5 @@
-//! Whether this device has a route to other hosts, by its routing table: nothing is sent to find out.
+//! Whether this device has a route to other hosts, by its routing table: nothing is sent to find
+//! out.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -8,16 +9,18 @@ use nix::errno::Errno;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 
-/// Addresses beyond every local network: those for documentation, which no host has (RFC 5737, RFC 3849).
+/// Addresses beyond every local network: those for documentation, which no host has (RFC 5737, RFC
+/// 3849).
 const ANYWHERE: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
 /// A port, of which any will do.
 const DISCARD: u16 = 9;
-/// Limit of a name lookup. A name that resolves without a default route is in a file, or known to a neighbour.
+/// Limit of a name lookup. A name that resolves without a default route is in a file, or known to a
+/// neighbour.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(2);
 
-/// Whether this device is in any network, with a default route or without: then the cable is not the cause of a name
-/// that cannot be resolved.
+/// Whether this device is in any network, with a default route or without: then the cable is not
+/// the cause of a name that cannot be resolved.
 pub(crate) fn is_in_a_network() -> bool {
     // Below /proc/self, which the sandbox of the unit leaves in sight.
     let table_has =
@@ -49,8 +52,9 @@ pub(crate) fn leads_anywhere() -> bool {
     ANYWHERE.iter().any(|address| leads_to_address((*address, DISCARD).into()))
 }
 
-/// Whether a packet to this host (a name, or an address without brackets) would leave: there is a default route, or one to
-/// the host itself. Takes 2 seconds at most. `true` where the kernel does not say.
+/// Whether a packet to this host (a name, or an address without brackets) would leave: there is a
+/// default route, or one to the host itself. Takes 2 seconds at most. `true` where the kernel does
+/// not say.
 pub(crate) async fn leads_to(host: &str, port: u16) -> bool {
     if leads_anywhere() {
         return true;

@@ -8,8 +8,8 @@ use zeroize::Zeroizing;
 
 use super::{access, files};
 
-/// Where a secret is: `file:PATH`, or `credential:NAME`, a credential that systemd hands to the service
-/// (systemd.exec(5)).
+/// Where a secret is: `file:PATH`, or `credential:NAME`, a credential that systemd hands to the
+/// service (systemd.exec(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Secret {
     /// `file:PATH`
@@ -35,7 +35,8 @@ impl Secret {
     /// Reads it: at most 4 KiB, one line end dropped. The memory is wiped when it is dropped.
     ///
     /// # Errors
-    /// [`SecretError`]: no such file, no such credential, not a regular file, too large, or nothing in it.
+    /// [`SecretError`]: no such file, no such credential, not a regular file, too large, or nothing
+    /// in it.
     pub fn read(&self) -> Result<Zeroizing<Vec<u8>>, SecretError> {
         self.read_with(credentials())
     }
@@ -75,8 +76,8 @@ pub(crate) fn credentials() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").filter(|directory| !directory.is_empty()).map(PathBuf::from)
 }
 
-/// Overwrites the part of this thread's stack that earlier calls have used: hash functions and C libraries leave copies
-/// of a password there.
+/// Overwrites the part of this thread's stack that earlier calls have used: hash functions and C
+/// libraries leave copies of a password there.
 #[inline(never)]
 pub(crate) fn wipe_stack() {
     let mut unused = [0_u8; 64 * 1024];

@@ -185,7 +185,8 @@ impl Dir {
     /// Reads a small regular file into memory that is wiped after use, with what it is.
     ///
     /// # Errors
-    /// As the file system has it, when it is no regular file, or when it has more than `most` bytes.
+    /// As the file system has it, when it is no regular file, or when it has more than `most`
+    /// bytes.
     pub(crate) fn read_secret(
         &self,
         name: &OsStr,

@@ -1,5 +1,5 @@
-//! Files that are either wholly there or not at all, also after a power cut: written under another name with their
-//! final mode and group, synced, renamed, and the directory synced.
+//! Files that are either wholly there or not at all, also after a power cut: written under another
+//! name with their final mode and group, synced, renamed, and the directory synced.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
@@ -21,7 +21,8 @@ const MAX_READ: u64 = 4 * 1024 * 1024;
 /// Limit of characters of a path in a log event.
 const MAX_SHOWN: usize = 300;
 
-/// Modes are given exactly where something is created, so nothing inherited may take bits away beyond the usual.
+/// Modes are given exactly where something is created, so nothing inherited may take bits away
+/// beyond the usual.
 pub(crate) fn set_umask() {
     umask(Mode::from_bits_truncate(0o022));
 }
@@ -127,9 +128,9 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Has the file system write a file or directory to its medium. A file system that has no such call (some network and
-/// FUSE file systems, on directories above all) is used nevertheless, as PostgreSQL and SQLite do: what was written
-/// there is whole, and may be missing after a power cut.
+/// Has the file system write a file or directory to its medium. A file system that has no such call
+/// (some network and FUSE file systems, on directories above all) is used nevertheless, as
+/// PostgreSQL and SQLite do: what was written there is whole, and may be missing after a power cut.
 pub(super) fn sync(file: &File, path: &Path) -> io::Result<()> {
     match file.sync_all() {
         Err(e) if is_not_supported(&e) => {
@@ -140,8 +141,9 @@ pub(super) fn sync(file: &File, path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether fsync(2) is unsupported: EINVAL by its man page. EBADF (a directory that is not open for writing) is among those that PostgreSQL
-/// tolerates; no other cause is possible for a descriptor that has just been opened.
+/// Whether fsync(2) is unsupported: EINVAL by its man page. EBADF (a directory that is not open for
+/// writing) is among those that PostgreSQL tolerates; no other cause is possible for a descriptor
+/// that has just been opened.
 fn is_not_supported(e: &io::Error) -> bool {
     let errno = e.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EBADF))
@@ -192,7 +194,8 @@ fn open_regular(path: &Path) -> io::Result<File> {
     open_if_regular(path)
 }
 
-/// Opens a file, and checks the type of what it has opened. To open a pipe would wait for its other end, but for the flag.
+/// Opens a file, and checks the type of what it has opened. To open a pipe would wait for its other
+/// end, but for the flag.
 fn open_if_regular(path: &Path) -> io::Result<File> {
     let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;

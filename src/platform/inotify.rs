@@ -1,5 +1,5 @@
-//! Changes of a file and of the files in a directory: reported by the kernel (inotify(7)), and found by comparison where it
-//! reports nothing.
+//! Changes of a file and of the files in a directory: reported by the kernel (inotify(7)), and
+//! found by comparison where it reports nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -19,19 +19,21 @@ use super::access::{current_user, names};
 
 /// Interval of comparisons where the kernel reports nothing.
 const POLL: Duration = Duration::from_secs(3);
-/// Interval of comparisons in addition to what the kernel reports: a file system of another machine, something mounted over the directory, and a
-/// directory far above that was moved escape it.
+/// Interval of comparisons in addition to what the kernel reports: a file system of another
+/// machine, something mounted over the directory, and a directory far above that was moved escape
+/// it.
 const RARE_POLL: Duration = Duration::from_secs(300);
-/// A file that was begun, and of which nothing more is heard, is complete when nothing has changed for so long: one that
-/// was written under no name (open(2), `O_TMPFILE`), or under another that is gone, is whole when it appears.
+/// A file that was begun, and of which nothing more is heard, is complete when nothing has changed
+/// for so long: one that was written under no name (open(2), `O_TMPFILE`), or under another that is
+/// gone, is whole when it appears.
 const BEGUN: Duration = Duration::from_secs(3);
 /// Limit of files in the directory that are compared, and followed where they are links.
 const MAX_ENTRIES: usize = 1024;
 /// Limit of symbolic links, as the kernel has it in a path (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// A watch on a file and on the files of one directory, none of which need exist. Symbolic links are followed: what a
-/// link leads to counts, and where the link leads.
+/// A watch on a file and on the files of one directory, none of which need exist. Symbolic links
+/// are followed: what a link leads to counts, and where the link leads.
 #[derive(Debug)]
 pub(crate) struct FileWatch {
     file: PathBuf,
@@ -62,7 +64,8 @@ impl FileWatch {
         watch
     }
 
-    /// Again from now on: to be called before the files are read, so that no change falls between the two.
+    /// Again from now on: to be called before the files are read, so that no change falls between
+    /// the two.
     pub(crate) fn renew(&mut self) {
         self.inotify = self.watch_by_inotify();
         self.seen = Seen::now(&self.file, &self.directory);
@@ -70,8 +73,8 @@ impl FileWatch {
         self.poll_later();
     }
 
-    /// Something has changed. A new file counts when it has been written, and not when it is begun. May be dropped, and
-    /// called again.
+    /// Something has changed. A new file counts when it has been written, and not when it is begun.
+    /// May be dropped, and called again.
     pub(crate) async fn changed(&mut self) {
         loop {
             let reported = async {
@@ -168,7 +171,8 @@ impl Refusal {
 /// Which names count in a directory; `None`: all of them.
 type Names = Option<BTreeSet<OsString>>;
 
-/// The directories in which a change can be one of the file or of the directory, and the names that count there.
+/// The directories in which a change can be one of the file or of the directory, and the names that
+/// count there.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Places(BTreeMap<PathBuf, Names>);
 
@@ -192,8 +196,8 @@ impl Places {
         }
     }
 
-    /// The directory that a path ends in, those of the links on the way, or the last one that exists. Returns where the
-    /// path leads.
+    /// The directory that a path ends in, those of the links on the way, or the last one that
+    /// exists. Returns where the path leads.
     fn add_way_to(&mut self, path: &Path) -> Option<PathBuf> {
         let path = std::path::absolute(path).ok()?;
         let mut rest = names(&path);
@@ -254,7 +258,8 @@ impl Watched {
             directories.insert(watch, (directory.clone(), names.clone()));
         }
         let descriptor = inotify.as_fd().try_clone_to_owned();
-        // Its successor is unsafe for the sake of types that close or lend their descriptor: an OwnedFd does not.
+        // Its successor is unsafe for the sake of types that close or lend their descriptor: an
+        // OwnedFd does not.
         #[allow(deprecated)]
         let ready = descriptor.and_then(AsyncFd::new);
         let ready =
@@ -299,7 +304,8 @@ enum News {
     Changed,
 }
 
-/// Whether a new file may still be written to. A link, a second name of a file, and a directory are whole.
+/// Whether a new file may still be written to. A link, a second name of a file, and a directory are
+/// whole.
 fn is_begun(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|new| new.is_file() && new.nlink() == 1)
 }
@@ -483,7 +489,8 @@ mod tests {
         }
     }
 
-    /// As a mounted ConfigMap and other tools do it: a link to a directory is put in the place of another.
+    /// As a mounted ConfigMap and other tools do it: a link to a directory is put in the place of
+    /// another.
     #[tokio::test]
     async fn watch_follows_a_swapped_link_on_the_path() {
         let (_directory, dir) = directory();

@@ -11,7 +11,8 @@ use tracing_subscriber::{Layer as _, Registry};
 
 use serde::Deserialize;
 
-/// The target of the audit log: which user signed or sent an admin command. Its events are logged whatever `log.level` says.
+/// The target of the audit log: which user signed or sent an admin command. Its events are logged
+/// whatever `log.level` says.
 pub(crate) const AUDIT: &str = "miaf_agent::audit";
 
 /// `log.level`
@@ -27,7 +28,8 @@ pub enum LogLevel {
     Trace,
 }
 
-/// Starts logging. The agent's own events are logged from `level` on, those of its libraries from `warn` on.
+/// Starts logging. The agent's own events are logged from `level` on, those of its libraries from
+/// `warn` on.
 pub(crate) fn start(level: LogLevel) {
     let level = match level {
         LogLevel::Error => LevelFilter::ERROR,
@@ -55,7 +57,8 @@ pub(crate) fn start(level: LogLevel) {
     let _ = Registry::default().with(journal).with(terminal).try_init();
 }
 
-/// systemd names the stream it gave in `JOURNAL_STREAM` (systemd.exec(5)): a redirected stderr is not it.
+/// systemd names the stream it gave in `JOURNAL_STREAM` (systemd.exec(5)): a redirected stderr is
+/// not it.
 fn stderr_is_the_journal() -> bool {
     let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
     let stderr = std::fs::metadata("/proc/self/fd/2");

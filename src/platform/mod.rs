@@ -1,5 +1,5 @@
-//! The operating system: clocks and timers, randomness, files that survive a power cut, changes of files, routes,
-//! logging, the service manager.
+//! The operating system: clocks and timers, randomness, files that survive a power cut, changes of
+//! files, routes, logging, the service manager.
 
 pub(crate) mod access;
 pub(crate) mod clock;

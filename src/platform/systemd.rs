@@ -1,5 +1,6 @@
-//! The service manager: notifications to it (sd_notify(3)), the sockets it passes (sd_listen_fds(3)), and its watchdog
-//! (sd_watchdog_enabled(3)). Without a service manager, nothing happens.
+//! The service manager: notifications to it (sd_notify(3)), the sockets it passes
+//! (sd_listen_fds(3)), and its watchdog (sd_watchdog_enabled(3)). Without a service manager,
+//! nothing happens.
 
 use std::convert::Infallible;
 use std::os::unix::net::UnixListener;
@@ -43,8 +44,8 @@ pub struct PassedSocket {
     pub listener: UnixListener,
 }
 
-/// The listening Unix sockets that were passed to this process. To be called once, and before any thread is started: it
-/// removes the variables from the environment.
+/// The listening Unix sockets that were passed to this process. To be called once, and before any
+/// thread is started: it removes the variables from the environment.
 pub(crate) fn passed_sockets() -> Vec<PassedSocket> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut passed = ListenFd::from_env();
@@ -63,8 +64,8 @@ pub(crate) fn passed_sockets() -> Vec<PassedSocket> {
         .collect()
 }
 
-/// Notifies the watchdog of the service manager while the event loop is alive. When it is not, the notifications stop, and
-/// the service manager restarts the agent.
+/// Notifies the watchdog of the service manager while the event loop is alive. When it is not, the
+/// notifications stop, and the service manager restarts the agent.
 pub(crate) struct Watchdog {
     /// `None` without a watchdog.
     ticks: Option<Interval>,

@@ -1,4 +1,5 @@
-//! Timers that wake when they are due or when the wall clock is set, and never otherwise (timerfd_create(2)).
+//! Timers that wake when they are due or when the wall clock is set, and never otherwise
+//! (timerfd_create(2)).
 
 use std::future::pending;
 use std::io;
@@ -28,12 +29,14 @@ pub(crate) struct Alarm {
 pub(crate) enum Woken {
     /// It is time.
     Due,
-    /// The wall clock was set, during this sleep or since the one before it; or the machine was suspended.
+    /// The wall clock was set, during this sleep or since the one before it; or the machine was
+    /// suspended.
     ClockSet,
 }
 
 impl Alarm {
-    /// Creates an alarm, which notices from now on that the wall clock is set. To be called within a tokio runtime.
+    /// Creates an alarm, which notices from now on that the wall clock is set. To be called within
+    /// a tokio runtime.
     ///
     /// # Errors
     /// The kernel has no timers for this process.
@@ -44,8 +47,8 @@ impl Alarm {
         Ok(alarm)
     }
 
-    /// Waits for so long (at most 68 years), or until the wall clock is set. May be dropped at any time; the next sleep
-    /// is a new one, and knows of a clock that was set in between.
+    /// Waits for so long (at most 68 years), or until the wall clock is set. May be dropped at any
+    /// time; the next sleep is a new one, and knows of a clock that was set in between.
     pub(crate) async fn sleep(&mut self, wait: Duration) -> Woken {
         if self.due.once(wait).is_err() {
             return pending().await; // for impossible arguments only
@@ -73,7 +76,8 @@ impl AsRawFd for Descriptor {
 impl Timer {
     fn on(clock: ClockId) -> io::Result<Self> {
         let timer = TimerFd::new(clock, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
-        // Its successor is unsafe for the sake of types that close or lend their descriptor: this one does not.
+        // Its successor is unsafe for the sake of types that close or lend their descriptor: this
+        // one does not.
         #[allow(deprecated)]
         AsyncFd::new(Descriptor(timer)).map(Self)
     }
@@ -89,7 +93,7 @@ impl Timer {
         let never = Expiration::OneShot(TimeSpec::new(time_t::MAX, 0));
         let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
         match self.0.get_ref().0.set(never, flags) {
-            Err(Errno::ECANCELED) => Ok(()), // the clock was set just before, and the timer is armed all the same
+            Err(Errno::ECANCELED) => Ok(()), // the clock was set just before; the timer is armed
             other => other,
         }
     }
@@ -168,7 +172,8 @@ mod tests {
         }
     }
 
-    /// The clock of a machine that others use is not set for a test: here the kernel is asked what it would do.
+    /// The clock of a machine that others use is not set for a test: here the kernel is asked what
+    /// it would do.
     #[tokio::test]
     async fn clock_timer_is_cancelled_by_setting_and_never_expires() {
         let mut alarm = Alarm::new().unwrap();

@@ -1,4 +1,5 @@
-//! The commands status, wait and watch: what they print, how they end, and what they do while the agent is not running.
+//! The commands status, wait and watch: what they print, how they end, and what they do while the
+//! agent is not running.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::process::ExitStatusExt as _;

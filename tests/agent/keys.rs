@@ -44,7 +44,8 @@ fn tpm_with_an_owner_password_is_used_by_its_srk() {
     assert!(key.starts_with("-----BEGIN TSS2 PRIVATE KEY-----"), "{key}");
     assert_eq!(world::public_key_of_certificate(&world, &svid), world::public_key_of_tpm_key(&world, &key));
 
-    // The record is read back after a restart, also if another parent for new keys is configured by then.
+    // The record is read back after a restart, also if another parent for new keys is configured by
+    // then.
     let serial = world.device.status()["svid"]["serial"].clone();
     world.device.kill();
     let config = world::config(&world.mis, &world.tpm, "");

@@ -1,5 +1,5 @@
-//! The TPM was replaced or cleared under a current identity: what is reported, what is not done without a command, and the
-//! way out.
+//! The TPM was replaced or cleared under a current identity: what is reported, what is not done
+//! without a command, and the way out.
 
 use std::time::Duration;
 

@@ -20,7 +20,8 @@ fn new_device_enrolls_with_a_tpm_key_and_publishes() {
     assert!(status["bootstrap"]["notAfter"].is_string());
     assert!(status["lastError"].is_null());
 
-    // The requests came in the sequence that D1, B and E prescribe, and it showed its certificate only where it enrolls.
+    // The requests came in the sequence that D1, B and E prescribe, and it showed its certificate
+    // only where it enrolls.
     let seen: Vec<_> =
         world.mis.journal().into_iter().take(3).map(|e| (e.path, e.client, e.status)).collect();
     assert_eq!(
@@ -81,7 +82,8 @@ fn killed_agent_serves_its_identity_without_a_network() {
     world.tpm.stop();
     world.device.start();
     assert_eq!(world.device.get("/readyz").unwrap().0, 200);
-    let after = world.device.status(); // whether it has noticed already that its TPM is unreachable, or not
+    // Whether it has noticed already that its TPM is unreachable, or not.
+    let after = world.device.status();
     assert_eq!((&after["spiffeId"], &after["svid"]), (&before["spiffeId"], &before["svid"]));
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "it did not enroll again");
 

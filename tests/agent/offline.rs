@@ -44,7 +44,8 @@ fn unreachable_mis_is_not_reported_as_offline() {
     }
 }
 
-/// In a network of its own, with an address and no way out: the name server of this machine is not reachable there.
+/// In a network of its own, with an address and no way out: the name server of this machine is not
+/// reachable there.
 #[test]
 fn unresolved_name_is_not_reported_as_offline() {
     for (origin, proxy) in

@@ -1,6 +1,7 @@
-//! At every call by which the agent makes something durable or visible, one after the other, the file system fails it or it
-//! is killed. The list of these calls is what strace sees in a run without faults. In the long form every call fails with
-//! every error that makes sense for it, and kills come under every setting of key rotation.
+//! At every call by which the agent makes something durable or visible, one after the other, the
+//! file system fails it or it is killed. The list of these calls is what strace sees in a run
+//! without faults. In the long form every call fails with every error that makes sense for it, and
+//! kills come under every setting of key rotation.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,7 +22,8 @@ use crate::support::reader::Published;
 use crate::support::strace::{self, Call, Strace, What, wait_until_stopped};
 use crate::world::{self, World};
 
-/// Devices at work at the same time. They wait most of the time: between two SVIDs the agent leaves the MIS five seconds.
+/// Devices at work at the same time. They wait most of the time: between two SVIDs the agent leaves
+/// the MIS five seconds.
 const DEVICES: usize = 20;
 
 /// Groups that every Debian has, so that files are given to groups.
@@ -34,7 +36,8 @@ enum Story {
     Enroll,
     /// From the admin command to the new identity published, and the one before the last removed.
     Renew,
-    /// From the start of the process, with an identity, to that identity served and found published.
+    /// From the start of the process, with an identity, to that identity served and found
+    /// published.
     Start,
 }
 
@@ -57,7 +60,8 @@ struct Case {
     what: What,
 }
 
-/// The calls of a story in sequence, their paths relative to the device's directory and without numbers.
+/// The calls of a story in sequence, their paths relative to the device's directory and without
+/// numbers.
 type List = Vec<Call>;
 
 #[test]
@@ -70,7 +74,8 @@ fn file_system_calls_can_fail_one_by_one() {
             let errors = errors(call);
             let chosen = if crate::is_long() { errors } else { &errors[nth % errors.len()..][..1] };
             for error in chosen {
-                // In short form, each kind of call once in a story, and once or for a while in turn.
+                // In short form, each kind of call once in a story, and once or for a while in
+                // turn.
                 let is_first = !list[..nth].contains(call);
                 let whats = [What::FailsOnce(error), What::Fails(error)];
                 let whats = match (crate::is_long(), is_first) {
@@ -101,7 +106,8 @@ fn file_system_calls_can_be_the_last_one_by_one() {
     }
 }
 
-/// A file system that journals hides the lack of a sync in most power cuts; the sequence of the calls does not.
+/// A file system that journals hides the lack of a sync in most power cuts; the sequence of the
+/// calls does not.
 #[test]
 #[ignore = "needs root: strace traces an undumpable agent"]
 fn renamed_files_are_durable_before_the_next_step() {
@@ -153,8 +159,8 @@ fn read_only_disk_is_served_from_and_recovered_from() {
     let mut subject = Subject::new(USUAL);
     subject.prepare(Story::Renew);
     subject.stop();
-    // The kernel makes no file system read-only in which a file is open for writing, unless that has failed: so here it is
-    // read-only when the agent is started.
+    // The kernel makes no file system read-only in which a file is open for writing, unless that
+    // has failed: so here it is read-only when the agent is started.
     subject.start_on_a_disk_of_its_own(
         "cp -a $STATE $STATE.copy && mount -t tmpfs -o mode=711 none $STATE && cp -a $STATE.copy/. $STATE &&
          mount -o remount,ro $STATE",
@@ -179,7 +185,8 @@ fn agent_recovers_from_a_lack_of_file_descriptors() {
         assert!(limited.expect("prlimit").success());
     };
     limit("3:"); // those that are open stay
-    // No connection is accepted, a waiting one is not dropped, and work fails: the bundle is refreshed every second.
+    // No connection is accepted, a waiting one is not dropped, and work fails: the bundle is
+    // refreshed every second.
     let socket = subject.device().path("run/agent.sock");
     let mut caller = UnixStream::connect(socket).unwrap();
     caller.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
@@ -344,7 +351,8 @@ impl Subject {
         if let What::FailsOnce(error) | What::Fails(error) = case.what {
             assert!(self.says(error, &list[case.nth]), "it never said {error}:\n{}", self.device().log());
         }
-        // It renews once more: as the next case, which saves time, or now. What could not be cleared away goes with that.
+        // It renews once more: as the next case, which saves time, or now. What could not be
+        // cleared away goes with that.
         let Call { name, path, .. } = &list[case.nth];
         // An old generation is removed through the directory that it is in.
         let is_of_old =
@@ -390,7 +398,8 @@ impl Subject {
         self.enrollments = self.issued_at_enrollment() + usize::from(story == Story::Enroll);
     }
 
-    /// Starts the agent when these commands have made a file system of its own at `$STATE`. It is gone with the agent.
+    /// Starts the agent when these commands have made a file system of its own at `$STATE`. It is
+    /// gone with the agent.
     fn start_on_a_disk_of_its_own(&mut self, commands: &str) {
         let state = self.device().path("state");
         self.world.device.environment("STATE", state.to_str().unwrap());
@@ -465,15 +474,16 @@ impl Subject {
         self.settle(Story::Renew);
     }
 
-    /// Begins the story, with a strace attached that has it happen at the n-th call and nowhere before.
+    /// Begins the story, with a strace attached that has it happen at the n-th call and nowhere
+    /// before.
     fn bring_about(&self, case: &Case, list: &List) -> Strace {
         let (pid, numbers) = (self.device().pid(), self.numbers());
         let at = |nth: usize| {
             let call: &Call = &list[nth];
             Call { path: self.device().path(numbers.with(&call.path).to_str().unwrap()), ..call.clone() }
         };
-        // strace counts in each thread for itself. So it never counts beyond one: where the same call comes more than once
-        // before, the process is stopped at another one in between first.
+        // strace counts in each thread for itself. So it never counts beyond one: where the same
+        // call comes more than once before, the process is stopped at another one in between first.
         let stops = stops_before(list, case.nth);
         let goes_on = |nth: usize| match nth {
             0 => self.begin(case.story),
@@ -524,7 +534,8 @@ impl Subject {
             status["lastError"]["type"] == "urn:miaf-agent:error:state" && status["state"] == "blocked";
         assert!(status["svid"].is_object() || is_unreadable, "{status:#}");
         let is_as_it_was = published.svid == current.svid && published.key == current.key;
-        // Files and status follow each other within moments: of a successor it is enough here that it belongs together.
+        // Files and status follow each other within moments: of a successor it is enough here that
+        // it belongs together.
         assert!(is_as_it_was || published.serial() != current.serial());
     }
 
@@ -548,7 +559,8 @@ impl Subject {
         self.device().wait_for_status("an identity that is well", |status| {
             status["state"] == "active" && status["lastError"].is_null() && is_new(status)
         });
-        // The agent says so itself only when it has checked: after a start too, when it may have been there all the time.
+        // The agent says so itself only when it has checked: after a start too, when it may have
+        // been there all the time.
         self.device().wait_until("it is published", |device| {
             let served =
                 device.get("/v1/svid").map_or(Value::Null, |(_, svid)| serde_json::from_str(&svid).unwrap());
@@ -611,7 +623,8 @@ impl Subject {
     }
 }
 
-/// Calls at which to stop before the n-th, so that from the last of them on its like does not come before it.
+/// Calls at which to stop before the n-th, so that from the last of them on its like does not come
+/// before it.
 fn stops_before(list: &List, nth: usize) -> Vec<usize> {
     let Some(before) = list[..nth].iter().rposition(|call| *call == list[nth]) else { return Vec::new() };
     // A call that comes for the first time needs no stop of its own.
@@ -622,7 +635,8 @@ fn stops_before(list: &List, nth: usize) -> Vec<usize> {
     }
 }
 
-/// The generations of published files: the one that is current, the one that is next, and the one that goes then.
+/// The generations of published files: the one that is current, the one that is next, and the one
+/// that goes then.
 struct Numbers {
     current: Option<u64>,
     next: u64,

@@ -1,7 +1,9 @@
-//! The agent is killed at random moments of enrolling and renewing, with the key rotated or kept, at an MIS that binds new
-//! keys and at one that does not. It is always the same device in the end, with what belongs together.
+//! The agent is killed at random moments of enrolling and renewing, with the key rotated or kept,
+//! at an MIS that binds new keys and at one that does not. It is always the same device in the end,
+//! with what belongs together.
 //!
-//! Sixteen times for each of the four settings, and 250 times in the long form; `SEED` repeats a run's draws.
+//! Sixteen times for each of the four settings, and 250 times in the long form; `SEED` repeats a
+//! run's draws.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -54,7 +56,7 @@ impl Story {
         let config = world::config(&world.mis, &world.tpm, world::SOON);
         world.device.configure(&config.replace("[key]", &format!("[key]\nrotate = {rotate}")));
         let draws = seed().unwrap_or_else(|| {
-            SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64 // any of them will do
+            SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64 // any will do
         });
         println!("SEED={draws}");
         Self { world, binds_new_keys, draws, enrollment: Duration::ZERO, renewal: Duration::ZERO }
@@ -150,7 +152,8 @@ impl Story {
         assert_eq!(published.spiffe_id(), devices[0].ldi, "{}", log());
     }
 
-    /// Nothing could not be used, and nothing half-written piles up: each name is written again by the next.
+    /// Nothing could not be used, and nothing half-written piles up: each name is written again by
+    /// the next.
     fn nothing_is_left_over(&self) {
         let names = |directory: &str| -> Vec<String> {
             let entries = std::fs::read_dir(self.world.device.path(directory)).unwrap();

@@ -1,4 +1,5 @@
-//! The real agent as a process of its own, with a directory for its state, its socket and its configuration.
+//! The real agent as a process of its own, with a directory for its state, its socket and its
+//! configuration.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -48,7 +49,8 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// A device with this configuration. `{dir}` in it stands for the device's directory. The agent is not started.
+    /// A device with this configuration. `{dir}` in it stands for the device's directory. The agent
+    /// is not started.
     pub(crate) fn new(config: &str) -> Self {
         let directory = directory();
         let log = Log::new("the agent", directory.path().join("agent.log"));
@@ -69,7 +71,8 @@ impl Device {
         self.environment.push((name.into(), value.into()));
     }
 
-    /// Listens on a socket in the device's directory, and passes it to the agents started from now on, as systemd would.
+    /// Listens on a socket in the device's directory, and passes it to the agents started from now
+    /// on, as systemd would.
     pub(crate) fn pass_socket(&mut self, name: &str, path: &str) {
         assert!(self.passed.len() < 2, "more than stdin and stdout can carry");
         let path = self.path(path);
@@ -82,10 +85,11 @@ impl Device {
         self.in_network_of_its_own(":");
     }
 
-    /// Agents started from now on have a network of their own, in which these commands of the shell were run. (As a user that
-    /// is root there only.)
+    /// Agents started from now on have a network of their own, in which these commands of the shell
+    /// were run. (As a user that is root there only.)
     pub(crate) fn in_network_of_its_own(&mut self, commands: &str) {
-        // Root needs no users of its own for that, and cannot have them everywhere (not below a chroot, say).
+        // Root needs no users of its own for that, and cannot have them everywhere (not below a
+        // chroot, say).
         let is_root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
         let unshare: &[&str] =
             if is_root { &["unshare", "--net"] } else { &["unshare", "--user", "--map-root-user", "--net"] };
@@ -93,7 +97,8 @@ impl Device {
         self.under(&[unshare, &["sh", "-c", &shell]].concat());
     }
 
-    /// Agents started from now on are started by this program, which is to become what its last arguments say.
+    /// Agents started from now on are started by this program, which is to become what its last
+    /// arguments say.
     pub(crate) fn under(&mut self, program: &[&str]) {
         self.under = program.iter().map(|&word| word.to_owned()).collect();
     }
@@ -149,7 +154,8 @@ impl Device {
             self.complete(&mut command, &["run"]).stdin(Stdio::null()).stdout(Stdio::null());
             return command;
         }
-        // The sockets travel as stdin and stdout to a shell, which puts them where the agent expects them.
+        // The sockets travel as stdin and stdout to a shell, which puts them where the agent
+        // expects them.
         let mut command = Command::new("sh");
         command.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\" 3<&0 4<&1 </dev/null >/dev/null", AGENT]);
         self.complete(&mut command, &["run"]);

@@ -9,8 +9,8 @@ use tempfile::TempDir;
 /// The path of a Unix socket has 107 bytes; this leaves some for what is made below.
 const MAX_PARENT: usize = 50;
 
-/// A directory that is removed when dropped. In `TMPDIR` if that has a short path that every user can
-/// pass, or in `/tmp`: a checkout, and with it a `TMPDIR`, may lie below a home, which is
+/// A directory that is removed when dropped. In `TMPDIR` if that has a short path that every user
+/// can pass, or in `/tmp`: a checkout, and with it a `TMPDIR`, may lie below a home, which is
 /// closed to other users.
 pub(crate) fn directory() -> TempDir {
     let parent = std::env::temp_dir();

@@ -24,8 +24,8 @@ pub(crate) struct Published {
 }
 
 impl Published {
-    /// Opens `current` once and reads everything through it. `None`: nothing is published yet, or two generations passed
-    /// while it was read.
+    /// Opens `current` once and reads everything through it. `None`: nothing is published yet, or
+    /// two generations passed while it was read.
     pub(crate) fn read(dir: &Path) -> Option<Self> {
         let directory = File::open(dir.join("current")).ok()?;
         let read =
@@ -55,7 +55,8 @@ impl Published {
         identity[member].as_str().unwrap_or_else(|| panic!("no {member} in identity.json")).to_owned()
     }
 
-    /// Key and certificate are of one pair, in both forms; the certificate chains to the bundle; the description is its.
+    /// Key and certificate are of one pair, in both forms; the certificate chains to the bundle;
+    /// the description is its.
     pub(crate) fn belongs_together(&self) -> Result<(), String> {
         is_pair(&self.combined)?;
         if self.combined != format!("{}{}", self.svid, self.key) {
@@ -74,7 +75,8 @@ impl Published {
     }
 }
 
-/// Two programs that read all the time, one by the directory and one by the combined file, until this is dropped.
+/// Two programs that read all the time, one by the directory and one by the combined file, until
+/// this is dropped.
 pub(crate) struct Readers {
     ends: Arc<AtomicBool>,
     threads: Vec<JoinHandle<u32>>,
@@ -135,8 +137,8 @@ fn each_new<T: PartialEq>(
     seen
 }
 
-/// Whether a file with chain and key holds the key of the chain's first certificate. Of a `TSS2 PRIVATE KEY` the public
-/// part tells: both coordinates, each with its length.
+/// Whether a file with chain and key holds the key of the chain's first certificate. Of a
+/// `TSS2 PRIVATE KEY` the public part tells: both coordinates, each with its length.
 fn is_pair(combined: &str) -> Result<(), String> {
     let chain = certificates(combined);
     let leaf = parsed(chain.first().ok_or("there is no certificate")?);

@@ -1,5 +1,5 @@
-//! Faults made by strace(1): at a system call on a certain path a running process is failed, killed or stopped. Needs root:
-//! the agent lets no other process of its user read its memory.
+//! Faults made by strace(1): at a system call on a certain path a running process is failed, killed
+//! or stopped. Needs root: the agent lets no other process of its user read its memory.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -23,8 +23,8 @@ const CALLS: &str = "?open,?creat,openat,write,pwrite64,writev,fsync,fdatasync,f
 pub(crate) struct Call {
     /// `openat`, say.
     pub(crate) name: String,
-    /// What it works on, by which strace finds it: of what is renamed the old name, of a link the link, of a file that is
-    /// removed through its directory the directory.
+    /// What it works on, by which strace finds it: of what is renamed the old name, of a link the
+    /// link, of a file that is removed through its directory the directory.
     pub(crate) path: PathBuf,
     /// It opens what must be there, to read it.
     pub(crate) reads: bool,

@@ -99,7 +99,8 @@ impl Swtpm {
             .expect("bash")
     }
 
-    /// Flushes what a killed process left in it, as the kernel's resource manager does for a hardware TPM.
+    /// Flushes what a killed process left in it, as the kernel's resource manager does for a
+    /// hardware TPM.
     pub(crate) fn flush(&self) {
         self.run("tpm2_flushcontext", &["--transient-object"]);
     }
@@ -144,8 +145,9 @@ fn path(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
-/// A program that inherits no open files. The TSS opens its connections without close-on-exec; a swtpm or a tool that
-/// another thread starts at that moment would hold them open for ever, and swtpm serves one connection at a time.
+/// A program that inherits no open files. The TSS opens its connections without close-on-exec; a
+/// swtpm or a tool that another thread starts at that moment would hold them open for ever, and
+/// swtpm serves one connection at a time.
 fn clean_command(program: &str) -> Command {
     const CLOSE_AND_EXEC: &str = r#"
         for fd in /proc/$$/fd/*; do fd=${fd##*/}; if [ "$fd" -gt 2 ]; then eval "exec $fd>&-"; fi; done

@@ -1,4 +1,5 @@
-//! Certificates of X.509 version 1. From 3.2 on OpenSSL makes them in few ways only, before that in others.
+//! Certificates of X.509 version 1. From 3.2 on OpenSSL makes them in few ways only, before that in
+//! others.
 
 use rcgen::{KeyPair, SigningKey as _};
 

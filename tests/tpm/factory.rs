@@ -1,4 +1,5 @@
-//! The device maker's key (rule K5): in a file, in a file that only the TPM can use, and at a handle of the TPM.
+//! The device maker's key (rule K5): in a file, in a file that only the TPM can use, and at a
+//! handle of the TPM.
 
 use std::path::Path;
 
@@ -24,8 +25,8 @@ impl Swtpm {
         let _ = self.try_run("tpm2_flushcontext", &["-t"]);
     }
 
-    /// Makes a key under the storage key and leaves its halves in `key.pub` and `key.priv`. It is guarded against
-    /// guessing, as `noda` is not among the attributes.
+    /// Makes a key under the storage key and leaves its halves in `key.pub` and `key.priv`. It is
+    /// guarded against guessing, as `noda` is not among the attributes.
     fn make(&self, algorithm: &str, attributes: &str, more: &[&str]) {
         let primary = ["-Q", "-C", "o", "-G", "ecc256:aes128cfb", "-a", STORAGE, "-c", "primary.ctx"];
         self.run("tpm2_createprimary", &primary);
@@ -76,7 +77,8 @@ fn open_handle(tpm: &Swtpm, auth: Option<&Auth>) -> Result<FactoryKey, KeyError>
     open(Source::TpmHandle(HANDLE), auth, &handle(tpm))
 }
 
-/// The key identifies a client in TLS 1.3, and rustls notices a certificate that belongs to another.
+/// The key identifies a client in TLS 1.3, and rustls notices a certificate that belongs to
+/// another.
 fn assert_identifies(key: &FactoryKey, algorithm: &str) {
     assert_eq!(key.algorithm, algorithm);
     let spki = key.signing_key.public_key().unwrap();
@@ -137,8 +139,9 @@ fn key_at_a_handle_identifies_the_device() {
     assert_identifies(&key, "rsa-3072");
 }
 
-/// "TPM 2.0 Keys for Device Identity and Attestation" of the TCG: an IDevID key is a primary key of the endorsement
-/// hierarchy, guarded against guessing, with a policy for its administrator; its certificate is in an NV index.
+/// "TPM 2.0 Keys for Device Identity and Attestation" of the TCG: an IDevID key is a primary key of
+/// the endorsement hierarchy, guarded against guessing, with a policy for its administrator; its
+/// certificate is in an NV index.
 #[test]
 fn idevid_of_the_tcg_identifies_the_device() {
     let tpm = Swtpm::start();
@@ -191,7 +194,8 @@ fn key_at_a_handle_may_have_a_password() {
     assert!(error.to_string().contains("key_auth = \"credential:NAME\""), "{error}");
     assert_eq!(error.kind(), ErrorKind::NeedsOperator);
 
-    // No key with a name made by SHA-256 has a password of more than 32 bytes: the TPM is not asked.
+    // No key with a name made by SHA-256 has a password of more than 32 bytes: the TPM is not
+    // asked.
     let counter = tpm.lockout_counter();
     let error = open_handle(&tpm, Some(&auth(&"x".repeat(33)))).unwrap_err();
     assert!(matches!(error, KeyError::AuthTooLong { length: 33, limit: 32, .. }), "{error:?}");

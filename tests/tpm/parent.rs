@@ -1,4 +1,5 @@
-//! The key under which the agent's keys are made: the owner's primary, or a storage key that is persistent in the TPM.
+//! The key under which the agent's keys are made: the owner's primary, or a storage key that is
+//! persistent in the TPM.
 
 use miaf_agent::keys::KeyFile;
 use miaf_agent::keys::tpm::ParentChoice;

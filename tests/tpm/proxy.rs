@@ -1,5 +1,5 @@
-//! A TPM with other responses to some commands: a proxy before swtpm's two ports, for its commands and for its control
-//! channel.
+//! A TPM with other responses to some commands: a proxy before swtpm's two ports, for its commands
+//! and for its control channel.
 
 use std::io::{Read as _, Result, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};

@@ -1,5 +1,5 @@
-//! The trust bundle: the anchors that SVIDs of one trust domain are validated against (SPIFFE Trust Domain and Bundle,
-//! sections 4 and 5; miaf-v0 B1 to B5).
+//! The trust bundle: the anchors that SVIDs of one trust domain are validated against (SPIFFE Trust
+//! Domain and Bundle, sections 4 and 5; miaf-v0 B1 to B5).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -29,8 +29,8 @@ pub(crate) const MAX_ANCHORS: usize = 64;
 /// Size limit of an anchor, in bytes of DER: it is parsed at every validation.
 const MAX_ANCHOR: usize = 16 * 1024;
 
-/// Limit of bytes of a member of a key that is handed on; the modulus of an RSA key of 16,384 bits has 2,731. A longer one is as if
-/// it were missing.
+/// Limit of bytes of a member of a key that is handed on; the modulus of an RSA key of 16,384 bits
+/// has 2,731. A longer one is as if it were missing.
 const MAX_MEMBER: usize = 4096;
 
 /// Limit of trust domains in a Bundle Map. Their names are in memory while it is read.
@@ -42,17 +42,19 @@ const MAX_WARNINGS: usize = 16;
 /// Characters of a value or name that a message quotes.
 const MAX_QUOTE: usize = 64;
 
-/// How long a bundle with a lower sequence must have been served before it is accepted (miaf-v0 B5).
+/// How long a bundle with a lower sequence must have been served before it is accepted (miaf-v0
+/// B5).
 const REGRESSION_IS_MEANT_AFTER: Duration = Duration::from_secs(24 * 3600);
 
-/// Base64 with or without padding. RFC 7517 section 4.7 demands it, and libraries that write without
-/// are around; what is decoded is the same.
+/// Base64 with or without padding. RFC 7517 section 4.7 demands it, and libraries that write
+/// without are around; what is decoded is the same.
 const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
     &ALPHABET,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The anchors of one trust domain. It may be empty: then every SVID of the domain is untrusted (miaf-v0 B3).
+/// The anchors of one trust domain. It may be empty: then every SVID of the domain is untrusted
+/// (miaf-v0 B3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
     trust_domain: TrustDomain,
@@ -123,7 +125,8 @@ impl BundleWarning {
     }
 }
 
-/// One JWK of a [`BundleDocument`]: the members that X509-SVID section 6.1 and RFC 7518 section 6 know.
+/// One JWK of a [`BundleDocument`]: the members that X509-SVID section 6.1 and RFC 7518 section 6
+/// know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct BundleKey {
@@ -175,20 +178,20 @@ impl<'de> Deserialize<'de> for BundleDocument {
 }
 
 impl Bundle {
-    /// Reads what `trustBundleUri` served: a Bundle Map, of which only the entry of `trust_domain` counts, or a plain
-    /// SPIFFE bundle, which is taken as that domain's (miaf-v0 B2). What is in neither is not built: the memory that
-    /// this takes is that of the entry.
+    /// Reads what `trustBundleUri` served: a Bundle Map, of which only the entry of `trust_domain`
+    /// counts, or a plain SPIFFE bundle, which is taken as that domain's (miaf-v0 B2). What is in
+    /// neither is not built: the memory that this takes is that of the entry.
     ///
     /// # Errors
-    /// [`BundleError`]: not the JSON of either form, no entry for the domain, a domain named twice, or a key that
-    /// claims to be an X.509 authority and whose certificate cannot be read.
+    /// [`BundleError`]: not the JSON of either form, no entry for the domain, a domain named twice,
+    /// or a key that claims to be an X.509 authority and whose certificate cannot be read.
     pub fn from_served(body: &[u8], trust_domain: &TrustDomain) -> Result<Self, BundleError> {
         Self::read(body, trust_domain, Rules::Served)
     }
 
-    /// Reads a bundle that an agent, perhaps an earlier version, has accepted: from its state or from its socket. Rules
-    /// that have become stricter since do not make it unreadable: no fetch could replace it, because the same bundle is
-    /// refused when it is served.
+    /// Reads a bundle that an agent, perhaps an earlier version, has accepted: from its state or
+    /// from its socket. Rules that have become stricter since do not make it unreadable: no fetch
+    /// could replace it, because the same bundle is refused when it is served.
     ///
     /// # Errors
     /// [`BundleError`]: no version has accepted it.
@@ -281,13 +284,15 @@ impl Bundle {
         self.sequence
     }
 
-    /// The interval at which the MIS wants to be polled: the map's hint, or the entry's. Never zero.
+    /// The interval at which the MIS wants to be polled: the map's hint, or the entry's. Never
+    /// zero.
     pub fn refresh_hint(&self) -> Option<Duration> {
         self.refresh_hint
     }
 
-    /// The SPIFFE bundle document of this domain: what was served, less everything that B2 says to ignore and every
-    /// member that is not known, so that a local program with a stricter parser reads it too.
+    /// The SPIFFE bundle document of this domain: what was served, less everything that B2 says to
+    /// ignore and every member that is not known, so that a local program with a stricter parser
+    /// reads it too.
     pub fn to_document(&self) -> BundleDocument {
         BundleDocument {
             keys: self.keys.clone(),
@@ -343,8 +348,8 @@ enum Rules {
     Stored,
 }
 
-/// Reads an object: a member that is there twice is an error in what is served. In what is stored, the last one counts,
-/// as agents have read it.
+/// Reads an object: a member that is there twice is an error in what is served. In what is stored,
+/// the last one counts, as agents have read it.
 struct ByRules<T>(Rules, PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for ByRules<T> {
@@ -393,9 +398,9 @@ const MEMBERS: [&str; 13] = [
     "e",
 ];
 
-/// A map read entry by entry: serde's own maps keep the last of two equal names in silence, and the standard demands
-/// that duplicates are rejected. Entries of other domains are passed over, whatever they are: a broken foreign domain
-/// must not cost this one its refresh.
+/// A map read entry by entry: serde's own maps keep the last of two equal names in silence, and the
+/// standard demands that duplicates are rejected. Entries of other domains are passed over,
+/// whatever they are: a broken foreign domain must not cost this one its refresh.
 struct OfTrustDomain<'a>(&'a TrustDomain, Rules);
 
 impl<'de> DeserializeSeed<'de> for OfTrustDomain<'_> {
@@ -568,7 +573,8 @@ struct Jwk<'a> {
     e: Option<&'a RawValue>,
 }
 
-/// One JWK of the set: `None` when the standard says to ignore it, else the key with the one certificate that counts.
+/// One JWK of the set: `None` when the standard says to ignore it, else the key with the one
+/// certificate that counts.
 fn usable_key(index: usize, jwk: &Jwk<'_>, rules: Rules) -> Result<Option<(UsableKey, Peers)>, BundleError> {
     let text = |value: Option<&RawValue>| value.filter(|v| v.get().len() <= MAX_MEMBER).and_then(json::text);
     let known = |value, known: &[&'static str]| {
@@ -579,7 +585,8 @@ fn usable_key(index: usize, jwk: &Jwk<'_>, rules: Rules) -> Result<Option<(Usabl
     };
     let unreadable = |why: &str| BundleError::unreadable(index, why);
     let Some(x5c) = jwk.x5c else { return Ok(None) };
-    // To ignore it would be to take an authority for withdrawn because of a typing error (miaf-v0 B3).
+    // To ignore it would be to take an authority for withdrawn because of a typing error (miaf-v0
+    // B3).
     let First(first) = serde_json::from_str(x5c.get()).map_err(|_| unreadable("its x5c is not an array"))?;
     let Some(first) = first else { return Ok(None) };
     let first =
@@ -656,14 +663,16 @@ impl<'de> Deserialize<'de> for First<'de> {
 pub enum SequenceCheck {
     /// Newer, equal, or without a number to compare.
     Accepted,
-    /// Lower than that of the cached one, first seen at `since`: refused until it has been served for 24 hours.
+    /// Lower than that of the cached one, first seen at `since`: refused until it has been served
+    /// for 24 hours.
     Regressed {
         /// When the regression was first seen.
         since: Timestamp,
     },
 }
 
-/// Compares sequence numbers. `regressed_since` is what the last call returned, if it was a regression.
+/// Compares sequence numbers. `regressed_since` is what the last call returned, if it was a
+/// regression.
 pub fn check_sequence(
     cached: Option<u64>,
     served: Option<u64>,

@@ -10,8 +10,8 @@ use crate::encoding;
 use crate::pem::{self, Pem};
 use crate::svid_error::SvidError;
 
-/// Limit of certificates in a chain. webpki reads every certificate again for every order of them: for eight of
-/// one name and 50 kB each, all orders together take minutes.
+/// Limit of certificates in a chain. webpki reads every certificate again for every order of them:
+/// for eight of one name and 50 kB each, all orders together take minutes.
 pub(crate) const MAX_CHAIN: usize = 6;
 /// Limit of bytes of DER in one certificate, for the same reason.
 const MAX_CERTIFICATE: usize = 16 * 1024;

@@ -37,8 +37,8 @@ pub fn bundle(data: &[u8]) -> bool {
     }
 }
 
-/// An issued chain: certificates as [`parts`], the first for the trust bundle, the others leaf first.
-/// A chain that is accepted is the same after it was stored.
+/// An issued chain: certificates as [`parts`], the first for the trust bundle, the others leaf
+/// first. A chain that is accepted is the same after it was stored.
 pub fn svid(data: &[u8]) -> bool {
     let parts = parts(data);
     let Some((anchor, chain)) = parts.split_first() else { return false };

@@ -9,8 +9,9 @@ const MAX_ID: usize = 2048;
 const MAX_TRUST_DOMAIN: usize = 255;
 const DEVICE_PATH: &str = "/margo/device/";
 
-/// A SPIFFE ID, `spiffe://<trust-domain>/<path>`, checked when made. The path has at least one segment: an ID without a path
-/// names the trust domain itself, which is never a device's or a program's identity.
+/// A SPIFFE ID, `spiffe://<trust-domain>/<path>`, checked when made. The path has at least one
+/// segment: an ID without a path names the trust domain itself, which is never a device's or a
+/// program's identity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SpiffeId {
@@ -46,13 +47,14 @@ impl SpiffeId {
         &self.trust_domain
     }
 
-    /// The device's UUID, when this is a logical device identity `/margo/device/<lowercase uuid>` (miaf-v0 E4).
+    /// The device's UUID, when this is a logical device identity `/margo/device/<lowercase uuid>`
+    /// (miaf-v0 E4).
     pub(crate) fn device_uuid(&self) -> Option<&str> {
         self.path.strip_prefix(DEVICE_PATH).filter(|uuid| is_lowercase_uuid(uuid))
     }
 
-    /// Whether the device's UUID is of version 4 and RFC 4122 variant, which the SUP demands of the MIS. The SUP's
-    /// own example is not, so the agent only warns.
+    /// Whether the device's UUID is of version 4 and RFC 4122 variant, which the SUP demands of the
+    /// MIS. The SUP's own example is not, so the agent only warns.
     pub fn device_uuid_is_v4(&self) -> bool {
         self.device_uuid().is_some_and(|uuid| {
             let uuid = uuid.as_bytes();
@@ -86,7 +88,8 @@ impl From<SpiffeId> for String {
 pub struct TrustDomain(String);
 
 impl TrustDomain {
-    /// Checks a bare name: lowercase letters, digits, dots, dashes and underscores, at most 255 bytes.
+    /// Checks a bare name: lowercase letters, digits, dots, dashes and underscores, at most 255
+    /// bytes.
     ///
     /// # Errors
     /// [`SpiffeIdError::TrustDomain`].

@@ -68,8 +68,8 @@ impl<'de> Deserialize<'de> for IgnoredObject {
     }
 }
 
-/// The whole number that a member says, however it is written (`300`, `300.0`, `3e2`). `None`: it is
-/// another value, negative, a fraction, or too large to be told exactly.
+/// The whole number that a member says, however it is written (`300`, `300.0`, `3e2`). `None`: it
+/// is another value, negative, a fraction, or too large to be told exactly.
 pub fn whole_number(value: &RawValue) -> Option<u64> {
     let text = value.get();
     if let Ok(number) = text.parse() {
@@ -126,8 +126,8 @@ pub fn at_most<'de, T: Deserialize<'de>, D: Deserializer<'de>, const N: usize>(
     deserializer.deserialize_seq(OnlySeq::<T, N>(PhantomData))
 }
 
-/// A structure that was written as a JSON object. serde's derived structures also take an array with
-/// the members in order, which no protocol here means.
+/// A structure that was written as a JSON object. serde's derived structures also take an array
+/// with the members in order, which no protocol here means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object<T>(pub T);
 

@@ -1,6 +1,7 @@
 //! SPIFFE documents as types that cannot be wrong: the [`SpiffeId`], the trust [`Bundle`], and the
-//! validation of an [`X509Svid`](svid::X509Svid); with what reading them takes: JSON and PEM of bounded size,
-//! text from outside made harmless, points in time. Pure: values in, values out, no I/O and no clock.
+//! validation of an [`X509Svid`](svid::X509Svid); with what reading them takes: JSON and PEM of
+//! bounded size, text from outside made harmless, points in time. Pure: values in, values out, no
+//! I/O and no clock.
 
 // A test may panic.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]

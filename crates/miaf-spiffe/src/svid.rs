@@ -1,8 +1,9 @@
-//! Validation of X.509-SVIDs: one pure function, [`validate`]. The response of an MIS must pass it before anything current is
-//! replaced (miaf-v0 E4, K4; SPIFFE X509-SVID sections 2 to 5).
+//! Validation of X.509-SVIDs: one pure function, [`validate`]. The response of an MIS must pass it
+//! before anything current is replaced (miaf-v0 E4, K4; SPIFFE X509-SVID sections 2 to 5).
 //!
-//! The chain itself is validated by rustls-webpki. What webpki leaves open is decided here: key usage bits, the
-//! number of URI SANs, the leaf's own key, the size of RSA keys, what the anchor says about itself, the identity.
+//! The chain itself is validated by rustls-webpki. What webpki leaves open is decided here: key
+//! usage bits, the number of URI SANs, the leaf's own key, the size of RSA keys, what the anchor
+//! says about itself, the identity.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -40,8 +41,8 @@ pub(crate) const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
     &KeyForPssOnly(alg_id::RSA_PSS_SHA256),
 ];
 
-/// The second of the two, with a key that says that it is for PSS alone (id-RSASSA-PSS of RFC 4055, without parameters
-/// or with these): webpki has no name for such a key.
+/// The second of the two, with a key that says that it is for PSS alone (id-RSASSA-PSS of RFC 4055,
+/// without parameters or with these): webpki has no name for such a key.
 #[derive(Debug)]
 struct KeyForPssOnly(AlgorithmIdentifier);
 
@@ -65,8 +66,9 @@ pub(crate) const MIN_RSA_BITS: usize = 3072;
 /// Bytes of a serial number (RFC 5280 section 4.1.2.2), without the zero that keeps it positive.
 const MAX_SERIAL: usize = 20;
 
-/// Limit of how far ahead `notBefore` may lie: such an SVID is stored and used once it is valid: the clock of the MIS,
-/// or of this device, is a little off. Beyond it, one of the two clocks is wrong.
+/// Limit of how far ahead `notBefore` may lie: such an SVID is stored and used once it is valid:
+/// the clock of the MIS, or of this device, is a little off. Beyond it, one of the two clocks is
+/// wrong.
 pub const MAX_AHEAD: Duration = Duration::from_secs(10 * 60);
 
 /// What a response must match.
@@ -83,8 +85,8 @@ pub struct Expectation<'a> {
 /// Validates the chain that the MIS returned. `now` is the wall clock.
 ///
 /// # Errors
-/// The first rule that it breaks. Two of them are not final: [`SvidError::NotYetValid`] (store it for later) and
-/// [`SvidError::UnknownIssuer`] (fetch the bundle once more, then validate again).
+/// The first rule that it breaks. Two of them are not final: [`SvidError::NotYetValid`] (store it
+/// for later) and [`SvidError::UnknownIssuer`] (fetch the bundle once more, then validate again).
 pub fn validate(
     chain: &Chain,
     expected: &Expectation<'_>,
@@ -117,7 +119,8 @@ pub fn validate(
     if now.after(MAX_AHEAD) < not_before {
         return Err(SvidError::FarFuture { not_before, now });
     }
-    // A chain that is only early is validated as of the moment it becomes valid: a damaged one is refused now.
+    // A chain that is only early is validated as of the moment it becomes valid: a damaged one is
+    // refused now.
     let valid_from = path_validates_soon(chain, bundle, now, not_before)?;
     if now < valid_from {
         return Err(SvidError::NotYetValid { not_before: valid_from });
@@ -126,9 +129,9 @@ pub fn validate(
     Ok(X509Svid { spiffe_id, serial: serial(&leaf), not_before, not_after, until, chain: chain.clone() })
 }
 
-/// Checks that a renewed SVID has a serial number that its issuer has not given to the current one (RFC 5280,
-/// section 4.1.2.2). By it, programs name the SVID that they have the agent sign for. The current SVID itself passes:
-/// an MIS may return it once more.
+/// Checks that a renewed SVID has a serial number that its issuer has not given to the current one
+/// (RFC 5280, section 4.1.2.2). By it, programs name the SVID that they have the agent sign for.
+/// The current SVID itself passes: an MIS may return it once more.
 ///
 /// # Errors
 /// [`SvidError::SerialInUse`].
@@ -143,7 +146,8 @@ pub fn check_new_serial(chain: &Chain, current: &X509Svid) -> Result<(), SvidErr
     Ok(())
 }
 
-/// Whether the current SVID chains to an anchor of the bundle: used to report, never to drop (miaf-v0 B3, B5).
+/// Whether the current SVID chains to an anchor of the bundle: used to report, never to drop
+/// (miaf-v0 B3, B5).
 pub fn is_trusted(svid: &X509Svid, bundle: &Bundle, now: Timestamp) -> bool {
     path_validates(&svid.chain, bundle, now).is_ok()
 }
@@ -169,9 +173,10 @@ pub fn trust_path<'a>(svid: &X509Svid, bundle: &'a Bundle, at: Timestamp) -> Opt
         .ok()
 }
 
-/// The end of the time around `now` in which the chain leads to an anchor without a break; where it does not do so now,
-/// of the first such time. With a cross-signed issuer the path that lasts longest counts. `leaf_not_after` where the
-/// bundle has no anchor for it at all: then there is nothing that could end sooner.
+/// The end of the time around `now` in which the chain leads to an anchor without a break; where it
+/// does not do so now, of the first such time. With a cross-signed issuer the path that lasts
+/// longest counts. `leaf_not_after` where the bundle has no anchor for it at all: then there is
+/// nothing that could end sooner.
 fn end_of_use(chain: &Chain, bundle: &Bundle, now: Timestamp, leaf_not_after: Timestamp) -> Timestamp {
     let certificates = chain.intermediates().iter().filter_map(|der| parse(0, der).ok());
     let ends = certificates.map(|certificate| validity(&certificate).1);
@@ -207,7 +212,8 @@ pub struct X509Svid {
 }
 
 impl X509Svid {
-    /// Reads a chain that was validated when it was stored. It may have expired: it is still the current identity.
+    /// Reads a chain that was validated when it was stored. It may have expired: it is still the
+    /// current identity.
     ///
     /// # Errors
     /// [`SvidError`] when it is not a certificate with one SPIFFE ID.
@@ -241,15 +247,18 @@ impl X509Svid {
         self.not_before
     }
 
-    /// Last moment of the leaf's own validity. Peers accept it no longer than [`until`](Self::until).
+    /// Last moment of the leaf's own validity. Peers accept it no longer than
+    /// [`until`](Self::until).
     pub fn not_after(&self) -> Timestamp {
         self.not_after
     }
 
-    /// Last moment at which it can be used: the first end among the leaf and the intermediates that lead to an anchor.
+    /// Last moment at which it can be used: the first end among the leaf and the intermediates that
+    /// lead to an anchor.
     ///
-    /// The anchor's own end does not count. RFC 5280 section 6.1.1 takes an anchor for a name and a key, and peers on
-    /// webpki or Java do so; that others (OpenSSL, Go) refuse it is reported apart.
+    /// The anchor's own end does not count. RFC 5280 section 6.1.1 takes an anchor for a name and a
+    /// key, and peers on webpki or Java do so; that others (OpenSSL, Go) refuse it is reported
+    /// apart.
     pub fn until(&self) -> Timestamp {
         self.until
     }
@@ -295,7 +304,8 @@ fn negative_serial(certificate: &X509Certificate<'_>) -> Option<&'static str> {
     matches!(certificate.raw_serial(), [0x80..=0xff, ..]).then_some("its serial number is negative")
 }
 
-/// A serial number longer than every program has to read (RFC 5280 section 4.1.2.2). OpenSSL and Go read it.
+/// A serial number longer than every program has to read (RFC 5280 section 4.1.2.2). OpenSSL and Go
+/// read it.
 pub(super) fn long_serial(certificate: &X509Certificate<'_>) -> Option<&'static str> {
     let serial = certificate.raw_serial();
     let magnitude = serial.strip_prefix(&[0]).unwrap_or(serial);
@@ -329,8 +339,9 @@ fn leaf_may_authenticate(leaf: &X509Certificate<'_>) -> Result<(), SvidError> {
     Ok(())
 }
 
-/// The key usage, and whether it is critical. x509-parser passes over bytes that follow the bits and webpki does not
-/// read this extension at all, but a peer's parser may well refuse such a certificate.
+/// The key usage, and whether it is critical. x509-parser passes over bytes that follow the bits
+/// and webpki does not read this extension at all, but a peer's parser may well refuse such a
+/// certificate.
 fn key_usage(certificate: &X509Certificate<'_>) -> Result<Option<(bool, KeyUsage)>, SvidError> {
     let found =
         certificate.get_extension_unique(&OID_X509_EXT_KEY_USAGE).map_err(|_| SvidError::Extension)?;
@@ -390,8 +401,9 @@ fn subject_alternative_name<'a>(
     leaf.subject_alternative_name().map_err(|_| SvidError::Extension)
 }
 
-/// The moment from which the chain is valid: `now`, or a later one when a certificate of the path is only a little
-/// early. An issuer made a minute ago may well begin after a leaf that is dated back.
+/// The moment from which the chain is valid: `now`, or a later one when a certificate of the path
+/// is only a little early. An issuer made a minute ago may well begin after a leaf that is dated
+/// back.
 fn path_validates_soon(
     chain: &Chain,
     bundle: &Bundle,
@@ -404,7 +416,8 @@ fn path_validates_soon(
             Err(SvidError::FarFuture { not_before, .. }) if not_before > now.after(MAX_AHEAD) => {
                 return Err(SvidError::FarFuture { not_before, now });
             }
-            // Later than `at`, or it would be no error: each turn waits for one certificate more of a chain of a few.
+            // Later than `at`, or it would be no error: each turn waits for one certificate more of
+            // a chain of a few.
             Err(SvidError::FarFuture { not_before, .. }) => at = not_before,
             other => return other.map(|()| at),
         }
@@ -428,10 +441,12 @@ fn path_to_anchor<'a>(
     };
     let (anchors, sources): (Vec<_>, Vec<_>) = sources.filter_map(readable).unzip();
     let leaf = webpki::EndEntityCert::try_from(chain.leaf()).map_err(SvidError::from)?;
-    // A path that MIAF forbids is passed over, and not the last word: with a cross-signed issuer there are others.
+    // A path that MIAF forbids is passed over, and not the last word: with a cross-signed issuer
+    // there are others.
     let (forbidden, found) = (Cell::new(None), Cell::new(None));
     let allowed = |path: &VerifiedPath<'_>| {
-        // Two anchors may differ only in what webpki drops of them: the place tells which one it was.
+        // Two anchors may differ only in what webpki drops of them: the place tells which one it
+        // was.
         let source = anchors.iter().zip(&sources).find(|(anchor, _)| std::ptr::eq(*anchor, path.anchor()));
         let (_, (anchor, facts)) = source.ok_or(webpki::Error::UnknownIssuer)?;
         let path_not_after = path_is_allowed(path, anchor).map_err(|why| {
@@ -460,9 +475,9 @@ fn path_to_anchor<'a>(
     }
 }
 
-/// What webpki leaves open of a path whose signatures fit. It takes an anchor for a name and a key, as RFC 5280
-/// section 6.1.1 allows; the certificate in the bundle says more, and the parsers of peers heed it. Returns the
-/// first end of validity among the intermediates.
+/// What webpki leaves open of a path whose signatures fit. It takes an anchor for a name and a key,
+/// as RFC 5280 section 6.1.1 allows; the certificate in the bundle says more, and the parsers of
+/// peers heed it. Returns the first end of validity among the intermediates.
 fn path_is_allowed(path: &VerifiedPath<'_>, anchor: &CertificateDer<'_>) -> Result<Timestamp, SvidError> {
     let (mut below_anchor, mut first_end) = (0, Timestamp::from_millis(i64::MAX));
     for issuer in path.intermediate_certificates() {
@@ -496,7 +511,8 @@ fn issuer_may_issue(issuer: &X509Certificate<'_>) -> Result<(), SvidError> {
     Ok(())
 }
 
-/// P-256, or RSA from 3072 bits: webpki takes RSA from 2048, and leaves the leaf's own key open (miaf-v0 K4).
+/// P-256, or RSA from 3072 bits: webpki takes RSA from 2048, and leaves the leaf's own key open
+/// (miaf-v0 K4).
 fn key_is_allowed(key: &SubjectPublicKeyInfo<'_>) -> Result<(), SvidError> {
     let curve = key.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
     let is_rsa = [OID_PKCS1_RSAENCRYPTION, OID_PKCS1_RSASSAPSS].contains(&key.algorithm.algorithm);
@@ -520,7 +536,8 @@ pub(super) fn validity(certificate: &X509Certificate<'_>) -> (Timestamp, Timesta
     )
 }
 
-/// Without the zero byte in front that only says "not negative": an operator searches for what OpenSSL shows.
+/// Without the zero byte in front that only says "not negative": an operator searches for what
+/// OpenSSL shows.
 fn serial(certificate: &X509Certificate<'_>) -> String {
     match certificate.raw_serial() {
         [0, magnitude @ ..] if !magnitude.is_empty() => format_serial(magnitude),

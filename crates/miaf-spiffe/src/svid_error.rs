@@ -178,8 +178,9 @@ pub enum SvidError {
 }
 
 impl SvidError {
-    /// Whether a newer bundle could lead to another result: path validation reports the most telling of several
-    /// errors, so an unknown issuer may hide behind another one (miaf-v0 E4: the bundle is fetched once more).
+    /// Whether a newer bundle could lead to another result: path validation reports the most
+    /// telling of several errors, so an unknown issuer may hide behind another one (miaf-v0 E4: the
+    /// bundle is fetched once more).
     pub fn depends_on_bundle(&self) -> bool {
         matches!(
             self,
@@ -196,7 +197,8 @@ impl SvidError {
     }
 }
 
-/// Describes an error of webpki, which displays as the name of its variant with all that it carries.
+/// Describes an error of webpki, which displays as the name of its variant with all that it
+/// carries.
 fn in_words(error: &webpki::Error) -> Cow<'static, str> {
     use webpki::Error as E;
     let words = match error {
@@ -230,8 +232,9 @@ impl From<webpki::Error> for SvidError {
         let moment = |t: UnixTime| Timestamp::from_secs(i64::try_from(t.as_secs()).unwrap_or(i64::MAX));
         let of_miaf = |key: &[u8]| ALGORITHMS.iter().any(|a| a.public_key_alg_id().as_ref() == key);
         match e {
-            // A CA that changed its key and kept its name shows as a bad signature, or, where it went from one
-            // of the two algorithms to the other, as a signature that does not fit the key.
+            // A CA that changed its key and kept its name shows as a bad signature, or, where it
+            // went from one of the two algorithms to the other, as a signature that does not fit
+            // the key.
             E::UnknownIssuer | E::InvalidSignatureForPublicKey => Self::UnknownIssuer,
             E::UnsupportedSignatureAlgorithmForPublicKeyContext(c) if of_miaf(&c.public_key_algorithm_id) => {
                 Self::UnknownIssuer

@@ -33,8 +33,8 @@ pub fn check_error(error: impl std::fmt::Display) -> bool {
     false
 }
 
-/// Parts of an input that are each preceded by their length in two bytes, the higher first. The last
-/// one is cut where the input ends.
+/// Parts of an input that are each preceded by their length in two bytes, the higher first. The
+/// last one is cut where the input ends.
 pub fn parts(mut data: &[u8]) -> Vec<&[u8]> {
     let mut parts = Vec::new();
     while let [high, low, rest @ ..] = data {

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// A moment of the wall clock, in milliseconds since 1970-01-01T00:00:00Z. Certificates speak in it.
+/// A moment of the wall clock, in milliseconds since 1970-01-01T00:00:00Z. Certificates speak in
+/// it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Timestamp(i64);
@@ -61,8 +62,8 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// Milliseconds since this boot, time in suspend included: waits are measured on it, so a wrong or corrected
-/// wall clock neither shortens nor stretches them (miaf-v0 E8).
+/// Milliseconds since this boot, time in suspend included: waits are measured on it, so a wrong or
+/// corrected wall clock neither shortens nor stretches them (miaf-v0 E8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BootTime(u64);

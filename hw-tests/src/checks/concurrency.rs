@@ -20,14 +20,16 @@ pub(super) fn tools_at_the_same_time(bench: &Bench) -> Outcome {
     if bench.has_resource_manager {
         return side_by_side(bench, "create, load, sign, verify, flush", "objects");
     }
-    // Without a resource manager the tools would leave their objects in the few slots, or take the agent's out of them.
+    // Without a resource manager the tools would leave their objects in the few slots, or take the
+    // agent's out of them.
     let _key = Stored::key(&bench.tcti, connection::p256_key(AS_THE_AGENT_DOES)?)?;
     side_by_side(bench, "sign and verify at a handle, as there is no resource manager", "handle")
 }
 
 fn side_by_side(bench: &Bench, what_the_tools_do: &str, way: &str) -> Outcome {
     let made = bench.agent.create_key()?;
-    // Started before the agent talks to the TPM again: the TSS would have it inherit the connection.
+    // Started before the agent talks to the TPM again: the TSS would have it inherit the
+    // connection.
     let rounds = (bench.rounds / 10).clamp(1, 10);
     let mut tools = Tools::start(bench, way, rounds)?;
     let begun = Instant::now();

@@ -1,5 +1,6 @@
-//! The device maker's key: persistent in the TPM while the suite runs, found and used by the agent. It is exempt from lock-out, so that
-//! nothing counts against the TPM should the power go in the middle.
+//! The device maker's key: persistent in the TPM while the suite runs, found and used by the agent.
+//! It is exempt from lock-out, so that nothing counts against the TPM should the power go in the
+//! middle.
 
 use std::sync::Arc;
 

@@ -79,8 +79,9 @@ fn words(attributes: ObjectAttributes) -> String {
     set.join(", ")
 }
 
-/// The TPM is asked to duplicate three keys in the same way. One that is made for it shows that the question is right; one
-/// that differs from it in fixedTPM and fixedParent only, that these are what it is refused for; the third is the agent's.
+/// The TPM is asked to duplicate three keys in the same way. One that is made for it shows that the
+/// question is right; one that differs from it in fixedTPM and fixedParent only, that these are
+/// what it is refused for; the third is the agent's.
 pub(super) fn cannot_be_duplicated(bench: &Bench) -> Outcome {
     /// TPM_RC_ATTRIBUTES, for the first handle.
     const ATTRIBUTES: u32 = 0x182;
@@ -108,7 +109,8 @@ fn result(duplicated: &Result<(), u32>) -> String {
     }
 }
 
-/// The TPM's own response to a request to give a key out in the clear: done, or the code of its refusal.
+/// The TPM's own response to a request to give a key out in the clear: done, or the code of its
+/// refusal.
 fn ask_for_duplicate(
     bench: &Bench,
     key: impl FnOnce(&mut Context) -> Result<KeyHandle, Failure>,
@@ -158,9 +160,11 @@ fn duplication_session(context: &mut Context, kind: SessionType) -> Result<(Auth
     })
 }
 
-/// The same key with another public area, in which it may leave: the TPM notices when it is to load it.
+/// The same key with another public area, in which it may leave: the TPM notices when it is to load
+/// it.
 pub(super) fn cannot_be_made_exportable(bench: &Bench) -> Outcome {
-    /// fixedTPM and fixedParent in the last byte of TPMA_OBJECT, which follows type and name algorithm in TPMT_PUBLIC.
+    /// fixedTPM and fixedParent in the last byte of TPMA_OBJECT, which follows type and name
+    /// algorithm in TPMT_PUBLIC.
     const FIXED: u8 = 0b0001_0010;
     const AT: usize = 7;
     let mut file = Tss2Key::from_pem(&bench.agent.create_key()?.to_pem()?)?;

@@ -1,4 +1,5 @@
-//! Lock-out: passwords have been guessed until the TPM locked. The agent's keys have none to guess, and go on.
+//! Lock-out: passwords have been guessed until the TPM locked. The agent's keys have none to guess,
+//! and go on.
 
 use miaf_agent::keys::Key;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
@@ -47,7 +48,8 @@ pub(super) fn does_not_stop_the_agent(bench: &Bench) -> Outcome {
     Ok(Verdict::Passed(format!("made and signed; a key that is not exempt: code {code:#x}; unlocked again")))
 }
 
-/// Uses a key that is not exempt with a wrong password, and then with the right one. Returns the response to the latter.
+/// Uses a key that is not exempt with a wrong password, and then with the right one. Returns the
+/// response to the latter.
 fn guess_and_use(bench: &Bench) -> Result<u32, Failure> {
     let password = |text: &str| Auth::try_from(text.as_bytes().to_vec()).during("a password");
     let mut context = connection::open(&bench.tcti)?;

@@ -1,5 +1,5 @@
-//! One valid response of an MIS, and every way to spoil it that the rules name. Each case bends one thing and says how it
-//! must end: with the one reason that fits, or well.
+//! One valid response of an MIS, and every way to spoil it that the rules name. Each case bends one
+//! thing and says how it must end: with the one reason that fits, or well.
 
 mod accepted;
 mod ends;

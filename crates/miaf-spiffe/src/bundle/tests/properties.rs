@@ -16,7 +16,8 @@ proptest! {
         let _ = Bundle::from_served(&body, &domain());
     }
 
-    /// Whatever a changed bundle is read as, it keeps to the limits and is handed out as what it was read as.
+    /// Whatever a changed bundle is read as, it keeps to the limits and is handed out as what it
+    /// was read as.
     #[test]
     fn changed_bundle_is_refused_or_read_back_as_itself(
         in_map in any::<bool>(),

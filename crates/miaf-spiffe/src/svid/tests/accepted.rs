@@ -152,7 +152,7 @@ fn allowed_responses_are_accepted() {
                 "five years",
                 |a| {
                     a.leaf.not_after = NOW + 5 * 365 * DAY;
-                    a.root().not_after = NOW + 50 * 365 * DAY; // past 2049, where the form of the time changes
+                    a.root().not_after = NOW + 50 * 365 * DAY; // past 2049: another form of time
                 },
                 (),
             ),

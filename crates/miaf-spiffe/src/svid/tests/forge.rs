@@ -1,5 +1,5 @@
-//! Certificates with any one field bent. They are put together byte by byte, because no library of good manners
-//! writes what has to be refused here.
+//! Certificates with any one field bent. They are put together byte by byte, because no library of
+//! good manners writes what has to be refused here.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -227,8 +227,9 @@ impl Key {
         }
     }
 
-    /// ring signs with P-256 only over SHA-256, so there the other hash is in the name of the algorithm alone: were it
-    /// accepted, the signature would not fit, which is another refusal than the one that is expected.
+    /// ring signs with P-256 only over SHA-256, so there the other hash is in the name of the
+    /// algorithm alone: were it accepted, the signature would not fit, which is another refusal
+    /// than the one that is expected.
     fn sign(&self, with: Signature, message: &[u8]) -> Vec<u8> {
         let random = SystemRandom::new();
         match &self.signer {

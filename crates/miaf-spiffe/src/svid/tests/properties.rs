@@ -1,4 +1,5 @@
-//! Valid responses, changed at random. Whatever comes of it: no panic, and what still passes is still this device.
+//! Valid responses, changed at random. Whatever comes of it: no panic, and what still passes is
+//! still this device.
 
 use std::time::Instant;
 
@@ -45,8 +46,9 @@ fn edited(mut bytes: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
     bytes
 }
 
-/// The response as the device that holds it sees it: whatever passes must be for this identity and this key, by the word
-/// of another parser than the one that validated, and for what an SVID is for.
+/// The response as the device that holds it sees it: whatever passes must be for this identity and
+/// this key, by the word of another parser than the one that validated, and for what an SVID is
+/// for.
 fn is_refused_or_still_this_device(validated: Result<X509Svid, SvidError>) {
     let svid = match validated {
         Ok(svid) => svid,
@@ -119,7 +121,8 @@ proptest! {
         prop_assert!(validate_as(&[certificate_pem(&CertificateDer::from(der))], &response).is_err());
     }
 
-    /// A key of any form is validated without a panic. That of an issuer has signed before, but a leaf's has not.
+    /// A key of any form is validated without a panic. That of an issuer has signed before, but a
+    /// leaf's has not.
     #[test]
     fn keys_of_any_form(which in 0..4_usize, edits in edits()) {
         let good = [&DEVICE, &P384, &RSA_2048, &RSA_3072_FOR_PSS][which].spki.clone();
@@ -155,7 +158,8 @@ fn validate_as(pems: &[String], response: &Response) -> Result<X509Svid, SvidErr
     validate(&Chain::from_pem(pems)?, &expected, &bundle, response.now)
 }
 
-/// Issuers that could each have issued each other, no anchor that could end the search, and as much to read as goes in.
+/// Issuers that could each have issued each other, no anchor that could end the search, and as much
+/// to read as goes in.
 #[test]
 fn costliest_chain_is_validated_in_seconds() {
     let keys: [&'static Key; MAX_CHAIN - 1] = [&INTERMEDIATE, &ROOT, &OTHER, &P384, &RSA_2048];
