@@ -16,6 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
 
 use super::access::{current_user, names};
+use crate::text::Excerpt;
 
 /// Interval of comparisons where the kernel reports nothing.
 const POLL: Duration = Duration::from_secs(3);
@@ -31,6 +32,8 @@ const BEGUN: Duration = Duration::from_secs(3);
 const MAX_ENTRIES: usize = 1024;
 /// Limit of symbolic links, as the kernel has it in a path (path_resolution(7)).
 const MAX_LINKS: usize = 40;
+/// Limit of characters of a path in a message.
+const MAX_SHOWN: usize = 300;
 
 /// A watch on a file and on the files of one directory, none of which need exist. Symbolic links
 /// are followed: what a link leads to counts, and where the link leads.
@@ -44,8 +47,8 @@ pub(crate) struct FileWatch {
     poll_at: Instant,
     /// The files as they were when the last one was begun, until something else is known of it.
     begun: Option<Seen>,
-    /// Why the kernel refuses, as far as that was logged.
-    complained_of: Option<Errno>,
+    /// The last error that was logged.
+    logged_error: Option<Errno>,
 }
 
 impl FileWatch {
@@ -58,7 +61,7 @@ impl FileWatch {
             seen: Seen::default(),
             poll_at: Instant::now(),
             begun: None,
-            complained_of: None,
+            logged_error: None,
         };
         watch.renew();
         watch
@@ -79,15 +82,15 @@ impl FileWatch {
         loop {
             let reported = async {
                 match &self.inotify {
-                    Some(watched) => watched.news().await,
+                    Some(watched) => watched.next_event().await,
                     None => pending().await,
                 }
             };
             tokio::select! {
-                news = reported => match news {
-                    News::Changed => return,
-                    News::Begun => {
-                        self.wait_for_the_rest(Seen::now(&self.file, &self.directory));
+                found = reported => match found {
+                    Event::Changed => return,
+                    Event::Begun => {
+                        self.wait_for_completion(Seen::now(&self.file, &self.directory));
                         continue;
                     }
                 },
@@ -95,20 +98,20 @@ impl FileWatch {
             }
             let now = Seen::now(&self.file, &self.directory);
             if self.begun.take().is_some_and(|begun| begun != now) {
-                self.wait_for_the_rest(now);
+                self.wait_for_completion(now);
                 continue;
             }
             if now != self.seen {
                 return;
             }
             if self.inotify.is_none() {
-                self.renew(); // perhaps it does not refuse any more
+                self.renew(); // it may be available again
             }
             self.poll_later();
         }
     }
 
-    fn wait_for_the_rest(&mut self, begun: Seen) {
+    fn wait_for_completion(&mut self, begun: Seen) {
         self.begun = Some(begun);
         self.poll_at = Instant::now() + BEGUN;
     }
@@ -118,22 +121,22 @@ impl FileWatch {
     }
 
     fn watch_by_inotify(&mut self) -> Option<Watched> {
-        match Watched::new(&Places::of(&self.file, &self.directory)) {
+        match Watched::new(&WatchedNames::of(&self.file, &self.directory)) {
             Ok(watched) => {
-                if self.complained_of.take().is_some() {
-                    tracing::info!(file = %self.file.display(), "the kernel tells of changes to the configuration again");
+                if self.logged_error.take().is_some() {
+                    tracing::info!(file = %Excerpt::of(self.file.display(), MAX_SHOWN), "inotify works again");
                 }
                 Some(watched)
             }
             Err(refusal) => {
                 // What has just gone is checked again at the next comparison.
                 let is_passing = matches!(refusal.errno, Errno::ENOENT | Errno::ENOTDIR);
-                if !is_passing && self.complained_of.replace(refusal.errno) != Some(refusal.errno) {
+                if !is_passing && self.logged_error.replace(refusal.errno) != Some(refusal.errno) {
                     tracing::warn!(
-                        "the kernel tells nothing of changes to {}: {}. It is compared every {} seconds instead",
-                        self.file.display(),
-                        refusal.explanation(),
-                        POLL.as_secs()
+                        file = %Excerpt::of(self.file.display(), MAX_SHOWN),
+                        reason = refusal.explanation(),
+                        interval_seconds = POLL.as_secs(),
+                        "inotify is not available; file is compared instead"
                     );
                 }
                 None
@@ -142,14 +145,14 @@ impl FileWatch {
     }
 }
 
-/// What the kernel was asked for, and why it refuses.
+/// Why inotify cannot be used, and for which directory.
 #[derive(Debug)]
-struct Refusal {
+struct InotifyError {
     directory: Option<PathBuf>,
     errno: Errno,
 }
 
-impl Refusal {
+impl InotifyError {
     fn explanation(&self) -> String {
         let raise = |what: &str, name: &str| {
             format!("the limit of {what} is reached. Raise it: sysctl fs.inotify.{name} (sysctl.d(5))")
@@ -160,10 +163,10 @@ impl Refusal {
             }
             (Errno::ENOSPC, _) => raise("inotify watches of this user", "max_user_watches"),
             (Errno::EACCES, Some(directory)) => {
-                let (place, me) = (directory.display(), current_user());
+                let (place, me) = (Excerpt::of(directory.display(), MAX_SHOWN), current_user());
                 format!("inotify needs to list {place}, which this process ({me}) may not")
             }
-            (errno, _) => format!("inotify is refused ({})", errno.desc()),
+            (errno, _) => format!("the kernel refuses inotify ({})", errno.desc()),
         }
     }
 }
@@ -174,16 +177,16 @@ type Names = Option<BTreeSet<OsString>>;
 /// The directories in which a change can be one of the file or of the directory, and the names that
 /// count there.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Places(BTreeMap<PathBuf, Names>);
+struct WatchedNames(BTreeMap<PathBuf, Names>);
 
-impl Places {
+impl WatchedNames {
     fn of(file: &Path, directory: &Path) -> Self {
         let mut places = Self::default();
-        places.add_way_to(file);
-        if let Some(directory) = places.add_way_to(directory).filter(|found| found.is_dir()) {
+        places.add_path(file);
+        if let Some(directory) = places.add_path(directory).filter(|found| found.is_dir()) {
             let entries = fs::read_dir(&directory).into_iter().flatten().flatten().take(MAX_ENTRIES);
             for link in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink())) {
-                places.add_way_to(&link.path());
+                places.add_path(&link.path());
             }
             places.0.insert(directory, None);
         }
@@ -198,7 +201,7 @@ impl Places {
 
     /// The directory that a path ends in, those of the links on the way, or the last one that
     /// exists. Returns where the path leads.
-    fn add_way_to(&mut self, path: &Path) -> Option<PathBuf> {
+    fn add_path(&mut self, path: &Path) -> Option<PathBuf> {
         let path = std::path::absolute(path).ok()?;
         let mut rest = names(&path);
         let mut at = PathBuf::from("/");
@@ -239,8 +242,8 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(places: &Places) -> Result<Self, Refusal> {
-        let of_all = |errno| Refusal { directory: None, errno };
+    fn new(places: &WatchedNames) -> Result<Self, InotifyError> {
+        let of_all = |errno| InotifyError { directory: None, errno };
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(of_all)?;
         let flags = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_MOVED_TO
@@ -253,7 +256,7 @@ impl Watched {
             | AddWatchFlags::IN_ONLYDIR;
         let mut directories = HashMap::new();
         for (directory, names) in &places.0 {
-            let of_one = |errno| Refusal { directory: Some(directory.clone()), errno };
+            let of_one = |errno| InotifyError { directory: Some(directory.clone()), errno };
             let watch = inotify.add_watch(directory, flags).map_err(of_one)?;
             directories.insert(watch, (directory.clone(), names.clone()));
         }
@@ -267,16 +270,16 @@ impl Watched {
         Ok(Self { inotify, ready, directories })
     }
 
-    async fn news(&self) -> News {
+    async fn next_event(&self) -> Event {
         while let Ok(mut readable) = self.ready.readable().await {
-            let mut news = None;
-            while news != Some(News::Changed)
+            let mut found = None;
+            while found != Some(Event::Changed)
                 && let Ok(events) = self.inotify.read_events()
             {
-                news = events.iter().filter_map(|event| self.news_of(event)).chain(news).max();
+                found = events.iter().filter_map(|event| self.event_of(event)).chain(found).max();
             }
-            match news {
-                Some(news) => return news,
+            match found {
+                Some(found) => return found,
                 None => readable.clear_ready(),
             }
         }
@@ -284,21 +287,21 @@ impl Watched {
     }
 
     /// `None`: it does not count.
-    fn news_of(&self, event: &InotifyEvent) -> Option<News> {
+    fn event_of(&self, event: &InotifyEvent) -> Option<Event> {
         let (Some(name), Some((directory, names))) = (&event.name, self.directories.get(&event.wd)) else {
-            return Some(News::Changed); // the directory itself is another one, or events were lost
+            return Some(Event::Changed); // the directory itself is another one, or events were lost
         };
         if names.as_ref().is_some_and(|names| !names.contains(name)) {
             return None;
         }
         let is_created = event.mask.contains(AddWatchFlags::IN_CREATE);
-        Some(if is_created && is_begun(&directory.join(name)) { News::Begun } else { News::Changed })
+        Some(if is_created && is_begun(&directory.join(name)) { Event::Begun } else { Event::Changed })
     }
 }
 
 /// An event of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum News {
+enum Event {
     /// There is a new file that may be written to.
     Begun,
     Changed,
@@ -363,7 +366,7 @@ mod tests {
         FileWatch { inotify: None, poll_at: Instant::now(), ..watch(directory) }
     }
 
-    async fn tells(watch: &mut FileWatch) -> bool {
+    async fn reports(watch: &mut FileWatch) -> bool {
         timeout(PATIENCE, watch.changed()).await.is_ok()
     }
 
@@ -384,21 +387,21 @@ mod tests {
         fs::write(dir.join("other"), "").unwrap();
         assert!(is_silent(&mut watch).await, "next to the missing directory");
         fs::create_dir(dir.join("conf")).unwrap();
-        assert!(tells(&mut watch).await, "its directory");
+        assert!(reports(&mut watch).await, "its directory");
         watch.renew();
         fs::write(dir.join("conf/ca.pem"), "").unwrap();
         assert!(is_silent(&mut watch).await);
         fs::write(dir.join("conf/config.toml"), "").unwrap();
-        assert!(tells(&mut watch).await, "the file");
+        assert!(reports(&mut watch).await, "the file");
         watch.renew();
         fs::create_dir(dir.join("conf/config.d")).unwrap();
-        assert!(tells(&mut watch).await, "the directory of drop-ins");
+        assert!(reports(&mut watch).await, "the directory of drop-ins");
         watch.renew();
         fs::write(dir.join("conf/config.d/a.toml"), "").unwrap();
-        assert!(tells(&mut watch).await, "a drop-in");
+        assert!(reports(&mut watch).await, "a drop-in");
         watch.renew();
         fs::rename(dir.join("conf/config.d/a.toml"), dir.join("conf/config.d/a.off")).unwrap();
-        assert!(tells(&mut watch).await, "a drop-in that is taken away");
+        assert!(reports(&mut watch).await, "a drop-in that is taken away");
     }
 
     #[tokio::test(start_paused = true)]
@@ -409,13 +412,13 @@ mod tests {
         let begun = fs::File::create(dir.join("conf/config.toml")).unwrap();
         assert!(is_silent(&mut watch).await);
         drop(begun);
-        assert!(tells(&mut watch).await);
+        assert!(reports(&mut watch).await);
         fs::remove_file(dir.join("conf/config.toml")).unwrap();
         for make in [symlink::<PathBuf, PathBuf>, fs::hard_link] {
             watch.renew();
             fs::write(dir.join("another"), "").unwrap();
             make(dir.join("another"), dir.join("conf/config.toml")).unwrap();
-            assert!(tells(&mut watch).await);
+            assert!(reports(&mut watch).await);
             fs::remove_file(dir.join("conf/config.toml")).unwrap();
         }
     }
@@ -444,7 +447,7 @@ mod tests {
             for file in ["config.toml", "config.d/a.toml"] {
                 let mut watch = watch(&dir);
                 appear(&conf.join(file));
-                assert!(tells(&mut watch).await, "{file}");
+                assert!(reports(&mut watch).await, "{file}");
                 fs::remove_file(conf.join(file)).unwrap();
             }
         }
@@ -477,13 +480,13 @@ mod tests {
             as [&dyn Fn() -> std::io::Result<()>; 2]
         {
             go().unwrap();
-            assert!(tells(&mut watch).await, "it is gone");
+            assert!(reports(&mut watch).await, "it is gone");
             watch.renew();
             fs::create_dir(&conf).unwrap();
-            assert!(tells(&mut watch).await, "it is there again");
+            assert!(reports(&mut watch).await, "it is there again");
             watch.renew();
             fs::write(conf.join("config.toml"), "").unwrap();
-            assert!(tells(&mut watch).await, "what is in it counts");
+            assert!(reports(&mut watch).await, "what is in it counts");
             fs::remove_file(conf.join("config.toml")).unwrap();
             watch.renew();
         }
@@ -509,17 +512,17 @@ mod tests {
         let mut watched = watch(&dir);
         let mut compared = refused(&dir);
         swap("v2");
-        assert!(tells(&mut watched).await && tells(&mut compared).await, "the link");
+        assert!(reports(&mut watched).await && reports(&mut compared).await, "the link");
         watched.renew();
         fs::write(dir.join("v2/config.toml"), "changed").unwrap();
-        assert!(tells(&mut watched).await, "the file that it leads to now");
+        assert!(reports(&mut watched).await, "the file that it leads to now");
         watched.renew();
         fs::write(dir.join("v1/a.toml"), "").unwrap();
         symlink("../../v1/a.toml", dir.join("v2/config.d/a.toml")).unwrap();
-        assert!(tells(&mut watched).await, "a drop-in that is a link");
+        assert!(reports(&mut watched).await, "a drop-in that is a link");
         watched.renew();
         fs::write(dir.join("v1/a.toml"), "changed").unwrap();
-        assert!(tells(&mut watched).await, "the file that it leads to");
+        assert!(reports(&mut watched).await, "the file that it leads to");
     }
 
     #[tokio::test]
@@ -535,7 +538,7 @@ mod tests {
         for (what, step) in steps {
             let mut watch = refused(&dir);
             step();
-            assert!(tells(&mut watch).await, "{what}");
+            assert!(reports(&mut watch).await, "{what}");
             assert!(watch.inotify.is_none(), "{what}: it was compared");
         }
     }
@@ -543,7 +546,7 @@ mod tests {
     #[test]
     fn inotify_refusal_names_the_limit_to_raise() {
         let says = |directory: Option<&str>, errno| {
-            Refusal { directory: directory.map(PathBuf::from), errno }.explanation()
+            InotifyError { directory: directory.map(PathBuf::from), errno }.explanation()
         };
         assert!(says(None, Errno::EMFILE).contains("sysctl fs.inotify.max_user_instances"));
         assert!(says(Some("/etc"), Errno::ENOSPC).contains("sysctl fs.inotify.max_user_watches"));
