@@ -1,4 +1,4 @@
-//! The doors through which bytes come from outside, each as a function of these bytes. `fuzz/` has
+//! The entry points for bytes from outside, each as a function of these bytes. `fuzz/` has
 //! libFuzzer call them; a test here calls them with the committed corpora.
 //!
 //! A target panics when a rule is broken that holds for any input: what is accepted means the same
@@ -30,7 +30,7 @@ const TARGETS: [(&str, Target); 15] = [
 /// Runs a target by its name.
 ///
 /// # Panics
-/// When a rule is broken; and for a name that is none.
+/// A rule is broken, or there is no such target.
 pub fn run(name: &str, data: &[u8]) {
     let (_, target) = TARGETS.iter().find(|(target, _)| *target == name).expect("a target");
     target(data);

@@ -108,7 +108,7 @@ enum Command {
     },
 }
 
-/// Where a command connects to, and how it prints the result.
+/// Options of a command that connects to the agent: the socket, and the form of the output.
 #[derive(Debug, clap::Args)]
 struct Output {
     /// Print JSON, for programs: one document, or one a line where there are several.

@@ -22,7 +22,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Limit of one request, within the timeout.
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 
-/// What is waited for.
+/// The document to wait for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum What {
     /// An SVID that peers accept: valid now, under the trust bundle, with a key that can be used

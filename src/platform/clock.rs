@@ -35,8 +35,8 @@ fn is_synchronised() -> bool {
     Path::new(SYNCHRONISED).exists()
 }
 
-/// When this program was built, or at least when its sources were made: a lower limit of the
-/// current time. The same sources give the same (`SOURCE_DATE_EPOCH`,
+/// The time at which this program was built, or at least when its sources were made: a lower limit
+/// of the current time. The same sources give the same (`SOURCE_DATE_EPOCH`,
 /// <https://reproducible-builds.org/specs/source-date-epoch/>).
 pub(crate) const fn built_at() -> Timestamp {
     const BUILT_AT: Timestamp = match option_env!("SOURCE_DATE_EPOCH") {

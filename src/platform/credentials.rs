@@ -8,8 +8,8 @@ use zeroize::Zeroizing;
 
 use super::{access, files};
 
-/// Where a secret is: `file:PATH`, or `credential:NAME`, a credential that systemd hands to the
-/// service (systemd.exec(5)).
+/// The source of a secret: `file:PATH`, or `credential:NAME`, a credential that systemd hands to
+/// the service (systemd.exec(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Secret {
     /// `file:PATH`
@@ -25,9 +25,9 @@ const MAX_SECRET: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 #[error("the secret in {what} cannot be used: {why}")]
 pub struct SecretError {
-    /// Where it should be.
+    /// The source of the secret.
     pub what: String,
-    /// What is wrong, and where it is not plain, what to do.
+    /// The cause, and what to do where it is not plain.
     pub why: String,
 }
 
@@ -41,7 +41,7 @@ impl Secret {
         self.read_with(credentials())
     }
 
-    /// What should be corrected about its file, though it can be read.
+    /// A warning about the mode of its file, though it can be read.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         let Self::File(path) = self else { return None }; // systemd sees to its own
@@ -71,7 +71,7 @@ impl Secret {
     }
 }
 
-/// Where systemd puts the credentials of the service (systemd.exec(5)).
+/// The directory with the credentials of the service (systemd.exec(5)).
 pub(crate) fn credentials() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").filter(|directory| !directory.is_empty()).map(PathBuf::from)
 }

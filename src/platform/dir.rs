@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use super::files::{give, sync};
 
-/// Of `linux/magic.h`.
+/// File system type of ramfs (`linux/magic.h`).
 const RAMFS_MAGIC: u32 = 0x8584_58f6;
 /// Limit of nested directories that are removed. The agent makes one level.
 const MAX_DEPTH: usize = 16;
@@ -30,7 +30,7 @@ const OPEN: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLO
 #[derive(Debug)]
 pub(crate) struct Dir {
     file: File,
-    /// Where it was opened, for messages.
+    /// The path by which it was opened, for messages.
     path: PathBuf,
 }
 
@@ -58,7 +58,7 @@ impl Dir {
     /// Opens a directory. A symbolic link to one is followed.
     ///
     /// # Errors
-    /// As the file system has it.
+    /// Errors of the file system.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self::at(open(path, OPEN, Mode::empty())?, path.to_owned()))
     }
@@ -66,7 +66,7 @@ impl Dir {
     /// Opens a directory, and not by a symbolic link. Those on the way to it are followed.
     ///
     /// # Errors
-    /// As the file system has it; for a symbolic link, [`io::ErrorKind::NotADirectory`].
+    /// Errors of the file system; for a symbolic link, [`io::ErrorKind::NotADirectory`].
     pub(crate) fn open_itself(path: &Path) -> io::Result<Self> {
         match open(path, OPEN | OFlag::O_NOFOLLOW, Mode::empty()) {
             // Which of the two it is depends on the kernel.
@@ -79,10 +79,10 @@ impl Dir {
         Self { file: opened.into(), path }
     }
 
-    /// What the directory is.
+    /// Owner and mode of the directory.
     ///
     /// # Errors
-    /// As the file system has it.
+    /// Errors of the file system.
     pub(crate) fn attributes(&self) -> io::Result<Attributes> {
         attributes(&self.file)
     }
@@ -90,7 +90,7 @@ impl Dir {
     /// Whether what is written in it is gone after a power cut.
     ///
     /// # Errors
-    /// As the file system has it.
+    /// Errors of the file system.
     pub(crate) fn is_volatile(&self) -> io::Result<bool> {
         // A magic number has 32 bits; the field that holds it is a signed word of 32 or 64.
         let magic = |of: FsType| of.0 as u32;
@@ -101,7 +101,7 @@ impl Dir {
     /// Whether only this user (and root) can change what is in it.
     ///
     /// # Errors
-    /// As the file system has it.
+    /// Errors of the file system.
     pub(crate) fn is_ours_alone_to_write(&self) -> io::Result<bool> {
         let is = self.attributes()?;
         Ok(is.is_ours() && is.mode & 0o022 == 0)
@@ -110,7 +110,7 @@ impl Dir {
     /// Gives it to a group, if it is not the group's already.
     ///
     /// # Errors
-    /// As the file system has it.
+    /// Errors of the file system.
     pub(crate) fn give_to_group(&self, group: Option<u32>) -> io::Result<()> {
         match group {
             Some(group) if self.attributes()?.gid != group => give(&self.file, Some(group)),
@@ -121,7 +121,7 @@ impl Dir {
     /// Makes what was created, renamed or removed in it durable, where its file system can.
     ///
     /// # Errors
-    /// As the file system has it.
+    /// Errors of the file system.
     pub(crate) fn sync(&self) -> io::Result<()> {
         sync(&self.file, &self.path)
     }
@@ -129,7 +129,7 @@ impl Dir {
     /// The names in it.
     ///
     /// # Errors
-    /// As the file system has it.
+    /// Errors of the file system.
     pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
         for entry in dir::Dir::openat(&self.file, ".", OPEN, Mode::empty())? {
@@ -145,7 +145,7 @@ impl Dir {
     /// Opens a directory in it.
     ///
     /// # Errors
-    /// As the file system has it.
+    /// Errors of the file system.
     pub(crate) fn open_dir(&self, name: &OsStr) -> io::Result<Self> {
         let opened = openat(&self.file, name, OPEN | OFlag::O_NOFOLLOW, Mode::empty())?;
         Ok(Self::at(opened, self.path.join(name)))
@@ -154,7 +154,7 @@ impl Dir {
     /// Makes a directory that must not exist yet.
     ///
     /// # Errors
-    /// As the file system has it.
+    /// Errors of the file system.
     pub(crate) fn make_dir(&self, name: &OsStr, mode: u32, group: Option<u32>) -> io::Result<Self> {
         mkdirat(&self.file, name, Mode::from_bits_truncate(mode))?;
         let made = self.open_dir(name)?;
@@ -165,7 +165,7 @@ impl Dir {
     /// Writes a file that must not exist yet. Its group is set before its content is there.
     ///
     /// # Errors
-    /// As the file system has it.
+    /// Errors of the file system.
     pub(crate) fn write_new(
         &self,
         name: &OsStr,
@@ -185,7 +185,7 @@ impl Dir {
     /// Reads a small regular file into memory that is wiped after use, with what it is.
     ///
     /// # Errors
-    /// As the file system has it, when it is no regular file, or when it has more than `most`
+    /// Errors of the file system; it is no regular file, or it has more than `most`
     /// bytes.
     pub(crate) fn read_secret(
         &self,
@@ -208,10 +208,10 @@ impl Dir {
         Ok((attributes, content))
     }
 
-    /// Where a symbolic link in it leads.
+    /// Reads the target of a symbolic link in it.
     ///
     /// # Errors
-    /// As the file system has it.
+    /// Errors of the file system.
     pub(crate) fn read_link(&self, name: &OsStr) -> io::Result<OsString> {
         Ok(readlinkat(&self.file, name)?)
     }
@@ -219,15 +219,15 @@ impl Dir {
     /// Makes a symbolic link that must not exist yet.
     ///
     /// # Errors
-    /// As the file system has it.
+    /// Errors of the file system.
     pub(crate) fn symlink(&self, to: &OsStr, name: &OsStr) -> io::Result<()> {
         Ok(symlinkat(to, &self.file, name)?)
     }
 
-    /// Puts one thing in it in the place of another.
+    /// Renames an entry, which replaces another.
     ///
     /// # Errors
-    /// As the file system has it.
+    /// Errors of the file system.
     pub(crate) fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
         Ok(renameat(&self.file, from, &self.file, to)?)
     }
@@ -235,7 +235,7 @@ impl Dir {
     /// Removes a file or a symbolic link. One that is not there is fine.
     ///
     /// # Errors
-    /// As the file system has it.
+    /// Errors of the file system.
     pub(crate) fn remove_file(&self, name: &OsStr) -> io::Result<()> {
         match unlinkat(&self.file, name, UnlinkatFlags::NoRemoveDir) {
             Err(Errno::ENOENT) => Ok(()),
@@ -247,7 +247,7 @@ impl Dir {
     /// symbolic link is followed.
     ///
     /// # Errors
-    /// As the file system has it.
+    /// Errors of the file system.
     pub(crate) fn remove_all(&self, name: &OsStr) -> io::Result<()> {
         self.remove_to(name, MAX_DEPTH)
     }

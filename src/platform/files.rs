@@ -30,7 +30,7 @@ pub(crate) fn set_umask() {
 /// Numeric id of a group named in the configuration.
 ///
 /// # Errors
-/// When there is no such group.
+/// There is no such group.
 pub(crate) fn group_id(name: &str) -> io::Result<u32> {
     match Group::from_name(name) {
         Ok(Some(group)) => Ok(group.gid.as_raw()),
@@ -42,7 +42,7 @@ pub(crate) fn group_id(name: &str) -> io::Result<u32> {
 /// Creates a directory with this mode, and its parents. One that exists is left as it is.
 ///
 /// # Errors
-/// As the file system has it.
+/// Errors of the file system.
 pub(crate) fn make_dir(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.exists()) {
         make_dir(parent, 0o755, None)?;
@@ -74,7 +74,7 @@ pub(super) fn give(file: &File, group: Option<u32>) -> io::Result<()> {
 /// Writes a file that must not exist yet. Its group is set before its content is there.
 ///
 /// # Errors
-/// As the file system has it.
+/// Errors of the file system.
 pub(crate) fn write_new(path: &Path, content: &[u8], mode: u32, group: Option<u32>) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     if group.is_some() {
@@ -87,7 +87,7 @@ pub(crate) fn write_new(path: &Path, content: &[u8], mode: u32, group: Option<u3
 /// Replaces the file at `path` atomically.
 ///
 /// # Errors
-/// As the file system has it; what was at `path` is then unchanged.
+/// Errors of the file system; what was at `path` is then unchanged.
 pub(crate) fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
@@ -104,7 +104,7 @@ pub(crate) fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> 
 /// Removes a file. One that is not there is fine.
 ///
 /// # Errors
-/// As the file system has it.
+/// Errors of the file system.
 pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
@@ -115,7 +115,7 @@ pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
 /// Makes what was renamed or removed in a directory durable, where its file system can.
 ///
 /// # Errors
-/// As the file system has it.
+/// Errors of the file system.
 pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     match File::open(path) {
         Ok(dir) => sync(&dir, path),
@@ -149,7 +149,7 @@ fn is_not_supported(e: &io::Error) -> bool {
     matches!(errno, Some(Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EBADF))
 }
 
-/// Once for each file system: it is not going to change.
+/// Logs a warning, once for each file system: it is not going to change.
 fn warn_not_durable(path: &Path, e: &io::Error) {
     /// Limit of file systems that are told apart.
     const MOST: usize = 16;
@@ -169,7 +169,7 @@ fn warn_not_durable(path: &Path, e: &io::Error) {
 /// Reads a file of at most 4 MiB.
 ///
 /// # Errors
-/// As the file system has it, when it is no regular file, or when it is larger than 4 MiB.
+/// Errors of the file system; it is no regular file, or it is larger than 4 MiB.
 pub(crate) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     read_at_most(path, MAX_READ)
 }
@@ -215,7 +215,7 @@ fn regular(file: &Metadata) -> io::Result<()> {
 /// Reads a small file into memory that is wiped after use, and of which no copy stays behind.
 ///
 /// # Errors
-/// As the file system has it, when it is no regular file, or when it has more than `most` bytes.
+/// Errors of the file system; it is no regular file, or it has more than `most` bytes.
 pub(crate) fn read_secret(path: &Path, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     let file = open_regular(path)?;
     // With room to spare it never grows, and no copy of it stays behind.

@@ -52,7 +52,7 @@ pub(crate) struct FileWatch {
 }
 
 impl FileWatch {
-    /// From now on.
+    /// Creates a watch, which reports changes from now on.
     pub(crate) fn on(file: PathBuf, directory: PathBuf) -> Self {
         let mut watch = Self {
             file,
@@ -67,7 +67,7 @@ impl FileWatch {
         watch
     }
 
-    /// Again from now on: to be called before the files are read, so that no change falls between
+    /// Starts again: to be called before the files are read, so that no change falls between
     /// the two.
     pub(crate) fn renew(&mut self) {
         self.inotify = self.watch_by_inotify();
@@ -76,8 +76,8 @@ impl FileWatch {
         self.poll_later();
     }
 
-    /// Something has changed. A new file counts when it has been written, and not when it is begun.
-    /// May be dropped, and called again.
+    /// Waits until something has changed. A new file counts when it has been written, and not when
+    /// it is begun. May be dropped, and called again.
     pub(crate) async fn changed(&mut self) {
         loop {
             let reported = async {
@@ -286,7 +286,7 @@ impl Watched {
         pending().await
     }
 
-    /// `None`: it does not count.
+    /// The event, if it concerns the watched names.
     fn event_of(&self, event: &InotifyEvent) -> Option<Event> {
         let (Some(name), Some((directory, names))) = (&event.name, self.directories.get(&event.wd)) else {
             return Some(Event::Changed); // the directory itself is another one, or events were lost

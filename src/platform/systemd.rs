@@ -38,7 +38,7 @@ fn send(state: NotifyState<'_>) {
 /// A listening socket, and its `FileDescriptorName=`.
 #[derive(Debug)]
 pub struct PassedSocket {
-    /// What it is for.
+    /// Its name, which says what it is for.
     pub name: String,
     /// The socket.
     pub listener: UnixListener,
@@ -69,7 +69,7 @@ pub(crate) fn passed_sockets() -> Vec<PassedSocket> {
 pub(crate) struct Watchdog {
     /// `None` without a watchdog.
     ticks: Option<Interval>,
-    /// When the current wait of the event loop must have ended.
+    /// Deadline of the current wait of the event loop.
     deadline: Option<Instant>,
     /// Whether each of the other threads is alive.
     others: Vec<Box<dyn FnMut() -> bool>>,
@@ -82,7 +82,8 @@ impl std::fmt::Debug for Watchdog {
 }
 
 impl Watchdog {
-    /// From the environment. `others` return whether other threads of the agent are alive.
+    /// Creates a watchdog from the environment. `others` return whether other threads of the agent
+    /// are alive.
     pub(crate) fn new(others: impl IntoIterator<Item = Box<dyn FnMut() -> bool>>) -> Self {
         let ticks = sd_notify::watchdog_enabled().map(|limit| {
             // Half of it, as sd_watchdog_enabled(3) advises.

@@ -1,4 +1,4 @@
-//! What the tests share. Not every test binary uses all of it.
+//! Helpers of the tests. Not every test binary uses all of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub(crate) mod agent;

@@ -83,7 +83,7 @@ impl Tinyproxy {
         format!("http://{user}127.0.0.1:{}", self.port)
     }
 
-    /// How many tunnels it was asked for.
+    /// The number of tunnels that were requested.
     pub(crate) fn asked(&self) -> usize {
         self.log().matches(": CONNECT ").count()
     }

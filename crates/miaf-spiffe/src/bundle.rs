@@ -66,7 +66,7 @@ pub struct Bundle {
     warnings: Vec<BundleWarning>,
 }
 
-/// What an anchor says about itself.
+/// Subject and validity of an anchor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AnchorFacts {
     /// Its subject, shortened.
@@ -164,7 +164,7 @@ pub struct BundleDocument {
     pub spiffe_sequence: Option<u64>,
 }
 
-/// Of a document that names no trust domain, as the agent's sockets have it.
+/// Reads a document that names no trust domain, as the agent's sockets serve it.
 impl<'de> Deserialize<'de> for BundleDocument {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Object(entry) = Object::<Entry<'de>>::deserialize(deserializer)?;
@@ -264,7 +264,7 @@ impl Bundle {
         &self.anchors
     }
 
-    /// What the anchors say about themselves, in the same order.
+    /// Subject and validity of the anchors, in the same sequence.
     pub(crate) fn anchor_facts(&self) -> &[AnchorFacts] {
         &self.facts
     }
@@ -274,7 +274,7 @@ impl Bundle {
         self.facts.iter().filter(move |facts| !facts.is_valid(at))
     }
 
-    /// What is wrong with the served document.
+    /// The faults of the served document.
     pub fn warnings(&self) -> &[BundleWarning] {
         &self.warnings
     }
@@ -342,9 +342,9 @@ impl Entry<'_> {
 /// The rules by which a bundle is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rules {
-    /// What is new must be unambiguous, and readable to peers.
+    /// A new bundle must be unambiguous, and readable to peers.
     Served,
-    /// What is stored must only be what it was when it was accepted.
+    /// A stored bundle must only be what it was when it was accepted.
     Stored,
 }
 
@@ -712,7 +712,7 @@ pub enum BundleError {
         /// What is wrong with it.
         why: String,
     },
-    /// More than 64.
+    /// More than 64 anchors.
     #[error("it has more anchors than the {MAX_ANCHORS} that are allowed")]
     TooManyAnchors,
 }

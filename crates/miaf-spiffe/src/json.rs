@@ -52,7 +52,7 @@ pub fn read<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, JsonError> {
     Ok(read)
 }
 
-/// What some editors and servers put in front of UTF-8.
+/// The byte order mark, which some editors and servers put in front of UTF-8.
 pub const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Whether a text is one whole JSON object. What was cut off anywhere is none.
@@ -102,7 +102,7 @@ impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for AtMost<T, N>
 /// Reads an array of at most `N` elements, for a member of type `Vec`.
 ///
 /// # Errors
-/// As the deserializer has it, or when there are more.
+/// Errors of the deserializer; there are more.
 pub fn at_most<'de, T: Deserialize<'de>, D: Deserializer<'de>, const N: usize>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {

@@ -19,7 +19,7 @@ use crate::text::Excerpt;
 /// The blocks of a PEM text, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Pem {
-    /// What stands between a BEGIN and its END, decoded.
+    /// The decoded blocks, each between a BEGIN and its END.
     pub blocks: Vec<Block>,
     /// Lines, from 1, of BEGINs in comments (`#`, `;`), whose blocks are not read.
     pub commented_out: Vec<usize>,
@@ -91,11 +91,11 @@ const LABEL_SHOWN: usize = 64;
 pub struct PemError {
     /// The line that it is about, from 1; of the whole text if `None`.
     pub line: Option<usize>,
-    /// What is wrong with it.
+    /// The fault.
     pub kind: PemErrorKind,
 }
 
-/// What is wrong with a PEM text.
+/// The fault of a PEM text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PemErrorKind {
     /// A line that is meant to begin or end a block and does not, to the letter.
@@ -125,7 +125,7 @@ pub enum PemErrorKind {
     NoCertificate(Content),
 }
 
-/// What a text holds in the place of what is wanted.
+/// The content of a text without the expected block.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
     /// Nothing at all.
@@ -264,7 +264,7 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// What of the text is not used, for a warning.
+    /// The parts of the text that are not used, for a warning.
     #[must_use]
     pub fn unused(&self) -> Option<String> {
         let others = self.others.iter().map(|(line, label)| format!("line {line}: {label}"));
@@ -316,7 +316,7 @@ fn may_hold_certificates(label: &str) -> bool {
     (label.contains("CERT") && !is_request) || label.contains("PKCS") || label == "CMS"
 }
 
-/// What a text without any block is.
+/// Determines the content of a text without any block.
 #[must_use]
 pub fn instead_of_blocks(content: &[u8], commented_out: &[usize]) -> Content {
     match content {
@@ -517,7 +517,7 @@ impl Dashes {
     }
 }
 
-/// What a boundary begins and ends with.
+/// The beginning and the end of a boundary.
 const DASHES: &[u8] = b"-----";
 
 /// The length of the dash that a text begins with: ASCII, or U+2010 to U+2015, U+2212, U+FF0D.

@@ -71,7 +71,7 @@ const MAX_SERIAL: usize = 20;
 /// wrong.
 pub const MAX_AHEAD: Duration = Duration::from_secs(10 * 60);
 
-/// What a response must match.
+/// The facts that a response must match.
 #[derive(Clone, Debug)]
 pub struct Expectation<'a> {
     /// The trust domain of the discovery document.
@@ -155,7 +155,7 @@ pub fn is_trusted(svid: &X509Svid, bundle: &Bundle, now: Timestamp) -> bool {
 /// The path from an SVID to an anchor at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustPath<'a> {
-    /// Where the path ends. Where several do, one whose validity the moment is within.
+    /// The anchor at its end. Where there are several, one whose validity the moment is within.
     pub anchor: &'a AnchorFacts,
     /// The first end of validity among the leaf and the intermediates of the path to that anchor.
     pub path_not_after: Timestamp,
@@ -282,8 +282,8 @@ fn extensions_are_sound(certificate: &X509Certificate<'_>) -> Result<(), SvidErr
     Ok(())
 }
 
-/// What keeps the parsers of peers from reading a certificate that x509-parser and webpki read: an
-/// anchor like that would make a whole bundle unreadable to them.
+/// The fault that keeps the parsers of peers from reading a certificate that x509-parser and webpki
+/// read: an anchor like that would make a whole bundle unreadable to them.
 pub(super) fn unreadable_to_peers(der: &[u8], certificate: &X509Certificate<'_>) -> Option<&'static str> {
     if !encoding::is_der(der) {
         return Some("its certificate is not encoded in DER");
@@ -294,7 +294,8 @@ pub(super) fn unreadable_to_peers(der: &[u8], certificate: &X509Certificate<'_>)
     negative_serial(certificate)
 }
 
-/// What RFC 5280 section 4.1.2.2 forbids an issuer. Zero is passed over: all known parsers read it.
+/// The fault of a serial number (RFC 5280 section 4.1.2.2). Zero is allowed: all known parsers read
+/// it.
 fn serial_fault(certificate: &X509Certificate<'_>) -> Option<&'static str> {
     negative_serial(certificate).or_else(|| long_serial(certificate))
 }
@@ -475,9 +476,9 @@ fn path_to_anchor<'a>(
     }
 }
 
-/// What webpki leaves open of a path whose signatures fit. It takes an anchor for a name and a key,
-/// as RFC 5280 section 6.1.1 allows; the certificate in the bundle says more, and the parsers of
-/// peers heed it. Returns the first end of validity among the intermediates.
+/// Checks what webpki leaves open of a path whose signatures fit. webpki takes an anchor for a name
+/// and a key, as RFC 5280 section 6.1.1 allows; the certificate in the bundle says more, and the
+/// parsers of peers heed it. Returns the first end of validity among the intermediates.
 fn path_is_allowed(path: &VerifiedPath<'_>, anchor: &CertificateDer<'_>) -> Result<Timestamp, SvidError> {
     let (mut below_anchor, mut first_end) = (0, Timestamp::from_millis(i64::MAX));
     for issuer in path.intermediate_certificates() {
@@ -536,8 +537,8 @@ pub(super) fn validity(certificate: &X509Certificate<'_>) -> (Timestamp, Timesta
     )
 }
 
-/// Without the zero byte in front that only says "not negative": an operator searches for what
-/// OpenSSL shows.
+/// The serial number without the zero byte in front that only says "not negative": an operator
+/// searches for what OpenSSL shows.
 fn serial(certificate: &X509Certificate<'_>) -> String {
     match certificate.raw_serial() {
         [0, magnitude @ ..] if !magnitude.is_empty() => format_serial(magnitude),

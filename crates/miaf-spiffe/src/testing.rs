@@ -1,4 +1,4 @@
-//! What the tests and the fuzz targets of this crate share.
+//! Helpers of the tests and the fuzz targets.
 
 #[cfg(any(test, feature = "testing"))]
 use proptest::test_runner::Config;

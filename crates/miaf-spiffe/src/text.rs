@@ -101,15 +101,15 @@ pub fn printable_json(json: &str) -> Cow<'_, str> {
 /// of type `String`.
 ///
 /// # Errors
-/// As the deserializer has it.
+/// Errors of the deserializer.
 pub fn short<'de, D: Deserializer<'de>, const LIMIT: usize>(deserializer: D) -> Result<String, D::Error> {
     String::deserialize(deserializer).map(|text| Excerpt::of(text, LIMIT).into())
 }
 
-/// As [`short`], for a member that may be missing.
+/// Like [`short`], for a member that may be missing.
 ///
 /// # Errors
-/// As the deserializer has it.
+/// Errors of the deserializer.
 pub fn short_if_any<'de, D: Deserializer<'de>, const LIMIT: usize>(
     deserializer: D,
 ) -> Result<Option<String>, D::Error> {

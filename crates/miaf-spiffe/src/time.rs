@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// From milliseconds since the epoch.
+    /// Creates it from milliseconds since the epoch.
     pub const fn from_millis(millis: i64) -> Self {
         Self(millis)
     }
 
-    /// From whole seconds since the epoch, saturating at the ends of the range.
+    /// Creates it from whole seconds since the epoch, saturating at the ends of the range.
     pub const fn from_secs(secs: i64) -> Self {
         Self(secs.saturating_mul(1000))
     }
@@ -33,7 +33,7 @@ impl Timestamp {
         Self(self.0.saturating_add(i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// How long until `later`; zero when it has passed.
+    /// The duration until `later`; zero when it has passed.
     pub fn until(self, later: Self) -> Duration {
         Duration::from_millis(u64::try_from(later.0.saturating_sub(self.0)).unwrap_or(0))
     }
@@ -69,7 +69,7 @@ impl fmt::Display for Timestamp {
 pub struct BootTime(u64);
 
 impl BootTime {
-    /// From milliseconds since boot.
+    /// Creates it from milliseconds since boot.
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis)
     }
@@ -80,7 +80,7 @@ impl BootTime {
         Self(self.0.saturating_add(u64::try_from(d.as_millis()).unwrap_or(u64::MAX)))
     }
 
-    /// How long until `later`; zero when it has passed.
+    /// The duration until `later`; zero when it has passed.
     pub fn until(self, later: Self) -> Duration {
         Duration::from_millis(later.0.saturating_sub(self.0))
     }
