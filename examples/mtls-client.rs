@@ -1,8 +1,10 @@
-//! mTLS as this device, with rustls and without any access to its key: fetches a page from a server of the trust domain.
+//! mTLS as this device, with rustls and without any access to its key: fetches a page from a server
+//! of the trust domain.
 //!
 //!     mtls-client /run/miaf-agent/sign.sock wfm.factory.example:8443 spiffe://factory.example/wfm
 //!
-//! The server is known by its SPIFFE ID, and by no host name: for identities is what the trust bundle vouches.
+//! The server is known by its SPIFFE ID, and by no host name: for identities is what the trust
+//! bundle vouches.
 
 use std::error::Error;
 use std::io::{Read as _, Write as _};
@@ -27,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What the server answers to `GET /`.
+/// The server's response to `GET /`.
 pub fn fetch(socket: &Path, server: &str, id: &str) -> Result<String, Box<dyn Error>> {
     let agent = Client::new(socket);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -36,7 +38,7 @@ pub fn fetch(socket: &Path, server: &str, id: &str) -> Result<String, Box<dyn Er
     let this_device = SingleCertAndKey::from(agent.certified_key()?);
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous() // for a verifier that looks for a SPIFFE ID, not for a name
+        .dangerous() // for a verifier that checks a SPIFFE ID, not a name
         .with_custom_certificate_verifier(known)
         .with_client_cert_resolver(Arc::new(this_device));
     config.resumption = Resumption::disabled(); // a resumed session would keep an old identity
@@ -47,7 +49,7 @@ pub fn fetch(socket: &Path, server: &str, id: &str) -> Result<String, Box<dyn Er
     let tls = ClientConnection::new(Arc::new(config), ServerName::try_from(host)?.to_owned())?;
     let mut connection = StreamOwned::new(tls, tcp);
     write!(connection, "GET / HTTP/1.0\r\nhost: {host}\r\n\r\n")?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer)?;
-    Ok(answer)
+    let mut response = String::new();
+    connection.read_to_string(&mut response)?;
+    Ok(response)
 }

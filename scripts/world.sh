@@ -1,6 +1,7 @@
-# shellcheck shell=bash disable=SC2034,SC2154 # variables come from, and are for, the scripts that source this
-# Shared by demo and measure: a software TPM, the development MIS and an agent in a temporary directory, all of them stopped
-# and removed on every exit. To be sourced by bash from the top of the checkout, with $bin and $mis_bin set.
+# shellcheck shell=bash disable=SC2034,SC2154 # variables are from or for the scripts that source it
+# Shared by demo and measure: a software TPM, the development MIS and an agent in a temporary
+# directory, all of them stopped and removed on every exit. To be sourced by bash from the top of
+# the checkout, with $bin and $mis_bin set.
 
 export TSS2_LOG=all+none # the TSS libraries would write to the terminal on their own account
 # Colours, and lines that are written again in place, are for terminals. https://no-color.org

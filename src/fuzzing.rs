@@ -1,15 +1,15 @@
-//! The doors through which bytes come from outside, each as a function of these bytes. `fuzz/` has
+//! The entry points for bytes from outside, each as a function of these bytes. `fuzz/` has
 //! libFuzzer call them; a test here calls them with the committed corpora.
 //!
 //! A target panics when a rule is broken that holds for any input: what is accepted means the same
 //! when it is written and read again, and an error has bounded, printable words.
 
 /// Takes an input, and returns whether it was accepted.
-pub type Target = fn(&[u8]) -> bool;
+type Target = fn(&[u8]) -> bool;
 
 /// Every target by its name, which is that of its file in `fuzz/fuzz_targets` and of its directory
 /// in `fuzz/corpus`.
-pub const TARGETS: [(&str, Target); 15] = [
+const TARGETS: [(&str, Target); 15] = [
     ("bundle", crate::spiffe::fuzzing::bundle),
     ("svid", crate::spiffe::fuzzing::svid),
     ("discovery", crate::issuer::fuzzing::discovery),
@@ -30,7 +30,7 @@ pub const TARGETS: [(&str, Target); 15] = [
 /// Runs a target by its name.
 ///
 /// # Panics
-/// When a rule is broken; and for a name that is none.
+/// A rule is broken, or there is no such target.
 pub fn run(name: &str, data: &[u8]) {
     let (_, target) = TARGETS.iter().find(|(target, _)| *target == name).expect("a target");
     target(data);
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn corpora_break_no_rule() {
+    fn fuzz_corpora_break_no_rule() {
         let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
         for (name, target) in TARGETS {
             assert!(fuzz.join("fuzz_targets").join(name).with_extension("rs").exists(), "{name}");

@@ -16,6 +16,9 @@ pub fn parse(text: &str) -> Result<Url, ParseError> {
     }
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let host = authority.rsplit('@').next().unwrap_or_default();
+    if host.is_empty() {
+        return Err(ParseError::EmptyHost); // browsers ignore further slashes: "https:///host"
+    }
     if host.contains('%') || !text.chars().all(is_known) {
         return Err(ParseError::InvalidDomainCharacter);
     }
@@ -50,6 +53,10 @@ mod tests {
             "https://mis.exam\nple/",
             "https://mis.example/{a}",
             "https://",
+            "https:///mis.example/",
+            "https:///A%DA%92.example/",
+            "https://user@/mis.example/",
+            "https://:443/",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }

@@ -56,7 +56,7 @@ fn new_key_is_bound_to_the_tpm_and_signs() {
 }
 
 #[test]
-fn tpm_itself_reports_the_attributes() {
+fn key_attributes_are_reported_by_the_tpm_itself() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
     let blobs = Tss2Key::from_pem(&pem(&key)).unwrap();
@@ -81,7 +81,7 @@ fn tpm_itself_reports_the_attributes() {
 }
 
 #[test]
-fn keys_are_distinct() {
+fn keys_differ_from_each_other() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let (one, other) = (handle.create_key().unwrap(), handle.create_key().unwrap());
@@ -91,7 +91,7 @@ fn keys_are_distinct() {
 }
 
 #[test]
-fn tpm_holds_nothing_between_operations() {
+fn tpm_has_no_transient_objects_left() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let begun = Instant::now();
@@ -132,7 +132,7 @@ fn tpm_describes_itself() {
 // Keeping a key
 
 #[test]
-fn key_comes_back_from_its_pem() {
+fn key_is_loaded_from_its_pem() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
     let again = handle(&tpm).key_from_pem(&pem(&key)).unwrap();
@@ -250,7 +250,7 @@ fn damaged_pems_are_refused() {
 // When the TPM will not
 
 #[test]
-fn another_tpm_refuses_the_key() {
+fn key_is_refused_by_another_tpm() {
     let (tpm, other) = (Swtpm::start(), Swtpm::start());
     let pem = pem(&handle(&tpm).create_key().unwrap());
     let error = handle(&other).key_from_pem(&pem).unwrap().sign(b"").unwrap_err();
@@ -272,7 +272,7 @@ fn cleared_tpm_refuses_the_key_and_makes_others() {
 }
 
 #[test]
-fn tpm_that_is_down_is_unreachable_until_it_is_up() {
+fn stopped_tpm_is_unreachable_until_it_runs() {
     let mut tpm = Swtpm::start();
     let handle = handle(&tpm);
     tpm.stop();
@@ -294,7 +294,7 @@ fn tpm_that_is_down_is_unreachable_until_it_is_up() {
 }
 
 #[test]
-fn peer_that_is_no_tpm_is_named() {
+fn server_that_is_no_tpm_is_named() {
     let error = Tpm::start("device:/dev/null".parse().unwrap()).describe().unwrap_err();
     assert!(
         matches!(error, KeyError::Tpm(TpmError::Unreachable { .. }) | KeyError::Tpm(TpmError::Gone { .. })),
@@ -305,7 +305,7 @@ fn peer_that_is_no_tpm_is_named() {
 }
 
 #[test]
-fn missing_device_says_so() {
+fn missing_tpm_device_is_named() {
     let error = Tpm::start("device:/nonexistent/tpmrm0".parse().unwrap()).describe().unwrap_err();
     assert!(
         matches!(error, KeyError::Tpm(TpmError::Unreachable { cause: UnreachableCause::Missing, .. })),
@@ -337,7 +337,7 @@ fn hung_tpm_does_not_hang_the_caller() {
     assert!((30..100).contains(&turned_away), "{turned_away} of 100");
 
     tpm.signal("CONT");
-    // What nobody waits for any longer is not done, so the queue is soon free again.
+    // A request without a waiting caller is not executed, so the queue is soon free again.
     while let Err(error) = key.sign(b"") {
         assert!(matches!(error, KeyError::Tpm(TpmError::Busy { .. })), "{error:?}");
         assert!(begun.elapsed() < Duration::from_secs(120), "{error:?}");
@@ -348,7 +348,7 @@ fn hung_tpm_does_not_hang_the_caller() {
 }
 
 #[test]
-fn lock_out_does_not_stop_the_agent_s_keys() {
+fn key_signs_during_lockout() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let key = handle.create_key().unwrap();
@@ -380,7 +380,7 @@ fn key_with_a_password_is_named() {
 }
 
 #[test]
-fn power_cuts_while_it_signs_do_no_harm() {
+fn power_cuts_during_signing_do_no_harm() {
     let mut tpm = Swtpm::start();
     let handle = handle(&tpm);
     let key = handle.create_key().unwrap();
@@ -450,7 +450,7 @@ fn full_slots_are_named_and_nothing_is_added_to_them() {
 // At work: CSR, TLS
 
 #[test]
-fn certification_request_is_signed_by_the_key() {
+fn csr_is_signed_by_the_key() {
     use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
     let tpm = Swtpm::start();
@@ -469,7 +469,7 @@ fn certification_request_is_signed_by_the_key() {
 }
 
 #[test]
-fn request_that_cannot_be_signed_says_why() {
+fn csr_that_cannot_be_signed_says_why() {
     let mut tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
     tpm.stop();
@@ -498,7 +498,8 @@ fn tls_client_authentication_with_the_key() {
     assert_eq!(tpm.transient_handles(), 0);
 }
 
-/// A key as tpm2-tools make it, under a parent kept at 0x81000010. It is not exempt from lock-out.
+/// A key as tpm2-tools make it, under a parent that is persistent at 0x81000010. It is not exempt
+/// from lock-out.
 fn made_by_tpm2_tools(tpm: &Swtpm, more: &[&str]) -> String {
     let parent = "0x81000010";
     tpm.run("tpm2_createprimary", &["-Q", "-C", "o", "-G", "ecc256:aes128cfb", "-c", "primary.ctx"]);

@@ -1,4 +1,4 @@
-//! What the checks work with: the TPM, the agent's view of it, and a folder for tpm2-tools.
+//! What the checks work with: the TPM, the agent's view of it, and a directory for tpm2-tools.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use miaf_agent::keys::tpm::{Tcti, Tpm, TpmError};
 use tempfile::TempDir;
 
 use crate::swtpm::Swtpm;
-use crate::{Failure, connection, kept};
+use crate::{Failure, connection, persistent};
 
 /// The bench with the TPM on it.
 pub(crate) struct Bench {
@@ -20,14 +20,15 @@ pub(crate) struct Bench {
     pub(crate) has_resource_manager: bool,
     /// How many signatures are made, checked and timed.
     pub(crate) rounds: u32,
-    /// Whether the chip may be locked.
+    /// Whether the TPM may be locked.
     pub(crate) destructive: bool,
-    folder: TempDir,
+    directory: TempDir,
     _swtpm: Option<Swtpm>,
 }
 
 impl Bench {
-    /// Sees to it that there is a TPM that answers, that tpm2-tools are there, and that nothing is in the way.
+    /// Checks that there is a TPM that responds, that tpm2-tools are there, and that nothing is in
+    /// the way.
     pub(crate) fn set_up(tcti: Option<Tcti>, rounds: u32, destructive: bool) -> Result<Self, Failure> {
         tools_are_there()?;
         let (tcti, swtpm) = match tcti {
@@ -38,37 +39,37 @@ impl Bench {
             }
         };
         let agent = Tpm::start(tcti.clone());
-        answers(&agent)?;
+        check_response(&agent)?;
         connection::open(&tcti).map_err(|error| {
             format!(
                 "the agent has a connection to {tcti}, and another is refused ({error}); use the resource manager, \
                  device:/dev/tpmrm0"
             )
         })?;
-        kept::refuse_if_in_the_way(&tcti)?;
+        persistent::refuse_if_in_the_way(&tcti)?;
         let has_resource_manager = connection::has_resource_manager(&tcti)?;
-        let folder = tempfile::Builder::new().prefix("hw-tests-").tempdir()?;
-        Ok(Self { tcti, agent, has_resource_manager, rounds, destructive, folder, _swtpm: swtpm })
+        let directory = tempfile::Builder::new().prefix("hw-tests-").tempdir()?;
+        Ok(Self { tcti, agent, has_resource_manager, rounds, destructive, directory, _swtpm: swtpm })
     }
 
     /// Where programs may write.
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// A program that talks to this TPM, if it is one of tpm2-tools.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command
-            .current_dir(self.folder())
+            .current_dir(self.directory())
             .env("TPM2TOOLS_TCTI", self.tcti.to_string())
             .env("TSS2_LOG", "all+none")
             .stdin(Stdio::null());
         command
     }
 
-    /// Runs a program of tpm2-tools. Not while the agent talks to the TPM: the TSS would have the program inherit the
-    /// connection, and a software TPM serves one at a time.
+    /// Runs a program of tpm2-tools. Not while the agent talks to the TPM: the TSS would have the
+    /// program inherit the connection, and a software TPM serves one at a time.
     pub(crate) fn tool(&self, program: &str, arguments: &[&str]) -> Result<(), Failure> {
         let output = self.command(program).args(arguments).output()?;
         if output.status.success() {
@@ -79,8 +80,9 @@ impl Bench {
     }
 }
 
-/// Says in the agent's own words if the TPM is out of reach or shut to it: every check would only repeat that.
-fn answers(agent: &Tpm) -> Result<(), KeyError> {
+/// Says in the agent's own words if the TPM is out of reach or shut to it: every check would only
+/// repeat that.
+fn check_response(agent: &Tpm) -> Result<(), KeyError> {
     match agent.create_key() {
         // That is for the report.
         Ok(_) | Err(KeyError::Tpm(TpmError::Deviant { .. })) => Ok(()),

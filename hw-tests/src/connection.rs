@@ -1,4 +1,4 @@
-//! The suite's own connection to the TPM, beside the agent's: what the chip says for itself.
+//! The suite's own connection to the TPM, in addition to the agent's: what the TPM says for itself.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -42,7 +42,7 @@ pub(crate) fn open(tcti: &Tcti) -> Result<Context, Failure> {
 }
 
 pub(crate) trait During<T> {
-    /// Says what was being done, and gives the code beside its meaning.
+    /// Says what was being done, and gives the code in addition to its meaning.
     fn during(self, what: &str) -> Result<T, Failure>;
 }
 
@@ -52,7 +52,8 @@ impl<T> During<T> for tss_esapi::Result<T> {
     }
 }
 
-/// The number behind an error; 0 if the TSS did not even ask the TPM. tss-esapi keeps it to itself and prints it.
+/// The number behind an error; 0 if the TSS did not even ask the TPM. tss-esapi keeps it to itself
+/// and prints it.
 pub(crate) fn code(error: &tss_esapi::Error) -> u32 {
     let printed = match error {
         tss_esapi::Error::Tss2Error(Tss2ResponseCode::FormatZero(code)) => code.to_string(),
@@ -71,7 +72,7 @@ pub(crate) fn has_resource_manager(tcti: &Tcti) -> Result<bool, Failure> {
     Ok(handles(&mut other, TRANSIENT)? == before)
 }
 
-/// Kinds of handles, by their first octet (TPM 2.0 specification, part 2, TPM_HT).
+/// Kinds of handles, by their first byte (TPM 2.0 specification, part 2, TPM_HT).
 pub(crate) const NV: u32 = 0x0100_0000;
 pub(crate) const LOADED_SESSION: u32 = 0x0200_0000;
 pub(crate) const SAVED_SESSION: u32 = 0x0300_0000;
@@ -83,13 +84,13 @@ pub(crate) fn handles(context: &mut Context, kind: u32) -> Result<BTreeSet<u32>,
     let mut handles = BTreeSet::new();
     let mut first = kind;
     loop {
-        let (answer, more) = context
+        let (capability, more) = context
             .execute_without_session(|context| context.get_capability(CapabilityType::Handles, first, 64))
             .during("asking for handles")?;
-        let CapabilityData::Handles(list) = answer else {
+        let CapabilityData::Handles(list) = capability else {
             return Err("the TPM was asked for handles and answered something else".into());
         };
-        // The kinds of sessions say in the first octet what they are, not where they were asked for.
+        // The kinds of sessions say in the first byte what they are, not where they were asked for.
         handles.extend(list.into_inner().into_iter().map(u32::from));
         match handles.last() {
             Some(last) if more => first = last + 1,
@@ -100,12 +101,12 @@ pub(crate) fn handles(context: &mut Context, kind: u32) -> Result<BTreeSet<u32>,
 
 /// A property as it is now: tss-esapi's own call remembers what it was once told.
 pub(crate) fn property(context: &mut Context, tag: PropertyTag) -> Result<Option<u32>, Failure> {
-    let (answer, _) = context
+    let (capability, _) = context
         .execute_without_session(|context| {
             context.get_capability(CapabilityType::TpmProperties, tag.into(), 1)
         })
         .during("asking for a property")?;
-    let CapabilityData::TpmProperties(properties) = answer else {
+    let CapabilityData::TpmProperties(properties) = capability else {
         return Err("the TPM was asked for a property and answered something else".into());
     };
     Ok(properties.into_iter().find(|property| property.property() == tag).map(|property| property.value()))
@@ -116,7 +117,8 @@ pub(crate) fn required(context: &mut Context, tag: PropertyTag) -> Result<u32, F
     property(context, tag)?.ok_or_else(|| format!("the TPM has no property {tag:?}").into())
 }
 
-/// The storage key of the agent, written down a second time: keys made under another would not load under this one.
+/// The storage key of the agent, written down a second time: keys made under another would not load
+/// under this one.
 pub(crate) fn storage_key() -> Result<Public, Failure> {
     let attributes = ObjectAttributesBuilder::new()
         .with_fixed_tpm(true)
@@ -224,8 +226,9 @@ pub(crate) fn parent(context: &mut Context) -> Result<KeyHandle, Failure> {
         .map(|made| made.key_handle)
 }
 
-/// A storage key that is kept in the TPM: the parent of the agent's keys where the owner has a password.
-fn kept(context: &mut Context, handle: u32) -> Result<KeyHandle, Failure> {
+/// A storage key that is persistent in the TPM: the parent of the agent's keys where the owner has
+/// a password.
+fn persistent_parent(context: &mut Context, handle: u32) -> Result<KeyHandle, Failure> {
     let handle = PersistentTpmHandle::new(handle).during("the parent's handle")?;
     let found = context
         .execute_without_session(|context| context.tr_from_tpm_public(TpmHandle::Persistent(handle)))
@@ -240,12 +243,12 @@ pub(crate) fn load(context: &mut Context, pem: &str) -> Result<KeyHandle, Failur
     let private = Private::try_from(file.private).during("reading the private area")?;
     let parent = match file.parent {
         Parent::OwnerPrimary => parent(context)?,
-        Parent::Persistent(handle) => kept(context, handle)?,
+        Parent::Persistent(handle) => persistent_parent(context, handle)?,
     };
     context.load(parent, private, public).during("Load")
 }
 
-/// Signs 32 octets by ECDSA with SHA-256.
+/// Signs 32 bytes by ECDSA with SHA-256.
 pub(crate) fn sign(context: &mut Context, key: KeyHandle) -> tss_esapi::Result<Signature> {
     let scheme = SignatureScheme::EcDsa { hash_scheme: HashScheme::new(HashingAlgorithm::Sha256) };
     // The ticket says nothing: a key that is not restricted signs any digest.

@@ -40,7 +40,8 @@ impl Authority {
         Ok(params.signed_by(&Subject { public_key, algorithm }, &self.issuer)?.der().clone())
     }
 
-    /// Has the device identify itself, and sees to it that the server has accepted it as the one it is.
+    /// Has the device identify itself, and sees to it that the server has accepted it as the one it
+    /// is.
     pub(crate) fn meet(&self, device: CertifiedKey) -> Result<(), Failure> {
         device.keys_match().map_err(|error| format!("the certificate is not the key's: {error}"))?;
         let leaf = device.cert.first().cloned();

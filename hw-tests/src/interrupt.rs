@@ -1,4 +1,5 @@
-//! Ctrl-C and SIGTERM: the check at hand is ended in order, and what it has put in the TPM is taken out.
+//! Ctrl-C and SIGTERM: the check at hand is ended in order, and what it has put in the TPM is taken
+//! out.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,7 +11,8 @@ use crate::Failure;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// From here on these signals end the suite in order. Handlers, unlike a mask, are not inherited by tpm2-tools.
+/// From here on these signals end the suite in order. Handlers, unlike a mask, are not inherited by
+/// tpm2-tools.
 pub(crate) fn watch() -> Result<(), Failure> {
     let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
     let signals = {

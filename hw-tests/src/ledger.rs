@@ -1,4 +1,5 @@
-//! What is in the TPM, before and after: the suite and the agent leave nothing, and nothing counts against anybody.
+//! What is in the TPM, before and after: the suite and the agent leave nothing, and nothing counts
+//! against anybody.
 
 use std::collections::BTreeSet;
 
@@ -7,8 +8,8 @@ use miaf_agent::keys::tpm::Tcti;
 use crate::Failure;
 use crate::bench::Bench;
 use crate::checks::{Outcome, Verdict};
-use crate::chip::LockOut;
 use crate::connection::{self, LOADED_SESSION, NV, PERSISTENT, SAVED_SESSION, TRANSIENT};
+use crate::description::LockOut;
 
 /// What is in the TPM at a moment.
 pub(crate) struct Ledger {
@@ -33,8 +34,8 @@ pub(crate) const COMPARISONS: &[(&str, Comparison)] =
     &[("nothing is left in the TPM", nothing_is_left), ("nothing counts towards lock-out", nothing_counts)];
 
 impl Ledger {
-    /// Through the chip's own device file where it may be opened: a resource manager shows transient objects to whoever
-    /// made them only.
+    /// Through the TPM's own device file where it may be opened: a resource manager shows transient
+    /// objects to the program that made them only.
     pub(crate) fn read(bench: &Bench) -> Result<Self, Failure> {
         let below = below_the_resource_manager(&bench.tcti);
         let opened = below.and_then(|tcti| connection::open(&tcti).ok().map(|context| (tcti, context)));

@@ -4,12 +4,12 @@
 
 mod bench;
 mod checks;
-mod chip;
 mod connection;
+mod description;
 mod handshake;
 mod interrupt;
-mod kept;
 mod ledger;
+mod persistent;
 mod report;
 mod swtpm;
 mod timings;
@@ -24,9 +24,11 @@ use ledger::Ledger;
 use miaf_agent::keys::tpm::Tcti;
 use report::{Destination, Heading, Report};
 
-/// Tries the agent's keys on a TPM 2.0 and prints a table of how they fared. Leaves the chip as it found it.
+/// Tries the agent's keys on a TPM 2.0 and prints a table of how they fared. Leaves the TPM as it
+/// found it.
 ///
-/// Exit status: 0 if no check failed, 1 if one did, 2 if the checks could not be made, 130 if it was interrupted.
+/// Exit status: 0 if no check failed, 1 if one did, 2 if the checks could not be made, 130 if it
+/// was interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "hw-tests", version)]
 struct Arguments {
@@ -42,10 +44,12 @@ struct Arguments {
     /// The date in the report, where the clock of the device is not to be trusted.
     #[arg(long, value_name = "TEXT")]
     date: Option<String>,
-    /// How many signatures are made, checked and timed. tpm2-tools work beside the agent for a tenth of them, ten at most.
+    /// How many signatures are made, checked and timed. tpm2-tools work at the same time as the
+    /// agent for a tenth of them, ten at most.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rounds: u32,
-    /// Also lock the chip, and unlock it again. Only if nobody depends on it. Software TPMs are always locked.
+    /// Also lock the TPM, and unlock it again. Only if nothing depends on it. Software TPMs are
+    /// always locked.
     #[arg(long)]
     destructive: bool,
 }
@@ -66,14 +70,15 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let destination = Destination::open(arguments.out.as_deref())?;
     let bench = Bench::set_up(arguments.tcti.clone(), arguments.rounds, arguments.destructive)?;
     let before = Ledger::read(&bench)?;
-    let chip = chip::describe(&bench)?;
+    let tpm = description::describe(&bench)?;
 
-    let mut report = Report::new(Heading::new(&bench, chip, arguments.date.clone()));
+    let mut report = Report::new(Heading::new(&bench, tpm, arguments.date.clone()));
     for (name, check) in checks::ALL {
         if interrupt::requested() {
             break;
         }
-        // The agent's connection stays open: what it leaves in the TPM shows at once, and whose work it was.
+        // The agent's connection stays open: what it leaves in the TPM shows at once, and whose
+        // work it was.
         report.add(name, check(&bench).and_then(|verdict| before.still_holds(&bench).map(|_| verdict)));
     }
     if !interrupt::requested() {

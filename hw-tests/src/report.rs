@@ -17,9 +17,9 @@ use crate::timings::Timing;
 pub(crate) struct Heading(Vec<(&'static str, String)>);
 
 impl Heading {
-    pub(crate) fn new(bench: &Bench, chip: Vec<(&'static str, String)>, date: Option<String>) -> Self {
+    pub(crate) fn new(bench: &Bench, tpm: Vec<(&'static str, String)>, date: Option<String>) -> Self {
         let date = date.unwrap_or_else(|| Timestamp::from(SystemTime::now()).to_string());
-        let mut lines = chip;
+        let mut lines = tpm;
         lines.extend([
             ("connection", bench.tcti.to_string()),
             ("kernel", first_line("/proc/sys/kernel/osrelease")),
@@ -67,7 +67,7 @@ impl Report {
         Self { heading, rows: Vec::new(), timings: Vec::new() }
     }
 
-    /// Adds a line, and shows it to whoever sits there and waits for a slow chip.
+    /// Adds a line, and prints it at once, for a slow TPM.
     pub(crate) fn add(&mut self, name: &'static str, outcome: Outcome) {
         let (result, figure) = match outcome {
             Ok(Verdict::Passed(figure)) => (PASSED, figure),
@@ -170,7 +170,7 @@ fn table<const N: usize>(titles: [&str; N], rows: impl Iterator<Item = [String; 
 pub(crate) struct Destination(Option<(PathBuf, File)>);
 
 impl Destination {
-    /// Opens the file at once: nobody wants to hear after the last check that it cannot be written.
+    /// Opens the file at once: an error must come before the checks, not after the last one.
     pub(crate) fn open(file: Option<&Path>) -> Result<Self, Failure> {
         let Some(path) = file else { return Ok(Self(None)) };
         let file = File::create(path).map_err(|error| cannot_write(path, &error))?;

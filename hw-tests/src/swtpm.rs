@@ -1,4 +1,5 @@
-//! A software TPM of one's own: own state, own ports, gone when dropped. And the power of software TPMs, cut.
+//! A software TPM of one's own: own state, own ports, gone when dropped. And the power of software
+//! TPMs, cut.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -26,7 +27,7 @@ pub(crate) struct Swtpm {
 const DEADLINE: Duration = Duration::from_secs(20);
 
 impl Swtpm {
-    /// Starts a TPM that nobody has used before.
+    /// Starts a TPM that has not been used before.
     pub(crate) fn start() -> Result<Self, Failure> {
         for port in free_pairs().take(20) {
             if let Some(swtpm) = Self::start_at(port)? {
@@ -36,7 +37,7 @@ impl Swtpm {
         Err("swtpm does not start: each of 20 pairs of ports was taken by another program first".into())
     }
 
-    /// `None` if somebody else took the ports in the meantime.
+    /// `None` if another program took the ports in the meantime.
     fn start_at(port: u16) -> Result<Option<Self>, Failure> {
         let state = tempfile::Builder::new().prefix("hw-tests-swtpm-").tempdir()?;
         let process = Command::new("swtpm")
@@ -62,7 +63,7 @@ impl Swtpm {
                 return Ok(None);
             }
             if since.elapsed() > DEADLINE {
-                return Err(format!("waited {DEADLINE:?} in vain for swtpm to listen").into());
+                return Err(format!("timed out after {DEADLINE:?} waiting for swtpm to listen").into());
             }
             interrupt::check()?;
             thread::sleep(Duration::from_millis(5));
@@ -86,8 +87,8 @@ fn is_there(pid_file: &Path) -> bool {
     std::fs::metadata(pid_file).is_ok_and(|file| file.len() > 0)
 }
 
-/// Pairs of free ports below the range from which the system takes those of outgoing connections. The TSS wants the
-/// control port right after the other.
+/// Pairs of free ports below the range from which the system takes those of outgoing connections.
+/// The TSS wants the control port right after the other.
 fn free_pairs() -> impl Iterator<Item = u16> {
     let start = std::process::id();
     (0..6_000)
@@ -99,7 +100,8 @@ fn free_pairs() -> impl Iterator<Item = u16> {
         })
 }
 
-/// Where the power of a software TPM is switched, beside the port that takes its commands. `None` for a chip.
+/// Where the power of a software TPM is switched, next to the port for its commands. `None` for a
+/// TPM.
 pub(crate) fn control_port(tcti: &Tcti) -> Option<SocketAddr> {
     let tcti = tcti.to_string();
     let (host, port) = tcti.strip_prefix("swtpm:host=")?.split_once(",port=")?;
@@ -109,7 +111,8 @@ pub(crate) fn control_port(tcti: &Tcti) -> Option<SocketAddr> {
 
 /// Cuts the power of a software TPM, without a word of warning, and gives it back.
 pub(crate) fn cut_power(tcti: &Tcti, control: SocketAddr) -> Result<(), Failure> {
-    // CMD_INIT of swtpm's control interface (swtpm_ioctls(3)): the number of the command, and no flags.
+    // CMD_INIT of swtpm's control interface (swtpm_ioctls(3)): the number of the command, and no
+    // flags.
     const INIT: [u8; 8] = [0, 0, 0, 2, 0, 0, 0, 0];
     let failed = |error| format!("swtpm does not reset the TPM by its control port {control}: {error}");
     let mut connection = TcpStream::connect_timeout(&control, DEADLINE).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! How long things take: each step on the chip, and the whole as the agent does it.
+//! How long things take: each step on the TPM, and the whole as the agent does it.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use tss_esapi::handles::KeyHandle;
 use crate::bench::Bench;
 use crate::checks::key;
 use crate::connection::{self, AS_THE_AGENT_DOES, During};
-use crate::kept::Kept;
+use crate::persistent::Stored;
 use crate::{Failure, interrupt};
 
 /// The times that one kind of step took.
@@ -35,14 +35,14 @@ impl Timing {
         self.milliseconds.len()
     }
 
-    /// The time that `percent` of the rounds kept to.
+    /// The time that `percent` of the rounds did not exceed.
     pub(crate) fn percentile(&self, percent: usize) -> f64 {
         let rank = (self.milliseconds.len() * percent).div_ceil(100);
         self.milliseconds.get(rank.saturating_sub(1)).copied().unwrap_or_default()
     }
 }
 
-/// Each write to NV wears the chip.
+/// Each write to NV wears the TPM.
 const EVICTIONS: u32 = 3;
 
 /// Measures everything.
@@ -98,7 +98,7 @@ fn evictions(bench: &Bench) -> Result<Vec<Timing>, Failure> {
         interrupt::check()?;
         let mut context = connection::open(&bench.tcti)?;
         let key = connection::parent(&mut context)?;
-        let _kept = keep.time(|| Kept::loaded_key(&bench.tcti, &mut context, key))?;
+        let _persistent = keep.time(|| Stored::loaded_key(&bench.tcti, &mut context, key))?;
     }
     Ok(vec![keep])
 }

@@ -84,7 +84,7 @@ impl ExternalEvents {
             _ = self.hangup.recv() => ExternalEvent::Reload,
             () = self.changes.changed(), if with_changes => ExternalEvent::ConfigurationChanged,
             Some(given) = self.commands.recv() => ExternalEvent::Command(given),
-            never = self.watchdog.keep_fed() => match never {},
+            never = self.watchdog.run() => match never {},
         };
         if matches!(event, ExternalEvent::ConfigurationChanged) {
             self.changes.renew(); // before it is read
@@ -96,7 +96,7 @@ impl ExternalEvents {
     pub(super) async fn undisturbed<T>(&mut self, work: impl Future<Output = T>) -> T {
         tokio::select! {
             done = work => done,
-            never = self.watchdog.keep_fed() => match never {},
+            never = self.watchdog.run() => match never {},
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::lifecycle::{
 };
 use crate::platform::{clock, random};
 use crate::publish;
-use crate::spiffe::svid::{self, Expectation, Rejection, X509Svid};
+use crate::spiffe::svid::{self, Expectation, SvidError, X509Svid};
 use crate::spiffe::{self, Bundle};
 use crate::state;
 use crate::time::Timestamp;
@@ -197,12 +197,12 @@ impl Identity {
                 let identity = publish::Identity { svid, key, credential: issued.credential };
                 self.commit(identity, choice, &surroundings).await
             }
-            Err(Rejection::NotYetValid { not_before }) => {
+            Err(SvidError::NotYetValid { not_before }) => {
                 tracing::info!(%not_before, "the new SVID is kept until it becomes valid");
                 Err(NotAdopted::Early(not_before))
             }
-            Err(why) if why.may_lie_in_the_bundle() && !bundle_is_fresh => Err(NotAdopted::UnknownIssuer),
-            Err(why @ Rejection::IssuerExpired { .. }) => {
+            Err(why) if why.depends_on_bundle() && !bundle_is_fresh => Err(NotAdopted::UnknownIssuer),
+            Err(why @ SvidError::IssuerExpired { .. }) => {
                 let why = format!(
                     "{why}. It is kept, in case another trust bundle vouches for it, and requested again slowly: the operator \
                      of the MIS has to give it a certificate to issue with that is valid"
@@ -227,7 +227,7 @@ impl Identity {
         issued: &state::IssuedChain,
         key: &Arc<dyn Key>,
         bundle: &Bundle,
-    ) -> Result<X509Svid, Rejection> {
+    ) -> Result<X509Svid, SvidError> {
         let current = self.current.as_ref();
         let bound = current.filter(|current| !may_rename(issued, current.credential.as_deref()));
         let expected = Expectation {
@@ -237,9 +237,9 @@ impl Identity {
         };
         // An enrollment is accepted whatever its serial number: the device may have no other way on.
         if let Some(current) = current.filter(|_| issued.renewal) {
-            svid::has_new_serial(&issued.chain, &current.svid)?;
+            svid::check_new_serial(&issued.chain, &current.svid)?;
         }
-        svid::judge(&issued.chain, &expected, bundle, clock::now().wall)
+        svid::validate(&issued.chain, &expected, bundle, clock::now().wall)
     }
 
     /// The moment at which the identity changes: one record with chain, key and renewal moment, written once.

@@ -199,7 +199,7 @@ impl Reporter {
 
 fn anchor_warnings(bundle: &Bundle, identities: &[Identity], now: Timestamp) -> Vec<String> {
     let current = identities.iter().filter_map(|identity| identity.current.as_deref());
-    let vouching = current.filter_map(|current| svid::vouching(&current.svid, bundle, now));
+    let vouching = current.filter_map(|current| svid::trust_path(&current.svid, bundle, now));
     let vouching: Vec<_> = vouching.map(|vouching| vouching.anchor).collect();
     let of_anchor = |facts: &AnchorFacts| {
         let when = match now < facts.not_before {
@@ -213,7 +213,7 @@ fn anchor_warnings(bundle: &Bundle, identities: &[Identity], now: Timestamp) -> 
         };
         format!("its anchor \"{}\" {when}{consequence}", facts.subject)
     };
-    let remarks = bundle.remarks().iter().map(ToString::to_string);
+    let remarks = bundle.warnings().iter().map(ToString::to_string);
     remarks.chain(bundle.anchors_out_of_validity(now).map(of_anchor)).collect()
 }
 

@@ -10,10 +10,10 @@ use crate::hint::Hint as _;
 use crate::issuer::{self, Discovery, Fetched, Issuer, IssuerError};
 use crate::lifecycle::{BundleFacts, DiscoveryFacts, Report, SvidTrust};
 use crate::platform::clock;
-use crate::spiffe::{self, Bundle, Remark, SequenceVerdict, judge_sequence, svid};
+use crate::spiffe::{self, Bundle, BundleWarning, SequenceCheck, check_sequence, svid};
 use crate::state;
 use crate::text::Excerpt;
-use crate::time::{Now, Proof, Timestamp};
+use crate::time::{Now, ProvenTime, Timestamp};
 use crate::transport::Validators;
 
 /// Issuer and cached documents of the trust domain.
@@ -24,7 +24,7 @@ pub(super) struct TrustDomain {
     /// The operator accepts a bundle with a lower sequence (miaf-v0 B5).
     accepts_regressed_bundle: bool,
     /// The last time that the MIS has proven, as far as the lifecycle knows it.
-    observed: Option<Proof>,
+    observed: Option<ProvenTime>,
 }
 
 /// A discovery document and its record.
@@ -136,14 +136,14 @@ impl TrustDomain {
         // Only what counts is stored: the rest of what was served may be much, and changes by itself.
         let body = serde_json::to_string(&document.to_document()).unwrap_or_default();
         // What is wrong with the rest is found out anew after a restart.
-        let is_whole = !document.remarks().iter().any(Remark::is_loss);
+        let is_whole = !document.warnings().iter().any(BundleWarning::is_loss);
         let validators = if is_whole { validators } else { Validators::default() };
         let cached = self.bundle.as_mut().filter(|cached| cached.record.trust_domain == domain);
         let (before, since) = cached
             .as_ref()
             .map_or((None, None), |cached| (cached.bundle.sequence(), cached.record.regressed_since));
-        let verdict = judge_sequence(before, document.sequence(), since, now);
-        if let SequenceVerdict::Regressed { since: from } = verdict
+        let verdict = check_sequence(before, document.sequence(), since, now);
+        if let SequenceCheck::Regressed { since: from } = verdict
             && !self.accepts_regressed_bundle
         {
             if let Some(cached) = cached {
@@ -263,7 +263,7 @@ fn bundle_facts(bundle: &Bundle, identities: &[Identity], is_new: bool, now: Tim
 fn svid_trust(bundle: &Bundle, identity: &Identity, now: Timestamp) -> SvidTrust {
     let current = identity.current.as_deref();
     let valid = current.filter(|current| current.is_valid(now) && !bundle.anchors().is_empty());
-    let vouching = valid.map(|current| svid::vouching(&current.svid, bundle, now));
+    let vouching = valid.map(|current| svid::trust_path(&current.svid, bundle, now));
     let anchor = vouching.as_ref().and_then(|vouching| Some(vouching.as_ref()?.anchor));
     SvidTrust {
         vouches: vouching.as_ref().map(Option::is_some),

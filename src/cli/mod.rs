@@ -1,17 +1,16 @@
-//! The command line: one file a command, and what they say of the agent in `words` and `lifetime`. The commands that ask a
-//! running agent know its [`Client`] and nothing else.
+//! The command line. Commands for a running agent use its [`Client`] and nothing else of it. How
+//! they show a status to people is in `render` and `lifetime_bar`.
 
-mod bundle;
+mod admin;
 mod check_config;
-mod lifetime;
-mod order;
+mod lifetime_bar;
+mod query;
+mod render;
 mod reset_identity;
 mod run;
 mod status;
-mod svid;
 mod wait;
 mod watch;
-mod words;
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write as _};
@@ -28,13 +27,13 @@ use crate::config;
 use crate::hint::Hint as _;
 use crate::text::{self, Excerpt};
 
-/// Characters of one line that is printed for people.
+/// Limit of characters of one line that is printed for people.
 const MAX_LINE: usize = 8192;
 
 /// The identity agent of an industrial edge device.
 ///
-/// It obtains the device's identity from the Margo Identity Service of its trust domain, keeps the key in the TPM,
-/// renews the identity before it expires, and hands it to local programs.
+/// It obtains the device's identity from the Margo Identity Service of its trust domain, keeps the
+/// key in the TPM, renews the identity before it expires, and hands it to local programs.
 #[derive(Debug, Parser)]
 #[command(name = "miaf-agent", version, arg_required_else_help = true)]
 pub struct Cli {
@@ -47,27 +46,30 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the agent. systemd starts it so.
+    /// Run the agent, as systemd starts it.
     Run,
-    /// Show who this device is, until when, and what the agent is doing.
+    /// Show the identity of this device, its validity, and what the agent does next.
     Status(Output),
     /// Print the device's certificate chain, or its details as JSON.
     Svid(Output),
-    /// Print the trust anchors that other identities are checked against, as PEM, or the SPIFFE bundle as JSON.
+    /// Print the trust anchors that other identities are validated against, as PEM, or the SPIFFE
+    /// bundle as JSON.
     Bundle(Output),
     /// Print a line at every change: the state, a new SVID, another trust bundle, an error.
     ///
-    /// It goes on until it is interrupted. Where the agent is away, for a restart perhaps, it says so on stderr and waits for it.
+    /// It goes on until it is interrupted. While the agent is not running, it says so on stderr and
+    /// waits for it.
     Watch(Output),
-    /// Wait until there is a usable SVID, or a trust bundle: for scripts, and for programs that need one to start.
+    /// Wait until there is a valid SVID, or a trust bundle: for scripts, and for programs that need
+    /// one to start.
     ///
-    /// The agent need not be running yet. The exit status is 0 as soon as it is there, and 1 if it is not in time: then
-    /// stderr says what was missing.
+    /// The agent need not be running yet. The exit status is 0 as soon as it is available, and 1
+    /// after the timeout: then stderr says what was missing.
     Wait {
         /// What to wait for.
         #[arg(long = "for", value_enum, default_value_t)]
         what: wait::What,
-        /// How long, as in "90s" or "1h 30m".
+        /// How long to wait, as in "90s" or "1h 30m".
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "2m")]
         timeout: Duration,
         #[command(flatten)]
@@ -75,9 +77,9 @@ enum Command {
     },
     /// Have the agent try again now (root only).
     ///
-    /// Everything that was refused or is being waited for is tried again within seconds, as far as the MIS has not asked to be left
-    /// alone; the trust bundle that is served is accepted even where its sequence number went back; the clock of this
-    /// device is taken as right.
+    /// Everything that was refused or is waiting is tried again within seconds, but no retry-after
+    /// delay of the MIS is shortened. The trust bundle that is served is accepted even where its
+    /// sequence number went back. The clock of this device is taken as right.
     Retry {
         /// The device's key is lost (its TPM was replaced or cleared): enroll with a new key.
         #[arg(long)]
@@ -87,18 +89,19 @@ enum Command {
     },
     /// Have the agent renew the identity now, and not when it is due (root only).
     Renew(Output),
-    /// Check the configuration: whether it can be used, and if not, file, line and what to do.
+    /// Check whether the configuration can be used, and if not, show file, line and what to do.
     ///
-    /// The exit status is 0 if it can be used, and 78 if not. Run it as the agent's user to see what the agent may read. Nothing but
-    /// the configuration is read: not the files that it names.
+    /// The exit status is 0 if it can be used, and 78 if not. Run it as the agent's user to see
+    /// what the agent may read. Nothing but the configuration is read: not the files that it names.
     CheckConfig(Output),
-    /// Have the device leave its trust domain, on purpose, and start as new (root only).
+    /// Retire the identity of this device, and enroll it as a new one (root only).
     ///
-    /// Identity, key and trust bundle are put aside in the state folder and withdrawn from programs. The device then asks
-    /// for a new identity under its configuration: change that first, if it is to go elsewhere. Its new identity may be
-    /// another even where it goes back to the same identity service.
+    /// Identity, key and trust bundle are moved aside in the state directory and withdrawn from
+    /// programs. The device then requests a new identity under its configuration: change that
+    /// first, for another trust domain. The new identity may be another one even at the same
+    /// identity service.
     ResetIdentity {
-        /// Do not ask.
+        /// Do not ask for confirmation.
         #[arg(long)]
         yes: bool,
         #[command(flatten)]
@@ -106,7 +109,7 @@ enum Command {
     },
 }
 
-/// How an answer is printed.
+/// Options of a command that connects to the agent: the socket, and the form of the output.
 #[derive(Debug, clap::Args)]
 struct Output {
     /// Print JSON, for programs: one document, or one a line where there are several.
@@ -119,81 +122,85 @@ struct Output {
 
 /// `EX_CONFIG` of sysexits.h: trying again does not help before the configuration is corrected.
 const EXIT_CONFIG: u8 = 78;
-/// How long an answer is waited for that is good to have.
-const SHORT: Duration = Duration::from_secs(5);
+/// Limit of a request whose result is useful and not necessary.
+const SHORT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Reads the arguments and carries out the command. What fails is said on stderr.
+/// Reads the arguments and executes the command. Errors go to stderr.
 pub fn main() -> ExitCode {
     match Cli::try_parse() {
-        Ok(cli) => carry_out(cli),
-        // Help and version are printed as everything else is: whether they could be is seen.
+        Ok(cli) => execute(cli),
+        // Help and version are printed as everything else is: a failure is noticed.
         Err(e) if !e.use_stderr() => print(&e.render().to_string()),
         Err(e) => {
-            let _ = e.print(); // there is nobody else to tell
+            let _ = e.print(); // if stderr is closed, there is no other place
             u8::try_from(e.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
         }
     }
 }
 
-fn carry_out(cli: Cli) -> ExitCode {
+fn execute(cli: Cli) -> ExitCode {
     match cli.command {
         Command::Run => run::run(&cli.config),
         Command::Status(output) => status::run(&cli.config, &output),
-        Command::Svid(output) => svid::run(&cli.config, &output),
-        Command::Bundle(output) => bundle::run(&cli.config, &output),
+        Command::Svid(output) => query::svid(&cli.config, &output),
+        Command::Bundle(output) => query::bundle(&cli.config, &output),
         Command::Watch(output) => watch::run(&cli.config, &output),
         Command::Wait { what, timeout, output } => wait::run(&cli.config, &output, what, timeout),
-        Command::Retry { new_key, output } => order::retry(&cli.config, &output, new_key),
-        Command::Renew(output) => order::renew(&cli.config, &output),
+        Command::Retry { new_key, output } => admin::retry(&cli.config, &output, new_key),
+        Command::Renew(output) => admin::renew(&cli.config, &output),
         Command::CheckConfig(output) => check_config::run(&cli.config, &output),
         Command::ResetIdentity { yes, output } => reset_identity::run(&cli.config, &output, yes),
     }
 }
 
-/// The reading socket: the one named, else the one of the configuration.
+/// Client of the socket for reading: the one in the arguments, else the configured one.
 fn reader(config: &Path, output: &Output) -> Client {
     client(config, output, |sockets| sockets.path)
 }
 
-/// The socket for orders, likewise.
-fn for_orders(config: &Path, output: &Output) -> Client {
+/// Client of the socket for admin commands, likewise.
+fn admin_client(config: &Path, output: &Output) -> Client {
     client(config, output, |sockets| sockets.admin_path)
 }
 
-/// Of the configuration as far as the caller may read it, and as far as it can be used.
+/// Client of the socket that `which` selects, in the configuration as far as the caller may read it
+/// and it can be used.
 fn client(config: &Path, output: &Output, which: impl Fn(config::SocketConfig) -> PathBuf) -> Client {
-    let place = agent::place(Some(config));
-    let loaded = place.load();
+    let source = agent::place(Some(config));
+    let loaded = source.load();
     let is_bad = loaded.as_ref().is_err_and(|e| !e.is_denied());
     let configured = || {
-        let usable = loaded.or_else(|_| place.salvage().map(|salvaged| salvaged.config));
+        let usable = loaded.or_else(|_| source.salvage().map(|salvaged| salvaged.config));
         usable.map(|config| which(config.socket)).unwrap_or_default()
     };
     let client = Client::new(output.socket.clone().unwrap_or_else(configured));
-    // Perhaps nobody has been able to start with it, and only the service manager holds the socket open.
-    if is_bad { client.with_limit(SHORT) } else { client }
+    // The agent may not have been able to start with it, and only the service manager holds the
+    // socket open.
+    if is_bad { client.with_limit(SHORT_LIMIT) } else { client }
 }
 
-/// No answer, and why there may be none: the configuration that the agent would need, as far as the caller may read it.
-fn no_answer(config: &Path, e: &ClientError) -> ExitCode {
-    fail(&unanswered(config, e))
+/// Prints an error of the client, and fails.
+fn fail_on_client(config: &Path, e: &ClientError) -> ExitCode {
+    fail(&explain(config, e))
 }
 
-fn unanswered(config: &Path, e: &ClientError) -> String {
-    let is_away = matches!(e, ClientError::Connect(..) | ClientError::Silent(_) | ClientError::Broken(_));
-    let wrong = agent::place(Some(config)).load().err().filter(|wrong| is_away && !wrong.is_denied());
+/// Describes an error of the client. Where the agent does not run, its configuration may be the
+/// cause.
+fn explain(config: &Path, e: &ClientError) -> String {
+    let is_down = matches!(e, ClientError::Connect(..) | ClientError::Silent(_) | ClientError::Broken(_));
+    let wrong = agent::place(Some(config)).load().err().filter(|wrong| is_down && !wrong.is_denied());
     match wrong {
         Some(wrong) => format!("{e}. Its configuration cannot be used: {}", wrong.with_hint()),
         None => e.to_string(),
     }
 }
 
-fn print_json(answer: &impl Serialize) -> ExitCode {
-    print(&json_line(answer))
+fn print_json(value: &impl Serialize) -> ExitCode {
+    print(&json_line(value))
 }
 
-fn json_line(answer: &impl Serialize) -> String {
-    let text = serde_json::to_string(answer).unwrap_or_default(); // what comes here always serialises
+fn json_line(value: &impl Serialize) -> String {
+    let text = serde_json::to_string(value).unwrap_or_default(); // each type here serialises
     let mut line = text::printable_json(&text).into_owned();
     line.push('\n');
     line
@@ -202,8 +209,8 @@ fn json_line(answer: &impl Serialize) -> String {
 fn print(text: &str) -> ExitCode {
     match write(text) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS, // the reader has seen enough
-        Err(e) => fail(&format_args!("the answer cannot be written: {e}")),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS, // it wants no more
+        Err(e) => fail(&format_args!("the output cannot be written: {e}")),
     }
 }
 
@@ -214,16 +221,17 @@ fn write(text: &str) -> io::Result<()> {
 }
 
 fn fail(e: &dyn fmt::Display) -> ExitCode {
-    say(e);
+    complain(e);
     ExitCode::FAILURE
 }
 
-fn say(what: &dyn fmt::Display) {
-    let _ = writeln!(io::stderr(), "miaf-agent: {}", shown(what)); // there is nobody else to tell
+fn complain(what: &dyn fmt::Display) {
+    // If stderr is closed, there is no other place.
+    let _ = writeln!(io::stderr(), "miaf-agent: {}", shown(what));
 }
 
-/// A text of the agent's on one line. The agent may be an older one that hands on whatever a server
-/// said, or another program on its socket.
+/// A text of the agent on one line. The agent may be an older one that passes on the text of a
+/// server, or another program at its socket.
 fn shown(text: impl fmt::Display) -> Excerpt {
     Excerpt::of(text, MAX_LINE)
 }

@@ -1,4 +1,4 @@
-//! `miaf-agent run`
+//! `miaf-agent run`: the agent itself, as systemd starts it.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,8 +13,8 @@ use crate::platform::{files, process, systemd};
 pub(super) fn run(config: &Path) -> ExitCode {
     files::set_umask();
     process::keep_memory_private();
-    let place = agent::place(Some(config));
-    let loaded = place.load().map_err(|e| (e, place.salvage()));
+    let source = agent::place(Some(config));
+    let loaded = source.load().map_err(|e| (e, source.salvage()));
     let loaded = match loaded {
         Ok(config) => Ok(config),
         Err((e, Ok(salvaged))) => Err((e, salvaged.config)),
@@ -32,18 +32,18 @@ pub(super) fn run(config: &Path) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
-            tracing::error!("the operating system refuses an event queue: {e}");
+            tracing::error!(error = %e, "event queue could not be created");
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(agent::run(&place, loaded, passed));
-    // A chip or a disk that hangs must not keep the process from ending.
+    let ended = runtime.block_on(agent::run(&source, loaded, passed));
+    // A TPM or a disk that hangs must not prevent the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(2));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             if let Some(complaint) = complaint {
-                tracing::error!("{complaint}"); // perhaps it was to say where the socket is
+                tracing::error!("{complaint}"); // it may have been about the path of the socket
             }
             tracing::error!("{e}");
             ExitCode::FAILURE

@@ -1,23 +1,23 @@
-//! `miaf-agent status`: for a person who has never heard of SPIFFE.
+//! `miaf-agent status`: the state of the agent, for readers who do not know SPIFFE.
 
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use super::words::{distance, key, meaning, next_step, trusted_by};
-use super::{Output, lifetime, no_answer, print, print_json, reader, shown};
+use super::render::{distance, due, key, meaning, next_step, renewal, trusted_by};
+use super::{Output, fail_on_client, lifetime_bar, print, print_json, reader, shown};
 use crate::publish::status::Status;
 
 pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
     match reader(config, output).status() {
         Ok(status) if output.json => print_json(&status),
-        Ok(status) => print(&in_words(&status, SystemTime::now())),
-        Err(e) => no_answer(config, &e),
+        Ok(status) => print(&render(&status, SystemTime::now())),
+        Err(e) => fail_on_client(config, &e),
     }
 }
 
-fn in_words(status: &Status, now: SystemTime) -> String {
+fn render(status: &Status, now: SystemTime) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         let _ = writeln!(text, "{name:<13} {}", shown(value)); // writing to a String cannot fail
@@ -33,9 +33,9 @@ fn in_words(status: &Status, now: SystemTime) -> String {
             line("", &format!("(an issuer of it ends then; the certificate itself says {leaf})"));
         }
         if let Some(renew_at) = &svid.renew_at {
-            line("Renewal", &format!("{renew_at} ({})", distance(renew_at, now)));
+            line("Renewal", &format!("{renew_at} ({})", renewal(renew_at, now)));
         }
-        if let Some([bar, legend]) = lifetime::bar(svid, now) {
+        if let Some([bar, legend]) = lifetime_bar::bar(svid, now) {
             line("Lifetime", &bar);
             line("", &legend);
         }
@@ -43,7 +43,7 @@ fn in_words(status: &Status, now: SystemTime) -> String {
     }
     line("Key", &key(status));
     if let Some(bundle) = &status.bundle {
-        let next = bundle.refresh_at.as_deref().map(|at| format!(", next look {}", distance(at, now)));
+        let next = bundle.refresh_at.as_deref().map(|at| format!(", next refresh {}", due(at, now)));
         line(
             "Trust bundle",
             &format!("fetched {}{}", distance(&bundle.fetched_at, now), next.unwrap_or_default()),
@@ -55,8 +55,8 @@ fn in_words(status: &Status, now: SystemTime) -> String {
             &format!("valid until {} ({})", bootstrap.not_after, distance(&bootstrap.not_after, now)),
         );
         line("", &format!("SHA-256 {}", bootstrap.sha256));
-        let place = if bootstrap.key.in_tpm { "in the TPM" } else { "in a file" };
-        line("Factory key", &format!("{} {place}", bootstrap.key.algorithm));
+        let storage = if bootstrap.key.in_tpm { "in the TPM" } else { "in a file" };
+        line("Factory key", &format!("{} {storage}", bootstrap.key.algorithm));
     }
     if let Some(trust) = &status.initial_trust {
         line("MIS trusted", &trusted_by(trust));
@@ -68,7 +68,7 @@ fn in_words(status: &Status, now: SystemTime) -> String {
         }
         line("", &format!("seen {}", distance(&error.at, now)));
         if let Some(instance) = &error.instance {
-            line("", &format!("quote this to the operator of the MIS: {instance}"));
+            line("", &format!("for the operator of the MIS: {instance}"));
         }
     }
     line("Next step", &next_step(status, now));
@@ -78,16 +78,16 @@ fn in_words(status: &Status, now: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::words::tests::example;
+    use crate::cli::render::tests::example;
 
     #[test]
-    fn a_person_reads_what_is_going_on() {
+    fn status_describes_identity_key_error_and_next_step() {
         let (mut status, now) = example();
-        let text = in_words(&status, now);
-        for said in [
+        let text = render(&status, now);
+        for part in [
             "renewing - this device has a valid identity",
             "2026-01-03T00:00:00Z (in 23h 59m)",
-            "2026-01-01T23:00:00Z (1h 1m ago)",
+            "2026-01-01T23:00:00Z (due for 1h 1m)",
             "Lifetime      [=====",
             "in this device's TPM",
             "Factory key   rsa-2048 in the TPM",
@@ -96,7 +96,7 @@ mod tests {
             "urn:x",
             "Next step     none: the agent tries again in 4m\n",
         ] {
-            assert!(text.contains(said), "{said:?} is missing from:\n{text}");
+            assert!(text.contains(part), "{part:?} is missing from:\n{text}");
         }
 
         status.key.lost = true;
@@ -104,7 +104,7 @@ mod tests {
             error.retry_at = None;
             error.kind = "urn:miaf-agent:error:key-lost".into();
         }
-        let text = in_words(&status, now);
+        let text = render(&status, now);
         assert!(
             text.contains("lost: this device cannot use it") && !text.contains("TPM; it cannot"),
             "{text}"

@@ -1,4 +1,4 @@
-//! `miaf-agent wait`: until there is what a program needs, or the time is up.
+//! `miaf-agent wait`: blocks until there is what a program needs, or until its timeout.
 
 use std::fmt;
 use std::path::Path;
@@ -8,34 +8,35 @@ use std::time::{Duration, Instant, SystemTime};
 
 use clap::ValueEnum;
 
-use super::words::{error, meaning, next_step, rough};
-use super::{Output, fail, print, print_json, reader, shown, unanswered};
+use super::render::{approximate, error, meaning, next_step};
+use super::{Output, explain, fail, print, print_json, reader, shown};
 use crate::client::{Client, ClientError};
 use crate::publish::broadcast::StateEvent;
 use crate::publish::status::Status;
 
-/// Between two looks whether an agent that is away has come.
-const PAUSE: Duration = Duration::from_millis(250);
-/// Between two looks whether an SVID that is there can be used: not every reason why it could not is told as a change.
-const AGAIN: Duration = Duration::from_secs(5);
-/// The longest that one answer is waited for, within the time there is.
-const ANSWER: Duration = Duration::from_secs(20);
+/// Interval of attempts to connect to an agent that is not running.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(250);
+/// Interval of checks whether an SVID can be used: not every reason why it cannot be is reported as
+/// a change.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Limit of one request, within the timeout.
+const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 
-/// What is waited for.
+/// The document to wait for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum What {
-    /// An SVID that others accept: valid now, under the trust bundle, with a key that can be used
+    /// An SVID that peers accept: valid now, under the trust bundle, with a key that can be used
     #[default]
     Svid,
-    /// A trust bundle that holds an anchor
+    /// A trust bundle with an anchor
     Bundle,
 }
 
-/// Who does not want to wait wants an answer all the same.
-const SHORTEST: Duration = Duration::from_secs(1);
+/// Shortest timeout. A caller that gives 0 wants to know the state, too.
+const MIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) fn run(config: &Path, output: &Output, what: What, timeout: Duration) -> ExitCode {
-    let timeout = timeout.max(SHORTEST);
+    let timeout = timeout.max(MIN_TIMEOUT);
     let mut wait = Wait {
         agent: reader(config, output),
         what,
@@ -43,22 +44,22 @@ pub(super) fn run(config: &Path, output: &Output, what: What, timeout: Duration)
         seen: None,
     };
     loop {
-        let why = match wait.attend() {
-            Ok(watched) => return tell(&watched, what, output),
+        let why = match wait.follow() {
+            Ok(watched) => return report(&watched, what, output),
             Err(why) if !why.may_pass() => return fail(&why),
             Err(why) => why,
         };
         if !matches!(why, ClientError::Silent(_)) {
-            wait.seen = None; // it has gone
+            wait.seen = None; // the agent has ended
         }
-        sleep(PAUSE.min(wait.left()));
+        sleep(CONNECT_INTERVAL.min(wait.left()));
         if wait.left().is_zero() {
-            return fail(&InVain { what, timeout, seen: wait.seen, why: unanswered(config, &why) });
+            return fail(&TimedOut { what, timeout, seen: wait.seen, why: explain(config, &why) });
         }
     }
 }
 
-fn tell(watched: &StateEvent, what: What, output: &Output) -> ExitCode {
+fn report(watched: &StateEvent, what: What, output: &Output) -> ExitCode {
     match (what, &watched.svid, &watched.bundle) {
         (What::Svid, Some(svid), _) if output.json => print_json(svid),
         (What::Svid, Some(svid), _) => {
@@ -74,7 +75,7 @@ struct Wait {
     agent: Client,
     what: What,
     until: Option<Instant>,
-    /// The last that an agent said which is still there.
+    /// The last status of the agent, while it runs.
     seen: Option<Status>,
 }
 
@@ -84,11 +85,12 @@ impl Wait {
     }
 
     fn agent(&self) -> Client {
-        self.agent.clone().with_limit(ANSWER.min(self.left()))
+        self.agent.clone().with_limit(REQUEST_LIMIT.min(self.left()))
     }
 
-    /// Watches the agent until it is there, or the agent is not, or it is time to look again.
-    fn attend(&mut self) -> Result<StateEvent, ClientError> {
+    /// Watches the agent until there is what was waited for, the agent ends, or the next check is
+    /// due.
+    fn follow(&mut self) -> Result<StateEvent, ClientError> {
         self.seen = None;
         let mut watch = self.agent().watch()?;
         let mut until = self.until;
@@ -97,7 +99,7 @@ impl Wait {
             if self.is_there(&watched)? {
                 return Ok(watched);
             }
-            until = self.until.into_iter().chain(self.again(&watched)).min();
+            until = self.until.into_iter().chain(self.next_check(&watched)).min();
             self.seen = Some(watched.status);
         }
         Err(ClientError::Broken("it has ended".into()))
@@ -112,43 +114,43 @@ impl Wait {
         }
         match self.agent().ready() {
             Ok(()) => Ok(true),
-            Err(ClientError::Refused { status: 503, .. }) => Ok(false), // or there is no place to be told so
+            Err(ClientError::Refused { status: 503, .. }) => Ok(false), // or there is no permit
             Err(e) => Err(e),
         }
     }
 
-    /// When to look again at an SVID that is there and cannot be used. What is not there comes as a change.
-    fn again(&self, watched: &StateEvent) -> Option<Instant> {
+    /// When to check again an SVID that cannot be used. Anything else is reported as a change.
+    fn next_check(&self, watched: &StateEvent) -> Option<Instant> {
         if self.what == What::Bundle || watched.svid.is_none() {
             return None;
         }
-        let again = Instant::now().checked_add(AGAIN);
-        again.into_iter().chain(begins(&watched.status)).min()
+        let next = Instant::now().checked_add(CHECK_INTERVAL);
+        next.into_iter().chain(begins(&watched.status)).min()
     }
 }
 
-/// When an SVID that is not valid yet will be: no change tells of that.
+/// When an SVID becomes valid: this is not reported as a change.
 fn begins(status: &Status) -> Option<Instant> {
     let begin = humantime::parse_rfc3339_weak(&status.svid.as_ref()?.not_before).ok()?;
     Instant::now().checked_add(begin.duration_since(SystemTime::now()).ok()?)
 }
 
-/// The time was up first.
-struct InVain {
+/// The timeout was reached first.
+struct TimedOut {
     what: What,
     timeout: Duration,
-    /// What the agent said last. `None`: it is away.
+    /// The last status of the agent. `None`: it is not running.
     seen: Option<Status>,
     why: String,
 }
 
-impl fmt::Display for InVain {
+impl fmt::Display for TimedOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.what {
-            What::Svid => "a usable SVID",
+            What::Svid => "a valid SVID",
             What::Bundle => "a trust bundle",
         };
-        write!(f, "waited {} in vain for {what}: ", rough(self.timeout))?;
+        write!(f, "timed out after {} waiting for {what}: ", approximate(self.timeout))?;
         match &self.seen {
             None => f.write_str(&self.why),
             Some(status) => {
@@ -165,27 +167,27 @@ impl fmt::Display for InVain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::words::tests::example;
+    use crate::cli::render::tests::example;
 
     #[test]
-    fn who_waited_in_vain_reads_what_was_missing() {
+    fn timeout_message_says_what_was_missing() {
         let (status, _) = example();
         let timeout = Duration::from_secs(90);
-        let said = |what, seen| {
+        let message = |what, seen| {
             let why = ClientError::Broken("it has ended".into()).to_string();
-            InVain { what, timeout, seen, why }.to_string()
+            TimedOut { what, timeout, seen, why }.to_string()
         };
-        let of_svid = said(What::Svid, Some(status));
+        let of_svid = message(What::Svid, Some(status));
         assert!(
             of_svid.starts_with(
-                "waited 1m 30s in vain for a usable SVID: the state is renewing - this device has a valid identity"
+                "timed out after 1m 30s waiting for a valid SVID: the state is renewing - this device has a valid identity"
             ) && of_svid.contains(". Last error: Service Unavailable: The database is away. Next step: none: "),
             "{of_svid}"
         );
-        let of_bundle = said(What::Bundle, None);
+        let of_bundle = message(What::Bundle, None);
         assert_eq!(
             of_bundle,
-            "waited 1m 30s in vain for a trust bundle: the agent did not answer: it has ended"
+            "timed out after 1m 30s waiting for a trust bundle: the agent did not answer: it has ended"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! `miaf-agent watch`: a line at every change.
+//! `miaf-agent watch`: prints a line at every change.
 
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -6,49 +6,49 @@ use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
-use super::words::{distance, error, key, meaning, next_step, trusted_by};
-use super::{Output, fail, json_line, reader, say, shown, write};
+use super::render::{error, key, meaning, next_step, renewal, trusted_by};
+use super::{Output, complain, fail, json_line, reader, shown, write};
 use crate::client::{Client, ClientError};
 use crate::publish::broadcast::StateEvent;
 use crate::time::Timestamp;
 
-/// Between two looks whether an agent that is away has come back.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Interval of attempts to connect to an agent that is not running.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
     let agent = reader(config, output);
-    let mut reporter = Reporter { json: output.json, last: None, is_away: false };
+    let mut reporter = Reporter { json: output.json, last: None, is_disconnected: false };
     loop {
         match reporter.follow(&agent) {
-            Err(End::ReaderLeft) => return ExitCode::SUCCESS,
-            Err(End::Unwritable(e)) => return fail(&format_args!("what changes cannot be written: {e}")),
-            Err(End::Away(why)) if !why.may_pass() => return fail(&why),
-            Err(End::Away(why)) => reporter.is_away(&why),
-            Ok(()) => reporter.is_away(&"the agent has ended the connection"),
+            Err(End::OutputClosed) => return ExitCode::SUCCESS,
+            Err(End::Unwritable(e)) => return fail(&format_args!("the output cannot be written: {e}")),
+            Err(End::Disconnected(why)) if !why.may_pass() => return fail(&why),
+            Err(End::Disconnected(why)) => reporter.disconnected(&why),
+            Ok(()) => reporter.disconnected(&"the agent has ended the connection"),
         }
-        sleep(PAUSE);
+        sleep(CONNECT_INTERVAL);
     }
 }
 
 struct Reporter {
     json: bool,
     last: Option<StateEvent>,
-    is_away: bool,
+    is_disconnected: bool,
 }
 
 enum End {
-    ReaderLeft,
+    OutputClosed,
     Unwritable(io::Error),
-    Away(ClientError),
+    Disconnected(ClientError),
 }
 
 impl Reporter {
-    /// Tells what changes until the agent ends.
+    /// Prints changes until the agent ends.
     fn follow(&mut self, agent: &Client) -> Result<(), End> {
-        for watched in agent.watch().map_err(End::Away)? {
-            let watched = watched.map_err(End::Away)?;
-            if std::mem::take(&mut self.is_away) {
-                say(&"the agent is there");
+        for watched in agent.watch().map_err(End::Disconnected)? {
+            let watched = watched.map_err(End::Disconnected)?;
+            if std::mem::take(&mut self.is_disconnected) {
+                complain(&"connected to the agent");
             }
             let line = if self.json {
                 Some(json_line(&watched))
@@ -57,21 +57,21 @@ impl Reporter {
             };
             self.last = Some(watched);
             write(&line.unwrap_or_default()).map_err(|e| match e.kind() {
-                ErrorKind::BrokenPipe => End::ReaderLeft,
+                ErrorKind::BrokenPipe => End::OutputClosed,
                 _ => End::Unwritable(e),
             })?;
         }
         Ok(())
     }
 
-    fn is_away(&mut self, why: &dyn std::fmt::Display) {
-        if !std::mem::replace(&mut self.is_away, true) {
-            say(&format_args!("{why}. Waiting for it"));
+    fn disconnected(&mut self, why: &dyn std::fmt::Display) {
+        if !std::mem::replace(&mut self.is_disconnected, true) {
+            complain(&format_args!("{why}. Waiting for the agent"));
         }
     }
 }
 
-/// Time, state, and what is new. `None`: nothing that a person would call a change.
+/// Time, state, and what is new. `None`: no change that is shown.
 fn line(before: Option<&StateEvent>, after: &StateEvent, now: SystemTime) -> Option<String> {
     let news = news(before, after, now);
     let line = || format!("{} {}: {}", Timestamp::from(now), after.status.state, news.join("; "));
@@ -89,14 +89,15 @@ fn news(before: Option<&StateEvent>, after: &StateEvent, now: SystemTime) -> Vec
         news.push(id.map_or_else(|| "the identity is gone".into(), |id| format!("this device is {id}")));
     }
     if let Some(svid) = &is.svid {
-        let held = was.and_then(|was| was.svid.as_ref());
-        let renewal = svid.renew_at.as_ref().map(|at| format!("to be renewed {} ({at})", distance(at, now)));
+        let shown_before = was.and_then(|was| was.svid.as_ref());
+        let renewal = svid.renew_at.as_ref().map(|at| format!("renewal {} ({at})", renewal(at, now)));
         // Serial numbers are the issuer's, and need not be unique.
-        if held.is_none_or(|held| held.serial != svid.serial) || leaf(before) != leaf(Some(after)) {
+        if shown_before.is_none_or(|before| before.serial != svid.serial) || leaf(before) != leaf(Some(after))
+        {
             let new = if before.is_some() { "new SVID" } else { "SVID" };
             news.push(format!("{new} {} until {}", svid.serial, svid.not_after));
             news.extend(renewal);
-        } else if held.is_some_and(|held| held.renew_at != svid.renew_at) {
+        } else if shown_before.is_some_and(|before| before.renew_at != svid.renew_at) {
             news.extend(renewal);
         }
     }
@@ -150,7 +151,7 @@ fn sentence(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::words::tests::example;
+    use crate::cli::render::tests::example;
     use crate::publish::status::BundleStatus;
     use crate::spiffe::{BundleDocument, BundleKey};
 
@@ -160,25 +161,28 @@ mod tests {
     }
 
     #[test]
-    fn a_line_says_when_how_it_stands_and_what_is_new() {
+    fn line_has_the_time_the_state_and_what_is_new() {
         let (status, now) = example();
         let first = StateEvent { status, svid: None, bundle: None };
-        let said = line(None, &first, now).unwrap();
+        let printed = line(None, &first, now).unwrap();
         for part in [
             "2026-01-02T00:01:00Z renewing: this device has a valid identity",
             "this device is spiffe://factory.example/margo/device/x",
-            "; SVID 01:02 until 2026-01-03T00:00:00Z; to be renewed 1h 1m ago (2026-01-01T23:00:00Z)",
+            "; SVID 01:02 until 2026-01-03T00:00:00Z; renewal due for 1h 1m (2026-01-01T23:00:00Z)",
             "; Service Unavailable: The database is away. Next step: none: the agent tries again in 4m\n",
         ] {
-            assert!(said.contains(part), "{part:?} is missing from {said}");
+            assert!(printed.contains(part), "{part:?} is missing from {printed}");
         }
-        assert!(!said.contains("factory certificate") && !said.contains("bundle"), "{said}");
+        assert!(!printed.contains("factory certificate") && !printed.contains("bundle"), "{printed}");
         assert_eq!(line(Some(&first), &first, now), None);
 
         let mut again = first.clone();
         again.status.last_error.as_mut().unwrap().retry_at = None;
-        let said = line(Some(&first), &again, now).unwrap();
-        assert!(said.contains("renewing: Service Unavailable, again. Next step: correct that"), "{said}");
+        let printed = line(Some(&first), &again, now).unwrap();
+        assert!(
+            printed.contains("renewing: Service Unavailable, again. Next step: correct that"),
+            "{printed}"
+        );
 
         let mut next = first.clone();
         next.status.state = "active".into();
@@ -199,7 +203,7 @@ mod tests {
         (last.status.spiffe_id, last.status.svid, last.bundle) = (None, None, None);
         last.status.initial_trust.as_mut().unwrap().pins = 0;
         last.status.bootstrap.as_mut().unwrap().sha256 = "00".into();
-        let said = line(Some(&next), &last, now).unwrap();
+        let printed = line(Some(&next), &last, now).unwrap();
         for part in [
             "the identity is gone",
             "key: ecdsa-p256, lost",
@@ -207,7 +211,7 @@ mod tests {
             "certificate 00 until",
             "MIS trusted by",
         ] {
-            assert!(said.contains(part), "{part:?} is missing from {said}");
+            assert!(printed.contains(part), "{part:?} is missing from {printed}");
         }
     }
 }

@@ -9,7 +9,7 @@ use url::Url;
 use super::DiscoveryError;
 use crate::hint::Hint;
 use crate::lifecycle::{Failure, FailureKind, MAX_DETAIL, Report};
-use crate::spiffe::svid::Rejection;
+use crate::spiffe::svid::SvidError;
 use crate::spiffe::{BundleError, TrustDomain};
 use crate::text::Excerpt;
 use crate::transport::{ErrorResponse, ProxyError, TransportError, shown};
@@ -56,7 +56,7 @@ pub enum IssuerError {
     },
     /// The certificates that were issued are no chain.
     #[error(transparent)]
-    Svid(Rejection),
+    Svid(SvidError),
     /// A discovery document that breaks D3 or D7.
     #[error("the discovery document at {shown} is refused: {why}", shown = shown(url))]
     Discovery {

@@ -279,7 +279,7 @@ fn private_key_block(content: &[u8], origin: &str) -> Result<Block, KeyError> {
 
 fn without_a_key(content: &[u8], commented_out: &[usize], origin: &str) -> KeyError {
     match pem::instead_of_blocks(content, commented_out) {
-        pem::Instead::Der => KeyFileError::Binary { origin: origin.into() }.into(),
+        pem::Content::Der => KeyFileError::Binary { origin: origin.into() }.into(),
         instead => KeyFileError::malformed(origin, format!("it holds no PEM block: {instead}")),
     }
 }

@@ -1,4 +1,4 @@
-//! Who may read or write a file, and the command that changes it: what `EACCES` leaves out.
+//! Permissions of files: the cause of an `EACCES`, and the command that corrects it.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -12,23 +12,24 @@ use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgroups};
 
 use crate::text::Excerpt;
 
-/// Characters of a path or an error in a message.
+/// Limit of characters of a path or an error in a message.
 const MAX_SHOWN: usize = 300;
-/// As many symbolic links as the kernel follows (path_resolution(7)).
+/// Limit of symbolic links, as the kernel has it (path_resolution(7)).
 const MAX_LINKS: usize = 40;
-/// What `ProtectHome=yes` hides (systemd.exec(5)).
+/// Directories that `ProtectHome=yes` hides (systemd.exec(5)).
 const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
 
-/// What a file cannot be read for. Where the kernel refuses it: whose the file or the directory above it is, its mode,
-/// as whom this process runs, and the command that lets it read the file.
-pub fn why_unreadable(path: &Path, e: &io::Error) -> String {
+/// Explains why a file cannot be read. On `EACCES`: owner and mode of the file or of the directory
+/// above it, the user of this process, and the command that lets it read the file.
+pub(crate) fn why_unreadable(path: &Path, e: &io::Error) -> String {
     let denial = is_denial(e).then(|| Denial::of(path)).flatten();
     denial.map_or_else(|| Excerpt::of(e, MAX_SHOWN).into(), |denial| denial.to_string())
 }
 
-/// What a directory cannot be written for. Where the kernel refuses it: as whom this process runs, and the command that
-/// gives it the directory. All that is below goes with it only where `is_own` says that nothing of others is there.
-pub fn why_unwritable(dir: &Path, is_own: bool, e: &io::Error) -> String {
+/// Explains why a directory cannot be written. On `EACCES`: the user of this process, and the
+/// command that gives it the directory. The command covers all that is below only if `is_own` says
+/// that nothing of other users is there.
+pub(crate) fn why_unwritable(dir: &Path, is_own: bool, e: &io::Error) -> String {
     let why = Excerpt::of(e, MAX_SHOWN);
     match advice(dir, dir, is_own, e) {
         Some(advice) => format!("{why}. {advice}"),
@@ -36,9 +37,9 @@ pub fn why_unwritable(dir: &Path, is_own: bool, e: &io::Error) -> String {
     }
 }
 
-/// What to do where the kernel or a read-only file system refuses this process `place`, which is a directory that is to
-/// be its own, or in it.
-pub fn advice_on_own(dir: &Path, place: &Path, e: &io::Error) -> Option<String> {
+/// The remedy for an `EACCES` or `EROFS` at `place`: a directory that must belong to this process,
+/// or a path in it.
+pub(crate) fn advice_on_own(dir: &Path, place: &Path, e: &io::Error) -> Option<String> {
     advice(dir, place, true, e)
 }
 
@@ -69,28 +70,28 @@ fn advice(dir: &Path, place: &Path, is_own: bool, e: &io::Error) -> Option<Strin
     })
 }
 
-/// By owner, group and mode, or by a security module; EPERM is about something else.
+/// Whether owner, group and mode or a security module deny access; EPERM has other causes.
 fn is_denial(e: &io::Error) -> bool {
     e.raw_os_error() == Some(Errno::EACCES as i32)
 }
 
-/// The user that this process runs as, by name where there is one.
-pub fn current_user() -> String {
+/// The user that this process runs as, by name if there is one.
+pub(crate) fn current_user() -> String {
     user(geteuid().as_raw())
 }
 
 /// A user by name and number, or by number alone.
-pub fn user(uid: u32) -> String {
+pub(crate) fn user(uid: u32) -> String {
     user_name(uid).map_or_else(|| format!("uid {uid}"), |name| format!("{name} (uid {uid})"))
 }
 
 /// A user as chown(1) and runuser(1) take it.
-pub fn user_argument(uid: u32) -> String {
+pub(crate) fn user_argument(uid: u32) -> String {
     user_name(uid).unwrap_or_else(|| uid.to_string())
 }
 
 /// A path as a word of a shell command.
-pub fn shell_word(path: &Path) -> String {
+pub(crate) fn shell_word(path: &Path) -> String {
     let text = Excerpt::of(path.display(), MAX_SHOWN);
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,=".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) {
@@ -105,22 +106,23 @@ fn user_name(uid: u32) -> Option<String> {
 }
 
 /// A group as chgrp(1) takes it.
-pub fn group_argument(gid: u32) -> String {
+pub(crate) fn group_argument(gid: u32) -> String {
     let group = Group::from_gid(Gid::from_raw(gid)).ok().flatten();
     group.map_or_else(|| gid.to_string(), |group| group.name)
 }
 
-/// The mode of a file that every user of this machine can read or change, its directories considered.
-pub fn open_to_all(path: &Path) -> Option<u32> {
+/// The mode of a file, if every user of this machine can read or change it, its directories
+/// considered.
+pub(crate) fn open_to_all(path: &Path) -> Option<u32> {
     let path = fs::canonicalize(path).ok()?;
     let mode = fs::metadata(&path).ok()?.mode();
-    let is_way = |folder: &Path| fs::metadata(folder).is_ok_and(|metadata| metadata.mode() & 0o1 != 0);
+    let is_way = |directory: &Path| fs::metadata(directory).is_ok_and(|metadata| metadata.mode() & 0o1 != 0);
     (mode & 0o6 != 0 && path.ancestors().skip(1).all(is_way)).then_some(mode & 0o777)
 }
 
-/// As whom a process asks the kernel.
+/// The credentials of a process.
 #[derive(Clone, Debug)]
-pub struct Process {
+pub(crate) struct Process {
     /// Effective user.
     pub uid: u32,
     /// Effective group.
@@ -131,7 +133,7 @@ pub struct Process {
 
 /// Owner and mode of a file, a directory or a device.
 #[derive(Clone, Copy, Debug)]
-pub struct Node {
+pub(crate) struct Node {
     /// Its owner.
     pub uid: u32,
     /// Its group.
@@ -147,19 +149,20 @@ impl From<&Metadata> for Node {
 }
 
 impl Process {
-    /// This one.
-    pub fn current() -> Self {
+    /// The credentials of this process.
+    pub(crate) fn current() -> Self {
         let groups = getgroups().unwrap_or_default().into_iter().map(Gid::as_raw);
         Self { uid: geteuid().as_raw(), gid: getegid().as_raw(), groups: groups.collect() }
     }
 
-    /// Whether it is in a group.
-    pub fn is_in(&self, group: u32) -> bool {
+    /// Whether the process is in a group.
+    pub(crate) fn is_in(&self, group: u32) -> bool {
         self.gid == group || self.groups.contains(&group)
     }
 
-    /// Whether owner and mode allow it what `bits` stand for: `0o4` read, `0o2` write, `0o1` search.
-    pub fn may(&self, node: Node, bits: u32) -> bool {
+    /// Whether owner and mode allow the process the access in `bits`: `0o4` read, `0o2` write,
+    /// `0o1` search.
+    pub(crate) fn may(&self, node: Node, bits: u32) -> bool {
         let shift = match self.uid {
             0 => return true,
             uid if uid == node.uid => 6,
@@ -170,7 +173,7 @@ impl Process {
     }
 }
 
-/// The file, or the directory on the way to it, that refuses a process.
+/// The file that denies access to a process, or the directory on its path that does.
 #[derive(Clone, Debug)]
 struct Denial {
     place: PathBuf,
@@ -184,9 +187,9 @@ struct Denial {
 }
 
 impl Denial {
-    /// `None`: it cannot be told any more.
+    /// `None`: it is not to be found any more.
     fn of(path: &Path) -> Option<Self> {
-        let (place, found, is_way) = refusing(path)?;
+        let (place, found, is_way) = denying(path)?;
         Some(Self {
             uid: found.uid(),
             gid: found.gid(),
@@ -198,7 +201,8 @@ impl Denial {
         })
     }
 
-    /// The bits of the mode that are needed: to pass through a directory, to read a file, to read what is in a directory.
+    /// The mode bits that are needed: to pass through a directory, to read a file, to read what is
+    /// in a directory.
     fn bits(&self) -> u32 {
         match (self.is_way, self.is_dir) {
             (true, _) => 0o1,
@@ -207,7 +211,7 @@ impl Denial {
         }
     }
 
-    /// Owner and mode would let it in.
+    /// Whether owner and mode would allow the access.
     fn is_allowed_by_mode(&self) -> bool {
         self.process.may(Node { uid: self.uid, gid: self.gid, mode: self.mode }, self.bits())
     }
@@ -228,7 +232,8 @@ impl Denial {
         } else if self.process.is_in(self.gid) {
             format!("chmod g+{letter} {word}")
         } else if self.is_dir {
-            // To pass through shows nothing of what is in it. The one directory that is read has no secrets: config.d.
+            // To pass through shows nothing of what is in it. The one directory that is read has no
+            // secrets: config.d.
             format!("chmod o+{letter} {word}")
         } else {
             let group = group_argument(self.process.gid);
@@ -256,8 +261,8 @@ impl fmt::Display for Denial {
     }
 }
 
-/// The last place on the way to a file that is seen, and whether there is more behind it.
-fn refusing(path: &Path) -> Option<(PathBuf, Metadata, bool)> {
+/// The last visible part of a path, and whether there is more behind it.
+fn denying(path: &Path) -> Option<(PathBuf, Metadata, bool)> {
     let path = std::path::absolute(path).ok()?;
     let mut rest = names(&path);
     let mut at = PathBuf::from("/");
@@ -303,14 +308,14 @@ mod tests {
 
     const ME: u32 = 4_000_001;
 
-    /// Refused to a process that nobody here is.
+    /// Denied to a process whose user does not exist here.
     fn denial(place: &str, (uid, gid): (u32, u32), mode: u32, is_dir: bool) -> Denial {
         let process = Process { uid: ME, gid: ME, groups: vec![ME + 1] };
         Denial { place: place.into(), uid, gid, mode, is_dir, is_way: is_dir, process }
     }
 
     #[test]
-    fn a_refusal_names_owner_mode_process_and_command() {
+    fn denial_names_owner_mode_process_and_command() {
         let other = (4_000_008, 4_000_009);
         for (denial, command) in [
             (denial("/etc/key", other, 0o600, false), "chgrp 4000001 /etc/key && chmod g+r /etc/key"),
@@ -331,12 +336,12 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_of_its_own_is_given_or_made() {
-        let folder = tempfile::tempdir().unwrap();
-        let dir = folder.path().join("state");
+    fn own_directory_is_given_or_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = directory.path().join("state");
         let denied = io::Error::from(Errno::EACCES);
         let (owner, me) =
-            (format!("{} belongs to ", shell_word(folder.path())), user_argument(geteuid().as_raw()));
+            (format!("{} belongs to ", shell_word(directory.path())), user_argument(geteuid().as_raw()));
         let text = advice_on_own(&dir, &dir.join("private/kek"), &denied).unwrap();
         assert!(text.starts_with(&owner), "{text}");
         assert!(text.ends_with(&format!(": install -d -m 0711 -o {me} {}", shell_word(&dir))), "{text}");
@@ -352,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn no_command_is_named_where_the_mode_is_not_to_blame() {
+    fn denial_names_no_command_where_the_mode_allows() {
         for (denial, says) in [
             (denial("/etc/key", (0, 0), 0o644, false), "SELinux"),
             (denial("/etc/key", (0, ME), 0o640, false), "SELinux"),
@@ -367,45 +372,45 @@ mod tests {
     }
 
     #[test]
-    fn the_place_that_refuses_is_found_behind_links() {
-        let folder = tempfile::tempdir().unwrap();
-        let folder = folder.path().canonicalize().unwrap();
-        fs::create_dir_all(folder.join("real/deep")).unwrap();
-        fs::write(folder.join("real/file"), "").unwrap();
-        symlink("real/deep", folder.join("link")).unwrap();
-        symlink("loop", folder.join("loop")).unwrap();
-        let place = |path: &str| refusing(&folder.join(path)).map(|(place, ..)| place);
-        assert_eq!(place("link/../file"), Some(folder.join("real/file")));
-        assert_eq!(place("link/none/file"), Some(folder.join("real/deep")), "the last that is seen");
+    fn denying_path_is_found_behind_links() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path().canonicalize().unwrap();
+        fs::create_dir_all(directory.join("real/deep")).unwrap();
+        fs::write(directory.join("real/file"), "").unwrap();
+        symlink("real/deep", directory.join("link")).unwrap();
+        symlink("loop", directory.join("loop")).unwrap();
+        let place = |path: &str| denying(&directory.join(path)).map(|(place, ..)| place);
+        assert_eq!(place("link/../file"), Some(directory.join("real/file")));
+        assert_eq!(place("link/none/file"), Some(directory.join("real/deep")), "the last that is seen");
         assert_eq!(place("loop"), None);
     }
 
     #[test]
-    fn a_file_is_open_to_all_if_its_directories_are() {
+    fn file_is_open_to_all_if_its_directories_are() {
         use std::os::unix::fs::PermissionsExt as _;
         let set_mode =
             |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("key");
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("key");
         fs::write(&file, "x").unwrap();
-        for (directory, mode, expected) in [
+        for (directory_mode, mode, expected) in [
             (0o755, 0o644, Some(0o644)),
             (0o711, 0o602, Some(0o602)),
             (0o700, 0o644, None),
             (0o755, 0o640, None),
         ] {
-            set_mode(folder.path(), directory);
+            set_mode(directory.path(), directory_mode);
             set_mode(&file, mode);
-            assert_eq!(open_to_all(&file), expected, "{directory:o} {mode:o}");
+            assert_eq!(open_to_all(&file), expected, "{directory_mode:o} {mode:o}");
         }
-        assert_eq!(open_to_all(&folder.path().join("missing")), None);
+        assert_eq!(open_to_all(&directory.path().join("missing")), None);
     }
 
     #[test]
-    fn a_shared_directory_is_not_given_away_with_what_is_in_it() {
+    fn shared_directory_is_not_given_with_its_content() {
         let denied = io::Error::from(Errno::EACCES);
-        let folder = tempfile::tempdir().unwrap();
-        let (there, missing) = (folder.path(), folder.path().join("of its own"));
+        let directory = tempfile::tempdir().unwrap();
+        let (there, missing) = (directory.path(), directory.path().join("of its own"));
         let me = user_argument(geteuid().as_raw());
         let shared = why_unwritable(there, false, &denied);
         assert!(shared.ends_with(&format!(": chown {me} {}", shell_word(there))), "{shared}");

@@ -1,4 +1,5 @@
-//! Whether there is a way out of this device, as its routing table tells: nothing is sent to find out.
+//! Whether this device has a route to other hosts, by its routing table: nothing is sent to find
+//! out.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -8,25 +9,28 @@ use nix::errno::Errno;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 
-/// They stand for all the world: addresses for documentation, which nobody has (RFC 5737, RFC 3849).
+/// Addresses beyond every local network: those for documentation, which no host has (RFC 5737, RFC
+/// 3849).
 const ANYWHERE: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
-/// Any will do.
+/// A port, of which any will do.
 const DISCARD: u16 = 9;
-/// A name that is to be found without a way out is in a file, or known to a neighbour.
+/// Limit of a name lookup. A name that resolves without a default route is in a file, or known to a
+/// neighbour.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(2);
 
-/// Whether this device is in any network, with a way out or without: then a name that cannot be resolved is not the
-/// fault of a cable.
-pub fn is_in_a_network() -> bool {
+/// Whether this device is in any network, with a default route or without: then the cable is not
+/// the cause of a name that cannot be resolved.
+pub(crate) fn is_in_a_network() -> bool {
     // Below /proc/self, which the sandbox of the unit leaves in sight.
-    let says = |file: &str, is: fn(&str) -> bool| std::fs::read_to_string(file).is_ok_and(|table| is(&table));
+    let table_has =
+        |file: &str, is: fn(&str) -> bool| std::fs::read_to_string(file).is_ok_and(|table| is(&table));
     leads_anywhere()
-        || says("/proc/self/net/route", has_route)
-        || says("/proc/self/net/if_inet6", has_address)
+        || table_has("/proc/self/net/route", has_route)
+        || table_has("/proc/self/net/if_inet6", has_address)
 }
 
-/// A route of IPv4 that is not this device's own, and is up (`linux/route.h`).
+/// Whether there is an IPv4 route that is up and not to this device itself (`linux/route.h`).
 fn has_route(table: &str) -> bool {
     let is_up = |flags: &str| u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & 0x201 == 0x1);
     table.lines().skip(1).any(|line| {
@@ -35,7 +39,7 @@ fn has_route(table: &str) -> bool {
     })
 }
 
-/// An address of IPv6 that reaches beyond a link (scope 0: global).
+/// Whether there is an IPv6 address of more than link scope (scope 0: global).
 fn has_address(table: &str) -> bool {
     table.lines().any(|line| {
         let mut columns = line.split_whitespace();
@@ -44,13 +48,14 @@ fn has_address(table: &str) -> bool {
 }
 
 /// Whether there is a default route.
-pub fn leads_anywhere() -> bool {
+pub(crate) fn leads_anywhere() -> bool {
     ANYWHERE.iter().any(|address| leads_to_address((*address, DISCARD).into()))
 }
 
-/// Whether a packet to this host (a name, or an address without brackets) would leave: there is a default route, or one to
-/// the host itself. Takes 2 seconds at most. `true` where the kernel does not say.
-pub async fn leads_to(host: &str, port: u16) -> bool {
+/// Whether a packet to this host (a name, or an address without brackets) would leave: there is a
+/// default route, or one to the host itself. Takes 2 seconds at most. `true` where the kernel does
+/// not say.
+pub(crate) async fn leads_to(host: &str, port: u16) -> bool {
     if leads_anywhere() {
         return true;
     }
@@ -58,7 +63,7 @@ pub async fn leads_to(host: &str, port: u16) -> bool {
     found.is_ok_and(|found| found.is_ok_and(|mut addresses| addresses.any(leads_to_address)))
 }
 
-/// A UDP socket is connected by a look into the routing table (udp(7)).
+/// Connecting a UDP socket reads the routing table and sends nothing (udp(7)).
 fn leads_to_address(address: SocketAddr) -> bool {
     let own: IpAddr =
         if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -81,12 +86,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn there_is_a_way_to_this_host_itself_whatever_its_network() {
+    async fn route_to_loopback_always_exists() {
         assert!(leads_to("127.0.0.1", 1).await);
     }
 
     #[test]
-    fn a_network_without_a_way_out_is_a_network() {
+    fn network_without_default_route_counts() {
         let head = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
         for (rows, is) in [
             ("", false),
@@ -109,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_says_of_a_missing_route_is_understood_and_nothing_else_taken_for_it() {
+    fn missing_route_is_told_from_other_errors() {
         let says = |errno: Errno| says_there_is_none(&io::Error::from_raw_os_error(errno as i32));
         for none in [
             Errno::ENETUNREACH,

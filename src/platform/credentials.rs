@@ -1,4 +1,4 @@
-//! Secrets that lie beside the configuration and not in it: a file, or a credential of systemd's (systemd.exec(5),
+//! Secrets outside of the configuration: a file, or a credential of systemd's (systemd.exec(5),
 //! `LoadCredential=`).
 
 use std::io;
@@ -8,8 +8,8 @@ use zeroize::Zeroizing;
 
 use super::{access, files};
 
-/// Where a secret is: `file:PATH`, or `credential:NAME`, a credential that systemd hands to the service
-/// (systemd.exec(5)).
+/// The source of a secret: `file:PATH`, or `credential:NAME`, a credential that systemd hands to
+/// the service (systemd.exec(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Secret {
     /// `file:PATH`
@@ -18,29 +18,30 @@ pub enum Secret {
     Credential(String),
 }
 
-/// A password is shorter.
+/// Limit of bytes of a secret. A password is shorter.
 const MAX_SECRET: usize = 4096;
 
 /// A secret that cannot be had. It says nothing of what is in it.
 #[derive(Debug, thiserror::Error)]
 #[error("the secret in {what} cannot be used: {why}")]
 pub struct SecretError {
-    /// Where it was looked for.
+    /// The source of the secret.
     pub what: String,
-    /// What is wrong, and where it is not plain, what to do.
+    /// The cause, and what to do where it is not plain.
     pub why: String,
 }
 
 impl Secret {
-    /// Reads it: at most 4 KiB, one line end dropped. The memory is wiped when it is let go.
+    /// Reads it: at most 4 KiB, one line end dropped. The memory is wiped when it is dropped.
     ///
     /// # Errors
-    /// [`SecretError`]: no such file, no such credential, not a regular file, too large, or nothing in it.
+    /// [`SecretError`]: no such file, no such credential, not a regular file, too large, or nothing
+    /// in it.
     pub fn read(&self) -> Result<Zeroizing<Vec<u8>>, SecretError> {
         self.read_with(credentials())
     }
 
-    /// What should be corrected about its file, though it can be read.
+    /// A warning about the mode of its file, though it can be read.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         let Self::File(path) = self else { return None }; // systemd sees to its own
@@ -57,28 +58,28 @@ impl Secret {
             Self::File(path) => (path.display().to_string(), path.clone()),
             Self::Credential(name) => {
                 let what = format!("the credential \"{name}\"");
-                let folder = credentials.ok_or_else(|| SecretError {
+                let directory = credentials.ok_or_else(|| SecretError {
                     what: what.clone(),
                     why: format!(
                         "systemd gave this process no credentials. Add LoadCredential={name}:/path/to/it to the unit"
                     ),
                 })?;
-                (what, folder.join(name))
+                (what, directory.join(name))
             }
         };
         read(&path).map_err(|e| SecretError { what, why: access::why_unreadable(&path, &e) })
     }
 }
 
-/// Where systemd puts the credentials of the service (systemd.exec(5)).
-pub fn credentials() -> Option<PathBuf> {
-    std::env::var_os("CREDENTIALS_DIRECTORY").filter(|folder| !folder.is_empty()).map(PathBuf::from)
+/// The directory with the credentials of the service (systemd.exec(5)).
+pub(crate) fn credentials() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").filter(|directory| !directory.is_empty()).map(PathBuf::from)
 }
 
-/// Overwrites the part of this thread's stack that earlier calls have used: hash functions and C libraries leave copies
-/// of a password there.
+/// Overwrites the part of this thread's stack that earlier calls have used: hash functions and C
+/// libraries leave copies of a password there.
 #[inline(never)]
-pub fn wipe_stack() {
+pub(crate) fn wipe_stack() {
     let mut unused = [0_u8; 64 * 1024];
     std::hint::black_box(&mut unused);
 }
@@ -98,9 +99,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_newline_at_the_end_is_dropped_and_no_more() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("secret");
+    fn secret_loses_one_newline_at_its_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
         for (written, read) in [
             ("", ""),
             ("\n", ""),
@@ -114,19 +115,19 @@ mod tests {
             assert_eq!(Secret::File(path.clone()).read().unwrap().as_slice(), read.as_bytes());
         }
         let credential = Secret::Credential("secret".into());
-        let read = credential.read_with(Some(folder.path().to_owned())).unwrap();
+        let read = credential.read_with(Some(directory.path().to_owned())).unwrap();
         assert_eq!(read.as_slice(), b" p ");
     }
 
     #[test]
-    fn a_file_that_all_can_read_is_warned_of() {
+    fn secret_readable_by_all_is_warned_of() {
         use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("secret");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
         std::fs::write(&path, "x").unwrap();
         let set =
             |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
-        set(folder.path(), 0o755);
+        set(directory.path(), 0o755);
         set(&path, 0o644);
         let warning = Secret::File(path.clone()).warning().unwrap();
         assert!(warning.contains("mode 0644") && warning.contains("chmod o= "), "{warning}");
@@ -136,15 +137,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_and_nothing_of_the_secret() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("secret");
+    fn secret_error_names_the_cause_and_not_the_secret() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
         let error = |secret: &Secret| secret.read_with(None).unwrap_err().to_string();
         assert!(error(&Secret::File(path.clone())).contains("No such file"));
-        assert!(error(&Secret::File(folder.path().into())).contains("not a regular file"));
+        assert!(error(&Secret::File(directory.path().into())).contains("not a regular file"));
         std::fs::write(&path, "x".repeat(4097)).unwrap();
         let too_large = error(&Secret::File(path.clone()));
-        assert!(too_large.contains("4096 octets") && !too_large.contains("xx"), "{too_large}");
+        assert!(too_large.contains("4096 bytes") && !too_large.contains("xx"), "{too_large}");
         std::fs::write(&path, "x".repeat(4096)).unwrap();
         assert_eq!(Secret::File(path).read().unwrap().len(), 4096);
         let none = error(&Secret::Credential("proxy.auth".into()));

@@ -20,23 +20,23 @@ use zeroize::Zeroizing;
 
 use super::files::{give, sync};
 
-/// Of `linux/magic.h`.
+/// File system type of ramfs (`linux/magic.h`).
 const RAMFS_MAGIC: u32 = 0x8584_58f6;
-/// Directories below each other that are removed. Nothing here makes more than one.
+/// Limit of nested directories that are removed. The agent makes one level.
 const MAX_DEPTH: usize = 16;
 const OPEN: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 /// An open directory.
 #[derive(Debug)]
-pub struct Dir {
+pub(crate) struct Dir {
     file: File,
-    /// Where it was opened, for messages.
+    /// The path by which it was opened, for messages.
     path: PathBuf,
 }
 
-/// What a file is: to be compared with what it should be.
+/// Owner and mode of a file, for comparison with what they should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attributes {
+pub(crate) struct Attributes {
     /// Permission bits.
     pub mode: u32,
     /// Owner.
@@ -49,7 +49,7 @@ pub struct Attributes {
 
 impl Attributes {
     /// Whether it belongs to the user of this process.
-    pub fn is_ours(&self) -> bool {
+    pub(crate) fn is_ours(&self) -> bool {
         self.uid == geteuid().as_raw()
     }
 }
@@ -58,16 +58,16 @@ impl Dir {
     /// Opens a directory. A symbolic link to one is followed.
     ///
     /// # Errors
-    /// As the file system has it.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    /// Errors of the file system.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self::at(open(path, OPEN, Mode::empty())?, path.to_owned()))
     }
 
     /// Opens a directory, and not by a symbolic link. Those on the way to it are followed.
     ///
     /// # Errors
-    /// As the file system has it; for a symbolic link, [`io::ErrorKind::NotADirectory`].
-    pub fn open_itself(path: &Path) -> io::Result<Self> {
+    /// Errors of the file system; for a symbolic link, [`io::ErrorKind::NotADirectory`].
+    pub(crate) fn open_itself(path: &Path) -> io::Result<Self> {
         match open(path, OPEN | OFlag::O_NOFOLLOW, Mode::empty()) {
             // Which of the two it is depends on the kernel.
             Err(Errno::ELOOP) => Err(Errno::ENOTDIR.into()),
@@ -79,30 +79,30 @@ impl Dir {
         Self { file: opened.into(), path }
     }
 
-    /// What the directory is.
+    /// Owner and mode of the directory.
     ///
     /// # Errors
-    /// As the file system has it.
-    pub fn attributes(&self) -> io::Result<Attributes> {
+    /// Errors of the file system.
+    pub(crate) fn attributes(&self) -> io::Result<Attributes> {
         attributes(&self.file)
     }
 
     /// Whether what is written in it is gone after a power cut.
     ///
     /// # Errors
-    /// As the file system has it.
-    pub fn is_volatile(&self) -> io::Result<bool> {
+    /// Errors of the file system.
+    pub(crate) fn is_volatile(&self) -> io::Result<bool> {
         // A magic number has 32 bits; the field that holds it is a signed word of 32 or 64.
         let magic = |of: FsType| of.0 as u32;
         let found = magic(fstatfs(&self.file)?.filesystem_type());
         Ok(found == magic(TMPFS_MAGIC) || found == RAMFS_MAGIC)
     }
 
-    /// Whether nobody but this user (and root) can change what is in it.
+    /// Whether only this user (and root) can change what is in it.
     ///
     /// # Errors
-    /// As the file system has it.
-    pub fn is_ours_alone_to_write(&self) -> io::Result<bool> {
+    /// Errors of the file system.
+    pub(crate) fn is_ours_alone_to_write(&self) -> io::Result<bool> {
         let is = self.attributes()?;
         Ok(is.is_ours() && is.mode & 0o022 == 0)
     }
@@ -110,8 +110,8 @@ impl Dir {
     /// Gives it to a group, if it is not the group's already.
     ///
     /// # Errors
-    /// As the file system has it.
-    pub fn give_to_group(&self, group: Option<u32>) -> io::Result<()> {
+    /// Errors of the file system.
+    pub(crate) fn give_to_group(&self, group: Option<u32>) -> io::Result<()> {
         match group {
             Some(group) if self.attributes()?.gid != group => give(&self.file, Some(group)),
             _ => Ok(()),
@@ -121,16 +121,16 @@ impl Dir {
     /// Makes what was created, renamed or removed in it durable, where its file system can.
     ///
     /// # Errors
-    /// As the file system has it.
-    pub fn sync(&self) -> io::Result<()> {
+    /// Errors of the file system.
+    pub(crate) fn sync(&self) -> io::Result<()> {
         sync(&self.file, &self.path)
     }
 
     /// The names in it.
     ///
     /// # Errors
-    /// As the file system has it.
-    pub fn names(&self) -> io::Result<Vec<OsString>> {
+    /// Errors of the file system.
+    pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
         for entry in dir::Dir::openat(&self.file, ".", OPEN, Mode::empty())? {
             let entry = entry?;
@@ -145,8 +145,8 @@ impl Dir {
     /// Opens a directory in it.
     ///
     /// # Errors
-    /// As the file system has it.
-    pub fn open_dir(&self, name: &OsStr) -> io::Result<Self> {
+    /// Errors of the file system.
+    pub(crate) fn open_dir(&self, name: &OsStr) -> io::Result<Self> {
         let opened = openat(&self.file, name, OPEN | OFlag::O_NOFOLLOW, Mode::empty())?;
         Ok(Self::at(opened, self.path.join(name)))
     }
@@ -154,8 +154,8 @@ impl Dir {
     /// Makes a directory that must not exist yet.
     ///
     /// # Errors
-    /// As the file system has it.
-    pub fn make_dir(&self, name: &OsStr, mode: u32, group: Option<u32>) -> io::Result<Self> {
+    /// Errors of the file system.
+    pub(crate) fn make_dir(&self, name: &OsStr, mode: u32, group: Option<u32>) -> io::Result<Self> {
         mkdirat(&self.file, name, Mode::from_bits_truncate(mode))?;
         let made = self.open_dir(name)?;
         made.give_to_group(group)?;
@@ -165,8 +165,14 @@ impl Dir {
     /// Writes a file that must not exist yet. Its group is set before its content is there.
     ///
     /// # Errors
-    /// As the file system has it.
-    pub fn write_new(&self, name: &OsStr, content: &[u8], mode: u32, group: Option<u32>) -> io::Result<()> {
+    /// Errors of the file system.
+    pub(crate) fn write_new(
+        &self,
+        name: &OsStr,
+        content: &[u8],
+        mode: u32,
+        group: Option<u32>,
+    ) -> io::Result<()> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut file = File::from(openat(&self.file, name, flags, Mode::from_bits_truncate(mode))?);
         if group.is_some() {
@@ -179,8 +185,13 @@ impl Dir {
     /// Reads a small regular file into memory that is wiped after use, with what it is.
     ///
     /// # Errors
-    /// As the file system has it, when it is no regular file, or when it has more than `most` bytes.
-    pub fn read_secret(&self, name: &OsStr, most: usize) -> io::Result<(Attributes, Zeroizing<Vec<u8>>)> {
+    /// Errors of the file system; it is no regular file, or it has more than `most`
+    /// bytes.
+    pub(crate) fn read_secret(
+        &self,
+        name: &OsStr,
+        most: usize,
+    ) -> io::Result<(Attributes, Zeroizing<Vec<u8>>)> {
         // To open a pipe would wait for its other end.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let file = File::from(openat(&self.file, name, flags, Mode::empty())?);
@@ -197,35 +208,35 @@ impl Dir {
         Ok((attributes, content))
     }
 
-    /// Where a symbolic link in it leads.
+    /// Reads the target of a symbolic link in it.
     ///
     /// # Errors
-    /// As the file system has it.
-    pub fn read_link(&self, name: &OsStr) -> io::Result<OsString> {
+    /// Errors of the file system.
+    pub(crate) fn read_link(&self, name: &OsStr) -> io::Result<OsString> {
         Ok(readlinkat(&self.file, name)?)
     }
 
     /// Makes a symbolic link that must not exist yet.
     ///
     /// # Errors
-    /// As the file system has it.
-    pub fn symlink(&self, to: &OsStr, name: &OsStr) -> io::Result<()> {
+    /// Errors of the file system.
+    pub(crate) fn symlink(&self, to: &OsStr, name: &OsStr) -> io::Result<()> {
         Ok(symlinkat(to, &self.file, name)?)
     }
 
-    /// Puts one thing in it in the place of another.
+    /// Renames an entry, which replaces another.
     ///
     /// # Errors
-    /// As the file system has it.
-    pub fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+    /// Errors of the file system.
+    pub(crate) fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
         Ok(renameat(&self.file, from, &self.file, to)?)
     }
 
     /// Removes a file or a symbolic link. One that is not there is fine.
     ///
     /// # Errors
-    /// As the file system has it.
-    pub fn remove_file(&self, name: &OsStr) -> io::Result<()> {
+    /// Errors of the file system.
+    pub(crate) fn remove_file(&self, name: &OsStr) -> io::Result<()> {
         match unlinkat(&self.file, name, UnlinkatFlags::NoRemoveDir) {
             Err(Errno::ENOENT) => Ok(()),
             removed => Ok(removed?),
@@ -236,8 +247,8 @@ impl Dir {
     /// symbolic link is followed.
     ///
     /// # Errors
-    /// As the file system has it.
-    pub fn remove_all(&self, name: &OsStr) -> io::Result<()> {
+    /// Errors of the file system.
+    pub(crate) fn remove_all(&self, name: &OsStr) -> io::Result<()> {
         self.remove_to(name, MAX_DEPTH)
     }
 
@@ -277,10 +288,10 @@ mod tests {
     }
 
     #[test]
-    fn another_directory_in_its_place_is_not_used() {
-        let folder = tempfile::tempdir().unwrap();
+    fn directory_in_its_place_is_not_used() {
+        let directory = tempfile::tempdir().unwrap();
         let (path, moved, other) =
-            (folder.path().join("keys"), folder.path().join("moved"), folder.path().join("other"));
+            (directory.path().join("keys"), directory.path().join("moved"), directory.path().join("other"));
         fs::create_dir(&path).unwrap();
         fs::create_dir(&other).unwrap();
         let dir = Dir::open_itself(&path).unwrap();
@@ -296,13 +307,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_not_read_or_written_through_a_link() {
-        let folder = tempfile::tempdir().unwrap();
-        let dir = Dir::open(folder.path()).unwrap();
-        fs::write(folder.path().join("file"), "secret").unwrap();
-        symlink("file", folder.path().join("link")).unwrap();
-        symlink("nowhere", folder.path().join("dangling")).unwrap();
-        nix::unistd::mkfifo(&folder.path().join("pipe"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    fn file_is_not_read_or_written_through_a_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = Dir::open(directory.path()).unwrap();
+        fs::write(directory.path().join("file"), "secret").unwrap();
+        symlink("file", directory.path().join("link")).unwrap();
+        symlink("nowhere", directory.path().join("dangling")).unwrap();
+        nix::unistd::mkfifo(&directory.path().join("pipe"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
         let (attributes, content) = dir.read_secret(name("file"), 6).unwrap();
         assert_eq!((attributes.links, content.as_slice()), (1, &b"secret"[..]));
         assert!(dir.read_secret(name("file"), 5).unwrap_err().to_string().contains("larger than 5"));
@@ -310,18 +321,18 @@ mod tests {
             assert!(dir.read_secret(name(other), 100).is_err(), "{other}");
             assert!(dir.write_new(name(other), b"x", 0o600, None).is_err(), "{other}");
         }
-        assert!(!folder.path().join("nowhere").exists());
-        fs::hard_link(folder.path().join("file"), folder.path().join("second")).unwrap();
+        assert!(!directory.path().join("nowhere").exists());
+        fs::hard_link(directory.path().join("file"), directory.path().join("second")).unwrap();
         assert_eq!(dir.read_secret(name("file"), 6).unwrap().0.links, 2);
     }
 
     #[test]
     fn removing_stops_at_links_and_needs_nothing_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let (inside, outside) = (folder.path().join("inside"), folder.path().join("outside"));
+        let directory = tempfile::tempdir().unwrap();
+        let (inside, outside) = (directory.path().join("inside"), directory.path().join("outside"));
         fs::create_dir_all(inside.join("1/deep")).unwrap();
         fs::create_dir(&outside).unwrap();
-        fs::write(outside.join("file"), "kept").unwrap();
+        fs::write(outside.join("file"), "stays").unwrap();
         symlink(&outside, inside.join("1/link")).unwrap();
         symlink(&outside, inside.join("2")).unwrap();
         fs::write(inside.join("3"), "").unwrap();

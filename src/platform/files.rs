@@ -1,5 +1,5 @@
-//! Files that are either wholly there or not at all, also after a power cut: written under another name with their
-//! final mode and group, synced, renamed, and the folder synced.
+//! Files that are either wholly there or not at all, also after a power cut: written under another
+//! name with their final mode and group, synced, renamed, and the directory synced.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
@@ -14,19 +14,24 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::Group;
 use zeroize::Zeroizing;
 
-/// Nothing that the agent reads from disk is larger.
-const MAX_READ: u64 = 4 * 1024 * 1024;
+use crate::text::Excerpt;
 
-/// Modes are given exactly where something is created, so nothing inherited may take bits away beyond the usual.
-pub fn set_umask() {
+/// Limit of bytes of a file that is read without another limit.
+const MAX_READ: u64 = 4 * 1024 * 1024;
+/// Limit of characters of a path in a log event.
+const MAX_SHOWN: usize = 300;
+
+/// Modes are given exactly where something is created, so nothing inherited may take bits away
+/// beyond the usual.
+pub(crate) fn set_umask() {
     umask(Mode::from_bits_truncate(0o022));
 }
 
 /// Numeric id of a group named in the configuration.
 ///
 /// # Errors
-/// When there is no such group.
-pub fn group_id(name: &str) -> io::Result<u32> {
+/// There is no such group.
+pub(crate) fn group_id(name: &str) -> io::Result<u32> {
     match Group::from_name(name) {
         Ok(Some(group)) => Ok(group.gid.as_raw()),
         Ok(None) => Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no group \"{name}\""))),
@@ -34,11 +39,11 @@ pub fn group_id(name: &str) -> io::Result<u32> {
     }
 }
 
-/// Creates a folder with this mode, and its parents. One that exists is left as it is.
+/// Creates a directory with this mode, and its parents. One that exists is left as it is.
 ///
 /// # Errors
-/// As the file system has it.
-pub fn make_dir(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
+/// Errors of the file system.
+pub(crate) fn make_dir(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.exists()) {
         make_dir(parent, 0o755, None)?;
     }
@@ -54,7 +59,7 @@ pub fn make_dir(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
     }
 }
 
-/// Gives a file or directory to a group.
+/// Changes the group of a file or directory.
 pub(super) fn give(file: &File, group: Option<u32>) -> io::Result<()> {
     fchown(file, None, group).map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM) => io::Error::new(
@@ -69,8 +74,8 @@ pub(super) fn give(file: &File, group: Option<u32>) -> io::Result<()> {
 /// Writes a file that must not exist yet. Its group is set before its content is there.
 ///
 /// # Errors
-/// As the file system has it.
-pub fn write_new(path: &Path, content: &[u8], mode: u32, group: Option<u32>) -> io::Result<()> {
+/// Errors of the file system.
+pub(crate) fn write_new(path: &Path, content: &[u8], mode: u32, group: Option<u32>) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     if group.is_some() {
         give(&file, group)?;
@@ -79,11 +84,11 @@ pub fn write_new(path: &Path, content: &[u8], mode: u32, group: Option<u32>) -> 
     sync(&file, path)
 }
 
-/// Puts `content` in the place of whatever is at `path`.
+/// Replaces the file at `path` atomically.
 ///
 /// # Errors
-/// As the file system has it; what was at `path` is then unchanged.
-pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+/// Errors of the file system; what was at `path` is then unchanged.
+pub(crate) fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = path.with_file_name(name);
@@ -99,71 +104,73 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 /// Removes a file. One that is not there is fine.
 ///
 /// # Errors
-/// As the file system has it.
-pub fn remove_if_there(path: &Path) -> io::Result<()> {
+/// Errors of the file system.
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     }
 }
 
-/// Makes what was renamed or removed in a folder durable, where its file system can.
+/// Makes what was renamed or removed in a directory durable, where its file system can.
 ///
 /// # Errors
-/// As the file system has it.
-pub fn sync_dir(path: &Path) -> io::Result<()> {
+/// Errors of the file system.
+pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     match File::open(path) {
         Ok(dir) => sync(&dir, path),
         // It can be written to and passed through, and not be opened.
         Err(e) if e.kind() == ErrorKind::PermissionDenied => {
-            say_not_durable(path, &e);
+            warn_not_durable(path, &e);
             Ok(())
         }
         Err(e) => Err(e),
     }
 }
 
-/// Has the file system write a file or directory to its medium. A file system that has no such call (some network and
-/// FUSE file systems, on directories above all) is used all the same, as PostgreSQL and SQLite do: what was written
-/// there is whole, and may be missing after a power cut.
+/// Has the file system write a file or directory to its medium. A file system that has no such call
+/// (some network and FUSE file systems, on directories above all) is used nevertheless, as
+/// PostgreSQL and SQLite do: what was written there is whole, and may be missing after a power cut.
 pub(super) fn sync(file: &File, path: &Path) -> io::Result<()> {
     match file.sync_all() {
         Err(e) if is_not_supported(&e) => {
-            say_not_durable(path, &e);
+            warn_not_durable(path, &e);
             Ok(())
         }
         synced => synced,
     }
 }
 
-/// EINVAL is fsync(2)'s word for it. EBADF (a directory that is not open for writing) is among those that PostgreSQL
-/// tolerates; no other cause is possible for a descriptor that has just been opened.
+/// Whether fsync(2) is unsupported: EINVAL by its man page. EBADF (a directory that is not open for
+/// writing) is among those that PostgreSQL tolerates; no other cause is possible for a descriptor
+/// that has just been opened.
 fn is_not_supported(e: &io::Error) -> bool {
     let errno = e.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EBADF))
 }
 
-/// Once for each file system: it is not going to change.
-fn say_not_durable(path: &Path, e: &io::Error) {
-    /// More are not told apart.
+/// Logs a warning, once for each file system: it is not going to change.
+fn warn_not_durable(path: &Path, e: &io::Error) {
+    /// Limit of file systems that are told apart.
     const MOST: usize = 16;
     static SAID: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
     let Ok(mut said) = SAID.lock() else { return };
     let Ok(device) = fs::metadata(path).map(|of| of.dev()) else { return };
     if said.len() < MOST && said.insert(device) {
         tracing::warn!(
-            "the file system of {} cannot be told to make changes durable (fsync: {e}): what is written there may be \
-             lost in a power cut. Keep the agent's state on a local file system (state_dir)",
-            path.display()
+            path = %Excerpt::of(path.display(), MAX_SHOWN),
+            error = %e,
+            hint = "Move the agent's state to a local file system (state_dir).",
+            "file system cannot make changes durable (fsync); they may be lost in a power cut"
         );
     }
 }
 
-/// Reads a file of believable size.
+/// Reads a file of at most 4 MiB.
 ///
 /// # Errors
-/// As the file system has it, when it is no regular file, or when it is larger than 4 MiB.
-pub fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+/// Errors of the file system; it is no regular file, or it is larger than 4 MiB.
+pub(crate) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     read_at_most(path, MAX_READ)
 }
 
@@ -171,7 +178,7 @@ pub fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// As for [`read_limited`].
-pub fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     open_regular(path)?.take(most + 1).read_to_end(&mut content)?;
     if content.len() as u64 > most {
@@ -180,14 +187,15 @@ pub fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Opens a regular file. To open a device may do anything, so what is there is looked at before; it may
+/// Opens a regular file. To open a device may do anything, so its type is checked before; it may
 /// be something else afterwards.
 fn open_regular(path: &Path) -> io::Result<File> {
     regular(&fs::metadata(path)?)?;
     open_if_regular(path)
 }
 
-/// Looks at what it has opened. To open a pipe would wait for its other end, but for the flag.
+/// Opens a file, and checks the type of what it has opened. To open a pipe would wait for its other
+/// end, but for the flag.
 fn open_if_regular(path: &Path) -> io::Result<File> {
     let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
@@ -207,14 +215,14 @@ fn regular(file: &Metadata) -> io::Result<()> {
 /// Reads a small file into memory that is wiped after use, and of which no copy stays behind.
 ///
 /// # Errors
-/// As the file system has it, when it is no regular file, or when it has more than `most` octets.
-pub fn read_secret(path: &Path, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+/// Errors of the file system; it is no regular file, or it has more than `most` bytes.
+pub(crate) fn read_secret(path: &Path, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     let file = open_regular(path)?;
     // With room to spare it never grows, and no copy of it stays behind.
     let mut content = Zeroizing::new(Vec::with_capacity(most + 64));
     file.take(most as u64 + 1).read_to_end(&mut content)?;
     if content.len() > most {
-        return Err(io::Error::other(format!("it is larger than {most} octets")));
+        return Err(io::Error::other(format!("it is larger than {most} bytes")));
     }
     Ok(content)
 }
@@ -228,39 +236,39 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_file_is_replaced_whole_also_over_the_remains_of_a_power_cut() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("record");
-        fs::write(folder.path().join("record.new"), "half").unwrap();
+    fn file_is_replaced_whole_even_after_a_power_cut() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record");
+        fs::write(directory.path().join("record.new"), "half").unwrap();
         replace(&path, b"one", 0o600).unwrap();
         replace(&path, b"two", 0o600).unwrap();
         assert_eq!(read_limited(&path).unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
     #[test]
-    fn what_cannot_be_put_in_its_place_does_not_stay_beside_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("record");
-        fs::create_dir(&path).unwrap(); // a file cannot take the place of a folder
+    fn failed_replacement_leaves_no_new_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record");
+        fs::create_dir(&path).unwrap(); // a file cannot take the place of a directory
         replace(&path, b"one", 0o600).unwrap_err();
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
     #[test]
-    fn a_pipe_is_refused_and_not_waited_for() {
-        let folder = tempfile::tempdir().unwrap();
-        let pipe = folder.path().join("pipe");
+    fn pipe_is_refused_without_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
         nix::unistd::mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
         assert!(read_limited(&pipe).unwrap_err().to_string().contains("not a regular file"));
         assert!(read_secret(&pipe, 100).is_err());
     }
 
     #[test]
-    fn a_pipe_in_the_place_of_a_file_is_not_waited_for() {
-        let folder = tempfile::tempdir().unwrap();
-        let pipe = folder.path().join("pipe");
+    fn pipe_in_place_of_a_file_is_refused_without_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
         nix::unistd::mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
         let (opened, is_opened) = mpsc::channel();
         thread::spawn(move || opened.send(open_if_regular(&pipe).map(drop)));
@@ -269,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn only_file_systems_that_cannot_sync_are_tolerated() {
+    fn sync_errors_are_tolerated_only_where_unsupported() {
         let is_tolerated = |errno: Errno| is_not_supported(&io::Error::from_raw_os_error(errno as i32));
         for cannot in [Errno::EINVAL, Errno::ENOTSUP, Errno::EOPNOTSUPP, Errno::ENOSYS, Errno::EBADF] {
             assert!(is_tolerated(cannot), "{cannot}");
@@ -281,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_group_is_named() {
+    fn missing_group_is_named() {
         assert!(group_id("no-such-group-here").unwrap_err().to_string().contains("no-such-group-here"));
     }
 }

@@ -1,5 +1,5 @@
-//! A file and a directory that belongs to it, in which something may have changed: told by the kernel (inotify(7)), and
-//! found by comparison where it tells nothing.
+//! Changes of a file and of the files in a directory: reported by the kernel (inotify(7)), and
+//! found by comparison where it reports nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -16,24 +16,29 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
 
 use super::access::{current_user, names};
+use crate::text::Excerpt;
 
-/// How often the files are compared where the kernel tells nothing of them.
+/// Interval of comparisons where the kernel reports nothing.
 const POLL: Duration = Duration::from_secs(3);
-/// The same beside what the kernel tells: a file system of another machine, something mounted over the directory, and a
-/// directory far above that was moved escape it.
+/// Interval of comparisons in addition to what the kernel reports: a file system of another
+/// machine, something mounted over the directory, and a directory far above that was moved escape
+/// it.
 const RARE_POLL: Duration = Duration::from_secs(300);
-/// A file that was begun, and of which nothing more is heard, is complete when nothing has changed for so long: one that
-/// was written under no name (open(2), `O_TMPFILE`), or under another that is gone, is whole when it appears.
+/// A file that was begun, and of which nothing more is heard, is complete when nothing has changed
+/// for so long: one that was written under no name (open(2), `O_TMPFILE`), or under another that is
+/// gone, is whole when it appears.
 const BEGUN: Duration = Duration::from_secs(3);
-/// More files in the directory are not compared, and not followed where they are links.
+/// Limit of files in the directory that are compared, and followed where they are links.
 const MAX_ENTRIES: usize = 1024;
-/// As many symbolic links as the kernel follows in a path (path_resolution(7)).
+/// Limit of symbolic links, as the kernel has it in a path (path_resolution(7)).
 const MAX_LINKS: usize = 40;
+/// Limit of characters of a path in a message.
+const MAX_SHOWN: usize = 300;
 
-/// A watch on a file and on the files of one directory, none of which need exist. Symbolic links are followed: what a
-/// link leads to counts, and where the link leads.
+/// A watch on a file and on the files of one directory, none of which need exist. Symbolic links
+/// are followed: what a link leads to counts, and where the link leads.
 #[derive(Debug)]
-pub struct FileWatch {
+pub(crate) struct FileWatch {
     file: PathBuf,
     directory: PathBuf,
     /// `None`: the kernel refuses it.
@@ -42,13 +47,13 @@ pub struct FileWatch {
     poll_at: Instant,
     /// The files as they were when the last one was begun, until something else is known of it.
     begun: Option<Seen>,
-    /// Why the kernel refuses, as far as that was logged.
-    complained_of: Option<Errno>,
+    /// The last error that was logged.
+    logged_error: Option<Errno>,
 }
 
 impl FileWatch {
-    /// From now on.
-    pub fn on(file: PathBuf, directory: PathBuf) -> Self {
+    /// Creates a watch, which reports changes from now on.
+    pub(crate) fn on(file: PathBuf, directory: PathBuf) -> Self {
         let mut watch = Self {
             file,
             directory,
@@ -56,35 +61,36 @@ impl FileWatch {
             seen: Seen::default(),
             poll_at: Instant::now(),
             begun: None,
-            complained_of: None,
+            logged_error: None,
         };
         watch.renew();
         watch
     }
 
-    /// Again from now on: to be called before the files are read, so that no change falls between the two.
-    pub fn renew(&mut self) {
-        self.inotify = self.ask_the_kernel();
+    /// Starts again: to be called before the files are read, so that no change falls between
+    /// the two.
+    pub(crate) fn renew(&mut self) {
+        self.inotify = self.watch_by_inotify();
         self.seen = Seen::now(&self.file, &self.directory);
         self.begun = None;
         self.poll_later();
     }
 
-    /// Something has changed. A new file counts when it has been written, and not when it is begun. May be dropped, and
-    /// called again.
-    pub async fn changed(&mut self) {
+    /// Waits until something has changed. A new file counts when it has been written, and not when
+    /// it is begun. May be dropped, and called again.
+    pub(crate) async fn changed(&mut self) {
         loop {
-            let told = async {
+            let reported = async {
                 match &self.inotify {
-                    Some(watched) => watched.news().await,
+                    Some(watched) => watched.next_event().await,
                     None => pending().await,
                 }
             };
             tokio::select! {
-                news = told => match news {
-                    News::Changed => return,
-                    News::Begun => {
-                        self.wait_for_the_rest(Seen::now(&self.file, &self.directory));
+                found = reported => match found {
+                    Event::Changed => return,
+                    Event::Begun => {
+                        self.wait_for_completion(Seen::now(&self.file, &self.directory));
                         continue;
                     }
                 },
@@ -92,20 +98,20 @@ impl FileWatch {
             }
             let now = Seen::now(&self.file, &self.directory);
             if self.begun.take().is_some_and(|begun| begun != now) {
-                self.wait_for_the_rest(now);
+                self.wait_for_completion(now);
                 continue;
             }
             if now != self.seen {
                 return;
             }
             if self.inotify.is_none() {
-                self.renew(); // perhaps it does not refuse any more
+                self.renew(); // it may be available again
             }
             self.poll_later();
         }
     }
 
-    fn wait_for_the_rest(&mut self, begun: Seen) {
+    fn wait_for_completion(&mut self, begun: Seen) {
         self.begun = Some(begun);
         self.poll_at = Instant::now() + BEGUN;
     }
@@ -114,23 +120,23 @@ impl FileWatch {
         self.poll_at = Instant::now() + if self.inotify.is_some() { RARE_POLL } else { POLL };
     }
 
-    fn ask_the_kernel(&mut self) -> Option<Watched> {
-        match Watched::new(&Places::of(&self.file, &self.directory)) {
+    fn watch_by_inotify(&mut self) -> Option<Watched> {
+        match Watched::new(&WatchedNames::of(&self.file, &self.directory)) {
             Ok(watched) => {
-                if self.complained_of.take().is_some() {
-                    tracing::info!(file = %self.file.display(), "the kernel tells of changes to the configuration again");
+                if self.logged_error.take().is_some() {
+                    tracing::info!(file = %Excerpt::of(self.file.display(), MAX_SHOWN), "inotify works again");
                 }
                 Some(watched)
             }
             Err(refusal) => {
-                // What has just gone is looked for again at the next comparison.
+                // What has just gone is checked again at the next comparison.
                 let is_passing = matches!(refusal.errno, Errno::ENOENT | Errno::ENOTDIR);
-                if !is_passing && self.complained_of.replace(refusal.errno) != Some(refusal.errno) {
+                if !is_passing && self.logged_error.replace(refusal.errno) != Some(refusal.errno) {
                     tracing::warn!(
-                        "the kernel tells nothing of changes to {}: {}. It is compared every {} seconds instead",
-                        self.file.display(),
-                        refusal.explanation(),
-                        POLL.as_secs()
+                        file = %Excerpt::of(self.file.display(), MAX_SHOWN),
+                        reason = refusal.explanation(),
+                        interval_seconds = POLL.as_secs(),
+                        "inotify is not available; file is compared instead"
                     );
                 }
                 None
@@ -139,14 +145,14 @@ impl FileWatch {
     }
 }
 
-/// What the kernel was asked for, and why it refuses.
+/// Why inotify cannot be used, and for which directory.
 #[derive(Debug)]
-struct Refusal {
+struct InotifyError {
     directory: Option<PathBuf>,
     errno: Errno,
 }
 
-impl Refusal {
+impl InotifyError {
     fn explanation(&self) -> String {
         let raise = |what: &str, name: &str| {
             format!("the limit of {what} is reached. Raise it: sysctl fs.inotify.{name} (sysctl.d(5))")
@@ -157,10 +163,10 @@ impl Refusal {
             }
             (Errno::ENOSPC, _) => raise("inotify watches of this user", "max_user_watches"),
             (Errno::EACCES, Some(directory)) => {
-                let (place, me) = (directory.display(), current_user());
+                let (place, me) = (Excerpt::of(directory.display(), MAX_SHOWN), current_user());
                 format!("inotify needs to list {place}, which this process ({me}) may not")
             }
-            (errno, _) => format!("inotify is refused ({})", errno.desc()),
+            (errno, _) => format!("the kernel refuses inotify ({})", errno.desc()),
         }
     }
 }
@@ -168,18 +174,19 @@ impl Refusal {
 /// Which names count in a directory; `None`: all of them.
 type Names = Option<BTreeSet<OsString>>;
 
-/// The directories in which a change can be one of the file or of the directory, and the names that count there.
+/// The directories in which a change can be one of the file or of the directory, and the names that
+/// count there.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Places(BTreeMap<PathBuf, Names>);
+struct WatchedNames(BTreeMap<PathBuf, Names>);
 
-impl Places {
+impl WatchedNames {
     fn of(file: &Path, directory: &Path) -> Self {
         let mut places = Self::default();
-        places.add_way_to(file);
-        if let Some(directory) = places.add_way_to(directory).filter(|found| found.is_dir()) {
+        places.add_path(file);
+        if let Some(directory) = places.add_path(directory).filter(|found| found.is_dir()) {
             let entries = fs::read_dir(&directory).into_iter().flatten().flatten().take(MAX_ENTRIES);
             for link in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink())) {
-                places.add_way_to(&link.path());
+                places.add_path(&link.path());
             }
             places.0.insert(directory, None);
         }
@@ -192,9 +199,9 @@ impl Places {
         }
     }
 
-    /// The directory that a path ends in, those of the links on the way, or the last one that exists. Returns where the
-    /// path leads.
-    fn add_way_to(&mut self, path: &Path) -> Option<PathBuf> {
+    /// The directory that a path ends in, those of the links on the way, or the last one that
+    /// exists. Returns where the path leads.
+    fn add_path(&mut self, path: &Path) -> Option<PathBuf> {
         let path = std::path::absolute(path).ok()?;
         let mut rest = names(&path);
         let mut at = PathBuf::from("/");
@@ -235,8 +242,8 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(places: &Places) -> Result<Self, Refusal> {
-        let of_all = |errno| Refusal { directory: None, errno };
+    fn new(places: &WatchedNames) -> Result<Self, InotifyError> {
+        let of_all = |errno| InotifyError { directory: None, errno };
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(of_all)?;
         let flags = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_MOVED_TO
@@ -249,12 +256,13 @@ impl Watched {
             | AddWatchFlags::IN_ONLYDIR;
         let mut directories = HashMap::new();
         for (directory, names) in &places.0 {
-            let of_one = |errno| Refusal { directory: Some(directory.clone()), errno };
+            let of_one = |errno| InotifyError { directory: Some(directory.clone()), errno };
             let watch = inotify.add_watch(directory, flags).map_err(of_one)?;
             directories.insert(watch, (directory.clone(), names.clone()));
         }
         let descriptor = inotify.as_fd().try_clone_to_owned();
-        // Its successor is unsafe for the sake of types that close or lend their descriptor: an OwnedFd does not.
+        // Its successor is unsafe for the sake of types that close or lend their descriptor: an
+        // OwnedFd does not.
         #[allow(deprecated)]
         let ready = descriptor.and_then(AsyncFd::new);
         let ready =
@@ -262,44 +270,45 @@ impl Watched {
         Ok(Self { inotify, ready, directories })
     }
 
-    async fn news(&self) -> News {
+    async fn next_event(&self) -> Event {
         while let Ok(mut readable) = self.ready.readable().await {
-            let mut news = None;
-            while news != Some(News::Changed)
+            let mut found = None;
+            while found != Some(Event::Changed)
                 && let Ok(events) = self.inotify.read_events()
             {
-                news = events.iter().filter_map(|event| self.news_of(event)).chain(news).max();
+                found = events.iter().filter_map(|event| self.event_of(event)).chain(found).max();
             }
-            match news {
-                Some(news) => return news,
+            match found {
+                Some(found) => return found,
                 None => readable.clear_ready(),
             }
         }
         pending().await
     }
 
-    /// `None`: it does not count.
-    fn news_of(&self, event: &InotifyEvent) -> Option<News> {
+    /// The event, if it concerns the watched names.
+    fn event_of(&self, event: &InotifyEvent) -> Option<Event> {
         let (Some(name), Some((directory, names))) = (&event.name, self.directories.get(&event.wd)) else {
-            return Some(News::Changed); // the directory itself is another one, or events were lost
+            return Some(Event::Changed); // the directory itself is another one, or events were lost
         };
         if names.as_ref().is_some_and(|names| !names.contains(name)) {
             return None;
         }
         let is_created = event.mask.contains(AddWatchFlags::IN_CREATE);
-        Some(if is_created && is_begun(&directory.join(name)) { News::Begun } else { News::Changed })
+        Some(if is_created && is_begun(&directory.join(name)) { Event::Begun } else { Event::Changed })
     }
 }
 
-/// What the kernel tells.
+/// An event of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum News {
-    /// There is a new file that somebody may be going to write to.
+enum Event {
+    /// There is a new file that may be written to.
     Begun,
     Changed,
 }
 
-/// A new file that somebody is going to write to. A link, a second name of a file, and a directory are whole.
+/// Whether a new file may still be written to. A link, a second name of a file, and a directory are
+/// whole.
 fn is_begun(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|new| new.is_file() && new.nlink() == 1)
 }
@@ -348,16 +357,16 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    fn watch(folder: &Path) -> FileWatch {
-        FileWatch::on(folder.join("conf/config.toml"), folder.join("conf/config.d"))
+    fn watch(directory: &Path) -> FileWatch {
+        FileWatch::on(directory.join("conf/config.toml"), directory.join("conf/config.d"))
     }
 
     /// The kernel tells nothing, and the next comparison is due.
-    fn refused(folder: &Path) -> FileWatch {
-        FileWatch { inotify: None, poll_at: Instant::now(), ..watch(folder) }
+    fn refused(directory: &Path) -> FileWatch {
+        FileWatch { inotify: None, poll_at: Instant::now(), ..watch(directory) }
     }
 
-    async fn tells(watch: &mut FileWatch) -> bool {
+    async fn reports(watch: &mut FileWatch) -> bool {
         timeout(PATIENCE, watch.changed()).await.is_ok()
     }
 
@@ -365,67 +374,67 @@ mod tests {
         timeout(Duration::from_millis(100), watch.changed()).await.is_err()
     }
 
-    fn folder() -> (tempfile::TempDir, PathBuf) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().canonicalize().unwrap();
-        (folder, path)
+    fn directory() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().canonicalize().unwrap();
+        (directory, path)
     }
 
     #[tokio::test]
-    async fn changes_are_told_and_other_files_are_not() {
-        let (_folder, dir) = folder();
+    async fn watch_reports_changes_of_its_files_only() {
+        let (_directory, dir) = directory();
         let mut watch = watch(&dir);
         fs::write(dir.join("other"), "").unwrap();
-        assert!(is_silent(&mut watch).await, "beside the missing directory");
+        assert!(is_silent(&mut watch).await, "next to the missing directory");
         fs::create_dir(dir.join("conf")).unwrap();
-        assert!(tells(&mut watch).await, "its directory");
+        assert!(reports(&mut watch).await, "its directory");
         watch.renew();
         fs::write(dir.join("conf/ca.pem"), "").unwrap();
         assert!(is_silent(&mut watch).await);
         fs::write(dir.join("conf/config.toml"), "").unwrap();
-        assert!(tells(&mut watch).await, "the file");
+        assert!(reports(&mut watch).await, "the file");
         watch.renew();
         fs::create_dir(dir.join("conf/config.d")).unwrap();
-        assert!(tells(&mut watch).await, "the directory of drop-ins");
+        assert!(reports(&mut watch).await, "the directory of drop-ins");
         watch.renew();
         fs::write(dir.join("conf/config.d/a.toml"), "").unwrap();
-        assert!(tells(&mut watch).await, "a drop-in");
+        assert!(reports(&mut watch).await, "a drop-in");
         watch.renew();
         fs::rename(dir.join("conf/config.d/a.toml"), dir.join("conf/config.d/a.off")).unwrap();
-        assert!(tells(&mut watch).await, "a drop-in that is taken away");
+        assert!(reports(&mut watch).await, "a drop-in that is taken away");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_begun_file_is_waited_for_and_a_link_is_not() {
-        let (_folder, dir) = folder();
+    async fn watch_waits_for_a_begun_file_and_not_for_a_link() {
+        let (_directory, dir) = directory();
         fs::create_dir(dir.join("conf")).unwrap();
         let mut watch = watch(&dir);
         let begun = fs::File::create(dir.join("conf/config.toml")).unwrap();
         assert!(is_silent(&mut watch).await);
         drop(begun);
-        assert!(tells(&mut watch).await);
+        assert!(reports(&mut watch).await);
         fs::remove_file(dir.join("conf/config.toml")).unwrap();
         for make in [symlink::<PathBuf, PathBuf>, fs::hard_link] {
             watch.renew();
-            fs::write(dir.join("elsewhere"), "").unwrap();
-            make(dir.join("elsewhere"), dir.join("conf/config.toml")).unwrap();
-            assert!(tells(&mut watch).await);
+            fs::write(dir.join("another"), "").unwrap();
+            make(dir.join("another"), dir.join("conf/config.toml")).unwrap();
+            assert!(reports(&mut watch).await);
             fs::remove_file(dir.join("conf/config.toml")).unwrap();
         }
     }
 
     /// Such a file only appears, and looks like one that was begun.
     #[tokio::test]
-    async fn a_file_that_appears_whole_is_told_soon() {
+    async fn watch_reports_a_file_that_appears_whole() {
         use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
         use nix::sys::stat::Mode;
-        let (_folder, dir) = folder();
+        let (_directory, dir) = directory();
         let conf = dir.join("conf");
         fs::create_dir_all(conf.join("config.d")).unwrap();
         let moved = |to: &Path| {
-            fs::write(dir.join("elsewhere"), "").unwrap();
-            fs::hard_link(dir.join("elsewhere"), to).unwrap();
-            fs::remove_file(dir.join("elsewhere")).unwrap();
+            fs::write(dir.join("another"), "").unwrap();
+            fs::hard_link(dir.join("another"), to).unwrap();
+            fs::remove_file(dir.join("another")).unwrap();
         };
         let unnamed = |to: &Path| {
             let flags = OFlag::O_TMPFILE | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
@@ -438,17 +447,17 @@ mod tests {
             for file in ["config.toml", "config.d/a.toml"] {
                 let mut watch = watch(&dir);
                 appear(&conf.join(file));
-                assert!(tells(&mut watch).await, "{file}");
+                assert!(reports(&mut watch).await, "{file}");
                 fs::remove_file(conf.join(file)).unwrap();
             }
         }
     }
 
-    /// As long as it grows; here at every look.
+    /// As long as it grows; here at every comparison.
     #[tokio::test(start_paused = true)]
-    async fn a_file_that_is_being_written_is_waited_for() {
+    async fn watch_waits_while_a_file_is_written() {
         use std::io::Write as _;
-        let (_folder, dir) = folder();
+        let (_directory, dir) = directory();
         fs::create_dir(dir.join("conf")).unwrap();
         let mut watch = watch(&dir);
         let mut begun = fs::File::create(dir.join("conf/config.toml")).unwrap();
@@ -461,8 +470,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_may_go_and_come_again() {
-        let (_folder, dir) = folder();
+    async fn watch_follows_a_directory_that_goes_and_returns() {
+        let (_directory, dir) = directory();
         let conf = dir.join("conf");
         fs::create_dir(&conf).unwrap();
         let mut watch = watch(&dir);
@@ -471,22 +480,23 @@ mod tests {
             as [&dyn Fn() -> std::io::Result<()>; 2]
         {
             go().unwrap();
-            assert!(tells(&mut watch).await, "it is gone");
+            assert!(reports(&mut watch).await, "it is gone");
             watch.renew();
             fs::create_dir(&conf).unwrap();
-            assert!(tells(&mut watch).await, "it is there again");
+            assert!(reports(&mut watch).await, "it is there again");
             watch.renew();
             fs::write(conf.join("config.toml"), "").unwrap();
-            assert!(tells(&mut watch).await, "what is in it counts");
+            assert!(reports(&mut watch).await, "what is in it counts");
             fs::remove_file(conf.join("config.toml")).unwrap();
             watch.renew();
         }
     }
 
-    /// As a mounted ConfigMap and other tools do it: a link to a directory is put in the place of another.
+    /// As a mounted ConfigMap and other tools do it: a link to a directory is put in the place of
+    /// another.
     #[tokio::test]
-    async fn a_link_on_the_way_may_be_swapped() {
-        let (_folder, dir) = folder();
+    async fn watch_follows_a_swapped_link_on_the_path() {
+        let (_directory, dir) = directory();
         for version in ["v1", "v2"] {
             fs::create_dir_all(dir.join(version).join("config.d")).unwrap();
             fs::write(dir.join(version).join("config.toml"), version).unwrap();
@@ -499,25 +509,25 @@ mod tests {
         fs::create_dir(dir.join("conf")).unwrap();
         symlink("../data/config.toml", dir.join("conf/config.toml")).unwrap();
         symlink("../data/config.d", dir.join("conf/config.d")).unwrap();
-        let mut told = watch(&dir);
+        let mut watched = watch(&dir);
         let mut compared = refused(&dir);
         swap("v2");
-        assert!(tells(&mut told).await && tells(&mut compared).await, "the link");
-        told.renew();
+        assert!(reports(&mut watched).await && reports(&mut compared).await, "the link");
+        watched.renew();
         fs::write(dir.join("v2/config.toml"), "changed").unwrap();
-        assert!(tells(&mut told).await, "the file that it leads to now");
-        told.renew();
+        assert!(reports(&mut watched).await, "the file that it leads to now");
+        watched.renew();
         fs::write(dir.join("v1/a.toml"), "").unwrap();
         symlink("../../v1/a.toml", dir.join("v2/config.d/a.toml")).unwrap();
-        assert!(tells(&mut told).await, "a drop-in that is a link");
-        told.renew();
+        assert!(reports(&mut watched).await, "a drop-in that is a link");
+        watched.renew();
         fs::write(dir.join("v1/a.toml"), "changed").unwrap();
-        assert!(tells(&mut told).await, "the file that it leads to");
+        assert!(reports(&mut watched).await, "the file that it leads to");
     }
 
     #[tokio::test]
-    async fn files_are_compared_where_the_kernel_tells_nothing() {
-        let (_folder, dir) = folder();
+    async fn watch_compares_files_without_inotify() {
+        let (_directory, dir) = directory();
         let steps: [(&str, &dyn Fn()); 4] = [
             ("the file", &|| fs::write(dir.join("conf/config.toml"), "").unwrap()),
             ("another content", &|| fs::write(dir.join("conf/config.toml"), "more").unwrap()),
@@ -528,15 +538,15 @@ mod tests {
         for (what, step) in steps {
             let mut watch = refused(&dir);
             step();
-            assert!(tells(&mut watch).await, "{what}");
+            assert!(reports(&mut watch).await, "{what}");
             assert!(watch.inotify.is_none(), "{what}: it was compared");
         }
     }
 
     #[test]
-    fn a_refusal_says_which_limit_to_raise() {
+    fn inotify_refusal_names_the_limit_to_raise() {
         let says = |directory: Option<&str>, errno| {
-            Refusal { directory: directory.map(PathBuf::from), errno }.explanation()
+            InotifyError { directory: directory.map(PathBuf::from), errno }.explanation()
         };
         assert!(says(None, Errno::EMFILE).contains("sysctl fs.inotify.max_user_instances"));
         assert!(says(Some("/etc"), Errno::ENOSPC).contains("sysctl fs.inotify.max_user_watches"));
@@ -545,8 +555,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_kernel_is_asked_again_and_comparisons_are_rare_then() {
-        let (_folder, dir) = folder();
+    async fn watch_retries_inotify_and_then_compares_rarely() {
+        let (_directory, dir) = directory();
         let mut watch = refused(&dir);
         assert!(timeout(RARE_POLL * 3, watch.changed()).await.is_err());
         assert!(watch.inotify.is_some());

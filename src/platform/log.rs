@@ -1,4 +1,4 @@
-//! Logging: to journald with its fields when run under it, else as lines for people on stderr.
+//! Logging: to journald with its fields when run under it, else to stderr as text.
 
 use std::io::IsTerminal as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -11,8 +11,9 @@ use tracing_subscriber::{Layer as _, Registry};
 
 use serde::Deserialize;
 
-/// The target of events that say who used a right on the sockets. They are logged whatever `log.level` says.
-pub const AUDIT: &str = "miaf_agent::audit";
+/// The target of the audit log: which user signed or sent an admin command. Its events are logged
+/// whatever `log.level` says.
+pub(crate) const AUDIT: &str = "miaf_agent::audit";
 
 /// `log.level`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -27,8 +28,9 @@ pub enum LogLevel {
     Trace,
 }
 
-/// Starts logging. The agent's own events count from `level` on, those of its libraries from `warn` on.
-pub fn start(level: LogLevel) {
+/// Starts logging. The agent's own events are logged from `level` on, those of its libraries from
+/// `warn` on.
+pub(crate) fn start(level: LogLevel) {
     let level = match level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
@@ -39,7 +41,7 @@ pub fn start(level: LogLevel) {
     let filter = Targets::new()
         .with_default(level.min(LevelFilter::WARN))
         .with_target("miaf_agent", level)
-        // It warns of what strangers send, as often as they send it.
+        // It warns of what peers send, as often as they send it.
         .with_target("h2", LevelFilter::OFF)
         .with_target(AUDIT, level.max(LevelFilter::INFO));
     let journal = stderr_is_the_journal().then(tracing_journald::layer).and_then(Result::ok);
@@ -55,7 +57,8 @@ pub fn start(level: LogLevel) {
     let _ = Registry::default().with(journal).with(terminal).try_init();
 }
 
-/// systemd names the stream it gave in `JOURNAL_STREAM` (systemd.exec(5)): a redirected stderr is not it.
+/// systemd names the stream it gave in `JOURNAL_STREAM` (systemd.exec(5)): a redirected stderr is
+/// not it.
 fn stderr_is_the_journal() -> bool {
     let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
     let stderr = std::fs::metadata("/proc/self/fd/2");

@@ -1,15 +1,15 @@
-//! The machine underneath: clocks and timers, randomness, files that survive a power cut, folders that change, routes, logging,
-//! the service manager.
+//! The operating system: clocks and timers, randomness, files that survive a power cut, changes of
+//! files, routes, logging, the service manager.
 
-pub mod access;
-pub mod clock;
-pub mod connectivity;
+pub(crate) mod access;
+pub(crate) mod clock;
+pub(crate) mod connectivity;
 pub mod credentials;
-pub mod dir;
-pub mod files;
-pub mod inotify;
-pub mod log;
+pub(crate) mod dir;
+pub(crate) mod files;
+pub(crate) mod inotify;
+pub(crate) mod log;
 pub mod process;
-pub mod random;
-pub mod systemd;
-pub mod timer;
+pub(crate) mod random;
+pub(crate) mod systemd;
+pub(crate) mod timer;

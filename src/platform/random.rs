@@ -1,11 +1,12 @@
-//! Where randomness comes from.
+//! Random numbers.
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 /// A number uniform in `0.0..1.0`, from the kernel.
-pub fn unit() -> f64 {
+pub(crate) fn unit() -> f64 {
     let mut bytes = [0; 8];
-    // Where the kernel has no randomness, nothing that needs a key works either: the middle is as good as any.
+    // Where the kernel has no randomness, nothing that needs a key works either: the middle is as
+    // good as any.
     if SystemRandom::new().fill(&mut bytes).is_err() {
         return 0.5;
     }

@@ -1,5 +1,6 @@
-//! The service manager: what it is told (sd_notify(3)), the sockets it passes (sd_listen_fds(3)), and its watchdog
-//! (sd_watchdog_enabled(3)). Without one, nothing happens.
+//! The service manager: notifications to it (sd_notify(3)), the sockets it passes
+//! (sd_listen_fds(3)), and its watchdog (sd_watchdog_enabled(3)). Without a service manager,
+//! nothing happens.
 
 use std::convert::Infallible;
 use std::os::unix::net::UnixListener;
@@ -10,42 +11,42 @@ use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-/// Characters of a status line: a SPIFFE ID has 2048 at most.
+/// Limit of characters of a status line: a SPIFFE ID has 2048 at most.
 const MAX_STATUS: usize = 2200;
 
-/// The sockets listen: the service is up, whatever the state of the identity.
-pub fn ready() {
+/// Notifies that the sockets listen: the service is up, whatever the state of the identity.
+pub(crate) fn ready() {
     send(NotifyState::Ready);
 }
 
-/// One line for `systemctl status`.
-pub fn status(line: &str) {
+/// Sets the line for `systemctl status`.
+pub(crate) fn status(line: &str) {
     send(NotifyState::Status(&Excerpt::of(line, MAX_STATUS)));
 }
 
-/// The service ends.
-pub fn stopping() {
+/// Notifies that the service ends.
+pub(crate) fn stopping() {
     send(NotifyState::Stopping);
 }
 
 fn send(state: NotifyState<'_>) {
     if let Err(e) = sd_notify::notify(&[state]) {
-        tracing::debug!(error = %e, "the service manager could not be told");
+        tracing::debug!(error = %e, "service manager could not be notified");
     }
 }
 
 /// A listening socket, and its `FileDescriptorName=`.
 #[derive(Debug)]
 pub struct PassedSocket {
-    /// What it is for.
+    /// Its name, which says what it is for.
     pub name: String,
     /// The socket.
     pub listener: UnixListener,
 }
 
-/// The listening Unix sockets that were passed to this process. To be asked once, and before any thread is started: the
-/// variables that tell are taken out of the environment.
-pub fn passed_sockets() -> Vec<PassedSocket> {
+/// The listening Unix sockets that were passed to this process. To be called once, and before any
+/// thread is started: it removes the variables from the environment.
+pub(crate) fn passed_sockets() -> Vec<PassedSocket> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut passed = ListenFd::from_env();
     let mut names = names.split(':');
@@ -55,7 +56,7 @@ pub fn passed_sockets() -> Vec<PassedSocket> {
             match passed.take_unix_listener(at) {
                 Ok(listener) => Some(PassedSocket { name, listener: listener? }),
                 Err(e) => {
-                    tracing::error!(name, "what was passed to the agent is no listening Unix socket: {e}");
+                    tracing::error!(name, error = %e, "passed descriptor is no listening Unix socket");
                     None
                 }
             }
@@ -63,14 +64,14 @@ pub fn passed_sockets() -> Vec<PassedSocket> {
         .collect()
 }
 
-/// Tells the service manager in time that the main loop is alive, and stops telling it when it is not: then the agent is
-/// ended and started anew.
-pub struct Watchdog {
-    /// `None` where nobody watches.
+/// Notifies the watchdog of the service manager while the event loop is alive. When it is not, the
+/// notifications stop, and the service manager restarts the agent.
+pub(crate) struct Watchdog {
+    /// `None` without a watchdog.
     ticks: Option<Interval>,
-    /// What the main loop waits for must have happened by then.
+    /// Deadline of the current wait of the event loop.
     deadline: Option<Instant>,
-    /// Says whether another thread of the agent is there.
+    /// Whether each of the other threads is alive.
     others: Vec<Box<dyn FnMut() -> bool>>,
 }
 
@@ -81,8 +82,9 @@ impl std::fmt::Debug for Watchdog {
 }
 
 impl Watchdog {
-    /// As the environment tells. `others` say whether other threads of the agent are there.
-    pub fn new(others: impl IntoIterator<Item = Box<dyn FnMut() -> bool>>) -> Self {
+    /// Creates a watchdog from the environment. `others` return whether other threads of the agent
+    /// are alive.
+    pub(crate) fn new(others: impl IntoIterator<Item = Box<dyn FnMut() -> bool>>) -> Self {
         let ticks = sd_notify::watchdog_enabled().map(|limit| {
             // Half of it, as sd_watchdog_enabled(3) advises.
             let mut ticks = interval((limit / 2).max(Duration::from_millis(1)));
@@ -92,26 +94,24 @@ impl Watchdog {
         Self { ticks, deadline: None, others: others.into_iter().collect() }
     }
 
-    /// The main loop begins to wait. `limit` is how long this may take at most; `None` for a wait that may be long.
-    pub fn wait_begins(&mut self, limit: Option<Duration>) {
+    /// Starts a wait of the event loop, of at most `limit`; `None` for a wait of any length.
+    pub(crate) fn wait_begins(&mut self, limit: Option<Duration>) {
         self.deadline = limit.map(|limit| Instant::now() + limit);
     }
 
-    /// Keeps the service manager content for as long as it is polled and the wait is not overdue. Never ends.
-    pub async fn keep_fed(&mut self) -> Infallible {
+    /// Notifies the watchdog for as long as it is polled and the wait is not overdue. Never ends.
+    pub(crate) async fn run(&mut self) -> Infallible {
         loop {
-            if self.is_content().await {
+            if self.is_alive().await {
                 send(NotifyState::Watchdog);
             } else {
-                tracing::error!(
-                    "what the agent does hangs: the service manager will end it and start it anew"
-                );
+                tracing::error!("agent hangs; the service manager will restart it");
             }
         }
     }
 
-    /// When it is time to feed it, whether there is reason to.
-    async fn is_content(&mut self) -> bool {
+    /// Waits until the next notification is due, and returns whether to send it.
+    async fn is_alive(&mut self) -> bool {
         let Some(ticks) = &mut self.ticks else { return std::future::pending().await };
         ticks.tick().await;
         self.deadline.is_none_or(|deadline| Instant::now() < deadline)
@@ -124,17 +124,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_wait_that_is_overdue_is_not_fed_and_one_without_a_limit_always() {
+    async fn watchdog_is_not_fed_while_a_wait_is_overdue() {
         let ticks = Some(interval(Duration::from_millis(1)));
         let mut watchdog = Watchdog { ticks, deadline: None, others: Vec::new() };
-        assert!(watchdog.is_content().await);
+        assert!(watchdog.is_alive().await);
         watchdog.wait_begins(Some(Duration::from_millis(50)));
-        assert!(watchdog.is_content().await);
+        assert!(watchdog.is_alive().await);
         tokio::time::sleep(Duration::from_millis(60)).await;
-        assert!(!watchdog.is_content().await);
+        assert!(!watchdog.is_alive().await);
         watchdog.wait_begins(None);
-        assert!(watchdog.is_content().await);
+        assert!(watchdog.is_alive().await);
         watchdog.others.push(Box::new(|| false));
-        assert!(!watchdog.is_content().await, "another thread hangs");
+        assert!(!watchdog.is_alive().await, "another thread hangs");
     }
 }

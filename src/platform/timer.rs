@@ -1,4 +1,5 @@
-//! Waking when it is time to, and when the wall clock is set, and never for anything else (timerfd_create(2)).
+//! Timers that wake when they are due or when the wall clock is set, and never otherwise
+//! (timerfd_create(2)).
 
 use std::future::pending;
 use std::io;
@@ -11,12 +12,12 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use nix::unistd;
 use tokio::io::unix::AsyncFd;
 
-/// No wait is longer: what is left of it would not fit into every `time_t`.
+/// Limit of a wait: a longer one would not fit into every `time_t`.
 const LONGEST_WAIT: Duration = Duration::from_secs(i32::MAX as u64);
 
-/// An alarm clock. Between two alarms nothing wakes the processor: there is no look from time to time.
+/// A timer for the event loop. Until it is due, nothing wakes the processor: there is no polling.
 #[derive(Debug)]
-pub struct Alarm {
+pub(crate) struct Alarm {
     /// On `CLOCK_BOOTTIME`: time in suspend counts, and a wall clock that is set does not.
     due: Timer,
     /// Never due. On `CLOCK_REALTIME`, whose timers can be cancelled by setting the clock.
@@ -25,33 +26,35 @@ pub struct Alarm {
 
 /// Why a sleep has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Woken {
+pub(crate) enum Woken {
     /// It is time.
     Due,
-    /// The wall clock was set, during this sleep or since the one before it; or the machine was suspended.
+    /// The wall clock was set, during this sleep or since the one before it; or the machine was
+    /// suspended.
     ClockSet,
 }
 
 impl Alarm {
-    /// From now on it notices that the wall clock is set. To be called within a tokio runtime.
+    /// Creates an alarm, which notices from now on that the wall clock is set. To be called within
+    /// a tokio runtime.
     ///
     /// # Errors
     /// The kernel has no timers for this process.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let alarm =
             Self { due: Timer::on(ClockId::CLOCK_BOOTTIME)?, set: Timer::on(ClockId::CLOCK_REALTIME)? };
         alarm.set.never()?;
         Ok(alarm)
     }
 
-    /// Waits for so long (at most 68 years), or until the wall clock is set. May be dropped at any time; the next sleep
-    /// is a new one, and knows of a clock that was set in between.
-    pub async fn sleep(&mut self, wait: Duration) -> Woken {
+    /// Waits for so long (at most 68 years), or until the wall clock is set. May be dropped at any
+    /// time; the next sleep is a new one, and knows of a clock that was set in between.
+    pub(crate) async fn sleep(&mut self, wait: Duration) -> Woken {
         if self.due.once(wait).is_err() {
             return pending().await; // for impossible arguments only
         }
         tokio::select! {
-            biased; // what depends on the wall clock may look quite different now
+            biased; // what depends on the wall clock may have changed
             () = self.set.cancelled() => Woken::ClockSet,
             () = self.due.expired() => Woken::Due,
         }
@@ -73,7 +76,8 @@ impl AsRawFd for Descriptor {
 impl Timer {
     fn on(clock: ClockId) -> io::Result<Self> {
         let timer = TimerFd::new(clock, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
-        // Its successor is unsafe for the sake of types that close or lend their descriptor: this one does not.
+        // Its successor is unsafe for the sake of types that close or lend their descriptor: this
+        // one does not.
         #[allow(deprecated)]
         AsyncFd::new(Descriptor(timer)).map(Self)
     }
@@ -89,7 +93,7 @@ impl Timer {
         let never = Expiration::OneShot(TimeSpec::new(time_t::MAX, 0));
         let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
         match self.0.get_ref().0.set(never, flags) {
-            Err(Errno::ECANCELED) => Ok(()), // the clock was set just before, and the timer is armed all the same
+            Err(Errno::ECANCELED) => Ok(()), // the clock was set just before; the timer is armed
             other => other,
         }
     }
@@ -105,7 +109,7 @@ impl Timer {
 
     /// Waits until reading the timer gives this outcome.
     async fn outcome(&self, wanted: impl Fn(nix::Result<usize>) -> bool) {
-        // An error comes when the runtime is shut down, and then nobody waits any more.
+        // An error comes when the runtime is shut down, and then there is no waiter.
         while let Ok(mut readable) = self.0.readable().await {
             if wanted(unistd::read(&self.0.get_ref().0, &mut [0; size_of::<u64>()])) {
                 return;
@@ -133,24 +137,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_wakes_when_it_is_due_and_not_before_however_often() {
+    async fn alarm_wakes_when_due_and_not_before() {
         let mut alarm = Alarm::new().unwrap();
         for wait in [SHORT, SHORT * 2, Duration::ZERO, Duration::from_nanos(1), SHORT] {
             assert!(sleep(&mut alarm, wait).await >= wait);
         }
-        // The one before it is not heard again.
+        // The one before it has no effect.
         assert!(timeout(SHORT, alarm.sleep(LONG)).await.is_err());
     }
 
     #[tokio::test]
-    async fn a_sleep_that_is_dropped_leaves_nothing_behind() {
+    async fn dropped_sleep_leaves_nothing_behind() {
         let mut alarm = Alarm::new().unwrap();
         // Before it is due: the next one is neither shortened by it nor as long.
         assert!(timeout(SHORT, alarm.sleep(SHORT * 4)).await.is_err());
         assert!(sleep(&mut alarm, SHORT * 8).await >= SHORT * 8);
         assert!(timeout(SHORT, alarm.sleep(LONG)).await.is_err());
         assert!(sleep(&mut alarm, SHORT).await >= SHORT);
-        // And when it was due, but nobody listened.
+        // And when it was due, but was not polled.
         tokio::select! {
             biased;
             woken = alarm.sleep(Duration::from_millis(20)) => panic!("{woken:?}"),
@@ -161,16 +165,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wait_without_end_is_no_error() {
+    async fn endless_wait_is_no_error() {
         let mut alarm = Alarm::new().unwrap();
         for wait in [LONGEST_WAIT, Duration::MAX] {
             assert!(timeout(SHORT, alarm.sleep(wait)).await.is_err());
         }
     }
 
-    /// The clock of a machine that others use is not set for a test: here the kernel is asked what it would do.
+    /// The clock of a machine that others use is not set for a test: here the kernel is asked what
+    /// it would do.
     #[tokio::test]
-    async fn the_other_timer_waits_for_the_clock_to_be_set_and_never_expires() {
+    async fn clock_timer_is_cancelled_by_setting_and_never_expires() {
         let mut alarm = Alarm::new().unwrap();
         for _ in 0..2 {
             let timer = alarm.set.0.get_ref().as_raw_fd();

@@ -164,7 +164,7 @@ impl Snapshot {
         match *validated {
             Some((at, not_after)) if at <= now && now < at.after(VALIDATION_INTERVAL) => not_after,
             _ => {
-                let vouching = svid::vouching(&identity.svid, &current.bundle, now);
+                let vouching = svid::trust_path(&identity.svid, &current.bundle, now);
                 let not_after = vouching.map(|vouching| vouching.anchor.not_after);
                 *validated = Some((now, not_after));
                 not_after

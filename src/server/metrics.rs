@@ -148,7 +148,7 @@ fn device_metrics(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
     text.one(
         "bundle_remarks",
         "Parts of the trust bundle as served that are not used.",
-        bundle.map(|current| current.bundle.remarks().len() as f64),
+        bundle.map(|current| current.bundle.warnings().len() as f64),
     );
     text.one(
         "svid_anchor_not_after_timestamp_seconds",

@@ -26,7 +26,7 @@ use super::tls::{self, TlsReason};
 use crate::config;
 use crate::platform::{clock, connectivity};
 use crate::text::Excerpt;
-use crate::time::{Proof, Timestamp};
+use crate::time::{ProvenTime, Timestamp};
 
 const USER_AGENT: &str = concat!("miaf-agent/", env!("CARGO_PKG_VERSION"));
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -72,10 +72,10 @@ pub(super) struct Http {
 /// Time proven by the `Date` of the latest response that had a readable one. Only responses of
 /// authenticated servers get here.
 #[derive(Debug, Default)]
-struct Proven(Mutex<Option<Proof>>);
+struct Proven(Mutex<Option<ProvenTime>>);
 
 impl Proven {
-    fn lock(&self) -> MutexGuard<'_, Option<Proof>> {
+    fn lock(&self) -> MutexGuard<'_, Option<ProvenTime>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -85,7 +85,7 @@ impl Proven {
         let Some(age) = age.filter(|age| *age <= MAX_AGE) else { return };
         let date = text(headers, header::DATE).and_then(|date| httpdate::parse_http_date(&date).ok());
         if let Some(date) = date {
-            *self.lock() = Some(Proof {
+            *self.lock() = Some(ProvenTime {
                 wall: Timestamp::from(date).after(Duration::from_secs(age)),
                 at: clock::now().boot,
             });
@@ -108,7 +108,7 @@ impl Http {
         response.await.unwrap_or(Err(gone))
     }
 
-    pub(super) fn proven_time(&self) -> Option<Proof> {
+    pub(super) fn proven_time(&self) -> Option<ProvenTime> {
         *self.proven.lock()
     }
 

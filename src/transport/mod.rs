@@ -31,7 +31,7 @@ pub use server_trust::{ServerTrust, TrustFacts};
 pub(crate) use server_verifier::TrustSource;
 
 use crate::config;
-use crate::time::Proof;
+use crate::time::ProvenTime;
 use crate::x509;
 use http::{Body, Call, Http};
 
@@ -87,7 +87,7 @@ impl Transport {
     /// Time by the server: the `Date` of the latest response of any status from an authenticated server
     /// (RFC 9110 section 6.6.1). A response without a readable one changes nothing. A cache may have
     /// delayed a response: the time is a lower bound.
-    pub fn proven_time(&self) -> Option<Proof> {
+    pub fn proven_time(&self) -> Option<ProvenTime> {
         self.http.proven_time()
     }
 

@@ -1,4 +1,5 @@
-//! The commands that follow the agent: what they print, how they end, and what they do while it is away.
+//! The commands status, wait and watch: what they print, how they end, and what they do while the
+//! agent is not running.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::process::ExitStatusExt as _;
@@ -80,7 +81,7 @@ impl Drop for Running {
     }
 }
 
-/// Ends, and closes what it reads from, when nobody listens any more.
+/// Ends, and closes what it reads from, when the receiver is gone.
 fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
     let (send, receive) = channel();
     thread::spawn(move || {
@@ -96,13 +97,13 @@ fn run(device: &Device, arguments: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn status_shows_the_life_of_the_identity_and_the_next_step() {
+fn status_shows_the_lifetime_and_the_next_step() {
     let world = World::enrolled();
     let (code, text, _) = run(&world.device, &["status"]);
     assert_eq!(code, Some(0));
     let bar = text.lines().find(|line| line.starts_with("Lifetime ")).expect("a bar");
     assert!(bar.contains("[>") && bar.contains("~~~~"), "{text}");
-    assert!(text.contains("R renewal, ~ the time that renewals are spread over\n"), "{text}");
+    assert!(text.contains("R renewal, ~ renewal window\n"), "{text}");
     assert!(text.contains("Next step     none: the agent renews the identity in "), "{text}");
     assert!(text.contains("in this device's TPM"), "{text}");
     for (command, path) in [("status", "/v1/status"), ("svid", "/v1/svid"), ("bundle", "/v1/bundle")] {
@@ -112,11 +113,11 @@ fn status_shows_the_life_of_the_identity_and_the_next_step() {
 }
 
 #[test]
-fn wait_begins_before_the_agent_and_ends_when_there_is_what_is_wanted() {
+fn wait_starts_before_the_agent_and_ends_with_the_document() {
     let mut world = World::new();
     let mut svid = Running::new(&world.device, &["wait", "--for", "svid", "--json"]);
     let mut bundle = Running::new(&world.device, &["wait", "--for", "bundle", "--timeout", "1h"]);
-    thread::sleep(Duration::from_millis(500)); // both have found nobody
+    thread::sleep(Duration::from_millis(500)); // both have found no agent
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::Status(503));
     world.device.start();
     assert!(bundle.end().success() && bundle.line() == "there is a trust bundle");
@@ -134,12 +135,12 @@ fn wait_begins_before_the_agent_and_ends_when_there_is_what_is_wanted() {
 }
 
 #[test]
-fn wait_says_what_was_missing_when_the_time_is_up() {
+fn wait_reports_what_was_missing_at_its_timeout() {
     let mut world = World::new();
     let begun = Instant::now();
     let (code, _, said) = run(&world.device, &["wait", "--timeout", "1s"]);
     assert_eq!(code, Some(1));
-    assert!(said.contains("waited 1s in vain for a usable SVID: no agent answers at"), "{said}");
+    assert!(said.contains("timed out after 1s waiting for a valid SVID: no agent answers at"), "{said}");
     assert!(begun.elapsed() >= Duration::from_secs(1), "{said}");
 
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(503, "unavailable", None));
@@ -159,7 +160,7 @@ fn wait_says_what_was_missing_when_the_time_is_up() {
 }
 
 #[test]
-fn an_identity_that_is_there_and_not_valid_is_still_waited_for() {
+fn wait_goes_on_while_the_svid_is_not_valid() {
     let world = World::with(|settings| {
         settings.policy.svid_lifetime = Duration::from_secs(3);
         settings.policy.backdate = Duration::ZERO;
@@ -180,7 +181,7 @@ fn an_identity_that_is_there_and_not_valid_is_still_waited_for() {
 }
 
 #[test]
-fn wait_looks_again_where_it_found_no_place_to_ask() {
+fn wait_checks_again_after_a_refused_connection() {
     let mut world = World::new();
     world.configure("max_connections_per_user = 2\n");
     world.device.start();
@@ -196,7 +197,7 @@ fn wait_looks_again_where_it_found_no_place_to_ask() {
 }
 
 #[test]
-fn watch_prints_a_line_a_change_and_survives_a_restart_of_the_agent() {
+fn watch_prints_changes_and_survives_an_agent_restart() {
     let mut world = World::enrolled();
     let watch = Running::new(&world.device, &["watch"]);
     let json = Running::new(&world.device, &["watch", "--json"]);
@@ -212,28 +213,28 @@ fn watch_prints_a_line_a_change_and_survives_a_restart_of_the_agent() {
     assert_eq!(code, Some(0));
     let new = watch.until("a new SVID", |line| line.contains("new SVID "));
     let serial = world.device.status()["svid"]["serial"].as_str().unwrap().to_owned();
-    assert!(new.contains(&serial) && new.contains("to be renewed in "), "{new}");
+    assert!(new.contains(&serial) && new.contains("renewal in "), "{new}");
     json.until("the same", |line| object(line)["svid"]["serial"] == serial.as_str());
 
     world.kill();
     for command in [&watch, &json] {
         let said = command.said();
-        assert!(said.starts_with("miaf-agent: ") && said.ends_with("Waiting for it"), "{said}");
+        assert!(said.starts_with("miaf-agent: ") && said.ends_with("Waiting for the agent"), "{said}");
     }
     world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
     world.device.start();
-    assert_eq!(watch.said(), "miaf-agent: the agent is there");
+    assert_eq!(watch.said(), "miaf-agent: connected to the agent");
     watch.until("the new bundle", |line| line.contains("trust bundle number 2 with 2 anchors"));
     json.until("the same", |line| object(line)["status"]["bundle"]["sequence"] == 2);
 }
 
 #[test]
-fn watch_ends_quietly_with_its_reader_and_by_ctrl_c() {
+fn watch_ends_quietly_with_its_reader_and_on_sigint() {
     let world = World::enrolled();
     let mut left = Running::new(&world.device, &["watch", "--json"]);
     left.line();
     left.printed = None;
-    // Each change is written to nobody; the thread that read it learns of that at the first.
+    // Each change is written to a closed pipe; the thread that read from it ends at the first.
     let deadline = Instant::now() + PATIENCE;
     while left.process.try_wait().unwrap().is_none() {
         assert!(Instant::now() < deadline, "it still writes");
@@ -253,7 +254,7 @@ fn watch_ends_quietly_with_its_reader_and_by_ctrl_c() {
 /// As `nohup miaf-agent watch &` in a script: the shell has it ignore SIGINT, which is meant for
 /// others.
 #[test]
-fn watch_goes_on_where_it_was_started_with_sigint_ignored() {
+fn watch_goes_on_if_started_with_sigint_ignored() {
     let world = World::enrolled();
     let mut ignoring = Command::new("env");
     ignoring.args(["--ignore-signal=INT,QUIT,HUP"]);

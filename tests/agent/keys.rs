@@ -5,7 +5,7 @@ use miaf_agent::keys::tpm::{Tcti, Tpm};
 use crate::world::{self, World};
 
 #[test]
-fn the_published_key_is_the_certificate_s_and_cannot_leave_the_tpm() {
+fn published_key_is_the_certificates_and_not_exportable() {
     let world = World::enrolled();
     let (svid, key) = (world.device.published("svid.pem"), world.device.published("key.pem"));
     assert!(key.starts_with("-----BEGIN TSS2 PRIVATE KEY-----"), "{key}");
@@ -14,14 +14,14 @@ fn the_published_key_is_the_certificate_s_and_cannot_leave_the_tpm() {
     let tpm = Tpm::start(world.tpm.tcti().parse::<Tcti>().unwrap());
     let attributes = tpm.key_from_pem(&key).unwrap().attributes();
     assert!(attributes.non_exportable(), "{attributes}");
-    let said = attributes.to_string();
+    let listed = attributes.to_string();
     for attribute in ["fixedtpm", "fixedparent", "sensitivedataorigin", "noda", "sign"] {
-        assert!(said.split('|').any(|is| is == attribute), "{attribute} is missing in {said}");
+        assert!(listed.split('|').any(|is| is == attribute), "{attribute} is missing in {listed}");
     }
 }
 
 #[test]
-fn nothing_stays_in_the_tpm_after_enrollments_and_renewals() {
+fn tpm_has_no_transient_objects_after_renewals() {
     let world = World::renewing();
     let serial = world.device.status()["svid"]["serial"].clone();
     world.device.wait_for_another_svid(&serial);
@@ -29,7 +29,7 @@ fn nothing_stays_in_the_tpm_after_enrollments_and_renewals() {
 }
 
 #[test]
-fn a_tpm_with_an_owner_password_is_used_by_its_srk() {
+fn tpm_with_an_owner_password_is_used_by_its_srk() {
     let mut world = World::new();
     keep_srk(&world, "rsa2048:aes128cfb");
     world.tpm.run("tpm2_changeauth", &["-c", "owner", "secret"]);
@@ -39,7 +39,8 @@ fn a_tpm_with_an_owner_password_is_used_by_its_srk() {
     assert!(key.starts_with("-----BEGIN TSS2 PRIVATE KEY-----"), "{key}");
     assert_eq!(world::public_key_of_certificate(&world, &svid), world::public_key_of_tpm_key(&world, &key));
 
-    // The record is read back after a restart, also where the configuration wants another parent for new keys by then.
+    // The record is read back after a restart, also if another parent for new keys is configured by
+    // then.
     let serial = world.device.status()["svid"]["serial"].clone();
     world.device.kill();
     let config = world::config(&world.mis, &world.tpm, "");
@@ -50,9 +51,9 @@ fn a_tpm_with_an_owner_password_is_used_by_its_srk() {
     assert_eq!(status["svid"]["serial"], serial);
 
     // And a new one is made under that, once the owner's password is there.
-    let order = || world.device.run(&["renew"]);
+    let renew = || world.device.run(&["renew"]);
     std::fs::write(world.device.path("owner.auth"), "secret\n").unwrap();
-    assert!(order().status.success());
+    assert!(renew().status.success());
     world.device.wait_for_another_svid(&serial);
     assert!(world.device.log().contains("the owner's primary"), "{}", world.device.log());
 }

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod admin_commands;
 mod admission;
 mod answers;
 mod api;
@@ -24,7 +25,6 @@ mod main_job;
 mod misconfigured;
 mod moves;
 mod offline;
-mod orders;
 mod proxy;
 mod refusals;
 mod service_manager;

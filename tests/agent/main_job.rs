@@ -1,4 +1,4 @@
-//! The main job: from nothing to an identity that keeps itself alive.
+//! The main job: from no identity to one that is renewed in time.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,7 +12,7 @@ use crate::support::agent::PATIENCE;
 use crate::world::World;
 
 #[test]
-fn a_new_device_discovers_enrolls_with_a_key_in_the_tpm_and_publishes() {
+fn new_device_enrolls_with_a_tpm_key_and_publishes() {
     let world = World::enrolled();
     let status = world.device.status();
     let id = status["spiffeId"].as_str().unwrap();
@@ -24,7 +24,8 @@ fn a_new_device_discovers_enrolls_with_a_key_in_the_tpm_and_publishes() {
     assert!(status["bootstrap"]["notAfter"].is_string());
     assert!(status["lastError"].is_null());
 
-    // It asked in the order that D1, B and E prescribe, and showed its certificate only where it enrolls.
+    // The requests came in the sequence that D1, B and E prescribe, and it showed its certificate
+    // only where it enrolls.
     let seen: Vec<_> =
         world.mis.journal().into_iter().take(3).map(|e| (e.path, e.client, e.status)).collect();
     assert_eq!(
@@ -61,14 +62,14 @@ fn adoption_writes_the_identity_once() {
 }
 
 #[test]
-fn every_kind_of_issuer_is_accepted() {
+fn issuers_of_every_kind_are_accepted() {
     for mode in [IssuingMode::Root, IssuingMode::Intermediate] {
         for algorithm in [IssuerAlgorithm::P256, IssuerAlgorithm::RsaPss] {
             let mut world = World::with(|settings| (settings.mode, settings.algorithm) = (mode, algorithm));
             world.device.start();
             world.device.wait_for("active");
             assert_eq!(world.device.get("/readyz").unwrap().0, 200, "{mode:?} {algorithm:?}");
-            // The complete chain is kept and presented (E3).
+            // The complete chain is stored and presented (E3).
             let certificates = world.device.published("svid.pem").matches("BEGIN CERTIFICATE").count();
             assert_eq!(certificates, if mode == IssuingMode::Root { 1 } else { 2 });
         }
@@ -76,7 +77,7 @@ fn every_kind_of_issuer_is_accepted() {
 }
 
 #[test]
-fn the_identity_is_renewed_under_the_same_name_with_a_new_key() {
+fn identity_is_renewed_under_its_name_with_a_new_key() {
     let world = World::renewing();
     let before = world.device.status();
     let key_before = world.device.published("key.pem");
@@ -89,7 +90,7 @@ fn the_identity_is_renewed_under_the_same_name_with_a_new_key() {
 }
 
 #[test]
-fn with_rotation_off_the_key_stays() {
+fn key_stays_with_rotation_off() {
     let mut world = World::with(|settings| crate::world::long_enough(&mut settings.policy));
     let config = crate::world::config(&world.mis, &world.tpm, crate::world::SOON);
     world.device.configure(&config.replace("[key]", "[key]\nrotate = false"));
@@ -99,7 +100,7 @@ fn with_rotation_off_the_key_stays() {
 }
 
 #[test]
-fn a_killed_agent_comes_back_as_the_same_device_and_serves_before_any_network() {
+fn killed_agent_serves_its_identity_without_a_network() {
     let mut world = World::enrolled();
     let before = world.device.status();
     world.device.kill();
@@ -107,18 +108,19 @@ fn a_killed_agent_comes_back_as_the_same_device_and_serves_before_any_network() 
     world.tpm.stop();
     world.device.start();
     assert_eq!(world.device.get("/readyz").unwrap().0, 200);
-    let after = world.device.status(); // whether it has noticed already that its TPM is away, or not
+    // Whether it has noticed already that its TPM is unreachable, or not.
+    let after = world.device.status();
     assert_eq!((&after["spiffeId"], &after["svid"]), (&before["spiffeId"], &before["svid"]));
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "it did not enroll again");
 
-    // The network comes back: the bundle is looked at promptly (B4).
+    // The network comes back: the bundle is refreshed promptly (B4).
     let fetched = world.seen(Endpoint::Bundle).len();
     world.mis.resume().unwrap();
     world.wait_for_requests(Endpoint::Bundle, fetched + 1);
 }
 
 #[test]
-fn the_renewal_moment_is_drawn_in_the_window_and_survives_a_restart() {
+fn renewal_moment_is_in_its_window_and_survives_a_restart() {
     let mut world = World::enrolled(); // lifetime 24 h and 30 s, window 0.4 to 0.6
     let svid = world.device.status()["svid"].clone();
     let moment = |name: &str| {
@@ -134,7 +136,7 @@ fn the_renewal_moment_is_drawn_in_the_window_and_survives_a_restart() {
 }
 
 #[test]
-fn a_good_daemon_ends_on_sigterm_and_leaves_no_socket() {
+fn agent_ends_on_sigterm_and_removes_its_socket() {
     let mut world = World::enrolled();
     assert!(world.device.stop().success());
     assert!(!world.device.path("run/agent.sock").exists());
@@ -142,8 +144,8 @@ fn a_good_daemon_ends_on_sigterm_and_leaves_no_socket() {
 }
 
 #[test]
-fn a_short_lived_identity_shows_what_an_expired_one_looks_like() {
-    // The MIS goes away for good after the first answer, and the SVID runs out.
+fn expired_identity_is_reported_and_enrolled_again() {
+    // The MIS goes away for good after the first response, and the SVID runs out.
     let mut world = World::with(|settings| {
         settings.policy.svid_lifetime = Duration::from_secs(60);
         settings.policy.backdate = Duration::from_secs(0);
@@ -162,7 +164,7 @@ fn a_short_lived_identity_shows_what_an_expired_one_looks_like() {
         device.published("identity.json").contains("\"valid\": false")
     });
 
-    // The MIS is back: the device enrolls again and is who it was (R6).
+    // The MIS is back: the device enrolls again, with the same identity (R6).
     let id = world.device.status()["spiffeId"].clone();
     world.mis.resume().unwrap();
     assert_eq!(world.device.wait_for("active")["spiffeId"], id);

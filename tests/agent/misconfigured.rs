@@ -9,7 +9,7 @@ use std::time::Duration;
 use development_mis::{Endpoint, Fault};
 
 use crate::support::agent::{AGENT, Device, PATIENCE};
-use crate::support::folder::open_to_all;
+use crate::support::directory::open_to_all;
 use crate::support::strace::{Call, Strace, What};
 use crate::world::{World, is_at};
 
@@ -355,7 +355,7 @@ fn a_directory_that_cannot_be_synced_blocks_nothing() {
     world.device.wait_for("active");
     assert!(strace.has_hit(what));
     let log = world.device.log();
-    assert_eq!(log.matches("cannot be told to make changes durable").count(), 1, "{log}");
+    assert_eq!(log.matches("cannot make changes durable").count(), 1, "{log}");
 }
 
 #[test]

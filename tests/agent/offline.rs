@@ -1,13 +1,13 @@
-//! No way out of the device: it says so, and does not say that the MIS is away.
+//! A device without a route: it reports that it is offline, and not that the MIS is unreachable.
 
 use crate::world::{self, World};
 
-/// Addresses, and a name that has none.
-const ELSEWHERE: [&str; 3] =
+/// Origins that cannot be reached: addresses, and a name that has none.
+const UNREACHABLE: [&str; 3] =
     ["https://198.51.100.1", "https://[2001:db8::7]:8443", "https://mis.factory.example"];
 
 /// A device whose MIS is at this origin. It needs no TPM, which could not be reached either.
-fn device_of(origin: &str, lines: &str) -> World {
+fn device_at(origin: &str, lines: &str) -> World {
     let world = World::new();
     let config = world::config(&world.mis, &world.tpm, "").replace(&world.mis.url(), origin);
     let config = config.replace("[key]", "[key]\nprovider = \"software\"");
@@ -16,12 +16,12 @@ fn device_of(origin: &str, lines: &str) -> World {
 }
 
 #[test]
-fn a_device_without_any_route_says_that_it_is_offline_and_what_to_check() {
-    for (origin, proxy) in ELSEWHERE.map(|origin| (origin, "")).into_iter().chain([
-        (ELSEWHERE[0], "proxy = \"http://198.51.100.2:3128\""),
-        (ELSEWHERE[2], "proxy = \"http://proxy.factory.example:3128\""),
+fn device_without_a_route_reports_offline() {
+    for (origin, proxy) in UNREACHABLE.map(|origin| (origin, "")).into_iter().chain([
+        (UNREACHABLE[0], "proxy = \"http://198.51.100.2:3128\""),
+        (UNREACHABLE[2], "proxy = \"http://proxy.factory.example:3128\""),
     ]) {
-        let mut world = device_of(origin, proxy);
+        let mut world = device_at(origin, proxy);
         world.device.go_offline();
         world.device.start();
         let error = world.device.wait_for_error("offline")["lastError"].clone();
@@ -34,9 +34,9 @@ fn a_device_without_any_route_says_that_it_is_offline_and_what_to_check() {
 }
 
 #[test]
-fn a_mis_that_is_away_is_not_taken_for_a_device_that_is() {
+fn unreachable_mis_is_not_reported_as_offline() {
     for proxy in ["", "proxy = \"http://127.0.0.1:1\""] {
-        let mut world = device_of("https://127.0.0.1:1", proxy);
+        let mut world = device_at("https://127.0.0.1:1", proxy);
         world.device.start();
         let error = world.device.wait_for_error("Connection refused")["lastError"].clone();
         let want = if proxy.is_empty() { "unreachable" } else { "proxy" };
@@ -44,13 +44,14 @@ fn a_mis_that_is_away_is_not_taken_for_a_device_that_is() {
     }
 }
 
-/// In a network of its own, with an address and no way out: the name server of this machine does not answer there.
+/// In a network of its own, with an address and no way out: the name server of this machine is not
+/// reachable there.
 #[test]
-fn a_name_that_is_not_resolved_is_not_called_offline() {
+fn unresolved_name_is_not_reported_as_offline() {
     for (origin, proxy) in
-        [(ELSEWHERE[2], ""), (ELSEWHERE[0], "proxy = \"http://proxy.factory.example:3128\"")]
+        [(UNREACHABLE[2], ""), (UNREACHABLE[0], "proxy = \"http://proxy.factory.example:3128\"")]
     {
-        let mut world = device_of(origin, proxy);
+        let mut world = device_at(origin, proxy);
         world.device.in_network_of_its_own(
             "ip link set lo up && ip link add name one type veth peer name two && \
              ip address add 10.77.0.2/24 dev one && ip link set one up && ip link set two up",

@@ -1,4 +1,4 @@
-//! Software keys (miaf-v0 K2): only where the configuration says so, sealed at rest, named for what they are.
+//! Software keys (miaf-v0 K2): only if configured, sealed at rest, and reported as what they are.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::world::{self, World};
 
-/// A device whose configuration asks for software keys. There is no TPM at all.
+/// A device that is configured for software keys. There is no TPM at all.
 fn world(renews_soon: bool) -> World {
     let mut world = World::with(|settings| {
         if renews_soon {
@@ -28,10 +28,10 @@ fn configure(world: &World, more: &str) {
 
 /// What systemd does for `LoadCredential=kek`.
 fn give_credential(world: &mut World, content: &[u8]) {
-    let folder = world.device.path("credentials");
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join("kek"), content).unwrap();
-    world.device.environment("CREDENTIALS_DIRECTORY", folder.to_str().unwrap());
+    let directory = world.device.path("credentials");
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join("kek"), content).unwrap();
+    world.device.environment("CREDENTIALS_DIRECTORY", directory.to_str().unwrap());
 }
 
 fn enrolled(mut world: World) -> (World, Value) {
@@ -41,7 +41,7 @@ fn enrolled(mut world: World) -> (World, Value) {
 }
 
 #[test]
-fn a_device_without_a_tpm_enrolls_and_renews_and_says_how_its_key_is_kept() {
+fn software_key_is_enrolled_renewed_and_named_as_such() {
     let (world, status) = enrolled(world(true));
     let key = json!({ "provider": "software", "protection": "software-basic", "algorithm": "ecdsa-p256", "lost": false });
     assert_eq!(status["key"], key);
@@ -49,16 +49,16 @@ fn a_device_without_a_tpm_enrolls_and_renews_and_says_how_its_key_is_kept() {
     let said: Value = serde_json::from_str(&world.device.published("identity.json")).unwrap();
     assert_eq!(said["keyProtection"], "software-basic");
     assert!(world.device.log().contains("software-basic"));
-    let told = String::from_utf8(world.device.run(&["status"]).stdout).unwrap();
-    assert!(told.contains("in software, sealed with a key beside it"), "{told}");
-    // The MIS is told nothing of it: v0 refuses unknown members, and it is strict.
+    let printed = String::from_utf8(world.device.run(&["status"]).stdout).unwrap();
+    assert!(printed.contains("in software, sealed with a key in the same directory"), "{printed}");
+    // The MIS is not informed of it: v0 refuses unknown members, and it is strict.
     let renewals = world.wait_for_requests(Endpoint::Renewal, 1);
-    let answered: Vec<u16> = renewals.iter().filter_map(|entry| entry.status).collect();
-    assert!(answered.iter().all(|status| *status == 200), "{answered:?}");
+    let statuses: Vec<u16> = renewals.iter().filter_map(|entry| entry.status).collect();
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
 }
 
 #[test]
-fn no_secret_is_on_the_disk_in_the_clear() {
+fn software_key_is_never_on_disk_in_the_clear() {
     let (world, _) = enrolled(world(false));
     let mut files = Vec::new();
     all_files(&world.device.path("state"), &mut files);
@@ -73,7 +73,7 @@ fn no_secret_is_on_the_disk_in_the_clear() {
 }
 
 #[test]
-fn the_key_is_published_on_tmpfs_where_asked_and_belongs_to_the_certificate() {
+fn software_key_is_published_on_tmpfs_if_configured() {
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
     let world = world(false);
     let keys = memory.path().join("keys");
@@ -101,7 +101,7 @@ fn the_key_is_published_on_tmpfs_where_asked_and_belongs_to_the_certificate() {
 }
 
 #[test]
-fn a_published_key_is_withdrawn_when_the_configuration_no_longer_asks_for_it() {
+fn published_key_is_withdrawn_with_its_setting() {
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
     let world = world(false);
     configure(&world, &format!("[files]\nsoftware_key_dir = \"{}\"", memory.path().display()));
@@ -114,7 +114,7 @@ fn a_published_key_is_withdrawn_when_the_configuration_no_longer_asks_for_it() {
 }
 
 #[test]
-fn a_folder_that_outlives_a_power_cut_gets_no_key() {
+fn software_key_is_not_published_on_a_disk() {
     let disk = tempfile::tempdir_in("/var/tmp").unwrap();
     let world = world(false);
     configure(&world, &format!("[files]\nsoftware_key_dir = \"{}\"", disk.path().display()));
@@ -125,7 +125,7 @@ fn a_folder_that_outlives_a_power_cut_gets_no_key() {
 }
 
 #[test]
-fn a_credential_of_systemd_makes_the_key_isolated() {
+fn credential_of_systemd_makes_the_key_isolated() {
     let mut world = world(false);
     give_credential(&mut world, &[7; 32]);
     let (world, status) = enrolled(world);
@@ -134,7 +134,7 @@ fn a_credential_of_systemd_makes_the_key_isolated() {
 }
 
 #[test]
-fn a_missing_credential_blocks_and_is_not_replaced_by_something_weaker() {
+fn missing_credential_blocks_and_is_not_weakened() {
     let mut world = world(true);
     give_credential(&mut world, &[7; 32]);
     let (mut world, status) = enrolled(world);
@@ -143,7 +143,7 @@ fn a_missing_credential_blocks_and_is_not_replaced_by_something_weaker() {
     world.device.start();
     let blocked = world.device.wait_for_error("LoadCredentialEncrypted=kek");
     assert_eq!(blocked["state"], "blocked");
-    // What was held is still there to see.
+    // The identity is still shown.
     assert_eq!(blocked["spiffeId"], status["spiffeId"]);
     assert!(!world.device.path("state/private/kek").exists());
 
@@ -156,14 +156,14 @@ fn a_missing_credential_blocks_and_is_not_replaced_by_something_weaker() {
 }
 
 #[test]
-fn a_foreign_or_damaged_seal_is_set_aside_and_named_and_the_device_enrolls_anew() {
+fn damaged_seal_is_quarantined_and_the_device_reenrolls() {
     for spoil in [
         (|state: &Path| fs::write(state.join("private/kek"), [1; 32]).unwrap()) as fn(&Path),
         |state| fs::remove_file(state.join("private/kek")).unwrap(),
         |state| {
             let file = state.join("private/identity.json");
             let record = fs::read_to_string(&file).unwrap();
-            // The last line of the seal but one: within the octets that are authenticated.
+            // The last line of the seal but one: within the bytes that are authenticated.
             let at = record.find("\\n-----END MIAF SEALED").unwrap() - 8;
             let other = if record.as_bytes()[at] == b'A' { "B" } else { "A" };
             fs::write(&file, format!("{}{other}{}", &record[..at], &record[at + 1..])).unwrap();
@@ -182,7 +182,7 @@ fn a_foreign_or_damaged_seal_is_set_aside_and_named_and_the_device_enrolls_anew(
 }
 
 #[test]
-fn a_key_set_aside_under_a_wrong_credential_is_taken_back_under_the_right_one() {
+fn quarantined_key_is_recovered_under_its_credential() {
     let mut world = world(false);
     give_credential(&mut world, &[7; 32]);
     world.mis.policy(|policy| policy.rotation_at_enrollment = false);
@@ -200,7 +200,7 @@ fn a_key_set_aside_under_a_wrong_credential_is_taken_back_under_the_right_one() 
 }
 
 #[test]
-fn a_damaged_file_of_the_kek_heals_by_a_new_enrollment() {
+fn damaged_kek_file_is_healed_by_enrollment() {
     let (mut world, before) = enrolled(world(false));
     world.device.kill();
     fs::write(world.device.path("state/private/kek"), "").unwrap();
@@ -210,7 +210,7 @@ fn a_damaged_file_of_the_kek_heals_by_a_new_enrollment() {
 }
 
 #[test]
-fn a_key_that_is_not_the_certificate_s_is_set_aside() {
+fn key_of_another_certificate_is_quarantined() {
     let (mut world, before) = enrolled(world(false));
     let record = world.device.path("state/private/identity.json");
     let first: Value = serde_json::from_str(&fs::read_to_string(&record).unwrap()).unwrap();
@@ -229,7 +229,7 @@ fn a_key_that_is_not_the_certificate_s_is_set_aside() {
 }
 
 #[test]
-fn with_another_provider_in_the_configuration_the_device_renews_at_once() {
+fn another_key_provider_renews_the_identity_at_once() {
     let (mut world, before) = enrolled(world(false));
     world.tpm.boot();
     let config = world::config(&world.mis, &world.tpm, "").replace("[key]", "[key]\nrotate = false");
@@ -244,7 +244,7 @@ fn with_another_provider_in_the_configuration_the_device_renews_at_once() {
 }
 
 #[test]
-fn a_pending_key_of_the_other_provider_is_enrolled_with_and_not_kept() {
+fn pending_key_of_another_provider_is_enrolled_then_replaced() {
     let mut world = world(false);
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::LoseAnswer);
     world.device.start();
@@ -259,8 +259,8 @@ fn a_pending_key_of_the_other_provider_is_enrolled_with_and_not_kept() {
     assert_eq!(world.seen(Endpoint::Renewal).len(), 1);
 }
 
-fn all_files(folder: &Path, into: &mut Vec<std::path::PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn all_files(directory: &Path, into: &mut Vec<std::path::PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() && !path.is_symlink() {
             all_files(&path, into);

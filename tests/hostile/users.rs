@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use serde_json::json;
 
 use crate::support::agent::Device;
-use crate::support::folder::open_to_all;
+use crate::support::directory::open_to_all;
 use crate::support::python;
 use crate::world::World;
 

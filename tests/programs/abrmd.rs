@@ -6,7 +6,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::process::{Running, wait_until};
-use crate::support::folder::{folder, open_to_all};
+use crate::support::directory::{directory, open_to_all};
 use crate::support::swtpm::Swtpm;
 
 /// Its TCTI, for the agent and for the TSS's tools alike.
@@ -45,7 +45,7 @@ pub(crate) struct Abrmd {
 impl Abrmd {
     /// Starts both, and waits until the TPM responds through them.
     pub(crate) fn start(tpm: &Swtpm) -> Self {
-        let folder = folder();
+        let folder = directory();
         open_to_all(folder.path(), 0o711); // for everyone on the bus
         let file = |name: &str| folder.path().join(name);
 

@@ -13,7 +13,7 @@ use crate::abrmd::{self, Abrmd};
 use crate::page;
 use crate::process::output_of;
 use crate::support::agent::PATIENCE;
-use crate::support::folder::open_to_all;
+use crate::support::directory::open_to_all;
 use crate::world::{self, World};
 
 /// Groups that every Debian has, in place of `miaf` and `miaf-sign`.

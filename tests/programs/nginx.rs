@@ -11,7 +11,7 @@ use crate::page;
 use crate::peer::Peer;
 use crate::process::{output_of, wait_until};
 use crate::support::agent::PATIENCE;
-use crate::support::folder::open_to_all;
+use crate::support::directory::open_to_all;
 use crate::support::log::Log;
 use crate::support::ports;
 

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::device::Device;
 use crate::page;
 use crate::process::{Running, output_of, wait_until};
-use crate::support::folder::{folder, open_to_all};
+use crate::support::directory::{directory, open_to_all};
 use crate::support::ports;
 
 /// Its name on the page, and here.
@@ -27,21 +27,21 @@ pub(crate) struct Peer {
 impl Peer {
     /// Starts it as the page says.
     pub(crate) fn start(device: &Device) -> Self {
-        let dir = folder();
-        output_of(Command::new("sh").args(["-c", CERTIFICATE]).current_dir(dir.path()));
-        fs::copy(dir.path().join("wfm.pem"), device.path("wfm-ca.pem")).unwrap();
+        let folder = directory();
+        output_of(Command::new("sh").args(["-c", CERTIFICATE]).current_dir(folder.path()));
+        fs::copy(folder.path().join("wfm.pem"), device.path("wfm-ca.pem")).unwrap();
         open_to_all(&device.path("wfm-ca.pem"), 0o644);
         for _ in 0..20 {
             let port = ports::free();
-            let log = dir.path().join(format!("{port}.log"));
+            let log = folder.path().join(format!("{port}.log"));
             let says = device.here(&page::block("sh peer")).replace("8443", &format!("127.0.0.1:{port}"));
             let mut command = Command::new("sh");
-            command.args(["-c", &format!("exec {says}")]).current_dir(dir.path());
+            command.args(["-c", &format!("exec {says}")]).current_dir(folder.path());
             let mut server = Running::start(&mut command, &log);
             let listens = || fs::read_to_string(&log).is_ok_and(|says| says.contains("ACCEPT"));
             wait_until("openssl s_server", || server.has_ended() || listens());
             if !server.has_ended() {
-                return Self { port, _server: server, _dir: dir };
+                return Self { port, _server: server, _dir: folder };
             }
         }
         panic!("openssl s_server does not start");

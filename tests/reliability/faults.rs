@@ -1,6 +1,7 @@
-//! At every call by which the agent makes something durable or visible, one after the other, the file system fails it or it
-//! is killed. The list of these calls is what strace sees in a run without faults. In the long form every call fails with
-//! every error that makes sense for it, and kills come under every setting of key rotation.
+//! At every call by which the agent makes something durable or visible, one after the other, the
+//! file system fails it or it is killed. The list of these calls is what strace sees in a run
+//! without faults. In the long form every call fails with every error that makes sense for it, and
+//! kills come under every setting of key rotation.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,7 +22,8 @@ use crate::support::reader::Published;
 use crate::support::strace::{self, Call, Strace, What, wait_until_stopped};
 use crate::world::{self, World};
 
-/// Devices at work at the same time. They wait most of the time: between two SVIDs the agent leaves the MIS five seconds.
+/// Devices at work at the same time. They wait most of the time: between two SVIDs the agent leaves
+/// the MIS five seconds.
 const DEVICES: usize = 20;
 
 /// Groups that every Debian has, so that files are given to groups.
@@ -32,9 +34,10 @@ const GROUPS: &str = "[files]\ngroup = \"users\"\nkey_group = \"games\"\n";
 enum Story {
     /// From the start of the process, with nothing, to the first identity published.
     Enroll,
-    /// From the operator's order to the new identity published, and the one before the last removed.
+    /// From the admin command to the new identity published, and the one before the last removed.
     Renew,
-    /// From the start of the process, with an identity, to that identity served and found published.
+    /// From the start of the process, with an identity, to that identity served and found
+    /// published.
     Start,
 }
 
@@ -57,12 +60,13 @@ struct Case {
     what: What,
 }
 
-/// The calls of a story in order, their paths relative to the device's folder and without numbers.
+/// The calls of a story in sequence, their paths relative to the device's directory and without
+/// numbers.
 type List = Vec<Call>;
 
 #[test]
-#[ignore = "needs root: strace traces an agent that keeps to itself"]
-fn every_call_on_the_agent_s_files_can_fail() {
+#[ignore = "needs root: strace traces an undumpable agent"]
+fn file_system_calls_can_fail_one_by_one() {
     let lists = lists(USUAL);
     let mut cases = Vec::new();
     for (story, list) in STORIES.into_iter().zip(&lists) {
@@ -70,7 +74,8 @@ fn every_call_on_the_agent_s_files_can_fail() {
             let errors = errors(call);
             let chosen = if crate::is_long() { errors } else { &errors[nth % errors.len()..][..1] };
             for error in chosen {
-                // In short form, each kind of call once in a story, and once or for a while in turn.
+                // In short form, each kind of call once in a story, and once or for a while in
+                // turn.
                 let is_first = !list[..nth].contains(call);
                 let whats = [What::FailsOnce(error), What::Fails(error)];
                 let whats = match (crate::is_long(), is_first) {
@@ -87,8 +92,8 @@ fn every_call_on_the_agent_s_files_can_fail() {
 }
 
 #[test]
-#[ignore = "needs root: strace traces an agent that keeps to itself"]
-fn every_call_on_the_agent_s_files_can_be_the_last() {
+#[ignore = "needs root: strace traces an undumpable agent"]
+fn file_system_calls_can_be_the_last_one_by_one() {
     let settings = [(true, true), (true, false), (false, true), (false, false)];
     for (rotate, permitted) in settings.into_iter().take(if crate::is_long() { 4 } else { 1 }) {
         let setting = Setting { rotate, permitted };
@@ -101,10 +106,11 @@ fn every_call_on_the_agent_s_files_can_be_the_last() {
     }
 }
 
-/// A file system that journals hides the lack of a sync in most power cuts; the order of the calls does not.
+/// A file system that journals hides the lack of a sync in most power cuts; the sequence of the
+/// calls does not.
 #[test]
-#[ignore = "needs root: strace traces an agent that keeps to itself"]
-fn what_is_renamed_is_durable_before_anything_builds_on_it() {
+#[ignore = "needs root: strace traces an undumpable agent"]
+fn renamed_files_are_durable_before_the_next_step() {
     // Sockets are made anew at every start.
     let is_made_durable = |call: &Call| call.name.starts_with("rename") && call.path.starts_with("state");
     let mut renames = 0;
@@ -117,25 +123,25 @@ fn what_is_renamed_is_durable_before_anything_builds_on_it() {
                 before.last().is_some_and(|last| last.name.starts_with("symlink") && last.path == call.path);
             let is_synced = before.iter().any(|one| is_sync(one, &call.path));
             assert!(is_synced || is_link, "{call:?} was not synced: {before:#?}");
-            // Also what is in it, where it is a folder.
+            // Also what is in it, where it is a directory.
             for (at, written) in before.iter().enumerate().filter(|(_, one)| one.name == "write") {
                 let is_synced = before[at..].iter().any(|one| is_sync(one, &written.path));
                 assert!(is_synced, "{written:?} was not synced before {call:?}: {before:#?}");
             }
-            let folder = call.path.parent().unwrap();
+            let directory = call.path.parent().unwrap();
             let next = after.iter().find(|one| !one.reads);
             assert!(
-                next.is_some_and(|next| is_sync(next, folder)),
-                "{folder:?} is to be synced next: {after:#?}"
+                next.is_some_and(|next| is_sync(next, directory)),
+                "{directory:?} is to be synced next: {after:#?}"
             );
         }
     }
-    assert!(renames > 10, "{renames} files and folders were renamed");
+    assert!(renames > 10, "{renames} files and directories were renamed");
 }
 
 #[test]
 #[ignore = "needs root: mounts"]
-fn a_full_disk_costs_nothing_that_is_held_and_is_left_behind_when_there_is_room() {
+fn full_disk_loses_nothing_and_is_recovered_from() {
     let mut subject = Subject::new(USUAL);
     subject.start_on_a_disk_of_its_own("mkdir -p $STATE && mount -t tmpfs -o size=256k none $STATE");
     subject.settle(Story::Enroll);
@@ -149,14 +155,14 @@ fn a_full_disk_costs_nothing_that_is_held_and_is_left_behind_when_there_is_room(
 
 #[test]
 #[ignore = "needs root: mounts"]
-fn a_disk_that_became_read_only_is_served_from_and_written_to_when_it_can_be_again() {
+fn read_only_disk_is_served_from_and_recovered_from() {
     let mut subject = Subject::new(USUAL);
     subject.prepare(Story::Renew);
     subject.stop();
-    // The kernel makes no file system read-only in which a file is open for writing, unless that has failed: so here it is
-    // read-only when the agent is started.
+    // The kernel makes no file system read-only in which a file is open for writing, unless that
+    // has failed: so here it is read-only when the agent is started.
     subject.start_on_a_disk_of_its_own(
-        "cp -a $STATE $STATE.kept && mount -t tmpfs -o mode=711 none $STATE && cp -a $STATE.kept/. $STATE &&
+        "cp -a $STATE $STATE.copy && mount -t tmpfs -o mode=711 none $STATE && cp -a $STATE.copy/. $STATE &&
          mount -o remount,ro $STATE",
     );
     subject.settle(Story::Start);
@@ -168,8 +174,8 @@ fn a_disk_that_became_read_only_is_served_from_and_written_to_when_it_can_be_aga
 }
 
 #[test]
-#[ignore = "needs root: changes the limits of an agent that keeps to itself"]
-fn an_agent_without_file_descriptors_goes_on_when_it_has_some_and_does_not_fill_the_log_meanwhile() {
+#[ignore = "needs root: changes the limits of an undumpable agent"]
+fn agent_recovers_from_a_lack_of_file_descriptors() {
     let mut subject = Subject::new(USUAL);
     subject.prepare(Story::Renew);
     let pid = subject.device().pid();
@@ -179,7 +185,8 @@ fn an_agent_without_file_descriptors_goes_on_when_it_has_some_and_does_not_fill_
         assert!(limited.expect("prlimit").success());
     };
     limit("3:"); // those that are open stay
-    // Nobody comes in, who waits is not sent away, and work goes wrong: the bundle is looked at every second.
+    // No connection is accepted, a waiting one is not dropped, and work fails: the bundle is
+    // refreshed every second.
     let socket = subject.device().path("run/agent.sock");
     let mut caller = UnixStream::connect(socket).unwrap();
     caller.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
@@ -188,9 +195,9 @@ fn an_agent_without_file_descriptors_goes_on_when_it_has_some_and_does_not_fill_
     let said = subject.device().log().matches("Too many open files").count();
     assert!(said <= 5, "{}", subject.device().log());
     limit("1024:");
-    let mut answer = String::new();
-    caller.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let mut response = String::new();
+    caller.read_to_string(&mut response).unwrap();
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
     subject.settle(Story::Start);
     subject.renew();
     subject.nothing_is_left_over();
@@ -289,8 +296,8 @@ fn list(story: Story, setting: Setting) -> List {
 struct Subject {
     world: World,
     log: PathBuf,
-    /// What was held and published when the story began.
-    held: Option<Published>,
+    /// What was current and published when the story began.
+    current: Option<Published>,
     /// What the log of the agent said before.
     said: usize,
     /// How often it may have enrolled by the end.
@@ -308,7 +315,7 @@ impl Subject {
         let config = config.replace("[key]", &format!("[key]\nrotate = {}", setting.rotate));
         world.device.configure(&config.replace("[socket]", "[socket]\ngroup = \"users\""));
         let log = world.device.path("strace.log");
-        Self { world, log, held: None, said: 0, enrollments: 0 }
+        Self { world, log, current: None, said: 0, enrollments: 0 }
     }
 
     /// A path of the device's as its agent sees it, which may have file systems of its own.
@@ -329,7 +336,7 @@ impl Subject {
                 let device = &mut self.world.device;
                 wait("the agent is dead", || device.has_ended().is_some());
                 drop(strace);
-                // An answer that was on its way is asked for again.
+                // A response that was on its way is requested again.
                 let holds_one = self.device().path("state/private/identity.json").exists();
                 self.enrollments = self.issued_at_enrollment() + usize::from(!holds_one);
                 self.restart();
@@ -337,19 +344,20 @@ impl Subject {
             }
             _ => self.live_through(case, &list[case.nth], strace),
         }
-        // The order to renew has gone with the process that took it.
+        // The admin command has gone with the process that accepted it.
         let is_killed = matches!(case.what, What::Kills);
-        let order_is_gone = case.story == Story::Renew && is_killed;
-        self.settle(if order_is_gone { Story::Start } else { case.story });
+        let command_is_gone = case.story == Story::Renew && is_killed;
+        self.settle(if command_is_gone { Story::Start } else { case.story });
         if let What::FailsOnce(error) | What::Fails(error) = case.what {
             assert!(self.says(error, &list[case.nth]), "it never said {error}:\n{}", self.device().log());
         }
-        // It renews once more: as the next case, which saves time, or now. What could not be cleared away goes with that.
+        // It renews once more: as the next case, which saves time, or now. What could not be
+        // cleared away goes with that.
         let Call { name, path, .. } = &list[case.nth];
         // An old generation is removed through the directory that it is in.
         let is_of_old =
             path.starts_with("state/svid/OLD") || (name == "unlinkat" && path == Path::new("state/svid"));
-        if order_is_gone || is_of_old || (case.story != Story::Renew && !is_killed) {
+        if command_is_gone || is_of_old || (case.story != Story::Renew && !is_killed) {
             self.renew();
         }
         self.nothing_is_left_over();
@@ -365,7 +373,7 @@ impl Subject {
         }
         if story == Story::Enroll {
             self.forget();
-        } else if self.held.is_none() {
+        } else if self.current.is_none() {
             self.stop();
             self.forget();
             self.restart();
@@ -390,14 +398,15 @@ impl Subject {
         self.enrollments = self.issued_at_enrollment() + usize::from(story == Story::Enroll);
     }
 
-    /// Starts the agent when these commands have made a file system of its own at `$STATE`. It is gone with the agent.
+    /// Starts the agent when these commands have made a file system of its own at `$STATE`. It is
+    /// gone with the agent.
     fn start_on_a_disk_of_its_own(&mut self, commands: &str) {
         let state = self.device().path("state");
         self.world.device.environment("STATE", state.to_str().unwrap());
         let commands = format!("{commands} && exec \"$0\" \"$@\"");
         self.world.device.under(&["unshare", "--mount", "sh", "-c", &commands]);
         self.world.device.start();
-        self.enrollments = self.issued_at_enrollment() + usize::from(self.held.is_none());
+        self.enrollments = self.issued_at_enrollment() + usize::from(self.current.is_none());
     }
 
     /// Runs a command where the agent's file systems are.
@@ -417,13 +426,13 @@ impl Subject {
         assert!(output.as_ref().is_ok_and(|output| output.status.success()), "{command}: {output:?}");
     }
 
-    /// A renewal that is ordered does not come about, the status says why, and what is held is served.
+    /// A renewal by command fails, the status says why, and the current identity is served.
     fn cannot_renew_while(&self, why: &str) {
-        assert_eq!(self.order_renewal().expect("an answer").0, 202);
+        assert_eq!(self.request_renewal().expect("a response").0, 202);
         let status = self.device().wait_for_error(why);
         let detail = status["lastError"]["detail"].as_str().unwrap();
         assert!(detail.contains(self.device().path("state").to_str().unwrap()), "{detail}");
-        assert_eq!(status["svid"]["serial"], self.held.as_ref().unwrap().serial());
+        assert_eq!(status["svid"]["serial"], self.current.as_ref().unwrap().serial());
         assert_eq!(self.device().get("/readyz").unwrap().0, 200);
         self.is_held_and_served();
     }
@@ -436,10 +445,10 @@ impl Subject {
 
     /// Makes it a device that never had an identity. The MIS knows it all the same.
     fn forget(&mut self) {
-        for folder in ["state", "run"] {
-            let _ = fs::remove_dir_all(self.device().path(folder));
+        for directory in ["state", "run"] {
+            let _ = fs::remove_dir_all(self.device().path(directory));
         }
-        self.held = None;
+        self.current = None;
     }
 
     fn restart(&mut self) {
@@ -449,31 +458,32 @@ impl Subject {
 
     fn begin(&self, story: Story) {
         match story {
-            Story::Renew => drop(self.order_renewal()), // it may be killed before it answers
+            Story::Renew => drop(self.request_renewal()), // it may be killed before its response
             _ => self.device().signal("CONT"),
         }
     }
 
-    fn order_renewal(&self) -> Option<(u16, String)> {
-        let order = "POST /v1/renew HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-        self.device().request_at("run/admin.sock", order)
+    fn request_renewal(&self) -> Option<(u16, String)> {
+        let request = "POST /v1/renew HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        self.device().request_at("run/admin.sock", request)
     }
 
     /// Renews once more.
     fn renew(&mut self) {
-        assert_eq!(self.order_renewal().expect("an answer").0, 202);
+        assert_eq!(self.request_renewal().expect("a response").0, 202);
         self.settle(Story::Renew);
     }
 
-    /// Begins the story, with a strace attached that has it happen at the n-th call and nowhere before.
+    /// Begins the story, with a strace attached that has it happen at the n-th call and nowhere
+    /// before.
     fn bring_about(&self, case: &Case, list: &List) -> Strace {
         let (pid, numbers) = (self.device().pid(), self.numbers());
         let at = |nth: usize| {
             let call: &Call = &list[nth];
             Call { path: self.device().path(numbers.with(&call.path).to_str().unwrap()), ..call.clone() }
         };
-        // strace counts in each thread for itself. So it never counts beyond one: where the same call comes more than once
-        // before, the process is stopped at another one in between first.
+        // strace counts in each thread for itself. So it never counts beyond one: where the same
+        // call comes more than once before, the process is stopped at another one in between first.
         let stops = stops_before(list, case.nth);
         let goes_on = |nth: usize| match nth {
             0 => self.begin(case.story),
@@ -505,7 +515,7 @@ impl Subject {
         let is_socket_s = case.story != Story::Renew && !call.path.starts_with("state");
         let device = &mut self.world.device;
         let mut ended = None;
-        wait("the agent answers or has ended", || {
+        wait("the agent responds or has ended", || {
             ended = if is_socket_s { device.has_ended() } else { None };
             ended.is_some() || device.get("/healthz").is_some()
         });
@@ -515,20 +525,21 @@ impl Subject {
         }
     }
 
-    /// While the fault lasts, what was held before is held and served, or its successor.
+    /// While the fault lasts, the identity from before is current and served, or its successor.
     fn is_held_and_served(&self) {
-        let Some(held) = &self.held else { return };
+        let Some(current) = &self.current else { return };
         let (status, published) = (self.device().status(), self.published());
         // A state that cannot be read is not guessed at: then there are the files.
         let is_unreadable =
             status["lastError"]["type"] == "urn:miaf-agent:error:state" && status["state"] == "blocked";
         assert!(status["svid"].is_object() || is_unreadable, "{status:#}");
-        let is_as_it_was = published.svid == held.svid && published.key == held.key;
-        // Files and status follow each other within moments: of a successor it is enough here that it belongs together.
-        assert!(is_as_it_was || published.serial() != held.serial());
+        let is_as_it_was = published.svid == current.svid && published.key == current.key;
+        // Files and status follow each other within moments: of a successor it is enough here that
+        // it belongs together.
+        assert!(is_as_it_was || published.serial() != current.serial());
     }
 
-    /// Waits until the story has come to its end, and looks at what is there then.
+    /// Waits until the story has come to its end, and checks the result.
     fn settle(&mut self, story: Story) {
         self.wait_for_the_end(story);
         let status = self.device().status();
@@ -537,18 +548,19 @@ impl Subject {
         assert!(self.issued_at_enrollment() <= self.enrollments, "it enrolled once more than it had to");
         let published = self.published();
         assert_eq!(status["svid"]["serial"], published.serial());
-        self.held = Some(published);
+        self.current = Some(published);
     }
 
     fn wait_for_the_end(&self, story: Story) {
-        let held = self.held.as_ref().map(Published::serial);
-        self.device().wait_until("the socket answers", |device| device.get("/healthz").is_some());
+        let current = self.current.as_ref().map(Published::serial);
+        self.device().wait_until("the socket responds", |device| device.get("/healthz").is_some());
         let is_new =
-            |status: &Value| story != Story::Renew || status["svid"]["serial"].as_str() != held.as_deref();
+            |status: &Value| story != Story::Renew || status["svid"]["serial"].as_str() != current.as_deref();
         self.device().wait_for_status("an identity that is well", |status| {
             status["state"] == "active" && status["lastError"].is_null() && is_new(status)
         });
-        // The agent says so itself only when it has looked: after a start too, when it may have been there all the time.
+        // The agent says so itself only when it has checked: after a start too, when it may have
+        // been there all the time.
         self.device().wait_until("it is published", |device| {
             let served =
                 device.get("/v1/svid").map_or(Value::Null, |(_, svid)| serde_json::from_str(&svid).unwrap());
@@ -582,8 +594,8 @@ impl Subject {
     }
 
     fn nothing_is_left_over(&self) {
-        let names = |folder: &str| {
-            let all = fs::read_dir(self.seen(folder)).unwrap();
+        let names = |directory: &str| {
+            let all = fs::read_dir(self.seen(directory)).unwrap();
             all.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
         };
         self.device().wait_until("nothing half-written is there", |_| {
@@ -600,9 +612,9 @@ impl Subject {
     fn says(&self, error: &str, call: &Call) -> bool {
         // What was published and cannot be read is published anew, and nothing is wrong.
         let is_published = call.reads && call.path.starts_with("state/svid/CURRENT");
-        let (log, folder) = (self.device().log(), self.device().dir().to_str().unwrap());
+        let (log, directory) = (self.device().log(), self.device().dir().to_str().unwrap());
         let said =
-            log[self.said..].lines().any(|line| line.contains(in_words(error)) && line.contains(folder));
+            log[self.said..].lines().any(|line| line.contains(in_words(error)) && line.contains(directory));
         said || is_published
     }
 
@@ -611,7 +623,8 @@ impl Subject {
     }
 }
 
-/// Calls at which to stop before the n-th, so that from the last of them on its like does not come before it.
+/// Calls at which to stop before the n-th, so that from the last of them on its like does not come
+/// before it.
 fn stops_before(list: &List, nth: usize) -> Vec<usize> {
     let Some(before) = list[..nth].iter().rposition(|call| *call == list[nth]) else { return Vec::new() };
     // A call that comes for the first time needs no stop of its own.
@@ -622,7 +635,8 @@ fn stops_before(list: &List, nth: usize) -> Vec<usize> {
     }
 }
 
-/// The generations of published files: the one that is current, the one that is next, and the one that goes then.
+/// The generations of published files: the one that is current, the one that is next, and the one
+/// that goes then.
 struct Numbers {
     current: Option<u64>,
     next: u64,
@@ -630,11 +644,12 @@ struct Numbers {
 }
 
 impl Numbers {
-    fn read(folder: &Path) -> Self {
-        let names = fs::read_dir(folder).into_iter().flatten();
+    fn read(directory: &Path) -> Self {
+        let names = fs::read_dir(directory).into_iter().flatten();
         let all = names.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
         let all: BTreeSet<u64> = all.collect();
-        let current = fs::read_link(folder.join("current")).ok().and_then(|link| link.to_str()?.parse().ok());
+        let current =
+            fs::read_link(directory.join("current")).ok().and_then(|link| link.to_str()?.parse().ok());
         let next = all.last().map_or(1, |newest| newest + 1);
         Self { current, next, old: all.first().copied().filter(|old| Some(*old) != current) }
     }
@@ -673,7 +688,7 @@ impl Numbers {
 fn wait(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         pause();
     }
 }

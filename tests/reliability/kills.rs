@@ -1,7 +1,9 @@
-//! The agent is killed at random moments of enrolling and renewing, with the key rotated or kept, at an MIS that binds new
-//! keys and at one that does not. It is always the same device in the end, with what belongs together.
+//! The agent is killed at random moments of enrolling and renewing, with the key rotated or kept,
+//! at an MIS that binds new keys and at one that does not. It is always the same device in the end,
+//! with what belongs together.
 //!
-//! Sixteen times for each of the four settings, and 250 times in the long form; `SEED` repeats a run's draws.
+//! Sixteen times for each of the four settings, and 250 times in the long form; `SEED` repeats a
+//! run's draws.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,22 +14,22 @@ use crate::support::reader::{Published, Readers};
 use crate::world::{self, World};
 
 #[test]
-fn with_rotation_at_an_mis_that_binds_new_keys() {
+fn kills_with_rotation_at_an_mis_that_binds_new_keys() {
     Story::new(true, true).tell();
 }
 
 #[test]
-fn with_rotation_at_an_mis_that_binds_no_new_keys() {
+fn kills_with_rotation_at_an_mis_that_binds_no_new_keys() {
     Story::new(true, false).tell();
 }
 
 #[test]
-fn without_rotation_at_an_mis_that_binds_new_keys() {
+fn kills_without_rotation_at_an_mis_that_binds_new_keys() {
     Story::new(false, true).tell();
 }
 
 #[test]
-fn without_rotation_at_an_mis_that_binds_no_new_keys() {
+fn kills_without_rotation_at_an_mis_that_binds_no_new_keys() {
     Story::new(false, false).tell();
 }
 
@@ -54,7 +56,7 @@ impl Story {
         let config = world::config(&world.mis, &world.tpm, world::SOON);
         world.device.configure(&config.replace("[key]", &format!("[key]\nrotate = {rotate}")));
         let draws = seed().unwrap_or_else(|| {
-            SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64 // any of them will do
+            SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64 // any will do
         });
         println!("SEED={draws}");
         Self { world, binds_new_keys, draws, enrollment: Duration::ZERO, renewal: Duration::ZERO }
@@ -150,10 +152,11 @@ impl Story {
         assert_eq!(published.spiffe_id(), devices[0].ldi, "{}", log());
     }
 
-    /// Nothing could not be used, and nothing half-written piles up: each name is written again by the next.
+    /// Nothing could not be used, and nothing half-written piles up: each name is written again by
+    /// the next.
     fn nothing_is_left_over(&self) {
-        let names = |folder: &str| -> Vec<String> {
-            let entries = std::fs::read_dir(self.world.device.path(folder)).unwrap();
+        let names = |directory: &str| -> Vec<String> {
+            let entries = std::fs::read_dir(self.world.device.path(directory)).unwrap();
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
         };
         let (private, published) = (names("state/private"), names("state/svid"));

@@ -1,4 +1,5 @@
-//! The real agent as a process of its own, with a folder for its state, its socket and its configuration.
+//! The real agent as a process of its own, with a directory for its state, its socket and its
+//! configuration.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::folder::folder;
+use super::directory::directory;
 use super::log::Log;
 
 /// Long enough for a machine with other things to do; nothing waits for it that does not fail in
@@ -22,7 +23,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// The program.
 pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_miaf-agent");
 
-/// Variables that lead an agent elsewhere, or have it trust others.
+/// Variables that direct an agent to other servers, or change what it trusts.
 const FOREIGN: &[&str] = &[
     "HTTPS_PROXY",
     "https_proxy",
@@ -37,23 +38,24 @@ const FOREIGN: &[&str] = &[
     "CREDENTIALS_DIRECTORY",
 ];
 
-/// A device: its folder stays while its agent comes and goes.
+/// A device: its directory stays while its agent comes and goes.
 pub(crate) struct Device {
     process: Option<Child>,
-    log: Log, // before its folder: it is read when it is dropped
-    folder: TempDir,
+    log: Log, // before its directory: it is read when it is dropped
+    directory: TempDir,
     environment: Vec<(String, String)>,
     passed: Vec<(String, UnixListener)>,
     under: Vec<String>,
 }
 
 impl Device {
-    /// A device with this configuration. `{dir}` in it stands for the device's folder. The agent is not started.
+    /// A device with this configuration. `{dir}` in it stands for the device's directory. The agent
+    /// is not started.
     pub(crate) fn new(config: &str) -> Self {
-        let folder = folder();
-        let log = Log::new("the agent", folder.path().join("agent.log"));
+        let directory = directory();
+        let log = Log::new("the agent", directory.path().join("agent.log"));
         let (environment, passed, under) = (Vec::new(), Vec::new(), Vec::new());
-        let device = Self { process: None, log, folder, environment, passed, under };
+        let device = Self { process: None, log, directory, environment, passed, under };
         device.configure(config);
         device
     }
@@ -69,11 +71,12 @@ impl Device {
         self.environment.push((name.into(), value.into()));
     }
 
-    /// Listens on a socket in the device's folder, and passes it to the agents started from now on, as systemd would.
+    /// Listens on a socket in the device's directory, and passes it to the agents started from now
+    /// on, as systemd would.
     pub(crate) fn pass_socket(&mut self, name: &str, path: &str) {
         assert!(self.passed.len() < 2, "more than stdin and stdout can carry");
         let path = self.path(path);
-        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder for the socket");
+        fs::create_dir_all(path.parent().expect("a directory")).expect("a directory for the socket");
         self.passed.push((name.into(), UnixListener::bind(path).expect("a listening socket")));
     }
 
@@ -82,10 +85,11 @@ impl Device {
         self.in_network_of_its_own(":");
     }
 
-    /// Agents started from now on have a network of their own, in which these commands of the shell were run. (As somebody who
-    /// is root there only.)
+    /// Agents started from now on have a network of their own, in which these commands of the shell
+    /// were run. (As a user that is root there only.)
     pub(crate) fn in_network_of_its_own(&mut self, commands: &str) {
-        // Root needs no users of its own for that, and cannot have them everywhere (not below a chroot, say).
+        // Root needs no users of its own for that, and cannot have them everywhere (not below a
+        // chroot, say).
         let is_root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
         let unshare: &[&str] =
             if is_root { &["unshare", "--net"] } else { &["unshare", "--user", "--map-root-user", "--net"] };
@@ -93,13 +97,14 @@ impl Device {
         self.under(&[unshare, &["sh", "-c", &shell]].concat());
     }
 
-    /// Agents started from now on are started by this program, which is to become what its last arguments say.
+    /// Agents started from now on are started by this program, which is to become what its last
+    /// arguments say.
     pub(crate) fn under(&mut self, program: &[&str]) {
         self.under = program.iter().map(|&word| word.to_owned()).collect();
     }
 
     pub(crate) fn dir(&self) -> &Path {
-        self.folder.path()
+        self.directory.path()
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -112,10 +117,10 @@ impl Device {
         fs::read_to_string(&path).unwrap_or_else(|e| panic!("{} cannot be read: {e}", path.display()))
     }
 
-    /// Starts the agent and waits until its socket answers.
+    /// Starts the agent and waits until its socket responds.
     pub(crate) fn start(&mut self) {
         self.spawn();
-        self.wait_until("the socket answers", |device| device.get("/healthz").is_some());
+        self.wait_until("the socket responds", |device| device.get("/healthz").is_some());
     }
 
     /// Starts the agent.
@@ -133,7 +138,7 @@ impl Device {
 
     /// A command of the agent's, not started yet.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        // As from a terminal: whoever has the tests run in the background ignores SIGINT, and
+        // As from a terminal: a shell that runs the tests in the background ignores SIGINT, and
         // programs inherit that.
         let mut command = Command::new("env");
         command.args(["--default-signal", AGENT]);
@@ -149,7 +154,8 @@ impl Device {
             self.complete(&mut command, &["run"]).stdin(Stdio::null()).stdout(Stdio::null());
             return command;
         }
-        // The sockets travel as stdin and stdout to a shell, which puts them where the agent looks for them.
+        // The sockets travel as stdin and stdout to a shell, which puts them where the agent
+        // expects them.
         let mut command = Command::new("sh");
         command.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\" 3<&0 4<&1 </dev/null >/dev/null", AGENT]);
         self.complete(&mut command, &["run"]);
@@ -222,7 +228,7 @@ impl Device {
         panic!("the agent did not end"); // and is killed with the device
     }
 
-    /// `GET` on the socket: status and body. `None`: nobody answers.
+    /// `GET` on the socket: status and body. `None`: no response.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
         self.request(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
     }
@@ -237,14 +243,14 @@ impl Device {
         let mut stream = UnixStream::connect(self.path(socket)).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
         stream.write_all(request.as_bytes()).ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let status = answer.split(' ').nth(1)?.parse().ok()?;
-        Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
+        let mut response = String::new();
+        stream.read_to_string(&mut response).ok()?;
+        let status = response.split(' ').nth(1)?.parse().ok()?;
+        Some((status, response.split_once("\r\n\r\n")?.1.to_owned()))
     }
 
     pub(crate) fn status(&self) -> Value {
-        let (status, body) = self.get("/v1/status").expect("the agent answers");
+        let (status, body) = self.get("/v1/status").expect("the agent responds");
         assert_eq!(status, 200);
         serde_json::from_str(&body).expect("status is JSON")
     }
@@ -290,7 +296,7 @@ impl Device {
         let deadline = Instant::now() + PATIENCE;
         while !holds(self, last) {
             if Instant::now() >= deadline {
-                panic!("waited in vain for {what}; last status: {last:#}");
+                panic!("timed out waiting for {what}; last status: {last:#}");
             }
             pause();
         }
@@ -310,7 +316,7 @@ impl Drop for Device {
     }
 }
 
-/// Between two looks at something that changes by itself.
+/// Sleeps for the interval of polls of something that changes by itself.
 pub(crate) fn pause() {
     std::thread::sleep(Duration::from_millis(20));
 }

@@ -1,4 +1,4 @@
-//! What a program in the background writes, shown when the test that started it fails.
+//! The log of a program in the background, shown when the test that started it fails.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -5,7 +5,8 @@ use std::os::unix::fs::FileExt as _;
 
 const CHUNK: usize = 1 << 20;
 
-/// The mappings of a process in which these bytes are. Needs root: the memory of the agent is closed to others.
+/// The mappings of a process in which these bytes are. Needs root: the memory of the agent is
+/// closed to others.
 pub(crate) fn mappings_with(pid: u32, secret: &[u8]) -> Vec<String> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("a process");
     let memory = File::open(format!("/proc/{pid}/mem")).expect("the memory of the process");

@@ -1,8 +1,8 @@
-//! What the tests share. Not every test binary uses all of it.
+//! Helpers of the tests. Not every test binary uses all of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub(crate) mod agent;
-pub(crate) mod folder;
+pub(crate) mod directory;
 pub(crate) mod http2;
 pub(crate) mod log;
 pub(crate) mod memory;

@@ -5,8 +5,8 @@ use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Below the range from which the system takes the ports of outgoing connections: a port that is
-/// free stays so, unless another test takes it. Each process begins elsewhere, and no test of a
-/// process is given what another was.
+/// free stays so, unless another test takes it. Each process begins at another port, and no test of
+/// a process is given what another was.
 const FIRST: u32 = 20_000;
 const COUNT: u32 = 12_000;
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 /// A program in the virtual environment.
 ///
 /// # Panics
-/// If it is missing, or the Python that it is run by: a virtual environment is of use only where it was made.
+/// If it is missing, or the Python that it is run by: a virtual environment is of use only where it
+/// was made.
 pub(crate) fn program(name: &str) -> PathBuf {
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/target/python/bin")).join(name);
     assert!(path.exists(), "{} is missing: run scripts/python", path.display());

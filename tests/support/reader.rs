@@ -1,4 +1,4 @@
-//! A local program that reads what the agent publishes, and holds against each other what belongs together.
+//! A local program that reads what the agent publishes, and checks that it belongs together.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,7 +13,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// What was found in the folder that `current` led to.
+/// The published files in the directory that `current` leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Published {
     pub(crate) svid: String,
@@ -24,12 +24,12 @@ pub(crate) struct Published {
 }
 
 impl Published {
-    /// Opens `current` once and reads everything through it. `None`: nothing is published yet, or two generations passed
-    /// while it was read.
+    /// Opens `current` once and reads everything through it. `None`: nothing is published yet, or
+    /// two generations passed while it was read.
     pub(crate) fn read(dir: &Path) -> Option<Self> {
-        let folder = File::open(dir.join("current")).ok()?;
+        let directory = File::open(dir.join("current")).ok()?;
         let read =
-            |name: &str| fs::read_to_string(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd())).ok();
+            |name: &str| fs::read_to_string(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd())).ok();
         Some(Self {
             svid: read("svid.pem")?,
             key: read("key.pem")?,
@@ -39,12 +39,12 @@ impl Published {
         })
     }
 
-    /// Whose it is.
+    /// Its SPIFFE ID.
     pub(crate) fn spiffe_id(&self) -> String {
         self.described("spiffeId")
     }
 
-    /// Which it is.
+    /// Its serial number.
     pub(crate) fn serial(&self) -> String {
         self.described("serial")
     }
@@ -55,14 +55,15 @@ impl Published {
         identity[member].as_str().unwrap_or_else(|| panic!("no {member} in identity.json")).to_owned()
     }
 
-    /// Key and certificate are of one pair, in both forms; the bundle vouches for the certificate; the description is its.
+    /// Key and certificate are of one pair, in both forms; the certificate chains to the bundle;
+    /// the description is its.
     pub(crate) fn belongs_together(&self) -> Result<(), String> {
         is_pair(&self.combined)?;
         if self.combined != format!("{}{}", self.svid, self.key) {
             return Err("svid-with-key.pem is of another generation".into());
         }
-        if !vouches(&self.bundle, &self.svid) {
-            return Err("bundle.pem does not vouch for svid.pem".into());
+        if !chains_to(&self.bundle, &self.svid) {
+            return Err("svid.pem does not chain to bundle.pem".into());
         }
         let identity: serde_json::Value = serde_json::from_str(&self.identity).map_err(|e| e.to_string())?;
         let chain = certificates(&self.svid);
@@ -74,7 +75,8 @@ impl Published {
     }
 }
 
-/// Two programs that read all the time, one by the folder and one by the combined file, until this is dropped.
+/// Two programs that read all the time, one by the directory and one by the combined file, until
+/// this is dropped.
 pub(crate) struct Readers {
     ends: Arc<AtomicBool>,
     threads: Vec<JoinHandle<u32>>,
@@ -83,7 +85,7 @@ pub(crate) struct Readers {
 impl Readers {
     pub(crate) fn of(dir: PathBuf) -> Self {
         let ends = Arc::new(AtomicBool::new(false));
-        let by_folder = {
+        let by_directory = {
             let (ends, dir) = (ends.clone(), dir.clone());
             thread::spawn(move || {
                 each_new(&ends, || Published::read(&dir), |published| published.belongs_together())
@@ -96,7 +98,7 @@ impl Readers {
                 each_new(&ends, || fs::read_to_string(&file).ok(), |combined| is_pair(combined))
             })
         };
-        Self { ends, threads: vec![by_folder, by_file] }
+        Self { ends, threads: vec![by_directory, by_file] }
     }
 
     /// How many different publications each has seen.
@@ -115,18 +117,18 @@ impl Drop for Readers {
     }
 }
 
-/// Reads until the end, and judges all that is new.
+/// Reads until the end, and checks all that is new.
 fn each_new<T: PartialEq>(
     ends: &AtomicBool,
     read: impl Fn() -> Option<T>,
-    judge: impl Fn(&T) -> Result<(), String>,
+    check: impl Fn(&T) -> Result<(), String>,
 ) -> u32 {
     let (mut last, mut seen) = (None, 0);
     while !ends.load(Ordering::Relaxed) {
         if let Some(found) = read()
             && last.as_ref() != Some(&found)
         {
-            judge(&found).unwrap_or_else(|why| panic!("{why}"));
+            check(&found).unwrap_or_else(|why| panic!("{why}"));
             seen += 1;
             last = Some(found);
         }
@@ -135,8 +137,8 @@ fn each_new<T: PartialEq>(
     seen
 }
 
-/// Whether a file with chain and key holds the key of the chain's first certificate. Of a `TSS2 PRIVATE KEY` the public
-/// part tells: both coordinates, each with its length.
+/// Whether a file with chain and key holds the key of the chain's first certificate. Of a
+/// `TSS2 PRIVATE KEY` the public part tells: both coordinates, each with its length.
 fn is_pair(combined: &str) -> Result<(), String> {
     let chain = certificates(combined);
     let leaf = parsed(chain.first().ok_or("there is no certificate")?);
@@ -153,7 +155,7 @@ fn is_pair(combined: &str) -> Result<(), String> {
 }
 
 /// Whether each certificate is signed by the next, and the last by an anchor.
-fn vouches(bundle: &str, chain: &str) -> bool {
+fn chains_to(bundle: &str, chain: &str) -> bool {
     let (anchors, chain) = (certificates(bundle), certificates(chain));
     let signed = |certificate: &CertificateDer<'_>, by: &CertificateDer<'_>| {
         parsed(certificate).verify_signature(Some(parsed(by).public_key())).is_ok()

@@ -1,5 +1,5 @@
-//! Faults made by strace(1): at a system call on a certain path a running process is failed, killed or stopped. Needs root:
-//! the agent lets no other process of its user look into it.
+//! Faults made by strace(1): at a system call on a certain path a running process is failed, killed
+//! or stopped. Needs root: the agent lets no other process of its user read its memory.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -23,8 +23,8 @@ const CALLS: &str = "?open,?creat,openat,write,pwrite64,writev,fsync,fdatasync,f
 pub(crate) struct Call {
     /// `openat`, say.
     pub(crate) name: String,
-    /// What it works on, by which strace finds it: of what is renamed the old name, of a link the link, of a file that is
-    /// removed through its folder the folder.
+    /// What it works on, by which strace finds it: of what is renamed the old name, of a link the
+    /// link, of a file that is removed through its directory the directory.
     pub(crate) path: PathBuf,
     /// It opens what must be there, to read it.
     pub(crate) reads: bool,
@@ -83,7 +83,7 @@ impl Strace {
             let read = said.read_line(&mut all).expect("what strace says");
             assert!(read > 0, "strace cannot be attached, for which it must be run as root: {all}");
         }
-        // It says more, of threads that come and go: nobody may make it wait.
+        // It says more, of threads that come and go: nothing may make it wait.
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
         Self { process, log: Log::new("strace", log.to_owned()) }
     }
@@ -130,7 +130,7 @@ impl Drop for Strace {
     }
 }
 
-/// The calls in what strace wrote down, in the order in which they began.
+/// The calls in the output of strace, in the sequence in which they began.
 pub(crate) fn calls(log: &str) -> Vec<Call> {
     log.lines().filter_map(call).collect()
 }

@@ -1,4 +1,4 @@
-//! A software TPM of one's own for a test: own state folder, own ports, gone when dropped.
+//! A software TPM for one test: own state directory, own ports, removed when dropped.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -7,15 +7,15 @@ use std::time::Instant;
 use tempfile::TempDir;
 
 use super::agent::{PATIENCE, pause};
-use super::folder::folder;
+use super::directory::directory;
 use super::log::Log;
 use super::ports;
 
 /// A running (or stopped) swtpm.
 pub(crate) struct Swtpm {
     process: Option<Child>,
-    log: Log, // before its folder: it is read when it is dropped
-    folder: TempDir,
+    log: Log, // before its directory: it is read when it is dropped
+    directory: TempDir,
     port: u16,
 }
 
@@ -31,9 +31,9 @@ impl Swtpm {
             "swtpm is needed for this test: apt install swtpm tpm2-tools tpm2-openssl"
         );
 
-        let folder = folder();
-        let log = Log::new("swtpm", folder.path().join("swtpm.log"));
-        let mut tpm = Self { process: None, log, folder, port: 0 };
+        let directory = directory();
+        let log = Log::new("swtpm", directory.path().join("swtpm.log"));
+        let mut tpm = Self { process: None, log, directory, port: 0 };
         for _ in 0..50 {
             tpm.port = ports::free_in_a_row(2);
             if tpm.try_boot() {
@@ -48,9 +48,9 @@ impl Swtpm {
         format!("swtpm:host=127.0.0.1,port={}", self.port)
     }
 
-    /// A path in the TPM's folder, for files of the test.
+    /// A path in the TPM's directory, for files of the test.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.directory.path().join(name)
     }
 
     /// Cuts its power.
@@ -79,7 +79,7 @@ impl Swtpm {
         assert!(status.success());
     }
 
-    /// Runs a program against this TPM, in its folder, and gives back what it prints.
+    /// Runs a program against this TPM, in its directory, and gives back what it prints.
     pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> String {
         let output = self.try_run(program, arguments);
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -91,7 +91,7 @@ impl Swtpm {
     pub(crate) fn try_run(&self, program: &str, arguments: &[&str]) -> Output {
         clean_command(program)
             .args(arguments)
-            .current_dir(self.folder.path())
+            .current_dir(self.directory.path())
             .env("TPM2TOOLS_TCTI", self.tcti())
             .env("TPM2OPENSSL_TCTI", self.tcti())
             .env("TSS2_LOG", "all+none")
@@ -99,7 +99,8 @@ impl Swtpm {
             .expect("bash")
     }
 
-    /// Flushes what a killed process left in it, as the kernel's resource manager does in front of a chip.
+    /// Flushes what a killed process left in it, as the kernel's resource manager does for a
+    /// hardware TPM.
     pub(crate) fn flush(&self) {
         self.run("tpm2_flushcontext", &["--transient-object"]);
     }
@@ -112,7 +113,7 @@ impl Swtpm {
     fn try_boot(&mut self) -> bool {
         let child = clean_command("swtpm")
             .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
-            .args(["--tpmstate", &format!("dir={}", path(self.folder.path()))])
+            .args(["--tpmstate", &format!("dir={}", path(self.directory.path()))])
             .args(["--server", &format!("type=tcp,port={}", self.port)])
             .args(["--ctrl", &format!("type=tcp,port={}", self.port + 1)])
             .stdin(Stdio::null())
@@ -144,8 +145,9 @@ fn path(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
-/// A program that inherits no open files. The TSS opens its connections without close-on-exec; a swtpm or a tool that
-/// another thread starts at that moment would hold them open for ever, and swtpm serves one connection at a time.
+/// A program that inherits no open files. The TSS opens its connections without close-on-exec; a
+/// swtpm or a tool that another thread starts at that moment would hold them open for ever, and
+/// swtpm serves one connection at a time.
 fn clean_command(program: &str) -> Command {
     const CLOSE_AND_EXEC: &str = r#"
         for fd in /proc/$$/fd/*; do fd=${fd##*/}; if [ "$fd" -gt 2 ]; then eval "exec $fd>&-"; fi; done

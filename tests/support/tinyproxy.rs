@@ -7,15 +7,15 @@ use std::time::Instant;
 use tempfile::TempDir;
 
 use super::agent::{PATIENCE, pause};
-use super::folder::folder;
+use super::directory::directory;
 use super::log::Log;
 use super::ports;
 
 /// A running (or stopped) proxy.
 pub(crate) struct Tinyproxy {
     process: Option<Child>,
-    log: Log, // before its folder: it is read when it is dropped
-    folder: TempDir,
+    log: Log, // before its directory: it is read when it is dropped
+    directory: TempDir,
     port: u16,
 }
 
@@ -37,14 +37,14 @@ impl Tinyproxy {
 
     /// One that does not run yet, at an address where nothing is.
     pub(crate) fn stopped() -> Self {
-        let folder = folder();
-        let log = Log::new("tinyproxy", folder.path().join("tinyproxy.log"));
-        Self { process: None, log, folder, port: ports::free() }
+        let directory = directory();
+        let log = Log::new("tinyproxy", directory.path().join("tinyproxy.log"));
+        Self { process: None, log, directory, port: ports::free() }
     }
 
     /// Starts it at the address that it has.
     pub(crate) fn try_start(&mut self, to: u16, more: &str) -> bool {
-        let file = self.folder.path().join("tinyproxy.conf");
+        let file = self.directory.path().join("tinyproxy.conf");
         let config = format!(
             "Port {}\nListen 127.0.0.1\nAllow 127.0.0.1\nTimeout 60\nConnectPort {to}\nLogFile \"{}\"\n\
              LogLevel Connect\n{more}\n",
@@ -83,7 +83,7 @@ impl Tinyproxy {
         format!("http://{user}127.0.0.1:{}", self.port)
     }
 
-    /// How many tunnels it was asked for.
+    /// The number of tunnels that were requested.
     pub(crate) fn asked(&self) -> usize {
         self.log().matches(": CONNECT ").count()
     }

@@ -1,4 +1,5 @@
-//! Certificates of X.509 version 1. From 3.2 on OpenSSL makes them in few ways only, before that in others.
+//! Certificates of X.509 version 1. From 3.2 on OpenSSL makes them in few ways only, before that in
+//! others.
 
 use rcgen::{KeyPair, SigningKey as _};
 
@@ -7,8 +8,9 @@ pub(crate) fn version_1(certificate: &[u8], issuer: &KeyPair) -> Vec<u8> {
     let signed = elements(content(certificate));
     let [tbs, algorithm, _signature] = &signed[..] else { panic!("no certificate") };
     // Version and extensions are the members tagged [0] and [3] (RFC 5280 section 4.1).
-    let kept: Vec<_> = elements(content(tbs)).into_iter().filter(|e| ![0xa0, 0xa3].contains(&e[0])).collect();
-    let tbs = element(0x30, &kept.concat());
+    let remaining: Vec<_> =
+        elements(content(tbs)).into_iter().filter(|e| ![0xa0, 0xa3].contains(&e[0])).collect();
+    let tbs = element(0x30, &remaining.concat());
     let signature = element(0x03, &[&[0], &issuer.sign(&tbs).unwrap()[..]].concat());
     element(0x30, &[&tbs, *algorithm, &signature].concat())
 }

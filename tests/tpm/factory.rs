@@ -133,18 +133,18 @@ fn key_at_a_handle_identifies_the_device() {
     assert_eq!(tpm.lockout_counter(), 0);
 
     // It is still where it was, and stays there over a power cut.
-    let kept = tpm.run("tpm2_getcap", &["handles-persistent"]);
-    assert!(kept.contains("0x81020000"), "{kept}");
+    let persistent = tpm.run("tpm2_getcap", &["handles-persistent"]);
+    assert!(persistent.contains("0x81020000"), "{persistent}");
     let key = open_handle(&tpm, None).unwrap();
     tpm.power_cycle();
     assert_identifies(&key, "rsa-3072");
 }
 
 /// "TPM 2.0 Keys for Device Identity and Attestation" of the TCG: an IDevID key is a primary key of
-/// the endorsement hierarchy, guarded against guessing, with a policy for whoever administers it;
-/// its certificate is in an NV index.
+/// the endorsement hierarchy, guarded against guessing, with a policy for its administrator; its
+/// certificate is in an NV index.
 #[test]
-fn idevid_of_the_tcg_profile_identifies_the_device() {
+fn idevid_of_the_tcg_identifies_the_device() {
     let tpm = Swtpm::start();
     let pki = Pki::new();
     for (made_as, name, policy, algorithm, certified_as) in [
@@ -173,7 +173,7 @@ fn idevid_of_the_tcg_profile_identifies_the_device() {
         let client = Arc::new(SingleCertAndKey::from(certified));
         assert_eq!(pki.handshake(|config| config.with_client_cert_resolver(client)).unwrap(), leaf);
     }
-    // The digest of the last one's name has 48 octets, and so may its password.
+    // The digest of the last one's name has 48 bytes, and so may its password.
     let error = open_handle(&tpm, Some(&auth(&"x".repeat(48)))).unwrap_err();
     assert!(matches!(error, KeyError::Tpm(TpmError::AuthRefused { .. })), "{error:?}");
     let error = open_handle(&tpm, Some(&auth(&"x".repeat(49)))).unwrap_err();
@@ -195,7 +195,7 @@ fn key_at_a_handle_may_have_a_password() {
     assert!(error.to_string().contains("key_auth = \"credential:NAME\""), "{error}");
     assert_eq!(error.kind(), ErrorKind::NeedsOperator);
 
-    // No key with a name made by SHA-256 has a password of more than 32 octets: the TPM is not
+    // No key with a name made by SHA-256 has a password of more than 32 bytes: the TPM is not
     // asked.
     let counter = tpm.lockout_counter();
     let error = open_handle(&tpm, Some(&auth(&"x".repeat(33)))).unwrap_err();
@@ -266,7 +266,7 @@ fn owner_password_does_not_matter_at_a_handle() {
 }
 
 #[test]
-fn tpm_that_is_down_says_so() {
+fn factory_key_of_an_unreachable_tpm_says_so() {
     let mut tpm = Swtpm::start();
     tpm.make_at_handle("ecc256", SIGNING, &[]);
     tpm.stop();
@@ -280,9 +280,9 @@ fn tpm_that_is_down_says_so() {
 fn wrong_password_is_sent_once() {
     let tpm = Swtpm::start();
     tpm.make_at_handle("ecc256", SIGNING, &["-p", "secret"]);
-    let chip = handle(&tpm);
+    let client = handle(&tpm);
     for _ in 0..10 {
-        let error = open(Source::TpmHandle(HANDLE), Some(&auth("guess")), &chip.clone()).unwrap_err();
+        let error = open(Source::TpmHandle(HANDLE), Some(&auth("guess")), &client.clone()).unwrap_err();
         assert!(matches!(error, KeyError::Tpm(TpmError::AuthRefused { code: 0x98e, .. })), "{error:?}");
         assert_eq!(error.kind(), ErrorKind::NeedsOperator);
         assert!(!error.to_string().contains("guess"), "{error}");
@@ -291,34 +291,34 @@ fn wrong_password_is_sent_once() {
 
     // Nor is a missing one sent more than once, and another one has its chance.
     for _ in 0..10 {
-        let error = open(Source::TpmHandle(HANDLE), None, &chip).unwrap_err();
+        let error = open(Source::TpmHandle(HANDLE), None, &client).unwrap_err();
         assert!(matches!(error, KeyError::Tpm(TpmError::AuthMissing { .. })), "{error:?}");
     }
     assert_eq!(tpm.lockout_counter(), 2);
-    open(Source::TpmHandle(HANDLE), Some(&auth("secret")), &chip).unwrap();
+    open(Source::TpmHandle(HANDLE), Some(&auth("secret")), &client).unwrap();
 
     // Another key is another matter.
     tpm.run("tpm2_dictionarylockout", &["-c"]);
     tpm.make_at_handle("ecc256", SIGNING, &["-p", "guess"]);
-    open(Source::TpmHandle(HANDLE), Some(&auth("guess")), &chip).unwrap();
+    open(Source::TpmHandle(HANDLE), Some(&auth("guess")), &client).unwrap();
     assert_eq!(tpm.lockout_counter(), 0);
 }
 
 #[test]
-fn wrong_password_of_concurrent_callers_is_sent_once() {
+fn concurrent_callers_send_a_wrong_password_once() {
     let tpm = Swtpm::start();
     tpm.make_at_handle("ecc256", SIGNING, &["-p", "secret"]);
-    let (chip, guess) = (handle(&tpm), auth("guess"));
+    let (client, guess) = (handle(&tpm), auth("guess"));
     std::thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| open(Source::TpmHandle(HANDLE), Some(&guess), &chip).unwrap_err());
+            scope.spawn(|| open(Source::TpmHandle(HANDLE), Some(&guess), &client).unwrap_err());
         }
     });
     assert_eq!(tpm.lockout_counter(), 1);
 }
 
 #[test]
-fn wrong_password_of_an_exempt_key_is_named() {
+fn wrong_password_of_a_key_exempt_from_lockout_is_named() {
     let tpm = Swtpm::start();
     tpm.make_at_handle("ecc256", &format!("{SIGNING}|noda"), &["-p", "secret"]);
     let error = open_handle(&tpm, Some(&auth("guess"))).unwrap_err();
@@ -327,18 +327,18 @@ fn wrong_password_of_an_exempt_key_is_named() {
 }
 
 #[test]
-fn lock_out_is_named() {
+fn lockout_is_named() {
     let tpm = Swtpm::start();
     tpm.make_at_handle("ecc256", SIGNING, &["-p", "secret"]);
     tpm.run("tpm2_dictionarylockout", &["-s", "-n", "1", "-t", "9999", "-l", "9999"]);
-    let chip = handle(&tpm);
-    open(Source::TpmHandle(HANDLE), Some(&auth("guess")), &chip).unwrap_err();
-    let error = open(Source::TpmHandle(HANDLE), Some(&auth("secret")), &chip).unwrap_err();
+    let client = handle(&tpm);
+    open(Source::TpmHandle(HANDLE), Some(&auth("guess")), &client).unwrap_err();
+    let error = open(Source::TpmHandle(HANDLE), Some(&auth("secret")), &client).unwrap_err();
     assert!(matches!(error, KeyError::Tpm(TpmError::Lockout { .. })), "{error:?}");
 
     // That was no refusal of the password.
     tpm.run("tpm2_dictionarylockout", &["-c"]);
-    open(Source::TpmHandle(HANDLE), Some(&auth("secret")), &chip).unwrap();
+    open(Source::TpmHandle(HANDLE), Some(&auth("secret")), &client).unwrap();
 }
 
 // In a file that only the TPM can use
@@ -361,7 +361,7 @@ fn keys_created_by_openssl_identify_the_device() {
 }
 
 #[test]
-fn key_of_openssl_with_a_password_wants_it() {
+fn key_of_openssl_with_a_password_needs_it() {
     let tpm = Swtpm::start();
     let made_as = "EC -pkeyopt group:P-256 -pkeyopt user-auth:secret";
     tpm.openssl_tpm2(&format!("genpkey -algorithm {made_as} -out key.pem"));
@@ -373,10 +373,10 @@ fn key_of_openssl_with_a_password_wants_it() {
     assert!(error.to_string().contains("key.pem"), "{error}");
     assert_eq!(tpm.lockout_counter(), 0);
 
-    let chip = handle(&tpm);
+    let client = handle(&tpm);
     for _ in 0..3 {
         let file = tpm.file("key.pem");
-        let error = open(Source::File(&file), Some(&auth("guess")), &chip).unwrap_err();
+        let error = open(Source::File(&file), Some(&auth("guess")), &client).unwrap_err();
         assert!(matches!(error, KeyError::Tpm(TpmError::AuthRefused { .. })), "{error:?}");
         assert!(error.to_string().contains("key.pem"), "{error}");
     }
@@ -422,11 +422,11 @@ fn key_file_of_another_tpm_is_named() {
 fn parent_with_a_password_is_named_and_tried_once() {
     let tpm = Swtpm::start();
     std::fs::write(tpm.file("key.pem"), made_by_tpm2_tools(&tpm, &[])).unwrap();
-    let chip = handle(&tpm);
+    let client = handle(&tpm);
     let file = tpm.file("key.pem");
-    open(Source::File(&file), None, &chip).unwrap();
+    open(Source::File(&file), None, &client).unwrap();
 
-    // The same parent, kept with a password now.
+    // The same parent, persistent with a password now.
     let parent = "0x81000010";
     tpm.run("tpm2_evictcontrol", &["-Q", "-C", "o", "-c", parent]);
     let primary = ["-Q", "-C", "o", "-G", "ecc256:aes128cfb", "-p", "parent", "-c", "primary.ctx"];
@@ -435,7 +435,7 @@ fn parent_with_a_password_is_named_and_tried_once() {
     tpm.run("tpm2_evictcontrol", &["-Q", "-C", "o", "-c", "primary.ctx", parent]);
     tpm.run("tpm2_flushcontext", &["-t"]);
     for _ in 0..5 {
-        let error = open(Source::File(&file), None, &chip).unwrap_err();
+        let error = open(Source::File(&file), None, &client).unwrap_err();
         assert!(matches!(error, KeyError::Tpm(TpmError::ParentPassword { .. })), "{error:?}");
         assert_eq!(error.kind(), ErrorKind::NeedsOperator);
     }
@@ -443,7 +443,7 @@ fn parent_with_a_password_is_named_and_tried_once() {
 }
 
 #[test]
-fn damaged_and_unfit_key_files_of_the_tpm_are_named() {
+fn damaged_and_unfit_tpm_key_files_are_named() {
     let tpm = Swtpm::start();
     let encode = ["-C", "0x40000001", "-p", "-u", "key.pub", "-r", "key.priv", "-o", "key.pem"];
     tpm.make("ecc521", SIGNING, &[]);
@@ -458,8 +458,8 @@ fn damaged_and_unfit_key_files_of_the_tpm_are_named() {
     let blobs = Tss2Key::from_pem(&good).unwrap();
     for (half, at) in [(0, 5), (0, 40), (0, 200), (1, 0), (1, 40), (1, 150)] {
         let mut key = blobs.clone();
-        let octets = if half == 0 { &mut key.public } else { &mut key.private };
-        octets[at] ^= 0x41;
+        let bytes = if half == 0 { &mut key.public } else { &mut key.private };
+        bytes[at] ^= 0x41;
         std::fs::write(tpm.file("bad.pem"), key.to_pem().unwrap()).unwrap();
         let error = open_file(&tpm, "bad.pem", None).expect_err("a damaged key does not sign");
         assert!(
@@ -562,8 +562,11 @@ fn key_file_readable_by_all_is_used_with_a_warning() {
         open_file(&tpm, "key.pem", None).unwrap().warning
     };
     std::fs::set_permissions(tpm.file(""), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let told = warning(0o644).unwrap();
-    assert!(told.contains("0644") && told.contains("chmod o= ") && told.contains("key.pem"), "{told}");
+    let reported = warning(0o644).unwrap();
+    assert!(
+        reported.contains("0644") && reported.contains("chmod o= ") && reported.contains("key.pem"),
+        "{reported}"
+    );
     assert_eq!(warning(0o640), None);
 }
 

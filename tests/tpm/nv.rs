@@ -30,7 +30,7 @@ fn certificate(name: &str) -> Vec<u8> {
 const OPEN: &str = "ownerread|ownerwrite|authread";
 
 #[test]
-fn certificates_are_read() {
+fn nv_index_certificates_are_read() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let chain = [certificate("device.example"), certificate("issuer.example"), certificate("root.example")];
@@ -54,7 +54,7 @@ fn certificates_are_read() {
 }
 
 #[test]
-fn index_readable_without_it_needs_no_owner_password() {
+fn nv_index_readable_by_its_own_auth_needs_no_owner_password() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let certificate = certificate("device.example");
@@ -71,7 +71,7 @@ fn index_readable_without_it_needs_no_owner_password() {
 }
 
 #[test]
-fn index_of_the_owner_is_read_with_the_owner_password() {
+fn nv_index_of_the_owner_is_read_with_its_password() {
     use miaf_agent::keys::tpm::ParentChoice;
     use miaf_agent::platform::credentials::Secret;
 
@@ -81,23 +81,23 @@ fn index_of_the_owner_is_read_with_the_owner_password() {
     tpm.run("tpm2_changeauth", &["-c", "owner", "secret"]);
     std::fs::write(tpm.file("owner.auth"), "secret\n").unwrap();
     let auth = Some(Secret::File(tpm.file("owner.auth")));
-    let chip = handle(&tpm).with_parent(ParentChoice::Auto, auth);
-    assert_eq!(chip.certificates_in_nv(INDEX).unwrap(), [certificate.into()]);
+    let client = handle(&tpm).with_parent(ParentChoice::Auto, auth);
+    assert_eq!(client.certificates_in_nv(INDEX).unwrap(), [certificate.into()]);
     std::fs::write(tpm.file("owner.auth"), "guess").unwrap();
-    let error = chip.certificates_in_nv(INDEX).unwrap_err();
+    let error = client.certificates_in_nv(INDEX).unwrap_err();
     assert!(matches!(error, KeyError::Tpm(TpmError::NvLocked { .. })), "{error:?}");
     assert_eq!(tpm.lockout_counter(), 0);
 }
 
 #[test]
-fn index_is_read_whatever_limit_the_tpm_states() {
+fn nv_index_is_read_whatever_limit_the_tpm_reports() {
     use super::proxy::{Limit, Proxy};
 
     let tpm = Swtpm::start();
     let chain = [certificate("device.example"), certificate("issuer.example"), certificate("root.example")];
     tpm.write_nv(OPEN, &chain.concat(), &[]);
     let expected = chain.map(Into::into);
-    for (told, most) in [
+    for (reported, most) in [
         (Limit::Error(0x1c4), 512),
         (Limit::Error(0x1d5), 512),
         (Limit::Error(0x101), 256),
@@ -108,10 +108,14 @@ fn index_is_read_whatever_limit_the_tpm_states() {
         (Limit::Is(100), 100),
     ] {
         for refusal in [Some(0x1c4), Some(0x1d5), Some(0x146), None] {
-            let proxy = Proxy::start(&tpm, told, most, refusal);
-            let chip = Tpm::start(proxy.tcti().parse::<Tcti>().unwrap());
-            let read = chip.certificates_in_nv(INDEX);
-            assert_eq!(read.as_ref().ok(), Some(&expected.to_vec()), "{told:?} {most} {refusal:?}: {read:?}");
+            let proxy = Proxy::start(&tpm, reported, most, refusal);
+            let client = Tpm::start(proxy.tcti().parse::<Tcti>().unwrap());
+            let read = client.certificates_in_nv(INDEX);
+            assert_eq!(
+                read.as_ref().ok(),
+                Some(&expected.to_vec()),
+                "{reported:?} {most} {refusal:?}: {read:?}"
+            );
         }
     }
     assert_eq!(tpm.lockout_counter(), 0);
@@ -124,7 +128,7 @@ fn index_is_read_whatever_limit_the_tpm_states() {
 }
 
 #[test]
-fn missing_index_is_named() {
+fn missing_nv_index_is_named() {
     let tpm = Swtpm::start();
     for number in [INDEX, 0x0100_0000, 0x8102_0000, 0] {
         let error = handle(&tpm).certificates_in_nv(number).unwrap_err();
@@ -137,7 +141,7 @@ fn missing_index_is_named() {
 }
 
 #[test]
-fn index_never_written_is_named() {
+fn unwritten_nv_index_is_named() {
     let tpm = Swtpm::start();
     tpm.define_nv(OPEN, 100, &[]);
     let error = handle(&tpm).certificates_in_nv(INDEX).unwrap_err();
@@ -145,7 +149,7 @@ fn index_never_written_is_named() {
 }
 
 #[test]
-fn locked_index_is_named_and_read_once() {
+fn unreadable_nv_index_says_why_and_is_not_retried() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let content = certificate("device.example");
@@ -182,7 +186,7 @@ fn locked_index_is_named_and_read_once() {
 }
 
 #[test]
-fn other_content_is_named() {
+fn nv_index_with_other_content_is_named() {
     let tpm = Swtpm::start();
     let handle = handle(&tpm);
     let good = certificate("device.example");

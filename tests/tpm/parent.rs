@@ -1,5 +1,5 @@
 //! The key under which the agent's keys are made: the owner's primary, or a storage key that is
-//! kept in the TPM.
+//! persistent in the TPM.
 
 use miaf_agent::keys::KeyFile;
 use miaf_agent::keys::tpm::ParentChoice;
@@ -38,7 +38,7 @@ fn under(tpm: &Swtpm, parent: ParentChoice) -> Tpm {
 }
 
 #[test]
-fn srk_is_used_where_the_owner_has_a_password() {
+fn srk_replaces_the_primary_if_the_owner_has_a_password() {
     for algorithm in [RSA, ECC] {
         let mut tpm = Swtpm::start();
         tpm.keep_parent(SRK, "o", algorithm, STORAGE, &[]);
@@ -96,16 +96,16 @@ fn owner_password_is_used_and_a_wrong_one_locks_nothing() {
     let with = |tpm: &Swtpm, password: &str| {
         handle(tpm).with_parent(ParentChoice::Auto, tpm.owner_password(password))
     };
-    let chip = with(&tpm, "secret\n");
-    let key = chip.create_key().unwrap();
+    let client = with(&tpm, "secret\n");
+    let key = client.create_key().unwrap();
     assert_eq!(key.parent(), Parent::OwnerPrimary);
     assert_signs(&key);
     tpm.power_cycle();
-    let again = chip.key_from_pem(&pem(&key)).unwrap();
+    let again = client.key_from_pem(&pem(&key)).unwrap();
     assert_signs(&again);
 
-    // It is not kept in the connection for whoever comes next.
-    let error = chip.clone().with_parent(ParentChoice::Auto, None).create_key().unwrap_err();
+    // The connection does not keep it for the next caller.
+    let error = client.clone().with_parent(ParentChoice::Auto, None).create_key().unwrap_err();
     assert!(matches!(error, KeyError::Tpm(TpmError::OwnerPassword { code: 0x9a2, .. })), "{error:?}");
 
     for _ in 0..40 {
@@ -152,16 +152,16 @@ fn disabled_owner_hierarchy_is_named_and_another_parent_works() {
         assert!(error.to_string().contains("firmware set-up"), "{error}");
         assert_eq!(error.kind(), ErrorKind::NeedsOperator);
     }
-    let elsewhere = under(&tpm, ParentChoice::Persistent(0x8180_0010)).create_key().unwrap();
-    assert_signs(&elsewhere);
+    let under_another = under(&tpm, ParentChoice::Persistent(0x8180_0010)).create_key().unwrap();
+    assert_signs(&under_another);
     tpm.run("tpm2_hierarchycontrol", &["-C", "p", "shEnable", "set"]);
     assert_signs(&key);
-    assert_signs(&elsewhere);
+    assert_signs(&under_another);
     assert_eq!(tpm.transient_handles(), 0);
 }
 
 #[test]
-fn key_of_the_primary_signs_with_that_as_srk() {
+fn key_of_the_primary_works_when_that_is_stored_as_srk() {
     let tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
     // Just what the agent derives.
@@ -207,7 +207,7 @@ fn unfit_parents_are_refused_with_the_reason() {
 }
 
 #[test]
-fn another_key_in_the_parent_s_place_is_noticed() {
+fn replaced_parent_key_is_noticed() {
     let tpm = Swtpm::start();
     tpm.keep_parent(SRK, "o", RSA, STORAGE, &[]);
     let key = under(&tpm, ParentChoice::Persistent(SRK)).create_key().unwrap();
@@ -233,8 +233,8 @@ fn another_key_in_the_parent_s_place_is_noticed() {
 #[test]
 fn parent_guarded_against_guessing_is_tried_once() {
     let tpm = Swtpm::start();
-    let chip = handle(&tpm);
-    let key = chip.key_from_pem(&made_by_tpm2_tools(&tpm, &[])).unwrap();
+    let client = handle(&tpm);
+    let key = client.key_from_pem(&made_by_tpm2_tools(&tpm, &[])).unwrap();
     assert_signs(&key);
     let guarded = STORAGE.replace("|noda", "");
     tpm.keep_parent(0x8100_0010, "o", ECC, &guarded, &["-p", "parent"]);

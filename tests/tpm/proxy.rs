@@ -1,4 +1,4 @@
-//! A TPM that answers some commands otherwise: a proxy before swtpm's two ports, for its commands
+//! A TPM with other responses to some commands: a proxy before swtpm's two ports, for its commands
 //! and for its control channel.
 
 use std::io::{Read as _, Result, Write as _};
@@ -10,7 +10,7 @@ use std::thread;
 use super::support::ports;
 use super::support::swtpm::Swtpm;
 
-/// What the TPM answers to the question for `TPM2_PT_NV_BUFFER_MAX`.
+/// The TPM's response to a request for `TPM2_PT_NV_BUFFER_MAX`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Limit {
     /// This response code.
@@ -21,10 +21,10 @@ pub(crate) enum Limit {
 
 /// How the TPM differs from swtpm.
 struct Faults {
-    told: Limit,
+    reported: Limit,
     /// `TPM2_NV_Read` gives out no more than this at a time…
     most: u16,
-    /// …and answers a longer one with this code; or with a part of it, if `None`.
+    /// …and responds to a longer one with this code; or with a part of it, if `None`.
     refusal: Option<u32>,
     reads: AtomicUsize,
 }
@@ -36,10 +36,10 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    pub(crate) fn start(tpm: &Swtpm, told: Limit, most: u16, refusal: Option<u32>) -> Self {
+    pub(crate) fn start(tpm: &Swtpm, reported: Limit, most: u16, refusal: Option<u32>) -> Self {
         let port_of = |tcti: &str| tcti.rsplit_once('=').unwrap().1.parse::<u16>().unwrap();
         let behind = port_of(&tpm.tcti());
-        let faults = Arc::new(Faults { told, most, refusal, reads: AtomicUsize::default() });
+        let faults = Arc::new(Faults { reported, most, refusal, reads: AtomicUsize::default() });
         let stopped = Arc::new(AtomicBool::default());
         let (port, commands, control) = (0..50)
             .find_map(|_| {
@@ -99,14 +99,14 @@ fn relay(mut client: TcpStream, mut tpm: TcpStream, faults: Option<&Faults>) -> 
         return Ok(());
     };
     while let Ok(mut command) = message(&mut client) {
-        let answer = match faults.answer(&mut command) {
-            Some(answer) => answer,
+        let response = match faults.response(&mut command) {
+            Some(response) => response,
             None => {
                 tpm.write_all(&command)?;
                 faults.change(&command, message(&mut tpm)?)
             }
         };
-        client.write_all(&answer)?;
+        client.write_all(&response)?;
     }
     Ok(())
 }
@@ -130,10 +130,9 @@ const NV_READ: u32 = 0x14e;
 const NV_BUFFER_MAX: u32 = 0x12c;
 
 impl Faults {
-    /// An answer without asking the TPM. Makes the command smaller, where it is to be answered in
-    /// part.
-    fn answer(&self, command: &mut [u8]) -> Option<Vec<u8>> {
-        let code = match (number(&command[6..10]), self.told) {
+    /// A response without the TPM. Makes the command smaller, if the response is to be partial.
+    fn response(&self, command: &mut [u8]) -> Option<Vec<u8>> {
+        let code = match (number(&command[6..10]), self.reported) {
             (GET_CAPABILITY, Limit::Error(code)) if number(&command[14..18]) == NV_BUFFER_MAX => code,
             (NV_READ, _) => {
                 self.reads.fetch_add(1, Ordering::Relaxed);
@@ -153,13 +152,13 @@ impl Faults {
         Some([&[0x80, 0x01, 0, 0, 0, 10], code.to_be_bytes().as_slice()].concat())
     }
 
-    fn change(&self, command: &[u8], mut answer: Vec<u8>) -> Vec<u8> {
-        if let (GET_CAPABILITY, Limit::Is(limit)) = (number(&command[6..10]), self.told)
+    fn change(&self, command: &[u8], mut response: Vec<u8>) -> Vec<u8> {
+        if let (GET_CAPABILITY, Limit::Is(limit)) = (number(&command[6..10]), self.reported)
             && number(&command[14..18]) == NV_BUFFER_MAX
         {
-            let at = answer.len() - 4; // one property, and its value is the last of it
-            answer[at..].copy_from_slice(&limit.to_be_bytes());
+            let at = response.len() - 4; // one property, and its value is the last of it
+            response[at..].copy_from_slice(&limit.to_be_bytes());
         }
-        answer
+        response
     }
 }

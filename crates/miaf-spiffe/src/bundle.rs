@@ -1,5 +1,5 @@
-//! The trust bundle: the anchors that SVIDs of one trust domain are judged by (SPIFFE Trust Domain and Bundle,
-//! sections 4 and 5; miaf-v0 B1 to B5).
+//! The trust bundle: the anchors that SVIDs of one trust domain are validated against (SPIFFE Trust
+//! Domain and Bundle, sections 4 and 5; miaf-v0 B1 to B5).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -23,36 +23,38 @@ use crate::json::{self, JsonError, Object, whole_number};
 use crate::text::Excerpt;
 use crate::time::Timestamp;
 
-/// More anchors than this in one bundle is taken for a mistake, not for a trust domain.
-pub const MAX_ANCHORS: usize = 64;
+/// Limit of anchors in one bundle. More are taken for a mistake, not for a trust domain.
+pub(crate) const MAX_ANCHORS: usize = 64;
 
 /// Size limit of an anchor, in bytes of DER: it is parsed at every validation.
 const MAX_ANCHOR: usize = 16 * 1024;
 
-/// Bytes of a member of a key that is handed on; the modulus of an RSA key of 16,384 bits has 2,731. A longer one is as if
-/// it were missing.
+/// Limit of bytes of a member of a key that is handed on; the modulus of an RSA key of 16,384 bits
+/// has 2,731. A longer one is as if it were missing.
 const MAX_MEMBER: usize = 4096;
 
-/// Trust domains that a Bundle Map may name. Their names are kept while it is read.
+/// Limit of trust domains in a Bundle Map. Their names are in memory while it is read.
 const MAX_TRUST_DOMAINS: usize = 10_000;
 
-/// Remarks that are kept of one bundle.
-const MAX_REMARKS: usize = 16;
+/// Limit of warnings about one bundle.
+const MAX_WARNINGS: usize = 16;
 
 /// Characters of a value or name that a message quotes.
 const MAX_QUOTE: usize = 64;
 
-/// How long a bundle with a lower sequence must have been served before it is believed (miaf-v0 B5).
+/// How long a bundle with a lower sequence must have been served before it is accepted (miaf-v0
+/// B5).
 const REGRESSION_IS_MEANT_AFTER: Duration = Duration::from_secs(24 * 3600);
 
-/// Base64 with or without padding. RFC 7517 section 4.7 demands it, and libraries that write without
-/// are around; what is decoded is the same.
+/// Base64 with or without padding. RFC 7517 section 4.7 demands it, and libraries that write
+/// without are around; what is decoded is the same.
 const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
     &ALPHABET,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The anchors of one trust domain. It may be empty: then every SVID of the domain is untrusted (miaf-v0 B3).
+/// The anchors of one trust domain. It may be empty: then every SVID of the domain is untrusted
+/// (miaf-v0 B3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
     trust_domain: TrustDomain,
@@ -61,10 +63,10 @@ pub struct Bundle {
     facts: Vec<AnchorFacts>,
     sequence: Option<u64>,
     refresh_hint: Option<Duration>,
-    remarks: Vec<Remark>,
+    warnings: Vec<BundleWarning>,
 }
 
-/// What an anchor says about itself.
+/// Subject and validity of an anchor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AnchorFacts {
     /// Its subject, shortened.
@@ -76,16 +78,16 @@ pub struct AnchorFacts {
 }
 
 impl AnchorFacts {
-    /// Whether `at` lies within its validity. Peers on OpenSSL refuse what only an anchor out of it
-    /// vouches for (X509_verify_cert(3)).
+    /// Whether `at` lies within its validity. Peers on OpenSSL refuse what chains only to
+    /// an anchor out of it (X509_verify_cert(3)).
     pub fn is_valid(&self, at: Timestamp) -> bool {
         self.not_before <= at && at <= self.not_after
     }
 }
 
-/// What is wrong with a served bundle that is used all the same, as far as it can be.
+/// Fault of a served bundle that is used nevertheless, as far as it can be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Remark {
+pub enum BundleWarning {
     /// An anchor that is used and that some peers may not read.
     #[error("key {index} ({subject}) is used, but {why}, so some other programs may not read it")]
     Unusual {
@@ -116,14 +118,15 @@ pub enum Remark {
     RefreshHint(Excerpt),
 }
 
-impl Remark {
+impl BundleWarning {
     /// Whether it is about a part that is not used.
     pub fn is_loss(&self) -> bool {
         !matches!(self, Self::Unusual { .. })
     }
 }
 
-/// One JWK of a [`BundleDocument`]: the members that X509-SVID section 6.1 and RFC 7518 section 6 know.
+/// One JWK of a [`BundleDocument`]: the members that X509-SVID section 6.1 and RFC 7518 section 6
+/// know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct BundleKey {
@@ -152,7 +155,7 @@ pub struct BundleKey {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct BundleDocument {
-    /// At most [`MAX_ANCHORS`].
+    /// At most 64.
     pub keys: Vec<BundleKey>,
     /// Seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -161,11 +164,11 @@ pub struct BundleDocument {
     pub spiffe_sequence: Option<u64>,
 }
 
-/// Of a document that names no trust domain, as the agent's sockets have it.
+/// Reads a document that names no trust domain, as the agent's sockets serve it.
 impl<'de> Deserialize<'de> for BundleDocument {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Object(entry) = Object::<Entry<'de>>::deserialize(deserializer)?;
-        let keys = entry.keys(Rules::Held).map_err(de::Error::custom)?;
+        let keys = entry.keys(Rules::Stored).map_err(de::Error::custom)?;
         Ok(Self {
             keys: keys.usable.into_iter().map(|usable| usable.key).collect(),
             spiffe_refresh_hint: entry.spiffe_refresh_hint.and_then(whole_number),
@@ -175,25 +178,25 @@ impl<'de> Deserialize<'de> for BundleDocument {
 }
 
 impl Bundle {
-    /// Reads what `trustBundleUri` served: a Bundle Map, of which only the entry of `trust_domain` counts, or a plain
-    /// SPIFFE bundle, which is taken as that domain's (miaf-v0 B2). What is in neither is not built: the memory that
-    /// this takes is that of the entry.
+    /// Reads what `trustBundleUri` served: a Bundle Map, of which only the entry of `trust_domain`
+    /// counts, or a plain SPIFFE bundle, which is taken as that domain's (miaf-v0 B2). What is in
+    /// neither is not built: the memory that this takes is that of the entry.
     ///
     /// # Errors
-    /// [`BundleError`]: not the JSON of either form, no entry for the domain, a domain named twice, or a key that
-    /// claims to be an X.509 authority and whose certificate cannot be read.
+    /// [`BundleError`]: not the JSON of either form, no entry for the domain, a domain named twice,
+    /// or a key that claims to be an X.509 authority and whose certificate cannot be read.
     pub fn from_served(body: &[u8], trust_domain: &TrustDomain) -> Result<Self, BundleError> {
         Self::read(body, trust_domain, Rules::Served)
     }
 
-    /// Reads a bundle that an agent, perhaps an earlier version, has accepted: from its state or from its socket. Rules
-    /// that have become stricter since do not make it unreadable: no fetch could replace it, because the same bundle is
-    /// refused when it is served.
+    /// Reads a bundle that an agent, perhaps an earlier version, has accepted: from its state or
+    /// from its socket. Rules that have become stricter since do not make it unreadable: no fetch
+    /// could replace it, because the same bundle is refused when it is served.
     ///
     /// # Errors
     /// [`BundleError`]: no version has accepted it.
     pub fn from_held(body: &[u8], trust_domain: &TrustDomain) -> Result<Self, BundleError> {
-        Self::from_served(body, trust_domain).or_else(|_| Self::read(body, trust_domain, Rules::Held))
+        Self::from_served(body, trust_domain).or_else(|_| Self::read(body, trust_domain, Rules::Stored))
     }
 
     fn read(body: &[u8], trust_domain: &TrustDomain, rules: Rules) -> Result<Self, BundleError> {
@@ -220,17 +223,17 @@ impl Bundle {
         domain: &TrustDomain,
         rules: Rules,
     ) -> Result<Self, BundleError> {
-        let Keys { usable, mut remarks } = entry.keys(rules)?;
-        let mut number = |value: Option<&RawValue>, remark: fn(Excerpt) -> Remark| {
+        let Keys { usable, mut warnings } = entry.keys(rules)?;
+        let mut number = |value: Option<&RawValue>, warning: fn(Excerpt) -> BundleWarning| {
             let value = value?;
             let number = whole_number(value);
             if number.is_none() {
-                remarks.push(remark(Excerpt::of(value.get(), MAX_QUOTE)));
+                warnings.push(warning(Excerpt::of(value.get(), MAX_QUOTE)));
             }
             number
         };
-        let sequence = number(entry.spiffe_sequence, Remark::Sequence);
-        let mut hint = |value| number(value, Remark::RefreshHint).filter(|seconds| *seconds > 0);
+        let sequence = number(entry.spiffe_sequence, BundleWarning::Sequence);
+        let mut hint = |value| number(value, BundleWarning::RefreshHint).filter(|seconds| *seconds > 0);
         let of_map = hint(map_hint);
         let is_plain = map_hint.zip(entry.spiffe_refresh_hint).is_some_and(|(a, b)| std::ptr::eq(a, b));
         let of_entry = if is_plain { of_map } else { hint(entry.spiffe_refresh_hint) };
@@ -241,7 +244,7 @@ impl Bundle {
             facts: Vec::with_capacity(usable.len()),
             sequence,
             refresh_hint: of_map.or(of_entry).map(Duration::from_secs),
-            remarks,
+            warnings,
         };
         for UsableKey { key, anchor, facts } in usable {
             bundle.keys.push(key);
@@ -251,7 +254,7 @@ impl Bundle {
         Ok(bundle)
     }
 
-    /// The trust domain whose SVIDs it judges.
+    /// The trust domain whose SVIDs it validates.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
@@ -261,8 +264,8 @@ impl Bundle {
         &self.anchors
     }
 
-    /// What the anchors say about themselves, in the same order.
-    pub fn anchor_facts(&self) -> &[AnchorFacts] {
+    /// Subject and validity of the anchors, in the same sequence.
+    pub(crate) fn anchor_facts(&self) -> &[AnchorFacts] {
         &self.facts
     }
 
@@ -271,9 +274,9 @@ impl Bundle {
         self.facts.iter().filter(move |facts| !facts.is_valid(at))
     }
 
-    /// What is wrong with the served document.
-    pub fn remarks(&self) -> &[Remark] {
-        &self.remarks
+    /// The faults of the served document.
+    pub fn warnings(&self) -> &[BundleWarning] {
+        &self.warnings
     }
 
     /// `spiffe_sequence`, where the MIS gives one that can be read.
@@ -281,13 +284,15 @@ impl Bundle {
         self.sequence
     }
 
-    /// How often the MIS wishes to be asked: the map's hint, or the entry's. Never zero, which would be no pace.
+    /// The interval at which the MIS wants to be polled: the map's hint, or the entry's. Never
+    /// zero.
     pub fn refresh_hint(&self) -> Option<Duration> {
         self.refresh_hint
     }
 
-    /// The SPIFFE bundle document of this domain: what was served, less everything that B2 says to ignore and every
-    /// member that is not known, so that a local program with a stricter parser reads it too.
+    /// The SPIFFE bundle document of this domain: what was served, less everything that B2 says to
+    /// ignore and every member that is not known, so that a local program with a stricter parser
+    /// reads it too.
     pub fn to_document(&self) -> BundleDocument {
         BundleDocument {
             keys: self.keys.clone(),
@@ -302,7 +307,7 @@ impl Bundle {
     }
 }
 
-/// Both forms in one.
+/// A served document of either form.
 #[derive(Deserialize)]
 struct Served<'a> {
     #[serde(borrow)]
@@ -315,7 +320,7 @@ struct Served<'a> {
     spiffe_refresh_hint: Option<&'a RawValue>,
 }
 
-/// What a Bundle Map holds for one trust domain.
+/// The entry of a Bundle Map for one trust domain.
 #[derive(Deserialize)]
 struct Entry<'a> {
     #[serde(borrow)]
@@ -330,21 +335,21 @@ impl Entry<'_> {
     fn keys(&self, rules: Rules) -> Result<Keys, BundleError> {
         let mut keys = ReadKeys { rules, usable: Vec::new(), odd: Vec::new(), refused: None };
         keys.deserialize(&mut serde_json::Deserializer::from_str(self.keys.get()))?;
-        keys.judged()
+        keys.finish()
     }
 }
 
-/// By which rules a bundle is read.
+/// The rules by which a bundle is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rules {
-    /// What is new must be unambiguous, and readable to peers.
+    /// A new bundle must be unambiguous, and readable to peers.
     Served,
-    /// What is held must only be what it was when it was accepted.
-    Held,
+    /// A stored bundle must only be what it was when it was accepted.
+    Stored,
 }
 
-/// Reads an object: a member that is there twice is an error in what is served. In what is held, the last one counts,
-/// as agents have read it.
+/// Reads an object: a member that is there twice is an error in what is served. In what is stored,
+/// the last one counts, as agents have read it.
 struct ByRules<T>(Rules, PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for ByRules<T> {
@@ -353,7 +358,7 @@ impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for ByRules<T> {
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
         match self.0 {
             Rules::Served => Object::deserialize(deserializer).map(|Object(read)| read),
-            Rules::Held => deserializer.deserialize_map(self),
+            Rules::Stored => deserializer.deserialize_map(self),
         }
     }
 }
@@ -393,9 +398,9 @@ const MEMBERS: [&str; 13] = [
     "e",
 ];
 
-/// A map read entry by entry: serde's own maps keep the last of two equal names in silence, and the standard demands
-/// that duplicates are rejected. Entries of other domains are passed over, whatever they are: a broken foreign domain
-/// must not cost this one its refresh.
+/// A map read entry by entry: serde's own maps keep the last of two equal names in silence, and the
+/// standard demands that duplicates are rejected. Entries of other domains are passed over,
+/// whatever they are: a broken foreign domain must not cost this one its refresh.
 struct OfTrustDomain<'a>(&'a TrustDomain, Rules);
 
 impl<'de> DeserializeSeed<'de> for OfTrustDomain<'_> {
@@ -437,7 +442,7 @@ impl<'de> Visitor<'de> for OfTrustDomain<'_> {
 /// The keys of a bundle that are anchors, and what is wrong with others.
 struct Keys {
     usable: Vec<UsableKey>,
-    remarks: Vec<Remark>,
+    warnings: Vec<BundleWarning>,
 }
 
 struct UsableKey {
@@ -453,7 +458,7 @@ enum Peers {
     CannotRead(&'static str),
 }
 
-/// Reads keys one after the other, and keeps those that are anchors.
+/// Reads keys one after the other, and collects those that are anchors.
 struct ReadKeys {
     rules: Rules,
     usable: Vec<(usize, UsableKey, Option<&'static str>)>,
@@ -466,7 +471,7 @@ impl ReadKeys {
     fn take(&mut self, index: usize, jwk: &Jwk<'_>) -> Result<(), BundleError> {
         let Some((key, peers)) = usable_key(index, jwk, self.rules)? else { return Ok(()) };
         let is_new = self.usable.iter().all(|(_, other, _)| other.anchor != key.anchor);
-        let remark = match peers {
+        let warning = match peers {
             Peers::Read => None,
             Peers::MayNotRead(why) => Some(why),
             Peers::CannotRead(why) => {
@@ -481,17 +486,17 @@ impl ReadKeys {
             return Err(BundleError::TooManyAnchors);
         }
         if is_new {
-            self.usable.push((index, key, remark));
+            self.usable.push((index, key, warning));
         }
         Ok(())
     }
 
     /// Passes over what peers cannot read, as long as there is anything else.
-    fn judged(self) -> Result<Keys, BundleError> {
+    fn finish(self) -> Result<Keys, BundleError> {
         if let Some(why) = self.refused {
             return Err(why);
         }
-        let (mut all, mut remarks) = (self.usable, Vec::new());
+        let (mut all, mut warnings) = (self.usable, Vec::new());
         match self.odd.first() {
             // It would be published as an empty one, which withdraws every authority (miaf-v0 B3).
             Some((index, _, why)) if all.is_empty() && self.rules == Rules::Served => {
@@ -500,17 +505,17 @@ impl ReadKeys {
             _ if all.is_empty() => {
                 all = self.odd.into_iter().map(|(index, key, why)| (index, key, Some(why))).collect();
             }
-            _ => remarks.extend(self.odd.into_iter().map(|(index, key, why)| Remark::PassedOver {
+            _ => warnings.extend(self.odd.into_iter().map(|(index, key, why)| BundleWarning::PassedOver {
                 index,
                 subject: key.facts.subject,
                 why,
             })),
         }
-        remarks.extend(all.iter().filter_map(|(index, key, why)| {
-            why.map(|why| Remark::Unusual { index: *index, subject: key.facts.subject.clone(), why })
+        warnings.extend(all.iter().filter_map(|(index, key, why)| {
+            why.map(|why| BundleWarning::Unusual { index: *index, subject: key.facts.subject.clone(), why })
         }));
-        remarks.truncate(MAX_REMARKS);
-        Ok(Keys { usable: all.into_iter().map(|(_, key, _)| key).collect(), remarks })
+        warnings.truncate(MAX_WARNINGS);
+        Ok(Keys { usable: all.into_iter().map(|(_, key, _)| key).collect(), warnings })
     }
 }
 
@@ -568,7 +573,8 @@ struct Jwk<'a> {
     e: Option<&'a RawValue>,
 }
 
-/// One JWK of the set: `None` when the standard says to ignore it, else the key with the one certificate that counts.
+/// One JWK of the set: `None` when the standard says to ignore it, else the key with the one
+/// certificate that counts.
 fn usable_key(index: usize, jwk: &Jwk<'_>, rules: Rules) -> Result<Option<(UsableKey, Peers)>, BundleError> {
     let text = |value: Option<&RawValue>| value.filter(|v| v.get().len() <= MAX_MEMBER).and_then(json::text);
     let known = |value, known: &[&'static str]| {
@@ -579,7 +585,8 @@ fn usable_key(index: usize, jwk: &Jwk<'_>, rules: Rules) -> Result<Option<(Usabl
     };
     let unreadable = |why: &str| BundleError::unreadable(index, why);
     let Some(x5c) = jwk.x5c else { return Ok(None) };
-    // To ignore it would be to take an authority for withdrawn because of a slip of the pen (miaf-v0 B3).
+    // To ignore it would be to take an authority for withdrawn because of a typing error (miaf-v0
+    // B3).
     let First(first) = serde_json::from_str(x5c.get()).map_err(|_| unreadable("its x5c is not an array"))?;
     let Some(first) = first else { return Ok(None) };
     let first =
@@ -651,39 +658,41 @@ impl<'de> Deserialize<'de> for First<'de> {
     }
 }
 
-/// Whether a bundle just served may take the place of the one held (miaf-v0 B5).
+/// Whether a bundle just served may replace the cached one (miaf-v0 B5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SequenceVerdict {
+pub enum SequenceCheck {
     /// Newer, equal, or without a number to compare.
-    Use,
-    /// Lower than the held one, first seen at `since`: refused until it has been served for 24 hours.
+    Accepted,
+    /// Lower than that of the cached one, first seen at `since`: refused until it has been served
+    /// for 24 hours.
     Regressed {
         /// When the regression was first seen.
         since: Timestamp,
     },
 }
 
-/// Compares sequence numbers. `regressed_since` is what the last call returned, if it was a regression.
-pub fn judge_sequence(
-    held: Option<u64>,
+/// Compares sequence numbers. `regressed_since` is what the last call returned, if it was a
+/// regression.
+pub fn check_sequence(
+    cached: Option<u64>,
     served: Option<u64>,
     regressed_since: Option<Timestamp>,
     now: Timestamp,
-) -> SequenceVerdict {
-    match (held, served) {
-        (Some(held), Some(served)) if served < held => {
+) -> SequenceCheck {
+    match (cached, served) {
+        (Some(cached), Some(served)) if served < cached => {
             let since = regressed_since.filter(|since| *since <= now).unwrap_or(now);
             if now >= since.after(REGRESSION_IS_MEANT_AFTER) {
-                SequenceVerdict::Use
+                SequenceCheck::Accepted
             } else {
-                SequenceVerdict::Regressed { since }
+                SequenceCheck::Regressed { since }
             }
         }
-        _ => SequenceVerdict::Use,
+        _ => SequenceCheck::Accepted,
     }
 }
 
-/// Why a served trust bundle is refused. The one held stays in use.
+/// Why a served trust bundle is refused. The cached one stays in use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BundleError {
     /// Not JSON, mistyped, a duplicate member or trust domain.
@@ -703,8 +712,8 @@ pub enum BundleError {
         /// What is wrong with it.
         why: String,
     },
-    /// More than [`MAX_ANCHORS`].
-    #[error("it has more anchors than the {MAX_ANCHORS} that are believable")]
+    /// More than 64 anchors.
+    #[error("it has more anchors than the {MAX_ANCHORS} that are allowed")]
     TooManyAnchors,
 }
 

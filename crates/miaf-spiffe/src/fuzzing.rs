@@ -5,7 +5,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
 use super::svid::{self, Chain, Expectation, X509Svid, certificate_pem};
-use super::{Bundle, Remark, TrustDomain};
+use super::{Bundle, BundleWarning, TrustDomain};
 use crate::testing::{check_error, parts};
 use crate::time::Timestamp;
 
@@ -24,9 +24,9 @@ pub fn bundle(data: &[u8]) -> bool {
             let again = Bundle::from_served(&published, &trust_domain()).expect("what is published");
             assert_eq!(again.anchors(), bundle.anchors());
             assert_eq!(again.to_document(), bundle.to_document());
-            assert!(!again.remarks().iter().any(Remark::is_loss));
-            for remark in bundle.remarks() {
-                check_error(remark);
+            assert!(!again.warnings().iter().any(BundleWarning::is_loss));
+            for warning in bundle.warnings() {
+                check_error(warning);
             }
             true
         }
@@ -37,8 +37,8 @@ pub fn bundle(data: &[u8]) -> bool {
     }
 }
 
-/// An issued chain: certificates as [`parts`], the first for the trust bundle, the others leaf first.
-/// A chain that is accepted is the same after it was stored.
+/// An issued chain: certificates as [`parts`], the first for the trust bundle, the others leaf
+/// first. A chain that is accepted is the same after it was stored.
 pub fn svid(data: &[u8]) -> bool {
     let parts = parts(data);
     let Some((anchor, chain)) = parts.split_first() else { return false };
@@ -58,7 +58,7 @@ pub fn svid(data: &[u8]) -> bool {
     let domain = trust_domain();
     let expected = Expectation { trust_domain: &domain, spiffe_id: None, spki_der: key };
     let now = Timestamp::from_millis(NOW * 1000);
-    match svid::judge(&chain, &expected, &bundle, now) {
+    match svid::validate(&chain, &expected, &bundle, now) {
         Ok(svid) => {
             assert_eq!(svid.spiffe_id().trust_domain(), &domain);
             assert!(svid.not_before() < svid.not_after());

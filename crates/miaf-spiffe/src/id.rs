@@ -9,8 +9,9 @@ const MAX_ID: usize = 2048;
 const MAX_TRUST_DOMAIN: usize = 255;
 const DEVICE_PATH: &str = "/margo/device/";
 
-/// `spiffe://<trust-domain>/<path>`, checked when made. The path has at least one segment: an ID without a path
-/// names the trust domain itself, which is never a device's or a program's identity.
+/// A SPIFFE ID, `spiffe://<trust-domain>/<path>`, checked when made. The path has at least one
+/// segment: an ID without a path names the trust domain itself, which is never a device's or a
+/// program's identity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SpiffeId {
@@ -46,13 +47,14 @@ impl SpiffeId {
         &self.trust_domain
     }
 
-    /// The device's UUID, when this is a logical device identity `/margo/device/<lowercase uuid>` (miaf-v0 E4).
-    pub fn device_uuid(&self) -> Option<&str> {
+    /// The device's UUID, when this is a logical device identity `/margo/device/<lowercase uuid>`
+    /// (miaf-v0 E4).
+    pub(crate) fn device_uuid(&self) -> Option<&str> {
         self.path.strip_prefix(DEVICE_PATH).filter(|uuid| is_lowercase_uuid(uuid))
     }
 
-    /// Whether the device's UUID is of version 4 and RFC 4122 variant, which the SUP demands of the MIS. The SUP's
-    /// own example is not, so the agent only warns.
+    /// Whether the device's UUID is of version 4 and RFC 4122 variant, which the SUP demands of the
+    /// MIS. The SUP's own example is not, so the agent only warns.
     pub fn device_uuid_is_v4(&self) -> bool {
         self.device_uuid().is_some_and(|uuid| {
             let uuid = uuid.as_bytes();
@@ -86,7 +88,8 @@ impl From<SpiffeId> for String {
 pub struct TrustDomain(String);
 
 impl TrustDomain {
-    /// Checks a bare name: lowercase letters, digits, dots, dashes and underscores, at most 255 bytes.
+    /// Checks a bare name: lowercase letters, digits, dots, dashes and underscores, at most 255
+    /// bytes.
     ///
     /// # Errors
     /// [`SpiffeIdError::TrustDomain`].
@@ -168,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_identity_is_read_back_as_written() {
+    fn device_id_is_read_back_as_written() {
         let uri = "spiffe://factory.example/margo/device/123e4567-e89b-42d3-a456-426614174000";
         let id = SpiffeId::parse(uri).unwrap();
         assert_eq!(id.to_string(), uri);
@@ -178,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_uuid_is_of_version_4_by_its_version_and_its_variant() {
+    fn uuid_is_v4_by_version_and_variant() {
         for (uuid, is_v4) in [
             ("123e4567-e89b-42d3-8456-426614174000", true),
             ("123e4567-e89b-42d3-9456-426614174000", true),
@@ -195,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_of_the_sup_is_a_device_but_not_version_4() {
+    fn example_of_the_sup_is_a_device_but_not_v4() {
         let id =
             SpiffeId::parse("spiffe://northstar-ida.com/margo/device/123e4567-e89b-12d3-a456-426614174000");
         let id = id.unwrap();
@@ -203,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_standard_forbids_is_refused_with_its_rule() {
+    fn forbidden_ids_are_refused_with_the_rule() {
         use SpiffeIdError as E;
         for (text, why) in [
             ("", E::Scheme),
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_standard_allows_is_read_back_as_written() {
+    fn allowed_ids_are_read_back_as_written() {
         for text in [
             "spiffe://a/b",
             "spiffe://factory.example/A/b.c/d-e/f_g/0",
@@ -259,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_has_at_most_2048_bytes_and_a_trust_domain_255() {
+    fn id_has_at_most_2048_bytes_and_a_trust_domain_255() {
         let id = |length| format!("{:a<length$}", "spiffe://factory.example/");
         assert!(SpiffeId::parse(&id(2048)).is_ok());
         assert_eq!(SpiffeId::parse(&id(2049)), Err(SpiffeIdError::TooLong));
@@ -270,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trust_domain_is_stored_and_read_back_by_its_rules() {
+    fn trust_domain_is_validated_when_read_back() {
         let stored = serde_json::to_string(&TrustDomain::parse("factory.example").unwrap()).unwrap();
         assert_eq!(stored, r#""factory.example""#);
         assert_eq!(serde_json::from_str::<TrustDomain>(&stored).unwrap().to_string(), "factory.example");
@@ -279,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_lowercase_uuid_under_the_device_path_is_a_device() {
+    fn device_path_needs_a_lowercase_uuid() {
         for path in [
             "/margo/device/123E4567-e89b-42d3-a456-426614174000",
             "/margo/device/123e4567e89b42d3a456426614174000",
@@ -311,7 +314,7 @@ mod tests {
             #![proptest_config(crate::testing::cases(500))]
 
             #[test]
-            fn any_text_is_refused_or_read_back_as_written(
+            fn id_of_any_text_is_refused_or_read_back_as_written(
                 text in prop_oneof![
                     ".{0,100}",
                     "spiffe://[a-zA-Z0-9._%:@/?#-]{0,40}",

@@ -1,9 +1,9 @@
-//! JSON from outside, read into types and never into a tree of values: what a document says beside
-//! what is asked of it costs no memory, whatever its shape.
+//! JSON from outside, read into types and never into a tree of values: what a document says in
+//! addition to what is read costs no memory, whatever its shape.
 //!
 //! Members that are not known are passed over without being built. A known member that is there
 //! twice is an error at every depth: RFC 8259 section 4 leaves open which of the two counts, and
-//! nobody here guesses. A byte order mark in front is passed over (section 8.1).
+//! this parser does not guess. A byte order mark in front is passed over (section 8.1).
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -52,7 +52,7 @@ pub fn read<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, JsonError> {
     Ok(read)
 }
 
-/// What some editors and servers put in front of UTF-8.
+/// The byte order mark, which some editors and servers put in front of UTF-8.
 pub const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Whether a text is one whole JSON object. What was cut off anywhere is none.
@@ -68,8 +68,8 @@ impl<'de> Deserialize<'de> for IgnoredObject {
     }
 }
 
-/// The whole number that a member says, however it is written (`300`, `300.0`, `3e2`). `None`: it is
-/// another value, negative, a fraction, or too large to be told exactly.
+/// The whole number that a member says, however it is written (`300`, `300.0`, `3e2`). `None`: it
+/// is another value, negative, a fraction, or too large to be told exactly.
 pub fn whole_number(value: &RawValue) -> Option<u64> {
     let text = value.get();
     if let Ok(number) = text.parse() {
@@ -102,7 +102,7 @@ impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for AtMost<T, N>
 /// Reads an array of at most `N` elements, for a member of type `Vec`.
 ///
 /// # Errors
-/// As the deserializer has it, or when there are more.
+/// Errors of the deserializer; there are more.
 pub fn at_most<'de, T: Deserialize<'de>, D: Deserializer<'de>, const N: usize>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
@@ -126,8 +126,8 @@ pub fn at_most<'de, T: Deserialize<'de>, D: Deserializer<'de>, const N: usize>(
     deserializer.deserialize_seq(OnlySeq::<T, N>(PhantomData))
 }
 
-/// A structure that was written as a JSON object. serde's derived structures also take an array with
-/// the members in order, which no protocol here means.
+/// A structure that was written as a JSON object. serde's derived structures also take an array
+/// with the members in order, which no protocol here means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object<T>(pub T);
 
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn an_array_is_no_object_at_any_depth() {
+    fn array_is_no_object_at_any_depth() {
         let read = serde_json::from_str::<Object<Pair>>;
         let Object(pair) = read(r#"{"a":1,"b":{"c":2},"more":[]}"#).unwrap();
         assert_eq!((pair.a, pair.b.unwrap().0.c), (1, 2));
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_is_passed_over_and_only_in_front() {
+    fn byte_order_mark_is_skipped_in_front_only() {
         assert_eq!(super::read::<Pair>(b"\xef\xbb\xbf {\"a\":1}").unwrap().a, 1);
         for text in ["\u{feff}\u{feff}{\"a\":1}", "{\"a\":1}\u{feff}", "\u{feff}", ""] {
             assert!(super::read::<Pair>(text.as_bytes()).is_err(), "{text:?}");
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_member_twice_is_an_error_and_an_unknown_one_is_not() {
+    fn duplicate_of_a_known_member_is_an_error() {
         let read = |text: &str| super::read::<Pair>(text.as_bytes());
         assert!(read(r#"{"x":1,"a":1,"x":[{}]}"#).is_ok());
         for text in [r#"{"a":1,"a":1}"#, r#"{"a":1,"b":{"c":2,"c":2}}"#] {
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_may_be_nested_as_deep_as_it_likes() {
+    fn unknown_members_may_be_nested_deeply() {
         let deep = format!("{}{}", "[".repeat(400_000), "]".repeat(400_000));
         let text = format!(r#"{{"x":{deep},"a":1}}"#);
         assert_eq!(super::read::<Pair>(text.as_bytes()).unwrap().a, 1);
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn no_beginning_of_an_object_is_an_object() {
+    fn beginning_of_an_object_is_no_object() {
         let text = r#"{"a":[1,"}",{"b":"\"}"}]} "#;
         assert!(is_whole(text.as_bytes()));
         for end in 0..text.len() - 2 {
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_number_is_one_however_it_is_written() {
+    fn whole_number_is_read_in_every_notation() {
         let read = |text: &str| whole_number(serde_json::from_str(text).unwrap());
         for (text, number) in [
             ("0", 0),
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn an_array_has_no_more_than_so_many_elements() {
+    fn array_has_a_limit_of_elements() {
         let read = |text: &str| serde_json::from_str::<AtMost<u8, 2>>(text);
         assert_eq!(read("[1,2]").unwrap().0, [1, 2]);
         assert!(read("[1,2,3]").unwrap_err().to_string().contains("at most 2 elements"));

@@ -1,12 +1,15 @@
-//! The documents of SPIFFE as types that cannot be wrong: the [`SpiffeId`], the trust [`Bundle`], and the
-//! validation of an [`X509Svid`](svid::X509Svid); with what reading them takes: JSON and PEM of bounded size,
-//! text of others made harmless, points in time. Pure: values in, values out, no I/O and no clock.
+//! SPIFFE documents as types that cannot be wrong: the [`SpiffeId`], the trust [`Bundle`], and the
+//! validation of an [`X509Svid`](svid::X509Svid); with what reading them takes: JSON and PEM of
+//! bounded size, text from outside made harmless, points in time. Pure: values in, values out, no
+//! I/O and no clock.
 
-// Tests may break off where they please.
+// A test may panic.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 mod bundle;
+mod chain;
 pub mod digest;
+mod encoding;
 #[cfg(any(test, fuzzing, feature = "testing"))]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub mod fuzzing;
@@ -14,6 +17,7 @@ mod id;
 pub mod json;
 pub mod pem;
 pub mod svid;
+mod svid_error;
 #[cfg(any(test, fuzzing, feature = "testing"))]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub mod testing;
@@ -21,7 +25,6 @@ pub mod text;
 pub mod time;
 
 pub use bundle::{
-    AnchorFacts, Bundle, BundleDocument, BundleError, BundleKey, MAX_ANCHORS, Remark, SequenceVerdict,
-    judge_sequence,
+    AnchorFacts, Bundle, BundleDocument, BundleError, BundleKey, BundleWarning, SequenceCheck, check_sequence,
 };
 pub use id::{SpiffeId, SpiffeIdError, TrustDomain};

@@ -20,7 +20,7 @@ use crate::text::Excerpt;
 /// The blocks of a PEM text, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Pem {
-    /// What stands between a BEGIN and its END, decoded.
+    /// The decoded blocks, each between a BEGIN and its END.
     pub blocks: Vec<Block>,
     /// Lines, from 1, of BEGINs in comments (`#`, `;`), whose blocks are not read.
     pub commented_out: Vec<usize>,
@@ -89,16 +89,16 @@ const LABEL_SHOWN: usize = 64;
 
 /// Why a text cannot be read as PEM, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Error {
+pub struct PemError {
     /// The line that it is about, from 1; of the whole text if `None`.
     pub line: Option<usize>,
-    /// What is wrong with it.
-    pub problem: Problem,
+    /// The fault.
+    pub kind: PemErrorKind,
 }
 
-/// What is wrong with a PEM text.
+/// The fault of a PEM text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Problem {
+pub enum PemErrorKind {
     /// A line that is meant to begin or end a block and does not, to the letter.
     Boundary {
         /// The line.
@@ -123,12 +123,12 @@ pub enum Problem {
     /// A block that may hold certificates, in another form than the agent reads.
     NotPlain(Label),
     /// No certificate, and what there is in its place.
-    NoCertificate(Instead),
+    NoCertificate(Content),
 }
 
-/// What a text holds in the place of what is wanted.
+/// The content of a text without the expected block.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Instead {
+pub enum Content {
     /// Nothing at all.
     Nothing,
     /// Text without any PEM block.
@@ -141,18 +141,18 @@ pub enum Instead {
     Der,
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for PemError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(line) = self.line {
             write!(f, "line {line}: ")?;
         }
-        self.problem.fmt(f)
+        self.kind.fmt(f)
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for PemError {}
 
-impl fmt::Display for Problem {
+impl fmt::Display for PemErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Boundary { found, meant } => {
@@ -196,12 +196,12 @@ impl fmt::Display for Problem {
                 "a {label} is not read; write its certificates as CERTIFICATE blocks (for PKCS7: openssl pkcs7 \
                  -print_certs -in FILE -out NEWFILE)"
             ),
-            Self::NoCertificate(instead) => write!(f, "it holds no PEM certificate: {instead}"),
+            Self::NoCertificate(content) => write!(f, "it holds no PEM certificate: {content}"),
         }
     }
 }
 
-impl fmt::Display for Instead {
+impl fmt::Display for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nothing => f.write_str("it is empty"),
@@ -219,25 +219,25 @@ impl fmt::Display for Instead {
 /// Reads all blocks of a text.
 ///
 /// # Errors
-/// [`Error`]: the first line that is neither text around blocks nor a sound part of one.
-pub fn read(content: &[u8]) -> Result<Pem, Error> {
+/// [`PemError`]: the first line that is neither text around blocks nor a sound part of one.
+pub fn read(content: &[u8]) -> Result<Pem, PemError> {
     let text = Text::of(content);
     let mut pem = Pem::default();
     let mut open: Option<Boundary<'_>> = None;
     for boundary in boundaries(&text, &mut pem.commented_out) {
         if let Some(meant) = boundary.meant() {
             let found = Excerpt::of_bytes(boundary.written, LINE_SHOWN);
-            return Err(boundary.wrong(Problem::Boundary { found, meant }));
+            return Err(boundary.wrong(PemErrorKind::Boundary { found, meant }));
         }
         open = match (open.take(), boundary.word) {
             (None, Word::Begin) => Some(boundary),
-            (None, Word::End) => return Err(boundary.wrong(Problem::NoBegin(boundary.label()))),
+            (None, Word::End) => return Err(boundary.wrong(PemErrorKind::NoBegin(boundary.label()))),
             (Some(begin), Word::Begin) => {
-                return Err(begin.wrong(Problem::NoEnd(begin.label(), Some(boundary.line))));
+                return Err(begin.wrong(PemErrorKind::NoEnd(begin.label(), Some(boundary.line))));
             }
             (Some(begin), Word::End) if begin.label() != boundary.label() => {
-                let problem = Problem::OtherEnd(begin.label(), boundary.label(), boundary.line);
-                return Err(begin.wrong(problem));
+                let kind = PemErrorKind::OtherEnd(begin.label(), boundary.label(), boundary.line);
+                return Err(begin.wrong(kind));
             }
             (Some(begin), Word::End) => {
                 let body = text.get(begin.after..boundary.start).unwrap_or_default();
@@ -247,7 +247,7 @@ pub fn read(content: &[u8]) -> Result<Pem, Error> {
         };
     }
     match open {
-        Some(begin) => Err(begin.wrong(Problem::NoEnd(begin.label(), None))),
+        Some(begin) => Err(begin.wrong(PemErrorKind::NoEnd(begin.label(), None))),
         None => Ok(pem),
     }
 }
@@ -263,7 +263,8 @@ pub fn encode(label: &str, der: &[u8]) -> Option<Zeroizing<String>> {
 /// The certificates of a PEM text.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Certificates {
-    /// Each with the line of its BEGIN: at least one. Whether it is a certificate inside is not checked.
+    /// Each with the line of its BEGIN: at least one. Whether it is a certificate inside is not
+    /// checked.
     pub certificates: Vec<(usize, CertificateDer<'static>)>,
     /// Blocks that hold no certificate, with the line of their BEGIN.
     pub others: Vec<(usize, Label)>,
@@ -272,7 +273,7 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// What of the text is not used, for a warning.
+    /// The parts of the text that are not used, for a warning.
     #[must_use]
     pub fn unused(&self) -> Option<String> {
         let others = self.others.iter().map(|(line, label)| format!("line {line}: {label}"));
@@ -292,18 +293,18 @@ const UNUSED_SHOWN: usize = 8;
 ///
 /// # Errors
 /// As [`read`]; no certificate at all, and certificates in a form that is not read.
-pub fn certificates(content: &[u8]) -> Result<Certificates, Error> {
+pub fn certificates(content: &[u8]) -> Result<Certificates, PemError> {
     let Pem { blocks, commented_out } = read(content)?;
     let mut certificates = Vec::new();
     let mut others = Vec::new();
     for Block { line, label, der, .. } in blocks {
-        let wrong = |problem| Error { line: Some(line), problem };
+        let wrong = |kind| PemError { line: Some(line), kind };
         if label.is_certificate() {
             certificates.push((line, CertificateDer::from(der.to_vec())));
         } else if &*label == "TRUSTED CERTIFICATE" {
-            return Err(wrong(Problem::Trusted));
+            return Err(wrong(PemErrorKind::Trusted));
         } else if may_hold_certificates(&label) {
-            return Err(wrong(Problem::NotPlain(label)));
+            return Err(wrong(PemErrorKind::NotPlain(label)));
         } else {
             others.push((line, label));
         }
@@ -312,8 +313,8 @@ pub fn certificates(content: &[u8]) -> Result<Certificates, Error> {
         let instead = others
             .into_iter()
             .next()
-            .map_or_else(|| instead_of_blocks(content, &commented_out), |(_, label)| Instead::Block(label));
-        return Err(Error { line: None, problem: Problem::NoCertificate(instead) });
+            .map_or_else(|| instead_of_blocks(content, &commented_out), |(_, label)| Content::Block(label));
+        return Err(PemError { line: None, kind: PemErrorKind::NoCertificate(instead) });
     }
     Ok(Certificates { certificates, others, commented_out })
 }
@@ -324,17 +325,17 @@ fn may_hold_certificates(label: &str) -> bool {
     (label.contains("CERT") && !is_request) || label.contains("PKCS") || label == "CMS"
 }
 
-/// What a text without any block is.
+/// Determines the content of a text without any block.
 #[must_use]
-pub fn instead_of_blocks(content: &[u8], commented_out: &[usize]) -> Instead {
+pub fn instead_of_blocks(content: &[u8], commented_out: &[usize]) -> Content {
     match content {
         _ if !commented_out.is_empty() => {
-            Instead::Comment(commented_out.first().copied().unwrap_or_default())
+            Content::Comment(commented_out.first().copied().unwrap_or_default())
         }
         // A SEQUENCE with a length of more than 127 bytes, or of an unknown one.
-        [0x30, 0x80..=0x84, ..] => Instead::Der,
-        _ if content.iter().all(u8::is_ascii_whitespace) => Instead::Nothing,
-        _ => Instead::Text,
+        [0x30, 0x80..=0x84, ..] => Content::Der,
+        _ if content.iter().all(u8::is_ascii_whitespace) => Content::Nothing,
+        _ => Content::Text,
     }
 }
 
@@ -413,8 +414,8 @@ impl Boundary<'_> {
         Some(Excerpt::of(format_args!("-----{} {label}-----", self.word.as_str()), LINE_SHOWN))
     }
 
-    fn wrong(&self, problem: Problem) -> Error {
-        Error { line: Some(self.line), problem }
+    fn wrong(&self, kind: PemErrorKind) -> PemError {
+        PemError { line: Some(self.line), kind }
     }
 }
 
@@ -525,7 +526,7 @@ impl Dashes {
     }
 }
 
-/// What a boundary begins and ends with.
+/// The beginning and the end of a boundary.
 const DASHES: &[u8] = b"-----";
 
 /// The length of the dash that a text begins with: ASCII, or U+2010 to U+2015, U+2212, U+FF0D.
@@ -552,10 +553,11 @@ fn boundaries_in<'a>(line: &Line<'a>) -> Vec<Boundary<'a>> {
     found
 }
 
-/// The boundary that begins with `before`, if anything there is meant to be one; and the dashes behind it.
+/// The boundary that begins with `before`, if anything there is meant to be one; and the dashes
+/// behind it.
 fn boundary<'a>(line: &Line<'a>, before: &Dashes) -> Option<(Boundary<'a>, Option<Dashes>)> {
     if before.count == 1 && before.are_ascii {
-        return None; // with one, a line could make this look at its rest again and again
+        return None; // with one, a line could make this read its rest again and again
     }
     let text = line.text;
     let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
@@ -608,7 +610,7 @@ fn is_label(label: &[u8]) -> bool {
 }
 
 /// Decodes what stands between `begin` and its END.
-fn block(begin: &Boundary<'_>, body: &[u8]) -> Result<Block, Error> {
+fn block(begin: &Boundary<'_>, body: &[u8]) -> Result<Block, PemError> {
     let label = begin.label();
     let headers = Headers::of(body);
     // With room for all of it from the start, so that no copy stays behind.
@@ -620,17 +622,17 @@ fn block(begin: &Boundary<'_>, body: &[u8]) -> Result<Block, Error> {
                 byte if is_base64(*byte) => base64.push(*byte),
                 _ => {
                     let found = first_character(line.text.get(at..).unwrap_or_default());
-                    let problem = Problem::NotBase64(label, found);
-                    return Err(Error { line: Some(begin.line + line.number - 1), problem });
+                    let kind = PemErrorKind::NotBase64(label, found);
+                    return Err(PemError { line: Some(begin.line + line.number - 1), kind });
                 }
             }
         }
     }
     let mut der = Zeroizing::new(vec![0; base64.len()]);
     let length = match BASE64.decode_slice(&*base64, &mut der) {
-        Ok(0) => return Err(begin.wrong(Problem::Empty(label))),
+        Ok(0) => return Err(begin.wrong(PemErrorKind::Empty(label))),
         Ok(length) => length,
-        Err(_) => return Err(begin.wrong(Problem::Incomplete(label))),
+        Err(_) => return Err(begin.wrong(PemErrorKind::Incomplete(label))),
     };
     der.truncate(length);
     Ok(Block { line: begin.line, label, encrypted: headers.encrypted, der })
@@ -671,7 +673,8 @@ impl Headers {
     }
 }
 
-/// Fuzz target: a PEM file. No block of it is passed over, and each reads the same when it is written again.
+/// Fuzz target: a PEM file. No block of it is passed over, and each reads the same when it is
+/// written again.
 #[cfg(any(test, fuzzing, feature = "testing"))]
 pub fn fuzz(data: &[u8]) -> bool {
     let pem = match read(data) {
@@ -755,7 +758,7 @@ mod tests {
     }
 
     #[test]
-    fn the_encoding_of_the_text_does_not_matter() {
+    fn encoding_of_the_text_does_not_matter() {
         let usual = format!("{ONE}\n{TWO}\n");
         for text in [
             utf16(&usual, &[0xff, 0xfe], u16::to_le_bytes),
@@ -771,7 +774,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_named_with_its_line() {
+    fn unreadable_pem_is_named_with_its_line() {
         let after = |text: &str| format!("{ONE}\n{text}");
         let key = TWO.replace("PRIVATE", "EC PRIVATE");
         for (text, line, words) in [
@@ -813,7 +816,8 @@ mod tests {
     fn blocks_in_comments_are_reported_and_hide_nothing() {
         let commented: String = ONE.lines().map(|line| format!("# {line}\n")).collect();
         let text = format!("{commented}# It begins with -----BEGIN CERTIFICATE-----\n{ONE}\n; {ONE}\n{TWO}");
-        // Of the last certificate the first line alone is in a comment: OpenSSL does not read it either.
+        // Of the last certificate the first line alone is in a comment: OpenSSL does not read it
+        // either.
         let pem = read(text.as_bytes()).unwrap();
         assert_eq!(pem.blocks.iter().map(|block| block.line).collect::<Vec<_>>(), [5, 11]);
         assert_eq!(pem.commented_out, [1, 4, 8]);
@@ -872,7 +876,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_is_read_in_one_pass() {
+    fn long_text_is_read_in_one_pass() {
         for piece in [
             "-BEGIN X ",
             "-----BEGIN ",
@@ -892,7 +896,7 @@ mod tests {
         #![proptest_config(cases(512))]
 
         #[test]
-        fn no_begin_is_passed_over(
+        fn begin_is_never_skipped(
             pieces in prop::collection::vec(prop::sample::select(vec![
                 "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----", "AQID", "\n", "\r", " ", "-", "#", "\u{feff}",
                 "-----", "BEGIN", "\0", "x", "\u{2014}", "-----BEGIN X-----", "Proc-Type: 4,ENCRYPTED",
@@ -903,7 +907,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(content in prop::collection::vec(any::<u8>(), 0..400)) {
+        fn pem_of_any_bytes_is_read_or_refused(content in prop::collection::vec(any::<u8>(), 0..400)) {
             fuzz(&content);
         }
     }

@@ -1,4 +1,4 @@
-//! What the tests and the fuzz targets of this crate share.
+//! Helpers of the tests and the fuzz targets.
 
 #[cfg(any(test, feature = "testing"))]
 use proptest::test_runner::Config;
@@ -14,7 +14,7 @@ pub fn cases(usual: u32) -> Config {
     Config { cases: if is_set { config.cases } else { usual }, ..config }
 }
 
-/// Characters of an error that comes of one input, with what the agent's own words need.
+/// Limit of characters of an error about one input, with room for the agent's own words.
 const MAX_ERROR: usize = 4096;
 
 /// Panics if an error could fill a log or reach for a terminal. Returns that nothing was accepted.
@@ -27,14 +27,14 @@ pub fn check_error(error: impl std::fmt::Display) -> bool {
     for line in lines {
         // White space at the ends is no harm.
         let safe = Excerpt::of(line, MAX_ERROR);
-        let kept = line.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(*safe, *kept, "a terminal would obey an error");
+        let joined = line.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(*safe, *joined, "a terminal would obey an error");
     }
     false
 }
 
-/// Parts of an input that are each preceded by their length in two bytes, the higher first. The last
-/// one is cut where the input ends.
+/// Parts of an input that are each preceded by their length in two bytes, the higher first. The
+/// last one is cut where the input ends.
 pub fn parts(mut data: &[u8]) -> Vec<&[u8]> {
     let mut parts = Vec::new();
     while let [high, low, rest @ ..] = data {

@@ -1,5 +1,5 @@
-//! Text from outside, made safe to store, log and print. Whatever a peer, a file or a library's error
-//! says passes through [`Excerpt`] before it becomes part of a message.
+//! Text from outside, made safe to store, log and print. Whatever a peer, a file or a library's
+//! error says passes through [`Excerpt`] before it becomes part of a message.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
@@ -7,8 +7,8 @@ use std::ops::Deref;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// A beginning of a text from outside, on one line: at most as many characters as its maker chose, and
-/// none that a terminal or a journal would obey.
+/// A beginning of a text from outside, on one line: at most as many characters as its maker chose,
+/// and none that a terminal or a journal would obey.
 ///
 /// White space is a single space, whatever it was. Control characters (Unicode `Cc`) and invisible
 /// characters that reorder or hide what follows them become U+FFFD, so that they are seen. What was
@@ -18,8 +18,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub struct Excerpt(String);
 
 impl Excerpt {
-    /// The first `limit` characters of what `text` displays. Formatting stops there: a long text costs
-    /// no more than a short one.
+    /// The first `limit` characters of what `text` displays. Formatting stops there: a long text
+    /// costs no more than a short one.
     pub fn of(text: impl fmt::Display, limit: usize) -> Self {
         let mut writer = Writer { line: String::new(), left: limit, space: false, cut: false };
         // An error says that the limit was reached, or that `text` cannot be displayed any further.
@@ -38,7 +38,7 @@ impl Excerpt {
         Self::of(String::from_utf8_lossy(begin), limit)
     }
 
-    /// The text, to be kept as a plain one.
+    /// The text as a plain `String`.
     pub fn into_string(self) -> String {
         self.0
     }
@@ -64,8 +64,8 @@ impl From<Excerpt> for String {
     }
 }
 
-/// `text` as a terminal may have it: as [`Excerpt`], but of any length, and with its line breaks. For
-/// documents that another program wrote and that are printed whole.
+/// `text` as a terminal may have it: as [`Excerpt`], but of any length, and with its line breaks.
+/// For documents that another program wrote and that are printed whole.
 pub fn printable(text: &str) -> Cow<'_, str> {
     let harmful = |c| c != '\n' && is_obeyed(c);
     if text.contains(harmful) {
@@ -75,10 +75,10 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// A JSON text that serde_json has written in its compact form, as a terminal may have it. It is the
-/// same document: in that form, what a terminal would obey can only stand in a string, and is escaped
-/// there. Another JSON text may have such white space outside of its strings, tabs say, where an
-/// escape is no JSON.
+/// A JSON text that serde_json has written in its compact form, as a terminal may have it. It is
+/// the same document: in that form, what a terminal would obey can only stand in a string, and is
+/// escaped there. Another JSON text may have such white space outside of its strings, tabs say,
+/// where an escape is no JSON.
 pub fn printable_json(json: &str) -> Cow<'_, str> {
     let harmful = |c| c != '\n' && is_obeyed(c);
     if !json.contains(harmful) {
@@ -97,19 +97,19 @@ pub fn printable_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(text)
 }
 
-/// Reads a text from a file or a peer as an [`Excerpt`] of at most `LIMIT` characters, for a member of
-/// type `String`.
+/// Reads a text from a file or a peer as an [`Excerpt`] of at most `LIMIT` characters, for a member
+/// of type `String`.
 ///
 /// # Errors
-/// As the deserializer has it.
+/// Errors of the deserializer.
 pub fn short<'de, D: Deserializer<'de>, const LIMIT: usize>(deserializer: D) -> Result<String, D::Error> {
     String::deserialize(deserializer).map(|text| Excerpt::of(text, LIMIT).into())
 }
 
-/// As [`short`], for a member that may be missing.
+/// Like [`short`], for a member that may be missing.
 ///
 /// # Errors
-/// As the deserializer has it.
+/// Errors of the deserializer.
 pub fn short_if_any<'de, D: Deserializer<'de>, const LIMIT: usize>(
     deserializer: D,
 ) -> Result<Option<String>, D::Error> {
@@ -157,7 +157,8 @@ impl Writer {
 }
 
 /// Characters that change how others are shown instead of being shown: controls, line and paragraph
-/// separators, bidirectional and other invisible formatting (UAX #9, Unicode TR #36 section 2.5), tags.
+/// separators, bidirectional and other invisible formatting (UAX #9, Unicode TR #36 section 2.5),
+/// tags.
 fn is_obeyed(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_inside_a_character_is_no_fault_of_the_text() {
+    fn excerpt_never_cuts_inside_a_character() {
         assert_eq!(&*Excerpt::of_bytes("äöü".as_bytes(), 2), "äö…");
         assert_eq!(&*Excerpt::of_bytes("äöü".as_bytes(), 3), "äöü");
         assert_eq!(&*Excerpt::of_bytes(b"a\xffb", 9), "a\u{fffd}b");
@@ -223,7 +224,7 @@ mod tests {
         #![proptest_config(cases(256))]
 
         #[test]
-        fn nothing_obeyed_is_left(text in any::<String>(), limit in 0usize..64) {
+        fn excerpt_has_no_control_characters(text in any::<String>(), limit in 0usize..64) {
             let excerpt = Excerpt::of(&text, limit);
             prop_assert!(!excerpt.contains(is_obeyed));
             prop_assert!(excerpt.chars().count() <= limit + 1);

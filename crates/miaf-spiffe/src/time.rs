@@ -5,18 +5,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// A moment of the wall clock, in milliseconds since 1970-01-01T00:00:00Z. Certificates speak in it.
+/// A moment of the wall clock, in milliseconds since 1970-01-01T00:00:00Z. Certificates speak in
+/// it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// From milliseconds since the epoch.
+    /// Creates it from milliseconds since the epoch.
     pub const fn from_millis(millis: i64) -> Self {
         Self(millis)
     }
 
-    /// From whole seconds since the epoch, saturating at the ends of the range.
+    /// Creates it from whole seconds since the epoch, saturating at the ends of the range.
     pub const fn from_secs(secs: i64) -> Self {
         Self(secs.saturating_mul(1000))
     }
@@ -32,13 +33,13 @@ impl Timestamp {
         Self(self.0.saturating_add(i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// How long until `later`; zero when it has passed.
+    /// The duration until `later`; zero when it has passed.
     pub fn until(self, later: Self) -> Duration {
         Duration::from_millis(u64::try_from(later.0.saturating_sub(self.0)).unwrap_or(0))
     }
 
     /// Whole seconds since the epoch, zero before it: the form that certificate validation takes.
-    pub fn unix_duration(self) -> Duration {
+    pub(crate) fn unix_duration(self) -> Duration {
         Duration::from_millis(u64::try_from(self.0).unwrap_or(0))
     }
 }
@@ -61,14 +62,14 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// Milliseconds since this boot, time in suspend included: waits are measured on it, so a wrong or corrected
-/// wall clock neither shortens nor stretches them (miaf-v0 E8).
+/// Milliseconds since this boot, time in suspend included: waits are measured on it, so a wrong or
+/// corrected wall clock neither shortens nor stretches them (miaf-v0 E8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BootTime(u64);
 
 impl BootTime {
-    /// From milliseconds since boot.
+    /// Creates it from milliseconds since boot.
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis)
     }
@@ -79,13 +80,13 @@ impl BootTime {
         Self(self.0.saturating_add(u64::try_from(d.as_millis()).unwrap_or(u64::MAX)))
     }
 
-    /// How long until `later`; zero when it has passed.
+    /// The duration until `later`; zero when it has passed.
     pub fn until(self, later: Self) -> Duration {
         Duration::from_millis(later.0.saturating_sub(self.0))
     }
 }
 
-/// Both clocks, read together, and what is known of the wall clock.
+/// Both clocks, read together, and whether the wall clock was set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
     /// The wall clock: for everything that a certificate says.
@@ -96,12 +97,12 @@ pub struct Now {
     pub synchronised: bool,
 }
 
-/// What time it was by the word of somebody who is believed, and when that was by this device's boot clock.
+/// A time from a trusted source, and the boot time at which it was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Proof {
-    /// The time that was told. It was not earlier.
+pub struct ProvenTime {
+    /// The time of the source. It was not earlier.
     pub wall: Timestamp,
-    /// When it was told.
+    /// When it was received.
     pub at: BootTime,
 }
 
@@ -110,14 +111,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shows_rfc_3339_and_never_panics_at_the_ends() {
+    fn timestamp_is_shown_in_rfc_3339_at_both_ends() {
         assert_eq!(Timestamp::from_secs(1_700_000_000).to_string(), "2023-11-14T22:13:20Z");
         assert_eq!(Timestamp::from_millis(i64::MIN).to_string(), "1970-01-01T00:00:00Z");
         assert_eq!(Timestamp::from_millis(i64::MAX).to_string(), "9999-12-31T23:59:59Z");
     }
 
     #[test]
-    fn a_moment_that_has_passed_is_due_now() {
+    fn moment_that_has_passed_is_due_now() {
         let t = Timestamp::from_secs(100);
         assert_eq!(t.until(Timestamp::from_secs(90)), Duration::ZERO);
         assert_eq!(t.until(t.after(Duration::from_secs(5))), Duration::from_secs(5));

@@ -1,5 +1,6 @@
-//! The device maker's key: kept in the TPM by the suite, found and used by the agent. It is exempt from lock-out, so that
-//! nothing counts against the chip should the power go in the middle.
+//! The device maker's key: persistent in the TPM while the suite runs, found and used by the agent.
+//! It is exempt from lock-out, so that nothing counts against the TPM should the power go in the
+//! middle.
 
 use std::sync::Arc;
 
@@ -14,19 +15,19 @@ use x509_parser::prelude::{FromDer, SubjectPublicKeyInfo};
 use super::{Outcome, Verdict, ensure};
 use crate::Failure;
 use crate::bench::Bench;
-use crate::chip;
 use crate::connection::{self, AS_THE_AGENT_DOES};
+use crate::description;
 use crate::handshake::Authority;
-use crate::kept::{HANDLE, INDEX, Kept};
+use crate::persistent::{HANDLE, INDEX, Stored};
 
 pub(super) fn p256_with_certificate_in_nv(bench: &Bench) -> Outcome {
     let template = connection::p256_key(AS_THE_AGENT_DOES)?;
-    let _key = Kept::key(&bench.tcti, template)?;
+    let _key = Stored::key(&bench.tcti, template)?;
     let key = factory_key::open(Source::TpmHandle(HANDLE), None, &bench.agent)?;
     let authority = Authority::new()?;
     let leaf = authority.certify(&public_key(&key)?, &rcgen::PKCS_ECDSA_P256_SHA256)?;
 
-    let _certificate = Kept::content(&bench.tcti, &leaf)?;
+    let _certificate = Stored::content(&bench.tcti, &leaf)?;
     let chain = bench.agent.certificates_in_nv(INDEX)?;
     ensure(chain.as_slice() == [leaf], || "another certificate is read than was written".into())?;
     let figure = format!("{HANDLE:#010x}, {INDEX:#010x}, {} in TLS 1.3", key.algorithm);
@@ -35,8 +36,12 @@ pub(super) fn p256_with_certificate_in_nv(bench: &Bench) -> Outcome {
 }
 
 pub(super) fn p384(bench: &Bench) -> Outcome {
-    if !chip::has_curve(&mut connection::open(&bench.tcti)?, EccCurve::NistP384, HashingAlgorithm::Sha384) {
-        return Ok(Verdict::NotAvailable("the chip has no P-384 with SHA-384".into()));
+    if !description::has_curve(
+        &mut connection::open(&bench.tcti)?,
+        EccCurve::NistP384,
+        HashingAlgorithm::Sha384,
+    ) {
+        return Ok(Verdict::NotAvailable("the TPM has no P-384 with SHA-384".into()));
     }
     let template = connection::ecc_key(
         AS_THE_AGENT_DOES,
@@ -48,8 +53,8 @@ pub(super) fn p384(bench: &Bench) -> Outcome {
 }
 
 pub(super) fn rsa_2048(bench: &Bench) -> Outcome {
-    if !chip::has_rsa(&mut connection::open(&bench.tcti)?, RsaKeyBits::Rsa2048) {
-        return Ok(Verdict::NotAvailable("the chip has no RSA 2048".into()));
+    if !description::has_rsa(&mut connection::open(&bench.tcti)?, RsaKeyBits::Rsa2048) {
+        return Ok(Verdict::NotAvailable("the TPM has no RSA 2048".into()));
     }
     let template = connection::rsa_key(AS_THE_AGENT_DOES, RsaKeyBits::Rsa2048)?;
     identifies(bench, template, "rsa-2048", &rcgen::PKCS_RSA_SHA256)
@@ -61,7 +66,7 @@ fn identifies(
     algorithm: &str,
     certified_as: &'static rcgen::SignatureAlgorithm,
 ) -> Outcome {
-    let _key = Kept::key(&bench.tcti, template)?;
+    let _key = Stored::key(&bench.tcti, template)?;
     let key = factory_key::open(Source::TpmHandle(HANDLE), None, &bench.agent)?;
     ensure(key.algorithm == algorithm, || format!("the agent takes it for {}", key.algorithm))?;
     let authority = Authority::new()?;

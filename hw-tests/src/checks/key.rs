@@ -1,4 +1,4 @@
-//! The agent's key: what the chip says of it, what it refuses to do with it, and what it is for.
+//! The agent's key: what the TPM says of it, what it refuses to do with it, and what it is for.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -79,8 +79,9 @@ fn words(attributes: ObjectAttributes) -> String {
     set.join(", ")
 }
 
-/// The chip is asked to duplicate three keys in the same way. One that is made for it shows that the question is right; one
-/// that differs from it in fixedTPM and fixedParent only, that these are what it is refused for; the third is the agent's.
+/// The TPM is asked to duplicate three keys in the same way. One that is made for it shows that the
+/// question is right; one that differs from it in fixedTPM and fixedParent only, that these are
+/// what it is refused for; the third is the agent's.
 pub(super) fn cannot_be_duplicated(bench: &Bench) -> Outcome {
     /// TPM_RC_ATTRIBUTES, for the first handle.
     const ATTRIBUTES: u32 = 0x182;
@@ -90,25 +91,26 @@ pub(super) fn cannot_be_duplicated(bench: &Bench) -> Outcome {
     })?;
     let fixed = ask_for_duplicate(bench, |context| with_duplication_policy(context, AS_THE_AGENT_DOES))?;
     ensure(fixed == Err(ATTRIBUTES), || {
-        format!("fixedTPM and fixedParent are not what keeps a key in: {}", answer(&fixed))
+        format!("fixedTPM and fixedParent are not what keeps a key in: {}", result(&fixed))
     })?;
     let pem = bench.agent.create_key()?.to_pem()?;
     match ask_for_duplicate(bench, |context| connection::load(context, &pem))? {
-        Ok(()) => Err("the chip gave it out".into()),
+        Ok(()) => Err("the TPM gave it out".into()),
         Err(code) => {
             Ok(Verdict::Passed(format!("refused (code {code:#x}); a key that is made for it is not")))
         }
     }
 }
 
-fn answer(duplicated: &Result<(), u32>) -> String {
+fn result(duplicated: &Result<(), u32>) -> String {
     match duplicated {
         Ok(()) => "it was given out".into(),
         Err(code) => format!("code {code:#x}"),
     }
 }
 
-/// The chip's own answer to a request to give a key out in the clear: done, or the code of its refusal.
+/// The TPM's own response to a request to give a key out in the clear: done, or the code of its
+/// refusal.
 fn ask_for_duplicate(
     bench: &Bench,
     key: impl FnOnce(&mut Context) -> Result<KeyHandle, Failure>,
@@ -158,15 +160,17 @@ fn duplication_session(context: &mut Context, kind: SessionType) -> Result<(Auth
     })
 }
 
-/// The same key with another public area, in which it may leave: the chip notices when it is to load it.
+/// The same key with another public area, in which it may leave: the TPM notices when it is to load
+/// it.
 pub(super) fn cannot_be_made_exportable(bench: &Bench) -> Outcome {
-    /// fixedTPM and fixedParent in the last octet of TPMA_OBJECT, which follows type and name algorithm in TPMT_PUBLIC.
+    /// fixedTPM and fixedParent in the last byte of TPMA_OBJECT, which follows type and name
+    /// algorithm in TPMT_PUBLIC.
     const FIXED: u8 = 0b0001_0010;
     const AT: usize = 7;
     let mut file = Tss2Key::from_pem(&bench.agent.create_key()?.to_pem()?)?;
-    let octet = file.public.get_mut(AT).ok_or("the public area is too short")?;
-    ensure(*octet & FIXED == FIXED, || "fixedTPM and fixedParent are not set, so cannot be cleared".into())?;
-    *octet &= !FIXED;
+    let byte = file.public.get_mut(AT).ok_or("the public area is too short")?;
+    ensure(*byte & FIXED == FIXED, || "fixedTPM and fixedParent are not set, so cannot be cleared".into())?;
+    *byte &= !FIXED;
     let changed = bench.agent.key_from_pem(&file.to_pem()?)?;
     ensure(!changed.attributes().non_exportable(), || "the public area was not changed".into())?;
     match changed.sign(MESSAGE) {
@@ -174,7 +178,7 @@ pub(super) fn cannot_be_made_exportable(bench: &Bench) -> Outcome {
             Ok(Verdict::Passed(format!("refused (code {code:#x}) with fixedTPM and fixedParent cleared")))
         }
         Err(other) => Err(format!("it is refused for another reason: {other}").into()),
-        Ok(_) => Err("the chip has loaded it with fixedTPM and fixedParent cleared".into()),
+        Ok(_) => Err("the TPM has loaded it with fixedTPM and fixedParent cleared".into()),
     }
 }
 
@@ -191,7 +195,7 @@ pub(super) fn signs(bench: &Bench) -> Outcome {
     Ok(Verdict::Passed(format!("{} signatures, all good, all different", seen.len())))
 }
 
-/// `r` of `Ecdsa-Sig-Value`: a sequence that begins with it, each with a length of one octet.
+/// `r` of `Ecdsa-Sig-Value`: a sequence that begins with it, each with a length of one byte.
 fn first_integer(signature: &[u8]) -> Option<&[u8]> {
     let [0x30, _, 0x02, length, rest @ ..] = signature else { return None };
     rest.get(..usize::from(*length))
@@ -205,7 +209,7 @@ pub(super) fn requests_a_certificate(bench: &Bench) -> Outcome {
     ensure(request.certification_request_info.subject_pki.raw == key.public_key().spki_der(), || {
         "the request is for another key".into()
     })?;
-    Ok(Verdict::Passed(format!("{} octets, signature good", der.len())))
+    Ok(Verdict::Passed(format!("{} bytes, signature good", der.len())))
 }
 
 pub(super) fn identifies(bench: &Bench) -> Outcome {

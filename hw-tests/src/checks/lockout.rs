@@ -1,4 +1,5 @@
-//! Lock-out: somebody has guessed passwords until the TPM closed. The agent's keys have none to guess, and go on.
+//! Lock-out: passwords have been guessed until the TPM locked. The agent's keys have none to guess,
+//! and go on.
 
 use miaf_agent::keys::Key;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
@@ -6,8 +7,8 @@ use tss_esapi::structures::Auth;
 
 use super::{Outcome, Verdict, ensure, key};
 use crate::bench::Bench;
-use crate::chip::LockOut;
 use crate::connection::{self, During, Kind};
+use crate::description::LockOut;
 use crate::{Failure, swtpm};
 
 /// TPM_RC_LOCKOUT.
@@ -16,12 +17,12 @@ const LOCKED: u32 = 0x921;
 pub(super) fn does_not_stop_the_agent(bench: &Bench) -> Outcome {
     let is_software = swtpm::control_port(&bench.tcti).is_some();
     if !is_software && !bench.destructive {
-        return Ok(Verdict::NotAvailable("a chip is locked only with --destructive".into()));
+        return Ok(Verdict::NotAvailable("a TPM is locked only with --destructive".into()));
     }
     let before = LockOut::read(&mut connection::open(&bench.tcti)?)?;
     if before.has_password || before.is_locked || before.tries_used > 0 {
         return Ok(Verdict::NotAvailable(
-            "the chip could not be put back as it is: it has a lock-out password, or tries have been used"
+            "the TPM could not be put back as it is: it has a lock-out password, or tries have been used"
                 .into(),
         ));
     }
@@ -47,7 +48,8 @@ pub(super) fn does_not_stop_the_agent(bench: &Bench) -> Outcome {
     Ok(Verdict::Passed(format!("made and signed; a key that is not exempt: code {code:#x}; unlocked again")))
 }
 
-/// Uses a key that is not exempt with a wrong password, and then with the right one. Gives the answer to the latter.
+/// Uses a key that is not exempt with a wrong password, and then with the right one. Returns the
+/// response to the latter.
 fn guess_and_use(bench: &Bench) -> Result<u32, Failure> {
     let password = |text: &str| Auth::try_from(text.as_bytes().to_vec()).during("a password");
     let mut context = connection::open(&bench.tcti)?;

@@ -7,7 +7,7 @@ use miaf_agent::keys::{Key, KeyError, KeyFileError};
 
 use super::{Outcome, Verdict, ensure, key};
 use crate::bench::Bench;
-use crate::kept::{HANDLE, INDEX};
+use crate::persistent::{HANDLE, INDEX};
 
 /// A key of a software TPM that is no more.
 const KEY_OF_ANOTHER_TPM: &str = include_str!("../../another-tpm.pem");
@@ -41,9 +41,9 @@ pub(super) fn damaged_key(bench: &Bench) -> Outcome {
     )))
 }
 
-fn flip_a_bit(octets: &[u8]) -> Vec<u8> {
-    let middle = octets.len() / 2;
-    octets.iter().enumerate().map(|(at, octet)| if at == middle { octet ^ 1 } else { *octet }).collect()
+fn flip_a_bit(bytes: &[u8]) -> Vec<u8> {
+    let middle = bytes.len() / 2;
+    bytes.iter().enumerate().map(|(at, byte)| if at == middle { byte ^ 1 } else { *byte }).collect()
 }
 
 pub(super) fn nothing_there(bench: &Bench) -> Outcome {

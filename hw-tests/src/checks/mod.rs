@@ -1,6 +1,6 @@
 //! What is tried, in this order.
 
-mod beside;
+mod concurrency;
 mod factory;
 pub(crate) mod key;
 mod lockout;
@@ -37,7 +37,7 @@ pub(crate) const ALL: &[(&str, Check)] = &[
     ("factory key at a handle: P-384", factory::p384),
     ("factory key at a handle: RSA 2048", factory::rsa_2048),
     ("the agent's keys are made and sign in lock-out", lockout::does_not_stop_the_agent),
-    ("tpm2-tools and the agent at the same time", beside::tools_at_the_same_time),
+    ("tpm2-tools and the agent at the same time", concurrency::tools_at_the_same_time),
     ("the key of another TPM is named as such", mistakes::key_of_another_tpm),
     ("a damaged key is named as such", mistakes::damaged_key),
     ("an empty handle and NV index are named as such", mistakes::nothing_there),

@@ -1,4 +1,4 @@
-//! A key that is kept as a PEM is there again.
+//! A key is loaded again from its PEM.
 
 use miaf_agent::keys::Key;
 use miaf_agent::keys::tpm::Tpm;
@@ -6,8 +6,8 @@ use tss_esapi::constants::StartupType;
 
 use super::{Outcome, Verdict, ensure, key};
 use crate::bench::Bench;
-use crate::chip::LockOut;
 use crate::connection::{self, During};
+use crate::description::LockOut;
 use crate::swtpm;
 
 pub(super) fn new_connection(bench: &Bench) -> Outcome {
@@ -20,7 +20,7 @@ pub(super) fn new_connection(bench: &Bench) -> Outcome {
     let again = Tpm::start(bench.tcti.clone()).key_from_pem(&pem)?;
     ensure(again.public_key() == &public, || "it comes back with another public key".into())?;
     key::sign_and_verify(&again, key::MESSAGE)?;
-    Ok(Verdict::Passed(format!("{} octets of PEM", pem.len())))
+    Ok(Verdict::Passed(format!("{} bytes of PEM", pem.len())))
 }
 
 const POWER_CUTS: u32 = 5;
@@ -28,7 +28,7 @@ const POWER_CUTS: u32 = 5;
 /// The power goes after the key was used and before anybody has told the TPM.
 pub(super) fn power_cuts(bench: &Bench) -> Outcome {
     let Some(control) = swtpm::control_port(&bench.tcti) else {
-        return Ok(Verdict::NotAvailable("a chip cannot be reset while the system runs".into()));
+        return Ok(Verdict::NotAvailable("a TPM cannot be reset while the system runs".into()));
     };
     // Not to count what others have used since the TPM was last shut down in order.
     connection::open(&bench.tcti)?

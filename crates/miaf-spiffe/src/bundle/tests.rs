@@ -38,7 +38,7 @@ fn map(entry: Value) -> Value {
 }
 
 #[test]
-fn a_bundle_map_and_a_plain_bundle_give_the_same_anchors() {
+fn bundle_map_and_plain_bundle_give_the_same_anchors() {
     let jwk = json!({ "kty": "EC", "use": "x509-svid", "crv": "P-256", "x": "", "y": "", "x5c": [anchor()] });
     let entry = json!({ "keys": [jwk], "spiffe_sequence": 7, "spiffe_refresh_hint": 60 });
     let plain = read(entry.clone()).unwrap();
@@ -50,7 +50,7 @@ fn a_bundle_map_and_a_plain_bundle_give_the_same_anchors() {
 }
 
 #[test]
-fn only_the_entry_of_this_domain_counts() {
+fn bundle_map_counts_by_the_entry_of_the_domain() {
     let (ours, theirs) = (anchor(), anchor());
     let both = json!({
         "keys": [jwk(json!([theirs]))],
@@ -80,7 +80,7 @@ fn anchors_keep_their_order_and_each_is_there_once() {
 }
 
 #[test]
-fn the_pace_is_the_map_s_or_else_the_entry_s_and_zero_is_none() {
+fn refresh_hint_is_the_maps_or_the_entrys_and_never_zero() {
     let seconds = |n| Some(Duration::from_secs(n));
     for (of_map, of_entry, pace) in [
         (json!(60), json!(30), seconds(60)),
@@ -102,7 +102,7 @@ fn the_pace_is_the_map_s_or_else_the_entry_s_and_zero_is_none() {
 }
 
 #[test]
-fn a_sequence_is_a_whole_number_of_64_bits() {
+fn sequence_is_a_whole_number_of_64_bits() {
     for (text, sequence) in [
         ("0", Some(0)),
         ("9007199254740993", Some(9_007_199_254_740_993)), // where floating point begins to skip
@@ -117,26 +117,26 @@ fn a_sequence_is_a_whole_number_of_64_bits() {
 }
 
 #[test]
-fn numbers_that_cannot_be_read_are_remarked_on_and_count_for_none() {
+fn unreadable_numbers_are_warned_of_and_count_as_none() {
     let cases = ["-1", "1.5", "1e400", "18446744073709551616", r#""1""#, "true", "[]", r#"{"":[0]}"#];
     for text in cases {
         let entry = format!(r#"{{"keys":[],"spiffe_sequence":{text},"spiffe_refresh_hint":{text}}}"#);
         let in_map =
             format!(r#"{{"trust_domains":{{"factory.example":{entry}}},"spiffe_refresh_hint":{text}}}"#);
-        for (body, remarks) in [(entry, 2), (in_map, 3)] {
+        for (body, warnings) in [(entry, 2), (in_map, 3)] {
             let bundle = read_text(&body).unwrap();
             assert_eq!((bundle.sequence(), bundle.refresh_hint()), (None, None), "{body}");
-            assert_eq!(bundle.remarks().len(), remarks, "{body}: {:?}", bundle.remarks());
-            assert!(bundle.remarks()[0].to_string().contains(text), "{:?}", bundle.remarks());
+            assert_eq!(bundle.warnings().len(), warnings, "{body}: {:?}", bundle.warnings());
+            assert!(bundle.warnings()[0].to_string().contains(text), "{:?}", bundle.warnings());
         }
     }
     let long = format!(r#"{{"keys":[],"spiffe_sequence":"{}"}}"#, "\\u001b]0;x\u{202e}".repeat(50_000));
-    let said = read_text(&long).unwrap().remarks()[0].to_string();
+    let said = read_text(&long).unwrap().warnings()[0].to_string();
     assert!(said.len() < 400 && !said.contains(['\u{1b}', '\u{202e}']), "{said}");
 }
 
 #[test]
-fn more_anchors_than_are_believable_are_refused() {
+fn anchors_over_the_limit_are_refused() {
     let served =
         |n: usize| read(json!({ "keys": (0..n).map(|_| jwk(json!([anchor()]))).collect::<Vec<_>>() }));
     assert_eq!(served(MAX_ANCHORS).unwrap().anchors().len(), MAX_ANCHORS);
@@ -147,7 +147,7 @@ fn more_anchors_than_are_believable_are_refused() {
 }
 
 #[test]
-fn a_key_that_claims_to_be_an_authority_and_cannot_be_read_is_an_error() {
+fn unreadable_authority_is_an_error() {
     let good = anchor();
     let der = BASE64.decode(&good).unwrap();
     let longer = BASE64.encode([der.as_slice(), &[0]].concat());
@@ -182,7 +182,7 @@ fn a_key_that_claims_to_be_an_authority_and_cannot_be_read_is_an_error() {
 }
 
 #[test]
-fn what_b2_says_to_ignore_is_ignored() {
+fn keys_that_b2_ignores_are_ignored() {
     let good = anchor();
     let bundle = read(map(json!({ "unknown": 1, "keys": [
         { "kty": "OKP", "use": "x509-svid", "x5c": ["garbage"] },
@@ -205,19 +205,19 @@ fn what_b2_says_to_ignore_is_ignored() {
 }
 
 #[test]
-fn an_entry_without_a_usable_key_is_an_empty_bundle_not_an_error() {
+fn entry_without_usable_keys_is_an_empty_bundle() {
     assert!(read(map(json!({ "keys": [] }))).unwrap().anchors().is_empty());
     assert!(read(map(json!({ "keys": [{ "kty": "OKP" }] }))).unwrap().anchors().is_empty());
 }
 
 #[test]
-fn what_a_key_says_beside_its_certificate_does_not_matter() {
+fn members_other_than_the_certificate_do_not_matter() {
     let key = json!({ "kty": "RSA", "use": "x509-svid", "x5c": [anchor()], "n": "AQAB", "x": 5, "kid": "a" });
     assert_eq!(read(json!({ "keys": [key] })).unwrap().anchors().len(), 1);
 }
 
 #[test]
-fn a_certificate_in_lines_or_without_padding_is_the_same_anchor() {
+fn wrapped_or_unpadded_base64_is_the_same_anchor() {
     let good = anchor();
     let served = CertificateDer::from(BASE64.decode(&good).unwrap());
     let lines = |end: &str| {
@@ -243,7 +243,7 @@ fn with_serial(serial: &[u8]) -> String {
 }
 
 #[test]
-fn anchors_that_peers_cannot_read_are_passed_over_and_named() {
+fn anchors_unreadable_to_peers_are_skipped_and_named() {
     let good = anchor();
     for (serial, why) in [
         (vec![0x80], "negative"),
@@ -254,8 +254,8 @@ fn anchors_that_peers_cannot_read_are_passed_over_and_named() {
         let bundle = read(map(json!({ "keys": [bad, jwk(json!([good]))] }))).unwrap();
         assert_eq!(bundle.anchors(), [CertificateDer::from(BASE64.decode(&good).unwrap())], "{serial:x?}");
         assert_eq!(bundle.to_document().keys.len(), 1);
-        let [remark] = bundle.remarks() else { panic!("{:?}", bundle.remarks()) };
-        let said = remark.to_string();
+        let [warning] = bundle.warnings() else { panic!("{:?}", bundle.warnings()) };
+        let said = warning.to_string();
         assert!(said.starts_with("key 0 (CN=rcgen") && said.contains(why), "{said}");
         // Alone it would leave an empty bundle, which says something else.
         match read(json!({ "keys": [bad] })) {
@@ -264,26 +264,29 @@ fn anchors_that_peers_cannot_read_are_passed_over_and_named() {
         }
     }
     for serial in [&[0x7f; 20][..], &[0]] {
-        assert_eq!(read(json!({ "keys": [jwk(json!([with_serial(serial)]))] })).unwrap().remarks(), []);
+        assert_eq!(read(json!({ "keys": [jwk(json!([with_serial(serial)]))] })).unwrap().warnings(), []);
     }
 }
 
 #[test]
-fn an_anchor_with_a_long_serial_number_is_remarked_on_and_used() {
+fn anchor_with_a_long_serial_is_used_with_a_warning() {
     for serial in [vec![0x7f; 21], [vec![0], vec![0xff; 21]].concat()] {
         let bundle =
             read(json!({ "keys": [jwk(json!([with_serial(&serial)])), jwk(json!([anchor()]))] })).unwrap();
         assert_eq!(bundle.anchors().len(), 2, "{serial:x?}");
-        let [remark] = bundle.remarks() else { panic!("{:?}", bundle.remarks()) };
-        assert!(remark.to_string().contains("key 0 (CN=rcgen"), "{remark}");
-        assert!(remark.to_string().contains("is used, but its serial number is longer than 20"), "{remark}");
-        assert!(!remark.is_loss());
+        let [warning] = bundle.warnings() else { panic!("{:?}", bundle.warnings()) };
+        assert!(warning.to_string().contains("key 0 (CN=rcgen"), "{warning}");
+        assert!(
+            warning.to_string().contains("is used, but its serial number is longer than 20"),
+            "{warning}"
+        );
+        assert!(!warning.is_loss());
     }
 }
 
 /// Each was accepted by an earlier version, and is refused when it is served now.
 #[test]
-fn a_held_bundle_is_not_judged_by_newer_rules() {
+fn stored_bundle_is_not_validated_by_newer_rules() {
     let good = anchor();
     let negative = with_serial(&[0x80]);
     let twice = format!(r#"{{"kty":"OKP","x5c":["AAAA"],"use":"x509-svid","x5c":["{good}"],"kty":"EC"}}"#);
@@ -308,17 +311,17 @@ fn a_held_bundle_is_not_judged_by_newer_rules() {
         ),
     ] {
         read_text(&body).unwrap_err();
-        let held = Bundle::from_held(body.as_bytes(), &domain()).unwrap();
-        assert_eq!(held.anchors(), [CertificateDer::from(BASE64.decode(anchor).unwrap())]);
-        let handed_out = serde_json::to_string(&held.to_document()).unwrap();
+        let stored = Bundle::from_held(body.as_bytes(), &domain()).unwrap();
+        assert_eq!(stored.anchors(), [CertificateDer::from(BASE64.decode(anchor).unwrap())]);
+        let handed_out = serde_json::to_string(&stored.to_document()).unwrap();
         let again = Bundle::from_held(handed_out.as_bytes(), &domain()).unwrap();
-        assert_eq!(again.anchors(), held.anchors(), "what is handed out can be read");
+        assert_eq!(again.anchors(), stored.anchors(), "what is handed out can be read");
         let document: BundleDocument = serde_json::from_str(&handed_out).unwrap();
-        assert_eq!(document, held.to_document());
+        assert_eq!(document, stored.to_document());
     }
-    let held = Bundle::from_held(in_map(&sequence).as_bytes(), &domain()).unwrap();
-    assert_eq!(held.sequence(), Some(7), "the last one counts");
-    // Beside another anchor, what peers cannot read is passed over, as at the next fetch.
+    let stored = Bundle::from_held(in_map(&sequence).as_bytes(), &domain()).unwrap();
+    assert_eq!(stored.sequence(), Some(7), "the last one counts");
+    // Where there is another anchor, what peers cannot read is passed over, as at the next fetch.
     let both = json!({ "keys": [jwk(json!([negative])), serde_json::from_str::<Value>(&twice).unwrap()] });
     assert_eq!(Bundle::from_held(both.to_string().as_bytes(), &domain()).unwrap().anchors().len(), 1);
     for never in ["", "[]", "{}", r#"{"keys":[[]]}"#, r#"{"keys":5}"#, r#"{"trust_domains":{}}"#] {
@@ -329,7 +332,7 @@ fn a_held_bundle_is_not_judged_by_newer_rules() {
 }
 
 #[test]
-fn anchors_out_of_their_validity_are_told_and_stay() {
+fn anchors_out_of_their_validity_are_reported_and_stay() {
     let bundle = read(json!({ "keys": [jwk(json!([anchor()]))] })).unwrap();
     let [facts] = bundle.anchor_facts() else { panic!("{bundle:?}") };
     let second = Duration::from_secs(1);
@@ -341,7 +344,7 @@ fn anchors_out_of_their_validity_are_told_and_stay() {
 }
 
 #[test]
-fn nothing_of_what_is_ignored_is_kept() {
+fn ignored_members_are_not_stored() {
     let key = json!({
         "kty": "EC", "use": "x509-svid", "crv": "P-256", "x": "a", "y": "b", "kid": "c", "x5c": [anchor()],
         "pad": [{ "": 0 }, [[]]], "x5t": "d", "alg": 5,
@@ -352,7 +355,7 @@ fn nothing_of_what_is_ignored_is_kept() {
 }
 
 #[test]
-fn a_map_names_no_more_trust_domains_than_are_believable() {
+fn bundle_map_has_a_limit_of_trust_domains() {
     let named = |count: usize| {
         let others: String = (1..count).map(|n| format!(r#","{n}.example":0"#)).collect();
         read_text(&format!(r#"{{"trust_domains":{{"factory.example":{{"keys":[]}}{others}}}}}"#))
@@ -362,7 +365,7 @@ fn a_map_names_no_more_trust_domains_than_are_believable() {
 }
 
 #[test]
-fn a_hostile_name_that_is_there_twice_is_quoted_short_and_harmless() {
+fn hostile_duplicate_name_is_quoted_as_an_excerpt() {
     let name = format!("\\u001b]0;owned\\u0007\u{202e}{}", "x".repeat(100_000));
     let told =
         read_text(&format!(r#"{{"trust_domains":{{"{name}":1,"{name}":2}}}}"#)).unwrap_err().to_string();
@@ -371,7 +374,7 @@ fn a_hostile_name_that_is_there_twice_is_quoted_short_and_harmless() {
 }
 
 #[test]
-fn a_known_member_that_is_there_twice_is_refused() {
+fn known_member_that_appears_twice_is_refused() {
     let anchor = anchor();
     let key = format!(r#"{{"kty":"OKP","use":"x509-svid","x5c":["{anchor}"],"kty":"EC"}}"#);
     let entry = r#"{"keys":[],"keys":[]}"#;
@@ -387,7 +390,7 @@ fn a_known_member_that_is_there_twice_is_refused() {
 }
 
 #[test]
-fn a_map_that_names_a_domain_twice_is_rejected_whichever_it_is() {
+fn bundle_map_with_a_duplicate_domain_is_refused() {
     for name in ["factory.example", "other.example", r"factory\u002eexample"] {
         let body = format!(
             r#"{{"trust_domains":{{"factory.example":{{"keys":[]}},"other.example":{{"keys":[]}},"{name}":{{"keys":[]}}}}}}"#
@@ -398,7 +401,7 @@ fn a_map_that_names_a_domain_twice_is_rejected_whichever_it_is() {
 }
 
 #[test]
-fn damaged_bundles_are_refused_and_say_why() {
+fn damaged_bundles_are_refused_with_the_reason() {
     assert_eq!(read(json!({})), Err(BundleError::NeitherForm));
     assert_eq!(read(json!({ "trust_domains": null, "keys": null })), Err(BundleError::NeitherForm));
     for name in ["Factory.example", "factory.example.", "a.factory.example", "spiffe://factory.example", ""] {
@@ -419,7 +422,7 @@ fn damaged_bundles_are_refused_and_say_why() {
     let told = read(json!({ "trust_domains": [] })).unwrap_err().to_string();
     assert!(told.contains("expected an object of trust domains"), "{told}");
     let foreign = json!({ "trust_domains": { "factory.example": { "keys": [] }, "other.example": 5 } });
-    assert!(read(foreign).is_ok(), "what is wrong elsewhere does not matter here");
+    assert!(read(foreign).is_ok(), "what is wrong in other entries does not matter");
     assert!(matches!(read(json!({ "keys": {} })), Err(BundleError::Json(_))));
     assert!(matches!(read(json!([])), Err(BundleError::Json(_))));
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
@@ -427,18 +430,18 @@ fn damaged_bundles_are_refused_and_say_why() {
 }
 
 #[test]
-fn a_sequence_is_held_against_the_one_before_it() {
-    use SequenceVerdict::{Regressed, Use};
+fn sequence_is_compared_with_the_cached_one() {
+    use SequenceCheck::{Accepted, Regressed};
     let now = Timestamp::from_secs(1_000_000);
     let before = |seconds| Timestamp::from_secs(1_000_000 - seconds);
     const DAY: i64 = 24 * 3600;
-    for (story, held, served, since, verdict) in [
-        ("newer", Some(5), Some(6), None, Use),
-        ("the same", Some(5), Some(5), None, Use),
-        ("nothing held", None, Some(1), None, Use),
-        ("no number held", None, None, None, Use),
-        ("no number served", Some(5), None, None, Use),
-        ("newer again, after a lower one", Some(5), Some(6), Some(before(60)), Use),
+    for (case, stored, served, since, verdict) in [
+        ("newer", Some(5), Some(6), None, Accepted),
+        ("the same", Some(5), Some(5), None, Accepted),
+        ("nothing stored", None, Some(1), None, Accepted),
+        ("no number stored", None, None, None, Accepted),
+        ("no number served", Some(5), None, None, Accepted),
+        ("newer again, after a lower one", Some(5), Some(6), Some(before(60)), Accepted),
         ("lower, for the first time", Some(5), Some(4), None, Regressed { since: now }),
         ("lower by the whole range", Some(u64::MAX), Some(0), None, Regressed { since: now }),
         ("lower since this moment", Some(5), Some(4), Some(now), Regressed { since: now }),
@@ -449,8 +452,8 @@ fn a_sequence_is_held_against_the_one_before_it() {
             Some(before(DAY - 1)),
             Regressed { since: before(DAY - 1) },
         ),
-        ("a day", Some(5), Some(4), Some(before(DAY)), Use),
-        ("more than a day", Some(5), Some(4), Some(before(DAY + 1)), Use),
+        ("a day", Some(5), Some(4), Some(before(DAY)), Accepted),
+        ("more than a day", Some(5), Some(4), Some(before(DAY + 1)), Accepted),
         (
             "a wall clock that went backwards begins anew",
             Some(5),
@@ -459,6 +462,6 @@ fn a_sequence_is_held_against_the_one_before_it() {
             Regressed { since: now },
         ),
     ] {
-        assert_eq!(judge_sequence(held, served, since, now), verdict, "{story}");
+        assert_eq!(check_sequence(stored, served, since, now), verdict, "{case}");
     }
 }

@@ -1,5 +1,5 @@
-//! One good answer of an MIS, and every way to spoil it that the rules name. Each story bends one thing and says how it
-//! must end: with the one reason that fits, or well.
+//! One valid response of an MIS, and every way to spoil it that the rules name. Each case bends one
+//! thing and says how it must end: with the one reason that fits, or well.
 
 mod accepted;
 mod ends;
@@ -10,7 +10,11 @@ mod refused;
 use serde_json::json;
 use webpki::Error as PathError;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
 use super::*;
+use crate::SpiffeIdError;
 use forge::*;
 
 const NOW: i64 = 1_750_000_000;
@@ -20,32 +24,32 @@ const DEVICE_ID: &str = "spiffe://factory.example/margo/device/123e4567-e89b-42d
 const NOT_VERSION_4_ID: &str = "spiffe://factory.example/margo/device/123e4567-e89b-12d3-a456-426614174000";
 const SIBLING_ID: &str = "spiffe://factory.example/margo/device/00000000-e89b-42d3-a456-426614174000";
 
-/// What the MIS answers and what the device knows when it does.
-struct Answer {
+/// The response of an MIS, and the state of the device that receives it.
+struct Response {
     leaf: Template,
-    /// Who issued it, up to the root.
+    /// Its issuers, up to the root.
     issuers: Vec<Template>,
-    /// Whether the root is part of the answer.
+    /// Whether the root is part of the response.
     with_root: bool,
-    /// More certificates at the end of the answer.
+    /// More certificates at the end of the response.
     appended: Vec<Vec<u8>>,
     /// A last change to the PEM texts.
     rewritten: fn(&mut Vec<String>),
     /// The trust bundle, where it is not the root alone.
     bundle: Option<Vec<Vec<u8>>>,
-    /// Who the device is, at renewal.
+    /// The current identity, at renewal.
     renewing: Option<&'static str>,
     now: Timestamp,
 }
 
 /// A root that signed the leaf.
-fn direct() -> Answer {
+fn direct() -> Response {
     let mut leaf = Template::new(no_name(), &DEVICE, NOW - MINUTE, NOW + DAY);
     leaf.set(BASIC_CONSTRAINTS, true, basic_constraints(false, None));
     leaf.set(KEY_USAGE, true, usages(DIGITAL_SIGNATURE));
     leaf.set(EXTENDED_KEY_USAGE, false, purposes(&[SERVER_AUTH, CLIENT_AUTH]));
     leaf.set(SUBJECT_ALT_NAME, true, names(&[uri(DEVICE_ID)]));
-    Answer {
+    Response {
         leaf,
         issuers: vec![authority("Root", &ROOT)],
         with_root: false,
@@ -58,10 +62,10 @@ fn direct() -> Answer {
 }
 
 /// A root, an intermediate, and the leaf below it.
-fn with_intermediate() -> Answer {
-    let mut answer = direct();
-    answer.issuers.insert(0, authority("Intermediate", &INTERMEDIATE));
-    answer
+fn with_intermediate() -> Response {
+    let mut response = direct();
+    response.issuers.insert(0, authority("Intermediate", &INTERMEDIATE));
+    response
 }
 
 fn authority(common_name: &str, key: &'static Key) -> Template {
@@ -93,13 +97,13 @@ fn at(seconds: i64) -> Timestamp {
     Timestamp::from_secs(seconds)
 }
 
-impl Answer {
+impl Response {
     fn root(&mut self) -> &mut Template {
         self.issuers.last_mut().unwrap()
     }
 
     fn intermediate(&mut self) -> &mut Template {
-        assert!(self.issuers.len() > 1, "this answer has no intermediate");
+        assert!(self.issuers.len() > 1, "this response has no intermediate");
         &mut self.issuers[0]
     }
 
@@ -120,7 +124,7 @@ impl Answer {
         pems
     }
 
-    fn judged(&self) -> Result<X509Svid, Rejection> {
+    fn validate(&self) -> Result<X509Svid, SvidError> {
         let anchors = self.bundle.clone();
         let anchors = anchors.unwrap_or_else(|| self.issuers.last().map(self_signed).into_iter().collect());
         let (domain, renewing) = (domain(), self.renewing.map(id));
@@ -129,51 +133,51 @@ impl Answer {
             spiffe_id: renewing.as_ref(),
             spki_der: &self.leaf.key.spki,
         };
-        judge(&Chain::from_pem(&self.pems())?, &expected, &bundle_of(&anchors), self.now)
+        validate(&Chain::from_pem(&self.pems())?, &expected, &bundle_of(&anchors), self.now)
     }
 }
 
-type Story<Outcome> = (&'static str, fn(&mut Answer), Outcome);
+type Case<Outcome> = (&'static str, fn(&mut Response), Outcome);
 
-fn each_is_refused(good: fn() -> Answer, stories: Vec<Story<Rejection>>) {
-    assert!(good().judged().is_ok(), "before it is bent, the answer is a good one");
-    let wrong: Vec<_> = stories
+fn each_is_refused(good: fn() -> Response, cases: Vec<Case<SvidError>>) {
+    assert!(good().validate().is_ok(), "before it is bent, the response is valid");
+    let wrong: Vec<_> = cases
         .into_iter()
-        .filter_map(|(story, bend, why)| {
-            let mut answer = good();
-            bend(&mut answer);
-            let judged = answer.judged();
-            (judged.as_ref() != Err(&why)).then(|| format!("{story}: {judged:?}, not {why:?}"))
+        .filter_map(|(case, bend, why)| {
+            let mut response = good();
+            bend(&mut response);
+            let validated = response.validate();
+            (validated.as_ref() != Err(&why)).then(|| format!("{case}: {validated:?}, not {why:?}"))
         })
         .collect();
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-fn each_is_accepted(good: fn() -> Answer, stories: Vec<Story<()>>) {
-    let wrong: Vec<_> = stories
+fn each_is_accepted(good: fn() -> Response, cases: Vec<Case<()>>) {
+    let wrong: Vec<_> = cases
         .into_iter()
-        .filter_map(|(story, bend, ())| {
-            let mut answer = good();
-            bend(&mut answer);
-            answer.judged().err().map(|why| format!("{story}: {why:?}"))
+        .filter_map(|(case, bend, ())| {
+            let mut response = good();
+            bend(&mut response);
+            response.validate().err().map(|why| format!("{case}: {why:?}"))
         })
         .collect();
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-fn san(answer: &mut Answer, all: &[Vec<u8>]) {
-    answer.leaf.set(SUBJECT_ALT_NAME, true, names(all));
+fn san(response: &mut Response, all: &[Vec<u8>]) {
+    response.leaf.set(SUBJECT_ALT_NAME, true, names(all));
 }
 
-fn not_a_spiffe_id(uri: &str, why: SpiffeIdError) -> Rejection {
-    Rejection::NotASpiffeId { uri: uri.to_owned(), why }
+fn not_a_spiffe_id(uri: &str, why: SpiffeIdError) -> SvidError {
+    SvidError::NotASpiffeId { uri: uri.to_owned(), why }
 }
 
 #[test]
-fn an_accepted_svid_tells_what_the_certificate_says_and_keeps_the_chain_as_it_came() {
-    let mut answer = with_intermediate();
-    answer.with_root = true;
-    let svid = answer.judged().unwrap();
+fn accepted_svid_has_the_certificates_facts_and_chain() {
+    let mut response = with_intermediate();
+    response.with_root = true;
+    let svid = response.validate().unwrap();
     assert_eq!(svid.spiffe_id(), &id(DEVICE_ID));
     assert_eq!(svid.serial(), "4d:61:72:67:6f");
     assert_eq!((svid.not_before(), svid.not_after()), (at(NOW - MINUTE), at(NOW + DAY)));
@@ -183,32 +187,32 @@ fn an_accepted_svid_tells_what_the_certificate_says_and_keeps_the_chain_as_it_ca
 }
 
 #[test]
-fn a_serial_number_is_shown_as_openssl_shows_it() {
+fn serial_is_shown_as_openssl_shows_it() {
     let cases: [(&[u8], &str); 3] =
         [(&[0x00, 0xd2, 0x3a], "d2:3a"), (&[0x0f, 0x00], "0f:00"), (&[0x00], "00")];
     for (bytes, shown) in cases {
-        let mut answer = direct();
-        answer.leaf.serial = bytes.to_vec();
-        assert_eq!(answer.judged().unwrap().serial(), shown);
+        let mut response = direct();
+        response.leaf.serial = bytes.to_vec();
+        assert_eq!(response.validate().unwrap().serial(), shown);
     }
 }
 
 #[test]
-fn an_svid_is_trusted_as_long_as_the_bundle_vouches_for_it() {
-    let mut answer = with_intermediate();
-    let svid = answer.judged().unwrap();
-    let root = self_signed(answer.root());
+fn svid_is_trusted_while_it_chains_to_an_anchor() {
+    let mut response = with_intermediate();
+    let svid = response.validate().unwrap();
+    let root = self_signed(response.root());
     assert!(is_trusted(&svid, &bundle_of(std::slice::from_ref(&root)), at(NOW)));
     assert!(!is_trusted(&svid, &bundle_of(&[]), at(NOW)), "the anchor was withdrawn");
     assert!(!is_trusted(&svid, &bundle_of(&[root]), at(NOW + 2 * DAY)), "its time has passed");
 }
 
 #[test]
-fn the_anchor_that_vouches_is_told_and_a_valid_one_before_others() {
-    let mut answer = with_intermediate();
-    answer.issuers[0].not_after = NOW + DAY / 2;
-    let svid = answer.judged().unwrap();
-    let mut root = answer.root().clone();
+fn trust_path_ends_at_a_valid_anchor_if_any() {
+    let mut response = with_intermediate();
+    response.issuers[0].not_after = NOW + DAY / 2;
+    let svid = response.validate().unwrap();
+    let mut root = response.root().clone();
     let valid = self_signed(&root);
     root.not_after = NOW - DAY;
     let expired = self_signed(&root);
@@ -218,16 +222,16 @@ fn the_anchor_that_vouches_is_told_and_a_valid_one_before_others() {
         (vec![expired], false),
     ] {
         let bundle = bundle_of(&bundle);
-        let vouching = vouching(&svid, &bundle, at(NOW)).unwrap();
-        assert_eq!(vouching.anchor.is_valid(at(NOW)), is_valid);
-        assert_eq!(vouching.path_not_after, at(NOW + DAY / 2), "the intermediate's comes first");
+        let trust_path = trust_path(&svid, &bundle, at(NOW)).unwrap();
+        assert_eq!(trust_path.anchor.is_valid(at(NOW)), is_valid);
+        assert_eq!(trust_path.path_not_after, at(NOW + DAY / 2), "the intermediate's comes first");
         assert!(is_trusted(&svid, &bundle, at(NOW)), "published anchors are not dropped by the clock");
     }
-    assert_eq!(vouching(&svid, &bundle_of(&[]), at(NOW)), None);
+    assert_eq!(trust_path(&svid, &bundle_of(&[]), at(NOW)), None);
 }
 
 #[test]
-fn an_anchor_that_peers_cannot_read_is_none() {
+fn anchor_unreadable_to_peers_is_none() {
     type Bend = fn(&mut Template);
     let bends: [(&str, Bend); 3] = [
         ("an unknown extension twice", |root| {
@@ -239,27 +243,27 @@ fn an_anchor_that_peers_cannot_read_is_none() {
         }),
         ("a negative serial number", |root| root.serial = vec![0xfe, 0x11]),
     ];
-    for (story, bend) in bends {
-        let mut answer = direct();
-        let good = self_signed(answer.root());
-        bend(answer.root());
-        let bad = self_signed(answer.root());
+    for (case, bend) in bends {
+        let mut response = direct();
+        let good = self_signed(response.root());
+        bend(response.root());
+        let bad = self_signed(response.root());
         let bundle = bundle_of(&[good.clone(), bad]);
-        assert_eq!((bundle.anchors(), bundle.remarks().len()), (&[good.into()][..], 1), "{story}");
+        assert_eq!((bundle.anchors(), bundle.warnings().len()), (&[good.into()][..], 1), "{case}");
     }
 }
 
 #[test]
-fn a_hostile_name_is_reported_short_and_printable() {
-    let mut answer = direct();
-    san(&mut answer, &[uri(format!("\x1b[2J{}", "x".repeat(5000)))]);
-    let told = answer.judged().unwrap_err().to_string();
+fn hostile_name_is_reported_short_and_printable() {
+    let mut response = direct();
+    san(&mut response, &[uri(format!("\x1b[2J{}", "x".repeat(5000)))]);
+    let told = response.validate().unwrap_err().to_string();
     assert!(told.len() < 300 && !told.contains('\x1b'), "{told}");
 }
 
 #[test]
-fn only_what_another_bundle_could_change_has_the_bundle_fetched_again() {
-    use Rejection as R;
+fn errors_that_depend_on_the_bundle_are_told_apart() {
+    use SvidError as R;
     let now = at(NOW);
     for why in [
         R::UnknownIssuer,
@@ -272,7 +276,7 @@ fn only_what_another_bundle_could_change_has_the_bundle_fetched_again() {
         R::IssuerExpired { not_after: now, now },
         R::Path(PathError::NameConstraintViolation),
     ] {
-        assert!(why.may_lie_in_the_bundle(), "{why}");
+        assert!(why.depends_on_bundle(), "{why}");
     }
     for why in [
         R::EmptyChain,
@@ -302,36 +306,36 @@ fn only_what_another_bundle_could_change_has_the_bundle_fetched_again() {
         R::FarFuture { not_before: now, now },
         R::NotYetValid { not_before: now },
     ] {
-        assert!(!why.may_lie_in_the_bundle(), "{why}");
+        assert!(!why.depends_on_bundle(), "{why}");
     }
 }
 
 #[test]
-fn what_was_stored_is_read_back_although_its_time_has_passed_but_not_without_one_name() {
-    let stored = |bend: fn(&mut Answer)| {
-        let mut answer = direct();
-        bend(&mut answer);
-        X509Svid::from_stored(Chain::from_pem(&answer.pems()).unwrap()).map(|svid| svid.not_after())
+fn stored_svid_is_read_back_though_expired() {
+    let stored = |bend: fn(&mut Response)| {
+        let mut response = direct();
+        bend(&mut response);
+        X509Svid::from_stored(Chain::from_pem(&response.pems()).unwrap()).map(|svid| svid.not_after())
     };
     assert_eq!(stored(|_| {}), Ok(at(NOW + DAY)));
     assert_eq!(stored(|a| a.leaf.not_after = NOW - DAY), Ok(at(NOW - DAY)));
-    assert_eq!(stored(|a| a.leaf.without(SUBJECT_ALT_NAME)), Err(Rejection::UriCount(0)));
+    assert_eq!(stored(|a| a.leaf.without(SUBJECT_ALT_NAME)), Err(SvidError::UriCount(0)));
 }
 
 #[test]
-fn serial_numbers_are_compared_within_one_issuer() {
-    let chain = |bend: fn(&mut Answer)| {
-        let mut answer = direct();
-        bend(&mut answer);
-        Chain::from_pem(&answer.pems()).unwrap()
+fn serials_are_compared_within_one_issuer() {
+    let chain = |bend: fn(&mut Response)| {
+        let mut response = direct();
+        bend(&mut response);
+        Chain::from_pem(&response.pems()).unwrap()
     };
-    let held = X509Svid::from_stored(chain(|_| {})).unwrap();
-    let in_use = Err(Rejection::SerialInUse { serial: held.serial().to_owned() });
-    assert_eq!(has_new_serial(held.chain(), &held), Ok(()), "the very same certificate");
-    assert_eq!(has_new_serial(&chain(|a| a.leaf.not_after = NOW + 2 * DAY), &held), in_use);
-    assert_eq!(has_new_serial(&chain(|a| a.leaf.key = &INTERMEDIATE), &held), in_use);
-    assert_eq!(has_new_serial(&chain(|a| a.leaf.serial = vec![0x4d, 0x61, 0x72, 0x67]), &held), Ok(()));
-    assert_eq!(has_new_serial(&chain(|a| a.root().subject = name("Another")), &held), Ok(()));
+    let stored = X509Svid::from_stored(chain(|_| {})).unwrap();
+    let in_use = Err(SvidError::SerialInUse { serial: stored.serial().to_owned() });
+    assert_eq!(check_new_serial(stored.chain(), &stored), Ok(()), "the very same certificate");
+    assert_eq!(check_new_serial(&chain(|a| a.leaf.not_after = NOW + 2 * DAY), &stored), in_use);
+    assert_eq!(check_new_serial(&chain(|a| a.leaf.key = &INTERMEDIATE), &stored), in_use);
+    assert_eq!(check_new_serial(&chain(|a| a.leaf.serial = vec![0x4d, 0x61, 0x72, 0x67]), &stored), Ok(()));
+    assert_eq!(check_new_serial(&chain(|a| a.root().subject = name("Another")), &stored), Ok(()));
 }
 
 #[test]

@@ -12,13 +12,14 @@ proptest! {
     #![proptest_config(crate::testing::cases(500))]
 
     #[test]
-    fn a_body_of_anything_is_no_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn bundle_of_any_bytes_does_not_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = Bundle::from_served(&body, &domain());
     }
 
-    /// Whatever a changed bundle is read as, it keeps to the limits and is handed out as what it was read as.
+    /// Whatever a changed bundle is read as, it keeps to the limits and is handed out as what it
+    /// was read as.
     #[test]
-    fn a_changed_bundle_is_refused_or_read_back_as_itself(
+    fn changed_bundle_is_refused_or_read_back_as_itself(
         in_map in any::<bool>(),
         changes in prop::collection::vec((any::<Index>(), any::<Option<u8>>()), 0..4),
     ) {
@@ -34,8 +35,8 @@ proptest! {
         if let Ok(bundle) = Bundle::from_served(&body, &domain()) {
             prop_assert!(bundle.anchors().len() <= MAX_ANCHORS);
             let again = read(handed_out(&bundle)).unwrap();
-            prop_assert_eq!(again.remarks(), []);
-            prop_assert_eq!(again, Bundle { remarks: Vec::new(), ..bundle.clone() });
+            prop_assert_eq!(again.warnings(), []);
+            prop_assert_eq!(again, Bundle { warnings: Vec::new(), ..bundle.clone() });
             let pem = bundle.to_pem();
             let pem: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
             prop_assert_eq!(pem.unwrap(), bundle.anchors());
@@ -43,19 +44,19 @@ proptest! {
     }
 
     #[test]
-    fn a_lower_sequence_is_never_believed_within_a_day_and_always_after_it(
-        held in any::<u64>(),
+    fn lower_sequence_is_accepted_only_after_a_day(
+        stored in any::<u64>(),
         served in any::<u64>(),
         begun in any::<i64>(),
         later in 0..3 * 24 * 3600_u64,
     ) {
-        let first = judge_sequence(Some(held), Some(served), None, Timestamp::from_millis(begun));
-        let SequenceVerdict::Regressed { since } = first else {
-            prop_assert!(served >= held);
+        let first = check_sequence(Some(stored), Some(served), None, Timestamp::from_millis(begun));
+        let SequenceCheck::Regressed { since } = first else {
+            prop_assert!(served >= stored);
             return Ok(());
         };
         let now = since.after(Duration::from_secs(later));
-        let again = judge_sequence(Some(held), Some(served), Some(since), now);
-        prop_assert_eq!(again == SequenceVerdict::Use, since.until(now) >= Duration::from_secs(24 * 3600));
+        let again = check_sequence(Some(stored), Some(served), Some(since), now);
+        prop_assert_eq!(again == SequenceCheck::Accepted, since.until(now) >= Duration::from_secs(24 * 3600));
     }
 }

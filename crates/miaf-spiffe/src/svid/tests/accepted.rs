@@ -1,13 +1,13 @@
-//! Answers that must be accepted: the nearest neighbours of those that are refused.
+//! Responses that must be accepted: the nearest neighbours of those that are refused.
 
 use super::*;
 
-fn limit_root(answer: &mut Answer, path_length: u8) {
-    answer.root().set(BASIC_CONSTRAINTS, true, basic_constraints(true, Some(path_length)));
+fn limit_root(response: &mut Response, path_length: u8) {
+    response.root().set(BASIC_CONSTRAINTS, true, basic_constraints(true, Some(path_length)));
 }
 
 #[test]
-fn every_answer_that_the_rules_allow_is_accepted() {
+fn allowed_responses_are_accepted() {
     each_is_accepted(
         direct,
         vec![
@@ -24,7 +24,7 @@ fn every_answer_that_the_rules_allow_is_accepted() {
             ),
             ("a subject, and a SAN that is critical", |a| a.leaf.subject = name("device"), ()),
             (
-                "names of every other kind beside the URI, which do not matter",
+                "names of every other kind in addition to the URI, which do not matter",
                 |a| {
                     let address = tlv(0x87, &[&[192, 0, 2, 1]]);
                     let directory = tlv(0xa4, &[&name("device")]);
@@ -37,7 +37,7 @@ fn every_answer_that_the_rules_allow_is_accepted() {
                 |a| a.leaf.subject = name(SIBLING_ID),
                 (),
             ),
-            ("a DNS name beside the URI", |a| san(a, &[dns("device.example"), uri(DEVICE_ID)]), ()),
+            ("a DNS name in addition to the URI", |a| san(a, &[dns("device.example"), uri(DEVICE_ID)]), ()),
             (
                 "a UUID that is not of version 4, as in the example of the SUP",
                 |a| san(a, &[uri(NOT_VERSION_4_ID)]),
@@ -152,7 +152,7 @@ fn every_answer_that_the_rules_allow_is_accepted() {
                 "five years",
                 |a| {
                     a.leaf.not_after = NOW + 5 * 365 * DAY;
-                    a.root().not_after = NOW + 50 * 365 * DAY; // past 2049, where the form of the time changes
+                    a.root().not_after = NOW + 50 * 365 * DAY; // past 2049: another form of time
                 },
                 (),
             ),
@@ -175,9 +175,9 @@ fn every_answer_that_the_rules_allow_is_accepted() {
                 (),
             ),
             ("a serial number of zero", |a| a.leaf.serial = vec![0], ()),
-            ("a serial number of 20 octets", |a| a.leaf.serial = vec![0x7f; 20], ()),
+            ("a serial number of 20 bytes", |a| a.leaf.serial = vec![0x7f; 20], ()),
             (
-                "a serial number of 20 octets and a zero in front",
+                "a serial number of 20 bytes and a zero in front",
                 |a| a.leaf.serial = [vec![0], vec![0xff; 20]].concat(),
                 (),
             ),

@@ -1,5 +1,5 @@
-//! Certificates with any one field bent. They are put together byte by byte, because no library of good manners
-//! writes what has to be refused here.
+//! Certificates with any one field bent. They are put together byte by byte, because no library of
+//! good manners writes what has to be refused here.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub(super) const NAME_CONSTRAINTS: &str = "2.5.29.30";
 pub(super) const CERTIFICATE_POLICIES: &str = "2.5.29.32";
 pub(super) const AUTHORITY_KEY_ID: &str = "2.5.29.35";
 pub(super) const EXTENDED_KEY_USAGE: &str = "2.5.29.37";
-/// An extension that nobody knows.
+/// An extension that no program knows.
 pub(super) const UNKNOWN: &str = "1.3.6.1.4.1.99999.1";
 
 pub(super) const SERVER_AUTH: &str = "1.3.6.1.5.5.7.3.1";
@@ -227,8 +227,9 @@ impl Key {
         }
     }
 
-    /// ring signs with P-256 only over SHA-256, so there the other hash is in the name of the algorithm alone: were it
-    /// accepted, the signature would not fit, which is another refusal than the one that is expected.
+    /// ring signs with P-256 only over SHA-256, so there the other hash is in the name of the
+    /// algorithm alone: were it accepted, the signature would not fit, which is another refusal
+    /// than the one that is expected.
     fn sign(&self, with: Signature, message: &[u8]) -> Vec<u8> {
         let random = SystemRandom::new();
         match &self.signer {

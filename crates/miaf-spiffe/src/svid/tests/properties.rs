@@ -1,4 +1,5 @@
-//! Good answers, changed without a plan. Whatever comes of it: no panic, and what still passes is still this device.
+//! Valid responses, changed at random. Whatever comes of it: no panic, and what still passes is
+//! still this device.
 
 use std::time::Instant;
 
@@ -6,12 +7,13 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
-use crate::MAX_ANCHORS;
+use crate::bundle::MAX_ANCHORS;
+use crate::chain::MAX_CHAIN;
 
 #[test]
-fn a_chain_with_any_one_bit_turned_is_never_accepted() {
-    let answer = with_intermediate();
-    let (good, bundle) = (answer.certificates(), bundle_of(&[self_signed(&answer.issuers[1])]));
+fn chain_with_any_bit_flipped_is_refused() {
+    let response = with_intermediate();
+    let (good, bundle) = (response.certificates(), bundle_of(&[self_signed(&response.issuers[1])]));
     let domain = domain();
     let expected = Expectation { trust_domain: &domain, spiffe_id: None, spki_der: &DEVICE.spki };
     for (which, certificate) in good.iter().enumerate() {
@@ -20,8 +22,8 @@ fn a_chain_with_any_one_bit_turned_is_never_accepted() {
             chain[which][bit / 8] ^= 1 << (bit % 8);
             let pems: Vec<_> =
                 chain.into_iter().map(|der| certificate_pem(&CertificateDer::from(der))).collect();
-            let judged = Chain::from_pem(&pems).and_then(|c| judge(&c, &expected, &bundle, at(NOW)));
-            assert!(judged.is_err(), "bit {bit} of certificate {which}: {judged:?}");
+            let validated = Chain::from_pem(&pems).and_then(|c| validate(&c, &expected, &bundle, at(NOW)));
+            assert!(validated.is_err(), "bit {bit} of certificate {which}: {validated:?}");
         }
     }
 }
@@ -44,10 +46,11 @@ fn edited(mut bytes: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
     bytes
 }
 
-/// The answer as the device that holds it sees it: whatever passes must be for this identity and this key, by the word
-/// of another parser than the one that judged, and for what an SVID is for.
-fn is_refused_or_still_this_device(judged: Result<X509Svid, Rejection>) {
-    let svid = match judged {
+/// The response as the device that holds it sees it: whatever passes must be for this identity and
+/// this key, by the word of another parser than the one that validated, and for what an SVID is
+/// for.
+fn is_refused_or_still_this_device(validated: Result<X509Svid, SvidError>) {
+    let svid = match validated {
         Ok(svid) => svid,
         Err(why) => {
             let told = why.to_string();
@@ -69,8 +72,8 @@ fn is_refused_or_still_this_device(judged: Result<X509Svid, Rejection>) {
 }
 
 /// A renewal, so that there is one name that it must be for.
-fn renewal() -> Answer {
-    Answer { renewing: Some(DEVICE_ID), ..with_intermediate() }
+fn renewal() -> Response {
+    Response { renewing: Some(DEVICE_ID), ..with_intermediate() }
 }
 
 proptest! {
@@ -79,46 +82,47 @@ proptest! {
     /// The issuers sign whatever comes out: past the signatures, every other check is on its own.
     #[test]
     fn certificates_changed_before_they_are_signed(which in 0..3_usize, edits in edits()) {
-        let mut answer = renewal();
-        let template = if which == 0 { &mut answer.leaf } else { &mut answer.issuers[which - 1] };
+        let mut response = renewal();
+        let template = if which == 0 { &mut response.leaf } else { &mut response.issuers[which - 1] };
         template.edits = edits;
-        answer.with_root = true;
+        response.with_root = true;
         // What is no certificate at all cannot be in a bundle.
-        let root = self_signed(answer.root());
+        let root = self_signed(response.root());
         if which < 2 || serves_as_anchor(&root) {
-            is_refused_or_still_this_device(answer.judged());
+            is_refused_or_still_this_device(response.validate());
         }
     }
 
     /// The same within one extension, whose outer form stays right.
     #[test]
     fn extensions_changed_before_they_are_signed(which in 0..3_usize, extension in any::<Index>(), edits in edits()) {
-        let mut answer = renewal();
-        let template = if which == 0 { &mut answer.leaf } else { &mut answer.issuers[which - 1] };
+        let mut response = renewal();
+        let template = if which == 0 { &mut response.leaf } else { &mut response.issuers[which - 1] };
         let (_, _, value) = extension.get_mut(&mut template.extensions);
         *value = edited(std::mem::take(value), &edits);
-        let root = self_signed(answer.root());
+        let root = self_signed(response.root());
         if which < 2 || serves_as_anchor(&root) {
-            is_refused_or_still_this_device(answer.judged());
+            is_refused_or_still_this_device(response.validate());
         }
     }
 
     #[test]
     fn texts_changed_after_they_were_written(which in 0..2_usize, edits in edits()) {
-        let answer = renewal();
-        let mut pems = answer.pems();
+        let response = renewal();
+        let mut pems = response.pems();
         pems[which] = String::from_utf8_lossy(&edited(pems[which].clone().into_bytes(), &edits)).into_owned();
-        is_refused_or_still_this_device(judged_as(&pems, &answer));
+        is_refused_or_still_this_device(validate_as(&pems, &response));
     }
 
     #[test]
     fn texts_of_anything(pems in prop::collection::vec(".{0,100}", 0..10), der in prop::collection::vec(any::<u8>(), 0..300)) {
-        let answer = renewal();
-        prop_assert!(judged_as(&pems, &answer).is_err());
-        prop_assert!(judged_as(&[certificate_pem(&CertificateDer::from(der))], &answer).is_err());
+        let response = renewal();
+        prop_assert!(validate_as(&pems, &response).is_err());
+        prop_assert!(validate_as(&[certificate_pem(&CertificateDer::from(der))], &response).is_err());
     }
 
-    /// A key of any form is judged without a panic. That of an issuer has signed before, but a leaf's has not.
+    /// A key of any form is validated without a panic. That of an issuer has signed before, but a
+    /// leaf's has not.
     #[test]
     fn keys_of_any_form(which in 0..4_usize, edits in edits()) {
         let good = [&DEVICE, &P384, &RSA_2048, &RSA_3072_FOR_PSS][which].spki.clone();
@@ -133,11 +137,11 @@ proptest! {
         not_before in prop_oneof![0..253_402_300_799_i64, NOW - DAY..NOW + DAY],
         not_after in prop_oneof![0..253_402_300_799_i64, NOW - DAY..NOW + DAY],
     ) {
-        let mut answer = renewal();
-        (answer.leaf.not_before, answer.leaf.not_after) = (not_before, not_after);
-        answer.now = Timestamp::from_millis(now);
-        if let Ok(svid) = answer.judged() {
-            prop_assert!(svid.not_before() <= answer.now && answer.now <= svid.not_after());
+        let mut response = renewal();
+        (response.leaf.not_before, response.leaf.not_after) = (not_before, not_after);
+        response.now = Timestamp::from_millis(now);
+        if let Ok(svid) = response.validate() {
+            prop_assert!(svid.not_before() <= response.now && response.now <= svid.not_after());
         }
     }
 }
@@ -147,27 +151,28 @@ fn serves_as_anchor(der: &[u8]) -> bool {
     Bundle::from_served(keys.to_string().as_bytes(), &domain()).is_ok()
 }
 
-fn judged_as(pems: &[String], answer: &Answer) -> Result<X509Svid, Rejection> {
+fn validate_as(pems: &[String], response: &Response) -> Result<X509Svid, SvidError> {
     let (domain, device) = (domain(), id(DEVICE_ID));
     let expected = Expectation { trust_domain: &domain, spiffe_id: Some(&device), spki_der: &DEVICE.spki };
-    let bundle = bundle_of(&[self_signed(&answer.issuers[1])]);
-    judge(&Chain::from_pem(pems)?, &expected, &bundle, answer.now)
+    let bundle = bundle_of(&[self_signed(&response.issuers[1])]);
+    validate(&Chain::from_pem(pems)?, &expected, &bundle, response.now)
 }
 
-/// Issuers that could each have issued each other, no anchor that could end the search, and as much to read as goes in.
+/// Issuers that could each have issued each other, no anchor that could end the search, and as much
+/// to read as goes in.
 #[test]
-fn the_most_costly_chain_that_is_let_in_is_judged_in_seconds() {
+fn costliest_chain_is_validated_in_seconds() {
     let keys: [&'static Key; MAX_CHAIN - 1] = [&INTERMEDIATE, &ROOT, &OTHER, &P384, &RSA_2048];
-    let mut answer = direct();
-    answer.issuers = vec![authority("Same", &ROOT)];
+    let mut response = direct();
+    response.issuers = vec![authority("Same", &ROOT)];
     for key in keys {
         let mut issuer = authority("Same", key);
         (0..800).for_each(|_| issuer.add(UNKNOWN, false, vec![5, 0]));
-        answer.appended.push(issuer.certify(&authority("Same", &ROOT)));
+        response.appended.push(issuer.certify(&authority("Same", &ROOT)));
     }
-    answer.bundle = Some(vec![self_signed(&authority("Other", &OTHER)); MAX_ANCHORS]);
+    response.bundle = Some(vec![self_signed(&authority("Other", &OTHER)); MAX_ANCHORS]);
     let begun = Instant::now();
-    assert_eq!(answer.judged(), Err(Rejection::UnknownIssuer));
+    assert_eq!(response.validate(), Err(SvidError::UnknownIssuer));
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(30), "{took:?}"); // without optimization about one
 }

@@ -1,11 +1,11 @@
-//! Answers that must be refused, each with its own reason.
+//! Responses that must be refused, each with its own reason.
 
-use Rejection as R;
+use SvidError as R;
 
 use super::*;
 
 #[test]
-fn a_leaf_that_does_not_name_this_one_device_is_refused() {
+fn leaf_with_another_name_is_refused() {
     const UPPERCASE: &str = "spiffe://factory.example/margo/device/123E4567-E89B-42D3-A456-426614174000";
     const FOREIGN: &str = "spiffe://other.example/margo/device/123e4567-e89b-42d3-a456-426614174000";
     const SUBDOMAIN: &str = "spiffe://a.factory.example/margo/device/123e4567-e89b-42d3-a456-426614174000";
@@ -195,11 +195,11 @@ fn a_leaf_that_does_not_name_this_one_device_is_refused() {
 }
 
 #[test]
-fn a_leaf_that_may_do_the_wrong_things_is_refused() {
-    fn usage(a: &mut Answer, flags: u8) {
+fn leaf_with_wrong_usages_is_refused() {
+    fn usage(a: &mut Response, flags: u8) {
         a.leaf.set(KEY_USAGE, true, usages(flags));
     }
-    fn purpose(a: &mut Answer, all: &[&str]) {
+    fn purpose(a: &mut Response, all: &[&str]) {
         a.leaf.set(EXTENDED_KEY_USAGE, false, purposes(all));
     }
     each_is_refused(
@@ -268,7 +268,7 @@ fn a_leaf_that_may_do_the_wrong_things_is_refused() {
                 R::Extension,
             ),
             (
-                "an extension of the standard that nobody here reads, and nobody can",
+                "an extension of the standard that is not read here, and cannot be",
                 |a| a.leaf.set(AUTHORITY_KEY_ID, false, sequence(&[&[0x80, 20, 1]])),
                 R::Extension,
             ),
@@ -290,7 +290,7 @@ fn a_leaf_that_may_do_the_wrong_things_is_refused() {
                 R::Extension,
             ),
             (
-                "purposes of which webpki reads the first and nobody the second",
+                "purposes of which webpki reads the first and no program the second",
                 |a| {
                     let damaged = [purposes(&[CLIENT_AUTH])[2..].to_vec(), vec![6, 0x7f]].concat();
                     a.leaf.set(EXTENDED_KEY_USAGE, false, sequence(&[&damaged]));
@@ -325,7 +325,7 @@ fn a_leaf_that_may_do_the_wrong_things_is_refused() {
 }
 
 #[test]
-fn an_svid_of_the_wrong_time_is_refused() {
+fn svid_out_of_its_validity_is_refused() {
     let (now, day_ago) = (at(NOW), at(NOW - DAY));
     each_is_refused(
         with_intermediate,
@@ -359,7 +359,7 @@ fn an_svid_of_the_wrong_time_is_refused() {
                 R::FarFuture { not_before: at(NOW + 10 * MINUTE + 1), now },
             ),
             (
-                "a little early: kept for later",
+                "a little early: stored for later",
                 |a| a.leaf.not_before = NOW + 10 * MINUTE,
                 R::NotYetValid { not_before: at(NOW + 10 * MINUTE) },
             ),
@@ -372,7 +372,7 @@ fn an_svid_of_the_wrong_time_is_refused() {
                 R::UnknownIssuer,
             ),
             (
-                "dated back behind an issuer that is a little early: kept for the issuer",
+                "dated back behind an issuer that is a little early: stored for the issuer",
                 |a| a.intermediate().not_before = NOW + 2 * MINUTE,
                 R::NotYetValid { not_before: at(NOW + 2 * MINUTE) },
             ),
@@ -385,7 +385,7 @@ fn an_svid_of_the_wrong_time_is_refused() {
                 R::NotYetValid { not_before: at(NOW + 2 * MINUTE) },
             ),
             (
-                "dated back behind an issuer that is just a little early: kept for the issuer",
+                "dated back behind an issuer that is just a little early: stored for the issuer",
                 |a| a.intermediate().not_before = NOW + 10 * MINUTE,
                 R::NotYetValid { not_before: at(NOW + 10 * MINUTE) },
             ),
@@ -395,7 +395,7 @@ fn an_svid_of_the_wrong_time_is_refused() {
                 R::FarFuture { not_before: at(NOW + 10 * MINUTE + 1), now },
             ),
             (
-                "dated back behind two issuers that are a little early: kept for the later one",
+                "dated back behind two issuers that are a little early: stored for the later one",
                 |a| {
                     a.issuers.insert(0, authority("Lower", &OTHER));
                     (a.issuers[0].not_before, a.issuers[1].not_before) = (NOW + MINUTE, NOW + 2 * MINUTE);
@@ -474,7 +474,7 @@ fn not_pem(index: usize, why: &str) -> R {
 }
 
 #[test]
-fn a_chain_that_is_not_made_of_certificates_is_refused() {
+fn chain_of_other_than_certificates_is_refused() {
     const PRIVATE_KEY: &str = "-----BEGIN PRIVATE KEY-----\nMAAwAA==\n-----END PRIVATE KEY-----\n";
     each_is_refused(
         with_intermediate,
@@ -553,7 +553,7 @@ fn a_chain_that_is_not_made_of_certificates_is_refused() {
                 R::Malformed { index: 1 },
             ),
             (
-                "a last certificate that nobody needs and nobody can read",
+                "a last certificate that is not needed and cannot be read",
                 |a| a.appended = vec![vec![0x30, 0]],
                 R::Malformed { index: 2 },
             ),
@@ -589,14 +589,14 @@ fn a_chain_that_is_not_made_of_certificates_is_refused() {
                 R::Serial { index: 1, why: "its serial number is negative" },
             ),
             (
-                "a serial number of 21 octets",
+                "a serial number of 21 bytes",
                 |a| a.leaf.serial = vec![0x7f; 21],
-                R::Serial { index: 0, why: "its serial number is longer than 20 octets" },
+                R::Serial { index: 0, why: "its serial number is longer than 20 bytes" },
             ),
             (
-                "an intermediate's serial number of 64 octets",
+                "an intermediate's serial number of 64 bytes",
                 |a| a.intermediate().serial = vec![0x7f; 64],
-                R::Serial { index: 1, why: "its serial number is longer than 20 octets" },
+                R::Serial { index: 1, why: "its serial number is longer than 20 bytes" },
             ),
             ("version 1", |a| (a.leaf.version, a.leaf.extensions) = (None, Vec::new()), R::Version),
             ("version 1 that has extensions all the same", |a| a.leaf.version = Some(0), R::Version),
@@ -607,10 +607,10 @@ fn a_chain_that_is_not_made_of_certificates_is_refused() {
 }
 
 #[test]
-fn a_chain_signed_with_another_algorithm_is_refused() {
-    fn rsa(answer: &mut Answer, signature: Signature) {
-        answer.root().key = &RSA_3072;
-        answer.leaf.signed = Some(signature);
+fn chain_signed_with_another_algorithm_is_refused() {
+    fn rsa(response: &mut Response, signature: Signature) {
+        response.root().key = &RSA_3072;
+        response.leaf.signed = Some(signature);
     }
     each_is_refused(
         direct,
@@ -725,7 +725,7 @@ fn a_chain_signed_with_another_algorithm_is_refused() {
 }
 
 #[test]
-fn a_chain_that_leads_to_no_anchor_is_refused_so_that_the_bundle_is_fetched_again() {
+fn chain_without_an_anchor_is_refused() {
     each_is_refused(
         with_intermediate,
         vec![
@@ -741,12 +741,12 @@ fn a_chain_that_leads_to_no_anchor_is_refused_so_that_the_bundle_is_fetched_agai
                 R::UnknownIssuer,
             ),
             (
-                "a bundle from before the CA went from RSA to ECDSA and kept its name",
+                "a bundle from before the CA went from RSA to ECDSA and did not change its name",
                 |a| a.bundle = Some(vec![self_signed(&authority("Root", &RSA_3072))]),
                 R::UnknownIssuer,
             ),
             (
-                "a bundle from before the CA went from ECDSA to RSA and kept its name",
+                "a bundle from before the CA went from ECDSA to RSA and did not change its name",
                 |a| {
                     a.bundle = Some(vec![self_signed(a.root())]);
                     a.root().key = &RSA_3072;
@@ -754,7 +754,7 @@ fn a_chain_that_leads_to_no_anchor_is_refused_so_that_the_bundle_is_fetched_agai
                 R::UnknownIssuer,
             ),
             (
-                "a root that only the answer vouches for",
+                "a root that is in the response alone",
                 |a| {
                     a.with_root = true;
                     a.bundle = Some(vec![self_signed(&authority("Other", &OTHER))]);
@@ -793,10 +793,10 @@ fn a_chain_that_leads_to_no_anchor_is_refused_so_that_the_bundle_is_fetched_agai
 }
 
 #[test]
-fn an_issuer_that_may_not_issue_this_leaf_is_refused() {
+fn issuer_that_may_not_issue_the_leaf_is_refused() {
     /// A second intermediate between the leaf and the first.
-    fn lengthen(answer: &mut Answer) {
-        answer.issuers.insert(0, authority("Lower", &OTHER));
+    fn lengthen(response: &mut Response) {
+        response.issuers.insert(0, authority("Lower", &OTHER));
     }
     each_is_refused(
         with_intermediate,
@@ -906,9 +906,9 @@ fn an_issuer_that_may_not_issue_this_leaf_is_refused() {
 }
 
 #[test]
-fn an_anchor_that_may_not_issue_this_leaf_is_refused() {
-    fn constraints(answer: &mut Answer, ca: bool, path_length: Option<u8>) {
-        answer.root().set(BASIC_CONSTRAINTS, true, basic_constraints(ca, path_length));
+fn anchor_that_may_not_issue_the_leaf_is_refused() {
+    fn constraints(response: &mut Response, ca: bool, path_length: Option<u8>) {
+        response.root().set(BASIC_CONSTRAINTS, true, basic_constraints(ca, path_length));
     }
     each_is_refused(
         with_intermediate,
@@ -980,13 +980,13 @@ fn an_anchor_that_may_not_issue_this_leaf_is_refused() {
 }
 
 #[test]
-fn an_svid_for_a_key_that_is_not_the_one_that_asked_is_refused() {
-    let answer = direct();
-    let chain = Chain::from_pem(&answer.pems()).unwrap();
-    let bundle = bundle_of(&[self_signed(&answer.issuers[0])]);
+fn svid_for_another_key_is_refused() {
+    let response = direct();
+    let chain = Chain::from_pem(&response.pems()).unwrap();
+    let bundle = bundle_of(&[self_signed(&response.issuers[0])]);
     let domain = domain();
     for asked in [OTHER.spki.as_slice(), RSA_3072.spki.as_slice(), &[]] {
         let expected = Expectation { trust_domain: &domain, spiffe_id: None, spki_der: asked };
-        assert_eq!(judge(&chain, &expected, &bundle, at(NOW)), Err(Rejection::OtherKey));
+        assert_eq!(validate(&chain, &expected, &bundle, at(NOW)), Err(SvidError::OtherKey));
     }
 }

@@ -1,4 +1,4 @@
-//! The operator's orders: where they are taken, what they say, and leaving a trust domain on purpose.
+//! Admin commands: where they are accepted, their responses, and retiring an identity on command.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -13,10 +13,10 @@ use crate::support::agent::{Device, PATIENCE};
 use crate::world::{self, World};
 
 const ADMIN: &str = "run/admin.sock";
-const ORDERS: [&str; 3] = ["/v1/retry", "/v1/renew", "/v1/reset-identity"];
+const COMMANDS: [&str; 3] = ["/v1/retry", "/v1/renew", "/v1/reset-identity"];
 const LEAVE: &str = r#"{"trustDomain":"factory.example"}"#;
 
-/// Status and body of the answer to `POST path` on the administration socket.
+/// Status and body of the response to `POST path` on the admin socket.
 fn post(device: &Device, path: &str, body: &str) -> (u16, Value) {
     post_at(device, ADMIN, path, body)
 }
@@ -26,16 +26,16 @@ fn post_at(device: &Device, socket: &str, path: &str, body: &str) -> (u16, Value
     let request = format!(
         "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
     );
-    let (status, body) = device.request_at(socket, &request).expect("an answer");
+    let (status, body) = device.request_at(socket, &request).expect("a response");
     (status, serde_json::from_str(&body).expect("JSON"))
 }
 
-fn detail(answer: &Value) -> &str {
-    answer["detail"].as_str().expect("a detail")
+fn detail(response: &Value) -> &str {
+    response["detail"].as_str().expect("a detail")
 }
 
-/// Where identities that were left are kept.
-fn left_folders(device: &Device) -> Vec<String> {
+/// The directories of retired identities.
+fn retired_directories(device: &Device) -> Vec<String> {
     let names = fs::read_dir(device.path("state/private")).unwrap();
     let mut names: Vec<String> = names.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.retain(|name| name.starts_with("left-"));
@@ -44,38 +44,38 @@ fn left_folders(device: &Device) -> Vec<String> {
 }
 
 #[test]
-fn orders_are_taken_on_the_administration_socket_alone() {
+fn admin_commands_are_accepted_on_the_admin_socket_alone() {
     let world = World::enrolled();
-    for path in ORDERS {
+    for path in COMMANDS {
         for socket in ["run/agent.sock", "run/sign.sock"] {
-            let (status, answer) = post_at(&world.device, socket, path, LEAVE);
-            assert_eq!((status, &answer["status"]), (403, &403.into()), "{path} on {socket}");
-            assert!(detail(&answer).contains("admin.sock"), "{answer}");
+            let (status, response) = post_at(&world.device, socket, path, LEAVE);
+            assert_eq!((status, &response["status"]), (403, &403.into()), "{path} on {socket}");
+            assert!(detail(&response).contains("admin.sock"), "{response}");
         }
         let mut stream = UnixStream::connect(world.device.path(ADMIN)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
-        assert!(answer.to_lowercase().contains("\r\nallow: post\r\n"), "{answer}");
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        assert!(response.starts_with("HTTP/1.1 405 "), "{response}");
+        assert!(response.to_lowercase().contains("\r\nallow: post\r\n"), "{response}");
     }
     assert!(!world.device.log().contains("admin command received"), "nothing of that was an order");
     assert_eq!(world.device.status()["state"], "active");
-    // What the others answer, it answers too.
+    // The routes of the other sockets exist here, too.
     assert_eq!(post_at(&world.device, ADMIN, "/v1/status", "").0, 405);
 }
 
 #[test]
-fn an_order_is_answered_with_what_will_happen_and_logged_with_who_gave_it() {
+fn admin_command_response_says_what_happens_and_is_logged() {
     let world = World::enrolled();
     for (path, body, says) in [
         ("/v1/retry", "", "is tried again within seconds"),
         ("/v1/retry", "{\"newKey\":true}", "a new one, as far as"),
         ("/v1/renew", "", "is renewed now"),
     ] {
-        let (status, answer) = post(&world.device, path, body);
-        assert_eq!((status, &answer["accepted"]), (202, &true.into()), "{answer}");
-        assert!(detail(&answer).contains(says), "{answer}");
+        let (status, response) = post(&world.device, path, body);
+        assert_eq!((status, &response["accepted"]), (202, &true.into()), "{response}");
+        assert!(detail(&response).contains(says), "{response}");
     }
     world.device.wait_until("all are carried out", |device| {
         device.log().matches("admin command executed").count() == 3
@@ -95,7 +95,7 @@ fn an_order_is_answered_with_what_will_happen_and_logged_with_who_gave_it() {
 }
 
 #[test]
-fn a_body_that_means_something_else_is_refused_with_what_is_allowed() {
+fn admin_command_with_another_body_is_refused() {
     let world = World::enrolled();
     let long = format!("{{\"newKey\":true{}}}", " ".repeat(5000));
     for (path, body, status, says) in [
@@ -111,30 +111,30 @@ fn a_body_that_means_something_else_is_refused_with_what_is_allowed() {
             "in the trust domain \"factory.example\"",
         ),
     ] {
-        let (answered, answer) = post(&world.device, path, body);
-        assert_eq!((answered, &answer["status"]), (status, &status.into()), "{path} {body}: {answer}");
-        assert!(detail(&answer).contains(says), "{answer}");
+        let (got, response) = post(&world.device, path, body);
+        assert_eq!((got, &response["status"]), (status, &status.into()), "{path} {body}: {response}");
+        assert!(detail(&response).contains(says), "{response}");
     }
-    // One that never comes to its end costs its own connection, and holds up nobody.
+    // A request that never ends costs its own connection, and delays no other.
     let mut slow = UnixStream::connect(world.device.path(ADMIN)).unwrap();
     write!(slow, "POST /v1/renew HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{{").unwrap();
     assert_eq!(post(&world.device, "/v1/retry", "").0, 202);
-    let mut answer = String::new();
+    let mut response = String::new();
     slow.set_read_timeout(Some(PATIENCE)).unwrap();
-    slow.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    slow.read_to_string(&mut response).unwrap();
+    assert!(response.starts_with("HTTP/1.1 408 "), "{response}");
     assert_eq!(world.device.status()["state"], "active");
 }
 
 #[test]
-fn an_order_that_makes_no_sense_is_refused_with_what_to_do() {
+fn admin_command_without_effect_is_refused_with_a_hint() {
     let mut world = World::new();
     world.device.configure("state_dir = \"{dir}/state\"\n[socket]\npath = \"{dir}/run/agent.sock\"\n");
     world.device.start();
-    for (path, body) in ORDERS.into_iter().zip(["", "", LEAVE]) {
-        let (status, answer) = post(&world.device, path, body);
-        assert_eq!(status, 409, "{answer}");
-        assert!(detail(&answer).contains("set [mis] in"), "{answer}");
+    for (path, body) in COMMANDS.into_iter().zip(["", "", LEAVE]) {
+        let (status, response) = post(&world.device, path, body);
+        assert_eq!(status, 409, "{response}");
+        assert!(detail(&response).contains("set [mis] in"), "{response}");
     }
 
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(503, "unavailable", Some("3600")));
@@ -143,16 +143,16 @@ fn an_order_that_makes_no_sense_is_refused_with_what_to_do() {
     for (path, body, says) in
         [("/v1/renew", "", "no identity yet"), ("/v1/reset-identity", LEAVE, "there is none to leave")]
     {
-        let (status, answer) = post(&world.device, path, body);
-        assert_eq!(status, 409, "{answer}");
-        assert!(detail(&answer).contains(says), "{answer}");
+        let (status, response) = post(&world.device, path, body);
+        assert_eq!(status, 409, "{response}");
+        assert!(detail(&response).contains(says), "{response}");
     }
     assert_eq!(post(&world.device, "/v1/retry", "").0, 202);
-    assert!(left_folders(&world.device).is_empty());
+    assert!(retired_directories(&world.device).is_empty());
 }
 
 #[test]
-fn while_the_state_cannot_be_read_an_order_is_refused() {
+fn admin_command_is_refused_while_the_state_is_unreadable() {
     let mut world = World::enrolled();
     world.device.kill();
     let (record, away) = (world.device.path("state/private/identity.json"), world.device.path("away.json"));
@@ -164,9 +164,9 @@ fn while_the_state_cannot_be_read_an_order_is_refused() {
     let status = world.device.wait_for("blocked");
     assert_eq!(status["key"]["provider"], "software", "what is configured, not a default");
     world.configure("");
-    let (status, answer) = post(&world.device, "/v1/retry", "");
+    let (status, response) = post(&world.device, "/v1/retry", "");
     assert_eq!(status, 409);
-    assert!(detail(&answer).contains("state cannot be read"), "{answer}");
+    assert!(detail(&response).contains("state cannot be read"), "{response}");
     fs::remove_dir(&record).unwrap();
     fs::rename(&away, &record).unwrap();
     post(&world.device, "/v1/retry", "");
@@ -174,36 +174,33 @@ fn while_the_state_cannot_be_read_an_order_is_refused() {
 }
 
 #[test]
-fn an_order_is_answered_at_once_and_carried_out_when_what_is_under_way_has_ended() {
+fn admin_command_is_queued_behind_the_current_action() {
     let world = World::renewing();
     let id = world.device.status()["spiffeId"].clone();
     world.mis.fault(Endpoint::Renewal, Fault::StallAnswer(Duration::from_secs(20)));
     world.device.wait_until("a renewal is under way", |_| world.mis.waiting_faults() == 0);
-    let asked = Instant::now();
-    let (status, answer) = post(&world.device, "/v1/reset-identity", LEAVE);
-    assert_eq!(status, 202, "{answer}");
-    assert!(detail(&answer).ends_with("when what the agent is doing has ended."), "{answer}");
-    assert!(
-        asked.elapsed() < Duration::from_secs(15),
-        "it is answered while the MIS keeps the agent waiting"
-    );
+    let sent = Instant::now();
+    let (status, response) = post(&world.device, "/v1/reset-identity", LEAVE);
+    assert_eq!(status, 202, "{response}");
+    assert!(detail(&response).ends_with("when what the agent is doing has ended."), "{response}");
+    assert!(sent.elapsed() < Duration::from_secs(15), "the response comes while the MIS stalls");
     assert_eq!(world.device.status()["spiffeId"], id, "an action is never dropped half-way");
     for _ in 0..3 {
         assert_eq!(post(&world.device, "/v1/retry", "").0, 202);
     }
-    let (status, answer) = post(&world.device, "/v1/retry", "");
-    assert_eq!(status, 503, "{answer}");
+    let (status, response) = post(&world.device, "/v1/retry", "");
+    assert_eq!(status, 503, "{response}");
     world.device.wait_until("it is carried out", |device| device.log().contains("has left its identity"));
     world.wait_for_requests(Endpoint::Enrollment, 2);
     world.device.wait_for_status("another identity", |status| status["svid"].is_object());
-    // The answer of the renewal was put aside too: it did not bring the old identity back.
+    // The chain of the renewal was retired too: it did not bring the old identity back.
     assert!(world.device.path("state/private/left-1/answer.json").exists());
 }
 
 /// Another MIS, with its own factory credential for this device.
-fn other_mis(folder: &Path) -> Mis {
+fn other_mis(directory: &Path) -> Mis {
     let mut settings = Settings {
-        folder: folder.join("other"),
+        folder: directory.join("other"),
         trust_domain: "other.example".into(),
         ..Settings::default()
     };
@@ -212,7 +209,7 @@ fn other_mis(folder: &Path) -> Mis {
 }
 
 #[test]
-fn a_device_leaves_for_another_trust_domain_on_purpose_and_not_otherwise() {
+fn identity_is_retired_for_another_domain_on_command_only() {
     let world = World::enrolled();
     let before = world.device.status();
     let generation: u64 =
@@ -220,8 +217,8 @@ fn a_device_leaves_for_another_trust_domain_on_purpose_and_not_otherwise() {
             .as_u64()
             .unwrap();
     let svid = world.device.published("svid.pem");
-    let folder = tempfile::tempdir().unwrap();
-    let other = other_mis(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let other = other_mis(directory.path());
     world.device.configure(&world::config(&other, &world.tpm, ""));
     world.device.signal("HUP");
     let refused = world.device.wait_for_error("this device's identity is in \\\"factory.example\\\"");
@@ -229,12 +226,12 @@ fn a_device_leaves_for_another_trust_domain_on_purpose_and_not_otherwise() {
         refused["lastError"]["detail"].as_str().unwrap().contains("miaf-agent reset-identity"),
         "{refused:#}"
     );
-    assert_eq!(world.device.published("svid.pem"), svid, "what is held stays in use");
+    assert_eq!(world.device.published("svid.pem"), svid, "the current SVID stays in use");
 
-    // Nobody answers at the new place for a while: what there is to see without an identity can be seen.
+    // The new MIS does not respond for a while: a device without an identity is shown as such.
     other.stop_listening().unwrap();
-    let (status, answer) = post(&world.device, "/v1/reset-identity", LEAVE);
-    assert_eq!(status, 202, "{answer}");
+    let (status, response) = post(&world.device, "/v1/reset-identity", LEAVE);
+    assert_eq!(status, 202, "{response}");
     let none = world.device.wait_for_status("no identity", |status| status["spiffeId"].is_null());
     assert!(none["svid"].is_null() && none["bundle"].is_null() && none["trustDomain"].is_null(), "{none:#}");
     assert_eq!(world.device.get("/v1/svid").unwrap().0, 503);
@@ -242,13 +239,13 @@ fn a_device_leaves_for_another_trust_domain_on_purpose_and_not_otherwise() {
     assert_eq!(world.device.get("/readyz").unwrap().0, 503);
     let published = world.device.path("state/svid");
     assert!(fs::symlink_metadata(published.join("current")).is_err(), "nothing is published");
-    for folder in fs::read_dir(&published).unwrap() {
-        assert_eq!(fs::read_dir(folder.unwrap().path()).unwrap().count(), 0, "and nothing lies about");
+    for directory in fs::read_dir(&published).unwrap() {
+        assert_eq!(fs::read_dir(directory.unwrap().path()).unwrap().count(), 0, "and no file is left");
     }
     let left = world.device.path("state/private/left-1");
     for record in ["identity.json", "discovery.json", "bundle.json"] {
-        assert!(left.join(record).exists(), "{record} is kept");
-        assert!(!world.device.path("state/private").join(record).exists(), "{record} is out of the way");
+        assert!(left.join(record).exists(), "{record} is retired");
+        assert!(!world.device.path("state/private").join(record).exists(), "{record} is not in use");
     }
     let log = world.device.log();
     let line = log.lines().find(|line| line.contains("by admin command this device has left")).unwrap();
@@ -258,21 +255,21 @@ fn a_device_leaves_for_another_trust_domain_on_purpose_and_not_otherwise() {
     let after = world.device.wait_for("active");
     assert_eq!(after["trustDomain"], "other.example");
     assert_ne!(after["spiffeId"], before["spiffeId"]);
-    let answer: Value = serde_json::from_str(&world.device.get("/v1/svid").unwrap().1).unwrap();
-    assert!(answer["generation"].as_u64().unwrap() > generation, "no number means two things");
+    let response: Value = serde_json::from_str(&world.device.get("/v1/svid").unwrap().1).unwrap();
+    assert!(response["generation"].as_u64().unwrap() > generation, "no generation number is used twice");
     let said: Value = serde_json::from_str(&world.device.published("identity.json")).unwrap();
     assert_eq!(said["spiffeId"], after["spiffeId"]);
 }
 
 #[test]
-fn the_configuration_is_read_anew_and_a_bad_one_keeps_the_device_where_it_is() {
+fn reset_identity_reloads_and_needs_a_valid_configuration() {
     let world = World::enrolled();
     world.device.configure("nonsense");
-    let (status, answer) = post(&world.device, "/v1/reset-identity", LEAVE);
-    assert_eq!(status, 409, "{answer}");
-    assert!(detail(&answer).contains("config.toml"), "{answer}");
+    let (status, response) = post(&world.device, "/v1/reset-identity", LEAVE);
+    assert_eq!(status, 409, "{response}");
+    assert!(detail(&response).contains("config.toml"), "{response}");
     assert_eq!(world.device.status()["state"], "active");
-    // One that names no MIS: the device goes nowhere.
+    // A configuration without an MIS: the device stays without an identity.
     world.device.configure("state_dir = \"{dir}/state\"\n[socket]\npath = \"{dir}/run/agent.sock\"\n");
     assert_eq!(post(&world.device, "/v1/reset-identity", LEAVE).0, 202);
     world.device.wait_for("unconfigured");
@@ -282,7 +279,7 @@ fn the_configuration_is_read_anew_and_a_bad_one_keeps_the_device_where_it_is() {
 }
 
 #[test]
-fn software_keys_are_withdrawn_from_their_own_folder_too() {
+fn reset_identity_withdraws_published_software_keys() {
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
     let mut world = World::new();
     world.tpm.stop();
@@ -303,7 +300,7 @@ fn software_keys_are_withdrawn_from_their_own_folder_too() {
 }
 
 #[test]
-fn a_wait_that_the_mis_asked_for_is_not_lost_with_the_identity() {
+fn retry_after_delay_survives_the_retired_identity() {
     let world = World::enrolled();
     world.mis.sticky_fault(Endpoint::Bundle, Fault::problem(503, "unavailable", Some("600")));
     let waits = world.device.path("state/private/waits.json");
@@ -317,34 +314,34 @@ fn a_wait_that_the_mis_asked_for_is_not_lost_with_the_identity() {
 }
 
 #[test]
-fn a_power_cut_at_any_step_leaves_the_identity_or_none_and_publishes_what_is_held() {
+fn reset_identity_survives_a_power_cut_at_any_step() {
     let mut world = World::enrolled();
     let state = world.device.path("state");
     let private = state.join("private");
     let id = world.device.status()["spiffeId"].clone();
-    // Half-way by hand: withdrawn and not put aside yet; put aside and the documents not yet.
+    // Half-way by hand: withdrawn and not retired yet; retired, and the documents not yet.
     world.kill();
     fs::remove_file(state.join("svid/current")).unwrap();
     fs::create_dir(private.join("left-1")).unwrap();
     world.device.start();
     assert_eq!(world.device.wait_for("active")["spiffeId"], id);
     world.device.wait_until("published again", |device| device.path("state/svid/current/svid.pem").exists());
-    assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "it has not left");
+    assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "it was not retired");
 
     world.kill();
     fs::remove_dir_all(state.join("svid")).unwrap();
     fs::rename(private.join("identity.json"), private.join("left-1/identity.json")).unwrap();
     world.device.start();
     world.device.wait_for("active");
-    assert_eq!(world.seen(Endpoint::Enrollment).len(), 2, "it has left, and enrolls as new");
+    assert_eq!(world.seen(Endpoint::Enrollment).len(), 2, "it was retired, and the device enrolls as new");
 
-    // And wherever it happens to strike.
+    // And at any moment.
     for delay in [0, 1, 2, 4, 7, 12, 20] {
         let before = world.device.published("svid.pem");
         assert_eq!(post(&world.device, "/v1/reset-identity", LEAVE).0, 202);
         std::thread::sleep(Duration::from_millis(delay));
         world.kill();
-        let kept = private.join("identity.json").exists();
+        let is_current = private.join("identity.json").exists();
         world.device.start();
         world.device.wait_for("active");
         world.device.wait_until("published", |device| device.path("state/svid/current/svid.pem").exists());
@@ -352,41 +349,41 @@ fn a_power_cut_at_any_step_leaves_the_identity_or_none_and_publishes_what_is_hel
         let served = svid["certificateChainPem"].as_array().unwrap();
         let served: String = served.iter().map(|pem| pem.as_str().unwrap()).collect();
         assert_eq!(world.device.published("svid.pem"), served);
-        assert!(kept || served != before, "an identity that was put aside does not come back");
+        assert!(is_current || served != before, "a retired identity does not come back");
     }
     assert!(!world.device.log().contains("record quarantined"), "nothing was torn");
 }
 
 #[test]
-fn the_commands_give_orders_and_say_in_words_what_comes_of_it() {
+fn admin_commands_report_their_result_in_words() {
     let world = World::enrolled();
     let run = |arguments: &[&str]| {
         let output = world.device.run(arguments);
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (output.status.success(), text(output.stdout), text(output.stderr))
     };
-    let (taken, said, _) = run(&["retry"]);
-    assert!(taken && said.contains("is tried again within seconds"), "{said}");
-    let (taken, said, _) = run(&["retry", "--new-key", "--json"]);
+    let (accepted, said, _) = run(&["retry"]);
+    assert!(accepted && said.contains("is tried again within seconds"), "{said}");
+    let (accepted, said, _) = run(&["retry", "--new-key", "--json"]);
     let said: Value = serde_json::from_str(&said).unwrap();
-    assert!(taken && said["accepted"] == json!(true) && detail(&said).contains("new one"), "{said}");
-    let (taken, said, _) = run(&["renew"]);
-    assert!(taken && said.contains("renewed now") && said.contains("miaf-agent status"), "{said}");
+    assert!(accepted && said["accepted"] == json!(true) && detail(&said).contains("new one"), "{said}");
+    let (accepted, said, _) = run(&["renew"]);
+    assert!(accepted && said.contains("renewed now") && said.contains("miaf-agent status"), "{said}");
     let agent = world.device.path("run/agent.sock");
-    let (taken, _, said) = run(&["renew", "--socket", agent.to_str().unwrap()]);
-    assert!(!taken && said.contains("admin.sock"), "{said}");
+    let (accepted, _, said) = run(&["renew", "--socket", agent.to_str().unwrap()]);
+    assert!(!accepted && said.contains("admin.sock"), "{said}");
 
-    let (taken, _, said) = run(&["reset-identity"]);
-    assert!(!taken && said.contains("\"factory.example\"") && said.contains("--yes"), "{said}");
-    world.device.wait_for("active"); // it has renewed, and has not left
+    let (accepted, _, said) = run(&["reset-identity"]);
+    assert!(!accepted && said.contains("\"factory.example\"") && said.contains("--yes"), "{said}");
+    world.device.wait_for("active"); // it has renewed, and was not retired
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::Status(503));
-    let (taken, said, _) = run(&["reset-identity", "--yes"]);
-    assert!(taken && said.contains("leaves its identity"), "{said}");
+    let (accepted, said, _) = run(&["reset-identity", "--yes"]);
+    assert!(accepted && said.contains("leaves its identity"), "{said}");
     world.device.wait_for_status("no identity", |status| status["spiffeId"].is_null());
-    let (taken, _, said) = run(&["reset-identity", "--yes"]);
-    assert!(!taken && said.contains("has no identity"), "{said}");
-    let (taken, _, said) = run(&["renew"]);
-    assert!(!taken && said.contains("no identity yet"), "{said}");
+    let (accepted, _, said) = run(&["reset-identity", "--yes"]);
+    assert!(!accepted && said.contains("has no identity"), "{said}");
+    let (accepted, _, said) = run(&["renew"]);
+    assert!(!accepted && said.contains("no identity yet"), "{said}");
 
     let none = Device::new("[socket]\npath = \"{dir}/run/agent.sock\"\n");
     let said = String::from_utf8(none.run(&["retry"]).stderr).unwrap();

@@ -1,4 +1,4 @@
-//! Which chip this is, in its own words.
+//! The description of the TPM, as it reports itself.
 
 use tss_esapi::Context;
 use tss_esapi::constants::{AlgorithmIdentifier, CapabilityType, PropertyTag};
@@ -14,12 +14,12 @@ use crate::Failure;
 use crate::bench::Bench;
 use crate::connection::{self, property, required};
 
-/// What a lab wants to know of the chip, in lines of a name and a text.
+/// What a lab wants to know of the TPM, in lines of a name and a text.
 pub(crate) fn describe(bench: &Bench) -> Result<Vec<(&'static str, String)>, Failure> {
     let mut context = connection::open(&bench.tcti)?;
     let context = &mut context;
     Ok(vec![
-        ("chip", bench.agent.describe()?),
+        ("TPM", bench.agent.describe()?),
         ("specification", specification(context)?),
         ("algorithms", algorithms(context)),
         ("curves", curves(context)),
@@ -45,7 +45,8 @@ fn specification(context: &mut Context) -> Result<String, Failure> {
     Ok(format!("{family}, level {level}, revision {major}.{minor:02}, of day {day} of {year}"))
 }
 
-/// Asked for one by one: a list would be refused whole by the TSS for an entry that it does not know.
+/// Asked for one by one: a list would be refused whole by the TSS for an entry that it does not
+/// know.
 fn algorithms(context: &mut Context) -> String {
     use AlgorithmIdentifier::{
         Aes, EcDaa, EcDh, EcDsa, Ecc, Rsa, RsaPss, RsaSsa, Sha1, Sha3_256, Sha256, Sha384, Sha512, Sm2,
@@ -61,9 +62,9 @@ fn algorithms(context: &mut Context) -> String {
 
 fn has_algorithm(context: &mut Context, algorithm: AlgorithmIdentifier) -> bool {
     let number = u32::from(u16::from(algorithm));
-    let answer = context
+    let capability = context
         .execute_without_session(|context| context.get_capability(CapabilityType::Algorithms, number, 1));
-    matches!(answer, Ok((CapabilityData::Algorithms(list), _))
+    matches!(capability, Ok((CapabilityData::Algorithms(list), _))
         if list.find(algorithm).is_some())
 }
 
@@ -99,14 +100,14 @@ fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     if names.is_empty() { "none".into() } else { names.join(", ") }
 }
 
-/// Whether the chip has ECDSA keys on the curve, for the hash.
+/// Whether the TPM has ECDSA keys on the curve, for the hash.
 pub(crate) fn has_curve(context: &mut Context, curve: EccCurve, hash: HashingAlgorithm) -> bool {
     let scheme = EccScheme::EcDsa(HashScheme::new(hash));
     let parameters = PublicEccParametersBuilder::new_unrestricted_signing_key(scheme, curve).build();
     parameters.is_ok_and(|parameters| has(context, PublicParameters::Ecc(parameters)))
 }
 
-/// Whether the chip has RSA keys of the size.
+/// Whether the TPM has RSA keys of the size.
 pub(crate) fn has_rsa(context: &mut Context, bits: RsaKeyBits) -> bool {
     let parameters = PublicRsaParametersBuilder::new_unrestricted_signing_key(
         RsaScheme::Null,
@@ -126,7 +127,7 @@ fn room(context: &mut Context) -> Result<String, Failure> {
         Ok(property(context, tag)?.map_or_else(|| "?".into(), |value| value.to_string()))
     };
     Ok(format!(
-        "{} objects loaded at least, {} free now; {} sessions loaded at least, {} open; {} more persistent keys; {} octets \
+        "{} objects loaded at least, {} free now; {} sessions loaded at least, {} open; {} more persistent keys; {} bytes \
          of NV at a time",
         count(PropertyTag::HrTransientMin)?,
         count(PropertyTag::HrTransientAvail)?,

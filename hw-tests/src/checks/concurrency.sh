@@ -1,5 +1,6 @@
-# What another program may do with the TPM while the agent works: beside WAY ROUNDS HANDLE
-# WAY is "objects" (through a resource manager) or "handle" (a key that is in the TPM already, so no slot stays taken).
+# What another program may do with the TPM while the agent works: concurrency WAY ROUNDS HANDLE
+# WAY is "objects" (through a resource manager) or "handle" (a key that is in the TPM already, so no
+# slot stays taken).
 set -euo pipefail
 way=$1 rounds=$2 handle=$3
 

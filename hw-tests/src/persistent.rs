@@ -1,5 +1,5 @@
-//! What the suite keeps in the TPM for a while: keys at persistent handles, certificates in NV indices. Only at numbers
-//! that nobody uses, and gone when dropped.
+//! Objects of the suite in the TPM: keys at persistent handles, certificates in NV indices. Only at
+//! numbers that no profile assigns, and removed when dropped.
 
 use miaf_agent::keys::tpm::Tcti;
 use tss_esapi::Context;
@@ -19,7 +19,7 @@ pub(crate) const HANDLE: u32 = 0x8170_4857;
 /// In the range that is the owner's.
 pub(crate) const INDEX: u32 = 0x01b0_4857;
 
-/// Fails if the numbers are taken. Whatever is there may be somebody's, so it is not touched.
+/// Fails if the numbers are taken. What is there may be in use, so it is not touched.
 pub(crate) fn refuse_if_in_the_way(tcti: &Tcti) -> Result<(), Failure> {
     let mut context = connection::open(tcti)?;
     for place in [Place::Handle, Place::Index] {
@@ -37,7 +37,7 @@ pub(crate) fn refuse_if_in_the_way(tcti: &Tcti) -> Result<(), Failure> {
 }
 
 /// Something in the TPM that goes away with this value.
-pub(crate) struct Kept<'a> {
+pub(crate) struct Stored<'a> {
     tcti: &'a Tcti,
     place: Place,
 }
@@ -48,7 +48,7 @@ enum Place {
     Index,
 }
 
-impl<'a> Kept<'a> {
+impl<'a> Stored<'a> {
     /// Makes a primary key of the owner and keeps it at [`HANDLE`].
     pub(crate) fn key(tcti: &'a Tcti, template: Public) -> Result<Self, Failure> {
         let mut context = connection::open(tcti)?;
@@ -85,7 +85,7 @@ impl<'a> Kept<'a> {
         let index = public
             .and_then(|public| context.nv_define_space(Provision::Owner, None, public))
             .during("NV_DefineSpace")?;
-        let kept = Self { tcti, place: Place::Index };
+        let persistent = Self { tcti, place: Place::Index };
 
         let most = connection::required(&mut context, PropertyTag::NvBufferMax)?;
         let most = usize::try_from(most)?.clamp(1, MaxNvBuffer::MAX_SIZE);
@@ -96,11 +96,11 @@ impl<'a> Kept<'a> {
                 .during("NV_Write")?;
             offset += u16::try_from(piece.len())?;
         }
-        Ok(kept)
+        Ok(persistent)
     }
 }
 
-impl Drop for Kept<'_> {
+impl Drop for Stored<'_> {
     fn drop(&mut self) {
         let removed = connection::open(self.tcti).and_then(|mut context| self.place.clear(&mut context));
         if let Err(error) = removed {

@@ -12,20 +12,20 @@ const NUMBER: u8 = 0x1f;
 /// Nesting limit of elements; a certificate has about ten levels.
 const MAX_DEPTH: usize = 32;
 
-/// One element: its identifier octet and its content.
+/// One element: its identifier byte and its content.
 struct Element<'a> {
     tag: u8,
     content: &'a [u8],
 }
 
 /// Whether these bytes are exactly one element, and it and all in it are DER.
-pub(super) fn is_der(bytes: &[u8]) -> bool {
+pub(crate) fn is_der(bytes: &[u8]) -> bool {
     matches!(elements(bytes).as_deref(), Some([element]) if element.is_der(MAX_DEPTH))
 }
 
 /// Whether these bytes, which are DER, are `GeneralNames` (RFC 5280 section 4.2.1.6), each in the
 /// form of its kind.
-pub(super) fn are_general_names(bytes: &[u8]) -> bool {
+pub(crate) fn are_general_names(bytes: &[u8]) -> bool {
     let Some([names]) = elements(bytes).map(<[Element<'_>; 1]>::try_from).and_then(Result::ok) else {
         return false;
     };
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn der_is_told_from_what_is_almost_der() {
+    fn der_is_told_from_near_der() {
         let good: &[&[u8]] = &[
             &[0x01, 1, 0],
             &[0x01, 1, 0xff],
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn elements_in_elements_end_at_a_depth() {
+    fn nesting_of_elements_is_limited() {
         let nested = |levels: usize| {
             (0..levels).fold(Vec::new(), |inner, _| {
                 let length = inner.len();
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_general_name_has_one_form() {
+    fn general_names_have_one_form_each() {
         let is_name = |tag: u8, content: &[u8]| {
             let name = [&[tag, content.len() as u8], content].concat();
             are_general_names(&[&[0x30, name.len() as u8], &name[..]].concat())

@@ -1,34 +1,34 @@
-//! What there is to say, in the words of people who have never heard of SPIFFE.
+//! The parts of a status as text, for readers who do not know SPIFFE.
 
 use std::time::{Duration, SystemTime};
 
 use crate::lifecycle::State;
 use crate::publish::status::{ErrorStatus, Status, TrustStatus};
 
-/// The state in a sentence.
+/// Describes the state in a sentence.
 pub(super) fn meaning(state: &str) -> &'static str {
     let known = State::ALL.into_iter().find(|known| known.as_str() == state);
-    known.map_or("a newer agent than this command is running", State::meaning)
+    known.map_or("unknown to this command; the agent is newer", State::meaning)
 }
 
-/// Where the key is.
+/// Describes the key and its protection.
 pub(super) fn key(status: &Status) -> String {
-    let place = match status.key.protection.as_deref() {
+    let protection = match status.key.protection.as_deref() {
         Some("hardware") => "in this device's TPM; it cannot be copied out",
-        Some("software-isolated") => "in software, sealed with a key that the system keeps",
-        Some("software-basic") => "in software, sealed with a key beside it",
-        Some(_) => "kept in a way that this command does not know",
+        Some("software-isolated") => "in software, sealed with a credential of systemd",
+        Some("software-basic") => "in software, sealed with a key in the same directory",
+        Some(_) => "with a protection unknown to this command",
         None => return format!("none yet (provider: {})", status.key.provider),
     };
     let algorithm = status.key.algorithm.as_deref().unwrap_or_default();
     if status.key.lost {
         format!("{algorithm}, lost: this device cannot use it any more")
     } else {
-        format!("{algorithm} {place}")
+        format!("{algorithm} {protection}")
     }
 }
 
-/// What authenticates the MIS.
+/// Describes what authenticates the MIS.
 pub(super) fn trusted_by(trust: &TrustStatus) -> String {
     let file =
         trust.ca_file.as_ref().map(|file| format!("the CA certificates in {file} ({})", trust.anchors));
@@ -39,13 +39,13 @@ pub(super) fn trusted_by(trust: &TrustStatus) -> String {
         more => Some(format!("{more} pinned keys")),
     };
     let anchors: Vec<String> = file.into_iter().chain(system).collect();
-    // Either set of anchors will do; a pin must hold besides.
+    // One of the sets of anchors suffices; a pin must match in addition.
     let all: Vec<String> =
         Some(anchors.join(" or ")).filter(|a| !a.is_empty()).into_iter().chain(pins).collect();
     format!("by {}", all.join(", and "))
 }
 
-/// The error in one line.
+/// Formats the error in one line.
 pub(super) fn error(error: &ErrorStatus) -> String {
     match &error.detail {
         Some(detail) => format!("{}: {detail}", error.title),
@@ -53,15 +53,15 @@ pub(super) fn error(error: &ErrorStatus) -> String {
     }
 }
 
-/// What comes next: of itself, or by somebody's hand.
+/// The next step: the agent's own ("none: ...") or the operator's.
 pub(super) fn next_step(status: &Status, now: SystemTime) -> String {
-    let again = |error: &ErrorStatus| error.retry_at.as_deref().map(|at| distance(at, now));
+    let again = |error: &ErrorStatus| error.retry_at.as_deref().map(|at| due(at, now));
     match (&status.last_error, status.state.as_str()) {
         (Some(error), _) if error.kind == "urn:miaf-agent:error:key-lost" => {
             error.hint.clone().unwrap_or_else(|| "replace the key with: miaf-agent retry --new-key".into())
         }
         (Some(error), _) if error.kind == "urn:miaf-agent:error:configuration" => {
-            "correct the configuration: the agent notices by itself. To see whether it can be used: miaf-agent check-config".into()
+            "correct the configuration; the agent reloads it by itself. To check it: miaf-agent check-config".into()
         }
         (Some(error), "waiting-for-clock") => {
             let hint = error.hint.as_deref().unwrap_or("set the clock of this device");
@@ -69,15 +69,15 @@ pub(super) fn next_step(status: &Status, now: SystemTime) -> String {
         }
         (error, "pending-admission") => {
             let again = error.as_ref().and_then(again);
-            let again = again.map_or_else(String::new, |again| format!("; the agent asks again {again}"));
+            let again = again.map_or_else(String::new, |again| format!("; the agent tries again {again}"));
             format!("have the operator of the MIS admit this device, by its factory certificate{again}")
         }
         (Some(error), _) if status.svid.as_ref().is_some_and(|svid| svid.ends_while_waiting) => {
-            let until = error.waits_until.as_deref().map(|until| distance(until, now));
+            let until = error.waits_until.as_deref().map(|until| due(until, now));
             format!(
-                "ask the operator of the MIS to raise its limit: it asked this device not to ask again before a time {}, \
-                 and the identity ends before that. The agent asks again {}, and no order makes it ask earlier",
-                until.unwrap_or_else(|| "still to come".into()),
+                "ask the operator of the MIS to raise its limit: the retry-after delay of the MIS ends {}, after the \
+                 identity. The agent tries again {}, and no admin command makes it try earlier",
+                until.unwrap_or_else(|| "later".into()),
                 again(error).unwrap_or_else(|| "then".into())
             )
         }
@@ -85,43 +85,75 @@ pub(super) fn next_step(status: &Status, now: SystemTime) -> String {
             (Some(again), false) if error.hint.is_some() => {
                 format!("{}; the agent tries again {again}", error.hint.as_deref().unwrap_or_default())
             }
-            (Some(again), true) => format!("correct that; the agent looks again {again}"),
+            (Some(again), true) => format!("correct that; the agent checks again {again}"),
             (Some(again), false) => format!("none: the agent tries again {again}"),
             (None, _) => "correct that, at the MIS or in the configuration; or have the agent try again: miaf-agent retry".into(),
         },
-        (None, "unconfigured") => "set [mis] in the agent's configuration; it goes on by itself then".into(),
+        (None, "unconfigured") => "set the address of the MIS in the configuration".into(),
         (None, "active") => match status.svid.as_ref().and_then(|svid| svid.renew_at.as_deref()) {
-            // Its moment may have passed since the snapshot, or while the agent does something else.
-            Some(renew_at) if is_past(renew_at, now) => "none: the agent renews the identity now".into(),
-            Some(renew_at) => format!("none: the agent renews the identity {}", distance(renew_at, now)),
+            Some(renew_at) => match difference(renew_at, now) {
+                Some(Difference::Past(_)) => {
+                    format!("none: renewal is due since {renew_at}, and the agent renews the identity by itself")
+                }
+                _ => format!("none: the agent renews the identity {}", due(renew_at, now)),
+            },
             None => "none: the agent renews the identity by itself".into(),
         },
-        (None, "blocked") => "read what the agent says of it: journalctl --unit miaf-agent".into(),
+        (None, "blocked") => "read the log of the agent: journalctl --unit miaf-agent".into(),
         (None, _) => "none: the agent goes on by itself".into(),
     }
 }
 
-/// "in 3h 20m", "5m ago".
+/// A moment relative to now: "in 3h 20m", "5m ago".
 pub(super) fn distance(rfc3339: &str, now: SystemTime) -> String {
-    let Ok(moment) = humantime::parse_rfc3339_weak(rfc3339) else { return "at an unknown time".into() };
-    match moment.duration_since(now) {
-        // It is about to be done, or was just now.
-        Ok(near) if near < NOW => "now".into(),
-        Err(near) if near.duration() < NOW => "now".into(),
-        Ok(ahead) => format!("in {}", rough(ahead)),
-        Err(behind) => format!("{} ago", rough(behind.duration())),
+    match difference(rfc3339, now) {
+        Some(Difference::Past(elapsed)) => format!("{} ago", approximate(elapsed)),
+        _ => due(rfc3339, now),
     }
 }
 
-fn is_past(rfc3339: &str, now: SystemTime) -> bool {
-    humantime::parse_rfc3339_weak(rfc3339).is_ok_and(|moment| moment < now)
+/// The moment of something that the agent has scheduled: "in 3h 20m". One that has passed is now:
+/// the agent is doing it.
+pub(super) fn due(rfc3339: &str, now: SystemTime) -> String {
+    match difference(rfc3339, now) {
+        None => UNKNOWN_TIME.into(),
+        Some(Difference::Future(left)) => format!("in {}", approximate(left)),
+        Some(Difference::Now | Difference::Past(_)) => "now".into(),
+    }
 }
 
-/// What is nearer than this is not told apart.
-const NOW: Duration = Duration::from_secs(2);
+/// The moment of the renewal: "in 3h 20m", or "due for 5m" once it has passed. Without the MIS,
+/// that can be long ago.
+pub(super) fn renewal(rfc3339: &str, now: SystemTime) -> String {
+    match difference(rfc3339, now) {
+        Some(Difference::Past(elapsed)) => format!("due for {}", approximate(elapsed)),
+        _ => due(rfc3339, now),
+    }
+}
 
-/// The two largest units say enough.
-pub(super) fn rough(duration: Duration) -> String {
+const UNKNOWN_TIME: &str = "at an unknown time";
+
+/// Where a moment is, relative to now.
+enum Difference {
+    Past(Duration),
+    /// About to be, or just passed.
+    Now,
+    Future(Duration),
+}
+
+fn difference(rfc3339: &str, now: SystemTime) -> Option<Difference> {
+    /// Smaller differences count as none.
+    const MIN: Duration = Duration::from_secs(2);
+    let moment = humantime::parse_rfc3339_weak(rfc3339).ok()?;
+    Some(match moment.duration_since(now) {
+        Ok(left) if left >= MIN => Difference::Future(left),
+        Err(e) if e.duration() >= MIN => Difference::Past(e.duration()),
+        _ => Difference::Now,
+    })
+}
+
+/// Formats a duration by its two largest units.
+pub(super) fn approximate(duration: Duration) -> String {
     let exact = humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string();
     exact.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
@@ -185,7 +217,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_next_step_is_the_agent_s_or_somebody_s() {
+    fn next_step_is_the_agents_or_the_operators() {
         let (status, now) = example();
         let with = |state: &str, change: &dyn Fn(&mut ErrorStatus)| {
             let mut status = Status { state: state.into(), ..status.clone() };
@@ -193,7 +225,7 @@ pub(super) mod tests {
             next_step(&status, now)
         };
         assert_eq!(with("renewing", &|_| {}), "none: the agent tries again in 4m");
-        assert_eq!(with("blocked", &|e| e.permanent = true), "correct that; the agent looks again in 4m");
+        assert_eq!(with("blocked", &|e| e.permanent = true), "correct that; the agent checks again in 4m");
         assert!(with("blocked", &|e| e.retry_at = None).ends_with("try again: miaf-agent retry"));
         let lost = |e: &mut ErrorStatus| e.kind = "urn:miaf-agent:error:key-lost".into();
         assert!(with("blocked", &lost).ends_with("miaf-agent retry --new-key"));
@@ -203,7 +235,7 @@ pub(super) mod tests {
         assert!(with("active", &configuration).ends_with("miaf-agent check-config"));
         let pending = with("pending-admission", &|_| {});
         assert!(
-            pending.starts_with("have the operator") && pending.ends_with("asks again in 4m"),
+            pending.starts_with("have the operator") && pending.ends_with("tries again in 4m"),
             "{pending}"
         );
 
@@ -214,21 +246,13 @@ pub(super) mod tests {
         let error = waiting.last_error.as_mut().unwrap();
         error.waits_until = Some("2026-01-04T00:01:00Z".into());
         error.retry_at = Some("2026-01-04T00:31:00Z".into());
-        let told = next_step(&waiting, now);
-        for said in ["ask the operator of the MIS", "in 2days", "asks again in 2days 30m"] {
-            assert!(told.contains(said), "{said:?} is missing from: {told}");
+        let step = next_step(&waiting, now);
+        for part in ["ask the operator of the MIS", "in 2days", "tries again in 2days 30m"] {
+            assert!(step.contains(part), "{part:?} is missing from: {step}");
         }
 
         let fine =
             |state: &str| next_step(&Status { state: state.into(), last_error: None, ..status.clone() }, now);
-        assert_eq!(
-            fine("active"),
-            "none: the agent renews the identity now",
-            "what is overdue is no news of the past"
-        );
-        let mut ahead = Status { state: "active".into(), last_error: None, ..status.clone() };
-        ahead.svid.as_mut().unwrap().renew_at = Some("2026-01-02T01:01:00Z".into());
-        assert_eq!(next_step(&ahead, now), "none: the agent renews the identity in 1h");
         assert!(fine("unconfigured").contains("configuration"));
         for state in State::ALL {
             assert!(!fine(state.as_str()).is_empty(), "{state}");
@@ -236,16 +260,58 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_distance_is_rough_and_near_is_now() {
+    fn next_step_is_never_in_the_past() {
+        let (mut status, now) = example();
+        status.svid.as_mut().unwrap().ends_while_waiting = true;
+        let past = Some("2026-01-01T20:00:00Z".to_owned());
+        let error = status.last_error.as_mut().unwrap();
+        (error.retry_at, error.waits_until) = (past.clone(), past.clone());
+        let permanent = ErrorStatus { permanent: true, ..error.clone() };
+        let hinted = ErrorStatus { hint: Some("ask the operator".into()), ..error.clone() };
+        let errors = [Some(error.clone()), Some(permanent), Some(hinted), None];
+        for (state, last_error) in State::ALL.iter().flat_map(|state| errors.iter().map(move |e| (state, e)))
+        {
+            for (ends_while_waiting, renew_at) in [(true, &past), (false, &past)] {
+                let mut status =
+                    Status { state: state.as_str().into(), last_error: last_error.clone(), ..status.clone() };
+                let svid = status.svid.as_mut().unwrap();
+                (svid.ends_while_waiting, svid.renew_at) = (ends_while_waiting, renew_at.clone());
+                let step = next_step(&status, now);
+                assert!(!step.contains(" ago"), "{state}: {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn renewal_that_is_due_is_shown_as_due() {
+        let (status, now) = example();
+        let active = |renew_at: &str| {
+            let svid = SvidStatus { renew_at: Some(renew_at.into()), ..status.svid.clone().unwrap() };
+            let status =
+                Status { state: "active".into(), last_error: None, svid: Some(svid), ..status.clone() };
+            (next_step(&status, now), renewal(renew_at, now))
+        };
+        let (step, moment) = active("2026-01-01T23:00:00Z");
+        assert!(step.starts_with("none: renewal is due since 2026-01-01T23:00:00Z, and "), "{step}");
+        assert_eq!(moment, "due for 1h 1m");
+        for (renew_at, shown) in [("2026-01-02T00:01:00Z", "now"), ("2026-01-02T03:21:00Z", "in 3h 20m")] {
+            let (step, moment) = active(renew_at);
+            assert_eq!(step, format!("none: the agent renews the identity {shown}"));
+            assert_eq!(moment, shown);
+        }
+    }
+
+    #[test]
+    fn distance_has_two_units_and_near_is_now() {
         let (_, now) = example();
-        for (moment, said) in [
+        for (moment, shown) in [
             ("2026-01-02T00:01:01Z", "now"),
             ("2026-01-02T00:00:59Z", "now"),
             ("2026-01-02T00:04:05Z", "in 3m 5s"),
             ("2025-12-30T20:00:59Z", "2days 4h ago"),
             ("yesterday", "at an unknown time"),
         ] {
-            assert_eq!(distance(moment, now), said, "{moment}");
+            assert_eq!(distance(moment, now), shown, "{moment}");
         }
     }
 }

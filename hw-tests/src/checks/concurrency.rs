@@ -1,4 +1,4 @@
-//! Others use the TPM too: tpm2-tools in a loop, and the agent beside them.
+//! Others use the TPM too: tpm2-tools in a loop, and the agent at the same time.
 
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
@@ -10,25 +10,27 @@ use miaf_agent::keys::tpm::TpmError;
 use super::{Outcome, Verdict, key};
 use crate::bench::Bench;
 use crate::connection::{self, AS_THE_AGENT_DOES};
-use crate::kept::{HANDLE, Kept};
+use crate::persistent::{HANDLE, Stored};
 use crate::timings::Timing;
 use crate::{Failure, interrupt};
 
-/// Far longer than the slowest chip takes.
+/// Far longer than the slowest TPM takes.
 const DEADLINE: Duration = Duration::from_secs(600);
 
 pub(super) fn tools_at_the_same_time(bench: &Bench) -> Outcome {
     if bench.has_resource_manager {
         return side_by_side(bench, "create, load, sign, verify, flush", "objects");
     }
-    // Without a resource manager the tools would leave their objects in the few slots, or take the agent's out of them.
-    let _key = Kept::key(&bench.tcti, connection::p256_key(AS_THE_AGENT_DOES)?)?;
+    // Without a resource manager the tools would leave their objects in the few slots, or take the
+    // agent's out of them.
+    let _key = Stored::key(&bench.tcti, connection::p256_key(AS_THE_AGENT_DOES)?)?;
     side_by_side(bench, "sign and verify at a handle, as there is no resource manager", "handle")
 }
 
 fn side_by_side(bench: &Bench, what_the_tools_do: &str, way: &str) -> Outcome {
     let made = bench.agent.create_key()?;
-    // Started before the agent talks to the TPM again: the TSS would have it inherit the connection.
+    // Started before the agent talks to the TPM again: the TSS would have it inherit the
+    // connection.
     let rounds = (bench.rounds / 10).clamp(1, 10);
     let mut tools = Tools::start(bench, way, rounds)?;
     let begun = Instant::now();
@@ -40,10 +42,10 @@ fn side_by_side(bench: &Bench, what_the_tools_do: &str, way: &str) -> Outcome {
             Err(error) if matches!(error.downcast_ref(), Some(KeyError::Tpm(TpmError::Busy { .. }))) => {
                 busy += 1
             }
-            Err(error) => return Err(format!("the agent, beside tpm2-tools: {error}").into()),
+            Err(error) => return Err(format!("the agent concurrent with tpm2-tools: {error}").into()),
         }
         if begun.elapsed() > DEADLINE {
-            return Err(format!("waited {DEADLINE:?} in vain for tpm2-tools to end").into());
+            return Err(format!("timed out after {DEADLINE:?} waiting for tpm2-tools to end").into());
         }
     }
     let seconds = begun.elapsed().as_secs_f64();
@@ -71,8 +73,8 @@ impl Tools {
             .command("bash")
             .args([
                 "-c",
-                include_str!("beside.sh"),
-                "beside",
+                include_str!("concurrency.sh"),
+                "concurrency",
                 way,
                 &rounds.to_string(),
                 &format!("{HANDLE:#010x}"),
@@ -80,7 +82,7 @@ impl Tools {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .map(|process| Self { process, stop: bench.folder().join("stop") })
+            .map(|process| Self { process, stop: bench.directory().join("stop") })
             .map_err(|error| format!("cannot start bash: {error}").into())
     }
 
@@ -92,7 +94,7 @@ impl Tools {
             return Ok(false);
         }
         let said = self.process.stderr.take().map(std::io::read_to_string).transpose()?.unwrap_or_default();
-        Err(format!("tpm2-tools, beside the agent ({status}): {}", said.trim()).into())
+        Err(format!("tpm2-tools, concurrent with the agent ({status}): {}", said.trim()).into())
     }
 }
 

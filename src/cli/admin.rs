@@ -1,0 +1,27 @@
+//! `miaf-agent retry` and `miaf-agent renew`, and what every admin command prints.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::{Output, admin_client, fail_on_client, print, print_json, shown};
+use crate::client::ClientError;
+use crate::server::admin::Accepted;
+
+pub(super) fn retry(config: &Path, output: &Output, new_key: bool) -> ExitCode {
+    report(config, admin_client(config, output).retry(new_key), output)
+}
+
+pub(super) fn renew(config: &Path, output: &Output) -> ExitCode {
+    report(config, admin_client(config, output).renew(), output)
+}
+
+/// Prints the response to an admin command. Success: the agent has accepted the command.
+pub(super) fn report(config: &Path, response: Result<Accepted, ClientError>, output: &Output) -> ExitCode {
+    match response {
+        Ok(accepted) if output.json => print_json(&accepted),
+        Ok(Accepted { detail, .. }) => {
+            print(&format!("{}\nTo see the result: miaf-agent status\n", shown(detail)))
+        }
+        Err(e) => fail_on_client(config, &e),
+    }
+}
