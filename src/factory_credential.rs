@@ -1,9 +1,9 @@
-//! The factory credential: the certificate that the device's maker or operator gave it, and its key. It
-//! proves to the MIS which device requests an identity (miaf-v0 E1, K5), and does not authenticate the
-//! MIS (T5).
+//! The factory credential: the certificate that the device's maker or operator gave it, and its
+//! key. It proves to the MIS which device requests an identity (miaf-v0 E1, K5), and does not
+//! authenticate the MIS (T5).
 //!
-//! It can be replaced while the agent runs. A bad replacement does not take the place of the last good
-//! one.
+//! It can be replaced while the agent runs. A bad replacement does not take the place of the last
+//! good one.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -29,7 +29,8 @@ use crate::platform::{access, files};
 use crate::time::Timestamp;
 use crate::x509;
 
-/// Factory certificate with its intermediates, and the key, which is checked to be the certificate's.
+/// Factory certificate with its intermediates, and the key, which is checked to be the
+/// certificate's.
 #[derive(Clone)]
 pub struct FactoryCredential {
     certified: CertifiedKey,
@@ -45,8 +46,8 @@ pub struct FactoryCredential {
 pub enum Purpose {
     /// To authenticate to an MIS: a key in the TPM makes a signature.
     Use,
-    /// To check it: a key in the TPM is not used, since a power cut after its use may count as a guess
-    /// of its password.
+    /// To check it: a key in the TPM is not used, since a power cut after its use may count as a
+    /// guess of its password.
     Check,
 }
 
@@ -70,8 +71,8 @@ pub struct CredentialFacts {
 impl FactoryCredential {
     /// Reads certificate and key. Blocks, and uses the TPM where one of them is in it.
     ///
-    /// Only the dates and the key of the certificate are parsed. Its acceptance is decided by the MIS,
-    /// which may know extensions and forms that no library here does.
+    /// Only the dates and the key of the certificate are parsed. Its acceptance is decided by the
+    /// MIS, which may know extensions and forms that no library here does.
     ///
     /// # Errors
     /// [`CredentialError`]. Validity is not checked: see [`FactoryCredential::check_validity`].
@@ -164,8 +165,9 @@ pub const PROBLEM: &str = "factory-credential";
 pub const TITLE: &str = "The factory credential cannot be used";
 
 impl CurrentCredential {
-    /// Updates the credential by the outcome of a read, and returns the one to use: the one that was
-    /// read, or the one before if that is still good and the new one is not. Logs what has changed.
+    /// Updates the credential by the outcome of a read, and returns the one to use: the one that
+    /// was read, or the one before if that is still good and the new one is not. Logs what has
+    /// changed.
     ///
     /// # Errors
     /// Why there is none.
@@ -204,7 +206,8 @@ impl CurrentCredential {
         }
     }
 
-    /// Properties of the credential in use, or of the last one that was read where none can be used.
+    /// Properties of the credential in use, or of the last one that was read where none can be
+    /// used.
     pub fn facts(&self) -> Option<&CredentialFacts> {
         self.seen.as_ref()
     }
@@ -214,7 +217,8 @@ impl CurrentCredential {
         self.problem.as_ref().map(|problem| &problem.error)
     }
 
-    /// Purpose of the next periodic read. A mere check would not show that a use which failed works now.
+    /// Purpose of the next periodic read. A mere check would not show that a use which failed works
+    /// now.
     pub fn next_purpose(&self) -> Purpose {
         self.problem.as_ref().map_or(Purpose::Check, |problem| problem.found_in)
     }
@@ -268,8 +272,8 @@ impl CurrentCredential {
         self.warned = passed;
     }
 
-    /// Warns of the intermediate that expires first. It is no error when one has expired: an MIS may
-    /// have newer ones itself.
+    /// Warns of the intermediate that expires first. It is no error when one has expired: an MIS
+    /// may have newer ones itself.
     fn warn_of_intermediates(&mut self, ends: &[x509::End], now: Timestamp) {
         let first = ends.iter().min_by_key(|end| end.not_after);
         let passed = first.map_or(0, |end| warnings_due(now.until(end.not_after)));
@@ -279,15 +283,17 @@ impl CurrentCredential {
             if now > *not_after {
                 tracing::warn!(
                     %subject, %not_after,
-                    "an intermediate of the factory certificate has expired: replace it in cert_file or \
-                     intermediates_file, or an MIS that has no newer one refuses this device"
+                    "an intermediate of the factory certificate has expired: replace it in \
+                     cert_file or intermediates_file, or an MIS that has no newer one refuses this \
+                     device"
                 );
             } else {
                 let days = now.until(*not_after).as_secs() / DAY.as_secs();
                 tracing::warn!(
                     %subject, %not_after, days,
-                    "an intermediate of the factory certificate expires soon: replace it in cert_file or \
-                     intermediates_file, or this device may not be able to enroll again"
+                    "an intermediate of the factory certificate expires soon: replace it in \
+                     cert_file or intermediates_file, or this device may not be able to enroll \
+                     again"
                 );
             }
         }

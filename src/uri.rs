@@ -2,9 +2,9 @@
 
 use url::{ParseError, Url};
 
-/// Parses an absolute URL with an authority, `scheme://…`. The crate `url` follows what browsers accept;
-/// here only the forms of RFC 3986 are: ASCII (an internationalised name in its `xn--` form), and a host
-/// without percent-encoding.
+/// Parses an absolute URL with an authority, `scheme://…`. The crate `url` follows what browsers
+/// accept; here only the forms of RFC 3986 are: ASCII (an internationalised name in its `xn--`
+/// form), and a host without percent-encoding.
 ///
 /// # Errors
 /// The error of `url` for such a text.

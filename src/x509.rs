@@ -1,5 +1,5 @@
-//! Parser of certificates, as far as is needed to choose among them and to describe them. No signature,
-//! date or name is validated here.
+//! Parser of certificates, as far as is needed to choose among them and to describe them. No
+//! signature, date or name is validated here.
 
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
@@ -191,16 +191,16 @@ impl<'a> Certificate<'a> {
         key_of(self.spki)
     }
 
-    /// Whether this is its public key (a DER SubjectPublicKeyInfo), in whatever form the certificate has
-    /// it.
+    /// Whether this is its public key (a DER SubjectPublicKeyInfo), in whatever form the
+    /// certificate has it.
     pub(crate) fn has_key(&self, mut spki: &[u8]) -> bool {
         let other = take_tagged(&mut spki, SEQUENCE).and_then(|spki| key_of(spki.content));
         let (Some((_, own)), Some((_, other))) = (self.key(), other) else { return false };
         own == other || (self.has_compressed_point() && compressed(other).is_some_and(|point| point == own))
     }
 
-    /// Whether its public key is a point on a curve in compressed form (SEC 1 section 2.3.3), which RFC
-    /// 8422 section 5.1.1 takes out of TLS.
+    /// Whether its public key is a point on a curve in compressed form (SEC 1 section 2.3.3), which
+    /// RFC 8422 section 5.1.1 takes out of TLS.
     pub(crate) fn has_compressed_point(&self) -> bool {
         self.key().is_some_and(|(algorithm, key)| {
             identifier(algorithm) == "1.2.840.10045.2.1" && matches!(key.first(), Some(2 | 3))
@@ -229,7 +229,8 @@ impl<'a> Certificate<'a> {
         listed(repeated.map(|(_, extension)| extension_name(extension.id)))
     }
 
-    /// The certificate with other extensions, and its TBSCertificate. The signature stays as it was.
+    /// The certificate with other extensions: as it would read if it had been made so. Its
+    /// signature is the one that it had.
     pub(crate) fn with_extensions(
         &self,
         der: &'a [u8],
@@ -252,8 +253,8 @@ pub(crate) fn key_of(mut spki: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// Whether the leaf of a chain is the certificate of its key. `true` where that cannot be checked,
-/// because the key does not export its public half or the certificate is malformed: the server that gets
-/// it finds out.
+/// because the key does not export its public half or the certificate is malformed: the server that
+/// gets it finds out.
 pub(crate) fn has_its_key(certified: &CertifiedKey) -> bool {
     match (certified.cert.first(), certified.key.public_key()) {
         (Some(own), Some(public)) => Certificate::read(own).is_none_or(|own| own.has_key(&public)),
@@ -287,7 +288,7 @@ impl<'a> Extension<'a> {
         })
     }
 
-    /// As it stands in the certificate.
+    /// The extension as it is in the certificate.
     pub(crate) fn whole(&self) -> Vec<u8> {
         self.whole.to_vec()
     }
@@ -309,8 +310,8 @@ pub(crate) fn name(content: &[u8]) -> Excerpt {
     }
 }
 
-/// Unusual properties of a certificate, because of which some servers cannot read it or do not accept it.
-/// It is no validation: the MIS decides.
+/// Unusual properties of a certificate, because of which some servers cannot read it or do not
+/// accept it. It is no validation: the MIS decides.
 pub(crate) fn peculiarities(der: &[u8]) -> Vec<String> {
     let Some(certificate) = Certificate::read(der) else { return vec!["it is not well-formed".into()] };
     let mut found = Vec::new();
@@ -344,9 +345,9 @@ pub(crate) struct End {
     pub(crate) not_after: Timestamp,
 }
 
-/// The ends of the intermediates that lead up from the first certificate of a chain by their names, from the
-/// bottom on. Of several with the same subject the one that lasts longest counts; a self-signed one, which
-/// every server has itself, does not.
+/// The ends of the intermediates that lead up from the first certificate of a chain by their names,
+/// from the bottom on. Of several with the same subject the one that lasts longest counts; a
+/// self-signed one, which every server has itself, does not.
 pub(crate) fn ends_of_intermediates(chain: &[CertificateDer<'_>]) -> Vec<End> {
     let read = |der| Some((Certificate::read(der)?, not_after(der)?));
     let mut others: Vec<(Certificate<'_>, Timestamp)> =
@@ -488,8 +489,8 @@ fn identifier(mut algorithm: &[u8]) -> String {
     take_tagged(&mut algorithm, OBJECT_IDENTIFIER).map(|id| dotted(id.content)).unwrap_or_default()
 }
 
-/// A distinguished name as it is compared (RFC 5280 section 7.1): per RDN its attributes, letters small,
-/// white space single. From its content.
+/// A distinguished name as it is compared (RFC 5280 section 7.1): per RDN its attributes, letters
+/// small, white space single. From its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ComparableName(Vec<Vec<(Vec<u8>, Vec<u8>)>>);
 

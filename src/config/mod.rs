@@ -1,9 +1,9 @@
-//! Configuration: `/etc/miaf-agent/config.toml` and its drop-ins, parsed once into types that cannot be
-//! wrong. Missing, unknown and impossible values are reported with file, line and key.
+//! Configuration: `/etc/miaf-agent/config.toml` and its drop-ins, parsed once into types that
+//! cannot be wrong. Missing, unknown and impossible values are reported with file, line and key.
 //!
-//! Only what the files *say* is checked here. Whether a certificate or a TPM that they name exists is
-//! found out when it is used: a device with a missing factory certificate still starts and serves its
-//! current identity.
+//! Only what the files *say* is checked here. Whether a certificate or a TPM that they name exists
+//! is found out when it is used: a device with a missing factory certificate still starts and
+//! serves its current identity.
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -122,7 +122,8 @@ impl InitialTrust {
 pub struct ProxyConfig {
     /// How the proxy is chosen.
     pub choice: ProxyChoice,
-    /// Source of its credentials, one line `user:password`. It takes precedence over those in a URL.
+    /// Source of its credentials, one line `user:password`. It takes precedence over those in a
+    /// URL.
     pub auth: Option<Secret>,
     /// Hosts that are reached without it. `None`: the environment's `NO_PROXY` is used.
     pub no_proxy: Option<Vec<String>>,
@@ -255,12 +256,13 @@ pub struct SocketConfig {
     pub path: PathBuf,
     /// Group that may connect to it; the agent's own when unset.
     pub group: Option<String>,
-    /// Socket of the role `sign`, which may use the key too. Default: `sign.sock` in the directory of
-    /// `path`.
+    /// Socket of the role `sign`, which may use the key too. Default: `sign.sock` in the directory
+    /// of `path`.
     pub sign_path: PathBuf,
     /// Group that may connect to it; the agent's own when unset.
     pub sign_group: Option<String>,
-    /// Socket of the role `admin`, for root alone. Default: `admin.sock` in the directory of `path`.
+    /// Socket of the role `admin`, for root alone. Default: `admin.sock` in the directory of
+    /// `path`.
     pub admin_path: PathBuf,
     /// Connection limits of each of them.
     pub limits: Limits,
@@ -268,12 +270,12 @@ pub struct SocketConfig {
     pub signatures_per_minute: u32,
 }
 
-/// Default connection limit: enough for the programs of a device, and few enough for the memory of a
-/// small one (`MemoryMax=` in systemd/miaf-agent.service).
+/// Default connection limit: enough for the programs of a device, and few enough for the memory of
+/// a small one (`MemoryMax=` in systemd/miaf-agent.service).
 pub(crate) const MAX_CONNECTIONS: usize = 256;
 
-/// Default rate of signatures: a server on the slowest of devices has a few TLS handshakes a second, and
-/// one with a software key no more than this.
+/// Default rate of signatures: a server on the slowest of devices has a few TLS handshakes a
+/// second, and one with a software key no more than this.
 pub(crate) const SIGNATURES_PER_MINUTE: u32 = 6000;
 
 /// Connection limits of one socket.
@@ -289,7 +291,8 @@ impl Config {
     /// Reads the file and its drop-ins; a key in a later one replaces it in earlier ones.
     /// `state_directory` is systemd's `STATE_DIRECTORY`, if set.
     ///
-    /// A file that does not exist, or names no MIS, is a configuration too: the device is unconfigured.
+    /// A file that does not exist, or names no MIS, is a configuration too: the device is
+    /// unconfigured.
     ///
     /// # Errors
     /// [`ConfigError`] with file and line.
@@ -374,6 +377,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
+    /// Adds what to do.
     fn with_hint_text(self, hint: &'static str) -> Self {
         Self { hint: Some(hint), ..self }
     }

@@ -1,6 +1,6 @@
-//! `mis.no_proxy`: validation of its entries, with a correction for those that would never match. The
-//! libraries that evaluate such lists agree on names, addresses and networks by prefix length, and ignore
-//! everything else silently.
+//! `mis.no_proxy`: validation of its entries, with a correction for those that would never match.
+//! The libraries that evaluate such lists agree on names, addresses and networks by prefix length,
+//! and ignore everything else silently.
 
 use std::net::{IpAddr, Ipv4Addr};
 

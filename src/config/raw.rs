@@ -1,5 +1,5 @@
-//! Schema of the configuration as written. Unknown keys are refused: a misspelt one would be silently
-//! without effect. Every key is optional, so that one file can be overlaid on another.
+//! Schema of the configuration as written. Unknown keys are refused: a misspelt one would be
+//! silently without effect. Every key is optional, so that one file can be overlaid on another.
 
 use std::path::PathBuf;
 

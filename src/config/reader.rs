@@ -1,5 +1,5 @@
-//! Validation: from the keys as written to types that cannot be wrong. A wrong value is reported with
-//! file, line and key, and with what to do about it.
+//! Validation: from the keys as written to types that cannot be wrong. A wrong value is reported
+//! with file, line and key, and with what to do about it.
 
 use std::ops::{Range, RangeInclusive};
 use std::os::unix::ffi::OsStrExt as _;
@@ -31,7 +31,8 @@ const LONGEST_SOCKET: usize = 107;
 const WELL_KNOWN: &str = "/.well-known/margo";
 /// Allowed connection limits. Their cost: MemoryMax= in systemd/miaf-agent.service.
 const CONNECTIONS: RangeInclusive<usize> = 1..=65_536;
-/// Allowed rates. The slowest TPM makes one signature per second; no device makes more than the maximum.
+/// Allowed rates. The slowest TPM makes one signature per second; no device makes more than the
+/// maximum.
 const SIGNATURES: RangeInclusive<u32> = 1..=6_000_000;
 pub(super) const SHORTEST: Duration = Duration::from_millis(100);
 
@@ -124,7 +125,8 @@ impl Reader<'_> {
                 .with_hint_text("Write \"http://host:port\", or \"none\" for no proxy at all")
         })?;
         if url.scheme() != "http" {
-            // For a proxy over TLS the initial trust would apply, and the factory certificate would be sent.
+            // For a proxy over TLS the initial trust would apply, and the factory certificate would
+            // be sent.
             return Err(wrong(
                 "only http:// proxies are supported: the connection to the MIS goes through them encrypted",
             ));
@@ -139,8 +141,8 @@ impl Reader<'_> {
         no_proxy::entry(host.get_ref()).map_err(|what| self.wrong(&host.span(), "mis.no_proxy", what))
     }
 
-    /// Paths of the sockets `read`, `sign` and `admin`. One that is not configured is in the directory of
-    /// the first.
+    /// Paths of the sockets `read`, `sign` and `admin`. One that is not configured is in the
+    /// directory of the first.
     pub(super) fn sockets(&self, socket: &raw::Socket, default: &Path) -> Result<[PathBuf; 3], ConfigError> {
         let configured = |key, path: Option<&Spanned<PathBuf>>| {
             path.map(|path| self.socket_path(key, &path.span(), self.path(path.get_ref()))).transpose()
@@ -186,7 +188,8 @@ impl Reader<'_> {
         if let Some(path) = value.strip_prefix("file:").filter(|path| !path.is_empty()) {
             return Ok(Secret::File(self.path(Path::new(path))));
         }
-        // A plain name: it must not lead out of the directory that systemd creates for this service.
+        // A plain name: it must not lead out of the directory that systemd creates for this
+        // service.
         let plain = |name: &&str| {
             !matches!(*name, "" | "." | "..") && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
         };
@@ -227,8 +230,8 @@ impl Reader<'_> {
         let decoded = BASE64.decode(pin.get_ref()).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
         decoded.ok_or_else(|| {
             let what = "each pin is the base64 of a SHA-256 digest (44 characters)";
-            let hint = "Compute it: openssl x509 -in ca.pem -pubkey -noout | openssl pkey -pubin -outform der \
-                        | openssl dgst -sha256 -binary | base64";
+            let hint = "Compute it: openssl x509 -in ca.pem -pubkey -noout | openssl pkey -pubin \
+                        -outform der | openssl dgst -sha256 -binary | base64";
             self.wrong(&pin.span(), "mis.trust.spki_sha256", what).with_hint_text(hint)
         })
     }

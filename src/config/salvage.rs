@@ -1,5 +1,5 @@
-//! Salvage of a configuration that cannot be used: the locations of state and sockets, so that the current
-//! identity is served and the commands find the agent.
+//! Salvage of a configuration that cannot be used: the locations of state and sockets, so that the
+//! current identity is served and the commands find the agent.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,8 +10,8 @@ use toml::de::{DeTable, DeValue};
 use super::sources::{Readable, ReadableText};
 use super::{Config, ConfigError};
 
-/// The keys that are salvaged, by table; those of the file itself first. None of them leads outside of
-/// this device.
+/// The keys that are salvaged, by table; those of the file itself first. None of them leads outside
+/// of this device.
 const KEYS: [(&str, &[&str]); 6] = [
     ("", &["state_dir"]),
     ("key", &["provider", "tcti"]),
@@ -32,14 +32,15 @@ const KEYS: [(&str, &[&str]); 6] = [
     ("log", &["level"]),
 ];
 
-/// Keys that grant the use of a private key. They are not guessed from a part of the configuration, for
-/// the other part may revoke them. Without them only the agent's own user has access.
+/// Keys that grant the use of a private key. They are not guessed from a part of the configuration,
+/// for the other part may revoke them. Without them only the agent's own user has access.
 const GRANTS: [Name; 2] = [("socket", "sign_group"), ("workload_api", "key_users")];
 
 /// Salvaged part of a configuration that is refused.
 #[derive(Clone, Debug)]
 pub struct Salvaged {
-    /// Each value that is valid by itself, otherwise its default; without `[mis]` and `[bootstrap]`.
+    /// Each value that is valid by itself, otherwise its default; without `[mis]` and
+    /// `[bootstrap]`.
     pub config: Config,
     /// Whether `state_dir` was read, or is not set in any readable file. Otherwise the state may be
     /// elsewhere than [`Config::state_dir`].
@@ -101,8 +102,8 @@ impl Config {
 
 const STATE_DIR: Name = ("", "state_dir");
 
-/// Blanks the first few lines that are no TOML, and returns their number. The parser loses what follows an
-/// error otherwise.
+/// Blanks the first few lines that are no TOML, and returns their number. The parser loses what
+/// follows an error otherwise.
 fn leave_out_errors(text: &mut String) -> usize {
     const MOST: usize = 8;
     for count in 0..MOST {

@@ -15,8 +15,8 @@ use crate::text::Excerpt;
 /// Limit on the bytes of all files together.
 const MAX_TEXT: usize = 1024 * 1024;
 const MAX_DROP_INS: usize = 256;
-/// Limit on the bytes of a file that is salvaged: a parser that continues after each error does much
-/// work for little input.
+/// Limit on the bytes of a file that is salvaged: a parser that continues after each error does
+/// much work for little input.
 const MAX_SALVAGED: usize = 64 * 1024;
 /// Mark of some editors at the beginning of a UTF-8 file.
 const BYTE_ORDER_MARK: char = '\u{feff}';
@@ -98,13 +98,13 @@ impl Sources {
     }
 }
 
-/// Rewrites the parser's message without Rust's names of types, and without its guess at the meaning of
-/// a string without quotes.
+/// Rewrites the parser's message without Rust's names of types, and without its guess at the
+/// meaning of a string without quotes.
 fn in_words(message: &str) -> Cow<'_, str> {
     const GUESSES: [&str; 4] =
         ["invalid boolean, ", "invalid float, ", "invalid fraction, ", "string values must be quoted, "];
     if GUESSES.iter().any(|guess| message.starts_with(guess)) {
-        return "a value is missing, or it is neither a number nor true or false; a text stands in quotes"
+        return "a value is missing, or it is neither a number nor true or false; a string is in quotes"
             .into();
     }
     let Some((found, expected)) = message.rsplit_once(", expected ") else { return message.into() };
@@ -115,7 +115,7 @@ fn in_words(message: &str) -> Cow<'_, str> {
         "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number",
         "f64" => "a number",
         "a boolean" => "true or false, without quotes",
-        "a string" | "path string" => "a text in quotes",
+        "a string" | "path string" => "a string in quotes",
         "a sequence" => "a list, as in [\"a\", \"b\"]",
         "an array of length 2" => "a list of two",
         of_rust if of_rust.starts_with("struct ") => "a table",
@@ -168,7 +168,8 @@ impl Readable {
     }
 }
 
-/// Number of lines with `key` as a word, whatever else is wrong with them; without comments and paths.
+/// Number of lines with `key` as a word, whatever else is wrong with them; without comments and
+/// paths.
 fn lines_with(key: &str, content: &[u8]) -> usize {
     let is_of_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '/' | '.');
     let is_word = |line: &str, at: usize| {

@@ -4,11 +4,11 @@ const FILE: &str = "/etc/miaf-agent/config.toml";
 const FULL: &str = include_str!("../../tests/data/config-full.toml");
 
 fn parse(text: &str) -> Result<Config, String> {
-    Config::parse(text, Path::new(FILE), None).map_err(|e| e.to_string())
+    Config::parse(text, Path::new(FILE), None).map_err(|e| e.with_hint().to_string())
 }
 
 #[test]
-fn the_documented_file_is_read_with_every_key() {
+fn documented_file_is_parsed_with_every_key() {
     let config = parse(FULL).unwrap();
     let mis = config.mis.unwrap();
     assert_eq!(mis.discovery_url.as_str(), "https://mis.factory.example/.well-known/margo");
@@ -33,7 +33,7 @@ fn the_documented_file_is_read_with_every_key() {
 }
 
 #[test]
-fn an_empty_file_is_an_unconfigured_device_with_every_default() {
+fn empty_file_is_an_unconfigured_device_with_defaults() {
     let config = parse("# nothing yet\n").unwrap();
     assert!(config.mis.is_none() && config.bootstrap.is_none());
     assert_eq!(config.state_dir, Path::new("/var/lib/miaf-agent"));
@@ -43,7 +43,7 @@ fn an_empty_file_is_an_unconfigured_device_with_every_default() {
 }
 
 #[test]
-fn the_state_folder_of_systemd_is_used_unless_the_file_names_one() {
+fn state_directory_of_systemd_is_the_default() {
     let given = Some(Path::new("/var/lib/private/miaf"));
     let load = |text| Config::parse(text, Path::new(FILE), given).unwrap().state_dir;
     assert_eq!(load(""), Path::new("/var/lib/private/miaf"));
@@ -51,7 +51,7 @@ fn the_state_folder_of_systemd_is_used_unless_the_file_names_one() {
 }
 
 #[test]
-fn a_factory_credential_may_be_in_the_tpm() {
+fn factory_credential_may_be_in_the_tpm() {
     let text = "[bootstrap]\ncert = \"tpm:0x01c90000\"\nkey = \"tpm:0x81020000\"";
     let bootstrap = parse(text).unwrap().bootstrap.unwrap();
     assert_eq!(bootstrap.certificate, FactoryCertificateLocation::TpmNv(0x01c9_0000));
@@ -62,21 +62,21 @@ fn a_factory_credential_may_be_in_the_tpm() {
 }
 
 #[test]
-fn an_origin_is_completed_with_the_well_known_path() {
+fn origin_is_completed_with_the_well_known_path() {
     let config = parse("[mis]\norigin = \"https://mis.example:8443\"").unwrap();
     assert_eq!(config.mis.unwrap().discovery_url.as_str(), "https://mis.example:8443/.well-known/margo");
 }
 
 #[test]
-fn what_is_wrong_is_named_with_file_line_and_key() {
+fn wrong_value_is_named_with_file_line_and_key() {
     for (text, line, says) in [
         ("[mis]\ndiscovery_ulr = \"x\"", 2, "unknown field `discovery_ulr`"),
         ("[miss]", 1, "unknown field `miss`"),
-        ("[mis.trust]\nca_file = tls-ca.pem", 2, "a text stands in quotes"),
-        ("[mis.trust]\nca_file = 5.pem", 2, "a text stands in quotes"),
-        ("[mis.trust]\nca_file = mis-ca.pem", 2, "a text stands in quotes"),
+        ("[mis.trust]\nca_file = tls-ca.pem", 2, "a string is in quotes"),
+        ("[mis.trust]\nca_file = 5.pem", 2, "a string is in quotes"),
+        ("[mis.trust]\nca_file = mis-ca.pem", 2, "a string is in quotes"),
         ("[mis]\norigin =", 2, "a value is missing"),
-        ("[mis]\norigin = 5", 2, "invalid type: integer `5`, expected a text in quotes"),
+        ("[mis]\norigin = 5", 2, "invalid type: integer `5`, expected a string in quotes"),
         ("[mis]\nno_proxy = \"a, expected u32\"", 2, "a, expected u32\", expected a list"),
         ("[socket]\nmax_connections = \"6\"", 2, "invalid type: string \"6\", expected a whole number"),
         ("[key]\nrotate = \"yes\"", 2, "expected true or false, without quotes"),
@@ -85,7 +85,7 @@ fn what_is_wrong_is_named_with_file_line_and_key() {
         ("[mis]\n# no url", 1, "add discovery_url"),
         ("[mis]\ndiscovery_url = \"http://mis.example/\"", 2, "https://"),
         ("[mis]\ndiscovery_url = \"mis.example\"", 2, "not a URL"),
-        ("[mis]\ndiscovery_url = \"https://a/\"\norigin = \"https://a\"", 3, "not beside"),
+        ("[mis]\ndiscovery_url = \"https://a/\"\norigin = \"https://a\"", 3, "excludes"),
         ("[mis]\norigin = \"https://a/path\"", 2, "use discovery_url"),
         ("[mis]\norigin = \"https://a\"\ntrust_domain = \"Factory\"", 3, "mis.trust_domain"),
         ("[mis]\norigin = \"https://a\"\n[mis.trust]\nspki_sha256 = [\"AAAA\"]", 4, "SHA-256"),
@@ -106,7 +106,7 @@ fn what_is_wrong_is_named_with_file_line_and_key() {
         ("[bootstrap]\ncert_file = \"a\"\nkey = \"factory.key\"", 3, "file:PATH"),
         ("[bootstrap]\ncert_file = \"a\"\nkey = \"tpm:0x80000001\"", 3, "persistent handle"),
         ("[bootstrap]\nkey = \"file:a\"", 1, "add cert_file"),
-        ("[bootstrap]\ncert_file = \"a\"\ncert = \"file:a\"\nkey = \"file:a\"", 3, "not beside"),
+        ("[bootstrap]\ncert_file = \"a\"\ncert = \"file:a\"\nkey = \"file:a\"", 3, "excludes"),
         ("[bootstrap]\ncert = \"tpm:0x81000001\"\nkey = \"file:a\"", 2, "NV index"),
         ("[bootstrap]\ncert = \"a\"\nkey = \"file:a\"", 2, "NV index"),
         ("[bootstrap]\ncert_file = \"a\"\nkey = \"file:b\"\nkey_auth = \"secret\"", 4, "credential:NAME"),
@@ -131,7 +131,7 @@ fn what_is_wrong_is_named_with_file_line_and_key() {
 }
 
 #[test]
-fn no_password_of_a_proxy_is_shown() {
+fn proxy_password_is_never_shown() {
     let config = parse("[mis]\norigin = \"https://a\"\nproxy = \"http://user:hunter2@proxy:3128\"").unwrap();
     let shown = format!("{config:?}");
     assert!(shown.contains("ProxyUrl(http://proxy:3128)") && !shown.contains("hunter2"), "{shown}");
@@ -142,7 +142,7 @@ fn no_password_of_a_proxy_is_shown() {
 }
 
 #[test]
-fn a_proxy_is_the_environment_s_unless_the_file_says_otherwise() {
+fn proxy_is_the_environments_unless_configured() {
     let through = |line: &str| {
         parse(&format!("[mis]\norigin = \"https://a\"\n{line}")).unwrap().mis.unwrap().proxy.choice
     };
@@ -150,24 +150,24 @@ fn a_proxy_is_the_environment_s_unless_the_file_says_otherwise() {
     assert_eq!(through("proxy = \"none\""), ProxyChoice::None);
 }
 
-/// A configuration folder with these files in it.
-fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
+/// A configuration directory with these files in it.
+fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
     for (name, text) in files {
-        let file = folder.path().join(name);
+        let file = directory.path().join(name);
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(file, text).unwrap();
     }
-    folder
+    directory
 }
 
-fn load(folder: &tempfile::TempDir) -> Result<Config, String> {
-    Config::load(&folder.path().join("config.toml"), None).map_err(|e| e.to_string())
+fn load(directory: &tempfile::TempDir) -> Result<Config, String> {
+    Config::load(&directory.path().join("config.toml"), None).map_err(|e| e.with_hint().to_string())
 }
 
 #[test]
-fn drop_ins_are_laid_over_the_file_key_by_key_in_the_order_of_their_names() {
-    let folder = folder(&[
+fn drop_ins_overlay_the_file_by_key_in_order_of_their_names() {
+    let directory = directory(&[
         ("config.toml", "[mis]\norigin = \"https://a\"\ntrust_domain = \"one\"\n[files]\ngroup = \"miaf\"\n"),
         ("config.d/20-site.toml", "mis.trust_domain = \"three\"\n[log]\nlevel = \"debug\""),
         ("config.d/10-line.toml", "[mis]\ntrust_domain = \"two\"\n[mis.trust]\nca_file = \"ca.pem\""),
@@ -176,96 +176,96 @@ fn drop_ins_are_laid_over_the_file_key_by_key_in_the_order_of_their_names() {
         ("config.d/.40-editor.toml", "not even TOML"),
         ("config.d/50-notes.txt", "nor this"),
     ]);
-    let config = load(&folder).unwrap();
+    let config = load(&directory).unwrap();
     let mis = config.mis.unwrap();
     assert_eq!(mis.discovery_url.as_str(), "https://a/.well-known/margo");
     assert_eq!(mis.trust_domain.unwrap().as_str(), "three");
     assert_eq!(config.files.group.as_deref(), Some("miaf"));
     assert_eq!(config.log_level, LogLevel::Debug);
     // One base for all of them: a path means the same wherever it is moved to.
-    assert_eq!(mis.trust.ca_file.unwrap(), folder.path().join("ca.pem"));
-    let key = FactoryKeyLocation::File(folder.path().join("factory.key"));
+    assert_eq!(mis.trust.ca_file.unwrap(), directory.path().join("ca.pem"));
+    let key = FactoryKeyLocation::File(directory.path().join("factory.key"));
     assert_eq!(config.bootstrap.unwrap().key, key, "a table may be spread over files");
 }
 
 #[test]
 fn drop_ins_alone_are_a_configuration() {
-    let folder = folder(&[("config.d/a.toml", "[mis]\norigin = \"https://a\"")]);
-    assert!(load(&folder).unwrap().mis.is_some());
+    let directory = directory(&[("config.d/a.toml", "[mis]\norigin = \"https://a\"")]);
+    assert!(load(&directory).unwrap().mis.is_some());
 }
 
 #[test]
-fn what_is_wrong_in_a_drop_in_is_named_with_its_file_and_line() {
+fn wrong_value_in_a_drop_in_is_named_with_its_file_and_line() {
     let main = "# one\n# two\n[mis]\norigin = \"https://a\"\n";
     for (drop_in, line, says) in [
         ("\n\n[retry]\nbase = \"soon\"", 4, "not a duration"),
         ("# ü\n[log]\nlevle = \"debug\"", 3, "unknown field `levle`"),
-        ("[mis]\ndiscovery_url = \"https://b/\"", 0, "not beside"),
+        ("[mis]\ndiscovery_url = \"https://b/\"", 0, "excludes"),
         ("[log\n", 1, ""),
         ("\n\n[files]\ngroup = \"\"\"not ended", 4, ""),
     ] {
-        let folder = folder(&[
+        let directory = directory(&[
             ("config.toml", main),
             ("config.d/a.toml", ""),
             ("config.d/b.toml", drop_in),
             ("config.d/c.toml", "[bundle]\nrefresh = \"1m\""),
         ]);
-        let error = load(&folder).unwrap_err();
+        let error = load(&directory).unwrap_err();
         let place = match line {
-            0 => format!("{}:4: ", folder.path().join("config.toml").display()),
-            line => format!("{}:{line}: ", folder.path().join("config.d/b.toml").display()),
+            0 => format!("{}:4: ", directory.path().join("config.toml").display()),
+            line => format!("{}:{line}: ", directory.path().join("config.d/b.toml").display()),
         };
         assert!(error.starts_with(&place) && error.contains(says), "{drop_in:?}: {error}");
     }
 }
 
 #[test]
-fn a_drop_in_that_cannot_be_read_is_not_overlooked() {
-    let folder = folder(&[("config.toml", ""), ("config.d/a.toml", "")]);
-    std::os::unix::fs::symlink("/nowhere/b.toml", folder.path().join("config.d/b.toml")).unwrap();
-    let error = load(&folder).unwrap_err();
+fn unreadable_drop_in_is_an_error() {
+    let directory = directory(&[("config.toml", ""), ("config.d/a.toml", "")]);
+    std::os::unix::fs::symlink("/nowhere/b.toml", directory.path().join("config.d/b.toml")).unwrap();
+    let error = load(&directory).unwrap_err();
     assert!(error.contains("b.toml: cannot be read"), "{error}");
 }
 
 #[test]
-fn a_byte_order_mark_may_begin_every_file() {
-    let folder = folder(&[
+fn byte_order_mark_is_accepted_in_every_file() {
+    let directory = directory(&[
         ("config.toml", "\u{feff}[mis]\norigin = \"https://a\"\n"),
         ("config.d/a.toml", "\u{feff}[log]\nlevel = \"debug\"\n"),
         ("config.d/b.toml", "\u{feff}[log]\nlevle = 1\n"),
     ]);
-    let error = load(&folder).unwrap_err();
+    let error = load(&directory).unwrap_err();
     assert!(error.contains("b.toml:2: unknown field `levle`"), "{error}");
-    std::fs::remove_file(folder.path().join("config.d/b.toml")).unwrap();
-    assert_eq!(load(&folder).unwrap().log_level, LogLevel::Debug);
+    std::fs::remove_file(directory.path().join("config.d/b.toml")).unwrap();
+    assert_eq!(load(&directory).unwrap().log_level, LogLevel::Debug);
     assert!(parse("\u{feff}[log]\nlevel = \"debug\"").is_ok());
 }
 
 #[test]
-fn files_that_are_no_text_are_named_with_their_line() {
-    let folder = folder(&[]);
-    let file = folder.path().join("config.toml");
+fn files_that_are_not_utf8_are_named_with_their_line() {
+    let directory = directory(&[]);
+    let file = directory.path().join("config.toml");
     for (content, says) in [
         (&b"# fine\n# sch\xf6n\n"[..], "config.toml:2: it is not UTF-8"),
         (b"\xff\xfe[\0m\0", "config.toml:1: it is UTF-16. Save it as UTF-8"),
         (b"a\0b", "config.toml:1: "),
     ] {
         std::fs::write(&file, content).unwrap();
-        let error = load(&folder).unwrap_err();
+        let error = load(&directory).unwrap_err();
         assert!(error.contains(says) && !error.contains('\0'), "{error}");
     }
     std::fs::write(&file, vec![b'#'; 2 << 20]).unwrap();
-    assert!(load(&folder).unwrap_err().contains("larger than 1 MiB"));
+    assert!(load(&directory).unwrap_err().contains("larger than 1 MiB"));
     std::fs::remove_file(&file).unwrap();
     std::fs::create_dir(&file).unwrap();
-    assert!(load(&folder).unwrap_err().contains("config.toml: cannot be read: it is a directory"));
+    assert!(load(&directory).unwrap_err().contains("config.toml: cannot be read: it is a directory"));
     std::fs::remove_dir(&file).unwrap();
     std::os::unix::fs::symlink("nowhere", &file).unwrap();
-    assert!(load(&folder).unwrap_err().contains("No such file"), "a link to nowhere is no missing file");
+    assert!(load(&directory).unwrap_err().contains("No such file"), "a link to nowhere is no missing file");
 }
 
 #[test]
-fn a_socket_has_a_path_that_the_system_allows() {
+fn socket_path_is_one_that_the_system_allows() {
     let at = |key: &str, bytes: usize| parse(&format!("[socket]\n{key} = \"/{}\"", "s".repeat(bytes - 1)));
     assert_eq!(at("path", 107).unwrap().socket.path.as_os_str().len(), 107);
     for key in ["path", "sign_path", "admin_path"] {
@@ -281,39 +281,39 @@ fn a_socket_has_a_path_that_the_system_allows() {
 }
 
 #[test]
-fn what_can_be_read_of_a_bad_configuration_is_salvaged() {
+fn readable_part_of_a_bad_configuration_is_salvaged() {
     let given = Some(Path::new("/given"));
-    let salvage = |folder: &tempfile::TempDir| {
-        Config::salvage(&folder.path().join("config.toml"), given).unwrap().config
+    let salvage = |directory: &tempfile::TempDir| {
+        Config::salvage(&directory.path().join("config.toml"), given).unwrap().config
     };
-    let good = "state_dir = \"state\"\n[mis]\norigin = \"https://a\"\n[socket]\npath = \"a \\\" b\"\n\
-                max_connections = 0x10\n[workload_api]\nkey_users = [\"wfm\"]\n";
+    let good = "state_dir = \"state\"\n[mis]\norigin = \"https://a\"\n[socket]\npath = \"a \\\" \
+                b\"\nmax_connections = 0x10\n[workload_api]\nkey_users = [\"wfm\"]\n";
     // A wrong key or value.
     for bad in ["[log]\nlevle = 1\n", "[retry]\nbase = \"soon\"\n", "[bootstrap]\n"] {
-        let folder = folder(&[("config.toml", good), ("config.d/a.toml", bad)]);
-        load(&folder).unwrap_err();
-        let config = salvage(&folder);
-        assert_eq!(config.state_dir, folder.path().join("state"), "{bad}");
-        assert_eq!(config.socket.path, folder.path().join("a \" b"));
+        let directory = directory(&[("config.toml", good), ("config.d/a.toml", bad)]);
+        load(&directory).unwrap_err();
+        let config = salvage(&directory);
+        assert_eq!(config.state_dir, directory.path().join("state"), "{bad}");
+        assert_eq!(config.socket.path, directory.path().join("a \" b"));
         assert_eq!(config.socket.limits.connections, 16);
         assert_eq!(&*config.key_users, ["wfm"]);
         assert!(config.mis.is_none() && config.bootstrap.is_none());
     }
     // No TOML at all, before and after what is.
     for (before, after) in [("nonsense\n", ""), ("", "[mis\n= 5\n\u{1}"), ("\u{feff}x = \n", "\"\"\"")] {
-        let folder = folder(&[("config.toml", &format!("{before}{good}{after}"))]);
-        let config = salvage(&folder);
-        assert_eq!(config.state_dir, folder.path().join("state"), "{before}{after}");
+        let directory = directory(&[("config.toml", &format!("{before}{good}{after}"))]);
+        let config = salvage(&directory);
+        assert_eq!(config.state_dir, directory.path().join("state"), "{before}{after}");
         assert!(config.key_users.is_empty(), "who is given a key may be what is missing");
     }
-    let head = folder(&[(
+    let head = directory(&[(
         "config.toml",
         "[socket]\npath = \"/a\"\n[files\ngroup = \"b\"\n[log]\nlevel = \"debug\"",
     )]);
     let config = salvage(&head);
     assert_eq!((config.socket.group, config.log_level), (None, LogLevel::Debug));
     // A value that is bad by itself, one file that cannot be read, and nothing at all.
-    let one = folder(&[
+    let one = directory(&[
         ("config.toml", "[socket]\npath = 5\nsign_path = \"s\"\nmax_connections = 0\n[key]\ntcti = \"?\""),
         ("config.d/a.toml/x", ""),
     ]);
@@ -322,16 +322,16 @@ fn what_can_be_read_of_a_bad_configuration_is_salvaged() {
     assert_eq!(config.socket.sign_path, one.path().join("s"));
     assert_eq!(config.state_dir, Path::new("/given"));
     let noise = "[=\"\n".repeat(300_000);
-    assert_eq!(salvage(&folder(&[("config.toml", &noise)])).state_dir, Path::new("/given"));
-    assert_eq!(salvage(&folder(&[("config.toml/x", "")])).socket, parse("").unwrap().socket);
+    assert_eq!(salvage(&directory(&[("config.toml", &noise)])).state_dir, Path::new("/given"));
+    assert_eq!(salvage(&directory(&[("config.toml/x", "")])).socket, parse("").unwrap().socket);
 }
 
 #[test]
-fn the_state_of_a_bad_configuration_is_known_or_not() {
+fn salvage_knows_whether_the_state_directory_is_known() {
     let is_known = |files: &[(&str, &str)]| {
-        let folder = folder(files);
-        load(&folder).unwrap_err();
-        Config::salvage(&folder.path().join("config.toml"), None).unwrap().is_state_known
+        let directory = directory(files);
+        load(&directory).unwrap_err();
+        Config::salvage(&directory.path().join("config.toml"), None).unwrap().is_state_known
     };
     let far = format!("#{}\nstate_dir = \"/data\"\n", "x".repeat(100_000));
     for text in [
@@ -373,11 +373,11 @@ fn the_state_of_a_bad_configuration_is_known_or_not() {
 }
 
 #[test]
-fn no_right_to_a_key_is_read_from_half_a_configuration() {
+fn grants_are_not_salvaged_from_a_partial_configuration() {
     let rights = |files: &[(&str, &str)]| {
-        let folder = folder(files);
-        load(&folder).unwrap_err();
-        let config = Config::salvage(&folder.path().join("config.toml"), None).unwrap().config;
+        let directory = directory(files);
+        load(&directory).unwrap_err();
+        let config = Config::salvage(&directory.path().join("config.toml"), None).unwrap().config;
         (config.socket.sign_group, config.key_users.to_vec())
     };
     let granted = "[socket]\nsign_group = \"apps\"\n[workload_api]\nkey_users = [\"wfm\"]\n";
@@ -393,7 +393,7 @@ fn no_right_to_a_key_is_read_from_half_a_configuration() {
 }
 
 #[test]
-fn files_are_the_agents_own_below_its_state() {
+fn files_below_the_state_directory_are_the_agents_own() {
     for (dir, is_own) in [
         ("", true),
         ("/s/state/a/b", true),
@@ -409,19 +409,19 @@ fn files_are_the_agents_own_below_its_state() {
 }
 
 #[test]
-fn there_is_a_limit_to_size_and_number() {
+fn size_and_number_of_the_files_are_limited() {
     let large = format!("#{}", " ".repeat(600 * 1024));
-    let too_much = folder(&[("config.toml", &large), ("config.d/a.toml", &large)]);
+    let too_much = directory(&[("config.toml", &large), ("config.d/a.toml", &large)]);
     let error = load(&too_much).unwrap_err();
     assert!(error.contains("a.toml") && error.contains("larger than 1 MiB"), "{error}");
 
     let names: Vec<String> = (0..300).map(|n| format!("config.d/{n}.toml")).collect();
-    let too_many = folder(&names.iter().map(|name| (name.as_str(), "")).collect::<Vec<_>>());
+    let too_many = directory(&names.iter().map(|name| (name.as_str(), "")).collect::<Vec<_>>());
     assert!(load(&too_many).unwrap_err().contains("256 are allowed"));
 }
 
 #[test]
-fn sockets_lie_beside_each_other() {
+fn sockets_are_in_one_directory_by_default() {
     let socket = parse("[socket]\npath = \"run/a.sock\"\nsign_path = \"/x/s.sock\"").unwrap().socket;
     assert_eq!(socket.path, Path::new("/etc/miaf-agent/run/a.sock"));
     assert_eq!(socket.sign_path, Path::new("/x/s.sock"));

@@ -18,10 +18,11 @@ use crate::transport::{ErrorResponse, ProxyError, TransportError, shown};
 const MAX_REASON: usize = 200;
 
 /// Why an MIS may report that no certificate was sent.
-const CERTIFICATE_NOT_REQUESTED: &str = "The server that ended TLS did not request a certificate from this device: a load \
-                                         balancer or reverse proxy in front of the MIS seems to end TLS there";
+const CERTIFICATE_NOT_REQUESTED: &str = "The server that ended TLS did not request a certificate \
+                                         from this device: a load balancer or reverse proxy in \
+                                         front of the MIS seems to end TLS there";
 const CERTIFICATE_NOT_REQUESTED_HINT: &str =
-    "Have it pass TLS through to the MIS, or ask for client certificates at this URL";
+    "Have it pass TLS through to the MIS, or have it request client certificates at this URL";
 
 /// Why a request to an issuer has no usable result.
 #[derive(Debug, thiserror::Error)]
@@ -92,8 +93,8 @@ pub enum IssuerError {
     },
     /// A bundle with a lower sequence than the current one (miaf-v0 B5).
     #[error(
-        "the trust bundle at {shown} has the sequence {served}, lower than the {current} of the current \
-         one; it is used once it has been served for 24 hours",
+        "the trust bundle at {shown} has the sequence {served}, lower than the {current} of the \
+         current one; it is used once it has been served for 24 hours",
         shown = shown(url)
     )]
     BundleRegressed {
@@ -255,6 +256,59 @@ fn limited(text: fmt::Arguments<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The errors of a device that cannot make a request, one of each kind.
+    fn local_errors() -> Vec<IssuerError> {
+        let no_system_roots =
+            |from_environment| TransportError::NoSystemRoots { why: "empty".into(), from_environment };
+        vec![
+            TransportError::NoTrust.into(),
+            TransportError::TrustFile { path: "/etc/ca.pem".into(), why: "no certificate".into() }.into(),
+            no_system_roots(false).into(),
+            no_system_roots(true).into(),
+            TransportError::TlsSetup(rustls::Error::FailedToGetRandomBytes).into(),
+            IssuerError::NotConfigured,
+            IssuerError::NotDiscovered,
+            IssuerError::NothingToRenew,
+        ]
+    }
+
+    #[test]
+    fn missing_trust_is_reported_in_no_other_situation() {
+        for error in local_errors() {
+            let failure = error.to_failure();
+            assert_eq!(failure.meaning, Meaning::Local, "{error}");
+            let is_missing = matches!(error, IssuerError::Transport(TransportError::NoTrust));
+            let said = |text: &str| text.to_lowercase().contains("no trust anchor is configured");
+            assert_eq!(said(&failure.report.title), is_missing, "{:?}", failure.report);
+            assert_eq!(said(failure.report.detail.as_deref().unwrap()), is_missing, "{:?}", failure.report);
+            assert_eq!(
+                failure.report.kind.ends_with(":no-initial-trust"),
+                is_missing,
+                "{:?}",
+                failure.report
+            );
+        }
+    }
+
+    #[test]
+    fn hints_are_imperatives_apart_from_the_message() {
+        for error in local_errors() {
+            let Some(hint) = error.hint() else { continue };
+            assert!(hint.starts_with(char::is_uppercase) && !hint.ends_with('.'), "{hint}");
+            let (message, detail) = (error.to_string(), error.report().detail.unwrap());
+            assert!(!message.contains(&*hint), "{message}");
+            assert_eq!(detail, format!("{message}. {hint}"));
+        }
+    }
+
+    #[test]
+    fn issued_certificates_that_are_no_chain_are_a_refused_svid() {
+        let failure = IssuerError::Svid(Rejection::EmptyChain).to_failure();
+        assert_eq!((failure.meaning, failure.retry_after), (Meaning::Slow, None));
+        assert_eq!(failure.report.kind, "urn:miaf-agent:error:svid-refused");
+        assert_eq!(failure.report.title, "The SVID that the MIS issued is refused");
+    }
 
     #[test]
     fn long_url_leaves_room_for_the_reason() {

@@ -1,6 +1,7 @@
-//! Protocols that issue identities: each can discover its issuer, fetch the trust bundle, enroll and
-//! renew. Responses are parsed into types here, or become an [`IssuerError`] with its meaning for the
-//! lifecycle. When to send a request, and whether to repeat it, is decided by the lifecycle.
+//! Protocols that issue identities: each can discover its issuer, fetch the trust bundle, enroll
+//! and renew. Responses are parsed into types here, or become an [`IssuerError`] with its meaning
+//! for the lifecycle. When to send a request, and whether to repeat it, is decided by the
+//! lifecycle.
 //!
 //! A protocol is a directory here and a variant of [`Protocol`].
 
@@ -67,11 +68,12 @@ impl Issuer {
         &self.transport
     }
 
-    /// Fetches the discovery document, from the URL exactly as given and without following redirects
-    /// (miaf-v0 D1, D2). `cached` is the document cached from this URL, with its validators.
+    /// Fetches the discovery document, from the URL exactly as given and without following
+    /// redirects (miaf-v0 D1, D2). `cached` is the document cached from this URL, with its
+    /// validators.
     ///
-    /// Where only the public store authenticates the server, a document that leads to another origin is
-    /// refused, including the cached one (D7).
+    /// Where only the public store authenticates the server, a document that leads to another
+    /// origin is refused, including the cached one (D7).
     ///
     /// # Errors
     /// [`IssuerError`]. A document that breaks D3 or D7 is [`IssuerError::Discovery`].

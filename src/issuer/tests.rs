@@ -27,8 +27,8 @@ enum End {
     Cut,
 }
 
-/// Sends these bytes as the response to one request over TLS. Returns the client's result and the head
-/// of its request.
+/// Sends these bytes as the response to one request over TLS. Returns the client's result and the
+/// head of its request.
 async fn raw(response: impl Into<Vec<u8>>, end: End) -> (Result<Fetched<Discovery>, IssuerError>, String) {
     let directory = tempfile::tempdir().unwrap();
     let key = KeyPair::generate().unwrap();
@@ -99,11 +99,11 @@ fn chunked(body: &str) -> String {
 }
 
 #[tokio::test]
-async fn documents_are_read_however_http_frames_them() {
+async fn documents_are_read_with_every_http_framing() {
     let length = DOCUMENT.len();
     let marked = format!("\u{feff}{DOCUMENT}");
     let many: String = (0..240).map(|n| format!("x-{n}: y\r\n")).collect();
-    for (story, answer, end) in [
+    for (story, response, end) in [
         ("a length", with_head(&format!("200 OK\r\ncontent-length: {length}"), DOCUMENT), End::CloseNotify),
         ("a length, and cut", with_head(&format!("200 OK\r\ncontent-length: {length}"), DOCUMENT), End::Cut),
         ("until the end", with_head("200 OK", DOCUMENT), End::CloseNotify),
@@ -111,7 +111,7 @@ async fn documents_are_read_however_http_frames_them() {
         ("HTTP/1.0", format!("HTTP/1.0 200 OK\r\n\r\n{DOCUMENT}\n").into_bytes(), End::Cut),
         ("chunks", with_head("200 OK\r\ntransfer-encoding: chunked", chunked(DOCUMENT)), End::Cut),
         (
-            "chunks beside a length",
+            "chunks and a length",
             with_head("200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5", chunked(DOCUMENT)),
             End::CloseNotify,
         ),
@@ -124,7 +124,7 @@ async fn documents_are_read_however_http_frames_them() {
         ("identity", with_head("200 OK\r\ncontent-encoding: identity", DOCUMENT), End::CloseNotify),
         ("240 headers", with_head(&format!("200 OK\r\n{}", many.trim_end()), DOCUMENT), End::CloseNotify),
     ] {
-        let (read, head) = raw(answer, end).await;
+        let (read, head) = raw(response, end).await;
         match read {
             Ok(Fetched::New { body, .. }) => assert!(body.trim_end().ends_with('}'), "{story}"),
             other => panic!("{story}: {other:?}"),
@@ -134,12 +134,12 @@ async fn documents_are_read_however_http_frames_them() {
 }
 
 #[tokio::test]
-async fn what_is_no_document_is_named() {
+async fn body_that_is_no_document_is_described() {
     let half = &DOCUMENT[..DOCUMENT.len() / 2];
     let many: String = (0..300).map(|n| format!("x-{n}: y\r\n")).collect();
     let utf16: Vec<u8> = DOCUMENT.encode_utf16().flat_map(u16::to_le_bytes).collect();
     let page = "<!DOCTYPE html>\n<html><head><TITLE lang=en>Welcome to\n nginx!</TITLE></head></html>";
-    for (story, answer, says) in [
+    for (story, response, says) in [
         ("half of it", with_head("200 OK", half), "ended the connection before its response was complete"),
         (
             "less than its length",
@@ -201,15 +201,15 @@ async fn what_is_no_document_is_named() {
         ("no word", Vec::new(), "ended the connection before its response was complete"),
         ("204", with_head("204 No Content", ""), "204 is not a response"),
     ] {
-        let (read, _) = raw(answer, End::Cut).await;
-        let told = read.unwrap_err().to_failure().report.detail.unwrap();
-        assert!(told.contains(says) && told.contains("https://127.0.0.1:"), "{story}: {told}");
-        assert!(!told.contains("docs.rs"), "{story}: {told}");
+        let (read, _) = raw(response, End::Cut).await;
+        let detail = read.unwrap_err().to_failure().report.detail.unwrap();
+        assert!(detail.contains(says) && detail.contains("https://127.0.0.1:"), "{story}: {detail}");
+        assert!(!detail.contains("docs.rs"), "{story}: {detail}");
     }
 }
 
 #[tokio::test]
-async fn a_tls_message_of_tiny_records_that_never_ends_is_said_in_words() {
+async fn endless_tls_message_of_tiny_records_is_described() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let server = std::thread::spawn(move || {
@@ -225,16 +225,16 @@ async fn a_tls_message_of_tiny_records_that_never_ends_is_said_in_words() {
     std::fs::write(&ca_file, issuer.pem()).unwrap();
     let client = direct(InitialTrust { ca_file: Some(ca_file), ..InitialTrust::default() });
     let url = format!("https://127.0.0.1:{port}/.well-known/margo").parse().unwrap();
-    let told = client.discover(&url, None).await.unwrap_err().to_string();
+    let detail = client.discover(&url, None).await.unwrap_err().to_string();
     server.join().unwrap();
-    assert!(told.contains("larger than any that TLS has"), "{told}");
+    assert!(detail.contains("larger than any that TLS has"), "{detail}");
 }
 
 #[tokio::test]
-async fn a_refusal_says_who_refused_and_is_quoted_short() {
+async fn error_response_has_its_source_and_a_short_quotation() {
     let gzip = "content-type: application/problem+json\r\ncontent-encoding: gzip";
     let problem = r#"{"type":"about:blank","title":"Not Found","status":404}"#;
-    for (answer, title, says) in [
+    for (response, title, says) in [
         (
             with_head("404 Not Found", "not found\n"),
             "The server responded with 404 Not Found",
@@ -268,24 +268,24 @@ async fn a_refusal_says_who_refused_and_is_quoted_short() {
         ),
         (with_head("500 No", "x".repeat(60_000)), "The server responded with 500", "xxx…"),
     ] {
-        let has_wait = answer.windows(15).any(|found| found == b"retry-after: 77");
-        let (read, _) = raw(answer, End::Cut).await;
+        let has_wait = response.windows(15).any(|found| found == b"retry-after: 77");
+        let (read, _) = raw(response, End::Cut).await;
         let failure = read.unwrap_err().to_failure();
         assert_eq!(failure.retry_after, has_wait.then_some(Duration::from_secs(77)));
-        let (told_title, told) = (failure.report.title, failure.report.detail.unwrap());
-        assert!(told_title.starts_with(title) && told.contains(says), "{told_title}: {told}");
-        assert!(told.contains("https://127.0.0.1:") && told.len() < 1000, "{told}");
+        let (actual_title, detail) = (failure.report.title, failure.report.detail.unwrap());
+        assert!(actual_title.starts_with(title) && detail.contains(says), "{actual_title}: {detail}");
+        assert!(detail.contains("https://127.0.0.1:") && detail.len() < 1000, "{detail}");
     }
 }
 
 #[tokio::test]
-async fn no_text_of_a_server_is_long_or_obeyed() {
+async fn text_of_a_server_is_bounded_and_harmless() {
     let hostile = "\\u001b]0;owned\\u0007\u{202e}".repeat(3000);
     let problem = format!(
         r#"{{"type":"{hostile}","title":"{hostile}","detail":"{hostile}","instance":"{hostile}","status":503}}"#
     );
     let is_problem = "content-type: application/problem+json";
-    for answer in [
+    for response in [
         with_head(&format!("503 No\r\n{is_problem}"), &problem[..]),
         with_head("200 OK", format!(r#"{{"trustDomain":["{hostile}"]}}"#)),
         with_head("200 OK", format!(r#"{{"trustDomain":"{hostile}"}}"#)),
@@ -297,16 +297,16 @@ async fn no_text_of_a_server_is_long_or_obeyed() {
                 &format!(r#""svidProfilesSupported":{{"{hostile}":1}}"#),
             ),
         ),
-        with_head(&format!("302 Go\r\nlocation: {}", "https://elsewhere.example/".repeat(30)), ""),
+        with_head(&format!("302 Go\r\nlocation: {}", "https://other.example/".repeat(30)), ""),
     ] {
-        let (read, _) = raw(answer, End::CloseNotify).await;
+        let (read, _) = raw(response, End::CloseNotify).await;
         let report = read.unwrap_err().to_failure().report;
-        let told = serde_json::to_string(&report).unwrap();
-        assert!(told.len() < 8_000, "{} bytes: {told}", told.len());
+        let detail = serde_json::to_string(&report).unwrap();
+        assert!(detail.len() < 8_000, "{} bytes: {detail}", detail.len());
         let texts = [Some(report.kind), Some(report.title), report.detail, report.instance];
         assert!(
             !texts.into_iter().flatten().any(|text| text.contains(['\u{1b}', '\u{7}', '\u{202e}'])),
-            "{told}"
+            "{detail}"
         );
     }
 }
@@ -322,73 +322,74 @@ fn client(ca_of: &development_mis::Mis) -> Issuer {
     direct(trust)
 }
 
-async fn ask(client: &Issuer, server: &development_mis::Mis) -> Result<(), IssuerError> {
+async fn discover(client: &Issuer, server: &development_mis::Mis) -> Result<(), IssuerError> {
     client.discover(&server.discovery_url().parse().unwrap(), None).await.map(|_| ())
 }
 
 #[tokio::test]
-async fn time_is_proven_by_the_date_of_any_answer_of_a_trusted_server_and_by_nothing_else() {
+async fn time_is_proven_by_the_date_of_trusted_servers_only() {
     let (server, _directory) = server();
     let client = client(&server);
     assert_eq!(client.transport().proven_time(), None);
 
     let before = clock::now();
-    ask(&client, &server).await.unwrap();
+    discover(&client, &server).await.unwrap();
     let proof = client.transport().proven_time().unwrap();
     assert!(proof.at >= before.boot && proof.at <= clock::now().boot, "{proof:?}");
     let apart = proof.wall.until(before.wall).max(before.wall.until(proof.wall));
     assert!(apart < Duration::from_secs(30), "the same machine, the same clock: {proof:?}");
 
-    // Whatever it says, and the latest counts, also if it is an earlier time: the one before it may have been wrong.
-    for (status, date, told) in [
+    // Whatever it says, and the latest counts, also if it is an earlier time: the one before it may
+    // have been wrong.
+    for (status, date, detail) in [
         (503, "Sun, 01 Jan 2040 00:00:00 GMT", 2_208_988_800),
         (200, "Sun, 06 Nov 1994 08:49:37 GMT", 784_111_777),
         (302, "Sunday, 06-Nov-94 08:49:38 GMT", 784_111_778),
     ] {
         server.fault(Endpoint::Discovery, Fault::answer(status, &[("date", date)], "no discovery document"));
-        ask(&client, &server).await.unwrap_err();
-        assert_eq!(client.transport().proven_time().unwrap().wall, Timestamp::from_secs(told));
+        discover(&client, &server).await.unwrap_err();
+        assert_eq!(client.transport().proven_time().unwrap().wall, Timestamp::from_secs(detail));
     }
 
-    // What a cache kept was new when it says, and is so much older now.
-    let kept = Fault::answer(503, &[("date", "Sun, 06 Nov 1994 08:49:37 GMT"), ("age", "100")], "");
-    server.fault(Endpoint::Discovery, kept);
-    ask(&client, &server).await.unwrap_err();
+    // A cached response was new at its `Date`, and is older now by its `Age`.
+    let cached = Fault::answer(503, &[("date", "Sun, 06 Nov 1994 08:49:37 GMT"), ("age", "100")], "");
+    server.fault(Endpoint::Discovery, cached);
+    discover(&client, &server).await.unwrap_err();
     assert_eq!(client.transport().proven_time().unwrap().wall, Timestamp::from_secs(784_111_877));
 
     // No word of the time, no word of an authenticated server, no word at all.
     let proof = client.transport().proven_time();
     server.fault(Endpoint::Discovery, Fault::answer(503, &[("date", "yesterday")], ""));
-    ask(&client, &server).await.unwrap_err();
+    discover(&client, &server).await.unwrap_err();
     assert_eq!(client.transport().proven_time(), proof);
     let (other, _other_directory) = self::server();
     assert!(matches!(
-        ask(&client, &other).await,
+        discover(&client, &other).await,
         Err(IssuerError::Transport(TransportError::ServerNotTrusted { .. }))
     ));
     assert_eq!(client.transport().proven_time(), proof);
     server.stop_listening().unwrap();
     assert!(matches!(
-        ask(&client, &server).await,
+        discover(&client, &server).await,
         Err(IssuerError::Transport(TransportError::Unreachable { .. }))
     ));
     assert_eq!(client.transport().proven_time(), proof);
 }
 
-/// A proxy that leads wherever it is asked to the server at this port, and keeps what it was asked.
+/// A proxy that connects every request to the server at this port, and records the requests.
 fn proxy(to: u16, response: &'static str) -> (String, std::sync::mpsc::Receiver<String>) {
     use std::io::{Read as _, Write as _, copy};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
-    let (asked, requests) = std::sync::mpsc::channel();
-    let lead = move |mut client: std::net::TcpStream, asked: std::sync::mpsc::Sender<String>| {
+    let (seen, requests) = std::sync::mpsc::channel();
+    let lead = move |mut client: std::net::TcpStream, seen: std::sync::mpsc::Sender<String>| {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
             client.read_exact(&mut byte).unwrap();
             head.push(byte[0]);
         }
-        let _ = asked.send(String::from_utf8(head).unwrap());
+        let _ = seen.send(String::from_utf8(head).unwrap());
         client.write_all(response.as_bytes()).unwrap();
         let Ok(server) = std::net::TcpStream::connect(("127.0.0.1", to)) else { return };
         let (mut from, mut back) = (client.try_clone().unwrap(), server.try_clone().unwrap());
@@ -399,15 +400,15 @@ fn proxy(to: u16, response: &'static str) -> (String, std::sync::mpsc::Receiver<
     };
     thread::spawn(move || {
         for client in listener.incoming() {
-            let asked = asked.clone();
-            thread::spawn(move || lead(client.unwrap(), asked));
+            let seen = seen.clone();
+            thread::spawn(move || lead(client.unwrap(), seen));
         }
     });
     (address, requests)
 }
 
 #[tokio::test]
-async fn an_ipv6_address_is_reached_through_a_proxy() {
+async fn ipv6_address_is_reached_through_a_proxy() {
     let directory = tempfile::tempdir().unwrap();
     let hosts = vec!["127.0.0.1".to_owned(), "2001:db8::1".to_owned()];
     let settings = Settings { folder: directory.path().join("mis"), hosts, ..Settings::default() };
@@ -441,10 +442,10 @@ async fn an_ipv6_address_is_reached_through_a_proxy() {
             "{error}"
         );
     }
-    let nobody = format!(
+    let unreachable = format!(
         "http://127.0.0.1:{}",
         std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
     );
-    let error = through(&nobody).discover(&url("2001:db8::1"), None).await.unwrap_err();
+    let error = through(&unreachable).discover(&url("2001:db8::1"), None).await.unwrap_err();
     assert!(error.to_string().contains("could not be reached"), "{error}");
 }

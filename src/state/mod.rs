@@ -78,8 +78,8 @@ impl Store {
 
     /// Returns the part of the state that belongs to another user, and that user. The owner of
     /// `private` is the one who worked with the state last. A state directory without it counts as
-    /// this user's if this user may write there (a volume with a group, say). That does not hold for
-    /// root, who may write everywhere.
+    /// this user's if this user may write there (a volume with a group, say). That does not hold
+    /// for root, who may write everywhere.
     fn foreign(&self) -> Option<(PathBuf, u32)> {
         let me = geteuid();
         let is_open = |dir: &Path| {
@@ -91,7 +91,7 @@ impl Store {
                 Ok(found) if found.uid() == me.as_raw() => return None,
                 Ok(_) if is_open(dir) => return None, // as a file system without owners shows it
                 Ok(found) => return Some((dir.clone(), found.uid())),
-                Err(_) => {} // not there; or the state folder is closed
+                Err(_) => {} // not there; or the state directory is closed
             }
         }
         None

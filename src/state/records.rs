@@ -42,7 +42,8 @@ pub struct StoredIdentity {
     /// The certificate chain of the SVID.
     #[serde(with = "pem_list")]
     pub chain: Chain,
-    /// The key as [`Key::to_pem`](crate::keys::Key::to_pem) wrote it: of no use without this device.
+    /// The key as [`Key::to_pem`](crate::keys::Key::to_pem) wrote it: of no use without this
+    /// device.
     pub key: String,
     /// Renewal moment drawn for the SVID.
     pub renew_at: Option<Timestamp>,

@@ -22,8 +22,8 @@ pub(crate) fn retry_after(data: &[u8]) -> bool {
     wait.is_some_and(|wait| now.after(wait) >= now)
 }
 
-/// A server's certificates as [`parts`]: the first is the provisioned one, the others are presented.
-/// The first byte chooses between anchors, pins and both.
+/// A server's certificates as [`parts`]: the first is the provisioned one, the others are
+/// presented. The first byte chooses between anchors, pins and both.
 pub(crate) fn server_chain(data: &[u8]) -> bool {
     let [choice, data @ ..] = data else { return false };
     let parts: Vec<_> = parts(data).into_iter().map(|der| CertificateDer::from(der).into_owned()).collect();

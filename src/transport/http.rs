@@ -33,8 +33,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const TOTAL_LIMIT: Duration = Duration::from_secs(30);
 /// Limit on the bytes of an error page, whose beginning is quoted.
 const MAX_ERROR_BODY: usize = 64 * 1024;
-/// Limit on the header lines of a response. A server behind several proxies sends some dozens; hyper's
-/// own limit is 100.
+/// Limit on the header lines of a response. A server behind several proxies sends some dozens;
+/// hyper's own limit is 100.
 const MAX_HEADERS: usize = 256;
 /// Limit on the age of a cached response, in seconds: a year (RFC 9111 section 1.2.2 has no bound).
 const MAX_AGE: u64 = 365 * 86_400;
@@ -195,7 +195,8 @@ async fn exchange(
         Body::Get(validators) => conditional(client.get(call.url), validators.unwrap_or_default()),
         Body::Post(json) => client.post(call.url).header(header::CONTENT_TYPE, "application/json").body(json),
     };
-    // Nothing is decoded here, and without the header a server may encode as it likes (RFC 9110 section 12.5.3).
+    // Nothing is decoded here, and without the header a server may encode as it likes (RFC 9110
+    // section 12.5.3).
     let request =
         request.header(header::ACCEPT, "application/json").header(header::ACCEPT_ENCODING, "identity");
     let mut response = request.send().await?;
@@ -301,8 +302,8 @@ fn http_fault(error: &(dyn Error + 'static)) -> Option<Excerpt> {
     }
     if !connects && (is_of(io::ErrorKind::InvalidData) || is_of(io::ErrorKind::InvalidInput)) {
         return says(format_args!(
-            "the chunks of its response are not well-formed (RFC 9112 section 7.1), or have more extensions or \
-             trailers than are read"
+            "the chunks of its response are not well-formed (RFC 9112 section 7.1), or have more \
+             extensions or trailers than are read"
         ));
     }
     let found = causes(error).find_map(|cause| cause.downcast_ref::<hyper::Error>())?;

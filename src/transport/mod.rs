@@ -1,6 +1,6 @@
-//! HTTPS to an issuer, bounded in size and time: servers authenticated by the provisioned trust, client
-//! certificates, proxies, conditional requests. It knows no protocol that issues identities: that is
-//! [`issuer`](crate::issuer).
+//! HTTPS to an issuer, bounded in size and time: servers authenticated by the provisioned trust,
+//! client certificates, proxies, conditional requests. It knows no protocol that issues identities:
+//! that is [`issuer`](crate::issuer).
 
 mod error;
 #[cfg(any(test, fuzzing))]
@@ -72,29 +72,29 @@ impl Transport {
     /// Creates a client. No connection is made and no file is read yet.
     ///
     /// After a reload of the configuration `trust` is [`ServerTrust::succeeding`] the
-    /// [`trust`](Self::trust) of the client before it. One call of [`check_trust`](Self::check_trust)
-    /// shows a bad new `ca_file` at once.
+    /// [`trust`](Self::trust) of the client before it. One call of
+    /// [`check_trust`](Self::check_trust) shows a bad new `ca_file` at once.
     pub fn new(trust: ServerTrust, proxy: config::ProxyConfig) -> Self {
         Self { http: Http::default(), trust, proxy_config: Arc::new(proxy) }
     }
 
-    /// The trust in use, as of the last check: its parts ([`ServerTrust::facts`]), and whether it is
-    /// still an earlier one because the configured one is bad ([`ServerTrust::problem`]).
+    /// The trust in use, as of the last check: its parts ([`ServerTrust::facts`]), and whether it
+    /// is still an earlier one because the configured one is bad ([`ServerTrust::problem`]).
     pub fn trust(&self) -> &ServerTrust {
         &self.trust
     }
 
-    /// Time by the server: the `Date` of the latest response of any status from an authenticated server
-    /// (RFC 9110 section 6.6.1). A response without a readable one changes nothing. A cache may have
-    /// delayed a response: the time is a lower bound.
+    /// Time by the server: the `Date` of the latest response of any status from an authenticated
+    /// server (RFC 9110 section 6.6.1). A response without a readable one changes nothing. A cache
+    /// may have delayed a response: the time is a lower bound.
     pub fn proven_time(&self) -> Option<ProvenTime> {
         self.http.proven_time()
     }
 
     /// Reads the provisioned trust now, without a connection, on a thread for blocking work. Every
-    /// connection does the same. This is for a reload of the configuration, and for a periodic check (a
-    /// minute is often enough), so that a bad replacement is noticed before the connection that needs
-    /// it. The outcome is logged once, when it turns bad and when it is good again.
+    /// connection does the same. This is for a reload of the configuration, and for a periodic
+    /// check (a minute is often enough), so that a bad replacement is noticed before the connection
+    /// that needs it. The outcome is logged once, when it turns bad and when it is good again.
     ///
     /// # Errors
     /// When it is bad and there was no good one before it in this process;

@@ -7,7 +7,8 @@ use crate::json;
 use crate::lifecycle::{MAX_DETAIL, MAX_INSTANCE, MAX_KIND, MAX_TITLE};
 use crate::text::Excerpt;
 
-/// Prefix of the types of the agent's own errors. Programs, metrics and the commands' hints go by them.
+/// Prefix of the types of the agent's own errors. Programs, metrics and the commands' hints go by
+/// them.
 const OWN_ERRORS: &str = "urn:miaf-agent:";
 
 /// The members that are used. One of another type counts as missing (RFC 9457 section 3.1).
@@ -40,8 +41,8 @@ pub struct ProblemDetails {
 }
 
 impl ProblemDetails {
-    /// Parses a body. `None`: it is something else, a proxy's page say, and only the status code counts
-    /// (miaf-v0 P4).
+    /// Parses a body. `None`: it is something else, a proxy's page say, and only the status code
+    /// counts (miaf-v0 P4).
     pub(crate) fn read(status: u16, content_type: Option<&str>, body: &[u8]) -> Option<Self> {
         let media_type = content_type?.split(';').next()?.trim();
         if !media_type.eq_ignore_ascii_case("application/problem+json") {
@@ -62,8 +63,8 @@ impl ProblemDetails {
     }
 }
 
-/// Replaces a type of the agent's own, which a server may not use, by one that says nothing (RFC 9457
-/// section 4.2.1).
+/// Replaces a type of the agent's own, which a server may not use, by one that says nothing (RFC
+/// 9457 section 4.2.1).
 fn of_server(kind: Excerpt) -> Excerpt {
     let begin = kind.get(..OWN_ERRORS.len());
     match begin.is_some_and(|begin| begin.eq_ignore_ascii_case(OWN_ERRORS)) {

@@ -1,6 +1,6 @@
 //! The proxy on the path to the server: whether there is one, and diagnosis of its failures. TLS is
-//! tunneled through it end to end (CONNECT, RFC 9110 section 9.3.6): it sees the name of the server and
-//! nothing else.
+//! tunneled through it end to end (CONNECT, RFC 9110 section 9.3.6): it sees the name of the server
+//! and nothing else.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -153,7 +153,8 @@ fn select_proxy(
     config: &config::ProxyConfig,
     environment: &dyn Fn(&'static str) -> Option<Zeroizing<String>>,
 ) -> Result<Option<ProxyEndpoint>, ProxyError> {
-    // curl's names, order and spelling. HTTP_PROXY is for http:// URLs, which are never requested here.
+    // curl's names, order and spelling. HTTP_PROXY is for http:// URLs, which are never requested
+    // here.
     let first = |names: &[&'static str]| {
         names.iter().find_map(|name| Some((*name, environment(name).filter(|value| !value.is_empty())?)))
     };
@@ -182,7 +183,8 @@ fn select_proxy(
         return Ok(None);
     }
     if proxy.uri().scheme_str() != Some("http") {
-        // For a proxy over TLS the initial trust would apply, and the factory certificate would be sent.
+        // For a proxy over TLS the initial trust would apply, and the factory certificate would be
+        // sent.
         return Err(unusable("is not an http:// proxy, and only those are supported"));
     }
     Ok(Some(ProxyEndpoint { auth: authorization(config, credentials)?, address: proxy.uri().clone() }))
@@ -237,7 +239,8 @@ fn decoded(credentials: &str) -> Zeroizing<Vec<u8>> {
     decoded
 }
 
-/// Encodes `Proxy-Authorization` (RFC 7617, section 2). Its memory is wiped with the last clone of it.
+/// Encodes `Proxy-Authorization` (RFC 7617, section 2). Its memory is wiped with the last clone of
+/// it.
 fn basic(credentials: &[u8]) -> Result<HeaderValue, ProxyError> {
     const SCHEME: &[u8] = b"Basic ";
     let length = base64::encoded_len(credentials.len(), true).ok_or(ProxyError::SecretForm)?;
@@ -281,7 +284,8 @@ impl ProxyEndpoint {
             match text.strip_prefix("tunnel error: ") {
                 Some(stage) => break stage.to_owned(),
                 None if text == "operation timed out" && error.is_connect() => {
-                    // The limit covers the tunnel and the TLS handshake in it: either may be silent.
+                    // The limit covers the tunnel and the TLS handshake in it: either may be
+                    // silent.
                     let why = format!(
                         "neither it nor the MIS behind it responded within {} seconds",
                         limit.as_secs()
@@ -326,8 +330,8 @@ impl ProxyEndpoint {
         Some(self.connect(to).await.ok()?.1)
     }
 
-    /// Requests a tunnel and reads the response up to the end of its headers. Returns the connection
-    /// and the status. Nothing that the server sends through the tunnel is read.
+    /// Requests a tunnel and reads the response up to the end of its headers. Returns the
+    /// connection and the status. Nothing that the server sends through the tunnel is read.
     async fn connect(&self, to: &str) -> std::io::Result<(TcpStream, u16)> {
         let strange = |why| std::io::Error::new(std::io::ErrorKind::InvalidData, why);
         let (host, port) = self.host_and_port().ok_or_else(|| strange("it has no host"))?;
@@ -356,10 +360,11 @@ impl ProxyEndpoint {
         Ok((stream, status.ok_or_else(|| strange("its response is not HTTP"))?))
     }
 
-    /// Opens a local socket that leads to an IPv6 address through the proxy. The HTTP client treats the
-    /// brackets of the URL as a part of the server's name where it connects to a proxy, and not where it
-    /// connects to a socket. So it gets a socket whose other end is here and leads through the proxy.
-    /// The socket has no file and a random name, and accepts one connection, from this process.
+    /// Opens a local socket that leads to an IPv6 address through the proxy. The HTTP client treats
+    /// the brackets of the URL as a part of the server's name where it connects to a proxy, and not
+    /// where it connects to a socket. So it gets a socket whose other end is here and leads through
+    /// the proxy. The socket has no file and a random name, and accepts one connection, from this
+    /// process.
     pub(super) fn tunnel(self: Arc<Self>, url: &Url) -> std::io::Result<ProxyTunnel> {
         let mut random = [0; 16];
         SystemRandom::new().fill(&mut random).map_err(|_| std::io::Error::other("no random numbers"))?;

@@ -52,12 +52,14 @@ pub(crate) struct Response {
     pub(super) body: Vec<u8>,
     /// The body is over the limit.
     pub(super) cut: bool,
-    /// The end of the body is the end of the connection, and that came without TLS's `close_notify`.
+    /// The end of the body is the end of the connection, and that came without TLS's
+    /// `close_notify`.
     pub(super) unclosed: bool,
 }
 
 impl Response {
-    /// Returns the body if it can be a JSON document: it is complete, it is UTF-8, and it begins as one.
+    /// Returns the body if it can be a JSON document: it is complete, it is UTF-8, and it begins as
+    /// one.
     pub(crate) fn into_json(self, url: &Url, limit: usize) -> Result<String, TransportError> {
         let malformed = |what: Excerpt| TransportError::Malformed { url: url.clone(), what };
         if self.cut {
@@ -66,8 +68,8 @@ impl Response {
         if let Some(what) = self.other_than_json() {
             return Err(malformed(what));
         }
-        // RFC 9112 section 9.8 treats such a response as cut off, since it may be. A JSON object marks
-        // its own end: if it was cut off, it is no JSON object.
+        // RFC 9112 section 9.8 treats such a response as cut off, since it may be. A JSON object
+        // marks its own end: if it was cut off, it is no JSON object.
         if self.unclosed && !json::is_whole(&self.body) {
             return Err(malformed(Excerpt::of(CUT_OFF, MAX_EXCERPT)));
         }
@@ -118,7 +120,8 @@ impl Response {
     /// Converts a response without success.
     ///
     /// # Errors
-    /// When it is no error response: a redirect, or a status below 400 that fits no request of this agent.
+    /// When it is no error response: a redirect, or a status below 400 that fits no request of this
+    /// agent.
     pub(crate) fn into_error_response(self, url: &Url) -> Result<ErrorResponse, TransportError> {
         let (url, status) = (url.clone(), self.status);
         if (300..400).contains(&status) && status != 304 {

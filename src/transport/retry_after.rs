@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::time::Timestamp;
 
-/// Parses `Retry-After`: seconds, or an HTTP date (miaf-v0 R5). A date is measured from the response's
-/// own `Date`, so that a clock difference does not count. A date that has passed is no delay; a number
-/// too large for `u64` is a very long one.
+/// Parses `Retry-After`: seconds, or an HTTP date (miaf-v0 R5). A date is measured from the
+/// response's own `Date`, so that a clock difference does not count. A date that has passed is no
+/// delay; a number too large for `u64` is a very long one.
 pub(super) fn retry_after(value: &str, date: Option<&str>, now: Timestamp) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {

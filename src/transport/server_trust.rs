@@ -1,6 +1,6 @@
-//! The provisioned trust (miaf-v0 T1, T2): what `[mis.trust]` names, read at every use, and the last good
-//! trust while a replacement of it is bad. [`server_verifier`](super::server_verifier) validates a server
-//! by it.
+//! The provisioned trust (miaf-v0 T1, T2): what `[mis.trust]` names, read at every use, and the
+//! last good trust while a replacement of it is bad. [`server_verifier`](super::server_verifier)
+//! validates a server by it.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,10 +15,10 @@ use crate::pem;
 use crate::platform::{access, clock, files};
 use crate::text::Excerpt;
 
-/// Initial trust of one configuration. The files are read at every use, so a replaced one is used from
-/// the next connection on. If the replacement is bad, the last good trust stays in use *as a whole*
-/// (anchors, pins and system roots) until the process ends: a mixture of old and new was never
-/// configured.
+/// Initial trust of one configuration. The files are read at every use, so a replaced one is used
+/// from the next connection on. If the replacement is bad, the last good trust stays in use *as a
+/// whole* (anchors, pins and system roots) until the process ends: a mixture of old and new was
+/// never configured.
 ///
 /// Handles are cheap to clone and share the cached trust.
 #[derive(Clone, Debug)]
@@ -42,7 +42,8 @@ struct Cached {
 /// The trust in use, in numbers, for the status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustFacts {
-    /// The file that the anchors in use were read from. After a bad reload that is the one configured before.
+    /// The file that the anchors in use were read from. After a bad reload that is the one
+    /// configured before.
     pub ca_file: Option<PathBuf>,
     /// Number of anchors from that file.
     pub anchors: usize,
@@ -58,8 +59,9 @@ impl ServerTrust {
         Self::with(configured, Cached::default())
     }
 
-    /// Creates the trust of a reloaded configuration. If that proves bad, the trust of `before` stays in
-    /// use. A configuration without any trust is not a bad one: under it no connection is made (T2).
+    /// Creates the trust of a reloaded configuration. If that proves bad, the trust of `before`
+    /// stays in use. A configuration without any trust is not a bad one: under it no connection is
+    /// made (T2).
     pub fn succeeding(configured: InitialTrust, before: &Self) -> Self {
         let cached = if configured.is_empty() { Cached::default() } else { before.cached().clone() };
         Self::with(configured, cached)
@@ -216,8 +218,9 @@ impl CaFile {
     }
 }
 
-/// Reads the CAs of the distribution, or of `SSL_CERT_FILE` and `SSL_CERT_DIR` where they are set. One
-/// that cannot be read is skipped, as other programs on the system skip it; none at all is an error.
+/// Reads the CAs of the distribution, or of `SSL_CERT_FILE` and `SSL_CERT_DIR` where they are set.
+/// One that cannot be read is skipped, as other programs on the system skip it; none at all is an
+/// error.
 fn system_anchors() -> Result<Vec<TrustAnchor<'static>>, TransportError> {
     let from_environment =
         ["SSL_CERT_FILE", "SSL_CERT_DIR"].iter().any(|name| std::env::var_os(name).is_some());

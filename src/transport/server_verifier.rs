@@ -1,19 +1,19 @@
-//! Authentication of a server (miaf-v0 T1, T4): chain, validity period and name, by anchors, by pins,
-//! or by both.
+//! Authentication of a server (miaf-v0 T1, T4): chain, validity period and name, by anchors, by
+//! pins, or by both.
 //!
 //! - **Anchors** (`ca_file`, `system_roots`): webpki finds and verifies a path to one of them. With
-//!   pins configured too, both must hold: a pinned key must be on that path, as leaf, as intermediate
-//!   or as anchor.
-//! - **Pins alone**: the pinned key is what was provisioned. It is the leaf's; or it is that of a CA
-//!   certificate in the presented chain, and webpki verifies a path from the leaf to it. That
+//!   pins configured too, both must hold: a pinned key must be on that path, as leaf, as
+//!   intermediate or as anchor.
+//! - **Pins alone**: the pinned key is what was provisioned. It is the leaf's; or it is that of a
+//!   CA certificate in the presented chain, and webpki verifies a path from the leaf to it. That
 //!   certificate came from the server and not from a provisioned file. So what is otherwise not
 //!   checked of an anchor is checked of it: its validity period, that it is a CA, that it may sign
 //!   certificates and for servers, and how long a path it allows. This finds mistakes, and does not
-//!   stop an attacker who has a key certified by it: no signature covers that certificate, so it can
-//!   be made anew with other dates around the same key.
+//!   stop an attacker who has a key certified by it: no signature covers that certificate, so it
+//!   can be made anew with other dates around the same key.
 //!
-//! A pin trusts the holder of that key, who can choose any name in a chain of its own making. Where a
-//! CA is to vouch for name and dates as well, anchors are configured in addition to the pins.
+//! A pin trusts the holder of that key, who can choose any name in a chain of its own making. Where
+//! a CA is to vouch for name and dates as well, anchors are configured in addition to the pins.
 
 mod chain;
 mod reasons;
@@ -55,8 +55,8 @@ pub(super) struct Verifier {
     observation: Arc<HandshakeObservation>,
 }
 
-/// Observations of the handshakes of one call. They are apart from the result, since a TLS error has
-/// no room for them.
+/// Observations of the handshakes of one call. They are apart from the result, since a TLS error
+/// has no room for them.
 #[derive(Debug, Default)]
 pub(super) struct HandshakeObservation(Mutex<Observed>);
 
@@ -154,7 +154,8 @@ impl Verifier {
         } else {
             self.by_pins_alone(&leaf, &chain, own, now)?
         };
-        // An IP address is only matched by an iPAddress SAN, a name only by a dNSName (RFC 9525; T4).
+        // An IP address is only matched by an iPAddress SAN, a name only by a dNSName (RFC 9525;
+        // T4).
         match ParsedCertificate::try_from(own).and_then(|parsed| verify_server_name(&parsed, name)) {
             Ok(()) => Ok(trust_source),
             Err(Error::InvalidCertificate(
@@ -164,8 +165,9 @@ impl Verifier {
         }
     }
 
-    /// Validates a certificate that is in `ca_file` itself. It needs no issuer, whether it is marked as
-    /// a CA's or not: common tools make such certificates for a single server (`openssl req -x509`).
+    /// Validates a certificate that is in `ca_file` itself. It needs no issuer, whether it is
+    /// marked as a CA's or not: common tools make such certificates for a single server (`openssl
+    /// req -x509`).
     fn by_itself(
         &self,
         leaf: &EndEntityCert<'_>,
@@ -182,8 +184,8 @@ impl Verifier {
         Ok(TrustSource::Provisioned)
     }
 
-    /// Validates a chain by the anchors. Those of `ca_file` come first: a CA that is in it counts as
-    /// provisioned, also where the operating system knows it too.
+    /// Validates a chain by the anchors. Those of `ca_file` come first: a CA that is in it counts
+    /// as provisioned, also where the operating system knows it too.
     fn by_anchors(
         &self,
         leaf: &EndEntityCert<'_>,
@@ -198,7 +200,7 @@ impl Verifier {
                 return Ok(());
             }
             unpinned.borrow_mut().get_or_insert(keys);
-            Err(webpki::Error::UnknownIssuer) // webpki looks for another path
+            Err(webpki::Error::UnknownIssuer) // webpki tries another path
         };
         let mut failure = webpki::Error::UnknownIssuer;
         let stores = [
@@ -240,8 +242,8 @@ impl Verifier {
         let (mut anchors, mut properties) = (Vec::new(), Vec::new());
         let mut fault = None;
         for other in chain.others() {
-            // As strictly as any certificate that is not from a provisioned file: a critical extension
-            // must be understood.
+            // As strictly as any certificate that is not from a provisioned file: a critical
+            // extension must be understood.
             let Ok(parsed) = EndEntityCert::try_from(&other.reading) else { continue };
             let key = pin_of(&parsed.subject_public_key_info());
             keys.push(key);
@@ -392,7 +394,8 @@ pub(super) fn pin_of(spki: &[u8]) -> Pin {
 fn keys_on(path: &VerifiedPath<'_>) -> Vec<Pin> {
     let mut keys = vec![pin_of(&path.end_entity().subject_public_key_info())];
     keys.extend(path.intermediate_certificates().map(|issuer| pin_of(&issuer.subject_public_key_info())));
-    // A trust anchor holds what is inside the SEQUENCE of its SubjectPublicKeyInfo; a pin is of the whole.
+    // A trust anchor holds what is inside the SEQUENCE of its SubjectPublicKeyInfo; a pin is of the
+    // whole.
     keys.push(pin_of(&wrap(SEQUENCE, &path.anchor().subject_public_key_info)));
     keys
 }
@@ -438,8 +441,8 @@ impl Properties {
         })
     }
 
-    /// Checks the certificate as a server's own. Whether it is marked as a CA does not matter, as with
-    /// the self-signed ones that common tools make: it is this very key that was provisioned.
+    /// Checks the certificate as a server's own. Whether it is marked as a CA does not matter, as
+    /// with the self-signed ones that common tools make: it is this very key that was provisioned.
     fn check_server(&self, now: UnixTime) -> Result<(), CertificateFault> {
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         if now < self.not_before {

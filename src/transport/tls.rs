@@ -18,9 +18,9 @@ use crate::text::Excerpt;
 use crate::x509;
 
 /// The parameters that this client offers, for the operator of a server that offers others.
-const OFFER: &str = "This client offers TLS 1.3 with AES-GCM and ChaCha20-Poly1305, the groups X25519, P-256 and P-384, and \
-                     takes a server's certificate with a key that is RSA (2048 to 8192 bits), ECDSA on P-256 or P-384, or \
-                     Ed25519";
+const OFFER: &str = "This client offers TLS 1.3 with AES-GCM and ChaCha20-Poly1305, the groups \
+                     X25519, P-256 and P-384, and takes a server's certificate with a key that is \
+                     RSA (2048 to 8192 bits), ECDSA on P-256 or P-384, or Ed25519";
 const OFFER_HINT: &str =
     "Have the server support one of them as well: a P-521 key or group alone is not enough";
 /// Limit on the characters of a reason from outside.
@@ -116,8 +116,8 @@ fn describe(error: &rustls::Error, observation: &HandshakeObservation) -> TlsRea
             | InvalidMessage::InvalidEmptyPayload,
         )
         | E::PeerSentOversizedRecord => other(
-            "it does not speak TLS here: another service, plain HTTP, or a portal that asks for a login seems to answer \
-             at this host and port",
+            "it does not speak TLS here: another service, plain HTTP, or a portal with a \
+             login seems to respond at this host and port",
         ),
         E::InvalidMessage(_) => other("it sent a TLS message that is damaged or not allowed"),
         E::InappropriateMessage { .. } | E::InappropriateHandshakeMessage { .. } => {
@@ -192,19 +192,19 @@ fn of_alert(alert: AlertDescription, request: &ClientAuthRequest) -> TlsReason {
         ClientAuthRequest::NoCertificate if about_certificates || alert == A::HandshakeFailure => {
             TlsReason::Other(
                 Reason::from(format!(
-                    "the server requires a client certificate here ({name}), and this request is made without \
-                     one"
+                    "the server requires a client certificate here ({name}), and this request is \
+                     made without one"
                 ))
                 .with_hint(
-                    "Have it require none for this URL: the discovery document and the trust bundle are for \
-                     devices that have none yet",
+                    "Have it require none for this URL: the discovery document and the trust bundle \
+                     are for devices that have none yet",
                 ),
             )
         }
         ClientAuthRequest::OtherKeys if may_be_about_one => TlsReason::Other(
             Reason::from(format!(
-                "the server requires a client certificate ({name}) and does not accept signatures of the kind \
-                 that this device's key makes, so none was sent"
+                "the server requires a client certificate ({name}) and does not accept signatures \
+                 of the kind that this device's key makes, so none was sent"
             ))
             .with_hint("Have it accept the algorithm of the key"),
         ),
@@ -289,7 +289,8 @@ fn alert_name(alert: AlertDescription) -> String {
     name.to_owned()
 }
 
-/// Unusual properties of a client certificate that was sent, and its intermediates that have expired.
+/// Unusual properties of a client certificate that was sent, and its intermediates that have
+/// expired.
 fn peculiarities(identity: &CertifiedKey) -> Option<String> {
     let own = identity.cert.first().map(|own| x509::peculiarities(own)).unwrap_or_default();
     let ended = x509::ends_of_intermediates(&identity.cert);

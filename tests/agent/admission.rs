@@ -8,7 +8,7 @@ use crate::support::agent::PATIENCE;
 use crate::world::World;
 
 #[test]
-fn a_device_that_is_not_admitted_yet_waits_and_asks_no_sooner_than_told() {
+fn unadmitted_device_waits_for_the_retry_after_delay() {
     let mut world = World::with(|settings| settings.policy.admission = Admission::pending(1));
     world.device.start();
     let status = world.device.wait_for("pending-admission");
@@ -35,7 +35,7 @@ fn a_device_that_is_not_admitted_yet_waits_and_asks_no_sooner_than_told() {
 }
 
 #[test]
-fn a_device_that_is_admitted_gets_its_identity() {
+fn admitted_device_gets_its_identity() {
     let mut world = World::with(|settings| settings.policy.admission = Admission::pending(1));
     world.device.start();
     world.device.wait_for("pending-admission");
@@ -44,7 +44,7 @@ fn a_device_that_is_admitted_gets_its_identity() {
 }
 
 #[test]
-fn the_key_is_a_file_that_openssl_reads_before_the_first_request_with_it() {
+fn pending_key_is_stored_before_the_first_request() {
     let mut world = World::new();
     world.mis.fault(Endpoint::Enrollment, Fault::Stall(Duration::from_secs(60)));
     world.device.start();
@@ -55,7 +55,7 @@ fn the_key_is_a_file_that_openssl_reads_before_the_first_request_with_it() {
 }
 
 #[test]
-fn a_lost_answer_to_an_enrollment_is_asked_for_again_with_the_same_key() {
+fn lost_enrollment_response_is_requested_with_the_same_key() {
     // The operator allows no rotation: another key would lock the device out for good.
     let mut world = World::with(|settings| settings.policy.rotation_at_enrollment = false);
     world.mis.fault(Endpoint::Enrollment, Fault::LoseAnswer);
@@ -68,7 +68,7 @@ fn a_lost_answer_to_an_enrollment_is_asked_for_again_with_the_same_key() {
 }
 
 #[test]
-fn the_same_key_also_when_the_agent_is_killed_between() {
+fn pending_key_is_reused_after_a_kill() {
     let mut world = World::with(|settings| settings.policy.rotation_at_enrollment = false);
     world.mis.fault(Endpoint::Enrollment, Fault::StallAnswer(Duration::from_secs(60)));
     world.device.start();
@@ -82,7 +82,7 @@ fn the_same_key_also_when_the_agent_is_killed_between() {
 }
 
 #[test]
-fn a_lost_answer_to_a_renewal_is_asked_for_again_with_the_same_key() {
+fn lost_renewal_response_is_requested_with_the_same_key() {
     let world = World::renewing();
     let before = world.device.status();
     world.mis.fault(Endpoint::Renewal, Fault::LoseAnswer);

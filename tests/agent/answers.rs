@@ -1,4 +1,5 @@
-//! The answer is judged by every point of E4 before anything is replaced: at enrollment, and again at renewal.
+//! The answer is judged by every point of E4 before anything is replaced: at enrollment, and again
+//! at renewal.
 
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ fn bad_svids() -> Vec<(SvidFault, &'static str)> {
 }
 
 #[test]
-fn a_bad_first_svid_is_refused_with_its_reason_and_a_good_one_then_taken() {
+fn bad_first_svid_is_refused_and_a_good_one_then_accepted() {
     let mut world = World::new();
     let (first, why) = bad_svids().remove(0);
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::Svid(first));
@@ -55,7 +56,7 @@ fn a_bad_first_svid_is_refused_with_its_reason_and_a_good_one_then_taken() {
 }
 
 #[test]
-fn a_bad_renewal_is_refused_with_its_reason_and_what_is_held_stays() {
+fn bad_renewal_is_refused_and_the_current_svid_stays() {
     let mut faults = bad_svids();
     faults.push((SvidFault::WrongSpiffeId, "but this device is"));
     let world = World::renewing();
@@ -76,7 +77,7 @@ fn a_bad_renewal_is_refused_with_its_reason_and_what_is_held_stays() {
 }
 
 #[test]
-fn what_looks_odd_and_is_right_is_accepted() {
+fn unusual_valid_svid_is_accepted() {
     for fault in
         [SvidFault::RootAppended, SvidFault::PemWidth(76), SvidFault::PemWidth(1000), SvidFault::ExtraMembers]
     {
@@ -90,7 +91,7 @@ fn what_looks_odd_and_is_right_is_accepted() {
 }
 
 #[test]
-fn an_svid_that_is_a_little_early_is_kept_and_used_when_its_time_comes() {
+fn early_svid_is_stored_and_adopted_when_valid() {
     let mut world = World::new();
     world.mis.fault(Endpoint::Enrollment, Fault::Svid(SvidFault::NotYetValid(Duration::from_secs(15))));
     world.device.start();
@@ -103,7 +104,7 @@ fn an_svid_that_is_a_little_early_is_kept_and_used_when_its_time_comes() {
 }
 
 #[test]
-fn an_svid_of_an_unknown_issuer_makes_the_bundle_be_fetched_once_more_before_it_is_refused() {
+fn unknown_issuer_leads_to_a_bundle_fetch_before_a_refusal() {
     let mut world = World::new();
     // The bundle that the device gets first is from before the MIS changed its CA.
     let config =
@@ -123,7 +124,7 @@ fn an_svid_of_an_unknown_issuer_makes_the_bundle_be_fetched_once_more_before_it_
 
 /// RFC 5280, section 4.1.2.2: an issuer gives each certificate a number of its own.
 #[test]
-fn a_renewal_with_the_serial_number_held_is_refused() {
+fn renewal_with_the_current_serial_is_refused() {
     let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
     world.configure(world::SOON);
     for endpoint in [Endpoint::Enrollment, Endpoint::Renewal] {
@@ -140,7 +141,7 @@ fn a_renewal_with_the_serial_number_held_is_refused() {
 }
 
 #[test]
-fn the_svid_held_may_be_given_once_more() {
+fn current_svid_may_be_issued_once_more() {
     let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
     let soon = world::config(&world.mis, &world.tpm, world::SOON);
     world.device.configure(&soon.replace("[key]", "[key]\nrotate = false"));
@@ -163,7 +164,7 @@ fn the_svid_held_may_be_given_once_more() {
 }
 
 #[test]
-fn an_enrollment_is_accepted_whatever_its_serial_number() {
+fn enrollment_is_accepted_whatever_its_serial() {
     let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
     world.configure(world::SOON);
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::Svid(SvidFault::SerialNumber(7)));

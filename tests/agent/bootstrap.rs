@@ -1,4 +1,5 @@
-//! The bootstrap credential: what is wrong with it is named, and it can be replaced while the agent runs (miaf-v0 K5, E9).
+//! The bootstrap credential: what is wrong with it is named, and it can be replaced while the agent
+//! runs (miaf-v0 K5, E9).
 
 use std::fs;
 use std::path::Path;
@@ -32,7 +33,7 @@ fn world_with(spec: &FactorySpec) -> World {
 }
 
 #[test]
-fn keys_that_miaf_itself_does_not_use_are_fine_for_the_factory() {
+fn factory_key_may_be_of_kinds_that_miaf_does_not_issue() {
     for (key, name) in
         [(KeyKind::P384, "ecdsa-p384"), (KeyKind::Rsa2048, "rsa-2048"), (KeyKind::Rsa3072, "rsa-3072")]
     {
@@ -45,7 +46,7 @@ fn keys_that_miaf_itself_does_not_use_are_fine_for_the_factory() {
 }
 
 #[test]
-fn rsa_goes_from_2048_to_4096_bits() {
+fn factory_rsa_keys_have_2048_to_4096_bits() {
     for (bits, fine) in [("4096", true), ("1024", false)] {
         let mut world = World::new();
         let (key, spki) = (world.device.path("large.key"), world.device.path("large.spki"));
@@ -64,10 +65,10 @@ fn rsa_goes_from_2048_to_4096_bits() {
     }
 }
 
-/// Whether such a certificate is good is the MIS's to say. This one's TLS library does not read them, and what is odd about
-/// them is said with its refusal.
+/// Whether such a certificate is good is the MIS's to say. This one's TLS library does not read
+/// them, and what is odd about them is said with its refusal.
 #[test]
-fn odd_certificates_are_shown_to_the_mis_all_the_same() {
+fn odd_factory_certificate_is_sent_to_the_mis() {
     for (form, extensions, odd) in [
         ("uncompressed", None, "of X.509 version 1"),
         ("uncompressed", Some("2.23.133.5.4.1=critical,DER:30:00"), "few servers process: TCG DICE TcbInfo"),
@@ -112,7 +113,7 @@ fn odd_certificates_are_shown_to_the_mis_all_the_same() {
 }
 
 #[test]
-fn an_intermediate_that_has_ended_is_named() {
+fn expired_intermediate_is_named() {
     let mut world = World::new();
     let file = |name: &str| world.device.path(name).to_str().unwrap().to_owned();
     let issuer = |name: &str, year| {
@@ -140,7 +141,7 @@ fn an_intermediate_that_has_ended_is_named() {
 }
 
 #[test]
-fn the_status_shows_what_the_mis_knows_the_device_by() {
+fn status_shows_the_fingerprint_of_the_factory_certificate() {
     let world = World::enrolled();
     let status = world.device.status();
     let device = world.mis.device(&world.mis.factory_cert()).unwrap().unwrap();
@@ -148,7 +149,7 @@ fn the_status_shows_what_the_mis_knows_the_device_by() {
 }
 
 #[test]
-fn an_expired_or_not_yet_valid_certificate_is_named_and_shown_to_nobody() {
+fn factory_certificate_out_of_validity_is_named_and_not_sent() {
     let expired = FactorySpec { lifetime: Duration::ZERO, ..FactorySpec::default() };
     let early = FactorySpec { begins_in: DAY, ..FactorySpec::default() };
     for (spec, why) in [(expired, "the factory certificate expired at"), (early, "is not valid before")] {
@@ -169,7 +170,7 @@ fn an_expired_or_not_yet_valid_certificate_is_named_and_shown_to_nobody() {
 }
 
 #[test]
-fn its_end_is_announced_in_time() {
+fn factory_certificate_expiry_is_announced_in_time() {
     let spec = FactorySpec { lifetime: 80 * DAY, ..FactorySpec::default() };
     let mut world = world_with(&spec);
     world.device.start();
@@ -180,7 +181,7 @@ fn its_end_is_announced_in_time() {
 }
 
 #[test]
-fn a_bad_replacement_keeps_the_one_before_and_says_so() {
+fn bad_replacement_keeps_the_last_good_credential() {
     let world = World::renewing();
     let (certificate, key) = (world.mis.factory_cert(), world.mis.factory_key());
     let before = world.device.wait_for_status("the credential", |status| status["bootstrap"].is_object());
@@ -220,7 +221,7 @@ fn a_bad_replacement_keeps_the_one_before_and_says_so() {
 }
 
 #[test]
-fn a_new_certificate_is_noticed_and_counts_at_the_next_enrollment() {
+fn new_factory_certificate_is_used_at_the_next_enrollment() {
     let world = World::renewing();
     let before = world.device.status();
     let (certificate, key) = world.mis.new_factory_credential("new").unwrap();
@@ -251,7 +252,7 @@ fn a_new_certificate_is_noticed_and_counts_at_the_next_enrollment() {
 }
 
 #[test]
-fn a_wrong_password_of_a_tpm_key_is_tried_once_and_the_right_one_at_once() {
+fn wrong_key_password_is_tried_once_and_a_new_one_at_once() {
     let mut world = World::new();
     let auth = device_with_guarded_key(&world, "correct horse", "wrong\n");
     world.device.start();
@@ -268,7 +269,7 @@ fn a_wrong_password_of_a_tpm_key_is_tried_once_and_the_right_one_at_once() {
 }
 
 #[test]
-fn a_guarded_key_is_used_for_enrollments_only() {
+fn guarded_factory_key_is_used_for_enrollments_only() {
     let mut world = World::new();
     device_with_guarded_key(&world, "correct horse", "correct horse");
     world.device.start();
@@ -290,7 +291,7 @@ fn a_guarded_key_is_used_for_enrollments_only() {
 }
 
 #[test]
-fn a_password_may_come_from_a_credential_of_systemd() {
+fn key_password_may_come_from_a_systemd_credential() {
     let mut world = World::new();
     let (certificate, handle) = guarded_key(&world, "correct horse");
     configure(
@@ -334,7 +335,7 @@ fn key_auth_does_not_stay_in_memory_after_use() {
 }
 
 #[test]
-fn a_certificate_in_the_tpm_that_is_not_there_is_named_and_found_when_it_comes() {
+fn missing_tpm_certificate_is_named_until_it_appears() {
     let mut world = World::new();
     let config = world::config(&world.mis, &world.tpm, "");
     let line = config.lines().find(|line| line.starts_with("cert_file")).unwrap();
@@ -396,7 +397,7 @@ fn configure(world: &World, certificate: &Path, lines: &str) {
 
 /// What `journalctl` shows is the message, without the fields.
 #[test]
-fn the_log_says_why_the_credential_cannot_be_used() {
+fn log_says_why_the_credential_cannot_be_used() {
     let mut world = World::new();
     std::fs::write(world.mis.factory_cert(), "nothing").unwrap();
     world.device.start();

@@ -8,7 +8,7 @@ use crate::world::{self, World};
 const UNCONFIGURED: &str = "state_dir = \"{dir}/state\"\n[socket]\npath = \"{dir}/run/agent.sock\"\n";
 
 #[test]
-fn a_device_without_a_configuration_waits_for_one() {
+fn device_without_a_configuration_waits_for_one() {
     let mut world = World::new();
     world.device.configure(UNCONFIGURED);
     world.device.start();
@@ -23,7 +23,7 @@ fn a_device_without_a_configuration_waits_for_one() {
 }
 
 #[test]
-fn a_socket_that_cannot_be_bound_ends_the_process_and_says_why() {
+fn socket_that_cannot_be_bound_ends_the_process() {
     let device = Device::new("[socket]\npath = \"/proc/no/agent.sock\"\n");
     let output = device.run(&["run"]);
     assert_eq!(output.status.code(), Some(1));
@@ -32,7 +32,7 @@ fn a_socket_that_cannot_be_bound_ends_the_process_and_says_why() {
 }
 
 #[test]
-fn a_second_agent_does_not_take_the_socket_of_the_first() {
+fn second_agent_does_not_take_the_socket_of_the_first() {
     let world = World::enrolled();
     let output = world.device.run(&["run"]);
     assert_eq!(output.status.code(), Some(1));
@@ -42,7 +42,7 @@ fn a_second_agent_does_not_take_the_socket_of_the_first() {
 }
 
 #[test]
-fn two_agents_never_work_with_one_state_whatever_their_sockets() {
+fn state_is_locked_against_a_second_agent() {
     let mut world = World::enrolled();
     let mut second = Device::new("");
     let config = world::config(&world.mis, &world.tpm, "");
@@ -62,7 +62,7 @@ fn two_agents_never_work_with_one_state_whatever_their_sockets() {
 }
 
 #[test]
-fn a_state_that_cannot_be_read_is_waited_for_and_not_replaced() {
+fn unreadable_state_is_waited_for_and_not_replaced() {
     let mut world = World::enrolled();
     let id = world.device.status()["spiffeId"].clone();
     world.device.kill();
@@ -80,7 +80,7 @@ fn a_state_that_cannot_be_read_is_waited_for_and_not_replaced() {
 }
 
 #[test]
-fn the_socket_moves_to_where_a_configuration_that_appears_later_wants_it() {
+fn socket_moves_with_a_configuration_that_appears_later() {
     let mut world = World::new();
     world.device.configure(&UNCONFIGURED.replace("agent.sock", "elsewhere.sock"));
     world.device.spawn();
@@ -93,7 +93,7 @@ fn the_socket_moves_to_where_a_configuration_that_appears_later_wants_it() {
 }
 
 #[test]
-fn a_missing_factory_certificate_blocks_and_is_found_when_it_appears() {
+fn missing_factory_certificate_blocks_until_it_appears() {
     let mut world = World::new();
     let certificate = world.mis.factory_cert();
     let away = certificate.with_extension("away");
@@ -109,7 +109,7 @@ fn a_missing_factory_certificate_blocks_and_is_found_when_it_appears() {
 }
 
 #[test]
-fn a_factory_key_of_another_certificate_is_named() {
+fn factory_key_of_another_certificate_is_named() {
     let mut world = World::new();
     let (_, other_key) = world.mis.new_factory_credential("another").unwrap();
     fs::copy(other_key, world.mis.factory_key()).unwrap();
@@ -119,7 +119,7 @@ fn a_factory_key_of_another_certificate_is_named() {
 }
 
 #[test]
-fn no_bootstrap_section_blocks_and_is_named() {
+fn missing_bootstrap_section_blocks_and_is_named() {
     let mut world = World::new();
     let config = world::config(&world.mis, &world.tpm, "");
     let from = config.find("[bootstrap]").unwrap();
@@ -131,7 +131,7 @@ fn no_bootstrap_section_blocks_and_is_named() {
 }
 
 #[test]
-fn a_tpm_that_cannot_be_reached_blocks_and_is_found_when_it_comes() {
+fn unreachable_tpm_blocks_until_it_appears() {
     let mut world = World::new();
     world.tpm.stop();
     world.device.start();
@@ -142,7 +142,7 @@ fn a_tpm_that_cannot_be_reached_blocks_and_is_found_when_it_comes() {
 }
 
 #[test]
-fn a_tpm_that_was_replaced_is_named_as_the_cause() {
+fn replaced_tpm_is_named_as_the_cause() {
     let mut world = World::renewing();
     world.tpm.stop();
     let other = crate::support::swtpm::Swtpm::start();
@@ -156,7 +156,7 @@ fn a_tpm_that_was_replaced_is_named_as_the_cause() {
 }
 
 #[test]
-fn a_key_that_was_made_in_another_tpm_before_the_first_enrollment_is_replaced() {
+fn pending_key_of_another_tpm_is_replaced() {
     let mut world = World::new();
     world.mis.sticky_fault(development_mis::Endpoint::Enrollment, development_mis::Fault::Status(503));
     world.device.start();
@@ -171,7 +171,7 @@ fn a_key_that_was_made_in_another_tpm_before_the_first_enrollment_is_replaced() 
 }
 
 #[test]
-fn a_damaged_pending_key_is_set_aside_and_another_made() {
+fn damaged_pending_key_is_quarantined_and_replaced() {
     let mut world = World::new();
     world.mis.sticky_fault(development_mis::Endpoint::Enrollment, development_mis::Fault::Status(503));
     world.device.start();
@@ -191,7 +191,7 @@ fn a_damaged_pending_key_is_set_aside_and_another_made() {
 }
 
 #[test]
-fn sighup_reads_the_configuration_anew_and_a_bad_one_keeps_the_old() {
+fn sighup_reloads_and_a_bad_configuration_keeps_the_old() {
     let world = World::enrolled();
     world.device.configure("nonsense");
     world.device.signal("HUP");
@@ -208,7 +208,7 @@ fn sighup_reads_the_configuration_anew_and_a_bad_one_keeps_the_old() {
 }
 
 #[test]
-fn damaged_state_is_set_aside_and_the_device_enrolls_again() {
+fn damaged_state_is_quarantined_and_the_device_enrolls() {
     let mut world = World::enrolled();
     let id = world.device.status()["spiffeId"].clone();
     world.device.kill();
@@ -224,7 +224,7 @@ fn damaged_state_is_set_aside_and_the_device_enrolls_again() {
 }
 
 #[test]
-fn the_commands_answer_people_and_programs() {
+fn commands_print_for_people_and_programs() {
     let world = World::enrolled();
     let text = |arguments: &[&str]| {
         let output = world.device.run(arguments);
@@ -245,7 +245,7 @@ fn the_commands_answer_people_and_programs() {
 }
 
 #[test]
-fn a_command_without_an_agent_says_what_to_do() {
+fn command_without_an_agent_says_what_to_do() {
     let device = Device::new(UNCONFIGURED);
     let output = device.run(&["status"]);
     assert_eq!(output.status.code(), Some(1));
@@ -254,7 +254,7 @@ fn a_command_without_an_agent_says_what_to_do() {
 }
 
 #[test]
-fn the_socket_speaks_http_and_problem_details() {
+fn socket_serves_http_and_problem_details() {
     let world = World::enrolled();
     let (status, body) = world.device.get("/nowhere").unwrap();
     let problem: serde_json::Value = serde_json::from_str(&body).unwrap();

@@ -1,5 +1,6 @@
-//! `docs/credentials.md`, run: in every section that has lines for the configuration, the commands are carried out, the
-//! device is configured with the lines, enrolls, and its status says what the page says.
+//! `docs/credentials.md`, run: in every section that has lines for the configuration, the commands
+//! are carried out, the device is configured with the lines, enrolls, and its status says what the
+//! page says.
 
 use std::fs;
 use std::process::Command;
@@ -19,7 +20,7 @@ macro_rules! sections {
         })*
 
         #[test]
-        fn no_section_is_left_out() {
+        fn credentials_document_has_a_test_for_every_section() {
             let here: Vec<&str> = vec![$($title),*];
             let there: Vec<&str> =
                 titles().into_iter().filter(|title| !blocks(title, "toml").is_empty()).collect();
@@ -129,7 +130,8 @@ fn manufacturer(device: &Device) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
-/// Runs commands as a person would type them, in the device's folder, and gives back what they print.
+/// Runs commands as a person would type them, in the device's folder, and gives back what they
+/// print.
 fn run(device: &Device, tpm: &Swtpm, commands: &str) -> String {
     let script = format!("set -eu -o pipefail; umask 077; cd '{}'; {commands}", device.dir().display());
     tpm.run("bash", &["-c", &script])

@@ -13,7 +13,8 @@ fn dated(at: SystemTime) -> Fault {
     Fault::Header("date", httpdate::fmt_http_date(at))
 }
 
-/// Restarts the agent, so that it reads the discovery document, and watches it until the MIS was asked so often.
+/// Restarts the agent, so that it reads the discovery document, and watches it until the MIS was
+/// asked so often.
 fn stays_ready_for(world: &mut World, requests: usize) {
     world.device.kill();
     world.tpm.flush();
@@ -28,7 +29,7 @@ fn stays_ready_for(world: &mut World, requests: usize) {
 }
 
 #[test]
-fn one_wrong_date_is_asked_about_at_once_and_withholds_nothing() {
+fn wrong_date_is_rechecked_at_once_and_withholds_nothing() {
     for date in [SystemTime::now() + YEARS, SystemTime::now() + Duration::from_secs(7200)] {
         let mut world = World::enrolled();
         world.mis.fault(Endpoint::Discovery, dated(date));
@@ -41,7 +42,7 @@ fn one_wrong_date_is_asked_about_at_once_and_withholds_nothing() {
 }
 
 #[test]
-fn a_date_of_long_ago_is_not_asked_about() {
+fn date_of_long_ago_is_not_rechecked() {
     let mut world = World::enrolled();
     world.mis.sticky_fault(Endpoint::Discovery, dated(SystemTime::UNIX_EPOCH));
     stays_ready_for(&mut world, 1);
@@ -51,7 +52,7 @@ fn a_date_of_long_ago_is_not_asked_about() {
 }
 
 #[test]
-fn an_old_response_of_a_cache_tells_its_age() {
+fn cached_response_has_its_age_added() {
     let mut world = World::enrolled();
     let hours = Duration::from_secs(5 * 3600);
     let cached = Fault::Together(vec![
@@ -66,7 +67,7 @@ fn an_old_response_of_a_cache_tells_its_age() {
 }
 
 #[test]
-fn a_wrong_date_that_is_repeated_is_soon_put_right() {
+fn repeated_wrong_date_is_soon_corrected() {
     let mut world = World::enrolled();
     world.mis.sticky_fault(Endpoint::Discovery, dated(SystemTime::now() + YEARS));
     stays_ready_for(&mut world, 2);

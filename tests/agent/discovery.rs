@@ -15,7 +15,7 @@ use crate::support::agent::PATIENCE;
 use crate::world::World;
 
 #[test]
-fn a_bad_discovery_document_is_refused_with_its_reason() {
+fn bad_discovery_document_is_refused_with_its_reason() {
     let mut world = World::new();
     let bent = |document: Bent| Fault::Document(document);
     let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
@@ -46,7 +46,7 @@ fn a_bad_discovery_document_is_refused_with_its_reason() {
 }
 
 #[test]
-fn a_document_for_another_trust_domain_is_refused_whether_configured_or_held() {
+fn discovery_document_of_another_trust_domain_is_refused() {
     let mut world = World::new();
     let config = crate::world::config(&world.mis, &world.tpm, "");
     world.device.configure(&config.replace("[mis]", "[mis]\ntrust_domain = \"other.example\""));
@@ -68,7 +68,7 @@ fn a_document_for_another_trust_domain_is_refused_whether_configured_or_held() {
 }
 
 #[test]
-fn without_the_method_or_the_profile_in_the_document_nothing_is_asked_for() {
+fn unsupported_method_or_profile_leads_to_no_request() {
     for listed in [true, false] {
         let mut world = World::with(|settings| {
             let list = if listed { &mut settings.policy.methods } else { &mut settings.policy.profiles };
@@ -89,7 +89,7 @@ fn without_the_method_or_the_profile_in_the_document_nothing_is_asked_for() {
 }
 
 #[test]
-fn documents_are_revalidated_with_what_the_mis_gave_also_after_a_restart() {
+fn documents_are_revalidated_also_after_a_restart() {
     let mut world = World::enrolled();
     world.device.wait_until("a revalidated bundle", |_| {
         world.seen(Endpoint::Bundle).iter().any(|entry| entry.status == Some(304))
@@ -108,7 +108,7 @@ fn documents_are_revalidated_with_what_the_mis_gave_also_after_a_restart() {
 }
 
 #[test]
-fn a_bundle_is_taken_in_both_forms_and_with_foreign_keys_in_it() {
+fn bundle_is_accepted_in_both_forms_and_with_foreign_keys() {
     for form in [Bent::PlainBundle, Bent::ForeignKeys, Bent::ExtraMembers] {
         let mut world = World::new();
         world.mis.sticky_fault(Endpoint::Bundle, Fault::Document(form));
@@ -123,7 +123,7 @@ fn a_bundle_is_taken_in_both_forms_and_with_foreign_keys_in_it() {
 
 /// An earlier version took a member that is there twice. The one who served it so still does.
 #[test]
-fn a_cached_bundle_that_newer_rules_refuse_is_served() {
+fn cached_bundle_that_newer_rules_refuse_is_served() {
     let mut world = World::enrolled();
     let held = world.device.get("/v1/bundle").unwrap();
     world.kill();
@@ -142,7 +142,7 @@ fn a_cached_bundle_that_newer_rules_refuse_is_served() {
 }
 
 #[test]
-fn a_bad_bundle_is_refused_and_the_one_held_stays() {
+fn bad_bundle_is_refused_and_the_current_one_stays() {
     let world = World::enrolled();
     let held = world.device.published("bundle.pem");
     for (fault, why) in [
@@ -166,7 +166,7 @@ fn a_bad_bundle_is_refused_and_the_one_held_stays() {
 }
 
 #[test]
-fn an_emptied_bundle_is_published_as_such_and_nothing_is_ready_under_it() {
+fn emptied_bundle_is_published_and_nothing_is_ready() {
     let world = World::enrolled();
     world.mis.sticky_fault(Endpoint::Bundle, Fault::Document(Bent::EmptyKeys));
     world.device.wait_until("an empty bundle", |device| device.published("bundle.pem").is_empty());
@@ -207,7 +207,7 @@ fn foreign_key(serial: Option<[u8; 8]>) -> Value {
 }
 
 #[test]
-fn parts_of_a_bundle_that_peers_refuse_are_warned_of_and_counted() {
+fn anchors_that_peers_refuse_are_logged_and_counted() {
     let mut world = World::enrolled();
     let mut bundle: Value = serde_json::from_str(&world.device.get("/v1/bundle").unwrap().1).unwrap();
     let keys = bundle["keys"].as_array_mut().unwrap();
@@ -277,7 +277,7 @@ impl OtherAddress {
 }
 
 #[test]
-fn a_bundle_that_has_moved_is_found_by_the_discovery_document() {
+fn moved_bundle_is_found_by_the_discovery_document() {
     let mut world = World::new();
     let old = OtherAddress::of(&world);
     let at_old = format!("{}/.well-known/spiffe/bundle.json", old.url);
@@ -297,7 +297,7 @@ fn a_bundle_that_has_moved_is_found_by_the_discovery_document() {
 }
 
 #[test]
-fn a_refused_bundle_has_discovery_read_no_more_often_than_itself() {
+fn refused_bundle_causes_no_more_discovery_than_polls() {
     let world = World::enrolled();
     let before = world.mis.journal().len();
     world.mis.sticky_fault(Endpoint::Bundle, Fault::Document(Bent::Replace(b"{}".to_vec())));

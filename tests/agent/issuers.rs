@@ -7,7 +7,8 @@ use development_mis::{AnchorStep, Endpoint, Fault, SvidFault};
 use crate::support::agent::Device;
 use crate::world::{self, World};
 
-/// An MIS whose SVIDs are valid for a day, and their issuer for so long. What goes wrong is asked for anew in an hour.
+/// An MIS whose SVIDs are valid for a day, and their issuer for so long. What goes wrong is asked
+/// for anew in an hour.
 fn issued_by_one_that_ends_in(time: Duration) -> World {
     let mut world = World::new();
     let config = world::config(&world.mis, &world.tpm, "");
@@ -37,7 +38,7 @@ fn issued(world: &World) -> usize {
 }
 
 #[test]
-fn an_svid_lasts_no_longer_than_its_issuer_and_the_mis_is_not_stormed() {
+fn svid_ends_with_its_issuer_without_a_storm_of_requests() {
     let lasts = Duration::from_secs(20);
     let world = issued_by_one_that_ends_in(lasts);
     let status = world.device.wait_for_status("an identity", |status| status["svid"].is_object());
@@ -74,7 +75,7 @@ fn an_svid_lasts_no_longer_than_its_issuer_and_the_mis_is_not_stormed() {
 }
 
 #[test]
-fn an_answer_whose_issuer_has_expired_survives_a_restart_and_costs_no_other() {
+fn issued_chain_of_an_expired_issuer_survives_a_restart() {
     let mut world = issued_by_one_that_ends_in(Duration::ZERO);
     world.device.wait_for_error("has expired");
     let before = issued(&world);

@@ -1,5 +1,5 @@
-//! A configuration that cannot be used, at the start and later: what is held is served, file and line are named, and the
-//! agent goes on once it is corrected.
+//! A configuration that cannot be used, at the start and later: what is held is served, file and
+//! line are named, and the agent goes on once it is corrected.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -29,7 +29,7 @@ fn run(device: &Device, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn an_agent_started_with_a_bad_configuration_serves_what_it_holds() {
+fn bad_configuration_at_start_serves_the_current_identity() {
     let mut world = World::enrolled();
     let (held, published) = (world.device.status(), world.device.published("svid.pem"));
     for bad in ["[log]\nlevle = \"info\"\n", "[log\n", "[renewal]\nwindow = [2.0, 3.0]\n"] {
@@ -74,7 +74,7 @@ fn an_agent_started_with_a_bad_configuration_serves_what_it_holds() {
 type Spoilt<'a> = (&'a dyn Fn(&Device), &'a str);
 
 #[test]
-fn every_kind_of_bad_file_is_named_and_its_correction_is_noticed() {
+fn bad_file_of_any_kind_is_named_and_its_correction_noticed() {
     let drop_in = |device: &Device, name: &str, text: &[u8]| {
         fs::create_dir_all(device.path("config.d")).unwrap();
         fs::write(device.path("config.d").join(name), text).unwrap();
@@ -115,7 +115,7 @@ fn every_kind_of_bad_file_is_named_and_its_correction_is_noticed() {
 
 /// What is reported of it is shortened and on one line: it is the same mistake all the same.
 #[test]
-fn a_bad_file_of_an_odd_name_is_waited_for() {
+fn bad_file_with_an_odd_name_is_waited_for() {
     let mut device = Device::new(UNCONFIGURED);
     fs::create_dir_all(device.path("config.d")).unwrap();
     let odd = device.path("config.d").join(format!("odd\n  \u{1b}[31m{}.toml", "x".repeat(200)));
@@ -130,7 +130,7 @@ fn a_bad_file_of_an_odd_name_is_waited_for() {
 
 /// A change that is taken back while an action is under way has never been.
 #[test]
-fn a_change_that_is_taken_back_is_not_lived_under() {
+fn reverted_change_has_no_effect() {
     let mut world = World::new();
     world.mis.fault(Endpoint::Enrollment, Fault::StallAnswer(Duration::from_secs(25)));
     world.device.start();
@@ -147,7 +147,7 @@ fn a_change_that_is_taken_back_is_not_lived_under() {
 }
 
 #[test]
-fn nothing_is_served_from_a_default_that_was_left() {
+fn old_state_in_the_default_directory_is_not_served() {
     let mut world = World::enrolled();
     world.kill();
     // The state that an earlier configuration has left at the default is what was enrolled here.
@@ -167,7 +167,8 @@ fn nothing_is_served_from_a_default_that_was_left() {
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "it is where it was");
 }
 
-/// Written step by step: only what is there at the end is used. What a loaded machine does too slowly is done again.
+/// Written step by step: only what is there at the end is used. What a loaded machine does too
+/// slowly is done again.
 fn is_read_once(world: &World, begin: impl Fn()) -> bool {
     const LAST: usize = 7;
     let count = || world.device.log().matches("the configuration has been read anew").count();
@@ -185,7 +186,7 @@ fn is_read_once(world: &World, begin: impl Fn()) -> bool {
 }
 
 #[test]
-fn a_change_to_a_new_device_is_not_used_half_done() {
+fn partial_change_to_a_new_device_is_not_used() {
     let mut world = World::new();
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(500, "about:blank", None));
     world.device.start();
@@ -194,7 +195,7 @@ fn a_change_to_a_new_device_is_not_used_half_done() {
 }
 
 #[test]
-fn a_correction_is_not_used_half_done() {
+fn partial_correction_is_not_used() {
     let world = World::enrolled();
     let reject = || {
         world.configure("[log]\nlevle = 1\n");
@@ -205,7 +206,7 @@ fn a_correction_is_not_used_half_done() {
 }
 
 #[test]
-fn a_bad_reload_is_shown_until_it_is_corrected() {
+fn bad_reload_is_shown_until_corrected() {
     let world = World::enrolled();
     assert_eq!(metric(&world.device, "configuration_rejected"), "0");
     world.configure("[log]\nlevle = 1\n");
@@ -233,7 +234,7 @@ fn a_bad_reload_is_shown_until_it_is_corrected() {
 }
 
 #[test]
-fn commands_without_an_agent_name_the_line_that_is_wrong() {
+fn command_without_an_agent_names_the_bad_line() {
     let device = Device::new(&format!("{UNCONFIGURED}colour = \"blue\"\n"));
     for command in [&["status"][..], &["svid"], &["bundle"], &["renew"], &["wait", "--timeout", "1s"]] {
         let (code, said) = run(&device, command);
@@ -247,7 +248,7 @@ fn commands_without_an_agent_name_the_line_that_is_wrong() {
 
 /// The kernel refuses as it does when the user has no instances left.
 #[test]
-fn a_device_without_inotify_hears_of_its_configuration() {
+fn configuration_change_is_noticed_without_inotify() {
     let mut world = World::new();
     world.device.configure(UNCONFIGURED);
     let refuse = ["--trace=inotify_init1", "--inject=inotify_init1:error=EMFILE", "--output=/dev/null"];
@@ -265,7 +266,7 @@ fn a_device_without_inotify_hears_of_its_configuration() {
 
 #[test]
 #[ignore = "needs root: files of other users"]
-fn the_state_of_another_user_is_left_alone() {
+fn state_of_another_user_is_not_touched() {
     let mut world = World::new();
     let state = world.device.path("state");
     fs::create_dir(&state).unwrap();
@@ -297,7 +298,7 @@ fn the_state_of_another_user_is_left_alone() {
 
 #[test]
 #[ignore = "needs root: files of other users"]
-fn a_record_of_another_user_is_named_with_the_command_that_helps() {
+fn record_of_another_user_is_named_with_a_remedy() {
     let mut world = World::new();
     let private = world.device.path("state/private");
     fs::create_dir_all(&private).unwrap();
@@ -320,7 +321,7 @@ fn a_record_of_another_user_is_named_with_the_command_that_helps() {
 
 #[test]
 #[ignore = "needs root: files of other users"]
-fn a_configuration_that_may_not_be_read_is_named_with_owner_and_mode() {
+fn unreadable_configuration_is_named_with_owner_and_mode() {
     let mut device = Device::new(UNCONFIGURED);
     fs::create_dir(device.path("config.d")).unwrap();
     let file = device.path("config.d/site.toml");
@@ -344,7 +345,7 @@ fn a_configuration_that_may_not_be_read_is_named_with_owner_and_mode() {
 
 #[test]
 #[ignore = "needs root: strace traces an agent that keeps to itself"]
-fn a_directory_that_cannot_be_synced_blocks_nothing() {
+fn directory_that_cannot_be_synced_blocks_nothing() {
     let mut world = World::new();
     world.device.configure(UNCONFIGURED);
     world.device.start();
@@ -359,7 +360,7 @@ fn a_directory_that_cannot_be_synced_blocks_nothing() {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_no_success() {
+fn unwritable_output_is_no_success() {
     let world = World::enrolled();
     let shell = |script: &str, arguments: &[&str]| {
         let mut command = std::process::Command::new("sh");

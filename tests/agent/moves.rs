@@ -1,4 +1,5 @@
-//! The world changes around a device that has an identity: anchors, the memory of the MIS, its clock.
+//! The world changes around a device that has an identity: anchors, the memory of the MIS, its
+//! clock.
 
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,7 +13,7 @@ use crate::world::{self, World};
 const IN_2100: &str = "{\"version\":1,\"record\":{\"proven\":4102444800000,\"vouched\":null}}";
 
 #[test]
-fn an_anchor_rotation_leaves_the_device_trusted_at_every_step() {
+fn anchor_rotation_keeps_the_device_trusted_at_every_step() {
     let world = World::enrolled();
     let before = world.device.status();
     world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
@@ -33,12 +34,13 @@ fn an_anchor_rotation_leaves_the_device_trusted_at_every_step() {
     assert_eq!(after["spiffeId"], before["spiffeId"]);
     world.device.wait_until("ready again", |device| device.get("/readyz").unwrap().0 == 200);
     world.device.wait_until("one anchor", anchors(1));
-    // To an MIS that does not know its own SVIDs any more, the device shows its factory certificate after all (R6).
+    // To an MIS that does not know its own SVIDs any more, the device shows its factory certificate
+    // after all (R6).
     assert!(!world.seen(Endpoint::Renewal).is_empty(), "a renewal is tried first");
 }
 
 #[test]
-fn an_emptied_bundle_leads_to_no_renewal() {
+fn emptied_bundle_leads_to_no_renewal() {
     let world = World::enrolled();
     world.mis.sticky_fault(Endpoint::Bundle, Fault::Document(DocumentFault::EmptyKeys));
     world.device.wait_for_error("does not vouch for the SVID");
@@ -47,7 +49,7 @@ fn an_emptied_bundle_leads_to_no_renewal() {
 }
 
 #[test]
-fn a_bundle_that_went_back_is_accepted_on_the_operator_s_word_and_the_next_one_is_not() {
+fn bundle_rollback_is_accepted_once_by_the_operator() {
     let mut world = World::with(|settings| settings.first_sequence = 7);
     world.device.start();
     world.device.wait_for("active");
@@ -63,7 +65,7 @@ fn a_bundle_that_went_back_is_accepted_on_the_operator_s_word_and_the_next_one_i
 }
 
 #[test]
-fn an_mis_that_has_forgotten_the_device_may_give_it_another_name_and_that_is_said_loudly() {
+fn mis_that_lost_the_device_may_rename_it_with_a_log_entry() {
     let world = World::renewing();
     let before = world.device.status();
     world.mis.forget_devices().unwrap(); // restored from an old backup: 401 at renewal, 201 at enrollment (R6, E9)
@@ -77,7 +79,7 @@ fn an_mis_that_has_forgotten_the_device_may_give_it_another_name_and_that_is_sai
 }
 
 #[test]
-fn an_order_to_renew_renews_at_once_and_gives_a_new_key() {
+fn renew_command_renews_at_once_with_a_new_key() {
     let world = World::enrolled();
     let (before, key) = (world.device.status(), world.device.published("key.pem"));
     assert!(world.device.run(&["renew"]).status.success());
@@ -87,7 +89,7 @@ fn an_order_to_renew_renews_at_once_and_gives_a_new_key() {
 }
 
 #[test]
-fn no_order_shortens_a_wait_that_the_mis_asked_for() {
+fn no_command_shortens_a_retry_after_delay() {
     let mut world = World::new();
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(429, "too-many-requests", Some("4")));
     world.device.start();
@@ -104,7 +106,7 @@ fn no_order_shortens_a_wait_that_the_mis_asked_for() {
 }
 
 #[test]
-fn a_clock_behind_what_was_proven_is_not_believed_before_the_mis_agrees_with_it() {
+fn clock_behind_proven_time_is_not_trusted_until_the_mis_agrees() {
     let mut world = World::enrolled();
     let before = world.device.status();
     world.device.kill();
@@ -129,7 +131,7 @@ fn a_clock_behind_what_was_proven_is_not_believed_before_the_mis_agrees_with_it(
 }
 
 #[test]
-fn a_clock_that_the_operator_believes_is_believed() {
+fn clock_confirmed_by_the_operator_is_trusted() {
     let mut world = World::enrolled();
     world.device.kill();
     let record = world.device.path("state/private/time.json");
@@ -142,7 +144,7 @@ fn a_clock_that_the_operator_believes_is_believed() {
 }
 
 #[test]
-fn a_wait_is_for_the_mis_that_asked_for_it_and_not_for_another() {
+fn retry_after_delay_holds_for_its_mis_only() {
     let mut world = World::new();
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(429, "too-many-requests", Some("86400")));
     world.device.start();
@@ -154,7 +156,7 @@ fn a_wait_is_for_the_mis_that_asked_for_it_and_not_for_another() {
 }
 
 #[test]
-fn what_is_left_of_a_wait_is_told_by_a_clock_that_can_be_right() {
+fn rest_of_a_retry_after_delay_is_measured_by_a_trusted_clock() {
     for proven in [4_102_444_800_000, now() + 30 * 60_000] {
         after_a_boot_with(proven);
     }
@@ -171,7 +173,8 @@ fn after_a_boot_with(proven: u128) {
     world.device.start();
     world.device.wait_for_error("too-many-requests");
     world.device.kill();
-    // Nearly all of it was spent switched off. The device starts with a clock that tells it nothing.
+    // Nearly all of it was spent switched off. The device starts with a clock that tells it
+    // nothing.
     let private = world.device.path("state/private");
     let waits = private.join("waits.json");
     let mut record: Value = serde_json::from_slice(&fs::read(&waits).unwrap()).unwrap();

@@ -1,4 +1,5 @@
-//! The MIS behind a real proxy (tinyproxy): through it, around it, and what is said when it is in the way.
+//! The MIS behind a real proxy (tinyproxy): through it, around it, and what is said when it is in
+//! the way.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -27,7 +28,7 @@ fn shows_no_password(world: &World) {
 }
 
 #[test]
-fn a_device_enrolls_and_renews_through_a_proxy_with_a_password_from_a_file() {
+fn device_enrolls_and_renews_through_a_proxy_with_a_password() {
     let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
     let proxy = Tinyproxy::start(world.mis.port(), GUARDED);
     fs::write(world.device.path("proxy.auth"), format!("user:{PASSWORD}\n")).unwrap();
@@ -40,11 +41,11 @@ fn a_device_enrolls_and_renews_through_a_proxy_with_a_password_from_a_file() {
     shows_no_password(&world);
 }
 
-/// The environment itself is on the stack of the first thread, from the start to the end of the process; the header with
-/// the password, in Base64, is with the HTTP client.
+/// The environment itself is on the stack of the first thread, from the start to the end of the
+/// process; the header with the password, in Base64, is with the HTTP client.
 #[test]
 #[ignore = "needs root: the memory of the agent is closed to others"]
-fn a_password_in_the_environment_is_nowhere_else_in_memory() {
+fn proxy_password_of_the_environment_has_no_copy_in_memory() {
     const LONG: &str = "correct-horse-battery-staple";
     let mut world = World::new();
     let proxy = Tinyproxy::start(world.mis.port(), &format!("BasicAuth user {LONG}"));
@@ -56,7 +57,7 @@ fn a_password_in_the_environment_is_nowhere_else_in_memory() {
 }
 
 #[test]
-fn the_password_may_stand_in_the_environment_or_come_as_a_credential_of_systemd_s() {
+fn proxy_password_comes_from_environment_or_credential() {
     let mut world = World::new();
     let proxy = Tinyproxy::start(world.mis.port(), GUARDED);
     world.device.environment("HTTPS_PROXY", &proxy.url(ADMITTED));
@@ -78,7 +79,7 @@ fn the_password_may_stand_in_the_environment_or_come_as_a_credential_of_systemd_
 }
 
 #[test]
-fn a_proxy_that_does_not_let_the_device_through_is_named_with_what_to_do() {
+fn refusing_proxy_is_named_with_what_to_do() {
     let mut world = World::new();
     let proxy = Tinyproxy::start(world.mis.port(), GUARDED);
     let port = world.mis.port();
@@ -111,7 +112,7 @@ fn a_proxy_that_does_not_let_the_device_through_is_named_with_what_to_do() {
 }
 
 #[test]
-fn a_proxy_that_is_down_is_named_and_found_again() {
+fn proxy_that_is_down_is_named_and_found_again() {
     let mut world = World::new();
     let mut proxy = Tinyproxy::stopped();
     world.device.configure(&behind(&world, &format!("proxy = \"{}\"", proxy.url("")), ""));
@@ -143,7 +144,7 @@ fn fake(answer: impl Fn(TcpStream) + Send + 'static) -> String {
 }
 
 #[test]
-fn something_that_is_no_proxy_is_named_too() {
+fn server_that_is_no_proxy_is_named() {
     let says = |text: &'static str| {
         fake(move |mut stream| {
             let _ = stream.read(&mut [0; 4096]);
@@ -174,7 +175,7 @@ fn something_that_is_no_proxy_is_named_too() {
 }
 
 #[test]
-fn some_hosts_are_reached_without_the_proxy() {
+fn no_proxy_hosts_are_reached_directly() {
     let proxy = Tinyproxy::stopped();
     for (lines, environment) in [
         (format!("proxy = \"{}\"\nno_proxy = [\"127.0.0.1\"]", proxy.url("")), vec![]),
@@ -193,7 +194,7 @@ fn some_hosts_are_reached_without_the_proxy() {
 }
 
 #[test]
-fn a_proxy_of_another_kind_in_the_environment_is_named_and_not_passed_by() {
+fn unsupported_proxy_of_the_environment_is_not_bypassed() {
     let mut world = World::new();
     world.device.environment("https_proxy", "https://user:hunter2@proxy.example:3128");
     world.device.start();
@@ -206,7 +207,7 @@ fn a_proxy_of_another_kind_in_the_environment_is_named_and_not_passed_by() {
 }
 
 #[test]
-fn the_mis_is_authenticated_through_the_proxy_as_without_it() {
+fn mis_is_authenticated_through_the_proxy_as_without_it() {
     let (other, mut world) = (World::new(), World::new());
     let proxy = Tinyproxy::start(world.mis.port(), "");
     let lines = format!("proxy = \"{}\"", proxy.url(""));

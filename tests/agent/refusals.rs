@@ -7,7 +7,7 @@ use development_mis::{AnchorStep, ClientKind, Endpoint, Fault};
 use crate::world::World;
 
 #[test]
-fn a_permanent_refusal_blocks_and_is_not_repeated_until_a_restart() {
+fn permanent_refusal_blocks_until_a_restart() {
     for (status, code) in [
         (400, "invalid-svid-request"),
         (400, "invalid-audience"),
@@ -38,7 +38,7 @@ fn a_permanent_refusal_blocks_and_is_not_repeated_until_a_restart() {
 }
 
 #[test]
-fn a_changed_discovery_document_ends_the_block() {
+fn changed_discovery_document_ends_the_block() {
     let mut world = World::new();
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(422, "unsupported-method", None));
     world.device.start();
@@ -49,7 +49,7 @@ fn a_changed_discovery_document_ends_the_block() {
 }
 
 #[test]
-fn what_may_pass_is_tried_again_with_backoff() {
+fn transient_failure_is_retried_with_backoff() {
     for fault in [
         Fault::answer(400, &[("content-type", "text/html")], "<html>Bad Request</html>"), // a proxy's (P5)
         Fault::answer(422, &[], ""),
@@ -84,7 +84,7 @@ fn what_may_pass_is_tried_again_with_backoff() {
 }
 
 #[test]
-fn a_slow_refusal_is_shown_and_tried_again_at_the_cap() {
+fn slow_refusal_is_shown_and_retried_at_the_cap() {
     for (status, code) in
         [(401, "invalid-bootstrap-proof"), (401, "about:blank"), (403, "about:blank"), (404, "about:blank")]
     {
@@ -108,7 +108,7 @@ fn a_slow_refusal_is_shown_and_tried_again_at_the_cap() {
 }
 
 #[test]
-fn retry_after_is_kept_to_the_second_also_across_a_restart() {
+fn retry_after_is_honored_to_the_second_across_a_restart() {
     let mut world = World::new();
     world.mis.fault(Endpoint::Enrollment, Fault::problem(429, "too-many-requests", Some("10")));
     world.device.start();
@@ -122,7 +122,7 @@ fn retry_after_is_kept_to_the_second_also_across_a_restart() {
 }
 
 #[test]
-fn rotation_refused_at_renewal_means_the_existing_key_at_once() {
+fn refused_rotation_leads_to_the_current_key_at_once() {
     let world = World::renewing();
     world.mis.policy(|policy| policy.rotation_at_renewal = false);
     let before = world.device.status();
@@ -141,7 +141,7 @@ fn rotation_refused_at_renewal_means_the_existing_key_at_once() {
 }
 
 #[test]
-fn a_401_at_renewal_leads_to_an_enrollment_under_the_same_name() {
+fn renewal_401_leads_to_an_enrollment_with_the_same_name() {
     let world = World::renewing();
     let before = world.device.status();
     world.mis.invalidate_svids().unwrap();
@@ -153,7 +153,7 @@ fn a_401_at_renewal_leads_to_an_enrollment_under_the_same_name() {
 }
 
 #[test]
-fn the_whole_problem_is_in_the_log() {
+fn problem_details_are_logged_completely() {
     let mut world = World::new();
     let problem = "{\"type\":\"https://example.com/errors/odd\",\"title\":\"Odd\",\"status\":503,\
                    \"detail\":\"the moon is full\",\"instance\":\"urn:audit:4711\"}";
@@ -171,7 +171,7 @@ fn the_whole_problem_is_in_the_log() {
 }
 
 #[test]
-fn a_certificate_refused_in_the_handshake_at_renewal_is_a_401_too() {
+fn handshake_refusal_at_renewal_counts_as_a_401() {
     let world = World::renewing();
     let before = world.device.status();
     world.mis.policy(|policy| policy.refuse_in_handshake = true);
@@ -184,7 +184,7 @@ fn a_certificate_refused_in_the_handshake_at_renewal_is_a_401_too() {
 }
 
 #[test]
-fn a_wait_that_outlasts_the_svid_is_told_ahead_in_log_status_and_metrics() {
+fn retry_after_that_outlasts_the_svid_is_reported_ahead() {
     let world = World::renewing();
     let day = Fault::problem(429, "too-many-requests", Some("86400"));
     world.mis.sticky_fault(Endpoint::Renewal, day);
@@ -203,7 +203,7 @@ fn a_wait_that_outlasts_the_svid_is_told_ahead_in_log_status_and_metrics() {
 }
 
 #[test]
-fn who_has_to_act_is_told_what_to_do() {
+fn hint_says_who_has_to_do_what() {
     for (fault, act) in [
         (Fault::problem(401, "invalid-bootstrap-proof", None), "SHA-256 of the factory certificate"),
         (Fault::problem(403, "about:blank", None), "ask the operator of the MIS whether"),

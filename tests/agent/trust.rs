@@ -11,14 +11,14 @@ use crate::support::agent::Device;
 use crate::world::{self, World};
 
 #[test]
-fn without_initial_trust_no_one_is_contacted() {
+fn no_connection_is_made_without_initial_trust() {
     let mut world = World::new();
     let config = world::config(&world.mis, &world.tpm, "");
     let ca_line = config.lines().find(|line| line.starts_with("ca_file")).unwrap();
     world.device.configure(&config.replace(ca_line, ""));
     world.device.start();
     let status = world.device.wait_for("blocked");
-    assert!(status["lastError"]["detail"].as_str().unwrap().contains("no initial trust is configured"));
+    assert!(status["lastError"]["detail"].as_str().unwrap().contains("no trust anchor is configured"));
     let (_, contacts) = world.after(Duration::from_secs(1));
     assert!(
         contacts.is_empty() && world.mis.journal().is_empty() && world.mis.refused_handshakes().is_empty()
@@ -59,7 +59,7 @@ fn presenting_its_ca() -> World {
 }
 
 #[test]
-fn a_pinned_server_is_enrolled_with_whatever_its_ca() {
+fn pinned_server_is_trusted_whatever_its_ca() {
     let mut world = World::new();
     world.device.configure(&trusting(&world, &pins(&[&pin(&world, &world.mis.server_cert())])));
     world.device.start();
@@ -67,7 +67,7 @@ fn a_pinned_server_is_enrolled_with_whatever_its_ca() {
 }
 
 #[test]
-fn a_pinned_ca_vouches_for_the_servers_that_present_it() {
+fn pinned_ca_authenticates_servers_that_present_it() {
     let mut world = presenting_its_ca();
     world.device.configure(&trusting(&world, &pins(&[&pin(&world, &world.mis.ca_file())])));
     world.device.start();
@@ -100,7 +100,7 @@ fn anchors_and_pins_must_both_hold() {
 }
 
 #[test]
-fn an_unrelated_pinned_certificate_in_the_chain_proves_nothing() {
+fn pinned_certificate_off_the_path_proves_nothing() {
     let other = World::new();
     for certificate in [other.mis.ca_file(), other.mis.server_cert()] {
         let mut world = World::with(|settings| {
@@ -119,7 +119,7 @@ fn an_unrelated_pinned_certificate_in_the_chain_proves_nothing() {
 }
 
 #[test]
-fn the_name_and_the_validity_of_a_pinned_server_still_count() {
+fn name_and_validity_of_a_pinned_server_are_checked() {
     let mut world = World::with(|settings| settings.server_fault = Some(ServerFault::Expired));
     let pinned = pins(&[&pin(&world, &world.mis.server_cert())]);
     world.device.configure(&trusting(&world, &pinned));
@@ -135,7 +135,7 @@ fn the_name_and_the_validity_of_a_pinned_server_still_count() {
 }
 
 #[test]
-fn the_operating_system_s_store_counts_only_where_it_is_named() {
+fn system_roots_are_used_only_where_configured() {
     let other = World::new();
     let mut world = World::new();
     world.device.environment("SSL_CERT_FILE", world.mis.ca_file().to_str().unwrap());
@@ -150,7 +150,7 @@ fn the_operating_system_s_store_counts_only_where_it_is_named() {
 }
 
 #[test]
-fn an_empty_store_of_the_operating_system_is_named() {
+fn empty_system_roots_are_reported() {
     let mut world = World::new();
     let empty = world.device.path("empty.pem");
     std::fs::write(&empty, "").unwrap();
@@ -198,7 +198,7 @@ impl Elsewhere {
 }
 
 #[test]
-fn a_public_store_alone_is_not_enough_to_be_led_to_another_origin() {
+fn discovery_under_system_roots_must_not_leave_its_origin() {
     let mut world = World::new();
     world.device.environment("SSL_CERT_FILE", world.mis.ca_file().to_str().unwrap());
     let elsewhere = Elsewhere::of(&world);
@@ -218,7 +218,7 @@ fn a_public_store_alone_is_not_enough_to_be_led_to_another_origin() {
 }
 
 #[test]
-fn a_provisioned_ca_or_pin_is_enough_to_be_led_to_another_origin() {
+fn discovery_under_a_ca_or_pin_may_lead_to_another_origin() {
     let other = World::new();
     let anchored = |world: &World| format!("{}\nsystem_roots = true", ca_line(&world.mis.ca_file()));
     let pinned =
@@ -240,7 +240,7 @@ fn a_provisioned_ca_or_pin_is_enough_to_be_led_to_another_origin() {
 }
 
 #[test]
-fn what_was_cached_under_a_provisioned_trust_is_not_followed_elsewhere_under_a_public_one() {
+fn cached_discovery_is_rechecked_under_system_roots() {
     let mut world = World::new();
     world.device.environment("SSL_CERT_FILE", world.mis.ca_file().to_str().unwrap());
     let elsewhere = Elsewhere::of(&world);
@@ -260,7 +260,7 @@ fn what_was_cached_under_a_provisioned_trust_is_not_followed_elsewhere_under_a_p
 }
 
 #[test]
-fn a_304_proves_no_more_than_a_200() {
+fn response_304_proves_no_more_than_a_200() {
     let (other, mut world) = (World::new(), World::new());
     // A provisioned file that vouches at first, beside a public store that always does.
     let file = world.device.path("ca.pem");
@@ -279,7 +279,7 @@ fn a_304_proves_no_more_than_a_200() {
 }
 
 #[test]
-fn a_replaced_ca_file_counts_at_the_next_connection() {
+fn replaced_ca_file_is_used_for_the_next_connection() {
     let (other, mut world) = (World::new(), World::new());
     let file = world.device.path("ca.pem");
     std::fs::copy(world.mis.ca_file(), &file).unwrap();
@@ -295,7 +295,7 @@ fn a_replaced_ca_file_counts_at_the_next_connection() {
 }
 
 #[test]
-fn replaced_pins_count_from_the_reload_on() {
+fn replaced_pins_are_used_after_the_reload() {
     let mut world = World::new();
     let (good, other) = (pin(&world, &world.mis.server_cert()), pin(&world, &world.mis.factory_cert()));
     world.device.configure(&trusting(&world, &pins(&[&good])));
@@ -310,7 +310,7 @@ fn replaced_pins_count_from_the_reload_on() {
 }
 
 #[test]
-fn a_bad_ca_file_leaves_the_last_good_trust_in_use_and_is_shown() {
+fn bad_ca_file_keeps_the_last_good_trust_and_is_shown() {
     let mut world = World::new();
     let file = world.device.path("ca.pem");
     std::fs::copy(world.mis.ca_file(), &file).unwrap();
@@ -328,7 +328,8 @@ fn a_bad_ca_file_leaves_the_last_good_trust_in_use_and_is_shown() {
     world.wait_for_requests(Endpoint::Bundle, seen + 2); // the MIS is still authenticated, by the one before
     assert_eq!(said(&world.device, bad), 1, "once, not at every use");
 
-    // A reload does not lose it, whether of the same configuration or of one that names a missing file.
+    // A reload does not lose it, whether of the same configuration or of one that names a missing
+    // file.
     world.device.signal("HUP");
     world.device.wait_until("it is read", |device| said(device, "has been read anew") == 1);
     let seen = world.seen(Endpoint::Bundle).len();
@@ -346,7 +347,7 @@ fn a_bad_ca_file_leaves_the_last_good_trust_in_use_and_is_shown() {
 }
 
 #[test]
-fn what_was_trusted_for_one_mis_is_not_for_another() {
+fn trust_of_one_mis_is_not_used_for_another() {
     let (world, other) = (World::enrolled(), World::new());
     let config = world::config(&other.mis, &world.tpm, "");
     let (bad, there) = (ca_line(Path::new("/nonexistent/ca.pem")), ca_line(&other.mis.ca_file()));
@@ -359,7 +360,7 @@ fn what_was_trusted_for_one_mis_is_not_for_another() {
 }
 
 #[test]
-fn a_bad_ca_file_at_the_start_blocks_until_it_is_good() {
+fn bad_ca_file_at_start_blocks_until_corrected() {
     let mut world = World::new();
     let file = world.device.path("ca.pem");
     std::fs::write(&file, "garbage").unwrap();
@@ -372,7 +373,7 @@ fn a_bad_ca_file_at_the_start_blocks_until_it_is_good() {
 }
 
 #[test]
-fn a_server_that_the_anchors_do_not_vouch_for_gets_nothing() {
+fn untrusted_server_gets_nothing() {
     let other = World::new();
     let mut world = World::new();
     let config = world::config(&world.mis, &world.tpm, "");
@@ -388,7 +389,7 @@ fn a_server_that_the_anchors_do_not_vouch_for_gets_nothing() {
 }
 
 #[test]
-fn a_server_certificate_that_is_not_good_now_is_refused_with_its_reason() {
+fn invalid_server_certificate_is_refused_with_its_reason() {
     for (fault, why) in [
         (ServerFault::Expired, "has expired"),
         (ServerFault::NotYetValid, "is not valid yet"),
@@ -402,7 +403,7 @@ fn a_server_certificate_that_is_not_good_now_is_refused_with_its_reason() {
 }
 
 #[test]
-fn the_name_in_the_url_must_be_in_the_certificate() {
+fn host_of_the_url_must_be_in_the_certificate() {
     let mut world = World::with(|settings| settings.hosts = vec!["mis.example".into()]);
     let config = world::config(&world.mis, &world.tpm, "");
     world.device.configure(&config.replace("https://mis.example:", "https://127.0.0.1:"));
@@ -412,7 +413,7 @@ fn the_name_in_the_url_must_be_in_the_certificate() {
 }
 
 #[test]
-fn an_ip_address_is_matched_by_its_own_kind_of_name() {
+fn ip_address_is_matched_by_an_ip_san_only() {
     let mut world = World::with(|settings| settings.hosts = vec!["127.0.0.1".into()]);
     world.device.start();
     world.device.wait_for("active");
@@ -423,7 +424,7 @@ fn an_ip_address_is_matched_by_its_own_kind_of_name() {
 /// "localhost".
 #[test]
 #[ignore = "needs root: gives the agent a file of hosts of its own"]
-fn a_host_name_is_resolved_and_matched() {
+fn host_name_is_resolved_and_matched() {
     const HOST: &str = "mis.factory.example";
     const WITH_HOSTS: &str = "cp -a /etc \"$ETC\" && mount --bind \"$ETC\" /etc \
         && rm -f /etc/hosts /etc/nsswitch.conf && echo \"127.0.0.1 $NAME\" >/etc/hosts \

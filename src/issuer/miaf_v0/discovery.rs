@@ -95,7 +95,8 @@ impl Discovery {
     /// Parses the JSON document. Unknown members are ignored (miaf-v0 D4).
     ///
     /// # Errors
-    /// [`DiscoveryError`]: a member that D3 requires is missing, mistyped, or not what it claims to be.
+    /// [`DiscoveryError`]: a member that D3 requires is missing, mistyped, or not what it claims to
+    /// be.
     pub fn from_json(body: &str) -> Result<Self, DiscoveryError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -156,9 +157,9 @@ impl Discovery {
         &self.profiles.shown
     }
 
-    /// Checks that the document leads to its own origin only. That is required where only a public trust
-    /// store authenticates its server: a holder of a public certificate for its name could send the
-    /// device to another one (miaf-v0 D7). `url` is the document's.
+    /// Checks that the document leads to its own origin only. That is required where only a public
+    /// trust store authenticates its server: a holder of a public certificate for its name could
+    /// send the device to another one (miaf-v0 D7). `url` is the document's.
     ///
     /// # Errors
     /// [`DiscoveryError::OtherOrigin`].
@@ -221,8 +222,9 @@ pub enum DiscoveryError {
     },
     /// It leads to another origin, and only a public trust store authenticates its server (D7).
     #[error(
-        "its {member} is at {origin} and the document itself at {document}, whose server is authenticated by the \
-         operating system's store only (system_roots), which is not enough to lead to another origin"
+        "its {member} is at {origin} and the document itself at {document}, whose server is \
+         authenticated by the operating system's store only (system_roots), which is not enough to \
+         lead to another origin"
     )]
     OtherOrigin {
         /// The member.
@@ -322,8 +324,8 @@ mod tests {
             for (document, member) in [(at(other, here), base), (at(here, other), bundle)] {
                 let why = document.unwrap_err().to_string();
                 let origin = Url::parse(other).unwrap().origin().ascii_serialization();
-                for said in [member, origin.as_str(), "https://mis.northstar-ida.com"] {
-                    assert!(why.contains(said), "{why}");
+                for part in [member, origin.as_str(), "https://mis.northstar-ida.com"] {
+                    assert!(why.contains(part), "{why}");
                 }
             }
         }

@@ -16,7 +16,8 @@ use crate::text::Excerpt;
 
 /// Limit on the bytes of a response.
 pub(super) const MAX_RESPONSE: usize = 512 * 1024;
-/// Limit on the certificates that are read of a response. A [`Chain`] has fewer, and names their number.
+/// Limit on the certificates that are read of a response. A [`Chain`] has fewer, and names their
+/// number.
 const MAX_CHAIN: usize = 32;
 /// Limit on the characters of the fault of a response.
 const MAX_REASON: usize = 400;

@@ -1,5 +1,5 @@
-//! MIAF v0 (docs/conformance.md, D, E, R and P): the discovery document, enrollment and renewal as JSON,
-//! and the meaning of Problem Details.
+//! MIAF v0 (docs/conformance.md, D, E, R and P): the discovery document, enrollment and renewal as
+//! JSON, and the meaning of Problem Details.
 
 mod discovery;
 mod enrollment;

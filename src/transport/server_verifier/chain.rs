@@ -1,13 +1,14 @@
-//! The certificates that a server presents. They come from an unauthenticated peer, so their number is
-//! limited, and only those are offered to the path search that a trust anchor leads to: the search is
-//! then as short as the chain, whatever else was sent.
+//! The certificates that a server presents. They come from an unauthenticated peer, so their number
+//! is limited, and only those are offered to the path search that a trust anchor leads to: the
+//! search is then as short as the chain, whatever else was sent.
 //!
 //! Two things that webpki refuses are processed here, as RFC 5280 says, and webpki is given the
 //! certificate as it would read without them. Signatures are checked on what was sent.
 //!
-//! - **Policies** (section 6.1): every policy is acceptable, and none is required unless a certificate says
-//!   so (`policyConstraints`). Then `certificatePolicies` and `inhibitAnyPolicy` decide nothing, and need not
-//!   be refused for being critical. With `policyConstraints` anywhere they are.
+//! - **Policies** (section 6.1): every policy is acceptable, and none is required unless a
+//!   certificate says so (`policyConstraints`). Then `certificatePolicies` and `inhibitAnyPolicy`
+//!   decide nothing, and need not be refused for being critical. With `policyConstraints` anywhere
+//!   they are.
 //! - **Name constraints on directory names** (section 6.1.3 (b), (c)).
 
 use std::borrow::Cow;
@@ -25,8 +26,8 @@ pub(super) const MAX_CERTIFICATES: usize = 6;
 /// Limit on the bytes of one of them.
 pub(super) const MAX_CERTIFICATE: usize = 16 * 1024;
 
-/// Content of the object identifiers of the policy qualifiers that RFC 5280 section 4.2.1.4 defines: a
-/// pointer to a text and a text, which decide nothing.
+/// Content of the object identifiers of the policy qualifiers that RFC 5280 section 4.2.1.4
+/// defines: a pointer to a text and a text, which decide nothing.
 const KNOWN_QUALIFIERS: [&[u8]; 2] = [&[0x2b, 6, 1, 5, 5, 7, 2, 1], &[0x2b, 6, 1, 5, 5, 7, 2, 2]];
 const DIRECTORY_NAME: u8 = 0xa4;
 const PERMITTED: u8 = 0xa0;
@@ -101,8 +102,9 @@ impl<'a> Chain<'a> {
         &self.certificates
     }
 
-    /// The readings of those that a path to an anchor can lead over: signed with the key of an anchor, or
-    /// with that of another of them. Each signature is checked with a key that an anchor vouches for.
+    /// The readings of those that a path to an anchor can lead over: signed with the key of an
+    /// anchor, or with that of another of them. Each signature is checked with a key that an anchor
+    /// vouches for.
     pub(super) fn certified(&self, anchors: &[TrustAnchor<'_>]) -> Vec<CertificateDer<'_>> {
         let mut waiting: Vec<(&Certificate<'_>, &CertificateDer<'_>)> = Vec::new();
         for other in self.others() {
@@ -157,7 +159,8 @@ impl<'a> Chain<'a> {
         let mut below = vec![own];
         for issuer in path.intermediate_certificates() {
             let reading = issuer.der();
-            // Of several that read the same, each counts: one may have been made to hide the constraints of another.
+            // Of several that read the same, each counts: one may have been made to hide the
+            // constraints of another.
             let mut alike = self.others().iter().filter(|other| other.reading == reading);
             let Some(first) = alike.next() else { return false };
             let allow = |one: &Presented<'_>| one.directories.as_ref().is_none_or(|s| s.allow_all(&below));
@@ -243,8 +246,8 @@ pub(super) struct Subtrees {
     excluded: Vec<ComparableName>,
 }
 
-/// Takes the directory names out of NameConstraints (both as content of their SEQUENCE). `None`: there are
-/// none, or there is something about them that is not understood; webpki refuses it then.
+/// Takes the directory names out of NameConstraints (both as content of their SEQUENCE). `None`:
+/// there are none, or there is something about them that is not understood; webpki refuses it then.
 fn without_directories(constraints: &[u8]) -> Option<(Vec<u8>, Subtrees)> {
     let (mut rest, mut subtrees) = (Vec::new(), Subtrees::default());
     for kind in x509::elements(constraints)? {
@@ -290,8 +293,8 @@ impl Subtrees {
     }
 }
 
-/// The subject, unless it is empty, and the directory names of the subjectAltName. `None`: one cannot
-/// be compared.
+/// The subject, unless it is empty, and the directory names of the subjectAltName. `None`: one
+/// cannot be compared.
 fn directory_names(certificate: &Certificate<'_>) -> Option<Vec<ComparableName>> {
     let mut names = vec![ComparableName::read(certificate.subject)?];
     names.retain(|name| !name.is_empty());

@@ -15,8 +15,9 @@ const MAX_NAME: usize = 80;
 /// Limit on the characters of a library's message, where this agent has no words of its own.
 const MAX_UNKNOWN: usize = 120;
 
-const ALGORITHMS: &str = "Certificates of a server may be signed with RSA (2048 to 8192 bits, PKCS #1 or PSS) and SHA-256, \
-                          384 or 512, with ECDSA on P-256 or P-384 and SHA-256 or 384, or with Ed25519";
+const ALGORITHMS: &str = "Certificates of a server may be signed with RSA (2048 to 8192 bits, PKCS \
+                          #1 or PSS) and SHA-256, 384 or 512, with ECDSA on P-256 or P-384 and \
+                          SHA-256 or 384, or with Ed25519";
 
 /// Why webpki found no path, for people and for TLS.
 pub(super) fn of(error: &webpki::Error, chain: &Chain<'_>) -> (Reason, CertificateError) {
@@ -39,20 +40,20 @@ pub(super) fn of(error: &webpki::Error, chain: &Chain<'_>) -> (Reason, Certifica
         E::UnsupportedCertVersion => (version(chain), C::BadEncoding),
         E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension => (
             Reason::from(
-                "its certificate, or an intermediate above it, is not meant for servers: its extKeyUsage \
-                 lacks serverAuth",
+                "its certificate, or an intermediate above it, is not meant for servers: its \
+                 extKeyUsage lacks serverAuth",
             )
             .with_hint("Have its CA issue one for TLS servers"),
             C::InvalidPurpose,
         ),
         E::CaUsedAsEndEntity => (
             Reason::from(
-                "its certificate is marked as a CA's (CA:TRUE in basicConstraints), as `openssl req -x509` \
-                 makes them",
+                "its certificate is marked as a CA's (CA:TRUE in basicConstraints), as `openssl req \
+                 -x509` makes them",
             )
             .with_hint(
-                "Have a CA issue one for the server; or put it into ca_file itself, or pin its key in \
-                 spki_sha256 alone",
+                "Have a CA issue one for the server; or put it into ca_file itself, or pin its key \
+                 in spki_sha256 alone",
             ),
             unacceptable,
         ),
@@ -62,8 +63,8 @@ pub(super) fn of(error: &webpki::Error, chain: &Chain<'_>) -> (Reason, Certifica
             unacceptable,
         ),
         E::PathLenConstraintViolated | E::MaximumPathDepthExceeded => (
-            "there are more intermediates between its certificate and its CA than a CA on the way allows (pathLen in \
-             basicConstraints)"
+            "there are more intermediates between its certificate and its CA than a CA on the way \
+             allows (pathLen in basicConstraints)"
                 .into(),
             unacceptable,
         ),
@@ -203,8 +204,8 @@ fn critical(chain: &Chain<'_>) -> Reason {
         "{what}. A certificate with an unknown critical extension must be refused (RFC 5280 section 4.2)"
     ))
     .with_hint(
-        "Have its CA issue it without that extension or not critical, or pin a key in spki_sha256 that is \
-         below it",
+        "Have its CA issue it without that extension or not critical, or pin a key in spki_sha256 \
+         that is below it",
     )
 }
 
@@ -248,8 +249,9 @@ fn name_constraints(chain: &Chain<'_>) -> String {
         format!(", whose subject is \"{}\" and whose names are {}", own.subject_name(), all.join(", "))
     });
     format!(
-        "the name constraints of {issuer} do not allow its certificate{}. Constraints on URIs, e-mail addresses and other \
-         names are not processed: they refuse every certificate that has such a name",
+        "the name constraints of {issuer} do not allow its certificate{}. Constraints on URIs, \
+         e-mail addresses and other names are not processed: they refuse every certificate that has \
+         such a name",
         names.unwrap_or_default()
     )
 }
@@ -265,8 +267,8 @@ fn algorithm(content: &[u8]) -> Reason {
 fn key(key: &[u8], signature: &[u8]) -> Reason {
     let (key, signature) = (x509::algorithm_name(key), x509::algorithm_name(signature));
     Reason::from(format!(
-        "a certificate in its chain is signed with {signature} by a key that is {key}, and the two together are not \
-         supported. {ALGORITHMS}"
+        "a certificate in its chain is signed with {signature} by a key that is {key}, and the two \
+         together are not supported. {ALGORITHMS}"
     ))
     .with_hint(SUPPORTED)
 }

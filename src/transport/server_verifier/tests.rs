@@ -274,7 +274,7 @@ fn name_constraints_on_directory_names_are_processed() {
     }
 }
 
-/// Somebody leaves the constraints out of a copy, which then reads like the original without them.
+/// A copy without the constraints has the same reading as the original.
 #[test]
 fn copy_without_constraints_does_not_hide_them() {
     let anchor = root(ca_params("root"));
@@ -343,7 +343,7 @@ fn certificate_in_ca_file_itself_needs_no_issuer() {
     let clients = own(&|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]);
     let expired = own(&|params| params.not_after = rcgen::date_time_ymd(2020, 1, 1));
     let strange = own(&|params| params.custom_extensions = vec![critical(&[1, 2, 3, 4], &[5, 0])]);
-    let elsewhere = own(&|params| params.subject_alt_names = Vec::new());
+    let unnamed = own(&|params| params.subject_alt_names = Vec::new());
     let pins = LoadedTrust { pins: pinned(&another).pins, ..in_ca_file(&[&plain]) };
     for (what, trust, presented, why) in [
         ("another", in_ca_file(&[&plain]), &another, "CA:TRUE in basicConstraints"),
@@ -362,7 +362,7 @@ fn certificate_in_ca_file_itself_needs_no_issuer() {
             &strange,
             "critical extension that is not processed here: 1.2.3.4",
         ),
-        ("without a name", in_ca_file(&[&elsewhere]), &elsewhere, "a common name does not count"),
+        ("without a name", in_ca_file(&[&unnamed]), &unnamed, "a common name does not count"),
     ] {
         let words = present(trust, &[presented]).unwrap_err();
         assert!(words.contains(why), "{what}: {words}");

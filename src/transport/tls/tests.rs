@@ -342,7 +342,7 @@ fn names_and_addresses_are_matched_under_every_form_of_trust() {
             assert!(why.contains("not for the name in the URL"), "{index} {name}: {why}");
         }
     }
-    // An address that stands where names do is none.
+    // An address in a dNSName is none.
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![rcgen::SanType::DnsName("192.0.2.1".try_into().unwrap())];
@@ -481,7 +481,7 @@ fn intermediates_between_server_and_anchor_must_be_valid() {
         let refused = meet(trust, &server, &[expired.der(), root.der()]).unwrap_err();
         assert!(refused.contains("has expired"), "{refused}");
     }
-    // And a server's certificate is no CA's, whoever signed it.
+    // And a server's certificate is no CA's, whatever its issuer.
     let posing = subordinate(Server::params(), &root);
     let server = Server::by(&posing);
     for trust in [ca_file(&[&root]), system(&[&root]), pins(&[root.der()]), pins(&[posing.der()])] {
@@ -489,10 +489,11 @@ fn intermediates_between_server_and_anchor_must_be_valid() {
     }
 }
 
-/// A server that asks for client certificates, or does not, and what the client makes of its answer.
+/// A server that verifier for client certificates, or does not, and what the client makes of its
+/// response.
 fn handshake(
     identity: Option<CertifiedKey>,
-    asks: Option<Arc<dyn rustls::server::danger::ClientCertVerifier>>,
+    verifier: Option<Arc<dyn rustls::server::danger::ClientCertVerifier>>,
 ) -> (Result<(), rustls::Error>, Arc<HandshakeObservation>) {
     let root = authority("root");
     let server = Server::by(&root);
@@ -503,7 +504,7 @@ fn handshake(
     let builder = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_protocol_versions(&[&TLS13])
         .unwrap();
-    let builder = match asks {
+    let builder = match verifier {
         Some(verifier) => builder.with_client_cert_verifier(verifier),
         None => builder.with_no_client_auth(),
     };
@@ -561,7 +562,7 @@ fn client_certificate_requests_are_recorded() {
     let (done, observation) = handshake(None, Some(client_verifier(&factory, true)));
     assert!(done.is_ok() && matches!(observation.request(), ClientAuthRequest::NoCertificate));
 
-    // Nobody showed anything, so nobody's certificate was refused.
+    // No certificate was sent, so none was refused.
     let (done, observation) = handshake(None, Some(client_verifier(&factory, false)));
     let TlsReason::Other(why) = describe(&done.unwrap_err(), &observation) else {
         panic!("{:?}", observation.request())
@@ -602,7 +603,7 @@ fn tls_failures_are_described_in_words() {
     let observation = HandshakeObservation::default();
     let shown = HandshakeObservation::default();
     shown.requested(ClientAuthRequest::Sent(Arc::new(identity_by(&authority("factory"), &|_| {}))));
-    let told = |error: E, observation: &HandshakeObservation| match describe(&error, observation) {
+    let description = |error: E, observation: &HandshakeObservation| match describe(&error, observation) {
         TlsReason::Server(why) => format!("server: {why}"),
         TlsReason::Client(why) => format!("client: {why}"),
         TlsReason::Other(why) => format!("other: {why}"),
@@ -663,7 +664,7 @@ fn tls_failures_are_described_in_words() {
         ),
         (E::General("x".repeat(5000)), &observation, "other: "),
     ] {
-        let words = told(error, observation);
+        let words = description(error, observation);
         assert!(words.contains(why), "{words}");
         assert!(words.chars().count() < 700, "{words}");
         for technical in

@@ -295,12 +295,12 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn command_line_is_consistent() {
         Arguments::command().debug_assert();
     }
 
     #[test]
-    fn times_are_read() {
+    fn times_are_parsed() {
         assert_eq!(duration("200ms"), Ok(Duration::from_millis(200)));
         assert_eq!(duration("90d"), Ok(Duration::from_secs(90 * 86_400)));
         for wrong in ["", "5", "s", "-1s", "5 s", "99999999999999999999s", "9999999999999999d"] {

@@ -305,8 +305,8 @@ impl Mis {
         self.service.journal.refused_handshakes()
     }
 
-    /// Waits for so many failed handshakes, and returns why they failed; `None` when `limit` is over.
-    /// (A client may see its alert before the server has noted it.)
+    /// Waits for so many failed handshakes, and returns why they failed; `None` when `limit` is
+    /// over. (A client may see its alert before the server has noted it.)
     pub fn wait_for_refused_handshakes(&self, limit: Duration, count: usize) -> Option<Vec<String>> {
         self.service.journal.wait_refused(limit, count)
     }

@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wraps_at_the_width_asked_for() {
+    fn pem_is_wrapped_at_the_requested_width() {
         for width in [1, 64, 76, 1000] {
             let text = encode("CERTIFICATE", &[7; 200], width);
             assert_eq!(certificates(text.as_bytes()).unwrap(), [vec![7; 200]]);

@@ -209,13 +209,13 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_the_protocol_defines() {
+    fn requests_of_the_protocol_are_parsed() {
         assert!(!refused(GOOD));
         assert!(!refused(&GOOD.replace(r#""m""#, r#""m","proof":null"#)));
     }
 
     #[test]
-    fn refuses_everything_else() {
+    fn other_requests_are_refused() {
         for (from, to) in [
             ("{\"svidProfileUri\"", "{\"extra\":1,\"svidProfileUri\""),
             ("\"csr\":\"x\"", "\"csr\":\"x\",\"extra\":1"),

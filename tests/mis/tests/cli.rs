@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_development-mis");
 
 #[test]
-fn it_explains_itself_listens_and_ends_on_a_signal() {
+fn mis_prints_help_listens_and_ends_on_a_signal() {
     for signal in ["INT", "TERM"] {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("mis");
@@ -39,7 +39,7 @@ fn it_explains_itself_listens_and_ends_on_a_signal() {
 
 /// A system without /etc/hosts does not resolve `localhost`.
 #[test]
-fn its_default_urls_need_no_name_resolution() {
+fn default_urls_need_no_name_resolution() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("mis");
     let mut child = Command::new(PROGRAM)
@@ -64,7 +64,7 @@ fn its_default_urls_need_no_name_resolution() {
 }
 
 #[test]
-fn the_folder_can_be_made_alone() {
+fn directory_can_be_created_alone() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("mis");
     let make = |more: &[&str]| {
@@ -80,7 +80,7 @@ fn the_folder_can_be_made_alone() {
 }
 
 #[test]
-fn the_readme_has_every_switch() {
+fn readme_has_every_switch() {
     let help = String::from_utf8(Command::new(PROGRAM).arg("--help").output().unwrap().stdout).unwrap();
     let readme = include_str!("../README.md");
     let switches: Vec<&str> = help

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::time::Duration;
 
 #[test]
-fn a_lost_answer_was_processed() {
+fn lost_response_was_processed() {
     let site = site(|_| ());
     let (mis, dir) = (&site.mis, site.dir.path());
     let body = enrollment(&csr(&key(dir, "device", P256)));
@@ -29,7 +29,7 @@ fn a_lost_answer_was_processed() {
 }
 
 #[test]
-fn answers_can_be_put_in_and_combined() {
+fn responses_can_be_replaced_and_combined() {
     let site = site(|_| ());
     let mis = &site.mis;
     let body = enrollment("anything");
@@ -76,7 +76,7 @@ fn bent(site: &Site, fault: SvidFault) -> (Svid, String, bool) {
 }
 
 #[test]
-fn svids_bend_in_the_way_that_was_named() {
+fn svid_faults_are_as_named() {
     use SvidFault::*;
     for mode in [IssuingMode::Root, IssuingMode::Intermediate] {
         let site = site(|settings| settings.mode = mode);
@@ -141,7 +141,7 @@ fn svids_bend_in_the_way_that_was_named() {
 }
 
 #[test]
-fn answers_bend_in_the_way_that_was_named() {
+fn response_faults_are_as_named() {
     let site = site(|_| ());
     let (mis, dir) = (&site.mis, site.dir.path());
     let body = enrollment(&csr(&key(dir, "device", P256)));
@@ -157,7 +157,7 @@ fn answers_bend_in_the_way_that_was_named() {
 }
 
 #[test]
-fn documents_bend_in_the_way_that_was_named() {
+fn document_faults_are_as_named() {
     use DocumentFault::*;
     let site = site(|settings| settings.first_sequence = 5);
     let mis = &site.mis;
@@ -191,7 +191,7 @@ fn documents_bend_in_the_way_that_was_named() {
 }
 
 #[test]
-fn an_outage_ends_where_it_began() {
+fn outage_ends_where_it_began() {
     let site = site(|_| ());
     let mis = &site.mis;
     let anonymous = client(mis, None);
@@ -209,7 +209,7 @@ fn an_outage_ends_where_it_began() {
 }
 
 #[test]
-fn one_can_wait_for_the_journal() {
+fn journal_can_be_waited_for() {
     let site = site(|_| ());
     let mis = &site.mis;
     let nothing = mis.wait_for(Duration::from_millis(1), |entries| !entries.is_empty());
@@ -226,7 +226,7 @@ fn one_can_wait_for_the_journal() {
 }
 
 #[test]
-fn the_servers_own_certificate_can_be_wrong() {
+fn server_certificate_can_be_wrong() {
     for fault in [ServerFault::Expired, ServerFault::NotYetValid, ServerFault::SelfSigned] {
         let site = site(|settings| settings.server_fault = Some(fault.clone()));
         let answer = client(&site.mis, None).get(site.mis.discovery_url()).send();

@@ -16,7 +16,7 @@ use std::time::Duration;
 const LONG: Duration = Duration::from_secs(120);
 
 #[test]
-fn discovery_says_what_d3_demands_and_revalidates() {
+fn discovery_has_the_members_of_d3_and_revalidates() {
     let site = site(|_| ());
     let mis = &site.mis;
     let anonymous = client(mis, None);
@@ -48,7 +48,7 @@ fn discovery_says_what_d3_demands_and_revalidates() {
 }
 
 #[test]
-fn everything_else_is_a_problem() {
+fn other_requests_get_problem_details() {
     let site = site(|_| ());
     let mis = &site.mis;
     let device = factory(mis);
@@ -209,7 +209,7 @@ fn requests_that_are_not_exactly_right_are_refused() {
 }
 
 #[test]
-fn the_order_of_refusals_is_that_of_the_sup() {
+fn order_of_refusals_is_that_of_the_sup() {
     let site = site(|_| ());
     let mis = &site.mis;
     let (device, anonymous) = (factory(mis), client(mis, None));
@@ -230,7 +230,7 @@ fn the_order_of_refusals_is_that_of_the_sup() {
 }
 
 #[test]
-fn bad_device_credentials_are_a_problem_and_not_a_broken_handshake() {
+fn bad_device_credentials_get_problem_details() {
     let site = site(|_| ());
     let (mis, dir) = (&site.mis, site.dir.path());
     let body = enrollment(&csr(&key(dir, "device", P256)));
@@ -259,7 +259,7 @@ fn bad_device_credentials_are_a_problem_and_not_a_broken_handshake() {
 }
 
 #[test]
-fn renewal_takes_the_current_svid_and_nothing_else() {
+fn renewal_requires_the_current_svid() {
     let site = site(|_| ());
     let (mis, dir) = (&site.mis, site.dir.path());
     let key_file = key(dir, "device", P256);
@@ -289,7 +289,7 @@ fn renewal_takes_the_current_svid_and_nothing_else() {
 }
 
 #[test]
-fn an_expired_svid_is_401() {
+fn expired_svid_is_401() {
     let site = site(|_| ());
     let (mis, dir) = (&site.mis, site.dir.path());
     let key_file = key(dir, "device", P256);
@@ -308,7 +308,7 @@ fn an_expired_svid_is_401() {
 }
 
 #[test]
-fn a_new_key_is_policy() {
+fn new_key_is_subject_to_the_policy() {
     let site = site(|_| ());
     let (mis, dir) = (&site.mis, site.dir.path());
     let (one, two, three) = (key(dir, "1", P256), key(dir, "2", P256), key(dir, "3", P256));
@@ -348,7 +348,7 @@ fn a_new_key_is_policy() {
 }
 
 #[test]
-fn admission_and_rate_limits_say_when_to_come_back() {
+fn admission_and_rate_limits_have_a_retry_after() {
     let site = site(|settings| settings.policy.admission = Admission::pending(7));
     let (mis, dir) = (&site.mis, site.dir.path());
     let key_file = key(dir, "device", P256);
@@ -377,7 +377,7 @@ fn admission_and_rate_limits_say_when_to_come_back() {
 }
 
 #[test]
-fn a_restart_keeps_devices_and_anchors() {
+fn restart_keeps_devices_and_anchors() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("mis");
     let settings = || Settings { folder: folder.clone(), ..Settings::default() };
@@ -426,7 +426,7 @@ fn anchors_rotate_without_a_gap() {
 }
 
 #[test]
-fn a_key_held_elsewhere_gets_a_device_credential() {
+fn external_key_gets_a_device_credential() {
     let site = site(|_| ());
     let (mis, dir) = (&site.mis, site.dir.path());
     let key_file = key(dir, "tpm", P256);
