@@ -1,4 +1,4 @@
-//! Admission that takes its time, and answers that are lost on the way (miaf-v0 E6 to E8).
+//! Pending admission, and lost responses (miaf-v0 E6 to E8).
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ fn unadmitted_device_waits_for_the_retry_after_delay() {
         "before Retry-After"
     );
     assert!(tries.windows(2).all(|two| two[0].csr_spki_sha256 == two[1].csr_spki_sha256));
-    // A restart forgets neither the wait nor what it is for.
+    // A restart forgets neither the retry-after delay nor its reason.
     world.mis.policy(|policy| policy.admission = Admission::pending(30));
     world.device.wait_until("a long wait", |_| {
         world.seen(Endpoint::Enrollment).iter().any(|e| e.retry_after == Some(30))

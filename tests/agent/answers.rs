@@ -1,5 +1,5 @@
-//! The answer is judged by every point of E4 before anything is replaced: at enrollment, and again
-//! at renewal.
+//! The issued chain is validated by every point of E4 before anything is replaced: at enrollment,
+//! and at renewal.
 
 use std::time::Duration;
 
@@ -100,7 +100,7 @@ fn early_svid_is_stored_and_adopted_when_valid() {
     world.device.kill(); // it is durable
     world.device.start();
     world.device.wait_for("active");
-    assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "no second one was asked for");
+    assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "no second one was requested");
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn unknown_issuer_leads_to_a_bundle_fetch_before_a_refusal() {
     assert!(world.seen(Endpoint::Bundle).len() >= 2);
 }
 
-/// RFC 5280, section 4.1.2.2: an issuer gives each certificate a number of its own.
+/// RFC 5280, section 4.1.2.2: an issuer gives each certificate a unique serial number.
 #[test]
 fn renewal_with_the_current_serial_is_refused() {
     let mut world = World::with(|settings| world::long_enough(&mut settings.policy));

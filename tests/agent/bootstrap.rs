@@ -16,7 +16,7 @@ use crate::world::{self, World};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// Puts a file in the place of another, as whoever provisions a device should.
+/// Replaces a file atomically, as a provisioning tool should.
 fn replace(with: &Path, at: &Path) {
     let beside = at.with_extension("beside");
     fs::copy(with, &beside).unwrap();
@@ -136,7 +136,10 @@ fn expired_intermediate_is_named() {
     world.mis.policy(|policy| policy.refuse_in_handshake = true);
     world.device.start();
     let status = world.device.wait_for_error("its intermediate");
-    assert!(status["lastError"]["detail"].as_str().unwrap().contains("\"CN=line-4\" ended at"), "{status:#}");
+    assert!(
+        status["lastError"]["detail"].as_str().unwrap().contains("\"CN=line-4\" expired at"),
+        "{status:#}"
+    );
     assert!(world.device.log().contains("an intermediate of the factory certificate has expired"));
 }
 
@@ -175,7 +178,7 @@ fn factory_certificate_expiry_is_announced_in_time() {
     let mut world = world_with(&spec);
     world.device.start();
     world.device.wait_for("active");
-    assert!(world.device.log().contains("the factory certificate expires soon"), "{}", world.device.log());
+    assert!(world.device.log().contains("factory certificate expires soon"), "{}", world.device.log());
     let told = String::from_utf8(world.device.run(&["status"]).stdout).unwrap();
     assert!(told.contains("(in 2months"), "{told}");
 }
@@ -196,7 +199,7 @@ fn bad_replacement_keeps_the_last_good_credential() {
     fs::write(&garbage, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
     for (bad, bad_key, why) in [
         (&garbage, &good_key, "a certificate in it is damaged"),
-        (&another, &good_key, "do not belong together"),
+        (&another, &good_key, "does not belong to the factory certificate"),
         (&expired, &expired_key, "the factory certificate expired"),
     ] {
         replace(bad, &certificate);
@@ -215,9 +218,9 @@ fn bad_replacement_keeps_the_last_good_credential() {
     replace(&good, &certificate);
     replace(&good_key, &key);
     world.device.signal("HUP");
-    world.device.wait_until("it is good again", |device| {
-        device.log().contains("the factory credential is good again")
-    });
+    world
+        .device
+        .wait_until("it is good again", |device| device.log().contains("factory credential recovered"));
 }
 
 #[test]
@@ -235,14 +238,14 @@ fn new_factory_certificate_is_used_at_the_next_enrollment() {
         status["bootstrap"]["sha256"].is_string()
             && status["bootstrap"]["sha256"] != before["bootstrap"]["sha256"]
     });
-    assert!(world.device.log().contains("the factory certificate has been replaced"));
+    assert!(world.device.log().contains("factory certificate replaced"));
 
     // The identity stays as long as it can be renewed.
     let renewed = world.device.wait_for_another_svid(&noticed["svid"]["serial"]);
     assert_eq!(renewed["spiffeId"], before["spiffeId"]);
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 1);
 
-    // Then the MIS knows the device as another one, and that is said loudly (E9).
+    // Then the MIS knows the device as another one, and that is logged as an error (E9).
     world.mis.invalidate_svids().unwrap();
     let after = world.device.wait_for_status("another identity", |status| {
         status["spiffeId"].is_string() && status["spiffeId"] != before["spiffeId"]
@@ -283,7 +286,7 @@ fn guarded_factory_key_is_used_for_enrollments_only() {
     };
     assert_eq!(count_after_power_cut(&mut world), "1", "a power cut after a use counts as a guess");
 
-    // The device has its identity: the agent looks at the key after a start, and does not use it.
+    // The device has its identity: the agent checks the key after a start, and does not use it.
     world.device.start();
     let looked = |status: &serde_json::Value| status["bootstrap"]["key"]["inTpm"] == true;
     world.device.wait_for_status("a look at the key", looked);

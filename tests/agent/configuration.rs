@@ -50,15 +50,15 @@ fn state_is_locked_against_a_second_agent() {
     second.configure(&config.replace("state_dir = \"{dir}/state\"", &state));
     second.start();
     let status = second.wait_for("blocked");
-    assert!(status["lastError"]["detail"].as_str().unwrap().contains("another agent works"), "{status:#}");
-    // The first one ends, and the second takes over what it held.
+    assert!(status["lastError"]["detail"].as_str().unwrap().contains("another agent uses"), "{status:#}");
+    // The first one ends, and the second continues with its state.
     let held = world.device.status();
     world.device.stop();
     let status = second.wait_for("active");
     for member in ["spiffeId", "svid"] {
         assert_eq!(status[member], held[member], "{member}");
     }
-    assert_eq!(world.seen(development_mis::Endpoint::Enrollment).len(), 1, "nothing was asked for anew");
+    assert_eq!(world.seen(development_mis::Endpoint::Enrollment).len(), 1, "nothing was requested again");
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn unreadable_state_is_waited_for_and_not_replaced() {
     let mut world = World::enrolled();
     let id = world.device.status()["spiffeId"].clone();
     world.device.kill();
-    // A folder in its place: there, and not readable as a file.
+    // A directory in its place: it exists, and is not readable as a file.
     let (record, away) = (world.device.path("state/private/identity.json"), world.device.path("away.json"));
     fs::rename(&record, &away).unwrap();
     fs::create_dir(&record).unwrap();
@@ -76,7 +76,7 @@ fn unreadable_state_is_waited_for_and_not_replaced() {
     fs::remove_dir(&record).unwrap();
     fs::rename(&away, &record).unwrap();
     assert_eq!(world.device.wait_for("active")["spiffeId"], id);
-    assert_eq!(world.seen(development_mis::Endpoint::Enrollment).len(), 1, "no other identity was asked for");
+    assert_eq!(world.seen(development_mis::Endpoint::Enrollment).len(), 1, "no other identity was requested");
 }
 
 #[test]
@@ -115,7 +115,13 @@ fn factory_key_of_another_certificate_is_named() {
     fs::copy(other_key, world.mis.factory_key()).unwrap();
     world.device.start();
     let status = world.device.wait_for("blocked");
-    assert!(status["lastError"]["detail"].as_str().unwrap().contains("do not belong together"), "{status:#}");
+    assert!(
+        status["lastError"]["detail"]
+            .as_str()
+            .unwrap()
+            .contains("does not belong to the factory certificate"),
+        "{status:#}"
+    );
 }
 
 #[test]

@@ -130,7 +130,7 @@ fn manufacturer(device: &Device) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
-/// Runs commands as a person would type them, in the device's folder, and gives back what they
+/// Runs commands as a person would type them, in the device's directory, and gives back what they
 /// print.
 fn run(device: &Device, tpm: &Swtpm, commands: &str) -> String {
     let script = format!("set -eu -o pipefail; umask 077; cd '{}'; {commands}", device.dir().display());

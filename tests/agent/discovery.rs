@@ -1,4 +1,4 @@
-//! Discovery and bundle: what is taken, what is refused, what stays (miaf-v0 D, B).
+//! Discovery and bundle: accepted and refused documents, and the cached ones (miaf-v0 D, B).
 
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;

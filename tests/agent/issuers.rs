@@ -60,7 +60,7 @@ fn svid_ends_with_its_issuer_without_a_storm_of_requests() {
     world.device.wait_for_error("The issuer of the SVID that the MIS issued has expired");
     let before = issued(&world);
     assert!(before <= 8, "{before} SVIDs in 20 seconds and a little");
-    // Another bundle has the answer judged again, and costs the MIS nothing.
+    // Another bundle leads to another validation of the issued chain, without a request to the MIS.
     world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
     world.device.wait_for_status("the new bundle", |status| status["bundle"]["sequence"] == 2);
     world.after(Duration::from_secs(10));

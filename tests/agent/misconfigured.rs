@@ -14,7 +14,7 @@ use crate::support::strace::{Call, Strace, What};
 use crate::world::{World, is_at};
 
 const UNCONFIGURED: &str = "state_dir = \"{dir}/state\"\n[socket]\npath = \"{dir}/run/agent.sock\"\n";
-/// Nobody in particular.
+/// An unprivileged user.
 const NOBODY: u32 = 65534;
 
 fn metric(device: &Device, name: &str) -> String {
@@ -66,11 +66,11 @@ fn bad_configuration_at_start_serves_the_current_identity() {
         assert_eq!(status["spiffeId"], held["spiffeId"]);
         assert_eq!(metric(&world.device, "configuration_rejected"), "0");
     }
-    assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "no other identity was asked for");
+    assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "no other identity was requested");
     assert!(!world.device.path("state/private/identity.json.unusable-1").exists());
 }
 
-/// How a configuration is spoilt, and what is said of it.
+/// Faults of a configuration, with the error of each.
 type Spoilt<'a> = (&'a dyn Fn(&Device), &'a str);
 
 #[test]
@@ -128,7 +128,7 @@ fn bad_file_with_an_odd_name_is_waited_for() {
     assert!(device.stop().success(), "signals are heard meanwhile");
 }
 
-/// A change that is taken back while an action is under way has never been.
+/// A change that is reverted while an action is running has no effect.
 #[test]
 fn reverted_change_has_no_effect() {
     let mut world = World::new();

@@ -1,4 +1,4 @@
-//! The MIS behind a real proxy (tinyproxy): through it, around it, and what is said when it is in
+//! The MIS behind a real proxy (tinyproxy): through it, around it, and the errors when it is in
 //! the way.
 
 use std::fs;

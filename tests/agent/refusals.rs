@@ -134,7 +134,7 @@ fn refused_rotation_leads_to_the_current_key_at_once() {
     assert_ne!(existing.csr_spki_sha256, new.csr_spki_sha256);
     assert_eq!(existing.status, Some(200));
     assert!(existing.at - new.at < Duration::from_secs(30));
-    // It has learnt: the renewal after that asks with the existing key first.
+    // The next renewal is requested with the current key first.
     let next = &world.wait_for_requests(Endpoint::Renewal, refused_already + refused + 3)
         [refused_already + refused + 2];
     assert_eq!((next.status, &next.csr_spki_sha256), (Some(200), &existing.csr_spki_sha256));

@@ -191,7 +191,7 @@ impl Elsewhere {
         Self { mis: world.mis.url(), url }
     }
 
-    /// The configuration with the document asked for there.
+    /// The configuration with the discovery document at that URL.
     fn asked(&self, config: &str) -> String {
         config.replace(&self.mis, &self.url)
     }
@@ -231,7 +231,7 @@ fn discovery_under_a_ca_or_pin_may_lead_to_another_origin() {
         world.device.start();
         world.device.wait_for("active");
     }
-    // But not the provisioned CA of somebody else.
+    // But not another provisioned CA.
     let mut world = World::new();
     world.device.environment("SSL_CERT_FILE", world.mis.ca_file().to_str().unwrap());
     world.device.configure(&Elsewhere::of(&world).asked(&trusting(&world, &anchored(&other))));
@@ -262,7 +262,7 @@ fn cached_discovery_is_rechecked_under_system_roots() {
 #[test]
 fn response_304_proves_no_more_than_a_200() {
     let (other, mut world) = (World::new(), World::new());
-    // A provisioned file that vouches at first, beside a public store that always does.
+    // A provisioned file that is valid at first, in addition to a public store that always is.
     let file = world.device.path("ca.pem");
     std::fs::copy(world.mis.ca_file(), &file).unwrap();
     world.device.environment("SSL_CERT_FILE", world.mis.ca_file().to_str().unwrap());

@@ -94,7 +94,7 @@ told_in_1970_that_the_clock_is_right_it_gets_nothing_new() {
     [ "$(requests)" = "$requests" ] || fail "it has talked to an MIS whose certificate is not valid yet"
     [ "$(readiness)" = 503 ] || fail "it is ready with an identity that is not valid yet"
     keeps_what_it_has
-    put_the_clock_right MESSAGE 'the factory credential is good again'
+    put_the_clock_right MESSAGE 'factory credential recovered'
     keeps_what_it_has
 }
 

@@ -614,7 +614,7 @@ fn tls_failures_are_described_in_words() {
             &observation,
             "other: it ended the TLS handshake (handshake_failure)",
         ),
-        (E::AlertReceived(AlertDescription::HandshakeFailure), &observation, "P-521 key or group only"),
+        (E::AlertReceived(AlertDescription::HandshakeFailure), &observation, "P-521 key or group alone"),
         (
             E::AlertReceived(AlertDescription::HandshakeFailure),
             &shown,

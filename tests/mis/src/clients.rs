@@ -37,7 +37,7 @@ pub fn judge_svid(
     Ok(id)
 }
 
-/// What a chain looks like, for the journal.
+/// Summary of a chain, for the journal.
 pub fn kind(chain: &[CertificateDer<'_>], factory_anchors: &[Der]) -> ClientKind {
     match chain.first() {
         None => ClientKind::None,

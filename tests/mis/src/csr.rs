@@ -1,4 +1,4 @@
-//! Certificate signing requests, judged strictly (E1, K3).
+//! Certificate signing requests, validated strictly (E1, K3).
 
 use crate::keys::pss_sha256_parameters;
 use crate::wire::Problem;

@@ -44,7 +44,7 @@ impl Endpoint {
         }
     }
 
-    /// The methods it answers.
+    /// The methods it handles.
     pub fn allows(self, method: &Method) -> bool {
         match self {
             Self::Discovery | Self::Bundle => method == Method::GET || method == Method::HEAD,
@@ -66,19 +66,19 @@ impl Endpoint {
 pub enum Fault {
     /// Cut the connection before anything is processed.
     CutBefore,
-    /// Process, issue, record; then cut the connection without an answer.
+    /// Process, issue, record; then cut the connection without a response.
     LoseAnswer,
     /// Wait, then process.
     Stall(Duration),
-    /// Process, wait, then answer.
+    /// Process, wait, then respond.
     StallAnswer(Duration),
-    /// Process nothing and answer this.
+    /// Process nothing and respond with this.
     Answer(RawAnswer),
-    /// Answer as usual, but with this status.
+    /// Respond as usual, but with this status.
     Status(u16),
-    /// Answer as usual, but with this header.
+    /// Respond as usual, but with this header.
     Header(&'static str, String),
-    /// Issue a bent SVID, or answer with a bent body (enrollment, renewal).
+    /// Issue a bent SVID, or respond with a bent body (enrollment, renewal).
     Svid(SvidFault),
     /// Bend the document (discovery, bundle).
     Document(DocumentFault),
@@ -86,7 +86,7 @@ pub enum Fault {
     Together(Vec<Fault>),
 }
 
-/// An answer given without a thought.
+/// A response that is sent without processing.
 #[derive(Debug, Clone)]
 pub struct RawAnswer {
     /// HTTP status.
@@ -98,13 +98,13 @@ pub struct RawAnswer {
 }
 
 impl Fault {
-    /// An answer with this status, headers and body.
+    /// A response with this status, headers and body.
     pub fn answer(status: u16, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) -> Self {
         let headers = headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         Self::Answer(RawAnswer { status, headers, body: body.into() })
     }
 
-    /// A Problem Details answer; a `code` without a slash or colon is a Margo error code.
+    /// A Problem Details response; a `code` without a slash or colon is a Margo error code.
     pub fn problem(status: u16, code: &str, retry_after: Option<&str>) -> Self {
         let kind = if code.contains([':', '/']) {
             code.to_owned()
@@ -123,7 +123,7 @@ impl Fault {
     }
 }
 
-/// Ways to bend an SVID or the answer around it.
+/// Ways to bend an SVID or the response around it.
 #[derive(Debug, Clone)]
 pub enum SvidFault {
     /// The SPIFFE ID of another device of this Trust Domain.
@@ -144,7 +144,7 @@ pub enum SvidFault {
     NoKeyUsage,
     /// Key usage, not critical.
     KeyUsageNotCritical,
-    /// `keyCertSign` beside `digitalSignature`.
+    /// `keyCertSign` in addition to `digitalSignature`.
     KeyCertSign,
     /// Extended key usage without `clientAuth`.
     NoClientAuth,
@@ -172,9 +172,9 @@ pub enum SvidFault {
     Garbage,
     /// No certificates.
     EmptyChain,
-    /// Another `svidProfileUri` in the answer.
+    /// Another `svidProfileUri` in the response.
     WrongProfile,
-    /// Unknown members in the answer (to be ignored, D4).
+    /// Unknown members in the response (to be ignored, D4).
     ExtraMembers,
 }
 
@@ -199,7 +199,7 @@ pub enum DocumentFault {
     PlainBundle,
     /// `spiffe_sequence` one lower (bundle, B5).
     LowerSequence,
-    /// JWKs to be ignored beside the real ones, and a second `x5c` element (bundle, B2).
+    /// JWKs to be ignored in addition to the real ones, and a second `x5c` element (bundle, B2).
     ForeignKeys,
     /// Unknown members (to be ignored, D4).
     ExtraMembers,
@@ -300,7 +300,7 @@ impl Active {
         })
     }
 
-    /// The answer to give without processing.
+    /// The response to give without processing.
     pub fn answer(&self) -> Option<&RawAnswer> {
         self.0.iter().find_map(|fault| match fault {
             Fault::Answer(answer) => Some(answer),
@@ -308,7 +308,7 @@ impl Active {
         })
     }
 
-    /// The status to put on the real answer.
+    /// The status to put on the real response.
     pub fn status(&self) -> Option<u16> {
         self.0.iter().find_map(|fault| match fault {
             Fault::Status(status) => Some(*status),
@@ -316,7 +316,7 @@ impl Active {
         })
     }
 
-    /// Headers to put on the real answer.
+    /// Headers to put on the real response.
     pub fn headers(&self) -> impl Iterator<Item = (&'static str, &str)> {
         self.0.iter().filter_map(|fault| match fault {
             Fault::Header(name, value) => Some((*name, value.as_str())),
@@ -389,7 +389,7 @@ impl Active {
             .unwrap_or(pem::WIDTH)
     }
 
-    /// Bends the answer's body.
+    /// Bends the response's body.
     pub fn bend_answer(&self, answer: &mut Value) {
         for fault in self.svid() {
             match fault {

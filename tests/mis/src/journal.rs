@@ -1,4 +1,4 @@
-//! What was asked and what was answered, for tests and for the log.
+//! Journal of requests and responses, for tests and for the log.
 
 use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -48,15 +48,15 @@ pub struct Entry {
     /// The status decided on. `None` while under way, and where the client went away or a fault
     /// cut the connection before the server had decided.
     pub status: Option<u16>,
-    /// The error code of a Margo problem, where the answer is one.
+    /// The error code of a Margo problem, where the response is one.
     pub problem: Option<&'static str>,
-    /// `Retry-After` in the answer, in seconds.
+    /// `Retry-After` in the response, in seconds.
     pub retry_after: Option<u64>,
     /// An SVID was issued for this request.
     pub issued: bool,
     /// The identity it was issued for.
     pub spiffe_id: Option<String>,
-    /// The connection was cut on purpose instead of an answer.
+    /// The connection was cut on purpose instead of a response.
     pub answer_lost: bool,
     /// A fault took part.
     pub faulty: bool,
@@ -118,7 +118,7 @@ struct Inner {
     refused_handshakes: Vec<String>,
 }
 
-/// All requests since the start. Not kept across restarts.
+/// All requests since the start. Not stored across restarts.
 #[derive(Default)]
 pub struct Journal {
     inner: Mutex<Inner>,

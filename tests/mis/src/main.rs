@@ -16,11 +16,11 @@ use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A small, strict Margo Identity Service (MIAF v0) for demonstrations and tests. It makes its own
-/// certificates in a folder. Not for production: the private keys lie there in plain files.
+/// certificates in a directory. Not for production: the private keys lie there in plain files.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Arguments {
-    /// Folder for keys, certificates and the devices' bindings; made where missing
+    /// Directory for keys, certificates and the devices' bindings; made where missing
     #[arg(long, value_name = "DIR")]
     folder: PathBuf,
 
@@ -80,7 +80,7 @@ struct Arguments {
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5m")]
     refresh_hint: Duration,
 
-    /// spiffe_sequence of the trust bundle in a new folder
+    /// spiffe_sequence of the trust bundle in a new directory
     #[arg(long, value_name = "N", default_value_t = 1)]
     first_sequence: u64,
 
@@ -101,7 +101,7 @@ struct Arguments {
     #[arg(long)]
     refuse_in_handshake: bool,
 
-    /// Make or complete the folder and exit
+    /// Make or complete the directory and exit
     #[arg(long)]
     pki_only: bool,
 }
@@ -143,7 +143,7 @@ fn run(arguments: Arguments) -> Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
-        // Before the line that says "listening": whoever reads it may stop us at once.
+        // Before the line that says "listening": its reader may stop this process at once.
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mis = Mis::start(settings)?;

@@ -36,13 +36,13 @@ pub struct Settings {
     pub mode: IssuingMode,
     /// Algorithm of the issuing authorities.
     pub algorithm: IssuerAlgorithm,
-    /// `spiffe_sequence` in a new folder.
+    /// `spiffe_sequence` in a new directory.
     pub first_sequence: u64,
-    /// PEM files with manufacturer CAs beside the folder's own.
+    /// PEM files with manufacturer CAs in addition to the directory's own.
     pub factory_cas: Vec<PathBuf>,
     /// Further sample devices to make where they are missing: `factory-NAME.pem` and `.key`.
     pub devices: Vec<String>,
-    /// Devices whose key is held elsewhere, as a PEM file of the public key: `factory-NAME.pem`.
+    /// Devices with an external key, as a PEM file of the public key: `factory-NAME.pem`.
     pub certify: Vec<(String, PathBuf)>,
     /// What is wrong with the server's certificate.
     pub server_fault: Option<ServerFault>,
@@ -123,7 +123,7 @@ pub struct Device {
     pub key_sha256: String,
 }
 
-/// A running development MIS. Dropping it ends it; the folder stays.
+/// A running development MIS. Dropping it ends it; the directory stays.
 pub struct Mis {
     folder: PathBuf,
     port: u16,
@@ -133,7 +133,7 @@ pub struct Mis {
 }
 
 impl Mis {
-    /// Makes or loads the folder and starts to serve. The port accepts connections on return.
+    /// Makes or loads the directory and starts to serve. The port accepts connections on return.
     pub fn start(settings: Settings) -> Result<Self> {
         let pki = settings.pki()?;
         let registry = Registry::open(settings.folder.join("bindings.json"))?;
@@ -167,7 +167,7 @@ impl Mis {
         Ok(Self { folder: settings.folder, port: address.port(), service, commands, thread: Some(thread) })
     }
 
-    /// Makes or completes the folder, and serves nothing.
+    /// Makes or completes the directory, and serves nothing.
     pub fn make_folder(settings: &Settings) -> Result<()> {
         settings.pki().map(drop)
     }
@@ -227,7 +227,7 @@ impl Mis {
         lock(&self.service.pki).new_credential(name, spec)
     }
 
-    /// A device credential for a key held elsewhere (in a TPM), given as DER
+    /// A device credential for an external key (in a TPM), given as DER
     /// SubjectPublicKeyInfo: the certificate file.
     pub fn certify_factory_key(&self, name: &str, spki: &[u8]) -> Result<PathBuf> {
         lock(&self.service.pki).certify(name, spki, &FactorySpec::default())
@@ -294,8 +294,8 @@ impl Mis {
         self.service.journal.entries()
     }
 
-    /// Waits until the journal is as wanted, and returns it; `None` when `limit` is over. Looks
-    /// again at every request that comes in and every answer that goes out.
+    /// Waits until the journal is as wanted, and returns it; `None` when `limit` is over. Checks
+    /// again at every request that comes in and every response that goes out.
     pub fn wait_for(&self, limit: Duration, done: impl FnMut(&[Entry]) -> bool) -> Option<Vec<Entry>> {
         self.service.journal.wait(limit, done)
     }

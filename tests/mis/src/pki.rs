@@ -1,5 +1,5 @@
-//! The server's own PKI, kept in one folder: a TLS authority, a manufacturer with sample devices,
-//! and the Trust Domain's issuing authorities. An existing folder is used again, so that a restart
+//! The server's own PKI, in one folder: a TLS authority, a manufacturer with sample devices, and
+//! the Trust Domain's issuing authorities. An existing directory is used again, so that a restart
 //! keeps everything valid that was issued before.
 
 use crate::error::{Context, Error, Result};
@@ -48,7 +48,8 @@ impl IssuerAlgorithm {
 /// One step of an anchor rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AnchorStep {
-    /// Makes a new authority and publishes its root beside the old one; the old one still issues.
+    /// Makes a new authority and publishes its root in addition to the old one; the old one still
+    /// issues.
     Announce,
     /// Issues with the newest authority (announced now, if it was not before); old anchors stay.
     Switch,
@@ -92,7 +93,7 @@ pub struct PkiSpec<'a> {
     pub mode: IssuingMode,
     /// The authorities' algorithm.
     pub algorithm: IssuerAlgorithm,
-    /// `spiffe_sequence` of a new folder.
+    /// `spiffe_sequence` of a new directory.
     pub first_sequence: u64,
     /// PEM files with further manufacturer CAs.
     pub factory_cas: &'a [PathBuf],
@@ -131,7 +132,7 @@ impl Authority {
     }
 }
 
-/// The whole folder, loaded.
+/// The whole directory, loaded.
 pub struct Pki {
     folder: PathBuf,
     factory_intermediate: Ca,
@@ -145,7 +146,7 @@ pub struct Pki {
 const CERTIFICATE: &str = "CERTIFICATE";
 
 impl Pki {
-    /// Opens the folder, and makes what is missing in it.
+    /// Opens the directory, and makes what is missing in it.
     pub fn open(spec: &PkiSpec<'_>) -> Result<Self> {
         check_trust_domain(spec.trust_domain)?;
         let folder = spec.folder;
@@ -262,7 +263,7 @@ impl Pki {
         self.write_credential(&format!("factory-{name}"), name, spec)
     }
 
-    /// A certificate for a device's key that is held elsewhere, in a TPM for instance:
+    /// A certificate for a device's external key, in a TPM for instance:
     /// `factory-NAME.pem`.
     pub fn certify(&self, name: &str, spki: &[u8], spec: &FactorySpec) -> Result<PathBuf> {
         check_name(name)?;
@@ -449,7 +450,7 @@ fn write_key(path: &Path, pkcs8: &[u8]) -> Result<()> {
     replace_with_mode(path, pem::encode("PRIVATE KEY", pkcs8, pem::WIDTH).as_bytes(), 0o600)
 }
 
-/// Writes a file beside its place and renames it: a reader never sees half of one.
+/// Writes a file next to its place and renames it: a reader never sees half of one.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
     replace_with_mode(path, content, 0o644)
 }

@@ -28,9 +28,9 @@ pub struct Policy {
     /// Successful renewals per identity (R5). The SUP recommends 5 in 24 hours; the default here
     /// is 60 a minute, so that short lifetimes can be shown.
     pub renewal_limit: Option<Limit>,
-    /// `supportedBootstrapMethods`; anything else is answered `422`.
+    /// `supportedBootstrapMethods`; anything else gets `422`.
     pub methods: Vec<String>,
-    /// `svidProfilesSupported`; anything else is answered `422`.
+    /// `svidProfilesSupported`; anything else gets `422`.
     pub profiles: Vec<String>,
     /// `spiffe_refresh_hint` in seconds (B4).
     pub refresh_hint: Option<u64>,
@@ -87,7 +87,7 @@ pub enum Admission {
 }
 
 impl Admission {
-    /// Nobody is admitted yet.
+    /// No device is admitted yet.
     pub fn pending(retry_after: u64) -> Self {
         Self::Pending { retry_after, admitted: BTreeSet::new(), after: None }
     }

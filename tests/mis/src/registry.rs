@@ -1,4 +1,4 @@
-//! The one authoritative mapping from ESI to identity, kept in `bindings.json`.
+//! The one authoritative mapping from ESI to identity, stored in `bindings.json`.
 
 use crate::error::{Context, Result};
 use crate::pki;
@@ -56,7 +56,7 @@ pub struct Issuance<'a> {
     pub invalidates_earlier: bool,
 }
 
-/// All identities. The counts of the rate limit are not kept across restarts.
+/// All identities. The counts of the rate limit are not stored across restarts.
 pub struct Registry {
     file: PathBuf,
     identities: Vec<Identity>,

@@ -39,7 +39,7 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Called with every finished request.
 pub type Observer = Arc<dyn Fn(&Entry) + Send + Sync>;
 
-/// What the handle asks of the running server.
+/// Commands of the handle to the running server.
 pub enum Command {
     /// Close the port and every connection, then say so.
     Stop(mpsc::SyncSender<()>),
@@ -56,7 +56,7 @@ struct Shared {
     tls: TlsAcceptor,
 }
 
-/// Serves until told to end.
+/// Serves until the end is requested.
 pub async fn run(
     service: Arc<Service>,
     config: Arc<ServerConfig>,
@@ -101,7 +101,7 @@ pub async fn run(
 /// The server's port, in and out of an outage.
 enum Port {
     Open(TcpListener),
-    /// Nobody listens, and nobody else gets it meanwhile.
+    /// The port is bound and does not accept: no other process gets it meanwhile.
     Kept(TcpSocket),
     Closed,
 }
@@ -159,7 +159,7 @@ async fn linger(mut stream: TcpStream) {
     .await;
 }
 
-/// Ends a connection without an answer.
+/// Closes a connection without a response.
 #[derive(Debug)]
 struct Cut;
 
@@ -201,7 +201,7 @@ async fn exchange(
         }
         _ => Ok(Bytes::new()),
     };
-    // Before any fault: a test may want to know the key of a request that got no answer.
+    // Before any fault: a test may want to know the key of a request that got no response.
     entry.csr_spki_sha256 = body.as_ref().ok().and_then(|body| csr::peek(body));
 
     let reply = if faults.cuts_before() {

@@ -21,7 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// A body and its status.
 pub type Answer = (StatusCode, Vec<u8>);
 
-/// A refusal is an answer to the client; an error is this server's own.
+/// A refusal is a response to the client; an error is this server's own.
 enum Failure {
     Refused(Problem),
     Broken(Error),
@@ -53,7 +53,7 @@ pub struct Service {
     pub registry: Mutex<Registry>,
     /// What to do wrong.
     pub faults: Mutex<Faults>,
-    /// What has been asked.
+    /// The request.
     pub journal: Journal,
     /// Validators of the documents served last.
     pub served: Mutex<HashMap<Endpoint, Validators>>,
@@ -209,7 +209,7 @@ impl Service {
         let key_sha256 = key.digest();
 
         // Policy. "The same key" is the one of the SVID presented, or the one certified last: a
-        // device whose answer got lost has the former in hand and the latter in its request.
+        // device whose response got lost has the former in hand and the latter in its request.
         let same = key.spki == crate::x509::spki_of(leaf)? || key_sha256 == identity.key_sha256;
         if !same && !policy.rotation_at_renewal {
             return Err(Problem::rotation_refused("a renewal keeps its key here").into());
@@ -229,7 +229,7 @@ impl Service {
         Ok((StatusCode::OK, answer))
     }
 
-    /// Signs, records durably, and renders the answer.
+    /// Signs, records durably, and renders the response.
     fn issue(
         &self,
         registry: &mut Registry,

@@ -1,5 +1,5 @@
 //! TLS 1.3 only (T3), with an optional client certificate on every path. The handshake demands
-//! proof of possession and takes any certificate that parses; the service judges it.
+//! proof of possession and takes any certificate that parses; the service validates it.
 
 use crate::clients;
 use crate::error::Result;

@@ -1,4 +1,4 @@
-//! MIAF v0 on the wire: request bodies read strictly, answers, Problem Details (P).
+//! MIAF v0 on the wire: request bodies read strictly, responses, Problem Details (P).
 
 use crate::error::Result;
 use crate::keys;

@@ -1,4 +1,4 @@
-//! The program: what it prints, and that it ends when told to.
+//! The program: what it prints, and that it ends on a signal.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};

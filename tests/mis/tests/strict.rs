@@ -82,7 +82,7 @@ fn tls_is_1_3_only() {
     assert!(site.mis.wait_for_refused_handshakes(LONG, 1).is_some());
 }
 
-/// Enrollment, re-enrollment and renewal in one hierarchy, judged by OpenSSL.
+/// Enrollment, re-enrollment and renewal in one hierarchy, validated by OpenSSL.
 fn golden_path(mode: IssuingMode, algorithm: IssuerAlgorithm, kind: &[&str], sign: &[&str]) {
     let site = site(|settings| (settings.mode, settings.algorithm) = (mode, algorithm));
     let (mis, dir) = (&site.mis, site.dir.path());
@@ -184,7 +184,7 @@ fn requests_that_are_not_exactly_right_are_refused() {
     let pem =
         String::from_utf8(openssl(&["req", "-new", "-key", key_file.to_str().unwrap(), "-subj", "/CN=x"]))
             .unwrap();
-    // What OpenSSL 3.0 takes by default, and 3.5 only when told to.
+    // What OpenSSL 3.0 takes by default, and 3.5 only when configured.
     let pss_long_salt = &["-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:max", "-sha256"][..];
     let rsa = key(dir, "rsa", RSA3072);
     let request = |key: &std::path::Path, options: &[&str]| STANDARD.encode(csr_der(key, options));
@@ -329,7 +329,7 @@ fn new_key_is_subject_to_the_policy() {
     mis.policy(|policy| policy.rotation_at_renewal = true);
     let second = Svid::of(renew(mis, &device, &first.id, &renewal(&csr(&two))), dir, "second");
     assert_eq!(renew(mis, &device, &first.id, &renewal(&csr(&two))).status(), 200);
-    // … also where a lost answer meets a policy that has changed.
+    // … also where a lost response meets a policy that has changed.
     mis.policy(|policy| policy.rotation_at_renewal = false);
     assert_eq!(renew(mis, &device, &first.id, &renewal(&csr(&two))).status(), 200);
 

@@ -112,7 +112,7 @@ pub fn try_renew(mis: &Mis, client: &Client, id: &str, body: &Value) -> RequestB
     client.post(format!("{}/api/v1/identities/{id}/renewal", mis.url())).json(body)
 }
 
-/// A successful answer's SVID, written to a file of PEM certificates.
+/// A successful response's SVID, written to a file of PEM certificates.
 pub struct Svid {
     pub chain: PathBuf,
     pub certificates: usize,
@@ -150,7 +150,7 @@ impl Svid {
     }
 }
 
-/// Checks a Problem Details answer against the SUP, and returns its code (or `about:blank`).
+/// Checks a Problem Details response against the SUP, and returns its code (or `about:blank`).
 #[track_caller]
 pub fn problem(answer: Response, status: u16) -> String {
     assert_eq!(answer.status(), status, "{answer:?}");
