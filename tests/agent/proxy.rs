@@ -86,7 +86,7 @@ fn refusing_proxy_is_named_with_what_to_do() {
     let elsewhere = Tinyproxy::start(1, "");
     fs::write(world.device.path("proxy.auth"), "user:wrong-word").unwrap();
     for (lines, why) in [
-        (format!("proxy = \"{}\"", proxy.url("")), "set proxy_auth under [mis]".to_owned()),
+        (format!("proxy = \"{}\"", proxy.url("")), "Set proxy_auth under [mis]".to_owned()),
         (
             format!("proxy = \"{}\"\nproxy_auth = \"file:proxy.auth\"", proxy.url("")),
             "does not accept the user and password".to_owned(),
