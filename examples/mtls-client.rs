@@ -3,8 +3,8 @@
 //!
 //!     mtls-client /run/miaf-agent/sign.sock wfm.factory.example:8443 spiffe://factory.example/wfm
 //!
-//! The server is known by its SPIFFE ID, and by no host name: for identities is what the trust
-//! bundle vouches.
+//! The server is identified by its SPIFFE ID, and not by a host name: the trust bundle
+//! vouches for identities.
 
 use std::error::Error;
 use std::io::{Read as _, Write as _};
@@ -29,11 +29,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The server's response to `GET /`.
+/// Returns the server's response to `GET /`.
 pub fn fetch(socket: &Path, server: &str, id: &str) -> Result<String, Box<dyn Error>> {
     let agent = Client::new(socket);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    // Both are taken anew for every connection: so it goes on through any number of rotations.
+    // Both are fetched again for every connection, so that rotations need nothing more.
     let known = agent.server_verifier(&SpiffeId::parse(id)?)?;
     let this_device = SingleCertAndKey::from(agent.certified_key()?);
     let mut config = ClientConfig::builder_with_provider(provider)

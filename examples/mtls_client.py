@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""mTLS as this device, in Python and without any access to its key: fetches a page from a server of the trust domain.
+"""mTLS as this device, in Python and without any access to its key: fetches a page from a server.
 
     mtls_client.py /run/miaf-agent/sign.sock wfm.factory.example:8443 spiffe://factory.example/wfm
 
-Needs `pip install tlslite-ng==0.8.2 cryptography==50.0.2`, in these versions: Python's own ssl wants the key itself, and
-tlslite-ng takes any object that signs. It is pure Python: fine for an agent's few connections, not for a busy server.
+Needs `pip install tlslite-ng==0.8.2 cryptography==50.0.2`, in these versions: Python's own ssl
+needs the key itself, and tlslite-ng accepts any object that signs. It is pure Python: fine for a
+client's few connections, not for a busy server.
 
-The server is known by its SPIFFE ID, and by no host name: for identities is what the trust bundle vouches.
+The server is of the same trust domain, and identified by its SPIFFE ID, not by a host name: the
+trust bundle vouches for identities.
 """
 
 import base64
@@ -23,7 +25,7 @@ from tlslite.utils.ecdsakey import ECDSAKey
 
 
 def ask(agent, method, address, question=None):
-    """Asks the agent at this socket, on a connection of its own."""
+    """Sends a request to the agent at this socket, on a separate connection."""
     connection = http.client.HTTPConnection("miaf-agent")
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.settimeout(20)
@@ -36,7 +38,7 @@ def ask(agent, method, address, question=None):
 
 
 class DeviceKey(ECDSAKey):
-    """The key of one SVID, which the agent uses for us."""
+    """The key of one SVID. The agent signs with it."""
     key_type = "ecdsa"
 
     def __init__(self, agent, serial, public_key):
@@ -59,9 +61,9 @@ class DeviceKey(ECDSAKey):
 
 
 def known_as(spiffe_id, bundle):
-    """A check that takes a server which the trust bundle vouches for under this SPIFFE ID, and no other."""
+    """Returns a check that accepts only a server with this SPIFFE ID that the bundle vouches for."""
     anchors = [x509.load_der_x509_certificate(base64.b64decode(key["x5c"][0])) for key in bundle["keys"]]
-    # An SVID is for both ends of a connection, and the verifier for clients asks for no host name.
+    # An SVID is valid at both ends of a connection. The verifier for clients needs no host name.
     verifier = PolicyBuilder().store(Store(anchors)).build_client_verifier()
 
     def check(connection):
@@ -79,7 +81,10 @@ def known_as(spiffe_id, bundle):
 
 
 def fetch(agent, server, spiffe_id):
-    """What the server answers to GET /. All is taken anew for every connection: so it goes on through any rotation."""
+    """Returns the server's response to GET /.
+
+    Fetches everything again for every connection: a rotation needs nothing more.
+    """
     svid = ask(agent, "GET", "/v1/svid")
     chain = X509CertChain()
     chain.parsePemList("".join(svid["certificateChainPem"]))

@@ -1,8 +1,8 @@
-# What an architecture is called: by Debian ($debian), rpm ($rpm), Rust ($rust), GNU and the kernel's ABI ($gnu). To be
-# sourced by bash. Others can be added here and in packaging/cross.
+# The names of an architecture in Debian ($debian), rpm ($rpm), Rust ($rust), GNU and the kernel's
+# ABI ($gnu). To be sourced by bash. Others can be added here and in packaging/cross.
 
 native=$(uname -m)
-name_architecture() { # ARCH: as Debian or rpm call it, or nothing for this machine's own
+name_architecture() { # ARCH: its name in Debian or rpm, or empty for this machine's own
     case ${1:-$native} in
     amd64 | x86_64) debian=amd64 rpm=x86_64 rust=x86_64-unknown-linux-gnu gnu=x86_64-linux-gnu ;;
     arm64 | aarch64) debian=arm64 rpm=aarch64 rust=aarch64-unknown-linux-gnu gnu=aarch64-linux-gnu ;;
@@ -13,11 +13,11 @@ name_architecture() { # ARCH: as Debian or rpm call it, or nothing for this mach
         ;;
     esac
 }
-is_native() { # of what name_architecture named
+is_native() { # for the architecture of name_architecture
     [ "$rpm" = "$native" ] || { [ "$native" = armv7l ] && [ "$rpm" = armv7hl ]; }
 }
-# Where the build of what name_architecture named puts the agent.
-release_folder() {
+# The directory of the agent's release build for the architecture of name_architecture.
+release_directory() {
     local target=${CARGO_TARGET_DIR:-target}
     if is_native || [ -z "$rust" ]; then echo "$target/release"; else echo "$target/cross/build/$rust/release"; fi
 }

@@ -1,8 +1,9 @@
-// Package device is the identity of the device for go-spiffe, with a key that stays in the TPM: certificates and signatures
-// come from the agent's sign.sock, the trust bundle from its Workload API.
+// Package device is the identity of the device for go-spiffe, with a key that stays in the TPM:
+// certificates and signatures come from the agent's sign.sock, the trust bundle from its Workload
+// API.
 //
-// go-spiffe's own X509Source and BundleSource cannot be used with such a key: both fill themselves from FetchX509SVID, whose
-// response carries the private key.
+// go-spiffe's own X509Source and BundleSource cannot be used with such a key: both use
+// FetchX509SVID, whose response contains the private key.
 package device
 
 import (
@@ -28,20 +29,22 @@ import (
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 )
 
-// How long a request is repeated while the agent restarts, or while too many signatures are waited for.
+// How long a request is retried while the agent restarts, or while too many signatures are pending.
 const patience = 15 * time.Second
 
-// Identity implements x509svid.Source and x509bundle.Source: it fits into tlsconfig.MTLSClientConfig and
-// tlsconfig.MTLSServerConfig. go-spiffe asks it at every handshake, so that a rotation needs nothing more.
+// Identity implements x509svid.Source and x509bundle.Source, for tlsconfig.MTLSClientConfig and
+// tlsconfig.MTLSServerConfig. go-spiffe calls it at every handshake, so that a rotation needs
+// nothing more.
 type Identity struct {
 	agent   *http.Client
 	bundles *bundles
 	cancel  context.CancelFunc
 }
 
-// Open waits for the trust bundle, until the context ends. The sockets are in the folder, which is /run/miaf-agent.
-func Open(ctx context.Context, folder string) (*Identity, error) {
-	client, err := workloadapi.New(ctx, workloadapi.WithAddr("unix://"+filepath.Join(folder, "agent.sock")))
+// Open waits for the trust bundle, until the context ends. The sockets are in the directory,
+// usually /run/miaf-agent.
+func Open(ctx context.Context, directory string) (*Identity, error) {
+	client, err := workloadapi.New(ctx, workloadapi.WithAddr("unix://"+filepath.Join(directory, "agent.sock")))
 	if err != nil {
 		return nil, err
 	}
@@ -61,12 +64,12 @@ func Open(ctx context.Context, folder string) (*Identity, error) {
 		cancel()
 		return nil, fmt.Errorf("no trust bundle has come: %w", errors.Join(ctx.Err(), bundles.lastError()))
 	}
-	socket := filepath.Join(folder, "sign.sock")
+	socket := filepath.Join(directory, "sign.sock")
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var dialer net.Dialer
 		return dialer.DialContext(ctx, "unix", socket)
 	}
-	// A connection for each request: there is none that an idle limit could close at the wrong moment.
+	// A connection for each request: an idle limit could close a shared one at the wrong moment.
 	transport := &http.Transport{DialContext: dial, DisableKeepAlives: true}
 	return &Identity{&http.Client{Transport: transport, Timeout: patience}, bundles, cancel}, nil
 }
@@ -107,7 +110,7 @@ func (i *Identity) GetX509SVID() (*x509svid.SVID, error) {
 	return &x509svid.SVID{ID: id, Certificates: chain, PrivateKey: key}, nil
 }
 
-// GetX509BundleForTrustDomain returns the last trust bundle that the Workload API told.
+// GetX509BundleForTrustDomain returns the last trust bundle from the Workload API.
 func (i *Identity) GetX509BundleForTrustDomain(domain spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
 	return i.bundles.current().GetX509BundleForTrustDomain(domain)
 }
@@ -122,8 +125,8 @@ type Signer struct {
 // Public returns the public key of the SVID.
 func (s *Signer) Public() crypto.PublicKey { return s.public }
 
-// Sign has the agent sign a SHA-256 digest: the key is on P-256. The serial number says of which SVID: a rotation may have
-// come since its certificate was sent.
+// Sign has the agent sign a SHA-256 digest: the key is on P-256. The serial number names the SVID:
+// a rotation may have happened since its certificate was sent.
 func (s *Signer) Sign(_ io.Reader, digest []byte, options crypto.SignerOpts) ([]byte, error) {
 	if options.HashFunc() != crypto.SHA256 {
 		return nil, fmt.Errorf("the device's key signs SHA-256 digests only, not %v", options.HashFunc())
@@ -154,7 +157,7 @@ func (i *Identity) request(method, path string, question, response any) error {
 	}
 }
 
-// requestOnce also says whether the same request may succeed a little later.
+// requestOnce also returns whether the same request may succeed a little later.
 func (i *Identity) requestOnce(method, path string, body []byte, response any) (again bool, err error) {
 	request, err := http.NewRequest(method, "http://miaf-agent"+path, bytes.NewReader(body))
 	if err != nil {
@@ -179,7 +182,7 @@ func (i *Identity) requestOnce(method, path string, body []byte, response any) (
 	return false, nil
 }
 
-// bundles keeps the last update of a watch, which go-spiffe repeats by itself after an error.
+// bundles stores the last update of a watch, which go-spiffe repeats by itself after an error.
 type bundles struct {
 	mutex sync.Mutex
 	set   *x509bundle.Set

@@ -1,8 +1,10 @@
-// Command mtls-client does mTLS as this device, without access to its key: fetches a page from a server of the trust domain.
+// Command mtls-client does mTLS as this device, without access to its key: fetches a page from a
+// server of the trust domain.
 //
 //	go run ./mtls-client /run/miaf-agent wfm.factory.example:8443 spiffe://factory.example/wfm
 //
-// The server is known by its SPIFFE ID, and by no host name: identities are what the trust bundle vouches for.
+// The server is identified by its SPIFFE ID, and not by a host name: the trust bundle vouches for
+// identities.
 package main
 
 import (
@@ -21,7 +23,7 @@ import (
 
 func main() {
 	if len(os.Args) != 4 {
-		fmt.Fprintln(os.Stderr, "usage: mtls-client FOLDER-OF-THE-SOCKETS HOST:PORT SPIFFE-ID-OF-THE-SERVER")
+		fmt.Fprintln(os.Stderr, "usage: mtls-client SOCKET-DIRECTORY HOST:PORT SPIFFE-ID-OF-THE-SERVER")
 		os.Exit(2)
 	}
 	if err := fetch(os.Args[1], os.Args[2], os.Args[3]); err != nil {
@@ -30,10 +32,10 @@ func main() {
 	}
 }
 
-func fetch(folder, server, id string) error {
+func fetch(directory, server, id string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	identity, err := device.Open(ctx, folder)
+	identity, err := device.Open(ctx, directory)
 	if err != nil {
 		return err
 	}

@@ -1,4 +1,5 @@
-//! The crates whose code is in the program: no build scripts, no procedural macros, nothing of tests or other platforms.
+//! The crates whose code is in the program: no build scripts, no procedural macros, nothing of
+//! tests or other platforms.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -9,10 +10,10 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// What a crate is known by.
+/// Name and version of a crate.
 pub(crate) type Id = (String, String);
 
-/// A crate that is linked.
+/// A linked crate.
 pub(crate) struct Crate {
     pub(crate) name: String,
     pub(crate) version: String,
@@ -20,15 +21,15 @@ pub(crate) struct Crate {
     pub(crate) license: String,
     pub(crate) repository: Option<String>,
     pub(crate) authors: Vec<String>,
-    /// Where its source is.
-    pub(crate) folder: PathBuf,
-    /// SHA-256 of what came from crates.io; none for what is part of this project.
+    /// Directory of its source.
+    pub(crate) directory: PathBuf,
+    /// SHA-256 of the package from crates.io; `None` for crates of this project.
     pub(crate) checksum: Option<String>,
-    /// What it stands on, of what is linked.
+    /// Its dependencies among the linked crates.
     pub(crate) dependencies: BTreeSet<Id>,
 }
 
-/// All of them, and what compiled them.
+/// All linked crates, and the version of their compiler.
 pub(crate) struct Linked {
     pub(crate) agent: Crate,
     pub(crate) crates: Vec<Crate>,
@@ -36,7 +37,8 @@ pub(crate) struct Linked {
 }
 
 impl Linked {
-    /// Asks cargo, about the workspace in the current folder; by default for this platform and its compiler.
+    /// Reads the workspace in the current directory with cargo; by default for this platform and
+    /// its compiler.
     pub(crate) fn read(target: Option<String>, rust_version: Option<String>) -> Result<Self, Box<dyn Error>> {
         let compiler = run("rustc", &["--version", "--verbose"])?;
         let of_compiler = |key: &str| {
@@ -77,7 +79,7 @@ impl Linked {
                     license: text(&package["license"]).replace('/', " OR "),
                     repository: package["repository"].as_str().map(str::to_owned),
                     authors: list(&package["authors"]).map(text).collect(),
-                    folder: manifest.parent().ok_or("a crate has no folder")?.to_owned(),
+                    directory: manifest.parent().ok_or("a crate has no directory")?.to_owned(),
                     checksum: checksums.get(&id).cloned(),
                     dependencies: edges.remove(&id).unwrap_or_default(),
                     name: id.0,
@@ -94,7 +96,7 @@ impl Linked {
     }
 }
 
-/// `name vVERSION`, and more.
+/// Parses a line of `cargo tree`: `name vVERSION`, and more.
 fn id_in_tree(line: &str) -> Option<Id> {
     let mut words = line.split(' ');
     Some((words.next()?.to_owned(), words.next()?.strip_prefix('v')?.to_owned()))

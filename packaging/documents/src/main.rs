@@ -1,5 +1,6 @@
-//! Writes what a package has beside the program, all of it made from the sources: manual pages and completions from the
-//! command line as it is, notices and SBOM from the crates that are really linked. The same sources give the same bytes.
+//! Writes the documents of a package, generated from the sources: manual pages and completions from
+//! the command line, notices and SBOM from the crates that are really linked. The same sources give
+//! the same bytes.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::indexing_slicing, reason = "of JSON only: what is not there is null")]
@@ -19,18 +20,18 @@ use linked::Linked;
 
 #[derive(Parser)]
 struct Arguments {
-    /// The root of the package. What is written is put where it will be installed.
+    /// The root of the package. Every file is written to the path where it will be installed.
     destination: PathBuf,
-    /// The time that the documents are of, in seconds since 1970.
+    /// The date of the documents, in seconds since 1970.
     #[arg(long)]
     epoch: u64,
-    /// A shared library that the program loads, by the name it asks for.
+    /// A shared library that the program loads, by the name that it requests.
     #[arg(long = "library")]
     libraries: Vec<String>,
-    /// The platform that the program is for, where it is not this one.
+    /// The platform of the program, if it is not this one.
     #[arg(long)]
     target: Option<String>,
-    /// The version of the compiler, where another one than this machine's made the program.
+    /// The version of the compiler, if the program was not compiled on this machine.
     #[arg(long)]
     rust_version: Option<String>,
 }

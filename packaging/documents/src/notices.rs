@@ -1,4 +1,5 @@
-//! The notices that the licences of the linked crates ask for: which crate is under which, and every text once.
+//! The notices that the licences of the linked crates require: the licence of each crate, and every
+//! text once.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,7 +8,7 @@ use std::io;
 
 use crate::linked::{Crate, Linked};
 
-/// How the files are called that authors put such texts into.
+/// Beginnings of the names of licence files.
 const NAMES: [&str; 5] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE"];
 
 /// The whole file.
@@ -45,9 +46,9 @@ pub(crate) fn text(linked: &Linked) -> Result<String, Box<dyn std::error::Error>
     Ok(all)
 }
 
-/// The texts that came with a crate.
+/// The licence texts in the source of a crate.
 fn texts_of(one: &Crate) -> io::Result<Vec<String>> {
-    let mut files: Vec<_> = fs::read_dir(&one.folder)?.collect::<Result<_, _>>()?;
+    let mut files: Vec<_> = fs::read_dir(&one.directory)?.collect::<Result<_, _>>()?;
     files.sort_by_key(fs::DirEntry::file_name);
     let named = |file: &fs::DirEntry| {
         let name = file.file_name().to_string_lossy().to_uppercase();
@@ -56,8 +57,8 @@ fn texts_of(one: &Crate) -> io::Result<Vec<String>> {
     files.iter().filter(|file| named(file)).map(|file| fs::read_to_string(file.path())).collect()
 }
 
-/// A text without its line breaks and indents, and without the Apache licence's advice on how to use it: what differs in
-/// nothing else is the same.
+/// A text without its line breaks and indents, and without the Apache licence's advice on its use:
+/// two texts that differ in nothing else are the same.
 fn essence(text: &str) -> String {
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match words.split_once("END OF TERMS AND CONDITIONS") {

@@ -69,7 +69,7 @@ fn component(one: &Crate) -> Value {
             component["purl"] = json!(format!("pkg:cargo/{}@{}", one.name, one.version.replace('+', "%2B")));
             component["hashes"] = json!([{ "alg": "SHA-256", "content": checksum }]);
         }
-        // Not what crates.io has under this name: nobody is to look it up there.
+        // Without a purl, since a crate of this name on crates.io would be another one.
         None => component["description"] = json!("Part of miaf-agent's own sources"),
     }
     component

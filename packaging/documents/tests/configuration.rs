@@ -1,4 +1,4 @@
-//! The configuration file of the packages says what the agent understands: all of it, and nothing else.
+//! The configuration file of the packages has every key of the agent, and nothing else.
 
 #![allow(clippy::indexing_slicing, reason = "a test ends where something is missing")]
 
@@ -15,7 +15,7 @@ fn shipped() -> std::io::Result<String> {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../config.toml"))
 }
 
-/// The file with its examples and defaults in force: a "#" without a blank after it is taken away.
+/// The file with its examples and defaults enabled: a "#" without a space after it is removed.
 fn with_examples() -> std::io::Result<String> {
     let line = |line: &str| match line.strip_prefix('#') {
         Some(example) if !example.is_empty() && !example.starts_with(' ') => example.to_owned() + "\n",
@@ -25,8 +25,8 @@ fn with_examples() -> std::io::Result<String> {
 }
 
 fn load(text: &str) -> Result<Config, Box<dyn Error>> {
-    let folder = tempfile::tempdir()?;
-    let file = folder.path().join("config.toml");
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("config.toml");
     fs::write(&file, text)?;
     Ok(Config::load(&file, None)?)
 }

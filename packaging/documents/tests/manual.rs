@@ -32,11 +32,11 @@ fn program() -> clap::Command {
 #[test]
 fn every_command_has_a_page_with_all_sections() -> Outcome {
     let documents = Documents::make()?;
-    let folder = documents.share().join("man/man1");
+    let directory = documents.share().join("man/man1");
     let program = program();
     for command in [&program].into_iter().chain(program.get_subcommands()) {
         let name = command.get_display_name().unwrap_or(command.get_name());
-        let page = plain(&folder.join(format!("{name}.1")))?;
+        let page = plain(&directory.join(format!("{name}.1")))?;
         assert!(page.contains(&format!(".TH {name} 1 2026-09-21 ")), "{name}: {page}");
         let mut rest = page.as_str();
         for section in [
@@ -111,7 +111,7 @@ fn the_configuration_page_has_every_key() -> Outcome {
     Ok(())
 }
 
-/// Collects the keys that the parser knows, from what it says of one that it does not know.
+/// Collects the keys of the parser, from its error for an unknown one.
 fn keys_below(table: &str, known: &mut BTreeSet<String>) -> Outcome {
     let header = if table.is_empty() { String::new() } else { format!("[{table}]\n") };
     let text = format!("{header}no-such-key = 1\n");
