@@ -17,17 +17,17 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
 use crate::config::{self, FactoryCertificateLocation, FactoryKeyLocation};
-use crate::digest::{Hex, sha256};
 use crate::hint::Hint;
 use crate::keys::KeyError;
 use crate::keys::factory_key::{self, Source};
 use crate::keys::tpm::{AuthValue, Tpm};
 use crate::lifecycle::{LastError, Report};
-use crate::pem;
 use crate::platform::credentials::SecretError;
 use crate::platform::{access, files};
-use crate::time::Timestamp;
 use crate::x509;
+use miaf_spiffe::digest::{Hex, sha256};
+use miaf_spiffe::pem;
+use miaf_spiffe::time::Timestamp;
 
 /// Factory certificate with its intermediates, and the key, which is checked to be the
 /// certificate's.
@@ -552,7 +552,7 @@ mod tests {
         let mut credentials = CurrentCredential::default();
         let mut with_intermediate = |days: i64| {
             let not_after = Timestamp::from_secs(1_800_000_000 + days * DAYS);
-            let end = x509::End { subject: crate::text::Excerpt::of("CN=line 4", 80), not_after };
+            let end = x509::End { subject: miaf_spiffe::text::Excerpt::of("CN=line 4", 80), not_after };
             let credential = FactoryCredential { ends: vec![end], ..credential(-1, 4000) };
             credentials.update(Ok(credential), Purpose::Check, NOW).unwrap();
             credentials.warned_of_intermediate

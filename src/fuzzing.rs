@@ -10,14 +10,14 @@ type Target = fn(&[u8]) -> bool;
 /// Every target by its name, which is that of its file in `fuzz/fuzz_targets` and of its directory
 /// in `fuzz/corpus`.
 const TARGETS: [(&str, Target); 15] = [
-    ("bundle", crate::spiffe::fuzzing::bundle),
-    ("svid", crate::spiffe::fuzzing::svid),
+    ("bundle", miaf_spiffe::fuzzing::bundle),
+    ("svid", miaf_spiffe::fuzzing::svid),
     ("discovery", crate::issuer::fuzzing::discovery),
     ("problem", crate::issuer::fuzzing::problem),
     ("retry_after", crate::transport::fuzzing::retry_after),
     ("issued", crate::issuer::fuzzing::issued),
     ("server_chain", crate::transport::fuzzing::server_chain),
-    ("pem", crate::pem::fuzz),
+    ("pem", miaf_spiffe::pem::fuzz),
     ("tss2", crate::keys::fuzzing::tss2),
     ("sealed", crate::keys::fuzzing::sealed),
     ("config", crate::config::fuzzing::config),

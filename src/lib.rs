@@ -27,7 +27,4 @@ pub mod transport;
 pub mod uri;
 pub(crate) mod x509;
 
-pub use miaf_spiffe as spiffe;
-#[cfg(any(test, fuzzing))]
-pub(crate) use miaf_spiffe::testing;
-pub use miaf_spiffe::{digest, json, pem, text, time};
+pub use miaf_spiffe::{self as spiffe, time};

@@ -8,8 +8,8 @@ use x509_parser::x509::X509Name;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::CertificateDer;
 
-use crate::text::Excerpt;
-use crate::time::Timestamp;
+use miaf_spiffe::text::Excerpt;
+use miaf_spiffe::time::Timestamp;
 
 /// Limit on the characters of a distinguished name in a message.
 const MAX_NAME: usize = 80;

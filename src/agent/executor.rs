@@ -12,7 +12,7 @@ use crate::keys::Providers;
 use crate::lifecycle::{Action, Event, LastError, Lifecycle, Step};
 use crate::platform::{clock, random};
 use crate::publish::files::Publisher;
-use crate::time::Now;
+use miaf_spiffe::time::Now;
 
 /// The lifecycle, and the effects around it: once for the trust domain, once for each identity.
 pub(super) struct Executor {

@@ -18,11 +18,11 @@ use crate::lifecycle::{
 };
 use crate::platform::{clock, random};
 use crate::publish;
-use crate::spiffe::svid::{self, Expectation, SvidError, X509Svid};
-use crate::spiffe::{self, Bundle};
 use crate::state;
-use crate::time::Timestamp;
 use crate::transport::ClientIdentity;
+use miaf_spiffe::Bundle;
+use miaf_spiffe::svid::{self, Expectation, SvidError, X509Svid};
+use miaf_spiffe::time::Timestamp;
 
 /// The identity of the device: the only one that is configured for now, called `device`.
 pub(super) const DEVICE: IdentityIndex = IdentityIndex(0);
@@ -68,7 +68,7 @@ impl Identity {
     }
 
     /// Trust domain of the current SVID.
-    pub(super) fn trust_domain(&self) -> Option<&spiffe::TrustDomain> {
+    pub(super) fn trust_domain(&self) -> Option<&miaf_spiffe::TrustDomain> {
         self.current.as_ref().map(|current| current.svid.spiffe_id().trust_domain())
     }
 
@@ -402,7 +402,7 @@ pub(super) fn fits(keys: &Providers, key: &Arc<dyn Key>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spiffe::svid::Chain;
+    use miaf_spiffe::svid::Chain;
 
     #[test]
     fn renewal_without_an_svid_never_shows_the_factory_certificate() {

@@ -265,7 +265,7 @@ mod tests {
     use crate::publish::Snapshot;
     use crate::publish::broadcast::Broadcaster;
     use crate::server::command_queue::CommandQueue;
-    use crate::time::Timestamp;
+    use miaf_spiffe::time::Timestamp;
 
     #[tokio::test]
     async fn lost_sockets_are_reported_and_closed_ones_are_not() {

@@ -14,7 +14,7 @@ use crate::platform::clock;
 use crate::publish::broadcast::Broadcaster;
 use crate::publish::files::PublishError;
 use crate::state::{self, Store};
-use crate::time::Now;
+use miaf_spiffe::time::Now;
 
 /// Interval between attempts to publish the files, after a failure.
 pub(super) const PUBLISH_RETRY: Duration = Duration::from_secs(30);

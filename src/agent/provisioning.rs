@@ -18,8 +18,8 @@ use crate::keys::{ProviderKind, Providers};
 use crate::lifecycle::{Failure, LastError, Lifecycle};
 use crate::platform::clock;
 use crate::platform::credentials::Secret;
-use crate::time::{BootTime, Now};
 use crate::transport::{ClientIdentity, ServerTrust, Transport};
+use miaf_spiffe::time::{BootTime, Now};
 
 /// Interval between checks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(3600);

@@ -12,11 +12,11 @@ use crate::lifecycle::{
 };
 use crate::platform::systemd;
 use crate::publish::Snapshot;
-use crate::spiffe::svid;
-use crate::spiffe::{AnchorFacts, Bundle};
 use crate::state::StoreError;
-use crate::text::Excerpt;
-use crate::time::Timestamp;
+use miaf_spiffe::svid;
+use miaf_spiffe::text::Excerpt;
+use miaf_spiffe::time::Timestamp;
+use miaf_spiffe::{AnchorFacts, Bundle};
 
 /// Characters of a cause in a log message.
 const MAX_CAUSE: usize = 2048;

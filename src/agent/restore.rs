@@ -23,11 +23,11 @@ use crate::lifecycle::{
 use crate::platform::{clock, credentials, random};
 use crate::publish;
 use crate::publish::files::Publisher;
-use crate::spiffe::Bundle;
-use crate::spiffe::svid::X509Svid;
 use crate::state::{self, Store, StoreError};
-use crate::time::{Now, Timestamp};
 use crate::transport::Transport;
+use miaf_spiffe::Bundle;
+use miaf_spiffe::svid::X509Svid;
+use miaf_spiffe::time::{Now, Timestamp};
 
 impl Executor {
     /// Takes up where the last process left off. Nothing is contacted, neither the MIS nor the TPM.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::lifecycle::{IdentityMemory, Memory, TrustDomainMemory};
 use crate::state::{self, RetryAfterDelays};
-use crate::time::{BootTime, Now};
+use miaf_spiffe::time::{BootTime, Now};
 
 /// How the Retry-After delays of this process stand on the disk.
 #[derive(Debug, Default)]
@@ -101,7 +101,7 @@ fn is_of(record: &RetryAfterDelays, boot_id: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::Timestamp;
+    use miaf_spiffe::time::Timestamp;
 
     const MINUTE: Duration = Duration::from_secs(60);
     const HOUR: Duration = Duration::from_secs(3600);

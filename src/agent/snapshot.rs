@@ -6,9 +6,9 @@ use super::executor::Executor;
 use super::persist::PUBLISH_RETRY;
 use crate::lifecycle::{IdentityView, LastError, MAX_DETAIL, Report, State};
 use crate::publish::{self, CurrentBundle, Snapshot};
-use crate::spiffe::svid;
-use crate::text::Excerpt;
-use crate::time::{Now, Timestamp};
+use miaf_spiffe::svid;
+use miaf_spiffe::text::Excerpt;
+use miaf_spiffe::time::{Now, Timestamp};
 
 /// An error, and when the agent tries again, if it does without a correction.
 type Shown = (LastError, Option<Timestamp>);

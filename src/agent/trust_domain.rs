@@ -10,11 +10,11 @@ use crate::hint::Hint as _;
 use crate::issuer::{self, Discovery, Fetched, Issuer, IssuerError};
 use crate::lifecycle::{BundleFacts, DiscoveryFacts, Report, SvidTrust};
 use crate::platform::clock;
-use crate::spiffe::{self, Bundle, BundleWarning, SequenceCheck, check_sequence, svid};
 use crate::state;
-use crate::text::Excerpt;
-use crate::time::{Now, ProvenTime, Timestamp};
 use crate::transport::Validators;
+use miaf_spiffe::text::Excerpt;
+use miaf_spiffe::time::{Now, ProvenTime, Timestamp};
+use miaf_spiffe::{Bundle, BundleWarning, SequenceCheck, check_sequence, svid};
 
 /// Issuer and cached documents of the trust domain.
 pub(super) struct TrustDomain {
@@ -49,7 +49,7 @@ impl TrustDomain {
     }
 
     /// Name of the trust domain, as discovered.
-    pub(super) fn name(&self) -> Option<&spiffe::TrustDomain> {
+    pub(super) fn name(&self) -> Option<&miaf_spiffe::TrustDomain> {
         self.discovery.as_ref().map(|cached| cached.document.trust_domain())
     }
 

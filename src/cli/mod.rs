@@ -25,7 +25,7 @@ use crate::agent;
 use crate::client::{Client, ClientError};
 use crate::config;
 use crate::hint::Hint as _;
-use crate::text::{self, Excerpt};
+use miaf_spiffe::text::{self, Excerpt};
 
 /// Limit of characters of one line that is printed for people.
 const MAX_LINE: usize = 8192;

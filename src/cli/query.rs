@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::{Output, fail_on_client, print, print_json, reader};
-use crate::spiffe::svid::certificate_pem;
-use crate::text::printable;
+use miaf_spiffe::svid::certificate_pem;
+use miaf_spiffe::text::printable;
 
 pub(super) fn svid(config: &Path, output: &Output) -> ExitCode {
     match reader(config, output).svid() {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use super::{Output, admin, admin_client, fail, fail_on_client};
 use crate::client::{Client, ClientError};
-use crate::spiffe::{SpiffeId, TrustDomain};
+use miaf_spiffe::{SpiffeId, TrustDomain};
 
 pub(super) fn run(config: &Path, output: &Output, yes: bool) -> ExitCode {
     let agent = admin_client(config, output);

@@ -10,7 +10,7 @@ use super::render::{error, key, meaning, next_step, renewal, trusted_by};
 use super::{Output, complain, fail, json_line, reader, shown, write};
 use crate::client::{Client, ClientError};
 use crate::publish::broadcast::StateEvent;
-use crate::time::Timestamp;
+use miaf_spiffe::time::Timestamp;
 
 /// Interval of attempts to connect to an agent that is not running.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(500);
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
     use crate::cli::render::tests::example;
     use crate::publish::status::BundleStatus;
-    use crate::spiffe::{BundleDocument, BundleKey};
+    use miaf_spiffe::{BundleDocument, BundleKey};
 
     fn two_anchors() -> BundleDocument {
         let key = BundleKey { kty: "EC", usage: "x509-svid", x5c: [String::new()], ..BundleKey::default() };

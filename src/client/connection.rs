@@ -12,8 +12,8 @@ use nix::sys::time::{TimeVal, time_t};
 use serde::Deserialize;
 
 use super::ClientError;
-use crate::json;
-use crate::text::Excerpt;
+use miaf_spiffe::json;
+use miaf_spiffe::text::Excerpt;
 
 const MAX_HEAD: usize = 16 * 1024;
 pub(super) const MAX_ANSWER: usize = 8 * 1024 * 1024;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::platform::access::group_argument;
-use crate::text::Excerpt;
+use miaf_spiffe::text::Excerpt;
 
 /// Why the agent gave no answer, or not the one that was asked for.
 #[derive(Debug)]

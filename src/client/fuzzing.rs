@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::connection::{Answer, Timed};
 use super::watch::Watch;
 use super::{Status, SvidDocument, read};
-use crate::testing::check_error;
+use miaf_spiffe::testing::check_error;
 
 /// A response; the first byte chooses what was asked for.
 pub(crate) fn client(data: &[u8]) -> bool {

@@ -32,12 +32,12 @@ use serde_json::json;
 pub use error::ClientError;
 pub use watch::Watch;
 
-use crate::json::{self, JsonError};
 use crate::publish::status::{Status, SvidDocument};
 use crate::server::admin::{Accepted, CommandPath};
 use crate::server::sign::SignResponse;
-use crate::spiffe::{Bundle, BundleDocument, BundleError, TrustDomain};
 use connection::Request;
+use miaf_spiffe::json::{self, JsonError};
+use miaf_spiffe::{Bundle, BundleDocument, BundleError, TrustDomain};
 
 /// Longer than systemd waits before it starts an agent again that has ended: its sockets stay open meanwhile.
 const LIMIT: Duration = Duration::from_secs(20);

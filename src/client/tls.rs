@@ -11,10 +11,10 @@ use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
 use super::{Client, ClientError};
-use crate::digest::sha256;
 use crate::keys::rustls::{Signs, signing_key};
-use crate::spiffe::SpiffeId;
-use crate::spiffe::svid::Chain;
+use miaf_spiffe::SpiffeId;
+use miaf_spiffe::digest::sha256;
+use miaf_spiffe::svid::Chain;
 
 impl Client {
     /// The device's certificate chain, with a key that has the agent sign: on the socket for signatures.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::sources::Readable;
 use super::{Config, Salvaged};
-use crate::testing::check_error;
+use miaf_spiffe::testing::check_error;
 
 /// Checks a configuration file. The same text parses to the same configuration.
 pub(crate) fn config(data: &[u8]) -> bool {

@@ -36,8 +36,8 @@ use crate::keys::tpm::{ParentChoice, Tcti};
 use crate::platform::access;
 use crate::platform::credentials::Secret;
 use crate::platform::log::LogLevel;
-use crate::spiffe::TrustDomain;
-use crate::text::Excerpt;
+use miaf_spiffe::TrustDomain;
+use miaf_spiffe::text::Excerpt;
 
 /// Default path of the configuration file.
 pub const DEFAULT_FILE: &str = "/etc/miaf-agent/config.toml";

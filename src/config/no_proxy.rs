@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use url::Host;
 
-use crate::text::Excerpt;
+use miaf_spiffe::text::Excerpt;
 
 const ALLOWED: &str =
     "each is a host name, \".domain\", an IP address, a network such as \"10.0.0.0/8\", or \"*\"";

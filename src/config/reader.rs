@@ -22,9 +22,9 @@ use super::{
 use crate::keys::ProviderKind;
 use crate::keys::tpm::{BadParent, Tcti};
 use crate::platform::credentials::Secret;
-use crate::spiffe::TrustDomain;
-use crate::text::Excerpt;
 use crate::uri;
+use miaf_spiffe::TrustDomain;
+use miaf_spiffe::text::Excerpt;
 
 /// Limit on the bytes of the path of a Unix socket (unix(7)): `sun_path` without its terminator.
 const LONGEST_SOCKET: usize = 107;

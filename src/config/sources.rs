@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::raw::{self, Overlay as _};
 use super::{ConfigError, MAX_REASON, Problem};
 use crate::platform::files;
-use crate::text::Excerpt;
+use miaf_spiffe::text::Excerpt;
 
 /// Limit on the bytes of all files together.
 const MAX_TEXT: usize = 1024 * 1024;

@@ -9,10 +9,10 @@ use url::Url;
 use super::DiscoveryError;
 use crate::hint::Hint;
 use crate::lifecycle::{Failure, FailureKind, MAX_DETAIL, Report};
-use crate::spiffe::svid::SvidError;
-use crate::spiffe::{BundleError, TrustDomain};
-use crate::text::Excerpt;
 use crate::transport::{ErrorResponse, ProxyError, TransportError, shown};
+use miaf_spiffe::svid::SvidError;
+use miaf_spiffe::text::Excerpt;
+use miaf_spiffe::{BundleError, TrustDomain};
 
 /// Limit on the characters of the fault of a response.
 const MAX_REASON: usize = 200;
@@ -277,7 +277,7 @@ mod tests {
     fn missing_trust_is_reported_in_no_other_situation() {
         for error in local_errors() {
             let failure = error.to_failure();
-            assert_eq!(failure.meaning, Meaning::Local, "{error}");
+            assert_eq!(failure.kind, FailureKind::Local, "{error}");
             let is_missing = matches!(error, IssuerError::Transport(TransportError::NoTrust));
             let said = |text: &str| text.to_lowercase().contains("no trust anchor is configured");
             assert_eq!(said(&failure.report.title), is_missing, "{:?}", failure.report);
@@ -304,8 +304,8 @@ mod tests {
 
     #[test]
     fn issued_certificates_that_are_no_chain_are_a_refused_svid() {
-        let failure = IssuerError::Svid(Rejection::EmptyChain).to_failure();
-        assert_eq!((failure.meaning, failure.retry_after), (Meaning::Slow, None));
+        let failure = IssuerError::Svid(SvidError::EmptyChain).to_failure();
+        assert_eq!((failure.kind, failure.retry_after), (FailureKind::Slow, None));
         assert_eq!(failure.report.kind, "urn:miaf-agent:error:svid-refused");
         assert_eq!(failure.report.title, "The SVID that the MIS issued is refused");
     }

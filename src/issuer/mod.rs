@@ -15,9 +15,9 @@ pub use miaf_v0::{Discovery, DiscoveryError, FACTORY_CERT_MTLS, X509_SVID_V1};
 
 use url::Url;
 
-use crate::spiffe::svid::Chain;
-use crate::spiffe::{Bundle, SpiffeId, TrustDomain};
 use crate::transport::{ClientIdentity, Transport, TrustSource, Validators};
+use miaf_spiffe::svid::Chain;
+use miaf_spiffe::{Bundle, SpiffeId, TrustDomain};
 
 /// Limit on the bytes of a trust bundle.
 const MAX_BUNDLE: usize = 1024 * 1024;

@@ -23,8 +23,8 @@ use super::error::named;
 use super::tpm::{AuthValue, ExternalKey, Tpm, TpmError, rsa_name};
 use super::tss2::{self, Tss2Key};
 use super::{KeyError, KeyFileError, KeyForm};
-use crate::pem::{self, Block, Pem};
 use crate::platform::{access, files};
+use miaf_spiffe::pem::{self, Block, Pem};
 
 /// Where the factory key is.
 #[derive(Debug, Clone, Copy)]

@@ -1,7 +1,7 @@
 //! Fuzz targets: the two forms of a stored key.
 
 use super::{software, tss2};
-use crate::testing::check_error;
+use miaf_spiffe::testing::check_error;
 
 /// A TSS2 PEM. A key that is accepted reads the same when it is written again.
 pub(crate) fn tss2(data: &[u8]) -> bool {

@@ -6,7 +6,7 @@ use p256::pkcs8::EncodePublicKey as _;
 use zeroize::Zeroizing;
 
 use super::{KeyError, ProviderKind};
-use crate::digest::{Hex, sha256};
+use miaf_spiffe::digest::{Hex, sha256};
 
 /// A private key that signs and never shows itself.
 ///

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::software::{self, Software};
 use super::tpm::Tpm;
 use super::{Key, KeyError, KeyFileError, KeyForm, tss2};
-use crate::pem;
+use miaf_spiffe::pem;
 
 /// A place where keys live. A further provider is a type with this trait, a variant of
 /// [`ProviderKind`], and a field of [`Providers`].

@@ -46,8 +46,8 @@ use super::error::REPLACE;
 use super::{
     ErrorKind, Hint, Key, KeyError, KeyFile, KeyFileError, Protection, Provider, ProviderKind, PublicKey,
 };
-use crate::pem;
 use crate::platform::{access, files};
+use miaf_spiffe::pem;
 
 /// The label of the PEM block.
 pub const LABEL: &str = "MIAF SEALED PRIVATE KEY";
@@ -671,7 +671,7 @@ mod tests {
         let secret = key.open().unwrap();
         let der = der_of(&key);
         assert!(!der.windows(8).any(|window| secret.windows(8).any(|part| part == window)));
-        let hex = crate::digest::Hex(&secret).to_string();
+        let hex = miaf_spiffe::digest::Hex(&secret).to_string();
         assert!(!format!("{key:?}").contains(&hex[..16]), "{key:?}");
         assert_ne!(key.to_pem().unwrap(), place.basic().create_key().unwrap().to_pem().unwrap());
     }

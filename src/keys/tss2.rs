@@ -19,8 +19,8 @@ use der::{
 };
 
 use super::{KeyError, KeyFileError, KeyForm};
-use crate::digest::Hex;
-use crate::pem;
+use miaf_spiffe::digest::Hex;
+use miaf_spiffe::pem;
 
 /// The label of the PEM block.
 pub const LABEL: &str = "TSS2 PRIVATE KEY";

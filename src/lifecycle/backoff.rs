@@ -9,7 +9,7 @@ use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use super::Lifecycle;
 use super::identity::Identity;
 use super::types::{BundleFacts, Jitter, Policy, SvidFacts};
-use crate::time::{Now, Timestamp};
+use miaf_spiffe::time::{Now, Timestamp};
 
 /// Bounds of the MIS's refresh hint: a slip of the pen there must neither hammer it nor freeze the anchors.
 const MIN_REFRESH: Duration = Duration::from_secs(5);

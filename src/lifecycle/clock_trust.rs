@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use crate::spiffe::svid;
-use crate::time::{BootTime, Now, Timestamp};
+use miaf_spiffe::svid;
+use miaf_spiffe::time::{BootTime, Now, Timestamp};
 
 /// A clock that is behind the MIS by no more than this is trusted: the clock of the MIS may be ahead, and what it issues
 /// is then kept until it becomes valid.

@@ -6,7 +6,7 @@ use super::backoff::Backoff;
 use super::retry_gate::{LastError, OpeningLimit, RetryGate};
 use super::trust_domain::TrustDomain;
 use super::types::{IdentityAction, IdentityMemory, Jitter, Policy, Request, RestoredIdentity, SvidFacts};
-use crate::time::{BootTime, Now, Timestamp};
+use miaf_spiffe::time::{BootTime, Now, Timestamp};
 
 /// State of one identity.
 #[derive(Clone, Debug)]

@@ -34,8 +34,8 @@ pub use types::{
     RestoredIdentity, RestoredTrustDomain, Step, SvidFacts, SvidTrust, TrustDomainMemory,
 };
 
-use crate::time::{Now, Timestamp};
 use identity::Identity;
+use miaf_spiffe::time::{Now, Timestamp};
 use scheduler::{Next, Scheduler};
 use trust_domain::TrustDomain;
 

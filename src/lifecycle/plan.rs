@@ -6,7 +6,7 @@ use super::Lifecycle;
 use super::identity::{BundleForChain, CurrentKey, CurrentSvid, IdentityView, PendingKey};
 use super::scheduler::{Next, Work};
 use super::types::{Action, IdentityAction, IdentityIndex, KeyChoice, Request, SvidFacts};
-use crate::time::Now;
+use miaf_spiffe::time::Now;
 
 /// Interval between checks of a clock that is not trusted: it may have been set without a jump.
 const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);

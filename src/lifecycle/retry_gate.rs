@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Jitter;
 use super::backoff::BackoffPolicy;
-use crate::text::{self, Excerpt};
-use crate::time::{BootTime, Now, Timestamp};
+use miaf_spiffe::text::{self, Excerpt};
+use miaf_spiffe::time::{BootTime, Now, Timestamp};
 
 /// Upper bound of Retry-After (miaf-v0 E8).
 pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);

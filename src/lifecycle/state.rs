@@ -7,7 +7,7 @@ use super::identity::{BundleForChain, CurrentKey, CurrentSvid, IdentityView};
 use super::retry_gate::{LastError, Report, RetryGate};
 use super::trust_domain::TrustDomain;
 use super::types::{IdentityAction, SvidFacts};
-use crate::time::Now;
+use miaf_spiffe::time::Now;
 
 /// The state of an identity, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

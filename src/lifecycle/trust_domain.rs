@@ -6,7 +6,7 @@ use super::backoff::Backoff;
 use super::clock_trust::{Doubt, KnownTime, TimeVerdict};
 use super::retry_gate::{OpeningLimit, Report, RetryGate};
 use super::types::{DiscoveryFacts, Jitter, Policy, Request, RestoredTrustDomain, TrustDomainMemory};
-use crate::time::{BootTime, Now, Timestamp};
+use miaf_spiffe::time::{BootTime, Now, Timestamp};
 
 /// State of the trust domain.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::backoff::Backoff;
 use super::clock_trust::KnownTime;
 use super::retry_gate::{Failure, LastError, Report};
-use crate::time::{BootTime, Timestamp};
+use miaf_spiffe::time::{BootTime, Timestamp};
 
 /// The settings that decide when things happen.
 #[derive(Clone, Debug)]

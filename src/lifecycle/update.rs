@@ -14,7 +14,7 @@ use super::types::{
     Action, BundleFacts, Command, DiscoveryFacts, Event, IdentityAction, IdentityEvent, IdentityIndex,
     Jitter, KeyChoice, NotAdopted, Policy, Request, SvidFacts, SvidTrust,
 };
-use crate::time::Now;
+use miaf_spiffe::time::Now;
 
 /// Interval between proofs of a lost key: its TPM may have been put back.
 const LOST_KEY_CHECK_INTERVAL: Duration = Duration::from_secs(3600);

@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgroups};
 
-use crate::text::Excerpt;
+use miaf_spiffe::text::Excerpt;
 
 /// Limit of characters of a path or an error in a message.
 const MAX_SHOWN: usize = 300;

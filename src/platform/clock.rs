@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::time::{BootTime, Now, Timestamp};
+use miaf_spiffe::time::{BootTime, Now, Timestamp};
 
 /// A file that systemd-timesyncd makes at every synchronisation (systemd-timesyncd.service(8)). It
 /// is on a tmpfs: a boot begins without it.

@@ -14,7 +14,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::Group;
 use zeroize::Zeroizing;
 
-use crate::text::Excerpt;
+use miaf_spiffe::text::Excerpt;
 
 /// Limit of bytes of a file that is read without another limit.
 const MAX_READ: u64 = 4 * 1024 * 1024;

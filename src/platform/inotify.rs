@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
 
 use super::access::{current_user, names};
-use crate::text::Excerpt;
+use miaf_spiffe::text::Excerpt;
 
 /// Interval of comparisons where the kernel reports nothing.
 const POLL: Duration = Duration::from_secs(3);

@@ -6,8 +6,8 @@ use std::convert::Infallible;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use crate::text::Excerpt;
 use listenfd::ListenFd;
+use miaf_spiffe::text::Excerpt;
 use sd_notify::NotifyState;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 

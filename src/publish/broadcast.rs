@@ -8,8 +8,8 @@ use tokio::sync::watch;
 
 use super::status::{Status, SvidDocument};
 use super::{Identity, Snapshot};
-use crate::spiffe::BundleDocument;
-use crate::time::Timestamp;
+use miaf_spiffe::BundleDocument;
+use miaf_spiffe::time::Timestamp;
 
 /// Data of an event called `state`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -148,8 +148,8 @@ mod tests {
         params.subject_alt_names = vec![rcgen::SanType::URI(id.try_into().unwrap())];
         params.serial_number = Some(vec![7].into());
         let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
-        let chain = crate::spiffe::svid::Chain::from_pem(&[certificate.pem()]).unwrap();
-        let svid = crate::spiffe::svid::X509Svid::from_stored(chain).unwrap();
+        let chain = miaf_spiffe::svid::Chain::from_pem(&[certificate.pem()]).unwrap();
+        let svid = miaf_spiffe::svid::X509Svid::from_stored(chain).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let keys = crate::keys::software::Software::new(None, dir.path().join("kek"));
         Arc::new(Identity { svid, key: Arc::new(keys.create_key().unwrap()), credential: None })

@@ -18,8 +18,8 @@ use crate::platform::access::why_unwritable;
 use crate::platform::dir::{Attributes, Dir};
 use crate::platform::files;
 use crate::publish::Identity;
-use crate::spiffe::Bundle;
-use crate::time::Timestamp;
+use miaf_spiffe::Bundle;
+use miaf_spiffe::time::Timestamp;
 
 const CURRENT: &str = "current";
 /// The link that replaces [`CURRENT`].
@@ -388,8 +388,8 @@ mod tests {
     use super::*;
     use crate::keys::software::Software;
     use crate::keys::{ProviderKind, PublicKey};
-    use crate::spiffe::TrustDomain;
-    use crate::spiffe::svid::{Chain, X509Svid};
+    use miaf_spiffe::TrustDomain;
+    use miaf_spiffe::svid::{Chain, X509Svid};
     use std::fs;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
     use std::sync::Arc;

@@ -9,10 +9,10 @@ use hyper::body::Bytes;
 use crate::factory_credential::CredentialFacts;
 use crate::keys::{Key, ProviderKind};
 use crate::lifecycle::{LastError, State};
-use crate::spiffe::svid::{self, X509Svid};
-use crate::spiffe::{Bundle, TrustDomain};
-use crate::time::Timestamp;
 use crate::transport::TrustFacts;
+use miaf_spiffe::svid::{self, X509Svid};
+use miaf_spiffe::time::Timestamp;
+use miaf_spiffe::{Bundle, TrustDomain};
 
 /// Code of errors of the configuration: the end of their type.
 pub(crate) const CONFIGURATION: &str = "configuration";

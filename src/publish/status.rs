@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::json;
 use crate::lifecycle::State;
 use crate::publish::Snapshot;
-use crate::time::Timestamp;
+use miaf_spiffe::json;
+use miaf_spiffe::time::Timestamp;
 
 /// More than any agent sends.
 const MAX_CERTIFICATES: usize = 64;

@@ -5,7 +5,6 @@ use hyper::{Method, Request, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::json;
 use crate::platform::log::AUDIT;
 use crate::publish::Snapshot;
 use crate::server::command_queue::{AdminCommand, CommandError};
@@ -13,7 +12,8 @@ use crate::server::context::ServerContext;
 use crate::server::peer::{Peer, Role};
 use crate::server::request_body;
 use crate::server::response::{self, HttpResponse, JSON, method_not_allowed, problem};
-use crate::spiffe::TrustDomain;
+use miaf_spiffe::TrustDomain;
+use miaf_spiffe::json;
 
 /// Body of a `202`: the command is accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

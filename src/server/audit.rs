@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use crate::digest::sha256;
 use crate::platform::log::AUDIT;
 use crate::server::peer::Peer;
-use crate::spiffe::SpiffeId;
-use crate::spiffe::svid::X509Svid;
+use miaf_spiffe::SpiffeId;
+use miaf_spiffe::digest::sha256;
+use miaf_spiffe::svid::X509Svid;
 
 /// Interval between two records of the same.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -301,7 +301,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::server::peer::Role;
-    use crate::spiffe::svid::Chain;
+    use miaf_spiffe::svid::Chain;
 
     const ID: &str = "spiffe://factory.example/margo/device/123e4567-e89b-42d3-a456-426614174000";
 

@@ -278,7 +278,7 @@ mod tests {
     use crate::publish::broadcast::Broadcaster;
     use crate::server::command_queue::CommandQueue;
     use crate::server::peer::Role;
-    use crate::time::Timestamp;
+    use miaf_spiffe::time::Timestamp;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::sync::watch;
 

@@ -24,7 +24,7 @@ use crate::server::command_queue::CommandQueue;
 use crate::server::context::ServerContext;
 use crate::server::peer::{Peer, Role};
 use crate::server::uds_authority::AuthorityMask;
-use crate::time::Timestamp;
+use miaf_spiffe::time::Timestamp;
 
 /// Longer than any time limit of a connection.
 const LONG: Duration = Duration::from_secs(3600);

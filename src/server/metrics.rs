@@ -9,7 +9,7 @@ use crate::publish::Snapshot;
 use crate::publish::status::Status;
 use crate::server::connection_limit::LimitReached;
 use crate::server::peer::{Peer, Role};
-use crate::time::Timestamp;
+use miaf_spiffe::time::Timestamp;
 
 /// Media type of the text.
 pub(super) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

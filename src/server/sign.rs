@@ -10,7 +10,6 @@ use hyper::header::RETRY_AFTER;
 use hyper::{Method, Request, StatusCode};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::json;
 use crate::platform::log::AUDIT;
 use crate::server::context::ServerContext;
 use crate::server::peer::{Peer, Role};
@@ -18,6 +17,7 @@ use crate::server::rate::RateExceeded;
 use crate::server::request_body;
 use crate::server::response::{self, HttpResponse, JSON, NO_SVID, method_not_allowed, problem};
 use crate::server::signing_queue::SignError;
+use miaf_spiffe::json;
 
 pub(super) const PATH: &str = "/v1/sign";
 

@@ -45,8 +45,8 @@ mod tests {
     use crate::lifecycle::{LastError, Report};
     use crate::publish::Snapshot;
     use crate::publish::broadcast::Broadcaster;
-    use crate::time::Timestamp;
     use futures_util::StreamExt as _;
+    use miaf_spiffe::time::Timestamp;
     use std::pin::pin;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);

@@ -4,7 +4,7 @@ use super::{
     CachedBundle, CachedDiscovery, IssuedChain, PendingKey, Record, RetryAfterDelays, StoredIdentity,
     StoredTime,
 };
-use crate::testing::check_error;
+use miaf_spiffe::testing::check_error;
 
 /// Checks a record; the first byte chooses its kind. One that is accepted is the same after it was
 /// written again.

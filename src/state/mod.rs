@@ -26,7 +26,7 @@ pub use self::records::{
 use crate::hint::Hint;
 use crate::platform::access::{advice_on_own, current_user, shell_word, user, user_argument};
 use crate::platform::files;
-use crate::text::Excerpt;
+use miaf_spiffe::text::Excerpt;
 
 /// Limit on the characters of why a record cannot be used. It quotes the record.
 const MAX_REASON: usize = 400;

@@ -5,13 +5,13 @@ use std::io;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::json::{self, JsonError};
 use crate::keys;
 use crate::lifecycle::{LastError, Memory};
-use crate::spiffe::TrustDomain;
-use crate::spiffe::svid::Chain;
-use crate::time::{BootTime, Timestamp};
 use crate::transport::Validators;
+use miaf_spiffe::TrustDomain;
+use miaf_spiffe::json::{self, JsonError};
+use miaf_spiffe::svid::Chain;
+use miaf_spiffe::time::{BootTime, Timestamp};
 
 const VERSION: u32 = 1;
 
@@ -277,7 +277,7 @@ mod pem_list {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spiffe::svid::certificate_pem;
+    use miaf_spiffe::svid::certificate_pem;
 
     fn issued(chain: &str) -> Vec<u8> {
         let record = format!(r#"{{"renewal":true,"for_pending_key":false,"chain":{chain}}}"#);

@@ -8,7 +8,7 @@ use url::Url;
 
 use super::ProxyError;
 use crate::hint::Hint;
-use crate::text::Excerpt;
+use miaf_spiffe::text::Excerpt;
 
 /// Limit on the characters of a reason from outside.
 pub(super) const MAX_REASON: usize = 200;

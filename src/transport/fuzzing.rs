@@ -7,8 +7,8 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use super::problem_details::ProblemDetails;
 use super::server_trust::LoadedTrust;
 use super::server_verifier::{HandshakeObservation, Verifier};
-use crate::testing::{check_error, parts};
-use crate::time::Timestamp;
+use miaf_spiffe::testing::{check_error, parts};
+use miaf_spiffe::time::Timestamp;
 
 /// In the validity of the certificates in the corpora: 2026-07-01.
 const NOW: u64 = 1_782_864_000;

@@ -25,8 +25,8 @@ use super::server_verifier::{ClientAuthRequest, HandshakeObservation};
 use super::tls::{self, TlsReason};
 use crate::config;
 use crate::platform::{clock, connectivity};
-use crate::text::Excerpt;
-use crate::time::{ProvenTime, Timestamp};
+use miaf_spiffe::text::Excerpt;
+use miaf_spiffe::time::{ProvenTime, Timestamp};
 
 const USER_AGENT: &str = concat!("miaf-agent/", env!("CARGO_PKG_VERSION"));
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);

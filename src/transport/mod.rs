@@ -31,9 +31,9 @@ pub use server_trust::{ServerTrust, TrustFacts};
 pub(crate) use server_verifier::TrustSource;
 
 use crate::config;
-use crate::time::ProvenTime;
 use crate::x509;
 use http::{Body, Call, Http};
+use miaf_spiffe::time::ProvenTime;
 
 /// HTTPS client of one issuer. HTTP and TLS run on a thread of their own: a TLS handshake signs
 /// synchronously, and a TPM may be slow.

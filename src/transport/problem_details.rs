@@ -3,9 +3,9 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::json;
 use crate::lifecycle::{MAX_DETAIL, MAX_INSTANCE, MAX_KIND, MAX_TITLE};
-use crate::text::Excerpt;
+use miaf_spiffe::json;
+use miaf_spiffe::text::Excerpt;
 
 /// Prefix of the types of the agent's own errors. Programs, metrics and the commands' hints go by
 /// them.

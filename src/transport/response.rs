@@ -9,8 +9,8 @@ use url::Url;
 use super::error::{TransportError, shown};
 use super::problem_details::ProblemDetails;
 use super::server_verifier::TrustSource;
-use crate::json;
-use crate::text::Excerpt;
+use miaf_spiffe::json;
+use miaf_spiffe::text::Excerpt;
 
 /// Limit on the characters of a quotation.
 pub(super) const MAX_EXCERPT: usize = 200;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::time::Timestamp;
+use miaf_spiffe::time::Timestamp;
 
 /// Parses `Retry-After`: seconds, or an HTTP date (miaf-v0 R5). A date is measured from the
 /// response's own `Date`, so that a clock difference does not count. A date that has passed is no

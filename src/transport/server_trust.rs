@@ -11,9 +11,9 @@ use super::error::{MAX_REASON, TransportError};
 use crate::config::InitialTrust;
 use crate::hint::Hint as _;
 use crate::lifecycle::{LastError, Report};
-use crate::pem;
 use crate::platform::{access, clock, files};
-use crate::text::Excerpt;
+use miaf_spiffe::pem;
+use miaf_spiffe::text::Excerpt;
 
 /// Initial trust of one configuration. The files are read at every use, so a replaced one is used
 /// from the next connection on. If the replacement is bad, the last good trust stays in use *as a

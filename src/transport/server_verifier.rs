@@ -38,9 +38,9 @@ use x509_parser::prelude::FromDer as _;
 use self::chain::{Anchors, Chain};
 use super::reason::Reason;
 use super::server_trust::LoadedTrust;
-use crate::digest::sha256;
-use crate::text::Excerpt;
 use crate::x509::{SEQUENCE, wrap};
+use miaf_spiffe::digest::sha256;
+use miaf_spiffe::text::Excerpt;
 
 /// Limit on the characters of a library's message, where this agent has no words of its own.
 const MAX_UNKNOWN: usize = 120;

@@ -14,8 +14,8 @@ use super::reason::Reason;
 use super::server_trust::LoadedTrust;
 use super::server_verifier::{self, ClientAuthRequest, HandshakeObservation, Verifier};
 use crate::platform::clock;
-use crate::text::Excerpt;
 use crate::x509;
+use miaf_spiffe::text::Excerpt;
 
 /// The parameters that this client offers, for the operator of a server that offers others.
 const OFFER: &str = "This client offers TLS 1.3 with AES-GCM and ChaCha20-Poly1305, the groups \

@@ -676,6 +676,7 @@ impl Headers {
 /// Fuzz target: a PEM file. No block of it is passed over, and each reads the same when it is
 /// written again.
 #[cfg(any(test, fuzzing, feature = "testing"))]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub fn fuzz(data: &[u8]) -> bool {
     let pem = match read(data) {
         Ok(read) => read,

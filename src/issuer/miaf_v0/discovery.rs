@@ -11,10 +11,10 @@ use serde_json::value::RawValue;
 use url::Url;
 
 use crate::hint::Hint;
-use crate::json::{self, JsonError};
-use crate::spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
-use crate::text::Excerpt;
 use crate::uri;
+use miaf_spiffe::json::{self, JsonError};
+use miaf_spiffe::text::Excerpt;
+use miaf_spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
 
 /// URN of the one bootstrap method of v0.
 pub const FACTORY_CERT_MTLS: &str = "urn:margo:bootstrap:factory-cert-mtls:v1";

@@ -10,9 +10,9 @@ use url::Url;
 
 use super::discovery::{FACTORY_CERT_MTLS, X509_SVID_V1};
 use crate::issuer::{CertificateRequest, IssuerError};
-use crate::json::{self, AtMost, Object};
-use crate::spiffe::svid::Chain;
-use crate::text::Excerpt;
+use miaf_spiffe::json::{self, AtMost, Object};
+use miaf_spiffe::svid::Chain;
+use miaf_spiffe::text::Excerpt;
 
 /// Limit on the bytes of a response.
 pub(super) const MAX_RESPONSE: usize = 512 * 1024;
@@ -71,7 +71,7 @@ pub(super) fn read_response(url: &Url, body: &[u8]) -> Result<Chain, IssuerError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spiffe::svid::certificate_pem;
+    use miaf_spiffe::svid::certificate_pem;
     use serde_json::Value;
 
     #[test]

@@ -3,8 +3,8 @@
 use url::Url;
 
 use super::{Discovery, enrollment, problem as meanings};
-use crate::testing::check_error;
 use crate::transport;
+use miaf_spiffe::testing::check_error;
 
 fn url() -> Url {
     Url::parse("https://mis.example/").expect("a valid URL")

@@ -13,9 +13,9 @@ pub use discovery::{Discovery, DiscoveryError, FACTORY_CERT_MTLS, X509_SVID_V1};
 use url::Url;
 
 use super::{CertificateRequest, IssuerError};
-use crate::spiffe::SpiffeId;
-use crate::spiffe::svid::Chain;
 use crate::transport::{ClientIdentity, Response, Transport};
+use miaf_spiffe::SpiffeId;
+use miaf_spiffe::svid::Chain;
 
 /// Limit on the bytes of a discovery document.
 pub(super) const MAX_DISCOVERY: usize = 64 * 1024;

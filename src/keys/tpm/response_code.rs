@@ -5,7 +5,7 @@ use tss_esapi::constants::response_code::Tss2ResponseCode;
 
 use super::error::{NvLock, ParentFlaw, Subject, TpmError, UnreachableCause};
 use super::tcti::Tcti;
-use crate::text::Excerpt;
+use miaf_spiffe::text::Excerpt;
 
 /// A failed operation: what went wrong, and in which step.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use tss_esapi::tcti_ldr::{DeviceConfig, TabrmdConfig, TctiNameConf};
 use super::error::{TpmError, UnreachableCause};
 use crate::keys::KeyError;
 use crate::platform::access::{self, Node, Process};
-use crate::text::Excerpt;
+use miaf_spiffe::text::Excerpt;
 
 /// A transport to the TPM (TCTI). Parsed strictly: a setting that the TSS libraries would silently
 /// replace by their default is refused here.

@@ -7,7 +7,7 @@ use super::super::Request::{Enroll, Renew};
 use super::super::*;
 use super::device::{self, DAY, START, later, policy, report, secs, svid};
 use super::histories::*;
-use crate::time::BootTime;
+use miaf_spiffe::time::BootTime;
 
 /// When the agent was built. A wall clock that is off can be before that.
 const BUILT: Timestamp = Timestamp::from_secs(1_800_000_000 - 3 * 3600);

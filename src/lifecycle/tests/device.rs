@@ -6,7 +6,7 @@ use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
 use super::super::*;
 use super::device::Work::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
-use crate::time::BootTime;
+use miaf_spiffe::time::BootTime;
 
 /// The only identity of the device.
 pub(super) const DEVICE: IdentityIndex = IdentityIndex(0);

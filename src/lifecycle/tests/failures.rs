@@ -5,7 +5,7 @@ use super::super::Request::{Enroll, Renew};
 use super::super::*;
 use super::device::Work::{CreateKey, FetchBundle, FetchDiscovery};
 use super::device::*;
-use crate::time::BootTime;
+use miaf_spiffe::time::BootTime;
 
 // ---- waiting (E8, R7) ----
 

@@ -7,7 +7,7 @@ use super::super::Request::{Enroll, Renew};
 use super::super::*;
 use super::device::{DAY, START, document, failure, later, next_random, policy, secs, svid};
 use super::histories::{asks_nobody, failure_kind, retry_after};
-use crate::time::BootTime;
+use miaf_spiffe::time::BootTime;
 
 const FIRST: IdentityIndex = IdentityIndex(0);
 const SECOND: IdentityIndex = IdentityIndex(1);
@@ -252,7 +252,7 @@ fn trouble() -> impl Strategy<Value = Trouble> {
 }
 
 proptest! {
-    #![proptest_config(crate::testing::cases(64))]
+    #![proptest_config(miaf_spiffe::testing::cases(64))]
 
     /// An identity that is refused, blocked, pending or broken does not delay the renewal of the other, whichever of them
     /// comes first: it is adopted within what its own actions take, and those of the other that come in between.

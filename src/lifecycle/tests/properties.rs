@@ -12,7 +12,7 @@ use super::device::*;
 use super::histories::*;
 
 proptest! {
-    #![proptest_config(crate::testing::cases(96))]
+    #![proptest_config(miaf_spiffe::testing::cases(96))]
 
     /// Through any history the rules that [`Checker`] checks at every step hold, and an MIS that cooperates from then on
     /// (which includes a correction of what it refused for good) finds an active device in bounded time.

@@ -4,8 +4,8 @@
 use rustls_pki_types::CertificateDer;
 
 use crate::server::protobuf::{Message, message};
-use crate::spiffe::TrustDomain;
-use crate::spiffe::svid::X509Svid;
+use miaf_spiffe::TrustDomain;
+use miaf_spiffe::svid::X509Svid;
 
 /// `X509SVIDResponse` (SPIFFE Workload API, section 5.1) with the one SVID that a device has. `key`
 /// is PKCS#8.

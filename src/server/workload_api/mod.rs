@@ -25,7 +25,6 @@ use nix::unistd::User;
 use rustls_pki_types::CertificateDer;
 use tokio::task::spawn_blocking;
 
-use crate::digest::sha256;
 use crate::keys::{Key, KeyFile, Protection, ProviderKind};
 use crate::platform::clock;
 use crate::platform::log::AUDIT;
@@ -37,8 +36,9 @@ use crate::server::grpc::{self, Code, GrpcStatus};
 use crate::server::peer::{Peer, ShutdownSignal};
 use crate::server::protobuf::Message;
 use crate::server::response::{HttpResponse, problem};
-use crate::spiffe::svid::X509Svid;
-use crate::spiffe::{Bundle, TrustDomain};
+use miaf_spiffe::digest::sha256;
+use miaf_spiffe::svid::X509Svid;
+use miaf_spiffe::{Bundle, TrustDomain};
 
 /// Prefix of the paths of its methods: the service has no package.
 pub(super) const PREFIX: &str = "/SpiffeWorkloadAPI/";

@@ -5,9 +5,9 @@ use rustls_pki_types::UnixTime;
 
 use super::super::reason::Reason;
 use super::chain::{Chain, Presented};
-use crate::text::Excerpt;
-use crate::time::Timestamp;
 use crate::x509::{self, Certificate, extension};
+use miaf_spiffe::text::Excerpt;
+use miaf_spiffe::time::Timestamp;
 
 /// Limit on the names of a certificate that are listed.
 const MAX_LISTED: usize = 4;
