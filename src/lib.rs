@@ -20,6 +20,7 @@ pub mod issuer;
 pub mod keys;
 pub mod lifecycle;
 pub mod platform;
+pub mod problem;
 pub mod publish;
 pub(crate) mod server;
 pub mod state;

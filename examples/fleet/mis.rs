@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
-use miaf_agent::lifecycle::{Failure, FailureKind, Report};
+use miaf_agent::lifecycle::{Failure, FailureKind};
+use miaf_agent::problem::Report;
 
 use crate::counts::Kind;
 use crate::device::Moment;

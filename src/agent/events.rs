@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use super::admin::CommandQueue;
 use super::reporting::RepeatFilter;
-use crate::lifecycle::LastError;
 use crate::platform::inotify::FileWatch;
 use crate::platform::systemd::Watchdog;
+use crate::problem::LastError;
 use crate::server::command_queue::QueuedCommand;
 use crate::server::runtime::Pulse;
 

@@ -9,8 +9,9 @@ use super::reporting::Reporter;
 use super::trust_domain::TrustDomain;
 use crate::config::Config;
 use crate::keys::Providers;
-use crate::lifecycle::{Action, Event, LastError, Lifecycle, Step};
+use crate::lifecycle::{Action, Event, Lifecycle, Step};
 use crate::platform::{clock, random};
+use crate::problem::LastError;
 use crate::publish::files::Publisher;
 use miaf_spiffe::time::Now;
 

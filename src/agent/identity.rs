@@ -14,9 +14,10 @@ use crate::issuer::{CertificateRequest, IssuerError};
 use crate::keys::{self, ErrorKind, Key, KeyError, Providers};
 use crate::lifecycle::{
     Failure, FailureKind, IdentityAction, IdentityEvent, IdentityIndex, KeyChoice, Lifecycle, NotAdopted,
-    Report, Request, SvidFacts,
+    Request, SvidFacts,
 };
 use crate::platform::{clock, random};
+use crate::problem::Report;
 use crate::publish;
 use crate::state;
 use crate::transport::ClientIdentity;

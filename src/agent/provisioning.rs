@@ -15,9 +15,10 @@ use crate::factory_credential::{self, CredentialError, CurrentCredential, Factor
 use crate::hint::Hint as _;
 use crate::keys::tpm::Tpm;
 use crate::keys::{ProviderKind, Providers};
-use crate::lifecycle::{Failure, LastError, Lifecycle};
+use crate::lifecycle::{Failure, Lifecycle};
 use crate::platform::clock;
 use crate::platform::credentials::Secret;
+use crate::problem::LastError;
 use crate::transport::{ClientIdentity, ServerTrust, Transport};
 use miaf_spiffe::time::{BootTime, Now};
 

@@ -7,10 +7,11 @@ use super::identity::Identity;
 use crate::hint::Hint as _;
 use crate::keys::KeyError;
 use crate::lifecycle::{
-    Event, Failure, FailureKind, IdentityEvent, IdentityIndex, LONGEST_RETRY_AFTER, NotAdopted, Report,
-    State, TimeVerdict,
+    Event, Failure, FailureKind, IdentityEvent, IdentityIndex, LONGEST_RETRY_AFTER, NotAdopted, State,
+    TimeVerdict,
 };
 use crate::platform::systemd;
+use crate::problem::Report;
 use crate::publish::Snapshot;
 use crate::state::StoreError;
 use miaf_spiffe::svid;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::executor::Executor;
 use super::persist::PUBLISH_RETRY;
-use crate::lifecycle::{IdentityView, LastError, MAX_DETAIL, Report, State};
+use crate::lifecycle::{IdentityView, State};
+use crate::problem::{LastError, MAX_DETAIL, Report};
 use crate::publish::{self, CurrentBundle, Snapshot};
 use miaf_spiffe::svid;
 use miaf_spiffe::text::Excerpt;

@@ -8,7 +8,8 @@ use url::Url;
 
 use super::DiscoveryError;
 use crate::hint::Hint;
-use crate::lifecycle::{Failure, FailureKind, MAX_DETAIL, Report};
+use crate::lifecycle::{Failure, FailureKind};
+use crate::problem::{MAX_DETAIL, Report};
 use crate::transport::{ErrorResponse, ProxyError, TransportError, shown};
 use miaf_spiffe::svid::SvidError;
 use miaf_spiffe::text::Excerpt;

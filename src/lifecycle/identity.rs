@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::backoff::Backoff;
-use super::retry_gate::{LastError, OpeningLimit, RetryGate};
+use super::retry_gate::{OpeningLimit, RetryGate};
 use super::trust_domain::TrustDomain;
 use super::types::{IdentityAction, IdentityMemory, Jitter, Policy, Request, RestoredIdentity, SvidFacts};
+use crate::problem::LastError;
 use miaf_spiffe::time::{BootTime, Now, Timestamp};
 
 /// State of one identity.

@@ -23,10 +23,7 @@ use std::time::Duration;
 pub use backoff::Backoff;
 pub use clock_trust::{KnownTime, TimeVerdict};
 pub use identity::IdentityView;
-pub use retry_gate::{
-    Failure, FailureKind, LONGEST_RETRY_AFTER, LastError, MAX_DETAIL, MAX_INSTANCE, MAX_KIND, MAX_TITLE,
-    Report,
-};
+pub use retry_gate::{Failure, FailureKind, LONGEST_RETRY_AFTER};
 pub use state::State;
 pub use types::{
     Action, BundleFacts, Command, DiscoveryFacts, Event, IdentityAction, IdentityEvent, IdentityIndex,

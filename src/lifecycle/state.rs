@@ -4,9 +4,10 @@ use std::fmt;
 use std::time::Duration;
 
 use super::identity::{BundleForChain, CurrentKey, CurrentSvid, IdentityView};
-use super::retry_gate::{LastError, Report, RetryGate};
+use super::retry_gate::RetryGate;
 use super::trust_domain::TrustDomain;
 use super::types::{IdentityAction, SvidFacts};
+use crate::problem::{LastError, Report};
 use miaf_spiffe::time::Now;
 
 /// The state of an identity, in one word.

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::clock_trust::{Doubt, KnownTime, TimeVerdict};
-use super::retry_gate::{OpeningLimit, Report, RetryGate};
+use super::retry_gate::{OpeningLimit, RetryGate};
 use super::types::{DiscoveryFacts, Jitter, Policy, Request, RestoredTrustDomain, TrustDomainMemory};
+use crate::problem::Report;
 use miaf_spiffe::time::{BootTime, Now, Timestamp};
 
 /// State of the trust domain.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::clock_trust::KnownTime;
-use super::retry_gate::{Failure, LastError, Report};
+use super::retry_gate::Failure;
+use crate::problem::{LastError, Report};
 use miaf_spiffe::time::{BootTime, Timestamp};
 
 /// The settings that decide when things happen.

@@ -8,12 +8,13 @@ use super::identity::{
     Blocked, BundleForChain, CurrentKey, CurrentSvid, Identity, IdentityView, IssuedChain, PendingKey,
     StalledIssuance,
 };
-use super::retry_gate::{Failure, FailureKind, LastError, Verdict};
+use super::retry_gate::{Failure, FailureKind, Verdict};
 use super::trust_domain::{Bundle, Discovery, TrustDomain};
 use super::types::{
     Action, BundleFacts, Command, DiscoveryFacts, Event, IdentityAction, IdentityEvent, IdentityIndex,
     Jitter, KeyChoice, NotAdopted, Policy, Request, SvidFacts, SvidTrust,
 };
+use crate::problem::LastError;
 use miaf_spiffe::time::Now;
 
 /// Interval between proofs of a lost key: its TPM may have been put back.

@@ -115,7 +115,7 @@ impl StateChange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lifecycle::{LastError, Report};
+    use crate::problem::{LastError, Report};
     use std::time::Duration;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);

@@ -8,7 +8,8 @@ use hyper::body::Bytes;
 
 use crate::factory_credential::CredentialFacts;
 use crate::keys::{Key, ProviderKind};
-use crate::lifecycle::{LastError, State};
+use crate::lifecycle::State;
+use crate::problem::LastError;
 use crate::transport::TrustFacts;
 use miaf_spiffe::svid::{self, X509Svid};
 use miaf_spiffe::time::Timestamp;

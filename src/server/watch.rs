@@ -42,7 +42,7 @@ pub(super) fn events(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lifecycle::{LastError, Report};
+    use crate::problem::{LastError, Report};
     use crate::publish::Snapshot;
     use crate::publish::broadcast::Broadcaster;
     use futures_util::StreamExt as _;

@@ -6,7 +6,8 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::keys;
-use crate::lifecycle::{LastError, Memory};
+use crate::lifecycle::Memory;
+use crate::problem::LastError;
 use crate::transport::Validators;
 use miaf_spiffe::TrustDomain;
 use miaf_spiffe::json::{self, JsonError};

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::lifecycle::{MAX_DETAIL, MAX_INSTANCE, MAX_KIND, MAX_TITLE};
+use crate::problem::{MAX_DETAIL, MAX_INSTANCE, MAX_KIND, MAX_TITLE};
 use miaf_spiffe::json;
 use miaf_spiffe::text::Excerpt;
 

@@ -10,8 +10,8 @@ use rustls_pki_types::{CertificateDer, TrustAnchor};
 use super::error::{MAX_REASON, TransportError};
 use crate::config::InitialTrust;
 use crate::hint::Hint as _;
-use crate::lifecycle::{LastError, Report};
 use crate::platform::{access, clock, files};
+use crate::problem::{LastError, Report};
 use miaf_spiffe::pem;
 use miaf_spiffe::text::Excerpt;
 

@@ -1,5 +1,6 @@
 //! One device with one identity, and short names for what happens to it.
 
+use crate::problem::{LastError, Report};
 use std::collections::BTreeMap;
 
 use super::super::KeyChoice::{Current, Pending};
