@@ -51,7 +51,8 @@ pub(super) fn current_key_failure(e: &KeyError) -> Failure {
     }
     // What to do is the hint's, once: see the command line.
     let why = format!(
-        "{e}. The agent tries the key again every hour, and enrolls with a new one by itself when the identity has expired"
+        "{}. The agent tries the key again every hour, and enrolls with a new one by itself when the identity has expired",
+        e.detail()
     );
     Failure { kind: FailureKind::CurrentKeyLost, ..local("key-lost", "The key of this device is lost", &why) }
 }

@@ -32,7 +32,7 @@ pub(super) fn run(config: &Path) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
-            tracing::error!(error = %e, "event queue could not be created");
+            tracing::error!("event queue could not be created: {e}");
             return ExitCode::FAILURE;
         }
     };

@@ -158,10 +158,9 @@ fn warn_not_durable(path: &Path, e: &io::Error) {
     let Ok(device) = fs::metadata(path).map(|of| of.dev()) else { return };
     if said.len() < MOST && said.insert(device) {
         tracing::warn!(
-            path = %Excerpt::of(path.display(), MAX_SHOWN),
-            error = %e,
-            hint = "Move the agent's state to a local file system (state_dir).",
-            "file system cannot make changes durable (fsync); they may be lost in a power cut"
+            "file system cannot make changes durable (fsync of {}: {e}); they may be lost in a power cut. Move the agent's \
+             state to a local file system (state_dir)",
+            Excerpt::of(path.display(), MAX_SHOWN)
         );
     }
 }

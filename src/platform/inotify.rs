@@ -133,10 +133,10 @@ impl FileWatch {
                 let is_passing = matches!(refusal.errno, Errno::ENOENT | Errno::ENOTDIR);
                 if !is_passing && self.logged_error.replace(refusal.errno) != Some(refusal.errno) {
                     tracing::warn!(
-                        file = %Excerpt::of(self.file.display(), MAX_SHOWN),
-                        reason = refusal.explanation(),
-                        interval_seconds = POLL.as_secs(),
-                        "inotify is not available; file is compared instead"
+                        "inotify is not available: {}. The file {} is compared every {} s instead",
+                        refusal.explanation(),
+                        Excerpt::of(self.file.display(), MAX_SHOWN),
+                        POLL.as_secs()
                     );
                 }
                 None

@@ -56,7 +56,7 @@ pub(crate) fn passed_sockets() -> Vec<PassedSocket> {
             match passed.take_unix_listener(at) {
                 Ok(listener) => Some(PassedSocket { name, listener: listener? }),
                 Err(e) => {
-                    tracing::error!(name, error = %e, "passed descriptor is no listening Unix socket");
+                    tracing::error!(name, "passed descriptor is no listening Unix socket: {e}");
                     None
                 }
             }

@@ -287,7 +287,7 @@ impl Generations {
         for old in self.all.iter().filter(|old| **old != current && Some(**old) != previous) {
             if let Err(e) = dir.remove_all(OsStr::new(&old.to_string())) {
                 let generation = path.join(old.to_string());
-                tracing::warn!(path = %generation.display(), error = %e, "old generation not removed");
+                tracing::warn!("old generation {} not removed: {e}", generation.display());
             }
         }
     }

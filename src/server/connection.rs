@@ -116,8 +116,7 @@ pub(super) async fn serve(
                 uid = peer.uid,
                 pid = peer.pid,
                 socket = peer.role.as_str(),
-                reason = %OverBudget,
-                "connection closed: over its budget"
+                "connection closed: {OverBudget}"
             );
         }
         return Err(OverBudget);

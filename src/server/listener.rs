@@ -127,7 +127,7 @@ impl Listener {
                     // Out of file descriptors, most likely: open connections get time to end.
                     // Logged once, for this may be tried ten times a second for hours.
                     if !has_failed {
-                        tracing::warn!(socket = self.role.as_str(), error = %e, "connection not accepted");
+                        tracing::warn!(socket = self.role.as_str(), "connection not accepted: {e}");
                     }
                     has_failed = true;
                     tokio::time::sleep(Duration::from_millis(100)).await;

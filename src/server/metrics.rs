@@ -43,8 +43,7 @@ impl Counters {
                 uid = peer.uid,
                 pid = peer.pid,
                 socket = peer.role.as_str(),
-                reason = %limit,
-                "connection refused"
+                "connection refused: {limit}"
             );
         }
     }

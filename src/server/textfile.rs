@@ -45,7 +45,7 @@ impl Textfile {
         drop(self.running);
         let _ = timeout(WRITE_LIMIT, self.writing).await; // a write under way would restore the file
         if let Err(e) = files::remove_if_there(&self.path) {
-            tracing::warn!(path = %self.path.display(), error = %e, "metrics file not removed");
+            tracing::warn!("metrics file {} not removed: {e}", self.path.display());
         }
     }
 }
@@ -62,9 +62,8 @@ async fn write(path: PathBuf, mut context: ServerContext, mut stopped: oneshot::
             && !has_failed
         {
             tracing::warn!(
-                path = %path.display(), error = %e,
-                hint = "check metrics.textfile in the configuration, and ReadWritePaths= in the agent's unit",
-                "metrics file not written"
+                "metrics file {} not written: {e}. Check metrics.textfile in the configuration, and ReadWritePaths= in the agent's unit",
+                path.display()
             );
         }
         has_failed = written.is_err();

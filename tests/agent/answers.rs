@@ -28,7 +28,7 @@ fn bad_svids() -> Vec<(SvidFault, &'static str)> {
         (SvidFault::P384Signature, "neither ECDSA P-256"),
         (SvidFault::MissingIntermediate, "does not chain to an anchor"),
         (SvidFault::Garbage, "not exactly one PEM certificate"),
-        (SvidFault::EmptyChain, "holds no certificate"),
+        (SvidFault::EmptyChain, "has no certificate"),
         (SvidFault::WrongProfile, "an SVID of the profile"),
     ]
 }

@@ -150,7 +150,7 @@ fn wait_reports_what_was_missing_at_its_timeout() {
     assert_eq!(code, Some(1));
     for part in [
         "the state is enrolling - ",
-        "Last error: Made by a test: answered by https://",
+        "Last error: Made by a test: response of https://",
         "/api/v1/identities. Next step: none: the agent tries again ",
     ] {
         assert!(said.contains(part), "{part:?} is not in {said}");

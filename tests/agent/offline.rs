@@ -62,6 +62,6 @@ fn unresolved_name_is_not_reported_as_offline() {
         let detail = error["detail"].as_str().unwrap();
         let name = if proxy.is_empty() { "mis.factory.example" } else { "proxy.factory.example" };
         assert!(detail.contains(&format!("{name:?}")) && detail.contains("/etc/resolv.conf"), "{detail}");
-        assert!(!detail.contains("cable") && detail.contains("no default route either"), "{detail}");
+        assert!(!detail.contains("cable") && detail.contains("which has no default route"), "{detail}");
     }
 }
