@@ -24,7 +24,7 @@ const TARGETS: [(&str, Target); 15] = [
     ("records", crate::state::fuzzing::records),
     ("connection", crate::server::fuzzing::connection),
     ("authority", crate::server::fuzzing::authority),
-    ("client", crate::client::fuzzing::client),
+    ("client", miaf_client::fuzzing::client),
 ];
 
 /// Runs a target by its name.

@@ -4,12 +4,12 @@
 //! `docs/architecture.md` draws the rooms of this crate and the way of an SVID through them.
 
 #![forbid(unsafe_code)]
+#![allow(rustdoc::private_intra_doc_links)] // contributors read these pages, too
 // Tests may break off where they please.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 pub mod agent;
 pub mod cli;
-pub mod client;
 pub mod config;
 pub mod factory_credential;
 #[cfg(any(test, fuzzing))]
@@ -28,4 +28,5 @@ pub mod transport;
 pub mod uri;
 pub(crate) mod x509;
 
+pub use miaf_client as client;
 pub use miaf_spiffe::{self as spiffe, time};

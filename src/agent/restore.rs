@@ -180,7 +180,7 @@ fn read_bundle(
     if record.trust_domain != *ours {
         return None;
     }
-    let bundle = Bundle::from_held(record.body.as_bytes(), &record.trust_domain)
+    let bundle = Bundle::from_stored(record.body.as_bytes(), &record.trust_domain)
         .map_err(|e| tracing::warn!("the cached trust bundle cannot be used: {e}"))
         .ok()?;
     Some(CachedBundle { bundle: Arc::new(bundle), record })

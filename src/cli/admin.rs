@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::{Output, admin_client, fail_on_client, print, print_json, shown};
-use crate::client::ClientError;
-use crate::server::admin::Accepted;
+use miaf_client::ClientError;
+use miaf_client::api::Accepted;
 
 pub(super) fn retry(config: &Path, output: &Output, new_key: bool) -> ExitCode {
     report(config, admin_client(config, output).retry(new_key), output)

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::publish::status::SvidStatus;
+use miaf_client::api::SvidStatus;
 
 const WIDTH: usize = 50;
 

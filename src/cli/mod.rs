@@ -22,9 +22,9 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 
 use crate::agent;
-use crate::client::{Client, ClientError};
 use crate::config;
 use crate::hint::Hint as _;
+use miaf_client::{Client, ClientError};
 use miaf_spiffe::text::{self, Excerpt};
 
 /// Limit of characters of one line that is printed for people.

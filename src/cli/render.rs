@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::lifecycle::State;
-use crate::publish::status::{ErrorStatus, Status, TrustStatus};
+use miaf_client::api::{ErrorStatus, Status, TrustStatus};
 
 /// Describes the state in a sentence.
 pub(super) fn meaning(state: &str) -> &'static str {
@@ -161,7 +161,7 @@ pub(super) fn approximate(duration: Duration) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::publish::status::{BootstrapKeyStatus, BootstrapStatus, KeyStatus, SvidStatus, WindowStatus};
+    use miaf_client::api::{BootstrapKeyStatus, BootstrapStatus, KeyStatus, SvidStatus, WindowStatus};
 
     /// A device whose renewal fails for the moment, and the time it is.
     pub(in crate::cli) fn example() -> (Status, SystemTime) {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::{Output, admin, admin_client, fail, fail_on_client};
-use crate::client::{Client, ClientError};
+use miaf_client::{Client, ClientError};
 use miaf_spiffe::{SpiffeId, TrustDomain};
 
 pub(super) fn run(config: &Path, output: &Output, yes: bool) -> ExitCode {

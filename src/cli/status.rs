@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use super::render::{distance, due, key, meaning, next_step, renewal, trusted_by};
 use super::{Output, fail_on_client, lifetime_bar, print, print_json, reader, shown};
-use crate::publish::status::Status;
+use miaf_client::api::Status;
 
 pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
     match reader(config, output).status() {

@@ -10,9 +10,9 @@ use clap::ValueEnum;
 
 use super::render::{approximate, error, meaning, next_step};
 use super::{Output, explain, fail, print, print_json, reader, shown};
-use crate::client::{Client, ClientError};
-use crate::publish::broadcast::StateEvent;
-use crate::publish::status::Status;
+use miaf_client::api::StateEvent;
+use miaf_client::api::Status;
+use miaf_client::{Client, ClientError};
 
 /// Interval of attempts to connect to an agent that is not running.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(250);

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use super::render::{error, key, meaning, next_step, renewal, trusted_by};
 use super::{Output, complain, fail, json_line, reader, shown, write};
-use crate::client::{Client, ClientError};
-use crate::publish::broadcast::StateEvent;
+use miaf_client::api::StateEvent;
+use miaf_client::{Client, ClientError};
 use miaf_spiffe::time::Timestamp;
 
 /// Interval of attempts to connect to an agent that is not running.
@@ -152,7 +152,7 @@ fn sentence(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::cli::render::tests::example;
-    use crate::publish::status::BundleStatus;
+    use miaf_client::api::BundleStatus;
     use miaf_spiffe::{BundleDocument, BundleKey};
 
     fn two_anchors() -> BundleDocument {

@@ -3,50 +3,37 @@
 use std::sync::Arc;
 
 use hyper::body::Bytes;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::status::{Status, SvidDocument};
+use miaf_client::api::StateEvent;
+
+use super::status::{status, svid_document};
 use super::{Identity, Snapshot};
-use miaf_spiffe::BundleDocument;
 use miaf_spiffe::time::Timestamp;
 
-/// Data of an event called `state`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StateEvent {
-    /// As `GET /v1/status` has it.
-    pub status: Status,
-    /// As `GET /v1/svid` has it. `None` before the first enrollment.
-    pub svid: Option<SvidDocument>,
-    /// As `GET /v1/bundle` has it. `None` while there is none.
-    pub bundle: Option<BundleDocument>,
+/// The event for a snapshot as of `now`.
+fn state_event(snapshot: &Snapshot, now: Timestamp) -> StateEvent {
+    StateEvent {
+        status: status(snapshot, now),
+        svid: svid_document(snapshot),
+        bundle: snapshot.bundle.as_ref().map(|current| current.bundle.to_document()),
+    }
 }
 
-impl StateEvent {
-    /// The event for a snapshot as of `now`.
-    fn of(snapshot: &Snapshot, now: Timestamp) -> Self {
-        Self {
-            status: Status::of(snapshot, now),
-            svid: SvidDocument::of(snapshot),
-            bundle: snapshot.bundle.as_ref().map(|current| current.bundle.to_document()),
-        }
+/// The event without the parts whose change is no news: that the bundle was refreshed and is
+/// the same, or that something was tried once more and failed as before.
+fn essence(event: &StateEvent) -> StateEvent {
+    let mut essence = event.clone();
+    if let Some(error) = &mut essence.status.last_error {
+        error.at.clear();
+        error.retry_at = None;
+        error.waits_until = None;
     }
-
-    /// The event without the parts whose change is no news: that the bundle was refreshed and is
-    /// the same, or that something was tried once more and failed as before.
-    fn essence(&self) -> Self {
-        let mut essence = self.clone();
-        if let Some(error) = &mut essence.status.last_error {
-            error.at.clear();
-            error.retry_at = None;
-            error.waits_until = None;
-        }
-        if let Some(bundle) = &mut essence.status.bundle {
-            bundle.fetched_at.clear();
-            bundle.refresh_at = None;
-        }
-        essence
+    if let Some(bundle) = &mut essence.status.bundle {
+        bundle.fetched_at.clear();
+        bundle.refresh_at = None;
     }
+    essence
 }
 
 /// Sends snapshots to the server: every one for responses, and those with a change for subscribers.
@@ -68,17 +55,17 @@ pub(crate) struct StateChange {
 impl Broadcaster {
     /// A broadcaster with its first snapshot.
     pub(crate) fn new(snapshot: Snapshot, now: Timestamp) -> Self {
-        let first = StateChange::new(&StateEvent::of(&snapshot, now), 1);
+        let first = StateChange::new(&state_event(&snapshot, now), 1);
         Self { latest: watch::Sender::new(Arc::new(snapshot)), changes: watch::Sender::new(Arc::new(first)) }
     }
 
     /// Sends a snapshot, which is valid from `now` on.
     pub(crate) fn send(&self, mut snapshot: Snapshot, now: Timestamp) {
         snapshot.previous_identity = previous_identity(&snapshot, &self.latest.borrow());
-        let event = StateEvent::of(&snapshot, now);
+        let event = state_event(&snapshot, now);
         self.latest.send_replace(Arc::new(snapshot));
         self.changes.send_if_modified(|change| {
-            let is_news = event.essence() != change.essence;
+            let is_news = essence(&event) != change.essence;
             if is_news {
                 *change = Arc::new(StateChange::new(&event, change.number + 1));
             }
@@ -108,7 +95,7 @@ impl StateChange {
     fn new(event: &StateEvent, number: u64) -> Self {
         let data = serde_json::to_string(event).unwrap_or_default(); // these types always serialise, on one line
         let text = format!("event: state\nid: {number}\ndata: {data}\n\n");
-        Self { essence: event.essence(), event: text.into(), number }
+        Self { essence: essence(event), event: text.into(), number }
     }
 }
 

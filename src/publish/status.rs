@@ -1,139 +1,13 @@
-//! The JSON of the socket API: what the agent writes and its own commands read back.
+//! The status document and the SVID document of a snapshot.
 
-use serde::{Deserialize, Serialize};
-
-use crate::lifecycle::State;
-use crate::publish::Snapshot;
-use miaf_spiffe::json;
+use miaf_client::api::{
+    BootstrapKeyStatus, BootstrapStatus, BundleStatus, ErrorStatus, KeyStatus, Status, SvidDocument,
+    SvidStatus, TrustStatus, WindowStatus,
+};
 use miaf_spiffe::time::Timestamp;
 
-/// More than any agent sends.
-const MAX_CERTIFICATES: usize = 64;
-
-/// `GET /v1/status`. Times are RFC 3339 in UTC.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(missing_docs)]
-pub struct Status {
-    pub state: String,
-    pub trust_domain: Option<String>,
-    pub spiffe_id: Option<String>,
-    pub svid: Option<SvidStatus>,
-    pub key: KeyStatus,
-    pub bundle: Option<BundleStatus>,
-    pub bootstrap: Option<BootstrapStatus>,
-    pub initial_trust: Option<TrustStatus>,
-    pub last_error: Option<ErrorStatus>,
-}
-
-/// The current SVID.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(missing_docs)]
-pub struct SvidStatus {
-    pub serial: String,
-    pub not_before: String,
-    /// End of its use: the first end among the certificate and the issuers that it needs.
-    pub not_after: String,
-    /// End of the certificate itself, where that comes later.
-    #[serde(default)]
-    pub leaf_not_after: Option<String>,
-    /// A retry-after delay of the MIS lasts longer than this SVID: in between there is none.
-    #[serde(default)]
-    pub ends_while_waiting: bool,
-    pub renew_at: Option<String>,
-    /// Interval from which `renew_at` is drawn, as long as nothing brings it forward.
-    #[serde(default)]
-    pub renewal_window: Option<WindowStatus>,
-}
-
-/// Start and end of an interval.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(missing_docs)]
-pub struct WindowStatus {
-    pub from: String,
-    pub to: String,
-}
-
-/// The key of the SVID.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(missing_docs)]
-pub struct KeyStatus {
-    pub provider: String,
-    pub protection: Option<String>,
-    pub algorithm: Option<String>,
-    /// It cannot be used any more, since its TPM was replaced or cleared: a local program cannot
-    /// prove the device's identity.
-    #[serde(default)]
-    pub lost: bool,
-}
-
-/// The current trust bundle.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(missing_docs)]
-pub struct BundleStatus {
-    pub sequence: Option<u64>,
-    pub fetched_at: String,
-    pub refresh_at: Option<String>,
-}
-
-/// The factory certificate.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(missing_docs)]
-pub struct BootstrapStatus {
-    pub not_before: String,
-    pub not_after: String,
-    /// SHA-256 of the certificate, in hex, by which the MIS identifies the device (miaf-v0 E5).
-    pub sha256: String,
-    pub key: BootstrapKeyStatus,
-}
-
-/// The factory certificate's key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(missing_docs)]
-pub struct BootstrapKeyStatus {
-    pub algorithm: String,
-    pub in_tpm: bool,
-}
-
-/// The initial trust.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(missing_docs)]
-pub struct TrustStatus {
-    pub ca_file: Option<String>,
-    /// Certificates in `ca_file`.
-    pub anchors: usize,
-    pub pins: usize,
-    pub system_roots: bool,
-}
-
-/// The last error: the members of Problem Details (RFC 9457), and what follows from it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(missing_docs)]
-pub struct ErrorStatus {
-    #[serde(rename = "type")]
-    pub kind: String,
-    pub title: String,
-    pub status: Option<u16>,
-    pub detail: Option<String>,
-    pub instance: Option<String>,
-    pub at: String,
-    pub retry_at: Option<String>,
-    /// End of a retry-after delay of the MIS. The agent sends no request for an SVID before.
-    #[serde(default)]
-    pub waits_until: Option<String>,
-    /// What to do, where the agent cannot continue by itself.
-    #[serde(default)]
-    pub hint: Option<String>,
-    pub permanent: bool,
-}
+use super::Snapshot;
+use crate::lifecycle::State;
 
 /// What to do about an error that the agent retries, and that a retry does not end.
 fn hint(kind: &str, status: Option<u16>) -> Option<&'static str> {
@@ -188,98 +62,79 @@ fn hint(kind: &str, status: Option<u16>) -> Option<&'static str> {
     })
 }
 
-/// `GET /v1/svid`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(missing_docs)]
-pub struct SvidDocument {
-    pub spiffe_id: String,
-    /// Serial number of the leaf, by which `POST /v1/sign` identifies the SVID.
-    pub serial: String,
-    #[serde(deserialize_with = "json::at_most::<_, _, MAX_CERTIFICATES>")]
-    pub certificate_chain_pem: Vec<String>,
-    pub not_before: String,
-    pub not_after: String,
-    pub generation: Option<u64>,
-}
-
-impl Status {
-    /// The status of a snapshot as of `now`: an SVID that has expired since then is not called
-    /// active.
-    pub(crate) fn of(snapshot: &Snapshot, now: Timestamp) -> Self {
-        let identity = snapshot.identity.as_deref();
-        let expired = identity.is_some_and(|identity| now > identity.svid.until());
-        let state = match snapshot.state {
-            State::Active | State::Renewing if expired => State::Expired,
-            state => state,
-        };
-        Self {
-            state: state.to_string(),
-            trust_domain: snapshot.trust_domain.as_ref().map(ToString::to_string),
-            spiffe_id: identity.map(|identity| identity.svid.spiffe_id().to_string()),
-            svid: identity.map(|identity| SvidStatus {
-                serial: identity.svid.serial().to_owned(),
-                not_before: identity.svid.not_before().to_string(),
-                not_after: identity.svid.until().to_string(),
-                leaf_not_after: Some(identity.svid.not_after())
-                    .filter(|end| *end > identity.svid.until())
-                    .map(|end| end.to_string()),
-                ends_while_waiting: snapshot.ends_while_waiting,
-                renew_at: snapshot.renew_at.map(|at| at.to_string()),
-                renewal_window: snapshot
-                    .renewal_window
-                    .map(|(from, to)| WindowStatus { from: from.to_string(), to: to.to_string() }),
-            }),
-            key: KeyStatus {
-                provider: snapshot.provider.to_owned(),
-                protection: identity.map(|identity| identity.key.protection().to_string()),
-                algorithm: identity.map(|identity| identity.key.public_key().algorithm().to_owned()),
-                lost: snapshot.key_is_lost,
-            },
-            bundle: snapshot.bundle.as_ref().map(|current| BundleStatus {
-                sequence: current.bundle.sequence(),
-                fetched_at: current.fetched_at.to_string(),
-                refresh_at: current.refresh_at.map(|at| at.to_string()),
-            }),
-            bootstrap: snapshot.bootstrap.as_ref().map(|facts| BootstrapStatus {
-                not_before: facts.not_before.to_string(),
-                not_after: facts.not_after.to_string(),
-                sha256: facts.sha256.clone(),
-                key: BootstrapKeyStatus { algorithm: facts.algorithm.to_owned(), in_tpm: facts.in_tpm },
-            }),
-            initial_trust: snapshot.trust.as_ref().map(|facts| TrustStatus {
-                ca_file: facts.ca_file.as_ref().map(|path| path.display().to_string()),
-                anchors: facts.anchors,
-                pins: facts.pins,
-                system_roots: facts.system_roots,
-            }),
-            last_error: snapshot.last_error.as_ref().map(|(error, retry_at)| ErrorStatus {
-                kind: error.report.kind.clone(),
-                title: error.report.title.clone(),
-                status: error.report.status,
-                detail: error.report.detail.clone(),
-                instance: error.report.instance.clone(),
-                at: error.at.to_string(),
-                retry_at: retry_at.map(|at| at.to_string()),
-                waits_until: snapshot.retry_after_until.map(|until| until.to_string()),
-                hint: hint(&error.report.kind, error.report.status).map(str::to_owned),
-                permanent: error.permanent,
-            }),
-        }
-    }
-}
-
-impl SvidDocument {
-    /// The document of a snapshot. `None` before the first enrollment.
-    pub(crate) fn of(snapshot: &Snapshot) -> Option<Self> {
-        let identity = snapshot.identity.as_deref()?;
-        Some(Self {
-            spiffe_id: identity.svid.spiffe_id().to_string(),
+/// The status of a snapshot as of `now`: an SVID that has expired since then is not called
+/// active.
+pub(crate) fn status(snapshot: &Snapshot, now: Timestamp) -> Status {
+    let identity = snapshot.identity.as_deref();
+    let expired = identity.is_some_and(|identity| now > identity.svid.until());
+    let state = match snapshot.state {
+        State::Active | State::Renewing if expired => State::Expired,
+        state => state,
+    };
+    Status {
+        state: state.to_string(),
+        trust_domain: snapshot.trust_domain.as_ref().map(ToString::to_string),
+        spiffe_id: identity.map(|identity| identity.svid.spiffe_id().to_string()),
+        svid: identity.map(|identity| SvidStatus {
             serial: identity.svid.serial().to_owned(),
-            certificate_chain_pem: identity.svid.chain().to_pems(),
             not_before: identity.svid.not_before().to_string(),
             not_after: identity.svid.until().to_string(),
-            generation: snapshot.generation,
-        })
+            leaf_not_after: Some(identity.svid.not_after())
+                .filter(|end| *end > identity.svid.until())
+                .map(|end| end.to_string()),
+            ends_while_waiting: snapshot.ends_while_waiting,
+            renew_at: snapshot.renew_at.map(|at| at.to_string()),
+            renewal_window: snapshot
+                .renewal_window
+                .map(|(from, to)| WindowStatus { from: from.to_string(), to: to.to_string() }),
+        }),
+        key: KeyStatus {
+            provider: snapshot.provider.to_owned(),
+            protection: identity.map(|identity| identity.key.protection().to_string()),
+            algorithm: identity.map(|identity| identity.key.public_key().algorithm().to_owned()),
+            lost: snapshot.key_is_lost,
+        },
+        bundle: snapshot.bundle.as_ref().map(|current| BundleStatus {
+            sequence: current.bundle.sequence(),
+            fetched_at: current.fetched_at.to_string(),
+            refresh_at: current.refresh_at.map(|at| at.to_string()),
+        }),
+        bootstrap: snapshot.bootstrap.as_ref().map(|facts| BootstrapStatus {
+            not_before: facts.not_before.to_string(),
+            not_after: facts.not_after.to_string(),
+            sha256: facts.sha256.clone(),
+            key: BootstrapKeyStatus { algorithm: facts.algorithm.to_owned(), in_tpm: facts.in_tpm },
+        }),
+        initial_trust: snapshot.trust.as_ref().map(|facts| TrustStatus {
+            ca_file: facts.ca_file.as_ref().map(|path| path.display().to_string()),
+            anchors: facts.anchors,
+            pins: facts.pins,
+            system_roots: facts.system_roots,
+        }),
+        last_error: snapshot.last_error.as_ref().map(|(error, retry_at)| ErrorStatus {
+            kind: error.report.kind.clone(),
+            title: error.report.title.clone(),
+            status: error.report.status,
+            detail: error.report.detail.clone(),
+            instance: error.report.instance.clone(),
+            at: error.at.to_string(),
+            retry_at: retry_at.map(|at| at.to_string()),
+            waits_until: snapshot.retry_after_until.map(|until| until.to_string()),
+            hint: hint(&error.report.kind, error.report.status).map(str::to_owned),
+            permanent: error.permanent,
+        }),
     }
+}
+
+/// The document of a snapshot. `None` before the first enrollment.
+pub(crate) fn svid_document(snapshot: &Snapshot) -> Option<SvidDocument> {
+    let identity = snapshot.identity.as_deref()?;
+    Some(SvidDocument {
+        spiffe_id: identity.svid.spiffe_id().to_string(),
+        serial: identity.svid.serial().to_owned(),
+        certificate_chain_pem: identity.svid.chain().to_pems(),
+        not_before: identity.svid.not_before().to_string(),
+        not_after: identity.svid.until().to_string(),
+        generation: snapshot.generation,
+    })
 }

@@ -2,8 +2,8 @@
 
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
 use crate::platform::log::AUDIT;
 use crate::publish::Snapshot;
@@ -12,17 +12,9 @@ use crate::server::context::ServerContext;
 use crate::server::peer::{Peer, Role};
 use crate::server::request_body;
 use crate::server::response::{self, HttpResponse, JSON, method_not_allowed, problem};
+use miaf_client::api::Accepted;
 use miaf_spiffe::TrustDomain;
 use miaf_spiffe::json;
-
-/// Body of a `202`: the command is accepted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Accepted {
-    /// Always true: for programs that read the body only.
-    pub accepted: bool,
-    /// What will happen, as a sentence.
-    pub detail: String,
-}
 
 /// The path of an admin command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

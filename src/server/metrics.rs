@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::lifecycle::State;
 use crate::publish::Snapshot;
-use crate::publish::status::Status;
+use crate::publish::status;
 use crate::server::connection_limit::LimitReached;
 use crate::server::peer::{Peer, Role};
 use miaf_spiffe::time::Timestamp;
@@ -88,7 +88,7 @@ pub(super) fn text(snapshot: &Snapshot, counters: &Counters, now: Timestamp) -> 
 }
 
 fn device_metrics(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
-    let status = Status::of(snapshot, now);
+    let status = status::status(snapshot, now);
     text.gauge(
         "build_info",
         "Always 1; the version of the agent.",

@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::lifecycle::State;
 use crate::platform::clock;
 use crate::publish::Snapshot;
-use crate::publish::status::{Status, SvidDocument};
+use crate::publish::status;
 use crate::server::admin::{self, CommandPath};
 use crate::server::call_limit::CallLimit;
 use crate::server::context::ServerContext;
@@ -106,9 +106,9 @@ fn read<B>(request: &Request<B>, context: &ServerContext, shutdown: &ShutdownSig
         return method_not_allowed("GET, HEAD", "This path can only be read: use GET.");
     }
     match path {
-        "/v1/status" => json(StatusCode::OK, JSON, &Status::of(&snapshot, now)),
+        "/v1/status" => json(StatusCode::OK, JSON, &status::status(&snapshot, now)),
         "/v1/svid" => match &snapshot.identity {
-            Some(_) => cached(&snapshot.cache.svid, || SvidDocument::of(&snapshot)),
+            Some(_) => cached(&snapshot.cache.svid, || status::svid_document(&snapshot)),
             None => problem(StatusCode::SERVICE_UNAVAILABLE, NO_SVID),
         },
         "/v1/bundle" => match &snapshot.bundle {

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use hyper::body::Incoming;
 use hyper::header::RETRY_AFTER;
 use hyper::{Method, Request, StatusCode};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 
 use crate::platform::log::AUDIT;
 use crate::server::context::ServerContext;
@@ -17,6 +17,7 @@ use crate::server::rate::RateExceeded;
 use crate::server::request_body;
 use crate::server::response::{self, HttpResponse, JSON, NO_SVID, method_not_allowed, problem};
 use crate::server::signing_queue::SignError;
+use miaf_client::api::SignResponse;
 use miaf_spiffe::json;
 
 pub(super) const PATH: &str = "/v1/sign";
@@ -30,17 +31,6 @@ struct SignRequest {
     digest: [u8; 32],
     /// Serial number of the SVID whose key is to sign: the current or the previous one.
     serial: Option<String>,
-}
-
-/// Body of a response with a signature.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct SignResponse {
-    /// ECDSA signature in DER, in Base64.
-    pub(crate) signature: String,
-    /// Serial number of the SVID whose key has signed.
-    pub(crate) serial: String,
-    /// The generation of published files with this SVID; none for the previous SVID.
-    pub(crate) generation: Option<u64>,
 }
 
 impl SignRequest {

@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use development_mis::AnchorStep;
+use miaf_agent::client::api::StateEvent;
 use miaf_agent::client::{Client, ClientError};
-use miaf_agent::publish::broadcast::StateEvent;
 use miaf_agent::spiffe::svid::Chain;
 use ring::digest::{SHA256, digest};
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};

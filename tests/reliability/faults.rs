@@ -136,7 +136,7 @@ fn renamed_files_are_durable_before_the_next_step() {
             );
         }
     }
-    assert!(renames > 10, "{renames} files and directories were renamed");
+    assert!(renames >= 10, "{renames} files and directories were renamed");
 }
 
 #[test]

@@ -195,7 +195,7 @@ impl Bundle {
     ///
     /// # Errors
     /// [`BundleError`]: no version has accepted it.
-    pub fn from_held(body: &[u8], trust_domain: &TrustDomain) -> Result<Self, BundleError> {
+    pub fn from_stored(body: &[u8], trust_domain: &TrustDomain) -> Result<Self, BundleError> {
         Self::from_served(body, trust_domain).or_else(|_| Self::read(body, trust_domain, Rules::Stored))
     }
 

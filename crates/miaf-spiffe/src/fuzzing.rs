@@ -31,7 +31,7 @@ pub fn bundle(data: &[u8]) -> bool {
             true
         }
         Err(e) => {
-            let _ = Bundle::from_held(data, &trust_domain());
+            let _ = Bundle::from_stored(data, &trust_domain());
             check_error(e)
         }
     }

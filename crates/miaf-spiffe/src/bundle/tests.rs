@@ -311,24 +311,24 @@ fn stored_bundle_is_not_validated_by_newer_rules() {
         ),
     ] {
         read_text(&body).unwrap_err();
-        let stored = Bundle::from_held(body.as_bytes(), &domain()).unwrap();
+        let stored = Bundle::from_stored(body.as_bytes(), &domain()).unwrap();
         assert_eq!(stored.anchors(), [CertificateDer::from(BASE64.decode(anchor).unwrap())]);
         let handed_out = serde_json::to_string(&stored.to_document()).unwrap();
-        let again = Bundle::from_held(handed_out.as_bytes(), &domain()).unwrap();
+        let again = Bundle::from_stored(handed_out.as_bytes(), &domain()).unwrap();
         assert_eq!(again.anchors(), stored.anchors(), "what is handed out can be read");
         let document: BundleDocument = serde_json::from_str(&handed_out).unwrap();
         assert_eq!(document, stored.to_document());
     }
-    let stored = Bundle::from_held(in_map(&sequence).as_bytes(), &domain()).unwrap();
+    let stored = Bundle::from_stored(in_map(&sequence).as_bytes(), &domain()).unwrap();
     assert_eq!(stored.sequence(), Some(7), "the last one counts");
     // Where there is another anchor, what peers cannot read is passed over, as at the next fetch.
     let both = json!({ "keys": [jwk(json!([negative])), serde_json::from_str::<Value>(&twice).unwrap()] });
-    assert_eq!(Bundle::from_held(both.to_string().as_bytes(), &domain()).unwrap().anchors().len(), 1);
+    assert_eq!(Bundle::from_stored(both.to_string().as_bytes(), &domain()).unwrap().anchors().len(), 1);
     for never in ["", "[]", "{}", r#"{"keys":[[]]}"#, r#"{"keys":5}"#, r#"{"trust_domains":{}}"#] {
-        Bundle::from_held(never.as_bytes(), &domain()).unwrap_err();
+        Bundle::from_stored(never.as_bytes(), &domain()).unwrap_err();
     }
     let damaged = json!({ "keys": [jwk(json!(["AAAA"]))] }).to_string();
-    Bundle::from_held(damaged.as_bytes(), &domain()).unwrap_err();
+    Bundle::from_stored(damaged.as_bytes(), &domain()).unwrap_err();
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! TLS as this device, in any program that uses rustls.
 
+use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -7,11 +8,12 @@ use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::sign::{CertifiedKey, Signer};
+use rustls::{
+    CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureAlgorithm, SignatureScheme,
+};
 
 use super::{Client, ClientError};
-use crate::keys::rustls::{Signs, signing_key};
 use miaf_spiffe::SpiffeId;
 use miaf_spiffe::digest::sha256;
 use miaf_spiffe::svid::Chain;
@@ -31,7 +33,7 @@ impl Client {
         let leaf = chain.first().ok_or_else(|| ClientError::unintelligible(&"it holds no certificate"))?;
         let leaf = webpki::EndEntityCert::try_from(leaf).map_err(|e| ClientError::unintelligible(&e))?;
         let spki = leaf.subject_public_key_info();
-        let key = SigningKey { agent: self.clone(), serial: svid.serial, spki };
+        let key = RemoteKey { agent: self.clone(), serial: svid.serial, spki };
         Ok(CertifiedKey::new(chain, signing_key(Arc::new(key))))
     }
 
@@ -52,13 +54,13 @@ impl Client {
 
 /// The key of one SVID, which is the agent's to use.
 #[derive(Debug)]
-struct SigningKey {
+struct RemoteKey {
     agent: Client,
     serial: String,
     spki: SubjectPublicKeyInfoDer<'static>,
 }
 
-impl Signs for SigningKey {
+impl Signs for RemoteKey {
     type Error = ClientError;
 
     fn spki_der(&self) -> Vec<u8> {
@@ -118,5 +120,58 @@ impl ServerCertVerifier for KnownServer {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
+    }
+}
+
+/// What TLS needs of a key on P-256 (rule K3), in this process or another.
+pub trait Signs: fmt::Debug + Send + Sync {
+    /// Why there is no signature.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// The public half, as a DER `SubjectPublicKeyInfo`.
+    fn spki_der(&self) -> Vec<u8>;
+
+    /// Hashes a message with SHA-256 and signs it: an ECDSA signature in DER.
+    ///
+    /// # Errors
+    /// Whatever keeps the key from being used.
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Self::Error>;
+}
+
+/// A signing key for TLS: `ecdsa_secp256r1_sha256` and nothing else (rule K3).
+///
+/// rustls signs synchronously: a slow TPM blocks the thread that runs the handshake.
+#[must_use]
+pub fn signing_key<K: Signs + ?Sized + 'static>(key: Arc<K>) -> Arc<dyn rustls::sign::SigningKey> {
+    Arc::new(TlsKey(key))
+}
+
+#[derive(Debug)]
+struct TlsKey<K: ?Sized>(Arc<K>);
+
+impl<K: Signs + ?Sized + 'static> rustls::sign::SigningKey for TlsKey<K> {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        offered
+            .contains(&SignatureScheme::ECDSA_NISTP256_SHA256)
+            .then(|| Box::new(Self(Arc::clone(&self.0))) as Box<dyn Signer>)
+    }
+
+    /// Given, so that rustls can tell when a certificate belongs to another key.
+    fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'_>> {
+        Some(SubjectPublicKeyInfoDer::from(self.0.spki_der()))
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        SignatureAlgorithm::ECDSA
+    }
+}
+
+impl<K: Signs + ?Sized> Signer for TlsKey<K> {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        self.0.sign(message).map_err(|error| rustls::Error::Other(rustls::OtherError(Arc::new(error))))
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        SignatureScheme::ECDSA_NISTP256_SHA256
     }
 }

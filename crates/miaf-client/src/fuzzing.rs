@@ -5,13 +5,14 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use super::api::{Status, SvidDocument};
 use super::connection::{Answer, Timed};
-use super::watch::Watch;
-use super::{Status, SvidDocument, read};
+use super::events::Watch;
+use super::read;
 use miaf_spiffe::testing::check_error;
 
 /// A response; the first byte chooses what was asked for.
-pub(crate) fn client(data: &[u8]) -> bool {
+pub fn client(data: &[u8]) -> bool {
     let [choice, data @ ..] = data else { return false };
     let Ok((mut agent, stream)) = UnixStream::pair() else { return false };
     // What does not fit is no other case.

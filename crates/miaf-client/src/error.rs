@@ -7,8 +7,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::platform::access::group_argument;
 use miaf_spiffe::text::Excerpt;
+use nix::unistd::{Gid, Group};
 
 /// Why the agent gave no answer, or not the one that was asked for.
 #[derive(Debug)]
@@ -52,8 +52,8 @@ impl ClientError {
         }
     }
 
-    /// The socket for orders is root's.
-    pub(crate) fn of_order(self) -> Self {
+    /// The error of a request on the admin socket: a refused connection means that it is root's.
+    pub fn of_order(self) -> Self {
         match self {
             Self::Connect(socket, e) if e.kind() == ErrorKind::PermissionDenied => Self::NotRoot(socket),
             other => other,
@@ -99,7 +99,8 @@ impl fmt::Display for ClientError {
 fn group_of(socket: &Path) -> String {
     match fs::metadata(socket).map(|found| found.gid()) {
         Ok(gid) if gid != 0 => {
-            let group = group_argument(gid);
+            let group = Group::from_gid(Gid::from_raw(gid)).ok().flatten();
+            let group = group.map_or_else(|| gid.to_string(), |group| group.name);
             format!(
                 " ({group}): usermod --append --groups {group} USER, as root; it counts from the next login"
             )

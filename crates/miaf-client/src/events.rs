@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::connection::{Answer, MAX_ANSWER};
 use super::{ClientError, read};
-use crate::publish::broadcast::StateEvent;
+use crate::api::StateEvent;
 
 /// The state at every change. Waits for the next as long as it takes; ends when the agent does: watch again then.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ impl Watch {
     }
 
     /// As [`next`](Iterator::next), and silent by then: after that it is of no use any more.
-    pub(crate) fn next_before(&mut self, until: Option<Instant>) -> Option<Result<StateEvent, ClientError>> {
+    pub fn next_before(&mut self, until: Option<Instant>) -> Option<Result<StateEvent, ClientError>> {
         if self.has_ended {
             return None;
         }

@@ -2,7 +2,7 @@
 //! key. It blocks, and needs nothing running beside it.
 //!
 //! ```no_run
-//! use miaf_agent::client::Client;
+//! use miaf_client::Client;
 //!
 //! let agent = Client::new("/run/miaf-agent/sign.sock");
 //! println!("this device is {}", agent.svid()?.spiffe_id);
@@ -10,15 +10,17 @@
 //! for state in agent.watch()? {
 //!     println!("{}", state?.status.state);
 //! }
-//! # Ok::<(), miaf_agent::client::ClientError>(())
+//! # Ok::<(), miaf_client::ClientError>(())
 //! ```
 
+pub mod api;
 mod connection;
 mod error;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzzing;
-mod tls;
-mod watch;
+mod events;
+#[cfg(any(fuzzing, feature = "testing"))]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+pub mod fuzzing;
+pub mod rustls;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,11 +32,9 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 pub use error::ClientError;
-pub use watch::Watch;
+pub use events::Watch;
 
-use crate::publish::status::{Status, SvidDocument};
-use crate::server::admin::{Accepted, CommandPath};
-use crate::server::sign::SignResponse;
+use api::{Accepted, SignResponse, Status, SvidDocument};
 use connection::Request;
 use miaf_spiffe::json::{self, JsonError};
 use miaf_spiffe::{Bundle, BundleDocument, BundleError, TrustDomain};
@@ -108,7 +108,7 @@ impl Client {
         let body = self.ask(Request::Get("/v1/bundle"))?;
         // The document does not name its trust domain; any name reads it.
         let any = TrustDomain::parse("any").map_err(|e| ClientError::unintelligible(&e))?;
-        let bundle = Bundle::from_held(&body, &any).map_err(|e| match e {
+        let bundle = Bundle::from_stored(&body, &any).map_err(|e| match e {
             BundleError::Json(e) => unreadable(e),
             other => ClientError::unintelligible(&other),
         })?;
@@ -155,7 +155,7 @@ impl Client {
     /// Refused with 409: the order makes no sense as things stand.
     pub fn retry(&self, new_key: bool) -> Result<Accepted, ClientError> {
         let body = if new_key { json!({ "newKey": true }).to_string() } else { String::new() };
-        self.order(CommandPath::Retry, body)
+        self.order("/v1/retry", body)
     }
 
     /// Has the agent renew the identity now, on the socket for orders.
@@ -163,7 +163,7 @@ impl Client {
     /// # Errors
     /// As for [`retry`](Self::retry).
     pub fn renew(&self) -> Result<Accepted, ClientError> {
-        self.order(CommandPath::Renew, String::new())
+        self.order("/v1/renew", String::new())
     }
 
     /// Has the device leave this trust domain and start as new, on the socket for orders.
@@ -171,11 +171,11 @@ impl Client {
     /// # Errors
     /// As for [`retry`](Self::retry).
     pub fn reset_identity(&self, leaves: &TrustDomain) -> Result<Accepted, ClientError> {
-        self.order(CommandPath::ResetIdentity, json!({ "trustDomain": leaves }).to_string())
+        self.order("/v1/reset-identity", json!({ "trustDomain": leaves }).to_string())
     }
 
-    fn order(&self, path: CommandPath, body: String) -> Result<Accepted, ClientError> {
-        self.post(path.as_str(), body).map_err(ClientError::of_order)
+    fn order(&self, path: &'static str, body: String) -> Result<Accepted, ClientError> {
+        self.post(path, body).map_err(ClientError::of_order)
     }
 
     fn get<T: DeserializeOwned>(&self, path: &'static str) -> Result<T, ClientError> {
