@@ -82,7 +82,7 @@ impl Answer {
         let mut left = MAX_HEAD;
         let first = self.line(&mut left)?.unwrap_or_default();
         let status = first.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
-        // What the other lines say is of no use to anybody here.
+        // What the other lines say is of no use here.
         while !self.line(&mut left)?.ok_or_else(|| broken("it ended the connection"))?.is_empty() {}
         status.ok_or_else(|| ClientError::Unintelligible("it is not HTTP".into()))
     }

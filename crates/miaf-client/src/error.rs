@@ -1,4 +1,4 @@
-//! Why the agent gave no answer, in words that somebody can act on.
+//! Why there is no response, or none that can be used.
 
 use std::fmt;
 use std::fs;
@@ -20,7 +20,7 @@ pub enum ClientError {
     NotRoot(PathBuf),
     /// The connection broke.
     Broken(String),
-    /// Something listens, and nobody answers in time.
+    /// A process listens, and there is no response in time.
     Silent(Duration),
     /// The agent said no.
     Refused {

@@ -54,7 +54,7 @@ pub struct Client {
 pub struct TrustBundle {
     /// The SPIFFE bundle.
     pub document: BundleDocument,
-    /// Its X.509 authorities. There may be none: then nobody is trusted.
+    /// Its X.509 authorities. There may be none: then no peer is trusted.
     pub anchors: Vec<CertificateDer<'static>>,
 }
 
