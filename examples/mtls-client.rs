@@ -13,8 +13,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use miaf_agent::client::Client;
-use miaf_agent::spiffe::SpiffeId;
+use miaf_client::Client;
+use miaf_spiffe::SpiffeId;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
