@@ -75,7 +75,9 @@ fn key_whose_parent_was_replaced_is_lost_until_the_operator_replaces_it() {
     });
     assert_eq!(lost["svid"]["serial"], before["svid"]["serial"], "the identity is kept");
     let detail = lost["lastError"]["detail"].as_str().unwrap();
-    assert!(detail.contains("0x81000001") && detail.contains("miaf-agent retry --new-key"), "{detail}");
+    assert!(detail.contains("0x81000001"), "{detail}");
+    let hint = lost["lastError"]["hint"].as_str().unwrap();
+    assert!(hint.contains("miaf-agent retry --new-key"), "{hint}");
 
     assert!(world.device.run(&["retry", "--new-key"]).status.success());
     let after = world.device.wait_for_another_svid(&before["svid"]["serial"]);
