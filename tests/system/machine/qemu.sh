@@ -24,7 +24,7 @@ power_on() {
         elif (the_firmware_gave_the_tpm_up) 2>>"$work/errors.log"; then
             echo "$machine: the firmware gave the TPM up at try $try; the machine is switched off and on again"
         else
-            return
+            return 0
         fi
         kill -KILL "$power"
         power_is_off
