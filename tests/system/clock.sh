@@ -45,7 +45,7 @@ two_hours_back_it_waits_for_the_clock_and_serves_what_it_has() {
     [ "$(readiness)" = 503 ] || fail "it is ready, and cannot know it"
     says 'urn:miaf-agent:error:clock' >/dev/null || fail "it does not say why"
     guest 'miaf-agent status' >"$work/status"
-    grep -q 'Set the clock' "$work/status" && grep -q 'miaf-agent retry' "$work/status" \
+    grep -qi 'set the clock' "$work/status" && grep -q 'miaf-agent retry' "$work/status" \
         || fail "miaf-agent status does not say what to do: $(cat "$work/status")"
     keeps_what_it_has
     [ "$(generation)" = "$generation" ] || fail "it has published something"
