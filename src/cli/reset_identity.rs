@@ -57,7 +57,7 @@ impl fmt::Display for NotSent {
 }
 
 fn current_id(agent: &Client) -> Result<SpiffeId, NotSent> {
-    let status = agent.status().map_err(|e| NotSent::NoResponse(e.of_order()))?;
+    let status = agent.status().map_err(|e| NotSent::NoResponse(e.of_admin_command()))?;
     let id = status.spiffe_id.ok_or(NotSent::NoIdentity)?;
     SpiffeId::parse(&id).map_err(|e| NotSent::Unintelligible(e.to_string()))
 }

@@ -59,7 +59,7 @@ fn tpm_with_an_owner_password_is_used_by_its_srk() {
 }
 
 #[test]
-fn key_whose_parent_was_replaced_is_lost_until_the_operator_replaces_it() {
+fn key_of_a_replaced_parent_is_lost_until_replaced() {
     let mut world = World::new();
     keep_srk(&world, "rsa2048:aes128cfb");
     world.tpm.run("tpm2_changeauth", &["-c", "owner", "secret"]);

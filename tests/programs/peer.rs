@@ -27,21 +27,21 @@ pub(crate) struct Peer {
 impl Peer {
     /// Starts it as the page says.
     pub(crate) fn start(device: &Device) -> Self {
-        let folder = directory();
-        output_of(Command::new("sh").args(["-c", CERTIFICATE]).current_dir(folder.path()));
-        fs::copy(folder.path().join("wfm.pem"), device.path("wfm-ca.pem")).unwrap();
+        let dir = directory();
+        output_of(Command::new("sh").args(["-c", CERTIFICATE]).current_dir(dir.path()));
+        fs::copy(dir.path().join("wfm.pem"), device.path("wfm-ca.pem")).unwrap();
         open_to_all(&device.path("wfm-ca.pem"), 0o644);
         for _ in 0..20 {
             let port = ports::free();
-            let log = folder.path().join(format!("{port}.log"));
+            let log = dir.path().join(format!("{port}.log"));
             let says = device.here(&page::block("sh peer")).replace("8443", &format!("127.0.0.1:{port}"));
             let mut command = Command::new("sh");
-            command.args(["-c", &format!("exec {says}")]).current_dir(folder.path());
+            command.args(["-c", &format!("exec {says}")]).current_dir(dir.path());
             let mut server = Running::start(&mut command, &log);
             let listens = || fs::read_to_string(&log).is_ok_and(|says| says.contains("ACCEPT"));
             wait_until("openssl s_server", || server.has_ended() || listens());
             if !server.has_ended() {
-                return Self { port, _server: server, _dir: folder };
+                return Self { port, _server: server, _dir: dir };
             }
         }
         panic!("openssl s_server does not start");

@@ -53,7 +53,7 @@ impl ClientError {
     }
 
     /// The error of a request on the admin socket: a refused connection means that it is root's.
-    pub fn of_order(self) -> Self {
+    pub fn of_admin_command(self) -> Self {
         match self {
             Self::Connect(socket, e) if e.kind() == ErrorKind::PermissionDenied => Self::NotRoot(socket),
             other => other,

@@ -175,7 +175,7 @@ impl Client {
     }
 
     fn order(&self, path: &'static str, body: String) -> Result<Accepted, ClientError> {
-        self.post(path, body).map_err(ClientError::of_order)
+        self.post(path, body).map_err(ClientError::of_admin_command)
     }
 
     fn get<T: DeserializeOwned>(&self, path: &'static str) -> Result<T, ClientError> {
