@@ -23,7 +23,7 @@ use crate::keys::factory_key::{self, Source};
 use crate::keys::tpm::{AuthValue, Tpm};
 use crate::platform::credentials::SecretError;
 use crate::platform::{access, files};
-use crate::problem::{LastError, Report};
+use crate::problem::{LastError, ProblemCode, Report};
 use crate::x509;
 use miaf_spiffe::digest::{Hex, sha256};
 use miaf_spiffe::pem;
@@ -159,10 +159,13 @@ struct CredentialProblem {
     error: LastError,
 }
 
-/// Code of the error of a bad credential.
-pub const PROBLEM: &str = "factory-credential";
-/// Title of the error of a bad credential.
+/// Title of the report of a bad credential.
 pub const TITLE: &str = "The factory credential cannot be used";
+
+/// Report of a bad credential.
+pub fn report(why: &CredentialError) -> Report {
+    Report::of(ProblemCode::FactoryCredential, TITLE, why)
+}
 
 impl CurrentCredential {
     /// Updates the credential by the outcome of a read, and returns the one to use: the one that
@@ -250,13 +253,13 @@ impl CurrentCredential {
 
     fn record_problem(&mut self, why: &CredentialError, found_in: Purpose, has_another: bool, at: Timestamp) {
         let consequence =
-            if has_another { "the one before it stays in use" } else { "no enrollment is possible for now" };
-        let report = Report::of_agent(PROBLEM, TITLE, &format!("{}; {consequence}", why.with_hint()));
+            if has_another { "The one before it stays in use" } else { "No enrollment is possible for now" };
+        let report = report(why).with_consequence(consequence);
         if let Some(problem) = self.problem.as_mut().filter(|problem| problem.error.report == report) {
             problem.found_in = found_in;
             return;
         }
-        tracing::error!("{TITLE}: {}", report.detail.as_deref().unwrap_or_default());
+        tracing::error!(code = report.code.as_str(), hint = report.hint(), "{}", report.message());
         self.problem = Some(CredentialProblem { found_in, error: LastError { report, at, permanent: true } });
     }
 

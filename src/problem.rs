@@ -1,34 +1,54 @@
 //! Errors as people and programs see them: in the log, in the status, on the command line.
 
+use std::fmt::Display;
+
 use serde::{Deserialize, Serialize};
 
+pub use miaf_client::api::{Open, ProblemCode};
+
+use crate::hint::Hint;
 use miaf_spiffe::text::{self, Excerpt};
 use miaf_spiffe::time::Timestamp;
 
-/// Characters of a [`Report`]'s `type`.
+/// Characters of a response's `type`.
 pub const MAX_KIND: usize = 256;
-/// Characters of its `title`.
+/// Characters of a report's title.
 pub const MAX_TITLE: usize = 256;
-/// Characters of its `detail`.
+/// Characters of its detail.
 pub const MAX_DETAIL: usize = 2048;
-/// Characters of its `instance`.
+/// Characters of its hint.
+const MAX_HINT: usize = 512;
+/// Characters of a response's `instance`.
 pub const MAX_INSTANCE: usize = 256;
 
-/// An error as people see it: the members of Problem Details (RFC 9457), also for errors of the agent itself. Each text
-/// is on one line and of bounded length: the report is logged, stored, and part of every status.
+/// An error as people and programs see it. Each text is on one line and of bounded length: the
+/// report is logged, stored, and part of every status.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// A URI that names the kind of problem.
-    #[serde(deserialize_with = "text::short::<_, MAX_KIND>")]
-    pub kind: String,
+    /// What kind of problem it is.
+    pub code: Open<ProblemCode>,
     /// One line.
     #[serde(deserialize_with = "text::short::<_, MAX_TITLE>")]
     pub title: String,
-    /// The HTTP status, where there was one.
-    pub status: Option<u16>,
     /// What failed, on what, and why.
     #[serde(default, deserialize_with = "text::short_if_any::<_, MAX_DETAIL>")]
     pub detail: Option<String>,
+    /// What to do about this very error, where more is known than its code says.
+    #[serde(default, deserialize_with = "text::short_if_any::<_, MAX_HINT>")]
+    pub hint: Option<String>,
+    /// The MIS's response, where that is the error.
+    #[serde(default)]
+    pub response: Option<ResponseReport>,
+}
+
+/// The part of a [`Report`] that is the MIS's own word (RFC 9457).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResponseReport {
+    /// HTTP status.
+    pub status: u16,
+    /// A URI that names the kind of problem, if it was Problem Details.
+    #[serde(default, deserialize_with = "text::short_if_any::<_, MAX_KIND>")]
+    pub kind: Option<String>,
     /// The occurrence, as the MIS names it for its operator.
     #[serde(default, deserialize_with = "text::short_if_any::<_, MAX_INSTANCE>")]
     pub instance: Option<String>,
@@ -36,15 +56,116 @@ pub struct Report {
 
 impl Report {
     /// Report of an error that the agent finds by itself.
-    pub fn of_agent(code: &str, title: &str, detail: &dyn std::fmt::Display) -> Self {
+    pub fn new(code: ProblemCode, title: &str, detail: &dyn Display) -> Self {
         Self {
-            kind: format!("urn:miaf-agent:error:{code}"),
+            code: code.into(),
             title: Excerpt::of(title, MAX_TITLE).into(),
-            status: None,
             detail: Some(Excerpt::of(detail, MAX_DETAIL).into()),
-            instance: None,
+            hint: None,
+            response: None,
         }
     }
+
+    /// Report of an error that has a remedy of its own.
+    pub fn of(code: ProblemCode, title: &str, error: &impl Hint) -> Self {
+        Self::new(code, title, error).with_hint(error.hint())
+    }
+
+    /// The report with what to do about this very error.
+    #[must_use]
+    pub fn with_hint(self, hint: Option<impl Display>) -> Self {
+        Self { hint: hint.map(|hint| Excerpt::of(hint, MAX_HINT).into()), ..self }
+    }
+
+    /// The report with one more sentence in its detail: what follows from the error.
+    #[must_use]
+    pub fn with_consequence(self, consequence: &str) -> Self {
+        let detail = self.detail.as_deref().unwrap_or(&self.title);
+        let detail = Excerpt::of(format_args!("{detail}. {consequence}"), MAX_DETAIL).into();
+        Self { detail: Some(detail), ..self }
+    }
+
+    /// What to do. `None`: nothing that is known helps, or the agent recovers without help.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref().or_else(|| self.code.known().and_then(remedy))
+    }
+
+    /// Title and detail in one text.
+    pub fn message(&self) -> String {
+        match &self.detail {
+            Some(detail) => format!("{}: {detail}", self.title),
+            None => self.title.clone(),
+        }
+    }
+}
+
+/// What to do about problems with this code, where an error says no more (docs/errors.md).
+pub fn remedy(code: ProblemCode) -> Option<&'static str> {
+    use ProblemCode as P;
+    Some(match code {
+        P::Configuration => "Correct the configuration; the agent reloads it by itself",
+        P::Clock => {
+            "Set the clock, or let a time service do it; if it is right, declare it so with: miaf-agent retry"
+        }
+        P::KeyLost => {
+            "Restore what the key is bound to, its TPM or its key-encryption key; or replace the key with: \
+             miaf-agent retry --new-key"
+        }
+        P::ServerNotTrusted => {
+            "Correct what the error names: the CA or pin under [mis.trust], the name in mis.discovery_url, or the \
+             certificate of the MIS"
+        }
+        P::CertificateRefused | P::NotAuthenticated => {
+            "Give the operator of the MIS the SHA-256 of the factory certificate, and ask why it is refused"
+        }
+        P::Redirected => "Set mis.discovery_url to the address itself, or have the MIS's documents corrected",
+        P::Proxy => {
+            "Correct the proxy, or what names it: mis.proxy, or HTTPS_PROXY in the environment of the service"
+        }
+        P::Offline => "If it lasts, see to the network connection of this device",
+        P::NameNotResolved => {
+            "If it lasts, correct that name in the configuration, or the name servers of this device"
+        }
+        P::Unreachable => {
+            "If it lasts, compare mis.discovery_url with what the operator of the MIS says, and see to firewalls and \
+             proxies on the way"
+        }
+        P::DiscoveryRefused => {
+            "Compare mis.discovery_url with what the operator of the MIS says, and have the document corrected"
+        }
+        P::BundleRefused => "Have the operator of the MIS correct its trust bundle",
+        P::BundleEmpty => "Ask the operator of the MIS whether its trust bundle is as it should be",
+        P::MalformedResponse => {
+            "See that mis.discovery_url leads to the MIS and to nothing in between, and tell its operator"
+        }
+        P::UnsupportedByMis => {
+            "Ask the operator of the MIS to allow this; the agent notices it when it reads the discovery document again"
+        }
+        P::IssuanceStalled => {
+            "Ask the operator of the MIS to replace the certificate that it issues with, which ends too early"
+        }
+        P::SvidRefused | P::IssuerExpired => {
+            "Show this to the operator of the MIS: what it issues cannot be used"
+        }
+        P::SvidNotTrusted => "Ask the operator of the MIS whether the trust bundle is as it should be",
+        P::PendingAdmission => "Have the operator of the MIS admit this device, by its factory certificate",
+        P::Denied => "Ask the operator of the MIS whether this device may have an identity",
+        P::RequestRefused => "Show this to the operator of the MIS; once it is corrected: miaf-agent retry",
+        P::NotFound => "Compare mis.discovery_url with what the operator of the MIS says",
+        P::TooManyRequests => "If it lasts, ask the operator of the MIS to raise its limit",
+        P::State
+        | P::NotPublished
+        | P::Key
+        | P::FactoryCredential
+        | P::NoInitialTrust
+        | P::InitialTrustUnusable
+        | P::TrustNotReplaced
+        | P::TlsSetup
+        | P::NotDiscovered
+        | P::NothingToRenew
+        | P::KeyRotationRefused
+        | P::ServerError => return None,
+    })
 }
 
 /// The last error, with what follows from it.

@@ -6,12 +6,12 @@ use std::collections::VecDeque;
 use super::Place;
 use super::blocking;
 use super::executor::Executor;
-use super::identity::DEVICE;
 use super::reporting::cause;
 use crate::config::Config;
 use crate::hint::Hint as _;
 use crate::lifecycle::{Command, Event};
 use crate::server::command_queue::{AdminCommand, CommandError, QueuedCommand};
+use miaf_client::api::IdentityName;
 
 /// Commands that wait at once for an action to end.
 const MAX_QUEUED: usize = 4;
@@ -22,25 +22,26 @@ pub(super) struct CommandQueue(VecDeque<AdminCommand>);
 
 /// The part of the agent's state that decides whether a command is valid.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Conditions {
-    pub(super) has_identity: bool,
+pub(super) struct Conditions<'a> {
+    /// The identities that have an SVID, valid or not.
+    pub(super) issued: &'a [IdentityName],
     /// An action is in flight.
     pub(super) is_busy: bool,
 }
 
 impl CommandQueue {
     /// Answers a command, and queues it if it is valid.
-    pub(super) fn accept(&mut self, given: QueuedCommand, conditions: Conditions, place: &Place) {
-        let command = given.command;
+    pub(super) fn accept(&mut self, given: QueuedCommand, conditions: Conditions<'_>, place: &Place) {
+        let command = given.command.clone();
         if self.0.len() >= MAX_QUEUED {
             return given.reject(CommandError::Busy);
         }
-        if let Some(why) = validate(command, conditions, place) {
+        if let Some(why) = validate(&command, conditions, place) {
             return given.reject(CommandError::NotApplicable(why));
         }
         let begins =
             if conditions.is_busy { " It begins when what the agent is doing has ended." } else { "" };
-        if given.accept(format!("{}{begins}", outlook(command))) {
+        if given.accept(format!("{}{begins}", outlook(&command))) {
             self.0.push_back(command);
         } else {
             tracing::info!("admin command dropped, since its client has left: {}", command.as_str());
@@ -62,41 +63,43 @@ pub(super) fn reject(given: QueuedCommand, why: &str) {
 }
 
 /// Why a command is invalid, if it is.
-fn validate(command: AdminCommand, conditions: Conditions, place: &Place) -> Option<String> {
+fn validate(command: &AdminCommand, conditions: Conditions<'_>, place: &Place) -> Option<String> {
     match command {
-        AdminCommand::Renew if !conditions.has_identity => Some(
-            "This device has no identity yet that could be renewed. Its status says what it is waiting for; a retry has \
-             it try again now."
-                .to_owned(),
-        ),
-        AdminCommand::ResetIdentity if !conditions.has_identity => Some(
-            "This device has no identity, so there is none to leave: it already follows its configuration.".to_owned(),
-        ),
+        AdminCommand::Renew(name) if !conditions.issued.contains(name) => Some(format!(
+            "The identity \"{name}\" has no SVID yet that could be renewed. The status says what the agent is waiting \
+             for; a retry has it try again now."
+        )),
+        AdminCommand::Retire(name) if !conditions.issued.contains(name) => Some(format!(
+            "The identity \"{name}\" has no SVID, so there is nothing to retire: it already follows its configuration."
+        )),
         // It would go on under the configuration before, back into the trust domain that it is to leave.
-        AdminCommand::ResetIdentity => place.load().err().map(|e| {
-            format!("The device would go on under its configuration, which cannot be used: {}. Correct it first.", e.with_hint())
+        AdminCommand::Retire(_) => place.load().err().map(|e| {
+            format!(
+                "The identity would be requested anew under the configuration, which cannot be used: {}. Correct it first.",
+                e.with_hint()
+            )
         }),
-        AdminCommand::Retry { .. } | AdminCommand::Renew => None,
+        AdminCommand::Retry { .. } | AdminCommand::Renew(_) => None,
     }
 }
 
 /// What an accepted command leads to.
-fn outlook(command: AdminCommand) -> &'static str {
+fn outlook(command: &AdminCommand) -> &'static str {
     match command {
-        AdminCommand::Retry { new_key: false } => {
+        AdminCommand::Retry { new_key: None } => {
             "What was refused or is being waited for is tried again within seconds, as far as the MIS has not asked to be left alone."
         }
-        AdminCommand::Retry { new_key: true } => {
-            "If the device's key is lost, the device enrolls with a new one, as far as the MIS has not asked to be left alone. \
+        AdminCommand::Retry { new_key: Some(_) } => {
+            "If the key is lost, the agent enrolls with a new one, as far as the MIS has not asked to be left alone. \
              A key that works is kept."
         }
-        AdminCommand::Renew => {
+        AdminCommand::Renew(_) => {
             "The identity is renewed now, as far as the MIS has not asked to be left alone and nothing else stands in the \
              way."
         }
-        AdminCommand::ResetIdentity => {
-            "The device leaves its identity, which is kept aside in the state directory, withdraws what it has published, and \
-             goes on as a new one under its configuration."
+        AdminCommand::Retire(_) => {
+            "The identity is retired: it is stored apart in the state directory, what was published is withdrawn, and a new \
+             one is requested under the configuration."
         }
     }
 }
@@ -104,17 +107,22 @@ fn outlook(command: AdminCommand) -> &'static str {
 impl Executor {
     /// Executes a command: all of it but what the lifecycle does about the event returned. An action that was chosen
     /// before is executed all the same.
-    pub(super) fn execute_command(&mut self, command: AdminCommand) -> Event {
-        tracing::info!("admin command executed: {}", command.as_str());
+    pub(super) fn execute_command(&mut self, command: &AdminCommand) -> Event {
+        let identity = command.identity().map(IdentityName::as_str);
+        tracing::info!(identity, "admin command executed: {}", command.as_str());
         if matches!(command, AdminCommand::Retry { .. }) {
             self.provisioning.retry();
             self.trust_domain.accept_regressed_bundle();
         }
-        match command {
-            AdminCommand::Retry { new_key: false } => Event::Command(Command::Retry),
-            AdminCommand::Retry { new_key: true } => Event::Command(Command::ReplaceKey(DEVICE)),
-            AdminCommand::Renew => Event::Command(Command::Renew(DEVICE)),
-            AdminCommand::ResetIdentity => Event::Wake, // see retire_identity
+        let index = command.identity().and_then(|name| self.identity(name)).map(|identity| identity.index);
+        match (command, index) {
+            (AdminCommand::Retry { new_key: Some(_) }, Some(index)) => {
+                Event::Command(Command::ReplaceKey(index))
+            }
+            (AdminCommand::Retry { .. }, _) => Event::Command(Command::Retry),
+            (AdminCommand::Renew(_), Some(index)) => Event::Command(Command::Renew(index)),
+            // Another configuration came in between, without this identity; or see retire_identity.
+            (AdminCommand::Renew(_), None) | (AdminCommand::Retire(_), _) => Event::Wake,
         }
     }
 
@@ -124,9 +132,13 @@ impl Executor {
     /// What is published is withdrawn first, durably. After a power cut a device that has its identity publishes it anew; one
     /// that has retired it never finds it published, and [`Store::retire`](crate::state::Store::retire) leaves nothing to be
     /// finished. Retry-After delays are kept (miaf-v0 E8).
-    pub(super) async fn retire_identity(&mut self, place: &Place) -> Config {
-        let Some(current) = self.identities.first().and_then(|identity| identity.current.clone()) else {
-            tracing::info!("there is no identity any more that could be retired");
+    pub(super) async fn retire_identity(&mut self, name: &IdentityName, place: &Place) -> Config {
+        let issued = self.identity(name).and_then(|identity| {
+            identity.current.clone().map(|current| (current, identity.publisher.clone()))
+        });
+        let identity = name.as_str();
+        let Some((current, mut publisher)) = issued else {
+            tracing::info!(identity, "there is no SVID any more that could be retired");
             return self.config.clone();
         };
         // It was valid when the command was accepted. Back into the trust domain that it leaves is no way to go on.
@@ -134,13 +146,14 @@ impl Executor {
             Ok(config) => config,
             Err(e) => {
                 tracing::error!(
-                    "{}. The command to retire the identity is not executed: it stays",
-                    e.with_hint()
+                    identity,
+                    hint = e.hint().map(tracing::field::display),
+                    "{e}. The command to retire the identity is not executed: it stays"
                 );
                 return self.config.clone();
             }
         };
-        let (mut publisher, store) = (self.publisher.clone(), self.records.store.clone());
+        let store = self.records.store.clone();
         let retired = blocking(move || {
             publisher.withdraw().map_err(|e| e.to_string())?;
             store.retire().map_err(|e| e.with_hint().to_string())
@@ -149,16 +162,16 @@ impl Executor {
         match retired.await {
             Ok(dir) => {
                 tracing::warn!(
-                    %spiffe_id, kept_in = %dir.display(),
-                    "by admin command this device has left its identity and the trust domain \"{}\", and goes on as a \
-                     new one",
+                    identity, %spiffe_id, stored_in = %dir.display(),
+                    "identity retired by admin command: it leaves the trust domain \"{}\", and is requested anew under the \
+                     configuration",
                     spiffe_id.trust_domain()
                 );
                 next
             }
             Err(why) => {
                 let why = cause(&why);
-                tracing::error!(%spiffe_id, "the identity could not be retired, and stays: {why}");
+                tracing::error!(identity, %spiffe_id, "the identity could not be retired, and stays: {why}");
                 self.config.clone()
             }
         }

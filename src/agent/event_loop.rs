@@ -14,6 +14,7 @@ use crate::platform::clock;
 use crate::platform::timer::{Alarm, Woken};
 use crate::publish::broadcast::Broadcaster;
 use crate::server::command_queue::AdminCommand;
+use miaf_client::api::IdentityName;
 
 /// Network and TPM have limits of their own, far below this: an action that takes longer hangs.
 const MAX_ACTION: Duration = Duration::from_secs(300);
@@ -39,15 +40,16 @@ impl EventLoop<'_> {
         let mut event = Event::Wake;
         loop {
             let mut step = self.executor.step(event);
-            let retires = self.execute_commands(&mut step);
+            let retired = self.execute_commands(&mut step);
             self.executor.rejected.clone_from(&self.external.rejected);
             self.external.wait_begins(Some(MAX_ACTION));
             let publish_again = {
                 let published = self.executor.persist_and_publish(clock::now(), self.publication);
                 self.external.undisturbed(published).await
             };
-            if retires {
-                return Some(self.external.undisturbed(self.executor.retire_identity(self.place)).await);
+            if let Some(name) = retired {
+                let retiring = self.executor.retire_identity(&name, self.place);
+                return Some(self.external.undisturbed(retiring).await);
             }
             if self.next_config.is_some() {
                 return self.next_config; // what was in flight has ended, and is stored and published
@@ -64,20 +66,20 @@ impl EventLoop<'_> {
         records.has_delays_to_restore(lifecycle, clock::now())
     }
 
-    /// Executes the queued commands. Returns whether the identity is to be retired.
-    fn execute_commands(&mut self, step: &mut Step) -> bool {
+    /// Executes the queued commands. Returns the identity that is to be retired, if one is.
+    fn execute_commands(&mut self, step: &mut Step) -> Option<IdentityName> {
         // A command that came with another configuration is for the agent under that one.
         while self.next_config.is_none()
             && let Some(command) = self.external.queue.next()
         {
-            if command == AdminCommand::ResetIdentity {
-                return true;
+            if let AdminCommand::Retire(name) = command {
+                return Some(name);
             }
-            let event = self.executor.execute_command(command);
+            let event = self.executor.execute_command(&command);
             let after = self.executor.step(event);
             *step = Step { action: step.action.or(after.action), ..after };
         }
-        false
+        None
     }
 
     /// Executes the action of a step, or sleeps, and meanwhile hears external events. Returns the next event; `None` at
@@ -88,11 +90,12 @@ impl EventLoop<'_> {
         let sleep = [step.wake_in, publish_again].into_iter().flatten().fold(check_in, Duration::min);
         let asleep = step.action.is_none();
         external.wait_begins((!asleep).then_some(MAX_ACTION));
-        let conditions = Conditions { has_identity: executor.has_identity(), is_busy: !asleep };
+        let issued: Vec<_> = executor.names_of_issued().cloned().collect();
+        let conditions = Conditions { issued: &issued, is_busy: !asleep };
         // A new device follows its configuration without a reload. Later that would be too easy by a slip; except to correct
         // what was rejected, since for that a reload was asked for.
         let rejected = external.rejected.clone();
-        let follows = !conditions.has_identity || rejected.is_some() || external.complete_at.is_some();
+        let follows = issued.is_empty() || rejected.is_some() || external.complete_at.is_some();
         let current = executor.config.clone();
         let mut work = std::pin::pin!(execute(executor, timer, step, sleep));
         loop {

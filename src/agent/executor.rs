@@ -12,7 +12,7 @@ use crate::keys::Providers;
 use crate::lifecycle::{Action, Event, Lifecycle, Step};
 use crate::platform::{clock, random};
 use crate::problem::LastError;
-use crate::publish::files::Publisher;
+use miaf_client::api::IdentityName;
 use miaf_spiffe::time::Now;
 
 /// The lifecycle, and the effects around it: once for the trust domain, once for each identity.
@@ -24,7 +24,6 @@ pub(super) struct Executor {
     pub(super) keys: Providers,
     pub(super) provisioning: Provisioning,
     pub(super) records: Records,
-    pub(super) publisher: Publisher,
     pub(super) reporter: Reporter,
     /// Why the configuration on disk is not in use.
     pub(super) rejected: Option<LastError>,
@@ -72,7 +71,7 @@ impl Executor {
                 None => Event::Wake, // the lifecycle knows as many identities as there are
             },
         };
-        reporter.report_outcome(&event);
+        reporter.report_outcome(&event, identities);
         event
     }
 
@@ -82,8 +81,14 @@ impl Executor {
         self.provisioning.check(transport, keys, &self.lifecycle, now).await
     }
 
-    /// Whether the device has an identity, valid or not.
-    pub(super) fn has_identity(&self) -> bool {
-        self.identities.iter().any(|identity| identity.current.is_some())
+    /// The names of the identities that have an SVID, valid or not.
+    pub(super) fn names_of_issued(&self) -> impl Iterator<Item = &IdentityName> {
+        let issued = self.identities.iter().filter(|identity| identity.current.is_some());
+        issued.map(|identity| &identity.name)
+    }
+
+    /// The identity with this name.
+    pub(super) fn identity(&self, name: &IdentityName) -> Option<&Identity> {
+        self.identities.iter().find(|identity| identity.name == *name)
     }
 }

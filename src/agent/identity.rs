@@ -7,7 +7,7 @@ use rustls::sign::CertifiedKey;
 use super::blocking;
 use super::persist::{Records, forget};
 use super::provisioning::Provisioning;
-use super::reporting::{cause, current_key_failure, key_failure, local};
+use super::reporting::{cause, current_key_failure, key_failure, local, state_failure};
 use super::trust_domain::TrustDomain;
 use crate::hint::Hint as _;
 use crate::issuer::{CertificateRequest, IssuerError};
@@ -17,10 +17,12 @@ use crate::lifecycle::{
     Request, SvidFacts,
 };
 use crate::platform::{clock, random};
-use crate::problem::Report;
+use crate::problem::{ProblemCode, Report};
 use crate::publish;
+use crate::publish::files::Publisher;
 use crate::state;
 use crate::transport::ClientIdentity;
+use miaf_client::api::IdentityName;
 use miaf_spiffe::Bundle;
 use miaf_spiffe::svid::{self, Expectation, SvidError, X509Svid};
 use miaf_spiffe::time::Timestamp;
@@ -31,14 +33,17 @@ pub(super) const DEVICE: IdentityIndex = IdentityIndex(0);
 /// Keys, SVID and issued chain of one identity.
 pub(super) struct Identity {
     pub(super) index: IdentityIndex,
+    pub(super) name: IdentityName,
     /// SVID and key that local programs use.
-    pub(super) current: Option<Arc<publish::Identity>>,
+    pub(super) current: Option<Arc<publish::SvidAndKey>>,
     /// The key created for the next SVID.
     pub(super) pending_key: Option<Arc<dyn Key>>,
     /// An issued chain that is not adopted yet.
     pub(super) issued: Option<state::IssuedChain>,
     /// The renewal moment in the record of the current SVID.
     pub(super) stored_renew_at: Option<Timestamp>,
+    /// Publishes its files.
+    pub(super) publisher: Publisher,
 }
 
 /// What the actions of an identity need of the agent.
@@ -78,7 +83,8 @@ impl Identity {
         let Some(current) = &self.current else { return };
         let svid = current.svid.under(bundle, now);
         if svid != current.svid {
-            self.current = Some(Arc::new(publish::Identity { svid, ..publish::Identity::clone(current) }));
+            self.current =
+                Some(Arc::new(publish::SvidAndKey { svid, ..publish::SvidAndKey::clone(current) }));
         }
     }
 
@@ -104,7 +110,7 @@ impl Identity {
         .await
         .map_err(|e| key_failure(&e))?;
         let saved = records.save(state::PendingKey { key: pem }).await;
-        saved.map_err(|e| local("state", "The agent's state cannot be written", &e.with_hint()))?;
+        saved.map_err(|e| state_failure(&e))?;
         self.pending_key = Some(key);
         Ok(())
     }
@@ -188,14 +194,14 @@ impl Identity {
     ) -> Result<SvidFacts, NotAdopted> {
         let Some(issued) = self.issued.clone() else {
             let why = "it is requested again";
-            return Err(NotAdopted::Refused(local("state", "The issued SVID is gone", &why)));
+            return Err(NotAdopted::Refused(local(ProblemCode::State, "The issued SVID is gone", &why)));
         };
         let Some(cached) = &surroundings.trust_domain.bundle else { return Err(NotAdopted::UnknownIssuer) };
         let choice = if issued.for_pending_key { KeyChoice::Pending } else { KeyChoice::Current };
         let key = self.key(choice).map_err(NotAdopted::Kept)?;
         match self.validate(&issued, &key, &cached.bundle) {
             Ok(svid) => {
-                let identity = publish::Identity { svid, key, credential: issued.credential };
+                let identity = publish::SvidAndKey { svid, key, credential: issued.credential };
                 self.commit(identity, choice, &surroundings).await
             }
             Err(SvidError::NotYetValid { not_before }) => {
@@ -209,14 +215,14 @@ impl Identity {
                      of the MIS has to give it a certificate to issue with that is valid"
                 );
                 let title = "The issuer of the SVID that the MIS issued has expired";
-                Err(NotAdopted::IssuerExpired(slow("issuer-expired", title, &why)))
+                Err(NotAdopted::IssuerExpired(slow(ProblemCode::IssuerExpired, title, &why)))
             }
             Err(why) => {
                 self.issued = None;
                 let store = surroundings.records.store.clone();
                 blocking(move || forget::<state::IssuedChain>(&store)).await;
                 // Each costs the device one of its few renewals a day (E4).
-                let failure = slow("svid-refused", "The SVID that the MIS issued is refused", &why);
+                let failure = slow(ProblemCode::SvidRefused, "The SVID that the MIS issued is refused", &why);
                 Err(NotAdopted::Refused(failure))
             }
         }
@@ -246,7 +252,7 @@ impl Identity {
     /// The moment at which the identity changes: one record with chain, key and renewal moment, written once.
     async fn commit(
         &mut self,
-        identity: publish::Identity,
+        identity: publish::SvidAndKey,
         choice: KeyChoice,
         Surroundings { lifecycle, keys, records, .. }: &Surroundings<'_>,
     ) -> Result<SvidFacts, NotAdopted> {
@@ -256,9 +262,7 @@ impl Identity {
         let identity = Arc::new(identity);
         let record = record(&identity, Some(renew_at)).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
         let saved = records.save(record).await;
-        saved.map_err(|e| {
-            NotAdopted::Kept(local("state", "The agent's state cannot be written", &e.with_hint()))
-        })?;
+        saved.map_err(|e| NotAdopted::Kept(state_failure(&e)))?;
         let (store, keys) = (records.store.clone(), (*keys).clone());
         let replaced = self.current.as_ref().filter(|_| choice == KeyChoice::Pending);
         let replaced = replaced.map(|current| current.key.clone());
@@ -282,7 +286,7 @@ impl Identity {
         Ok(facts)
     }
 
-    fn log_adoption(&self, identity: &publish::Identity) {
+    fn log_adoption(&self, identity: &publish::SvidAndKey) {
         let (svid, id) = (&identity.svid, identity.svid.spiffe_id());
         let before = self.current.as_ref().map(|current| current.svid.spiffe_id());
         if let Some(before) = before.filter(|before| *before != id) {
@@ -311,7 +315,9 @@ impl Identity {
             KeyChoice::Pending => self.pending_key.clone(),
             KeyChoice::Current => self.current.as_ref().map(|current| current.key.clone()),
         };
-        key.ok_or_else(|| local("state", "The key is gone", &"the agent's state was changed under it"))
+        key.ok_or_else(|| {
+            local(ProblemCode::State, "The key is gone", &"the agent's state was changed under it")
+        })
     }
 }
 
@@ -321,13 +327,13 @@ enum Credential {
     /// The factory certificate.
     Factory,
     /// The current SVID.
-    Svid(Arc<publish::Identity>),
+    Svid(Arc<publish::SvidAndKey>),
 }
 
 impl Credential {
     /// The credential of a request. A renewal without an SVID is an error, and no enrollment: the factory certificate is
     /// shown only where the lifecycle has decided to.
-    fn of(request: Request, current: Option<Arc<publish::Identity>>) -> Result<Self, IssuerError> {
+    fn of(request: Request, current: Option<Arc<publish::SvidAndKey>>) -> Result<Self, IssuerError> {
         match request {
             Request::Enroll => Ok(Self::Factory),
             Request::Renew => current.map(Self::Svid).ok_or(IssuerError::NothingToRenew),
@@ -336,18 +342,18 @@ impl Credential {
 }
 
 /// Client certificate and key for mTLS with the current SVID, with its complete chain (miaf-v0 E3, R1).
-async fn client_identity(current: &publish::Identity) -> Result<ClientIdentity, Failure> {
+async fn client_identity(current: &publish::SvidAndKey) -> Result<ClientIdentity, Failure> {
     let key = current.key.clone();
     // Within a handshake a TPM that was replaced or cleared would look like a network that is down.
     prove(key.clone()).await?;
     let key = keys::rustls::signing_key(key);
     let chain = current.svid.chain().certificates().to_vec();
     ClientIdentity::new(CertifiedKey::new(chain, key))
-        .map_err(|e| local("key", "The current key is not the one of the current SVID", &e))
+        .map_err(|e| local(ProblemCode::Key, "The current key is not the one of the current SVID", &e))
 }
 
-fn slow(code: &str, title: &str, why: &dyn std::fmt::Display) -> Failure {
-    Failure { kind: FailureKind::Slow, retry_after: None, report: Report::of_agent(code, title, why) }
+fn slow(code: ProblemCode, title: &str, why: &dyn std::fmt::Display) -> Failure {
+    Failure { kind: FailureKind::Slow, retry_after: None, report: Report::new(code, title, why) }
 }
 
 /// Whether an issued chain may name another identity than the current one (miaf-v0 E9, R3).
@@ -370,7 +376,7 @@ async fn prove(key: Arc<dyn Key>) -> Result<(), Failure> {
 
 /// The record of an identity, with its renewal moment.
 pub(super) fn record(
-    identity: &publish::Identity,
+    identity: &publish::SvidAndKey,
     renew_at: Option<Timestamp>,
 ) -> Result<state::StoredIdentity, KeyError> {
     Ok(state::StoredIdentity {

@@ -262,6 +262,7 @@ fn place(at: &config::SocketConfig, role: Role) -> Place<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::ProviderKind;
     use crate::publish::Snapshot;
     use crate::publish::broadcast::Broadcaster;
     use crate::server::command_queue::CommandQueue;
@@ -279,7 +280,8 @@ mod tests {
             limits: Limits { connections: 4, of_one_user: 2 },
             signatures_per_minute: 1,
         };
-        let publication = Broadcaster::new(Snapshot::unconfigured(), Timestamp::from_secs(0));
+        let publication =
+            Broadcaster::new(Snapshot::unconfigured(ProviderKind::Tpm), Timestamp::from_secs(0));
         let context = ServerContext::new(&publication, CommandQueue::new().0);
         let (threads, mut lost) = Threads::start().unwrap();
         bind(&threads, Role::Read, &at, &context).unwrap().stop().await;

@@ -26,8 +26,7 @@ use crate::platform::clock;
 use crate::platform::inotify::FileWatch;
 use crate::platform::systemd::{self, PassedSocket};
 use crate::platform::timer::Alarm;
-use crate::problem::{LastError, Report};
-use crate::publish::CONFIGURATION;
+use crate::problem::{LastError, ProblemCode, Report};
 use crate::publish::Snapshot;
 use crate::publish::broadcast::Broadcaster;
 use crate::server::command_queue::CommandQueue;
@@ -181,7 +180,7 @@ impl Mode {
 
     /// Contacts nothing, and creates nothing where no state is found: that may be at another place.
     async fn misconfigured(place: &Place, e: &ConfigError) -> Self {
-        let error = configuration_error(&e.with_hint());
+        let error = configuration_error(e);
         let salvaged = place.salvage().ok();
         let provider = salvaged.as_ref().map_or(ProviderKind::Tpm, |salvaged| salvaged.config.key.provider);
         let has_state = |config: &Config| Store::new(&config.state_dir).private().is_dir();
@@ -210,22 +209,17 @@ impl Mode {
     fn snapshot(&self) -> Snapshot {
         let now = clock::now();
         match self {
-            Self::Unconfigured(provider) => Snapshot::unconfigured().with_provider(*provider),
-            Self::Misconfigured(error, provider, None) => {
-                Snapshot::blocked(error.clone(), None).with_provider(*provider)
-            }
+            Self::Unconfigured(provider) => Snapshot::unconfigured(*provider),
+            Self::Misconfigured(error, provider, None) => Snapshot::blocked((error.clone(), None), *provider),
             Self::Misconfigured(error, _, Some(executor)) => {
-                executor.snapshot(now, None, None).halted(error.clone())
+                executor.snapshot(now, &[]).halted(error.clone())
             }
             Self::Stateless(config, e, _) => {
-                let report = Report::of_agent("state", "The agent's state cannot be read", &e.with_hint());
-                Snapshot::blocked(
-                    LastError { report, at: now.wall, permanent: true },
-                    Some(now.wall.after(STATE_POLL)),
-                )
-                .with_provider(config.key.provider)
+                let report = Report::of(ProblemCode::State, "The agent's state cannot be read", e);
+                let error = LastError { report, at: now.wall, permanent: true };
+                Snapshot::blocked((error, Some(now.wall.after(STATE_POLL))), config.key.provider)
             }
-            Self::Configured(executor) => executor.snapshot(now, None, None),
+            Self::Configured(executor) => executor.snapshot(now, &[]),
         }
     }
 
@@ -293,8 +287,8 @@ impl Mode {
     }
 }
 
-fn configuration_error(e: &dyn std::fmt::Display) -> LastError {
-    let report = Report::of_agent(CONFIGURATION, "The configuration cannot be used", e);
+fn configuration_error(e: &ConfigError) -> LastError {
+    let report = Report::of(ProblemCode::Configuration, "The configuration cannot be used", e);
     LastError { report, at: clock::now().wall, permanent: true }
 }
 
@@ -322,17 +316,19 @@ async fn wait_for_correction(
     let complaint = error.report.detail.clone().unwrap_or_default();
     systemd::status(&format!("blocked: {complaint}"));
     if external.repeats.is_news(&complaint) {
+        let (code, hint) = (error.report.code.as_str(), error.report.hint());
         tracing::error!(
-            "{complaint}. What is held is served, and nothing else is done before that is corrected"
+            code,
+            hint,
+            "{complaint}. What is stored is served, and nothing else is done before that is corrected"
         );
     }
-    let why = format!(
-        "The configuration cannot be used: {complaint}. Correct it: the agent goes on by itself then."
-    );
+    let why =
+        format!("The configuration cannot be used: {complaint}. Correct it: the agent reloads it by itself.");
     loop {
         match place.load() {
             // As it is reported: shortened, and on one line.
-            Err(e) if configuration_error(&e.with_hint()).report == error.report => {}
+            Err(e) if configuration_error(&e).report == error.report => {}
             loaded => return Some(loaded),
         }
         wait_for_change(external, &why).await?;
@@ -365,9 +361,13 @@ async fn wait_for_change(external: &mut ExternalEvents, why: &str) -> Option<()>
 /// it is corrected. `current` is the one in use where no reload was asked for: the same counts as none then, and the
 /// same mistake is logged once.
 fn reload(place: &Place, external: &mut ExternalEvents, current: Option<&Config>) -> Option<Config> {
-    let complaint = match place.load() {
-        Ok(config) if config.mis.is_none() => format!("{}: names no [mis] any more", place.file.display()),
-        Err(e) => e.with_hint().to_string(),
+    let title = "The configuration cannot be used";
+    let report = match place.load() {
+        Ok(config) if config.mis.is_none() => {
+            let detail = format!("{}: names no [mis] any more", place.file.display());
+            Report::new(ProblemCode::Configuration, title, &detail)
+        }
+        Err(e) => Report::of(ProblemCode::Configuration, title, &e),
         Ok(config) => {
             let was_rejected = external.rejected.take().is_some();
             if current == Some(&config) {
@@ -380,13 +380,13 @@ fn reload(place: &Place, external: &mut ExternalEvents, current: Option<&Config>
             return Some(config);
         }
     };
-    let complaint = format!("{complaint}. The configuration before it stays in use");
-    let rejected = configuration_error(&complaint);
-    let is_known = external.rejected.as_ref().is_some_and(|known| known.report == rejected.report);
+    let report = report.with_consequence("The configuration before it stays in use");
+    let is_known = external.rejected.as_ref().is_some_and(|known| known.report == report);
     if current.is_none() || !is_known {
-        tracing::error!("{complaint}");
+        let detail = report.detail.as_deref().unwrap_or_default();
+        tracing::error!(code = report.code.as_str(), hint = report.hint(), "{detail}");
     }
-    external.rejected = Some(rejected);
+    external.rejected = Some(LastError { report, at: clock::now().wall, permanent: true });
     None
 }
 

@@ -1,9 +1,10 @@
 //! What is stored and published after every step of the lifecycle.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::executor::Executor;
-use super::identity::record;
+use super::identity::{Identity, record};
 use super::reporting::{Reporter, cause};
 use super::retry_after::{Change, StoredRetryAfter};
 use super::{address, blocking};
@@ -11,10 +12,11 @@ use crate::config::Config;
 use crate::hint::Hint as _;
 use crate::lifecycle::{KnownTime, Lifecycle};
 use crate::platform::clock;
-use crate::problem::Report;
+use crate::problem::{ProblemCode, Report};
 use crate::publish::broadcast::Broadcaster;
 use crate::publish::files::PublishError;
 use crate::state::{self, Store};
+use miaf_spiffe::Bundle;
 use miaf_spiffe::time::Now;
 
 /// Interval between attempts to publish the files, after a failure.
@@ -126,13 +128,11 @@ impl Executor {
         self.records.store_memory(&self.lifecycle, &self.config, &mut self.reporter, now).await;
         self.records.store_time(&self.lifecycle, &mut self.reporter).await;
         self.store_renewal_moments().await;
-        let (generation, failure) = self.publish_files(now).await;
-        self.reporter.report_files(failure.as_ref());
-        let snapshot = self.snapshot(now, generation, failure.as_ref());
-        self.reporter.report_retry_after(&snapshot);
-        self.reporter.report_state(&snapshot);
+        let published = self.publish_files(now).await;
+        let snapshot = self.snapshot(now, &published);
+        self.reporter.report_snapshot(&snapshot);
         publication.send(snapshot, now.wall);
-        failure.map(|_| PUBLISH_RETRY)
+        published.iter().any(|published| published.failure.is_some()).then_some(PUBLISH_RETRY)
     }
 
     /// Stores renewal moments that have been brought forward since their SVIDs were stored.
@@ -151,40 +151,71 @@ impl Executor {
         }
     }
 
-    async fn publish_files(&mut self, now: Now) -> (Option<u64>, Option<Report>) {
+    async fn publish_files(&mut self, now: Now) -> Vec<Published> {
+        let trusts_clock = self.lifecycle.trusts_clock(now);
+        let bundle = self.trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
+        let mut published = Vec::new();
+        for identity in &mut self.identities {
+            let outcome = identity.publish_files(bundle.clone(), trusts_clock, now).await;
+            self.reporter.report_files(identity.index, &identity.name, outcome.failure.as_ref());
+            published.push(outcome);
+        }
+        published
+    }
+
+    /// Withdraws secrets that the next configuration publishes at another place, or at none.
+    pub(super) fn withdraw_secrets_before(&mut self, next: &Config) {
+        if next.files.software_key_dir == self.config.files.software_key_dir {
+            return;
+        }
+        for identity in &self.identities {
+            if let Err(e) = identity.publisher.withdraw_secrets() {
+                let identity = identity.name.as_str();
+                tracing::error!(identity, "{e}. Remove the software key there by hand");
+            }
+        }
+    }
+}
+
+impl Identity {
+    async fn publish_files(
+        &mut self,
+        bundle: Option<Arc<Bundle>>,
+        trusts_clock: bool,
+        now: Now,
+    ) -> Published {
         let mut publisher = self.publisher.clone();
-        let identity = self.identities.first().and_then(|identity| identity.current.clone());
+        let current = self.current.clone();
         // A boot without a clock does not write files that say so, and others when it has been set.
-        let in_doubt = identity.as_ref().filter(|_| !self.lifecycle.trusts_clock(now));
+        let in_doubt = current.as_ref().filter(|_| !trusts_clock);
         let time = in_doubt
             .map_or(now.wall, |current| current.svid.not_before().max(now.wall).min(current.svid.until()));
-        let bundle = self.trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
         let (publisher, outcome) = blocking(move || {
-            let outcome = publisher.publish(identity.as_deref(), bundle.as_deref(), time);
+            let outcome = publisher.publish(current.as_deref(), bundle.as_deref(), time);
             (publisher, outcome)
         })
         .await;
         self.publisher = publisher;
         match outcome {
-            Ok(generation) => (generation, None),
+            Ok(generation) => Published { generation, failure: None },
             Err(e) => {
                 let title = match e {
                     PublishError::Files { .. } => "The identity files could not be written",
                     _ => "The software key could not be published",
                 };
-                (None, Some(Report::of_agent("not-published", title, &e)))
+                Published {
+                    generation: None,
+                    failure: Some(Report::new(ProblemCode::NotPublished, title, &e)),
+                }
             }
         }
     }
+}
 
-    /// Withdraws a secret that the next configuration publishes at another place, or at none.
-    pub(super) fn withdraw_secrets_before(&mut self, next: &Config) {
-        if next.files.software_key_dir != self.config.files.software_key_dir
-            && let Err(e) = self.publisher.withdraw_secrets()
-        {
-            tracing::error!("{e}. Remove the software key there by hand");
-        }
-    }
+/// What came of publishing the files of one identity.
+pub(super) struct Published {
+    pub(super) generation: Option<u64>,
+    pub(super) failure: Option<Report>,
 }
 
 /// Removes a record that is not needed any more.

@@ -9,16 +9,15 @@ use url::Url;
 
 use super::blocking;
 use super::executor::Executor;
-use super::reporting::local;
+use super::reporting::{local, local_failure};
 use crate::config::{self, Config};
 use crate::factory_credential::{self, CredentialError, CurrentCredential, FactoryCredential, Purpose};
-use crate::hint::Hint as _;
 use crate::keys::tpm::Tpm;
 use crate::keys::{ProviderKind, Providers};
 use crate::lifecycle::{Failure, Lifecycle};
 use crate::platform::clock;
 use crate::platform::credentials::Secret;
-use crate::problem::LastError;
+use crate::problem::{LastError, ProblemCode};
 use crate::transport::{ClientIdentity, ServerTrust, Transport};
 use miaf_spiffe::time::{BootTime, Now};
 
@@ -151,11 +150,10 @@ impl Provisioning {
         keys: &Providers,
         lifecycle: &Lifecycle,
     ) -> Result<ClientIdentity, Failure> {
-        let cannot =
-            |why: &dyn std::fmt::Display| local(factory_credential::PROBLEM, factory_credential::TITLE, why);
-        let credential =
-            self.credential(Purpose::Use, keys, lifecycle).await.map_err(|why| cannot(&why.with_hint()))?;
-        ClientIdentity::new(credential.certified_key().clone()).map_err(|why| cannot(&why))
+        let credential = self.credential(Purpose::Use, keys, lifecycle).await;
+        let credential = credential.map_err(|why| local_failure(factory_credential::report(&why)))?;
+        ClientIdentity::new(credential.certified_key().clone())
+            .map_err(|why| local(ProblemCode::FactoryCredential, factory_credential::TITLE, &why))
     }
 
     async fn credential(

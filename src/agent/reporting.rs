@@ -1,19 +1,19 @@
 //! Failures as the lifecycle knows them, and what is logged of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
 use super::identity::Identity;
 use crate::hint::Hint as _;
 use crate::keys::KeyError;
 use crate::lifecycle::{
-    Event, Failure, FailureKind, IdentityEvent, IdentityIndex, LONGEST_RETRY_AFTER, NotAdopted, State,
-    TimeVerdict,
+    Event, Failure, FailureKind, IdentityEvent, IdentityIndex, LONGEST_RETRY_AFTER, NotAdopted, TimeVerdict,
 };
 use crate::platform::systemd;
-use crate::problem::Report;
-use crate::publish::Snapshot;
+use crate::problem::{ProblemCode, Report};
+use crate::publish::{IdentitySnapshot, Snapshot};
 use crate::state::StoreError;
+use miaf_client::api::{IdentityName, State};
 use miaf_spiffe::svid;
 use miaf_spiffe::text::Excerpt;
 use miaf_spiffe::time::Timestamp;
@@ -27,21 +27,23 @@ pub(super) fn cause(e: &dyn Display) -> Excerpt {
     Excerpt::of(e, MAX_CAUSE)
 }
 
-/// The error with its reason, for a log message.
-fn in_a_line(report: &Report) -> Excerpt {
-    match &report.detail {
-        Some(detail) => cause(&format_args!("{}: {detail}", report.title)),
-        None => cause(&report.title),
-    }
+/// Failure of something on this device.
+pub(super) fn local(code: ProblemCode, title: &str, why: &dyn Display) -> Failure {
+    local_failure(Report::new(code, title, why))
 }
 
-/// Failure of something on this device.
-pub(super) fn local(code: &str, title: &str, why: &dyn Display) -> Failure {
-    Failure { kind: FailureKind::Local, retry_after: None, report: Report::of_agent(code, title, why) }
+pub(super) fn local_failure(report: Report) -> Failure {
+    Failure { kind: FailureKind::Local, retry_after: None, report }
+}
+
+/// The state cannot be written.
+pub(super) fn state_failure(e: &StoreError) -> Failure {
+    local_failure(Report::of(ProblemCode::State, "The agent's state cannot be written", e))
 }
 
 pub(super) fn key_failure(e: &KeyError) -> Failure {
-    local("key", "The key cannot be used", e)
+    let report = Report::new(ProblemCode::Key, "The key cannot be used", &e.detail()).with_hint(e.hint());
+    local_failure(report)
 }
 
 /// The current key cannot be used. One that is lost is reported as such.
@@ -49,12 +51,10 @@ pub(super) fn current_key_failure(e: &KeyError) -> Failure {
     if !e.is_of_a_lost_key() {
         return key_failure(e);
     }
-    // What to do is the hint's, once: see the command line.
-    let why = format!(
-        "{}. The agent tries the key again every hour, and enrolls with a new one by itself when the identity has expired",
-        e.detail()
-    );
-    Failure { kind: FailureKind::CurrentKeyLost, ..local("key-lost", "The key of this device is lost", &why) }
+    let consequence = "The agent tries the key again every hour, and enrolls with a new one by itself when the identity has expired";
+    let report = Report::new(ProblemCode::KeyLost, "The key of this device is lost", &e.detail());
+    let report = report.with_hint(e.hint()).with_consequence(consequence);
+    Failure { kind: FailureKind::CurrentKeyLost, retry_after: None, report }
 }
 
 /// What was logged last of each kind of work. A device that is offline for a month logs that once, not ten thousand times.
@@ -64,17 +64,21 @@ pub(super) struct Reporter {
     bundle: Option<Report>,
     requests: BTreeMap<IdentityIndex, Option<Report>>,
     keys: BTreeMap<IdentityIndex, Option<Report>>,
-    files: Option<Report>,
+    files: BTreeMap<IdentityIndex, Report>,
     anchors: Vec<String>,
     time_in_doubt: bool,
-    gap_ahead: bool,
+    gaps_ahead: BTreeSet<IdentityName>,
     records: BTreeMap<&'static str, String>,
-    state: Option<State>,
+    states: BTreeMap<IdentityName, State>,
 }
 
 impl Reporter {
     /// Logs a failure that is news, in whole, `instance` included (miaf-v0 P3).
-    pub(super) fn report_outcome(&mut self, event: &Event) {
+    pub(super) fn report_outcome(&mut self, event: &Event, identities: &[Identity]) {
+        let identity = match event {
+            Event::Identity(index, _) => identities.get(index.0).map(|identity| identity.name.as_str()),
+            _ => None,
+        };
         let (logged, failure) = match event {
             Event::Wake | Event::Command(_) => return,
             Event::Discovery(outcome) => (&mut self.discovery, outcome.as_ref().err()),
@@ -101,13 +105,16 @@ impl Reporter {
             *logged = None;
             return;
         };
-        let Report { kind, status, instance, .. } = report;
-        let what = in_a_line(report);
+        let (code, hint, what) = (report.code.as_str(), report.hint(), report.message());
         if logged.as_ref() == Some(report) {
-            tracing::debug!(problem_type = kind, status, instance, ?retry_after, "again: {what}");
+            tracing::debug!(identity, code, ?retry_after, "again: {what}");
             return;
         }
-        tracing::warn!(problem_type = kind, status, instance, ?retry_after, "{what}");
+        let response = report.response.as_ref();
+        let status = response.map(|response| response.status);
+        let problem_type = response.and_then(|response| response.kind.as_deref());
+        let instance = response.and_then(|response| response.instance.as_deref());
+        tracing::warn!(identity, code, hint, problem_type, status, instance, ?retry_after, "{what}");
         if retry_after.is_some_and(|wait| wait > LONGEST_RETRY_AFTER) {
             tracing::warn!("the MIS asked for a wait of more than 7 days; the agent asks again after 7 days");
         }
@@ -124,23 +131,47 @@ impl Reporter {
         self.anchors = warnings;
     }
 
-    /// Tells the service manager the state, and logs it, if it is news.
-    pub(super) fn report_state(&mut self, snapshot: &Snapshot) {
-        let state = snapshot.state;
-        if self.state.replace(state) == Some(state) {
-            return;
+    /// Tells the service manager what has changed in the states of the identities, and logs it.
+    pub(super) fn report_snapshot(&mut self, snapshot: &Snapshot) {
+        let mut is_news = false;
+        for identity in snapshot.identities() {
+            self.report_retry_after(identity);
+            is_news |= self.report_state(identity, snapshot);
         }
-        let spiffe_id = snapshot.identity.as_ref().map(|identity| format!(": {}", identity.svid.spiffe_id()));
-        systemd::status(&format!("{state}{}", spiffe_id.unwrap_or_default()));
+        if is_news {
+            let states = snapshot.identities().map(|identity| {
+                let spiffe_id = identity.current.as_ref().map(|current| current.svid.spiffe_id());
+                spiffe_id.map_or_else(|| identity.state.to_string(), |id| format!("{}: {id}", identity.state))
+            });
+            systemd::status(&states.collect::<Vec<_>>().join("; "));
+        }
+    }
+
+    /// Returns whether the state is news.
+    fn report_state(&mut self, identity: &IdentitySnapshot, snapshot: &Snapshot) -> bool {
+        let (name, state) = (identity.name.as_str(), identity.state);
+        if self.states.insert(identity.name.clone(), state) == Some(state) {
+            return false;
+        }
         match state {
             State::Blocked | State::Expired => {
-                let error = snapshot.last_error.as_ref();
-                let why = error.map(|(error, _)| format!(": {}", in_a_line(&error.report)));
-                let why = why.unwrap_or_default();
-                tracing::error!(state = state.as_str(), "{state}: {}{why}", state.meaning());
+                let error = identity.last_error.as_ref().or(snapshot.last_error.as_ref());
+                let report = error.map(|(error, _)| &error.report);
+                let why = report.map(|report| format!(": {}", report.message())).unwrap_or_default();
+                let code = report.map(|report| report.code.as_str());
+                let hint = report.and_then(Report::hint);
+                tracing::error!(
+                    identity = name,
+                    state = state.as_str(),
+                    code,
+                    hint,
+                    "{state}: {}{why}",
+                    state.meaning()
+                );
             }
-            _ => tracing::info!(state = state.as_str(), "{state}: {}", state.meaning()),
+            _ => tracing::info!(identity = name, state = state.as_str(), "{state}: {}", state.meaning()),
         }
+        true
     }
 
     /// Logs that the time which the MIS shows is not trusted at once, if that is news.
@@ -156,16 +187,21 @@ impl Reporter {
     }
 
     /// Warns of a Retry-After delay that lasts longer than the SVID.
-    pub(super) fn report_retry_after(&mut self, snapshot: &Snapshot) {
-        let ends = snapshot.identity.as_ref().map(|identity| identity.svid.until());
-        let waits = snapshot.retry_after_until.zip(ends).filter(|_| snapshot.ends_while_waiting);
-        if let Some((until, ends)) = waits.filter(|_| !self.gap_ahead) {
+    fn report_retry_after(&mut self, identity: &IdentitySnapshot) {
+        let ends = identity.current.as_ref().map(|current| current.svid.until());
+        let waits = identity.retry_after_until.zip(ends).filter(|_| identity.ends_while_waiting);
+        let Some((until, ends)) = waits else {
+            self.gaps_ahead.remove(&identity.name);
+            return;
+        };
+        if self.gaps_ahead.insert(identity.name.clone()) {
             tracing::warn!(
+                identity = identity.name.as_str(),
+                hint = "Ask the operator of the MIS to raise the limit that this device has met",
                 "the MIS asked this device to wait until {until}, and its identity ends at {ends}: in between it has none, \
-                 and may not ask for one earlier. Ask the operator of the MIS to raise the limit that this device has met"
+                 and may not request one earlier"
             );
         }
-        self.gap_ahead = waits.is_some();
     }
 
     /// Logs that a record could not be saved and what follows from it, if it is news.
@@ -191,11 +227,25 @@ impl Reporter {
     }
 
     /// Logs a failure to publish the files, if it is news.
-    pub(super) fn report_files(&mut self, failure: Option<&Report>) {
-        if let Some(report) = failure.filter(|report| self.files.as_ref() != Some(*report)) {
-            tracing::error!("{}. What was published before is untouched", in_a_line(report));
+    pub(super) fn report_files(
+        &mut self,
+        index: IdentityIndex,
+        name: &IdentityName,
+        failure: Option<&Report>,
+    ) {
+        let Some(report) = failure else {
+            self.files.remove(&index);
+            return;
+        };
+        if self.files.insert(index, report.clone()).as_ref() != Some(report) {
+            tracing::error!(
+                identity = name.as_str(),
+                code = report.code.as_str(),
+                hint = report.hint(),
+                "{}. What was published before is untouched",
+                report.message()
+            );
         }
-        self.files = failure.cloned();
     }
 }
 
@@ -300,9 +350,10 @@ mod tests {
         let _guard = tracing::subscriber::set_default(Capturing(events.clone()));
         let mut reporter = Reporter::default();
         let reason = format!("the disk is full\x1b[31m{}", "x".repeat(100_000));
-        let failure = local("state", "The agent's state cannot be written", &reason);
-        reporter.report_outcome(&Event::Identity(DEVICE, IdentityEvent::KeyCreated(Err(failure.clone()))));
-        reporter.report_files(Some(&failure.report));
+        let failure = local(ProblemCode::State, "The agent's state cannot be written", &reason);
+        let event = Event::Identity(DEVICE, IdentityEvent::KeyCreated(Err(failure.clone())));
+        reporter.report_outcome(&event, &[]);
+        reporter.report_files(DEVICE, &IdentityName::DEVICE, Some(&failure.report));
         let events = events.0.lock().unwrap();
         assert_eq!(events.len(), 2);
         for message in events.iter() {

@@ -25,6 +25,7 @@ use crate::publish;
 use crate::publish::files::Publisher;
 use crate::state::{self, Store, StoreError};
 use crate::transport::Transport;
+use miaf_client::api::IdentityName;
 use miaf_spiffe::Bundle;
 use miaf_spiffe::svid::X509Svid;
 use miaf_spiffe::time::{Now, Timestamp};
@@ -50,7 +51,7 @@ impl Executor {
         );
         let proxy = config.mis.as_ref().map(|mis| mis.proxy.clone()).unwrap_or_default();
         let discovery = cached(&store).and_then(|record| read_discovery(record, &config));
-        let mut identity = restore_identity(DEVICE, &store, &keys)?;
+        let mut identity = restore_identity(DEVICE, &config, &store, &keys)?;
         let bundle = cached(&store).and_then(|record| read_bundle(record, discovery.as_ref(), &identity));
         if let Some(cached) = &bundle {
             identity.revalidate_under(&cached.bundle, now.wall);
@@ -77,7 +78,6 @@ impl Executor {
             keys,
             provisioning: Provisioning::new(&config, provisioned.bootstrap, provisioned.purpose, now),
             records: Records::new(store, delays, time),
-            publisher: Publisher::new(&config.files),
             reporter: Reporter::default(),
             rejected: None,
             _lock: lock,
@@ -113,7 +113,7 @@ fn trust_domain_state(
 }
 
 fn identity_state(identity: &Identity, keys: &Providers, memory: IdentityMemory) -> RestoredIdentity {
-    let facts = |current: &Arc<publish::Identity>| {
+    let facts = |current: &Arc<publish::SvidAndKey>| {
         let fits = fits(keys, &current.key);
         svid_facts(&current.svid, identity.stored_renew_at, KeyChoice::Current, fits)
     };
@@ -125,7 +125,12 @@ fn identity_state(identity: &Identity, keys: &Providers, memory: IdentityMemory)
     }
 }
 
-fn restore_identity(index: IdentityIndex, store: &Store, keys: &Providers) -> Result<Identity, StoreError> {
+fn restore_identity(
+    index: IdentityIndex,
+    config: &Config,
+    store: &Store,
+    keys: &Providers,
+) -> Result<Identity, StoreError> {
     let current = store.load()?.and_then(|record| match read_identity(&record, keys) {
         Ok(identity) => Some((identity, record)),
         Err(why) => {
@@ -138,7 +143,15 @@ fn restore_identity(index: IdentityIndex, store: &Store, keys: &Providers) -> Re
     let (identity, record) = current.unzip();
     let (pending_key, issued) = load_unfinished(store, record.as_ref(), keys)?;
     let stored_renew_at: Option<Timestamp> = record.and_then(|record| record.renew_at);
-    Ok(Identity { index, current: identity.map(Arc::new), pending_key, issued, stored_renew_at })
+    Ok(Identity {
+        index,
+        name: IdentityName::DEVICE,
+        current: identity.map(Arc::new),
+        pending_key,
+        issued,
+        stored_renew_at,
+        publisher: Publisher::new(&config.files),
+    })
 }
 
 /// A record whose content can be fetched again from the MIS.
@@ -159,14 +172,14 @@ fn read_discovery(record: state::CachedDiscovery, config: &Config) -> Option<Cac
     (wanted && !led_elsewhere).then_some(CachedDiscovery { document, record })
 }
 
-fn read_identity(record: &state::StoredIdentity, keys: &Providers) -> Result<publish::Identity, String> {
+fn read_identity(record: &state::StoredIdentity, keys: &Providers) -> Result<publish::SvidAndKey, String> {
     let svid = X509Svid::from_stored(record.chain.clone()).map_err(|e| e.to_string())?;
     let key = keys.open(&record.key).map_err(|e| e.to_string())?;
     let leaf = svid.chain().certificates().first().and_then(|leaf| EndEntityCert::try_from(leaf).ok());
     if leaf.is_none_or(|leaf| leaf.subject_public_key_info().as_ref() != key.public_key().spki_der()) {
         return Err("its key is another than its certificate's".into());
     }
-    Ok(publish::Identity { svid, key, credential: record.credential.clone() })
+    Ok(publish::SvidAndKey { svid, key, credential: record.credential.clone() })
 }
 
 /// The cached bundle, if it is of the discovered trust domain, or of that of the current SVID.

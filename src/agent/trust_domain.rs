@@ -10,7 +10,7 @@ use crate::hint::Hint as _;
 use crate::issuer::{self, Discovery, Fetched, Issuer, IssuerError};
 use crate::lifecycle::{BundleFacts, DiscoveryFacts, SvidTrust};
 use crate::platform::clock;
-use crate::problem::Report;
+use crate::problem::{ProblemCode, Report};
 use crate::state;
 use crate::transport::Validators;
 use miaf_spiffe::text::Excerpt;
@@ -209,7 +209,7 @@ fn check_trust_domain(
         .iter()
         .map(|want| (want, "the configuration says", "Correct trust_domain or discovery_url under [mis]"));
     let current = identities.iter().filter_map(Identity::trust_domain).map(|want| {
-        let hint = "Correct discovery_url under [mis]. To move the device to another trust domain: miaf-agent reset-identity";
+        let hint = "Correct discovery_url under [mis]. To move the device to another trust domain: miaf-agent retire";
         (want, "this device's identity is in", hint)
     });
     for (want, because, hint) in configured.chain(current) {
@@ -236,7 +236,7 @@ pub(super) fn discovery_facts(document: &Discovery, changed: bool) -> DiscoveryF
             "the discovery document of \"{}\" lists [{listed}] and not {wanted}",
             document.trust_domain()
         );
-        Report::of_agent("unsupported-by-mis", what, &detail)
+        Report::new(ProblemCode::UnsupportedByMis, what, &detail)
     };
     let cannot_renew = (!document.issues_x509_svids()).then(|| {
         lacks(

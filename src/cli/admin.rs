@@ -3,16 +3,17 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{Output, admin_client, fail_on_client, print, print_json, shown};
+use super::{Output, Selection, admin_client, fail_on_client, print, print_json, shown};
 use miaf_client::ClientError;
 use miaf_client::api::Accepted;
 
-pub(super) fn retry(config: &Path, output: &Output, new_key: bool) -> ExitCode {
-    report(config, admin_client(config, output).retry(new_key), output)
+pub(super) fn retry(config: &Path, output: &Output, selection: &Selection, new_key: bool) -> ExitCode {
+    let agent = selection.of(admin_client(config, output));
+    report(config, if new_key { agent.retry_with_new_key() } else { agent.retry() }, output)
 }
 
-pub(super) fn renew(config: &Path, output: &Output) -> ExitCode {
-    report(config, admin_client(config, output).renew(), output)
+pub(super) fn renew(config: &Path, output: &Output, selection: &Selection) -> ExitCode {
+    report(config, selection.of(admin_client(config, output)).renew(), output)
 }
 
 /// Prints the response to an admin command. Success: the agent has accepted the command.

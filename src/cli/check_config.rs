@@ -10,7 +10,7 @@ use super::{EXIT_CONFIG, Output, complain, print, print_json, reader};
 use crate::agent;
 use crate::config::{BootstrapConfig, Config, MisConfig};
 use crate::hint::Hint as _;
-use crate::lifecycle::State;
+use miaf_client::api::State;
 
 pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
     let source = agent::place(Some(config));
@@ -50,7 +50,7 @@ fn missing(mis: &MisConfig, bootstrap: Option<&BootstrapConfig>) -> String {
 
 fn is_configured(config: &Path, output: &Output) -> bool {
     let status = reader(config, output).with_limit(super::SHORT_LIMIT).status();
-    status.is_ok_and(|status| status.state != State::Unconfigured.as_str())
+    status.is_ok_and(|status| status.identity(None).is_some_and(|device| device.state != State::Unconfigured))
 }
 
 fn reject(why: &dyn std::fmt::Display) -> ExitCode {

@@ -1,27 +1,22 @@
 //! The lifetime of an SVID as a bar of characters that every terminal has.
 
-use std::time::SystemTime;
-
 use miaf_client::api::SvidStatus;
+use miaf_spiffe::time::Timestamp;
 
 const WIDTH: usize = 50;
 
 /// Draws the bar and its legend. `None`: the times are no lifetime.
-pub(super) fn bar(svid: &SvidStatus, now: SystemTime) -> Option<[String; 2]> {
-    let moment = |rfc3339: &str| humantime::parse_rfc3339_weak(rfc3339).ok();
-    let (begin, end) = (moment(&svid.not_before)?, moment(&svid.not_after)?);
-    let lifetime = end.duration_since(begin).ok().filter(|lifetime| !lifetime.is_zero())?;
-    let elapsed = |at: SystemTime| {
-        let since = at.duration_since(begin).unwrap_or_default(); // before it: at its beginning
-        (since.as_secs_f64() / lifetime.as_secs_f64()).min(1.0)
-    };
-    let column = |at: SystemTime| ((elapsed(at) * WIDTH as f64) as usize).min(WIDTH - 1);
+pub(super) fn bar(svid: &SvidStatus, now: Timestamp) -> Option<[String; 2]> {
+    let (begin, end) = (svid.not_before, svid.not_after);
+    let lifetime = begin.until(end);
+    if lifetime.is_zero() {
+        return None;
+    }
+    let elapsed = |at: Timestamp| (begin.until(at).as_secs_f64() / lifetime.as_secs_f64()).min(1.0);
+    let column = |at: Timestamp| ((elapsed(at) * WIDTH as f64) as usize).min(WIDTH - 1);
     let here = column(now);
-    let renewal = svid.renew_at.as_deref().and_then(moment).map(column);
-    let window = svid.renewal_window.as_ref().and_then(|window| {
-        let (from, to) = (moment(&window.from)?, moment(&window.to)?);
-        Some(column(from)..=column(to))
-    });
+    let renewal = svid.renew_at.map(column);
+    let window = svid.renewal_window.map(|window| column(window.from)..=column(window.to));
     let signs = (0..WIDTH).map(|at| match at {
         _ if at == here => '>',
         _ if renewal == Some(at) => 'R',
@@ -46,10 +41,14 @@ pub(super) fn bar(svid: &SvidStatus, now: SystemTime) -> Option<[String; 2]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::render::tests::example;
+    use crate::cli::render::tests::{example, time};
+
+    fn svid() -> SvidStatus {
+        example().0.identities.remove(0).svid.unwrap()
+    }
 
     fn at(now: &str) -> [String; 2] {
-        bar(&example().0.svid.unwrap(), humantime::parse_rfc3339(now).unwrap()).unwrap()
+        bar(&svid(), time(now)).unwrap()
     }
 
     #[test]
@@ -88,12 +87,12 @@ mod tests {
 
     #[test]
     fn bar_shows_what_is_known_and_needs_a_lifetime() {
-        let (status, now) = example();
-        let svid = SvidStatus { renew_at: None, renewal_window: None, ..status.svid.unwrap() };
+        let (_, now) = example();
+        let svid = SvidStatus { renew_at: None, renewal_window: None, ..svid() };
         let [bar_of_two, legend] = bar(&svid, now).unwrap();
         assert_eq!(bar_of_two.trim_matches(['=', '-', '[', ']']), ">");
         assert_eq!(legend, "> now, 50 % of the lifetime elapsed");
-        let none = SvidStatus { not_after: svid.not_before.clone(), ..svid };
+        let none = SvidStatus { not_after: svid.not_before, ..svid };
         assert_eq!(bar(&none, now), None);
     }
 }

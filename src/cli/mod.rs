@@ -6,7 +6,7 @@ mod check_config;
 mod lifetime_bar;
 mod query;
 mod render;
-mod reset_identity;
+mod retire;
 mod run;
 mod status;
 mod wait;
@@ -24,6 +24,7 @@ use serde::Serialize;
 use crate::agent;
 use crate::config;
 use crate::hint::Hint as _;
+use miaf_client::api::IdentityName;
 use miaf_client::{Client, ClientError};
 use miaf_spiffe::text::{self, Excerpt};
 
@@ -49,9 +50,19 @@ enum Command {
     /// Run the agent, as systemd starts it.
     Run,
     /// Show the identity of this device, its validity, and what the agent does next.
-    Status(Output),
+    Status {
+        #[command(flatten)]
+        selection: Selection,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Print the device's certificate chain, or its details as JSON.
-    Svid(Output),
+    Svid {
+        #[command(flatten)]
+        selection: Selection,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Print the trust anchors that other identities are validated against, as PEM, or the SPIFFE
     /// bundle as JSON.
     Bundle(Output),
@@ -59,7 +70,12 @@ enum Command {
     ///
     /// It goes on until it is interrupted. While the agent is not running, it says so on stderr and
     /// waits for it.
-    Watch(Output),
+    Watch {
+        #[command(flatten)]
+        selection: Selection,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Wait until there is a valid SVID, or a trust bundle: for scripts, and for programs that need
     /// one to start.
     ///
@@ -73,6 +89,8 @@ enum Command {
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "2m")]
         timeout: Duration,
         #[command(flatten)]
+        selection: Selection,
+        #[command(flatten)]
         output: Output,
     },
     /// Have the agent try again now (root only).
@@ -81,32 +99,60 @@ enum Command {
     /// delay of the MIS is shortened. The trust bundle that is served is accepted even where its
     /// sequence number went back. The clock of this device is taken as right.
     Retry {
-        /// The device's key is lost (its TPM was replaced or cleared): enroll with a new key.
+        /// The key of the identity is lost (its TPM was replaced or cleared): enroll with a new one.
         #[arg(long)]
         new_key: bool,
+        /// The identity that --new-key is about. Default: the first.
+        #[arg(long, value_name = "NAME", requires = "new_key")]
+        identity: Option<IdentityName>,
         #[command(flatten)]
         output: Output,
     },
     /// Have the agent renew the identity now, and not when it is due (root only).
-    Renew(Output),
+    Renew {
+        #[command(flatten)]
+        selection: Selection,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Check whether the configuration can be used, and if not, show file, line and what to do.
     ///
     /// The exit status is 0 if it can be used, and 78 if not. Run it as the agent's user to see
     /// what the agent may read. Nothing but the configuration is read: not the files that it names.
     CheckConfig(Output),
-    /// Retire the identity of this device, and enroll it as a new one (root only).
+    /// Retire an identity of this device, and request a new one (root only).
     ///
     /// Identity, key and trust bundle are moved aside in the state directory and withdrawn from
-    /// programs. The device then requests a new identity under its configuration: change that
+    /// programs. The agent then requests a new identity under its configuration: change that
     /// first, for another trust domain. The new identity may be another one even at the same
     /// identity service.
-    ResetIdentity {
+    Retire {
         /// Do not ask for confirmation.
         #[arg(long)]
         yes: bool,
         #[command(flatten)]
+        selection: Selection,
+        #[command(flatten)]
         output: Output,
     },
+}
+
+/// The identity that a command is about.
+#[derive(Debug, clap::Args)]
+struct Selection {
+    /// The identity that it is about. Default: the first (status and watch: all).
+    #[arg(long, value_name = "NAME")]
+    identity: Option<IdentityName>,
+}
+
+impl Selection {
+    /// The client for the selected identity.
+    fn of(&self, client: Client) -> Client {
+        match &self.identity {
+            Some(name) => client.with_identity(name.clone()),
+            None => client,
+        }
+    }
 }
 
 /// Options of a command that connects to the agent: the socket, and the form of the output.
@@ -141,15 +187,19 @@ pub fn main() -> ExitCode {
 fn execute(cli: Cli) -> ExitCode {
     match cli.command {
         Command::Run => run::run(&cli.config),
-        Command::Status(output) => status::run(&cli.config, &output),
-        Command::Svid(output) => query::svid(&cli.config, &output),
+        Command::Status { selection, output } => status::run(&cli.config, &output, &selection),
+        Command::Svid { selection, output } => query::svid(&cli.config, &output, &selection),
         Command::Bundle(output) => query::bundle(&cli.config, &output),
-        Command::Watch(output) => watch::run(&cli.config, &output),
-        Command::Wait { what, timeout, output } => wait::run(&cli.config, &output, what, timeout),
-        Command::Retry { new_key, output } => admin::retry(&cli.config, &output, new_key),
-        Command::Renew(output) => admin::renew(&cli.config, &output),
+        Command::Watch { selection, output } => watch::run(&cli.config, &output, &selection),
+        Command::Wait { what, timeout, selection, output } => {
+            wait::run(&cli.config, &output, &selection, what, timeout)
+        }
+        Command::Retry { new_key, identity, output } => {
+            admin::retry(&cli.config, &output, &Selection { identity }, new_key)
+        }
+        Command::Renew { selection, output } => admin::renew(&cli.config, &output, &selection),
         Command::CheckConfig(output) => check_config::run(&cli.config, &output),
-        Command::ResetIdentity { yes, output } => reset_identity::run(&cli.config, &output, yes),
+        Command::Retire { yes, selection, output } => retire::run(&cli.config, &output, &selection, yes),
     }
 }
 
@@ -218,6 +268,10 @@ fn write(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
+}
+
+fn unknown_identity(name: &IdentityName) -> ExitCode {
+    fail(&format_args!("there is no identity \"{name}\". To see those that there are: miaf-agent status"))
 }
 
 fn fail(e: &dyn fmt::Display) -> ExitCode {

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{Output, fail_on_client, print, print_json, reader};
+use super::{Output, Selection, fail_on_client, print, print_json, reader};
 use miaf_spiffe::svid::certificate_pem;
 use miaf_spiffe::text::printable;
 
-pub(super) fn svid(config: &Path, output: &Output) -> ExitCode {
-    match reader(config, output).svid() {
+pub(super) fn svid(config: &Path, output: &Output, selection: &Selection) -> ExitCode {
+    match selection.of(reader(config, output)).svid() {
         Ok(svid) if output.json => print_json(&svid),
         Ok(svid) => print(&printable(&svid.certificate_chain_pem.concat())),
         Err(e) => fail_on_client(config, &e),

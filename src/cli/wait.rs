@@ -9,10 +9,10 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::ValueEnum;
 
 use super::render::{approximate, error, meaning, next_step};
-use super::{Output, explain, fail, print, print_json, reader, shown};
-use miaf_client::api::StateEvent;
-use miaf_client::api::Status;
+use super::{Output, Selection, explain, fail, print, print_json, reader, shown};
+use miaf_client::api::{IdentityName, IdentityStatus, StateEvent, Status, SvidDocument};
 use miaf_client::{Client, ClientError};
+use miaf_spiffe::time::Timestamp;
 
 /// Interval of attempts to connect to an agent that is not running.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(250);
@@ -35,17 +35,24 @@ pub(super) enum What {
 /// Shortest timeout. A caller that gives 0 wants to know the state, too.
 const MIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-pub(super) fn run(config: &Path, output: &Output, what: What, timeout: Duration) -> ExitCode {
+pub(super) fn run(
+    config: &Path,
+    output: &Output,
+    selection: &Selection,
+    what: What,
+    timeout: Duration,
+) -> ExitCode {
     let timeout = timeout.max(MIN_TIMEOUT);
     let mut wait = Wait {
         agent: reader(config, output),
         what,
+        name: selection.identity.clone(),
         until: Instant::now().checked_add(timeout), // beyond what can be counted: without end
         seen: None,
     };
     loop {
         let why = match wait.follow() {
-            Ok(watched) => return report(&watched, what, output),
+            Ok(watched) => return report(&watched, wait.svid(&watched), what, output),
             Err(why) if !why.may_pass() => return fail(&why),
             Err(why) => why,
         };
@@ -54,13 +61,14 @@ pub(super) fn run(config: &Path, output: &Output, what: What, timeout: Duration)
         }
         sleep(CONNECT_INTERVAL.min(wait.left()));
         if wait.left().is_zero() {
-            return fail(&TimedOut { what, timeout, seen: wait.seen, why: explain(config, &why) });
+            let Wait { name, seen, .. } = wait;
+            return fail(&TimedOut { what, name, timeout, seen, why: explain(config, &why) });
         }
     }
 }
 
-fn report(watched: &StateEvent, what: What, output: &Output) -> ExitCode {
-    match (what, &watched.svid, &watched.bundle) {
+fn report(watched: &StateEvent, svid: Option<&SvidDocument>, what: What, output: &Output) -> ExitCode {
+    match (what, svid, &watched.bundle) {
         (What::Svid, Some(svid), _) if output.json => print_json(svid),
         (What::Svid, Some(svid), _) => {
             let line = format!("this device is {} until {}", svid.spiffe_id, svid.not_after);
@@ -74,6 +82,8 @@ fn report(watched: &StateEvent, what: What, output: &Output) -> ExitCode {
 struct Wait {
     agent: Client,
     what: What,
+    /// The identity that is waited for; the default identity where it is `None`.
+    name: Option<IdentityName>,
     until: Option<Instant>,
     /// The last status of the agent, while it runs.
     seen: Option<Status>,
@@ -109,35 +119,42 @@ impl Wait {
         if self.what == What::Bundle {
             return Ok(watched.bundle.as_ref().is_some_and(|bundle| !bundle.keys.is_empty()));
         }
-        if watched.svid.is_none() {
+        if self.svid(watched).is_none() {
             return Ok(false);
         }
-        match self.agent().ready() {
-            Ok(()) => Ok(true),
-            Err(ClientError::Refused { status: 503, .. }) => Ok(false), // or there is no permit
+        match self.agent().status() {
+            Ok(status) => Ok(status.identity(self.name.as_ref()).is_some_and(|identity| identity.ready)),
+            Err(ClientError::Refused { status: 503, .. }) => Ok(false), // there is no permit
             Err(e) => Err(e),
         }
     }
 
+    fn svid<'a>(&self, watched: &'a StateEvent) -> Option<&'a SvidDocument> {
+        let name = &watched.status.identity(self.name.as_ref())?.name;
+        watched.svids.iter().find(|svid| svid.identity == *name)
+    }
+
     /// When to check again an SVID that cannot be used. Anything else is reported as a change.
     fn next_check(&self, watched: &StateEvent) -> Option<Instant> {
-        if self.what == What::Bundle || watched.svid.is_none() {
+        if self.what == What::Bundle || self.svid(watched).is_none() {
             return None;
         }
         let next = Instant::now().checked_add(CHECK_INTERVAL);
-        next.into_iter().chain(begins(&watched.status)).min()
+        let identity = watched.status.identity(self.name.as_ref());
+        next.into_iter().chain(identity.and_then(begins)).min()
     }
 }
 
 /// When an SVID becomes valid: this is not reported as a change.
-fn begins(status: &Status) -> Option<Instant> {
-    let begin = humantime::parse_rfc3339_weak(&status.svid.as_ref()?.not_before).ok()?;
-    Instant::now().checked_add(begin.duration_since(SystemTime::now()).ok()?)
+fn begins(identity: &IdentityStatus) -> Option<Instant> {
+    let wait = Timestamp::from(SystemTime::now()).until(identity.svid.as_ref()?.not_before);
+    Instant::now().checked_add(wait).filter(|_| !wait.is_zero())
 }
 
 /// The timeout was reached first.
 struct TimedOut {
     what: What,
+    name: Option<IdentityName>,
     timeout: Duration,
     /// The last status of the agent. `None`: it is not running.
     seen: Option<Status>,
@@ -154,11 +171,18 @@ impl fmt::Display for TimedOut {
         match &self.seen {
             None => f.write_str(&self.why),
             Some(status) => {
-                write!(f, "the state is {} - {}", status.state, meaning(&status.state))?;
-                if let Some(wrong) = &status.last_error {
+                let Some(identity) = status.identity(self.name.as_ref()) else {
+                    return f.write_str("there is no identity with this name");
+                };
+                write!(f, "the state is {} - {}", identity.state, meaning(&identity.state))?;
+                let shared = status.last_error.as_ref();
+                if let Some(wrong) = identity.last_error.as_ref().or(shared) {
                     write!(f, ". Last error: {}", error(wrong).trim_end_matches('.'))?;
+                    if let Some(hint) = &wrong.hint {
+                        write!(f, ". Hint: {hint}")?;
+                    }
                 }
-                write!(f, ". Next step: {}", next_step(status, SystemTime::now()))
+                write!(f, ". Next step: {}", next_step(identity, shared, SystemTime::now().into()))
             }
         }
     }
@@ -175,7 +199,7 @@ mod tests {
         let timeout = Duration::from_secs(90);
         let message = |what, seen| {
             let why = ClientError::Broken("it has ended".into()).to_string();
-            TimedOut { what, timeout, seen, why }.to_string()
+            TimedOut { what, name: None, timeout, seen, why }.to_string()
         };
         let of_svid = message(What::Svid, Some(status));
         assert!(

@@ -1,23 +1,25 @@
 //! `miaf-agent watch`: prints a line at every change.
 
+use std::fmt::Display;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
-use super::render::{error, key, meaning, next_step, renewal, trusted_by};
-use super::{Output, complain, fail, json_line, reader, shown, write};
-use miaf_client::api::StateEvent;
+use super::render::{error, key, meaning, next_step, renewal, step_after, trusted_by};
+use super::{Output, Selection, complain, fail, json_line, reader, shown, write};
+use miaf_client::api::{ErrorStatus, IdentityName, IdentityStatus, StateEvent};
 use miaf_client::{Client, ClientError};
 use miaf_spiffe::time::Timestamp;
 
 /// Interval of attempts to connect to an agent that is not running.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(500);
 
-pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
+pub(super) fn run(config: &Path, output: &Output, selection: &Selection) -> ExitCode {
     let agent = reader(config, output);
-    let mut reporter = Reporter { json: output.json, last: None, is_disconnected: false };
+    let name = selection.identity.clone();
+    let mut reporter = Reporter { json: output.json, name, last: None, is_disconnected: false };
     loop {
         match reporter.follow(&agent) {
             Err(End::OutputClosed) => return ExitCode::SUCCESS,
@@ -32,6 +34,8 @@ pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
 
 struct Reporter {
     json: bool,
+    /// The identity that is watched; all of them where it is `None`.
+    name: Option<IdentityName>,
     last: Option<StateEvent>,
     is_disconnected: bool,
 }
@@ -46,17 +50,21 @@ impl Reporter {
     /// Prints changes until the agent ends.
     fn follow(&mut self, agent: &Client) -> Result<(), End> {
         for watched in agent.watch().map_err(End::Disconnected)? {
-            let watched = watched.map_err(End::Disconnected)?;
+            let mut watched = watched.map_err(End::Disconnected)?;
+            if let Some(name) = &self.name {
+                watched.status.identities.retain(|identity| identity.name == *name);
+                watched.svids.retain(|svid| svid.identity == *name);
+            }
             if std::mem::take(&mut self.is_disconnected) {
                 complain(&"connected to the agent");
             }
-            let line = if self.json {
-                Some(json_line(&watched))
+            let text = if self.json {
+                json_line(&watched)
             } else {
-                line(self.last.as_ref(), &watched, SystemTime::now())
+                lines(self.last.as_ref(), &watched, SystemTime::now().into())
             };
             self.last = Some(watched);
-            write(&line.unwrap_or_default()).map_err(|e| match e.kind() {
+            write(&text).map_err(|e| match e.kind() {
                 ErrorKind::BrokenPipe => End::OutputClosed,
                 _ => End::Unwritable(e),
             })?;
@@ -64,36 +72,70 @@ impl Reporter {
         Ok(())
     }
 
-    fn disconnected(&mut self, why: &dyn std::fmt::Display) {
+    fn disconnected(&mut self, why: &dyn Display) {
         if !std::mem::replace(&mut self.is_disconnected, true) {
             complain(&format_args!("{why}. Waiting for the agent"));
         }
     }
 }
 
-/// Time, state, and what is new. `None`: no change that is shown.
-fn line(before: Option<&StateEvent>, after: &StateEvent, now: SystemTime) -> Option<String> {
-    let news = news(before, after, now);
-    let line = || format!("{} {}: {}", Timestamp::from(now), after.status.state, news.join("; "));
-    (!news.is_empty()).then(|| format!("{}\n", shown(line())))
+/// One line for each identity with news, and one for what they share: the time, which, and the news.
+fn lines(before: Option<&StateEvent>, after: &StateEvent, now: Timestamp) -> String {
+    let mut text = String::new();
+    let mut line = |what: &dyn Display, news: &[String]| {
+        if !news.is_empty() {
+            let line = format!("{now} {what}: {}", news.join("; "));
+            text.push_str(&shown(line));
+            text.push('\n');
+        }
+    };
+    for identity in &after.status.identities {
+        let name = &identity.name;
+        let was = before.and_then(|before| Known::of(before, name));
+        if let Some(is) = Known::of(after, name) {
+            line(&format_args!("{name} {}", identity.state), &identity_news(was, is, now));
+        }
+    }
+    line(&"trust domain", &shared_news(before, after, now));
+    text
 }
 
-fn news(before: Option<&StateEvent>, after: &StateEvent, now: SystemTime) -> Vec<String> {
-    let (was, is) = (before.map(|before| &before.status), &after.status);
+/// One identity in an event.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    status: &'a IdentityStatus,
+    leaf: Option<&'a String>,
+    shared_error: Option<&'a ErrorStatus>,
+}
+
+impl<'a> Known<'a> {
+    fn of(event: &'a StateEvent, name: &IdentityName) -> Option<Self> {
+        let svid = event.svids.iter().find(|svid| svid.identity == *name);
+        Some(Self {
+            status: event.status.identity(Some(name))?,
+            leaf: svid.and_then(|svid| svid.certificate_chain_pem.first()),
+            shared_error: event.status.last_error.as_ref(),
+        })
+    }
+}
+
+fn identity_news(before: Option<Known<'_>>, after: Known<'_>, now: Timestamp) -> Vec<String> {
+    let (was, is) = (before.map(|before| before.status), after.status);
     let mut news = Vec::new();
     if was.map(|was| &was.state) != Some(&is.state) {
         news.push(meaning(&is.state).to_owned());
     }
     if was.and_then(|was| was.spiffe_id.as_ref()) != is.spiffe_id.as_ref() {
         let id = is.spiffe_id.as_ref();
-        news.push(id.map_or_else(|| "the identity is gone".into(), |id| format!("this device is {id}")));
+        news.push(id.map_or_else(|| "the identity is gone".into(), |id| format!("the identity is {id}")));
     }
     if let Some(svid) = &is.svid {
         let shown_before = was.and_then(|was| was.svid.as_ref());
-        let renewal = svid.renew_at.as_ref().map(|at| format!("renewal {} ({at})", renewal(at, now)));
+        let renewal = svid.renew_at.map(|at| format!("renewal {} ({at})", renewal(at, now)));
         // Serial numbers are the issuer's, and need not be unique.
-        if shown_before.is_none_or(|before| before.serial != svid.serial) || leaf(before) != leaf(Some(after))
-        {
+        let is_new = shown_before.is_none_or(|before| before.serial != svid.serial)
+            || before.and_then(|before| before.leaf) != after.leaf;
+        if is_new {
             let new = if before.is_some() { "new SVID" } else { "SVID" };
             news.push(format!("{new} {} until {}", svid.serial, svid.not_after));
             news.extend(renewal);
@@ -102,8 +144,16 @@ fn news(before: Option<&StateEvent>, after: &StateEvent, now: SystemTime) -> Vec
         }
     }
     if was.is_some_and(|was| was.key.lost) != is.key.lost {
-        news.push(format!("key: {}", key(is)));
+        news.push(format!("key: {}", key(&is.key)));
     }
+    let step = || next_step(is, after.shared_error, now);
+    news.extend(error_news(was.and_then(|was| was.last_error.as_ref()), is.last_error.as_ref(), &step));
+    news
+}
+
+fn shared_news(before: Option<&StateEvent>, after: &StateEvent, now: Timestamp) -> Vec<String> {
+    let (was, is) = (before.map(|before| &before.status), &after.status);
+    let mut news = Vec::new();
     if before.and_then(|before| before.bundle.as_ref()) != after.bundle.as_ref() {
         news.push(bundle(after));
     }
@@ -117,16 +167,30 @@ fn news(before: Option<&StateEvent>, after: &StateEvent, now: SystemTime) -> Vec
     {
         news.push(format!("MIS trusted {}", trusted_by(trust)));
     }
-    match (was.and_then(|was| was.last_error.as_ref()), &is.last_error) {
+    let error = is.last_error.as_ref();
+    let step = || error.map(|error| step_after(error, now)).unwrap_or_default();
+    news.extend(error_news(was.and_then(|was| was.last_error.as_ref()), error, &step));
+    news
+}
+
+fn error_news(
+    was: Option<&ErrorStatus>,
+    is: Option<&ErrorStatus>,
+    next_step: &dyn Fn() -> String,
+) -> Option<String> {
+    match (was, is) {
         (was, Some(wrong)) if was != Some(wrong) => {
             let again = was.is_some_and(|was| (&was.title, &was.detail) == (&wrong.title, &wrong.detail));
-            let what = if again { format!("{}, again", wrong.title) } else { error(wrong) };
-            news.push(format!("{} Next step: {}", sentence(&what), next_step(is, now)));
+            if again {
+                return Some(format!("{}, again. Next step: {}", wrong.title, next_step()));
+            }
+            let hint = wrong.hint.as_ref().map(|hint| format!(" Hint: {}", sentence(hint)));
+            let hint = hint.unwrap_or_default();
+            Some(format!("{}{hint} Next step: {}", sentence(&error(wrong)), next_step()))
         }
-        (Some(_), None) => news.push("no error any more".into()),
-        _ => {}
+        (Some(_), None) => Some("no error any more".into()),
+        _ => None,
     }
-    news
 }
 
 fn bundle(watched: &StateEvent) -> String {
@@ -140,10 +204,6 @@ fn bundle(watched: &StateEvent) -> String {
     }
 }
 
-fn leaf(watched: Option<&StateEvent>) -> Option<&String> {
-    watched?.svid.as_ref()?.certificate_chain_pem.first()
-}
-
 fn sentence(text: &str) -> String {
     if text.ends_with(['.', '!', '?']) { text.to_owned() } else { format!("{text}.") }
 }
@@ -151,8 +211,8 @@ fn sentence(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::render::tests::example;
-    use miaf_client::api::BundleStatus;
+    use crate::cli::render::tests::{example, time};
+    use miaf_client::api::{BundleStatus, State};
     use miaf_spiffe::{BundleDocument, BundleKey};
 
     fn two_anchors() -> BundleDocument {
@@ -161,57 +221,73 @@ mod tests {
     }
 
     #[test]
-    fn line_has_the_time_the_state_and_what_is_new() {
+    fn line_has_the_time_the_identity_its_state_and_news() {
         let (status, now) = example();
-        let first = StateEvent { status, svid: None, bundle: None };
-        let printed = line(None, &first, now).unwrap();
+        let first = StateEvent { status, svids: Vec::new(), bundle: None };
+        let printed = lines(None, &first, now);
         for part in [
-            "2026-01-02T00:01:00Z renewing: this device has a valid identity",
-            "this device is spiffe://factory.example/margo/device/x",
+            "2026-01-02T00:01:00Z device renewing: this device has a valid identity",
+            "the identity is spiffe://factory.example/margo/device/x",
             "; SVID 01:02 until 2026-01-03T00:00:00Z; renewal due for 1h 1m (2026-01-01T23:00:00Z)",
             "; Service Unavailable: The database is away. Next step: none: the agent tries again in 4m\n",
         ] {
             assert!(printed.contains(part), "{part:?} is missing from {printed}");
         }
         assert!(!printed.contains("factory certificate") && !printed.contains("bundle"), "{printed}");
-        assert_eq!(line(Some(&first), &first, now), None);
+        assert_eq!(lines(Some(&first), &first, now), "");
 
         let mut again = first.clone();
-        again.status.last_error.as_mut().unwrap().retry_at = None;
-        let printed = line(Some(&first), &again, now).unwrap();
-        assert!(
-            printed.contains("renewing: Service Unavailable, again. Next step: correct that"),
-            "{printed}"
-        );
+        again.status.identities[0].last_error.as_mut().unwrap().retry_at = None;
+        let printed = lines(Some(&first), &again, now);
+        assert!(printed.contains("renewing: Service Unavailable, again. Next step: to have"), "{printed}");
 
         let mut next = first.clone();
-        next.status.state = "active".into();
-        next.status.last_error = None;
-        let svid = next.status.svid.as_mut().unwrap();
+        let identity = &mut next.status.identities[0];
+        identity.state = State::Active.into();
+        identity.last_error = None;
+        let svid = identity.svid.as_mut().unwrap();
         (svid.serial, svid.renew_at) = ("03".into(), None);
-        next.status.bundle =
-            Some(BundleStatus { sequence: Some(7), fetched_at: String::new(), refresh_at: None });
+        next.status.bundle = Some(BundleStatus {
+            sequence: Some(7),
+            fetched_at: time("2026-01-02T00:00:00Z"),
+            refresh_at: None,
+        });
         next.bundle = Some(two_anchors());
         assert_eq!(
-            line(Some(&first), &next, now).unwrap(),
-            "2026-01-02T00:01:00Z active: this device has a valid identity; new SVID 03 until 2026-01-03T00:00:00Z; \
-             trust bundle number 7 with 2 anchors; no error any more\n"
+            lines(Some(&first), &next, now),
+            "2026-01-02T00:01:00Z device active: this device has a valid identity; new SVID 03 until \
+             2026-01-03T00:00:00Z; no error any more\n\
+             2026-01-02T00:01:00Z trust domain: trust bundle number 7 with 2 anchors\n"
         );
 
         let mut last = next.clone();
-        last.status.key.lost = true;
-        (last.status.spiffe_id, last.status.svid, last.bundle) = (None, None, None);
+        let identity = &mut last.status.identities[0];
+        identity.key.lost = true;
+        (identity.spiffe_id, identity.svid, last.bundle) = (None, None, None);
         last.status.initial_trust.as_mut().unwrap().pins = 0;
         last.status.bootstrap.as_mut().unwrap().sha256 = "00".into();
-        let printed = line(Some(&next), &last, now).unwrap();
+        let printed = lines(Some(&next), &last, now);
         for part in [
-            "the identity is gone",
+            "device active: the identity is gone",
             "key: ecdsa-p256, lost",
-            "bundle is gone",
+            "trust domain: the trust bundle is gone",
             "certificate 00 until",
             "MIS trusted by",
         ] {
             assert!(printed.contains(part), "{part:?} is missing from {printed}");
         }
+    }
+
+    #[test]
+    fn hint_of_a_new_error_is_in_the_line() {
+        let (mut status, now) = example();
+        let mut error = status.identities[0].last_error.take().unwrap();
+        error.hint = Some("Correct it".into());
+        status.last_error = Some(error);
+        let event = StateEvent { status, svids: Vec::new(), bundle: None };
+        let printed = lines(None, &event, now);
+        let expected =
+            "trust domain: Service Unavailable: The database is away. Hint: Correct it. Next step: follow";
+        assert!(printed.contains(expected), "{printed}");
     }
 }

@@ -9,7 +9,7 @@ use url::Url;
 use super::DiscoveryError;
 use crate::hint::Hint;
 use crate::lifecycle::{Failure, FailureKind};
-use crate::problem::{MAX_DETAIL, Report};
+use crate::problem::{MAX_DETAIL, ProblemCode, Report, ResponseReport};
 use crate::transport::{ErrorResponse, ProxyError, TransportError, shown};
 use miaf_spiffe::svid::SvidError;
 use miaf_spiffe::text::Excerpt;
@@ -160,22 +160,26 @@ impl IssuerError {
     }
 
     fn report(&self) -> Report {
+        use ProblemCode as P;
         let (code, title) = match self {
-            Self::Refused { response, .. } => return response_report(response),
+            Self::Refused { response, failure_kind } => {
+                let report = response_report(response, response_code(response, *failure_kind));
+                return report.with_hint(self.hint());
+            }
             Self::Transport(error) => error.kind(),
-            Self::NotConfigured => ("unconfigured", "No MIS is configured"),
-            Self::NotDiscovered => ("not-discovered", "The discovery document has not been fetched yet"),
-            Self::NothingToRenew => ("nothing-to-renew", "There is no SVID to renew"),
-            Self::Malformed { .. } => ("malformed-answer", "The MIS's response cannot be used"),
-            Self::Svid(_) => ("svid-refused", "The SVID that the MIS issued is refused"),
+            Self::NotConfigured => (P::Configuration, "No MIS is configured"),
+            Self::NotDiscovered => (P::NotDiscovered, "The discovery document has not been fetched yet"),
+            Self::NothingToRenew => (P::NothingToRenew, "There is no SVID to renew"),
+            Self::Malformed { .. } => (P::MalformedResponse, "The MIS's response cannot be used"),
+            Self::Svid(_) => (P::SvidRefused, "The SVID that the MIS issued is refused"),
             Self::Discovery { .. } | Self::OtherTrustDomain { .. } => {
-                ("discovery-refused", "The discovery document is refused")
+                (P::DiscoveryRefused, "The discovery document is refused")
             }
             Self::Bundle { .. } | Self::BundleRegressed { .. } => {
-                ("bundle-refused", "The trust bundle is refused")
+                (P::BundleRefused, "The trust bundle is refused")
             }
         };
-        Report::of_agent(code, title, &self.with_hint())
+        Report::of(code, title, self)
     }
 }
 
@@ -212,41 +216,59 @@ fn certificate_not_requested(response: &ErrorResponse) -> bool {
     response.certificate_not_requested && (400..500).contains(&response.status)
 }
 
-fn response_report(response: &ErrorResponse) -> Report {
+/// The code of an error response, by what follows from it.
+fn response_code(response: &ErrorResponse, failure_kind: FailureKind) -> ProblemCode {
+    match failure_kind {
+        FailureKind::Pending => ProblemCode::PendingAdmission,
+        FailureKind::KeyRotationRefused => ProblemCode::KeyRotationRefused,
+        FailureKind::NotAuthenticated => ProblemCode::NotAuthenticated,
+        FailureKind::Permanent => ProblemCode::RequestRefused,
+        FailureKind::Slow => ProblemCode::Denied,
+        FailureKind::NotFound => ProblemCode::NotFound,
+        _ if response.status == StatusCode::TOO_MANY_REQUESTS.as_u16() => ProblemCode::TooManyRequests,
+        _ => ProblemCode::ServerError,
+    }
+}
+
+fn response_report(response: &ErrorResponse, code: ProblemCode) -> Report {
     let ErrorResponse { url, status, problem, excerpt, .. } = response;
     let url = shown(url);
     // A server's own text is bounded, so that there is room for this.
-    let cause = if certificate_not_requested(response) {
-        format!(". {CERTIFICATE_NOT_REQUESTED}. {CERTIFICATE_NOT_REQUESTED_HINT}")
-    } else {
-        String::new()
+    let cause = match certificate_not_requested(response) {
+        true => format!(". {CERTIFICATE_NOT_REQUESTED}"),
+        false => String::new(),
     };
-    match problem {
+    let (title, detail) = match problem {
         // The MIS's own text, unchanged (P3).
-        Some(problem) => Report {
-            kind: problem.kind.to_string(),
-            title: problem.title.to_string(),
-            status: Some(*status),
+        Some(problem) => (
+            problem.title.to_string(),
             // With its source: it may be another server than intended.
-            detail: Some(match &problem.detail {
+            match &problem.detail {
                 Some(detail) => limited(format_args!("{detail} (response of {url}){cause}")),
                 None => limited(format_args!("response of {url}{cause}")),
-            }),
-            instance: problem.instance.as_ref().map(ToString::to_string),
-        },
-        None => Report {
-            kind: "about:blank".into(),
-            title: match StatusCode::from_u16(*status).ok().and_then(|code| code.canonical_reason()) {
+            },
+        ),
+        None => (
+            match StatusCode::from_u16(*status).ok().and_then(|code| code.canonical_reason()) {
                 Some(reason) => format!("The server responded with {status} {reason}"),
                 None => format!("The server responded with {status}"),
             },
-            status: Some(*status),
-            detail: Some(match excerpt {
+            match excerpt {
                 Some(excerpt) => limited(format_args!("{url} responded: {excerpt}{cause}")),
                 None => limited(format_args!("{url} responded without a body{cause}")),
-            }),
-            instance: None,
-        },
+            },
+        ),
+    };
+    Report {
+        code: code.into(),
+        title,
+        detail: Some(detail),
+        hint: None,
+        response: Some(ResponseReport {
+            status: *status,
+            kind: problem.as_ref().map(|problem| problem.kind.to_string()),
+            instance: problem.as_ref().and_then(|problem| problem.instance.as_ref()).map(ToString::to_string),
+        }),
     }
 }
 
@@ -257,6 +279,7 @@ fn limited(text: fmt::Arguments<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::ProblemDetails;
 
     /// The errors of a device that cannot make a request, one of each kind.
     fn local_errors() -> Vec<IssuerError> {
@@ -284,7 +307,7 @@ mod tests {
             assert_eq!(said(&failure.report.title), is_missing, "{:?}", failure.report);
             assert_eq!(said(failure.report.detail.as_deref().unwrap()), is_missing, "{:?}", failure.report);
             assert_eq!(
-                failure.report.kind.ends_with(":no-initial-trust"),
+                failure.report.code == ProblemCode::NoInitialTrust,
                 is_missing,
                 "{:?}",
                 failure.report
@@ -297,9 +320,9 @@ mod tests {
         for error in local_errors() {
             let Some(hint) = error.hint() else { continue };
             assert!(hint.starts_with(char::is_uppercase) && !hint.ends_with('.'), "{hint}");
-            let (message, detail) = (error.to_string(), error.report().detail.unwrap());
+            let (message, report) = (error.to_string(), error.report());
             assert!(!message.contains(&*hint), "{message}");
-            assert_eq!(detail, format!("{message}. {hint}"));
+            assert_eq!((report.detail.as_deref(), report.hint()), (Some(&*message), Some(&*hint)));
         }
     }
 
@@ -307,8 +330,46 @@ mod tests {
     fn issued_certificates_that_are_no_chain_are_a_refused_svid() {
         let failure = IssuerError::Svid(SvidError::EmptyChain).to_failure();
         assert_eq!((failure.kind, failure.retry_after), (FailureKind::Slow, None));
-        assert_eq!(failure.report.kind, "urn:miaf-agent:error:svid-refused");
+        assert_eq!(failure.report.code, ProblemCode::SvidRefused);
         assert_eq!(failure.report.title, "The SVID that the MIS issued is refused");
+    }
+
+    /// Programs go by the code: no server chooses it.
+    #[test]
+    fn code_of_a_response_follows_from_its_meaning() {
+        let url: Url = "https://mis.example/".parse().unwrap();
+        let code = |status, failure_kind| {
+            let kind = "urn:miaf-agent:error:key-lost";
+            let body = format!(r#"{{"type":"{kind}","title":"T","status":{status}}}"#);
+            let problem =
+                ProblemDetails::read(status, Some("application/problem+json"), body.as_bytes()).unwrap();
+            let response = ErrorResponse {
+                url: url.clone(),
+                status,
+                problem: Some(problem),
+                retry_after: None,
+                excerpt: None,
+                certificate_not_requested: false,
+            };
+            let report =
+                IssuerError::Refused { response: Box::new(response), failure_kind }.to_failure().report;
+            assert_eq!(report.response.unwrap().kind.as_deref(), Some(kind), "the MIS's own word (P3)");
+            report.code.known().unwrap()
+        };
+        use FailureKind as F;
+        use ProblemCode as P;
+        for (status, failure_kind, expected) in [
+            (409, F::Pending, P::PendingAdmission),
+            (409, F::KeyRotationRefused, P::KeyRotationRefused),
+            (401, F::NotAuthenticated, P::NotAuthenticated),
+            (400, F::Permanent, P::RequestRefused),
+            (403, F::Slow, P::Denied),
+            (404, F::NotFound, P::NotFound),
+            (429, F::Transient, P::TooManyRequests),
+            (503, F::Transient, P::ServerError),
+        ] {
+            assert_eq!(code(status, failure_kind), expected);
+        }
     }
 
     #[test]

@@ -303,7 +303,8 @@ async fn text_of_a_server_is_bounded_and_harmless() {
         let report = read.unwrap_err().to_failure().report;
         let detail = serde_json::to_string(&report).unwrap();
         assert!(detail.len() < 8_000, "{} bytes: {detail}", detail.len());
-        let texts = [Some(report.kind), Some(report.title), report.detail, report.instance];
+        let (kind, instance) = report.response.map(|it| (it.kind, it.instance)).unwrap_or_default();
+        let texts = [kind, Some(report.title), report.detail, report.hint, instance];
         assert!(
             !texts.into_iter().flatten().any(|text| text.contains(['\u{1b}', '\u{7}', '\u{202e}'])),
             "{detail}"

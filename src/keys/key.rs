@@ -6,6 +6,7 @@ use p256::pkcs8::EncodePublicKey as _;
 use zeroize::Zeroizing;
 
 use super::{KeyError, ProviderKind};
+use miaf_client::api::Protection;
 use miaf_spiffe::digest::{Hex, sha256};
 
 /// A private key that signs and never shows itself.
@@ -131,36 +132,6 @@ pub enum KeyFile {
         /// The same in PEM.
         pem: Zeroizing<String>,
     },
-}
-
-/// The protection class of a private key, in MIAF's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Protection {
-    /// The key was created by a hardware element and cannot leave it (rule K1).
-    Hardware,
-    /// The key is software, sealed with a key that the system keeps for the agent (rule K2).
-    SoftwareIsolated,
-    /// The key is software, sealed with a key in the same state directory (rule K2).
-    SoftwareBasic,
-}
-
-impl Protection {
-    /// `hardware`, `software-isolated` or `software-basic`.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Hardware => "hardware",
-            Self::SoftwareIsolated => "software-isolated",
-            Self::SoftwareBasic => "software-basic",
-        }
-    }
-}
-
-impl fmt::Display for Protection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
 }
 
 #[cfg(test)]

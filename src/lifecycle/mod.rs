@@ -24,7 +24,6 @@ pub use backoff::Backoff;
 pub use clock_trust::{KnownTime, TimeVerdict};
 pub use identity::IdentityView;
 pub use retry_gate::{Failure, FailureKind, LONGEST_RETRY_AFTER};
-pub use state::State;
 pub use types::{
     Action, BundleFacts, Command, DiscoveryFacts, Event, IdentityAction, IdentityEvent, IdentityIndex,
     IdentityMemory, Jitter, KeyChoice, Memory, NotAdopted, Policy, Request, Restored, RestoredBundle,

@@ -1,92 +1,15 @@
 //! The state and the last error of an identity, as people see them.
 
-use std::fmt;
 use std::time::Duration;
 
+use super::Lifecycle;
 use super::identity::{BundleForChain, CurrentKey, CurrentSvid, IdentityView};
 use super::retry_gate::RetryGate;
 use super::trust_domain::TrustDomain;
 use super::types::{IdentityAction, SvidFacts};
-use crate::problem::{LastError, Report};
+use crate::problem::{LastError, ProblemCode, Report};
+use miaf_client::api::State;
 use miaf_spiffe::time::Now;
-
-/// The state of an identity, in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// No MIS is configured.
-    Unconfigured,
-    /// The wall clock cannot be right: nothing is validated by it.
-    WaitingForClock,
-    /// The discovery document or the trust bundle is being fetched.
-    Discovering,
-    /// The first SVID is being requested.
-    Enrolling,
-    /// The operator of the MIS has yet to admit the device.
-    PendingAdmission,
-    /// The SVID is valid.
-    Active,
-    /// The SVID is valid, and its renewal is due.
-    Renewing,
-    /// The SVID has expired, and a new one is due.
-    Expired,
-    /// Something has to be corrected before the agent can go on.
-    Blocked,
-}
-
-impl State {
-    /// Every state.
-    pub const ALL: [Self; 9] = [
-        Self::Unconfigured,
-        Self::WaitingForClock,
-        Self::Discovering,
-        Self::Enrolling,
-        Self::PendingAdmission,
-        Self::Active,
-        Self::Renewing,
-        Self::Expired,
-        Self::Blocked,
-    ];
-
-    /// The state in a sentence, for a person who knows nothing of identities.
-    pub fn meaning(self) -> &'static str {
-        match self {
-            Self::Unconfigured => "no identity service (MIS) is configured",
-            Self::WaitingForClock => {
-                "this device's clock cannot be right; the agent waits for it to be set, and validates nothing by it"
-            }
-            Self::Discovering => "the agent looks for the identity service (MIS) of its trust domain",
-            Self::Enrolling => "the agent requests this device's first identity from the identity service",
-            Self::PendingAdmission => {
-                "the identity service knows this device; its operator has yet to admit it"
-            }
-            Self::Active => "this device has a valid identity",
-            Self::Renewing => "this device has a valid identity, and its renewal is due",
-            Self::Expired => "the identity has expired, and a new one is due",
-            Self::Blocked => "something has to be corrected; the last error says what",
-        }
-    }
-
-    /// The word used in the API.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Unconfigured => "unconfigured",
-            Self::WaitingForClock => "waiting-for-clock",
-            Self::Discovering => "discovering",
-            Self::Enrolling => "enrolling",
-            Self::PendingAdmission => "pending-admission",
-            Self::Active => "active",
-            Self::Renewing => "renewing",
-            Self::Expired => "expired",
-            Self::Blocked => "blocked",
-        }
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 impl IdentityView<'_> {
     /// State of the identity.
@@ -95,7 +18,7 @@ impl IdentityView<'_> {
             return State::WaitingForClock;
         }
         let blocked = self.is_refused_permanently(now) || self.lacks_key(now);
-        if blocked || self.gates(now).any(RetryGate::is_local) {
+        if blocked || self.trust_domain.gates().into_iter().chain(self.gates(now)).any(RetryGate::is_local) {
             return State::Blocked;
         }
         match &self.identity.svid {
@@ -124,11 +47,11 @@ impl IdentityView<'_> {
         }
     }
 
-    /// The error that matters most now, and the time until the next attempt, if there will be one without a correction.
+    /// The error of this identity alone that matters most now, and the time until the next attempt, if there will be one
+    /// without a correction. What it shares with others is [`Lifecycle::last_error`].
     pub fn last_error(&self, now: Now) -> Option<(LastError, Option<Duration>)> {
         if !self.trust_domain.trusts_clock(now) {
-            let check_in = self.trust_domain.time_check_in(now);
-            return Some((self.trust_domain.clock_error(now), Some(check_in)));
+            return None; // nothing is judged by it
         }
         if let Some(CurrentSvid { key: CurrentKey::Lost(error), .. }) = &self.identity.svid
             && self.lacks_key(now)
@@ -144,14 +67,11 @@ impl IdentityView<'_> {
         if let Some(error) = self.identity.blocked.get(request) {
             return Some((error.clone(), None));
         }
-        // What makes the state `blocked` is shown, whatever else went wrong meanwhile.
-        let local = self.gates(now).find(|gate| gate.is_local());
-        let Some(gate) = local.or_else(|| self.gates(now).find(|gate| gate.last_error().is_some())) else {
+        most_important(self.gates(now), now).or_else(|| {
             let refresh_in = self.trust_domain.bundle_refresh_in(now).filter(|_| self.lacks_anchors(now));
             let no_anchors = refresh_in.map(|wait| (no_anchors(now), Some(wait)));
-            return no_anchors.or_else(|| self.issuance_stalled(now));
-        };
-        Some((gate.last_error()?.clone(), Some(gate.opens_in(now))))
+            no_anchors.or_else(|| self.issuance_stalled(now))
+        })
     }
 
     /// Whether an SVID is due, and cannot be requested under an empty bundle.
@@ -169,41 +89,66 @@ impl IdentityView<'_> {
         }
         let why = format!(
             "the last SVID ends at {not_after}, no later than the one before it: most likely because a certificate that it is \
-             issued with ends then. Ask the operator of the MIS to replace that certificate"
+             issued with ends then"
         );
-        let report = Report::of_agent("issued-in-vain", "The MIS issues no SVID that lasts longer", &why);
+        let report =
+            Report::new(ProblemCode::IssuanceStalled, "The MIS issues no SVID that lasts longer", &why);
         let error = LastError { report, at: stalled.since?, permanent: false };
         Some((error, Some(self.request_due_in(now).max(self.requests_open_in(now)))))
     }
 
-    /// The gates of work that is wanted. The failure of a renewal that is not due any more, since the clock was put right,
-    /// does not matter.
+    /// The gates of this identity's work that is wanted. The failure of a renewal that is not due any more, since the clock
+    /// was put right, does not matter.
     fn gates(&self, now: Now) -> impl Iterator<Item = &RetryGate> {
         let issued = self.identity.issued.as_ref();
         let has_chain = issued.is_some_and(|chain| chain.bundle != BundleForChain::AnotherWanted);
         let is_due = has_chain || self.request_due_in(now).is_zero();
         let requests = is_due.then_some(&self.identity.gate);
         let key = self.key_proof_in(now).map(|_| &self.identity.key_gate);
-        let shared = [&self.trust_domain.discovery_gate, &self.trust_domain.bundle_gate];
-        requests.into_iter().chain(shared).chain(key)
+        requests.into_iter().chain(key)
+    }
+}
+
+/// What makes a state `blocked` is shown, whatever else went wrong meanwhile.
+fn most_important<'a>(
+    gates: impl Iterator<Item = &'a RetryGate>,
+    now: Now,
+) -> Option<(LastError, Option<Duration>)> {
+    let gates: Vec<_> = gates.filter(|gate| gate.last_error().is_some()).collect();
+    let gate = gates.iter().find(|gate| gate.is_local()).or(gates.first())?;
+    Some((gate.last_error()?.clone(), Some(gate.opens_in(now))))
+}
+
+impl Lifecycle {
+    /// The error of what all identities share that matters most now, and the time until the next attempt.
+    pub fn last_error(&self, now: Now) -> Option<(LastError, Option<Duration>)> {
+        let trust_domain = &self.trust_domain;
+        if !trust_domain.trusts_clock(now) {
+            return Some((trust_domain.clock_error(now), Some(trust_domain.time_check_in(now))));
+        }
+        most_important(trust_domain.gates().into_iter(), now)
     }
 }
 
 impl TrustDomain {
+    fn gates(&self) -> [&RetryGate; 2] {
+        [&self.discovery_gate, &self.bundle_gate]
+    }
+
     fn clock_error(&self, now: Now) -> LastError {
         let why = format!(
             "it says {}, and it is at least {}: by the build date of this agent, by the MIS, or by an operator's word",
             now.wall,
             self.time.at_least()
         );
-        let report = Report::of_agent("clock", "The clock of this device cannot be right", &why);
+        let report = Report::new(ProblemCode::Clock, "The clock of this device cannot be right", &why);
         LastError { report, at: now.wall, permanent: true }
     }
 }
 
 fn no_anchors(now: Now) -> LastError {
     let why = "the MIS serves a trust bundle without any anchor, so no SVID of the trust domain is trusted now and none is \
-               requested. Ask its operator whether that is as it should be";
-    let report = Report::of_agent("bundle-empty", "The trust bundle holds no anchor", &why);
+               requested";
+    let report = Report::new(ProblemCode::BundleEmpty, "The trust bundle holds no anchor", &why);
     LastError { report, at: now.wall, permanent: false }
 }

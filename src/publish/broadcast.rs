@@ -5,17 +5,17 @@ use std::sync::Arc;
 use hyper::body::Bytes;
 use tokio::sync::watch;
 
-use miaf_client::api::StateEvent;
+use miaf_client::api::{StateEvent, Status};
 
 use super::status::{status, svid_document};
-use super::{Identity, Snapshot};
+use super::{IdentitySnapshot, Snapshot, SvidAndKey};
 use miaf_spiffe::time::Timestamp;
 
 /// The event for a snapshot as of `now`.
 fn state_event(snapshot: &Snapshot, now: Timestamp) -> StateEvent {
     StateEvent {
         status: status(snapshot, now),
-        svid: svid_document(snapshot),
+        svids: snapshot.identities().filter_map(svid_document).collect(),
         bundle: snapshot.bundle.as_ref().map(|current| current.bundle.to_document()),
     }
 }
@@ -24,13 +24,15 @@ fn state_event(snapshot: &Snapshot, now: Timestamp) -> StateEvent {
 /// the same, or that something was tried once more and failed as before.
 fn essence(event: &StateEvent) -> StateEvent {
     let mut essence = event.clone();
-    if let Some(error) = &mut essence.status.last_error {
-        error.at.clear();
+    let Status { last_error, identities, bundle, .. } = &mut essence.status;
+    let of_identities = identities.iter_mut().filter_map(|identity| identity.last_error.as_mut());
+    for error in last_error.iter_mut().chain(of_identities) {
+        error.at = Timestamp::default();
         error.retry_at = None;
         error.waits_until = None;
     }
-    if let Some(bundle) = &mut essence.status.bundle {
-        bundle.fetched_at.clear();
+    if let Some(bundle) = bundle {
+        bundle.fetched_at = Timestamp::default();
         bundle.refresh_at = None;
     }
     essence
@@ -61,7 +63,10 @@ impl Broadcaster {
 
     /// Sends a snapshot, which is valid from `now` on.
     pub(crate) fn send(&self, mut snapshot: Snapshot, now: Timestamp) {
-        snapshot.previous_identity = previous_identity(&snapshot, &self.latest.borrow());
+        let last = self.latest.borrow().clone();
+        for identity in snapshot.identities_mut() {
+            identity.previous = last.identity(&identity.name).and_then(|last| previous(identity, last));
+        }
         let event = state_event(&snapshot, now);
         self.latest.send_replace(Arc::new(snapshot));
         self.changes.send_if_modified(|change| {
@@ -84,11 +89,11 @@ impl Broadcaster {
     }
 }
 
-/// The identity before that in `snapshot`, if this process has sent it.
-fn previous_identity(snapshot: &Snapshot, last: &Snapshot) -> Option<Arc<Identity>> {
-    let (now, then) = (snapshot.identity.as_ref()?, last.identity.as_ref()?);
+/// The SVID before that of `identity`, if this process has sent it.
+fn previous(identity: &IdentitySnapshot, last: &IdentitySnapshot) -> Option<Arc<SvidAndKey>> {
+    let (now, then) = (identity.current.as_ref()?, last.current.as_ref()?);
     let is_the_same = now.svid.chain().leaf() == then.svid.chain().leaf();
-    if is_the_same { last.previous_identity.clone() } else { Some(Arc::clone(then)) }
+    if is_the_same { last.previous.clone() } else { Some(Arc::clone(then)) }
 }
 
 impl StateChange {
@@ -102,14 +107,17 @@ impl StateChange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::problem::{LastError, Report};
+    use crate::keys::ProviderKind;
+    use crate::problem::{LastError, ProblemCode, Report};
+    use miaf_client::api::{IdentityName, State};
     use std::time::Duration;
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
     fn blocked(detail: &str, at: Timestamp) -> Snapshot {
-        let report = Report::of_agent("state", "It cannot be read", &detail);
-        Snapshot::blocked(LastError { report, at, permanent: true }, Some(at.after(Duration::from_secs(5))))
+        let report = Report::new(ProblemCode::State, "It cannot be read", &detail);
+        let error = LastError { report, at, permanent: true };
+        Snapshot::blocked((error, Some(at.after(Duration::from_secs(5)))), ProviderKind::Tpm)
     }
 
     #[test]
@@ -129,7 +137,7 @@ mod tests {
         assert!(changes.has_changed().unwrap());
     }
 
-    fn identity() -> Arc<Identity> {
+    fn svid_and_key() -> Arc<SvidAndKey> {
         let mut params = rcgen::CertificateParams::default();
         let id = "spiffe://factory.example/margo/device/123e4567-e89b-42d3-a456-426614174000";
         params.subject_alt_names = vec![rcgen::SanType::URI(id.try_into().unwrap())];
@@ -139,22 +147,46 @@ mod tests {
         let svid = miaf_spiffe::svid::X509Svid::from_stored(chain).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let keys = crate::keys::software::Software::new(None, dir.path().join("kek"));
-        Arc::new(Identity { svid, key: Arc::new(keys.create_key().unwrap()), credential: None })
+        Arc::new(SvidAndKey { svid, key: Arc::new(keys.create_key().unwrap()), credential: None })
     }
 
     /// An MIS may give all of its SVIDs the same serial number.
     #[test]
-    fn previous_identity_is_identified_by_its_certificate() {
-        let (first, second) = (identity(), identity());
-        let with = |identity: &Arc<Identity>| Snapshot {
-            identity: Some(identity.clone()),
-            ..Snapshot::unconfigured()
+    fn previous_svid_is_identified_by_its_certificate() {
+        let (first, second) = (svid_and_key(), svid_and_key());
+        let with = |current: &Arc<SvidAndKey>| {
+            let mut snapshot = Snapshot::unconfigured(ProviderKind::Tpm);
+            snapshot.default_identity.current = Some(current.clone());
+            snapshot
         };
         let broadcaster = Broadcaster::new(with(&first), NOW);
-        let before = || broadcaster.snapshots().borrow().previous_identity.clone();
-        broadcaster.send(with(&Arc::new(Identity::clone(&first))), NOW);
+        let before = || broadcaster.snapshots().borrow().default_identity.previous.clone();
+        broadcaster.send(with(&Arc::new(SvidAndKey::clone(&first))), NOW);
         assert!(before().is_none(), "the same, read once more");
         broadcaster.send(with(&second), NOW);
         assert!(before().is_some_and(|before| Arc::ptr_eq(&before, &first) || before.svid == first.svid));
+    }
+
+    #[test]
+    fn previous_svid_of_one_identity_is_no_other_ones() {
+        let named = |name: &str, current: &Arc<SvidAndKey>| {
+            let name = IdentityName::parse(name).unwrap();
+            let identity = IdentitySnapshot::empty(name, State::Active, ProviderKind::Tpm);
+            IdentitySnapshot { current: Some(current.clone()), ..identity }
+        };
+        let (device, first, second) = (svid_and_key(), svid_and_key(), svid_and_key());
+        let with = |other: &Arc<SvidAndKey>| Snapshot {
+            default_identity: named("device", &device),
+            other_identities: vec![named("wfm", other)],
+            ..Snapshot::unconfigured(ProviderKind::Tpm)
+        };
+        let broadcaster = Broadcaster::new(with(&first), NOW);
+        let mut changes = broadcaster.changes();
+        changes.mark_unchanged();
+        broadcaster.send(with(&second), NOW);
+        assert!(changes.has_changed().unwrap(), "of any identity");
+        let snapshot = broadcaster.snapshots().borrow().clone();
+        assert!(snapshot.default_identity.previous.is_none());
+        assert!(snapshot.other_identities[0].previous.as_ref().is_some_and(|it| it.svid == first.svid));
     }
 }

@@ -17,7 +17,7 @@ use crate::keys::{Key, KeyError, KeyFile, Protection};
 use crate::platform::access::why_unwritable;
 use crate::platform::dir::{Attributes, Dir};
 use crate::platform::files;
-use crate::publish::Identity;
+use crate::publish::SvidAndKey;
 use miaf_spiffe::Bundle;
 use miaf_spiffe::time::Timestamp;
 
@@ -102,7 +102,7 @@ impl Publisher {
     /// cannot be published does not prevent the rest.
     pub(crate) fn publish(
         &mut self,
-        identity: Option<&Identity>,
+        identity: Option<&SvidAndKey>,
         bundle: Option<&Bundle>,
         now: Timestamp,
     ) -> Result<Option<u64>, PublishError> {
@@ -309,7 +309,7 @@ fn matches(dir: &Dir, generation: u64, content: &Content, groups: Groups) -> boo
         })
 }
 
-fn content(identity: &Identity, bundle: &Bundle, now: Timestamp) -> Content {
+fn content(identity: &SvidAndKey, bundle: &Bundle, now: Timestamp) -> Content {
     let svid = identity.svid.chain().to_pems().concat();
     [
         ("svid.pem", svid.into_bytes()),
@@ -332,7 +332,7 @@ fn add_key(content: &mut Content, key: &KeyFile) {
     content.insert("key.pem", (Zeroizing::new(key.to_vec()), Readers::KeyGroup));
 }
 
-fn description(identity: &Identity, now: Timestamp) -> Vec<u8> {
+fn description(identity: &SvidAndKey, now: Timestamp) -> Vec<u8> {
     pretty(&json!({
         "spiffeId": identity.svid.spiffe_id().to_string(),
         "serial": identity.svid.serial(),
@@ -401,17 +401,17 @@ mod tests {
         Bundle::from_served(served.as_bytes(), &TrustDomain::parse("factory.example").unwrap()).unwrap()
     }
 
-    fn identity() -> Identity {
+    fn identity() -> SvidAndKey {
         identity_with(Arc::new(Tss2))
     }
 
-    fn identity_with(key: Arc<dyn Key>) -> Identity {
+    fn identity_with(key: Arc<dyn Key>) -> SvidAndKey {
         let pair = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::default();
         let id = "spiffe://factory.example/margo/device/123e4567-e89b-42d3-a456-426614174000";
         params.subject_alt_names = vec![rcgen::SanType::URI(id.try_into().unwrap())];
         let chain = Chain::from_pem(&[params.self_signed(&pair).unwrap().pem()]).unwrap();
-        Identity { svid: X509Svid::from_stored(chain).unwrap(), key, credential: None }
+        SvidAndKey { svid: X509Svid::from_stored(chain).unwrap(), key, credential: None }
     }
 
     /// A key in the TPM, as the publisher uses it.

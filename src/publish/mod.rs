@@ -7,4 +7,4 @@ pub(crate) mod files;
 mod snapshot;
 pub mod status;
 
-pub(crate) use snapshot::{CONFIGURATION, CurrentBundle, Identity, Snapshot};
+pub(crate) use snapshot::{CurrentBundle, IdentitySnapshot, ShownError, Snapshot, SvidAndKey};

@@ -8,71 +8,90 @@ use hyper::body::Bytes;
 
 use crate::factory_credential::CredentialFacts;
 use crate::keys::{Key, ProviderKind};
-use crate::lifecycle::State;
-use crate::problem::LastError;
+use crate::problem::{LastError, ProblemCode};
 use crate::transport::TrustFacts;
+use miaf_client::api::{IdentityName, State};
 use miaf_spiffe::svid::{self, X509Svid};
 use miaf_spiffe::time::Timestamp;
 use miaf_spiffe::{Bundle, TrustDomain};
 
-/// Code of errors of the configuration: the end of their type.
-pub(crate) const CONFIGURATION: &str = "configuration";
+/// An error, and when the agent tries again, if it does without a correction.
+pub(crate) type ShownError = (LastError, Option<Timestamp>);
 
 /// Immutable snapshot of the agent's state; every local response is built from one.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
     /// Whether the stored state could be read. If not, an absent value says nothing.
     pub is_known: bool,
-    /// State of the device.
-    pub state: State,
     /// The trust domain, once it is known.
     pub trust_domain: Option<TrustDomain>,
-    /// The current identity, valid or not.
-    pub identity: Option<Arc<Identity>>,
-    /// The identity before it: programs that do not have the current one yet may use its key for a
-    /// while.
-    pub previous_identity: Option<Arc<Identity>>,
-    /// When the identity is renewed.
-    pub renew_at: Option<Timestamp>,
-    /// Renewal window: the interval from which that moment is drawn.
-    pub renewal_window: Option<(Timestamp, Timestamp)>,
-    /// Provider of the key, or of the next one.
-    pub provider: &'static str,
     /// The current trust bundle.
     pub bundle: Option<CurrentBundle>,
     /// The bootstrap credential, where it can be read.
     pub bootstrap: Option<CredentialFacts>,
     /// The initial trust, where it can be read.
     pub trust: Option<TrustFacts>,
-    /// Whether the key is lost with its TPM: the SVID cannot be used.
-    pub key_is_lost: bool,
-    /// End of a retry-after delay of the MIS, if it is in the future.
-    pub retry_after_until: Option<Timestamp>,
-    /// Whether the SVID ends before that.
-    pub ends_while_waiting: bool,
-    /// The last error, and when the next attempt is made.
-    pub last_error: Option<(LastError, Option<Timestamp>)>,
-    /// Generation of the published files with this identity and bundle.
-    pub generation: Option<u64>,
+    /// The error that concerns the device, and not one identity alone.
+    pub last_error: Option<ShownError>,
+    /// The default identity.
+    pub default_identity: IdentitySnapshot,
+    /// The others.
+    pub other_identities: Vec<IdentitySnapshot>,
     /// Users, by name or number, who are given a software key over the Workload API.
     pub key_users: Arc<[String]>,
     /// Values that are computed from the snapshot at most once.
     pub cache: Arc<SnapshotCache>,
 }
 
-/// Values that are computed from a snapshot once, for all clients: neither the work nor the memory
+/// State of one identity.
+#[derive(Clone, Debug)]
+pub(crate) struct IdentitySnapshot {
+    /// Its name.
+    pub name: IdentityName,
+    /// Its state.
+    pub state: State,
+    /// The current SVID, valid or not.
+    pub current: Option<Arc<SvidAndKey>>,
+    /// The one before it: programs that do not have the current one yet may use its key for a while.
+    pub previous: Option<Arc<SvidAndKey>>,
+    /// When it is renewed.
+    pub renew_at: Option<Timestamp>,
+    /// Renewal window: the interval from which that moment is drawn.
+    pub renewal_window: Option<(Timestamp, Timestamp)>,
+    /// Provider of the key, or of the next one.
+    pub provider: ProviderKind,
+    /// Whether the key is lost: the SVID cannot be used.
+    pub key_is_lost: bool,
+    /// End of a retry-after delay of the MIS, if it is in the future.
+    pub retry_after_until: Option<Timestamp>,
+    /// Whether the SVID ends before that.
+    pub ends_while_waiting: bool,
+    /// The error that concerns this identity alone.
+    pub last_error: Option<ShownError>,
+    /// Generation of the published files with this SVID and the bundle.
+    pub generation: Option<u64>,
+    /// Values that are computed from the snapshot at most once.
+    pub cache: Arc<IdentityCache>,
+}
+
+/// Documents of a snapshot that are computed once, for all clients: neither the work nor the memory
 /// is spent for each of them.
 #[derive(Debug, Default)]
 pub(crate) struct SnapshotCache {
-    /// When the SVID was last validated against the bundle, and the end of the anchor that vouches
-    /// for it.
-    validated: Mutex<Option<(Timestamp, Option<Timestamp>)>>,
-    /// `GET /v1/svid`.
-    pub(crate) svid: OnceLock<Bytes>,
     /// `GET /v1/bundle`.
     pub(crate) bundle: OnceLock<Bytes>,
     /// `FetchX509Bundles`.
     pub(crate) x509_bundles: OnceLock<Bytes>,
+}
+
+/// The same of one identity.
+#[derive(Debug, Default)]
+pub(crate) struct IdentityCache {
+    /// When the SVID was last validated against the bundle, and the end of the anchor that vouches
+    /// for it.
+    validated: Mutex<Option<(Timestamp, Option<Timestamp>)>>,
+    /// `GET /v1/identities/{name}/svid`.
+    pub(crate) svid: OnceLock<Bytes>,
 }
 
 /// Interval at which the chain is validated at most: programs may send thousands of requests a
@@ -80,92 +99,97 @@ pub(crate) struct SnapshotCache {
 const VALIDATION_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Snapshot {
-    /// Snapshot without a configuration.
-    pub(crate) fn unconfigured() -> Self {
-        Self::empty(State::Unconfigured)
+    /// Snapshot without a configuration. The next key will be of this provider.
+    pub(crate) fn unconfigured(provider: ProviderKind) -> Self {
+        Self::empty(State::Unconfigured, provider)
     }
 
-    /// Snapshot with nothing but an error, and when the next attempt is made.
-    pub(crate) fn blocked(error: LastError, retry_at: Option<Timestamp>) -> Self {
-        Self { is_known: false, last_error: Some((error, retry_at)), ..Self::empty(State::Blocked) }
+    /// Snapshot with nothing but an error.
+    pub(crate) fn blocked(error: ShownError, provider: ProviderKind) -> Self {
+        Self { is_known: false, last_error: Some(error), ..Self::empty(State::Blocked, provider) }
     }
 
     /// The snapshot, with an error that has to be corrected before anything is renewed.
     #[must_use]
     pub(crate) fn halted(self, error: LastError) -> Self {
-        Self {
+        let halted = |identity| IdentitySnapshot {
             state: State::Blocked,
             renew_at: None,
             renewal_window: None,
+            last_error: None, // nothing is tried
+            ..identity
+        };
+        Self {
             bundle: self.bundle.map(|current| CurrentBundle { refresh_at: None, ..current }),
             last_error: Some((error, None)),
+            default_identity: halted(self.default_identity),
+            other_identities: self.other_identities.into_iter().map(halted).collect(),
             ..self
         }
     }
 
-    /// Whether the configuration was rejected and is not in use.
-    pub(crate) fn rejects_configuration(&self) -> bool {
-        let kind = self.last_error.as_ref().map(|(error, _)| error.report.kind.as_str());
-        kind.and_then(|kind| kind.strip_prefix("urn:miaf-agent:error:")) == Some(CONFIGURATION)
-    }
-
-    /// The snapshot with the provider of keys that the configuration names.
-    #[must_use]
-    pub(crate) fn with_provider(self, provider: ProviderKind) -> Self {
-        Self { provider: provider.as_str(), ..self }
-    }
-
-    fn empty(state: State) -> Self {
+    fn empty(state: State, provider: ProviderKind) -> Self {
         Self {
             is_known: true,
-            state,
             trust_domain: None,
-            identity: None,
-            previous_identity: None,
-            renew_at: None,
-            renewal_window: None,
-            provider: "tpm",
             bundle: None,
             bootstrap: None,
             trust: None,
-            key_is_lost: false,
-            retry_after_until: None,
-            ends_while_waiting: false,
             last_error: None,
-            generation: None,
+            default_identity: IdentitySnapshot::empty(IdentityName::DEVICE, state, provider),
+            other_identities: Vec::new(),
             key_users: Arc::default(),
             cache: Arc::default(),
         }
     }
 
-    /// Whether the snapshot reflects a configuration.
-    pub(crate) fn is_configured(&self) -> bool {
-        self.is_known && self.state != State::Unconfigured
+    /// All identities; the default identity is the first.
+    pub(crate) fn identities(&self) -> impl Iterator<Item = &IdentitySnapshot> {
+        std::iter::once(&self.default_identity).chain(&self.other_identities)
     }
 
-    /// Whether a local program can prove the device's identity: the SVID is valid at `now`, and the
-    /// current bundle vouches for it.
-    pub(crate) fn is_ready(&self, now: Timestamp) -> bool {
+    /// All identities, to be changed.
+    pub(crate) fn identities_mut(&mut self) -> impl Iterator<Item = &mut IdentitySnapshot> {
+        std::iter::once(&mut self.default_identity).chain(&mut self.other_identities)
+    }
+
+    /// The identity with this name.
+    pub(crate) fn identity(&self, name: &IdentityName) -> Option<&IdentitySnapshot> {
+        self.identities().find(|identity| identity.name == *name)
+    }
+
+    /// Whether the configuration was rejected and is not in use.
+    pub(crate) fn rejects_configuration(&self) -> bool {
+        self.last_error.as_ref().is_some_and(|(error, _)| error.report.code == ProblemCode::Configuration)
+    }
+
+    /// Whether the snapshot reflects a configuration.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.is_known && self.default_identity.state != State::Unconfigured
+    }
+
+    /// Whether a local program can prove this identity: its SVID is valid at `now`, its key works,
+    /// and the current bundle vouches for it.
+    pub(crate) fn is_ready(&self, identity: &IdentitySnapshot, now: Timestamp) -> bool {
         // By a clock that cannot be right, it cannot be validated.
-        if self.state == State::WaitingForClock || self.key_is_lost {
-            return false;
-        }
-        match (&self.identity, &self.bundle) {
-            (Some(identity), Some(_)) => {
-                identity.is_valid(now) && self.vouching_anchor_not_after(now).is_some()
-            }
-            _ => false,
-        }
+        identity.state != State::WaitingForClock
+            && !identity.key_is_lost
+            && identity.current.as_ref().is_some_and(|current| current.is_valid(now))
+            && self.vouching_anchor_not_after(identity, now).is_some()
     }
 
     /// End of validity of the anchor that vouches for the SVID at `now`. `None`: there is none.
-    pub(crate) fn vouching_anchor_not_after(&self, now: Timestamp) -> Option<Timestamp> {
-        let (identity, current) = (self.identity.as_ref()?, self.bundle.as_ref()?);
-        let mut validated = self.cache.validated.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn vouching_anchor_not_after(
+        &self,
+        identity: &IdentitySnapshot,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let (current, bundle) = (identity.current.as_ref()?, self.bundle.as_ref()?);
+        let mut validated = identity.cache.validated.lock().unwrap_or_else(PoisonError::into_inner);
         match *validated {
             Some((at, not_after)) if at <= now && now < at.after(VALIDATION_INTERVAL) => not_after,
             _ => {
-                let vouching = svid::trust_path(&identity.svid, &current.bundle, now);
+                let vouching = svid::trust_path(&current.svid, &bundle.bundle, now);
                 let not_after = vouching.map(|vouching| vouching.anchor.not_after);
                 *validated = Some((now, not_after));
                 not_after
@@ -174,9 +198,30 @@ impl Snapshot {
     }
 }
 
-/// An SVID, and what is published with it.
+impl IdentitySnapshot {
+    /// An identity without an SVID.
+    pub(crate) fn empty(name: IdentityName, state: State, provider: ProviderKind) -> Self {
+        Self {
+            name,
+            state,
+            current: None,
+            previous: None,
+            renew_at: None,
+            renewal_window: None,
+            provider,
+            key_is_lost: false,
+            retry_after_until: None,
+            ends_while_waiting: false,
+            last_error: None,
+            generation: None,
+            cache: Arc::default(),
+        }
+    }
+}
+
+/// An SVID with its key, and what is published with them.
 #[derive(Clone, Debug)]
-pub(crate) struct Identity {
+pub(crate) struct SvidAndKey {
     /// The SVID.
     pub svid: X509Svid,
     /// Its key.
@@ -186,7 +231,7 @@ pub(crate) struct Identity {
     pub credential: Option<String>,
 }
 
-impl Identity {
+impl SvidAndKey {
     /// Whether the SVID can be used at `now`: it is within its validity, and so are the issuers
     /// that it needs.
     pub(crate) fn is_valid(&self, now: Timestamp) -> bool {

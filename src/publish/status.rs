@@ -1,107 +1,25 @@
-//! The status document and the SVID document of a snapshot.
+//! The status document and the SVID documents of a snapshot.
 
 use miaf_client::api::{
-    BootstrapKeyStatus, BootstrapStatus, BundleStatus, ErrorStatus, KeyStatus, Status, SvidDocument,
-    SvidStatus, TrustStatus, WindowStatus,
+    BootstrapKeyStatus, BootstrapStatus, BundleStatus, ErrorStatus, IdentityStatus, KeyStatus, State, Status,
+    SvidDocument, SvidStatus, TrustStatus, WindowStatus,
 };
 use miaf_spiffe::time::Timestamp;
 
-use super::Snapshot;
-use crate::lifecycle::State;
+use super::{IdentitySnapshot, ShownError, Snapshot, SvidAndKey};
 
-/// What to do about an error that the agent retries, and that a retry does not end.
-fn hint(kind: &str, status: Option<u16>) -> Option<&'static str> {
-    let of_agent = kind.strip_prefix("urn:miaf-agent:error:");
-    let of_margo = kind.strip_prefix("https://margo.org/docs/errors/");
-    Some(match (of_agent, of_margo, status) {
-        (Some("key-lost"), ..) => {
-            "restore what the key is bound to, its TPM or its key-encryption key; or replace the key with: miaf-agent \
-             retry --new-key"
-        }
-        (Some("clock"), ..) => {
-            "set the clock, or let a time service do it; if it is right, declare it so with: miaf-agent retry"
-        }
-        (Some("certificate-refused"), ..)
-        | (_, Some("invalid-bootstrap-proof"), _)
-        | (None, None, Some(401)) => {
-            "give the operator of the MIS the SHA-256 of the factory certificate, and ask why it is refused"
-        }
-        (Some("server-not-trusted"), ..) => {
-            "correct what the last error names: the CA or pin under [mis.trust], the name in mis.discovery_url, or the \
-             certificate of the MIS"
-        }
-        (Some("redirected"), ..) => {
-            "set mis.discovery_url to the address itself, or have the MIS's documents corrected"
-        }
-        (Some("proxy"), ..) => {
-            "correct the proxy, or what names it: mis.proxy, or HTTPS_PROXY in the environment of the service"
-        }
-        (Some("offline"), ..) => "if it lasts, see to the network connection of this device",
-        (Some("name-not-resolved"), ..) => {
-            "if it lasts, correct that name in the configuration, or the name servers of this device"
-        }
-        (Some("unreachable"), ..) => {
-            "if it lasts, compare mis.discovery_url with what the operator of the MIS says, and see to firewalls and \
-             proxies on the way"
-        }
-        (Some("discovery-refused"), ..) => {
-            "compare mis.discovery_url with what the operator of the MIS says, and have the document corrected"
-        }
-        (Some("bundle-refused"), ..) => "have the operator of the MIS correct its trust bundle",
-        (Some("malformed-answer"), ..) => {
-            "see that mis.discovery_url leads to the MIS and to nothing in between, and tell its operator"
-        }
-        (
-            Some("svid-refused" | "issuer-expired" | "issued-in-vain" | "svid-not-trusted" | "bundle-empty"),
-            ..,
-        ) => "show this to the operator of the MIS: what it issues cannot be used",
-        (None, _, Some(403)) => "ask the operator of the MIS whether this device may have an identity",
-        (None, _, Some(404)) => "compare mis.discovery_url with what the operator of the MIS says",
-        (_, Some("too-many-requests"), _) => "if it lasts, ask the operator of the MIS to raise its limit",
-        _ => return None,
-    })
-}
-
-/// The status of a snapshot as of `now`: an SVID that has expired since then is not called
-/// active.
+/// The status of a snapshot as of `now`: an SVID that has expired since then is not called active.
 pub(crate) fn status(snapshot: &Snapshot, now: Timestamp) -> Status {
-    let identity = snapshot.identity.as_deref();
-    let expired = identity.is_some_and(|identity| now > identity.svid.until());
-    let state = match snapshot.state {
-        State::Active | State::Renewing if expired => State::Expired,
-        state => state,
-    };
     Status {
-        state: state.to_string(),
         trust_domain: snapshot.trust_domain.as_ref().map(ToString::to_string),
-        spiffe_id: identity.map(|identity| identity.svid.spiffe_id().to_string()),
-        svid: identity.map(|identity| SvidStatus {
-            serial: identity.svid.serial().to_owned(),
-            not_before: identity.svid.not_before().to_string(),
-            not_after: identity.svid.until().to_string(),
-            leaf_not_after: Some(identity.svid.not_after())
-                .filter(|end| *end > identity.svid.until())
-                .map(|end| end.to_string()),
-            ends_while_waiting: snapshot.ends_while_waiting,
-            renew_at: snapshot.renew_at.map(|at| at.to_string()),
-            renewal_window: snapshot
-                .renewal_window
-                .map(|(from, to)| WindowStatus { from: from.to_string(), to: to.to_string() }),
-        }),
-        key: KeyStatus {
-            provider: snapshot.provider.to_owned(),
-            protection: identity.map(|identity| identity.key.protection().to_string()),
-            algorithm: identity.map(|identity| identity.key.public_key().algorithm().to_owned()),
-            lost: snapshot.key_is_lost,
-        },
         bundle: snapshot.bundle.as_ref().map(|current| BundleStatus {
             sequence: current.bundle.sequence(),
-            fetched_at: current.fetched_at.to_string(),
-            refresh_at: current.refresh_at.map(|at| at.to_string()),
+            fetched_at: current.fetched_at,
+            refresh_at: current.refresh_at,
         }),
         bootstrap: snapshot.bootstrap.as_ref().map(|facts| BootstrapStatus {
-            not_before: facts.not_before.to_string(),
-            not_after: facts.not_after.to_string(),
+            not_before: facts.not_before,
+            not_after: facts.not_after,
             sha256: facts.sha256.clone(),
             key: BootstrapKeyStatus { algorithm: facts.algorithm.to_owned(), in_tpm: facts.in_tpm },
         }),
@@ -111,30 +29,74 @@ pub(crate) fn status(snapshot: &Snapshot, now: Timestamp) -> Status {
             pins: facts.pins,
             system_roots: facts.system_roots,
         }),
-        last_error: snapshot.last_error.as_ref().map(|(error, retry_at)| ErrorStatus {
-            kind: error.report.kind.clone(),
-            title: error.report.title.clone(),
-            status: error.report.status,
-            detail: error.report.detail.clone(),
-            instance: error.report.instance.clone(),
-            at: error.at.to_string(),
-            retry_at: retry_at.map(|at| at.to_string()),
-            waits_until: snapshot.retry_after_until.map(|until| until.to_string()),
-            hint: hint(&error.report.kind, error.report.status).map(str::to_owned),
-            permanent: error.permanent,
-        }),
+        last_error: snapshot.last_error.as_ref().map(|shown| error_status(shown, None)),
+        identities: snapshot.identities().map(|identity| identity_status(identity, snapshot, now)).collect(),
     }
 }
 
-/// The document of a snapshot. `None` before the first enrollment.
-pub(crate) fn svid_document(snapshot: &Snapshot) -> Option<SvidDocument> {
-    let identity = snapshot.identity.as_deref()?;
+fn identity_status(identity: &IdentitySnapshot, snapshot: &Snapshot, now: Timestamp) -> IdentityStatus {
+    let current = identity.current.as_deref();
+    let expired = current.is_some_and(|current| now > current.svid.until());
+    let state = match identity.state {
+        State::Active | State::Renewing if expired => State::Expired,
+        state => state,
+    };
+    IdentityStatus {
+        name: identity.name.clone(),
+        state: state.into(),
+        ready: snapshot.is_ready(identity, now),
+        spiffe_id: current.map(|current| current.svid.spiffe_id().to_string()),
+        svid: current.map(|current| svid_status(current, identity)),
+        key: KeyStatus {
+            provider: identity.provider.as_str().to_owned(),
+            protection: current.map(|current| current.key.protection().into()),
+            algorithm: current.map(|current| current.key.public_key().algorithm().to_owned()),
+            lost: identity.key_is_lost,
+        },
+        last_error: identity.last_error.as_ref().map(|shown| error_status(shown, identity.retry_after_until)),
+    }
+}
+
+fn svid_status(SvidAndKey { svid, .. }: &SvidAndKey, identity: &IdentitySnapshot) -> SvidStatus {
+    SvidStatus {
+        serial: svid.serial().to_owned(),
+        not_before: svid.not_before(),
+        not_after: svid.until(),
+        leaf_not_after: Some(svid.not_after()).filter(|end| *end > svid.until()),
+        ends_while_waiting: identity.ends_while_waiting,
+        renew_at: identity.renew_at,
+        renewal_window: identity.renewal_window.map(|(from, to)| WindowStatus { from, to }),
+    }
+}
+
+fn error_status((error, retry_at): &ShownError, waits_until: Option<Timestamp>) -> ErrorStatus {
+    let report = &error.report;
+    let response = report.response.as_ref();
+    ErrorStatus {
+        code: report.code.clone(),
+        title: report.title.clone(),
+        detail: report.detail.clone(),
+        hint: report.hint().map(str::to_owned),
+        status: response.map(|response| response.status),
+        kind: response.and_then(|response| response.kind.clone()),
+        instance: response.and_then(|response| response.instance.clone()),
+        at: error.at,
+        retry_at: *retry_at,
+        waits_until,
+        permanent: error.permanent,
+    }
+}
+
+/// The SVID document of an identity. `None` before it is first issued.
+pub(crate) fn svid_document(identity: &IdentitySnapshot) -> Option<SvidDocument> {
+    let SvidAndKey { svid, .. } = identity.current.as_deref()?;
     Some(SvidDocument {
-        spiffe_id: identity.svid.spiffe_id().to_string(),
-        serial: identity.svid.serial().to_owned(),
-        certificate_chain_pem: identity.svid.chain().to_pems(),
-        not_before: identity.svid.not_before().to_string(),
-        not_after: identity.svid.until().to_string(),
-        generation: snapshot.generation,
+        identity: identity.name.clone(),
+        spiffe_id: svid.spiffe_id().to_string(),
+        serial: svid.serial().to_owned(),
+        certificate_chain_pem: svid.chain().to_pems(),
+        not_before: svid.not_before(),
+        not_after: svid.until(),
+        generation: identity.generation,
     })
 }

@@ -1,9 +1,10 @@
-//! `POST /v1/retry`, `/v1/renew` and `/v1/reset-identity`: admin commands to the running agent.
+//! Admin commands to the running agent: `POST /v1/retry`, `/v1/identities/{name}/renew` and
+//! `/v1/identities/{name}/retire`.
 
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 
 use crate::platform::log::AUDIT;
 use crate::publish::Snapshot;
@@ -11,69 +12,69 @@ use crate::server::command_queue::{AdminCommand, CommandError};
 use crate::server::context::ServerContext;
 use crate::server::peer::{Peer, Role};
 use crate::server::request_body;
-use crate::server::response::{self, HttpResponse, JSON, method_not_allowed, problem};
-use miaf_client::api::Accepted;
+use crate::server::response::{self, HttpResponse, JSON, method_not_allowed, problem, unknown_identity};
+use miaf_client::api::{Accepted, IdentityName};
 use miaf_spiffe::TrustDomain;
 use miaf_spiffe::json;
 
 /// The path of an admin command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CommandPath {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum CommandPath {
     /// `/v1/retry`
     Retry,
-    /// `/v1/renew`
-    Renew,
-    /// `/v1/reset-identity`
-    ResetIdentity,
+    /// `/v1/identities/{name}/renew`
+    Renew(IdentityName),
+    /// `/v1/identities/{name}/retire`
+    Retire(IdentityName),
 }
 
 /// The body of an admin command, parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct CommandRequest {
     command: AdminCommand,
-    /// For [`AdminCommand::ResetIdentity`]: the trust domain that the caller expects to leave.
+    /// For [`AdminCommand::Retire`]: the trust domain that the caller expects to leave.
     trust_domain: Option<TrustDomain>,
 }
 
 impl CommandPath {
-    const ALL: [Self; 3] = [Self::Retry, Self::Renew, Self::ResetIdentity];
-
-    /// The path.
-    pub(crate) fn as_str(self) -> &'static str {
+    /// The command, as on the command line.
+    fn command_name(&self) -> &'static str {
         match self {
-            Self::Retry => "/v1/retry",
-            Self::Renew => "/v1/renew",
-            Self::ResetIdentity => "/v1/reset-identity",
+            Self::Retry => "retry",
+            Self::Renew(_) => "renew",
+            Self::Retire(_) => "retire",
         }
     }
 
-    /// The command, as on the command line.
-    fn command_name(self) -> &'static str {
-        self.as_str().trim_start_matches("/v1/")
-    }
-
-    pub(super) fn parse(path: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|known| known.as_str() == path)
-    }
-
-    /// Parses a body.
+    /// Parses a body. `default_identity` is the one that a command is about where it names none.
     ///
     /// # Errors
     /// A sentence that says what is allowed.
-    fn read(self, body: &[u8]) -> Result<CommandRequest, String> {
+    fn read(self, body: &[u8], default_identity: &IdentityName) -> Result<CommandRequest, String> {
         let request = |command| CommandRequest { command, trust_domain: None };
         match self {
-            Self::Retry if body.is_empty() => Ok(request(AdminCommand::Retry { new_key: false })),
-            Self::Retry => object(body, "be empty, or {\"newKey\": true}")
-                .map(|RetryBody { new_key }| request(AdminCommand::Retry { new_key })),
-            Self::Renew if body.is_empty() => Ok(request(AdminCommand::Renew)),
-            Self::Renew => object(body, "be empty").map(|EmptyBody {}| request(AdminCommand::Renew)),
-            Self::ResetIdentity => object(
+            Self::Retry if body.is_empty() => Ok(request(AdminCommand::Retry { new_key: None })),
+            Self::Retry => {
+                let must = "be empty, or {\"newKey\": true}, or {\"newKey\": true, \"identity\": \"device\"}";
+                let RetryBody { new_key, identity } = object(body, must)?;
+                if identity.is_some() && !new_key {
+                    return Err(format!(
+                        "The body must {must}. This one names an identity, and a retry is for all of them."
+                    ));
+                }
+                let identity = identity.unwrap_or_else(|| default_identity.clone());
+                Ok(request(AdminCommand::Retry { new_key: new_key.then_some(identity) }))
+            }
+            Self::Renew(name) if body.is_empty() => Ok(request(AdminCommand::Renew(name))),
+            Self::Renew(name) => {
+                object(body, "be empty").map(|EmptyBody {}| request(AdminCommand::Renew(name)))
+            }
+            Self::Retire(name) => object(
                 body,
                 "name the trust domain that is to be left: {\"trustDomain\": \"factory.example\"}",
             )
-            .map(|ResetBody { trust_domain }| CommandRequest {
-                command: AdminCommand::ResetIdentity,
+            .map(|RetireBody { trust_domain }| CommandRequest {
+                command: AdminCommand::Retire(name),
                 trust_domain: Some(trust_domain),
             }),
         }
@@ -85,6 +86,12 @@ impl CommandPath {
 struct RetryBody {
     #[serde(default)]
     new_key: bool,
+    #[serde(default, deserialize_with = "not_null")]
+    identity: Option<IdentityName>,
+}
+
+fn not_null<'de, D: Deserializer<'de>>(identity: D) -> Result<Option<IdentityName>, D::Error> {
+    IdentityName::deserialize(identity).map(Some)
 }
 
 #[derive(Deserialize)]
@@ -93,7 +100,7 @@ struct EmptyBody {}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct ResetBody {
+struct RetireBody {
     trust_domain: TrustDomain,
 }
 
@@ -125,38 +132,51 @@ pub(super) async fn respond(
             target: AUDIT, audit, uid, pid, status, reason = "incomplete request", "admin command rejected"
         );
     })?;
-    let CommandRequest { command, trust_domain } = path.read(&body).map_err(|reason| {
+    let snapshot = context.snapshots.borrow().clone();
+    let parsed = path.read(&body, &snapshot.default_identity.name);
+    let CommandRequest { command, trust_domain } = parsed.map_err(|reason| {
         tracing::info!(target: AUDIT, audit, uid, pid, reason, "admin command rejected: invalid request");
         problem(StatusCode::BAD_REQUEST, &reason)
     })?;
-    let audit = command.as_str();
-    tracing::info!(target: AUDIT, audit, uid, pid, "admin command received");
+    let (audit, named) = (command.as_str(), command.identity().cloned());
+    let identity = named.as_ref().map(IdentityName::as_str);
+    tracing::info!(target: AUDIT, audit, identity, uid, pid, "admin command received");
     context.counters.command();
-    let is_right_domain = trust_domain
-        .map_or(Ok(()), |trust_domain| check_trust_domain(&trust_domain, &context.snapshots.borrow()));
-    let decision = match is_right_domain {
-        Ok(()) => context.commands.send(command).await,
-        Err(reason) => Err(CommandError::NotApplicable(reason)),
+    let decision = match check(named.as_ref(), trust_domain.as_ref(), &snapshot) {
+        Ok(()) => context.commands.send(command).await.map_err(|e| match e {
+            CommandError::NotApplicable(reason) => (StatusCode::CONFLICT, reason),
+            CommandError::Busy => {
+                let reason =
+                    "The agent cannot accept the command now: others wait already, or it is shutting down. Try again.";
+                (StatusCode::SERVICE_UNAVAILABLE, reason.to_owned())
+            }
+        }),
+        Err(rejection) => Err(rejection),
     };
-    let (status, reason) = match decision {
-        Ok(detail) => {
-            return Ok(response::json(StatusCode::ACCEPTED, JSON, &Accepted { accepted: true, detail }));
+    match decision {
+        Ok(detail) => Ok(response::json(StatusCode::ACCEPTED, JSON, &Accepted { accepted: true, detail })),
+        Err((status, reason)) => {
+            tracing::info!(target: AUDIT, audit, identity, uid, pid, reason, "admin command rejected");
+            Err(problem(status, &reason))
         }
-        Err(CommandError::NotApplicable(reason)) => (StatusCode::CONFLICT, reason),
-        Err(CommandError::Busy) => {
-            let reason = "The agent cannot accept the command now: others wait already, or it is shutting down. Try again.";
-            (StatusCode::SERVICE_UNAVAILABLE, reason.to_owned())
-        }
-    };
-    tracing::info!(target: AUDIT, audit, uid, pid, reason, "admin command rejected");
-    Err(problem(status, &reason))
+    }
 }
 
-/// Checks that the current identity, if there is one, is in the trust domain that is to be left.
-fn check_trust_domain(expected: &TrustDomain, snapshot: &Snapshot) -> Result<(), String> {
-    match snapshot.identity.as_ref().map(|identity| identity.svid.spiffe_id().trust_domain()) {
-        Some(current) if current != expected => Err(format!(
-            "This device has its identity in the trust domain \"{current}\", not in \"{expected}\": nothing is left."
+/// Checks that the identity exists and, if it has an SVID, is in the trust domain that is to be left.
+fn check(
+    identity: Option<&IdentityName>,
+    expected: Option<&TrustDomain>,
+    snapshot: &Snapshot,
+) -> Result<(), (StatusCode, String)> {
+    let Some(name) = identity else { return Ok(()) };
+    let identity = snapshot.identity(name).ok_or_else(|| (StatusCode::NOT_FOUND, unknown_identity(name)))?;
+    let current = identity.current.as_ref().map(|current| current.svid.spiffe_id().trust_domain());
+    match (current, expected) {
+        (Some(current), Some(expected)) if current != expected => Err((
+            StatusCode::CONFLICT,
+            format!(
+                "The identity \"{name}\" is in the trust domain \"{current}\", not in \"{expected}\": it stays."
+            ),
         )),
         _ => Ok(()), // without one the event loop says what to do
     }
@@ -168,45 +188,54 @@ mod tests {
 
     #[test]
     fn command_body_is_validated() {
-        let command =
-            |path: CommandPath, body: &str| path.read(body.as_bytes()).map(|request| request.command);
-        for (body, new_key) in
-            [("", false), ("{}", false), ("{\"newKey\":false}", false), ("{\"newKey\": true}", true)]
-        {
-            assert_eq!(command(CommandPath::Retry, body), Ok(AdminCommand::Retry { new_key }), "{body:?}");
+        let device = || IdentityName::DEVICE;
+        let command = |path: CommandPath, body: &str| {
+            path.read(body.as_bytes(), &device()).map(|request| request.command)
+        };
+        let (retry, renew, retire) =
+            (|| CommandPath::Retry, || CommandPath::Renew(device()), || CommandPath::Retire(device()));
+        let other = IdentityName::parse("wfm").unwrap();
+        for (body, new_key) in [
+            ("", None),
+            ("{}", None),
+            ("{\"newKey\":false}", None),
+            ("{\"newKey\": true}", Some(device())),
+            ("{\"newKey\": true, \"identity\": \"wfm\"}", Some(other)),
+        ] {
+            assert_eq!(command(retry(), body), Ok(AdminCommand::Retry { new_key }), "{body:?}");
         }
-        for body in ["", "{}"] {
-            assert_eq!(command(CommandPath::Renew, body), Ok(AdminCommand::Renew));
+        for body in ["", "{}", "\u{feff}{}"] {
+            // A byte order mark is skipped, as everywhere (RFC 8259 section 8.1).
+            assert_eq!(command(renew(), body), Ok(AdminCommand::Renew(device())));
         }
-        // As everywhere (RFC 8259 section 8.1).
-        assert_eq!(command(CommandPath::Renew, "\u{feff}{}"), Ok(AdminCommand::Renew));
-        assert_eq!(
-            command(CommandPath::Retry, "\u{feff}{\"newKey\":true}"),
-            Ok(AdminCommand::Retry { new_key: true })
-        );
-        let request = CommandPath::ResetIdentity.read(b"{\"trustDomain\":\"factory.example\"}").unwrap();
-        assert_eq!(request.command, AdminCommand::ResetIdentity);
+        let request = retire().read(b"{\"trustDomain\":\"factory.example\"}", &device()).unwrap();
+        assert_eq!(request.command, AdminCommand::Retire(device()));
         assert_eq!(request.trust_domain, Some(TrustDomain::parse("factory.example").unwrap()));
+        let of_retry = [
+            "null",
+            "[true]",
+            "true",
+            "{\"newKey\":1}",
+            "{\"newKey\":null}",
+            "{\"new_key\":true}",
+            "{\"identity\":\"wfm\"}",
+            "{\"newKey\":false,\"identity\":\"wfm\"}",
+            "{\"newKey\":true,\"identity\":null}",
+            "{\"newKey\":true,\"identity\":\"../x\"}",
+            " ",
+        ];
+        let of_retire = ["", "{}", "[\"a\"]", "{\"trustDomain\":5}", "{\"trustDomain\":\"No Domain\"}"];
         for (path, bodies, allowed) in [
-            (
-                CommandPath::Retry,
-                &["null", "[true]", "true", "{\"newKey\":1}", "{\"newKey\":null}", "{\"new_key\":true}", " "]
-                    [..],
-                "be empty, or {\"newKey\": true}",
-            ),
-            (CommandPath::Renew, &["[]", "{\"newKey\":true}", "x"], "be empty"),
-            (
-                CommandPath::ResetIdentity,
-                &["", "{}", "[\"a\"]", "{\"trustDomain\":5}", "{\"trustDomain\":\"No Domain\"}"],
-                "name the trust domain that is to be left",
-            ),
+            (retry(), &of_retry[..], "be empty, or {\"newKey\": true}"),
+            (renew(), &["[]", "{\"newKey\":true}", "x"], "be empty"),
+            (retire(), &of_retire, "name the trust domain that is to be left"),
         ] {
             for body in bodies {
-                let reason = command(path, body).unwrap_err();
+                let reason = command(path.clone(), body).unwrap_err();
                 assert!(reason.contains(allowed), "{body:?}: {reason}");
             }
         }
-        let twice = command(CommandPath::Retry, "{\"newKey\":true,\"newKey\":true}").unwrap_err();
+        let twice = command(retry(), "{\"newKey\":true,\"newKey\":true}").unwrap_err();
         assert!(twice.contains("duplicate"), "{twice}");
     }
 }

@@ -14,6 +14,7 @@ use tokio::time::sleep;
 
 use crate::platform::log::AUDIT;
 use crate::server::peer::Peer;
+use miaf_client::api::IdentityName;
 use miaf_spiffe::SpiffeId;
 use miaf_spiffe::digest::sha256;
 use miaf_spiffe::svid::X509Svid;
@@ -104,6 +105,7 @@ enum KeyUser {
 
 #[derive(Debug)]
 struct Count {
+    identity: IdentityName,
     spiffe_id: SpiffeId,
     serial: String,
     recorded_at: Instant,
@@ -118,6 +120,7 @@ struct Count {
 pub(super) struct AuditRecord {
     kind: KeyUse,
     user: KeyUser,
+    identity: IdentityName,
     spiffe_id: SpiffeId,
     serial: String,
     /// Uses since the record before.
@@ -132,8 +135,8 @@ impl KeyUseLog {
     }
 
     /// Records one use: at once, or with those that are counted.
-    pub(super) fn record(&self, peer: Peer, svid: &X509Svid) {
-        if let Some(record) = self.count(peer, svid, Instant::now()) {
+    pub(super) fn record(&self, peer: Peer, identity: &IdentityName, svid: &X509Svid) {
+        if let Some(record) = self.count(peer, identity, svid, Instant::now()) {
             record.write();
         }
     }
@@ -162,12 +165,19 @@ impl KeyUseLog {
     }
 
     /// Counts one use. Returns the record that is to be written now, if one is.
-    fn count(&self, peer: Peer, svid: &X509Svid, now: Instant) -> Option<AuditRecord> {
+    fn count(
+        &self,
+        peer: Peer,
+        identity: &IdentityName,
+        svid: &X509Svid,
+        now: Instant,
+    ) -> Option<AuditRecord> {
         let leaf = sha256(svid.chain().leaf());
         let mut counts = lock(&self.counts);
         let key = CountKey { leaf, user: key_user(&mut counts, peer, leaf, now) };
         let is_first = !counts.contains_key(&key);
         let count = counts.entry(key).or_insert_with(|| Count {
+            identity: identity.clone(),
             spiffe_id: svid.spiffe_id().clone(),
             serial: svid.serial().to_owned(),
             recorded_at: now,
@@ -223,10 +233,11 @@ impl Count {
     fn take(&mut self, kind: KeyUse, key: CountKey) -> Option<AuditRecord> {
         let count = std::mem::take(&mut self.since);
         let (user, uids) = (key.user, self.uids.take());
-        let Self { spiffe_id, serial, .. } = self;
+        let Self { identity, spiffe_id, serial, .. } = self;
         (count > 0).then(|| AuditRecord {
             kind,
             user,
+            identity: identity.clone(),
             spiffe_id: spiffe_id.clone(),
             serial: serial.clone(),
             count,
@@ -272,7 +283,8 @@ fn is_within_interval(at: Instant, now: Instant) -> bool {
 
 impl AuditRecord {
     fn write(&self) {
-        let Self { kind, user, spiffe_id, serial, count, uids } = self;
+        let Self { kind, user, identity, spiffe_id, serial, count, uids } = self;
+        let identity = identity.as_str();
         let (uid, pid, counted_for) = match *user {
             KeyUser::Process(uid, pid) => (uid, Some(pid), "process"),
             KeyUser::User(uid) => (uid, None, "user"),
@@ -282,11 +294,11 @@ impl AuditRecord {
         // Constants each: targets and names of fields cannot be chosen at run time.
         match kind {
             KeyUse::Signature => tracing::info!(
-                target: AUDIT, audit = "sign", uid, pid, counted_for, uid_from, uid_to, %spiffe_id, serial, count,
+                target: AUDIT, audit = "sign", identity, uid, pid, counted_for, uid_from, uid_to, %spiffe_id, serial, count,
                 "signature made"
             ),
             KeyUse::KeySent => tracing::info!(
-                target: AUDIT, audit = "key", uid, pid, counted_for, uid_from, uid_to, %spiffe_id, serial, count,
+                target: AUDIT, audit = "key", identity, uid, pid, counted_for, uid_from, uid_to, %spiffe_id, serial, count,
                 "key sent"
             ),
         }
@@ -337,29 +349,35 @@ mod tests {
     #[test]
     fn key_use_is_recorded_at_once_and_then_once_a_minute() {
         let (uses, svid, now) = (KeyUseLog::new(KeyUse::Signature), svid(), Instant::now());
-        let first = uses.count(peer(7, 1), &svid, now).unwrap();
+        let first = uses.count(peer(7, 1), &IdentityName::DEVICE, &svid, now).unwrap();
         assert_eq!((first.user, first.count, first.serial.as_str()), (KeyUser::Process(Some(7), 1), 1, "07"));
         assert_eq!(uses.next_due(now), None, "nothing to wake up for");
         for _ in 0..999 {
-            assert_eq!(uses.count(peer(7, 1), &svid, now + INTERVAL / 2), None);
+            assert_eq!(uses.count(peer(7, 1), &IdentityName::DEVICE, &svid, now + INTERVAL / 2), None);
         }
-        assert!(uses.count(peer(7, 2), &svid, now).is_some() && uses.count(peer(8, 1), &svid, now).is_some());
+        assert!(
+            uses.count(peer(7, 2), &IdentityName::DEVICE, &svid, now).is_some()
+                && uses.count(peer(8, 1), &IdentityName::DEVICE, &svid, now).is_some()
+        );
         assert_eq!(uses.next_due(now + INTERVAL / 2), Some(INTERVAL / 2));
         assert!(uses.due(now + INTERVAL / 2).is_empty());
         assert_eq!(summary(&uses.due(now + INTERVAL)), [(KeyUser::Process(Some(7), 1), 999)]);
         // From then on the minute counts anew, and one that brings no use ends the count.
-        assert_eq!(uses.count(peer(7, 1), &svid, now + INTERVAL * 3 / 2), None);
+        assert_eq!(uses.count(peer(7, 1), &IdentityName::DEVICE, &svid, now + INTERVAL * 3 / 2), None);
         assert_eq!(summary(&uses.due(now + INTERVAL * 2)), [(KeyUser::Process(Some(7), 1), 1)]);
         assert!(uses.due(now + INTERVAL * 3).is_empty() && lock(&uses.counts).is_empty());
-        assert_eq!(uses.count(peer(7, 1), &svid, now + INTERVAL * 3).unwrap().count, 1);
+        assert_eq!(
+            uses.count(peer(7, 1), &IdentityName::DEVICE, &svid, now + INTERVAL * 3).unwrap().count,
+            1
+        );
     }
 
     #[test]
     fn late_use_is_recorded_with_those_before_it() {
         let (uses, svid, now) = (KeyUseLog::new(KeyUse::Signature), svid(), Instant::now());
-        uses.count(peer(7, 1), &svid, now);
-        uses.count(peer(7, 1), &svid, now);
-        assert_eq!(uses.count(peer(7, 1), &svid, now + INTERVAL).unwrap().count, 2);
+        uses.count(peer(7, 1), &IdentityName::DEVICE, &svid, now);
+        uses.count(peer(7, 1), &IdentityName::DEVICE, &svid, now);
+        assert_eq!(uses.count(peer(7, 1), &IdentityName::DEVICE, &svid, now + INTERVAL).unwrap().count, 2);
     }
 
     #[test]
@@ -367,8 +385,8 @@ mod tests {
         let (uses, now) = (KeyUseLog::new(KeyUse::KeySent), Instant::now());
         for _ in 0..6 {
             let (svid, peer) = (svid(), peer(7, 1));
-            assert!(uses.count(peer, &svid, now).is_some());
-            assert!(uses.count(peer, &svid, now).is_none());
+            assert!(uses.count(peer, &IdentityName::DEVICE, &svid, now).is_some());
+            assert!(uses.count(peer, &IdentityName::DEVICE, &svid, now).is_none());
         }
     }
 
@@ -376,13 +394,16 @@ mod tests {
     fn pending_count_is_recorded_on_refusal_and_at_the_end() {
         let (uses, svid, now) = (KeyUseLog::new(KeyUse::KeySent), svid(), Instant::now());
         for pid in [1, 1, 1, 2, 2] {
-            uses.count(peer(7, pid), &svid, now);
+            uses.count(peer(7, pid), &IdentityName::DEVICE, &svid, now);
         }
         assert_eq!(
             summary(&uses.take(|key| key.user == KeyUser::Process(Some(7), 1))),
             [(KeyUser::Process(Some(7), 1), 2)]
         );
-        assert!(uses.count(peer(7, 1), &svid, now).is_some(), "the next is recorded at once");
+        assert!(
+            uses.count(peer(7, 1), &IdentityName::DEVICE, &svid, now).is_some(),
+            "the next is recorded at once"
+        );
         assert_eq!(summary(&uses.take(|_| true)), [(KeyUser::Process(Some(7), 2), 1)]);
         assert!(lock(&uses.counts).is_empty());
     }
@@ -391,7 +412,8 @@ mod tests {
     fn processes_of_another_namespace_are_counted_together() {
         let (uses, svid, now) = (KeyUseLog::new(KeyUse::Signature), svid(), Instant::now());
         let unknown = Peer { pid: None, ..peer(7, 0) };
-        let all = [peer(7, 0), peer(7, -1), unknown].map(|peer| uses.count(peer, &svid, now));
+        let all = [peer(7, 0), peer(7, -1), unknown]
+            .map(|peer| uses.count(peer, &IdentityName::DEVICE, &svid, now));
         let [first, further @ ..] = all;
         assert!(first.unwrap().user == KeyUser::User(Some(7)) && further == [None, None]);
     }
@@ -400,12 +422,15 @@ mod tests {
     fn process_for_each_signature_does_not_fill_the_log() {
         let (uses, svid, now) = (KeyUseLog::new(KeyUse::Signature), svid(), Instant::now());
         let records = |pids: std::ops::Range<i32>, at| {
-            pids.filter_map(|pid| uses.count(peer(7, pid), &svid, at)).count()
+            pids.filter_map(|pid| uses.count(peer(7, pid), &IdentityName::DEVICE, &svid, at)).count()
         };
         assert_eq!(records(1..10_000, now), MAX_PROCESSES_OF_USER + 1);
         let rest = summary(&uses.due(now + INTERVAL));
         assert_eq!(rest, [(KeyUser::User(Some(7)), 9_999 - MAX_PROCESSES_OF_USER as u64 - 1)]);
-        assert!(uses.count(peer(8, 1), &svid, now).is_some(), "others are counted apart as before");
+        assert!(
+            uses.count(peer(8, 1), &IdentityName::DEVICE, &svid, now).is_some(),
+            "others are counted apart as before"
+        );
     }
 
     #[test]
@@ -414,7 +439,9 @@ mod tests {
         let mut recorded = 0;
         for uid in 0..3000 {
             for pid in 1..=3 {
-                recorded += uses.count(peer(uid, pid), &svid, now).map_or(0, |record| record.count);
+                recorded += uses
+                    .count(peer(uid, pid), &IdentityName::DEVICE, &svid, now)
+                    .map_or(0, |record| record.count);
             }
         }
         assert!(recorded <= MAX_COUNTS as u64 + 1 && lock(&uses.counts).len() <= MAX_COUNTS + 1);
@@ -435,8 +462,8 @@ mod tests {
             async move { uses.run().await }
         });
         let long_ago = Instant::now().checked_sub(INTERVAL).unwrap();
-        uses.count(peer(7, 1), &svid, long_ago);
-        uses.count(peer(7, 1), &svid, long_ago);
+        uses.count(peer(7, 1), &IdentityName::DEVICE, &svid, long_ago);
+        uses.count(peer(7, 1), &IdentityName::DEVICE, &svid, long_ago);
         while uses.next_due(Instant::now()).is_some() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

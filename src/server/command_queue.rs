@@ -5,36 +5,46 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use miaf_client::api::IdentityName;
+
 /// Commands that wait for the event loop at the same time. An operator sends one.
 const QUEUE_LENGTH: usize = 4;
 /// Time for the event loop to accept or reject a command.
 const DECISION_LIMIT: Duration = Duration::from_secs(10);
 
 /// A command of an administrator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum AdminCommand {
     /// Try again now what was refused or is being waited for, unless a retry-after delay forbids it
     /// (miaf-v0 P2, E8); accept the trust bundle that is served (miaf-v0 B5); take this device's
     /// clock as right.
     Retry {
-        /// Where the key is lost, enroll with a new one.
-        new_key: bool,
+        /// The identity that is to enroll with a new key, where its key is lost.
+        new_key: Option<IdentityName>,
     },
-    /// Renew the identity now.
-    Renew,
-    /// Retire the identity: store identity, keys and documents apart, withdraw what was published,
-    /// and continue as a new device under the configuration.
-    ResetIdentity,
+    /// Renew an identity now.
+    Renew(IdentityName),
+    /// Retire an identity: store it, its keys and documents apart, withdraw what was published, and
+    /// start anew under the configuration.
+    Retire(IdentityName),
 }
 
 impl AdminCommand {
     /// The command as on the command line.
-    pub(crate) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(&self) -> &'static str {
         match self {
-            Self::Retry { new_key: false } => "retry",
-            Self::Retry { new_key: true } => "retry --new-key",
-            Self::Renew => "renew",
-            Self::ResetIdentity => "reset-identity",
+            Self::Retry { new_key: None } => "retry",
+            Self::Retry { new_key: Some(_) } => "retry --new-key",
+            Self::Renew(_) => "renew",
+            Self::Retire(_) => "retire",
+        }
+    }
+
+    /// The identity that it is about.
+    pub(crate) fn identity(&self) -> Option<&IdentityName> {
+        match self {
+            Self::Retry { new_key } => new_key.as_ref(),
+            Self::Renew(identity) | Self::Retire(identity) => Some(identity),
         }
     }
 }
@@ -104,19 +114,23 @@ mod tests {
     async fn command_without_a_decision_is_rejected() {
         let (queue, receiver) = CommandQueue::new();
         drop(receiver);
-        assert_eq!(queue.send(AdminCommand::Renew).await, Err(CommandError::Busy));
+        assert_eq!(queue.send(AdminCommand::Renew(IdentityName::DEVICE)).await, Err(CommandError::Busy));
 
         let (queue, mut receiver) = CommandQueue::new();
         let waiting: Vec<_> = (0..QUEUE_LENGTH)
             .map(|_| {
                 tokio::spawn({
                     let queue = queue.clone();
-                    async move { queue.send(AdminCommand::Renew).await }
+                    async move { queue.send(AdminCommand::Renew(IdentityName::DEVICE)).await }
                 })
             })
             .collect();
         tokio::task::yield_now().await;
-        assert_eq!(queue.send(AdminCommand::Renew).await, Err(CommandError::Busy), "too many");
+        assert_eq!(
+            queue.send(AdminCommand::Renew(IdentityName::DEVICE)).await,
+            Err(CommandError::Busy),
+            "too many"
+        );
         let mut waiting = waiting.into_iter();
         assert!(receiver.recv().await.unwrap().accept("it happens".into()));
         assert_eq!(waiting.next().unwrap().await.unwrap(), Ok("it happens".into()));

@@ -78,7 +78,8 @@ async fn is_known(body: &mut Incoming) -> Result<bool, GrpcStatus> {
 }
 
 fn health(context: &ServerContext) -> Health {
-    let is_ready = context.snapshots.borrow().is_ready(clock::now().wall);
+    let snapshot = context.snapshots.borrow().clone();
+    let is_ready = snapshot.is_ready(&snapshot.default_identity, clock::now().wall);
     if is_ready { Health::Serving } else { Health::NotServing }
 }
 

@@ -1,14 +1,16 @@
 //! Metrics for Prometheus (text format 0.0.4): `GET /metrics`, and the same as a file for the node
 //! exporter.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use crate::lifecycle::State;
-use crate::publish::Snapshot;
 use crate::publish::status;
+use crate::publish::{IdentitySnapshot, Snapshot};
 use crate::server::connection_limit::LimitReached;
 use crate::server::peer::{Peer, Role};
+use miaf_client::api::{IdentityName, State, Word as _};
 use miaf_spiffe::time::Timestamp;
 
 /// Media type of the text.
@@ -18,11 +20,9 @@ pub(super) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     sockets: [SocketCounters; Role::ALL.len()],
-    signatures: AtomicU64,
-    failed_signatures: AtomicU64,
     commands: AtomicU64,
-    keys_sent: AtomicU64,
-    keys_refused: AtomicU64,
+    signatures: Outcomes,
+    keys_sent: Outcomes,
 }
 
 #[derive(Debug, Default)]
@@ -48,16 +48,14 @@ impl Counters {
         }
     }
 
-    pub(super) fn signature(&self, is_made: bool) {
-        count(if is_made { &self.signatures } else { &self.failed_signatures });
+    /// Counts a signature by the key of an identity.
+    pub(super) fn signature(&self, identity: &IdentityName, is_made: bool) {
+        self.signatures.count(identity, is_made);
     }
 
-    pub(super) fn key_sent(&self) {
-        count(&self.keys_sent);
-    }
-
-    pub(super) fn key_refused(&self) {
-        count(&self.keys_refused);
+    /// Counts a request for the software key of an identity.
+    pub(super) fn key_request(&self, identity: &IdentityName, is_sent: bool) {
+        self.keys_sent.count(identity, is_sent);
     }
 
     pub(super) fn command(&self) {
@@ -74,6 +72,23 @@ impl Counters {
     }
 }
 
+/// Successes and failures, of each identity.
+#[derive(Debug, Default)]
+struct Outcomes(Mutex<BTreeMap<IdentityName, [u64; 2]>>);
+
+impl Outcomes {
+    fn count(&self, identity: &IdentityName, is_success: bool) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let [successes, failures] = counts.entry(identity.clone()).or_default();
+        *if is_success { successes } else { failures } += 1;
+    }
+
+    fn of(&self, identity: &IdentityName) -> [f64; 2] {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.get(identity).copied().unwrap_or_default().map(|count| count as f64)
+    }
+}
+
 /// Adds one. Returns the value before.
 fn count(counter: &AtomicU64) -> u64 {
     counter.fetch_add(1, Ordering::Relaxed)
@@ -82,52 +97,74 @@ fn count(counter: &AtomicU64) -> u64 {
 /// All metrics as of `now`.
 pub(super) fn text(snapshot: &Snapshot, counters: &Counters, now: Timestamp) -> String {
     let mut text = Text::default();
-    device_metrics(&mut text, snapshot, now);
-    socket_metrics(&mut text, counters);
-    text.0
-}
-
-fn device_metrics(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
-    let status = status::status(snapshot, now);
     text.gauge(
         "build_info",
         "Always 1; the version of the agent.",
         [(&[("version", env!("CARGO_PKG_VERSION"))][..], 1.0)],
     );
-    let states = State::ALL.map(State::as_str);
-    let states = states.map(|state| ([("state", state)], flag(state == status.state)));
+    identity_metrics(&mut text, snapshot, now);
+    trust_domain_metrics(&mut text, snapshot, now);
+    error_metrics(&mut text, snapshot);
+    socket_metrics(&mut text, counters);
+    use_metrics(&mut text, snapshot, counters);
+    text.0
+}
+
+fn identity_metrics(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
+    let status = status::status(snapshot, now);
+    let states = status.identities.iter().flat_map(|identity| {
+        let sample = |state: &State| {
+            let labels = [("identity", identity.name.as_str()), ("state", state.as_str())];
+            (labels, flag(identity.state == *state))
+        };
+        State::ALL.iter().map(sample)
+    });
+    let states: Vec<_> = states.collect();
     text.gauge(
         "state",
-        "1 for the state that the device is in.",
+        "1 for the state that the identity is in.",
         states.iter().map(|(labels, value)| (&labels[..], *value)),
     );
-    text.one(
-        "ready",
-        "1: there is a valid SVID that the trust bundle vouches for.",
-        Some(flag(snapshot.is_ready(now))),
-    );
-    let svid = snapshot.identity.as_ref().map(|identity| &identity.svid);
-    text.one(
-        "svid_not_before_timestamp_seconds",
-        "Start of the SVID's validity.",
-        svid.map(|svid| seconds(svid.not_before())),
-    );
-    text.one(
+    let mut of_each = |name, help, value: &dyn Fn(&IdentitySnapshot) -> Option<f64>| {
+        let samples: Vec<_> = snapshot
+            .identities()
+            .filter_map(|identity| Some(([("identity", identity.name.as_str())], value(identity)?)))
+            .collect();
+        if !samples.is_empty() {
+            text.gauge(name, help, samples.iter().map(|(labels, value)| (&labels[..], *value)));
+        }
+    };
+    let svid = |identity: &IdentitySnapshot| identity.current.as_ref().map(|current| current.svid.clone());
+    of_each("ready", "1: there is a valid SVID that the trust bundle vouches for.", &|identity| {
+        Some(flag(snapshot.is_ready(identity, now)))
+    });
+    of_each("svid_not_before_timestamp_seconds", "Start of the SVID's validity.", &|identity| {
+        svid(identity).map(|svid| seconds(svid.not_before()))
+    });
+    of_each(
         "svid_not_after_timestamp_seconds",
         "End of the SVID's validity, or of an issuer's that it needs, whichever comes first.",
-        svid.map(|svid| seconds(svid.until())),
+        &|identity| svid(identity).map(|svid| seconds(svid.until())),
     );
-    text.one("svid_renew_at_timestamp_seconds", "When the SVID is renewed.", snapshot.renew_at.map(seconds));
-    text.one(
+    of_each("svid_renew_at_timestamp_seconds", "When the SVID is renewed.", &|identity| {
+        identity.renew_at.map(seconds)
+    });
+    of_each(
         "svid_ends_while_waiting",
         "1: the MIS has requested a delay (Retry-After) that lasts longer than the SVID.",
-        svid.map(|_| flag(snapshot.ends_while_waiting)),
+        &|identity| svid(identity).map(|_| flag(identity.ends_while_waiting)),
     );
-    text.one(
-        "key_lost",
-        "1: the key of the SVID cannot be used any more.",
-        svid.map(|_| flag(snapshot.key_is_lost)),
+    of_each(
+        "svid_anchor_not_after_timestamp_seconds",
+        "End of validity of the trust anchor that vouches for the SVID.",
+        &|identity| snapshot.vouching_anchor_not_after(identity, now).map(seconds),
     );
+    of_each("key_lost", "1: the key of the SVID cannot be used any more.", &|identity| {
+        svid(identity).map(|_| flag(identity.key_is_lost))
+    });
+}
+
+fn trust_domain_metrics(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
     let bundle = snapshot.bundle.as_ref();
     text.one(
         "bundle_fetched_timestamp_seconds",
@@ -145,14 +182,9 @@ fn device_metrics(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
         bundle.map(|current| current.bundle.anchors_out_of_validity(now).count() as f64),
     );
     text.one(
-        "bundle_remarks",
+        "bundle_unused_parts",
         "Parts of the trust bundle as served that are not used.",
         bundle.map(|current| current.bundle.warnings().len() as f64),
-    );
-    text.one(
-        "svid_anchor_not_after_timestamp_seconds",
-        "End of validity of the trust anchor that vouches for the SVID.",
-        snapshot.vouching_anchor_not_after(now).map(seconds),
     );
     text.one(
         "bundle_sequence",
@@ -165,17 +197,31 @@ fn device_metrics(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
         "End of the factory certificate's validity.",
         factory.map(|facts| seconds(facts.not_after)),
     );
-    let error = snapshot.last_error.as_ref();
-    text.one("failing", "1: there is an error; the status has it.", Some(flag(error.is_some())));
-    text.one(
-        "needs_correction",
-        "1: the error does not pass by itself.",
-        Some(flag(error.is_some_and(|(error, _)| error.permanent))),
-    );
     text.one(
         "configuration_rejected",
         "1: the configuration cannot be used, and is not.",
         Some(flag(snapshot.rejects_configuration())),
+    );
+}
+
+/// Without a label `identity`: what concerns the device, and not one identity alone.
+fn error_metrics(text: &mut Text, snapshot: &Snapshot) {
+    let of_identities =
+        snapshot.identities().map(|identity| (Some(identity.name.as_str()), &identity.last_error));
+    let all: Vec<(Vec<_>, _)> = std::iter::once((None, &snapshot.last_error))
+        .chain(of_identities)
+        .map(|(name, error)| (name.map(|name| ("identity", name)).into_iter().collect(), error.as_ref()))
+        .collect();
+    text.gauge(
+        "failing",
+        "1: there is an error; the status has it.",
+        all.iter().map(|(labels, error)| (&labels[..], flag(error.is_some()))),
+    );
+    text.gauge(
+        "needs_correction",
+        "1: the error does not pass by itself.",
+        all.iter()
+            .map(|(labels, error)| (&labels[..], flag(error.is_some_and(|(error, _)| error.permanent)))),
     );
 }
 
@@ -195,20 +241,34 @@ fn socket_metrics(text: &mut Text, counters: &Counters) {
         "Connections beyond the limits of a socket.",
         refused.iter().map(|(labels, value)| (&labels[..], *value)),
     );
-    outcomes(
-        text,
-        "signatures_total",
-        "Signatures for local programs.",
-        [("signed", &counters.signatures), ("failed", &counters.failed_signatures)],
-    );
-    let keys = [("given", &counters.keys_sent), ("refused", &counters.keys_refused)];
-    outcomes(text, "workload_api_keys_total", "Requests for a software key over the Workload API.", keys);
-    text.counter("orders_total", "Admin commands.", [(&[][..], loaded(&counters.commands))]);
+    text.counter("admin_commands_total", "Admin commands.", [(&[][..], loaded(&counters.commands))]);
 }
 
-fn outcomes(text: &mut Text, name: &str, help: &str, counters: [(&'static str, &AtomicU64); 2]) {
-    let values = counters.map(|(outcome, value)| ([("outcome", outcome)], loaded(value)));
-    text.counter(name, help, values.iter().map(|(labels, value)| (&labels[..], *value)));
+/// Uses of the keys by local programs.
+fn use_metrics(text: &mut Text, snapshot: &Snapshot, counters: &Counters) {
+    let mut outcomes = |name, help, words: [&'static str; 2], outcomes: &Outcomes| {
+        let samples: Vec<_> = snapshot
+            .identities()
+            .flat_map(|identity| {
+                let name = identity.name.as_str();
+                let samples = words.into_iter().zip(outcomes.of(&identity.name));
+                samples.map(move |(word, value)| ([("identity", name), ("outcome", word)], value))
+            })
+            .collect();
+        text.counter(name, help, samples.iter().map(|(labels, value)| (&labels[..], *value)));
+    };
+    outcomes(
+        "signatures_total",
+        "Signatures for local programs.",
+        ["signed", "failed"],
+        &counters.signatures,
+    );
+    outcomes(
+        "workload_api_keys_total",
+        "Requests for a software key over the Workload API.",
+        ["sent", "refused"],
+        &counters.keys_sent,
+    );
 }
 
 type Labels<'a> = &'a [(&'static str, &'a str)];
@@ -232,7 +292,7 @@ impl Text {
         self.family(name, help, "counter", samples);
     }
 
-    /// Label values are the agent's own (versions, states, sockets, outcomes) and need no escaping:
+    /// Label values are the agent's own (versions, names, states, sockets, outcomes) and need no escaping:
     /// no text of a peer or a file becomes one.
     fn family<'a>(
         &mut self,

@@ -11,9 +11,17 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 use serde_json::json;
 
+use miaf_client::api::IdentityName;
+
 pub(super) const JSON: &str = "application/json";
 /// Detail of the response where an SVID is needed and there is none.
-pub(super) const NO_SVID: &str = "This device has no SVID yet. GET /v1/status says what it is waiting for.";
+pub(super) const NO_SVID: &str =
+    "This identity has no SVID yet. GET /v1/status says what the agent is waiting for.";
+
+/// Detail of the response where a request names an identity that there is not.
+pub(super) fn unknown_identity(name: &IdentityName) -> String {
+    format!("There is no identity \"{name}\". GET /v1/status lists those that there are.")
+}
 
 pub(super) type ResponseBody = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 pub(super) type HttpResponse = Response<ResponseBody>;

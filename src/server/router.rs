@@ -10,10 +10,9 @@ use hyper::{Method, Request, StatusCode, Version};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::lifecycle::State;
 use crate::platform::clock;
-use crate::publish::Snapshot;
 use crate::publish::status;
+use crate::publish::{IdentitySnapshot, Snapshot};
 use crate::server::admin::{self, CommandPath};
 use crate::server::call_limit::CallLimit;
 use crate::server::context::ServerContext;
@@ -22,11 +21,12 @@ use crate::server::health;
 use crate::server::metrics;
 use crate::server::peer::{Peer, ShutdownSignal};
 use crate::server::response::{
-    HttpResponse, JSON, NO_SVID, json, json_line, method_not_allowed, problem, response,
+    HttpResponse, JSON, NO_SVID, json, json_line, method_not_allowed, problem, response, unknown_identity,
 };
 use crate::server::sign;
 use crate::server::watch::events;
 use crate::server::workload_api;
+use miaf_client::api::{IdentityName, State};
 
 /// Responds to a request. `calls` is the limit of its connection, where that is HTTP/2.
 pub(super) async fn respond(
@@ -53,15 +53,64 @@ pub(super) async fn respond(
         let detail = "Over HTTP/2 there is the SPIFFE Workload API and nothing else. Use HTTP/1.1.";
         return problem(StatusCode::HTTP_VERSION_NOT_SUPPORTED, detail);
     }
-    if let Some(path) = CommandPath::parse(path) {
-        return admin::respond(path, request, body, peer, context)
+    match Resource::parse(path) {
+        Some(Resource::Command(path)) => {
+            admin::respond(path, request, body, peer, context).await.unwrap_or_else(|rejection| rejection)
+        }
+        Some(Resource::Sign(identity)) => sign::respond(identity.as_ref(), request, body, peer, context)
             .await
-            .unwrap_or_else(|rejection| rejection);
+            .unwrap_or_else(|refusal| refusal),
+        Some(Resource::Document(document)) => read(&document, request, context, shutdown),
+        None => problem(StatusCode::NOT_FOUND, "Unknown path. Try GET /v1/status."),
     }
-    if path == sign::PATH {
-        return sign::respond(request, body, peer, context).await.unwrap_or_else(|refusal| refusal);
+}
+
+/// What a path names. An identity that it does not name is the default identity.
+#[derive(Debug, PartialEq, Eq)]
+enum Resource {
+    Command(CommandPath),
+    Sign(Option<IdentityName>),
+    Document(Document),
+}
+
+/// What can only be read.
+#[derive(Debug, PartialEq, Eq)]
+enum Document {
+    Status,
+    Svid(Option<IdentityName>),
+    Bundle,
+    Watch,
+    Metrics,
+    Liveness,
+    Readiness,
+}
+
+impl Resource {
+    fn parse(path: &str) -> Option<Self> {
+        if let Some(rest) = path.strip_prefix("/v1/identities/") {
+            let (name, resource) = rest.split_once('/')?;
+            let name = IdentityName::parse(name).ok()?;
+            return Some(match resource {
+                "svid" => Self::Document(Document::Svid(Some(name))),
+                "sign" => Self::Sign(Some(name)),
+                "renew" => Self::Command(CommandPath::Renew(name)),
+                "retire" => Self::Command(CommandPath::Retire(name)),
+                _ => return None,
+            });
+        }
+        Some(match path {
+            "/v1/sign" => Self::Sign(None),
+            "/v1/retry" => Self::Command(CommandPath::Retry),
+            "/v1/status" => Self::Document(Document::Status),
+            "/v1/svid" => Self::Document(Document::Svid(None)),
+            "/v1/bundle" => Self::Document(Document::Bundle),
+            "/v1/watch" => Self::Document(Document::Watch),
+            "/metrics" => Self::Document(Document::Metrics),
+            "/healthz" => Self::Document(Document::Liveness),
+            "/readyz" => Self::Document(Document::Readiness),
+            _ => return None,
+        })
     }
-    read(request, context, shutdown)
 }
 
 /// Responds to a gRPC call of any service.
@@ -97,40 +146,59 @@ pub(super) fn overloaded<B>(request: &Request<B>, reason: &str) -> HttpResponse 
     response
 }
 
-fn read<B>(request: &Request<B>, context: &ServerContext, shutdown: &ShutdownSignal) -> HttpResponse {
-    let now = clock::now().wall;
-    let snapshot = context.snapshots.borrow().clone();
-    let known = ["/v1/status", "/v1/svid", "/v1/bundle", "/v1/watch", "/healthz", "/readyz", "/metrics"];
-    let path = request.uri().path();
-    if known.contains(&path) && !matches!(*request.method(), Method::GET | Method::HEAD) {
+fn read<B>(
+    document: &Document,
+    request: &Request<B>,
+    context: &ServerContext,
+    shutdown: &ShutdownSignal,
+) -> HttpResponse {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return method_not_allowed("GET, HEAD", "This path can only be read: use GET.");
     }
-    match path {
-        "/v1/status" => json(StatusCode::OK, JSON, &status::status(&snapshot, now)),
-        "/v1/svid" => match &snapshot.identity {
-            Some(_) => cached(&snapshot.cache.svid, || status::svid_document(&snapshot)),
-            None => problem(StatusCode::SERVICE_UNAVAILABLE, NO_SVID),
+    let now = clock::now().wall;
+    let snapshot = context.snapshots.borrow().clone();
+    match document {
+        Document::Status => json(StatusCode::OK, JSON, &status::status(&snapshot, now)),
+        Document::Svid(name) => match find(&snapshot, name.as_ref()) {
+            Err(unknown) => unknown,
+            Ok(identity) if identity.current.is_some() => {
+                cached(&identity.cache.svid, || status::svid_document(identity))
+            }
+            Ok(_) => problem(StatusCode::SERVICE_UNAVAILABLE, NO_SVID),
         },
-        "/v1/bundle" => match &snapshot.bundle {
+        Document::Bundle => match &snapshot.bundle {
             Some(current) => cached(&snapshot.cache.bundle, || current.bundle.to_document()),
             None => problem(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "This device has no trust bundle yet. GET /v1/status says what it is waiting for.",
             ),
         },
-        "/v1/watch" => {
+        Document::Watch => {
             let events = StreamBody::new(events(context.changes.clone(), shutdown.clone()));
             response(StatusCode::OK, "text/event-stream", events)
         }
-        "/metrics" => {
+        Document::Metrics => {
             let text = metrics::text(&snapshot, &context.counters, now);
             response(StatusCode::OK, metrics::MEDIA_TYPE, Full::new(Bytes::from(text)))
         }
-        "/healthz" => json(StatusCode::OK, JSON, &json!({ "live": true })),
-        "/readyz" if snapshot.is_ready(now) => json(StatusCode::OK, JSON, &json!({ "ready": true })),
-        "/readyz" => problem(StatusCode::SERVICE_UNAVAILABLE, not_ready(&snapshot)),
-        _ => problem(StatusCode::NOT_FOUND, "Unknown path. Try GET /v1/status."),
+        Document::Liveness => json(StatusCode::OK, JSON, &json!({ "live": true })),
+        Document::Readiness if snapshot.is_ready(&snapshot.default_identity, now) => {
+            json(StatusCode::OK, JSON, &json!({ "ready": true }))
+        }
+        Document::Readiness => {
+            problem(StatusCode::SERVICE_UNAVAILABLE, not_ready(&snapshot.default_identity))
+        }
     }
+}
+
+/// The identity that a path names, or the default identity. `Err` is the response where it names an
+/// unknown one.
+pub(super) fn find<'a>(
+    snapshot: &'a Snapshot,
+    name: Option<&IdentityName>,
+) -> Result<&'a IdentitySnapshot, HttpResponse> {
+    let Some(name) = name else { return Ok(&snapshot.default_identity) };
+    snapshot.identity(name).ok_or_else(|| problem(StatusCode::NOT_FOUND, &unknown_identity(name)))
 }
 
 /// Responds with a document that is serialised once per snapshot.
@@ -139,12 +207,49 @@ fn cached<T: Serialize>(cache: &OnceLock<Bytes>, document: impl FnOnce() -> T) -
     response(StatusCode::OK, JSON, Full::new(text))
 }
 
-fn not_ready(snapshot: &Snapshot) -> &'static str {
-    match snapshot.state {
+fn not_ready(identity: &IdentitySnapshot) -> &'static str {
+    match identity.state {
         State::WaitingForClock => {
             "This device's clock cannot be right, so its SVID cannot be validated. GET /v1/status says more."
         }
-        _ if snapshot.key_is_lost => "The key of this device's SVID is lost. GET /v1/status says more.",
+        _ if identity.key_is_lost => "The key of this device's SVID is lost. GET /v1/status says more.",
         _ => "There is no valid SVID that the trust bundle vouches for. GET /v1/status says why.",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_names_a_resource_and_perhaps_an_identity() {
+        let name = || IdentityName::parse("wfm-client").unwrap();
+        for (path, expected) in [
+            ("/v1/svid", Resource::Document(Document::Svid(None))),
+            ("/v1/identities/wfm-client/svid", Resource::Document(Document::Svid(Some(name())))),
+            ("/v1/sign", Resource::Sign(None)),
+            ("/v1/identities/wfm-client/sign", Resource::Sign(Some(name()))),
+            ("/v1/retry", Resource::Command(CommandPath::Retry)),
+            ("/v1/identities/wfm-client/renew", Resource::Command(CommandPath::Renew(name()))),
+            ("/v1/identities/wfm-client/retire", Resource::Command(CommandPath::Retire(name()))),
+        ] {
+            assert_eq!(Resource::parse(path), Some(expected));
+        }
+        for path in [
+            "/v1/renew",
+            "/v1/identities",
+            "/v1/identities/",
+            "/v1/identities/wfm-client",
+            "/v1/identities/wfm-client/",
+            "/v1/identities/wfm-client/svid/",
+            "/v1/identities/wfm-client/status",
+            "/v1/identities//svid",
+            "/v1/identities/../svid",
+            "/v1/identities/WFM/svid",
+            "/v1/identities/wfm%2Dclient/svid",
+            "/v1/status/",
+        ] {
+            assert_eq!(Resource::parse(path), None, "{path}");
+        }
     }
 }

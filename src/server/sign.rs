@@ -1,4 +1,5 @@
-//! `POST /v1/sign`: a signature by the device's key.
+//! `POST /v1/identities/{name}/sign`: a signature by the key of an identity. `POST /v1/sign` is that of
+//! the default identity.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,14 +17,13 @@ use crate::server::peer::{Peer, Role};
 use crate::server::rate::RateExceeded;
 use crate::server::request_body;
 use crate::server::response::{self, HttpResponse, JSON, NO_SVID, method_not_allowed, problem};
+use crate::server::router;
 use crate::server::signing_queue::SignError;
-use miaf_client::api::SignResponse;
+use miaf_client::api::{IdentityName, SignResponse};
 use miaf_spiffe::json;
 
-pub(super) const PATH: &str = "/v1/sign";
-
 const REPLACED: &str = "The SVID with this serial number has been replaced, or never was this device's: \
-                        GET /v1/svid has the one to sign for.";
+                        GET /v1/identities/{name}/svid has the one to sign for.";
 
 /// Body of a request for a signature, parsed.
 #[derive(Debug, PartialEq, Eq)]
@@ -72,6 +72,7 @@ impl SignRequest {
 /// Has the device's key sign a digest, for every peer of a socket with the role. `Err` is the
 /// response without a signature.
 pub(super) async fn respond(
+    name: Option<&IdentityName>,
     request: &Request<()>,
     body: &mut Incoming,
     peer: Peer,
@@ -89,28 +90,30 @@ pub(super) async fn respond(
     let SignRequest { digest, serial } =
         SignRequest::parse(&body).map_err(|detail| problem(StatusCode::BAD_REQUEST, &detail))?;
     let snapshot = context.snapshots.borrow().clone();
-    let identity = match (&snapshot.identity, serial) {
+    let identity = router::find(&snapshot, name)?;
+    let signer = match (&identity.current, serial) {
         (None, _) => return Err(problem(StatusCode::SERVICE_UNAVAILABLE, NO_SVID)),
-        (Some(identity), None) => identity,
-        (Some(identity), Some(serial)) => [identity]
+        (Some(current), None) => current,
+        (Some(current), Some(serial)) => [current]
             .into_iter()
-            .chain(&snapshot.previous_identity)
-            .find(|identity| identity.svid.serial() == serial)
+            .chain(&identity.previous)
+            .find(|one| one.svid.serial() == serial)
             .ok_or_else(|| problem(StatusCode::CONFLICT, REPLACED))?,
     };
-    let is_current = snapshot.identity.as_ref().is_some_and(|current| Arc::ptr_eq(current, identity));
-    let signed = context.signing.sign(peer.uid, identity.key.clone(), digest).await;
-    context.counters.signature(signed.is_ok());
-    let (Peer { uid, pid, .. }, svid) = (peer, &identity.svid);
+    let is_current = identity.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, signer));
+    let signed = context.signing.sign(peer.uid, signer.key.clone(), digest).await;
+    context.counters.signature(&identity.name, signed.is_ok());
+    let (Peer { uid, pid, .. }, svid) = (peer, &signer.svid);
+    let name = identity.name.as_str();
     let (spiffe_id, serial) = (svid.spiffe_id(), svid.serial());
     let (status, reason) = match signed {
         Ok(signature) => {
-            context.signatures.record(peer, svid);
+            context.signatures.record(peer, &identity.name, svid);
             let signed = SignResponse {
                 signature: BASE64.encode(signature),
                 serial: serial.to_owned(),
                 // That of what is published now, which may be another SVID.
-                generation: snapshot.generation.filter(|_| is_current),
+                generation: identity.generation.filter(|_| is_current),
             };
             return Ok(response::json(StatusCode::OK, JSON, &signed));
         }
@@ -123,7 +126,7 @@ pub(super) async fn respond(
             );
             if context.refusals.is_due(uid, "sign", Instant::now()) {
                 tracing::info!(
-                    target: AUDIT, audit = "sign", uid, pid, %spiffe_id, serial, reason,
+                    target: AUDIT, audit = "sign", identity = name, uid, pid, %spiffe_id, serial, reason,
                     "signature refused: rate exceeded"
                 );
             }
@@ -136,7 +139,7 @@ pub(super) async fn respond(
     };
     if context.refusals.is_due(uid, "sign", Instant::now()) {
         tracing::info!(
-            target: AUDIT, audit = "sign", uid, pid, %spiffe_id, serial, reason,
+            target: AUDIT, audit = "sign", identity = name, uid, pid, %spiffe_id, serial, reason,
             "signature failed"
         );
     }

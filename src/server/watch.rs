@@ -42,7 +42,8 @@ pub(super) fn events(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::problem::{LastError, Report};
+    use crate::keys::ProviderKind;
+    use crate::problem::{LastError, ProblemCode, Report};
     use crate::publish::Snapshot;
     use crate::publish::broadcast::Broadcaster;
     use futures_util::StreamExt as _;
@@ -52,8 +53,9 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
     fn blocked(detail: &str, at: Timestamp) -> Snapshot {
-        let report = Report::of_agent("state", "It cannot be read", &detail);
-        Snapshot::blocked(LastError { report, at, permanent: true }, Some(at.after(Duration::from_secs(5))))
+        let report = Report::new(ProblemCode::State, "It cannot be read", &detail);
+        let error = LastError { report, at, permanent: true };
+        Snapshot::blocked((error, Some(at.after(Duration::from_secs(5)))), ProviderKind::Tpm)
     }
 
     #[tokio::test(start_paused = true)]

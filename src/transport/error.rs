@@ -8,6 +8,7 @@ use url::Url;
 
 use super::ProxyError;
 use crate::hint::Hint;
+use crate::problem::ProblemCode;
 use miaf_spiffe::text::Excerpt;
 
 /// Limit on the characters of a reason from outside.
@@ -151,26 +152,26 @@ pub enum TransportError {
 
 impl TransportError {
     /// Code and title of the error.
-    pub(crate) fn kind(&self) -> (&'static str, &'static str) {
+    pub(crate) fn kind(&self) -> (ProblemCode, &'static str) {
         match self {
-            Self::NoTrust => ("no-initial-trust", "No trust anchor is configured for the MIS"),
+            Self::NoTrust => (ProblemCode::NoInitialTrust, "No trust anchor is configured for the MIS"),
             Self::TrustFile { .. } | Self::NoSystemRoots { .. } => {
-                ("initial-trust-unusable", "The trust anchors for the MIS cannot be used")
+                (ProblemCode::InitialTrustUnusable, "The trust anchors for the MIS cannot be used")
             }
-            Self::TlsSetup(_) => ("tls-setup", "TLS could not be set up"),
-            Self::Proxy { .. } => ("proxy", "The proxy does not lead to the MIS"),
-            Self::ServerNotTrusted { .. } => ("server-not-trusted", "The server is not trusted"),
+            Self::TlsSetup(_) => (ProblemCode::TlsSetup, "TLS could not be set up"),
+            Self::Proxy { .. } => (ProblemCode::Proxy, "The proxy does not lead to the MIS"),
+            Self::ServerNotTrusted { .. } => (ProblemCode::ServerNotTrusted, "The server is not trusted"),
             Self::ClientCertificateRefused { .. } => {
-                ("certificate-refused", "The MIS refused this device's certificate")
+                (ProblemCode::CertificateRefused, "The MIS refused this device's certificate")
             }
-            Self::Redirected { .. } => ("redirected", "The MIS redirects"),
+            Self::Redirected { .. } => (ProblemCode::Redirected, "The MIS redirects"),
             Self::TooLarge { .. } | Self::Malformed { .. } => {
-                ("malformed-answer", "The MIS's response cannot be used")
+                (ProblemCode::MalformedResponse, "The MIS's response cannot be used")
             }
-            Self::Offline { .. } => ("offline", "This device is offline"),
-            Self::NameNotResolved { .. } => ("name-not-resolved", "A name cannot be resolved"),
+            Self::Offline { .. } => (ProblemCode::Offline, "This device is offline"),
+            Self::NameNotResolved { .. } => (ProblemCode::NameNotResolved, "A name cannot be resolved"),
             Self::Unreachable { .. } | Self::TlsFailed { .. } | Self::TimedOut { .. } => {
-                ("unreachable", "The MIS could not be reached")
+                (ProblemCode::Unreachable, "The MIS could not be reached")
             }
         }
     }

@@ -7,10 +7,6 @@ use crate::problem::{MAX_DETAIL, MAX_INSTANCE, MAX_KIND, MAX_TITLE};
 use miaf_spiffe::json;
 use miaf_spiffe::text::Excerpt;
 
-/// Prefix of the types of the agent's own errors. Programs, metrics and the commands' hints go by
-/// them.
-const OWN_ERRORS: &str = "urn:miaf-agent:";
-
 /// The members that are used. One of another type counts as missing (RFC 9457 section 3.1).
 #[derive(Deserialize)]
 struct Members<'a> {
@@ -54,22 +50,12 @@ impl ProblemDetails {
         };
         let genuine = body.status.and_then(json::whole_number) == Some(u64::from(status));
         let problem = Self {
-            kind: text(body.kind, MAX_KIND).map(of_server)?,
+            kind: text(body.kind, MAX_KIND)?,
             title: text(body.title, MAX_TITLE)?,
             detail: text(body.detail, MAX_DETAIL / 2),
             instance: text(body.instance, MAX_INSTANCE),
         };
         genuine.then_some(problem)
-    }
-}
-
-/// Replaces a type of the agent's own, which a server may not use, by one that says nothing (RFC
-/// 9457 section 4.2.1).
-fn of_server(kind: Excerpt) -> Excerpt {
-    let begin = kind.get(..OWN_ERRORS.len());
-    match begin.is_some_and(|begin| begin.eq_ignore_ascii_case(OWN_ERRORS)) {
-        true => Excerpt::of("about:blank", MAX_KIND),
-        false => kind,
     }
 }
 
@@ -84,20 +70,6 @@ mod tests {
             r#"{{"type":"{kind}","title":"T","status":{status},"detail":"d","instance":"urn:i","more":[]}}"#
         )
         .into_bytes()
-    }
-
-    #[test]
-    fn problem_type_of_a_server_is_never_the_agents_own() {
-        for (kind, expected) in [
-            ("urn:miaf-agent:error:key-lost", "about:blank"),
-            (" URN:Miaf-Agent:error:configuration", "about:blank"),
-            ("urn:miaf-agents:error:key-lost", "urn:miaf-agents:error:key-lost"),
-            ("urn:other:configuration", "urn:other:configuration"),
-            ("urn:miaf-\u{e4}gent:", "urn:miaf-\u{e4}gent:"),
-        ] {
-            let problem = ProblemDetails::read(503, PROBLEM, &body(kind, 503)).unwrap();
-            assert_eq!(&*problem.kind, expected);
-        }
     }
 
     #[test]

@@ -9,9 +9,8 @@ use rustls_pki_types::{CertificateDer, TrustAnchor};
 
 use super::error::{MAX_REASON, TransportError};
 use crate::config::InitialTrust;
-use crate::hint::Hint as _;
 use crate::platform::{access, clock, files};
-use crate::problem::{LastError, Report};
+use crate::problem::{LastError, ProblemCode, Report};
 use miaf_spiffe::pem;
 use miaf_spiffe::text::Excerpt;
 
@@ -116,14 +115,13 @@ impl ServerTrust {
 impl Cached {
     /// Records and logs a problem once, and again only if it is another one.
     fn record_problem(&mut self, why: &TransportError) {
-        let why = why.with_hint();
-        let detail = format!("{why}. The trust before it stays in use until this is corrected");
-        let title = "The new trust for the MIS cannot be used";
-        let report = Report::of_agent("trust-not-replaced", title, &detail);
+        let report =
+            Report::of(ProblemCode::TrustNotReplaced, "The new trust for the MIS cannot be used", why)
+                .with_consequence("The trust before it stays in use until this is corrected");
         if self.problem.as_ref().is_some_and(|problem| problem.report == report) {
             return;
         }
-        tracing::error!("{title}: {}", report.detail.as_deref().unwrap_or_default());
+        tracing::error!(code = report.code.as_str(), hint = report.hint(), "{}", report.message());
         self.problem = Some(LastError { report, at: clock::now().wall, permanent: true });
     }
 }

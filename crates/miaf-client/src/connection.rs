@@ -1,4 +1,4 @@
-//! One request, and what is answered to it. HTTP/1.0: an answer is what follows the head, up to the end of the connection.
+//! One request and its response, over HTTP/1.0: the body of a response ends with the connection.
 
 use std::io::{self, BufRead as _, BufReader, ErrorKind, Read, Write as _};
 use std::os::fd::AsRawFd as _;
@@ -16,11 +16,11 @@ use miaf_spiffe::json;
 use miaf_spiffe::text::Excerpt;
 
 const MAX_HEAD: usize = 16 * 1024;
-pub(super) const MAX_ANSWER: usize = 8 * 1024 * 1024;
+pub(super) const MAX_RESPONSE: usize = 8 * 1024 * 1024;
 
 pub(super) enum Request {
-    Get(&'static str),
-    Post(&'static str, String),
+    Get(String),
+    Post(String, String),
 }
 
 impl Request {
@@ -37,24 +37,24 @@ impl Request {
     }
 }
 
-/// An answer whose head says that all is well, and whose body is still to come.
+/// A successful response, whose body is still to be read.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct Response {
     body: BufReader<Timed>,
     limit: Duration,
 }
 
-/// Sends a request and reads the head of the answer. All of it, and the body after it, comes within `limit`.
-pub(super) fn send(at: &Path, limit: Duration, request: Request) -> Result<Answer, ClientError> {
+/// Sends a request and reads the head of the response. `limit` is for all of it, the body included.
+pub(super) fn send(at: &Path, limit: Duration, request: Request) -> Result<Response, ClientError> {
     let until = Instant::now().checked_add(limit);
     let mut stream = connected(at, limit)?;
     let broken = |e: io::Error| failed(&e, limit);
     stream.write_all(request.to_text().as_bytes()).map_err(broken)?;
-    Answer::read(Timed { stream, until }, limit)
+    Response::read(Timed { stream, until }, limit)
 }
 
-/// Waits no longer than `limit` where the agent hangs and others wait before this one: the kernel holds a connection to
-/// that time, but std sets none before it connects.
+/// Connects, and waits at most `limit` where the agent hangs and its backlog is full: the kernel applies the
+/// send timeout to connect(2), and std cannot set it before.
 fn connected(at: &Path, limit: Duration) -> Result<UnixStream, ClientError> {
     let seconds = limit.as_secs().clamp(1, 3600 * 24 * 365); // zero would be no limit
     let timeout = TimeVal::new(time_t::try_from(seconds).unwrap_or(1), 0);
@@ -68,13 +68,13 @@ fn connected(at: &Path, limit: Duration) -> Result<UnixStream, ClientError> {
     }
 }
 
-impl Answer {
-    /// Reads the head. What is not a success is an error.
+impl Response {
+    /// Reads the head. Any status but a success is an error.
     pub(super) fn read(stream: Timed, limit: Duration) -> Result<Self, ClientError> {
-        let mut answer = Self { body: BufReader::new(stream), limit };
-        match answer.status()? {
-            200..=299 => Ok(answer),
-            status => Err(refusal(status, &answer.body()?)),
+        let mut response = Self { body: BufReader::new(stream), limit };
+        match response.status()? {
+            200..=299 => Ok(response),
+            status => Err(refusal(status, &response.body()?)),
         }
     }
 
@@ -82,24 +82,24 @@ impl Answer {
         let mut left = MAX_HEAD;
         let first = self.line(&mut left)?.unwrap_or_default();
         let status = first.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
-        // What the other lines say is of no use here.
+        // No other header field is needed.
         while !self.line(&mut left)?.ok_or_else(|| broken("it ended the connection"))?.is_empty() {}
         status.ok_or_else(|| ClientError::Unintelligible("it is not HTTP".into()))
     }
 
     pub(super) fn body(mut self) -> Result<Vec<u8>, ClientError> {
         let mut body = Vec::new();
-        let read = self.body.by_ref().take(MAX_ANSWER as u64 + 1).read_to_end(&mut body);
+        let read = self.body.by_ref().take(MAX_RESPONSE as u64 + 1).read_to_end(&mut body);
         read.map_err(|e| failed(&e, self.limit))?;
-        if body.len() > MAX_ANSWER { Err(too_long()) } else { Ok(body) }
+        if body.len() > MAX_RESPONSE { Err(too_long()) } else { Ok(body) }
     }
 
-    /// From here on it is read until then, or without end.
+    /// Sets the moment until which the rest is read; `None` sets no limit.
     pub(super) fn read_until(&mut self, until: Option<Instant>) {
         self.body.get_mut().until = until;
     }
 
-    /// The next line, as far as so many bytes are `left` for it and those after it. `None`: the agent has ended.
+    /// Reads the next line; `left` is what may be read of it and of those after it, in bytes. `None`: the agent has ended.
     pub(super) fn line(&mut self, left: &mut usize) -> Result<Option<String>, ClientError> {
         let mut line = Vec::new();
         let read = self.body.by_ref().take(*left as u64).read_until(b'\n', &mut line);
@@ -118,7 +118,7 @@ impl Answer {
     }
 }
 
-/// A stream that is read until then, and no longer.
+/// A stream with a moment until which it is read.
 #[derive(Debug)]
 pub(super) struct Timed {
     pub(super) stream: UnixStream,
@@ -151,7 +151,7 @@ fn too_long() -> ClientError {
     ClientError::Unintelligible("it is too long".into())
 }
 
-/// Problem Details, or whatever else came instead.
+/// The error of a response that is not a success.
 fn refusal(status: u16, body: &[u8]) -> ClientError {
     #[derive(Deserialize)]
     struct Problem {

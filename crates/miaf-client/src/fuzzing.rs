@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::api::{Status, SvidDocument};
-use super::connection::{Answer, Timed};
+use super::connection::{Response, Timed};
 use super::events::Watch;
 use super::read;
 use miaf_spiffe::testing::check_error;
@@ -19,7 +19,7 @@ pub fn client(data: &[u8]) -> bool {
     let _ = agent.set_nonblocking(true);
     let _ = agent.write(data);
     let _ = agent.shutdown(Shutdown::Both);
-    let answer = match Answer::read(Timed { stream, until: None }, Duration::from_secs(10)) {
+    let answer = match Response::read(Timed { stream, until: None }, Duration::from_secs(10)) {
         Ok(answer) => answer,
         Err(e) => return check_error(e),
     };

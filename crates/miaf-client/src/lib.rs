@@ -1,5 +1,5 @@
-//! A client of the agent's sockets, for programs on the device: who it is, whom it trusts, what changes, and the use of its
-//! key. It blocks, and needs nothing running beside it.
+//! Blocking client of miaf-agent's sockets, for programs on the device: status, SVID, trust bundle,
+//! changes, and signatures by the key, which stays in the agent. It starts no thread.
 //!
 //! ```no_run
 //! use miaf_client::Client;
@@ -7,8 +7,8 @@
 //! let agent = Client::new("/run/miaf-agent/sign.sock");
 //! println!("this device is {}", agent.svid()?.spiffe_id);
 //! let for_tls = agent.certified_key()?; // for rustls; the key stays where it is
-//! for state in agent.watch()? {
-//!     println!("{}", state?.status.state);
+//! for event in agent.watch()? {
+//!     println!("{}", event?.status.identities[0].state);
 //! }
 //! # Ok::<(), miaf_client::ClientError>(())
 //! ```
@@ -34,31 +34,32 @@ use serde_json::json;
 pub use error::ClientError;
 pub use events::Watch;
 
-use api::{Accepted, SignResponse, Status, SvidDocument};
+use api::{Accepted, IdentityName, SignResponse, Status, SvidDocument};
 use connection::Request;
 use miaf_spiffe::json::{self, JsonError};
 use miaf_spiffe::{Bundle, BundleDocument, BundleError, TrustDomain};
 
-/// Longer than systemd waits before it starts an agent again that has ended: its sockets stay open meanwhile.
+/// Longer than systemd waits before it restarts an agent that has ended: its sockets stay open meanwhile.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// One of the agent's sockets. Every call is a connection of its own.
+/// Client of one of the agent's sockets. Every call opens a connection of its own.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
     limit: Duration,
+    identity: Option<IdentityName>,
 }
 
-/// What other identities of the device's trust domain are checked against.
+/// The trust bundle, which other identities of the device's trust domain are validated against.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustBundle {
     /// The SPIFFE bundle.
     pub document: BundleDocument,
-    /// Its X.509 authorities. There may be none: then no peer is trusted.
+    /// Its X.509 authorities. Without any, no peer is trusted.
     pub anchors: Vec<CertificateDer<'static>>,
 }
 
-/// What the device's key has signed.
+/// A signature by the key of an SVID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature {
     /// ECDSA on P-256, in DER.
@@ -68,44 +69,52 @@ pub struct Signature {
 }
 
 impl Client {
-    /// The socket at this path. What can be asked there depends on which one it is.
+    /// A client of the socket at this path. The socket decides what its callers may do: read, sign, or
+    /// send admin commands.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), limit: LIMIT }
+        Self { socket: socket.into(), limit: LIMIT, identity: None }
     }
 
-    /// Waits no longer than this for an answer, instead of 20 seconds.
+    /// Sets the time limit of a response, instead of 20 seconds.
     #[must_use]
     pub fn with_limit(self, limit: Duration) -> Self {
         Self { limit, ..self }
     }
 
-    /// Where it asks.
+    /// Selects the identity that the calls are about, instead of the default identity: the first of
+    /// [`Status::identities`].
+    #[must_use]
+    pub fn with_identity(self, name: IdentityName) -> Self {
+        Self { identity: Some(name), ..self }
+    }
+
+    /// The path of the socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Where the device stands.
+    /// Returns the status of the device and of all its identities.
     ///
     /// # Errors
     /// [`ClientError`], here and below.
     pub fn status(&self) -> Result<Status, ClientError> {
-        self.get("/v1/status")
+        self.get("/v1/status".into())
     }
 
-    /// The identity that is held, valid or not.
+    /// Returns the current SVID, valid or not.
     ///
     /// # Errors
-    /// Refused with 503: there is none yet.
+    /// Refused with 503: there is none yet. 404: there is no such identity, here and below.
     pub fn svid(&self) -> Result<SvidDocument, ClientError> {
-        self.get("/v1/svid")
+        self.get(self.path("svid"))
     }
 
-    /// The trust bundle.
+    /// Returns the trust bundle.
     ///
     /// # Errors
     /// Refused with 503: there is none yet.
     pub fn bundle(&self) -> Result<TrustBundle, ClientError> {
-        let body = self.ask(Request::Get("/v1/bundle"))?;
+        let body = self.send(Request::Get("/v1/bundle".into()))?;
         // The document does not name its trust domain; any name reads it.
         let any = TrustDomain::parse("any").map_err(|e| ClientError::unintelligible(&e))?;
         let bundle = Bundle::from_stored(&body, &any).map_err(|e| match e {
@@ -115,78 +124,111 @@ impl Client {
         Ok(TrustBundle { document: bundle.to_document(), anchors: bundle.anchors().to_vec() })
     }
 
-    /// Whether the device can prove who it is now.
+    /// Checks whether the device can prove its default identity now.
     ///
     /// # Errors
     /// Refused with 503: it cannot, and why.
     pub fn ready(&self) -> Result<(), ClientError> {
-        self.ask(Request::Get("/readyz")).map(|_| ())
+        self.send(Request::Get("/readyz".into())).map(|_| ())
     }
 
-    /// The whole state at once, then again at every change.
+    /// Subscribes to the state: once at once, then at every change.
     ///
     /// # Errors
-    /// As for the others; what goes wrong later, the iterator says.
+    /// As for the others; later errors come from the iterator.
     pub fn watch(&self) -> Result<Watch, ClientError> {
-        connection::send(&self.socket, self.limit, Request::Get("/v1/watch")).map(Watch::of)
+        connection::send(&self.socket, self.limit, Request::Get("/v1/watch".into())).map(Watch::of)
     }
 
-    /// Has the device's key sign a SHA-256 digest: on the socket for signatures, or that for orders.
+    /// Requests a signature of a SHA-256 digest, on the signing or the administration socket.
     ///
-    /// With the serial number of an SVID it is that one's key, or none: name it where the SVID is shown too, since another
-    /// may take its place at any time. The one before is signed for until the next.
+    /// `serial` is that of the SVID whose key is to sign: the current one, or the one before it. Pass it
+    /// wherever the SVID is sent, too, since the SVID may be renewed at any time.
     ///
     /// # Errors
-    /// Refused with 409: that SVID is too old, fetch it anew. 429: too many of this user wait. 503: the key cannot be used.
+    /// Refused with 409: that SVID is too old, fetch it anew. 429: the user has too many requests. 503: the
+    /// key cannot be used.
     pub fn sign(&self, digest: &[u8; 32], serial: Option<&str>) -> Result<Signature, ClientError> {
         let mut body = json!({ "algorithm": "ES256", "digest": BASE64.encode(digest) });
         if let (Some(serial), Some(body)) = (serial, body.as_object_mut()) {
             body.insert("serial".into(), serial.into());
         }
-        let signed: SignResponse = self.post("/v1/sign", body.to_string())?;
+        let signed: SignResponse = self.post(self.path("sign"), body.to_string())?;
         let der = BASE64.decode(signed.signature);
         let der = der.map_err(|_| ClientError::Unintelligible("the signature is not Base64".into()))?;
         Ok(Signature { der, serial: signed.serial })
     }
 
-    /// Has the agent try again now, on the socket for orders; with a new key, where the one there is is lost.
+    /// Sends the admin command to try again now what was refused or is being waited for, on the
+    /// administration socket.
     ///
     /// # Errors
-    /// Refused with 409: the order makes no sense as things stand.
-    pub fn retry(&self, new_key: bool) -> Result<Accepted, ClientError> {
-        let body = if new_key { json!({ "newKey": true }).to_string() } else { String::new() };
-        self.order("/v1/retry", body)
+    /// Refused with 409: the command does not apply now.
+    pub fn retry(&self) -> Result<Accepted, ClientError> {
+        self.admin_command("/v1/retry".into(), String::new())
     }
 
-    /// Has the agent renew the identity now, on the socket for orders.
+    /// The same, and allows that the key of the identity be replaced, should it be lost.
+    ///
+    /// # Errors
+    /// As for [`retry`](Self::retry).
+    pub fn retry_with_new_key(&self) -> Result<Accepted, ClientError> {
+        let body = match &self.identity {
+            Some(identity) => json!({ "newKey": true, "identity": identity }),
+            None => json!({ "newKey": true }),
+        };
+        self.admin_command("/v1/retry".into(), body.to_string())
+    }
+
+    /// Sends the admin command to renew the identity now, on the administration socket.
     ///
     /// # Errors
     /// As for [`retry`](Self::retry).
     pub fn renew(&self) -> Result<Accepted, ClientError> {
-        self.order("/v1/renew", String::new())
+        self.admin_command(self.named_path("renew")?, String::new())
     }
 
-    /// Has the device leave this trust domain and start as new, on the socket for orders.
+    /// Sends the admin command to retire the identity, which is in the trust domain `leaves`, and to
+    /// request a new one under the configuration; on the administration socket.
     ///
     /// # Errors
-    /// As for [`retry`](Self::retry).
-    pub fn reset_identity(&self, leaves: &TrustDomain) -> Result<Accepted, ClientError> {
-        self.order("/v1/reset-identity", json!({ "trustDomain": leaves }).to_string())
+    /// As for [`retry`](Self::retry). Refused with 409 also where the identity is in another trust domain.
+    pub fn retire(&self, leaves: &TrustDomain) -> Result<Accepted, ClientError> {
+        let body = json!({ "trustDomain": leaves }).to_string();
+        self.admin_command(self.named_path("retire")?, body)
     }
 
-    fn order(&self, path: &'static str, body: String) -> Result<Accepted, ClientError> {
+    fn path(&self, resource: &str) -> String {
+        match &self.identity {
+            Some(name) => format!("/v1/identities/{name}/{resource}"),
+            None => format!("/v1/{resource}"),
+        }
+    }
+
+    /// Path of a command, which names its identity always.
+    fn named_path(&self, resource: &str) -> Result<String, ClientError> {
+        if self.identity.is_some() {
+            return Ok(self.path(resource));
+        }
+        let status = self.status().map_err(ClientError::of_admin_command)?;
+        let first = status.identities.into_iter().next();
+        let name = first.ok_or_else(|| ClientError::unintelligible(&"the status names no identity"))?.name;
+        Ok(self.clone().with_identity(name).path(resource))
+    }
+
+    fn admin_command(&self, path: String, body: String) -> Result<Accepted, ClientError> {
         self.post(path, body).map_err(ClientError::of_admin_command)
     }
 
-    fn get<T: DeserializeOwned>(&self, path: &'static str) -> Result<T, ClientError> {
-        read(&self.ask(Request::Get(path))?)
+    fn get<T: DeserializeOwned>(&self, path: String) -> Result<T, ClientError> {
+        read(&self.send(Request::Get(path))?)
     }
 
-    fn post<T: DeserializeOwned>(&self, path: &'static str, body: String) -> Result<T, ClientError> {
-        read(&self.ask(Request::Post(path, body))?)
+    fn post<T: DeserializeOwned>(&self, path: String, body: String) -> Result<T, ClientError> {
+        read(&self.send(Request::Post(path, body))?)
     }
 
-    fn ask(&self, request: Request) -> Result<Vec<u8>, ClientError> {
+    fn send(&self, request: Request) -> Result<Vec<u8>, ClientError> {
         connection::send(&self.socket, self.limit, request)?.body()
     }
 }

@@ -1,4 +1,4 @@
-//! TLS as this device, in any program that uses rustls.
+//! Certificate, key and verifier for TLS as this device, for programs that use rustls.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use miaf_spiffe::digest::sha256;
 use miaf_spiffe::svid::Chain;
 
 impl Client {
-    /// The device's certificate chain, with a key that has the agent sign: on the socket for signatures.
+    /// Returns the certificate chain of the identity, with a key that signs through the agent's signing socket.
     ///
-    /// Take it anew for every connection, or whenever [`watch`](Self::watch) tells of another SVID: it is good until the
-    /// second renewal from now. And switch resumption off (`Resumption::disabled()`): a resumed session keeps the old identity.
+    /// Call it for every connection, or whenever [`watch`](Self::watch) reports another SVID: it can be used until the
+    /// second renewal from now. Disable resumption (`Resumption::disabled()`): a resumed session keeps the old identity.
     ///
     /// # Errors
     /// [`ClientError`]; refused with 503: there is no SVID yet.
@@ -37,10 +37,10 @@ impl Client {
         Ok(CertifiedKey::new(chain, signing_key(Arc::new(key))))
     }
 
-    /// Takes a server that the trust bundle vouches for under this SPIFFE ID, and no other. Host names do not matter: the
-    /// bundle vouches for identities only.
+    /// Returns a verifier that accepts the server with this SPIFFE ID under the trust bundle, and no other. It does not
+    /// compare host names: the bundle vouches for identities only.
     ///
-    /// Take it anew for every connection, or whenever [`watch`](Self::watch) tells of another bundle.
+    /// Call it for every connection, or whenever [`watch`](Self::watch) reports another bundle.
     ///
     /// # Errors
     /// [`ClientError`]; refused with 503: there is no trust bundle yet.
@@ -52,7 +52,7 @@ impl Client {
     }
 }
 
-/// The key of one SVID, which is the agent's to use.
+/// The key of one SVID, used through the agent.
 #[derive(Debug)]
 struct RemoteKey {
     agent: Client,
@@ -123,9 +123,9 @@ impl ServerCertVerifier for KnownServer {
     }
 }
 
-/// What TLS needs of a key on P-256 (rule K3), in this process or another.
+/// A key on P-256 as TLS needs it (rule K3), in this process or another.
 pub trait Signs: fmt::Debug + Send + Sync {
-    /// Why there is no signature.
+    /// Error of a signature.
     type Error: std::error::Error + Send + Sync + 'static;
 
     /// The public half, as a DER `SubjectPublicKeyInfo`.
@@ -134,7 +134,7 @@ pub trait Signs: fmt::Debug + Send + Sync {
     /// Hashes a message with SHA-256 and signs it: an ECDSA signature in DER.
     ///
     /// # Errors
-    /// Whatever keeps the key from being used.
+    /// The key cannot be used.
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Self::Error>;
 }
 
@@ -156,7 +156,7 @@ impl<K: Signs + ?Sized + 'static> rustls::sign::SigningKey for TlsKey<K> {
             .then(|| Box::new(Self(Arc::clone(&self.0))) as Box<dyn Signer>)
     }
 
-    /// Given, so that rustls can tell when a certificate belongs to another key.
+    /// Lets rustls notice a certificate that belongs to another key.
     fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'_>> {
         Some(SubjectPublicKeyInfoDer::from(self.0.spki_der()))
     }

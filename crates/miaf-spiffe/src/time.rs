@@ -62,6 +62,63 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// A [`Timestamp`] as a text in RFC 3339, for documents that people read and programs exchange:
+/// `#[serde(with = "rfc3339")]`.
+pub mod rfc3339 {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Timestamp;
+
+    /// Writes it in UTC with whole seconds.
+    ///
+    /// # Errors
+    /// Errors of the serializer.
+    pub fn serialize<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(time)
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// Errors of the deserializer, and texts that are not in RFC 3339.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let time = humantime::parse_rfc3339(&text);
+        time.map(Timestamp::from).map_err(|_| serde::de::Error::custom("a time is not in RFC 3339"))
+    }
+
+    /// The same for a member that may be missing: also `#[serde(default)]`.
+    pub mod option {
+        use serde::{Deserialize, Deserializer, Serializer};
+
+        use super::super::Timestamp;
+
+        #[derive(Deserialize)]
+        struct Rfc3339(#[serde(with = "super")] Timestamp);
+
+        /// Writes it, or null.
+        ///
+        /// # Errors
+        /// Errors of the serializer.
+        pub fn serialize<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+            match time {
+                Some(time) => serializer.collect_str(time),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        /// Reads it.
+        ///
+        /// # Errors
+        /// As for a time that cannot be missing.
+        pub fn deserialize<'de, D: Deserializer<'de>>(
+            deserializer: D,
+        ) -> Result<Option<Timestamp>, D::Error> {
+            Ok(Option::<Rfc3339>::deserialize(deserializer)?.map(|time| time.0))
+        }
+    }
+}
+
 /// Milliseconds since this boot, time in suspend included: waits are measured on it, so a wrong or
 /// corrected wall clock neither shortens nor stretches them (miaf-v0 E8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

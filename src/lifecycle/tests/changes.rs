@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use super::super::KeyChoice::Pending;
 use super::super::Request::{Enroll, Renew};
+use miaf_client::api::State;
+use crate::problem::ProblemCode;
 use super::super::*;
 use super::device::Work::{CreateKey, FetchBundle, FetchDiscovery};
 use super::device::*;
@@ -134,7 +136,7 @@ fn empty_bundle_leads_to_no_renewal() {
             CreateKey | Work::Request(..) => panic!("the answer would be refused"),
             action => good(action),
         });
-        assert_eq!(device.error().unwrap().0.report.kind, "urn:miaf-agent:error:bundle-empty");
+        assert_eq!(device.error().unwrap().0.report.code, ProblemCode::BundleEmpty);
         device.waits_to_ask();
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
+use miaf_client::api::State;
 use super::super::*;
 use super::device::{self, DAY, START, later, policy, report, secs, svid};
 use super::histories::*;
@@ -376,11 +377,12 @@ impl Checker {
         }
         self.wake_in = step.wake_in;
         for (_, view) in self.lifecycle.identities() {
-            let (state, error) = (view.state(self.now), view.last_error(self.now));
+            let state = view.state(self.now);
+            let errors = [view.last_error(self.now), self.lifecycle.last_error(self.now)];
             if state == State::Blocked {
-                let (error, _) = error.expect("what blocks is shown");
-                assert!(error.permanent, "{error:?} does not block");
-            } else if let Some((_, again)) = error {
+                let blocks = errors.iter().flatten().any(|(error, _)| error.permanent);
+                assert!(blocks, "what blocks is shown: {errors:?}");
+            } else if let [Some((_, again)), _] = &errors {
                 assert!(again.is_some(), "an error without another attempt is shown as such");
             }
         }

@@ -2,6 +2,8 @@
 
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
+use miaf_client::api::State;
+use crate::problem::ProblemCode;
 use super::super::*;
 use super::device::Work::{CreateKey, FetchBundle, FetchDiscovery};
 use super::device::*;
@@ -19,7 +21,7 @@ fn impossible_clock_allows_discovery_only() {
             START.after(3 * DAY),
             "it is at least this time"
         );
-        assert_eq!(device.error().unwrap().0.report.kind, "urn:miaf-agent:error:clock");
+        assert_eq!(device.error().unwrap().0.report.code, ProblemCode::Clock);
         let looks = device.lives_through(secs(3000), |action| match action {
             FetchDiscovery => Event::Discovery(Err(failure(FailureKind::Transient, None))),
             other => panic!("{other:?} by a clock that cannot be right"),

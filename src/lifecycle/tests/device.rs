@@ -1,10 +1,11 @@
 //! One device with one identity, and short names for what happens to it.
 
-use crate::problem::{LastError, Report};
+use crate::problem::{LastError, ProblemCode, Report};
 use std::collections::BTreeMap;
 
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
+use miaf_client::api::State;
 use super::super::*;
 use super::device::Work::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
 use miaf_spiffe::time::BootTime;
@@ -284,8 +285,9 @@ impl Device {
         self.view().state(self.now)
     }
 
+    /// The error of the identity, or else the one that it shares with others.
     pub(super) fn error(&self) -> Option<(LastError, Option<Duration>)> {
-        self.view().last_error(self.now)
+        self.view().last_error(self.now).or_else(|| self.lifecycle.last_error(self.now))
     }
 }
 
@@ -390,7 +392,7 @@ pub(super) fn failure(kind: FailureKind, retry_after: Option<Duration>) -> Failu
 }
 
 pub(super) fn report() -> Report {
-    Report::of_agent("story", "Something went wrong", &"as the story wants it")
+    Report::new(ProblemCode::ServerError, "Something went wrong", &"as the story wants it")
 }
 
 pub(super) fn svid(not_before: Timestamp, lifetime: Duration, key: KeyChoice) -> SvidFacts {

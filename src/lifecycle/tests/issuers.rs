@@ -2,6 +2,8 @@
 
 use super::super::KeyChoice::Pending;
 use super::super::Request::{Enroll, Renew};
+use miaf_client::api::State;
+use crate::problem::ProblemCode;
 use super::super::*;
 use super::device::Work::{FetchBundle, FetchDiscovery};
 use super::device::*;
@@ -145,7 +147,7 @@ fn svids_ending_with_their_issuer_are_requested_ever_slower() {
             "luck {luck}, {ends_in} h: {before} for nothing"
         );
         assert_eq!(device.state(), State::Expired);
-        assert_eq!(device.error().unwrap().0.report.kind, "urn:miaf-agent:error:issued-in-vain");
+        assert_eq!(device.error().unwrap().0.report.code, ProblemCode::IssuanceStalled);
         let after = lives_under_an_issuer_that_ends(&mut device, ends, DAY);
         assert!(after <= 50, "luck {luck}: {after} on the day after, half an hour apart at least");
     }

@@ -2,6 +2,7 @@
 
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
+use miaf_client::api::State;
 use super::super::*;
 use super::device::Work::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
 use super::device::*;

@@ -28,14 +28,14 @@ use tokio::task::spawn_blocking;
 use crate::keys::{Key, KeyFile, Protection, ProviderKind};
 use crate::platform::clock;
 use crate::platform::log::AUDIT;
-use crate::publish::Identity;
-use crate::publish::Snapshot;
+use crate::publish::{Snapshot, SvidAndKey};
 use crate::server::call_limit::CallPermit;
 use crate::server::context::ServerContext;
 use crate::server::grpc::{self, Code, GrpcStatus};
 use crate::server::peer::{Peer, ShutdownSignal};
 use crate::server::protobuf::Message;
 use crate::server::response::{HttpResponse, problem};
+use miaf_client::api::IdentityName;
 use miaf_spiffe::digest::sha256;
 use miaf_spiffe::svid::X509Svid;
 use miaf_spiffe::{Bundle, TrustDomain};
@@ -215,21 +215,21 @@ impl MessageStream {
 
     /// The SVID with its key (section 5.2.1).
     async fn x509_svid(&mut self, snapshot: &Snapshot) -> Result<Option<Bytes>, Unavailable> {
-        let identity = snapshot.identity.as_ref().ok_or_else(|| missing("SVID", snapshot));
-        let (identity, bundle) = match (identity, bundle(snapshot)) {
-            (Ok(identity), Ok(bundle)) => (identity, bundle),
+        let current = snapshot.default_identity.current.as_ref().ok_or_else(|| missing("SVID", snapshot));
+        let (current, bundle) = match (current, bundle(snapshot)) {
+            (Ok(current), Ok(bundle)) => (current, bundle),
             (Err(unavailable), _) | (_, Err(unavailable)) => {
                 self.check_entitlement(snapshot).await?;
                 return Err(unavailable);
             }
         };
-        let message = |key: &[u8]| messages::x509_svid(&identity.svid, key, bundle.anchors());
+        let message = |key: &[u8]| messages::x509_svid(&current.svid, key, bundle.anchors());
         let digest = sha256(&message(&[]));
         let is_sent = self.last.as_ref().is_some_and(|last| last.digest == digest);
         if is_sent && self.last.as_ref().is_some_and(|last| last.key_users == snapshot.key_users) {
             return Ok(None);
         }
-        let key = self.key(identity, snapshot).await?;
+        let key = self.key(current, snapshot).await?;
         self.last = Some(Sent { digest, key_users: snapshot.key_users.clone() });
         if is_sent { Ok(None) } else { Ok(Some(grpc::framed(&message(&key))?)) }
     }
@@ -239,50 +239,52 @@ impl MessageStream {
         if !snapshot.is_configured() {
             return Ok(()); // nothing says yet who may have what
         }
-        let (provider, users, uid) = (snapshot.provider, snapshot.key_users.clone(), self.peer.uid);
+        let identity = &snapshot.default_identity;
+        let (users, uid) = (snapshot.key_users.clone(), self.peer.uid);
         let entitled = async {
-            match &snapshot.identity {
-                Some(identity) => check_exportable(&*identity.key)?,
-                None if provider == ProviderKind::Tpm.as_str() => return Err(in_tpm()),
+            match &identity.current {
+                Some(current) => check_exportable(&*current.key)?,
+                None if identity.provider == ProviderKind::Tpm => return Err(in_tpm()),
                 None => {}
             }
             self.with_permit(move || check_user(uid, &users)).await
         };
-        entitled.await.inspect_err(|status| self.record_refusal(status, None))
+        entitled.await.inspect_err(|status| self.record_refusal(status, &identity.name, None))
     }
 
     /// The key in PKCS#8, if this peer is entitled to it and it is usable. That it leaves the agent
     /// is recorded in the audit log once per SVID and stream, and for further streams of the
     /// process once a minute; and so is a refusal, which ends the stream.
-    async fn key(&mut self, identity: &Arc<Identity>, snapshot: &Snapshot) -> Result<Message, GrpcStatus> {
-        let key = self.read_key(identity, snapshot).await;
+    async fn key(&mut self, current: &Arc<SvidAndKey>, snapshot: &Snapshot) -> Result<Message, GrpcStatus> {
+        let key = self.read_key(current, snapshot).await;
+        let name = &snapshot.default_identity.name;
         match &key {
-            Ok(_) => self.record_key(&identity.svid),
-            Err(status) => self.record_refusal(status, Some(&identity.svid)),
+            Ok(_) => self.record_key(name, &current.svid),
+            Err(status) => self.record_refusal(status, name, Some(&current.svid)),
         }
         key
     }
 
-    fn record_key(&mut self, svid: &X509Svid) {
+    fn record_key(&mut self, identity: &IdentityName, svid: &X509Svid) {
         let leaf = svid.chain().leaf();
         if self.key_of.as_ref() == Some(leaf) {
             return; // this stream has been sent it before
         }
         self.key_of = Some(leaf.clone());
-        self.context.counters.key_sent();
-        self.context.keys_sent.record(self.peer, svid);
+        self.context.counters.key_request(identity, true);
+        self.context.keys_sent.record(self.peer, identity, svid);
     }
 
-    fn record_refusal(&self, status: &GrpcStatus, svid: Option<&X509Svid>) {
+    fn record_refusal(&self, status: &GrpcStatus, identity: &IdentityName, svid: Option<&X509Svid>) {
         if status.code != Code::PermissionDenied {
             return; // the peer is entitled, and the key is not usable now
         }
         let Peer { uid, pid, .. } = self.peer;
         self.context.keys_sent.end(self.peer);
-        self.context.counters.key_refused();
+        self.context.counters.key_request(identity, false);
         if self.context.refusals.is_due(uid, "key", Instant::now()) {
             tracing::info!(
-                target: AUDIT, audit = "key", uid, pid,
+                target: AUDIT, audit = "key", identity = identity.as_str(), uid, pid,
                 spiffe_id = svid.map(|svid| tracing::field::display(svid.spiffe_id())),
                 serial = svid.map(X509Svid::serial), reason = %status.message,
                 "key refused"
@@ -290,14 +292,14 @@ impl MessageStream {
         }
     }
 
-    async fn read_key(&self, identity: &Arc<Identity>, snapshot: &Snapshot) -> Result<Message, GrpcStatus> {
-        check_exportable(&*identity.key)?;
-        let (identity, users) = (identity.clone(), snapshot.key_users.clone());
-        let (key_is_lost, uid) = (snapshot.key_is_lost, self.peer.uid);
+    async fn read_key(&self, current: &Arc<SvidAndKey>, snapshot: &Snapshot) -> Result<Message, GrpcStatus> {
+        check_exportable(&*current.key)?;
+        let (current, users) = (current.clone(), snapshot.key_users.clone());
+        let (key_is_lost, uid) = (snapshot.default_identity.key_is_lost, self.peer.uid);
         self.with_permit(move || {
             check_user(uid, &users)?;
-            check_usable(&identity, key_is_lost)?;
-            pkcs8(&*identity.key)
+            check_usable(&current, key_is_lost)?;
+            pkcs8(&*current.key)
         })
         .await
     }
@@ -339,7 +341,7 @@ fn trust_domain(snapshot: &Snapshot) -> Result<&TrustDomain, Unavailable> {
 fn missing(what: &str, snapshot: &Snapshot) -> Unavailable {
     let message = format!("This device has no {what} now. miaf-agent status says what it is waiting for.");
     let status = GrpcStatus::new(Code::Unavailable, message);
-    if snapshot.is_known && snapshot.identity.is_none() {
+    if snapshot.is_known && snapshot.default_identity.current.is_none() {
         Unavailable::Withdrawn(status)
     } else {
         Unavailable::ForNow(status)
@@ -388,11 +390,11 @@ fn is_user(user: &str, uid: u32) -> Result<bool, GrpcStatus> {
 }
 
 /// Checks that the SVID is valid now, and that its key is not lost.
-fn check_usable(identity: &Identity, key_is_lost: bool) -> Result<(), GrpcStatus> {
-    let svid = &identity.svid;
+fn check_usable(current: &SvidAndKey, key_is_lost: bool) -> Result<(), GrpcStatus> {
+    let svid = &current.svid;
     let message = if key_is_lost {
         "The key of this device's SVID is lost. miaf-agent status says what becomes of it.".into()
-    } else if !identity.is_valid(clock::now().wall) {
+    } else if !current.is_valid(clock::now().wall) {
         let (from, until) = (svid.not_before(), svid.until());
         format!(
             "This device's SVID is valid from {from} until {until}, which is not now. miaf-agent status says what \

@@ -1,26 +1,67 @@
-//! The JSON of the socket API, as the agent writes it and programs read it (docs/agent-api.yaml). Times are
-//! RFC 3339 in UTC.
+//! The JSON of the socket API, as the agent writes it and programs read it (docs/agent-api.yaml). Times
+//! are RFC 3339 in UTC. States, protection classes and codes are words that a newer agent may add
+//! to: see [`Open`].
+
+mod identity_name;
+mod open;
+mod problem_code;
+mod state;
 
 use serde::{Deserialize, Serialize};
 
+pub use identity_name::{IdentityName, NotAName};
+pub use open::{Open, Word};
+pub use problem_code::ProblemCode;
+pub use state::{Protection, State};
+
+use miaf_spiffe::time::{Timestamp, rfc3339};
 use miaf_spiffe::{BundleDocument, json};
 
-/// More than any agent sends.
+/// More certificates than any agent sends.
 const MAX_CERTIFICATES: usize = 64;
+/// More identities than any agent has.
+const MAX_IDENTITIES: usize = 64;
 
-/// `GET /v1/status`. Times are RFC 3339 in UTC.
+/// `GET /v1/status`: what exists once on the device, and its identities.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct Status {
-    pub state: String,
     pub trust_domain: Option<String>,
-    pub spiffe_id: Option<String>,
-    pub svid: Option<SvidStatus>,
-    pub key: KeyStatus,
     pub bundle: Option<BundleStatus>,
     pub bootstrap: Option<BootstrapStatus>,
     pub initial_trust: Option<TrustStatus>,
+    /// The error that concerns the device, and not one identity alone.
+    pub last_error: Option<ErrorStatus>,
+    /// At least one. The first is the default identity.
+    #[serde(deserialize_with = "json::at_most::<_, _, MAX_IDENTITIES>")]
+    pub identities: Vec<IdentityStatus>,
+}
+
+impl Status {
+    /// The identity with this name; without a name, the default identity.
+    pub fn identity(&self, name: Option<&IdentityName>) -> Option<&IdentityStatus> {
+        match name {
+            Some(name) => self.identities.iter().find(|identity| identity.name == *name),
+            None => self.identities.first(),
+        }
+    }
+}
+
+/// One identity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct IdentityStatus {
+    pub name: IdentityName,
+    pub state: Open<State>,
+    /// Whether a program can prove this identity now: its SVID is valid, its key works, and the
+    /// trust bundle vouches for it.
+    pub ready: bool,
+    pub spiffe_id: Option<String>,
+    pub svid: Option<SvidStatus>,
+    pub key: KeyStatus,
+    /// The error that concerns this identity alone.
     pub last_error: Option<ErrorStatus>,
 }
 
@@ -30,28 +71,32 @@ pub struct Status {
 #[allow(missing_docs)]
 pub struct SvidStatus {
     pub serial: String,
-    pub not_before: String,
+    #[serde(with = "rfc3339")]
+    pub not_before: Timestamp,
     /// End of its use: the first end among the certificate and the issuers that it needs.
-    pub not_after: String,
+    #[serde(with = "rfc3339")]
+    pub not_after: Timestamp,
     /// End of the certificate itself, where that comes later.
-    #[serde(default)]
-    pub leaf_not_after: Option<String>,
+    #[serde(default, with = "rfc3339::option")]
+    pub leaf_not_after: Option<Timestamp>,
     /// A retry-after delay of the MIS lasts longer than this SVID: in between there is none.
     #[serde(default)]
     pub ends_while_waiting: bool,
-    pub renew_at: Option<String>,
+    #[serde(default, with = "rfc3339::option")]
+    pub renew_at: Option<Timestamp>,
     /// Interval from which `renew_at` is drawn, as long as nothing brings it forward.
     #[serde(default)]
     pub renewal_window: Option<WindowStatus>,
 }
 
 /// Start and end of an interval.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct WindowStatus {
-    pub from: String,
-    pub to: String,
+    #[serde(with = "rfc3339")]
+    pub from: Timestamp,
+    #[serde(with = "rfc3339")]
+    pub to: Timestamp,
 }
 
 /// The key of the SVID.
@@ -60,10 +105,10 @@ pub struct WindowStatus {
 #[allow(missing_docs)]
 pub struct KeyStatus {
     pub provider: String,
-    pub protection: Option<String>,
+    pub protection: Option<Open<Protection>>,
     pub algorithm: Option<String>,
-    /// It cannot be used any more, since its TPM was replaced or cleared: a local program cannot
-    /// prove the device's identity.
+    /// It cannot be used any more, since what it is bound to is gone: a program cannot prove the
+    /// identity.
     #[serde(default)]
     pub lost: bool,
 }
@@ -74,8 +119,10 @@ pub struct KeyStatus {
 #[allow(missing_docs)]
 pub struct BundleStatus {
     pub sequence: Option<u64>,
-    pub fetched_at: String,
-    pub refresh_at: Option<String>,
+    #[serde(with = "rfc3339")]
+    pub fetched_at: Timestamp,
+    #[serde(default, with = "rfc3339::option")]
+    pub refresh_at: Option<Timestamp>,
 }
 
 /// The factory certificate.
@@ -83,8 +130,10 @@ pub struct BundleStatus {
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct BootstrapStatus {
-    pub not_before: String,
-    pub not_after: String,
+    #[serde(with = "rfc3339")]
+    pub not_before: Timestamp,
+    #[serde(with = "rfc3339")]
+    pub not_after: Timestamp,
     /// SHA-256 of the certificate, in hex, by which the MIS identifies the device (miaf-v0 E5).
     pub sha256: String,
     pub key: BootstrapKeyStatus,
@@ -111,40 +160,52 @@ pub struct TrustStatus {
     pub system_roots: bool,
 }
 
-/// The last error: the members of Problem Details (RFC 9457), and what follows from it.
+/// An error, and what follows from it. `title`, `detail`, `status`, `type` and `instance` are as in
+/// Problem Details (RFC 9457).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct ErrorStatus {
-    #[serde(rename = "type")]
-    pub kind: String,
+    pub code: Open<ProblemCode>,
     pub title: String,
-    pub status: Option<u16>,
+    /// What failed, on what, and why.
     pub detail: Option<String>,
-    pub instance: Option<String>,
-    pub at: String,
-    pub retry_at: Option<String>,
-    /// End of a retry-after delay of the MIS. The agent sends no request for an SVID before.
-    #[serde(default)]
-    pub waits_until: Option<String>,
     /// What to do, where the agent cannot continue by itself.
     #[serde(default)]
     pub hint: Option<String>,
+    /// HTTP status of the MIS's response.
+    pub status: Option<u16>,
+    /// Type of the MIS's Problem Details.
+    #[serde(default, rename = "type")]
+    pub kind: Option<String>,
+    /// The occurrence, as the MIS names it for its operator.
+    pub instance: Option<String>,
+    #[serde(with = "rfc3339")]
+    pub at: Timestamp,
+    #[serde(default, with = "rfc3339::option")]
+    pub retry_at: Option<Timestamp>,
+    /// End of a retry-after delay of the MIS. The agent sends no request for an SVID before.
+    #[serde(default, with = "rfc3339::option")]
+    pub waits_until: Option<Timestamp>,
     pub permanent: bool,
 }
 
-/// `GET /v1/svid`.
+/// `GET /v1/identities/{name}/svid`; `GET /v1/svid` is that of the default identity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct SvidDocument {
+    /// The name of the identity.
+    pub identity: IdentityName,
     pub spiffe_id: String,
-    /// Serial number of the leaf, by which `POST /v1/sign` identifies the SVID.
+    /// Serial number of the leaf, by which a request for a signature identifies the SVID.
     pub serial: String,
     #[serde(deserialize_with = "json::at_most::<_, _, MAX_CERTIFICATES>")]
     pub certificate_chain_pem: Vec<String>,
-    pub not_before: String,
-    pub not_after: String,
+    #[serde(with = "rfc3339")]
+    pub not_before: Timestamp,
+    #[serde(with = "rfc3339")]
+    pub not_after: Timestamp,
     pub generation: Option<u64>,
 }
 
@@ -173,8 +234,9 @@ pub struct SignResponse {
 pub struct StateEvent {
     /// As `GET /v1/status` has it.
     pub status: Status,
-    /// As `GET /v1/svid` has it. `None` before the first enrollment.
-    pub svid: Option<SvidDocument>,
+    /// As `GET /v1/identities/{name}/svid` has them: of each identity that has one.
+    #[serde(deserialize_with = "json::at_most::<_, _, MAX_IDENTITIES>")]
+    pub svids: Vec<SvidDocument>,
     /// As `GET /v1/bundle` has it. `None` while there is none.
     pub bundle: Option<BundleDocument>,
 }

@@ -1,17 +1,17 @@
-//! `miaf-agent reset-identity`: asks for confirmation first, since the device loses its identity.
+//! `miaf-agent retire`: asks for confirmation first, since the device loses the identity.
 
 use std::fmt;
 use std::io::{self, BufRead, IsTerminal as _, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{Output, admin, admin_client, fail, fail_on_client};
+use super::{Output, Selection, admin, admin_client, fail, fail_on_client};
 use miaf_client::{Client, ClientError};
 use miaf_spiffe::{SpiffeId, TrustDomain};
 
-pub(super) fn run(config: &Path, output: &Output, yes: bool) -> ExitCode {
-    let agent = admin_client(config, output);
-    let confirmed = current_id(&agent).and_then(|id| {
+pub(super) fn run(config: &Path, output: &Output, selection: &Selection, yes: bool) -> ExitCode {
+    let agent = selection.of(admin_client(config, output));
+    let confirmed = current_id(&agent, selection).and_then(|id| {
         let domain = id.trust_domain().clone();
         if yes {
             return Ok(domain);
@@ -22,7 +22,7 @@ pub(super) fn run(config: &Path, output: &Output, yes: bool) -> ExitCode {
         confirm(&id, &mut io::stdin().lock(), &mut io::stderr()).map(|()| domain)
     });
     match confirmed {
-        Ok(domain) => admin::report(config, agent.reset_identity(&domain), output),
+        Ok(domain) => admin::report(config, agent.retire(&domain), output),
         Err(NotSent::NoResponse(e)) => fail_on_client(config, &e),
         Err(why) => fail(&why),
     }
@@ -44,11 +44,11 @@ impl fmt::Display for NotSent {
             Self::NoResponse(e) => e.fmt(f),
             Self::Unintelligible(why) => write!(f, "the agent's status cannot be read: {why}"),
             Self::NoIdentity => f.write_str(
-                "this device has no identity, so there is none to retire: it already follows its configuration",
+                "there is no such identity with an SVID, so there is nothing to retire: it already follows its configuration",
             ),
             Self::Unconfirmed(domain) => write!(
                 f,
-                "there is no terminal for the confirmation. To retire this device's identity in the trust domain \"{domain}\" \
+                "there is no terminal for the confirmation. To retire the identity in the trust domain \"{domain}\" \
                  without one, add --yes"
             ),
             Self::Declined => f.write_str("that is not the name of the trust domain: nothing was done"),
@@ -56,20 +56,21 @@ impl fmt::Display for NotSent {
     }
 }
 
-fn current_id(agent: &Client) -> Result<SpiffeId, NotSent> {
+fn current_id(agent: &Client, selection: &Selection) -> Result<SpiffeId, NotSent> {
     let status = agent.status().map_err(|e| NotSent::NoResponse(e.of_admin_command()))?;
-    let id = status.spiffe_id.ok_or(NotSent::NoIdentity)?;
-    SpiffeId::parse(&id).map_err(|e| NotSent::Unintelligible(e.to_string()))
+    let identity = status.identity(selection.identity.as_ref());
+    let id = identity.and_then(|identity| identity.spiffe_id.as_deref()).ok_or(NotSent::NoIdentity)?;
+    SpiffeId::parse(id).map_err(|e| NotSent::Unintelligible(e.to_string()))
 }
 
 fn confirm(id: &SpiffeId, input: &mut impl BufRead, out: &mut impl Write) -> Result<(), NotSent> {
     let domain = id.trust_domain();
     let _ = write!(
         out,
-        "This device is {id}.\n\
-         This identity will be retired: programs lose it at once, and the device requests a new one as its\n\
+        "The identity is {id}.\n\
+         It will be retired: programs lose it at once, and the agent requests a new one as the\n\
          configuration says. The retired one stays in the state directory.\n\
-         To go on, type the name of its trust domain ({domain}): "
+         To continue, type the name of its trust domain ({domain}): "
     );
     let _ = out.flush(); // without the question, there is no confirmation
     let mut typed = String::new();
