@@ -27,6 +27,8 @@ use miaf_spiffe::time::Timestamp;
 
 /// The identity of the device: the only one that is configured for now, called `device`.
 pub(super) const DEVICE: IdentityIndex = IdentityIndex(0);
+/// Its name, which is also that of its directory among the published files.
+pub(super) const DEVICE_NAME: &str = "device";
 
 /// Keys, SVID and issued chain of one identity.
 pub(super) struct Identity {

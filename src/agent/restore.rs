@@ -6,7 +6,7 @@ use webpki::EndEntityCert;
 
 use super::address;
 use super::executor::Executor;
-use super::identity::{DEVICE, Identity, fits, svid_facts};
+use super::identity::{DEVICE, DEVICE_NAME, Identity, fits, svid_facts};
 use super::persist::{Records, forget};
 use super::provisioning::{Provisioned, Provisioning};
 use super::reporting::{Reporter, cause};
@@ -77,7 +77,7 @@ impl Executor {
             keys,
             provisioning: Provisioning::new(&config, provisioned.bootstrap, provisioned.purpose, now),
             records: Records::new(store, delays, time),
-            publisher: Publisher::new(&config.files),
+            publisher: Publisher::new(&config.files, DEVICE_NAME),
             reporter: Reporter::default(),
             rejected: None,
             _lock: lock,

@@ -273,7 +273,7 @@ fn reset_identity_reloads_and_needs_a_valid_configuration() {
     world.device.configure("state_dir = \"{dir}/state\"\n[socket]\npath = \"{dir}/run/agent.sock\"\n");
     assert_eq!(post(&world.device, "/v1/reset-identity", LEAVE).0, 202);
     world.device.wait_for("unconfigured");
-    assert!(fs::symlink_metadata(world.device.path("state/svid/current")).is_err());
+    assert!(fs::symlink_metadata(world.device.path("state/svid/device/current")).is_err());
     world.configure("");
     assert_eq!(world.device.wait_for("active")["trustDomain"], "factory.example");
 }
@@ -321,11 +321,11 @@ fn reset_identity_survives_a_power_cut_at_any_step() {
     let id = world.device.status()["spiffeId"].clone();
     // Half-way by hand: withdrawn and not retired yet; retired, and the documents not yet.
     world.kill();
-    fs::remove_file(state.join("svid/current")).unwrap();
+    fs::remove_file(state.join("svid/device/current")).unwrap();
     fs::create_dir(private.join("left-1")).unwrap();
     world.device.start();
     assert_eq!(world.device.wait_for("active")["spiffeId"], id);
-    world.device.wait_until("published again", |device| device.path("state/svid/current/svid.pem").exists());
+    world.device.wait_until("published again", |device| device.path("state/svid/device/current/svid.pem").exists());
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "it was not retired");
 
     world.kill();
@@ -344,7 +344,7 @@ fn reset_identity_survives_a_power_cut_at_any_step() {
         let is_current = private.join("identity.json").exists();
         world.device.start();
         world.device.wait_for("active");
-        world.device.wait_until("published", |device| device.path("state/svid/current/svid.pem").exists());
+        world.device.wait_until("published", |device| device.path("state/svid/device/current/svid.pem").exists());
         let svid: Value = serde_json::from_str(&world.device.get("/v1/svid").unwrap().1).unwrap();
         let served = svid["certificateChainPem"].as_array().unwrap();
         let served: String = served.iter().map(|pem| pem.as_str().unwrap()).collect();

@@ -14,7 +14,7 @@ fn mode(path: &Path) -> u32 {
 #[test]
 fn published_files_have_their_names_and_modes() {
     let world = World::enrolled();
-    let current = world.device.path("state/svid/current");
+    let current = world.device.path("state/svid/device/current");
     let mut names: Vec<_> = fs::read_dir(&current).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(
@@ -51,11 +51,11 @@ fn files_and_sockets_belong_to_the_configured_groups() {
     let group = |name: &str| fs::metadata(world.device.path(name)).unwrap().gid();
     let (users, games) = (100, 60);
     for name in
-        ["state/svid", "state/svid/current", "state/svid/current/svid.pem", "state/svid/current/bundle.pem"]
+        ["state/svid", "state/svid/device/current", "state/svid/device/current/svid.pem", "state/svid/device/current/bundle.pem"]
     {
         assert_eq!(group(name), users, "{name}");
     }
-    for name in ["state/svid/current/key.pem", "state/svid/current/svid-with-key.pem"] {
+    for name in ["state/svid/device/current/key.pem", "state/svid/device/current/svid-with-key.pem"] {
         assert_eq!(group(name), games, "{name}");
     }
     assert_eq!(group("run/agent.sock"), users);
@@ -64,7 +64,7 @@ fn files_and_sockets_belong_to_the_configured_groups() {
     world.configure("[files]\ngroup = \"games\"\nkey_group = \"games\"\n");
     world.device.signal("HUP");
     world.device.wait_until("the new group", |_| {
-        ["state/svid", "state/svid/current", "state/svid/current/svid.pem"]
+        ["state/svid", "state/svid/device/current", "state/svid/device/current/svid.pem"]
             .iter()
             .all(|name| group(name) == games)
     });
@@ -81,7 +81,7 @@ fn unpublished_files_are_reported_and_follow_later() {
     assert_eq!(world.device.get("/readyz").unwrap().0, 200);
     world.configure("");
     world.device.signal("HUP");
-    world.device.wait_until("published", |device| device.path("state/svid/current/svid.pem").exists());
+    world.device.wait_until("published", |device| device.path("state/svid/device/current/svid.pem").exists());
 }
 
 #[test]

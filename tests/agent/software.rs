@@ -89,7 +89,7 @@ fn software_key_is_published_on_tmpfs_if_configured() {
     all_files(&world.device.path("state"), &mut files);
     let secret = published("key.pem").lines().nth(1).unwrap().to_owned();
     assert!(files.iter().all(|file| !fs::read_to_string(file).unwrap_or_default().contains(&secret)));
-    assert!(!world.device.path("state/svid/current/key.pem").exists());
+    assert!(!world.device.path("state/svid/device/current/key.pem").exists());
 
     // A reboot empties the tmpfs. What was sealed is published again, without the MIS.
     world.device.kill();

@@ -564,7 +564,7 @@ impl Subject {
         self.device().wait_until("it is published", |device| {
             let served =
                 device.get("/v1/svid").map_or(Value::Null, |(_, svid)| serde_json::from_str(&svid).unwrap());
-            let said = fs::read(self.seen("state/svid/current/identity.json")).unwrap_or_default();
+            let said = fs::read(self.seen("state/svid/device/current/identity.json")).unwrap_or_default();
             let said: Value = serde_json::from_slice(&said).unwrap_or_default();
             served["generation"].is_u64() && said["serial"] == device.status()["svid"]["serial"]
         });

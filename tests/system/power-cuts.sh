@@ -135,7 +135,7 @@ cut() { # NUMBER: and what there is when the power is back
     the_file_system_kept_what_was_synced "$1"
 }
 what_is_published_belongs_together() {
-    cd "$work/cut/svid/current"
+    cd "$work/cut/svid/device/current"
     # The public key of the certificate, its two coordinates, in the form that the TPM has it.
     local point
     point=$(openssl x509 -in svid.pem -noout -pubkey | openssl pkey -pubin -outform der | tail --bytes 64 | od -An -v -t x1 | tr -d ' \n')
