@@ -748,6 +748,20 @@ mod tests {
     }
 
     #[test]
+    fn error_names_the_directory_that_is_to_be_corrected() {
+        let root = tempfile::tempdir().unwrap();
+        let files = publisher(root.path()).files;
+        let (dir, own) = (root.path().join("svid"), root.path().join("svid/device"));
+        fs::create_dir_all(&own).unwrap();
+        let failed = |errno: Errno| files.failed(&own, errno.into()).to_string();
+        let denied = failed(Errno::EACCES);
+        assert!(denied.contains(&format!("under {}: ", own.display())), "{denied}");
+        // The identities that are configured later are to be published, too.
+        let read_only = failed(Errno::EROFS);
+        assert!(read_only.contains(&format!("ReadWritePaths={} ", dir.display())), "{read_only}");
+    }
+
+    #[test]
     fn other_identities_are_untouched() {
         let (disk, memory) = (dir_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
         let config = config(disk.path(), Some(memory.path()));
@@ -814,7 +828,7 @@ mod tests {
 
     #[test]
     #[ignore = "needs root: mounts"]
-    fn software_key_is_not_published_on_a_disk_that_is_mounted_on_the_way() {
+    fn software_key_is_not_published_on_a_mounted_disk() {
         let (disk, memory) = (dir_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
         let place = memory.path().join("device");
         fs::create_dir(&place).unwrap();

@@ -125,10 +125,11 @@ the_factory_key_is_for_the_agent_alone() {
 }
 
 the_files_have_their_owners_and_modes() {
-    guest 'cd /var/lib/miaf-agent && stat --format "%A %U %G %n" . private svid svid/device/current' | expect_output \
+    guest 'cd /var/lib/miaf-agent && stat --format "%A %U %G %n" . private svid svid/device svid/device/current' | expect_output \
         'drwx--x--x miaf-agent miaf-agent .' \
         'drwx------ miaf-agent miaf-agent private' \
         'drwxr-x--- miaf-agent miaf svid' \
+        'drwxr-x--- miaf-agent miaf svid/device' \
         'lrwxrwxrwx miaf-agent miaf-agent svid/device/current'
     guest 'cd /var/lib/miaf-agent/svid/device/current/ && stat --format "%A %U %G %n" . *' | expect_output \
         'drwxr-x--- miaf-agent miaf .' \
