@@ -209,7 +209,7 @@ async fn subscribers(world: &mut World, measurements: &mut Measurements) {
             watching.push(caller);
         }
         let published =
-            fs::symlink_metadata(world.device.path("state/svid/current")).unwrap().modified().unwrap();
+            fs::symlink_metadata(world.device.path("state/svid/device/current")).unwrap().modified().unwrap();
         let took = last.duration_since(published).unwrap().as_secs_f64() * 1000.0;
         measurements.at_most("from published files to the last of 1000 subscribers", took, 250.0, "ms");
     }

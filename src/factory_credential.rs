@@ -530,9 +530,9 @@ mod tests {
         let detail =
             |credentials: &CurrentCredential| credentials.problem().unwrap().report.detail.clone().unwrap();
         credentials.update(Err(mismatch()), Purpose::Use, NOW).unwrap();
-        assert!(detail(&credentials).ends_with("the one before it stays in use"));
+        assert!(detail(&credentials).ends_with("The one before it stays in use"));
         assert!(credentials.update(Err(mismatch()), Purpose::Use, later).is_err());
-        assert!(detail(&credentials).ends_with("no enrollment is possible for now"));
+        assert!(detail(&credentials).ends_with("No enrollment is possible for now"));
         let expired = credentials.update(Ok(credential(-1, 1)), Purpose::Use, later);
         assert!(matches!(expired, Err(CredentialError::Expired { .. })));
         assert!(credentials.facts().is_some(), "people see until when it was valid");

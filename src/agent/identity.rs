@@ -27,7 +27,7 @@ use miaf_spiffe::Bundle;
 use miaf_spiffe::svid::{self, Expectation, SvidError, X509Svid};
 use miaf_spiffe::time::Timestamp;
 
-/// The identity of the device: the only one that is configured for now, called `device`.
+/// The identity of the device: the only one that is configured for now.
 pub(super) const DEVICE: IdentityIndex = IdentityIndex(0);
 
 /// Keys, SVID and issued chain of one identity.

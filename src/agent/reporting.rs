@@ -11,7 +11,7 @@ use crate::lifecycle::{
 };
 use crate::platform::systemd;
 use crate::problem::{ProblemCode, Report};
-use crate::publish::{IdentitySnapshot, Snapshot};
+use crate::publish::{IdentitySnapshot, ShownError, Snapshot};
 use crate::state::StoreError;
 use miaf_client::api::{IdentityName, State};
 use miaf_spiffe::svid;
@@ -155,7 +155,9 @@ impl Reporter {
         }
         match state {
             State::Blocked | State::Expired => {
-                let error = identity.last_error.as_ref().or(snapshot.last_error.as_ref());
+                let blocks = |shown: &&ShownError| shown.0.permanent;
+                let (own, shared) = (identity.last_error.as_ref(), snapshot.last_error.as_ref());
+                let error = own.filter(blocks).or(shared.filter(blocks)).or(own).or(shared);
                 let report = error.map(|(error, _)| &error.report);
                 let why = report.map(|report| format!(": {}", report.message())).unwrap_or_default();
                 let code = report.map(|report| report.code.as_str());

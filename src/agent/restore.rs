@@ -150,7 +150,7 @@ fn restore_identity(
         pending_key,
         issued,
         stored_renew_at,
-        publisher: Publisher::new(&config.files),
+        publisher: Publisher::new(&config.files, &IdentityName::DEVICE),
     })
 }
 

@@ -59,7 +59,7 @@ pub(super) fn error(error: &ErrorStatus) -> String {
 /// hint.
 pub(super) fn next_step(identity: &IdentityStatus, shared: Option<&ErrorStatus>, now: Timestamp) -> String {
     let svid = identity.svid.as_ref();
-    match (identity.last_error.as_ref().or(shared), identity.state.known()) {
+    match (identity.error(shared), identity.state.known()) {
         (Some(error), _) if svid.is_some_and(|svid| svid.ends_while_waiting) => {
             let until = error.waits_until.map_or_else(|| "later".into(), |until| due(until, now));
             let again = error.retry_at.map_or_else(|| "then".into(), |at| due(at, now));

@@ -120,7 +120,7 @@ mod tests {
         let (mut status, now) = example();
         let text = render(&status, now);
         for part in [
-            "Identity      device\nState         renewing - this device has a valid identity\nSPIFFE ID     spiffe://",
+            "Identity      device\nState         renewing - this device has a valid identity, and its renewal is due\nSPIFFE ID     spiffe://",
             "2026-01-03T00:00:00Z (in 23h 59m)",
             "2026-01-01T23:00:00Z (due for 1h 1m)",
             "Lifetime      [=====",

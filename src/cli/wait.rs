@@ -176,7 +176,7 @@ impl fmt::Display for TimedOut {
                 };
                 write!(f, "the state is {} - {}", identity.state, meaning(&identity.state))?;
                 let shared = status.last_error.as_ref();
-                if let Some(wrong) = identity.last_error.as_ref().or(shared) {
+                if let Some(wrong) = identity.error(shared) {
                     write!(f, ". Last error: {}", error(wrong).trim_end_matches('.'))?;
                     if let Some(hint) = &wrong.hint {
                         write!(f, ". Hint: {hint}")?;

@@ -286,7 +286,8 @@ mod tests {
     /// On one thread, as the agent's sockets are: while one connection is served, others wait.
     #[tokio::test]
     async fn pipelined_requests_delay_others_by_one_each() {
-        let broadcaster = Broadcaster::new(Snapshot::unconfigured(crate::keys::ProviderKind::Tpm), Timestamp::from_secs(0));
+        let broadcaster =
+            Broadcaster::new(Snapshot::unconfigured(crate::keys::ProviderKind::Tpm), Timestamp::from_secs(0));
         let context = Arc::new(ServerContext::new(&broadcaster, CommandQueue::new().0));
         let (_open, shutdown) = watch::channel(());
         let peer = Peer { role: Role::Read, uid: Some(7), pid: Some(1) };

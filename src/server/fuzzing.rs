@@ -45,7 +45,10 @@ pub(crate) fn connection(data: &[u8]) -> bool {
         // Moves on when there is nothing else to do.
         tokio::time::pause();
         let Ok((mut client, agent)) = UnixStream::pair() else { return false };
-        let broadcaster = Broadcaster::new(Snapshot::unconfigured(crate::keys::ProviderKind::Tpm), Timestamp::from_millis(0));
+        let broadcaster = Broadcaster::new(
+            Snapshot::unconfigured(crate::keys::ProviderKind::Tpm),
+            Timestamp::from_millis(0),
+        );
         let (commands, _receiver) = CommandQueue::new();
         let context = Arc::new(ServerContext::new(&broadcaster, commands));
         let (_open, shutdown) = watch::channel(());

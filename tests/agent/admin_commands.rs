@@ -237,7 +237,7 @@ fn identity_is_retired_for_another_domain_on_command_only() {
     assert_eq!(world.device.get("/v1/svid").unwrap().0, 503);
     assert_eq!(world.device.get("/v1/bundle").unwrap().0, 503);
     assert_eq!(world.device.get("/readyz").unwrap().0, 503);
-    let published = world.device.path("state/svid");
+    let published = world.device.path("state/svid/device");
     assert!(fs::symlink_metadata(published.join("current")).is_err(), "nothing is published");
     for directory in fs::read_dir(&published).unwrap() {
         assert_eq!(fs::read_dir(directory.unwrap().path()).unwrap().count(), 0, "and no file is left");
@@ -273,7 +273,7 @@ fn reset_identity_reloads_and_needs_a_valid_configuration() {
     world.device.configure("state_dir = \"{dir}/state\"\n[socket]\npath = \"{dir}/run/agent.sock\"\n");
     assert_eq!(post(&world.device, "/v1/reset-identity", LEAVE).0, 202);
     world.device.wait_for("unconfigured");
-    assert!(fs::symlink_metadata(world.device.path("state/svid/current")).is_err());
+    assert!(fs::symlink_metadata(world.device.path("state/svid/device/current")).is_err());
     world.configure("");
     assert_eq!(world.device.wait_for("active")["trustDomain"], "factory.example");
 }
@@ -289,14 +289,14 @@ fn reset_identity_withdraws_published_software_keys() {
     world.device.configure(&config.replace("[key]", "[key]\nprovider = \"software\""));
     world.device.start();
     world.device.wait_for("active");
-    let key = fs::read_to_string(keys.join("current/key.pem")).unwrap();
+    let key = fs::read_to_string(keys.join("device/current/key.pem")).unwrap();
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::Status(503));
     assert_eq!(post(&world.device, "/v1/reset-identity", LEAVE).0, 202);
     world.device.wait_for_status("no identity", |status| status["spiffeId"].is_null());
-    assert_eq!(fs::read_dir(&keys).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(keys.join("device")).unwrap().count(), 0);
     world.mis.clear_faults();
     world.device.wait_for("active");
-    assert_ne!(fs::read_to_string(keys.join("current/key.pem")).unwrap(), key);
+    assert_ne!(fs::read_to_string(keys.join("device/current/key.pem")).unwrap(), key);
 }
 
 #[test]
@@ -321,11 +321,13 @@ fn reset_identity_survives_a_power_cut_at_any_step() {
     let id = world.device.status()["spiffeId"].clone();
     // Half-way by hand: withdrawn and not retired yet; retired, and the documents not yet.
     world.kill();
-    fs::remove_file(state.join("svid/current")).unwrap();
+    fs::remove_file(state.join("svid/device/current")).unwrap();
     fs::create_dir(private.join("left-1")).unwrap();
     world.device.start();
     assert_eq!(world.device.wait_for("active")["spiffeId"], id);
-    world.device.wait_until("published again", |device| device.path("state/svid/current/svid.pem").exists());
+    world
+        .device
+        .wait_until("published again", |device| device.path("state/svid/device/current/svid.pem").exists());
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "it was not retired");
 
     world.kill();
@@ -344,7 +346,9 @@ fn reset_identity_survives_a_power_cut_at_any_step() {
         let is_current = private.join("identity.json").exists();
         world.device.start();
         world.device.wait_for("active");
-        world.device.wait_until("published", |device| device.path("state/svid/current/svid.pem").exists());
+        world
+            .device
+            .wait_until("published", |device| device.path("state/svid/device/current/svid.pem").exists());
         let svid: Value = serde_json::from_str(&world.device.get("/v1/svid").unwrap().1).unwrap();
         let served = svid["certificateChainPem"].as_array().unwrap();
         let served: String = served.iter().map(|pem| pem.as_str().unwrap()).collect();

@@ -71,7 +71,7 @@ impl Server {
             path("server.cnf"),
             path("server.pem")
         ));
-        let bundle = world.device.path("state/svid/current/bundle.pem");
+        let bundle = world.device.path("state/svid/device/current/bundle.pem");
         let log = Log::new("openssl s_server", world.tpm.file("server.log"));
         let mut process = Command::new("openssl")
             .args([

@@ -79,7 +79,7 @@ fn software_key_is_published_on_tmpfs_if_configured() {
     let keys = memory.path().join("keys");
     configure(&world, &format!("[files]\nsoftware_key_dir = \"{}\"", keys.display()));
     let (mut world, _) = enrolled(world);
-    let published = |name: &str| fs::read_to_string(keys.join("current").join(name)).unwrap();
+    let published = |name: &str| fs::read_to_string(keys.join("device/current").join(name)).unwrap();
     let key = world.device.path("published.key");
     fs::write(&key, published("key.pem")).unwrap();
     let of_key = world.tpm.run("openssl", &["pkey", "-in", key.to_str().unwrap(), "-pubout"]);
@@ -89,14 +89,14 @@ fn software_key_is_published_on_tmpfs_if_configured() {
     all_files(&world.device.path("state"), &mut files);
     let secret = published("key.pem").lines().nth(1).unwrap().to_owned();
     assert!(files.iter().all(|file| !fs::read_to_string(file).unwrap_or_default().contains(&secret)));
-    assert!(!world.device.path("state/svid/current/key.pem").exists());
+    assert!(!world.device.path("state/svid/device/current/key.pem").exists());
 
     // A reboot empties the tmpfs. What was sealed is published again, without the MIS.
     world.device.kill();
     fs::remove_dir_all(&keys).unwrap();
     world.mis.stop_listening().unwrap();
     world.device.start();
-    world.device.wait_until("the key is there again", |_| keys.join("current/key.pem").exists());
+    world.device.wait_until("the key is there again", |_| keys.join("device/current/key.pem").exists());
     assert_eq!(published("key.pem"), fs::read_to_string(&key).unwrap());
 }
 
@@ -106,10 +106,11 @@ fn published_key_is_withdrawn_with_its_setting() {
     let world = world(false);
     configure(&world, &format!("[files]\nsoftware_key_dir = \"{}\"", memory.path().display()));
     let (world, _) = enrolled(world);
-    world.device.wait_until("the key is there", |_| memory.path().join("current/key.pem").exists());
+    world.device.wait_until("the key is there", |_| memory.path().join("device/current/key.pem").exists());
     configure(&world, "");
     world.device.signal("HUP");
-    world.device.wait_until("the key is gone", |_| fs::read_dir(memory.path()).unwrap().count() == 0);
+    let left = || fs::read_dir(memory.path().join("device")).unwrap().count();
+    world.device.wait_until("the key is gone", |_| left() == 0);
     assert_eq!(world.device.status()["state"], "active");
 }
 

@@ -64,6 +64,6 @@ fn each_group_counts() {
     }
     assert!(device.run(SIGNER, &commands).status.success());
     // To read, one is enough.
-    let output = device.run(READER, "cat /var/lib/miaf-agent/svid/current/svid.pem");
+    let output = device.run(READER, "cat /var/lib/miaf-agent/svid/device/current/svid.pem");
     assert_eq!(leaf_in(&String::from_utf8(output.stdout).unwrap()).unwrap(), device.leaf());
 }

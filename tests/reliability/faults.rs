@@ -355,8 +355,8 @@ impl Subject {
         // cleared away goes with that.
         let Call { name, path, .. } = &list[case.nth];
         // An old generation is removed through the directory that it is in.
-        let is_of_old =
-            path.starts_with("state/svid/OLD") || (name == "unlinkat" && path == Path::new("state/svid"));
+        let is_of_old = path.starts_with("state/svid/device/OLD")
+            || (name == "unlinkat" && path == Path::new("state/svid/device"));
         if command_is_gone || is_of_old || (case.story != Story::Renew && !is_killed) {
             self.renew();
         }
@@ -564,7 +564,7 @@ impl Subject {
         self.device().wait_until("it is published", |device| {
             let served =
                 device.get("/v1/svid").map_or(Value::Null, |(_, svid)| serde_json::from_str(&svid).unwrap());
-            let said = fs::read(self.seen("state/svid/current/identity.json")).unwrap_or_default();
+            let said = fs::read(self.seen("state/svid/device/current/identity.json")).unwrap_or_default();
             let said: Value = serde_json::from_slice(&said).unwrap_or_default();
             served["generation"].is_u64() && said["serial"] == device.status()["svid"]["serial"]
         });
@@ -588,7 +588,7 @@ impl Subject {
 
     /// What is published, which belongs together.
     fn published(&self) -> Published {
-        let published = Published::read(&self.seen("state/svid")).expect("it is published");
+        let published = Published::read(&self.seen("state/svid/device")).expect("it is published");
         published.belongs_together().unwrap_or_else(|why| panic!("{why}"));
         published
     }
@@ -599,7 +599,7 @@ impl Subject {
             all.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
         };
         self.device().wait_until("nothing half-written is there", |_| {
-            let (private, svid) = (names("state/private"), names("state/svid"));
+            let (private, svid) = (names("state/private"), names("state/svid/device"));
             let is_whole = |name: &String| !name.contains(".new") && !name.contains(".unusable");
             svid.len() <= 3 && private.iter().chain(&svid).all(is_whole)
         });
@@ -611,7 +611,7 @@ impl Subject {
 
     fn says(&self, error: &str, call: &Call) -> bool {
         // What was published and cannot be read is published anew, and nothing is wrong.
-        let is_published = call.reads && call.path.starts_with("state/svid/CURRENT");
+        let is_published = call.reads && call.path.starts_with("state/svid/device/CURRENT");
         let (log, directory) = (self.device().log(), self.device().dir().to_str().unwrap());
         let said =
             log[self.said..].lines().any(|line| line.contains(in_words(error)) && line.contains(directory));
@@ -619,7 +619,7 @@ impl Subject {
     }
 
     fn numbers(&self) -> Numbers {
-        Numbers::read(&self.device().path("state/svid"))
+        Numbers::read(&self.device().path("state/svid/device"))
     }
 }
 

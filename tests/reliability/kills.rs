@@ -69,7 +69,7 @@ impl Story {
         self.world.kill();
         self.renewal = self.until_another_svid();
         self.world.kill();
-        let readers = Readers::of(self.world.device.path("state/svid"));
+        let readers = Readers::of(self.world.device.path("state/svid/device"));
         let (mut enrollments, mut renewals) = (0, 0);
         for kill in 0..kills {
             if kill % RENEWALS_TO_AN_ENROLLMENT == 0 {
@@ -139,7 +139,7 @@ impl Story {
     }
 
     fn published(&self) -> Option<Published> {
-        Published::read(&self.world.device.path("state/svid"))
+        Published::read(&self.world.device.path("state/svid/device"))
     }
 
     /// To its MIS, by what it publishes, and by what the running agent says.
@@ -159,7 +159,7 @@ impl Story {
             let entries = std::fs::read_dir(self.world.device.path(directory)).unwrap();
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
         };
-        let (private, published) = (names("state/private"), names("state/svid"));
+        let (private, published) = (names("state/private"), names("state/svid/device"));
         let unusable = private.iter().find(|name| name.contains("unusable"));
         assert!(unusable.is_none(), "{private:?}\n{}", self.world.device.log());
         let half_written = private.iter().filter(|name| name.ends_with(".new")).count();

@@ -113,7 +113,7 @@ impl Device {
 
     /// A published file of the current generation.
     pub(crate) fn published(&self, name: &str) -> String {
-        let path = self.path("state/svid/current").join(name);
+        let path = self.path("state/svid/device/current").join(name);
         fs::read_to_string(&path).unwrap_or_else(|e| panic!("{} cannot be read: {e}", path.display()))
     }
 

@@ -173,8 +173,8 @@ answer_of() { guest "curl --silent --max-time 30 --unix-socket /run/miaf-agent/a
 served() { answer_of /v1/svid | jq --exit-status --raw-output '.spiffeId, .certificateChainPem[]'; }
 another_svid() { served >"$work/serves" && ! cmp "$work/serves" "$work/served"; }
 readiness() { answer_of /readyz '--output /dev/null --write-out %{http_code}'; }
-generation() { guest 'readlink /var/lib/miaf-agent/svid/current'; }
-published() { guest 'cd /var/lib/miaf-agent/svid/current/ && sha256sum *.pem bundle.json'; }
+generation() { guest 'readlink /var/lib/miaf-agent/svid/device/current'; }
+published() { guest 'cd /var/lib/miaf-agent/svid/device/current/ && sha256sum *.pem bundle.json'; }
 says() { field '.lastError | .type, .detail' | grep -F -e "$1"; }
 keeps_what_it_has() {
     served | cmp - "$work/served" || fail "it serves something else"

@@ -125,12 +125,13 @@ the_factory_key_is_for_the_agent_alone() {
 }
 
 the_files_have_their_owners_and_modes() {
-    guest 'cd /var/lib/miaf-agent && stat --format "%A %U %G %n" . private svid svid/current' | expect_output \
+    guest 'cd /var/lib/miaf-agent && stat --format "%A %U %G %n" . private svid svid/device svid/device/current' | expect_output \
         'drwx--x--x miaf-agent miaf-agent .' \
         'drwx------ miaf-agent miaf-agent private' \
         'drwxr-x--- miaf-agent miaf svid' \
-        'lrwxrwxrwx miaf-agent miaf-agent svid/current'
-    guest 'cd /var/lib/miaf-agent/svid/current/ && stat --format "%A %U %G %n" . *' | expect_output \
+        'drwxr-x--- miaf-agent miaf svid/device' \
+        'lrwxrwxrwx miaf-agent miaf-agent svid/device/current'
+    guest 'cd /var/lib/miaf-agent/svid/device/current/ && stat --format "%A %U %G %n" . *' | expect_output \
         'drwxr-x--- miaf-agent miaf .' \
         '-rw-r----- miaf-agent miaf bundle.json' \
         '-rw-r----- miaf-agent miaf bundle.pem' \
@@ -173,7 +174,7 @@ for user in wfm-client signer stranger miaf-agent root; do
         printf '%s %s %s\n' $user $socket $word
     done
     for file in svid.pem key.pem; do
-        runuser -u $user -- test -r /var/lib/miaf-agent/svid/current/$file && word=yes || word=no
+        runuser -u $user -- test -r /var/lib/miaf-agent/svid/device/current/$file && word=yes || word=no
         printf '%s %s %s\n' $user $file $word
     done
 done
@@ -214,7 +215,7 @@ cd /tmp && echo message >message
 runuser -u signer -- curl --silent --fail --unix-socket /run/miaf-agent/sign.sock --data \
     "{\"algorithm\": \"ES256\", \"digest\": \"$(openssl dgst -sha256 -binary message | base64)\"}" http://agent/v1/sign >signed.json
 sed 's/.*"signature":"\([^"]*\)".*/\1/' signed.json | base64 --decode >signature
-openssl x509 -in /var/lib/miaf-agent/svid/current/svid.pem -noout -pubkey >public.pem
+openssl x509 -in /var/lib/miaf-agent/svid/device/current/svid.pem -noout -pubkey >public.pem
 openssl dgst -sha256 -verify public.pem -signature signature message
 usermod --append --groups tss signer
 SHELL
@@ -261,7 +262,7 @@ the_key_is_in_the_tpm_of_this_machine() {
     # A signature by the published key, made by somebody who may use it, fits the certificate.
     guest "$(cat <<'SHELL'
 set -e
-cd /var/lib/miaf-agent/svid/current/
+cd /var/lib/miaf-agent/svid/device/current/
 export TPM2OPENSSL_TCTI=device:/dev/tpmrm0
 echo message >/tmp/message
 runuser -u signer -- openssl pkeyutl -provider tpm2 -provider default -sign -rawin -digest sha256 -inkey key.pem \
@@ -271,7 +272,7 @@ openssl pkeyutl -verify -rawin -digest sha256 -pubin -inkey /tmp/public.pem -in 
 SHELL
     )" | grep 'Signature Verified Successfully' >/dev/null || fail "key.pem and svid.pem do not fit"
     # The TPM of another machine can do nothing with it (0x1df, TPM_RC_INTEGRITY: it is not sealed for that one).
-    local published=/var/lib/miaf-agent/svid/current
+    local published=/var/lib/miaf-agent/svid/device/current
     guest "cat $published/key.pem" >"$work/key.pem"
     grep -q 'BEGIN TSS2 PRIVATE KEY' "$work/key.pem"
     other_tpm
@@ -346,15 +347,15 @@ cat >/run/systemd/system/nginx.service <<'END'
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=true
-ExecReload=sh -c 'readlink /var/lib/miaf-agent/svid/current >>/run/reloaded'
+ExecReload=sh -c 'readlink /var/lib/miaf-agent/svid/device/current >>/run/reloaded'
 END
 systemctl daemon-reload && systemctl start nginx
 SHELL
     )"
     guest "set -e; $(documented rotation using-the-identity.md)" 2>/dev/null
-    guest 'readlink /var/lib/miaf-agent/svid/current >/run/had && miaf-agent renew' >/dev/null
+    guest 'readlink /var/lib/miaf-agent/svid/device/current >/run/had && miaf-agent renew' >/dev/null
     wait_for 60 "the service to be reloaded with the new identity" guest \
-        'new=$(readlink /var/lib/miaf-agent/svid/current); [ "$new" != "$(cat /run/had)" ] && [ "$(tail -n 1 /run/reloaded)" = "$new" ]'
+        'new=$(readlink /var/lib/miaf-agent/svid/device/current); [ "$new" != "$(cat /run/had)" ] && [ "$(tail -n 1 /run/reloaded)" = "$new" ]'
     guest 'systemctl disable --now reload-on-rotation@nginx.path
         systemctl stop nginx
         rm /etc/systemd/system/reload-on-rotation@.* /run/systemd/system/nginx.service /run/had /run/reloaded
@@ -378,7 +379,7 @@ after_a_reboot_it_is_served_before_any_network() {
     state_is active || fail "the device is $(field .state)"
     is_the_same_device
     [ "$(field .svid.serial)" = "$serial" ] || fail "this is not the SVID that it had"
-    guest 'miaf-agent svid | grep -q "BEGIN CERTIFICATE" && test -r /var/lib/miaf-agent/svid/current/svid.pem'
+    guest 'miaf-agent svid | grep -q "BEGIN CERTIFICATE" && test -r /var/lib/miaf-agent/svid/device/current/svid.pem'
     network on
 }
 

@@ -135,7 +135,7 @@ cut() { # NUMBER: and what there is when the power is back
     the_file_system_kept_what_was_synced "$1"
 }
 what_is_published_belongs_together() {
-    cd "$work/cut/svid/current"
+    cd "$work/cut/svid/device/current"
     # The public key of the certificate, its two coordinates, in the form that the TPM has it.
     local point
     point=$(openssl x509 -in svid.pem -noout -pubkey | openssl pkey -pubin -outform der | tail --bytes 64 | od -An -v -t x1 | tr -d ' \n')
@@ -154,7 +154,7 @@ nothing_is_left_over() {
     # Half-written files are replaced by the next that has their name: there is never more than one for each.
     left=$(cd "$work/cut" && find . -name '*.new' | wc -l)
     [ "$left" -le 3 ] || fail "half-written files pile up: $(cd "$work/cut" && find . -name '*.new')"
-    left=$(cd "$work/cut/svid" && find . -mindepth 1 -maxdepth 1 -type d ! -name '.*' | wc -l)
+    left=$(cd "$work/cut/svid/device" && find . -mindepth 1 -maxdepth 1 -type d ! -name '.*' | wc -l)
     [ "$left" -le 3 ] || fail "$left generations are kept"
 }
 the_file_system_kept_what_was_synced() { # NUMBER: a file and its folder, after every cut before this one

@@ -1,4 +1,4 @@
-//! Fuzz target: what an agent responds on its socket, an older or a foreign one perhaps.
+//! Fuzz target: responses on a socket, of an older or newer agent or another program.
 
 use std::io::Write as _;
 use std::net::Shutdown;
@@ -11,22 +11,22 @@ use super::events::Watch;
 use super::read;
 use miaf_spiffe::testing::check_error;
 
-/// A response; the first byte chooses what was asked for.
+/// A response; the first byte chooses the request.
 pub fn client(data: &[u8]) -> bool {
     let [choice, data @ ..] = data else { return false };
     let Ok((mut agent, stream)) = UnixStream::pair() else { return false };
-    // What does not fit is no other case.
+    // What does not fit into the socket's buffer is no other case.
     let _ = agent.set_nonblocking(true);
     let _ = agent.write(data);
     let _ = agent.shutdown(Shutdown::Both);
-    let answer = match Response::read(Timed { stream, until: None }, Duration::from_secs(10)) {
-        Ok(answer) => answer,
+    let response = match Response::read(Timed { stream, until: None }, Duration::from_secs(10)) {
+        Ok(response) => response,
         Err(e) => return check_error(e),
     };
     let outcome = match choice % 3 {
-        0 => answer.body().and_then(|body| read::<Status>(&body)).map(drop),
-        1 => answer.body().and_then(|body| read::<SvidDocument>(&body)).map(drop),
-        _ => Watch::of(answer).try_for_each(|state| state.map(drop)),
+        0 => response.body().and_then(|body| read::<Status>(&body)).map(drop),
+        1 => response.body().and_then(|body| read::<SvidDocument>(&body)).map(drop),
+        _ => Watch::of(response).try_for_each(|state| state.map(drop)),
     };
     match outcome {
         Ok(()) => true,

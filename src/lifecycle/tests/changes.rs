@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use super::super::KeyChoice::Pending;
 use super::super::Request::{Enroll, Renew};
-use miaf_client::api::State;
-use crate::problem::ProblemCode;
 use super::super::*;
 use super::device::Work::{CreateKey, FetchBundle, FetchDiscovery};
 use super::device::*;
+use crate::problem::ProblemCode;
+use miaf_client::api::State;
 
 // ---- orders ----
 

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
-use miaf_client::api::State;
 use super::super::*;
 use super::device::{self, DAY, START, later, policy, report, secs, svid};
 use super::histories::*;
+use miaf_client::api::State;
 use miaf_spiffe::time::BootTime;
 
 /// When the agent was built. A wall clock that is off can be before that.

@@ -2,11 +2,11 @@
 
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
-use miaf_client::api::State;
-use crate::problem::ProblemCode;
 use super::super::*;
 use super::device::Work::{CreateKey, FetchBundle, FetchDiscovery};
 use super::device::*;
+use crate::problem::ProblemCode;
+use miaf_client::api::State;
 
 #[test]
 fn impossible_clock_allows_discovery_only() {

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
-use miaf_client::api::State;
 use super::super::*;
 use super::device::Work::{CreateKey, FetchBundle, FetchDiscovery, ProveKey};
+use miaf_client::api::State;
 use miaf_spiffe::time::BootTime;
 
 /// The only identity of the device.
@@ -285,9 +285,11 @@ impl Device {
         self.view().state(self.now)
     }
 
-    /// The error of the identity, or else the one that it shares with others.
+    /// The error of the identity, or the one that it shares with others where only that one blocks.
     pub(super) fn error(&self) -> Option<(LastError, Option<Duration>)> {
-        self.view().last_error(self.now).or_else(|| self.lifecycle.last_error(self.now))
+        let (own, shared) = (self.view().last_error(self.now), self.lifecycle.last_error(self.now));
+        let blocks = |error: &(LastError, Option<Duration>)| error.0.permanent;
+        own.clone().filter(blocks).or(shared.clone().filter(blocks)).or(own).or(shared)
     }
 }
 

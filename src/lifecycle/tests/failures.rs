@@ -2,10 +2,10 @@
 
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
-use miaf_client::api::State;
 use super::super::*;
 use super::device::Work::{CreateKey, FetchBundle, FetchDiscovery};
 use super::device::*;
+use miaf_client::api::State;
 use miaf_spiffe::time::BootTime;
 
 // ---- waiting (E8, R7) ----

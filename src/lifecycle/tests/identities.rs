@@ -4,10 +4,10 @@ use proptest::prelude::*;
 
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
-use miaf_client::api::State;
 use super::super::*;
 use super::device::{DAY, START, document, failure, later, next_random, policy, secs, svid};
 use super::histories::{asks_nobody, failure_kind, retry_after};
+use miaf_client::api::State;
 use miaf_spiffe::time::BootTime;
 
 const FIRST: IdentityIndex = IdentityIndex(0);

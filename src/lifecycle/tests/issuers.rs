@@ -2,11 +2,11 @@
 
 use super::super::KeyChoice::Pending;
 use super::super::Request::{Enroll, Renew};
-use miaf_client::api::State;
-use crate::problem::ProblemCode;
 use super::super::*;
 use super::device::Work::{FetchBundle, FetchDiscovery};
 use super::device::*;
+use crate::problem::ProblemCode;
+use miaf_client::api::State;
 
 const FRESH: Work = Work::Adopt { bundle_is_fresh: true };
 

@@ -65,6 +65,16 @@ pub struct IdentityStatus {
     pub last_error: Option<ErrorStatus>,
 }
 
+impl IdentityStatus {
+    /// The error that keeps this identity from its next step: its own, or the device's (`shared`) where only
+    /// that one needs a correction.
+    pub fn error<'a>(&'a self, shared: Option<&'a ErrorStatus>) -> Option<&'a ErrorStatus> {
+        let own = self.last_error.as_ref();
+        let needs_correction = |error: &&ErrorStatus| error.permanent;
+        own.filter(needs_correction).or(shared.filter(needs_correction)).or(own).or(shared)
+    }
+}
+
 /// The current SVID.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
