@@ -235,7 +235,7 @@ impl Store {
     /// [`StoreError`]. The identity is still there then, unless the file system failed after it was
     /// moved.
     pub fn retire(&self) -> Result<PathBuf, StoreError> {
-        let directory = |number: u32| self.private.join(format!("left-{number}"));
+        let directory = |number: u32| self.private.join(format!("retired-{number}"));
         // The numbers do not end.
         let retired = (1..).map(directory).find(|path| !path.exists()).unwrap_or_default();
         let retire = || {
@@ -382,7 +382,7 @@ mod tests {
             vec!["bundle.json", "discovery.json"],
             vec!["identity.jsonnet", "kek", "lock", "waits.json"],
         ];
-        fs::create_dir_all(private.join("left-1")).unwrap();
+        fs::create_dir_all(private.join("retired-1")).unwrap();
         for name in files.iter().flatten() {
             fs::write(private.join(name), name).unwrap();
         }
@@ -403,7 +403,7 @@ mod tests {
         let private = directory.path().join("private");
         let [unfinished, identity, documents, others] = full(&private);
         let retired = Store::new(directory.path()).retire().unwrap();
-        assert_eq!(retired, private.join("left-2"), "earlier ones are not touched");
+        assert_eq!(retired, private.join("retired-2"), "earlier ones are not touched");
         assert_eq!(fs::metadata(&retired).unwrap().permissions().mode() & 0o777, 0o700);
         let mut all = [unfinished, identity, documents].concat();
         all.sort_unstable();
@@ -420,7 +420,7 @@ mod tests {
             let [unfinished, identity, documents, others] = full(&private);
             let store = Store::new(directory.path());
             for step in &RetireStep::ALL[..steps] {
-                store.move_files(*step, &private.join("left-1")).unwrap();
+                store.move_files(*step, &private.join("retired-1")).unwrap();
             }
             let mut all = [unfinished, identity, documents][steps..].concat();
             all.extend(others);

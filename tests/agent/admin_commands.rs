@@ -13,7 +13,7 @@ use crate::support::agent::{Device, PATIENCE};
 use crate::world::{self, World};
 
 const ADMIN: &str = "run/admin.sock";
-const COMMANDS: [&str; 3] = ["/v1/retry", "/v1/renew", "/v1/reset-identity"];
+const COMMANDS: [&str; 3] = ["/v1/retry", "/v1/identities/device/renew", "/v1/identities/device/retire"];
 const LEAVE: &str = r#"{"trustDomain":"factory.example"}"#;
 
 /// Status and body of the response to `POST path` on the admin socket.
@@ -38,7 +38,7 @@ fn detail(response: &Value) -> &str {
 fn retired_directories(device: &Device) -> Vec<String> {
     let names = fs::read_dir(device.path("state/private")).unwrap();
     let mut names: Vec<String> = names.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.retain(|name| name.starts_with("left-"));
+    names.retain(|name| name.starts_with("retired-"));
     names.sort();
     names
 }
@@ -71,7 +71,7 @@ fn admin_command_response_says_what_happens_and_is_logged() {
     for (path, body, says) in [
         ("/v1/retry", "", "is tried again within seconds"),
         ("/v1/retry", "{\"newKey\":true}", "a new one, as far as"),
-        ("/v1/renew", "", "is renewed now"),
+        ("/v1/identities/device/renew", "", "is renewed now"),
     ] {
         let (status, response) = post(&world.device, path, body);
         assert_eq!((status, &response["accepted"]), (202, &true.into()), "{response}");
@@ -101,11 +101,11 @@ fn admin_command_with_another_body_is_refused() {
     for (path, body, status, says) in [
         ("/v1/retry", "{\"newKey\":\"yes\"}", 400, "be empty, or {\"newKey\": true}"),
         ("/v1/retry", "{\"now\":true}", 400, "unknown field `now`"),
-        ("/v1/renew", "{\"newKey\":true}", 400, "must be empty"),
+        ("/v1/identities/device/renew", "{\"newKey\":true}", 400, "must be empty"),
         ("/v1/retry", long.as_str(), 413, "4096 bytes"),
-        ("/v1/reset-identity", "", 400, "{\"trustDomain\": \"factory.example\"}"),
+        ("/v1/identities/device/retire", "", 400, "{\"trustDomain\": \"factory.example\"}"),
         (
-            "/v1/reset-identity",
+            "/v1/identities/device/retire",
             "{\"trustDomain\":\"other.example\"}",
             409,
             "in the trust domain \"factory.example\"",
@@ -115,9 +115,19 @@ fn admin_command_with_another_body_is_refused() {
         assert_eq!((got, &response["status"]), (status, &status.into()), "{path} {body}: {response}");
         assert!(detail(&response).contains(says), "{response}");
     }
+    let unknown = "There is no identity \"wfm\"";
+    for (path, body) in [
+        ("/v1/identities/wfm/renew", ""),
+        ("/v1/identities/wfm/retire", LEAVE),
+        ("/v1/retry", "{\"newKey\":true,\"identity\":\"wfm\"}"),
+    ] {
+        let (status, response) = post(&world.device, path, body);
+        assert!(status == 404 && detail(&response).contains(unknown), "{path}: {response}");
+    }
     // A request that never ends costs its own connection, and delays no other.
     let mut slow = UnixStream::connect(world.device.path(ADMIN)).unwrap();
-    write!(slow, "POST /v1/renew HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{{").unwrap();
+    write!(slow, "POST /v1/identities/device/renew HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{{")
+        .unwrap();
     assert_eq!(post(&world.device, "/v1/retry", "").0, 202);
     let mut response = String::new();
     slow.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -140,9 +150,10 @@ fn admin_command_without_effect_is_refused_with_a_hint() {
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(503, "unavailable", Some("3600")));
     world.configure("");
     world.wait_for_requests(Endpoint::Enrollment, 1);
-    for (path, body, says) in
-        [("/v1/renew", "", "no identity yet"), ("/v1/reset-identity", LEAVE, "there is none to leave")]
-    {
+    for (path, body, says) in [
+        ("/v1/identities/device/renew", "", "no SVID yet"),
+        ("/v1/identities/device/retire", LEAVE, "nothing to retire"),
+    ] {
         let (status, response) = post(&world.device, path, body);
         assert_eq!(status, 409, "{response}");
         assert!(detail(&response).contains(says), "{response}");
@@ -180,7 +191,7 @@ fn admin_command_is_queued_behind_the_current_action() {
     world.mis.fault(Endpoint::Renewal, Fault::StallAnswer(Duration::from_secs(20)));
     world.device.wait_until("a renewal is under way", |_| world.mis.waiting_faults() == 0);
     let sent = Instant::now();
-    let (status, response) = post(&world.device, "/v1/reset-identity", LEAVE);
+    let (status, response) = post(&world.device, "/v1/identities/device/retire", LEAVE);
     assert_eq!(status, 202, "{response}");
     assert!(detail(&response).ends_with("when what the agent is doing has ended."), "{response}");
     assert!(sent.elapsed() < Duration::from_secs(15), "the response comes while the MIS stalls");
@@ -194,7 +205,7 @@ fn admin_command_is_queued_behind_the_current_action() {
     world.wait_for_requests(Endpoint::Enrollment, 2);
     world.device.wait_for_status("another identity", |status| status["svid"].is_object());
     // The chain of the renewal was retired too: it did not bring the old identity back.
-    assert!(world.device.path("state/private/left-1/answer.json").exists());
+    assert!(world.device.path("state/private/retired-1/answer.json").exists());
 }
 
 /// Another MIS, with its own factory credential for this device.
@@ -222,15 +233,12 @@ fn identity_is_retired_for_another_domain_on_command_only() {
     world.device.configure(&world::config(&other, &world.tpm, ""));
     world.device.signal("HUP");
     let refused = world.device.wait_for_error("this device's identity is in \\\"factory.example\\\"");
-    assert!(
-        refused["lastError"]["detail"].as_str().unwrap().contains("miaf-agent reset-identity"),
-        "{refused:#}"
-    );
+    assert!(refused["lastError"]["detail"].as_str().unwrap().contains("miaf-agent retire"), "{refused:#}");
     assert_eq!(world.device.published("svid.pem"), svid, "the current SVID stays in use");
 
     // The new MIS does not respond for a while: a device without an identity is shown as such.
     other.stop_listening().unwrap();
-    let (status, response) = post(&world.device, "/v1/reset-identity", LEAVE);
+    let (status, response) = post(&world.device, "/v1/identities/device/retire", LEAVE);
     assert_eq!(status, 202, "{response}");
     let none = world.device.wait_for_status("no identity", |status| status["spiffeId"].is_null());
     assert!(none["svid"].is_null() && none["bundle"].is_null() && none["trustDomain"].is_null(), "{none:#}");
@@ -242,13 +250,13 @@ fn identity_is_retired_for_another_domain_on_command_only() {
     for directory in fs::read_dir(&published).unwrap() {
         assert_eq!(fs::read_dir(directory.unwrap().path()).unwrap().count(), 0, "and no file is left");
     }
-    let left = world.device.path("state/private/left-1");
+    let retired = world.device.path("state/private/retired-1");
     for record in ["identity.json", "discovery.json", "bundle.json"] {
-        assert!(left.join(record).exists(), "{record} is retired");
+        assert!(retired.join(record).exists(), "{record} is retired");
         assert!(!world.device.path("state/private").join(record).exists(), "{record} is not in use");
     }
     let log = world.device.log();
-    let line = log.lines().find(|line| line.contains("by admin command this device has left")).unwrap();
+    let line = log.lines().find(|line| line.contains("identity retired by admin command")).unwrap();
     assert!(line.contains("WARN") && line.contains(before["spiffeId"].as_str().unwrap()), "{line}");
 
     other.resume().unwrap();
@@ -265,13 +273,13 @@ fn identity_is_retired_for_another_domain_on_command_only() {
 fn reset_identity_reloads_and_needs_a_valid_configuration() {
     let world = World::enrolled();
     world.device.configure("nonsense");
-    let (status, response) = post(&world.device, "/v1/reset-identity", LEAVE);
+    let (status, response) = post(&world.device, "/v1/identities/device/retire", LEAVE);
     assert_eq!(status, 409, "{response}");
     assert!(detail(&response).contains("config.toml"), "{response}");
     assert_eq!(world.device.status()["state"], "active");
     // A configuration without an MIS: the device stays without an identity.
     world.device.configure("state_dir = \"{dir}/state\"\n[socket]\npath = \"{dir}/run/agent.sock\"\n");
-    assert_eq!(post(&world.device, "/v1/reset-identity", LEAVE).0, 202);
+    assert_eq!(post(&world.device, "/v1/identities/device/retire", LEAVE).0, 202);
     world.device.wait_for("unconfigured");
     assert!(fs::symlink_metadata(world.device.path("state/svid/device/current")).is_err());
     world.configure("");
@@ -291,7 +299,7 @@ fn reset_identity_withdraws_published_software_keys() {
     world.device.wait_for("active");
     let key = fs::read_to_string(keys.join("device/current/key.pem")).unwrap();
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::Status(503));
-    assert_eq!(post(&world.device, "/v1/reset-identity", LEAVE).0, 202);
+    assert_eq!(post(&world.device, "/v1/identities/device/retire", LEAVE).0, 202);
     world.device.wait_for_status("no identity", |status| status["spiffeId"].is_null());
     assert_eq!(fs::read_dir(keys.join("device")).unwrap().count(), 0);
     world.mis.clear_faults();
@@ -305,7 +313,7 @@ fn retry_after_delay_survives_the_retired_identity() {
     world.mis.sticky_fault(Endpoint::Bundle, Fault::problem(503, "unavailable", Some("600")));
     let waits = world.device.path("state/private/waits.json");
     world.device.wait_until("the wait is stored", |_| waits.exists());
-    assert_eq!(post(&world.device, "/v1/reset-identity", LEAVE).0, 202);
+    assert_eq!(post(&world.device, "/v1/identities/device/retire", LEAVE).0, 202);
     world.device.wait_for_status("no identity", |status| status["spiffeId"].is_null());
     let (status, seen) = world.after(Duration::from_secs(3));
     assert!(seen.iter().all(|entry| !world::is_at(entry, Endpoint::Bundle)), "{seen:?}");
@@ -322,7 +330,7 @@ fn reset_identity_survives_a_power_cut_at_any_step() {
     // Half-way by hand: withdrawn and not retired yet; retired, and the documents not yet.
     world.kill();
     fs::remove_file(state.join("svid/device/current")).unwrap();
-    fs::create_dir(private.join("left-1")).unwrap();
+    fs::create_dir(private.join("retired-1")).unwrap();
     world.device.start();
     assert_eq!(world.device.wait_for("active")["spiffeId"], id);
     world
@@ -332,7 +340,7 @@ fn reset_identity_survives_a_power_cut_at_any_step() {
 
     world.kill();
     fs::remove_dir_all(state.join("svid")).unwrap();
-    fs::rename(private.join("identity.json"), private.join("left-1/identity.json")).unwrap();
+    fs::rename(private.join("identity.json"), private.join("retired-1/identity.json")).unwrap();
     world.device.start();
     world.device.wait_for("active");
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 2, "it was retired, and the device enrolls as new");
@@ -340,7 +348,7 @@ fn reset_identity_survives_a_power_cut_at_any_step() {
     // And at any moment.
     for delay in [0, 1, 2, 4, 7, 12, 20] {
         let before = world.device.published("svid.pem");
-        assert_eq!(post(&world.device, "/v1/reset-identity", LEAVE).0, 202);
+        assert_eq!(post(&world.device, "/v1/identities/device/retire", LEAVE).0, 202);
         std::thread::sleep(Duration::from_millis(delay));
         world.kill();
         let is_current = private.join("identity.json").exists();
@@ -377,17 +385,17 @@ fn admin_commands_report_their_result_in_words() {
     let (accepted, _, said) = run(&["renew", "--socket", agent.to_str().unwrap()]);
     assert!(!accepted && said.contains("admin.sock"), "{said}");
 
-    let (accepted, _, said) = run(&["reset-identity"]);
+    let (accepted, _, said) = run(&["retire"]);
     assert!(!accepted && said.contains("\"factory.example\"") && said.contains("--yes"), "{said}");
     world.device.wait_for("active"); // it has renewed, and was not retired
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::Status(503));
-    let (accepted, said, _) = run(&["reset-identity", "--yes"]);
-    assert!(accepted && said.contains("leaves its identity"), "{said}");
+    let (accepted, said, _) = run(&["retire", "--yes"]);
+    assert!(accepted && said.contains("The identity is retired"), "{said}");
     world.device.wait_for_status("no identity", |status| status["spiffeId"].is_null());
-    let (accepted, _, said) = run(&["reset-identity", "--yes"]);
-    assert!(!accepted && said.contains("has no identity"), "{said}");
+    let (accepted, _, said) = run(&["retire", "--yes"]);
+    assert!(!accepted && said.contains("nothing to retire"), "{said}");
     let (accepted, _, said) = run(&["renew"]);
-    assert!(!accepted && said.contains("no identity yet"), "{said}");
+    assert!(!accepted && said.contains("no SVID yet"), "{said}");
 
     let none = Device::new("[socket]\npath = \"{dir}/run/agent.sock\"\n");
     let said = String::from_utf8(none.run(&["retry"]).stderr).unwrap();

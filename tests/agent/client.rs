@@ -10,9 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use development_mis::AnchorStep;
-use miaf_agent::client::api::StateEvent;
+use miaf_agent::client::api::{IdentityName, Protection, State, StateEvent};
 use miaf_agent::client::{Client, ClientError};
 use miaf_agent::spiffe::svid::Chain;
+use miaf_agent::time::Timestamp;
 use ring::digest::{SHA256, digest};
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -187,24 +188,27 @@ fn client_returns_types() {
     let agent = Client::new(world.device.path("run/agent.sock"));
     agent.ready().unwrap();
     let (status, svid, bundle) = (agent.status().unwrap(), agent.svid().unwrap(), agent.bundle().unwrap());
-    assert_eq!((status.state.as_str(), Some(&svid.spiffe_id)), ("active", status.spiffe_id.as_ref()));
+    let device = status.identity(Some(&IdentityName::DEVICE)).unwrap();
+    assert_eq!(status.identity(None), Some(device), "the first is the default identity");
+    assert_eq!(device.state, State::Active);
+    assert_eq!(device.key.protection, Some(Protection::Hardware.into()));
+    assert!(device.ready && device.spiffe_id.as_ref() == Some(&svid.spiffe_id));
+    assert_eq!(agent.clone().with_identity(IdentityName::DEVICE).svid().unwrap(), svid);
+    let unknown = agent.clone().with_identity(IdentityName::parse("wfm").unwrap()).svid().unwrap_err();
+    assert!(matches!(&unknown, ClientError::Refused { status: 404, .. }), "{unknown}");
     assert_eq!(bundle.anchors.len(), 1);
     assert_eq!(
         serde_json::to_string(&bundle.document).unwrap(),
         world.device.get("/v1/bundle").unwrap().1.trim_end()
     );
-    let current = status.svid.unwrap();
+    let current = device.svid.clone().unwrap();
     assert_eq!(current.serial, svid.serial);
     // The window is that of the configuration: 40 % to 60 % of the lifetime.
-    let moment = |rfc3339: &str| humantime::parse_rfc3339(rfc3339).unwrap();
-    let (begin, life) = {
-        let (begin, end) = (moment(&current.not_before), moment(&current.not_after));
-        (begin, end.duration_since(begin).unwrap().as_secs_f64())
-    };
+    let life = current.not_before.until(current.not_after).as_secs_f64();
     let window = current.renewal_window.unwrap();
-    let part = |rfc3339: &str| moment(rfc3339).duration_since(begin).unwrap().as_secs_f64() / life;
-    assert!((part(&window.from) - 0.4).abs() < 0.01 && (part(&window.to) - 0.6).abs() < 0.01, "{window:?}");
-    let renewal = part(&current.renew_at.unwrap());
+    let part = |at: Timestamp| current.not_before.until(at).as_secs_f64() / life;
+    assert!((part(window.from) - 0.4).abs() < 0.01 && (part(window.to) - 0.6).abs() < 0.01, "{window:?}");
+    let renewal = part(current.renew_at.unwrap());
     assert!((0.39..0.61).contains(&renewal), "{renewal}");
 
     let refused = agent.sign(&[7; 32], None).unwrap_err();
@@ -214,7 +218,7 @@ fn client_returns_types() {
     );
     let refused = agent.renew().unwrap_err();
     assert!(matches!(refused, ClientError::Refused { status: 403, .. }), "{refused}");
-    Client::new(world.device.path("run/admin.sock")).retry(false).unwrap();
+    Client::new(world.device.path("run/admin.sock")).retry().unwrap();
     let absent = Client::new(world.device.path("run/none.sock")).status().unwrap_err();
     assert!(absent.may_pass() && absent.to_string().contains("systemctl status miaf-agent"), "{absent}");
 }
@@ -251,11 +255,11 @@ fn watch_yields_the_state_each_change_and_the_end() {
     let mut world = World::enrolled();
     let mut watch = Client::new(world.device.path("run/agent.sock")).watch().unwrap();
     let first = watch.next().unwrap().unwrap();
-    assert_eq!(first.status.state, "active");
+    assert_eq!(first.status.identities[0].state, State::Active);
     world.mis.rotate_anchors(AnchorStep::Announce).unwrap();
     let anchors = |event: &StateEvent| event.bundle.as_ref().unwrap().keys.len();
     let two = watch.by_ref().find(|event| anchors(event.as_ref().unwrap()) == 2);
-    assert_eq!(two.unwrap().unwrap().svid.unwrap().serial, first.svid.unwrap().serial);
+    assert_eq!(two.unwrap().unwrap().svids[0].serial, first.svids[0].serial);
     world.device.stop();
     assert!(watch.all(|event| event.is_ok()), "an agent that ends well ends in no error");
     assert!(watch.next().is_none());

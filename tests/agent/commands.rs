@@ -12,7 +12,7 @@ use development_mis::{AnchorStep, Endpoint, Fault};
 use miaf_agent::client::Client;
 use serde_json::Value;
 
-use crate::support::agent::{AGENT, Device, PATIENCE, pause};
+use crate::support::agent::{AGENT, Device, PATIENCE, event_of_default_identity, pause};
 use crate::world::World;
 
 /// A command that is running.
@@ -203,10 +203,11 @@ fn watch_prints_changes_and_survives_an_agent_restart() {
     let json = Running::new(&world.device, &["watch", "--json"]);
     let first = watch.line();
     assert!(
-        first.contains("Z active: this device has a valid identity; this device is spiffe://"),
+        first.contains("Z device active: this device has a valid identity; the identity is spiffe://"),
         "{first}"
     );
-    let object = |line: &str| serde_json::from_str::<Value>(line).expect("an object a line");
+    let object =
+        |line: &str| event_of_default_identity(&serde_json::from_str(line).expect("an event a line"));
     assert_eq!(object(&json.line())["status"]["state"], "active");
 
     let (code, _, _) = run(&world.device, &["renew"]);

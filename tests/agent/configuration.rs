@@ -157,7 +157,7 @@ fn replaced_tpm_is_named_as_the_cause() {
     world.device.configure(&config);
     world.device.start();
     let status = world.device.wait_for("blocked");
-    assert_eq!(status["lastError"]["type"], "urn:miaf-agent:error:key-lost", "{status:#}");
+    assert_eq!(status["lastError"]["code"], "key-lost", "{status:#}");
     assert!(status["svid"].is_object(), "what is held is not thrown away");
 }
 

@@ -112,7 +112,7 @@ fn link_in_place_of_the_identitys_directory_is_reported() {
     std::os::unix::fs::symlink(&target, &dir).unwrap();
     world.device.start();
     let status = world.device.wait_for_error("svid/device: it is a symbolic link");
-    assert_eq!(status["lastError"]["type"], "urn:miaf-agent:error:not-published");
+    assert_eq!(status["lastError"]["code"], "not-published");
     assert_eq!(world.device.get("/readyz").unwrap().0, 200, "the socket serves in any case");
     fs::remove_file(&dir).unwrap();
     world.device.signal("HUP");
@@ -125,7 +125,7 @@ fn unpublished_files_are_reported_and_follow_later() {
     world.configure("[files]\ngroup = \"no-such-group-here\"\n");
     world.device.start();
     let status = world.device.wait_for_error("there is no group");
-    assert_eq!(status["lastError"]["type"], "urn:miaf-agent:error:not-published");
+    assert_eq!(status["lastError"]["code"], "not-published");
     world.device.wait_for("active"); // the socket serves in any case
     assert_eq!(world.device.get("/readyz").unwrap().0, 200);
     world.configure("");

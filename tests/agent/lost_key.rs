@@ -16,9 +16,8 @@ fn with_another_tpm(world: &mut World) -> (Swtpm, Value, Value) {
     let other = Swtpm::start();
     world.device.configure(&world::config(&world.mis, &other, ""));
     world.device.start();
-    let after = world.device.wait_for_status("a lost key", |status| {
-        status["lastError"]["type"] == "urn:miaf-agent:error:key-lost"
-    });
+    let after =
+        world.device.wait_for_status("a lost key", |status| status["lastError"]["code"] == "key-lost");
     (other, before, after)
 }
 

@@ -42,7 +42,7 @@ fn bad_configuration_at_start_serves_the_current_identity() {
         }
         assert_eq!(status["svid"]["serial"], held["svid"]["serial"]);
         let error = &status["lastError"];
-        assert_eq!(error["type"], "urn:miaf-agent:error:configuration");
+        assert_eq!(error["code"], "configuration");
         let detail = error["detail"].as_str().unwrap();
         assert!(detail.contains("/config.toml:"), "{detail}");
         assert_eq!(world.device.published("svid.pem"), published);

@@ -117,7 +117,7 @@ fn clock_behind_proven_time_is_not_trusted_until_the_mis_agrees() {
     world.device.start();
     let waiting = world.device.wait_for("waiting-for-clock");
     let error = &waiting["lastError"];
-    assert_eq!(error["type"], "urn:miaf-agent:error:clock");
+    assert_eq!(error["code"], "clock");
     let detail = error["detail"].as_str().unwrap();
     assert!(detail.contains("2100-01-01") && !detail.contains("miaf-agent"), "{detail}");
     assert!(error["hint"].as_str().unwrap().ends_with("miaf-agent retry"), "{error:#}");

@@ -25,7 +25,7 @@ fn device_without_a_route_reports_offline() {
         world.device.go_offline();
         world.device.start();
         let error = world.device.wait_for_error("offline")["lastError"].clone();
-        assert_eq!(error["type"], "urn:miaf-agent:error:offline", "{origin} {proxy}: {error:#}");
+        assert_eq!(error["code"], "offline", "{origin} {proxy}: {error:#}");
         assert_eq!(error["title"], "This device is offline");
         let detail = error["detail"].as_str().unwrap();
         assert!(detail.contains(origin) && detail.contains("default route"), "{detail}");
@@ -40,7 +40,7 @@ fn unreachable_mis_is_not_reported_as_offline() {
         world.device.start();
         let error = world.device.wait_for_error("Connection refused")["lastError"].clone();
         let want = if proxy.is_empty() { "unreachable" } else { "proxy" };
-        assert_eq!(error["type"], format!("urn:miaf-agent:error:{want}"), "{error:#}");
+        assert_eq!(error["code"], want, "{error:#}");
     }
 }
 
@@ -58,7 +58,7 @@ fn unresolved_name_is_not_reported_as_offline() {
         );
         world.device.start();
         let error = world.device.wait_for_error("cannot be resolved")["lastError"].clone();
-        assert_eq!(error["type"], "urn:miaf-agent:error:name-not-resolved", "{error:#}");
+        assert_eq!(error["code"], "name-not-resolved", "{error:#}");
         let detail = error["detail"].as_str().unwrap();
         let name = if proxy.is_empty() { "mis.factory.example" } else { "proxy.factory.example" };
         assert!(detail.contains(&format!("{name:?}")) && detail.contains("/etc/resolv.conf"), "{detail}");

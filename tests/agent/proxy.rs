@@ -104,7 +104,7 @@ fn refusing_proxy_is_named_with_what_to_do() {
         world.device.configure(&behind(&world, &lines, ""));
         world.device.start();
         let status = world.device.wait_for_error(&why);
-        assert_eq!(status["lastError"]["type"], "urn:miaf-agent:error:proxy", "{status:#}");
+        assert_eq!(status["lastError"]["code"], "proxy", "{status:#}");
         assert!(!world.device.log().contains("wrong-word") && !status.to_string().contains("wrong-word"));
         world.device.kill();
     }
@@ -216,7 +216,7 @@ fn mis_is_authenticated_through_the_proxy_as_without_it() {
     world.device.configure(&config.replace(ours.to_str().unwrap(), theirs.to_str().unwrap()));
     world.device.start();
     let status = world.device.wait_for_error("unknown issuer");
-    assert_eq!(status["lastError"]["type"], "urn:miaf-agent:error:server-not-trusted", "{status:#}");
+    assert_eq!(status["lastError"]["code"], "server-not-trusted", "{status:#}");
     assert!(world.mis.journal().is_empty() && proxy.asked() > 0);
 
     // A certificate that the MIS does not like is refused end to end, too.

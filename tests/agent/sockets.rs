@@ -13,7 +13,7 @@ use ring::digest::{SHA256, digest};
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use serde_json::{Value, json};
 
-use crate::support::agent::{Device, PATIENCE};
+use crate::support::agent::{Device, PATIENCE, event_of_default_identity};
 use crate::support::http2::{PREFACE, frame, headers};
 use crate::world::{self, World};
 
@@ -48,7 +48,9 @@ impl Subscriber {
         while let Some(line) = self.line() {
             match line.split_once(": ") {
                 Some(("event", name)) => assert_eq!(name, "state"),
-                Some(("data", data)) => event = Some(serde_json::from_str(data).unwrap()),
+                Some(("data", data)) => {
+                    event = Some(event_of_default_identity(&serde_json::from_str(data).unwrap()))
+                }
                 Some(("id", _)) => {}
                 _ if line.is_empty() => return event,
                 _ => panic!("no line of an event: {line:?}"),
@@ -218,7 +220,7 @@ fn audit_log_has_signatures_and_commands_at_every_level() {
     world.device.wait_for("active");
     sign(&world.device, "run/sign.sock", &json!({ "algorithm": "ES256", "digest": digest_of(b"") }));
     world.device.run(&["retry"]);
-    let nonsense = "POST /v1/renew HTTP/1.0\r\ncontent-length: 1\r\n\r\nx";
+    let nonsense = "POST /v1/identities/device/renew HTTP/1.0\r\ncontent-length: 1\r\n\r\nx";
     assert_eq!(world.device.request_at("run/admin.sock", nonsense).unwrap().0, 400);
     let (log, me, uid) = (world.device.log(), std::process::id(), nix::unistd::getuid());
     let record = |audit: &str| {
@@ -319,14 +321,20 @@ fn metrics_are_the_same_on_the_socket_and_in_the_file() {
         let at = humantime::parse_rfc3339(text.as_str().unwrap()).unwrap();
         at.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
     };
-    assert_eq!(of(&text, "svid_not_after_timestamp_seconds"), seconds(&status["svid"]["notAfter"]));
-    assert_eq!(of(&text, "state{state=\"active\"}"), 1.0);
-    assert_eq!(of(&text, "state{state=\"expired\"}"), 0.0);
-    assert_eq!((of(&text, "ready"), of(&text, "failing"), of(&text, "key_lost")), (1.0, 0.0, 0.0));
-    assert_eq!(of(&text, "signatures_total{outcome=\"signed\"}"), 0.0);
+    assert_eq!(
+        of(&text, "svid_not_after_timestamp_seconds{identity=\"device\"}"),
+        seconds(&status["svid"]["notAfter"])
+    );
+    assert_eq!(of(&text, "state{identity=\"device\",state=\"active\"}"), 1.0);
+    assert_eq!(of(&text, "state{identity=\"device\",state=\"expired\"}"), 0.0);
+    for (metric, value) in [("ready", 1.0), ("failing", 0.0), ("needs_correction", 0.0), ("key_lost", 0.0)] {
+        assert_eq!(of(&text, &format!("{metric}{{identity=\"device\"}}")), value, "{metric}");
+    }
+    assert_eq!((of(&text, "failing"), of(&text, "needs_correction")), (0.0, 0.0), "of the device itself");
+    assert_eq!(of(&text, "signatures_total{identity=\"device\",outcome=\"signed\"}"), 0.0);
     sign(&world.device, "run/sign.sock", &json!({ "algorithm": "ES256", "digest": digest_of(b"") }));
     let (_, after) = world.device.get("/metrics").unwrap();
-    assert_eq!(of(&after, "signatures_total{outcome=\"signed\"}"), 1.0);
+    assert_eq!(of(&after, "signatures_total{identity=\"device\",outcome=\"signed\"}"), 1.0);
     assert!(
         of(&after, "socket_requests_total{socket=\"agent\"}")
             > of(&text, "socket_requests_total{socket=\"agent\"}")
@@ -334,10 +342,11 @@ fn metrics_are_the_same_on_the_socket_and_in_the_file() {
 
     let file = world.device.path("metrics.prom");
     world.device.wait_until("the file", |_| {
-        fs::read_to_string(&file).is_ok_and(|text| text.contains("state{state=\"active\"} 1"))
+        fs::read_to_string(&file)
+            .is_ok_and(|text| text.contains("state{identity=\"device\",state=\"active\"} 1"))
     });
     assert_eq!(
-        of(&fs::read_to_string(&file).unwrap(), "svid_not_after_timestamp_seconds"),
+        of(&fs::read_to_string(&file).unwrap(), "svid_not_after_timestamp_seconds{identity=\"device\"}"),
         seconds(&status["svid"]["notAfter"])
     );
     // It follows the configuration, and is gone with the agent.
@@ -652,7 +661,7 @@ fn refused_body_is_read_before_the_response() {
     for (socket, path, status) in [
         ("run/agent.sock", "/v1/sign", 403),
         ("run/sign.sock", "/v1/sign", 413),
-        ("run/agent.sock", "/v1/renew", 403),
+        ("run/agent.sock", "/v1/identities/device/renew", 403),
         ("run/agent.sock", "/v1/status", 405),
         ("run/agent.sock", "/nothing", 404),
     ] {

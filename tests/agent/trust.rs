@@ -322,7 +322,7 @@ fn bad_ca_file_keeps_the_last_good_trust_and_is_shown() {
 
     std::fs::write(&file, "garbage").unwrap();
     let status = world.device.wait_for_error("stays in use");
-    assert_eq!(status["lastError"]["type"], "urn:miaf-agent:error:trust-not-replaced", "{status:#}");
+    assert_eq!(status["lastError"]["code"], "trust-not-replaced", "{status:#}");
     assert_eq!(status["state"], "active");
     let seen = world.seen(Endpoint::Bundle).len();
     world.wait_for_requests(Endpoint::Bundle, seen + 2); // the MIS is still authenticated, by the one before

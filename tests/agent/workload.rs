@@ -317,7 +317,7 @@ fn retired_identity_is_withdrawn_and_clients_get_the_next() {
 
     world.mis.sticky_fault(Endpoint::Bundle, Fault::Status(503));
     world.mis.sticky_fault(Endpoint::Discovery, Fault::Status(503));
-    command(&world, &["reset-identity", "--yes"]);
+    command(&world, &["retire", "--yes"]);
     for stream in &mut streams {
         let (code, why) = stream.end();
         assert!(code == UNAVAILABLE && why.contains("no "), "{code} {why}");

@@ -249,7 +249,13 @@ impl Device {
         Some((status, response.split_once("\r\n\r\n")?.1.to_owned()))
     }
 
+    /// The status as the device's one identity sees it: see [`of_default_identity`].
     pub(crate) fn status(&self) -> Value {
+        of_default_identity(&self.status_document())
+    }
+
+    /// `GET /v1/status`.
+    pub(crate) fn status_document(&self) -> Value {
         let (status, body) = self.get("/v1/status").expect("the agent responds");
         assert_eq!(status, 200);
         serde_json::from_str(&body).expect("status is JSON")
@@ -314,6 +320,31 @@ impl Drop for Device {
             let _ = process.wait();
         }
     }
+}
+
+/// A status document as the default identity sees it: its members, and those that it shares. Its
+/// error is its own, or the shared one where only that needs a correction, or where it has none.
+pub(crate) fn of_default_identity(document: &Value) -> Value {
+    let mut view = document.clone();
+    let members = view.as_object_mut().expect("a status");
+    let identities = members.remove("identities").expect("identities");
+    let mut identity = identities[0].as_object().expect("at least one identity").clone();
+    let own = identity.remove("lastError").expect("an error, or none");
+    let shared = &members["lastError"];
+    let only_shared_blocks = shared["permanent"] == true && own["permanent"] != true;
+    if !own.is_null() && !only_shared_blocks {
+        members["lastError"] = own;
+    }
+    members.extend(identity);
+    view
+}
+
+/// An event of `/v1/watch` likewise: `svid` is that of the default identity.
+pub(crate) fn event_of_default_identity(event: &Value) -> Value {
+    let status = of_default_identity(&event["status"]);
+    let svids = event["svids"].as_array().expect("SVIDs");
+    let svid = svids.iter().find(|svid| svid["identity"] == status["name"]).cloned();
+    serde_json::json!({ "status": status, "svid": svid, "bundle": event["bundle"] })
 }
 
 /// Sleeps for the interval of polls of something that changes by itself.
