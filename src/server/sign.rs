@@ -22,8 +22,8 @@ use crate::server::signing_queue::SignError;
 use miaf_client::api::{IdentityName, SignResponse};
 use miaf_spiffe::json;
 
-const REPLACED: &str = "The SVID with this serial number has been replaced, or never was this device's: \
-                        GET /v1/identities/{name}/svid has the one to sign for.";
+const REPLACED: &str = "The SVID with this serial number has been replaced, or never was this identity's: \
+                        fetch the current SVID, and sign for that.";
 
 /// Body of a request for a signature, parsed.
 #[derive(Debug, PartialEq, Eq)]

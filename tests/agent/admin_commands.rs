@@ -201,7 +201,9 @@ fn admin_command_is_queued_behind_the_current_action() {
     }
     let (status, response) = post(&world.device, "/v1/retry", "");
     assert_eq!(status, 503, "{response}");
-    world.device.wait_until("it is carried out", |device| device.log().contains("has left its identity"));
+    world
+        .device
+        .wait_until("it is carried out", |device| device.log().contains("identity retired by admin command"));
     world.wait_for_requests(Endpoint::Enrollment, 2);
     world.device.wait_for_status("another identity", |status| status["svid"].is_object());
     // The chain of the renewal was retired too: it did not bring the old identity back.
@@ -233,7 +235,7 @@ fn identity_is_retired_for_another_domain_on_command_only() {
     world.device.configure(&world::config(&other, &world.tpm, ""));
     world.device.signal("HUP");
     let refused = world.device.wait_for_error("this device's identity is in \\\"factory.example\\\"");
-    assert!(refused["lastError"]["detail"].as_str().unwrap().contains("miaf-agent retire"), "{refused:#}");
+    assert!(refused["lastError"]["hint"].as_str().unwrap().contains("miaf-agent retire"), "{refused:#}");
     assert_eq!(world.device.published("svid.pem"), svid, "the current SVID stays in use");
 
     // The new MIS does not respond for a while: a device without an identity is shown as such.

@@ -209,7 +209,7 @@ fn bad_replacement_keeps_the_last_good_credential() {
         assert!(status["state"] == "active" || status["state"] == "renewing", "{status:#}");
         assert_eq!(status["bootstrap"]["sha256"], before["bootstrap"]["sha256"]);
     }
-    assert!(world.device.log().contains("the one before it stays in use"));
+    assert!(world.device.log().contains("The one before it stays in use"));
 
     // It is needed while it is bad on disk, and does its work.
     world.mis.invalidate_svids().unwrap();

@@ -133,7 +133,7 @@ fn missing_bootstrap_section_blocks_and_is_named() {
     world.device.configure(&format!("{}{}", &config[..from], &config[to..]));
     world.device.start();
     let status = world.device.wait_for("blocked");
-    assert!(status["lastError"]["detail"].as_str().unwrap().contains("[bootstrap]"), "{status:#}");
+    assert!(status["lastError"]["hint"].as_str().unwrap().contains("[bootstrap]"), "{status:#}");
 }
 
 #[test]
@@ -241,7 +241,7 @@ fn commands_print_for_people_and_programs() {
     assert!(status.contains("active - this device has a valid identity"), "{status}");
     assert!(status.contains("in this device's TPM; it cannot be copied out"), "{status}");
     let json: serde_json::Value = serde_json::from_str(&text(&["status", "--json"])).unwrap();
-    assert_eq!(json, world.device.status());
+    assert_eq!(json, world.device.status_document());
     assert_eq!(text(&["svid"]), world.device.published("svid.pem"));
     assert_eq!(text(&["bundle"]), world.device.published("bundle.pem"));
     let json: serde_json::Value = serde_json::from_str(&text(&["svid", "--json"])).unwrap();

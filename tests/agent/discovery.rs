@@ -225,7 +225,7 @@ fn anchors_that_peers_refuse_are_logged_and_counted() {
         for figure in [
             "bundle_anchors 2",
             "bundle_anchors_not_valid 1",
-            "bundle_remarks 2",
+            "bundle_unused_parts 2",
             "svid_anchor_not_after_timestamp_seconds",
         ] {
             world.device.wait_until(figure, |device| {

@@ -108,7 +108,7 @@ fn bad_file_of_any_kind_is_named_and_its_correction_noticed() {
         let status = device.wait_for("blocked");
         assert!(status["lastError"]["detail"].as_str().unwrap().contains(says), "{says}: {status:#}");
         // It is logged after it is shown.
-        let is_said = |device: &Device| device.log().matches("What is held is served").count() == 2;
+        let is_said = |device: &Device| device.log().matches("What is stored is served").count() == 2;
         device.wait_until("both are logged", is_said);
     }
 }
@@ -124,7 +124,7 @@ fn bad_file_with_an_odd_name_is_waited_for() {
     let status = device.wait_for("blocked");
     let detail = status["lastError"]["detail"].as_str().unwrap();
     assert!(detail.contains("odd \u{fffd}[31mxx") && detail.contains("unknown field `miss`"), "{detail}");
-    assert_eq!(device.log().matches("What is held is served").count(), 1, "{}", device.log());
+    assert_eq!(device.log().matches("What is stored is served").count(), 1, "{}", device.log());
     assert!(device.stop().success(), "signals are heard meanwhile");
 }
 
@@ -274,14 +274,10 @@ fn state_of_another_user_is_not_touched() {
     chown(&state, Some(NOBODY), Some(NOBODY)).unwrap();
     world.device.start();
     let status = world.device.wait_for("blocked");
-    let detail = status["lastError"]["detail"].as_str().unwrap();
-    for says in [
-        "(uid 65534), and this agent runs as root",
-        "systemctl start miaf-agent",
-        "runuser -u",
-        "chown -R root",
-    ] {
-        assert!(detail.contains(says), "{says:?} is not in {detail}");
+    let text = |member: &str| status["lastError"][member].as_str().unwrap().to_owned();
+    assert!(text("detail").contains("(uid 65534), and this agent runs as root"), "{status:#}");
+    for says in ["systemctl start miaf-agent", "runuser -u", "chown -R root"] {
+        assert!(text("hint").contains(says), "{says:?} is not in {status:#}");
     }
     thread::sleep(Duration::from_secs(11)); // it looks again twice
     assert_eq!(world.device.log().matches("runs as root").count(), 1, "{}", world.device.log());
@@ -315,7 +311,8 @@ fn record_of_another_user_is_named_with_a_remedy() {
     let status = world.device.wait_for("blocked");
     let detail = status["lastError"]["detail"].as_str().unwrap();
     assert!(detail.contains("could not read") && detail.contains("identity.json"), "{detail}");
-    assert!(detail.contains("chown -R nobody ") && detail.contains("/state"), "{detail}");
+    let hint = status["lastError"]["hint"].as_str().unwrap();
+    assert!(hint.contains("chown -R nobody ") && hint.contains("/state"), "{status:#}");
     assert_eq!(fs::read_to_string(private.join("identity.json")).unwrap(), "root's");
 }
 

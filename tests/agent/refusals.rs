@@ -194,7 +194,7 @@ fn retry_after_that_outlasts_the_svid_is_reported_ahead() {
     assert!(waits_until > status["svid"]["notAfter"].as_str().unwrap(), "{status:#}");
     assert!(status["lastError"]["retryAt"].as_str().unwrap() >= waits_until, "{status:#}");
     let metrics = world.device.get("/metrics").unwrap().1;
-    assert!(metrics.contains("\nmiaf_agent_svid_ends_while_waiting 1\n"), "{metrics}");
+    assert!(metrics.contains("\nmiaf_agent_svid_ends_while_waiting{identity=\"device\"} 1\n"), "{metrics}");
     let log = world.device.log();
     assert_eq!(log.matches("the MIS asked this device to wait until").count(), 1, "{log}");
     let words = String::from_utf8(world.device.run(&["status"]).stdout).unwrap();

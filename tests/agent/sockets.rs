@@ -195,7 +195,10 @@ fn tpm_key_signs_for_peers_of_the_signing_socket() {
                 "{signed}"
             );
         } else {
-            assert!(status == 409 && signed["detail"].as_str().unwrap().contains("/v1/svid"), "{signed}");
+            assert!(
+                status == 409 && signed["detail"].as_str().unwrap().contains("fetch the current SVID"),
+                "{signed}"
+            );
         }
     }
     let (_, signed) = sign(&world.device, "run/sign.sock", &body);

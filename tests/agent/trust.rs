@@ -158,7 +158,7 @@ fn empty_system_roots_are_reported() {
     world.device.configure(&trusting(&world, "system_roots = true"));
     world.device.start();
     let status = world.device.wait_for("blocked");
-    assert!(status["lastError"]["detail"].as_str().unwrap().contains("Correct SSL_CERT_FILE"), "{status:#}");
+    assert!(status["lastError"]["hint"].as_str().unwrap().contains("Correct SSL_CERT_FILE"), "{status:#}");
     std::fs::copy(world.mis.ca_file(), &empty).unwrap();
     world.device.wait_for("active");
 }
