@@ -135,3 +135,27 @@ fn rooms_are_found_in_every_form_of_a_path() {
     );
     assert_eq!(named, ["a", "c", "f", "g", "i"].map(str::to_owned).into());
 }
+
+/// Programs on the device link `miaf-client`, also where there is no TPM software: in containers.
+#[test]
+fn miaf_client_needs_no_tpm_library() {
+    let lock = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock")).expect("Cargo.lock");
+    let lock: toml::Table = lock.parse().expect("TOML");
+    let mut uses = BTreeMap::<&str, Vec<&str>>::new();
+    for package in lock["package"].as_array().expect("packages") {
+        let name = package["name"].as_str().expect("a name");
+        let dependencies = package.get("dependencies").and_then(toml::Value::as_array);
+        let names = dependencies.into_iter().flatten().filter_map(|one| one.as_str()?.split(' ').next());
+        uses.entry(name).or_default().extend(names);
+    }
+    let mut needed = BTreeSet::new();
+    let mut found = vec!["miaf-client"];
+    while let Some(name) = found.pop() {
+        if needed.insert(name) {
+            found.extend(&uses[name]);
+        }
+    }
+    assert!(needed.contains("rustls") && uses.contains_key("tss-esapi"), "{needed:?}");
+    let of_tpms: Vec<_> = needed.iter().filter(|name| name.contains("tss")).collect();
+    assert!(of_tpms.is_empty(), "{of_tpms:?}");
+}

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use miaf_agent::lifecycle::{Failure, FailureKind};
-use miaf_agent::problem::Report;
+use miaf_agent::problem::{ProblemCode, Report};
 
 use crate::counts::Kind;
 use crate::device::Moment;
@@ -145,7 +145,12 @@ impl Mis {
 }
 
 pub(crate) fn failure(kind: FailureKind, retry_after: Option<Duration>) -> Failure {
-    let report =
-        Report { kind: String::new(), title: String::new(), status: None, detail: None, instance: None };
+    let report = Report {
+        code: ProblemCode::ServerError.into(),
+        title: String::new(),
+        detail: None,
+        hint: None,
+        response: None,
+    };
     Failure { kind, retry_after, report }
 }
