@@ -1,8 +1,9 @@
-//! A fleet of 100,000 devices, each with the daemon's own lifecycle, against a model of an MIS in simulated time.
+//! A fleet of 100,000 devices, each with the daemon's own lifecycle, against a model of an MIS in
+//! simulated time.
 //!
-//! `make fleet` runs all scenarios, writes docs/fleet.md and its plots, and fails if a bound does not hold. With other
-//! numbers drawn (`--seed N`), other fleets (`--devices N`) or some of the scenarios (`--only WORD`, which their names have)
-//! nothing is written.
+//! `make fleet` runs all scenarios, writes docs/fleet.md and its plots, and fails if a bound does
+//! not hold. With other numbers drawn (`--seed N`), other fleets (`--devices N`) or some of the
+//! scenarios (`--only WORD`, which their names have) nothing is written.
 
 // A simulation may break off where it pleases.
 #![allow(clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
@@ -103,7 +104,8 @@ fn report(scenario: &Scenario, outcome: &Outcome) {
 mod tests {
     use super::*;
 
-    /// The same bounds on a fleet of 2,000, with an allowance for what chance does to smaller numbers.
+    /// The same bounds on a fleet of 2,000, with an allowance for what chance does to smaller
+    /// numbers.
     #[test]
     fn a_small_fleet_keeps_the_bounds() {
         let chosen: Vec<_> =

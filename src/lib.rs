@@ -1,5 +1,6 @@
-//! The identity agent of an industrial edge device: it obtains a SPIFFE identity from a Margo Identity Service, keeps
-//! its key in the TPM, renews it for as long as the device lives, and hands it to local programs.
+//! The identity agent of an industrial edge device: it obtains a SPIFFE identity from a Margo
+//! Identity Service, keeps its key in the TPM, renews it for as long as the device lives, and hands
+//! it to local programs.
 //!
 //! `docs/architecture.md` draws the rooms of this crate and the way of an SVID through them.
 

@@ -49,7 +49,8 @@ impl Scenario {
     }
 }
 
-/// `Retry-After` and the limit are for what costs the MIS a signature; documents are served by anything.
+/// `Retry-After` and the limit are for what costs the MIS a signature; documents are served by
+/// anything.
 const SIGNED: fn(Kind) -> bool = Kind::is_for_an_svid;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {

@@ -1,6 +1,6 @@
-//! One device: the daemon's own [`Lifecycle`], and around it, in place of `src/agent`, the least that executes its
-//! actions. Other than there, nothing is stored, no certificate is made (its facts are enough), and neither key nor TPM
-//! fails.
+//! One device: the daemon's own [`Lifecycle`], and around it, in place of `src/agent`, the least
+//! that executes its actions. Other than there, nothing is stored, no certificate is made (its
+//! facts are enough), and neither key nor TPM fails.
 
 use std::time::Duration;
 
@@ -73,7 +73,8 @@ impl Device {
         at + next_in.max(1)
     }
 
-    /// Power is gone, and back at this moment: what is stored is restored, as in `src/agent/restore.rs`.
+    /// Power is gone, and back at this moment: what is stored is restored, as in
+    /// `src/agent/restore.rs`.
     pub(crate) fn restart(&mut self, at: Moment) {
         let Memory { trust_domain, identities } = self.lifecycle.memory();
         let renew_at = self.lifecycle.identities().map(|(_, view)| view.renew_at());
@@ -257,7 +258,8 @@ fn clocks(at: Moment) -> Now {
     Now { wall: BEGIN.after(Duration::from_millis(at)), boot: BootTime::from_millis(at), synchronised: true }
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): one generator a device, so that what one draws never depends on the others.
+/// SplitMix64 (Steele, Lea, Flood 2014): one generator a device, so that what one draws never
+/// depends on the others.
 pub(crate) struct Random(u64);
 
 impl Random {

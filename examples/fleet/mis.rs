@@ -46,7 +46,8 @@ pub(crate) enum Second {
     Failing,
 }
 
-/// So many requests are admitted in each window of time; the others are answered `429` with one and the same `Retry-After`.
+/// So many requests are admitted in each window of time; the others are answered `429` with one and
+/// the same `Retry-After`.
 #[derive(Clone, Copy)]
 pub(crate) struct Limit {
     pub(crate) requests: u32,
@@ -81,8 +82,8 @@ impl Mis {
         self.down.contains(&at)
     }
 
-    /// The failures are those that `MisError::to_failure` makes of a timeout and of a `429`. The reports are empty, to save
-    /// memory: they are not read, and nothing is decided by them.
+    /// The failures are those that `MisError::to_failure` makes of a timeout and of a `429`. The
+    /// reports are empty, to save memory: they are not read, and nothing is decided by them.
     pub(crate) fn answers(&mut self, kind: Kind, id: usize, at: Moment) -> Result<(), Failure> {
         if self.is_down(at) {
             return Err(failure(FailureKind::Transient, None));

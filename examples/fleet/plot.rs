@@ -1,4 +1,5 @@
-//! Requests a second over time as an SVG: a logarithmic axis, and colours that can be told apart on white and on black.
+//! Requests a second over time as an SVG: a logarithmic axis, and colours that can be told apart on
+//! white and on black.
 
 use std::fmt::Write as _;
 use std::ops::Range;

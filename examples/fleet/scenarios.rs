@@ -31,7 +31,8 @@ pub(crate) struct Scale {
 }
 
 impl Scale {
-    /// A fleet, switched on one by one until `all_on`. Bundles are looked at once a day: months pass quicker so.
+    /// A fleet, switched on one by one until `all_on`. Bundles are looked at once a day: months
+    /// pass quicker so.
     fn world(self, lifetime: Moment, limit: Option<Limit>, all_on: Moment) -> World {
         let mut mis = Mis::new(Duration::from_millis(lifetime));
         mis.limit = limit;
@@ -39,19 +40,21 @@ impl Scale {
         World::new(self.devices, self.seed, mis, all_on)
     }
 
-    /// 50 requests a second for a fleet of 100,000; for a smaller one, 50 in as many seconds as it is smaller.
+    /// 50 requests a second for a fleet of 100,000; for a smaller one, 50 in as many seconds as it
+    /// is smaller.
     fn limit(self, counts: fn(Kind) -> bool) -> Limit {
         let window = SECOND * (FULL / self.devices) as Moment;
         Limit { requests: 50, window, counts, retry_after: Duration::from_secs(60) }
     }
 
-    /// So wide that chance counts for as little as in a minute of the full fleet; at most ten minutes, to see anything.
+    /// So wide that chance counts for as little as in a minute of the full fleet; at most ten
+    /// minutes, to see anything.
     fn bin(self) -> Moment {
         (MINUTE * (FULL / self.devices) as Moment).min(10 * MINUTE)
     }
 
-    /// What chance may add to the busiest of many bins with so many requests each: four standard deviations in a small
-    /// fleet, and nothing in the full one.
+    /// What chance may add to the busiest of many bins with so many requests each: four standard
+    /// deviations in a small fleet, and nothing in the full one.
     fn allowance(self, requests: f64) -> f64 {
         if self.devices < FULL { 1.0 + 4.0 / requests.sqrt() } else { 1.0 }
     }
@@ -218,8 +221,9 @@ pub(crate) fn outage(scale: Scale, it: &Outage) -> Outcome {
     outcome
 }
 
-/// The certificate that the MIS issues with ends, and is replaced later: all SVIDs end in one moment, and none that lasts
-/// longer can be had before. `most` are the SVIDs of 100,000 that may be asked for in the busiest second.
+/// The certificate that the MIS issues with ends, and is replaced later: all SVIDs end in one
+/// moment, and none that lasts longer can be had before. `most` are the SVIDs of 100,000 that may
+/// be asked for in the busiest second.
 pub(crate) fn issuer_ends(scale: Scale, lifetime: Moment, replaced_after: Moment, most: f64) -> Outcome {
     let mut world = scale.world(lifetime, None, lifetime);
     let ends = days(3 * lifetime) + 2 * DAY;
@@ -247,8 +251,8 @@ pub(crate) fn issuer_ends(scale: Scale, lifetime: Moment, replaced_after: Moment
     outcome
 }
 
-/// A fleet that was enrolled within one hour, or one by one, in outages of 34.9 % of the lifetime that begin at each of
-/// so many phases of it. The MIS comes back with its limit.
+/// A fleet that was enrolled within one hour, or one by one, in outages of 34.9 % of the lifetime
+/// that begin at each of so many phases of it. The MIS comes back with its limit.
 pub(crate) fn sweep(scale: Scale, lifetime: Moment, phases: u64, together: bool) -> Outcome {
     let mut outcome = Outcome::default();
     let (mut expired, mut least_left, mut refused) = (0, Moment::MAX, 0);
@@ -306,8 +310,8 @@ pub(crate) fn five_a_day(scale: Scale, lifetime: Moment) -> Outcome {
     outcome
 }
 
-/// Days like any other, for a fleet whose devices have two identities. Whatever becomes of the second, the first is renewed
-/// on time.
+/// Days like any other, for a fleet whose devices have two identities. Whatever becomes of the
+/// second, the first is renewed on time.
 pub(crate) fn second_identity(scale: Scale, lifetime: Moment, second: Second) -> Outcome {
     let mut mis = Mis::new(Duration::from_millis(lifetime));
     mis.refresh_hint = Some(Duration::from_millis(DAY));

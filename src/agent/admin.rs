@@ -1,5 +1,6 @@
-//! Admin commands: their validation, the queue of those accepted, and their execution. A command is answered at once, also
-//! while an action is in flight, and executed when that has ended: an action is never interrupted.
+//! Admin commands: their validation, the queue of those accepted, and their execution. A command is
+//! answered at once, also while an action is in flight, and executed when that has ended: an action
+//! is never interrupted.
 
 use std::collections::VecDeque;
 
@@ -18,7 +19,7 @@ const MAX_QUEUED: usize = 4;
 
 /// Accepted commands that are not executed yet. They outlive a change of the configuration.
 #[derive(Debug, Default)]
-pub(super) struct CommandQueue(VecDeque<AdminCommand>);
+pub(super) struct AcceptedCommands(VecDeque<AdminCommand>);
 
 /// The part of the agent's state that decides whether a command is valid.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +30,7 @@ pub(super) struct Conditions<'a> {
     pub(super) is_busy: bool,
 }
 
-impl CommandQueue {
+impl AcceptedCommands {
     /// Answers a command, and queues it if it is valid.
     pub(super) fn accept(&mut self, given: QueuedCommand, conditions: Conditions<'_>, place: &Place) {
         let command = given.command.clone();
@@ -72,7 +73,8 @@ fn validate(command: &AdminCommand, conditions: Conditions<'_>, place: &Place) -
         AdminCommand::Retire(name) if !conditions.issued.contains(name) => Some(format!(
             "The identity \"{name}\" has no SVID, so there is nothing to retire: it already follows its configuration."
         )),
-        // It would go on under the configuration before, back into the trust domain that it is to leave.
+        // It would go on under the configuration before, back into the trust domain that it is to
+        // leave.
         AdminCommand::Retire(_) => place.load().err().map(|e| {
             format!(
                 "The identity would be requested anew under the configuration, which cannot be used: {}. Correct it first.",
@@ -105,8 +107,8 @@ fn outlook(command: &AdminCommand) -> &'static str {
 }
 
 impl Executor {
-    /// Executes a command: all of it but what the lifecycle does about the event returned. An action that was chosen
-    /// before is executed all the same.
+    /// Executes a command: all of it but what the lifecycle does about the event returned. An
+    /// action that was chosen before is executed all the same.
     pub(super) fn execute_command(&mut self, command: &AdminCommand) -> Event {
         let identity = command.identity().map(IdentityName::as_str);
         tracing::info!(identity, "admin command executed: {}", command.as_str());
@@ -126,12 +128,13 @@ impl Executor {
         }
     }
 
-    /// Retires the identity. Returns the configuration to go on under, from what is then on the disk: without an identity or,
-    /// where it could not be moved away, with it.
+    /// Retires the identity. Returns the configuration to go on under, from what is then on the
+    /// disk: without an identity or, where it could not be moved away, with it.
     ///
-    /// What is published is withdrawn first, durably. After a power cut a device that has its identity publishes it anew; one
-    /// that has retired it never finds it published, and [`Store::retire`](crate::state::Store::retire) leaves nothing to be
-    /// finished. Retry-After delays are kept (miaf-v0 E8).
+    /// What is published is withdrawn first, durably. After a power cut a device that has its
+    /// identity publishes it anew; one that has retired it never finds it published, and
+    /// [`Store::retire`](crate::state::Store::retire) leaves nothing to be finished. Retry-After
+    /// delays are kept (miaf-v0 E8).
     pub(super) async fn retire_identity(&mut self, name: &IdentityName, place: &Place) -> Config {
         let issued = self.identity(name).and_then(|identity| {
             identity.current.clone().map(|current| (current, identity.publisher.clone()))
@@ -141,7 +144,8 @@ impl Executor {
             tracing::info!(identity, "there is no SVID any more that could be retired");
             return self.config.clone();
         };
-        // It was valid when the command was accepted. Back into the trust domain that it leaves is no way to go on.
+        // It was valid when the command was accepted. Back into the trust domain that it leaves is
+        // no way to go on.
         let next = match place.load() {
             Ok(config) => config,
             Err(e) => {

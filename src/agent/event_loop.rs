@@ -1,4 +1,5 @@
-//! The main loop: an event, a step of the lifecycle, what the step changed, and the next action or a sleep.
+//! The main loop: an event, a step of the lifecycle, what the step changed, and the next action or
+//! a sleep.
 
 use std::time::Duration;
 
@@ -82,8 +83,8 @@ impl EventLoop<'_> {
         None
     }
 
-    /// Executes the action of a step, or sleeps, and meanwhile hears external events. Returns the next event; `None` at
-    /// shutdown.
+    /// Executes the action of a step, or sleeps, and meanwhile hears external events. Returns the
+    /// next event; `None` at shutdown.
     async fn execute_or_sleep(&mut self, step: &Step, publish_again: Option<Duration>) -> Option<Event> {
         let Self { executor, place, external, timer, next_config, .. } = self;
         let check_in = executor.provisioning.next_check_in(clock::now());
@@ -92,8 +93,8 @@ impl EventLoop<'_> {
         external.wait_begins((!asleep).then_some(MAX_ACTION));
         let issued: Vec<_> = executor.names_of_issued().cloned().collect();
         let conditions = Conditions { issued: &issued, is_busy: !asleep };
-        // A new device follows its configuration without a reload. Later that would be too easy by a slip; except to correct
-        // what was rejected, since for that a reload was asked for.
+        // A new device follows its configuration without a reload. Later that would be too easy by
+        // a slip; except to correct what was rejected, since for that a reload was asked for.
         let rejected = external.rejected.clone();
         let follows = issued.is_empty() || rejected.is_some() || external.complete_at.is_some();
         let current = executor.config.clone();
@@ -108,8 +109,8 @@ impl EventLoop<'_> {
                 }
                 event = external.next(follows) => match event {
                     ExternalEvent::Shutdown => return None,
-                    // An action is never interrupted: a key may be about to be stored, a response on its way. An invalid
-                    // configuration does not even disturb it.
+                    // An action is never interrupted: a key may be about to be stored, a response
+                    // on its way. An invalid configuration does not even disturb it.
                     ExternalEvent::Reload => {
                         external.complete_at = None;
                         *next_config = reload(place, external, None).or(next_config.take());
@@ -129,7 +130,8 @@ impl EventLoop<'_> {
     }
 }
 
-/// Executes the action of a step, or sleeps where there is none. Checks the provisioned input before, if that is due.
+/// Executes the action of a step, or sleeps where there is none. Checks the provisioned input
+/// before, if that is due.
 async fn execute(executor: &mut Executor, timer: &mut Alarm, step: &Step, sleep: Duration) -> Event {
     let checked = executor.check_provisioning(clock::now()).await;
     match step.action {

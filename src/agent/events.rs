@@ -1,5 +1,5 @@
-//! Events from outside the lifecycle: signals, changes of the configuration, and admin commands. While the main loop waits for
-//! them, the watchdog is fed.
+//! Events from outside the lifecycle: signals, changes of the configuration, and admin commands.
+//! While the main loop waits for them, the watchdog is fed.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::admin::CommandQueue;
+use super::admin::AcceptedCommands;
 use super::reporting::RepeatFilter;
 use crate::platform::inotify::FileWatch;
 use crate::platform::systemd::Watchdog;
@@ -37,7 +37,7 @@ pub(super) struct ExternalEvents {
     changes: FileWatch,
     commands: mpsc::Receiver<QueuedCommand>,
     /// Accepted commands that are not executed yet.
-    pub(super) queue: CommandQueue,
+    pub(super) queue: AcceptedCommands,
     /// Why the configuration on disk is not in use, while the one before it is.
     pub(super) rejected: Option<LastError>,
     /// When a change counts as complete, unless another one follows. It is not read before.
@@ -64,14 +64,15 @@ impl ExternalEvents {
             watchdog: Watchdog::new(others),
             changes,
             commands,
-            queue: CommandQueue::default(),
+            queue: AcceptedCommands::default(),
             rejected: None,
             complete_at: None,
             repeats: RepeatFilter::default(),
         })
     }
 
-    /// Tells the watchdog that what begins now ends within `limit`, or hangs; `None` for a wait that may be long.
+    /// Tells the watchdog that what begins now ends within `limit`, or hangs; `None` for a wait
+    /// that may be long.
     pub(super) fn wait_begins(&mut self, limit: Option<Duration>) {
         self.watchdog.wait_begins(limit);
     }

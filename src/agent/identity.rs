@@ -39,7 +39,7 @@ pub(super) struct Identity {
     /// The key created for the next SVID.
     pub(super) pending_key: Option<Arc<dyn Key>>,
     /// An issued chain that is not adopted yet.
-    pub(super) issued: Option<state::IssuedChain>,
+    pub(super) issued: Option<state::StoredIssuedChain>,
     /// The renewal moment in the record of the current SVID.
     pub(super) stored_renew_at: Option<Timestamp>,
     /// Publishes its files.
@@ -95,7 +95,8 @@ impl Identity {
         let keys = keys.clone();
         let current = self.current.as_ref().map(|current| current.key.clone());
         let (key, pem) = blocking(move || {
-            // While a sealed key is out of reach, none under a lesser seal takes its place (miaf-v0 K2).
+            // While a sealed key is out of reach, none under a lesser seal takes its place (miaf-v0
+            // K2).
             let out_of_reach = current
                 .filter(|current| keys.is_configured(current.as_ref()))
                 .map(|current| current.check_available());
@@ -109,7 +110,7 @@ impl Identity {
         })
         .await
         .map_err(|e| key_failure(&e))?;
-        let saved = records.save(state::PendingKey { key: pem }).await;
+        let saved = records.save(state::StoredPendingKey { key: pem }).await;
         saved.map_err(|e| state_failure(&e))?;
         self.pending_key = Some(key);
         Ok(())
@@ -149,14 +150,15 @@ impl Identity {
                 (issuer.enroll(document, &csr, client).await, sha256)
             }
         };
-        let issued = state::IssuedChain {
+        let issued = state::StoredIssuedChain {
             renewal: request == Request::Renew,
             for_pending_key: choice == KeyChoice::Pending,
             may_rename,
             credential,
             chain: response.map_err(|e| e.to_failure())?,
         };
-        // If it cannot be stored it is lost with this process, and then requested again with the same key.
+        // If it cannot be stored it is lost with this process, and then requested again with the
+        // same key.
         let saved = records.save(issued.clone()).await;
         saved.unwrap_or_else(|e| {
             tracing::error!("the issued SVID could not be stored: {}", cause(&e.with_hint()))
@@ -173,9 +175,9 @@ impl Identity {
     async fn give_up_pending_key(&mut self, e: &KeyError, keys: &Providers, records: &Records) -> Failure {
         let (store, keys, why) = (records.store.clone(), keys.clone(), e.to_string());
         let one_before = blocking(move || {
-            store.quarantine::<state::PendingKey>(&why);
+            store.quarantine::<state::StoredPendingKey>(&why);
             // The right TPM may be back, and the MIS know the key that was created in it then (E6).
-            store.recover(|record: &state::PendingKey| {
+            store.recover(|record: &state::StoredPendingKey| {
                 let key = keys.open(&record.key).map_err(|e| e.to_string())?;
                 key.sign(PROBE).map(|_signed| key).map_err(|e| e.to_string())
             })
@@ -220,7 +222,7 @@ impl Identity {
             Err(why) => {
                 self.issued = None;
                 let store = surroundings.records.store.clone();
-                blocking(move || forget::<state::IssuedChain>(&store)).await;
+                blocking(move || forget::<state::StoredIssuedChain>(&store)).await;
                 // Each costs the device one of its few renewals a day (E4).
                 let failure = slow(ProblemCode::SvidRefused, "The SVID that the MIS issued is refused", &why);
                 Err(NotAdopted::Refused(failure))
@@ -231,7 +233,7 @@ impl Identity {
     /// Validates an issued chain against every point of E4.
     fn validate(
         &self,
-        issued: &state::IssuedChain,
+        issued: &state::StoredIssuedChain,
         key: &Arc<dyn Key>,
         bundle: &Bundle,
     ) -> Result<X509Svid, SvidError> {
@@ -242,14 +244,16 @@ impl Identity {
             spiffe_id: bound.map(|current| current.svid.spiffe_id()),
             spki_der: &key.public_key().spki_der(),
         };
-        // An enrollment is accepted whatever its serial number: the device may have no other way on.
+        // An enrollment is accepted whatever its serial number: the device may have no other way
+        // on.
         if let Some(current) = current.filter(|_| issued.renewal) {
             svid::check_new_serial(&issued.chain, &current.svid)?;
         }
         svid::validate(&issued.chain, &expected, bundle, clock::now().wall)
     }
 
-    /// The moment at which the identity changes: one record with chain, key and renewal moment, written once.
+    /// The moment at which the identity changes: one record with chain, key and renewal moment,
+    /// written once.
     async fn commit(
         &mut self,
         identity: publish::SvidAndKey,
@@ -267,9 +271,9 @@ impl Identity {
         let replaced = self.current.as_ref().filter(|_| choice == KeyChoice::Pending);
         let replaced = replaced.map(|current| current.key.clone());
         blocking(move || {
-            forget::<state::IssuedChain>(&store);
+            forget::<state::StoredIssuedChain>(&store);
             if choice == KeyChoice::Pending {
-                forget::<state::PendingKey>(&store);
+                forget::<state::StoredPendingKey>(&store);
             }
             let retired = replaced.map_or(Ok(()), |key| keys.retire(key.as_ref()));
             retired
@@ -331,8 +335,8 @@ enum Credential {
 }
 
 impl Credential {
-    /// The credential of a request. A renewal without an SVID is an error, and no enrollment: the factory certificate is
-    /// shown only where the lifecycle has decided to.
+    /// The credential of a request. A renewal without an SVID is an error, and no enrollment: the
+    /// factory certificate is shown only where the lifecycle has decided to.
     fn of(request: Request, current: Option<Arc<publish::SvidAndKey>>) -> Result<Self, IssuerError> {
         match request {
             Request::Enroll => Ok(Self::Factory),
@@ -341,7 +345,8 @@ impl Credential {
     }
 }
 
-/// Client certificate and key for mTLS with the current SVID, with its complete chain (miaf-v0 E3, R1).
+/// Client certificate and key for mTLS with the current SVID, with its complete chain (miaf-v0 E3,
+/// R1).
 async fn client_identity(current: &publish::SvidAndKey) -> Result<ClientIdentity, Failure> {
     let key = current.key.clone();
     // Within a handshake a TPM that was replaced or cleared would look like a network that is down.
@@ -357,7 +362,7 @@ fn slow(code: ProblemCode, title: &str, why: &dyn std::fmt::Display) -> Failure 
 }
 
 /// Whether an issued chain may name another identity than the current one (miaf-v0 E9, R3).
-fn may_rename(issued: &state::IssuedChain, enrolled_with: Option<&str>) -> bool {
+fn may_rename(issued: &state::StoredIssuedChain, enrolled_with: Option<&str>) -> bool {
     let other_credential = match (issued.credential.as_deref(), enrolled_with) {
         (Some(shown), Some(enrolled_with)) => shown != enrolled_with,
         _ => false,
@@ -396,7 +401,8 @@ pub(super) fn svid_facts(
     SvidFacts { not_before: svid.not_before(), not_after: svid.until(), renew_at, key, key_fits }
 }
 
-/// Whether a key is of the configured kind. One that is not is used for the SVID that it is bound to, and no longer.
+/// Whether a key is of the configured kind. One that is not is used for the SVID that it is bound
+/// to, and no longer.
 pub(super) fn fits(keys: &Providers, key: &Arc<dyn Key>) -> bool {
     let fits = keys.is_configured(key.as_ref());
     if !fits {
@@ -435,7 +441,7 @@ mod tests {
             let pair = rcgen::KeyPair::generate().unwrap();
             let der = rcgen::CertificateParams::default().self_signed(&pair).unwrap().der().clone();
             let chain = Chain::from_pem(&[svid::certificate_pem(&der)]).unwrap();
-            let issued = state::IssuedChain {
+            let issued = state::StoredIssuedChain {
                 renewal,
                 for_pending_key: true,
                 may_rename: may_be_renamed,

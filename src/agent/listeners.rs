@@ -1,5 +1,6 @@
-//! Listeners: the sockets that the service manager passed or, where it passed none, one for each role that the agent binds
-//! itself; and the metrics file, if one is configured. The sockets are served by threads of their own, the file by the agent's.
+//! Listeners: the sockets that the service manager passed or, where it passed none, one for each
+//! role that the agent binds itself; and the metrics file, if one is configured. The sockets are
+//! served by threads of their own, the file by the agent's.
 
 use std::io;
 use std::path::Path;
@@ -35,8 +36,8 @@ pub(super) struct Threads {
 }
 
 impl Threads {
-    /// Starts them. The receiver yields the role of each socket that is not served any more although it was not closed: its
-    /// task panicked, or its thread is gone.
+    /// Starts them. The receiver yields the role of each socket that is not served any more
+    /// although it was not closed: its task panicked, or its thread is gone.
     pub(super) fn start() -> io::Result<(Self, mpsc::UnboundedReceiver<Role>)> {
         let (failures, failed) = mpsc::unbounded_channel();
         let start = SocketRuntime::start;
@@ -58,7 +59,8 @@ impl Threads {
     }
 }
 
-/// All sockets, and the metrics file. Dropping it closes those that the service manager does not keep.
+/// All sockets, and the metrics file. Dropping it closes those that the service manager does not
+/// keep.
 pub(super) struct Listeners {
     threads: Threads,
     passed: Vec<Served>,
@@ -89,7 +91,8 @@ impl Listeners {
         for socket in passed {
             listeners.passed.extend(adopt(&listeners.threads, socket, at, context)?);
         }
-        // Where some are passed, one that is not was removed: its role is not granted by another way.
+        // Where some are passed, one that is not was removed: its role is not granted by another
+        // way.
         if listeners.passed.is_empty() {
             for role in Role::ALL {
                 let served = bind(&listeners.threads, role, at, context)?;
@@ -102,8 +105,8 @@ impl Listeners {
         Ok(listeners)
     }
 
-    /// Moves to the paths of another configuration, where they can be bound. What the service manager passed stays where its
-    /// unit has it.
+    /// Moves to the paths of another configuration, where they can be bound. What the service
+    /// manager passed stays where its unit has it.
     pub(super) async fn follow(
         &mut self,
         to: &config::SocketConfig,
@@ -133,7 +136,8 @@ impl Listeners {
         context.signing.set_rate(to.signatures_per_minute);
     }
 
-    /// Sets the connection limits. Each connection is an open file, and the agent needs some itself.
+    /// Sets the connection limits. Each connection is an open file, and the agent needs some
+    /// itself.
     fn limit(&self, configured: Limits) {
         let sockets: Vec<&Served> =
             self.passed.iter().chain(self.bound.iter().map(|(_, _, served)| served)).collect();

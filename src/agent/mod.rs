@@ -1,5 +1,5 @@
-//! The agent around the lifecycle: start, reload and shutdown. It executes what the lifecycle decides, and decides nothing
-//! about an identity itself.
+//! The agent around the lifecycle: start, reload and shutdown. It executes what the lifecycle
+//! decides, and decides nothing about an identity itself.
 
 mod admin;
 mod event_loop;
@@ -103,9 +103,9 @@ impl Place {
 /// What the configuration says, or why it cannot be used.
 pub type Loaded = Result<Config, ConfigError>;
 
-/// Runs until SIGTERM or SIGINT. SIGHUP reads the configuration anew; an invalid one keeps the current one. Where the first
-/// one is invalid, what is stored is served, under what could be salvaged of it. `passed` are the sockets that the service
-/// manager listens on for the agent.
+/// Runs until SIGTERM or SIGINT. SIGHUP reads the configuration anew; an invalid one keeps the
+/// current one. Where the first one is invalid, what is stored is served, under what could be
+/// salvaged of it. `passed` are the sockets that the service manager listens on for the agent.
 ///
 /// # Errors
 /// [`AgentError`].
@@ -114,7 +114,7 @@ pub async fn run(
     loaded: Result<Config, (ConfigError, Config)>,
     passed: Vec<PassedSocket>,
 ) -> Result<(), AgentError> {
-    let (orders, at_loop) = CommandQueue::new();
+    let (commands, at_loop) = CommandQueue::new();
     let (threads, mut lost) = Threads::start().map_err(AgentError::Threads)?;
     let mut external =
         ExternalEvents::new(place.watch(), at_loop, threads.pulses()).map_err(AgentError::Signals)?;
@@ -124,7 +124,7 @@ pub async fn run(
     let mut mode = Mode::begin(place, loaded.map_err(|(e, _)| e), None).await;
     // What is stored is served from the first response on: it is read before the socket is there.
     let publication = Broadcaster::new(mode.snapshot(), clock::now().wall);
-    let context = ServerContext::new(&publication, orders);
+    let context = ServerContext::new(&publication, commands);
     let mut listeners = Listeners::start(threads, passed, &socket, textfile.as_deref(), &context)?;
     systemd::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "miaf-agent is up");
@@ -223,7 +223,8 @@ impl Mode {
         }
     }
 
-    /// Runs until the configuration changes (and returns it, with the provisioned input) or until shutdown (`None`).
+    /// Runs until the configuration changes (and returns it, with the provisioned input) or until
+    /// shutdown (`None`).
     async fn run(
         self,
         place: &Place,
@@ -335,8 +336,8 @@ async fn wait_for_correction(
     }
 }
 
-/// Waits until the configuration has changed, and is complete as far as can be told; or until a reload. Commands are
-/// rejected meanwhile. `None`: shutdown.
+/// Waits until the configuration has changed, and is complete as far as can be told; or until a
+/// reload. Commands are rejected meanwhile. `None`: shutdown.
 async fn wait_for_change(external: &mut ExternalEvents, why: &str) -> Option<()> {
     external.wait_begins(None);
     let mut event = external.next(true).await;
@@ -356,10 +357,10 @@ async fn wait_for_change(external: &mut ExternalEvents, why: &str) -> Option<()>
     }
 }
 
-/// Reads a configuration to replace the one in use. One that is gone, or no longer names an MIS, is as invalid as one
-/// that cannot be read: a device leaves its trust domain deliberately, not by a slip. An invalid one is remembered until
-/// it is corrected. `current` is the one in use where no reload was asked for: the same counts as none then, and the
-/// same mistake is logged once.
+/// Reads a configuration to replace the one in use. One that is gone, or no longer names an MIS, is
+/// as invalid as one that cannot be read: a device leaves its trust domain deliberately, not by a
+/// slip. An invalid one is remembered until it is corrected. `current` is the one in use where no
+/// reload was asked for: the same counts as none then, and the same mistake is logged once.
 fn reload(place: &Place, external: &mut ExternalEvents, current: Option<&Config>) -> Option<Config> {
     let title = "The configuration cannot be used";
     let report = match place.load() {
@@ -392,7 +393,8 @@ fn reload(place: &Place, external: &mut ExternalEvents, current: Option<&Config>
 
 /// Where the configuration is by the command line and the environment that systemd sets.
 pub fn place(file: Option<&Path>) -> Place {
-    // Several directories may be named, separated by colons (systemd.exec(5)); the first is the agent's.
+    // Several directories may be named, separated by colons (systemd.exec(5)); the first is the
+    // agent's.
     let state = std::env::var("STATE_DIRECTORY").ok();
     let state = state.as_deref().and_then(|all| all.split(':').next()).filter(|first| !first.is_empty());
     let file = file.unwrap_or(Path::new(crate::config::DEFAULT_FILE));

@@ -21,7 +21,8 @@ use miaf_spiffe::time::Now;
 
 /// Interval between attempts to publish the files, after a failure.
 pub(super) const PUBLISH_RETRY: Duration = Duration::from_secs(30);
-/// A stored time that is this much too late is corrected: well before it makes a right clock look wrong.
+/// A stored time that is this much too late is corrected: well before it makes a right clock look
+/// wrong.
 const TOO_LATE: Duration = Duration::from_secs(5 * 60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -46,7 +47,8 @@ impl Records {
         blocking(move || store.save(&record)).await
     }
 
-    /// Returns whether a record could be saved. If not, the next step tries again, and `consequence` is logged once.
+    /// Returns whether a record could be saved. If not, the next step tries again, and
+    /// `consequence` is logged once.
     async fn try_save<R: state::Record + Send + 'static>(
         &self,
         record: R,
@@ -102,10 +104,11 @@ impl Records {
         }
     }
 
-    /// Whether the clock has been set, and tells how much is left of the Retry-After delays of another boot (miaf-v0 E8):
-    /// the state is then restored anew.
+    /// Whether the clock has been set, and tells how much is left of the Retry-After delays of
+    /// another boot (miaf-v0 E8): the state is then restored anew.
     pub(super) fn has_delays_to_restore(&mut self, lifecycle: &Lifecycle, now: Now) -> bool {
-        // By what the next start finds on the disk: or the clock would be in doubt again, and so on.
+        // By what the next start finds on the disk: or the clock would be in doubt again, and so
+        // on.
         let state::StoredTime { proven, vouched } = self.time;
         let trusted = KnownTime { proven, vouched, ..lifecycle.known_time() }.allows(now);
         let anew = self.retry_after.are_to_be_restored(trusted, &lifecycle.memory());
@@ -119,7 +122,8 @@ impl Records {
 }
 
 impl Executor {
-    /// Stores and publishes what the last step changed. Returns when to try again to publish, if that failed.
+    /// Stores and publishes what the last step changed. Returns when to try again to publish, if
+    /// that failed.
     pub(super) async fn persist_and_publish(
         &mut self,
         now: Now,

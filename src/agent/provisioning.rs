@@ -1,6 +1,7 @@
-//! Provisioned input: the initial trust and the bootstrap credential. Both are read at every use, and checked from time to
-//! time in between, so that what is wrong with them is known before they are needed. Both outlive a configuration: what a
-//! new one names and cannot be used does not replace what is good.
+//! Provisioned input: the initial trust and the bootstrap credential. Both are read at every use,
+//! and checked from time to time in between, so that what is wrong with them is known before they
+//! are needed. Both outlive a configuration: what a new one names and cannot be used does not
+//! replace what is good.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,7 +106,8 @@ impl Provisioning {
         if now.boot < self.next_check {
             return false;
         }
-        // An error comes up where the input is used, and is in the log and in the status until then.
+        // An error comes up where the input is used, and is in the log and in the status until
+        // then.
         let trusted = transport.check_trust().await;
         let first = self.bootstrap.facts().is_none();
         let purpose = match self.purpose {
@@ -144,7 +146,8 @@ impl Provisioning {
         transport.trust().problem().or_else(|| self.bootstrap.problem().cloned())
     }
 
-    /// Client certificate and key of the device maker. Read at every use, so that a replaced file counts at once.
+    /// Client certificate and key of the device maker. Read at every use, so that a replaced file
+    /// counts at once.
     pub(super) async fn factory_credential(
         &mut self,
         keys: &Providers,
@@ -169,8 +172,8 @@ impl Provisioning {
         };
         let now = clock::now();
         let time = match &found {
-            // A clock that is not trusted does not tell what is not valid yet; what ended before the earliest time that it
-            // can be has ended.
+            // A clock that is not trusted does not tell what is not valid yet; what ended before
+            // the earliest time that it can be has ended.
             Ok(credential) if !lifecycle.trusts_clock(now) => {
                 credential.not_before().max(lifecycle.likely_time(now))
             }
@@ -189,7 +192,8 @@ impl Provisioning {
         }
     }
 
-    /// Rule K1: where there is secure hardware, the key belongs in it. The configuration decides, and the log says so.
+    /// Rule K1: where there is secure hardware, the key belongs in it. The configuration decides,
+    /// and the log says so.
     fn warn_of_unused_hardware(&self) {
         let in_tpm = self.bootstrap.facts().is_some_and(|facts| facts.in_tpm);
         if in_tpm && self.settings.provider == ProviderKind::Software {

@@ -57,7 +57,8 @@ pub(super) fn current_key_failure(e: &KeyError) -> Failure {
     Failure { kind: FailureKind::CurrentKeyLost, retry_after: None, report }
 }
 
-/// What was logged last of each kind of work. A device that is offline for a month logs that once, not ten thousand times.
+/// What was logged last of each kind of work. A device that is offline for a month logs that once,
+/// not ten thousand times.
 #[derive(Debug, Default)]
 pub(super) struct Reporter {
     discovery: Option<Report>,
@@ -84,7 +85,8 @@ impl Reporter {
             Event::Discovery(outcome) => (&mut self.discovery, outcome.as_ref().err()),
             Event::Bundle(outcome) => (&mut self.bundle, outcome.as_ref().err()),
             Event::Identity(index, event) => match event {
-                // Not the end of anything: only an adopted SVID shows that what failed before is over.
+                // Not the end of anything: only an adopted SVID shows that what failed before is
+                // over.
                 IdentityEvent::KeyCreated(Ok(()))
                 | IdentityEvent::Issued(Ok(()))
                 | IdentityEvent::Adopted(Err(NotAdopted::Early(_) | NotAdopted::UnknownIssuer)) => return,
@@ -121,8 +123,8 @@ impl Reporter {
         *logged = Some(report.clone());
     }
 
-    /// Logs what is wrong with a bundle that is in use, if it is news: parts of it that are not used, and anchors that
-    /// some peers refuse now because of their validity.
+    /// Logs what is wrong with a bundle that is in use, if it is news: parts of it that are not
+    /// used, and anchors that some peers refuse now because of their validity.
     pub(super) fn report_anchors(&mut self, bundle: &Bundle, identities: &[Identity], now: Timestamp) {
         let warnings = anchor_warnings(bundle, identities, now);
         for warning in warnings.iter().filter(|warning| !self.anchors.contains(warning)) {
@@ -315,8 +317,8 @@ mod tests {
         assert!(said("time.json", Some("read-only")), "it could be stored in between");
     }
 
-    /// `journalctl` shows no fields, so what went wrong is in the message. No event of the agent that asks for action has its
-    /// cause in a field.
+    /// `journalctl` shows no fields, so what went wrong is in the message. No event of the agent
+    /// that asks for action has its cause in a field.
     #[test]
     fn warnings_and_errors_have_their_cause_in_the_message() {
         const CAUSES: [&str; 7] = ["error", "why", "detail", "problem", "reason", "cause", "failure"];

@@ -34,8 +34,8 @@ impl Executor {
     /// Takes up where the last process left off. Nothing is contacted, neither the MIS nor the TPM.
     ///
     /// # Errors
-    /// When the state may be there and cannot be read now, or another agent works on it: to go on without it would mean
-    /// another key, and perhaps a device that its MIS does not know any more.
+    /// When the state may be there and cannot be read now, or another agent works on it: to go on
+    /// without it would mean another key, and perhaps a device that its MIS does not know any more.
     pub(super) async fn restore(
         config: Config,
         provisioned: Provisioned,
@@ -162,12 +162,13 @@ fn cached<R: state::Record>(store: &Store) -> Option<R> {
     })
 }
 
-fn read_discovery(record: state::CachedDiscovery, config: &Config) -> Option<CachedDiscovery> {
+fn read_discovery(record: state::StoredDiscovery, config: &Config) -> Option<CachedDiscovery> {
     let mis = config.mis.as_ref()?;
     let document = Discovery::from_json(&record.body).ok()?;
     let wanted = record.url == mis.discovery_url.as_str()
         && mis.trust_domain.as_ref().is_none_or(|domain| domain == document.trust_domain());
-    // It may have come under a trust that was more than the public store's (D7). The next fetch says so.
+    // It may have come under a trust that was more than the public store's (D7). The next fetch
+    // says so.
     let led_elsewhere = mis.trust.is_public_only() && document.check_origin(&mis.discovery_url).is_err();
     (wanted && !led_elsewhere).then_some(CachedDiscovery { document, record })
 }
@@ -184,7 +185,7 @@ fn read_identity(record: &state::StoredIdentity, keys: &Providers) -> Result<pub
 
 /// The cached bundle, if it is of the discovered trust domain, or of that of the current SVID.
 fn read_bundle(
-    record: state::CachedBundle,
+    record: state::StoredBundle,
     discovery: Option<&CachedDiscovery>,
     identity: &Identity,
 ) -> Option<CachedBundle> {
@@ -200,35 +201,35 @@ fn read_bundle(
 }
 
 /// The pending key, and the issued chain that is not adopted yet.
-type Unfinished = (Option<Arc<dyn Key>>, Option<state::IssuedChain>);
+type Unfinished = (Option<Arc<dyn Key>>, Option<state::StoredIssuedChain>);
 
-/// Loads what an interrupted process left between the issue of an SVID and its adoption. If the identity was stored and the
-/// records before it were not removed yet, they are now.
+/// Loads what an interrupted process left between the issue of an SVID and its adoption. If the
+/// identity was stored and the records before it were not removed yet, they are now.
 fn load_unfinished(
     store: &Store,
     identity: Option<&state::StoredIdentity>,
     keys: &Providers,
 ) -> Result<Unfinished, StoreError> {
-    let record: Option<state::PendingKey> = store.load()?;
-    let mut issued: Option<state::IssuedChain> = store.load()?;
-    let open = |record: &state::PendingKey| keys.open(&record.key).map_err(|e| e.to_string());
+    let record: Option<state::StoredPendingKey> = store.load()?;
+    let mut issued: Option<state::StoredIssuedChain> = store.load()?;
+    let open = |record: &state::StoredPendingKey| keys.open(&record.key).map_err(|e| e.to_string());
     let pending = record.and_then(|record| match open(&record) {
         Ok(key) => Some((key, record)),
         Err(why) => {
-            store.quarantine::<state::PendingKey>(&why);
+            store.quarantine::<state::StoredPendingKey>(&why);
             None
         }
     });
     let pending = pending.or_else(|| identity.is_none().then(|| store.recover(open)).flatten());
     let (mut pending, record) = pending.unzip();
     if let Some(identity) = identity {
-        let same = |issued: &state::IssuedChain| issued.chain == identity.chain;
+        let same = |issued: &state::StoredIssuedChain| issued.chain == identity.chain;
         if issued.as_ref().is_some_and(same) {
-            forget::<state::IssuedChain>(store);
+            forget::<state::StoredIssuedChain>(store);
             issued = None;
         }
         if pending.is_some() && record.is_some_and(|record| record.key == identity.key) {
-            forget::<state::PendingKey>(store);
+            forget::<state::StoredPendingKey>(store);
             pending = None;
         }
     }
@@ -236,7 +237,7 @@ fn load_unfinished(
         .as_ref()
         .is_some_and(|issued| if issued.for_pending_key { pending.is_none() } else { identity.is_none() })
     {
-        store.quarantine::<state::IssuedChain>("the key that it was issued for is gone");
+        store.quarantine::<state::StoredIssuedChain>("the key that it was issued for is gone");
         issued = None;
     }
     Ok((pending, issued))

@@ -1,5 +1,6 @@
-//! Retry-After delays over restarts and reboots (miaf-v0 E8): what is restored of them, and when they are to be stored or
-//! restored anew. Values in, values out: [`Records`](super::persist::Records) does the I/O.
+//! Retry-After delays over restarts and reboots (miaf-v0 E8): what is restored of them, and when
+//! they are to be stored or restored anew. Values in, values out:
+//! [`Records`](super::persist::Records) does the I/O.
 
 use std::time::Duration;
 
@@ -29,8 +30,9 @@ pub(super) enum Change {
 
 /// What of a record is restored in this boot.
 ///
-/// Within the same boot a delay ends on the boot clock, whatever became of the wall clock. After a reboot only the wall
-/// clock is left, and it may be wrong. Neither makes a delay longer than it was.
+/// Within the same boot a delay ends on the boot clock, whatever became of the wall clock. After a
+/// reboot only the wall clock is left, and it may be wrong. Neither makes a delay longer than it
+/// was.
 pub(super) fn remembered(record: &RetryAfterDelays, boot_id: Option<&str>, now: Now) -> Memory {
     let end = |wait: state::RetryAfterDelay| {
         let rest = if is_of(record, boot_id) { now.boot.until(wait.boot) } else { now.wall.until(wait.wall) };
@@ -52,7 +54,8 @@ pub(super) fn remembered(record: &RetryAfterDelays, boot_id: Option<&str>, now: 
 }
 
 impl StoredRetryAfter {
-    /// The state after the start. `memory` is what the lifecycle has made of what is [`remembered`]: without what is over.
+    /// The state after the start. `memory` is what the lifecycle has made of what is
+    /// [`remembered`]: without what is over.
     pub(super) fn restored(
         record: &RetryAfterDelays,
         boot_id: Option<&str>,
@@ -65,7 +68,8 @@ impl StoredRetryAfter {
         Self {
             in_doubt: (of_another_boot && !trusted && has_delays).then_some(delays),
             by_right_clock: record.ends_by_the_wall_clock(),
-            // It is written anew with this boot's id, by a trusted clock; or removed, if the delays are over.
+            // It is written anew with this boot's id, by a trusted clock; or removed, if the delays
+            // are over.
             is_stale: of_another_boot && trusted,
             stored: memory,
         }
@@ -86,8 +90,8 @@ impl StoredRetryAfter {
         (self.stored, self.is_stale) = (memory, false);
     }
 
-    /// Whether the clock, which was not trusted at the start, shows now how much is left of the delays of another boot: they
-    /// are to be restored anew. True once.
+    /// Whether the clock, which was not trusted at the start, shows now how much is left of the
+    /// delays of another boot: they are to be restored anew. True once.
     pub(super) fn are_to_be_restored(&mut self, trusted: bool, memory: &Memory) -> bool {
         // A later Retry-After stands.
         trusted && self.in_doubt.take() == Some(memory.retry_after())

@@ -104,8 +104,8 @@ impl Executor {
         self.lifecycle.bundle_refresh_in(now).map(|wait| now.wall.after(wait))
     }
 
-    /// The error of an SVID that is valid by the clock, and that the trust bundle does not vouch for (any more): nothing
-    /// that validates it accepts it (miaf-v0 B3).
+    /// The error of an SVID that is valid by the clock, and that the trust bundle does not vouch
+    /// for (any more): nothing that validates it accepts it (miaf-v0 B3).
     fn untrusted(&self, current: &SvidAndKey, now: Now) -> Option<LastError> {
         let cached = self.trust_domain.bundle.as_ref()?;
         let untrusted =

@@ -31,13 +31,13 @@ pub(super) struct TrustDomain {
 /// A discovery document and its record.
 pub(super) struct CachedDiscovery {
     pub(super) document: Discovery,
-    pub(super) record: state::CachedDiscovery,
+    pub(super) record: state::StoredDiscovery,
 }
 
 /// A trust bundle and its record.
 pub(super) struct CachedBundle {
     pub(super) bundle: Arc<Bundle>,
-    pub(super) record: state::CachedBundle,
+    pub(super) record: state::StoredBundle,
 }
 
 impl TrustDomain {
@@ -62,8 +62,8 @@ impl TrustDomain {
         latest.filter(|_| is_new).map(|proof| proof.wall.after(proof.at.until(now.boot)))
     }
 
-    /// Accepts the bundle with a lower sequence that is served now: of another that goes back later the operator has said
-    /// nothing.
+    /// Accepts the bundle with a lower sequence that is served now: of another that goes back later
+    /// the operator has said nothing.
     pub(super) fn accept_regressed_bundle(&mut self) {
         self.accepts_regressed_bundle =
             self.bundle.as_ref().is_some_and(|cached| cached.record.regressed_since.is_some());
@@ -86,7 +86,7 @@ impl TrustDomain {
         };
         check_trust_domain(&document, config, identities)?;
         let changed = self.discovery.as_ref().is_none_or(|cached| cached.document != document);
-        let record = state::CachedDiscovery { url: url.to_string(), body, validators };
+        let record = state::StoredDiscovery { url: url.to_string(), body, validators };
         if self.discovery.as_ref().is_none_or(|cached| cached.record != record) {
             let saved = records.save(record.clone()).await;
             saved.unwrap_or_else(|e| {
@@ -96,7 +96,8 @@ impl TrustDomain {
         if changed {
             tracing::info!(trust_domain = %document.trust_domain(), url = %url, "discovered");
         }
-        // Only a device without an SVID gets here under another trust domain: its old anchors are of no use.
+        // Only a device without an SVID gets here under another trust domain: its old anchors are
+        // of no use.
         let domain = document.trust_domain();
         self.bundle = self.bundle.take().filter(|cached| cached.record.trust_domain == *domain);
         let facts = discovery_facts(&document, changed);
@@ -115,7 +116,8 @@ impl TrustDomain {
         let (url, domain) =
             (discovery.document.trust_bundle_uri().clone(), discovery.document.trust_domain().clone());
         let cached = self.bundle.as_mut().filter(|cached| cached.record.trust_domain == domain);
-        // Validators count only at the URL that they came from; the sequence number counts everywhere (B5).
+        // Validators count only at the URL that they came from; the sequence number counts
+        // everywhere (B5).
         let same_url = cached.as_ref().filter(|cached| cached.record.url == url.as_str());
         let validators = same_url.map(|cached| cached.record.validators.clone());
         let fetched = self.issuer.trust_bundle(&url, &domain, validators.as_ref()).await?;
@@ -134,7 +136,8 @@ impl TrustDomain {
                 return Ok(facts);
             }
         };
-        // Only what counts is stored: the rest of what was served may be much, and changes by itself.
+        // Only what counts is stored: the rest of what was served may be much, and changes by
+        // itself.
         let body = serde_json::to_string(&document.to_document()).unwrap_or_default();
         // What is wrong with the rest is found out anew after a restart.
         let is_whole = !document.warnings().iter().any(BundleWarning::is_loss);
@@ -162,7 +165,7 @@ impl TrustDomain {
             identity.revalidate_under(&document, now);
         }
         let facts = bundle_facts(&document, identities, is_new, now);
-        let record = state::CachedBundle {
+        let record = state::StoredBundle {
             url: url.to_string(),
             trust_domain: domain,
             body,

@@ -99,7 +99,8 @@ enum Command {
     /// delay of the MIS is shortened. The trust bundle that is served is accepted even where its
     /// sequence number went back. The clock of this device is taken as right.
     Retry {
-        /// The key of the identity is lost (its TPM was replaced or cleared): enroll with a new one.
+        /// The key of the identity is lost (its TPM was replaced or cleared): enroll with a new
+        /// one.
         #[arg(long)]
         new_key: bool,
         /// The identity that --new-key is about. Default: the first.

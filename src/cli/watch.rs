@@ -79,7 +79,8 @@ impl Reporter {
     }
 }
 
-/// One line for each identity with news, and one for what they share: the time, which, and the news.
+/// One line for each identity with news, and one for what they share: the time, which, and the
+/// news.
 fn lines(before: Option<&StateEvent>, after: &StateEvent, now: Timestamp) -> String {
     let mut text = String::new();
     let mut line = |what: &dyn Display, news: &[String]| {

@@ -1,5 +1,5 @@
-//! Delays between attempts, and intervals between polls: what the device needs, and what an MIS with a hundred thousand
-//! devices can bear (docs/fleet.md).
+//! Delays between attempts, and intervals between polls: what the device needs, and what an MIS
+//! with a hundred thousand devices can bear (docs/fleet.md).
 
 use std::time::Duration;
 
@@ -11,11 +11,13 @@ use super::identity::Identity;
 use super::types::{BundleFacts, Jitter, Policy, SvidFacts};
 use miaf_spiffe::time::{Now, Timestamp};
 
-/// Bounds of the MIS's refresh hint: a slip of the pen there must neither hammer it nor freeze the anchors.
+/// Bounds of the MIS's refresh hint: a slip of the pen there must neither hammer it nor freeze the
+/// anchors.
 const MIN_REFRESH: Duration = Duration::from_secs(5);
 const MAX_REFRESH: Duration = Duration::from_secs(24 * 3600);
 
-/// Minimum interval between two successful reads of the discovery document, unless the lifetimes are too short for that.
+/// Minimum interval between two successful reads of the discovery document, unless the lifetimes
+/// are too short for that.
 const MIN_BETWEEN_READS: Duration = Duration::from_secs(60);
 
 /// After this many doublings of any base the cap is reached.
@@ -31,8 +33,8 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Upper end of the delay after this many consecutive failures. The `backoff` crate does the arithmetic; its own
-    /// randomness and its limit on elapsed time are off.
+    /// Upper end of the delay after this many consecutive failures. The `backoff` crate does the
+    /// arithmetic; its own randomness and its limit on elapsed time are off.
     pub(super) fn interval(&self, failures: u32) -> Duration {
         if failures >= CERTAINLY_AT_THE_CAP {
             return self.cap;
@@ -63,8 +65,8 @@ pub(super) struct BackoffPolicy {
 }
 
 impl BackoffPolicy {
-    /// Upper end of the jitter on top of this delay: a fleet that was given one number must not return in one second
-    /// (miaf-v0 E8).
+    /// Upper end of the jitter on top of this delay: a fleet that was given one number must not
+    /// return in one second (miaf-v0 E8).
     pub(super) fn jitter_after(&self, delay: Duration) -> Duration {
         (delay / 2).min(self.spread)
     }
@@ -77,8 +79,8 @@ impl From<Backoff> for BackoffPolicy {
 }
 
 impl Lifecycle {
-    /// Bundles are polled, so a failure never makes the polls rarer than they are on a good day; nor, when the MIS is away
-    /// for long, much more frequent.
+    /// Bundles are polled, so a failure never makes the polls rarer than they are on a good day;
+    /// nor, when the MIS is away for long, much more frequent.
     pub(super) fn bundle_backoff(&self) -> Backoff {
         let chain_waits = self.identities.iter().any(|identity| identity.issued.is_some());
         match self.trust_domain.bundle {
@@ -87,8 +89,9 @@ impl Lifecycle {
         }
     }
 
-    /// A cached document serves meanwhile. It is fetched for the sake of the next request, so it need not be fetched more
-    /// often than requests are sent. Where the device cannot go on under it, or not by its clock, it is urgent.
+    /// A cached document serves meanwhile. It is fetched for the sake of the next request, so it
+    /// need not be fetched more often than requests are sent. Where the device cannot go on under
+    /// it, or not by its clock, it is urgent.
     pub(super) fn discovery_backoff(&self, now: Now) -> Backoff {
         let urgent = self.trust_domain.urgent_backoff(&self.policy);
         let trust_domain = &self.trust_domain;
@@ -100,8 +103,9 @@ impl Lifecycle {
         self.fastest_backoff(now.wall).filter(|backoff| backoff.cap > urgent.cap).unwrap_or(urgent)
     }
 
-    /// Delay until the next request for the time, while the clock is not trusted. By the word of one server, perhaps: the
-    /// next one is asked soon, and others at the pace of the bundle in the end.
+    /// Delay until the next request for the time, while the clock is not trusted. By the word of
+    /// one server, perhaps: the next one is asked soon, and others at the pace of the bundle in the
+    /// end.
     pub(super) fn time_check_delay(&self, jitter: Jitter<'_>) -> Duration {
         let backoff = self.trust_domain.urgent_backoff(&self.policy);
         backoff.interval(self.trust_domain.responses_without_clock).mul_f64(1.0 - jitter() / 2.0)
@@ -110,7 +114,8 @@ impl Lifecycle {
     /// Interval until the bundle is polled again.
     pub(super) fn refresh_interval(&self, facts: &BundleFacts, now: Now) -> Duration {
         let agreed = self.policy.refresh_interval(facts.refresh_hint, facts.is_empty);
-        // A chain that waits for another bundle, or an SVID that soon will, does not wait for a day.
+        // A chain that waits for another bundle, or an SVID that soon will, does not wait for a
+        // day.
         if self.identities.iter().any(Identity::waits_for_another_bundle) {
             return agreed.min(self.policy.bundle_refresh);
         }
@@ -150,18 +155,19 @@ impl Policy {
         Backoff { base: self.retry.base.min(cap), cap }
     }
 
-    /// Backoff of requests to an MIS that has nothing better to issue. It begins with a fraction of the lifetime: SVIDs
-    /// that live a minute do not wait for an hour at once.
+    /// Backoff of requests to an MIS that has nothing better to issue. It begins with a fraction of
+    /// the lifetime: SVIDs that live a minute do not wait for an hour at once.
     pub(super) fn stalled_backoff(&self, SvidFacts { not_before, not_after, .. }: &SvidFacts) -> Backoff {
         let twentieth = not_before.until(*not_after) / 20;
         let base = twentieth.min(self.bundle_refresh).max(self.retry.base).min(self.retry.cap);
         Backoff { base, cap: self.retry.cap }
     }
 
-    /// Backoff of requests for SVIDs at this moment. The cap is never above a twentieth of the lifetime, so that a
-    /// short-lived SVID gets its attempts too (miaf-v0 R7); nor, down to the base, above half of what is left of it, so that
-    /// it does not expire because of one long delay (R2). When nothing is left there is nothing to lose: then a fleet that
-    /// was given one Retry-After returns spread over as long a time as any.
+    /// Backoff of requests for SVIDs at this moment. The cap is never above a twentieth of the
+    /// lifetime, so that a short-lived SVID gets its attempts too (miaf-v0 R7); nor, down to the
+    /// base, above half of what is left of it, so that it does not expire because of one long delay
+    /// (R2). When nothing is left there is nothing to lose: then a fleet that was given one
+    /// Retry-After returns spread over as long a time as any.
     pub(super) fn identity_backoff(&self, svid: Option<&SvidFacts>, at: Timestamp) -> BackoffPolicy {
         let Some(SvidFacts { not_before, not_after, .. }) = svid else { return self.retry.into() };
         let twentieth = (not_before.until(*not_after) / 20).max(Duration::from_secs(1));
@@ -174,7 +180,8 @@ impl Policy {
         Backoff { base, cap: cap.min((left / 2).max(base)) }.into()
     }
 
-    /// A moment in the renewal window of the lifetime; of what is left of it, where that window is over at `now`.
+    /// A moment in the renewal window of the lifetime; of what is left of it, where that window is
+    /// over at `now`.
     pub(super) fn draw_renewal_after(
         &self,
         not_before: Timestamp,

@@ -1,17 +1,17 @@
-//! Trust in the wall clock. By a clock that is not trusted nothing is validated: no SVID counts as expired, none is
-//! requested, nothing is discarded.
+//! Trust in the wall clock. By a clock that is not trusted nothing is validated: no SVID counts as
+//! expired, none is requested, nothing is discarded.
 
 use std::time::Duration;
 
 use miaf_spiffe::svid;
 use miaf_spiffe::time::{BootTime, Now, Timestamp};
 
-/// A clock that is behind the MIS by no more than this is trusted: the clock of the MIS may be ahead, and what it issues
-/// is then kept until it becomes valid.
+/// A clock that is behind the MIS by no more than this is trusted: the clock of the MIS may be
+/// ahead, and what it issues is then kept until it becomes valid.
 const TOLERANCE: Duration = svid::MAX_AHEAD;
 
-/// Consecutive responses that have to agree before the MIS outweighs this device's clock: the one that raised the doubt,
-/// and those to [`REQUESTS_IN_DOUBT`].
+/// Consecutive responses that have to agree before the MIS outweighs this device's clock: the one
+/// that raised the doubt, and those to [`REQUESTS_IN_DOUBT`].
 const RESPONSES_THAT_CONVINCE: u32 = 3;
 
 /// Requests that a doubt causes at once.
@@ -20,7 +20,8 @@ const REQUESTS_IN_DOUBT: u32 = RESPONSES_THAT_CONVINCE - 1;
 /// A doubt that was not settled is forgotten after this time.
 const DOUBT_LASTS: Duration = Duration::from_secs(10 * 60);
 
-/// Difference of wall clock and boot clock that counts as a jump: more than time services correct all day.
+/// Difference of wall clock and boot clock that counts as a jump: more than time services correct
+/// all day.
 const JUMP: Duration = Duration::from_secs(60);
 
 /// What is known of the time in addition to the wall clock: it is at least this.
@@ -28,8 +29,9 @@ const JUMP: Duration = Duration::from_secs(60);
 pub struct KnownTime {
     /// When the agent was built.
     pub built: Timestamp,
-    /// The time in the last authenticated response of the MIS. Only such responses move it, in both directions: neither
-    /// a jump of this device's clock nor a mistake of the MIS locks the device out for good.
+    /// The time in the last authenticated response of the MIS. Only such responses move it, in both
+    /// directions: neither a jump of this device's clock nor a mistake of the MIS locks the device
+    /// out for good.
     pub proven: Option<Timestamp>,
     /// The wall clock at the moment at which an operator declared it right, whatever else is known.
     pub vouched: Option<Timestamp>,
@@ -48,15 +50,17 @@ impl KnownTime {
 
     /// Takes in the time that an authenticated response of the MIS shows.
     ///
-    /// One response is enough where it agrees with this device's clock, and where nothing depends on it. Where it would
-    /// take trust from the clock, or give trust against what the clock says, [`RESPONSES_THAT_CONVINCE`] consecutive
-    /// responses have to agree: one server of several may be wrong.
+    /// One response is enough where it agrees with this device's clock, and where nothing depends
+    /// on it. Where it would take trust from the clock, or give trust against what the clock says,
+    /// [`RESPONSES_THAT_CONVINCE`] consecutive responses have to agree: one server of several may
+    /// be wrong.
     pub(super) fn observe(&mut self, time: Timestamp, now: Now, doubt: &mut Option<Doubt>) -> TimeVerdict {
         let is_ahead = time > now.wall;
         let counts = if are_near(now.wall, time) {
             true
         } else if self.allows(now) {
-            // It was not earlier than that: no news. A time service and the operator outweigh one MIS.
+            // It was not earlier than that: no news. A time service and the operator outweigh one
+            // MIS.
             if !is_ahead || now.synchronised || self.vouched.is_some() {
                 *doubt = None;
                 return TimeVerdict::NoNews;
@@ -70,7 +74,8 @@ impl KnownTime {
         }
         *doubt = None;
         self.proven = Some(time);
-        // The operator's word counted in place of the MIS's. When clock and MIS agree again, it is not needed.
+        // The operator's word counted in place of the MIS's. When clock and MIS agree again, it is
+        // not needed.
         if agree(now.wall, self.built.max(time)) {
             self.vouched = None;
         }
@@ -96,7 +101,8 @@ pub enum TimeVerdict {
     Doubted,
 }
 
-/// A time that contradicts this device's clock, and has not been repeated often enough to outweigh it.
+/// A time that contradicts this device's clock, and has not been repeated often enough to outweigh
+/// it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Doubt {
     time: Timestamp,

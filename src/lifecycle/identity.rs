@@ -36,7 +36,8 @@ pub(super) struct CurrentSvid {
     pub(super) facts: SvidFacts,
     pub(super) renew_at: Timestamp,
     pub(super) key: CurrentKey,
-    /// The renewal moment drawn for it, if its renewal was brought forward because the bundle no longer vouches for it.
+    /// The renewal moment drawn for it, if its renewal was brought forward because the bundle no
+    /// longer vouches for it.
     pub(super) renew_at_before: Option<Timestamp>,
 }
 
@@ -51,14 +52,15 @@ pub(super) enum CurrentKey {
     Lost(LastError),
 }
 
-/// The permanent refusal of each request. The request is not repeated before something is corrected (miaf-v0 P2). One
-/// entry for each request, since a wall clock that jumps over the expiry and back changes which one is wanted.
+/// The permanent refusal of each request. The request is not repeated before something is corrected
+/// (miaf-v0 P2). One entry for each request, since a wall clock that jumps over the expiry and back
+/// changes which one is wanted.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Blocked {
     enroll: Option<LastError>,
     renew: Option<LastError>,
-    /// The enrollment was refused for its new key alone, while the current key was lost: with the current one it is open
-    /// (R4).
+    /// The enrollment was refused for its new key alone, while the current key was lost: with the
+    /// current one it is open (R4).
     pub(super) enroll_without_current_key: bool,
 }
 
@@ -78,8 +80,8 @@ pub(super) struct IssuedChain {
     pub(super) key: CurrentKey,
 }
 
-/// Consecutive SVIDs that ended no later than the one before, because an issuer ends then. The MIS has nothing better
-/// yet, and each costs the device one of its few renewals a day.
+/// Consecutive SVIDs that ended no later than the one before, because an issuer ends then. The MIS
+/// has nothing better yet, and each costs the device one of its few renewals a day.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct StalledIssuance {
     pub(super) count: u32,
@@ -99,7 +101,8 @@ pub(super) enum BundleForChain {
     Wanted,
     /// Fetched since.
     Fetched,
-    /// An issuer has expired. Another bundle may contain another path; until there is one, the chain is of no use.
+    /// An issuer has expired. Another bundle may contain another path; until there is one, the
+    /// chain is of no use.
     AnotherWanted,
 }
 
@@ -162,7 +165,8 @@ impl Identity {
         from
     }
 
-    /// Ends the pauses after SVIDs and chains that were no better than those before: the MIS may issue better ones by now.
+    /// Ends the pauses after SVIDs and chains that were no better than those before: the MIS may
+    /// issue better ones by now.
     pub(super) fn request_another_svid_from(&mut self, from: BootTime) {
         let request_again_at = self.issued.as_mut().and_then(|chain| chain.request_again_at.as_mut());
         for at in [self.stalled.pause_until.as_mut(), request_again_at].into_iter().flatten() {
@@ -234,7 +238,8 @@ impl IdentityView<'_> {
         self.identity.svid.as_ref().map(|svid| svid.renew_at)
     }
 
-    /// Between which moments renewals of the current SVID are drawn, unless something brings them forward.
+    /// Between which moments renewals of the current SVID are drawn, unless something brings them
+    /// forward.
     pub fn renewal_window(&self) -> Option<(Timestamp, Timestamp)> {
         let SvidFacts { not_before, not_after, .. } = self.identity.svid.as_ref()?.facts;
         Some(self.policy.renewal_window(not_before, not_after))
@@ -245,8 +250,8 @@ impl IdentityView<'_> {
         self.identity.key_is_lost()
     }
 
-    /// Whether an enrollment that is sent now may lead to another SPIFFE ID than the current one: that has expired, or was
-    /// answered `401` (miaf-v0 E9).
+    /// Whether an enrollment that is sent now may lead to another SPIFFE ID than the current one:
+    /// that has expired, or was answered `401` (miaf-v0 E9).
     pub fn may_be_renamed(&self, now: Now) -> bool {
         self.identity.reauthenticate || !self.identity.has_valid_svid(now)
     }
@@ -257,7 +262,8 @@ impl IdentityView<'_> {
         (!delay.is_zero()).then(|| now.wall.after(delay))
     }
 
-    /// Whether the current SVID ends before Retry-After has elapsed, so that there is none in between.
+    /// Whether the current SVID ends before Retry-After has elapsed, so that there is none in
+    /// between.
     pub fn svid_ends_before_retry_after(&self, now: Now) -> bool {
         let ends = self.identity.svid.as_ref().map(|svid| svid.facts.not_after);
         self.trust_domain.trusts_clock(now)

@@ -1,11 +1,13 @@
-//! What the agent does next, and when. [`Lifecycle::step`] is a pure function of state, event, time and jitter: it returns
-//! at most one [`Action`] and the time of the next step. It does no I/O, reads no clock and knows no HTTP, path or command
-//! line, so the daemon, the property tests and a simulated fleet run the same code.
+//! What the agent does next, and when. [`Lifecycle::step`] is a pure function of state, event, time
+//! and jitter: it returns at most one [`Action`] and the time of the next step. It does no I/O,
+//! reads no clock and knows no HTTP, path or command line, so the daemon, the property tests and a
+//! simulated fleet run the same code.
 //!
-//! The state is what the device *has*: once, discovery document and bundle (`trust_domain`); once for each identity,
-//! SVID, keys and issued chain (`identity`); and a retry gate for each kind of work. Every step works out from these what
-//! is wanted (`plan`), and picks one of it (`scheduler`). No event can be lost and no timer forgotten: without an action
-//! in flight there is always either work or a time for the next step.
+//! The state is what the device *has*: once, discovery document and bundle (`trust_domain`); once
+//! for each identity, SVID, keys and issued chain (`identity`); and a retry gate for each kind of
+//! work. Every step works out from these what is wanted (`plan`), and picks one of it
+//! (`scheduler`). No event can be lost and no timer forgotten: without an action in flight there is
+//! always either work or a time for the next step.
 
 mod backoff;
 mod clock_trust;
@@ -35,8 +37,8 @@ use miaf_spiffe::time::{Now, Timestamp};
 use scheduler::{Next, Scheduler};
 use trust_domain::TrustDomain;
 
-/// A device that is switched on with its identities polls discovery and bundle at a random moment within this time, and
-/// within a tenth of the poll interval of the bundle.
+/// A device that is switched on with its identities polls discovery and bundle at a random moment
+/// within this time, and within a tenth of the poll interval of the bundle.
 const FIRST_POLL_WITHIN: Duration = Duration::from_secs(30);
 
 /// State of one agent: a trust domain, and the identities in it.
@@ -54,8 +56,8 @@ impl Lifecycle {
     /// Starts from what survived. Nothing happens before the first [`step`](Self::step).
     pub fn new(policy: Policy, restored: Restored, now: Now, jitter: Jitter<'_>) -> Self {
         let Restored { trust_domain, identities } = restored;
-        // A fleet whose power comes back does not poll in one second (B4). A device that lacks an identity, an anchor or a
-        // trusted clock polls at once.
+        // A fleet whose power comes back does not poll in one second (B4). A device that lacks an
+        // identity, an anchor or a trusted clock polls at once.
         let has_all = trust_domain.bundle.is_none_or(|bundle| !bundle.is_empty)
             && identities.iter().all(|identity| identity.svid.is_some());
         let within = FIRST_POLL_WITHIN.min(policy.bundle_refresh / 10);
@@ -82,7 +84,8 @@ impl Lifecycle {
         let last = self.stepped_at.replace(now);
         self.update(event, now, jitter);
         if last.is_some_and(|last| clock_trust::has_jumped(last, now)) {
-            // What failed may have failed by the wrong clock: a server certificate that was not valid yet, for instance.
+            // What failed may have failed by the wrong clock: a server certificate that was not
+            // valid yet, for instance.
             self.open_gates(now);
         }
         let validity_changes_in = self.validity_changes_in(now);
@@ -105,7 +108,8 @@ impl Lifecycle {
         }
     }
 
-    /// Takes in the time that an authenticated response of the MIS shows, and returns what follows from it.
+    /// Takes in the time that an authenticated response of the MIS shows, and returns what follows
+    /// from it.
     pub fn observe_time(&mut self, time: Timestamp, now: Now) -> TimeVerdict {
         self.trust_domain.observe_time(time, now)
     }
@@ -138,9 +142,10 @@ impl Lifecycle {
         }
     }
 
-    /// Draws the renewal moment of an SVID that is adopted now, so that it can be stored with it: a moment in the renewal
-    /// window of its lifetime (miaf-v0 R2). For one that was issued late in its lifetime, a moment in the window of
-    /// what is left: otherwise each renewal would lead to the next.
+    /// Draws the renewal moment of an SVID that is adopted now, so that it can be stored with it: a
+    /// moment in the renewal window of its lifetime (miaf-v0 R2). For one that was issued late in
+    /// its lifetime, a moment in the window of what is left: otherwise each renewal would lead to
+    /// the next.
     pub fn draw_renewal(
         &self,
         not_before: Timestamp,

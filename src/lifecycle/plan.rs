@@ -1,4 +1,5 @@
-//! The work that is wanted now, and when each piece of it is due: from the state, afresh at every step.
+//! The work that is wanted now, and when each piece of it is due: from the state, afresh at every
+//! step.
 
 use std::time::Duration;
 
@@ -56,7 +57,8 @@ impl Lifecycle {
         Some(Work { due_in, action: Action::FetchBundle })
     }
 
-    /// Time until a current SVID becomes valid or expires: status and subscribers show both at that moment.
+    /// Time until a current SVID becomes valid or expires: status and subscribers show both at that
+    /// moment.
     pub(super) fn validity_changes_in(&self, now: Now) -> Option<Duration> {
         if !self.trusts_clock(now) {
             return None;
@@ -156,8 +158,8 @@ impl IdentityView<'_> {
             && self.trust_domain.ruled_out(Request::Enroll).is_none()
     }
 
-    /// Whether only a renewal is allowed, and its key is lost. The operator may allow another key; once the SVID has
-    /// expired, an enrollment is due anyway (miaf-v0 R6).
+    /// Whether only a renewal is allowed, and its key is lost. The operator may allow another key;
+    /// once the SVID has expired, an enrollment is due anyway (miaf-v0 R6).
     pub(super) fn lacks_key(&self, now: Now) -> bool {
         self.key_is_lost() && self.wanted_request(now) == Request::Renew
     }
@@ -166,7 +168,8 @@ impl IdentityView<'_> {
     fn key_choice(&self, request: Request) -> Option<KeyChoice> {
         let identity = self.identity;
         match (identity.pending_key, &identity.svid) {
-            // A lost response may have certified it: it is requested again before anything else (E6).
+            // A lost response may have certified it: it is requested again before anything else
+            // (E6).
             (Some(PendingKey { refused: false }), _) => Some(KeyChoice::Pending),
             (_, Some(svid)) if !self.key_is_lost() => {
                 let keep = svid.facts.key_fits && (!self.policy.rotate || request == Request::Enroll);

@@ -1,4 +1,5 @@
-//! Retry gates: when one kind of work may next be tried, and the last failure of it (miaf-v0 E8, R7, P).
+//! Retry gates: when one kind of work may next be tried, and the last failure of it (miaf-v0 E8,
+//! R7, P).
 
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ const MIN_DELAY: Duration = Duration::from_millis(100);
 /// Upper end of the retry delay after a failure on this device.
 const MAX_LOCAL_DELAY: Duration = Duration::from_secs(30);
 
-/// Kinds of failures, by what follows from them. The issuing protocol maps its own errors onto these.
+/// Kinds of failures, by what follows from them. The issuing protocol maps its own errors onto
+/// these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
     /// No response, a broken one, or one that says "later".
@@ -37,8 +39,8 @@ pub enum FailureKind {
     Local,
     /// The device has no route: its cable is unplugged, or it has no address. No request was sent.
     Offline,
-    /// The pending key can never be used again: the TPM does not know it, or its record is damaged. No request was
-    /// sent, and the key has been quarantined.
+    /// The pending key can never be used again: the TPM does not know it, or its record is damaged.
+    /// No request was sent, and the key has been quarantined.
     PendingKeyLost,
     /// The same of the key of the current SVID.
     CurrentKeyLost,
@@ -79,16 +81,16 @@ pub(super) struct RetryGate {
     /// End of the Retry-After delay, without jitter.
     retry_after: Option<BootTime>,
     last_error: Option<LastError>,
-    /// Consecutive failures on this device. They are counted apart: after an hour without a TPM the first request must
-    /// not be delayed as if the MIS had been away.
+    /// Consecutive failures on this device. They are counted apart: after an hour without a TPM the
+    /// first request must not be delayed as if the MIS had been away.
     local_failures: u32,
     /// Consecutive failures for lack of a network, counted apart for the same reason.
     offline_failures: u32,
 }
 
 impl RetryGate {
-    /// Restores a Retry-After delay. Its jitter is drawn anew: a fleet that is restarted during the delay must not return
-    /// in one second either (E8).
+    /// Restores a Retry-After delay. Its jitter is drawn anew: a fleet that is restarted during the
+    /// delay must not return in one second either (E8).
     pub(super) fn restored(
         retry_after: Option<BootTime>,
         backoff: impl Into<BackoffPolicy>,
@@ -130,8 +132,9 @@ impl RetryGate {
         }
     }
 
-    /// A part of the work is done: what was missing on this device is there, and no Retry-After delay is left. The count
-    /// of local failures goes on: a TPM that forgets each key that it creates is not asked for one all the time.
+    /// A part of the work is done: what was missing on this device is there, and no Retry-After
+    /// delay is left. The count of local failures goes on: a TPM that forgets each key that it
+    /// creates is not asked for one all the time.
     pub(super) fn progressed(&mut self) {
         self.retry_after = None;
         if self.is_local() {
@@ -139,9 +142,10 @@ impl RetryGate {
         }
     }
 
-    /// Allows the next attempt from this moment on, unless a Retry-After delay is outstanding. The last error stays visible
-    /// until an attempt succeeds, and the backoff goes on if it fails: documents that change all the time must not keep
-    /// the delay short. A pause after a success is not a failure's, and stays.
+    /// Allows the next attempt from this moment on, unless a Retry-After delay is outstanding. The
+    /// last error stays visible until an attempt succeeds, and the backoff goes on if it fails:
+    /// documents that change all the time must not keep the delay short. A pause after a success is
+    /// not a failure's, and stays.
     pub(super) fn open_from(&mut self, from: BootTime, now: Now) {
         let local = self.is_local();
         match &mut self.last_error {
@@ -155,7 +159,8 @@ impl RetryGate {
         }
     }
 
-    /// A failure that is followed by a request of another kind: at once, or when Retry-After has elapsed (E8).
+    /// A failure that is followed by a request of another kind: at once, or when Retry-After has
+    /// elapsed (E8).
     pub(super) fn failed_over(
         &mut self,
         failure: Failure,
@@ -203,14 +208,15 @@ impl RetryGate {
                 | FailureKind::KeyRotationRefused,
                 None,
             ) => backoff.cap.mul_f64(1.0 - jitter() / 2.0), // slow, and still spread
-            // No request is sent, so the MIS is not spared by a delay: the device goes on soon after a person has mended
-            // it, or after the link is back (B4).
+            // No request is sent, so the MIS is not spared by a delay: the device goes on soon
+            // after a person has mended it, or after the link is back (B4).
             (FailureKind::Local | FailureKind::Offline | FailureKind::PendingKeyLost, None) => {
                 interval.min(MAX_LOCAL_DELAY).mul_f64(1.0 - jitter() / 2.0)
             }
             (_, None) => interval.mul_f64(jitter()),
         };
-        // A chain that is validated once more may fail while another response's Retry-After is outstanding.
+        // A chain that is validated once more may fail while another response's Retry-After is
+        // outstanding.
         let outstanding = self.outstanding_retry_after(now);
         self.opens_at = Some(now.boot.after(delay.max(MIN_DELAY))).max(outstanding);
         self.retry_after = retry_after.map(|delay| now.boot.after(delay)).max(outstanding);
@@ -266,8 +272,8 @@ impl RetryGate {
 /// Minimum interval between two openings of gates by commands or clock jumps.
 const MIN_BETWEEN_OPENINGS: Duration = Duration::from_secs(5);
 
-/// Rate limit of openings by commands and clock jumps: requests do not follow the pace of a script, or of a clock that is
-/// set every second.
+/// Rate limit of openings by commands and clock jumps: requests do not follow the pace of a script,
+/// or of a clock that is set every second.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct OpeningLimit {
     last: Option<BootTime>,

@@ -1,8 +1,9 @@
-//! The choice of the one action that is next, among the work of the trust domain and of all identities.
+//! The choice of the one action that is next, among the work of the trust domain and of all
+//! identities.
 //!
-//! Work of the trust domain that is due comes first: the requests of every identity depend on it, and its own gates keep
-//! it from being due all the time. Identities that have work due take turns, so that none delays another by more than
-//! the one action in flight.
+//! Work of the trust domain that is due comes first: the requests of every identity depend on it,
+//! and its own gates keep it from being due all the time. Identities that have work due take turns,
+//! so that none delays another by more than the one action in flight.
 
 use std::time::Duration;
 
@@ -32,7 +33,8 @@ pub(super) struct Scheduler {
 }
 
 impl Scheduler {
-    /// Picks among the work given. Of two due actions of one identity, or of the trust domain, the first one wins.
+    /// Picks among the work given. Of two due actions of one identity, or of the trust domain, the
+    /// first one wins.
     pub(super) fn next(&self, work: impl Iterator<Item = Work>) -> Next {
         let mut chosen: Option<((usize, usize), Action)> = None;
         let mut sleep = MAX_SLEEP;
@@ -56,7 +58,8 @@ impl Scheduler {
         }
     }
 
-    /// Rank of an action: the trust domain first, then the identities that follow the one served last, then the others.
+    /// Rank of an action: the trust domain first, then the identities that follow the one served
+    /// last, then the others.
     fn turn(&self, action: Action) -> (usize, usize) {
         match action {
             Action::FetchDiscovery | Action::FetchBundle => (0, 0),

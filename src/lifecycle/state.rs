@@ -47,8 +47,9 @@ impl IdentityView<'_> {
         }
     }
 
-    /// The error of this identity alone that matters most now, and the time until the next attempt, if there will be one
-    /// without a correction. What it shares with others is [`Lifecycle::last_error`].
+    /// The error of this identity alone that matters most now, and the time until the next attempt,
+    /// if there will be one without a correction. What it shares with others is
+    /// [`Lifecycle::last_error`].
     pub fn last_error(&self, now: Now) -> Option<(LastError, Option<Duration>)> {
         if !self.trust_domain.trusts_clock(now) {
             return None; // nothing is judged by it
@@ -97,8 +98,8 @@ impl IdentityView<'_> {
         Some((error, Some(self.request_due_in(now).max(self.requests_open_in(now)))))
     }
 
-    /// The gates of this identity's work that is wanted. The failure of a renewal that is not due any more, since the clock
-    /// was put right, does not matter.
+    /// The gates of this identity's work that is wanted. The failure of a renewal that is not due
+    /// any more, since the clock was put right, does not matter.
     fn gates(&self, now: Now) -> impl Iterator<Item = &RetryGate> {
         let issued = self.identity.issued.as_ref();
         let has_chain = issued.is_some_and(|chain| chain.bundle != BundleForChain::AnotherWanted);
@@ -120,7 +121,8 @@ fn most_important<'a>(
 }
 
 impl Lifecycle {
-    /// The error of what all identities share that matters most now, and the time until the next attempt.
+    /// The error of what all identities share that matters most now, and the time until the next
+    /// attempt.
     pub fn last_error(&self, now: Now) -> Option<(LastError, Option<Duration>)> {
         let trust_domain = &self.trust_domain;
         if !trust_domain.trusts_clock(now) {

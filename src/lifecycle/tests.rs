@@ -1,5 +1,6 @@
-//! The rules that the lifecycle decides: as stories of one device, told step by step; as stories of two identities; and as
-//! properties that hold through any history of outcomes, clock jumps, commands and restarts.
+//! The rules that the lifecycle decides: as stories of one device, told step by step; as stories of
+//! two identities; and as properties that hold through any history of outcomes, clock jumps,
+//! commands and restarts.
 
 mod changes;
 mod checker;

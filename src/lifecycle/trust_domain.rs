@@ -1,4 +1,5 @@
-//! What exists once in a trust domain: discovery document, trust bundle, trust in the clock, and their retry gates.
+//! What exists once in a trust domain: discovery document, trust bundle, trust in the clock, and
+//! their retry gates.
 
 use std::time::Duration;
 
@@ -33,8 +34,8 @@ pub(super) struct Discovery {
     pub(super) stale_at: BootTime,
     /// Something suggests that it is out of date: it is fetched from this moment on.
     pub(super) refresh_at: Option<BootTime>,
-    /// Since it was last fetched, the bundle could not be fetched, or is not the right one: the document may name
-    /// another address by now.
+    /// Since it was last fetched, the bundle could not be fetched, or is not the right one: the
+    /// document may name another address by now.
     pub(super) bundle_failed: bool,
 }
 
@@ -62,7 +63,8 @@ impl TrustDomain {
             time: restored.time,
             doubt: None,
             responses_without_clock: 0,
-            // A document from before the restart serves while the MIS is unreachable, and is revalidated when it is not.
+            // A document from before the restart serves while the MIS is unreachable, and is
+            // revalidated when it is not.
             discovery: restored.discovery.map(|facts| Discovery {
                 facts,
                 read_at: now.wall,
@@ -105,8 +107,8 @@ impl TrustDomain {
         self.doubt.is_some_and(|doubt| doubt.wants_request())
     }
 
-    /// Time until discovery is fetched while the wall clock is not trusted. Nothing else is requested then: the time comes
-    /// with every response.
+    /// Time until discovery is fetched while the wall clock is not trusted. Nothing else is
+    /// requested then: the time comes with every response.
     pub(super) fn time_check_in(&self, now: Now) -> Duration {
         let is_first = self.responses_without_clock == 0 && !self.checks_time_again();
         let due_in = match &self.discovery {
@@ -116,8 +118,9 @@ impl TrustDomain {
         due_in.max(self.discovery_gate.opens_in(now))
     }
 
-    /// Whether there is a discovery document to request under, and a bundle to validate the issued chain with (D1, E4).
-    /// Under an empty bundle every chain would be invalid, and each costs the device one of its few renewals a day.
+    /// Whether there is a discovery document to request under, and a bundle to validate the issued
+    /// chain with (D1, E4). Under an empty bundle every chain would be invalid, and each costs the
+    /// device one of its few renewals a day.
     pub(super) fn allows_requests(&self) -> bool {
         self.discovery.is_some() && self.bundle.is_some_and(|bundle| !bundle.is_empty)
     }
@@ -137,8 +140,8 @@ impl TrustDomain {
         Some(now.boot.until(bundle.refresh_at).max(self.bundle_gate.opens_in(now)))
     }
 
-    /// The discovery document names the address of the bundle. It is fetched once for each response, or lack of one,
-    /// that makes the address doubtful.
+    /// The discovery document names the address of the bundle. It is fetched once for each
+    /// response, or lack of one, that makes the address doubtful.
     pub(super) fn doubt_bundle_address(&mut self, doubtful: bool) {
         if let Some(discovery) = &mut self.discovery {
             discovery.bundle_failed |= doubtful;

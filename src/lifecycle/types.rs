@@ -1,4 +1,5 @@
-//! Inputs and outputs of the lifecycle: policy, actions, events, facts, and what survives a restart.
+//! Inputs and outputs of the lifecycle: policy, actions, events, facts, and what survives a
+//! restart.
 
 use std::time::Duration;
 
@@ -25,7 +26,8 @@ pub struct Policy {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IdentityIndex(pub usize);
 
-/// The work to execute next. One action is in flight at a time; its outcome returns as an [`Event`].
+/// The work to execute next. One action is in flight at a time; its outcome returns as an
+/// [`Event`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Fetches or revalidates the discovery document (miaf-v0 D1).
@@ -43,7 +45,8 @@ pub enum IdentityAction {
     CreateKey,
     /// Requests an SVID and stores the issued chain.
     Request(Request, KeyChoice),
-    /// Signs with the current key, since the TPM may have been replaced or cleared while the device was off.
+    /// Signs with the current key, since the TPM may have been replaced or cleared while the device
+    /// was off.
     ProveKey,
     /// Validates the pending chain and, if it is valid, commits it as the current SVID.
     Adopt {
@@ -94,18 +97,22 @@ pub enum IdentityEvent {
     KeyProven(Result<(), Failure>),
     /// Of [`IdentityAction::Request`]. `Ok`: the issued chain is stored.
     Issued(Result<(), Failure>),
-    /// Of [`IdentityAction::Adopt`]. `Ok`: the SVID is current, and the pending key, if the SVID is for it, as well.
+    /// Of [`IdentityAction::Adopt`]. `Ok`: the SVID is current, and the pending key, if the SVID is
+    /// for it, as well.
     Adopted(Result<SvidFacts, NotAdopted>),
 }
 
-/// An operator's command. None makes the agent send a request before Retry-After has elapsed (miaf-v0 E8).
+/// An operator's command. None makes the agent send a request before Retry-After has elapsed
+/// (miaf-v0 E8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Tries again what was refused or is waited for, for every identity; takes the wall clock as right.
+    /// Tries again what was refused or is waited for, for every identity; takes the wall clock as
+    /// right.
     Retry,
     /// Renews the SVID now. Without one it has no effect.
     Renew(IdentityIndex),
-    /// As [`Retry`](Self::Retry), and allows that the key of this identity be replaced, should it be lost.
+    /// As [`Retry`](Self::Retry), and allows that the key of this identity be replaced, should it
+    /// be lost.
     ReplaceKey(IdentityIndex),
 }
 
@@ -136,13 +143,13 @@ pub struct BundleFacts {
 /// What a trust bundle means for the current SVID of an identity.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SvidTrust {
-    /// Whether an anchor leads to the SVID. `None` without an SVID, or under an empty bundle: then no other SVID would
-    /// be better.
+    /// Whether an anchor leads to the SVID. `None` without an SVID, or under an empty bundle: then
+    /// no other SVID would be better.
     pub vouches: Option<bool>,
     /// Last moment at which the SVID can be used. `None` without one.
     pub svid_ends: Option<Timestamp>,
-    /// When the validity of the anchor that leads to the SVID begins, if that is still to come, or ends. Some peers
-    /// accept it no longer, and another bundle helps.
+    /// When the validity of the anchor that leads to the SVID begins, if that is still to come, or
+    /// ends. Some peers accept it no longer, and another bundle helps.
     pub anchor_changes: Option<Timestamp>,
 }
 
@@ -151,9 +158,11 @@ pub struct SvidTrust {
 pub struct SvidFacts {
     /// First moment of validity.
     pub not_before: Timestamp,
-    /// Last moment at which it can be used: the first end among the leaf and the issuers that it needs.
+    /// Last moment at which it can be used: the first end among the leaf and the issuers that it
+    /// needs.
     pub not_after: Timestamp,
-    /// The renewal moment stored with it. `None`: it is drawn when the lifecycle learns of the SVID.
+    /// The renewal moment stored with it. `None`: it is drawn when the lifecycle learns of the
+    /// SVID.
     pub renew_at: Option<Timestamp>,
     /// Whether its key was the pending one.
     pub key: KeyChoice,
@@ -166,10 +175,11 @@ pub struct SvidFacts {
 pub enum NotAdopted {
     /// It becomes valid at this moment, and is kept until then (miaf-v0 E4).
     Early(Timestamp),
-    /// The cached bundle does not vouch for it. It is kept until the bundle has been fetched once more (miaf-v0 E4).
+    /// The cached bundle does not vouch for it. It is kept until the bundle has been fetched once
+    /// more (miaf-v0 E4).
     UnknownIssuer,
-    /// An issuer of it has expired, under a bundle that was just fetched. It is kept until the bundle changes or the
-    /// slow next request is due: the MIS would issue another like it.
+    /// An issuer of it has expired, under a bundle that was just fetched. It is kept until the
+    /// bundle changes or the slow next request is due: the MIS would issue another like it.
     IssuerExpired(Failure),
     /// It could not be validated or stored now, on a full disk for instance. It is kept.
     Kept(Failure),

@@ -111,8 +111,8 @@ impl Lifecycle {
                 // While a time is in doubt, the next response is wanted at once, and not for long.
                 if !self.trust_domain.checks_time_again() {
                     let pause = if trusted {
-                        // An MIS that alternates between two documents, and answers 404 under both, must not cause a
-                        // request loop.
+                        // An MIS that alternates between two documents, and answers 404 under both,
+                        // must not cause a request loop.
                         self.min_between_reads(now.wall)
                     } else {
                         self.time_check_delay(jitter)
@@ -136,8 +136,9 @@ impl Lifecycle {
                 let backoff = self.discovery_backoff(now);
                 let TrustDomain { discovery, discovery_gate, bundle, .. } = &mut self.trust_domain;
                 discovery_gate.failed(failure, backoff, now, jitter);
-                // The last good document stays in use (miaf-v0 D4), and is polled until the MIS responds. One that was
-                // fetched for the sake of a cached bundle is fetched again when the bundle fails again, and no sooner.
+                // The last good document stays in use (miaf-v0 D4), and is polled until the MIS
+                // responds. One that was fetched for the sake of a cached bundle is fetched again
+                // when the bundle fails again, and no sooner.
                 if let Some(discovery) = discovery {
                     let for_the_bundle = std::mem::take(&mut discovery.bundle_failed);
                     if !for_the_bundle || !was_sent || bundle.is_none() {
@@ -237,7 +238,8 @@ impl Identity {
         }
     }
 
-    /// An SVID that no anchor leads to any more is of no use: it is renewed soon, and not by the whole fleet at once.
+    /// An SVID that no anchor leads to any more is of no use: it is renewed soon, and not by the
+    /// whole fleet at once.
     fn hasten_renewal(&mut self, trust: &SvidTrust, policy: &Policy, now: Now, jitter: Jitter<'_>) {
         let within = self.backoff(policy, now.wall).cap.min(policy.bundle_refresh);
         let Some(svid) = &mut self.svid else { return };
@@ -359,7 +361,8 @@ impl IdentityUpdate<'_> {
                     }
                 }
                 let key_is_lost = self.identity.key_is_lost();
-                // The current key, if there is one that was not refused itself, is tried without delay (R4).
+                // The current key, if there is one that was not refused itself, is tried without
+                // delay (R4).
                 if key == KeyChoice::Pending && self.identity.svid.is_some() && !key_is_lost {
                     self.failed_over(failure, now, jitter);
                 } else {
@@ -372,8 +375,8 @@ impl IdentityUpdate<'_> {
                 self.identity.reauthenticate = true; // R6: enroll again, now
                 self.failed_over(failure, now, jitter);
             }
-            // The factory certificate does not help: perhaps the 401 at renewal was not the MIS's. While the SVID is valid,
-            // renewal and enrollment are tried in turn, slowly (R7).
+            // The factory certificate does not help: perhaps the 401 at renewal was not the MIS's.
+            // While the SVID is valid, renewal and enrollment are tried in turn, slowly (R7).
             FailureKind::NotAuthenticated
             | FailureKind::Slow
             | FailureKind::Permanent
@@ -478,9 +481,9 @@ impl IdentityUpdate<'_> {
         }
     }
 
-    /// An SVID was issued, and cannot be used. While the current one can be, another is requested at the pace that its
-    /// lifetime asks for (R7). From then on nothing is lost by requesting slowly, however short the lifetimes are: each
-    /// response is an SVID that the MIS has issued.
+    /// An SVID was issued, and cannot be used. While the current one can be, another is requested
+    /// at the pace that its lifetime asks for (R7). From then on nothing is lost by requesting
+    /// slowly, however short the lifetimes are: each response is an SVID that the MIS has issued.
     fn unusable_chain(&mut self, failure: Failure, now: Now, jitter: Jitter<'_>) {
         if self.identity.has_valid_svid(now) {
             self.failed(failure, now, jitter);
@@ -489,7 +492,8 @@ impl IdentityUpdate<'_> {
         }
     }
 
-    /// Spares an MIS that issues SVIDs which end no later than those before them: the longer, the more of them.
+    /// Spares an MIS that issues SVIDs which end no later than those before them: the longer, the
+    /// more of them.
     fn count_stalled(&self, facts: &SvidFacts, now: Now, jitter: Jitter<'_>) -> StalledIssuance {
         let before = self.identity.stalled;
         let svid = self.identity.svid.as_ref();
@@ -505,7 +509,8 @@ impl IdentityUpdate<'_> {
     }
 }
 
-/// Up to a fifth earlier than agreed, at random: a fleet that was switched on in one second drifts apart.
+/// Up to a fifth earlier than agreed, at random: a fleet that was switched on in one second drifts
+/// apart.
 fn spread(interval: Duration, jitter: Jitter<'_>) -> Duration {
     interval.mul_f64(1.0 - jitter() / 5.0)
 }

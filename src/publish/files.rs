@@ -1,8 +1,8 @@
-//! The published files. Each identity has a directory of its name in the configured one. There, each
-//! generation is a directory of its own that never changes once it has its name; `current` is a
-//! symlink that is swapped atomically. A program that opens the directory once, or reads the combined
-//! file, gets key, certificate and bundle that belong together. The previous generation stays, for
-//! programs that are reading it.
+//! The published files. Each identity has a directory of its name in the configured one. There,
+//! each generation is a directory of its own that never changes once it has its name; `current` is
+//! a symlink that is swapped atomically. A program that opens the directory once, or reads the
+//! combined file, gets key, certificate and bundle that belong together. The previous generation
+//! stays, for programs that are reading it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -193,7 +193,8 @@ impl PublishDir {
     }
 
     /// Opens the configured directory and the identity's in it, each once: what is checked is what
-    /// is used. Those that are missing are created, with the mode 0750; both are given to the group.
+    /// is used. Those that are missing are created, with the mode 0750; both are given to the
+    /// group.
     fn make(&self, groups: Groups) -> Result<(Dir, Dir), PublishError> {
         let (path, in_parent) = (self.path(), |e| self.failed(&self.parent, e));
         files::make_dir(&self.parent, 0o750, None).map_err(in_parent)?;

@@ -52,7 +52,8 @@ pub(crate) struct IdentitySnapshot {
     pub state: State,
     /// The current SVID, valid or not.
     pub current: Option<Arc<SvidAndKey>>,
-    /// The one before it: programs that do not have the current one yet may use its key for a while.
+    /// The one before it: programs that do not have the current one yet may use its key for a
+    /// while.
     pub previous: Option<Arc<SvidAndKey>>,
     /// When it is renewed.
     pub renew_at: Option<Timestamp>,

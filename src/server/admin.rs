@@ -162,7 +162,8 @@ pub(super) async fn respond(
     }
 }
 
-/// Checks that the identity exists and, if it has an SVID, is in the trust domain that is to be left.
+/// Checks that the identity exists and, if it has an SVID, is in the trust domain that is to be
+/// left.
 fn check(
     identity: Option<&IdentityName>,
     expected: Option<&TrustDomain>,

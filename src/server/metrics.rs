@@ -292,8 +292,8 @@ impl Text {
         self.family(name, help, "counter", samples);
     }
 
-    /// Label values are the agent's own (versions, names, states, sockets, outcomes) and need no escaping:
-    /// no text of a peer or a file becomes one.
+    /// Label values are the agent's own (versions, names, states, sockets, outcomes) and need no
+    /// escaping: no text of a peer or a file becomes one.
     fn family<'a>(
         &mut self,
         name: &str,

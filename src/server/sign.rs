@@ -1,5 +1,5 @@
-//! `POST /v1/identities/{name}/sign`: a signature by the key of an identity. `POST /v1/sign` is that of
-//! the default identity.
+//! `POST /v1/identities/{name}/sign`: a signature by the key of an identity. `POST /v1/sign` is
+//! that of the default identity.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! Fuzz target: records of the state, as a disk or an older agent may have left them.
 
 use super::{
-    CachedBundle, CachedDiscovery, IssuedChain, PendingKey, Record, RetryAfterDelays, StoredIdentity,
-    StoredTime,
+    Record, RetryAfterDelays, StoredBundle, StoredDiscovery, StoredIdentity, StoredIssuedChain,
+    StoredPendingKey, StoredTime,
 };
 use miaf_spiffe::testing::check_error;
 
@@ -12,10 +12,10 @@ pub(crate) fn records(data: &[u8]) -> bool {
     let [choice, data @ ..] = data else { return false };
     match choice % 7 {
         0 => check::<StoredIdentity>(data),
-        1 => check::<PendingKey>(data),
-        2 => check::<IssuedChain>(data),
-        3 => check::<CachedDiscovery>(data),
-        4 => check::<CachedBundle>(data),
+        1 => check::<StoredPendingKey>(data),
+        2 => check::<StoredIssuedChain>(data),
+        3 => check::<StoredDiscovery>(data),
+        4 => check::<StoredBundle>(data),
         5 => check::<StoredTime>(data),
         _ => check::<RetryAfterDelays>(data),
     }

@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, access, geteuid};
 
 pub use self::records::{
-    CachedBundle, CachedDiscovery, IssuedChain, PendingKey, Record, RetryAfterDelay, RetryAfterDelays,
-    StoredIdentity, StoredTime,
+    Record, RetryAfterDelay, RetryAfterDelays, StoredBundle, StoredDiscovery, StoredIdentity,
+    StoredIssuedChain, StoredPendingKey, StoredTime,
 };
 use crate::hint::Hint;
 use crate::platform::access::{advice_on_own, current_user, shell_word, user, user_argument};
@@ -68,12 +68,12 @@ impl Store {
                 source,
             });
         }
-        [StoredIdentity::NAME, PendingKey::NAME, IssuedChain::NAME].into_iter().try_for_each(|name| {
-            match files::read_limited(&self.private.join(name)) {
+        [StoredIdentity::NAME, StoredPendingKey::NAME, StoredIssuedChain::NAME].into_iter().try_for_each(
+            |name| match files::read_limited(&self.private.join(name)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => Err(self.failed("read", name, e)),
                 _ => Ok(()),
-            }
-        })
+            },
+        )
     }
 
     /// Returns the part of the state that belongs to another user, and that user. The owner of
@@ -291,10 +291,13 @@ impl RetireStep {
         };
         if name == StoredIdentity::NAME {
             Some(Self::Identity)
-        } else if [IssuedChain::NAME, PendingKey::NAME, StoredIdentity::NAME].into_iter().any(is_of) {
+        } else if [StoredIssuedChain::NAME, StoredPendingKey::NAME, StoredIdentity::NAME]
+            .into_iter()
+            .any(is_of)
+        {
             Some(Self::Unfinished)
         } else {
-            [CachedDiscovery::NAME, CachedBundle::NAME].into_iter().any(is_of).then_some(Self::Documents)
+            [StoredDiscovery::NAME, StoredBundle::NAME].into_iter().any(is_of).then_some(Self::Documents)
         }
     }
 }
@@ -327,10 +330,10 @@ mod tests {
     use crate::keys::tss2::{Parent, Tss2Key};
     use std::os::unix::fs::PermissionsExt as _;
 
-    fn pending() -> PendingKey {
+    fn pending() -> StoredPendingKey {
         // Well-formed, though no TPM created it.
         let key = Tss2Key { parent: Parent::OwnerPrimary, public: vec![7; 90], private: vec![9; 126] };
-        PendingKey { key: key.to_pem().unwrap() }
+        StoredPendingKey { key: key.to_pem().unwrap() }
     }
 
     #[test]
@@ -338,16 +341,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state");
         let store = Store::new(&state);
-        assert_eq!(store.load::<PendingKey>().unwrap(), None);
+        assert_eq!(store.load::<StoredPendingKey>().unwrap(), None);
         store.save(&pending()).unwrap();
         assert_eq!(store.load().unwrap(), Some(pending()));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&state), 0o711);
         assert_eq!(mode(&state.join("private")), 0o700);
         assert_eq!(mode(&state.join("private/pending-key.pem")), 0o600);
-        store.remove::<PendingKey>().unwrap();
-        store.remove::<PendingKey>().unwrap();
-        assert_eq!(store.load::<PendingKey>().unwrap(), None);
+        store.remove::<StoredPendingKey>().unwrap();
+        store.remove::<StoredPendingKey>().unwrap();
+        assert_eq!(store.load::<StoredPendingKey>().unwrap(), None);
     }
 
     #[test]

@@ -56,14 +56,14 @@ pub struct StoredIdentity {
 
 /// A key created for the next SVID, stored before the first request with it: a PEM file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PendingKey {
+pub struct StoredPendingKey {
     /// As [`Key::to_pem`](crate::keys::Key::to_pem) wrote it.
     pub key: String,
 }
 
 /// A chain that the issuer has issued and that is not adopted yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IssuedChain {
+pub struct StoredIssuedChain {
     /// It was issued by a renewal: only the current SPIFFE ID is acceptable.
     pub renewal: bool,
     /// It was requested with the pending key, otherwise with the current one.
@@ -83,7 +83,7 @@ pub struct IssuedChain {
 
 /// The last good discovery document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CachedDiscovery {
+pub struct StoredDiscovery {
     /// Its URL. Under another one it is not used.
     pub url: String,
     /// As served.
@@ -94,7 +94,7 @@ pub struct CachedDiscovery {
 
 /// The last good trust bundle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CachedBundle {
+pub struct StoredBundle {
     /// Its URL.
     pub url: String,
     /// Its trust domain.
@@ -200,7 +200,7 @@ pub struct RetryAfterDelay {
     pub left: u64,
 }
 
-impl Record for PendingKey {
+impl Record for StoredPendingKey {
     const NAME: &'static str = "pending-key.pem";
 
     fn encode(&self) -> io::Result<Vec<u8>> {
@@ -234,9 +234,9 @@ macro_rules! json_records {
 
 json_records! {
     StoredIdentity: "identity.json",
-    IssuedChain: "answer.json",
-    CachedDiscovery: "discovery.json",
-    CachedBundle: "bundle.json",
+    StoredIssuedChain: "answer.json",
+    StoredDiscovery: "discovery.json",
+    StoredBundle: "bundle.json",
     RetryAfterDelays: "waits.json",
     StoredTime: "time.json",
 }
@@ -291,7 +291,7 @@ mod tests {
         let der = rcgen::CertificateParams::default().self_signed(&pair).unwrap().der().clone();
         let pem = certificate_pem(&der);
         let text = serde_json::to_string(&[&pem]).unwrap();
-        let record = IssuedChain::decode(&issued(&text)).unwrap();
+        let record = StoredIssuedChain::decode(&issued(&text)).unwrap();
         assert_eq!(record.chain.to_pems(), [pem]);
         let written = String::from_utf8(record.encode().unwrap()).unwrap();
         assert!(written.contains(&format!(r#""chain":{text}"#)), "{written}");
@@ -302,7 +302,7 @@ mod tests {
         for (chain, why) in
             [("[]", "no certificate"), (r#"["x"]"#, "not exactly one PEM"), ("\"x\"", "array")]
         {
-            let error = IssuedChain::decode(&issued(chain)).unwrap_err();
+            let error = StoredIssuedChain::decode(&issued(chain)).unwrap_err();
             assert!(error.starts_with("it is damaged: ") && error.contains(why), "{error}");
         }
     }

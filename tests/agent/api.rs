@@ -1,5 +1,5 @@
-//! `docs/agent-api.yaml` says what the sockets answer: schemathesis asks the running agent whatever the description allows,
-//! and what it does not.
+//! `docs/agent-api.yaml` says what the sockets answer: schemathesis asks the running agent whatever
+//! the description allows, and what it does not.
 
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};

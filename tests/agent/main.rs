@@ -1,5 +1,5 @@
-//! The real agent, a real TPM 2.0 (swtpm), the strict development MIS and real TLS between them. Each test has all of
-//! them for itself.
+//! The real agent, a real TPM 2.0 (swtpm), the strict development MIS and real TLS between them.
+//! Each test has all of them for itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[path = "../support/mod.rs"]

@@ -39,7 +39,8 @@ fn new_device_enrolls_with_a_tpm_key_and_publishes() {
     assert_eq!(world.mis.device(&world.mis.factory_cert()).unwrap().unwrap().ldi, id);
 }
 
-/// Chain, key and renewal moment are one record, written once: a power cut finds all of it, and the flash is spared.
+/// Chain, key and renewal moment are one record, written once: a power cut finds all of it, and the
+/// flash is spared.
 #[test]
 fn adoption_writes_the_identity_once() {
     let mut world = World::new();

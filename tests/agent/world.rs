@@ -58,7 +58,8 @@ impl World {
         world
     }
 
-    /// Kills the agent. What it left in the TPM goes, as behind the kernel's resource manager: three of them fill it.
+    /// Kills the agent. What it left in the TPM goes, as behind the kernel's resource manager:
+    /// three of them fill it.
     pub(crate) fn kill(&mut self) {
         self.device.kill();
         self.tpm.flush();
@@ -92,7 +93,8 @@ impl World {
     }
 }
 
-/// Renewal as soon as the agent allows itself one (5 seconds after the one before), long before the SVID expires.
+/// Renewal as soon as the agent allows itself one (5 seconds after the one before), long before the
+/// SVID expires.
 pub(crate) const SOON: &str = "[renewal]\nwindow = [0.001, 0.002]\n";
 
 pub(crate) fn long_enough(policy: &mut Policy) {
@@ -100,7 +102,8 @@ pub(crate) fn long_enough(policy: &mut Policy) {
     policy.backdate = Duration::ZERO;
 }
 
-/// The configuration of a device that enrolls at this MIS with this TPM, and does not wait long after a failure.
+/// The configuration of a device that enrolls at this MIS with this TPM, and does not wait long
+/// after a failure.
 pub(crate) fn config(mis: &Mis, tpm: &Swtpm, more: &str) -> String {
     format!(
         "state_dir = \"{{dir}}/state\"\n\

@@ -24,8 +24,8 @@ pub(crate) struct Published {
 }
 
 impl Published {
-    /// Opens `current` in the directory of an identity once and reads everything through it. `None`: nothing is published yet, or
-    /// two generations passed while it was read.
+    /// Opens `current` in the directory of an identity once and reads everything through it.
+    /// `None`: nothing is published yet, or two generations passed while it was read.
     pub(crate) fn read(dir: &Path) -> Option<Self> {
         let directory = File::open(dir.join("current")).ok()?;
         let read =

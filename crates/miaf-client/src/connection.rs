@@ -53,8 +53,8 @@ pub(super) fn send(at: &Path, limit: Duration, request: Request) -> Result<Respo
     Response::read(Timed { stream, until }, limit)
 }
 
-/// Connects, and waits at most `limit` where the agent hangs and its backlog is full: the kernel applies the
-/// send timeout to connect(2), and std cannot set it before.
+/// Connects, and waits at most `limit` where the agent hangs and its backlog is full: the kernel
+/// applies the send timeout to connect(2), and std cannot set it before.
 fn connected(at: &Path, limit: Duration) -> Result<UnixStream, ClientError> {
     let seconds = limit.as_secs().clamp(1, 3600 * 24 * 365); // zero would be no limit
     let timeout = TimeVal::new(time_t::try_from(seconds).unwrap_or(1), 0);
@@ -99,7 +99,8 @@ impl Response {
         self.body.get_mut().until = until;
     }
 
-    /// Reads the next line; `left` is what may be read of it and of those after it, in bytes. `None`: the agent has ended.
+    /// Reads the next line; `left` is what may be read of it and of those after it, in bytes.
+    /// `None`: the agent has ended.
     pub(super) fn line(&mut self, left: &mut usize) -> Result<Option<String>, ClientError> {
         let mut line = Vec::new();
         let read = self.body.by_ref().take(*left as u64).read_until(b'\n', &mut line);

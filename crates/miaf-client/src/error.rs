@@ -42,7 +42,8 @@ impl ClientError {
         Self::Unintelligible(Excerpt::of(why, MAX_REASON).into())
     }
 
-    /// Whether the same may be answered later without anybody's doing: the agent is about to start, or is busy.
+    /// Whether the same may be answered later without anybody's doing: the agent is about to start,
+    /// or is busy.
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Connect(_, e) => matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused),

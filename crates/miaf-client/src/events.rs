@@ -6,7 +6,8 @@ use super::connection::{MAX_RESPONSE, Response};
 use super::{ClientError, read};
 use crate::api::StateEvent;
 
-/// The state at every change. Blocks until the next; ends when the agent ends: subscribe again then.
+/// The state at every change. Blocks until the next; ends when the agent ends: subscribe again
+/// then.
 #[derive(Debug)]
 pub struct Watch {
     response: Response,
@@ -18,7 +19,8 @@ impl Watch {
         Self { response, has_ended: false }
     }
 
-    /// As [`next`](Iterator::next), with a moment at which it gives up: with an error, and no further events.
+    /// As [`next`](Iterator::next), with a moment at which it gives up: with an error, and no
+    /// further events.
     pub fn next_before(&mut self, until: Option<Instant>) -> Option<Result<StateEvent, ClientError>> {
         if self.has_ended {
             return None;

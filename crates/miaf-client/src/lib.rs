@@ -39,7 +39,8 @@ use connection::Request;
 use miaf_spiffe::json::{self, JsonError};
 use miaf_spiffe::{Bundle, BundleDocument, BundleError, TrustDomain};
 
-/// Longer than systemd waits before it restarts an agent that has ended: its sockets stay open meanwhile.
+/// Longer than systemd waits before it restarts an agent that has ended: its sockets stay open
+/// meanwhile.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Client of one of the agent's sockets. Every call opens a connection of its own.
@@ -69,8 +70,8 @@ pub struct Signature {
 }
 
 impl Client {
-    /// A client of the socket at this path. The socket decides what its callers may do: read, sign, or
-    /// send admin commands.
+    /// A client of the socket at this path. The socket decides what its callers may do: read, sign,
+    /// or send admin commands.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self { socket: socket.into(), limit: LIMIT, identity: None }
     }
@@ -142,12 +143,12 @@ impl Client {
 
     /// Requests a signature of a SHA-256 digest, on the signing or the administration socket.
     ///
-    /// `serial` is that of the SVID whose key is to sign: the current one, or the one before it. Pass it
-    /// wherever the SVID is sent, too, since the SVID may be renewed at any time.
+    /// `serial` is that of the SVID whose key is to sign: the current one, or the one before it.
+    /// Pass it wherever the SVID is sent, too, since the SVID may be renewed at any time.
     ///
     /// # Errors
-    /// Refused with 409: that SVID is too old, fetch it anew. 429: the user has too many requests. 503: the
-    /// key cannot be used.
+    /// Refused with 409: that SVID is too old, fetch it anew. 429: the user has too many requests.
+    /// 503: the key cannot be used.
     pub fn sign(&self, digest: &[u8; 32], serial: Option<&str>) -> Result<Signature, ClientError> {
         let mut body = json!({ "algorithm": "ES256", "digest": BASE64.encode(digest) });
         if let (Some(serial), Some(body)) = (serial, body.as_object_mut()) {
@@ -188,11 +189,12 @@ impl Client {
         self.admin_command(self.named_path("renew")?, String::new())
     }
 
-    /// Sends the admin command to retire the identity, which is in the trust domain `leaves`, and to
-    /// request a new one under the configuration; on the administration socket.
+    /// Sends the admin command to retire the identity, which is in the trust domain `leaves`, and
+    /// to request a new one under the configuration; on the administration socket.
     ///
     /// # Errors
-    /// As for [`retry`](Self::retry). Refused with 409 also where the identity is in another trust domain.
+    /// As for [`retry`](Self::retry). Refused with 409 also where the identity is in another trust
+    /// domain.
     pub fn retire(&self, leaves: &TrustDomain) -> Result<Accepted, ClientError> {
         let body = json!({ "trustDomain": leaves }).to_string();
         self.admin_command(self.named_path("retire")?, body)

@@ -19,10 +19,12 @@ use miaf_spiffe::digest::sha256;
 use miaf_spiffe::svid::Chain;
 
 impl Client {
-    /// Returns the certificate chain of the identity, with a key that signs through the agent's signing socket.
+    /// Returns the certificate chain of the identity, with a key that signs through the agent's
+    /// signing socket.
     ///
-    /// Call it for every connection, or whenever [`watch`](Self::watch) reports another SVID: it can be used until the
-    /// second renewal from now. Disable resumption (`Resumption::disabled()`): a resumed session keeps the old identity.
+    /// Call it for every connection, or whenever [`watch`](Self::watch) reports another SVID: it
+    /// can be used until the second renewal from now. Disable resumption
+    /// (`Resumption::disabled()`): a resumed session keeps the old identity.
     ///
     /// # Errors
     /// [`ClientError`]; refused with 503: there is no SVID yet.
@@ -37,8 +39,8 @@ impl Client {
         Ok(CertifiedKey::new(chain, signing_key(Arc::new(key))))
     }
 
-    /// Returns a verifier that accepts the server with this SPIFFE ID under the trust bundle, and no other. It does not
-    /// compare host names: the bundle vouches for identities only.
+    /// Returns a verifier that accepts the server with this SPIFFE ID under the trust bundle, and
+    /// no other. It does not compare host names: the bundle vouches for identities only.
     ///
     /// Call it for every connection, or whenever [`watch`](Self::watch) reports another bundle.
     ///

@@ -196,7 +196,8 @@ fn missing_bundle_reads_discovery_once_an_attempt() {
         });
         let (bundle, discovery) = (looks["bundle"], looks["discovery"]);
         assert!(discovery <= bundle && discovery > 40, "{looks:?}");
-        // Documents that change all the time do not set the pace: a minute is the least between two.
+        // Documents that change all the time do not set the pace: a minute is the least between
+        // two.
         assert!(bundle <= if changes { 1500 } else { 600 }, "{looks:?}");
         assert!(!is_away || discovery < 100, "an MIS that is away is not asked for both: {looks:?}");
         device.lives_through(secs(7200), good);

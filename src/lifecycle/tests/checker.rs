@@ -1,4 +1,5 @@
-//! A device with two identities in any history, and a checker that holds every step against the rules.
+//! A device with two identities in any history, and a checker that holds every step against the
+//! rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,7 +32,8 @@ pub(super) struct Checker {
     /// It is at least this time, by the MIS's word or by the operator's.
     floor: Timestamp,
     vouched: bool,
-    /// Consecutive times that the MIS showed, that agree with one another and contradict this device's clock.
+    /// Consecutive times that the MIS showed, that agree with one another and contradict this
+    /// device's clock.
     contradictions: Vec<(BootTime, Timestamp)>,
     at_this_moment: u32,
     ever_asked_to_wait: bool,
@@ -49,7 +51,8 @@ pub(super) struct Tracked {
     pending_refused: bool,
     refused_permanently: Vec<Request>,
     answered_401: bool,
-    /// The TPM that the key is in is away; whether the agent knows it, and whether another key may take its place.
+    /// The TPM that the key is in is away; whether the agent knows it, and whether another key may
+    /// take its place.
     tpm_away: bool,
     known_lost: bool,
     may_replace: bool,
@@ -135,7 +138,8 @@ impl Checker {
         let mut counts = is_near || (!trusted && !ahead.is_zero());
         let is_news = is_near || !trusted || !(ahead.is_zero() || self.now.synchronised || self.vouched);
         if is_news && !counts {
-            // A repetition is one within the tolerance of where the time should be by now, on the boot clock.
+            // A repetition is one within the tolerance of where the time should be by now, on the
+            // boot clock.
             let agrees = |(at, before): &(BootTime, Timestamp)| {
                 let due = before.after(at.until(self.now.boot));
                 at.until(self.now.boot) < secs(600) && due.until(time).max(time.until(due)) <= secs(600)
@@ -464,8 +468,8 @@ impl Checker {
     pub(super) fn cooperate(&mut self) {
         self.luck = 0.5;
         self.now.wall = Timestamp::from_millis(self.now.wall.as_millis() - self.wall_off * 1000);
-        // Two delays of seven days in a row at most, discovery's and then the request's; without any, the cap of the
-        // backoff, and an early chain from before the wall clock was put right.
+        // Two delays of seven days in a row at most, discovery's and then the request's; without
+        // any, the cap of the backoff, and an early chain from before the wall clock was put right.
         let bound = if self.ever_asked_to_wait { 20 * DAY } else { secs(15 * 3600) };
         let begin = self.now.boot;
         let mut corrected = false;
@@ -482,7 +486,8 @@ impl Checker {
             self.go_on_well(&mut corrected);
         }
         if self.lifetime <= secs(3600) {
-            // And it goes on so, also after a delay that was still outstanding: the next SVIDs come.
+            // And it goes on so, also after a delay that was still outstanding: the next SVIDs
+            // come.
             let from = self.now.boot;
             let before: Vec<_> = self.identities.iter().map(|identity| identity.svid.clone()).collect();
             while self.identities.iter().zip(&before).any(|(identity, before)| identity.svid == *before) {

@@ -223,8 +223,8 @@ impl Device {
         self.handles(Event::Wake);
     }
 
-    /// Sleeps until this is wanted, and says how long that took. What comes up on the way goes well, but no request is
-    /// expected there.
+    /// Sleeps until this is wanted, and says how long that took. What comes up on the way goes
+    /// well, but no request is expected there.
     pub(super) fn waits_for(&mut self, wanted: Work) -> Duration {
         let begin = self.now.boot;
         for _ in 0..200_000 {

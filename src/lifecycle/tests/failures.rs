@@ -1,4 +1,5 @@
-//! What the MIS refuses, what it asks to wait for, and what is missing on the device (E7, E8, R6, R7, P).
+//! What the MIS refuses, what it asks to wait for, and what is missing on the device (E7, E8, R6,
+//! R7, P).
 
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
@@ -362,7 +363,8 @@ fn failed_enrollment_after_401_returns_to_renewal_slowly() {
         assert_ne!(device.state(), State::Blocked, "{kind:?}: there is a way that is still open");
         let waited = device.waits_for(Work::Request(Renew, Pending));
         assert!(waited >= secs(at_least), "{kind:?}: {waited:?}");
-        // Where the enrollment is refused for good, another 401 does not lead to it at once, and not in a circle.
+        // Where the enrollment is refused for good, another 401 does not lead to it at once, and
+        // not in a circle.
         let looks = device.lives_through(DAY, |action| match action {
             Work::Request(Renew, _) => refusal(FailureKind::NotAuthenticated, None),
             Work::Request(Enroll, _) => refusal(kind, None),

@@ -255,8 +255,9 @@ fn trouble() -> impl Strategy<Value = Trouble> {
 proptest! {
     #![proptest_config(miaf_spiffe::testing::cases(64))]
 
-    /// An identity that is refused, blocked, pending or broken does not delay the renewal of the other, whichever of them
-    /// comes first: it is adopted within what its own actions take, and those of the other that come in between.
+    /// An identity that is refused, blocked, pending or broken does not delay the renewal of the
+    /// other, whichever of them comes first: it is adopted within what its own actions take, and
+    /// those of the other that come in between.
     #[test]
     fn troubled_identity_never_delays_the_other(
         trouble in trouble(),

@@ -1,4 +1,5 @@
-//! The good ways: from nothing to an identity, through renewals and restarts, and to the documents that they need.
+//! The good ways: from nothing to an identity, through renewals and restarts, and to the documents
+//! that they need.
 
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};

@@ -14,8 +14,9 @@ use super::histories::*;
 proptest! {
     #![proptest_config(miaf_spiffe::testing::cases(96))]
 
-    /// Through any history the rules that [`Checker`] checks at every step hold, and an MIS that cooperates from then on
-    /// (which includes a correction of what it refused for good) finds an active device in bounded time.
+    /// Through any history the rules that [`Checker`] checks at every step hold, and an MIS that
+    /// cooperates from then on (which includes a correction of what it refused for good) finds an
+    /// active device in bounded time.
     #[test]
     fn histories_keep_the_rules_and_end_well(
         begin in beginning(),
@@ -82,7 +83,8 @@ proptest! {
     }
 }
 
-/// Every way from one state to another that some history takes is drawn in docs/architecture.md, and no other.
+/// Every way from one state to another that some history takes is drawn in docs/architecture.md,
+/// and no other.
 #[test]
 fn diagram_shows_every_state_transition() {
     const APART: [&str; 2] = ["blocked", "waiting-for-clock"];
@@ -111,7 +113,8 @@ fn diagram_shows_every_state_transition() {
     assert_eq!(drawn.collect::<BTreeSet<_>>(), taken);
 }
 
-/// Texts with paths and commands belong to the shell: it knows what `--config` names, and how the program is called.
+/// Texts with paths and commands belong to the shell: it knows what `--config` names, and how the
+/// program is called.
 #[test]
 fn lifecycle_knows_no_path_and_no_command_name() {
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lifecycle");

@@ -1,6 +1,6 @@
-//! The JSON of the socket API, as the agent writes it and programs read it (docs/agent-api.yaml). Times
-//! are RFC 3339 in UTC. States, protection classes and codes are words that a newer agent may add
-//! to: see [`Open`].
+//! The JSON of the socket API, as the agent writes it and programs read it (docs/agent-api.yaml).
+//! Times are RFC 3339 in UTC. States, protection classes and codes are words that a newer agent may
+//! add to: see [`Open`].
 
 mod identity_name;
 mod open;
@@ -66,8 +66,8 @@ pub struct IdentityStatus {
 }
 
 impl IdentityStatus {
-    /// The error that keeps this identity from its next step: its own, or the device's (`shared`) where only
-    /// that one needs a correction.
+    /// The error that keeps this identity from its next step: its own, or the device's (`shared`)
+    /// where only that one needs a correction.
     pub fn error<'a>(&'a self, shared: Option<&'a ErrorStatus>) -> Option<&'a ErrorStatus> {
         let own = self.last_error.as_ref();
         let needs_correction = |error: &&ErrorStatus| error.permanent;
