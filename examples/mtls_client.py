@@ -24,17 +24,17 @@ from tlslite.errors import TLSAuthenticationError
 from tlslite.utils.ecdsakey import ECDSAKey
 
 
-def ask(agent, method, address, question=None):
-    """Sends a request to the agent at this socket, on a separate connection."""
+def request(agent, method, path, body=None):
+    """Sends a request to the agent at this socket, on a separate connection. Returns its response."""
     connection = http.client.HTTPConnection("miaf-agent")
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.settimeout(20)
     connection.sock.connect(agent)
-    connection.request(method, address, question and json.dumps(question), {"connection": "close"})
-    answer = json.load(response := connection.getresponse())
+    connection.request(method, path, body and json.dumps(body), {"connection": "close"})
+    document = json.load(response := connection.getresponse())
     if response.status >= 300:
-        raise RuntimeError(f"the agent says: {answer['detail']}")
-    return answer
+        raise RuntimeError(f"the agent responded: {document['detail']}")
+    return document
 
 
 class DeviceKey(ECDSAKey):
@@ -53,8 +53,9 @@ class DeviceKey(ECDSAKey):
 
     def _sign(self, digest, hash_name):
         digest = base64.b64encode(digest).decode()
-        question = {"algorithm": "ES256", "digest": digest, "serial": self.serial}
-        return bytearray(base64.b64decode(ask(self.agent, "POST", "/v1/sign", question)["signature"]))
+        body = {"algorithm": "ES256", "digest": digest, "serial": self.serial}
+        signed = request(self.agent, "POST", "/v1/sign", body)
+        return bytearray(base64.b64decode(signed["signature"]))
 
     def _verify(self, signature, digest):
         return self.public_key._verify(signature, digest)
@@ -85,14 +86,14 @@ def fetch(agent, server, spiffe_id):
 
     Fetches everything again for every connection: a rotation needs nothing more.
     """
-    svid = ask(agent, "GET", "/v1/svid")
+    svid = request(agent, "GET", "/v1/svid")
     chain = X509CertChain()
     chain.parsePemList("".join(svid["certificateChainPem"]))
     key = DeviceKey(agent, svid["serial"], chain.getEndEntityPublicKey())
     settings = HandshakeSettings()
     settings.minVersion = (3, 4)  # TLS 1.3
     settings.certificate_compression_send = []  # else it compresses, whatever the server wants
-    check = known_as(spiffe_id, ask(agent, "GET", "/v1/bundle"))
+    check = known_as(spiffe_id, request(agent, "GET", "/v1/bundle"))
     how = {"certChain": chain, "privateKey": key, "checker": check, "settings": settings}
     connection = HTTPTLSConnection(*server.rsplit(":", 1), timeout=20, **how)
     connection.request("GET", "/")

@@ -178,3 +178,38 @@ pub struct LastError {
     /// Only a correction ends it: on this device, in its configuration, or at the MIS.
     pub permanent: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use miaf_client::api::Word as _;
+
+    const DOCUMENT: &str = include_str!("../docs/errors.md");
+
+    /// Words of a text, without the marks of code in Markdown.
+    fn words(text: &str) -> String {
+        text.replace('`', "").split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn every_code_is_documented() {
+        let entries: Vec<(&str, &str)> = DOCUMENT
+            .split("\n### `")
+            .skip(1)
+            .map(|entry| {
+                let (code, text) = entry.split_once("`\n").unwrap();
+                (code, text.split("\n## ").next().unwrap())
+            })
+            .collect();
+        let documented: Vec<&str> = entries.iter().map(|(code, _)| *code).collect();
+        let codes: Vec<&str> = ProblemCode::ALL.iter().map(|code| code.as_str()).collect();
+        assert_eq!(documented, codes, "docs/errors.md has each code once, in the order of the enum");
+        for (code, (_, text)) in ProblemCode::ALL.iter().zip(entries) {
+            let (meaning, to_do) = text.split_once("**What to do:** ").unwrap_or_default();
+            assert!(!meaning.trim().is_empty() && !to_do.trim().is_empty(), "{code}: {text}");
+            if let Some(remedy) = remedy(*code) {
+                assert!(words(to_do).starts_with(&words(remedy)), "{code}: {remedy}");
+            }
+        }
+    }
+}

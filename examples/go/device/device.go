@@ -141,16 +141,16 @@ func (s *Signer) Sign(_ io.Reader, digest []byte, options crypto.SignerOpts) ([]
 	return signed.Signature, err
 }
 
-func (i *Identity) request(method, path string, question, response any) error {
+func (i *Identity) request(method, path string, message, document any) error {
 	var body []byte
-	if question != nil {
+	if message != nil {
 		var err error
-		if body, err = json.Marshal(question); err != nil {
+		if body, err = json.Marshal(message); err != nil {
 			return err
 		}
 	}
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
-		again, err := i.requestOnce(method, path, body, response)
+		again, err := i.requestOnce(method, path, body, document)
 		if err == nil || !again || time.Now().After(deadline) {
 			return err
 		}
@@ -158,25 +158,25 @@ func (i *Identity) request(method, path string, question, response any) error {
 }
 
 // requestOnce also returns whether the same request may succeed a little later.
-func (i *Identity) requestOnce(method, path string, body []byte, response any) (again bool, err error) {
+func (i *Identity) requestOnce(method, path string, body []byte, document any) (again bool, err error) {
 	request, err := http.NewRequest(method, "http://miaf-agent"+path, bytes.NewReader(body))
 	if err != nil {
 		return false, err
 	}
-	answer, err := i.agent.Do(request)
+	response, err := i.agent.Do(request)
 	if err != nil {
 		return true, fmt.Errorf("the agent cannot be reached: %w", err)
 	}
-	defer answer.Body.Close()
-	if answer.StatusCode != http.StatusOK {
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
 		var problem struct {
 			Detail string `json:"detail"`
 		}
-		_ = json.NewDecoder(answer.Body).Decode(&problem)
-		again = answer.StatusCode == http.StatusTooManyRequests || answer.StatusCode == http.StatusServiceUnavailable
-		return again, fmt.Errorf("%s %s: %s: %s", method, path, answer.Status, problem.Detail)
+		_ = json.NewDecoder(response.Body).Decode(&problem)
+		again = response.StatusCode == http.StatusTooManyRequests || response.StatusCode == http.StatusServiceUnavailable
+		return again, fmt.Errorf("%s %s: %s: %s", method, path, response.Status, problem.Detail)
 	}
-	if err := json.NewDecoder(answer.Body).Decode(response); err != nil {
+	if err := json.NewDecoder(response.Body).Decode(document); err != nil {
 		return true, fmt.Errorf("the response to %s %s ends early: %w", method, path, err)
 	}
 	return false, nil

@@ -33,7 +33,7 @@ const SECTIONS: [(&str, &str); 11] = [
     ("retry", include_str!("../man/retry.roff")),
     ("renew", include_str!("../man/renew.roff")),
     ("check-config", include_str!("../man/check-config.roff")),
-    ("reset-identity", include_str!("../man/reset-identity.roff")),
+    ("retire", include_str!("../man/retire.roff")),
 ];
 
 fn command() -> Command {
