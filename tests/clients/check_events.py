@@ -25,7 +25,8 @@ with socket.socket(socket.AF_UNIX) as connection:
             continue
         event = json.loads(data)
         validator.validate(event)
-        print(event["status"]["state"])
-        if event["status"]["state"] == "active":
+        states = [identity["state"] for identity in event["status"]["identities"]]
+        print(*states)
+        if states[0] == "active":
             sys.exit()
 sys.exit("the events ended before the device was active")

@@ -47,10 +47,10 @@ fn bash_completes_every_command_and_its_options() -> Outcome {
     let mut program = Cli::command().disable_help_subcommand(true);
     program.build();
     let commands: BTreeSet<String> = program.get_subcommands().map(|one| one.get_name().to_owned()).collect();
-    assert!(commands.contains("reset-identity"), "{commands:?}");
+    assert!(commands.contains("retire"), "{commands:?}");
 
     assert_eq!(offered(&script, &["sta"])?, set(&["status"]));
-    assert_eq!(offered(&script, &["re"])?, set(&["renew", "reset-identity", "retry"]));
+    assert_eq!(offered(&script, &["re"])?, set(&["renew", "retire", "retry"]));
     assert!(offered(&script, &[""])?.is_superset(&commands));
     assert!(offered(&script, &["--config", "a.toml", ""])?.is_superset(&commands));
 
