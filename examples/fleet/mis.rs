@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use miaf_agent::lifecycle::{Failure, FailureKind};
-use miaf_agent::problem::Report;
+use miaf_agent::problem::{ProblemCode, Report};
 
 use crate::counts::Kind;
 use crate::device::Moment;
@@ -145,7 +145,8 @@ impl Mis {
 }
 
 pub(crate) fn failure(kind: FailureKind, retry_after: Option<Duration>) -> Failure {
-    let report =
-        Report { kind: String::new(), title: String::new(), status: None, detail: None, instance: None };
+    // The lifecycle decides by `kind` alone; nothing is allocated.
+    let code = ProblemCode::ServerError.into();
+    let report = Report { code, title: String::new(), detail: None, hint: None, response: None };
     Failure { kind, retry_after, report }
 }

@@ -25,8 +25,8 @@ with socket.socket(socket.AF_UNIX) as connection:
             continue
         event = json.loads(data)
         validator.validate(event)
-        states = [identity["state"] for identity in event["status"]["identities"]]
-        print(*states)
-        if states[0] == "active":
+        state = event["status"]["identities"][0]["state"]
+        print(state)
+        if state == "active":
             sys.exit()
 sys.exit("the events ended before the device was active")
