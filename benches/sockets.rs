@@ -198,9 +198,10 @@ async fn subscribers(world: &mut World, measurements: &mut Measurements) {
                 }
             });
         }
-        let renewed = world
-            .device
-            .request_at("run/admin.sock", "POST /v1/renew HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let renewed = world.device.request_at(
+            "run/admin.sock",
+            "POST /v1/identities/device/renew HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        );
         assert_eq!(renewed.unwrap().0, 202);
         let mut last = SystemTime::UNIX_EPOCH;
         while let Some(heard) = events.join_next().await {

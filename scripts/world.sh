@@ -56,8 +56,8 @@ wait_for() { # SECONDS WHAT COMMAND…: until the command succeeds
 }
 ask() { curl --silent --show-error --fail --unix-socket "$work/run/agent.sock" "http://agent$1"; }
 field() { ask /v1/status | jq --raw-output "$1"; }
-state_is() { [ "$(field .state)" = "$1" ]; }
-serial_is_not() { local now; now=$(field '.svid.serial // empty') && [ -n "$now" ] && [ "$now" != "$1" ]; }
+state_is() { [ "$(field '.identities[0].state')" = "$1" ]; }
+serial_is_not() { local now; now=$(field '.identities[0].svid.serial // empty') && [ -n "$now" ] && [ "$now" != "$1" ]; }
 start_agent() { "$bin/miaf-agent" --config "$work/config.toml" run >>"$work/agent.log" 2>&1 & pids[agent]=$!; }
 
 start_tpm() {

@@ -146,12 +146,8 @@ impl Mis {
 }
 
 pub(crate) fn failure(kind: FailureKind, retry_after: Option<Duration>) -> Failure {
-    let report = Report {
-        code: ProblemCode::ServerError.into(),
-        title: String::new(),
-        detail: None,
-        hint: None,
-        response: None,
-    };
+    // The lifecycle decides by `kind` alone; nothing is allocated.
+    let code = ProblemCode::ServerError.into();
+    let report = Report { code, title: String::new(), detail: None, hint: None, response: None };
     Failure { kind, retry_after, report }
 }

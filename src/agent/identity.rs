@@ -207,7 +207,7 @@ impl Identity {
                 self.commit(identity, choice, &surroundings).await
             }
             Err(SvidError::NotYetValid { not_before }) => {
-                tracing::info!(%not_before, "the new SVID is kept until it becomes valid");
+                tracing::info!(identity = self.name.as_str(), %not_before, "the new SVID is kept until it becomes valid");
                 Err(NotAdopted::Early(not_before))
             }
             Err(why) if why.depends_on_bundle() && !bundle_is_fresh => Err(NotAdopted::UnknownIssuer),
@@ -291,23 +291,28 @@ impl Identity {
     }
 
     fn log_adoption(&self, identity: &publish::SvidAndKey) {
-        let (svid, id) = (&identity.svid, identity.svid.spiffe_id());
+        let (name, svid, id) = (self.name.as_str(), &identity.svid, identity.svid.spiffe_id());
         let before = self.current.as_ref().map(|current| current.svid.spiffe_id());
         if let Some(before) = before.filter(|before| *before != id) {
             tracing::error!(
+                identity = name,
                 "the MIS gave this device another identity than it had: {id} in place of {before}"
             );
         }
         if !id.device_uuid_is_v4() {
-            tracing::warn!("the UUID in the identity {id} is not of version 4, which the MIS should see to");
+            tracing::warn!(
+                identity = name,
+                "the UUID in the identity {id} is not of version 4, which the MIS should see to"
+            );
         }
         let (until, leaf_until) = (svid.until(), svid.not_after());
         tracing::info!(
-            spiffe_id = %id, serial = svid.serial(), not_before = %svid.not_before(), not_after = %until,
-            key_protection = identity.key.protection().as_str(), "new SVID"
+            identity = name, spiffe_id = %id, serial = svid.serial(), not_before = %svid.not_before(),
+            not_after = %until, key_protection = identity.key.protection().as_str(), "new SVID"
         );
         if until < leaf_until {
             tracing::warn!(
+                identity = name,
                 "an issuer of the new SVID ends at {until}, before the SVID itself at {leaf_until}: it cannot be used longer \
                  than that. The MIS should issue with a certificate that outlives what it issues"
             );

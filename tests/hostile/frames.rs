@@ -171,9 +171,9 @@ fn frames_of_ordinary_clients_are_within_the_budget() {
 fn body_in_tiny_chunks_is_refused() {
     let world = World::enrolled();
     for (socket, path, status) in [
-        ("run/agent.sock", "/v1/renew", "403"),
+        ("run/agent.sock", "/v1/identities/device/renew", "403"),
         ("run/sign.sock", "/v1/sign", "400"),
-        ("run/admin.sock", "/v1/renew", "400"),
+        ("run/admin.sock", "/v1/identities/device/renew", "400"),
     ] {
         let used = processor_time(&world.device);
         let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n");

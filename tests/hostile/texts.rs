@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 
 use development_mis::{DocumentFault, Endpoint, Fault};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::agent::AGENT;
 use crate::world::World;
@@ -97,47 +97,68 @@ fn text_of_a_server_is_logged_and_shown_in_short() {
     world.device.wait_for("active");
 }
 
-/// A server on the agent's socket that sends this response to every request.
-fn serve(socket: &Path, response: String) {
+/// Responses by the beginning of the request that they are sent to.
+type Responses<'a> = &'a [(&'a str, String)];
+
+/// A server on the agent's socket that sends the first response whose request it is, and else
+/// closes the connection.
+fn serve(socket: &Path, responses: Responses<'_>) {
     let listener = UnixListener::bind(socket).unwrap();
+    let responses: Vec<_> =
+        responses.iter().map(|(begin, response)| ((*begin).to_owned(), response.clone())).collect();
     thread::spawn(move || {
         for stream in listener.incoming() {
-            let (Ok(mut stream), response) = (stream, response.clone()) else { return };
-            let _ = stream.read(&mut [0; 4096]);
-            let _ = stream.write_all(response.as_bytes());
+            let Ok(mut stream) = stream else { return };
+            let mut request = [0; 4096];
+            let read = stream.read(&mut request).unwrap_or_default();
+            let is_for = |begin: &str| request[..read].starts_with(begin.as_bytes());
+            if let Some((_, response)) = responses.iter().find(|(begin, _)| is_for(begin)) {
+                let _ = stream.write_all(response.as_bytes());
+            }
         }
     });
 }
+
+const TIME: &str = "2026-01-01T00:00:00Z";
+const STATUS: &str = "GET /v1/status ";
+const WATCH: &str = "GET /v1/watch ";
 
 #[test]
 fn commands_print_nothing_that_a_terminal_obeys() {
     let text = hostile();
     let svid = json!({
-        "spiffeId": text, "serial": text, "certificateChainPem": [text], "notBefore": text, "notAfter": text,
-        "generation": null,
+        "identity": "device", "spiffeId": text, "serial": text, "certificateChainPem": [text],
+        "notBefore": TIME, "notAfter": TIME, "generation": null,
+    });
+    let error = json!({
+        "code": text, "title": text, "detail": text, "hint": text, "status": 500, "type": text, "instance": text,
+        "at": TIME, "retryAt": TIME, "permanent": true,
+    });
+    let identity = json!({
+        "name": "device", "state": text, "ready": true,
+        "spiffeId": format!("a\nState         active{text}"),
+        "svid": { "serial": text, "notBefore": TIME, "notAfter": TIME, "renewAt": TIME },
+        "key": { "provider": text, "protection": text, "algorithm": text },
+        "lastError": error,
     });
     let status = json!({
-        "state": text, "trustDomain": text, "spiffeId": format!("a\nState         active{text}"),
-        "svid": { "serial": text, "notBefore": text, "notAfter": text, "renewAt": text },
-        "key": { "provider": text, "protection": null, "algorithm": text },
-        "bundle": { "sequence": 1, "fetchedAt": text, "refreshAt": text },
+        "trustDomain": text,
+        "bundle": { "sequence": 1, "fetchedAt": TIME, "refreshAt": TIME },
         "bootstrap": {
-            "notBefore": text, "notAfter": text, "sha256": text, "key": { "algorithm": text, "inTpm": false },
+            "notBefore": TIME, "notAfter": TIME, "sha256": text, "key": { "algorithm": text, "inTpm": false },
         },
         "initialTrust": { "caFile": text, "anchors": 1, "pins": 0, "systemRoots": false },
-        "lastError": {
-            "type": text, "title": text, "status": 500, "detail": text, "instance": text, "at": text,
-            "retryAt": text, "permanent": true,
-        },
+        "lastError": error,
+        "identities": [identity],
     });
-    let accepted = json!({ "order": text, "detail": text, "accepted": text });
+    let accepted = json!({ "accepted": true, "detail": text });
     let refusal = json!({ "type": text, "title": text, "status": 500, "detail": text });
-    let event = json!({ "status": status, "svid": svid, "bundle": { "keys": [] } });
+    let event = json!({ "status": status, "svids": [svid], "bundle": { "keys": [] } });
     let ok = |body: String| format!("HTTP/1.1 200 OK\r\n\r\n{body}");
-    let run = |response: &str, arguments: &[&str]| {
+    let run = |responses: Responses<'_>, arguments: &[&str]| {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("agent.sock");
-        serve(&socket, response.to_owned());
+        serve(&socket, responses);
         // A response must not cost more memory than a command has a use for.
         let mut command = Command::new("sh");
         command.args(["-c", "ulimit -v 400000; exec timeout 60 \"$0\" \"$@\"", AGENT]);
@@ -147,8 +168,10 @@ fn commands_print_nothing_that_a_terminal_obeys() {
         assert!(is_harmless(&out) && is_harmless(&err), "{arguments:?}: {out:?} {err:?}");
         (output.status.code(), out, err)
     };
+    let to_all = |response: String| [("", response)];
+    let status_is = |status: &Value| (STATUS, ok(status.to_string()));
     for arguments in [&["status"][..], &["status", "--json"]] {
-        let (code, out, err) = run(&ok(status.to_string()), arguments);
+        let (code, out, err) = run(&[status_is(&status)], arguments);
         assert_eq!(code, Some(0), "{err}");
         let states = out.lines().filter(|line| line.starts_with("State "));
         assert_eq!(
@@ -157,22 +180,42 @@ fn commands_print_nothing_that_a_terminal_obeys() {
             "no text begins a line of its own: {out}"
         );
     }
-    assert_eq!(run(&ok(svid.to_string()), &["svid"]).0, Some(0));
-    assert_eq!(run(&ok(svid.to_string()), &["svid", "--json"]).0, Some(0));
-    run(&ok(accepted.to_string()), &["retry"]);
-    run(&ok(accepted.to_string()), &["renew", "--json"]);
-    run(&ok(json!({ "spiffeId": text }).to_string()), &["reset-identity", "--yes"]);
-    for command in ["status", "svid", "bundle", "retry", "renew", "reset-identity"] {
-        let refused = format!("HTTP/1.1 500 {text}\r\n\r\n{refusal}");
-        assert_eq!(run(&refused, &[command]).0, Some(1), "{command}");
-        assert_eq!(run(&ok(json!({ text.as_str(): text }).to_string()), &[command]).0, Some(1), "{command}");
-        let tree = format!(r#"{{"keys":[{}{{}}],"status":[[]]}}"#, "{},".repeat(2_500_000));
-        assert!(run(&ok(tree), &[command]).0 <= Some(1), "{command}");
+    assert_eq!(run(&to_all(ok(svid.to_string())), &["svid"]).0, Some(0));
+    assert_eq!(run(&to_all(ok(svid.to_string())), &["svid", "--json"]).0, Some(0));
+    // What is more than a text is refused where it is not what it should be.
+    for (member, arguments) in [("identity", ["svid", "--json"]), ("notAfter", ["svid", "--json"])] {
+        let mut svid = svid.clone();
+        svid[member] = json!(text);
+        assert_eq!(run(&to_all(ok(svid.to_string())), &arguments).0, Some(1), "{member}");
     }
-    let event = format!("event: state\ndata: {event}\n\n");
-    // The event itself says that the agent is ready.
-    assert_eq!(run(&ok(event), &["wait", "--timeout", "1s"]).0, Some(0));
+    for (pointer, value) in
+        [("/identities/0/name", json!(text)), ("/lastError/at", json!(text)), ("/identities", json!([]))]
+    {
+        let mut status = status.clone();
+        *status.pointer_mut(pointer).unwrap() = value;
+        assert!(run(&[status_is(&status)], &["status"]).0 <= Some(1), "{pointer}");
+        assert_eq!(run(&[status_is(&status)], &["renew"]).0, Some(1), "{pointer}");
+    }
+    let commands = [status_is(&status), ("POST ", ok(accepted.to_string()))];
+    assert_eq!(run(&commands, &["retry"]).0, Some(0));
+    assert_eq!(run(&commands, &["renew", "--json"]).0, Some(0));
+    assert_eq!(run(&commands, &["retire", "--yes"]).0, Some(1), "there is no trust domain to confirm");
+    let mut named = status.clone();
+    named["identities"][0]["spiffeId"] = json!("spiffe://factory.example/margo/device/x");
+    let commands = [status_is(&named), ("POST ", ok(accepted.to_string()))];
+    run(&commands, &["retire", "--yes"]);
+    for command in ["status", "svid", "bundle", "retry", "renew", "retire"] {
+        let refused = format!("HTTP/1.1 500 {text}\r\n\r\n{refusal}");
+        assert_eq!(run(&to_all(refused), &[command]).0, Some(1), "{command}");
+        let unknown = json!({ text.as_str(): text }).to_string();
+        assert_eq!(run(&to_all(ok(unknown)), &[command]).0, Some(1), "{command}");
+        let tree = format!(r#"{{"keys":[{}{{}}],"identities":[[]]}}"#, "{},".repeat(2_500_000));
+        assert!(run(&to_all(ok(tree)), &[command]).0 <= Some(1), "{command}");
+    }
+    let watched = |event: &str| (WATCH, ok(format!("event: state\ndata: {event}\n\n")));
+    let responses = [watched(&event.to_string()), status_is(&status)];
+    assert_eq!(run(&responses, &["wait", "--timeout", "1s"]).0, Some(0));
     let tree = format!(r#"{{"keys":[{}{{}}]}}"#, "{},".repeat(2_500_000));
-    let event = format!(r#"{{"status":{status},"svid":null,"bundle":{tree}}}"#);
-    run(&ok(format!("event: state\ndata: {event}\n\n")), &["wait", "--timeout", "1s", "--for", "bundle"]);
+    let event = format!(r#"{{"status":{status},"svids":[],"bundle":{tree}}}"#);
+    run(&[watched(&event)], &["wait", "--timeout", "1s", "--for", "bundle"]);
 }

@@ -145,9 +145,8 @@ fn waiting_signatures_leave_room_for_others_and_root() {
 /// Signatures that were refused so far.
 fn refused(device: &Device) -> u64 {
     let (_, metrics) = device.get("/metrics").unwrap();
-    let line = metrics
-        .lines()
-        .find_map(|line| line.strip_prefix("miaf_agent_signatures_total{outcome=\"failed\"} "));
+    let sample = "miaf_agent_signatures_total{identity=\"device\",outcome=\"failed\"} ";
+    let line = metrics.lines().find_map(|line| line.strip_prefix(sample));
     line.unwrap().parse().unwrap()
 }
 

@@ -229,7 +229,7 @@ fn software_keys_with_go_java_and_node() {
     // An identity that is withdrawn comes back, and all clients get it.
     scenario.world.mis.sticky_fault(Endpoint::Bundle, Fault::Status(503));
     scenario.world.mis.sticky_fault(Endpoint::Discovery, Fault::Status(503));
-    scenario.command(&["reset-identity", "--yes"]);
+    scenario.command(&["retire", "--yes"]);
     if has("go") {
         scenario.health_is("NOT_SERVING");
         let codes = scenario.codes();

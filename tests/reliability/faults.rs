@@ -464,7 +464,7 @@ impl Subject {
     }
 
     fn request_renewal(&self) -> Option<(u16, String)> {
-        let request = "POST /v1/renew HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let request = "POST /v1/identities/device/renew HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         self.device().request_at("run/admin.sock", request)
     }
 
@@ -530,8 +530,7 @@ impl Subject {
         let Some(current) = &self.current else { return };
         let (status, published) = (self.device().status(), self.published());
         // A state that cannot be read is not guessed at: then there are the files.
-        let is_unreadable =
-            status["lastError"]["type"] == "urn:miaf-agent:error:state" && status["state"] == "blocked";
+        let is_unreadable = status["lastError"]["code"] == "state" && status["state"] == "blocked";
         assert!(status["svid"].is_object() || is_unreadable, "{status:#}");
         let is_as_it_was = published.svid == current.svid && published.key == current.key;
         // Files and status follow each other within moments: of a successor it is enough here that

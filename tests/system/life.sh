@@ -16,7 +16,7 @@ one_socket_a_right_and_one_group_a_socket
 the_uid_of_a_caller_arrives
 who_may_sign_gets_a_signature_and_is_on_record
 the_workload_api_gives_bundles_to_all_and_the_key_in_the_tpm_to_nobody
-orders_are_root_s_and_on_record
+admin_commands_are_root_s_and_on_record
 the_key_is_in_the_tpm_of_this_machine
 the_agent_has_no_right_that_it_does_not_need
 the_helper_for_a_late_tpm_needs_few_rights_and_starts_the_agent_only_where_it_has_none
@@ -112,9 +112,9 @@ configured_by_the_documentation_it_enrolls() {
     network on
     guest "$(documented configure)"
     wait_for 120 "the first identity" state_is active
-    field .spiffeId >"$work/identity"
+    field '.identities[0].spiffeId' >"$work/identity"
     grep -q '^spiffe://factory.example/margo/device/' "$work/identity" || fail "not a device: $(cat "$work/identity")"
-    [ "$(field .key.protection)" = hardware ] || fail "the key is not in the TPM"
+    [ "$(field '.identities[0].key.protection')" = hardware ] || fail "the key is not in the TPM"
     guest 'test "$(curl --silent --unix-socket /run/miaf-agent/agent.sock http://agent/readyz)" = "{\"ready\":true}"'
 }
 
@@ -153,10 +153,11 @@ the_journal_has_its_fields() {
     journal --output=json >"$work/journal.json"
     # An SVID is news (tracing's info is the journal's notice), and everything in it can be filtered by.
     jq --exit-status --slurp --arg id "$(cat "$work/identity")" 'any(.[]; .MESSAGE == "new SVID" and .MIAF_SPIFFE_ID == $id
-        and .MIAF_SERIAL != null and .MIAF_KEY_PROTECTION == "hardware" and .PRIORITY == "5"
+        and .MIAF_IDENTITY == "device" and .MIAF_SERIAL != null and .MIAF_KEY_PROTECTION == "hardware" and .PRIORITY == "5"
         and ._SYSTEMD_UNIT == "miaf-agent.service" and .SYSLOG_IDENTIFIER == "miaf-agent")' "$work/journal.json" >/dev/null \
         || fail "no entry of a new SVID with its fields"
-    jq --exit-status --slurp 'any(.[]; .MIAF_STATE == "active")' "$work/journal.json" >/dev/null || fail "no MIAF_STATE"
+    jq --exit-status --slurp 'any(.[]; .MIAF_STATE == "active" and .MIAF_IDENTITY == "device")' "$work/journal.json" >/dev/null \
+        || fail "no entry of the state with its fields"
 }
 
 the_other_commands_of_the_documentation_work() {
@@ -222,7 +223,8 @@ SHELL
     )" | expect_output 'Verified OK'
     journal --output=json MIAF_AUDIT=sign >"$work/journal.json"
     jq --exit-status --slurp --arg uid "$(guest 'id --user signer')" --arg id "$(cat "$work/identity")" \
-        'any(.[]; .MIAF_UID == $uid and (.MIAF_PID | tonumber) > 1 and .MIAF_SPIFFE_ID == $id and .MIAF_SERIAL != null)' \
+        'any(.[]; .MIAF_UID == $uid and (.MIAF_PID | tonumber) > 1 and .MIAF_IDENTITY == "device" and .MIAF_SPIFFE_ID == $id
+            and .MIAF_SERIAL != null)' \
         "$work/journal.json" >/dev/null || fail "who had the key sign is not on record: $(cat "$work/journal.json")"
     # The socket for reading makes no signature, not even for root.
     guest 'curl --silent --unix-socket /run/miaf-agent/agent.sock --data "{}" http://agent/v1/sign' | grep '"status":403' >/dev/null
@@ -240,7 +242,8 @@ the_workload_api_gives_bundles_to_all_and_the_key_in_the_tpm_to_nobody() {
     done
     ! guest "$(workload_call stranger FetchX509Bundles)" >/dev/null 2>&1 || fail "a stranger may ask"
     journal --output=json MIAF_AUDIT=key >"$work/journal.json"
-    jq --exit-status --slurp --arg uid "$(guest 'id --user wfm-client')" 'any(.[]; .MIAF_UID == $uid and .MIAF_REASON != null)' \
+    jq --exit-status --slurp --arg uid "$(guest 'id --user wfm-client')" \
+        'any(.[]; .MIAF_UID == $uid and .MIAF_IDENTITY == "device" and .MIAF_REASON != null)' \
         "$work/journal.json" >/dev/null || fail "that the key was refused is not on record"
 }
 workload_call() { # USER METHOD: an empty message, and what comes back within two seconds of a stream without an end
@@ -249,12 +252,12 @@ workload_call() { # USER METHOD: an empty message, and what comes back within tw
         --header 'te: trailers' --data-binary @- http://agent/SpiffeWorkloadAPI/$2 || [ \$? -eq 28 ]"
 }
 
-orders_are_root_s_and_on_record() {
-    guest '! runuser -u signer -- miaf-agent retry 2>&1' | grep 'only root may' >/dev/null || fail "somebody else gives orders"
+admin_commands_are_root_s_and_on_record() {
+    guest '! runuser -u signer -- miaf-agent retry 2>&1' | grep 'only root may' >/dev/null || fail "another user sends admin commands"
     guest 'miaf-agent retry' >/dev/null
     journal --output=json MIAF_AUDIT=retry >"$work/journal.json"
     jq --exit-status --slurp 'any(.[]; .MIAF_UID == "0" and (.MIAF_PID | tonumber) > 1)' "$work/journal.json" >/dev/null \
-        || fail "the order is not on record"
+        || fail "the admin command is not on record"
 }
 
 the_key_is_in_the_tpm_of_this_machine() {
@@ -333,7 +336,7 @@ an_encrypted_kek_reaches_the_agent() {
         || fail "the agent was started without the credential"
     guest 'rm -r /etc/credstore.encrypted; systemctl restart miaf-agent'
     guest "$(credential)" | expect_output none
-    state_is active || fail "the device is $(field .state)"
+    state_is active || fail "the device is $(state)"
 }
 credential() { # as the agent has it; the folder is the agent's alone
     echo 'nsenter --target $(systemctl show --property MainPID --value miaf-agent) --mount -- cat /run/credentials/miaf-agent.service/kek; echo'
@@ -372,13 +375,13 @@ a_device_without_state_enrolls_at_boot_as_the_same() {
 
 after_a_reboot_it_is_served_before_any_network() {
     local serial
-    serial=$(field .svid.serial)
+    serial=$(field '.identities[0].svid.serial')
     shut_down
     network off
     boot
-    state_is active || fail "the device is $(field .state)"
+    state_is active || fail "the device is $(state)"
     is_the_same_device
-    [ "$(field .svid.serial)" = "$serial" ] || fail "this is not the SVID that it had"
+    [ "$(field '.identities[0].svid.serial')" = "$serial" ] || fail "this is not the SVID that it had"
     guest 'miaf-agent svid | grep -q "BEGIN CERTIFICATE" && test -r /var/lib/miaf-agent/svid/device/current/svid.pem'
     network on
 }
@@ -416,13 +419,13 @@ a_broken_configuration_ends_nothing_for_good() {
     guest 'echo "[renewal" >/etc/miaf-agent/config.d/broken.toml'
     guest 'systemctl reload miaf-agent' 2>/dev/null && fail "the reload of a broken configuration succeeded"
     wait_for 60 "the complaint" complained_of broken.toml
-    state_is active || fail "the device is $(field .state)"
+    state_is active || fail "the device is $(state)"
     field .lastError.detail | grep -F 'broken.toml:1' >/dev/null || fail "the status does not name the line"
     # Found at the start: it serves what it holds, and is not started again.
-    was=$(field .svid.serial)
+    was=$(field '.identities[0].svid.serial')
     guest 'systemctl restart miaf-agent'
     wait_for 60 "the agent to be up again" state_is blocked
-    [ "$(field .svid.serial)" = "$was" ] || fail "what it holds is not served"
+    [ "$(field '.identities[0].svid.serial')" = "$was" ] || fail "what it holds is not served"
     field .lastError.detail | grep -F 'broken.toml:1' >/dev/null || fail "the status does not name the line"
     journal --output=cat --priority=err | grep -F broken.toml | grep -vF 'stays in use' >/dev/null \
         || fail "why it is blocked is not among the errors of the journal"
@@ -492,7 +495,7 @@ the_tests_for_real_chips_pass_on_this_one() {
 
 an_upgrade_keeps_identity_and_configuration() {
     local serial sockets starts version
-    serial=$(field .svid.serial) sockets=$(socket_files)
+    serial=$(field '.identities[0].svid.serial') sockets=$(socket_files)
     guest "sed -i 's/^#level = \"info\"/level = \"debug\"/' /etc/miaf-agent/config.toml && grep -q '^level' /etc/miaf-agent/config.toml"
     put "$work/../newer/miaf-agent_newer.deb" /root/newer.deb
     ask_all_the_time
@@ -504,7 +507,7 @@ an_upgrade_keeps_identity_and_configuration() {
     [ $(($(starts) - starts)) -eq 1 ] || fail "the service was started $(($(starts) - starts)) times"
     guest "grep -q '^level = \"debug\"' /etc/miaf-agent/config.toml" || fail "the changed configuration was lost"
     is_the_same_device
-    [ "$(field .svid.serial)" = "$serial" ] || fail "this is not the SVID that it had"
+    [ "$(field '.identities[0].svid.serial')" = "$serial" ] || fail "this is not the SVID that it had"
     [ "$(socket_files)" = "$sockets" ] || fail "the sockets are others than before"
 }
 starts() { # [--boot]: how often the agent was started

@@ -78,7 +78,7 @@ the_root_boots_and_the_agent_is_unconfigured() {
     boot
     # shellcheck disable=SC2086
     guest "systemctl is-active $units" | expect_output active active active active
-    state_is unconfigured || fail "the device is $(field .state)"
+    state_is unconfigured || fail "the device is $(state)"
     guest 'stat --format "%A %U %G %n" /run/miaf-agent /run/miaf-agent/*' | expect_output \
         'drwxr-xr-x root root /run/miaf-agent' \
         'srw------- root root /run/miaf-agent/admin.sock' \
@@ -93,8 +93,8 @@ configured_it_enrolls() {
     for file in factory.pem factory.key; do put "$work/mis/$file" "/root/$file"; done
     guest "$(documented configure)"
     wait_for 60 "the first identity" state_is active
-    field .spiffeId >"$work/identity"
-    [ "$(field .key.protection)" = hardware ] || fail "the key is not in the TPM"
+    field '.identities[0].spiffeId' >"$work/identity"
+    [ "$(field '.identities[0].key.protection')" = hardware ] || fail "the key is not in the TPM"
     # What is required by name is what is really opened.
     guest 'grep -q /libtss2-tcti-device.so.0 /proc/$(systemctl show --property MainPID --value miaf-agent)/maps' \
         || fail "the agent reaches the TPM by another library"
@@ -102,7 +102,7 @@ configured_it_enrolls() {
 
 an_upgrade_keeps_identity_and_configuration() {
     local serial sockets pid
-    serial=$(field .svid.serial) sockets=$(socket_files) pid=$(main_pid)
+    serial=$(field '.identities[0].svid.serial') sockets=$(socket_files) pid=$(main_pid)
     guest "sed -i 's/^#level = \"info\"/level = \"debug\"/' /etc/miaf-agent/config.toml && grep -q '^level' /etc/miaf-agent/config.toml"
     put "$(newer_package)" /root/newer.rpm
     ask_all_the_time
@@ -112,7 +112,7 @@ an_upgrade_keeps_identity_and_configuration() {
     [ "$(main_pid)" != "$pid" ] || fail "the service was not restarted"
     guest "grep -q '^level = \"debug\"' /etc/miaf-agent/config.toml" || fail "the changed configuration was lost"
     is_the_same_device
-    [ "$(field .svid.serial)" = "$serial" ] || fail "this is not the SVID that it had"
+    [ "$(field '.identities[0].svid.serial')" = "$serial" ] || fail "this is not the SVID that it had"
     [ "$(socket_files)" = "$sockets" ] || fail "the sockets are others than before"
 }
 

@@ -49,10 +49,11 @@ journal() { # ARGUMENT…: the agent's entries, with those that are just being w
     guest "journalctl --sync; journalctl --unit=miaf-agent $*"
 }
 field() { guest 'miaf-agent status --json' | jq --raw-output "$1"; }
-state_is() { [ "$(field .state)" = "$1" ]; }
+state() { field '.identities[0].state'; }
+state_is() { [ "$(state)" = "$1" ]; }
 is_the_same_device() {
     local id
-    id=$(field .spiffeId)
+    id=$(field '.identities[0].spiffeId')
     [ "$id" = "$(cat "$work/identity")" ] || fail "it was $(cat "$work/identity") and now is $id"
 }
 main_pid() { guest 'systemctl show --property MainPID --value miaf-agent'; }
@@ -112,7 +113,7 @@ a_device_enrolls() { # CONFIGURATION FLAGS…: beside that of the documentation,
     boot
     plug_in
     wait_for 120 "the first identity" state_is active
-    field .spiffeId >"$work/identity"
+    field '.identities[0].spiffeId' >"$work/identity"
 }
 put_the_package_in() { # DISK CONFIGURATION: installed by this processor, which is quicker; how it is on the machine, its life tells
     local root=$work/root file
