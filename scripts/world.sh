@@ -76,7 +76,7 @@ start_tpm() {
 }
 start_mis() { # FLAGS…
     # By address: not every machine resolves "localhost".
-    "$mis_bin/development-mis" --folder "$work/mis" --listen 127.0.0.1:0 --host 127.0.0.1 "$@" >"$work/mis.log" 2>&1 &
+    "$mis_bin/development-mis" --directory "$work/mis" --listen 127.0.0.1:0 --host 127.0.0.1 "$@" >"$work/mis.log" 2>&1 &
     pids[mis]=$!
     wait_for 60 "the MIS" grep -q '^listening on ' "$work/mis.log"
     url=$(sed -n 's/^listening on //p' "$work/mis.log")

@@ -314,7 +314,7 @@ async fn text_of_a_server_is_bounded_and_harmless() {
 
 fn server() -> (development_mis::Mis, TempDir) {
     let directory = tempfile::tempdir().unwrap();
-    let settings = Settings { folder: directory.path().join("mis"), ..Settings::default() };
+    let settings = Settings { directory: directory.path().join("mis"), ..Settings::default() };
     (development_mis::Mis::start(settings).unwrap(), directory)
 }
 
@@ -412,7 +412,7 @@ fn proxy(to: u16, response: &'static str) -> (String, std::sync::mpsc::Receiver<
 async fn ipv6_address_is_reached_through_a_proxy() {
     let directory = tempfile::tempdir().unwrap();
     let hosts = vec!["127.0.0.1".to_owned(), "2001:db8::1".to_owned()];
-    let settings = Settings { folder: directory.path().join("mis"), hosts, ..Settings::default() };
+    let settings = Settings { directory: directory.path().join("mis"), hosts, ..Settings::default() };
     let server = development_mis::Mis::start(settings).unwrap();
     let through = |address: &str| {
         let trust = InitialTrust { ca_file: Some(server.ca_file()), ..InitialTrust::default() };

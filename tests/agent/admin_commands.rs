@@ -213,7 +213,7 @@ fn admin_command_is_queued_behind_the_current_action() {
 /// Another MIS, with its own factory credential for this device.
 fn other_mis(directory: &Path) -> Mis {
     let mut settings = Settings {
-        folder: directory.join("other"),
+        directory: directory.join("other"),
         trust_domain: "other.example".into(),
         ..Settings::default()
     };

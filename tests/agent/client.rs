@@ -39,8 +39,8 @@ struct Server {
 
 impl Server {
     fn start(world: &World, name: &str) -> Self {
-        let folder = world.mis.folder();
-        let authority = folder.join("trust-domain/root-1.pem");
+        let directory = world.mis.directory();
+        let authority = directory.join("trust-domain/root-1.pem");
         Self::issued_by(world, name, &authority, &authority.with_extension("key"))
     }
 

@@ -54,9 +54,9 @@ fn follow(title: &str) {
     let tpm = Swtpm::start();
     let mut device = Device::new("");
     manufacturer(&device);
-    let folder = device.path("mis");
+    let directory = device.path("mis");
     let manufacturers = vec![device.path("manufacturer-ca.pem")];
-    let mis = Mis::start(Settings { folder, factory_cas: manufacturers, ..Settings::default() }).unwrap();
+    let mis = Mis::start(Settings { directory, factory_cas: manufacturers, ..Settings::default() }).unwrap();
     fs::copy(mis.ca_file(), device.path("mis-ca.pem")).unwrap();
     fs::copy(mis.server_cert(), device.path("mis-server.pem")).unwrap();
 

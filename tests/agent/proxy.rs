@@ -68,10 +68,10 @@ fn proxy_password_comes_from_environment_or_credential() {
 
     let mut world = World::new();
     let proxy = Tinyproxy::start(world.mis.port(), GUARDED);
-    let folder = world.device.path("credentials");
-    fs::create_dir(&folder).unwrap();
-    fs::write(folder.join("proxy.auth"), format!("user:{PASSWORD}")).unwrap();
-    world.device.environment("CREDENTIALS_DIRECTORY", folder.to_str().unwrap());
+    let directory = world.device.path("credentials");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("proxy.auth"), format!("user:{PASSWORD}")).unwrap();
+    world.device.environment("CREDENTIALS_DIRECTORY", directory.to_str().unwrap());
     let lines = format!("proxy = \"{}\"\nproxy_auth = \"credential:proxy.auth\"", proxy.url(""));
     world.device.configure(&behind(&world, &lines, ""));
     world.device.start();

@@ -53,7 +53,7 @@ fn pins(pins: &[&str]) -> String {
 /// The server presents its CA too, as many do.
 fn presenting_its_ca() -> World {
     World::with(|settings| {
-        let files = vec![settings.folder.join("tls-ca.pem")];
+        let files = vec![settings.directory.join("tls-ca.pem")];
         settings.server_fault = Some(ServerFault::Appended(files));
     })
 }

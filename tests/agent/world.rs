@@ -13,7 +13,7 @@ pub(crate) struct World {
     pub(crate) device: Device,
     pub(crate) mis: Mis,
     pub(crate) tpm: Swtpm,
-    _mis_folder: TempDir,
+    _mis_directory: TempDir,
 }
 
 impl World {
@@ -24,14 +24,14 @@ impl World {
 
     /// With other settings of the MIS.
     pub(crate) fn with(adjust: impl FnOnce(&mut Settings)) -> Self {
-        let mis_folder = tempfile::tempdir().unwrap();
-        let mut settings = Settings { folder: mis_folder.path().join("mis"), ..Settings::default() };
+        let mis_directory = tempfile::tempdir().unwrap();
+        let mut settings = Settings { directory: mis_directory.path().join("mis"), ..Settings::default() };
         settings.policy.refresh_hint = None; // the device's own interval counts
         adjust(&mut settings);
         let mis = Mis::start(settings).unwrap();
         let tpm = Swtpm::start();
         let device = Device::new(&config(&mis, &tpm, ""));
-        Self { device, mis, tpm, _mis_folder: mis_folder }
+        Self { device, mis, tpm, _mis_directory: mis_directory }
     }
 
     /// As [`new`](Self::new), with the agent started and the first identity there.

@@ -39,15 +39,15 @@ pub(crate) struct Abrmd {
     address: String,
     broker: Option<Running>,
     _bus: Running,
-    folder: TempDir,
+    directory: TempDir,
 }
 
 impl Abrmd {
     /// Starts both, and waits until the TPM responds through them.
     pub(crate) fn start(tpm: &Swtpm) -> Self {
-        let folder = directory();
-        open_to_all(folder.path(), 0o711); // for everyone on the bus
-        let file = |name: &str| folder.path().join(name);
+        let directory = directory();
+        open_to_all(directory.path(), 0o711); // for everyone on the bus
+        let file = |name: &str| directory.path().join(name);
 
         let socket = file("bus");
         let address = format!("unix:path={}", socket.display());
@@ -61,7 +61,7 @@ impl Abrmd {
             socket.exists()
         });
 
-        let mut abrmd = Self { tpm: tpm.tcti(), address, broker: None, _bus: bus, folder };
+        let mut abrmd = Self { tpm: tpm.tcti(), address, broker: None, _bus: bus, directory };
         abrmd.start_again();
         abrmd
     }
@@ -69,7 +69,7 @@ impl Abrmd {
     pub(crate) fn start_again(&mut self) {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=tss", "--regid=tss", "--clear-groups", "tpm2-abrmd", "--tcti", &self.tpm]);
-        let log = self.folder.path().join("abrmd.log");
+        let log = self.directory.path().join("abrmd.log");
         let broker = self.broker.insert(Running::start(command.env(BUS, &self.address), &log));
         wait_until("tpm2-abrmd", || {
             assert!(!broker.has_ended(), "tpm2-abrmd does not start");

@@ -338,7 +338,7 @@ an_encrypted_kek_reaches_the_agent() {
     guest "$(credential)" | expect_output none
     state_is active || fail "the device is $(state)"
 }
-credential() { # as the agent has it; the folder is the agent's alone
+credential() { # as the agent has it; the directory is the agent's alone
     echo 'nsenter --target $(systemctl show --property MainPID --value miaf-agent) --mount -- cat /run/credentials/miaf-agent.service/kek; echo'
 }
 

@@ -44,7 +44,7 @@ it_renews_every_few_seconds() {
 # Without this, the power cuts on that disk would prove no more than those on the other.
 the_disk_loses_what_was_not_flushed_and_nothing_else() {
     guest 'cat /sys/block/vda/queue/write_cache' | expect_output 'write back'
-    # A file that is synced, and its folder; one that only has its name; and blocks that are on the disk at once, but of
+    # A file that is synced, and its directory; one that only has its name; and blocks that are on the disk at once, but of
     # which nobody asks that they stay there. The file system has no time to do so on its own account.
     guest 'set -e
         systemctl stop miaf-agent.service 2>/dev/null
@@ -157,7 +157,7 @@ nothing_is_left_over() {
     left=$(cd "$work/cut/svid/device" && find . -mindepth 1 -maxdepth 1 -type d ! -name '.*' | wc -l)
     [ "$left" -le 3 ] || fail "$left generations are kept"
 }
-the_file_system_kept_what_was_synced() { # NUMBER: a file and its folder, after every cut before this one
+the_file_system_kept_what_was_synced() { # NUMBER: a file and its directory, after every cut before this one
     guest 'dmesg' >"$work/kernel.log"
     grep -q 'EXT4-fs.*: recovery complete' "$work/kernel.log" || fail "the file system was not cut off"
     ! grep -E 'EXT4-fs (error|warning)' "$work/kernel.log" >&2 || fail "the file system is damaged"

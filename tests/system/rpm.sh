@@ -1,6 +1,6 @@
-# The .rpm in a root folder, and the same folder booted. The system in it is Debian's, since no other can be had offline:
+# The .rpm in a root directory, and the same directory booted. The system in it is Debian's, since no other can be had offline:
 # rpm's database knows of none of its packages, so rpm is told not to look there (--nodeps), and every requirement is held
-# against the folder itself.
+# against the directory itself.
 
 steps() {
     cat <<'STEPS'

@@ -15,7 +15,7 @@ gone() { # PID…: none of them runs any more
 
 
 start_mis() { # FLAGS…
-    "$target/debug/development-mis" --folder "$work/mis" --listen 0.0.0.0:443 --host mis.factory.example "$@" \
+    "$target/debug/development-mis" --directory "$work/mis" --listen 0.0.0.0:443 --host mis.factory.example "$@" \
         >"$work/mis.log" 2>&1 &
     mis=$!
     wait_for 20 "the MIS" grep -q '^listening on ' "$work/mis.log"

@@ -96,11 +96,11 @@ type source interface {
 	x509bundle.Source
 }
 
-func open(ctx context.Context, key, folder string) (source, error) {
+func open(ctx context.Context, key, directory string) (source, error) {
 	if key == "tpm" {
-		return device.Open(ctx, folder)
+		return device.Open(ctx, directory)
 	}
-	return workloadapi.NewX509Source(ctx, at(filepath.Join(folder, "agent.sock")))
+	return workloadapi.NewX509Source(ctx, at(filepath.Join(directory, "agent.sock")))
 }
 
 func at(socket string) workloadapi.SourceOption {

@@ -6,7 +6,7 @@
 //! ```no_run
 //! use development_mis::{Endpoint, Fault, Mis, Settings};
 //!
-//! let mis = Mis::start(Settings { folder: "mis-data".into(), ..Settings::default() })?;
+//! let mis = Mis::start(Settings { directory: "mis-data".into(), ..Settings::default() })?;
 //! println!("discovery at {}", mis.discovery_url());
 //! mis.policy(|policy| policy.rotation_at_renewal = false);
 //! mis.fault(Endpoint::Renewal, Fault::LoseAnswer);

@@ -22,7 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 struct Arguments {
     /// Directory for keys, certificates and the devices' bindings; made where missing
     #[arg(long, value_name = "DIR")]
-    folder: PathBuf,
+    directory: PathBuf,
 
     /// Address and port to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8443")]
@@ -137,8 +137,8 @@ fn run(arguments: Arguments) -> Result<()> {
     let pki_only = arguments.pki_only;
     let settings = settings(arguments);
     if pki_only {
-        Mis::make_folder(&settings)?;
-        println!("certificates and keys are in {}", settings.folder.display());
+        Mis::make_directory(&settings)?;
+        println!("certificates and keys are in {}", settings.directory.display());
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
@@ -169,7 +169,7 @@ fn settings(arguments: Arguments) -> Settings {
     };
     let hint = arguments.refresh_hint.as_secs();
     Settings {
-        folder: arguments.folder,
+        directory: arguments.directory,
         listen: arguments.listen,
         hosts: arguments.hosts,
         trust_domain: arguments.trust_domain,

@@ -25,7 +25,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 #[derive(Clone)]
 pub struct Settings {
     /// Holds keys, certificates and bindings; made where missing, used again where not.
-    pub folder: PathBuf,
+    pub directory: PathBuf,
     /// Port 0 takes any free one.
     pub listen: SocketAddr,
     /// Names and addresses of the server's certificate; the first one is in its URLs.
@@ -55,7 +55,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            folder: PathBuf::new(),
+            directory: PathBuf::new(),
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             // By address: not every machine can resolve "localhost".
             hosts: ["127.0.0.1", "localhost", "::1"].map(str::to_owned).to_vec(),
@@ -75,14 +75,14 @@ impl Default for Settings {
 
 impl Settings {
     fn pki(&self) -> Result<Pki> {
-        if self.folder.as_os_str().is_empty() {
-            return Err(Error::new("no folder given"));
+        if self.directory.as_os_str().is_empty() {
+            return Err(Error::new("no directory given"));
         }
         if self.hosts.is_empty() {
             return Err(Error::new("the server needs at least one host name"));
         }
         let pki = Pki::open(&PkiSpec {
-            folder: &self.folder,
+            directory: &self.directory,
             hosts: &self.hosts,
             trust_domain: &self.trust_domain,
             mode: self.mode,
@@ -125,7 +125,7 @@ pub struct Device {
 
 /// A running development MIS. Dropping it ends it; the directory stays.
 pub struct Mis {
-    folder: PathBuf,
+    directory: PathBuf,
     port: u16,
     service: Arc<Service>,
     commands: UnboundedSender<Command>,
@@ -136,7 +136,7 @@ impl Mis {
     /// Makes or loads the directory and starts to serve. The port accepts connections on return.
     pub fn start(settings: Settings) -> Result<Self> {
         let pki = settings.pki()?;
-        let registry = Registry::open(settings.folder.join("bindings.json"))?;
+        let registry = Registry::open(settings.directory.join("bindings.json"))?;
         let socket = std::net::TcpListener::bind(settings.listen).context(settings.listen)?;
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
@@ -164,11 +164,17 @@ impl Mis {
         let thread = thread::Builder::new()
             .name("development-mis".to_owned())
             .spawn(move || runtime.block_on(run(receiver)))?;
-        Ok(Self { folder: settings.folder, port: address.port(), service, commands, thread: Some(thread) })
+        Ok(Self {
+            directory: settings.directory,
+            port: address.port(),
+            service,
+            commands,
+            thread: Some(thread),
+        })
     }
 
     /// Makes or completes the directory, and serves nothing.
-    pub fn make_folder(settings: &Settings) -> Result<()> {
+    pub fn make_directory(settings: &Settings) -> Result<()> {
         settings.pki().map(drop)
     }
 
@@ -193,28 +199,28 @@ impl Mis {
     }
 
     /// Where everything lies.
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// The CA of the server's own certificate: a device's initial trust (T1).
     pub fn ca_file(&self) -> PathBuf {
-        self.folder.join("tls-ca.pem")
+        self.directory.join("tls-ca.pem")
     }
 
     /// The server's certificate, for pins.
     pub fn server_cert(&self) -> PathBuf {
-        self.folder.join("tls.pem")
+        self.directory.join("tls.pem")
     }
 
     /// The sample device's certificate, leaf then intermediate.
     pub fn factory_cert(&self) -> PathBuf {
-        self.folder.join("factory.pem")
+        self.directory.join("factory.pem")
     }
 
     /// The sample device's key, PKCS#8.
     pub fn factory_key(&self) -> PathBuf {
-        self.folder.join("factory.key")
+        self.directory.join("factory.key")
     }
 
     /// Another device: certificate file and key file.

@@ -1,4 +1,4 @@
-//! The server's own PKI, in one folder: a TLS authority, a manufacturer with sample devices, and
+//! The server's own PKI, in one directory: a TLS authority, a manufacturer with sample devices, and
 //! the Trust Domain's issuing authorities. An existing directory is used again, so that a restart
 //! keeps everything valid that was issued before.
 
@@ -84,7 +84,7 @@ impl Default for FactorySpec {
 /// What [`Pki::open`] needs to know.
 pub struct PkiSpec<'a> {
     /// Created with mode 0700 where it is missing.
-    pub folder: &'a Path,
+    pub directory: &'a Path,
     /// Names and addresses in the server's certificate.
     pub hosts: &'a [String],
     /// The Trust Domain's name.
@@ -134,7 +134,7 @@ impl Authority {
 
 /// The whole directory, loaded.
 pub struct Pki {
-    folder: PathBuf,
+    directory: PathBuf,
     factory_intermediate: Ca,
     factory_anchors: Vec<Der>,
     state: State,
@@ -149,15 +149,17 @@ impl Pki {
     /// Opens the directory, and makes what is missing in it.
     pub fn open(spec: &PkiSpec<'_>) -> Result<Self> {
         check_trust_domain(spec.trust_domain)?;
-        let folder = spec.folder;
-        make_folder(folder)?;
+        let directory = spec.directory;
+        make_directory(directory)?;
 
-        let tls_ca = ca_or(folder, "tls-ca", KeyKind::P256, |key| Ca::root("TLS authority", key, None, 30))?;
+        let tls_ca =
+            ca_or(directory, "tls-ca", KeyKind::P256, |key| Ca::root("TLS authority", key, None, 30))?;
         let (tls_chain, tls_key) = server_certificate(spec, &tls_ca)?;
 
-        let manufacturer =
-            ca_or(folder, "factory-ca", KeyKind::P256, |key| Ca::root("Manufacturer root", key, None, 50))?;
-        let factory_intermediate = ca_or(folder, "factory-intermediate", KeyKind::P256, |key| {
+        let manufacturer = ca_or(directory, "factory-ca", KeyKind::P256, |key| {
+            Ca::root("Manufacturer root", key, None, 50)
+        })?;
+        let factory_intermediate = ca_or(directory, "factory-intermediate", KeyKind::P256, |key| {
             manufacturer.subordinate("Manufacturer line 1", key, None, 40)
         })?;
         let mut factory_anchors = vec![manufacturer.certificate.clone()];
@@ -167,7 +169,7 @@ impl Pki {
 
         let (state, authorities) = open_trust_domain(spec)?;
         let pki = Self {
-            folder: folder.to_owned(),
+            directory: directory.to_owned(),
             factory_intermediate,
             factory_anchors,
             state,
@@ -175,7 +177,7 @@ impl Pki {
             tls_chain,
             tls_key,
         };
-        if !pki.folder.join("factory.pem").exists() {
+        if !pki.directory.join("factory.pem").exists() {
             pki.write_credential("factory", "device-0001", &FactorySpec::default())?;
         }
         Ok(pki)
@@ -242,19 +244,19 @@ impl Pki {
 
     fn announce(&mut self) -> Result<()> {
         let number = self.authorities.iter().map(|one| one.number).max().unwrap_or(0) + 1;
-        self.authorities.push(open_authority(&self.folder, &self.state, number)?);
+        self.authorities.push(open_authority(&self.directory, &self.state, number)?);
         self.state.published.push(number);
         self.state.sequence += 1;
         Ok(())
     }
 
     fn save_state(&self) -> Result<()> {
-        replace(&state_file(&self.folder), &serde_json::to_vec_pretty(&self.state)?)
+        replace(&state_file(&self.directory), &serde_json::to_vec_pretty(&self.state)?)
     }
 
     /// Whether a device of this name has been made.
     pub fn has_credential(&self, name: &str) -> bool {
-        self.folder.join(format!("factory-{name}.pem")).exists()
+        self.directory.join(format!("factory-{name}.pem")).exists()
     }
 
     /// Another device: `factory-NAME.pem` (leaf and intermediate) and `factory-NAME.key`.
@@ -273,7 +275,7 @@ impl Pki {
     fn write_credential(&self, file: &str, name: &str, spec: &FactorySpec) -> Result<(PathBuf, PathBuf)> {
         let (key, pkcs8) = KeyPair::generate(spec.key)?;
         let certificate = self.write_certificate(file, name, key.spki(), spec)?;
-        let key_file = self.folder.join(format!("{file}.key"));
+        let key_file = self.directory.join(format!("{file}.key"));
         write_key(&key_file, &pkcs8)?;
         Ok((certificate, key_file))
     }
@@ -307,23 +309,23 @@ impl Pki {
             chain.push(self.factory_intermediate.issue(&template)?);
             chain.push(self.factory_intermediate.certificate.clone());
         }
-        let path = self.folder.join(format!("{file}.pem"));
+        let path = self.directory.join(format!("{file}.pem"));
         replace(&path, bundle(&chain).as_bytes())?;
         Ok(path)
     }
 }
 
 fn open_trust_domain(spec: &PkiSpec<'_>) -> Result<(State, Vec<Authority>)> {
-    make_folder(&spec.folder.join("trust-domain"))?;
-    let file = state_file(spec.folder);
+    make_directory(&spec.directory.join("trust-domain"))?;
+    let file = state_file(spec.directory);
     let state = if file.exists() {
         let state: State = serde_json::from_slice(&read(&file)?).context(file.display())?;
         let kept = (state.trust_domain.as_str(), state.mode, state.algorithm);
         if kept != (spec.trust_domain, spec.mode, spec.algorithm) {
             return Err(Error::new(format!(
                 "{} was made for trust domain {:?}, mode {:?}, algorithm {:?}: \
-                 use the same settings or another folder",
-                spec.folder.display(),
+                 use the same settings or another directory",
+                spec.directory.display(),
                 kept.0,
                 kept.1,
                 kept.2
@@ -343,25 +345,27 @@ fn open_trust_domain(spec: &PkiSpec<'_>) -> Result<(State, Vec<Authority>)> {
     let authorities = state
         .published
         .iter()
-        .map(|number| open_authority(spec.folder, &state, *number))
+        .map(|number| open_authority(spec.directory, &state, *number))
         .collect::<Result<Vec<_>>>()?;
     replace(&file, &serde_json::to_vec_pretty(&state)?)?;
     Ok((state, authorities))
 }
 
-fn open_authority(folder: &Path, state: &State, number: u32) -> Result<Authority> {
-    let folder = folder.join("trust-domain");
+fn open_authority(directory: &Path, state: &State, number: u32) -> Result<Authority> {
+    let directory = directory.join("trust-domain");
     let kind = state.algorithm.key();
     // SPIFFE: a signing certificate should carry the Trust Domain's own ID, without a path.
     let uri = format!("spiffe://{}", state.trust_domain);
-    let root = ca_or(&folder, &format!("root-{number}"), kind, |key| {
+    let root = ca_or(&directory, &format!("root-{number}"), kind, |key| {
         Ca::root(&format!("Trust Domain root {number}"), key, Some(&uri), 20)
     })?;
     let intermediate = match state.mode {
         IssuingMode::Root => None,
-        IssuingMode::Intermediate => Some(ca_or(&folder, &format!("intermediate-{number}"), kind, |key| {
-            root.subordinate(&format!("Trust Domain issuer {number}"), key, Some(&uri), 15)
-        })?),
+        IssuingMode::Intermediate => {
+            Some(ca_or(&directory, &format!("intermediate-{number}"), kind, |key| {
+                root.subordinate(&format!("Trust Domain issuer {number}"), key, Some(&uri), 15)
+            })?)
+        }
     };
     Ok(Authority { number, root, intermediate })
 }
@@ -369,7 +373,7 @@ fn open_authority(folder: &Path, state: &State, number: u32) -> Result<Authority
 /// A fresh certificate at every start, for the names wanted now; the key stays, so that a pin on
 /// it survives a restart.
 fn server_certificate(spec: &PkiSpec<'_>, ca: &Ca) -> Result<(Vec<Der>, Vec<u8>)> {
-    let key_file = spec.folder.join("tls.key");
+    let key_file = spec.directory.join("tls.key");
     let (key, pkcs8) = if key_file.exists() {
         read_key(&key_file)?
     } else {
@@ -405,14 +409,19 @@ fn server_certificate(spec: &PkiSpec<'_>, ca: &Ca) -> Result<(Vec<Der>, Vec<u8>)
             chain.extend(pem::certificates(&read(file)?).context(file.display())?);
         }
     }
-    replace(&spec.folder.join("tls.pem"), bundle(&chain).as_bytes())?;
+    replace(&spec.directory.join("tls.pem"), bundle(&chain).as_bytes())?;
     Ok((chain, pkcs8))
 }
 
 /// Loads `NAME.pem` and `NAME.key`, or makes and keeps them.
-fn ca_or(folder: &Path, name: &str, kind: KeyKind, make: impl FnOnce(KeyPair) -> Result<Ca>) -> Result<Ca> {
-    let certificate_file = folder.join(format!("{name}.pem"));
-    let key_file = folder.join(format!("{name}.key"));
+fn ca_or(
+    directory: &Path,
+    name: &str,
+    kind: KeyKind,
+    make: impl FnOnce(KeyPair) -> Result<Ca>,
+) -> Result<Ca> {
+    let certificate_file = directory.join(format!("{name}.pem"));
+    let key_file = directory.join(format!("{name}.key"));
     if certificate_file.exists() {
         let mut chain = pem::certificates(&read(&certificate_file)?).context(certificate_file.display())?;
         return Ca::new(chain.swap_remove(0), read_key(&key_file)?.0);
@@ -424,16 +433,16 @@ fn ca_or(folder: &Path, name: &str, kind: KeyKind, make: impl FnOnce(KeyPair) ->
     Ok(ca)
 }
 
-fn state_file(folder: &Path) -> PathBuf {
-    folder.join("trust-domain").join("state.json")
+fn state_file(directory: &Path) -> PathBuf {
+    directory.join("trust-domain").join("state.json")
 }
 
 fn bundle(chain: &[Der]) -> String {
     chain.iter().map(|der| pem::encode(CERTIFICATE, der, pem::WIDTH)).collect()
 }
 
-fn make_folder(folder: &Path) -> Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).context(folder.display())
+fn make_directory(directory: &Path) -> Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).context(directory.display())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

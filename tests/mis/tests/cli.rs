@@ -9,10 +9,10 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_development-mis");
 fn mis_prints_help_listens_and_ends_on_a_signal() {
     for signal in ["INT", "TERM"] {
         let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("mis");
+        let directory = dir.path().join("mis");
         let mut child = Command::new(PROGRAM)
-            .args(["--listen", "127.0.0.1:0", "--svid-lifetime", "60s", "--folder"])
-            .arg(&folder)
+            .args(["--listen", "127.0.0.1:0", "--svid-lifetime", "60s", "--directory"])
+            .arg(&directory)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -41,10 +41,10 @@ fn mis_prints_help_listens_and_ends_on_a_signal() {
 #[test]
 fn default_urls_need_no_name_resolution() {
     let dir = tempfile::tempdir().unwrap();
-    let folder = dir.path().join("mis");
+    let directory = dir.path().join("mis");
     let mut child = Command::new(PROGRAM)
-        .args(["--listen", "127.0.0.1:0", "--folder"])
-        .arg(&folder)
+        .args(["--listen", "127.0.0.1:0", "--directory"])
+        .arg(&directory)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -54,7 +54,7 @@ fn default_urls_need_no_name_resolution() {
     assert!(address.starts_with("127.0.0.1:"), "{url}");
     let handshake = Command::new("openssl")
         .args(["s_client", "-connect", address, "-verify_ip", "127.0.0.1", "-verify_return_error", "-CAfile"])
-        .arg(folder.join("tls-ca.pem"))
+        .arg(directory.join("tls-ca.pem"))
         .stdin(Stdio::null())
         .output()
         .unwrap();
@@ -66,13 +66,19 @@ fn default_urls_need_no_name_resolution() {
 #[test]
 fn directory_can_be_created_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let folder = dir.path().join("mis");
+    let directory = dir.path().join("mis");
     let make = |more: &[&str]| {
-        Command::new(PROGRAM).arg("--folder").arg(&folder).arg("--pki-only").args(more).output().unwrap()
+        Command::new(PROGRAM)
+            .arg("--directory")
+            .arg(&directory)
+            .arg("--pki-only")
+            .args(more)
+            .output()
+            .unwrap()
     };
     assert!(make(&["--device", "two"]).status.success());
     for file in ["tls-ca.pem", "factory-ca.pem", "factory.pem", "factory.key", "factory-two.key"] {
-        assert!(folder.join(file).exists(), "{file}");
+        assert!(directory.join(file).exists(), "{file}");
     }
     let refused = make(&["--mode", "intermediate"]);
     assert!(!refused.status.success());
@@ -88,7 +94,7 @@ fn readme_has_every_switch() {
         .filter_map(|line| line.trim_start().strip_prefix("--"))
         .map(|line| line.split_whitespace().next().unwrap())
         .collect();
-    assert!(switches.contains(&"folder") && switches.contains(&"svid-lifetime"), "{switches:?}");
+    assert!(switches.contains(&"directory") && switches.contains(&"svid-lifetime"), "{switches:?}");
     for switch in switches {
         assert!(readme.contains(&format!("`--{switch}")), "--{switch}");
     }

@@ -379,13 +379,13 @@ fn admission_and_rate_limits_have_a_retry_after() {
 #[test]
 fn restart_keeps_devices_and_anchors() {
     let dir = tempfile::tempdir().unwrap();
-    let folder = dir.path().join("mis");
-    let settings = || Settings { folder: folder.clone(), ..Settings::default() };
+    let directory = dir.path().join("mis");
+    let settings = || Settings { directory: directory.clone(), ..Settings::default() };
     let key_file = key(dir.path(), "device", P256);
     let csr = csr(&key_file);
     let mis = Mis::start(settings()).unwrap();
     for (file, mode) in [("", 0o700), ("factory.key", 0o600), ("tls.key", 0o600)] {
-        let found = fs::metadata(folder.join(file)).unwrap().permissions().mode() & 0o777;
+        let found = fs::metadata(directory.join(file)).unwrap().permissions().mode() & 0o777;
         assert_eq!(found, mode, "{file}");
     }
     let first = Svid::of(enroll(&mis, &factory(&mis), &enrollment(&csr)), dir.path(), "first");
@@ -440,17 +440,17 @@ fn external_key_gets_a_device_credential() {
     let public = dir.join("public.pem");
     openssl(&["pkey", "-in", key_file.to_str().unwrap(), "-pubout", "-out", public.to_str().unwrap()]);
     let settings = Settings {
-        folder: dir.join("other"),
+        directory: dir.join("other"),
         devices: vec!["two".to_owned()],
         certify: vec![("three".to_owned(), public)],
         ..Settings::default()
     };
-    Mis::make_folder(&settings).unwrap();
+    Mis::make_directory(&settings).unwrap();
     let made = fs::read(dir.join("other/factory-three.pem")).unwrap();
     let mis = Mis::start(settings).unwrap();
-    assert_eq!(fs::read(mis.folder().join("factory-three.pem")).unwrap(), made);
-    for (name, key_file) in [("two", mis.folder().join("factory-two.key")), ("three", key_file)] {
-        let certificate = mis.folder().join(format!("factory-{name}.pem"));
+    assert_eq!(fs::read(mis.directory().join("factory-three.pem")).unwrap(), made);
+    for (name, key_file) in [("two", mis.directory().join("factory-two.key")), ("three", key_file)] {
+        let certificate = mis.directory().join(format!("factory-{name}.pem"));
         assert_eq!(enroll(&mis, &client(&mis, Some((&certificate, &key_file))), &body).status(), 201);
     }
 }

@@ -23,7 +23,7 @@ pub struct Site {
 /// A fresh MIS with these settings changed.
 pub fn site(change: impl FnOnce(&mut Settings)) -> Site {
     let dir = tempfile::tempdir().unwrap();
-    let mut settings = Settings { folder: dir.path().join("mis"), ..Settings::default() };
+    let mut settings = Settings { directory: dir.path().join("mis"), ..Settings::default() };
     change(&mut settings);
     Site { mis: Mis::start(settings).unwrap(), dir }
 }
