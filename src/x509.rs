@@ -528,7 +528,7 @@ fn comparable_value(value: Element<'_>) -> Option<Vec<u8>> {
     let bytes = value.content;
     let text = match value.tag {
         0x0c | 0x12 | 0x13 | 0x16 | 0x1a => std::str::from_utf8(bytes).ok()?.to_owned(),
-        0x14 => bytes.iter().copied().map(char::from).collect(), // T61String, as everybody reads it
+        0x14 => bytes.iter().copied().map(char::from).collect(), // T61String, as it is read everywhere
         0x1e => {
             let units: Vec<u16> =
                 bytes.chunks(2).map(|pair| pair.iter().fold(0, |u, b| u << 8 | u16::from(*b))).collect();

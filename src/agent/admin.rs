@@ -89,15 +89,15 @@ fn validate(command: &AdminCommand, conditions: Conditions<'_>, place: &Place) -
 fn outlook(command: &AdminCommand) -> &'static str {
     match command {
         AdminCommand::Retry { new_key: None } => {
-            "What was refused or is being waited for is tried again within seconds, as far as the MIS has not asked to be left alone."
+            "What was refused or is being waited for is tried again within seconds, unless a Retry-After delay of the MIS forbids it."
         }
         AdminCommand::Retry { new_key: Some(_) } => {
-            "If the key is lost, the agent enrolls with a new one, as far as the MIS has not asked to be left alone. \
+            "If the key is lost, the agent enrolls with a new one, unless a Retry-After delay of the MIS forbids it. \
              A key that works is kept."
         }
         AdminCommand::Renew(_) => {
-            "The identity is renewed now, as far as the MIS has not asked to be left alone and nothing else stands in the \
-             way."
+            "The identity is renewed now, unless a Retry-After delay of the MIS or an error that the status shows \
+             forbids it."
         }
         AdminCommand::Retire(_) => {
             "The identity is retired: it is stored apart in the state directory, what was published is withdrawn, and a new \

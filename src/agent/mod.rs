@@ -188,7 +188,7 @@ impl Mode {
             Some(Salvaged { config, is_state_known: false }) => {
                 // What lies at the default may have been left there long ago.
                 tracing::error!(
-                    "nothing that is held is served: where state_dir says that it is cannot be read, and what is in {} \
+                    "nothing that is stored is served: where state_dir says that it is cannot be read, and what is in {} \
                      may be old. Correct state_dir in the configuration",
                     shell_word(&config.state_dir)
                 );
@@ -261,7 +261,7 @@ impl Mode {
                         }
                         ExternalEvent::Command(given) => {
                             let why = "The agent's state cannot be read, and nothing is done before it can be: its \
-                                       status says what to correct. It is looked at again now.";
+                                       status says what to correct. It is read again now.";
                             admin::reject(given, why);
                             Some(*config)
                         }
@@ -298,7 +298,7 @@ async fn wait_for_configuration(place: &Place, external: &mut ExternalEvents) ->
     tracing::info!(file = %place.file.display(), "no MIS is configured yet: waiting for [mis] to appear");
     external.repeats.is_over();
     let file = place.file.display();
-    let why = format!("This device is not configured: set [mis] in {file}. It goes on by itself then.");
+    let why = format!("This device is not configured: set [mis] in {file}. The agent reloads it by itself.");
     loop {
         match place.load() {
             Ok(config) if config.mis.is_none() => {}

@@ -118,7 +118,9 @@ impl Reporter {
         let instance = response.and_then(|response| response.instance.as_deref());
         tracing::warn!(identity, code, hint, problem_type, status, instance, ?retry_after, "{what}");
         if retry_after.is_some_and(|wait| wait > LONGEST_RETRY_AFTER) {
-            tracing::warn!("the MIS asked for a wait of more than 7 days; the agent asks again after 7 days");
+            tracing::warn!(
+                "the Retry-After delay of the MIS is longer than 7 days; the agent sends the next request after 7 days"
+            );
         }
         *logged = Some(report.clone());
     }
@@ -183,7 +185,7 @@ impl Reporter {
         let in_doubt = verdict == TimeVerdict::Doubted;
         if in_doubt && !std::mem::replace(&mut self.time_in_doubt, in_doubt) {
             tracing::warn!(
-                "the MIS shows the time {time}, and this device's clock {wall}: the MIS is asked again before anything \
+                "the MIS shows the time {time}, and this device's clock {wall}: the time is requested again before anything \
                  follows from that"
             );
         }
@@ -202,8 +204,8 @@ impl Reporter {
             tracing::warn!(
                 identity = identity.name.as_str(),
                 hint = "Ask the operator of the MIS to raise the limit that this device has met",
-                "the MIS asked this device to wait until {until}, and its identity ends at {ends}: in between it has none, \
-                 and may not request one earlier"
+                "the Retry-After delay of the MIS ends at {until}, and the identity at {ends}: in between there is none, \
+                 and none may be requested earlier"
             );
         }
     }

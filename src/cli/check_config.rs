@@ -23,7 +23,7 @@ pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
         // An agent that has had a configuration goes on under it.
         Ok(_) if is_configured(config, output) => {
             return reject(&format_args!(
-                "{file}: names no [mis] any more. The agent goes on under the previous configuration"
+                "{file}: names no [mis] any more. The agent continues under the previous one"
             ));
         }
         Ok(_) if source.file.symlink_metadata().is_err() => {

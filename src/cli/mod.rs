@@ -68,7 +68,7 @@ enum Command {
     Bundle(Output),
     /// Print a line at every change: the state, a new SVID, another trust bundle, an error.
     ///
-    /// It goes on until it is interrupted. While the agent is not running, it says so on stderr and
+    /// It runs until it is interrupted. While the agent is not running, it says so on stderr and
     /// waits for it.
     Watch {
         #[command(flatten)]

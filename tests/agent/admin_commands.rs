@@ -70,7 +70,7 @@ fn admin_command_response_says_what_happens_and_is_logged() {
     let world = World::enrolled();
     for (path, body, says) in [
         ("/v1/retry", "", "is tried again within seconds"),
-        ("/v1/retry", "{\"newKey\":true}", "a new one, as far as"),
+        ("/v1/retry", "{\"newKey\":true}", "a new one, unless"),
         ("/v1/identities/device/renew", "", "is renewed now"),
     ] {
         let (status, response) = post(&world.device, path, body);

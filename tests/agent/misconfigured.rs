@@ -1,4 +1,4 @@
-//! A configuration that cannot be used, at the start and later: what is held is served, file and
+//! A configuration that cannot be used, at the start and later: what is stored is served, file and
 //! line are named, and the agent goes on once it is corrected.
 
 use std::fs;
@@ -161,7 +161,7 @@ fn old_state_in_the_default_directory_is_not_served() {
     let status = world.device.wait_for("blocked");
     assert!(status["spiffeId"].is_null(), "{status:#}");
     assert_eq!(world.device.get("/v1/svid").unwrap().0, 503);
-    assert!(world.device.log().contains("nothing that is held is served"), "{}", world.device.log());
+    assert!(world.device.log().contains("nothing that is stored is served"), "{}", world.device.log());
     world.configure("");
     world.device.wait_for("active");
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "it is where it was");

@@ -121,7 +121,7 @@ fn clock_behind_proven_time_is_not_trusted_until_the_mis_agrees() {
     let detail = error["detail"].as_str().unwrap();
     assert!(detail.contains("2100-01-01") && !detail.contains("miaf-agent"), "{detail}");
     assert!(error["hint"].as_str().unwrap().ends_with("miaf-agent retry"), "{error:#}");
-    assert_eq!(waiting["svid"]["serial"], before["svid"]["serial"], "what is held is served");
+    assert_eq!(waiting["svid"]["serial"], before["svid"]["serial"], "what is stored is served");
     assert_eq!(world.device.get("/readyz").unwrap().0, 503, "nobody can tell whether it is valid");
     assert_eq!(world.device.get("/v1/svid").unwrap().0, 200);
 

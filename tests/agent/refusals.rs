@@ -196,7 +196,7 @@ fn retry_after_that_outlasts_the_svid_is_reported_ahead() {
     let metrics = world.device.get("/metrics").unwrap().1;
     assert!(metrics.contains("\nmiaf_agent_svid_ends_while_waiting{identity=\"device\"} 1\n"), "{metrics}");
     let log = world.device.log();
-    assert_eq!(log.matches("the MIS asked this device to wait until").count(), 1, "{log}");
+    assert_eq!(log.matches("the Retry-After delay of the MIS ends at").count(), 1, "{log}");
     let words = String::from_utf8(world.device.run(&["status"]).stdout).unwrap();
     let next = words.lines().find(|line| line.starts_with("Next step")).expect("a next step");
     assert!(next.contains("ask the operator of the MIS to raise its limit"), "{words}");
