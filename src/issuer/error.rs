@@ -115,16 +115,13 @@ impl Hint for IssuerError {
         match self {
             Self::Transport(error) => error.hint(),
             Self::Discovery { why, .. } => why.hint(),
+            Self::Svid(why) => Hint::hint(why),
             Self::NotConfigured => Some("Set discovery_url under [mis]".into()),
             Self::OtherTrustDomain { hint, .. } | Self::BundleRegressed { hint, .. } => Some((*hint).into()),
             Self::Refused { response, .. } => {
                 certificate_not_requested(response).then_some(CERTIFICATE_NOT_REQUESTED_HINT.into())
             }
-            Self::NotDiscovered
-            | Self::NothingToRenew
-            | Self::Malformed { .. }
-            | Self::Svid(_)
-            | Self::Bundle { .. } => None,
+            Self::NotDiscovered | Self::NothingToRenew | Self::Malformed { .. } | Self::Bundle { .. } => None,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::ProxyError;
-use crate::hint::Hint;
+use crate::hint::{Hint, Reason};
 use crate::problem::ProblemCode;
 use miaf_spiffe::text::Excerpt;
 
@@ -29,8 +29,8 @@ pub enum TransportError {
     TrustFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
-        why: String,
+        /// What is wrong with it, and what to do.
+        why: Reason,
     },
     /// The operating system's CAs are to be trusted, and there are none.
     #[error("the operating system's store of CAs (system_roots) holds none that can be used: {why}")]
@@ -131,7 +131,7 @@ pub enum TransportError {
         limit: usize,
     },
     /// A redirect, which is not followed (miaf-v0 D2).
-    #[error("{shown} redirects ({status}) to {location}; redirects are not followed", shown = shown(url))]
+    #[error("{shown} redirects ({status}) to {location}, and redirects are not followed", shown = shown(url))]
     Redirected {
         /// The URL of the request.
         url: Url,
@@ -181,7 +181,10 @@ impl Hint for TransportError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         let fixed = match self {
             Self::NoTrust => "Set ca_file, spki_sha256 or system_roots under [mis.trust]",
-            Self::TrustFile { .. } => "Correct the file, or ca_file under [mis.trust]",
+            Self::TrustFile { why, .. } => {
+                // What is wrong with the file says more.
+                return why.hint().or(Some("Correct the file, or ca_file under [mis.trust]".into()));
+            }
             Self::NoSystemRoots { from_environment: true, .. } => {
                 "Correct SSL_CERT_FILE and SSL_CERT_DIR in the environment of the agent"
             }

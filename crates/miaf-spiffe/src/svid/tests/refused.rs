@@ -531,15 +531,12 @@ fn chain_of_other_than_certificates_is_refused() {
             (
                 "a text that ends in the middle",
                 |a| a.rewritten = |p| p[0].truncate(200),
-                not_pem(
-                    0,
-                    "line 1: the CERTIFICATE that begins here has no END line; copy the file again, it is cut off",
-                ),
+                not_pem(0, "line 1: the CERTIFICATE that begins here has no END line: the text is cut off"),
             ),
             (
                 "base64 with a character that is none",
                 |a| a.rewritten = |p| p[0].replace_range(40..41, "!"),
-                not_pem(0, "line 2: \"!\" in the CERTIFICATE is not Base64; copy the file again"),
+                not_pem(0, "line 2: \"!\" in the CERTIFICATE is not Base64"),
             ),
             (
                 "a NUL in the text",
