@@ -433,6 +433,7 @@ impl Hint for CredentialError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hint::assert_apart;
     use rcgen::{CertificateParams, KeyPair};
     use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -543,6 +544,37 @@ mod tests {
         let expired = credentials.update(Ok(credential(-1, 1)), Purpose::Use, later);
         assert!(matches!(expired, Err(CredentialError::Expired { .. })));
         assert!(credentials.facts().is_some(), "people see until when it was valid");
+    }
+
+    #[test]
+    fn error_has_one_hint_apart_from_its_message() {
+        let text = || "/factory.pem".to_owned();
+        let denied = || Reason::from("permission denied").with_hint_text("Let it in: chmod u+r /it");
+        let secret = |why| CredentialError::Auth(SecretError { what: text(), why });
+        let hint = |error: CredentialError| {
+            assert_apart(&error);
+            error.hint().map(Cow::into_owned)
+        };
+        let lost = crate::keys::software::SoftwareError::BrokenSeal;
+        for (error, expected) in [
+            (CredentialError::NotConfigured, Some("Set cert_file and key under [bootstrap]")),
+            (CredentialError::Certificate { place: text(), why: denied() }, Some("Let it in: chmod u+r /it")),
+            (CredentialError::Certificate { place: text(), why: "it is damaged".into() }, None),
+            (CredentialError::Key(lost.into()), Some("Replace the key with: miaf-agent retry --new-key")),
+            (secret(denied()), Some("Let it in: chmod u+r /it")),
+            (secret("it is too large".into()), Some("Correct key_auth under [bootstrap], or what it names")),
+            (
+                CredentialError::Mismatch { certificate: text(), key: text() },
+                Some("Correct cert_file (or cert) or key under [bootstrap]"),
+            ),
+            (
+                CredentialError::Expired { not_after: NOW },
+                Some("Check the clock; then ask the issuer of the certificate for a new one"),
+            ),
+            (CredentialError::NotYetValid { not_before: NOW }, Some("Check the clock of this device")),
+        ] {
+            assert_eq!(hint(error).as_deref(), expected);
+        }
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl Identity {
 
     /// Quarantines a pending key that this TPM does not know. An SVID for it would be of no use.
     async fn give_up_pending_key(&mut self, e: &KeyError, keys: &Providers, records: &Records) -> Failure {
-        let (store, keys, why) = (records.store.clone(), keys.clone(), e.to_string());
+        let (store, keys, why) = (records.store.clone(), keys.clone(), e.with_hint().to_string());
         let one_before = blocking(move || {
             store.quarantine::<state::StoredPendingKey>(&why);
             // The right TPM may be back, and the MIS know the key that was created in it then (E6).

@@ -426,3 +426,25 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         Err(e) => std::panic::resume_unwind(e.into_panic()), // a bug in `work` is a bug here
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hint::assert_apart;
+
+    #[test]
+    fn error_that_ends_the_agent_has_a_hint_apart_from_its_message() {
+        let refused = || std::io::Error::other("refused");
+        let socket = BindError::new(Path::new("/run/agent.sock"), &refused());
+        for (error, has_hint) in [
+            (AgentError::Socket(socket), true),
+            (AgentError::Threads(refused()), true),
+            (AgentError::SocketLost("sign"), true),
+            (AgentError::Signals(refused()), false),
+            (AgentError::Timers(refused()), false),
+        ] {
+            assert_apart(&error);
+            assert_eq!(error.hint().is_some(), has_hint, "{error}");
+        }
+    }
+}

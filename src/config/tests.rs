@@ -4,7 +4,10 @@ const FILE: &str = "/etc/miaf-agent/config.toml";
 const FULL: &str = include_str!("../../tests/data/config-full.toml");
 
 fn parse(text: &str) -> Result<Config, String> {
-    Config::parse(text, Path::new(FILE), None).map_err(|e| e.with_hint().to_string())
+    Config::parse(text, Path::new(FILE), None).map_err(|e| {
+        crate::hint::assert_apart(&e);
+        e.with_hint().to_string()
+    })
 }
 
 #[test]

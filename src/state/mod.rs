@@ -325,6 +325,27 @@ mod tests {
     use crate::keys::tss2::{Parent, Tss2Key};
     use std::os::unix::fs::PermissionsExt as _;
 
+    #[test]
+    fn error_has_a_hint_apart_from_its_message() {
+        use crate::hint::assert_apart;
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path());
+        for kind in [io::ErrorKind::NotADirectory, io::ErrorKind::ReadOnlyFilesystem] {
+            assert_apart(&store.failed("write", "identity.json", kind.into()));
+        }
+        let denied = store.failed("write", "identity.json", io::Error::from_raw_os_error(13));
+        assert_apart(&denied);
+        assert!(denied.to_string().contains("Permission denied"), "{denied}");
+        assert!(denied.hint().unwrap().contains("chown -R "), "{denied}");
+        let foreign = store.of_another(directory.path(), 4_000_000);
+        assert_apart(&foreign);
+        assert!(foreign.hint().unwrap().starts_with("Start the agent as its owner"), "{foreign}");
+        let _lock = store.lock().unwrap();
+        let locked = store.lock().unwrap_err();
+        assert_apart(&locked);
+        assert!(locked.hint().unwrap().starts_with("Stop one of the two"), "{locked}");
+    }
+
     fn pending() -> StoredPendingKey {
         // Well-formed, though no TPM created it.
         let key = Tss2Key { parent: Parent::OwnerPrimary, public: vec![7; 90], private: vec![9; 126] };

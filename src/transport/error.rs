@@ -228,3 +228,66 @@ pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     }
     Excerpt::of(inner, MAX_REASON).into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hint::assert_apart;
+    use crate::platform::credentials::SecretError;
+
+    fn denied() -> Reason {
+        Reason::from("permission denied").with_hint_text("Let it in: chmod u+r /it")
+    }
+
+    #[test]
+    fn hint_is_imperative_and_apart_from_the_message() {
+        let url = || Url::parse("https://mis.example/").unwrap();
+        let text = || "x".to_owned();
+        let name = |has_default_route| TransportError::NameNotResolved {
+            url: url(),
+            name: text(),
+            why: "there is no such name",
+            has_default_route,
+        };
+        let no_system_roots =
+            |from_environment| TransportError::NoSystemRoots { why: text(), from_environment };
+        let redirected =
+            TransportError::Redirected { url: url(), status: 302, location: Excerpt::of("/x", 9) };
+        let of_proxy = [
+            ProxyError::NameNotResolved { proxy: text(), why: text() },
+            ProxyError::AuthRequired { proxy: text() },
+            ProxyError::AuthRefused { proxy: text() },
+            ProxyError::Forbidden { proxy: text(), to: text() },
+            ProxyError::Environment { variable: "ALL_PROXY", why: "is not the URL of a proxy".into() },
+            ProxyError::Secret(SecretError { what: text(), why: denied() }),
+            ProxyError::Secret(SecretError { what: text(), why: "it is empty".into() }),
+            ProxyError::SecretForm,
+        ];
+        let others = [
+            TransportError::NoTrust,
+            TransportError::TrustFile { path: "/ca.pem".into(), why: "it is empty".into() },
+            TransportError::TrustFile { path: "/ca.pem".into(), why: denied() },
+            no_system_roots(true),
+            no_system_roots(false),
+            TransportError::Offline { url: url(), why: text() },
+            name(true),
+            name(false),
+            redirected,
+        ];
+        let of_proxy = of_proxy.into_iter().map(|why| TransportError::Proxy { url: url(), why });
+        for error in of_proxy.chain(others) {
+            assert_apart(&error);
+            assert!(error.hint().is_some(), "{error}");
+        }
+    }
+
+    #[test]
+    fn fault_of_a_trust_file_has_the_hint_that_says_more() {
+        let hint = |why: Reason| {
+            let error = TransportError::TrustFile { path: "/ca.pem".into(), why };
+            error.hint().unwrap().into_owned()
+        };
+        assert_eq!(hint(denied()), "Let it in: chmod u+r /it");
+        assert!(hint("it is empty".into()).starts_with("Correct the file"));
+    }
+}

@@ -29,6 +29,7 @@ fn socket_that_cannot_be_bound_ends_the_process() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("/proc/no/agent.sock cannot be bound"), "{said}");
+    assert!(said.contains(". Check [socket] in the configuration"), "{said}");
 }
 
 #[test]
@@ -256,7 +257,12 @@ fn command_without_an_agent_says_what_to_do() {
     let output = device.run(&["status"]);
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("no agent answers at") && said.contains("systemctl status miaf-agent"), "{said}");
+    let (message, hint) = said.split_once('\n').unwrap();
+    assert!(
+        message.starts_with("miaf-agent: no agent answers at") && !message.contains("systemctl"),
+        "{said}"
+    );
+    assert_eq!(hint, "  Hint: Check whether it is running: systemctl status miaf-agent\n");
 }
 
 #[test]
