@@ -266,6 +266,28 @@ fn command_without_an_agent_says_what_to_do() {
 }
 
 #[test]
+fn check_config_prints_the_hint_on_a_line_of_its_own() {
+    for (bad, message, hint) in [
+        ("[retry]\nbase = \"5 parsecs\"\n", "2: retry.base: ", "Write \"5m\", \"30s\" or \"200ms\""),
+        (
+            "[key]\ntcti = \"x\"\n",
+            "2: key.tcti: not a TPM connection: \"x\" ",
+            "Set tcti to device:/dev/tpmrm0, ",
+        ),
+        ("[key]\nparent = \"srk\"\n", "2: key.parent: it is neither ", "Write \"auto\", "),
+    ] {
+        let device = Device::new(bad);
+        let output = device.run(&["check-config"]);
+        assert_eq!(output.status.code(), Some(78));
+        let said = String::from_utf8(output.stderr).unwrap();
+        let lines: Vec<_> = said.lines().collect();
+        let file = device.path("config.toml");
+        assert!(lines[0].starts_with(&format!("miaf-agent: {}:{message}", file.display())), "{said}");
+        assert!(lines[1].starts_with(&format!("  Hint: {hint}")) && lines.len() == 2, "{said}");
+    }
+}
+
+#[test]
 fn socket_serves_http_and_problem_details() {
     let world = World::enrolled();
     let (status, body) = world.device.get("/nowhere").unwrap();
