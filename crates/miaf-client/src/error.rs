@@ -123,6 +123,7 @@ fn join_group(socket: &Path) -> String {
 impl std::error::Error for ClientError {}
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
