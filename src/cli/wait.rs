@@ -165,8 +165,9 @@ struct TimedOut {
 
 impl Hint for TimedOut {
     fn hint(&self) -> Option<Cow<'_, str>> {
-        // With a status, the next step is a part of it.
-        if self.seen.is_none() { self.why.hint() } else { None }
+        let Some(status) = &self.seen else { return self.why.hint() };
+        let wrong = status.identity(self.name.as_ref())?.error(status.last_error.as_ref())?;
+        wrong.hint.as_deref().map(Cow::Borrowed)
     }
 }
 
@@ -187,9 +188,6 @@ impl fmt::Display for TimedOut {
                 let shared = status.last_error.as_ref();
                 if let Some(wrong) = identity.error(shared) {
                     write!(f, ". Last error: {}", error(wrong).trim_end_matches('.'))?;
-                    if let Some(hint) = &wrong.hint {
-                        write!(f, ". Hint: {hint}")?;
-                    }
                 }
                 write!(f, ". Next step: {}", next_step(identity, shared, SystemTime::now().into()))
             }
