@@ -212,7 +212,8 @@ fn load_unfinished(
 ) -> Result<Unfinished, StoreError> {
     let record: Option<state::StoredPendingKey> = store.load()?;
     let mut issued: Option<state::StoredIssuedChain> = store.load()?;
-    let open = |record: &state::StoredPendingKey| keys.open(&record.key).map_err(|e| e.with_hint().to_string());
+    let open =
+        |record: &state::StoredPendingKey| keys.open(&record.key).map_err(|e| e.with_hint().to_string());
     let pending = record.and_then(|record| match open(&record) {
         Ok(key) => Some((key, record)),
         Err(why) => {
