@@ -17,7 +17,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
 use crate::config::{self, FactoryCertificateLocation, FactoryKeyLocation};
-use crate::hint::Hint;
+use crate::hint::{Hint, Reason};
 use crate::keys::KeyError;
 use crate::keys::factory_key::{self, Source};
 use crate::keys::tpm::{AuthValue, Tpm};
@@ -331,10 +331,12 @@ fn read_chain(config: &config::BootstrapConfig, tpm: &Tpm) -> Result<Chain, Cred
 }
 
 fn certificates_in(path: &Path) -> Result<Chain, CredentialError> {
-    let unusable = |why: String| CredentialError::Certificate { place: path.display().to_string(), why };
-    let content = files::read_limited(path)
-        .map_err(|e| unusable(format!("it cannot be read: {}", access::why_unreadable(path, &e))))?;
-    let mut read = pem::certificates(&content).map_err(|e| unusable(e.to_string()))?;
+    let unusable = |why: Reason| CredentialError::Certificate { place: path.display().to_string(), why };
+    let content = files::read_limited(path).map_err(|e| {
+        let why = access::unreadable(path, &e);
+        unusable(Reason { what: format!("it cannot be read: {why}"), ..why })
+    })?;
+    let mut read = pem::certificates(&content).map_err(|e| unusable(Reason::of(&e)))?;
     read.others.retain(|(_, label)| !label.is_of_a_private_key()); // its key may be in the same file
     let unused = read
         .unused()
@@ -379,8 +381,8 @@ pub enum CredentialError {
     Certificate {
         /// Where it is.
         place: String,
-        /// What is wrong with it.
-        why: String,
+        /// What is wrong with it, and what to do.
+        why: Reason,
     },
     /// The key cannot be used, or an NV index of the TPM cannot be read.
     #[error(transparent)]
@@ -417,7 +419,12 @@ impl Hint for CredentialError {
             Self::Mismatch { .. } => "Correct cert_file (or cert) or key under [bootstrap]",
             Self::Expired { .. } => "Check the clock; then ask the issuer of the certificate for a new one",
             Self::NotYetValid { .. } => "Check the clock of this device",
-            Self::Certificate { .. } | Self::Key(_) | Self::Auth(_) => return None,
+            Self::Certificate { why, .. } => return why.hint(),
+            Self::Key(why) => return why.hint(),
+            Self::Auth(why) => {
+                // What is wrong with the file says more.
+                return why.hint().or(Some("Correct key_auth under [bootstrap], or what it names".into()));
+            }
         };
         Some(fixed.into())
     }
@@ -426,6 +433,7 @@ impl Hint for CredentialError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hint::assert_apart;
     use rcgen::{CertificateParams, KeyPair};
     use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -536,6 +544,37 @@ mod tests {
         let expired = credentials.update(Ok(credential(-1, 1)), Purpose::Use, later);
         assert!(matches!(expired, Err(CredentialError::Expired { .. })));
         assert!(credentials.facts().is_some(), "people see until when it was valid");
+    }
+
+    #[test]
+    fn error_has_one_hint_apart_from_its_message() {
+        let text = || "/factory.pem".to_owned();
+        let denied = || Reason::from("permission denied").with_hint_text("Let it in: chmod u+r /it");
+        let secret = |why| CredentialError::Auth(SecretError { what: text(), why });
+        let hint = |error: CredentialError| {
+            assert_apart(&error);
+            error.hint().map(Cow::into_owned)
+        };
+        let lost = crate::keys::software::SoftwareError::BrokenSeal;
+        for (error, expected) in [
+            (CredentialError::NotConfigured, Some("Set cert_file and key under [bootstrap]")),
+            (CredentialError::Certificate { place: text(), why: denied() }, Some("Let it in: chmod u+r /it")),
+            (CredentialError::Certificate { place: text(), why: "it is damaged".into() }, None),
+            (CredentialError::Key(lost.into()), Some("Replace the key with: miaf-agent retry --new-key")),
+            (secret(denied()), Some("Let it in: chmod u+r /it")),
+            (secret("it is too large".into()), Some("Correct key_auth under [bootstrap], or what it names")),
+            (
+                CredentialError::Mismatch { certificate: text(), key: text() },
+                Some("Correct cert_file (or cert) or key under [bootstrap]"),
+            ),
+            (
+                CredentialError::Expired { not_after: NOW },
+                Some("Check the clock; then ask the issuer of the certificate for a new one"),
+            ),
+            (CredentialError::NotYetValid { not_before: NOW }, Some("Check the clock of this device")),
+        ] {
+            assert_eq!(hint(error).as_deref(), expected);
+        }
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl Identity {
 
     /// Quarantines a pending key that this TPM does not know. An SVID for it would be of no use.
     async fn give_up_pending_key(&mut self, e: &KeyError, keys: &Providers, records: &Records) -> Failure {
-        let (store, keys, why) = (records.store.clone(), keys.clone(), e.to_string());
+        let (store, keys, why) = (records.store.clone(), keys.clone(), e.with_hint().to_string());
         let one_before = blocking(move || {
             store.quarantine::<state::StoredPendingKey>(&why);
             // The right TPM may be back, and the MIS know the key that was created in it then (E6).
@@ -224,8 +224,9 @@ impl Identity {
                 let store = surroundings.records.store.clone();
                 blocking(move || forget::<state::StoredIssuedChain>(&store)).await;
                 // Each costs the device one of its few renewals a day (E4).
-                let failure = slow(ProblemCode::SvidRefused, "The SVID that the MIS issued is refused", &why);
-                Err(NotAdopted::Refused(failure))
+                let title = "The SVID that the MIS issued is refused";
+                let report = Report::of(ProblemCode::SvidRefused, title, &why);
+                Err(NotAdopted::Refused(Failure { kind: FailureKind::Slow, retry_after: None, report }))
             }
         }
     }
@@ -276,8 +277,9 @@ impl Identity {
                 forget::<state::StoredPendingKey>(&store);
             }
             let retired = replaced.map_or(Ok(()), |key| keys.retire(key.as_ref()));
-            retired
-                .unwrap_or_else(|e| tracing::warn!("the replaced key could not be retired: {}", cause(&e)));
+            retired.unwrap_or_else(|e| {
+                tracing::warn!("the replaced key could not be retired: {}", cause(&e.with_hint()))
+            });
         })
         .await;
         self.issued = None;

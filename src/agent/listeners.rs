@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::config::{self, Limits};
+use crate::hint::Hint as _;
 use crate::platform::process;
 use crate::platform::systemd::PassedSocket;
 use crate::server::call_limit::CallLimits;
@@ -129,7 +130,11 @@ impl Listeners {
                     *at = to.clone();
                     std::mem::replace(served, moved).stop().await;
                 }
-                Err(e) => tracing::error!("{e}. The socket stays at {}", place(at, *role).path.display()),
+                Err(e) => tracing::error!(
+                    "{}. The socket stays at {}",
+                    e.with_hint(),
+                    place(at, *role).path.display()
+                ),
             }
         }
         self.limit(to.limits);
@@ -233,7 +238,7 @@ fn adopt(
         return Ok(None);
     };
     let socket = threads.of(role).within(|| Listener::adopt(listener, role));
-    let socket = socket.map_err(|source| BindError::new(&path, source))?;
+    let socket = socket.map_err(|e| BindError::new(&path, &e))?;
     tracing::info!(socket = %path.display(), role = role.as_str(), "local programs are served");
     Ok(Some(Served::new(threads, role, socket, at, context)))
 }

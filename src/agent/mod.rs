@@ -15,11 +15,12 @@ mod retry_after;
 mod snapshot;
 mod trust_domain;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::{self, Config, ConfigError, Salvaged};
-use crate::hint::Hint as _;
+use crate::hint::Hint;
 use crate::keys::ProviderKind;
 use crate::platform::access::shell_word;
 use crate::platform::clock;
@@ -51,14 +52,10 @@ pub enum AgentError {
     #[error(transparent)]
     Socket(#[from] BindError),
     /// The sockets cannot be served.
-    #[error(
-        "the operating system refuses threads for the agent's sockets: {0}. Check TasksMax= and MemoryMax= in the agent's unit"
-    )]
+    #[error("the operating system refuses threads for the agent's sockets: {0}")]
     Threads(std::io::Error),
     /// A socket is not served any more although it was not closed.
-    #[error(
-        "{0}.sock is not served any more. Report this with the log: it is an error in the agent. It ends, and systemd starts it again"
-    )]
+    #[error("{0}.sock is not served any more, by an error in the agent, which ends")]
     SocketLost(&'static str),
     /// Signals cannot be waited for.
     #[error("signals cannot be waited for: {0}")]
@@ -66,6 +63,18 @@ pub enum AgentError {
     /// Time cannot be waited for.
     #[error("the operating system refuses timers: {0}")]
     Timers(std::io::Error),
+}
+
+impl Hint for AgentError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let fixed = match self {
+            Self::Socket(why) => return why.hint(),
+            Self::Threads(_) => "Check TasksMax= and MemoryMax= in the agent's unit",
+            Self::SocketLost(_) => "Report this with the log; systemd starts the agent again",
+            Self::Signals(_) | Self::Timers(_) => return None,
+        };
+        Some(fixed.into())
+    }
 }
 
 /// Where the configuration is, and what systemd says of the state directory.
@@ -415,5 +424,27 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(e) => std::panic::resume_unwind(e.into_panic()), // a bug in `work` is a bug here
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hint::assert_apart;
+
+    #[test]
+    fn error_that_ends_the_agent_has_a_hint_apart_from_its_message() {
+        let refused = || std::io::Error::other("refused");
+        let socket = BindError::new(Path::new("/run/agent.sock"), &refused());
+        for (error, has_hint) in [
+            (AgentError::Socket(socket), true),
+            (AgentError::Threads(refused()), true),
+            (AgentError::SocketLost("sign"), true),
+            (AgentError::Signals(refused()), false),
+            (AgentError::Timers(refused()), false),
+        ] {
+            assert_apart(&error);
+            assert_eq!(error.hint().is_some(), has_hint, "{error}");
+        }
     }
 }

@@ -42,8 +42,7 @@ pub(super) fn state_failure(e: &StoreError) -> Failure {
 }
 
 pub(super) fn key_failure(e: &KeyError) -> Failure {
-    let report = Report::new(ProblemCode::Key, "The key cannot be used", &e.detail()).with_hint(e.hint());
-    local_failure(report)
+    local_failure(Report::of(ProblemCode::Key, "The key cannot be used", e))
 }
 
 /// The current key cannot be used. One that is lost is reported as such.
@@ -52,8 +51,8 @@ pub(super) fn current_key_failure(e: &KeyError) -> Failure {
         return key_failure(e);
     }
     let consequence = "The agent tries the key again every hour, and enrolls with a new one by itself when the identity has expired";
-    let report = Report::new(ProblemCode::KeyLost, "The key of this device is lost", &e.detail());
-    let report = report.with_hint(e.hint()).with_consequence(consequence);
+    let report = Report::of(ProblemCode::KeyLost, "The key of this device is lost", e);
+    let report = report.with_consequence(consequence);
     Failure { kind: FailureKind::CurrentKeyLost, retry_after: None, report }
 }
 

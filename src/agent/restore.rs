@@ -175,7 +175,7 @@ fn read_discovery(record: state::StoredDiscovery, config: &Config) -> Option<Cac
 
 fn read_identity(record: &state::StoredIdentity, keys: &Providers) -> Result<publish::SvidAndKey, String> {
     let svid = X509Svid::from_stored(record.chain.clone()).map_err(|e| e.to_string())?;
-    let key = keys.open(&record.key).map_err(|e| e.to_string())?;
+    let key = keys.open(&record.key).map_err(|e| e.with_hint().to_string())?;
     let leaf = svid.chain().certificates().first().and_then(|leaf| EndEntityCert::try_from(leaf).ok());
     if leaf.is_none_or(|leaf| leaf.subject_public_key_info().as_ref() != key.public_key().spki_der()) {
         return Err("its key is another than its certificate's".into());
@@ -212,7 +212,8 @@ fn load_unfinished(
 ) -> Result<Unfinished, StoreError> {
     let record: Option<state::StoredPendingKey> = store.load()?;
     let mut issued: Option<state::StoredIssuedChain> = store.load()?;
-    let open = |record: &state::StoredPendingKey| keys.open(&record.key).map_err(|e| e.to_string());
+    let open =
+        |record: &state::StoredPendingKey| keys.open(&record.key).map_err(|e| e.with_hint().to_string());
     let pending = record.and_then(|record| match open(&record) {
         Ok(key) => Some((key, record)),
         Err(why) => {

@@ -6,25 +6,24 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{EXIT_CONFIG, Output, complain, print, print_json, reader};
+use super::{EXIT_CONFIG, Output, complain_with_hint, print, print_json, reader};
 use crate::agent;
 use crate::config::{BootstrapConfig, Config, MisConfig};
-use crate::hint::Hint as _;
+use crate::hint::{Hint, Reason};
 use miaf_client::api::State;
 
 pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
     let source = agent::place(Some(config));
     let file = source.file.display();
     let detail = match source.load() {
-        Err(e) => return reject(&e.with_hint()),
+        Err(e) => return reject(&e),
         Ok(Config { mis: Some(mis), bootstrap, .. }) => {
             format!("{file}: can be used{}", missing(&mis, bootstrap.as_ref()))
         }
         // An agent that has had a configuration goes on under it.
         Ok(_) if is_configured(config, output) => {
-            return reject(&format_args!(
-                "{file}: names no [mis] any more. The agent continues under the previous one"
-            ));
+            let what = format!("{file}: names no [mis] any more. The agent continues under the previous one");
+            return reject(&Reason::from(what).with_hint_text("Restore [mis]"));
         }
         Ok(_) if source.file.symlink_metadata().is_err() => {
             format!("{file}: there is no such file, and no drop-in names [mis]: the device is unconfigured")
@@ -53,7 +52,7 @@ fn is_configured(config: &Path, output: &Output) -> bool {
     status.is_ok_and(|status| status.identity(None).is_some_and(|device| device.state != State::Unconfigured))
 }
 
-fn reject(why: &dyn std::fmt::Display) -> ExitCode {
-    complain(why);
+fn reject(why: &dyn Hint) -> ExitCode {
+    complain_with_hint(why);
     ExitCode::from(EXIT_CONFIG)
 }

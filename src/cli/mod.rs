@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use crate::agent;
 use crate::config;
-use crate::hint::Hint as _;
+use crate::hint::{Hint, Reason};
 use miaf_client::api::IdentityName;
 use miaf_client::{Client, ClientError};
 use miaf_spiffe::text::{self, Excerpt};
@@ -232,17 +232,20 @@ fn client(config: &Path, output: &Output, which: impl Fn(config::SocketConfig) -
 
 /// Prints an error of the client, and fails.
 fn fail_on_client(config: &Path, e: &ClientError) -> ExitCode {
-    fail(&explain(config, e))
+    fail_with_hint(&explain(config, e))
 }
 
 /// Describes an error of the client. Where the agent does not run, its configuration may be the
 /// cause.
-fn explain(config: &Path, e: &ClientError) -> String {
+fn explain(config: &Path, e: &ClientError) -> Reason {
     let is_down = matches!(e, ClientError::Connect(..) | ClientError::Silent(_) | ClientError::Broken(_));
     let wrong = agent::place(Some(config)).load().err().filter(|wrong| is_down && !wrong.is_denied());
     match wrong {
-        Some(wrong) => format!("{e}. Its configuration cannot be used: {}", wrong.with_hint()),
-        None => e.to_string(),
+        Some(wrong) => {
+            let wrong = Reason::of(&wrong);
+            Reason { what: format!("{e}. Its configuration cannot be used: {wrong}"), ..wrong }
+        }
+        None => Reason::of(e),
     }
 }
 
@@ -280,13 +283,41 @@ fn fail(e: &dyn fmt::Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
+fn fail_with_hint(e: &dyn Hint) -> ExitCode {
+    complain_with_hint(e);
+    ExitCode::FAILURE
+}
+
 fn complain(what: &dyn fmt::Display) {
     // If stderr is closed, there is no other place.
-    let _ = writeln!(io::stderr(), "miaf-agent: {}", shown(what));
+    let _ = write!(io::stderr(), "{}", message(what, None));
+}
+
+/// Prints an error, and its hint on a line of its own.
+fn complain_with_hint(e: &dyn Hint) {
+    let _ = write!(io::stderr(), "{}", message(e, e.hint().as_deref()));
+}
+
+fn message(what: &dyn fmt::Display, hint: Option<&str>) -> String {
+    let hint = hint.map(|hint| format!("  Hint: {}\n", shown(hint)));
+    format!("miaf-agent: {}\n{}", shown(what), hint.unwrap_or_default())
 }
 
 /// A text of the agent on one line. The agent may be an older one that passes on the text of a
 /// server, or another program at its socket.
 fn shown(text: impl fmt::Display) -> Excerpt {
     Excerpt::of(text, MAX_LINE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hint_is_printed_on_a_line_of_its_own() {
+        let of = |e: &dyn Hint| message(e, e.hint().as_deref());
+        assert_eq!(of(&Reason::from("it is gone")), "miaf-agent: it is gone\n");
+        let hostile = Reason::from("it is\ngone").with_hint_text("Restore\n  it");
+        assert_eq!(of(&hostile), "miaf-agent: it is gone\n  Hint: Restore it\n");
+    }
 }

@@ -1,11 +1,13 @@
 //! `miaf-agent retire`: asks for confirmation first, since the device loses the identity.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, BufRead, IsTerminal as _, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{Output, Selection, admin, admin_client, fail, fail_on_client};
+use super::{Output, Selection, admin, admin_client, fail_on_client, fail_with_hint};
+use crate::hint::Hint;
 use miaf_client::{Client, ClientError};
 use miaf_spiffe::{SpiffeId, TrustDomain};
 
@@ -24,7 +26,7 @@ pub(super) fn run(config: &Path, output: &Output, selection: &Selection, yes: bo
     match confirmed {
         Ok(domain) => admin::report(config, agent.retire(&domain), output),
         Err(NotSent::NoResponse(e)) => fail_on_client(config, &e),
-        Err(why) => fail(&why),
+        Err(why) => fail_with_hint(&why),
     }
 }
 
@@ -48,10 +50,19 @@ impl fmt::Display for NotSent {
             ),
             Self::Unconfirmed(domain) => write!(
                 f,
-                "there is no terminal for the confirmation. To retire the identity in the trust domain \"{domain}\" \
-                 without one, add --yes"
+                "there is no terminal to confirm that the identity in the trust domain \"{domain}\" is to be retired"
             ),
             Self::Declined => f.write_str("that is not the name of the trust domain: nothing was done"),
+        }
+    }
+}
+
+impl Hint for NotSent {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::NoResponse(e) => e.hint(),
+            Self::Unconfirmed(_) => Some("Add --yes to retire it without confirmation".into()),
+            Self::Unintelligible(_) | Self::NoIdentity | Self::Declined => None,
         }
     }
 }

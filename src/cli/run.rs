@@ -45,7 +45,7 @@ pub(super) fn run(config: &Path) -> ExitCode {
             if let Some(complaint) = complaint {
                 tracing::error!("{complaint}"); // it may have been about the path of the socket
             }
-            tracing::error!("{e}");
+            tracing::error!("{}", e.with_hint());
             ExitCode::FAILURE
         }
     }

@@ -1,5 +1,6 @@
 //! `miaf-agent wait`: blocks until there is what a program needs, or until its timeout.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -9,7 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::ValueEnum;
 
 use super::render::{approximate, error, meaning, next_step};
-use super::{Output, Selection, explain, fail, print, print_json, reader, shown};
+use super::{Output, Selection, explain, fail_with_hint, print, print_json, reader, shown};
+use crate::hint::{Hint, Reason};
 use miaf_client::api::{IdentityName, IdentityStatus, StateEvent, Status, SvidDocument};
 use miaf_client::{Client, ClientError};
 use miaf_spiffe::time::Timestamp;
@@ -53,7 +55,7 @@ pub(super) fn run(
     loop {
         let why = match wait.follow() {
             Ok(watched) => return report(&watched, wait.svid(&watched), what, output),
-            Err(why) if !why.may_pass() => return fail(&why),
+            Err(why) if !why.may_pass() => return fail_with_hint(&why),
             Err(why) => why,
         };
         if !matches!(why, ClientError::Silent(_)) {
@@ -62,7 +64,7 @@ pub(super) fn run(
         sleep(CONNECT_INTERVAL.min(wait.left()));
         if wait.left().is_zero() {
             let Wait { name, seen, .. } = wait;
-            return fail(&TimedOut { what, name, timeout, seen, why: explain(config, &why) });
+            return fail_with_hint(&TimedOut { what, name, timeout, seen, why: explain(config, &why) });
         }
     }
 }
@@ -158,7 +160,15 @@ struct TimedOut {
     timeout: Duration,
     /// The last status of the agent. `None`: it is not running.
     seen: Option<Status>,
-    why: String,
+    why: Reason,
+}
+
+impl Hint for TimedOut {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let Some(status) = &self.seen else { return self.why.hint() };
+        let wrong = status.identity(self.name.as_ref())?.error(status.last_error.as_ref())?;
+        wrong.hint.as_deref().map(Cow::Borrowed)
+    }
 }
 
 impl fmt::Display for TimedOut {
@@ -169,7 +179,7 @@ impl fmt::Display for TimedOut {
         };
         write!(f, "timed out after {} waiting for {what}: ", approximate(self.timeout))?;
         match &self.seen {
-            None => f.write_str(&self.why),
+            None => self.why.fmt(f),
             Some(status) => {
                 let Some(identity) = status.identity(self.name.as_ref()) else {
                     return f.write_str("there is no identity with this name");
@@ -178,9 +188,6 @@ impl fmt::Display for TimedOut {
                 let shared = status.last_error.as_ref();
                 if let Some(wrong) = identity.error(shared) {
                     write!(f, ". Last error: {}", error(wrong).trim_end_matches('.'))?;
-                    if let Some(hint) = &wrong.hint {
-                        write!(f, ". Hint: {hint}")?;
-                    }
                 }
                 write!(f, ". Next step: {}", next_step(identity, shared, SystemTime::now().into()))
             }
@@ -198,7 +205,7 @@ mod tests {
         let (status, _) = example();
         let timeout = Duration::from_secs(90);
         let message = |what, seen| {
-            let why = ClientError::Broken("it has ended".into()).to_string();
+            let why = Reason::of(&ClientError::Broken("it has ended".into()));
             TimedOut { what, name: None, timeout, seen, why }.to_string()
         };
         let of_svid = message(What::Svid, Some(status));

@@ -8,7 +8,10 @@ use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
 use super::render::{error, key, meaning, next_step, renewal, step_after, trusted_by};
-use super::{Output, Selection, complain, fail, json_line, reader, shown, write};
+use super::{
+    Output, Selection, complain, complain_with_hint, fail, fail_with_hint, json_line, reader, shown, write,
+};
+use crate::hint::{Hint, Reason};
 use miaf_client::api::{ErrorStatus, IdentityName, IdentityStatus, StateEvent};
 use miaf_client::{Client, ClientError};
 use miaf_spiffe::time::Timestamp;
@@ -24,9 +27,9 @@ pub(super) fn run(config: &Path, output: &Output, selection: &Selection) -> Exit
         match reporter.follow(&agent) {
             Err(End::OutputClosed) => return ExitCode::SUCCESS,
             Err(End::Unwritable(e)) => return fail(&format_args!("the output cannot be written: {e}")),
-            Err(End::Disconnected(why)) if !why.may_pass() => return fail(&why),
+            Err(End::Disconnected(why)) if !why.may_pass() => return fail_with_hint(&why),
             Err(End::Disconnected(why)) => reporter.disconnected(&why),
-            Ok(()) => reporter.disconnected(&"the agent has ended the connection"),
+            Ok(()) => reporter.disconnected(&Reason::from("the agent has ended the connection")),
         }
         sleep(CONNECT_INTERVAL);
     }
@@ -72,9 +75,10 @@ impl Reporter {
         Ok(())
     }
 
-    fn disconnected(&mut self, why: &dyn Display) {
+    fn disconnected(&mut self, why: &dyn Hint) {
         if !std::mem::replace(&mut self.is_disconnected, true) {
-            complain(&format_args!("{why}. Waiting for the agent"));
+            let why = Reason::of(why);
+            complain_with_hint(&Reason { what: format!("{why}. Waiting for the agent"), ..why });
         }
     }
 }

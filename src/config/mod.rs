@@ -33,7 +33,6 @@ use self::sources::Sources;
 use crate::hint::Hint;
 use crate::keys::ProviderKind;
 use crate::keys::tpm::{ParentChoice, Tcti};
-use crate::platform::access;
 use crate::platform::credentials::Secret;
 use crate::platform::log::LogLevel;
 use miaf_spiffe::TrustDomain;
@@ -373,30 +372,30 @@ pub struct ConfigError {
     file: PathBuf,
     line: Option<usize>,
     problem: Problem,
-    hint: Option<&'static str>,
+    hint: Option<String>,
 }
 
 impl ConfigError {
     /// Adds what to do.
-    fn with_hint_text(self, hint: &'static str) -> Self {
-        Self { hint: Some(hint), ..self }
+    fn with_hint_text(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
     }
 
     /// Whether the file does not exist.
     fn is_missing(&self) -> bool {
-        matches!(&self.problem, Problem::Unreadable(e) if e.kind() == ErrorKind::NotFound)
+        matches!(&self.problem, Problem::Unreadable { kind: ErrorKind::NotFound, .. })
     }
 
     /// Whether this process is not permitted to read the file. Another user's process may be.
     pub fn is_denied(&self) -> bool {
-        matches!(&self.problem, Problem::Unreadable(e) if e.kind() == ErrorKind::PermissionDenied)
+        matches!(&self.problem, Problem::Unreadable { kind: ErrorKind::PermissionDenied, .. })
     }
 }
 
 /// What is wrong with a file.
 #[derive(Debug)]
 enum Problem {
-    Unreadable(std::io::Error),
+    Unreadable { kind: ErrorKind, why: String },
     Syntax(Excerpt),
     Value { key: &'static str, what: Excerpt },
 }
@@ -408,9 +407,7 @@ impl fmt::Display for ConfigError {
             write!(f, ":{line}")?;
         }
         match &self.problem {
-            Problem::Unreadable(e) => {
-                write!(f, ": cannot be read: {}", access::why_unreadable(&self.file, e))
-            }
+            Problem::Unreadable { why, .. } => write!(f, ": cannot be read: {why}"),
             Problem::Syntax(message) => write!(f, ": {message}"),
             Problem::Value { key, what } => write!(f, ": {key}: {what}"),
         }
@@ -419,7 +416,7 @@ impl fmt::Display for ConfigError {
 
 impl Hint for ConfigError {
     fn hint(&self) -> Option<Cow<'_, str>> {
-        self.hint.map(Cow::Borrowed)
+        self.hint.as_deref().map(Cow::Borrowed)
     }
 }
 

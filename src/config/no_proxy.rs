@@ -6,24 +6,28 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use url::Host;
 
+use crate::hint::Reason;
 use miaf_spiffe::text::Excerpt;
 
 const ALLOWED: &str =
-    "each is a host name, \".domain\", an IP address, a network such as \"10.0.0.0/8\", or \"*\"";
+    "Write a host name, \".domain\", an IP address, a network such as \"10.0.0.0/8\", or \"*\"";
 
 /// Validates an entry, and returns it in lower case.
 ///
 /// # Errors
 /// What is wrong with it, and what to write.
-pub(super) fn entry(text: &str) -> Result<String, String> {
+pub(super) fn entry(text: &str) -> Result<String, Reason> {
     let entry = text.to_ascii_lowercase();
     if is_good(&entry) {
         return Ok(entry);
     }
-    match meant(&entry) {
-        Some(meant) => Err(format!("{:?} never matches: write {:?}; {ALLOWED}", shown(text), shown(&meant))),
-        None => Err(format!("{:?}: {ALLOWED}", shown(text))),
-    }
+    Err(match meant(&entry) {
+        Some(meant) => Reason::from(format!("{:?} never matches", shown(text)))
+            .with_hint_text(format!("Write {:?}", shown(&meant))),
+        None => {
+            Reason::from(format!("{:?} is neither a host nor a network", shown(text))).with_hint_text(ALLOWED)
+        }
+    })
 }
 
 fn shown(text: &str) -> String {
@@ -120,6 +124,7 @@ fn network_of_prefix(begin: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hint::{Hint as _, assert_apart};
 
     #[test]
     fn entry_that_can_match_is_accepted() {
@@ -162,7 +167,9 @@ mod tests {
             ("0x7f000001", "127.0.0.1"),
         ] {
             let error = entry(text).unwrap_err();
-            assert!(error.contains(&format!("never matches: write {meant:?}")), "{text}: {error}");
+            assert_apart(&error);
+            assert!(error.to_string().ends_with("never matches"), "{text}: {error}");
+            assert_eq!(error.hint().unwrap(), format!("Write {meant:?}"), "{text}");
         }
     }
 
@@ -193,11 +200,13 @@ mod tests {
             "müller.example",
         ] {
             let error = entry(text).unwrap_err();
+            assert_apart(&error);
+            let error = error.with_hint().to_string();
             assert!(
                 error.contains(ALLOWED) && !error.contains("never matches") && !error.contains('\u{1b}'),
                 "{text:?}: {error}"
             );
         }
-        assert!(entry(&"a".repeat(5000)).unwrap_err().len() < 500);
+        assert!(entry(&"a".repeat(5000)).unwrap_err().with_hint().to_string().len() < 500);
     }
 }

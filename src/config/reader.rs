@@ -1,6 +1,7 @@
 //! Validation: from the keys as written to types that cannot be wrong. A wrong value is reported
 //! with file, line and key, and with what to do about it.
 
+use std::borrow::Cow;
 use std::ops::{Range, RangeInclusive};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -19,8 +20,9 @@ use super::{
     KeyConfig, Limits, MAX_CONNECTIONS, MAX_REASON, MisConfig, Problem, ProxyChoice, ProxyConfig, ProxyUrl,
     SIGNATURES_PER_MINUTE, raw,
 };
-use crate::keys::ProviderKind;
+use crate::hint::Hint;
 use crate::keys::tpm::{BadParent, Tcti};
+use crate::keys::{KeyError, ProviderKind};
 use crate::platform::credentials::Secret;
 use crate::uri;
 use miaf_spiffe::TrustDomain;
@@ -52,6 +54,12 @@ impl Reader<'_> {
         let (file, line) = self.sources.place_of(span);
         let problem = Problem::Value { key, what: Excerpt::of(what.into(), MAX_REASON) };
         ConfigError { file: file.into(), line: Some(line), problem, hint: None }
+    }
+
+    /// Error for a value that another type does not accept.
+    fn refused(&self, span: &Range<usize>, key: &'static str, why: &dyn Hint) -> ConfigError {
+        let error = self.wrong(span, key, why.to_string());
+        ConfigError { hint: why.hint().map(Cow::into_owned), ..error }
     }
 
     /// Error for two keys that exclude each other. They may be in different files.
@@ -138,7 +146,7 @@ impl Reader<'_> {
     }
 
     fn host(&self, host: &Spanned<String>) -> Result<String, ConfigError> {
-        no_proxy::entry(host.get_ref()).map_err(|what| self.wrong(&host.span(), "mis.no_proxy", what))
+        no_proxy::entry(host.get_ref()).map_err(|why| self.refused(&host.span(), "mis.no_proxy", &why))
     }
 
     /// Paths of the sockets `read`, `sign` and `admin`. One that is not configured is in the
@@ -299,15 +307,14 @@ impl Reader<'_> {
 
     pub(super) fn key(&self, key: &raw::Key) -> Result<KeyConfig, ConfigError> {
         let tcti = match &key.tcti {
-            Some(text) => text
-                .get_ref()
-                .parse()
-                .map_err(|e| self.wrong(&text.span(), "key.tcti", format!("{:?}: {e}", text.get_ref())))?,
+            Some(text) => {
+                text.get_ref().parse().map_err(|e: KeyError| self.refused(&text.span(), "key.tcti", &e))?
+            }
             None => Tcti::default(),
         };
         let parent = key.parent.as_ref().map(|text| {
             let parsed = text.get_ref().parse();
-            parsed.map_err(|e: BadParent| self.wrong(&text.span(), "key.parent", e.to_string()))
+            parsed.map_err(|e: BadParent| self.refused(&text.span(), "key.parent", &e))
         });
         Ok(KeyConfig {
             provider: key.provider.unwrap_or(ProviderKind::Tpm),
@@ -328,8 +335,8 @@ impl Reader<'_> {
         if from > 0.0 && from <= to && to < 1.0 {
             return Ok((from, to));
         }
-        let what = "two fractions of the lifetime, 0 < from <= to < 1, as in [0.4, 0.6]";
-        Err(self.wrong(&window.span(), "renewal.window", what))
+        let what = "must be two fractions of the lifetime, 0 < from <= to < 1";
+        Err(self.wrong(&window.span(), "renewal.window", what).with_hint_text("Write two, as in [0.4, 0.6]"))
     }
 
     pub(super) fn retry(&self, retry: &raw::Retry) -> Result<(Duration, Duration), ConfigError> {

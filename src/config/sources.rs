@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use super::raw::{self, Overlay as _};
 use super::{ConfigError, MAX_REASON, Problem};
-use crate::platform::files;
+use crate::hint::Reason;
+use crate::platform::{access, files};
 use miaf_spiffe::text::Excerpt;
 
 /// Limit on the bytes of all files together.
@@ -199,12 +200,13 @@ fn not_utf8(file: &Path, content: &[u8], at: usize) -> ConfigError {
         file: file.into(),
         line: Some(line),
         problem: Problem::Syntax(Excerpt::of(what, MAX_REASON)),
-        hint: Some("Save it as UTF-8"),
+        hint: Some("Save it as UTF-8".into()),
     }
 }
 
 fn unreadable(file: &Path, e: io::Error) -> ConfigError {
-    ConfigError { file: file.into(), line: None, problem: Problem::Unreadable(e), hint: None }
+    let Reason { what: why, hint } = access::unreadable(file, &e);
+    ConfigError { file: file.into(), line: None, problem: Problem::Unreadable { kind: e.kind(), why }, hint }
 }
 
 /// Lists the drop-ins: `*.toml`, sorted by name. Hidden ones are an editor's.

@@ -4,7 +4,10 @@ const FILE: &str = "/etc/miaf-agent/config.toml";
 const FULL: &str = include_str!("../../tests/data/config-full.toml");
 
 fn parse(text: &str) -> Result<Config, String> {
-    Config::parse(text, Path::new(FILE), None).map_err(|e| e.with_hint().to_string())
+    Config::parse(text, Path::new(FILE), None).map_err(|e| {
+        crate::hint::assert_apart(&e);
+        e.with_hint().to_string()
+    })
 }
 
 #[test]
@@ -101,8 +104,8 @@ fn wrong_value_is_named_with_file_line_and_key() {
             4,
             "Remove user and password",
         ),
-        ("[mis]\norigin = \"https://a\"\nno_proxy = [\"a\", \"b,c\"]", 3, "each is a host name"),
-        ("[mis]\norigin = \"https://a\"\nno_proxy = [\"*.example\"]", 3, "each is a host name"),
+        ("[mis]\norigin = \"https://a\"\nno_proxy = [\"a\", \"b,c\"]", 3, "Write a host name"),
+        ("[mis]\norigin = \"https://a\"\nno_proxy = [\"*.example\"]", 3, "Write \".example\""),
         ("[bootstrap]\ncert_file = \"a\"\nkey = \"factory.key\"", 3, "file:PATH"),
         ("[bootstrap]\ncert_file = \"a\"\nkey = \"tpm:0x80000001\"", 3, "persistent handle"),
         ("[bootstrap]\nkey = \"file:a\"", 1, "Add cert_file"),
@@ -112,9 +115,9 @@ fn wrong_value_is_named_with_file_line_and_key() {
         ("[bootstrap]\ncert_file = \"a\"\nkey = \"file:b\"\nkey_auth = \"secret\"", 4, "credential:NAME"),
         ("[bootstrap]\nmethod = \"token\"\ncert_file = \"a\"\nkey = \"file:b\"", 2, "unknown variant"),
         ("[key]\nprovider = \"hsm\"", 2, "unknown variant"),
-        ("[key]\ntcti = \"mssim:host=a\"", 2, "key.tcti"),
+        ("[key]\ntcti = \"mssim:host=a\"", 2, "Set tcti to device:/dev/tpmrm0"),
         ("[key]\nparent = \"0x01c00001\"", 2, "such as \"0x81000001\""),
-        ("[key]\nparent = \"srk\"", 2, "key.parent: write \"auto\""),
+        ("[key]\nparent = \"srk\"", 2, "Write \"auto\""),
         ("[key]\nowner_auth = \"secret\"", 2, "Write \"file:PATH\""),
         ("[renewal]\nwindow = [0.6, 0.4]", 2, "fractions"),
         ("[retry]\nbase = \"5 parsecs\"", 2, "not a duration"),

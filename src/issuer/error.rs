@@ -115,16 +115,13 @@ impl Hint for IssuerError {
         match self {
             Self::Transport(error) => error.hint(),
             Self::Discovery { why, .. } => why.hint(),
+            Self::Svid(why) => Hint::hint(why),
             Self::NotConfigured => Some("Set discovery_url under [mis]".into()),
             Self::OtherTrustDomain { hint, .. } | Self::BundleRegressed { hint, .. } => Some((*hint).into()),
             Self::Refused { response, .. } => {
                 certificate_not_requested(response).then_some(CERTIFICATE_NOT_REQUESTED_HINT.into())
             }
-            Self::NotDiscovered
-            | Self::NothingToRenew
-            | Self::Malformed { .. }
-            | Self::Svid(_)
-            | Self::Bundle { .. } => None,
+            Self::NotDiscovered | Self::NothingToRenew | Self::Malformed { .. } | Self::Bundle { .. } => None,
         }
     }
 }
@@ -317,11 +314,16 @@ mod tests {
 
     #[test]
     fn hints_are_imperatives_apart_from_the_message() {
-        for error in local_errors() {
+        let now = miaf_spiffe::time::Timestamp::from_secs(0);
+        let svid = [
+            SvidError::FarFuture { not_before: now, now },
+            SvidError::SerialInUse { serial: "07".into() },
+            SvidError::EmptyChain,
+        ];
+        for error in local_errors().into_iter().chain(svid.map(IssuerError::Svid)) {
+            crate::hint::assert_apart(&error);
             let Some(hint) = error.hint() else { continue };
-            assert!(hint.starts_with(char::is_uppercase) && !hint.ends_with('.'), "{hint}");
             let (message, report) = (error.to_string(), error.report());
-            assert!(!message.contains(&*hint), "{message}");
             assert_eq!((report.detail.as_deref(), report.hint()), (Some(&*message), Some(&*hint)));
         }
     }

@@ -4,23 +4,19 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::io;
 use std::path::PathBuf;
 
 use super::software::SoftwareError;
 use super::tpm::TpmError;
-use crate::platform::access;
-
-/// What to do about an error: one imperative sentence without its full stop.
-pub type Hint = Cow<'static, str>;
+use crate::hint::{Hint, Reason};
+use miaf_spiffe::pem::PemError;
 
 /// The end of a hint about a key that is gone for good.
 pub(super) const REPLACE: &str = "replace the key with: miaf-agent retry --new-key";
 
 /// Why a key could not be created, read or used. It never holds key material.
 ///
-/// [`detail`](Self::detail) says what failed, on what, and why; [`hint`](Self::hint) what to do.
-/// Displayed, it is the one and then the other.
+/// Displays what failed, on what, and why; [`hint`](Hint::hint) says what to do.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum KeyError {
@@ -82,26 +78,28 @@ impl KeyError {
             _ => self.kind() == ErrorKind::KeyUnusable,
         }
     }
+}
 
-    /// What failed, on what, and why.
-    #[must_use]
-    pub fn detail(&self) -> String {
+impl fmt::Display for KeyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tpm(error) => error.to_string(),
-            Self::Software(error) => error.to_string(),
-            Self::File(error) => error.to_string(),
-            Self::WrongSignature { signer } => format!(
+            Self::Tpm(error) => error.fmt(f),
+            Self::Software(error) => error.fmt(f),
+            Self::File(error) => error.fmt(f),
+            Self::WrongSignature { signer } => write!(
+                f,
                 "{signer} has made a signature that does not fit its public key. It was discarded, since it could reveal \
                  the private key"
             ),
-            Self::BadPublicKey { why } => format!("not a usable public key: {why}"),
-            Self::Internal(what) => format!("internal error: {what}"),
+            Self::BadPublicKey { why } => write!(f, "not a usable public key: {why}"),
+            Self::Internal(what) => write!(f, "internal error: {what}"),
         }
     }
+}
 
-    /// What to do. `None` where the agent recovers without help, or nothing is known to help.
-    #[must_use]
-    pub fn hint(&self) -> Option<Hint> {
+impl Hint for KeyError {
+    /// `None` where the agent recovers without help, or nothing is known to help.
+    fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
             Self::Tpm(error) => error.hint(),
             Self::Software(error) => error.hint(),
@@ -112,25 +110,7 @@ impl KeyError {
     }
 }
 
-impl fmt::Display for KeyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_with_hint(f, &self.detail(), self.hint())
-    }
-}
-
 impl std::error::Error for KeyError {}
-
-/// An error and what to do about it, in one line.
-pub(super) fn write_with_hint(
-    f: &mut fmt::Formatter<'_>,
-    detail: &dyn fmt::Display,
-    hint: Option<Hint>,
-) -> fmt::Result {
-    match hint {
-        Some(hint) => write!(f, "{detail}. {hint}"),
-        None => write!(f, "{detail}"),
-    }
-}
 
 impl From<TpmError> for KeyError {
     fn from(error: TpmError) -> Self {
@@ -155,20 +135,20 @@ impl From<KeyFileError> for KeyError {
 #[non_exhaustive]
 pub enum KeyFileError {
     /// A file that cannot be read.
-    #[error("cannot read the key file {path}: {}", access::why_unreadable(path, why))]
+    #[error("cannot read the key file {path}: {why}")]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The error of the system.
-        why: io::Error,
+        /// Why, and what to do.
+        why: Reason,
     },
     /// A text that is damaged, or no key at all.
     #[error("{origin} is damaged or not a key: {why}")]
     Malformed {
         /// Where it came from, such as `the key file /etc/…`.
         origin: String,
-        /// What is wrong with it.
-        why: String,
+        /// What is wrong with it, and what to do.
+        why: Reason,
     },
     /// A file in DER.
     #[error("{origin} is binary (DER or PKCS #12) and not PEM")]
@@ -193,19 +173,24 @@ pub enum KeyFileError {
 }
 
 impl KeyFileError {
-    pub(super) fn malformed(origin: &str, why: impl Into<String>) -> KeyError {
+    pub(super) fn malformed(origin: &str, why: impl Into<Reason>) -> KeyError {
         Self::Malformed { origin: origin.into(), why: why.into() }.into()
+    }
+
+    /// A text that is not sound PEM.
+    pub(super) fn not_pem(origin: &str, why: &PemError) -> KeyError {
+        Self::Malformed { origin: origin.into(), why: Reason::of(why) }.into()
     }
 
     pub(super) fn unsupported(origin: &str, form: KeyForm) -> KeyError {
         Self::Unsupported { origin: origin.into(), form }.into()
     }
+}
 
-    /// What to do, as [`KeyError::hint`].
-    #[must_use]
-    pub fn hint(&self) -> Option<Hint> {
+impl Hint for KeyFileError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::Unreadable { .. } | Self::Malformed { .. } => None, // `why` says it
+            Self::Unreadable { why, .. } | Self::Malformed { why, .. } => why.hint(),
             Self::Binary { .. } => Some(
                 "Convert it with: openssl pkey -inform DER -in FILE -out NEWFILE (a PKCS #12, .p12 or .pfx, with: openssl \
                  pkcs12 -nocerts -nodes -in FILE -out NEWFILE)"
@@ -274,20 +259,17 @@ impl fmt::Display for KeyForm {
                 write!(f, "it is a private key of a form that is not read, {label}")
             }
             Self::Other(label) => write!(f, "it holds a PEM block {label:?} and no private key"),
-            Self::Algorithm => f.write_str(
-                "its algorithm or encoding is not supported, or it is damaged (openssl pkey -noout -check -text -in KEY \
-                 tells)",
-            ),
+            Self::Algorithm => {
+                f.write_str("its algorithm or encoding is not supported, or it is damaged")
+            }
         }
     }
 }
 
 const OPENSSH: &str = "OPENSSH PRIVATE KEY";
 
-impl KeyForm {
-    /// What to do, as [`KeyError::hint`].
-    #[must_use]
-    pub fn hint(&self) -> Option<Hint> {
+impl Hint for KeyForm {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         let hint = match self {
             Self::OtherTss2(_) | Self::Plain => return None,
             Self::Encrypted => "Remove the passphrase with: openssl pkey -in KEY -out NEWKEY",
@@ -303,7 +285,7 @@ impl KeyForm {
             Self::Other(_) => "Give the file of the private key",
             Self::Algorithm => {
                 "Use a key on P-256 or P-384, RSA from 2048 bits, or Ed25519, in PKCS#8 or, for ECDSA and RSA, SEC1 and \
-                 PKCS#1"
+                 PKCS#1 (to see what it is: openssl pkey -noout -check -text -in KEY)"
             }
         };
         Some(hint.into())
@@ -313,7 +295,9 @@ impl KeyForm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::tpm::{ParentFlaw, Subject, Unfit, UnreachableCause};
+    use crate::hint::assert_apart;
+    use crate::keys::tpm::{NvLock, ParentFlaw, Subject, Unfit, UnreachableCause};
+    use crate::platform::credentials::SecretError;
 
     fn tcti() -> String {
         "device:/dev/tpmrm0".into()
@@ -335,8 +319,9 @@ mod tests {
             let (text, hint) = (error.to_string(), error.hint().unwrap());
             assert!(error.is_of_a_lost_key(), "{text}");
             assert!(hint.ends_with("eplace the key with: miaf-agent retry --new-key"), "{hint}");
-            assert_eq!(text, format!("{}. {hint}", error.detail()));
-            assert!(!error.detail().contains("miaf-agent") && !text.contains("restart"), "{text}");
+            assert_eq!(error.with_hint().to_string(), format!("{text}. {hint}"));
+            assert!(!text.contains("miaf-agent") && !text.contains("restart"), "{text}");
+            assert_apart(&error);
         }
     }
 
@@ -354,25 +339,104 @@ mod tests {
         ];
         for error in kept {
             assert!(!error.is_of_a_lost_key(), "{error}");
-            assert!(!error.to_string().contains("--new-key"), "{error}");
+            assert!(!error.with_hint().to_string().contains("--new-key"), "{error}");
+            assert_apart(&error);
         }
     }
 
     #[test]
-    fn hint_is_imperative_and_apart_from_the_detail() {
-        let errors: Vec<KeyError> = vec![
-            TpmError::Unreachable { tcti: tcti(), cause: UnreachableCause::Missing }.into(),
+    fn hint_is_imperative_and_apart_from_the_message() {
+        let handle = 0x8100_0001;
+        let secret = || SecretError { what: "/auth".into(), why: denied() };
+        let unreachable = |cause| TpmError::Unreachable { tcti: tcti(), cause };
+        let nv = |why| TpmError::NvLocked { tcti: tcti(), index: 1, why };
+        let unfit = |why| TpmError::Unfit { origin: "it".into(), why };
+        let external = || Subject::External("it".into());
+        let instead = String::new;
+        let mut errors: Vec<KeyError> = vec![
+            unreachable(UnreachableCause::Missing).into(),
+            unreachable(UnreachableCause::Hidden("/dev/tpmrm0".into())).into(),
+            unreachable(UnreachableCause::Hidden("/dev/tpm1".into())).into(),
+            unreachable(UnreachableCause::OtherDevice("/dev/tpm1".into())).into(),
+            unreachable(UnreachableCause::Version1).into(),
+            unreachable(UnreachableCause::PermissionDenied(denied())).into(),
+            unreachable(UnreachableCause::InUse).into(),
+            unreachable(UnreachableCause::Refused).into(),
+            unreachable(UnreachableCause::NoResourceManager).into(),
+            unreachable(UnreachableCause::NoTpm { code: 1, library: "libtss2" }).into(),
+            unreachable(UnreachableCause::Other(denied())).into(),
+            TpmError::NoAnswer { tcti: tcti(), after: std::time::Duration::from_secs(1) }.into(),
             TpmError::SlotsFull { tcti: tcti(), code: 0x902 }.into(),
-            TpmError::Unfit { origin: "it".into(), why: Unfit::Curve }.into(),
-            KeyFileError::unsupported("it", KeyForm::Encrypted),
-            KeyFileError::unsupported("it", KeyForm::Other("OPENSSH PRIVATE KEY".into())),
+            TpmError::Lockout { tcti: tcti() }.into(),
+            TpmError::OwnerPassword { tcti: tcti(), code: 1, instead: instead() }.into(),
+            TpmError::OwnerAuthRefused { tcti: tcti(), code: 1, instead: instead() }.into(),
+            TpmError::OwnerAuthUnreadable { why: "it is empty".into(), instead: instead() }.into(),
+            TpmError::OwnerAuthUnreadable { why: denied(), instead: instead() }.into(),
+            TpmError::HierarchyDisabled { tcti: tcti(), code: 1, instead: instead() }.into(),
+            TpmError::ParentMissing { tcti: tcti(), handle, key: Subject::NewKey }.into(),
+            TpmError::ParentMissing { tcti: tcti(), handle, key: external() }.into(),
+            TpmError::ParentPassword { tcti: tcti(), code: 1, key: Subject::AgentKey }.into(),
+            TpmError::ParentPassword { tcti: tcti(), code: 1, key: external() }.into(),
+            TpmError::NotThisTpm { tcti: tcti(), code: 1, key: external() }.into(),
+            TpmError::KeyPassword { tcti: tcti(), code: 1 }.into(),
+            TpmError::HandleMissing { tcti: tcti(), handle }.into(),
+            TpmError::AuthMissing { origin: "it".into() }.into(),
+            TpmError::AuthRefused { tcti: tcti(), origin: "it".into(), code: 1 }.into(),
+            TpmError::AuthTooLong { length: 65, taker: "a key".into(), limit: 64 }.into(),
+            TpmError::AuthUnreadable(secret()).into(),
+            TpmError::PssSalt { tcti: tcti(), origin: "it".into() }.into(),
+            TpmError::NvMissing { tcti: tcti(), index: 1 }.into(),
+            TpmError::NvUnwritten { tcti: tcti(), index: 1 }.into(),
+            TpmError::Deviant { tcti: tcti(), why: "x".into() }.into(),
+            TpmError::BadTcti { given: "x".into(), why: "it names no kind" }.into(),
+            SoftwareError::CredentialTooShort { path: "/kek".into(), length: 3 }.into(),
+            SoftwareError::KekUnreadable { path: "/kek".into(), why: denied() }.into(),
+            SoftwareError::KekNotCreated { path: "/kek".into(), why: denied() }.into(),
+            KeyFileError::Unreadable { path: "/key".into(), why: denied() }.into(),
+            KeyFileError::Binary { origin: "it".into() }.into(),
+            KeyFileError::AuthNotTaken { origin: "it".into() }.into(),
+            KeyFileError::not_pem("it", &miaf_spiffe::pem::read(b"-----BEGIN A-----").unwrap_err()),
+            KeyError::WrongSignature { signer: "it".into() },
         ];
+        let locks =
+            [NvLock::Password, NvLock::OwnerPassword, NvLock::Policy, NvLock::Platform, NvLock::UntilRestart];
+        errors.extend(locks.into_iter().map(|lock| nv(lock).into()));
+        let flaws = [Unfit::StorageKey, Unfit::Restricted, Unfit::Hash, Unfit::Scheme, Unfit::Pkcs1];
+        errors.extend(flaws.into_iter().map(|flaw| unfit(flaw).into()));
+        let flaws = [ParentFlaw::Kind, ParentFlaw::Policy, ParentFlaw::NotExempt, ParentFlaw::NotBound];
+        let of_parent = |why| TpmError::ParentUnfit { tcti: tcti(), handle, why }.into();
+        errors.extend(flaws.into_iter().map(of_parent));
+        let forms = [
+            KeyForm::Encrypted,
+            KeyForm::Certificate,
+            KeyForm::PublicKey,
+            KeyForm::Several,
+            KeyForm::RsaSize(1024),
+            KeyForm::Other(OPENSSH.into()),
+            KeyForm::Other("DSA PRIVATE KEY".into()),
+            KeyForm::Other("X".into()),
+            KeyForm::Algorithm,
+        ];
+        errors.extend(forms.into_iter().map(|form| KeyFileError::unsupported("it", form)));
         for error in errors {
-            let (detail, hint) = (error.detail(), error.hint().unwrap());
-            assert!(hint.starts_with(char::is_uppercase) && !hint.ends_with('.'), "{hint}");
-            assert!(!detail.ends_with('.') && !detail.contains(&*hint), "{detail}");
+            assert_apart(&error);
+            assert!(error.hint().is_some(), "{error}");
         }
         let another = TpmError::SlotsFull { tcti: "device:/dev/tpm0".into(), code: 0x902 };
         assert!(another.hint().unwrap().contains("/dev/tpmrm0"));
+    }
+
+    fn denied() -> Reason {
+        Reason::from("permission denied").with_hint_text("Let it in: chmod u+r /it")
+    }
+
+    #[test]
+    fn error_of_a_secret_keeps_the_hint_that_says_more() {
+        let hint = |why: Reason| {
+            let error = TpmError::OwnerAuthUnreadable { why, instead: String::new() };
+            error.hint().unwrap().into_owned()
+        };
+        assert_eq!(hint(denied()), "Let it in: chmod u+r /it");
+        assert!(hint("it is empty".into()).starts_with("Correct owner_auth"));
     }
 }

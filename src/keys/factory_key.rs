@@ -160,7 +160,7 @@ enum Found {
 /// Reads a key file; `origin` is its name in errors.
 fn open_file(path: &Path, origin: &str) -> Result<Found, KeyError> {
     let content = files::read_secret(path, MAX_FILE)
-        .map_err(|why| KeyFileError::Unreadable { path: path.to_owned(), why })?;
+        .map_err(|e| KeyFileError::Unreadable { path: path.to_owned(), why: access::unreadable(path, &e) })?;
     let block = private_key_block(&content, origin)?;
     if &*block.label == tss2::LABEL {
         return Ok(Found::Tss2(block.der));
@@ -247,10 +247,10 @@ fn sequence(der: &[u8]) -> der::Result<SliceReader<'_>> {
 
 /// The only private key in a file, or the error for what there is instead.
 fn private_key_block(content: &[u8], origin: &str) -> Result<Block, KeyError> {
-    let malformed = |why: String| KeyFileError::malformed(origin, why);
     let mut found = None;
     let mut instead = None;
-    let Pem { blocks, commented_out } = pem::read(content).map_err(|why| malformed(why.to_string()))?;
+    let Pem { blocks, commented_out } =
+        pem::read(content).map_err(|why| KeyFileError::not_pem(origin, &why))?;
     for block in blocks {
         let other = |form| KeyFileError::unsupported(&at_line(origin, block.line), form);
         match &*block.label {

@@ -22,7 +22,7 @@ pub mod software;
 pub mod tpm;
 pub mod tss2;
 
-pub use error::{ErrorKind, Hint, KeyError, KeyFileError, KeyForm};
+pub use error::{ErrorKind, KeyError, KeyFileError, KeyForm};
 pub use key::{Key, KeyFile, PublicKey};
 pub use miaf_client::api::Protection;
 pub use provider::{Provider, ProviderKind, Providers, check_record};

@@ -76,9 +76,7 @@ impl ProviderKind {
     /// # Errors
     /// [`KeyError::File`]: it is no PEM, or names none or several.
     pub fn of_record(record: &str) -> Result<Self, KeyError> {
-        let blocks = pem::read(record.as_bytes())
-            .map_err(|why| KeyFileError::malformed(ORIGIN, why.to_string()))?
-            .blocks;
+        let blocks = pem::read(record.as_bytes()).map_err(|why| KeyFileError::not_pem(ORIGIN, &why))?.blocks;
         let kind_of = |label: &str| Self::ALL.into_iter().find(|kind| kind.record_label() == label);
         let mut kinds = blocks.iter().filter_map(|block| kind_of(&block.label));
         match (kinds.next(), kinds.next()) {

@@ -24,6 +24,7 @@
 //!     sealed      OCTET STRING }     -- the scalar, 32 bytes, and the tag; all members before are authenticated
 //! ```
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -43,9 +44,8 @@ use zeroize::Zeroizing;
 
 use super::checked_signature::checked;
 use super::error::REPLACE;
-use super::{
-    ErrorKind, Hint, Key, KeyError, KeyFile, KeyFileError, Protection, Provider, ProviderKind, PublicKey,
-};
+use super::{ErrorKind, Key, KeyError, KeyFile, KeyFileError, Protection, Provider, ProviderKind, PublicKey};
+use crate::hint::{Hint, Reason};
 use crate::platform::{access, files};
 use miaf_spiffe::pem;
 
@@ -153,8 +153,9 @@ impl Software {
         let content = random_secret()?;
         let failed = |why: io::Error| {
             // The state directory, which holds everything that the agent stores.
-            let hint = self.file.ancestors().nth(2).and_then(|dir| access::advice_on_own(dir, dir, &why));
-            SoftwareError::KekNotCreated { path: self.file.clone(), why, hint }
+            let dir = self.file.ancestors().nth(2).unwrap_or(Path::new("."));
+            let why = access::unusable_own(dir, dir, &why);
+            SoftwareError::KekNotCreated { path: self.file.clone(), why }
         };
         if let Some(directory) = self.file.parent() {
             files::make_dir(directory, 0o700, None).map_err(failed)?;
@@ -259,22 +260,19 @@ impl fmt::Debug for SoftwareKey {
 
 /// Why a software key cannot be created or used.
 ///
-/// Displayed, it says what failed, on what, and why; [`hint`](Self::hint) says what to do.
+/// Displays what failed, on what, and why; [`hint`](Hint::hint) says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SoftwareError {
     /// There is no key-encryption key where it is expected.
-    #[error(
-        "the key-encryption key {path} is gone, so the key sealed under it cannot be opened; a new key is needed"
-    )]
+    #[error("the key-encryption key {path} is gone, so the key sealed under it cannot be opened")]
     KekMissing {
         /// Where it is expected.
         path: PathBuf,
     },
     /// The file of the key-encryption key is there, and the key is not.
     #[error(
-        "the key-encryption key {path} is damaged ({length} bytes), so the key sealed under it cannot be opened; a new \
-         key is needed"
+        "the key-encryption key {path} is damaged ({length} bytes), so the key sealed under it cannot be opened"
     )]
     KekDamaged {
         /// Where it is.
@@ -283,12 +281,12 @@ pub enum SoftwareError {
         length: usize,
     },
     /// The key-encryption key cannot be read.
-    #[error("the key-encryption key {path} cannot be read: {}", access::why_unreadable(path, why))]
+    #[error("the key-encryption key {path} cannot be read: {why}")]
     KekUnreadable {
         /// Where it is.
         path: PathBuf,
-        /// The error of the system.
-        why: io::Error,
+        /// Why, and what to do.
+        why: Reason,
     },
     /// Other users may read the key-encryption key.
     #[error("the key-encryption key {path} has the mode {mode:o} and not 600: other users may have read it")]
@@ -303,10 +301,8 @@ pub enum SoftwareError {
     KekNotCreated {
         /// Where it is to be.
         path: PathBuf,
-        /// The error of the system.
-        why: io::Error,
-        /// What to do, where that is known.
-        hint: Option<String>,
+        /// Why, and what to do.
+        why: Reason,
     },
     /// The key is sealed under the systemd credential, and there is none.
     #[error("the key is sealed under the systemd credential \"kek\", which this service was not given")]
@@ -324,14 +320,14 @@ pub enum SoftwareError {
     /// The key is sealed under another key-encryption key than the one that is here.
     #[error(
         "the key is sealed under another key-encryption key than {kek}: that one was replaced, or the state comes from \
-         another device; a new key is needed"
+         another device"
     )]
     ForeignSeal {
         /// The one that is here.
         kek: PathBuf,
     },
     /// The seal of a key is damaged.
-    #[error("the seal of the key is damaged; a new key is needed")]
+    #[error("the seal of the key is damaged")]
     BrokenSeal,
 }
 
@@ -351,10 +347,10 @@ impl SoftwareError {
             | Self::CredentialTooShort { .. } => ErrorKind::NeedsOperator,
         }
     }
+}
 
-    /// What to do, as [`KeyError::hint`].
-    #[must_use]
-    pub fn hint(&self) -> Option<Hint> {
+impl Hint for SoftwareError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         Some(match self {
             Self::KekMissing { path } | Self::KekDamaged { path, .. } => {
                 format!("Restore {}, or {REPLACE}", path.display()).into()
@@ -363,8 +359,7 @@ impl SoftwareError {
                 format!("Restore the original key-encryption key, or {REPLACE}").into()
             }
             Self::BrokenSeal => "Replace the key with: miaf-agent retry --new-key".into(),
-            Self::KekUnreadable { .. } => return None, // `why` says it
-            Self::KekNotCreated { hint, .. } => return hint.clone().map(Hint::from),
+            Self::KekUnreadable { why, .. } | Self::KekNotCreated { why, .. } => return why.hint(),
             Self::KekExposed { path, .. } => format!(
                 "Set the mode with: chmod 600 {path}. If other users may have read the key, remove it instead: the device then \
                  enrolls with a new one",
@@ -462,7 +457,7 @@ impl Sealed {
     }
 
     fn from_pem(text: &str) -> Result<Self, KeyError> {
-        let blocks = pem::read(text.as_bytes()).map_err(|why| malformed(why.to_string()))?.blocks;
+        let blocks = pem::read(text.as_bytes()).map_err(|why| KeyFileError::not_pem(ORIGIN, &why))?.blocks;
         let block = blocks.into_iter().find(|block| &*block.label == LABEL);
         let der = block.ok_or_else(|| malformed("it has no PEM block of a sealed key"))?.der;
         if der.len() > MAX_DER {
@@ -505,7 +500,10 @@ struct Kek(Zeroizing<Vec<u8>>);
 impl Kek {
     /// `most`: the mode bits that the file may have at most, where the agent determines them.
     fn read(path: &Path, most: Option<u32>) -> Result<Self, SoftwareError> {
-        let unusable = |why| SoftwareError::KekUnreadable { path: path.to_owned(), why };
+        let unusable = |why| {
+            let why = access::unreadable(path, &why);
+            SoftwareError::KekUnreadable { path: path.to_owned(), why }
+        };
         let metadata = match path.metadata() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(SoftwareError::KekMissing { path: path.to_owned() });
@@ -581,8 +579,11 @@ fn fill(bytes: &mut [u8]) -> Result<(), KeyError> {
     SystemRandom::new().fill(bytes).map_err(|_| internal("the system has no random numbers"))
 }
 
-fn malformed(why: impl Into<String>) -> KeyError {
-    KeyFileError::malformed("the sealed key", why)
+/// Name of a sealed key in errors.
+const ORIGIN: &str = "the sealed key";
+
+fn malformed(why: impl Into<Reason>) -> KeyError {
+    KeyFileError::malformed(ORIGIN, why)
 }
 
 fn internal(why: &str) -> KeyError {

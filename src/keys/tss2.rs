@@ -19,6 +19,7 @@ use der::{
 };
 
 use super::{KeyError, KeyFileError, KeyForm};
+use crate::hint::Reason;
 use miaf_spiffe::digest::Hex;
 use miaf_spiffe::pem;
 
@@ -68,7 +69,7 @@ impl Tss2Key {
     /// file says that it has one. `tpm2_encodeobject` says so of every key.
     pub(super) fn from_pem_with_password(text: &str) -> Result<(Self, bool), KeyError> {
         let mut instead = None;
-        for block in pem::read(text.as_bytes()).map_err(|why| malformed(why.to_string()))?.blocks {
+        for block in pem::read(text.as_bytes()).map_err(|why| KeyFileError::not_pem(ORIGIN, &why))?.blocks {
             match &*block.label {
                 LABEL => return Self::from_der(&block.der),
                 label if label.ends_with("PRIVATE KEY") => instead = Some(KeyForm::Plain),
@@ -272,7 +273,7 @@ fn with_length(value: &[u8]) -> Result<Vec<u8>, KeyError> {
     Ok([length.to_be_bytes().as_slice(), value].concat())
 }
 
-fn malformed(why: impl Into<String>) -> KeyError {
+fn malformed(why: impl Into<Reason>) -> KeyError {
     KeyFileError::malformed(ORIGIN, why)
 }
 

@@ -1,7 +1,6 @@
 //! Permissions of files: the cause of an `EACCES`, and the command that corrects it.
 
 use std::ffi::OsString;
-use std::fmt;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -10,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgroups};
 
+use crate::hint::Reason;
 use miaf_spiffe::text::Excerpt;
 
 /// Limit of characters of a path or an error in a message.
@@ -19,55 +19,56 @@ const MAX_LINKS: usize = 40;
 /// Directories that `ProtectHome=yes` hides (systemd.exec(5)).
 const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
 
-/// Explains why a file cannot be read. On `EACCES`: owner and mode of the file or of the directory
-/// above it, the user of this process, and the command that lets it read the file.
-pub(crate) fn why_unreadable(path: &Path, e: &io::Error) -> String {
+/// Why a file cannot be read. On `EACCES`: owner and mode of the file or of the directory above it,
+/// the user of this process, and the command that lets it read the file.
+pub(crate) fn unreadable(path: &Path, e: &io::Error) -> Reason {
     let denial = is_denial(e).then(|| Denial::of(path)).flatten();
-    denial.map_or_else(|| Excerpt::of(e, MAX_SHOWN).into(), |denial| denial.to_string())
+    denial.map_or_else(|| described(e), |denial| denial.reason())
 }
 
-/// Explains why a directory cannot be written. On `EACCES`: the user of this process, and the
+/// Why a directory cannot be written. On `EACCES`: its owner, the user of this process, and the
 /// command that gives it the directory. The command covers all that is below only if `is_own` says
 /// that nothing of other users is there.
-pub(crate) fn why_unwritable(dir: &Path, is_own: bool, e: &io::Error) -> String {
-    let why = Excerpt::of(e, MAX_SHOWN);
-    match advice(dir, dir, is_own, e) {
-        Some(advice) => format!("{why}. {advice}"),
-        None => why.into(),
-    }
+pub(crate) fn unwritable(dir: &Path, is_own: bool, e: &io::Error) -> Reason {
+    unusable(dir, dir, is_own, e)
 }
 
-/// The remedy for an `EACCES` or `EROFS` at `place`: a directory that must belong to this process,
-/// or a path in it.
-pub(crate) fn advice_on_own(dir: &Path, place: &Path, e: &io::Error) -> Option<String> {
-    advice(dir, place, true, e)
+/// Why an operation at `place` failed: a directory that must belong to this process, or a path in
+/// it. On `EACCES` and `EROFS`: what to do.
+pub(crate) fn unusable_own(dir: &Path, place: &Path, e: &io::Error) -> Reason {
+    unusable(dir, place, true, e)
 }
 
-fn advice(dir: &Path, place: &Path, is_own: bool, e: &io::Error) -> Option<String> {
+fn described(e: &io::Error) -> Reason {
+    Excerpt::of(e, MAX_SHOWN).into_string().into()
+}
+
+fn unusable(dir: &Path, place: &Path, is_own: bool, e: &io::Error) -> Reason {
+    let why = described(e);
     if e.raw_os_error() == Some(Errno::EROFS as i32) {
-        return Some(format!(
+        return why.with_hint_text(format!(
             "Mount the file system for writing or, where the sandbox of the service makes it read-only, add \
              ReadWritePaths={} under [Service] with: systemctl edit miaf-agent.service",
             Excerpt::of(dir.display(), MAX_SHOWN)
         ));
     }
     if !is_denial(e) {
-        return None;
+        return why;
     }
     let (me, argument) = (current_user(), user_argument(geteuid().as_raw()));
-    let of = |place: &Path, uid| {
-        format!("{} belongs to {}, and this process runs as {me}. ", shell_word(place), user(uid))
-    };
     let seen = place.ancestors().find_map(|seen| Some((seen, fs::symlink_metadata(seen).ok()?.uid())));
-    let owner = seen.map(|(seen, uid)| of(seen, uid)).unwrap_or_default();
+    let owner = seen.map(|(seen, uid)| {
+        format!(": {} belongs to {}, and this process runs as {me}", shell_word(seen), user(uid))
+    });
     let dir_word = shell_word(dir);
-    Some(match seen {
+    let hint = match seen {
         Some((seen, _)) if !seen.starts_with(dir) => {
-            format!("{owner}Make a directory for it: install -d -m 0711 -o {argument} {dir_word}")
+            format!("Make a directory for it: install -d -m 0711 -o {argument} {dir_word}")
         }
-        _ if is_own => format!("{owner}Give it what is there: chown -R {argument} {dir_word}"),
-        _ => format!("{owner}Give it this one directory: chown {argument} {dir_word}"),
-    })
+        _ if is_own => format!("Give it what is there: chown -R {argument} {dir_word}"),
+        _ => format!("Give it this one directory: chown {argument} {dir_word}"),
+    };
+    Reason::from(format!("{why}{}", owner.unwrap_or_default())).with_hint_text(hint)
 }
 
 /// Whether owner, group and mode or a security module deny access; EPERM has other causes.
@@ -242,21 +243,24 @@ impl Denial {
     }
 }
 
-impl fmt::Display for Denial {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Denial {
+    fn reason(&self) -> Reason {
         let place = Excerpt::of(self.place.display(), MAX_SHOWN);
         let (owner, group) = (user_argument(self.uid), group_argument(self.gid));
-        let me = user(self.process.uid);
-        write!(f, "permission denied: {place} belongs to {owner}:{group} with mode {:04o}, ", self.mode)?;
-        write!(f, "and this process runs as {me}. ")?;
+        let why = format!(
+            "permission denied: {place} belongs to {owner}:{group} with mode {:04o}, and this process runs as {}",
+            self.mode,
+            user(self.process.uid)
+        );
         if self.is_hidden_home() {
-            f.write_str("It is hidden from the service (ProtectHome= in its unit): put the file below /etc/miaf-agent")
+            Reason::from(format!("{why}; it is hidden from the service (ProtectHome= in its unit)"))
+                .with_hint_text("Put the file below /etc/miaf-agent")
         } else if self.is_allowed_by_mode() {
-            f.write_str(
-                "That would allow it: see whether the sandbox of its unit, SELinux, AppArmor or the file server forbids it",
+            Reason::from(format!("{why}, which would allow it")).with_hint_text(
+                "Check whether the sandbox of the unit, SELinux, AppArmor or the file server forbids it",
             )
         } else {
-            write!(f, "Let it in: {}", self.command())
+            Reason::from(why).with_hint_text(format!("Let it in: {}", self.command()))
         }
     }
 }
@@ -304,7 +308,14 @@ pub(super) fn names(path: &Path) -> Vec<OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hint::{Hint as _, assert_apart};
     use std::os::unix::fs::symlink;
+
+    /// Message and hint, which are checked to be apart.
+    fn in_all(reason: &Reason) -> String {
+        assert_apart(reason);
+        reason.with_hint().to_string()
+    }
 
     const ME: u32 = 4_000_001;
 
@@ -324,14 +335,15 @@ mod tests {
             (denial("/srv/keys", other, 0o700, true), "chmod o+x /srv/keys"),
             (denial("/srv/it's", (4_000_008, ME), 0o700, true), "chmod g+x '/srv/it'\\''s'"),
         ] {
-            let text = denial.to_string();
+            let text = in_all(&denial.reason());
             assert!(text.ends_with(&format!(". Let it in: {command}")), "{text}");
             let mode = format!("with mode {:04o}, and this process runs as uid 4000001", denial.mode);
             assert!(text.contains(&mode), "{text}");
         }
         let listed = Denial { is_way: false, ..denial("/etc/config.d", other, 0o700, true) };
-        assert!(listed.to_string().ends_with(". Let it in: chmod o+rx /etc/config.d"), "{listed}");
-        let text = denial("/etc/key", other, 0o600, false).to_string();
+        let text = in_all(&listed.reason());
+        assert!(text.ends_with(". Let it in: chmod o+rx /etc/config.d"), "{text}");
+        let text = denial("/etc/key", other, 0o600, false).reason().to_string();
         assert!(text.starts_with("permission denied: /etc/key belongs to 4000008:4000009 "), "{text}");
     }
 
@@ -340,20 +352,22 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let dir = directory.path().join("state");
         let denied = io::Error::from(Errno::EACCES);
-        let (owner, me) =
-            (format!("{} belongs to ", shell_word(directory.path())), user_argument(geteuid().as_raw()));
-        let text = advice_on_own(&dir, &dir.join("private/kek"), &denied).unwrap();
+        let (owner, me) = (
+            format!("{denied}: {} belongs to ", shell_word(directory.path())),
+            user_argument(geteuid().as_raw()),
+        );
+        let text = in_all(&unusable_own(&dir, &dir.join("private/kek"), &denied));
         assert!(text.starts_with(&owner), "{text}");
         assert!(text.ends_with(&format!(": install -d -m 0711 -o {me} {}", shell_word(&dir))), "{text}");
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("record"), "").unwrap();
         let record = dir.join("record");
-        let text = advice_on_own(&dir, &record, &denied).unwrap();
-        assert!(text.starts_with(&format!("{} belongs to ", shell_word(&record))), "{text}");
+        let text = in_all(&unusable_own(&dir, &record, &denied));
+        assert!(text.starts_with(&format!("{denied}: {} belongs to ", shell_word(&record))), "{text}");
         assert!(text.ends_with(&format!(": chown -R {me} {}", shell_word(&dir))), "{text}");
-        let text = advice_on_own(&dir, &record, &io::Error::from(Errno::EROFS)).unwrap();
+        let text = in_all(&unusable_own(&dir, &record, &io::Error::from(Errno::EROFS)));
         assert!(text.contains(&format!("ReadWritePaths={} ", dir.display())), "{text}");
-        assert_eq!(advice_on_own(&dir, &dir, &io::Error::from(Errno::ENOSPC)), None);
+        assert_eq!(unusable_own(&dir, &dir, &io::Error::from(Errno::ENOSPC)).hint(), None);
     }
 
     #[test]
@@ -363,12 +377,12 @@ mod tests {
             (denial("/etc/key", (0, ME), 0o640, false), "SELinux"),
             (denial("/home", (0, 0), 0o000, true), "ProtectHome="),
         ] {
-            let text = denial.to_string();
+            let text = in_all(&denial.reason());
             assert!(text.contains(says) && !text.contains("chmod"), "{text}");
         }
         let mut of_root = denial("/net/key", (ME, ME), 0o600, false);
         of_root.process.uid = 0;
-        assert!(of_root.to_string().contains("file server"), "{of_root}");
+        assert!(in_all(&of_root.reason()).contains("file server"), "{of_root:?}");
     }
 
     #[test]
@@ -412,19 +426,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (there, missing) = (directory.path(), directory.path().join("of its own"));
         let me = user_argument(geteuid().as_raw());
-        let shared = why_unwritable(there, false, &denied);
+        let shared = in_all(&unwritable(there, false, &denied));
         assert!(shared.ends_with(&format!(": chown {me} {}", shell_word(there))), "{shared}");
-        let shared = why_unwritable(&missing, false, &denied);
+        let shared = in_all(&unwritable(&missing, false, &denied));
         let install = format!(": install -d -m 0711 -o {me} {}", shell_word(&missing));
         assert!(shared.ends_with(&install), "{shared}");
-        let own = why_unwritable(there, true, &denied);
+        let own = in_all(&unwritable(there, true, &denied));
         assert!(own.ends_with(&format!(": chown -R {me} {}", shell_word(there))), "{own}");
-        assert_eq!(why_unwritable(there, false, &io::Error::other("full")), "full");
+        assert_eq!(unwritable(there, false, &io::Error::other("full")), Reason::from("full"));
     }
 
     #[test]
     fn other_errors_keep_their_words() {
         let e = io::Error::other("it is\nodd");
-        assert_eq!(why_unreadable(Path::new("/etc"), &e), "it is odd");
+        assert_eq!(unreadable(Path::new("/etc"), &e), Reason::from("it is odd"));
     }
 }

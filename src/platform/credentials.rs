@@ -1,12 +1,14 @@
 //! Secrets outside of the configuration: a file, or a credential of systemd's (systemd.exec(5),
 //! `LoadCredential=`).
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
 use super::{access, files};
+use crate::hint::{Hint, Reason};
 
 /// The source of a secret: `file:PATH`, or `credential:NAME`, a credential that systemd hands to
 /// the service (systemd.exec(5)).
@@ -27,8 +29,14 @@ const MAX_SECRET: usize = 4096;
 pub struct SecretError {
     /// The source of the secret.
     pub what: String,
-    /// The cause, and what to do where it is not plain.
-    pub why: String,
+    /// Why, and what to do.
+    pub why: Reason,
+}
+
+impl Hint for SecretError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        self.why.hint()
+    }
 }
 
 impl Secret {
@@ -60,14 +68,13 @@ impl Secret {
                 let what = format!("the credential \"{name}\"");
                 let directory = credentials.ok_or_else(|| SecretError {
                     what: what.clone(),
-                    why: format!(
-                        "systemd gave this process no credentials. Add LoadCredential={name}:/path/to/it to the unit"
-                    ),
+                    why: Reason::from("systemd gave this process no credentials")
+                        .with_hint_text(format!("Add LoadCredential={name}:/path/to/it to the unit")),
                 })?;
                 (what, directory.join(name))
             }
         };
-        read(&path).map_err(|e| SecretError { what, why: access::why_unreadable(&path, &e) })
+        read(&path).map_err(|e| SecretError { what, why: access::unreadable(&path, &e) })
     }
 }
 
@@ -97,6 +104,7 @@ fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hint::assert_apart;
 
     #[test]
     fn secret_loses_one_newline_at_its_end() {
@@ -140,7 +148,11 @@ mod tests {
     fn secret_error_names_the_cause_and_not_the_secret() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("secret");
-        let error = |secret: &Secret| secret.read_with(None).unwrap_err().to_string();
+        let error = |secret: &Secret| {
+            let error = secret.read_with(None).unwrap_err();
+            assert_apart(&error);
+            error.with_hint().to_string()
+        };
         assert!(error(&Secret::File(path.clone())).contains("No such file"));
         assert!(error(&Secret::File(directory.path().into())).contains("not a regular file"));
         std::fs::write(&path, "x".repeat(4097)).unwrap();

@@ -15,8 +15,9 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::config;
+use crate::hint::Hint as _;
 use crate::keys::{Key, KeyError, KeyFile, Protection};
-use crate::platform::access::why_unwritable;
+use crate::platform::access::unwritable;
 use crate::platform::dir::{Attributes, Dir};
 use crate::platform::files;
 use crate::publish::SvidAndKey;
@@ -440,10 +441,10 @@ fn pretty(json: &impl Serialize) -> Vec<u8> {
 #[allow(missing_docs)]
 pub(crate) enum PublishError {
     /// A file operation failed.
-    #[error("could not publish the identity under {}: {}", dir.display(), why_unwritable(dir, *is_own, source))]
+    #[error("could not publish the identity under {}: {}", dir.display(), unwritable(dir, *is_own, source).with_hint())]
     Files { dir: PathBuf, is_own: bool, source: io::Error },
     /// The key cannot be read.
-    #[error("could not publish the key under {}: {why}", dir.display())]
+    #[error("could not publish the key under {}: {}", dir.display(), why.with_hint())]
     Key { dir: PathBuf, why: KeyError },
     /// A software key is never written in the clear where it would outlive a power cut (miaf-v0
     /// K2).

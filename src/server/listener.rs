@@ -1,6 +1,7 @@
 //! Listening sockets: bound or adopted, and their accept loop. The owner and mode of a socket's
 //! file decide who may connect; `SO_PEERCRED` says who did.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -18,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::hint::{Hint, Reason};
 use crate::platform::files;
 use crate::server::budget;
 use crate::server::call_limit::CallLimits;
@@ -25,6 +27,7 @@ use crate::server::connection;
 use crate::server::connection_limit::ConnectionLimit;
 use crate::server::context::ServerContext;
 use crate::server::peer::{Peer, Role, ShutdownSignal};
+use miaf_spiffe::text::Excerpt;
 
 /// Connections over the limit that get a response at the same time. Further ones get none.
 const MAX_REFUSALS: usize = 64;
@@ -34,6 +37,8 @@ const SEND_BUFFER: usize = 32 * 1024;
 /// Time for open requests to get their responses when the socket is shut down.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// Characters of an error of the operating system in a message.
+const MAX_REASON: usize = 200;
 /// Bytes of the path of a Unix socket (unix(7)).
 const MAX_PATH: usize = 107;
 
@@ -64,8 +69,8 @@ impl Listener {
     /// [`BindError`].
     pub(crate) fn bind(path: &Path, role: Role, group: Option<&str>) -> Result<Self, BindError> {
         let mode = if role == Role::Admin { 0o600 } else { 0o660 };
+        check_replaceable(path).map_err(|why| BindError { path: path.to_owned(), why })?;
         let bind = || {
-            check_replaceable(path)?;
             let group = group.map(files::group_id).transpose()?;
             let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
             if let Some(dir) = dir {
@@ -95,7 +100,7 @@ impl Listener {
             fs::rename(&new, path)?;
             Ok(Self { role, listener, _file: Some(SocketFile { path: path.to_owned(), id }) })
         };
-        bind().map_err(|source| BindError::new(path, source))
+        bind().map_err(|e| BindError::new(path, &e))
     }
 
     /// Serves connections until the shutdown; requests that are open then still get their
@@ -169,26 +174,27 @@ impl Listener {
 
 /// Checks that a socket may be bound at this path: only a socket without a listener is replaced.
 /// Does not block: where the listener's queue is full, there is a listener.
-fn check_replaceable(path: &Path) -> io::Result<()> {
+fn check_replaceable(path: &Path) -> Result<(), Reason> {
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            let what = "something that is no socket is there already: move it away, or choose another path";
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+            return Err(Reason::from("something that is no socket is there already")
+                .with_hint_text("Move it away, or choose another path under [socket]"));
         }
         _ => {}
     }
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    match connect(stream.as_raw_fd(), &UnixAddr::new(path)?) {
-        Ok(()) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent listens on it")),
+    let failed = |e: Errno| of_the_system(&e.into());
+    let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(failed)?;
+    match connect(stream.as_raw_fd(), &UnixAddr::new(path).map_err(failed)?) {
+        Ok(()) => Err(Reason::from("another agent listens on it").with_hint_text(
+            "Stop that one (systemctl stop miaf-agent), or give this one a socket of its own: path under [socket]",
+        )),
         Err(Errno::EAGAIN | Errno::EINPROGRESS) => {
-            let what = "another program listens on it, and does not respond: end it";
-            Err(io::Error::new(io::ErrorKind::AddrInUse, what))
+            Err(Reason::from("another program listens on it, and does not respond")
+                .with_hint_text("End it, or choose another path under [socket]"))
         }
-        Err(Errno::EPROTOTYPE) => {
-            let what = "another program has it for datagrams: end it, or choose another path";
-            Err(io::Error::new(io::ErrorKind::AddrInUse, what))
-        }
+        Err(Errno::EPROTOTYPE) => Err(Reason::from("another program has it for datagrams")
+            .with_hint_text("End it, or choose another path under [socket]")),
         Err(_) => Ok(()), // there is no socket, or no process listens on it any more
     }
 }
@@ -214,25 +220,29 @@ fn file_id(path: &Path) -> io::Result<(u64, u64)> {
 
 /// A socket that cannot be bound: the agent would be of no use without it.
 #[derive(Debug, thiserror::Error)]
-#[error("the agent's socket {} cannot be bound: {source}. {}", path.display(), self.advice())]
+#[error("the agent's socket {} cannot be bound: {why}", path.display())]
 pub struct BindError {
     path: PathBuf,
-    source: io::Error,
+    why: Reason,
 }
 
 impl BindError {
     /// The socket at `path` cannot be bound.
-    pub(crate) fn new(path: &Path, source: io::Error) -> Self {
-        Self { path: path.to_owned(), source }
+    pub(crate) fn new(path: &Path, source: &io::Error) -> Self {
+        Self { path: path.to_owned(), why: of_the_system(source) }
     }
+}
 
-    fn advice(&self) -> &'static str {
-        if self.source.kind() == io::ErrorKind::AddrInUse {
-            "Stop that one (systemctl stop miaf-agent), or give this one a socket of its own: path under [socket]"
-        } else {
-            "Check [socket] in the configuration, and that the agent's user may write to that directory and is a \
-             member of the group"
-        }
+fn of_the_system(e: &io::Error) -> Reason {
+    Reason::from(Excerpt::of(e, MAX_REASON).into_string()).with_hint_text(
+        "Check [socket] in the configuration, and that the agent's user may write to that directory and is a \
+         member of the group",
+    )
+}
+
+impl Hint for BindError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        self.why.hint()
     }
 }
 
@@ -277,7 +287,12 @@ mod tests {
     async fn socket_without_a_listener_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.sock");
-        let refusal = || Listener::bind(&path, Role::Read, None).unwrap_err().to_string();
+        let refusal = || {
+            let error = Listener::bind(&path, Role::Read, None).unwrap_err();
+            crate::hint::assert_apart(&error);
+            assert!(error.hint().is_some(), "{error}");
+            error.to_string()
+        };
         fs::write(&path, "precious").unwrap();
         assert!(refusal().contains("no socket is there already"));
         fs::remove_file(&path).unwrap();

@@ -11,6 +11,7 @@ use hyper::header::RETRY_AFTER;
 use hyper::{Method, Request, StatusCode};
 use serde::{Deserialize, Deserializer};
 
+use crate::hint::Hint as _;
 use crate::platform::log::AUDIT;
 use crate::server::context::ServerContext;
 use crate::server::peer::{Peer, Role};
@@ -132,7 +133,9 @@ pub(super) async fn respond(
             }
             return Err(too_many_requests(&reason, wait));
         }
-        Err(SignError::Key(e)) => (StatusCode::SERVICE_UNAVAILABLE, format!("The key cannot be used: {e}.")),
+        Err(SignError::Key(e)) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("The key cannot be used: {}.", e.with_hint()))
+        }
         Err(SignError::ShuttingDown) => {
             (StatusCode::SERVICE_UNAVAILABLE, "The agent is shutting down. Try again.".to_owned())
         }

@@ -23,8 +23,8 @@ pub use self::records::{
     Record, RetryAfterDelay, RetryAfterDelays, StoredBundle, StoredDiscovery, StoredIdentity,
     StoredIssuedChain, StoredPendingKey, StoredTime,
 };
-use crate::hint::Hint;
-use crate::platform::access::{advice_on_own, current_user, shell_word, user, user_argument};
+use crate::hint::{Hint, Reason};
+use crate::platform::access::{current_user, shell_word, unusable_own, user, user_argument};
 use crate::platform::files;
 use miaf_spiffe::text::Excerpt;
 
@@ -60,13 +60,8 @@ impl Store {
     /// [`StoreError`].
     fn check(&self) -> Result<(), StoreError> {
         if let Some((place, owner)) = self.foreign() {
-            let (source, hint) = self.of_another(&place, owner);
-            return Err(StoreError {
-                operation: "use",
-                path: self.state_dir.clone(),
-                hint: Some(hint),
-                source,
-            });
+            let why = self.of_another(&place, owner);
+            return Err(StoreError { operation: "use", path: self.state_dir.clone(), why });
         }
         [StoredIdentity::NAME, StoredPendingKey::NAME, StoredIssuedChain::NAME].into_iter().try_for_each(
             |name| match files::read_limited(&self.private.join(name)) {
@@ -98,7 +93,7 @@ impl Store {
     }
 
     /// Why the state of another user is not used, and what to do.
-    fn of_another(&self, place: &Path, owner: u32) -> (io::Error, String) {
+    fn of_another(&self, place: &Path, owner: u32) -> Reason {
         let (owner, own, me) = (user(owner), user_argument(owner), user_argument(geteuid().as_raw()));
         let (place, state) = (shell_word(place), shell_word(&self.state_dir));
         let why = format!(
@@ -110,19 +105,20 @@ impl Store {
             "Start the agent as its owner (systemctl start miaf-agent, or runuser -u {own} -- \
              miaf-agent run); or, if the state is to be this user's: chown -R {me} {state}"
         );
-        (io::Error::other(why), hint)
+        Reason::from(why).with_hint_text(hint)
     }
 
     fn failed(&self, operation: &'static str, name: &str, source: io::Error) -> StoreError {
         let path = self.private.join(name);
-        let hint = match source.kind() {
+        let why = match source.kind() {
             io::ErrorKind::NotADirectory => {
                 let place = shell_word(&self.state_dir);
-                Some(format!("{place} and private in it have to be directories: move away what is there"))
+                Reason::from(format!("{source}: {place} and private in it have to be directories"))
+                    .with_hint_text("Move away what is there")
             }
-            _ => advice_on_own(&self.state_dir, &path, &source),
+            _ => unusable_own(&self.state_dir, &path, &source),
         };
-        StoreError { operation, path, hint, source }
+        StoreError { operation, path, why }
     }
 
     /// Locks the state against other agents until the returned file is closed. `None`: the file
@@ -149,8 +145,9 @@ impl Store {
         };
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => {
-                let source = io::Error::other("another agent uses this state directory");
-                Err(StoreError { operation: "lock", path, hint: None, source })
+                let why = Reason::from("another agent uses this state directory")
+                    .with_hint_text("Stop one of the two, or give one another state_dir");
+                Err(StoreError { operation: "lock", path, why })
             }
             _ => Ok(Some(file)),
         }
@@ -245,8 +242,7 @@ impl Store {
         retire().map_err(|source| StoreError {
             operation: "move the identity into",
             path: retired.clone(),
-            hint: None,
-            source,
+            why: unusable_own(&self.state_dir, &retired, &source),
         })?;
         Ok(retired)
     }
@@ -310,17 +306,16 @@ fn quarantine_path(path: &Path, number: u32) -> PathBuf {
 
 /// An operation on the state directory that failed: it is full, read-only, not permitted, broken.
 #[derive(Debug, thiserror::Error)]
-#[error("could not {operation} {}: {source}", path.display())]
+#[error("could not {operation} {}: {why}", path.display())]
 pub struct StoreError {
     operation: &'static str,
     path: PathBuf,
-    hint: Option<String>,
-    source: io::Error,
+    why: Reason,
 }
 
 impl Hint for StoreError {
     fn hint(&self) -> Option<Cow<'_, str>> {
-        self.hint.as_deref().map(Cow::Borrowed)
+        self.why.hint()
     }
 }
 
@@ -329,6 +324,27 @@ mod tests {
     use super::*;
     use crate::keys::tss2::{Parent, Tss2Key};
     use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn error_has_a_hint_apart_from_its_message() {
+        use crate::hint::assert_apart;
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path());
+        for kind in [io::ErrorKind::NotADirectory, io::ErrorKind::ReadOnlyFilesystem] {
+            assert_apart(&store.failed("write", "identity.json", kind.into()));
+        }
+        let denied = store.failed("write", "identity.json", io::Error::from_raw_os_error(13));
+        assert_apart(&denied);
+        assert!(denied.to_string().contains("Permission denied"), "{denied}");
+        assert!(denied.hint().unwrap().contains("chown -R "), "{denied}");
+        let foreign = store.of_another(directory.path(), 4_000_000);
+        assert_apart(&foreign);
+        assert!(foreign.hint().unwrap().starts_with("Start the agent as its owner"), "{foreign}");
+        let _lock = store.lock().unwrap();
+        let locked = store.lock().unwrap_err();
+        assert_apart(&locked);
+        assert!(locked.hint().unwrap().starts_with("Stop one of the two"), "{locked}");
+    }
 
     fn pending() -> StoredPendingKey {
         // Well-formed, though no TPM created it.

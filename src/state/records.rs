@@ -5,6 +5,7 @@ use std::io;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::hint::Hint as _;
 use crate::keys;
 use crate::lifecycle::Memory;
 use crate::problem::LastError;
@@ -209,7 +210,7 @@ impl Record for StoredPendingKey {
 
     fn decode(content: &[u8]) -> Result<Self, String> {
         let key = str::from_utf8(content).map_err(|_| "it is not PEM".to_owned())?;
-        keys::check_record(key).map_err(|e| e.to_string())?;
+        keys::check_record(key).map_err(|e| e.with_hint().to_string())?;
         Ok(Self { key: key.to_owned() })
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::ProxyError;
-use crate::hint::Hint;
+use crate::hint::{Hint, Reason};
 use crate::problem::ProblemCode;
 use miaf_spiffe::text::Excerpt;
 
@@ -29,8 +29,8 @@ pub enum TransportError {
     TrustFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
-        why: String,
+        /// What is wrong with it, and what to do.
+        why: Reason,
     },
     /// The operating system's CAs are to be trusted, and there are none.
     #[error("the operating system's store of CAs (system_roots) holds none that can be used: {why}")]
@@ -131,7 +131,7 @@ pub enum TransportError {
         limit: usize,
     },
     /// A redirect, which is not followed (miaf-v0 D2).
-    #[error("{shown} redirects ({status}) to {location}; redirects are not followed", shown = shown(url))]
+    #[error("{shown} redirects ({status}) to {location}, and redirects are not followed", shown = shown(url))]
     Redirected {
         /// The URL of the request.
         url: Url,
@@ -181,7 +181,10 @@ impl Hint for TransportError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         let fixed = match self {
             Self::NoTrust => "Set ca_file, spki_sha256 or system_roots under [mis.trust]",
-            Self::TrustFile { .. } => "Correct the file, or ca_file under [mis.trust]",
+            Self::TrustFile { why, .. } => {
+                // What is wrong with the file says more.
+                return why.hint().or(Some("Correct the file, or ca_file under [mis.trust]".into()));
+            }
             Self::NoSystemRoots { from_environment: true, .. } => {
                 "Correct SSL_CERT_FILE and SSL_CERT_DIR in the environment of the agent"
             }
@@ -224,4 +227,67 @@ pub(super) fn innermost(error: &dyn std::error::Error) -> String {
         inner = source;
     }
     Excerpt::of(inner, MAX_REASON).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hint::assert_apart;
+    use crate::platform::credentials::SecretError;
+
+    fn denied() -> Reason {
+        Reason::from("permission denied").with_hint_text("Let it in: chmod u+r /it")
+    }
+
+    #[test]
+    fn hint_is_imperative_and_apart_from_the_message() {
+        let url = || Url::parse("https://mis.example/").unwrap();
+        let text = || "x".to_owned();
+        let name = |has_default_route| TransportError::NameNotResolved {
+            url: url(),
+            name: text(),
+            why: "there is no such name",
+            has_default_route,
+        };
+        let no_system_roots =
+            |from_environment| TransportError::NoSystemRoots { why: text(), from_environment };
+        let redirected =
+            TransportError::Redirected { url: url(), status: 302, location: Excerpt::of("/x", 9) };
+        let of_proxy = [
+            ProxyError::NameNotResolved { proxy: text(), why: text() },
+            ProxyError::AuthRequired { proxy: text() },
+            ProxyError::AuthRefused { proxy: text() },
+            ProxyError::Forbidden { proxy: text(), to: text() },
+            ProxyError::Environment { variable: "ALL_PROXY", why: "is not the URL of a proxy".into() },
+            ProxyError::Secret(SecretError { what: text(), why: denied() }),
+            ProxyError::Secret(SecretError { what: text(), why: "it is empty".into() }),
+            ProxyError::SecretForm,
+        ];
+        let others = [
+            TransportError::NoTrust,
+            TransportError::TrustFile { path: "/ca.pem".into(), why: "it is empty".into() },
+            TransportError::TrustFile { path: "/ca.pem".into(), why: denied() },
+            no_system_roots(true),
+            no_system_roots(false),
+            TransportError::Offline { url: url(), why: text() },
+            name(true),
+            name(false),
+            redirected,
+        ];
+        let of_proxy = of_proxy.into_iter().map(|why| TransportError::Proxy { url: url(), why });
+        for error in of_proxy.chain(others) {
+            assert_apart(&error);
+            assert!(error.hint().is_some(), "{error}");
+        }
+    }
+
+    #[test]
+    fn fault_of_a_trust_file_has_the_hint_that_says_more() {
+        let hint = |why: Reason| {
+            let error = TransportError::TrustFile { path: "/ca.pem".into(), why };
+            error.hint().unwrap().into_owned()
+        };
+        assert_eq!(hint(denied()), "Let it in: chmod u+r /it");
+        assert!(hint("it is empty".into()).starts_with("Correct the file"));
+    }
 }

@@ -17,13 +17,13 @@ use url::{Host, Url};
 
 use super::error::{TransportError, innermost};
 use super::proxy::{self, ProxyEndpoint, ProxyTunnel};
-use super::reason::Reason;
 use super::response::{CUT_OFF, MAX_EXCERPT, Response, Validators};
 use super::retry_after::retry_after;
 use super::server_trust::ServerTrust;
 use super::server_verifier::{ClientAuthRequest, HandshakeObservation};
 use super::tls::{self, TlsReason};
 use crate::config;
+use crate::hint::Reason;
 use crate::platform::{clock, connectivity};
 use miaf_spiffe::text::Excerpt;
 use miaf_spiffe::time::{ProvenTime, Timestamp};

@@ -8,7 +8,6 @@ pub(crate) mod fuzzing;
 mod http;
 mod problem_details;
 mod proxy;
-mod reason;
 mod response;
 mod retry_after;
 mod server_trust;

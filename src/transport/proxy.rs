@@ -94,7 +94,7 @@ pub enum ProxyError {
     #[error("proxy_auth under [mis]: {0}")]
     Secret(#[from] SecretError),
     /// The configured secret has another form.
-    #[error("proxy_auth under [mis]: it must be one line, user:password")]
+    #[error("proxy_auth under [mis]: the secret is not one line, user:password")]
     SecretForm,
 }
 
@@ -111,7 +111,10 @@ impl Hint for ProxyError {
             Self::Forbidden { .. } => "Have the proxy allow it, or set no_proxy under [mis]",
             Self::Environment { .. } => "Correct it, or set proxy under [mis], \"none\" for no proxy at all",
             Self::SecretForm => "Write one line, user:password, into what proxy_auth names",
-            Self::Unreachable { .. } | Self::NoTunnel { .. } | Self::Secret(_) => return None,
+            Self::Secret(why) => {
+                return why.hint().or(Some("Correct proxy_auth under [mis], or what it names".into()));
+            }
+            Self::Unreachable { .. } | Self::NoTunnel { .. } => return None,
         };
         Some(fixed.into())
     }

@@ -9,6 +9,7 @@ use rustls_pki_types::{CertificateDer, TrustAnchor};
 
 use super::error::{MAX_REASON, TransportError};
 use crate::config::InitialTrust;
+use crate::hint::Reason;
 use crate::platform::{access, clock, files};
 use crate::problem::{LastError, ProblemCode, Report};
 use miaf_spiffe::pem;
@@ -201,13 +202,14 @@ struct CaFile {
 impl CaFile {
     /// Reads the file. One damaged certificate makes it bad: each was put there on purpose.
     fn read(path: &Path) -> Result<Self, TransportError> {
-        let unusable = |why: String| TransportError::TrustFile { path: path.to_owned(), why };
-        let content = files::read_limited(path).map_err(|e| unusable(access::why_unreadable(path, &e)))?;
-        let read = pem::certificates(&content).map_err(|e| unusable(e.to_string()))?;
+        let unusable = |why: Reason| TransportError::TrustFile { path: path.to_owned(), why };
+        let content = files::read_limited(path).map_err(|e| unusable(access::unreadable(path, &e)))?;
+        let read = pem::certificates(&content).map_err(|e| unusable(Reason::of(&e)))?;
         let mut file = Self { unused: read.unused(), ..Self::default() };
         for (line, certificate) in read.certificates {
             let anchor = webpki::anchor_from_trusted_cert(&certificate).map_err(|_| {
-                unusable(format!("line {line}: the certificate that begins here is damaged; copy it again"))
+                let why = format!("line {line}: the certificate that begins here is damaged");
+                unusable(Reason::from(why).with_hint_text("Copy it again"))
             })?;
             file.anchors.push(anchor.to_owned());
             file.certificates.push(certificate);
@@ -252,6 +254,7 @@ fn system_anchors() -> Result<Vec<TrustAnchor<'static>>, TransportError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hint::{Hint as _, assert_apart};
     use rcgen::{CertificateParams, KeyPair};
 
     fn pem() -> String {
@@ -286,7 +289,9 @@ mod tests {
                 std::fs::write(&path, content).unwrap();
             }
             let trust = ServerTrust::new(of(&path));
-            let error = trust.load().unwrap_err().to_string();
+            let error = trust.load().unwrap_err();
+            assert_apart(&error);
+            let error = error.with_hint().to_string();
             assert!(error.contains("ca.pem") && error.contains(why), "{error}");
             assert!(trust.facts().is_none() && trust.problem().is_none());
         }

@@ -36,8 +36,8 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
 use self::chain::{Anchors, Chain};
-use super::reason::Reason;
 use super::server_trust::LoadedTrust;
+use crate::hint::Reason;
 use crate::x509::{SEQUENCE, wrap};
 use miaf_spiffe::digest::sha256;
 use miaf_spiffe::text::Excerpt;
@@ -510,7 +510,7 @@ impl UntrustedServer {
             let _ = write!(why, " {}", BASE64.encode(key)); // to a String: it cannot fail
         }
         let reason =
-            Reason::from(why).with_hint("Pin one of them only if the operator of the MIS confirms it");
+            Reason::from(why).with_hint_text("Pin one of them only if the operator of the MIS confirms it");
         Self { reason, error: CertificateError::ApplicationVerificationFailure }
     }
 }

@@ -10,9 +10,10 @@ use rustls::sign::CertifiedKey;
 use rustls::{AlertDescription, ClientConfig, InvalidMessage, OtherError, PeerIncompatible, SignatureScheme};
 
 use super::error::TransportError;
-use super::reason::Reason;
 use super::server_trust::LoadedTrust;
 use super::server_verifier::{self, ClientAuthRequest, HandshakeObservation, Verifier};
+use crate::hint::{Hint as _, Reason};
+use crate::keys::KeyError;
 use crate::platform::clock;
 use crate::x509;
 use miaf_spiffe::text::Excerpt;
@@ -133,8 +134,10 @@ fn describe(error: &rustls::Error, observation: &HandshakeObservation) -> TlsRea
         }
         E::Other(OtherError(why)) => {
             // The device's own key, whose errors are described by its provider.
+            let hint = why.downcast_ref::<KeyError>().and_then(|why| Some(why.hint()?.into_owned()));
             let why = Excerpt::of(why, MAX_REASON);
-            TlsReason::Other(format!("this device's key could not be used: {why}").into())
+            let what = format!("this device's key could not be used: {why}");
+            TlsReason::Other(Reason { what, hint })
         }
         rest => TlsReason::Other(Excerpt::of(rest, MAX_REASON).into_string().into()),
     }
@@ -154,7 +157,7 @@ fn incompatible(why: &PeerIncompatible) -> Reason {
         _ => Reason::from(format!(
             "it and this client have no common parameters for TLS; TLS 1.3 is required. {OFFER}"
         ))
-        .with_hint(OFFER_HINT),
+        .with_hint_text(OFFER_HINT),
     }
 }
 
@@ -195,7 +198,7 @@ fn of_alert(alert: AlertDescription, request: &ClientAuthRequest) -> TlsReason {
                     "the server requires a client certificate here ({name}), and this request is \
                      made without one"
                 ))
-                .with_hint(
+                .with_hint_text(
                     "Have it require none for this URL: the discovery document and the trust bundle \
                      are for devices that have none yet",
                 ),
@@ -206,7 +209,7 @@ fn of_alert(alert: AlertDescription, request: &ClientAuthRequest) -> TlsReason {
                 "the server requires a client certificate ({name}) and does not accept signatures \
                  of the kind that this device's key makes, so none was sent"
             ))
-            .with_hint("Have it accept the algorithm of the key"),
+            .with_hint_text("Have it accept the algorithm of the key"),
         ),
         _ => TlsReason::Other(match alert {
             A::ProtocolVersion => {
@@ -216,11 +219,11 @@ fn of_alert(alert: AlertDescription, request: &ClientAuthRequest) -> TlsReason {
                 Reason::from(format!(
                     "it ended the TLS handshake ({name}): it accepts nothing that this client offers. {OFFER}"
                 ))
-                .with_hint(OFFER_HINT)
+                .with_hint_text(OFFER_HINT)
             }
             A::UnrecognisedName => {
                 Reason::from("it serves no host of this name (unrecognized_name)")
-                    .with_hint("Check the host in the URL")
+                    .with_hint_text("Check the host in the URL")
             }
             A::InternalError => "it ended the TLS handshake for a fault of its own (internal_error)".into(),
             _ if about_certificates => format!(

@@ -23,7 +23,7 @@ fn bad_svids() -> Vec<(SvidFault, &'static str)> {
         (SvidFault::NoClientAuth, "lacks clientAuth"),
         (SvidFault::OtherKey, "another public key"),
         (SvidFault::Expired, "the certificate expired"),
-        (SvidFault::NotYetValid(Duration::from_secs(3600)), "compare the two clocks"),
+        (SvidFault::NotYetValid(Duration::from_secs(3600)), "Compare the clock of this device"),
         (SvidFault::UnknownIssuer, "does not chain to an anchor"),
         (SvidFault::P384Signature, "neither ECDSA P-256"),
         (SvidFault::MissingIntermediate, "does not chain to an anchor"),

@@ -29,6 +29,7 @@ fn socket_that_cannot_be_bound_ends_the_process() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("/proc/no/agent.sock cannot be bound"), "{said}");
+    assert!(said.contains(". Check [socket] in the configuration"), "{said}");
 }
 
 #[test]
@@ -256,7 +257,34 @@ fn command_without_an_agent_says_what_to_do() {
     let output = device.run(&["status"]);
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("no agent answers at") && said.contains("systemctl status miaf-agent"), "{said}");
+    let (message, hint) = said.split_once('\n').unwrap();
+    assert!(
+        message.starts_with("miaf-agent: no agent answers at") && !message.contains("systemctl"),
+        "{said}"
+    );
+    assert_eq!(hint, "  Hint: Check whether it is running: systemctl status miaf-agent\n");
+}
+
+#[test]
+fn check_config_prints_the_hint_on_a_line_of_its_own() {
+    for (bad, message, hint) in [
+        ("[retry]\nbase = \"5 parsecs\"\n", "2: retry.base: ", "Write \"5m\", \"30s\" or \"200ms\""),
+        (
+            "[key]\ntcti = \"x\"\n",
+            "2: key.tcti: not a TPM connection: \"x\" ",
+            "Set tcti to device:/dev/tpmrm0, ",
+        ),
+        ("[key]\nparent = \"srk\"\n", "2: key.parent: it is neither ", "Write \"auto\", "),
+    ] {
+        let device = Device::new(bad);
+        let output = device.run(&["check-config"]);
+        assert_eq!(output.status.code(), Some(78));
+        let said = String::from_utf8(output.stderr).unwrap();
+        let lines: Vec<_> = said.lines().collect();
+        let file = device.path("config.toml");
+        assert!(lines[0].starts_with(&format!("miaf-agent: {}:{message}", file.display())), "{said}");
+        assert!(lines[1].starts_with(&format!("  Hint: {hint}")) && lines.len() == 2, "{said}");
+    }
 }
 
 #[test]

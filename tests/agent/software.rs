@@ -178,7 +178,11 @@ fn damaged_seal_is_quarantined_and_the_device_reenrolls() {
         assert_eq!(after["spiffeId"], before["spiffeId"], "the same factory certificate, the same identity");
         assert!(world.device.path("state/private/identity.json.unusable-1").exists());
         let log = world.device.log();
-        assert!(log.contains("record quarantined") && log.contains("a new key is needed"), "{log}");
+        assert!(
+            log.contains("record quarantined")
+                && log.contains("eplace the key with: miaf-agent retry --new-key"),
+            "{log}"
+        );
     }
 }
 

@@ -189,7 +189,7 @@ SHELL
         'root agent sign admin svid.pem key.pem'
     # And what nobody may do, whoever it is: look into the private part.
     guest '! runuser -u signer -- ls /var/lib/miaf-agent/private 2>/dev/null' || fail "others see what is private"
-    guest '! runuser -u stranger -- miaf-agent status 2>&1' | grep 'become a member of the group' >/dev/null \
+    guest '! runuser -u stranger -- miaf-agent status 2>&1' | grep 'Become a member of the group' >/dev/null \
         || fail "a stranger is not told what to do"
 }
 

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use miaf_agent::hint::Hint as _;
 use miaf_agent::keys::factory_key::{FactoryKey, Source, open};
 use miaf_agent::keys::tpm::{AuthValue, Unfit};
 use miaf_agent::keys::{KeyFileError, KeyForm};
@@ -192,7 +193,7 @@ fn key_at_a_handle_may_have_a_password() {
 
     let error = open_handle(&tpm, None).unwrap_err();
     assert!(matches!(error, KeyError::Tpm(TpmError::AuthMissing { .. })), "{error:?}");
-    assert!(error.to_string().contains("key_auth = \"credential:NAME\""), "{error}");
+    assert!(error.hint().unwrap().contains("key_auth = \"credential:NAME\""), "{error}");
     assert_eq!(error.kind(), ErrorKind::NeedsOperator);
 
     // No key with a name made by SHA-256 has a password of more than 32 bytes: the TPM is not
@@ -545,7 +546,7 @@ fn key_files_in_all_common_forms_are_read() {
         (encrypted.replace("ENCRYPTED", "OPENSSH"), "ssh-keygen -p"),
     ] {
         std::fs::write(tpm.file("key.pem"), content).unwrap();
-        let error = open_file(&tpm, "key.pem", None).unwrap_err().to_string();
+        let error = open_file(&tpm, "key.pem", None).unwrap_err().with_hint().to_string();
         assert!(error.contains("key.pem") && error.contains(expected) && error.contains("line "), "{error}");
         assert!(!error.contains("AES"), "{error}");
     }

@@ -1,6 +1,7 @@
 //! The key under which the agent's keys are made: the owner's primary, or a storage key that is
 //! persistent in the TPM.
 
+use miaf_agent::hint::Hint as _;
 use miaf_agent::keys::KeyFile;
 use miaf_agent::keys::tpm::ParentChoice;
 use miaf_agent::platform::credentials::Secret;
@@ -149,7 +150,7 @@ fn disabled_owner_hierarchy_is_named_and_another_parent_works() {
     assert!(matches!(srk, KeyError::Tpm(TpmError::HierarchyDisabled { code: 0x18b, .. })), "{srk:?}");
     for error in [handle(&tpm).create_key().unwrap_err(), key.sign(b"").unwrap_err()] {
         assert!(matches!(error, KeyError::Tpm(TpmError::HierarchyDisabled { code: 0x185, .. })), "{error:?}");
-        assert!(error.to_string().contains("firmware set-up"), "{error}");
+        assert!(error.hint().unwrap().contains("firmware set-up"), "{error}");
         assert_eq!(error.kind(), ErrorKind::NeedsOperator);
     }
     let under_another = under(&tpm, ParentChoice::Persistent(0x8180_0010)).create_key().unwrap();
@@ -216,7 +217,7 @@ fn replaced_parent_key_is_noticed() {
         let error = key.sign(b"").unwrap_err();
         assert!(matches!(error, KeyError::Tpm(TpmError::ParentReplaced { handle: SRK, .. })), "{error:?}");
         assert_eq!(error.kind(), ErrorKind::NeedsOperator);
-        assert!(error.to_string().contains("retry --new-key"), "{error}");
+        assert!(error.hint().unwrap().contains("retry --new-key"), "{error}");
     }
     tpm.keep_parent(SRK, "o", RSA, STORAGE, &[]);
     assert_signs(&key);

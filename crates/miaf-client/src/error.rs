@@ -1,5 +1,6 @@
 //! Why there is no response, or none that can be used.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -10,7 +11,8 @@ use std::time::Duration;
 use miaf_spiffe::text::Excerpt;
 use nix::unistd::{Gid, Group};
 
-/// Why the agent gave no answer, or not the one that was asked for.
+/// Why the agent gave no answer, or not the one that was asked for. Displays what failed;
+/// [`hint`](Self::hint) says what to do.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ClientError {
@@ -62,52 +64,87 @@ impl ClientError {
     }
 }
 
+impl ClientError {
+    /// What to do, as an imperative without a full stop at its end. `None`: the agent said it, or
+    /// nothing is known to help.
+    pub fn hint(&self) -> Option<Cow<'_, str>> {
+        let fixed = match self {
+            Self::NotRoot(_) => "Run the same as root, or with sudo before it",
+            Self::Connect(socket, e) if e.kind() == ErrorKind::PermissionDenied => {
+                return Some(join_group(socket).into());
+            }
+            Self::Connect(..) | Self::Silent(_) => "Check whether it is running: systemctl status miaf-agent",
+            Self::Unintelligible(_) => "Check that this program and the agent are of the same version",
+            Self::Broken(_) | Self::Refused { .. } => return None,
+        };
+        Some(fixed.into())
+    }
+}
+
 impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotRoot(socket) => write!(
-                f,
-                "you may not give the agent orders at {}: only root may. Try the same with sudo before it",
-                socket.display()
-            ),
+            Self::NotRoot(socket) => {
+                write!(f, "permission denied at {}: only root may send admin commands", socket.display())
+            }
             Self::Connect(socket, e) if e.kind() == ErrorKind::PermissionDenied => write!(
                 f,
-                "you may not ask the agent at {}: become a member of the group of that socket{}",
-                socket.display(),
-                group_of(socket)
-            ),
-            Self::Connect(socket, e) => write!(
-                f,
-                "no agent answers at {} ({e}). Is it running? Try: systemctl status miaf-agent",
+                "permission denied at {}: only members of the group of that socket may connect",
                 socket.display()
             ),
+            Self::Connect(socket, e) => write!(f, "no agent answers at {} ({e})", socket.display()),
             Self::Silent(limit) => write!(
                 f,
-                "the agent did not answer within {}. Is it running? Try: systemctl status miaf-agent",
+                "the agent did not answer within {}",
                 humantime::format_duration(Duration::from_secs(limit.as_secs().max(1)))
             ),
             Self::Broken(why) => write!(f, "the agent did not answer: {why}"),
             Self::Refused { detail, .. } => f.write_str(detail),
-            Self::Unintelligible(why) => write!(
-                f,
-                "the agent's answer cannot be read: {why}. Are this program and the agent of the same version?"
-            ),
+            Self::Unintelligible(why) => write!(f, "the agent's answer cannot be read: {why}"),
         }
     }
 }
 
-/// Which group that is and what to type, where it is one for people.
-fn group_of(socket: &Path) -> String {
+/// How to become a member of the socket's group, by name where it is one for people.
+fn join_group(socket: &Path) -> String {
     match fs::metadata(socket).map(|found| found.gid()) {
         Ok(gid) if gid != 0 => {
             let group = Group::from_gid(Gid::from_raw(gid)).ok().flatten();
             let group = group.map_or_else(|| gid.to_string(), |group| group.name);
             format!(
-                " ({group}): usermod --append --groups {group} USER, as root; it counts from the next login"
+                "Become a member of the group {group}, from the next login on: usermod --append \
+                 --groups {group} USER, as root"
             )
         }
-        _ => String::new(),
+        _ => "Become a member of the group of that socket".into(),
     }
 }
 
 impl std::error::Error for ClientError {}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hint_is_imperative_and_apart_from_the_message() {
+        let connect = |kind: ErrorKind| ClientError::Connect("/run/agent.sock".into(), kind.into());
+        for error in [
+            connect(ErrorKind::NotFound),
+            connect(ErrorKind::PermissionDenied),
+            connect(ErrorKind::PermissionDenied).of_admin_command(),
+            ClientError::Silent(Duration::from_secs(5)),
+            ClientError::Unintelligible("it is HTML".into()),
+            ClientError::Connect("/".into(), ErrorKind::PermissionDenied.into()),
+        ] {
+            let (message, hint) = (error.to_string(), error.hint().unwrap());
+            assert!(hint.starts_with(char::is_uppercase) && !hint.ends_with('.'), "{hint}");
+            assert!(!message.ends_with('.') && !message.contains('?'), "{message}");
+            for remedy in [&*hint, "systemctl", "usermod", "sudo"] {
+                assert!(!message.contains(remedy), "{message}");
+            }
+        }
+        assert!(ClientError::Broken("it has ended".into()).hint().is_none());
+    }
+}

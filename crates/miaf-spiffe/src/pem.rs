@@ -6,6 +6,7 @@
 //! Base64 are errors that name the line. No block is passed over: each is returned, is an error, or
 //! is reported as commented out.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 
@@ -87,7 +88,8 @@ impl fmt::Display for Label {
 const MAX_LABEL: usize = 256;
 const LABEL_SHOWN: usize = 64;
 
-/// Why a text cannot be read as PEM, and what to do.
+/// Why a text cannot be read as PEM. Displays what is wrong with it; [`hint`](Self::hint) says what
+/// to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PemError {
     /// The line that it is about, from 1; of the whole text if `None`.
@@ -152,53 +154,76 @@ impl fmt::Display for PemError {
 
 impl std::error::Error for PemError {}
 
+impl PemError {
+    /// What to do, as an imperative without a full stop at its end.
+    #[must_use]
+    pub fn hint(&self) -> Option<Cow<'_, str>> {
+        self.kind.hint()
+    }
+}
+
 impl fmt::Display for PemErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Boundary { found, meant } => {
-                write!(f, "\"{found}\" is not how a PEM block begins or ends; write it as {meant}")
+            Self::Boundary { found, .. } => {
+                write!(f, "\"{found}\" is not how a PEM block begins or ends")
             }
             Self::NoEnd(label, None) => {
-                write!(f, "the {label} that begins here has no END line; copy the file again, it is cut off")
+                write!(f, "the {label} that begins here has no END line: the text is cut off")
             }
             Self::NoEnd(label, Some(next)) => write!(
                 f,
-                "the {label} that begins here has no END line, and the next block begins in line {next}; copy the \
-                 file again"
+                "the {label} that begins here has no END line, and the next block begins in line {next}"
             ),
-            Self::OtherEnd(label, end, line) => write!(
-                f,
-                "the {label} that begins here is ended as {end} in line {line}; write the same in both lines"
-            ),
-            Self::NoBegin(label) => write!(
-                f,
-                "here ends a {label} that does not begin; write -----BEGIN {label}----- in the line before its \
-                 content"
-            ),
-            Self::NotBase64(label, found) if &**found == "\\" => write!(
-                f,
-                "the {label} has its line breaks written out as a backslash and an n; put real line breaks there"
-            ),
-            Self::NotBase64(label, found) => {
-                write!(f, "\"{found}\" in the {label} is not Base64; copy the file again")
+            Self::OtherEnd(label, end, line) => {
+                write!(f, "the {label} that begins here is ended as {end} in line {line}")
             }
-            Self::Incomplete(label) => write!(
-                f,
-                "the {label} that begins here has characters too few or too many to be Base64; copy the file again"
-            ),
+            Self::NoBegin(label) => write!(f, "here ends a {label} that does not begin"),
+            Self::NotBase64(label, found) if is_escape(found) => {
+                write!(f, "the {label} has its line breaks written out as a backslash and an n")
+            }
+            Self::NotBase64(label, found) => write!(f, "\"{found}\" in the {label} is not Base64"),
+            Self::Incomplete(label) => {
+                write!(f, "the {label} that begins here has characters too few or too many to be Base64")
+            }
             Self::Empty(label) => write!(f, "the {label} that begins here has nothing in it"),
-            Self::Trusted => f.write_str(
-                "a TRUSTED CERTIFICATE has trust settings that only OpenSSL knows; write the certificate alone with: \
-                 openssl x509 -in FILE -out NEWFILE",
-            ),
-            Self::NotPlain(label) => write!(
-                f,
-                "a {label} is not read; write its certificates as CERTIFICATE blocks (for PKCS7: openssl pkcs7 \
-                 -print_certs -in FILE -out NEWFILE)"
-            ),
+            Self::Trusted => f.write_str("a TRUSTED CERTIFICATE has trust settings that only OpenSSL knows"),
+            Self::NotPlain(label) => write!(f, "a {label} is not read"),
             Self::NoCertificate(content) => write!(f, "it holds no PEM certificate: {content}"),
         }
     }
+}
+
+impl PemErrorKind {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let fixed = match self {
+            Self::Boundary { meant, .. } => return Some(format!("Write it as {meant}").into()),
+            Self::NoBegin(label) => {
+                return Some(format!("Write -----BEGIN {label}----- in the line before its content").into());
+            }
+            Self::OtherEnd(..) => "Write the same in both lines",
+            Self::NotBase64(_, found) if is_escape(found) => "Put real line breaks there",
+            Self::NoEnd(..) | Self::NotBase64(..) | Self::Incomplete(_) | Self::Empty(_) => {
+                "Copy the file again"
+            }
+            Self::Trusted => "Write the certificate alone with: openssl x509 -in FILE -out NEWFILE",
+            Self::NotPlain(_) => {
+                "Write its certificates as CERTIFICATE blocks (for PKCS7: openssl pkcs7 -print_certs \
+                 -in FILE -out NEWFILE)"
+            }
+            Self::NoCertificate(Content::Der) => {
+                "Convert it with: openssl x509 -inform DER -in FILE -out NEWFILE (a PKCS #12, .p12 \
+                 or .pfx, with: openssl pkcs12 -nokeys -in FILE -out NEWFILE)"
+            }
+            Self::NoCertificate(_) => return None,
+        };
+        Some(fixed.into())
+    }
+}
+
+/// Whether this character stands for a line break that was written as `\n`.
+fn is_escape(found: &Excerpt) -> bool {
+    &**found == "\\"
 }
 
 impl fmt::Display for Content {
@@ -208,10 +233,7 @@ impl fmt::Display for Content {
             Self::Text => f.write_str("it has no -----BEGIN line"),
             Self::Comment(line) => write!(f, "the block in line {line} is in a comment"),
             Self::Block(label) => write!(f, "it has a {label}"),
-            Self::Der => f.write_str(
-                "it is binary (DER) and not PEM; convert it with: openssl x509 -inform DER -in FILE -out NEWFILE (a \
-                 PKCS #12, .p12 or .pfx, with: openssl pkcs12 -nokeys -in FILE -out NEWFILE)",
-            ),
+            Self::Der => f.write_str("it is binary (DER) and not PEM"),
         }
     }
 }
@@ -717,6 +739,15 @@ mod tests {
         pem.blocks.iter().map(|block| (block.label.to_string(), block.line, block.der.to_vec())).collect()
     }
 
+    /// Message and hint, which is checked to be an imperative apart from it.
+    fn in_all(error: &PemError) -> String {
+        let message = error.to_string();
+        let Some(hint) = error.hint() else { return message };
+        assert!(hint.starts_with(char::is_uppercase) && !hint.ends_with('.'), "{hint}");
+        assert!(!message.contains(&*hint) && !message.contains("openssl"), "{message}");
+        format!("{message}. {hint}")
+    }
+
     fn one_and_two(line_of_two: usize) -> Vec<(String, usize, Vec<u8>)> {
         vec![("CERTIFICATE".into(), 1, vec![1, 2, 3]), ("PRIVATE KEY".into(), line_of_two, vec![4, 5, 6])]
     }
@@ -786,30 +817,30 @@ mod tests {
             (after(&TWO.replace("BEGIN", "BEGIM")), 6, "PRIVATE KEY that does not begin"),
             (after(&TWO.replace("BAUG", "BA\n!G")), 6, "\"!\" in the PRIVATE KEY is not Base64"),
             (after(&TWO.replace("BAUG", "BA\n\u{e4}G")), 6, "is not Base64"),
-            (after(&TWO.replace('\n', "\\n")), 4, "put real line breaks"),
+            (after(&TWO.replace('\n', "\\n")), 4, "Put real line breaks"),
             (after(&TWO.replace("BAUG", "BAU")), 4, "characters too few or too many"),
             (after(&TWO.replace("BAUG", "")), 4, "has nothing in it"),
-            (after(&TWO.to_lowercase()), 4, "write it as -----BEGIN PRIVATE KEY-----"),
-            (after(&key.replace("-----", "----")), 4, "write it as -----BEGIN EC PRIVATE KEY-----"),
-            (after(&TWO.replacen("-----", "----", 1)), 4, "write it as -----BEGIN PRIVATE KEY-----"),
-            (after(&TWO.replacen("KEY-----", "KEY---", 1)), 4, "write it as -----BEGIN PRIVATE KEY-----"),
-            (after(&TWO.replacen("KEY-----", "KEY", 1)), 4, "write it as -----BEGIN PRIVATE KEY-----"),
+            (after(&TWO.to_lowercase()), 4, "Write it as -----BEGIN PRIVATE KEY-----"),
+            (after(&key.replace("-----", "----")), 4, "Write it as -----BEGIN EC PRIVATE KEY-----"),
+            (after(&TWO.replacen("-----", "----", 1)), 4, "Write it as -----BEGIN PRIVATE KEY-----"),
+            (after(&TWO.replacen("KEY-----", "KEY---", 1)), 4, "Write it as -----BEGIN PRIVATE KEY-----"),
+            (after(&TWO.replacen("KEY-----", "KEY", 1)), 4, "Write it as -----BEGIN PRIVATE KEY-----"),
             (
                 after(&TWO.replace("-----BEGIN", "\u{2014}-BEGIN")),
                 4,
-                "write it as -----BEGIN PRIVATE KEY-----",
+                "Write it as -----BEGIN PRIVATE KEY-----",
             ),
-            (after(&TWO.replace("-----END", "----END")), 6, "write it as -----END PRIVATE KEY-----"),
-            (after(&TWO.replace("KEY", "K\u{e9}Y")), 4, "write it as"),
+            (after(&TWO.replace("-----END", "----END")), 6, "Write it as -----END PRIVATE KEY-----"),
+            (after(&TWO.replace("KEY", "K\u{e9}Y")), 4, "Write it as"),
             (after(&format!("\u{2014}{}", &TWO[..40])), 4, "PRIVATE KEY that begins here has no END"),
-            (after("-----BEGIN-----"), 4, "write it as -----BEGIN CERTIFICATE-----"),
-            (after("-----BEGINCERTIFICATE-----"), 4, "write it as"),
-            (after("---- BEGIN SSH2 PUBLIC KEY ----"), 4, "write it as"),
+            (after("-----BEGIN-----"), 4, "Write it as -----BEGIN CERTIFICATE-----"),
+            (after("-----BEGINCERTIFICATE-----"), 4, "Write it as"),
+            (after("---- BEGIN SSH2 PUBLIC KEY ----"), 4, "Write it as"),
             (after("# -----BEGIN PRIVATE KEY-----\nBAUG\n-----END PUBLIC KEY-----"), 6, "does not begin"),
         ] {
             let error = read(text.as_bytes()).unwrap_err();
             assert_eq!(error.line, Some(line), "{text}\n{error}");
-            assert!(error.to_string().contains(words), "{text}\n{error}");
+            assert!(in_all(&error).contains(words), "{text}\n{error}");
         }
     }
 
@@ -863,7 +894,7 @@ mod tests {
         ] {
             let error = certificates(format!("{ONE}\n{}", labelled(label)).as_bytes()).unwrap_err();
             assert_eq!(error.line, Some(4), "{label}");
-            assert!(error.to_string().contains(words), "{error}");
+            assert!(in_all(&error).contains(words), "{error}");
         }
         for (content, words) in [
             (b"".as_slice(), "it is empty"),
@@ -871,7 +902,7 @@ mod tests {
             (&[0x30, 0x82, 1, 0], "-inform DER"),
             (TWO.as_bytes(), "it has a PRIVATE KEY"),
         ] {
-            let error = certificates(content).unwrap_err().to_string();
+            let error = in_all(&certificates(content).unwrap_err());
             assert!(error.contains("no PEM certificate") && error.contains(words), "{error}");
         }
     }

@@ -52,8 +52,8 @@ pub enum SvidError {
     OtherKey,
     /// The serial number of the current SVID, given by its issuer once more.
     #[error(
-        "the new certificate has the serial number {serial} of the SVID that it is to replace, and an issuer must not give \
-         one twice (RFC 5280, section 4.1.2.2). Have the MIS's operator correct how it numbers certificates"
+        "the new certificate has the serial number {serial} of the SVID that it is to replace, and an \
+         issuer must not give one twice (RFC 5280, section 4.1.2.2)"
     )]
     SerialInUse {
         /// The serial number, shortened.
@@ -138,7 +138,7 @@ pub enum SvidError {
         now: Timestamp,
     },
     /// Later than a little clock difference explains, be it the leaf or an intermediate.
-    #[error("the chain is valid only from {not_before}, and it is {now} here: compare the two clocks")]
+    #[error("the chain is valid only from {not_before}, and it is {now} here")]
     FarFuture {
         /// First moment of validity.
         not_before: Timestamp,
@@ -178,6 +178,19 @@ pub enum SvidError {
 }
 
 impl SvidError {
+    /// What to do, as an imperative without a full stop at its end. `None`: the message says whose
+    /// fault it is, and nothing else is known to help.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::SerialInUse { .. } => {
+                Some("Have the operator of the MIS correct how it numbers certificates")
+            }
+            Self::FarFuture { .. } => Some("Compare the clock of this device with that of the MIS"),
+            _ => None,
+        }
+    }
+
     /// Whether a newer bundle could lead to another result: path validation reports the most
     /// telling of several errors, so an unknown issuer may hide behind another one (miaf-v0 E4: the
     /// bundle is fetched once more).

@@ -1,15 +1,17 @@
 //! Errors of the TPM and of its keys.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::keys::error::{ErrorKind, Hint, REPLACE};
+use crate::hint::{Hint, Reason};
+use crate::keys::error::{ErrorKind, REPLACE};
 use crate::platform::credentials::SecretError;
 
 /// Why the TPM, or a key in it, cannot be used.
 ///
-/// Displayed, it says what failed, on what, and why; [`hint`](Self::hint) says what to do. In all
+/// Displays what failed, on what, and why; [`hint`](Hint::hint) says what to do. In all
 /// variants `tcti` is the connection as configured, `code` a TSS or TPM response code, `handle` a
 /// persistent handle, `index` an NV index, and `origin` the name of an external key.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +65,7 @@ pub enum TpmError {
 
     /// The owner password that is configured cannot be read or used.
     #[error("the owner password of the TPM (owner_auth under [key]) cannot be used: {why}{instead}")]
-    OwnerAuthUnreadable { why: String, instead: String },
+    OwnerAuthUnreadable { why: Reason, instead: String },
 
     /// The owner hierarchy is disabled: its primary cannot be derived, nor its persistent keys be
     /// used.
@@ -100,7 +102,7 @@ pub enum TpmError {
     /// file is damaged.
     #[error(
         "the TPM at {tcti} does not load {key} (code {code:#x}): another TPM created it, or this one has been cleared \
-         since, or the key file is damaged; a new key is needed"
+         since, or the key file is damaged"
     )]
     NotThisTpm { tcti: String, code: u32, key: Subject },
 
@@ -232,10 +234,10 @@ impl TpmError {
             other => other,
         }
     }
+}
 
-    /// What to do, as [`KeyError::hint`](crate::keys::KeyError::hint).
-    #[must_use]
-    pub fn hint(&self) -> Option<Hint> {
+impl Hint for TpmError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         let hint = match self {
             Self::Gone { .. }
             | Self::Busy { .. }
@@ -286,7 +288,10 @@ impl TpmError {
             Self::OwnerAuthRefused { .. } => {
                 "Correct the password, or remove owner_auth if the owner has none (a wrong one does not lock the TPM)"
             }
-            Self::OwnerAuthUnreadable { .. } => "Correct owner_auth under [key], or what it names",
+            Self::OwnerAuthUnreadable { why, .. } => {
+                // What is wrong with the file says more.
+                return why.hint().or(Some("Correct owner_auth under [key], or what it names".into()));
+            }
             Self::HierarchyDisabled { .. } => {
                 "Enable it in the firmware set-up (\"storage hierarchy\"), or name a storage key of the platform that is \
                  kept in the TPM (parent = \"0x818……\" under [key])"
@@ -310,7 +315,9 @@ impl TpmError {
             Self::AuthTooLong { .. } => {
                 "Check that key_auth names the right file, and that nothing follows the password in it"
             }
-            Self::AuthUnreadable(_) => "Correct key_auth under [bootstrap], or what it names",
+            Self::AuthUnreadable(why) => {
+                return why.hint().or(Some("Correct key_auth under [bootstrap], or what it names".into()));
+            }
             Self::PssSalt { .. } => "Use an ECC key, or update the firmware of the TPM",
             Self::NvMissing { .. } => {
                 "Correct the index (tpm2_nvreadpublic lists what is there), or reinstall the original TPM"
@@ -320,8 +327,7 @@ impl TpmError {
             }
             Self::Deviant { .. } => "Replace the TPM: it cannot be trusted with an identity",
             Self::BadTcti { .. } => {
-                "Set tcti to one of these: accepted are device:/dev/tpmrm0, swtpm:host=127.0.0.1,port=2321 and \
-                 tabrmd:bus_type=system"
+                "Set tcti to device:/dev/tpmrm0, swtpm:host=127.0.0.1,port=2321 or tabrmd:bus_type=system"
             }
         };
         Some(hint.into())
@@ -365,13 +371,9 @@ pub enum UnreachableCause {
     OtherDevice(PathBuf),
     /// The TPM is a TPM 1.2.
     Version1,
-    /// The device file is there, and its owner, mode or group keep this user out (`why`).
-    PermissionDenied {
-        /// What is wrong with owner, mode or groups.
-        why: String,
-        /// The command that corrects it.
-        hint: String,
-    },
+    /// The device file is there, and its owner, mode or group keep this user out. The hint has the
+    /// command that corrects it.
+    PermissionDenied(Reason),
     /// The device is held by another program: `/dev/tpm0` admits one at a time.
     InUse,
     /// Nothing listens at the address.
@@ -386,7 +388,7 @@ pub enum UnreachableCause {
         library: &'static str,
     },
     /// Anything else.
-    Other(String),
+    Other(Reason),
 }
 
 impl fmt::Display for UnreachableCause {
@@ -408,22 +410,19 @@ impl fmt::Display for UnreachableCause {
             Self::Version1 => {
                 f.write_str("there is no such device, and the TPM of this machine is a TPM 1.2")
             }
-            Self::PermissionDenied { why, .. } => f.write_str(why),
+            Self::PermissionDenied(why) | Self::Other(why) => why.fmt(f),
             Self::InUse => f.write_str("another program holds the device"),
             Self::Refused => f.write_str("connection refused"),
             Self::NoResourceManager => f.write_str("tpm2-abrmd does not answer on D-Bus"),
             Self::NoTpm { code, .. } => {
                 write!(f, "it can be opened but does not answer as a TPM 2.0 (code {code:#x})")
             }
-            Self::Other(why) => f.write_str(why),
         }
     }
 }
 
-impl UnreachableCause {
-    /// What to do, as [`KeyError::hint`](crate::keys::KeyError::hint).
-    #[must_use]
-    pub fn hint(&self) -> Option<Hint> {
+impl Hint for UnreachableCause {
+    fn hint(&self) -> Option<Cow<'_, str>> {
         Some(match self {
             Self::Missing => {
                 "Enable the TPM in the firmware set-up, and load its kernel driver".into()
@@ -441,14 +440,13 @@ impl UnreachableCause {
                 format!("Set tcti = \"device:{}\" under [key]", path.display()).into()
             }
             Self::Version1 => "Use a machine with a TPM 2.0, or software keys (provider = \"software\" under [key])".into(),
-            Self::PermissionDenied { hint, .. } => hint.clone().into(),
+            Self::PermissionDenied(why) | Self::Other(why) => return why.hint(),
             Self::InUse => "Set tcti = \"device:/dev/tpmrm0\" under [key], which can be shared".into(),
             Self::Refused => "Start the TPM that should listen there".into(),
             Self::NoResourceManager => {
                 "Start it (systemctl start tpm2-abrmd), and install libtss2-tcti-tabrmd".into()
             }
             Self::NoTpm { library, .. } => format!("Check that it is a TPM 2.0, and install {library}").into(),
-            Self::Other(_) => return None,
         })
     }
 }

@@ -469,7 +469,7 @@ mod tests {
         for other in ["max", "0", "31"] {
             let error = check(other).unwrap_err();
             assert!(matches!(error, KeyError::Tpm(TpmError::PssSalt { .. })), "{other}: {error:?}");
-            assert!(error.to_string().contains("Use an ECC key"), "{error}");
+            assert!(crate::hint::Hint::hint(&error).unwrap().contains("Use an ECC key"), "{error}");
         }
     }
 }

@@ -6,6 +6,7 @@
 //! the TPM may use the storage root key (SRK) at 0x81000001 (TCG TPM v2.0 Provisioning Guidance,
 //! section 7.5.1).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use super::error::ParentFlaw;
 use super::lockout_guard::{AuthAttempt, LockoutGuard};
 use super::ops::{ecc_template, overwrite_command_buffer, with_persistent};
 use super::response_code::{During, Failure, ParentProblem, Step};
+use crate::hint::{Hint, Reason};
 use crate::keys::tss2::Parent;
 use crate::platform::credentials::{Secret, wipe_stack};
 
@@ -41,10 +43,16 @@ pub enum ParentChoice {
 
 /// A text that is no `key.parent`.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "write \"auto\", \"primary\", or the persistent handle of a storage key in the TPM, such as \"0x81000001\""
-)]
+#[error("it is neither \"auto\", \"primary\", nor a persistent handle")]
 pub struct BadParent;
+
+impl Hint for BadParent {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let hint = "Write \"auto\", \"primary\", or the persistent handle of a storage key in the TPM, such \
+                    as \"0x81000001\"";
+        Some(hint.into())
+    }
+}
 
 impl FromStr for ParentChoice {
     type Err = BadParent;
@@ -161,10 +169,10 @@ impl Storage {
         work: impl FnOnce(&mut Context) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let Some(secret) = &self.owner_auth else { return work(context) };
-        let password = secret.read().map_err(|why| Failure::OwnerAuth(why.to_string()))?;
+        let password = secret.read().map_err(|why| Failure::OwnerAuth(Reason::of(&why)))?;
         let length = password.len();
         let auth = tss_esapi::structures::Auth::try_from(password.as_slice()).map_err(|_| {
-            Failure::OwnerAuth(format!("it is {length} bytes long, and no TPM takes more than 64"))
+            Failure::OwnerAuth(format!("it is {length} bytes long, and no TPM takes more than 64").into())
         })?;
         let owner: ObjectHandle = Hierarchy::Owner.into();
         context.tr_set_auth(owner, auth).during(step)?;
@@ -318,8 +326,9 @@ mod tests {
             "tpm:0x81000001",
             "2164260865",
         ] {
-            let error = text.parse::<ParentChoice>().unwrap_err().to_string();
-            assert!(error.contains("\"0x81000001\""), "{error}");
+            let error = text.parse::<ParentChoice>().unwrap_err();
+            crate::hint::assert_apart(&error);
+            assert!(error.hint().unwrap().contains("\"0x81000001\""), "{error}");
         }
     }
 }

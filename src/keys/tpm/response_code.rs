@@ -5,6 +5,7 @@ use tss_esapi::constants::response_code::Tss2ResponseCode;
 
 use super::error::{NvLock, ParentFlaw, Subject, TpmError, UnreachableCause};
 use super::tcti::Tcti;
+use crate::hint::Reason;
 use miaf_spiffe::text::Excerpt;
 
 /// A failed operation: what went wrong, and in which step.
@@ -19,7 +20,7 @@ pub(super) enum Failure {
     /// A persistent parent is there and cannot be used.
     Parent(u32, ParentProblem),
     /// The owner password cannot be read or used.
-    OwnerAuth(String),
+    OwnerAuth(Reason),
     /// The owner's primary may not be derived, nor can the storage root key at its handle be used
     /// instead.
     NoParent { primary: Box<Failure>, srk: (u32, Box<Failure>) },
@@ -151,7 +152,8 @@ impl Failure {
                 _ => format!("code {:#x} while {}", code(error), step.doing()),
             },
             Self::Password(..) => "it has a password".into(),
-            Self::Deviant(why) | Self::OwnerAuth(why) => why.clone(),
+            Self::Deviant(why) => why.clone(),
+            Self::OwnerAuth(why) => why.to_string(),
             Self::Parent(..) | Self::Nv(..) | Self::NoParent { .. } => "it is another one".into(),
         }
     }

@@ -13,6 +13,7 @@ use nix::unistd::Group;
 use tss_esapi::tcti_ldr::{DeviceConfig, TabrmdConfig, TctiNameConf};
 
 use super::error::{TpmError, UnreachableCause};
+use crate::hint::Reason;
 use crate::keys::KeyError;
 use crate::platform::access::{self, Node, Process};
 use miaf_spiffe::text::Excerpt;
@@ -180,7 +181,7 @@ fn denied(path: &Path) -> UnreachableCause {
             let tss = tss.map(|tss| tss.gid.as_raw());
             denied_by(path, Node::from(&metadata), &process, tss, is_member)
         }
-        Err(error) => UnreachableCause::Other(access::why_unreadable(path, &error)),
+        Err(error) => UnreachableCause::Other(access::unreadable(path, &error)),
     }
 }
 
@@ -199,7 +200,9 @@ fn denied_by(
         "permission denied: it belongs to {owner}:{group} with the mode {mode:04o}, and the agent runs as {user}"
     );
     let is_open_to_group = node.mode & 0o060 == 0o060;
-    let denied = |why: String, hint: String| UnreachableCause::PermissionDenied { why, hint };
+    let denied = |why: String, hint: String| {
+        UnreachableCause::PermissionDenied(Reason::from(why).with_hint_text(hint))
+    };
     if process.may(node, 0o6) {
         return denied(
             format!("{is}, who may use it by its mode: something else forbids it"),
@@ -240,7 +243,7 @@ fn cause(error: &io::Error) -> UnreachableCause {
         io::ErrorKind::NotFound => UnreachableCause::Missing,
         io::ErrorKind::ResourceBusy => UnreachableCause::InUse,
         io::ErrorKind::ConnectionRefused => UnreachableCause::Refused,
-        _ => UnreachableCause::Other(Excerpt::of(error, SHOWN).into_string()),
+        _ => UnreachableCause::Other(Excerpt::of(error, SHOWN).into_string().into()),
     }
 }
 
@@ -266,6 +269,7 @@ fn swtpm_to_tss(_: &SocketAddr) -> tss_esapi::Result<TctiNameConf> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::hint::Hint as _;
 
     #[test]
     fn tcti_is_displayed_as_it_was_parsed() {
@@ -311,7 +315,7 @@ mod tests {
         ] {
             let error = given.parse::<Tcti>().unwrap_err();
             assert!(matches!(error, KeyError::Tpm(TpmError::BadTcti { .. })), "{given}: {error:?}");
-            assert!(error.to_string().contains("accepted are device:/dev/tpmrm0"), "{error}");
+            assert!(error.hint().unwrap().contains("device:/dev/tpmrm0, swtpm:host="), "{error}");
         }
     }
 
@@ -322,9 +326,10 @@ mod tests {
         assert_eq!("device:/dev/null".parse::<Tcti>().unwrap().diagnose(), None);
 
         let refused = |code| device_cause(Path::new("/dev/null"), &io::Error::from_raw_os_error(code));
-        assert!(matches!(refused(13), UnreachableCause::PermissionDenied { .. }));
+        assert!(matches!(refused(13), UnreachableCause::PermissionDenied(_)));
         assert_eq!(refused(16), UnreachableCause::InUse);
-        let by_the_unit = refused(1).hint().unwrap();
+        let by_the_unit = refused(1);
+        let by_the_unit = by_the_unit.hint().unwrap();
         assert!(by_the_unit.contains("DeviceAllow=/dev/null rw"), "{by_the_unit}");
     }
 

@@ -18,7 +18,7 @@ use rustls_pki_types::{
 };
 use webpki::VerifiedPath;
 
-use super::super::reason::Reason;
+use crate::hint::Reason;
 use crate::x509::{self, Certificate, ComparableName, SEQUENCE, extension};
 
 /// Limit on the certificates of one server, its own included. Real chains have two to four.
@@ -69,7 +69,7 @@ impl<'a> Chain<'a> {
             return Err(Reason::from(format!(
                 "it presented {count} certificates, and no more than {MAX_CERTIFICATES} are read"
             ))
-            .with_hint(
+            .with_hint_text(
                 "Have it present its own and the intermediates on the way to its CA, and nothing else",
             ));
         }

@@ -3,8 +3,8 @@
 use rustls::CertificateError;
 use rustls_pki_types::UnixTime;
 
-use super::super::reason::Reason;
 use super::chain::{Chain, Presented};
+use crate::hint::Reason;
 use crate::x509::{self, Certificate, extension};
 use miaf_spiffe::text::Excerpt;
 use miaf_spiffe::time::Timestamp;
@@ -43,7 +43,7 @@ pub(super) fn of(error: &webpki::Error, chain: &Chain<'_>) -> (Reason, Certifica
                 "its certificate, or an intermediate above it, is not meant for servers: its \
                  extKeyUsage lacks serverAuth",
             )
-            .with_hint("Have its CA issue one for TLS servers"),
+            .with_hint_text("Have its CA issue one for TLS servers"),
             C::InvalidPurpose,
         ),
         E::CaUsedAsEndEntity => (
@@ -51,7 +51,7 @@ pub(super) fn of(error: &webpki::Error, chain: &Chain<'_>) -> (Reason, Certifica
                 "its certificate is marked as a CA's (CA:TRUE in basicConstraints), as `openssl req \
                  -x509` makes them",
             )
-            .with_hint(
+            .with_hint_text(
                 "Have a CA issue one for the server; or put it into ca_file itself, or pin its key \
                  in spki_sha256 alone",
             ),
@@ -181,7 +181,7 @@ fn repeated(chain: &Chain<'_>) -> Option<Reason> {
         let names = certificate.repeated_extensions()?;
         let place = place(chain, certificate);
         let why = format!("{place} has an extension more than once ({names}), which RFC 5280 forbids");
-        Some(Reason::from(why).with_hint("Have its CA issue it anew"))
+        Some(Reason::from(why).with_hint_text("Have its CA issue it anew"))
     })
 }
 
@@ -203,7 +203,7 @@ fn critical(chain: &Chain<'_>) -> Reason {
     Reason::from(format!(
         "{what}. A certificate with an unknown critical extension must be refused (RFC 5280 section 4.2)"
     ))
-    .with_hint(
+    .with_hint_text(
         "Have its CA issue it without that extension or not critical, or pin a key in spki_sha256 \
          that is below it",
     )
@@ -216,7 +216,7 @@ fn version(chain: &Chain<'_>) -> Reason {
             place(chain, old),
             old.version
         ))
-        .with_hint("Have it issued as version 3"),
+        .with_hint_text("Have it issued as version 3"),
         None => damaged(chain).into(),
     }
 }
@@ -261,7 +261,7 @@ fn algorithm(content: &[u8]) -> Reason {
     Reason::from(format!(
         "a certificate in its chain is signed with {name}, which is not supported. {ALGORITHMS}"
     ))
-    .with_hint(SUPPORTED)
+    .with_hint_text(SUPPORTED)
 }
 
 fn key(key: &[u8], signature: &[u8]) -> Reason {
@@ -270,7 +270,7 @@ fn key(key: &[u8], signature: &[u8]) -> Reason {
         "a certificate in its chain is signed with {signature} by a key that is {key}, and the two \
          together are not supported. {ALGORITHMS}"
     ))
-    .with_hint(SUPPORTED)
+    .with_hint_text(SUPPORTED)
 }
 
 const SUPPORTED: &str = "Have its CA issue a certificate that is signed with one of them";

@@ -506,11 +506,7 @@ fn chain_of_other_than_certificates_is_refused() {
             (
                 "a certificate that begins as one thing and ends as another",
                 |a| a.rewritten = |p| p[0] = PRIVATE_KEY.replace("BEGIN PRIVATE KEY", "BEGIN CERTIFICATE"),
-                not_pem(
-                    0,
-                    "line 1: the CERTIFICATE that begins here is ended as PRIVATE KEY in line 3; write the same in \
-                     both lines",
-                ),
+                not_pem(0, "line 1: the CERTIFICATE that begins here is ended as PRIVATE KEY in line 3"),
             ),
             ("an empty text", |a| a.rewritten = |p| p[1].clear(), not_pem(1, "it is empty")),
             (
@@ -531,15 +527,12 @@ fn chain_of_other_than_certificates_is_refused() {
             (
                 "a text that ends in the middle",
                 |a| a.rewritten = |p| p[0].truncate(200),
-                not_pem(
-                    0,
-                    "line 1: the CERTIFICATE that begins here has no END line; copy the file again, it is cut off",
-                ),
+                not_pem(0, "line 1: the CERTIFICATE that begins here has no END line: the text is cut off"),
             ),
             (
                 "base64 with a character that is none",
                 |a| a.rewritten = |p| p[0].replace_range(40..41, "!"),
-                not_pem(0, "line 2: \"!\" in the CERTIFICATE is not Base64; copy the file again"),
+                not_pem(0, "line 2: \"!\" in the CERTIFICATE is not Base64"),
             ),
             (
                 "a NUL in the text",
