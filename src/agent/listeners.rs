@@ -95,8 +95,11 @@ impl Listeners {
         // Where some are passed, one that is not was removed: its role is not granted by another
         // way.
         if listeners.passed.is_empty() {
-            for role in Role::ALL {
-                let served = bind(&listeners.threads, role, at, context)?;
+            // All are bound before one is served: a client that gets a response from one may use
+            // another at once.
+            let bound = Role::ALL.map(|role| bind(&listeners.threads, role, at));
+            for (role, socket) in Role::ALL.into_iter().zip(bound) {
+                let served = Served::new(&listeners.threads, role, socket?, at, context);
                 listeners.bound.push((role, at.clone(), served));
             }
         }
@@ -125,8 +128,9 @@ impl Listeners {
             if place(to, *role).path == place(at, *role).path {
                 continue;
             }
-            match bind(&self.threads, *role, to, context) {
-                Ok(moved) => {
+            match bind(&self.threads, *role, to) {
+                Ok(socket) => {
+                    let moved = Served::new(&self.threads, *role, socket, to, context);
                     *at = to.clone();
                     std::mem::replace(served, moved).stop().await;
                 }
@@ -243,16 +247,11 @@ fn adopt(
     Ok(Some(Served::new(threads, role, socket, at, context)))
 }
 
-fn bind(
-    threads: &Threads,
-    role: Role,
-    at: &config::SocketConfig,
-    context: &ServerContext,
-) -> Result<Served, BindError> {
+fn bind(threads: &Threads, role: Role, at: &config::SocketConfig) -> Result<Listener, BindError> {
     let Place { path, group } = place(at, role);
     let socket = threads.of(role).within(|| Listener::bind(path, role, group))?;
     tracing::info!(socket = %path.display(), role = role.as_str(), "local programs are served");
-    Ok(Served::new(threads, role, socket, at, context))
+    Ok(socket)
 }
 
 struct Place<'a> {
@@ -277,25 +276,58 @@ mod tests {
     use crate::server::command_queue::CommandQueue;
     use miaf_spiffe::time::Timestamp;
 
+    fn sockets_in(dir: &Path) -> config::SocketConfig {
+        config::SocketConfig {
+            path: dir.join("agent.sock"),
+            group: None,
+            sign_path: dir.join("sign.sock"),
+            sign_group: None,
+            admin_path: dir.join("admin.sock"),
+            limits: Limits { connections: 4, of_one_user: 2 },
+            signatures_per_minute: 1,
+        }
+    }
+
+    fn context() -> (Broadcaster, ServerContext) {
+        let snapshot = Snapshot::unconfigured(ProviderKind::Tpm);
+        let publication = Broadcaster::new(snapshot, Timestamp::from_secs(0));
+        let context = ServerContext::new(&publication, CommandQueue::new().0);
+        (publication, context)
+    }
+
+    /// In some of fifty starts at least, the first response would come before the last socket.
+    #[tokio::test]
+    async fn response_on_one_socket_means_that_all_are_bound() {
+        let (_publication, context) = context();
+        for _ in 0..50 {
+            let dir = tempfile::tempdir().unwrap();
+            let at = sockets_in(dir.path());
+            let (agent, admin) = (at.path.clone(), at.admin_path.clone());
+            let client = std::thread::spawn(move || {
+                let agent = miaf_client::Client::new(agent);
+                while agent.status().is_err() {}
+                std::os::unix::net::UnixStream::connect(admin).map(drop)
+            });
+            let (threads, _lost) = Threads::start().unwrap();
+            let listeners = Listeners::start(threads, Vec::new(), &at, None, &context).unwrap();
+            client.join().unwrap().unwrap();
+            listeners.stop().await;
+        }
+    }
+
     #[tokio::test]
     async fn lost_sockets_are_reported_and_closed_ones_are_not() {
         let dir = tempfile::tempdir().unwrap();
-        let at = config::SocketConfig {
-            path: dir.path().join("agent.sock"),
-            group: None,
-            sign_path: dir.path().join("sign.sock"),
-            sign_group: None,
-            admin_path: dir.path().join("admin.sock"),
-            limits: Limits { connections: 4, of_one_user: 2 },
-            signatures_per_minute: 1,
-        };
-        let publication =
-            Broadcaster::new(Snapshot::unconfigured(ProviderKind::Tpm), Timestamp::from_secs(0));
-        let context = ServerContext::new(&publication, CommandQueue::new().0);
+        let at = sockets_in(dir.path());
+        let (_publication, context) = context();
         let (threads, mut lost) = Threads::start().unwrap();
-        bind(&threads, Role::Read, &at, &context).unwrap().stop().await;
+        let serve = |role| {
+            let socket = bind(&threads, role, &at).unwrap();
+            Served::new(&threads, role, socket, &at, &context)
+        };
+        serve(Role::Read).stop().await;
         assert!(!at.path.exists() && lost.try_recv().is_err());
-        let _served = bind(&threads, Role::Sign, &at, &context).unwrap();
+        let _served = serve(Role::Sign);
         drop(threads); // as a thread that panics drops its runtime
         assert!(matches!(lost.recv().await, Some(Role::Sign)));
     }
