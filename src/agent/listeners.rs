@@ -295,26 +295,6 @@ mod tests {
         (publication, context)
     }
 
-    /// In some of fifty starts at least, the first response would come before the last socket.
-    #[tokio::test]
-    async fn response_on_one_socket_means_that_all_are_bound() {
-        let (_publication, context) = context();
-        for _ in 0..50 {
-            let dir = tempfile::tempdir().unwrap();
-            let at = sockets_in(dir.path());
-            let (agent, admin) = (at.path.clone(), at.admin_path.clone());
-            let client = std::thread::spawn(move || {
-                let agent = miaf_client::Client::new(agent);
-                while agent.status().is_err() {}
-                std::os::unix::net::UnixStream::connect(admin).map(drop)
-            });
-            let (threads, _lost) = Threads::start().unwrap();
-            let listeners = Listeners::start(threads, Vec::new(), &at, None, &context).unwrap();
-            client.join().unwrap().unwrap();
-            listeners.stop().await;
-        }
-    }
-
     #[tokio::test]
     async fn lost_sockets_are_reported_and_closed_ones_are_not() {
         let dir = tempfile::tempdir().unwrap();

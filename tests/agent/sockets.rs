@@ -69,6 +69,19 @@ impl Subscriber {
     }
 }
 
+/// strace holds up the last of three sockets.
+#[test]
+fn response_on_one_socket_means_that_all_are_bound() {
+    let mut device = Device::new("[socket]\npath = \"{dir}/run/agent.sock\"\n");
+    let slow = "--inject=listen:delay_enter=500000:when=3";
+    device.under(&["strace", "--daemonize", "--follow-forks", "--quiet=all", "--output=/dev/null", slow]);
+    device.start();
+    for socket in ["run/sign.sock", "run/admin.sock"] {
+        let connected = UnixStream::connect(device.path(socket));
+        assert!(connected.is_ok(), "{socket}: {connected:?}");
+    }
+}
+
 #[test]
 fn subscriber_gets_the_state_at_once_and_each_change() {
     let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
