@@ -159,7 +159,7 @@ impl Executor {
         };
         let store = self.records.store.clone();
         let retired = blocking(move || {
-            publisher.withdraw().map_err(|e| e.to_string())?;
+            publisher.withdraw().map_err(|e| e.with_hint().to_string())?;
             store.retire().map_err(|e| e.with_hint().to_string())
         });
         let spiffe_id = current.svid.spiffe_id();

@@ -209,7 +209,7 @@ impl Identity {
                 };
                 Published {
                     generation: None,
-                    failure: Some(Report::new(ProblemCode::NotPublished, title, &e)),
+                    failure: Some(Report::of(ProblemCode::NotPublished, title, &e)),
                 }
             }
         }

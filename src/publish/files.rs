@@ -4,6 +4,7 @@
 //! combined file, gets key, certificate and bundle that belong together. The previous generation
 //! stays, for programs that are reading it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
@@ -15,7 +16,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::config;
-use crate::hint::Hint as _;
+use crate::hint::Hint;
 use crate::keys::{Key, KeyError, KeyFile, Protection};
 use crate::platform::access::unwritable;
 use crate::platform::dir::{Attributes, Dir};
@@ -441,34 +442,50 @@ fn pretty(json: &impl Serialize) -> Vec<u8> {
 #[allow(missing_docs)]
 pub(crate) enum PublishError {
     /// A file operation failed.
-    #[error("could not publish the identity under {}: {}", dir.display(), unwritable(dir, *is_own, source).with_hint())]
+    #[error("could not publish the identity under {}: {}", dir.display(), unwritable(dir, *is_own, source))]
     Files { dir: PathBuf, is_own: bool, source: io::Error },
     /// The key cannot be read.
-    #[error("could not publish the key under {}: {}", dir.display(), why.with_hint())]
+    #[error("could not publish the key under {}: {why}", dir.display())]
     Key { dir: PathBuf, why: KeyError },
     /// A software key is never written in the clear where it would outlive a power cut (miaf-v0
     /// K2).
     #[error(
         "the software key is not published as software_key_dir says: {} is not on a tmpfs, and a software key is never \
-         written in the clear to persistent storage. Name a directory under /run",
+         written in the clear to persistent storage",
         dir.display()
     )]
     Persistent { dir: PathBuf },
     /// The configured directory, or the identity's in it, is a symbolic link: its owner could lead
     /// readers to other files.
     #[error(
-        "the software key is not published as software_key_dir says: {} is a symbolic link. Name the directory itself, \
-         or remove the link, and the agent creates the directory as it should be",
+        "the software key is not published as software_key_dir says: {} is a symbolic link",
         dir.display()
     )]
     Link { dir: PathBuf },
     /// Another user could replace the files.
     #[error(
         "the software key is not published as software_key_dir says: {} belongs to another user, or others may write in \
-         it. Remove it, and the agent creates it as it should be",
+         it",
         dir.display()
     )]
     Exposed { dir: PathBuf },
+}
+
+impl Hint for PublishError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let fixed = match self {
+            Self::Files { dir, is_own, source } => {
+                return unwritable(dir, *is_own, source).hint().map(|hint| hint.into_owned().into());
+            }
+            Self::Key { why, .. } => return why.hint(),
+            Self::Persistent { .. } => "Name a directory under /run in software_key_dir",
+            Self::Link { .. } => {
+                "Name the directory itself, or remove the link, and the agent creates the directory as it should be"
+            }
+            Self::Exposed { .. } => "Remove it, and the agent creates it as it should be",
+        };
+        Some(fixed.into())
+    }
 }
 
 #[cfg(test)]
@@ -756,12 +773,27 @@ mod tests {
         let files = publisher(root.path()).files;
         let (dir, own) = (root.path().join("svid"), root.path().join("svid/device"));
         fs::create_dir_all(&own).unwrap();
-        let failed = |errno: Errno| files.failed(&own, errno.into()).to_string();
+        let failed = |errno: Errno| files.failed(&own, errno.into()).with_hint().to_string();
         let denied = failed(Errno::EACCES);
         assert!(denied.contains(&format!("under {}: ", own.display())), "{denied}");
         // The identities that are configured later are to be published, too.
         let read_only = failed(Errno::EROFS);
         assert!(read_only.contains(&format!("ReadWritePaths={} ", dir.display())), "{read_only}");
+    }
+
+    #[test]
+    fn error_has_one_hint_apart_from_its_message() {
+        let dir = || PathBuf::from("/run/keys/device");
+        let denied = io::Error::from_raw_os_error(Errno::EACCES as i32);
+        for error in [
+            PublishError::Files { dir: dir(), is_own: true, source: denied },
+            PublishError::Key { dir: dir(), why: KeyError::Internal("x".into()) },
+            PublishError::Persistent { dir: dir() },
+            PublishError::Link { dir: dir() },
+            PublishError::Exposed { dir: dir() },
+        ] {
+            crate::hint::assert_apart(&error);
+        }
     }
 
     #[test]
