@@ -37,7 +37,7 @@ fn wrong_date_is_rechecked_at_once_and_withholds_nothing() {
         let (status, _) = world.after(Duration::from_secs(2));
         assert_eq!((&status["state"], &status["lastError"]), (&"active".into(), &serde_json::Value::Null));
         let log = world.device.log();
-        assert!(log.contains("is asked again") && !log.contains("waiting-for-clock"), "{log}");
+        assert!(log.contains("is requested again") && !log.contains("waiting-for-clock"), "{log}");
     }
 }
 
@@ -63,7 +63,7 @@ fn cached_response_has_its_age_added() {
     stays_ready_for(&mut world, 1);
     let (status, _) = world.after(Duration::from_secs(2));
     assert_eq!((&status["state"], &status["lastError"]), (&"active".into(), &serde_json::Value::Null));
-    assert!(!world.device.log().contains("is asked again"), "{}", world.device.log());
+    assert!(!world.device.log().contains("is requested again"), "{}", world.device.log());
 }
 
 #[test]
