@@ -119,12 +119,11 @@ pub fn remedy(code: ProblemCode) -> Option<&'static str> {
             "Give the operator of the MIS the SHA-256 of the factory certificate, and ask why it is refused"
         }
         P::Redirected => "Set mis.discovery_url to the address itself, or have the MIS's documents corrected",
+        P::KeyRotationRefused => {
+            "Ask the operator of the MIS to permit another key for this device; then: miaf-agent retry"
+        }
         P::Proxy => {
             "Correct the proxy, or what names it: mis.proxy, or HTTPS_PROXY in the environment of the service"
-        }
-        P::Offline => "If it lasts, see to the network connection of this device",
-        P::NameNotResolved => {
-            "If it lasts, correct that name in the configuration, or the name servers of this device"
         }
         P::Unreachable => {
             "If it lasts, compare mis.discovery_url with what the operator of the MIS says, and see to firewalls and \
@@ -163,7 +162,8 @@ pub fn remedy(code: ProblemCode) -> Option<&'static str> {
         | P::TlsSetup
         | P::NotDiscovered
         | P::NothingToRenew
-        | P::KeyRotationRefused
+        | P::Offline
+        | P::NameNotResolved
         | P::ServerError => return None,
     })
 }

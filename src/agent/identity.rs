@@ -7,7 +7,7 @@ use rustls::sign::CertifiedKey;
 use super::blocking;
 use super::persist::{Records, forget};
 use super::provisioning::Provisioning;
-use super::reporting::{cause, current_key_failure, key_failure, local, state_failure};
+use super::reporting::{cause, current_key_failure, hint, key_failure, local, state_failure};
 use super::trust_domain::TrustDomain;
 use crate::hint::Hint as _;
 use crate::issuer::{CertificateRequest, IssuerError};
@@ -36,6 +36,8 @@ pub(super) struct Identity {
     pub(super) name: IdentityName,
     /// SVID and key that local programs use.
     pub(super) current: Option<Arc<publish::SvidAndKey>>,
+    /// The key before that of the current SVID, if this process has replaced it.
+    pub(super) previous_key: Option<Arc<dyn Key>>,
     /// The key created for the next SVID.
     pub(super) pending_key: Option<Arc<dyn Key>>,
     /// An issued chain that is not adopted yet.
@@ -161,7 +163,8 @@ impl Identity {
         // same key.
         let saved = records.save(issued.clone()).await;
         saved.unwrap_or_else(|e| {
-            tracing::error!("the issued SVID could not be stored: {}", cause(&e.with_hint()))
+            let identity = self.name.as_str();
+            tracing::error!(identity, hint = hint(&e), "the issued SVID could not be stored: {}", cause(&e));
         });
         self.issued = Some(issued);
         Ok(())
@@ -183,9 +186,11 @@ impl Identity {
             })
         });
         self.pending_key = one_before.await.map(|(key, _)| key);
+        // No remedy: the agent continues by itself, with the key that works again or with another.
+        let report = Report::new(ProblemCode::Key, "The key for the next SVID is lost", e);
         match self.pending_key {
-            Some(_) => key_failure(e),
-            None => Failure { kind: FailureKind::PendingKeyLost, ..key_failure(e) },
+            Some(_) => Failure { kind: FailureKind::Transient, retry_after: None, report },
+            None => Failure { kind: FailureKind::PendingKeyLost, retry_after: None, report },
         }
     }
 
@@ -213,8 +218,7 @@ impl Identity {
             Err(why) if why.depends_on_bundle() && !bundle_is_fresh => Err(NotAdopted::UnknownIssuer),
             Err(why @ SvidError::IssuerExpired { .. }) => {
                 let why = format!(
-                    "{why}. It is kept, in case another trust bundle vouches for it, and requested again slowly: the operator \
-                     of the MIS has to give it a certificate to issue with that is valid"
+                    "{why}. It is kept, in case another trust bundle vouches for it, and requested again slowly"
                 );
                 let title = "The issuer of the SVID that the MIS issued has expired";
                 Err(NotAdopted::IssuerExpired(slow(ProblemCode::IssuerExpired, title, &why)))
@@ -269,16 +273,20 @@ impl Identity {
         let saved = records.save(record).await;
         saved.map_err(|e| NotAdopted::Kept(state_failure(&e)))?;
         let (store, keys) = (records.store.clone(), (*keys).clone());
+        // Programs may still have the previous SVID: its key is retired when the next one comes.
         let replaced = self.current.as_ref().filter(|_| choice == KeyChoice::Pending);
-        let replaced = replaced.map(|current| current.key.clone());
+        let retired = match replaced {
+            Some(current) => self.previous_key.replace(current.key.clone()),
+            None => None,
+        };
         blocking(move || {
             forget::<state::StoredIssuedChain>(&store);
             if choice == KeyChoice::Pending {
                 forget::<state::StoredPendingKey>(&store);
             }
-            let retired = replaced.map_or(Ok(()), |key| keys.retire(key.as_ref()));
+            let retired = retired.map_or(Ok(()), |key| keys.retire(key.as_ref()));
             retired.unwrap_or_else(|e| {
-                tracing::warn!("the replaced key could not be retired: {}", cause(&e.with_hint()))
+                tracing::warn!(hint = hint(&e), "a replaced key could not be retired: {}", cause(&e));
             });
         })
         .await;

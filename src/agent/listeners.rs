@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::reporting::hint;
 use crate::config::{self, Limits};
-use crate::hint::Hint as _;
 use crate::platform::process;
 use crate::platform::systemd::PassedSocket;
 use crate::server::call_limit::CallLimits;
@@ -135,8 +135,8 @@ impl Listeners {
                     std::mem::replace(served, moved).stop().await;
                 }
                 Err(e) => tracing::error!(
-                    "{}. The socket stays at {}",
-                    e.with_hint(),
+                    hint = hint(&e),
+                    "{e}. The socket stays at {}",
                     place(at, *role).path.display()
                 ),
             }

@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use super::executor::Executor;
 use super::identity::{Identity, record};
-use super::reporting::{Reporter, cause};
+use super::reporting::{Reporter, cause, hint};
 use super::retry_after::{Change, StoredRetryAfter};
 use super::{address, blocking};
 use crate::config::Config;
-use crate::hint::Hint as _;
 use crate::lifecycle::{KnownTime, Lifecycle};
 use crate::platform::clock;
 use crate::problem::{ProblemCode, Report};
@@ -174,8 +173,14 @@ impl Executor {
         }
         for identity in &self.identities {
             if let Err(e) = identity.publisher.withdraw_secrets() {
-                let identity = identity.name.as_str();
-                tracing::error!(identity, "{e}. Remove the software key there by hand");
+                let (identity, code) = (identity.name.as_str(), ProblemCode::NotPublished.as_str());
+                tracing::error!(
+                    identity,
+                    code,
+                    hint = hint(&e),
+                    "the software key could not be withdrawn, and is still published: {}",
+                    cause(&e)
+                );
             }
         }
     }
@@ -225,7 +230,10 @@ pub(super) struct Published {
 /// Removes a record that is not needed any more.
 pub(super) fn forget<R: state::Record>(store: &Store) {
     if let Err(e) = store.remove::<R>() {
-        let e = cause(&e.with_hint());
-        tracing::warn!("a record of the agent's state that is not needed any more could not be removed: {e}");
+        tracing::warn!(
+            hint = hint(&e),
+            "a record of the agent's state that is not needed any more could not be removed: {}",
+            cause(&e)
+        );
     }
 }

@@ -1,10 +1,13 @@
 //! Failures as the lifecycle knows them, and what is logged of them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
+use tracing::field::DisplayValue;
+
 use super::identity::Identity;
-use crate::hint::Hint as _;
+use crate::hint::Hint;
 use crate::keys::KeyError;
 use crate::lifecycle::{
     Event, Failure, FailureKind, IdentityEvent, IdentityIndex, LONGEST_RETRY_AFTER, NotAdopted, TimeVerdict,
@@ -25,6 +28,11 @@ const MAX_CAUSE: usize = 2048;
 /// The text of an error for a log message: a journal that is read as lines shows no fields.
 pub(super) fn cause(e: &dyn Display) -> Excerpt {
     Excerpt::of(e, MAX_CAUSE)
+}
+
+/// The hint of an error as a field of a log event.
+pub(super) fn hint(e: &impl Hint) -> Option<DisplayValue<Cow<'_, str>>> {
+    e.hint().map(tracing::field::display)
 }
 
 /// Failure of something on this device.
@@ -70,6 +78,8 @@ pub(super) struct Reporter {
     gaps_ahead: BTreeSet<IdentityName>,
     records: BTreeMap<&'static str, String>,
     states: BTreeMap<IdentityName, State>,
+    /// Errors that are the outcome of no action: of the device, and of each identity.
+    found: BTreeMap<Option<IdentityName>, Option<Report>>,
 }
 
 impl Reporter {
@@ -137,17 +147,37 @@ impl Reporter {
     /// Tells the service manager what has changed in the states of the identities, and logs it.
     pub(super) fn report_snapshot(&mut self, snapshot: &Snapshot) {
         let mut is_news = false;
+        self.report_found(None, snapshot.last_error.as_ref());
         for identity in snapshot.identities() {
             self.report_retry_after(identity);
+            self.report_found(Some(&identity.name), identity.last_error.as_ref());
             is_news |= self.report_state(identity, snapshot);
         }
         if is_news {
+            let has_several = !snapshot.other_identities.is_empty();
             let states = snapshot.identities().map(|identity| {
+                let name = if has_several { format!("{} ", identity.name) } else { String::new() };
                 let spiffe_id = identity.current.as_ref().map(|current| current.svid.spiffe_id());
-                spiffe_id.map_or_else(|| identity.state.to_string(), |id| format!("{}: {id}", identity.state))
+                let spiffe_id = spiffe_id.map(|id| format!(": {id}")).unwrap_or_default();
+                format!("{name}{}{spiffe_id}", identity.state)
             });
             systemd::status(&states.collect::<Vec<_>>().join("; "));
         }
+    }
+
+    /// Logs an error that is the outcome of no action, but found in what there is.
+    fn report_found(&mut self, identity: Option<&IdentityName>, error: Option<&ShownError>) {
+        const FOUND: [ProblemCode; 3] =
+            [ProblemCode::BundleEmpty, ProblemCode::SvidNotTrusted, ProblemCode::IssuanceStalled];
+        let report = error.map(|(error, _)| &error.report);
+        let found = report.filter(|report| FOUND.iter().any(|code| report.code == *code));
+        let logged = self.found.entry(identity.cloned()).or_default();
+        if let Some(report) = found.filter(|report| logged.as_ref() != Some(*report)) {
+            let identity = identity.map(IdentityName::as_str);
+            let (code, hint) = (report.code.as_str(), report.hint());
+            tracing::error!(identity, code, hint, "{}", report.message());
+        }
+        *logged = found.cloned();
     }
 
     /// Returns whether the state is news.
@@ -157,7 +187,7 @@ impl Reporter {
             return false;
         }
         match state {
-            State::Blocked | State::Expired => {
+            State::Blocked | State::Expired | State::WaitingForClock => {
                 let blocks = |shown: &&ShownError| shown.0.permanent;
                 let (own, shared) = (identity.last_error.as_ref(), snapshot.last_error.as_ref());
                 let error = own.filter(blocks).or(shared.filter(blocks)).or(own).or(shared);
@@ -216,19 +246,20 @@ impl Reporter {
         failure: Option<&StoreError>,
         consequence: &str,
     ) {
-        if let Some(failure) = self.news_of_record(name, failure.map(|e| e.with_hint().to_string())) {
-            tracing::warn!("{consequence}: {}", cause(&failure));
+        let is_news = self.is_news_of_record(name, failure.map(|e| e.with_hint().to_string()));
+        if let Some(e) = failure.filter(|_| is_news) {
+            let code = ProblemCode::State.as_str();
+            tracing::warn!(code, hint = hint(e), "{consequence}: {}", cause(e));
         }
     }
 
-    /// The failure, unless it has been logged already.
-    fn news_of_record(&mut self, name: &'static str, failure: Option<String>) -> Option<String> {
+    /// Whether there is a failure that has not been logged already.
+    fn is_news_of_record(&mut self, name: &'static str, failure: Option<String>) -> bool {
         let Some(failure) = failure else {
             self.records.remove(name);
-            return None;
+            return false;
         };
-        let logged = self.records.insert(name, failure.clone());
-        (logged.as_ref() != Some(&failure)).then_some(failure)
+        self.records.insert(name, failure.clone()) != Some(failure)
     }
 
     /// Logs a failure to publish the files, if it is news.
@@ -307,9 +338,8 @@ mod tests {
     #[test]
     fn store_failure_is_logged_once_until_it_changes() {
         let mut reporter = Reporter::default();
-        let mut said = |record, failure: Option<&str>| {
-            reporter.news_of_record(record, failure.map(str::to_owned)).is_some()
-        };
+        let mut said =
+            |record, failure: Option<&str>| reporter.is_news_of_record(record, failure.map(str::to_owned));
         assert!(said("time.json", Some("disk full")));
         assert!(!said("time.json", Some("disk full")), "after the next step");
         assert!(said("waits.json", Some("disk full")), "another record");

@@ -9,7 +9,7 @@ use super::executor::Executor;
 use super::identity::{DEVICE, Identity, fits, svid_facts};
 use super::persist::{Records, forget};
 use super::provisioning::{Provisioned, Provisioning};
-use super::reporting::{Reporter, cause};
+use super::reporting::{Reporter, cause, hint};
 use super::retry_after::{self, StoredRetryAfter};
 use super::trust_domain::{CachedBundle, CachedDiscovery, TrustDomain, discovery_facts};
 use crate::config::Config;
@@ -147,6 +147,7 @@ fn restore_identity(
         index,
         name: IdentityName::DEVICE,
         current: identity.map(Arc::new),
+        previous_key: None,
         pending_key,
         issued,
         stored_renew_at,
@@ -157,7 +158,7 @@ fn restore_identity(
 /// A record whose content can be fetched again from the MIS.
 fn cached<R: state::Record>(store: &Store) -> Option<R> {
     store.load().unwrap_or_else(|e| {
-        tracing::warn!("a cached document cannot be read: {}", cause(&e.with_hint()));
+        tracing::warn!(hint = hint(&e), "a cached document cannot be read: {}", cause(&e));
         None
     })
 }

@@ -16,10 +16,9 @@ use miaf_spiffe::time::{Now, Timestamp};
 impl Executor {
     /// The snapshot, with what came of publishing the files of each identity.
     pub(super) fn snapshot(&self, now: Now, published: &[Published]) -> Snapshot {
-        let mut published = published.iter();
-        let mut identities = self.identities.iter().filter_map(|identity| {
+        let mut identities = self.identities.iter().enumerate().filter_map(|(nth, identity)| {
             let view = self.lifecycle.identity(identity.index)?;
-            Some(self.identity_snapshot(identity, view, now, published.next()))
+            Some(self.identity_snapshot(identity, view, now, published.get(nth)))
         });
         let provider = self.config.key.provider;
         let default_identity = identities
@@ -107,7 +106,9 @@ impl Executor {
     /// The error of an SVID that is valid by the clock, and that the trust bundle does not vouch
     /// for (any more): nothing that validates it accepts it (miaf-v0 B3).
     fn untrusted(&self, current: &SvidAndKey, now: Now) -> Option<LastError> {
-        let cached = self.trust_domain.bundle.as_ref()?;
+        // An empty bundle is the error of all identities.
+        let cached =
+            self.trust_domain.bundle.as_ref().filter(|cached| !cached.bundle.anchors().is_empty())?;
         let untrusted =
             current.is_valid(now.wall) && !svid::is_trusted(&current.svid, &cached.bundle, now.wall);
         let title = "The trust bundle does not vouch for the SVID";

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use super::identity::Identity;
 use super::persist::Records;
-use super::reporting::{Reporter, cause};
+use super::reporting::{Reporter, cause, hint};
 use crate::config;
-use crate::hint::Hint as _;
 use crate::issuer::{self, Discovery, Fetched, Issuer, IssuerError};
 use crate::lifecycle::{BundleFacts, DiscoveryFacts, SvidTrust};
 use crate::platform::clock;
@@ -90,7 +89,7 @@ impl TrustDomain {
         if self.discovery.as_ref().is_none_or(|cached| cached.record != record) {
             let saved = records.save(record.clone()).await;
             saved.unwrap_or_else(|e| {
-                tracing::warn!("the discovery document could not be cached: {}", cause(&e.with_hint()))
+                tracing::warn!(hint = hint(&e), "the discovery document could not be cached: {}", cause(&e))
             });
         }
         if changed {
@@ -196,7 +195,7 @@ impl TrustDomain {
         let Some(cached) = &self.bundle else { return };
         let saved = records.save(cached.record.clone()).await;
         saved.unwrap_or_else(|e| {
-            tracing::warn!("the trust bundle could not be cached: {}", cause(&e.with_hint()))
+            tracing::warn!(hint = hint(&e), "the trust bundle could not be cached: {}", cause(&e))
         });
     }
 }
@@ -227,9 +226,6 @@ fn check_trust_domain(
 fn log_new_bundle(bundle: &Bundle) {
     let (anchors, sequence) = (bundle.anchors().len(), bundle.sequence());
     tracing::info!(anchors, sequence, trust_domain = %bundle.trust_domain(), "new trust bundle");
-    if anchors == 0 {
-        tracing::error!("the trust bundle holds no anchor: no SVID of the trust domain is trusted now");
-    }
 }
 
 /// Facts of a discovery document.

@@ -141,7 +141,8 @@ enum Command {
 /// The identity that a command is about.
 #[derive(Debug, clap::Args)]
 struct Selection {
-    /// The identity that it is about. Default: the first (status and watch: all).
+    /// The identity that it is about, by name. Without it: status and watch show all, other commands
+    /// are about the first.
     #[arg(long, value_name = "NAME")]
     identity: Option<IdentityName>,
 }
@@ -275,7 +276,8 @@ fn write(text: &str) -> io::Result<()> {
 }
 
 fn unknown_identity(name: &IdentityName) -> ExitCode {
-    fail(&format_args!("there is no identity \"{name}\". To see those that there are: miaf-agent status"))
+    let what = format!("there is no identity \"{name}\"");
+    fail_with_hint(&Reason::from(what).with_hint_text("See those that there are: miaf-agent status"))
 }
 
 fn fail(e: &dyn fmt::Display) -> ExitCode {

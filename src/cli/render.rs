@@ -59,15 +59,17 @@ pub(super) fn error(error: &ErrorStatus) -> String {
 /// hint.
 pub(super) fn next_step(identity: &IdentityStatus, shared: Option<&ErrorStatus>, now: Timestamp) -> String {
     let svid = identity.svid.as_ref();
+    if let Some(ErrorStatus { waits_until: Some(until), retry_at: Some(again), .. }) = &identity.last_error
+        && svid.is_some_and(|svid| svid.ends_while_waiting)
+    {
+        return format!(
+            "the retry-after delay of the MIS ends {}, after the identity. The agent tries again {}, and no admin command \
+             makes it try earlier",
+            due(*until, now),
+            due(*again, now)
+        );
+    }
     match (identity.error(shared), identity.state.known()) {
-        (Some(error), _) if svid.is_some_and(|svid| svid.ends_while_waiting) => {
-            let until = error.waits_until.map_or_else(|| "later".into(), |until| due(until, now));
-            let again = error.retry_at.map_or_else(|| "then".into(), |at| due(at, now));
-            format!(
-                "ask the operator of the MIS to raise its limit: the retry-after delay of the MIS ends {until}, after the \
-                 identity. The agent tries again {again}, and no admin command makes it try earlier"
-            )
-        }
         (Some(error), _) => step_after(error, now),
         (None, Some(State::Unconfigured)) => "set the address of the MIS in the configuration".into(),
         (None, Some(State::Active)) => match svid.and_then(|svid| svid.renew_at) {
@@ -260,7 +262,7 @@ pub(super) mod tests {
         error.waits_until = Some(time("2026-01-04T00:01:00Z"));
         error.retry_at = Some(time("2026-01-04T00:31:00Z"));
         let step = next_step(&waiting, None, now);
-        for part in ["ask the operator of the MIS", "in 2days", "tries again in 2days 30m"] {
+        for part in ["of the MIS ends in 2days, after", "tries again in 2days 30m"] {
             assert!(step.contains(part), "{part:?} is missing from: {step}");
         }
 

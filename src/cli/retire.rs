@@ -35,6 +35,7 @@ pub(super) fn run(config: &Path, output: &Output, selection: &Selection, yes: bo
 enum NotSent {
     NoResponse(ClientError),
     Unintelligible(String),
+    UnknownIdentity,
     NoIdentity,
     Unconfirmed(TrustDomain),
     Declined,
@@ -45,8 +46,9 @@ impl fmt::Display for NotSent {
         match self {
             Self::NoResponse(e) => e.fmt(f),
             Self::Unintelligible(why) => write!(f, "the agent's status cannot be read: {why}"),
+            Self::UnknownIdentity => f.write_str("there is no identity with this name"),
             Self::NoIdentity => f.write_str(
-                "there is no such identity with an SVID, so there is nothing to retire: it already follows its configuration",
+                "the identity has no SVID, so there is nothing to retire: it already follows its configuration",
             ),
             Self::Unconfirmed(domain) => write!(
                 f,
@@ -62,6 +64,7 @@ impl Hint for NotSent {
         match self {
             Self::NoResponse(e) => e.hint(),
             Self::Unconfirmed(_) => Some("Add --yes to retire it without confirmation".into()),
+            Self::UnknownIdentity => Some("See those that there are: miaf-agent status".into()),
             Self::Unintelligible(_) | Self::NoIdentity | Self::Declined => None,
         }
     }
@@ -69,8 +72,8 @@ impl Hint for NotSent {
 
 fn current_id(agent: &Client, selection: &Selection) -> Result<SpiffeId, NotSent> {
     let status = agent.status().map_err(|e| NotSent::NoResponse(e.of_admin_command()))?;
-    let identity = status.identity(selection.identity.as_ref());
-    let id = identity.and_then(|identity| identity.spiffe_id.as_deref()).ok_or(NotSent::NoIdentity)?;
+    let identity = status.identity(selection.identity.as_ref()).ok_or(NotSent::UnknownIdentity)?;
+    let id = identity.spiffe_id.as_deref().ok_or(NotSent::NoIdentity)?;
     SpiffeId::parse(id).map_err(|e| NotSent::Unintelligible(e.to_string()))
 }
 

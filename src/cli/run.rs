@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::EXIT_CONFIG;
 use crate::agent;
-use crate::hint::Hint as _;
+use crate::hint::{Hint, Reason};
 use crate::platform::log::{self, LogLevel};
 use crate::platform::{files, process, systemd};
 
@@ -20,13 +20,13 @@ pub(super) fn run(config: &Path) -> ExitCode {
         Err((e, Ok(salvaged))) => Err((e, salvaged.config)),
         Err((e, Err(_))) => {
             log::start(LogLevel::default());
-            tracing::error!("{}", e.with_hint());
+            log_error(&e);
             return ExitCode::from(EXIT_CONFIG);
         }
     };
     let (Ok(usable) | Err((_, usable))) = &loaded;
     log::start(usable.log_level);
-    let complaint = loaded.as_ref().err().map(|(e, _)| e.with_hint().to_string());
+    let rejected = loaded.as_ref().err().map(|(e, _)| Reason::of(e));
     process::allow_open_files();
     let passed = systemd::passed_sockets();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -42,11 +42,15 @@ pub(super) fn run(config: &Path) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            if let Some(complaint) = complaint {
-                tracing::error!("{complaint}"); // it may have been about the path of the socket
+            if let Some(rejected) = rejected {
+                log_error(&rejected); // it may have been about the path of the socket
             }
-            tracing::error!("{}", e.with_hint());
+            log_error(&e);
             ExitCode::FAILURE
         }
     }
+}
+
+fn log_error(e: &impl Hint) {
+    tracing::error!(hint = e.hint().map(tracing::field::display), "{e}");
 }

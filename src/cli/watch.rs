@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use super::render::{error, key, meaning, next_step, renewal, step_after, trusted_by};
 use super::{
-    Output, Selection, complain, complain_with_hint, fail, fail_with_hint, json_line, reader, shown, write,
+    Output, Selection, complain, complain_with_hint, fail, fail_with_hint, json_line, reader, shown,
+    unknown_identity, write,
 };
 use crate::hint::{Hint, Reason};
 use miaf_client::api::{ErrorStatus, IdentityName, IdentityStatus, StateEvent};
@@ -26,6 +27,7 @@ pub(super) fn run(config: &Path, output: &Output, selection: &Selection) -> Exit
     loop {
         match reporter.follow(&agent) {
             Err(End::OutputClosed) => return ExitCode::SUCCESS,
+            Err(End::UnknownIdentity(name)) => return unknown_identity(&name),
             Err(End::Unwritable(e)) => return fail(&format_args!("the output cannot be written: {e}")),
             Err(End::Disconnected(why)) if !why.may_pass() => return fail_with_hint(&why),
             Err(End::Disconnected(why)) => reporter.disconnected(&why),
@@ -47,6 +49,7 @@ enum End {
     OutputClosed,
     Unwritable(io::Error),
     Disconnected(ClientError),
+    UnknownIdentity(IdentityName),
 }
 
 impl Reporter {
@@ -57,6 +60,10 @@ impl Reporter {
             if let Some(name) = &self.name {
                 watched.status.identities.retain(|identity| identity.name == *name);
                 watched.svids.retain(|svid| svid.identity == *name);
+                // One that was there may come back: another configuration, perhaps by a slip.
+                if watched.status.identities.is_empty() && self.last.is_none() {
+                    return Err(End::UnknownIdentity(name.clone()));
+                }
             }
             if std::mem::take(&mut self.is_disconnected) {
                 complain(&"connected to the agent");

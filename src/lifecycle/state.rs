@@ -57,7 +57,7 @@ impl IdentityView<'_> {
         if let Some(CurrentSvid { key: CurrentKey::Lost(error), .. }) = &self.identity.svid
             && self.lacks_key(now)
         {
-            return Some((error.clone(), None));
+            return Some((error.clone(), Some(self.identity.key_gate.opens_in(now))));
         }
         let request = self.wanted_request(now);
         if let Some(report) = self.trust_domain.ruled_out(request) {
@@ -68,16 +68,7 @@ impl IdentityView<'_> {
         if let Some(error) = self.identity.blocked.get(request) {
             return Some((error.clone(), None));
         }
-        most_important(self.gates(now), now).or_else(|| {
-            let refresh_in = self.trust_domain.bundle_refresh_in(now).filter(|_| self.lacks_anchors(now));
-            let no_anchors = refresh_in.map(|wait| (no_anchors(now), Some(wait)));
-            no_anchors.or_else(|| self.issuance_stalled(now))
-        })
-    }
-
-    /// Whether an SVID is due, and cannot be requested under an empty bundle.
-    fn lacks_anchors(&self, now: Now) -> bool {
-        self.trust_domain.bundle.is_some_and(|bundle| bundle.is_empty) && self.request_due_in(now).is_zero()
+        most_important(self.gates(now), now).or_else(|| self.issuance_stalled(now))
     }
 
     /// The error of an MIS whose SVIDs end no later than those before them.
@@ -128,7 +119,10 @@ impl Lifecycle {
         if !trust_domain.trusts_clock(now) {
             return Some((trust_domain.clock_error(now), Some(trust_domain.time_check_in(now))));
         }
-        most_important(trust_domain.gates().into_iter(), now)
+        most_important(trust_domain.gates().into_iter(), now).or_else(|| {
+            trust_domain.bundle.filter(|bundle| bundle.is_empty)?;
+            Some((no_anchors(now), trust_domain.bundle_refresh_in(now)))
+        })
     }
 }
 
@@ -139,8 +133,7 @@ impl TrustDomain {
 
     fn clock_error(&self, now: Now) -> LastError {
         let why = format!(
-            "it says {}, and it is at least {}: by the build date of this agent, by the MIS, or by an operator's word",
-            now.wall,
+            "it is earlier than {}: by the build date of this agent, by the MIS, or by an operator's word",
             self.time.at_least()
         );
         let report = Report::new(ProblemCode::Clock, "The clock of this device cannot be right", &why);

@@ -34,7 +34,7 @@ pub(crate) fn unwritable(dir: &Path, is_own: bool, e: &io::Error) -> Reason {
 }
 
 /// Why an operation at `place` failed: a directory that must belong to this process, or a path in
-/// it. On `EACCES` and `EROFS`: what to do.
+/// it. On `EACCES`, `EROFS`, and where space is lacking: what to do.
 pub(crate) fn unusable_own(dir: &Path, place: &Path, e: &io::Error) -> Reason {
     unusable(dir, place, true, e)
 }
@@ -51,6 +51,10 @@ fn unusable(dir: &Path, place: &Path, is_own: bool, e: &io::Error) -> Reason {
              ReadWritePaths={} under [Service] with: systemctl edit miaf-agent.service",
             Excerpt::of(dir.display(), MAX_SHOWN)
         ));
+    }
+    if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        let dir = Excerpt::of(dir.display(), MAX_SHOWN);
+        return why.with_hint_text(format!("Free space on the file system of {dir}"));
     }
     if !is_denial(e) {
         return why;
@@ -367,7 +371,11 @@ mod tests {
         assert!(text.ends_with(&format!(": chown -R {me} {}", shell_word(&dir))), "{text}");
         let text = in_all(&unusable_own(&dir, &record, &io::Error::from(Errno::EROFS)));
         assert!(text.contains(&format!("ReadWritePaths={} ", dir.display())), "{text}");
-        assert_eq!(unusable_own(&dir, &dir, &io::Error::from(Errno::ENOSPC)).hint(), None);
+        for lacking in [Errno::ENOSPC, Errno::EDQUOT] {
+            let full = unusable_own(&dir, &dir, &lacking.into());
+            assert!(full.hint().is_some_and(|hint| hint.starts_with("Free space ")), "{full}");
+        }
+        assert_eq!(unusable_own(&dir, &dir, &io::Error::from(Errno::EIO)).hint(), None);
     }
 
     #[test]

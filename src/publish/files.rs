@@ -249,14 +249,7 @@ impl PublishDir {
         match parent.open_dir(name) {
             Ok(dir) => Ok(Some(dir)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(_) if parent.read_link(name).is_ok() && self.volatile => {
-                Err(PublishError::Link { dir: path })
-            }
-            Err(_) if parent.read_link(name).is_ok() => {
-                let link = "it is a symbolic link, which is not followed. Remove the link, and the agent \
-                            creates the directory";
-                Err(self.failed(&path, io::Error::other(link)))
-            }
+            Err(_) if parent.read_link(name).is_ok() => Err(PublishError::Link { dir: path }),
             Err(e) => Err(self.failed(&path, e)),
         }
     }
@@ -457,10 +450,7 @@ pub(crate) enum PublishError {
     Persistent { dir: PathBuf },
     /// The configured directory, or the identity's in it, is a symbolic link: its owner could lead
     /// readers to other files.
-    #[error(
-        "the software key is not published as software_key_dir says: {} is a symbolic link",
-        dir.display()
-    )]
+    #[error("nothing is published under {}: it is a symbolic link, which is not followed", dir.display())]
     Link { dir: PathBuf },
     /// Another user could replace the files.
     #[error(
@@ -480,7 +470,8 @@ impl Hint for PublishError {
             Self::Key { why, .. } => return why.hint(),
             Self::Persistent { .. } => "Name a directory under /run in software_key_dir",
             Self::Link { .. } => {
-                "Name the directory itself, or remove the link, and the agent creates the directory as it should be"
+                "Remove the link, and the agent creates the directory as it should be; or configure the directory that it \
+                 leads to"
             }
             Self::Exposed { .. } => "Remove it, and the agent creates it as it should be",
         };

@@ -199,7 +199,6 @@ impl Hint for TransportError {
                 "Check the uplink of this device, which has no default route; then the name in the \
                  configuration, and the name servers (/etc/resolv.conf)"
             }
-            Self::Redirected { .. } => "Configure the address itself",
             Self::Proxy { why, .. } => return why.hint(),
             Self::ServerNotTrusted { hint, .. } | Self::TlsFailed { hint, .. } => {
                 return hint.as_deref().map(Cow::Borrowed);
@@ -207,6 +206,7 @@ impl Hint for TransportError {
             Self::TlsSetup(_)
             | Self::Unreachable { .. }
             | Self::ClientCertificateRefused { .. }
+            | Self::Redirected { .. }
             | Self::TimedOut { .. }
             | Self::TooLarge { .. }
             | Self::Malformed { .. } => return None,
@@ -272,9 +272,9 @@ mod tests {
             TransportError::Offline { url: url(), why: text() },
             name(true),
             name(false),
-            redirected,
         ];
         let of_proxy = of_proxy.into_iter().map(|why| TransportError::Proxy { url: url(), why });
+        assert_apart(&redirected); // its code has the remedy
         for error in of_proxy.chain(others) {
             assert_apart(&error);
             assert!(error.hint().is_some(), "{error}");
