@@ -143,7 +143,7 @@ fn lost_key_is_noticed_at_start_and_not_replaced_unasked() {
     let mut device = whose_key_is_lost();
     assert_eq!(device.state(), State::Blocked);
     let (error, again) = device.error().unwrap();
-    assert!(error.permanent && again.is_some_and(|again| again <= 2 * HOUR), "it may come back");
+    assert!(error.permanent && again.is_some_and(|again| again <= secs(7200)), "it may come back");
     let looks = device.lives_through(10 * DAY, |action| match action {
         ProveKey => key_lost(),
         FetchDiscovery | FetchBundle => good(action),
