@@ -22,10 +22,13 @@ use crate::server::listener::{BindError, Listener};
 use crate::server::peer::Role;
 use crate::server::runtime::{Pulse, SocketRuntime};
 use crate::server::textfile::Textfile;
+use miaf_spiffe::text::Excerpt;
 
 /// Files that the agent itself may need at once, and more.
 const OWN_FILES: usize = 128;
 /// Time limit for closing a socket: more than its clients have. Its thread may be busy, or hang.
+/// Characters of the path of a socket in the log.
+const MAX_PATH: usize = 256;
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
 /// The threads of the sockets, and the channel that reports failed ones.
@@ -97,9 +100,11 @@ impl Listeners {
         if listeners.passed.is_empty() {
             // All are bound before one is served: a client that gets a response from one may use
             // another at once.
-            let bound = Role::ALL.map(|role| bind(&listeners.threads, role, at));
-            for (role, socket) in Role::ALL.into_iter().zip(bound) {
-                let served = Served::new(&listeners.threads, role, socket?, at, context);
+            let bind = |role| Ok((role, bind(&listeners.threads, role, at)?));
+            let bound = Role::ALL.into_iter().map(bind).collect::<Result<Vec<_>, BindError>>()?;
+            for (role, socket) in bound {
+                let served = Served::new(&listeners.threads, role, socket, at, context);
+                log_served(role, place(at, role).path);
                 listeners.bound.push((role, at.clone(), served));
             }
         }
@@ -131,6 +136,7 @@ impl Listeners {
             match bind(&self.threads, *role, to) {
                 Ok(socket) => {
                     let moved = Served::new(&self.threads, *role, socket, to, context);
+                    log_served(*role, place(to, *role).path);
                     *at = to.clone();
                     std::mem::replace(served, moved).stop().await;
                 }
@@ -243,15 +249,17 @@ fn adopt(
     };
     let socket = threads.of(role).within(|| Listener::adopt(listener, role));
     let socket = socket.map_err(|e| BindError::new(&path, &e))?;
-    tracing::info!(socket = %path.display(), role = role.as_str(), "local programs are served");
+    log_served(role, &path);
     Ok(Some(Served::new(threads, role, socket, at, context)))
+}
+
+fn log_served(role: Role, path: &Path) {
+    tracing::info!(socket = role.as_str(), path = %Excerpt::of(path.display(), MAX_PATH), "local programs are served");
 }
 
 fn bind(threads: &Threads, role: Role, at: &config::SocketConfig) -> Result<Listener, BindError> {
     let Place { path, group } = place(at, role);
-    let socket = threads.of(role).within(|| Listener::bind(path, role, group))?;
-    tracing::info!(socket = %path.display(), role = role.as_str(), "local programs are served");
-    Ok(socket)
+    threads.of(role).within(|| Listener::bind(path, role, group))
 }
 
 struct Place<'a> {

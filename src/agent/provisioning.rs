@@ -18,8 +18,8 @@ use crate::keys::{ProviderKind, Providers};
 use crate::lifecycle::{Failure, Lifecycle};
 use crate::platform::clock;
 use crate::platform::credentials::Secret;
-use crate::problem::{LastError, ProblemCode};
-use crate::transport::{ClientIdentity, ServerTrust, Transport};
+use crate::problem::{LastError, ProblemCode, Report};
+use crate::transport::{ClientIdentity, ServerTrust, Transport, TransportError};
 use miaf_spiffe::time::{BootTime, Now};
 
 /// Interval between checks.
@@ -66,6 +66,8 @@ impl Provisioned {
 /// The bootstrap credential, and the checks of all provisioned input.
 pub(super) struct Provisioning {
     pub(super) bootstrap: CurrentCredential,
+    /// Why there is no initial trust at all.
+    trust_error: Option<LastError>,
     /// What the configuration says of it.
     settings: Settings,
     next_check: BootTime,
@@ -92,7 +94,7 @@ impl Provisioning {
             provider: config.key.provider,
             secrets: secrets.into_iter().flatten().cloned().collect(),
         };
-        Self { bootstrap, settings, next_check: now.boot, purpose }
+        Self { bootstrap, trust_error: None, settings, next_check: now.boot, purpose }
     }
 
     /// Checks trust and credential, if that is due. Returns whether it was.
@@ -106,9 +108,8 @@ impl Provisioning {
         if now.boot < self.next_check {
             return false;
         }
-        // An error comes up where the input is used, and is in the log and in the status until
-        // then.
         let trusted = transport.check_trust().await;
+        self.record_trust(trusted.as_ref().err(), now);
         let first = self.bootstrap.facts().is_none();
         let purpose = match self.purpose {
             Purpose::Use => Purpose::Use,
@@ -123,6 +124,17 @@ impl Provisioning {
         let fine = trusted.is_ok() && credential.is_ok() && self.problem(transport).is_none();
         self.next_check = now.boot.after(if fine { CHECK_INTERVAL } else { CHECK_INTERVAL_IN_TROUBLE });
         true
+    }
+
+    /// The error is logged where the trust is used; the status has it at once.
+    fn record_trust(&mut self, error: Option<&TransportError>, now: Now) {
+        let report = error.map(|error| {
+            let (code, title) = error.kind();
+            Report::of(code, title, error)
+        });
+        if self.trust_error.as_ref().map(|known| &known.report) != report.as_ref() {
+            self.trust_error = report.map(|report| LastError { report, at: now.wall, permanent: true });
+        }
     }
 
     /// Makes the next check due: the clock that the last one went by has been set.
@@ -143,7 +155,8 @@ impl Provisioning {
 
     /// What is wrong with the input, while everything else goes well.
     pub(super) fn problem(&self, transport: &Transport) -> Option<LastError> {
-        transport.trust().problem().or_else(|| self.bootstrap.problem().cloned())
+        let trust = transport.trust().problem().or_else(|| self.trust_error.clone());
+        trust.or_else(|| self.bootstrap.problem().cloned())
     }
 
     /// Client certificate and key of the device maker. Read at every use, so that a replaced file

@@ -24,6 +24,14 @@ impl Executor {
         let default_identity = identities
             .next()
             .unwrap_or_else(|| IdentitySnapshot::empty(IdentityName::DEVICE, State::Unconfigured, provider));
+        let other_identities: Vec<_> = identities.collect();
+        // A credential that keeps an identity from its next request is shown there, and not twice.
+        let is_shown = |(error, _): &ShownError| {
+            let of_identities = std::iter::once(&default_identity).chain(&other_identities);
+            let mut errors = of_identities.filter_map(|identity| identity.last_error.as_ref());
+            let code = ProblemCode::FactoryCredential;
+            error.report.code == code && errors.any(|(error, _)| error.report.code == code)
+        };
         let of_identity = self.identities.iter().find_map(Identity::trust_domain);
         Snapshot {
             is_known: true,
@@ -35,9 +43,9 @@ impl Executor {
             }),
             bootstrap: self.provisioning.bootstrap.facts().cloned(),
             trust: self.trust_domain.issuer.transport().trust().facts(),
-            last_error: self.last_error(now),
+            last_error: self.last_error(now).filter(|shown| !is_shown(shown)),
             default_identity,
-            other_identities: identities.collect(),
+            other_identities,
             key_users: self.config.key_users.clone(),
             cache: Arc::default(),
         }

@@ -208,6 +208,10 @@ impl PublishDir {
             None => parent.make_dir(OsStr::new(self.name.as_str()), 0o750, None).map_err(in_parent)?,
         };
         self.check(&dir, &path)?;
+        // Its owner could replace what is in it; the configured directory is the operator's.
+        if !dir.is_ours_alone_to_write().map_err(|e| self.failed(&path, e))? {
+            return Err(PublishError::Exposed { dir: path });
+        }
         // They may have been created under another configuration.
         dir.give_to_group(groups.group).map_err(|e| self.failed(&path, e))?;
         Ok((parent, dir))
@@ -256,10 +260,15 @@ impl PublishDir {
 
     /// Opens the identity's directory to remove from it. `None`: there is nothing of this agent.
     fn find(&self) -> Result<Option<Dir>, PublishError> {
-        // Of secrets whatever the mode is by now. In a directory of another user there was never a
-        // file of this agent.
+        // Of secrets whatever the mode is by now. A directory of another user was never this
+        // agent's, unless there is something published in it: then its owner was changed.
         let may_have = |dir: &Dir| -> Result<bool, PublishError> {
-            Ok(!self.volatile || dir.attributes().map_err(|e| self.failed(&self.parent, e))?.is_ours())
+            let failed = |e| self.failed(&self.path(), e);
+            if !self.volatile || dir.attributes().map_err(failed)?.is_ours() {
+                return Ok(true);
+            }
+            let published = dir.read_link(OsStr::new(CURRENT)).is_ok();
+            if published { Err(PublishError::Exposed { dir: self.path() }) } else { Ok(false) }
         };
         let find = || -> Result<Option<Dir>, PublishError> {
             let parent = self.open_parent()?;
@@ -287,7 +296,7 @@ impl PublishDir {
         let remove = || {
             let there = Generations::read(&dir)?;
             if keeps_number && there.newest > 0 {
-                dir.make_dir(OsStr::new(&(there.newest + 1).to_string()), 0o700, None)?;
+                dir.make_dir(OsStr::new(&there.next()?.to_string()), 0o700, None)?;
             }
             dir.remove_file(OsStr::new(NEXT))?;
             dir.remove_file(OsStr::new(CURRENT))?;
@@ -316,7 +325,7 @@ fn make_current(parent: &Dir, dir: &Dir, path: &Path, content: &Content, groups:
         there.remove_all_but(dir, path, current, there.previous(current));
         return Ok(current);
     }
-    let next = there.newest + 1;
+    let next = there.next()?;
     let (name, unnamed) = (next.to_string(), format!(".{next}.new"));
     let (name, unnamed) = (OsStr::new(&name), OsStr::new(&unnamed));
     let generation = dir.make_dir(unnamed, 0o750, groups.group)?;
@@ -334,6 +343,11 @@ fn make_current(parent: &Dir, dir: &Dir, path: &Path, content: &Content, groups:
     Ok(next)
 }
 
+/// Parses the name of a generation's directory.
+fn generation(name: &str) -> Option<u64> {
+    name.parse().ok().filter(|number: &u64| number.to_string() == name)
+}
+
 /// The generations in a directory.
 struct Generations {
     all: Vec<u64>,
@@ -346,16 +360,21 @@ impl Generations {
         let mut all = Vec::new();
         for entry in dir.names()? {
             let Some(name) = entry.to_str() else { continue };
-            if let Ok(generation) = name.parse() {
+            if let Some(generation) = generation(name) {
                 all.push(generation);
             } else if name.starts_with('.') && name.ends_with(".new") && name != NEXT {
                 dir.remove_all(&entry)?; // begun before a power cut, and never renamed
             }
         }
         let current = dir.read_link(OsStr::new(CURRENT)).ok();
-        let current =
-            current.and_then(|to| to.to_str()?.parse().ok()).filter(|current| all.contains(current));
+        let current = current.and_then(|to| generation(to.to_str()?)).filter(|current| all.contains(current));
         Ok(Self { newest: all.iter().copied().max().unwrap_or(0), all, current })
+    }
+
+    /// The number of the next generation.
+    fn next(&self) -> io::Result<u64> {
+        let next = self.newest.checked_add(1);
+        next.ok_or_else(|| io::Error::other("there is no higher number than that of a directory in it"))
     }
 
     fn previous(&self, generation: u64) -> Option<u64> {
@@ -453,11 +472,7 @@ pub(crate) enum PublishError {
     #[error("nothing is published under {}: it is a symbolic link, which is not followed", dir.display())]
     Link { dir: PathBuf },
     /// Another user could replace the files.
-    #[error(
-        "the software key is not published as software_key_dir says: {} belongs to another user, or others may write in \
-         it",
-        dir.display()
-    )]
+    #[error("nothing is published under {}: it belongs to another user, or others may write in it", dir.display())]
     Exposed { dir: PathBuf },
 }
 
@@ -473,7 +488,7 @@ impl Hint for PublishError {
                 "Remove the link, and the agent creates the directory as it should be; or configure the directory that it \
                  leads to"
             }
-            Self::Exposed { .. } => "Remove it, and the agent creates it as it should be",
+            Self::Exposed { .. } => "Remove it with what is in it, and the agent creates it as it should be",
         };
         Some(fixed.into())
     }
@@ -773,6 +788,19 @@ mod tests {
     }
 
     #[test]
+    fn generation_has_the_name_that_the_agent_writes() {
+        assert_eq!(generation("7"), Some(7));
+        for name in ["", "007", "+7", "-7", "7 ", "18446744073709551616", "current"] {
+            assert_eq!(generation(name), None, "{name:?}");
+        }
+        let root = tempfile::tempdir().unwrap();
+        let mut publisher = publisher(root.path());
+        fs::create_dir_all(root.path().join(format!("svid/device/{}", u64::MAX))).unwrap();
+        let refused = publisher.publish(Some(&identity()), Some(&bundle(1)), NOW).unwrap_err();
+        assert!(refused.to_string().contains("no higher number"), "{refused}");
+    }
+
+    #[test]
     fn error_has_one_hint_apart_from_its_message() {
         let dir = || PathBuf::from("/run/keys/device");
         let denied = io::Error::from_raw_os_error(Errno::EACCES as i32);
@@ -853,8 +881,13 @@ mod tests {
             matches!(&refused, PublishError::Exposed { dir } if *dir == keys.join("device")),
             "{refused}"
         );
-        publisher.withdraw_secrets().unwrap();
+        // Nor is a key in it taken for withdrawn.
+        for refused in [publisher.withdraw_secrets(), publisher.withdraw()] {
+            assert!(matches!(refused, Err(PublishError::Exposed { .. })), "{refused:?}");
+        }
         assert_eq!(everything_in(&keys), before);
+        fs::remove_file(keys.join("device/current")).unwrap();
+        publisher.withdraw_secrets().unwrap();
     }
 
     #[test]

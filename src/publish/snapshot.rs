@@ -169,8 +169,8 @@ impl Snapshot {
         self.is_known && self.default_identity.state != State::Unconfigured
     }
 
-    /// Whether a local program can prove this identity: its SVID is valid at `now`, its key works,
-    /// and the current bundle vouches for it.
+    /// Whether a local program can prove this identity: its SVID is valid at `now`, its key is not
+    /// lost, and the current bundle vouches for it. A TPM that is away for a moment does not count.
     pub(crate) fn is_ready(&self, identity: &IdentitySnapshot, now: Timestamp) -> bool {
         // By a clock that cannot be right, it cannot be validated.
         identity.state != State::WaitingForClock

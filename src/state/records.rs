@@ -4,6 +4,7 @@ use std::io;
 
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
 
 use crate::hint::Hint as _;
 use crate::keys;
@@ -133,14 +134,22 @@ pub struct RetryAfterDelays {
     /// For enrollment and renewal.
     pub identity: Option<RetryAfterDelay>,
     /// Why discovery waits.
+    #[serde(default, deserialize_with = "readable")]
     pub discovery_reason: Option<LastError>,
     /// Why enrollment or renewal waits.
+    #[serde(default, deserialize_with = "readable")]
     pub reason: Option<LastError>,
     /// The device waits to be admitted.
     pub admission_pending: bool,
     /// The operator has allowed a lost key to be replaced.
     #[serde(default)]
     pub replace_lost_key: bool,
+}
+
+/// An error, if it is of a form that this version knows. The delays count without it.
+fn readable<'de, D: Deserializer<'de>>(error: D) -> Result<Option<LastError>, D::Error> {
+    let error = Option::<Box<RawValue>>::deserialize(error)?;
+    Ok(error.and_then(|error| json::read(error.get().as_bytes()).ok()))
 }
 
 impl RetryAfterDelays {

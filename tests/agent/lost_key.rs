@@ -32,7 +32,7 @@ fn lost_key_is_reported_at_start_and_not_replaced() {
     let (_other, before, after) = with_another_tpm(&mut world);
     assert_eq!(after["state"], "blocked");
     let error = &after["lastError"];
-    assert_eq!((&error["permanent"], &error["retryAt"]), (&true.into(), &Value::Null), "{error:#}");
+    assert!(error["permanent"] == true && error["retryAt"].is_string(), "its TPM may come back: {error:#}");
     let (detail, hint) = (error["detail"].as_str().unwrap(), error["hint"].as_str().unwrap());
     assert!(hint.ends_with("miaf-agent retry --new-key"), "{error:#}");
     assert!(!detail.contains("miaf-agent") && !detail.contains("put"), "one error, one remedy: {error:#}");

@@ -55,8 +55,8 @@ impl Status {
 pub struct IdentityStatus {
     pub name: IdentityName,
     pub state: Open<State>,
-    /// Whether a program can prove this identity now: its SVID is valid, its key works, and the
-    /// trust bundle vouches for it.
+    /// Whether a program can prove this identity now: its SVID is valid, its key is not lost, and
+    /// the trust bundle vouches for it.
     pub ready: bool,
     pub spiffe_id: Option<String>,
     pub svid: Option<SvidStatus>,
