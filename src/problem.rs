@@ -113,24 +113,29 @@ pub fn remedy(code: ProblemCode) -> Option<&'static str> {
         }
         P::ServerNotTrusted => {
             "Correct what the error names: the CA or pin under [mis.trust], the name in mis.discovery_url, or the \
-             certificate of the MIS"
+             certificate of the MIS; after a change of the configuration: systemctl reload miaf-agent"
         }
         P::CertificateRefused | P::NotAuthenticated => {
             "Give the operator of the MIS the SHA-256 of the factory certificate, and ask why it is refused"
         }
-        P::Redirected => "Set mis.discovery_url to the address itself, or have the MIS's documents corrected",
+        P::Redirected => {
+            "Set mis.discovery_url to the address itself, then: systemctl reload miaf-agent; or have the MIS's documents \
+             corrected"
+        }
         P::KeyRotationRefused => {
             "Ask the operator of the MIS to permit another key for this device; then: miaf-agent retry"
         }
         P::Proxy => {
-            "Correct the proxy, or what names it: mis.proxy, or HTTPS_PROXY in the environment of the service"
+            "Correct the proxy, or what names it: mis.proxy, then: systemctl reload miaf-agent; or HTTPS_PROXY in the \
+             environment of the service"
         }
         P::Unreachable => {
             "If it lasts, compare mis.discovery_url with what the operator of the MIS says, and see to firewalls and \
              proxies on the way"
         }
         P::DiscoveryRefused => {
-            "Compare mis.discovery_url with what the operator of the MIS says, and have the document corrected"
+            "Compare mis.discovery_url with what the operator of the MIS says, and have the document corrected; after a \
+             change of the configuration: systemctl reload miaf-agent"
         }
         P::BundleRefused => "Have the operator of the MIS correct its trust bundle",
         P::BundleEmpty => "Ask the operator of the MIS whether its trust bundle is as it should be",
@@ -150,7 +155,10 @@ pub fn remedy(code: ProblemCode) -> Option<&'static str> {
         P::PendingAdmission => "Have the operator of the MIS admit this device, by its factory certificate",
         P::Denied => "Ask the operator of the MIS whether this device may have an identity",
         P::RequestRefused => "Show this to the operator of the MIS; once it is corrected: miaf-agent retry",
-        P::NotFound => "Compare mis.discovery_url with what the operator of the MIS says",
+        P::NotFound => {
+            "Compare mis.discovery_url with what the operator of the MIS says; after a change of the configuration: \
+             systemctl reload miaf-agent"
+        }
         P::TooManyRequests => "If it lasts, ask the operator of the MIS to raise its limit",
         P::State
         | P::NotPublished

@@ -16,14 +16,14 @@ pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
     let source = agent::place(Some(config));
     let file = source.file.display();
     let detail = match source.load() {
-        Err(e) => return reject(&e),
+        Err(e) => return reject(&e, output),
         Ok(Config { mis: Some(mis), bootstrap, .. }) => {
             format!("{file}: can be used{}", missing(&mis, bootstrap.as_ref()))
         }
         // An agent that has had a configuration goes on under it.
         Ok(_) if is_configured(config, output) => {
             let what = format!("{file}: names no [mis] any more. The agent continues under the previous one");
-            return reject(&Reason::from(what).with_hint_text("Restore [mis]"));
+            return reject(&Reason::from(what).with_hint_text("Restore [mis]"), output);
         }
         Ok(_) if source.file.symlink_metadata().is_err() => {
             format!("{file}: there is no such file, and no drop-in names [mis]: the device is unconfigured")
@@ -52,7 +52,12 @@ fn is_configured(config: &Path, output: &Output) -> bool {
     status.is_ok_and(|status| status.identity(None).is_some_and(|device| device.state != State::Unconfigured))
 }
 
-fn reject(why: &dyn Hint) -> ExitCode {
-    complain_with_hint(why);
+fn reject(why: &dyn Hint, output: &Output) -> ExitCode {
+    if output.json {
+        let (detail, hint) = (why.to_string(), why.hint());
+        print_json(&serde_json::json!({ "valid": false, "detail": detail, "hint": hint }));
+    } else {
+        complain_with_hint(why);
+    }
     ExitCode::from(EXIT_CONFIG)
 }

@@ -180,7 +180,9 @@ pub fn main() -> ExitCode {
         // Help and version are printed as everything else is: a failure is noticed.
         Err(e) if !e.use_stderr() => print(&e.render().to_string()),
         Err(e) => {
-            let _ = e.print(); // if stderr is closed, there is no other place
+            // It quotes arguments, which a script may have from elsewhere.
+            let message: String = e.render().to_string().chars().take(MAX_LINE).collect();
+            let _ = write!(io::stderr(), "{}", text::printable(&message)); // or there is no other place
             u8::try_from(e.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
         }
     }

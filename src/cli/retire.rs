@@ -8,26 +8,29 @@ use std::process::ExitCode;
 
 use super::{Output, Selection, admin, admin_client, fail_on_client, fail_with_hint};
 use crate::hint::Hint;
+use miaf_client::api::IdentityName;
 use miaf_client::{Client, ClientError};
 use miaf_spiffe::{SpiffeId, TrustDomain};
 
 pub(super) fn run(config: &Path, output: &Output, selection: &Selection, yes: bool) -> ExitCode {
-    let agent = selection.of(admin_client(config, output));
-    let confirmed = current_id(&agent, selection).and_then(|id| {
-        let domain = id.trust_domain().clone();
-        if yes {
-            return Ok(domain);
-        }
-        if !io::stdin().is_terminal() {
-            return Err(NotSent::Unconfirmed(domain));
-        }
-        confirm(&id, &mut io::stdin().lock(), &mut io::stderr()).map(|()| domain)
-    });
-    match confirmed {
-        Ok(domain) => admin::report(config, agent.retire(&domain), output),
+    let agent = admin_client(config, output);
+    match confirmed(&agent, selection, yes) {
+        // What is retired is the identity that was confirmed, whichever is the first by now.
+        Ok((name, id)) => admin::report(config, agent.with_identity(name).retire(id.trust_domain()), output),
         Err(NotSent::NoResponse(e)) => fail_on_client(config, &e),
         Err(why) => fail_with_hint(&why),
     }
+}
+
+fn confirmed(agent: &Client, selection: &Selection, yes: bool) -> Result<(IdentityName, SpiffeId), NotSent> {
+    let (name, id) = current_id(agent, selection)?;
+    if !yes && !io::stdin().is_terminal() {
+        return Err(NotSent::Unconfirmed(id.trust_domain().clone()));
+    }
+    if !yes {
+        confirm(&name, &id, &mut io::stdin().lock(), &mut io::stderr())?;
+    }
+    Ok((name, id))
 }
 
 /// Why no command was sent.
@@ -70,18 +73,24 @@ impl Hint for NotSent {
     }
 }
 
-fn current_id(agent: &Client, selection: &Selection) -> Result<SpiffeId, NotSent> {
+fn current_id(agent: &Client, selection: &Selection) -> Result<(IdentityName, SpiffeId), NotSent> {
     let status = agent.status().map_err(|e| NotSent::NoResponse(e.of_admin_command()))?;
     let identity = status.identity(selection.identity.as_ref()).ok_or(NotSent::UnknownIdentity)?;
     let id = identity.spiffe_id.as_deref().ok_or(NotSent::NoIdentity)?;
-    SpiffeId::parse(id).map_err(|e| NotSent::Unintelligible(e.to_string()))
+    let id = SpiffeId::parse(id).map_err(|e| NotSent::Unintelligible(e.to_string()))?;
+    Ok((identity.name.clone(), id))
 }
 
-fn confirm(id: &SpiffeId, input: &mut impl BufRead, out: &mut impl Write) -> Result<(), NotSent> {
+fn confirm(
+    name: &IdentityName,
+    id: &SpiffeId,
+    input: &mut impl BufRead,
+    out: &mut impl Write,
+) -> Result<(), NotSent> {
     let domain = id.trust_domain();
     let _ = write!(
         out,
-        "The identity is {id}.\n\
+        "The identity \"{name}\" is {id}.\n\
          It will be retired: programs lose it at once, and the agent requests a new one as the\n\
          configuration says. The retired one stays in the state directory.\n\
          To continue, type the name of its trust domain ({domain}): "
@@ -102,7 +111,7 @@ mod tests {
         let id = SpiffeId::parse(id).unwrap();
         let typed = |line: &str| {
             let mut question = Vec::new();
-            let outcome = confirm(&id, &mut line.as_bytes(), &mut question);
+            let outcome = confirm(&IdentityName::DEVICE, &id, &mut line.as_bytes(), &mut question);
             assert!(String::from_utf8(question).unwrap().contains("(factory.example): "));
             outcome.is_ok()
         };

@@ -22,6 +22,10 @@ const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
 /// Why a file cannot be read. On `EACCES`: owner and mode of the file or of the directory above it,
 /// the user of this process, and the command that lets it read the file.
 pub(crate) fn unreadable(path: &Path, e: &io::Error) -> Reason {
+    if e.kind() == io::ErrorKind::NotFound {
+        return described(e)
+            .with_hint_text("Put the file there, or correct what names it in the configuration");
+    }
     let denial = is_denial(e).then(|| Denial::of(path)).flatten();
     denial.map_or_else(|| described(e), |denial| denial.reason())
 }

@@ -102,8 +102,8 @@ impl Store {
             current_user()
         );
         let hint = format!(
-            "Start the agent as its owner (systemctl start miaf-agent, or runuser -u {own} -- \
-             miaf-agent run); or, if the state is to be this user's: chown -R {me} {state}"
+            "Give the state to this user: chown -R {me} {state}; or, if it is to stay the other's, start the agent as its \
+             owner (systemctl start miaf-agent, or runuser -u {own} -- miaf-agent run)"
         );
         Reason::from(why).with_hint_text(hint)
     }
@@ -339,7 +339,7 @@ mod tests {
         assert!(denied.hint().unwrap().contains("chown -R "), "{denied}");
         let foreign = store.of_another(directory.path(), 4_000_000);
         assert_apart(&foreign);
-        assert!(foreign.hint().unwrap().starts_with("Start the agent as its owner"), "{foreign}");
+        assert!(foreign.hint().unwrap().starts_with("Give the state to this user: chown -R "), "{foreign}");
         let _lock = store.lock().unwrap();
         let locked = store.lock().unwrap_err();
         assert_apart(&locked);

@@ -180,7 +180,9 @@ impl TransportError {
 impl Hint for TransportError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         let fixed = match self {
-            Self::NoTrust => "Set ca_file, spki_sha256 or system_roots under [mis.trust]",
+            Self::NoTrust => {
+                "Set ca_file, spki_sha256 or system_roots under [mis.trust], then: systemctl reload miaf-agent"
+            }
             Self::TrustFile { why, .. } => {
                 // What is wrong with the file says more.
                 return why.hint().or(Some("Correct the file, or ca_file under [mis.trust]".into()));

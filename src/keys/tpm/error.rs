@@ -442,7 +442,7 @@ impl Hint for UnreachableCause {
             Self::Version1 => "Use a machine with a TPM 2.0, or software keys (provider = \"software\" under [key])".into(),
             Self::PermissionDenied(why) | Self::Other(why) => return why.hint(),
             Self::InUse => "Set tcti = \"device:/dev/tpmrm0\" under [key], which can be shared".into(),
-            Self::Refused => "Start the TPM that should listen there".into(),
+            Self::Refused => "Start the TPM that should listen there, or correct tcti under [key]".into(),
             Self::NoResourceManager => {
                 "Start it (systemctl start tpm2-abrmd), and install libtss2-tcti-tabrmd".into()
             }
