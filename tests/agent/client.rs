@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use development_mis::AnchorStep;
-use miaf_agent::client::api::{IdentityName, Protection, State, StateEvent};
+use miaf_agent::client::api::{IdentityName, ProblemCode, Protection, State, StateEvent};
 use miaf_agent::client::{Client, ClientError};
 use miaf_agent::spiffe::svid::Chain;
 use miaf_agent::time::Timestamp;

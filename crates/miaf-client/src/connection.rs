@@ -169,7 +169,7 @@ fn refusal(status: u16, body: &[u8]) -> ClientError {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
 
