@@ -33,7 +33,7 @@ def request(agent, method, path, body=None):
     connection.request(method, path, body and json.dumps(body), {"connection": "close"})
     document = json.load(response := connection.getresponse())
     if response.status >= 300:
-        raise RuntimeError(f"the agent responded: {document['detail']}")
+        raise RuntimeError(f"the agent responded: {document['detail']}. Hint: {document['hint']}")
     return document
 
 

@@ -172,7 +172,20 @@ pub fn remedy(code: ProblemCode) -> Option<&'static str> {
         | P::NothingToRenew
         | P::Offline
         | P::NameNotResolved
-        | P::ServerError => return None,
+        | P::ServerError
+        // What to do depends on the request: the error of each says it.
+        | P::InvalidRequest
+        | P::Forbidden
+        | P::UnknownPath
+        | P::UnknownIdentity
+        | P::MethodNotAllowed
+        | P::NotApplicable
+        | P::SvidReplaced
+        | P::RateExceeded
+        | P::ConnectionLimit
+        | P::NotAvailable
+        | P::Busy
+        | P::UnsupportedVersion => return None,
     })
 }
 

@@ -9,7 +9,7 @@ use super::blocking;
 use super::executor::Executor;
 use super::reporting::cause;
 use crate::config::Config;
-use crate::hint::Hint as _;
+use crate::hint::{Hint as _, Reason};
 use crate::lifecycle::{Command, Event};
 use crate::server::command_queue::{AdminCommand, CommandError, QueuedCommand};
 use miaf_client::api::IdentityName;
@@ -59,27 +59,31 @@ impl AcceptedCommands {
 }
 
 /// Answers a command that the agent cannot execute in its present state.
-pub(super) fn reject(given: QueuedCommand, why: &str) {
-    given.reject(CommandError::NotApplicable(why.to_owned()));
+pub(super) fn reject(given: QueuedCommand, why: &Reason) {
+    given.reject(CommandError::NotApplicable(why.clone()));
 }
 
 /// Why a command is invalid, if it is.
-fn validate(command: &AdminCommand, conditions: Conditions<'_>, place: &Place) -> Option<String> {
+fn validate(command: &AdminCommand, conditions: Conditions<'_>, place: &Place) -> Option<Reason> {
     match command {
-        AdminCommand::Renew(name) if !conditions.issued.contains(name) => Some(format!(
-            "The identity \"{name}\" has no SVID yet that could be renewed. The status says what the agent is waiting \
-             for; a retry has it try again now."
-        )),
-        AdminCommand::Retire(name) if !conditions.issued.contains(name) => Some(format!(
-            "The identity \"{name}\" has no SVID, so there is nothing to retire: it already follows its configuration."
-        )),
+        AdminCommand::Renew(name) if !conditions.issued.contains(name) => Some(
+            Reason::from(format!("the identity \"{name}\" has no SVID yet that could be renewed"))
+                .with_hint_text(
+                    "See in the status what the agent is waiting for; to have it try again now: miaf-agent retry",
+                ),
+        ),
+        AdminCommand::Retire(name) if !conditions.issued.contains(name) => Some(
+            Reason::from(format!("the identity \"{name}\" has no SVID, so there is nothing to retire"))
+                .with_hint_text("Change the configuration, if it is to have another one: the agent follows it"),
+        ),
         // It would go on under the configuration before, back into the trust domain that it is to
         // leave.
         AdminCommand::Retire(_) => place.load().err().map(|e| {
-            format!(
-                "The identity would be requested anew under the configuration, which cannot be used: {}. Correct it first.",
-                e.with_hint()
-            )
+            let Reason { what, hint } = Reason::of(&e);
+            let what = format!(
+                "the identity would be requested anew under the configuration, which cannot be used: {what}"
+            );
+            Reason { what, hint: hint.or_else(|| Some("Correct the configuration first".to_owned())) }
         }),
         AdminCommand::Retry { .. } | AdminCommand::Renew(_) => None,
     }

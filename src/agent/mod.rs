@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::{self, Config, ConfigError, Salvaged};
-use crate::hint::Hint;
+use crate::hint::{Hint, Reason};
 use crate::keys::ProviderKind;
 use crate::platform::access::shell_word;
 use crate::platform::clock;
@@ -269,9 +269,10 @@ impl Mode {
                             Some(reload(place, external, None).unwrap_or(*config))
                         }
                         ExternalEvent::Command(given) => {
-                            let why = "The agent's state cannot be read, and nothing is done before it can be: its \
-                                       status says what to correct. It is read again now.";
-                            admin::reject(given, why);
+                            let why = "the agent's state cannot be read, and nothing is done before it can be; it is \
+                                       read again now";
+                            let hint = "Correct what the status shows: GET /v1/status, or miaf-agent status";
+                            admin::reject(given, &Reason::from(why).with_hint_text(hint));
                             Some(*config)
                         }
                     },
@@ -307,7 +308,8 @@ async fn wait_for_configuration(place: &Place, external: &mut ExternalEvents) ->
     tracing::info!(file = %place.file.display(), "no MIS is configured yet: waiting for [mis] to appear");
     external.repeats.is_over();
     let file = place.file.display();
-    let why = format!("This device is not configured: set [mis] in {file}. The agent reloads it by itself.");
+    let why = Reason::from("this device is not configured")
+        .with_hint_text(format!("Set [mis] in {file}; the agent reloads it by itself"));
     loop {
         match place.load() {
             Ok(config) if config.mis.is_none() => {}
@@ -333,8 +335,10 @@ async fn wait_for_correction(
             "{complaint}. What is stored is served, and nothing else is done before that is corrected"
         );
     }
-    let why =
-        format!("The configuration cannot be used: {complaint}. Correct it: the agent reloads it by itself.");
+    let why = Reason {
+        what: format!("the configuration cannot be used: {complaint}"),
+        hint: error.report.hint().map(str::to_owned),
+    };
     loop {
         match place.load() {
             // As it is reported: shortened, and on one line.
@@ -347,7 +351,7 @@ async fn wait_for_correction(
 
 /// Waits until the configuration has changed, and is complete as far as can be told; or until a
 /// reload. Commands are rejected meanwhile. `None`: shutdown.
-async fn wait_for_change(external: &mut ExternalEvents, why: &str) -> Option<()> {
+async fn wait_for_change(external: &mut ExternalEvents, why: &Reason) -> Option<()> {
     external.wait_begins(None);
     let mut event = external.next(true).await;
     while matches!(event, ExternalEvent::ConfigurationChanged) {

@@ -6,14 +6,17 @@ use hyper::{Method, Request, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
+use crate::hint::Reason;
 use crate::platform::log::AUDIT;
 use crate::publish::Snapshot;
 use crate::server::command_queue::{AdminCommand, CommandError};
 use crate::server::context::ServerContext;
 use crate::server::peer::{Peer, Role};
 use crate::server::request_body;
-use crate::server::response::{self, HttpResponse, JSON, method_not_allowed, problem, unknown_identity};
-use miaf_client::api::{Accepted, IdentityName};
+use crate::server::response::{
+    self, HttpResponse, JSON, method_not_allowed, problem, refusal, unknown_identity,
+};
+use miaf_client::api::{Accepted, IdentityName, ProblemCode};
 use miaf_spiffe::TrustDomain;
 use miaf_spiffe::json;
 
@@ -46,32 +49,40 @@ impl CommandPath {
         }
     }
 
+    /// The identity that the path names.
+    fn identity(&self) -> Option<&IdentityName> {
+        match self {
+            Self::Retry => None,
+            Self::Renew(name) | Self::Retire(name) => Some(name),
+        }
+    }
+
     /// Parses a body. `default_identity` is the one that a command is about where it names none.
     ///
     /// # Errors
-    /// A sentence that says what is allowed.
-    fn read(self, body: &[u8], default_identity: &IdentityName) -> Result<CommandRequest, String> {
+    /// What is wrong with the body, and what to send.
+    fn read(self, body: &[u8], default_identity: &IdentityName) -> Result<CommandRequest, Reason> {
         let request = |command| CommandRequest { command, trust_domain: None };
         match self {
             Self::Retry if body.is_empty() => Ok(request(AdminCommand::Retry { new_key: None })),
             Self::Retry => {
-                let must = "be empty, or {\"newKey\": true}, or {\"newKey\": true, \"identity\": \"device\"}";
+                let must =
+                    "Send no body, or {\"newKey\": true}, or {\"newKey\": true, \"identity\": \"device\"}";
                 let RetryBody { new_key, identity } = object(body, must)?;
                 if identity.is_some() && !new_key {
-                    return Err(format!(
-                        "The body must {must}. This one names an identity, and a retry is for all of them."
-                    ));
+                    let what = "the body names an identity, and a retry is for all of them";
+                    return Err(Reason::from(what).with_hint_text(must));
                 }
                 let identity = identity.unwrap_or_else(|| default_identity.clone());
                 Ok(request(AdminCommand::Retry { new_key: new_key.then_some(identity) }))
             }
             Self::Renew(name) if body.is_empty() => Ok(request(AdminCommand::Renew(name))),
             Self::Renew(name) => {
-                object(body, "be empty").map(|EmptyBody {}| request(AdminCommand::Renew(name)))
+                object(body, "Send no body").map(|EmptyBody {}| request(AdminCommand::Renew(name)))
             }
             Self::Retire(name) => object(
                 body,
-                "name the trust domain that is to be left: {\"trustDomain\": \"factory.example\"}",
+                "Name the trust domain that is to be left: {\"trustDomain\": \"factory.example\"}",
             )
             .map(|RetireBody { trust_domain }| CommandRequest {
                 command: AdminCommand::Retire(name),
@@ -104,8 +115,10 @@ struct RetireBody {
     trust_domain: TrustDomain,
 }
 
-fn object<T: DeserializeOwned>(body: &[u8], must: &str) -> Result<T, String> {
-    json::read(body).map_err(|e| format!("The body must {must}. This one: {e}."))
+fn object<T: DeserializeOwned>(body: &[u8], must: &str) -> Result<T, Reason> {
+    json::read(body).map_err(|e| {
+        Reason::from(format!("the body does not fit the admin command: {e}")).with_hint_text(must)
+    })
 }
 
 /// Sends a command to the event loop. `Err` is the response to one that is rejected.
@@ -117,26 +130,32 @@ pub(super) async fn respond(
     context: &ServerContext,
 ) -> Result<HttpResponse, HttpResponse> {
     if request.method() != Method::POST {
-        return Err(method_not_allowed("POST", "This path takes an admin command: use POST."));
+        return Err(method_not_allowed("POST", "this path takes an admin command", "Use POST"));
     }
     if peer.role != Role::Admin {
-        let detail = "Admin commands are accepted on the administration socket only (admin.sock in the directory of \
-                      this one, where nothing else is configured), which root may use.";
-        return Err(problem(StatusCode::FORBIDDEN, detail));
+        let hint = "Use the administration socket, as root: admin.sock in the directory of this one, where nothing \
+                    else is configured";
+        let detail = "this socket accepts no admin commands";
+        return Err(problem(StatusCode::FORBIDDEN, ProblemCode::Forbidden, detail, Some(hint)));
     }
     let Peer { uid, pid, .. } = peer;
-    let audit = path.command_name();
+    let (audit, of_path) = (path.command_name(), path.identity().cloned());
+    let identity = of_path.as_ref().map(IdentityName::as_str);
     let body = request_body::read(body).await.inspect_err(|response| {
         let status = response.status().as_u16();
         tracing::info!(
-            target: AUDIT, audit, uid, pid, status, reason = "incomplete request", "admin command rejected"
+            target: AUDIT, audit, identity, uid, pid, status, reason = "incomplete request",
+            "admin command rejected"
         );
     })?;
     let snapshot = context.snapshots.borrow().clone();
     let parsed = path.read(&body, &snapshot.default_identity.name);
     let CommandRequest { command, trust_domain } = parsed.map_err(|reason| {
-        tracing::info!(target: AUDIT, audit, uid, pid, reason, "admin command rejected: invalid request");
-        problem(StatusCode::BAD_REQUEST, &reason)
+        tracing::info!(
+            target: AUDIT, audit, identity, uid, pid, %reason, hint = reason.hint,
+            "admin command rejected: invalid request"
+        );
+        refusal(StatusCode::BAD_REQUEST, ProblemCode::InvalidRequest, &reason)
     })?;
     let (audit, named) = (command.as_str(), command.identity().cloned());
     let identity = named.as_ref().map(IdentityName::as_str);
@@ -144,41 +163,46 @@ pub(super) async fn respond(
     context.counters.command();
     let decision = match check(named.as_ref(), trust_domain.as_ref(), &snapshot) {
         Ok(()) => context.commands.send(command).await.map_err(|e| match e {
-            CommandError::NotApplicable(reason) => (StatusCode::CONFLICT, reason),
+            CommandError::NotApplicable(reason) => (StatusCode::CONFLICT, ProblemCode::NotApplicable, reason),
             CommandError::Busy => {
-                let reason =
-                    "The agent cannot accept the command now: others wait already, or it is shutting down. Try again.";
-                (StatusCode::SERVICE_UNAVAILABLE, reason.to_owned())
+                let what =
+                    "the agent cannot accept the command now: others wait already, or it is shutting down";
+                let reason = Reason::from(what).with_hint_text("Try again later");
+                (StatusCode::SERVICE_UNAVAILABLE, ProblemCode::Busy, reason)
             }
         }),
         Err(rejection) => Err(rejection),
     };
     match decision {
         Ok(detail) => Ok(response::json(StatusCode::ACCEPTED, JSON, &Accepted { accepted: true, detail })),
-        Err((status, reason)) => {
-            tracing::info!(target: AUDIT, audit, identity, uid, pid, reason, "admin command rejected");
-            Err(problem(status, &reason))
+        Err((status, code, reason)) => {
+            tracing::info!(
+                target: AUDIT, audit, identity, uid, pid, %reason, hint = reason.hint, "admin command rejected"
+            );
+            Err(refusal(status, code, &reason))
         }
     }
 }
 
 /// Checks that the identity exists and, if it has an SVID, is in the trust domain that is to be
-/// left.
+/// left. `Err` is the status, the code and the reason of the response.
 fn check(
     identity: Option<&IdentityName>,
     expected: Option<&TrustDomain>,
     snapshot: &Snapshot,
-) -> Result<(), (StatusCode, String)> {
+) -> Result<(), (StatusCode, ProblemCode, Reason)> {
     let Some(name) = identity else { return Ok(()) };
-    let identity = snapshot.identity(name).ok_or_else(|| (StatusCode::NOT_FOUND, unknown_identity(name)))?;
+    let unknown = || (StatusCode::NOT_FOUND, ProblemCode::UnknownIdentity, unknown_identity(name));
+    let identity = snapshot.identity(name).ok_or_else(unknown)?;
     let current = identity.current.as_ref().map(|current| current.svid.spiffe_id().trust_domain());
     match (current, expected) {
-        (Some(current), Some(expected)) if current != expected => Err((
-            StatusCode::CONFLICT,
-            format!(
-                "The identity \"{name}\" is in the trust domain \"{current}\", not in \"{expected}\": it stays."
-            ),
-        )),
+        (Some(current), Some(expected)) if current != expected => {
+            let reason = Reason::from(format!(
+                "the identity \"{name}\" is in the trust domain \"{current}\", not in \"{expected}\": it stays"
+            ));
+            let reason = reason.with_hint_text(format!("Name \"{current}\" to retire it from there"));
+            Err((StatusCode::CONFLICT, ProblemCode::NotApplicable, reason))
+        }
         _ => Ok(()), // without one the event loop says what to do
     }
 }
@@ -186,6 +210,7 @@ fn check(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hint::assert_apart;
 
     #[test]
     fn command_body_is_validated() {
@@ -227,16 +252,17 @@ mod tests {
         ];
         let of_retire = ["", "{}", "[\"a\"]", "{\"trustDomain\":5}", "{\"trustDomain\":\"No Domain\"}"];
         for (path, bodies, allowed) in [
-            (retry(), &of_retry[..], "be empty, or {\"newKey\": true}"),
-            (renew(), &["[]", "{\"newKey\":true}", "x"], "be empty"),
-            (retire(), &of_retire, "name the trust domain that is to be left"),
+            (retry(), &of_retry[..], "Send no body, or {\"newKey\": true}"),
+            (renew(), &["[]", "{\"newKey\":true}", "x"], "Send no body"),
+            (retire(), &of_retire, "Name the trust domain that is to be left"),
         ] {
             for body in bodies {
                 let reason = command(path.clone(), body).unwrap_err();
-                assert!(reason.contains(allowed), "{body:?}: {reason}");
+                assert!(reason.hint.as_ref().unwrap().starts_with(allowed), "{body:?}: {reason}");
+                assert_apart(&reason);
             }
         }
         let twice = command(retry(), "{\"newKey\":true,\"newKey\":true}").unwrap_err();
-        assert!(twice.contains("duplicate"), "{twice}");
+        assert!(twice.what.contains("duplicate"), "{twice}");
     }
 }

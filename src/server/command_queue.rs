@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use crate::hint::Reason;
 use miaf_client::api::IdentityName;
 
 /// Commands that wait for the event loop at the same time. An operator sends one.
@@ -52,8 +53,8 @@ impl AdminCommand {
 /// The reason why a command is rejected. Nothing happens then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum CommandError {
-    /// It does not apply in the present state. The text says why, and what to do.
-    NotApplicable(String),
+    /// It does not apply in the present state, and why.
+    NotApplicable(Reason),
     /// Too many commands wait already, or the event loop does not respond.
     Busy,
 }

@@ -205,7 +205,7 @@ fn used_headers(headers: &HeaderMap) -> HeaderMap {
 pub(super) async fn refuse(stream: UnixStream, limit: LimitReached) {
     let service = service_fn(|mut request: Request<Incoming>| async move {
         request_body::discard(request.body_mut()).await;
-        let mut response = router::overloaded(&request, &limit.to_string());
+        let mut response = router::overloaded(&request, limit);
         close(&mut response, request.version());
         Ok::<_, Infallible>(response)
     });

@@ -6,6 +6,7 @@
 //! quarter is therefore reserved for users without a permit, and root and the agent's own user have
 //! a few permits beyond the limit, however many others hold.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::unistd::geteuid;
 
 use crate::config::Limits;
+use crate::hint::Hint;
 
 /// Permits that root and the agent's own user have each beyond the limit of all users. No more than
 /// a quarter of that.
@@ -112,21 +114,30 @@ impl fmt::Display for LimitReached {
             Self::Total(limit) => write!(
                 f,
                 "{limit} connections are open on this socket already, and more are not served \
-                 (socket.max_connections in the agent's configuration). Try again later"
+                 (socket.max_connections in the agent's configuration)"
             ),
             Self::Shared(limit) => write!(
                 f,
                 "{limit} connections are open on this socket already, and the last quarter (of \
-                 socket.max_connections in the agent's configuration) is reserved for users who have none. Use one \
-                 of yours for several requests, or try again later"
+                 socket.max_connections in the agent's configuration) is reserved for users who have none"
             ),
             Self::User(limit) => write!(
                 f,
                 "your user has {limit} connections open on this socket already, and more are not served \
-                 (socket.max_connections_per_user in the agent's configuration). Close one, or use one for several \
-                 requests"
+                 (socket.max_connections_per_user in the agent's configuration)"
             ),
         }
+    }
+}
+
+impl Hint for LimitReached {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let hint = match self {
+            Self::Total(_) => "Try again later",
+            Self::Shared(_) => "Use one of your connections for several requests, or try again later",
+            Self::User(_) => "Close a connection, or use one for several requests",
+        };
+        Some(hint.into())
     }
 }
 

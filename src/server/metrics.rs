@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::hint::Hint as _;
 use crate::publish::status;
 use crate::publish::{IdentitySnapshot, Snapshot};
 use crate::server::connection_limit::LimitReached;
@@ -43,6 +44,7 @@ impl Counters {
                 uid = peer.uid,
                 pid = peer.pid,
                 socket = peer.role.as_str(),
+                hint = limit.hint().map(tracing::field::display),
                 "connection refused: {limit}"
             );
         }

@@ -8,6 +8,7 @@ use hyper::body::{Body as _, Bytes, Incoming};
 use tokio::time::{Instant, timeout};
 
 use crate::server::response::{HttpResponse, problem};
+use miaf_client::api::ProblemCode::InvalidRequest;
 
 /// Bytes of a body that is used: no admin command is longer, and no request for a signature.
 const MAX_BODY: usize = 4 * 1024;
@@ -32,16 +33,19 @@ pub(super) async fn read(body: &mut Incoming) -> Result<Vec<u8>, HttpResponse> {
     let (mut read, mut pieces) = (Vec::new(), 0);
     let reading = async {
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| problem(StatusCode::BAD_REQUEST, "The body is not complete."))?;
+            let frame = frame.map_err(|_| {
+                let detail = "the body ended before it was complete";
+                problem(StatusCode::BAD_REQUEST, InvalidRequest, detail, Some("Send the whole body"))
+            })?;
             let data = frame.data_ref().map_or(&[][..], |data| data);
             if read.len() + data.len() > MAX_BODY {
-                let detail = "The body has at most 4096 bytes here.";
-                return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, detail));
+                let (detail, hint) = ("the body has more than 4096 bytes", "Send a shorter one");
+                return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, InvalidRequest, detail, Some(hint)));
             }
             pieces += 1;
             if pieces > MAX_PIECES {
-                let detail = "The body came in more than 512 pieces: send it in larger ones.";
-                return Err(problem(StatusCode::BAD_REQUEST, detail));
+                let (detail, hint) = ("the body came in more than 512 pieces", "Send it in larger ones");
+                return Err(problem(StatusCode::BAD_REQUEST, InvalidRequest, detail, Some(hint)));
             }
             read.extend_from_slice(data);
         }
@@ -49,7 +53,11 @@ pub(super) async fn read(body: &mut Incoming) -> Result<Vec<u8>, HttpResponse> {
     };
     match timeout(BODY_LIMIT, reading).await {
         Ok(read_to_end) => read_to_end.map(|()| read),
-        Err(_) => Err(problem(StatusCode::REQUEST_TIMEOUT, "The body was not complete within 10 seconds.")),
+        Err(_) => {
+            let detail = "the body was not complete within 10 seconds";
+            let hint = "Send the body right after the head of the request";
+            Err(problem(StatusCode::REQUEST_TIMEOUT, InvalidRequest, detail, Some(hint)))
+        }
     }
 }
 

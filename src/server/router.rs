@@ -10,23 +10,30 @@ use hyper::{Method, Request, StatusCode, Version};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::hint::{Hint as _, Reason};
 use crate::platform::clock;
 use crate::publish::status;
 use crate::publish::{IdentitySnapshot, Snapshot};
 use crate::server::admin::{self, CommandPath};
 use crate::server::call_limit::CallLimit;
+use crate::server::connection_limit::LimitReached;
 use crate::server::context::ServerContext;
 use crate::server::grpc::{self, Code, GrpcStatus};
 use crate::server::health;
 use crate::server::metrics;
 use crate::server::peer::{Peer, ShutdownSignal};
 use crate::server::response::{
-    HttpResponse, JSON, NO_SVID, json, json_line, method_not_allowed, problem, response, unknown_identity,
+    HttpResponse, JSON, SEE_STATUS, json, json_line, method_not_allowed, no_svid, problem, refusal, response,
+    unknown_identity,
 };
 use crate::server::sign;
 use crate::server::watch::events;
 use crate::server::workload_api;
-use miaf_client::api::{IdentityName, State};
+use miaf_client::api::{IdentityName, ProblemCode, State};
+use miaf_spiffe::text::Excerpt;
+
+/// Characters of a path that a response quotes.
+const MAX_PATH: usize = 200;
 
 /// Responds to a request. `calls` is the limit of its connection, where that is HTTP/2.
 pub(super) async fn respond(
@@ -50,8 +57,9 @@ pub(super) async fn respond(
     }
     if request.version() == Version::HTTP_2 {
         // One connection could have many large responses under way by it.
-        let detail = "Over HTTP/2 there is the SPIFFE Workload API and nothing else. Use HTTP/1.1.";
-        return problem(StatusCode::HTTP_VERSION_NOT_SUPPORTED, detail);
+        let (status, code) = (StatusCode::HTTP_VERSION_NOT_SUPPORTED, ProblemCode::UnsupportedVersion);
+        let detail = "over HTTP/2 there is the SPIFFE Workload API and nothing else";
+        return problem(status, code, detail, Some("Use HTTP/1.1"));
     }
     match Resource::parse(path) {
         Some(Resource::Command(path)) => {
@@ -61,7 +69,11 @@ pub(super) async fn respond(
             .await
             .unwrap_or_else(|refusal| refusal),
         Some(Resource::Document(document)) => read(&document, request, context, shutdown),
-        None => problem(StatusCode::NOT_FOUND, "Unknown path. Try GET /v1/status."),
+        None => {
+            let detail = format!("unknown path {}", Excerpt::of(path, MAX_PATH));
+            let hint = "Try GET /v1/status; docs/agent-api.yaml has all paths";
+            problem(StatusCode::NOT_FOUND, ProblemCode::UnknownPath, &detail, Some(hint))
+        }
     }
 }
 
@@ -137,11 +149,12 @@ async fn call(
 }
 
 /// Response to a connection over the limit (503, or gRPC UNAVAILABLE).
-pub(super) fn overloaded<B>(request: &Request<B>, reason: &str) -> HttpResponse {
+pub(super) fn overloaded<B>(request: &Request<B>, limit: LimitReached) -> HttpResponse {
     if grpc::is_call(request) {
-        return grpc::refusal(&GrpcStatus::new(Code::Unavailable, format!("{reason}.")));
+        return grpc::refusal(&GrpcStatus::new(Code::Unavailable, format!("{}.", limit.with_hint())));
     }
-    let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, &format!("{reason}."));
+    let (status, code) = (StatusCode::SERVICE_UNAVAILABLE, ProblemCode::ConnectionLimit);
+    let mut response = refusal(status, code, &Reason::of(&limit));
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("10"));
     response
 }
@@ -153,7 +166,7 @@ fn read<B>(
     shutdown: &ShutdownSignal,
 ) -> HttpResponse {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return method_not_allowed("GET, HEAD", "This path can only be read: use GET.");
+        return method_not_allowed("GET, HEAD", "this path can only be read", "Use GET");
     }
     let now = clock::now().wall;
     let snapshot = context.snapshots.borrow().clone();
@@ -164,14 +177,11 @@ fn read<B>(
             Ok(identity) if identity.current.is_some() => {
                 cached(&identity.cache.svid, || status::svid_document(identity))
             }
-            Ok(_) => problem(StatusCode::SERVICE_UNAVAILABLE, NO_SVID),
+            Ok(_) => no_svid(),
         },
         Document::Bundle => match &snapshot.bundle {
             Some(current) => cached(&snapshot.cache.bundle, || current.bundle.to_document()),
-            None => problem(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "This device has no trust bundle yet. GET /v1/status says what it is waiting for.",
-            ),
+            None => not_available("this device has no trust bundle yet"),
         },
         Document::Watch => {
             let events = StreamBody::new(events(context.changes.clone(), shutdown.clone()));
@@ -185,9 +195,7 @@ fn read<B>(
         Document::Readiness if snapshot.is_ready(&snapshot.default_identity, now) => {
             json(StatusCode::OK, JSON, &json!({ "ready": true }))
         }
-        Document::Readiness => {
-            problem(StatusCode::SERVICE_UNAVAILABLE, not_ready(&snapshot.default_identity))
-        }
+        Document::Readiness => not_available(not_ready(&snapshot.default_identity)),
     }
 }
 
@@ -198,7 +206,13 @@ pub(super) fn find<'a>(
     name: Option<&IdentityName>,
 ) -> Result<&'a IdentitySnapshot, HttpResponse> {
     let Some(name) = name else { return Ok(&snapshot.default_identity) };
-    snapshot.identity(name).ok_or_else(|| problem(StatusCode::NOT_FOUND, &unknown_identity(name)))
+    snapshot
+        .identity(name)
+        .ok_or_else(|| refusal(StatusCode::NOT_FOUND, ProblemCode::UnknownIdentity, &unknown_identity(name)))
+}
+
+fn not_available(detail: &str) -> HttpResponse {
+    problem(StatusCode::SERVICE_UNAVAILABLE, ProblemCode::NotAvailable, detail, Some(SEE_STATUS))
 }
 
 /// Responds with a document that is serialised once per snapshot.
@@ -209,11 +223,9 @@ fn cached<T: Serialize>(cache: &OnceLock<Bytes>, document: impl FnOnce() -> T) -
 
 fn not_ready(identity: &IdentitySnapshot) -> &'static str {
     match identity.state {
-        State::WaitingForClock => {
-            "This device's clock cannot be right, so its SVID cannot be validated. GET /v1/status says more."
-        }
-        _ if identity.key_is_lost => "The key of this device's SVID is lost. GET /v1/status says more.",
-        _ => "There is no valid SVID that the trust bundle vouches for. GET /v1/status says why.",
+        State::WaitingForClock => "this device's clock cannot be right, so its SVID cannot be validated",
+        _ if identity.key_is_lost => "the key of this device's SVID is lost",
+        _ => "there is no valid SVID that the trust bundle vouches for",
     }
 }
 

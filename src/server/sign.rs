@@ -11,20 +11,17 @@ use hyper::header::RETRY_AFTER;
 use hyper::{Method, Request, StatusCode};
 use serde::{Deserialize, Deserializer};
 
-use crate::hint::Hint as _;
+use crate::hint::Reason;
 use crate::platform::log::AUDIT;
 use crate::server::context::ServerContext;
 use crate::server::peer::{Peer, Role};
 use crate::server::rate::RateExceeded;
 use crate::server::request_body;
-use crate::server::response::{self, HttpResponse, JSON, NO_SVID, method_not_allowed, problem};
+use crate::server::response::{self, HttpResponse, JSON, method_not_allowed, no_svid, problem, refusal};
 use crate::server::router;
 use crate::server::signing_queue::SignError;
-use miaf_client::api::{IdentityName, SignResponse};
+use miaf_client::api::{IdentityName, ProblemCode, SignResponse};
 use miaf_spiffe::json;
-
-const REPLACED: &str = "The SVID with this serial number has been replaced, or never was this identity's: \
-                        fetch the current SVID, and sign for that.";
 
 /// Body of a request for a signature, parsed.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,8 +35,8 @@ impl SignRequest {
     /// Parses a body.
     ///
     /// # Errors
-    /// A sentence that says what the body must be.
-    fn parse(body: &[u8]) -> Result<Self, String> {
+    /// What is wrong with the body, and what to send.
+    fn parse(body: &[u8]) -> Result<Self, Reason> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Body {
@@ -51,21 +48,17 @@ impl SignRequest {
         fn not_null<'de, D: Deserializer<'de>>(serial: D) -> Result<Option<String>, D::Error> {
             String::deserialize(serial).map(Some)
         }
-        let must =
-            "{\"algorithm\": \"ES256\", \"digest\": \"<Base64 of the SHA-256 of what is to be signed>\"}";
+        const MUST: &str = "Send {\"algorithm\": \"ES256\", \"digest\": \"<Base64 of the SHA-256 of what is to be signed>\"}";
+        let wrong = |what: String| Reason::from(what).with_hint_text(MUST);
         let Body { algorithm, digest, serial } =
-            json::read(body).map_err(|e| format!("The body must be {must}. This one: {e}."))?;
+            json::read(body).map_err(|e| wrong(format!("the body is no request for a signature: {e}")))?;
         if algorithm != "ES256" {
-            return Err(format!(
-                "The device's key signs by ES256 (ECDSA on P-256 with SHA-256) and by nothing else: send {must}."
-            ));
+            let what = "the device's key signs by ES256 (ECDSA on P-256 with SHA-256) and by nothing else";
+            return Err(wrong(what.to_owned()));
         }
         let digest = BASE64.decode(digest).ok().and_then(|bytes| bytes.try_into().ok());
-        let digest = digest.ok_or_else(|| {
-            format!(
-                "A digest is the SHA-256 of what is to be signed, 32 bytes in Base64 (44 characters): send {must}."
-            )
-        })?;
+        let digest =
+            digest.ok_or_else(|| wrong("the digest is not 32 bytes in Base64 (44 characters)".to_owned()))?;
         Ok(Self { digest, serial })
     }
 }
@@ -80,26 +73,27 @@ pub(super) async fn respond(
     context: &ServerContext,
 ) -> Result<HttpResponse, HttpResponse> {
     if request.method() != Method::POST {
-        return Err(method_not_allowed("POST", "This path signs a digest: use POST."));
+        return Err(method_not_allowed("POST", "this path signs a digest", "Use POST"));
     }
     if !matches!(peer.role, Role::Sign | Role::Admin) {
-        let detail = "Signatures are made on the signing socket (sign.sock in the directory of this one, where nothing \
-                      else is configured), which members of its group may use.";
-        return Err(problem(StatusCode::FORBIDDEN, detail));
+        let hint = "Use the signing socket, as a member of its group: sign.sock in the directory of this one, where \
+                    nothing else is configured";
+        let detail = "this socket makes no signatures";
+        return Err(problem(StatusCode::FORBIDDEN, ProblemCode::Forbidden, detail, Some(hint)));
     }
     let body = request_body::read(body).await?;
-    let SignRequest { digest, serial } =
-        SignRequest::parse(&body).map_err(|detail| problem(StatusCode::BAD_REQUEST, &detail))?;
+    let SignRequest { digest, serial } = SignRequest::parse(&body)
+        .map_err(|reason| refusal(StatusCode::BAD_REQUEST, ProblemCode::InvalidRequest, &reason))?;
     let snapshot = context.snapshots.borrow().clone();
     let identity = router::find(&snapshot, name)?;
     let signer = match (&identity.current, serial) {
-        (None, _) => return Err(problem(StatusCode::SERVICE_UNAVAILABLE, NO_SVID)),
+        (None, _) => return Err(no_svid()),
         (Some(current), None) => current,
         (Some(current), Some(serial)) => [current]
             .into_iter()
             .chain(&identity.previous)
             .find(|one| one.svid.serial() == serial)
-            .ok_or_else(|| problem(StatusCode::CONFLICT, REPLACED))?,
+            .ok_or_else(replaced)?,
     };
     let is_current = identity.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, signer));
     let signed = context.signing.sign(peer.uid, signer.key.clone(), digest).await;
@@ -107,7 +101,7 @@ pub(super) async fn respond(
     let (Peer { uid, pid, .. }, svid) = (peer, &signer.svid);
     let name = identity.name.as_str();
     let (spiffe_id, serial) = (svid.spiffe_id(), svid.serial());
-    let (status, reason) = match signed {
+    let (code, reason) = match signed {
         Ok(signature) => {
             context.signatures.record(peer, &identity.name, svid);
             let signed = SignResponse {
@@ -119,39 +113,49 @@ pub(super) async fn respond(
             return Ok(response::json(StatusCode::OK, JSON, &signed));
         }
         // Nothing was tried.
-        Err(SignError::QueueFull(detail)) => return Err(too_many_requests(detail, Duration::ZERO)),
+        Err(SignError::QueueFull(reason)) => return Err(too_many_requests(&reason, Duration::ZERO)),
         Err(SignError::RateExceeded(RateExceeded { per_minute, wait })) => {
-            let reason = format!(
-                "Your user has had {per_minute} signatures within a minute. Try again later, or have an operator raise \
-                 socket.signatures_per_minute in the agent's configuration."
-            );
+            let reason = Reason::from(format!("your user has had {per_minute} signatures within a minute"))
+                .with_hint_text(
+                    "Try again later, or have an operator raise socket.signatures_per_minute in the agent's \
+                     configuration",
+                );
             if context.refusals.is_due(uid, "sign", Instant::now()) {
                 tracing::info!(
-                    target: AUDIT, audit = "sign", identity = name, uid, pid, %spiffe_id, serial, reason,
-                    "signature refused: rate exceeded"
+                    target: AUDIT, audit = "sign", identity = name, uid, pid, %spiffe_id, serial, %reason,
+                    hint = reason.hint, "signature refused: rate exceeded"
                 );
             }
             return Err(too_many_requests(&reason, wait));
         }
         Err(SignError::Key(e)) => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("The key cannot be used: {}.", e.with_hint()))
+            let code = if e.is_of_a_lost_key() { ProblemCode::KeyLost } else { ProblemCode::Key };
+            let Reason { what, hint } = Reason::of(&e);
+            (code, Reason { what: format!("the key cannot be used: {what}"), hint })
         }
         Err(SignError::ShuttingDown) => {
-            (StatusCode::SERVICE_UNAVAILABLE, "The agent is shutting down. Try again.".to_owned())
+            let reason = Reason::from("the agent is shutting down").with_hint_text("Try again later");
+            (ProblemCode::Busy, reason)
         }
     };
     if context.refusals.is_due(uid, "sign", Instant::now()) {
         tracing::info!(
-            target: AUDIT, audit = "sign", identity = name, uid, pid, %spiffe_id, serial, reason,
-            "signature failed"
+            target: AUDIT, audit = "sign", identity = name, uid, pid, %spiffe_id, serial, %reason,
+            hint = reason.hint, "signature failed"
         );
     }
-    Err(problem(status, &reason))
+    Err(refusal(StatusCode::SERVICE_UNAVAILABLE, code, &reason))
+}
+
+fn replaced() -> HttpResponse {
+    let detail = "the SVID with this serial number has been replaced, or never was this identity's";
+    let hint = "Fetch the current SVID, and have it signed for that";
+    problem(StatusCode::CONFLICT, ProblemCode::SvidReplaced, detail, Some(hint))
 }
 
 /// `Retry-After` is in whole seconds (RFC 9110, section 10.2.3), and at least one.
-fn too_many_requests(detail: &str, wait: Duration) -> HttpResponse {
-    let mut response = problem(StatusCode::TOO_MANY_REQUESTS, detail);
+fn too_many_requests(reason: &Reason, wait: Duration) -> HttpResponse {
+    let mut response = refusal(StatusCode::TOO_MANY_REQUESTS, ProblemCode::RateExceeded, reason);
     let seconds = wait.as_millis().div_ceil(1000).max(1);
     let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
     response.headers_mut().insert(RETRY_AFTER, seconds.into());
@@ -161,6 +165,7 @@ fn too_many_requests(detail: &str, wait: Duration) -> HttpResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hint::assert_apart;
     use serde_json::json;
 
     #[test]
@@ -183,7 +188,8 @@ mod tests {
             json!({ "algorithm": "ES256", "digest": digest, "serial": null }),
         ] {
             let reason = parse(body.clone()).unwrap_err();
-            assert!(reason.contains("{\"algorithm\": \"ES256\""), "{body}: {reason}");
+            assert!(reason.hint.as_ref().unwrap().contains("{\"algorithm\": \"ES256\""), "{body}: {reason}");
+            assert_apart(&reason);
         }
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
 use crate::config::{self, Limits};
+use crate::hint::Reason;
 use crate::keys::{Key, KeyError};
 use crate::server::connection_limit::{LimitReached, admit};
 use crate::server::rate::{RateExceeded, RateLimit};
@@ -25,7 +26,7 @@ const MAX_TOTAL: usize = 512;
 #[derive(Debug)]
 pub(super) enum SignError {
     /// Too many signatures wait: of this user, or of all users.
-    QueueFull(&'static str),
+    QueueFull(Reason),
     /// The user has had as many signatures as are allowed in a minute.
     RateExceeded(RateExceeded),
     /// The key cannot be used.
@@ -120,16 +121,17 @@ impl Waiting {
             self.remove_abandoned();
         }
         self.check_limits(uid).map_err(|limit| {
-            SignError::QueueFull(match limit {
+            let (why, hint) = match limit {
                 LimitReached::User(_) => {
-                    "Your user waits for 64 signatures already. Try again when some of them are made."
+                    ("your user waits for 64 signatures already", "Try again when some of them are made")
                 }
-                LimitReached::Shared(_) => {
-                    "Many signatures wait on this device, and the rest is reserved for users who wait for none. \
-                     Try again when yours are made."
-                }
-                LimitReached::Total(_) => "Too many signatures wait on this device. Try again later.",
-            })
+                LimitReached::Shared(_) => (
+                    "many signatures wait on this device, and the rest is reserved for users who wait for none",
+                    "Try again when those of your user are made",
+                ),
+                LimitReached::Total(_) => ("too many signatures wait on this device", "Try again later"),
+            };
+            SignError::QueueFull(Reason::from(why).with_hint_text(hint))
         })?;
         let queue = self.by_user.entry(uid).or_default();
         if queue.is_empty() {
@@ -276,7 +278,7 @@ mod tests {
             more.push(scene.request(8, 50).await);
         }
         let too_many = scene.request(8, 51).await.await.unwrap();
-        assert!(matches!(too_many, Err(SignError::QueueFull(why)) if why.contains("Your user")));
+        assert!(matches!(too_many, Err(SignError::QueueFull(why)) if why.what.contains("your user")));
         // Those whose caller has left take no room.
         for left in more.drain(..10) {
             left.abort();

@@ -34,6 +34,10 @@ fn detail(response: &Value) -> &str {
     response["detail"].as_str().expect("a detail")
 }
 
+fn hint(response: &Value) -> &str {
+    response["hint"].as_str().expect("a hint")
+}
+
 /// The directories of retired identities.
 fn retired_directories(device: &Device) -> Vec<String> {
     let names = fs::read_dir(device.path("state/private")).unwrap();
@@ -50,7 +54,8 @@ fn admin_commands_are_accepted_on_the_admin_socket_alone() {
         for socket in ["run/agent.sock", "run/sign.sock"] {
             let (status, response) = post_at(&world.device, socket, path, LEAVE);
             assert_eq!((status, &response["status"]), (403, &403.into()), "{path} on {socket}");
-            assert!(detail(&response).contains("admin.sock"), "{response}");
+            assert!(hint(&response).contains("admin.sock"), "{response}");
+            assert_eq!(response["code"], "forbidden");
         }
         let mut stream = UnixStream::connect(world.device.path(ADMIN)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
@@ -98,24 +103,25 @@ fn admin_command_response_says_what_happens_and_is_logged() {
 fn admin_command_with_another_body_is_refused() {
     let world = World::enrolled();
     let long = format!("{{\"newKey\":true{}}}", " ".repeat(5000));
-    for (path, body, status, says) in [
-        ("/v1/retry", "{\"newKey\":\"yes\"}", 400, "be empty, or {\"newKey\": true}"),
-        ("/v1/retry", "{\"now\":true}", 400, "unknown field `now`"),
-        ("/v1/identities/device/renew", "{\"newKey\":true}", 400, "must be empty"),
-        ("/v1/retry", long.as_str(), 413, "4096 bytes"),
-        ("/v1/identities/device/retire", "", 400, "{\"trustDomain\": \"factory.example\"}"),
+    for (path, body, status, says, to_do) in [
+        ("/v1/retry", "{\"newKey\":\"yes\"}", 400, "invalid type", "Send no body, or {\"newKey\": true}"),
+        ("/v1/retry", "{\"now\":true}", 400, "unknown field `now`", "Send no body, or"),
+        ("/v1/identities/device/renew", "{\"newKey\":true}", 400, "unknown field `newKey`", "Send no body"),
+        ("/v1/retry", long.as_str(), 413, "4096 bytes", "Send a shorter one"),
+        ("/v1/identities/device/retire", "", 400, "", "{\"trustDomain\": \"factory.example\"}"),
         (
             "/v1/identities/device/retire",
             "{\"trustDomain\":\"other.example\"}",
             409,
             "in the trust domain \"factory.example\"",
+            "Name \"factory.example\"",
         ),
     ] {
         let (got, response) = post(&world.device, path, body);
         assert_eq!((got, &response["status"]), (status, &status.into()), "{path} {body}: {response}");
-        assert!(detail(&response).contains(says), "{response}");
+        assert!(detail(&response).contains(says) && hint(&response).contains(to_do), "{response}");
     }
-    let unknown = "There is no identity \"wfm\"";
+    let unknown = "there is no identity \"wfm\"";
     for (path, body) in [
         ("/v1/identities/wfm/renew", ""),
         ("/v1/identities/wfm/retire", LEAVE),
@@ -123,6 +129,7 @@ fn admin_command_with_another_body_is_refused() {
     ] {
         let (status, response) = post(&world.device, path, body);
         assert!(status == 404 && detail(&response).contains(unknown), "{path}: {response}");
+        assert_eq!(response["code"], "unknown-identity");
     }
     // A request that never ends costs its own connection, and delays no other.
     let mut slow = UnixStream::connect(world.device.path(ADMIN)).unwrap();
@@ -144,7 +151,11 @@ fn admin_command_without_effect_is_refused_with_a_hint() {
     for (path, body) in COMMANDS.into_iter().zip(["", "", LEAVE]) {
         let (status, response) = post(&world.device, path, body);
         assert_eq!(status, 409, "{response}");
-        assert!(detail(&response).contains("set [mis] in"), "{response}");
+        assert!(hint(&response).starts_with("Set [mis] in"), "{response}");
+        assert_eq!(
+            (detail(&response), &response["code"]),
+            ("this device is not configured", &"not-applicable".into())
+        );
     }
 
     world.mis.sticky_fault(Endpoint::Enrollment, Fault::problem(503, "unavailable", Some("3600")));
@@ -385,7 +396,7 @@ fn admin_commands_report_their_result_in_words() {
     assert!(accepted && said.contains("renewed now") && said.contains("miaf-agent status"), "{said}");
     let agent = world.device.path("run/agent.sock");
     let (accepted, _, said) = run(&["renew", "--socket", agent.to_str().unwrap()]);
-    assert!(!accepted && said.contains("admin.sock"), "{said}");
+    assert!(!accepted && said.contains("\n  Hint: Use the administration socket"), "{said}");
 
     let (accepted, _, said) = run(&["retire"]);
     assert!(!accepted && said.contains("\"factory.example\"") && said.contains("--yes"), "{said}");
@@ -397,7 +408,15 @@ fn admin_commands_report_their_result_in_words() {
     let (accepted, _, said) = run(&["retire", "--yes"]);
     assert!(!accepted && said.contains("nothing to retire"), "{said}");
     let (accepted, _, said) = run(&["renew"]);
-    assert!(!accepted && said.contains("no SVID yet"), "{said}");
+    assert!(
+        !accepted && said.contains("no SVID yet that could be renewed\n  Hint: See in the status"),
+        "{said}"
+    );
+    for command in [&["retire", "--yes", "--identity", "wfm"][..], &["renew", "--identity", "wfm"]] {
+        let (accepted, _, said) = run(command);
+        assert!(!accepted && said.starts_with("miaf-agent: there is no identity "), "{said}");
+        assert!(said.contains("\n  Hint: See those that there are: ") && said.lines().count() == 2, "{said}");
+    }
 
     let none = Device::new("[socket]\npath = \"{dir}/run/agent.sock\"\n");
     let said = String::from_utf8(none.run(&["retry"]).stderr).unwrap();

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use development_mis::AnchorStep;
-use miaf_agent::client::api::{IdentityName, Protection, State, StateEvent};
+use miaf_agent::client::api::{IdentityName, ProblemCode, Protection, State, StateEvent};
 use miaf_agent::client::{Client, ClientError};
 use miaf_agent::spiffe::svid::Chain;
 use miaf_agent::time::Timestamp;
@@ -187,6 +187,7 @@ fn client_returns_types() {
     let world = World::enrolled();
     let agent = Client::new(world.device.path("run/agent.sock"));
     agent.ready().unwrap();
+    agent.clone().with_identity(IdentityName::DEVICE).ready().unwrap();
     let (status, svid, bundle) = (agent.status().unwrap(), agent.svid().unwrap(), agent.bundle().unwrap());
     let device = status.identity(Some(&IdentityName::DEVICE)).unwrap();
     assert_eq!(status.identity(None), Some(device), "the first is the default identity");
@@ -194,8 +195,16 @@ fn client_returns_types() {
     assert_eq!(device.key.protection, Some(Protection::Hardware.into()));
     assert!(device.ready && device.spiffe_id.as_ref() == Some(&svid.spiffe_id));
     assert_eq!(agent.clone().with_identity(IdentityName::DEVICE).svid().unwrap(), svid);
-    let unknown = agent.clone().with_identity(IdentityName::parse("wfm").unwrap()).svid().unwrap_err();
-    assert!(matches!(&unknown, ClientError::Refused { status: 404, .. }), "{unknown}");
+    let other = agent.clone().with_identity(IdentityName::parse("wfm").unwrap());
+    for unknown in [other.svid().unwrap_err(), other.ready().unwrap_err()] {
+        let ClientError::Refused { status: 404, code: Some(code), detail, hint: Some(_) } = &unknown else {
+            panic!("{unknown:?}");
+        };
+        assert!(
+            *code == ProblemCode::UnknownIdentity && detail == "there is no identity \"wfm\"",
+            "{unknown:?}"
+        );
+    }
     assert_eq!(bundle.anchors.len(), 1);
     assert_eq!(
         serde_json::to_string(&bundle.document).unwrap(),
@@ -212,10 +221,9 @@ fn client_returns_types() {
     assert!((0.39..0.61).contains(&renewal), "{renewal}");
 
     let refused = agent.sign(&[7; 32], None).unwrap_err();
-    assert!(
-        matches!(&refused, ClientError::Refused { status: 403, detail } if detail.contains("sign.sock")),
-        "{refused}"
-    );
+    let ClientError::Refused { status: 403, code: Some(code), .. } = &refused else { panic!("{refused:?}") };
+    assert_eq!(*code, ProblemCode::Forbidden);
+    assert!(refused.hint().unwrap().contains("sign.sock") && !refused.to_string().contains("sign.sock"));
     let refused = agent.renew().unwrap_err();
     assert!(matches!(refused, ClientError::Refused { status: 403, .. }), "{refused}");
     Client::new(world.device.path("run/admin.sock")).retry().unwrap();

@@ -293,6 +293,10 @@ fn socket_serves_http_and_problem_details() {
     let (status, body) = world.device.get("/nowhere").unwrap();
     let problem: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, &problem["status"], &problem["type"]), (404, &404.into(), &"about:blank".into()));
+    assert!(
+        body.starts_with("{\"type\":\"about:blank\",\"title\":\"Not Found\",\"status\":404,\"code\":"),
+        "{body}"
+    );
     let post = "POST /v1/status HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     assert_eq!(world.device.request(post).unwrap().0, 405);
 }

@@ -59,7 +59,7 @@ fn bad_configuration_at_start_serves_the_current_identity() {
         let text = String::from_utf8(world.device.run(&["status"]).stdout).unwrap();
         assert!(text.contains(detail) && text.contains("miaf-agent check-config"), "{text}");
         let (code, said) = run(&world.device, &["renew"]);
-        assert!(code == Some(1) && said.contains(detail), "{said}");
+        assert!(code == Some(1) && said.contains(&format!("{detail}\n  Hint: ")), "{said}");
 
         world.configure("");
         let status = world.device.wait_for("active");

@@ -180,7 +180,7 @@ fn tpm_key_signs_for_peers_of_the_signing_socket() {
         assert!(is_signed_by(&first["certificateChainPem"], b"a message", &signed["signature"]), "{signed}");
     }
     let (status, refused) = sign(&world.device, "run/agent.sock", &body);
-    assert!(status == 403 && refused["detail"].as_str().unwrap().contains("sign.sock"), "{refused}");
+    assert!(status == 403 && refused["hint"].as_str().unwrap().contains("sign.sock"), "{refused}");
     let (status, refused) =
         sign(&world.device, "run/sign.sock", &json!({ "algorithm": "none", "digest": "" }));
     assert!(status == 400 && refused["detail"].as_str().unwrap().contains("ES256"), "{refused}");
@@ -209,7 +209,7 @@ fn tpm_key_signs_for_peers_of_the_signing_socket() {
             );
         } else {
             assert!(
-                status == 409 && signed["detail"].as_str().unwrap().contains("fetch the current SVID"),
+                status == 409 && signed["hint"].as_str().unwrap().contains("Fetch the current SVID"),
                 "{signed}"
             );
         }
@@ -226,6 +226,74 @@ fn tpm_key_signs_for_peers_of_the_signing_socket() {
         status == 503 && refused["detail"].as_str().unwrap().contains("cannot reach the TPM"),
         "{refused}"
     );
+    assert_eq!(refused["code"], "key");
+}
+
+#[test]
+fn api_errors_have_a_code_and_a_hint_of_their_own() {
+    let mut world = World::new();
+    world.mis.sticky_fault(Endpoint::Enrollment, Fault::Status(503));
+    world.mis.sticky_fault(Endpoint::Bundle, Fault::Status(503));
+    world.device.start();
+    let (read, sign, admin) = ("run/agent.sock", "run/sign.sock", "run/admin.sock");
+    let digest = json!({ "algorithm": "ES256", "digest": digest_of(b"") }).to_string();
+    let unfit = json!({ "algorithm": "ES256", "digest": "AA==" }).to_string();
+    let long = "x".repeat(4097);
+    let leave = "{\"trustDomain\":\"factory.example\"}";
+    let check = |socket: &str, request: &str, body: &str, status: u16, code: &str, to_do: &str| {
+        let length = body.len();
+        let request = format!("{request} HTTP/1.0\r\ncontent-length: {length}\r\n\r\n{body}");
+        let (got, text) = world.device.request_at(socket, &request).unwrap();
+        let error: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((got, &error["code"]), (status, &code.into()), "{request}: {text}");
+        let (detail, hint) = (error["detail"].as_str().unwrap(), error["hint"].as_str().unwrap());
+        assert!(hint.contains(to_do) && hint.starts_with(char::is_uppercase), "{request}: {text}");
+        assert!(!detail.contains(hint) && !hint.contains(detail), "{text}");
+        assert!(!detail.is_empty() && !detail.ends_with('.') && !hint.ends_with('.'), "{text}");
+        for remedy in ["GET ", "Use ", "use ", "Try ", "miaf-agent "] {
+            assert!(!detail.contains(remedy), "{text}");
+        }
+    };
+    for (socket, request, body, status, code, to_do) in [
+        (read, "GET /v1/nowhere", "", 404, "unknown-path", "Try GET /v1/status"),
+        (read, "POST /v1/renew", "", 404, "unknown-path", "Try GET /v1/status"),
+        (read, "GET /v1/identities/wfm/svid", "", 404, "unknown-identity", "See those that there are"),
+        (sign, "POST /v1/identities/wfm/sign", &digest, 404, "unknown-identity", "See those that there are"),
+        (admin, "POST /v1/identities/wfm/renew", "", 404, "unknown-identity", "See those that there are"),
+        (read, "DELETE /v1/status", "", 405, "method-not-allowed", "Use GET"),
+        (sign, "GET /v1/sign", "", 405, "method-not-allowed", "Use POST"),
+        (admin, "GET /v1/retry", "", 405, "method-not-allowed", "Use POST"),
+        (read, "POST /v1/sign", &digest, 403, "forbidden", "sign.sock"),
+        (sign, "POST /v1/retry", "", 403, "forbidden", "admin.sock"),
+        (sign, "POST /v1/sign", "{}", 400, "invalid-request", "\"ES256\""),
+        (sign, "POST /v1/sign", &unfit, 400, "invalid-request", "\"ES256\""),
+        (sign, "POST /v1/sign", &long, 413, "invalid-request", "Send a shorter one"),
+        (admin, "POST /v1/retry", "[]", 400, "invalid-request", "Send no body, or"),
+        (read, "POST /SpiffeWorkloadAPI/FetchX509SVID", "", 415, "invalid-request", "SPIFFE library"),
+        (read, "GET /v1/svid", "", 503, "not-available", "GET /v1/status"),
+        (sign, "POST /v1/sign", &digest, 503, "not-available", "GET /v1/status"),
+        (read, "GET /v1/bundle", "", 503, "not-available", "GET /v1/status"),
+        (read, "GET /readyz", "", 503, "not-available", "GET /v1/status"),
+        (admin, "POST /v1/identities/device/renew", "", 409, "not-applicable", "miaf-agent retry"),
+        (admin, "POST /v1/identities/device/retire", leave, 409, "not-applicable", "the configuration"),
+    ] {
+        check(socket, request, body, status, code, to_do);
+    }
+    world.mis.clear_faults();
+    world.device.run(&["retry"]);
+    world.device.wait_for("active");
+    let other = "{\"trustDomain\":\"other.example\"}";
+    check(
+        admin,
+        "POST /v1/identities/device/retire",
+        other,
+        409,
+        "not-applicable",
+        "Name \"factory.example\"",
+    );
+    let mut replaced: Value = serde_json::from_str(&digest).unwrap();
+    replaced["serial"] = "01:02".into();
+    check(sign, "POST /v1/sign", &replaced.to_string(), 409, "svid-replaced", "Fetch the current SVID");
 }
 
 #[test]
@@ -238,6 +306,9 @@ fn audit_log_has_signatures_and_commands_at_every_level() {
     world.device.run(&["retry"]);
     let nonsense = "POST /v1/identities/device/renew HTTP/1.0\r\ncontent-length: 1\r\n\r\nx";
     assert_eq!(world.device.request_at("run/admin.sock", nonsense).unwrap().0, 400);
+    let long = "x".repeat(4097);
+    let long = format!("POST /v1/identities/device/retire HTTP/1.0\r\ncontent-length: 4097\r\n\r\n{long}");
+    assert_eq!(world.device.request_at("run/admin.sock", &long).unwrap().0, 413);
     let (log, me, uid) = (world.device.log(), std::process::id(), nix::unistd::getuid());
     let record = |audit: &str| {
         log.lines().find(|line| line.contains(&format!("audit=\"{audit}\""))).unwrap_or_default()
@@ -251,7 +322,14 @@ fn audit_log_has_signatures_and_commands_at_every_level() {
     ] {
         assert!(signed.contains(&part), "{part}: {log}");
     }
-    assert!(record("renew").contains("admin command rejected: invalid request"), "{log}");
+    let rejected = record("renew");
+    assert!(rejected.contains("admin command rejected: invalid request"), "{log}");
+    assert!(
+        rejected.contains("identity=\"device\"") && rejected.contains("hint=\"Send no body\""),
+        "{rejected}"
+    );
+    let incomplete = record("retire");
+    assert!(incomplete.contains("incomplete request") && incomplete.contains("identity=\"device\""), "{log}");
     assert!(record("retry").contains(&format!("uid={uid}")) && record("retry").contains("pid="), "{log}");
     assert!(!log.contains("new SVID"), "only records and errors are logged: {log}");
 }
@@ -435,7 +513,7 @@ fn http_2_serves_the_workload_api_only() {
     let response = std::process::Command::new("curl").args(curl).output().unwrap();
     let response: Value = serde_json::from_slice(&response.stdout).unwrap();
     assert!(
-        response["status"] == 505 && response["detail"].as_str().unwrap().contains("HTTP/1.1"),
+        response["status"] == 505 && response["hint"].as_str().unwrap().contains("HTTP/1.1"),
         "{response}"
     );
 }

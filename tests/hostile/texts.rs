@@ -152,7 +152,9 @@ fn commands_print_nothing_that_a_terminal_obeys() {
         "identities": [identity],
     });
     let accepted = json!({ "accepted": true, "detail": text });
-    let refusal = json!({ "type": text, "title": text, "status": 500, "detail": text });
+    let refusal = json!({
+        "type": text, "title": text, "status": 500, "code": text, "detail": text, "hint": text
+    });
     let event = json!({ "status": status, "svids": [svid], "bundle": { "keys": [] } });
     let ok = |body: String| format!("HTTP/1.1 200 OK\r\n\r\n{body}");
     let run = |responses: Responses<'_>, arguments: &[&str]| {

@@ -12,8 +12,8 @@ use nix::sys::time::{TimeVal, time_t};
 use serde::Deserialize;
 
 use super::ClientError;
+use super::api::{Open, ProblemCode};
 use miaf_spiffe::json;
-use miaf_spiffe::text::Excerpt;
 
 const MAX_HEAD: usize = 16 * 1024;
 pub(super) const MAX_RESPONSE: usize = 8 * 1024 * 1024;
@@ -156,10 +156,55 @@ fn too_long() -> ClientError {
 fn refusal(status: u16, body: &[u8]) -> ClientError {
     #[derive(Deserialize)]
     struct Problem {
+        #[serde(default)]
+        code: Option<Open<ProblemCode>>,
         detail: String,
+        #[serde(default)]
+        hint: Option<String>,
     }
-    let problem: Result<Problem, _> = json::read(body);
-    let detail = problem
-        .map_or_else(|_| format!("the agent answered {status}"), |p| Excerpt::of(&p.detail, 2048).into());
-    ClientError::Refused { status, detail }
+    match json::read(body) {
+        Ok(Problem { code, detail, hint }) => ClientError::refused(status, code, &detail, hint.as_deref()),
+        Err(_) => ClientError::refused(status, None, &format_args!("the agent answered {status}"), None),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    fn parts(body: &str) -> (Option<String>, String, Option<String>) {
+        let error = refusal(404, body.as_bytes());
+        let hint = error.hint().map(|hint| hint.into_owned());
+        match error {
+            ClientError::Refused { code, detail, .. } => {
+                (code.map(|code| code.as_str().to_owned()), detail, hint)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn refusal_has_what_the_response_has() {
+        let some = |text: &str| Some(text.to_owned());
+        for (body, code, detail, hint) in [
+            (r#"{"code":"unknown-path","detail":"d","hint":"h"}"#, some("unknown-path"), "d", some("h")),
+            (r#"{"code":"of-a-newer-agent","detail":"d","hint":null}"#, some("of-a-newer-agent"), "d", None),
+            (r#"{"type":"about:blank","detail":"d"}"#, None, "d", None),
+            ("<html>", None, "the agent answered 404", None),
+        ] {
+            assert_eq!(parts(body), (code, detail.to_owned(), hint), "{body}");
+        }
+    }
+
+    #[test]
+    fn refusal_is_bounded_and_harmless() {
+        let text = format!("a\\u001b[2J\\n{}", "x".repeat(10_000));
+        let (code, detail, hint) =
+            parts(&format!(r#"{{"code":"{text}","detail":"{text}","hint":"{text}"}}"#));
+        for (text, limit) in [(code.unwrap(), 64), (detail, 2048), (hint.unwrap(), 512)] {
+            assert!(text.chars().count() <= limit + 1, "{}", text.len());
+            assert!(!text.contains(char::is_control), "{text}");
+        }
+    }
 }

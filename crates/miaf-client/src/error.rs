@@ -11,6 +11,8 @@ use std::time::Duration;
 use miaf_spiffe::text::Excerpt;
 use nix::unistd::{Gid, Group};
 
+use super::api::{Open, ProblemCode};
+
 /// Why the agent gave no answer, or not the one that was asked for. Displays what failed;
 /// [`hint`](Self::hint) says what to do.
 #[derive(Debug)]
@@ -28,8 +30,12 @@ pub enum ClientError {
     Refused {
         /// The HTTP status.
         status: u16,
-        /// Why, in a sentence.
+        /// What kind of error it is. `None`: an older agent, or another program at its socket.
+        code: Option<Open<ProblemCode>>,
+        /// What failed, on what, and why.
         detail: String,
+        /// What to do, where something is known to help.
+        hint: Option<String>,
     },
     /// The answer is not one that this client knows.
     Unintelligible(String),
@@ -37,11 +43,26 @@ pub enum ClientError {
 
 /// Characters of what a message quotes of a response or of a library's error.
 const MAX_REASON: usize = 200;
+/// Characters of the detail of a refused request.
+const MAX_DETAIL: usize = 2048;
+/// Characters of its hint.
+const MAX_HINT: usize = 512;
 
 impl ClientError {
     /// A response that is not one that this client knows, and why.
     pub(crate) fn unintelligible(why: &dyn fmt::Display) -> Self {
         Self::Unintelligible(Excerpt::of(why, MAX_REASON).into())
+    }
+
+    /// A request that is refused, by texts of a response.
+    pub(crate) fn refused(
+        status: u16,
+        code: Option<Open<ProblemCode>>,
+        detail: &dyn fmt::Display,
+        hint: Option<&str>,
+    ) -> Self {
+        let detail = Excerpt::of(detail, MAX_DETAIL).into();
+        Self::Refused { status, code, detail, hint: hint.map(|hint| Excerpt::of(hint, MAX_HINT).into()) }
     }
 
     /// Whether the same may be answered later without anybody's doing: the agent is about to start,
@@ -65,8 +86,8 @@ impl ClientError {
 }
 
 impl ClientError {
-    /// What to do, as an imperative without a full stop at its end. `None`: the agent said it, or
-    /// nothing is known to help.
+    /// What to do, as an imperative without a full stop at its end. `None`: nothing is known to
+    /// help.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         let fixed = match self {
             Self::NotRoot(_) => "Run the same as root, or with sudo before it",
@@ -75,7 +96,8 @@ impl ClientError {
             }
             Self::Connect(..) | Self::Silent(_) => "Check whether it is running: systemctl status miaf-agent",
             Self::Unintelligible(_) => "Check that this program and the agent are of the same version",
-            Self::Broken(_) | Self::Refused { .. } => return None,
+            Self::Refused { hint, .. } => return hint.as_deref().map(Cow::Borrowed),
+            Self::Broken(_) => return None,
         };
         Some(fixed.into())
     }

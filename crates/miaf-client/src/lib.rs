@@ -34,7 +34,7 @@ use serde_json::json;
 pub use error::ClientError;
 pub use events::Watch;
 
-use api::{Accepted, IdentityName, SignResponse, Status, SvidDocument};
+use api::{Accepted, IdentityName, ProblemCode, SignResponse, Status, SvidDocument};
 use connection::Request;
 use miaf_spiffe::json::{self, JsonError};
 use miaf_spiffe::{Bundle, BundleDocument, BundleError, TrustDomain};
@@ -125,12 +125,15 @@ impl Client {
         Ok(TrustBundle { document: bundle.to_document(), anchors: bundle.anchors().to_vec() })
     }
 
-    /// Checks whether the device can prove its default identity now.
+    /// Checks whether the device can prove the identity now.
     ///
     /// # Errors
     /// Refused with 503: it cannot, and why.
     pub fn ready(&self) -> Result<(), ClientError> {
-        self.send(Request::Get("/readyz".into())).map(|_| ())
+        match &self.identity {
+            None => self.send(Request::Get("/readyz".into())).map(|_| ()),
+            Some(name) => readiness(&self.status()?, name), // /readyz is about the default identity
+        }
     }
 
     /// Subscribes to the state: once at once, then at every change.
@@ -235,6 +238,23 @@ impl Client {
     }
 }
 
+/// Whether an identity is ready. The errors are those that the agent has for such a request.
+fn readiness(status: &Status, name: &IdentityName) -> Result<(), ClientError> {
+    let Some(identity) = status.identity(Some(name)) else {
+        let (code, detail) = (ProblemCode::UnknownIdentity, format!("there is no identity \"{name}\""));
+        return Err(ClientError::refused(404, Some(code.into()), &detail, Some("Use a name of the status")));
+    };
+    if identity.ready {
+        return Ok(());
+    }
+    let detail = format!("the identity \"{name}\" cannot be proven now: its state is {}", identity.state);
+    let error = identity.error(status.last_error.as_ref());
+    let hint = error.and_then(|error| error.hint.as_deref()).unwrap_or("See the reason in the status");
+    let why = error.map(|error| format!(". {}", error.detail.as_ref().unwrap_or(&error.title)));
+    let detail = format!("{detail}{}", why.unwrap_or_default());
+    Err(ClientError::refused(503, Some(ProblemCode::NotAvailable.into()), &detail, Some(hint)))
+}
+
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
     json::read(body).map_err(unreadable)
 }
@@ -243,5 +263,46 @@ fn unreadable(e: JsonError) -> ClientError {
     match e.is_incomplete() {
         true => ClientError::Broken("it ended the connection half-way".into()),
         false => ClientError::unintelligible(&e),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_is_that_of_the_selected_identity() {
+        let identity = |name: &str, ready: bool, error: serde_json::Value| {
+            json!({
+                "name": name, "state": if ready { "active" } else { "expired" }, "ready": ready,
+                "spiffeId": null, "svid": null, "lastError": error,
+                "key": { "provider": "tpm", "protection": null, "algorithm": null }
+            })
+        };
+        let error = json!({
+            "code": "denied", "title": "Forbidden", "detail": "not on the list", "hint": "Ask the operator",
+            "status": 403, "instance": null, "at": "2026-01-01T00:00:00Z", "permanent": false
+        });
+        let status = json!({
+            "trustDomain": null, "bundle": null, "bootstrap": null, "initialTrust": null, "lastError": null,
+            "identities": [
+                identity("device", true, json!(null)), identity("wfm", false, error),
+                identity("other", false, json!(null))
+            ]
+        });
+        let status: Status = serde_json::from_value(status).unwrap();
+        let readiness = |name: &str| readiness(&status, &IdentityName::parse(name).unwrap());
+        readiness("device").unwrap();
+        for (name, status, detail, hint) in [
+            ("wfm", 503, "its state is expired. not on the list", "Ask the operator"),
+            ("other", 503, "its state is expired", "See the reason in the status"),
+            ("none", 404, "there is no identity \"none\"", "Use a name of the status"),
+        ] {
+            let refused = readiness(name).unwrap_err();
+            assert!(refused.to_string().ends_with(detail), "{refused}");
+            assert_eq!(refused.hint().unwrap(), hint);
+            assert!(matches!(refused, ClientError::Refused { status: got, .. } if got == status));
+        }
     }
 }

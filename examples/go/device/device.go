@@ -171,10 +171,14 @@ func (i *Identity) requestOnce(method, path string, body []byte, document any) (
 	if response.StatusCode != http.StatusOK {
 		var problem struct {
 			Detail string `json:"detail"`
+			Hint   string `json:"hint"`
 		}
 		_ = json.NewDecoder(response.Body).Decode(&problem)
 		again = response.StatusCode == http.StatusTooManyRequests || response.StatusCode == http.StatusServiceUnavailable
-		return again, fmt.Errorf("%s %s: %s: %s", method, path, response.Status, problem.Detail)
+		if problem.Hint != "" {
+			problem.Hint = " (" + problem.Hint + ")"
+		}
+		return again, fmt.Errorf("%s %s: %s: %s%s", method, path, response.Status, problem.Detail, problem.Hint)
 	}
 	if err := json.NewDecoder(response.Body).Decode(document); err != nil {
 		return true, fmt.Errorf("the response to %s %s ends early: %w", method, path, err)

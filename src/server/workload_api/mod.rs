@@ -35,7 +35,7 @@ use crate::server::grpc::{self, Code, GrpcStatus};
 use crate::server::peer::{Peer, ShutdownSignal};
 use crate::server::protobuf::Message;
 use crate::server::response::{HttpResponse, problem};
-use miaf_client::api::IdentityName;
+use miaf_client::api::{IdentityName, ProblemCode};
 use miaf_spiffe::digest::sha256;
 use miaf_spiffe::svid::X509Svid;
 use miaf_spiffe::{Bundle, TrustDomain};
@@ -76,9 +76,10 @@ pub(super) async fn respond(
 
 /// Refuses a request to the Workload API that is not gRPC.
 pub(super) fn not_grpc() -> HttpResponse {
-    let detail = "The SPIFFE Workload API is gRPC: HTTP/2 from the first byte on, POST, and the content type \
-                  application/grpc. A SPIFFE library does that. For curl there are GET /v1/svid and GET /v1/bundle.";
-    problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
+    let detail = "the SPIFFE Workload API is gRPC: HTTP/2 from the first byte on, POST, and the content type \
+                  application/grpc";
+    let hint = "Use a SPIFFE library; or, for curl, GET /v1/svid and GET /v1/bundle";
+    problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, ProblemCode::InvalidRequest, detail, Some(hint))
 }
 
 /// A method that the agent implements.

@@ -75,6 +75,7 @@ impl<'de> Deserialize<'de> for IdentityName {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -122,6 +122,7 @@ macro_rules! words {
 pub(super) use words;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::State;
     use super::*;

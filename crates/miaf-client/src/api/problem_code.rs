@@ -79,5 +79,31 @@ words! {
         IssuanceStalled = "issuance-stalled",
         /// The trust bundle does not vouch for the SVID.
         SvidNotTrusted = "svid-not-trusted",
+
+        // Requests on the sockets that the agent refuses: no status has these.
+        /// The request, or its body, is not what the API says.
+        InvalidRequest = "invalid-request",
+        /// The socket does not have the role that the request needs.
+        Forbidden = "forbidden",
+        /// The API has no such path.
+        UnknownPath = "unknown-path",
+        /// There is no identity with this name.
+        UnknownIdentity = "unknown-identity",
+        /// The path has no such method.
+        MethodNotAllowed = "method-not-allowed",
+        /// The admin command does not apply in the present state.
+        NotApplicable = "not-applicable",
+        /// The SVID that a signature is requested for has been replaced.
+        SvidReplaced = "svid-replaced",
+        /// The user has had too many signatures, or too many of them are pending.
+        RateExceeded = "rate-exceeded",
+        /// Too many connections are open, of this user or in all.
+        ConnectionLimit = "connection-limit",
+        /// There is no SVID yet, no trust bundle, or none that can be used now.
+        NotAvailable = "not-available",
+        /// The agent cannot accept the request now.
+        Busy = "busy",
+        /// The path is not served over this version of HTTP.
+        UnsupportedVersion = "unsupported-version",
     }
 }
