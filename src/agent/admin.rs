@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use super::Place;
+use super::ConfigLocation;
 use super::blocking;
 use super::executor::Executor;
 use super::reporting::cause;
@@ -32,7 +32,12 @@ pub(super) struct Conditions<'a> {
 
 impl AcceptedCommands {
     /// Answers a command, and queues it if it is valid.
-    pub(super) fn accept(&mut self, given: QueuedCommand, conditions: Conditions<'_>, place: &Place) {
+    pub(super) fn accept(
+        &mut self,
+        given: QueuedCommand,
+        conditions: Conditions<'_>,
+        place: &ConfigLocation,
+    ) {
         let command = given.command.clone();
         if self.0.len() >= MAX_QUEUED {
             return given.reject(CommandError::Busy);
@@ -64,7 +69,7 @@ pub(super) fn reject(given: QueuedCommand, why: &Reason) {
 }
 
 /// Why a command is invalid, if it is.
-fn validate(command: &AdminCommand, conditions: Conditions<'_>, place: &Place) -> Option<Reason> {
+fn validate(command: &AdminCommand, conditions: Conditions<'_>, place: &ConfigLocation) -> Option<Reason> {
     match command {
         AdminCommand::Renew(name) if !conditions.issued.contains(name) => Some(
             Reason::from(format!("the identity \"{name}\" has no SVID yet that could be renewed"))
@@ -139,7 +144,7 @@ impl Executor {
     /// identity publishes it anew; one that has retired it never finds it published, and
     /// [`Store::retire`](crate::state::Store::retire) leaves nothing to be finished. Retry-After
     /// delays are kept (miaf-v0 E8).
-    pub(super) async fn retire_identity(&mut self, name: &IdentityName, place: &Place) -> Config {
+    pub(super) async fn retire_identity(&mut self, name: &IdentityName, place: &ConfigLocation) -> Config {
         let issued = self.identity(name).and_then(|identity| {
             identity.current.clone().map(|current| (current, identity.publisher.clone()))
         });

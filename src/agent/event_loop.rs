@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::admin::Conditions;
 use super::events::{ExternalEvent, ExternalEvents};
 use super::executor::Executor;
-use super::{CONFIGURATION_QUIET, Place, reload};
+use super::{CONFIGURATION_QUIET, ConfigLocation, reload};
 use crate::config::Config;
 use crate::lifecycle::{Event, Step};
 use crate::platform::clock;
@@ -23,7 +23,7 @@ const MAX_ACTION: Duration = Duration::from_secs(300);
 /// The main loop of the agent under one configuration.
 pub(super) struct EventLoop<'a> {
     pub(super) executor: &'a mut Executor,
-    pub(super) place: &'a Place,
+    pub(super) place: &'a ConfigLocation,
     pub(super) publication: &'a Broadcaster,
     pub(super) external: &'a mut ExternalEvents,
     pub(super) timer: &'a mut Alarm,

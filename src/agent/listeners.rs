@@ -104,7 +104,7 @@ impl Listeners {
             let bound = Role::ALL.into_iter().map(bind).collect::<Result<Vec<_>, BindError>>()?;
             for (role, socket) in bound {
                 let served = Served::new(&listeners.threads, role, socket, at, context);
-                log_served(role, place(at, role).path);
+                log_served(role, address_of(at, role).path);
                 listeners.bound.push((role, at.clone(), served));
             }
         }
@@ -130,20 +130,20 @@ impl Listeners {
         }
         for (role, at, served) in &mut self.bound {
             // Another group of the same socket counts from the next start.
-            if place(to, *role).path == place(at, *role).path {
+            if address_of(to, *role).path == address_of(at, *role).path {
                 continue;
             }
             match bind(&self.threads, *role, to) {
                 Ok(socket) => {
                     let moved = Served::new(&self.threads, *role, socket, to, context);
-                    log_served(*role, place(to, *role).path);
+                    log_served(*role, address_of(to, *role).path);
                     *at = to.clone();
                     std::mem::replace(served, moved).stop().await;
                 }
                 Err(e) => tracing::error!(
                     hint = hint(&e),
                     "{e}. The socket stays at {}",
-                    place(at, *role).path.display()
+                    address_of(at, *role).path.display()
                 ),
             }
         }
@@ -258,20 +258,20 @@ fn log_served(role: Role, path: &Path) {
 }
 
 fn bind(threads: &Threads, role: Role, at: &config::SocketConfig) -> Result<Listener, BindError> {
-    let Place { path, group } = place(at, role);
+    let SocketAddress { path, group } = address_of(at, role);
     threads.of(role).within(|| Listener::bind(path, role, group))
 }
 
-struct Place<'a> {
+struct SocketAddress<'a> {
     path: &'a Path,
     group: Option<&'a str>,
 }
 
-fn place(at: &config::SocketConfig, role: Role) -> Place<'_> {
+fn address_of(at: &config::SocketConfig, role: Role) -> SocketAddress<'_> {
     match role {
-        Role::Read => Place { path: &at.path, group: at.group.as_deref() },
-        Role::Sign => Place { path: &at.sign_path, group: at.sign_group.as_deref() },
-        Role::Admin => Place { path: &at.admin_path, group: None },
+        Role::Read => SocketAddress { path: &at.path, group: at.group.as_deref() },
+        Role::Sign => SocketAddress { path: &at.sign_path, group: at.sign_group.as_deref() },
+        Role::Admin => SocketAddress { path: &at.admin_path, group: None },
     }
 }
 

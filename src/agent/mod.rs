@@ -79,14 +79,14 @@ impl Hint for AgentError {
 
 /// Where the configuration is, and what systemd says of the state directory.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct ConfigLocation {
     /// The configuration file.
     pub file: PathBuf,
     /// `STATE_DIRECTORY`, where set.
     pub state_directory: Option<PathBuf>,
 }
 
-impl Place {
+impl ConfigLocation {
     /// Reads the configuration.
     ///
     /// # Errors
@@ -119,7 +119,7 @@ pub type Loaded = Result<Config, ConfigError>;
 /// # Errors
 /// [`AgentError`].
 pub async fn run(
-    place: &Place,
+    place: &ConfigLocation,
     loaded: Result<Config, (ConfigError, Config)>,
     passed: Vec<PassedSocket>,
 ) -> Result<(), AgentError> {
@@ -174,7 +174,7 @@ enum Mode {
 
 impl Mode {
     /// `before` is the provisioned input of the configuration before, if there was one.
-    async fn begin(place: &Place, loaded: Loaded, before: Option<Provisioned>) -> Self {
+    async fn begin(place: &ConfigLocation, loaded: Loaded, before: Option<Provisioned>) -> Self {
         let config = match loaded {
             Ok(config) if config.mis.is_none() => return Self::Unconfigured(config.key.provider),
             Ok(config) => config,
@@ -188,7 +188,7 @@ impl Mode {
     }
 
     /// Contacts nothing, and creates nothing where no state is found: that may be at another place.
-    async fn misconfigured(place: &Place, e: &ConfigError) -> Self {
+    async fn misconfigured(place: &ConfigLocation, e: &ConfigError) -> Self {
         let error = configuration_error(e);
         let salvaged = place.salvage().ok();
         let provider = salvaged.as_ref().map_or(ProviderKind::Tpm, |salvaged| salvaged.config.key.provider);
@@ -207,7 +207,10 @@ impl Mode {
                 let provisioned = Provisioned::under(&config, None);
                 Executor::restore(config, provisioned, clock::now())
                     .await
-                    .map_err(|e| tracing::error!("{}", e.with_hint()))
+                    .map_err(|e| {
+                        let code = ProblemCode::State.as_str();
+                        tracing::error!(code, hint = reporting::hint(&e), "{e}");
+                    })
                     .ok()
             }
             None => None,
@@ -236,7 +239,7 @@ impl Mode {
     /// shutdown (`None`).
     async fn run(
         self,
-        place: &Place,
+        place: &ConfigLocation,
         publication: &Broadcaster,
         external: &mut ExternalEvents,
         timer: &mut Alarm,
@@ -254,12 +257,13 @@ impl Mode {
             }
             Self::Stateless(config, e, provisioned) => {
                 external.wait_begins(None);
-                let complaint = format!(
-                    "{}. Nothing is done before it can be used: it may hold the device's key",
-                    e.with_hint()
-                );
-                if external.repeats.is_news(&complaint) {
-                    tracing::error!("{complaint}");
+                if external.repeats.is_news(&e.with_hint().to_string()) {
+                    let code = ProblemCode::State.as_str();
+                    tracing::error!(
+                        code,
+                        hint = reporting::hint(&e),
+                        "{e}. Nothing is done before it can be used: it may hold the device's key"
+                    );
                 }
                 systemd::status("blocked: the state cannot be used");
                 let config = tokio::select! {
@@ -303,7 +307,7 @@ fn configuration_error(e: &ConfigError) -> LastError {
     LastError { report, at: clock::now().wall, permanent: true }
 }
 
-async fn wait_for_configuration(place: &Place, external: &mut ExternalEvents) -> Option<Loaded> {
+async fn wait_for_configuration(place: &ConfigLocation, external: &mut ExternalEvents) -> Option<Loaded> {
     systemd::status("unconfigured: waiting for [mis] to appear in the configuration");
     tracing::info!(file = %place.file.display(), "no MIS is configured yet: waiting for [mis] to appear");
     external.repeats.is_over();
@@ -322,7 +326,7 @@ async fn wait_for_configuration(place: &Place, external: &mut ExternalEvents) ->
 /// What the configuration says once it can be used, or says something else that cannot be.
 async fn wait_for_correction(
     error: &LastError,
-    place: &Place,
+    place: &ConfigLocation,
     external: &mut ExternalEvents,
 ) -> Option<Loaded> {
     let complaint = error.report.detail.clone().unwrap_or_default();
@@ -374,7 +378,7 @@ async fn wait_for_change(external: &mut ExternalEvents, why: &Reason) -> Option<
 /// as invalid as one that cannot be read: a device leaves its trust domain deliberately, not by a
 /// slip. An invalid one is remembered until it is corrected. `current` is the one in use where no
 /// reload was asked for: the same counts as none then, and the same mistake is logged once.
-fn reload(place: &Place, external: &mut ExternalEvents, current: Option<&Config>) -> Option<Config> {
+fn reload(place: &ConfigLocation, external: &mut ExternalEvents, current: Option<&Config>) -> Option<Config> {
     let title = "The configuration cannot be used";
     let report = match place.load() {
         Ok(config) if config.mis.is_none() => {
@@ -405,13 +409,13 @@ fn reload(place: &Place, external: &mut ExternalEvents, current: Option<&Config>
 }
 
 /// Where the configuration is by the command line and the environment that systemd sets.
-pub fn place(file: Option<&Path>) -> Place {
+pub fn place(file: Option<&Path>) -> ConfigLocation {
     // Several directories may be named, separated by colons (systemd.exec(5)); the first is the
     // agent's.
     let state = std::env::var("STATE_DIRECTORY").ok();
     let state = state.as_deref().and_then(|all| all.split(':').next()).filter(|first| !first.is_empty());
     let file = file.unwrap_or(Path::new(crate::config::DEFAULT_FILE));
-    Place {
+    ConfigLocation {
         // Paths in the file are relative to it, and must stay so wherever the agent is started.
         file: std::path::absolute(file).unwrap_or_else(|_| file.to_owned()),
         state_directory: state.map(PathBuf::from),
