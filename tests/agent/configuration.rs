@@ -29,7 +29,7 @@ fn socket_that_cannot_be_bound_ends_the_process() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("/proc/no/agent.sock cannot be bound"), "{said}");
-    assert!(said.contains(". Check [socket] in the configuration"), "{said}");
+    assert!(said.contains("hint=Check [socket] in the configuration"), "{said}");
 }
 
 #[test]
