@@ -43,7 +43,7 @@ fn anchor_rotation_keeps_the_device_trusted_at_every_step() {
 fn emptied_bundle_leads_to_no_renewal() {
     let world = World::enrolled();
     world.mis.sticky_fault(Endpoint::Bundle, Fault::Document(DocumentFault::EmptyKeys));
-    world.device.wait_for_error("does not vouch for the SVID");
+    world.device.wait_for_error("holds no anchor");
     let (_, seen) = world.after(Duration::from_secs(3));
     assert!(seen.iter().all(|entry| !entry.path.contains("identities")), "no SVID would be better: {seen:?}");
 }
