@@ -37,6 +37,27 @@ pub(super) struct Discovery {
     /// Since it was last fetched, the bundle could not be fetched, or is not the right one: the
     /// document may name another address by now.
     pub(super) bundle_failed: bool,
+    /// Failures of the bundle since then.
+    bundle_failures: u32,
+    /// Consecutive failures to fetch the document for the sake of the bundle.
+    failed_fetches: u32,
+}
+
+/// The document is fetched for the bundle's sake at least once in `2^MAX_DOUBLINGS` failures of that.
+const MAX_DOUBLINGS: u32 = 3;
+
+impl Discovery {
+    pub(super) fn new(facts: DiscoveryFacts, read_at: Timestamp, stale_at: BootTime) -> Self {
+        Self {
+            facts,
+            read_at,
+            stale_at,
+            refresh_at: None,
+            bundle_failed: false,
+            bundle_failures: 0,
+            failed_fetches: 0,
+        }
+    }
 }
 
 /// The cached trust bundle.
@@ -66,11 +87,8 @@ impl TrustDomain {
             // A document from before the restart serves while the MIS is unreachable, and is
             // revalidated when it is not.
             discovery: restored.discovery.map(|facts| Discovery {
-                facts,
-                read_at: now.wall,
-                stale_at: now.boot,
                 refresh_at: Some(first_poll),
-                bundle_failed: false,
+                ..Discovery::new(facts, now.wall, now.boot)
             }),
             discovery_gate: RetryGate::restored(discovery_retry_after, policy.retry, now, jitter)
                 .with_error(discovery_error),
@@ -140,12 +158,35 @@ impl TrustDomain {
         Some(now.boot.until(bundle.refresh_at).max(self.bundle_gate.opens_in(now)))
     }
 
-    /// The discovery document names the address of the bundle. It is fetched once for each
-    /// response, or lack of one, that makes the address doubtful.
+    /// The discovery document names the address of the bundle: it is fetched for a response, or lack
+    /// of one, that makes the address doubtful. While that fails as well, it is fetched for every
+    /// second of them, fourth, and so on: an MIS that comes back has enough to do.
     pub(super) fn doubt_bundle_address(&mut self, doubtful: bool) {
-        if let Some(discovery) = &mut self.discovery {
-            discovery.bundle_failed |= doubtful;
+        let Some(discovery) = &mut self.discovery else { return };
+        if !doubtful {
+            (discovery.bundle_failures, discovery.failed_fetches) = (0, 0);
+            return;
         }
+        discovery.bundle_failures += 1;
+        let due_at = 1 << discovery.failed_fetches.min(MAX_DOUBLINGS);
+        discovery.bundle_failed |= discovery.bundle_failures >= due_at;
+    }
+
+    /// Whether the discovery document, which could not be fetched, was wanted for the bundle alone.
+    pub(super) fn wanted_discovery_for_the_bundle(&self) -> bool {
+        let discovery = self.discovery.as_ref();
+        discovery.is_some_and(|discovery| discovery.failed_fetches > 0 && discovery.refresh_at.is_none())
+    }
+
+    /// The discovery document could not be fetched. Returns whether that was for the bundle's sake.
+    pub(super) fn discovery_failed(&mut self) -> bool {
+        let Some(discovery) = &mut self.discovery else { return false };
+        let for_the_bundle = std::mem::take(&mut discovery.bundle_failed);
+        if for_the_bundle {
+            discovery.bundle_failures = 0;
+            discovery.failed_fetches = discovery.failed_fetches.saturating_add(1);
+        }
+        for_the_bundle
     }
 
     /// Has the discovery document fetched, as far as its gate is open.

@@ -123,27 +123,21 @@ impl Lifecycle {
                     self.mis_may_be_corrected(now);
                 }
                 let stale_at = now.boot.after(spread(self.policy.bundle_refresh, jitter));
-                self.trust_domain.discovery = Some(Discovery {
-                    facts,
-                    read_at: now.wall,
-                    stale_at,
-                    refresh_at: None,
-                    bundle_failed: false,
-                });
+                self.trust_domain.discovery = Some(Discovery::new(facts, now.wall, stale_at));
             }
             Err(failure) => {
                 let was_sent = is_of_mis(&failure);
                 let backoff = self.discovery_backoff(now);
+                let for_the_bundle = self.trust_domain.discovery_failed();
                 let TrustDomain { discovery, discovery_gate, bundle, .. } = &mut self.trust_domain;
                 discovery_gate.failed(failure, backoff, now, jitter);
                 // The last good document stays in use (miaf-v0 D4), and is polled until the MIS
                 // responds. One that was fetched for the sake of a cached bundle is fetched again
                 // when the bundle fails again, and no sooner.
-                if let Some(discovery) = discovery {
-                    let for_the_bundle = std::mem::take(&mut discovery.bundle_failed);
-                    if !for_the_bundle || !was_sent || bundle.is_none() {
-                        discovery.refresh_at = Some(now.boot);
-                    }
+                if let Some(discovery) = discovery
+                    && (!for_the_bundle || !was_sent || bundle.is_none())
+                {
+                    discovery.refresh_at = Some(now.boot);
                 }
             }
         }
@@ -171,17 +165,25 @@ impl Lifecycle {
                 let trust_domain = &mut self.trust_domain;
                 trust_domain.bundle_gate.succeeded();
                 trust_domain.bundle = Some(Bundle { refresh_at, refresh_every, is_empty: facts.is_empty });
-                trust_domain.doubt_bundle_address(facts.is_empty || vouches_for_none);
                 if trust_domain.discovery_gate.last_error().is_some() {
-                    trust_domain.refresh_discovery(now); // what made it fail may be over as well
+                    if trust_domain.wanted_discovery_for_the_bundle() {
+                        trust_domain.discovery_gate.succeeded_late(now); // the bundle is there without it
+                    } else {
+                        trust_domain.refresh_discovery(now); // what made it fail may be over as well
+                    }
                 }
+                trust_domain.doubt_bundle_address(facts.is_empty || vouches_for_none);
                 for (identity, trust) in self.identities.iter_mut().zip(&facts.svids) {
                     identity.bundle_changed(trust, facts.is_new, &self.policy, now, jitter);
                 }
             }
             Err(failure) => {
                 let backoff = self.bundle_backoff();
-                self.trust_domain.doubt_bundle_address(is_of_mis(&failure));
+                // Who asks for a delay is the right one, and has enough to do.
+                let doubtful = is_of_mis(&failure) && failure.retry_after.is_none();
+                if doubtful {
+                    self.trust_domain.doubt_bundle_address(true);
+                }
                 self.trust_domain.bundle_gate.failed(failure, backoff, now, jitter);
             }
         }

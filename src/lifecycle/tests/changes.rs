@@ -172,6 +172,20 @@ fn unreachable_bundle_has_discovery_read_again() {
     }
 }
 
+/// A fleet that finds nothing must not ask for two documents in place of one.
+#[test]
+fn discovery_is_read_seldom_while_it_fails_like_the_bundle() {
+    let mut device = Device::active(100 * DAY);
+    device.waits_for(FetchBundle);
+    let looks = device.lives_through(5 * DAY, |action| match action {
+        FetchBundle => Event::Bundle(Err(failure(FailureKind::Transient, None))),
+        FetchDiscovery => Event::Discovery(Err(failure(FailureKind::Transient, None))),
+        other => panic!("{other:?}"),
+    });
+    let (bundle, discovery) = (looks["bundle"], looks["discovery"]);
+    assert!(bundle > 50 && discovery > 5 && discovery <= bundle / 7, "{discovery} of {bundle}");
+}
+
 #[test]
 fn bundle_that_vouches_for_nothing_has_discovery_read_again() {
     for other in [bundle_without_its_anchor(), empty_bundle()] {
