@@ -98,8 +98,8 @@ fn diagram_shows_every_state_transition() {
         // Into what stands apart, and out of it, there is a way from everywhere.
         let transitions = checker.identities.into_iter().flat_map(|identity| identity.transitions);
         taken.extend(transitions.map(|(from, to)| match (APART.contains(&from), APART.contains(&to)) {
-            (false, true) => ("getting-on", to),
-            (true, false) => (from, "getting-on"),
+            (false, true) => ("in-progress", to),
+            (true, false) => (from, "in-progress"),
             _ => (from, to),
         }));
     }
