@@ -13,20 +13,20 @@ use nix::unistd::{Gid, Group};
 
 use super::api::{Open, ProblemCode};
 
-/// Why the agent gave no answer, or not the one that was asked for. Displays what failed;
+/// Why there is no response of the agent, or none that can be used. Displays what failed;
 /// [`hint`](Self::hint) says what to do.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// Nobody listens, or the caller may not connect.
+    /// No process listens there, or the caller may not connect.
     Connect(PathBuf, io::Error),
-    /// The caller may not give orders.
+    /// The caller may not send admin commands.
     NotRoot(PathBuf),
     /// The connection broke.
     Broken(String),
     /// A process listens, and there is no response in time.
     Silent(Duration),
-    /// The agent said no.
+    /// The agent refused the request.
     Refused {
         /// The HTTP status.
         status: u16,
@@ -37,7 +37,7 @@ pub enum ClientError {
         /// What to do, where something is known to help.
         hint: Option<String>,
     },
-    /// The answer is not one that this client knows.
+    /// The response is not one that this client knows.
     Unintelligible(String),
 }
 
@@ -49,7 +49,7 @@ const MAX_DETAIL: usize = 2048;
 const MAX_HINT: usize = 512;
 
 impl ClientError {
-    /// A response that is not one that this client knows, and why.
+    /// Error of a response that this client does not know.
     pub(crate) fn unintelligible(why: &dyn fmt::Display) -> Self {
         Self::Unintelligible(Excerpt::of(why, MAX_REASON).into())
     }
@@ -65,7 +65,7 @@ impl ClientError {
         Self::Refused { status, code, detail, hint: hint.map(|hint| Excerpt::of(hint, MAX_HINT).into()) }
     }
 
-    /// Whether the same may be answered later without anybody's doing: the agent is about to start,
+    /// Whether the same request may succeed later by itself: the agent is about to start,
     /// or is busy.
     pub fn may_pass(&self) -> bool {
         match self {
