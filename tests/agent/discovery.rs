@@ -170,7 +170,8 @@ fn emptied_bundle_is_published_and_nothing_is_ready() {
     let world = World::enrolled();
     world.mis.sticky_fault(Endpoint::Bundle, Fault::Document(Bent::EmptyKeys));
     world.device.wait_until("an empty bundle", |device| device.published("bundle.pem").is_empty());
-    assert_eq!(world.device.get("/readyz").unwrap().0, 503);
+    // The sockets follow the files.
+    world.device.wait_until("not ready", |device| device.get("/readyz").unwrap().0 == 503);
     world.device.wait_for_error("holds no anchor");
     world.mis.clear_faults();
     world.device.wait_until("ready again", |device| device.get("/readyz").unwrap().0 == 200);
