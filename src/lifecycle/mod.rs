@@ -13,6 +13,7 @@ mod backoff;
 mod clock_trust;
 mod identity;
 mod plan;
+mod renewal;
 mod retry_gate;
 mod scheduler;
 mod state;
@@ -140,20 +141,6 @@ impl Lifecycle {
             trust_domain: self.trust_domain.memory(),
             identities: self.identities.iter().map(Identity::memory).collect(),
         }
-    }
-
-    /// Draws the renewal moment of an SVID that is adopted now, so that it can be stored with it: a
-    /// moment in the renewal window of its lifetime (miaf-v0 R2). For one that was issued late in
-    /// its lifetime, a moment in the window of what is left: otherwise each renewal would lead to
-    /// the next.
-    pub fn draw_renewal(
-        &self,
-        not_before: Timestamp,
-        not_after: Timestamp,
-        now: Now,
-        jitter: Jitter<'_>,
-    ) -> Timestamp {
-        self.policy.draw_renewal_after(not_before, not_after, now.wall, jitter)
     }
 
     /// One identity. `None`: no identity is configured at this position.
