@@ -295,6 +295,23 @@ mod tests {
         format!(r#"{{"version":1,"record":{record}}}"#).into_bytes()
     }
 
+    /// Rule E8: a delay is kept, whatever another version wrote of its reason.
+    #[test]
+    fn delay_counts_without_a_readable_reason() {
+        let delay = RetryAfterDelay { boot: BootTime::from_millis(7), wall: UNKNOWN_END, left: 5 };
+        let record = RetryAfterDelays {
+            identity: Some(delay),
+            admission_pending: true,
+            ..RetryAfterDelays::default()
+        };
+        let written = String::from_utf8(record.encode().unwrap()).unwrap();
+        for reason in ["null", "7", "{}", r#"{"report":{"kind":"x"},"at":1,"permanent":false}"#] {
+            let other = written.replace(r#""reason":null"#, &format!(r#""reason":{reason}"#));
+            assert!(reason == "null" || other != written, "{written}");
+            assert_eq!(RetryAfterDelays::decode(other.as_bytes()).unwrap(), record, "{reason}");
+        }
+    }
+
     #[test]
     fn issued_chain_is_a_list_of_pem_texts() {
         let pair = rcgen::KeyPair::generate().unwrap();

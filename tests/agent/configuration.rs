@@ -277,6 +277,10 @@ fn check_config_prints_the_hint_on_a_line_of_its_own() {
         ("[key]\nparent = \"srk\"\n", "2: key.parent: it is neither ", "Write \"auto\", "),
     ] {
         let device = Device::new(bad);
+        let json = device.run(&["check-config", "--json"]);
+        let json_document: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+        assert_eq!((json.status.code(), &json_document["valid"]), (Some(78), &false.into()));
+        assert!(json_document["hint"].as_str().unwrap().starts_with(hint), "{json_document}");
         let output = device.run(&["check-config"]);
         assert_eq!(output.status.code(), Some(78));
         let said = String::from_utf8(output.stderr).unwrap();
