@@ -168,7 +168,7 @@ pub(super) mod tests {
 
     /// A time on 1 January 2026 or later.
     pub(in crate::cli) fn time(rfc3339: &str) -> Timestamp {
-        humantime::parse_rfc3339(rfc3339).unwrap().into()
+        Timestamp::from_rfc3339(rfc3339).unwrap()
     }
 
     /// A device whose renewal fails for the moment, and the time it is.

@@ -4,6 +4,8 @@ use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// A moment of the wall clock, in milliseconds since 1970-01-01T00:00:00Z. Certificates speak in
 /// it.
@@ -38,6 +40,13 @@ impl Timestamp {
         Duration::from_millis(u64::try_from(later.0.saturating_sub(self.0)).unwrap_or(0))
     }
 
+    /// Parses a date and time of RFC 3339, with any offset from UTC. Fractions of a millisecond are
+    /// cut off. Moments after 2038 are read on 32-bit machines too: `SystemTime` has no part in it.
+    pub fn from_rfc3339(text: &str) -> Option<Self> {
+        let t = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+        i64::try_from(t.unix_timestamp_nanos().div_euclid(1_000_000)).ok().map(Self)
+    }
+
     /// Whole seconds since the epoch, zero before it: the form that certificate validation takes.
     pub(crate) fn unix_duration(self) -> Duration {
         Duration::from_millis(u64::try_from(self.0).unwrap_or(0))
@@ -56,9 +65,13 @@ impl From<SystemTime> for Timestamp {
 /// RFC 3339 in UTC with whole seconds. Moments outside 1970 to 9999 are shown as the nearest end.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const LAST: u64 = 253_402_300_799; // 9999-12-31T23:59:59Z
-        let secs = self.unix_duration().as_secs().min(LAST);
-        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(secs)).fmt(f)
+        const LAST: i64 = 253_402_300_799; // 9999-12-31T23:59:59Z
+        let secs = self.0.div_euclid(1000).clamp(0, LAST);
+        let t = OffsetDateTime::from_unix_timestamp(secs).map_err(|_| fmt::Error)?;
+        let (date, time) = (t.date(), t.time());
+        let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
+        let (hour, minute, second) = time.as_hms();
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
     }
 }
 
@@ -83,8 +96,7 @@ pub mod rfc3339 {
     /// Errors of the deserializer, and texts that are not in RFC 3339.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let time = humantime::parse_rfc3339(&text);
-        time.map(Timestamp::from).map_err(|_| serde::de::Error::custom("a time is not in RFC 3339"))
+        Timestamp::from_rfc3339(&text).ok_or_else(|| serde::de::Error::custom("a time is not in RFC 3339"))
     }
 
     /// The same for a member that may be missing: also `#[serde(default)]`.
@@ -172,6 +184,17 @@ mod tests {
         assert_eq!(Timestamp::from_secs(1_700_000_000).to_string(), "2023-11-14T22:13:20Z");
         assert_eq!(Timestamp::from_millis(i64::MIN).to_string(), "1970-01-01T00:00:00Z");
         assert_eq!(Timestamp::from_millis(i64::MAX).to_string(), "9999-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn rfc_3339_is_read_with_offsets_fractions_and_far_ahead() {
+        let t = Timestamp::from_rfc3339;
+        assert_eq!(t("2023-11-14T22:13:20Z"), Some(Timestamp::from_secs(1_700_000_000)));
+        assert_eq!(t("2023-11-15T00:13:20.5+02:00"), Some(Timestamp::from_millis(1_700_000_000_500)));
+        assert_eq!(t("9999-12-31T23:59:59Z"), Some(Timestamp::from_secs(253_402_300_799)));
+        for refused in ["", "2023-11-14", "2023-11-14T22:13:20", "2023-02-30T00:00:00Z", "1700000000"] {
+            assert_eq!(t(refused), None, "{refused}");
+        }
     }
 
     #[test]
