@@ -1,5 +1,6 @@
 //! Errors as people and programs see them: in the log, in the status, on the command line.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 
 use serde::{Deserialize, Serialize};
@@ -90,6 +91,11 @@ impl Report {
         self.hint.as_deref().or_else(|| self.code.known().and_then(remedy))
     }
 
+    /// The hint, with the commands in it about this identity: see [`addressed`].
+    pub fn hint_about(&self, identity: Option<&str>) -> Option<Cow<'_, str>> {
+        self.hint().map(|hint| addressed(hint, identity))
+    }
+
     /// Title and detail in one text.
     pub fn message(&self) -> String {
         match &self.detail {
@@ -97,6 +103,46 @@ impl Report {
             None => self.title.clone(),
         }
     }
+}
+
+/// Commands that are about one identity. Without `--identity`, they are about the default identity.
+const ABOUT_ONE_IDENTITY: [&str; 5] = [
+    "miaf-agent retry --new-key",
+    "miaf-agent renew",
+    "miaf-agent retire",
+    "miaf-agent csr",
+    "miaf-agent install",
+];
+
+/// The text of a hint, with `--identity` in each command that is about one identity. `None`: there
+/// is only one, and the commands need no name.
+pub fn addressed<'a>(hint: &'a str, identity: Option<&str>) -> Cow<'a, str> {
+    let Some(name) = identity else { return hint.into() };
+    let mut rest = hint;
+    let mut text = String::new();
+    while let Some((before, command, after)) = next_command(rest) {
+        text.push_str(before);
+        text.push_str(command);
+        if !after.starts_with(" --identity") {
+            text.push_str(" --identity ");
+            text.push_str(name);
+        }
+        rest = after;
+    }
+    if text.is_empty() {
+        return hint.into();
+    }
+    text.push_str(rest);
+    text.into()
+}
+
+/// The first of the commands in a text, with what is before it and after it.
+fn next_command(text: &str) -> Option<(&str, &str, &str)> {
+    let found = ABOUT_ONE_IDENTITY.iter().filter_map(|command| Some((text.find(command)?, command.len())));
+    let (start, length) = found.min()?;
+    let (before, command) = text.split_at_checked(start)?;
+    let (command, after) = command.split_at_checked(length)?;
+    Some((before, command, after))
 }
 
 /// What to do about problems with this code, where an error says no more (docs/errors.md).
@@ -111,6 +157,27 @@ pub fn remedy(code: ProblemCode) -> Option<&'static str> {
             "Restore what the key is bound to, its TPM or its key-encryption key; or replace the key with: \
              miaf-agent retry --new-key"
         }
+        P::InstalledCredential => {
+            "Correct the files that svid_file and key_file of the identity name; the agent reads them again by itself"
+        }
+        P::KeyTooWeak => {
+            "Set provider = \"tpm\" under the key settings of the identity; or remove require under [key], if a software \
+             key is good enough"
+        }
+        P::BundleStale => {
+            "Correct what keeps the trust bundle from being refreshed; the log says what: journalctl --unit miaf-agent"
+        }
+        P::OperatorNeeded => {
+            "Create a request with: miaf-agent csr; have the operator of the MIS sign it, and bring the chain in with: \
+             miaf-agent install chain.pem"
+        }
+        P::DeviceIdentityNeeded => {
+            "Correct what keeps the device from having a valid identity of its own: miaf-agent status"
+        }
+        P::WfmNotTrusted => {
+            "Compare url and id under [identity.wfm] with what the operator of the WFM says, and show this to them"
+        }
+        P::WfmRefused => "Ask the operator of the WFM to accept this device, by its SPIFFE ID",
         P::ServerNotTrusted => {
             "Correct what the error names: the CA or pin under [mis.trust], the name in mis.discovery_url, or the \
              certificate of the MIS; after a change of the configuration: systemctl reload miaf-agent"
@@ -210,6 +277,33 @@ mod tests {
     /// Words of a text, without the marks of code in Markdown.
     fn words(text: &str) -> String {
         text.replace('`', "").split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn commands_of_a_hint_name_their_identity() {
+        for (hint, with_name) in [
+            (
+                "Replace the key with: miaf-agent retry --new-key",
+                "Replace the key with: miaf-agent retry --new-key --identity wfm-a",
+            ),
+            ("Try: miaf-agent retry", "Try: miaf-agent retry"),
+            (
+                "To move it: miaf-agent retire; or not",
+                "To move it: miaf-agent retire --identity wfm-a; or not",
+            ),
+            (
+                "miaf-agent csr; then: miaf-agent install chain.pem",
+                "miaf-agent csr --identity wfm-a; then: miaf-agent install --identity wfm-a chain.pem",
+            ),
+            ("miaf-agent renew --identity b", "miaf-agent renew --identity b"),
+            ("", ""),
+        ] {
+            assert_eq!(addressed(hint, Some("wfm-a")), with_name);
+            assert_eq!(addressed(hint, None), hint);
+        }
+        let report = Report::new(ProblemCode::KeyLost, "lost", &"gone");
+        let hint = report.hint_about(Some("wfm-a")).unwrap();
+        assert!(hint.ends_with("miaf-agent retry --new-key --identity wfm-a"), "{hint}");
     }
 
     #[test]

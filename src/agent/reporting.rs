@@ -116,7 +116,9 @@ impl Reporter {
             *logged = None;
             return;
         };
-        let (code, hint, what) = (report.code.as_str(), report.hint(), report.message());
+        let name = identity.filter(|_| identities.len() > 1);
+        let (code, hint, what) = (report.code.as_str(), report.hint_about(name), report.message());
+        let hint = hint.as_deref();
         if logged.as_ref() == Some(report) {
             tracing::debug!(identity, code, ?retry_after, "again: {what}");
             return;
@@ -147,10 +149,10 @@ impl Reporter {
     /// Tells the service manager what has changed in the states of the identities, and logs it.
     pub(super) fn report_snapshot(&mut self, snapshot: &Snapshot) {
         let mut is_news = false;
-        self.report_found(None, snapshot.last_error.as_ref());
+        self.report_found(None, snapshot.last_error.as_ref(), snapshot);
         for identity in snapshot.identities() {
             self.report_retry_after(identity);
-            self.report_found(Some(&identity.name), identity.last_error.as_ref());
+            self.report_found(Some(&identity.name), identity.last_error.as_ref(), snapshot);
             is_news |= self.report_state(identity, snapshot);
         }
         if is_news {
@@ -166,16 +168,21 @@ impl Reporter {
     }
 
     /// Logs an error that is the outcome of no action, but found in what there is.
-    fn report_found(&mut self, identity: Option<&IdentityName>, error: Option<&ShownError>) {
+    fn report_found(
+        &mut self,
+        identity: Option<&IdentityName>,
+        error: Option<&ShownError>,
+        snapshot: &Snapshot,
+    ) {
         const FOUND: [ProblemCode; 3] =
             [ProblemCode::BundleEmpty, ProblemCode::SvidNotTrusted, ProblemCode::IssuanceStalled];
         let report = error.map(|(error, _)| &error.report);
         let found = report.filter(|report| FOUND.iter().any(|code| report.code == *code));
         let logged = self.found.entry(identity.cloned()).or_default();
         if let Some(report) = found.filter(|report| logged.as_ref() != Some(*report)) {
+            let (code, hint) = (report.code.as_str(), report.hint_about(snapshot.name_in_hints(identity)));
             let identity = identity.map(IdentityName::as_str);
-            let (code, hint) = (report.code.as_str(), report.hint());
-            tracing::error!(identity, code, hint, "{}", report.message());
+            tracing::error!(identity, code, hint = hint.as_deref(), "{}", report.message());
         }
         *logged = found.cloned();
     }
@@ -187,14 +194,16 @@ impl Reporter {
             return false;
         }
         match state {
-            State::Blocked | State::Expired | State::WaitingForClock => {
+            State::Blocked | State::Expired | State::WaitingForClock | State::WaitingForOperator => {
                 let blocks = |shown: &&ShownError| shown.0.permanent;
                 let (own, shared) = (identity.last_error.as_ref(), snapshot.last_error.as_ref());
                 let error = own.filter(blocks).or(shared.filter(blocks)).or(own).or(shared);
                 let report = error.map(|(error, _)| &error.report);
                 let why = report.map(|report| format!(": {}", report.message())).unwrap_or_default();
                 let code = report.map(|report| report.code.as_str());
-                let hint = report.and_then(Report::hint);
+                let name = snapshot.name_in_hints(Some(&identity.name));
+                let hint = report.and_then(|report| report.hint_about(name));
+                let hint = hint.as_deref();
                 tracing::error!(
                     identity = name,
                     state = state.as_str(),

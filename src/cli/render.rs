@@ -83,6 +83,9 @@ pub(super) fn next_step(identity: &IdentityStatus, shared: Option<&ErrorStatus>,
             },
             None => "none: the agent renews the identity by itself".into(),
         },
+        (None, Some(State::WaitingForOperator)) => {
+            "bring the identity's next certificate: miaf-agent csr, then miaf-agent install".into()
+        }
         (None, Some(State::Blocked)) => "read the log of the agent: journalctl --unit miaf-agent".into(),
         (None, _) => "none: the agent continues by itself".into(),
     }
@@ -196,6 +199,7 @@ pub(super) mod tests {
                 algorithm: Some("ecdsa-p256".into()),
                 lost: false,
             },
+            enroll: None,
             last_error: Some(ErrorStatus {
                 code: ProblemCode::ServerError.into(),
                 title: "Service Unavailable".into(),

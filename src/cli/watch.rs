@@ -263,6 +263,8 @@ mod tests {
             sequence: Some(7),
             fetched_at: time("2026-01-02T00:00:00Z"),
             refresh_at: None,
+            stale: false,
+            stale_at: None,
         });
         next.bundle = Some(two_anchors());
         assert_eq!(

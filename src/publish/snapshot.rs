@@ -159,6 +159,13 @@ impl Snapshot {
         self.identities().find(|identity| identity.name == *name)
     }
 
+    /// What commands in a hint call an identity: `None` where there is only one, which they need not
+    /// name; "NAME" for an error that is about no identity alone.
+    pub(crate) fn name_in_hints<'a>(&self, identity: Option<&'a IdentityName>) -> Option<&'a str> {
+        let has_several = !self.other_identities.is_empty();
+        has_several.then(|| identity.map_or("NAME", IdentityName::as_str))
+    }
+
     /// Whether the configuration was rejected and is not in use.
     pub(crate) fn rejects_configuration(&self) -> bool {
         self.last_error.as_ref().is_some_and(|(error, _)| error.report.code == ProblemCode::Configuration)

@@ -1,5 +1,7 @@
 //! The status document and the SVID documents of a snapshot.
 
+use std::borrow::Cow;
+
 use miaf_client::api::{
     BootstrapKeyStatus, BootstrapStatus, BundleStatus, ErrorStatus, IdentityStatus, KeyStatus, State, Status,
     SvidDocument, SvidStatus, TrustStatus, WindowStatus,
@@ -16,6 +18,8 @@ pub(crate) fn status(snapshot: &Snapshot, now: Timestamp) -> Status {
             sequence: current.bundle.sequence(),
             fetched_at: current.fetched_at,
             refresh_at: current.refresh_at,
+            stale: false,
+            stale_at: None,
         }),
         bootstrap: snapshot.bootstrap.as_ref().map(|facts| BootstrapStatus {
             not_before: facts.not_before,
@@ -29,7 +33,10 @@ pub(crate) fn status(snapshot: &Snapshot, now: Timestamp) -> Status {
             pins: facts.pins,
             system_roots: facts.system_roots,
         }),
-        last_error: snapshot.last_error.as_ref().map(|shown| error_status(shown, None)),
+        last_error: snapshot
+            .last_error
+            .as_ref()
+            .map(|shown| error_status(shown, snapshot.name_in_hints(None), None)),
         identities: snapshot.identities().map(|identity| identity_status(identity, snapshot, now)).collect(),
     }
 }
@@ -53,7 +60,10 @@ fn identity_status(identity: &IdentitySnapshot, snapshot: &Snapshot, now: Timest
             algorithm: current.map(|current| current.key.public_key().algorithm().to_owned()),
             lost: identity.key_is_lost,
         },
-        last_error: identity.last_error.as_ref().map(|shown| error_status(shown, identity.retry_after_until)),
+        enroll: None,
+        last_error: identity.last_error.as_ref().map(|shown| {
+            error_status(shown, snapshot.name_in_hints(Some(&identity.name)), identity.retry_after_until)
+        }),
     }
 }
 
@@ -69,14 +79,19 @@ fn svid_status(SvidAndKey { svid, .. }: &SvidAndKey, identity: &IdentitySnapshot
     }
 }
 
-fn error_status((error, retry_at): &ShownError, waits_until: Option<Timestamp>) -> ErrorStatus {
+/// `identity` is what commands in the hint are about.
+fn error_status(
+    (error, retry_at): &ShownError,
+    identity: Option<&str>,
+    waits_until: Option<Timestamp>,
+) -> ErrorStatus {
     let report = &error.report;
     let response = report.response.as_ref();
     ErrorStatus {
         code: report.code.clone(),
         title: report.title.clone(),
         detail: report.detail.clone(),
-        hint: report.hint().map(str::to_owned),
+        hint: report.hint_about(identity).map(Cow::into_owned),
         status: response.map(|response| response.status),
         kind: response.and_then(|response| response.kind.clone()),
         instance: response.and_then(|response| response.instance.clone()),

@@ -61,6 +61,9 @@ pub struct IdentityStatus {
     pub spiffe_id: Option<String>,
     pub svid: Option<SvidStatus>,
     pub key: KeyStatus,
+    /// The way to the identity, as `enroll` in the configuration has it. `None`: an older agent.
+    #[serde(default)]
+    pub enroll: Option<String>,
     /// The error that concerns this identity alone.
     pub last_error: Option<ErrorStatus>,
 }
@@ -133,6 +136,12 @@ pub struct BundleStatus {
     pub fetched_at: Timestamp,
     #[serde(default, with = "rfc3339::option")]
     pub refresh_at: Option<Timestamp>,
+    /// It is older than `bundle.max_age` allows.
+    #[serde(default)]
+    pub stale: bool,
+    /// When it becomes so, or did. `None`: there is no limit.
+    #[serde(default, with = "rfc3339::option")]
+    pub stale_at: Option<Timestamp>,
 }
 
 /// The factory certificate.

@@ -19,6 +19,10 @@ words! {
         KeyLost = "key-lost",
         /// The factory certificate or its key cannot be used.
         FactoryCredential = "factory-credential",
+        /// The installed certificate chain or its key cannot be used.
+        InstalledCredential = "installed-credential",
+        /// The key has less protection than the configuration requires, or is too short.
+        KeyTooWeak = "key-too-weak",
         /// No trust anchor is configured for the MIS.
         NoInitialTrust = "no-initial-trust",
         /// The configured trust anchors for the MIS cannot be used.
@@ -53,8 +57,14 @@ words! {
         BundleRefused = "bundle-refused",
         /// The trust bundle holds no anchor.
         BundleEmpty = "bundle-empty",
+        /// The trust bundle is older than the configuration allows.
+        BundleStale = "bundle-stale",
         /// A renewal was asked for, and there is no SVID.
         NothingToRenew = "nothing-to-renew",
+        /// The identity is obtained by the operator: only they can bring its next SVID.
+        OperatorNeeded = "operator-needed",
+        /// The identity is obtained with the device's own, which is not valid now.
+        DeviceIdentityNeeded = "device-identity-needed",
         /// The MIS's operator has yet to admit the device.
         PendingAdmission = "pending-admission",
         /// The MIS does not know the device, or no longer.
@@ -71,6 +81,10 @@ words! {
         TooManyRequests = "too-many-requests",
         /// The MIS, or a server before it, responded with another error.
         ServerError = "server-error",
+        /// The server is not the configured WFM, by its SVID.
+        WfmNotTrusted = "wfm-not-trusted",
+        /// The WFM refuses the device, or its request.
+        WfmRefused = "wfm-refused",
         /// The issued SVID is refused.
         SvidRefused = "svid-refused",
         /// An issuer of the issued SVID has expired.

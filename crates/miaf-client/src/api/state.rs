@@ -15,6 +15,8 @@ words! {
         Enrolling = "enrolling",
         /// The operator of the MIS has yet to admit the device.
         PendingAdmission = "pending-admission",
+        /// The operator has to bring the next SVID, or the first.
+        WaitingForOperator = "waiting-for-operator",
         /// The SVID is valid.
         Active = "active",
         /// The SVID is valid, and its renewal is due.
@@ -38,6 +40,9 @@ impl State {
             Self::Enrolling => "the agent requests this device's first identity from the identity service",
             Self::PendingAdmission => {
                 "the identity service knows this device; its operator has yet to admit it"
+            }
+            Self::WaitingForOperator => {
+                "the operator has to bring this identity's next certificate; the hint says how"
             }
             Self::Active => "this device has a valid identity",
             Self::Renewing => "this device has a valid identity, and its renewal is due",
