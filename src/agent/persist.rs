@@ -158,9 +158,10 @@ impl Executor {
         let trusts_clock = self.lifecycle.trusts_clock(now);
         let bundle = self.trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
         let mut published = Vec::new();
+        let has_several = self.identities.len() > 1;
         for identity in &mut self.identities {
             let outcome = identity.publish_files(bundle.clone(), trusts_clock, now).await;
-            self.reporter.report_files(identity.index, &identity.name, outcome.failure.as_ref());
+            self.reporter.report_files(identity.index, &identity.name, has_several, outcome.failure.as_ref());
             published.push(outcome);
         }
         published

@@ -276,6 +276,7 @@ impl Reporter {
         &mut self,
         index: IdentityIndex,
         name: &IdentityName,
+        has_several: bool,
         failure: Option<&Report>,
     ) {
         let Some(report) = failure else {
@@ -286,7 +287,7 @@ impl Reporter {
             tracing::error!(
                 identity = name.as_str(),
                 code = report.code.as_str(),
-                hint = report.hint(),
+                hint = report.hint_about(has_several.then_some(name.as_str())).as_deref(),
                 "{}. What was published before is untouched",
                 report.message()
             );
@@ -397,7 +398,7 @@ mod tests {
         let failure = local(ProblemCode::State, "The agent's state cannot be written", &reason);
         let event = Event::Identity(DEVICE, IdentityEvent::KeyCreated(Err(failure.clone())));
         reporter.report_outcome(&event, &[]);
-        reporter.report_files(DEVICE, &IdentityName::DEVICE, Some(&failure.report));
+        reporter.report_files(DEVICE, &IdentityName::DEVICE, false, Some(&failure.report));
         let events = events.0.lock().unwrap();
         assert_eq!(events.len(), 2);
         for message in events.iter() {
