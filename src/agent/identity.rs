@@ -23,9 +23,9 @@ use crate::publish::files::Publisher;
 use crate::state;
 use crate::transport::ClientIdentity;
 use miaf_client::api::IdentityName;
-use miaf_spiffe::Bundle;
-use miaf_spiffe::svid::{self, Expectation, SvidError, X509Svid};
+use miaf_spiffe::svid::{self, Algorithms, Expectation, SvidError, X509Svid};
 use miaf_spiffe::time::Timestamp;
+use miaf_spiffe::{Bundle, NameKind};
 
 /// The identity of the device: the only one that is configured for now.
 pub(super) const DEVICE: IdentityIndex = IdentityIndex(0);
@@ -246,6 +246,8 @@ impl Identity {
         let bound = current.filter(|current| !may_rename(issued, current.credential.as_deref()));
         let expected = Expectation {
             trust_domain: bundle.trust_domain(),
+            name: NameKind::Device,
+            algorithms: Algorithms::MiafV0,
             spiffe_id: bound.map(|current| current.svid.spiffe_id()),
             spki_der: &key.public_key().spki_der(),
         };

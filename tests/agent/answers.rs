@@ -14,8 +14,8 @@ fn bad_svids() -> Vec<(SvidFault, &'static str)> {
         (SvidFault::OtherTrustDomain("other.example".into()), "which is not in the trust domain"),
         (SvidFault::TwoUriSans, "has 2 URI names"),
         (SvidFault::NoUriSan, "has 0 URI names"),
-        (SvidFault::UppercaseUuid, "which is not a device"),
-        (SvidFault::NotADevice, "which is not a device"),
+        (SvidFault::UppercaseUuid, "of no form that Margo defines, but this identity is a device"),
+        (SvidFault::NotADevice, "a WFM (/margo/wfm/<wfm-id>), but this identity is a device"),
         (SvidFault::CaTrue, "is a certificate authority"),
         (SvidFault::NoKeyUsage, "has no keyUsage"),
         (SvidFault::KeyUsageNotCritical, "not marked critical"),
@@ -58,7 +58,7 @@ fn bad_first_svid_is_refused_and_a_good_one_then_accepted() {
 #[test]
 fn bad_renewal_is_refused_and_the_current_svid_stays() {
     let mut faults = bad_svids();
-    faults.push((SvidFault::WrongSpiffeId, "but this device is"));
+    faults.push((SvidFault::WrongSpiffeId, "but this identity is spiffe://"));
     let world = World::renewing();
     world.mis.sticky_fault(Endpoint::Renewal, Fault::Status(503)); // until the first of them is there
     let held = world.device.status();

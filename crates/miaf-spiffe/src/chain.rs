@@ -37,6 +37,26 @@ impl Chain {
         Ok(Self(chain?))
     }
 
+    /// Takes the certificates that a peer presented: leaf first, in any order after it.
+    ///
+    /// # Errors
+    /// [`SvidError`]: no certificate, too many, one of more than 16 KiB, or bytes that are not a
+    /// certificate in DER.
+    pub fn from_der(certificates: &[CertificateDer<'_>]) -> Result<Self, SvidError> {
+        if certificates.is_empty() {
+            return Err(SvidError::EmptyChain);
+        }
+        if certificates.len() > MAX_CHAIN {
+            return Err(SvidError::LongChain(certificates.len()));
+        }
+        certificates
+            .iter()
+            .enumerate()
+            .map(|(index, der)| certificate(index, der))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
     /// Leaf, then intermediates.
     pub fn certificates(&self) -> &[CertificateDer<'static>] {
         &self.0
@@ -51,7 +71,7 @@ impl Chain {
     #[must_use]
     pub fn leaf(&self) -> &CertificateDer<'static> {
         static NONE: CertificateDer<'static> = CertificateDer::from_slice(&[]);
-        self.0.first().unwrap_or(&NONE) // never empty: `from_pem` saw to it
+        self.0.first().unwrap_or(&NONE) // never empty: those who make it see to it
     }
 
     pub(crate) fn intermediates(&self) -> &[CertificateDer<'static>] {
@@ -88,6 +108,11 @@ fn one_certificate(index: usize, text: &str) -> Result<CertificateDer<'static>, 
             return Err(not_pem(format!("it has {} blocks, the second a {}", blocks.len(), second.label)));
         }
     };
+    certificate(index, der)
+}
+
+/// One element of a chain, in bounds and readable.
+fn certificate(index: usize, der: &[u8]) -> Result<CertificateDer<'static>, SvidError> {
     if der.len() > MAX_CERTIFICATE || !encoding::is_der(der) {
         return Err(SvidError::Malformed { index });
     }

@@ -4,8 +4,8 @@ use rustls_pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
-use super::svid::{self, Chain, Expectation, X509Svid, certificate_pem};
-use super::{Bundle, BundleWarning, TrustDomain};
+use super::svid::{self, Algorithms, Chain, Expectation, SvidError, X509Svid, certificate_pem};
+use super::{Bundle, BundleWarning, NameKind, TrustDomain};
 use crate::testing::{check_error, parts};
 use crate::time::Timestamp;
 
@@ -56,13 +56,23 @@ pub fn svid(data: &[u8]) -> bool {
     let leaf = X509Certificate::from_der(chain.leaf()).ok();
     let key = leaf.as_ref().map(|(_, leaf)| leaf.public_key().raw).unwrap_or_default();
     let domain = trust_domain();
-    let expected = Expectation { trust_domain: &domain, spiffe_id: None, spki_der: key };
+    let (name, algorithms) = (NameKind::Device, Algorithms::MiafV0);
+    let of_v0 = Expectation { trust_domain: &domain, name, algorithms, spiffe_id: None, spki_der: key };
+    let released =
+        Expectation { name: NameKind::WfmClient, algorithms: Algorithms::Released, ..of_v0.clone() };
     let now = Timestamp::from_millis(NOW * 1000);
-    match svid::validate(&chain, &expected, &bundle, now) {
+    let validated = match svid::validate(&chain, &of_v0, &bundle, now) {
+        Err(SvidError::OtherKindOfName { .. } | SvidError::Algorithm(_)) => {
+            svid::validate(&chain, &released, &bundle, now)
+        }
+        validated => validated,
+    };
+    match validated {
         Ok(svid) => {
             assert_eq!(svid.spiffe_id().trust_domain(), &domain);
             assert!(svid.not_before() < svid.not_after());
             assert!(svid::is_trusted(&svid, &bundle, now));
+            assert!(chain.certificates().len() > 1 || svid.is_signed_by_anchor(&bundle));
             let stored = Chain::from_pem(&svid.chain().to_pems()).expect("what was written");
             let again = X509Svid::from_stored(stored).expect("what was accepted");
             assert_eq!((again.spiffe_id(), again.not_after()), (svid.spiffe_id(), svid.not_after()));

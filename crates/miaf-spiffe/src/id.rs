@@ -8,6 +8,8 @@ const SCHEME: &str = "spiffe://";
 const MAX_ID: usize = 2048;
 const MAX_TRUST_DOMAIN: usize = 255;
 const DEVICE_PATH: &str = "/margo/device/";
+const WFM_PATH: &str = "/margo/wfm/";
+const CLIENT_PATH: &str = "/client/";
 
 /// A SPIFFE ID, `spiffe://<trust-domain>/<path>`, checked when made. The path has at least one
 /// segment: an ID without a path names the trust domain itself, which is never a device's or a
@@ -47,19 +49,115 @@ impl SpiffeId {
         &self.trust_domain
     }
 
-    /// The device's UUID, when this is a logical device identity `/margo/device/<lowercase uuid>`
-    /// (miaf-v0 E4).
-    pub(crate) fn device_uuid(&self) -> Option<&str> {
-        self.path.strip_prefix(DEVICE_PATH).filter(|uuid| is_lowercase_uuid(uuid))
+    /// The SPIFFE ID of a WFM, `spiffe://<trust domain>/margo/wfm/<wfm-id>` (margo-now N2).
+    ///
+    /// # Errors
+    /// [`SpiffeIdError`] when `wfm_id` is not exactly one segment of a path.
+    pub fn wfm(trust_domain: &TrustDomain, wfm_id: &str) -> Result<Self, SpiffeIdError> {
+        if wfm_id.contains('/') {
+            return Err(SpiffeIdError::PathCharacter);
+        }
+        Self::parse(&format!("{SCHEME}{trust_domain}{WFM_PATH}{wfm_id}"))
     }
 
-    /// Whether the device's UUID is of version 4 and RFC 4122 variant, which the SUP demands of the
-    /// MIS. The SUP's own example is not, so the agent only warns.
+    /// The name that the path has under a Margo profile (miaf-v0 E4, margo-now N2). `None`: it has
+    /// the form of none of them.
+    #[must_use]
+    pub fn margo_name(&self) -> Option<MargoName<'_>> {
+        if let Some(uuid) = self.path.strip_prefix(DEVICE_PATH) {
+            return is_lowercase_uuid(uuid).then_some(MargoName::Device { uuid });
+        }
+        let mut segments = self.path.strip_prefix(WFM_PATH)?.split('/');
+        match (segments.next(), segments.next(), segments.next(), segments.next()) {
+            (Some(wfm_id), None, None, None) => Some(MargoName::Wfm { wfm_id }),
+            (Some(wfm_id), Some("client"), Some(client_id), None) => {
+                Some(MargoName::WfmClient { wfm_id, client_id })
+            }
+            _ => None,
+        }
+    }
+
+    /// The SPIFFE ID of the one WFM that the WFM Client of this name trusts: the name without
+    /// `/client/…` (margo-now N10). `None`: this does not name a WFM Client.
+    #[must_use]
+    pub fn wfm_of_client(&self) -> Option<Self> {
+        let Some(MargoName::WfmClient { client_id, .. }) = self.margo_name() else { return None };
+        let path = self.path.strip_suffix(client_id)?.strip_suffix(CLIENT_PATH)?;
+        Some(Self { trust_domain: self.trust_domain.clone(), path: path.to_owned() })
+    }
+
+    /// Whether this is the name of a device whose UUID is of version 4 and RFC 4122 variant, which
+    /// the SUP demands of the MIS. The SUP's own example is not, so the agent only warns.
     pub fn device_uuid_is_v4(&self) -> bool {
-        self.device_uuid().is_some_and(|uuid| {
-            let uuid = uuid.as_bytes();
-            uuid.get(14) == Some(&b'4') && matches!(uuid.get(19), Some(b'8' | b'9' | b'a' | b'b'))
+        let Some(MargoName::Device { uuid }) = self.margo_name() else { return false };
+        let uuid = uuid.as_bytes();
+        uuid.get(14) == Some(&b'4') && matches!(uuid.get(19), Some(b'8' | b'9' | b'a' | b'b'))
+    }
+}
+
+/// The parts of a SPIFFE ID's path under a Margo profile. Every part is one segment of a path; they
+/// are compared exactly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MargoName<'a> {
+    /// `/margo/device/<lowercase uuid>` (miaf-v0 E4).
+    Device {
+        /// 36 characters.
+        uuid: &'a str,
+    },
+    /// `/margo/wfm/<wfm-id>` (margo-now N2).
+    Wfm {
+        /// The segment behind `wfm`.
+        wfm_id: &'a str,
+    },
+    /// `/margo/wfm/<wfm-id>/client/<wfm-client-id>` (margo-now N2).
+    WfmClient {
+        /// The segment behind `wfm`.
+        wfm_id: &'a str,
+        /// The segment behind `client`.
+        client_id: &'a str,
+    },
+}
+
+/// The kind of a Margo name that an identity of this device may have: it follows from the way it is
+/// enrolled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NameKind {
+    /// [`MargoName::Device`].
+    Device,
+    /// [`MargoName::WfmClient`].
+    WfmClient,
+}
+
+impl NameKind {
+    /// Whether an ID is a name of this kind.
+    #[must_use]
+    pub fn includes(self, id: &SpiffeId) -> bool {
+        match self {
+            Self::Device => matches!(id.margo_name(), Some(MargoName::Device { .. })),
+            Self::WfmClient => matches!(id.margo_name(), Some(MargoName::WfmClient { .. })),
+        }
+    }
+}
+
+const DEVICE_WORDS: &str = "a device (/margo/device/<lowercase uuid>)";
+const WFM_CLIENT_WORDS: &str = "a WFM Client (/margo/wfm/<wfm-id>/client/<wfm-client-id>)";
+
+impl fmt::Display for NameKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Device => DEVICE_WORDS,
+            Self::WfmClient => WFM_CLIENT_WORDS,
         })
+    }
+}
+
+/// What an ID names, as a noun phrase with the form of its path.
+pub(crate) fn name_in_words(id: &SpiffeId) -> &'static str {
+    match id.margo_name() {
+        Some(MargoName::Device { .. }) => DEVICE_WORDS,
+        Some(MargoName::Wfm { .. }) => "a WFM (/margo/wfm/<wfm-id>)",
+        Some(MargoName::WfmClient { .. }) => WFM_CLIENT_WORDS,
+        None => "of no form that Margo defines",
     }
 }
 
@@ -176,7 +274,7 @@ mod tests {
         let id = SpiffeId::parse(uri).unwrap();
         assert_eq!(id.to_string(), uri);
         assert_eq!(id.trust_domain().as_str(), "factory.example");
-        assert_eq!(id.device_uuid(), Some("123e4567-e89b-42d3-a456-426614174000"));
+        assert_eq!(id.margo_name(), Some(MargoName::Device { uuid: "123e4567-e89b-42d3-a456-426614174000" }));
         assert!(id.device_uuid_is_v4());
     }
 
@@ -193,7 +291,8 @@ mod tests {
             ("00000000-0000-0000-0000-000000000000", false),
         ] {
             let id = SpiffeId::parse(&format!("spiffe://factory.example/margo/device/{uuid}")).unwrap();
-            assert_eq!((id.device_uuid(), id.device_uuid_is_v4()), (Some(uuid), is_v4));
+            assert_eq!(id.margo_name(), Some(MargoName::Device { uuid }));
+            assert_eq!(id.device_uuid_is_v4(), is_v4, "{uuid}");
         }
     }
 
@@ -202,7 +301,7 @@ mod tests {
         let id =
             SpiffeId::parse("spiffe://northstar-ida.com/margo/device/123e4567-e89b-12d3-a456-426614174000");
         let id = id.unwrap();
-        assert!(id.device_uuid().is_some() && !id.device_uuid_is_v4());
+        assert!(id.margo_name().is_some() && !id.device_uuid_is_v4());
     }
 
     #[test]
@@ -301,8 +400,93 @@ mod tests {
             "/x/margo/device/123e4567-e89b-42d3-a456-426614174000",
         ] {
             let id = SpiffeId::parse(&format!("spiffe://factory.example{path}")).unwrap();
-            assert_eq!(id.device_uuid(), None, "{path}");
+            assert_eq!(id.margo_name(), None, "{path}");
+            assert!(!id.device_uuid_is_v4(), "{path}");
         }
+    }
+
+    #[test]
+    fn wfm_and_its_clients_are_named_by_whole_segments() {
+        use MargoName::{Wfm, WfmClient};
+        for (path, name) in [
+            ("/margo/wfm/w", Some(Wfm { wfm_id: "w" })),
+            ("/margo/wfm/client", Some(Wfm { wfm_id: "client" })),
+            ("/margo/wfm/w/client/c", Some(WfmClient { wfm_id: "w", client_id: "c" })),
+            ("/margo/wfm/W-1_a.b/client/...", Some(WfmClient { wfm_id: "W-1_a.b", client_id: "..." })),
+            ("/margo/wfm/client/client/client", Some(WfmClient { wfm_id: "client", client_id: "client" })),
+            ("/margo/wfm", None),
+            ("/margo/wfm/w/client", None),
+            ("/margo/wfm/w/c", None),
+            ("/margo/wfm/w/Client/c", None),
+            ("/margo/wfm/w/clients/c", None),
+            ("/margo/wfm/w/client/c/d", None),
+            ("/margo/wfm/w/x/client/c", None),
+            ("/margo/wfms/w/client/c", None),
+            ("/margo/WFM/w/client/c", None),
+            ("/Margo/wfm/w/client/c", None),
+            ("/wfm/w/client/c", None),
+            ("/x/margo/wfm/w/client/c", None),
+            ("/margo", None),
+        ] {
+            let id = SpiffeId::parse(&format!("spiffe://factory.example{path}")).unwrap();
+            assert_eq!(id.margo_name(), name, "{path}");
+            let is_client = matches!(name, Some(WfmClient { .. }));
+            assert_eq!(NameKind::WfmClient.includes(&id), is_client, "{path}");
+            assert!(!NameKind::Device.includes(&id), "{path}");
+            let wfm = path.split("/client/").next().unwrap();
+            let wfm = is_client.then(|| SpiffeId::parse(&format!("spiffe://factory.example{wfm}")).unwrap());
+            if path != "/margo/wfm/client/client/client" {
+                assert_eq!(id.wfm_of_client(), wfm, "{path}");
+            }
+        }
+        let id = SpiffeId::parse("spiffe://f/margo/wfm/client/client/client").unwrap();
+        assert_eq!(id.wfm_of_client(), SpiffeId::parse("spiffe://f/margo/wfm/client").ok());
+        let device = "spiffe://factory.example/margo/device/123e4567-e89b-42d3-a456-426614174000";
+        let device = SpiffeId::parse(device).unwrap();
+        assert!(NameKind::Device.includes(&device) && !NameKind::WfmClient.includes(&device));
+        assert_eq!(device.wfm_of_client(), None);
+    }
+
+    #[test]
+    fn wfm_id_is_exactly_one_segment() {
+        use SpiffeIdError as E;
+        let domain = TrustDomain::parse("factory.example").unwrap();
+        let wfm = |id: &str| SpiffeId::wfm(&domain, id).map(String::from);
+        for id in ["w", "wfm-1", "W_1.a", "...", "client"] {
+            assert_eq!(wfm(id), Ok(format!("spiffe://factory.example/margo/wfm/{id}")));
+        }
+        for (id, why) in [
+            ("", E::EmptySegment),
+            (".", E::DotSegment),
+            ("..", E::DotSegment),
+            ("/", E::PathCharacter),
+            ("w/", E::PathCharacter),
+            ("w/client/c", E::PathCharacter),
+            ("a~b", E::PathCharacter),
+            ("%41", E::PathCharacter),
+            ("w 1", E::PathCharacter),
+            ("w\n", E::PathCharacter),
+            (&"w".repeat(2048), E::TooLong),
+        ] {
+            assert_eq!(wfm(id), Err(why), "{id}");
+        }
+    }
+
+    #[test]
+    fn names_are_described_with_the_form_of_their_path() {
+        for (path, words) in [
+            (
+                "margo/device/123e4567-e89b-42d3-a456-426614174000",
+                "a device (/margo/device/<lowercase uuid>)",
+            ),
+            ("margo/wfm/w", "a WFM (/margo/wfm/<wfm-id>)"),
+            ("margo/wfm/w/client/c", "a WFM Client (/margo/wfm/<wfm-id>/client/<wfm-client-id>)"),
+            ("margo/wfm", "of no form that Margo defines"),
+        ] {
+            assert_eq!(name_in_words(&SpiffeId::parse(&format!("spiffe://f/{path}")).unwrap()), words);
+        }
+        assert_eq!(NameKind::Device.to_string(), DEVICE_WORDS);
+        assert_eq!(NameKind::WfmClient.to_string(), WFM_CLIENT_WORDS);
     }
 
     mod properties {
@@ -319,6 +503,9 @@ mod tests {
                     ".{0,100}",
                     "spiffe://[a-zA-Z0-9._%:@/?#-]{0,40}",
                     "spiffe://factory.example/margo/device/[0-9a-fA-F-]{34,38}",
+                    "spiffe://factory.example/margo/device/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+                    "spiffe://factory.example/margo/wfm(/[a-c.~%]{0,3}|/client){0,4}",
+                    "spiffe://f/margo/wfm/[A-Za-z0-9._-]{1,9}(/client/[A-Za-z0-9._-]{1,9})?",
                     "[a-z/]{0,12}spiffe://[a-z]{0,3}/[a-z./]{0,8}",
                     "spiffe://a/[a-z]{2030,2060}",
                 ],
@@ -327,7 +514,25 @@ mod tests {
                     prop_assert_eq!(id.to_string(), text.as_str());
                     prop_assert!(text.len() <= 2048 && text.is_ascii() && !text.ends_with('/'));
                     prop_assert!(!text.contains([':', '?', '#', '%', '@']) || text.matches(':').count() == 1);
-                    prop_assert!(id.device_uuid().is_none_or(|uuid| uuid.len() == 36 && text.ends_with(uuid)));
+                    let path = format!("/{}", text.splitn(4, '/').nth(3).unwrap_or_default());
+                    let wfm = id.wfm_of_client().map(String::from);
+                    match id.margo_name() {
+                        Some(MargoName::Device { uuid }) => {
+                            prop_assert_eq!(path, format!("/margo/device/{uuid}"));
+                            prop_assert!(uuid.len() == 36 && wfm.is_none());
+                        }
+                        Some(MargoName::Wfm { wfm_id }) => {
+                            prop_assert_eq!(path, format!("/margo/wfm/{wfm_id}"));
+                            prop_assert_eq!(SpiffeId::wfm(id.trust_domain(), wfm_id), Ok(id.clone()));
+                            prop_assert!(wfm.is_none());
+                        }
+                        Some(MargoName::WfmClient { wfm_id, client_id }) => {
+                            prop_assert_eq!(path, format!("/margo/wfm/{wfm_id}/client/{client_id}"));
+                            let expected = SpiffeId::wfm(id.trust_domain(), wfm_id).map(String::from).ok();
+                            prop_assert_eq!(wfm, expected);
+                        }
+                        None => prop_assert!(wfm.is_none()),
+                    }
                 }
             }
         }

@@ -6,6 +6,7 @@
 // A test may panic.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod algorithms;
 mod bundle;
 mod chain;
 pub mod digest;
@@ -27,4 +28,4 @@ pub mod time;
 pub use bundle::{
     AnchorFacts, Bundle, BundleDocument, BundleError, BundleKey, BundleWarning, SequenceCheck, check_sequence,
 };
-pub use id::{SpiffeId, SpiffeIdError, TrustDomain};
+pub use id::{MargoName, NameKind, SpiffeId, SpiffeIdError, TrustDomain};

@@ -1,5 +1,6 @@
-//! Validation of X.509-SVIDs: one pure function, [`validate`]. The response of an MIS must pass it
-//! before anything current is replaced (miaf-v0 E4, K4; SPIFFE X509-SVID sections 2 to 5).
+//! Validation of X.509-SVIDs: one pure function, [`validate`]. An issued chain must pass it before
+//! anything current is replaced, wherever it comes from: the response of an MIS, or an operator
+//! (miaf-v0 E4, K4; margo-now N2, N6, N7; SPIFFE X509-SVID sections 2 to 5).
 //!
 //! The chain itself is validated by rustls-webpki. What webpki leaves open is decided here: key
 //! usage bits, the number of URI SANs, the leaf's own key, the size of RSA keys, what the anchor
@@ -8,60 +9,25 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use rustls_pki_types::{
-    AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, UnixTime, alg_id,
-};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::VerifiedPath;
-use webpki::ring::{ECDSA_P256_SHA256, RSA_PSS_2048_8192_SHA256_LEGACY_KEY};
 use x509_parser::certificate::{BasicExtension, X509Certificate};
 use x509_parser::extensions::{GeneralName, KeyUsage, SubjectAlternativeName};
-use x509_parser::oid_registry::{
-    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_PKCS1_RSASSAPSS,
-    OID_X509_EXT_KEY_USAGE, OID_X509_EXT_SUBJECT_ALT_NAME,
-};
+use x509_parser::oid_registry::{OID_X509_EXT_KEY_USAGE, OID_X509_EXT_SUBJECT_ALT_NAME};
 use x509_parser::prelude::{FromDer as _, format_serial};
-use x509_parser::public_key::RSAPublicKey;
-use x509_parser::x509::{SubjectPublicKeyInfo, X509Version};
+use x509_parser::x509::X509Version;
 
+use crate::algorithms::key_is_allowed;
 use crate::bundle::{AnchorFacts, Bundle};
 use crate::chain::parse;
 use crate::encoding;
-use crate::id::{SpiffeId, TrustDomain};
+use crate::id::{MargoName, NameKind, SpiffeId, TrustDomain};
 use crate::text::Excerpt;
 use crate::time::Timestamp;
 
+pub use crate::algorithms::Algorithms;
 pub use crate::chain::{Chain, certificate_pem};
 pub use crate::svid_error::SvidError;
-
-/// The two signature algorithms of MIAF, and no others (miaf-v0 K3, K4).
-pub(crate) const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
-    ECDSA_P256_SHA256,
-    RSA_PSS_2048_8192_SHA256_LEGACY_KEY,
-    &KeyForPssOnly(AlgorithmIdentifier::from_slice(&[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 10])),
-    &KeyForPssOnly(alg_id::RSA_PSS_SHA256),
-];
-
-/// The second of the two, with a key that says that it is for PSS alone (id-RSASSA-PSS of RFC 4055,
-/// without parameters or with these): webpki has no name for such a key.
-#[derive(Debug)]
-struct KeyForPssOnly(AlgorithmIdentifier);
-
-impl SignatureVerificationAlgorithm for KeyForPssOnly {
-    fn verify_signature(&self, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
-        RSA_PSS_2048_8192_SHA256_LEGACY_KEY.verify_signature(key, message, signature)
-    }
-
-    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
-        self.0
-    }
-
-    fn signature_alg_id(&self) -> AlgorithmIdentifier {
-        alg_id::RSA_PSS_SHA256
-    }
-}
-
-/// Minimum size of an RSA key (miaf-v0 K4).
-pub(crate) const MIN_RSA_BITS: usize = 3072;
 
 /// Bytes of a serial number (RFC 5280 section 4.1.2.2), without the zero that keeps it positive.
 const MAX_SERIAL: usize = 20;
@@ -71,18 +37,23 @@ const MAX_SERIAL: usize = 20;
 /// wrong.
 pub const MAX_AHEAD: Duration = Duration::from_secs(10 * 60);
 
-/// The facts that a response must match.
+/// The facts that an issued chain must match, and the rules that it must keep to.
 #[derive(Clone, Debug)]
 pub struct Expectation<'a> {
-    /// The trust domain of the discovery document.
+    /// The trust domain of the discovery document, or of the configuration.
     pub trust_domain: &'a TrustDomain,
-    /// The current identity, at renewal (miaf-v0 R3). At enrollment: none.
+    /// The kind of name that an identity enrolled in this way has (margo-now N2).
+    pub name: NameKind,
+    /// The algorithms that its key, and the signatures on the chain, may have.
+    pub algorithms: Algorithms,
+    /// The current identity, at renewal (miaf-v0 R3), or the one that the configuration demands.
+    /// At an enrollment of any: none.
     pub spiffe_id: Option<&'a SpiffeId>,
     /// The subject public key info of the key that signed the request.
     pub spki_der: &'a [u8],
 }
 
-/// Validates the chain that the MIS returned. `now` is the wall clock.
+/// Validates an issued chain. `now` is the wall clock.
 ///
 /// # Errors
 /// The first rule that it breaks. Two of them are not final: [`SvidError::NotYetValid`] (store it
@@ -105,7 +76,7 @@ pub fn validate(
     if leaf.public_key().raw != expected.spki_der {
         return Err(SvidError::OtherKey);
     }
-    key_is_allowed(leaf.public_key())?;
+    key_is_allowed(leaf.public_key(), expected.algorithms)?;
     extensions_are_sound(&leaf)?;
     leaf_may_authenticate(&leaf)?;
     let spiffe_id = identity(&leaf, expected)?;
@@ -121,12 +92,14 @@ pub fn validate(
     }
     // A chain that is only early is validated as of the moment it becomes valid: a damaged one is
     // refused now.
-    let valid_from = path_validates_soon(chain, bundle, now, not_before)?;
+    let path = Path::of(chain, expected.algorithms);
+    let valid_from = path_validates_soon(path, bundle, now, not_before)?;
     if now < valid_from {
         return Err(SvidError::NotYetValid { not_before: valid_from });
     }
-    let until = end_of_use(chain, bundle, valid_from, not_after);
-    Ok(X509Svid { spiffe_id, serial: serial(&leaf), not_before, not_after, until, chain: chain.clone() })
+    let (serial, chain) = (serial(&leaf), chain.clone());
+    let until = end_of_use(path, bundle, valid_from, not_after);
+    Ok(X509Svid { spiffe_id, serial, not_before, not_after, until, chain, algorithms: expected.algorithms })
 }
 
 /// Checks that a renewed SVID has a serial number that its issuer has not given to the current one
@@ -149,7 +122,7 @@ pub fn check_new_serial(chain: &Chain, current: &X509Svid) -> Result<(), SvidErr
 /// Whether the current SVID chains to an anchor of the bundle: used to report, never to drop
 /// (miaf-v0 B3, B5).
 pub fn is_trusted(svid: &X509Svid, bundle: &Bundle, now: Timestamp) -> bool {
-    path_validates(&svid.chain, bundle, now).is_ok()
+    path_validates(svid.path(), bundle, now).is_ok()
 }
 
 /// The path from an SVID to an anchor at one moment.
@@ -168,8 +141,8 @@ pub struct TrustPath<'a> {
 /// section 6.1; to OpenSSL it does not.
 pub fn trust_path<'a>(svid: &X509Svid, bundle: &'a Bundle, at: Timestamp) -> Option<TrustPath<'a>> {
     let is_valid = |anchor: &AnchorFacts| anchor.is_valid(at);
-    path_to_anchor(&svid.chain, bundle, at, is_valid)
-        .or_else(|_| path_to_anchor(&svid.chain, bundle, at, |_| true))
+    path_to_anchor(svid.path(), bundle, at, is_valid)
+        .or_else(|_| path_to_anchor(svid.path(), bundle, at, |_| true))
         .ok()
 }
 
@@ -177,15 +150,15 @@ pub fn trust_path<'a>(svid: &X509Svid, bundle: &'a Bundle, at: Timestamp) -> Opt
 /// does not do so now, of the first such time. With a cross-signed issuer the path that lasts
 /// longest counts. `leaf_not_after` where the bundle has no anchor for it at all: then there is
 /// nothing that could end sooner.
-fn end_of_use(chain: &Chain, bundle: &Bundle, now: Timestamp, leaf_not_after: Timestamp) -> Timestamp {
-    let certificates = chain.intermediates().iter().filter_map(|der| parse(0, der).ok());
+fn end_of_use(path: Path<'_>, bundle: &Bundle, now: Timestamp, leaf_not_after: Timestamp) -> Timestamp {
+    let certificates = path.intermediates.iter().filter_map(|der| parse(0, der).ok());
     let ends = certificates.map(|certificate| validity(&certificate).1);
     let mut ends: Vec<_> = ends.filter(|end| *end < leaf_not_after).collect();
     if ends.is_empty() {
         return leaf_not_after;
     }
     ends.sort_unstable();
-    let path_end = |at| path_to_anchor(chain, bundle, at, |_| true).ok().map(|path| path.path_not_after);
+    let path_end = |at| path_to_anchor(path, bundle, at, |_| true).ok().map(|path| path.path_not_after);
     let begun = std::iter::once(now).chain(ends).find_map(path_end);
     let mut end = begun.unwrap_or(leaf_not_after);
     // Each turn goes beyond the end of another certificate of a chain of a few.
@@ -209,11 +182,13 @@ pub struct X509Svid {
     not_after: Timestamp,
     until: Timestamp,
     chain: Chain,
+    algorithms: Algorithms,
 }
 
 impl X509Svid {
     /// Reads a chain that was validated when it was stored. It may have expired: it is still the
-    /// current identity.
+    /// current identity. Which algorithms count for its path follows from its kind of name, as the
+    /// way in which it was enrolled did: miaf-v0's, but those of released Margo for a WFM Client.
     ///
     /// # Errors
     /// [`SvidError`] when it is not a certificate with one SPIFFE ID.
@@ -222,14 +197,30 @@ impl X509Svid {
         let spiffe_id = only_spiffe_id(&leaf)?;
         let (not_before, not_after) = validity(&leaf);
         let serial = serial(&leaf);
-        Ok(Self { spiffe_id, serial, not_before, not_after, until: not_after, chain })
+        let algorithms = match spiffe_id.margo_name() {
+            Some(MargoName::WfmClient { .. }) => Algorithms::Released,
+            _ => Algorithms::MiafV0,
+        };
+        Ok(Self { spiffe_id, serial, not_before, not_after, until: not_after, chain, algorithms })
     }
 
     /// The same SVID under another bundle, whose anchors may be reached over other intermediates.
     #[must_use]
     pub fn under(&self, bundle: &Bundle, now: Timestamp) -> Self {
-        let until = end_of_use(&self.chain, bundle, now, self.not_after);
+        let until = end_of_use(self.path(), bundle, now, self.not_after);
         Self { until, ..self.clone() }
+    }
+
+    /// Whether an anchor of the bundle signed the leaf itself. There are clients that consider no
+    /// intermediate (the WFM client of Margo's sandbox, when it starts).
+    #[must_use]
+    pub fn is_signed_by_anchor(&self, bundle: &Bundle) -> bool {
+        let alone = Path { intermediates: &[], ..self.path() };
+        path_validates(alone, bundle, self.not_before).is_ok()
+    }
+
+    fn path(&self) -> Path<'_> {
+        Path::of(&self.chain, self.algorithms)
     }
 
     /// The identity that it names.
@@ -272,7 +263,7 @@ impl X509Svid {
 /// RFC 5280 section 4.2: at most one of each, also of those that are not read here, and those of
 /// the standard in DER. A peer may well refuse such a certificate as a whole. Private extensions
 /// are sometimes plain text.
-fn extensions_are_sound(certificate: &X509Certificate<'_>) -> Result<(), SvidError> {
+pub(crate) fn extensions_are_sound(certificate: &X509Certificate<'_>) -> Result<(), SvidError> {
     const STANDARD: &[u8] = &[0x55, 0x1d]; // id-ce, 2.5.29
     let all = certificate.extensions_map().map_err(|_| SvidError::Extension)?;
     let mut of_the_standard = all.values().filter(|found| found.oid.as_bytes().starts_with(STANDARD));
@@ -296,7 +287,7 @@ pub(super) fn unreadable_to_peers(der: &[u8], certificate: &X509Certificate<'_>)
 
 /// The fault of a serial number (RFC 5280 section 4.1.2.2). Zero is allowed: all known parsers read
 /// it.
-fn serial_fault(certificate: &X509Certificate<'_>) -> Option<&'static str> {
+pub(crate) fn serial_fault(certificate: &X509Certificate<'_>) -> Option<&'static str> {
     negative_serial(certificate).or_else(|| long_serial(certificate))
 }
 
@@ -314,7 +305,7 @@ pub(super) fn long_serial(certificate: &X509Certificate<'_>) -> Option<&'static 
 }
 
 /// SPIFFE X509-SVID section 4: what the leaf may be used for.
-fn leaf_may_authenticate(leaf: &X509Certificate<'_>) -> Result<(), SvidError> {
+pub(crate) fn leaf_may_authenticate(leaf: &X509Certificate<'_>) -> Result<(), SvidError> {
     let unreadable = |_| SvidError::Extension;
     if leaf.basic_constraints().map_err(unreadable)?.is_some_and(|bc| bc.value.ca) {
         return Err(SvidError::CertificateAuthority);
@@ -362,8 +353,8 @@ fn identity(leaf: &X509Certificate<'_>, expected: &Expectation<'_>) -> Result<Sp
     if id.trust_domain() != expected.trust_domain {
         return Err(SvidError::OtherTrustDomain { got: id, want: expected.trust_domain.clone() });
     }
-    if id.device_uuid().is_none() {
-        return Err(SvidError::NotADevice(id));
+    if !expected.name.includes(&id) {
+        return Err(SvidError::OtherKindOfName { got: id, want: expected.name });
     }
     if let Some(want) = expected.spiffe_id.filter(|want| **want != id) {
         return Err(SvidError::OtherIdentity { got: id, want: want.clone() });
@@ -371,7 +362,8 @@ fn identity(leaf: &X509Certificate<'_>, expected: &Expectation<'_>) -> Result<Sp
     Ok(id)
 }
 
-fn only_spiffe_id(leaf: &X509Certificate<'_>) -> Result<SpiffeId, SvidError> {
+/// The SPIFFE ID of a leaf: the one URI among its names (SPIFFE X509-SVID section 2).
+pub(crate) fn only_spiffe_id(leaf: &X509Certificate<'_>) -> Result<SpiffeId, SvidError> {
     let names = subject_alternative_name(leaf)?.map(|san| san.value.general_names.as_slice());
     let names = names.unwrap_or_default();
     // A URI whose bytes are no text is a second name nevertheless, for a peer that reads bytes.
@@ -402,18 +394,36 @@ fn subject_alternative_name<'a>(
     leaf.subject_alternative_name().map_err(|_| SvidError::Extension)
 }
 
+/// Certificates that may form a path to an anchor, and the rules by which it is searched for.
+#[derive(Clone, Copy)]
+pub(crate) struct Path<'a> {
+    pub(crate) leaf: &'a CertificateDer<'a>,
+    pub(crate) intermediates: &'a [CertificateDer<'a>],
+    pub(crate) algorithms: Algorithms,
+    /// What the issuers must be allowed to issue for.
+    pub(crate) usage: webpki::KeyUsage,
+}
+
+impl<'a> Path<'a> {
+    /// The path of this device's own SVID, with which it authenticates as a client.
+    fn of(chain: &'a Chain, algorithms: Algorithms) -> Self {
+        let (leaf, intermediates) = (chain.leaf(), chain.intermediates());
+        Self { leaf, intermediates, algorithms, usage: webpki::KeyUsage::client_auth() }
+    }
+}
+
 /// The moment from which the chain is valid: `now`, or a later one when a certificate of the path
 /// is only a little early. An issuer made a minute ago may well begin after a leaf that is dated
 /// back.
 fn path_validates_soon(
-    chain: &Chain,
+    path: Path<'_>,
     bundle: &Bundle,
     now: Timestamp,
     not_before: Timestamp,
 ) -> Result<Timestamp, SvidError> {
     let mut at = now.max(not_before);
     loop {
-        match path_validates(chain, bundle, at) {
+        match path_validates(path, bundle, at) {
             Err(SvidError::FarFuture { not_before, .. }) if not_before > now.after(MAX_AHEAD) => {
                 return Err(SvidError::FarFuture { not_before, now });
             }
@@ -425,13 +435,13 @@ fn path_validates_soon(
     }
 }
 
-fn path_validates(chain: &Chain, bundle: &Bundle, at: Timestamp) -> Result<(), SvidError> {
-    path_to_anchor(chain, bundle, at, |_| true).map(|_| ())
+fn path_validates(path: Path<'_>, bundle: &Bundle, at: Timestamp) -> Result<(), SvidError> {
+    path_to_anchor(path, bundle, at, |_| true).map(|_| ())
 }
 
 /// The path to one of the `eligible` anchors.
-fn path_to_anchor<'a>(
-    chain: &Chain,
+pub(crate) fn path_to_anchor<'a>(
+    path: Path<'_>,
     bundle: &'a Bundle,
     at: Timestamp,
     eligible: impl Fn(&AnchorFacts) -> bool,
@@ -441,16 +451,18 @@ fn path_to_anchor<'a>(
         webpki::anchor_from_trusted_cert(source.0).ok().map(|anchor| (anchor, source))
     };
     let (anchors, sources): (Vec<_>, Vec<_>) = sources.filter_map(readable).unzip();
-    let leaf = webpki::EndEntityCert::try_from(chain.leaf()).map_err(SvidError::from)?;
+    let of_path = |why| SvidError::of_path(why, path.algorithms);
+    let leaf = webpki::EndEntityCert::try_from(path.leaf).map_err(of_path)?;
     // A path that MIAF forbids is passed over, and not the last word: with a cross-signed issuer
     // there are others.
     let (forbidden, found) = (Cell::new(None), Cell::new(None));
-    let allowed = |path: &VerifiedPath<'_>| {
+    let allowed = |verified: &VerifiedPath<'_>| {
         // Two anchors may differ only in what webpki drops of them: the place tells which one it
         // was.
-        let source = anchors.iter().zip(&sources).find(|(anchor, _)| std::ptr::eq(*anchor, path.anchor()));
+        let source =
+            anchors.iter().zip(&sources).find(|(anchor, _)| std::ptr::eq(*anchor, verified.anchor()));
         let (_, (anchor, facts)) = source.ok_or(webpki::Error::UnknownIssuer)?;
-        let path_not_after = path_is_allowed(path, anchor).map_err(|why| {
+        let path_not_after = path_is_allowed(verified, anchor, path.algorithms).map_err(|why| {
             forbidden.set(Some(why));
             webpki::Error::UnknownIssuer
         })?;
@@ -458,33 +470,37 @@ fn path_to_anchor<'a>(
         Ok(())
     };
     let verified = leaf.verify_for_usage(
-        ALGORITHMS,
+        path.algorithms.signatures(),
         &anchors,
-        chain.intermediates(),
+        path.intermediates,
         UnixTime::since_unix_epoch(at.unix_duration()),
-        webpki::KeyUsage::client_auth(),
+        path.usage,
         None,
         Some(&allowed),
     );
     match verified {
         Ok(_) => {
-            let leaf_not_after = validity(&parse(0, chain.leaf())?).1;
+            let leaf_not_after = validity(&parse(0, path.leaf)?).1;
             let found = found.take().ok_or(SvidError::UnknownIssuer)?;
             Ok(TrustPath { path_not_after: found.path_not_after.min(leaf_not_after), ..found })
         }
-        Err(e) => Err(forbidden.take().unwrap_or_else(|| e.into())),
+        Err(e) => Err(forbidden.take().unwrap_or_else(|| of_path(e))),
     }
 }
 
 /// Checks what webpki leaves open of a path whose signatures fit. webpki takes an anchor for a name
 /// and a key, as RFC 5280 section 6.1.1 allows; the certificate in the bundle says more, and the
 /// parsers of peers heed it. Returns the first end of validity among the intermediates.
-fn path_is_allowed(path: &VerifiedPath<'_>, anchor: &CertificateDer<'_>) -> Result<Timestamp, SvidError> {
+fn path_is_allowed(
+    path: &VerifiedPath<'_>,
+    anchor: &CertificateDer<'_>,
+    algorithms: Algorithms,
+) -> Result<Timestamp, SvidError> {
     let (mut below_anchor, mut first_end) = (0, Timestamp::from_millis(i64::MAX));
     for issuer in path.intermediate_certificates() {
         let der = issuer.der();
         let parsed = parse(0, &der)?;
-        issuer_may_issue(&parsed)?;
+        issuer_may_issue(&parsed, algorithms)?;
         first_end = first_end.min(validity(&parsed).1);
         // RFC 5280 section 4.2.1.9: a CA's certificate for its own next key does not count.
         below_anchor += u32::from(issuer.subject() != issuer.issuer());
@@ -498,35 +514,17 @@ fn path_is_allowed(path: &VerifiedPath<'_>, anchor: &CertificateDer<'_>) -> Resu
     if constraints.and_then(|says| says.path_len_constraint).is_some_and(|most| most < below_anchor) {
         return Err(SvidError::PathTooLong);
     }
-    issuer_may_issue(&anchor)?;
+    issuer_may_issue(&anchor, algorithms)?;
     Ok(first_end)
 }
 
 /// SPIFFE X509-SVID section 3.2 and 4: what each issuer of a path must allow, the anchor included.
-fn issuer_may_issue(issuer: &X509Certificate<'_>) -> Result<(), SvidError> {
+fn issuer_may_issue(issuer: &X509Certificate<'_>, algorithms: Algorithms) -> Result<(), SvidError> {
     extensions_are_sound(issuer)?;
     if key_usage(issuer)?.is_some_and(|(_, usage)| !usage.key_cert_sign()) {
         return Err(SvidError::IssuerMayNotSign);
     }
-    key_is_allowed(issuer.public_key())?;
-    Ok(())
-}
-
-/// P-256, or RSA from 3072 bits: webpki takes RSA from 2048, and leaves the leaf's own key open
-/// (miaf-v0 K4).
-fn key_is_allowed(key: &SubjectPublicKeyInfo<'_>) -> Result<(), SvidError> {
-    let curve = key.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
-    let is_rsa = [OID_PKCS1_RSAENCRYPTION, OID_PKCS1_RSASSAPSS].contains(&key.algorithm.algorithm);
-    if is_rsa {
-        let (_, rsa) =
-            RSAPublicKey::from_der(&key.subject_public_key.data).map_err(|_| SvidError::Algorithm)?;
-        if rsa.key_size() < MIN_RSA_BITS {
-            return Err(SvidError::WeakRsa(rsa.key_size()));
-        }
-    } else if key.algorithm.algorithm != OID_KEY_TYPE_EC_PUBLIC_KEY || curve != Some(OID_EC_P256) {
-        return Err(SvidError::Algorithm);
-    }
-    Ok(())
+    key_is_allowed(issuer.public_key(), algorithms)
 }
 
 pub(super) fn validity(certificate: &X509Certificate<'_>) -> (Timestamp, Timestamp) {

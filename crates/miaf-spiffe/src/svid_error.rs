@@ -4,9 +4,9 @@ use std::borrow::Cow;
 
 use rustls_pki_types::UnixTime;
 
+use crate::algorithms::{Algorithms, MIN_RSA_BITS};
 use crate::chain::MAX_CHAIN;
-use crate::id::{SpiffeId, SpiffeIdError, TrustDomain};
-use crate::svid::{ALGORITHMS, MIN_RSA_BITS};
+use crate::id::{NameKind, SpiffeId, SpiffeIdError, TrustDomain, name_in_words};
 use crate::text::Excerpt;
 use crate::time::Timestamp;
 
@@ -102,15 +102,20 @@ pub enum SvidError {
         /// What the discovery document says.
         want: TrustDomain,
     },
-    /// A name outside `/margo/device/<uuid>`.
-    #[error("the certificate names {0}, which is not a device (/margo/device/<lowercase uuid>)")]
-    NotADevice(SpiffeId),
-    /// A renewal with another identity than the current one.
-    #[error("the new certificate names {got}, but this device is {want}")]
+    /// A name of another kind than the way of this identity's enrollment gives (margo-now N2).
+    #[error("the certificate names {got}, which is {}, but this identity is {want}", name_in_words(.got))]
+    OtherKindOfName {
+        /// What was found.
+        got: SpiffeId,
+        /// The kind of this identity's name.
+        want: NameKind,
+    },
+    /// Another identity than the current one, or than the configured one.
+    #[error("the new certificate names {got}, but this identity is {want}")]
     OtherIdentity {
         /// What was found.
         got: SpiffeId,
-        /// The current identity.
+        /// The current or configured identity.
         want: SpiffeId,
     },
     /// `notAfter` not later than `notBefore`.
@@ -154,9 +159,9 @@ pub enum SvidError {
     /// No path to an anchor of the bundle.
     #[error("the certificate does not chain to an anchor of the trust bundle")]
     UnknownIssuer,
-    /// A signature with another algorithm than the two of MIAF.
-    #[error("a signature or key of the chain is neither ECDSA P-256 with SHA-256 nor RSA-PSS with SHA-256")]
-    Algorithm,
+    /// A signature or key of another algorithm than these.
+    #[error("a signature or key of the chain is {0}")]
+    Algorithm(Algorithms),
     /// An RSA key under 3072 bits.
     #[error("the chain has an RSA key of {0} bits; at least {MIN_RSA_BITS} are required")]
     WeakRsa(usize),
@@ -198,7 +203,7 @@ impl SvidError {
         matches!(
             self,
             Self::UnknownIssuer
-                | Self::Algorithm
+                | Self::Algorithm(_)
                 | Self::WeakRsa(_)
                 | Self::IssuerMayNotSign
                 | Self::IssuerIsNoAuthority
@@ -239,21 +244,22 @@ fn in_words(error: &webpki::Error) -> Cow<'static, str> {
     Cow::Borrowed(words)
 }
 
-impl From<webpki::Error> for SvidError {
-    fn from(e: webpki::Error) -> Self {
+impl SvidError {
+    /// The error of a path that webpki refuses under these algorithms.
+    pub(crate) fn of_path(e: webpki::Error, algorithms: Algorithms) -> Self {
         use webpki::Error as E;
         let moment = |t: UnixTime| Timestamp::from_secs(i64::try_from(t.as_secs()).unwrap_or(i64::MAX));
-        let of_miaf = |key: &[u8]| ALGORITHMS.iter().any(|a| a.public_key_alg_id().as_ref() == key);
         match e {
             // A CA that changed its key and kept its name shows as a bad signature, or, where it
-            // went from one of the two algorithms to the other, as a signature that does not fit
-            // the key.
+            // went from one kind of key to another, as a signature that does not fit the key.
             E::UnknownIssuer | E::InvalidSignatureForPublicKey => Self::UnknownIssuer,
-            E::UnsupportedSignatureAlgorithmForPublicKeyContext(c) if of_miaf(&c.public_key_algorithm_id) => {
+            E::UnsupportedSignatureAlgorithmForPublicKeyContext(c)
+                if is_of_another_key(&c.signature_algorithm_id, &c.public_key_algorithm_id, algorithms) =>
+            {
                 Self::UnknownIssuer
             }
             E::UnsupportedSignatureAlgorithmContext(_)
-            | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => Self::Algorithm,
+            | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => Self::Algorithm(algorithms),
             // Of intermediates: the leaf's own validity is checked first.
             E::CertExpired { time, not_after } => {
                 Self::IssuerExpired { not_after: moment(not_after), now: moment(time) }
@@ -268,4 +274,14 @@ impl From<webpki::Error> for SvidError {
             other => Self::Path(other),
         }
     }
+}
+
+/// Whether a signature that does not fit an allowed key was made by a key of another kind. An ECDSA
+/// key and the hash of another curve are taken for what an operator did: `openssl` signs with
+/// SHA-256 by default, whatever the curve.
+fn is_of_another_key(signature: &[u8], key: &[u8], algorithms: Algorithms) -> bool {
+    const ECDSA_KEY: &[u8] = &[6, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1]; // 1.2.840.10045.2.1
+    const ECDSA_SIGNATURE: &[u8] = &[6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4]; // 1.2.840.10045.4
+    let is_allowed = algorithms.signatures().iter().any(|a| a.public_key_alg_id().as_ref() == key);
+    is_allowed && !(key.starts_with(ECDSA_KEY) && signature.starts_with(ECDSA_SIGNATURE))
 }
