@@ -455,7 +455,7 @@ fn csr_is_signed_by_the_key() {
 
     let tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
-    let der = csr::certification_request(&key).unwrap();
+    let der = csr::certification_request(&key, None).unwrap();
     let (rest, request) = X509CertificationRequest::from_der(&der).unwrap();
     assert!(rest.is_empty());
     request.verify_signature().expect("the request is signed by its own key");
@@ -473,7 +473,7 @@ fn csr_that_cannot_be_signed_says_why() {
     let mut tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();
     tpm.stop();
-    let error = csr::certification_request(&key).unwrap_err();
+    let error = csr::certification_request(&key, None).unwrap_err();
     assert!(matches!(error, KeyError::Tpm(TpmError::Unreachable { .. })), "{error:?}");
 }
 

@@ -63,6 +63,7 @@ impl Executor {
                         lifecycle: &self.lifecycle,
                         trust_domain,
                         keys: &self.keys,
+                        provider: self.config.key.provider,
                         records,
                         provisioning: &mut self.provisioning,
                     };

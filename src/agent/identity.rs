@@ -11,7 +11,7 @@ use super::reporting::{cause, current_key_failure, hint, key_failure, local, sta
 use super::trust_domain::TrustDomain;
 use crate::hint::Hint as _;
 use crate::issuer::{CertificateRequest, IssuerError};
-use crate::keys::{self, ErrorKind, Key, KeyError, Providers};
+use crate::keys::{self, ErrorKind, Key, KeyError, ProviderKind, Providers};
 use crate::lifecycle::{
     Failure, FailureKind, IdentityAction, IdentityEvent, IdentityIndex, KeyChoice, Lifecycle, NotAdopted,
     Request, SvidFacts,
@@ -53,6 +53,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) lifecycle: &'a Lifecycle,
     pub(super) trust_domain: &'a TrustDomain,
     pub(super) keys: &'a Providers,
+    /// The provider of new keys.
+    pub(super) provider: ProviderKind,
     pub(super) records: &'a Records,
     pub(super) provisioning: &'a mut Provisioning,
 }
@@ -92,7 +94,7 @@ impl Identity {
 
     async fn create_key(
         &mut self,
-        Surroundings { keys, records, .. }: Surroundings<'_>,
+        Surroundings { keys, provider, records, .. }: Surroundings<'_>,
     ) -> Result<(), Failure> {
         let keys = keys.clone();
         let current = self.current.as_ref().map(|current| current.key.clone());
@@ -100,13 +102,13 @@ impl Identity {
             // While a sealed key is out of reach, none under a lesser seal takes its place (miaf-v0
             // K2).
             let out_of_reach = current
-                .filter(|current| keys.is_configured(current.as_ref()))
+                .filter(|current| current.provider() == provider)
                 .map(|current| current.check_available());
             match out_of_reach {
                 Some(Err(e)) if e.kind() != ErrorKind::KeyUnusable => return Err(e),
                 _ => {}
             }
-            let key = keys.create()?;
+            let key = keys.create(provider)?;
             let pem = key.to_pem()?;
             Ok((key, pem))
         })
@@ -124,13 +126,13 @@ impl Identity {
         choice: KeyChoice,
         surroundings: Surroundings<'_>,
     ) -> Result<(), Failure> {
-        let Surroundings { lifecycle, trust_domain, keys, records, provisioning } = surroundings;
+        let Surroundings { lifecycle, trust_domain, keys, records, provisioning, .. } = surroundings;
         let TrustDomain { issuer, discovery, .. } = trust_domain;
         let Some(discovery) = discovery else { return Err(IssuerError::NotDiscovered.to_failure()) };
         let document = &discovery.document;
         let credential = Credential::of(request, self.current.clone()).map_err(|e| e.to_failure())?;
         let key = self.key(choice)?;
-        let csr = match blocking(move || keys::csr::certification_request(key.as_ref())).await {
+        let csr = match blocking(move || keys::csr::certification_request(key.as_ref(), None)).await {
             Ok(csr) => CertificateRequest(csr),
             Err(e) if choice == KeyChoice::Pending && e.kind() == ErrorKind::KeyUnusable => {
                 return Err(self.give_up_pending_key(&e, keys, records).await);
@@ -265,11 +267,11 @@ impl Identity {
         &mut self,
         identity: publish::SvidAndKey,
         choice: KeyChoice,
-        Surroundings { lifecycle, keys, records, .. }: &Surroundings<'_>,
+        Surroundings { lifecycle, keys, provider, records, .. }: &Surroundings<'_>,
     ) -> Result<SvidFacts, NotAdopted> {
         let (not_before, not_after) = (identity.svid.not_before(), identity.svid.until());
         let renew_at = lifecycle.draw_renewal(not_before, not_after, clock::now(), &mut random::unit);
-        let facts = svid_facts(&identity.svid, Some(renew_at), choice, fits(keys, &identity.key));
+        let facts = svid_facts(&identity.svid, Some(renew_at), choice, fits(*provider, &identity.key));
         let identity = Arc::new(identity);
         let record = record(&identity, Some(renew_at)).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
         let saved = records.save(record).await;
@@ -420,8 +422,8 @@ pub(super) fn svid_facts(
 
 /// Whether a key is of the configured kind. One that is not is used for the SVID that it is bound
 /// to, and no longer.
-pub(super) fn fits(keys: &Providers, key: &Arc<dyn Key>) -> bool {
-    let fits = keys.is_configured(key.as_ref());
+pub(super) fn fits(provider: ProviderKind, key: &Arc<dyn Key>) -> bool {
+    let fits = key.provider() == provider;
     if !fits {
         let protection = key.protection().as_str();
         tracing::warn!(protection, "the current key is not of the configured provider; renewal replaces it");

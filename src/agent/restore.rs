@@ -15,7 +15,7 @@ use super::trust_domain::{CachedBundle, CachedDiscovery, TrustDomain, discovery_
 use crate::config::Config;
 use crate::hint::Hint as _;
 use crate::issuer::{Discovery, Issuer, Protocol};
-use crate::keys::{Key, Providers};
+use crate::keys::{Key, ProviderKind, Providers};
 use crate::lifecycle::{
     Backoff, IdentityIndex, IdentityMemory, KeyChoice, KnownTime, Lifecycle, Policy, Restored,
     RestoredBundle, RestoredIdentity, RestoredTrustDomain, TrustDomainMemory,
@@ -43,12 +43,7 @@ impl Executor {
     ) -> Result<Self, StoreError> {
         let store = Store::new(&config.state_dir);
         let lock = store.lock()?;
-        let keys = Providers::new(
-            config.key.provider,
-            provisioned.tpm,
-            store.private(),
-            credentials::credentials().as_deref(),
-        );
+        let keys = Providers::new(provisioned.tpm, store.private(), credentials::credentials().as_deref());
         let proxy = config.mis.as_ref().map(|mis| mis.proxy.clone()).unwrap_or_default();
         let discovery = cached(&store).and_then(|record| read_discovery(record, &config));
         let mut identity = restore_identity(DEVICE, &config, &store, &keys)?;
@@ -65,7 +60,7 @@ impl Executor {
         let own = memory.identities.into_iter().next().unwrap_or_default();
         let restored = Restored {
             trust_domain: trust_domain_state(discovery.as_ref(), bundle.as_ref(), time, memory.trust_domain),
-            identities: vec![identity_state(&identity, &keys, own)],
+            identities: vec![identity_state(&identity, config.key.provider, own)],
         };
         let lifecycle = Lifecycle::new(policy(&config), restored, now, &mut random::unit);
         let (memory, trusted) = (lifecycle.memory(), lifecycle.trusts_clock(now));
@@ -112,9 +107,9 @@ fn trust_domain_state(
     }
 }
 
-fn identity_state(identity: &Identity, keys: &Providers, memory: IdentityMemory) -> RestoredIdentity {
+fn identity_state(identity: &Identity, provider: ProviderKind, memory: IdentityMemory) -> RestoredIdentity {
     let facts = |current: &Arc<publish::SvidAndKey>| {
-        let fits = fits(keys, &current.key);
+        let fits = fits(provider, &current.key);
         svid_facts(&current.svid, identity.stored_renew_at, KeyChoice::Current, fits)
     };
     RestoredIdentity {

@@ -2,7 +2,8 @@
 //!
 //! The rest of the agent sees a [`Key`]. A [`Provider`] creates keys and opens them again: in the
 //! TPM ([`tpm`], rule K1), or in software, sealed ([`software`], rule K2). [`Providers`] holds one
-//! of each: it creates with the configured one, and opens with the one that a key's record names.
+//! of each: it creates with the one that an identity asks for, and opens with the one that a key's
+//! record names.
 //! [`csr`] and [`rustls`] use any [`Key`]; [`factory_key`] opens the key that the device maker left
 //! on disk or in the TPM (rule K5), which the agent only uses for TLS.
 //!

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use super::software::{self, Software};
 use super::tpm::Tpm;
@@ -41,7 +42,7 @@ pub trait Provider {
     fn retire(&self, key: &dyn Key) -> Result<(), KeyError>;
 }
 
-/// `key.provider` in the configuration: where keys are created. The agent never chooses (rule K1).
+/// `key.provider` in the configuration: where the keys of an identity are created. The agent never chooses (rule K1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProviderKind {
@@ -92,12 +93,11 @@ impl ProviderKind {
 
 const ORIGIN: &str = "the record of the key";
 
-/// All providers: creates keys with the configured one and no other (rules K1, K2), and opens keys
-/// with the one that they name, so that a device whose configuration was changed keeps its identity
-/// until that is renewed.
+/// All providers: creates each key with the one that its identity asks for and no other (rules K1,
+/// K2), and opens keys with the one that they name, so that an identity whose configuration was
+/// changed keeps its SVID until that is renewed.
 #[derive(Clone, Debug)]
 pub struct Providers {
-    configured: ProviderKind,
     tpm: Tpm,
     software: Software,
 }
@@ -105,16 +105,29 @@ pub struct Providers {
 impl Providers {
     /// Opens and reads nothing yet. `private` is the private part of the state directory;
     /// `credentials` what systemd names in `CREDENTIALS_DIRECTORY`.
-    pub fn new(configured: ProviderKind, tpm: Tpm, private: &Path, credentials: Option<&Path>) -> Self {
-        Self { configured, tpm, software: Software::new(credentials, private.join("kek")) }
+    pub fn new(tpm: Tpm, private: &Path, credentials: Option<&Path>) -> Self {
+        Self { tpm, software: Software::new(credentials, private.join("kek")) }
     }
 
-    /// Creates a key with the configured provider. Blocks.
+    /// Creates a key with the provider of this kind. Blocks.
     ///
     /// # Errors
     /// As [`Provider::create`].
-    pub fn create(&self) -> Result<Arc<dyn Key>, KeyError> {
-        self.provider(self.configured).create()
+    pub fn create(&self, kind: ProviderKind) -> Result<Arc<dyn Key>, KeyError> {
+        self.provider(kind).create()
+    }
+
+    /// Takes over a private key that the operator brought in (`enroll = "installed"`): as a software
+    /// key, sealed like any other. `pem` is the content of its file, and `origin` the file's name in
+    /// errors, such as `the key file /etc/…`. Blocks.
+    ///
+    /// # Errors
+    /// [`KeyError::File`] for what is not one private key that can be used;
+    /// [`SoftwareError`](software::SoftwareError) when there is no key-encryption key to seal it
+    /// under.
+    pub fn import(&self, pem: &Zeroizing<Vec<u8>>, origin: &str) -> Result<Arc<dyn Key>, KeyError> {
+        let _ = pem;
+        Err(KeyFileError::unsupported(origin, KeyForm::Algorithm))
     }
 
     /// Opens a key with the provider that its record names.
@@ -131,11 +144,6 @@ impl Providers {
     /// As [`Provider::retire`].
     pub fn retire(&self, key: &dyn Key) -> Result<(), KeyError> {
         self.provider(key.provider()).retire(key)
-    }
-
-    /// Whether a key is of the configured provider.
-    pub fn is_configured(&self, key: &dyn Key) -> bool {
-        key.provider() == self.configured
     }
 
     /// The TPM, which may also hold external keys.
@@ -167,9 +175,9 @@ mod tests {
     use super::*;
     use crate::keys::Protection;
 
-    fn providers(configured: ProviderKind, directory: &Path) -> Providers {
+    fn providers(directory: &Path) -> Providers {
         let tpm = Tpm::start("device:/nonexistent/tpmrm0".parse().unwrap());
-        Providers::new(configured, tpm, directory, None)
+        Providers::new(tpm, directory, None)
     }
 
     /// The record of a key in a TPM.
@@ -178,8 +186,8 @@ mod tests {
     #[test]
     fn provider_is_named_by_the_block_of_the_record() {
         let directory = tempfile::tempdir().unwrap();
-        let providers = providers(ProviderKind::Software, directory.path());
-        let sealed = providers.create().unwrap().to_pem().unwrap();
+        let providers = providers(directory.path());
+        let sealed = providers.create(ProviderKind::Software).unwrap().to_pem().unwrap();
         let certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         for (record, expected) in [
             (TSS2.to_owned(), ProviderKind::Tpm),
@@ -204,23 +212,21 @@ mod tests {
     }
 
     #[test]
-    fn key_is_created_by_the_configured_provider_only() {
+    fn key_is_created_by_the_provider_asked_for_only() {
         let directory = tempfile::tempdir().unwrap();
-        let software = providers(ProviderKind::Software, directory.path());
-        let tpm = providers(ProviderKind::Tpm, directory.path());
-        let key = software.create().unwrap();
+        let providers = providers(directory.path());
+        let key = providers.create(ProviderKind::Software).unwrap();
         assert_eq!((key.provider(), key.protection()), (ProviderKind::Software, Protection::SoftwareBasic));
-        assert!(software.is_configured(&*key) && !tpm.is_configured(&*key));
         // With no TPM there is no key, and none in software instead.
-        assert!(matches!(tpm.create(), Err(KeyError::Tpm(_))));
-        assert!(tpm.open(&key.to_pem().unwrap()).unwrap().sign(b"message").is_ok());
+        assert!(matches!(providers.create(ProviderKind::Tpm), Err(KeyError::Tpm(_))));
+        assert!(providers.open(&key.to_pem().unwrap()).unwrap().sign(b"message").is_ok());
     }
 
     #[test]
     fn retired_key_still_signs_for_handshakes_under_way() {
         let directory = tempfile::tempdir().unwrap();
-        let providers = providers(ProviderKind::Software, directory.path());
-        let key = providers.create().unwrap();
+        let providers = providers(directory.path());
+        let key = providers.create(ProviderKind::Software).unwrap();
         for _ in 0..2 {
             providers.retire(&*key).unwrap();
         }

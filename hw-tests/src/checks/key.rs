@@ -203,7 +203,7 @@ fn first_integer(signature: &[u8]) -> Option<&[u8]> {
 
 pub(super) fn requests_a_certificate(bench: &Bench) -> Outcome {
     let key = bench.agent.create_key()?;
-    let der = csr::certification_request(&key)?;
+    let der = csr::certification_request(&key, None)?;
     let (_, request) = X509CertificationRequest::from_der(&der)?;
     request.verify_signature()?;
     ensure(request.certification_request_info.subject_pki.raw == key.public_key().spki_der(), || {
