@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use miaf_agent::lifecycle::{
     Action, Backoff, BundleFacts, DiscoveryFacts, Event, Failure, FailureKind, IdentityAction, IdentityEvent,
-    IdentityIndex, KeyChoice, KnownTime, Lifecycle, Memory, NotAdopted, Policy, Request, Restored,
-    RestoredBundle, RestoredIdentity, RestoredTrustDomain, SvidFacts, SvidTrust,
+    IdentityIndex, IdentityPolicy, KeyChoice, KnownTime, Lifecycle, Memory, NotAdopted, Policy, Request,
+    Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, SvidFacts, SvidTrust,
 };
 use miaf_agent::time::{BootTime, Now, Timestamp};
 
@@ -90,6 +90,7 @@ impl Device {
             },
             identities: stored
                 .map(|((identity, renew_at), memory)| RestoredIdentity {
+                    policy: IdentityPolicy::default(),
                     svid: identity.svid.clone().map(|facts| SvidFacts {
                         renew_at,
                         key: KeyChoice::Current,
@@ -245,12 +246,11 @@ fn policy() -> Policy {
         window: (0.4, 0.6),
         retry: Backoff { base: Duration::from_secs(5), cap: Duration::from_secs(3600) },
         bundle_refresh: Duration::from_secs(300),
-        rotate: true,
     }
 }
 
 fn document(changed: bool) -> DiscoveryFacts {
-    DiscoveryFacts { changed, cannot_enroll: None, cannot_renew: None }
+    DiscoveryFacts { changed, identities: Vec::new() }
 }
 
 /// Clocks that are right.

@@ -166,7 +166,7 @@ impl Executor {
                 return self.config.clone();
             }
         };
-        let store = self.records.store.clone();
+        let store = self.records.store.of(name);
         let retired = blocking(move || {
             publisher.withdraw().map_err(|e| e.with_hint().to_string())?;
             store.retire().map_err(|e| e.with_hint().to_string())

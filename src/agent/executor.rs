@@ -1,17 +1,19 @@
 //! The agent under one configuration: the lifecycle, and what executes its actions.
 
 use std::fs::File;
+use std::sync::Arc;
 
 use super::identity::{Identity, Surroundings};
 use super::persist::Records;
 use super::provisioning::Provisioning;
 use super::reporting::Reporter;
 use super::trust_domain::TrustDomain;
-use crate::config::Config;
+use crate::config::{Config, Enrollment};
 use crate::keys::Providers;
 use crate::lifecycle::{Action, Event, Lifecycle, Step};
 use crate::platform::{clock, random};
 use crate::problem::LastError;
+use crate::publish;
 use miaf_client::api::IdentityName;
 use miaf_spiffe::time::Now;
 
@@ -46,6 +48,7 @@ impl Executor {
 
     /// Executes an action, and returns its outcome.
     pub(super) async fn execute(&mut self, action: Action) -> Event {
+        let device = self.device();
         let Self { trust_domain, identities, records, reporter, .. } = self;
         let event = match action {
             Action::FetchDiscovery => {
@@ -63,8 +66,7 @@ impl Executor {
                         lifecycle: &self.lifecycle,
                         trust_domain,
                         keys: &self.keys,
-                        provider: self.config.key.provider,
-                        records,
+                        device,
                         provisioning: &mut self.provisioning,
                     };
                     Event::Identity(index, identity.execute(action, surroundings).await)
@@ -86,6 +88,12 @@ impl Executor {
     pub(super) fn names_of_issued(&self) -> impl Iterator<Item = &IdentityName> {
         let issued = self.identities.iter().filter(|identity| identity.current.is_some());
         issued.map(|identity| &identity.name)
+    }
+
+    /// SVID and key of the device, if it has them.
+    pub(super) fn device(&self) -> Option<Arc<publish::SvidAndKey>> {
+        let is_device = |identity: &&Identity| identity.config.enroll == Enrollment::FactoryCert;
+        self.identities.iter().find(is_device).and_then(|device| device.current.clone())
     }
 
     /// The identity with this name.

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use rustls::sign::CertifiedKey;
 
 use super::blocking;
-use super::persist::{Records, forget};
+use super::persist::{forget, save};
 use super::provisioning::Provisioning;
 use super::reporting::{cause, current_key_failure, hint, key_failure, local, state_failure};
 use super::trust_domain::TrustDomain;
+use crate::config::{Enrollment, IdentityConfig, WfmConfig};
 use crate::hint::Hint as _;
-use crate::issuer::{CertificateRequest, IssuerError};
+use crate::issuer::{CertificateRequest, IssuerError, Wfm};
 use crate::keys::{self, ErrorKind, Key, KeyError, ProviderKind, Providers};
 use crate::lifecycle::{
     Failure, FailureKind, IdentityAction, IdentityEvent, IdentityIndex, KeyChoice, Lifecycle, NotAdopted,
@@ -20,20 +21,21 @@ use crate::platform::{clock, random};
 use crate::problem::{ProblemCode, Report};
 use crate::publish;
 use crate::publish::files::Publisher;
-use crate::state;
+use crate::state::{self, Store};
 use crate::transport::ClientIdentity;
 use miaf_client::api::IdentityName;
 use miaf_spiffe::svid::{self, Algorithms, Expectation, SvidError, X509Svid};
 use miaf_spiffe::time::Timestamp;
 use miaf_spiffe::{Bundle, NameKind};
 
-/// The identity of the device: the only one that is configured for now.
-pub(super) const DEVICE: IdentityIndex = IdentityIndex(0);
-
 /// Keys, SVID and issued chain of one identity.
 pub(super) struct Identity {
     pub(super) index: IdentityIndex,
     pub(super) name: IdentityName,
+    /// What the configuration says of it.
+    pub(super) config: IdentityConfig,
+    /// Its records.
+    pub(super) store: Store,
     /// SVID and key that local programs use.
     pub(super) current: Option<Arc<publish::SvidAndKey>>,
     /// The key before that of the current SVID, if this process has replaced it.
@@ -53,9 +55,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) lifecycle: &'a Lifecycle,
     pub(super) trust_domain: &'a TrustDomain,
     pub(super) keys: &'a Providers,
-    /// The provider of new keys.
-    pub(super) provider: ProviderKind,
-    pub(super) records: &'a Records,
+    /// SVID and key of the device, for an enrollment that these authenticate (miaf-v0 W3).
+    pub(super) device: Option<Arc<publish::SvidAndKey>>,
     pub(super) provisioning: &'a mut Provisioning,
 }
 
@@ -67,7 +68,7 @@ impl Identity {
     ) -> IdentityEvent {
         match action {
             IdentityAction::ProveKey => IdentityEvent::KeyProven(self.prove_key().await),
-            IdentityAction::CreateKey => IdentityEvent::KeyCreated(self.create_key(surroundings).await),
+            IdentityAction::CreateKey => IdentityEvent::KeyCreated(self.create_key(surroundings.keys).await),
             IdentityAction::Request(request, key) => {
                 IdentityEvent::Issued(self.request(request, key, surroundings).await)
             }
@@ -92,11 +93,9 @@ impl Identity {
         }
     }
 
-    async fn create_key(
-        &mut self,
-        Surroundings { keys, provider, records, .. }: Surroundings<'_>,
-    ) -> Result<(), Failure> {
-        let keys = keys.clone();
+    /// Creates the key for the next SVID, and stores it.
+    pub(super) async fn create_key(&mut self, keys: &Providers) -> Result<(), Failure> {
+        let (keys, provider) = (keys.clone(), self.config.key.provider);
         let current = self.current.as_ref().map(|current| current.key.clone());
         let (key, pem) = blocking(move || {
             // While a sealed key is out of reach, none under a lesser seal takes its place (miaf-v0
@@ -114,7 +113,7 @@ impl Identity {
         })
         .await
         .map_err(|e| key_failure(&e))?;
-        let saved = records.save(state::StoredPendingKey { key: pem }).await;
+        let saved = save(&self.store, state::StoredPendingKey { key: pem }).await;
         saved.map_err(|e| state_failure(&e))?;
         self.pending_key = Some(key);
         Ok(())
@@ -126,16 +125,17 @@ impl Identity {
         choice: KeyChoice,
         surroundings: Surroundings<'_>,
     ) -> Result<(), Failure> {
-        let Surroundings { lifecycle, trust_domain, keys, records, provisioning, .. } = surroundings;
+        let Surroundings { lifecycle, trust_domain, keys, device, provisioning } = surroundings;
         let TrustDomain { issuer, discovery, .. } = trust_domain;
         let Some(discovery) = discovery else { return Err(IssuerError::NotDiscovered.to_failure()) };
         let document = &discovery.document;
-        let credential = Credential::of(request, self.current.clone()).map_err(|e| e.to_failure())?;
+        let credential = Credential::of(request, &self.config.enroll, self.current.clone(), device);
+        let credential = credential.map_err(|e| e.to_failure())?;
         let key = self.key(choice)?;
         let csr = match blocking(move || keys::csr::certification_request(key.as_ref(), None)).await {
             Ok(csr) => CertificateRequest(csr),
             Err(e) if choice == KeyChoice::Pending && e.kind() == ErrorKind::KeyUnusable => {
-                return Err(self.give_up_pending_key(&e, keys, records).await);
+                return Err(self.give_up_pending_key(&e, keys).await);
             }
             Err(e) if choice == KeyChoice::Current => return Err(current_key_failure(&e)),
             Err(e) => return Err(key_failure(&e)),
@@ -147,6 +147,11 @@ impl Identity {
                 let client = client_identity(&current).await?;
                 let response = issuer.renew(document, current.svid.spiffe_id(), &csr, client).await;
                 (response, current.credential.clone())
+            }
+            Credential::Device(device, wfm) => {
+                let client = client_identity(&device).await?;
+                let bundle = trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
+                (issuer.bind(document, &wfm, &csr, client, bundle).await, None)
             }
             Credential::Factory => {
                 let client = provisioning.factory_credential(keys, lifecycle).await?;
@@ -163,13 +168,18 @@ impl Identity {
         };
         // If it cannot be stored it is lost with this process, and then requested again with the
         // same key.
-        let saved = records.save(issued.clone()).await;
+        self.keep_issued(issued).await;
+        Ok(())
+    }
+
+    /// Stores an issued chain until it is adopted. If that fails it is kept in memory.
+    async fn keep_issued(&mut self, issued: state::StoredIssuedChain) {
+        let saved = save(&self.store, issued.clone()).await;
         saved.unwrap_or_else(|e| {
             let identity = self.name.as_str();
             tracing::error!(identity, hint = hint(&e), "the issued SVID could not be stored: {}", cause(&e));
         });
         self.issued = Some(issued);
-        Ok(())
     }
 
     async fn prove_key(&self) -> Result<(), Failure> {
@@ -177,8 +187,8 @@ impl Identity {
     }
 
     /// Quarantines a pending key that this TPM does not know. An SVID for it would be of no use.
-    async fn give_up_pending_key(&mut self, e: &KeyError, keys: &Providers, records: &Records) -> Failure {
-        let (store, keys, why) = (records.store.clone(), keys.clone(), e.with_hint().to_string());
+    async fn give_up_pending_key(&mut self, e: &KeyError, keys: &Providers) -> Failure {
+        let (store, keys, why) = (self.store.clone(), keys.clone(), e.with_hint().to_string());
         let one_before = blocking(move || {
             store.quarantine::<state::StoredPendingKey>(&why);
             // The right TPM may be back, and the MIS know the key that was created in it then (E6).
@@ -227,7 +237,7 @@ impl Identity {
             }
             Err(why) => {
                 self.issued = None;
-                let store = surroundings.records.store.clone();
+                let store = self.store.clone();
                 blocking(move || forget::<state::StoredIssuedChain>(&store)).await;
                 // Each costs the device one of its few renewals a day (E4).
                 let title = "The SVID that the MIS issued is refused";
@@ -245,12 +255,15 @@ impl Identity {
         bundle: &Bundle,
     ) -> Result<X509Svid, SvidError> {
         let current = self.current.as_ref();
-        let bound = current.filter(|current| !may_rename(issued, current.credential.as_deref()));
+        let is_bound = |current: &&Arc<publish::SvidAndKey>| {
+            !self.config.enroll.is_by_operator() && !may_rename(issued, current.credential.as_deref())
+        };
+        let bound = current.filter(is_bound).map(|current| current.svid.spiffe_id());
         let expected = Expectation {
             trust_domain: bundle.trust_domain(),
-            name: NameKind::Device,
-            algorithms: Algorithms::MiafV0,
-            spiffe_id: bound.map(|current| current.svid.spiffe_id()),
+            name: self.config.enroll.name_kind(),
+            algorithms: algorithms(&self.config.enroll),
+            spiffe_id: self.config.spiffe_id.as_ref().or(bound),
             spki_der: &key.public_key().spki_der(),
         };
         // An enrollment is accepted whatever its serial number: the device may have no other way
@@ -267,16 +280,18 @@ impl Identity {
         &mut self,
         identity: publish::SvidAndKey,
         choice: KeyChoice,
-        Surroundings { lifecycle, keys, provider, records, .. }: &Surroundings<'_>,
+        Surroundings { lifecycle, keys, .. }: &Surroundings<'_>,
     ) -> Result<SvidFacts, NotAdopted> {
         let (not_before, not_after) = (identity.svid.not_before(), identity.svid.until());
-        let renew_at = lifecycle.draw_renewal(not_before, not_after, clock::now(), &mut random::unit);
-        let facts = svid_facts(&identity.svid, Some(renew_at), choice, fits(*provider, &identity.key));
+        let renew_at =
+            lifecycle.draw_renewal(self.index, not_before, not_after, clock::now(), &mut random::unit);
+        let key_fits = fits(self.config.key.provider, &identity.key);
+        let facts = svid_facts(&identity.svid, Some(renew_at), choice, key_fits);
         let identity = Arc::new(identity);
         let record = record(&identity, Some(renew_at)).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
-        let saved = records.save(record).await;
+        let saved = save(&self.store, record).await;
         saved.map_err(|e| NotAdopted::Kept(state_failure(&e)))?;
-        let (store, keys) = (records.store.clone(), (*keys).clone());
+        let (store, keys) = (self.store.clone(), (*keys).clone());
         // Programs may still have the previous SVID: its key is retired when the next one comes.
         let replaced = self.current.as_ref().filter(|_| choice == KeyChoice::Pending);
         let retired = match replaced {
@@ -310,10 +325,10 @@ impl Identity {
         if let Some(before) = before.filter(|before| *before != id) {
             tracing::error!(
                 identity = name,
-                "the MIS gave this device another identity than it had: {id} in place of {before}"
+                "this identity has another SPIFFE ID than it had: {id} in place of {before}"
             );
         }
-        if !id.device_uuid_is_v4() {
+        if self.config.enroll.name_kind() == NameKind::Device && !id.device_uuid_is_v4() {
             tracing::warn!(
                 identity = name,
                 "the UUID in the identity {id} is not of version 4, which the MIS should see to"
@@ -349,6 +364,8 @@ impl Identity {
 enum Credential {
     /// The factory certificate.
     Factory,
+    /// The SVID of the device, and an assertion of the WFM (miaf-v0 W3).
+    Device(Arc<publish::SvidAndKey>, Wfm),
     /// The current SVID.
     Svid(Arc<publish::SvidAndKey>),
 }
@@ -356,10 +373,21 @@ enum Credential {
 impl Credential {
     /// The credential of a request. A renewal without an SVID is an error, and no enrollment: the
     /// factory certificate is shown only where the lifecycle has decided to.
-    fn of(request: Request, current: Option<Arc<publish::SvidAndKey>>) -> Result<Self, IssuerError> {
-        match request {
-            Request::Enroll => Ok(Self::Factory),
-            Request::Renew => current.map(Self::Svid).ok_or(IssuerError::NothingToRenew),
+    fn of(
+        request: Request,
+        enroll: &Enrollment,
+        current: Option<Arc<publish::SvidAndKey>>,
+        device: Option<Arc<publish::SvidAndKey>>,
+    ) -> Result<Self, IssuerError> {
+        match (request, enroll) {
+            (Request::Enroll, Enrollment::FactoryCert) => Ok(Self::Factory),
+            (Request::Enroll, Enrollment::WfmBinding(wfm)) => {
+                let WfmConfig { url, wfm_id, client_handle } = wfm.clone();
+                let wfm = Wfm { url, wfm_id, client_handle };
+                device.map(|device| Self::Device(device, wfm)).ok_or(IssuerError::NoDeviceIdentity)
+            }
+            (_, Enrollment::Manual { .. } | Enrollment::Installed { .. }) => Err(IssuerError::ByOperator),
+            (Request::Renew, _) => current.map(Self::Svid).ok_or(IssuerError::NothingToRenew),
         }
     }
 }
@@ -374,6 +402,15 @@ async fn client_identity(current: &publish::SvidAndKey) -> Result<ClientIdentity
     let chain = current.svid.chain().certificates().to_vec();
     ClientIdentity::new(CertifiedKey::new(chain, key))
         .map_err(|e| local(ProblemCode::Key, "The current key is not the one of the current SVID", &e))
+}
+
+/// The algorithms that the chain of an identity may have: v0's for the device, the released ones for
+/// a WFM Client (K4, N7).
+pub(super) fn algorithms(enroll: &Enrollment) -> Algorithms {
+    match enroll.name_kind() {
+        NameKind::Device => Algorithms::MiafV0,
+        NameKind::WfmClient => Algorithms::Released,
+    }
 }
 
 fn slow(code: ProblemCode, title: &str, why: &dyn std::fmt::Display) -> Failure {
@@ -438,9 +475,14 @@ mod tests {
 
     #[test]
     fn renewal_without_an_svid_never_shows_the_factory_certificate() {
-        assert!(matches!(Credential::of(Request::Enroll, None), Ok(Credential::Factory)));
-        let refused = Credential::of(Request::Renew, None);
+        let factory = Credential::of(Request::Enroll, &Enrollment::FactoryCert, None, None);
+        assert!(matches!(factory, Ok(Credential::Factory)));
+        let refused = Credential::of(Request::Renew, &Enrollment::FactoryCert, None, None);
         assert!(matches!(refused, Err(IssuerError::NothingToRenew)), "{refused:?}");
+        for request in [Request::Enroll, Request::Renew] {
+            let refused = Credential::of(request, &Enrollment::Manual { svid_file: None }, None, None);
+            assert!(matches!(refused, Err(IssuerError::ByOperator)), "{refused:?}");
+        }
     }
 
     /// Rules R3 and E9: the SPIFFE IDs that the MIS may give.

@@ -39,6 +39,7 @@ use events::{ExternalEvent, ExternalEvents};
 use executor::Executor;
 use listeners::{Listeners, Threads};
 use provisioning::Provisioned;
+use restore::Scope;
 
 /// A configuration in several files counts as complete when nothing has changed for so long.
 const CONFIGURATION_QUIET: Duration = Duration::from_secs(1);
@@ -181,7 +182,7 @@ impl Mode {
             Err(e) => return Self::misconfigured(place, &e).await,
         };
         let provisioned = Provisioned::under(&config, before);
-        match Executor::restore(config.clone(), provisioned.clone(), clock::now()).await {
+        match Executor::restore(config.clone(), provisioned.clone(), Scope::Configured, clock::now()).await {
             Ok(executor) => Self::Configured(Box::new(executor)),
             Err(e) => Self::Stateless(Box::new(config), e, Box::new(provisioned)),
         }
@@ -205,7 +206,7 @@ impl Mode {
             }
             Some(Salvaged { config, is_state_known: true }) => {
                 let provisioned = Provisioned::under(&config, None);
-                Executor::restore(config, provisioned, clock::now())
+                Executor::restore(config, provisioned, Scope::Stored, clock::now())
                     .await
                     .map_err(|e| {
                         let code = ProblemCode::State.as_str();

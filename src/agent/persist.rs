@@ -9,12 +9,13 @@ use super::reporting::{Reporter, cause, hint};
 use super::retry_after::{Change, StoredRetryAfter};
 use super::{address, blocking};
 use crate::config::Config;
-use crate::lifecycle::{KnownTime, Lifecycle};
+use crate::lifecycle::{IdentityMemory, KnownTime, Lifecycle, Memory};
 use crate::platform::clock;
 use crate::problem::{ProblemCode, Report};
 use crate::publish::broadcast::Broadcaster;
 use crate::publish::files::PublishError;
 use crate::state::{self, Store};
+use miaf_client::api::IdentityName;
 use miaf_spiffe::Bundle;
 use miaf_spiffe::time::Now;
 
@@ -30,11 +31,29 @@ pub(super) struct Records {
     pub(super) store: Store,
     retry_after: StoredRetryAfter,
     time: state::StoredTime,
+    /// Names of the identities, and of those that are not configured any more and whose delays last.
+    names: Vec<IdentityName>,
+    /// What is remembered of the latter.
+    removed: Vec<IdentityMemory>,
 }
 
 impl Records {
-    pub(super) fn new(store: Store, retry_after: StoredRetryAfter, time: state::StoredTime) -> Self {
-        Self { store, retry_after, time }
+    /// `names` are those of the identities, then those of `removed`.
+    pub(super) fn new(
+        store: Store,
+        retry_after: StoredRetryAfter,
+        time: state::StoredTime,
+        names: Vec<IdentityName>,
+        removed: Vec<IdentityMemory>,
+    ) -> Self {
+        Self { store, retry_after, time, names, removed }
+    }
+
+    /// What has to survive a restart.
+    fn memory(&self, lifecycle: &Lifecycle) -> Memory {
+        let mut memory = lifecycle.memory();
+        memory.identities.extend(self.removed.iter().cloned());
+        memory
     }
 
     /// Saves a record on a thread that may wait for the disk.
@@ -42,21 +61,7 @@ impl Records {
         &self,
         record: R,
     ) -> Result<(), state::StoreError> {
-        let store = self.store.clone();
-        blocking(move || store.save(&record)).await
-    }
-
-    /// Returns whether a record could be saved. If not, the next step tries again, and
-    /// `consequence` is logged once.
-    async fn try_save<R: state::Record + Send + 'static>(
-        &self,
-        record: R,
-        consequence: &str,
-        reporter: &mut Reporter,
-    ) -> bool {
-        let failure = self.save(record).await.err();
-        reporter.report_record(R::NAME, failure.as_ref(), consequence);
-        failure.is_none()
+        save(&self.store, record).await
     }
 
     async fn store_memory(
@@ -66,7 +71,7 @@ impl Records {
         reporter: &mut Reporter,
         now: Now,
     ) {
-        let (memory, trusted) = (lifecycle.memory(), lifecycle.trusts_clock(now));
+        let (memory, trusted) = (self.memory(lifecycle), lifecycle.trusts_clock(now));
         match self.retry_after.change(&memory, trusted) {
             None => {}
             Some(Change::Remove) => {
@@ -77,9 +82,9 @@ impl Records {
             Some(Change::Write) => {
                 let (mis, boot_id) = (address(config), clock::boot_id());
                 let wall = trusted.then_some(now.wall);
-                let record = state::RetryAfterDelays::new(&memory, mis, boot_id, wall, now.boot);
+                let record = state::RetryAfterDelays::new(&memory, &self.names, mis, boot_id, wall, now.boot);
                 let consequence = "a Retry-After delay could not be stored; it would be lost on a restart";
-                if self.try_save(record, consequence, reporter).await {
+                if try_save(&self.store, None, record, consequence, reporter).await {
                     self.retry_after.changed(memory, trusted);
                 }
             }
@@ -98,7 +103,7 @@ impl Records {
         }
         let record = state::StoredTime { proven, vouched };
         let consequence = "the time that the MIS proves could not be stored; it would be lost on a restart";
-        if self.try_save(record, consequence, reporter).await {
+        if try_save(&self.store, None, record, consequence, reporter).await {
             self.time = record;
         }
     }
@@ -110,7 +115,8 @@ impl Records {
         // on.
         let state::StoredTime { proven, vouched } = self.time;
         let trusted = KnownTime { proven, vouched, ..lifecycle.known_time() }.allows(now);
-        let anew = self.retry_after.are_to_be_restored(trusted, &lifecycle.memory());
+        let memory = self.memory(lifecycle);
+        let anew = self.retry_after.are_to_be_restored(trusted, &memory);
         if anew {
             tracing::info!(
                 "the clock shows now what is left of the Retry-After delays from before the reboot"
@@ -148,7 +154,8 @@ impl Executor {
             };
             let Ok(record) = record(current, renew_at) else { continue };
             let consequence = "the renewal moment could not be stored; a restart would not know it";
-            if self.records.try_save(record, consequence, &mut self.reporter).await {
+            let name = Some(&identity.name);
+            if try_save(&identity.store, name, record, consequence, &mut self.reporter).await {
                 identity.stored_renew_at = renew_at;
             }
         }
@@ -226,6 +233,29 @@ impl Identity {
 pub(super) struct Published {
     pub(super) generation: Option<u64>,
     pub(super) failure: Option<Report>,
+}
+
+/// Saves a record on a thread that may wait for the disk.
+pub(super) async fn save<R: state::Record + Send + 'static>(
+    store: &Store,
+    record: R,
+) -> Result<(), state::StoreError> {
+    let store = store.clone();
+    blocking(move || store.save(&record)).await
+}
+
+/// Returns whether a record, of this identity or of all, could be saved. If not, the next step tries
+/// again, and `consequence` is logged once.
+async fn try_save<R: state::Record + Send + 'static>(
+    store: &Store,
+    identity: Option<&IdentityName>,
+    record: R,
+    consequence: &str,
+    reporter: &mut Reporter,
+) -> bool {
+    let failure = save(store, record).await.err();
+    reporter.report_record(identity, R::NAME, failure.as_ref(), consequence);
+    failure.is_none()
 }
 
 /// Removes a record that is not needed any more.

@@ -76,7 +76,7 @@ pub(super) struct Reporter {
     anchors: Vec<String>,
     time_in_doubt: bool,
     gaps_ahead: BTreeSet<IdentityName>,
-    records: BTreeMap<&'static str, String>,
+    records: BTreeMap<(Option<IdentityName>, &'static str), String>,
     states: BTreeMap<IdentityName, State>,
     /// Errors that are the outcome of no action: of the device, and of each identity.
     found: BTreeMap<Option<IdentityName>, Option<Report>>,
@@ -251,24 +251,30 @@ impl Reporter {
     /// Logs that a record could not be saved and what follows from it, if it is news.
     pub(super) fn report_record(
         &mut self,
+        identity: Option<&IdentityName>,
         name: &'static str,
         failure: Option<&StoreError>,
         consequence: &str,
     ) {
-        let is_news = self.is_news_of_record(name, failure.map(|e| e.with_hint().to_string()));
+        let key = (identity.cloned(), name);
+        let is_news = self.is_news_of_record(key, failure.map(|e| e.with_hint().to_string()));
         if let Some(e) = failure.filter(|_| is_news) {
-            let code = ProblemCode::State.as_str();
-            tracing::warn!(code, hint = hint(e), "{consequence}: {}", cause(e));
+            let (code, identity) = (ProblemCode::State.as_str(), identity.map(IdentityName::as_str));
+            tracing::warn!(identity, code, hint = hint(e), "{consequence}: {}", cause(e));
         }
     }
 
     /// Whether there is a failure that has not been logged already.
-    fn is_news_of_record(&mut self, name: &'static str, failure: Option<String>) -> bool {
+    fn is_news_of_record(
+        &mut self,
+        key: (Option<IdentityName>, &'static str),
+        failure: Option<String>,
+    ) -> bool {
         let Some(failure) = failure else {
-            self.records.remove(name);
+            self.records.remove(&key);
             return false;
         };
-        self.records.insert(name, failure.clone()) != Some(failure)
+        self.records.insert(key, failure.clone()) != Some(failure)
     }
 
     /// Logs a failure to publish the files, if it is news.
@@ -333,8 +339,9 @@ impl RepeatFilter {
 
 #[cfg(test)]
 mod tests {
-    use super::super::identity::DEVICE;
     use super::*;
+
+    const DEVICE: IdentityIndex = IdentityIndex(0);
 
     #[test]
     fn repeated_message_is_news_once() {
@@ -348,11 +355,12 @@ mod tests {
     #[test]
     fn store_failure_is_logged_once_until_it_changes() {
         let mut reporter = Reporter::default();
-        let mut said =
-            |record, failure: Option<&str>| reporter.is_news_of_record(record, failure.map(str::to_owned));
+        let mut said = |record, failure: Option<&str>| {
+            reporter.is_news_of_record((None, record), failure.map(str::to_owned))
+        };
         assert!(said("time.json", Some("disk full")));
         assert!(!said("time.json", Some("disk full")), "after the next step");
-        assert!(said("waits.json", Some("disk full")), "another record");
+        assert!(said("retry-after.json", Some("disk full")), "another record");
         assert!(said("time.json", Some("read-only")), "another reason");
         assert!(!said("time.json", None));
         assert!(said("time.json", Some("read-only")), "it could be stored in between");

@@ -1,4 +1,5 @@
-//! Restores what the process before stored. Nothing is contacted, neither the MIS nor the TPM.
+//! Restores what the process before stored. Nothing is contacted, neither the MIS nor the TPM. An
+//! identity that is not configured any more is retired.
 
 use std::sync::Arc;
 
@@ -6,19 +7,19 @@ use webpki::EndEntityCert;
 
 use super::address;
 use super::executor::Executor;
-use super::identity::{DEVICE, Identity, fits, svid_facts};
+use super::identity::{Identity, fits, svid_facts};
 use super::persist::{Records, forget};
 use super::provisioning::{Provisioned, Provisioning};
 use super::reporting::{Reporter, cause, hint};
 use super::retry_after::{self, StoredRetryAfter};
 use super::trust_domain::{CachedBundle, CachedDiscovery, TrustDomain, discovery_facts};
-use crate::config::Config;
+use crate::config::{Config, Enrollment, IdentityConfig};
 use crate::hint::Hint as _;
 use crate::issuer::{Discovery, Issuer, Protocol};
-use crate::keys::{Key, ProviderKind, Providers};
+use crate::keys::{Key, Providers};
 use crate::lifecycle::{
-    Backoff, IdentityIndex, IdentityMemory, KeyChoice, KnownTime, Lifecycle, Policy, Restored,
-    RestoredBundle, RestoredIdentity, RestoredTrustDomain, TrustDomainMemory,
+    Backoff, IdentityIndex, IdentityMemory, IdentityPolicy, Issuance, KeyChoice, KnownTime, Lifecycle,
+    Policy, Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, TrustDomainMemory,
 };
 use crate::platform::{clock, credentials, random};
 use crate::publish;
@@ -30,6 +31,15 @@ use miaf_spiffe::Bundle;
 use miaf_spiffe::svid::X509Svid;
 use miaf_spiffe::time::{Now, Timestamp};
 
+/// Which identities are restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// Those of the configuration. Others are retired.
+    Configured,
+    /// All that are stored, since the configuration cannot be used: only to be served.
+    Stored,
+}
+
 impl Executor {
     /// Takes up where the last process left off. Nothing is contacted, neither the MIS nor the TPM.
     ///
@@ -39,6 +49,7 @@ impl Executor {
     pub(super) async fn restore(
         config: Config,
         provisioned: Provisioned,
+        scope: Scope,
         now: Now,
     ) -> Result<Self, StoreError> {
         let store = Store::new(&config.state_dir);
@@ -46,33 +57,59 @@ impl Executor {
         let keys = Providers::new(provisioned.tpm, store.private(), credentials::credentials().as_deref());
         let proxy = config.mis.as_ref().map(|mis| mis.proxy.clone()).unwrap_or_default();
         let discovery = cached(&store).and_then(|record| read_discovery(record, &config));
-        let mut identity = restore_identity(DEVICE, &config, &store, &keys)?;
-        let bundle = cached(&store).and_then(|record| read_bundle(record, discovery.as_ref(), &identity));
+        let stored = store.identities()?;
+        let is_configured = |name: &IdentityName| config.identities.iter().any(|known| known.name == *name);
+        let (mut configs, others) =
+            (config.identities.clone(), stored.iter().filter(|name| !is_configured(name)));
+        match scope {
+            Scope::Configured => others.for_each(|name| retire_removed(name, &config, &store)),
+            Scope::Stored => configs.extend(others.cloned().map(IdentityConfig::stored)),
+        }
+        let identities = configs
+            .into_iter()
+            .enumerate()
+            .map(|(nth, identity)| restore_identity(IdentityIndex(nth), identity, &config, &store, &keys));
+        let mut identities = identities.collect::<Result<Vec<_>, _>>()?;
+        let bundle = cached(&store).and_then(|record| read_bundle(record, discovery.as_ref(), &identities));
         if let Some(cached) = &bundle {
-            identity.revalidate_under(&cached.bundle, now.wall);
+            for identity in &mut identities {
+                identity.revalidate_under(&cached.bundle, now.wall);
+            }
         }
         // What another MIS asked for does not bind this one.
         let delays = cached(&store).filter(|delays: &state::RetryAfterDelays| delays.mis == address(&config));
         let delays = delays.unwrap_or_default();
         let time = cached::<state::StoredTime>(&store).unwrap_or_default();
         let boot_id = clock::boot_id();
-        let memory = retry_after::remembered(&delays, boot_id.as_deref(), now);
-        let own = memory.identities.into_iter().next().unwrap_or_default();
+        let names: Vec<_> = identities.iter().map(|identity| identity.name.clone()).collect();
+        let (mut memory, names) = retry_after::remembered(&delays, &names, boot_id.as_deref(), now);
+        let removed = memory.identities.split_off(identities.len().min(memory.identities.len()));
         let restored = Restored {
-            trust_domain: trust_domain_state(discovery.as_ref(), bundle.as_ref(), time, memory.trust_domain),
-            identities: vec![identity_state(&identity, config.key.provider, own)],
+            trust_domain: trust_domain_state(
+                discovery.as_ref(),
+                bundle.as_ref(),
+                &identities,
+                time,
+                memory.trust_domain,
+            ),
+            identities: identities
+                .iter()
+                .zip(memory.identities)
+                .map(|(identity, memory)| identity_state(identity, &identities, memory))
+                .collect(),
         };
         let lifecycle = Lifecycle::new(policy(&config), restored, now, &mut random::unit);
-        let (memory, trusted) = (lifecycle.memory(), lifecycle.trusts_clock(now));
+        let (mut memory, trusted) = (lifecycle.memory(), lifecycle.trusts_clock(now));
+        memory.identities.extend(removed.iter().cloned());
         let delays = StoredRetryAfter::restored(&delays, boot_id.as_deref(), memory, trusted);
         let issuer = Issuer::new(Protocol::default(), Transport::new(provisioned.trust, proxy));
         Ok(Self {
             lifecycle,
             trust_domain: TrustDomain::new(issuer, discovery, bundle),
-            identities: vec![identity],
+            identities,
             keys,
             provisioning: Provisioning::new(&config, provisioned.bootstrap, provisioned.purpose, now),
-            records: Records::new(store, delays, time),
+            records: Records::new(store, delays, time, names, removed),
             reporter: Reporter::default(),
             rejected: None,
             _lock: lock,
@@ -86,18 +123,38 @@ fn policy(config: &Config) -> Policy {
         window: config.renewal_window,
         retry: Backoff { base: config.retry_base, cap: config.retry_cap },
         bundle_refresh: config.bundle_refresh,
-        rotate: config.key.rotate,
+    }
+}
+
+/// Retires an identity that the configuration does not have any more: what is published is withdrawn,
+/// and its records are moved away. What fails is tried again at the next start.
+fn retire_removed(name: &IdentityName, config: &Config, store: &Store) {
+    let mut publisher = Publisher::new(&config.files, name);
+    let withdrawn = publisher.withdraw().map_err(|e| e.with_hint().to_string());
+    let retired = withdrawn.and_then(|()| store.of(name).retire().map_err(|e| e.with_hint().to_string()));
+    let identity = name.as_str();
+    match retired {
+        Ok(dir) => tracing::warn!(
+            identity, stored_in = %dir.display(),
+            "identity retired: it is not in the configuration any more"
+        ),
+        Err(why) => tracing::error!(
+            identity,
+            "the identity is not in the configuration any more, and could not be retired: {}",
+            cause(&why)
+        ),
     }
 }
 
 fn trust_domain_state(
     discovery: Option<&CachedDiscovery>,
     bundle: Option<&CachedBundle>,
+    identities: &[Identity],
     time: state::StoredTime,
     memory: TrustDomainMemory,
 ) -> RestoredTrustDomain {
     RestoredTrustDomain {
-        discovery: discovery.map(|cached| discovery_facts(&cached.document, false)),
+        discovery: discovery.map(|cached| discovery_facts(&cached.document, identities, false)),
         bundle: bundle.map(|cached| RestoredBundle {
             refresh_hint: cached.bundle.refresh_hint(),
             is_empty: cached.bundle.anchors().is_empty(),
@@ -107,12 +164,20 @@ fn trust_domain_state(
     }
 }
 
-fn identity_state(identity: &Identity, provider: ProviderKind, memory: IdentityMemory) -> RestoredIdentity {
+fn identity_state(identity: &Identity, all: &[Identity], memory: IdentityMemory) -> RestoredIdentity {
     let facts = |current: &Arc<publish::SvidAndKey>| {
-        let fits = fits(provider, &current.key);
+        let fits = fits(identity.config.key.provider, &current.key);
         svid_facts(&current.svid, identity.stored_renew_at, KeyChoice::Current, fits)
     };
+    let is_device = |other: &&Identity| other.config.enroll == Enrollment::FactoryCert;
+    let device = || all.iter().find(is_device).map(|device| device.index);
+    let issuance = match &identity.config.enroll {
+        Enrollment::FactoryCert => Issuance::Requested,
+        Enrollment::Manual { .. } | Enrollment::Installed { .. } => Issuance::ByOperator,
+        Enrollment::WfmBinding(_) => device().map_or(Issuance::Requested, Issuance::With),
+    };
     RestoredIdentity {
+        policy: IdentityPolicy { rotate: identity.config.key.rotate, issuance },
         svid: identity.current.as_ref().map(facts),
         pending_key: identity.pending_key.is_some(),
         issued_chain: identity.issued.is_some(),
@@ -122,11 +187,14 @@ fn identity_state(identity: &Identity, provider: ProviderKind, memory: IdentityM
 
 fn restore_identity(
     index: IdentityIndex,
+    identity_config: IdentityConfig,
     config: &Config,
     store: &Store,
     keys: &Providers,
 ) -> Result<Identity, StoreError> {
-    let current = store.load()?.and_then(|record| match read_identity(&record, keys) {
+    let store = &store.of(&identity_config.name);
+    let read_identity = |record: &state::StoredIdentity| read_identity(record, &identity_config, keys);
+    let current = store.load()?.and_then(|record| match read_identity(&record) {
         Ok(identity) => Some((identity, record)),
         Err(why) => {
             store.quarantine::<state::StoredIdentity>(&why);
@@ -134,19 +202,21 @@ fn restore_identity(
         }
     });
     // Perhaps what made it unusable has been corrected: the right key-encryption key is back.
-    let current = current.or_else(|| store.recover(|record| read_identity(record, keys)));
-    let (identity, record) = current.unzip();
+    let current = current.or_else(|| store.recover(read_identity));
+    let (svid_and_key, record) = current.unzip();
     let (pending_key, issued) = load_unfinished(store, record.as_ref(), keys)?;
     let stored_renew_at: Option<Timestamp> = record.and_then(|record| record.renew_at);
     Ok(Identity {
         index,
-        name: IdentityName::DEVICE,
-        current: identity.map(Arc::new),
+        name: identity_config.name.clone(),
+        store: store.clone(),
+        current: svid_and_key.map(Arc::new),
         previous_key: None,
         pending_key,
         issued,
         stored_renew_at,
-        publisher: Publisher::new(&config.files, &IdentityName::DEVICE),
+        publisher: Publisher::new(&config.files, &identity_config.name),
+        config: identity_config,
     })
 }
 
@@ -169,8 +239,21 @@ fn read_discovery(record: state::StoredDiscovery, config: &Config) -> Option<Cac
     (wanted && !led_elsewhere).then_some(CachedDiscovery { document, record })
 }
 
-fn read_identity(record: &state::StoredIdentity, keys: &Providers) -> Result<publish::SvidAndKey, String> {
+fn read_identity(
+    record: &state::StoredIdentity,
+    config: &IdentityConfig,
+    keys: &Providers,
+) -> Result<publish::SvidAndKey, String> {
     let svid = X509Svid::from_stored(record.chain.clone()).map_err(|e| e.to_string())?;
+    let id = svid.spiffe_id();
+    // A later configuration may say something else under the same name (N2).
+    if !config.enroll.name_kind().includes(id) {
+        let way = config.enroll.as_str();
+        return Err(format!("{id} is no name for an identity with enroll = \"{way}\""));
+    }
+    if let Some(guard) = config.spiffe_id.as_ref().filter(|guard| *guard != id) {
+        return Err(format!("it is {id}, and the configuration asks for {guard}"));
+    }
     let key = keys.open(&record.key).map_err(|e| e.with_hint().to_string())?;
     let leaf = svid.chain().certificates().first().and_then(|leaf| EndEntityCert::try_from(leaf).ok());
     if leaf.is_none_or(|leaf| leaf.subject_public_key_info().as_ref() != key.public_key().spki_der()) {
@@ -183,10 +266,10 @@ fn read_identity(record: &state::StoredIdentity, keys: &Providers) -> Result<pub
 fn read_bundle(
     record: state::StoredBundle,
     discovery: Option<&CachedDiscovery>,
-    identity: &Identity,
+    identities: &[Identity],
 ) -> Option<CachedBundle> {
     let discovered = discovery.map(|cached| cached.document.trust_domain());
-    let ours = discovered.or_else(|| identity.trust_domain())?;
+    let ours = discovered.or_else(|| identities.iter().find_map(Identity::trust_domain))?;
     if record.trust_domain != *ours {
         return None;
     }

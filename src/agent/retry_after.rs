@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use crate::lifecycle::{IdentityMemory, Memory, TrustDomainMemory};
-use crate::state::{self, RetryAfterDelays};
+use crate::state::{self, IdentityDelay, RetryAfterDelays};
+use miaf_client::api::IdentityName;
 use miaf_spiffe::time::{BootTime, Now};
 
 /// How the Retry-After delays of this process stand on the disk.
@@ -28,29 +29,44 @@ pub(super) enum Change {
     Remove,
 }
 
-/// What of a record is restored in this boot.
+/// Limit on removed identities whose delays are kept.
+const MAX_REMOVED: usize = 64;
+
+/// What is restored in this boot of a record: the memory, and the names of its identities. Those of
+/// `names` come first; what follows are identities that are not configured any more, as long as the
+/// delay that was asked of them lasts.
 ///
 /// Within the same boot a delay ends on the boot clock, whatever became of the wall clock. After a
 /// reboot only the wall clock is left, and it may be wrong. Neither makes a delay longer than it
 /// was.
-pub(super) fn remembered(record: &RetryAfterDelays, boot_id: Option<&str>, now: Now) -> Memory {
+pub(super) fn remembered(
+    record: &RetryAfterDelays,
+    names: &[IdentityName],
+    boot_id: Option<&str>,
+    now: Now,
+) -> (Memory, Vec<IdentityName>) {
     let end = |wait: state::RetryAfterDelay| {
         let rest = if is_of(record, boot_id) { now.boot.until(wait.boot) } else { now.wall.until(wait.wall) };
         now.boot.after(rest.min(Duration::from_millis(wait.left)))
     };
-    Memory {
-        trust_domain: TrustDomainMemory {
-            discovery_retry_after: record.discovery.map(end),
-            discovery_error: record.discovery_reason.clone(),
-            bundle_retry_after: record.bundle.map(end),
-        },
-        identities: vec![IdentityMemory {
-            retry_after: record.identity.map(end),
-            error: record.reason.clone(),
-            admission_pending: record.admission_pending,
-            replace_lost_key: record.replace_lost_key,
-        }],
-    }
+    let memory = |delay: &IdentityDelay| IdentityMemory {
+        retry_after: delay.retry_after.map(end),
+        error: delay.reason.clone(),
+        admission_pending: delay.admission_pending,
+        replace_lost_key: delay.replace_lost_key,
+    };
+    let of = |name: &IdentityName| record.identities.iter().find(|delay| delay.name == *name);
+    let configured = names.iter().map(|name| (name.clone(), of(name).map(memory).unwrap_or_default()));
+    let removed = record.identities.iter().filter(|delay| !names.contains(&delay.name));
+    let removed = removed.map(|delay| (delay.name.clone(), memory(delay)));
+    let lasting = removed.filter(|(_, memory)| memory.retry_after.is_some_and(|until| now.boot < until));
+    let (names, identities) = configured.chain(lasting.take(MAX_REMOVED)).unzip();
+    let trust_domain = TrustDomainMemory {
+        discovery_retry_after: record.discovery.map(end),
+        discovery_error: record.discovery_reason.clone(),
+        bundle_retry_after: record.bundle.map(end),
+    };
+    (Memory { trust_domain, identities }, names)
 }
 
 impl StoredRetryAfter {
@@ -123,7 +139,18 @@ mod tests {
     }
 
     fn record(memory: &Memory, boot_id: &str, trusted: bool, now: Now) -> RetryAfterDelays {
-        RetryAfterDelays::new(memory, None, Some(boot_id.into()), trusted.then_some(now.wall), now.boot)
+        RetryAfterDelays::new(
+            memory,
+            &[IdentityName::DEVICE],
+            None,
+            Some(boot_id.into()),
+            trusted.then_some(now.wall),
+            now.boot,
+        )
+    }
+
+    fn remembered(record: &RetryAfterDelays, boot_id: Option<&str>, now: Now) -> Memory {
+        super::remembered(record, &[IdentityName::DEVICE], boot_id, now).0
     }
 
     fn left(memory: &Memory, now: Now) -> Duration {
@@ -147,6 +174,20 @@ mod tests {
             assert_eq!(left(SOME_DAY.after(HOUR * 1000)), Duration::ZERO, "it is long over");
             assert_eq!(left(Timestamp::default()), HOUR, "a clock at 1970 makes it no longer than it was");
         }
+    }
+
+    #[test]
+    fn delay_of_a_removed_identity_is_kept_while_it_lasts() {
+        let then = at(SOME_DAY, MINUTE);
+        let record = record(&to_wait_for_an_hour(then), "this boot", true, then);
+        let other = [IdentityName::parse("wfm").unwrap()];
+        let (memory, names) = super::remembered(&record, &other, Some("this boot"), then);
+        assert_eq!(names, [other[0].clone(), IdentityName::DEVICE]);
+        assert_eq!(memory.identities[0], IdentityMemory::default());
+        assert_eq!(memory.identities[1].retry_after, Some(then.boot.after(HOUR)));
+        let over = at(SOME_DAY, MINUTE + HOUR);
+        let (memory, names) = super::remembered(&record, &other, Some("this boot"), over);
+        assert_eq!((memory.identities.len(), names), (1, other.to_vec()));
     }
 
     #[test]

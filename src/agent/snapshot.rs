@@ -46,7 +46,7 @@ impl Executor {
             last_error: self.last_error(now).filter(|shown| !is_shown(shown)),
             default_identity,
             other_identities,
-            key_users: self.config.key_users.clone(),
+            key_users: self.config.identities.first().map(|first| first.users.clone()).unwrap_or_default(),
             cache: Arc::default(),
         }
     }
@@ -59,7 +59,8 @@ impl Executor {
         published: Option<&Published>,
     ) -> IdentitySnapshot {
         let current = identity.current.clone();
-        let provider = current.as_ref().map_or(self.config.key.provider, |current| current.key.provider());
+        let provider =
+            current.as_ref().map_or(identity.config.key.provider, |current| current.key.provider());
         let in_lifecycle = || {
             let (error, wait) = view.last_error(now)?;
             Some((error, wait.map(|wait| now.wall.after(wait))))

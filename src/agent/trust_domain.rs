@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::identity::Identity;
 use super::persist::Records;
 use super::reporting::{Reporter, cause, hint};
-use crate::config;
+use crate::config::{self, Enrollment};
 use crate::issuer::{self, Discovery, Fetched, Issuer, IssuerError};
-use crate::lifecycle::{BundleFacts, DiscoveryFacts, SvidTrust};
+use crate::lifecycle::{BundleFacts, DiscoveryFacts, RuledOut, SvidTrust};
 use crate::platform::clock;
 use crate::problem::{ProblemCode, Report};
 use crate::state;
@@ -80,7 +80,9 @@ impl TrustDomain {
         let cached = self.discovery.as_ref().map(|cached| (&cached.document, &cached.record.validators));
         let (document, body, validators) = match (self.issuer.discover(url, cached).await?, &self.discovery) {
             (Fetched::New { document, body, validators }, _) => (document, body, validators),
-            (Fetched::NotModified, Some(cached)) => return Ok(discovery_facts(&cached.document, false)),
+            (Fetched::NotModified, Some(cached)) => {
+                return Ok(discovery_facts(&cached.document, identities, false));
+            }
             (Fetched::NotModified, None) => return Err(IssuerError::not_cached(url)),
         };
         check_trust_domain(&document, config, identities)?;
@@ -99,7 +101,7 @@ impl TrustDomain {
         // of no use.
         let domain = document.trust_domain();
         self.bundle = self.bundle.take().filter(|cached| cached.record.trust_domain == *domain);
-        let facts = discovery_facts(&document, changed);
+        let facts = discovery_facts(&document, identities, changed);
         self.discovery = Some(CachedDiscovery { document, record });
         Ok(facts)
     }
@@ -229,7 +231,20 @@ fn log_new_bundle(bundle: &Bundle) {
 }
 
 /// Facts of a discovery document.
-pub(super) fn discovery_facts(document: &Discovery, changed: bool) -> DiscoveryFacts {
+pub(super) fn discovery_facts(
+    document: &Discovery,
+    identities: &[Identity],
+    changed: bool,
+) -> DiscoveryFacts {
+    let ruled_out = |identity: &Identity| ruled_out(document, &identity.config.enroll);
+    DiscoveryFacts { changed, identities: identities.iter().map(ruled_out).collect() }
+}
+
+/// What a discovery document rules out for an identity.
+fn ruled_out(document: &Discovery, enroll: &Enrollment) -> RuledOut {
+    if enroll.is_by_operator() {
+        return RuledOut::default();
+    }
     let lacks = |what: &str, wanted: &str, listed: &Excerpt| {
         let detail = format!(
             "the discovery document of \"{}\" lists [{listed}] and not {wanted}",
@@ -247,7 +262,7 @@ pub(super) fn discovery_facts(document: &Discovery, changed: bool) -> DiscoveryF
     let no_method = (!document.accepts_factory_certificate()).then(|| {
         lacks("The MIS does not accept factory certificates", issuer::FACTORY_CERT_MTLS, document.methods())
     });
-    DiscoveryFacts { changed, cannot_enroll: cannot_renew.clone().or(no_method), cannot_renew }
+    RuledOut { enrollment: cannot_renew.clone().or(no_method), renewal: cannot_renew }
 }
 
 fn bundle_facts(bundle: &Bundle, identities: &[Identity], is_new: bool, now: Timestamp) -> BundleFacts {

@@ -7,6 +7,7 @@
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod identity;
 mod no_proxy;
 mod raw;
 mod reader;
@@ -19,12 +20,12 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use url::Url;
 use zeroize::Zeroizing;
 
+pub use self::identity::{Enrollment, IdentityConfig, IdentityKey, WfmConfig};
 pub use self::salvage::Salvaged;
 pub use self::sources::drop_in_directory;
 
@@ -58,7 +59,9 @@ pub struct Config {
     pub mis: Option<MisConfig>,
     /// The bootstrap credential. Without it the device cannot enroll.
     pub bootstrap: Option<BootstrapConfig>,
-    /// Key provider of the SVID's key.
+    /// The identities; the first is the default identity. There is at least one.
+    pub identities: Vec<IdentityConfig>,
+    /// The TPM, and the defaults of all identities' keys.
     pub key: KeyConfig,
     /// Renewal window, as fractions of the lifetime.
     pub renewal_window: (f64, f64),
@@ -72,8 +75,6 @@ pub struct Config {
     pub files: FilesConfig,
     /// The local sockets.
     pub socket: SocketConfig,
-    /// Users, by name or number, who may obtain a software key over the Workload API.
-    pub key_users: Arc<[String]>,
     /// File to which `/metrics` is written in addition, for the node exporter.
     pub textfile: Option<PathBuf>,
     /// Log level.
@@ -231,6 +232,8 @@ pub struct KeyConfig {
     pub owner_auth: Option<Secret>,
     /// Use a new key for every renewal.
     pub rotate: bool,
+    /// `require = "tpm"`: no identity may have a key outside of the TPM.
+    pub requires_tpm: bool,
 }
 
 /// `[files]`
@@ -316,14 +319,21 @@ impl Config {
             (None, Some(given)) => given.to_owned(),
             (None, None) => PathBuf::from(DEFAULT_STATE_DIR),
         };
-        let files_dir = raw.files.dir.map_or_else(|| state_dir.join("svid"), |dir| reader.path(&dir));
+        let files_dir = raw.files.dir.as_ref().map_or_else(|| state_dir.join("svid"), |dir| reader.path(dir));
         let (retry_base, retry_cap) = reader.retry(&raw.retry)?;
         let [agent_socket, sign_socket, admin_socket] =
             reader.sockets(&raw.socket, Path::new(DEFAULT_SOCKET))?;
+        let key = reader.key(&raw.key)?;
+        let key_users = reader.users("workload_api.key_users", raw.workload_api.key_users.as_deref())?;
+        let identities = reader.identities(&raw, &key, key_users)?;
+        let mis = raw.mis.as_ref().map(|mis| reader.mis(mis)).transpose()?;
+        let trust_domain = mis.as_ref().and_then(|mis| mis.trust_domain.as_ref());
+        reader.check_guards(&raw, &identities, trust_domain)?;
         Ok(Self {
-            mis: raw.mis.map(|mis| reader.mis(&mis)).transpose()?,
+            mis,
             bootstrap: raw.bootstrap.map(|bootstrap| reader.bootstrap(&bootstrap)).transpose()?,
-            key: reader.key(&raw.key)?,
+            identities,
+            key,
             renewal_window: reader.window(raw.renewal.window.as_ref())?,
             retry_base,
             retry_cap,
@@ -352,7 +362,6 @@ impl Config {
                 )?,
                 signatures_per_minute: reader.signatures(raw.socket.signatures_per_minute.as_ref())?,
             },
-            key_users: reader.users("workload_api.key_users", raw.workload_api.key_users.as_deref())?,
             textfile: raw.metrics.textfile.map(|path| reader.path(&path)),
             log_level: raw.log.level.unwrap_or_default(),
             state_dir,

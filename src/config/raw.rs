@@ -47,6 +47,7 @@ impl<T: Overlay> Overlay for Option<Spanned<T>> {
 table!(File { state_dir: PathBuf } with {
     mis: Option<Spanned<Mis>>,
     bootstrap: Option<Spanned<Bootstrap>>,
+    identity: Identities,
     key: Key,
     renewal: Renewal,
     retry: Retry,
@@ -84,13 +85,71 @@ pub(super) enum Method {
     FactoryCertMtls,
 }
 
+/// `[[identity]]`, in the order of their first appearance.
+#[derive(Default, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Identities(pub(super) Vec<Spanned<Identity>>);
+
+/// An entry is laid over the one of its name in an earlier file; a new name is added at the end.
+impl Overlay for Identities {
+    fn overlay(&mut self, later: Self) {
+        let named =
+            |entry: &Spanned<Identity>| entry.get_ref().name.as_ref().map(|name| name.get_ref().clone());
+        let known = self.0.len();
+        for entry in later.0 {
+            let name = named(&entry);
+            let earlier =
+                self.0.iter_mut().take(known).find(|earlier| name.is_some() && named(earlier) == name);
+            match earlier {
+                Some(earlier) => earlier.get_mut().overlay(entry.into_inner()),
+                None => self.0.push(entry),
+            }
+        }
+    }
+}
+
+table!(Identity {
+    name: Spanned<String>,
+    enroll: Way,
+    spiffe_id: Spanned<String>,
+    svid_file: Spanned<PathBuf>,
+    key_file: Spanned<String>,
+    users: Vec<Spanned<String>>,
+    group: String,
+    key_group: String,
+    publish_intermediates: bool,
+    notify: Spanned<String>,
+} with { key: IdentityKey, wfm: Option<Spanned<Wfm>> });
+
+/// `identity.enroll`
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Way {
+    FactoryCert,
+    Manual,
+    Installed,
+    WfmBinding,
+}
+
+table!(IdentityKey { provider: Spanned<ProviderKind>, rotate: bool });
+
+table!(Wfm { url: Spanned<String>, id: Spanned<String>, client_handle: Spanned<String> });
+
 table!(Key {
     provider: ProviderKind,
     tcti: Spanned<String>,
     parent: Spanned<String>,
     owner_auth: Spanned<String>,
     rotate: bool,
+    require: Floor,
 });
+
+/// `key.require`
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Floor {
+    Tpm,
+}
 
 table!(Renewal { window: Spanned<[f64; 2]> });
 

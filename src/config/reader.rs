@@ -50,7 +50,12 @@ impl Reader<'_> {
         self.directory.join(path)
     }
 
-    fn wrong(&self, span: &Range<usize>, key: &'static str, what: impl Into<String>) -> ConfigError {
+    pub(super) fn wrong(
+        &self,
+        span: &Range<usize>,
+        key: &'static str,
+        what: impl Into<String>,
+    ) -> ConfigError {
         let (file, line) = self.sources.place_of(span);
         let problem = Problem::Value { key, what: Excerpt::of(what.into(), MAX_REASON) };
         ConfigError { file: file.into(), line: Some(line), problem, hint: None }
@@ -191,7 +196,7 @@ impl Reader<'_> {
     }
 
     /// Validates `file:PATH` or `credential:NAME`.
-    fn secret(&self, key: &'static str, text: &Spanned<String>) -> Result<Secret, ConfigError> {
+    pub(super) fn secret(&self, key: &'static str, text: &Spanned<String>) -> Result<Secret, ConfigError> {
         let value = text.get_ref();
         if let Some(path) = value.strip_prefix("file:").filter(|path| !path.is_empty()) {
             return Ok(Secret::File(self.path(Path::new(path))));
@@ -209,7 +214,7 @@ impl Reader<'_> {
         }
     }
 
-    fn https_url(&self, key: &'static str, value: &Spanned<String>) -> Result<Url, ConfigError> {
+    pub(super) fn https_url(&self, key: &'static str, value: &Spanned<String>) -> Result<Url, ConfigError> {
         let url = uri::parse(value.get_ref()).map_err(|e| {
             self.wrong(&value.span(), key, format!("{:?} is not a URL: {e}", value.get_ref()))
         })?;
@@ -326,6 +331,7 @@ impl Reader<'_> {
                 .map(|text| self.secret("key.owner_auth", text))
                 .transpose()?,
             rotate: key.rotate.unwrap_or(true),
+            requires_tpm: key.require.is_some(),
         })
     }
 

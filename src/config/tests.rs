@@ -299,7 +299,7 @@ fn readable_part_of_a_bad_configuration_is_salvaged() {
         assert_eq!(config.state_dir, directory.path().join("state"), "{bad}");
         assert_eq!(config.socket.path, directory.path().join("a \" b"));
         assert_eq!(config.socket.limits.connections, 16);
-        assert_eq!(&*config.key_users, ["wfm"]);
+        assert_eq!(&*config.identities[0].users, ["wfm"]);
         assert!(config.mis.is_none() && config.bootstrap.is_none());
     }
     // No TOML at all, before and after what is.
@@ -307,7 +307,7 @@ fn readable_part_of_a_bad_configuration_is_salvaged() {
         let directory = directory(&[("config.toml", &format!("{before}{good}{after}"))]);
         let config = salvage(&directory);
         assert_eq!(config.state_dir, directory.path().join("state"), "{before}{after}");
-        assert!(config.key_users.is_empty(), "who is given a key may be what is missing");
+        assert!(config.identities[0].users.is_empty(), "who is given a key may be what is missing");
     }
     let head = directory(&[(
         "config.toml",
@@ -381,7 +381,7 @@ fn grants_are_not_salvaged_from_a_partial_configuration() {
         let directory = directory(files);
         load(&directory).unwrap_err();
         let config = Config::salvage(&directory.path().join("config.toml"), None).unwrap().config;
-        (config.socket.sign_group, config.key_users.to_vec())
+        (config.socket.sign_group, config.identities[0].users.to_vec())
     };
     let granted = "[socket]\nsign_group = \"apps\"\n[workload_api]\nkey_users = [\"wfm\"]\n";
     let all = (Some("apps".to_owned()), vec!["wfm".to_owned()]);

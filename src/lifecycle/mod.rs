@@ -29,11 +29,12 @@ pub use identity::IdentityView;
 pub use retry_gate::{Failure, FailureKind, LONGEST_RETRY_AFTER};
 pub use types::{
     Action, BundleFacts, Command, DiscoveryFacts, Event, IdentityAction, IdentityEvent, IdentityIndex,
-    IdentityMemory, Jitter, KeyChoice, Memory, NotAdopted, Policy, Request, Restored, RestoredBundle,
-    RestoredIdentity, RestoredTrustDomain, Step, SvidFacts, SvidTrust, TrustDomainMemory,
+    IdentityMemory, IdentityPolicy, Issuance, Jitter, KeyChoice, Memory, NotAdopted, Policy, Request,
+    Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, RuledOut, Step, SvidFacts, SvidTrust,
+    TrustDomainMemory,
 };
 
-use identity::Identity;
+use identity::{Identity, Prerequisite};
 use miaf_spiffe::time::{Now, Timestamp};
 use scheduler::{Next, Scheduler};
 use trust_domain::TrustDomain;
@@ -60,7 +61,9 @@ impl Lifecycle {
         // A fleet whose power comes back does not poll in one second (B4). A device that lacks an
         // identity, an anchor or a trusted clock polls at once.
         let has_all = trust_domain.bundle.is_none_or(|bundle| !bundle.is_empty)
-            && identities.iter().all(|identity| identity.svid.is_some());
+            && identities
+                .iter()
+                .all(|identity| identity.svid.is_some() || identity.policy.issuance == Issuance::ByOperator);
         let within = FIRST_POLL_WITHIN.min(policy.bundle_refresh / 10);
         let first_poll = if has_all && trust_domain.time.allows(now) {
             now.boot.after(within.mul_f64(jitter()))
@@ -159,7 +162,14 @@ impl Lifecycle {
             Some(Action::Identity(of, action)) if of == index => Some(action),
             _ => None,
         };
-        IdentityView { policy: &self.policy, trust_domain: &self.trust_domain, identity, in_flight }
+        IdentityView {
+            policy: &self.policy,
+            index,
+            prerequisite: Prerequisite::of(identity.policy, &self.identities),
+            trust_domain: &self.trust_domain,
+            identity,
+            in_flight,
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::Lifecycle;
-use super::identity::{BundleForChain, CurrentKey, CurrentSvid, IdentityView, PendingKey};
+use super::identity::{BundleForChain, CurrentKey, CurrentSvid, Identity, IdentityView, PendingKey};
 use super::scheduler::{Next, Work};
 use super::types::{Action, IdentityAction, IdentityIndex, KeyChoice, Request, SvidFacts};
 use miaf_spiffe::time::Now;
@@ -57,17 +57,19 @@ impl Lifecycle {
         Some(Work { due_in, action: Action::FetchBundle })
     }
 
-    /// Time until a current SVID becomes valid or expires: status and subscribers show both at that
-    /// moment.
+    /// Time until a current SVID becomes valid or expires, or an operator is asked for the next:
+    /// status and subscribers show each at that moment.
     pub(super) fn validity_changes_in(&self, now: Now) -> Option<Duration> {
         if !self.trusts_clock(now) {
             return None;
         }
-        let svids = self.identities.iter().filter_map(|identity| identity.svid.as_ref());
-        let changes = svids.filter_map(|svid| {
+        let of = |identity: &Identity| Some((identity.svid.clone()?, identity.is_by_operator()));
+        let svids = self.identities.iter().filter_map(of);
+        let changes = svids.filter_map(|(svid, by_operator)| {
             let SvidFacts { not_before, not_after, .. } = svid.facts;
-            let changes = [not_before, not_after.after(Duration::from_millis(1))];
-            changes.into_iter().map(|at| now.wall.until(at)).find(|rest| !rest.is_zero())
+            let operator_from = if by_operator { svid.renew_at } else { not_before };
+            let changes = [not_before, operator_from, not_after.after(Duration::from_millis(1))];
+            changes.into_iter().map(|at| now.wall.until(at)).filter(|rest| !rest.is_zero()).min()
         });
         changes.min()
     }
@@ -104,10 +106,13 @@ impl IdentityView<'_> {
             let can_be_validated = chain.bundle != BundleForChain::Wanted;
             return can_be_validated.then(|| (early.max(closed), IdentityAction::Adopt { bundle_is_fresh }));
         }
-        if self.is_refused_permanently(now) || self.lacks_key(now) {
+        if identity.is_by_operator() || self.is_refused_permanently(now) || self.lacks_key(now) {
             return None;
         }
         let request = self.wanted_request(now);
+        if self.lacks_prerequisite(request, now) {
+            return None; // with the other's SVID comes an event
+        }
         let due_in = self.request_due_in(now).max(self.requests_open_in(now));
         Some((
             due_in,
@@ -155,7 +160,12 @@ impl IdentityView<'_> {
 
     pub(super) fn may_enroll(&self) -> bool {
         self.identity.blocked.get(Request::Enroll).is_none()
-            && self.trust_domain.ruled_out(Request::Enroll).is_none()
+            && self.trust_domain.ruled_out(self.index, Request::Enroll).is_none()
+    }
+
+    /// Whether the other identity, whose SVID authenticates an enrollment, has no valid one.
+    pub(super) fn lacks_prerequisite(&self, request: Request, now: Now) -> bool {
+        request == Request::Enroll && !self.prerequisite.is_met(now)
     }
 
     /// Whether only a renewal is allowed, and its key is lost. The operator may allow another key;
@@ -172,7 +182,7 @@ impl IdentityView<'_> {
             // (E6).
             (Some(PendingKey { refused: false }), _) => Some(KeyChoice::Pending),
             (_, Some(svid)) if !self.key_is_lost() => {
-                let keep = svid.facts.key_fits && (!self.policy.rotate || request == Request::Enroll);
+                let keep = svid.facts.key_fits && (!identity.policy.rotate || request == Request::Enroll);
                 (keep || identity.rotation_refused).then_some(KeyChoice::Current)
             }
             (Some(_), _) => Some(KeyChoice::Pending),
@@ -187,6 +197,7 @@ impl IdentityView<'_> {
     /// Whether the wanted request cannot be sent before something is corrected.
     pub(super) fn is_refused_permanently(&self, now: Now) -> bool {
         let request = self.wanted_request(now);
-        self.identity.blocked.get(request).is_some() || self.trust_domain.ruled_out(request).is_some()
+        self.identity.blocked.get(request).is_some()
+            || self.trust_domain.ruled_out(self.index, request).is_some()
     }
 }

@@ -6,7 +6,7 @@ use super::Lifecycle;
 use super::identity::{BundleForChain, CurrentKey, CurrentSvid, IdentityView};
 use super::retry_gate::RetryGate;
 use super::trust_domain::TrustDomain;
-use super::types::{IdentityAction, SvidFacts};
+use super::types::{IdentityAction, Request, SvidFacts};
 use crate::problem::{LastError, ProblemCode, Report};
 use miaf_client::api::State;
 use miaf_spiffe::time::Now;
@@ -23,6 +23,8 @@ impl IdentityView<'_> {
         }
         match &self.identity.svid {
             Some(svid) if now.wall > svid.facts.not_after => State::Expired,
+            _ if self.identity.issued.is_none() && self.needs_operator(now) => State::WaitingForOperator,
+            Some(_) if self.identity.is_by_operator() && self.identity.issued.is_none() => State::Active,
             Some(_) => {
                 let requesting = matches!(
                     self.in_flight,
@@ -60,7 +62,16 @@ impl IdentityView<'_> {
             return Some((error.clone(), Some(self.identity.key_gate.opens_in(now))));
         }
         let request = self.wanted_request(now);
-        if let Some(report) = self.trust_domain.ruled_out(request) {
+        if self.identity.is_by_operator() {
+            // Nothing is tried again before an operator brings another.
+            let gate = most_important(self.gates(now), now);
+            let gate = gate.map(|(error, wait)| {
+                let is_tried = self.identity.issued.is_some() || self.key_proof_in(now).is_some();
+                (LastError { permanent: !is_tried, ..error }, wait.filter(|_| is_tried))
+            });
+            return gate.or_else(|| Some((self.operator_needed(now)?, None)));
+        }
+        if let Some(report) = self.trust_domain.ruled_out(self.index, request) {
             let at = self.trust_domain.discovery.as_ref().map_or(now.wall, |discovery| discovery.read_at);
             let error = LastError { report: report.clone(), at, permanent: true };
             return Some((error, None));
@@ -68,7 +79,52 @@ impl IdentityView<'_> {
         if let Some(error) = self.identity.blocked.get(request) {
             return Some((error.clone(), None));
         }
-        most_important(self.gates(now), now).or_else(|| self.issuance_stalled(now))
+        most_important(self.gates(now), now)
+            .or_else(|| self.issuance_stalled(now))
+            .or_else(|| Some((self.prerequisite_missing(request, now)?, None)))
+    }
+
+    /// Whether an operator has to bring the next SVID.
+    fn needs_operator(&self, now: Now) -> bool {
+        let is_due = |svid: &CurrentSvid| svid.renew_at <= now.wall;
+        self.identity.is_by_operator() && self.identity.svid.as_ref().is_none_or(is_due)
+    }
+
+    fn operator_needed(&self, now: Now) -> Option<LastError> {
+        if !self.needs_operator(now) {
+            return None;
+        }
+        let (detail, at) = match &self.identity.svid {
+            None => {
+                ("there is none yet, and no issuer is asked for one".to_owned(), self.identity.started_at)
+            }
+            Some(CurrentSvid { facts, .. }) if now.wall > facts.not_after => {
+                (format!("the current one has ended at {}", facts.not_after), facts.not_after)
+            }
+            Some(CurrentSvid { renew_at, renew_at_before: Some(_), .. }) => {
+                ("the trust bundle does not vouch for the current one any more".to_owned(), *renew_at)
+            }
+            Some(CurrentSvid { facts, renew_at, .. }) => {
+                let detail = format!(
+                    "half of the lifetime of the current one is over; it ends at {}",
+                    facts.not_after
+                );
+                (detail, *renew_at)
+            }
+        };
+        let title = "An operator has to bring the next SVID of this identity";
+        let report = Report::new(ProblemCode::OperatorNeeded, title, &detail);
+        Some(LastError { report, at, permanent: true })
+    }
+
+    fn prerequisite_missing(&self, request: Request, now: Now) -> Option<LastError> {
+        if !self.lacks_prerequisite(request, now) {
+            return None;
+        }
+        let why = "the enrollment is authenticated by the SVID of the device, which has no valid one now";
+        let title = "The identity of the device is not there yet";
+        let report = Report::new(ProblemCode::DeviceIdentityNeeded, title, &why);
+        Some(LastError { report, at: self.identity.started_at, permanent: false })
     }
 
     /// The error of an MIS whose SVIDs end no later than those before them.
@@ -94,7 +150,7 @@ impl IdentityView<'_> {
     fn gates(&self, now: Now) -> impl Iterator<Item = &RetryGate> {
         let issued = self.identity.issued.as_ref();
         let has_chain = issued.is_some_and(|chain| chain.bundle != BundleForChain::AnotherWanted);
-        let is_due = has_chain || self.request_due_in(now).is_zero();
+        let is_due = has_chain || self.identity.is_by_operator() || self.request_due_in(now).is_zero();
         let requests = is_due.then_some(&self.identity.gate);
         let key = self.key_proof_in(now).map(|_| &self.identity.key_gate);
         requests.into_iter().chain(key)

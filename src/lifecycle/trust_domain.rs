@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::backoff::Backoff;
 use super::clock_trust::{Doubt, KnownTime, TimeVerdict};
 use super::retry_gate::{OpeningLimit, RetryGate};
-use super::types::{DiscoveryFacts, Jitter, Policy, Request, RestoredTrustDomain, TrustDomainMemory};
+use super::types::{
+    DiscoveryFacts, IdentityIndex, Jitter, Policy, Request, RestoredTrustDomain, TrustDomainMemory,
+};
 use crate::problem::Report;
 use miaf_spiffe::time::{BootTime, Now, Timestamp};
 
@@ -143,12 +145,12 @@ impl TrustDomain {
         self.discovery.is_some() && self.bundle.is_some_and(|bundle| !bundle.is_empty)
     }
 
-    /// Why the discovery document rules a request out (miaf-v0 D5).
-    pub(super) fn ruled_out(&self, request: Request) -> Option<&Report> {
-        let facts = &self.discovery.as_ref()?.facts;
+    /// Why the discovery document rules a request of an identity out (miaf-v0 D5).
+    pub(super) fn ruled_out(&self, index: IdentityIndex, request: Request) -> Option<&Report> {
+        let ruled_out = self.discovery.as_ref()?.facts.identities.get(index.0)?;
         match request {
-            Request::Enroll => facts.cannot_enroll.as_ref(),
-            Request::Renew => facts.cannot_renew.as_ref(),
+            Request::Enroll => ruled_out.enrollment.as_ref(),
+            Request::Renew => ruled_out.renewal.as_ref(),
         }
     }
 

@@ -18,8 +18,35 @@ pub struct Policy {
     pub retry: Backoff,
     /// Longest time between two polls of the bundle where the MIS gives no hint (miaf-v0 B4).
     pub bundle_refresh: Duration,
+}
+
+/// The settings of one identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdentityPolicy {
     /// Whether every renewal requests a new key (miaf-v0 R4).
     pub rotate: bool,
+    /// Who obtains its SVIDs.
+    pub issuance: Issuance,
+}
+
+/// Who obtains the SVIDs of an identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Issuance {
+    /// The agent requests them.
+    Requested,
+    /// The agent requests them; to enroll it needs a valid SVID of this other identity (miaf-v0
+    /// W1).
+    With(IdentityIndex),
+    /// An operator brings them (N9). The agent sends no request, and asks for the next one when half
+    /// of the lifetime is over.
+    ByOperator,
+}
+
+impl Default for IdentityPolicy {
+    /// A new key for every SVID, which the agent requests.
+    fn default() -> Self {
+        Self { rotate: true, issuance: Issuance::Requested }
+    }
 }
 
 /// Position of an identity in the configuration. Names it in actions, events and queries.
@@ -91,11 +118,12 @@ pub enum Event {
 /// The outcome of an [`IdentityAction`].
 #[derive(Clone, Debug)]
 pub enum IdentityEvent {
-    /// Of [`IdentityAction::CreateKey`].
+    /// Of [`IdentityAction::CreateKey`], or of an operator's wish for a request.
     KeyCreated(Result<(), Failure>),
     /// Of [`IdentityAction::ProveKey`].
     KeyProven(Result<(), Failure>),
-    /// Of [`IdentityAction::Request`]. `Ok`: the issued chain is stored.
+    /// Of [`IdentityAction::Request`], or an operator has brought a chain. `Ok`: the issued chain is
+    /// stored.
     Issued(Result<(), Failure>),
     /// Of [`IdentityAction::Adopt`]. `Ok`: the SVID is current, and the pending key, if the SVID is
     /// for it, as well.
@@ -121,10 +149,17 @@ pub enum Command {
 pub struct DiscoveryFacts {
     /// It differs from the cached one: a correction in the sense of miaf-v0 P2.
     pub changed: bool,
-    /// Why it rules an enrollment out, if it does (miaf-v0 D5).
-    pub cannot_enroll: Option<Report>,
-    /// Why it rules a renewal out, if it does.
-    pub cannot_renew: Option<Report>,
+    /// What it rules out for each identity, in the order of their indexes.
+    pub identities: Vec<RuledOut>,
+}
+
+/// What a discovery document rules out for an identity.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuledOut {
+    /// Why no enrollment is possible, if so (miaf-v0 D5).
+    pub enrollment: Option<Report>,
+    /// Why no renewal is possible, if so.
+    pub renewal: Option<Report>,
 }
 
 /// Facts of a trust bundle.
@@ -221,6 +256,8 @@ pub struct RestoredBundle {
 /// An identity's part of [`Restored`].
 #[derive(Clone, Debug, Default)]
 pub struct RestoredIdentity {
+    /// Its settings.
+    pub policy: IdentityPolicy,
     /// The current SVID.
     pub svid: Option<SvidFacts>,
     /// Whether a key is pending: it may have been sent already.

@@ -6,7 +6,7 @@ use super::Lifecycle;
 use super::backoff::BackoffPolicy;
 use super::identity::{
     Blocked, BundleForChain, CurrentKey, CurrentSvid, Identity, IdentityView, IssuedChain, PendingKey,
-    StalledIssuance,
+    Prerequisite, StalledIssuance,
 };
 use super::retry_gate::{Failure, FailureKind, Verdict};
 use super::trust_domain::{Bundle, Discovery, TrustDomain};
@@ -79,10 +79,10 @@ impl Lifecycle {
 
     /// Without an SVID there is nothing to renew, and an enrollment is not what was asked for.
     fn renew(&mut self, index: IdentityIndex, now: Now) {
-        let Some(identity) = self.identities.get_mut(index.0).filter(|identity| identity.svid.is_some())
-        else {
+        let Some(identity) = self.identities.get_mut(index.0) else { return };
+        if identity.svid.is_none() || identity.is_by_operator() {
             return;
-        };
+        }
         self.trust_domain.open_gates(now);
         let from = identity.open_gates(now);
         identity.correct_by_command();
@@ -191,8 +191,9 @@ impl Lifecycle {
 
     fn identity_update(&mut self, index: IdentityIndex) -> Option<IdentityUpdate<'_>> {
         let Self { policy, trust_domain, identities, .. } = self;
+        let prerequisite = Prerequisite::of(identities.get(index.0)?.policy, identities);
         let identity = identities.get_mut(index.0)?;
-        Some(IdentityUpdate { policy, trust_domain, identity })
+        Some(IdentityUpdate { policy, index, prerequisite, trust_domain, identity })
     }
 }
 
@@ -235,7 +236,8 @@ impl Identity {
         let is_sooner = ends < svid.facts.not_after;
         svid.facts.not_after = ends;
         if is_sooner {
-            let renew_at = policy.draw_renewal_after(svid.facts.not_before, ends, now.wall, jitter);
+            let not_before = svid.facts.not_before;
+            let renew_at = policy.draw_renewal_after(self.policy, not_before, ends, now.wall, jitter);
             svid.renew_at = svid.renew_at.min(renew_at);
         }
     }
@@ -263,14 +265,17 @@ impl Identity {
 /// One identity that an outcome changes, under its trust domain.
 struct IdentityUpdate<'a> {
     policy: &'a Policy,
+    index: IdentityIndex,
+    prerequisite: Prerequisite,
     trust_domain: &'a mut TrustDomain,
     identity: &'a mut Identity,
 }
 
 impl IdentityUpdate<'_> {
     fn view(&self) -> IdentityView<'_> {
-        let Self { policy, trust_domain, identity } = self;
-        IdentityView { policy, trust_domain, identity, in_flight: None }
+        let Self { policy, index, prerequisite, trust_domain, identity } = self;
+        let (index, prerequisite) = (*index, *prerequisite);
+        IdentityView { policy, index, prerequisite, trust_domain, identity, in_flight: None }
     }
 
     fn action_ended(
@@ -290,6 +295,9 @@ impl IdentityUpdate<'_> {
             IdentityEvent::Issued(Ok(())) => {
                 self.identity.admission_pending = false;
                 self.identity.gate.progressed();
+                if self.identity.is_by_operator() {
+                    self.identity.gate.succeeded(); // what was wrong with the one before it is over
+                }
                 self.identity.issued = Some(IssuedChain::new(CurrentKey::Works));
             }
             IdentityEvent::Issued(Err(failure)) => match ended {
@@ -445,7 +453,8 @@ impl IdentityUpdate<'_> {
         identity.key_gate.succeeded();
         identity.replace_lost_key = false;
         let renew_at = facts.renew_at.unwrap_or_else(|| {
-            self.policy.draw_renewal_after(facts.not_before, facts.not_after, now.wall, jitter)
+            let SvidFacts { not_before, not_after, .. } = facts;
+            self.policy.draw_renewal_after(identity.policy, not_before, not_after, now.wall, jitter)
         });
         identity.svid = Some(CurrentSvid { facts, renew_at, key, renew_at_before: None });
     }

@@ -1,6 +1,7 @@
-//! Crash-safe state: one file per record, in a directory that only the agent can enter. A record is
-//! replaced atomically. One that cannot be read is quarantined under another name, never deleted,
-//! and the agent continues with the others.
+//! Crash-safe state: one file per record, in a directory that only the agent can enter; the records
+//! of each identity in a directory of its name there. A record is replaced atomically. One that
+//! cannot be read is quarantined under another name, never deleted, and the agent continues with the
+//! others.
 //!
 //! The order in which records are written makes every step of an enrollment safe to repeat: the
 //! pending key before the first request; the issued chain before it is validated; the identity
@@ -12,6 +13,7 @@ pub(crate) mod fuzzing;
 mod records;
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -20,12 +22,13 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, access, geteuid};
 
 pub use self::records::{
-    Record, RetryAfterDelay, RetryAfterDelays, StoredBundle, StoredDiscovery, StoredIdentity,
+    IdentityDelay, Record, RetryAfterDelay, RetryAfterDelays, StoredBundle, StoredDiscovery, StoredIdentity,
     StoredIssuedChain, StoredPendingKey, StoredTime,
 };
 use crate::hint::{Hint, Reason};
 use crate::platform::access::{current_user, shell_word, unusable_own, user, user_argument};
 use crate::platform::files;
+use miaf_client::api::IdentityName;
 use miaf_spiffe::text::Excerpt;
 
 /// Limit on the characters of why a record cannot be used. It quotes the record.
@@ -34,22 +37,67 @@ const MAX_REASON: usize = 400;
 /// Limit on the quarantined records that are tried for recovery.
 const MAX_RECOVERED: u32 = 32;
 
-/// The private part of the state directory.
+/// Directory of the identities' directories.
+const IDENTITIES: &str = "identities";
+
+/// The private part of the state directory, or the part of one identity in it.
 #[derive(Clone, Debug)]
 pub struct Store {
     state_dir: PathBuf,
     private: PathBuf,
+    /// The identity whose records these are; `None` for those that exist once.
+    identity: Option<IdentityName>,
 }
 
 impl Store {
     /// Creates the store of a state directory. Nothing is read or written yet.
     pub fn new(state_dir: &Path) -> Self {
-        Self { state_dir: state_dir.to_owned(), private: state_dir.join("private") }
+        Self { state_dir: state_dir.to_owned(), private: state_dir.join("private"), identity: None }
+    }
+
+    /// The records of one identity.
+    #[must_use]
+    pub fn of(&self, identity: &IdentityName) -> Self {
+        Self { identity: Some(identity.clone()), ..self.clone() }
     }
 
     /// The directory that only the agent can enter.
     pub fn private(&self) -> &Path {
         &self.private
+    }
+
+    /// The directory of the records.
+    fn directory(&self) -> PathBuf {
+        match &self.identity {
+            Some(name) => self.private.join(IDENTITIES).join(name.as_str()),
+            None => self.private.clone(),
+        }
+    }
+
+    /// Creates the directory of the records, and those that it is in.
+    fn make_directory(&self) -> io::Result<()> {
+        files::make_dir(&self.state_dir, 0o711, None)?;
+        files::make_dir(&self.private, 0o700, None)?;
+        if self.identity.is_some() {
+            files::make_dir(&self.private.join(IDENTITIES), 0o700, None)?;
+            files::make_dir(&self.directory(), 0o700, None)?;
+        }
+        Ok(())
+    }
+
+    /// The identities that have records, in the order of their names.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the file system does not tell.
+    pub fn identities(&self) -> Result<Vec<IdentityName>, StoreError> {
+        let entries = match fs::read_dir(self.private.join(IDENTITIES)) {
+            Ok(entries) => entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => Err(e),
+        };
+        let entries = entries.map_err(|e| self.failed("read", IDENTITIES, e))?;
+        let names = entries.iter().filter_map(|name| IdentityName::parse(name.to_str()?).ok());
+        Ok(names.collect::<BTreeSet<_>>().into_iter().collect())
     }
 
     /// Checks that this process may work with the state: it belongs to this user, whose agent could
@@ -63,8 +111,14 @@ impl Store {
             let why = self.of_another(&place, owner);
             return Err(StoreError { operation: "use", path: self.state_dir.clone(), why });
         }
+        // Also where an earlier version stored them.
+        self.check_records()?;
+        self.identities()?.iter().try_for_each(|name| self.of(name).check_records())
+    }
+
+    fn check_records(&self) -> Result<(), StoreError> {
         [StoredIdentity::NAME, StoredPendingKey::NAME, StoredIssuedChain::NAME].into_iter().try_for_each(
-            |name| match files::read_limited(&self.private.join(name)) {
+            |name| match files::read_limited(&self.directory().join(name)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => Err(self.failed("read", name, e)),
                 _ => Ok(()),
             },
@@ -109,7 +163,7 @@ impl Store {
     }
 
     fn failed(&self, operation: &'static str, name: &str, source: io::Error) -> StoreError {
-        let path = self.private.join(name);
+        let path = self.directory().join(name);
         let why = match source.kind() {
             io::ErrorKind::NotADirectory => {
                 let place = shell_word(&self.state_dir);
@@ -143,14 +197,39 @@ impl Store {
                 return Ok(None);
             }
         };
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => {
-                let why = Reason::from("another agent uses this state directory")
-                    .with_hint_text("Stop one of the two, or give one another state_dir");
-                Err(StoreError { operation: "lock", path, why })
-            }
-            _ => Ok(Some(file)),
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            let why = Reason::from("another agent uses this state directory")
+                .with_hint_text("Stop one of the two, or give one another state_dir");
+            return Err(StoreError { operation: "lock", path, why });
         }
+        let device = self.of(&IdentityName::DEVICE);
+        device.take_over_former().map_err(|e| device.failed("move here", StoredIdentity::NAME, e))?;
+        Ok(Some(file))
+    }
+
+    /// Moves the records of an agent that knew one identity, directly in the private directory, to
+    /// where they are now. Safe to repeat after a power cut.
+    fn take_over_former(&self) -> io::Result<()> {
+        let former = [
+            ("answer.json", StoredIssuedChain::NAME),
+            (StoredPendingKey::NAME, StoredPendingKey::NAME),
+            (StoredIdentity::NAME, StoredIdentity::NAME),
+        ];
+        let (from, to) = (&self.private, self.directory());
+        let found = former.iter().filter(|(name, _)| from.join(name).exists());
+        let mut is_found = false;
+        for (before, now) in found {
+            self.make_directory()?;
+            if !to.join(now).exists() {
+                fs::rename(from.join(before), to.join(now))?;
+                is_found = true;
+            }
+        }
+        if is_found {
+            files::sync_dir(&to)?;
+            files::sync_dir(from)?;
+        }
+        Ok(())
     }
 
     /// Reads a record. `None`: there is none, or it was damaged and is quarantined now.
@@ -158,7 +237,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] where the file system does not let it be read: it may still exist.
     pub fn load<R: Record>(&self) -> Result<Option<R>, StoreError> {
-        let path = self.private.join(R::NAME);
+        let path = self.directory().join(R::NAME);
         let content = match files::read_limited(&path) {
             Ok(content) => content,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -178,10 +257,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`]. The one before is unchanged then.
     pub fn save<R: Record>(&self, record: &R) -> Result<(), StoreError> {
-        let path = self.private.join(R::NAME);
+        let path = self.directory().join(R::NAME);
         let write = || {
-            files::make_dir(&self.state_dir, 0o711, None)?;
-            files::make_dir(&self.private, 0o700, None)?;
+            self.make_directory()?;
             files::replace(&path, &record.encode()?, 0o600)
         };
         write().map_err(|source| self.failed("write", R::NAME, source))
@@ -192,52 +270,52 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn remove<R: Record>(&self) -> Result<(), StoreError> {
-        let path = self.private.join(R::NAME);
+        let (directory, path) = (self.directory(), self.directory().join(R::NAME));
         let remove = || {
             files::remove_if_there(&path)?;
-            if self.private.exists() { files::sync_dir(&self.private) } else { Ok(()) }
+            if directory.exists() { files::sync_dir(&directory) } else { Ok(()) }
         };
         remove().map_err(|source| self.failed("remove", R::NAME, source))
     }
 
     /// Quarantines an intact record that cannot be used for another reason.
     pub fn quarantine<R: Record>(&self, why: &str) {
-        self.quarantine_file(&self.private.join(R::NAME), why);
+        self.quarantine_file(&self.directory().join(R::NAME), why);
     }
 
     /// Recovers the newest quarantined record that can be used again, if there is one. To be called
     /// when there is no record in its place.
     pub fn recover<R: Record, T>(&self, usable: impl Fn(&R) -> Result<T, String>) -> Option<(T, R)> {
-        let path = self.private.join(R::NAME);
+        let path = self.directory().join(R::NAME);
         let quarantined = (1..=MAX_RECOVERED).rev().map(|number| quarantine_path(&path, number));
         quarantined.filter(|file| file.exists()).find_map(|file| {
             let record = R::decode(&files::read_limited(&file).ok()?).ok()?;
             let used = usable(&record).ok()?;
-            fs::rename(&file, &path).and_then(|()| files::sync_dir(&self.private)).ok()?;
+            fs::rename(&file, &path).and_then(|()| files::sync_dir(&self.directory())).ok()?;
             tracing::warn!(file = %file.display(), "quarantined record recovered: it can be used again");
             Some((used, record))
         })
     }
 
-    /// Moves everything of the identity into a directory of its own, whose path is returned: the
-    /// identity is retired. Nothing is deleted. Retry-after delays (miaf-v0 E8) and the
+    /// Moves everything of this identity away, and returns where it is now: the identity is retired.
+    /// Nothing is deleted. Retry-after delays (miaf-v0 E8), the cached documents and the
     /// key-encryption key stay where they are.
     ///
-    /// The identity itself goes in one rename. What could bring it back without its record (a chain
-    /// that is not adopted yet, its key, quarantined records) has durably gone by then; what goes
-    /// after it is of no use without it. So a power cut leaves the identity or none, and nothing to
-    /// be finished.
+    /// It goes in one rename: a power cut leaves all of it or nothing.
     ///
     /// # Errors
     /// [`StoreError`]. The identity is still there then, unless the file system failed after it was
     /// moved.
     pub fn retire(&self) -> Result<PathBuf, StoreError> {
-        let directory = |number: u32| self.private.join(format!("retired-{number}"));
+        let directory = self.directory();
+        let name = self.identity.as_ref().map_or("", IdentityName::as_str);
+        let retired = |number: u32| self.private.join(format!("retired-{number}-{name}"));
         // The numbers do not end.
-        let retired = (1..).map(directory).find(|path| !path.exists()).unwrap_or_default();
+        let retired = (1..).map(retired).find(|path| !path.exists()).unwrap_or_default();
         let retire = || {
-            files::make_dir(&retired, 0o700, None)?;
-            RetireStep::ALL.into_iter().try_for_each(|step| self.move_files(step, &retired))
+            fs::rename(&directory, &retired)?;
+            files::sync_dir(&self.private)?; // where it is now, before where it is no longer
+            files::sync_dir(&self.private.join(IDENTITIES))
         };
         retire().map_err(|source| StoreError {
             operation: "move the identity into",
@@ -247,54 +325,14 @@ impl Store {
         Ok(retired)
     }
 
-    fn move_files(&self, step: RetireStep, to: &Path) -> io::Result<()> {
-        let names = fs::read_dir(&self.private)?.map(|entry| Ok(entry?.file_name()));
-        for name in names.collect::<io::Result<Vec<_>>>()? {
-            if name.to_str().and_then(RetireStep::of) == Some(step) {
-                fs::rename(self.private.join(&name), to.join(&name))?;
-            }
-        }
-        files::sync_dir(to)?; // where they are now, before where they are no longer
-        files::sync_dir(&self.private)
-    }
-
     fn quarantine_file(&self, path: &Path, why: &str) {
         let to = (1..).map(|number| quarantine_path(path, number)).find(|to| !to.exists());
         let to = to.unwrap_or_default(); // the numbers do not end
-        let moved = fs::rename(path, &to).and_then(|()| files::sync_dir(&self.private));
+        let moved = fs::rename(path, &to).and_then(|()| files::sync_dir(&self.directory()));
         tracing::error!(
             file = %path.display(), quarantined_as = %to.display(), moved = moved.is_ok(),
             "record quarantined: {}: {}", path.display(), Excerpt::of(why, MAX_REASON)
         );
-    }
-}
-
-/// The step of [`Store::retire`] in which a file is moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RetireStep {
-    Unfinished,
-    Identity,
-    Documents,
-}
-
-impl RetireStep {
-    const ALL: [Self; 3] = [Self::Unfinished, Self::Identity, Self::Documents];
-
-    /// Returns the step of a file. `None`: it is not moved.
-    fn of(name: &str) -> Option<Self> {
-        let is_of = |record: &str| {
-            name.strip_prefix(record).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        };
-        if name == StoredIdentity::NAME {
-            Some(Self::Identity)
-        } else if [StoredIssuedChain::NAME, StoredPendingKey::NAME, StoredIdentity::NAME]
-            .into_iter()
-            .any(is_of)
-        {
-            Some(Self::Unfinished)
-        } else {
-            [StoredDiscovery::NAME, StoredBundle::NAME].into_iter().any(is_of).then_some(Self::Documents)
-        }
     }
 }
 
@@ -356,14 +394,15 @@ mod tests {
     fn record_is_read_back_and_only_the_agent_can_reach_it() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state");
-        let store = Store::new(&state);
+        let store = Store::new(&state).of(&IdentityName::DEVICE);
         assert_eq!(store.load::<StoredPendingKey>().unwrap(), None);
         store.save(&pending()).unwrap();
         assert_eq!(store.load().unwrap(), Some(pending()));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&state), 0o711);
         assert_eq!(mode(&state.join("private")), 0o700);
-        assert_eq!(mode(&state.join("private/pending-key.pem")), 0o600);
+        assert_eq!(mode(&state.join("private/identities/device")), 0o700);
+        assert_eq!(mode(&state.join("private/identities/device/pending-key.pem")), 0o600);
         store.remove::<StoredPendingKey>().unwrap();
         store.remove::<StoredPendingKey>().unwrap();
         assert_eq!(store.load::<StoredPendingKey>().unwrap(), None);
@@ -377,74 +416,66 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let store = Store::new(directory.path());
             store.save(&RetryAfterDelays::default()).unwrap();
-            let path = directory.path().join("private/waits.json");
+            let path = directory.path().join("private/retry-after.json");
             fs::write(&path, content).unwrap();
             assert_eq!(store.load::<RetryAfterDelays>().unwrap(), None, "{content:?}");
-            let quarantined = directory.path().join("private/waits.json.unusable-1");
+            let quarantined = directory.path().join("private/retry-after.json.unusable-1");
             assert_eq!(fs::read_to_string(quarantined).unwrap(), content);
             assert!(!path.exists());
         }
     }
 
-    /// All files of an identity, and all that are not.
-    fn full(private: &Path) -> [Vec<&'static str>; 4] {
-        let files = [
-            vec![
-                "answer.json",
-                "answer.json.unusable-1",
-                "identity.json.new",
-                "identity.json.unusable-1",
-                "pending-key.pem",
-                "pending-key.pem.unusable-2",
-            ],
-            vec!["identity.json"],
-            vec!["bundle.json", "discovery.json"],
-            vec!["identity.jsonnet", "kek", "lock", "waits.json"],
-        ];
-        fs::create_dir_all(private.join("retired-1")).unwrap();
-        for name in files.iter().flatten() {
-            fs::write(private.join(name), name).unwrap();
-        }
-        files
-    }
-
     fn names(directory: &Path) -> Vec<String> {
         let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
-        let files = files.filter(|entry| entry.file_type().unwrap().is_file());
         let mut names: Vec<_> = files.map(|entry| entry.file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
 
-    #[test]
-    fn retire_moves_all_of_the_identity_and_deletes_nothing() {
-        let directory = tempfile::tempdir().unwrap();
-        let private = directory.path().join("private");
-        let [unfinished, identity, documents, others] = full(&private);
-        let retired = Store::new(directory.path()).retire().unwrap();
-        assert_eq!(retired, private.join("retired-2"), "earlier ones are not touched");
-        assert_eq!(fs::metadata(&retired).unwrap().permissions().mode() & 0o777, 0o700);
-        let mut all = [unfinished, identity, documents].concat();
-        all.sort_unstable();
-        assert_eq!(names(&retired), all);
-        assert_eq!(names(&private), others);
-        assert_eq!(fs::read_to_string(retired.join("identity.json")).unwrap(), "identity.json");
+    fn name(text: &str) -> IdentityName {
+        IdentityName::parse(text).unwrap()
     }
 
     #[test]
-    fn retire_survives_a_power_cut_after_each_step() {
-        for steps in 0..=3 {
+    fn retire_moves_one_identity_and_deletes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path());
+        let private = directory.path().join("private");
+        for identity in ["device", "wfm"] {
+            store.of(&name(identity)).save(&pending()).unwrap();
+        }
+        store.save(&RetryAfterDelays::default()).unwrap();
+        fs::write(private.join("identities/device/identity.json.unusable-1"), "x").unwrap();
+        fs::create_dir(private.join("retired-1-device")).unwrap();
+        let retired = store.of(&name("device")).retire().unwrap();
+        assert_eq!(retired, private.join("retired-2-device"), "earlier ones are not touched");
+        assert_eq!(names(&retired), ["identity.json.unusable-1", "pending-key.pem"]);
+        assert_eq!(
+            names(&private),
+            ["identities", "retired-1-device", "retired-2-device", "retry-after.json"]
+        );
+        assert_eq!(store.identities().unwrap(), [name("wfm")]);
+        assert_eq!(store.of(&name("wfm")).load().unwrap(), Some(pending()));
+        assert!(store.of(&name("device")).load::<StoredPendingKey>().unwrap().is_none());
+    }
+
+    #[test]
+    fn records_of_one_identity_are_taken_over_in_any_state() {
+        let record = pending().encode().unwrap();
+        for moved in [&[][..], &["pending-key.pem"], &["pending-key.pem", "identity.json"]] {
             let directory = tempfile::tempdir().unwrap();
             let private = directory.path().join("private");
-            let [unfinished, identity, documents, others] = full(&private);
-            let store = Store::new(directory.path());
-            for step in &RetireStep::ALL[..steps] {
-                store.move_files(*step, &private.join("retired-1")).unwrap();
+            fs::create_dir_all(private.join("identities/device")).unwrap();
+            for file in ["answer.json", "pending-key.pem", "identity.json"] {
+                let at = if moved.contains(&file) { "identities/device" } else { "" };
+                fs::write(private.join(at).join(file), &record).unwrap();
             }
-            let mut all = [unfinished, identity, documents][steps..].concat();
-            all.extend(others);
-            all.sort_unstable();
-            assert_eq!(names(&private), all, "after {steps}");
+            let store = Store::new(directory.path());
+            drop(store.lock().unwrap());
+            drop(store.lock().unwrap());
+            let now = names(&private.join("identities/device"));
+            assert_eq!(now, ["identity.json", "issued.json", "pending-key.pem"], "{moved:?}");
+            assert_eq!(names(&private), ["identities", "lock"]);
         }
     }
 }

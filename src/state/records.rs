@@ -8,9 +8,10 @@ use serde_json::value::RawValue;
 
 use crate::hint::Hint as _;
 use crate::keys;
-use crate::lifecycle::Memory;
+use crate::lifecycle::{IdentityMemory, Memory};
 use crate::problem::LastError;
 use crate::transport::Validators;
+use miaf_client::api::IdentityName;
 use miaf_spiffe::TrustDomain;
 use miaf_spiffe::json::{self, JsonError};
 use miaf_spiffe::svid::Chain;
@@ -20,6 +21,9 @@ const VERSION: u32 = 1;
 
 /// Limit on the certificates of a stored chain: more than an issuer may return.
 const MAX_CERTIFICATES: usize = 64;
+
+/// Limit on the identities of a record: those of a configuration, and many that were removed.
+const MAX_IDENTITIES: usize = 256;
 
 /// A kind of record: the name of its file, and its form there.
 pub trait Record: Sized {
@@ -131,15 +135,26 @@ pub struct RetryAfterDelays {
     pub discovery: Option<RetryAfterDelay>,
     /// For the bundle.
     pub bundle: Option<RetryAfterDelay>,
-    /// For enrollment and renewal.
-    pub identity: Option<RetryAfterDelay>,
     /// Why discovery waits.
     #[serde(default, deserialize_with = "readable")]
     pub discovery_reason: Option<LastError>,
-    /// Why enrollment or renewal waits.
+    /// For each identity, also for those that are not configured any more: they may come back.
+    #[serde(deserialize_with = "json::at_most::<_, _, MAX_IDENTITIES>")]
+    pub identities: Vec<IdentityDelay>,
+}
+
+/// The identity's part of [`RetryAfterDelays`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityDelay {
+    /// Its name.
+    pub name: IdentityName,
+    /// For enrollment and renewal.
+    pub retry_after: Option<RetryAfterDelay>,
+    /// Why it waits.
     #[serde(default, deserialize_with = "readable")]
     pub reason: Option<LastError>,
-    /// The device waits to be admitted.
+    /// It waits to be admitted.
+    #[serde(default)]
     pub admission_pending: bool,
     /// The operator has allowed a lost key to be replaced.
     #[serde(default)]
@@ -154,19 +169,19 @@ fn readable<'de, D: Deserializer<'de>>(error: D) -> Result<Option<LastError>, D:
 
 impl RetryAfterDelays {
     /// Returns the record of what the lifecycle has to remember, with the ends by both clocks.
+    /// `names` are those of the identities, in the order of `memory`.
     ///
     /// `wall` is the wall clock where it is trusted. Without it the end of a delay lies at the end
     /// of time, so that after a reboot a right clock leaves of it what was left when it was
     /// written.
     pub fn new(
         memory: &Memory,
+        names: &[IdentityName],
         mis: Option<String>,
         boot_id: Option<String>,
         wall: Option<Timestamp>,
         now: BootTime,
     ) -> Self {
-        // The record has room for one identity: the first.
-        let identity = memory.identities.first().cloned().unwrap_or_default();
         let write = |until: Option<BootTime>| {
             until.map(|boot| {
                 let left = now.until(boot);
@@ -175,23 +190,31 @@ impl RetryAfterDelays {
                 RetryAfterDelay { boot, wall: end, left: millis }
             })
         };
+        let identities = names.iter().zip(&memory.identities);
+        let identities = identities.filter(|(_, identity)| **identity != IdentityMemory::default());
         Self {
             mis,
             boot_id,
             discovery: write(memory.trust_domain.discovery_retry_after),
             bundle: write(memory.trust_domain.bundle_retry_after),
-            identity: write(identity.retry_after),
             discovery_reason: memory.trust_domain.discovery_error.clone(),
-            reason: identity.error,
-            admission_pending: identity.admission_pending,
-            replace_lost_key: identity.replace_lost_key,
+            identities: identities
+                .map(|(name, identity)| IdentityDelay {
+                    name: name.clone(),
+                    retry_after: write(identity.retry_after),
+                    reason: identity.error.clone(),
+                    admission_pending: identity.admission_pending,
+                    replace_lost_key: identity.replace_lost_key,
+                })
+                .collect(),
         }
     }
 
     /// Whether all of them were written with a trusted wall clock.
     pub fn ends_by_the_wall_clock(&self) -> bool {
-        let ends = [self.discovery, self.bundle, self.identity];
-        ends.into_iter().flatten().all(|delay| delay.wall != UNKNOWN_END)
+        let identities = self.identities.iter().map(|identity| identity.retry_after);
+        let ends = [self.discovery, self.bundle].into_iter().chain(identities);
+        ends.flatten().all(|delay| delay.wall != UNKNOWN_END)
     }
 }
 
@@ -244,10 +267,10 @@ macro_rules! json_records {
 
 json_records! {
     StoredIdentity: "identity.json",
-    StoredIssuedChain: "answer.json",
+    StoredIssuedChain: "issued.json",
     StoredDiscovery: "discovery.json",
     StoredBundle: "bundle.json",
-    RetryAfterDelays: "waits.json",
+    RetryAfterDelays: "retry-after.json",
     StoredTime: "time.json",
 }
 
@@ -299,11 +322,14 @@ mod tests {
     #[test]
     fn delay_counts_without_a_readable_reason() {
         let delay = RetryAfterDelay { boot: BootTime::from_millis(7), wall: UNKNOWN_END, left: 5 };
-        let record = RetryAfterDelays {
-            identity: Some(delay),
+        let identity = IdentityDelay {
+            name: IdentityName::DEVICE,
+            retry_after: Some(delay),
+            reason: None,
             admission_pending: true,
-            ..RetryAfterDelays::default()
+            replace_lost_key: false,
         };
+        let record = RetryAfterDelays { identities: vec![identity], ..RetryAfterDelays::default() };
         let written = String::from_utf8(record.encode().unwrap()).unwrap();
         for reason in ["null", "7", "{}", r#"{"report":{"kind":"x"},"at":1,"permanent":false}"#] {
             let other = written.replace(r#""reason":null"#, &format!(r#""reason":{reason}"#));

@@ -177,7 +177,8 @@ fn admin_command_without_effect_is_refused_with_a_hint() {
 fn admin_command_is_refused_while_the_state_is_unreadable() {
     let mut world = World::enrolled();
     world.device.kill();
-    let (record, away) = (world.device.path("state/private/identity.json"), world.device.path("away.json"));
+    let (record, away) =
+        (world.device.path("state/private/identities/device/identity.json"), world.device.path("away.json"));
     fs::rename(&record, &away).unwrap();
     fs::create_dir(&record).unwrap();
     let config = world::config(&world.mis, &world.tpm, "");
@@ -218,7 +219,7 @@ fn admin_command_is_queued_behind_the_current_action() {
     world.wait_for_requests(Endpoint::Enrollment, 2);
     world.device.wait_for_status("another identity", |status| status["svid"].is_object());
     // The chain of the renewal was retired too: it did not bring the old identity back.
-    assert!(world.device.path("state/private/retired-1/answer.json").exists());
+    assert!(world.device.path("state/private/retired-1-device/issued.json").exists());
 }
 
 /// Another MIS, with its own factory credential for this device.
@@ -263,11 +264,9 @@ fn identity_is_retired_for_another_domain_on_command_only() {
     for directory in fs::read_dir(&published).unwrap() {
         assert_eq!(fs::read_dir(directory.unwrap().path()).unwrap().count(), 0, "and no file is left");
     }
-    let retired = world.device.path("state/private/retired-1");
-    for record in ["identity.json", "discovery.json", "bundle.json"] {
-        assert!(retired.join(record).exists(), "{record} is retired");
-        assert!(!world.device.path("state/private").join(record).exists(), "{record} is not in use");
-    }
+    let retired = world.device.path("state/private/retired-1-device");
+    assert!(retired.join("identity.json").exists(), "it is retired");
+    assert!(!world.device.path("state/private/identities/device/identity.json").exists(), "and not in use");
     let log = world.device.log();
     let line = log.lines().find(|line| line.contains("identity retired by admin command")).unwrap();
     assert!(line.contains("WARN") && line.contains(before["spiffeId"].as_str().unwrap()), "{line}");
@@ -324,7 +323,7 @@ fn reset_identity_withdraws_published_software_keys() {
 fn retry_after_delay_survives_the_retired_identity() {
     let world = World::enrolled();
     world.mis.sticky_fault(Endpoint::Bundle, Fault::problem(503, "unavailable", Some("600")));
-    let waits = world.device.path("state/private/waits.json");
+    let waits = world.device.path("state/private/retry-after.json");
     world.device.wait_until("the wait is stored", |_| waits.exists());
     assert_eq!(post(&world.device, "/v1/identities/device/retire", LEAVE).0, 202);
     world.device.wait_for_status("no identity", |status| status["spiffeId"].is_null());
@@ -340,10 +339,9 @@ fn reset_identity_survives_a_power_cut_at_any_step() {
     let state = world.device.path("state");
     let private = state.join("private");
     let id = world.device.status()["spiffeId"].clone();
-    // Half-way by hand: withdrawn and not retired yet; retired, and the documents not yet.
+    // Half-way by hand: withdrawn and not retired yet; retired, and nothing more.
     world.kill();
     fs::remove_file(state.join("svid/device/current")).unwrap();
-    fs::create_dir(private.join("retired-1")).unwrap();
     world.device.start();
     assert_eq!(world.device.wait_for("active")["spiffeId"], id);
     world
@@ -353,7 +351,7 @@ fn reset_identity_survives_a_power_cut_at_any_step() {
 
     world.kill();
     fs::remove_dir_all(state.join("svid")).unwrap();
-    fs::rename(private.join("identity.json"), private.join("retired-1/identity.json")).unwrap();
+    fs::rename(private.join("identities/device"), private.join("retired-1-device")).unwrap();
     world.device.start();
     world.device.wait_for("active");
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 2, "it was retired, and the device enrolls as new");
@@ -364,7 +362,7 @@ fn reset_identity_survives_a_power_cut_at_any_step() {
         assert_eq!(post(&world.device, "/v1/identities/device/retire", LEAVE).0, 202);
         std::thread::sleep(Duration::from_millis(delay));
         world.kill();
-        let is_current = private.join("identity.json").exists();
+        let is_current = private.join("identities/device/identity.json").exists();
         world.device.start();
         world.device.wait_for("active");
         world

@@ -26,7 +26,7 @@ fn unadmitted_device_waits_for_the_retry_after_delay() {
         world.seen(Endpoint::Enrollment).iter().any(|e| e.retry_after == Some(30))
     });
     let asked = world.seen(Endpoint::Enrollment).len();
-    world.device.wait_until("it is stored", |device| device.path("state/private/waits.json").exists());
+    world.device.wait_until("it is stored", |device| device.path("state/private/retry-after.json").exists());
     world.device.kill();
     world.device.start();
     let status = world.device.wait_for("pending-admission");
@@ -50,7 +50,8 @@ fn pending_key_is_stored_before_the_first_request() {
     world.device.start();
     let asked = |journal: &[development_mis::Entry]| journal.iter().any(|e| e.path == "/api/v1/identities");
     world.mis.wait_for(PATIENCE, asked).unwrap();
-    let pem = std::fs::read_to_string(world.device.path("state/private/pending-key.pem")).unwrap();
+    let pem = std::fs::read_to_string(world.device.path("state/private/identities/device/pending-key.pem"))
+        .unwrap();
     assert!(crate::world::public_key_of_tpm_key(&world, &pem).starts_with("-----BEGIN PUBLIC KEY-----"));
 }
 

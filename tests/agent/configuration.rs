@@ -68,7 +68,8 @@ fn unreadable_state_is_waited_for_and_not_replaced() {
     let id = world.device.status()["spiffeId"].clone();
     world.device.kill();
     // A directory in its place: it exists, and is not readable as a file.
-    let (record, away) = (world.device.path("state/private/identity.json"), world.device.path("away.json"));
+    let (record, away) =
+        (world.device.path("state/private/identities/device/identity.json"), world.device.path("away.json"));
     fs::rename(&record, &away).unwrap();
     fs::create_dir(&record).unwrap();
     world.device.start();
@@ -174,7 +175,7 @@ fn pending_key_of_another_tpm_is_replaced() {
     world.mis.clear_faults();
     world.device.start();
     world.device.wait_for("active");
-    assert!(world.device.path("state/private/pending-key.pem.unusable-1").exists());
+    assert!(world.device.path("state/private/identities/device/pending-key.pem.unusable-1").exists());
 }
 
 #[test]
@@ -184,7 +185,7 @@ fn damaged_pending_key_is_quarantined_and_replaced() {
     world.device.start();
     world.wait_for_requests(development_mis::Endpoint::Enrollment, 1);
     world.device.kill();
-    let record = world.device.path("state/private/pending-key.pem");
+    let record = world.device.path("state/private/identities/device/pending-key.pem");
     let pem = fs::read_to_string(&record).unwrap();
     let damaged = miaf_agent::keys::tss2::Tss2Key {
         public: vec![0; 90],
@@ -219,7 +220,7 @@ fn damaged_state_is_quarantined_and_the_device_enrolls() {
     let mut world = World::enrolled();
     let id = world.device.status()["spiffeId"].clone();
     world.device.kill();
-    let record = world.device.path("state/private/identity.json");
+    let record = world.device.path("state/private/identities/device/identity.json");
     fs::write(&record, "{\"version\":1,").unwrap();
     world.device.start();
     assert_eq!(

@@ -44,7 +44,7 @@ fn new_device_enrolls_with_a_tpm_key_and_publishes() {
 #[test]
 fn adoption_writes_the_identity_once() {
     let mut world = World::new();
-    let private = world.device.path("state/private");
+    let private = world.device.path("state/private/identities/device");
     fs::create_dir_all(&private).unwrap();
     fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
     let changes = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();

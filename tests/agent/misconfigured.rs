@@ -67,7 +67,7 @@ fn bad_configuration_at_start_serves_the_current_identity() {
         assert_eq!(metric(&world.device, "configuration_rejected"), "0");
     }
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "no other identity was requested");
-    assert!(!world.device.path("state/private/identity.json.unusable-1").exists());
+    assert!(!world.device.path("state/private/identities/device/identity.json.unusable-1").exists());
 }
 
 /// Faults of a configuration, with the error of each.
@@ -296,7 +296,7 @@ fn state_of_another_user_is_not_touched() {
 #[ignore = "needs root: files of other users"]
 fn record_of_another_user_is_named_with_a_remedy() {
     let mut world = World::new();
-    let private = world.device.path("state/private");
+    let private = world.device.path("state/private/identities/device");
     fs::create_dir_all(&private).unwrap();
     for dir in [world.device.path("state"), private.clone()] {
         chown(&dir, Some(NOBODY), Some(NOBODY)).unwrap();

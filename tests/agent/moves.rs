@@ -176,7 +176,7 @@ fn after_a_boot_with(proven: u128) {
     // Nearly all of it was spent switched off. The device starts with a clock that tells it
     // nothing.
     let private = world.device.path("state/private");
-    let waits = private.join("waits.json");
+    let waits = private.join("retry-after.json");
     let mut record: Value = serde_json::from_slice(&fs::read(&waits).unwrap()).unwrap();
     record["record"]["boot_id"] = "another".into();
     record["record"]["identity"]["wall"] = u64::try_from(now() + 3000).unwrap().into();

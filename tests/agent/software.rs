@@ -62,7 +62,7 @@ fn software_key_is_never_on_disk_in_the_clear() {
     let (world, _) = enrolled(world(false));
     let mut files = Vec::new();
     all_files(&world.device.path("state"), &mut files);
-    assert!(files.iter().any(|file| file.ends_with("private/identity.json")));
+    assert!(files.iter().any(|file| file.ends_with("private/identities/device/identity.json")));
     for file in &files {
         let content = String::from_utf8_lossy(&fs::read(file).unwrap()).into_owned();
         assert!(!content.contains("BEGIN PRIVATE KEY") && !content.contains("BEGIN EC PRIVATE"), "{file:?}");
@@ -162,7 +162,7 @@ fn damaged_seal_is_quarantined_and_the_device_reenrolls() {
         (|state: &Path| fs::write(state.join("private/kek"), [1; 32]).unwrap()) as fn(&Path),
         |state| fs::remove_file(state.join("private/kek")).unwrap(),
         |state| {
-            let file = state.join("private/identity.json");
+            let file = state.join("private/identities/device/identity.json");
             let record = fs::read_to_string(&file).unwrap();
             // The last line of the seal but one: within the bytes that are authenticated.
             let at = record.find("\\n-----END MIAF SEALED").unwrap() - 8;
@@ -176,7 +176,7 @@ fn damaged_seal_is_quarantined_and_the_device_reenrolls() {
         world.device.start();
         let after = world.device.wait_for_another_svid(&before["svid"]["serial"]);
         assert_eq!(after["spiffeId"], before["spiffeId"], "the same factory certificate, the same identity");
-        assert!(world.device.path("state/private/identity.json.unusable-1").exists());
+        assert!(world.device.path("state/private/identities/device/identity.json.unusable-1").exists());
         let log = world.device.log();
         assert!(
             log.contains("record quarantined")
@@ -217,7 +217,7 @@ fn damaged_kek_file_is_healed_by_enrollment() {
 #[test]
 fn key_of_another_certificate_is_quarantined() {
     let (mut world, before) = enrolled(world(false));
-    let record = world.device.path("state/private/identity.json");
+    let record = world.device.path("state/private/identities/device/identity.json");
     let first: Value = serde_json::from_str(&fs::read_to_string(&record).unwrap()).unwrap();
     // Another key of the same device, under the same key-encryption key.
     world.device.kill();

@@ -91,7 +91,7 @@ fn text_of_a_server_is_logged_and_shown_in_short() {
         assert!(is_harmless(&log), "{named}");
         assert!(is_harmless(shown.trim_end()), "{named}");
     }
-    let waits = std::fs::read(world.device.path("state/private/waits.json")).unwrap_or_default();
+    let waits = std::fs::read(world.device.path("state/private/retry-after.json")).unwrap_or_default();
     assert!(waits.len() < SHOWN, "{} bytes are stored", waits.len());
     world.mis.clear_faults();
     world.device.wait_for("active");

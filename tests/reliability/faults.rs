@@ -337,7 +337,7 @@ impl Subject {
                 wait("the agent is dead", || device.has_ended().is_some());
                 drop(strace);
                 // A response that was on its way is requested again.
-                let holds_one = self.device().path("state/private/identity.json").exists();
+                let holds_one = self.device().path("state/private/identities/device/identity.json").exists();
                 self.enrollments = self.issued_at_enrollment() + usize::from(!holds_one);
                 self.restart();
                 self.wait_for_adoption();
@@ -573,10 +573,11 @@ impl Subject {
     /// agent is active with the identity before it, and on a slow machine that is to be seen.
     fn wait_for_adoption(&self) {
         self.device().wait_until("what was issued is adopted", |device| {
-            if device.path("state/private/answer.json").exists() {
+            if device.path("state/private/identities/device/issued.json").exists() {
                 return false;
             }
-            let record = fs::read(device.path("state/private/identity.json")).unwrap_or_default();
+            let record =
+                fs::read(device.path("state/private/identities/device/identity.json")).unwrap_or_default();
             let record: Value = serde_json::from_slice(&record).unwrap_or_default();
             let chain = &record["record"]["chain"];
             let served =

@@ -519,7 +519,7 @@ removed_it_leaves_its_state() {
     guest '! systemctl is-active miaf-agent.service miaf-agent.socket miaf-agent-sign.socket miaf-agent-admin.socket' >/dev/null \
         || fail "a unit is still active"
     guest '! ls /usr/bin/miaf-agent /run/miaf-agent/*.sock 2>/dev/null && ! grep --quiet --no-messages "^miaf-agent$" /proc/[0-9]*/comm' || fail "something is left"
-    guest 'ls /var/lib/miaf-agent/private/identity.json /etc/miaf-agent/config.toml /etc/miaf-agent/config.d/site.toml' >/dev/null
+    guest 'ls /var/lib/miaf-agent/private/identities/device/identity.json /etc/miaf-agent/config.toml /etc/miaf-agent/config.d/site.toml' >/dev/null
 }
 
 purged_it_leaves_nothing_of_its_own() {

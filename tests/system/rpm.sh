@@ -122,7 +122,7 @@ erased_it_leaves_its_state() {
     guest '! ls /usr/bin/miaf-agent /run/miaf-agent/*.sock 2>/dev/null' || fail "something is left"
     guest '! grep --recursive --files-with-matches miaf-agent /etc/systemd' || fail "systemd still knows it"
     # The changed configuration under the name that rpm gives it; identity, factory credential and user as they were.
-    guest 'ls /var/lib/miaf-agent/private/identity.json /etc/miaf-agent/config.toml.rpmsave /etc/miaf-agent/config.d/site.toml \
+    guest 'ls /var/lib/miaf-agent/private/identities/device/identity.json /etc/miaf-agent/config.toml.rpmsave /etc/miaf-agent/config.d/site.toml \
         /etc/miaf-agent/factory.key && id miaf-agent' >/dev/null
     shut_down
 }

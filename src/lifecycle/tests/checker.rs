@@ -238,6 +238,7 @@ impl Checker {
             },
             identities: identities
                 .map(|(nth, (identity, memory))| RestoredIdentity {
+                    policy: IdentityPolicy::default(),
                     svid: identity.svid.clone().map(|facts| SvidFacts {
                         renew_at: renew_at(nth),
                         key: Current,
@@ -308,8 +309,13 @@ impl Checker {
             Some(facts) => DiscoveryFacts { changed, ..facts },
             None => DiscoveryFacts {
                 changed,
-                cannot_enroll: (reply.cannot_enroll || reply.cannot_renew).then(report),
-                cannot_renew: reply.cannot_renew.then(report),
+                identities: vec![
+                    RuledOut {
+                        enrollment: (reply.cannot_enroll || reply.cannot_renew).then(report),
+                        renewal: reply.cannot_renew.then(report),
+                    };
+                    self.identities.len()
+                ],
             },
         };
         if changed {
@@ -351,7 +357,7 @@ impl Checker {
     }
 
     fn may_enroll(&self, index: IdentityIndex) -> bool {
-        let listed = self.discovery.as_ref().is_none_or(|facts| facts.cannot_enroll.is_none());
+        let listed = self.discovery.as_ref().is_none_or(|facts| ruled_out(facts, index).enrollment.is_none());
         listed && !self.identities[index.0].refused_permanently.contains(&Enroll)
     }
 
@@ -439,13 +445,13 @@ impl Checker {
                 assert_eq!(view.may_be_renamed(self.now), may_be_renamed, "E9");
                 let replaces_key = identity.known_lost && identity.may_replace;
                 assert!(may_be_renamed || replaces_key, "a valid SVID is renewed (R2)");
-                assert!(facts.cannot_enroll.is_none(), "not listed (D5)");
+                assert!(ruled_out(facts, index).enrollment.is_none(), "not listed (D5)");
             }
             Renew => {
                 let only_enrollment = identity.answered_401 && self.may_enroll(index);
                 assert!(valid && !only_enrollment, "only an enrollment helps (R6)");
                 assert!(!identity.known_lost, "there is no key to renew with");
-                assert!(facts.cannot_renew.is_none(), "not listed (D5)");
+                assert!(ruled_out(facts, index).renewal.is_none(), "not listed (D5)");
                 assert!(view.renew_at().unwrap() <= self.now.wall, "not due (R2)");
             }
         }
@@ -685,4 +691,9 @@ impl Tracked {
 
 fn blank() -> Restored {
     Restored { identities: vec![RestoredIdentity::default(); 2], ..Restored::default() }
+}
+
+/// What a document rules out for an identity: nothing, where it says nothing of it.
+fn ruled_out(facts: &DiscoveryFacts, index: IdentityIndex) -> RuledOut {
+    facts.identities.get(index.0).cloned().unwrap_or_default()
 }

@@ -67,6 +67,7 @@ impl From<OnDisk> for Restored {
                 time: disk.time,
             },
             identities: vec![RestoredIdentity {
+                policy: IdentityPolicy::default(),
                 svid: disk.svid,
                 pending_key: disk.pending_key,
                 issued_chain: disk.issued_chain,
@@ -320,12 +321,11 @@ pub(super) fn policy() -> Policy {
         window: (0.4, 0.6),
         retry: Backoff { base: secs(5), cap: secs(3600) },
         bundle_refresh: secs(300),
-        rotate: true,
     }
 }
 
 pub(super) fn document() -> DiscoveryFacts {
-    DiscoveryFacts { changed: false, cannot_enroll: None, cannot_renew: None }
+    DiscoveryFacts { changed: false, identities: Vec::new() }
 }
 
 /// What is found on disk at a start.

@@ -232,11 +232,16 @@ fn clock_jump_over_the_expiry_repeats_no_refused_request() {
     });
 }
 
+fn without_enrollment() -> DiscoveryFacts {
+    let ruled_out = RuledOut { enrollment: Some(report()), renewal: None };
+    DiscoveryFacts { identities: vec![ruled_out], ..document() }
+}
+
 #[test]
 fn request_not_listed_in_discovery_is_not_made() {
     let mut device = Device::fresh();
     device.starts();
-    device.handles(Event::Discovery(Ok(DiscoveryFacts { cannot_enroll: Some(report()), ..document() })));
+    device.handles(Event::Discovery(Ok(without_enrollment())));
     assert_eq!(device.handles(bundle()), None, "not even a key is made");
     assert_eq!(device.state(), State::Blocked);
     assert_eq!(device.error().unwrap().0.report, report());
@@ -248,7 +253,7 @@ fn request_not_listed_in_discovery_is_not_made() {
 #[test]
 fn renewal_goes_on_where_only_enrollment_is_not_listed() {
     let mut device = Device::active(100 * DAY);
-    device.knows(DiscoveryFacts { cannot_enroll: Some(report()), ..document() });
+    device.knows(without_enrollment());
     device.waits_for(CreateKey);
     assert_eq!(device.state(), State::Renewing);
 }

@@ -1,0 +1,394 @@
+//! `[[identity]]`: the identities of the device, and the way to each.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use toml::Spanned;
+use url::Url;
+
+use super::reader::Reader;
+use super::{Config, ConfigError, KeyConfig, raw};
+use crate::keys::ProviderKind;
+use crate::platform::credentials::Secret;
+use miaf_client::api::IdentityName;
+use miaf_spiffe::{NameKind, SpiffeId, TrustDomain};
+
+/// Limit on identities: a gateway has one for each device behind it.
+const MAX_IDENTITIES: usize = 16;
+/// Limit on the bytes of an identifier in a SPIFFE ID that is configured.
+const MAX_SEGMENT: usize = 255;
+
+/// One identity of the device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IdentityConfig {
+    /// Its name: unique, and part of paths.
+    pub name: IdentityName,
+    /// The way to its SVID.
+    pub enroll: Enrollment,
+    /// The only SPIFFE ID that it may have.
+    pub spiffe_id: Option<SpiffeId>,
+    /// Its keys.
+    pub key: IdentityKey,
+    /// Users, by name or number, who may obtain its software key over the Workload API.
+    pub users: Arc<[String]>,
+    /// Group that may read its files; that of `[files]` when unset.
+    pub group: Option<String>,
+    /// Group that may read its key file; that of `[files]` when unset.
+    pub key_group: Option<String>,
+    /// Its intermediates are published as keys of its bundle, too.
+    pub publish_intermediates: bool,
+    /// The unit that is restarted after each change of its files. The agent restarts nothing: a
+    /// path unit of the package does.
+    pub notify: Option<String>,
+}
+
+/// `identity.enroll`: the way to an SVID.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Enrollment {
+    /// With the factory certificate (miaf-v0 E).
+    FactoryCert,
+    /// An operator has a request of this device certified, and brings the chain (N9).
+    Manual {
+        /// File in which the chain is found.
+        svid_file: Option<PathBuf>,
+    },
+    /// An operator brings key and chain (N9).
+    Installed {
+        /// File of the chain.
+        svid_file: PathBuf,
+        /// The PKCS#8 key.
+        key: Secret,
+    },
+    /// With an assertion of the WFM, as the device (miaf-v0 W1 to W5).
+    WfmBinding(WfmConfig),
+}
+
+/// `[identity.wfm]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct WfmConfig {
+    /// Base URL of the WFM.
+    pub url: Url,
+    /// The `wfm-id` that its SVID has to name.
+    pub wfm_id: String,
+    /// The handle to ask for. Without one the WFM derives it.
+    pub client_handle: Option<String>,
+}
+
+/// The keys of one identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdentityKey {
+    /// Provider, chosen by the configuration alone: there is no silent fallback (miaf-v0 K1).
+    pub provider: ProviderKind,
+    /// Use a new key for every SVID.
+    pub rotate: bool,
+}
+
+impl Enrollment {
+    /// Its name in the configuration.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::FactoryCert => "factory-cert",
+            Self::Manual { .. } => "manual",
+            Self::Installed { .. } => "installed",
+            Self::WfmBinding(_) => "wfm-binding",
+        }
+    }
+
+    /// The form of its SPIFFE IDs: a way that leads to a device never leads to a WFM Client, nor
+    /// the other way round (N2).
+    pub fn name_kind(&self) -> NameKind {
+        match self {
+            Self::FactoryCert => NameKind::Device,
+            Self::Manual { .. } | Self::Installed { .. } | Self::WfmBinding(_) => NameKind::WfmClient,
+        }
+    }
+
+    /// Whether an operator brings each SVID.
+    pub fn is_by_operator(&self) -> bool {
+        matches!(self, Self::Manual { .. } | Self::Installed { .. })
+    }
+}
+
+impl IdentityConfig {
+    /// The identity of a configuration without `[[identity]]`.
+    pub(super) fn device(key: &KeyConfig, users: Arc<[String]>) -> Self {
+        Self {
+            key: IdentityKey { provider: key.provider, rotate: key.rotate },
+            users,
+            ..Self::stored(IdentityName::DEVICE)
+        }
+    }
+
+    /// An identity of which nothing is known but that it is stored: it is served and not renewed.
+    pub(crate) fn stored(name: IdentityName) -> Self {
+        Self {
+            enroll: if name == IdentityName::DEVICE {
+                Enrollment::FactoryCert
+            } else {
+                Enrollment::Manual { svid_file: None }
+            },
+            name,
+            spiffe_id: None,
+            key: IdentityKey { provider: ProviderKind::Tpm, rotate: true },
+            users: Arc::default(),
+            group: None,
+            key_group: None,
+            publish_intermediates: false,
+            notify: None,
+        }
+    }
+}
+
+impl Config {
+    /// The identity that enrolls with the factory certificate.
+    pub fn device(&self) -> Option<&IdentityConfig> {
+        self.identities.iter().find(|identity| identity.enroll == Enrollment::FactoryCert)
+    }
+}
+
+impl Reader<'_> {
+    /// Validates `[[identity]]`. `key` and `users` are the defaults that other sections set.
+    pub(super) fn identities(
+        &self,
+        raw: &raw::File,
+        key: &KeyConfig,
+        users: Arc<[String]>,
+    ) -> Result<Vec<IdentityConfig>, ConfigError> {
+        let entries = &raw.identity.0;
+        let Some(first) = entries.first() else { return Ok(vec![IdentityConfig::device(key, users)]) };
+        if let Some(beyond) = entries.get(MAX_IDENTITIES) {
+            let what = format!("there are {} identities; {MAX_IDENTITIES} are allowed", entries.len());
+            return Err(self.wrong(&beyond.span(), "identity", what));
+        }
+        let mut identities: Vec<IdentityConfig> = Vec::with_capacity(entries.len());
+        for (nth, entry) in entries.iter().enumerate() {
+            let default_users = if nth == 0 { users.clone() } else { Arc::default() };
+            identities.push(self.identity(entry, key, default_users)?);
+        }
+        self.check_names(entries, &identities)?;
+        let is_device = |identity: &&IdentityConfig| identity.enroll == Enrollment::FactoryCert;
+        let mut devices = identities.iter().zip(entries).filter(|(identity, _)| is_device(identity));
+        let device = devices.next();
+        if let Some((_, entry)) = devices.next() {
+            let what =
+                "a second identity enrolls with the factory certificate, by which the MIS knows one device";
+            return Err(self.wrong(&entry.span(), "identity.enroll", what));
+        }
+        if device.is_some() {
+            return Ok(identities);
+        }
+        if let Some(bootstrap) = &raw.bootstrap {
+            // Or adding a WFM Client would retire the device.
+            let what = "no [[identity]] enrolls with this factory certificate";
+            let hint = "Add [[identity]] with name = \"device\" and enroll = \"factory-cert\", before the others; \
+                        or remove [bootstrap]";
+            return Err(self.wrong(&bootstrap.span(), "bootstrap", what).with_hint_text(hint));
+        }
+        let binding = identities.iter().find(|identity| matches!(identity.enroll, Enrollment::WfmBinding(_)));
+        if binding.is_some() {
+            let what = "wfm-binding needs the identity of the device, and no [[identity]] is one";
+            let hint =
+                "Add [[identity]] with name = \"device\" and enroll = \"factory-cert\", and [bootstrap]";
+            return Err(self.wrong(&first.span(), "identity.enroll", what).with_hint_text(hint));
+        }
+        Ok(identities)
+    }
+
+    fn check_names(
+        &self,
+        entries: &[Spanned<raw::Identity>],
+        identities: &[IdentityConfig],
+    ) -> Result<(), ConfigError> {
+        let mut names = BTreeSet::new();
+        for (identity, entry) in identities.iter().zip(entries) {
+            if !names.insert(&identity.name) {
+                let what = format!("there are two identities of the name \"{}\"", identity.name);
+                return Err(self.wrong(&entry.span(), "identity.name", what));
+            }
+        }
+        Ok(())
+    }
+
+    fn identity(
+        &self,
+        entry: &Spanned<raw::Identity>,
+        key: &KeyConfig,
+        default_users: Arc<[String]>,
+    ) -> Result<IdentityConfig, ConfigError> {
+        let raw = entry.get_ref();
+        let missing = |key, hint: &str| {
+            self.wrong(&entry.span(), key, "it is missing in this [[identity]]").with_hint_text(hint)
+        };
+        let name =
+            raw.name.as_ref().ok_or_else(|| missing("identity.name", "Add name = \"wfm-client\", say"))?;
+        let parsed = IdentityName::parse(name.get_ref())
+            .map_err(|why| self.wrong(&name.span(), "identity.name", why.to_string()))?;
+        let enroll = self.enrollment(raw, &entry.span())?;
+        let users = match &raw.users {
+            Some(_) => self.users("identity.users", raw.users.as_deref())?,
+            None => default_users,
+        };
+        Ok(IdentityConfig {
+            name: parsed,
+            spiffe_id: raw.spiffe_id.as_ref().map(|id| self.guard(id, &enroll)).transpose()?,
+            key: self.identity_key(raw, &enroll, key, &entry.span())?,
+            enroll,
+            users,
+            group: raw.group.clone(),
+            key_group: raw.key_group.clone(),
+            publish_intermediates: raw.publish_intermediates.unwrap_or_default(),
+            notify: raw.notify.as_ref().map(|unit| self.unit(unit)).transpose()?,
+        })
+    }
+
+    fn enrollment(&self, raw: &raw::Identity, span: &Range<usize>) -> Result<Enrollment, ConfigError> {
+        use raw::Way;
+        let missing = |key, hint: &str| {
+            self.wrong(span, key, "it is missing in this [[identity]]").with_hint_text(hint)
+        };
+        let way = raw.enroll.ok_or_else(|| {
+            let ways = "Write enroll = \"factory-cert\", \"manual\", \"installed\" or \"wfm-binding\"";
+            missing("identity.enroll", ways)
+        })?;
+        let foreign = |key, span: Range<usize>, way: &str| {
+            let what = format!("it belongs to enroll = {way} only");
+            Err(self.wrong(&span, key, what).with_hint_text("Remove it, or correct enroll"))
+        };
+        if let Some(file) = raw.svid_file.as_ref().filter(|_| !matches!(way, Way::Manual | Way::Installed)) {
+            return foreign("identity.svid_file", file.span(), "\"manual\" and \"installed\"");
+        }
+        if let Some(file) = raw.key_file.as_ref().filter(|_| way != Way::Installed) {
+            return foreign("identity.key_file", file.span(), "\"installed\"");
+        }
+        if let Some(wfm) = raw.wfm.as_ref().filter(|_| way != Way::WfmBinding) {
+            return foreign("identity.wfm", wfm.span(), "\"wfm-binding\"");
+        }
+        let svid_file = raw.svid_file.as_ref().map(|file| self.path(file.get_ref()));
+        Ok(match way {
+            Way::FactoryCert => Enrollment::FactoryCert,
+            Way::Manual => Enrollment::Manual { svid_file },
+            Way::Installed => {
+                let key = raw.key_file.as_ref().ok_or_else(|| {
+                    missing("identity.key_file", "Add key_file = \"file:PATH\", or \"credential:NAME\"")
+                })?;
+                Enrollment::Installed {
+                    svid_file: svid_file
+                        .ok_or_else(|| missing("identity.svid_file", "Add svid_file = \"PATH\""))?,
+                    key: self.secret("identity.key_file", key)?,
+                }
+            }
+            Way::WfmBinding => {
+                let wfm = raw.wfm.as_ref().ok_or_else(|| {
+                    missing("identity.wfm", "Add [identity.wfm] with url = \"https://…\" and id = \"…\"")
+                })?;
+                Enrollment::WfmBinding(self.wfm(wfm)?)
+            }
+        })
+    }
+
+    fn wfm(&self, section: &Spanned<raw::Wfm>) -> Result<WfmConfig, ConfigError> {
+        let wfm = section.get_ref();
+        let missing = |key, hint: &str| {
+            self.wrong(&section.span(), key, "it is missing in this [identity.wfm]").with_hint_text(hint)
+        };
+        let url = wfm.url.as_ref().ok_or_else(|| missing("identity.wfm.url", "Add url = \"https://…\""))?;
+        let id = wfm.id.as_ref().ok_or_else(|| missing("identity.wfm.id", "Add id = \"…\""))?;
+        let of_path = |id: &Spanned<String>, key| {
+            // As it will stand in a SPIFFE ID.
+            let probe = format!("spiffe://a/margo/wfm/{}", id.get_ref());
+            let is_one = id.get_ref().len() <= MAX_SEGMENT && !id.get_ref().contains('/');
+            if is_one && SpiffeId::parse(&probe).is_ok() {
+                return Ok(id.get_ref().clone());
+            }
+            let what = "it has to be letters, digits, '.', '-' and '_', and neither \".\" nor \"..\"";
+            Err(self.wrong(&id.span(), key, what))
+        };
+        let url_read = self.https_url("identity.wfm.url", url)?;
+        if url_read.query().is_some() || url_read.fragment().is_some() {
+            return Err(self.wrong(&url.span(), "identity.wfm.url", "it must have no query and no fragment"));
+        }
+        Ok(WfmConfig {
+            url: url_read,
+            wfm_id: of_path(id, "identity.wfm.id")?,
+            client_handle: wfm
+                .client_handle
+                .as_ref()
+                .map(|handle| of_path(handle, "identity.wfm.client_handle"))
+                .transpose()?,
+        })
+    }
+
+    fn guard(&self, id: &Spanned<String>, enroll: &Enrollment) -> Result<SpiffeId, ConfigError> {
+        let wrong = |what: String| self.wrong(&id.span(), "identity.spiffe_id", what);
+        let parsed =
+            SpiffeId::parse(id.get_ref()).map_err(|why| wrong(format!("it is no SPIFFE ID: {why}")))?;
+        if !enroll.name_kind().includes(&parsed) {
+            let form = match enroll.name_kind() {
+                NameKind::Device => "spiffe://<trust domain>/margo/device/<lowercase uuid>",
+                NameKind::WfmClient => "spiffe://<trust domain>/margo/wfm/<wfm-id>/client/<client-id>",
+            };
+            return Err(wrong(format!("an identity with enroll = \"{}\" is named {form}", enroll.as_str())));
+        }
+        Ok(parsed)
+    }
+
+    fn identity_key(
+        &self,
+        raw: &raw::Identity,
+        enroll: &Enrollment,
+        key: &KeyConfig,
+        entry: &Range<usize>,
+    ) -> Result<IdentityKey, ConfigError> {
+        let is_installed = matches!(enroll, Enrollment::Installed { .. });
+        if let Some(provider) = raw.key.provider.as_ref().filter(|_| is_installed)
+            && *provider.get_ref() == ProviderKind::Tpm
+        {
+            let what = "an installed key is a software key: it cannot be brought into the TPM";
+            let hint = "Remove it; or use enroll = \"manual\", where the key is created in the TPM";
+            return Err(self.wrong(&provider.span(), "identity.key.provider", what).with_hint_text(hint));
+        }
+        let configured = raw.key.provider.as_ref().map_or(key.provider, |provider| *provider.get_ref());
+        let provider = if is_installed { ProviderKind::Software } else { configured };
+        if key.requires_tpm && provider != ProviderKind::Tpm {
+            let span = raw.key.provider.as_ref().map_or(entry.clone(), Spanned::span);
+            let what =
+                format!("key.require = \"tpm\" rules out its key, which is of \"{}\"", provider.as_str());
+            let hint = "Use provider = \"tpm\" (and another way than \"installed\"), or remove key.require";
+            return Err(self.wrong(&span, "identity.key.provider", what).with_hint_text(hint));
+        }
+        Ok(IdentityKey { provider, rotate: raw.key.rotate.unwrap_or(key.rotate) })
+    }
+
+    fn unit(&self, unit: &Spanned<String>) -> Result<String, ConfigError> {
+        // systemd.unit(5); no instance of a template may lead out of a directory.
+        let name = unit.get_ref();
+        let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b);
+        let has_type = name.ends_with(".service") || name.ends_with(".target");
+        if name.len() <= 255 && has_type && name.bytes().all(is_allowed) {
+            return Ok(name.clone());
+        }
+        let what = "it is not the name of a unit, such as \"wfm-client.service\"";
+        Err(self.wrong(&unit.span(), "identity.notify", what))
+    }
+
+    /// Checks guards against `mis.trust_domain`.
+    pub(super) fn check_guards(
+        &self,
+        raw: &raw::File,
+        identities: &[IdentityConfig],
+        domain: Option<&TrustDomain>,
+    ) -> Result<(), ConfigError> {
+        let guarded = identities.iter().zip(&raw.identity.0);
+        for (identity, entry) in guarded {
+            let (Some(id), Some(domain)) = (&identity.spiffe_id, domain) else { continue };
+            if id.trust_domain() != domain {
+                let span = entry.get_ref().spiffe_id.as_ref().map_or(entry.span(), Spanned::span);
+                let what = format!("it is not in the trust domain of the configuration, \"{domain}\"");
+                return Err(self.wrong(&span, "identity.spiffe_id", what));
+            }
+        }
+        Ok(())
+    }
+}
