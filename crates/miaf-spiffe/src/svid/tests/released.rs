@@ -6,7 +6,7 @@ use SvidError as R;
 
 use super::*;
 
-const CLIENT_ID: &str = "spiffe://factory.example/margo/wfm/wfm-1/client/dev-1";
+pub(super) const CLIENT_ID: &str = "spiffe://factory.example/margo/wfm/wfm-1/client/dev-1";
 const OTHER_CLIENT_ID: &str = "spiffe://factory.example/margo/wfm/wfm-1/client/dev-2";
 const ALGORITHM: SvidError = R::Algorithm(Algorithms::Released);
 
@@ -24,7 +24,7 @@ fn minted() -> Response {
 }
 
 /// The same from the CA of an operator, below its root.
-fn minted_by_intermediate() -> Response {
+pub(super) fn minted_by_intermediate() -> Response {
     let mut response = minted();
     response.issuers.insert(0, authority("Intermediate", &INTERMEDIATE));
     response
