@@ -1,12 +1,15 @@
 //! Valid responses, changed at random. Whatever comes of it: no panic, and what still passes is
-//! still this device.
+//! still this device, or this WFM Client.
 
 use std::time::Instant;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use x509_parser::x509::SubjectPublicKeyInfo;
+
 use super::*;
+use crate::algorithms::key_is_allowed;
 use crate::bundle::MAX_ANCHORS;
 use crate::chain::MAX_CHAIN;
 
@@ -15,7 +18,7 @@ fn chain_with_any_bit_flipped_is_refused() {
     let response = with_intermediate();
     let (good, bundle) = (response.certificates(), bundle_of(&[self_signed(&response.issuers[1])]));
     let domain = domain();
-    let expected = Expectation { trust_domain: &domain, spiffe_id: None, spki_der: &DEVICE.spki };
+    let expected = expectation(&domain, MIAF_V0, None, &DEVICE.spki);
     for (which, certificate) in good.iter().enumerate() {
         for bit in 0..certificate.len() * 8 {
             let mut chain = good.clone();
@@ -49,7 +52,7 @@ fn edited(mut bytes: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
 /// The response as the device that holds it sees it: whatever passes must be for this identity and
 /// this key, by the word of another parser than the one that validated, and for what an SVID is
 /// for.
-fn is_refused_or_still_this_device(validated: Result<X509Svid, SvidError>) {
+fn is_refused_or_still_itself(validated: Result<X509Svid, SvidError>, name: &str) {
     let svid = match validated {
         Ok(svid) => svid,
         Err(why) => {
@@ -59,9 +62,9 @@ fn is_refused_or_still_this_device(validated: Result<X509Svid, SvidError>) {
         }
     };
     let leaf = webpki::EndEntityCert::try_from(svid.chain().leaf()).unwrap();
-    assert_eq!(leaf.valid_uri_names().collect::<Vec<_>>(), [DEVICE_ID]);
+    assert_eq!(leaf.valid_uri_names().collect::<Vec<_>>(), [name]);
     assert_eq!(leaf.subject_public_key_info().as_ref(), DEVICE.spki);
-    assert_eq!(svid.spiffe_id(), &id(DEVICE_ID));
+    assert_eq!(svid.spiffe_id(), &id(name));
     assert!(svid.not_before() <= at(NOW) && at(NOW) <= svid.not_after());
     let key_usage: &[u8] = &[0x06, 3, 0x55, 0x1d, 0x0f, 1, 1, 0xff, 4];
     let der = svid.chain().leaf();
@@ -80,7 +83,7 @@ fn svid_that_outlives_its_issuer_is_read_back_by_its_own_end() {
     response.leaf.not_after = NOW + 10 * 365 * DAY;
     let svid = response.validate();
     assert!(svid.as_ref().is_ok_and(|svid| svid.until < svid.not_after), "{svid:?}");
-    is_refused_or_still_this_device(svid);
+    is_refused_or_still_itself(svid, DEVICE_ID);
 }
 
 /// A renewal, so that there is one name that it must be for.
@@ -88,33 +91,49 @@ fn renewal() -> Response {
     Response { renewing: Some(DEVICE_ID), ..with_intermediate() }
 }
 
+/// A renewal of an identity of either kind, and its name.
+fn renewal_of(wfm_client: bool) -> (Response, &'static str) {
+    let good = if wfm_client { released::minted_by_intermediate() } else { with_intermediate() };
+    let name = if wfm_client { released::CLIENT_ID } else { DEVICE_ID };
+    (Response { renewing: Some(name), ..good }, name)
+}
+
 proptest! {
     #![proptest_config(crate::testing::cases(500))]
 
     /// The issuers sign whatever comes out: past the signatures, every other check is on its own.
     #[test]
-    fn certificates_changed_before_they_are_signed(which in 0..3_usize, edits in edits()) {
-        let mut response = renewal();
+    fn certificates_changed_before_they_are_signed(
+        wfm_client in any::<bool>(),
+        which in 0..3_usize,
+        edits in edits(),
+    ) {
+        let (mut response, name) = renewal_of(wfm_client);
         let template = if which == 0 { &mut response.leaf } else { &mut response.issuers[which - 1] };
         template.edits = edits;
         response.with_root = true;
         // What is no certificate at all cannot be in a bundle.
         let root = self_signed(response.root());
         if which < 2 || serves_as_anchor(&root) {
-            is_refused_or_still_this_device(response.validate());
+            is_refused_or_still_itself(response.validate(), name);
         }
     }
 
     /// The same within one extension, whose outer form stays right.
     #[test]
-    fn extensions_changed_before_they_are_signed(which in 0..3_usize, extension in any::<Index>(), edits in edits()) {
-        let mut response = renewal();
+    fn extensions_changed_before_they_are_signed(
+        wfm_client in any::<bool>(),
+        which in 0..3_usize,
+        extension in any::<Index>(),
+        edits in edits(),
+    ) {
+        let (mut response, name) = renewal_of(wfm_client);
         let template = if which == 0 { &mut response.leaf } else { &mut response.issuers[which - 1] };
         let (_, _, value) = extension.get_mut(&mut template.extensions);
         *value = edited(std::mem::take(value), &edits);
         let root = self_signed(response.root());
         if which < 2 || serves_as_anchor(&root) {
-            is_refused_or_still_this_device(response.validate());
+            is_refused_or_still_itself(response.validate(), name);
         }
     }
 
@@ -123,7 +142,7 @@ proptest! {
         let response = renewal();
         let mut pems = response.pems();
         pems[which] = String::from_utf8_lossy(&edited(pems[which].clone().into_bytes(), &edits)).into_owned();
-        is_refused_or_still_this_device(validate_as(&pems, &response));
+        is_refused_or_still_itself(validate_as(&pems, &response), DEVICE_ID);
     }
 
     #[test]
@@ -136,10 +155,12 @@ proptest! {
     /// A key of any form is validated without a panic. That of an issuer has signed before, but a
     /// leaf's has not.
     #[test]
-    fn keys_of_any_form(which in 0..4_usize, edits in edits()) {
-        let good = [&DEVICE, &P384, &RSA_2048, &RSA_3072_FOR_PSS][which].spki.clone();
+    fn keys_of_any_form(which in 0..5_usize, edits in edits()) {
+        let good = [&DEVICE, &P384, &RSA_2048, &RSA_3072_FOR_PSS, &ED25519][which].spki.clone();
         if let Ok((_, key)) = SubjectPublicKeyInfo::from_der(&edited(good, &edits)) {
-            let _ = key_is_allowed(&key);
+            let of_v0 = key_is_allowed(&key, Algorithms::MiafV0);
+            let released = key_is_allowed(&key, Algorithms::Released);
+            prop_assert!(of_v0.is_err() || released.is_ok(), "released Margo allows more, not less");
         }
     }
 
@@ -165,7 +186,7 @@ fn serves_as_anchor(der: &[u8]) -> bool {
 
 fn validate_as(pems: &[String], response: &Response) -> Result<X509Svid, SvidError> {
     let (domain, device) = (domain(), id(DEVICE_ID));
-    let expected = Expectation { trust_domain: &domain, spiffe_id: Some(&device), spki_der: &DEVICE.spki };
+    let expected = expectation(&domain, MIAF_V0, Some(&device), &DEVICE.spki);
     let bundle = bundle_of(&[self_signed(&response.issuers[1])]);
     validate(&Chain::from_pem(pems)?, &expected, &bundle, response.now)
 }
