@@ -20,9 +20,9 @@ pub(crate) const SEQUENCE: u8 = 0x30;
 pub(crate) const OBJECT_IDENTIFIER: u8 = 0x06;
 const SET: u8 = 0x31;
 const BOOLEAN: u8 = 0x01;
-const INTEGER: u8 = 0x02;
-const BIT_STRING: u8 = 0x03;
-const OCTET_STRING: u8 = 0x04;
+pub(crate) const INTEGER: u8 = 0x02;
+pub(crate) const BIT_STRING: u8 = 0x03;
+pub(crate) const OCTET_STRING: u8 = 0x04;
 
 /// A DER element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,8 @@ pub(crate) fn take<'a>(input: &mut &'a [u8]) -> Option<Element<'a>> {
     Some(Element { tag, content, whole })
 }
 
-fn take_tagged<'a>(input: &mut &'a [u8], tag: u8) -> Option<Element<'a>> {
+/// Takes the next element off `input`, if it has this tag.
+pub(crate) fn take_tagged<'a>(input: &mut &'a [u8], tag: u8) -> Option<Element<'a>> {
     take(input).filter(|element| element.tag == tag)
 }
 

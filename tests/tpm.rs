@@ -28,7 +28,7 @@ fn handle(tpm: &Swtpm) -> Tpm {
 
 fn assert_signs(key: &dyn Key) {
     let signature = key.sign(b"a message").unwrap();
-    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key.public_key().sec1())
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key.public_key().as_bytes())
         .verify(b"a message", &signature)
         .expect("the signature is good");
 }
@@ -50,7 +50,7 @@ fn new_key_is_bound_to_the_tpm_and_signs() {
     assert_eq!(key.protection(), Protection::Hardware);
     assert!(key.attributes().non_exportable());
     assert!(key.attributes().no_da);
-    assert_eq!(key.public_key().algorithm(), "ecdsa-p256");
+    assert_eq!(key.public_key().algorithm_name(), "ecdsa-p256");
     assert_signs(&key);
     assert_eq!(tpm.transient_handles(), 0);
 }
@@ -535,7 +535,7 @@ impl Pki {
     }
 
     fn certify(&self, key: &dyn Key) -> rustls::pki_types::CertificateDer<'static> {
-        self.certify_key(key.public_key().sec1(), &rcgen::PKCS_ECDSA_P256_SHA256)
+        self.certify_key(key.public_key().as_bytes(), &rcgen::PKCS_ECDSA_P256_SHA256)
     }
 
     /// A certificate for a point in SEC1 form, or an `RSAPublicKey`.

@@ -31,12 +31,30 @@ pub(super) fn checked(
     signer: impl FnOnce() -> String,
 ) -> Result<Vec<u8>, KeyError> {
     let is_right = || {
-        let key = VerifyingKey::from(key.as_p256());
+        let key = VerifyingKey::from_sec1_bytes(key.as_bytes()).ok()?;
         key.verify_prehash(digest, &Signature::from_der(&signature).ok()?).ok()
     };
     match is_right() {
         Some(()) => Ok(signature),
         None => Err(KeyError::WrongSignature { signer: signer() }),
+    }
+}
+
+/// Returns a signature if it is one of this message by this key, in the key's scheme.
+///
+/// # Errors
+/// [`KeyError::WrongSignature`].
+pub(super) fn checked_of_message(
+    key: &PublicKey,
+    message: &[u8],
+    signature: Vec<u8>,
+    signer: impl FnOnce() -> String,
+) -> Result<Vec<u8>, KeyError> {
+    let algorithm = verification(key.algorithm().scheme());
+    let verifies = |algorithm| UnparsedPublicKey::new(algorithm, key.as_bytes()).verify(message, &signature);
+    match algorithm.map(verifies) {
+        Some(Ok(())) => Ok(signature),
+        _ => Err(KeyError::WrongSignature { signer: signer() }),
     }
 }
 

@@ -22,8 +22,9 @@ const LABEL: &str = "CERTIFICATE REQUEST";
 /// the released MIS signs; without one there is no extension.
 ///
 /// # Errors
-/// The error of the key, if it cannot sign; otherwise [`KeyError::Internal`].
+/// [`KeyError::NotP256`]; the error of the key, if it cannot sign; otherwise [`KeyError::Internal`].
 pub fn certification_request(key: &dyn Key, spiffe_id: Option<&SpiffeId>) -> Result<Vec<u8>, KeyError> {
+    key.public_key().check_p256()?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, COMMON_NAME);
@@ -59,7 +60,7 @@ struct Subject<'a> {
 
 impl PublicKeyData for Subject<'_> {
     fn der_bytes(&self) -> &[u8] {
-        self.key.public_key().sec1()
+        self.key.public_key().as_bytes()
     }
 
     fn algorithm(&self) -> &'static SignatureAlgorithm {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use super::software::SoftwareError;
 use super::tpm::TpmError;
 use crate::hint::{Hint, Reason};
+use miaf_client::api::Protection;
 use miaf_spiffe::pem::PemError;
 
 /// The end of a hint about a key that is gone for good.
@@ -35,6 +36,16 @@ pub enum KeyError {
     BadPublicKey {
         /// What is wrong with it.
         why: &'static str,
+    },
+    /// A key of another algorithm than the one that this operation takes.
+    NotP256 {
+        /// Its algorithm, as the status shows it.
+        algorithm: &'static str,
+    },
+    /// A key with less protection than the configuration demands (`key.require`).
+    TooWeak {
+        /// The protection that it has.
+        protection: Protection,
     },
     /// A violated invariant.
     Internal(String),
@@ -64,7 +75,8 @@ impl KeyError {
             Self::File(_) => ErrorKind::BadInput,
             Self::WrongSignature { .. } => ErrorKind::Unavailable,
             Self::BadPublicKey { .. } => ErrorKind::KeyUnusable,
-            Self::Internal(_) => ErrorKind::NeedsOperator,
+            Self::NotP256 { .. } => ErrorKind::BadInput,
+            Self::TooWeak { .. } | Self::Internal(_) => ErrorKind::NeedsOperator,
         }
     }
 
@@ -92,6 +104,14 @@ impl fmt::Display for KeyError {
                  the private key"
             ),
             Self::BadPublicKey { why } => write!(f, "not a usable public key: {why}"),
+            Self::NotP256 { algorithm } => write!(
+                f,
+                "the key of this identity is {algorithm}, and only keys on P-256 sign by ES256 (ECDSA on P-256 with SHA-256)"
+            ),
+            Self::TooWeak { protection } => write!(
+                f,
+                "the key of this identity is protected by \"{protection}\", and key.require = \"tpm\" demands \"hardware\""
+            ),
             Self::Internal(what) => write!(f, "internal error: {what}"),
         }
     }
@@ -105,6 +125,13 @@ impl Hint for KeyError {
             Self::Software(error) => error.hint(),
             Self::File(error) => error.hint(),
             Self::WrongSignature { .. } => Some("Replace the hardware if this is seen again".into()),
+            Self::NotP256 { .. } => Some(
+                "Take the key from the files of the identity, or have an SVID installed for a key on P-256"
+                    .into(),
+            ),
+            Self::TooWeak { .. } => {
+                Some("Set provider = \"tpm\" for this identity, or remove require under [key]".into())
+            }
             Self::BadPublicKey { .. } | Self::Internal(_) => None,
         }
     }
@@ -229,12 +256,21 @@ pub enum KeyForm {
     Plain,
     /// More than one private key.
     Several,
-    /// An RSA key of so many bits, which are too few or too many.
-    RsaSize(usize),
+    /// A `TSS2 PRIVATE KEY` of the TPM, where a plain one is to be brought in.
+    InTpm,
+    /// An RSA key of too few bits or too many.
+    RsaSize {
+        /// Bits that it has.
+        bits: usize,
+        /// Bits that are needed.
+        least: usize,
+    },
     /// A PEM block with some other label.
     Other(String),
     /// A private key of an algorithm or an encoding that the agent's TLS library does not take.
     Algorithm,
+    /// A private key of another algorithm than installed keys have, or in another encoding.
+    InstalledAlgorithm,
 }
 
 impl fmt::Display for KeyForm {
@@ -249,8 +285,9 @@ impl fmt::Display for KeyForm {
             Self::PublicKey => f.write_str("it holds a public key and no private key"),
             Self::Plain => f.write_str("it is a private key in a file, not a TSS2 PRIVATE KEY of the TPM"),
             Self::Several => f.write_str("it holds more than one private key"),
-            Self::RsaSize(bits) => {
-                write!(f, "it is an RSA key of {bits} bits, and 2048 to 4096 are supported")
+            Self::InTpm => f.write_str("it is a TSS2 PRIVATE KEY of the TPM, which cannot be brought in"),
+            Self::RsaSize { bits, least } => {
+                write!(f, "it is an RSA key of {bits} bits, and {least} to 4096 are supported")
             }
             Self::Other(label) if label == OPENSSH => {
                 f.write_str("it is an OPENSSH PRIVATE KEY, which only OpenSSH reads")
@@ -259,7 +296,7 @@ impl fmt::Display for KeyForm {
                 write!(f, "it is a private key of a form that is not read, {label}")
             }
             Self::Other(label) => write!(f, "it holds a PEM block {label:?} and no private key"),
-            Self::Algorithm => {
+            Self::Algorithm | Self::InstalledAlgorithm => {
                 f.write_str("its algorithm or encoding is not supported, or it is damaged")
             }
         }
@@ -275,7 +312,14 @@ impl Hint for KeyForm {
             Self::Encrypted => "Remove the passphrase with: openssl pkey -in KEY -out NEWKEY",
             Self::Certificate | Self::PublicKey => "Give the file of the private key",
             Self::Several => "Leave one private key in the file",
-            Self::RsaSize(_) => "Use an RSA key of 2048 to 4096 bits, or ECDSA on P-256 or P-384",
+            Self::InTpm => {
+                "Give a private key in PKCS#8; for a key in the TPM, set enroll = \"manual\" and provider = \"tpm\" for this \
+                 identity, and the agent creates one"
+            }
+            Self::RsaSize { least, .. } => {
+                let hint = format!("Use an RSA key of {least} to 4096 bits, or ECDSA on P-256 or P-384");
+                return Some(hint.into());
+            }
             Self::Other(label) if label == OPENSSH => {
                 "Convert a copy of it with: ssh-keygen -p -N '' -m PKCS8 -f KEY"
             }
@@ -286,6 +330,10 @@ impl Hint for KeyForm {
             Self::Algorithm => {
                 "Use a key on P-256 or P-384, RSA from 2048 bits, or Ed25519, in PKCS#8 or, for ECDSA and RSA, SEC1 and \
                  PKCS#1 (to see what it is: openssl pkey -noout -check -text -in KEY)"
+            }
+            Self::InstalledAlgorithm => {
+                "Use a key on P-256 or P-384, RSA of 3072 to 4096 bits, or Ed25519 (to see what it is: openssl pkey -noout \
+                 -check -text -in KEY). Write one of these anew with: openssl pkey -in KEY -out NEWKEY"
             }
         };
         Some(hint.into())
@@ -397,6 +445,8 @@ mod tests {
             KeyFileError::AuthNotTaken { origin: "it".into() }.into(),
             KeyFileError::not_pem("it", &miaf_spiffe::pem::read(b"-----BEGIN A-----").unwrap_err()),
             KeyError::WrongSignature { signer: "it".into() },
+            KeyError::NotP256 { algorithm: "ecdsa-p384" },
+            KeyError::TooWeak { protection: Protection::SoftwareIsolated },
         ];
         let locks =
             [NvLock::Password, NvLock::OwnerPassword, NvLock::Policy, NvLock::Platform, NvLock::UntilRestart];
@@ -411,11 +461,13 @@ mod tests {
             KeyForm::Certificate,
             KeyForm::PublicKey,
             KeyForm::Several,
-            KeyForm::RsaSize(1024),
+            KeyForm::InTpm,
+            KeyForm::RsaSize { bits: 1024, least: 2048 },
             KeyForm::Other(OPENSSH.into()),
             KeyForm::Other("DSA PRIVATE KEY".into()),
             KeyForm::Other("X".into()),
             KeyForm::Algorithm,
+            KeyForm::InstalledAlgorithm,
         ];
         errors.extend(forms.into_iter().map(|form| KeyFileError::unsupported("it", form)));
         for error in errors {

@@ -26,6 +26,9 @@ use super::{KeyError, KeyFileError, KeyForm};
 use crate::platform::{access, files};
 use miaf_spiffe::pem::{self, Block, Pem};
 
+/// Bits of an RSA key.
+const MIN_RSA: usize = 2048;
+
 /// Where the factory key is.
 #[derive(Debug, Clone, Copy)]
 pub enum Source<'a> {
@@ -181,7 +184,7 @@ fn warning(path: &Path) -> Option<String> {
 }
 
 /// The name in errors of a block in a file.
-fn at_line(origin: &str, line: usize) -> String {
+pub(super) fn at_line(origin: &str, line: usize) -> String {
     format!("{origin}, line {line},")
 }
 
@@ -194,8 +197,8 @@ fn plain(block: &Block, origin: &str) -> Result<Found, KeyError> {
         "EC PRIVATE KEY" => (None, PrivateKeyDer::from(PrivateSec1KeyDer::from(der))),
         _ => (rsa_bits_of_pkcs1(der), PrivateKeyDer::from(PrivatePkcs1KeyDer::from(der))),
     };
-    if let Some(bits) = rsa_bits.filter(|bits| !(2048..=4096).contains(bits)) {
-        return Err(unsupported(KeyForm::RsaSize(bits)));
+    if let Some(bits) = rsa_bits.filter(|bits| !(MIN_RSA..=4096).contains(bits)) {
+        return Err(unsupported(KeyForm::RsaSize { bits, least: MIN_RSA }));
     }
     let key = any_supported_type(&der).map_err(|_| unsupported(KeyForm::Algorithm))?;
     let algorithm = rsa_bits.map_or_else(|| name_of_curve(key.as_ref()), rsa_name);
@@ -227,7 +230,7 @@ fn rsa_bits_of_pkcs8(der: &[u8]) -> Option<usize> {
 
 /// The size in bits of an `RSAPrivateKey` (RFC 8017 appendix A.1.2), which begins with a version
 /// and the modulus.
-fn rsa_bits_of_pkcs1(der: &[u8]) -> Option<usize> {
+pub(super) fn rsa_bits_of_pkcs1(der: &[u8]) -> Option<usize> {
     let modulus = || -> der::Result<UintRef<'_>> {
         let mut reader = sequence(der)?;
         UintRef::decode(&mut reader)?;
@@ -246,7 +249,7 @@ fn sequence(der: &[u8]) -> der::Result<SliceReader<'_>> {
 }
 
 /// The only private key in a file, or the error for what there is instead.
-fn private_key_block(content: &[u8], origin: &str) -> Result<Block, KeyError> {
+pub(super) fn private_key_block(content: &[u8], origin: &str) -> Result<Block, KeyError> {
     let mut found = None;
     let mut instead = None;
     let Pem { blocks, commented_out } =

@@ -2,27 +2,32 @@
 
 use std::fmt;
 
-use p256::pkcs8::EncodePublicKey as _;
+use rustls::SignatureScheme;
+use rustls::pki_types::alg_id::{ECDSA_P256, ECDSA_P384, ED25519, RSA_ENCRYPTION};
 use zeroize::Zeroizing;
 
+use super::tpm::rsa_name;
 use super::{KeyError, ProviderKind};
+use crate::x509::{BIT_STRING, INTEGER, SEQUENCE, key_of, take_tagged, wrap};
 use miaf_client::api::Protection;
 use miaf_spiffe::digest::{Hex, sha256};
 
 /// A private key that signs and never shows itself.
 ///
-/// Every key is ECDSA on P-256, and every signature is over SHA-256 (rule K3).
+/// Every key that the agent creates is on P-256 (rule K3). One that the operator brought in may be of
+/// another [`KeyAlgorithm`].
 pub trait Key: fmt::Debug + Send + Sync {
     /// The public half.
     fn public_key(&self) -> &PublicKey;
 
-    /// Signs a SHA-256 digest. Returns an ECDSA signature in DER that was verified with the public
+    /// Signs a SHA-256 digest by ECDSA. Returns a signature in DER that was verified with the public
     /// half.
     ///
     /// Blocks: a TPM takes a tenth of a second or more, and serves one caller at a time.
     ///
     /// # Errors
-    /// Whatever keeps the key from being used; [`KeyError::kind`] says whether that may pass.
+    /// [`KeyError::NotP256`], and whatever keeps the key from being used; [`KeyError::kind`] says
+    /// whether that may pass.
     fn sign_digest(&self, digest: &[u8; 32]) -> Result<Vec<u8>, KeyError>;
 
     /// The protection class of the private half.
@@ -54,48 +59,125 @@ pub trait Key: fmt::Debug + Send + Sync {
     /// As for [`Key::sign_digest`].
     fn to_key_file(&self) -> Result<KeyFile, KeyError>;
 
-    /// Hashes a message with SHA-256 and signs it. May block, as [`Key::sign_digest`] does.
+    /// Signs a message in the scheme of the key's algorithm ([`KeyAlgorithm::scheme`]). May block, as
+    /// [`Key::sign_digest`] does.
     ///
     /// # Errors
-    /// As for [`Key::sign_digest`].
+    /// Whatever keeps the key from being used.
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
         self.sign_digest(&sha256(message))
     }
 }
 
-/// A public key: a point on P-256 (rule K3).
+/// The algorithm of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyAlgorithm {
+    /// ECDSA on P-256: that of every key that the agent creates (rule K3).
+    EcdsaP256,
+    /// ECDSA on P-384.
+    EcdsaP384,
+    /// Ed25519.
+    Ed25519,
+    /// RSA.
+    Rsa,
+}
+
+impl KeyAlgorithm {
+    /// All of them.
+    pub(super) const ALL: [Self; 4] = [Self::EcdsaP256, Self::EcdsaP384, Self::Ed25519, Self::Rsa];
+
+    /// The one scheme by which such a key signs in TLS 1.3 (RFC 8446 section 4.2.3).
+    #[must_use]
+    pub fn scheme(self) -> SignatureScheme {
+        match self {
+            Self::EcdsaP256 => SignatureScheme::ECDSA_NISTP256_SHA256,
+            Self::EcdsaP384 => SignatureScheme::ECDSA_NISTP384_SHA384,
+            Self::Ed25519 => SignatureScheme::ED25519,
+            Self::Rsa => SignatureScheme::RSA_PSS_SHA256,
+        }
+    }
+
+    /// The content of its AlgorithmIdentifier in a public or private key.
+    pub(super) fn id(self) -> &'static [u8] {
+        match self {
+            Self::EcdsaP256 => &ECDSA_P256,
+            Self::EcdsaP384 => &ECDSA_P384,
+            Self::Ed25519 => &ED25519,
+            Self::Rsa => &RSA_ENCRYPTION,
+        }
+    }
+}
+
+/// A public key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PublicKey {
-    key: p256::PublicKey,
-    sec1: [u8; 65],
+    algorithm: KeyAlgorithm,
+    name: &'static str,
+    bits: Vec<u8>,
     spki: Vec<u8>,
 }
 
 impl PublicKey {
-    /// Takes an uncompressed SEC1 point, `04 || X || Y`.
+    /// Takes an uncompressed SEC1 point on P-256, `04 || X || Y`.
     ///
     /// # Errors
     /// [`KeyError::BadPublicKey`] if it has another form or does not lie on the curve.
     pub fn from_sec1(point: &[u8]) -> Result<Self, KeyError> {
-        let sec1: [u8; 65] = point.try_into().map_err(|_| KeyError::BadPublicKey {
-            why: "not 65 bytes long, as an uncompressed P-256 point is",
-        })?;
-        if sec1.first() != Some(&4) {
-            return Err(KeyError::BadPublicKey { why: "not an uncompressed point" });
-        }
-        let key = p256::PublicKey::from_sec1_bytes(&sec1)
-            .map_err(|_| KeyError::BadPublicKey { why: "not a point on the curve P-256" })?;
-        let spki = key
-            .to_public_key_der()
-            .map_err(|_| KeyError::Internal("a public key cannot be encoded".into()))?
-            .into_vec();
-        Ok(Self { key, sec1, spki })
+        Self::new(KeyAlgorithm::EcdsaP256, point)
     }
 
-    /// The point in SEC1 form, `04 || X || Y`.
+    /// Takes the bits of a `SubjectPublicKeyInfo`.
+    ///
+    /// # Errors
+    /// [`KeyError::BadPublicKey`] if they are not those of such a key.
+    pub(super) fn new(algorithm: KeyAlgorithm, bits: &[u8]) -> Result<Self, KeyError> {
+        let bad = |why| Err(KeyError::BadPublicKey { why });
+        let name = match (algorithm, bits) {
+            (KeyAlgorithm::EcdsaP256, point) if point.len() != 65 => {
+                return bad("not 65 bytes long, as an uncompressed P-256 point is");
+            }
+            (KeyAlgorithm::EcdsaP256 | KeyAlgorithm::EcdsaP384, [first, ..]) if *first != 4 => {
+                return bad("not an uncompressed point");
+            }
+            (KeyAlgorithm::EcdsaP256, point) => match p256::PublicKey::from_sec1_bytes(point) {
+                Ok(_) => "ecdsa-p256",
+                Err(_) => return bad("not a point on the curve P-256"),
+            },
+            (KeyAlgorithm::EcdsaP384, point) if point.len() == 97 => "ecdsa-p384",
+            (KeyAlgorithm::EcdsaP384, _) => {
+                return bad("not 97 bytes long, as an uncompressed P-384 point is");
+            }
+            (KeyAlgorithm::Ed25519, key) if key.len() == 32 => "ed25519",
+            (KeyAlgorithm::Ed25519, _) => return bad("not 32 bytes long, as one of Ed25519 is"),
+            (KeyAlgorithm::Rsa, key) => match rsa_bits(key) {
+                Some(bits) => rsa_name(bits),
+                None => return bad("not one of RSA"),
+            },
+        };
+        let info = [wrap(SEQUENCE, algorithm.id()), wrap(BIT_STRING, &[&[0], bits].concat())].concat();
+        Ok(Self { algorithm, name, bits: bits.to_vec(), spki: wrap(SEQUENCE, &info) })
+    }
+
+    /// Takes a DER `SubjectPublicKeyInfo`.
+    ///
+    /// # Errors
+    /// [`KeyError::BadPublicKey`] if it is none of a known algorithm, or not a sound one.
+    pub(super) fn from_spki(mut spki: &[u8]) -> Result<Self, KeyError> {
+        let parts = take_tagged(&mut spki, SEQUENCE).and_then(|spki| key_of(spki.content));
+        let known = parts.and_then(|(id, bits)| {
+            let algorithm = KeyAlgorithm::ALL.into_iter().find(|known| known.id() == id)?;
+            Some((algorithm, bits))
+        });
+        let (algorithm, bits) =
+            known.ok_or(KeyError::BadPublicKey { why: "of no algorithm that the agent knows" })?;
+        Self::new(algorithm, bits)
+    }
+
+    /// The key without its algorithm, as a certificate carries it: the point `04 || X || Y` for
+    /// ECDSA, 32 bytes for Ed25519, an `RSAPublicKey` for RSA.
     #[must_use]
-    pub fn sec1(&self) -> &[u8; 65] {
-        &self.sec1
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bits
     }
 
     /// The key as a DER `SubjectPublicKeyInfo`, the form a certificate carries.
@@ -104,20 +186,43 @@ impl PublicKey {
         self.spki.clone()
     }
 
-    /// The algorithm's name, for people and for the status page.
+    /// The algorithm.
     #[must_use]
-    pub fn algorithm(&self) -> &'static str {
-        "ecdsa-p256"
+    pub fn algorithm(&self) -> KeyAlgorithm {
+        self.algorithm
     }
 
-    pub(super) fn as_p256(&self) -> &p256::PublicKey {
-        &self.key
+    /// The algorithm's name, for people and for the status page: `ecdsa-p256`, `ecdsa-p384`,
+    /// `ed25519`, `rsa-3072`, `rsa-4096`, or `rsa` for sizes in between.
+    #[must_use]
+    pub fn algorithm_name(&self) -> &'static str {
+        self.name
     }
+
+    /// Checks that the key is on P-256.
+    ///
+    /// # Errors
+    /// [`KeyError::NotP256`].
+    pub fn check_p256(&self) -> Result<(), KeyError> {
+        match self.algorithm {
+            KeyAlgorithm::EcdsaP256 => Ok(()),
+            _ => Err(KeyError::NotP256 { algorithm: self.name }),
+        }
+    }
+}
+
+/// The size in bits of an `RSAPublicKey` (RFC 8017 appendix A.1.1).
+fn rsa_bits(mut key: &[u8]) -> Option<usize> {
+    let mut numbers = take_tagged(&mut key, SEQUENCE)?.content;
+    let modulus = take_tagged(&mut numbers, INTEGER)?.content;
+    let zeros = modulus.iter().take_while(|byte| **byte == 0).count();
+    let first = modulus.get(zeros)?;
+    key.is_empty().then_some((modulus.len() - zeros) * 8 - first.leading_zeros() as usize)
 }
 
 impl fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PublicKey({} {})", self.algorithm(), Hex(&self.sec1))
+        write!(f, "PublicKey({} {})", self.name, Hex(&self.bits))
     }
 }
 
@@ -167,8 +272,9 @@ mod tests {
             0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
             0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
         ];
-        assert_eq!(key.spki_der(), [prefix.as_slice(), key.sec1()].concat());
-        assert_eq!(key.algorithm(), "ecdsa-p256");
+        assert_eq!(key.spki_der(), [prefix.as_slice(), key.as_bytes()].concat());
+        assert_eq!(key.algorithm_name(), "ecdsa-p256");
+        assert_eq!(PublicKey::from_spki(&key.spki_der()).unwrap(), key);
     }
 
     #[test]

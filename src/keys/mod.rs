@@ -5,7 +5,8 @@
 //! of each: it creates with the one that an identity asks for, and opens with the one that a key's
 //! record names.
 //! [`csr`] and [`rustls`] use any [`Key`]; [`factory_key`] opens the key that the device maker left
-//! on disk or in the TPM (rule K5), which the agent only uses for TLS.
+//! on disk or in the TPM (rule K5), which the agent only uses for TLS; [`Providers::import`] takes
+//! over one that the operator brought in (rule N9), as a software key.
 //!
 //! libtss2 writes to stderr on its own and reads `TSS2_LOG` when it is loaded. Start the process
 //! with `TSS2_LOG=all+none`: every failure is reported as a [`KeyError`] anyway.
@@ -16,6 +17,7 @@ mod error;
 pub mod factory_key;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod installed_key;
 mod key;
 mod provider;
 pub mod rustls;
@@ -24,6 +26,6 @@ pub mod tpm;
 pub mod tss2;
 
 pub use error::{ErrorKind, KeyError, KeyFileError, KeyForm};
-pub use key::{Key, KeyFile, PublicKey};
+pub use key::{Key, KeyAlgorithm, KeyFile, PublicKey};
 pub use miaf_client::api::Protection;
-pub use provider::{Provider, ProviderKind, Providers, check_record};
+pub use provider::{KeyFloor, Provider, ProviderKind, Providers, check_record};

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::software::{self, Software};
 use super::tpm::Tpm;
-use super::{Key, KeyError, KeyFileError, KeyForm, tss2};
+use super::{Key, KeyError, KeyFileError, KeyForm, Protection, tss2};
 use miaf_spiffe::pem;
 
 /// A place where keys live. A further provider is a type with this trait, a variant of
@@ -93,6 +93,36 @@ impl ProviderKind {
 
 const ORIGIN: &str = "the record of the key";
 
+/// `key.require` in the configuration: the least protection that the key of any identity may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyFloor {
+    /// In the TPM, from which it cannot be exported.
+    Tpm,
+}
+
+impl KeyFloor {
+    /// Whether the keys that a provider creates are protected well enough. Installed keys are those
+    /// of [`ProviderKind::Software`].
+    #[must_use]
+    pub fn admits(self, provider: ProviderKind) -> bool {
+        match self {
+            Self::Tpm => provider == ProviderKind::Tpm,
+        }
+    }
+
+    /// Checks that a key is protected well enough.
+    ///
+    /// # Errors
+    /// [`KeyError::TooWeak`].
+    pub fn check(self, protection: Protection) -> Result<(), KeyError> {
+        match (self, protection) {
+            (Self::Tpm, Protection::Hardware) => Ok(()),
+            (Self::Tpm, protection) => Err(KeyError::TooWeak { protection }),
+        }
+    }
+}
+
 /// All providers: creates each key with the one that its identity asks for and no other (rules K1,
 /// K2), and opens keys with the one that they name, so that an identity whose configuration was
 /// changed keeps its SVID until that is renewed.
@@ -126,8 +156,7 @@ impl Providers {
     /// [`SoftwareError`](software::SoftwareError) when there is no key-encryption key to seal it
     /// under.
     pub fn import(&self, pem: &Zeroizing<Vec<u8>>, origin: &str) -> Result<Arc<dyn Key>, KeyError> {
-        let _ = pem;
-        Err(KeyFileError::unsupported(origin, KeyForm::Algorithm))
+        Ok(Arc::new(self.software.import_key(pem, origin)?))
     }
 
     /// Opens a key with the provider that its record names.
@@ -173,7 +202,6 @@ pub fn check_record(record: &str) -> Result<(), KeyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::Protection;
 
     fn providers(directory: &Path) -> Providers {
         let tpm = Tpm::start("device:/nonexistent/tpmrm0".parse().unwrap());
@@ -212,14 +240,18 @@ mod tests {
     }
 
     #[test]
-    fn key_is_created_by_the_provider_asked_for_only() {
+    fn key_floor_admits_only_what_is_in_the_tpm() {
+        assert!(KeyFloor::Tpm.admits(ProviderKind::Tpm) && !KeyFloor::Tpm.admits(ProviderKind::Software));
+        KeyFloor::Tpm.check(Protection::Hardware).unwrap();
+        for protection in [Protection::SoftwareIsolated, Protection::SoftwareBasic] {
+            let refused = KeyFloor::Tpm.check(protection).unwrap_err();
+            assert!(refused.to_string().contains(protection.as_str()), "{refused}");
+            assert!(!refused.is_of_a_lost_key(), "one of the right kind takes its place");
+        }
+        // With a key of a provider, what the provider says of it decides.
         let directory = tempfile::tempdir().unwrap();
-        let providers = providers(directory.path());
-        let key = providers.create(ProviderKind::Software).unwrap();
-        assert_eq!((key.provider(), key.protection()), (ProviderKind::Software, Protection::SoftwareBasic));
-        // With no TPM there is no key, and none in software instead.
-        assert!(matches!(providers.create(ProviderKind::Tpm), Err(KeyError::Tpm(_))));
-        assert!(providers.open(&key.to_pem().unwrap()).unwrap().sign(b"message").is_ok());
+        let key = providers(directory.path()).create(ProviderKind::Software).unwrap();
+        assert!(KeyFloor::Tpm.check(key.protection()).is_err());
     }
 
     #[test]

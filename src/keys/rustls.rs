@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use miaf_client::rustls::Signs;
+use rustls::SignatureScheme;
 use rustls::sign::SigningKey;
 
 use super::{Key, KeyError};
@@ -17,12 +18,17 @@ impl Signs for KeySigner {
         self.0.public_key().spki_der()
     }
 
+    fn scheme(&self) -> SignatureScheme {
+        self.0.public_key().algorithm().scheme()
+    }
+
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
         self.0.sign(message)
     }
 }
 
-/// A signing key for TLS: `ecdsa_secp256r1_sha256` and nothing else (rule K3).
+/// A signing key for TLS, in the one scheme of its algorithm and no other: for every key that the
+/// agent created `ecdsa_secp256r1_sha256` (rule K3).
 ///
 /// rustls signs synchronously: a slow TPM blocks the thread that runs the handshake.
 #[must_use]

@@ -16,12 +16,13 @@
 //!
 //! ```text
 //! SealedKey ::= SEQUENCE {           -- PEM label MIAF SEALED PRIVATE KEY
-//!     version     INTEGER,           -- 1
+//!     version     INTEGER,           -- 1: a P-256 key; 2: an installed key of another algorithm
 //!     protection  INTEGER,           -- 1: the credential, 2: the file
 //!     kek         OCTET STRING,      -- 8 bytes that identify the KEK: another one is told from damage
-//!     publicKey   OCTET STRING,      -- 04 || X || Y
+//!     publicKey   OCTET STRING,      -- 1: 04 || X || Y; 2: SubjectPublicKeyInfo
 //!     nonce       OCTET STRING,      -- 12 bytes
-//!     sealed      OCTET STRING }     -- the scalar, 32 bytes, and the tag; all members before are authenticated
+//!     sealed      OCTET STRING }     -- 1: the scalar, 32 bytes; 2: PKCS#8; and the tag. All members before are
+//!                                    -- authenticated
 //! ```
 
 use std::borrow::Cow;
@@ -42,11 +43,16 @@ use ring::hkdf::{HKDF_SHA256, Salt};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use zeroize::Zeroizing;
 
-use super::checked_signature::checked;
+use super::checked_signature::{checked, checked_of_message};
 use super::error::REPLACE;
-use super::{ErrorKind, Key, KeyError, KeyFile, KeyFileError, Protection, Provider, ProviderKind, PublicKey};
+use super::installed_key::{self, InstalledKey};
+use super::{
+    ErrorKind, Key, KeyAlgorithm, KeyError, KeyFile, KeyFileError, Protection, Provider, ProviderKind,
+    PublicKey,
+};
 use crate::hint::{Hint, Reason};
 use crate::platform::{access, files};
+use miaf_spiffe::digest::sha256;
 use miaf_spiffe::pem;
 
 /// The label of the PEM block.
@@ -60,11 +66,15 @@ pub const CREDENTIAL: &str = "kek";
 /// short to be a KEK.
 const NO_CREDENTIAL: &[u8] = b"none";
 
-const MAX_DER: usize = 3 * 1024;
+/// Bytes: an RSA key of 4096 bits takes 3 KB with its public half.
+const MAX_DER: usize = 6 * 1024;
 const MAX_KEK: usize = 4 * 1024;
 /// Bytes: a shorter KEK, in printable characters, cannot hold 128 bits of entropy.
 const MIN_KEK: usize = 32;
-const VERSION: u8 = 1;
+/// Version of a seal around the scalar of a P-256 key.
+const P256: u8 = 1;
+/// Version of a seal around a key of another algorithm in PKCS#8.
+const PKCS8: u8 = 2;
 
 /// The provider of software keys. Cheap to clone; nothing is read before it is needed.
 #[derive(Clone, Debug)]
@@ -92,6 +102,28 @@ impl Software {
     /// # Errors
     /// [`SoftwareError`] when there is no KEK to seal it under.
     pub fn create_key(&self) -> Result<SoftwareKey, KeyError> {
+        let secret = new_secret()?;
+        let key = SigningKey::from_slice(secret.as_slice()).map_err(|_| internal("a new key is not one"))?;
+        let public = PublicKey::from_sec1(key.verifying_key().to_sec1_point(false).as_bytes())?;
+        self.seal(public, secret)
+    }
+
+    /// Takes over the one private key of a PEM text and seals it. `origin` names the text in errors.
+    /// Blocks on the disk when the KEK is created with it.
+    ///
+    /// # Errors
+    /// [`KeyError::File`], which says what is wrong with the text; [`SoftwareError`] when there is no
+    /// KEK to seal the key under.
+    pub fn import_key(&self, pem: &[u8], origin: &str) -> Result<SoftwareKey, KeyError> {
+        let InstalledKey { public, secret } = installed_key::read(pem, origin)?;
+        let key = self.seal(public, secret)?;
+        tracing::info!(
+            protection = %key.protection(), algorithm = key.public.algorithm_name(), "key installed and sealed"
+        );
+        Ok(key)
+    }
+
+    fn seal(&self, public: PublicKey, secret: Zeroizing<Vec<u8>>) -> Result<SoftwareKey, KeyError> {
         let protection = self.protection();
         let kek = match (protection, self.kek(protection)) {
             (
@@ -100,9 +132,6 @@ impl Software {
             ) => self.create_kek()?,
             (_, read) => read?,
         };
-        let secret = new_secret()?;
-        let key = SigningKey::from_slice(secret.as_slice()).map_err(|_| internal("a new key is not one"))?;
-        let public = PublicKey::from_sec1(key.verifying_key().to_sec1_point(false).as_bytes())?;
         let sealed = Sealed::new(&kek, protection, &public, secret)?;
         Ok(SoftwareKey { software: self.clone(), sealed: Arc::new(sealed), public })
     }
@@ -116,8 +145,7 @@ impl Software {
     /// [`KeyError::File`], and whatever makes it certain that nothing here will ever open the seal
     /// ([`ErrorKind::KeyUnusable`]).
     pub fn key_from_pem(&self, pem: &str) -> Result<SoftwareKey, KeyError> {
-        let sealed = Sealed::from_pem(pem)?;
-        let public = PublicKey::from_sec1(&sealed.public)?;
+        let (sealed, public) = Sealed::from_pem(pem)?;
         let key = SoftwareKey { software: self.clone(), sealed: Arc::new(sealed), public };
         match key.open() {
             Err(why) if why.kind() == ErrorKind::KeyUnusable => Err(why),
@@ -171,10 +199,10 @@ impl Software {
 /// # Errors
 /// [`KeyError::File`], and [`KeyError::BadPublicKey`].
 pub(super) fn check_form(pem: &str) -> Result<(), KeyError> {
-    PublicKey::from_sec1(&Sealed::from_pem(pem)?.public).map(drop)
+    Sealed::from_pem(pem).map(drop)
 }
 
-/// A P-256 key in software, sealed (rules K2, K3).
+/// A key in software, sealed (rules K2, K3).
 #[derive(Clone)]
 pub struct SoftwareKey {
     software: Software,
@@ -216,11 +244,23 @@ impl Key for SoftwareKey {
     }
 
     fn sign_digest(&self, digest: &[u8; 32]) -> Result<Vec<u8>, KeyError> {
+        self.public.check_p256()?;
         let key = SigningKey::from_slice(&self.open()?).map_err(|_| SoftwareError::BrokenSeal)?;
         let signature: Signature =
             key.sign_prehash(digest).map_err(|_| internal("a software key did not sign"))?;
         let signature = signature.to_der().as_bytes().to_vec();
         checked(&self.public, digest, signature, || "the software key".into())
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        match self.public.algorithm() {
+            KeyAlgorithm::EcdsaP256 => self.sign_digest(&sha256(message)),
+            other => {
+                let signature = installed_key::sign(other, &self.open()?, message);
+                let signature = signature.ok_or_else(|| internal("a software key did not sign"))?;
+                checked_of_message(&self.public, message, signature, || "the software key".into())
+            }
+        }
     }
 
     fn protection(&self) -> Protection {
@@ -240,8 +280,14 @@ impl Key for SoftwareKey {
     }
 
     fn to_key_file(&self) -> Result<KeyFile, KeyError> {
-        let key = SecretKey::from_slice(&self.open()?).map_err(|_| SoftwareError::BrokenSeal)?;
-        let der = key.to_pkcs8_der().map(|der| der.to_bytes()).ok();
+        let secret = self.open()?;
+        let der = match self.public.algorithm() {
+            KeyAlgorithm::EcdsaP256 => {
+                let key = SecretKey::from_slice(&secret).map_err(|_| SoftwareError::BrokenSeal)?;
+                key.to_pkcs8_der().map(|der| der.to_bytes()).ok()
+            }
+            _ => Some(secret),
+        };
         let both = der.and_then(|der| Some((pem::encode("PRIVATE KEY", &der)?, der)));
         both.map(|(pem, der)| KeyFile::Secret { der, pem })
             .ok_or_else(|| internal("a software key cannot be encoded"))
@@ -380,7 +426,8 @@ impl Hint for SoftwareError {
 struct Sealed {
     protection: Protection,
     kek: [u8; 8],
-    public: [u8; 65],
+    version: u8,
+    public: Vec<u8>,
     nonce: [u8; 12],
     sealed: Vec<u8>,
 }
@@ -402,10 +449,15 @@ impl Sealed {
         public: &PublicKey,
         mut secret: Zeroizing<Vec<u8>>,
     ) -> Result<Self, KeyError> {
+        let (version, public) = match public.algorithm() {
+            KeyAlgorithm::EcdsaP256 => (P256, public.as_bytes().to_vec()),
+            _ => (PKCS8, public.spki_der()),
+        };
         let mut new = Self {
             protection,
             kek: kek.name()?,
-            public: *public.sec1(),
+            version,
+            public,
             nonce: random_nonce()?,
             sealed: Vec::new(),
         };
@@ -437,13 +489,14 @@ impl Sealed {
 
     /// What stands in the clear is authenticated with the secret.
     fn header(&self) -> Aad<Vec<u8>> {
-        Aad::from([&[VERSION, number(self.protection)], self.kek.as_slice(), self.public.as_slice()].concat())
+        let first = [self.version, number(self.protection)];
+        Aad::from([&first[..], &self.kek, &self.public].concat())
     }
 
     fn to_pem(&self) -> Result<String, KeyError> {
         let encode = || {
             SealedKey {
-                version: VERSION,
+                version: self.version,
                 protection: number(self.protection),
                 kek: OctetStringRef::new(&self.kek)?,
                 public: OctetStringRef::new(&self.public)?,
@@ -456,7 +509,8 @@ impl Sealed {
         der.map(|pem| pem.to_string()).ok_or_else(|| internal("a sealed key cannot be encoded"))
     }
 
-    fn from_pem(text: &str) -> Result<Self, KeyError> {
+    /// The seal, and the public half that it names.
+    fn from_pem(text: &str) -> Result<(Self, PublicKey), KeyError> {
         let blocks = pem::read(text.as_bytes()).map_err(|why| KeyFileError::not_pem(ORIGIN, &why))?.blocks;
         let block = blocks.into_iter().find(|block| &*block.label == LABEL);
         let der = block.ok_or_else(|| malformed("it has no PEM block of a sealed key"))?.der;
@@ -465,25 +519,36 @@ impl Sealed {
         }
         let key =
             SealedKey::from_der(&der).map_err(|_| malformed("its ASN.1 is not that of a sealed key"))?;
-        if key.version != VERSION {
-            return Err(malformed(format!(
-                "it is of version {}, and this agent reads {VERSION}",
-                key.version
-            )));
-        }
+        let public = key.public.as_bytes();
+        let public_key = match key.version {
+            P256 => PublicKey::from_sec1(public)?,
+            // A P-256 key has one form, the other one.
+            PKCS8 => match PublicKey::from_spki(public)? {
+                key if key.algorithm() == KeyAlgorithm::EcdsaP256 => {
+                    return Err(malformed("it holds a P-256 key in the form of another one"));
+                }
+                key => key,
+            },
+            other => {
+                let why = format!("it is of version {other}, and this agent reads {P256} and {PKCS8}");
+                return Err(malformed(why));
+            }
+        };
         let protection = match key.protection {
             1 => Protection::SoftwareIsolated,
             2 => Protection::SoftwareBasic,
             other => return Err(malformed(format!("it names an unknown protection {other}"))),
         };
         let length = |_| malformed("one of its parts has a wrong length");
-        Ok(Self {
+        let sealed = Self {
             protection,
             kek: key.kek.as_bytes().try_into().map_err(length)?,
-            public: key.public.as_bytes().try_into().map_err(length)?,
+            version: key.version,
+            public: public.to_vec(),
             nonce: key.nonce.as_bytes().try_into().map_err(length)?,
             sealed: key.sealed.as_bytes().to_vec(),
-        })
+        };
+        Ok((sealed, public_key))
     }
 }
 
@@ -626,7 +691,7 @@ mod tests {
 
     fn assert_signs(key: &dyn Key) {
         let signature = key.sign(b"message").unwrap();
-        let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key.public_key().sec1());
+        let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key.public_key().as_bytes());
         public.verify(b"message", &signature).unwrap();
     }
 
@@ -693,7 +758,7 @@ mod tests {
             0x01, 0x01, 0x04, 0x20,
         ];
         let before_the_point = [0xa1, 0x44, 0x03, 0x42, 0x00];
-        let (scalar, point) = (key.open().unwrap(), key.public_key().sec1());
+        let (scalar, point) = (key.open().unwrap(), key.public_key().as_bytes());
         assert_eq!(*der, [&before_the_scalar[..], &scalar, &before_the_point, point].concat());
         let pair = rcgen::KeyPair::from_pem(&pem).unwrap();
         assert_eq!(rcgen::PublicKeyData::subject_public_key_info(&pair), key.public_key().spki_der());
@@ -722,6 +787,7 @@ mod tests {
         let (one, other) = (place.basic().create_key().unwrap(), place.basic().create_key().unwrap());
         let copy = |protection, public| Sealed {
             protection,
+            version: P256,
             public,
             sealed: one.sealed.sealed.clone(),
             nonce: one.sealed.nonce,
@@ -734,11 +800,11 @@ mod tests {
             )
         };
         let basic = Protection::SoftwareBasic;
-        assert!(refused(copy(basic, *other.public_key().sec1()), place.basic()));
+        assert!(refused(copy(basic, other.public_key().as_bytes().to_vec()), place.basic()));
         // The same bytes as the file's, given as the credential.
         fs::copy(place.kek(), place.0.path().join(CREDENTIAL)).unwrap();
         let isolated = Software::new(Some(place.0.path()), place.kek());
-        assert!(refused(copy(Protection::SoftwareIsolated, *one.public_key().sec1()), isolated));
+        assert!(refused(copy(Protection::SoftwareIsolated, one.public_key().as_bytes().to_vec()), isolated));
     }
 
     #[test]

@@ -57,7 +57,7 @@ fn identity_status(identity: &IdentitySnapshot, snapshot: &Snapshot, now: Timest
         key: KeyStatus {
             provider: identity.provider.as_str().to_owned(),
             protection: current.map(|current| current.key.protection().into()),
-            algorithm: current.map(|current| current.key.public_key().algorithm().to_owned()),
+            algorithm: current.map(|current| current.key.public_key().algorithm_name().to_owned()),
             lost: identity.key_is_lost,
         },
         enroll: None,

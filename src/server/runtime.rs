@@ -14,7 +14,7 @@ use crate::server::peer::Role;
 
 /// Stack of such a thread, in bytes. The kernel provides what is used of it.
 const STACK: usize = 1024 * 1024;
-/// Threads for work that blocks: one that signs, two that read keys.
+/// Threads for work that blocks: one that signs for each provider, two that read keys.
 const MAX_BLOCKING: usize = 4;
 /// A thread that does not run a task within this time hangs.
 const HANG_LIMIT: Duration = Duration::from_secs(300);

@@ -12,6 +12,7 @@ use hyper::{Method, Request, StatusCode};
 use serde::{Deserialize, Deserializer};
 
 use crate::hint::Reason;
+use crate::keys::KeyError;
 use crate::platform::log::AUDIT;
 use crate::server::context::ServerContext;
 use crate::server::peer::{Peer, Role};
@@ -95,6 +96,7 @@ pub(super) async fn respond(
             .find(|one| one.svid.serial() == serial)
             .ok_or_else(replaced)?,
     };
+    signer.key.public_key().check_p256().map_err(|e| not_applicable(&e))?;
     let is_current = identity.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, signer));
     let signed = context.signing.sign(peer.uid, signer.key.clone(), digest).await;
     context.counters.signature(&identity.name, signed.is_ok());
@@ -145,6 +147,11 @@ pub(super) async fn respond(
         );
     }
     Err(refusal(StatusCode::SERVICE_UNAVAILABLE, code, &reason))
+}
+
+/// Only keys on P-256 sign digests. An installed one may be of another algorithm.
+fn not_applicable(e: &KeyError) -> HttpResponse {
+    refusal(StatusCode::CONFLICT, ProblemCode::NotApplicable, &Reason::of(e))
 }
 
 fn replaced() -> HttpResponse {

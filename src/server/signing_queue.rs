@@ -3,6 +3,7 @@
 //! A TPM makes one signature at a time. Each user has a queue, and the queues are served in turn,
 //! so that a thousand signatures of one user delay another by one. The TPM gets the next only when
 //! the one before is done: a signature of the agent itself comes next, however many callers wait.
+//! Software keys have queues of their own: they never wait for a TPM.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,7 @@ use tokio::task::spawn_blocking;
 
 use crate::config::{self, Limits};
 use crate::hint::Reason;
-use crate::keys::{Key, KeyError};
+use crate::keys::{Key, KeyError, ProviderKind};
 use crate::server::connection_limit::{LimitReached, admit};
 use crate::server::rate::{RateExceeded, RateLimit};
 
@@ -38,14 +39,15 @@ pub(super) enum SignError {
 /// Queue of signatures. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct SigningQueue {
-    waiting: Arc<Mutex<Waiting>>,
+    tpm: Arc<Mutex<Waiting>>,
+    software: Arc<Mutex<Waiting>>,
     rate: Arc<Mutex<RateLimit>>,
 }
 
 impl Default for SigningQueue {
     fn default() -> Self {
         let rate = RateLimit::new(config::SIGNATURES_PER_MINUTE);
-        Self { waiting: Arc::default(), rate: Arc::new(Mutex::new(rate)) }
+        Self { tpm: Arc::default(), software: Arc::default(), rate: Arc::new(Mutex::new(rate)) }
     }
 }
 
@@ -65,11 +67,12 @@ impl SigningQueue {
     ) -> Result<Vec<u8>, SignError> {
         let (reply, signed) = oneshot::channel();
         self.rate().take(uid, Instant::now()).map_err(SignError::RateExceeded)?;
-        let needs_worker = self.waiting().push(uid, Job { key, digest, reply });
+        let provider = key.provider();
+        let needs_worker = self.waiting(provider).push(uid, Job { key, digest, reply });
         let needs_worker = needs_worker.inspect_err(|_| self.rate().refund(uid))?;
         if needs_worker {
             let queue = self.clone();
-            spawn_blocking(move || queue.sign_all());
+            spawn_blocking(move || queue.sign_all(provider));
         }
         match signed.await {
             Ok(signed) => signed.map_err(SignError::Key),
@@ -77,11 +80,11 @@ impl SigningQueue {
         }
     }
 
-    /// Signs until the queue is empty. One thread at a time does this.
-    fn sign_all(&self) {
+    /// Signs until no key of this provider waits. One thread at a time does this for each.
+    fn sign_all(&self, provider: ProviderKind) {
         loop {
             // Its own statement: the lock is not held while the TPM works.
-            let next = self.waiting().pop();
+            let next = self.waiting(provider).pop();
             let Some(Job { key, digest, reply }) = next else { return };
             if !reply.is_closed() {
                 let _ = reply.send(key.sign_digest(&digest)); // a caller that has left meanwhile does not need it
@@ -89,8 +92,12 @@ impl SigningQueue {
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn waiting(&self, provider: ProviderKind) -> MutexGuard<'_, Waiting> {
+        let waiting = match provider {
+            ProviderKind::Tpm => &self.tpm,
+            ProviderKind::Software => &self.software,
+        };
+        waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn rate(&self) -> MutexGuard<'_, RateLimit> {
@@ -180,7 +187,7 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::{KeyFile, Protection, ProviderKind, PublicKey};
+    use crate::keys::{KeyFile, Protection, PublicKey};
     use std::sync::mpsc;
 
     /// A key that signs when it is released, and records the order.
@@ -213,6 +220,31 @@ mod tests {
         }
         fn to_key_file(&self) -> Result<KeyFile, KeyError> {
             unimplemented!()
+        }
+    }
+
+    /// Waits for no TPM, however many signatures wait for one that does not respond.
+    #[tokio::test]
+    async fn software_key_signs_while_the_tpm_hangs() {
+        let scene = Scene::new(); // nothing releases its key, which stands for the TPM's
+        let mut waiting = Vec::new();
+        for uid in 0..3 {
+            for mark in 0..20 {
+                waiting.push(scene.request(uid, mark).await);
+            }
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let software = crate::keys::software::Software::new(None, directory.path().join("kek"));
+        let key: Arc<dyn Key> = Arc::new(software.create_key().unwrap());
+        for uid in 0..3 {
+            assert!(scene.queue.sign(Some(uid), key.clone(), [7; 32]).await.is_ok());
+        }
+        assert!(waiting.iter().all(|request| !request.is_finished()));
+        for _ in &waiting {
+            scene.release.send(()).unwrap();
+        }
+        for request in waiting {
+            request.await.unwrap().unwrap();
         }
     }
 
@@ -262,7 +294,7 @@ mod tests {
         let position = |mark| order.iter().position(|other| *other == mark).unwrap();
         assert!(position(100) <= 3 && position(200) <= 3, "{order:?}");
         assert!(position(101) < position(4), "{order:?}");
-        assert!(scene.queue.waiting().by_user.is_empty());
+        assert!(scene.queue.waiting(ProviderKind::Tpm).by_user.is_empty());
     }
 
     #[tokio::test]

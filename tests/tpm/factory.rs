@@ -606,8 +606,8 @@ fn other_files_are_named_for_what_they_are() {
     assert_eq!(form("public.pem"), KeyForm::PublicKey);
     assert_eq!(form("both.pem"), KeyForm::Several);
     assert_eq!(form("tss2-and-plain.pem"), KeyForm::Several);
-    assert_eq!(form("small.pem"), KeyForm::RsaSize(1024));
-    assert_eq!(form("large-rsa.pem"), KeyForm::RsaSize(4608));
+    assert_eq!(form("small.pem"), KeyForm::RsaSize { bits: 1024, least: 2048 });
+    assert_eq!(form("large-rsa.pem"), KeyForm::RsaSize { bits: 4608, least: 2048 });
     assert!(matches!(form("p521.pem"), KeyForm::Algorithm));
 
     for name in ["cut.pem", "bad.pem", "empty.pem", "binary.pem"] {

@@ -125,7 +125,7 @@ impl ServerCertVerifier for KnownServer {
     }
 }
 
-/// A key on P-256 as TLS needs it (rule K3), in this process or another.
+/// A key as TLS needs it, in this process or another: on P-256 (rule K3), unless it says otherwise.
 pub trait Signs: fmt::Debug + Send + Sync {
     /// Error of a signature.
     type Error: std::error::Error + Send + Sync + 'static;
@@ -133,14 +133,20 @@ pub trait Signs: fmt::Debug + Send + Sync {
     /// The public half, as a DER `SubjectPublicKeyInfo`.
     fn spki_der(&self) -> Vec<u8>;
 
-    /// Hashes a message with SHA-256 and signs it: an ECDSA signature in DER.
+    /// The one scheme by which it signs.
+    fn scheme(&self) -> SignatureScheme {
+        SignatureScheme::ECDSA_NISTP256_SHA256
+    }
+
+    /// Signs a message in that scheme: by ECDSA a signature in DER.
     ///
     /// # Errors
     /// The key cannot be used.
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Self::Error>;
 }
 
-/// A signing key for TLS: `ecdsa_secp256r1_sha256` and nothing else (rule K3).
+/// A signing key for TLS, in the one scheme of the key: `ecdsa_secp256r1_sha256` (rule K3), unless it
+/// says otherwise.
 ///
 /// rustls signs synchronously: a slow TPM blocks the thread that runs the handshake.
 #[must_use]
@@ -153,9 +159,7 @@ struct TlsKey<K: ?Sized>(Arc<K>);
 
 impl<K: Signs + ?Sized + 'static> rustls::sign::SigningKey for TlsKey<K> {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
-        offered
-            .contains(&SignatureScheme::ECDSA_NISTP256_SHA256)
-            .then(|| Box::new(Self(Arc::clone(&self.0))) as Box<dyn Signer>)
+        offered.contains(&self.0.scheme()).then(|| Box::new(Self(Arc::clone(&self.0))) as Box<dyn Signer>)
     }
 
     /// Lets rustls notice a certificate that belongs to another key.
@@ -164,7 +168,11 @@ impl<K: Signs + ?Sized + 'static> rustls::sign::SigningKey for TlsKey<K> {
     }
 
     fn algorithm(&self) -> SignatureAlgorithm {
-        SignatureAlgorithm::ECDSA
+        match self.0.scheme() {
+            SignatureScheme::ED25519 => SignatureAlgorithm::ED25519,
+            SignatureScheme::RSA_PSS_SHA256 => SignatureAlgorithm::RSA,
+            _ => SignatureAlgorithm::ECDSA,
+        }
     }
 }
 
@@ -174,6 +182,6 @@ impl<K: Signs + ?Sized> Signer for TlsKey<K> {
     }
 
     fn scheme(&self) -> SignatureScheme {
-        SignatureScheme::ECDSA_NISTP256_SHA256
+        self.0.scheme()
     }
 }

@@ -32,7 +32,7 @@ pub(crate) const MESSAGE: &[u8] = b"a message";
 /// Has the key sign, and checks the signature against its public half.
 pub(crate) fn sign_and_verify(key: &TpmKey, message: &[u8]) -> Result<Vec<u8>, Failure> {
     let signature = key.sign(message)?;
-    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key.public_key().sec1())
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key.public_key().as_bytes())
         .verify(message, &signature)
         .map_err(|_| "a signature does not fit the public key")?;
     Ok(signature)
@@ -55,7 +55,7 @@ pub(super) fn attributes(bench: &Bench) -> Outcome {
     })?;
     let scheme = EccScheme::EcDsa(HashScheme::new(HashingAlgorithm::Sha256));
     ensure(parameters.ecc_scheme() == scheme, || format!("its scheme is {:?}", parameters.ecc_scheme()))?;
-    ensure(key.public_key().sec1().ends_with(unique.y().value()), || {
+    ensure(key.public_key().as_bytes().ends_with(unique.y().value()), || {
         "the public key that the agent shows is another one".into()
     })?;
     Ok(Verdict::Passed(format!("{}; P-256, ECDSA with SHA-256", words(reported))))
@@ -215,7 +215,7 @@ pub(super) fn requests_a_certificate(bench: &Bench) -> Outcome {
 pub(super) fn identifies(bench: &Bench) -> Outcome {
     let key: Arc<dyn Key> = Arc::new(bench.agent.create_key()?);
     let authority = Authority::new()?;
-    let leaf = authority.certify(key.public_key().sec1(), &rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let leaf = authority.certify(key.public_key().as_bytes(), &rcgen::PKCS_ECDSA_P256_SHA256)?;
     authority.meet(CertifiedKey::new(vec![leaf], tls::signing_key(key)))?;
     Ok(Verdict::Passed("accepted as a client, ecdsa_secp256r1_sha256".into()))
 }
