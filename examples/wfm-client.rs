@@ -16,7 +16,8 @@ use miaf_client::wfm::{ConnectError, Connector};
 use miaf_spiffe::SpiffeId;
 use miaf_spiffe::text::printable;
 
-const USAGE: &str = "usage: wfm-client [--socket PATH] [--wfm SPIFFE-ID] --identity NAME https://HOST[:PORT][/PATH]";
+const USAGE: &str =
+    "usage: wfm-client [--socket PATH] [--wfm SPIFFE-ID] --identity NAME https://HOST[:PORT][/PATH]";
 const SOCKET: &str = "/run/miaf-agent/sign.sock";
 /// Limit of a response, in bytes.
 const MAX_RESPONSE: u64 = 16 * 1024 * 1024;
