@@ -510,7 +510,7 @@ mod tests {
 
     fn bundle(sequence: u64) -> Bundle {
         let served = format!(r#"{{"keys":[],"spiffe_sequence":{sequence}}}"#);
-        Bundle::from_served(served.as_bytes(), &TrustDomain::parse("factory.example").unwrap()).unwrap()
+        Bundle::from_stored(served.as_bytes(), &TrustDomain::parse("factory.example").unwrap()).unwrap()
     }
 
     fn identity() -> SvidAndKey {
