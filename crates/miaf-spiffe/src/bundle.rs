@@ -313,7 +313,8 @@ impl Bundle {
 
     /// [`to_document`](Self::to_document) for local programs: with a refresh hint, which is that of
     /// the MIS, or else `refresh_hint` in whole seconds, and with `further` certificates as X.509
-    /// authorities behind the anchors. There are clients that consider only what is in here, and
+    /// authorities behind the anchors: those of a [`TrustPath`](svid::TrustPath) to one of them, and
+    /// none where the bundle has no anchor. There are clients that consider only what is in here, and
     /// ones that refuse the whole bundle for one JWK without the parameters of its key; these are
     /// added where the MIS left all of them out.
     ///
@@ -329,7 +330,7 @@ impl Bundle {
         }
         for key in further.iter().filter_map(BundleKey::of_certificate) {
             let is_new = document.keys.iter().all(|there| there.x5c != key.x5c);
-            if is_new && document.keys.len() < MAX_ANCHORS {
+            if is_new && (1..MAX_ANCHORS).contains(&document.keys.len()) {
                 document.keys.push(key);
             }
         }

@@ -37,6 +37,27 @@ impl Chain {
         Ok(Self(chain?))
     }
 
+    /// Reads all certificates of one PEM text, leaf first, as `openssl ca` and operators write them:
+    /// what stands between the blocks does not count.
+    ///
+    /// # Errors
+    /// [`SvidError`]: no certificate, too many, or a block of another kind, such as a private key.
+    pub fn from_pem_text(text: &[u8]) -> Result<Self, SvidError> {
+        let not_pem = |index, why: String| SvidError::NotPem { index, why };
+        let Pem { blocks, commented_out } = pem::read(text).map_err(|e| not_pem(0, e.to_string()))?;
+        if blocks.is_empty() {
+            return Err(not_pem(0, pem::instead_of_blocks(text, &commented_out).to_string()));
+        }
+        if blocks.len() > MAX_CHAIN {
+            return Err(SvidError::LongChain(blocks.len()));
+        }
+        let element = |(index, block): (usize, &pem::Block)| match &*block.label {
+            "CERTIFICATE" => certificate(index, &block.der),
+            other => Err(not_pem(index, format!("it is a {other}"))),
+        };
+        blocks.iter().enumerate().map(element).collect::<Result<_, _>>().map(Self)
+    }
+
     /// Takes the certificates that a peer presented: leaf first, in any order after it.
     ///
     /// # Errors

@@ -132,6 +132,9 @@ pub struct TrustPath<'a> {
     pub anchor: &'a AnchorFacts,
     /// The first end of validity among the leaf and the intermediates of the path to that anchor.
     pub path_not_after: Timestamp,
+    /// The certificates between the leaf and the anchor. Only these may be published as further
+    /// authorities: another intermediate of the chain may be of an anchor that was withdrawn.
+    pub intermediates: Vec<CertificateDer<'static>>,
 }
 
 /// Returns the path from an SVID to an anchor of the bundle. `None`: there is none, and
@@ -478,7 +481,9 @@ pub(crate) fn path_to_anchor<'a>(
             forbidden.set(Some(why));
             webpki::Error::UnknownIssuer
         })?;
-        found.set(Some(TrustPath { anchor: facts, path_not_after }));
+        let intermediates = verified.intermediate_certificates().map(|issuer| issuer.der().into_owned());
+        let intermediates = intermediates.collect();
+        found.set(Some(TrustPath { anchor: facts, path_not_after, intermediates }));
         Ok(())
     };
     let verified = leaf.verify_for_usage(

@@ -14,7 +14,7 @@ use crate::time::Timestamp;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SvidError {
     /// No certificate at all.
-    #[error("the response has no certificate")]
+    #[error("the chain has no certificate")]
     EmptyChain,
     /// More certificates than are allowed.
     #[error("the chain has {0} certificates, more than the {MAX_CHAIN} that are allowed")]

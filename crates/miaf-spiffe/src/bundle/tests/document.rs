@@ -147,4 +147,9 @@ fn parameters_are_added_only_where_the_mis_gives_none() {
 fn withdrawn_bundle_has_a_document_too() {
     let withdrawn = read(map(json!({ "keys": [] }))).unwrap();
     assert_eq!(document(&withdrawn, &[]), json!({ "keys": [], "spiffe_refresh_hint": 300 }));
+    assert_eq!(
+        document(&withdrawn, &[p256()])["keys"],
+        json!([]),
+        "an intermediate vouches for nothing alone"
+    );
 }

@@ -490,3 +490,51 @@ fn chain_in_der_has_the_limits_of_one_in_pem() {
     response.leaf.add(UNKNOWN, false, vec![0; 16 * 1024]);
     assert_eq!(of(response.certificates()), Err(R::Malformed { index: 0 }));
 }
+
+#[test]
+fn pem_text_of_several_certificates_is_a_chain() {
+    let response = minted_by_intermediate();
+    let pems = response.pems();
+    let chain = Chain::from_pem(&pems).unwrap();
+    let explained = format!("Certificate:\n    Data:\n{}subject=CN=x\n\n{}", pems[0], pems[1].trim_end());
+    for text in [pems.concat(), explained, pems.concat().replace('\n', "\r\n")] {
+        assert_eq!(Chain::from_pem_text(text.as_bytes()).as_ref(), Ok(&chain), "{text}");
+    }
+    assert_eq!(Chain::from_pem_text(pems[0].as_bytes()).map(|chain| chain.certificates().len()), Ok(1));
+    let refused = |text: &str| Chain::from_pem_text(text.as_bytes()).unwrap_err();
+    let key = "-----BEGIN PRIVATE KEY-----\nMAAwAA==\n-----END PRIVATE KEY-----\n";
+    let not_pem = |index, why: &str| R::NotPem { index, why: why.into() };
+    assert_eq!(refused(""), not_pem(0, "it is empty"));
+    assert_eq!(refused("text"), not_pem(0, "it has no -----BEGIN line"));
+    assert_eq!(refused(&format!("{}{key}", pems[0])), not_pem(1, "it is a PRIVATE KEY"));
+    assert_eq!(refused(&format!("{key}{}", pems[0])), not_pem(0, "it is a PRIVATE KEY"));
+    assert_eq!(
+        refused(&pems[0].replace("CERTIFICATE", "CERTIFICATE REQUEST")),
+        not_pem(0, "it is a CERTIFICATE REQUEST")
+    );
+    assert!(matches!(refused(&pems[0][..200]), R::NotPem { index: 0, .. }));
+    assert_eq!(refused(&pems[0].repeat(7)), R::LongChain(7));
+    assert!(Chain::from_pem_text(pems[0].repeat(6).as_bytes()).is_ok());
+    let damaged = "-----BEGIN CERTIFICATE-----\nMAAwAA==\n-----END CERTIFICATE-----\n";
+    assert_eq!(refused(&format!("{}{damaged}", pems[0])), R::Malformed { index: 1 });
+}
+
+#[test]
+fn trust_path_has_the_intermediates_that_lead_to_the_anchor() {
+    let mut response = minted_by_intermediate();
+    let withdrawn = authority("Withdrawn", &OTHER);
+    response.appended = vec![response.issuers[0].certify(&withdrawn)];
+    let svid = response.validate().unwrap();
+    let intermediate = response.issuers[0].certify(&response.issuers[1]);
+    let in_chain = |index: usize| svid.chain().certificates()[index].clone();
+    let path =
+        |anchors: &[Vec<u8>]| trust_path(&svid, &bundle_of(anchors), at(NOW)).map(|path| path.intermediates);
+    assert_eq!(path(&[self_signed(response.root())]), Some(vec![in_chain(1)]));
+    assert_eq!(path(&[self_signed(&withdrawn)]), Some(vec![in_chain(2)]));
+    assert_eq!(path(&[intermediate]), Some(Vec::new()), "the intermediate is the anchor");
+    assert_eq!(path(&[]), None);
+    let direct = minted();
+    let svid = direct.validate().unwrap();
+    let bundle = bundle_of(&[self_signed(&direct.issuers[0])]);
+    assert_eq!(trust_path(&svid, &bundle, at(NOW)).unwrap().intermediates, []);
+}
