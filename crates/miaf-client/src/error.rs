@@ -11,7 +11,7 @@ use std::time::Duration;
 use miaf_spiffe::text::Excerpt;
 use nix::unistd::{Gid, Group};
 
-use super::api::{Open, ProblemCode};
+use super::api::{IdentityName, Open, ProblemCode};
 
 /// Why there is no response of the agent, or none that can be used. Displays what failed;
 /// [`hint`](Self::hint) says what to do.
@@ -63,6 +63,12 @@ impl ClientError {
     ) -> Self {
         let detail = Excerpt::of(detail, MAX_DETAIL).into();
         Self::Refused { status, code, detail, hint: hint.map(|hint| Excerpt::of(hint, MAX_HINT).into()) }
+    }
+
+    /// The error that the agent has for a name that it does not know.
+    pub(crate) fn unknown_identity(name: &IdentityName) -> Self {
+        let (code, detail) = (ProblemCode::UnknownIdentity, format!("there is no identity \"{name}\""));
+        Self::refused(404, Some(code.into()), &detail, Some("Use a name of the status"))
     }
 
     /// Whether the same request may succeed later by itself: the agent is about to start,

@@ -21,9 +21,10 @@ mod events;
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub mod fuzzing;
 pub mod rustls;
+pub mod wfm;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -34,10 +35,10 @@ use serde_json::json;
 pub use error::ClientError;
 pub use events::Watch;
 
-use api::{Accepted, IdentityName, ProblemCode, SignResponse, Status, SvidDocument};
+use api::{Accepted, CsrResponse, IdentityName, ProblemCode, SignResponse, StateEvent, Status, SvidDocument};
 use connection::Request;
 use miaf_spiffe::json::{self, JsonError};
-use miaf_spiffe::{Bundle, BundleDocument, BundleError, TrustDomain};
+use miaf_spiffe::{Bundle, BundleDocument, BundleError, SpiffeId, TrustDomain};
 
 /// Longer than systemd waits before it restarts an agent that has ended: its sockets stay open
 /// meanwhile.
@@ -87,6 +88,11 @@ impl Client {
     #[must_use]
     pub fn with_identity(self, name: IdentityName) -> Self {
         Self { identity: Some(name), ..self }
+    }
+
+    /// The identity that the calls are about. `None`: the default identity.
+    pub fn identity(&self) -> Option<&IdentityName> {
+        self.identity.as_ref()
     }
 
     /// The path of the socket.
@@ -142,6 +148,17 @@ impl Client {
     /// As for the others; later errors come from the iterator.
     pub fn watch(&self) -> Result<Watch, ClientError> {
         connection::send(&self.socket, self.limit, Request::Get("/v1/watch".into())).map(Watch::of)
+    }
+
+    /// Returns status, SVIDs and trust bundle of one moment: the first event of
+    /// [`watch`](Self::watch).
+    ///
+    /// # Errors
+    /// As for `watch`.
+    pub fn state(&self) -> Result<StateEvent, ClientError> {
+        let mut watch = self.watch()?;
+        let first = watch.next_before(Instant::now().checked_add(self.limit));
+        first.unwrap_or_else(|| Err(ClientError::Broken("it has ended".into())))
     }
 
     /// Requests a signature of a SHA-256 digest, on the signing or the administration socket.
@@ -203,6 +220,35 @@ impl Client {
         self.admin_command(self.named_path("retire")?, body)
     }
 
+    /// Requests a certificate signing request of an identity whose SVIDs the operator brings
+    /// (`enroll = "manual"`), on the administration socket: a PKCS#10 in PEM. The agent creates the
+    /// key, if there is none for the next SVID yet.
+    ///
+    /// `spiffe_id` is put into it as the one URI, which the released MIS demands. Without it, the
+    /// agent takes the one that it knows: of the configuration, or of the current SVID.
+    ///
+    /// # Errors
+    /// As for [`retry`](Self::retry). Refused with 409: the identity is obtained in another way.
+    pub fn csr(&self, spiffe_id: Option<&SpiffeId>) -> Result<String, ClientError> {
+        let body = match spiffe_id {
+            Some(id) => json!({ "spiffeId": id }),
+            None => json!({}),
+        };
+        let response: Result<CsrResponse, _> = self.post(self.named_path("csr")?, body.to_string());
+        response.map(|response| response.csr).map_err(ClientError::of_admin_command)
+    }
+
+    /// Sends the certificate chain that an operator brings for an identity
+    /// (`enroll = "manual"`), on the administration socket: PEM, leaf first, at most 64 KiB.
+    ///
+    /// # Errors
+    /// As for [`retry`](Self::retry). Refused with 409: the chain breaks a rule, or the identity is
+    /// obtained in another way.
+    pub fn install(&self, chain_pem: &str) -> Result<Accepted, ClientError> {
+        let body = json!({ "certificateChainPem": chain_pem }).to_string();
+        self.admin_command(self.named_path("install")?, body)
+    }
+
     fn path(&self, resource: &str) -> String {
         match &self.identity {
             Some(name) => format!("/v1/identities/{name}/{resource}"),
@@ -241,8 +287,7 @@ impl Client {
 /// Whether an identity is ready. The errors are those that the agent has for such a request.
 fn readiness(status: &Status, name: &IdentityName) -> Result<(), ClientError> {
     let Some(identity) = status.identity(Some(name)) else {
-        let (code, detail) = (ProblemCode::UnknownIdentity, format!("there is no identity \"{name}\""));
-        return Err(ClientError::refused(404, Some(code.into()), &detail, Some("Use a name of the status")));
+        return Err(ClientError::unknown_identity(name));
     };
     if identity.ready {
         return Ok(());

@@ -3,20 +3,18 @@
 use std::fmt;
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
-use rustls::server::ParsedCertificate;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::pki_types::SubjectPublicKeyInfoDer;
 use rustls::sign::{CertifiedKey, Signer};
-use rustls::{
-    CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureAlgorithm, SignatureScheme,
-};
+use rustls::{SignatureAlgorithm, SignatureScheme};
 
+use super::api::{ProblemCode, SvidDocument};
+use super::wfm::PeerVerifier;
 use super::{Client, ClientError};
-use miaf_spiffe::SpiffeId;
 use miaf_spiffe::digest::sha256;
+use miaf_spiffe::peer::ExpectedPeer;
 use miaf_spiffe::svid::Chain;
+use miaf_spiffe::{Bundle, BundleDocument, SpiffeId, TrustDomain};
 
 impl Client {
     /// Returns the certificate chain of the identity, with a key that signs through the agent's
@@ -29,29 +27,47 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; refused with 503: there is no SVID yet.
     pub fn certified_key(&self) -> Result<CertifiedKey, ClientError> {
-        let svid = self.svid()?;
+        self.certified_key_of(&self.svid()?)
+    }
+
+    /// The same of an SVID that was fetched before. The key that signs is that of the identity in
+    /// the document, whichever is the default identity by then.
+    pub(crate) fn certified_key_of(&self, svid: &SvidDocument) -> Result<CertifiedKey, ClientError> {
         let chain = Chain::from_pem(&svid.certificate_chain_pem);
         let chain = chain.map_err(|e| ClientError::unintelligible(&e))?.certificates().to_vec();
         let leaf = chain.first().ok_or_else(|| ClientError::unintelligible(&"it holds no certificate"))?;
         let leaf = webpki::EndEntityCert::try_from(leaf).map_err(|e| ClientError::unintelligible(&e))?;
         let spki = leaf.subject_public_key_info();
-        let key = RemoteKey { agent: self.clone(), serial: svid.serial, spki };
+        let agent = self.clone().with_identity(svid.identity.clone());
+        let key = RemoteKey { agent, serial: svid.serial.clone(), spki };
         Ok(CertifiedKey::new(chain, signing_key(Arc::new(key))))
     }
 
     /// Returns a verifier that accepts the server with this SPIFFE ID under the trust bundle, and
-    /// no other. It does not compare host names: the bundle vouches for identities only.
+    /// no other. It does not compare host names: the bundle vouches for identities only. A
+    /// [`Connector`](crate::wfm::Connector) does more.
     ///
     /// Call it for every connection, or whenever [`watch`](Self::watch) reports another bundle.
     ///
     /// # Errors
     /// [`ClientError`]; refused with 503: there is no trust bundle yet.
     pub fn server_verifier(&self, id: &SpiffeId) -> Result<Arc<dyn ServerCertVerifier>, ClientError> {
-        let mut anchors = RootCertStore::empty();
-        anchors.add_parsable_certificates(self.bundle()?.anchors);
-        let algorithms = ring::default_provider().signature_verification_algorithms;
-        Ok(Arc::new(KnownServer { id: id.to_string(), anchors, algorithms }))
+        let state = self.state()?;
+        let domain = state.status.trust_domain.zip(state.bundle);
+        let Some((domain, document)) = domain else {
+            let (code, detail) = (ProblemCode::NotAvailable, "there is no trust bundle yet");
+            return Err(ClientError::refused(503, Some(code.into()), &detail, None));
+        };
+        let domain = TrustDomain::parse(&domain).map_err(|e| ClientError::unintelligible(&e))?;
+        let bundle = bundle_of(&document, &domain)?;
+        Ok(Arc::new(PeerVerifier::new(ExpectedPeer::SpiffeId(id.clone()), bundle)))
     }
+}
+
+/// The bundle of a trust domain, as a document of the agent has it.
+pub(crate) fn bundle_of(document: &BundleDocument, domain: &TrustDomain) -> Result<Bundle, ClientError> {
+    let text = serde_json::to_vec(document).map_err(|e| ClientError::unintelligible(&e))?;
+    Bundle::from_stored(&text, domain).map_err(|e| ClientError::unintelligible(&e))
 }
 
 /// The key of one SVID, used through the agent.
@@ -74,58 +90,7 @@ impl Signs for RemoteKey {
     }
 }
 
-#[derive(Debug)]
-struct KnownServer {
-    id: String,
-    anchors: RootCertStore,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ServerCertVerifier for KnownServer {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let parsed = ParsedCertificate::try_from(leaf)?;
-        let (anchors, algorithms) = (&self.anchors, self.algorithms.all);
-        verify_server_cert_signed_by_trust_anchor(&parsed, anchors, intermediates, now, algorithms)?;
-        let names = webpki::EndEntityCert::try_from(leaf).map_err(|_| CertificateError::BadEncoding)?;
-        // X509-SVID section 2: exactly one.
-        if names.valid_uri_names().eq([self.id.as_str()]) {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(CertificateError::NotValidForName.into())
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, leaf, signature, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
-
-/// A key as TLS needs it, in this process or another: on P-256 (rule K3), unless it says otherwise.
+/// A key on P-256 as TLS needs it (rule K3), in this process or another.
 pub trait Signs: fmt::Debug + Send + Sync {
     /// Error of a signature.
     type Error: std::error::Error + Send + Sync + 'static;

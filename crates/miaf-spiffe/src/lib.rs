@@ -16,6 +16,7 @@ mod encoding;
 pub mod fuzzing;
 mod id;
 pub mod json;
+pub mod peer;
 pub mod pem;
 pub mod svid;
 mod svid_error;

@@ -7,11 +7,14 @@
 use std::fmt;
 
 use rustls_pki_types::CertificateDer;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::x509::X509Version;
 
+use crate::algorithms::{Algorithms, key_is_allowed};
 use crate::bundle::Bundle;
 use crate::chain::{Chain, parse};
 use crate::id::{SpiffeId, TrustDomain};
-use crate::svid::{self, validity};
+use crate::svid::{self, Path, validity};
 use crate::svid_error::SvidError;
 use crate::time::Timestamp;
 
@@ -65,9 +68,9 @@ pub struct PeerSvid {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
     /// What it presents is not an X.509-SVID: a certificate of the Web PKI, for one.
-    #[error("the peer presents no SVID: {0}")]
+    #[error("the peer presents no usable SVID: {0}")]
     NoSvid(SvidError),
-    /// It is another one, perhaps of another trust domain.
+    /// It names another one, perhaps of another trust domain.
     #[error("the peer is {found}, not {expected}")]
     NotExpected {
         /// The peer that the connection was meant for.
@@ -81,7 +84,7 @@ pub enum PeerError {
         /// The SPIFFE ID in its certificate.
         found: SpiffeId,
         /// The rule that its chain breaks.
-        why: SvidError,
+        why: Box<SvidError>,
     },
     /// The bundle is that of another trust domain than the expected peer's.
     #[error("{expected} cannot be validated: the only trust bundle is that of \"{bundle}\"")]
@@ -152,10 +155,11 @@ pub fn validate_peer(
     }
     let chain = Chain::from_der(chain).map_err(PeerError::NoSvid)?;
     let leaf = parse(0, chain.leaf()).map_err(PeerError::NoSvid)?;
-    let found = svid::spiffe_id_of_leaf(&leaf).map_err(PeerError::NoSvid)?;
+    let found = svid::only_spiffe_id(&leaf).map_err(PeerError::NoSvid)?;
     if !expected.includes(&found) {
         return Err(PeerError::NotExpected { expected: expected.clone(), found });
     }
+    check_leaf(&leaf).map_err(PeerError::NoSvid)?;
     let (not_before, not_after) = validity(&leaf);
     if now > not_after {
         return Err(PeerError::Expired { found, not_after, now });
@@ -163,13 +167,35 @@ pub fn validate_peer(
     if now < not_before {
         return Err(PeerError::NotYetValid { found, not_before, now });
     }
-    if let Err(why) = svid::path_validates(&chain, bundle, now) {
-        return Err(match why {
-            SvidError::IssuerExpired { not_after, .. } => PeerError::Expired { found, not_after, now },
-            SvidError::FarFuture { not_before, .. } => PeerError::NotYetValid { found, not_before, now },
-            why => PeerError::NotTrusted { found, why },
-        });
+    let path = Path {
+        leaf: chain.leaf(),
+        intermediates: chain.intermediates(),
+        algorithms: Algorithms::Released,
+        usage: match expected {
+            ExpectedPeer::SpiffeId(_) => webpki::KeyUsage::server_auth(),
+            ExpectedPeer::WfmClientOf(_) => webpki::KeyUsage::client_auth(),
+        },
+    };
+    match svid::path_validates(path, bundle, now) {
+        Ok(()) => {
+            let not_after = svid::end_of_use(path, bundle, now, not_after);
+            Ok(PeerSvid { spiffe_id: found, not_before, not_after })
+        }
+        Err(SvidError::IssuerExpired { not_after, .. }) => Err(PeerError::Expired { found, not_after, now }),
+        Err(SvidError::FarFuture { not_before, .. }) => {
+            Err(PeerError::NotYetValid { found, not_before, now })
+        }
+        Err(why) => Err(PeerError::NotTrusted { found, why: Box::new(why) }),
     }
-    let not_after = svid::end_of_use(&chain, bundle, now, not_after);
-    Ok(PeerSvid { spiffe_id: found, not_before, not_after })
+}
+
+/// Checks what the certificate of the peer itself says (SPIFFE X509-SVID sections 4 and 5.2).
+fn check_leaf(leaf: &X509Certificate<'_>) -> Result<(), SvidError> {
+    if leaf.version() != X509Version::V3 {
+        return Err(SvidError::Version);
+    }
+    svid::extensions_are_sound(leaf)?;
+    svid::names_are_critical(leaf)?;
+    svid::leaf_may_authenticate(leaf)?;
+    key_is_allowed(leaf.public_key(), Algorithms::Released)
 }

@@ -153,7 +153,12 @@ pub fn trust_path<'a>(svid: &X509Svid, bundle: &'a Bundle, at: Timestamp) -> Opt
 /// does not do so now, of the first such time. With a cross-signed issuer the path that lasts
 /// longest counts. `leaf_not_after` where the bundle has no anchor for it at all: then there is
 /// nothing that could end sooner.
-fn end_of_use(path: Path<'_>, bundle: &Bundle, now: Timestamp, leaf_not_after: Timestamp) -> Timestamp {
+pub(crate) fn end_of_use(
+    path: Path<'_>,
+    bundle: &Bundle,
+    now: Timestamp,
+    leaf_not_after: Timestamp,
+) -> Timestamp {
     let certificates = path.intermediates.iter().filter_map(|der| parse(0, der).ok());
     let ends = certificates.map(|certificate| validity(&certificate).1);
     let mut ends: Vec<_> = ends.filter(|end| *end < leaf_not_after).collect();
@@ -349,10 +354,7 @@ fn key_usage(certificate: &X509Certificate<'_>) -> Result<Option<(bool, KeyUsage
 
 fn identity(leaf: &X509Certificate<'_>, expected: &Expectation<'_>) -> Result<SpiffeId, SvidError> {
     let id = only_spiffe_id(leaf)?;
-    let critical = subject_alternative_name(leaf)?.is_some_and(|san| san.critical);
-    if !critical && leaf.subject().iter().next().is_none() {
-        return Err(SvidError::NamesNotCritical);
-    }
+    names_are_critical(leaf)?;
     if id.trust_domain() != expected.trust_domain {
         return Err(SvidError::OtherTrustDomain { got: id, want: expected.trust_domain.clone() });
     }
@@ -363,6 +365,16 @@ fn identity(leaf: &X509Certificate<'_>, expected: &Expectation<'_>) -> Result<Sp
         return Err(SvidError::OtherIdentity { got: id, want: want.clone() });
     }
     Ok(id)
+}
+
+/// SPIFFE X509-SVID section 3.1, RFC 5280 section 4.1.2.6: names are critical where there is no
+/// subject.
+pub(crate) fn names_are_critical(leaf: &X509Certificate<'_>) -> Result<(), SvidError> {
+    let critical = subject_alternative_name(leaf)?.is_some_and(|san| san.critical);
+    if !critical && leaf.subject().iter().next().is_none() {
+        return Err(SvidError::NamesNotCritical);
+    }
+    Ok(())
 }
 
 /// The SPIFFE ID of a leaf: the one URI among its names (SPIFFE X509-SVID section 2).
@@ -438,7 +450,7 @@ fn path_validates_soon(
     }
 }
 
-fn path_validates(path: Path<'_>, bundle: &Bundle, at: Timestamp) -> Result<(), SvidError> {
+pub(crate) fn path_validates(path: Path<'_>, bundle: &Bundle, at: Timestamp) -> Result<(), SvidError> {
     path_to_anchor(path, bundle, at, |_| true).map(|_| ())
 }
 
@@ -532,7 +544,7 @@ fn issuer_may_issue(issuer: &X509Certificate<'_>, algorithms: Algorithms) -> Res
     key_is_allowed(issuer.public_key(), algorithms)
 }
 
-pub(super) fn validity(certificate: &X509Certificate<'_>) -> (Timestamp, Timestamp) {
+pub(crate) fn validity(certificate: &X509Certificate<'_>) -> (Timestamp, Timestamp) {
     let validity = certificate.validity();
     (
         Timestamp::from_secs(validity.not_before.timestamp()),

@@ -172,7 +172,7 @@ pub enum SvidError {
     #[error("an issuer of the chain is no certificate authority (its basicConstraints lack cA)")]
     IssuerIsNoAuthority,
     /// An intermediate that is limited to other purposes.
-    #[error("an issuer of the chain may not issue for clientAuth (its extended key usage)")]
+    #[error("an issuer of the chain may not issue for this purpose (its extended key usage)")]
     IssuerPurpose,
     /// More intermediates than an issuer allows.
     #[error("the chain is longer than one of its issuers allows (pathLenConstraint)")]

@@ -237,6 +237,15 @@ pub struct Accepted {
     pub detail: String,
 }
 
+/// Body of a response with a certificate signing request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CsrResponse {
+    /// The name of the identity.
+    pub identity: IdentityName,
+    /// The PKCS#10, in PEM.
+    pub csr: String,
+}
+
 /// Body of a response with a signature.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignResponse {
