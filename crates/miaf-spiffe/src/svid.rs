@@ -132,6 +132,8 @@ pub struct TrustPath<'a> {
     pub anchor: &'a AnchorFacts,
     /// The first end of validity among the leaf and the intermediates of the path to that anchor.
     pub path_not_after: Timestamp,
+    /// The intermediates of the path, from the issuer of the leaf on. The chain may have others.
+    pub intermediates: Vec<CertificateDer<'static>>,
 }
 
 /// Returns the path from an SVID to an anchor of the bundle. `None`: there is none, and
@@ -466,7 +468,8 @@ pub(crate) fn path_to_anchor<'a>(
             forbidden.set(Some(why));
             webpki::Error::UnknownIssuer
         })?;
-        found.set(Some(TrustPath { anchor: facts, path_not_after }));
+        let intermediates = verified.intermediate_certificates().map(|issuer| issuer.der().into_owned());
+        found.set(Some(TrustPath { anchor: facts, path_not_after, intermediates: intermediates.collect() }));
         Ok(())
     };
     let verified = leaf.verify_for_usage(
