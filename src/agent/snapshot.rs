@@ -46,7 +46,6 @@ impl Executor {
             last_error: self.last_error(now).filter(|shown| !is_shown(shown)),
             default_identity,
             other_identities,
-            key_users: self.config.key_users.clone(),
             cache: Arc::default(),
         }
     }
@@ -83,6 +82,7 @@ impl Executor {
             current,
             previous: None, // the broadcaster knows what it has sent before
             generation: published.and_then(|published| published.generation),
+            users: self.config.key_users.clone(),
             cache: Arc::default(),
         }
     }

@@ -37,8 +37,6 @@ pub(crate) struct Snapshot {
     pub default_identity: IdentitySnapshot,
     /// The others.
     pub other_identities: Vec<IdentitySnapshot>,
-    /// Users, by name or number, who are given a software key over the Workload API.
-    pub key_users: Arc<[String]>,
     /// Values that are computed from the snapshot at most once.
     pub cache: Arc<SnapshotCache>,
 }
@@ -71,6 +69,8 @@ pub(crate) struct IdentitySnapshot {
     pub last_error: Option<ShownError>,
     /// Generation of the published files with this SVID and the bundle.
     pub generation: Option<u64>,
+    /// Users, by name or number, who are given its software key over the Workload API.
+    pub users: Arc<[String]>,
     /// Values that are computed from the snapshot at most once.
     pub cache: Arc<IdentityCache>,
 }
@@ -139,7 +139,6 @@ impl Snapshot {
             last_error: None,
             default_identity: IdentitySnapshot::empty(IdentityName::DEVICE, state, provider),
             other_identities: Vec::new(),
-            key_users: Arc::default(),
             cache: Arc::default(),
         }
     }
@@ -222,6 +221,7 @@ impl IdentitySnapshot {
             ends_while_waiting: false,
             last_error: None,
             generation: None,
+            users: Arc::default(),
             cache: Arc::default(),
         }
     }
