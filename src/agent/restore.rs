@@ -22,7 +22,7 @@ use crate::lifecycle::{
 };
 use crate::platform::{clock, credentials, random};
 use crate::publish;
-use crate::publish::files::Publisher;
+use crate::publish::files::{IdentityFiles, Publisher};
 use crate::state::{self, Store, StoreError};
 use crate::transport::Transport;
 use miaf_client::api::IdentityName;
@@ -146,7 +146,15 @@ fn restore_identity(
         pending_key,
         issued,
         stored_renew_at,
-        publisher: Publisher::new(&config.files, &IdentityName::DEVICE),
+        publisher: Publisher::new(
+            &config.files,
+            &IdentityFiles {
+                name: IdentityName::DEVICE,
+                group: None,
+                key_group: None,
+                publish_intermediates: false,
+            },
+        ),
     })
 }
 

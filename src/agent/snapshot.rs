@@ -40,6 +40,7 @@ impl Executor {
                 bundle: cached.bundle.clone(),
                 fetched_at: cached.record.fetched_at,
                 refresh_at: self.bundle_refresh_at(now),
+                refresh_interval: self.config.bundle_refresh,
             }),
             bootstrap: self.provisioning.bootstrap.facts().cloned(),
             trust: self.trust_domain.issuer.transport().trust().facts(),

@@ -13,7 +13,7 @@ use crate::transport::TrustFacts;
 use miaf_client::api::{IdentityName, State};
 use miaf_spiffe::svid::{self, X509Svid};
 use miaf_spiffe::time::Timestamp;
-use miaf_spiffe::{Bundle, TrustDomain};
+use miaf_spiffe::{Bundle, BundleDocument, TrustDomain};
 
 /// An error, and when the agent tries again, if it does without a correction.
 pub(crate) type ShownError = (LastError, Option<Timestamp>);
@@ -256,4 +256,13 @@ pub(crate) struct CurrentBundle {
     pub fetched_at: Timestamp,
     /// When it is refreshed.
     pub refresh_at: Option<Timestamp>,
+    /// How often the agent polls it where the MIS gives no refresh hint.
+    pub refresh_interval: Duration,
+}
+
+impl CurrentBundle {
+    /// The bundle as a SPIFFE bundle for local programs, with a refresh hint.
+    pub(crate) fn document(&self) -> BundleDocument {
+        self.bundle.document(self.refresh_interval, &[])
+    }
 }

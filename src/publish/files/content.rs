@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use serde_json::json;
 use zeroize::Zeroizing;
 
+use super::BundleToPublish;
 use crate::keys::KeyFile;
 use crate::publish::SvidAndKey;
-use miaf_spiffe::Bundle;
 use miaf_spiffe::time::Timestamp;
 
 /// The readers of a file.
@@ -39,12 +40,19 @@ impl Groups {
 /// The content of one generation, by file name. It may contain a private key.
 pub(super) type Content = BTreeMap<&'static str, (Zeroizing<Vec<u8>>, Readers)>;
 
-pub(super) fn content(identity: &SvidAndKey, bundle: &Bundle, now: Timestamp) -> Content {
+/// The files of an identity and the bundle, without the key. `further` are certificates that
+/// `bundle.json` has in addition to the anchors.
+pub(super) fn content(
+    identity: &SvidAndKey,
+    bundle: BundleToPublish<'_>,
+    further: &[CertificateDer<'_>],
+    now: Timestamp,
+) -> Content {
     let svid = identity.svid.chain().to_pems().concat();
     [
         ("svid.pem", svid.into_bytes()),
-        ("bundle.pem", bundle.to_pem().into_bytes()),
-        ("bundle.json", pretty(&bundle.to_document())),
+        ("bundle.pem", bundle.bundle.to_pem().into_bytes()),
+        ("bundle.json", pretty(&bundle.bundle.document(bundle.refresh_interval, further))),
         ("identity.json", description(identity, now)),
     ]
     .map(|(name, bytes)| (name, (Zeroizing::new(bytes), Readers::Group)))

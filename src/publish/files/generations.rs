@@ -101,18 +101,23 @@ impl Generations {
     }
 }
 
-/// Whether a generation has exactly this content. A file that has another hard link, or is a
-/// symbolic link, is not the one that was published.
+/// Whether a generation has exactly this content.
 fn matches(dir: &Dir, generation: u64, content: &Content, groups: Groups) -> bool {
     let Ok(generation) = dir.open_dir(OsStr::new(&generation.to_string())) else { return false };
-    let is = |is: Attributes, mode: u32, group: Option<u32>| {
-        is.is_ours() && is.mode == mode && group.is_none_or(|group| is.gid == group)
-    };
     generation.attributes().is_ok_and(|found| is(found, 0o750, groups.group))
         && generation.names().is_ok_and(|names| names.len() == content.len())
         && content.iter().all(|(name, (bytes, readers))| {
-            generation.read_secret(OsStr::new(name), bytes.len()).is_ok_and(|(found, there)| {
-                is(found, 0o640, groups.of(*readers)) && found.links == 1 && there == *bytes
-            })
+            matches_file(&generation, OsStr::new(name), bytes, 0o640, groups.of(*readers))
         })
+}
+
+/// Whether a file is exactly this. One that has another hard link, or is a symbolic link, is not
+/// the one that was published.
+pub(super) fn matches_file(dir: &Dir, name: &OsStr, content: &[u8], mode: u32, group: Option<u32>) -> bool {
+    dir.read_secret(name, content.len())
+        .is_ok_and(|(found, there)| is(found, mode, group) && found.links == 1 && there.as_slice() == content)
+}
+
+fn is(found: Attributes, mode: u32, group: Option<u32>) -> bool {
+    found.is_ours() && found.mode == mode && group.is_none_or(|group| found.gid == group)
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
+use super::authorized::{self, Authorized};
 use super::content::{Content, Groups, add_key};
 use super::error::PublishError;
 use super::generations::{CURRENT, Generations, NEXT, make_current};
@@ -24,16 +25,26 @@ pub(super) struct PublishDir {
     pub(super) name: IdentityName,
     /// No file of others is in the configured directory.
     pub(super) is_own: bool,
+    /// Group of the configured directory.
+    pub(super) parent_group: Option<String>,
+    /// Group of the identity's directory and files.
     pub(super) group: Option<String>,
     pub(super) key_group: Option<String>,
     /// It must be gone after a power cut (miaf-v0 K2).
     pub(super) volatile: bool,
-    /// What was published last, without the key: its SVID identifies it.
+    /// What was published last, without the key: its SVID identifies it, and `authorized.json` too.
     pub(super) published: Option<(Content, u64)>,
 }
 
 impl PublishDir {
-    pub(super) fn publish(&mut self, content: Content, key: Option<&dyn Key>) -> Result<u64, PublishError> {
+    /// Publishes a generation, and `authorized.json` before it: a client that reads it anew for the
+    /// SVID finds what belongs to that.
+    pub(super) fn publish(
+        &mut self,
+        content: Content,
+        key: Option<&dyn Key>,
+        authorized: Option<&Authorized>,
+    ) -> Result<u64, PublishError> {
         if let Some((published, generation)) = &self.published
             && *published == content
         {
@@ -47,6 +58,7 @@ impl PublishDir {
         let groups = self.groups().map_err(|e| self.failed(&self.parent, e))?;
         let (parent, dir) = self.make(groups)?;
         let path = self.path();
+        authorized::put(&dir, authorized, groups.group).map_err(|e| self.failed(&path, e))?;
         let generation =
             make_current(&parent, &dir, &path, &whole, groups).map_err(|e| self.failed(&path, e))?;
         self.published = Some((content, generation));
@@ -79,7 +91,7 @@ impl PublishDir {
         files::make_dir(&self.parent, 0o750, None).map_err(in_parent)?;
         let parent = self.open_parent()?;
         self.check(&parent, &self.parent)?;
-        parent.give_to_group(groups.group).map_err(in_parent)?;
+        self.open_to_readers(&parent, groups).map_err(in_parent)?;
         let dir = match self.open_in(&parent)? {
             Some(dir) => dir,
             None => parent.make_dir(OsStr::new(self.name.as_str()), 0o750, None).map_err(in_parent)?,
@@ -92,6 +104,21 @@ impl PublishDir {
         // They may have been created under another configuration.
         dir.give_to_group(groups.group).map_err(|e| self.failed(&path, e))?;
         Ok((parent, dir))
+    }
+
+    /// Gives the configured directory to its group, which all identities share. The readers of an
+    /// identity with another group are not in it: then every user may traverse the directory, and
+    /// only its group may list it. That of the identity decides who reads its files.
+    fn open_to_readers(&self, parent: &Dir, groups: Groups) -> io::Result<()> {
+        const TRAVERSE: u32 = 0o001;
+        let parent_group = self.parent_group.as_deref().map(files::group_id).transpose()?;
+        parent.give_to_group(parent_group)?;
+        let found = parent.attributes()?;
+        let is_of_another = groups.group.is_some_and(|group| group != found.gid);
+        if is_of_another && found.mode & TRAVERSE == 0 {
+            parent.set_mode(found.mode | TRAVERSE)?;
+        }
+        Ok(())
     }
 
     /// Checks that a directory, `path`, may have secrets in it, where they are published: also that
@@ -177,6 +204,7 @@ impl PublishDir {
             }
             dir.remove_file(OsStr::new(NEXT))?;
             dir.remove_file(OsStr::new(CURRENT))?;
+            authorized::remove(&dir)?;
             dir.sync()?; // a power cut does not restore it
             for old in there.all {
                 dir.remove_all(OsStr::new(&old.to_string()))?;
