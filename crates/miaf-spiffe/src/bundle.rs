@@ -1,5 +1,7 @@
 //! The trust bundle: the anchors that SVIDs of one trust domain are validated against (SPIFFE Trust
-//! Domain and Bundle, sections 4 and 5; miaf-v0 B1 to B5).
+//! Domain and Bundle, sections 4 and 5; miaf-v0 B1 to B5; margo-now N4).
+
+mod jwk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -54,7 +56,8 @@ const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 /// The anchors of one trust domain. It may be empty: then every SVID of the domain is untrusted
-/// (miaf-v0 B3).
+/// (miaf-v0 B3). Only the entry of a Bundle Map can withdraw all anchors like that; a plain bundle
+/// without any is refused (margo-now N4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
     trust_domain: TrustDomain,
@@ -184,14 +187,16 @@ impl Bundle {
     ///
     /// # Errors
     /// [`BundleError`]: not the JSON of either form, no entry for the domain, a domain named twice,
-    /// or a key that claims to be an X.509 authority and whose certificate cannot be read.
+    /// a plain bundle without an anchor, or a key that claims to be an X.509 authority and whose
+    /// certificate cannot be read.
     pub fn from_served(body: &[u8], trust_domain: &TrustDomain) -> Result<Self, BundleError> {
         Self::read(body, trust_domain, Rules::Served)
     }
 
     /// Reads a bundle that an agent, perhaps an earlier version, has accepted: from its state or
     /// from its socket. Rules that have become stricter since do not make it unreadable: no fetch
-    /// could replace it, because the same bundle is refused when it is served.
+    /// could replace it, because the same bundle is refused when it is served. What was the empty
+    /// entry of a Bundle Map is stored as a plain bundle, and is accepted without an anchor.
     ///
     /// # Errors
     /// [`BundleError`]: no version has accepted it.
@@ -201,6 +206,7 @@ impl Bundle {
 
     fn read(body: &[u8], trust_domain: &TrustDomain, rules: Rules) -> Result<Self, BundleError> {
         let served: Served<'_> = json::read(body)?;
+        let is_plain = served.trust_domains.is_none();
         let entry = match (served.trust_domains, served.keys) {
             (Some(map), _) => {
                 let entry = OfTrustDomain(trust_domain, rules);
@@ -214,7 +220,11 @@ impl Bundle {
             },
             (None, None) => return Err(BundleError::NeitherForm),
         };
-        Self::from_entry(&entry, served.spiffe_refresh_hint, trust_domain, rules)
+        let bundle = Self::from_entry(&entry, served.spiffe_refresh_hint, trust_domain, rules)?;
+        if bundle.anchors.is_empty() && is_plain && rules == Rules::Served {
+            return Err(BundleError::NoAnchors);
+        }
+        Ok(bundle)
     }
 
     fn from_entry(
@@ -299,6 +309,31 @@ impl Bundle {
             spiffe_refresh_hint: self.refresh_hint.map(|hint| hint.as_secs()),
             spiffe_sequence: self.sequence,
         }
+    }
+
+    /// [`to_document`](Self::to_document) for local programs: with a refresh hint, which is that of
+    /// the MIS, or else `refresh_hint` in whole seconds, and with `further` certificates as X.509
+    /// authorities behind the anchors. There are clients that consider only what is in here, and
+    /// ones that refuse the whole bundle for one JWK without the parameters of its key; these are
+    /// added where the MIS left all of them out.
+    ///
+    /// At most 64 keys in all; a certificate that is there already, or whose key has no form as a
+    /// JWK, is passed over.
+    #[must_use]
+    pub fn document(&self, refresh_hint: Duration, further: &[CertificateDer<'_>]) -> BundleDocument {
+        let mut document = self.to_document();
+        let seconds = refresh_hint.as_secs() + u64::from(refresh_hint.subsec_nanos() > 0);
+        document.spiffe_refresh_hint = document.spiffe_refresh_hint.or(Some(seconds.max(1)));
+        for (key, anchor) in document.keys.iter_mut().zip(&self.anchors) {
+            key.complete(anchor);
+        }
+        for key in further.iter().filter_map(BundleKey::of_certificate) {
+            let is_new = document.keys.iter().all(|there| there.x5c != key.x5c);
+            if is_new && document.keys.len() < MAX_ANCHORS {
+                document.keys.push(key);
+            }
+        }
+        document
     }
 
     /// The anchors as concatenated PEM. An empty bundle is an empty text.
@@ -580,9 +615,14 @@ fn usable_key(index: usize, jwk: &Jwk<'_>, rules: Rules) -> Result<Option<(Usabl
     let known = |value, known: &[&'static str]| {
         text(value).and_then(|text| known.iter().copied().find(|k| *k == text))
     };
-    let (Some(kty), Some(usage)) = (known(jwk.kty, &["EC", "RSA"]), known(jwk.usage, &["x509-svid"])) else {
+    let (Some(kty), Some(usage)) = (known(jwk.kty, &["EC", "RSA", "OKP"]), known(jwk.usage, &["x509-svid"]))
+    else {
         return Ok(None);
     };
+    // RFC 8037: `kty` names a family of kinds, of which one signs certificates here (margo-now N7).
+    if kty == "OKP" && known(jwk.crv, &["Ed25519"]).is_none() {
+        return Ok(None);
+    }
     let unreadable = |why: &str| BundleError::unreadable(index, why);
     let Some(x5c) = jwk.x5c else { return Ok(None) };
     // To ignore it would be to take an authority for withdrawn because of a typing error (miaf-v0
@@ -712,6 +752,10 @@ pub enum BundleError {
         /// What is wrong with it.
         why: String,
     },
+    /// A plain bundle with no key that is an X.509 authority (margo-now N4). The empty entry of a
+    /// Bundle Map is not an error (miaf-v0 B3).
+    #[error("it has no key that is an X.509 authority (\"use\": \"x509-svid\", with an \"x5c\")")]
+    NoAnchors,
     /// More than 64 anchors.
     #[error("it has more anchors than the {MAX_ANCHORS} that are allowed")]
     TooManyAnchors,

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod document;
 mod properties;
 
 fn domain() -> TrustDomain {
@@ -111,7 +112,8 @@ fn sequence_is_a_whole_number_of_64_bits() {
         ("7.0", Some(7)),
         ("1e3", Some(1000)),
     ] {
-        let body = format!(r#"{{"keys":[],"spiffe_sequence":{text}}}"#);
+        let key = jwk(json!([anchor()]));
+        let body = format!(r#"{{"keys":[{key}],"spiffe_sequence":{text}}}"#);
         assert_eq!(read_text(&body).unwrap().sequence(), sequence, "{body}");
     }
 }
@@ -119,8 +121,9 @@ fn sequence_is_a_whole_number_of_64_bits() {
 #[test]
 fn unreadable_numbers_are_warned_of_and_count_as_none() {
     let cases = ["-1", "1.5", "1e400", "18446744073709551616", r#""1""#, "true", "[]", r#"{"":[0]}"#];
+    let key = jwk(json!([anchor()]));
     for text in cases {
-        let entry = format!(r#"{{"keys":[],"spiffe_sequence":{text},"spiffe_refresh_hint":{text}}}"#);
+        let entry = format!(r#"{{"keys":[{key}],"spiffe_sequence":{text},"spiffe_refresh_hint":{text}}}"#);
         let in_map =
             format!(r#"{{"trust_domains":{{"factory.example":{entry}}},"spiffe_refresh_hint":{text}}}"#);
         for (body, warnings) in [(entry, 2), (in_map, 3)] {
@@ -130,7 +133,7 @@ fn unreadable_numbers_are_warned_of_and_count_as_none() {
             assert!(bundle.warnings()[0].to_string().contains(text), "{:?}", bundle.warnings());
         }
     }
-    let long = format!(r#"{{"keys":[],"spiffe_sequence":"{}"}}"#, "\\u001b]0;x\u{202e}".repeat(50_000));
+    let long = format!(r#"{{"keys":[{key}],"spiffe_sequence":"{}"}}"#, "\\u001b]0;x\u{202e}".repeat(50_000));
     let said = read_text(&long).unwrap().warnings()[0].to_string();
     assert!(said.len() < 400 && !said.contains(['\u{1b}', '\u{202e}']), "{said}");
 }
@@ -208,6 +211,52 @@ fn keys_that_b2_ignores_are_ignored() {
 fn entry_without_usable_keys_is_an_empty_bundle() {
     assert!(read(map(json!({ "keys": [] }))).unwrap().anchors().is_empty());
     assert!(read(map(json!({ "keys": [{ "kty": "OKP" }] }))).unwrap().anchors().is_empty());
+}
+
+#[test]
+fn plain_bundle_without_an_anchor_is_refused() {
+    for keys in [
+        json!([]),
+        json!([{}]),
+        json!([{ "kty": "EC", "use": "jwt-svid", "kid": "a", "crv": "P-256" }]),
+        json!([{ "kty": "EC", "use": "x509-svid", "crv": "P-256" }]),
+        json!([{ "kty": "EC", "use": "x509-svid", "x5c": [] }]),
+        json!([{ "kty": "OKP", "crv": "X25519", "use": "x509-svid", "x5c": [anchor()] }]),
+    ] {
+        let plain = json!({ "keys": keys, "spiffe_sequence": 7 });
+        assert_eq!(read(plain.clone()), Err(BundleError::NoAnchors), "{keys}");
+        let withdrawn = read(map(plain.clone())).unwrap();
+        assert!(withdrawn.anchors().is_empty(), "the form says what it means: {keys}");
+        let both = json!({ "trust_domains": { "factory.example": plain }, "keys": [] });
+        assert_eq!(read(both), Ok(withdrawn.clone()), "{keys}");
+        // The agent stores what was withdrawn in the other form.
+        for stored in [plain, handed_out(&withdrawn)] {
+            let stored = Bundle::from_stored(stored.to_string().as_bytes(), &domain());
+            assert_eq!(stored, Ok(withdrawn.clone()), "{keys}");
+        }
+    }
+    let told = BundleError::NoAnchors.to_string();
+    assert!(told.contains("no key that is an X.509 authority"), "{told}");
+}
+
+#[test]
+fn ed25519_anchor_is_read_by_its_curve() {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    let anchor = rcgen::CertificateParams::default().self_signed(&key).unwrap().der().clone();
+    let okp = |curve: Value, x5c: &str| json!({ "kty": "OKP", "use": "x509-svid", "crv": curve, "x": "a", "x5c": [x5c] });
+    let text = BASE64.encode(&anchor);
+    let bundle = read(json!({ "keys": [okp(json!("Ed25519"), &text)] })).unwrap();
+    assert_eq!(bundle.anchors(), [anchor]);
+    assert_eq!(handed_out(&bundle)["keys"], json!([okp(json!("Ed25519"), &text)]));
+    for unknown in [json!("Ed448"), json!("X25519"), json!("ed25519"), json!(null), json!(["Ed25519"])] {
+        assert_eq!(
+            read(json!({ "keys": [okp(unknown.clone(), &text)] })),
+            Err(BundleError::NoAnchors),
+            "{unknown}"
+        );
+    }
+    let damaged = read(json!({ "keys": [jwk(json!([self::anchor()])), okp(json!("Ed25519"), "AAAA")] }));
+    assert!(matches!(damaged, Err(BundleError::Anchor { index: 1, .. })), "{damaged:?}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod ends;
 mod forge;
 mod properties;
 mod refused;
+mod released;
 
 use serde_json::json;
 use webpki::Error as PathError;
@@ -20,6 +21,8 @@ use forge::*;
 const NOW: i64 = 1_750_000_000;
 const MINUTE: i64 = 60;
 const DAY: i64 = 24 * 3600;
+const MIAF_V0: (NameKind, Algorithms) = (NameKind::Device, Algorithms::MiafV0);
+const RELEASED: (NameKind, Algorithms) = (NameKind::WfmClient, Algorithms::Released);
 const DEVICE_ID: &str = "spiffe://factory.example/margo/device/123e4567-e89b-42d3-a456-426614174000";
 const NOT_VERSION_4_ID: &str = "spiffe://factory.example/margo/device/123e4567-e89b-12d3-a456-426614174000";
 const SIBLING_ID: &str = "spiffe://factory.example/margo/device/00000000-e89b-42d3-a456-426614174000";
@@ -37,6 +40,8 @@ struct Response {
     rewritten: fn(&mut Vec<String>),
     /// The trust bundle, where it is not the root alone.
     bundle: Option<Vec<Vec<u8>>>,
+    /// The kind of the identity's name, and the algorithms that follow from its enrollment.
+    rules: (NameKind, Algorithms),
     /// The current identity, at renewal.
     renewing: Option<&'static str>,
     now: Timestamp,
@@ -56,6 +61,7 @@ fn direct() -> Response {
         appended: Vec::new(),
         rewritten: |_| {},
         bundle: None,
+        rules: MIAF_V0,
         renewing: None,
         now: Timestamp::from_secs(NOW),
     }
@@ -82,7 +88,8 @@ fn self_signed(ca: &Template) -> Vec<u8> {
 fn bundle_of(anchors: &[Vec<u8>]) -> Bundle {
     let jwk = |der| json!({ "kty": "EC", "use": "x509-svid", "x5c": [BASE64.encode(der)] });
     let keys: Vec<_> = anchors.iter().map(jwk).collect();
-    Bundle::from_served(json!({ "keys": keys }).to_string().as_bytes(), &domain()).unwrap()
+    let map = json!({ "trust_domains": { "factory.example": { "keys": keys } } });
+    Bundle::from_served(map.to_string().as_bytes(), &domain()).unwrap()
 }
 
 fn domain() -> TrustDomain {
@@ -128,13 +135,18 @@ impl Response {
         let anchors = self.bundle.clone();
         let anchors = anchors.unwrap_or_else(|| self.issuers.last().map(self_signed).into_iter().collect());
         let (domain, renewing) = (domain(), self.renewing.map(id));
-        let expected = Expectation {
-            trust_domain: &domain,
-            spiffe_id: renewing.as_ref(),
-            spki_der: &self.leaf.key.spki,
-        };
+        let expected = expectation(&domain, self.rules, renewing.as_ref(), &self.leaf.key.spki);
         validate(&Chain::from_pem(&self.pems())?, &expected, &bundle_of(&anchors), self.now)
     }
+}
+
+fn expectation<'a>(
+    trust_domain: &'a TrustDomain,
+    (name, algorithms): (NameKind, Algorithms),
+    spiffe_id: Option<&'a SpiffeId>,
+    spki_der: &'a [u8],
+) -> Expectation<'a> {
+    Expectation { trust_domain, name, algorithms, spiffe_id, spki_der }
 }
 
 type Case<Outcome> = (&'static str, fn(&mut Response), Outcome);
@@ -267,7 +279,8 @@ fn errors_that_depend_on_the_bundle_are_told_apart() {
     let now = at(NOW);
     for why in [
         R::UnknownIssuer,
-        R::Algorithm,
+        R::Algorithm(Algorithms::MiafV0),
+        R::Algorithm(Algorithms::Released),
         R::WeakRsa(2048),
         R::IssuerMayNotSign,
         R::IssuerIsNoAuthority,
@@ -299,7 +312,7 @@ fn errors_that_depend_on_the_bundle_are_told_apart() {
         not_a_spiffe_id("", SpiffeIdError::Scheme),
         R::NamesNotCritical,
         R::OtherTrustDomain { got: id(DEVICE_ID), want: domain() },
-        R::NotADevice(id(DEVICE_ID)),
+        R::OtherKindOfName { got: id(DEVICE_ID), want: NameKind::WfmClient },
         R::OtherIdentity { got: id(DEVICE_ID), want: id(SIBLING_ID) },
         R::EmptyValidity { not_before: now, not_after: now },
         R::Expired { not_after: now, now },

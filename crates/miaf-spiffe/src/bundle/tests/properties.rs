@@ -34,9 +34,15 @@ proptest! {
         }
         if let Ok(bundle) = Bundle::from_served(&body, &domain()) {
             prop_assert!(bundle.anchors().len() <= MAX_ANCHORS);
-            let again = read(handed_out(&bundle)).unwrap();
+            let again = Bundle::from_stored(handed_out(&bundle).to_string().as_bytes(), &domain()).unwrap();
             prop_assert_eq!(again.warnings(), []);
             prop_assert_eq!(again, Bundle { warnings: Vec::new(), ..bundle.clone() });
+            prop_assert!(in_map || !bundle.anchors().is_empty());
+            let document = bundle.document(Duration::ZERO, &[]);
+            let published = serde_json::to_vec(&document).unwrap();
+            let published = Bundle::from_stored(&published, &domain()).unwrap();
+            prop_assert_eq!(published.anchors(), bundle.anchors());
+            prop_assert!(published.refresh_hint() == bundle.refresh_hint().or(Some(Duration::from_secs(1))));
             let pem = bundle.to_pem();
             let pem: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
             prop_assert_eq!(pem.unwrap(), bundle.anchors());

@@ -142,6 +142,8 @@ pub(super) enum Signature {
     EcdsaSha384,
     PssSha384,
     Pkcs1Sha256,
+    /// As RFC 4055 section 5 says that it must be accepted.
+    Pkcs1Sha256WithoutNull,
     Ed25519,
     /// One of the first two in truth, but the certificate gives it this name.
     Named(&'static [u8]),
@@ -155,6 +157,7 @@ impl Signature {
             Self::EcdsaSha384 => alg_id::ECDSA_SHA384,
             Self::PssSha384 => alg_id::RSA_PSS_SHA384,
             Self::Pkcs1Sha256 => alg_id::RSA_PKCS1_SHA256,
+            Self::Pkcs1Sha256WithoutNull => named("1.2.840.113549.1.1.11").id(),
             Self::Ed25519 => alg_id::ED25519,
             Self::Named(name) => AlgorithmIdentifier::from_slice(name),
         }
@@ -163,7 +166,7 @@ impl Signature {
     fn rsa(self) -> &'static dyn RsaEncoding {
         match self {
             Self::PssSha384 => &RSA_PSS_SHA384,
-            Self::Pkcs1Sha256 => &RSA_PKCS1_SHA256,
+            Self::Pkcs1Sha256 | Self::Pkcs1Sha256WithoutNull => &RSA_PKCS1_SHA256,
             _ => &RSA_PSS_SHA256,
         }
     }
@@ -219,6 +222,11 @@ impl Key {
         Self { spki, signer: Signer::Rsa(pair) }
     }
 
+    /// A key of a kind that nothing here signs with, for a leaf.
+    fn of_kind(id: &[u8], public: &[u8]) -> Self {
+        Self { spki: sequence(&[&sequence(&[id]), &bits(public)]), ..Self::p256() }
+    }
+
     fn signature(&self) -> Signature {
         match &self.signer {
             Signer::Ecdsa(_) => Signature::EcdsaSha256,
@@ -260,6 +268,12 @@ pub(super) static RSA_3072_FOR_THIS_PSS: LazyLock<Key> =
     LazyLock::new(|| Key::rsa(BITS_3072, pss(SHA_256, SHA_256, 32).id()));
 pub(super) static RSA_3072_FOR_OTHER_PSS: LazyLock<Key> =
     LazyLock::new(|| Key::rsa(BITS_3072, pss(SHA_256, SHA_256, 20).id()));
+pub(super) static DAMAGED_RSA: LazyLock<Key> =
+    LazyLock::new(|| Key::of_kind(&alg_id::RSA_ENCRYPTION, &[0x30, 0]));
+pub(super) static P521: LazyLock<Key> = LazyLock::new(|| Key::of_kind(&alg_id::ECDSA_P521, &[4; 133]));
+pub(super) static UNKNOWN_CURVE: LazyLock<Key> =
+    LazyLock::new(|| Key::of_kind(&[oid("1.2.840.10045.2.1"), oid(UNKNOWN)].concat(), &[4; 65]));
+pub(super) static ED448: LazyLock<Key> = LazyLock::new(|| Key::of_kind(&oid("1.3.101.113"), &[7; 57]));
 const BITS_2048: &[u8] = include_bytes!("../../../../../tests/data/test-key-rsa-2048.pk8.der");
 const BITS_3072: &[u8] = include_bytes!("../../../../../tests/data/test-key-rsa-3072.pk8.der");
 

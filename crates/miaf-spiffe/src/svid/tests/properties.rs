@@ -6,7 +6,10 @@ use std::time::Instant;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use x509_parser::x509::SubjectPublicKeyInfo;
+
 use super::*;
+use crate::algorithms::key_is_allowed;
 use crate::bundle::MAX_ANCHORS;
 use crate::chain::MAX_CHAIN;
 
@@ -15,7 +18,7 @@ fn chain_with_any_bit_flipped_is_refused() {
     let response = with_intermediate();
     let (good, bundle) = (response.certificates(), bundle_of(&[self_signed(&response.issuers[1])]));
     let domain = domain();
-    let expected = Expectation { trust_domain: &domain, spiffe_id: None, spki_der: &DEVICE.spki };
+    let expected = expectation(&domain, MIAF_V0, None, &DEVICE.spki);
     for (which, certificate) in good.iter().enumerate() {
         for bit in 0..certificate.len() * 8 {
             let mut chain = good.clone();
@@ -136,10 +139,12 @@ proptest! {
     /// A key of any form is validated without a panic. That of an issuer has signed before, but a
     /// leaf's has not.
     #[test]
-    fn keys_of_any_form(which in 0..4_usize, edits in edits()) {
-        let good = [&DEVICE, &P384, &RSA_2048, &RSA_3072_FOR_PSS][which].spki.clone();
+    fn keys_of_any_form(which in 0..5_usize, edits in edits()) {
+        let good = [&DEVICE, &P384, &RSA_2048, &RSA_3072_FOR_PSS, &ED25519][which].spki.clone();
         if let Ok((_, key)) = SubjectPublicKeyInfo::from_der(&edited(good, &edits)) {
-            let _ = key_is_allowed(&key);
+            let of_v0 = key_is_allowed(&key, Algorithms::MiafV0);
+            let released = key_is_allowed(&key, Algorithms::Released);
+            prop_assert!(of_v0.is_err() || released.is_ok(), "released Margo allows more, not less");
         }
     }
 
@@ -165,7 +170,7 @@ fn serves_as_anchor(der: &[u8]) -> bool {
 
 fn validate_as(pems: &[String], response: &Response) -> Result<X509Svid, SvidError> {
     let (domain, device) = (domain(), id(DEVICE_ID));
-    let expected = Expectation { trust_domain: &domain, spiffe_id: Some(&device), spki_der: &DEVICE.spki };
+    let expected = expectation(&domain, MIAF_V0, Some(&device), &DEVICE.spki);
     let bundle = bundle_of(&[self_signed(&response.issuers[1])]);
     validate(&Chain::from_pem(pems)?, &expected, &bundle, response.now)
 }

@@ -17,6 +17,7 @@ fn leaf_with_another_name_is_refused() {
     const NO_UUID: &str = "spiffe://factory.example/margo/device";
     const WFM_CLIENT: &str =
         "spiffe://factory.example/margo/wfm/w/client/123e4567-e89b-42d3-a456-426614174000";
+    let not_a_device = |uri| R::OtherKindOfName { got: id(uri), want: NameKind::Device };
     let foreign = |uri| R::OtherTrustDomain { got: id(uri), want: domain() };
     each_is_refused(
         direct,
@@ -177,14 +178,14 @@ fn leaf_with_another_name_is_refused() {
             ),
             ("another domain", |a| san(a, &[uri(FOREIGN)]), foreign(FOREIGN)),
             ("a domain below this one", |a| san(a, &[uri(SUBDOMAIN)]), foreign(SUBDOMAIN)),
-            ("an uppercase UUID", |a| san(a, &[uri(UPPERCASE)]), R::NotADevice(id(UPPERCASE))),
-            ("a UUID without dashes", |a| san(a, &[uri(NO_DASHES)]), R::NotADevice(id(NO_DASHES))),
-            ("a UUID with a digit too many", |a| san(a, &[uri(LONG)]), R::NotADevice(id(LONG))),
-            ("a UUID with a letter past f", |a| san(a, &[uri(NOT_HEX)]), R::NotADevice(id(NOT_HEX))),
-            ("no UUID", |a| san(a, &[uri(NO_UUID)]), R::NotADevice(id(NO_UUID))),
-            ("a WFM client", |a| san(a, &[uri(WFM_CLIENT)]), R::NotADevice(id(WFM_CLIENT))),
-            ("a segment too many", |a| san(a, &[uri(DEEPER)]), R::NotADevice(id(DEEPER))),
-            ("a path that is no device's", |a| san(a, &[uri(PROGRAM)]), R::NotADevice(id(PROGRAM))),
+            ("an uppercase UUID", |a| san(a, &[uri(UPPERCASE)]), not_a_device(UPPERCASE)),
+            ("a UUID without dashes", |a| san(a, &[uri(NO_DASHES)]), not_a_device(NO_DASHES)),
+            ("a UUID with a digit too many", |a| san(a, &[uri(LONG)]), not_a_device(LONG)),
+            ("a UUID with a letter past f", |a| san(a, &[uri(NOT_HEX)]), not_a_device(NOT_HEX)),
+            ("no UUID", |a| san(a, &[uri(NO_UUID)]), not_a_device(NO_UUID)),
+            ("a WFM client", |a| san(a, &[uri(WFM_CLIENT)]), not_a_device(WFM_CLIENT)),
+            ("a segment too many", |a| san(a, &[uri(DEEPER)]), not_a_device(DEEPER)),
+            ("a path that is no device's", |a| san(a, &[uri(PROGRAM)]), not_a_device(PROGRAM)),
             (
                 "a renewal for another device",
                 |a| a.renewing = Some(SIBLING_ID),
@@ -601,6 +602,7 @@ fn chain_of_other_than_certificates_is_refused() {
 
 #[test]
 fn chain_signed_with_another_algorithm_is_refused() {
+    const ALGORITHM: SvidError = R::Algorithm(Algorithms::MiafV0);
     fn rsa(response: &mut Response, signature: Signature) {
         response.root().key = &RSA_3072;
         response.leaf.signed = Some(signature);
@@ -608,24 +610,24 @@ fn chain_signed_with_another_algorithm_is_refused() {
     each_is_refused(
         direct,
         vec![
-            ("ECDSA with SHA-384", |a| a.leaf.signed = Some(Signature::EcdsaSha384), R::Algorithm),
+            ("ECDSA with SHA-384", |a| a.leaf.signed = Some(Signature::EcdsaSha384), ALGORITHM),
             (
                 "a P-384 issuer",
                 |a| {
                     a.root().key = &P384;
                     a.leaf.signed = Some(Signature::EcdsaSha384);
                 },
-                R::Algorithm,
+                ALGORITHM,
             ),
-            ("a P-384 issuer that claims SHA-256", |a| a.root().key = &P384, R::Algorithm),
-            ("an Ed25519 issuer", |a| a.root().key = &ED25519, R::Algorithm),
+            ("a P-384 issuer that claims SHA-256", |a| a.root().key = &P384, ALGORITHM),
+            ("an Ed25519 issuer", |a| a.root().key = &ED25519, ALGORITHM),
             (
                 "RSA PKCS#1 v1.5",
                 |a| {
                     a.root().key = &RSA_3072;
                     a.leaf.signed = Some(Signature::Pkcs1Sha256);
                 },
-                R::Algorithm,
+                ALGORITHM,
             ),
             (
                 "RSA-PSS with SHA-384",
@@ -633,26 +635,26 @@ fn chain_signed_with_another_algorithm_is_refused() {
                     a.root().key = &RSA_3072;
                     a.leaf.signed = Some(Signature::PssSha384);
                 },
-                R::Algorithm,
+                ALGORITHM,
             ),
-            ("ECDSA with SHA-1", |a| a.leaf.signed = Some(named("1.2.840.10045.4.1")), R::Algorithm),
-            ("ECDSA with SHA-512", |a| a.leaf.signed = Some(named("1.2.840.10045.4.3.4")), R::Algorithm),
+            ("ECDSA with SHA-1", |a| a.leaf.signed = Some(named("1.2.840.10045.4.1")), ALGORITHM),
+            ("ECDSA with SHA-512", |a| a.leaf.signed = Some(named("1.2.840.10045.4.3.4")), ALGORITHM),
             (
                 "ECDSA with a parameter that it does not have",
                 |a| a.leaf.signed = Some(named_with_null("1.2.840.10045.4.3.2")),
-                R::Algorithm,
+                ALGORITHM,
             ),
-            ("RSA PKCS#1 v1.5 with SHA-1", |a| rsa(a, named_with_null("1.2.840.113549.1.1.5")), R::Algorithm),
-            ("RSA-PSS with SHA-1 for the mask", |a| rsa(a, pss(SHA_256, SHA_1, 32)), R::Algorithm),
-            ("RSA-PSS with SHA-384 for the mask", |a| rsa(a, pss(SHA_256, SHA_384, 32)), R::Algorithm),
-            ("RSA-PSS with SHA-1", |a| rsa(a, pss(SHA_1, SHA_1, 20)), R::Algorithm),
-            ("RSA-PSS with a salt of 20 bytes", |a| rsa(a, pss(SHA_256, SHA_256, 20)), R::Algorithm),
-            ("RSA-PSS with a salt of 64 bytes", |a| rsa(a, pss(SHA_256, SHA_256, 64)), R::Algorithm),
-            ("RSA-PSS without parameters, which means SHA-1", |a| rsa(a, named(RSASSA_PSS)), R::Algorithm),
+            ("RSA PKCS#1 v1.5 with SHA-1", |a| rsa(a, named_with_null("1.2.840.113549.1.1.5")), ALGORITHM),
+            ("RSA-PSS with SHA-1 for the mask", |a| rsa(a, pss(SHA_256, SHA_1, 32)), ALGORITHM),
+            ("RSA-PSS with SHA-384 for the mask", |a| rsa(a, pss(SHA_256, SHA_384, 32)), ALGORITHM),
+            ("RSA-PSS with SHA-1", |a| rsa(a, pss(SHA_1, SHA_1, 20)), ALGORITHM),
+            ("RSA-PSS with a salt of 20 bytes", |a| rsa(a, pss(SHA_256, SHA_256, 20)), ALGORITHM),
+            ("RSA-PSS with a salt of 64 bytes", |a| rsa(a, pss(SHA_256, SHA_256, 64)), ALGORITHM),
+            ("RSA-PSS without parameters, which means SHA-1", |a| rsa(a, named(RSASSA_PSS)), ALGORITHM),
             (
                 "RSA-PSS that a key for it alone signed, which wants another salt",
                 |a| a.root().key = &RSA_3072_FOR_OTHER_PSS,
-                R::Algorithm,
+                ALGORITHM,
             ),
             (
                 "RSA PKCS#1 v1.5 that a key for PSS alone signed",
@@ -660,7 +662,7 @@ fn chain_signed_with_another_algorithm_is_refused() {
                     a.root().key = &RSA_3072_FOR_PSS;
                     a.leaf.signed = Some(Signature::Pkcs1Sha256);
                 },
-                R::Algorithm,
+                ALGORITHM,
             ),
             (
                 "an RSA issuer of 2048 bits with a key for PSS alone",
@@ -673,25 +675,25 @@ fn chain_signed_with_another_algorithm_is_refused() {
                 |a| a.leaf.claimed = Some(Signature::PssSha256),
                 R::Path(PathError::SignatureAlgorithmMismatch),
             ),
-            ("a P-384 key of the device's own", |a| a.leaf.key = &P384, R::Algorithm),
-            ("an Ed25519 key of the device's own", |a| a.leaf.key = &ED25519, R::Algorithm),
+            ("a P-384 key of the device's own", |a| a.leaf.key = &P384, ALGORITHM),
+            ("an Ed25519 key of the device's own", |a| a.leaf.key = &ED25519, ALGORITHM),
             ("an RSA key of the device's own with 2048 bits", |a| a.leaf.key = &RSA_2048, R::WeakRsa(2048)),
         ],
     );
     each_is_refused(
         with_intermediate,
         vec![
-            ("a P-384 intermediate", |a| a.intermediate().key = &P384, R::Algorithm),
-            ("an Ed25519 intermediate", |a| a.intermediate().key = &ED25519, R::Algorithm),
-            ("an Ed25519 root above it", |a| a.root().key = &ED25519, R::Algorithm),
-            ("a P-384 root above it", |a| a.root().key = &P384, R::Algorithm),
+            ("a P-384 intermediate", |a| a.intermediate().key = &P384, ALGORITHM),
+            ("an Ed25519 intermediate", |a| a.intermediate().key = &ED25519, ALGORITHM),
+            ("an Ed25519 root above it", |a| a.root().key = &ED25519, ALGORITHM),
+            ("a P-384 root above it", |a| a.root().key = &P384, ALGORITHM),
             (
                 "an intermediate signed with another salt",
                 |a| {
                     a.root().key = &RSA_3072;
                     a.intermediate().signed = Some(pss(SHA_256, SHA_256, 20));
                 },
-                R::Algorithm,
+                ALGORITHM,
             ),
             (
                 "one algorithm inside the intermediate and another outside",
@@ -706,12 +708,12 @@ fn chain_signed_with_another_algorithm_is_refused() {
                     a.root().key = &RSA_3072;
                     a.intermediate().signed = Some(Signature::Pkcs1Sha256);
                 },
-                R::Algorithm,
+                ALGORITHM,
             ),
             (
                 "an intermediate signed with ECDSA and SHA-384",
                 |a| a.intermediate().signed = Some(Signature::EcdsaSha384),
-                R::Algorithm,
+                ALGORITHM,
             ),
         ],
     );
@@ -979,7 +981,7 @@ fn svid_for_another_key_is_refused() {
     let bundle = bundle_of(&[self_signed(&response.issuers[0])]);
     let domain = domain();
     for asked in [OTHER.spki.as_slice(), RSA_3072.spki.as_slice(), &[]] {
-        let expected = Expectation { trust_domain: &domain, spiffe_id: None, spki_der: asked };
+        let expected = expectation(&domain, MIAF_V0, None, asked);
         assert_eq!(validate(&chain, &expected, &bundle, at(NOW)), Err(SvidError::OtherKey));
     }
 }
