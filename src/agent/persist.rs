@@ -13,7 +13,7 @@ use crate::lifecycle::{IdentityMemory, KnownTime, Lifecycle, Memory};
 use crate::platform::clock;
 use crate::problem::{ProblemCode, Report};
 use crate::publish::broadcast::Broadcaster;
-use crate::publish::files::PublishError;
+use crate::publish::files::{BundleToPublish, PublishError};
 use crate::state::{self, Store};
 use miaf_client::api::IdentityName;
 use miaf_spiffe::Bundle;
@@ -165,9 +165,9 @@ impl Executor {
         let trusts_clock = self.lifecycle.trusts_clock(now);
         let bundle = self.trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
         let mut published = Vec::new();
-        let has_several = self.identities.len() > 1;
+        let (has_several, refresh_interval) = (self.identities.len() > 1, self.config.bundle_refresh);
         for identity in &mut self.identities {
-            let outcome = identity.publish_files(bundle.clone(), trusts_clock, now).await;
+            let outcome = identity.publish_files(bundle.clone(), refresh_interval, trusts_clock, now).await;
             self.reporter.report_files(identity.index, &identity.name, has_several, outcome.failure.as_ref());
             published.push(outcome);
         }
@@ -198,6 +198,7 @@ impl Identity {
     async fn publish_files(
         &mut self,
         bundle: Option<Arc<Bundle>>,
+        refresh_interval: Duration,
         trusts_clock: bool,
         now: Now,
     ) -> Published {
@@ -208,7 +209,8 @@ impl Identity {
         let time = in_doubt
             .map_or(now.wall, |current| current.svid.not_before().max(now.wall).min(current.svid.until()));
         let (publisher, outcome) = blocking(move || {
-            let outcome = publisher.publish(current.as_deref(), bundle.as_deref(), time);
+            let bundle = bundle.as_deref().map(|bundle| BundleToPublish { bundle, refresh_interval });
+            let outcome = publisher.publish(current.as_deref(), bundle, time);
             (publisher, outcome)
         })
         .await;

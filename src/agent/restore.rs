@@ -23,7 +23,7 @@ use crate::lifecycle::{
 };
 use crate::platform::{clock, credentials, random};
 use crate::publish;
-use crate::publish::files::Publisher;
+use crate::publish::files::{IdentityFiles, Publisher};
 use crate::state::{self, Store, StoreError};
 use crate::transport::Transport;
 use miaf_client::api::IdentityName;
@@ -126,10 +126,21 @@ fn policy(config: &Config) -> Policy {
     }
 }
 
+/// What the configuration says of an identity's files.
+fn identity_files(identity: &IdentityConfig) -> IdentityFiles {
+    IdentityFiles {
+        name: identity.name.clone(),
+        group: identity.group.clone(),
+        key_group: identity.key_group.clone(),
+        publish_intermediates: identity.publish_intermediates,
+    }
+}
+
 /// Retires an identity that the configuration does not have any more: what is published is withdrawn,
 /// and its records are moved away. What fails is tried again at the next start.
 fn retire_removed(name: &IdentityName, config: &Config, store: &Store) {
-    let mut publisher = Publisher::new(&config.files, name);
+    let files = identity_files(&IdentityConfig::stored(name.clone()));
+    let mut publisher = Publisher::new(&config.files, &files);
     let withdrawn = publisher.withdraw().map_err(|e| e.with_hint().to_string());
     let retired = withdrawn.and_then(|()| store.of(name).retire().map_err(|e| e.with_hint().to_string()));
     let identity = name.as_str();
@@ -215,7 +226,7 @@ fn restore_identity(
         pending_key,
         issued,
         stored_renew_at,
-        publisher: Publisher::new(&config.files, &identity_config.name),
+        publisher: Publisher::new(&config.files, &identity_files(&identity_config)),
         config: identity_config,
     })
 }

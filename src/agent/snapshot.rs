@@ -40,13 +40,13 @@ impl Executor {
                 bundle: cached.bundle.clone(),
                 fetched_at: cached.record.fetched_at,
                 refresh_at: self.bundle_refresh_at(now),
+                refresh_interval: self.config.bundle_refresh,
             }),
             bootstrap: self.provisioning.bootstrap.facts().cloned(),
             trust: self.trust_domain.issuer.transport().trust().facts(),
             last_error: self.last_error(now).filter(|shown| !is_shown(shown)),
             default_identity,
             other_identities,
-            key_users: self.config.identities.first().map(|first| first.users.clone()).unwrap_or_default(),
             cache: Arc::default(),
         }
     }
@@ -84,6 +84,7 @@ impl Executor {
             current,
             previous: None, // the broadcaster knows what it has sent before
             generation: published.and_then(|published| published.generation),
+            users: identity.config.users.clone(),
             cache: Arc::default(),
         }
     }

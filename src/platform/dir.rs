@@ -3,11 +3,11 @@
 //! is not used instead (openat(2), "Rationale for openat()").
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::dir;
@@ -116,6 +116,14 @@ impl Dir {
             Some(group) if self.attributes()?.gid != group => give(&self.file, Some(group)),
             _ => Ok(()),
         }
+    }
+
+    /// Sets its permission bits.
+    ///
+    /// # Errors
+    /// Errors of the file system.
+    pub(crate) fn set_mode(&self, mode: u32) -> io::Result<()> {
+        self.file.set_permissions(Permissions::from_mode(mode))
     }
 
     /// Makes what was created, renamed or removed in it durable, where its file system can.

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use miaf_client::api::{StateEvent, Status};
 
 use super::status::{status, svid_document};
-use super::{IdentitySnapshot, Snapshot, SvidAndKey};
+use super::{CurrentBundle, IdentitySnapshot, Snapshot, SvidAndKey};
 use miaf_spiffe::time::Timestamp;
 
 /// The event for a snapshot as of `now`.
@@ -16,7 +16,7 @@ fn state_event(snapshot: &Snapshot, now: Timestamp) -> StateEvent {
     StateEvent {
         status: status(snapshot, now),
         svids: snapshot.identities().filter_map(svid_document).collect(),
-        bundle: snapshot.bundle.as_ref().map(|current| current.bundle.to_document()),
+        bundle: snapshot.bundle.as_ref().map(CurrentBundle::document),
     }
 }
 

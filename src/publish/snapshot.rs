@@ -13,7 +13,7 @@ use crate::transport::TrustFacts;
 use miaf_client::api::{IdentityName, State};
 use miaf_spiffe::svid::{self, X509Svid};
 use miaf_spiffe::time::Timestamp;
-use miaf_spiffe::{Bundle, TrustDomain};
+use miaf_spiffe::{Bundle, BundleDocument, TrustDomain};
 
 /// An error, and when the agent tries again, if it does without a correction.
 pub(crate) type ShownError = (LastError, Option<Timestamp>);
@@ -37,8 +37,6 @@ pub(crate) struct Snapshot {
     pub default_identity: IdentitySnapshot,
     /// The others.
     pub other_identities: Vec<IdentitySnapshot>,
-    /// Users, by name or number, who are given a software key over the Workload API.
-    pub key_users: Arc<[String]>,
     /// Values that are computed from the snapshot at most once.
     pub cache: Arc<SnapshotCache>,
 }
@@ -71,6 +69,8 @@ pub(crate) struct IdentitySnapshot {
     pub last_error: Option<ShownError>,
     /// Generation of the published files with this SVID and the bundle.
     pub generation: Option<u64>,
+    /// Users, by name or number, who are given its software key over the Workload API.
+    pub users: Arc<[String]>,
     /// Values that are computed from the snapshot at most once.
     pub cache: Arc<IdentityCache>,
 }
@@ -139,7 +139,6 @@ impl Snapshot {
             last_error: None,
             default_identity: IdentitySnapshot::empty(IdentityName::DEVICE, state, provider),
             other_identities: Vec::new(),
-            key_users: Arc::default(),
             cache: Arc::default(),
         }
     }
@@ -222,6 +221,7 @@ impl IdentitySnapshot {
             ends_while_waiting: false,
             last_error: None,
             generation: None,
+            users: Arc::default(),
             cache: Arc::default(),
         }
     }
@@ -256,4 +256,13 @@ pub(crate) struct CurrentBundle {
     pub fetched_at: Timestamp,
     /// When it is refreshed.
     pub refresh_at: Option<Timestamp>,
+    /// How often the agent polls it where the MIS gives no refresh hint.
+    pub refresh_interval: Duration,
+}
+
+impl CurrentBundle {
+    /// The bundle as a SPIFFE bundle for local programs, with a refresh hint.
+    pub(crate) fn document(&self) -> BundleDocument {
+        self.bundle.document(self.refresh_interval, &[])
+    }
 }

@@ -180,7 +180,7 @@ fn read<B>(
             Ok(_) => no_svid(),
         },
         Document::Bundle => match &snapshot.bundle {
-            Some(current) => cached(&snapshot.cache.bundle, || current.bundle.to_document()),
+            Some(current) => cached(&snapshot.cache.bundle, || current.document()),
             None => not_available("this device has no trust bundle yet"),
         },
         Document::Watch => {

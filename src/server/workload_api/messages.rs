@@ -4,16 +4,28 @@
 use rustls_pki_types::CertificateDer;
 
 use crate::server::protobuf::{Message, message};
+use miaf_client::api::IdentityName;
 use miaf_spiffe::TrustDomain;
 use miaf_spiffe::svid::X509Svid;
 
-/// `X509SVIDResponse` (SPIFFE Workload API, section 5.1) with the one SVID that a device has. `key`
-/// is PKCS#8.
-pub(super) fn x509_svid(svid: &X509Svid, key: &[u8], anchors: &[CertificateDer<'_>]) -> Message {
+/// `X509SVID` (SPIFFE Workload API, section 5.1) of one identity, whose name is the hint. `key` is
+/// PKCS#8.
+pub(super) fn x509_svid(
+    identity: &IdentityName,
+    svid: &X509Svid,
+    key: &[u8],
+    anchors: &[CertificateDer<'_>],
+) -> Message {
     let spiffe_id = svid.spiffe_id().to_string();
     let (chain, bundle) = (concatenated(svid.chain().certificates()), concatenated(anchors));
-    let svid = message(&[(1, spiffe_id.as_bytes()), (2, &chain), (3, key), (4, &bundle)]);
-    message(&[(1, &svid)])
+    let hint = identity.as_str().as_bytes();
+    message(&[(1, spiffe_id.as_bytes()), (2, &chain), (3, key), (4, &bundle), (5, hint)])
+}
+
+/// `X509SVIDResponse` (section 5.1) with these SVIDs; the first is the default for clients.
+pub(super) fn x509_svids<'a>(svids: impl IntoIterator<Item = &'a Message>) -> Message {
+    let fields: Vec<(u8, &[u8])> = svids.into_iter().map(|svid| (1, svid.as_slice())).collect();
+    message(&fields)
 }
 
 /// `X509BundlesResponse` (section 5.1) with the bundle of the device's own trust domain.

@@ -1,34 +1,37 @@
-//! The SPIFFE Workload API, version 1: trust bundles for every peer, and the SVID with its key for
-//! the users to whom the configuration gives a software key. A key in the TPM stays there.
+//! The SPIFFE Workload API, version 1: trust bundles for every peer, and SVIDs with their keys for
+//! the users to whom the configuration gives the software key of an identity. A key in the TPM stays
+//! there. The hint of an SVID is the name of its identity; that of the default identity is the
+//! first.
 //!
 //! A stream sends the current state at once, and then each change of it. What was sent stays valid
 //! until the next message: an SVID that expires or a key that cannot be read ends no stream, and
-//! the next SVID comes on it.
+//! the next SVID comes on it. A message that follows for another identity leaves it out: one
+//! identity waits for no other.
 //!
-//! PERMISSION_DENIED is for a peer to which this configuration gives nothing, before the first
-//! enrollment as after it: some clients never try again then. It ends a stream when the peer is no
-//! longer entitled (section 5.2.1: redaction). UNAVAILABLE has clients retry (SPIFFE Workload
-//! Endpoint, section 6): while an identity or a bundle is still to come, when one is withdrawn
-//! until the next, and when the agent shuts down. The API has no other way to withdraw something:
-//! clients keep what they have until the next message.
+//! PERMISSION_DENIED is for a peer to which this configuration gives nothing of any identity, before
+//! the first enrollment as after it: some clients never try again then. It ends a stream when the
+//! peer is no longer entitled to any (section 5.2.1: redaction). UNAVAILABLE has clients retry
+//! (SPIFFE Workload Endpoint, section 6): while all identities that a peer may have, or the bundle,
+//! are still to come, when the last one is withdrawn until the next, and when the agent shuts down.
+//! The API has no other way to withdraw everything: clients keep what they have until the next
+//! message.
 
 mod messages;
+mod svids;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use futures_util::stream::try_unfold;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::HeaderName;
 use hyper::{Request, StatusCode};
-use nix::unistd::User;
 use rustls_pki_types::CertificateDer;
 use tokio::task::spawn_blocking;
 
-use crate::keys::{Key, KeyFile, Protection, ProviderKind};
-use crate::platform::clock;
+use self::svids::{Basis, Candidate, Decision, Entry, Share, Standing, decide};
 use crate::platform::log::AUDIT;
-use crate::publish::{Snapshot, SvidAndKey};
+use crate::publish::Snapshot;
 use crate::server::call_limit::CallPermit;
 use crate::server::context::ServerContext;
 use crate::server::grpc::{self, Code, GrpcStatus};
@@ -115,17 +118,21 @@ struct MessageStream {
     context: ServerContext,
     shutdown: ShutdownSignal,
     last: Option<Sent>,
-    /// The leaf certificate whose key was sent last on this stream.
-    key_of: Option<CertificateDer<'static>>,
+    /// The leaf certificates whose keys were sent last on this stream, by identity.
+    keys_of: BTreeMap<IdentityName, CertificateDer<'static>>,
     _permit: CallPermit,
 }
 
 /// The message that was sent last.
-struct Sent {
-    /// Digest of the message, without the key.
-    digest: [u8; 32],
-    /// The users who were given the key when it was sent.
-    key_users: Arc<[String]>,
+enum Sent {
+    /// Digest of a message without secrets.
+    Message([u8; 32]),
+    /// The SVIDs of a message.
+    Svids {
+        entries: Vec<Entry>,
+        /// What the choice was made by. `None`: something may be there without a change of it.
+        basis: Option<Basis>,
+    },
 }
 
 /// The reason why there is no message.
@@ -160,7 +167,15 @@ impl MessageStream {
     ) -> Self {
         let mut context = context.clone();
         context.snapshots.mark_changed(); // the current state at once
-        Self { method, peer, context, shutdown: shutdown.clone(), last: None, key_of: None, _permit: permit }
+        Self {
+            method,
+            peer,
+            context,
+            shutdown: shutdown.clone(),
+            last: None,
+            keys_of: BTreeMap::new(),
+            _permit: permit,
+        }
     }
 
     /// Waits for the next message: one that differs from the last. Each has the whole state (SPIFFE
@@ -185,7 +200,7 @@ impl MessageStream {
     /// The message for a snapshot, if it differs from the last.
     async fn message(&mut self, snapshot: &Snapshot) -> Result<Option<Bytes>, Unavailable> {
         match self.method {
-            Method::X509Svid => self.x509_svid(snapshot).await,
+            Method::X509Svid => self.x509_svids(snapshot).await,
             Method::X509Bundles => {
                 let bundle = bundle(snapshot)?;
                 let message = match snapshot.cache.x509_bundles.get() {
@@ -207,102 +222,120 @@ impl MessageStream {
 
     fn if_new(&mut self, message: Bytes) -> Option<Bytes> {
         let digest = sha256(&message);
-        if self.last.as_ref().is_some_and(|last| last.digest == digest) {
+        if matches!(&self.last, Some(Sent::Message(last)) if *last == digest) {
             return None;
         }
-        self.last = Some(Sent { digest, key_users: Arc::default() });
+        self.last = Some(Sent::Message(digest));
         Some(message)
     }
 
-    /// The SVID with its key (section 5.2.1).
-    async fn x509_svid(&mut self, snapshot: &Snapshot) -> Result<Option<Bytes>, Unavailable> {
-        let current = snapshot.default_identity.current.as_ref().ok_or_else(|| missing("SVID", snapshot));
-        let (current, bundle) = match (current, bundle(snapshot)) {
-            (Ok(current), Ok(bundle)) => (current, bundle),
-            (Err(unavailable), _) | (_, Err(unavailable)) => {
-                self.check_entitlement(snapshot).await?;
-                return Err(unavailable);
-            }
-        };
-        let message = |key: &[u8]| messages::x509_svid(&current.svid, key, bundle.anchors());
-        let digest = sha256(&message(&[]));
-        let is_sent = self.last.as_ref().is_some_and(|last| last.digest == digest);
-        if is_sent && self.last.as_ref().is_some_and(|last| last.key_users == snapshot.key_users) {
+    /// The SVIDs with their keys (section 5.2.1).
+    async fn x509_svids(&mut self, snapshot: &Snapshot) -> Result<Option<Bytes>, Unavailable> {
+        if !snapshot.is_configured() {
+            return Err(missing("SVID", snapshot)); // nothing says yet who may have what
+        }
+        let bundle = bundle(snapshot);
+        let basis = bundle.as_ref().ok().map(|bundle| Basis::of(snapshot, bundle));
+        if basis.is_some() && matches!(&self.last, Some(Sent::Svids { basis: last, .. }) if *last == basis) {
             return Ok(None);
         }
-        let key = self.key(current, snapshot).await?;
-        self.last = Some(Sent { digest, key_users: snapshot.key_users.clone() });
-        if is_sent { Ok(None) } else { Ok(Some(grpc::framed(&message(&key))?)) }
-    }
-
-    /// Checks whether this peer would be given the key, while a part of the message is missing.
-    async fn check_entitlement(&self, snapshot: &Snapshot) -> Result<(), GrpcStatus> {
-        if !snapshot.is_configured() {
-            return Ok(()); // nothing says yet who may have what
+        let (candidates, shares) = self.shares(snapshot).await?;
+        if let Some((candidate, status)) = denial(&candidates, &shares) {
+            self.record_refusal(status, candidate);
+            return Err(status.clone().into());
         }
-        let identity = &snapshot.default_identity;
-        let (users, uid) = (snapshot.key_users.clone(), self.peer.uid);
-        let entitled = async {
-            match &identity.current {
-                Some(current) => check_exportable(&*current.key)?,
-                None if identity.provider == ProviderKind::Tpm => return Err(in_tpm()),
-                None => {}
-            }
-            self.with_permit(move || check_user(uid, &users)).await
+        let bundle = bundle?;
+        let entries = candidates.iter().zip(&shares).map(|(candidate, share)| {
+            let (Share::Given(key), Some(current)) = (share, &candidate.current) else { return None };
+            let entry = |key| messages::x509_svid(&candidate.name, &current.svid, key, bundle.anchors());
+            Some((sha256(&entry(&[])), entry(key)))
+        });
+        let entries: Vec<Option<([u8; 32], Message)>> = entries.collect();
+        let standings = candidates.iter().zip(&shares).zip(&entries).map(|((candidate, share), entry)| {
+            let standing = match (share, entry) {
+                (Share::Given(_), Some((digest, _))) => Standing::Given(*digest),
+                (Share::Denied(_), _) => Standing::Denied,
+                (Share::Withdrawn(_), _) => Standing::Withdrawn,
+                (Share::Given(_) | Share::NotNow(_), _) => Standing::NotNow,
+            };
+            (candidate.name.clone(), standing)
+        });
+        let standings: Vec<_> = standings.collect();
+        let basis = basis.filter(|_| !standings.iter().any(|(_, standing)| *standing == Standing::NotNow));
+        let sent = match self.last.take() {
+            Some(Sent::Svids { entries, .. }) => entries,
+            _ => Vec::new(),
         };
-        entitled.await.inspect_err(|status| self.record_refusal(status, &identity.name, None))
-    }
-
-    /// The key in PKCS#8, if this peer is entitled to it and it is usable. That it leaves the agent
-    /// is recorded in the audit log once per SVID and stream, and for further streams of the
-    /// process once a minute; and so is a refusal, which ends the stream.
-    async fn key(&mut self, current: &Arc<SvidAndKey>, snapshot: &Snapshot) -> Result<Message, GrpcStatus> {
-        let key = self.read_key(current, snapshot).await;
-        let name = &snapshot.default_identity.name;
-        match &key {
-            Ok(_) => self.record_key(name, &current.svid),
-            Err(status) => self.record_refusal(status, name, Some(&current.svid)),
+        match decide(&sent, &standings) {
+            Decision::Keep => {
+                self.last = Some(Sent::Svids { entries: sent, basis });
+                Ok(None)
+            }
+            Decision::End => {
+                let waits = shares.iter().find_map(Share::wait).cloned();
+                Err(Unavailable::Withdrawn(
+                    waits.unwrap_or_else(|| svids::missing("This device has no SVID now")),
+                ))
+            }
+            Decision::Send(given) => {
+                for (candidate, share) in candidates.iter().zip(&shares) {
+                    let was_sent = sent.iter().any(|(name, _)| *name == candidate.name);
+                    match share {
+                        Share::Given(_) => self.record_key(candidate),
+                        Share::Denied(status) if was_sent => self.record_refusal(status, candidate),
+                        _ => {}
+                    }
+                }
+                self.last = Some(Sent::Svids { entries: given, basis });
+                let message = messages::x509_svids(entries.iter().flatten().map(|(_, entry)| entry));
+                Ok(Some(grpc::framed(&message)?))
+            }
         }
-        key
     }
 
-    fn record_key(&mut self, identity: &IdentityName, svid: &X509Svid) {
-        let leaf = svid.chain().leaf();
-        if self.key_of.as_ref() == Some(leaf) {
+    /// What this peer is given of each identity.
+    async fn shares(&self, snapshot: &Snapshot) -> Result<(Vec<Candidate>, Vec<Share>), GrpcStatus> {
+        let candidates = snapshot.identities().map(|identity| Candidate::of(identity, snapshot));
+        let (candidates, uid): (Vec<_>, _) = (candidates.collect(), self.peer.uid);
+        let share = move || {
+            let shares = candidates.iter().map(|candidate| candidate.share(uid)).collect();
+            Ok((candidates, shares))
+        };
+        // No user is looked up for keys that cannot leave the TPM.
+        if snapshot.identities().any(|identity| Candidate::of(identity, snapshot).is_exportable()) {
+            self.with_permit(share).await
+        } else {
+            share()
+        }
+    }
+
+    /// Records in the audit log that a key leaves the agent: once per SVID and stream, and for
+    /// further streams of the process once a minute.
+    fn record_key(&mut self, candidate: &Candidate) {
+        let Candidate { name, current: Some(current), .. } = candidate else { return };
+        let leaf = current.svid.chain().leaf();
+        if self.keys_of.get(name) == Some(leaf) {
             return; // this stream has been sent it before
         }
-        self.key_of = Some(leaf.clone());
-        self.context.counters.key_request(identity, true);
-        self.context.keys_sent.record(self.peer, identity, svid);
+        self.keys_of.insert(name.clone(), leaf.clone());
+        self.context.counters.key_request(name, true);
+        self.context.keys_sent.record(self.peer, name, &current.svid);
     }
 
-    fn record_refusal(&self, status: &GrpcStatus, identity: &IdentityName, svid: Option<&X509Svid>) {
-        if status.code != Code::PermissionDenied {
-            return; // the peer is entitled, and the key is not usable now
-        }
-        let Peer { uid, pid, .. } = self.peer;
+    /// Records that a key is refused, or not given any more.
+    fn record_refusal(&self, status: &GrpcStatus, candidate: &Candidate) {
+        let (Peer { uid, pid, .. }, Candidate { name, current, .. }) = (self.peer, candidate);
+        let svid = current.as_ref().map(|current| &current.svid);
         self.context.keys_sent.end(self.peer);
-        self.context.counters.key_request(identity, false);
+        self.context.counters.key_request(name, false);
         if self.context.refusals.is_due(uid, "key", Instant::now()) {
             tracing::info!(
-                target: AUDIT, audit = "key", identity = identity.as_str(), uid, pid,
+                target: AUDIT, audit = "key", identity = name.as_str(), uid, pid,
                 spiffe_id = svid.map(|svid| tracing::field::display(svid.spiffe_id())),
                 serial = svid.map(X509Svid::serial), reason = %status.message,
                 "key refused"
             );
         }
-    }
-
-    async fn read_key(&self, current: &Arc<SvidAndKey>, snapshot: &Snapshot) -> Result<Message, GrpcStatus> {
-        check_exportable(&*current.key)?;
-        let (current, users) = (current.clone(), snapshot.key_users.clone());
-        let (key_is_lost, uid) = (snapshot.default_identity.key_is_lost, self.peer.uid);
-        self.with_permit(move || {
-            check_user(uid, &users)?;
-            check_usable(&current, key_is_lost)?;
-            pkcs8(&*current.key)
-        })
-        .await
     }
 
     /// Runs what may block, for as few peers at once as [`ServerContext::key_readers`] allows.
@@ -317,6 +350,14 @@ impl MessageStream {
         });
         done.await.unwrap_or_else(|_| Err(grpc::shutting_down()))
     }
+}
+
+/// The reason for which a peer is given nothing of any identity, and one that this is about: one
+/// whose users an operator can name, if there is one.
+fn denial<'a>(candidates: &'a [Candidate], shares: &'a [Share]) -> Option<(&'a Candidate, &'a GrpcStatus)> {
+    let denials = candidates.iter().zip(shares).map(|(candidate, share)| Some((candidate, share.denial()?)));
+    let denials: Vec<_> = denials.collect::<Option<_>>()?;
+    denials.iter().find(|(candidate, _)| candidate.is_exportable()).or(denials.first()).copied()
 }
 
 /// The trust bundle, if it has anchors. Without anchors, no peer is to be trusted any more (miaf-v0
@@ -340,79 +381,10 @@ fn trust_domain(snapshot: &Snapshot) -> Result<&TrustDomain, Unavailable> {
 /// The status for what is missing: not there yet, or not any more. Where it is certain that the
 /// device has no identity, what it had before is withdrawn.
 fn missing(what: &str, snapshot: &Snapshot) -> Unavailable {
-    let message = format!("This device has no {what} now. miaf-agent status says what it is waiting for.");
-    let status = GrpcStatus::new(Code::Unavailable, message);
-    if snapshot.is_known && snapshot.default_identity.current.is_none() {
+    let status = svids::missing(&format!("This device has no {what} now"));
+    if snapshot.is_known && snapshot.identities().all(|identity| identity.current.is_none()) {
         Unavailable::Withdrawn(status)
     } else {
         Unavailable::ForNow(status)
-    }
-}
-
-fn check_exportable(key: &dyn Key) -> Result<(), GrpcStatus> {
-    if key.protection() != Protection::Hardware { Ok(()) } else { Err(in_tpm()) }
-}
-
-fn in_tpm() -> GrpcStatus {
-    let message = "The key of this device is made in its TPM and cannot leave it. Have it sign instead: by POST /v1/sign \
-                   on the agent's signing socket, or by the key.pem among its published files with OpenSSL's tpm2 \
-                   provider. FetchX509Bundles is there for everyone.";
-    GrpcStatus::new(Code::PermissionDenied, message)
-}
-
-fn check_user(uid: Option<u32>, users: &[String]) -> Result<(), GrpcStatus> {
-    let denied = |message: String| Err(GrpcStatus::new(Code::PermissionDenied, message));
-    let Some(uid) = uid else {
-        return denied("The operating system does not say which user sent the request.".into());
-    };
-    for user in users {
-        if is_user(user, uid)? {
-            return Ok(());
-        }
-    }
-    denied(format!(
-        "The user with the number {uid} is not given the key of this device. An operator can name it in the agent's \
-         configuration, [workload_api] key_users. FetchX509Bundles is there for everyone."
-    ))
-}
-
-/// Whether `user` is this number, or the name of the user with it.
-fn is_user(user: &str, uid: u32) -> Result<bool, GrpcStatus> {
-    if let Ok(number) = user.parse::<u32>() {
-        return Ok(number == uid);
-    }
-    match User::from_name(user) {
-        Ok(found) => Ok(found.is_some_and(|found| found.uid.as_raw() == uid)),
-        Err(e) => {
-            let message = format!("The user \"{user}\" cannot be looked up: {e}.");
-            Err(GrpcStatus::new(Code::Unavailable, message))
-        }
-    }
-}
-
-/// Checks that the SVID is valid now, and that its key is not lost.
-fn check_usable(current: &SvidAndKey, key_is_lost: bool) -> Result<(), GrpcStatus> {
-    let svid = &current.svid;
-    let message = if key_is_lost {
-        "The key of this device's SVID is lost. miaf-agent status says what becomes of it.".into()
-    } else if !current.is_valid(clock::now().wall) {
-        let (from, until) = (svid.not_before(), svid.until());
-        format!(
-            "This device's SVID is valid from {from} until {until}, which is not now. miaf-agent status says what \
-             becomes of it."
-        )
-    } else {
-        return Ok(());
-    };
-    Err(GrpcStatus::new(Code::Unavailable, message))
-}
-
-fn pkcs8(key: &dyn Key) -> Result<Message, GrpcStatus> {
-    let unusable = |reason: &dyn std::fmt::Display| {
-        GrpcStatus::new(Code::Unavailable, format!("The key of this device cannot be used: {reason}."))
-    };
-    match key.to_key_file().map_err(|e| unusable(&e))? {
-        KeyFile::Secret { der, .. } => Ok(der),
-        KeyFile::Tss2(_) => Err(unusable(&"it is in the TPM")), // checked before
     }
 }

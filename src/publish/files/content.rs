@@ -1,0 +1,88 @@
+//! The files of one generation, and who reads each.
+
+use std::collections::BTreeMap;
+
+use rustls_pki_types::CertificateDer;
+use serde::Serialize;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::BundleToPublish;
+use crate::keys::KeyFile;
+use crate::publish::SvidAndKey;
+use miaf_spiffe::time::Timestamp;
+
+/// The readers of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Readers {
+    /// The group of the directory.
+    Group,
+    /// The group that may use the key.
+    KeyGroup,
+}
+
+/// The groups that the configuration names.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Groups {
+    pub(super) group: Option<u32>,
+    pub(super) key_group: Option<u32>,
+}
+
+impl Groups {
+    pub(super) fn of(self, readers: Readers) -> Option<u32> {
+        match readers {
+            Readers::Group => self.group,
+            Readers::KeyGroup => self.key_group,
+        }
+    }
+}
+
+/// The content of one generation, by file name. It may contain a private key.
+pub(super) type Content = BTreeMap<&'static str, (Zeroizing<Vec<u8>>, Readers)>;
+
+/// The files of an identity and the bundle, without the key. `further` are certificates that
+/// `bundle.json` has in addition to the anchors.
+pub(super) fn content(
+    identity: &SvidAndKey,
+    bundle: BundleToPublish<'_>,
+    further: &[CertificateDer<'_>],
+    now: Timestamp,
+) -> Content {
+    let svid = identity.svid.chain().to_pems().concat();
+    [
+        ("svid.pem", svid.into_bytes()),
+        ("bundle.pem", bundle.bundle.to_pem().into_bytes()),
+        ("bundle.json", pretty(&bundle.bundle.document(bundle.refresh_interval, further))),
+        ("identity.json", description(identity, now)),
+    ]
+    .map(|(name, bytes)| (name, (Zeroizing::new(bytes), Readers::Group)))
+    .into()
+}
+
+pub(super) fn add_key(content: &mut Content, key: &KeyFile) {
+    let key = match key {
+        KeyFile::Tss2(pem) => pem.as_bytes(),
+        KeyFile::Secret { pem, .. } => pem.as_bytes(),
+    };
+    let svid = content.get("svid.pem").map_or(&[][..], |(svid, _)| svid.as_slice());
+    let combined = Zeroizing::new([svid, key].concat());
+    content.insert("svid-with-key.pem", (combined, Readers::KeyGroup));
+    content.insert("key.pem", (Zeroizing::new(key.to_vec()), Readers::KeyGroup));
+}
+
+fn description(identity: &SvidAndKey, now: Timestamp) -> Vec<u8> {
+    pretty(&json!({
+        "spiffeId": identity.svid.spiffe_id().to_string(),
+        "serial": identity.svid.serial(),
+        "notBefore": identity.svid.not_before().to_string(),
+        "notAfter": identity.svid.until().to_string(),
+        "keyProtection": identity.key.protection().as_str(),
+        "valid": identity.is_valid(now),
+    }))
+}
+
+fn pretty(json: &impl Serialize) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(json).unwrap_or_default(); // these types always serialise
+    text.push(b'\n');
+    text
+}
