@@ -99,7 +99,7 @@ fn trust_domain_state(
     RestoredTrustDomain {
         discovery: discovery.map(|cached| discovery_facts(&cached.document, false)),
         bundle: bundle.map(|cached| RestoredBundle {
-            refresh_hint: cached.bundle.refresh_hint(),
+            refresh_hint: cached.bundle.refresh_hint(), // the first poll comes soon, whatever it says
             is_empty: cached.bundle.anchors().is_empty(),
         }),
         memory,

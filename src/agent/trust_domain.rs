@@ -229,7 +229,10 @@ impl TrustDomain {
         for identity in &mut *identities {
             identity.revalidate_under(&document, now);
         }
-        let facts = bundle_facts(&document, identities, is_new, now, self.staleness);
+        let mut facts = bundle_facts(&document, identities, is_new, now, self.staleness);
+        if changed_at.is_some() {
+            facts.refresh_hint = None; // to read a file costs no server anything
+        }
         let record = state::StoredBundle {
             url: location.in_full(),
             trust_domain: domain,

@@ -204,6 +204,9 @@ async fn exchange(
     let limit = if status < 400 { call.limit } else { MAX_ERROR_BODY };
     let headers = response.headers();
     proven.record(headers);
+    if observation.has_unnamed_address() {
+        call.trust.warn_of_unnamed_address(&call.url);
+    }
     let mut result = Response {
         status,
         validators: Validators {
