@@ -88,7 +88,9 @@ impl EventLoop<'_> {
     async fn execute_or_sleep(&mut self, step: &Step, publish_again: Option<Duration>) -> Option<Event> {
         let Self { executor, place, external, timer, next_config, .. } = self;
         let check_in = executor.provisioning.next_check_in(clock::now());
-        let sleep = [step.wake_in, publish_again].into_iter().flatten().fold(check_in, Duration::min);
+        let stale_in = executor.bundle_stale_in(clock::now());
+        let sleep =
+            [step.wake_in, publish_again, stale_in].into_iter().flatten().fold(check_in, Duration::min);
         let asleep = step.action.is_none();
         external.wait_begins((!asleep).then_some(MAX_ACTION));
         let issued: Vec<_> = executor.names_of_issued().cloned().collect();

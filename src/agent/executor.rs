@@ -43,6 +43,9 @@ impl Executor {
             let verdict = self.lifecycle.observe_time(time, now);
             self.reporter.report_time(verdict, time, now.wall);
         }
+        if self.lifecycle.trusts_clock(now) {
+            self.trust_domain.clock_may_be_set(now.wall);
+        }
         self.lifecycle.step(event, now, &mut random::unit)
     }
 

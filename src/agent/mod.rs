@@ -425,7 +425,7 @@ pub fn place(file: Option<&Path>) -> ConfigLocation {
 
 /// Where the MIS is found.
 fn address(config: &Config) -> Option<String> {
-    config.mis.as_ref().map(|mis| mis.discovery_url.to_string())
+    config.mis.as_ref().map(|mis| mis.source.to_string())
 }
 
 /// Does work on a thread that may wait for the disk or the TPM.

@@ -139,7 +139,7 @@ impl Executor {
         self.store_renewal_moments().await;
         let published = self.publish_files(now).await;
         let snapshot = self.snapshot(now, &published);
-        self.reporter.report_snapshot(&snapshot);
+        self.reporter.report_snapshot(&snapshot, now.wall);
         publication.send(snapshot, now.wall);
         published.iter().any(|published| published.failure.is_some()).then_some(PUBLISH_RETRY)
     }

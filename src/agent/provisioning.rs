@@ -6,12 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use url::Url;
-
 use super::blocking;
 use super::executor::Executor;
 use super::reporting::{local, local_failure};
-use crate::config::{self, Config};
+use crate::config::{self, Config, TrustDomainSource};
 use crate::factory_credential::{self, CredentialError, CurrentCredential, FactoryCredential, Purpose};
 use crate::keys::tpm::Tpm;
 use crate::keys::{ProviderKind, Providers};
@@ -31,7 +29,7 @@ const CHECK_INTERVAL_IN_TROUBLE: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub(super) struct Provisioned {
     /// The MIS that it is for. Under another, what was good for this one counts for nothing.
-    mis: Option<Url>,
+    mis: Option<TrustDomainSource>,
     pub(super) trust: ServerTrust,
     pub(super) bootstrap: CurrentCredential,
     /// Remembers the passwords that it refused, so that none is tried often enough to lock it.
@@ -43,8 +41,7 @@ pub(super) struct Provisioned {
 impl Provisioned {
     /// What a configuration names, with what was good under the one before it to fall back on.
     pub(super) fn under(config: &Config, before: Option<Self>) -> Self {
-        let (mis, trust) =
-            config.mis.as_ref().map(|mis| (mis.discovery_url.clone(), mis.trust.clone())).unzip();
+        let (mis, trust) = config.mis.as_ref().map(|mis| (mis.source.clone(), mis.trust.clone())).unzip();
         let (trust, tcti) = (trust.unwrap_or_default(), &config.key.tcti);
         let (good, tpm) = match before {
             Some(before) if before.mis == mis => (Some((before.trust, before.bootstrap)), Some(before.tpm)),
@@ -76,6 +73,8 @@ pub(super) struct Provisioning {
 
 /// The settings of provisioned input.
 struct Settings {
+    /// The trust bundle is read from a file.
+    reads_bundle_file: bool,
     bootstrap: Option<config::BootstrapConfig>,
     provider: ProviderKind,
     /// Secrets whose files may be open to others.
@@ -90,6 +89,7 @@ impl Provisioning {
             config.mis.as_ref().and_then(|mis| mis.proxy.auth.as_ref()),
         ];
         let settings = Settings {
+            reads_bundle_file: config.mis.as_ref().is_some_and(config::MisConfig::reads_bundle_file),
             bootstrap: config.bootstrap.clone(),
             provider: config.key.provider,
             secrets: secrets.into_iter().flatten().cloned().collect(),
@@ -108,7 +108,11 @@ impl Provisioning {
         if now.boot < self.next_check {
             return false;
         }
-        let trusted = transport.check_trust().await;
+        // Nobody is contacted for a bundle file, so nobody has to be trusted for it.
+        let trusted = match transport.check_trust().await {
+            Err(TransportError::NoTrust) if self.settings.reads_bundle_file => Ok(()),
+            checked => checked.map(drop),
+        };
         self.record_trust(trusted.as_ref().err(), now);
         let first = self.bootstrap.facts().is_none();
         let purpose = match self.purpose {
@@ -222,7 +226,7 @@ impl Executor {
     /// What the next configuration can fall back on.
     pub(super) fn into_provisioned(self) -> Provisioned {
         Provisioned {
-            mis: self.config.mis.as_ref().map(|mis| mis.discovery_url.clone()),
+            mis: self.config.mis.as_ref().map(|mis| mis.source.clone()),
             trust: self.trust_domain.issuer.transport().trust().clone(),
             tpm: self.keys.tpm().clone(),
             bootstrap: self.provisioning.bootstrap,

@@ -7,14 +7,15 @@ use std::fmt::Display;
 use tracing::field::DisplayValue;
 
 use super::identity::Identity;
+use crate::config::WhenStale;
 use crate::hint::Hint;
 use crate::keys::KeyError;
 use crate::lifecycle::{
     Event, Failure, FailureKind, IdentityEvent, IdentityIndex, LONGEST_RETRY_AFTER, NotAdopted, TimeVerdict,
 };
 use crate::platform::systemd;
-use crate::problem::{ProblemCode, Report};
-use crate::publish::{IdentitySnapshot, ShownError, Snapshot};
+use crate::problem::{ProblemCode, Report, remedy};
+use crate::publish::{CurrentBundle, IdentitySnapshot, ShownError, Snapshot};
 use crate::state::StoreError;
 use miaf_client::api::{IdentityName, State};
 use miaf_spiffe::svid;
@@ -75,6 +76,7 @@ pub(super) struct Reporter {
     files: BTreeMap<IdentityIndex, Report>,
     anchors: Vec<String>,
     time_in_doubt: bool,
+    bundle_is_stale: bool,
     gaps_ahead: BTreeSet<IdentityName>,
     records: BTreeMap<(Option<IdentityName>, &'static str), String>,
     states: BTreeMap<IdentityName, State>,
@@ -147,8 +149,9 @@ impl Reporter {
     }
 
     /// Tells the service manager what has changed in the states of the identities, and logs it.
-    pub(super) fn report_snapshot(&mut self, snapshot: &Snapshot) {
+    pub(super) fn report_snapshot(&mut self, snapshot: &Snapshot, now: Timestamp) {
         let mut is_news = false;
+        self.report_staleness(snapshot.bundle.as_ref(), now);
         self.report_found(None, snapshot.last_error.as_ref(), snapshot);
         for identity in snapshot.identities() {
             self.report_retry_after(identity);
@@ -164,6 +167,33 @@ impl Reporter {
                 format!("{name}{}{spiffe_id}", identity.state)
             });
             systemd::status(&states.collect::<Vec<_>>().join("; "));
+        }
+    }
+
+    /// Warns of a bundle that has become stale, once until it has been refreshed.
+    fn report_staleness(&mut self, current: Option<&CurrentBundle>, now: Timestamp) {
+        let stale = current.filter(|current| current.is_stale(now));
+        let was_stale = std::mem::replace(&mut self.bundle_is_stale, stale.is_some());
+        match stale {
+            Some(stale) if !was_stale => {
+                let code = ProblemCode::BundleStale;
+                let consequence = match stale.when_stale {
+                    WhenStale::Serve => "it is served all the same",
+                    WhenStale::Withdraw => {
+                        "the sockets hand out neither SVIDs nor the bundle until it is refreshed"
+                    }
+                };
+                tracing::warn!(
+                    code = code.as_str(),
+                    hint = remedy(code),
+                    "the trust bundle is older than bundle.max_age: it was last known to be current at {}; {consequence}",
+                    stale.fetched_at
+                );
+            }
+            None if was_stale && current.is_some() => {
+                tracing::info!("the trust bundle is current again");
+            }
+            _ => {}
         }
     }
 

@@ -13,7 +13,7 @@ use super::provisioning::{Provisioned, Provisioning};
 use super::reporting::{Reporter, cause, hint};
 use super::retry_after::{self, StoredRetryAfter};
 use super::trust_domain::{CachedBundle, CachedDiscovery, TrustDomain, discovery_facts};
-use crate::config::{Config, Enrollment, IdentityConfig};
+use crate::config::{Config, Enrollment, IdentityConfig, TrustDomainSource};
 use crate::hint::Hint as _;
 use crate::issuer::{Discovery, Issuer, Protocol};
 use crate::keys::{Key, Providers};
@@ -56,7 +56,7 @@ impl Executor {
         let lock = store.lock()?;
         let keys = Providers::new(provisioned.tpm, store.private(), credentials::credentials().as_deref());
         let proxy = config.mis.as_ref().map(|mis| mis.proxy.clone()).unwrap_or_default();
-        let discovery = cached(&store).and_then(|record| read_discovery(record, &config));
+        let discovery = read_discovery(&store, &config);
         let stored = store.identities()?;
         let is_configured = |name: &IdentityName| config.identities.iter().any(|known| known.name == *name);
         let (mut configs, others) =
@@ -105,7 +105,7 @@ impl Executor {
         let issuer = Issuer::new(Protocol::default(), Transport::new(provisioned.trust, proxy));
         Ok(Self {
             lifecycle,
-            trust_domain: TrustDomain::new(issuer, discovery, bundle),
+            trust_domain: TrustDomain::new(issuer, discovery, bundle, config.staleness),
             identities,
             keys,
             provisioning: Provisioning::new(&config, provisioned.bootstrap, provisioned.purpose, now),
@@ -167,7 +167,7 @@ fn trust_domain_state(
     RestoredTrustDomain {
         discovery: discovery.map(|cached| discovery_facts(&cached.document, identities, false)),
         bundle: bundle.map(|cached| RestoredBundle {
-            refresh_hint: cached.bundle.refresh_hint(),
+            refresh_hint: cached.bundle.refresh_hint(), // the first poll comes soon, whatever it says
             is_empty: cached.bundle.anchors().is_empty(),
         }),
         memory,
@@ -239,15 +239,23 @@ fn cached<R: state::Record>(store: &Store) -> Option<R> {
     })
 }
 
-fn read_discovery(record: state::StoredDiscovery, config: &Config) -> Option<CachedDiscovery> {
+/// The document that the configuration describes itself, or the cached one, if it is that of the
+/// configured URL.
+fn read_discovery(store: &Store, config: &Config) -> Option<CachedDiscovery> {
     let mis = config.mis.as_ref()?;
+    let (url, bundle_origins) = match &mis.source {
+        TrustDomainSource::Discovery { url, bundle_origins } => (url, bundle_origins),
+        source => return CachedDiscovery::configured(source),
+    };
+    let record: state::StoredDiscovery = cached(store)?;
     let document = Discovery::from_json(&record.body).ok()?;
-    let wanted = record.url == mis.discovery_url.as_str()
+    let wanted = record.url == url.as_str()
         && mis.trust_domain.as_ref().is_none_or(|domain| domain == document.trust_domain());
     // It may have come under a trust that was more than the public store's (D7). The next fetch
     // says so.
-    let led_elsewhere = mis.trust.is_public_only() && document.check_origin(&mis.discovery_url).is_err();
-    (wanted && !led_elsewhere).then_some(CachedDiscovery { document, record })
+    let led_elsewhere = mis.trust.is_public_only() && document.check_origin(url).is_err()
+        || document.check_bundle_origin(url, bundle_origins).is_err();
+    (wanted && !led_elsewhere).then_some(CachedDiscovery { document, record: Some(record) })
 }
 
 fn read_identity(

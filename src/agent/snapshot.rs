@@ -1,10 +1,12 @@
 //! The snapshot of the agent's state, and the errors in it that matter most.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::executor::Executor;
 use super::identity::Identity;
 use super::persist::{PUBLISH_RETRY, Published};
+use crate::config::WhenStale;
 use crate::lifecycle::IdentityView;
 use crate::problem::{LastError, MAX_DETAIL, ProblemCode, Report};
 use crate::publish::{CurrentBundle, IdentitySnapshot, ShownError, Snapshot, SvidAndKey};
@@ -41,6 +43,8 @@ impl Executor {
                 fetched_at: cached.record.fetched_at,
                 refresh_at: self.bundle_refresh_at(now),
                 refresh_interval: self.config.bundle_refresh,
+                stale_at: self.trust_domain.stale_at().filter(|_| self.lifecycle.trusts_clock(now)),
+                when_stale: self.config.staleness.when_stale,
             }),
             bootstrap: self.provisioning.bootstrap.facts().cloned(),
             trust: self.trust_domain.issuer.transport().trust().facts(),
@@ -99,7 +103,7 @@ impl Executor {
             let problem = self.provisioning.problem(self.trust_domain.issuer.transport())?;
             Some((problem, Some(now.wall.after(self.provisioning.next_check_in(now)))))
         };
-        let other = in_lifecycle().or_else(in_provisioning);
+        let other = self.stale_bundle(now, in_lifecycle()).or_else(in_lifecycle).or_else(in_provisioning);
         // What an operator has just done comes first: perhaps it was to correct the other.
         let Some(mut rejected) = self.rejected.clone() else { return other };
         if let (Some(detail), Some((LastError { report, .. }, _))) = (&mut rejected.report.detail, other) {
@@ -107,6 +111,35 @@ impl Executor {
             *detail = Excerpt::of(both, MAX_DETAIL).into();
         }
         Some((rejected, None))
+    }
+
+    /// Time until the bundle becomes stale. `None`: it is stale, or never will be, or the clock
+    /// does not tell.
+    pub(super) fn bundle_stale_in(&self, now: Now) -> Option<Duration> {
+        let stale_at = self.trust_domain.stale_at().filter(|_| self.lifecycle.trusts_clock(now))?;
+        Some(now.wall.until(stale_at)).filter(|left| !left.is_zero())
+    }
+
+    /// The error of a stale bundle, with what is wrong otherwise: that is why it is, most likely.
+    fn stale_bundle(&self, now: Now, other: Option<ShownError>) -> Option<ShownError> {
+        let stale_at = self.trust_domain.stale_at().filter(|_| self.lifecycle.trusts_clock(now))?;
+        let cached = self.trust_domain.bundle.as_ref().filter(|_| stale_at <= now.wall)?;
+        let fetched_at = cached.record.fetched_at;
+        let consequence = match self.config.staleness.when_stale {
+            WhenStale::Serve => "It is served all the same",
+            WhenStale::Withdraw => "The sockets hand out neither SVIDs nor the bundle",
+        };
+        let why = format!("it was last known to be current at {fetched_at}, and is stale since {stale_at}");
+        let title = "The trust bundle is older than bundle.max_age";
+        let report = Report::new(ProblemCode::BundleStale, title, &why).with_consequence(consequence);
+        let error = |report| LastError { report, at: stale_at, permanent: false };
+        let Some((other, retry_at)) = other else {
+            return Some((error(report), self.bundle_refresh_at(now)));
+        };
+        let report = report.with_consequence(&format!("Besides: {}", other.report.message()));
+        let hint = other.report.hint().map(str::to_owned);
+        let report = if hint.is_some() { report.with_hint(hint) } else { report };
+        Some((LastError { permanent: other.permanent, ..error(report) }, retry_at))
     }
 
     fn bundle_refresh_at(&self, now: Now) -> Option<Timestamp> {

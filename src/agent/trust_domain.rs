@@ -2,19 +2,27 @@
 
 use std::sync::Arc;
 
+use super::blocking;
 use super::identity::Identity;
 use super::persist::Records;
 use super::reporting::{Reporter, cause, hint};
-use crate::config::{self, Enrollment};
-use crate::issuer::{self, Discovery, Fetched, Issuer, IssuerError};
+use crate::config::{self, Enrollment, Staleness, TrustDomainSource};
+use crate::issuer::{BootstrapMethod, BundleLocation, Discovery, Fetched, Issuer, IssuerError};
 use crate::lifecycle::{BundleFacts, DiscoveryFacts, RuledOut, SvidTrust};
 use crate::platform::clock;
-use crate::problem::{ProblemCode, Report};
 use crate::state;
 use crate::transport::Validators;
 use miaf_spiffe::text::Excerpt;
 use miaf_spiffe::time::{Now, ProvenTime, Timestamp};
 use miaf_spiffe::{Bundle, BundleWarning, SequenceCheck, check_sequence, svid};
+
+/// Limit on the characters of the source of a trust domain in a log event.
+const MAX_SOURCE: usize = 512;
+/// The stored age of the bundle is wrong by at most this part of the allowed one.
+const STORED_AGES: u32 = 20;
+/// What to do where the MIS issues nothing over the network.
+const NOTHING_ISSUED: &str = "Set mis.discovery_url to an MIS that issues over the network; or have the operator of the MIS \
+                              issue by hand: set enroll = \"manual\" for an identity, then: miaf-agent csr --identity NAME";
 
 /// Issuer and cached documents of the trust domain.
 pub(super) struct TrustDomain {
@@ -23,6 +31,10 @@ pub(super) struct TrustDomain {
     pub(super) bundle: Option<CachedBundle>,
     /// The operator accepts a bundle with a lower sequence (miaf-v0 B5).
     accepts_regressed_bundle: bool,
+    /// When a bundle is stale.
+    staleness: Staleness,
+    /// When the bundle was known to be current, as of its record on the disk.
+    stored_fetched_at: Option<Timestamp>,
     /// The last time that the MIS has proven, as far as the lifecycle knows it.
     observed: Option<ProvenTime>,
 }
@@ -30,7 +42,25 @@ pub(super) struct TrustDomain {
 /// A discovery document and its record.
 pub(super) struct CachedDiscovery {
     pub(super) document: Discovery,
-    pub(super) record: state::StoredDiscovery,
+    /// `None`: it is made of the configuration, and neither fetched nor stored.
+    pub(super) record: Option<state::StoredDiscovery>,
+}
+
+impl CachedDiscovery {
+    /// The document of a configuration that names the bundle itself. `None`: it names a discovery
+    /// document.
+    pub(super) fn configured(source: &TrustDomainSource) -> Option<Self> {
+        let (trust_domain, bundle) = match source {
+            TrustDomainSource::Discovery { .. } => return None,
+            TrustDomainSource::BundleUrl { url, trust_domain } => {
+                (trust_domain, BundleLocation::Url(url.clone()))
+            }
+            TrustDomainSource::BundleFile { path, trust_domain } => {
+                (trust_domain, BundleLocation::File(path.clone()))
+            }
+        };
+        Some(Self { document: Discovery::of_bundle(trust_domain.clone(), bundle), record: None })
+    }
 }
 
 /// A trust bundle and its record.
@@ -44,8 +74,18 @@ impl TrustDomain {
         issuer: Issuer,
         discovery: Option<CachedDiscovery>,
         bundle: Option<CachedBundle>,
+        staleness: Staleness,
     ) -> Self {
-        Self { issuer, discovery, bundle, accepts_regressed_bundle: false, observed: None }
+        let stored_fetched_at = bundle.as_ref().map(|cached| cached.record.fetched_at);
+        Self {
+            issuer,
+            discovery,
+            bundle,
+            accepts_regressed_bundle: false,
+            staleness,
+            stored_fetched_at,
+            observed: None,
+        }
     }
 
     /// Name of the trust domain, as discovered.
@@ -76,26 +116,37 @@ impl TrustDomain {
         records: &Records,
     ) -> Result<DiscoveryFacts, IssuerError> {
         let Some(config) = config else { return Err(IssuerError::NotConfigured) };
-        let url = &config.discovery_url;
-        let cached = self.discovery.as_ref().map(|cached| (&cached.document, &cached.record.validators));
-        let (document, body, validators) = match (self.issuer.discover(url, cached).await?, &self.discovery) {
-            (Fetched::New { document, body, validators }, _) => (document, body, validators),
-            (Fetched::NotModified, Some(cached)) => {
-                return Ok(discovery_facts(&cached.document, identities, false));
+        let discovered = match &config.source {
+            TrustDomainSource::Discovery { url, bundle_origins } => {
+                let cached = self.discovery.as_ref();
+                let stored = cached.and_then(|cached| Some((&cached.document, cached.record.as_ref()?)));
+                let validators = stored.map(|(document, record)| (document, &record.validators));
+                match (self.issuer.discover(url, validators, bundle_origins).await?, stored) {
+                    (Fetched::New { document, body, validators }, _) => {
+                        let record = state::StoredDiscovery { url: url.to_string(), body, validators };
+                        CachedDiscovery { document, record: Some(record) }
+                    }
+                    (Fetched::NotModified, Some((document, _))) => {
+                        return Ok(discovery_facts(document, identities, false));
+                    }
+                    (Fetched::NotModified, None) => return Err(IssuerError::not_cached(url)),
+                }
             }
-            (Fetched::NotModified, None) => return Err(IssuerError::not_cached(url)),
+            source => CachedDiscovery::configured(source).ok_or(IssuerError::NotConfigured)?,
         };
+        let CachedDiscovery { document, record } = discovered;
         check_trust_domain(&document, config, identities)?;
         let changed = self.discovery.as_ref().is_none_or(|cached| cached.document != document);
-        let record = state::StoredDiscovery { url: url.to_string(), body, validators };
-        if self.discovery.as_ref().is_none_or(|cached| cached.record != record) {
-            let saved = records.save(record.clone()).await;
+        let is_stored = self.discovery.as_ref().is_some_and(|cached| cached.record == record);
+        if let Some(record) = record.clone().filter(|_| !is_stored) {
+            let saved = records.save(record).await;
             saved.unwrap_or_else(|e| {
                 tracing::warn!(hint = hint(&e), "the discovery document could not be cached: {}", cause(&e))
             });
         }
         if changed {
-            tracing::info!(trust_domain = %document.trust_domain(), url = %url, "discovered");
+            let source = Excerpt::of(&config.source, MAX_SOURCE);
+            tracing::info!(trust_domain = %document.trust_domain(), %source, "discovered");
         }
         // Only a device without an SVID gets here under another trust domain: its old anchors are
         // of no use.
@@ -114,24 +165,37 @@ impl TrustDomain {
         reporter: &mut Reporter,
     ) -> Result<BundleFacts, IssuerError> {
         let Some(discovery) = &self.discovery else { return Err(IssuerError::NotDiscovered) };
-        let (url, domain) =
-            (discovery.document.trust_bundle_uri().clone(), discovery.document.trust_domain().clone());
+        let (location, domain) =
+            (discovery.document.bundle().clone(), discovery.document.trust_domain().clone());
         let cached = self.bundle.as_mut().filter(|cached| cached.record.trust_domain == domain);
         // Validators count only at the URL that they came from; the sequence number counts
         // everywhere (B5).
-        let same_url = cached.as_ref().filter(|cached| cached.record.url == url.as_str());
+        let same_url = cached.as_ref().filter(|cached| cached.record.url == location.in_full());
         let validators = same_url.map(|cached| cached.record.validators.clone());
-        let fetched = self.issuer.trust_bundle(&url, &domain, validators.as_ref()).await?;
+        let (fetched, changed_at) = match &location {
+            BundleLocation::Url(url) => {
+                (self.issuer.trust_bundle(url, &domain, validators.as_ref()).await?, None)
+            }
+            BundleLocation::File(path) => {
+                let (path, domain) = (path.clone(), domain.clone());
+                let (document, changed_at) = blocking(move || Issuer::bundle_file(&path, &domain)).await?;
+                let validators = Validators::default();
+                (Fetched::New { document, body: String::new(), validators }, Some(changed_at))
+            }
+        };
         let now = clock::now().wall;
+        // A file says nothing of the time after it was written.
+        let fetched_at = changed_at.map_or(now, |changed_at| changed_at.min(now));
         let (document, validators) = match (fetched, cached) {
             (Fetched::New { document, validators, .. }, _) => (document, validators),
-            (Fetched::NotModified, None) => return Err(IssuerError::not_cached(&url)),
+            (Fetched::NotModified, None) => return Err(not_cached(&location)),
             (Fetched::NotModified, Some(cached)) => {
                 cached.record.fetched_at = now;
                 reporter.report_anchors(&cached.bundle, identities, now);
-                let facts = bundle_facts(&cached.bundle, identities, false, now);
+                let facts = bundle_facts(&cached.bundle, identities, false, now, self.staleness);
                 self.accepts_regressed_bundle = false; // what had gone back is as it was
-                if cached.record.regressed_since.take().is_some() {
+                let had_gone_back = cached.record.regressed_since.take().is_some();
+                if had_gone_back || self.age_is_to_be_stored(now) {
                     self.cache_bundle(records).await;
                 }
                 return Ok(facts);
@@ -159,19 +223,22 @@ impl TrustDomain {
             }
             let (served, current) = (document.sequence().unwrap_or(0), before.unwrap_or(0));
             let hint = "To accept it now: miaf-agent retry";
-            return Err(IssuerError::BundleRegressed { url, served, current, hint });
+            return Err(IssuerError::BundleRegressed { location, served, current, hint });
         }
         let is_new = cached.as_ref().is_none_or(|cached| *cached.bundle != document);
         for identity in &mut *identities {
             identity.revalidate_under(&document, now);
         }
-        let facts = bundle_facts(&document, identities, is_new, now);
+        let mut facts = bundle_facts(&document, identities, is_new, now, self.staleness);
+        if changed_at.is_some() {
+            facts.refresh_hint = None; // to read a file costs no server anything
+        }
         let record = state::StoredBundle {
-            url: url.to_string(),
+            url: location.in_full(),
             trust_domain: domain,
             body,
             validators,
-            fetched_at: now,
+            fetched_at,
             regressed_since: None,
         };
         let is_stored = cached.is_some_and(|cached| {
@@ -187,18 +254,42 @@ impl TrustDomain {
             log_new_bundle(&document);
         }
         self.bundle = Some(CachedBundle { bundle: Arc::new(document), record });
-        if !is_stored {
+        if !is_stored || self.age_is_to_be_stored(now) {
             self.cache_bundle(records).await;
         }
         Ok(facts)
     }
 
-    async fn cache_bundle(&self, records: &Records) {
+    async fn cache_bundle(&mut self, records: &Records) {
         let Some(cached) = &self.bundle else { return };
-        let saved = records.save(cached.record.clone()).await;
-        saved.unwrap_or_else(|e| {
-            tracing::warn!(hint = hint(&e), "the trust bundle could not be cached: {}", cause(&e))
-        });
+        let fetched_at = cached.record.fetched_at;
+        match records.save(cached.record.clone()).await {
+            Ok(()) => self.stored_fetched_at = Some(fetched_at),
+            Err(e) => tracing::warn!(hint = hint(&e), "the trust bundle could not be cached: {}", cause(&e)),
+        }
+    }
+
+    /// Whether the stored age of the bundle is too wrong to be judged by after a restart. A bundle
+    /// that stays the same is not written at every poll: that spares the flash.
+    fn age_is_to_be_stored(&self, now: Timestamp) -> bool {
+        let Some(max_age) = self.staleness.max_age else { return false };
+        let is_old = |stored: Timestamp| stored.until(now) >= max_age / STORED_AGES || stored > now;
+        let newer = self.bundle.as_ref().map(|cached| cached.record.fetched_at);
+        newer.is_some() && self.stored_fetched_at.is_none_or(|stored| newer != Some(stored) && is_old(stored))
+    }
+
+    /// Brings a moment that lies ahead, since the clock was set back, to the present: the age of
+    /// the bundle counts from there.
+    pub(super) fn clock_may_be_set(&mut self, now: Timestamp) {
+        if let Some(cached) = &mut self.bundle {
+            cached.record.fetched_at = cached.record.fetched_at.min(now);
+        }
+    }
+
+    /// When the bundle becomes or became stale. `None`: never, or there is none.
+    pub(super) fn stale_at(&self) -> Option<Timestamp> {
+        let cached = self.bundle.as_ref()?;
+        Some(cached.record.fetched_at.after(self.staleness.max_age?))
     }
 }
 
@@ -213,13 +304,14 @@ fn check_trust_domain(
         .iter()
         .map(|want| (want, "the configuration says", "Correct trust_domain or discovery_url under [mis]"));
     let current = identities.iter().filter_map(Identity::trust_domain).map(|want| {
-        let hint = "Correct discovery_url under [mis]. To move the device to another trust domain: miaf-agent retire";
+        let hint =
+            "Correct the URL under [mis]. To move the device to another trust domain: miaf-agent retire";
         (want, "this device's identity is in", hint)
     });
     for (want, because, hint) in configured.chain(current) {
         if want != document.trust_domain() {
-            let (url, got) = (config.discovery_url.clone(), document.trust_domain().clone());
-            return Err(IssuerError::OtherTrustDomain { url, got, want: want.clone(), because, hint });
+            let (at, got) = (config.source.to_string(), document.trust_domain().clone());
+            return Err(IssuerError::OtherTrustDomain { at, got, want: want.clone(), because, hint });
         }
     }
     Ok(())
@@ -236,38 +328,40 @@ pub(super) fn discovery_facts(
     identities: &[Identity],
     changed: bool,
 ) -> DiscoveryFacts {
-    let ruled_out = |identity: &Identity| ruled_out(document, &identity.config.enroll);
+    let ruled_out = |identity: &Identity| ruled_out(document, identity);
     DiscoveryFacts { changed, identities: identities.iter().map(ruled_out).collect() }
 }
 
 /// What a discovery document rules out for an identity.
-fn ruled_out(document: &Discovery, enroll: &Enrollment) -> RuledOut {
-    if enroll.is_by_operator() {
-        return RuledOut::default();
-    }
-    let lacks = |what: &str, wanted: &str, listed: &Excerpt| {
-        let detail = format!(
-            "the discovery document of \"{}\" lists [{listed}] and not {wanted}",
-            document.trust_domain()
-        );
-        Report::new(ProblemCode::UnsupportedByMis, what, &detail)
+fn ruled_out(document: &Discovery, identity: &Identity) -> RuledOut {
+    let method = match identity.config.enroll {
+        Enrollment::FactoryCert => BootstrapMethod::FactoryCert,
+        Enrollment::WfmBinding(_) => BootstrapMethod::WfmBinding,
+        Enrollment::Manual { .. } | Enrollment::Installed { .. } => return RuledOut::default(),
     };
-    let cannot_renew = (!document.issues_x509_svids()).then(|| {
-        lacks(
-            "The MIS does not issue the kind of identity this device needs",
-            issuer::X509_SVID_V1,
-            document.profiles(),
-        )
-    });
-    let no_method = (!document.accepts_factory_certificate()).then(|| {
-        lacks("The MIS does not accept factory certificates", issuer::FACTORY_CERT_MTLS, document.methods())
-    });
-    RuledOut { enrollment: cannot_renew.clone().or(no_method), renewal: cannot_renew }
+    let name = identity.name.as_str();
+    RuledOut {
+        enrollment: document.rules_out_enrollment(method, name, NOTHING_ISSUED),
+        renewal: document.rules_out_renewal(name, NOTHING_ISSUED),
+    }
 }
 
-fn bundle_facts(bundle: &Bundle, identities: &[Identity], is_new: bool, now: Timestamp) -> BundleFacts {
+fn not_cached(location: &BundleLocation) -> IssuerError {
+    match location {
+        BundleLocation::Url(url) => IssuerError::not_cached(url),
+        BundleLocation::File(_) => IssuerError::NotDiscovered, // a file is always read anew
+    }
+}
+
+fn bundle_facts(
+    bundle: &Bundle,
+    identities: &[Identity],
+    is_new: bool,
+    now: Timestamp,
+    staleness: Staleness,
+) -> BundleFacts {
     BundleFacts {
-        refresh_hint: bundle.refresh_hint(),
+        refresh_hint: bundle.refresh_hint().map(|hint| staleness.limit_refresh(hint)),
         is_empty: bundle.anchors().is_empty(),
         is_new,
         svids: identities.iter().map(|identity| svid_trust(bundle, identity, now)).collect(),

@@ -22,6 +22,7 @@ use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use serde::Deserialize;
 use url::Url;
 use zeroize::Zeroizing;
 
@@ -29,7 +30,7 @@ pub use self::identity::{Enrollment, IdentityConfig, IdentityKey, WfmConfig};
 pub use self::salvage::Salvaged;
 pub use self::sources::drop_in_directory;
 
-use self::reader::{Reader, SHORTEST};
+use self::reader::Reader;
 use self::sources::Sources;
 use crate::hint::Hint;
 use crate::keys::ProviderKind;
@@ -69,8 +70,11 @@ pub struct Config {
     pub retry_base: Duration,
     /// Upper limit of every retry delay.
     pub retry_cap: Duration,
-    /// Longest interval between two polls of the bundle where the MIS gives no refresh hint.
+    /// Longest interval between two polls of the bundle where the MIS gives no refresh hint; at most
+    /// half of its allowed age.
     pub bundle_refresh: Duration,
+    /// The staleness of the bundle.
+    pub staleness: Staleness,
     /// The published files.
     pub files: FilesConfig,
     /// The local sockets.
@@ -84,14 +88,86 @@ pub struct Config {
 /// `[mis]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct MisConfig {
-    /// The discovery URL: as given, or the well-known path on the origin given (miaf-v0 D2).
-    pub discovery_url: Url,
+    /// Source of the trust domain's name and of the location of its bundle.
+    pub source: TrustDomainSource,
     /// Any other trust domain is refused (miaf-v0 D6).
     pub trust_domain: Option<TrustDomain>,
     /// Trust that authenticates the MIS's HTTPS endpoints.
     pub trust: InitialTrust,
     /// The proxy between this device and the MIS.
     pub proxy: ProxyConfig,
+}
+
+impl MisConfig {
+    /// Whether the trust bundle is read without a connection.
+    pub fn reads_bundle_file(&self) -> bool {
+        matches!(self.source, TrustDomainSource::BundleFile { .. })
+    }
+}
+
+/// Where the name of the trust domain and the location of its bundle come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TrustDomainSource {
+    /// `mis.discovery_url`, or the well-known path on `mis.origin` (miaf-v0 D2).
+    Discovery {
+        /// The URL of the discovery document.
+        url: Url,
+        /// `mis.bundle_origins`: origins that the document may name for the bundle. Empty: its own.
+        bundle_origins: Vec<Url>,
+    },
+    /// `mis.bundle_url`, and no discovery document (N5).
+    BundleUrl {
+        /// The URL of the bundle.
+        url: Url,
+        /// `mis.trust_domain`
+        trust_domain: TrustDomain,
+    },
+    /// `mis.bundle_file`, and no discovery document (N5).
+    BundleFile {
+        /// The file.
+        path: PathBuf,
+        /// `mis.trust_domain`
+        trust_domain: TrustDomain,
+    },
+}
+
+/// The URL or path.
+impl fmt::Display for TrustDomainSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Discovery { url, .. } | Self::BundleUrl { url, .. } => url.fmt(f),
+            Self::BundleFile { path, .. } => path.display().fmt(f),
+        }
+    }
+}
+
+/// `bundle.max_age` and `bundle.when_stale`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Staleness {
+    /// Age from which on the bundle is stale: the time since it was last known to be current.
+    /// `None`: it never is.
+    pub max_age: Option<Duration>,
+    /// What happens while it is.
+    pub when_stale: WhenStale,
+}
+
+impl Staleness {
+    /// Shortens a poll interval of the bundle, so that a bundle which is polled in time is not
+    /// stale before the next poll.
+    pub fn limit_refresh(self, interval: Duration) -> Duration {
+        self.max_age.map_or(interval, |max_age| interval.min(max_age / 2))
+    }
+}
+
+/// `bundle.when_stale`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenStale {
+    /// SVIDs and bundle are served as before.
+    #[default]
+    Serve,
+    /// The sockets hand out neither SVIDs nor the bundle.
+    Withdraw,
 }
 
 /// `[mis.trust]`: provisioned, never learnt on first use (miaf-v0 T1, T2).
@@ -321,6 +397,7 @@ impl Config {
         };
         let files_dir = raw.files.dir.as_ref().map_or_else(|| state_dir.join("svid"), |dir| reader.path(dir));
         let (retry_base, retry_cap) = reader.retry(&raw.retry)?;
+        let staleness = reader.staleness(&raw.bundle)?;
         let [agent_socket, sign_socket, admin_socket] =
             reader.sockets(&raw.socket, Path::new(DEFAULT_SOCKET))?;
         let key = reader.key(&raw.key)?;
@@ -337,12 +414,8 @@ impl Config {
             renewal_window: reader.window(raw.renewal.window.as_ref())?,
             retry_base,
             retry_cap,
-            bundle_refresh: reader.duration(
-                "bundle.refresh",
-                raw.bundle.refresh.as_ref(),
-                Duration::from_secs(300),
-                SHORTEST..=DAY,
-            )?,
+            bundle_refresh: reader.bundle_refresh(&raw.bundle, staleness)?,
+            staleness,
             files: FilesConfig {
                 is_own: is_below(&files_dir, &state_dir),
                 dir: files_dir,

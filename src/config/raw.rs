@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::WhenStale;
 use crate::keys::ProviderKind;
 use crate::platform::log::LogLevel;
 
@@ -62,6 +63,9 @@ table!(File { state_dir: PathBuf } with {
 table!(Mis {
     discovery_url: Spanned<String>,
     origin: Spanned<String>,
+    bundle_url: Spanned<String>,
+    bundle_file: Spanned<PathBuf>,
+    bundle_origins: Spanned<Vec<Spanned<String>>>,
     trust_domain: Spanned<String>,
     proxy: Spanned<String>,
     proxy_auth: Spanned<String>,
@@ -155,7 +159,7 @@ table!(Renewal { window: Spanned<[f64; 2]> });
 
 table!(Retry { base: Spanned<String>, cap: Spanned<String> });
 
-table!(Bundle { refresh: Spanned<String> });
+table!(Bundle { refresh: Spanned<String>, max_age: Spanned<String>, when_stale: WhenStale });
 
 table!(Files { dir: PathBuf, group: String, key_group: String, software_key_dir: PathBuf });
 

@@ -18,7 +18,7 @@ use super::sources::Sources;
 use super::{
     BootstrapConfig, ConfigError, DAY, FactoryCertificateLocation, FactoryKeyLocation, InitialTrust,
     KeyConfig, Limits, MAX_CONNECTIONS, MAX_REASON, MisConfig, Problem, ProxyChoice, ProxyConfig, ProxyUrl,
-    SIGNATURES_PER_MINUTE, raw,
+    SIGNATURES_PER_MINUTE, Staleness, TrustDomainSource, raw,
 };
 use crate::hint::Hint;
 use crate::keys::tpm::{BadParent, Tcti};
@@ -36,7 +36,9 @@ const CONNECTIONS: RangeInclusive<usize> = 1..=65_536;
 /// Allowed rates. The slowest TPM makes one signature per second; no device makes more than the
 /// maximum.
 const SIGNATURES: RangeInclusive<u32> = 1..=6_000_000;
-pub(super) const SHORTEST: Duration = Duration::from_millis(100);
+const SHORTEST: Duration = Duration::from_millis(100);
+/// Smallest and largest `bundle.max_age`.
+const MAX_AGES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3650 * 24 * 3600));
 
 /// Validates raw values, with the position of each.
 pub(super) struct Reader<'a> {
@@ -82,28 +84,18 @@ impl Reader<'_> {
 
     pub(super) fn mis(&self, section: &Spanned<raw::Mis>) -> Result<MisConfig, ConfigError> {
         let mis = section.get_ref();
-        let discovery_url = match (&mis.discovery_url, &mis.origin) {
-            (Some(url), None) => self.https_url("mis.discovery_url", url)?,
-            (None, Some(origin)) => self.origin(origin)?,
-            (Some(url), Some(origin)) => {
-                return Err(self.either("mis.origin", &origin.span(), "discovery_url", &url.span()));
-            }
-            (None, None) => {
-                let what = "it names neither discovery_url nor origin";
-                let hint = "Add discovery_url = \"https://…\", or origin = \"https://…\"";
-                return Err(self.wrong(&section.span(), "mis", what).with_hint_text(hint));
-            }
-        };
         let trust_domain = mis.trust_domain.as_ref().map(|name| {
             TrustDomain::parse(name.get_ref()).map_err(|e| {
                 self.wrong(&name.span(), "mis.trust_domain", format!("{:?}: {e}", name.get_ref()))
             })
         });
+        let trust_domain = trust_domain.transpose()?;
+        let source = self.source(section, trust_domain.as_ref())?;
         let pins: Result<Vec<_>, _> =
             mis.trust.spki_sha256.iter().flatten().map(|pin| self.pin(pin)).collect();
         Ok(MisConfig {
-            discovery_url,
-            trust_domain: trust_domain.transpose()?,
+            source,
+            trust_domain,
             trust: InitialTrust {
                 ca_file: mis.trust.ca_file.as_deref().map(|file| self.path(file)),
                 spki_sha256: pins?,
@@ -111,6 +103,94 @@ impl Reader<'_> {
             },
             proxy: self.proxy(mis)?,
         })
+    }
+
+    /// Validates the keys of which exactly one says where the trust domain is described.
+    fn source(
+        &self,
+        section: &Spanned<raw::Mis>,
+        trust_domain: Option<&TrustDomain>,
+    ) -> Result<TrustDomainSource, ConfigError> {
+        let mis = section.get_ref();
+        let given = [
+            ("mis.discovery_url", mis.discovery_url.as_ref().map(Spanned::span)),
+            ("mis.origin", mis.origin.as_ref().map(Spanned::span)),
+            ("mis.bundle_url", mis.bundle_url.as_ref().map(Spanned::span)),
+            ("mis.bundle_file", mis.bundle_file.as_ref().map(Spanned::span)),
+        ];
+        let mut given = given.into_iter().filter_map(|(key, span)| Some((key, span?)));
+        let Some((key, span)) = given.next() else {
+            let what = "it names neither discovery_url nor origin, and neither bundle_url nor bundle_file";
+            let hint = "Add discovery_url = \"https://…\", or origin = \"https://…\"";
+            return Err(self.wrong(&section.span(), "mis", what).with_hint_text(hint));
+        };
+        let name = |key: &'static str| key.trim_start_matches("mis.");
+        if let Some((other, other_span)) = given.next() {
+            return Err(self.either(other, &other_span, name(key), &span));
+        }
+        let bundle_origins = match &mis.bundle_origins {
+            None => Vec::new(),
+            Some(origins) if key == "mis.discovery_url" || key == "mis.origin" => {
+                self.bundle_origins(origins)?
+            }
+            Some(origins) => {
+                return Err(self.either("mis.bundle_origins", &origins.span(), name(key), &span));
+            }
+        };
+        let trust_domain = || {
+            trust_domain.cloned().ok_or_else(|| {
+                let error = self.wrong(&span, key, "it does not say which trust domain the bundle is of");
+                error.with_hint_text("Add trust_domain = \"…\" under [mis]")
+            })
+        };
+        if let Some(url) = &mis.bundle_url {
+            let url = self.https_url("mis.bundle_url", url)?;
+            return Ok(TrustDomainSource::BundleUrl { url, trust_domain: trust_domain()? });
+        }
+        if let Some(path) = &mis.bundle_file {
+            let path = self.path(path.get_ref());
+            return Ok(TrustDomainSource::BundleFile { path, trust_domain: trust_domain()? });
+        }
+        let url = match (&mis.discovery_url, &mis.origin) {
+            (Some(url), _) => self.https_url("mis.discovery_url", url)?,
+            (None, Some(origin)) => {
+                let mut url =
+                    self.origin("mis.origin", origin, Some("Use discovery_url for a URL with a path"))?;
+                url.set_path(WELL_KNOWN);
+                url
+            }
+            (None, None) => return Err(self.wrong(&span, key, "it names no URL")), // one is given
+        };
+        Ok(TrustDomainSource::Discovery { url, bundle_origins })
+    }
+
+    fn bundle_origins(&self, origins: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<Url>, ConfigError> {
+        const KEY: &str = "mis.bundle_origins";
+        if origins.get_ref().is_empty() {
+            let error = self.wrong(&origins.span(), KEY, "it allows no origin, so there would be no bundle");
+            return Err(error.with_hint_text("Name an origin, or remove the key to allow the document's own"));
+        }
+        origins.get_ref().iter().map(|origin| self.origin(KEY, origin, None)).collect()
+    }
+
+    pub(super) fn staleness(&self, bundle: &raw::Bundle) -> Result<Staleness, ConfigError> {
+        let max_age = bundle
+            .max_age
+            .as_ref()
+            .map(|text| self.duration("bundle.max_age", Some(text), MAX_AGES.1, MAX_AGES.0..=MAX_AGES.1));
+        Ok(Staleness { max_age: max_age.transpose()?, when_stale: bundle.when_stale.unwrap_or_default() })
+    }
+
+    /// Validates the poll interval of the bundle. A limit on its age makes it shorter: while the MIS
+    /// responds, the bundle does not become stale between two polls.
+    pub(super) fn bundle_refresh(
+        &self,
+        bundle: &raw::Bundle,
+        staleness: Staleness,
+    ) -> Result<Duration, ConfigError> {
+        let default = Duration::from_secs(300);
+        let refresh = self.duration("bundle.refresh", bundle.refresh.as_ref(), default, SHORTEST..=DAY)?;
+        Ok(staleness.limit_refresh(refresh))
     }
 
     fn proxy(&self, mis: &raw::Mis) -> Result<ProxyConfig, ConfigError> {
@@ -228,14 +308,20 @@ impl Reader<'_> {
         Ok(url)
     }
 
-    fn origin(&self, value: &Spanned<String>) -> Result<Url, ConfigError> {
-        let mut url = self.https_url("mis.origin", value)?;
+    fn origin(
+        &self,
+        key: &'static str,
+        value: &Spanned<String>,
+        hint: Option<&str>,
+    ) -> Result<Url, ConfigError> {
+        let url = self.https_url(key, value)?;
         if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-            let what = "an origin is only https://host[:port]";
-            let error = self.wrong(&value.span(), "mis.origin", what);
-            return Err(error.with_hint_text("Use discovery_url for a URL with a path"));
+            let error = self.wrong(&value.span(), key, "an origin is only https://host[:port]");
+            return Err(match hint {
+                Some(hint) => error.with_hint_text(hint),
+                None => error,
+            });
         }
-        url.set_path(WELL_KNOWN);
         Ok(url)
     }
 

@@ -12,8 +12,9 @@ use super::{Config, ConfigError};
 
 /// The keys that are salvaged, by table; those of the file itself first. None of them leads outside
 /// of this device.
-const KEYS: [(&str, &[&str]); 6] = [
+const KEYS: [(&str, &[&str]); 7] = [
     ("", &["state_dir"]),
+    ("bundle", &["max_age", "when_stale"]),
     ("key", &["provider", "tcti"]),
     (
         "socket",

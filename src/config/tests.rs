@@ -14,7 +14,7 @@ fn parse(text: &str) -> Result<Config, String> {
 fn documented_file_is_parsed_with_every_key() {
     let config = parse(FULL).unwrap();
     let mis = config.mis.unwrap();
-    assert_eq!(mis.discovery_url.as_str(), "https://mis.factory.example/.well-known/margo");
+    assert_eq!(mis.source.to_string(), "https://mis.factory.example/.well-known/margo");
     assert_eq!(mis.trust.ca_file.unwrap(), Path::new("/etc/miaf-agent/mis-ca.pem"));
     assert_eq!(mis.trust.spki_sha256.len(), 1);
     let ProxyChoice::At(url) = &mis.proxy.choice else { panic!("{:?}", mis.proxy) };
@@ -67,7 +67,43 @@ fn factory_credential_may_be_in_the_tpm() {
 #[test]
 fn origin_is_completed_with_the_well_known_path() {
     let config = parse("[mis]\norigin = \"https://mis.example:8443\"").unwrap();
-    assert_eq!(config.mis.unwrap().discovery_url.as_str(), "https://mis.example:8443/.well-known/margo");
+    assert_eq!(config.mis.unwrap().source.to_string(), "https://mis.example:8443/.well-known/margo");
+}
+
+#[test]
+fn bundle_may_be_named_in_place_of_a_discovery_document() {
+    let source = |lines: &str| {
+        parse(&format!("[mis]\ntrust_domain = \"factory.example\"\n{lines}")).unwrap().mis.unwrap().source
+    };
+    let trust_domain = TrustDomain::parse("factory.example").unwrap();
+    let url = Url::parse("https://mis.example/b.json?x=1").unwrap();
+    assert_eq!(
+        source("bundle_url = \"https://mis.example/b.json?x=1\""),
+        TrustDomainSource::BundleUrl { url, trust_domain: trust_domain.clone() }
+    );
+    let path = PathBuf::from("/etc/miaf-agent/bundle.json");
+    assert_eq!(source("bundle_file = \"bundle.json\""), TrustDomainSource::BundleFile { path, trust_domain });
+    let origins = source("origin = \"https://a\"\nbundle_origins = [\"https://b\", \"https://c:8443/\"]");
+    let TrustDomainSource::Discovery { bundle_origins, .. } = origins else { panic!("{origins:?}") };
+    let origins: Vec<_> = bundle_origins.iter().map(|url| url.origin().ascii_serialization()).collect();
+    assert_eq!(origins, ["https://b", "https://c:8443"]);
+}
+
+#[test]
+fn limit_on_the_age_of_the_bundle_shortens_its_poll_interval() {
+    let bundle = |lines: &str| {
+        let config = parse(&format!("[bundle]\n{lines}")).unwrap();
+        (config.bundle_refresh.as_secs(), config.staleness)
+    };
+    assert_eq!(bundle(""), (300, Staleness { max_age: None, when_stale: WhenStale::Serve }));
+    let week = Some(7 * DAY);
+    let withdraw = WhenStale::Withdraw;
+    assert_eq!(
+        bundle("max_age = \"7d\"\nwhen_stale = \"withdraw\""),
+        (300, Staleness { max_age: week, when_stale: withdraw })
+    );
+    assert_eq!(bundle("max_age = \"60s\"").0, 30);
+    assert_eq!(bundle("refresh = \"10s\"\nmax_age = \"60s\"").0, 10);
 }
 
 #[test]
@@ -90,6 +126,29 @@ fn wrong_value_is_named_with_file_line_and_key() {
         ("[mis]\ndiscovery_url = \"mis.example\"", 2, "not a URL"),
         ("[mis]\ndiscovery_url = \"https://a/\"\norigin = \"https://a\"", 3, "excludes"),
         ("[mis]\norigin = \"https://a/path\"", 2, "Use discovery_url"),
+        (
+            "[mis]\norigin = \"https://a\"\nbundle_url = \"https://a/b\"\ntrust_domain = \"a\"",
+            3,
+            "excludes origin",
+        ),
+        ("[mis]\nbundle_file = \"b\"\ndiscovery_url = \"https://a/\"", 2, "excludes discovery_url"),
+        ("[mis]\nbundle_file = \"b\"\nbundle_url = \"https://a/\"", 2, "excludes bundle_url"),
+        ("[mis]\nbundle_url = \"https://a/b\"", 2, "Add trust_domain"),
+        ("[mis]\nbundle_file = \"b\"", 2, "Add trust_domain"),
+        ("[mis]\nbundle_url = \"http://a/b\"\ntrust_domain = \"a\"", 2, "https://"),
+        (
+            "[mis]\nbundle_url = \"https://a/b\"\ntrust_domain = \"a\"\nbundle_origins = [\"https://a\"]",
+            4,
+            "excludes bundle_url",
+        ),
+        ("[mis]\norigin = \"https://a\"\nbundle_origins = []", 3, "allows no origin"),
+        (
+            "[mis]\norigin = \"https://a\"\nbundle_origins = [\"https://a\", \"https://a/b\"]",
+            3,
+            "only https://host",
+        ),
+        ("[mis]\norigin = \"https://a\"\nbundle_origins = [\"http://a\"]", 3, "must be an absolute https://"),
+        ("[mis]\norigin = \"https://a\"\nbundle_origins = [\"bundles.example\"]", 3, "is not a URL"),
         ("[mis]\norigin = \"https://a\"\ntrust_domain = \"Factory\"", 3, "mis.trust_domain"),
         ("[mis]\norigin = \"https://a\"\n[mis.trust]\nspki_sha256 = [\"AAAA\"]", 4, "SHA-256"),
         ("[mis]\norigin = \"https://a\"\nproxy = \"proxy:3128\"", 3, "http://host:port"),
@@ -123,6 +182,9 @@ fn wrong_value_is_named_with_file_line_and_key() {
         ("[retry]\nbase = \"5 parsecs\"", 2, "not a duration"),
         ("[retry]\nbase = \"1h\"\ncap = \"1m\"", 3, "must not be below"),
         ("[bundle]\nrefresh = \"30d\"", 2, "must lie between"),
+        ("[bundle]\nmax_age = \"0s\"", 2, "must lie between 1s and"),
+        ("[bundle]\nmax_age = \"week\"", 2, "not a duration"),
+        ("[bundle]\nwhen_stale = \"hide\"", 2, "unknown variant"),
         ("[log]\nlevel = \"loud\"", 2, "unknown variant"),
         ("[mis\n", 1, ""),
         ("state_dir = 5", 1, "invalid type"),
@@ -181,7 +243,7 @@ fn drop_ins_overlay_the_file_by_key_in_order_of_their_names() {
     ]);
     let config = load(&directory).unwrap();
     let mis = config.mis.unwrap();
-    assert_eq!(mis.discovery_url.as_str(), "https://a/.well-known/margo");
+    assert_eq!(mis.source.to_string(), "https://a/.well-known/margo");
     assert_eq!(mis.trust_domain.unwrap().as_str(), "three");
     assert_eq!(config.files.group.as_deref(), Some("miaf"));
     assert_eq!(config.log_level, LogLevel::Debug);

@@ -2,12 +2,14 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::path::PathBuf;
 
 use hyper::StatusCode;
 use url::Url;
 
-use super::DiscoveryError;
-use crate::hint::Hint;
+use super::miaf_v0::margo_code;
+use super::{BundleLocation, DiscoveryError, MissingMember};
+use crate::hint::{Hint, Reason};
 use crate::lifecycle::{Failure, FailureKind};
 use crate::problem::{MAX_DETAIL, ProblemCode, Report, ResponseReport};
 use crate::transport::{ErrorResponse, ProxyError, TransportError, shown};
@@ -24,6 +26,11 @@ const CERTIFICATE_NOT_REQUESTED: &str = "The server that ended TLS did not reque
                                          front of the MIS seems to end TLS there";
 const CERTIFICATE_NOT_REQUESTED_HINT: &str =
     "Have it pass TLS through to the MIS, or have it request client certificates at this URL";
+
+const NO_DISCOVERY_DOCUMENT_HINT: &str = "Ask the operator of the MIS for the URL of its trust bundle, and set mis.bundle_url and mis.trust_domain in place of \
+     mis.discovery_url or mis.origin";
+/// Limit on the characters of a path.
+const MAX_PATH: usize = 512;
 
 /// Why a request to an issuer has no usable result.
 #[derive(Debug, thiserror::Error)]
@@ -75,12 +82,12 @@ pub enum IssuerError {
     },
     /// A discovery document for another trust domain (miaf-v0 D6).
     #[error(
-        "the discovery document at {shown} is for the trust domain \"{got}\", but {because} \"{want}\"",
-        shown = shown(url)
+        "{at} is for the trust domain \"{got}\", but {because} \"{want}\"",
+        at = Excerpt::of(at, MAX_PATH)
     )]
     OtherTrustDomain {
-        /// The URL of the request.
-        url: Url,
+        /// The discovery document's URL, or the bundle's location.
+        at: String,
         /// The trust domain that it names.
         got: TrustDomain,
         /// The expected one.
@@ -90,23 +97,33 @@ pub enum IssuerError {
         /// What to do.
         hint: &'static str,
     },
+    /// A bundle file that cannot be read.
+    #[error("the trust bundle {path} cannot be read: {why}", path = Excerpt::of(path.display(), MAX_PATH))]
+    BundleFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: Reason,
+    },
+    /// A request of a protocol of which the discovery document says nothing.
+    #[error("the discovery document does not say how the MIS issues: {0}")]
+    NotOffered(#[from] MissingMember),
     /// A bundle that breaks B1 or B2.
-    #[error("the trust bundle at {shown} is refused: {why}", shown = shown(url))]
+    #[error("the trust bundle at {location} is refused: {why}")]
     Bundle {
-        /// The URL of the request.
-        url: Url,
+        /// Where it was read.
+        location: BundleLocation,
         /// Why.
         why: BundleError,
     },
     /// A bundle with a lower sequence than the current one (miaf-v0 B5).
     #[error(
-        "the trust bundle at {shown} has the sequence {served}, lower than the {current} of the \
-         current one; it is used once it has been served for 24 hours",
-        shown = shown(url)
+        "the trust bundle at {location} has the sequence {served}, lower than the {current} of the \
+         current one; it is used once it has been served for 24 hours"
     )]
     BundleRegressed {
-        /// The URL of the request.
-        url: Url,
+        /// Where it was read.
+        location: BundleLocation,
         /// Its sequence.
         served: u64,
         /// The sequence of the current bundle.
@@ -122,15 +139,21 @@ impl Hint for IssuerError {
             Self::Transport(error) => error.hint(),
             Self::Discovery { why, .. } => why.hint(),
             Self::Svid(why) => Hint::hint(why),
+            Self::BundleFile { why, .. } => why.hint.as_deref().map(Cow::Borrowed),
             Self::NotConfigured => Some("Set discovery_url under [mis]".into()),
             Self::OtherTrustDomain { hint, .. } | Self::BundleRegressed { hint, .. } => Some((*hint).into()),
-            Self::Refused { response, .. } => {
-                certificate_not_requested(response).then_some(CERTIFICATE_NOT_REQUESTED_HINT.into())
+            Self::Refused { response, .. } if certificate_not_requested(response) => {
+                Some(CERTIFICATE_NOT_REQUESTED_HINT.into())
             }
-            Self::NotDiscovered
+            Self::Refused { response, .. } if has_no_discovery_document(response) => {
+                Some(NO_DISCOVERY_DOCUMENT_HINT.into())
+            }
+            Self::Refused { .. }
+            | Self::NotDiscovered
             | Self::NothingToRenew
             | Self::NoDeviceIdentity
             | Self::ByOperator
+            | Self::NotOffered(_)
             | Self::Malformed { .. }
             | Self::Bundle { .. } => None,
         }
@@ -162,8 +185,10 @@ impl IssuerError {
             Self::NoDeviceIdentity => FailureKind::Transient,
             Self::Refused { failure_kind, .. } => *failure_kind,
             Self::Svid(_) => FailureKind::Slow, // each costs the device one of its few renewals a day (E4)
-            Self::OtherTrustDomain { .. } => FailureKind::Permanent,
-            Self::Malformed { .. }
+            Self::OtherTrustDomain { .. } | Self::NotOffered(_) => FailureKind::Permanent,
+            // A file that is just being replaced, perhaps.
+            Self::BundleFile { .. }
+            | Self::Malformed { .. }
             | Self::Discovery { .. }
             | Self::Bundle { .. }
             | Self::BundleRegressed { .. } => FailureKind::Transient,
@@ -188,7 +213,8 @@ impl IssuerError {
             Self::Discovery { .. } | Self::OtherTrustDomain { .. } => {
                 (P::DiscoveryRefused, "The discovery document is refused")
             }
-            Self::Bundle { .. } | Self::BundleRegressed { .. } => {
+            Self::NotOffered(_) => (P::UnsupportedByMis, "The MIS issues nothing over the network"),
+            Self::Bundle { .. } | Self::BundleFile { .. } | Self::BundleRegressed { .. } => {
                 (P::BundleRefused, "The trust bundle is refused")
             }
         };
@@ -227,6 +253,12 @@ fn transport_failure_kind(error: &TransportError) -> FailureKind {
 /// Whether the server may have refused the request because it did not request a client certificate.
 fn certificate_not_requested(response: &ErrorResponse) -> bool {
     response.certificate_not_requested && (400..500).contains(&response.status)
+}
+
+/// Whether the MIS says that it has no discovery document (N3).
+fn has_no_discovery_document(response: &ErrorResponse) -> bool {
+    let problem = response.problem.as_ref();
+    problem.and_then(|problem| margo_code(&problem.kind)) == Some("discovery-document-not-found")
 }
 
 /// The code of an error response, by what follows from it.
@@ -414,9 +446,12 @@ mod tests {
                 location: Excerpt::of("the reason", 99),
             }
             .into(),
-            E::Bundle { url: url.clone(), why: BundleError::Anchor { index: 0, why: why() } },
+            E::Bundle {
+                location: BundleLocation::Url(url.clone()),
+                why: BundleError::Anchor { index: 0, why: why() },
+            },
             E::OtherTrustDomain {
-                url: url.clone(),
+                at: url.to_string(),
                 got: TrustDomain::parse("other.example").unwrap(),
                 want: TrustDomain::parse("factory.example").unwrap(),
                 because: "the reason says",

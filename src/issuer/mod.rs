@@ -5,22 +5,32 @@
 //!
 //! A protocol is a directory here and a variant of [`Protocol`].
 
+mod discovery;
 mod error;
 mod miaf_v0;
 
+pub use discovery::{
+    BootstrapMethod, BundleLocation, Discovery, DiscoveryError, FACTORY_CERT_MTLS, MiafV0, MissingMember,
+    WFM_CLIENT_BINDING, X509_SVID_V1,
+};
 pub use error::IssuerError;
 #[cfg(any(test, fuzzing))]
 pub(crate) use miaf_v0::fuzzing;
-pub use miaf_v0::{Discovery, DiscoveryError, FACTORY_CERT_MTLS, X509_SVID_V1};
+
+use std::path::Path;
 
 use std::sync::Arc;
 
 use url::Url;
 
+use crate::platform::{access, files};
 use crate::transport::{ClientIdentity, Transport, TrustSource, Validators};
 use miaf_spiffe::svid::Chain;
+use miaf_spiffe::time::Timestamp;
 use miaf_spiffe::{Bundle, SpiffeId, TrustDomain};
 
+/// Limit on the bytes of a discovery document.
+const MAX_DISCOVERY: usize = 64 * 1024;
 /// Limit on the bytes of a trust bundle.
 const MAX_BUNDLE: usize = 1024 * 1024;
 
@@ -85,8 +95,9 @@ impl Issuer {
     /// redirects (miaf-v0 D1, D2). `cached` is the document cached from this URL, with its
     /// validators.
     ///
-    /// Where only the public store authenticates the server, a document that leads to another
-    /// origin is refused, including the cached one (D7).
+    /// A document whose bundle is at an origin that is not allowed is refused, and so is one that
+    /// leads to another origin where only the public store authenticates the server (D7). Both
+    /// hold for the cached one, too. `bundle_origins`: the allowed origins; empty: the document's.
     ///
     /// # Errors
     /// [`IssuerError`]. A document that breaks D3 or D7 is [`IssuerError::Discovery`].
@@ -94,17 +105,21 @@ impl Issuer {
         &self,
         url: &Url,
         cached: Option<(&Discovery, &Validators)>,
+        bundle_origins: &[Url],
     ) -> Result<Fetched<Discovery>, IssuerError> {
         let refused = |why| IssuerError::Discovery { url: url.clone(), why };
         let read = |body: &str| Discovery::from_json(body).map_err(refused);
         let validators = cached.map(|(_, validators)| validators);
-        let (fetched, trust_source) = self.fetch(url, validators, miaf_v0::MAX_DISCOVERY, read).await?;
+        let (fetched, trust_source) = self.fetch(url, validators, MAX_DISCOVERY, read).await?;
         let document = match &fetched {
             Fetched::New { document, .. } => Some(document),
             Fetched::NotModified => cached.map(|(document, _)| document),
         };
-        if let (TrustSource::PublicStore, Some(document)) = (trust_source, document) {
-            document.check_origin(url).map_err(refused)?;
+        if let Some(document) = document {
+            document.check_bundle_origin(url, bundle_origins).map_err(refused)?;
+            if trust_source == TrustSource::PublicStore {
+                document.check_origin(url).map_err(refused)?;
+            }
         }
         Ok(fetched)
     }
@@ -121,9 +136,27 @@ impl Issuer {
     ) -> Result<Fetched<Bundle>, IssuerError> {
         let read = |body: &str| {
             Bundle::from_served(body.as_bytes(), domain)
-                .map_err(|why| IssuerError::Bundle { url: url.clone(), why })
+                .map_err(|why| IssuerError::Bundle { location: BundleLocation::Url(url.clone()), why })
         };
         self.fetch(url, cached, MAX_BUNDLE, read).await.map(|(fetched, _)| fetched)
+    }
+
+    /// Reads the trust bundle of `domain` from a file (N5), and the time of its last change. Blocks
+    /// for as long as the file does.
+    ///
+    /// # Errors
+    /// [`IssuerError::BundleFile`]; [`IssuerError::Bundle`] for a file that is no bundle of this
+    /// domain.
+    pub fn bundle_file(path: &Path, domain: &TrustDomain) -> Result<(Bundle, Timestamp), IssuerError> {
+        let unreadable = |e| {
+            let why = access::unreadable(path, &e);
+            IssuerError::BundleFile { path: path.to_owned(), why }
+        };
+        let changed = std::fs::metadata(path).and_then(|file| file.modified()).map_err(unreadable)?;
+        let content = files::read_at_most(path, MAX_BUNDLE as u64).map_err(unreadable)?;
+        let bundle = Bundle::from_served(&content, domain)
+            .map_err(|why| IssuerError::Bundle { location: BundleLocation::File(path.to_owned()), why })?;
+        Ok((bundle, changed.into()))
     }
 
     /// Enrolls with the factory certificate. The issued chain is parsed, and not validated yet.

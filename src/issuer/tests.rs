@@ -20,6 +20,11 @@ use tempfile::TempDir;
 const DOCUMENT: &str = r#"{"trustDomain":"factory.example","trustBundleUri":"https://mis.example/b",
     "margoIdentityServiceBaseUri":"https://mis.example","supportedBootstrapMethods":[],"svidProfilesSupported":[]}"#;
 
+/// The origin of the bundle in [`DOCUMENT`].
+fn bundles() -> [Url; 1] {
+    ["https://mis.example".parse().unwrap()]
+}
+
 /// How a connection is ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -58,7 +63,7 @@ async fn raw(response: impl Into<Vec<u8>>, end: End) -> (Result<Fetched<Discover
     let trust = InitialTrust { ca_file: Some(ca_file), ..InitialTrust::default() };
     let client = direct(trust);
     let url = format!("https://127.0.0.1:{port}/.well-known/margo");
-    let read = client.discover(&url.parse().unwrap(), None).await;
+    let read = client.discover(&url.parse().unwrap(), None, &bundles()).await;
     (read, server.join().unwrap())
 }
 
@@ -225,7 +230,7 @@ async fn endless_tls_message_of_tiny_records_is_described() {
     std::fs::write(&ca_file, issuer.pem()).unwrap();
     let client = direct(InitialTrust { ca_file: Some(ca_file), ..InitialTrust::default() });
     let url = format!("https://127.0.0.1:{port}/.well-known/margo").parse().unwrap();
-    let detail = client.discover(&url, None).await.unwrap_err().to_string();
+    let detail = client.discover(&url, None, &[]).await.unwrap_err().to_string();
     server.join().unwrap();
     assert!(detail.contains("larger than any that TLS has"), "{detail}");
 }
@@ -324,7 +329,7 @@ fn client(ca_of: &development_mis::Mis) -> Issuer {
 }
 
 async fn discover(client: &Issuer, server: &development_mis::Mis) -> Result<(), IssuerError> {
-    client.discover(&server.discovery_url().parse().unwrap(), None).await.map(|_| ())
+    client.discover(&server.discovery_url().parse().unwrap(), None, &[]).await.map(|_| ())
 }
 
 #[tokio::test]
@@ -423,10 +428,10 @@ async fn ipv6_address_is_reached_through_a_proxy() {
     let url = |address: &str| Url::parse(&format!("https://[{address}]:8443/.well-known/margo")).unwrap();
 
     let (address, requests) = proxy(server.port(), "HTTP/1.1 200 OK\r\nvia: here\r\n\r\n");
-    through(&address).discover(&url("2001:db8::1"), None).await.unwrap();
+    through(&address).discover(&url("2001:db8::1"), None, &[]).await.unwrap();
     assert!(requests.recv().unwrap().starts_with("CONNECT [2001:db8::1]:8443 HTTP/1.1\r\n"));
     // It is the address that is authenticated.
-    let error = through(&address).discover(&url("2001:db8::2"), None).await.unwrap_err();
+    let error = through(&address).discover(&url("2001:db8::2"), None, &[]).await.unwrap_err();
     assert!(matches!(error, IssuerError::Transport(TransportError::ServerNotTrusted { .. })), "{error}");
 
     for (response, why) in [
@@ -436,7 +441,7 @@ async fn ipv6_address_is_reached_through_a_proxy() {
         ("SSH-2.0-OpenSSH\r\n\r\n", "its response is not HTTP"),
     ] {
         let (address, _requests) = proxy(server.port(), response);
-        let error = through(&address).discover(&url("2001:db8::1"), None).await.unwrap_err();
+        let error = through(&address).discover(&url("2001:db8::1"), None, &[]).await.unwrap_err();
         assert!(
             matches!(error, IssuerError::Transport(TransportError::Proxy { .. }))
                 && error.to_string().contains(why),
@@ -447,6 +452,6 @@ async fn ipv6_address_is_reached_through_a_proxy() {
         "http://127.0.0.1:{}",
         std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
     );
-    let error = through(&unreachable).discover(&url("2001:db8::1"), None).await.unwrap_err();
+    let error = through(&unreachable).discover(&url("2001:db8::1"), None, &[]).await.unwrap_err();
     assert!(error.to_string().contains("could not be reached"), "{error}");
 }

@@ -13,10 +13,12 @@ use miaf_spiffe::time::Timestamp;
 
 /// The event for a snapshot as of `now`.
 fn state_event(snapshot: &Snapshot, now: Timestamp) -> StateEvent {
+    let is_served = snapshot.withdrawn_since(now).is_none();
+    let bundle = snapshot.bundle.as_ref().filter(|_| is_served);
     StateEvent {
         status: status(snapshot, now),
-        svids: snapshot.identities().filter_map(svid_document).collect(),
-        bundle: snapshot.bundle.as_ref().map(CurrentBundle::document),
+        svids: snapshot.identities().filter(|_| is_served).filter_map(svid_document).collect(),
+        bundle: bundle.map(CurrentBundle::document),
     }
 }
 
@@ -34,6 +36,7 @@ fn essence(event: &StateEvent) -> StateEvent {
     if let Some(bundle) = bundle {
         bundle.fetched_at = Timestamp::default();
         bundle.refresh_at = None;
+        bundle.stale_at = None;
     }
     essence
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hyper::body::Bytes;
 
+use crate::config::WhenStale;
 use crate::factory_credential::CredentialFacts;
 use crate::keys::{Key, ProviderKind};
 use crate::problem::{LastError, ProblemCode};
@@ -175,11 +176,20 @@ impl Snapshot {
         self.is_known && self.default_identity.state != State::Unconfigured
     }
 
+    /// Since when the sockets hand out neither SVIDs nor the bundle, because the bundle is stale
+    /// (`bundle.when_stale`). What was published as files stays, since programs have read it.
+    pub(crate) fn withdrawn_since(&self, now: Timestamp) -> Option<Timestamp> {
+        let bundle = self.bundle.as_ref().filter(|bundle| bundle.is_stale(now))?;
+        bundle.stale_at.filter(|_| bundle.when_stale == WhenStale::Withdraw)
+    }
+
     /// Whether a local program can prove this identity: its SVID is valid at `now`, its key is not
     /// lost, and the current bundle vouches for it. A TPM that is away for a moment does not count.
+    /// Of what is withdrawn nothing is ready.
     pub(crate) fn is_ready(&self, identity: &IdentitySnapshot, now: Timestamp) -> bool {
         // By a clock that cannot be right, it cannot be validated.
         identity.state != State::WaitingForClock
+            && self.withdrawn_since(now).is_none()
             && !identity.key_is_lost
             && identity.current.as_ref().is_some_and(|current| current.is_valid(now))
             && self.vouching_anchor_not_after(identity, now).is_some()
@@ -258,11 +268,20 @@ pub(crate) struct CurrentBundle {
     pub refresh_at: Option<Timestamp>,
     /// How often the agent polls it where the MIS gives no refresh hint.
     pub refresh_interval: Duration,
+    /// When it becomes or became stale. `None`: never, as far as is known.
+    pub stale_at: Option<Timestamp>,
+    /// What happens while it is stale.
+    pub when_stale: WhenStale,
 }
 
 impl CurrentBundle {
     /// The bundle as a SPIFFE bundle for local programs, with a refresh hint.
     pub(crate) fn document(&self) -> BundleDocument {
         self.bundle.document(self.refresh_interval, &[])
+    }
+
+    /// Whether it is older than it may be (`bundle.max_age`).
+    pub(crate) fn is_stale(&self, now: Timestamp) -> bool {
+        self.stale_at.is_some_and(|stale_at| stale_at <= now)
     }
 }

@@ -18,8 +18,8 @@ pub(crate) fn status(snapshot: &Snapshot, now: Timestamp) -> Status {
             sequence: current.bundle.sequence(),
             fetched_at: current.fetched_at,
             refresh_at: current.refresh_at,
-            stale: false,
-            stale_at: None,
+            stale: current.is_stale(now),
+            stale_at: current.stale_at,
         }),
         bootstrap: snapshot.bootstrap.as_ref().map(|facts| BootstrapStatus {
             not_before: facts.not_before,

@@ -174,6 +174,11 @@ fn trust_domain_metrics(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
         bundle.map(|current| seconds(current.fetched_at)),
     );
     text.one(
+        "bundle_stale",
+        "1: the trust bundle is older than bundle.max_age.",
+        bundle.map(|current| flag(current.is_stale(now))),
+    );
+    text.one(
         "bundle_anchors",
         "Certificates in the trust bundle.",
         bundle.map(|current| current.bundle.anchors().len() as f64),

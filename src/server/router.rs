@@ -172,6 +172,7 @@ fn read<B>(
     let snapshot = context.snapshots.borrow().clone();
     match document {
         Document::Status => json(StatusCode::OK, JSON, &status::status(&snapshot, now)),
+        Document::Svid(_) | Document::Bundle if snapshot.withdrawn_since(now).is_some() => withdrawn(),
         Document::Svid(name) => match find(&snapshot, name.as_ref()) {
             Err(unknown) => unknown,
             Ok(identity) if identity.current.is_some() => {
@@ -195,6 +196,7 @@ fn read<B>(
         Document::Readiness if snapshot.is_ready(&snapshot.default_identity, now) => {
             json(StatusCode::OK, JSON, &json!({ "ready": true }))
         }
+        Document::Readiness if snapshot.withdrawn_since(now).is_some() => withdrawn(),
         Document::Readiness => not_available(not_ready(&snapshot.default_identity)),
     }
 }
@@ -213,6 +215,13 @@ pub(super) fn find<'a>(
 
 fn not_available(detail: &str) -> HttpResponse {
     problem(StatusCode::SERVICE_UNAVAILABLE, ProblemCode::NotAvailable, detail, Some(SEE_STATUS))
+}
+
+/// Response where SVIDs and bundle are withdrawn, since the bundle is stale.
+fn withdrawn() -> HttpResponse {
+    let detail = "the trust bundle is older than bundle.max_age in the agent's configuration, and bundle.when_stale \
+                  withdraws SVIDs and bundle until it is refreshed";
+    problem(StatusCode::SERVICE_UNAVAILABLE, ProblemCode::BundleStale, detail, Some(SEE_STATUS))
 }
 
 /// Responds with a document that is serialised once per snapshot.

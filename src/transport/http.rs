@@ -192,8 +192,8 @@ async fn exchange(
     }
     let client = client.build()?;
     let request = match call.body {
-        Body::Get(validators) => conditional(client.get(call.url), validators.unwrap_or_default()),
-        Body::Post(json) => client.post(call.url).header(header::CONTENT_TYPE, "application/json").body(json),
+        Body::Get(validators) => conditional(client.get(call.url.clone()), validators.unwrap_or_default()),
+        Body::Post(json) => client.post(call.url.clone()).header(header::CONTENT_TYPE, "application/json").body(json),
     };
     // Nothing is decoded here, and without the header a server may encode as it likes (RFC 9110
     // section 12.5.3).
@@ -204,6 +204,9 @@ async fn exchange(
     let limit = if status < 400 { call.limit } else { MAX_ERROR_BODY };
     let headers = response.headers();
     proven.record(headers);
+    if observation.has_unnamed_address() {
+        call.trust.warn_of_unnamed_address(&call.url);
+    }
     let mut result = Response {
         status,
         validators: Validators {

@@ -1,5 +1,7 @@
 //! Problem Details (RFC 9457).
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -20,6 +22,8 @@ struct Members<'a> {
     detail: Option<&'a RawValue>,
     #[serde(borrow)]
     instance: Option<&'a RawValue>,
+    #[serde(borrow, rename = "retryAfterSeconds")]
+    retry_after_seconds: Option<&'a RawValue>,
 }
 
 /// Genuine Problem Details body: the media type, the required members, and a `status` that agrees
@@ -34,6 +38,8 @@ pub struct ProblemDetails {
     pub detail: Option<Excerpt>,
     /// Reference to this occurrence.
     pub instance: Option<Excerpt>,
+    /// Margo's extension `retryAfterSeconds` (docs/conformance.md, N13): advisory.
+    pub retry_after: Option<Duration>,
 }
 
 impl ProblemDetails {
@@ -54,6 +60,7 @@ impl ProblemDetails {
             title: text(body.title, MAX_TITLE)?,
             detail: text(body.detail, MAX_DETAIL / 2),
             instance: text(body.instance, MAX_INSTANCE),
+            retry_after: body.retry_after_seconds.and_then(json::whole_number).map(Duration::from_secs),
         };
         genuine.then_some(problem)
     }

@@ -135,11 +135,14 @@ impl Response {
         let body = self.encoding.is_none().then_some(&self.body);
         let problem = body.and_then(|body| ProblemDetails::read(status, self.content_type.as_deref(), body));
         let excerpt = if problem.is_none() { self.described() } else { None };
+        // By RFC 9110 it is the header that says it. Where there is none, the body's word counts for
+        // the two statuses that the header is for; other errors have a delay by their meaning.
+        let in_body = || problem.as_ref().filter(|_| matches!(status, 429 | 503))?.retry_after;
         Ok(ErrorResponse {
             url,
             status,
+            retry_after: self.retry_after.or_else(in_body),
             problem,
-            retry_after: self.retry_after,
             excerpt,
             certificate_not_requested: self.certificate_not_requested,
         })

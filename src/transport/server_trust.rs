@@ -2,10 +2,12 @@
 //! last good trust while a replacement of it is bad. [`server_verifier`](super::server_verifier)
 //! validates a server by it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustls_pki_types::{CertificateDer, TrustAnchor};
+use url::Url;
 
 use super::error::{MAX_REASON, TransportError};
 use crate::config::InitialTrust;
@@ -14,6 +16,9 @@ use crate::platform::{access, clock, files};
 use crate::problem::{LastError, ProblemCode, Report};
 use miaf_spiffe::pem;
 use miaf_spiffe::text::Excerpt;
+
+/// Limit on the origins that a warning is logged of.
+const MAX_WARNINGS: usize = 16;
 
 /// Initial trust of one configuration. The files are read at every use, so a replaced one is used
 /// from the next connection on. If the replacement is bad, the last good trust stays in use *as a
@@ -30,6 +35,8 @@ struct Inner {
     /// One thread reads at a time, so that what was read last is what is cached.
     reading: Mutex<()>,
     cached: Mutex<Cached>,
+    /// Origins of which a warning has been logged.
+    warned_of: Mutex<BTreeSet<String>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -68,7 +75,26 @@ impl ServerTrust {
     }
 
     fn with(configured: InitialTrust, cached: Cached) -> Self {
-        Self(Arc::new(Inner { configured, reading: Mutex::default(), cached: Mutex::new(cached) }))
+        Self(Arc::new(Inner {
+            configured,
+            reading: Mutex::default(),
+            cached: Mutex::new(cached),
+            warned_of: Mutex::default(),
+        }))
+    }
+
+    /// Warns, once for each origin, of a server that a pin authenticates at an IP address which its
+    /// certificate does not have.
+    pub(super) fn warn_of_unnamed_address(&self, url: &Url) {
+        let origin = url.origin().ascii_serialization();
+        let mut warned_of = self.0.warned_of.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned_of.len() < MAX_WARNINGS && warned_of.insert(origin.clone()) {
+            tracing::warn!(
+                hint = "Have this address put into the certificate as an iPAddress SAN, or use a DNS name that it has",
+                "the certificate of {origin} does not have this IP address: the pin in spki_sha256 alone says that it is \
+                 the right server"
+            );
+        }
     }
 
     /// The trust in use, as of the last read. `None`: it was never read, or never good.

@@ -64,6 +64,8 @@ pub(super) struct HandshakeObservation(Mutex<Observed>);
 struct Observed {
     trust_source: Option<TrustSource>,
     untrusted: Option<Reason>,
+    /// The server's certificate does not have its IP address, and a pin made up for it.
+    unnamed_address: bool,
     request: ClientAuthRequest,
 }
 
@@ -102,6 +104,11 @@ impl HandshakeObservation {
     /// The trust that authenticated the server. Where nothing is known, the weaker is assumed.
     pub(super) fn trust_source(&self) -> TrustSource {
         self.observed().trust_source.unwrap_or(TrustSource::PublicStore)
+    }
+
+    /// Whether a server is trusted by a pin although its certificate does not have its IP address.
+    pub(super) fn has_unnamed_address(&self) -> bool {
+        self.observed().unnamed_address
     }
 
     /// Why the server is not trusted, if it is not.
@@ -160,7 +167,15 @@ impl Verifier {
             Ok(()) => Ok(trust_source),
             Err(Error::InvalidCertificate(
                 error @ (CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }),
-            )) => Err(UntrustedServer { reason: reasons::other_names(&chain).into(), error }),
+            )) => {
+                // With a pin, an address needs no name in the certificate (N8): the pin says whose
+                // key it is. Every chain that comes this far has one of the pinned keys.
+                if matches!(name, ServerName::IpAddress(_)) && !self.trust.pins.is_empty() {
+                    self.observation.observed().unnamed_address = true;
+                    return Ok(trust_source);
+                }
+                Err(UntrustedServer { reason: reasons::other_names(&chain).into(), error })
+            }
             Err(error) => Err(UntrustedServer::from(error)),
         }
     }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::json;
 use url::Url;
 
-use super::discovery::{FACTORY_CERT_MTLS, X509_SVID_V1};
+use crate::issuer::discovery::{FACTORY_CERT_MTLS, X509_SVID_V1};
 use crate::issuer::{CertificateRequest, IssuerError};
 use miaf_spiffe::json::{self, AtMost, Object};
 use miaf_spiffe::svid::Chain;

@@ -2,7 +2,8 @@
 
 use url::Url;
 
-use super::{Discovery, enrollment, problem as meanings};
+use super::{enrollment, problem as meanings};
+use crate::issuer::{BootstrapMethod, BundleLocation, Discovery};
 use crate::transport;
 use miaf_spiffe::testing::check_error;
 
@@ -15,10 +16,20 @@ pub(crate) fn discovery(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else { return false };
     match Discovery::from_json(text) {
         Ok(document) => {
-            assert_eq!(document.identities_uri().scheme(), "https");
-            assert_eq!(document.trust_bundle_uri().scheme(), "https");
-            if let Err(e) = document.check_origin(&url()) {
-                check_error(e);
+            if let Ok(v0) = document.miaf_v0() {
+                assert_eq!(v0.identities_uri().scheme(), "https");
+            }
+            let BundleLocation::Url(bundle) = document.bundle() else { return false };
+            assert_eq!(bundle.scheme(), "https");
+            for refused in [document.check_origin(&url()), document.check_bundle_origin(&url(), &[])] {
+                if let Err(e) = refused {
+                    check_error(e);
+                }
+            }
+            for report in [BootstrapMethod::FactoryCert, BootstrapMethod::WfmBinding]
+                .map(|method| document.rules_out_enrollment(method, "device", "do something else"))
+            {
+                check_error(report.map(|report| report.message()).unwrap_or_default());
             }
             true
         }

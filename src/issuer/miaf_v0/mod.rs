@@ -1,24 +1,20 @@
-//! MIAF v0 (docs/conformance.md, D, E, R and P): the discovery document, enrollment and renewal as
-//! JSON, and the meaning of Problem Details.
+//! MIAF v0 (docs/conformance.md, E, R and P): enrollment and renewal as JSON, and the meaning of
+//! Problem Details.
 
-mod discovery;
 mod enrollment;
 mod problem;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 
-pub use discovery::{Discovery, DiscoveryError, FACTORY_CERT_MTLS, X509_SVID_V1};
+pub(super) use problem::margo_code;
 
 use url::Url;
 
-use super::{CertificateRequest, IssuerError};
+use super::{CertificateRequest, Discovery, IssuerError};
 use crate::transport::{ClientIdentity, Response, Transport};
 use miaf_spiffe::SpiffeId;
 use miaf_spiffe::svid::Chain;
-
-/// Limit on the bytes of a discovery document.
-pub(super) const MAX_DISCOVERY: usize = 64 * 1024;
 
 /// Enrolls with the factory certificate (miaf-v0 E1).
 pub(super) async fn enroll(
@@ -27,7 +23,7 @@ pub(super) async fn enroll(
     csr: &CertificateRequest,
     factory: ClientIdentity,
 ) -> Result<Chain, IssuerError> {
-    issue(transport, discovery.identities_uri(), enrollment::enrollment(csr), factory).await
+    issue(transport, discovery.miaf_v0()?.identities_uri(), enrollment::enrollment(csr), factory).await
 }
 
 /// Renews with the current SVID (miaf-v0 R1).
@@ -38,7 +34,7 @@ pub(super) async fn renew(
     csr: &CertificateRequest,
     svid: ClientIdentity,
 ) -> Result<Chain, IssuerError> {
-    issue(transport, discovery.renewal_uri(id), enrollment::renewal(csr), svid).await
+    issue(transport, discovery.miaf_v0()?.renewal_uri(id), enrollment::renewal(csr), svid).await
 }
 
 async fn issue(

@@ -3,12 +3,20 @@
 use crate::lifecycle::FailureKind;
 use crate::transport::ProblemDetails;
 
-const MARGO_ERRORS: &str = "https://margo.org/docs/errors/";
+/// Prefixes of Margo's problem types: those of MIAF v0, and those of the released specification
+/// (N13).
+const MARGO_ERRORS: [&str; 2] =
+    ["https://margo.org/docs/errors/", "https://docs.margo.org/specification/problem-types#"];
+
+/// The code in a problem type of Margo's. `None`: it is another's.
+pub(in crate::issuer) fn margo_code(kind: &str) -> Option<&str> {
+    MARGO_ERRORS.iter().find_map(|prefix| kind.strip_prefix(prefix))
+}
 
 /// Looks up the table of miaf-v0 P. Known types are identified by their name, unknown ones by the
 /// status (P1). A `400` or `422` is permanent only with a genuine Problem Details body (P5).
 pub(super) fn failure_kind(status: u16, problem: Option<&ProblemDetails>) -> FailureKind {
-    let code = problem.and_then(|problem| problem.kind.strip_prefix(MARGO_ERRORS));
+    let code = problem.and_then(|problem| margo_code(&problem.kind));
     match code {
         Some("enrollment-pending") => return FailureKind::Pending,
         Some("key-rotation-not-permitted") => return FailureKind::KeyRotationRefused,
@@ -19,6 +27,8 @@ pub(super) fn failure_kind(status: u16, problem: Option<&ProblemDetails>) -> Fai
         ) => {
             return FailureKind::Permanent;
         }
+        Some("not-authorized") => return FailureKind::Slow,
+        Some("discovery-document-not-found" | "spiffe-bundle-not-found") => return FailureKind::NotFound,
         _ => {}
     }
     match status {

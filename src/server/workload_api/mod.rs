@@ -30,6 +30,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::task::spawn_blocking;
 
 use self::svids::{Basis, Candidate, Decision, Entry, Share, Standing, decide};
+use crate::platform::clock;
 use crate::platform::log::AUDIT;
 use crate::publish::Snapshot;
 use crate::server::call_limit::CallPermit;
@@ -365,6 +366,11 @@ fn denial<'a>(candidates: &'a [Candidate], shares: &'a [Share]) -> Option<(&'a C
 fn bundle(snapshot: &Snapshot) -> Result<&Bundle, Unavailable> {
     match &snapshot.bundle {
         None => Err(missing("trust bundle", snapshot)),
+        Some(_) if snapshot.withdrawn_since(clock::now().wall).is_some() => {
+            let message = "The trust bundle of this device is stale, and its configuration withdraws SVIDs and bundle \
+                           until it is refreshed. miaf-agent status says more.";
+            Err(Unavailable::Withdrawn(GrpcStatus::new(Code::Unavailable, message)))
+        }
         Some(current) if current.bundle.anchors().is_empty() => {
             let message = "The Margo Identity Service has emptied the trust bundle: no peer is to be trusted in this \
                            trust domain.";
