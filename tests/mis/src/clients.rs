@@ -31,17 +31,26 @@ pub fn judge_svid(
         return Err(format!("an SVID has exactly one URI SAN, this one has {}", uris.len()));
     }
     let id = uris.swap_remove(0);
+    if let Some(why) = chain.first().and_then(|leaf| x509::svid_usage_error(leaf)) {
+        return Err(format!("an SVID has the key usage digitalSignature: {why}"));
+    }
     if !id.starts_with(&format!("spiffe://{trust_domain}/")) {
         return Err("the SPIFFE ID is not of this trust domain".to_owned());
     }
     Ok(id)
 }
 
+/// The SPIFFE ID that a certificate shows, good or not, for the journal.
+pub fn shown_id(chain: &[CertificateDer<'_>]) -> Option<String> {
+    let uris = chain.first().map(|leaf| x509::uris_of(leaf)).unwrap_or_default();
+    uris.into_iter().find(|uri| uri.starts_with("spiffe://"))
+}
+
 /// Summary of a chain, for the journal.
 pub fn kind(chain: &[CertificateDer<'_>], factory_anchors: &[Der]) -> ClientKind {
     match chain.first() {
         None => ClientKind::None,
-        Some(leaf) if x509::uris_of(leaf).iter().any(|uri| uri.starts_with("spiffe://")) => ClientKind::Svid,
+        Some(_) if shown_id(chain).is_some() => ClientKind::Svid,
         Some(_) if judge_factory(chain, factory_anchors).is_ok() => ClientKind::Factory,
         Some(_) => ClientKind::Unknown,
     }

@@ -1,15 +1,16 @@
-//! The two public documents: discovery (D3) and the Bundle Map (B1), with their validators.
+//! The two public documents, as v0 has them (D3, B1) or as they are released (N3, N4), with their
+//! validators.
 
 use crate::error::{Error, Result};
 use crate::pki::Pki;
-use crate::policy::Policy;
+use crate::policy::{Documents, Policy};
 use crate::wire::BUNDLE_PATH;
 use crate::x509::{self, Der};
 use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
-use const_oid::db::rfc5912;
+use const_oid::db::{rfc5912, rfc8410};
 use der::asn1::UintRef;
 use der::{Decode, Reader, SliceReader};
 use hyper::HeaderMap;
@@ -20,23 +21,36 @@ use x509_cert::Certificate;
 
 /// The discovery document. `base` is the server's origin.
 pub fn discovery(trust_domain: &str, base: &str, policy: &Policy) -> Value {
-    json!({
+    let mut document = json!({
         "trustDomain": trust_domain,
         "trustBundleUri": format!("{base}{BUNDLE_PATH}"),
-        "margoIdentityServiceBaseUri": base,
-        "supportedBootstrapMethods": policy.methods,
-        "svidProfilesSupported": policy.profiles,
+    });
+    if policy.documents == Documents::V0 {
+        document["margoIdentityServiceBaseUri"] = base.into();
+        document["supportedBootstrapMethods"] = policy.methods.as_slice().into();
+        document["svidProfilesSupported"] = policy.profiles.as_slice().into();
+    }
+    document
+}
+
+/// The trust bundle: v0's Bundle Map with one entry for the Trust Domain, or the released plain
+/// bundle.
+pub fn bundle(trust_domain: &str, pki: &Pki, policy: &Policy) -> Result<Value> {
+    let plain = plain_bundle(&pki.anchors(), pki.sequence(), policy.refresh_hint)?;
+    Ok(match policy.documents {
+        Documents::V0 => json!({ "trust_domains": { trust_domain: plain } }),
+        Documents::Released => plain,
     })
 }
 
-/// The SPIFFE Bundle Map with one entry, for the Trust Domain.
-pub fn bundle_map(trust_domain: &str, pki: &Pki, policy: &Policy) -> Result<Value> {
-    let keys = pki.anchors().iter().map(jwk).collect::<Result<Vec<_>>>()?;
-    let mut entry = json!({ "keys": keys, "spiffe_sequence": pki.sequence() });
-    if let Some(hint) = policy.refresh_hint {
-        entry["spiffe_refresh_hint"] = hint.into();
+/// A SPIFFE bundle (a JWK Set) of these anchors.
+pub fn plain_bundle(anchors: &[Der], sequence: u64, refresh_hint: Option<u64>) -> Result<Value> {
+    let keys = anchors.iter().map(jwk).collect::<Result<Vec<_>>>()?;
+    let mut bundle = json!({ "keys": keys, "spiffe_sequence": sequence });
+    if let Some(hint) = refresh_hint {
+        bundle["spiffe_refresh_hint"] = hint.into();
     }
-    Ok(json!({ "trust_domains": { trust_domain: entry } }))
+    Ok(bundle)
 }
 
 /// One anchor as a JWK.
@@ -46,10 +60,10 @@ fn jwk(anchor: &Der) -> Result<Value> {
     let key = spki.subject_public_key.raw_bytes();
     let mut jwk = json!({ "use": "x509-svid", "x5c": [STANDARD.encode(anchor)] });
     match (spki.algorithm.oid, key) {
-        (rfc5912::ID_EC_PUBLIC_KEY, [4, point @ ..]) if point.len() == 64 => {
-            let (x, y) = point.split_at(32);
+        (rfc5912::ID_EC_PUBLIC_KEY, [4, point @ ..]) if matches!(point.len(), 64 | 96) => {
+            let (x, y) = point.split_at(point.len() / 2);
             jwk["kty"] = "EC".into();
-            jwk["crv"] = "P-256".into();
+            jwk["crv"] = if point.len() == 64 { "P-256" } else { "P-384" }.into();
             jwk["x"] = URL_SAFE_NO_PAD.encode(x).into();
             jwk["y"] = URL_SAFE_NO_PAD.encode(y).into();
         }
@@ -62,6 +76,11 @@ fn jwk(anchor: &Der) -> Result<Value> {
             jwk["kty"] = "RSA".into();
             jwk["n"] = URL_SAFE_NO_PAD.encode(n).into();
             jwk["e"] = URL_SAFE_NO_PAD.encode(e).into();
+        }
+        (rfc8410::ID_ED_25519, key) => {
+            jwk["kty"] = "OKP".into();
+            jwk["crv"] = "Ed25519".into();
+            jwk["x"] = URL_SAFE_NO_PAD.encode(key).into();
         }
         _ => return Err(Error::new("an anchor with a key that has no JWK here")),
     }

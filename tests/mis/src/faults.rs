@@ -126,7 +126,9 @@ impl Fault {
 /// Ways to bend an SVID or the response around it.
 #[derive(Debug, Clone)]
 pub enum SvidFault {
-    /// The SPIFFE ID of another device of this Trust Domain.
+    /// This URI SAN, whatever it is.
+    SpiffeId(String),
+    /// The SPIFFE ID of another device or client of this Trust Domain.
     WrongSpiffeId,
     /// The same path in another Trust Domain.
     OtherTrustDomain(String),
@@ -146,6 +148,8 @@ pub enum SvidFault {
     KeyUsageNotCritical,
     /// `keyCertSign` in addition to `digitalSignature`.
     KeyCertSign,
+    /// `cRLSign` in addition to `digitalSignature`.
+    CrlSign,
     /// Extended key usage without `clientAuth`.
     NoClientAuth,
     /// This serial number, whatever it has been given to before (RFC 5280, section 4.1.2.2).
@@ -195,8 +199,12 @@ pub enum DocumentFault {
     DuplicateTrustDomain,
     /// No keys (bundle, B3).
     EmptyKeys,
+    /// Keys, but none for X.509 (bundle, N4).
+    NoX509Keys,
     /// A plain SPIFFE bundle, not a map (bundle, B2).
     PlainBundle,
+    /// A Bundle Map, not a plain bundle (bundle, N4).
+    BundleMap,
     /// `spiffe_sequence` one lower (bundle, B5).
     LowerSequence,
     /// JWKs to be ignored in addition to the real ones, and a second `x5c` element (bundle, B2).
@@ -269,6 +277,11 @@ fn flatten(fault: Fault, into: &mut Vec<Fault>) {
 pub struct Active(Vec<Fault>);
 
 impl Active {
+    /// Ways to bend one SVID, outside of a request.
+    pub fn of_svid(faults: &[SvidFault]) -> Self {
+        Self(faults.iter().cloned().map(Fault::Svid).collect())
+    }
+
     /// None.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -429,11 +442,13 @@ impl SvidFault {
         let id = leaf.uris.first().cloned().unwrap_or_default();
         let (start, uuid) = id.rsplit_once('/').unwrap_or(("", ""));
         match self {
+            Self::SpiffeId(id) => leaf.uris = vec![id.clone()],
             Self::WrongSpiffeId => {
                 leaf.uris = vec![format!("{start}/{}", wire::random_uuid()?)];
             }
             Self::OtherTrustDomain(name) => {
-                leaf.uris = vec![format!("spiffe://{name}/margo/device/{uuid}")];
+                let path = id.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/'));
+                leaf.uris = vec![format!("spiffe://{name}/{}", path.unwrap_or_default().1)];
             }
             Self::TwoUriSans => leaf.uris.push(format!("{start}/{}", wire::random_uuid()?)),
             Self::NoUriSan => leaf.uris.clear(),
@@ -450,6 +465,9 @@ impl SvidFault {
             Self::KeyUsageNotCritical => leaf.key_usage_critical = false,
             Self::KeyCertSign => {
                 leaf.key_usage = Some(KeyUsages::DigitalSignature | KeyUsages::KeyCertSign);
+            }
+            Self::CrlSign => {
+                leaf.key_usage = Some(KeyUsages::DigitalSignature | KeyUsages::CRLSign);
             }
             Self::NoClientAuth => leaf.extended = vec![x509::SERVER_AUTH],
             Self::SerialNumber(number) => leaf.serial = Some(vec![*number]),
@@ -476,8 +494,9 @@ impl DocumentFault {
             Self::TrustDomain(name) => document["trustDomain"] = name.as_str().into(),
             Self::HttpUrls => {
                 for member in ["trustBundleUri", "margoIdentityServiceBaseUri"] {
-                    let url = document[member].as_str().unwrap_or_default();
-                    document[member] = url.replacen("https://", "http://", 1).into();
+                    if let Some(url) = document[member].as_str() {
+                        document[member] = url.replacen("https://", "http://", 1).into();
+                    }
                 }
             }
             Self::MissingMember(name) => {
@@ -490,21 +509,30 @@ impl DocumentFault {
     }
 
     fn bend_bundle(&self, trust_domain: &str, document: &mut Value) {
-        let entry = document["trust_domains"][trust_domain].clone();
+        let is_map = document.get("trust_domains").is_some();
+        let entry = match document.pointer("/trust_domains") {
+            Some(map) => map[trust_domain].clone(),
+            None => document.clone(),
+        };
         match self {
-            Self::TrustDomain(name) => document["trust_domains"] = json!({ name: entry }),
+            // A plain bundle names no Trust Domain.
+            Self::TrustDomain(name) if is_map => document["trust_domains"] = json!({ name: entry }),
             Self::MissingMember(name) => {
                 document.as_object_mut().map(|members| members.remove(name));
-                if let Some(entry) = document.pointer_mut("/trust_domains") {
-                    entry[trust_domain].as_object_mut().map(|members| members.remove(name));
+                if let Some(map) = document.pointer_mut("/trust_domains") {
+                    map[trust_domain].as_object_mut().map(|members| members.remove(name));
                 }
             }
-            Self::EmptyKeys => document["trust_domains"][trust_domain]["keys"] = json!([]),
+            Self::EmptyKeys => bundle_of(document, trust_domain)["keys"] = json!([]),
+            Self::NoX509Keys => {
+                let key = json!({"kty": "EC", "use": "jwt-svid", "kid": "one", "crv": "P-256"});
+                bundle_of(document, trust_domain)["keys"] = json!([key]);
+            }
             Self::PlainBundle => *document = entry,
+            Self::BundleMap => *document = json!({ "trust_domains": { trust_domain: entry } }),
             Self::LowerSequence => {
                 let sequence = entry["spiffe_sequence"].as_u64().unwrap_or(0);
-                document["trust_domains"][trust_domain]["spiffe_sequence"] =
-                    sequence.saturating_sub(1).into();
+                bundle_of(document, trust_domain)["spiffe_sequence"] = sequence.saturating_sub(1).into();
             }
             Self::ForeignKeys => {
                 let mut keys = entry["keys"].as_array().cloned().unwrap_or_default();
@@ -517,12 +545,14 @@ impl DocumentFault {
                 keys.push(json!({"kty": "EC", "use": "jwt-svid", "kid": "one", "crv": "P-256"}));
                 keys.push(json!({"kty": "EC", "use": "something-new", "x5c": ["AA=="]}));
                 keys.push(json!({"kty": "EC", "use": "x509-svid", "crv": "P-256"}));
-                document["trust_domains"][trust_domain]["keys"] = keys.into();
+                bundle_of(document, trust_domain)["keys"] = keys.into();
             }
             Self::ExtraMembers => {
                 document["unknownMember"] = json!({"deep": [1, 2, 3]});
-                document["trust_domains"][trust_domain]["unknownMember"] = true.into();
-                document["trust_domains"]["other.example"] = json!({"keys": []});
+                if is_map {
+                    document["trust_domains"][trust_domain]["unknownMember"] = true.into();
+                    document["trust_domains"]["other.example"] = json!({"keys": []});
+                }
             }
             _ => {}
         }
@@ -531,7 +561,7 @@ impl DocumentFault {
     fn raw(&self, trust_domain: &str, document: &Value) -> Option<Vec<u8>> {
         match self {
             Self::Replace(bytes) => Some(bytes.clone()),
-            Self::DuplicateTrustDomain => {
+            Self::DuplicateTrustDomain if document.get("trust_domains").is_some() => {
                 let entry = &document["trust_domains"][trust_domain];
                 let name = Value::from(trust_domain);
                 let text = format!("{{\"trust_domains\":{{{name}:{entry},{name}:{entry}}}}}");
@@ -540,4 +570,12 @@ impl DocumentFault {
             _ => None,
         }
     }
+}
+
+/// The SPIFFE bundle in the document: its entry in a Bundle Map, or the document itself.
+fn bundle_of<'a>(document: &'a mut Value, trust_domain: &str) -> &'a mut Value {
+    if document.get("trust_domains").is_some() {
+        return &mut document["trust_domains"][trust_domain];
+    }
+    document
 }

@@ -8,11 +8,13 @@ use der::flagset::FlagSet;
 use std::time::SystemTime;
 use x509_cert::ext::pkix::KeyUsages;
 
-/// A device SVID before it is signed. [`LeafSpec::new`] makes a good one; only a fault changes it.
+/// An SVID before it is signed. [`LeafSpec::new`] makes a good one; only a fault changes it.
 #[derive(Debug, Clone)]
 pub struct LeafSpec {
     /// URI SANs: the SPIFFE ID.
     pub uris: Vec<String>,
+    /// DNS names in addition.
+    pub dns: Vec<String>,
     /// The key of the CSR, DER SubjectPublicKeyInfo.
     pub spki: Vec<u8>,
     /// First moment of validity.
@@ -38,6 +40,7 @@ impl LeafSpec {
         let not_before = now - policy.backdate.min(LONGEST_LIFETIME);
         Self {
             uris: vec![spiffe_id.to_owned()],
+            dns: Vec::new(),
             spki: spki.to_vec(),
             not_before,
             not_after: (now + policy.svid_lifetime.min(LONGEST_LIFETIME)).min(not_before + LONGEST_LIFETIME),
@@ -56,8 +59,8 @@ impl LeafSpec {
             extensions.push(x509::key_usage(usage, self.key_usage_critical)?);
         }
         extensions.push(x509::extended_key_usage(&self.extended)?);
-        if !self.uris.is_empty() {
-            extensions.push(x509::uri_names(&self.uris, true)?);
+        if !self.uris.is_empty() || !self.dns.is_empty() {
+            extensions.push(x509::svid_names(&self.uris, &self.dns)?);
         }
         issuer.issue(&Template {
             subject: x509::common_name("")?,

@@ -41,6 +41,8 @@ pub struct Entry {
     pub path: String,
     /// What the client presented.
     pub client: ClientKind,
+    /// The SPIFFE ID in the certificate that it presented, good or not.
+    pub client_spiffe_id: Option<String>,
     /// The conditional header used, `Name: value`.
     pub conditional: Option<String>,
     /// SHA-256 (hexadecimal) of the SubjectPublicKeyInfo in the CSR, where a valid one was sent.
@@ -72,6 +74,7 @@ impl Entry {
             method: method.to_owned(),
             path: path.to_owned(),
             client,
+            client_spiffe_id: None,
             conditional: None,
             csr_spki_sha256: None,
             status: None,

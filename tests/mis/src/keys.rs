@@ -1,20 +1,21 @@
 //! Private keys of this server's own PKI: making, loading, signing.
 
 use crate::error::{Context, Error, Result};
-use const_oid::db::rfc5912;
+use const_oid::db::{rfc5912, rfc8410};
 use der::{Any, Decode, Encode, asn1::BitString};
 use ring::rand::SystemRandom;
 use ring::rsa;
 use ring::signature::{
-    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _,
-    RSA_PSS_SHA256,
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair,
+    KeyPair as _, RSA_PKCS1_SHA256, RSA_PSS_SHA256,
 };
 use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
 use std::process::Command;
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 
-/// The kinds of key that this server can make. K3 allows the first and the last for anything that
-/// belongs to the Trust Domain; the others exist for manufacturer PKI (K5) and for faults.
+/// The kinds of key that this server can make. K3 allows P-256 and RSA of 3072 bits with PSS for
+/// anything that belongs to the Trust Domain; released Margo (N7) allows all but RSA of 2048 bits,
+/// which exists for manufacturer PKI (K5) and for faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyKind {
     /// ECDSA on P-256.
@@ -23,20 +24,27 @@ pub enum KeyKind {
     P384,
     /// RSA of 2048 bits.
     Rsa2048,
-    /// RSA of 3072 bits.
+    /// RSA of 3072 bits, which signs RSASSA-PSS.
     Rsa3072,
+    /// RSA of 3072 bits, which signs PKCS#1 v1.5.
+    Rsa3072Pkcs1,
+    /// Ed25519.
+    Ed25519,
 }
 
 enum Secret {
     P256(EcdsaKeyPair),
     P384(EcdsaKeyPair),
     Rsa(Box<rsa::KeyPair>),
+    Ed25519(Ed25519KeyPair),
 }
 
 /// A private key with its public half ready for a certificate.
 pub struct KeyPair {
     secret: Secret,
     spki: Vec<u8>,
+    /// An RSA key signs PKCS#1 v1.5 and not PSS.
+    pkcs1: bool,
 }
 
 /// Bytes from the system's random number generator.
@@ -47,7 +55,8 @@ pub fn random<const N: usize>() -> Result<[u8; N]> {
 }
 
 impl KeyPair {
-    /// A new key, and its PKCS#8 form. RSA keys come from the `openssl` command: ring makes none.
+    /// A new key, and its PKCS#8 form. RSA and Ed25519 keys come from the
+    /// `openssl` command: ring makes no RSA keys, and others cannot read its form of Ed25519 keys.
     pub fn generate(kind: KeyKind) -> Result<(Self, Vec<u8>)> {
         let random = SystemRandom::new();
         let pkcs8 = match kind {
@@ -58,9 +67,10 @@ impl KeyPair {
                 EcdsaKeyPair::generate_pkcs8(&ECDSA_P384_SHA384_ASN1_SIGNING, &random)?.as_ref().to_vec()
             }
             KeyKind::Rsa2048 => openssl_rsa(2048)?,
-            KeyKind::Rsa3072 => openssl_rsa(3072)?,
+            KeyKind::Rsa3072 | KeyKind::Rsa3072Pkcs1 => openssl_rsa(3072)?,
+            KeyKind::Ed25519 => openssl_key(&["ED25519"])?,
         };
-        Ok((Self::from_pkcs8(&pkcs8)?, pkcs8))
+        Ok((Self::from_pkcs8(&pkcs8)?.signing_as(kind), pkcs8))
     }
 
     /// Reads a PKCS#8 key of any kind that [`KeyPair::generate`] makes.
@@ -68,17 +78,27 @@ impl KeyPair {
         let random = SystemRandom::new();
         if let Ok(key) = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8, &random) {
             let spki = ec_spki(key.public_key().as_ref(), rfc5912::SECP_256_R_1)?;
-            return Ok(Self { secret: Secret::P256(key), spki });
+            return Ok(Self { secret: Secret::P256(key), spki, pkcs1: false });
         }
         if let Ok(key) = EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_ASN1_SIGNING, pkcs8, &random) {
             let spki = ec_spki(key.public_key().as_ref(), rfc5912::SECP_384_R_1)?;
-            return Ok(Self { secret: Secret::P384(key), spki });
+            return Ok(Self { secret: Secret::P384(key), spki, pkcs1: false });
+        }
+        if let Ok(key) = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8) {
+            let algorithm = AlgorithmIdentifierOwned { oid: rfc8410::ID_ED_25519, parameters: None };
+            let spki = spki(algorithm, key.public_key().as_ref())?;
+            return Ok(Self { secret: Secret::Ed25519(key), spki, pkcs1: false });
         }
         let key = rsa::KeyPair::from_pkcs8(pkcs8)?;
         let algorithm =
             AlgorithmIdentifierOwned { oid: rfc5912::RSA_ENCRYPTION, parameters: Some(Any::null()) };
         let spki = spki(algorithm, key.public().as_ref())?;
-        Ok(Self { secret: Secret::Rsa(Box::new(key)), spki })
+        Ok(Self { secret: Secret::Rsa(Box::new(key)), spki, pkcs1: false })
+    }
+
+    /// The same key; of the two RSA signatures, it makes that of `kind`.
+    pub fn signing_as(self, kind: KeyKind) -> Self {
+        Self { pkcs1: kind == KeyKind::Rsa3072Pkcs1, ..self }
     }
 
     /// DER SubjectPublicKeyInfo.
@@ -87,11 +107,13 @@ impl KeyPair {
     }
 
     /// The algorithm that [`KeyPair::sign`] uses, as certificates name it. RSA keys sign
-    /// RSASSA-PSS with SHA-256 and nothing else (K3).
+    /// RSASSA-PSS with SHA-256 (K3), unless made for PKCS#1 v1.5 (N7).
     pub fn signature_algorithm(&self) -> Result<AlgorithmIdentifierOwned> {
         let (oid, parameters) = match &self.secret {
             Secret::P256(_) => (rfc5912::ECDSA_WITH_SHA_256, None),
             Secret::P384(_) => (rfc5912::ECDSA_WITH_SHA_384, None),
+            Secret::Ed25519(_) => (rfc8410::ID_ED_25519, None),
+            Secret::Rsa(_) if self.pkcs1 => (rfc5912::SHA_256_WITH_RSA_ENCRYPTION, Some(Any::null())),
             Secret::Rsa(_) => {
                 (rfc5912::ID_RSASSA_PSS, Some(Any::from_der(&pss_sha256_parameters(true, true))?))
             }
@@ -104,9 +126,12 @@ impl KeyPair {
         let random = SystemRandom::new();
         match &self.secret {
             Secret::P256(key) | Secret::P384(key) => Ok(key.sign(&random, message)?.as_ref().to_vec()),
+            Secret::Ed25519(key) => Ok(key.sign(message).as_ref().to_vec()),
             Secret::Rsa(key) => {
                 let mut signature = vec![0; key.public().modulus_len()];
-                key.sign(&RSA_PSS_SHA256, &random, message, &mut signature)?;
+                let padding: &dyn ring::signature::RsaEncoding =
+                    if self.pkcs1 { &RSA_PKCS1_SHA256 } else { &RSA_PSS_SHA256 };
+                key.sign(padding, &random, message, &mut signature)?;
                 Ok(signature)
             }
         }
@@ -125,11 +150,16 @@ fn spki(algorithm: AlgorithmIdentifierOwned, key: &[u8]) -> Result<Vec<u8>> {
 }
 
 fn openssl_rsa(bits: u32) -> Result<Vec<u8>> {
+    openssl_key(&["RSA", "-pkeyopt", &format!("rsa_keygen_bits:{bits}")])
+}
+
+/// A PKCS#8 key of this algorithm and its options.
+fn openssl_key(algorithm: &[&str]) -> Result<Vec<u8>> {
     let output = Command::new("openssl")
-        .args(["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt"])
-        .arg(format!("rsa_keygen_bits:{bits}"))
+        .args(["genpkey", "-quiet", "-algorithm"])
+        .args(algorithm)
         .output()
-        .context("cannot run `openssl genpkey`, needed for RSA keys")?;
+        .context("cannot run `openssl genpkey`, needed for RSA and Ed25519 keys")?;
     if !output.status.success() {
         return Err(Error::new(format!(
             "openssl genpkey failed: {}",
@@ -180,7 +210,8 @@ mod tests {
 
     #[test]
     fn keys_survive_their_pkcs8_form() {
-        for kind in [KeyKind::P256, KeyKind::P384, KeyKind::Rsa3072] {
+        for kind in [KeyKind::P256, KeyKind::P384, KeyKind::Rsa3072, KeyKind::Rsa3072Pkcs1, KeyKind::Ed25519]
+        {
             let (key, pkcs8) = KeyPair::generate(kind).unwrap();
             assert_eq!(KeyPair::from_pkcs8(&pkcs8).unwrap().spki(), key.spki());
             assert!(!key.sign(b"message").unwrap().is_empty());

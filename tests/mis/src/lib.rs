@@ -1,7 +1,8 @@
-//! The development MIS: a small, strict Margo Identity Service that speaks MIAF v0, for
-//! demonstrations and end-to-end tests. Not for production: its private keys lie in plain files.
+//! The development MIS: a small, strict Margo Identity Service that speaks MIAF v0 or the released
+//! documents of Margo, for demonstrations and end-to-end tests. Not for production: its private keys lie in plain files.
 //!
-//! Comments name the rules (D, B, T, K, E, R, P) of this project's restatement of MIAF v0.
+//! Comments name the rules (D, B, T, K, E, R, P, W) of this project's restatement of MIAF v0, and
+//! those of released Margo (N).
 //!
 //! ```no_run
 //! use development_mis::{Endpoint, Fault, Mis, Settings};
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod binding;
 mod clients;
 mod csr;
 mod documents;
@@ -24,7 +26,9 @@ mod faults;
 mod issue;
 mod journal;
 mod keys;
+mod mint;
 mod mis;
+mod names;
 mod pem;
 mod pki;
 mod policy;
@@ -35,12 +39,14 @@ mod tls;
 mod wire;
 mod x509;
 
+pub use binding::{ASSERTION_TYPE, LONGEST_ASSERTION};
 pub use error::{Error, Result};
 pub use faults::{DocumentFault, Endpoint, Fault, RawAnswer, ServerFault, SvidFault};
 pub use journal::{ClientKind, Entry};
 pub use keys::KeyKind;
+pub use mint::{ALLOW_LIST, MINTED_LIFETIME, MintKey, MintSpec, Minted, bundle_of, mint};
 pub use mis::{Device, Mis, Settings};
 pub use pki::{AnchorStep, FactorySpec, IssuerAlgorithm, IssuingMode};
-pub use policy::{Admission, LONGEST_LIFETIME, Limit, Policy, SHORTEST_LIFETIME, esi};
+pub use policy::{Admission, Documents, LONGEST_LIFETIME, Limit, Policy, SHORTEST_LIFETIME, esi};
 pub use server::Observer;
-pub use wire::{BUNDLE_PATH, DISCOVERY_PATH, FACTORY_METHOD, IDENTITIES_PATH, X509_PROFILE};
+pub use wire::{BINDING_METHOD, BUNDLE_PATH, DISCOVERY_PATH, FACTORY_METHOD, IDENTITIES_PATH, X509_PROFILE};

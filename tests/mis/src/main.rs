@@ -2,10 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use development_mis::{
-    Admission, Entry, IssuerAlgorithm, IssuingMode, LONGEST_LIFETIME, Limit, Mis, Policy, Result,
-    SHORTEST_LIFETIME, Settings,
+    Admission, Documents, Entry, Error, IssuerAlgorithm, IssuingMode, KeyKind, LONGEST_LIFETIME, Limit,
+    MintKey, MintSpec, Mis, Policy, Result, SHORTEST_LIFETIME, Settings,
 };
 use std::fs;
 use std::net::SocketAddr;
@@ -15,10 +15,71 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// A small, strict Margo Identity Service (MIAF v0) for demonstrations and tests. It makes its own
-/// certificates in a directory. Not for production: the private keys lie there in plain files.
+/// A small, strict Margo Identity Service (MIAF v0, or the released documents) for demonstrations
+/// and tests. It makes its own certificates in a directory. Not for production: the private keys
+/// lie there in plain files.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 100, args_conflicts_with_subcommands = true)]
+struct Program {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    #[command(flatten)]
+    serve: Option<Arguments>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sign an SVID of a WFM or a WFM Client, as the operator: for a CSR, or with a new key
+    Mint(Mint),
+}
+
+#[derive(Args)]
+#[command(max_term_width = 100)]
+struct Mint {
+    /// Directory of the MIS, which may be running
+    #[arg(long, value_name = "DIR")]
+    directory: PathBuf,
+
+    /// Certificate signing request, PEM or DER
+    #[arg(long, value_name = "FILE", required_unless_present = "key_out", conflicts_with = "key_out")]
+    csr: Option<PathBuf>,
+
+    /// Make the key too, and write it here (PKCS#8 PEM)
+    #[arg(long, value_name = "FILE", requires = "spiffe_id")]
+    key_out: Option<PathBuf>,
+
+    /// Kind of the key to make
+    #[arg(long, value_enum, default_value_t = KeyType::P256, requires = "key_out")]
+    key_type: KeyType,
+
+    /// SPIFFE ID; without it, the one URI SAN of the CSR
+    #[arg(long, value_name = "ID")]
+    spiffe_id: Option<String>,
+
+    /// DNS name in addition; may be repeated
+    #[arg(long, value_name = "NAME", action = ArgAction::Append)]
+    dns: Vec<String>,
+
+    /// Lifetime in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = development_mis::MINTED_LIFETIME.as_secs())]
+    ttl: u64,
+
+    /// Who signs it, where that is not as the directory was made: the root, or an intermediate in
+    /// the chain
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
+
+    /// The certificate chain, PEM
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+
+    /// Write the trust bundle in the released form here
+    #[arg(long, value_name = "FILE")]
+    bundle_out: Option<PathBuf>,
+}
+
+#[derive(Args)]
 struct Arguments {
     /// Directory for keys, certificates and the devices' bindings; made where missing
     #[arg(long, value_name = "DIR")]
@@ -32,6 +93,18 @@ struct Arguments {
     #[arg(long = "host", value_name = "NAME", default_values = ["127.0.0.1", "localhost", "::1"])]
     hosts: Vec<String>,
 
+    /// Form of the public documents; with the released ones, nothing is issued over the network
+    #[arg(long, value_enum, default_value_t = Form::V0)]
+    documents: Form,
+
+    /// Have no discovery document
+    #[arg(long)]
+    no_discovery: bool,
+
+    /// Accept binding assertions of this WFM, by its wfm-id; may be repeated
+    #[arg(long = "wfm", value_name = "ID", action = ArgAction::Append)]
+    wfms: Vec<String>,
+
     /// The trust domain
     #[arg(long, value_name = "NAME", default_value = "factory.example")]
     trust_domain: String,
@@ -40,7 +113,8 @@ struct Arguments {
     #[arg(long, value_enum, default_value_t = Mode::Root)]
     mode: Mode,
 
-    /// Algorithm of the issuing authorities; rsa-pss needs the openssl command
+    /// Algorithm of the issuing authorities: p256 or rsa-pss with v0 documents; rsa-pss, rsa-pkcs1
+    /// and ed25519 need the openssl command
     #[arg(long, value_enum, default_value_t = Algorithm::P256)]
     algorithm: Algorithm,
 
@@ -116,6 +190,33 @@ enum Mode {
 enum Algorithm {
     P256,
     RsaPss,
+    RsaPkcs1,
+    P384,
+    Ed25519,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Form {
+    V0,
+    Released,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KeyType {
+    P256,
+    P384,
+    Ed25519,
+    Rsa2048,
+    Rsa3072,
+}
+
+impl From<Mode> for IssuingMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Root => Self::Root,
+            Mode::Intermediate => Self::Intermediate,
+        }
+    }
 }
 
 /// `None` is no limit. (A name of its own: clap reads `Option` as "may be left out".)
@@ -123,8 +224,15 @@ enum Algorithm {
 struct Rate(Option<Limit>);
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(arguments) {
+    let program = Program::parse();
+    let done = match (program.command, program.serve) {
+        (Some(Command::Mint(arguments)), _) => mint(arguments),
+        (None, Some(arguments)) => run(arguments),
+        (None, None) => Program::command()
+            .error(clap::error::ErrorKind::MissingRequiredArgument, "--directory <DIR> is required")
+            .exit(),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("development-mis: {error}");
@@ -158,6 +266,40 @@ fn run(arguments: Arguments) -> Result<()> {
     })
 }
 
+fn mint(arguments: Mint) -> Result<()> {
+    let kind = match arguments.key_type {
+        KeyType::P256 => KeyKind::P256,
+        KeyType::P384 => KeyKind::P384,
+        KeyType::Ed25519 => KeyKind::Ed25519,
+        KeyType::Rsa2048 => KeyKind::Rsa2048,
+        KeyType::Rsa3072 => KeyKind::Rsa3072,
+    };
+    let key = match &arguments.csr {
+        Some(file) => {
+            MintKey::Csr(fs::read(file).map_err(|error| Error::new(format!("{}: {error}", file.display())))?)
+        }
+        None => MintKey::New(kind),
+    };
+    let minted = development_mis::mint(
+        &arguments.directory,
+        &MintSpec {
+            key,
+            spiffe_id: arguments.spiffe_id,
+            dns: arguments.dns,
+            ttl: Duration::from_secs(arguments.ttl),
+            mode: arguments.mode.map(IssuingMode::from),
+            faults: Vec::new(),
+        },
+    )?;
+    minted.write(&arguments.out, arguments.key_out.as_deref())?;
+    if let Some(file) = &arguments.bundle_out {
+        let bundle = development_mis::bundle_of(&arguments.directory)?;
+        fs::write(file, bundle).map_err(|error| Error::new(format!("{}: {error}", file.display())))?;
+    }
+    println!("{} in {}", minted.spiffe_id, arguments.out.display());
+    Ok(())
+}
+
 fn settings(arguments: Arguments) -> Settings {
     let admission = match arguments.pending {
         None => Admission::Open,
@@ -168,36 +310,45 @@ fn settings(arguments: Arguments) -> Settings {
         },
     };
     let hint = arguments.refresh_hint.as_secs();
+    let mut policy = Policy {
+        documents: match arguments.documents {
+            Form::V0 => Documents::V0,
+            Form::Released => Documents::Released,
+        },
+        discovery: !arguments.no_discovery,
+        svid_lifetime: arguments.svid_lifetime,
+        backdate: arguments.backdate,
+        admission,
+        rotation_at_enrollment: !arguments.no_rotation_at_enrollment,
+        rotation_at_renewal: !arguments.no_rotation_at_renewal,
+        enrollment_limit: arguments.enrollment_limit.0,
+        renewal_limit: arguments.renewal_limit.0,
+        refresh_hint: (hint > 0).then_some(hint),
+        refuse_in_handshake: arguments.refuse_in_handshake,
+        ..Policy::default()
+    };
+    for wfm in &arguments.wfms {
+        policy.accept_wfm(wfm);
+    }
     Settings {
         directory: arguments.directory,
         listen: arguments.listen,
         hosts: arguments.hosts,
         trust_domain: arguments.trust_domain,
-        mode: match arguments.mode {
-            Mode::Root => IssuingMode::Root,
-            Mode::Intermediate => IssuingMode::Intermediate,
-        },
+        mode: arguments.mode.into(),
         algorithm: match arguments.algorithm {
             Algorithm::P256 => IssuerAlgorithm::P256,
             Algorithm::RsaPss => IssuerAlgorithm::RsaPss,
+            Algorithm::RsaPkcs1 => IssuerAlgorithm::RsaPkcs1,
+            Algorithm::P384 => IssuerAlgorithm::P384,
+            Algorithm::Ed25519 => IssuerAlgorithm::Ed25519,
         },
         first_sequence: arguments.first_sequence,
         factory_cas: arguments.factory_ca,
         devices: arguments.devices,
         certify: arguments.certify,
         server_fault: None,
-        policy: Policy {
-            svid_lifetime: arguments.svid_lifetime,
-            backdate: arguments.backdate,
-            admission,
-            rotation_at_enrollment: !arguments.no_rotation_at_enrollment,
-            rotation_at_renewal: !arguments.no_rotation_at_renewal,
-            enrollment_limit: arguments.enrollment_limit.0,
-            renewal_limit: arguments.renewal_limit.0,
-            refresh_hint: (hint > 0).then_some(hint),
-            refuse_in_handshake: arguments.refuse_in_handshake,
-            ..Policy::default()
-        },
+        policy,
         observer: Some(Arc::new(log)),
     }
 }
@@ -292,11 +443,10 @@ fn limit(text: &str) -> std::result::Result<Rate, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn command_line_is_consistent() {
-        Arguments::command().debug_assert();
+        Program::command().debug_assert();
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! The handle: starts the server on a thread of its own and steers it from any other.
 
+use crate::binding::Used;
 use crate::error::{Context, Error, Result};
 use crate::faults::{Endpoint, Fault, Faults, ServerFault};
 use crate::journal::{Entry, Journal};
+use crate::mint::{self, MintSpec, Minted};
 use crate::pem;
 use crate::pki::{AnchorStep, FactorySpec, IssuerAlgorithm, IssuingMode, Pki, PkiSpec};
-use crate::policy::{Policy, esi};
+use crate::policy::{Documents, Policy, esi};
 use crate::registry::Registry;
 use crate::server::{self, Command, Observer};
 use crate::service::{Service, lock};
@@ -81,6 +83,9 @@ impl Settings {
         if self.hosts.is_empty() {
             return Err(Error::new("the server needs at least one host name"));
         }
+        if self.policy.documents == Documents::V0 && !self.algorithm.is_of_v0() {
+            return Err(Error::new(format!("{:?} authorities need the released documents", self.algorithm)));
+        }
         let pki = Pki::open(&PkiSpec {
             directory: &self.directory,
             hosts: &self.hosts,
@@ -112,15 +117,21 @@ impl Settings {
     }
 }
 
-/// A device that has an identity.
+/// A device or a WFM Client that has an identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
-    /// Of its bootstrap credential, lowercase hexadecimal.
+    /// Of its bootstrap credential or its binding (W5), lowercase hexadecimal.
     pub esi: String,
     /// Its SPIFFE ID.
     pub ldi: String,
     /// SHA-256 of the SubjectPublicKeyInfo certified last, lowercase hexadecimal.
     pub key_sha256: String,
+}
+
+impl Device {
+    fn is_device(&self) -> bool {
+        self.ldi.contains("/margo/device/")
+    }
 }
 
 /// A running development MIS. Dropping it ends it; the directory stays.
@@ -146,6 +157,7 @@ impl Mis {
             policy: Mutex::new(settings.policy),
             pki: Mutex::new(pki),
             registry: Mutex::new(registry),
+            used: Mutex::new(Used::open(settings.directory.join("used-assertions.json"))?),
             faults: Mutex::new(Faults::default()),
             journal: Journal::default(),
             served: Mutex::new(HashMap::new()),
@@ -251,8 +263,51 @@ impl Mis {
         Ok(())
     }
 
+    /// Mints an SVID as the operator's command does.
+    pub fn mint(&self, spec: &MintSpec) -> Result<Minted> {
+        mint::mint(&self.directory, spec)
+    }
+
+    /// Mints the SVID of a WFM into the directory: chain file and key file.
+    pub fn mint_wfm(&self, wfm_id: &str) -> Result<(PathBuf, PathBuf)> {
+        let id = format!("spiffe://{}/margo/wfm/{wfm_id}", self.trust_domain());
+        self.mint_files(&format!("wfm-{wfm_id}"), &MintSpec::new(id))
+    }
+
+    /// Mints the SVID of a WFM Client into the directory, for the installed mode: chain file and
+    /// key file.
+    pub fn mint_wfm_client(&self, wfm_id: &str, client_id: &str) -> Result<(PathBuf, PathBuf)> {
+        let id = format!("spiffe://{}/margo/wfm/{wfm_id}/client/{client_id}", self.trust_domain());
+        self.mint_files(&format!("wfm-{wfm_id}-client-{client_id}"), &MintSpec::new(id))
+    }
+
+    /// Mints an SVID into `NAME.pem` and, where it has a new key, `NAME.key` in the directory.
+    pub fn mint_files(&self, name: &str, spec: &MintSpec) -> Result<(PathBuf, PathBuf)> {
+        let chain = self.directory.join(format!("{name}.pem"));
+        let key = self.directory.join(format!("{name}.key"));
+        self.mint(spec)?.write(&chain, Some(&key))?;
+        Ok((chain, key))
+    }
+
+    /// Writes the Trust Bundle as it is now, in the released form, to `bundle.json` in the
+    /// directory: for an agent or a WFM that has it as a file.
+    pub fn bundle_file(&self) -> Result<PathBuf> {
+        let path = self.directory.join("bundle.json");
+        crate::pki::replace(&path, mint::bundle_of(&self.directory)?.as_bytes())?;
+        Ok(path)
+    }
+
+    /// The WFM Clients that have an identity by binding assertion.
+    pub fn wfm_clients(&self) -> Vec<Device> {
+        self.identities().into_iter().filter(|one| !one.is_device()).collect()
+    }
+
     /// The devices that have an identity.
     pub fn devices(&self) -> Vec<Device> {
+        self.identities().into_iter().filter(Device::is_device).collect()
+    }
+
+    fn identities(&self) -> Vec<Device> {
         lock(&self.service.registry)
             .identities()
             .iter()
@@ -270,7 +325,7 @@ impl Mis {
         Ok(self.devices().into_iter().find(|device| device.esi == esi))
     }
 
-    /// Forgets every device, as an MIS restored from too old a backup would (E9).
+    /// Forgets every device and WFM Client, as an MIS restored from too old a backup would (E9).
     pub fn forget_devices(&self) -> Result<()> {
         lock(&self.service.registry).forget()
     }

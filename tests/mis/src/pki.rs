@@ -34,6 +34,12 @@ pub enum IssuerAlgorithm {
     P256,
     /// RSASSA-PSS with SHA-256, 3072 bits.
     RsaPss,
+    /// RSA PKCS#1 v1.5 with SHA-256, 3072 bits (released documents only, N7).
+    RsaPkcs1,
+    /// ECDSA P-384 with SHA-384 (released documents only, N7).
+    P384,
+    /// Ed25519 (released documents only, N7).
+    Ed25519,
 }
 
 impl IssuerAlgorithm {
@@ -41,7 +47,15 @@ impl IssuerAlgorithm {
         match self {
             Self::P256 => KeyKind::P256,
             Self::RsaPss => KeyKind::Rsa3072,
+            Self::RsaPkcs1 => KeyKind::Rsa3072Pkcs1,
+            Self::P384 => KeyKind::P384,
+            Self::Ed25519 => KeyKind::Ed25519,
         }
+    }
+
+    /// Whether v0 permits it (K3, K4).
+    pub fn is_of_v0(self) -> bool {
+        matches!(self, Self::P256 | Self::RsaPss)
     }
 }
 
@@ -315,6 +329,32 @@ impl Pki {
     }
 }
 
+/// What minting needs of a directory.
+pub struct Issuing {
+    /// The Trust Domain's name.
+    pub trust_domain: String,
+    /// `spiffe_sequence` (B1).
+    pub sequence: u64,
+    /// The authority that issues now.
+    pub authority: Authority,
+    /// The roots in the Trust Bundle.
+    pub anchors: Vec<Der>,
+}
+
+/// The trust domain of an existing directory and its issuing authority, for minting: the directory
+/// may belong to a running server, so nothing in it is changed.
+pub fn open_issuing(directory: &Path) -> Result<Issuing> {
+    let file = state_file(directory);
+    let state: State = serde_json::from_slice(&read(&file)?).context(file.display())?;
+    let authority = open_authority(directory, &state, state.issuing)?;
+    let anchors = state
+        .published
+        .iter()
+        .map(|number| open_authority(directory, &state, *number).map(|authority| authority.root.certificate));
+    let anchors = anchors.collect::<Result<Vec<_>>>()?;
+    Ok(Issuing { trust_domain: state.trust_domain, sequence: state.sequence, authority, anchors })
+}
+
 fn open_trust_domain(spec: &PkiSpec<'_>) -> Result<(State, Vec<Authority>)> {
     make_directory(&spec.directory.join("trust-domain"))?;
     let file = state_file(spec.directory);
@@ -424,7 +464,7 @@ fn ca_or(
     let key_file = directory.join(format!("{name}.key"));
     if certificate_file.exists() {
         let mut chain = pem::certificates(&read(&certificate_file)?).context(certificate_file.display())?;
-        return Ca::new(chain.swap_remove(0), read_key(&key_file)?.0);
+        return Ca::new(chain.swap_remove(0), read_key(&key_file)?.0.signing_as(kind));
     }
     let (key, pkcs8) = KeyPair::generate(kind)?;
     let ca = make(key)?;
@@ -464,7 +504,7 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
     replace_with_mode(path, content, 0o644)
 }
 
-fn replace_with_mode(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+pub(crate) fn replace_with_mode(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);

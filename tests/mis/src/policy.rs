@@ -1,8 +1,8 @@
 //! What the operator decides. Everything here can be changed while the server runs.
 
-use crate::wire::{FACTORY_METHOD, X509_PROFILE};
+use crate::wire::{BINDING_METHOD, FACTORY_METHOD, X509_PROFILE};
 use crate::x509;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// The longest validity of a device SVID: five years.
@@ -10,9 +10,23 @@ pub const LONGEST_LIFETIME: Duration = Duration::from_secs(5 * 365 * 86_400);
 /// The shortest that the command line takes; a test may go below.
 pub const SHORTEST_LIFETIME: Duration = Duration::from_secs(60);
 
+/// The form of the public documents, and so of what this server offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Documents {
+    /// MIAF v0: discovery with five members, a Bundle Map, enrollment and renewal.
+    V0,
+    /// Released Margo (N3, N4, N13): discovery with two members, a plain bundle, its Problem
+    /// Details. Nothing is issued over the network: the operator mints.
+    Released,
+}
+
 /// The operator's decisions.
 #[derive(Debug, Clone)]
 pub struct Policy {
+    /// The form of the public documents.
+    pub documents: Documents,
+    /// Whether there is a discovery document; it is optional in released Margo (N3).
+    pub discovery: bool,
     /// From issuance to `notAfter`; at most [`LONGEST_LIFETIME`] from `notBefore`.
     pub svid_lifetime: Duration,
     /// How far before issuance `notBefore` lies.
@@ -30,6 +44,9 @@ pub struct Policy {
     pub renewal_limit: Option<Limit>,
     /// `supportedBootstrapMethods`; anything else gets `422`.
     pub methods: Vec<String>,
+    /// The WFMs whose binding assertions count, by `wfmId` (W5). Each signs for itself; the value
+    /// has the SPIFFE IDs of further signers. [`Policy::accept_wfm`] adds one.
+    pub wfms: BTreeMap<String, Vec<String>>,
     /// `svidProfilesSupported`; anything else gets `422`.
     pub profiles: Vec<String>,
     /// `spiffe_refresh_hint` in seconds (B4).
@@ -43,6 +60,8 @@ impl Default for Policy {
     fn default() -> Self {
         let limit = Some(Limit { successes: 60, window: Duration::from_secs(60) });
         Self {
+            documents: Documents::V0,
+            discovery: true,
             svid_lifetime: Duration::from_secs(86_400),
             backdate: Duration::from_secs(30),
             admission: Admission::Open,
@@ -51,6 +70,7 @@ impl Default for Policy {
             enrollment_limit: limit,
             renewal_limit: limit,
             methods: vec![FACTORY_METHOD.to_owned()],
+            wfms: BTreeMap::new(),
             profiles: vec![X509_PROFILE.to_owned()],
             refresh_hint: Some(300),
             refuse_in_handshake: false,
@@ -61,7 +81,15 @@ impl Default for Policy {
 impl Policy {
     /// Discovery and validation agree: a method counts if it is listed and this server knows it.
     pub fn knows_method(&self, method: &str) -> bool {
-        method == FACTORY_METHOD && self.methods.iter().any(|known| known == method)
+        [FACTORY_METHOD, BINDING_METHOD].contains(&method) && self.methods.iter().any(|known| known == method)
+    }
+
+    /// Takes binding assertions of this WFM, and offers the method for them.
+    pub fn accept_wfm(&mut self, wfm_id: &str) {
+        self.wfms.entry(wfm_id.to_owned()).or_default();
+        if !self.methods.iter().any(|known| known == BINDING_METHOD) {
+            self.methods.push(BINDING_METHOD.to_owned());
+        }
     }
 
     /// The same for profiles.

@@ -5,6 +5,7 @@ use crate::csr;
 use crate::error::{Context, Error, Result};
 use crate::faults::{Active, Endpoint, RawAnswer};
 use crate::journal::{ClientKind, Entry};
+use crate::policy::Documents;
 use crate::service::{Service, lock};
 use crate::wire::Problem;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -183,6 +184,7 @@ async fn exchange(
     let service = &shared.service;
     let path = request.uri().path().to_owned();
     let mut entry = Entry::new(request.method().as_str(), &path, kind);
+    entry.client_spiffe_id = clients::shown_id(chain);
     entry.conditional = conditional(request.headers());
     let target = Endpoint::at(&path);
     let faults = match target {
@@ -253,9 +255,19 @@ fn strict(
     faults: &Active,
     entry: &mut Entry,
 ) -> Reply {
+    let (documents, discovery) = {
+        let policy = lock(&service.policy);
+        (policy.documents, policy.discovery)
+    };
+    let refuse = |problem: &Problem, entry: &mut Entry| refuse(problem, documents, entry);
     let Some((endpoint, id)) = target else {
         return refuse(&Problem::bare(StatusCode::NOT_FOUND, "nothing lives here"), entry);
     };
+    let issues = matches!(endpoint, Endpoint::Enrollment | Endpoint::Renewal);
+    if issues && documents == Documents::Released {
+        let problem = Problem::bare(StatusCode::NOT_FOUND, "this MIS issues nothing over the network");
+        return refuse(&problem, entry);
+    }
     if !endpoint.allows(&request.method) {
         let problem = Problem::bare(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -265,7 +277,10 @@ fn strict(
         reply.headers_mut().insert(ALLOW, HeaderValue::from_static(endpoint.allow()));
         return reply;
     }
-    if matches!(endpoint, Endpoint::Discovery | Endpoint::Bundle) {
+    if endpoint == Endpoint::Discovery && !discovery {
+        return refuse(&Problem::no_discovery_document(), entry);
+    }
+    if !issues {
         return match document(service, endpoint, &request.headers, faults) {
             Ok(reply) => reply,
             Err(error) => {
@@ -329,11 +344,11 @@ fn document(service: &Service, endpoint: Endpoint, headers: &HeaderMap, faults: 
     Ok(reply)
 }
 
-fn refuse(problem: &Problem, entry: &mut Entry) -> Reply {
+fn refuse(problem: &Problem, documents: Documents, entry: &mut Entry) -> Reply {
     entry.problem = problem.code();
-    let body = problem.body().to_string().into_bytes();
+    let body = problem.body(documents).to_string().into_bytes();
     let mut reply = reply(problem.status, "application/problem+json", body);
-    if let Some(seconds) = problem.retry_after {
+    if let Some(seconds) = problem.retry_after_header(documents) {
         reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     reply

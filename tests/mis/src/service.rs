@@ -1,5 +1,6 @@
 //! The MIS itself, without a network: requests in, decisions out, in the order that the SUP gives.
 
+use crate::binding::{self, Binding, Used};
 use crate::clients::{self, Chain};
 use crate::csr::CsrKey;
 use crate::documents::{self, Validators};
@@ -7,11 +8,12 @@ use crate::error::{Error, Result};
 use crate::faults::{Active, Endpoint, Faults};
 use crate::issue::LeafSpec;
 use crate::journal::{Entry, Journal};
+use crate::names::Name;
 use crate::pem;
 use crate::pki::Pki;
 use crate::policy::{Admission, Policy, esi};
 use crate::registry::{Issuance, Occasion, Registry};
-use crate::wire::{self, Enrollment, Problem, Renewal};
+use crate::wire::{self, BINDING_METHOD, Enrollment, IDENTITIES_PATH, Problem, Renewal};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use hyper::StatusCode;
 use serde_json::value::RawValue;
@@ -51,6 +53,8 @@ pub struct Service {
     pub pki: Mutex<Pki>,
     /// Devices.
     pub registry: Mutex<Registry>,
+    /// Binding assertions that were used.
+    pub used: Mutex<Used>,
     /// What to do wrong.
     pub faults: Mutex<Faults>,
     /// The request.
@@ -69,7 +73,7 @@ impl Service {
     pub fn document(&self, endpoint: Endpoint, faults: &Active) -> Result<(Vec<u8>, Validators)> {
         let policy = lock(&self.policy).clone();
         let document = match endpoint {
-            Endpoint::Bundle => documents::bundle_map(&self.trust_domain, &lock(&self.pki), &policy)?,
+            Endpoint::Bundle => documents::bundle(&self.trust_domain, &lock(&self.pki), &policy)?,
             _ => documents::discovery(&self.trust_domain, &self.base, &policy),
         };
         let body = faults.render(endpoint, &self.trust_domain, document);
@@ -122,40 +126,58 @@ impl Service {
             ))
             .into());
         }
-        if credential.proof.is_some() {
-            return Err(Problem::invalid_proof(
-                "this method has no proof in the body: the client certificate is the proof",
-            )
-            .into());
-        }
-        clients::judge_factory(client, lock(&self.pki).factory_anchors()).map_err(Problem::invalid_proof)?;
-
-        // 2. The Enrollment Subject Identifier (E5).
         let leaf = client.first().ok_or_else(|| Problem::invalid_proof("no client certificate"))?;
-        let esi = esi(leaf);
+        let binding = if credential.method == BINDING_METHOD {
+            Some(self.binding(client, &credential.binding_assertion()?, &policy)?)
+        } else {
+            if credential.proof.is_some() {
+                return Err(Problem::invalid_proof(
+                    "this method has no proof in the body: the client certificate is the proof",
+                )
+                .into());
+            }
+            clients::judge_factory(client, lock(&self.pki).factory_anchors())
+                .map_err(Problem::invalid_proof)?;
+            None
+        };
+
+        // 2. The Enrollment Subject Identifier (E5, W5).
+        let esi = binding.as_ref().map_or_else(|| esi(leaf), Binding::esi);
 
         // 3. The profile, and the request as the profile demands.
         let key = read_request(&policy, &request.svid_profile_uri, request.svid_request.as_deref())?;
+        if binding.is_some() && key.spki == crate::x509::spki_of(leaf)? {
+            return Err(Problem::invalid_request(
+                "csr: the key is the device's: a WFM Client has a key of its own",
+            )
+            .into());
+        }
         let key_sha256 = key.digest();
 
         // 4. The binding.
         let mut registry = lock(&self.registry);
         let (status, ldi, rotated) = match registry.by_esi(&esi) {
             None => {
-                if let Admission::Pending { retry_after, admitted, after } = &policy.admission {
+                if let (Admission::Pending { retry_after, admitted, after }, None) =
+                    (&policy.admission, &binding)
+                {
                     let waiting = registry.waiting_since(&esi);
                     if !admitted.contains(&esi) && after.is_none_or(|after| waiting < after) {
                         return Err(Problem::pending(*retry_after).into());
                     }
                 }
-                let uuid = wire::random_uuid()?;
-                let ldi = format!("spiffe://{}/margo/device/{uuid}", self.trust_domain);
-                (StatusCode::CREATED, ldi, false)
+                let id = match &binding {
+                    Some(binding) => binding.spiffe_id(&self.trust_domain),
+                    None => {
+                        format!("spiffe://{}/margo/device/{}", self.trust_domain, wire::random_uuid()?)
+                    }
+                };
+                (StatusCode::CREATED, id, false)
             }
             Some(identity) => {
                 let rotated = identity.key_sha256 != key_sha256;
                 if rotated && !policy.rotation_at_enrollment {
-                    return Err(Problem::rotation_refused("this device is bound to another key").into());
+                    return Err(Problem::rotation_refused("this identity is bound to another key").into());
                 }
                 let occasion = Occasion::Enrollment;
                 if let Some(wait) = identity.over(policy.enrollment_limit, occasion) {
@@ -174,6 +196,42 @@ impl Service {
         };
         let answer = self.issue(&mut registry, &policy, faults, entry, &key, &issuance)?;
         Ok((status, answer))
+    }
+
+    /// Verifies the proof of the binding method: a current device SVID on the connection, and an
+    /// assertion that was not used before (W3, W5). It is used up by this, whatever comes of the
+    /// request: a client gets a new one for each.
+    fn binding(
+        &self,
+        client: &Chain,
+        assertion: &str,
+        policy: &Policy,
+    ) -> std::result::Result<Binding, Failure> {
+        let refuse = |why: &str| Problem::invalid_proof(format!("client certificate: {why}"));
+        let anchors = lock(&self.pki).anchors();
+        let device = clients::judge_svid(client, &anchors, &self.trust_domain).map_err(|why| refuse(&why))?;
+        if Name::parse(&device, &self.trust_domain) != Some(Name::Device) {
+            return Err(refuse(&format!("{device} is not a device")).into());
+        }
+        let leaf = client.first().ok_or_else(|| refuse("none"))?;
+        if !lock(&self.registry).by_ldi(&device).is_some_and(|one| one.accepts(leaf)) {
+            return Err(refuse("this SVID is no longer good").into());
+        }
+        let now = binding::unix_now();
+        let binding = binding::verify(
+            assertion,
+            &binding::Expected {
+                anchors: &anchors,
+                trust_domain: &self.trust_domain,
+                audience: &format!("{}{IDENTITIES_PATH}", self.base),
+                wfms: &policy.wfms,
+                now,
+            },
+        )?;
+        if !lock(&self.used).first_use(&binding, now)? {
+            return Err(Problem::invalid_proof("bindingAssertion: replayed (its jti was used before)").into());
+        }
+        Ok(binding)
     }
 
     fn try_renew(

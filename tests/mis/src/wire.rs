@@ -2,14 +2,17 @@
 
 use crate::error::Result;
 use crate::keys;
+use crate::policy::Documents;
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-/// The one bootstrap method of v0.
+/// The bootstrap method of v0 for devices.
 pub const FACTORY_METHOD: &str = "urn:margo:bootstrap:factory-cert-mtls:v1";
+/// The bootstrap method for WFM Clients (W3).
+pub const BINDING_METHOD: &str = "urn:margo:bootstrap:wfm-client-binding:v1";
 /// The one SVID profile of v0.
 pub const X509_PROFILE: &str = "https://margo.org/profiles/spiffe/x509-svid/v1";
 /// Where the discovery document is (D2).
@@ -47,6 +50,11 @@ impl Problem {
         Self::margo(401, "invalid-bootstrap-proof", "Invalid Bootstrap Proof", detail.into())
     }
 
+    /// `400`: the bootstrap proof is made for another place.
+    pub fn invalid_audience(detail: impl Into<String>) -> Self {
+        Self::margo(400, "invalid-audience", "Invalid Audience", detail.into())
+    }
+
     /// `422`: a bootstrap method that is not offered.
     pub fn unsupported_method(detail: impl Into<String>) -> Self {
         Self::margo(422, "unsupported-method", "Unsupported Bootstrap Method", detail.into())
@@ -76,6 +84,14 @@ impl Problem {
         Self { retry_after: Some(retry_after), ..problem }
     }
 
+    /// `404`: this MIS has no discovery document (N3).
+    pub fn no_discovery_document() -> Self {
+        let detail = "this MIS has no discovery document".to_owned();
+        let problem =
+            Self::margo(404, "discovery-document-not-found", "Discovery Document Not Found", detail);
+        Self { retry_after: Some(30), ..problem }
+    }
+
     /// A general HTTP error: `about:blank`, titled with the reason phrase.
     pub fn bare(status: StatusCode, detail: impl Into<String>) -> Self {
         let title = status.canonical_reason().unwrap_or("Error");
@@ -92,20 +108,37 @@ impl Problem {
         self.code
     }
 
-    /// The body; `instance` is new each time.
-    pub fn body(&self) -> Value {
-        let kind = match self.code {
-            Some(code) => format!("https://margo.org/docs/errors/{code}"),
-            None => "about:blank".to_owned(),
+    /// `Retry-After` in seconds, where the header belongs: in released Margo with `429` and `503`
+    /// only (N13).
+    pub fn retry_after_header(&self, documents: Documents) -> Option<u64> {
+        let fits = documents == Documents::V0 || matches!(self.status.as_u16(), 429 | 503);
+        self.retry_after.filter(|_| fits)
+    }
+
+    /// The body in the form of these documents; `instance` is new each time.
+    pub fn body(&self, documents: Documents) -> Value {
+        let base = match documents {
+            Documents::V0 => "https://margo.org/docs/errors/",
+            Documents::Released => "https://docs.margo.org/specification/problem-types#",
         };
+        let kind = self.code.map_or_else(|| "about:blank".to_owned(), |code| format!("{base}{code}"));
         let instance = random_uuid().map(|id| format!("urn:uuid:{id}")).unwrap_or_default();
-        json!({
+        let mut body = json!({
             "type": kind,
             "title": self.title,
             "status": self.status.as_u16(),
             "detail": self.detail,
             "instance": instance,
-        })
+        });
+        if documents == Documents::Released {
+            let retryable = self.retry_after.is_some() || self.status.is_server_error();
+            body["retryable"] = retryable.into();
+            body["backoffStrategy"] = if retryable { "exponential" } else { "none" }.into();
+            if let Some(seconds) = self.retry_after {
+                body["retryAfterSeconds"] = seconds.into();
+            }
+        }
+        body
     }
 }
 
@@ -135,7 +168,7 @@ pub struct Enrollment {
 pub struct BootstrapCredential {
     /// A URN.
     pub method: String,
-    /// Absent or null in the factory certificate method.
+    /// Absent or null in the factory certificate method, the assertion in the binding method.
     pub proof: Option<Value>,
 }
 
@@ -147,6 +180,21 @@ pub struct Renewal {
     pub svid_profile_uri: String,
     /// For the profile to read.
     pub svid_request: Option<Box<RawValue>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct BindingProof {
+    binding_assertion: String,
+}
+
+impl BootstrapCredential {
+    /// The assertion of the binding method.
+    pub fn binding_assertion(&self) -> std::result::Result<String, Problem> {
+        let proof =
+            self.proof.as_ref().ok_or_else(|| Problem::invalid_proof("proof.bindingAssertion is missing"))?;
+        object::<BindingProof>(proof.to_string().as_bytes(), "proof").map(|proof| proof.binding_assertion)
+    }
 }
 
 #[derive(Deserialize)]

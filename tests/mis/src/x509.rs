@@ -212,6 +212,15 @@ pub fn uri_names(uris: &[impl AsRef<str>], critical: bool) -> Result<Extension> 
     extension(&SubjectAltName(names), critical)
 }
 
+/// Subject alternative names of an SVID: its SPIFFE ID, and DNS names. Critical, since the subject
+/// is empty (RFC 5280, section 4.1.2.6).
+pub fn svid_names(uris: &[String], dns: &[String]) -> Result<Extension> {
+    let uris = uris.iter().map(|uri| Ok(GeneralName::UniformResourceIdentifier(Ia5String::new(uri)?)));
+    let dns = dns.iter().map(|name| Ok(GeneralName::DnsName(Ia5String::new(name)?)));
+    let names = uris.chain(dns).collect::<Result<Vec<_>>>()?;
+    extension(&SubjectAltName(names), true)
+}
+
 /// Subject alternative names of a server: DNS names and IP addresses (T4).
 pub fn host_names(hosts: &[String]) -> Result<Extension> {
     let names = hosts
@@ -241,6 +250,18 @@ pub fn uris_of(certificate: &[u8]) -> Vec<String> {
             _ => None,
         })
         .collect()
+}
+
+/// Why a certificate's key usage is not that of an SVID (N6); `None` where it is.
+pub fn svid_usage_error(certificate: &[u8]) -> Option<&'static str> {
+    let Ok(certificate) = Certificate::from_der(certificate) else { return Some("not a certificate") };
+    let Ok(Some((_, KeyUsage(usage)))) = certificate.tbs_certificate.get::<KeyUsage>() else {
+        return Some("no key usage");
+    };
+    if usage.contains(KeyUsages::KeyCertSign) || usage.contains(KeyUsages::CRLSign) {
+        return Some("key usage of an authority");
+    }
+    (!usage.contains(KeyUsages::DigitalSignature)).then_some("key usage without digitalSignature")
 }
 
 /// The DER SubjectPublicKeyInfo of a certificate.

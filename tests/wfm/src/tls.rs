@@ -1,0 +1,159 @@
+//! TLS 1.3 only. The server shows the SVID in its files as they are at that moment; the handshake
+//! demands proof of possession of any client certificate, and the service validates it.
+
+use crate::clients;
+use crate::error::{Context, Error, Result};
+use crate::service::{Service, lock};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerConfig, ServerSessionMemoryCache,
+};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error as TlsError, SignatureScheme,
+};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A certificate chain and its key, in files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// PEM certificates, leaf first.
+    pub chain: PathBuf,
+    /// PEM PKCS#8 key.
+    pub key: PathBuf,
+}
+
+impl Credential {
+    /// These two files.
+    pub fn new(chain: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        Self { chain: chain.into(), key: key.into() }
+    }
+
+    pub(crate) fn read(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+        let chain = CertificateDer::pem_file_iter(&self.chain)
+            .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
+            .context(self.chain.display())?;
+        if chain.is_empty() {
+            return Err(Error::new(format!("{}: no certificate", self.chain.display())));
+        }
+        let key = PrivateKeyDer::from_pem_file(&self.key).context(self.key.display())?;
+        Ok((chain, key))
+    }
+
+    fn certified(&self, provider: &CryptoProvider) -> Result<CertifiedKey> {
+        let (chain, key) = self.read()?;
+        CertifiedKey::from_der(chain, key, provider).context(self.chain.display())
+    }
+}
+
+/// The server's TLS configuration.
+pub fn config(service: &Arc<Service>, resumption: bool) -> Result<Arc<ServerConfig>> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Verifier { service: Arc::clone(service), provider: Arc::clone(&provider) };
+    let resolver = Resolver { service: Arc::clone(service), provider: Arc::clone(&provider) };
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .context("TLS")?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(resolver));
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    if resumption {
+        config.session_storage = ServerSessionMemoryCache::new(256);
+    } else {
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
+    Ok(Arc::new(config))
+}
+
+struct Resolver {
+    service: Arc<Service>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resolver")
+    }
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let shown = lock(&self.service.shown).clone().unwrap_or_else(|| self.service.own.clone());
+        match shown.certified(&self.provider) {
+            Ok(key) => Some(Arc::new(key)),
+            Err(error) => {
+                self.service.journal.refused(format!("no server certificate: {error}"));
+                None
+            }
+        }
+    }
+}
+
+struct Verifier {
+    service: Arc<Service>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Verifier")
+    }
+}
+
+impl ClientCertVerifier for Verifier {
+    fn client_auth_mandatory(&self) -> bool {
+        lock(&self.service.policy).refuse_in_handshake
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> std::result::Result<ClientCertVerified, TlsError> {
+        if webpki::EndEntityCert::try_from(end_entity).is_err() {
+            return Err(TlsError::InvalidCertificate(CertificateError::BadEncoding));
+        }
+        if lock(&self.service.policy).refuse_in_handshake {
+            let chain = [std::slice::from_ref(end_entity), intermediates].concat();
+            let anchors = self.service.anchors().map_err(|error| TlsError::General(error.to_string()))?;
+            clients::verify(&chain, &anchors, &self.service.trust_domain, now)
+                .map_err(|_| TlsError::InvalidCertificate(CertificateError::UnknownIssuer))?;
+        }
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, TlsError> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, TlsError> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
