@@ -193,7 +193,9 @@ async fn exchange(
     let client = client.build()?;
     let request = match call.body {
         Body::Get(validators) => conditional(client.get(call.url.clone()), validators.unwrap_or_default()),
-        Body::Post(json) => client.post(call.url.clone()).header(header::CONTENT_TYPE, "application/json").body(json),
+        Body::Post(json) => {
+            client.post(call.url.clone()).header(header::CONTENT_TYPE, "application/json").body(json)
+        }
     };
     // Nothing is decoded here, and without the header a server may encode as it likes (RFC 9110
     // section 12.5.3).
