@@ -7,8 +7,9 @@ use std::collections::VecDeque;
 use super::ConfigLocation;
 use super::blocking;
 use super::executor::Executor;
+use super::operator::Supply;
 use super::reporting::cause;
-use crate::config::Config;
+use crate::config::{Config, Enrollment, IdentityConfig};
 use crate::hint::{Hint as _, Reason};
 use crate::lifecycle::{Command, Event};
 use crate::server::command_queue::{AdminCommand, CommandError, QueuedCommand};
@@ -19,13 +20,24 @@ const MAX_QUEUED: usize = 4;
 
 /// Accepted commands that are not executed yet. They outlive a change of the configuration.
 #[derive(Debug, Default)]
-pub(super) struct AcceptedCommands(VecDeque<AdminCommand>);
+pub(super) struct AcceptedCommands(VecDeque<Accepted>);
+
+/// A command that is to be executed.
+#[derive(Debug)]
+pub(super) enum Accepted {
+    /// Its caller knows already that it will be.
+    Decided(AdminCommand),
+    /// Its caller waits for the outcome.
+    Awaited(QueuedCommand),
+}
 
 /// The part of the agent's state that decides whether a command is valid.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Conditions<'a> {
     /// The identities that have an SVID, valid or not.
     pub(super) issued: &'a [IdentityName],
+    /// What the configuration says of each identity.
+    pub(super) identities: &'a [IdentityConfig],
     /// An action is in flight.
     pub(super) is_busy: bool,
 }
@@ -45,16 +57,19 @@ impl AcceptedCommands {
         if let Some(why) = validate(&command, conditions, place) {
             return given.reject(CommandError::NotApplicable(why));
         }
+        if command.is_decided_by_execution() {
+            return self.0.push_back(Accepted::Awaited(given));
+        }
         let begins =
             if conditions.is_busy { " It begins when what the agent is doing has ended." } else { "" };
         if given.accept(format!("{}{begins}", outlook(&command))) {
-            self.0.push_back(command);
+            self.0.push_back(Accepted::Decided(command));
         } else {
             tracing::info!("admin command dropped, since its client has left: {}", command.as_str());
         }
     }
 
-    pub(super) fn next(&mut self) -> Option<AdminCommand> {
+    pub(super) fn next(&mut self) -> Option<Accepted> {
         self.0.pop_front()
     }
 
@@ -70,7 +85,20 @@ pub(super) fn reject(given: QueuedCommand, why: &Reason) {
 
 /// Why a command is invalid, if it is.
 fn validate(command: &AdminCommand, conditions: Conditions<'_>, place: &ConfigLocation) -> Option<Reason> {
+    let enroll = |name: &IdentityName| {
+        let of_name = conditions.identities.iter().find(|identity| identity.name == *name);
+        of_name.map(|identity| &identity.enroll)
+    };
     match command {
+        AdminCommand::Renew(name) if enroll(name).is_some_and(Enrollment::is_by_operator) => {
+            Some(by_operator_only(name, enroll(name)))
+        }
+        AdminCommand::Csr { identity, .. } | AdminCommand::Install { identity, .. } => {
+            match enroll(identity) {
+                Some(Enrollment::Manual { .. }) => None,
+                other => Some(not_manual(identity, other)),
+            }
+        }
         AdminCommand::Renew(name) if !conditions.issued.contains(name) => Some(
             Reason::from(format!("the identity \"{name}\" has no SVID yet that could be renewed"))
                 .with_hint_text(
@@ -90,7 +118,42 @@ fn validate(command: &AdminCommand, conditions: Conditions<'_>, place: &ConfigLo
             );
             Reason { what, hint: hint.or_else(|| Some("Correct the configuration first".to_owned())) }
         }),
+        // The next request has a new key anyway.
+        AdminCommand::Retry { new_key: Some(name) } if enroll(name).is_some_and(Enrollment::is_by_operator) => {
+            Some(by_operator_only(name, enroll(name)))
+        }
         AdminCommand::Retry { .. } | AdminCommand::Renew(_) => None,
+    }
+}
+
+/// The agent requests nothing for an identity whose SVIDs an operator brings.
+fn by_operator_only(name: &IdentityName, enroll: Option<&Enrollment>) -> Reason {
+    let what = format!("the SVIDs of the identity \"{name}\" are not requested: an operator brings them");
+    Reason::from(what).with_hint_text(operator_hint(name, enroll))
+}
+
+/// What an operator does for the next SVID of an identity.
+pub(super) fn operator_hint(name: &IdentityName, enroll: Option<&Enrollment>) -> String {
+    match enroll {
+        Some(Enrollment::Installed { .. }) => {
+            "Replace the files that svid_file and key_file of this identity name; the agent follows them"
+                .to_owned()
+        }
+        _ => format!(
+            "Have the request certified that this prints: miaf-agent csr --identity {name}; then: \
+             miaf-agent install --identity {name} chain.pem"
+        ),
+    }
+}
+
+fn not_manual(name: &IdentityName, enroll: Option<&Enrollment>) -> Reason {
+    let way = enroll.map_or("", Enrollment::as_str);
+    let what = format!("the identity \"{name}\" has enroll = \"{way}\"");
+    match enroll {
+        Some(Enrollment::Installed { .. }) => Reason::from(what).with_hint_text(operator_hint(name, enroll)),
+        _ => Reason::from(what).with_hint_text(
+            "Name an identity with enroll = \"manual\"; this one is enrolled and renewed by the agent",
+        ),
     }
 }
 
@@ -112,6 +175,7 @@ fn outlook(command: &AdminCommand) -> &'static str {
             "The identity is retired: it is stored apart in the state directory, what was published is withdrawn, and a new \
              one is requested under the configuration."
         }
+        AdminCommand::Csr { .. } | AdminCommand::Install { .. } => "It is executed.",
     }
 }
 
@@ -134,7 +198,30 @@ impl Executor {
             (AdminCommand::Renew(_), Some(index)) => Event::Command(Command::Renew(index)),
             // Another configuration came in between, without this identity; or see retire_identity.
             (AdminCommand::Renew(_), None) | (AdminCommand::Retire(_), _) => Event::Wake,
+            // See execute_awaited.
+            (AdminCommand::Csr { .. } | AdminCommand::Install { .. }, _) => Event::Wake,
         }
+    }
+
+    /// Executes a command whose caller waits for the outcome. Returns what the lifecycle has to know.
+    pub(super) async fn execute_awaited(&mut self, given: QueuedCommand) -> Vec<Event> {
+        let (name, audit) = (given.command.identity().cloned(), given.command.as_str());
+        let index = name.as_ref().and_then(|name| self.identity(name)).map(|identity| identity.index);
+        let identity = name.as_ref().map(IdentityName::as_str);
+        tracing::info!(identity, "admin command executed: {audit}");
+        let outcome = match (given.command.clone(), index) {
+            (AdminCommand::Csr { spiffe_id, .. }, Some(index)) => {
+                self.certification_request(index, spiffe_id.as_ref()).await
+            }
+            (AdminCommand::Install { chain, .. }, Some(index)) => self.install(index, chain).await,
+            _ => Err(Reason::from("the configuration was changed, and has no such identity any more")),
+        };
+        let (decision, events) = match outcome {
+            Ok(Supply { decision, events }) => (Ok(decision), events),
+            Err(reason) => (Err(CommandError::NotApplicable(reason)), Vec::new()),
+        };
+        let _ = given.decide(decision); // what was done is done, also if the caller has left
+        events
     }
 
     /// Retires the identity. Returns the configuration to go on under, from what is then on the

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::admin::Conditions;
+use super::admin::{Accepted, Conditions};
 use super::events::{ExternalEvent, ExternalEvents};
 use super::executor::Executor;
 use super::{CONFIGURATION_QUIET, ConfigLocation, reload};
@@ -38,10 +38,14 @@ impl EventLoop<'_> {
             // It may have been corrected meanwhile.
             self.external.complete_at.get_or_insert_with(|| Instant::now() + CONFIGURATION_QUIET);
         }
-        let mut event = Event::Wake;
+        let mut events = vec![Event::Wake];
         loop {
-            let mut step = self.executor.step(event);
-            let retired = self.execute_commands(&mut step);
+            let mut step = self.step(events);
+            if self.external.inputs_changed {
+                self.external.inputs_changed = false;
+                self.executor.provisioning.check_soon();
+            }
+            let retired = self.execute_commands(&mut step).await;
             self.executor.rejected.clone_from(&self.external.rejected);
             self.external.wait_begins(Some(MAX_ACTION));
             let publish_again = {
@@ -58,8 +62,18 @@ impl EventLoop<'_> {
             if step.action.is_none() && self.has_delays_to_restore() {
                 return Some(self.executor.config.clone());
             }
-            event = self.execute_or_sleep(&step, publish_again).await?;
+            events = self.execute_or_sleep(&step, publish_again).await?;
         }
+    }
+
+    /// Has the lifecycle apply these events. At most one of the steps begins an action.
+    fn step(&mut self, events: Vec<Event>) -> Step {
+        let mut step = Step { action: None, wake_in: None };
+        for event in events {
+            let after = self.executor.step(event);
+            step = Step { action: step.action.or(after.action), ..after };
+        }
+        step
     }
 
     fn has_delays_to_restore(&mut self) -> bool {
@@ -68,24 +82,32 @@ impl EventLoop<'_> {
     }
 
     /// Executes the queued commands. Returns the identity that is to be retired, if one is.
-    fn execute_commands(&mut self, step: &mut Step) -> Option<IdentityName> {
+    async fn execute_commands(&mut self, step: &mut Step) -> Option<IdentityName> {
         // A command that came with another configuration is for the agent under that one.
         while self.next_config.is_none()
-            && let Some(command) = self.external.queue.next()
+            && let Some(accepted) = self.external.queue.next()
         {
-            if let AdminCommand::Retire(name) = command {
-                return Some(name);
+            let events = match accepted {
+                Accepted::Decided(AdminCommand::Retire(name)) => return Some(name),
+                Accepted::Decided(command) => vec![self.executor.execute_command(&command)],
+                Accepted::Awaited(given) => {
+                    self.external.wait_begins(Some(MAX_ACTION));
+                    let executing = self.executor.execute_awaited(given);
+                    self.external.undisturbed(executing).await
+                }
+            };
+            let is_due = !events.is_empty();
+            let after = self.step(events);
+            if is_due {
+                *step = Step { action: step.action.or(after.action), ..after };
             }
-            let event = self.executor.execute_command(&command);
-            let after = self.executor.step(event);
-            *step = Step { action: step.action.or(after.action), ..after };
         }
         None
     }
 
     /// Executes the action of a step, or sleeps, and meanwhile hears external events. Returns the
-    /// next event; `None` at shutdown.
-    async fn execute_or_sleep(&mut self, step: &Step, publish_again: Option<Duration>) -> Option<Event> {
+    /// next events; `None` at shutdown.
+    async fn execute_or_sleep(&mut self, step: &Step, publish_again: Option<Duration>) -> Option<Vec<Event>> {
         let Self { executor, place, external, timer, next_config, .. } = self;
         let check_in = executor.provisioning.next_check_in(clock::now());
         let stale_in = executor.bundle_stale_in(clock::now());
@@ -94,7 +116,8 @@ impl EventLoop<'_> {
         let asleep = step.action.is_none();
         external.wait_begins((!asleep).then_some(MAX_ACTION));
         let issued: Vec<_> = executor.names_of_issued().cloned().collect();
-        let conditions = Conditions { issued: &issued, is_busy: !asleep };
+        let identities = executor.config.identities.clone();
+        let conditions = Conditions { issued: &issued, identities: &identities, is_busy: !asleep };
         // A new device follows its configuration without a reload. Later that would be too easy by
         // a slip; except to correct what was rejected, since for that a reload was asked for.
         let rejected = external.rejected.clone();
@@ -103,7 +126,7 @@ impl EventLoop<'_> {
         let mut work = std::pin::pin!(execute(executor, timer, step, sleep));
         loop {
             tokio::select! {
-                event = &mut work => return Some(event),
+                events = &mut work => return Some(events),
                 () = at(external.complete_at) => {
                     external.complete_at = None;
                     let in_use = next_config.as_ref().unwrap_or(&current);
@@ -120,13 +143,16 @@ impl EventLoop<'_> {
                     ExternalEvent::ConfigurationChanged => {
                         external.complete_at = Some(Instant::now() + CONFIGURATION_QUIET);
                     }
+                    ExternalEvent::InputChanged => external.inputs_changed = true,
                     ExternalEvent::Command(given) => external.queue.accept(given, conditions, place),
                 },
             }
-            let is_news =
-                next_config.is_some() || !external.queue.is_empty() || external.rejected != rejected;
+            let is_news = next_config.is_some()
+                || !external.queue.is_empty()
+                || external.rejected != rejected
+                || external.inputs_changed;
             if asleep && is_news {
-                return Some(Event::Wake);
+                return Some(vec![Event::Wake]);
             }
         }
     }
@@ -134,17 +160,24 @@ impl EventLoop<'_> {
 
 /// Executes the action of a step, or sleeps where there is none. Checks the provisioned input
 /// before, if that is due.
-async fn execute(executor: &mut Executor, timer: &mut Alarm, step: &Step, sleep: Duration) -> Event {
-    let checked = executor.check_provisioning(clock::now()).await;
-    match step.action {
-        Some(action) => executor.execute(action).await,
-        None if checked => Event::Wake, // what was found is to be shown
-        None => {
+async fn execute(executor: &mut Executor, timer: &mut Alarm, step: &Step, sleep: Duration) -> Vec<Event> {
+    let found = executor.check_provisioning(clock::now()).await;
+    match (step.action, found) {
+        (Some(action), found) => {
+            let mut events = found.unwrap_or_default();
+            events.push(executor.execute(action).await);
+            events
+        }
+        (None, Some(mut events)) => {
+            events.push(Event::Wake); // what was found is to be shown
+            events
+        }
+        (None, None) => {
             if timer.sleep(sleep).await == Woken::ClockSet {
                 tracing::info!("the wall clock was set, or the machine was suspended");
                 executor.provisioning.check_soon();
             }
-            Event::Wake
+            vec![Event::Wake]
         }
     }
 }

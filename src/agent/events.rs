@@ -1,6 +1,9 @@
 //! Events from outside the lifecycle: signals, changes of the configuration, and admin commands.
 //! While the main loop waits for them, the watchdog is fed.
 
+use std::future::{pending, poll_fn};
+use std::path::PathBuf;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -24,6 +27,8 @@ pub(super) enum ExternalEvent {
     Reload,
     /// A file of the configuration has changed. More changes may follow.
     ConfigurationChanged,
+    /// A file that an operator supplies an identity with has changed.
+    InputChanged,
     /// An admin command, whose client waits for the response.
     Command(QueuedCommand),
 }
@@ -35,11 +40,15 @@ pub(super) struct ExternalEvents {
     hangup: Signal,
     watchdog: Watchdog,
     changes: FileWatch,
+    /// Files that operators supply identities with.
+    inputs: Vec<FileWatch>,
     commands: mpsc::Receiver<QueuedCommand>,
     /// Accepted commands that are not executed yet.
     pub(super) queue: AcceptedCommands,
     /// Why the configuration on disk is not in use, while the one before it is.
     pub(super) rejected: Option<LastError>,
+    /// An operator's file has changed, and is to be read.
+    pub(super) inputs_changed: bool,
     /// When a change counts as complete, unless another one follows. It is not read before.
     pub(super) complete_at: Option<Instant>,
     /// What was logged last of a state in which nothing is done.
@@ -63,12 +72,19 @@ impl ExternalEvents {
             hangup: signal(SignalKind::hangup())?,
             watchdog: Watchdog::new(others),
             changes,
+            inputs: Vec::new(),
             commands,
             queue: AcceptedCommands::default(),
             rejected: None,
+            inputs_changed: false,
             complete_at: None,
             repeats: RepeatFilter::default(),
         })
+    }
+
+    /// Watches these files from now on, in place of those before.
+    pub(super) fn watch_inputs(&mut self, files: Vec<PathBuf>) {
+        self.inputs = files.into_iter().map(FileWatch::on_file).collect();
     }
 
     /// Tells the watchdog that what begins now ends within `limit`, or hangs; `None` for a wait
@@ -84,11 +100,14 @@ impl ExternalEvents {
             _ = self.interrupt.recv() => ExternalEvent::Shutdown,
             _ = self.hangup.recv() => ExternalEvent::Reload,
             () = self.changes.changed(), if with_changes => ExternalEvent::ConfigurationChanged,
+            () = any_changed(&mut self.inputs) => ExternalEvent::InputChanged,
             Some(given) = self.commands.recv() => ExternalEvent::Command(given),
             never = self.watchdog.run() => match never {},
         };
-        if matches!(event, ExternalEvent::ConfigurationChanged) {
-            self.changes.renew(); // before it is read
+        match event {
+            ExternalEvent::ConfigurationChanged => self.changes.renew(), // before it is read
+            ExternalEvent::InputChanged => self.inputs.iter_mut().for_each(FileWatch::renew),
+            _ => {}
         }
         event
     }
@@ -100,4 +119,17 @@ impl ExternalEvents {
             never = self.watchdog.run() => match never {},
         }
     }
+}
+
+/// Waits until one of the files has changed; for ever where there is none.
+async fn any_changed(files: &mut [FileWatch]) {
+    let mut changes: Vec<_> = files.iter_mut().map(|file| Box::pin(file.changed())).collect();
+    if changes.is_empty() {
+        return pending().await;
+    }
+    poll_fn(|context| {
+        let is_ready = changes.iter_mut().any(|change| change.as_mut().poll(context).is_ready());
+        if is_ready { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }

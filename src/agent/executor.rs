@@ -81,10 +81,14 @@ impl Executor {
         event
     }
 
-    /// Checks the provisioned input, if that is due. Returns whether it was.
-    pub(super) async fn check_provisioning(&mut self, now: Now) -> bool {
+    /// Checks the provisioned input, if that is due: also what operators supply. Returns what the
+    /// lifecycle has to know of the latter; `None` if it was not due.
+    pub(super) async fn check_provisioning(&mut self, now: Now) -> Option<Vec<Event>> {
         let (transport, keys) = (self.trust_domain.issuer.transport(), &self.keys);
-        self.provisioning.check(transport, keys, &self.lifecycle, now).await
+        if !self.provisioning.check(transport, keys, &self.lifecycle, now).await {
+            return None;
+        }
+        Some(self.read_operator_files().await)
     }
 
     /// The names of the identities that have an SVID, valid or not.

@@ -18,7 +18,7 @@ use crate::lifecycle::{
     Request, SvidFacts,
 };
 use crate::platform::{clock, random};
-use crate::problem::{ProblemCode, Report};
+use crate::problem::{LastError, ProblemCode, Report};
 use crate::publish;
 use crate::publish::files::Publisher;
 use crate::state::{self, Store};
@@ -48,6 +48,8 @@ pub(super) struct Identity {
     pub(super) stored_renew_at: Option<Timestamp>,
     /// Publishes its files.
     pub(super) publisher: Publisher,
+    /// What is wrong with the files that an operator supplies.
+    pub(super) operator_problem: Option<LastError>,
 }
 
 /// What the actions of an identity need of the agent.
@@ -173,7 +175,7 @@ impl Identity {
     }
 
     /// Stores an issued chain until it is adopted. If that fails it is kept in memory.
-    async fn keep_issued(&mut self, issued: state::StoredIssuedChain) {
+    pub(super) async fn keep_issued(&mut self, issued: state::StoredIssuedChain) {
         let saved = save(&self.store, issued.clone()).await;
         saved.unwrap_or_else(|e| {
             let identity = self.name.as_str();
@@ -248,7 +250,7 @@ impl Identity {
     }
 
     /// Validates an issued chain against every point of E4.
-    fn validate(
+    pub(super) fn validate(
         &self,
         issued: &state::StoredIssuedChain,
         key: &Arc<dyn Key>,

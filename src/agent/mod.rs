@@ -7,6 +7,7 @@ mod events;
 mod executor;
 mod identity;
 mod listeners;
+mod operator;
 mod persist;
 mod provisioning;
 mod reporting;
@@ -273,6 +274,7 @@ impl Mode {
                         ExternalEvent::Reload | ExternalEvent::ConfigurationChanged => {
                             Some(reload(place, external, None).unwrap_or(*config))
                         }
+                        ExternalEvent::InputChanged => Some(*config),
                         ExternalEvent::Command(given) => {
                             let why = "the agent's state cannot be read, and nothing is done before it can be; it is \
                                        read again now";
@@ -287,6 +289,7 @@ impl Mode {
             }
             Self::Configured(mut executor) => {
                 external.repeats.is_over();
+                external.watch_inputs(executor.operator_files());
                 let event_loop = EventLoop {
                     executor: &mut executor,
                     place,
@@ -367,7 +370,7 @@ async fn wait_for_change(external: &mut ExternalEvents, why: &Reason) -> Option<
     }
     match event {
         ExternalEvent::Shutdown => None,
-        ExternalEvent::Reload | ExternalEvent::ConfigurationChanged => Some(()),
+        ExternalEvent::Reload | ExternalEvent::ConfigurationChanged | ExternalEvent::InputChanged => Some(()),
         ExternalEvent::Command(given) => {
             admin::reject(given, why);
             Some(())

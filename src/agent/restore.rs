@@ -226,6 +226,7 @@ fn restore_identity(
         pending_key,
         issued,
         stored_renew_at,
+        operator_problem: None,
         publisher: Publisher::new(&config.files, &identity_files(&identity_config)),
         config: identity_config,
     })

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::admin::operator_hint;
 use super::executor::Executor;
 use super::identity::Identity;
 use super::persist::{PUBLISH_RETRY, Published};
@@ -66,9 +67,14 @@ impl Executor {
         let provider =
             current.as_ref().map_or(identity.config.key.provider, |current| current.key.provider());
         let in_lifecycle = || {
-            let (error, wait) = view.last_error(now)?;
+            let (mut error, wait) = view.last_error(now)?;
+            if error.report.code == ProblemCode::OperatorNeeded {
+                let hint = operator_hint(&identity.name, Some(&identity.config.enroll));
+                error.report = error.report.with_hint(Some(hint));
+            }
             Some((error, wait.map(|wait| now.wall.after(wait))))
         };
+        let in_files = || Some((identity.operator_problem.clone()?, None));
         let in_publishing = || {
             let report = published?.failure.clone()?;
             let error = LastError { report, at: now.wall, permanent: true };
@@ -77,6 +83,7 @@ impl Executor {
         let untrusted = || Some((self.untrusted(current.as_deref()?, now)?, self.bundle_refresh_at(now)));
         IdentitySnapshot {
             name: identity.name.clone(),
+            enroll: Some(identity.config.enroll.as_str()),
             state: view.state(now),
             renew_at: view.renew_at(),
             renewal_window: view.renewal_window(),
@@ -84,7 +91,7 @@ impl Executor {
             key_is_lost: view.key_is_lost(),
             retry_after_until: view.retry_after_until(now),
             ends_while_waiting: view.svid_ends_before_retry_after(now),
-            last_error: in_lifecycle().or_else(in_publishing).or_else(untrusted),
+            last_error: in_files().or_else(in_lifecycle).or_else(in_publishing).or_else(untrusted),
             current,
             previous: None, // the broadcaster knows what it has sent before
             generation: published.and_then(|published| published.generation),

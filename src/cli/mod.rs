@@ -4,6 +4,7 @@
 mod admin;
 mod check_config;
 mod lifetime_bar;
+mod operator;
 mod query;
 mod render;
 mod retire;
@@ -26,6 +27,7 @@ use crate::config;
 use crate::hint::{Hint, Reason};
 use miaf_client::api::IdentityName;
 use miaf_client::{Client, ClientError};
+use miaf_spiffe::SpiffeId;
 use miaf_spiffe::text::{self, Excerpt};
 
 /// Limit of characters of one line that is printed for people.
@@ -116,6 +118,39 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Print a certification request for an identity whose SVIDs an operator brings (root only).
+    ///
+    /// The key is created in the TPM, or sealed in software, and stored before the request is
+    /// printed. As long as no chain has been installed for it, the same key is requested again.
+    Csr {
+        /// The SPIFFE ID that the request names as its one URI SAN, for an issuer that takes it from
+        /// there. Default: `spiffe_id` in the configuration, if it is set.
+        #[arg(long, value_name = "ID")]
+        spiffe_id: Option<SpiffeId>,
+        /// Write DER and not PEM.
+        #[arg(long)]
+        der: bool,
+        /// Write to this file and not to stdout.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        #[command(flatten)]
+        selection: Selection,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Install the certificate chain that was issued for a request of this device (root only).
+    ///
+    /// It is validated by the same rules as a chain from an MIS, and adopted at once: no program is
+    /// restarted. The current SVID stays where the chain is refused.
+    Install {
+        /// The chain in PEM, leaf first; "-" for stdin.
+        #[arg(value_name = "CHAIN")]
+        chain: PathBuf,
+        #[command(flatten)]
+        selection: Selection,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Check whether the configuration can be used, and if not, show file, line and what to do.
     ///
     /// The exit status is 0 if it can be used, and 78 if not. Run it as the agent's user to see
@@ -192,6 +227,13 @@ fn execute(cli: Cli) -> ExitCode {
     match cli.command {
         Command::Run => run::run(&cli.config),
         Command::Status { selection, output } => status::run(&cli.config, &output, &selection),
+        Command::Csr { spiffe_id, der, out, selection, output } => {
+            let form = if der { operator::Form::Der } else { operator::Form::Pem };
+            operator::csr(&cli.config, &output, &selection, spiffe_id.as_ref(), form, out.as_deref())
+        }
+        Command::Install { chain, selection, output } => {
+            operator::install(&cli.config, &output, &selection, &chain)
+        }
         Command::Svid { selection, output } => query::svid(&cli.config, &output, &selection),
         Command::Bundle(output) => query::bundle(&cli.config, &output),
         Command::Watch { selection, output } => watch::run(&cli.config, &output, &selection),

@@ -112,7 +112,10 @@ impl IdentityView<'_> {
                 (detail, *renew_at)
             }
         };
-        let title = "An operator has to bring the next SVID of this identity";
+        let title = match &self.identity.svid {
+            None => "An operator has to bring the SVID of this identity",
+            Some(_) => "An operator has to bring the next SVID of this identity",
+        };
         let report = Report::new(ProblemCode::OperatorNeeded, title, &detail);
         Some(LastError { report, at, permanent: true })
     }

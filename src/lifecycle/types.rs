@@ -113,17 +113,27 @@ pub enum Event {
     Bundle(Result<BundleFacts, Failure>),
     /// Outcome of [`Action::Identity`].
     Identity(IdentityIndex, IdentityEvent),
+    /// An operator has supplied something for an identity, while an action may be in flight (N9).
+    Supplied(IdentityIndex, Supplied),
+}
+
+/// What an operator supplies, or has the agent create.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Supplied {
+    /// A key for the next SVID. It is stored.
+    Key,
+    /// A chain, as if it had been issued. It is stored.
+    Chain,
 }
 
 /// The outcome of an [`IdentityAction`].
 #[derive(Clone, Debug)]
 pub enum IdentityEvent {
-    /// Of [`IdentityAction::CreateKey`], or of an operator's wish for a request.
+    /// Of [`IdentityAction::CreateKey`].
     KeyCreated(Result<(), Failure>),
     /// Of [`IdentityAction::ProveKey`].
     KeyProven(Result<(), Failure>),
-    /// Of [`IdentityAction::Request`], or an operator has brought a chain. `Ok`: the issued chain is
-    /// stored.
+    /// Of [`IdentityAction::Request`]. `Ok`: the issued chain is stored.
     Issued(Result<(), Failure>),
     /// Of [`IdentityAction::Adopt`]. `Ok`: the SVID is current, and the pending key, if the SVID is
     /// for it, as well.

@@ -12,7 +12,7 @@ use super::retry_gate::{Failure, FailureKind, Verdict};
 use super::trust_domain::{Bundle, Discovery, TrustDomain};
 use super::types::{
     Action, BundleFacts, Command, DiscoveryFacts, Event, IdentityAction, IdentityEvent, IdentityIndex,
-    Jitter, KeyChoice, NotAdopted, Policy, Request, SvidFacts, SvidTrust,
+    Jitter, KeyChoice, NotAdopted, Policy, Request, Supplied, SvidFacts, SvidTrust,
 };
 use crate::problem::LastError;
 use miaf_spiffe::time::Now;
@@ -26,7 +26,7 @@ const MIN_BETWEEN_ISSUES: Duration = Duration::from_secs(5);
 impl Lifecycle {
     pub(super) fn update(&mut self, event: Event, now: Now, jitter: Jitter<'_>) {
         let ended = match event {
-            Event::Wake | Event::Command(_) => None,
+            Event::Wake | Event::Command(_) | Event::Supplied(..) => None,
             _ => self.in_flight.take(),
         };
         match event {
@@ -34,6 +34,11 @@ impl Lifecycle {
             Event::Command(command) => self.execute_command(command, now),
             Event::Discovery(outcome) => self.discovery_ended(outcome, now, jitter),
             Event::Bundle(outcome) => self.bundle_ended(outcome, now, jitter),
+            Event::Supplied(index, supplied) => {
+                if let Some(identity) = self.identities.get_mut(index.0) {
+                    identity.supplied(supplied);
+                }
+            }
             Event::Identity(index, event) => {
                 let ended = match ended {
                     Some(Action::Identity(of, action)) if of == index => Some(action),
@@ -203,6 +208,16 @@ fn is_of_mis(failure: &Failure) -> bool {
 }
 
 impl Identity {
+    fn supplied(&mut self, supplied: Supplied) {
+        match supplied {
+            Supplied::Key => self.pending_key = Some(PendingKey { refused: false }),
+            Supplied::Chain => {
+                self.gate.succeeded(); // what was wrong with the one before it is over
+                self.issued = Some(IssuedChain::new(CurrentKey::Unproven));
+            }
+        }
+    }
+
     /// The operator may have corrected what stood in the way.
     fn correct_by_command(&mut self) {
         let key_is_lost = self.key_is_lost();
@@ -295,9 +310,6 @@ impl IdentityUpdate<'_> {
             IdentityEvent::Issued(Ok(())) => {
                 self.identity.admission_pending = false;
                 self.identity.gate.progressed();
-                if self.identity.is_by_operator() {
-                    self.identity.gate.succeeded(); // what was wrong with the one before it is over
-                }
                 self.identity.issued = Some(IssuedChain::new(CurrentKey::Works));
             }
             IdentityEvent::Issued(Err(failure)) => match ended {

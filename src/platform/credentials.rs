@@ -22,6 +22,8 @@ pub enum Secret {
 
 /// Limit of bytes of a secret. A password is shorter.
 const MAX_SECRET: usize = 4096;
+/// Limit of bytes of a private key, and certificates in its file.
+const MAX_KEY: usize = 32 * 1024;
 
 /// A secret that cannot be had. It says nothing of what is in it.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +48,33 @@ impl Secret {
     /// [`SecretError`]: no such file, no such credential, not a regular file, too large, or nothing
     /// in it.
     pub fn read(&self) -> Result<Zeroizing<Vec<u8>>, SecretError> {
-        self.read_with(credentials())
+        self.read_with(credentials(), MAX_SECRET)
+    }
+
+    /// Reads a private key: as [`read`](Self::read), of at most 32 KiB.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_key(&self) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+        self.read_with(credentials(), MAX_KEY)
+    }
+
+    /// Its source, for messages.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        match self {
+            Self::File(path) => path.display().to_string(),
+            Self::Credential(name) => format!("the credential \"{name}\""),
+        }
+    }
+
+    /// Its file, where that is known.
+    #[must_use]
+    pub fn file(&self) -> Option<PathBuf> {
+        match self {
+            Self::File(path) => Some(path.clone()),
+            Self::Credential(name) => credentials().map(|directory| directory.join(name)),
+        }
     }
 
     /// A warning about the mode of its file, though it can be read.
@@ -61,7 +89,11 @@ impl Secret {
         ))
     }
 
-    fn read_with(&self, credentials: Option<PathBuf>) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+    fn read_with(
+        &self,
+        credentials: Option<PathBuf>,
+        limit: usize,
+    ) -> Result<Zeroizing<Vec<u8>>, SecretError> {
         let (what, path) = match self {
             Self::File(path) => (path.display().to_string(), path.clone()),
             Self::Credential(name) => {
@@ -74,7 +106,7 @@ impl Secret {
                 (what, directory.join(name))
             }
         };
-        read(&path).map_err(|e| SecretError { what, why: access::unreadable(&path, &e) })
+        read(&path, limit).map_err(|e| SecretError { what, why: access::unreadable(&path, &e) })
     }
 }
 
@@ -91,8 +123,8 @@ pub(crate) fn wipe_stack() {
     std::hint::black_box(&mut unused);
 }
 
-fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
-    let mut secret = files::read_secret(path, MAX_SECRET)?;
+fn read(path: &Path, limit: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut secret = files::read_secret(path, limit)?;
     for end in [b'\n', b'\r'] {
         if secret.last() == Some(&end) {
             secret.pop();
@@ -123,7 +155,7 @@ mod tests {
             assert_eq!(Secret::File(path.clone()).read().unwrap().as_slice(), read.as_bytes());
         }
         let credential = Secret::Credential("secret".into());
-        let read = credential.read_with(Some(directory.path().to_owned())).unwrap();
+        let read = credential.read_with(Some(directory.path().to_owned()), MAX_SECRET).unwrap();
         assert_eq!(read.as_slice(), b" p ");
     }
 

@@ -40,7 +40,7 @@ const MAX_SHOWN: usize = 300;
 #[derive(Debug)]
 pub(crate) struct FileWatch {
     file: PathBuf,
-    directory: PathBuf,
+    directory: Option<PathBuf>,
     /// `None`: the kernel refuses it.
     inotify: Option<Watched>,
     seen: Seen,
@@ -54,6 +54,15 @@ pub(crate) struct FileWatch {
 impl FileWatch {
     /// Creates a watch, which reports changes from now on.
     pub(crate) fn on(file: PathBuf, directory: PathBuf) -> Self {
+        Self::new(file, Some(directory))
+    }
+
+    /// Creates a watch on a file alone.
+    pub(crate) fn on_file(file: PathBuf) -> Self {
+        Self::new(file, None)
+    }
+
+    fn new(file: PathBuf, directory: Option<PathBuf>) -> Self {
         let mut watch = Self {
             file,
             directory,
@@ -71,7 +80,7 @@ impl FileWatch {
     /// the two.
     pub(crate) fn renew(&mut self) {
         self.inotify = self.watch_by_inotify();
-        self.seen = Seen::now(&self.file, &self.directory);
+        self.seen = Seen::now(&self.file, self.directory.as_deref());
         self.begun = None;
         self.poll_later();
     }
@@ -90,13 +99,13 @@ impl FileWatch {
                 found = reported => match found {
                     Event::Changed => return,
                     Event::Begun => {
-                        self.wait_for_completion(Seen::now(&self.file, &self.directory));
+                        self.wait_for_completion(Seen::now(&self.file, self.directory.as_deref()));
                         continue;
                     }
                 },
                 () = sleep_until(self.poll_at) => {}
             }
-            let now = Seen::now(&self.file, &self.directory);
+            let now = Seen::now(&self.file, self.directory.as_deref());
             if self.begun.take().is_some_and(|begun| begun != now) {
                 self.wait_for_completion(now);
                 continue;
@@ -121,7 +130,7 @@ impl FileWatch {
     }
 
     fn watch_by_inotify(&mut self) -> Option<Watched> {
-        match Watched::new(&WatchedNames::of(&self.file, &self.directory)) {
+        match Watched::new(&WatchedNames::of(&self.file, self.directory.as_deref())) {
             Ok(watched) => {
                 if self.logged_error.take().is_some() {
                     tracing::info!(file = %Excerpt::of(self.file.display(), MAX_SHOWN), "inotify works again");
@@ -180,10 +189,11 @@ type Names = Option<BTreeSet<OsString>>;
 struct WatchedNames(BTreeMap<PathBuf, Names>);
 
 impl WatchedNames {
-    fn of(file: &Path, directory: &Path) -> Self {
+    fn of(file: &Path, directory: Option<&Path>) -> Self {
         let mut places = Self::default();
         places.add_path(file);
-        if let Some(directory) = places.add_path(directory).filter(|found| found.is_dir()) {
+        let directory = directory.and_then(|directory| places.add_path(directory));
+        if let Some(directory) = directory.filter(|found| found.is_dir()) {
             let entries = fs::read_dir(&directory).into_iter().flatten().flatten().take(MAX_ENTRIES);
             for link in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink())) {
                 places.add_path(&link.path());
@@ -327,12 +337,13 @@ struct Stamp {
 }
 
 impl Seen {
-    fn now(file: &Path, directory: &Path) -> Self {
+    fn now(file: &Path, directory: Option<&Path>) -> Self {
         let stamp = |path: &Path| fs::metadata(path).ok().as_ref().map(Stamp::of);
-        let entries = fs::read_dir(directory).into_iter().flatten().flatten().take(MAX_ENTRIES);
+        let entries = directory.and_then(|directory| fs::read_dir(directory).ok());
+        let entries = entries.into_iter().flatten().flatten().take(MAX_ENTRIES);
         let all = entries.map(|entry| (entry.file_name(), stamp(&entry.path())));
         // A name in the directory has no slash in it.
-        let own = [(file.into(), stamp(file)), ("/".into(), stamp(directory))];
+        let own = [(file.into(), stamp(file)), ("/".into(), directory.and_then(stamp))];
         Self(all.chain(own).collect())
     }
 }

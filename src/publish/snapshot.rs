@@ -47,6 +47,8 @@ pub(crate) struct Snapshot {
 pub(crate) struct IdentitySnapshot {
     /// Its name.
     pub name: IdentityName,
+    /// The way to its SVID (`enroll`), where that is known.
+    pub enroll: Option<&'static str>,
     /// Its state.
     pub state: State,
     /// The current SVID, valid or not.
@@ -220,6 +222,7 @@ impl IdentitySnapshot {
     pub(crate) fn empty(name: IdentityName, state: State, provider: ProviderKind) -> Self {
         Self {
             name,
+            enroll: None,
             state,
             current: None,
             previous: None,

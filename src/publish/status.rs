@@ -60,7 +60,7 @@ fn identity_status(identity: &IdentitySnapshot, snapshot: &Snapshot, now: Timest
             algorithm: current.map(|current| current.key.public_key().algorithm_name().to_owned()),
             lost: identity.key_is_lost,
         },
-        enroll: None,
+        enroll: identity.enroll.map(str::to_owned),
         last_error: identity.last_error.as_ref().map(|shown| {
             error_status(shown, snapshot.name_in_hints(Some(&identity.name)), identity.retry_after_until)
         }),

@@ -1,15 +1,15 @@
-//! Admin commands to the running agent: `POST /v1/retry`, `/v1/identities/{name}/renew` and
-//! `/v1/identities/{name}/retire`.
+//! Admin commands to the running agent: `POST /v1/retry`, and `renew`, `retire`, `csr` and `install`
+//! below `/v1/identities/{name}/`.
 
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::hint::Reason;
 use crate::platform::log::AUDIT;
 use crate::publish::Snapshot;
-use crate::server::command_queue::{AdminCommand, CommandError};
+use crate::server::command_queue::{AdminCommand, CommandError, Decision};
 use crate::server::context::ServerContext;
 use crate::server::peer::{Peer, Role};
 use crate::server::request_body;
@@ -17,8 +17,11 @@ use crate::server::response::{
     self, HttpResponse, JSON, method_not_allowed, problem, refusal, unknown_identity,
 };
 use miaf_client::api::{Accepted, IdentityName, ProblemCode};
-use miaf_spiffe::TrustDomain;
-use miaf_spiffe::json;
+use miaf_spiffe::svid::Chain;
+use miaf_spiffe::{SpiffeId, TrustDomain, json};
+
+/// Limit on the bytes of a chain that an operator brings.
+const MAX_CHAIN: usize = 64 * 1024;
 
 /// The path of an admin command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +32,10 @@ pub(super) enum CommandPath {
     Renew(IdentityName),
     /// `/v1/identities/{name}/retire`
     Retire(IdentityName),
+    /// `/v1/identities/{name}/csr`
+    Csr(IdentityName),
+    /// `/v1/identities/{name}/install`
+    Install(IdentityName),
 }
 
 /// The body of an admin command, parsed.
@@ -46,6 +53,16 @@ impl CommandPath {
             Self::Retry => "retry",
             Self::Renew(_) => "renew",
             Self::Retire(_) => "retire",
+            Self::Csr(_) => "csr",
+            Self::Install(_) => "install",
+        }
+    }
+
+    /// Limit on the bytes of its body.
+    fn max_body(&self) -> usize {
+        match self {
+            Self::Install(_) => MAX_CHAIN,
+            _ => request_body::MAX_BODY,
         }
     }
 
@@ -53,7 +70,7 @@ impl CommandPath {
     fn identity(&self) -> Option<&IdentityName> {
         match self {
             Self::Retry => None,
-            Self::Renew(name) | Self::Retire(name) => Some(name),
+            Self::Renew(name) | Self::Retire(name) | Self::Csr(name) | Self::Install(name) => Some(name),
         }
     }
 
@@ -88,6 +105,20 @@ impl CommandPath {
                 command: AdminCommand::Retire(name),
                 trust_domain: Some(trust_domain),
             }),
+            Self::Csr(identity) => {
+                let must = "Send {} or {\"spiffeId\": \"spiffe://…\"}";
+                let CsrBody { spiffe_id } =
+                    if body.is_empty() { CsrBody::default() } else { object(body, must)? };
+                Ok(request(AdminCommand::Csr { identity, spiffe_id }))
+            }
+            Self::Install(identity) => {
+                let must = "Send {\"certificateChainPem\": \"…\"}, leaf first, in PEM";
+                let InstallBody { certificate_chain_pem } = object(body, must)?;
+                let chain = Chain::from_pem_text(certificate_chain_pem.as_bytes()).map_err(|e| {
+                    Reason::from(format!("the chain cannot be read: {e}")).with_hint_text(must)
+                })?;
+                Ok(request(AdminCommand::Install { identity, chain }))
+            }
         }
     }
 }
@@ -113,6 +144,26 @@ struct EmptyBody {}
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct RetireBody {
     trust_domain: TrustDomain,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct CsrBody {
+    #[serde(default)]
+    spiffe_id: Option<SpiffeId>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct InstallBody {
+    certificate_chain_pem: String,
+}
+
+/// Body of a response with a certification request.
+#[derive(Serialize)]
+struct CsrResponse<'a> {
+    identity: Option<&'a IdentityName>,
+    csr: &'a str,
 }
 
 fn object<T: DeserializeOwned>(body: &[u8], must: &str) -> Result<T, Reason> {
@@ -141,7 +192,7 @@ pub(super) async fn respond(
     let Peer { uid, pid, .. } = peer;
     let (audit, of_path) = (path.command_name(), path.identity().cloned());
     let identity = of_path.as_ref().map(IdentityName::as_str);
-    let body = request_body::read(body).await.inspect_err(|response| {
+    let body = request_body::read_up_to(path.max_body(), body).await.inspect_err(|response| {
         let status = response.status().as_u16();
         tracing::info!(
             target: AUDIT, audit, identity, uid, pid, status, reason = "incomplete request",
@@ -174,7 +225,13 @@ pub(super) async fn respond(
         Err(rejection) => Err(rejection),
     };
     match decision {
-        Ok(detail) => Ok(response::json(StatusCode::ACCEPTED, JSON, &Accepted { accepted: true, detail })),
+        Ok(Decision::Csr(csr)) => {
+            let response = CsrResponse { identity: named.as_ref(), csr: &csr };
+            Ok(response::json(StatusCode::OK, JSON, &response))
+        }
+        Ok(Decision::Accepted(detail)) => {
+            Ok(response::json(StatusCode::ACCEPTED, JSON, &Accepted { accepted: true, detail }))
+        }
         Err((status, code, reason)) => {
             tracing::info!(
                 target: AUDIT, audit, identity, uid, pid, %reason, hint = reason.hint, "admin command rejected"

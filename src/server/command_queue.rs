@@ -7,11 +7,16 @@ use tokio::time::timeout;
 
 use crate::hint::Reason;
 use miaf_client::api::IdentityName;
+use miaf_spiffe::SpiffeId;
+use miaf_spiffe::svid::Chain;
 
 /// Commands that wait for the event loop at the same time. An operator sends one.
 const QUEUE_LENGTH: usize = 4;
 /// Time for the event loop to accept or reject a command.
 const DECISION_LIMIT: Duration = Duration::from_secs(10);
+/// Time for the event loop to execute a command that is decided by its execution: an action that is
+/// in flight ends first.
+const EXECUTION_LIMIT: Duration = Duration::from_secs(120);
 
 /// A command of an administrator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +33,21 @@ pub(crate) enum AdminCommand {
     /// Retire an identity: store it, its keys and documents apart, withdraw what was published, and
     /// start anew under the configuration.
     Retire(IdentityName),
+    /// Make a certification request for an identity whose SVIDs an operator brings (N9). The
+    /// decision is the request in PEM.
+    Csr {
+        /// The identity.
+        identity: IdentityName,
+        /// The SPIFFE ID that the request names.
+        spiffe_id: Option<SpiffeId>,
+    },
+    /// Adopt a chain that an operator brings (N9).
+    Install {
+        /// The identity.
+        identity: IdentityName,
+        /// The chain, not validated yet.
+        chain: Chain,
+    },
 }
 
 impl AdminCommand {
@@ -38,16 +58,36 @@ impl AdminCommand {
             Self::Retry { new_key: Some(_) } => "retry --new-key",
             Self::Renew(_) => "renew",
             Self::Retire(_) => "retire",
+            Self::Csr { .. } => "csr",
+            Self::Install { .. } => "install",
         }
+    }
+
+    /// Whether the decision about it is its outcome: it is made when the command is executed, and
+    /// not before.
+    pub(crate) fn is_decided_by_execution(&self) -> bool {
+        matches!(self, Self::Csr { .. } | Self::Install { .. })
     }
 
     /// The identity that it is about.
     pub(crate) fn identity(&self) -> Option<&IdentityName> {
         match self {
             Self::Retry { new_key } => new_key.as_ref(),
-            Self::Renew(identity) | Self::Retire(identity) => Some(identity),
+            Self::Renew(identity)
+            | Self::Retire(identity)
+            | Self::Csr { identity, .. }
+            | Self::Install { identity, .. } => Some(identity),
         }
     }
+}
+
+/// What the event loop says of a command that it accepts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// What will happen, as a sentence.
+    Accepted(String),
+    /// The certification request, in PEM.
+    Csr(String),
 }
 
 /// The reason why a command is rejected. Nothing happens then.
@@ -64,7 +104,7 @@ pub(crate) enum CommandError {
 pub(crate) struct QueuedCommand {
     /// The command.
     pub(crate) command: AdminCommand,
-    decision: oneshot::Sender<Result<String, CommandError>>,
+    decision: oneshot::Sender<Result<Decision, CommandError>>,
 }
 
 impl QueuedCommand {
@@ -72,12 +112,17 @@ impl QueuedCommand {
     /// caller has left: it takes the command for rejected.
     #[must_use]
     pub(crate) fn accept(self, detail: String) -> bool {
-        self.decision.send(Ok(detail)).is_ok()
+        self.decide(Ok(Decision::Accepted(detail)))
+    }
+
+    /// Sends the decision. Returns `false` if the caller has left.
+    pub(crate) fn decide(self, decision: Result<Decision, CommandError>) -> bool {
+        self.decision.send(decision).is_ok()
     }
 
     /// Rejects the command.
     pub(crate) fn reject(self, reason: CommandError) {
-        let _ = self.decision.send(Err(reason)); // a caller that has left needs no decision
+        let _ = self.decide(Err(reason)); // a caller that has left needs no decision
     }
 }
 
@@ -92,15 +137,16 @@ impl CommandQueue {
         (Self(sender), receiver)
     }
 
-    /// Sends a command and waits until it is accepted, not until it is executed. Returns what will
-    /// happen.
+    /// Sends a command and waits for the decision: until it is accepted, or executed where the
+    /// decision is the outcome.
     ///
     /// # Errors
     /// [`CommandError`].
-    pub(super) async fn send(&self, command: AdminCommand) -> Result<String, CommandError> {
+    pub(super) async fn send(&self, command: AdminCommand) -> Result<Decision, CommandError> {
+        let limit = if command.is_decided_by_execution() { EXECUTION_LIMIT } else { DECISION_LIMIT };
         let (decision, decided) = oneshot::channel();
         self.0.try_send(QueuedCommand { command, decision }).map_err(|_| CommandError::Busy)?;
-        match timeout(DECISION_LIMIT, decided).await {
+        match timeout(limit, decided).await {
             Ok(Ok(decision)) => decision,
             _ => Err(CommandError::Busy), // the agent is shutting down, or hangs
         }
@@ -134,7 +180,8 @@ mod tests {
         );
         let mut waiting = waiting.into_iter();
         assert!(receiver.recv().await.unwrap().accept("it happens".into()));
-        assert_eq!(waiting.next().unwrap().await.unwrap(), Ok("it happens".into()));
+        let decision = waiting.next().unwrap().await.unwrap();
+        assert_eq!(decision, Ok(Decision::Accepted("it happens".into())));
         waiting.next().unwrap().abort();
         tokio::task::yield_now().await;
         assert!(!receiver.recv().await.unwrap().accept(String::new()), "its caller has left");

@@ -10,8 +10,9 @@ use tokio::time::{Instant, timeout};
 use crate::server::response::{HttpResponse, problem};
 use miaf_client::api::ProblemCode::InvalidRequest;
 
-/// Bytes of a body that is used: no admin command is longer, and no request for a signature.
-const MAX_BODY: usize = 4 * 1024;
+/// Bytes of a body that is used: no request for a signature is longer, and of the admin commands only
+/// that which brings a chain.
+pub(super) const MAX_BODY: usize = 4 * 1024;
 /// Time for a body that is used.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
 /// Pieces of a body: each costs time, however small it is.
@@ -30,6 +31,14 @@ const DISCARD_PAUSE: Duration = Duration::from_secs(1);
 /// # Errors
 /// The response to a body that exceeds a limit, or that is not complete.
 pub(super) async fn read(body: &mut Incoming) -> Result<Vec<u8>, HttpResponse> {
+    read_up_to(MAX_BODY, body).await
+}
+
+/// Reads a body of at most `limit` bytes to its end.
+///
+/// # Errors
+/// As [`read`].
+pub(super) async fn read_up_to(limit: usize, body: &mut Incoming) -> Result<Vec<u8>, HttpResponse> {
     let (mut read, mut pieces) = (Vec::new(), 0);
     let reading = async {
         while let Some(frame) = body.frame().await {
@@ -38,9 +47,9 @@ pub(super) async fn read(body: &mut Incoming) -> Result<Vec<u8>, HttpResponse> {
                 problem(StatusCode::BAD_REQUEST, InvalidRequest, detail, Some("Send the whole body"))
             })?;
             let data = frame.data_ref().map_or(&[][..], |data| data);
-            if read.len() + data.len() > MAX_BODY {
-                let (detail, hint) = ("the body has more than 4096 bytes", "Send a shorter one");
-                return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, InvalidRequest, detail, Some(hint)));
+            if read.len() + data.len() > limit {
+                let (detail, hint) = (format!("the body has more than {limit} bytes"), "Send a shorter one");
+                return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, InvalidRequest, &detail, Some(hint)));
             }
             pieces += 1;
             if pieces > MAX_PIECES {

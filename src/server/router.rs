@@ -107,6 +107,8 @@ impl Resource {
                 "sign" => Self::Sign(Some(name)),
                 "renew" => Self::Command(CommandPath::Renew(name)),
                 "retire" => Self::Command(CommandPath::Retire(name)),
+                "csr" => Self::Command(CommandPath::Csr(name)),
+                "install" => Self::Command(CommandPath::Install(name)),
                 _ => return None,
             });
         }

@@ -18,6 +18,7 @@ mod dates;
 mod discovery;
 mod files;
 mod grpc;
+mod identities;
 mod issuers;
 mod keys;
 mod lost_key;

@@ -167,6 +167,13 @@ impl fmt::Display for SpiffeId {
     }
 }
 
+impl std::str::FromStr for SpiffeId {
+    type Err = SpiffeIdError;
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        Self::parse(s)
+    }
+}
+
 impl TryFrom<String> for SpiffeId {
     type Error = SpiffeIdError;
     fn try_from(s: String) -> Result<Self, Self::Error> {

@@ -1,0 +1,346 @@
+//! SVIDs that an operator brings (N9): the certification request, the chain by command or in a file,
+//! and the key where that is installed as well. From here on it is a chain like any issued one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::blocking;
+use super::executor::Executor;
+use super::identity::Identity;
+use super::persist::save;
+use super::reporting::cause;
+use crate::config::Enrollment;
+use crate::hint::Reason;
+use crate::keys::{self, ErrorKind, Key, Providers};
+use crate::lifecycle::{Event, KeyChoice, Supplied};
+use crate::platform::credentials::Secret;
+use crate::platform::{access, clock, files};
+use crate::problem::{LastError, ProblemCode, Report};
+use crate::server::command_queue::Decision;
+use crate::state;
+use miaf_spiffe::SpiffeId;
+use miaf_spiffe::svid::{Chain, SvidError, X509Svid};
+
+/// Limit on the bytes of a file with a chain.
+const MAX_CHAIN_FILE: u64 = 64 * 1024;
+
+/// What was done for an operator, and what the lifecycle has to know of it.
+pub(super) struct Supply {
+    pub(super) decision: Decision,
+    pub(super) events: Vec<Event>,
+}
+
+impl Executor {
+    /// Makes a certification request for an identity. The key is stored before the request leaves. A
+    /// request that was made before, and is not answered yet, is made anew for the same key.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) async fn certification_request(
+        &mut self,
+        index: crate::lifecycle::IdentityIndex,
+        spiffe_id: Option<&SpiffeId>,
+    ) -> Result<Supply, Reason> {
+        let keys = self.keys.clone();
+        let Some(identity) = self.identities.get_mut(index.0) else { return Err(gone()) };
+        let named = spiffe_id.or(identity.config.spiffe_id.as_ref()).cloned();
+        if let Some(id) = spiffe_id {
+            identity.check_name(id)?;
+        }
+        let (key, is_new) = identity.key_to_certify(&keys).await?;
+        let csr = blocking(move || {
+            let der = keys::csr::certification_request(key.as_ref(), named.as_ref())?;
+            keys::csr::to_pem(&der)
+        });
+        let csr = csr.await.map_err(|e| Reason::of(&e))?;
+        let events = if is_new { vec![Event::Supplied(index, Supplied::Key)] } else { Vec::new() };
+        Ok(Supply { decision: Decision::Csr(csr), events })
+    }
+
+    /// Takes in a chain that an operator brings. It is adopted in the next step, like an issued one.
+    ///
+    /// # Errors
+    /// Why it is refused. What the identity has stays.
+    pub(super) async fn install(
+        &mut self,
+        index: crate::lifecycle::IdentityIndex,
+        chain: Chain,
+    ) -> Result<Supply, Reason> {
+        let bundle = self.trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
+        let Some(identity) = self.identities.get_mut(index.0) else { return Err(gone()) };
+        if identity.has(&chain) {
+            let decision = Decision::Accepted("This SVID is the current one already.".to_owned());
+            return Ok(Supply { decision, events: Vec::new() });
+        }
+        let (choice, key) = identity.key_of(&chain)?;
+        let issued = issued(chain, choice);
+        let detail = identity.judge(&issued, &key, bundle.as_deref())?;
+        identity.keep_issued(issued).await;
+        let events = vec![Event::Supplied(index, Supplied::Chain)];
+        Ok(Supply { decision: Decision::Accepted(detail), events })
+    }
+
+    /// The files that operators supply identities with.
+    pub(super) fn operator_files(&self) -> Vec<PathBuf> {
+        let files = self.identities.iter().flat_map(|identity| match &identity.config.enroll {
+            Enrollment::Manual { svid_file } => [svid_file.clone(), None],
+            Enrollment::Installed { svid_file, key } => [Some(svid_file.clone()), key.file()],
+            Enrollment::FactoryCert | Enrollment::WfmBinding(_) => [None, None],
+        });
+        files.flatten().collect()
+    }
+
+    /// Reads these files, and takes in what is new in them. Returns what the lifecycle has to know.
+    pub(super) async fn read_operator_files(&mut self) -> Vec<Event> {
+        let bundle = self.trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
+        let mut events = Vec::new();
+        for identity in &mut self.identities {
+            let read = match identity.config.enroll.clone() {
+                Enrollment::Manual { svid_file: Some(file) } => {
+                    identity.read_chain(&file, bundle.as_deref()).await
+                }
+                Enrollment::Installed { svid_file, key } => {
+                    identity.read_installed(&svid_file, &key, &self.keys, bundle.as_deref()).await
+                }
+                _ => continue,
+            };
+            match read {
+                Ok(supplied) => {
+                    identity.operator_problem = None;
+                    events.extend(supplied.into_iter().map(|what| Event::Supplied(identity.index, what)));
+                }
+                Err(report) => identity.report_operator_problem(report),
+            }
+        }
+        events
+    }
+}
+
+impl Identity {
+    /// Checks that an operator asks for a name that this identity may have.
+    fn check_name(&self, id: &SpiffeId) -> Result<(), Reason> {
+        if !self.config.enroll.name_kind().includes(id) {
+            let what = format!("{id} is not the name of a WFM Client");
+            let hint = "Write spiffe://<trust domain>/margo/wfm/<wfm-id>/client/<client-id>";
+            return Err(Reason::from(what).with_hint_text(hint));
+        }
+        match self.config.spiffe_id.as_ref().filter(|guard| *guard != id) {
+            Some(guard) => {
+                Err(Reason::from(format!("the configuration allows this identity only the name {guard}"))
+                    .with_hint_text("Leave --spiffe-id out, or correct spiffe_id in the configuration"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The key for the next SVID, and whether it was created now.
+    async fn key_to_certify(&mut self, keys: &Providers) -> Result<(Arc<dyn Key>, bool), Reason> {
+        if let Some(key) = self.pending_key.clone() {
+            return Ok((key, false));
+        }
+        let provider = self.config.key.provider;
+        if let Some(current) = self.current.as_ref().filter(|_| !self.config.key.rotate)
+            && current.key.provider() == provider
+        {
+            let key = current.key.clone();
+            let signed = blocking(move || key.sign(b"miaf-agent: is this key there?")).await;
+            match signed {
+                Ok(_) => return Ok((current.key.clone(), false)),
+                Err(e) if e.kind() != ErrorKind::KeyUnusable => return Err(Reason::of(&e)),
+                Err(_) => {} // it is lost, and replaced
+            }
+        }
+        self.create_key(keys).await.map_err(|failure| Reason {
+            what: failure.report.message(),
+            hint: failure.report.hint().map(str::to_owned),
+        })?;
+        let key = self.pending_key.clone().ok_or_else(gone)?;
+        Ok((key, true))
+    }
+
+    /// Whether this chain is that of the current SVID, or is about to be adopted.
+    fn has(&self, chain: &Chain) -> bool {
+        self.current.as_ref().is_some_and(|current| current.svid.chain() == chain)
+    }
+
+    /// The key of this identity that a chain was issued for.
+    fn key_of(&self, chain: &Chain) -> Result<(KeyChoice, Arc<dyn Key>), Reason> {
+        let spki = spki(chain)?;
+        let is_for = |key: &Arc<dyn Key>| key.public_key().spki_der() == spki;
+        if let Some(key) = self.pending_key.clone().filter(is_for) {
+            return Ok((KeyChoice::Pending, key));
+        }
+        let current = self.current.as_ref().map(|current| current.key.clone());
+        if let Some(key) = current.filter(is_for) {
+            return Ok((KeyChoice::Current, key));
+        }
+        let hint =
+            format!("Have the request certified that this prints: miaf-agent csr --identity {}", self.name);
+        Err(Reason::from("the certificate is for another key than this identity has").with_hint_text(hint))
+    }
+
+    /// Judges a chain by the rules of an issued one, and says what will become of it.
+    fn judge(
+        &self,
+        issued: &state::StoredIssuedChain,
+        key: &Arc<dyn Key>,
+        bundle: Option<&miaf_spiffe::Bundle>,
+    ) -> Result<String, Reason> {
+        let Some(bundle) = bundle else {
+            return Ok("It is kept, and adopted when the trust bundle is there that it is validated with."
+                .to_owned());
+        };
+        match self.validate(issued, key, bundle) {
+            Ok(svid) => Ok(adopted(&svid)),
+            Err(SvidError::NotYetValid { not_before }) => {
+                Ok(format!("It is kept, and adopted when it becomes valid, at {not_before}."))
+            }
+            Err(why) if why.depends_on_bundle() => {
+                Ok("Its issuer is not in the trust bundle. The bundle is fetched once more, and the chain validated \
+                    again; the status shows what became of it."
+                    .to_owned())
+            }
+            Err(why) => Err(Reason::of(&why)),
+        }
+    }
+
+    /// Reads the file in which an operator leaves the chain.
+    async fn read_chain(
+        &mut self,
+        file: &Path,
+        bundle: Option<&miaf_spiffe::Bundle>,
+    ) -> Result<Vec<Supplied>, Report> {
+        let Some(chain) = read_chain(file).await? else { return Ok(Vec::new()) };
+        if self.has(&chain) || self.supersedes(&chain) {
+            return Ok(Vec::new());
+        }
+        let refused = |why: &Reason| refused(file, why);
+        let (choice, key) = self.key_of(&chain).map_err(|why| refused(&why))?;
+        let issued = issued(chain, choice);
+        if self.issued.as_ref() == Some(&issued) {
+            return Ok(Vec::new());
+        }
+        self.judge(&issued, &key, bundle).map_err(|why| refused(&why))?;
+        self.keep_issued(issued).await;
+        Ok(vec![Supplied::Chain])
+    }
+
+    /// Whether the current SVID came after this chain: a file that was left behind.
+    fn supersedes(&self, chain: &Chain) -> bool {
+        let Some(current) = &self.current else { return false };
+        let other = X509Svid::from_stored(chain.clone());
+        other.is_ok_and(|other| other.not_before() < current.svid.not_before())
+    }
+
+    /// Reads the files of an installed identity. Both are replaced one after the other: a pair that
+    /// does not belong together is no more than an error that is shown.
+    async fn read_installed(
+        &mut self,
+        svid_file: &Path,
+        secret: &Secret,
+        keys: &Providers,
+        bundle: Option<&miaf_spiffe::Bundle>,
+    ) -> Result<Vec<Supplied>, Report> {
+        let missing = || {
+            let why =
+                Reason::from("it does not exist").with_hint_text("Put the chain there, leaf first, in PEM");
+            refused(svid_file, &why)
+        };
+        let chain = read_chain(svid_file).await?.ok_or_else(missing)?;
+        if self.has(&chain) {
+            return Ok(Vec::new());
+        }
+        let (secret, keys) = (secret.clone(), keys.clone());
+        let imported = blocking(move || {
+            let pem = secret.read_key().map_err(|e| Reason::of(&e))?;
+            let origin = format!("the key of {}", secret.shown());
+            let key = keys.import(&pem, &origin).map_err(|e| Reason::of(&e))?;
+            let record = key.to_pem().map_err(|e| Reason::of(&e))?;
+            Ok::<_, Reason>((key, record))
+        });
+        let refused = |why: &Reason| refused(svid_file, why);
+        let (key, record) = imported.await.map_err(|why| refused(&why))?;
+        if key.public_key().spki_der() != spki(&chain).map_err(|why| refused(&why))? {
+            let why = Reason::from("the key of key_file is another than that of its certificate")
+                .with_hint_text("Put key and chain there that belong together");
+            return Err(refused(&why));
+        }
+        let issued = issued(chain, KeyChoice::Pending);
+        if self.issued.as_ref() == Some(&issued) {
+            return Ok(Vec::new());
+        }
+        self.judge(&issued, &key, bundle).map_err(|why| refused(&why))?;
+        let saved = save(&self.store, state::StoredPendingKey { key: record }).await;
+        saved.map_err(|e| Report::of(ProblemCode::State, "The installed key could not be stored", &e))?;
+        self.pending_key = Some(key);
+        self.keep_issued(issued).await;
+        Ok(vec![Supplied::Key, Supplied::Chain])
+    }
+
+    fn report_operator_problem(&mut self, report: Report) {
+        if self.operator_problem.as_ref().is_some_and(|known| known.report == report) {
+            return;
+        }
+        tracing::error!(
+            identity = self.name.as_str(),
+            code = report.code.as_str(),
+            hint = report.hint(),
+            "{}",
+            cause(&report.message())
+        );
+        self.operator_problem = Some(LastError { report, at: clock::now().wall, permanent: true });
+    }
+}
+
+fn gone() -> Reason {
+    Reason::from("the identity is not configured any more")
+}
+
+fn adopted(svid: &X509Svid) -> String {
+    format!(
+        "The SVID {} with the serial number {} is valid until {}, and is adopted now.",
+        svid.spiffe_id(),
+        svid.serial(),
+        svid.until()
+    )
+}
+
+/// The record of a chain that an operator has brought.
+fn issued(chain: Chain, choice: KeyChoice) -> state::StoredIssuedChain {
+    state::StoredIssuedChain {
+        renewal: false,
+        for_pending_key: choice == KeyChoice::Pending,
+        may_rename: true,
+        credential: None,
+        chain,
+    }
+}
+
+/// The subject public key info of the leaf.
+fn spki(chain: &Chain) -> Result<Vec<u8>, Reason> {
+    let leaf = webpki::EndEntityCert::try_from(chain.leaf());
+    let leaf = leaf.map_err(|_| Reason::from("its first certificate cannot be read"))?;
+    Ok(leaf.subject_public_key_info().as_ref().to_vec())
+}
+
+/// Reads a file with a chain. `None`: there is none.
+async fn read_chain(file: &Path) -> Result<Option<Chain>, Report> {
+    let path = file.to_owned();
+    let read = blocking(move || files::read_at_most(&path, MAX_CHAIN_FILE)).await;
+    let content = match read {
+        Ok(content) => content,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(refused(file, &access::unreadable(file, &e))),
+    };
+    let chain = Chain::from_pem_text(&content).map_err(|e| {
+        let hint = "Put the chain there, leaf first, in PEM";
+        refused(file, &Reason::from(e.to_string()).with_hint_text(hint))
+    });
+    chain.map(Some)
+}
+
+fn refused(file: &Path, why: &Reason) -> Report {
+    let detail = format!("{}: {}", file.display(), why.what);
+    let report = Report::new(ProblemCode::InstalledCredential, "The SVID in a file is refused", &detail);
+    report.with_hint(why.hint.as_deref())
+}
