@@ -65,8 +65,9 @@ def connection(client, number):
     try:
         plain = http.client.HTTPConnection(target.hostname, target.port or 443)
         plain.sock = tls
-        plain.request("GET", f"{target.path.rstrip('/')}/api/v1/deployments",
-                      headers={"Accept": MANIFEST, "Connection": "close"})  # fmt: skip
+        plain.request(
+            "GET", f"{target.path.rstrip('/')}/api/v1/deployments", headers={"Accept": MANIFEST, "Connection": "close"}
+        )
         response = plain.getresponse()
         body = response.read(party.LARGEST).decode(errors="replace")
     except (BaseTLSException, OSError, ValueError, http.client.HTTPException) as error:

@@ -136,7 +136,11 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             self.rfile.read(int(length))
-        headers = {"Allow": "GET, HEAD", "Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
+        headers = {
+            "Allow": "GET, HEAD",
+            "Content-Type": "text/plain; charset=utf-8",
+            "X-Content-Type-Options": "nosniff",
+        }
         self._respond(405, b"Method Not Allowed\n", headers)
 
     do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_POST
@@ -186,7 +190,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if body is not None and self.command != "HEAD":
             self.wfile.write(body)
-        print(json.dumps({"request": f"{self.command} {self.path}", "status": status}), flush=True)
+        sys.stdout.write(json.dumps({"request": f"{self.command} {self.path}", "status": status}) + "\n")
+        sys.stdout.flush()
 
     def log_message(self, *_):
         pass
@@ -256,10 +261,12 @@ def prepare(options):
 
 def authority(common_name, key):
     """A self-signed CA that may sign certificates and CRLs."""
-    name = x509.Name([
-        x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Margo"),
-        x509.NameAttribute(NameOID.COMMON_NAME, common_name),
-    ])
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Margo"),
+            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+        ]
+    )
     return (
         builder(name, name, key.public_key(), 3650 * DAY)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
@@ -276,7 +283,9 @@ def server_certificate(names, key, ca, ca_key):
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(usage("digital_signature"), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([general_name(name) for name in dict.fromkeys(names)]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([general_name(name) for name in dict.fromkeys(names)]), critical=False
+        )
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.public_key()), critical=False)
         .sign(ca_key, SHA256())
     )
@@ -303,8 +312,17 @@ def builder(subject, issuer, key, ttl):
 
 
 def usage(*names):
-    every = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
-             "key_cert_sign", "crl_sign", "encipher_only", "decipher_only")  # fmt: skip
+    every = (
+        "digital_signature",
+        "content_commitment",
+        "key_encipherment",
+        "data_encipherment",
+        "key_agreement",
+        "key_cert_sign",
+        "crl_sign",
+        "encipher_only",
+        "decipher_only",
+    )
     return x509.KeyUsage(**{name: name in names for name in every})
 
 
@@ -422,8 +440,11 @@ def main():
     server.add_argument("--trust-domain", default="margo.org")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on")
     server.add_argument("--port", type=int, default=8443, help="0: a free one")
-    server.add_argument("--url-host", metavar="HOST", help="host in trustBundleUri and in the server's certificate "
-                        "(default: mis.TRUST-DOMAIN)")  # fmt: skip
+    server.add_argument(
+        "--url-host",
+        metavar="HOST",
+        help="host in trustBundleUri and in the server's certificate (default: mis.TRUST-DOMAIN)",
+    )
     server.add_argument("--url-port", type=int, metavar="PORT", help="port in trustBundleUri (default: the listener's)")
     server.add_argument("--san", action="append", default=[], metavar="NAME", help="a further name in the certificate")
     server.add_argument("--without-discovery", action="store_true", help="404 in place of the discovery document")

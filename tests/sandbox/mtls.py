@@ -38,6 +38,8 @@ def settings(minimum):
     chosen = HandshakeSettings()
     chosen.minVersion, chosen.maxVersion = minimum, TLS_1_3
     chosen.eccCurves, chosen.keyShares = ["x25519", "secp256r1", "secp384r1"], ["x25519", "secp256r1"]
+    # Go has no certificate compression, and tlslite-ng compresses whatever the server wants.
+    chosen.certificate_compression_send = chosen.certificate_compression_receive = []
     return chosen
 
 

@@ -39,7 +39,9 @@ def arguments(parser):
     parser.add_argument("--mis", metavar="URL", help="https://HOST:PORT of the MIS; needs --https-ca")
     parser.add_argument("--https-ca", metavar="FILE", help="https-ca.crt of the MIS")
     parser.add_argument("--bundle", metavar="FILE", help="a bundle file, used where the MIS has none to give")
-    parser.add_argument("--bundle-uri", metavar="PATH", help="path of the bundle, where the MIS has no discovery document")
+    parser.add_argument(
+        "--bundle-uri", metavar="PATH", help="path of the bundle, where the MIS has no discovery document"
+    )
     parser.add_argument("--trust-domain", help="for --bundle and --bundle-uri; default: that of the SVID")
     parser.add_argument("--authz", metavar="FILE", help="authorized.json")
     parser.add_argument("--cache-interval", type=int, default=CACHE_INTERVAL, metavar="SECONDS")
@@ -65,7 +67,9 @@ class Party:
         self.key = said("key", lambda: rules.private_key(read(options.key, "key")))
         if options.mis or options.https_ca:
             self.ca = said("https-ca", self._https_ca)
-        self.file = options.bundle and said("bundle-file", lambda: rules.static_bundle(read(options.bundle, "bundle-file")))
+        self.file = options.bundle and said(
+            "bundle-file", lambda: rules.static_bundle(read(options.bundle, "bundle-file"))
+        )
         self.allowed = said("authorized", self._authorized)
         said("key-pair", lambda: rules.pair(self.svid.leaf, self.key))
         self.credential = mtls.Credential(self.svid.chain, self.key)

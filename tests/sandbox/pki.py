@@ -38,8 +38,19 @@ def ca(name, issuer=None, begin=-30 * DAY, end=30 * DAY, key=None, uses=("key_ce
     return made(name, [], issuer, begin, end, key, uses, is_ca, None, (), False)
 
 
-def leaf(issuer, uris=(CLIENT,), begin=-HOUR, end=DAY, key=None, uses=("digital_signature",), is_ca=False,
-         eku=(SERVER_AUTH, CLIENT_AUTH), dns=(), critical=False, name=DOMAIN):  # fmt: skip
+def leaf(
+    issuer,
+    uris=(CLIENT,),
+    begin=-HOUR,
+    end=DAY,
+    key=None,
+    uses=("digital_signature",),
+    is_ca=False,
+    eku=(SERVER_AUTH, CLIENT_AUTH),
+    dns=(),
+    critical=False,
+    name=DOMAIN,
+):
     uris = [uris] if isinstance(uris, str) else uris
     return made(name, uris, issuer, begin, end, key, uses, is_ca, eku, dns, critical)
 

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
+import mis
 import pki
 import programs
 import rules
@@ -27,12 +28,12 @@ TYPES = "https://docs.margo.org/specification/problem-types#"
 
 
 def setUpModule():
-    global directory, mis, host, port
+    global directory, host, port
     directory = tempfile.TemporaryDirectory()
-    mis = programs.Program("mis.py", "serve", "--directory", directory.name, "--port", 0, server=True)
+    program = programs.Program("mis.py", "serve", "--directory", directory.name, "--port", 0, server=True)
     unittest.addModuleCleanup(directory.cleanup)
-    unittest.addModuleCleanup(mis.stop)
-    target = urlsplit(mis.address)
+    unittest.addModuleCleanup(program.stop)
+    target = urlsplit(program.address)
     host, port = target.hostname, target.port
 
 
@@ -73,9 +74,7 @@ class Documents(unittest.TestCase):
         self.assertIn(b'"https://mis.margo.org:', body)
 
     def test_discovery_document_leaves_port_443_out(self):
-        import mis as module
-
-        self.assertIn(b'"https://mis.margo.org/.well-known', module.discovery("margo.org", "mis.margo.org", 443))
+        self.assertIn(b'"https://mis.margo.org/.well-known', mis.discovery("margo.org", "mis.margo.org", 443))
 
     def test_discovery_document_for_json_exactly(self):
         detail = "accept is either missing in request headers or does not accept application/json response"
@@ -122,7 +121,9 @@ class Documents(unittest.TestCase):
         self.assertNotIn("Retry-After", headers)
         self.assertEqual(list(problem), sorted(problem))
         self.assertEqual(problem["type"], TYPES + "spiffe-bundle-not-found")
-        self.assertEqual((problem["retryable"], problem["backoffStrategy"], problem["retryAfterSeconds"]), (True, "exponential", 30))
+        self.assertEqual(
+            (problem["retryable"], problem["backoffStrategy"], problem["retryAfterSeconds"]), (True, "exponential", 30)
+        )
 
     def test_other_paths(self):
         wanted = (
@@ -133,7 +134,7 @@ class Documents(unittest.TestCase):
         self.assertEqual((status, body.decode(), headers["Content-Type"]), (404, wanted, "application/problem+json"))
 
     def test_without_a_discovery_document(self):
-        with programs_of("--without-discovery") as other:
+        with Another("--without-discovery") as other:
             status, headers, body = fetch_at(other.address, DISCOVERY)
         problem = json.loads(body)
         self.assertEqual((status, problem["type"]), (404, TYPES + "discovery-document-not-found"))
@@ -202,12 +203,12 @@ class Tls(unittest.TestCase):
         self.assertEqual(list(names), [x509.DNSName("mis.margo.org")])
 
     def test_url_host_for_loopback(self):
-        with programs_of("--url-host", "127.0.0.1") as other:
+        with Another("--url-host", "127.0.0.1") as other:
             document = json.loads(fetch_at(other.address, DISCOVERY, "127.0.0.1")[2])
         self.assertEqual(document["trustBundleUri"], f"{other.address}{BUNDLE}")
 
 
-class programs_of:
+class Another:
     """A further MIS in a directory of its own, with the same authorities."""
 
     def __init__(self, *switches):
@@ -217,7 +218,9 @@ class programs_of:
         self.directory = tempfile.TemporaryDirectory()
         for name in ("ca.crt", "ca.key", "https-ca.crt", "https-ca.key"):
             Path(self.directory.name, name).write_bytes(Path(directory.name, name).read_bytes())
-        self.program = programs.Program("mis.py", "serve", "--directory", self.directory.name, "--port", 0, *self.switches, server=True)
+        self.program = programs.Program(
+            "mis.py", "serve", "--directory", self.directory.name, "--port", 0, *self.switches, server=True
+        )
         return self.program
 
     def __exit__(self, *_):
@@ -245,8 +248,17 @@ class Mint(unittest.TestCase):
         self.addCleanup(self.output.cleanup)
 
     def mint(self, *arguments):
-        command = [sys.executable, programs.HERE / "mis.py", "mint", "x509", "--directory", directory.name,
-                   "--outputDir", self.output.name, *map(str, arguments)]  # fmt: skip
+        command = [
+            sys.executable,
+            programs.HERE / "mis.py",
+            "mint",
+            "x509",
+            "--directory",
+            directory.name,
+            "--outputDir",
+            self.output.name,
+            *map(str, arguments),
+        ]
         return subprocess.run(command, capture_output=True, text=True, timeout=programs.PATIENCE)
 
     def csr(self, uris=(pki.CLIENT,), key=None, edit=lambda pem: pem, subject=()):
@@ -284,12 +296,22 @@ class Mint(unittest.TestCase):
         self.assertLess(cert.serial_number.bit_length(), 129)
         self.assertEqual(
             [(extension.oid._name, extension.critical) for extension in cert.extensions],
-            [("keyUsage", True), ("extendedKeyUsage", False), ("basicConstraints", True), ("authorityKeyIdentifier", False),
-             ("subjectAltName", False)],  # fmt: skip
+            [
+                ("keyUsage", True),
+                ("extendedKeyUsage", False),
+                ("basicConstraints", True),
+                ("authorityKeyIdentifier", False),
+                ("subjectAltName", False),
+            ],
         )
         names = rules.extension(cert, x509.SubjectAlternativeName)
-        self.assertEqual(list(names), [x509.DNSName("a.example"), x509.DNSName("b.example"), x509.UniformResourceIdentifier(pki.CLIENT)])
-        self.assertEqual(rules.extension(cert, x509.ExtendedKeyUsage), x509.ExtendedKeyUsage([pki.SERVER_AUTH, pki.CLIENT_AUTH]))
+        self.assertEqual(
+            list(names),
+            [x509.DNSName("a.example"), x509.DNSName("b.example"), x509.UniformResourceIdentifier(pki.CLIENT)],
+        )
+        self.assertEqual(
+            rules.extension(cert, x509.ExtendedKeyUsage), x509.ExtendedKeyUsage([pki.SERVER_AUTH, pki.CLIENT_AUTH])
+        )
         self.assertTrue(rules.extension(cert, x509.KeyUsage).digital_signature)
         self.assertEqual(Path(self.output.name, "payload-cert.pem").stat().st_mode & 0o777, 0o600)
         self.assertFalse(Path(self.output.name, "payload-key.pem").exists())
@@ -307,13 +329,23 @@ class Mint(unittest.TestCase):
         self.assertEqual((cert.not_valid_after_utc - cert.not_valid_before_utc).total_seconds(), 86400)
 
     def test_mint_signs_whatever_the_csr_names(self):
-        for uri in ("spiffe://elsewhere.org/x", f"{pki.WFM}/client/..", f"{pki.WFM}/client/~", f"{pki.WFM}/client/%41", pki.DEVICE):
+        for uri in (
+            "spiffe://elsewhere.org/x",
+            f"{pki.WFM}/client/..",
+            f"{pki.WFM}/client/~",
+            f"{pki.WFM}/client/%41",
+            pki.DEVICE,
+        ):
             cert = self.minted("--csrPath", self.csr([uri]))
             self.assertEqual(rules.only_uri(cert, "certificate"), uri)
             self.assertEqual(cert.subject.rfc4514_string(), f"O={rules.domain_of(uri)}")
 
     def test_mint_takes_each_kind_of_key(self):
-        for key in (rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP384R1()), ed25519.Ed25519PrivateKey.generate()):
+        for key in (
+            rsa.generate_private_key(65537, 2048),
+            ec.generate_private_key(ec.SECP384R1()),
+            ed25519.Ed25519PrivateKey.generate(),
+        ):
             cert = self.minted("--csrPath", self.csr(key=key))
             self.assertEqual(rules.spki(cert.public_key()), rules.spki(key.public_key()))
 
@@ -323,14 +355,20 @@ class Mint(unittest.TestCase):
         self.refused("scheme must be 'spiffe'", "--csrPath", self.csr(["https://margo.org/margo/wfm/a/client/b"]))
 
     def test_mint_wants_pem(self):
-        self.refused("must be 'CERTIFICATE REQUEST'", "--csrPath", self.csr(edit=lambda pem: pem.replace(b"CERTIFICATE REQUEST", b"NEW CERTIFICATE REQUEST")))
+        self.refused(
+            "must be 'CERTIFICATE REQUEST'",
+            "--csrPath",
+            self.csr(edit=lambda pem: pem.replace(b"CERTIFICATE REQUEST", b"NEW CERTIFICATE REQUEST")),
+        )
         self.refused("failed to decode PEM", "--csrPath", self.csr(edit=lambda pem: b"".join(pem.splitlines()[1:-1])))
 
     def test_mint_wants_a_signature_that_verifies(self):
         def spoiled(pem):
             der = bytearray(base64.b64decode(b"".join(pem.splitlines()[1:-1])))
             der[-1] ^= 1
-            return b"-----BEGIN CERTIFICATE REQUEST-----\n%s\n-----END CERTIFICATE REQUEST-----\n" % base64.b64encode(der)
+            return b"-----BEGIN CERTIFICATE REQUEST-----\n%s\n-----END CERTIFICATE REQUEST-----\n" % base64.b64encode(
+                der
+            )
 
         self.refused("signature verification failed", "--csrPath", self.csr(edit=spoiled))
 
@@ -339,7 +377,9 @@ class Mint(unittest.TestCase):
         path = Path(self.output.name, "payload-key.pem")
         self.assertTrue(path.read_bytes().startswith(b"-----BEGIN EC PRIVATE KEY-----\n"))
         self.assertEqual(path.stat().st_mode & 0o777, 0o400)
-        self.assertEqual(rules.spki(load_pem_private_key(path.read_bytes(), None).public_key()), rules.spki(cert.public_key()))
+        self.assertEqual(
+            rules.spki(load_pem_private_key(path.read_bytes(), None).public_key()), rules.spki(cert.public_key())
+        )
         self.assertEqual(rules.only_uri(cert, "certificate"), pki.WFM)
         self.minted("--spiffeID", pki.WFM)  # over the files of before
 

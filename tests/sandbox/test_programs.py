@@ -1,12 +1,25 @@
 """The client against both WFMs and the MIS, as processes on loopback ports."""
 
+import http.client
 import json
 import os
+import socket
+import ssl
 import tempfile
+import time
 import unittest
+import urllib.error
+import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from tlslite.api import HandshakeSettings, TLSConnection
+from tlslite.errors import BaseTLSException, TLSRemoteAlert
 
 import mis
+import mtls
+import party
 import pki
 import programs
 
@@ -51,7 +64,9 @@ class World(unittest.TestCase):
 
     def symphony(self, holder=None, *further):
         own = self.credential(holder or self.wfm_svid, "wfm", *further)
-        program = self.start("wfm.py", *SYMPHONY, *own, "--bundle", self.bundle, "--authz", self.clients, "--port", 0, server=True)
+        program = self.start(
+            "wfm.py", *SYMPHONY, *own, "--bundle", self.bundle, "--authz", self.clients, "--port", 0, server=True
+        )
         program.next(check="authorized-domain")
         return program
 
@@ -62,8 +77,31 @@ class World(unittest.TestCase):
     def client(self, wfm, *switches, holder=None, further=(), bundle=None, authorized=None):
         own = self.credential(holder or self.client_svid, "client", *further)
         source = ("--bundle", bundle or self.bundle) if bundle is not False else ()
-        return self.start("client.py", *own, *source, "--authz", authorized or self.authorized,
-                          "--wfm", f"{wfm.address}/v1alpha2/margo", *switches)  # fmt: skip
+        return self.start(
+            "client.py",
+            *own,
+            *source,
+            "--authz",
+            authorized or self.authorized,
+            "--wfm",
+            f"{wfm.address}/v1alpha2/margo",
+            *switches,
+        )
+
+    def connected(self, wfm, holder):
+        """A connection by a client that takes any WFM."""
+        target = urlsplit(wfm.address)
+        connection = http.client.HTTPConnection(target.hostname, target.port)
+        credential = mtls.Credential([holder.cert], holder.key)
+        connection.sock = mtls.connect((target.hostname, target.port), target.hostname, credential, lambda chain: None)
+        self.addCleanup(connection.sock.sock.close)
+        return connection
+
+    def status(self, connection):
+        connection.request("GET", "/v1alpha2/margo/api/v1/deployments")
+        response = connection.getresponse()
+        response.read()
+        return response.status
 
 
 class Symphony(World):
@@ -78,8 +116,22 @@ class Symphony(World):
         self.assertEqual((accepted["peer"], accepted["serial"]), (pki.CLIENT, self.client_svid.serial))
         self.assertEqual(wfm.next(status=200)["request"], "GET /v1alpha2/margo/api/v1/deployments")
         checks = [line["check"] for line in client.read if "connection" not in line]
-        self.assertEqual(checks, ["certificate", "key", "bundle-file", "authorized", "key-pair", "bundle-fetched",
-                                  "trust-domain", "bundle", "own-domain", "chain", "authorized-domain"])  # fmt: skip
+        self.assertEqual(
+            checks,
+            [
+                "certificate",
+                "key",
+                "bundle-file",
+                "authorized",
+                "key-pair",
+                "bundle-fetched",
+                "trust-domain",
+                "bundle",
+                "own-domain",
+                "chain",
+                "authorized-domain",
+            ],
+        )
 
     def test_client_refuses_another_wfm_before_it_sends_a_request(self):
         """The list names it: it is the wfm-id that does not fit."""
@@ -103,34 +155,14 @@ class Symphony(World):
         self.assertEqual(wfm.next(connection=1)["check"], "peer-allow-list")
 
     def test_wfm_repeats_the_list_for_each_request(self):
-        import http.client
-        from urllib.parse import urlsplit
-
-        import mtls
-
         wfm = self.symphony()
-        credential = mtls.Credential([self.client_svid.cert], self.client_svid.key)
-        target = urlsplit(wfm.address)
-        connection = http.client.HTTPConnection(target.hostname, target.port)
-        connection.sock = mtls.connect((target.hostname, target.port), target.hostname, credential, lambda chain: None)
-        self.addCleanup(connection.sock.sock.close)
-
-        def status():
-            connection.request("GET", "/v1alpha2/margo/api/v1/deployments")
-            response = connection.getresponse()
-            response.read()
-            return response.status
-
-        self.assertEqual(status(), 200)
+        connection = self.connected(wfm, self.client_svid)
+        self.assertEqual(self.status(connection), 200)
         self.listed("clients.json", f"{pki.WFM}/client/dev-2")
         wfm.next(event="authorized", result="replaced")
-        self.assertEqual(status(), 401)
+        self.assertEqual(self.status(connection), 401)
 
     def test_wfm_refuses_a_client_without_a_certificate(self):
-        import ssl
-        import socket
-        from urllib.parse import urlsplit
-
         wfm = self.symphony()
         target = urlsplit(wfm.address)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -145,34 +177,38 @@ class Symphony(World):
         self.assertEqual(self.tls_1_2(self.symphony()), "failed")
 
     def test_wfm_refuses_a_certificate_of_a_client_as_its_own(self):
-        wfm = self.start("wfm.py", *SYMPHONY, *self.credential(self.client_svid, "wfm"), "--bundle", self.bundle,
-                         "--authz", self.clients, "--port", 0, server=True)  # fmt: skip
+        wfm = self.start(
+            "wfm.py",
+            *SYMPHONY,
+            *self.credential(self.client_svid, "wfm"),
+            "--bundle",
+            self.bundle,
+            "--authz",
+            self.clients,
+            "--port",
+            0,
+            server=True,
+        )
         self.assertEqual(wfm.next(result="refused")["check"], "certificate")
         self.assertEqual(wfm.end(), 3)
 
     def test_each_kind_of_key_and_an_intermediate_on_the_wire(self):
         """Its file's intermediates go to the peer, although its own start takes the second key of the bundle."""
-        from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-
         intermediate = pki.ca("intermediate", ROOT)
         both = self.file("both.json", pki.bundle(ROOT, intermediate))
         wfm = self.symphony()
-        for key in (ec.generate_private_key(ec.SECP384R1()), ed25519.Ed25519PrivateKey.generate(),
-                    rsa.generate_private_key(65537, 3072)):  # fmt: skip
+        for key in (
+            ec.generate_private_key(ec.SECP384R1()),
+            ed25519.Ed25519PrivateKey.generate(),
+            rsa.generate_private_key(65537, 3072),
+        ):
             holder = pki.leaf(intermediate, key=key)
             client = self.client(wfm, holder=holder, further=[intermediate], bundle=both)
             self.assertEqual(client.next(connection=1).get("status"), 200, client.read)
             self.assertEqual(client.end(), 0)
 
     def tls_1_2(self, wfm):
-        import socket
-        from urllib.parse import urlsplit
-
-        from tlslite.api import HandshakeSettings, TLSConnection
-        from tlslite.errors import BaseTLSException
-
-        import mtls
-
+        """The first line of a response over TLS 1.2."""
         target, chosen = urlsplit(wfm.address), HandshakeSettings()
         chosen.minVersion = chosen.maxVersion = (3, 3)
         credential = mtls.Credential([self.client_svid.cert], self.client_svid.key)
@@ -186,6 +222,33 @@ class Symphony(World):
                 return "failed"
 
 
+class OtherServer(World):
+    def test_client_with_a_server_of_openssl(self):
+        """Which validates the client's certificate in its own way."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version, context.verify_mode = ssl.TLSVersion.TLSv1_3, ssl.CERT_REQUIRED
+        context.load_verify_locations(self.ca)
+        context.load_cert_chain(*self.credential(self.wfm_svid, "server")[1::2])
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.settimeout(programs.PATIENCE)
+            client = self.start(
+                "client.py",
+                *self.credential(self.client_svid, "client"),
+                "--bundle",
+                self.bundle,
+                "--authz",
+                self.authorized,
+                "--wfm",
+                f"https://127.0.0.1:{listener.getsockname()[1]}",
+            )
+            plain, _ = listener.accept()
+            with context.wrap_socket(plain, server_side=True) as secured:
+                self.assertTrue(secured.recv(4096).startswith(b"GET /api/v1/deployments HTTP/1.1\r\n"))
+                secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                self.assertEqual(client.next(connection=1)["body"], "{}")
+        self.assertEqual(client.end(), 0)
+
+
 class Toolkit(World):
     def test_toolkit_needs_no_entry_for_a_client(self):
         wfm = self.toolkit()
@@ -196,21 +259,16 @@ class Toolkit(World):
     def test_toolkit_refuses_a_client_of_another_wfm(self):
         wfm = self.toolkit()
         foreign = pki.leaf(ROOT, f"spiffe://{pki.DOMAIN}/margo/wfm/wfm-2/client/dev-1")
-        self.listed("authorized.json", pki.WFM, f"spiffe://{pki.DOMAIN}/margo/wfm/wfm-2")
-        self.client(wfm, holder=foreign)
-        client = self.client(wfm, holder=pki.leaf(ROOT, eku=(pki.SERVER_AUTH,)))
-        self.assertEqual(client.next(connection=1)["result"], "failed")
-        refusal = wfm.next(result="refused")
-        self.assertEqual(refusal["check"], "peer-chain")
+        for holder, check in ((foreign, "peer-form"), (pki.leaf(ROOT, eku=(pki.SERVER_AUTH,)), "peer-chain")):
+            connection = self.connected(wfm, holder)
+            with self.assertRaises(TLSRemoteAlert):
+                self.status(connection)
+            self.assertEqual(wfm.next(result="refused")["check"], check)
 
     def test_toolkit_accepts_tls_1_2(self):
         self.assertEqual(Symphony.tls_1_2(self, self.toolkit()), "HTTP/1.1 200 OK")
 
     def test_toolkit_health_port(self):
-        import ssl
-        import urllib.error
-        import urllib.request
-
         wfm = self.toolkit("--health-port", 0)
         address = wfm.line().removeprefix("health on ")
         wfm.next(check="ca")
@@ -228,9 +286,16 @@ class Start(World):
     """What the client's start makes of its files, by process: the exit status and the name of the check."""
 
     def refused(self, check, **files):
-        own = {"cert": self.credential(self.client_svid, "client")[1], "key": self.path / "client.key",
-               "bundle": self.bundle, "authz": self.authorized, **files}  # fmt: skip
-        switches = [part for name, path in own.items() if path is not None for part in (f"--{name.replace('_', '-')}", path)]
+        own = {
+            "cert": self.credential(self.client_svid, "client")[1],
+            "key": self.path / "client.key",
+            "bundle": self.bundle,
+            "authz": self.authorized,
+            **files,
+        }
+        switches = [
+            part for name, path in own.items() if path is not None for part in (f"--{name.replace('_', '-')}", path)
+        ]
         client = self.start("client.py", *switches, "--wfm", "https://127.0.0.1:9")
         self.assertEqual(client.next(result="refused")["check"], check)
         self.assertEqual(client.end(), 3)
@@ -246,7 +311,11 @@ class Start(World):
         self.refused("authorized", authz=self.file("empty.json", b"[]"))
         self.refused("trust-domain", trust_domain="factory")
         self.refused("own-domain", trust_domain="other.org")
-        self.refused("https-ca", mis="https://127.0.0.1:9", https_ca=self.file("weak.crt", pki.ca("x", uses=("key_cert_sign",)).pem))
+        self.refused(
+            "https-ca",
+            mis="https://127.0.0.1:9",
+            https_ca=self.file("weak.crt", pki.ca("x", uses=("key_cert_sign",)).pem),
+        )
         self.refused("https-ca", mis="https://127.0.0.1:9")
         self.refused("authorized-domain", authz=self.file("foreign.json", b'["spiffe://other.org/margo/wfm/wfm-1"]'))
 
@@ -261,8 +330,11 @@ class Again(World):
         return client
 
     def connects(self, client):
+        """The line of a further connection."""
         client.ask()
-        return client.next(during=None) if False else next_connection(client)
+        while "connection" not in (line := client.next()):
+            pass
+        return line
 
     def test_certificate_key_and_bundle_file_are_read_once(self):
         client = self.running()
@@ -304,11 +376,11 @@ class Again(World):
         client = self.running(authorized=self.path / "current" / "authorized.json")
         os.symlink("2", self.path / "next")
         os.rename(self.path / "next", self.path / "current")
-        for _ in range(3):
-            self.assertEqual(self.connects(client)["result"], "accepted")
-        self.assertNotIn("event", str(client.read))
+        self.unseen(client)
         self.listed("1/authorized.json", pki.WFM)
         client.next(event="authorized", authorized=[f"spiffe://{pki.DOMAIN}/margo/wfm/wfm-2"])
+        self.assertEqual(self.connects(client)["check"], "peer-allow-list")
+        self.assertEqual(str(client.read).count("event"), 1)
 
     def test_authorized_target_of_a_symlink_is_not_seen(self):
         (self.path / "stable").mkdir()
@@ -316,8 +388,12 @@ class Again(World):
         os.symlink("../authorized.json", link)
         client = self.running(authorized=link)
         self.listed("authorized.json", f"spiffe://{pki.DOMAIN}/margo/wfm/wfm-2")
-        for _ in range(3):
-            self.assertEqual(self.connects(client)["result"], "accepted")
+        self.unseen(client)
+
+    def unseen(self, client):
+        """Nothing is said of a change, for ten times as long as one takes to be seen."""
+        time.sleep(10 * (party.WATCH + party.DEBOUNCE))
+        self.assertEqual(self.connects(client)["result"], "accepted")
         self.assertNotIn("event", str(client.read))
 
 
@@ -345,22 +421,33 @@ class FromTheMis(World):
 
     def switches(self, mis):
         port = mis.address.rpartition(":")[2]
-        return ("--mis", f"https://mis.margo.org:{port}", "--https-ca", self.https_ca, "--resolve", "mis.margo.org=127.0.0.1")
+        return (
+            "--mis",
+            f"https://mis.margo.org:{port}",
+            "--https-ca",
+            self.https_ca,
+            "--resolve",
+            "mis.margo.org=127.0.0.1",
+        )
 
     def test_bundle_of_the_mis(self):
         mis = self.mis()
         client = self.client(self.symphony(), *self.switches(mis), bundle=False)
         self.assertEqual(client.next(connection=1)["result"], "accepted")
         self.assertEqual(client.end(), 0)
-        self.assertEqual([mis.next(status=200)["request"] for _ in range(2)],
-                         ["GET /.well-known/margo", "GET /.well-known/spiffe/bundle.json"])  # fmt: skip
+        self.assertEqual(
+            [mis.next(status=200)["request"] for _ in range(2)],
+            ["GET /.well-known/margo", "GET /.well-known/spiffe/bundle.json"],
+        )
 
     def test_bundle_file_as_the_fallback(self):
         mis = self.mis("--without-discovery")
         other = self.file("other.json", pki.bundle(pki.ca("other")))
         client = self.client(self.symphony(), *self.switches(mis), bundle=other)
         self.assertEqual(client.next(result="refused")["check"], "chain")
-        client = self.client(self.symphony(), *self.switches(mis), "--bundle-uri", "/.well-known/spiffe/bundle.json", bundle=other)
+        client = self.client(
+            self.symphony(), *self.switches(mis), "--bundle-uri", "/.well-known/spiffe/bundle.json", bundle=other
+        )
         self.assertEqual(client.next(connection=1)["result"], "accepted")
         client = self.client(self.symphony(), *self.switches(mis), bundle=False)
         self.assertEqual(client.next(result="refused")["check"], "bundle-fetched")
@@ -385,12 +472,6 @@ class FromTheMis(World):
         client.next(event="bundle", result="replaced")
         client.ask()
         self.assertEqual(client.next(connection=3)["check"], "peer-chain")
-
-
-def next_connection(client):
-    while "connection" not in (line := client.next()):
-        pass
-    return line
 
 
 if __name__ == "__main__":

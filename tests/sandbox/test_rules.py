@@ -53,13 +53,22 @@ class Certificate(Case):
     def test_certificate_with_the_form_of_a_client(self):
         for uri in (pki.CLIENT, f"{pki.WFM}/client/a.b_c~d%41", "spiffe://plant_1/margo/wfm/a/client/b"):
             self.assertEqual(self.read(pki.leaf(ROOT, uri).pem).spiffe_id, uri)
-        for uri in (pki.DEVICE, pki.WFM, f"{pki.CLIENT}/x", f"{pki.WFM}/client/", "https://margo.org/margo/wfm/a/client/b",
-                    f"{pki.WFM}/Client/dev-1", f"{pki.CLIENT} "):  # fmt: skip
+        for uri in (
+            pki.DEVICE,
+            pki.WFM,
+            f"{pki.CLIENT}/x",
+            f"{pki.WFM}/client/",
+            "https://margo.org/margo/wfm/a/client/b",
+            f"{pki.WFM}/Client/dev-1",
+            f"{pki.CLIENT} ",
+        ):
             with self.assertRaises(rules.Refused, msg=uri):
                 self.read(pki.leaf(ROOT, uri).pem)
 
     def test_certificate_with_a_lowercase_trust_domain(self):
-        self.refused("certificate", "trust domain", self.read, pki.leaf(ROOT, pki.CLIENT.replace("margo.org", "Margo.org")).pem)
+        self.refused(
+            "certificate", "trust domain", self.read, pki.leaf(ROOT, pki.CLIENT.replace("margo.org", "Margo.org")).pem
+        )
 
     def test_certificate_that_is_valid_now(self):
         self.refused("certificate", "expired", self.read, pki.leaf(ROOT, end=-timedelta(seconds=1)).pem)
@@ -70,8 +79,13 @@ class Key(Case):
     def test_key_of_each_form(self):
         curve, traditional = ec.generate_private_key(ec.SECP256R1()), PrivateFormat.TraditionalOpenSSL
         rsa_key = rsa.generate_private_key(65537, 2048)
-        for data in (pki.key_pem(curve), pki.key_pem(curve, traditional), pki.key_pem(rsa_key),
-                     pki.key_pem(rsa_key, traditional), pki.key_pem(curve) + CLIENT.pem):  # fmt: skip
+        for data in (
+            pki.key_pem(curve),
+            pki.key_pem(curve, traditional),
+            pki.key_pem(rsa_key),
+            pki.key_pem(rsa_key, traditional),
+            pki.key_pem(curve) + CLIENT.pem,
+        ):
             rules.private_key(data)
 
     def test_key_of_each_algorithm(self):
@@ -109,13 +123,19 @@ class Bundle(Case):
         return json.dumps({"keys": list(keys), **other}).encode()
 
     def test_bundle_of_each_key_type(self):
-        for key in (ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP384R1()),
-                    ed25519.Ed25519PrivateKey.generate(), rsa.generate_private_key(65537, 2048)):  # fmt: skip
+        for key in (
+            ec.generate_private_key(ec.SECP256R1()),
+            ec.generate_private_key(ec.SECP384R1()),
+            ed25519.Ed25519PrivateKey.generate(),
+            rsa.generate_private_key(65537, 2048),
+        ):
             anchor = pki.ca("anchor", key=key)
             self.assertEqual(rules.bundle(pki.bundle(anchor)), [anchor.cert])
 
     def test_bundle_with_several_anchors_and_further_members(self):
-        data = self.keys(pki.jwk(ROOT.cert, kid="a"), pki.jwk(OTHER_ROOT.cert), spiffe_sequence=1, spiffe_refresh_hint=1, x=2)
+        data = self.keys(
+            pki.jwk(ROOT.cert, kid="a"), pki.jwk(OTHER_ROOT.cert), spiffe_sequence=1, spiffe_refresh_hint=1, x=2
+        )
         self.assertEqual(rules.bundle(data), [ROOT.cert, OTHER_ROOT.cert])
 
     def test_bundle_pretty_printed_with_sorted_members(self):
@@ -125,7 +145,12 @@ class Bundle(Case):
     def test_bundle_with_one_element_in_each_x5c(self):
         first, second = pki.jwk(INTERMEDIATE.cert), pki.jwk(ROOT.cert)
         rules.bundle(self.keys(first, second))
-        self.refused("bundle", "2 elements", rules.bundle, self.keys(pki.jwk(INTERMEDIATE.cert, x5c=first["x5c"] + second["x5c"])))
+        self.refused(
+            "bundle",
+            "2 elements",
+            rules.bundle,
+            self.keys(pki.jwk(INTERMEDIATE.cert, x5c=first["x5c"] + second["x5c"])),
+        )
         self.refused("bundle", "0 elements", rules.bundle, self.keys(second, pki.jwk(INTERMEDIATE.cert, x5c=[])))
 
     def test_bundle_whose_every_jwk_is_readable(self):
@@ -139,7 +164,9 @@ class Bundle(Case):
         self.refused("bundle", "not an object", rules.bundle, self.keys(pki.jwk(ROOT.cert), 1))
 
     def test_bundle_whose_jwk_is_that_of_its_certificate(self):
-        self.refused("bundle", "not that of", rules.bundle, self.keys(pki.jwk(ROOT.cert, x5c=pki.jwk(OTHER_ROOT.cert)["x5c"])))
+        self.refused(
+            "bundle", "not that of", rules.bundle, self.keys(pki.jwk(ROOT.cert, x5c=pki.jwk(OTHER_ROOT.cert)["x5c"]))
+        )
 
     def test_bundle_with_keys_of_another_use(self):
         others = [{**pki.jwk(OTHER_ROOT.cert, use=use), "x5c": []} for use in ("jwt-svid", "something")]
@@ -169,7 +196,17 @@ class Bundle(Case):
     def test_trust_domain_is_a_dns_name(self):
         for name in ("margo.org", "a.b-c.example"):
             rules.trust_domain(name)
-        for name in ("factory", "plant_1", "plant_1.org", "margo.o", "margo.1", "", "https://margo.org", "margo.org:1", "margo.org\n"):
+        for name in (
+            "factory",
+            "plant_1",
+            "plant_1.org",
+            "margo.o",
+            "margo.1",
+            "",
+            "https://margo.org",
+            "margo.org:1",
+            "margo.org\n",
+        ):
             self.refused("trust-domain", "not a DNS name", rules.trust_domain, name)
 
 
@@ -221,7 +258,9 @@ class Authorized(Case):
 
     def test_authorized_is_of_the_same_trust_domain(self):
         rules.authorized_domain([pki.WFM], pki.DOMAIN)
-        self.refused("authorized-domain", "other.org", rules.authorized_domain, ["spiffe://other.org/margo/wfm/a"], pki.DOMAIN)
+        self.refused(
+            "authorized-domain", "other.org", rules.authorized_domain, ["spiffe://other.org/margo/wfm/a"], pki.DOMAIN
+        )
 
     def test_own_id_is_of_the_same_trust_domain(self):
         rules.own_domain(pki.CLIENT, pki.DOMAIN)
@@ -256,8 +295,14 @@ class Peer(Case):
     """What a client makes of a WFM. Each refusal but the first comes before those below it."""
 
     def check(self, *chain, allowed=(pki.WFM,), own_id=pki.CLIENT, principal=rules.WFM, anchors=(ROOT.cert,)):
-        return rules.peer([holder.der for holder in chain], principal=principal, own_id=own_id, domain=pki.DOMAIN,
-                          anchors=anchors, allowed=allowed)  # fmt: skip
+        return rules.peer(
+            [holder.der for holder in chain],
+            principal=principal,
+            own_id=own_id,
+            domain=pki.DOMAIN,
+            anchors=anchors,
+            allowed=allowed,
+        )
 
     def wfm(self, uris=pki.WFM, issuer=ROOT, **other):
         return pki.leaf(issuer, uris, **other)
@@ -267,7 +312,9 @@ class Peer(Case):
 
     def test_peer_client_that_is_accepted(self):
         client = pki.leaf(ROOT)
-        self.assertEqual(self.check(client, allowed=[pki.CLIENT], own_id=pki.WFM, principal=rules.WFM_CLIENT), pki.CLIENT)
+        self.assertEqual(
+            self.check(client, allowed=[pki.CLIENT], own_id=pki.WFM, principal=rules.WFM_CLIENT), pki.CLIENT
+        )
 
     def test_peer_without_a_certificate(self):
         self.refused("peer-certificate", "no certificate", self.check)
@@ -275,8 +322,12 @@ class Peer(Case):
     def test_peer_of_another_trust_domain(self):
         """Before the chain is looked at."""
         foreign = pki.leaf(OTHER_ROOT, "spiffe://other.org/margo/wfm/wfm-1")
-        self.refused("peer-trust-domain", "other.org", self.check, foreign, allowed=["spiffe://other.org/margo/wfm/wfm-1"])
-        self.refused("peer-trust-domain", "not of margo.org", self.check, pki.leaf(ROOT, "spiffe://other.org/margo/wfm/wfm-1"))
+        self.refused(
+            "peer-trust-domain", "other.org", self.check, foreign, allowed=["spiffe://other.org/margo/wfm/wfm-1"]
+        )
+        self.refused(
+            "peer-trust-domain", "not of margo.org", self.check, pki.leaf(ROOT, "spiffe://other.org/margo/wfm/wfm-1")
+        )
 
     def test_peer_with_one_uri(self):
         self.refused("peer-trust-domain", "2 URI SANs", self.check, self.wfm([pki.WFM, pki.CLIENT]))
@@ -327,15 +378,27 @@ class Peer(Case):
         other = f"spiffe://{pki.DOMAIN}/margo/wfm/wfm-2"
         self.refused("peer-allow-list", "allow list", self.check, self.wfm(other))
         self.refused("peer-allow-list", "allow list", self.check, self.wfm(), allowed=[])
-        self.refused("peer-allow-list", "allow list", self.check, self.wfm(pki.WFM.upper().replace("SPIFFE://MARGO.ORG/MARGO/WFM/", f"spiffe://{pki.DOMAIN}/margo/wfm/")))
+        self.refused(
+            "peer-allow-list",
+            "allow list",
+            self.check,
+            self.wfm(pki.WFM.upper().replace("SPIFFE://MARGO.ORG/MARGO/WFM/", f"spiffe://{pki.DOMAIN}/margo/wfm/")),
+        )
 
     def test_peer_of_another_wfm(self):
         """Although the list names it."""
         other = f"spiffe://{pki.DOMAIN}/margo/wfm/wfm-2"
         self.refused("peer-same-wfm", "another wfm-id", self.check, self.wfm(other), allowed=[pki.WFM, other])
         client = f"{other}/client/dev-1"
-        self.refused("peer-same-wfm", "another wfm-id", self.check, self.wfm(client), allowed=[client], own_id=pki.WFM,
-                     principal=rules.WFM_CLIENT)  # fmt: skip
+        self.refused(
+            "peer-same-wfm",
+            "another wfm-id",
+            self.check,
+            self.wfm(client),
+            allowed=[client],
+            own_id=pki.WFM,
+            principal=rules.WFM_CLIENT,
+        )
 
     def test_peer_names_and_usages_play_no_part(self):
         self.check(self.wfm(dns=["elsewhere.example"], eku=(pki.CLIENT_AUTH,)))
@@ -350,8 +413,14 @@ class ToolkitPeer(Case):
     def test_toolkit_client_of_its_wfm(self):
         self.assertEqual(self.check(CLIENT), pki.CLIENT)
         self.check(pki.leaf(ROOT, f"{pki.WFM}/client/anybody"))
-        for uri in (pki.WFM, pki.DEVICE, f"{pki.CLIENT}/x", f"{pki.WFM}/client/", f"{pki.WFM}2/client/dev-1",
-                    "spiffe://other.org/margo/wfm/wfm-1/client/dev-1"):  # fmt: skip
+        for uri in (
+            pki.WFM,
+            pki.DEVICE,
+            f"{pki.CLIENT}/x",
+            f"{pki.WFM}/client/",
+            f"{pki.WFM}2/client/dev-1",
+            "spiffe://other.org/margo/wfm/wfm-1/client/dev-1",
+        ):
             self.refused("peer-form", "is not", self.check, pki.leaf(ROOT, uri))
         self.refused("peer-form", "2 URI SANs", self.check, pki.leaf(ROOT, [pki.CLIENT, pki.WFM]))
 

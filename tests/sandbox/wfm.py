@@ -102,7 +102,9 @@ def main():
     if options.mode == "toolkit" and not options.ca:
         parser.error("--mode toolkit needs --ca")
     # Bound first, for the address is the first line, and served last.
-    start, minimum, port = (symphony, mtls.TLS_1_3, 8084) if options.mode == "symphony" else (toolkit, mtls.TLS_1_2, 3003)
+    start, minimum, port = (
+        (symphony, mtls.TLS_1_3, 8084) if options.mode == "symphony" else (toolkit, mtls.TLS_1_2, 3003)
+    )
     server = bind(options, Handler, port if options.port is None else options.port, minimum, "listening on")
     others = []
     if options.health_port is not None:
