@@ -208,7 +208,8 @@ fn wrong_claims_are_refused_with_the_reason() {
         let (kind, detail) = refused(&|claims| claims["aud"] = audience.clone());
         assert_eq!(kind, "invalid-audience", "{detail}");
     }
-    let cases: [(&str, &dyn Fn(&mut Value)); 12] = [
+    type Change<'a> = &'a dyn Fn(&mut Value);
+    let cases: [(&str, Change<'_>); 12] = [
         ("expired", &|claims| (claims["iat"], claims["exp"]) = ((now - 400).into(), (now - 100).into())),
         ("not valid yet", &|claims| {
             (claims["iat"], claims["exp"]) = ((now + 600).into(), (now + 700).into())
