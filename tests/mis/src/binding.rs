@@ -113,7 +113,7 @@ pub fn verify(assertion: &str, expected: &Expected<'_>) -> std::result::Result<B
             claims.aud, expected.audience
         )));
     }
-    judge(claims, &signer, expected).map_err(refuse)
+    validate(claims, &signer, expected).map_err(refuse)
 }
 
 /// The claims, and the SPIFFE ID of the SVID whose key signed them.
@@ -154,7 +154,7 @@ fn open(assertion: &str, expected: &Expected<'_>) -> std::result::Result<(Claims
     Ok((json(claims64, "claims")?, signer))
 }
 
-fn judge(claims: Claims, signer: &str, expected: &Expected<'_>) -> std::result::Result<Binding, String> {
+fn validate(claims: Claims, signer: &str, expected: &Expected<'_>) -> std::result::Result<Binding, String> {
     let client_handle = match (claims.client_handle, claims.wfm_client_id) {
         (Some(one), None) | (None, Some(one)) => one,
         (Some(one), Some(two)) if one == two => one,

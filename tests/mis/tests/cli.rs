@@ -87,14 +87,20 @@ fn directory_can_be_created_alone() {
 
 #[test]
 fn readme_has_every_switch() {
-    let help = String::from_utf8(Command::new(PROGRAM).arg("--help").output().unwrap().stdout).unwrap();
+    let help = |arguments: &[&str]| {
+        String::from_utf8(Command::new(PROGRAM).args(arguments).output().unwrap().stdout).unwrap()
+    };
+    let help = [help(&["--help"]), help(&["mint", "--help"])].concat();
     let readme = include_str!("../README.md");
     let switches: Vec<&str> = help
         .lines()
         .filter_map(|line| line.trim_start().strip_prefix("--"))
         .map(|line| line.split_whitespace().next().unwrap())
         .collect();
-    assert!(switches.contains(&"directory") && switches.contains(&"svid-lifetime"), "{switches:?}");
+    assert!(
+        switches.contains(&"directory") && switches.contains(&"svid-lifetime") && switches.contains(&"csr"),
+        "{switches:?}"
+    );
     for switch in switches {
         assert!(readme.contains(&format!("`--{switch}")), "--{switch}");
     }
