@@ -209,6 +209,23 @@ mod tests {
     use crate::cli::render::tests::example;
 
     #[test]
+    fn only_a_limit_is_waited_for_while_watching() {
+        let refused = |status, code: Option<ProblemCode>| ClientError::Refused {
+            status,
+            code: code.map(Into::into),
+            detail: String::new(),
+            hint: None,
+        };
+        for code in [ProblemCode::ConnectionLimit, ProblemCode::Busy, ProblemCode::RateExceeded] {
+            assert!(is_at_a_limit(&refused(503, Some(code))), "{code}");
+        }
+        for code in [Some(ProblemCode::NotAvailable), Some(ProblemCode::KeyLost), None] {
+            assert!(!is_at_a_limit(&refused(503, code)), "{code:?}");
+        }
+        assert!(!is_at_a_limit(&ClientError::Broken(String::new())));
+    }
+
+    #[test]
     fn timeout_message_says_what_was_missing() {
         let (status, _) = example();
         let timeout = Duration::from_secs(90);

@@ -32,7 +32,8 @@ fn presented(response: &Response, expected: &ExpectedPeer) -> Result<PeerSvid, P
 
 #[test]
 fn peer_is_accepted_as_spiffe_says() {
-    let cases: Vec<(&str, fn() -> Response, fn(&mut Response))> = vec![
+    type Good = fn() -> Response;
+    let cases: Vec<(&str, Good, fn(&mut Response))> = vec![
         ("signed by an anchor", wfm, |_| {}),
         ("signed by an intermediate", wfm_below, |_| {}),
         ("with the root at the end", wfm_below, |r| r.with_root = true),
@@ -76,7 +77,7 @@ fn peer_ends_with_the_first_of_its_path() {
 
 #[test]
 fn certificate_that_is_no_svid_is_refused() {
-    let cases: Vec<(&str, fn(&mut Response), SvidError)> = vec![
+    let cases: Vec<Case<SvidError>> = vec![
         (
             "a CA",
             |r| r.leaf.set(BASIC_CONSTRAINTS, true, basic_constraints(true, None)),
