@@ -33,7 +33,8 @@ fn presented(response: &Response, expected: &ExpectedPeer) -> Result<PeerSvid, P
 #[test]
 fn peer_is_accepted_as_spiffe_says() {
     type Good = fn() -> Response;
-    let cases: Vec<(&str, Good, fn(&mut Response))> = vec![
+    type Bend = fn(&mut Response);
+    let cases: Vec<(&str, Good, Bend)> = vec![
         ("signed by an anchor", wfm, |_| {}),
         ("signed by an intermediate", wfm_below, |_| {}),
         ("with the root at the end", wfm_below, |r| r.with_root = true),
