@@ -173,6 +173,23 @@ enum Command {
     },
 }
 
+impl Command {
+    /// Whether it has the agent's socket from the configuration.
+    fn needs_config(&self) -> bool {
+        match self {
+            Self::Run | Self::CheckConfig(_) => false,
+            Self::Bundle(output)
+            | Self::Status { output, .. }
+            | Self::Svid { output, .. }
+            | Self::Watch { output, .. }
+            | Self::Wait { output, .. }
+            | Self::Retry { output, .. }
+            | Self::Renew { output, .. }
+            | Self::Retire { output, .. } => output.socket.is_none(),
+        }
+    }
+}
+
 /// The identity that a command is about.
 #[derive(Debug, clap::Args)]
 struct Selection {
@@ -224,6 +241,11 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(cli: Cli) -> ExitCode {
+    if cli.command.needs_config()
+        && let Some(why) = unreadable(&cli.config)
+    {
+        return fail_with_hint(&why);
+    }
     match cli.command {
         Command::Run => run::run(&cli.config),
         Command::Status { selection, output } => status::run(&cli.config, &output, &selection),
@@ -247,6 +269,24 @@ fn execute(cli: Cli) -> ExitCode {
         Command::CheckConfig(output) => check_config::run(&cli.config, &output),
         Command::Retire { yes, selection, output } => retire::run(&cli.config, &output, &selection, yes),
     }
+}
+
+/// Why a configuration file that was given cannot be read. The usual one need not be readable: the
+/// sockets are at the usual place then. With another one, a command would reach another agent than
+/// the one that is meant.
+fn unreadable(config: &Path) -> Option<Reason> {
+    if config == Path::new(config::DEFAULT_FILE) {
+        return None;
+    }
+    let what = match agent::place(Some(config)).load() {
+        Err(e) if e.is_unreadable() => e.to_string(),
+        Ok(_) if !config.exists() && !config::drop_in_directory(config).exists() => {
+            format!("{}: there is no such file", Excerpt::of(config.display(), MAX_LINE))
+        }
+        _ => return None,
+    };
+    let hint = "Correct --config; or run the same as root; or name the agent's socket with --socket";
+    Some(Reason::from(what).with_hint_text(hint))
 }
 
 /// Client of the socket for reading: the one in the arguments, else the configured one.

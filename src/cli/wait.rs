@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use super::render::{approximate, error, meaning, next_step};
 use super::{Output, Selection, explain, fail_with_hint, print, print_json, reader, shown};
 use crate::hint::{Hint, Reason};
-use miaf_client::api::{IdentityName, IdentityStatus, StateEvent, Status, SvidDocument};
+use miaf_client::api::{IdentityName, IdentityStatus, ProblemCode, StateEvent, Status, SvidDocument};
 use miaf_client::{Client, ClientError};
 use miaf_spiffe::time::Timestamp;
 
@@ -126,7 +126,7 @@ impl Wait {
         }
         match self.agent().status() {
             Ok(status) => Ok(status.identity(self.name.as_ref()).is_some_and(|identity| identity.ready)),
-            Err(ClientError::Refused { status: 503, .. }) => Ok(false), // there is no permit
+            Err(e) if is_at_a_limit(&e) => Ok(false), // it still watches, and checks again
             Err(e) => Err(e),
         }
     }
@@ -145,6 +145,14 @@ impl Wait {
         let identity = watched.status.identity(self.name.as_ref());
         next.into_iter().chain(identity.and_then(begins)).min()
     }
+}
+
+/// Whether a request was refused only because the agent, or this user, has too many others. Any
+/// other refusal is an answer, and the reason why the wait has an end.
+fn is_at_a_limit(error: &ClientError) -> bool {
+    use ProblemCode::{Busy, ConnectionLimit, RateExceeded};
+    let ClientError::Refused { code: Some(code), .. } = error else { return false };
+    code.known().is_some_and(|code| matches!(code, Busy | ConnectionLimit | RateExceeded))
 }
 
 /// When an SVID becomes valid: this is not reported as a change.
@@ -199,6 +207,23 @@ impl fmt::Display for TimedOut {
 mod tests {
     use super::*;
     use crate::cli::render::tests::example;
+
+    #[test]
+    fn only_a_limit_is_waited_for_while_watching() {
+        let refused = |status, code: Option<ProblemCode>| ClientError::Refused {
+            status,
+            code: code.map(Into::into),
+            detail: String::new(),
+            hint: None,
+        };
+        for code in [ProblemCode::ConnectionLimit, ProblemCode::Busy, ProblemCode::RateExceeded] {
+            assert!(is_at_a_limit(&refused(503, Some(code))), "{code}");
+        }
+        for code in [Some(ProblemCode::NotAvailable), Some(ProblemCode::KeyLost), None] {
+            assert!(!is_at_a_limit(&refused(503, code)), "{code:?}");
+        }
+        assert!(!is_at_a_limit(&ClientError::Broken(String::new())));
+    }
 
     #[test]
     fn timeout_message_says_what_was_missing() {

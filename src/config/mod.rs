@@ -468,6 +468,11 @@ impl ConfigError {
         matches!(&self.problem, Problem::Unreadable { kind: ErrorKind::NotFound, .. })
     }
 
+    /// Whether the files cannot be read at all, so that nothing is known of what they say.
+    pub fn is_unreadable(&self) -> bool {
+        matches!(&self.problem, Problem::Unreadable { .. })
+    }
+
     /// Whether this process is not permitted to read the file. Another user's process may be.
     pub fn is_denied(&self) -> bool {
         matches!(&self.problem, Problem::Unreadable { kind: ErrorKind::PermissionDenied, .. })

@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 
 use development_mis::AnchorStep;
 use miaf_agent::client::api::{IdentityName, ProblemCode, Protection, State, StateEvent};
+use miaf_agent::client::wfm::{ConnectError, Connector, Ended};
 use miaf_agent::client::{Client, ClientError};
+use miaf_agent::spiffe::SpiffeId;
+use miaf_agent::spiffe::peer::PeerError;
 use miaf_agent::spiffe::svid::Chain;
 use miaf_agent::time::Timestamp;
 use ring::digest::{SHA256, digest};
@@ -157,13 +160,13 @@ fn examples_trust_only_the_named_server() {
     for (server, says) in [
         (
             Server::start(&world, &format!("URI:{SERVER}")),
-            ["NotValidForName", "not spiffe://factory.example/other"],
+            ["NotExpected", "not spiffe://factory.example/other"],
         ),
         (
             Server::start(&world, "URI:spiffe://factory.example/other,URI:spiffe://factory.example/more"),
-            ["NotValidForName", "not spiffe://factory.example/other"],
+            ["NoSvid(UriCount(", "not spiffe://factory.example/other"],
         ),
-        (Server::start(&world, "DNS:other"), ["NotValidForName", "not spiffe://factory.example/other"]),
+        (Server::start(&world, "DNS:other"), ["NoSvid(UriCount(", "not spiffe://factory.example/other"]),
         // The right name from a CA that is not in the bundle: the MIS's own, say.
         (
             Server::issued_by(
@@ -172,7 +175,7 @@ fn examples_trust_only_the_named_server() {
                 &world.mis.ca_file(),
                 &world.mis.ca_file().with_extension("key"),
             ),
-            ["UnknownIssuer", "does not vouch for the server"],
+            ["NotTrusted", "does not vouch for the server"],
         ),
     ] {
         for (example, says) in EXAMPLES.iter().zip(says) {
@@ -391,4 +394,28 @@ fn client_times_out_when_the_backlog_is_full() {
     let error = client.status().unwrap_err();
     assert!(matches!(error, ClientError::Silent(_)), "{error}");
     assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
+}
+
+#[test]
+fn connection_of_a_connector_ends_at_the_renewal() {
+    let world = World::enrolled();
+    let server = Server::start(&world, &format!("URI:{SERVER}"));
+    let (host, port) = server.address.rsplit_once(':').unwrap();
+    let connector = Connector::new(Client::new(sign_socket(&world))).with_limit(PATIENCE);
+    let to = |id: &str| {
+        connector.clone().with_peer(SpiffeId::parse(id).unwrap()).connect(host, port.parse().unwrap())
+    };
+    let mut connection = to(SERVER).unwrap();
+    assert_eq!(connection.peer().spiffe_id.to_string(), SERVER);
+    assert!(connection.is_current());
+    Client::new(world.device.path("run/admin.sock")).renew().unwrap();
+    // Nothing comes from the server: it waits for a request.
+    let error = connection.read(&mut [0]).unwrap_err();
+    assert_eq!(connection.ended(), Some(Ended::OwnRenewal), "{error}");
+    assert!(to(SERVER).unwrap().is_current());
+    let error = to("spiffe://factory.example/other").unwrap_err();
+    assert!(matches!(error, ConnectError::Peer(_, PeerError::NotExpected { .. })), "{error}");
+    // The device is no WFM Client: there is no WFM that it could be for.
+    let error = connector.connect(host, port.parse().unwrap()).unwrap_err();
+    assert!(matches!(error, ConnectError::NotAWfmClient(_)), "{error}");
 }

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -244,6 +245,43 @@ fn command_without_an_agent_names_the_bad_line() {
     }
     let (code, said) = run(&device, &["check-config"]);
     assert!(code == Some(78) && said.contains("config.toml:4: "), "{said}");
+}
+
+#[test]
+fn command_refuses_a_given_configuration_that_cannot_be_read() {
+    let mut world = World::new();
+    world.device.start();
+    world.device.wait_for("active");
+    let socket = world.device.path("run/agent.sock");
+    let directory = world.device.path("directory.toml");
+    fs::create_dir(&directory).unwrap();
+    for (file, says) in [
+        (world.device.path("none.toml"), "none.toml: there is no such file"),
+        (directory, "directory.toml: cannot be read: "),
+    ] {
+        for command in
+            [&["status"][..], &["svid"], &["bundle"], &["watch"], &["wait"], &["renew"], &["retire", "--yes"]]
+        {
+            let run = |more: &[&str]| {
+                let output =
+                    Command::new(AGENT).arg("--config").arg(&file).args(command).args(more).output().unwrap();
+                (output.status.code(), String::from_utf8(output.stderr).unwrap())
+            };
+            let (code, said) = run(&[]);
+            assert!(
+                code == Some(1) && said.contains(says) && said.contains("Hint: Correct --config"),
+                "{said}"
+            );
+        }
+        let status = Command::new(AGENT)
+            .arg("--config")
+            .arg(&file)
+            .arg("status")
+            .arg("--socket")
+            .arg(&socket)
+            .output();
+        assert!(status.unwrap().status.success(), "a socket that is given needs no configuration");
+    }
 }
 
 /// The kernel refuses as it does when the user has no instances left.

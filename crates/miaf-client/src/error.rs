@@ -77,6 +77,11 @@ impl ClientError {
         match self {
             Self::Connect(_, e) => matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused),
             Self::Broken(_) | Self::Silent(_) => true,
+            Self::Refused { code: Some(code), .. } => {
+                use ProblemCode::{Busy, ConnectionLimit, NotAvailable, RateExceeded};
+                matches!(code.known(), Some(Busy | ConnectionLimit | NotAvailable | RateExceeded))
+            }
+            // An agent from before the codes.
             Self::Refused { status, .. } => matches!(status, 429 | 503),
             Self::NotRoot(_) | Self::Unintelligible(_) => false,
         }
@@ -174,5 +179,24 @@ mod tests {
             }
         }
         assert!(ClientError::Broken("it has ended".into()).hint().is_none());
+    }
+
+    #[test]
+    fn refusal_passes_by_its_code() {
+        let refused =
+            |status, code: Option<&str>| ClientError::refused(status, code.map(Open::parse), &"no", None);
+        for (status, code, passes) in [
+            (503, Some("not-available"), true),
+            (503, Some("busy"), true),
+            (503, Some("connection-limit"), true),
+            (429, Some("rate-exceeded"), true),
+            (503, Some("key-lost"), false),
+            (503, Some("of-a-newer-agent"), false),
+            (404, Some("unknown-identity"), false),
+            (503, None, true),
+            (404, None, false),
+        ] {
+            assert_eq!(refused(status, code).may_pass(), passes, "{status} {code:?}");
+        }
     }
 }

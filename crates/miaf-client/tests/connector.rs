@@ -30,6 +30,10 @@ use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[path = "../../../examples/wfm-client.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod example;
+
 const CLIENT: &str = "spiffe://factory.example/margo/wfm/wfm-1/client/line-4";
 const WFM: &str = "spiffe://factory.example/margo/wfm/wfm-1";
 const DEVICE: &str = "spiffe://factory.example/margo/device/123e4567-e89b-42d3-a456-426614174000";
@@ -274,6 +278,12 @@ impl Seen {
                 self.handshakes.lock().unwrap().push(kind);
             }
             self.bytes.fetch_add(length, Ordering::SeqCst);
+            if buffer[..length].starts_with(b"GET /plant/api/v1/deployments HTTP/1.0\r\n") {
+                let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n[\"a deployment\"]");
+                stream.conn.send_close_notify();
+                let _ = stream.flush();
+                break;
+            }
             if buffer[..length].starts_with(b"GET") && stream.write_all(b"hello").is_err() {
                 break;
             }
@@ -343,7 +353,8 @@ fn other_peers_are_refused_before_a_byte_is_sent() {
     let now = SystemTime::now();
     let expected = |why: &PeerError| matches!(why, PeerError::NotExpected { .. });
     let no_svid = |why: &PeerError| matches!(why, PeerError::NoSvid(_));
-    let cases: Vec<(&str, Issued, &dyn Fn(&PeerError) -> bool)> = vec![
+    type Why<'a> = &'a dyn Fn(&PeerError) -> bool;
+    let cases: Vec<(&str, Issued, Why<'_>)> = vec![
         ("another WFM", Issued::svid("spiffe://factory.example/margo/wfm/wfm-2", &root), &expected),
         ("a WFM Client of the same WFM", Issued::svid(CLIENT, &root), &expected),
         ("a device", Issued::svid(DEVICE, &root), &expected),
@@ -497,4 +508,25 @@ fn server_without_tls_is_told_from_a_wrong_one() {
     let error = quick.connect("127.0.0.1", port).unwrap_err();
     assert!(matches!(error, ConnectError::Silent(..)), "{error}");
     assert!(matches!(connector.connect("a b", port).unwrap_err(), ConnectError::NotAHost(_)));
+}
+
+#[test]
+fn example_fetches_deployments_from_the_wfm_alone() {
+    let root = Authority::new("Root");
+    let server = Server::start(wfm(&root), Some(own_bundle(&[&root])));
+    let agent = Agent::start(Issued::svid(CLIENT, &root), bundle(&[&root]));
+    let url = |server: &Server| format!("https://127.0.0.1:{}/plant/", server.port);
+    assert_eq!(example::fetch(&agent.connector(), &url(&server)).unwrap(), "[\"a deployment\"]");
+    let other = Server::start(Issued::svid("spiffe://factory.example/margo/wfm/wfm-2", &root), None);
+    let error = example::fetch(&agent.connector(), &url(&other)).unwrap_err();
+    assert!(
+        error.to_string().ends_with(&format!("the peer is {WFM}, not {WFM}").replacen("wfm-1", "wfm-2", 1)),
+        "{error}"
+    );
+    assert_eq!(other.bytes_after(1), 0);
+    // The WFM takes its own clients only.
+    agent.change(|state| state.own = Some(Issued::svid(DEVICE, &root)));
+    let as_device = agent.connector().with_peer(SpiffeId::parse(WFM).unwrap());
+    let error = example::fetch(&as_device, &url(&server)).unwrap_err();
+    assert!(error.to_string().contains("refuses this identity's certificate"), "{error}");
 }

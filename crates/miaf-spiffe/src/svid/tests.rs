@@ -4,6 +4,7 @@
 mod accepted;
 mod ends;
 mod forge;
+mod peer;
 mod properties;
 mod refused;
 mod released;
