@@ -42,7 +42,8 @@ pub trait Provider {
     fn retire(&self, key: &dyn Key) -> Result<(), KeyError>;
 }
 
-/// `key.provider` in the configuration: where the keys of an identity are created. The agent never chooses (rule K1).
+/// `key.provider` in the configuration: where the keys of an identity are created. The agent never
+/// chooses (rule K1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProviderKind {
