@@ -25,8 +25,8 @@ pub(crate) fn sealed(data: &[u8]) -> bool {
     }
 }
 
-/// The file of a key that is to be installed. One that is accepted is accepted in the form that it is
-/// kept in, and signs.
+/// The file of a key that is to be installed. One that is accepted is accepted in the form that it
+/// is kept in, and signs.
 pub(crate) fn installed_key(data: &[u8]) -> bool {
     match installed_key::read(data, "the key file x") {
         Ok(key) => {

@@ -148,9 +148,9 @@ impl Providers {
         self.provider(kind).create()
     }
 
-    /// Takes over a private key that the operator brought in (`enroll = "installed"`): as a software
-    /// key, sealed like any other. `pem` is the content of its file, and `origin` the file's name in
-    /// errors, such as `the key file /etc/…`. Blocks.
+    /// Takes over a private key that the operator brought in (`enroll = "installed"`): as a
+    /// software key, sealed like any other. `pem` is the content of its file, and `origin` the
+    /// file's name in errors, such as `the key file /etc/…`. Blocks.
     ///
     /// # Errors
     /// [`KeyError::File`] for what is not one private key that can be used;
