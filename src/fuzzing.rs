@@ -9,7 +9,7 @@ type Target = fn(&[u8]) -> bool;
 
 /// Every target by its name, which is that of its file in `fuzz/fuzz_targets` and of its directory
 /// in `fuzz/corpus`.
-const TARGETS: [(&str, Target); 15] = [
+const TARGETS: [(&str, Target); 16] = [
     ("bundle", miaf_spiffe::fuzzing::bundle),
     ("svid", miaf_spiffe::fuzzing::svid),
     ("discovery", crate::issuer::fuzzing::discovery),
@@ -19,6 +19,7 @@ const TARGETS: [(&str, Target); 15] = [
     ("server_chain", crate::transport::fuzzing::server_chain),
     ("pem", miaf_spiffe::pem::fuzz),
     ("tss2", crate::keys::fuzzing::tss2),
+    ("installed_key", crate::keys::fuzzing::installed_key),
     ("sealed", crate::keys::fuzzing::sealed),
     ("config", crate::config::fuzzing::config),
     ("records", crate::state::fuzzing::records),

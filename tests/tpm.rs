@@ -1,10 +1,12 @@
 //! Keys in a TPM: every test has a software TPM of its own. Those of the agent are here, the device
 //! maker's in `tpm/factory.rs`, its certificates in `tpm/nv.rs`, and the parents of keys in
-//! `tpm/parent.rs`.
+//! `tpm/parent.rs`; in `tpm/installed.rs` keys in software, which go without.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[path = "tpm/factory.rs"]
 mod factory;
+#[path = "tpm/installed.rs"]
+mod installed;
 #[path = "tpm/nv.rs"]
 mod nv;
 #[path = "tpm/parent.rs"]
@@ -466,6 +468,28 @@ fn csr_is_signed_by_the_key() {
 
     std::fs::write(tpm.file("request.der"), &der).unwrap();
     tpm.run("openssl", &["req", "-inform", "DER", "-in", "request.der", "-verify", "-noout"]);
+}
+
+#[test]
+fn csr_with_a_spiffe_id_has_that_uri_and_nothing_else() {
+    use x509_parser::extensions::{GeneralName, ParsedExtension};
+    use x509_parser::prelude::{FromDer, X509CertificationRequest};
+
+    let tpm = Swtpm::start();
+    let key = handle(&tpm).create_key().unwrap();
+    let id = "spiffe://margo.org/margo/wfm/wfm-1/client/dev-1";
+    let der = csr::certification_request(&key, Some(&miaf_spiffe::SpiffeId::parse(id).unwrap())).unwrap();
+    let (_, request) = X509CertificationRequest::from_der(&der).unwrap();
+    request.verify_signature().unwrap();
+    assert_eq!(request.certification_request_info.subject.to_string(), "CN=margo-device");
+    let extensions: Vec<_> = request.requested_extensions().unwrap().collect();
+    let [ParsedExtension::SubjectAlternativeName(names)] = extensions[..] else { panic!("{extensions:?}") };
+    assert_eq!(names.general_names, [GeneralName::URI(id)]);
+
+    // openssl reads the PEM form.
+    std::fs::write(tpm.file("request.pem"), csr::to_pem(&der).unwrap()).unwrap();
+    tpm.run("openssl", &["req", "-in", "request.pem", "-verify", "-noout"]);
+    assert!(csr::to_pem(&der).unwrap().starts_with("-----BEGIN CERTIFICATE REQUEST-----\n"));
 }
 
 #[test]

@@ -294,12 +294,8 @@ impl Identity {
         let saved = save(&self.store, record).await;
         saved.map_err(|e| NotAdopted::Kept(state_failure(&e)))?;
         let (store, keys) = (self.store.clone(), (*keys).clone());
-        // Programs may still have the previous SVID: its key is retired when the next one comes.
         let replaced = self.current.as_ref().filter(|_| choice == KeyChoice::Pending);
-        let retired = match replaced {
-            Some(current) => self.previous_key.replace(current.key.clone()),
-            None => None,
-        };
+        let retired = key_to_retire(&mut self.previous_key, replaced.map(|current| &current.key));
         blocking(move || {
             forget::<state::StoredIssuedChain>(&store);
             if choice == KeyChoice::Pending {
@@ -419,6 +415,15 @@ fn slow(code: ProblemCode, title: &str, why: &dyn std::fmt::Display) -> Failure 
     Failure { kind: FailureKind::Slow, retry_after: None, report: Report::new(code, title, why) }
 }
 
+/// Puts a key that is replaced in the place of the one that was replaced before it, and returns that:
+/// programs may still have the previous SVID, so its key is retired when the next one comes.
+fn key_to_retire(
+    previous: &mut Option<Arc<dyn Key>>,
+    replaced: Option<&Arc<dyn Key>>,
+) -> Option<Arc<dyn Key>> {
+    replaced.and_then(|key| previous.replace(key.clone()))
+}
+
 /// Whether an issued chain may name another identity than the current one (miaf-v0 E9, R3).
 fn may_rename(issued: &state::StoredIssuedChain, enrolled_with: Option<&str>) -> bool {
     let other_credential = match (issued.credential.as_deref(), enrolled_with) {
@@ -485,6 +490,33 @@ mod tests {
             let refused = Credential::of(request, &Enrollment::Manual { svid_file: None }, None, None);
             assert!(matches!(refused, Err(IssuerError::ByOperator)), "{refused:?}");
         }
+    }
+
+    #[test]
+    fn replaced_key_is_retired_when_the_next_one_comes() {
+        let directory = tempfile::tempdir().unwrap();
+        let software = keys::software::Software::new(None, directory.path().join("kek"));
+        let [first, second, third] =
+            std::array::from_fn(|_| Arc::new(software.create_key().unwrap()) as Arc<dyn Key>);
+        let mut previous = None;
+        // `None`: an enrollment, or a renewal with the same key.
+        let steps = [
+            (None, None),
+            (Some(&first), None),
+            (None, None),
+            (Some(&second), Some(&first)),
+            (None, None),
+            (Some(&third), Some(&second)),
+        ];
+        for (replaced, expected) in steps {
+            let retired = key_to_retire(&mut previous, replaced);
+            assert!(match (&retired, expected) {
+                (Some(retired), Some(expected)) => Arc::ptr_eq(retired, expected),
+                (None, None) => true,
+                _ => false,
+            });
+        }
+        assert!(Arc::ptr_eq(&previous.unwrap(), &third), "it still signs for the previous SVID");
     }
 
     /// Rules R3 and E9: the SPIFFE IDs that the MIS may give.

@@ -51,7 +51,8 @@ pub(super) fn state_failure(e: &StoreError) -> Failure {
 }
 
 pub(super) fn key_failure(e: &KeyError) -> Failure {
-    local_failure(Report::of(ProblemCode::Key, "The key cannot be used", e))
+    let code = if e.is_too_weak() { ProblemCode::KeyTooWeak } else { ProblemCode::Key };
+    local_failure(Report::of(code, "The key cannot be used", e))
 }
 
 /// The current key cannot be used. One that is lost is reported as such.

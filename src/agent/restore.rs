@@ -16,7 +16,7 @@ use super::trust_domain::{CachedBundle, CachedDiscovery, TrustDomain, discovery_
 use crate::config::{Config, Enrollment, IdentityConfig, TrustDomainSource};
 use crate::hint::Hint as _;
 use crate::issuer::{Discovery, Issuer, Protocol};
-use crate::keys::{Key, Providers};
+use crate::keys::{Key, KeyError, KeyFloor, Providers};
 use crate::lifecycle::{
     Backoff, IdentityIndex, IdentityMemory, IdentityPolicy, Issuance, KeyChoice, KnownTime, Lifecycle,
     Policy, Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, TrustDomainMemory,
@@ -204,7 +204,8 @@ fn restore_identity(
     keys: &Providers,
 ) -> Result<Identity, StoreError> {
     let store = &store.of(&identity_config.name);
-    let read_identity = |record: &state::StoredIdentity| read_identity(record, &identity_config, keys);
+    let open = |record: &str| open_key(record, keys, config.key.require);
+    let read_identity = |record: &state::StoredIdentity| read_identity(record, &identity_config, open);
     let current = store.load()?.and_then(|record| match read_identity(&record) {
         Ok(identity) => Some((identity, record)),
         Err(why) => {
@@ -215,7 +216,7 @@ fn restore_identity(
     // Perhaps what made it unusable has been corrected: the right key-encryption key is back.
     let current = current.or_else(|| store.recover(read_identity));
     let (svid_and_key, record) = current.unzip();
-    let (pending_key, issued) = load_unfinished(store, record.as_ref(), keys)?;
+    let (pending_key, issued) = load_unfinished(store, record.as_ref(), open)?;
     let stored_renew_at: Option<Timestamp> = record.and_then(|record| record.renew_at);
     Ok(Identity {
         index,
@@ -259,10 +260,19 @@ fn read_discovery(store: &Store, config: &Config) -> Option<CachedDiscovery> {
     (wanted && !led_elsewhere).then_some(CachedDiscovery { document, record: Some(record) })
 }
 
+/// Opens a key from its record, unless it has less protection than the configuration demands by now.
+fn open_key(record: &str, keys: &Providers, require: Option<KeyFloor>) -> Result<Arc<dyn Key>, String> {
+    let open = || {
+        let key = keys.open(record)?;
+        require.map_or(Ok(()), |floor| floor.check(key.protection())).map(|()| key)
+    };
+    open().map_err(|e: KeyError| e.with_hint().to_string())
+}
+
 fn read_identity(
     record: &state::StoredIdentity,
     config: &IdentityConfig,
-    keys: &Providers,
+    open: impl Fn(&str) -> Result<Arc<dyn Key>, String>,
 ) -> Result<publish::SvidAndKey, String> {
     let svid = X509Svid::from_stored(record.chain.clone()).map_err(|e| e.to_string())?;
     let id = svid.spiffe_id();
@@ -274,7 +284,7 @@ fn read_identity(
     if let Some(guard) = config.spiffe_id.as_ref().filter(|guard| *guard != id) {
         return Err(format!("it is {id}, and the configuration asks for {guard}"));
     }
-    let key = keys.open(&record.key).map_err(|e| e.with_hint().to_string())?;
+    let key = open(&record.key)?;
     let leaf = svid.chain().certificates().first().and_then(|leaf| EndEntityCert::try_from(leaf).ok());
     if leaf.is_none_or(|leaf| leaf.subject_public_key_info().as_ref() != key.public_key().spki_der()) {
         return Err("its key is another than its certificate's".into());
@@ -307,12 +317,11 @@ type Unfinished = (Option<Arc<dyn Key>>, Option<state::StoredIssuedChain>);
 fn load_unfinished(
     store: &Store,
     identity: Option<&state::StoredIdentity>,
-    keys: &Providers,
+    open: impl Fn(&str) -> Result<Arc<dyn Key>, String>,
 ) -> Result<Unfinished, StoreError> {
     let record: Option<state::StoredPendingKey> = store.load()?;
     let mut issued: Option<state::StoredIssuedChain> = store.load()?;
-    let open =
-        |record: &state::StoredPendingKey| keys.open(&record.key).map_err(|e| e.with_hint().to_string());
+    let open = |record: &state::StoredPendingKey| open(&record.key);
     let pending = record.and_then(|record| match open(&record) {
         Ok(key) => Some((key, record)),
         Err(why) => {

@@ -157,7 +157,16 @@ impl Reader<'_> {
         users: Arc<[String]>,
     ) -> Result<Vec<IdentityConfig>, ConfigError> {
         let entries = &raw.identity.0;
-        let Some(first) = entries.first() else { return Ok(vec![IdentityConfig::device(key, users)]) };
+        let Some(first) = entries.first() else {
+            if let Some(floor) =
+                raw.key.require.as_ref().filter(|floor| !floor.get_ref().admits(key.provider))
+            {
+                let what = format!("it rules out provider = \"{}\" of the device", key.provider.as_str());
+                let hint = "Set provider = \"tpm\" under [key], or remove require";
+                return Err(self.wrong(&floor.span(), "key.require", what).with_hint_text(hint));
+            }
+            return Ok(vec![IdentityConfig::device(key, users)]);
+        };
         if let Some(beyond) = entries.get(MAX_IDENTITIES) {
             let what = format!("there are {} identities; {MAX_IDENTITIES} are allowed", entries.len());
             return Err(self.wrong(&beyond.span(), "identity", what));
@@ -351,7 +360,7 @@ impl Reader<'_> {
         }
         let configured = raw.key.provider.as_ref().map_or(key.provider, |provider| *provider.get_ref());
         let provider = if is_installed { ProviderKind::Software } else { configured };
-        if key.requires_tpm && provider != ProviderKind::Tpm {
+        if key.require.is_some_and(|floor| !floor.admits(provider)) {
             let span = raw.key.provider.as_ref().map_or(entry.clone(), Spanned::span);
             let what =
                 format!("key.require = \"tpm\" rules out its key, which is of \"{}\"", provider.as_str());

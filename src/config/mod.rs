@@ -33,8 +33,8 @@ pub use self::sources::drop_in_directory;
 use self::reader::Reader;
 use self::sources::Sources;
 use crate::hint::Hint;
-use crate::keys::ProviderKind;
 use crate::keys::tpm::{ParentChoice, Tcti};
+use crate::keys::{KeyFloor, ProviderKind};
 use crate::platform::credentials::Secret;
 use crate::platform::log::LogLevel;
 use miaf_spiffe::TrustDomain;
@@ -308,8 +308,8 @@ pub struct KeyConfig {
     pub owner_auth: Option<Secret>,
     /// Use a new key for every renewal.
     pub rotate: bool,
-    /// `require = "tpm"`: no identity may have a key outside of the TPM.
-    pub requires_tpm: bool,
+    /// The least protection that the key of any identity may have.
+    pub require: Option<KeyFloor>,
 }
 
 /// `[files]`

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::WhenStale;
-use crate::keys::ProviderKind;
+use crate::keys::{KeyFloor, ProviderKind};
 use crate::platform::log::LogLevel;
 
 /// Defines a table: its keys, and the tables in it.
@@ -145,15 +145,8 @@ table!(Key {
     parent: Spanned<String>,
     owner_auth: Spanned<String>,
     rotate: bool,
-    require: Floor,
+    require: Spanned<KeyFloor>,
 });
-
-/// `key.require`
-#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Floor {
-    Tpm,
-}
 
 table!(Renewal { window: Spanned<[f64; 2]> });
 

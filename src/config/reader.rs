@@ -417,7 +417,7 @@ impl Reader<'_> {
                 .map(|text| self.secret("key.owner_auth", text))
                 .transpose()?,
             rotate: key.rotate.unwrap_or(true),
-            requires_tpm: key.require.is_some(),
+            require: key.require.as_ref().map(|floor| *floor.get_ref()),
         })
     }
 

@@ -174,6 +174,8 @@ fn wrong_value_is_named_with_file_line_and_key() {
         ("[bootstrap]\ncert_file = \"a\"\nkey = \"file:b\"\nkey_auth = \"secret\"", 4, "credential:NAME"),
         ("[bootstrap]\nmethod = \"token\"\ncert_file = \"a\"\nkey = \"file:b\"", 2, "unknown variant"),
         ("[key]\nprovider = \"hsm\"", 2, "unknown variant"),
+        ("[key]\nprovider = \"software\"\nrequire = \"tpm\"", 3, "rules out provider"),
+        ("[key]\nrequire = \"hsm\"", 2, "unknown variant"),
         ("[key]\ntcti = \"mssim:host=a\"", 2, "Set tcti to device:/dev/tpmrm0"),
         ("[key]\nparent = \"0x01c00001\"", 2, "such as \"0x81000001\""),
         ("[key]\nparent = \"srk\"", 2, "Write \"auto\""),

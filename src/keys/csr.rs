@@ -22,7 +22,8 @@ const LABEL: &str = "CERTIFICATE REQUEST";
 /// the released MIS signs; without one there is no extension.
 ///
 /// # Errors
-/// [`KeyError::NotP256`]; the error of the key, if it cannot sign; otherwise [`KeyError::Internal`].
+/// [`KeyError::NotP256`]; the error of the key, if it cannot sign; otherwise
+/// [`KeyError::Internal`].
 pub fn certification_request(key: &dyn Key, spiffe_id: Option<&SpiffeId>) -> Result<Vec<u8>, KeyError> {
     key.public_key().check_p256()?;
     let mut params = CertificateParams::default();

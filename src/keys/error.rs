@@ -80,6 +80,18 @@ impl KeyError {
         }
     }
 
+    /// Whether the key, sound as it is, has too little protection or too few bits.
+    #[must_use]
+    pub fn is_too_weak(&self) -> bool {
+        match self {
+            Self::TooWeak { .. } => true,
+            Self::File(KeyFileError::Unsupported { form: KeyForm::RsaSize { bits, least }, .. }) => {
+                bits < least
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the key is lost, unless what it depends on is restored: its TPM, the parent that it
     /// was created under, or what it is sealed with. Such a key may be replaced when the operator
     /// says so.
@@ -390,6 +402,16 @@ mod tests {
             assert!(!error.with_hint().to_string().contains("--new-key"), "{error}");
             assert_apart(&error);
         }
+    }
+
+    #[test]
+    fn weak_key_is_told_from_one_of_another_form() {
+        let rsa = |bits| KeyFileError::unsupported("it", KeyForm::RsaSize { bits, least: 3072 });
+        assert!(rsa(2048).is_too_weak());
+        assert!(KeyError::TooWeak { protection: Protection::SoftwareBasic }.is_too_weak());
+        assert!(!rsa(8192).is_too_weak());
+        assert!(!KeyFileError::unsupported("it", KeyForm::Encrypted).is_too_weak());
+        assert!(!KeyError::from(SoftwareError::BrokenSeal).is_too_weak());
     }
 
     #[test]

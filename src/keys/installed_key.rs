@@ -2,10 +2,10 @@
 //! the algorithms that it takes (rule N7): ECDSA on P-256 and P-384, Ed25519, and RSA from 3072
 //! bits.
 //!
-//! A file holds PKCS#8, SEC1 (also after the `EC PARAMETERS` block that `openssl ecparam` writes) or
-//! PKCS#1, and perhaps certificates. What is kept is one form of it, whatever the file's: the scalar
-//! of a P-256 key, like that of the agent's own keys; otherwise PKCS#8 of version 1 (RFC 5208)
-//! without attributes, which every program reads.
+//! A file holds PKCS#8, SEC1 (also after the `EC PARAMETERS` block that `openssl ecparam` writes)
+//! or PKCS#1, and perhaps certificates. What is kept is one form of it, whatever the file's: the
+//! scalar of a P-256 key, like that of the agent's own keys; otherwise PKCS#8 of version 1
+//! (RFC 5208) without attributes, which every program reads.
 //!
 //! Keys on other curves than P-256 sign with ring, which does not wipe its memory. Those on curves
 //! lie on the stack while they sign, and that is overwritten afterwards. Numbers of an RSA key stay
@@ -82,8 +82,8 @@ fn read_block(block: &Block, origin: &str) -> Result<InstalledKey, KeyError> {
 }
 
 impl InstalledKey {
-    /// `inner` is the content of the private key in PKCS#8. `None`: it is not one of this algorithm,
-    /// or its halves do not belong together.
+    /// `inner` is the content of the private key in PKCS#8. `None`: it is not one of this
+    /// algorithm, or its halves do not belong together.
     fn new(algorithm: KeyAlgorithm, inner: &[u8]) -> Option<Self> {
         if algorithm == KeyAlgorithm::EcdsaP256 {
             let secret = p256_scalar(inner)?;

@@ -14,14 +14,14 @@ use miaf_spiffe::digest::{Hex, sha256};
 
 /// A private key that signs and never shows itself.
 ///
-/// Every key that the agent creates is on P-256 (rule K3). One that the operator brought in may be of
-/// another [`KeyAlgorithm`].
+/// Every key that the agent creates is on P-256 (rule K3). One that the operator brought in may be
+/// of another [`KeyAlgorithm`].
 pub trait Key: fmt::Debug + Send + Sync {
     /// The public half.
     fn public_key(&self) -> &PublicKey;
 
-    /// Signs a SHA-256 digest by ECDSA. Returns a signature in DER that was verified with the public
-    /// half.
+    /// Signs a SHA-256 digest by ECDSA. Returns a signature in DER that was verified with the
+    /// public half.
     ///
     /// Blocks: a TPM takes a tenth of a second or more, and serves one caller at a time.
     ///
@@ -59,8 +59,8 @@ pub trait Key: fmt::Debug + Send + Sync {
     /// As for [`Key::sign_digest`].
     fn to_key_file(&self) -> Result<KeyFile, KeyError>;
 
-    /// Signs a message in the scheme of the key's algorithm ([`KeyAlgorithm::scheme`]). May block, as
-    /// [`Key::sign_digest`] does.
+    /// Signs a message in the scheme of the key's algorithm ([`KeyAlgorithm::scheme`]). May block,
+    /// as [`Key::sign_digest`] does.
     ///
     /// # Errors
     /// Whatever keeps the key from being used.

@@ -42,7 +42,8 @@ pub trait Provider {
     fn retire(&self, key: &dyn Key) -> Result<(), KeyError>;
 }
 
-/// `key.provider` in the configuration: where the keys of an identity are created. The agent never chooses (rule K1).
+/// `key.provider` in the configuration: where the keys of an identity are created. The agent never
+/// chooses (rule K1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProviderKind {
@@ -147,9 +148,9 @@ impl Providers {
         self.provider(kind).create()
     }
 
-    /// Takes over a private key that the operator brought in (`enroll = "installed"`): as a software
-    /// key, sealed like any other. `pem` is the content of its file, and `origin` the file's name in
-    /// errors, such as `the key file /etc/…`. Blocks.
+    /// Takes over a private key that the operator brought in (`enroll = "installed"`): as a
+    /// software key, sealed like any other. `pem` is the content of its file, and `origin` the
+    /// file's name in errors, such as `the key file /etc/…`. Blocks.
     ///
     /// # Errors
     /// [`KeyError::File`] for what is not one private key that can be used;

@@ -108,12 +108,12 @@ impl Software {
         self.seal(public, secret)
     }
 
-    /// Takes over the one private key of a PEM text and seals it. `origin` names the text in errors.
-    /// Blocks on the disk when the KEK is created with it.
+    /// Takes over the one private key of a PEM text and seals it. `origin` names the text in
+    /// errors. Blocks on the disk when the KEK is created with it.
     ///
     /// # Errors
-    /// [`KeyError::File`], which says what is wrong with the text; [`SoftwareError`] when there is no
-    /// KEK to seal the key under.
+    /// [`KeyError::File`], which says what is wrong with the text; [`SoftwareError`] when there is
+    /// no KEK to seal the key under.
     pub fn import_key(&self, pem: &[u8], origin: &str) -> Result<SoftwareKey, KeyError> {
         let InstalledKey { public, secret } = installed_key::read(pem, origin)?;
         let key = self.seal(public, secret)?;

@@ -58,6 +58,31 @@ fn software_key_is_enrolled_renewed_and_named_as_such() {
 }
 
 #[test]
+fn key_floor_withdraws_a_weaker_identity_until_it_is_lifted() {
+    let (mut world, status) = enrolled(world(false));
+    let serial = &status["svid"]["serial"];
+    let config = world::config(&world.mis, &world.tpm, "");
+    let with = |lines: &str| config.replace("[key]", &format!("[key]\n{lines}"));
+    // Where nothing else would have a stronger key, the configuration is refused.
+    world.device.configure(&with("provider = \"software\"\nrequire = \"tpm\""));
+    let refused = String::from_utf8(world.device.run(&["check-config"]).stderr).unwrap();
+    assert!(refused.contains("key.require"), "{refused}");
+
+    world.device.stop();
+    world.device.configure(&with("require = \"tpm\"")); // and there is no TPM
+    world.device.start();
+    let status = world.device.wait_for_error("TPM");
+    assert!(status["svid"].is_null(), "{status:#}");
+    assert!(world.device.log().contains("key.require = \"tpm\" demands"), "{}", world.device.log());
+
+    // Nothing is lost.
+    world.device.stop();
+    world.device.configure(&with("provider = \"software\""));
+    world.device.start();
+    assert_eq!(&world.device.wait_for("active")["svid"]["serial"], serial);
+}
+
+#[test]
 fn software_key_is_never_on_disk_in_the_clear() {
     let (world, _) = enrolled(world(false));
     let mut files = Vec::new();
