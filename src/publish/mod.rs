@@ -4,7 +4,6 @@
 
 pub mod broadcast;
 pub(crate) mod files;
-#[cfg_attr(not(test), allow(dead_code))]
 pub(crate) mod released_client;
 mod snapshot;
 pub mod status;
