@@ -3,6 +3,7 @@
 //! are needed. Both outlive a configuration: what a new one names and cannot be used does not
 //! replace what is good.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,10 +15,12 @@ use crate::factory_credential::{self, CredentialError, CurrentCredential, Factor
 use crate::keys::tpm::Tpm;
 use crate::keys::{ProviderKind, Providers};
 use crate::lifecycle::{Failure, Lifecycle};
-use crate::platform::clock;
 use crate::platform::credentials::Secret;
+use crate::platform::{clock, files};
 use crate::problem::{LastError, ProblemCode, Report};
+use crate::publish::released_client::ca_file_fault_for_released_client;
 use crate::transport::{ClientIdentity, ServerTrust, Transport, TransportError};
+use miaf_spiffe::NameKind;
 use miaf_spiffe::time::{BootTime, Now};
 
 /// Interval between checks.
@@ -67,6 +70,8 @@ pub(super) struct Provisioning {
     trust_error: Option<LastError>,
     /// What the configuration says of it.
     settings: Settings,
+    /// The fault of the CA file that was last warned about.
+    ca_file_fault: Option<&'static str>,
     next_check: BootTime,
     purpose: Purpose,
 }
@@ -79,6 +84,9 @@ struct Settings {
     provider: ProviderKind,
     /// Secrets whose files may be open to others.
     secrets: Vec<Secret>,
+    /// The CA file of the initial trust, where there is an identity that a released WFM client can
+    /// have: such a client may be given that file, too.
+    shared_ca_file: Option<PathBuf>,
 }
 
 impl Provisioning {
@@ -88,13 +96,22 @@ impl Provisioning {
             config.key.owner_auth.as_ref(),
             config.mis.as_ref().and_then(|mis| mis.proxy.auth.as_ref()),
         ];
+        let for_released_client = config.identities.iter().any(|identity| {
+            let is_client = identity.enroll.name_kind() == NameKind::WfmClient;
+            is_client && identity.key.provider == ProviderKind::Software
+        });
         let settings = Settings {
             reads_bundle_file: config.mis.as_ref().is_some_and(config::MisConfig::reads_bundle_file),
             bootstrap: config.bootstrap.clone(),
             provider: config.key.provider,
             secrets: secrets.into_iter().flatten().cloned().collect(),
+            shared_ca_file: config
+                .mis
+                .as_ref()
+                .and_then(|mis| mis.trust.ca_file.clone())
+                .filter(|_| for_released_client),
         };
-        Self { bootstrap, trust_error: None, settings, next_check: now.boot, purpose }
+        Self { bootstrap, trust_error: None, ca_file_fault: None, settings, next_check: now.boot, purpose }
     }
 
     /// Checks trust and credential, if that is due. Returns whether it was.
@@ -114,6 +131,7 @@ impl Provisioning {
             checked => checked.map(drop),
         };
         self.record_trust(trusted.as_ref().err(), now);
+        self.warn_of_ca_file().await;
         let first = self.bootstrap.facts().is_none();
         let purpose = match self.purpose {
             Purpose::Use => Purpose::Use,
@@ -206,6 +224,26 @@ impl Provisioning {
         }
         for warning in self.settings.secrets.iter().filter_map(Secret::warning) {
             tracing::warn!("{warning}");
+        }
+    }
+
+    /// Warns, once for a fault, of a CA file that is good for this agent and that a released WFM
+    /// client refuses without a reason. One that cannot be read is another error.
+    async fn warn_of_ca_file(&mut self) {
+        let Some(path) = self.settings.shared_ca_file.clone() else { return };
+        let file = path.clone();
+        let read = move || ca_file_fault_for_released_client(&files::read_limited(&file).ok()?);
+        let fault = blocking(read).await;
+        if self.ca_file_fault == fault {
+            return;
+        }
+        self.ca_file_fault = fault;
+        if let Some(fault) = fault {
+            tracing::warn!(
+                file = %path.display(),
+                hint = "Give that client a CA file that begins with a CA of both key usages, keyCertSign and cRLSign",
+                "ca_file: the WFM client that Margo has released would refuse it: {fault}"
+            );
         }
     }
 

@@ -4,6 +4,7 @@
 mod admin;
 mod check_config;
 mod lifetime_bar;
+mod notify;
 mod operator;
 mod query;
 mod render;
@@ -156,6 +157,15 @@ enum Command {
     /// The exit status is 0 if it can be used, and 78 if not. Run it as the agent's user to see
     /// what the agent may read. Nothing but the configuration is read: not the files that it names.
     CheckConfig(Output),
+    /// Restart the unit that `notify` names for an identity, if it is running (root only).
+    ///
+    /// The path unit miaf-agent-notify@NAME.path runs it after each change of the identity's files,
+    /// for programs that read them only when they start.
+    Notify {
+        /// The identity.
+        #[arg(long, value_name = "NAME")]
+        identity: IdentityName,
+    },
     /// Retire an identity of this device, and request a new one (root only).
     ///
     /// Identity, key and trust bundle are moved aside in the state directory and withdrawn from
@@ -267,6 +277,7 @@ fn execute(cli: Cli) -> ExitCode {
         }
         Command::Renew { selection, output } => admin::renew(&cli.config, &output, &selection),
         Command::CheckConfig(output) => check_config::run(&cli.config, &output),
+        Command::Notify { identity } => notify::run(&cli.config, &identity),
         Command::Retire { yes, selection, output } => retire::run(&cli.config, &output, &selection, yes),
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod broadcast;
 pub(crate) mod files;
+pub(crate) mod released_client;
 mod snapshot;
 pub mod status;
 

@@ -94,7 +94,7 @@ enum Document {
     Watch,
     Metrics,
     Liveness,
-    Readiness,
+    Readiness(Option<IdentityName>),
 }
 
 impl Resource {
@@ -104,6 +104,7 @@ impl Resource {
             let name = IdentityName::parse(name).ok()?;
             return Some(match resource {
                 "svid" => Self::Document(Document::Svid(Some(name))),
+                "readyz" => Self::Document(Document::Readiness(Some(name))),
                 "sign" => Self::Sign(Some(name)),
                 "renew" => Self::Command(CommandPath::Renew(name)),
                 "retire" => Self::Command(CommandPath::Retire(name)),
@@ -121,7 +122,7 @@ impl Resource {
             "/v1/watch" => Self::Document(Document::Watch),
             "/metrics" => Self::Document(Document::Metrics),
             "/healthz" => Self::Document(Document::Liveness),
-            "/readyz" => Self::Document(Document::Readiness),
+            "/readyz" => Self::Document(Document::Readiness(None)),
             _ => return None,
         })
     }
@@ -195,11 +196,14 @@ fn read<B>(
             response(StatusCode::OK, metrics::MEDIA_TYPE, Full::new(Bytes::from(text)))
         }
         Document::Liveness => json(StatusCode::OK, JSON, &json!({ "live": true })),
-        Document::Readiness if snapshot.is_ready(&snapshot.default_identity, now) => {
-            json(StatusCode::OK, JSON, &json!({ "ready": true }))
-        }
-        Document::Readiness if snapshot.withdrawn_since(now).is_some() => withdrawn(),
-        Document::Readiness => not_available(not_ready(&snapshot.default_identity)),
+        Document::Readiness(name) => match find(&snapshot, name.as_ref()) {
+            Err(unknown) => unknown,
+            Ok(identity) if snapshot.is_ready(identity, now) => {
+                json(StatusCode::OK, JSON, &json!({ "ready": true }))
+            }
+            Ok(_) if snapshot.withdrawn_since(now).is_some() => withdrawn(),
+            Ok(identity) => not_available(not_ready(identity)),
+        },
     }
 }
 
@@ -234,8 +238,8 @@ fn cached<T: Serialize>(cache: &OnceLock<Bytes>, document: impl FnOnce() -> T) -
 
 fn not_ready(identity: &IdentitySnapshot) -> &'static str {
     match identity.state {
-        State::WaitingForClock => "this device's clock cannot be right, so its SVID cannot be validated",
-        _ if identity.key_is_lost => "the key of this device's SVID is lost",
+        State::WaitingForClock => "this device's clock cannot be right, so the SVID cannot be validated",
+        _ if identity.key_is_lost => "the key of this identity's SVID is lost",
         _ => "there is no valid SVID that the trust bundle vouches for",
     }
 }
@@ -250,6 +254,8 @@ mod tests {
         for (path, expected) in [
             ("/v1/svid", Resource::Document(Document::Svid(None))),
             ("/v1/identities/wfm-client/svid", Resource::Document(Document::Svid(Some(name())))),
+            ("/readyz", Resource::Document(Document::Readiness(None))),
+            ("/v1/identities/wfm-client/readyz", Resource::Document(Document::Readiness(Some(name())))),
             ("/v1/sign", Resource::Sign(None)),
             ("/v1/identities/wfm-client/sign", Resource::Sign(Some(name()))),
             ("/v1/retry", Resource::Command(CommandPath::Retry)),
@@ -266,6 +272,7 @@ mod tests {
             "/v1/identities/wfm-client/",
             "/v1/identities/wfm-client/svid/",
             "/v1/identities/wfm-client/status",
+            "/v1/identities/wfm-client/healthz",
             "/v1/identities//svid",
             "/v1/identities/../svid",
             "/v1/identities/WFM/svid",

@@ -22,6 +22,7 @@ the_agent_has_no_right_that_it_does_not_need
 the_helper_for_a_late_tpm_needs_few_rights_and_starts_the_agent_only_where_it_has_none
 an_encrypted_kek_reaches_the_agent
 a_rotation_reloads_a_service
+a_rotation_restarts_what_the_configuration_names_once
 a_device_without_state_enrolls_at_boot_as_the_same
 after_a_reboot_it_is_served_before_any_network
 killed_it_comes_back_and_who_asks_meanwhile_is_answered
@@ -363,6 +364,37 @@ SHELL
         systemctl stop nginx
         rm /etc/systemd/system/reload-on-rotation@.* /run/systemd/system/nginx.service /run/had /run/reloaded
         systemctl daemon-reload' 2>/dev/null
+}
+
+a_rotation_restarts_what_the_configuration_names_once() {
+    guest "$(cat <<'SHELL'
+cat >/run/systemd/system/my-client.service <<'END'
+[Service]
+ExecStart=sh -c 'readlink /var/lib/miaf-agent/svid/device/current >>/run/started; exec sleep infinity'
+END
+cat >/run/systemd/system/not-running.service <<'END'
+[Service]
+ExecStart=sh -c 'touch /run/was-not-running; exec sleep infinity'
+END
+systemctl daemon-reload && systemctl start my-client
+SHELL
+    )"
+    documented_as toml notify using-the-identity.md >"$work/notify.toml"
+    put "$work/notify.toml" /etc/miaf-agent/config.d/notify.toml
+    guest "set -e; $(documented notify using-the-identity.md)" 2>/dev/null
+    guest 'readlink /var/lib/miaf-agent/svid/device/current >/run/had && miaf-agent renew' >/dev/null
+    wait_for 60 "the service to be restarted with the new identity" guest \
+        'new=$(readlink /var/lib/miaf-agent/svid/device/current); [ "$new" != "$(cat /run/had)" ] && [ "$(tail -n 1 /run/started)" = "$new" ]'
+    # Once for each generation, and not once for each file of it.
+    guest 'sort /run/started | uniq --repeated' | expect_output
+    # A unit that does not run is not started.
+    guest 'sed -i s/my-client/not-running/ /etc/miaf-agent/config.d/notify.toml && systemctl reload miaf-agent && miaf-agent notify --identity device'
+    guest '! test -e /run/was-not-running'
+    guest 'systemctl disable --now miaf-agent-notify@device.path
+        systemctl stop my-client
+        rm /etc/miaf-agent/config.d/notify.toml
+        rm /run/systemd/system/my-client.service /run/systemd/system/not-running.service /run/had /run/started
+        systemctl daemon-reload && systemctl reload miaf-agent' 2>/dev/null
 }
 
 a_device_without_state_enrolls_at_boot_as_the_same() {

@@ -41,9 +41,12 @@ boot() { # until all units that belong to the start are up
 }
 
 documented() { # [NAME [PAGE]]: the commands of docs/PAGE in the blocks marked "sh NAME", as they stand there
-    local page=docs/${2:-operations.md}
-    awk -v mark="^\`\`\`sh${1:+ $1}\$" '/^```/ { inside = !inside && $0 ~ mark; next } inside' "$page" | grep . \
-        || fail "$page has no block marked \"sh${1:+ $1}\""
+    documented_as sh "$@"
+}
+documented_as() { # LANGUAGE [NAME [PAGE]]: the same of another language
+    local page=docs/${3:-operations.md}
+    awk -v mark="^\`\`\`$1${2:+ $2}\$" '/^```/ { inside = !inside && $0 ~ mark; next } inside' "$page" | grep . \
+        || fail "$page has no block marked \"$1${2:+ $2}\""
 }
 journal() { # ARGUMENT…: the agent's entries, with those that are just being written
     guest "journalctl --sync; journalctl --unit=miaf-agent $*"

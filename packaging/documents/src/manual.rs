@@ -22,7 +22,7 @@ const CONFIGURATION: &str = include_str!("../../../docs/configuration.md");
 const README: &str = include_str!("../../../README.md");
 
 /// What follows OPTIONS on the page of each command; the first is the page of the program itself.
-const SECTIONS: [(&str, &str); 11] = [
+const SECTIONS: [(&str, &str); 12] = [
     (NAME, include_str!("../man/miaf-agent.roff")),
     ("run", include_str!("../man/run.roff")),
     ("status", include_str!("../man/status.roff")),
@@ -33,6 +33,7 @@ const SECTIONS: [(&str, &str); 11] = [
     ("retry", include_str!("../man/retry.roff")),
     ("renew", include_str!("../man/renew.roff")),
     ("check-config", include_str!("../man/check-config.roff")),
+    ("notify", include_str!("../man/notify.roff")),
     ("retire", include_str!("../man/retire.roff")),
 ];
 

@@ -611,6 +611,33 @@ fn authorized_file_that_is_not_the_agents_is_replaced() {
     }
 }
 
+/// The released client refuses a whole bundle for one key without these.
+#[test]
+fn keys_of_bundle_json_are_readable_to_released_clients() {
+    let (root, now) = (tempfile::tempdir().unwrap(), Timestamp::from_secs(1_790_000_000));
+    let (client, anchor) = client_below(1, false);
+    let files = IdentityFiles { publish_intermediates: true, ..files_of("device") };
+    let mut publisher = Publisher::new(&config(root.path(), None), &files);
+    publisher.publish(Some(&client), Some(polled(&bundle_of(&[&anchor]))), now).unwrap();
+    let bundle = bundle_json(&root.path().join("svid/device"));
+    let keys = bundle["keys"].as_array().unwrap();
+    assert_eq!(keys.len(), 2);
+    for key in keys {
+        assert_eq!(
+            (&key["kty"], &key["use"], &key["crv"]),
+            (&"EC".into(), &"x509-svid".into(), &"P-256".into())
+        );
+        for coordinate in ["x", "y"] {
+            use base64::Engine as _;
+            let value = key[coordinate].as_str().unwrap();
+            let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(value).unwrap();
+            assert_eq!(bytes.len(), 32, "{key}");
+        }
+        assert_eq!(key["x5c"].as_array().unwrap().len(), 1);
+    }
+    assert!(bundle["keys"].is_array() && bundle.get("trust_domains").is_none(), "a plain bundle");
+}
+
 #[test]
 fn bundle_json_has_a_refresh_hint() {
     let root = tempfile::tempdir().unwrap();

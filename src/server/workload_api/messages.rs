@@ -52,6 +52,28 @@ fn entry(trust_domain: &TrustDomain, bundle: &[u8]) -> Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use miaf_spiffe::svid::Chain;
+
+    #[test]
+    fn svids_have_their_identities_as_hints() {
+        let svid = |path: &str| {
+            let mut params = rcgen::CertificateParams::default();
+            let id = format!("spiffe://a.example{path}");
+            params.subject_alt_names = vec![rcgen::SanType::URI(id.as_str().try_into().unwrap())];
+            let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+            X509Svid::from_stored(Chain::from_pem(&[certificate.pem()]).unwrap()).unwrap()
+        };
+        let entry = |name: &str| {
+            x509_svid(&IdentityName::parse(name).unwrap(), &svid(&format!("/{name}")), b"key", &[])
+        };
+        let (first, second) = (entry("device"), entry("wfm-client"));
+        assert!(first.ends_with(b"\x1a\x03key\x22\x00\x2a\x06device"));
+        assert!(second.ends_with(b"\x1a\x03key\x22\x00\x2a\x0awfm-client"));
+        let both = x509_svids([&first, &second]);
+        let at = |entry: &Message| both.windows(entry.len()).position(|part| part == entry.as_slice());
+        assert!(at(&first).unwrap() < at(&second).unwrap(), "the default comes first");
+        assert!(both.starts_with(b"\x0a"));
+    }
 
     #[test]
     fn jwt_bundle_is_an_empty_set_of_keys() {

@@ -240,7 +240,7 @@ impl MessageStream {
         if basis.is_some() && matches!(&self.last, Some(Sent::Svids { basis: last, .. }) if *last == basis) {
             return Ok(None);
         }
-        let (candidates, shares) = self.shares(snapshot).await?;
+        let (candidates, shares) = self.shares(snapshot, bundle.is_ok()).await?;
         if let Some((candidate, status)) = denial(&candidates, &shares) {
             self.record_refusal(status, candidate);
             return Err(status.clone().into());
@@ -294,12 +294,17 @@ impl MessageStream {
         }
     }
 
-    /// What this peer is given of each identity.
-    async fn shares(&self, snapshot: &Snapshot) -> Result<(Vec<Candidate>, Vec<Share>), GrpcStatus> {
+    /// What this peer is given of each identity. Keys are read if there is a bundle to send with
+    /// them.
+    async fn shares(
+        &self,
+        snapshot: &Snapshot,
+        reads_keys: bool,
+    ) -> Result<(Vec<Candidate>, Vec<Share>), GrpcStatus> {
         let candidates = snapshot.identities().map(|identity| Candidate::of(identity, snapshot));
         let (candidates, uid): (Vec<_>, _) = (candidates.collect(), self.peer.uid);
         let share = move || {
-            let shares = candidates.iter().map(|candidate| candidate.share(uid)).collect();
+            let shares = candidates.iter().map(|candidate| candidate.share(uid, reads_keys)).collect();
             Ok((candidates, shares))
         };
         // No user is looked up for keys that cannot leave the TPM.

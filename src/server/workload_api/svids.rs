@@ -69,8 +69,9 @@ impl Candidate {
         self.is_exportable
     }
 
-    /// What a peer is given of it. May block: looks up users and unseals keys.
-    pub(super) fn share(&self, uid: Option<u32>) -> Share {
+    /// What a peer is given of it. May block: looks up users, and unseals the key if `reads_key`;
+    /// otherwise nothing is given, and what a peer may have is [`Share::NotNow`].
+    pub(super) fn share(&self, uid: Option<u32>, reads_key: bool) -> Share {
         if !self.is_exportable {
             return Share::Denied(in_tpm());
         }
@@ -83,6 +84,9 @@ impl Candidate {
             let status = missing(&format!("The identity \"{}\" has no SVID now", self.name));
             return if self.is_known { Share::Withdrawn(status) } else { Share::NotNow(status) };
         };
+        if !reads_key {
+            return Share::NotNow(missing("This device has no trust bundle now"));
+        }
         match self.check_usable(current).and_then(|()| self.pkcs8(&*current.key)) {
             Ok(key) => Share::Given(key),
             Err(status) => Share::NotNow(status),
