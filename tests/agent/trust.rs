@@ -191,9 +191,11 @@ impl Elsewhere {
         Self { mis: world.mis.url(), url }
     }
 
-    /// The configuration with the discovery document at that URL.
+    /// The configuration with the discovery document at that URL, and the bundle allowed where it
+    /// is.
     fn asked(&self, config: &str) -> String {
-        config.replace(&self.mis, &self.url)
+        let allowed = format!("[mis]\nbundle_origins = [{:?}]\n", self.mis);
+        config.replace(&self.mis, &self.url).replace("[mis]\n", &allowed)
     }
 }
 
