@@ -187,7 +187,7 @@ impl Command {
     /// Whether it has the agent's socket from the configuration.
     fn needs_config(&self) -> bool {
         match self {
-            Self::Run | Self::CheckConfig(_) => false,
+            Self::Run | Self::CheckConfig(_) | Self::Notify { .. } => false,
             Self::Bundle(output)
             | Self::Status { output, .. }
             | Self::Svid { output, .. }
@@ -195,6 +195,8 @@ impl Command {
             | Self::Wait { output, .. }
             | Self::Retry { output, .. }
             | Self::Renew { output, .. }
+            | Self::Csr { output, .. }
+            | Self::Install { output, .. }
             | Self::Retire { output, .. } => output.socket.is_none(),
         }
     }

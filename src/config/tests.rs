@@ -15,6 +15,10 @@ fn documented_file_is_parsed_with_every_key() {
     let config = parse(FULL).unwrap();
     let mis = config.mis.unwrap();
     assert_eq!(mis.source.to_string(), "https://mis.factory.example/.well-known/margo");
+    let TrustDomainSource::Discovery { bundle_origins, .. } = &mis.source else { panic!("{mis:?}") };
+    assert_eq!(bundle_origins[0].as_str(), "https://bundles.factory.example/");
+    let staleness = Staleness { max_age: Some(7 * DAY), when_stale: WhenStale::Withdraw };
+    assert_eq!(config.staleness, staleness);
     assert_eq!(mis.trust.ca_file.unwrap(), Path::new("/etc/miaf-agent/mis-ca.pem"));
     assert_eq!(mis.trust.spki_sha256.len(), 1);
     let ProxyChoice::At(url) = &mis.proxy.choice else { panic!("{:?}", mis.proxy) };

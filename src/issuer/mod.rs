@@ -116,10 +116,10 @@ impl Issuer {
             Fetched::NotModified => cached.map(|(document, _)| document),
         };
         if let Some(document) = document {
-            document.check_bundle_origin(url, bundle_origins).map_err(refused)?;
             if trust_source == TrustSource::PublicStore {
                 document.check_origin(url).map_err(refused)?;
             }
+            document.check_bundle_origin(url, bundle_origins).map_err(refused)?;
         }
         Ok(fetched)
     }

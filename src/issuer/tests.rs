@@ -10,6 +10,8 @@ use super::*;
 use crate::config::{self, InitialTrust};
 use crate::platform::clock;
 use crate::transport::{ServerTrust, TransportError};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use development_mis::{Endpoint, Fault, Settings};
 use miaf_spiffe::time::Timestamp;
 use rcgen::{CertificateParams, KeyPair};
@@ -283,6 +285,67 @@ async fn error_response_has_its_source_and_a_short_quotation() {
     }
 }
 
+/// The extension of Margo's problems (N13) stands in for a header, and for nothing more.
+#[tokio::test]
+async fn delay_in_a_problem_counts_where_the_header_is_missing() {
+    let secs = |secs| Some(Duration::from_secs(secs));
+    for (status, header, in_body, want) in [
+        (503, "", "30", secs(30)),
+        (429, "", "30.0", secs(30)),
+        (503, "retry-after: 7\r\n", "30", secs(7)),
+        (503, "retry-after: 0\r\n", "30", secs(0)),
+        (503, "", "1e15", secs(1_000_000_000_000_000)), // cut to 7 days by the lifecycle, as a header's
+        (503, "", "\"30\"", None),
+        (503, "", "-1", None),
+        (503, "", "0.5", None),
+        (503, "", "null", None),
+        (404, "", "30", None),
+        (500, "", "30", None),
+    ] {
+        let body = format!(
+            r#"{{"backoffStrategy":"exponential","retryAfterSeconds":{in_body},"retryable":true,"status":{status},"title":"T",
+            "type":"https://docs.margo.org/specification/problem-types#spiffe-bundle-not-found"}}"#
+        );
+        let head = format!("{status} No\r\n{header}content-type: application/problem+json");
+        let (read, _) = raw(with_head(&head, &body), End::CloseNotify).await;
+        let failure = read.unwrap_err().to_failure();
+        assert_eq!(failure.retry_after, want, "{status} {header:?} {in_body}");
+    }
+}
+
+#[test]
+fn bundle_file_has_the_time_of_its_last_change() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bundle.json");
+    let domain = miaf_spiffe::TrustDomain::parse("factory.example").unwrap();
+    let read = || Issuer::bundle_file(&path, &domain);
+    let error = read().unwrap_err();
+    crate::hint::assert_apart(&error);
+    assert!(
+        matches!(error, IssuerError::BundleFile { .. }) && error.to_string().contains("bundle.json"),
+        "{error}"
+    );
+    std::fs::write(&path, "not JSON").unwrap();
+    assert!(matches!(read(), Err(IssuerError::Bundle { .. })));
+    std::fs::write(&path, vec![b' '; MAX_BUNDLE + 1]).unwrap();
+    assert!(read().unwrap_err().to_string().contains("larger than 1 MiB"));
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert!(matches!(read(), Err(IssuerError::BundleFile { .. })));
+    std::fs::remove_dir(&path).unwrap();
+
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let anchor = BASE64.encode(params.self_signed(&key).unwrap().der());
+    let bundle = serde_json::json!({ "keys": [{ "kty": "EC", "use": "x509-svid", "x5c": [anchor] }] });
+    std::fs::write(&path, bundle.to_string()).unwrap();
+    let at = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(at).unwrap();
+    let (bundle, changed_at) = read().unwrap();
+    assert_eq!((bundle.anchors().len(), changed_at), (1, Timestamp::from_secs(1_700_000_000)));
+}
+
 #[tokio::test]
 async fn text_of_a_server_is_bounded_and_harmless() {
     let hostile = "\\u001b]0;owned\\u0007\u{202e}".repeat(3000);
@@ -428,7 +491,8 @@ async fn ipv6_address_is_reached_through_a_proxy() {
     let url = |address: &str| Url::parse(&format!("https://[{address}]:8443/.well-known/margo")).unwrap();
 
     let (address, requests) = proxy(server.port(), "HTTP/1.1 200 OK\r\nvia: here\r\n\r\n");
-    through(&address).discover(&url("2001:db8::1"), None, &[]).await.unwrap();
+    let bundles = [server.url().parse().unwrap()];
+    through(&address).discover(&url("2001:db8::1"), None, &bundles).await.unwrap();
     assert!(requests.recv().unwrap().starts_with("CONNECT [2001:db8::1]:8443 HTTP/1.1\r\n"));
     // It is the address that is authenticated.
     let error = through(&address).discover(&url("2001:db8::2"), None, &[]).await.unwrap_err();

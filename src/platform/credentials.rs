@@ -181,7 +181,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("secret");
         let error = |secret: &Secret| {
-            let error = secret.read_with(None).unwrap_err();
+            let error = secret.read_with(None, MAX_SECRET).unwrap_err();
             assert_apart(&error);
             error.with_hint().to_string()
         };

@@ -22,9 +22,6 @@ fn bad_discovery_document_is_refused_with_its_reason() {
     let faults = [
         (bent(Bent::MissingMember("trustDomain".into())), "missing field `trustDomain`"),
         (bent(Bent::MissingMember("trustBundleUri".into())), "missing field `trustBundleUri`"),
-        (bent(Bent::MissingMember("margoIdentityServiceBaseUri".into())), "missing field"),
-        (bent(Bent::MissingMember("supportedBootstrapMethods".into())), "missing field"),
-        (bent(Bent::MissingMember("svidProfilesSupported".into())), "missing field"),
         (bent(Bent::HttpUrls), "not an absolute https:// URL"),
         (bent(Bent::TrustDomain("Not A Name".into())), "trustDomain is not valid"),
         (bent(Bent::Replace(b"[]".to_vec())), "not a Margo discovery document"),
@@ -43,6 +40,40 @@ fn bad_discovery_document_is_refused_with_its_reason() {
     assert!(world.seen(Endpoint::Bundle).is_empty() && world.seen(Endpoint::Enrollment).is_empty());
     world.mis.sticky_fault(Endpoint::Discovery, bent(Bent::ExtraMembers)); // and unknown members are ignored (D4)
     world.device.wait_for("active");
+}
+
+/// A document of two members is Margo's released form (N3): there is a bundle, and nothing to request.
+#[test]
+fn missing_member_of_v0_is_named_and_leads_to_no_request() {
+    let mut world = World::new();
+    let members = ["margoIdentityServiceBaseUri", "supportedBootstrapMethods", "svidProfilesSupported"];
+    for (is_first, member) in [true, false, false].into_iter().zip(members) {
+        world.mis.sticky_fault(Endpoint::Discovery, Fault::Document(Bent::MissingMember(member.into())));
+        if is_first {
+            world.device.start();
+        }
+        let status = world.device.wait_for_error(member);
+        assert_eq!(status["state"], "blocked", "{status:#}");
+        let error = &status["lastError"];
+        assert_eq!(error["code"], "unsupported-by-mis", "{error:#}");
+        let (detail, hint) = (error["detail"].as_str().unwrap(), error["hint"].as_str().unwrap());
+        assert!(detail.contains("\"device\"") && hint.contains("miaf-agent csr"), "{error:#}");
+        world.device.wait_for_status("the bundle", |status| status["bundle"].is_object());
+    }
+    assert!(world.seen(Endpoint::Enrollment).is_empty(), "D5");
+    world.mis.clear_faults();
+    world.device.wait_for("active");
+}
+
+#[test]
+fn mis_without_a_discovery_document_is_told_from_a_wrong_url() {
+    let mut world = World::new();
+    let kind = "https://docs.margo.org/specification/problem-types#discovery-document-not-found";
+    world.mis.sticky_fault(Endpoint::Discovery, Fault::problem(404, kind, None));
+    world.device.start();
+    let status = world.device.wait_for_error("discovery-document-not-found");
+    let hint = status["lastError"]["hint"].as_str().unwrap();
+    assert!(hint.contains("mis.bundle_url") && hint.contains("mis.trust_domain"), "{hint}");
 }
 
 #[test]
@@ -284,6 +315,9 @@ fn moved_bundle_is_found_by_the_discovery_document() {
     let at_old = format!("{}/.well-known/spiffe/bundle.json", old.url);
     let names_old = Bent::Member("trustBundleUri".into(), at_old);
     world.mis.sticky_fault(Endpoint::Discovery, Fault::Document(names_old));
+    let allowed = format!("[mis]\nbundle_origins = [{:?}, {:?}]\n", old.url, world.mis.url());
+    let config = crate::world::config(&world.mis, &world.tpm, "");
+    world.device.configure(&config.replace("[mis]\n", &allowed));
     world.device.start();
     world.device.wait_for("active");
 
@@ -295,6 +329,37 @@ fn moved_bundle_is_found_by_the_discovery_document() {
     world.device.wait_for_status("the bundle at its new address", |status| status["bundle"]["sequence"] == 2);
     world.device.wait_for_status("no error", |status| status["lastError"].is_null());
     assert!(world.seen(Endpoint::Discovery).len() > seen);
+}
+
+/// The document is read again at the pace of the bundle, and refused as often: the bundle that is
+/// held stays in use, also while it cannot be refreshed at its old address.
+#[test]
+fn bundle_at_an_origin_that_is_not_allowed_is_not_fetched() {
+    let mut world = World::new();
+    let other = OtherAddress::of(&world);
+    let at_other = format!("{}/.well-known/spiffe/bundle.json", other.url);
+    let names_other = || Fault::Document(Bent::Member("trustBundleUri".into(), at_other.clone()));
+    world.mis.sticky_fault(Endpoint::Discovery, names_other());
+    world.device.start();
+    let status = world.device.wait_for_error("bundles are allowed from");
+    let error = &status["lastError"];
+    assert_eq!(error["code"], "discovery-refused", "{error:#}");
+    let (detail, hint) = (error["detail"].as_str().unwrap(), error["hint"].as_str().unwrap());
+    assert!(detail.contains(&other.url) && detail.contains(&world.mis.url()), "{detail}");
+    assert!(hint.contains(&other.url) && hint.contains("mis.bundle_origins"), "{hint}");
+    assert!(world.seen(Endpoint::Bundle).is_empty() && world.seen(Endpoint::Enrollment).is_empty());
+
+    // With a document from before, the bundle goes on to come from there.
+    world.mis.clear_faults();
+    world.device.wait_for("active");
+    world.mis.sticky_fault(Endpoint::Discovery, names_other());
+    world.mis.sticky_fault(Endpoint::Bundle, Fault::problem(404, "about:blank", None));
+    world.device.wait_for_error("bundles are allowed from");
+    let seen = world.seen(Endpoint::Discovery).len();
+    world.wait_for_requests(Endpoint::Discovery, seen + 3);
+    assert_eq!(world.device.get("/readyz").unwrap().0, 200, "what is held stays in use");
+    world.mis.clear_faults();
+    world.device.wait_for_status("no error", |status| status["lastError"].is_null());
 }
 
 #[test]

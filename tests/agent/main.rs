@@ -31,6 +31,8 @@ mod refusals;
 mod service_manager;
 mod sockets;
 mod software;
+mod stale_bundle;
+mod static_bundle;
 mod trust;
 mod workload;
 mod world;

@@ -128,10 +128,27 @@ fn name_and_validity_of_a_pinned_server_are_checked() {
 
     let mut world = World::with(|settings| settings.hosts = vec!["mis.example".into()]);
     let pinned = pins(&[&pin(&world, &world.mis.server_cert())]);
-    world.device.configure(&trusting(&world, &pinned).replace("https://mis.example:", "https://127.0.0.1:"));
+    world.device.configure(&trusting(&world, &pinned).replace("https://mis.example:", "https://localhost:"));
     world.device.start();
     world.device.wait_for_error("is not for the name in the URL");
     assert!(world.mis.journal().is_empty());
+}
+
+/// With a pin, an address needs no name in the certificate (N8).
+#[test]
+fn pinned_server_at_an_address_needs_no_name_and_is_warned_of() {
+    let mut world = World::with(|settings| settings.hosts = vec!["mis.example".into()]);
+    let pinned = pins(&[&pin(&world, &world.mis.server_cert())]);
+    let trusting =
+        |lines: &str| trusting(&world, lines).replace("https://mis.example:", "https://127.0.0.1:");
+    world.device.configure(&trusting(&ca_line(&world.mis.ca_file())));
+    let pinned = trusting(&pinned);
+    world.device.start();
+    world.device.wait_for_error("is not for the name in the URL");
+    world.device.configure(&pinned);
+    world.device.wait_for_error("bundles are allowed from"); // it has read the document there
+    let log = world.device.log();
+    assert_eq!(log.matches("does not have this IP address").count(), 1, "once: {log}");
 }
 
 #[test]
@@ -191,9 +208,11 @@ impl Elsewhere {
         Self { mis: world.mis.url(), url }
     }
 
-    /// The configuration with the discovery document at that URL.
+    /// The configuration with the discovery document at that URL, and the bundle allowed where it
+    /// is.
     fn asked(&self, config: &str) -> String {
-        config.replace(&self.mis, &self.url)
+        let allowed = format!("[mis]\nbundle_origins = [{:?}]\n", self.mis);
+        config.replace(&self.mis, &self.url).replace("[mis]\n", &allowed)
     }
 }
 

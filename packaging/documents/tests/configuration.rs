@@ -45,10 +45,18 @@ fn as_shipped_the_device_is_unconfigured_and_the_groups_are_set() -> Outcome {
 
 #[test]
 fn every_example_is_understood() -> Outcome {
-    // Of each pair of keys that exclude each other, one.
-    for (one, other) in [("discovery_url = ", "cert_file = "), ("origin = ", "cert = ")] {
+    // Of keys that exclude each other, one.
+    let sources = ["discovery_url = ", "origin = ", "bundle_url = ", "bundle_file = "];
+    for (source, other) in sources.into_iter().zip(["cert_file = ", "cert = "].into_iter().cycle()) {
         let text = with_examples()?;
-        let kept = text.lines().filter(|line| !line.starts_with(one) && !line.starts_with(other));
+        let is_excluded = |line: &str| {
+            let is_other_source = sources.iter().any(|key| *key != source && line.starts_with(key));
+            let has_document = source == "discovery_url = " || source == "origin = ";
+            is_other_source
+                || line.starts_with(other)
+                || (line.starts_with("bundle_origins = ") && !has_document)
+        };
+        let kept = text.lines().filter(|line| !is_excluded(line));
         let config = load(&kept.collect::<Vec<_>>().join("\n"))?;
         assert!(config.mis.is_some() && config.bootstrap.is_some());
     }

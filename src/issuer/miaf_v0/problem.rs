@@ -70,6 +70,29 @@ mod tests {
             ("https://margo.org/docs/errors/enrollment-pending", 409, FailureKind::Pending),
             ("https://margo.org/docs/errors/of-the-future", 409, FailureKind::Transient),
             ("https://margo.org/docs/errors/of-the-future", 422, FailureKind::Permanent),
+            // Of the released specification (N13).
+            ("https://docs.margo.org/specification/problem-types#not-authorized", 403, FailureKind::Slow),
+            (
+                "https://docs.margo.org/specification/problem-types#discovery-document-not-found",
+                404,
+                FailureKind::NotFound,
+            ),
+            (
+                "https://docs.margo.org/specification/problem-types#spiffe-bundle-not-found",
+                404,
+                FailureKind::NotFound,
+            ),
+            (
+                "https://docs.margo.org/specification/problem-types#server-cannot-generate-response",
+                406,
+                FailureKind::Transient,
+            ),
+            (
+                "https://docs.margo.org/specification/problem-types#enrollment-pending",
+                409,
+                FailureKind::Pending,
+            ),
+            ("https://docs.margo.org/specification/problem-types", 403, FailureKind::Slow),
             ("about:blank", 400, FailureKind::Permanent),
             ("about:blank", 401, FailureKind::NotAuthenticated),
             ("about:blank", 403, FailureKind::Slow),

@@ -338,8 +338,14 @@ fn names_and_addresses_are_matched_under_every_form_of_trust() {
             assert!(meet(name).is_ok(), "{index} {name}");
         }
         for name in ["other.example", "example", "a.mis.example", "192.0.2.2", "2001:db8::1"] {
-            let (_, why) = meet(name).unwrap_err();
-            assert!(why.contains("not for the name in the URL"), "{index} {name}: {why}");
+            let is_pinned_address = index >= 2 && !name.ends_with("example");
+            match meet(name) {
+                Ok(_) => assert!(is_pinned_address, "{index} {name}"),
+                Err((_, why)) => {
+                    assert!(!is_pinned_address, "N8: {index} {name}: {why}");
+                    assert!(why.contains("not for the name in the URL"), "{index} {name}: {why}");
+                }
+            }
         }
     }
     // An address in a dNSName is none.
@@ -348,8 +354,108 @@ fn names_and_addresses_are_matched_under_every_form_of_trust() {
     params.subject_alt_names = vec![rcgen::SanType::DnsName("192.0.2.1".try_into().unwrap())];
     let certificate = params.self_signed(&key).unwrap().der().clone();
     let server = Server { certificate, key };
-    let trust = pins(&[&server.certificate]);
+    let trust = LoadedTrust {
+        certificates: vec![server.certificate.clone()],
+        provisioned: vec![webpki::anchor_from_trusted_cert(&server.certificate).unwrap().to_owned()],
+        ..LoadedTrust::default()
+    };
     assert!(meet_as("192.0.2.1", trust, None, &server, &[], &TLS13).is_err());
+}
+
+/// With a pin the address needs no name (N8). That is all that the pin makes up for.
+#[test]
+fn pin_makes_up_for_a_missing_address_and_nothing_else() {
+    let cast = Cast::new();
+    let (issuer, stranger) = (cast.issuer.der(), cast.stranger.der());
+    let meet = |trust| meet_as("192.0.2.2", trust, None, &cast.server, &[issuer], &TLS13);
+    assert!(meet(pins(&[&cast.server.certificate])).is_ok());
+    assert!(meet(pins(&[stranger])).is_err(), "another pin");
+    assert!(meet(and(ca_file(&[&cast.stranger]), pins(&[&cast.server.certificate]))).is_err(), "another CA");
+    assert!(meet(and(ca_file(&[&cast.root]), pins(&[stranger]))).is_err(), "a pin that is not met");
+    let mut params = Server::params();
+    (params.not_before, params.not_after) =
+        (rcgen::date_time_ymd(2000, 1, 1), rcgen::date_time_ymd(2001, 1, 1));
+    let expired = Server::with(params, Some(&cast.issuer));
+    let trust = pins(&[&expired.certificate]);
+    assert!(meet_as("192.0.2.2", trust, None, &expired, &[issuer], &TLS13).is_err(), "expired");
+}
+
+/// Types of the extensions of a ClientHello in the first record of these bytes (RFC 8446 section
+/// 4.1.2).
+fn extensions(record: &[u8]) -> Vec<u16> {
+    let two = |at: usize| usize::from(u16::from_be_bytes([record[at], record[at + 1]]));
+    assert_eq!((record[0], record[5]), (22, 1), "a handshake record with a ClientHello");
+    let mut at = 5 + 4 + 2 + 32; // record, message, version, random
+    at += 1 + usize::from(record[at]); // session
+    at += 2 + two(at); // cipher suites
+    at += 1 + usize::from(record[at]); // compression
+    let end = at + 2 + two(at);
+    at += 2;
+    let mut types = Vec::new();
+    while at < end {
+        types.push(two(at) as u16);
+        at += 4 + two(at + 2);
+    }
+    types
+}
+
+/// A request in early data could be replayed, and a resumed session would keep the client
+/// certificate that it was opened with.
+#[test]
+fn neither_early_data_nor_a_resumed_session_is_offered() {
+    const PRE_SHARED_KEY: u16 = 41;
+    const EARLY_DATA: u16 = 42;
+    let cast = Cast::new();
+    let observation = Arc::new(HandshakeObservation::default());
+    let config = client(Arc::new(ca_file(&[&cast.root])), None, observation).unwrap();
+    assert!(!config.enable_early_data);
+    let config = Arc::new(config);
+    let mut server_config =
+        ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![cast.server.certificate.clone(), cast.issuer.der().clone()],
+                cast.server.private(),
+            )
+            .unwrap();
+    server_config.max_early_data_size = 1 << 14;
+    server_config.send_tls13_tickets = 2;
+    let server_config = Arc::new(server_config);
+    for _ in 0..2 {
+        let mut client = ClientConnection::new(config.clone(), "mis.example".try_into().unwrap()).unwrap();
+        assert!(client.early_data().is_none());
+        let mut server = ServerConnection::new(server_config.clone()).unwrap();
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).unwrap();
+        let offered = extensions(&hello);
+        assert!(offered.contains(&51), "key_share: {offered:?}");
+        assert!(!offered.contains(&EARLY_DATA) && !offered.contains(&PRE_SHARED_KEY), "{offered:?}");
+        server.read_tls(&mut hello.as_slice()).unwrap();
+        server.process_new_packets().unwrap();
+        // To the end, with the tickets of the server.
+        for _ in 0..4 {
+            let (mut out, mut back) = (Vec::new(), Vec::new());
+            while server.wants_write() {
+                server.write_tls(&mut back).unwrap();
+            }
+            let mut back = back.as_slice();
+            while !back.is_empty() {
+                client.read_tls(&mut back).unwrap();
+                client.process_new_packets().unwrap();
+            }
+            while client.wants_write() {
+                client.write_tls(&mut out).unwrap();
+            }
+            let mut out = out.as_slice();
+            while !out.is_empty() {
+                server.read_tls(&mut out).unwrap();
+                server.process_new_packets().unwrap();
+            }
+        }
+        assert!(!client.is_handshaking() && client.tls13_tickets_received() > 0);
+    }
 }
 
 #[test]
