@@ -102,7 +102,7 @@ fn stale_bundle_is_withdrawn_where_configured() {
 /// A bundle that stays the same is not written at every poll. A restart must not take it for as old
 /// as its record.
 #[test]
-fn age_of_an_unchanged_bundle_survives_a_restart() {
+fn age_of_an_unchanged_bundle_is_stored() {
     let mut world = enrolled("max_age = \"60s\"\nwhen_stale = \"withdraw\"");
     let stored = |world: &World| {
         let record = std::fs::read(world.device.path("state/private/bundle.json")).unwrap();
