@@ -76,3 +76,27 @@ fn rsa(spki: &SubjectPublicKeyInfo<'_>) -> Option<BundleKey> {
 fn text(bytes: &[u8]) -> Option<String> {
     Some(BASE64_URL.encode(bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn point_of_another_length_than_the_curves_has_no_jwk_form() {
+        let has_form = |length: u8| {
+            let algorithm =
+                [6, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7];
+            let mut spki = vec![0x30, length + 24, 0x30, 19];
+            spki.extend(algorithm);
+            spki.extend([3, length + 1, 0]);
+            spki.extend(vec![4; usize::from(length)]);
+            let (rest, spki) = SubjectPublicKeyInfo::from_der(&spki).unwrap();
+            assert!(rest.is_empty());
+            ec(&spki).is_some()
+        };
+        assert!(has_form(65));
+        for length in [0, 1, 32, 33, 64, 66, 97] {
+            assert!(!has_form(length), "{length}");
+        }
+    }
+}

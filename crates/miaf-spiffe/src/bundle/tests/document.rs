@@ -56,6 +56,7 @@ fn further_authorities_follow_the_anchors_once() {
     let read_back = read(published.clone()).unwrap();
     assert_eq!(read_back.anchors(), [root, first, second]);
     assert_eq!((read_back.sequence(), read_back.warnings()), (Some(7), &[][..]));
+    assert_eq!(published["keys"].as_array().unwrap().len(), 3);
     for key in published["keys"].as_array().unwrap() {
         assert_eq!(key["use"], "x509-svid");
         assert_eq!(key["x5c"].as_array().unwrap().len(), 1);
