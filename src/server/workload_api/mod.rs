@@ -18,6 +18,8 @@
 
 mod messages;
 mod svids;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
