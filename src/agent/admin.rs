@@ -254,9 +254,11 @@ impl Executor {
             }
         };
         let store = self.records.store.of(name);
+        let others = self.identities.iter().filter(|other| other.name != *name);
+        let leaves = others.filter(|other| other.current.is_some()).count() == 0;
         let retired = blocking(move || {
             publisher.withdraw().map_err(|e| e.with_hint().to_string())?;
-            store.retire().map_err(|e| e.with_hint().to_string())
+            store.retire(leaves).map_err(|e| e.with_hint().to_string())
         });
         let spiffe_id = current.svid.spiffe_id();
         match retired.await {

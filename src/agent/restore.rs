@@ -142,7 +142,8 @@ fn retire_removed(name: &IdentityName, config: &Config, store: &Store) {
     let files = identity_files(&IdentityConfig::stored(name.clone()));
     let mut publisher = Publisher::new(&config.files, &files);
     let withdrawn = publisher.withdraw().map_err(|e| e.with_hint().to_string());
-    let retired = withdrawn.and_then(|()| store.of(name).retire().map_err(|e| e.with_hint().to_string()));
+    let retired =
+        withdrawn.and_then(|()| store.of(name).retire(false).map_err(|e| e.with_hint().to_string()));
     let identity = name.as_str();
     match retired {
         Ok(dir) => tracing::warn!(

@@ -298,15 +298,17 @@ impl Store {
     }
 
     /// Moves everything of this identity away, and returns where it is now: the identity is retired.
-    /// Nothing is deleted. Retry-after delays (miaf-v0 E8), the cached documents and the
-    /// key-encryption key stay where they are.
+    /// Nothing is deleted. The cached documents follow where it `leaves` the trust domain, in which no
+    /// other identity stays: its MIS may be another one next time (miaf-v0 B5). Retry-after delays
+    /// (miaf-v0 E8) and the key-encryption key stay where they are.
     ///
-    /// It goes in one rename: a power cut leaves all of it or nothing.
+    /// It goes in one rename: a power cut leaves all of it or nothing. What follows is of no use
+    /// without it.
     ///
     /// # Errors
     /// [`StoreError`]. The identity is still there then, unless the file system failed after it was
     /// moved.
-    pub fn retire(&self) -> Result<PathBuf, StoreError> {
+    pub fn retire(&self, leaves: bool) -> Result<PathBuf, StoreError> {
         let directory = self.directory();
         let name = self.identity.as_ref().map_or("", IdentityName::as_str);
         let retired = |number: u32| self.private.join(format!("retired-{number}-{name}"));
@@ -315,7 +317,8 @@ impl Store {
         let retire = || {
             fs::rename(&directory, &retired)?;
             files::sync_dir(&self.private)?; // where it is now, before where it is no longer
-            files::sync_dir(&self.private.join(IDENTITIES))
+            files::sync_dir(&self.private.join(IDENTITIES))?;
+            if leaves { self.move_documents(&retired) } else { Ok(()) }
         };
         retire().map_err(|source| StoreError {
             operation: "move the identity into",
@@ -323,6 +326,22 @@ impl Store {
             why: unusable_own(&self.state_dir, &retired, &source),
         })?;
         Ok(retired)
+    }
+
+    /// Moves the cached documents, and quarantined ones.
+    fn move_documents(&self, to: &Path) -> io::Result<()> {
+        let names = fs::read_dir(&self.private)?.map(|entry| Ok(entry?.file_name()));
+        for name in names.collect::<io::Result<Vec<_>>>()? {
+            let is_of = |document: &str| {
+                let rest = name.to_str().and_then(|name| name.strip_prefix(document));
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            };
+            if [StoredDiscovery::NAME, StoredBundle::NAME].into_iter().any(is_of) {
+                fs::rename(self.private.join(&name), to.join(&name))?;
+            }
+        }
+        files::sync_dir(to)?;
+        files::sync_dir(&self.private)
     }
 
     fn quarantine_file(&self, path: &Path, why: &str) {
@@ -445,18 +464,24 @@ mod tests {
             store.of(&name(identity)).save(&pending()).unwrap();
         }
         store.save(&RetryAfterDelays::default()).unwrap();
+        for document in ["discovery.json", "bundle.json", "bundle.json.unusable-1", "bundle.jsonnet"] {
+            fs::write(private.join(document), "x").unwrap();
+        }
         fs::write(private.join("identities/device/identity.json.unusable-1"), "x").unwrap();
         fs::create_dir(private.join("retired-1-device")).unwrap();
-        let retired = store.of(&name("device")).retire().unwrap();
+        let retired = store.of(&name("device")).retire(false).unwrap();
         assert_eq!(retired, private.join("retired-2-device"), "earlier ones are not touched");
         assert_eq!(names(&retired), ["identity.json.unusable-1", "pending-key.pem"]);
-        assert_eq!(
-            names(&private),
-            ["identities", "retired-1-device", "retired-2-device", "retry-after.json"]
-        );
+        assert!(private.join("discovery.json").exists() && private.join("retry-after.json").exists());
         assert_eq!(store.identities().unwrap(), [name("wfm")]);
         assert_eq!(store.of(&name("wfm")).load().unwrap(), Some(pending()));
         assert!(store.of(&name("device")).load::<StoredPendingKey>().unwrap().is_none());
+        // With the last one the documents go.
+        let retired = store.of(&name("wfm")).retire(true).unwrap();
+        let all = ["bundle.json", "bundle.json.unusable-1", "discovery.json", "pending-key.pem"];
+        assert_eq!(names(&retired), all);
+        let left = ["bundle.jsonnet", "identities", "retired-1-device", "retired-1-wfm", "retired-2-device"];
+        assert_eq!(names(&private)[..5], left);
     }
 
     #[test]

@@ -251,7 +251,7 @@ fn new_factory_certificate_is_used_at_the_next_enrollment() {
         status["spiffeId"].is_string() && status["spiffeId"] != before["spiffeId"]
     });
     assert_eq!(after["spiffeId"], world.mis.device(&certificate).unwrap().unwrap().ldi);
-    assert!(world.device.log().contains("the MIS gave this device another identity than it had"));
+    assert!(world.device.log().contains("this identity has another SPIFFE ID than it had"));
 }
 
 #[test]

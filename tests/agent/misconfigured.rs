@@ -336,8 +336,8 @@ fn record_of_another_user_is_named_with_a_remedy() {
     let mut world = World::new();
     let private = world.device.path("state/private/identities/device");
     fs::create_dir_all(&private).unwrap();
-    for dir in [world.device.path("state"), private.clone()] {
-        chown(&dir, Some(NOBODY), Some(NOBODY)).unwrap();
+    for dir in private.ancestors().take_while(|dir| dir.starts_with(world.device.path("state"))) {
+        chown(dir, Some(NOBODY), Some(NOBODY)).unwrap();
     }
     fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
     fs::write(private.join("identity.json"), "root's").unwrap();

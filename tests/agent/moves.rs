@@ -74,7 +74,7 @@ fn mis_that_lost_the_device_may_rename_it_with_a_log_entry() {
     });
     assert_eq!(world.seen(Endpoint::Enrollment).last().unwrap().status, Some(201));
     let log = world.device.log();
-    let said = log.lines().find(|line| line.contains("another identity than it had")).expect("it is said");
+    let said = log.lines().find(|line| line.contains("another SPIFFE ID than it had")).expect("it is said");
     assert!(said.contains("ERROR") && said.contains(after["spiffeId"].as_str().unwrap()), "{said}");
 }
 
@@ -179,7 +179,7 @@ fn after_a_boot_with(proven: u128) {
     let waits = private.join("retry-after.json");
     let mut record: Value = serde_json::from_slice(&fs::read(&waits).unwrap()).unwrap();
     record["record"]["boot_id"] = "another".into();
-    record["record"]["identity"]["wall"] = u64::try_from(now() + 3000).unwrap().into();
+    record["record"]["identities"][0]["retry_after"]["wall"] = u64::try_from(now() + 3000).unwrap().into();
     fs::write(&waits, record.to_string()).unwrap();
     let time = IN_2100.replace("4102444800000", &proven.to_string());
     fs::write(private.join("time.json"), time).unwrap();
