@@ -68,7 +68,8 @@ pub enum Enrollment {
 /// `[identity.wfm]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct WfmConfig {
-    /// Base URL of the WFM.
+    /// Base URL of the WFM. A proxy that is used for the MIS (`mis.proxy`) is used for it too: TLS
+    /// is with the WFM itself, whatever is in between.
     pub url: Url,
     /// The `wfm-id` that its SVID has to name.
     pub wfm_id: String,

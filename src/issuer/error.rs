@@ -485,6 +485,43 @@ mod tests {
         }
     }
 
+    /// No remedy of a WFM's error is about an MIS, nor the other way round.
+    #[test]
+    fn errors_of_a_wfm_have_remedies_of_their_own() {
+        let url: Url = "https://wfm.example/api/v1/onboarding".parse().unwrap();
+        let why = || "it".to_owned();
+        let refused = |status: u16, certificate_not_requested| IssuerError::WfmRefused {
+            response: Box::new(ErrorResponse {
+                url: url.clone(),
+                status,
+                problem: None,
+                retry_after: None,
+                excerpt: None,
+                certificate_not_requested,
+            }),
+            failure_kind: FailureKind::Transient,
+        };
+        use TransportError as T;
+        let not_reached = [
+            T::Unreachable { url: url.clone(), why: why() },
+            T::TimedOut { url: url.clone(), limit: std::time::Duration::from_secs(30) },
+            T::TooLarge { url: url.clone(), limit: 1 },
+            T::ClientCertificateRefused { url: url.clone(), why: why() },
+            T::PeerNotTrusted { url: url.clone(), why: why(), hint: None },
+            T::Redirected { url: url.clone(), status: 302, location: Excerpt::of("x", 9) },
+            T::Malformed { url: url.clone(), what: Excerpt::of("x", 9) },
+        ];
+        let refusals = [400, 401, 403, 404, 409, 422, 429, 500, 503].map(|status| refused(status, false));
+        let all = not_reached.into_iter().map(IssuerError::Wfm).chain(refusals).chain([refused(401, true)]);
+        for error in all {
+            crate::hint::assert_apart(&error);
+            let report = error.report();
+            let hint = report.hint().unwrap();
+            assert!(hint.contains("WFM") || hint.contains("identity.wfm"), "{error}: {hint}");
+            assert!(!hint.contains("MIS") && !report.title.contains("MIS"), "{report:?}");
+        }
+    }
+
     #[test]
     fn issued_certificates_that_are_no_chain_are_a_refused_svid() {
         let failure = IssuerError::Svid(SvidError::EmptyChain).to_failure();
@@ -548,6 +585,19 @@ mod tests {
             .into(),
             TransportError::ServerNotTrusted { url: url.clone(), why: why(), hint: None }.into(),
             TransportError::ClientCertificateRefused { url: url.clone(), why: why() }.into(),
+            E::Wfm(TransportError::PeerNotTrusted { url: url.clone(), why: why(), hint: None }),
+            E::Wfm(TransportError::ClientCertificateRefused { url: url.clone(), why: why() }),
+            E::WfmRefused {
+                response: Box::new(ErrorResponse {
+                    url: url.clone(),
+                    status: 401,
+                    problem: None,
+                    retry_after: None,
+                    excerpt: Some(Excerpt::of("the reason", 99)),
+                    certificate_not_requested: true,
+                }),
+                failure_kind: FailureKind::NotAuthenticated,
+            },
             E::Malformed { url: url.clone(), what: Excerpt::of("the reason", 99) },
             TransportError::Redirected {
                 url: url.clone(),

@@ -5,6 +5,9 @@
 //! An assertion is good for one request, and for minutes: each attempt begins with a new one. Its
 //! content is between the WFM and the MIS; here it is a text of a form and a size, which no message
 //! quotes.
+//!
+//! The connection to the WFM is as bounded as that to the MIS, and goes through the same proxy. The
+//! SVID of the WFM alone authenticates it (W2): a trusted CA, a pin, or the host name do not.
 
 use std::fmt;
 use std::sync::Arc;

@@ -140,7 +140,7 @@ fn kill_within_an_enrollment_leaves_the_others_as_they_are() {
     plant.wfm.clear_faults();
     plant.world.mis.fault(MisEndpoint::Enrollment, MisFault::StallAnswer(Duration::from_secs(20)));
     plant.world.device.start();
-    plant.world.device.wait_until("a binding", |_| plant.bindings().iter().any(|entry| entry.issued));
+    plant.world.device.wait_until("the binding", |_| !plant.world.mis.wfm_clients().is_empty());
     plant.world.kill();
     assert_eq!(["device", MANUAL_NAME].map(|name| records(&plant, name)), before);
     assert_eq!(records(&plant, NAME), pending, "the same key");

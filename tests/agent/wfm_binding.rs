@@ -100,7 +100,7 @@ impl Plant {
         run(&self.world.device, &["retry"]);
     }
 
-    /// The only SVID that the MIS, or the WFM, has seen fit for nothing: one of these.
+    /// A credential that the MIS's operator has made.
     fn credential(&self, name: &str, spec: &MintSpec) -> Credential {
         let (chain, key) = self.world.mis.mint_files(name, spec).unwrap();
         Credential::new(chain, key)
@@ -329,6 +329,9 @@ fn errors_of_the_wfm_are_reported_with_what_to_do() {
     let error = plant.wait_for_error("it is no JSON object\"");
     assert!(!error.to_string().contains("a.b.c"), "{error:#}");
 
+    respond(Fault::response(201, &[], format!("{{\"a\":\"{}\"", "x".repeat(70_000))));
+    plant.wait_for_error("larger than 65536 bytes");
+
     for (status, code, hint) in [
         (400, "", "Show this to the operator"),
         (422, "wfm-client-handle-conflict", "another client_handle"),
@@ -486,4 +489,32 @@ fn rate_limit_of_the_mis_is_the_clients_own() {
         plant.wfm.wait_for(PATIENCE, |entries| entries.len() == 1).is_some(),
         "no new assertion for that"
     );
+}
+
+#[test]
+fn other_configured_handle_means_another_client() {
+    let plant = Plant::enrolled("");
+    let device = identities::identity(&plant.world.device, "device")["svid"]["serial"].clone();
+    let other = plant.client(Some("line-8"));
+    plant.world.configure(&format!("{DEVICE}{other}"));
+    plant.world.device.signal("HUP");
+    let id = format!("{WFM}/client/line-8");
+    plant.wait_for("the other client", |client| client["spiffeId"] == id.as_str());
+    assert_eq!(identities::identity(&plant.world.device, "device")["svid"]["serial"], device);
+    assert!(plant.world.seen(MisEndpoint::Renewal).is_empty(), "the one was not renewed as the other");
+}
+
+/// The clock of this device decides about the SVID of the WFM, and not the other way round.
+#[test]
+fn time_of_the_wfm_proves_nothing() {
+    let mut plant = Plant::new();
+    let wrong = Fault::response(503, &[("date", "Sat, 01 Jan 2050 00:00:00 GMT")], "");
+    plant.wfm.sticky_fault(Endpoint::Onboarding, wrong);
+    plant.start("");
+    let asked = |count: usize| plant.wfm.wait_for(PATIENCE, |entries| entries.len() >= count).is_some();
+    assert!(asked(8));
+    let log = plant.world.device.log();
+    assert!(!log.contains("is requested again") && !log.contains("waiting-for-clock"), "{log}");
+    plant.wfm.clear_faults();
+    wait_for_state(&plant.world.device, NAME, "active");
 }
