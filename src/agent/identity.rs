@@ -26,7 +26,7 @@ use crate::transport::ClientIdentity;
 use miaf_client::api::IdentityName;
 use miaf_spiffe::svid::{self, Algorithms, Expectation, SvidError, X509Svid};
 use miaf_spiffe::time::Timestamp;
-use miaf_spiffe::{Bundle, NameKind};
+use miaf_spiffe::{Bundle, NameKind, SpiffeId};
 
 /// Keys, SVID and issued chain of one identity.
 pub(super) struct Identity {
@@ -151,7 +151,7 @@ impl Identity {
                 (response, current.credential.clone())
             }
             Credential::Device(device, wfm) => {
-                let client = client_identity(&device).await?;
+                let client = client_identity(&device).await.map_err(of_the_device)?;
                 let bundle = trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
                 (issuer.bind(document, &wfm, &csr, client, bundle).await, None)
             }
@@ -261,11 +261,14 @@ impl Identity {
             !self.config.enroll.is_by_operator() && !may_rename(issued, current.credential.as_deref())
         };
         let bound = current.filter(is_bound).map(|current| current.svid.spiffe_id());
+        let (wfm, client) = names_of_wfm(&self.config.enroll, bundle.trust_domain()).unzip();
+        let demanded = self.config.spiffe_id.as_ref().or(client.as_ref().and_then(Option::as_ref));
         let expected = Expectation {
             trust_domain: bundle.trust_domain(),
             name: self.config.enroll.name_kind(),
             algorithms: algorithms(&self.config.enroll),
-            spiffe_id: self.config.spiffe_id.as_ref().or(bound),
+            wfm: wfm.as_ref(),
+            spiffe_id: demanded.or(bound),
             spki_der: &key.public_key().spki_der(),
         };
         // An enrollment is accepted whatever its serial number: the device may have no other way
@@ -402,6 +405,18 @@ async fn client_identity(current: &publish::SvidAndKey) -> Result<ClientIdentity
         .map_err(|e| local(ProblemCode::Key, "The current key is not the one of the current SVID", &e))
 }
 
+/// The failure of another identity's request, which the device's key was to authenticate: its own
+/// key is not lost with that of the device.
+fn of_the_device(failure: Failure) -> Failure {
+    if failure.kind != FailureKind::CurrentKeyLost {
+        return failure;
+    }
+    let why = failure.report.detail.as_deref().unwrap_or(&failure.report.title);
+    let title = "The key of the device, which authenticates this enrollment, is lost";
+    let report = Report::new(ProblemCode::DeviceIdentityNeeded, title, &why);
+    Failure { kind: FailureKind::Transient, retry_after: None, report }
+}
+
 /// The algorithms that the chain of an identity may have: v0's for the device, the released ones for
 /// a WFM Client (K4, N7).
 pub(super) fn algorithms(enroll: &Enrollment) -> Algorithms {
@@ -409,6 +424,18 @@ pub(super) fn algorithms(enroll: &Enrollment) -> Algorithms {
         NameKind::Device => Algorithms::MiafV0,
         NameKind::WfmClient => Algorithms::Released,
     }
+}
+
+/// The SPIFFE IDs of the WFM that an identity is bound to, and of the one client that it may be, if
+/// that is configured (miaf-v0 W4).
+fn names_of_wfm(
+    enroll: &Enrollment,
+    trust_domain: &miaf_spiffe::TrustDomain,
+) -> Option<(SpiffeId, Option<SpiffeId>)> {
+    let Enrollment::WfmBinding(wfm) = enroll else { return None };
+    let id = SpiffeId::wfm(trust_domain, &wfm.wfm_id).ok()?;
+    let client = wfm.client_handle.as_ref().and_then(|handle| id.client_of_wfm(handle).ok());
+    Some((id, client))
 }
 
 fn slow(code: ProblemCode, title: &str, why: &dyn std::fmt::Display) -> Failure {
@@ -490,6 +517,18 @@ mod tests {
             let refused = Credential::of(request, &Enrollment::Manual { svid_file: None }, None, None);
             assert!(matches!(refused, Err(IssuerError::ByOperator)), "{refused:?}");
         }
+    }
+
+    #[test]
+    fn lost_key_of_the_device_is_not_the_identitys_own() {
+        let report = Report::new(ProblemCode::KeyLost, "The key of this device is lost", &"another TPM");
+        let lost = Failure { kind: FailureKind::CurrentKeyLost, retry_after: None, report };
+        let failure = of_the_device(lost.clone());
+        assert_eq!(failure.kind, FailureKind::Transient);
+        assert_eq!(failure.report.code, ProblemCode::DeviceIdentityNeeded);
+        assert!(failure.report.detail.unwrap().contains("another TPM"));
+        let other = Failure { kind: FailureKind::Local, ..lost };
+        assert_eq!(of_the_device(other.clone()), other);
     }
 
     #[test]

@@ -282,6 +282,14 @@ fn read_identity(
         let way = config.enroll.as_str();
         return Err(format!("{id} is no name for an identity with enroll = \"{way}\""));
     }
+    if let Enrollment::WfmBinding(wfm) = &config.enroll
+        && !wfm.has_client(id)
+    {
+        let wfm_id = &wfm.wfm_id;
+        return Err(format!(
+            "it is {id}, and the configuration asks for another client, of the WFM \"{wfm_id}\""
+        ));
+    }
     if let Some(guard) = config.spiffe_id.as_ref().filter(|guard| *guard != id) {
         return Err(format!("it is {id}, and the configuration asks for {guard}"));
     }

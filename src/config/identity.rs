@@ -13,7 +13,7 @@ use super::{Config, ConfigError, KeyConfig, raw};
 use crate::keys::ProviderKind;
 use crate::platform::credentials::Secret;
 use miaf_client::api::IdentityName;
-use miaf_spiffe::{NameKind, SpiffeId, TrustDomain};
+use miaf_spiffe::{MargoName, NameKind, SpiffeId, TrustDomain};
 
 /// Limit on identities: a gateway has one for each device behind it.
 const MAX_IDENTITIES: usize = 16;
@@ -68,12 +68,21 @@ pub enum Enrollment {
 /// `[identity.wfm]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct WfmConfig {
-    /// Base URL of the WFM.
+    /// Base URL of the WFM. A proxy that is used for the MIS (`mis.proxy`) is used for it too: TLS
+    /// is with the WFM itself, whatever is in between.
     pub url: Url,
     /// The `wfm-id` that its SVID has to name.
     pub wfm_id: String,
     /// The handle to ask for. Without one the WFM derives it.
     pub client_handle: Option<String>,
+}
+
+impl WfmConfig {
+    /// Whether an ID names a client of this WFM: the configured one, if one is (miaf-v0 W4).
+    pub fn has_client(&self, id: &SpiffeId) -> bool {
+        let Some(MargoName::WfmClient { wfm_id, client_id }) = id.margo_name() else { return false };
+        wfm_id == self.wfm_id && self.client_handle.as_deref().is_none_or(|handle| handle == client_id)
+    }
 }
 
 /// The keys of one identity.
@@ -339,6 +348,13 @@ impl Reader<'_> {
                 NameKind::WfmClient => "spiffe://<trust domain>/margo/wfm/<wfm-id>/client/<client-id>",
             };
             return Err(wrong(format!("an identity with enroll = \"{}\" is named {form}", enroll.as_str())));
+        }
+        if let Enrollment::WfmBinding(wfm) = enroll
+            && !wfm.has_client(&parsed)
+        {
+            return Err(wrong(
+                "it is not the client that [identity.wfm] describes, by its id and client_handle".to_owned(),
+            ));
         }
         Ok(parsed)
     }

@@ -499,3 +499,23 @@ fn sockets_are_in_one_directory_by_default() {
     assert_eq!(socket.admin_path, Path::new("/etc/miaf-agent/run/admin.sock"));
     assert_eq!(parse("").unwrap().socket.sign_path, Path::new("/run/miaf-agent/sign.sock"));
 }
+
+#[test]
+fn guard_of_a_wfm_client_fits_its_wfm() {
+    let entry = |guard: &str, handle: &str| {
+        format!(
+            "[mis]\norigin = \"https://mis.example\"\n[bootstrap]\ncert_file = \"/c\"\nkey = \"file:/k\"\n\
+             [[identity]]\nname = \"device\"\nenroll = \"factory-cert\"\n\
+             [[identity]]\nname = \"client\"\nenroll = \"wfm-binding\"\nspiffe_id = \"{guard}\"\n\
+             [identity.wfm]\nurl = \"https://wfm.example\"\nid = \"w1\"\n{handle}"
+        )
+    };
+    let (of_w1, handle) = ("spiffe://a.example/margo/wfm/w1/client/c1", "client_handle = \"c1\"\n");
+    for handle in ["", handle] {
+        assert!(parse(&entry(of_w1, handle)).is_ok());
+        let said = parse(&entry("spiffe://a.example/margo/wfm/w2/client/c1", handle)).unwrap_err();
+        assert!(said.contains("spiffe_id") && said.contains("[identity.wfm]"), "{said}");
+    }
+    assert!(parse(&entry("spiffe://a.example/margo/wfm/w1/client/c2", handle)).is_err());
+    assert!(parse(&entry("spiffe://a.example/margo/wfm/w1/client/c2", "")).is_ok());
+}

@@ -27,6 +27,12 @@ const CERTIFICATE_NOT_REQUESTED: &str = "The server that ended TLS did not reque
 const CERTIFICATE_NOT_REQUESTED_HINT: &str =
     "Have it pass TLS through to the MIS, or have it request client certificates at this URL";
 
+/// The same of a WFM, whose SVID shows that nothing ends TLS in front of it.
+const NOT_REQUESTED_BY_WFM: &str = "The WFM did not request a certificate from this device";
+
+const ASSERTION_REFUSED_HINT: &str =
+    "Show this to the operators of the MIS and of the WFM: the MIS does not accept the assertion of the WFM";
+
 const NO_DISCOVERY_DOCUMENT_HINT: &str = "Ask the operator of the MIS for the URL of its trust bundle, and set mis.bundle_url and mis.trust_domain in place of \
      mis.discovery_url or mis.origin";
 /// Limit on the characters of a path.
@@ -59,6 +65,28 @@ pub enum IssuerError {
         /// The response.
         response: Box<ErrorResponse>,
         /// Its meaning in the protocol of this issuer.
+        failure_kind: FailureKind,
+    },
+    /// No response of a WFM, or none that can be used.
+    #[error(transparent)]
+    Wfm(TransportError),
+    /// An error response of a WFM (miaf-v0 W1).
+    #[error("{response}")]
+    WfmRefused {
+        /// The response.
+        response: Box<ErrorResponse>,
+        /// Its meaning.
+        failure_kind: FailureKind,
+    },
+    /// A WFM, and no bundle to authenticate it by.
+    #[error("there is no trust bundle yet, and a WFM is authenticated by nothing else")]
+    NoBundle,
+    /// The issuer does not accept the assertion of a WFM (miaf-v0 W5).
+    #[error("{response}")]
+    AssertionRefused {
+        /// The response.
+        response: Box<ErrorResponse>,
+        /// Its meaning.
         failure_kind: FailureKind,
     },
     /// A response that is not what the protocol says.
@@ -137,6 +165,9 @@ impl Hint for IssuerError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
             Self::Transport(error) => error.hint(),
+            Self::Wfm(error) => wfm_hint(error),
+            Self::WfmRefused { response, .. } => wfm_refusal_hint(response).map(Cow::Borrowed),
+            Self::AssertionRefused { .. } => Some(ASSERTION_REFUSED_HINT.into()),
             Self::Discovery { why, .. } => why.hint(),
             Self::Svid(why) => Hint::hint(why),
             Self::BundleFile { why, .. } => why.hint.as_deref().map(Cow::Borrowed),
@@ -152,6 +183,7 @@ impl Hint for IssuerError {
             | Self::NotDiscovered
             | Self::NothingToRenew
             | Self::NoDeviceIdentity
+            | Self::NoBundle
             | Self::ByOperator
             | Self::NotOffered(_)
             | Self::Malformed { .. }
@@ -170,7 +202,9 @@ impl IssuerError {
     /// Converts the error for the lifecycle.
     pub fn to_failure(&self) -> Failure {
         let retry_after = match self {
-            Self::Refused { response, .. } => response.retry_after,
+            Self::Refused { response, .. }
+            | Self::WfmRefused { response, .. }
+            | Self::AssertionRefused { response, .. } => response.retry_after,
             _ => None,
         };
         Failure { kind: self.failure_kind(), retry_after, report: self.report() }
@@ -178,12 +212,14 @@ impl IssuerError {
 
     fn failure_kind(&self) -> FailureKind {
         match self {
-            Self::Transport(error) => transport_failure_kind(error),
+            Self::Transport(error) | Self::Wfm(error) => transport_failure_kind(error),
             Self::NotConfigured | Self::NotDiscovered | Self::NothingToRenew | Self::ByOperator => {
                 FailureKind::Local
             }
-            Self::NoDeviceIdentity => FailureKind::Transient,
-            Self::Refused { failure_kind, .. } => *failure_kind,
+            Self::NoDeviceIdentity | Self::NoBundle => FailureKind::Transient,
+            Self::Refused { failure_kind, .. }
+            | Self::WfmRefused { failure_kind, .. }
+            | Self::AssertionRefused { failure_kind, .. } => *failure_kind,
             Self::Svid(_) => FailureKind::Slow, // each costs the device one of its few renewals a day (E4)
             Self::OtherTrustDomain { .. } | Self::NotOffered(_) => FailureKind::Permanent,
             // A file that is just being replaced, perhaps.
@@ -198,11 +234,18 @@ impl IssuerError {
     fn report(&self) -> Report {
         use ProblemCode as P;
         let (code, title) = match self {
-            Self::Refused { response, failure_kind } => {
-                let report = response_report(response, response_code(response, *failure_kind));
+            Self::Refused { response, failure_kind } | Self::AssertionRefused { response, failure_kind } => {
+                let cause = certificate_not_requested(response).then_some(CERTIFICATE_NOT_REQUESTED);
+                let report = response_report(response, response_code(response, *failure_kind), cause);
                 return report.with_hint(self.hint());
             }
+            Self::WfmRefused { response, .. } => {
+                let cause = certificate_not_requested(response).then_some(NOT_REQUESTED_BY_WFM);
+                return response_report(response, wfm_code(response), cause).with_hint(self.hint());
+            }
             Self::Transport(error) => error.kind(),
+            Self::Wfm(error) => wfm_kind(error),
+            Self::NoBundle => (P::WfmNotTrusted, "The WFM cannot be authenticated"),
             Self::NotConfigured => (P::Configuration, "No MIS is configured"),
             Self::NotDiscovered => (P::NotDiscovered, "The discovery document has not been fetched yet"),
             Self::NothingToRenew => (P::NothingToRenew, "There is no SVID to renew"),
@@ -243,10 +286,78 @@ fn transport_failure_kind(error: &TransportError) -> FailureKind {
         | E::Unreachable { .. }
         | E::TlsFailed { .. }
         | E::ServerNotTrusted { .. }
+        | E::PeerNotTrusted { .. }
         | E::TimedOut { .. }
         | E::TooLarge { .. }
         | E::Redirected { .. }
         | E::Malformed { .. } => FailureKind::Transient,
+    }
+}
+
+/// Code and title of a request to a WFM without a usable response.
+fn wfm_kind(error: &TransportError) -> (ProblemCode, &'static str) {
+    use TransportError as E;
+    let (code, title) = error.kind();
+    match error {
+        E::ClientCertificateRefused { .. } => {
+            (ProblemCode::WfmRefused, "The WFM refused this device's certificate")
+        }
+        E::Redirected { .. } => (code, "The WFM redirects"),
+        E::TooLarge { .. } | E::Malformed { .. } => (code, "The WFM's response cannot be used"),
+        E::Proxy { .. } => (code, "The proxy does not lead to the WFM"),
+        E::Unreachable { .. } | E::TlsFailed { .. } | E::TimedOut { .. } => {
+            (code, "The WFM could not be reached")
+        }
+        _ => (code, title),
+    }
+}
+
+/// What to do about it. The remedies of these codes are about an MIS.
+fn wfm_hint(error: &TransportError) -> Option<Cow<'_, str>> {
+    use TransportError as E;
+    let of_wfm = match error {
+        E::Redirected { .. } => "Set url under [identity.wfm] to the address itself",
+        E::TooLarge { .. } | E::Malformed { .. } => "Show this to the operator of the WFM",
+        E::Unreachable { .. } | E::TlsFailed { hint: None, .. } | E::TimedOut { .. } => {
+            "If it lasts, compare url under [identity.wfm] with what the operator of the WFM says, and see to \
+             firewalls and a proxy on the way"
+        }
+        _ => return error.hint(),
+    };
+    Some(of_wfm.into())
+}
+
+/// The code of a WFM's error response.
+fn wfm_code(response: &ErrorResponse) -> ProblemCode {
+    match response.status {
+        400..500 => ProblemCode::WfmRefused,
+        _ => ProblemCode::ServerError,
+    }
+}
+
+/// What to do about a WFM's error response. `None`: have the WFM accept this device.
+fn wfm_refusal_hint(response: &ErrorResponse) -> Option<&'static str> {
+    let code = response.problem.as_ref().and_then(|problem| margo_code(&problem.kind));
+    match (response.status, code) {
+        _ if certificate_not_requested(response) => {
+            Some("Have the WFM request client certificates at this URL")
+        }
+        (_, Some("wfm-client-handle-conflict" | "wfm-client-id-conflict")) => Some(
+            "Set another client_handle under [identity.wfm]; or have the operator of the WFM release this \
+             one, then: miaf-agent retry",
+        ),
+        (401, _) => Some(
+            "Ask the operator of the WFM why it does not accept the SVID of this device: its trust bundle or \
+             its clock may be wrong",
+        ),
+        (403, _) => None,
+        (404, _) => Some(
+            "Set url under [identity.wfm] to what comes before /api/v1/onboarding; a WFM without that call has \
+             its clients enrolled by hand: enroll = \"manual\"",
+        ),
+        (429, _) => Some("If it lasts, ask the operator of the WFM to raise its limit"),
+        (400..500, _) => Some("Show this to the operator of the WFM; once it is corrected: miaf-agent retry"),
+        _ => Some("If it lasts, show this to the operator of the WFM"),
     }
 }
 
@@ -275,14 +386,12 @@ fn response_code(response: &ErrorResponse, failure_kind: FailureKind) -> Problem
     }
 }
 
-fn response_report(response: &ErrorResponse, code: ProblemCode) -> Report {
+/// Reports an error response. `cause`: what may have led to it, as a sentence.
+fn response_report(response: &ErrorResponse, code: ProblemCode, cause: Option<&str>) -> Report {
     let ErrorResponse { url, status, problem, excerpt, .. } = response;
     let url = shown(url);
     // A server's own text is bounded, so that there is room for this.
-    let cause = match certificate_not_requested(response) {
-        true => format!(". {CERTIFICATE_NOT_REQUESTED}"),
-        false => String::new(),
-    };
+    let cause = cause.map(|cause| format!(". {cause}")).unwrap_or_default();
     let (title, detail) = match problem {
         // The MIS's own text, unchanged (P3).
         Some(problem) => (
@@ -376,6 +485,43 @@ mod tests {
         }
     }
 
+    /// No remedy of a WFM's error is about an MIS, nor the other way round.
+    #[test]
+    fn errors_of_a_wfm_have_remedies_of_their_own() {
+        let url: Url = "https://wfm.example/api/v1/onboarding".parse().unwrap();
+        let why = || "it".to_owned();
+        let refused = |status: u16, certificate_not_requested| IssuerError::WfmRefused {
+            response: Box::new(ErrorResponse {
+                url: url.clone(),
+                status,
+                problem: None,
+                retry_after: None,
+                excerpt: None,
+                certificate_not_requested,
+            }),
+            failure_kind: FailureKind::Transient,
+        };
+        use TransportError as T;
+        let not_reached = [
+            T::Unreachable { url: url.clone(), why: why() },
+            T::TimedOut { url: url.clone(), limit: std::time::Duration::from_secs(30) },
+            T::TooLarge { url: url.clone(), limit: 1 },
+            T::ClientCertificateRefused { url: url.clone(), why: why() },
+            T::PeerNotTrusted { url: url.clone(), why: why(), hint: None },
+            T::Redirected { url: url.clone(), status: 302, location: Excerpt::of("x", 9) },
+            T::Malformed { url: url.clone(), what: Excerpt::of("x", 9) },
+        ];
+        let refusals = [400, 401, 403, 404, 409, 422, 429, 500, 503].map(|status| refused(status, false));
+        let all = not_reached.into_iter().map(IssuerError::Wfm).chain(refusals).chain([refused(401, true)]);
+        for error in all {
+            crate::hint::assert_apart(&error);
+            let report = error.report();
+            let hint = report.hint().unwrap();
+            assert!(hint.contains("WFM") || hint.contains("identity.wfm"), "{error}: {hint}");
+            assert!(!hint.contains("MIS") && !report.title.contains("MIS"), "{report:?}");
+        }
+    }
+
     #[test]
     fn issued_certificates_that_are_no_chain_are_a_refused_svid() {
         let failure = IssuerError::Svid(SvidError::EmptyChain).to_failure();
@@ -439,6 +585,19 @@ mod tests {
             .into(),
             TransportError::ServerNotTrusted { url: url.clone(), why: why(), hint: None }.into(),
             TransportError::ClientCertificateRefused { url: url.clone(), why: why() }.into(),
+            E::Wfm(TransportError::PeerNotTrusted { url: url.clone(), why: why(), hint: None }),
+            E::Wfm(TransportError::ClientCertificateRefused { url: url.clone(), why: why() }),
+            E::WfmRefused {
+                response: Box::new(ErrorResponse {
+                    url: url.clone(),
+                    status: 401,
+                    problem: None,
+                    retry_after: None,
+                    excerpt: Some(Excerpt::of("the reason", 99)),
+                    certificate_not_requested: true,
+                }),
+                failure_kind: FailureKind::NotAuthenticated,
+            },
             E::Malformed { url: url.clone(), what: Excerpt::of("the reason", 99) },
             TransportError::Redirected {
                 url: url.clone(),

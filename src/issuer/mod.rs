@@ -8,6 +8,7 @@
 mod discovery;
 mod error;
 mod miaf_v0;
+mod wfm_binding;
 
 pub use discovery::{
     BootstrapMethod, BundleLocation, Discovery, DiscoveryError, FACTORY_CERT_MTLS, MiafV0, MissingMember,
@@ -191,11 +192,13 @@ impl Issuer {
     }
 
     /// Enrolls a WFM Client: the WFM gives an assertion, for which the MIS issues an SVID (miaf-v0 W1
-    /// to W4). Both are asked as the device. The WFM is authenticated by its own SVID, against
-    /// `bundle`, before anything is sent.
+    /// to W4). The device is the client of both. The WFM is authenticated by its own SVID, against
+    /// `bundle`, before anything is sent. The issued chain is parsed, and not validated yet.
     ///
     /// # Errors
-    /// [`IssuerError`].
+    /// [`IssuerError`]. What the WFM refuses is [`IssuerError::WfmRefused`]; what it has no response
+    /// to, [`IssuerError::Wfm`]; an assertion that the MIS refuses,
+    /// [`IssuerError::AssertionRefused`].
     pub async fn bind(
         &self,
         discovery: &Discovery,
@@ -204,8 +207,9 @@ impl Issuer {
         device: ClientIdentity,
         bundle: Option<Arc<Bundle>>,
     ) -> Result<Chain, IssuerError> {
-        let _ = (discovery, wfm, csr, device, bundle);
-        Err(IssuerError::NoDeviceIdentity)
+        match self.protocol {
+            Protocol::MiafV0 => wfm_binding::bind(&self.transport, discovery, wfm, csr, device, bundle).await,
+        }
     }
 
     async fn fetch<T>(

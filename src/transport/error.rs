@@ -96,6 +96,16 @@ pub enum TransportError {
         /// What to do.
         hint: Option<String>,
     },
+    /// The server is not the peer that its SVID has to show (miaf-v0 W2). Nothing was sent.
+    #[error("the server at {shown} is not accepted: {why}", shown = shown(url))]
+    PeerNotTrusted {
+        /// The URL of the request.
+        url: Url,
+        /// Why.
+        why: String,
+        /// What to do.
+        hint: Option<String>,
+    },
     /// The server ended the handshake because of this device's certificate.
     #[error("{shown} refused this device's certificate in the TLS handshake: {why}", shown = shown(url))]
     ClientCertificateRefused {
@@ -161,6 +171,9 @@ impl TransportError {
             Self::TlsSetup(_) => (ProblemCode::TlsSetup, "TLS could not be set up"),
             Self::Proxy { .. } => (ProblemCode::Proxy, "The proxy does not lead to the MIS"),
             Self::ServerNotTrusted { .. } => (ProblemCode::ServerNotTrusted, "The server is not trusted"),
+            Self::PeerNotTrusted { .. } => {
+                (ProblemCode::WfmNotTrusted, "The server is not the configured WFM")
+            }
             Self::ClientCertificateRefused { .. } => {
                 (ProblemCode::CertificateRefused, "The MIS refused this device's certificate")
             }
@@ -202,7 +215,9 @@ impl Hint for TransportError {
                  configuration, and the name servers (/etc/resolv.conf)"
             }
             Self::Proxy { why, .. } => return why.hint(),
-            Self::ServerNotTrusted { hint, .. } | Self::TlsFailed { hint, .. } => {
+            Self::ServerNotTrusted { hint, .. }
+            | Self::PeerNotTrusted { hint, .. }
+            | Self::TlsFailed { hint, .. } => {
                 return hint.as_deref().map(Cow::Borrowed);
             }
             Self::TlsSetup(_)

@@ -10,11 +10,13 @@ use std::time::Duration;
 use reqwest::header::{self, HeaderMap, HeaderName};
 use reqwest::redirect::Policy;
 use rustls::ClientConfig;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::sign::CertifiedKey;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use url::{Host, Url};
 
+use super::ServerAuth;
 use super::error::{TransportError, innermost};
 use super::proxy::{self, ProxyEndpoint, ProxyTunnel};
 use super::response::{CUT_OFF, MAX_EXCERPT, Response, Validators};
@@ -45,8 +47,10 @@ const MAX_TLS_REASON: usize = 500;
 
 pub(super) struct Call {
     pub(super) url: Url,
-    /// Trust that authenticates the server. It is read on the HTTP thread, at every call.
+    /// The provisioned trust. It is read on the HTTP thread, at every call that goes by it.
     pub(super) trust: ServerTrust,
+    /// What authenticates the server.
+    pub(super) server: ServerAuth,
     /// How to choose the proxy.
     pub(super) proxy_config: Arc<config::ProxyConfig>,
     /// Client certificate and key.
@@ -70,7 +74,7 @@ pub(super) struct Http {
 }
 
 /// Time proven by the `Date` of the latest response that had a readable one. Only responses of
-/// authenticated servers get here.
+/// servers that the provisioned trust authenticates get here.
 #[derive(Debug, Default)]
 struct Proven(Mutex<Option<ProvenTime>>);
 
@@ -140,7 +144,11 @@ fn spawn(proven: Arc<Proven>) -> Result<mpsc::UnboundedSender<Job>, ()> {
 
 async fn execute(call: Call, proven: &Proven) -> Result<Response, TransportError> {
     let url = call.url.clone();
-    let trust = call.trust.load()?;
+    let observation = Arc::new(HandshakeObservation::default());
+    let (by_svid, verifier) = match &call.server {
+        ServerAuth::Provisioned => (false, tls::provisioned(call.trust.load()?, observation.clone())),
+        ServerAuth::Svid(verifier) => (true, verifier.clone() as Arc<dyn ServerCertVerifier>),
+    };
     let proxy = proxy::proxy_for(&url, &call.proxy_config)
         .map_err(|why| TransportError::Proxy { url: url.clone(), why })?;
     let proxy = proxy.map(Arc::new);
@@ -153,15 +161,14 @@ async fn execute(call: Call, proven: &Proven) -> Result<Response, TransportError
         }
         _ => None,
     };
-    let observation = Arc::new(HandshakeObservation::default());
-    let tls = tls::client(trust, call.identity.clone(), observation.clone())?;
+    let tls = tls::client(verifier, call.identity.clone(), observation.clone())?;
     match timeout(TOTAL_LIMIT, exchange(call, tls, proxy.as_deref(), tunnel.as_ref(), &observation, proven))
         .await
     {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(e)) => match tunnel.as_ref().and_then(ProxyTunnel::failure) {
             Some(why) => Err(TransportError::Proxy { url, why }),
-            None => Err(explain(e, url, proxy.as_deref(), &observation).await),
+            None => Err(explain(e, url, proxy.as_deref(), &observation, by_svid).await),
         },
         Err(_) => Err(TransportError::TimedOut { url, limit: TOTAL_LIMIT }),
     }
@@ -205,7 +212,9 @@ async fn exchange(
     let status = response.status().as_u16();
     let limit = if status < 400 { call.limit } else { MAX_ERROR_BODY };
     let headers = response.headers();
-    proven.record(headers);
+    if matches!(call.server, ServerAuth::Provisioned) {
+        proven.record(headers);
+    }
     if observation.has_unnamed_address() {
         call.trust.warn_of_unnamed_address(&call.url);
     }
@@ -342,8 +351,12 @@ async fn explain(
     url: Url,
     proxy: Option<&ProxyEndpoint>,
     observation: &HandshakeObservation,
+    by_svid: bool,
 ) -> TransportError {
     match tls::reason(&error, observation) {
+        Some(TlsReason::Server(Reason { what: why, hint })) if by_svid => {
+            return TransportError::PeerNotTrusted { url, why, hint };
+        }
         Some(TlsReason::Server(reason)) => {
             let Reason { what: why, hint } = observation.untrusted().unwrap_or(reason);
             return TransportError::ServerNotTrusted { url, why, hint };

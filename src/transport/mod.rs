@@ -1,6 +1,6 @@
-//! HTTPS to an issuer, bounded in size and time: servers authenticated by the provisioned trust,
-//! client certificates, proxies, conditional requests. It knows no protocol that issues identities:
-//! that is [`issuer`](crate::issuer).
+//! HTTPS to an issuer, bounded in size and time: servers authenticated by the provisioned trust, or
+//! by their SVIDs, client certificates, proxies, conditional requests. It knows no protocol that
+//! issues identities: that is [`issuer`](crate::issuer).
 
 mod error;
 #[cfg(any(test, fuzzing))]
@@ -17,6 +17,7 @@ mod tls;
 use std::fmt;
 use std::sync::Arc;
 
+use miaf_client::wfm::PeerVerifier;
 use rustls::sign::CertifiedKey;
 use url::Url;
 
@@ -41,6 +42,17 @@ pub struct Transport {
     http: Http,
     trust: ServerTrust,
     proxy_config: Arc<config::ProxyConfig>,
+}
+
+/// How the server of a request is authenticated.
+#[derive(Clone, Debug)]
+pub(crate) enum ServerAuth {
+    /// By the provisioned trust (miaf-v0 T1): an MIS.
+    Provisioned,
+    /// By its SVID (miaf-v0 W2): a WFM. The provisioned trust, its pins and the name in the URL
+    /// play no part (B6), and the time in its responses proves nothing: the SVID is validated by
+    /// the clock of this device.
+    Svid(Arc<PeerVerifier>),
 }
 
 /// Client certificate chain of a request, with its key.
@@ -113,7 +125,7 @@ impl Transport {
         validators: Option<&Validators>,
         limit: usize,
     ) -> Result<Response, TransportError> {
-        self.call(url, None, limit, Body::Get(validators.cloned())).await
+        self.call(url, None, ServerAuth::Provisioned, limit, Body::Get(validators.cloned())).await
     }
 
     /// Sends a POST of a JSON document. `limit`: bytes of the response's body.
@@ -122,20 +134,22 @@ impl Transport {
         url: &Url,
         json: String,
         client: ClientIdentity,
+        server: ServerAuth,
         limit: usize,
     ) -> Result<Response, TransportError> {
-        self.call(url, Some(client), limit, Body::Post(json)).await
+        self.call(url, Some(client), server, limit, Body::Post(json)).await
     }
 
     async fn call(
         &self,
         url: &Url,
         client: Option<ClientIdentity>,
+        server: ServerAuth,
         limit: usize,
         body: Body,
     ) -> Result<Response, TransportError> {
         let (trust, proxy_config) = (self.trust.clone(), self.proxy_config.clone());
         let identity = client.map(|client| client.0);
-        self.http.call(Call { url: url.clone(), trust, proxy_config, identity, limit, body }).await
+        self.http.call(Call { url: url.clone(), trust, server, proxy_config, identity, limit, body }).await
     }
 }

@@ -1,10 +1,12 @@
 //! TLS client configuration: authentication of the server and the client certificate (miaf-v0 T1 to
-//! T5). The trust bundle plays no part here (B6), and the factory certificate does not authenticate
-//! the server (T5).
+//! T6). The provisioned trust and the trust bundle never meet (B6): a server is verified by the one
+//! or the other. The factory certificate does not authenticate the server (T5).
 
 use std::error::Error;
 use std::sync::Arc;
 
+use miaf_client::wfm::peer_error;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::sign::CertifiedKey;
 use rustls::{AlertDescription, ClientConfig, InvalidMessage, OtherError, PeerIncompatible, SignatureScheme};
@@ -16,6 +18,7 @@ use crate::hint::{Hint as _, Reason};
 use crate::keys::KeyError;
 use crate::platform::clock;
 use crate::x509;
+use miaf_spiffe::peer::PeerError;
 use miaf_spiffe::text::Excerpt;
 
 /// The parameters that this client offers, for the operator of a server that offers others.
@@ -26,21 +29,30 @@ const OFFER_HINT: &str =
     "Have the server support one of them as well: a P-521 key or group alone is not enough";
 /// Limit on the characters of a reason from outside.
 const MAX_REASON: usize = 200;
+/// Limit on the characters of why a peer is not accepted: it names up to two SPIFFE IDs.
+const MAX_PEER: usize = 700;
 
-/// Creates the configuration of a TLS 1.3 client for one call. It trusts the provisioned trust and
-/// nothing else.
-pub(super) fn client(
+/// Creates a verifier of servers that trusts the provisioned trust and nothing else.
+pub(super) fn provisioned(
     trust: Arc<LoadedTrust>,
+    observation: Arc<HandshakeObservation>,
+) -> Arc<dyn ServerCertVerifier> {
+    let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+    Arc::new(Verifier::new(trust, algorithms, observation))
+}
+
+/// Creates the configuration of a TLS 1.3 client for one call.
+pub(super) fn client(
+    verifier: Arc<dyn ServerCertVerifier>,
     identity: Option<Arc<CertifiedKey>>,
     observation: Arc<HandshakeObservation>,
 ) -> Result<ClientConfig, TransportError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Verifier::new(trust, provider.signature_verification_algorithms, observation.clone());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TransportError::TlsSetup)?
         .dangerous() // rustls's name for any verifier but its own, which knows no pins
-        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(Arc::new(ClientCertificate { identity, observation }));
     // A resumed session would keep the client certificate that it was opened with.
     config.resumption = Resumption::disabled();
@@ -103,6 +115,9 @@ pub(super) fn reason(error: &(dyn Error + 'static), observation: &HandshakeObser
 fn describe(error: &rustls::Error, observation: &HandshakeObservation) -> TlsReason {
     use rustls::Error as E;
     let other = |why: &str| TlsReason::Other(why.into());
+    if let Some(why) = peer_error(error) {
+        return TlsReason::Server(of_peer(why));
+    }
     match error {
         E::InvalidCertificate(why) => TlsReason::Server(server_verifier::describe(why)),
         E::NoCertificatesPresented => TlsReason::Server("it presented no certificate".into()),
@@ -141,6 +156,16 @@ fn describe(error: &rustls::Error, observation: &HandshakeObservation) -> TlsRea
         }
         rest => TlsReason::Other(Excerpt::of(rest, MAX_REASON).into_string().into()),
     }
+}
+
+/// Why a server is not the peer that is meant.
+fn of_peer(why: &PeerError) -> Reason {
+    let hint = match why {
+        // What the peer has to be is configured: the remedy of the error's code names the keys.
+        PeerError::NotExpected { .. } | PeerError::NoBundle { .. } => None,
+        _ => Some(why.hint().to_owned()),
+    };
+    Reason { what: Excerpt::of(why, MAX_PEER).into(), hint }
 }
 
 fn incompatible(why: &PeerIncompatible) -> Reason {

@@ -10,28 +10,28 @@ use serde_json::Value;
 use crate::support::agent::Device;
 use crate::world::World;
 
-const DEVICE: &str = "[[identity]]\nname = \"device\"\nenroll = \"factory-cert\"\n";
-const MANUAL: &str = "[[identity]]\nname = \"wfm-client\"\nenroll = \"manual\"\n";
+pub(crate) const DEVICE: &str = "[[identity]]\nname = \"device\"\nenroll = \"factory-cert\"\n";
+pub(crate) const MANUAL: &str = "[[identity]]\nname = \"wfm-client\"\nenroll = \"manual\"\n";
 const CLIENT: &str = "spiffe://factory.example/margo/wfm/wfm-1/client/line-7";
 
 /// The status of one identity.
-fn identity(device: &Device, name: &str) -> Value {
+pub(crate) fn identity(device: &Device, name: &str) -> Value {
     let document = device.status_document();
     let all = document["identities"].as_array().unwrap().clone();
     all.into_iter().find(|identity| identity["name"] == name).unwrap_or(Value::Null)
 }
 
-fn wait_for(device: &Device, name: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+pub(crate) fn wait_for(device: &Device, name: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
     device.wait_until(&format!("{name}: {what}"), |device| holds(&identity(device, name)));
     identity(device, name)
 }
 
-fn wait_for_state(device: &Device, name: &str, state: &str) -> Value {
+pub(crate) fn wait_for_state(device: &Device, name: &str, state: &str) -> Value {
     wait_for(device, name, state, |identity| identity["state"] == state)
 }
 
 /// Runs a command, which succeeds, and returns what it prints.
-fn run(device: &Device, arguments: &[&str]) -> String {
+pub(crate) fn run(device: &Device, arguments: &[&str]) -> String {
     let output = device.run(arguments);
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{arguments:?}: {stderr}\n{}", device.log());
@@ -39,7 +39,7 @@ fn run(device: &Device, arguments: &[&str]) -> String {
 }
 
 /// Has the operator of the MIS certify what the device asks for, and installs it.
-fn enroll_by_hand(world: &World, name: &str, id: &str, lifetime: Duration) -> String {
+pub(crate) fn enroll_by_hand(world: &World, name: &str, id: &str, lifetime: Duration) -> String {
     let csr = run(&world.device, &["csr", "--identity", name, "--spiffe-id", id]);
     let minted = world.mis.mint(&MintSpec { ttl: lifetime, ..MintSpec::csr(csr) }).unwrap();
     assert_eq!(minted.spiffe_id, id);

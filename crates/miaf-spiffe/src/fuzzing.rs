@@ -66,7 +66,8 @@ pub fn svid(data: &[u8]) -> bool {
     let key = leaf.as_ref().map(|(_, leaf)| leaf.public_key().raw).unwrap_or_default();
     let domain = trust_domain();
     let (name, algorithms) = (NameKind::Device, Algorithms::MiafV0);
-    let of_v0 = Expectation { trust_domain: &domain, name, algorithms, spiffe_id: None, spki_der: key };
+    let of_v0 =
+        Expectation { trust_domain: &domain, name, algorithms, wfm: None, spiffe_id: None, spki_der: key };
     let released =
         Expectation { name: NameKind::WfmClient, algorithms: Algorithms::Released, ..of_v0.clone() };
     let now = Timestamp::from_millis(NOW * 1000);

@@ -60,6 +60,17 @@ impl SpiffeId {
         Self::parse(&format!("{SCHEME}{trust_domain}{WFM_PATH}{wfm_id}"))
     }
 
+    /// The SPIFFE ID of a client of this WFM, `<this>/client/<wfm-client-id>` (margo-now N2).
+    ///
+    /// # Errors
+    /// [`SpiffeIdError`] when `client_id` is not exactly one segment of a path.
+    pub fn client_of_wfm(&self, client_id: &str) -> Result<Self, SpiffeIdError> {
+        if client_id.contains('/') {
+            return Err(SpiffeIdError::PathCharacter);
+        }
+        Self::parse(&format!("{self}{CLIENT_PATH}{client_id}"))
+    }
+
     /// The name that the path has under a Margo profile (miaf-v0 E4, margo-now N2). `None`: it has
     /// the form of none of them.
     #[must_use]
@@ -283,6 +294,16 @@ mod tests {
         assert_eq!(id.trust_domain().as_str(), "factory.example");
         assert_eq!(id.margo_name(), Some(MargoName::Device { uuid: "123e4567-e89b-42d3-a456-426614174000" }));
         assert!(id.device_uuid_is_v4());
+    }
+
+    #[test]
+    fn client_of_a_wfm_is_one_segment_below_it() {
+        let wfm = SpiffeId::parse("spiffe://factory.example/margo/wfm/wfm-1").unwrap();
+        let client = wfm.client_of_wfm("line-7").unwrap();
+        assert_eq!(client.wfm_of_client(), Some(wfm.clone()));
+        for bad in ["", "a/b", "..", "a~b", "%41"] {
+            assert!(wfm.client_of_wfm(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

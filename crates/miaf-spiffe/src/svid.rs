@@ -46,6 +46,9 @@ pub struct Expectation<'a> {
     pub name: NameKind,
     /// The algorithms that its key, and the signatures on the chain, may have.
     pub algorithms: Algorithms,
+    /// The WFM whose client the name must be, where the way of enrollment is bound to one (miaf-v0
+    /// W4).
+    pub wfm: Option<&'a SpiffeId>,
     /// The current identity, at renewal (miaf-v0 R3), or the one that the configuration demands.
     /// At an enrollment of any: none.
     pub spiffe_id: Option<&'a SpiffeId>,
@@ -360,6 +363,9 @@ fn identity(leaf: &X509Certificate<'_>, expected: &Expectation<'_>) -> Result<Sp
     }
     if !expected.name.includes(&id) {
         return Err(SvidError::OtherKindOfName { got: id, want: expected.name });
+    }
+    if let Some(want) = expected.wfm.filter(|want| id.wfm_of_client().as_ref() != Some(*want)) {
+        return Err(SvidError::OtherWfm { got: id, want: want.clone() });
     }
     if let Some(want) = expected.spiffe_id.filter(|want| **want != id) {
         return Err(SvidError::OtherIdentity { got: id, want: want.clone() });

@@ -110,6 +110,14 @@ pub enum SvidError {
         /// The kind of this identity's name.
         want: NameKind,
     },
+    /// A client of another WFM than the configured one (miaf-v0 W4).
+    #[error("the certificate names {got}, which is not a WFM Client of {want}")]
+    OtherWfm {
+        /// What was found.
+        got: SpiffeId,
+        /// The SPIFFE ID of the WFM.
+        want: SpiffeId,
+    },
     /// Another identity than the current one, or than the configured one.
     #[error("the new certificate names {got}, but this identity is {want}")]
     OtherIdentity {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::json;
 use url::Url;
 
-use crate::issuer::discovery::{FACTORY_CERT_MTLS, X509_SVID_V1};
+use crate::issuer::discovery::{FACTORY_CERT_MTLS, WFM_CLIENT_BINDING, X509_SVID_V1};
 use crate::issuer::{CertificateRequest, IssuerError};
 use miaf_spiffe::json::{self, AtMost, Object};
 use miaf_spiffe::svid::Chain;
@@ -28,6 +28,16 @@ pub(super) fn enrollment(csr: &CertificateRequest) -> String {
         "svidProfileUri": X509_SVID_V1,
         "svidRequest": { "csr": BASE64.encode(&csr.0) },
         "bootstrapCredential": { "method": FACTORY_CERT_MTLS },
+    })
+    .to_string()
+}
+
+/// Body of the enrollment of a WFM Client (miaf-v0 W3).
+pub(super) fn with_assertion(csr: &CertificateRequest, assertion: &str) -> String {
+    json!({
+        "svidProfileUri": X509_SVID_V1,
+        "svidRequest": { "csr": BASE64.encode(&csr.0) },
+        "bootstrapCredential": { "method": WFM_CLIENT_BINDING, "proof": { "bindingAssertion": assertion } },
     })
     .to_string()
 }
@@ -86,6 +96,15 @@ mod tests {
                 "bootstrapCredential": { "method": "urn:margo:bootstrap:factory-cert-mtls:v1" },
             })
         );
+        let binding: Value = serde_json::from_str(&with_assertion(&csr, "a.b.c")).unwrap();
+        assert_eq!(
+            binding["bootstrapCredential"],
+            json!({
+                "method": "urn:margo:bootstrap:wfm-client-binding:v1",
+                "proof": { "bindingAssertion": "a.b.c" },
+            })
+        );
+        assert_eq!(binding.as_object().unwrap().len(), 3);
         let renewal: Value = serde_json::from_str(&renewal(&csr)).unwrap();
         let profile = "https://margo.org/profiles/spiffe/x509-svid/v1";
         assert_eq!(renewal, json!({ "svidProfileUri": profile, "svidRequest": { "csr": "+/8=" } }));

@@ -12,7 +12,7 @@ pub(super) use problem::margo_code;
 use url::Url;
 
 use super::{CertificateRequest, Discovery, IssuerError};
-use crate::transport::{ClientIdentity, Response, Transport};
+use crate::transport::{ClientIdentity, Response, ServerAuth, Transport};
 use miaf_spiffe::SpiffeId;
 use miaf_spiffe::svid::Chain;
 
@@ -37,6 +37,18 @@ pub(super) async fn renew(
     issue(transport, discovery.miaf_v0()?.renewal_uri(id), enrollment::renewal(csr), svid).await
 }
 
+/// Enrolls a WFM Client as the device, with an assertion of its WFM (miaf-v0 W3).
+pub(super) async fn enroll_with_assertion(
+    transport: &Transport,
+    discovery: &Discovery,
+    csr: &CertificateRequest,
+    assertion: &str,
+    device: ClientIdentity,
+) -> Result<Chain, IssuerError> {
+    let body = enrollment::with_assertion(csr, assertion);
+    issue(transport, discovery.miaf_v0()?.identities_uri(), body, device).await
+}
+
 async fn issue(
     transport: &Transport,
     url: Url,
@@ -44,7 +56,7 @@ async fn issue(
     client: ClientIdentity,
 ) -> Result<Chain, IssuerError> {
     let limit = enrollment::MAX_RESPONSE;
-    let response = transport.post_json(&url, body, client, limit).await?;
+    let response = transport.post_json(&url, body, client, ServerAuth::Provisioned, limit).await?;
     match response.status {
         200 | 201 => enrollment::read_response(&url, response.into_json(&url, limit)?.as_bytes()),
         _ => Err(error_response(response, &url)),

@@ -110,7 +110,9 @@ fn meet_as(
         Arc::new(CertifiedKey::new(vec![leaf.certificate, factory.der().clone()], key))
     });
     let observation = Arc::new(HandshakeObservation::default());
-    let config = Arc::new(client(Arc::new(trust), identity, observation.clone()).unwrap());
+    let config = Arc::new(
+        client(provisioned(Arc::new(trust), observation.clone()), identity, observation.clone()).unwrap(),
+    );
     let mut client = ClientConnection::new(config, name.to_owned().try_into().unwrap()).unwrap();
     let mut chain = vec![server.certificate.clone()];
     chain.extend(others.iter().map(|&certificate| certificate.clone()));
@@ -407,7 +409,8 @@ fn neither_early_data_nor_a_resumed_session_is_offered() {
     const EARLY_DATA: u16 = 42;
     let cast = Cast::new();
     let observation = Arc::new(HandshakeObservation::default());
-    let config = client(Arc::new(ca_file(&[&cast.root])), None, observation).unwrap();
+    let verifier = provisioned(Arc::new(ca_file(&[&cast.root])), observation.clone());
+    let config = client(verifier, None, observation).unwrap();
     assert!(!config.enable_early_data);
     let config = Arc::new(config);
     let mut server_config =
@@ -604,8 +607,8 @@ fn handshake(
     let root = authority("root");
     let server = Server::by(&root);
     let observation = Arc::new(HandshakeObservation::default());
-    let config =
-        Arc::new(client(Arc::new(ca_file(&[&root])), identity.map(Arc::new), observation.clone()).unwrap());
+    let of_servers = provisioned(Arc::new(ca_file(&[&root])), observation.clone());
+    let config = Arc::new(client(of_servers, identity.map(Arc::new), observation.clone()).unwrap());
     let mut client = ClientConnection::new(config, "mis.example".try_into().unwrap()).unwrap();
     let builder = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_protocol_versions(&[&TLS13])

@@ -147,7 +147,7 @@ fn expectation<'a>(
     spiffe_id: Option<&'a SpiffeId>,
     spki_der: &'a [u8],
 ) -> Expectation<'a> {
-    Expectation { trust_domain, name, algorithms, spiffe_id, spki_der }
+    Expectation { trust_domain, name, algorithms, wfm: None, spiffe_id, spki_der }
 }
 
 type Case<Outcome> = (&'static str, fn(&mut Response), Outcome);

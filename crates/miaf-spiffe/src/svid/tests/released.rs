@@ -266,6 +266,29 @@ fn other_algorithms_are_refused_also_under_released_rules() {
 }
 
 #[test]
+fn wfm_client_svid_of_another_wfm_is_refused() {
+    let domain = domain();
+    let response = minted();
+    let chain = Chain::from_pem(&response.pems()).unwrap();
+    let bundle = bundle_of(&response.issuers.last().map(self_signed).into_iter().collect::<Vec<_>>());
+    for (wfm, is_its) in [
+        ("spiffe://factory.example/margo/wfm/wfm-1", true),
+        ("spiffe://factory.example/margo/wfm/wfm-2", false),
+        ("spiffe://factory.example/margo/wfm/wfm", false),
+        ("spiffe://factory.example/margo/wfm/wfm-11", false),
+        ("spiffe://factory.example/margo/wfm/WFM-1", false),
+        ("spiffe://factory.example/margo/wfm/wfm-1/client/dev-1", false),
+    ] {
+        let want = id(wfm);
+        let expected = expectation(&domain, response.rules, None, &response.leaf.key.spki);
+        let expected = Expectation { wfm: Some(&want), ..expected };
+        let validated = validate(&chain, &expected, &bundle, response.now).map(|_| ());
+        let outcome = if is_its { Ok(()) } else { Err(R::OtherWfm { got: id(CLIENT_ID), want }) };
+        assert_eq!(validated, outcome, "{wfm}");
+    }
+}
+
+#[test]
 fn wfm_client_svid_with_another_name_is_refused() {
     const WFM: &str = "spiffe://factory.example/margo/wfm/wfm-1";
     const NO_CLIENT: &str = "spiffe://factory.example/margo/wfm/wfm-1/client";
