@@ -65,10 +65,9 @@ impl Executor {
             Scope::Configured => others.for_each(|name| retire_removed(name, &config, &store)),
             Scope::Stored => configs.extend(others.cloned().map(IdentityConfig::stored)),
         }
-        let identities = configs
-            .into_iter()
-            .enumerate()
-            .map(|(nth, identity)| restore_identity(IdentityIndex(nth), identity, &config, &store, &keys));
+        let identities = configs.into_iter().enumerate().map(|(nth, identity)| {
+            restore_identity(IdentityIndex(nth), identity, &config, &store, &keys, scope)
+        });
         let mut identities = identities.collect::<Result<Vec<_>, _>>()?;
         let bundle = cached(&store).and_then(|record| read_bundle(record, discovery.as_ref(), &identities));
         if let Some(cached) = &bundle {
@@ -203,10 +202,13 @@ fn restore_identity(
     config: &Config,
     store: &Store,
     keys: &Providers,
+    scope: Scope,
 ) -> Result<Identity, StoreError> {
     let store = &store.of(&identity_config.name);
+    // What is only served is served as it was stored: the way to it may have been misread.
+    let allowed = (scope == Scope::Configured).then_some(&identity_config);
     let open = |record: &str| open_key(record, keys, config.key.require);
-    let read_identity = |record: &state::StoredIdentity| read_identity(record, &identity_config, open);
+    let read_identity = |record: &state::StoredIdentity| read_identity(record, allowed, open);
     let current = store.load()?.and_then(|record| match read_identity(&record) {
         Ok(identity) => Some((identity, record)),
         Err(why) => {
@@ -270,28 +272,30 @@ fn open_key(record: &str, keys: &Providers, require: Option<KeyFloor>) -> Result
     open().map_err(|e: KeyError| e.with_hint().to_string())
 }
 
+/// Reads a stored identity. `config` says which SPIFFE IDs it may have.
 fn read_identity(
     record: &state::StoredIdentity,
-    config: &IdentityConfig,
+    config: Option<&IdentityConfig>,
     open: impl Fn(&str) -> Result<Arc<dyn Key>, String>,
 ) -> Result<publish::SvidAndKey, String> {
     let svid = X509Svid::from_stored(record.chain.clone()).map_err(|e| e.to_string())?;
     let id = svid.spiffe_id();
     // A later configuration may say something else under the same name (N2).
-    if !config.enroll.name_kind().includes(id) {
+    if let Some(config) = config.filter(|config| !config.enroll.name_kind().includes(id)) {
         let way = config.enroll.as_str();
-        return Err(format!("{id} is no name for an identity with enroll = \"{way}\""));
+        return Err(format!("{id} is not a SPIFFE ID to which enroll = \"{way}\" leads"));
     }
-    if let Enrollment::WfmBinding(wfm) = &config.enroll
+    if let Some(Enrollment::WfmBinding(wfm)) = config.map(|config| &config.enroll)
         && !wfm.has_client(id)
     {
         let wfm_id = &wfm.wfm_id;
         return Err(format!(
-            "it is {id}, and the configuration asks for another client, of the WFM \"{wfm_id}\""
+            "its SPIFFE ID is {id}, and the configuration allows another client only, of the WFM \"{wfm_id}\""
         ));
     }
-    if let Some(guard) = config.spiffe_id.as_ref().filter(|guard| *guard != id) {
-        return Err(format!("it is {id}, and the configuration asks for {guard}"));
+    let guard = config.and_then(|config| config.spiffe_id.as_ref());
+    if let Some(guard) = guard.filter(|guard| *guard != id) {
+        return Err(format!("its SPIFFE ID is {id}, and the configuration allows {guard} only"));
     }
     let key = open(&record.key)?;
     let leaf = svid.chain().certificates().first().and_then(|leaf| EndEntityCert::try_from(leaf).ok());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use toml::Spanned;
@@ -166,70 +166,74 @@ impl Reader<'_> {
         users: Arc<[String]>,
     ) -> Result<Vec<IdentityConfig>, ConfigError> {
         let entries = &raw.identity.0;
-        let Some(first) = entries.first() else {
+        if entries.is_empty() {
             if let Some(floor) =
                 raw.key.require.as_ref().filter(|floor| !floor.get_ref().admits(key.provider))
             {
-                let what = format!("it rules out provider = \"{}\" of the device", key.provider.as_str());
+                let what = format!("it rules out provider = \"{}\" under [key]", key.provider.as_str());
                 let hint = "Set provider = \"tpm\" under [key], or remove require";
                 return Err(self.wrong(&floor.span(), "key.require", what).with_hint_text(hint));
             }
             return Ok(vec![IdentityConfig::device(key, users)]);
-        };
-        if let Some(beyond) = entries.get(MAX_IDENTITIES) {
-            let what = format!("there are {} identities; {MAX_IDENTITIES} are allowed", entries.len());
-            return Err(self.wrong(&beyond.span(), "identity", what));
         }
+        if let Some(beyond) = entries.get(MAX_IDENTITIES) {
+            let what =
+                format!("there are {} identities; at most {MAX_IDENTITIES} are allowed", entries.len());
+            let hint = "Remove those that no program on this device uses";
+            return Err(self.wrong(&beyond.span(), "identity", what).with_hint_text(hint));
+        }
+        self.check_names(entries)?;
         let mut identities: Vec<IdentityConfig> = Vec::with_capacity(entries.len());
         for (nth, entry) in entries.iter().enumerate() {
             let default_users = if nth == 0 { users.clone() } else { Arc::default() };
             identities.push(self.identity(entry, key, default_users)?);
         }
-        self.check_names(entries, &identities)?;
         let is_device = |identity: &&IdentityConfig| identity.enroll == Enrollment::FactoryCert;
         let mut devices = identities.iter().zip(entries).filter(|(identity, _)| is_device(identity));
         let device = devices.next();
         if let Some((_, entry)) = devices.next() {
             let what =
-                "a second identity enrolls with the factory certificate, by which the MIS knows one device";
-            return Err(self.wrong(&entry.span(), "identity.enroll", what));
+                "a second identity has \"factory-cert\", and a factory certificate stands for one device";
+            let hint = "Choose another way for one of them: \"manual\", \"installed\" or \"wfm-binding\"";
+            return Err(self.wrong(&entry.span(), "identity.enroll", what).with_hint_text(hint));
         }
         if device.is_some() {
             return Ok(identities);
         }
         if let Some(bootstrap) = &raw.bootstrap {
             // Or adding a WFM Client would retire the device.
-            let what = "no [[identity]] enrolls with this factory certificate";
+            let what = "no [[identity]] has enroll = \"factory-cert\", so nothing would use this factory certificate, and \
+                        the identity \"device\" would be retired";
             let hint = "Add [[identity]] with name = \"device\" and enroll = \"factory-cert\", before the others; \
                         or remove [bootstrap]";
             return Err(self.wrong(&bootstrap.span(), "bootstrap", what).with_hint_text(hint));
         }
-        let binding = identities.iter().find(|identity| matches!(identity.enroll, Enrollment::WfmBinding(_)));
-        if binding.is_some() {
-            let what = "wfm-binding needs the identity of the device, and no [[identity]] is one";
+        let is_binding = |identity: &IdentityConfig| matches!(identity.enroll, Enrollment::WfmBinding(_));
+        if let Some((_, binding)) = identities.iter().zip(entries).find(|(identity, _)| is_binding(identity))
+        {
+            let what =
+                "\"wfm-binding\" needs the identity of the device, and no [[identity]] has \"factory-cert\"";
             let hint =
                 "Add [[identity]] with name = \"device\" and enroll = \"factory-cert\", and [bootstrap]";
-            return Err(self.wrong(&first.span(), "identity.enroll", what).with_hint_text(hint));
+            return Err(self.wrong(&binding.span(), "identity.enroll", what).with_hint_text(hint));
         }
         Ok(identities)
     }
 
-    fn check_names(
-        &self,
-        entries: &[Spanned<raw::Identity>],
-        identities: &[IdentityConfig],
-    ) -> Result<(), ConfigError> {
-        let mut names = BTreeSet::new();
-        for (identity, entry) in identities.iter().zip(entries) {
-            if !names.insert(&identity.name) {
-                let what = format!("there are two identities of the name \"{}\"", identity.name);
-                return Err(self.wrong(&entry.span(), "identity.name", what));
+    fn check_names(&self, entries: &[Spanned<raw::Identity>]) -> Result<(), ConfigError> {
+        let mut known = BTreeSet::new();
+        for name in entries.iter().filter_map(|entry| entry.get_ref().name.as_ref()) {
+            if !known.insert(name.get_ref()) {
+                let what = format!("another [[identity]] of this file has the name {:?}", name.get_ref());
+                let hint = "Give each identity a name of its own";
+                return Err(self.wrong(&name.span(), "identity.name", what).with_hint_text(hint));
             }
         }
         Ok(())
     }
 
-    fn identity(
+    /// Validates one `[[identity]]`.
+    pub(super) fn identity(
         &self,
         entry: &Spanned<raw::Identity>,
         key: &KeyConfig,
@@ -239,10 +243,14 @@ impl Reader<'_> {
         let missing = |key, hint: &str| {
             self.wrong(&entry.span(), key, "it is missing in this [[identity]]").with_hint_text(hint)
         };
-        let name =
-            raw.name.as_ref().ok_or_else(|| missing("identity.name", "Add name = \"wfm-client\", say"))?;
-        let parsed = IdentityName::parse(name.get_ref())
-            .map_err(|why| self.wrong(&name.span(), "identity.name", why.to_string()))?;
+        let name = raw
+            .name
+            .as_ref()
+            .ok_or_else(|| missing("identity.name", "Add a name, such as name = \"wfm-client\""))?;
+        let parsed = IdentityName::parse(name.get_ref()).map_err(|why| {
+            let hint = "Choose a name such as \"wfm-client\"";
+            self.wrong(&name.span(), "identity.name", why.to_string()).with_hint_text(hint)
+        })?;
         let enroll = self.enrollment(raw, &entry.span())?;
         let users = match &raw.users {
             Some(_) => self.users("identity.users", raw.users.as_deref())?,
@@ -267,15 +275,15 @@ impl Reader<'_> {
             self.wrong(span, key, "it is missing in this [[identity]]").with_hint_text(hint)
         };
         let way = raw.enroll.ok_or_else(|| {
-            let ways = "Write enroll = \"factory-cert\", \"manual\", \"installed\" or \"wfm-binding\"";
+            let ways = "Set enroll to \"factory-cert\", \"manual\", \"installed\" or \"wfm-binding\"";
             missing("identity.enroll", ways)
         })?;
         let foreign = |key, span: Range<usize>, way: &str| {
-            let what = format!("it belongs to enroll = {way} only");
+            let what = format!("it is only allowed with enroll = {way}");
             Err(self.wrong(&span, key, what).with_hint_text("Remove it, or correct enroll"))
         };
         if let Some(file) = raw.svid_file.as_ref().filter(|_| !matches!(way, Way::Manual | Way::Installed)) {
-            return foreign("identity.svid_file", file.span(), "\"manual\" and \"installed\"");
+            return foreign("identity.svid_file", file.span(), "\"manual\" or \"installed\"");
         }
         if let Some(file) = raw.key_file.as_ref().filter(|_| way != Way::Installed) {
             return foreign("identity.key_file", file.span(), "\"installed\"");
@@ -289,12 +297,12 @@ impl Reader<'_> {
             Way::Manual => Enrollment::Manual { svid_file },
             Way::Installed => {
                 let key = raw.key_file.as_ref().ok_or_else(|| {
-                    missing("identity.key_file", "Add key_file = \"file:PATH\", or \"credential:NAME\"")
+                    missing("identity.key_file", "Add key_file = \"PATH\", or \"credential:NAME\"")
                 })?;
                 Enrollment::Installed {
                     svid_file: svid_file
                         .ok_or_else(|| missing("identity.svid_file", "Add svid_file = \"PATH\""))?,
-                    key: self.secret("identity.key_file", key)?,
+                    key: self.installed_key(key)?,
                 }
             }
             Way::WfmBinding => {
@@ -304,6 +312,21 @@ impl Reader<'_> {
                 Enrollment::WfmBinding(self.wfm(wfm)?)
             }
         })
+    }
+
+    /// Validates `PATH`, `file:PATH` or `credential:NAME`.
+    fn installed_key(&self, text: &Spanned<String>) -> Result<Secret, ConfigError> {
+        let value = text.get_ref();
+        if value.is_empty() || value.starts_with("tpm:") {
+            let what = "it names neither a file nor a credential: an installed key is a software key";
+            return Err(self
+                .wrong(&text.span(), "identity.key_file", what)
+                .with_hint_text("Write \"PATH\", or \"credential:NAME\""));
+        }
+        if value.starts_with("file:") || value.starts_with("credential:") {
+            return self.secret("identity.key_file", text);
+        }
+        Ok(Secret::File(self.path(Path::new(value))))
     }
 
     fn wfm(&self, section: &Spanned<raw::Wfm>) -> Result<WfmConfig, ConfigError> {
@@ -320,12 +343,15 @@ impl Reader<'_> {
             if is_one && SpiffeId::parse(&probe).is_ok() {
                 return Ok(id.get_ref().clone());
             }
-            let what = "it has to be letters, digits, '.', '-' and '_', and neither \".\" nor \"..\"";
-            Err(self.wrong(&id.span(), key, what))
+            let what = "it is not one segment of a SPIFFE ID: 1 to 255 letters, digits, '.', '-' and '_', and neither \
+                        \".\" nor \"..\"";
+            let hint = "Write it as the operator of the WFM names it, such as \"wfm-1\"";
+            Err(self.wrong(&id.span(), key, what).with_hint_text(hint))
         };
         let url_read = self.https_url("identity.wfm.url", url)?;
         if url_read.query().is_some() || url_read.fragment().is_some() {
-            return Err(self.wrong(&url.span(), "identity.wfm.url", "it must have no query and no fragment"));
+            let error = self.wrong(&url.span(), "identity.wfm.url", "it has a query or a fragment");
+            return Err(error.with_hint_text("Write the base URL alone: /api/v1/onboarding is appended"));
         }
         Ok(WfmConfig {
             url: url_read,
@@ -341,13 +367,17 @@ impl Reader<'_> {
     fn guard(&self, id: &Spanned<String>, enroll: &Enrollment) -> Result<SpiffeId, ConfigError> {
         let wrong = |what: String| self.wrong(&id.span(), "identity.spiffe_id", what);
         let parsed =
-            SpiffeId::parse(id.get_ref()).map_err(|why| wrong(format!("it is no SPIFFE ID: {why}")))?;
+            SpiffeId::parse(id.get_ref()).map_err(|why| wrong(format!("it is not a SPIFFE ID: {why}")))?;
         if !enroll.name_kind().includes(&parsed) {
-            let form = match enroll.name_kind() {
-                NameKind::Device => "spiffe://<trust domain>/margo/device/<lowercase uuid>",
-                NameKind::WfmClient => "spiffe://<trust domain>/margo/wfm/<wfm-id>/client/<client-id>",
+            let (kind, form) = match enroll.name_kind() {
+                NameKind::Device => ("a device", "spiffe://<trust domain>/margo/device/<lowercase uuid>"),
+                NameKind::WfmClient => {
+                    ("a WFM Client", "spiffe://<trust domain>/margo/wfm/<wfm-id>/client/<client-id>")
+                }
             };
-            return Err(wrong(format!("an identity with enroll = \"{}\" is named {form}", enroll.as_str())));
+            let way = enroll.as_str();
+            return Err(wrong(format!("it does not name {kind}, to which enroll = \"{way}\" leads"))
+                .with_hint_text(format!("Write {form}, or correct enroll")));
         }
         if let Enrollment::WfmBinding(wfm) = enroll
             && !wfm.has_client(&parsed)
@@ -370,17 +400,24 @@ impl Reader<'_> {
         if let Some(provider) = raw.key.provider.as_ref().filter(|_| is_installed)
             && *provider.get_ref() == ProviderKind::Tpm
         {
-            let what = "an installed key is a software key: it cannot be brought into the TPM";
-            let hint = "Remove it; or use enroll = \"manual\", where the key is created in the TPM";
+            let what = "an installed key is a software key: it is not moved into the TPM";
+            let hint = "Remove it; or set enroll = \"manual\": then the key is created in the TPM";
             return Err(self.wrong(&provider.span(), "identity.key.provider", what).with_hint_text(hint));
         }
         let configured = raw.key.provider.as_ref().map_or(key.provider, |provider| *provider.get_ref());
         let provider = if is_installed { ProviderKind::Software } else { configured };
         if key.require.is_some_and(|floor| !floor.admits(provider)) {
             let span = raw.key.provider.as_ref().map_or(entry.clone(), Spanned::span);
-            let what =
-                format!("key.require = \"tpm\" rules out its key, which is of \"{}\"", provider.as_str());
-            let hint = "Use provider = \"tpm\" (and another way than \"installed\"), or remove key.require";
+            let what = if is_installed {
+                "key.require = \"tpm\" rules out an installed key, which is a software key".to_owned()
+            } else {
+                format!("key.require = \"tpm\" rules out provider = \"{}\"", provider.as_str())
+            };
+            let hint = if is_installed {
+                "Set enroll = \"manual\", where the key is created in the TPM; or remove require under [key]"
+            } else {
+                "Set provider = \"tpm\" under [identity.key]; or remove require under [key]"
+            };
             return Err(self.wrong(&span, "identity.key.provider", what).with_hint_text(hint));
         }
         Ok(IdentityKey { provider, rotate: raw.key.rotate.unwrap_or(key.rotate) })
@@ -394,8 +431,9 @@ impl Reader<'_> {
         if name.len() <= 255 && has_type && name.bytes().all(is_allowed) {
             return Ok(name.clone());
         }
-        let what = "it is not the name of a unit, such as \"wfm-client.service\"";
-        Err(self.wrong(&unit.span(), "identity.notify", what))
+        let what = "it is not the name of a service or target of systemd";
+        let hint = "Write the whole name, such as \"wfm-client.service\"";
+        Err(self.wrong(&unit.span(), "identity.notify", what).with_hint_text(hint))
     }
 
     /// Checks guards against `mis.trust_domain`.
@@ -410,8 +448,9 @@ impl Reader<'_> {
             let (Some(id), Some(domain)) = (&identity.spiffe_id, domain) else { continue };
             if id.trust_domain() != domain {
                 let span = entry.get_ref().spiffe_id.as_ref().map_or(entry.span(), Spanned::span);
-                let what = format!("it is not in the trust domain of the configuration, \"{domain}\"");
-                return Err(self.wrong(&span, "identity.spiffe_id", what));
+                let what = format!("it is not in the trust domain \"{domain}\", which mis.trust_domain sets");
+                let hint = "Correct the one of the two that is wrong";
+                return Err(self.wrong(&span, "identity.spiffe_id", what).with_hint_text(hint));
             }
         }
         Ok(())

@@ -5,6 +5,7 @@
 //! is found out when it is used: a device with a missing factory certificate still starts and
 //! serves its current identity.
 
+mod directories;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod identity;
@@ -30,6 +31,7 @@ pub use self::identity::{Enrollment, IdentityConfig, IdentityKey, WfmConfig};
 pub use self::salvage::Salvaged;
 pub use self::sources::drop_in_directory;
 
+use self::directories::Directories;
 use self::reader::Reader;
 use self::sources::Sources;
 use crate::hint::Hint;
@@ -395,7 +397,7 @@ impl Config {
             (None, Some(given)) => given.to_owned(),
             (None, None) => PathBuf::from(DEFAULT_STATE_DIR),
         };
-        let files_dir = raw.files.dir.as_ref().map_or_else(|| state_dir.join("svid"), |dir| reader.path(dir));
+        let directories = Directories::of(&raw.files, &state_dir, &reader);
         let (retry_base, retry_cap) = reader.retry(&raw.retry)?;
         let staleness = reader.staleness(&raw.bundle)?;
         let [agent_socket, sign_socket, admin_socket] =
@@ -406,6 +408,7 @@ impl Config {
         let mis = raw.mis.as_ref().map(|mis| reader.mis(mis)).transpose()?;
         let trust_domain = mis.as_ref().and_then(|mis| mis.trust_domain.as_ref());
         reader.check_guards(&raw, &identities, trust_domain)?;
+        reader.check_directories(&raw.files, &directories, &state_dir, &identities)?;
         Ok(Self {
             mis,
             bootstrap: raw.bootstrap.map(|bootstrap| reader.bootstrap(&bootstrap)).transpose()?,
@@ -417,11 +420,11 @@ impl Config {
             bundle_refresh: reader.bundle_refresh(&raw.bundle, staleness)?,
             staleness,
             files: FilesConfig {
-                is_own: is_below(&files_dir, &state_dir),
-                dir: files_dir,
+                is_own: is_below(&directories.files, &state_dir),
+                dir: directories.files,
                 group: raw.files.group,
                 key_group: raw.files.key_group,
-                software_key_dir: raw.files.software_key_dir.map(|dir| reader.path(&dir)),
+                software_key_dir: directories.software_keys,
             },
             socket: SocketConfig {
                 sign_path: sign_socket,

@@ -94,18 +94,22 @@ pub(super) enum Method {
 #[serde(transparent)]
 pub(super) struct Identities(pub(super) Vec<Spanned<Identity>>);
 
-/// An entry is laid over the one of its name in an earlier file; a new name is added at the end.
+/// An entry is laid over the one of its name in an earlier file; a new name is added at the end. A
+/// name that one file has twice stays there twice, so that validation finds it.
 impl Overlay for Identities {
     fn overlay(&mut self, later: Self) {
         let named =
             |entry: &Spanned<Identity>| entry.get_ref().name.as_ref().map(|name| name.get_ref().clone());
-        let known = self.0.len();
+        let mut earlier: Vec<_> = self.0.iter().map(&named).collect();
         for entry in later.0 {
             let name = named(&entry);
-            let earlier =
-                self.0.iter_mut().take(known).find(|earlier| name.is_some() && named(earlier) == name);
-            match earlier {
-                Some(earlier) => earlier.get_mut().overlay(entry.into_inner()),
+            let known =
+                earlier.iter_mut().zip(&mut self.0).find(|(known, _)| name.is_some() && **known == name);
+            match known {
+                Some((known, entry_before)) => {
+                    entry_before.get_mut().overlay(entry.into_inner());
+                    *known = None;
+                }
                 None => self.0.push(entry),
             }
         }
@@ -154,7 +158,12 @@ table!(Retry { base: Spanned<String>, cap: Spanned<String> });
 
 table!(Bundle { refresh: Spanned<String>, max_age: Spanned<String>, when_stale: WhenStale });
 
-table!(Files { dir: PathBuf, group: String, key_group: String, software_key_dir: PathBuf });
+table!(Files {
+    dir: Spanned<PathBuf>,
+    group: String,
+    key_group: String,
+    software_key_dir: Spanned<PathBuf>,
+});
 
 table!(Socket {
     path: Spanned<PathBuf>,

@@ -1,21 +1,25 @@
-//! Salvage of a configuration that cannot be used: the locations of state and sockets, so that the
-//! current identity is served and the commands find the agent.
+//! Salvage of a configuration that cannot be used: the locations of state and sockets, and the names
+//! of the identities in their order, so that the current identities are served and the commands find
+//! the agent.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 
-use super::sources::{Readable, ReadableText};
-use super::{Config, ConfigError};
+use super::reader::Reader;
+use super::sources::{Readable, ReadableText, Sources};
+use super::{Config, ConfigError, IdentityConfig, KeyConfig};
+use miaf_client::api::IdentityName;
 
 /// The keys that are salvaged, by table; those of the file itself first. None of them leads outside
 /// of this device.
 const KEYS: [(&str, &[&str]); 7] = [
     ("", &["state_dir"]),
     ("bundle", &["max_age", "when_stale"]),
-    ("key", &["provider", "tcti"]),
+    ("key", &["provider", "tcti", "require"]),
     (
         "socket",
         &[
@@ -36,6 +40,17 @@ const KEYS: [(&str, &[&str]); 7] = [
 /// Keys that grant the use of a private key. They are not guessed from a part of the configuration,
 /// for the other part may revoke them. Without them only the agent's own user has access.
 const GRANTS: [Name; 2] = [("socket", "sign_group"), ("workload_api", "key_users")];
+
+/// The keys of an `[[identity]]` that are salvaged: its name, the way to it, and who may have its
+/// software key. Without the others the way could not be read.
+const IDENTITY_KEYS: [(&str, &[&str]); 3] = [
+    ("", &["name", "enroll", "svid_file", "key_file", "users"]),
+    ("key", &["provider"]),
+    ("wfm", &["url", "id", "client_handle"]),
+];
+
+/// A restriction. It may contradict other keys, so it is salvaged apart from them.
+const REQUIRE: Name = ("key", "require");
 
 /// Salvaged part of a configuration that is refused.
 #[derive(Clone, Debug)]
@@ -65,11 +80,13 @@ impl Config {
         let Readable { texts, mut is_whole } = readable;
         let mut found = BTreeMap::new();
         let mut is_state_known = true;
+        let mut identities = Identities::default();
         for ReadableText { mut text, state_dir_lines } in texts {
             let mut is_state_dir_read = false;
             is_whole &= leave_out_errors(&mut text) == 0;
             let (table, _errors) = DeTable::parse_recoverable(&text);
-            for (name, value) in values(table.get_ref()) {
+            identities.overlay(table.get_ref());
+            for (name, value) in values(&KEYS, table.get_ref()) {
                 let is_good =
                     |value: &String| Self::parse(&document([(name, value)]), file, state_directory).is_ok();
                 match value.filter(is_good) {
@@ -90,17 +107,111 @@ impl Config {
         if !is_whole {
             found.retain(|name, _| !GRANTS.contains(name));
         }
+        let require = found.remove(&REQUIRE);
         let whole = document(found.iter().map(|(name, value)| (*name, value)));
-        let (config, is_state_known) = match Self::parse(&whole, file, state_directory) {
+        let (mut config, is_state_known) = match Self::parse(&whole, file, state_directory) {
             Ok(config) => (config, is_state_known),
             Err(_) => {
                 (Self::parse("", file, state_directory)?, is_state_known && !found.contains_key(&STATE_DIR))
             }
         };
+        identities.is_complete &= is_whole;
+        config.identities = identities.read(&config, file);
+        if let Some(require) = require {
+            config.key.require =
+                Self::parse(&document([(REQUIRE, &require)]), file, state_directory)?.key.require;
+        }
         Ok(Salvaged { config, is_state_known })
     }
 }
 
+/// `[[identity]]`, as far as it can be read.
+struct Identities {
+    /// In the order of the configuration: so the default identity stays the same.
+    named: Vec<(IdentityName, BTreeMap<Name, String>)>,
+    /// Whether none is missing, and all grants are known.
+    is_complete: bool,
+}
+
+impl Default for Identities {
+    fn default() -> Self {
+        Self { named: Vec::new(), is_complete: true }
+    }
+}
+
+impl Identities {
+    /// Overlays the entries of a later file, by name.
+    fn overlay(&mut self, file: &DeTable<'_>) {
+        let entries = match file.get("identity").map(|value| value.get_ref()) {
+            None => return,
+            Some(DeValue::Array(entries)) => entries.iter(),
+            Some(_) => return self.is_complete = false,
+        };
+        for entry in entries {
+            let DeValue::Table(entry) = entry.get_ref() else { return self.is_complete = false };
+            let name = match entry.get("name").map(|name| name.get_ref()) {
+                Some(DeValue::String(name)) => IdentityName::parse(name).ok(),
+                _ => None,
+            };
+            let Some(name) = name else {
+                self.is_complete = false;
+                continue;
+            };
+            let at = self.named.iter().position(|(known, _)| *known == name).unwrap_or(self.named.len());
+            if at == self.named.len() {
+                self.named.push((name, BTreeMap::new()));
+            }
+            let Some((_, known)) = self.named.get_mut(at) else { continue };
+            for (key, value) in values(&IDENTITY_KEYS, entry) {
+                match value {
+                    Some(value) => drop(known.insert(key, value)),
+                    None => self.is_complete &= key != USERS,
+                }
+            }
+        }
+    }
+
+    /// Reads them. `config` is what else was salvaged: it has the one identity of a configuration
+    /// without `[[identity]]`, with the users of the default identity.
+    fn read(self, config: &Config, file: &Path) -> Vec<IdentityConfig> {
+        let Self { named, mut is_complete } = self;
+        if named.is_empty() && is_complete {
+            return config.identities.clone();
+        }
+        let default_users = config.identities.first().map(|first| first.users.clone()).unwrap_or_default();
+        let mut identities = Vec::new();
+        if !is_complete && named.iter().all(|(name, _)| *name != IdentityName::DEVICE) {
+            // What is missing may have named it, and before the others.
+            identities.push(IdentityConfig::device(&config.key, default_users.clone()));
+        }
+        for (nth, (name, values)) in named.into_iter().enumerate() {
+            let read = read_identity(&values, &config.key, file);
+            let (is_read, has_users) = (read.is_some(), values.contains_key(&USERS));
+            let mut identity = read.unwrap_or_else(|| IdentityConfig::stored(name));
+            is_complete &= is_read || !has_users;
+            let is_default = nth == 0 && !has_users;
+            if is_default {
+                identity.users = default_users.clone();
+            }
+            identities.push(identity);
+        }
+        if !is_complete {
+            identities.iter_mut().for_each(|identity| identity.users = Arc::default());
+        }
+        identities
+    }
+}
+
+/// Reads one `[[identity]]`. `None`: its way cannot be read.
+fn read_identity(values: &BTreeMap<Name, String>, key: &KeyConfig, file: &Path) -> Option<IdentityConfig> {
+    let lines = document(values.iter().map(|(name, value)| (*name, value)));
+    let sources = Sources::one(file, &format!("[[identity]]\n{lines}"));
+    let raw = sources.parse().ok()?;
+    let reader = Reader { sources: &sources, directory: file.parent().unwrap_or(Path::new("")) };
+    reader.identity(raw.identity.0.first()?, key, Arc::default()).ok()
+}
+
+const USERS: Name = ("", "users");
 const STATE_DIR: Name = ("", "state_dir");
 
 /// Blanks the first few lines that are no TOML, and returns their number. The parser loses what
@@ -128,8 +239,11 @@ fn leave_out_errors(text: &mut String) -> usize {
 type Name = (&'static str, &'static str);
 
 /// Values of the salvaged keys; `None` for one of a wrong type.
-fn values<'a>(whole: &'a DeTable<'_>) -> impl Iterator<Item = (Name, Option<String>)> + 'a {
-    let keys = KEYS.into_iter().flat_map(|(table, keys)| keys.iter().map(move |key| (table, *key)));
+fn values<'a>(
+    keys: &'a [(&'static str, &'static [&'static str])],
+    whole: &'a DeTable<'_>,
+) -> impl Iterator<Item = (Name, Option<String>)> + 'a {
+    let keys = keys.iter().flat_map(|(table, keys)| keys.iter().map(move |key| (*table, *key)));
     keys.filter_map(move |(table, key)| {
         let within = match table {
             "" => whole,

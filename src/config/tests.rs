@@ -1,4 +1,8 @@
+use std::sync::Arc;
+
 use super::*;
+
+mod identities;
 
 const FILE: &str = "/etc/miaf-agent/config.toml";
 const FULL: &str = include_str!("../../tests/data/config-full.toml");
@@ -30,6 +34,33 @@ fn documented_file_is_parsed_with_every_key() {
     assert_eq!(bootstrap.intermediates_file.unwrap(), Path::new("/etc/miaf-agent/line.pem"));
     assert_eq!(bootstrap.key, FactoryKeyLocation::File("/etc/miaf-agent/factory.key".into()));
     assert_eq!(bootstrap.key_auth, Some(Secret::Credential("factory-key".into())));
+    let [device, client, gateway, bound] = &config.identities[..] else { panic!("{:?}", config.identities) };
+    assert_eq!((device.name.as_str(), &device.enroll), ("device", &Enrollment::FactoryCert));
+    assert_eq!(
+        device.spiffe_id.as_ref().unwrap().to_string(),
+        "spiffe://factory.example/margo/device/87f4893b-a029-42c1-8777-d214f7f76120"
+    );
+    assert_eq!(
+        client.enroll,
+        Enrollment::Manual { svid_file: Some("/etc/miaf-agent/wfm-client.pem".into()) }
+    );
+    assert_eq!((&*client.users, client.group.as_deref()), (&["wfm".to_owned()][..], Some("wfm")));
+    assert_eq!(
+        (client.key_group.as_deref(), client.notify.as_deref()),
+        (Some("wfm-key"), Some("wfm-client.service"))
+    );
+    assert_eq!(client.key, IdentityKey { provider: ProviderKind::Software, rotate: false });
+    assert!(client.publish_intermediates && !device.publish_intermediates);
+    let key = Secret::Credential("gateway.key".into());
+    assert_eq!(
+        gateway.enroll,
+        Enrollment::Installed { svid_file: "/etc/miaf-agent/gateway.pem".into(), key }
+    );
+    let Enrollment::WfmBinding(wfm) = &bound.enroll else { panic!("{bound:?}") };
+    assert_eq!(
+        (wfm.url.as_str(), wfm.client_handle.as_deref()),
+        ("https://wfm.factory.example/", Some("line-7"))
+    );
     assert_eq!(config.key.parent, ParentChoice::Persistent(0x8100_0001));
     assert_eq!(config.key.owner_auth, Some(Secret::Credential("tpm-owner".into())));
     assert_eq!(config.renewal_window, (0.4, 0.6));
@@ -468,7 +499,6 @@ fn files_below_the_state_directory_are_the_agents_own() {
     for (dir, is_own) in [
         ("", true),
         ("/s/state/a/b", true),
-        ("/s/state", true),
         ("/etc/ssl", false),
         ("/s/state/../x", false),
         ("/s/stateful", false),
