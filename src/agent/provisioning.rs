@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::blocking;
 use super::executor::Executor;
 use super::reporting::{local, local_failure};
-use crate::config::{self, Config, TrustDomainSource};
+use crate::config::{self, Config, Enrollment, IdentityConfig, TrustDomainSource};
 use crate::factory_credential::{self, CredentialError, CurrentCredential, FactoryCredential, Purpose};
 use crate::keys::tpm::Tpm;
 use crate::keys::{ProviderKind, Providers};
@@ -70,6 +70,8 @@ pub(super) struct Provisioning {
     trust_error: Option<LastError>,
     /// What the configuration says of it.
     settings: Settings,
+    /// The secrets whose files are open to others have been warned about.
+    warned_of_secrets: bool,
     /// The fault of the CA file that was last warned about.
     ca_file_fault: Option<&'static str>,
     next_check: BootTime,
@@ -80,6 +82,8 @@ pub(super) struct Provisioning {
 struct Settings {
     /// The trust bundle is read from a file.
     reads_bundle_file: bool,
+    /// An identity enrolls with the bootstrap credential. Where none does, its absence is no fault.
+    needs_bootstrap: bool,
     bootstrap: Option<config::BootstrapConfig>,
     provider: ProviderKind,
     /// Secrets whose files may be open to others.
@@ -91,6 +95,10 @@ struct Settings {
 
 impl Provisioning {
     pub(super) fn new(config: &Config, bootstrap: CurrentCredential, purpose: Purpose, now: Now) -> Self {
+        let installed_key = |identity: &IdentityConfig| match &identity.enroll {
+            Enrollment::Installed { key, .. } => Some(key.clone()),
+            _ => None,
+        };
         let secrets = [
             config.bootstrap.as_ref().and_then(|bootstrap| bootstrap.key_auth.as_ref()),
             config.key.owner_auth.as_ref(),
@@ -102,16 +110,31 @@ impl Provisioning {
         });
         let settings = Settings {
             reads_bundle_file: config.mis.as_ref().is_some_and(config::MisConfig::reads_bundle_file),
+            needs_bootstrap: config.device().is_some(),
             bootstrap: config.bootstrap.clone(),
             provider: config.key.provider,
-            secrets: secrets.into_iter().flatten().cloned().collect(),
+            secrets: secrets
+                .into_iter()
+                .flatten()
+                .cloned()
+                .chain(config.identities.iter().filter_map(installed_key))
+                .collect(),
             shared_ca_file: config
                 .mis
                 .as_ref()
                 .and_then(|mis| mis.trust.ca_file.clone())
                 .filter(|_| for_released_client),
         };
-        Self { bootstrap, trust_error: None, ca_file_fault: None, settings, next_check: now.boot, purpose }
+        Self {
+            // What another configuration has read, it has warned about.
+            warned_of_secrets: bootstrap.facts().is_some(),
+            bootstrap,
+            trust_error: None,
+            ca_file_fault: None,
+            settings,
+            next_check: now.boot,
+            purpose,
+        }
     }
 
     /// Checks trust and credential, if that is due. Returns whether it was.
@@ -137,12 +160,15 @@ impl Provisioning {
             Purpose::Use => Purpose::Use,
             Purpose::Check => self.bootstrap.next_purpose(),
         };
-        let credential = self.credential(purpose, keys, lifecycle).await;
+        let credential = match self.settings.needs_bootstrap {
+            true => self.credential(purpose, keys, lifecycle).await.map(drop),
+            false => Ok(()),
+        };
         self.purpose = Purpose::Check;
         if first {
             self.warn_of_unused_hardware();
-            self.warn_of_open_secrets();
         }
+        self.warn_of_open_secrets();
         let fine = trusted.is_ok() && credential.is_ok() && self.problem(transport).is_none();
         self.next_check = now.boot.after(if fine { CHECK_INTERVAL } else { CHECK_INTERVAL_IN_TROUBLE });
         true
@@ -178,7 +204,8 @@ impl Provisioning {
     /// What is wrong with the input, while everything else goes well.
     pub(super) fn problem(&self, transport: &Transport) -> Option<LastError> {
         let trust = transport.trust().problem().or_else(|| self.trust_error.clone());
-        trust.or_else(|| self.bootstrap.problem().cloned())
+        let bootstrap = || self.bootstrap.problem().filter(|_| self.settings.needs_bootstrap).cloned();
+        trust.or_else(bootstrap)
     }
 
     /// Client certificate and key of the device maker. Read at every use, so that a replaced file
@@ -217,11 +244,13 @@ impl Provisioning {
         self.bootstrap.update(found, purpose, time)
     }
 
-    /// Logged once, when the credential has been read.
-    fn warn_of_open_secrets(&self) {
-        if self.bootstrap.facts().is_none() {
+    /// Logged once, when the credential has been read, if one is needed.
+    fn warn_of_open_secrets(&mut self) {
+        let is_read = self.bootstrap.facts().is_some() || !self.settings.needs_bootstrap;
+        if self.warned_of_secrets || !is_read {
             return;
         }
+        self.warned_of_secrets = true;
         for warning in self.settings.secrets.iter().filter_map(Secret::warning) {
             tracing::warn!("{warning}");
         }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use super::{EXIT_CONFIG, Output, complain_with_hint, print, print_json, reader};
 use crate::agent;
-use crate::config::{BootstrapConfig, Config, MisConfig};
+use crate::config::Config;
 use crate::hint::{Hint, Reason};
 use miaf_client::api::State;
 
@@ -17,9 +17,7 @@ pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
     let file = source.file.display();
     let detail = match source.load() {
         Err(e) => return reject(&e, output),
-        Ok(Config { mis: Some(mis), bootstrap, .. }) => {
-            format!("{file}: can be used{}", missing(&mis, bootstrap.as_ref()))
-        }
+        Ok(config @ Config { mis: Some(_), .. }) => format!("{file}: can be used{}", missing(&config)),
         // An agent that has had a configuration goes on under it.
         Ok(_) if is_configured(config, output) => {
             let what = format!("{file}: names no [mis] any more. The agent continues under the previous one");
@@ -38,12 +36,15 @@ pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
 }
 
 /// Describes the settings that the agent is blocked without.
-fn missing(mis: &MisConfig, bootstrap: Option<&BootstrapConfig>) -> String {
+fn missing(config: &Config) -> String {
     let trust = "No trust anchor is configured for the MIS, and so no MIS is contacted: set ca_file, spki_sha256 or system_roots \
                  under [mis.trust]";
     let credential = "No factory credential is configured, and so no first identity can be requested: set cert_file and key \
                       under [bootstrap]";
-    let missing = [(mis.trust.is_empty(), trust), (bootstrap.is_none(), credential)];
+    let contacts_an_mis = config.mis.as_ref().filter(|mis| !mis.reads_bundle_file());
+    let lacks_trust = contacts_an_mis.is_some_and(|mis| mis.trust.is_empty());
+    let lacks_credential = config.device().is_some() && config.bootstrap.is_none();
+    let missing = [(lacks_trust, trust), (lacks_credential, credential)];
     missing.into_iter().filter(|(is_missing, _)| *is_missing).map(|(_, what)| format!(". {what}")).collect()
 }
 

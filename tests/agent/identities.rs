@@ -2,13 +2,14 @@
 //! operator enrolls by hand or installs (N9).
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use development_mis::{Endpoint, MintSpec};
 use serde_json::Value;
 
 use crate::support::agent::Device;
-use crate::world::World;
+use crate::world::{self, World};
 
 pub(crate) const DEVICE: &str = "[[identity]]\nname = \"device\"\nenroll = \"factory-cert\"\n";
 pub(crate) const MANUAL: &str = "[[identity]]\nname = \"wfm-client\"\nenroll = \"manual\"\n";
@@ -216,4 +217,51 @@ fn identities_come_and_go_by_reload_and_disturb_no_other() {
     }
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 1);
     assert!(world.seen(Endpoint::Renewal).is_empty());
+}
+
+#[test]
+fn bootstrap_credential_is_of_no_concern_without_a_device() {
+    let keys = tempfile::tempdir().unwrap();
+    let key = keys.path().join("key.pem");
+    let installed = format!(
+        "[[identity]]\nname = \"gateway\"\nenroll = \"installed\"\nsvid_file = \"{}\"\nkey_file = \"file:{}\"\n",
+        keys.path().join("chain.pem").display(),
+        key.display()
+    );
+    let mut world = World::new();
+    let without_bootstrap = |identities: &str| {
+        let config = world::config(&world.mis, &world.tpm, identities);
+        let begin = config.find("[bootstrap]").unwrap();
+        let end = config.find("[key]").unwrap();
+        config[..begin].to_owned() + &config[end..]
+    };
+    let (clients, with_device) =
+        (without_bootstrap(&format!("{MANUAL}{installed}")), without_bootstrap(&format!("{DEVICE}{MANUAL}")));
+    fs::write(&key, "a secret").unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    world.device.configure(&clients);
+    let checked = run(&world.device, &["check-config"]);
+    assert!(!checked.contains("credential"), "{checked}");
+    world.device.start();
+    wait_for_state(&world.device, "wfm-client", "waiting-for-operator");
+    world
+        .device
+        .wait_until("the bundle", |device| device.get("/v1/bundle").is_some_and(|(status, _)| status == 200));
+    let document = world.device.status_document();
+    assert!(document["lastError"].is_null(), "{document:#}");
+    let log = world.device.log();
+    assert!(!log.contains("factory credential"), "{log}");
+    assert_eq!(log.matches("is open to every user of this device").count(), 1, "{log}");
+
+    // It is one as soon as a device needs it, and only as long.
+    world.device.configure(&with_device);
+    let checked = run(&world.device, &["check-config"]);
+    assert!(checked.contains("No factory credential is configured"), "{checked}");
+    world.device.signal("HUP");
+    world.device.wait_until("the error", |device| {
+        device.status_document()["lastError"]["code"] == "factory-credential"
+    });
+    world.device.configure(&clients);
+    world.device.signal("HUP");
+    world.device.wait_until("no error", |device| device.status_document()["lastError"].is_null());
 }
