@@ -74,7 +74,7 @@ impl Reporter {
                 lines(self.last.as_ref(), &watched, SystemTime::now().into())
             };
             self.last = Some(watched);
-            write(&text).map_err(|e| match e.kind() {
+            write(text.as_bytes()).map_err(|e| match e.kind() {
                 ErrorKind::BrokenPipe => End::OutputClosed,
                 _ => End::Unwritable(e),
             })?;
