@@ -25,11 +25,6 @@ pub(super) fn way(enroll: &str) -> &'static str {
     }
 }
 
-/// Whether an operator brings the SVIDs of this identity.
-pub(super) fn is_by_operator(identity: &IdentityStatus) -> bool {
-    matches!(identity.enroll.as_deref(), Some("manual" | "installed"))
-}
-
 /// Describes the key and its protection.
 pub(super) fn key(key: &KeyStatus) -> String {
     let protection = match key.protection.as_ref().map(Open::known) {
@@ -100,7 +95,7 @@ pub(super) fn next_step(identity: &IdentityStatus, shared: Option<&ErrorStatus>,
         (Some(error), _) => step_after(error, now),
         (None, Some(State::Unconfigured)) => "set the address of the MIS in the configuration".into(),
         (None, Some(State::Active)) => match svid.and_then(|svid| svid.renew_at) {
-            Some(renew_at) if is_by_operator(identity) => {
+            Some(renew_at) if identity.is_by_operator() => {
                 format!("none until {renew_at}: then an operator has to bring the next certificate")
             }
             Some(renew_at) => match difference(renew_at, now) {
@@ -122,7 +117,7 @@ pub(super) fn next_step(identity: &IdentityStatus, shared: Option<&ErrorStatus>,
 /// Whether an error of an identity ends only when an operator brings another certificate: there is
 /// nothing that the agent could try again.
 fn is_for_the_operator(identity: &IdentityStatus, error: &ErrorStatus) -> bool {
-    is_by_operator(identity) && identity.last_error.as_ref() == Some(error) && error.retry_at.is_none()
+    identity.is_by_operator() && identity.last_error.as_ref() == Some(error) && error.retry_at.is_none()
 }
 
 /// What is next after an error.

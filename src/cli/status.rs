@@ -5,9 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use super::render::{
-    distance, due, in_lines, is_by_operator, key, meaning, next_step, renewal, step_after, trusted_by, way,
-};
+use super::render::{distance, due, in_lines, key, meaning, next_step, renewal, step_after, trusted_by, way};
 use super::{
     Output, Selection, fail_on_client, lifetime_bar, print, print_json, reader, shown, unknown_identity,
 };
@@ -79,7 +77,7 @@ impl Lines {
                 self.line("", &format!("(an issuer of it ends then; the certificate itself says {leaf})"));
             }
             if let Some(renew_at) = svid.renew_at {
-                let by_hand = if is_by_operator(identity) { "by hand from " } else { "" };
+                let by_hand = if identity.is_by_operator() { "by hand from " } else { "" };
                 self.line("Renewal", &format!("{by_hand}{renew_at} ({})", renewal(renew_at, now)));
             }
             if let Some([bar, legend]) = lifetime_bar::bar(svid, now) {
