@@ -14,9 +14,13 @@ use crate::hint::{Hint as _, Reason};
 use crate::lifecycle::{Command, Event};
 use crate::server::command_queue::{AdminCommand, CommandError, QueuedCommand};
 use miaf_client::api::IdentityName;
+use miaf_spiffe::text::Excerpt;
 
 /// Commands that wait at once for an action to end.
 const MAX_QUEUED: usize = 4;
+
+/// Limit of characters of a path in a hint.
+const MAX_PATH: usize = 160;
 
 /// Accepted commands that are not executed yet. They outlive a change of the configuration.
 #[derive(Debug, Default)]
@@ -42,6 +46,13 @@ pub(super) struct Conditions<'a> {
     pub(super) is_busy: bool,
 }
 
+impl<'a> Conditions<'a> {
+    /// The way to the identity with this name.
+    fn enroll(&self, name: &IdentityName) -> Option<&'a Enrollment> {
+        self.identities.iter().find(|identity| identity.name == *name).map(|identity| &identity.enroll)
+    }
+}
+
 impl AcceptedCommands {
     /// Answers a command, and queues it if it is valid.
     pub(super) fn accept(
@@ -60,9 +71,10 @@ impl AcceptedCommands {
         if command.is_decided_by_execution() {
             return self.0.push_back(Accepted::Awaited(given));
         }
+        let way = command.identity().and_then(|name| conditions.enroll(name));
         let begins =
             if conditions.is_busy { " It begins when what the agent is doing has ended." } else { "" };
-        if given.accept(format!("{}{begins}", outlook(&command))) {
+        if given.accept(format!("{}{begins}", outlook(&command, way))) {
             self.0.push_back(Accepted::Decided(command));
         } else {
             tracing::info!("admin command dropped, since its client has left: {}", command.as_str());
@@ -85,10 +97,7 @@ pub(super) fn reject(given: QueuedCommand, why: &Reason) {
 
 /// Why a command is invalid, if it is.
 fn validate(command: &AdminCommand, conditions: Conditions<'_>, place: &ConfigLocation) -> Option<Reason> {
-    let enroll = |name: &IdentityName| {
-        let of_name = conditions.identities.iter().find(|identity| identity.name == *name);
-        of_name.map(|identity| &identity.enroll)
-    };
+    let enroll = |name: &IdentityName| conditions.enroll(name);
     match command {
         AdminCommand::Renew(name) if enroll(name).is_some_and(Enrollment::is_by_operator) => {
             Some(by_operator_only(name, enroll(name)))
@@ -139,6 +148,11 @@ pub(super) fn operator_hint(name: &IdentityName, enroll: Option<&Enrollment>) ->
             "Replace the files that svid_file and key_file of this identity name; the agent follows them"
                 .to_owned()
         }
+        Some(Enrollment::Manual { svid_file: Some(file) }) => format!(
+            "{}; or put the chain into {}",
+            operator_hint(name, None),
+            Excerpt::of(file.display(), MAX_PATH)
+        ),
         _ => format!(
             "Have the request certified that this prints: miaf-agent csr --identity {name}; then: \
              miaf-agent install --identity {name} chain.pem"
@@ -158,7 +172,7 @@ fn not_manual(name: &IdentityName, enroll: Option<&Enrollment>) -> Reason {
 }
 
 /// What an accepted command leads to.
-fn outlook(command: &AdminCommand) -> &'static str {
+fn outlook(command: &AdminCommand, way: Option<&Enrollment>) -> &'static str {
     match command {
         AdminCommand::Retry { new_key: None } => {
             "What was refused or is being waited for is tried again within seconds, unless a Retry-After delay of the MIS forbids it."
@@ -171,10 +185,20 @@ fn outlook(command: &AdminCommand) -> &'static str {
             "The identity is renewed now, unless a Retry-After delay of the MIS or an error that the status shows \
              forbids it."
         }
-        AdminCommand::Retire(_) => {
-            "The identity is retired: it is stored apart in the state directory, what was published is withdrawn, and a new \
-             one is requested under the configuration."
-        }
+        AdminCommand::Retire(_) => match way {
+            Some(Enrollment::Manual { .. }) => {
+                "The identity is retired: it is stored apart in the state directory, and what was published is withdrawn. \
+                 A new one comes when an operator brings it."
+            }
+            Some(Enrollment::Installed { .. }) => {
+                "The identity is retired: it is stored apart in the state directory, and what was published is withdrawn. \
+                 What svid_file and key_file of it hold is taken in again, as long as it is there."
+            }
+            _ => {
+                "The identity is retired: it is stored apart in the state directory, what was published is withdrawn, and a \
+                 new one is requested under the configuration."
+            }
+        },
         AdminCommand::Csr { .. } | AdminCommand::Install { .. } => "It is executed.",
     }
 }
@@ -261,13 +285,15 @@ impl Executor {
             store.retire(leaves).map_err(|e| e.with_hint().to_string())
         });
         let spiffe_id = current.svid.spiffe_id();
+        let is_by_operator =
+            self.identity(name).is_some_and(|identity| identity.config.enroll.is_by_operator());
         match retired.await {
             Ok(dir) => {
                 tracing::warn!(
                     identity, %spiffe_id, stored_in = %dir.display(),
-                    "identity retired by admin command: it leaves the trust domain \"{}\", and is requested anew under the \
-                     configuration",
-                    spiffe_id.trust_domain()
+                    "identity retired by admin command: it leaves the trust domain \"{}\"{}",
+                    spiffe_id.trust_domain(),
+                    if is_by_operator { "" } else { ", and is requested anew under the configuration" }
                 );
                 next
             }

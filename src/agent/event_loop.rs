@@ -111,8 +111,9 @@ impl EventLoop<'_> {
         let Self { executor, place, external, timer, next_config, .. } = self;
         let check_in = executor.provisioning.next_check_in(clock::now());
         let stale_in = executor.bundle_stale_in(clock::now());
-        let sleep =
-            [step.wake_in, publish_again, stale_in].into_iter().flatten().fold(check_in, Duration::min);
+        let reminder_in = executor.operator_reminder_in(clock::now());
+        let wakes = [step.wake_in, publish_again, stale_in, reminder_in];
+        let sleep = wakes.into_iter().flatten().fold(check_in, Duration::min);
         let asleep = step.action.is_none();
         external.wait_begins((!asleep).then_some(MAX_ACTION));
         let issued: Vec<_> = executor.names_of_issued().cloned().collect();

@@ -17,8 +17,8 @@ use crate::platform::systemd;
 use crate::problem::{ProblemCode, Report, remedy};
 use crate::publish::{CurrentBundle, IdentitySnapshot, ShownError, Snapshot};
 use crate::state::StoreError;
-use miaf_client::api::{IdentityName, State};
-use miaf_spiffe::svid;
+use miaf_client::api::{IdentityName, State, Word as _};
+use miaf_spiffe::svid::{self, X509Svid};
 use miaf_spiffe::text::Excerpt;
 use miaf_spiffe::time::Timestamp;
 use miaf_spiffe::{AnchorFacts, Bundle};
@@ -80,7 +80,8 @@ pub(super) struct Reporter {
     bundle_is_stale: bool,
     gaps_ahead: BTreeSet<IdentityName>,
     records: BTreeMap<(Option<IdentityName>, &'static str), String>,
-    states: BTreeMap<IdentityName, State>,
+    /// The state of each identity, and whether its operator has little time left.
+    states: BTreeMap<IdentityName, (State, bool)>,
     /// Errors that are the outcome of no action: of the device, and of each identity.
     found: BTreeMap<Option<IdentityName>, Option<Report>>,
 }
@@ -157,17 +158,10 @@ impl Reporter {
         for identity in snapshot.identities() {
             self.report_retry_after(identity);
             self.report_found(Some(&identity.name), identity.last_error.as_ref(), snapshot);
-            is_news |= self.report_state(identity, snapshot);
+            is_news |= self.report_state(identity, snapshot, now);
         }
         if is_news {
-            let has_several = !snapshot.other_identities.is_empty();
-            let states = snapshot.identities().map(|identity| {
-                let name = if has_several { format!("{} ", identity.name) } else { String::new() };
-                let spiffe_id = identity.current.as_ref().map(|current| current.svid.spiffe_id());
-                let spiffe_id = spiffe_id.map(|id| format!(": {id}")).unwrap_or_default();
-                format!("{name}{}{spiffe_id}", identity.state)
-            });
-            systemd::status(&states.collect::<Vec<_>>().join("; "));
+            systemd::status(&status_line(snapshot));
         }
     }
 
@@ -219,9 +213,15 @@ impl Reporter {
     }
 
     /// Returns whether the state is news.
-    fn report_state(&mut self, identity: &IdentitySnapshot, snapshot: &Snapshot) -> bool {
+    fn report_state(&mut self, identity: &IdentitySnapshot, snapshot: &Snapshot, now: Timestamp) -> bool {
         let (name, state) = (identity.name.as_str(), identity.state);
-        if self.states.insert(identity.name.clone(), state) == Some(state) {
+        // What an operator has not done at half of the lifetime is urgent near its end.
+        let ends = identity.current.as_ref().map(|current| current.svid.until());
+        let waits = state == State::WaitingForOperator;
+        let is_urgent =
+            waits && identity.current.as_ref().is_some_and(|current| last_tenth(&current.svid) <= now);
+        let shown = (state, is_urgent);
+        if self.states.insert(identity.name.clone(), shown) == Some(shown) {
             return false;
         }
         match state {
@@ -234,15 +234,34 @@ impl Reporter {
                 let code = report.map(|report| report.code.as_str());
                 let name = snapshot.name_in_hints(Some(&identity.name));
                 let hint = report.and_then(|report| report.hint_about(name));
-                let hint = hint.as_deref();
-                tracing::error!(
-                    identity = name,
-                    state = state.as_str(),
-                    code,
-                    hint,
-                    "{state}: {}{why}",
-                    state.meaning()
-                );
+                let (hint, state_word, meaning) = (hint.as_deref(), state.as_str(), state.meaning());
+                match ends.filter(|_| is_urgent) {
+                    Some(ends) => tracing::error!(
+                        identity = name,
+                        state = state_word,
+                        code,
+                        hint,
+                        "{state}: {meaning}: less than a tenth of the lifetime is left, until {ends}"
+                    ),
+                    None if waits => {
+                        tracing::warn!(
+                            identity = name,
+                            state = state_word,
+                            code,
+                            hint,
+                            "{state}: {meaning}{why}"
+                        );
+                    }
+                    None => {
+                        tracing::error!(
+                            identity = name,
+                            state = state_word,
+                            code,
+                            hint,
+                            "{state}: {meaning}{why}"
+                        );
+                    }
+                }
             }
             _ => tracing::info!(identity = name, state = state.as_str(), "{state}: {}", state.meaning()),
         }
@@ -332,6 +351,37 @@ impl Reporter {
     }
 }
 
+/// The line for `systemctl status`: state and name of one identity, or the states of several, with
+/// the names of those that are not active.
+fn status_line(snapshot: &Snapshot) -> String {
+    /// Names of one state that are shown.
+    const MAX_NAMES: usize = 3;
+    if snapshot.other_identities.is_empty() {
+        let identity = &snapshot.default_identity;
+        let spiffe_id = identity.current.as_ref().map(|current| format!(": {}", current.svid.spiffe_id()));
+        return format!("{}{}", identity.state, spiffe_id.unwrap_or_default());
+    }
+    let of_state = |state: &State| {
+        let names = snapshot.identities().filter(|identity| identity.state == *state);
+        let names: Vec<_> = names.map(|identity| identity.name.as_str()).collect();
+        let (shown, others) = names.split_at(names.len().min(MAX_NAMES));
+        let more = if others.is_empty() { String::new() } else { format!(", and {} more", others.len()) };
+        match names.len() {
+            0 => None,
+            all if *state == State::Active => Some(format!("{all} {state}")),
+            all => Some(format!("{all} {state} ({}{more})", shown.join(", "))),
+        }
+    };
+    let states: Vec<_> = State::ALL.iter().filter_map(of_state).collect();
+    format!("{} identities: {}", snapshot.identities().count(), states.join(", "))
+}
+
+/// When the last tenth of an SVID's lifetime begins.
+pub(super) fn last_tenth(svid: &X509Svid) -> Timestamp {
+    let lifetime = svid.not_before().until(svid.until());
+    svid.not_before().after(lifetime - lifetime / 10)
+}
+
 fn anchor_warnings(bundle: &Bundle, identities: &[Identity], now: Timestamp) -> Vec<String> {
     let current = identities.iter().filter_map(|identity| identity.current.as_deref());
     let vouching = current.filter_map(|current| svid::trust_path(&current.svid, bundle, now));
@@ -371,6 +421,7 @@ impl RepeatFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::ProviderKind;
 
     const DEVICE: IdentityIndex = IdentityIndex(0);
 
@@ -442,14 +493,91 @@ mod tests {
         assert_eq!(events.len(), 2);
         for message in events.iter() {
             assert!(
-                message.starts_with("The agent's state cannot be written: the disk is full"),
+                message.contains(" The agent's state cannot be written: the disk is full"),
                 "{message:.200}"
             );
             assert!(!message.contains('\x1b') && message.len() < 10_000, "{}", message.len());
         }
     }
 
-    /// The messages of events, without their fields.
+    fn snapshot(states: &[State]) -> Snapshot {
+        let mut snapshot = Snapshot::unconfigured(ProviderKind::Tpm);
+        let identity = |(nth, state): (usize, &State)| {
+            let name = IdentityName::parse(&format!("client-{nth}")).unwrap();
+            IdentitySnapshot {
+                enroll: Some("manual"),
+                ..IdentitySnapshot::empty(name, *state, ProviderKind::Tpm)
+            }
+        };
+        let mut identities = states.iter().enumerate().map(identity);
+        snapshot.default_identity = identities.next().unwrap();
+        snapshot.other_identities = identities.collect();
+        snapshot
+    }
+
+    #[test]
+    fn status_line_is_short_with_several_identities() {
+        use State::{Active, Blocked, WaitingForOperator};
+        assert_eq!(status_line(&snapshot(&[Active])), "active");
+        assert_eq!(
+            status_line(&snapshot(&[Active, WaitingForOperator, Active, Blocked])),
+            "4 identities: 1 waiting-for-operator (client-1), 2 active, 1 blocked (client-3)"
+        );
+        assert_eq!(
+            status_line(&snapshot(&[WaitingForOperator; 16])),
+            "16 identities: 16 waiting-for-operator (client-0, client-1, client-2, and 13 more)"
+        );
+    }
+
+    /// A device that waits for its first certificate is no fault of anything. It becomes one as the
+    /// end of a certificate comes near that nobody replaces.
+    #[test]
+    fn operator_is_asked_by_a_warning_and_near_the_end_by_an_error() {
+        let events = Captured::default();
+        let _guard = tracing::subscriber::set_default(Capturing(events.clone()));
+        let mut reporter = Reporter::default();
+        let now = Timestamp::from_rfc3339("2026-01-01T00:00:00Z").unwrap();
+        let hour = |hours: u32| now.after(std::time::Duration::from_secs(3600) * hours);
+        let mut seen = |snapshot: &Snapshot, now: Timestamp| {
+            reporter.report_snapshot(snapshot, now);
+            std::mem::take(&mut *events.0.lock().unwrap())
+        };
+        let mut waiting = snapshot(&[State::WaitingForOperator, State::Active]);
+        let first = seen(&waiting, now);
+        assert_eq!(first.len(), 2, "{first:?}");
+        assert!(first[0].starts_with("WARN waiting-for-operator: "), "{first:?}");
+        assert!(seen(&waiting, hour(1)).is_empty(), "once");
+
+        let directory = tempfile::tempdir().unwrap();
+        let keys = crate::keys::software::Software::new(None, directory.path().join("kek"));
+        let mut params = rcgen::CertificateParams::default();
+        let uri = "spiffe://factory.example/margo/wfm/w/client/c".try_into().unwrap();
+        params.subject_alt_names.push(rcgen::SanType::URI(uri));
+        params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2026, 1, 11); // a tenth is a day
+        let der = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().clone();
+        let svid = X509Svid::from_stored(svid::Chain::from_der(&[der]).unwrap()).unwrap();
+        let key = std::sync::Arc::new(keys.create_key().unwrap());
+        let current = crate::publish::SvidAndKey { svid, key, credential: None };
+        waiting.default_identity.current = Some(std::sync::Arc::new(current));
+        waiting.default_identity.state = State::Active;
+        assert!(seen(&waiting, hour(2))[0].starts_with("INFO active: "));
+        waiting.default_identity.state = State::WaitingForOperator;
+        assert!(seen(&waiting, hour(5 * 24))[0].starts_with("WARN waiting-for-operator: "));
+        assert!(seen(&waiting, hour(9 * 24 - 1)).is_empty());
+        let urgent = seen(&waiting, hour(9 * 24));
+        assert!(urgent[0].starts_with("ERROR waiting-for-operator: "), "{urgent:?}");
+        assert!(
+            urgent[0].ends_with("a tenth of the lifetime is left, until 2026-01-11T00:00:00Z"),
+            "{urgent:?}"
+        );
+        assert!(seen(&waiting, hour(9 * 24 + 1)).is_empty());
+        waiting.default_identity.state = State::Expired;
+        assert!(seen(&waiting, hour(10 * 24 + 1))[0].starts_with("ERROR expired: "));
+        assert!(seen(&waiting, hour(10 * 24 + 2)).is_empty());
+    }
+
+    /// Level and message of events, without their fields.
     #[derive(Clone, Default)]
     struct Captured(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
 
@@ -475,7 +603,7 @@ mod tests {
             }
             let mut message = Message(String::new());
             event.record(&mut message);
-            self.0.0.lock().unwrap().push(message.0);
+            self.0.0.lock().unwrap().push(format!("{} {}", event.metadata().level(), message.0));
         }
         fn enter(&self, _: &tracing::span::Id) {}
         fn exit(&self, _: &tracing::span::Id) {}

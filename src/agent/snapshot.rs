@@ -7,6 +7,7 @@ use super::admin::operator_hint;
 use super::executor::Executor;
 use super::identity::Identity;
 use super::persist::{PUBLISH_RETRY, Published};
+use super::reporting::last_tenth;
 use crate::config::WhenStale;
 use crate::lifecycle::IdentityView;
 use crate::problem::{LastError, MAX_DETAIL, ProblemCode, Report};
@@ -125,6 +126,14 @@ impl Executor {
     pub(super) fn bundle_stale_in(&self, now: Now) -> Option<Duration> {
         let stale_at = self.trust_domain.stale_at().filter(|_| self.lifecycle.trusts_clock(now))?;
         Some(now.wall.until(stale_at)).filter(|left| !left.is_zero())
+    }
+
+    /// Time until the last tenth of the lifetime of an SVID begins whose successor an operator
+    /// brings: that is logged.
+    pub(super) fn operator_reminder_in(&self, now: Now) -> Option<Duration> {
+        let by_operator = self.identities.iter().filter(|identity| identity.config.enroll.is_by_operator());
+        let reminders = by_operator.filter_map(|identity| Some(last_tenth(&identity.current.as_ref()?.svid)));
+        reminders.map(|at| now.wall.until(at)).filter(|left| !left.is_zero()).min()
     }
 
     /// The error of a stale bundle, with what is wrong otherwise: that is why it is, most likely.

@@ -128,10 +128,10 @@ enum Command {
         /// there. Default: `spiffe_id` in the configuration, if it is set.
         #[arg(long, value_name = "ID")]
         spiffe_id: Option<SpiffeId>,
-        /// Write DER and not PEM.
+        /// Write DER and not PEM. With --json, stdout has PEM all the same.
         #[arg(long)]
         der: bool,
-        /// Write to this file and not to stdout.
+        /// Write to this file and not to stdout. One that is there is replaced.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
         #[command(flatten)]
@@ -143,6 +143,10 @@ enum Command {
     ///
     /// It is validated by the same rules as a chain from an MIS, and adopted at once: no program is
     /// restarted. The current SVID stays where the chain is refused.
+    ///
+    /// The command waits up to 30 s for what becomes of it. The exit status is 0 if it is adopted,
+    /// or is stored and will be (one that is not valid yet, or no trust bundle is there yet), and 1
+    /// if it is refused.
     Install {
         /// The chain in PEM, leaf first; "-" for stdin.
         #[arg(value_name = "CHAIN")]
@@ -359,16 +363,20 @@ fn json_line(value: &impl Serialize) -> String {
 }
 
 fn print(text: &str) -> ExitCode {
-    match write(text) {
+    print_bytes(text.as_bytes())
+}
+
+fn print_bytes(bytes: &[u8]) -> ExitCode {
+    match write(bytes) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if e.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS, // it wants no more
         Err(e) => fail(&format_args!("the output cannot be written: {e}")),
     }
 }
 
-fn write(text: &str) -> io::Result<()> {
+fn write(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
+    out.write_all(bytes)?;
     out.flush()
 }
 

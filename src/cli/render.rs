@@ -12,6 +12,19 @@ pub(super) fn meaning(state: &Open<State>) -> &'static str {
     state.known().map_or("unknown to this command; the agent is newer", State::meaning)
 }
 
+/// Describes the way to an identity, as `enroll` in the configuration has it.
+pub(super) fn way(enroll: &str) -> &'static str {
+    match enroll {
+        "factory-cert" => "the agent requests it with the factory certificate of this device",
+        "manual" => "an operator has its certificate issued, and installs it",
+        "installed" => "an operator puts its certificate and its key into files",
+        "wfm-binding" => {
+            "the agent requests it with the identity of this device, by way of the fleet manager (WFM)"
+        }
+        _ => "unknown to this command; the agent is newer",
+    }
+}
+
 /// Describes the key and its protection.
 pub(super) fn key(key: &KeyStatus) -> String {
     let protection = match key.protection.as_ref().map(Open::known) {
@@ -70,9 +83,21 @@ pub(super) fn next_step(identity: &IdentityStatus, shared: Option<&ErrorStatus>,
         );
     }
     match (identity.error(shared), identity.state.known()) {
+        (Some(error), _) if error.code == ProblemCode::OperatorNeeded => {
+            "an operator has to bring the certificate, as the hint says".into()
+        }
+        (Some(error), _) if error.code == ProblemCode::DeviceIdentityNeeded => {
+            "none: the agent waits for the identity of this device, and then continues by itself".into()
+        }
+        (Some(error), _) if is_for_the_operator(identity, error) => {
+            "follow the hint, and bring another certificate; the agent takes it in by itself".into()
+        }
         (Some(error), _) => step_after(error, now),
         (None, Some(State::Unconfigured)) => "set the address of the MIS in the configuration".into(),
         (None, Some(State::Active)) => match svid.and_then(|svid| svid.renew_at) {
+            Some(renew_at) if identity.is_by_operator() => {
+                format!("none until {renew_at}: then an operator has to bring the next certificate")
+            }
             Some(renew_at) => match difference(renew_at, now) {
                 Difference::Past(_) => {
                     format!(
@@ -83,12 +108,16 @@ pub(super) fn next_step(identity: &IdentityStatus, shared: Option<&ErrorStatus>,
             },
             None => "none: the agent renews the identity by itself".into(),
         },
-        (None, Some(State::WaitingForOperator)) => {
-            "bring the identity's next certificate: miaf-agent csr, then miaf-agent install".into()
-        }
+        (None, Some(State::WaitingForOperator)) => "an operator has to bring the certificate".into(),
         (None, Some(State::Blocked)) => "read the log of the agent: journalctl --unit miaf-agent".into(),
         (None, _) => "none: the agent continues by itself".into(),
     }
+}
+
+/// Whether an error of an identity ends only when an operator brings another certificate: there is
+/// nothing that the agent could try again.
+fn is_for_the_operator(identity: &IdentityStatus, error: &ErrorStatus) -> bool {
+    identity.is_by_operator() && identity.last_error.as_ref() == Some(error) && error.retry_at.is_none()
 }
 
 /// What is next after an error.
@@ -127,6 +156,35 @@ pub(super) fn due(at: Timestamp, now: Timestamp) -> String {
         Difference::Future(left) => format!("in {}", approximate(left)),
         Difference::Now | Difference::Past(_) => "now".into(),
     }
+}
+
+/// A text of the agent in lines, with each command in it on a line of its own, indented: to be read,
+/// and to be copied.
+pub(super) fn in_lines(text: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut rest = text;
+    while let Some((before, command, after)) = next_command(rest) {
+        lines.push(before.to_owned());
+        lines.push(format!("  {command}"));
+        rest = after;
+    }
+    lines.extend(Some(rest.to_owned()).filter(|rest| !rest.is_empty()));
+    lines
+}
+
+/// Programs that hints name with their arguments.
+const PROGRAMS: [&str; 7] =
+    ["miaf-agent ", "systemctl ", "journalctl ", "chown ", "chmod ", "install ", "usermod "];
+
+/// The first command in a text, with what is before it and after it. As hints have it: after a
+/// colon, and up to a semicolon or the end.
+fn next_command(text: &str) -> Option<(&str, &str, &str)> {
+    let is_command = |rest: &str| PROGRAMS.iter().any(|program| rest.starts_with(program));
+    let colons = text.match_indices(": ").map(|(at, colon)| at + colon.len());
+    let start = colons.filter(|start| text.get(*start..).is_some_and(is_command)).min()?;
+    let (before, command) = text.split_at_checked(start)?;
+    let (command, after) = command.split_once("; ").unwrap_or((command, ""));
+    Some((before.trim_end(), command, after))
 }
 
 /// The moment of the renewal: "in 3h 20m", or "due for 5m" once it has passed. Without the MIS,
@@ -278,6 +336,49 @@ pub(super) mod tests {
         for state in State::ALL {
             assert!(!next_step(&fine(*state), None, now).is_empty(), "{state}");
         }
+    }
+
+    #[test]
+    fn commands_of_a_text_have_lines_of_their_own() {
+        for (text, expected) in [
+            ("Ask the operator: they know", "Ask the operator: they know"),
+            ("Replace it with: miaf-agent retry --new-key", "Replace it with:|  miaf-agent retry --new-key"),
+            (
+                "Have it certified: miaf-agent csr --identity a; then: miaf-agent install --identity a chain.pem",
+                "Have it certified:|  miaf-agent csr --identity a|then:|  miaf-agent install --identity a chain.pem",
+            ),
+            (
+                "Correct it, then: systemctl reload miaf-agent; or see: the log",
+                "Correct it, then:|  systemctl reload miaf-agent|or see: the log",
+            ),
+            ("the miaf-agent runs: miaf-agentless", "the miaf-agent runs: miaf-agentless"),
+            ("", ""),
+        ] {
+            assert_eq!(in_lines(text).join("|"), expected);
+        }
+    }
+
+    #[test]
+    fn next_step_of_an_operators_identity_is_the_operators() {
+        let (mut identity, now) = device();
+        identity.enroll = Some("manual".into());
+        let error = identity.last_error.as_mut().unwrap();
+        (error.permanent, error.retry_at, error.hint) = (true, None, Some("Do it".into()));
+        let step = |identity: &IdentityStatus| next_step(identity, None, now);
+        // To try again would change nothing.
+        assert!(!step(&identity).contains("miaf-agent retry"), "{}", step(&identity));
+        assert!(step(&identity).contains("another certificate"), "{}", step(&identity));
+        identity.last_error.as_mut().unwrap().code = ProblemCode::OperatorNeeded.into();
+        assert_eq!(step(&identity), "an operator has to bring the certificate, as the hint says");
+        identity.last_error = None;
+        identity.state = State::Active.into();
+        assert_eq!(
+            step(&identity),
+            "none until 2026-01-01T23:00:00Z: then an operator has to bring the next certificate"
+        );
+        // An error of the device is another matter.
+        let (with_error, _) = device();
+        assert!(next_step(&identity, with_error.last_error.as_ref(), now).contains("tries again"));
     }
 
     #[test]

@@ -16,21 +16,31 @@ pub(super) fn run(config: &Path, output: &Output, selection: &Selection, yes: bo
     let agent = admin_client(config, output);
     match confirmed(&agent, selection, yes) {
         // What is retired is the identity that was confirmed, whichever is the first by now.
-        Ok((name, id)) => admin::report(config, agent.with_identity(name).retire(id.trust_domain()), output),
+        Ok(Confirmed { name, id, .. }) => {
+            admin::report(config, agent.with_identity(name).retire(id.trust_domain()), output)
+        }
         Err(NotSent::NoResponse(e)) => fail_on_client(config, &e),
         Err(why) => fail_with_hint(&why),
     }
 }
 
-fn confirmed(agent: &Client, selection: &Selection, yes: bool) -> Result<(IdentityName, SpiffeId), NotSent> {
-    let (name, id) = current_id(agent, selection)?;
+/// The identity that is to be retired.
+struct Confirmed {
+    name: IdentityName,
+    id: SpiffeId,
+    /// An operator brings its SVIDs.
+    is_by_operator: bool,
+}
+
+fn confirmed(agent: &Client, selection: &Selection, yes: bool) -> Result<Confirmed, NotSent> {
+    let identity = current_identity(agent, selection)?;
     if !yes && !io::stdin().is_terminal() {
-        return Err(NotSent::Unconfirmed(id.trust_domain().clone()));
+        return Err(NotSent::Unconfirmed(identity.id.trust_domain().clone()));
     }
     if !yes {
-        confirm(&name, &id, &mut io::stdin().lock(), &mut io::stderr())?;
+        confirm(&identity, &mut io::stdin().lock(), &mut io::stderr())?;
     }
-    Ok((name, id))
+    Ok(identity)
 }
 
 /// Why no command was sent.
@@ -73,26 +83,25 @@ impl Hint for NotSent {
     }
 }
 
-fn current_id(agent: &Client, selection: &Selection) -> Result<(IdentityName, SpiffeId), NotSent> {
+fn current_identity(agent: &Client, selection: &Selection) -> Result<Confirmed, NotSent> {
     let status = agent.status().map_err(|e| NotSent::NoResponse(e.of_admin_command()))?;
     let identity = status.identity(selection.identity.as_ref()).ok_or(NotSent::UnknownIdentity)?;
     let id = identity.spiffe_id.as_deref().ok_or(NotSent::NoIdentity)?;
     let id = SpiffeId::parse(id).map_err(|e| NotSent::Unintelligible(e.to_string()))?;
-    Ok((identity.name.clone(), id))
+    Ok(Confirmed { name: identity.name.clone(), id, is_by_operator: identity.is_by_operator() })
 }
 
-fn confirm(
-    name: &IdentityName,
-    id: &SpiffeId,
-    input: &mut impl BufRead,
-    out: &mut impl Write,
-) -> Result<(), NotSent> {
+fn confirm(identity: &Confirmed, input: &mut impl BufRead, out: &mut impl Write) -> Result<(), NotSent> {
+    let Confirmed { name, id, is_by_operator } = identity;
     let domain = id.trust_domain();
+    let next = match is_by_operator {
+        true => "and has no new one until an\noperator brings it",
+        false => "and the agent requests a new one as the\nconfiguration says",
+    };
     let _ = write!(
         out,
         "The identity \"{name}\" is {id}.\n\
-         It will be retired: programs lose it at once, and the agent requests a new one as the\n\
-         configuration says. The retired one stays in the state directory.\n\
+         It will be retired: programs lose it at once, {next}. The retired one stays in the state directory.\n\
          To continue, type the name of its trust domain ({domain}): "
     );
     let _ = out.flush(); // without the question, there is no confirmation
@@ -111,8 +120,12 @@ mod tests {
         let id = SpiffeId::parse(id).unwrap();
         let typed = |line: &str| {
             let mut question = Vec::new();
-            let outcome = confirm(&IdentityName::DEVICE, &id, &mut line.as_bytes(), &mut question);
-            assert!(String::from_utf8(question).unwrap().contains("(factory.example): "));
+            let name = IdentityName::DEVICE;
+            let identity = Confirmed { name, id: id.clone(), is_by_operator: line.is_empty() };
+            let outcome = confirm(&identity, &mut line.as_bytes(), &mut question);
+            let question = String::from_utf8(question).unwrap();
+            assert!(question.contains("(factory.example): "), "{question}");
+            assert_eq!(question.contains("until an\noperator brings it"), line.is_empty(), "{question}");
             outcome.is_ok()
         };
         assert!(typed("factory.example\n"));

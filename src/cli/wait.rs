@@ -174,8 +174,10 @@ struct TimedOut {
 impl Hint for TimedOut {
     fn hint(&self) -> Option<Cow<'_, str>> {
         let Some(status) = &self.seen else { return self.why.hint() };
-        let wrong = status.identity(self.name.as_ref())?.error(status.last_error.as_ref())?;
-        wrong.hint.as_deref().map(Cow::Borrowed)
+        let Some(identity) = status.identity(self.name.as_ref()) else {
+            return Some("See those that there are: miaf-agent status".into());
+        };
+        identity.error(status.last_error.as_ref())?.hint.as_deref().map(Cow::Borrowed)
     }
 }
 
@@ -223,6 +225,34 @@ mod tests {
             assert!(!is_at_a_limit(&refused(503, code)), "{code:?}");
         }
         assert!(!is_at_a_limit(&ClientError::Broken(String::new())));
+    }
+
+    /// It ends only when an operator acts, so the hint says how; an identity that is not there may
+    /// still be configured.
+    #[test]
+    fn timeout_message_has_the_hint_of_what_was_missing() {
+        let (mut status, _) = example();
+        let identity = status.identities.first_mut().unwrap();
+        identity.state = miaf_client::api::State::WaitingForOperator.into();
+        identity.enroll = Some("manual".into());
+        let error = identity.last_error.as_mut().unwrap();
+        error.code = ProblemCode::OperatorNeeded.into();
+        (error.permanent, error.retry_at) = (true, None);
+        error.hint = Some("Bring it: miaf-agent install chain.pem".into());
+        let timed_out = |name: Option<&str>| TimedOut {
+            what: What::Svid,
+            name: name.map(|name| IdentityName::parse(name).unwrap()),
+            timeout: Duration::from_secs(90),
+            seen: Some(status.clone()),
+            why: Reason::from(""),
+        };
+        let waiting = timed_out(None);
+        assert!(waiting.to_string().contains("the state is waiting-for-operator - "), "{waiting}");
+        assert!(waiting.to_string().ends_with("an operator has to bring the certificate, as the hint says"));
+        assert_eq!(waiting.hint().unwrap(), "Bring it: miaf-agent install chain.pem");
+        let unknown = timed_out(Some("other"));
+        assert!(unknown.to_string().ends_with("there is no identity with this name"), "{unknown}");
+        assert!(unknown.hint().unwrap().contains("miaf-agent status"));
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Reporter {
                 lines(self.last.as_ref(), &watched, SystemTime::now().into())
             };
             self.last = Some(watched);
-            write(&text).map_err(|e| match e.kind() {
+            write(text.as_bytes()).map_err(|e| match e.kind() {
                 ErrorKind::BrokenPipe => End::OutputClosed,
                 _ => End::Unwritable(e),
             })?;
@@ -106,6 +106,12 @@ fn lines(before: Option<&StateEvent>, after: &StateEvent, now: Timestamp) -> Str
         let was = before.and_then(|before| Known::of(before, name));
         if let Some(is) = Known::of(after, name) {
             line(&format_args!("{name} {}", identity.state), &identity_news(was, is, now));
+        }
+    }
+    let gone = before.into_iter().flat_map(|before| &before.status.identities);
+    for IdentityStatus { name, .. } in gone {
+        if after.status.identity(Some(name)).is_none() {
+            line(&name, &["it is not configured any more".to_owned()]);
         }
     }
     line(&"trust domain", &shared_news(before, after, now));
@@ -143,7 +149,8 @@ fn identity_news(before: Option<Known<'_>>, after: Known<'_>, now: Timestamp) ->
     }
     if let Some(svid) = &is.svid {
         let shown_before = was.and_then(|was| was.svid.as_ref());
-        let renewal = svid.renew_at.map(|at| format!("renewal {} ({at})", renewal(at, now)));
+        let by_hand = if is.is_by_operator() { " by hand" } else { "" };
+        let renewal = svid.renew_at.map(|at| format!("renewal{by_hand} {} ({at})", renewal(at, now)));
         // Serial numbers are the issuer's, and need not be unique.
         let is_new = shown_before.is_none_or(|before| before.serial != svid.serial)
             || before.and_then(|before| before.leaf) != after.leaf;
@@ -290,6 +297,26 @@ mod tests {
         ] {
             assert!(printed.contains(part), "{part:?} is missing from {printed}");
         }
+    }
+
+    #[test]
+    fn identities_that_come_and_go_have_lines_of_their_own() {
+        let (status, now) = example();
+        let mut first = StateEvent { status, svids: Vec::new(), bundle: None };
+        first.status.identities[0].last_error = None;
+        let mut both = first.clone();
+        let mut manual = both.status.identities[0].clone();
+        manual.name = IdentityName::parse("line-7").unwrap();
+        (manual.state, manual.enroll) = (State::Active.into(), Some("manual".into()));
+        both.status.identities.push(manual);
+        let printed = lines(Some(&first), &both, now);
+        assert!(printed.starts_with("2026-01-02T00:01:00Z line-7 active: "), "{printed}");
+        assert!(
+            printed.contains("; renewal by hand due for 1h 1m (") && printed.lines().count() == 1,
+            "{printed}"
+        );
+        let printed = lines(Some(&both), &first, now);
+        assert_eq!(printed, "2026-01-02T00:01:00Z line-7: it is not configured any more\n");
     }
 
     #[test]

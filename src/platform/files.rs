@@ -173,7 +173,7 @@ pub(crate) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     read_at_most(path, MAX_READ)
 }
 
-/// Reads a file of at most so many bytes, a whole number of MiB.
+/// Reads a file of at most so many bytes.
 ///
 /// # Errors
 /// As for [`read_limited`].
@@ -181,9 +181,18 @@ pub(crate) fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     open_regular(path)?.take(most + 1).read_to_end(&mut content)?;
     if content.len() as u64 > most {
-        return Err(io::Error::other(format!("it is larger than {} MiB", most >> 20)));
+        return Err(too_large(most));
     }
     Ok(content)
+}
+
+/// The error of content that has more than so many bytes.
+pub(crate) fn too_large(most: u64) -> io::Error {
+    let limit = match most >> 20 {
+        0 => format!("{} KiB", most >> 10),
+        mebibytes => format!("{mebibytes} MiB"),
+    };
+    io::Error::other(format!("it is larger than {limit}"))
 }
 
 /// Opens a regular file. To open a device may do anything, so its type is checked before; it may

@@ -11,7 +11,7 @@ use crate::publish::status;
 use crate::publish::{IdentitySnapshot, Snapshot};
 use crate::server::connection_limit::LimitReached;
 use crate::server::peer::{Peer, Role};
-use miaf_client::api::{IdentityName, State, Word as _};
+use miaf_client::api::{IdentityName, IdentityStatus, State, Word as _};
 use miaf_spiffe::time::Timestamp;
 
 /// Media type of the text.
@@ -127,6 +127,25 @@ fn identity_metrics(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
         "1 for the state that the identity is in.",
         states.iter().map(|(labels, value)| (&labels[..], *value)),
     );
+    let way = |identity: &IdentitySnapshot| Some((identity.name.to_string(), identity.enroll?));
+    let ways: Vec<_> = snapshot.identities().filter_map(way).collect();
+    let ways: Vec<_> =
+        ways.iter().map(|(name, way)| [("identity", name.as_str()), ("enroll", *way)]).collect();
+    if !ways.is_empty() {
+        let ways = ways.iter().map(|labels| (&labels[..], 1.0));
+        text.gauge("identity_info", "Always 1; the way to the identity.", ways);
+    }
+    let waiting = status.identities.iter().filter(|identity| identity.is_by_operator());
+    let waiting: Vec<_> = waiting
+        .map(|identity| ([("identity", identity.name.as_str())], flag(needs_operator(identity))))
+        .collect();
+    if !waiting.is_empty() {
+        text.gauge(
+            "operator_needed",
+            "1: an operator has to bring the next SVID, or the first.",
+            waiting.iter().map(|(labels, value)| (&labels[..], *value)),
+        );
+    }
     let mut of_each = |name, help, value: &dyn Fn(&IdentitySnapshot) -> Option<f64>| {
         let samples: Vec<_> = snapshot
             .identities()
@@ -148,9 +167,11 @@ fn identity_metrics(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
         "End of the SVID's validity, or of an issuer's that it needs, whichever comes first.",
         &|identity| svid(identity).map(|svid| seconds(svid.until())),
     );
-    of_each("svid_renew_at_timestamp_seconds", "When the SVID is renewed.", &|identity| {
-        identity.renew_at.map(seconds)
-    });
+    of_each(
+        "svid_renew_at_timestamp_seconds",
+        "When the SVID is renewed, or from when on an operator has to bring the next.",
+        &|identity| identity.renew_at.map(seconds),
+    );
     of_each(
         "svid_ends_while_waiting",
         "1: the MIS has requested a delay (Retry-After) that lasts longer than the SVID.",
@@ -166,6 +187,12 @@ fn identity_metrics(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
     });
 }
 
+/// Whether an operator is needed for the next SVID of an identity that they bring them for. In the
+/// state `blocked`, it is something else that has to be corrected.
+fn needs_operator(identity: &IdentityStatus) -> bool {
+    matches!(identity.state.known(), Some(State::WaitingForOperator | State::Expired))
+}
+
 fn trust_domain_metrics(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
     let bundle = snapshot.bundle.as_ref();
     text.one(
@@ -177,6 +204,11 @@ fn trust_domain_metrics(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
         "bundle_stale",
         "1: the trust bundle is older than bundle.max_age.",
         bundle.map(|current| flag(current.is_stale(now))),
+    );
+    text.one(
+        "bundle_stale_at_timestamp_seconds",
+        "When the trust bundle becomes or became older than bundle.max_age.",
+        bundle.and_then(|current| current.stale_at).map(seconds),
     );
     text.one(
         "bundle_anchors",

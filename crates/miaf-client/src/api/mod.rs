@@ -69,6 +69,11 @@ pub struct IdentityStatus {
 }
 
 impl IdentityStatus {
+    /// Whether an operator brings the SVIDs of this identity: the agent requests none.
+    pub fn is_by_operator(&self) -> bool {
+        matches!(self.enroll.as_deref(), Some("manual" | "installed"))
+    }
+
     /// The error that keeps this identity from its next step: its own, or the device's (`shared`)
     /// where only that one needs a correction.
     pub fn error<'a>(&'a self, shared: Option<&'a ErrorStatus>) -> Option<&'a ErrorStatus> {

@@ -37,7 +37,7 @@ impl State {
                 "this device's clock cannot be right; the agent waits for it to be set, and validates nothing by it"
             }
             Self::Discovering => "the agent looks for the identity service (MIS) of its trust domain",
-            Self::Enrolling => "the agent requests this device's first identity from the identity service",
+            Self::Enrolling => "the agent requests the first certificate of this identity",
             Self::PendingAdmission => {
                 "the identity service knows this device; its operator has yet to admit it"
             }
