@@ -20,6 +20,8 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use crate::config::{self, Config, ConfigError, Salvaged};
 use crate::hint::{Hint, Reason};
 use crate::keys::ProviderKind;
@@ -433,9 +435,14 @@ fn address(config: &Config) -> Option<String> {
 
 /// Does work on a thread that may wait for the disk or the TPM.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(e) => std::panic::resume_unwind(e.into_panic()), // a bug in `work` is a bug here
+    // Boxed, so that tokio's task is compiled once, and not for each kind of work.
+    let (sender, done) = oneshot::channel();
+    let work: Box<dyn FnOnce() + Send> = Box::new(move || drop(sender.send(work())));
+    let ended = tokio::task::spawn_blocking(work).await;
+    match (done.await, ended) {
+        (Ok(done), _) => done,
+        (Err(_), Err(e)) => std::panic::resume_unwind(e.into_panic()), // a bug in `work` is a bug here
+        (Err(e), Ok(())) => std::panic::resume_unwind(Box::new(e)),    // it sends, or panics
     }
 }
 
