@@ -36,7 +36,8 @@ impl Plant {
         });
         let (chain, key) = world.mis.mint_wfm("wfm-1").unwrap();
         let bundle = world.mis.bundle_file().unwrap();
-        let settings = Settings::new(Credential::new(chain, key), bundle, world.mis.url());
+        let mut settings = Settings::new(Credential::new(chain, key), bundle, world.mis.url());
+        settings.offer_resumption = true; // no session is resumed
         let wfm = Wfm::start(settings).unwrap();
         Self { world, wfm }
     }
@@ -179,6 +180,9 @@ fn lost_responses_lead_to_a_new_assertion_for_the_same_key() {
     wait_for_state(&plant.world.device, NAME, "active");
     let onboarded = plant.wfm.journal();
     assert_eq!(statuses(&onboarded), [Some(201), None, Some(201), Some(201)], "{onboarded:?}");
+    let connections = plant.wfm.connections();
+    assert_eq!(connections.len(), 4, "one each");
+    assert!(connections.iter().all(|connection| !connection.resumed), "{connections:?}");
     // The MIS takes no assertion twice.
     let bindings = plant.bindings();
     assert_eq!(bindings.iter().filter_map(|entry| entry.status).collect::<Vec<_>>(), [201, 200]);
@@ -369,6 +373,25 @@ fn real_refusals_of_the_wfm_end_when_it_accepts_the_device() {
     assert_eq!((&error["code"], &error["status"]), (&"wfm-refused".into(), &403.into()), "{error:#}");
     let device = plant.device_id();
     plant.wfm.policy(|policy| policy.devices = Some(BTreeSet::from([device])));
+    wait_for_state(&plant.world.device, NAME, "active");
+}
+
+#[test]
+fn device_that_the_wfm_does_not_trust_is_told_so() {
+    let mut plant = Plant::new();
+    // The WFM has the bundle of something else.
+    let ca = std::fs::read(plant.world.mis.ca_file()).unwrap();
+    let bundle = plant.world.mis.bundle_file().unwrap();
+    std::fs::write(&bundle, ca).unwrap();
+    plant.start("");
+    let error = plant.wait_for_error("401");
+    assert_eq!((&error["code"], &error["status"]), (&"wfm-refused".into(), &401.into()), "{error:#}");
+    plant.wfm.policy(|policy| policy.refuse_in_handshake = true);
+    let error = plant.wait_for_error("in the TLS handshake");
+    assert_eq!(error["code"], "wfm-refused", "{error:#}");
+    assert_eq!(error["title"], "The WFM refused this device's certificate");
+    assert!(error["hint"].as_str().unwrap().contains("WFM"), "{error:#}");
+    plant.world.mis.bundle_file().unwrap();
     wait_for_state(&plant.world.device, NAME, "active");
 }
 
