@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::identities::{self, DEVICE, run, wait_for, wait_for_state};
 use crate::support::agent::PATIENCE;
+use crate::support::tinyproxy::Tinyproxy;
 use crate::world::{self, World};
 
 pub(crate) const NAME: &str = "wfm-client";
@@ -56,6 +57,13 @@ impl Plant {
     fn start(&mut self, before: &str) {
         self.world.configure(&format!("{before}{DEVICE}{}", self.client(Some("line-7"))));
         self.world.device.start();
+    }
+
+    fn configure_behind(&self, proxy: &Tinyproxy) {
+        let identities = format!("{DEVICE}{}", self.client(Some("line-7")));
+        let config = world::config(&self.world.mis, &self.world.tpm, &identities);
+        let lines = format!("[mis]\nproxy = \"{}\"", proxy.url(""));
+        self.world.device.configure(&config.replace("[mis]", &lines));
     }
 
     fn enrolled(before: &str) -> Self {
@@ -393,6 +401,23 @@ fn device_that_the_wfm_does_not_trust_is_told_so() {
     assert!(error["hint"].as_str().unwrap().contains("WFM"), "{error:#}");
     plant.world.mis.bundle_file().unwrap();
     wait_for_state(&plant.world.device, NAME, "active");
+}
+
+/// TLS is with the WFM itself, whatever is in between.
+#[test]
+fn proxy_of_the_mis_leads_to_the_wfm_too() {
+    let mut plant = Plant::new();
+    let closed = Tinyproxy::start(plant.world.mis.port(), "");
+    let open = Tinyproxy::start(plant.world.mis.port(), &format!("ConnectPort {}", plant.wfm.port()));
+    plant.configure_behind(&closed);
+    plant.world.device.start();
+    let error = plant.wait_for_error("The proxy does not lead to the WFM");
+    assert_eq!(error["code"], "proxy", "{error:#}");
+    assert!(plant.wfm.connections().is_empty());
+    plant.configure_behind(&open);
+    plant.world.device.signal("HUP");
+    wait_for_state(&plant.world.device, NAME, "active");
+    assert_eq!(plant.wfm.connections()[0].client.kind, ClientKind::Device);
 }
 
 #[test]
