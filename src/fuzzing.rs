@@ -9,13 +9,14 @@ type Target = fn(&[u8]) -> bool;
 
 /// Every target by its name, which is that of its file in `fuzz/fuzz_targets` and of its directory
 /// in `fuzz/corpus`.
-const TARGETS: [(&str, Target); 16] = [
+const TARGETS: [(&str, Target); 17] = [
     ("bundle", miaf_spiffe::fuzzing::bundle),
     ("svid", miaf_spiffe::fuzzing::svid),
     ("discovery", crate::issuer::fuzzing::discovery),
     ("problem", crate::issuer::fuzzing::problem),
     ("retry_after", crate::transport::fuzzing::retry_after),
     ("issued", crate::issuer::fuzzing::issued),
+    ("onboarded", crate::issuer::fuzzing::onboarded),
     ("server_chain", crate::transport::fuzzing::server_chain),
     ("pem", miaf_spiffe::pem::fuzz),
     ("tss2", crate::keys::fuzzing::tss2),

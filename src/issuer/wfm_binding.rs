@@ -116,20 +116,24 @@ struct BindingAssertion(String);
 impl BindingAssertion {
     /// Reads the response of a WFM.
     fn read(response: Response, url: &Url) -> Result<Self, IssuerError> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Onboarded {
-            binding_assertion: String,
-        }
         let body = response.into_json(url, MAX_RESPONSE).map_err(|e| match e {
             // The text of the error would quote the body, which may be the assertion itself.
             TransportError::Malformed { .. } => malformed(url, format_args!("it is no JSON object")),
             e => IssuerError::Wfm(e),
         })?;
-        let onboarded: Onboarded = json::read(body.as_bytes()).map_err(|_| {
-            malformed(url, format_args!("it is no JSON object with one text, bindingAssertion"))
-        })?;
-        Self::parse(onboarded.binding_assertion).map_err(|why| malformed(url, format_args!("{why}")))
+        Self::from_json(&body).map_err(|why| malformed(url, format_args!("{why}")))
+    }
+
+    fn from_json(body: &str) -> Result<Self, &'static str> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Onboarded {
+            binding_assertion: String,
+        }
+        match json::read::<Onboarded>(body.as_bytes()) {
+            Ok(onboarded) => Self::parse(onboarded.binding_assertion),
+            Err(_) => Err("it is no JSON object with one text, bindingAssertion"),
+        }
     }
 
     fn parse(text: String) -> Result<Self, &'static str> {
@@ -191,6 +195,16 @@ fn of_assertion(error: IssuerError) -> IssuerError {
         }
         _ => IssuerError::Refused { response, failure_kind },
     }
+}
+
+/// Checks the body of a WFM's response. An accepted assertion is a value of JSON as it is.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(body: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(body) else { return false };
+    let Ok(BindingAssertion(assertion)) = BindingAssertion::from_json(text) else { return false };
+    assert_eq!(serde_json::Value::from(assertion.as_str()).to_string(), format!("\"{assertion}\""));
+    let again = BindingAssertion::from_json(&json!({ "bindingAssertion": assertion }).to_string());
+    again.is_ok_and(|again| again.0 == assertion)
 }
 
 #[cfg(test)]

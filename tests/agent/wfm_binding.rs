@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::identities::{self, DEVICE, run, wait_for, wait_for_state};
 use crate::support::agent::PATIENCE;
+use crate::support::tinyproxy::Tinyproxy;
 use crate::world::{self, World};
 
 pub(crate) const NAME: &str = "wfm-client";
@@ -36,7 +37,8 @@ impl Plant {
         });
         let (chain, key) = world.mis.mint_wfm("wfm-1").unwrap();
         let bundle = world.mis.bundle_file().unwrap();
-        let settings = Settings::new(Credential::new(chain, key), bundle, world.mis.url());
+        let mut settings = Settings::new(Credential::new(chain, key), bundle, world.mis.url());
+        settings.offer_resumption = true; // no session is resumed
         let wfm = Wfm::start(settings).unwrap();
         Self { world, wfm }
     }
@@ -55,6 +57,13 @@ impl Plant {
     fn start(&mut self, before: &str) {
         self.world.configure(&format!("{before}{DEVICE}{}", self.client(Some("line-7"))));
         self.world.device.start();
+    }
+
+    fn configure_behind(&self, proxy: &Tinyproxy) {
+        let identities = format!("{DEVICE}{}", self.client(Some("line-7")));
+        let config = world::config(&self.world.mis, &self.world.tpm, &identities);
+        let lines = format!("[mis]\nproxy = \"{}\"", proxy.url(""));
+        self.world.device.configure(&config.replace("[mis]", &lines));
     }
 
     fn enrolled(before: &str) -> Self {
@@ -179,6 +188,9 @@ fn lost_responses_lead_to_a_new_assertion_for_the_same_key() {
     wait_for_state(&plant.world.device, NAME, "active");
     let onboarded = plant.wfm.journal();
     assert_eq!(statuses(&onboarded), [Some(201), None, Some(201), Some(201)], "{onboarded:?}");
+    let connections = plant.wfm.connections();
+    assert_eq!(connections.len(), 4, "one each");
+    assert!(connections.iter().all(|connection| !connection.resumed), "{connections:?}");
     // The MIS takes no assertion twice.
     let bindings = plant.bindings();
     assert_eq!(bindings.iter().filter_map(|entry| entry.status).collect::<Vec<_>>(), [201, 200]);
@@ -370,6 +382,42 @@ fn real_refusals_of_the_wfm_end_when_it_accepts_the_device() {
     let device = plant.device_id();
     plant.wfm.policy(|policy| policy.devices = Some(BTreeSet::from([device])));
     wait_for_state(&plant.world.device, NAME, "active");
+}
+
+#[test]
+fn device_that_the_wfm_does_not_trust_is_told_so() {
+    let mut plant = Plant::new();
+    // The WFM has the bundle of something else.
+    let ca = std::fs::read(plant.world.mis.ca_file()).unwrap();
+    let bundle = plant.world.mis.bundle_file().unwrap();
+    std::fs::write(&bundle, ca).unwrap();
+    plant.start("");
+    let error = plant.wait_for_error("401");
+    assert_eq!((&error["code"], &error["status"]), (&"wfm-refused".into(), &401.into()), "{error:#}");
+    plant.wfm.policy(|policy| policy.refuse_in_handshake = true);
+    let error = plant.wait_for_error("in the TLS handshake");
+    assert_eq!(error["code"], "wfm-refused", "{error:#}");
+    assert_eq!(error["title"], "The WFM refused this device's certificate");
+    assert!(error["hint"].as_str().unwrap().contains("WFM"), "{error:#}");
+    plant.world.mis.bundle_file().unwrap();
+    wait_for_state(&plant.world.device, NAME, "active");
+}
+
+/// TLS is with the WFM itself, whatever is in between.
+#[test]
+fn proxy_of_the_mis_leads_to_the_wfm_too() {
+    let mut plant = Plant::new();
+    let closed = Tinyproxy::start(plant.world.mis.port(), "");
+    let open = Tinyproxy::start(plant.world.mis.port(), &format!("ConnectPort {}", plant.wfm.port()));
+    plant.configure_behind(&closed);
+    plant.world.device.start();
+    let error = plant.wait_for_error("The proxy does not lead to the WFM");
+    assert_eq!(error["code"], "proxy", "{error:#}");
+    assert!(plant.wfm.connections().is_empty());
+    plant.configure_behind(&open);
+    plant.world.device.signal("HUP");
+    wait_for_state(&plant.world.device, NAME, "active");
+    assert_eq!(plant.wfm.connections()[0].client.kind, ClientKind::Device);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Fuzz targets: input from an MIS.
+//! Fuzz targets: input from an MIS, and from a WFM.
 
 use url::Url;
 
@@ -48,6 +48,11 @@ pub(crate) fn problem(data: &[u8]) -> bool {
         check_error(text.unwrap_or_default());
     }
     true
+}
+
+/// Checks the response to an onboarding at a WFM.
+pub(crate) fn onboarded(data: &[u8]) -> bool {
+    crate::issuer::wfm_binding::fuzz(data)
 }
 
 /// Checks the response to an enrollment or a renewal.
