@@ -145,7 +145,7 @@ fn by_operator_only(name: &IdentityName, enroll: Option<&Enrollment>) -> Reason 
 pub(super) fn operator_hint(name: &IdentityName, enroll: Option<&Enrollment>) -> String {
     match enroll {
         Some(Enrollment::Installed { .. }) => {
-            "Replace the files that svid_file and key_file of this identity name; the agent follows them"
+            "Replace the files that svid_file and key_file of this identity name; the agent reads them again by itself"
                 .to_owned()
         }
         Some(Enrollment::Manual { svid_file: Some(file) }) => format!(
@@ -154,7 +154,7 @@ pub(super) fn operator_hint(name: &IdentityName, enroll: Option<&Enrollment>) ->
             Excerpt::of(file.display(), MAX_PATH)
         ),
         _ => format!(
-            "Have the request certified that this prints: miaf-agent csr --identity {name}; then: \
+            "Have the request signed that this prints: miaf-agent csr --identity {name}; then: \
              miaf-agent install --identity {name} chain.pem"
         ),
     }

@@ -20,7 +20,10 @@ use crate::server::command_queue::Decision;
 use crate::state;
 use miaf_spiffe::SpiffeId;
 use miaf_spiffe::svid::{Chain, SvidError, X509Svid};
+use miaf_spiffe::text::Excerpt;
 
+/// Limit on the characters of a path in a message.
+const MAX_PATH: usize = 512;
 /// Limit on the bytes of a file with a chain.
 const MAX_CHAIN_FILE: u64 = 64 * 1024;
 
@@ -31,8 +34,8 @@ pub(super) struct Supply {
 }
 
 impl Executor {
-    /// Makes a certification request for an identity. The key is stored before the request leaves. A
-    /// request that was made before, and is not answered yet, is made anew for the same key.
+    /// Makes a certification request for an identity. The key is stored before the request is returned.
+    /// Until a chain for it is adopted, each further request is for the same key.
     ///
     /// # Errors
     /// Why there is none.
@@ -57,10 +60,10 @@ impl Executor {
         Ok(Supply { decision: Decision::Csr(csr), events })
     }
 
-    /// Takes in a chain that an operator brings. It is adopted in the next step, like an issued one.
+    /// Stores a chain that an operator brings, to be adopted in the next step like any issued one.
     ///
     /// # Errors
-    /// Why it is refused. What the identity has stays.
+    /// Why it is refused. The current SVID stays.
     pub(super) async fn install(
         &mut self,
         index: crate::lifecycle::IdentityIndex,
@@ -69,7 +72,7 @@ impl Executor {
         let bundle = self.trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
         let Some(identity) = self.identities.get_mut(index.0) else { return Err(gone()) };
         if identity.has(&chain) {
-            let decision = Decision::Accepted("This SVID is the current one already.".to_owned());
+            let decision = Decision::Accepted("Nothing changes: this SVID is the current one.".to_owned());
             return Ok(Supply { decision, events: Vec::new() });
         }
         let (choice, key) = identity.key_of(&chain)?;
@@ -117,18 +120,18 @@ impl Executor {
 }
 
 impl Identity {
-    /// Checks that an operator asks for a name that this identity may have.
+    /// Checks that this identity may have the SPIFFE ID of a request.
     fn check_name(&self, id: &SpiffeId) -> Result<(), Reason> {
         if !self.config.enroll.name_kind().includes(id) {
-            let what = format!("{id} is not the name of a WFM Client");
+            let what = format!("{id} is not the SPIFFE ID of a WFM Client");
             let hint = "Write spiffe://<trust domain>/margo/wfm/<wfm-id>/client/<client-id>";
             return Err(Reason::from(what).with_hint_text(hint));
         }
         match self.config.spiffe_id.as_ref().filter(|guard| *guard != id) {
-            Some(guard) => {
-                Err(Reason::from(format!("the configuration allows this identity only the name {guard}"))
-                    .with_hint_text("Leave --spiffe-id out, or correct spiffe_id in the configuration"))
-            }
+            Some(guard) => Err(Reason::from(format!(
+                "the configuration allows this identity only the SPIFFE ID {guard}"
+            ))
+            .with_hint_text("Request that one, or correct spiffe_id under its [[identity]]")),
             None => Ok(()),
         }
     }
@@ -175,11 +178,11 @@ impl Identity {
             return Ok((KeyChoice::Current, key));
         }
         let hint =
-            format!("Have the request certified that this prints: miaf-agent csr --identity {}", self.name);
+            format!("Have the request signed that this prints: miaf-agent csr --identity {}", self.name);
         Err(Reason::from("the certificate is for another key than this identity has").with_hint_text(hint))
     }
 
-    /// Judges a chain by the rules of an issued one, and says what will become of it.
+    /// Validates a chain by the rules of an issued one. Returns what will become of it, in a sentence.
     fn judge(
         &self,
         issued: &state::StoredIssuedChain,
@@ -187,17 +190,17 @@ impl Identity {
         bundle: Option<&miaf_spiffe::Bundle>,
     ) -> Result<String, Reason> {
         let Some(bundle) = bundle else {
-            return Ok("It is kept, and adopted when the trust bundle is there that it is validated with."
+            return Ok("The chain is stored. There is no trust bundle yet to validate it with; it is adopted when there is."
                 .to_owned());
         };
         match self.validate(issued, key, bundle) {
             Ok(svid) => Ok(adopted(&svid)),
             Err(SvidError::NotYetValid { not_before }) => {
-                Ok(format!("It is kept, and adopted when it becomes valid, at {not_before}."))
+                Ok(format!("The chain is stored, and adopted when it becomes valid, at {not_before}."))
             }
             Err(why) if why.depends_on_bundle() => {
-                Ok("Its issuer is not in the trust bundle. The bundle is fetched once more, and the chain validated \
-                    again; the status shows what became of it."
+                Ok("The chain is stored. The trust bundle does not vouch for it: the bundle is refreshed, and the chain \
+                    validated again; the status shows the result."
                     .to_owned())
             }
             Err(why) => Err(Reason::of(&why)),
@@ -242,14 +245,15 @@ impl Identity {
         bundle: Option<&miaf_spiffe::Bundle>,
     ) -> Result<Vec<Supplied>, Report> {
         let missing = || {
-            let why =
-                Reason::from("it does not exist").with_hint_text("Put the chain there, leaf first, in PEM");
+            let why = Reason::from("the file does not exist")
+                .with_hint_text("Put the certificate chain there, leaf first, in PEM");
             refused(svid_file, &why)
         };
         let chain = read_chain(svid_file).await?.ok_or_else(missing)?;
         if self.has(&chain) {
             return Ok(Vec::new());
         }
+        let secret_shown = secret.shown();
         let (secret, keys) = (secret.clone(), keys.clone());
         let imported = blocking(move || {
             let pem = secret.read_key().map_err(|e| Reason::of(&e))?;
@@ -261,8 +265,13 @@ impl Identity {
         let refused = |why: &Reason| refused(svid_file, why);
         let (key, record) = imported.await.map_err(|why| refused(&why))?;
         if key.public_key().spki_der() != spki(&chain).map_err(|why| refused(&why))? {
-            let why = Reason::from("the key of key_file is another than that of its certificate")
-                .with_hint_text("Put key and chain there that belong together");
+            let why = Reason::from(format!(
+                "its certificate is for another key than that in {}",
+                Excerpt::of(&secret_shown, MAX_PATH)
+            ))
+            .with_hint_text(
+                "Replace the files that svid_file and key_file name by a pair that belongs together",
+            );
             return Err(refused(&why));
         }
         let issued = issued(chain, KeyChoice::Pending);
@@ -293,12 +302,13 @@ impl Identity {
 }
 
 fn gone() -> Reason {
-    Reason::from("the identity is not configured any more")
+    Reason::from("the configuration does not have this identity any more")
+        .with_hint_text("See those that it has: miaf-agent status")
 }
 
 fn adopted(svid: &X509Svid) -> String {
     format!(
-        "The SVID {} with the serial number {} is valid until {}, and is adopted now.",
+        "The SVID is valid, and adopted now: {}, serial number {}, until {}.",
         svid.spiffe_id(),
         svid.serial(),
         svid.until()
@@ -319,7 +329,10 @@ fn issued(chain: Chain, choice: KeyChoice) -> state::StoredIssuedChain {
 /// The subject public key info of the leaf.
 fn spki(chain: &Chain) -> Result<Vec<u8>, Reason> {
     let leaf = webpki::EndEntityCert::try_from(chain.leaf());
-    let leaf = leaf.map_err(|_| Reason::from("its first certificate cannot be read"))?;
+    let leaf = leaf.map_err(|_| {
+        let why = Reason::from("the first certificate of the chain cannot be read");
+        why.with_hint_text("Put the certificate of the identity first, and its intermediates after it")
+    })?;
     Ok(leaf.subject_public_key_info().as_ref().to_vec())
 }
 
@@ -333,14 +346,15 @@ async fn read_chain(file: &Path) -> Result<Option<Chain>, Report> {
         Err(e) => return Err(refused(file, &access::unreadable(file, &e))),
     };
     let chain = Chain::from_pem_text(&content).map_err(|e| {
-        let hint = "Put the chain there, leaf first, in PEM";
+        let hint = "Put the certificate chain there, leaf first, in PEM";
         refused(file, &Reason::from(e.to_string()).with_hint_text(hint))
     });
     chain.map(Some)
 }
 
 fn refused(file: &Path, why: &Reason) -> Report {
-    let detail = format!("{}: {}", file.display(), why.what);
-    let report = Report::new(ProblemCode::InstalledCredential, "The SVID in a file is refused", &detail);
+    let detail = format!("{}: {}", Excerpt::of(file.display(), MAX_PATH), why.what);
+    let title = "The certificate chain in a file cannot be used";
+    let report = Report::new(ProblemCode::InstalledCredential, title, &detail);
     report.with_hint(why.hint.as_deref())
 }

@@ -106,16 +106,16 @@ impl CommandPath {
                 trust_domain: Some(trust_domain),
             }),
             Self::Csr(identity) => {
-                let must = "Send {} or {\"spiffeId\": \"spiffe://…\"}";
+                let must = "Send no body, or {\"spiffeId\": \"spiffe://…\"}";
                 let CsrBody { spiffe_id } =
                     if body.is_empty() { CsrBody::default() } else { object(body, must)? };
                 Ok(request(AdminCommand::Csr { identity, spiffe_id }))
             }
             Self::Install(identity) => {
-                let must = "Send {\"certificateChainPem\": \"…\"}, leaf first, in PEM";
+                let must = "Send {\"certificateChainPem\": \"…\"}: one string of PEM, leaf first, then its intermediates";
                 let InstallBody { certificate_chain_pem } = object(body, must)?;
                 let chain = Chain::from_pem_text(certificate_chain_pem.as_bytes()).map_err(|e| {
-                    Reason::from(format!("the chain cannot be read: {e}")).with_hint_text(must)
+                    Reason::from(format!("the certificate chain cannot be read: {e}")).with_hint_text(must)
                 })?;
                 Ok(request(AdminCommand::Install { identity, chain }))
             }
@@ -132,8 +132,8 @@ struct RetryBody {
     identity: Option<IdentityName>,
 }
 
-fn not_null<'de, D: Deserializer<'de>>(identity: D) -> Result<Option<IdentityName>, D::Error> {
-    IdentityName::deserialize(identity).map(Some)
+fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(value).map(Some)
 }
 
 #[derive(Deserialize)]
@@ -149,7 +149,7 @@ struct RetireBody {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct CsrBody {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "not_null")]
     spiffe_id: Option<SpiffeId>,
 }
 
@@ -312,6 +312,57 @@ mod tests {
             (retry(), &of_retry[..], "Send no body, or {\"newKey\": true}"),
             (renew(), &["[]", "{\"newKey\":true}", "x"], "Send no body"),
             (retire(), &of_retire, "Name the trust domain that is to be left"),
+        ] {
+            for body in bodies {
+                let reason = command(path.clone(), body).unwrap_err();
+                assert!(reason.hint.as_ref().unwrap().starts_with(allowed), "{body:?}: {reason}");
+                assert_apart(&reason);
+            }
+        }
+        let csr = || CommandPath::Csr(device());
+        for (body, spiffe_id) in [
+            ("", None),
+            ("{}", None),
+            (
+                "{\"spiffeId\":\"spiffe://a/margo/wfm/w/client/c\"}",
+                Some(SpiffeId::parse("spiffe://a/margo/wfm/w/client/c").unwrap()),
+            ),
+        ] {
+            assert_eq!(
+                command(csr(), body),
+                Ok(AdminCommand::Csr { identity: device(), spiffe_id }),
+                "{body}"
+            );
+        }
+        let install = || CommandPath::Install(device());
+        let key = rcgen::KeyPair::generate().unwrap();
+        let pem = rcgen::CertificateParams::default().self_signed(&key).unwrap().pem();
+        let chain = Chain::from_pem_text(pem.as_bytes()).unwrap();
+        let body = serde_json::json!({ "certificateChainPem": pem }).to_string();
+        let installed = command(install(), &body);
+        assert_eq!(installed, Ok(AdminCommand::Install { identity: device(), chain }));
+        let of_csr = [
+            "null",
+            "[]",
+            "{\"spiffeId\":null}",
+            "{\"spiffeId\":5}",
+            "{\"spiffeId\":\"\"}",
+            "{\"spiffeId\":\"spiffe://a/margo/wfm/w/client/..\"}",
+            "{\"spiffe_id\":\"spiffe://a/b\"}",
+        ];
+        let of_install = [
+            "",
+            "{}",
+            "{\"certificateChainPem\":null}",
+            "{\"certificateChainPem\":[]}",
+            "{\"certificateChainPem\":\"\"}",
+            "{\"certificateChainPem\":\"MIIB\"}",
+            "{\"certificateChainPem\":\"-----BEGIN CERTIFICATE-----\\nMIIB\"}",
+            "{\"certificateChainPem\":\"\",\"certificateChainPem\":\"\"}",
+        ];
+        for (path, bodies, allowed) in [
+            (csr(), &of_csr[..], "Send no body, or {\"spiffeId\""),
+            (install(), &of_install, "Send {\"certificateChainPem\""),
         ] {
             for body in bodies {
                 let reason = command(path.clone(), body).unwrap_err();

@@ -1,12 +1,15 @@
 //! `docs/agent-api.yaml` says what the sockets answer: schemathesis asks the running agent whatever
 //! the description allows, and what it does not.
 
+use std::fs;
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
+
+use development_mis::MintSpec;
 
 use crate::support::agent::Device;
 use crate::support::python;
@@ -61,6 +64,27 @@ fn the_agent_answers_as_its_description_says() {
     world.device.wait_for("active");
     schemathesis(&world.device, "run/admin.sock", &[]);
     // On the socket for reading the rest is refused, in the words of the description.
+    schemathesis(&world.device, "run/agent.sock", &["--max-examples", "5"]);
+}
+
+#[test]
+fn an_agent_with_several_identities_does_too() {
+    let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
+    world.configure(
+        "[[identity]]\nname = \"device\"\nenroll = \"factory-cert\"\n\
+         [[identity]]\nname = \"wfm-client\"\nenroll = \"manual\"\n",
+    );
+    world.device.start();
+    world.device.wait_for("active");
+    let id = "spiffe://factory.example/margo/wfm/wfm-1/client/line-7";
+    let csr = world.device.run(&["csr", "--identity", "wfm-client", "--spiffe-id", id]);
+    let minted = world.mis.mint(&MintSpec::csr(String::from_utf8(csr.stdout).unwrap())).unwrap();
+    fs::write(world.device.path("chain.pem"), minted.chain_pem).unwrap();
+    let chain = world.device.path("chain.pem");
+    let installed = world.device.run(&["install", "--identity", "wfm-client", chain.to_str().unwrap()]);
+    assert!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
+    world.device.wait_until("both", |device| device.get("/v1/identities/wfm-client/svid").unwrap().0 == 200);
+    schemathesis(&world.device, "run/admin.sock", &["--max-examples", "10"]);
     schemathesis(&world.device, "run/agent.sock", &["--max-examples", "5"]);
 }
 

@@ -1,7 +1,7 @@
 //! Other projects' programs with the device's identity, as in docs/using-the-identity.md: its
 //! blocks are run as they stand, by a user other than root, while the agent renews every few
-//! seconds. And the examples for containers. Most of it needs root, to change the user and to
-//! mount.
+//! seconds. The examples for containers. And docs/identities.md, followed without an MIS. Most of it
+//! needs root, to change the user and to mount.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[path = "../support/mod.rs"]
@@ -15,6 +15,7 @@ mod clients;
 mod containers;
 mod device;
 mod grpc;
+mod identities;
 mod nginx;
 mod page;
 mod peer;

@@ -88,7 +88,9 @@ fn examples_are_command_lines_that_the_program_understands() -> Outcome {
 fn the_configuration_page_has_every_key() -> Outcome {
     let mut known = BTreeSet::new();
     keys_below("", &mut known)?;
-    assert!(known.contains("state_dir") && known.contains("mis.trust.ca_file"), "{known:?}");
+    for key in ["state_dir", "mis.trust.ca_file", "identity.name", "identity.wfm.url"] {
+        assert!(known.contains(key), "{key}: {known:?}");
+    }
 
     let documents = Documents::make()?;
     let page = plain(&documents.share().join("man/man5/miaf-agent.toml.5"))?;
@@ -113,7 +115,12 @@ fn the_configuration_page_has_every_key() -> Outcome {
 
 /// Collects the keys of the parser, from its error for an unknown one.
 fn keys_below(table: &str, known: &mut BTreeSet<String>) -> Outcome {
-    let header = if table.is_empty() { String::new() } else { format!("[{table}]\n") };
+    let header = match table {
+        "" => String::new(),
+        "identity" => "[[identity]]\n".to_owned(),
+        of_identity if of_identity.starts_with("identity.") => format!("[[identity]]\n[{table}]\n"),
+        _ => format!("[{table}]\n"),
+    };
     let text = format!("{header}no-such-key = 1\n");
     let complaint = match Config::parse(&text, Path::new("config.toml"), None) {
         Ok(_) => return Err(format!("{text:?} was accepted").into()),

@@ -329,14 +329,10 @@ fn drop_in_is_laid_over_the_identity_of_its_name() {
 #[test]
 fn name_that_one_file_has_twice_is_refused_in_every_file() {
     let (client, twice) = (named("a", "enroll = \"manual\""), named("a", "group = \"g\"").repeat(2));
-    for (main, line) in [(client.clone(), 5), (String::new(), 5)] {
-        let directory = directory(&[("config.toml", &main), ("config.d/10.toml", &twice)]);
+    for main in [&client[..], ""] {
+        let directory = directory(&[("config.toml", main), ("config.d/10.toml", &twice)]);
         let error = load(&directory).unwrap_err();
-        let of_second = format!("config.d/10.toml:{line}: identity.");
-        assert!(
-            error.contains(&of_second) || main.is_empty() && error.contains("identity.enroll"),
-            "{error}"
-        );
+        assert!(error.contains("config.d/10.toml:5: identity.name: another"), "{error}");
     }
     let beyond =
         directory(&[("config.toml", &client), ("config.d/10.toml", &named("b", "enrol = \"manual\""))]);
