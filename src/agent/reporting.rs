@@ -533,6 +533,17 @@ mod tests {
     /// end of a certificate comes near that nobody replaces.
     #[test]
     fn operator_is_asked_by_a_warning_and_near_the_end_by_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let keys = crate::keys::software::Software::new(None, directory.path().join("kek"));
+        let mut params = rcgen::CertificateParams::default();
+        let uri = "spiffe://factory.example/margo/wfm/w/client/c".try_into().unwrap();
+        params.subject_alt_names.push(rcgen::SanType::URI(uri));
+        params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2026, 1, 11); // a tenth is a day
+        let der = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().clone();
+        let svid = X509Svid::from_stored(svid::Chain::from_der(&[der]).unwrap()).unwrap();
+        let key = std::sync::Arc::new(keys.create_key().unwrap());
+        let current = crate::publish::SvidAndKey { svid, key, credential: None };
         let events = Captured::default();
         let _guard = tracing::subscriber::set_default(Capturing(events.clone()));
         let mut reporter = Reporter::default();
@@ -548,17 +559,6 @@ mod tests {
         assert!(first[0].starts_with("WARN waiting-for-operator: "), "{first:?}");
         assert!(seen(&waiting, hour(1)).is_empty(), "once");
 
-        let directory = tempfile::tempdir().unwrap();
-        let keys = crate::keys::software::Software::new(None, directory.path().join("kek"));
-        let mut params = rcgen::CertificateParams::default();
-        let uri = "spiffe://factory.example/margo/wfm/w/client/c".try_into().unwrap();
-        params.subject_alt_names.push(rcgen::SanType::URI(uri));
-        params.not_before = rcgen::date_time_ymd(2026, 1, 1);
-        params.not_after = rcgen::date_time_ymd(2026, 1, 11); // a tenth is a day
-        let der = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().clone();
-        let svid = X509Svid::from_stored(svid::Chain::from_der(&[der]).unwrap()).unwrap();
-        let key = std::sync::Arc::new(keys.create_key().unwrap());
-        let current = crate::publish::SvidAndKey { svid, key, credential: None };
         waiting.default_identity.current = Some(std::sync::Arc::new(current));
         waiting.default_identity.state = State::Active;
         assert!(seen(&waiting, hour(2))[0].starts_with("INFO active: "));

@@ -322,14 +322,32 @@ fn reset_identity_withdraws_published_software_keys() {
 #[test]
 fn retry_after_delay_survives_the_retired_identity() {
     let world = World::enrolled();
-    world.mis.sticky_fault(Endpoint::Bundle, Fault::problem(503, "unavailable", Some("600")));
+    world.mis.sticky_fault(Endpoint::Renewal, Fault::problem(429, "too-many", Some("600")));
+    assert_eq!(post(&world.device, "/v1/identities/device/renew", "").0, 202);
     let waits = world.device.path("state/private/retry-after.json");
-    world.device.wait_until("the wait is stored", |_| waits.exists());
+    world.device.wait_until("the delay is stored", |_| waits.exists());
     assert_eq!(post(&world.device, "/v1/identities/device/retire", LEAVE).0, 202);
     world.device.wait_for_status("no identity", |status| status["spiffeId"].is_null());
     let (status, seen) = world.after(Duration::from_secs(3));
-    assert!(seen.iter().all(|entry| !world::is_at(entry, Endpoint::Bundle)), "{seen:?}");
-    assert_eq!(status["state"], "discovering");
+    assert!(seen.iter().all(|entry| !world::is_at(entry, Endpoint::Enrollment)), "{seen:?}");
+    assert_eq!(status["state"], "enrolling", "the cached documents are still there: {status:#}");
+    assert!(status["svid"].is_null() && waits.exists(), "{status:#}");
+}
+
+/// The documents are those of all identities: a delay for them is kept as well, and what is cached
+/// of them holds up no request for an identity.
+#[test]
+fn retry_after_delay_of_the_bundle_outlives_a_retired_identity() {
+    let world = World::enrolled();
+    let serial = world.device.status()["svid"]["serial"].clone();
+    world.mis.sticky_fault(Endpoint::Bundle, Fault::problem(503, "unavailable", Some("600")));
+    let waits = world.device.path("state/private/retry-after.json");
+    world.device.wait_until("the delay is stored", |_| waits.exists());
+    let before = world.seen(Endpoint::Bundle).len();
+    assert_eq!(post(&world.device, "/v1/identities/device/retire", LEAVE).0, 202);
+    world.device.wait_for_another_svid(&serial);
+    world.after(Duration::from_secs(3));
+    assert_eq!(world.seen(Endpoint::Bundle).len(), before);
     assert!(waits.exists());
 }
 

@@ -5,9 +5,15 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use development_mis::{Endpoint, MintSpec};
-use serde_json::Value;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use development_mis::{Endpoint, MintSpec, Mis, Settings};
+use miaf_client::Client;
+use miaf_client::api::IdentityName;
+use ring::digest::{SHA256, digest};
+use serde_json::{Value, json};
 
+use crate::sockets::is_signed_by;
 use crate::support::agent::Device;
 use crate::world::{self, World};
 
@@ -264,4 +270,197 @@ fn bootstrap_credential_is_of_no_concern_without_a_device() {
     world.device.configure(&clients);
     world.device.signal("HUP");
     world.device.wait_until("no error", |device| device.status_document()["lastError"].is_null());
+}
+
+const TWO_LINES: &str = "[[identity]]\nname = \"line-1\"\nenroll = \"manual\"\n\
+                         [[identity]]\nname = \"line-2\"\nenroll = \"manual\"\nkey.provider = \"software\"\n";
+
+/// The device, and two WFM Clients that were enrolled by hand.
+fn with_two_lines() -> World {
+    let world = World::enrolled_with(&format!("{DEVICE}{TWO_LINES}"));
+    for line in ["line-1", "line-2"] {
+        let id = format!("spiffe://factory.example/margo/wfm/wfm-1/client/{line}");
+        enroll_by_hand(&world, line, &id, Duration::from_secs(3600));
+        wait_for_state(&world.device, line, "active");
+    }
+    world
+}
+
+/// Runs a command, which fails, and returns what it says.
+fn refused(device: &Device, arguments: &[&str]) -> String {
+    let output = device.run(arguments);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn admin_commands_of_one_identity_leave_the_others() {
+    let world = with_two_lines();
+    let device = &world.device;
+    let serials =
+        || ["device", "line-1", "line-2"].map(|name| identity(device, name)["svid"]["serial"].clone());
+    let before = serials();
+    for arguments in [&["renew", "--identity", "line-1"][..], &["retry", "--new-key", "--identity", "line-1"]]
+    {
+        let says = refused(device, arguments);
+        let hint =
+            "\n  Hint: Have the request certified that this prints: miaf-agent csr --identity line-1; ";
+        assert!(says.contains("an operator brings them") && says.contains(hint), "{says}");
+    }
+    for arguments in [&["csr", "--identity", "device"][..], &["csr"]] {
+        let says = refused(device, arguments);
+        assert!(says.contains("has enroll = \"factory-cert\""), "{says}");
+    }
+    run(device, &["renew", "--identity", "device"]);
+    wait_for(device, "device", "another SVID", |is| is["svid"]["serial"] != before[0]);
+    let renewed = serials();
+    assert_eq!(renewed[1..], before[1..], "only the device is renewed");
+
+    let says = run(device, &["retire", "--yes", "--identity", "line-1"]);
+    assert!(says.contains("comes when an operator brings it"), "{says}");
+    wait_for_state(device, "line-1", "waiting-for-operator");
+    let after = serials();
+    assert!(after[1].is_null() && after[0] == renewed[0] && after[2] == renewed[2], "{after:?}");
+    for (path, status) in [
+        ("/readyz", 200),
+        ("/v1/identities/device/readyz", 200),
+        ("/v1/identities/line-1/readyz", 503),
+        ("/v1/identities/line-2/readyz", 200),
+        ("/v1/identities/line-1/svid", 503),
+        ("/v1/identities/line-3/svid", 404),
+    ] {
+        assert_eq!(device.get(path).unwrap().0, status, "{path}");
+    }
+    let log = device.log();
+    let records: Vec<_> = log.lines().filter(|line| line.contains("audit=\"retire\"")).collect();
+    assert!(
+        !records.is_empty() && records.iter().all(|line| line.contains("identity=\"line-1\"")),
+        "{records:?}"
+    );
+    for name in ["line-1", "line-2"] {
+        let record =
+            |line: &str| line.contains("audit=\"install\"") && line.contains(&format!("identity=\"{name}\""));
+        assert!(log.lines().any(record), "{name}: {log}");
+    }
+    // For a person, and for one identity.
+    let text = run(device, &["status"]);
+    for part in [
+        "Identity      device (the default",
+        "Identity      line-1\nState         waiting-for-operator - ",
+        "Enrollment    manual - an operator ",
+        "\n                miaf-agent csr --identity line-1\n",
+        "\n                miaf-agent install --identity line-1 chain.pem\n",
+        "Renewal       by hand from ",
+    ] {
+        assert!(text.contains(part), "{part:?} is missing from:\n{text}");
+    }
+    let text = run(device, &["status", "--identity", "line-2"]);
+    assert!(text.contains("line-2") && !text.contains("line-1") && !text.contains("factory-cert"), "{text}");
+    let (_, metrics) = device.get("/metrics").unwrap();
+    for line in [
+        "miaf_agent_operator_needed{identity=\"line-1\"} 1\n",
+        "miaf_agent_operator_needed{identity=\"line-2\"} 0\n",
+        "miaf_agent_identity_info{identity=\"device\",enroll=\"factory-cert\"} 1\n",
+        "miaf_agent_identity_info{identity=\"line-2\",enroll=\"manual\"} 1\n",
+    ] {
+        assert!(metrics.contains(line), "{line:?} is missing from:\n{metrics}");
+    }
+    assert!(!metrics.contains("operator_needed{identity=\"device\""), "{metrics}");
+}
+
+#[test]
+fn signatures_are_by_the_key_of_the_named_identity() {
+    let world = with_two_lines();
+    let client = |name: &str| {
+        let socket = world.device.path("run/sign.sock");
+        Client::new(socket).with_identity(IdentityName::parse(name).unwrap())
+    };
+    let message = b"a message";
+    let hash: [u8; 32] = digest(&SHA256, message).as_ref().try_into().unwrap();
+    let is_by = |chain: &[String], name: &str, serial: Option<&str>| {
+        let signed = client(name).sign(&hash, serial).unwrap();
+        is_signed_by(&json!(chain), message, &BASE64.encode(signed.der).into())
+    };
+    let names = ["device", "line-1", "line-2"];
+    let svids = names.map(|name| client(name).svid().unwrap());
+    for svid in &svids {
+        for name in names {
+            let same = svid.identity.as_str() == name;
+            assert_eq!(is_by(&svid.certificate_chain_pem, name, None), same, "{name}");
+        }
+    }
+    // The serial number of one identity is none of another.
+    client("line-1").sign(&hash, Some(&svids[2].serial)).unwrap_err();
+    enroll_by_hand(&world, "line-1", &svids[1].spiffe_id, Duration::from_secs(3600));
+    let next = client("line-1").svid().unwrap();
+    assert_ne!(next.serial, svids[1].serial, "install ends when the SVID is adopted");
+    let previous = &svids[1];
+    assert!(
+        is_by(&previous.certificate_chain_pem, "line-1", Some(&previous.serial)),
+        "the previous key signs"
+    );
+    assert!(is_by(&next.certificate_chain_pem, "line-1", None));
+    let event = client("device").state().unwrap();
+    let shown: Vec<_> =
+        event.svids.iter().map(|svid| (svid.identity.as_str(), svid.serial.as_str())).collect();
+    let expected = [("device", &svids[0].serial), ("line-1", &next.serial), ("line-2", &svids[2].serial)];
+    assert_eq!(shown, expected.map(|(name, serial)| (name, serial.as_str())), "an event has all of them");
+}
+
+#[test]
+fn install_tells_what_became_of_the_chain() {
+    let world = World::enrolled_with(&format!("{DEVICE}{MANUAL}"));
+    let directory = tempfile::tempdir().unwrap();
+    let other =
+        Mis::start(Settings { directory: directory.path().join("mis"), ..Settings::default() }).unwrap();
+    let request = world.device.path("request.pem");
+    let csr = ["csr", "--identity", "wfm-client", "--spiffe-id", CLIENT, "--out", request.to_str().unwrap()];
+    let says = run(&world.device, &csr);
+    assert!(says.contains("\n  miaf-agent install --identity wfm-client chain.pem\n"), "{says}");
+    let csr = fs::read_to_string(&request).unwrap();
+    let chain = world.device.path("chain.pem");
+    let install = ["install", "--identity", "wfm-client", "--json", chain.to_str().unwrap()];
+    // Whether its issuer is trusted is only known when the bundle has been fetched once more.
+    for _ in 0..2 {
+        fs::write(&chain, other.mint(&MintSpec::csr(csr.clone())).unwrap().chain_pem).unwrap();
+        let says = refused(&world.device, &install);
+        assert!(says.contains("the chain is not adopted. ") && says.contains("\n  Hint: "), "{says}");
+    }
+    let error = identity(&world.device, "wfm-client")["lastError"].clone();
+    assert_eq!(error["code"], "svid-refused", "{error:#}");
+    fs::write(&chain, world.mis.mint(&MintSpec::csr(csr)).unwrap().chain_pem).unwrap();
+    for _ in 0..2 {
+        let says: Value = serde_json::from_str(&run(&world.device, &install)).unwrap();
+        assert_eq!((&says["accepted"], &says["outcome"]), (&true.into(), &"adopted".into()), "{says}");
+        assert_eq!(identity(&world.device, "wfm-client")["state"], "active");
+    }
+    let says = refused(&world.device, &["install", "--identity", "wfm-client", "no such file"]);
+    assert!(
+        says.contains("no such file cannot be read: ") && says.contains("\n  Hint: Name the file"),
+        "{says}"
+    );
+}
+
+#[test]
+fn wait_goes_on_until_the_operator_has_brought_the_svid() {
+    let world = World::enrolled_with(&format!("{DEVICE}{MANUAL}"));
+    let wait = ["wait", "--for", "svid", "--identity", "wfm-client", "--timeout"];
+    let says = refused(&world.device, &[&wait[..], &["1s"]].concat());
+    assert!(says.contains("the state is waiting-for-operator - "), "{says}");
+    assert!(
+        says.contains("\n  Hint: Have the request certified that this prints: miaf-agent csr "),
+        "{says}"
+    );
+    let log = world.device.log();
+    let line = log.lines().find(|line| line.contains("waiting-for-operator: ")).unwrap();
+    assert!(line.contains("WARN") && line.contains("hint="), "{line}");
+    assert!(
+        !log.lines().any(|line| line.contains("ERROR") && line.contains("waiting-for-operator")),
+        "{log}"
+    );
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| run(&world.device, &[&wait[..], &["1h"]].concat()));
+        enroll_by_hand(&world, "wfm-client", CLIENT, Duration::from_secs(3600));
+        assert!(waiting.join().unwrap().starts_with(&format!("this device is {CLIENT} until ")));
+    });
 }

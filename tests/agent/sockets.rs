@@ -150,7 +150,7 @@ fn digest_of(message: &[u8]) -> String {
 }
 
 /// Whether the leaf of a chain vouches for this signature.
-fn is_signed_by(chain: &Value, message: &[u8], signature: &Value) -> bool {
+pub(crate) fn is_signed_by(chain: &Value, message: &[u8], signature: &Value) -> bool {
     let (_, pem) = x509_parser::pem::parse_x509_pem(chain[0].as_str().unwrap().as_bytes()).unwrap();
     let leaf = pem.parse_x509().unwrap();
     let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &leaf.public_key().subject_public_key.data);

@@ -21,6 +21,7 @@ use crate::grpc::{
     Call, EMPTY, Grpc, INTERNAL, INVALID_ARGUMENT, PERMISSION_DENIED, RESOURCE_EXHAUSTED, Received,
     UNAVAILABLE, UNIMPLEMENTED, runtime,
 };
+use crate::identities::enroll_by_hand;
 use crate::support::agent::{Device, PATIENCE};
 use crate::world::{self, World};
 
@@ -187,6 +188,43 @@ fn software_key_is_sent_to_the_named_users_only() {
         let (code, why) = stream.end();
         assert!(code == PERMISSION_DENIED && why.contains("key_users"), "{code} {why}");
     }
+}
+
+#[test]
+fn user_gets_the_svids_of_its_identities_only() {
+    let mut world = world(&[]);
+    let (me, other) = (getuid().to_string(), "65533");
+    let configure = |world: &World, users: [&str; 3]| {
+        let identities = [("device", "factory-cert"), ("line-1", "manual"), ("line-2", "manual")];
+        let identities = identities.into_iter().zip(users).map(|((name, enroll), user)| {
+            format!("[[identity]]\nname = \"{name}\"\nenroll = \"{enroll}\"\nusers = [\"{user}\"]\n")
+        });
+        let config = world::config(&world.mis, &world.tpm, &identities.collect::<String>());
+        world.device.configure(&config.replace("[key]", "[key]\nprovider = \"software\""));
+    };
+    configure(&world, [&me, &me, other]);
+    world.device.start();
+    world.device.wait_for("active");
+    for line in ["line-1", "line-2"] {
+        let id = format!("spiffe://factory.example/margo/wfm/wfm-1/client/{line}");
+        enroll_by_hand(&world, line, &id, Duration::from_secs(3600));
+    }
+    let runtime = runtime();
+    let client = runtime.block_on(WorkloadApiClient::connect_to(endpoint(&world.device))).unwrap();
+    let hints = || {
+        let context = runtime.block_on(client.fetch_x509_context()).map_err(|e| e.to_string())?;
+        let hints = context.svids().iter().map(|svid| svid.hint().unwrap_or_default().to_owned());
+        Ok::<_, String>(hints.collect::<Vec<_>>())
+    };
+    assert_eq!(hints().unwrap(), ["device", "line-1"], "the default identity is the first");
+    assert!(!audits(&world.device).iter().any(|line| line.contains("line-2")), "{:?}", audits(&world.device));
+    configure(&world, [other, other, &me]);
+    reload(&world.device);
+    assert_eq!(hints().unwrap(), ["line-2"]);
+    configure(&world, [other; 3]);
+    reload(&world.device);
+    let refusal = hints().unwrap_err();
+    assert!(refusal.contains("permission denied"), "{refusal}");
 }
 
 #[test]
