@@ -172,10 +172,10 @@ enum Command {
     },
     /// Retire an identity of this device, and request a new one (root only).
     ///
-    /// Identity, key and trust bundle are moved aside in the state directory and withdrawn from
-    /// programs. The agent then requests a new identity under its configuration: change that
-    /// first, for another trust domain. The new identity may be another one even at the same
-    /// identity service.
+    /// Identity and key are moved aside in the state directory and withdrawn from programs. The
+    /// agent then requests a new identity under its configuration: change that first, for another
+    /// trust domain. The new identity may be another one even at the same identity service. Where an
+    /// operator brings the certificates, there is none until they bring another.
     Retire {
         /// Do not ask for confirmation.
         #[arg(long)]

@@ -187,14 +187,13 @@ fn wait_for_outcome(
         let status = agent.status().ok(); // the agent may be about to restart
         let identity = status.as_ref().and_then(|status| of_selection(status, selection));
         let outcome = identity.and_then(|identity| outcome(identity, svid));
+        let is_over = Instant::now() >= until;
         match outcome {
-            Some(Outcome::Refused(error)) if Some(&error) == before || error.retry_at.is_some() => {
-                if Instant::now() >= until {
-                    return Outcome::Refused(error);
-                }
-            }
+            // An error from before, or one that may pass.
+            Some(Outcome::Refused(error))
+                if !is_over && (Some(&error) == before || error.retry_at.is_some()) => {}
             Some(outcome) => return outcome,
-            None if is_early || Instant::now() >= until => return Outcome::Kept,
+            None if is_early || is_over => return Outcome::Kept,
             None => {}
         }
         sleep(OUTCOME_INTERVAL);

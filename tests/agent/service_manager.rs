@@ -73,6 +73,22 @@ fn service_manager_is_notified_of_the_state() {
 }
 
 #[test]
+fn status_of_the_service_counts_several_identities() {
+    let mut world = World::new();
+    let manager = Manager::of(&mut world.device);
+    world.configure(
+        "[[identity]]\nname = \"device\"\nenroll = \"factory-cert\"\n\
+         [[identity]]\nname = \"line-1\"\nenroll = \"manual\"\n",
+    );
+    world.device.start();
+    world.device.wait_for("active");
+    assert!(world.device.stop().success());
+    let sent = manager.until("STOPPING=1");
+    let expected = "STATUS=2 identities: 1 waiting-for-operator (line-1), 1 active";
+    assert!(sent.iter().any(|line| line == expected), "{sent:?}");
+}
+
+#[test]
 fn watchdog_is_fed_while_the_agent_waits() {
     // It waits for a configuration.
     let mut device = Device::new(UNCONFIGURED);
