@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
-use development_mis::{Endpoint as MisEndpoint, Fault as MisFault};
+use development_mis::{Endpoint as MisEndpoint, Fault as MisFault, SvidFault};
 use development_wfm::{Endpoint, Fault};
 use serde_json::Value;
 
@@ -106,6 +106,36 @@ fn client_renews_without_the_svid_of_the_device() {
     run(&plant.world.device, &["retry"]);
     wait_for(&plant.world.device, NAME, "an SVID", |client| client["spiffeId"] == CLIENT);
     assert_eq!(serial(&plant, MANUAL_NAME), by_hand);
+}
+
+/// As where the clocks of the servers and of the device do not agree about one of them.
+#[test]
+fn svid_of_one_that_is_early_or_refused_touches_no_other() {
+    let mut plant = Plant::new();
+    start(&mut plant, "");
+    wait_for_state(&plant.world.device, NAME, "active");
+    let by_hand = serial(&plant, MANUAL_NAME);
+    let device = plant.device_id();
+    // The last is kept, until it is valid.
+    let bent = [SvidFault::Expired, SvidFault::OtherKey, SvidFault::NotYetValid(Duration::from_secs(500))];
+    for (count, fault) in bent.into_iter().enumerate() {
+        plant.world.mis.fault(MisEndpoint::Renewal, MisFault::Svid(fault));
+        run(&plant.world.device, &["renew", "--identity", NAME]);
+        plant.world.device.wait_until("a bent SVID", |_| plant.world.mis.waiting_faults() == 0);
+        let before = serial(&plant, "device");
+        run(&plant.world.device, &["renew", "--identity", "device"]);
+        wait_for(&plant.world.device, "device", "a renewal", |device| device["svid"]["serial"] != before);
+        assert!(plant.renewals(&device).len() > count);
+        let now = identity(&plant.world.device, NAME);
+        assert_eq!((&now["spiffeId"], &now["ready"]), (&CLIENT.into(), &true.into()), "{count}: {now:#}");
+        let manual = identity(&plant.world.device, MANUAL_NAME);
+        assert_eq!((&manual["svid"]["serial"], &manual["state"]), (&by_hand, &"active".into()), "{manual:#}");
+        if count < 2 {
+            plant.wait_for("the next attempt", |client| {
+                client["state"] == "active" && client["lastError"].is_null()
+            });
+        }
+    }
 }
 
 #[test]
