@@ -7,7 +7,8 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use development_mis::{Endpoint, Fault};
+use development_mis::{Endpoint, Fault, MintSpec};
+use serde_json::Value;
 
 use crate::support::agent::{AGENT, Device, PATIENCE};
 use crate::support::directory::open_to_all;
@@ -422,4 +423,44 @@ fn unwritable_output_is_no_success() {
         assert!(code == Some(0) && said == "0\n", "{arguments:?}: {said}");
     }
     assert_eq!(shell("\"$0\" \"$@\" >/dev/null", &["nonsense"]).0, Some(2));
+}
+
+#[test]
+fn broken_configuration_serves_identities_in_their_order() {
+    // Neither has its usual name, from which the way could be guessed.
+    let identities = "[[identity]]\nname = \"client\"\nenroll = \"manual\"\n\
+                      [[identity]]\nname = \"plc\"\nenroll = \"factory-cert\"\n";
+    let mut world = World::new();
+    world.configure(identities);
+    world.device.start();
+    let svid = |device: &Device, path: &str| device.get(path).filter(|(status, _)| *status == 200);
+    world.device.wait_until("the device", |device| svid(device, "/v1/identities/plc/svid").is_some());
+    let csr = world.device.run(&["csr", "--spiffe-id", "spiffe://factory.example/margo/wfm/w/client/c"]);
+    let minted = world.mis.mint(&MintSpec::csr(String::from_utf8(csr.stdout).unwrap())).unwrap();
+    let chain = world.device.path("chain.pem");
+    fs::write(&chain, minted.chain_pem).unwrap();
+    assert!(world.device.run(&["install", chain.to_str().unwrap()]).status.success());
+    world.device.wait_until("the client", |device| svid(device, "/v1/svid").is_some());
+    let before = ["/v1/svid", "/v1/identities/plc/svid"].map(|path| serial_at(&world.device, path));
+
+    world.kill();
+    world.configure(&format!("{identities}notify = \"no unit\"\n"));
+    world.device.start();
+    let status = world.device.status_document();
+    let names: Vec<_> = status["identities"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
+    assert_eq!(names, ["client", "plc"], "{status:#}");
+    assert_eq!(status["lastError"]["code"], "configuration", "{status:#}");
+    let after = ["/v1/svid", "/v1/identities/plc/svid"].map(|path| serial_at(&world.device, path));
+    assert_eq!(after, before, "each is served as it was stored");
+
+    world.configure(identities);
+    world.device.wait_until("the correction", |device| device.status_document()["lastError"].is_null());
+    let corrected = ["/v1/svid", "/v1/identities/plc/svid"].map(|path| serial_at(&world.device, path));
+    assert_eq!(corrected, before);
+}
+
+fn serial_at(device: &Device, path: &str) -> Value {
+    let (status, body) = device.get(path).unwrap();
+    assert_eq!(status, 200, "{path}: {body}");
+    serde_json::from_str::<Value>(&body).unwrap()["serial"].clone()
 }
