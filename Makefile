@@ -14,7 +14,7 @@ help: ## This list
 # Takes about a minute after the build. Leaves nothing behind.
 demo: ## The whole story on the terminal: a software TPM, the development MIS, the agent
 	@scripts/setup demo
-	cargo build --package miaf-agent --package development-mis --package miaf-client --bins --example mtls-client --example wfm-client
+	cargo build --package miaf-agent --package development-mis --package development-wfm --package miaf-client --bins --example mtls-client --example wfm-client
 	@scripts/demo
 
 # Unit and property tests, and the real agent against a real TPM 2.0 (swtpm) and the development

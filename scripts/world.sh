@@ -14,6 +14,7 @@ if [ -t 1 ] && [ "${TERM:-dumb}" != dumb ]; then
 fi
 
 work=$(mktemp -d)
+memory='' # a directory that is never on a disk, once it is needed: in_memory
 declare -A pids=()
 
 stop() { # NAME [SIGNAL]: ends what this script started, and waits for it
@@ -36,8 +37,8 @@ cleanup() {
         tail -n 40 "$work"/*.log
         ;;
     esac 2>/dev/null
-    for name in peer agent mis tpm; do stop "$name"; done
-    rm -rf "$work"
+    for name in peer wfm agent mis tpm; do stop "$name"; done
+    rm -rf "$work" ${memory:+"$memory"}
     exit "$status"
 }
 trap cleanup EXIT
@@ -74,9 +75,10 @@ start_tpm() {
     done
     [ -n "${pids[tpm]:-}" ] || fail "swtpm does not start: $(cat "$work/tpm.log")"
 }
-start_mis() { # FLAGS…
+in_memory() { memory=$(mktemp -d /dev/shm/miaf-agent.XXXXXX); }
+start_mis() { # FLAGS…: at $mis_address, or a free port
     # By address: not every machine resolves "localhost".
-    "$mis_bin/development-mis" --directory "$work/mis" --listen 127.0.0.1:0 --host 127.0.0.1 "$@" >"$work/mis.log" 2>&1 &
+    "$mis_bin/development-mis" --directory "$work/mis" --listen "${mis_address:-127.0.0.1:0}" --host 127.0.0.1 "$@" >"$work/mis.log" 2>&1 &
     pids[mis]=$!
     wait_for 60 "the MIS" grep -q '^listening on ' "$work/mis.log"
     url=$(sed -n 's/^listening on //p' "$work/mis.log")

@@ -15,7 +15,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use development_mis::{AnchorStep, Endpoint, Fault};
+use development_mis::{AnchorStep, Endpoint, Fault, MintSpec};
 use nix::unistd::getuid;
 use serde_json::{Value, json};
 
@@ -327,6 +327,51 @@ fn tpm_keys_with_go_java_and_node() {
         assert!(handshakes >= MIN_HANDSHAKES, "{handshakes} handshakes");
     }
     drop(running);
+}
+
+/// A caller that may have two identities gets both, the default one first, and can tell them apart.
+#[test]
+fn both_svids_of_a_caller_with_go_java_and_node() {
+    let mut scenario = Scenario::before_enrollment("software");
+    let me = getuid();
+    let config = fs::read_to_string(scenario.path("config.toml")).unwrap();
+    let client = "[[identity]]\nname = \"wfm-client\"\nenroll = \"manual\"\n";
+    let identities = format!(
+        "[[identity]]\nname = \"device\"\nenroll = \"factory-cert\"\n{client}users = [\"{me}\"]\n\
+         [[identity]]\nname = \"not-for-it\"\nenroll = \"manual\"\n"
+    );
+    scenario.world.device.configure(&format!("{config}{identities}"));
+    scenario.world.device.signal("HUP");
+    scenario.enroll();
+    let device = scenario.world.device.status()["spiffeId"].clone();
+    let of = |name: &str| format!("spiffe://factory.example/margo/wfm/wfm-1/client/{name}");
+    for name in ["not-for-it", "wfm-client"] {
+        let csr = scenario.world.device.run(&["csr", "--identity", name, "--spiffe-id", &of(name)]);
+        let minted = scenario.world.mis.mint(&MintSpec::csr(csr.stdout)).unwrap();
+        fs::write(scenario.path("chain.pem"), minted.chain_pem).unwrap();
+        scenario.command(&["install", "--identity", name, scenario.path("chain.pem").to_str().unwrap()]);
+        scenario.world.device.wait_until("the identity", |device| {
+            let status = device.status_document();
+            let mut all = status["identities"].as_array().unwrap().iter();
+            all.any(|identity| identity["name"] == name && identity["state"] == "active")
+        });
+    }
+    let socket = scenario.socket();
+    let mut running = Vec::new();
+    let wanted = json!([[device, "device"], [of("wfm-client"), "wfm-client"]]);
+    for (language, name, command) in [
+        ("go", "go-spiffe FetchX509SVIDs", go as fn(&[&str]) -> std::process::Command),
+        ("java", "java-spiffe getX509Svids", java),
+        ("node", "grpc-js all SVIDs", node),
+    ] {
+        if !has(language) {
+            continue; // tests/interop/run has said so
+        }
+        let arguments = if language == "java" { [socket.as_str(), "svids"] } else { ["svids", &socket] };
+        running.push(scenario.start(command(&arguments)));
+        let told = scenario.clients.find(name, |line| line["client"] == name);
+        assert_eq!(told["svids"], wanted, "{name}");
+    }
 }
 
 /// With 20 streams open on a connection, one call more was served.

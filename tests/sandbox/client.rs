@@ -4,9 +4,12 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use development_mis::MintSpec;
+use development_mis::{MintSpec, SvidFault};
+use development_wfm::{Credential, Settings, Wfm};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::program::Program;
 use crate::support::agent::Device;
@@ -291,46 +294,13 @@ fn ca_without_crl_sign(dir: &Path) {
 
 #[test]
 fn svid_of_a_device_is_refused_by_all_released_programs() {
-    // The device's SVID, of an MIS by v0, in the files of the same agent.
-    let mis = tempfile::tempdir().unwrap();
-    let mis = development_mis::Settings { directory: mis.path().join("mis"), ..Default::default() };
-    let mis = development_mis::Mis::start(mis).unwrap();
-    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
-    let keys = memory.path().join("keys");
-    let mut device = Device::new(&format!(
-        "state_dir = \"{{dir}}/state\"\n\
-         [mis]\ndiscovery_url = \"{}\"\n[mis.trust]\nca_file = \"{}\"\n\
-         [bootstrap]\ncert_file = \"{}\"\nkey = \"file:{}\"\n\
-         [key]\nprovider = \"software\"\n[files]\nsoftware_key_dir = \"{}\"\n\
-         [socket]\npath = \"{{dir}}/run/agent.sock\"\n\
-         [[identity]]\nname = \"device\"\nenroll = \"factory-cert\"\n{IDENTITY}",
-        mis.discovery_url(),
-        mis.ca_file().display(),
-        mis.factory_cert().display(),
-        mis.factory_key().display(),
-        keys.display(),
-    ));
-    device.start();
-    device.wait_for("active");
-    let id = format!("spiffe://{}/margo/wfm/wfm-1/client/line-7", mis.trust_domain());
-    let csr = device.run(&["csr", "--identity", "wfm-client", "--spiffe-id", &id]);
-    let chain = device.path("chain.pem");
-    fs::write(&chain, mis.mint(&MintSpec::csr(csr.stdout)).unwrap().chain_pem).unwrap();
-    assert!(device.run(&["install", "--identity", "wfm-client", chain.to_str().unwrap()]).status.success());
-    let files = |name: &str| Files {
-        cert: keys.join(name).join("current/svid.pem"),
-        key: keys.join(name).join("current/key.pem"),
-        bundle: keys.join(name).join("current/bundle.json"),
-        authorized: device.path("state/svid/wfm-client/authorized.json"),
-    };
-    device.wait_until("the files of both", |_| {
-        ["device", "wfm-client"].iter().all(|name| files(name).key.exists())
-            && files("wfm-client").authorized.exists()
-    });
+    let site = Site::start();
+    let (device, mis, id) = (&site.device, &site.mis, &site.client);
+    let files = |name: &str| site.files(name);
 
     // WFMs with the bundle that the agent publishes, and an SVID of the same MIS.
     let (cert, key) = mis.mint_wfm("wfm-1").unwrap();
-    let (bundle, anchors) = (&files("device").bundle, keys.join("device/current/bundle.pem"));
+    let (bundle, anchors) = (&files("device").bundle, site.published("device", "bundle.pem"));
     let list = device.path("clients.json");
     fs::write(&list, json!([id]).to_string()).unwrap();
     let (mut symphony, symphony_url) = Program::serve(
@@ -377,4 +347,143 @@ fn svid_of_a_device_is_refused_by_all_released_programs() {
         assert_eq!((&line["result"], &line["status"]), (&json!("accepted"), &json!(200)), "{line:#}");
         wfm.next("the connection", |line| line["peer"] == id.as_str() && line["result"] == "accepted");
     }
+}
+
+/// A device with a development MIS by v0: its own identity, and that of a released client.
+struct Site {
+    device: Device,
+    mis: development_mis::Mis,
+    /// The SPIFFE ID of the client.
+    client: String,
+    keys: TempDir,
+    _directory: TempDir,
+}
+
+impl Site {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let settings =
+            development_mis::Settings { directory: directory.path().join("mis"), ..Default::default() };
+        let mis = development_mis::Mis::start(settings).unwrap();
+        let keys = tempfile::tempdir_in("/dev/shm").unwrap();
+        let device = Device::new(&format!(
+            "state_dir = \"{{dir}}/state\"\n\
+             [mis]\ndiscovery_url = \"{}\"\n[mis.trust]\nca_file = \"{}\"\n\
+             [bootstrap]\ncert_file = \"{}\"\nkey = \"file:{}\"\n\
+             [key]\nprovider = \"software\"\n[files]\nsoftware_key_dir = \"{}\"\n\
+             [socket]\npath = \"{{dir}}/run/agent.sock\"\n\
+             [[identity]]\nname = \"device\"\nenroll = \"factory-cert\"\n{IDENTITY}",
+            mis.discovery_url(),
+            mis.ca_file().display(),
+            mis.factory_cert().display(),
+            mis.factory_key().display(),
+            keys.path().join("keys").display(),
+        ));
+        let client = format!("spiffe://{}/margo/wfm/wfm-1/client/line-7", mis.trust_domain());
+        let mut site = Self { device, mis, client, keys, _directory: directory };
+        site.device.start();
+        site.device.wait_for("active");
+        let csr = site.device.run(&["csr", "--identity", "wfm-client", "--spiffe-id", &site.client]);
+        let chain = site.device.path("chain.pem");
+        fs::write(&chain, site.mis.mint(&MintSpec::csr(csr.stdout)).unwrap().chain_pem).unwrap();
+        let installed = site.device.run(&["install", "--identity", "wfm-client", chain.to_str().unwrap()]);
+        assert!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
+        site.device.wait_until("the files of both", |_| {
+            let has_key = |name: &&str| site.published(name, "key.pem").exists();
+            ["device", "wfm-client"].iter().all(has_key) && site.authorized().exists()
+        });
+        site
+    }
+
+    fn published(&self, name: &str, file: &str) -> PathBuf {
+        self.keys.path().join("keys").join(name).join("current").join(file)
+    }
+
+    fn authorized(&self) -> PathBuf {
+        self.device.path("state/svid/wfm-client/authorized.json")
+    }
+
+    fn files(&self, name: &str) -> Files {
+        Files {
+            cert: self.published(name, "svid.pem"),
+            key: self.published(name, "key.pem"),
+            bundle: self.published(name, "bundle.json"),
+            authorized: self.authorized(),
+        }
+    }
+}
+
+/// `examples/wfm_client.py`, with the files of an identity: what it prints, or why it refuses.
+fn example(site: &Site, name: &str, url: &str) -> Result<String, String> {
+    let output = Command::new("python3")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/wfm_client.py"))
+        .arg("--svid")
+        .arg(site.published(name, "svid.pem").parent().unwrap())
+        .arg("--authorized")
+        .arg(site.authorized())
+        .arg(url)
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+#[test]
+fn client_of_the_demo_passes_as_the_released_one() {
+    let site = Site::start();
+    let (chain, key) = site.mis.mint_wfm("wfm-1").unwrap();
+    let mut settings =
+        Settings::new(Credential::new(chain, key), site.mis.bundle_file().unwrap(), site.mis.url());
+    settings.base_path = BASE.to_owned();
+    let wfm = Wfm::start(settings).unwrap();
+    wfm.accept(&site.client);
+    let served = example(&site, "wfm-client", wfm.url()).unwrap();
+    let served: Value = serde_json::from_str(&served).unwrap();
+    assert!(served["deployments"].is_array(), "{served}");
+    let refused = example(&site, "device", wfm.url()).unwrap_err();
+    assert!(refused.contains("the WFM responds with 403"), "{refused}");
+
+    // On the same files, the released client's checks.
+    let authority = wfm.url().strip_suffix(BASE).unwrap();
+    let mut released = site.files("wfm-client").client_of_file(authority, &[]);
+    let line = released.next("a connection", |line| line["connection"].is_u64());
+    assert_eq!((&line["result"], &line["status"]), (&json!("accepted"), &json!(200)), "{line:#}");
+    let served_to: Vec<_> = wfm
+        .journal()
+        .into_iter()
+        .filter(|entry| entry.status == Some(200))
+        .map(|entry| entry.client)
+        .collect();
+    assert_eq!(served_to.len(), 2);
+    assert!(served_to.iter().all(|client| format!("{client:?}").contains(&site.client)), "{served_to:?}");
+
+    // A server that is not its WFM gets no byte of a request.
+    let own = MintSpec::new("spiffe://factory.example/margo/wfm/wfm-1");
+    let other = MintSpec::new("spiffe://factory.example/margo/wfm/wfm-2");
+    let bent = |faults: Vec<SvidFault>| MintSpec { faults, ..own.clone() };
+    let device = "spiffe://factory.example/margo/device/11111111-1111-4111-8111-111111111111";
+    let before = wfm.application_bytes();
+    for (nth, (spec, says)) in [
+        (other, "wfm-2"),
+        (bent(vec![SvidFault::SpiffeId(device.to_owned())]), "/margo/device/"),
+        (bent(vec![SvidFault::TwoUriSans]), "the server is ["),
+        (bent(vec![SvidFault::NoUriSan]), "the server is []"),
+        (bent(vec![SvidFault::UnknownIssuer]), "CERTIFICATE_VERIFY_FAILED"),
+        (bent(vec![SvidFault::Expired]), "CERTIFICATE_VERIFY_FAILED"),
+        (bent(vec![SvidFault::NotYetValid(Duration::from_secs(3600))]), "CERTIFICATE_VERIFY_FAILED"),
+        (bent(vec![SvidFault::CaTrue]), "that of an issuer"),
+        (bent(vec![SvidFault::KeyCertSign]), "that of an issuer"),
+        (bent(vec![SvidFault::CrlSign]), "that of an issuer"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (chain, key) = site.mis.mint_files(&format!("shown-{nth}"), &spec).unwrap();
+        wfm.show(Credential::new(chain, key));
+        let refused = example(&site, "wfm-client", wfm.url()).unwrap_err();
+        assert!(refused.contains(says), "{says}: {refused}");
+        assert_eq!(wfm.application_bytes(), before, "{says}");
+    }
+    wfm.show_own();
+    example(&site, "wfm-client", wfm.url()).unwrap();
 }

@@ -23,6 +23,8 @@ the_helper_for_a_late_tpm_needs_few_rights_and_starts_the_agent_only_where_it_ha
 an_encrypted_kek_reaches_the_agent
 a_rotation_reloads_a_service
 a_rotation_restarts_what_the_configuration_names_once
+a_second_identity_is_enrolled_by_hand_and_its_program_restarted
+removed_from_the_configuration_it_is_retired_and_the_device_goes_on
 a_device_without_state_enrolls_at_boot_as_the_same
 after_a_reboot_it_is_served_before_any_network
 killed_it_comes_back_and_who_asks_meanwhile_is_answered
@@ -394,6 +396,81 @@ SHELL
         systemctl stop my-client
         rm /etc/miaf-agent/config.d/notify.toml
         rm /run/systemd/system/my-client.service /run/systemd/system/not-running.service /run/had /run/started
+        systemctl daemon-reload && systemctl reload miaf-agent' 2>/dev/null
+}
+
+a_second_identity_is_enrolled_by_hand_and_its_program_restarted() {
+    local serial
+    serial=$(field '.identities[0].svid.serial')
+    # The authority of the trust domain, by plain openssl, with the configuration of the documentation.
+    put "$work/mis/trust-domain/root-1.pem" /etc/miaf-agent/ca.pem
+    put "$work/mis/trust-domain/root-1.key" /etc/miaf-agent/ca.key
+    documented_as ini ca.cnf identities.md >"$work/ca.cnf"
+    put "$work/ca.cnf" /etc/miaf-agent/ca.cnf
+    guest "$(cat <<'SHELL'
+cd /etc/miaf-agent && mkdir issued && touch index.txt
+cat >config.d/wfm-client.toml <<'END'
+[[identity]]
+name = "device"
+enroll = "factory-cert"
+
+[[identity]]
+name = "wfm-client"
+enroll = "manual"
+key.provider = "software"
+notify = "wfm-client.service"
+END
+cat >/run/systemd/system/wfm-client.service <<'END'
+[Service]
+ExecStart=sh -c 'readlink /run/miaf-agent/keys/wfm-client/current >>/run/started; exec sleep infinity'
+END
+printf '[files]\nsoftware_key_dir = "/run/miaf-agent/keys"\n' >config.d/keys.toml
+systemctl daemon-reload
+systemctl start wfm-client && systemctl enable --now miaf-agent-notify@wfm-client.path
+SHELL
+    )" 2>/dev/null
+    # As the documentation says, from the reload to the SVID.
+    guest "set -e; cd /etc/miaf-agent; $(documented csr identities.md)"
+    client_is waiting-for-operator || fail "the client is $(client .state)"
+    guest "set -e; cd /etc/miaf-agent; $(documented sign identities.md)" 2>/dev/null
+    guest "set -e; cd /etc/miaf-agent; $(documented install identities.md)" >/dev/null
+    client_is active || fail "the client is $(client .state)"
+    [ "$(client .spiffeId)" = spiffe://factory.example/margo/wfm/wfm-1/client/line-7 ] || fail "it is $(client .spiffeId)"
+    guest 'cat /var/lib/miaf-agent/svid/wfm-client/authorized.json; echo' \
+        | expect_output '["spiffe://factory.example/margo/wfm/wfm-1"]'
+    guest 'cd /run/miaf-agent/keys/wfm-client/current/ && head -n 1 svid.pem key.pem && stat --format "%A %U %G %n" key.pem' | expect_output \
+        '==> svid.pem <==' '-----BEGIN CERTIFICATE-----' '' '==> key.pem <==' '-----BEGIN PRIVATE KEY-----' \
+        '-rw-r----- miaf-agent miaf-sign key.pem'
+    # The program that only reads its files at its start has been started again, with them.
+    wait_for 60 "the program to be restarted with the SVID" guest '[ "$(tail -n 1 /run/started)" = "$(readlink /run/miaf-agent/keys/wfm-client/current)" ]'
+    # And again after each renewal by hand, which is these steps once more.
+    guest 'readlink /run/miaf-agent/keys/wfm-client/current >/run/had'
+    guest "set -e; cd /etc/miaf-agent; $(documented csr identities.md); $(documented sign identities.md); $(documented install identities.md)" >/dev/null 2>&1
+    wait_for 60 "the program to be restarted with the next SVID" guest \
+        'new=$(readlink /run/miaf-agent/keys/wfm-client/current); [ "$new" != "$(cat /run/had)" ] && [ "$(tail -n 1 /run/started)" = "$new" ]'
+    guest 'sort /run/started | uniq --repeated' | expect_output
+    is_the_same_device
+    [ "$(field '.identities[0].svid.serial')" = "$serial" ] || fail "the device has another SVID"
+}
+client() { field ".identities[] | select(.name == \"wfm-client\") | $1"; } # FILTER
+client_is() { [ "$(client .state)" = "$1" ]; }
+
+removed_from_the_configuration_it_is_retired_and_the_device_goes_on() {
+    local serial pid
+    serial=$(field '.identities[0].svid.serial') pid=$(main_pid)
+    guest 'rm /etc/miaf-agent/config.d/wfm-client.toml && systemctl reload miaf-agent'
+    wait_for 60 "the client to be gone" client_is ''
+    guest 'cd /var/lib/miaf-agent/private && ls retired-*-wfm-client/identity.json && ! test -e identities/wfm-client' >/dev/null \
+        || fail "it is not retired: $(guest 'find /var/lib/miaf-agent/private')"
+    guest '! ls -d /run/miaf-agent/keys/wfm-client/current /var/lib/miaf-agent/svid/wfm-client/current /var/lib/miaf-agent/svid/wfm-client/authorized.json 2>/dev/null' \
+        || fail "it is not withdrawn"
+    is_the_same_device
+    [ "$(field '.identities[0].svid.serial')" = "$serial" ] || fail "the device has another SVID"
+    [ "$(main_pid)" = "$pid" ] || fail "the agent was started again"
+    guest 'systemctl disable --now miaf-agent-notify@wfm-client.path
+        systemctl stop wfm-client
+        cd /etc/miaf-agent && rm -r issued config.d/keys.toml ca.* index.* wfm-client.*
+        rm /run/systemd/system/wfm-client.service /run/had /run/started
         systemctl daemon-reload && systemctl reload miaf-agent' 2>/dev/null
 }
 

@@ -7,6 +7,7 @@
 //	interop health SOCKET               grpc.health.v1.Health
 //	interop crowd SOCKET                500 clients, each with a connection and a watcher of bundles
 //	interop codes SOCKET                how calls end, once
+//	interop svids SOCKET                all the SVIDs that it gets, once
 //	interop serve software|tpm FOLDER   an mTLS server
 //	interop page software|tpm FOLDER    an HTTPS server that demands an SVID
 //	interop dial software|tpm FOLDER    one mTLS handshake after the other with each server whose address comes as a line
@@ -38,7 +39,7 @@ var domain = spiffeid.RequireTrustDomainFromString("factory.example")
 
 func main() {
 	if len(os.Args) < 3 {
-		fmt.Fprintln(os.Stderr, "usage: interop watch|bundles|streams|health|crowd|codes|serve|page|dial …")
+		fmt.Fprintln(os.Stderr, "usage: interop watch|bundles|streams|health|crowd|codes|svids|serve|page|dial …")
 		os.Exit(2)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -68,6 +69,8 @@ func run(ctx context.Context, what string, arguments []string) error {
 		return crowd(ctx, arguments[0])
 	case "codes":
 		return codes(ctx, arguments[0])
+	case "svids":
+		return svids(ctx, arguments[0])
 	case "serve":
 		identity, err := open(ctx, arguments[0], arguments[1])
 		if err != nil {

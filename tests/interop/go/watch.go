@@ -141,3 +141,18 @@ type member struct{ update chan struct{} }
 
 func (m *member) OnX509BundlesUpdate(*x509bundle.Set) { m.update <- struct{}{} }
 func (*member) OnX509BundlesWatchError(err error)     { note("crowd", err) }
+
+// svids tells all the SVIDs of one response, in its order, with their hints.
+func svids(ctx context.Context, socket string) error {
+	all, err := workloadapi.FetchX509SVIDs(ctx, workloadapi.WithAddr("unix://"+socket))
+	if err != nil {
+		return fmt.Errorf("FetchX509SVIDs: %w", err)
+	}
+	list := []any{}
+	for _, svid := range all {
+		list = append(list, []any{svid.ID.String(), svid.Hint})
+	}
+	tell(map[string]any{"client": "go-spiffe FetchX509SVIDs", "svids": list})
+	<-ctx.Done()
+	return nil
+}

@@ -1,7 +1,7 @@
 // grpc-js and Node's own HTTP client as clients of the agent. Writes a line of JSON for each thing that it learns, and ends
 // when its standard input does.
 //
-//     clients.mjs follow-svid|follow-bundles|calls SOCKET
+//     clients.mjs follow-svid|follow-bundles|calls|svids SOCKET
 
 import { createHash, X509Certificate } from "node:crypto";
 import http from "node:http";
@@ -137,6 +137,13 @@ async function idleConnections() {
 
 if (what === "calls") {
     refusals().then(idleConnections).catch((error) => fail(String(error)));
+} else if (what === "svids") {
+    follow("FetchX509SVID", (message) => {
+        if (message === null) return;
+        const text = (svid, number) => field(svid, number).toString();
+        const all = [...fields(message)].filter(([number]) => number === 1).map(([, svid]) => svid);
+        tell({ client: "grpc-js all SVIDs", svids: all.map((svid) => [text(svid, 1), text(svid, 5)]) });
+    });
 } else {
     streams();
 }

@@ -41,8 +41,8 @@ import javax.net.ssl.SSLSocket;
  * java-spiffe as a client of the agent: its source, its watchers, and its SSLContext at both ends of mTLS. Writes a line of
  * JSON for each thing that it learns, and ends when its standard input does.
  *
- * <p>Arguments: the agent's socket, and {@code svid} or {@code bundles}. With {@code bundles} it only watches trust bundles: a
- * key in the TPM is not given to it. With {@code svid}, each line on standard input is the address of a server to do handshakes
+ * <p>Arguments: the agent's socket, and {@code svid}, {@code svids} or {@code bundles}. With {@code bundles} it only watches
+ * trust bundles: a key in the TPM is not given to it. With {@code svids} it tells all the SVIDs that it gets. With {@code svid}, each line on standard input is the address of a server to do handshakes
  * with, in addition to its own.
  */
 final class Interop {
@@ -65,7 +65,13 @@ final class Interop {
             DefaultWorkloadApiClient.newClient(ClientOptions.builder().spiffeSocketPath(address).build());
         client.watchX509Bundles(watcher("java-spiffe watchX509Bundles", (X509BundleSet bundles) ->
             tellState("java-spiffe watchX509Bundles", null, authorities(bundles))));
-        if (arguments[1].equals("bundles")) {
+        if (arguments[1].equals("svids")) {
+            String all = client.fetchX509Context().getX509Svids().stream()
+                .map(svid -> "[" + text(svid.getSpiffeId().toString()) + ", " + text(svid.getHint()) + "]")
+                .collect(Collectors.joining(", "));
+            tell("{\"client\": \"java-spiffe getX509Svids\", \"svids\": [" + all + "]}");
+        }
+        if (!arguments[1].equals("svid")) {
             while (!over) {
                 Thread.sleep(100);
             }
