@@ -3,6 +3,10 @@
 
 mod common;
 
+#[allow(dead_code)] // what the tests of the agent need of it
+#[path = "../../support/ports.rs"]
+mod ports;
+
 use base64::{Engine, engine::general_purpose::STANDARD, engine::general_purpose::URL_SAFE_NO_PAD};
 use common::*;
 use development_mis::{ASSERTION_TYPE, BINDING_METHOD, ClientKind, FACTORY_METHOD, MintSpec, Mis};
@@ -28,7 +32,15 @@ struct Stage {
 }
 
 fn stage() -> Stage {
-    let site = site(|settings| settings.policy.accept_wfm("w1"));
+    stage_at(0)
+}
+
+/// As [`stage`], with the MIS at this port; 0 for any.
+fn stage_at(port: u16) -> Stage {
+    let site = site(|settings| {
+        settings.policy.accept_wfm("w1");
+        settings.listen = ([127, 0, 0, 1], port).into();
+    });
     let dir = site.dir.path();
     let device_key = key(dir, "device", P256);
     let svid =
@@ -177,7 +189,8 @@ fn each_method_has_its_own_client_certificate() {
 
 #[test]
 fn replayed_assertion_is_refused_also_after_a_restart() {
-    let stage = stage();
+    // One that no outgoing connection takes while the MIS is away.
+    let stage = stage_at(ports::free());
     let assertion = stage.assertion(&stage.claims());
     assert_eq!(stage.enroll(&stage.device, &assertion).status(), 201);
     assert!(stage.refused(&assertion).1.contains("replayed"));
