@@ -44,6 +44,9 @@ pub(super) struct Identity {
     pub(super) pending_key: Option<Arc<dyn Key>>,
     /// An issued chain that is not adopted yet.
     pub(super) issued: Option<state::StoredIssuedChain>,
+    /// That chain has not been validated yet: it may have come after the action in flight was
+    /// decided on.
+    pub(super) issued_is_new: bool,
     /// The renewal moment in the record of the current SVID.
     pub(super) stored_renew_at: Option<Timestamp>,
     /// Publishes its files.
@@ -182,6 +185,7 @@ impl Identity {
             tracing::error!(identity, hint = hint(&e), "the issued SVID could not be stored: {}", cause(&e));
         });
         self.issued = Some(issued);
+        self.issued_is_new = true;
     }
 
     async fn prove_key(&self) -> Result<(), Failure> {
@@ -217,6 +221,9 @@ impl Identity {
             let why = "it is requested again";
             return Err(NotAdopted::Refused(local(ProblemCode::State, "The issued SVID is gone", &why)));
         };
+        // The bundle was fetched for the sake of the chain before, if an operator has brought this one
+        // meanwhile.
+        let bundle_is_fresh = bundle_is_fresh && !std::mem::take(&mut self.issued_is_new);
         let Some(cached) = &surroundings.trust_domain.bundle else { return Err(NotAdopted::UnknownIssuer) };
         let choice = if issued.for_pending_key { KeyChoice::Pending } else { KeyChoice::Current };
         let key = self.key(choice).map_err(NotAdopted::Kept)?;

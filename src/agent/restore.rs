@@ -229,6 +229,7 @@ fn restore_identity(
         previous_key: None,
         pending_key,
         issued,
+        issued_is_new: false,
         stored_renew_at,
         operator_problem: None,
         publisher: Publisher::new(&config.files, &identity_files(&identity_config)),

@@ -82,7 +82,7 @@ impl Lifecycle {
     /// Bundles are polled, so a failure never makes the polls rarer than they are on a good day;
     /// nor, when the MIS is away for long, much more frequent.
     pub(super) fn bundle_backoff(&self) -> Backoff {
-        let chain_waits = self.identities.iter().any(|identity| identity.issued.is_some());
+        let chain_waits = self.identities.iter().any(Identity::hurries_bundle);
         match self.trust_domain.bundle {
             Some(bundle) if !chain_waits => self.policy.backoff_within(bundle.refresh_every),
             _ => self.trust_domain.urgent_backoff(&self.policy),
@@ -100,7 +100,8 @@ impl Lifecycle {
         if !serves || self.identities().any(|(_, view)| view.is_refused_permanently(now)) {
             return urgent;
         }
-        self.fastest_backoff(now.wall).filter(|backoff| backoff.cap > urgent.cap).unwrap_or(urgent)
+        let fastest = self.fastest_backoff(now.wall);
+        if fastest.cap > urgent.cap { fastest } else { urgent }
     }
 
     /// Delay until the next request for the time, while the clock is not trusted. By the word of
@@ -116,7 +117,7 @@ impl Lifecycle {
         let agreed = self.policy.refresh_interval(facts.refresh_hint, facts.is_empty);
         // A chain that waits for another bundle, or an SVID that soon will, does not wait for a
         // day.
-        if self.identities.iter().any(Identity::waits_for_another_bundle) {
+        if self.identities.iter().any(|one| one.waits_for_another_bundle() && one.hurries_bundle()) {
             return agreed.min(self.policy.bundle_refresh);
         }
         let changes = facts.svids.iter().filter_map(|svid| svid.anchor_changes);
@@ -128,14 +129,15 @@ impl Lifecycle {
     /// A document that has just been read is not read again on a mere doubt.
     pub(super) fn min_between_reads(&self, at: Timestamp) -> Duration {
         let urgent = self.trust_domain.urgent_backoff(&self.policy).cap;
-        let fastest = self.fastest_backoff(at).map_or(urgent, |backoff| backoff.cap);
-        MIN_BETWEEN_READS.min(urgent).min(fastest)
+        MIN_BETWEEN_READS.min(urgent).min(self.fastest_backoff(at).cap)
     }
 
-    /// Backoff of the identity whose requests are the most frequent.
-    fn fastest_backoff(&self, at: Timestamp) -> Option<Backoff> {
-        let backoffs = self.identities.iter().map(|identity| identity.backoff(&self.policy, at));
-        backoffs.min_by_key(|backoff| backoff.cap)
+    /// Backoff of the identity whose requests are the most frequent. An SVID that an operator
+    /// brings leads to none, however near its end is.
+    fn fastest_backoff(&self, at: Timestamp) -> Backoff {
+        let requesting = self.identities.iter().filter(|identity| !identity.is_by_operator());
+        let backoffs = requesting.map(|identity| identity.backoff(&self.policy, at));
+        backoffs.min_by_key(|backoff| backoff.cap).unwrap_or(self.policy.retry)
     }
 }
 

@@ -114,14 +114,19 @@ pub(super) enum BundleForChain {
 
 impl Identity {
     pub(super) fn new(restored: RestoredIdentity, policy: &Policy, now: Now, jitter: Jitter<'_>) -> Self {
-        let IdentityMemory { retry_after, error, admission_pending, replace_lost_key } = restored.memory;
+        // Where an operator brings the SVIDs now, no delay and no permission of a request is left.
+        let by_operator = restored.policy.issuance == Issuance::ByOperator;
+        let memory = if by_operator { IdentityMemory::default() } else { restored.memory };
+        let IdentityMemory { retry_after, error, admission_pending, replace_lost_key } = memory;
         let delay = retry_after.map_or(Duration::ZERO, |until| now.boot.until(until));
         let backoff = policy.identity_backoff(restored.svid.as_ref(), now.wall.after(delay));
         let gate = RetryGate::restored(retry_after, backoff, now, jitter).with_error(error);
         let svid = restored.svid.map(|facts| {
-            // A moment that passed while the device was off means: now (R2).
+            // A moment that passed while the device was off means: now (R2). That at which an operator
+            // is asked follows from the lifetime, whatever was stored.
+            let stored = facts.renew_at.filter(|_| !by_operator);
             let renew_at =
-                facts.renew_at.unwrap_or_else(|| policy.draw_first_renewal(restored.policy, &facts, jitter));
+                stored.unwrap_or_else(|| policy.draw_first_renewal(restored.policy, &facts, jitter));
             CurrentSvid { facts, renew_at, key: CurrentKey::Unproven, renew_at_before: None }
         });
         Self {
@@ -161,6 +166,17 @@ impl Identity {
     /// Whether the key of the current SVID is lost.
     pub(super) fn key_is_lost(&self) -> bool {
         self.svid.as_ref().is_some_and(|svid| matches!(svid.key, CurrentKey::Lost(_)))
+    }
+
+    /// Whether an issued chain is about to be adopted, as soon as it is valid and can be validated.
+    pub(super) fn awaits_adoption(&self) -> bool {
+        self.issued.is_some() && !self.waits_for_another_bundle()
+    }
+
+    /// Whether the bundle is wanted soon for the sake of an issued chain. One that an operator has
+    /// brought, and that is of no use under the current bundle, may lie there for years.
+    pub(super) fn hurries_bundle(&self) -> bool {
+        self.issued.is_some() && !(self.is_by_operator() && self.waits_for_another_bundle())
     }
 
     /// Whether an issued chain waits for another bundle.

@@ -7,6 +7,7 @@ use super::Lifecycle;
 use super::identity::{BundleForChain, CurrentKey, CurrentSvid, Identity, IdentityView, PendingKey};
 use super::scheduler::{Next, Work};
 use super::types::{Action, IdentityAction, IdentityIndex, KeyChoice, Request, SvidFacts};
+use crate::problem::Report;
 use miaf_spiffe::time::Now;
 
 /// Interval between checks of a clock that is not trusted: it may have been set without a jump.
@@ -80,7 +81,10 @@ impl IdentityView<'_> {
     fn work(&self, index: IdentityIndex, now: Now) -> [Option<Work>; 2] {
         let work = |due_in, action| Work { due_in, action: Action::Identity(index, action) };
         let key = self.key_proof_in(now).map(|due_in| work(due_in, IdentityAction::ProveKey));
-        let wanted = self.wanted(now).filter(|_| self.trust_domain.allows_requests());
+        let wanted = self.wanted(now).filter(|(_, action)| match action {
+            IdentityAction::Adopt { .. } => self.trust_domain.allows_validation(),
+            _ => self.trust_domain.allows_requests(),
+        });
         [key, wanted.map(|(due_in, action)| work(due_in, action))]
     }
 
@@ -111,7 +115,7 @@ impl IdentityView<'_> {
         }
         let request = self.wanted_request(now);
         if self.lacks_prerequisite(request, now) {
-            return None; // with the other's SVID comes an event
+            return None; // with the other's SVID, or with the beginning of its validity, comes a step
         }
         let due_in = self.request_due_in(now).max(self.requests_open_in(now));
         Some((
@@ -145,7 +149,7 @@ impl IdentityView<'_> {
 
     pub(super) fn wanted_request(&self, now: Now) -> Request {
         let replaces_lost_key = self.identity.replace_lost_key && self.key_is_lost();
-        let reauthenticates = self.identity.reauthenticate && self.may_enroll();
+        let reauthenticates = self.identity.reauthenticate && self.may_enroll(now);
         if self.identity.has_valid_svid(now) && !reauthenticates && !replaces_lost_key {
             Request::Renew
         } else {
@@ -158,9 +162,17 @@ impl IdentityView<'_> {
         self.identity.reauthenticate && self.identity.has_valid_svid(now) && !self.key_is_lost()
     }
 
-    pub(super) fn may_enroll(&self) -> bool {
+    /// Whether an enrollment could be sent in place of a renewal. Where it cannot, the renewal is
+    /// tried further.
+    pub(super) fn may_enroll(&self, now: Now) -> bool {
         self.identity.blocked.get(Request::Enroll).is_none()
-            && self.trust_domain.ruled_out(self.index, Request::Enroll).is_none()
+            && self.ruled_out(Request::Enroll).is_none()
+            && self.prerequisite.is_met(now)
+    }
+
+    /// Why the discovery document rules a request out. An operator needs none.
+    pub(super) fn ruled_out(&self, request: Request) -> Option<&Report> {
+        self.trust_domain.ruled_out(self.index, request).filter(|_| !self.identity.is_by_operator())
     }
 
     /// Whether the other identity, whose SVID authenticates an enrollment, has no valid one.
@@ -197,7 +209,6 @@ impl IdentityView<'_> {
     /// Whether the wanted request cannot be sent before something is corrected.
     pub(super) fn is_refused_permanently(&self, now: Now) -> bool {
         let request = self.wanted_request(now);
-        self.identity.blocked.get(request).is_some()
-            || self.trust_domain.ruled_out(self.index, request).is_some()
+        self.identity.blocked.get(request).is_some() || self.ruled_out(request).is_some()
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Lifecycle;
-use super::identity::{BundleForChain, CurrentKey, CurrentSvid, IdentityView};
+use super::identity::{CurrentKey, CurrentSvid, Identity, IdentityView};
 use super::retry_gate::RetryGate;
 use super::trust_domain::TrustDomain;
 use super::types::{IdentityAction, Request, SvidFacts};
@@ -23,8 +23,17 @@ impl IdentityView<'_> {
         }
         match &self.identity.svid {
             Some(svid) if now.wall > svid.facts.not_after => State::Expired,
-            _ if self.identity.issued.is_none() && self.needs_operator(now) => State::WaitingForOperator,
-            Some(_) if self.identity.is_by_operator() && self.identity.issued.is_none() => State::Active,
+            svid if self.identity.is_by_operator() => {
+                let adopting =
+                    self.in_flight.is_some_and(|action| matches!(action, IdentityAction::Adopt { .. }));
+                match (self.needs_operator(now), svid) {
+                    _ if adopting && svid.is_some() => State::Renewing,
+                    (false, _) => State::Active,
+                    (true, _) if !self.identity.awaits_adoption() => State::WaitingForOperator,
+                    (true, Some(_)) => State::Renewing,
+                    (true, None) => self.state_without_svid(),
+                }
+            }
             Some(_) => {
                 let requesting = matches!(
                     self.in_flight,
@@ -63,15 +72,9 @@ impl IdentityView<'_> {
         }
         let request = self.wanted_request(now);
         if self.identity.is_by_operator() {
-            // Nothing is tried again before an operator brings another.
-            let gate = most_important(self.gates(now), now);
-            let gate = gate.map(|(error, wait)| {
-                let is_tried = self.identity.issued.is_some() || self.key_proof_in(now).is_some();
-                (LastError { permanent: !is_tried, ..error }, wait.filter(|_| is_tried))
-            });
-            return gate.or_else(|| Some((self.operator_needed(now)?, None)));
+            return self.error_by_operator(now);
         }
-        if let Some(report) = self.trust_domain.ruled_out(self.index, request) {
+        if let Some(report) = self.ruled_out(request) {
             let at = self.trust_domain.discovery.as_ref().map_or(now.wall, |discovery| discovery.read_at);
             let error = LastError { report: report.clone(), at, permanent: true };
             return Some((error, None));
@@ -84,9 +87,23 @@ impl IdentityView<'_> {
             .or_else(|| Some((self.prerequisite_missing(request, now)?, None)))
     }
 
-    /// Whether an operator has to bring the next SVID.
+    /// Where an operator brings the SVIDs, a chain that was refused is not validated again: its
+    /// error stays until the next one is there.
+    fn error_by_operator(&self, now: Now) -> Option<(LastError, Option<Duration>)> {
+        let Identity { gate, key_gate, .. } = self.identity;
+        let key = self.key_proof_in(now).and_then(|_| most_important(std::iter::once(key_gate), now));
+        let chain = most_important(std::iter::once(gate), now);
+        if self.identity.awaits_adoption() {
+            return if key_gate.is_local() && !gate.is_local() { key.or(chain) } else { chain.or(key) };
+        }
+        let chain = chain.map(|(error, _)| (LastError { permanent: true, ..error }, None));
+        key.or(chain).or_else(|| Some((self.operator_needed(now)?, None)))
+    }
+
+    /// Whether an operator has to bring the next SVID: also one for a key of the configured provider
+    /// (K1).
     fn needs_operator(&self, now: Now) -> bool {
-        let is_due = |svid: &CurrentSvid| svid.renew_at <= now.wall;
+        let is_due = |svid: &CurrentSvid| svid.renew_at <= now.wall || !svid.facts.key_fits;
         self.identity.is_by_operator() && self.identity.svid.as_ref().is_none_or(is_due)
     }
 
@@ -100,6 +117,10 @@ impl IdentityView<'_> {
             }
             Some(CurrentSvid { facts, .. }) if now.wall > facts.not_after => {
                 (format!("the current one has ended at {}", facts.not_after), facts.not_after)
+            }
+            Some(CurrentSvid { facts, .. }) if !facts.key_fits => {
+                let detail = "the key of the current one is not of the provider that is configured";
+                (detail.to_owned(), self.identity.started_at)
             }
             Some(CurrentSvid { renew_at, renew_at_before: Some(_), .. }) => {
                 ("the trust bundle does not vouch for the current one any more".to_owned(), *renew_at)
@@ -151,9 +172,11 @@ impl IdentityView<'_> {
     /// The gates of this identity's work that is wanted. The failure of a renewal that is not due
     /// any more, since the clock was put right, does not matter.
     fn gates(&self, now: Now) -> impl Iterator<Item = &RetryGate> {
-        let issued = self.identity.issued.as_ref();
-        let has_chain = issued.is_some_and(|chain| chain.bundle != BundleForChain::AnotherWanted);
-        let is_due = has_chain || self.identity.is_by_operator() || self.request_due_in(now).is_zero();
+        let is_wanted = || {
+            let request = self.wanted_request(now);
+            self.request_due_in(now).is_zero() && !self.lacks_prerequisite(request, now)
+        };
+        let is_due = self.identity.awaits_adoption() || self.identity.is_by_operator() || is_wanted();
         let requests = is_due.then_some(&self.identity.gate);
         let key = self.key_proof_in(now).map(|_| &self.identity.key_gate);
         requests.into_iter().chain(key)

@@ -1,6 +1,6 @@
 //! The rules that the lifecycle decides: as stories of one device, told step by step; as stories of
-//! two identities; and as properties that hold through any history of outcomes, clock jumps,
-//! commands and restarts.
+//! two identities, and of ten through a year; and as properties that hold through any history of
+//! outcomes, clock jumps, commands and restarts.
 
 mod changes;
 mod checker;
@@ -12,5 +12,8 @@ mod histories;
 mod identities;
 mod issuers;
 mod keys;
+mod operator;
 mod progress;
 mod properties;
+mod with_the_device;
+mod year;

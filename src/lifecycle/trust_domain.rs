@@ -142,7 +142,12 @@ impl TrustDomain {
     /// chain with (D1, E4). Under an empty bundle every chain would be invalid, and each costs the
     /// device one of its few renewals a day.
     pub(super) fn allows_requests(&self) -> bool {
-        self.discovery.is_some() && self.bundle.is_some_and(|bundle| !bundle.is_empty)
+        self.discovery.is_some() && self.allows_validation()
+    }
+
+    /// Whether there is a bundle to validate an issued chain with.
+    pub(super) fn allows_validation(&self) -> bool {
+        self.bundle.is_some_and(|bundle| !bundle.is_empty)
     }
 
     /// Why the discovery document rules a request of an identity out (miaf-v0 D5).

@@ -12,7 +12,7 @@ use super::retry_gate::{Failure, FailureKind, Verdict};
 use super::trust_domain::{Bundle, Discovery, TrustDomain};
 use super::types::{
     Action, BundleFacts, Command, DiscoveryFacts, Event, IdentityAction, IdentityEvent, IdentityIndex,
-    Jitter, KeyChoice, NotAdopted, Policy, Request, Supplied, SvidFacts, SvidTrust,
+    Issuance, Jitter, KeyChoice, NotAdopted, Policy, Request, Supplied, SvidFacts, SvidTrust,
 };
 use crate::problem::LastError;
 use miaf_spiffe::time::Now;
@@ -35,7 +35,8 @@ impl Lifecycle {
             Event::Discovery(outcome) => self.discovery_ended(outcome, now, jitter),
             Event::Bundle(outcome) => self.bundle_ended(outcome, now, jitter),
             Event::Supplied(index, supplied) => {
-                if let Some(identity) = self.identities.get_mut(index.0) {
+                let by_operator = self.identities.get_mut(index.0).filter(|one| one.is_by_operator());
+                if let Some(identity) = by_operator {
                     identity.supplied(supplied);
                 }
             }
@@ -57,7 +58,9 @@ impl Lifecycle {
             Command::Renew(index) => self.renew(index, now),
             Command::ReplaceKey(index) => {
                 self.retry(now);
+                // An operator has another key certified in any case.
                 if let Some(identity) = self.identities.get_mut(index.0)
+                    && !identity.is_by_operator()
                     && let Some(svid) = &mut identity.svid
                 {
                     identity.replace_lost_key = true;
@@ -249,8 +252,19 @@ impl Identity {
     fn move_end(&mut self, trust: &SvidTrust, policy: &Policy, now: Now, jitter: Jitter<'_>) {
         let Some((ends, svid)) = trust.svid_ends.zip(self.svid.as_mut()) else { return };
         let is_sooner = ends < svid.facts.not_after;
+        let is_other = ends != svid.facts.not_after;
         svid.facts.not_after = ends;
-        if is_sooner {
+        if is_other && self.policy.issuance == Issuance::ByOperator {
+            // Half of the lifetime, also where that grows again.
+            let half = policy.draw_first_renewal(self.policy, &svid.facts, jitter);
+            svid.renew_at = match &mut svid.renew_at_before {
+                Some(before) => {
+                    *before = half;
+                    svid.renew_at.min(half)
+                }
+                None => half,
+            };
+        } else if is_sooner {
             let not_before = svid.facts.not_before;
             let renew_at = policy.draw_renewal_after(self.policy, not_before, ends, now.wall, jitter);
             svid.renew_at = svid.renew_at.min(renew_at);
@@ -393,7 +407,7 @@ impl IdentityUpdate<'_> {
                     self.failed_request(Some(request), failure, now, jitter);
                 }
             }
-            FailureKind::NotAuthenticated if request == Request::Renew && self.view().may_enroll() => {
+            FailureKind::NotAuthenticated if request == Request::Renew && self.view().may_enroll(now) => {
                 self.identity.reauthenticate = true; // R6: enroll again, now
                 self.failed_over(failure, now, jitter);
             }

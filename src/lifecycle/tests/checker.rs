@@ -1,4 +1,4 @@
-//! A device with two identities in any history, and a checker that holds every step against the
+//! A device with three identities in any history, and a checker that holds every step against the
 //! rules.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,6 +8,7 @@ use super::super::Request::{Enroll, Renew};
 use super::super::*;
 use super::device::{self, DAY, START, later, policy, report, secs, svid};
 use super::histories::*;
+use crate::problem::ProblemCode;
 use miaf_client::api::State;
 use miaf_spiffe::time::BootTime;
 
@@ -42,6 +43,7 @@ pub(super) struct Checker {
 /// One identity: its part of the disk, and what must not be forgotten of it.
 #[derive(Default)]
 pub(super) struct Tracked {
+    policy: IdentityPolicy,
     svid: Option<SvidFacts>,
     pending_key: bool,
     issued: Option<KeyChoice>,
@@ -59,16 +61,23 @@ pub(super) struct Tracked {
     /// The current key has been proven since the start, or there is none.
     key_was_tried: bool,
     early: Option<Timestamp>,
+    /// No anchor of the last bundle leads to the SVID.
+    unvouched: bool,
+    /// The last chain that an operator brought was refused, or is of no use.
+    chain_was_refused: bool,
+    /// A chain was brought after the action in flight was decided on.
+    supplied_meanwhile: bool,
     /// State after the last step, and every transition that was seen.
     state: Option<State>,
     pub(super) transitions: BTreeSet<(&'static str, &'static str)>,
 }
 
 impl Checker {
-    pub(super) fn new(begin: [Beginning; 2], lifetime: Duration) -> Self {
+    pub(super) fn new(begin: [Beginning; 3], lifetime: Duration) -> Self {
         let now = Now { wall: START, boot: BootTime::default(), synchronised: false };
         let has_documents = begin.iter().any(|identity| identity.svid);
-        let identities = begin.map(|Beginning { svid: held, pending_key, issued }| Tracked {
+        let identities = begin.map(|Beginning { issuance, svid: held, pending_key, issued }| Tracked {
+            policy: IdentityPolicy { issuance, ..IdentityPolicy::default() },
             svid: held.then(|| svid(START, lifetime, Current)),
             pending_key,
             issued: (issued && pending_key).then_some(Pending),
@@ -122,6 +131,9 @@ impl Checker {
         if let Some(command) = turn.command {
             self.command(command);
         }
+        if let Some((of, what)) = turn.supplied {
+            self.supply(of, what);
+        }
         let event = match self.in_flight {
             // A step while an action is in flight must not begin a second one.
             Some(_) if matches!(turn.passes, Passes::Some(_)) => Event::Wake,
@@ -168,18 +180,39 @@ impl Checker {
         assert_eq!(self.lifecycle.trusts_clock(self.now), self.trusts_clock());
     }
 
+    /// An operator supplies a key, or a chain for a key that is there.
+    fn supply(&mut self, of: usize, what: Supplied) {
+        let identity = &mut self.identities[of];
+        if identity.is_by_operator() {
+            match what {
+                Supplied::Key => identity.pending_key = true,
+                Supplied::Chain if !identity.pending_key && identity.svid.is_none() => return,
+                Supplied::Chain => {
+                    identity.issued = Some(if identity.pending_key { Pending } else { Current });
+                    (identity.chain_is_of_no_use, identity.chain_was_refused) = (false, false);
+                    (identity.early, identity.supplied_meanwhile) = (None, true);
+                }
+            }
+        }
+        self.step(Event::Supplied(IdentityIndex(of), what));
+    }
+
     fn command(&mut self, command: Command) {
         self.at_this_moment = 0;
         for (nth, identity) in self.identities.iter_mut().enumerate() {
-            // A renewal is a command to one identity, and to none without an SVID.
-            if matches!(command, Command::Renew(index) if index.0 != nth || identity.svid.is_none()) {
+            // A renewal is a command to one identity, to none without an SVID, and to none whose SVIDs
+            // an operator brings.
+            let is_renewed = |index: IdentityIndex| {
+                index.0 == nth && identity.svid.is_some() && !identity.is_by_operator()
+            };
+            if matches!(command, Command::Renew(index) if !is_renewed(index)) {
                 continue;
             }
             identity.refused_permanently.clear(); // a correction (P2)
             identity.pending_refused = false;
             identity.answered_401 &= identity.known_lost;
             let replaces = matches!(command, Command::ReplaceKey(index) if index.0 == nth);
-            identity.may_replace |= replaces && identity.svid.is_some();
+            identity.may_replace |= replaces && identity.svid.is_some() && !identity.is_by_operator();
         }
         if !matches!(command, Command::Renew(_)) && !self.trusts_clock() {
             (self.floor, self.vouched) = (self.now.wall, true);
@@ -238,7 +271,7 @@ impl Checker {
             },
             identities: identities
                 .map(|(nth, (identity, memory))| RestoredIdentity {
-                    policy: IdentityPolicy::default(),
+                    policy: identity.policy,
                     svid: identity.svid.clone().map(|facts| SvidFacts {
                         renew_at: renew_at(nth),
                         key: Current,
@@ -334,6 +367,7 @@ impl Checker {
         let svids = self.identities.iter_mut().map(|identity| {
             if let Some(svid) = &mut identity.svid {
                 svid.not_after = svid.not_before.after(lasts);
+                identity.unvouched = !reply.vouches.unwrap_or(!identity.unvouched);
             }
             identity.chain_is_of_no_use &= !reply.changed;
             let svid_ends = identity.svid.as_ref().map(|svid| svid.not_after);
@@ -358,11 +392,21 @@ impl Checker {
 
     fn may_enroll(&self, index: IdentityIndex) -> bool {
         let listed = self.discovery.as_ref().is_none_or(|facts| ruled_out(facts, index).enrollment.is_none());
-        listed && !self.identities[index.0].refused_permanently.contains(&Enroll)
+        listed
+            && !self.identities[index.0].refused_permanently.contains(&Enroll)
+            && self.has_prerequisite(index)
+    }
+
+    /// Whether the other identity, whose SVID the enrollment needs, has a valid one.
+    fn has_prerequisite(&self, index: IdentityIndex) -> bool {
+        let Issuance::With(other) = self.identities[index.0].policy.issuance else { return true };
+        let other = &self.identities[other.0];
+        let is_valid = |svid: &SvidFacts| svid.not_before <= self.now.wall && self.now.wall <= svid.not_after;
+        other.svid.as_ref().is_some_and(is_valid) && !other.known_lost
     }
 
     fn step(&mut self, event: Event) {
-        let in_flight = self.in_flight.take().filter(|_| matches!(event, Event::Wake | Event::Command(_)));
+        let in_flight = self.in_flight.take().filter(|_| device::leaves_action_in_flight(&event));
         let luck = self.luck;
         let step = self.lifecycle.step(event, self.now, &mut || luck);
         for (index, view) in self.lifecycle.identities() {
@@ -386,14 +430,80 @@ impl Checker {
             }
         }
         self.wake_in = step.wake_in;
-        for (_, view) in self.lifecycle.identities() {
+        self.check_wake_up();
+        for (index, view) in self.lifecycle.identities() {
+            if self.identities[index.0].is_by_operator() {
+                self.check_operator_is_asked(index, view);
+            }
             let state = view.state(self.now);
             let errors = [view.last_error(self.now), self.lifecycle.last_error(self.now)];
             if state == State::Blocked {
                 let blocks = errors.iter().flatten().any(|(error, _)| error.permanent);
                 assert!(blocks, "what blocks is shown: {errors:?}");
-            } else if let [Some((_, again)), _] = &errors {
-                assert!(again.is_some(), "an error without another attempt is shown as such");
+            } else if let [Some((error, again)), _] = &errors {
+                let waits = self.identities[index.0].is_by_operator()
+                    || error.report.code == ProblemCode::DeviceIdentityNeeded;
+                assert!(again.is_some() || waits, "an error without another attempt is shown as such");
+            }
+            let lacks = errors[0]
+                .as_ref()
+                .is_some_and(|(error, _)| error.report.code == ProblemCode::DeviceIdentityNeeded);
+            assert!(!lacks || !self.has_prerequisite(index), "what is said to be missing is there");
+        }
+    }
+
+    /// No moment at which a state changes, or another identity can go on, is slept through.
+    fn check_wake_up(&self) {
+        if !self.trusts_clock() {
+            return;
+        }
+        for (index, view) in self.lifecycle.identities() {
+            let identity = &self.identities[index.0];
+            let Some(svid) = &identity.svid else { continue };
+            let asked = view.renew_at().filter(|_| identity.is_by_operator());
+            let moments =
+                [Some(svid.not_before), asked, Some(svid.not_after.after(Duration::from_millis(1)))];
+            let next = moments.into_iter().flatten().filter(|at| *at > self.now.wall).min();
+            if let Some(next) = next {
+                let wake_in = self.wake_in.expect("a moment is to come");
+                assert!(wake_in <= self.now.wall.until(next), "slept through");
+            }
+        }
+    }
+
+    /// An operator is asked for exactly when one is needed, and the status says so.
+    fn check_operator_is_asked(&self, index: IdentityIndex, view: IdentityView<'_>) {
+        let identity = &self.identities[index.0];
+        let state = view.state(self.now);
+        let half = identity.svid.as_ref().map(|SvidFacts { not_before, not_after, .. }| {
+            not_before.after(not_before.until(*not_after).mul_f64(0.5))
+        });
+        match identity.unvouched {
+            true => assert!(view.renew_at() <= half),
+            false => assert_eq!(view.renew_at(), half, "half of the lifetime, whatever happened before"),
+        }
+        if matches!(state, State::WaitingForClock | State::Blocked) {
+            return;
+        }
+        let has_expired = identity.svid.is_some() && !identity.has_valid_svid(self.now);
+        let is_due = view.renew_at().is_none_or(|at| at <= self.now.wall);
+        let awaits_adoption = identity.issued.is_some() && !identity.chain_is_of_no_use;
+        assert_eq!(state == State::Expired, has_expired);
+        assert_eq!(
+            state == State::WaitingForOperator,
+            is_due && !has_expired && !awaits_adoption,
+            "{state:?}"
+        );
+        if awaits_adoption {
+            return;
+        }
+        match view.last_error(self.now) {
+            None => assert!(!is_due && !identity.chain_was_refused),
+            Some((error, again)) => {
+                assert!(error.permanent && again.is_none(), "nothing is tried before an operator acts");
+                let is_asked = error.report.code == ProblemCode::OperatorNeeded;
+                assert_eq!(is_asked, !identity.chain_was_refused, "{error:?}");
+                assert!(is_due || !is_asked);
             }
         }
     }
@@ -405,6 +515,12 @@ impl Checker {
             Action::FetchDiscovery => self.check_delay(self.retry_after.get("discovery").copied()),
             Action::FetchBundle => self.check_delay(self.retry_after.get("bundle").copied()),
             Action::Identity(index, action) => {
+                let is_for_requests =
+                    matches!(action, IdentityAction::Request(..) | IdentityAction::CreateKey);
+                assert!(
+                    !is_for_requests || !self.identities[index.0].is_by_operator(),
+                    "an operator brings it"
+                );
                 if let IdentityAction::Request(request, key) = action {
                     self.check_delay(self.identities[index.0].retry_after);
                     self.check_request(index, request, key);
@@ -418,7 +534,7 @@ impl Checker {
     /// One more request to the MIS.
     fn check_delay(&mut self, retry_after: Option<BootTime>) {
         self.at_this_moment += 1;
-        assert!(self.at_this_moment <= 24, "the MIS is asked in a circle");
+        assert!(self.at_this_moment <= 36, "the MIS is asked in a circle");
         if let Some(until) = retry_after {
             assert!(until <= self.now.boot, "a request before Retry-After has elapsed (E8)");
         }
@@ -446,6 +562,7 @@ impl Checker {
                 let replaces_key = identity.known_lost && identity.may_replace;
                 assert!(may_be_renamed || replaces_key, "a valid SVID is renewed (R2)");
                 assert!(ruled_out(facts, index).enrollment.is_none(), "not listed (D5)");
+                assert!(self.has_prerequisite(index), "the device has no SVID to show (W1)");
             }
             Renew => {
                 let only_enrollment = identity.answered_401 && self.may_enroll(index);
@@ -503,9 +620,28 @@ impl Checker {
         }
     }
 
+    fn identity_that_needs_an_operator(&self) -> Option<usize> {
+        let needs = |(index, view): (IdentityIndex, IdentityView<'_>)| {
+            let identity = &self.identities[index.0];
+            let is_asked = matches!(view.state(self.now), State::WaitingForOperator | State::Expired);
+            let awaits_adoption = identity.issued.is_some() && !identity.chain_is_of_no_use;
+            (identity.is_by_operator() && is_asked && !awaits_adoption).then_some(index.0)
+        };
+        // Last of all: meanwhile no other waits for a day, and it is asked every minute.
+        let (operated, others): (Vec<_>, Vec<_>) =
+            self.lifecycle.identities().partition(|(index, _)| self.identities[index.0].is_by_operator());
+        let others_are_active = others.iter().all(|(_, view)| view.state(self.now) == State::Active);
+        operated.into_iter().filter(|_| others_are_active).find_map(needs)
+    }
+
     /// The MIS does what it should; what it refused permanently it corrects once.
     fn go_on_well(&mut self, corrected: &mut bool) {
         let Some(action) = self.in_flight else {
+            if let Some(nth) = self.identity_that_needs_an_operator() {
+                self.at_this_moment = 0;
+                self.supply(nth, Supplied::Key);
+                return self.supply(nth, Supplied::Chain);
+            }
             self.pass(self.wake_in.unwrap());
             return self.step(Event::Wake);
         };
@@ -525,6 +661,10 @@ impl Checker {
 }
 
 impl Tracked {
+    fn is_by_operator(&self) -> bool {
+        self.policy.issuance == Issuance::ByOperator
+    }
+
     fn has_valid_svid(&self, now: Now) -> bool {
         self.svid.as_ref().is_some_and(|svid| now.wall <= svid.not_after)
     }
@@ -533,7 +673,8 @@ impl Tracked {
     fn forget(&mut self) {
         (self.known_lost, self.key_was_tried) = (false, self.svid.is_none());
         (self.pending_refused, self.answered_401, self.early) = (false, false, None);
-        self.chain_is_of_no_use = false;
+        (self.chain_is_of_no_use, self.chain_was_refused, self.supplied_meanwhile) = (false, false, false);
+        self.unvouched = false;
         self.refused_permanently.clear();
         self.state = None;
     }
@@ -621,6 +762,8 @@ impl Tracked {
         lifetime: Duration,
         now: Now,
     ) -> Result<SvidFacts, NotAdopted> {
+        // As in the shell: the bundle was fetched for the chain before.
+        let bundle_is_fresh = bundle_is_fresh && !std::mem::take(&mut self.supplied_meanwhile);
         match reply.kind {
             Kind::Early(wait) => {
                 let not_before = now.wall.after(secs(wait));
@@ -629,11 +772,11 @@ impl Tracked {
             }
             Kind::UnknownIssuer | Kind::IssuerExpired if !bundle_is_fresh => Err(NotAdopted::UnknownIssuer),
             Kind::IssuerExpired => {
-                self.chain_is_of_no_use = true;
+                (self.chain_is_of_no_use, self.chain_was_refused) = (true, true);
                 Err(NotAdopted::IssuerExpired(device::failure(FailureKind::Slow, None)))
             }
             Kind::UnknownIssuer | Kind::Refused => {
-                (self.issued, self.early) = (None, None);
+                (self.issued, self.early, self.chain_was_refused) = (None, None, true);
                 Err(NotAdopted::Refused(device::failure(FailureKind::Slow, None)))
             }
             Kind::Fails(..) => Err(NotAdopted::Kept(device::failure(FailureKind::Local, None))),
@@ -643,7 +786,7 @@ impl Tracked {
 
     fn adopt(&mut self, lifetime: Duration, now: Now) -> SvidFacts {
         let key = self.issued.take().unwrap();
-        self.early = None;
+        (self.early, self.unvouched, self.chain_was_refused) = (None, false, false);
         if key == Pending {
             self.pending_key = false;
         }
@@ -690,7 +833,7 @@ impl Tracked {
 }
 
 fn blank() -> Restored {
-    Restored { identities: vec![RestoredIdentity::default(); 2], ..Restored::default() }
+    Restored { identities: vec![RestoredIdentity::default(); 3], ..Restored::default() }
 }
 
 /// What a document rules out for an identity: nothing, where it says nothing of it.

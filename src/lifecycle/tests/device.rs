@@ -180,7 +180,7 @@ impl Device {
     pub(super) fn handles(&mut self, event: Event) -> Option<Work> {
         let (luck, random) = (self.luck, &mut self.random);
         let mut draw = || random.as_mut().map_or(luck, next_random);
-        let in_flight = self.in_flight.take().filter(|_| matches!(event, Event::Wake | Event::Command(_)));
+        let in_flight = self.in_flight.take().filter(|_| leaves_action_in_flight(&event));
         let step = self.lifecycle.step(event, self.now, &mut draw);
         self.wake_in = step.wake_in;
         let action = step.action.map(Work::from);
@@ -292,6 +292,11 @@ impl Device {
         let blocks = |error: &(LastError, Option<Duration>)| error.0.permanent;
         own.clone().filter(blocks).or(shared.clone().filter(blocks)).or(own).or(shared)
     }
+}
+
+/// Whether an event is no outcome of the action in flight.
+pub(super) fn leaves_action_in_flight(event: &Event) -> bool {
+    matches!(event, Event::Wake | Event::Command(_) | Event::Supplied(..))
 }
 
 pub(super) fn good(action: &Work) -> Event {

@@ -1,4 +1,4 @@
-//! Random histories: what happens to a device with two identities, one turn after the other.
+//! Random histories: what happens to a device with three identities, one turn after the other.
 
 use proptest::prelude::*;
 
@@ -14,6 +14,8 @@ pub(super) struct Turn {
     pub(super) command: Option<Command>,
     /// The TPM that the key of one identity is in is taken away, or put back.
     pub(super) tpm: Option<(usize, bool)>,
+    /// An operator supplies something, also where none is expected to.
+    pub(super) supplied: Option<(usize, Supplied)>,
     /// A time service sets the wall clock, or it is not known any more that one has.
     pub(super) synchronised: Option<bool>,
     /// What the MIS says the time is, in seconds from what it is.
@@ -67,23 +69,27 @@ pub(super) fn turn() -> impl Strategy<Value = Turn> {
         1 => (0..1_000_u64).prop_map(|hours| Passes::Some(secs(hours * 3600))),
     ];
     let luck = prop_oneof![4 => 0.0..1.0_f64, 1 => Just(0.0), 1 => Just(1.0 - f64::EPSILON)];
-    let of = [IdentityIndex(0), IdentityIndex(1)];
+    let of = [0, 1, 2].map(IdentityIndex);
     let mut commands = vec![Command::Retry];
     commands.extend(of.into_iter().flat_map(|index| [Command::Renew(index), Command::ReplaceKey(index)]));
     let command = prop::sample::select(commands);
     let proof = prop_oneof![3 => Just(0), 1 => -7200..7200_i64, 1 => Just(1000 * 86_400)];
     let rare = |p| prop::option::weighted(p, any::<bool>());
-    let tpm = prop::option::weighted(0.03, (0..2_usize, any::<bool>()));
-    let more = (prop::option::weighted(0.03, command), tpm, rare(0.03), prop::option::weighted(0.05, proof));
+    let tpm = prop::option::weighted(0.03, (0..3_usize, any::<bool>()));
+    let supplied = prop::sample::select(vec![Supplied::Key, Supplied::Chain, Supplied::Chain]);
+    let by_others = (tpm, prop::option::weighted(0.08, (0..3_usize, supplied)));
+    let more =
+        (prop::option::weighted(0.03, command), by_others, rare(0.03), prop::option::weighted(0.05, proof));
     let restart = prop::sample::select(vec![Restart::OfTheAgent, Restart::OfTheMachine]);
     (passes, reply(), luck, prop::option::weighted(0.04, restart), more).prop_map(
-        |(passes, reply, luck, restart, (command, tpm, synchronised, proof))| Turn {
+        |(passes, reply, luck, restart, (command, (tpm, supplied), synchronised, proof))| Turn {
             passes,
             reply,
             luck,
             restart,
             command,
             tpm,
+            supplied,
             synchronised,
             proof,
         },
@@ -152,15 +158,25 @@ pub(super) fn retry_after() -> impl Strategy<Value = Option<Duration>> {
 /// What is on disk of an identity when a history begins.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Beginning {
+    pub(super) issuance: Issuance,
     pub(super) svid: bool,
     pub(super) pending_key: bool,
     pub(super) issued: bool,
 }
 
-pub(super) fn beginning() -> impl Strategy<Value = [Beginning; 2]> {
-    let one = any::<(bool, bool, bool)>();
-    let one = one.prop_map(|(svid, pending_key, issued)| Beginning { svid, pending_key, issued });
-    [one.clone(), one]
+/// The first identity is the device's: others may need its SVID.
+pub(super) fn beginning() -> impl Strategy<Value = [Beginning; 3]> {
+    let one = |ways: Vec<Issuance>| {
+        (prop::sample::select(ways), any::<(bool, bool, bool)>()).prop_map(
+            |(issuance, (svid, pending_key, issued))| Beginning { issuance, svid, pending_key, issued },
+        )
+    };
+    let (with_the_first, by_operator) = (Issuance::With(IdentityIndex(0)), Issuance::ByOperator);
+    [
+        one(vec![Issuance::Requested]),
+        one(vec![Issuance::Requested, with_the_first]),
+        one(vec![by_operator, by_operator, with_the_first]),
+    ]
 }
 
 #[derive(Clone, Debug)]

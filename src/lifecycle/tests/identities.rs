@@ -5,7 +5,9 @@ use proptest::prelude::*;
 use super::super::KeyChoice::{Current, Pending};
 use super::super::Request::{Enroll, Renew};
 use super::super::*;
-use super::device::{DAY, START, document, failure, later, next_random, policy, secs, svid};
+use super::device::{
+    DAY, START, document, failure, later, leaves_action_in_flight, next_random, policy, secs, svid,
+};
 use super::histories::{asks_nobody, failure_kind, retry_after};
 use miaf_client::api::State;
 use miaf_spiffe::time::BootTime;
@@ -51,7 +53,7 @@ impl Pair {
     }
 
     fn handle(&mut self, event: Event) {
-        let in_flight = self.in_flight.take().filter(|_| matches!(event, Event::Wake | Event::Command(_)));
+        let in_flight = self.in_flight.take().filter(|_| leaves_action_in_flight(&event));
         let (luck, random) = (self.luck, &mut self.random);
         let mut jitter = || random.as_mut().map_or(luck, next_random);
         let step = self.lifecycle.step(event, self.now, &mut jitter);
