@@ -92,7 +92,7 @@ impl Executor {
             key_is_lost: view.key_is_lost(),
             retry_after_until: view.retry_after_until(now),
             ends_while_waiting: view.svid_ends_before_retry_after(now),
-            last_error: in_files().or_else(in_lifecycle).or_else(in_publishing).or_else(untrusted),
+            last_error: more_important(in_files(), in_lifecycle()).or_else(in_publishing).or_else(untrusted),
             current,
             previous: None, // the broadcaster knows what it has sent before
             generation: published.and_then(|published| published.generation),
@@ -174,5 +174,43 @@ impl Executor {
         let why = "no anchor of the trust bundle leads to this SVID, so others refuse it";
         let report = Report::new(ProblemCode::SvidNotTrusted, title, &why);
         untrusted.then_some(LastError { report, at: cached.record.fetched_at, permanent: false })
+    }
+}
+
+/// The error of an operator's files, or that of the lifecycle: the later one, since a chain may have
+/// come by command meanwhile. That an operator is needed says less than what is wrong with their
+/// files.
+fn more_important(in_files: Option<ShownError>, in_lifecycle: Option<ShownError>) -> Option<ShownError> {
+    match (in_files, in_lifecycle) {
+        (Some(files), Some(lifecycle)) => {
+            let needed = lifecycle.0.report.code == ProblemCode::OperatorNeeded;
+            Some(if needed || lifecycle.0.at < files.0.at { files } else { lifecycle })
+        }
+        (files, lifecycle) => files.or(lifecycle),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_chain_is_shown_over_an_older_error_of_a_file() {
+        let error = |code: ProblemCode, at: &str| {
+            let report = Report::new(code, "It is refused", &"why");
+            Some((LastError { report, at: Timestamp::from_rfc3339(at).unwrap(), permanent: true }, None))
+        };
+        let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
+        let (file, chain) = (ProblemCode::InstalledCredential, ProblemCode::SvidRefused);
+        for (in_files, in_lifecycle, shown) in [
+            (error(file, early), error(chain, late), chain),
+            (error(file, late), error(chain, early), file),
+            (error(file, early), error(ProblemCode::OperatorNeeded, late), file),
+            (error(file, early), None, file),
+            (None, error(chain, early), chain),
+        ] {
+            assert_eq!(more_important(in_files, in_lifecycle).unwrap().0.report.code, shown);
+        }
+        assert!(more_important(None, None).is_none());
     }
 }

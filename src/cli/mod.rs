@@ -172,8 +172,8 @@ enum Command {
     },
     /// Retire an identity of this device, and request a new one (root only).
     ///
-    /// Identity and key are moved aside in the state directory and withdrawn from programs. The
-    /// agent then requests a new identity under its configuration: change that first, for another
+    /// Identity and key are moved aside in the state directory and withdrawn from programs, and so
+    /// is the trust bundle where no other identity is in its trust domain. The agent then requests a new identity under its configuration: change that first, for another
     /// trust domain. The new identity may be another one even at the same identity service. Where an
     /// operator brings the certificates, there is none until they bring another.
     Retire {

@@ -213,7 +213,7 @@ fn outcome(identity: &IdentityStatus, svid: &X509Svid) -> Option<Outcome> {
     let error = identity.last_error.as_ref()?;
     let is_of_the_chain = error.code.known().is_some_and(|code| {
         use ProblemCode as P;
-        matches!(code, P::SvidRefused | P::IssuerExpired | P::SvidNotTrusted | P::Key | P::KeyLost | P::State)
+        matches!(code, P::SvidRefused | P::IssuerExpired | P::SvidNotTrusted | P::Key | P::State)
     });
     is_of_the_chain.then(|| Outcome::Refused(error.clone()))
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use development_mis::{Endpoint, Fault, Mis, Settings};
 use serde_json::{Value, json};
 
+use crate::identities::{DEVICE, MANUAL, enroll_by_hand};
 use crate::support::agent::{Device, PATIENCE};
 use crate::world::{self, World};
 
@@ -330,15 +331,30 @@ fn retry_after_delay_survives_the_retired_identity() {
     world.device.wait_for_status("no identity", |status| status["spiffeId"].is_null());
     let (status, seen) = world.after(Duration::from_secs(3));
     assert!(seen.iter().all(|entry| !world::is_at(entry, Endpoint::Enrollment)), "{seen:?}");
-    assert_eq!(status["state"], "enrolling", "the cached documents are still there: {status:#}");
+    assert_eq!(status["state"], "enrolling", "{status:#}");
     assert!(status["svid"].is_null() && waits.exists(), "{status:#}");
 }
 
-/// The documents are those of all identities: a delay for them is kept as well, and what is cached
-/// of them holds up no request for an identity.
 #[test]
 fn retry_after_delay_of_the_bundle_outlives_a_retired_identity() {
     let world = World::enrolled();
+    world.mis.sticky_fault(Endpoint::Bundle, Fault::problem(503, "unavailable", Some("600")));
+    let waits = world.device.path("state/private/retry-after.json");
+    world.device.wait_until("the delay is stored", |_| waits.exists());
+    assert_eq!(post(&world.device, "/v1/identities/device/retire", LEAVE).0, 202);
+    world.device.wait_for_status("no identity", |status| status["spiffeId"].is_null());
+    let (status, seen) = world.after(Duration::from_secs(3));
+    assert!(seen.iter().all(|entry| !world::is_at(entry, Endpoint::Bundle)), "{seen:?}");
+    assert_eq!(status["state"], "discovering", "no other identity has kept the bundle: {status:#}");
+    assert!(waits.exists());
+}
+
+/// The documents stay with another identity of the trust domain, and hold up no request.
+#[test]
+fn retired_identity_leaves_the_documents_to_the_others() {
+    let world = World::enrolled_with(&format!("{DEVICE}{MANUAL}"));
+    let id = "spiffe://factory.example/margo/wfm/wfm-1/client/line-7";
+    enroll_by_hand(&world, "wfm-client", id, Duration::from_secs(3600));
     let serial = world.device.status()["svid"]["serial"].clone();
     world.mis.sticky_fault(Endpoint::Bundle, Fault::problem(503, "unavailable", Some("600")));
     let waits = world.device.path("state/private/retry-after.json");
@@ -346,7 +362,7 @@ fn retry_after_delay_of_the_bundle_outlives_a_retired_identity() {
     let before = world.seen(Endpoint::Bundle).len();
     assert_eq!(post(&world.device, "/v1/identities/device/retire", LEAVE).0, 202);
     world.device.wait_for_another_svid(&serial);
-    world.after(Duration::from_secs(3));
+    assert_eq!(world.device.get("/v1/identities/wfm-client/readyz").unwrap().0, 200);
     assert_eq!(world.seen(Endpoint::Bundle).len(), before);
     assert!(waits.exists());
 }

@@ -219,12 +219,12 @@ fn user_gets_the_svids_of_its_identities_only() {
     assert_eq!(hints().unwrap(), ["device", "line-1"], "the default identity is the first");
     assert!(!audits(&world.device).iter().any(|line| line.contains("line-2")), "{:?}", audits(&world.device));
     configure(&world, [other, other, &me]);
-    reload(&world.device);
-    assert_eq!(hints().unwrap(), ["line-2"]);
+    world.device.signal("HUP");
+    world.device.wait_until("the other user's", |_| hints().is_ok_and(|hints| hints == ["line-2"]));
     configure(&world, [other; 3]);
-    reload(&world.device);
-    let refusal = hints().unwrap_err();
-    assert!(refusal.contains("permission denied"), "{refusal}");
+    world.device.signal("HUP");
+    let is_refused = |refusal: String| refusal.contains("permission denied");
+    world.device.wait_until("a refusal", |_| hints().is_err_and(is_refused));
 }
 
 #[test]
