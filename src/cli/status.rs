@@ -225,7 +225,7 @@ mod tests {
             "An operator has to bring the next SVID of this identity",
             "half of the lifetime of the current one is over; it ends at 2026-01-03T00:00:00Z",
             Some(
-                "Have the request certified that this prints: miaf-agent csr --identity line-7; then: miaf-agent install \
+                "Have the request signed that this prints: miaf-agent csr --identity line-7; then: miaf-agent install \
                   --identity line-7 chain.pem",
             ),
         );
@@ -287,7 +287,7 @@ Key           ecdsa-p256 in this device's TPM; it cannot be copied out
 Last error    An operator has to bring the next SVID of this identity
               half of the lifetime of the current one is over; it ends at 2026-01-03T00:00:00Z
               seen 1h 1m ago
-Hint          Have the request certified that this prints:
+Hint          Have the request signed that this prints:
                 miaf-agent csr --identity line-7
               then:
                 miaf-agent install --identity line-7 chain.pem
