@@ -794,7 +794,10 @@ impl Tracked {
         self.tpm_away &= key == Current;
         (self.known_lost, self.may_replace) = (false, false);
         self.refused_permanently.clear();
-        let facts = svid(Timestamp::from_millis(now.wall.as_millis() - 30_000), lifetime, key);
+        // What an operator brings has more than half of its time to come.
+        let backdated = if self.is_by_operator() { secs(30).min(lifetime / 10) } else { secs(30) };
+        let not_before = now.wall.as_millis() - i64::try_from(backdated.as_millis()).unwrap();
+        let facts = svid(Timestamp::from_millis(not_before), lifetime, key);
         self.svid = Some(facts.clone());
         facts
     }
