@@ -55,10 +55,7 @@ impl Story {
         });
         let config = world::config(&world.mis, &world.tpm, world::SOON);
         world.device.configure(&config.replace("[key]", &format!("[key]\nrotate = {rotate}")));
-        let draws = seed().unwrap_or_else(|| {
-            SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64 // any will do
-        });
-        println!("SEED={draws}");
+        let draws = seed_of_run();
         Self { world, binds_new_keys, draws, enrollment: Duration::ZERO, renewal: Duration::ZERO }
     }
 
@@ -167,13 +164,25 @@ impl Story {
         assert!(published.len() <= 5, "two generations, current, and what is being made: {published:?}");
     }
 
-    /// In `0.0..1.0` (xorshift64*).
     fn draw(&mut self) -> f64 {
-        self.draws ^= self.draws >> 12;
-        self.draws ^= self.draws << 25;
-        self.draws ^= self.draws >> 27;
-        (self.draws.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1_u64 << 53) as f64
+        next_draw(&mut self.draws)
     }
+}
+
+/// In `0.0..1.0` (xorshift64*).
+pub(crate) fn next_draw(draws: &mut u64) -> f64 {
+    *draws ^= *draws >> 12;
+    *draws ^= *draws << 25;
+    *draws ^= *draws >> 27;
+    (draws.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// What the draws of this run begin with, which is printed.
+pub(crate) fn seed_of_run() -> u64 {
+    let any = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let draws = seed().unwrap_or_else(any);
+    println!("SEED={draws}");
+    draws
 }
 
 fn seed() -> Option<u64> {

@@ -11,6 +11,7 @@ mod support;
 mod world;
 
 mod faults;
+mod identities;
 mod kills;
 
 fn is_long() -> bool {
