@@ -5,6 +5,7 @@ use crate::mis;
 use crate::outcome::Outcome;
 use crate::scenarios::{
     HOUR, Outage, Scale, five_a_day, issuer_ends, outage, power_on, restart, second_identity, steady, sweep,
+    wfm_refuses,
 };
 
 pub(crate) const FLEET: usize = 100_000;
@@ -104,6 +105,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         new("second identity, failing", Second, |s| second_identity(s, 2 * HOUR, mis::Second::Failing))
             .smaller(10)
             .in_short(),
+        new("WFM Clients, power-on", Second, |s| power_on(s.with_clients(), DAY, false)).in_short(),
+        new("WFM Clients, outage", Second, |s| away(s.with_clients(), DAY, DAY, None, None)),
+        new("WFM Clients, refused", Second, |s| wfm_refuses(s.with_clients(), 2 * DAY, 2 * DAY)).in_short(),
         new("five a day, 6 h", FiveADay, |s| five_a_day(s, 6 * HOUR)).smaller(10),
         new("five a day, 8 h", FiveADay, |s| five_a_day(s, 8 * HOUR)).smaller(10),
         new("five a day, 10 h", FiveADay, |s| five_a_day(s, 10 * HOUR)).smaller(10),

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use miaf_agent::lifecycle::{
     Action, Backoff, BundleFacts, DiscoveryFacts, Event, Failure, FailureKind, IdentityAction, IdentityEvent,
-    IdentityIndex, IdentityPolicy, KeyChoice, KnownTime, Lifecycle, Memory, NotAdopted, Policy, Request,
-    Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, SvidFacts, SvidTrust,
+    IdentityIndex, IdentityPolicy, Issuance, KeyChoice, KnownTime, Lifecycle, Memory, NotAdopted, Policy,
+    Request, Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, SvidFacts, SvidTrust,
 };
 use miaf_agent::time::{BootTime, Now, Timestamp};
 
@@ -24,7 +24,7 @@ const BEGIN: Timestamp = Timestamp::from_secs(1_800_000_000);
 /// A dead host is noticed after as long as `src/transport/http.rs` waits for a connection.
 const CONNECT_LIMIT: u64 = 10_000;
 
-/// The identity that is measured. Another one has to leave it alone.
+/// The identity that is measured. Another one has to leave it alone, unless both are measured.
 const FIRST: IdentityIndex = IdentityIndex(0);
 
 pub(crate) struct Device {
@@ -38,6 +38,7 @@ pub(crate) struct Device {
 
 #[derive(Clone, Default)]
 struct Identity {
+    policy: IdentityPolicy,
     svid: Option<SvidFacts>,
     /// Issued, and not adopted yet.
     issued: Option<SvidFacts>,
@@ -46,13 +47,18 @@ struct Identity {
 
 impl Device {
     /// As it leaves the factory: with the packaged configuration, and without an SVID.
-    pub(crate) fn new(identities: usize, random: Random) -> Self {
+    pub(crate) fn new(mis: &Mis, random: Random) -> Self {
         let mut random = random;
-        let identities = vec![Identity::default(); identities];
-        let restored = Restored {
-            identities: identities.iter().map(|_| RestoredIdentity::default()).collect(),
-            ..Restored::default()
-        };
+        let mut identities = vec![Identity::default(); mis.identities()];
+        if mis.counts_the_second() {
+            for identity in identities.iter_mut().skip(1) {
+                identity.policy.issuance = Issuance::With(FIRST);
+            }
+        }
+        let restored =
+            |identity: &Identity| RestoredIdentity { policy: identity.policy, ..Default::default() };
+        let restored =
+            Restored { identities: identities.iter().map(restored).collect(), ..Restored::default() };
         let lifecycle = Lifecycle::new(policy(), restored, clocks(0), &mut || random.unit());
         Self { lifecycle, in_flight: None, identities, refresh_hint: None, random }
     }
@@ -90,7 +96,7 @@ impl Device {
             },
             identities: stored
                 .map(|((identity, renew_at), memory)| RestoredIdentity {
-                    policy: IdentityPolicy::default(),
+                    policy: identity.policy,
                     svid: identity.svid.clone().map(|facts| SvidFacts {
                         renew_at,
                         key: KeyChoice::Current,
@@ -109,7 +115,17 @@ impl Device {
 
     /// End of validity of the first identity's SVID.
     pub(crate) fn valid_until(&self) -> Option<Moment> {
-        let not_after = self.identities[FIRST.0].svid.as_ref()?.not_after;
+        self.validity_of(FIRST)
+    }
+
+    /// The first end of validity, where all identities have SVIDs.
+    pub(crate) fn all_valid_until(&self) -> Option<Moment> {
+        let ends = (0..self.identities.len()).map(|nth| self.validity_of(IdentityIndex(nth)));
+        ends.collect::<Option<Vec<_>>>()?.into_iter().min()
+    }
+
+    fn validity_of(&self, index: IdentityIndex) -> Option<Moment> {
+        let not_after = self.identities[index.0].svid.as_ref()?.not_after;
         Some(since_begin(not_after))
     }
 
@@ -181,7 +197,8 @@ impl Device {
         mis: &mut Mis,
         watcher: &mut Watcher,
     ) -> IdentityEvent {
-        let valid_until = self.valid_until();
+        let (valid_until, device_until) = (self.validity_of(index), self.valid_until());
+        let counts = index == FIRST || mis.counts_the_second();
         let identity = &mut self.identities[index.0];
         match action {
             IdentityAction::CreateKey => {
@@ -191,7 +208,14 @@ impl Device {
             IdentityAction::ProveKey => IdentityEvent::KeyProven(Ok(())),
             IdentityAction::Request(request, key) => {
                 let kind = if request == Request::Enroll { Kind::Enrollment } else { Kind::Renewal };
-                let response = if index == FIRST {
+                if index != FIRST && request == Request::Enroll && mis.counts_the_second() {
+                    assert!(device_until.is_some_and(|until| at <= until), "bound without a valid SVID");
+                    watcher.bindings += 1;
+                    if let Err(refused) = mis.wfm_answers(at) {
+                        return IdentityEvent::Issued(Err(refused));
+                    }
+                }
+                let response = if counts {
                     let response = mis.answers(kind, id, at);
                     watcher.counts.add(kind, Ending::of(&response), at);
                     response
@@ -222,8 +246,8 @@ impl Device {
             }
             IdentityAction::Adopt { .. } => match identity.issued.take() {
                 Some(facts) => {
-                    if index == FIRST {
-                        let renew_at = self.lifecycle.identity(FIRST).and_then(|view| view.renew_at());
+                    if counts {
+                        let renew_at = self.lifecycle.identity(index).and_then(|view| view.renew_at());
                         watcher.adopted(valid_until, renew_at.map(since_begin), at);
                     }
                     identity.pending_key &= facts.key != KeyChoice::Pending;

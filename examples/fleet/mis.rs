@@ -28,6 +28,8 @@ pub(crate) struct Mis {
     pub(crate) issuer_expired: Range<Moment>,
     /// What it does about the second identity of each device. `None`: each device has one.
     pub(crate) second: Option<Second>,
+    /// From and until when the WFM refuses the binding of a second identity.
+    pub(crate) wfm_refuses: Range<Moment>,
     window: Moment,
     admitted: u32,
     issued: Vec<VecDeque<Moment>>,
@@ -44,6 +46,9 @@ pub(crate) enum Second {
     Refused,
     /// Something on the device fails whenever it makes a request.
     Failing,
+    /// It is enrolled with the SVID of the first and a binding of the WFM (miaf-v0 W), and then like
+    /// the first: its requests count.
+    Bound,
 }
 
 /// So many requests are admitted in each window of time; the others are answered `429` with one and
@@ -72,6 +77,7 @@ impl Mis {
             a_day: None,
             issuer_expired: 0..0,
             second: None,
+            wfm_refuses: 0..0,
             window: 0,
             admitted: 0,
             issued: Vec::new(),
@@ -122,6 +128,16 @@ impl Mis {
         }
     }
 
+    /// Whether the second identity of each device is measured like the first.
+    pub(crate) fn counts_the_second(&self) -> bool {
+        matches!(self.second, Some(Second::Bound))
+    }
+
+    /// The WFM is asked first. It is another server, and there when the MIS is away.
+    pub(crate) fn wfm_answers(&self, at: Moment) -> Result<(), Failure> {
+        if self.wfm_refuses.contains(&at) { Err(failure(FailureKind::Slow, None)) } else { Ok(()) }
+    }
+
     /// Identities of each device.
     pub(crate) fn identities(&self) -> usize {
         if self.second.is_some() { 2 } else { 1 }
@@ -132,7 +148,7 @@ impl Mis {
             Some(Second::Pending) => Err(failure(FailureKind::Pending, Some(Duration::from_secs(60)))),
             Some(Second::Refused) => Err(failure(FailureKind::Permanent, None)),
             Some(Second::Failing) => Err(failure(FailureKind::Local, None)),
-            Some(Second::Served) | None => Ok(()),
+            Some(Second::Served | Second::Bound) | None => Ok(()),
         }
     }
 

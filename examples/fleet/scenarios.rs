@@ -28,6 +28,8 @@ const ALL: Which = |_, _| true;
 pub(crate) struct Scale {
     pub(crate) devices: usize,
     pub(crate) seed: u64,
+    /// Each device has a second identity, of a WFM Client. The MIS has twice the capacity.
+    pub(crate) with_clients: bool,
 }
 
 impl Scale {
@@ -37,14 +39,21 @@ impl Scale {
         let mut mis = Mis::new(Duration::from_millis(lifetime));
         mis.limit = limit;
         mis.refresh_hint = Some(Duration::from_millis(DAY));
+        mis.second = self.with_clients.then_some(Second::Bound);
         World::new(self.devices, self.seed, mis, all_on)
+    }
+
+    /// The same fleet, with a WFM Client on each device.
+    pub(crate) fn with_clients(self) -> Self {
+        Self { with_clients: true, ..self }
     }
 
     /// 50 requests a second for a fleet of 100,000; for a smaller one, 50 in as many seconds as it
     /// is smaller.
     fn limit(self, counts: fn(Kind) -> bool) -> Limit {
         let window = SECOND * (FULL / self.devices) as Moment;
-        Limit { requests: 50, window, counts, retry_after: Duration::from_secs(60) }
+        let requests = if self.with_clients { 100 } else { 50 };
+        Limit { requests, window, counts, retry_after: Duration::from_secs(60) }
     }
 
     /// So wide that chance counts for as little as in a minute of the full fleet; at most ten
@@ -327,6 +336,37 @@ pub(crate) fn second_identity(scale: Scale, lifetime: Moment, second: Second) ->
     outcome.holds("SVIDs of the first identity that expired", watcher.expired as f64, 0.0);
     let seconds = watcher.longest_delay as f64 / SECOND as f64;
     outcome.holds("seconds from a renewal moment of the first identity to its next SVID", seconds, 10.0);
+    outcome
+}
+
+/// Devices with WFM Clients, switched on within a day. Their WFM refuses every binding for some
+/// time, and then grants them.
+pub(crate) fn wfm_refuses(scale: Scale, lifetime: Moment, length: Moment) -> Outcome {
+    let mut world = scale.world(lifetime, None, DAY);
+    world.mis.wfm_refuses = 0..DAY + length;
+    world.runs_until(DAY);
+    world.watcher.forget_expired();
+    let before = world.watcher.bindings;
+    let back = DAY + length;
+    world.runs_until(back);
+    let mut outcome = Outcome::default();
+    let bindings = (world.watcher.bindings - before) as f64 / scale.devices as f64;
+    let an_hour = bindings * HOUR as f64 / length as f64;
+    outcome.says("bindings_an_hour", an_hour, 2);
+    outcome.holds("bindings asked for by a device in an hour, all refused", an_hour, 2.0);
+    outcome.holds("SVIDs of the device that expired", world.watcher.expired as f64, 0.0);
+    let seconds = world.watcher.longest_delay as f64 / SECOND as f64;
+    outcome.holds("seconds from a renewal moment of the device to its next SVID", seconds, 10.0);
+    let bin = scale.bin();
+    world.runs_until(back + 2 * CAP);
+    let busiest = world.watcher.counts.busiest(SVIDS, back..back + 2 * CAP, bin);
+    let busiest = scale.full(busiest);
+    outcome.says("busiest", busiest, 0);
+    // A cap of an hour, and none sooner than half of it: 56 a second, and renewals beside it.
+    let allowance = scale.allowance(60.0 * (bin / SECOND) as f64 * scale.devices as f64 / FULL as f64);
+    outcome.holds("SVIDs asked for in a second when the WFM grants", busiest, 70.0 * allowance);
+    let without = world.without_a_valid_svid() as f64;
+    outcome.holds("devices without both SVIDs two caps after the WFM grants", without, 0.0);
     outcome
 }
 

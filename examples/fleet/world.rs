@@ -32,6 +32,8 @@ pub(crate) struct Watcher {
     pub(crate) longest_delay: Moment,
     /// Requests of second identities. They are in no other figure.
     pub(crate) requests_of_the_second: u64,
+    /// Requests for a binding to the WFM.
+    pub(crate) bindings: u64,
 }
 
 impl Watcher {
@@ -43,6 +45,7 @@ impl Watcher {
             least_left: None,
             longest_delay: 0,
             requests_of_the_second: 0,
+            bindings: 0,
         }
     }
 
@@ -67,8 +70,7 @@ impl Watcher {
 impl World {
     /// New devices, each switched on at a random moment before `all_on`.
     pub(crate) fn new(size: usize, seed: u64, mis: Mis, all_on: Moment) -> Self {
-        let mut devices: Vec<_> =
-            (0..size).map(|id| Device::new(mis.identities(), Random::new(seed, id))).collect();
+        let mut devices: Vec<_> = (0..size).map(|id| Device::new(&mis, Random::new(seed, id))).collect();
         let begins = devices.iter_mut().map(|device| device.random().between(0, all_on));
         let queue = begins.enumerate().map(|(id, at)| entry(at, id)).collect::<Vec<_>>().into();
         Self { mis, watcher: Watcher::new(), now: 0, devices, queue }
@@ -103,9 +105,11 @@ impl World {
         self.devices.iter().filter(|device| device.valid_until().is_some()).count()
     }
 
-    /// Devices without a valid SVID.
+    /// Devices without a valid SVID; where both identities are measured, of either.
     pub(crate) fn without_a_valid_svid(&self) -> usize {
-        self.devices.iter().filter(|device| device.valid_until().is_none_or(|until| until < self.now)).count()
+        let both = self.mis.counts_the_second();
+        let until = |device: &Device| if both { device.all_valid_until() } else { device.valid_until() };
+        self.devices.iter().filter(|device| until(device).is_none_or(|until| until < self.now)).count()
     }
 }
 
