@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::blocking;
 use super::executor::Executor;
-use super::identity::Identity;
+use super::identity::{Identity, proven};
 use super::persist::save;
 use super::reporting::cause;
 use crate::config::Enrollment;
@@ -136,19 +136,27 @@ impl Identity {
         }
     }
 
-    /// The key for the next SVID, and whether it was created now.
+    /// The key for the next SVID, and whether it has taken the place of another, or of none, now.
     async fn key_to_certify(&mut self, keys: &Providers) -> Result<(Arc<dyn Key>, bool), Reason> {
         if let Some(key) = self.pending_key.clone() {
-            return Ok((key, false));
+            match proven(&key).await {
+                Ok(()) => return Ok((key, false)),
+                Err(e) if e.kind() != ErrorKind::KeyUnusable => return Err(Reason::of(&e)),
+                // Nothing else would ever replace it: no request is sent that could fail.
+                Err(e) => {
+                    self.quarantine_pending_key(&e, keys).await;
+                    if let Some(recovered) = self.pending_key.clone() {
+                        return Ok((recovered, true));
+                    }
+                }
+            }
         }
         let provider = self.config.key.provider;
         if let Some(current) = self.current.as_ref().filter(|_| !self.config.key.rotate)
             && current.key.provider() == provider
         {
-            let key = current.key.clone();
-            let signed = blocking(move || key.sign(b"miaf-agent: is this key there?")).await;
-            match signed {
-                Ok(_) => return Ok((current.key.clone(), false)),
+            match proven(&current.key).await {
+                Ok(()) => return Ok((current.key.clone(), false)),
                 Err(e) if e.kind() != ErrorKind::KeyUnusable => return Err(Reason::of(&e)),
                 Err(_) => {} // it is lost, and replaced
             }

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::sockets::is_signed_by;
 use crate::support::agent::Device;
+use crate::support::swtpm::Swtpm;
 use crate::world::{self, World};
 
 pub(crate) const DEVICE: &str = "[[identity]]\nname = \"device\"\nenroll = \"factory-cert\"\n";
@@ -88,6 +89,27 @@ fn identity_enrolled_by_hand_is_adopted_without_a_restart() {
     let (status, svid) = world.device.get("/v1/svid").unwrap();
     assert!(status == 200 && svid.contains("/margo/device/"), "{svid}");
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "nothing was requested for the other");
+}
+
+#[test]
+fn requested_key_of_another_tpm_is_replaced() {
+    let both = format!("{DEVICE}{MANUAL}");
+    let mut world = World::enrolled_with(&both);
+    let first = run(&world.device, &["csr", "--identity", "wfm-client"]);
+    world.device.kill();
+    let other = Swtpm::start();
+    world.device.configure(&world::config(&world.mis, &other, &both));
+    world.device.start();
+    let second = run(&world.device, &["csr", "--identity", "wfm-client"]);
+    assert_ne!(first, second);
+    let lost = "state/private/identities/wfm-client/pending-key.pem.unusable-1";
+    assert!(world.device.path(lost).exists(), "{}", world.device.log());
+    let minted =
+        world.mis.mint(&MintSpec { spiffe_id: Some(CLIENT.into()), ..MintSpec::csr(second) }).unwrap();
+    let chain = world.device.path("chain.pem");
+    fs::write(&chain, minted.chain_pem).unwrap();
+    run(&world.device, &["install", "--identity", "wfm-client", chain.to_str().unwrap()]);
+    wait_for_state(&world.device, "wfm-client", "active");
 }
 
 #[test]
