@@ -177,15 +177,29 @@ impl Identity {
         Ok(())
     }
 
-    /// Stores an issued chain until it is adopted. If that fails it is kept in memory.
-    pub(super) async fn keep_issued(&mut self, issued: state::StoredIssuedChain) {
-        let saved = save(&self.store, issued.clone()).await;
-        saved.unwrap_or_else(|e| {
+    /// Stores an issued chain until it is adopted. If that fails it is kept in memory: the
+    /// MIS would count another one.
+    async fn keep_issued(&mut self, issued: state::StoredIssuedChain) {
+        if let Err(e) = self.store_issued(issued.clone()).await {
             let identity = self.name.as_str();
             tracing::error!(identity, hint = hint(&e), "the issued SVID could not be stored: {}", cause(&e));
-        });
+            self.issued = Some(issued);
+            self.issued_is_new = true;
+        }
+    }
+
+    /// Stores an issued chain until it is adopted.
+    ///
+    /// # Errors
+    /// [`StoreError`](state::StoreError). The one before it stays then.
+    pub(super) async fn store_issued(
+        &mut self,
+        issued: state::StoredIssuedChain,
+    ) -> Result<(), state::StoreError> {
+        save(&self.store, issued.clone()).await?;
         self.issued = Some(issued);
         self.issued_is_new = true;
+        Ok(())
     }
 
     async fn prove_key(&self) -> Result<(), Failure> {

@@ -78,7 +78,7 @@ impl Executor {
         let (choice, key) = identity.key_of(&chain)?;
         let issued = issued(chain, choice);
         let detail = identity.judge(&issued, &key, bundle.as_deref())?;
-        identity.keep_issued(issued).await;
+        identity.store_issued(issued).await.map_err(|e| Reason::of(&e))?;
         let events = vec![Event::Supplied(index, Supplied::Chain)];
         Ok(Supply { decision: Decision::Accepted(detail), events })
     }
@@ -232,7 +232,7 @@ impl Identity {
             return Ok(Vec::new());
         }
         self.judge(&issued, &key, bundle).map_err(|why| refused(&why))?;
-        self.keep_issued(issued).await;
+        self.store_issued(issued).await.map_err(|e| not_stored(&e))?;
         Ok(vec![Supplied::Chain])
     }
 
@@ -288,9 +288,9 @@ impl Identity {
         }
         self.judge(&issued, &key, bundle).map_err(|why| refused(&why))?;
         let saved = save(&self.store, state::StoredPendingKey { key: record }).await;
-        saved.map_err(|e| Report::of(ProblemCode::State, "The installed key could not be stored", &e))?;
+        saved.map_err(|e| not_stored(&e))?;
         self.pending_key = Some(key);
-        self.keep_issued(issued).await;
+        self.store_issued(issued).await.map_err(|e| not_stored(&e))?;
         Ok(vec![Supplied::Key, Supplied::Chain])
     }
 
@@ -358,6 +358,10 @@ async fn read_chain(file: &Path) -> Result<Option<Chain>, Report> {
         refused(file, &Reason::from(e.to_string()).with_hint_text(hint))
     });
     chain.map(Some)
+}
+
+fn not_stored(e: &state::StoreError) -> Report {
+    Report::of(ProblemCode::State, "What an operator has brought could not be stored", e)
 }
 
 fn refused(file: &Path, why: &Reason) -> Report {

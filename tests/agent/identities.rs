@@ -141,6 +141,24 @@ fn chain_brought_by_hand_is_judged_by_our_own_rules() {
 }
 
 #[test]
+fn chain_that_cannot_be_stored_is_not_accepted() {
+    let world = World::enrolled_with(&format!("{DEVICE}{MANUAL}"));
+    let csr = run(&world.device, &["csr", "--identity", "wfm-client", "--spiffe-id", CLIENT]);
+    let chain = world.device.path("chain.pem");
+    fs::write(&chain, world.mis.mint(&MintSpec::csr(csr)).unwrap().chain_pem).unwrap();
+    // A full disk would be as bad, and root may write everywhere.
+    let in_the_way = world.device.path("state/private/identities/wfm-client/issued.json/x");
+    fs::create_dir_all(&in_the_way).unwrap();
+    let install = ["install", "--identity", "wfm-client", chain.to_str().unwrap()];
+    let says = refused(&world.device, &install);
+    assert!(says.contains("issued.json"), "{says}");
+    assert!(identity(&world.device, "wfm-client")["svid"].is_null());
+    fs::remove_dir_all(in_the_way.parent().unwrap()).unwrap();
+    run(&world.device, &install);
+    wait_for_state(&world.device, "wfm-client", "active");
+}
+
+#[test]
 fn expiry_is_announced_from_half_of_the_lifetime_on() {
     let world = World::enrolled_with(&format!("{DEVICE}{MANUAL}"));
     // The development MIS backdates by half a minute: half of the lifetime is over in ten seconds.
