@@ -344,7 +344,7 @@ fn admin_commands_of_one_identity_leave_the_others() {
     {
         let says = refused(device, arguments);
         let hint =
-            "\n  Hint: Have the request certified that this prints: miaf-agent csr --identity line-1; ";
+            "\n  Hint: Have the request signed that this prints: miaf-agent csr --identity line-1; ";
         assert!(says.contains("an operator brings them") && says.contains(hint), "{says}");
     }
     for arguments in [&["csr", "--identity", "device"][..], &["csr"]] {
@@ -488,7 +488,7 @@ fn wait_goes_on_until_the_operator_has_brought_the_svid() {
     let says = refused(&world.device, &[&wait[..], &["1s"]].concat());
     assert!(says.contains("the state is waiting-for-operator - "), "{says}");
     assert!(
-        says.contains("\n  Hint: Have the request certified that this prints: miaf-agent csr "),
+        says.contains("\n  Hint: Have the request signed that this prints: miaf-agent csr "),
         "{says}"
     );
     let log = world.device.log();
