@@ -230,14 +230,20 @@ impl Executor {
     /// Executes a command whose caller waits for the outcome. Returns what the lifecycle has to know.
     pub(super) async fn execute_awaited(&mut self, given: QueuedCommand) -> Vec<Event> {
         let (name, audit) = (given.command.identity().cloned(), given.command.as_str());
-        let index = name.as_ref().and_then(|name| self.identity(name)).map(|identity| identity.index);
+        let found = name.as_ref().and_then(|name| self.identity(name)).map(|identity| {
+            let enroll = &identity.config.enroll;
+            let is_manual = matches!(enroll, Enrollment::Manual { .. });
+            (identity.index, (!is_manual).then(|| not_manual(&identity.name, Some(enroll))))
+        });
         let identity = name.as_ref().map(IdentityName::as_str);
         tracing::info!(identity, "admin command executed: {audit}");
-        let outcome = match (given.command.clone(), index) {
-            (AdminCommand::Csr { spiffe_id, .. }, Some(index)) => {
+        let outcome = match (given.command.clone(), found) {
+            // Another configuration may have come since the command was validated.
+            (AdminCommand::Csr { .. } | AdminCommand::Install { .. }, Some((_, Some(other)))) => Err(other),
+            (AdminCommand::Csr { spiffe_id, .. }, Some((index, None))) => {
                 self.certification_request(index, spiffe_id.as_ref()).await
             }
-            (AdminCommand::Install { chain, .. }, Some(index)) => self.install(index, chain).await,
+            (AdminCommand::Install { chain, .. }, Some((index, None))) => self.install(index, chain).await,
             _ => Err(Reason::from("the configuration was changed, and has no such identity any more")),
         };
         let (decision, events) = match outcome {

@@ -177,23 +177,38 @@ impl Identity {
         Ok(())
     }
 
-    /// Stores an issued chain until it is adopted. If that fails it is kept in memory.
-    pub(super) async fn keep_issued(&mut self, issued: state::StoredIssuedChain) {
-        let saved = save(&self.store, issued.clone()).await;
-        saved.unwrap_or_else(|e| {
+    /// Stores an issued chain until it is adopted. If that fails it is kept in memory: the
+    /// MIS would count another one.
+    async fn keep_issued(&mut self, issued: state::StoredIssuedChain) {
+        if let Err(e) = self.store_issued(issued.clone()).await {
             let identity = self.name.as_str();
             tracing::error!(identity, hint = hint(&e), "the issued SVID could not be stored: {}", cause(&e));
-        });
+            self.issued = Some(issued);
+            self.issued_is_new = true;
+        }
+    }
+
+    /// Stores an issued chain until it is adopted.
+    ///
+    /// # Errors
+    /// [`StoreError`](state::StoreError). The one before it stays then.
+    pub(super) async fn store_issued(
+        &mut self,
+        issued: state::StoredIssuedChain,
+    ) -> Result<(), state::StoreError> {
+        save(&self.store, issued.clone()).await?;
         self.issued = Some(issued);
         self.issued_is_new = true;
+        Ok(())
     }
 
     async fn prove_key(&self) -> Result<(), Failure> {
         prove(self.key(KeyChoice::Current)?).await
     }
 
-    /// Quarantines a pending key that this TPM does not know. An SVID for it would be of no use.
-    async fn give_up_pending_key(&mut self, e: &KeyError, keys: &Providers) -> Failure {
+    /// Quarantines a pending key that this TPM does not know. An SVID for it would be of no use. In its
+    /// place comes one that was quarantined before, and works again, if there is one.
+    pub(super) async fn quarantine_pending_key(&mut self, e: &KeyError, keys: &Providers) {
         let (store, keys, why) = (self.store.clone(), keys.clone(), e.with_hint().to_string());
         let one_before = blocking(move || {
             store.quarantine::<state::StoredPendingKey>(&why);
@@ -204,6 +219,10 @@ impl Identity {
             })
         });
         self.pending_key = one_before.await.map(|(key, _)| key);
+    }
+
+    async fn give_up_pending_key(&mut self, e: &KeyError, keys: &Providers) -> Failure {
+        self.quarantine_pending_key(e, keys).await;
         // No remedy: the agent continues by itself, with the key that works again or with another.
         let report = Report::new(ProblemCode::Key, "The key for the next SVID is lost", e);
         match self.pending_key {
@@ -472,8 +491,13 @@ const PROBE: &[u8] = b"miaf-agent: can this key still sign?";
 
 /// Proves that the current key works.
 async fn prove(key: Arc<dyn Key>) -> Result<(), Failure> {
-    let signed = blocking(move || key.sign(PROBE)).await;
-    signed.map(drop).map_err(|e| current_key_failure(&e))
+    proven(&key).await.map_err(|e| current_key_failure(&e))
+}
+
+/// Has a key sign, to prove that it can.
+pub(super) async fn proven(key: &Arc<dyn Key>) -> Result<(), KeyError> {
+    let key = key.clone();
+    blocking(move || key.sign(PROBE)).await.map(drop)
 }
 
 /// The record of an identity, with its renewal moment.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::blocking;
 use super::executor::Executor;
-use super::identity::Identity;
+use super::identity::{Identity, proven};
 use super::persist::save;
 use super::reporting::cause;
 use crate::config::Enrollment;
@@ -78,7 +78,7 @@ impl Executor {
         let (choice, key) = identity.key_of(&chain)?;
         let issued = issued(chain, choice);
         let detail = identity.judge(&issued, &key, bundle.as_deref())?;
-        identity.keep_issued(issued).await;
+        identity.store_issued(issued).await.map_err(|e| Reason::of(&e))?;
         let events = vec![Event::Supplied(index, Supplied::Chain)];
         Ok(Supply { decision: Decision::Accepted(detail), events })
     }
@@ -136,19 +136,27 @@ impl Identity {
         }
     }
 
-    /// The key for the next SVID, and whether it was created now.
+    /// The key for the next SVID, and whether it has taken the place of another, or of none, now.
     async fn key_to_certify(&mut self, keys: &Providers) -> Result<(Arc<dyn Key>, bool), Reason> {
         if let Some(key) = self.pending_key.clone() {
-            return Ok((key, false));
+            match proven(&key).await {
+                Ok(()) => return Ok((key, false)),
+                Err(e) if e.kind() != ErrorKind::KeyUnusable => return Err(Reason::of(&e)),
+                // Nothing else would ever replace it: no request is sent that could fail.
+                Err(e) => {
+                    self.quarantine_pending_key(&e, keys).await;
+                    if let Some(recovered) = self.pending_key.clone() {
+                        return Ok((recovered, true));
+                    }
+                }
+            }
         }
         let provider = self.config.key.provider;
         if let Some(current) = self.current.as_ref().filter(|_| !self.config.key.rotate)
             && current.key.provider() == provider
         {
-            let key = current.key.clone();
-            let signed = blocking(move || key.sign(b"miaf-agent: is this key there?")).await;
-            match signed {
-                Ok(_) => return Ok((current.key.clone(), false)),
+            match proven(&current.key).await {
+                Ok(()) => return Ok((current.key.clone(), false)),
                 Err(e) if e.kind() != ErrorKind::KeyUnusable => return Err(Reason::of(&e)),
                 Err(_) => {} // it is lost, and replaced
             }
@@ -224,7 +232,7 @@ impl Identity {
             return Ok(Vec::new());
         }
         self.judge(&issued, &key, bundle).map_err(|why| refused(&why))?;
-        self.keep_issued(issued).await;
+        self.store_issued(issued).await.map_err(|e| not_stored(&e))?;
         Ok(vec![Supplied::Chain])
     }
 
@@ -280,9 +288,9 @@ impl Identity {
         }
         self.judge(&issued, &key, bundle).map_err(|why| refused(&why))?;
         let saved = save(&self.store, state::StoredPendingKey { key: record }).await;
-        saved.map_err(|e| Report::of(ProblemCode::State, "The installed key could not be stored", &e))?;
+        saved.map_err(|e| not_stored(&e))?;
         self.pending_key = Some(key);
-        self.keep_issued(issued).await;
+        self.store_issued(issued).await.map_err(|e| not_stored(&e))?;
         Ok(vec![Supplied::Key, Supplied::Chain])
     }
 
@@ -350,6 +358,10 @@ async fn read_chain(file: &Path) -> Result<Option<Chain>, Report> {
         refused(file, &Reason::from(e.to_string()).with_hint_text(hint))
     });
     chain.map(Some)
+}
+
+fn not_stored(e: &state::StoreError) -> Report {
+    Report::of(ProblemCode::State, "What an operator has brought could not be stored", e)
 }
 
 fn refused(file: &Path, why: &Reason) -> Report {

@@ -204,25 +204,48 @@ impl Store {
         }
         let device = self.of(&IdentityName::DEVICE);
         device.take_over_former().map_err(|e| device.failed("move here", StoredIdentity::NAME, e))?;
+        self.take_over_former_delays()?;
         Ok(Some(file))
     }
 
     /// Moves the records of an agent that knew one identity, directly in the private directory, to
-    /// where they are now. Safe to repeat after a power cut.
+    /// where they are now; also quarantined ones, which may be of use again. Safe to repeat after a
+    /// power cut.
+    ///
+    /// Nothing is left behind. What is found there later was written by such an agent that was started
+    /// again, after an update that was undone, and is newer: the MIS may know no other key by now
+    /// (miaf-v0 E6).
     fn take_over_former(&self) -> io::Result<()> {
-        let former = [
+        const FORMER: [(&str, &str); 3] = [
             ("answer.json", StoredIssuedChain::NAME),
             (StoredPendingKey::NAME, StoredPendingKey::NAME),
             (StoredIdentity::NAME, StoredIdentity::NAME),
         ];
         let (from, to) = (&self.private, self.directory());
-        let found = former.iter().filter(|(name, _)| from.join(name).exists());
         let mut is_found = false;
-        for (before, now) in found {
-            self.make_directory()?;
-            if !to.join(now).exists() {
-                fs::rename(from.join(before), to.join(now))?;
-                is_found = true;
+        let mut take = |file: &Path, to: &Path| {
+            fs::rename(file, to)?;
+            is_found = true;
+            io::Result::Ok(())
+        };
+        for (before, now) in FORMER {
+            let (file, now) = (from.join(before), to.join(now));
+            for number in 1..=MAX_RECOVERED {
+                let quarantined = quarantine_path(&file, number);
+                if quarantined.exists() {
+                    self.make_directory()?;
+                    take(&quarantined, &free_quarantine_path(&now))?;
+                }
+            }
+            if file.exists() {
+                self.make_directory()?;
+                if now.exists() {
+                    self.quarantine_file(
+                        &now,
+                        "an earlier version of the agent has stored another one since",
+                    );
+                }
+                take(&file, &now)?;
             }
         }
         if is_found {
@@ -230,6 +253,24 @@ impl Store {
             files::sync_dir(from)?;
         }
         Ok(())
+    }
+
+    /// Takes over the Retry-After delays that an agent has stored that knew one identity (miaf-v0 E8).
+    fn take_over_former_delays(&self) -> Result<(), StoreError> {
+        const FORMER: &str = "waits.json";
+        let path = self.private.join(FORMER);
+        let content = match files::read_limited(&path) {
+            Ok(content) => content,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(self.failed("read", FORMER, e)),
+        };
+        match RetryAfterDelays::decode_former(&content) {
+            Ok(delays) => self.save(&delays)?,
+            Err(why) => self.quarantine_file(&path, &why),
+        }
+        files::remove_if_there(&path)
+            .and_then(|()| files::sync_dir(&self.private))
+            .map_err(|e| self.failed("remove", FORMER, e))
     }
 
     /// Reads a record. `None`: there is none, or it was damaged and is quarantined now.
@@ -345,14 +386,18 @@ impl Store {
     }
 
     fn quarantine_file(&self, path: &Path, why: &str) {
-        let to = (1..).map(|number| quarantine_path(path, number)).find(|to| !to.exists());
-        let to = to.unwrap_or_default(); // the numbers do not end
+        let to = free_quarantine_path(path);
         let moved = fs::rename(path, &to).and_then(|()| files::sync_dir(&self.directory()));
         tracing::error!(
             file = %path.display(), quarantined_as = %to.display(), moved = moved.is_ok(),
             "record quarantined: {}: {}", path.display(), Excerpt::of(why, MAX_REASON)
         );
     }
+}
+
+fn free_quarantine_path(path: &Path) -> PathBuf {
+    let free = (1..).map(|number| quarantine_path(path, number)).find(|to| !to.exists());
+    free.unwrap_or_default() // the numbers do not end
 }
 
 fn quarantine_path(path: &Path, number: u32) -> PathBuf {
@@ -502,5 +547,57 @@ mod tests {
             assert_eq!(now, ["identity.json", "issued.json", "pending-key.pem"], "{moved:?}");
             assert_eq!(names(&private), ["identities", "lock"]);
         }
+    }
+
+    #[test]
+    fn records_of_an_undone_update_are_the_newer_ones() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path());
+        let private = directory.path().join("private");
+        let device = store.of(&IdentityName::DEVICE);
+        let newer = pending();
+        let older = Tss2Key { parent: Parent::OwnerPrimary, public: vec![5; 90], private: vec![9; 126] };
+        let older = StoredPendingKey { key: older.to_pem().unwrap() };
+        device.save(&older).unwrap();
+        fs::write(private.join("pending-key.pem"), &newer.key).unwrap();
+        fs::write(private.join("pending-key.pem.unusable-1"), "once").unwrap();
+        for _ in 0..2 {
+            drop(store.lock().unwrap());
+            assert_eq!(device.load().unwrap(), Some(newer.clone()));
+        }
+        let there = private.join("identities/device");
+        let all = ["pending-key.pem", "pending-key.pem.unusable-1", "pending-key.pem.unusable-2"];
+        assert_eq!(names(&there), all, "nothing is lost");
+        assert_eq!(fs::read_to_string(there.join(all[1])).unwrap(), "once");
+        assert_eq!(fs::read_to_string(there.join(all[2])).unwrap(), older.key);
+        assert_eq!(names(&private), ["identities", "lock"]);
+    }
+
+    #[test]
+    fn delays_of_one_identity_are_taken_over() {
+        let end = r#"{"boot":7000,"wall":9000,"left":3000}"#;
+        let former = format!(
+            r#"{{"version":1,"record":{{"mis":"https://mis.example/","boot_id":"b","discovery":null,"bundle":{end},
+            "identity":{end},"discovery_reason":null,"reason":null,"admission_pending":true}}}}"#
+        );
+        let directory = tempfile::tempdir().unwrap();
+        let private = directory.path().join("private");
+        fs::create_dir_all(&private).unwrap();
+        let store = Store::new(directory.path());
+        fs::write(private.join("waits.json"), former).unwrap();
+        drop(store.lock().unwrap());
+        let delays: RetryAfterDelays = store.load().unwrap().unwrap();
+        let [device] = delays.identities.as_slice() else { panic!("{delays:?}") };
+        assert_eq!((&device.name, device.admission_pending), (&IdentityName::DEVICE, true));
+        assert_eq!((device.retry_after.unwrap().left, device.retry_after), (3000, delays.bundle));
+        assert_eq!(
+            (delays.mis.as_deref(), delays.boot_id.as_deref()),
+            (Some("https://mis.example/"), Some("b"))
+        );
+        // One that cannot be read stops nothing.
+        fs::write(private.join("waits.json"), "nonsense").unwrap();
+        drop(store.lock().unwrap());
+        assert_eq!(store.load().unwrap(), Some(delays));
+        assert_eq!(names(&private), ["lock", "retry-after.json", "waits.json.unusable-1"]);
     }
 }

@@ -210,6 +210,44 @@ impl RetryAfterDelays {
         }
     }
 
+    /// Parses the record of an agent that knew one identity, `device`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn decode_former(content: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Former {
+            mis: Option<String>,
+            boot_id: Option<String>,
+            discovery: Option<RetryAfterDelay>,
+            bundle: Option<RetryAfterDelay>,
+            identity: Option<RetryAfterDelay>,
+            #[serde(default, deserialize_with = "readable")]
+            discovery_reason: Option<LastError>,
+            #[serde(default, deserialize_with = "readable")]
+            reason: Option<LastError>,
+            admission_pending: bool,
+            #[serde(default)]
+            replace_lost_key: bool,
+        }
+        let former: Former = read_json(content)?;
+        let device = IdentityDelay {
+            name: IdentityName::DEVICE,
+            retry_after: former.identity,
+            reason: former.reason,
+            admission_pending: former.admission_pending,
+            replace_lost_key: former.replace_lost_key,
+        };
+        Ok(Self {
+            mis: former.mis,
+            boot_id: former.boot_id,
+            discovery: former.discovery,
+            bundle: former.bundle,
+            discovery_reason: former.discovery_reason,
+            identities: vec![device],
+        })
+    }
+
     /// Whether all of them were written with a trusted wall clock.
     pub fn ends_by_the_wall_clock(&self) -> bool {
         let identities = self.identities.iter().map(|identity| identity.retry_after);

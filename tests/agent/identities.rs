@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use development_mis::{Endpoint, MintSpec, Mis, Settings};
+use development_mis::{Endpoint, Fault, MintSpec, Mis, Settings};
 use miaf_client::Client;
 use miaf_client::api::IdentityName;
 use ring::digest::{SHA256, digest};
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::sockets::is_signed_by;
 use crate::support::agent::Device;
+use crate::support::swtpm::Swtpm;
 use crate::world::{self, World};
 
 pub(crate) const DEVICE: &str = "[[identity]]\nname = \"device\"\nenroll = \"factory-cert\"\n";
@@ -91,6 +92,27 @@ fn identity_enrolled_by_hand_is_adopted_without_a_restart() {
 }
 
 #[test]
+fn requested_key_of_another_tpm_is_replaced() {
+    let both = format!("{DEVICE}{MANUAL}");
+    let mut world = World::enrolled_with(&both);
+    let first = run(&world.device, &["csr", "--identity", "wfm-client"]);
+    world.device.kill();
+    let other = Swtpm::start();
+    world.device.configure(&world::config(&world.mis, &other, &both));
+    world.device.start();
+    let second = run(&world.device, &["csr", "--identity", "wfm-client"]);
+    assert_ne!(first, second);
+    let lost = "state/private/identities/wfm-client/pending-key.pem.unusable-1";
+    assert!(world.device.path(lost).exists(), "{}", world.device.log());
+    let minted =
+        world.mis.mint(&MintSpec { spiffe_id: Some(CLIENT.into()), ..MintSpec::csr(second) }).unwrap();
+    let chain = world.device.path("chain.pem");
+    fs::write(&chain, minted.chain_pem).unwrap();
+    run(&world.device, &["install", "--identity", "wfm-client", chain.to_str().unwrap()]);
+    wait_for_state(&world.device, "wfm-client", "active");
+}
+
+#[test]
 fn chain_brought_by_hand_is_judged_by_our_own_rules() {
     let world = World::enrolled_with(&format!("{DEVICE}{MANUAL}"));
     let csr = run(&world.device, &["csr", "--identity", "wfm-client"]);
@@ -115,6 +137,42 @@ fn chain_brought_by_hand_is_judged_by_our_own_rules() {
     let chain = world.device.path("chain.pem");
     fs::write(&chain, minted.chain_pem).unwrap();
     run(&world.device, &["install", "--identity", "wfm-client", chain.to_str().unwrap()]);
+    wait_for_state(&world.device, "wfm-client", "active");
+}
+
+#[test]
+fn request_is_for_the_configuration_under_which_it_is_made() {
+    let mut world = World::new();
+    world.configure(&format!("{DEVICE}{MANUAL}"));
+    world.mis.fault(Endpoint::Enrollment, Fault::Stall(Duration::from_secs(10)));
+    world.device.start();
+    world.device.wait_until("an action is in flight", |_| world.mis.waiting_faults() == 0);
+    let installed =
+        MANUAL.replace("manual", "installed") + "svid_file = \"none.pem\"\nkey_file = \"none.key\"\n";
+    world.configure(&format!("{DEVICE}{installed}"));
+    world.device.signal("HUP");
+    // It waits for the action, and for the configuration that replaces the one in use after it.
+    let says = refused(&world.device, &["csr", "--identity", "wfm-client"]);
+    assert!(says.contains("enroll = \"installed\""), "{says}");
+    let key = world.device.path("state/private/identities/wfm-client/pending-key.pem");
+    assert!(!key.exists(), "no key was created for an identity that has another way");
+}
+
+#[test]
+fn chain_that_cannot_be_stored_is_not_accepted() {
+    let world = World::enrolled_with(&format!("{DEVICE}{MANUAL}"));
+    let csr = run(&world.device, &["csr", "--identity", "wfm-client", "--spiffe-id", CLIENT]);
+    let chain = world.device.path("chain.pem");
+    fs::write(&chain, world.mis.mint(&MintSpec::csr(csr)).unwrap().chain_pem).unwrap();
+    // A full disk would be as bad, and root may write everywhere.
+    let in_the_way = world.device.path("state/private/identities/wfm-client/issued.json/x");
+    fs::create_dir_all(&in_the_way).unwrap();
+    let install = ["install", "--identity", "wfm-client", chain.to_str().unwrap()];
+    let says = refused(&world.device, &install);
+    assert!(says.contains("issued.json"), "{says}");
+    assert!(identity(&world.device, "wfm-client")["svid"].is_null());
+    fs::remove_dir_all(in_the_way.parent().unwrap()).unwrap();
+    run(&world.device, &install);
     wait_for_state(&world.device, "wfm-client", "active");
 }
 
@@ -303,8 +361,7 @@ fn admin_commands_of_one_identity_leave_the_others() {
     for arguments in [&["renew", "--identity", "line-1"][..], &["retry", "--new-key", "--identity", "line-1"]]
     {
         let says = refused(device, arguments);
-        let hint =
-            "\n  Hint: Have the request signed that this prints: miaf-agent csr --identity line-1; ";
+        let hint = "\n  Hint: Have the request signed that this prints: miaf-agent csr --identity line-1; ";
         assert!(says.contains("an operator brings them") && says.contains(hint), "{says}");
     }
     for arguments in [&["csr", "--identity", "device"][..], &["csr"]] {
@@ -447,10 +504,7 @@ fn wait_goes_on_until_the_operator_has_brought_the_svid() {
     let wait = ["wait", "--for", "svid", "--identity", "wfm-client", "--timeout"];
     let says = refused(&world.device, &[&wait[..], &["1s"]].concat());
     assert!(says.contains("the state is waiting-for-operator - "), "{says}");
-    assert!(
-        says.contains("\n  Hint: Have the request signed that this prints: miaf-agent csr "),
-        "{says}"
-    );
+    assert!(says.contains("\n  Hint: Have the request signed that this prints: miaf-agent csr "), "{says}");
     let log = world.device.log();
     let line = log.lines().find(|line| line.contains("waiting-for-operator: ")).unwrap();
     assert!(line.contains("WARN") && line.contains("hint="), "{line}");
