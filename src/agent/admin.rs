@@ -166,7 +166,7 @@ fn not_manual(name: &IdentityName, enroll: Option<&Enrollment>) -> Reason {
     match enroll {
         Some(Enrollment::Installed { .. }) => Reason::from(what).with_hint_text(operator_hint(name, enroll)),
         _ => Reason::from(what).with_hint_text(
-            "Name an identity with enroll = \"manual\"; this one is enrolled and renewed by the agent",
+            "Name an identity with enroll = \"manual\" (--identity NAME); this one is enrolled and renewed by the agent",
         ),
     }
 }
