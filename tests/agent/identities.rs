@@ -511,6 +511,6 @@ fn wait_goes_on_until_the_operator_has_brought_the_svid() {
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| run(&world.device, &[&wait[..], &["1h"]].concat()));
         enroll_by_hand(&world, "wfm-client", CLIENT, Duration::from_secs(3600));
-        assert!(waiting.join().unwrap().starts_with(&format!("this device is {CLIENT} until ")));
+        assert!(waiting.join().unwrap().starts_with(&format!("the SVID of {CLIENT} is valid until ")));
     });
 }
