@@ -232,7 +232,6 @@ impl Executor {
         let (name, audit) = (given.command.identity().cloned(), given.command.as_str());
         let index = name.as_ref().and_then(|name| self.identity(name)).map(|identity| identity.index);
         let identity = name.as_ref().map(IdentityName::as_str);
-        tracing::info!(identity, "admin command executed: {audit}");
         let outcome = match (given.command.clone(), index) {
             (AdminCommand::Csr { spiffe_id, .. }, Some(index)) => {
                 self.certification_request(index, spiffe_id.as_ref()).await
@@ -241,7 +240,10 @@ impl Executor {
             _ => Err(Reason::from("the configuration was changed, and has no such identity any more")),
         };
         let (decision, events) = match outcome {
-            Ok(Supply { decision, events }) => (Ok(decision), events),
+            Ok(Supply { decision, events }) => {
+                tracing::info!(identity, "admin command executed: {audit}");
+                (Ok(decision), events)
+            }
             Err(reason) => (Err(CommandError::NotApplicable(reason)), Vec::new()),
         };
         let _ = given.decide(decision); // what was done is done, also if the caller has left
