@@ -17,7 +17,7 @@ use crate::hint::Reason;
 use crate::platform::{access, files};
 use miaf_client::Client;
 use miaf_client::api::{ErrorStatus, IdentityStatus, ProblemCode, Status};
-use miaf_spiffe::svid::{Chain, X509Svid};
+use miaf_spiffe::svid::{Chain, SvidError, X509Svid};
 use miaf_spiffe::text::{self, Excerpt};
 use miaf_spiffe::time::Timestamp;
 use miaf_spiffe::{SpiffeId, pem};
@@ -234,12 +234,14 @@ fn of_error(refused: &ErrorStatus) -> Reason {
 /// Reads the chain that is to be installed: its text, and the SVID in it, not validated yet.
 fn read(file: &Path) -> Result<(String, X509Svid), Reason> {
     let content = content(file)?;
-    let refused = |why: String| {
-        let what = format!("{} is not a certificate chain in PEM: {why}", path_shown(file));
+    let refused = |what: &str, why: &SvidError| {
+        let what = format!("{} {what}: {why}", path_shown(file));
         Reason::from(what).with_hint_text(instead(file, &content))
     };
-    let chain = Chain::from_pem_text(&content).map_err(|e| refused(e.to_string()))?;
-    let svid = X509Svid::from_stored(chain.clone()).map_err(|e| refused(e.to_string()))?;
+    let chain =
+        Chain::from_pem_text(&content).map_err(|e| refused("is not a certificate chain in PEM", &e))?;
+    let svid = X509Svid::from_stored(chain.clone())
+        .map_err(|e| refused("does not begin with the certificate of an identity", &e))?;
     // Only certificates are sent, in ASCII: whatever else the file has, and in whatever encoding.
     Ok((chain.to_pems().concat(), svid))
 }
