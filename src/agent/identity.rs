@@ -243,7 +243,7 @@ impl Identity {
                 if self.config.enroll.is_by_operator() =>
             {
                 let why = format!("{why}. It is stored, and adopted once the trust bundle vouches for it");
-                let title = "The certificate chain is not adopted";
+                let title = "The issuer of the certificate chain is not trusted";
                 let mut failure = slow(ProblemCode::SvidRefused, title, &why);
                 failure.report = failure.report.with_hint(Some(MISSING_ISSUER));
                 Err(NotAdopted::IssuerExpired(failure))
