@@ -166,7 +166,7 @@ fn not_manual(name: &IdentityName, enroll: Option<&Enrollment>) -> Reason {
     match enroll {
         Some(Enrollment::Installed { .. }) => Reason::from(what).with_hint_text(operator_hint(name, enroll)),
         _ => Reason::from(what).with_hint_text(
-            "Name an identity with enroll = \"manual\"; this one is enrolled and renewed by the agent",
+            "Name an identity with enroll = \"manual\" (--identity NAME); this one is enrolled and renewed by the agent",
         ),
     }
 }
@@ -236,7 +236,6 @@ impl Executor {
             (identity.index, (!is_manual).then(|| not_manual(&identity.name, Some(enroll))))
         });
         let identity = name.as_ref().map(IdentityName::as_str);
-        tracing::info!(identity, "admin command executed: {audit}");
         let outcome = match (given.command.clone(), found) {
             // Another configuration may have come since the command was validated.
             (AdminCommand::Csr { .. } | AdminCommand::Install { .. }, Some((_, Some(other)))) => Err(other),
@@ -247,7 +246,10 @@ impl Executor {
             _ => Err(Reason::from("the configuration was changed, and has no such identity any more")),
         };
         let (decision, events) = match outcome {
-            Ok(Supply { decision, events }) => (Ok(decision), events),
+            Ok(Supply { decision, events }) => {
+                tracing::info!(identity, "admin command executed: {audit}");
+                (Ok(decision), events)
+            }
             Err(reason) => (Err(CommandError::NotApplicable(reason)), Vec::new()),
         };
         let _ = given.decide(decision); // what was done is done, also if the caller has left

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rustls::sign::CertifiedKey;
 
 use super::blocking;
+use super::operator::MISSING_ISSUER;
 use super::persist::{forget, save};
 use super::provisioning::Provisioning;
 use super::reporting::{cause, current_key_failure, hint, key_failure, local, state_failure};
@@ -256,6 +257,16 @@ impl Identity {
                 Err(NotAdopted::Early(not_before))
             }
             Err(why) if why.depends_on_bundle() && !bundle_is_fresh => Err(NotAdopted::UnknownIssuer),
+            // It cost its operator some work, and no issuer would issue another.
+            Err(why @ (SvidError::UnknownIssuer | SvidError::IssuerExpired { .. }))
+                if self.config.enroll.is_by_operator() =>
+            {
+                let why = format!("{why}. It is stored, and adopted once the trust bundle vouches for it");
+                let title = "The issuer of the certificate chain is not trusted";
+                let mut failure = slow(ProblemCode::SvidRefused, title, &why);
+                failure.report = failure.report.with_hint(Some(MISSING_ISSUER));
+                Err(NotAdopted::IssuerExpired(failure))
+            }
             Err(why @ SvidError::IssuerExpired { .. }) => {
                 let why = format!(
                     "{why}. It is kept, in case another trust bundle vouches for it, and requested again slowly"
@@ -268,8 +279,13 @@ impl Identity {
                 let store = self.store.clone();
                 blocking(move || forget::<state::StoredIssuedChain>(&store)).await;
                 // Each costs the device one of its few renewals a day (E4).
-                let title = "The SVID that the MIS issued is refused";
-                let report = Report::of(ProblemCode::SvidRefused, title, &why);
+                let report = if self.config.enroll.is_by_operator() {
+                    let hint = self.what_to_bring(&why);
+                    Report::new(ProblemCode::SvidRefused, "The certificate chain is refused", &why)
+                        .with_hint(Some(hint))
+                } else {
+                    Report::of(ProblemCode::SvidRefused, "The SVID that the MIS issued is refused", &why)
+                };
                 Err(NotAdopted::Refused(Failure { kind: FailureKind::Slow, retry_after: None, report }))
             }
         }

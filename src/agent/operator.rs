@@ -18,14 +18,18 @@ use crate::platform::{access, clock, files};
 use crate::problem::{LastError, ProblemCode, Report};
 use crate::server::command_queue::Decision;
 use crate::state;
-use miaf_spiffe::SpiffeId;
 use miaf_spiffe::svid::{Chain, SvidError, X509Svid};
 use miaf_spiffe::text::Excerpt;
+use miaf_spiffe::{SpiffeId, TrustDomain};
 
 /// Limit on the characters of a path in a message.
 const MAX_PATH: usize = 512;
 /// Limit on the bytes of a file with a chain.
 const MAX_CHAIN_FILE: u64 = 64 * 1024;
+/// What to do where the trust bundle does not vouch for a chain.
+pub(super) const MISSING_ISSUER: &str = "Compare its issuer with the CAs in the trust bundle, which this prints: \
+     miaf-agent bundle; where an intermediate signed it, append its certificate to the chain, and bring that; where the \
+     bundle lacks the CA, have it corrected, then: miaf-agent retry";
 
 /// What was done for an operator, and what the lifecycle has to know of it.
 pub(super) struct Supply {
@@ -45,10 +49,12 @@ impl Executor {
         spiffe_id: Option<&SpiffeId>,
     ) -> Result<Supply, Reason> {
         let keys = self.keys.clone();
+        let trust_domain =
+            self.trust_domain.bundle.as_ref().map(|cached| cached.bundle.trust_domain().clone());
         let Some(identity) = self.identities.get_mut(index.0) else { return Err(gone()) };
         let named = spiffe_id.or(identity.config.spiffe_id.as_ref()).cloned();
         if let Some(id) = spiffe_id {
-            identity.check_name(id)?;
+            identity.check_name(id, trust_domain.as_ref())?;
         }
         let (key, is_new) = identity.key_to_certify(&keys).await?;
         let csr = blocking(move || {
@@ -120,12 +126,17 @@ impl Executor {
 }
 
 impl Identity {
-    /// Checks that this identity may have the SPIFFE ID of a request.
-    fn check_name(&self, id: &SpiffeId) -> Result<(), Reason> {
+    /// Checks that this identity may have the SPIFFE ID of a request. `trust_domain`: that of the
+    /// device, if it is known yet.
+    fn check_name(&self, id: &SpiffeId, trust_domain: Option<&TrustDomain>) -> Result<(), Reason> {
         if !self.config.enroll.name_kind().includes(id) {
             let what = format!("{id} is not the SPIFFE ID of a WFM Client");
             let hint = "Write spiffe://<trust domain>/margo/wfm/<wfm-id>/client/<client-id>";
             return Err(Reason::from(what).with_hint_text(hint));
+        }
+        if let Some(own) = trust_domain.filter(|own| *own != id.trust_domain()) {
+            let what = format!("{id} is not in the trust domain of this device, {own}");
+            return Err(Reason::from(what).with_hint_text("Request a SPIFFE ID of that trust domain"));
         }
         match self.config.spiffe_id.as_ref().filter(|guard| *guard != id) {
             Some(guard) => Err(Reason::from(format!(
@@ -211,7 +222,37 @@ impl Identity {
                     validated again; the status shows the result."
                     .to_owned())
             }
-            Err(why) => Err(Reason::of(&why)),
+            Err(why) => Err(Reason::from(why.to_string()).with_hint_text(self.what_to_bring(&why))),
+        }
+    }
+
+    /// What to do where the chain that an operator has brought is refused.
+    pub(super) fn what_to_bring(&self, why: &SvidError) -> String {
+        use SvidError as E;
+        match why {
+            E::OtherIdentity { .. } => {
+                "Have a certificate with the SPIFFE ID of this identity issued; or correct spiffe_id under its [[identity]]"
+                    .to_owned()
+            }
+            E::OtherTrustDomain { want, .. } => {
+                format!("Have a certificate with a SPIFFE ID of the trust domain {want} issued")
+            }
+            E::OtherKindOfName { .. } | E::NotASpiffeId { .. } | E::UriCount(_) => {
+                "Have a certificate with the SPIFFE ID of a WFM Client issued: \
+                 spiffe://<trust domain>/margo/wfm/<wfm-id>/client/<client-id>"
+                    .to_owned()
+            }
+            E::Expired { .. } => {
+                "Bring one that is valid now; if this one should be, compare the clock of this device with that of the issuer"
+                    .to_owned()
+            }
+            E::FarFuture { .. } => {
+                "Bring it again when it is valid; if it should be now, compare the clock of this device with that of the \
+                 issuer"
+                    .to_owned()
+            }
+            E::UnknownIssuer | E::IssuerExpired { .. } => MISSING_ISSUER.to_owned(),
+            _ => "Have the issuer correct what the error names, and bring another certificate".to_owned(),
         }
     }
 

@@ -119,7 +119,7 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Print a certification request for an identity whose SVIDs an operator brings (root only).
+    /// Print a certificate signing request (CSR) for an identity whose SVIDs an operator brings (root only).
     ///
     /// The key is created in the TPM, or sealed in software, and stored before the request is
     /// printed. As long as no chain has been installed for it, the same key is requested again.

@@ -17,7 +17,7 @@ use crate::hint::Reason;
 use crate::platform::{access, files};
 use miaf_client::Client;
 use miaf_client::api::{ErrorStatus, IdentityStatus, ProblemCode, Status};
-use miaf_spiffe::svid::{Chain, X509Svid};
+use miaf_spiffe::svid::{Chain, SvidError, X509Svid};
 use miaf_spiffe::text::{self, Excerpt};
 use miaf_spiffe::time::Timestamp;
 use miaf_spiffe::{SpiffeId, pem};
@@ -28,6 +28,11 @@ const MAX_CHAIN: u64 = 64 * 1024;
 const MAX_PATH: usize = 300;
 /// Mode of a file with a request: nothing in it is secret.
 const CSR_MODE: u32 = 0o644;
+/// How each SPIFFE ID begins.
+const NAME: &[u8] = b"spiffe://";
+/// What `csr --out` says of a request without a SPIFFE ID.
+const NOTE_WITHOUT_NAME: &str = "The request names no SPIFFE ID: its signer has to put one into the certificate. For one that \
+     takes it from the request, name it with --spiffe-id, or as spiffe_id under the [[identity]].\n";
 /// How long `install` waits for what becomes of a chain that the agent has accepted.
 const OUTCOME_LIMIT: Duration = Duration::from_secs(30);
 /// Interval of checks meanwhile.
@@ -53,10 +58,12 @@ pub(super) fn csr(
         Err(e) => return fail_on_client(config, &e),
     };
     let Some(der) = request_in(&csr) else {
-        let what = "the response of the agent is not one certification request in PEM";
+        let what = "the response of the agent is not one certificate signing request in PEM";
         let hint = "See whether --socket names the socket of an agent of this version";
         return fail_with_hint(&Reason::from(what).with_hint_text(hint));
     };
+    // Where the options and the configuration name no SPIFFE ID, the request has none.
+    let without_name = !der.windows(NAME.len()).any(|bytes| bytes == NAME);
     let bytes = match form {
         Form::Pem => text::printable(&csr).into_owned().into_bytes(),
         Form::Der => der,
@@ -70,9 +77,10 @@ pub(super) fn csr(
         _ if output.json => print_json(&serde_json::json!({ "csr": csr })),
         Some(path) => {
             let name = selection.identity.as_ref().map(|name| format!(" --identity {name}"));
+            let note = if without_name { NOTE_WITHOUT_NAME } else { "" };
             print(&format!(
                 "The request is in {}. Have it signed, and install the chain that is issued for it:\n  \
-                 miaf-agent install{} chain.pem\n",
+                 miaf-agent install{} chain.pem\n{note}",
                 shown(path.display()),
                 name.unwrap_or_default()
             ))
@@ -226,12 +234,14 @@ fn of_error(refused: &ErrorStatus) -> Reason {
 /// Reads the chain that is to be installed: its text, and the SVID in it, not validated yet.
 fn read(file: &Path) -> Result<(String, X509Svid), Reason> {
     let content = content(file)?;
-    let refused = |why: String| {
-        let what = format!("{} is not a certificate chain in PEM: {why}", path_shown(file));
+    let refused = |what: &str, why: &SvidError| {
+        let what = format!("{} {what}: {why}", path_shown(file));
         Reason::from(what).with_hint_text(instead(file, &content))
     };
-    let chain = Chain::from_pem_text(&content).map_err(|e| refused(e.to_string()))?;
-    let svid = X509Svid::from_stored(chain.clone()).map_err(|e| refused(e.to_string()))?;
+    let chain =
+        Chain::from_pem_text(&content).map_err(|e| refused("is not a certificate chain in PEM", &e))?;
+    let svid = X509Svid::from_stored(chain.clone())
+        .map_err(|e| refused("does not begin with the certificate of an identity", &e))?;
     // Only certificates are sent, in ASCII: whatever else the file has, and in whatever encoding.
     Ok((chain.to_pems().concat(), svid))
 }

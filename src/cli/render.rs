@@ -90,7 +90,8 @@ pub(super) fn next_step(identity: &IdentityStatus, shared: Option<&ErrorStatus>,
             "none: the agent waits for the identity of this device, and then continues by itself".into()
         }
         (Some(error), _) if is_for_the_operator(identity, error) => {
-            "follow the hint, and bring another certificate; the agent takes it in by itself".into()
+            "follow the hint; the agent takes in another certificate, or another trust bundle, by itself"
+                .into()
         }
         (Some(error), _) => step_after(error, now),
         (None, Some(State::Unconfigured)) => "set the address of the MIS in the configuration".into(),

@@ -73,7 +73,7 @@ fn report(watched: &StateEvent, svid: Option<&SvidDocument>, what: What, output:
     match (what, svid, &watched.bundle) {
         (What::Svid, Some(svid), _) if output.json => print_json(svid),
         (What::Svid, Some(svid), _) => {
-            let line = format!("this device is {} until {}", svid.spiffe_id, svid.not_after);
+            let line = format!("the SVID of {} is valid until {}", svid.spiffe_id, svid.not_after);
             print(&format!("{}\n", shown(line)))
         }
         (What::Bundle, _, bundle) if output.json => print_json(bundle),

@@ -251,7 +251,7 @@ impl Reader<'_> {
             let hint = "Choose a name such as \"wfm-client\"";
             self.wrong(&name.span(), "identity.name", why.to_string()).with_hint_text(hint)
         })?;
-        let enroll = self.enrollment(raw, &entry.span())?;
+        let enroll = self.enrollment(raw, &parsed, &entry.span())?;
         let users = match &raw.users {
             Some(_) => self.users("identity.users", raw.users.as_deref())?,
             None => default_users,
@@ -269,7 +269,12 @@ impl Reader<'_> {
         })
     }
 
-    fn enrollment(&self, raw: &raw::Identity, span: &Range<usize>) -> Result<Enrollment, ConfigError> {
+    fn enrollment(
+        &self,
+        raw: &raw::Identity,
+        name: &IdentityName,
+        span: &Range<usize>,
+    ) -> Result<Enrollment, ConfigError> {
         use raw::Way;
         let missing = |key, hint: &str| {
             self.wrong(span, key, "it is missing in this [[identity]]").with_hint_text(hint)
@@ -278,6 +283,12 @@ impl Reader<'_> {
             let ways = "Set enroll to \"factory-cert\", \"manual\", \"installed\" or \"wfm-binding\"";
             missing("identity.enroll", ways)
         })?;
+        // In which file the way is set may differ from where the identity begins.
+        let needed = |key, way: &str, hint: &str| {
+            let what =
+                format!("it is missing for the identity \"{name}\", whose enroll = \"{way}\" needs it");
+            self.wrong(span, key, what).with_hint_text(hint)
+        };
         let foreign = |key, span: Range<usize>, way: &str| {
             let what = format!("it is only allowed with enroll = {way}");
             Err(self.wrong(&span, key, what).with_hint_text("Remove it, or correct enroll"))
@@ -297,17 +308,23 @@ impl Reader<'_> {
             Way::Manual => Enrollment::Manual { svid_file },
             Way::Installed => {
                 let key = raw.key_file.as_ref().ok_or_else(|| {
-                    missing("identity.key_file", "Add key_file = \"PATH\", or \"credential:NAME\"")
+                    needed(
+                        "identity.key_file",
+                        "installed",
+                        "Add key_file = \"PATH\", or \"credential:NAME\"",
+                    )
                 })?;
                 Enrollment::Installed {
-                    svid_file: svid_file
-                        .ok_or_else(|| missing("identity.svid_file", "Add svid_file = \"PATH\""))?,
+                    svid_file: svid_file.ok_or_else(|| {
+                        needed("identity.svid_file", "installed", "Add svid_file = \"PATH\"")
+                    })?,
                     key: self.installed_key(key)?,
                 }
             }
             Way::WfmBinding => {
                 let wfm = raw.wfm.as_ref().ok_or_else(|| {
-                    missing("identity.wfm", "Add [identity.wfm] with url = \"https://…\" and id = \"…\"")
+                    let hint = "Add [identity.wfm] with url = \"https://…\" and id = \"…\"";
+                    needed("identity.wfm", "wfm-binding", hint)
                 })?;
                 Enrollment::WfmBinding(self.wfm(wfm)?)
             }

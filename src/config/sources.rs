@@ -117,6 +117,8 @@ fn in_words(message: &str) -> Cow<'_, str> {
         "f64" => "a number",
         "a boolean" => "true or false, without quotes",
         "a string" | "path string" => "a string in quotes",
+        // The one list of tables that there is.
+        "a sequence" if found == "invalid type: map" => "a list of tables: [[identity]], in double brackets",
         "a sequence" => "a list, as in [\"a\", \"b\"]",
         "an array of length 2" => "a list of two",
         of_rust if of_rust.starts_with("struct ") => "a table",

@@ -156,6 +156,7 @@ fn wrong_value_is_named_with_file_line_and_key() {
         ("[key]\nrotate = \"yes\"", 2, "expected true or false, without quotes"),
         ("[renewal]\nwindow = 0.5", 2, "expected a list of two"),
         ("mis = 5", 1, "expected a table"),
+        ("[identity]\nname = \"a\"", 1, "[[identity]], in double brackets"),
         ("[mis]\n# no url", 1, "Add discovery_url"),
         ("[mis]\ndiscovery_url = \"http://mis.example/\"", 2, "https://"),
         ("[mis]\ndiscovery_url = \"mis.example\"", 2, "not a URL"),

@@ -224,7 +224,8 @@ pub enum NotAdopted {
     /// more (miaf-v0 E4).
     UnknownIssuer,
     /// An issuer of it has expired, under a bundle that was just fetched. It is kept until the
-    /// bundle changes or the slow next request is due: the MIS would issue another like it.
+    /// bundle changes or the slow next request is due: the MIS would issue another like it. For a
+    /// chain that an operator brought, also one of an issuer that is not in that bundle.
     IssuerExpired(Failure),
     /// It could not be validated or stored now, on a full disk for instance. It is kept.
     Kept(Failure),

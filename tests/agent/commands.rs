@@ -129,7 +129,7 @@ fn wait_starts_before_the_agent_and_ends_with_the_document() {
     assert_eq!(world.device.get("/readyz").unwrap().0, 200);
     assert_eq!(waited_for["serial"], world.device.status()["svid"]["serial"]);
     let (code, said, _) = run(&world.device, &["wait"]);
-    assert!(code == Some(0) && said.starts_with("this device is spiffe://factory.example/"), "{said}");
+    assert!(code == Some(0) && said.starts_with("the SVID of spiffe://factory.example/"), "{said}");
     let (code, said, _) = run(&world.device, &["wait", "--for", "bundle", "--timeout", "0s", "--json"]);
     assert_eq!((code, said), (Some(0), world.device.get("/v1/bundle").unwrap().1));
 }

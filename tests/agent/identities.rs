@@ -131,7 +131,18 @@ fn chain_brought_by_hand_is_judged_by_our_own_rules() {
     let says = refused("another key", MintSpec::new(CLIENT));
     assert!(says.contains("another key") && says.contains("miaf-agent csr --identity wfm-client"), "{says}");
     let says = refused("a WFM's name", of_csr("spiffe://factory.example/margo/wfm/wfm-1"));
-    assert!(says.contains("wfm-1"), "{says}");
+    assert!(
+        says.contains("wfm-1") && says.contains("\n  Hint: Have a certificate with the SPIFFE ID of a"),
+        "{says}"
+    );
+    // A name of another trust domain is not even requested.
+    let foreign = CLIENT.replace("factory", "other");
+    let output = world.device.run(&["csr", "--identity", "wfm-client", "--spiffe-id", &foreign]);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && stderr.contains("trust domain of this device, factory.example"),
+        "{stderr}"
+    );
     // What is right still is, for the same key.
     let minted = world.mis.mint(&of_csr(CLIENT)).unwrap();
     let chain = world.device.path("chain.pem");
@@ -485,6 +496,7 @@ fn install_tells_what_became_of_the_chain() {
     }
     let error = identity(&world.device, "wfm-client")["lastError"].clone();
     assert_eq!(error["code"], "svid-refused", "{error:#}");
+    assert!(!error.to_string().contains("the MIS issued"), "{error:#}");
     fs::write(&chain, world.mis.mint(&MintSpec::csr(csr)).unwrap().chain_pem).unwrap();
     for _ in 0..2 {
         let says: Value = serde_json::from_str(&run(&world.device, &install)).unwrap();
@@ -496,6 +508,48 @@ fn install_tells_what_became_of_the_chain() {
         says.contains("no such file cannot be read: ") && says.contains("\n  Hint: Name the file"),
         "{says}"
     );
+}
+
+/// What an operator has brought is not lost because the trust bundle came later than it.
+#[test]
+fn chain_brought_by_hand_waits_for_a_bundle_with_its_issuer() {
+    let directory = tempfile::tempdir().unwrap();
+    let mis = |name: &str| {
+        Mis::start(Settings { directory: directory.path().join(name), ..Settings::default() }).unwrap()
+    };
+    let (first, second) = (mis("first"), mis("second"));
+    let bundle = |mis: &Mis| -> Value {
+        serde_json::from_slice(&fs::read(mis.bundle_file().unwrap()).unwrap()).unwrap()
+    };
+    let mut device = Device::new(&format!(
+        "state_dir = \"{{dir}}/state\"\n[key]\nprovider = \"software\"\n[socket]\npath = \"{{dir}}/run/agent.sock\"\n\
+         [bundle]\nrefresh = \"1s\"\n[mis]\ntrust_domain = \"factory.example\"\nbundle_file = \"{{dir}}/bundle.json\"\n{MANUAL}"
+    ));
+    let of_first = bundle(&first);
+    fs::write(device.path("bundle.json"), of_first.to_string()).unwrap();
+    device.start();
+    wait_for_state(&device, "wfm-client", "waiting-for-operator");
+    let request = device.path("request.pem");
+    let says = run(&device, &["csr", "--identity", "wfm-client", "--out", request.to_str().unwrap()]);
+    assert!(says.contains("The request names no SPIFFE ID"), "{says}");
+    let csr = fs::read_to_string(&request).unwrap();
+    let chain = device.path("chain.pem");
+    let spec = MintSpec { spiffe_id: Some(CLIENT.into()), ..MintSpec::csr(csr) };
+    fs::write(&chain, second.mint(&spec).unwrap().chain_pem).unwrap();
+    let says = refused(&device, &["install", "--identity", "wfm-client", chain.to_str().unwrap()]);
+    assert!(says.contains("It is stored, and adopted once") && says.contains("miaf-agent bundle"), "{says}");
+    // A restart does not change that.
+    device.kill();
+    device.start();
+    wait_for(&device, "wfm-client", "the error", |is| is["lastError"]["code"] == "svid-refused");
+    let mut both = of_first;
+    let more = bundle(&second)["keys"].as_array().unwrap().clone();
+    both["keys"].as_array_mut().unwrap().extend(more);
+    both["spiffe_sequence"] = (both["spiffe_sequence"].as_u64().unwrap() + 1).into();
+    fs::write(device.path("bundle.new"), both.to_string()).unwrap();
+    fs::rename(device.path("bundle.new"), device.path("bundle.json")).unwrap();
+    let active = wait_for_state(&device, "wfm-client", "active");
+    assert!(active["lastError"].is_null() && active["spiffeId"] == CLIENT, "{active:#}");
 }
 
 #[test]
@@ -515,6 +569,6 @@ fn wait_goes_on_until_the_operator_has_brought_the_svid() {
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| run(&world.device, &[&wait[..], &["1h"]].concat()));
         enroll_by_hand(&world, "wfm-client", CLIENT, Duration::from_secs(3600));
-        assert!(waiting.join().unwrap().starts_with(&format!("this device is {CLIENT} until ")));
+        assert!(waiting.join().unwrap().starts_with(&format!("the SVID of {CLIENT} is valid until ")));
     });
 }
