@@ -233,7 +233,15 @@ impl Executor {
         let index = name.as_ref().and_then(|name| self.identity(name)).map(|identity| identity.index);
         let identity = name.as_ref().map(IdentityName::as_str);
         tracing::info!(identity, "admin command executed: {audit}");
+        let enroll =
+            index.and_then(|index| self.identities.get(index.0)).map(|identity| &identity.config.enroll);
         let outcome = match (given.command.clone(), index) {
+            // The configuration may have been changed since the command was accepted.
+            (AdminCommand::Csr { identity, .. } | AdminCommand::Install { identity, .. }, Some(_))
+                if !matches!(enroll, Some(Enrollment::Manual { .. })) =>
+            {
+                Err(not_manual(&identity, enroll))
+            }
             (AdminCommand::Csr { spiffe_id, .. }, Some(index)) => {
                 self.certification_request(index, spiffe_id.as_ref()).await
             }
