@@ -41,8 +41,7 @@ impl EventLoop<'_> {
         let mut events = vec![Event::Wake];
         loop {
             let mut step = self.step(events);
-            if self.external.inputs_changed {
-                self.external.inputs_changed = false;
+            if self.external.takes_changed_inputs() {
                 self.executor.provisioning.check_soon();
             }
             let retired = self.execute_commands(&mut step).await;
@@ -112,7 +111,8 @@ impl EventLoop<'_> {
         let check_in = executor.provisioning.next_check_in(clock::now());
         let stale_in = executor.bundle_stale_in(clock::now());
         let reminder_in = executor.operator_reminder_in(clock::now());
-        let wakes = [step.wake_in, publish_again, stale_in, reminder_in];
+        let inputs_due_in = external.changed_inputs_due_in();
+        let wakes = [step.wake_in, publish_again, stale_in, reminder_in, inputs_due_in];
         let sleep = wakes.into_iter().flatten().fold(check_in, Duration::min);
         let asleep = step.action.is_none();
         external.wait_begins((!asleep).then_some(MAX_ACTION));
@@ -144,14 +144,14 @@ impl EventLoop<'_> {
                     ExternalEvent::ConfigurationChanged => {
                         external.complete_at = Some(Instant::now() + CONFIGURATION_QUIET);
                     }
-                    ExternalEvent::InputChanged => external.inputs_changed = true,
+                    ExternalEvent::InputChanged => {}
                     ExternalEvent::Command(given) => external.queue.accept(given, conditions, place),
                 },
             }
             let is_news = next_config.is_some()
                 || !external.queue.is_empty()
                 || external.rejected != rejected
-                || external.inputs_changed;
+                || external.changed_inputs_due_in() != inputs_due_in;
             if asleep && is_news {
                 return Some(vec![Event::Wake]);
             }

@@ -47,8 +47,9 @@ pub(super) struct ExternalEvents {
     pub(super) queue: AcceptedCommands,
     /// Why the configuration on disk is not in use, while the one before it is.
     pub(super) rejected: Option<LastError>,
-    /// An operator's file has changed, and is to be read.
-    pub(super) inputs_changed: bool,
+    /// An operator's file has changed, and is to be read. Until then no further change is reported.
+    inputs_changed: bool,
+    reads: ReadBudget,
     /// When a change counts as complete, unless another one follows. It is not read before.
     pub(super) complete_at: Option<Instant>,
     /// What was logged last of a state in which nothing is done.
@@ -77,6 +78,7 @@ impl ExternalEvents {
             queue: AcceptedCommands::default(),
             rejected: None,
             inputs_changed: false,
+            reads: ReadBudget::new(Instant::now()),
             complete_at: None,
             repeats: RepeatFilter::default(),
         })
@@ -100,16 +102,31 @@ impl ExternalEvents {
             _ = self.interrupt.recv() => ExternalEvent::Shutdown,
             _ = self.hangup.recv() => ExternalEvent::Reload,
             () = self.changes.changed(), if with_changes => ExternalEvent::ConfigurationChanged,
-            () = any_changed(&mut self.inputs) => ExternalEvent::InputChanged,
+            () = any_changed(&mut self.inputs), if !self.inputs_changed => ExternalEvent::InputChanged,
             Some(given) = self.commands.recv() => ExternalEvent::Command(given),
             never = self.watchdog.run() => match never {},
         };
         match event {
             ExternalEvent::ConfigurationChanged => self.changes.renew(), // before it is read
-            ExternalEvent::InputChanged => self.inputs.iter_mut().for_each(FileWatch::renew),
+            ExternalEvent::InputChanged => {
+                self.inputs.iter_mut().for_each(FileWatch::renew);
+                self.inputs_changed = true;
+            }
             _ => {}
         }
         event
+    }
+
+    /// Whether operators' files are to be read now. They are then read, and count as unchanged.
+    pub(super) fn takes_changed_inputs(&mut self) -> bool {
+        let is_due = self.inputs_changed && self.reads.take(Instant::now());
+        self.inputs_changed &= !is_due;
+        is_due
+    }
+
+    /// Time until operators' files are to be read. `None`: nothing has changed in them.
+    pub(super) fn changed_inputs_due_in(&self) -> Option<Duration> {
+        self.inputs_changed.then(|| self.reads.next_in(Instant::now()))
     }
 
     /// Does work that external events can wait for.
@@ -117,6 +134,49 @@ impl ExternalEvents {
         tokio::select! {
             done = work => done,
             never = self.watchdog.run() => match never {},
+        }
+    }
+}
+
+/// The reads of operators' files that are left. Each reads the files of all identities, checks the
+/// factory credential, and may have the bundle fetched: who may write one of these files must not
+/// cause as many of them as they like.
+#[derive(Debug)]
+struct ReadBudget {
+    left: u32,
+    refilled_at: Instant,
+}
+
+impl ReadBudget {
+    /// An operator replaces a few files, one after the other.
+    const MOST: u32 = 16;
+    /// Interval at which one more is allowed.
+    const REFILL: Duration = Duration::from_secs(10);
+
+    fn new(now: Instant) -> Self {
+        Self { left: Self::MOST, refilled_at: now }
+    }
+
+    /// Whether one is allowed now. It is then used up.
+    fn take(&mut self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(self.refilled_at);
+        let more = u32::try_from(since.as_secs() / Self::REFILL.as_secs()).unwrap_or(u32::MAX);
+        if self.left.saturating_add(more) >= Self::MOST {
+            (self.left, self.refilled_at) = (Self::MOST, now);
+        } else {
+            self.left += more;
+            self.refilled_at += Self::REFILL * more;
+        }
+        let is_allowed = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        is_allowed
+    }
+
+    /// Time until one is allowed.
+    fn next_in(&self, now: Instant) -> Duration {
+        match self.left {
+            0 => Self::REFILL.saturating_sub(now.saturating_duration_since(self.refilled_at)),
+            _ => Duration::ZERO,
         }
     }
 }
@@ -132,4 +192,26 @@ async fn any_changed(files: &mut [FileWatch]) {
         if is_ready { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_of_operators_files_are_bounded() {
+        let begin = Instant::now();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let mut reads = ReadBudget::new(begin);
+        let allowed = |reads: &mut ReadBudget, now| (0..1000).filter(|_| reads.take(now)).count();
+        assert_eq!(allowed(&mut reads, begin), 16, "a burst");
+        assert_eq!(reads.next_in(at(4)), Duration::from_secs(6));
+        assert!(!reads.take(at(9)));
+        assert_eq!(reads.next_in(at(10)), Duration::ZERO);
+        assert_eq!(allowed(&mut reads, at(10)), 1);
+        // In a flood, one each ten seconds.
+        let flood = (101..=3700).map(|tenth| begin + Duration::from_millis(100 * tenth));
+        assert_eq!(flood.filter(|now| reads.take(*now)).count(), 36);
+        assert_eq!(allowed(&mut reads, at(100_000)), 16, "and no more than a burst after a rest");
+    }
 }

@@ -391,7 +391,7 @@ impl Identity {
         }
     }
 
-    fn key(&self, choice: KeyChoice) -> Result<Arc<dyn Key>, Failure> {
+    pub(super) fn key(&self, choice: KeyChoice) -> Result<Arc<dyn Key>, Failure> {
         let key = match choice {
             KeyChoice::Pending => self.pending_key.clone(),
             KeyChoice::Current => self.current.as_ref().map(|current| current.key.clone()),

@@ -217,6 +217,10 @@ impl Identity {
             Err(SvidError::NotYetValid { not_before }) => {
                 Ok(format!("The chain is stored, and adopted when it becomes valid, at {not_before}."))
             }
+            Err(why) if why.depends_on_bundle() && self.holds_a_good_chain(bundle) => Err(Reason::from(format!(
+                "{why}. It would take the place of a chain that is stored until it becomes valid"
+            ))
+            .with_hint_text("Try again when the trust bundle has its issuer, or when the other chain is in use")),
             Err(why) if why.depends_on_bundle() => {
                 Ok("The chain is stored. The trust bundle does not vouch for it: the bundle is refreshed, and the chain \
                     validated again; the status shows the result."
@@ -254,6 +258,15 @@ impl Identity {
             E::UnknownIssuer | E::IssuerExpired { .. } => MISSING_ISSUER.to_owned(),
             _ => "Have the issuer correct what the error names, and bring another certificate".to_owned(),
         }
+    }
+
+    /// Whether a chain is stored that the bundle vouches for, now or when it becomes valid. One that
+    /// may yet be refused must not replace it, nor an installed key the only copy of its key.
+    fn holds_a_good_chain(&self, bundle: &miaf_spiffe::Bundle) -> bool {
+        let Some(held) = &self.issued else { return false };
+        let choice = if held.for_pending_key { KeyChoice::Pending } else { KeyChoice::Current };
+        let verdict = self.key(choice).map(|key| self.validate(held, &key, bundle));
+        matches!(verdict, Ok(Ok(_) | Err(SvidError::NotYetValid { .. })))
     }
 
     /// Reads the file in which an operator leaves the chain.

@@ -2,7 +2,7 @@
 //! of the identities in their order, so that the current identities are served and the commands find
 //! the agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -147,6 +147,7 @@ impl Identities {
             Some(DeValue::Array(entries)) => entries.iter(),
             Some(_) => return self.is_complete = false,
         };
+        let mut in_this_file = BTreeSet::new();
         for entry in entries {
             let DeValue::Table(entry) = entry.get_ref() else { return self.is_complete = false };
             let name = match entry.get("name").map(|name| name.get_ref()) {
@@ -157,6 +158,8 @@ impl Identities {
                 self.is_complete = false;
                 continue;
             };
+            // One of the two was to have another name, and its users were to have another key.
+            self.is_complete &= in_this_file.insert(name.clone());
             let at = self.named.iter().position(|(known, _)| *known == name).unwrap_or(self.named.len());
             if at == self.named.len() {
                 self.named.push((name, BTreeMap::new()));

@@ -99,6 +99,10 @@ async fn onboard(
     };
     match response.status {
         200 | 201 => BindingAssertion::read(response, url),
+        // An error would quote the body, which may be the assertion.
+        status @ 202..=299 => {
+            Err(malformed(url, format_args!("it has the status {status}, and not 200 or 201")))
+        }
         _ => Err(error_response(response, url)),
     }
 }

@@ -87,6 +87,15 @@ impl Dir {
         attributes(&self.file)
     }
 
+    /// Owner and mode of a file in it, or of a symbolic link.
+    ///
+    /// # Errors
+    /// Errors of the file system.
+    pub(crate) fn attributes_of(&self, name: &OsStr) -> io::Result<Attributes> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        attributes(&File::from(openat(&self.file, name, flags, Mode::empty())?))
+    }
+
     /// Whether what is written in it is gone after a power cut.
     ///
     /// # Errors
@@ -167,6 +176,9 @@ impl Dir {
         mkdirat(&self.file, name, Mode::from_bits_truncate(mode))?;
         let made = self.open_dir(name)?;
         made.give_to_group(group)?;
+        if made.attributes()?.mode != mode {
+            made.set_mode(mode)?; // it has inherited the set-group-ID bit
+        }
         Ok(made)
     }
 

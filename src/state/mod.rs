@@ -37,6 +37,14 @@ const MAX_REASON: usize = 400;
 /// Limit on the quarantined records that are tried for recovery.
 const MAX_RECOVERED: u32 = 32;
 
+/// The records of an agent that knew one identity, which were directly in the private directory: their
+/// names there, and now. The identity comes last.
+const FORMER: [(&str, &str); 3] = [
+    ("answer.json", StoredIssuedChain::NAME),
+    (StoredPendingKey::NAME, StoredPendingKey::NAME),
+    (StoredIdentity::NAME, StoredIdentity::NAME),
+];
+
 /// Directory of the identities' directories.
 const IDENTITIES: &str = "identities";
 
@@ -216,11 +224,6 @@ impl Store {
     /// again, after an update that was undone, and is newer: the MIS may know no other key by now
     /// (miaf-v0 E6).
     fn take_over_former(&self) -> io::Result<()> {
-        const FORMER: [(&str, &str); 3] = [
-            ("answer.json", StoredIssuedChain::NAME),
-            (StoredPendingKey::NAME, StoredPendingKey::NAME),
-            (StoredIdentity::NAME, StoredIdentity::NAME),
-        ];
         let (from, to) = (&self.private, self.directory());
         let mut is_found = false;
         let mut take = |file: &Path, to: &Path| {
@@ -278,7 +281,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] where the file system does not let it be read: it may still exist.
     pub fn load<R: Record>(&self) -> Result<Option<R>, StoreError> {
-        let path = self.directory().join(R::NAME);
+        let path = self.record_path::<R>();
         let content = match files::read_limited(&path) {
             Ok(content) => content,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -291,6 +294,16 @@ impl Store {
                 Ok(None)
             }
         }
+    }
+
+    /// Where a record is read from: where an agent that knew one identity had it, as long as it could
+    /// not be moved (the file system is read-only, say).
+    fn record_path<R: Record>(&self) -> PathBuf {
+        let path = self.directory().join(R::NAME);
+        let is_former = self.identity.as_ref() == Some(&IdentityName::DEVICE);
+        let former = FORMER.iter().find(|(_, now)| is_former && *now == R::NAME);
+        let former = former.map(|(before, _)| self.private.join(before));
+        former.filter(|former| !path.exists() && former.exists()).unwrap_or(path)
     }
 
     /// Writes a record durably, in place of the one before.
@@ -541,6 +554,10 @@ mod tests {
                 fs::write(private.join(at).join(file), &record).unwrap();
             }
             let store = Store::new(directory.path());
+            // Also where it cannot be moved.
+            let device = store.of(&IdentityName::DEVICE);
+            assert_eq!(device.load().unwrap(), Some(pending()), "{moved:?}");
+            assert_eq!(store.of(&name("wfm")).load::<StoredPendingKey>().unwrap(), None);
             drop(store.lock().unwrap());
             drop(store.lock().unwrap());
             let now = names(&private.join("identities/device"));

@@ -3,11 +3,11 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use development_mis::{Endpoint, Fault, MintSpec, Mis, Settings};
+use development_mis::{Endpoint, Fault, MintSpec, Mis, Settings, SvidFault};
 use miaf_client::Client;
 use miaf_client::api::IdentityName;
 use ring::digest::{SHA256, digest};
@@ -550,6 +550,70 @@ fn chain_brought_by_hand_waits_for_a_bundle_with_its_issuer() {
     fs::rename(device.path("bundle.new"), device.path("bundle.json")).unwrap();
     let active = wait_for_state(&device, "wfm-client", "active");
     assert!(active["lastError"].is_null() && active["spiffeId"] == CLIENT, "{active:#}");
+}
+
+/// An MIS of the same trust domain, for which no anchor vouches.
+fn foreign_mis() -> (tempfile::TempDir, Mis) {
+    let directory = tempfile::tempdir().unwrap();
+    let mis = Mis::start(Settings { directory: directory.path().join("mis"), ..Settings::default() });
+    (directory, mis.unwrap())
+}
+
+#[test]
+fn file_that_is_replaced_in_a_loop_is_read_now_and_then() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, new) = (directory.path().join("chain.pem"), directory.path().join("new"));
+    let mut world = World::new();
+    let manual = format!("{DEVICE}{MANUAL}svid_file = \"{}\"\n", file.display());
+    let config =
+        world::config(&world.mis, &world.tpm, &manual).replace("refresh = \"1s\"", "refresh = \"1h\"");
+    world.device.configure(&config);
+    world.device.start();
+    wait_for_state(&world.device, "device", "active");
+    wait_for_state(&world.device, "wfm-client", "waiting-for-operator");
+    let csr = run(&world.device, &["csr", "--identity", "wfm-client", "--spiffe-id", CLIENT]);
+    let (_foreign, other) = foreign_mis();
+    // For each of them the bundle is fetched once more.
+    let chains = [(); 2].map(|()| other.mint(&MintSpec::csr(csr.clone())).unwrap().chain_pem);
+    let (before, began) = (world.seen(Endpoint::Bundle).len(), Instant::now());
+    for chain in chains.iter().cycle().take(600) {
+        fs::write(&new, chain).unwrap();
+        fs::rename(&new, &file).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    wait_for(&world.device, "wfm-client", "refused", |is| is["lastError"]["code"] == "svid-refused");
+    let requests = world.seen(Endpoint::Bundle).len() - before;
+    let most = 20 + usize::try_from(began.elapsed().as_secs()).unwrap() / 10;
+    assert!((1..=most).contains(&requests), "{requests} requests");
+    assert_eq!(identity(&world.device, "device")["ready"], true);
+    // What comes at last is taken in.
+    let good = world.mis.mint(&MintSpec::csr(csr)).unwrap();
+    fs::write(&new, good.chain_pem).unwrap();
+    fs::rename(&new, &file).unwrap();
+    wait_for_state(&world.device, "wfm-client", "active");
+}
+
+#[test]
+fn chain_that_waits_for_its_time_gives_way_to_no_doubtful_one() {
+    let world = World::enrolled_with(&format!("{DEVICE}{MANUAL}"));
+    let csr = run(&world.device, &["csr", "--identity", "wfm-client", "--spiffe-id", CLIENT]);
+    let early = SvidFault::NotYetValid(Duration::from_secs(120));
+    let early = world.mis.mint(&MintSpec { faults: vec![early], ..MintSpec::csr(csr.clone()) }).unwrap();
+    let chain = world.device.path("chain.pem");
+    let install = ["install", "--identity", "wfm-client", chain.to_str().unwrap()];
+    fs::write(&chain, &early.chain_pem).unwrap();
+    let says = run(&world.device, &install);
+    assert!(says.contains("adopted when it becomes valid"), "{says}");
+    let stored = || fs::read(world.device.path("state/private/identities/wfm-client/issued.json")).unwrap();
+    let before = stored();
+    let (_foreign, other) = foreign_mis();
+    fs::write(&chain, other.mint(&MintSpec::csr(csr.clone())).unwrap().chain_pem).unwrap();
+    let says = refused(&world.device, &install);
+    assert!(says.contains("the place of a chain that is stored") && says.contains("\n  Hint: "), "{says}");
+    assert!(stored() == before, "it is still stored");
+    fs::write(&chain, world.mis.mint(&MintSpec::csr(csr)).unwrap().chain_pem).unwrap();
+    run(&world.device, &install);
+    wait_for_state(&world.device, "wfm-client", "active");
 }
 
 #[test]

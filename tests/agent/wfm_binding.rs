@@ -340,6 +340,10 @@ fn errors_of_the_wfm_are_reported_with_what_to_do() {
     respond(Fault::response(201, &[], "a.b.c"));
     let error = plant.wait_for_error("it is no JSON object\"");
     assert!(!error.to_string().contains("a.b.c"), "{error:#}");
+    respond(Fault::response(202, &[], "{\"bindingAssertion\": \"a.b.c\"}"));
+    let error = plant.wait_for_error("it has the status 202");
+    assert!(!error.to_string().contains("a.b.c"), "{error:#}");
+    assert!(!plant.world.device.log().contains("a.b.c"), "{}", plant.world.device.log());
 
     respond(Fault::response(201, &[], format!("{{\"a\":\"{}\"", "x".repeat(70_000))));
     plant.wait_for_error("larger than 65536 bytes");

@@ -401,6 +401,11 @@ fn users_are_not_salvaged_from_a_partial_configuration() {
         assert!(users(&[("config.toml", &main), ("config.d/a.toml", bad)]).is_empty(), "{bad}");
     }
     assert!(users(&[("config.toml", &main), ("config.d/a.toml/x", "")]).is_empty());
+    // A name twice in one file: whose key the second list is about is not known.
+    let twice = named("second", "users = [\"x\"]");
+    assert!(users(&[("config.toml", &(main.clone() + &twice))]).is_empty());
+    let twice = named("other", "enroll = \"manual\"\nusers = [\"c\"]").repeat(2);
+    assert!(users(&[("config.toml", &main), ("config.d/a.toml", &twice)]).is_empty());
     // The default identity's own list counts, and not the default of it.
     let own = named("first", "enroll = \"manual\"\nusers = []\nnotify = \"x\"")
         + "workload_api.key_users = [\"a\"]\n";

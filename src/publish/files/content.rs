@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use nix::unistd::getegid;
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use serde_json::json;
@@ -32,10 +33,18 @@ impl Groups {
     pub(super) fn of(self, readers: Readers) -> Option<u32> {
         match readers {
             Readers::Group => self.group,
-            Readers::KeyGroup => self.key_group,
+            // Not the group of the directory, which a file inherits from one with the set-group-ID bit.
+            Readers::KeyGroup => Some(self.key_group.unwrap_or_else(|| getegid().as_raw())),
         }
     }
 }
+
+/// The readers of a file by its name, in a generation with or without a key.
+pub(super) fn readers(name: &str) -> Readers {
+    if KEY_FILES.contains(&name) { Readers::KeyGroup } else { Readers::Group }
+}
+
+const KEY_FILES: [&str; 2] = ["key.pem", "svid-with-key.pem"];
 
 /// The content of one generation, by file name. It may contain a private key.
 pub(super) type Content = BTreeMap<&'static str, (Zeroizing<Vec<u8>>, Readers)>;
@@ -66,8 +75,9 @@ pub(super) fn add_key(content: &mut Content, key: &KeyFile) {
     };
     let svid = content.get("svid.pem").map_or(&[][..], |(svid, _)| svid.as_slice());
     let combined = Zeroizing::new([svid, key].concat());
-    content.insert("svid-with-key.pem", (combined, Readers::KeyGroup));
-    content.insert("key.pem", (Zeroizing::new(key.to_vec()), Readers::KeyGroup));
+    let [key_file, with_svid] = KEY_FILES;
+    content.insert(with_svid, (combined, Readers::KeyGroup));
+    content.insert(key_file, (Zeroizing::new(key.to_vec()), Readers::KeyGroup));
 }
 
 fn description(identity: &SvidAndKey, now: Timestamp) -> Vec<u8> {

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 
-use super::content::{Content, Groups};
+use super::content::{Content, Groups, readers};
 use crate::platform::dir::{Attributes, Dir};
 
 pub(super) const CURRENT: &str = "current";
@@ -30,7 +30,7 @@ pub(super) fn make_current(
     if let Some(current) = there.current
         && matches(dir, current, content, groups)
     {
-        there.remove_all_but(dir, path, current, there.previous(current));
+        there.remove_all_but(dir, path, current, there.previous(current), groups);
         return Ok(current);
     }
     let next = there.next()?;
@@ -47,7 +47,7 @@ pub(super) fn make_current(
     dir.symlink(name, OsStr::new(NEXT))?;
     dir.rename(OsStr::new(NEXT), OsStr::new(CURRENT))?;
     dir.sync()?;
-    there.remove_all_but(dir, path, next, there.current);
+    there.remove_all_but(dir, path, next, there.current, groups);
     Ok(next)
 }
 
@@ -89,9 +89,11 @@ impl Generations {
         self.all.iter().copied().filter(|other| *other < generation).max()
     }
 
-    /// Removes old generations. A failure does not matter to the publication: the next one tries
-    /// again.
-    fn remove_all_but(&self, dir: &Dir, path: &Path, current: u64, previous: Option<u64>) {
+    /// Removes old generations. The previous one stays only for the same readers: or a group that may
+    /// not read the key any more could still do so there. A failure does not matter to the
+    /// publication: the next one tries again.
+    fn remove_all_but(&self, dir: &Dir, path: &Path, current: u64, previous: Option<u64>, groups: Groups) {
+        let previous = previous.filter(|previous| has_readers(dir, *previous, groups));
         for old in self.all.iter().filter(|old| **old != current && Some(**old) != previous) {
             if let Err(e) = dir.remove_all(OsStr::new(&old.to_string())) {
                 let generation = path.join(old.to_string());
@@ -109,6 +111,17 @@ fn matches(dir: &Dir, generation: u64, content: &Content, groups: Groups) -> boo
         && content.iter().all(|(name, (bytes, readers))| {
             matches_file(&generation, OsStr::new(name), bytes, 0o640, groups.of(*readers))
         })
+}
+
+/// Whether a generation, of whatever content, is for exactly these readers.
+fn has_readers(dir: &Dir, generation: u64, groups: Groups) -> bool {
+    let Ok(generation) = dir.open_dir(OsStr::new(&generation.to_string())) else { return false };
+    let is_for = |name: &OsStr| {
+        let group = groups.of(readers(name.to_str().unwrap_or_default()));
+        generation.attributes_of(name).is_ok_and(|found| is(found, 0o640, group))
+    };
+    generation.attributes().is_ok_and(|found| is(found, 0o750, groups.group))
+        && generation.names().is_ok_and(|names| names.iter().all(|name| is_for(name)))
 }
 
 /// Whether a file is exactly this. One that has another hard link, or is a symbolic link, is not

@@ -757,6 +757,47 @@ fn each_identity_has_its_own_groups() {
     }
 }
 
+#[test]
+#[ignore = "needs root: gives directories to groups"]
+fn key_is_not_left_to_a_group_that_may_not_read_it() {
+    use std::os::unix::fs::MetadataExt as _;
+    let (disk, memory) = (dir_on_disk(), tempfile::tempdir_in("/dev/shm").unwrap());
+    let keys = memory.path().join("keys");
+    let config = config(disk.path(), Some(&keys));
+    let identity = named(CLIENT, software(disk.path()));
+    let publish = |key_group: Option<&str>, sequence: u64| {
+        let files = IdentityFiles {
+            group: Some("users".into()), // 100, as every Debian has it
+            key_group: key_group.map(Into::into),
+            ..files_of("line-1")
+        };
+        let mut publisher = Publisher::new(&config, &files);
+        publisher.publish(Some(&identity), Some(polled(&bundle(sequence))), NOW).unwrap();
+    };
+    // Files in such a directory inherit its group.
+    fs::create_dir(&keys).unwrap();
+    std::os::unix::fs::chown(&keys, None, Some(100)).unwrap();
+    fs::set_permissions(&keys, fs::Permissions::from_mode(0o2750)).unwrap();
+    let dir = keys.join("line-1");
+    let readers_of_keys = || {
+        let generations = names(&dir).into_iter().filter(|name| generation(name).is_some());
+        let files = generations
+            .flat_map(|name| ["key.pem", "svid-with-key.pem"].map(|file| dir.join(&name).join(file)));
+        files.map(|file| fs::metadata(&file).unwrap().gid()).collect::<Vec<_>>()
+    };
+    let own = nix::unistd::getegid().as_raw();
+    publish(None, 1);
+    assert_eq!(readers_of_keys(), [own, own]);
+    publish(None, 1);
+    assert_eq!(names(&dir), ["1", "current"], "it is the same");
+    publish(Some("users"), 1);
+    assert_eq!(readers_of_keys(), [100, 100]);
+    publish(Some("users"), 2);
+    assert_eq!(readers_of_keys(), [100; 4], "the previous generation is for the same readers");
+    publish(None, 2);
+    assert_eq!(readers_of_keys(), [own, own], "no key is left to those who may not read it any more");
+}
+
 /// The usual directory for temporary files may itself be on a tmpfs.
 fn dir_on_disk() -> tempfile::TempDir {
     tempfile::tempdir_in("/var/tmp").unwrap()
