@@ -13,7 +13,7 @@ use super::trust_domain::TrustDomain;
 use crate::config::{Enrollment, IdentityConfig, WfmConfig};
 use crate::hint::Hint as _;
 use crate::issuer::{CertificateRequest, IssuerError, Wfm};
-use crate::keys::{self, ErrorKind, Key, KeyError, ProviderKind, Providers};
+use crate::keys::{self, ErrorKind, Key, KeyError, Providers};
 use crate::lifecycle::{
     Failure, FailureKind, IdentityAction, IdentityEvent, IdentityIndex, KeyChoice, Lifecycle, NotAdopted,
     Request, SvidFacts,
@@ -332,7 +332,7 @@ impl Identity {
         let (not_before, not_after) = (identity.svid.not_before(), identity.svid.until());
         let renew_at =
             lifecycle.draw_renewal(self.index, not_before, not_after, clock::now(), &mut random::unit);
-        let key_fits = fits(self.config.key.provider, &identity.key);
+        let key_fits = fits(&self.config, &identity.key);
         let facts = svid_facts(&identity.svid, Some(renew_at), choice, key_fits);
         let identity = Arc::new(identity);
         let record = record(&identity, Some(renew_at)).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
@@ -540,11 +540,15 @@ pub(super) fn svid_facts(
 
 /// Whether a key is of the configured kind. One that is not is used for the SVID that it is bound
 /// to, and no longer.
-pub(super) fn fits(provider: ProviderKind, key: &Arc<dyn Key>) -> bool {
-    let fits = key.provider() == provider;
+pub(super) fn fits(config: &IdentityConfig, key: &Arc<dyn Key>) -> bool {
+    let fits = key.provider() == config.key.provider;
     if !fits {
-        let protection = key.protection().as_str();
-        tracing::warn!(protection, "the current key is not of the configured provider; renewal replaces it");
+        let (identity, protection) = (config.name.as_str(), key.protection().as_str());
+        tracing::warn!(
+            identity,
+            protection,
+            "the current key is not of the configured provider; the next SVID replaces it"
+        );
     }
     fits
 }

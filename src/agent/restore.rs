@@ -22,6 +22,7 @@ use crate::lifecycle::{
     Policy, Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, TrustDomainMemory,
 };
 use crate::platform::{clock, credentials, random};
+use crate::problem::ProblemCode;
 use crate::publish;
 use crate::publish::files::{IdentityFiles, Publisher};
 use crate::state::{self, Store, StoreError};
@@ -177,7 +178,7 @@ fn trust_domain_state(
 
 fn identity_state(identity: &Identity, all: &[Identity], memory: IdentityMemory) -> RestoredIdentity {
     let facts = |current: &Arc<publish::SvidAndKey>| {
-        let fits = fits(identity.config.key.provider, &current.key);
+        let fits = fits(&identity.config, &current.key);
         svid_facts(&current.svid, identity.stored_renew_at, KeyChoice::Current, fits)
     };
     let is_device = |other: &&Identity| other.config.enroll == Enrollment::FactoryCert;
@@ -209,16 +210,22 @@ fn restore_identity(
     let allowed = (scope == Scope::Configured).then_some(&identity_config);
     let open = |record: &str| open_key(record, keys, config.key.require);
     let read_identity = |record: &state::StoredIdentity| read_identity(record, allowed, open);
+    let mut publisher = Publisher::new(&config.files, &identity_files(&identity_config));
     let current = store.load()?.and_then(|record| match read_identity(&record) {
         Ok(identity) => Some((identity, record)),
         Err(why) => {
-            store.quarantine::<state::StoredIdentity>(&why);
+            if let Unusable::Forbidden(_) = why {
+                withdraw_forbidden(&identity_config.name, &mut publisher);
+            }
+            store.quarantine::<state::StoredIdentity>(&why.to_string());
             None
         }
     });
     // Perhaps what made it unusable has been corrected: the right key-encryption key is back.
-    let current = current.or_else(|| store.recover(read_identity));
+    let current =
+        current.or_else(|| store.recover(|record| read_identity(record).map_err(|e| e.to_string())));
     let (svid_and_key, record) = current.unzip();
+    let open = |record: &str| open(record).map_err(|why| why.to_string());
     let (pending_key, issued) = load_unfinished(store, record.as_ref(), open)?;
     let stored_renew_at: Option<Timestamp> = record.and_then(|record| record.renew_at);
     Ok(Identity {
@@ -232,9 +239,34 @@ fn restore_identity(
         issued_is_new: false,
         stored_renew_at,
         operator_problem: None,
-        publisher: Publisher::new(&config.files, &identity_files(&identity_config)),
+        publisher,
         config: identity_config,
     })
+}
+
+/// Why a stored identity is not used.
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    /// The configuration does not allow it any more: programs must not find it either.
+    #[error("{0}")]
+    Forbidden(String),
+    /// It cannot be used now. What programs have of it may still be of use to them.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// Withdraws what is published of an identity that the configuration does not allow any more.
+fn withdraw_forbidden(name: &IdentityName, publisher: &mut Publisher) {
+    if let Err(e) = publisher.withdraw() {
+        let (identity, code) = (name.as_str(), ProblemCode::NotPublished.as_str());
+        tracing::error!(
+            identity,
+            code,
+            hint = hint(&e),
+            "the configuration does not allow the stored SVID, and its files could not be withdrawn: {}",
+            cause(&e)
+        );
+    }
 }
 
 /// A record whose content can be fetched again from the MIS.
@@ -265,43 +297,42 @@ fn read_discovery(store: &Store, config: &Config) -> Option<CachedDiscovery> {
 }
 
 /// Opens a key from its record, unless it has less protection than the configuration demands by now.
-fn open_key(record: &str, keys: &Providers, require: Option<KeyFloor>) -> Result<Arc<dyn Key>, String> {
-    let open = || {
-        let key = keys.open(record)?;
-        require.map_or(Ok(()), |floor| floor.check(key.protection())).map(|()| key)
-    };
-    open().map_err(|e: KeyError| e.with_hint().to_string())
+fn open_key(record: &str, keys: &Providers, require: Option<KeyFloor>) -> Result<Arc<dyn Key>, Unusable> {
+    let key = keys.open(record).map_err(|e: KeyError| Unusable::Broken(e.with_hint().to_string()))?;
+    let checked = require.map_or(Ok(()), |floor| floor.check(key.protection()));
+    checked.map(|()| key).map_err(|e| Unusable::Forbidden(e.with_hint().to_string()))
 }
 
 /// Reads a stored identity. `config` says which SPIFFE IDs it may have.
 fn read_identity(
     record: &state::StoredIdentity,
     config: Option<&IdentityConfig>,
-    open: impl Fn(&str) -> Result<Arc<dyn Key>, String>,
-) -> Result<publish::SvidAndKey, String> {
-    let svid = X509Svid::from_stored(record.chain.clone()).map_err(|e| e.to_string())?;
+    open: impl Fn(&str) -> Result<Arc<dyn Key>, Unusable>,
+) -> Result<publish::SvidAndKey, Unusable> {
+    use Unusable::{Broken, Forbidden};
+    let svid = X509Svid::from_stored(record.chain.clone()).map_err(|e| Broken(e.to_string()))?;
     let id = svid.spiffe_id();
     // A later configuration may say something else under the same name (N2).
     if let Some(config) = config.filter(|config| !config.enroll.name_kind().includes(id)) {
         let way = config.enroll.as_str();
-        return Err(format!("{id} is not a SPIFFE ID to which enroll = \"{way}\" leads"));
+        return Err(Forbidden(format!("{id} is not a SPIFFE ID to which enroll = \"{way}\" leads")));
     }
     if let Some(Enrollment::WfmBinding(wfm)) = config.map(|config| &config.enroll)
         && !wfm.has_client(id)
     {
         let wfm_id = &wfm.wfm_id;
-        return Err(format!(
+        return Err(Forbidden(format!(
             "its SPIFFE ID is {id}, and the configuration allows another client only, of the WFM \"{wfm_id}\""
-        ));
+        )));
     }
     let guard = config.and_then(|config| config.spiffe_id.as_ref());
     if let Some(guard) = guard.filter(|guard| *guard != id) {
-        return Err(format!("its SPIFFE ID is {id}, and the configuration allows {guard} only"));
+        return Err(Forbidden(format!("its SPIFFE ID is {id}, and the configuration allows {guard} only")));
     }
     let key = open(&record.key)?;
     let leaf = svid.chain().certificates().first().and_then(|leaf| EndEntityCert::try_from(leaf).ok());
     if leaf.is_none_or(|leaf| leaf.subject_public_key_info().as_ref() != key.public_key().spki_der()) {
-        return Err("its key is another than its certificate's".into());
+        return Err(Broken("its key is another than its certificate's".into()));
     }
     Ok(publish::SvidAndKey { svid, key, credential: record.credential.clone() })
 }

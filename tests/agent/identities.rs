@@ -112,6 +112,27 @@ fn requested_key_of_another_tpm_is_replaced() {
     wait_for_state(&world.device, "wfm-client", "active");
 }
 
+/// What the configuration does not allow any more is not found by programs either, and is not lost.
+#[test]
+fn svid_that_the_configuration_rules_out_is_withdrawn() {
+    let world = World::enrolled_with(&format!("{DEVICE}{MANUAL}"));
+    enroll_by_hand(&world, "wfm-client", CLIENT, Duration::from_secs(3600));
+    let serial = wait_for_state(&world.device, "wfm-client", "active")["svid"]["serial"].clone();
+    let current = world.device.path("state/svid/wfm-client/current");
+    let authorized = world.device.path("state/svid/wfm-client/authorized.json");
+    world.device.wait_until("files", |_| current.exists() && authorized.exists());
+    let other = CLIENT.replace("line-7", "line-8");
+    world.configure(&format!("{DEVICE}{MANUAL}spiffe_id = \"{other}\"\n"));
+    world.device.signal("HUP");
+    wait_for_state(&world.device, "wfm-client", "waiting-for-operator");
+    assert!(!current.exists() && !authorized.exists());
+    world.configure(&format!("{DEVICE}{MANUAL}"));
+    world.device.signal("HUP");
+    let back = wait_for_state(&world.device, "wfm-client", "active");
+    assert_eq!(back["svid"]["serial"], serial);
+    world.device.wait_until("files", |_| current.exists() && authorized.exists());
+}
+
 #[test]
 fn chain_brought_by_hand_is_judged_by_our_own_rules() {
     let world = World::enrolled_with(&format!("{DEVICE}{MANUAL}"));

@@ -74,6 +74,7 @@ fn key_floor_withdraws_a_weaker_identity_until_it_is_lifted() {
     let status = world.device.wait_for_error("TPM");
     assert!(status["svid"].is_null(), "{status:#}");
     assert!(world.device.log().contains("key.require = \"tpm\" demands"), "{}", world.device.log());
+    assert!(!world.device.path("state/svid/device/current").exists(), "nor is it published any more");
 
     // Nothing is lost.
     world.device.stop();
