@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rustls::sign::CertifiedKey;
 
+use super::admin::operator_hint;
 use super::blocking;
 use super::operator::MISSING_ISSUER;
 use super::persist::{forget, save};
@@ -143,7 +144,7 @@ impl Identity {
             Err(e) if choice == KeyChoice::Pending && e.kind() == ErrorKind::KeyUnusable => {
                 return Err(self.give_up_pending_key(&e, keys).await);
             }
-            Err(e) if choice == KeyChoice::Current => return Err(current_key_failure(&e)),
+            Err(e) if choice == KeyChoice::Current => return Err(current_key_failure(&e, None)),
             Err(e) => return Err(key_failure(&e)),
         };
         let view = lifecycle.identity(self.index);
@@ -204,7 +205,10 @@ impl Identity {
     }
 
     async fn prove_key(&self) -> Result<(), Failure> {
-        prove(self.key(KeyChoice::Current)?).await
+        let key = self.key(KeyChoice::Current)?;
+        let enroll = &self.config.enroll;
+        let hint = || enroll.is_by_operator().then(|| operator_hint(&self.name, Some(enroll)));
+        proven(&key).await.map_err(|e| current_key_failure(&e, hint()))
     }
 
     /// Quarantines a pending key that this TPM does not know. An SVID for it would be of no use. In its
@@ -507,7 +511,7 @@ const PROBE: &[u8] = b"miaf-agent: can this key still sign?";
 
 /// Proves that the current key works.
 async fn prove(key: Arc<dyn Key>) -> Result<(), Failure> {
-    proven(&key).await.map_err(|e| current_key_failure(&e))
+    proven(&key).await.map_err(|e| current_key_failure(&e, None))
 }
 
 /// Has a key sign, to prove that it can.

@@ -55,14 +55,21 @@ pub(super) fn key_failure(e: &KeyError) -> Failure {
     local_failure(Report::of(code, "The key cannot be used", e))
 }
 
-/// The current key cannot be used. One that is lost is reported as such.
-pub(super) fn current_key_failure(e: &KeyError) -> Failure {
+/// The current key cannot be used. One that is lost is reported as such. `operator_hint` is what an
+/// operator does for the next SVID, where that is an operator's task.
+pub(super) fn current_key_failure(e: &KeyError, operator_hint: Option<String>) -> Failure {
     if !e.is_of_a_lost_key() {
         return key_failure(e);
     }
-    let consequence = "The agent tries the key again every hour, and enrolls with a new one by itself when the identity has expired";
-    let report = Report::of(ProblemCode::KeyLost, "The key of this device is lost", e);
-    let report = report.with_consequence(consequence);
+    let report = Report::of(ProblemCode::KeyLost, "The key of this identity is lost", e);
+    let report = match operator_hint {
+        None => report.with_consequence(
+            "The agent tries the key again every hour, and enrolls with a new one by itself when the identity has expired",
+        ),
+        Some(hint) => {
+            report.with_consequence("The agent tries the key again every hour").with_hint(Some(hint))
+        }
+    };
     Failure { kind: FailureKind::CurrentKeyLost, retry_after: None, report }
 }
 

@@ -112,6 +112,24 @@ fn requested_key_of_another_tpm_is_replaced() {
     wait_for_state(&world.device, "wfm-client", "active");
 }
 
+#[test]
+fn lost_key_of_an_operators_identity_is_replaced_by_hand() {
+    let both = format!("{DEVICE}{MANUAL}");
+    let mut world = World::enrolled_with(&both);
+    enroll_by_hand(&world, "wfm-client", CLIENT, Duration::from_secs(3600));
+    wait_for_state(&world.device, "wfm-client", "active");
+    world.device.kill();
+    let other = Swtpm::start();
+    world.device.configure(&world::config(&world.mis, &other, &both));
+    world.device.start();
+    let lost = wait_for(&world.device, "wfm-client", "lost", |is| is["lastError"]["code"] == "key-lost");
+    let hint = lost["lastError"]["hint"].as_str().unwrap();
+    assert!(hint.contains("miaf-agent csr --identity wfm-client"), "{lost:#}");
+    assert!(!lost["lastError"]["detail"].as_str().unwrap().contains("by itself"), "{lost:#}");
+    enroll_by_hand(&world, "wfm-client", CLIENT, Duration::from_secs(3600));
+    wait_for_state(&world.device, "wfm-client", "active");
+}
+
 /// What the configuration does not allow any more is not found by programs either, and is not lost.
 #[test]
 fn svid_that_the_configuration_rules_out_is_withdrawn() {
