@@ -12,7 +12,7 @@ use super::reporting::cause;
 use crate::config::Enrollment;
 use crate::hint::Reason;
 use crate::keys::{self, ErrorKind, Key, Providers};
-use crate::lifecycle::{Event, KeyChoice, Supplied};
+use crate::lifecycle::{Event, IdentityIndex, KeyChoice, Supplied};
 use crate::platform::credentials::Secret;
 use crate::platform::{access, clock, files};
 use crate::problem::{LastError, ProblemCode, Report};
@@ -45,7 +45,7 @@ impl Executor {
     /// Why there is none.
     pub(super) async fn certification_request(
         &mut self,
-        index: crate::lifecycle::IdentityIndex,
+        index: IdentityIndex,
         spiffe_id: Option<&SpiffeId>,
     ) -> Result<Supply, Reason> {
         let keys = self.keys.clone();
@@ -70,11 +70,7 @@ impl Executor {
     ///
     /// # Errors
     /// Why it is refused. The current SVID stays.
-    pub(super) async fn install(
-        &mut self,
-        index: crate::lifecycle::IdentityIndex,
-        chain: Chain,
-    ) -> Result<Supply, Reason> {
+    pub(super) async fn install(&mut self, index: IdentityIndex, chain: Chain) -> Result<Supply, Reason> {
         let bundle = self.trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
         let Some(identity) = self.identities.get_mut(index.0) else { return Err(gone()) };
         if identity.has(&chain) {
