@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
+use p256::ecdsa::Signature;
 use p256::ecdsa::signature::hazmat::PrehashVerifier as _;
-use p256::ecdsa::{Signature, VerifyingKey};
 use ring::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ED25519, RSA_PSS_2048_8192_SHA256,
     RSA_PSS_2048_8192_SHA384, RSA_PSS_2048_8192_SHA512, UnparsedPublicKey, VerificationAlgorithm,
@@ -30,10 +30,7 @@ pub(super) fn checked(
     signature: Vec<u8>,
     signer: impl FnOnce() -> String,
 ) -> Result<Vec<u8>, KeyError> {
-    let is_right = || {
-        let key = VerifyingKey::from_sec1_bytes(key.as_bytes()).ok()?;
-        key.verify_prehash(digest, &Signature::from_der(&signature).ok()?).ok()
-    };
+    let is_right = || key.as_p256()?.verify_prehash(digest, &Signature::from_der(&signature).ok()?).ok();
     match is_right() {
         Some(()) => Ok(signature),
         None => Err(KeyError::WrongSignature { signer: signer() }),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use p256::ecdsa::VerifyingKey;
 use rustls::SignatureScheme;
 use rustls::pki_types::alg_id::{ECDSA_P256, ECDSA_P384, ED25519, RSA_ENCRYPTION};
 use zeroize::Zeroizing;
@@ -115,6 +116,8 @@ pub struct PublicKey {
     name: &'static str,
     bits: Vec<u8>,
     spki: Vec<u8>,
+    /// Decoded once: each signature is verified with it. Only of a key on P-256.
+    p256: Option<VerifyingKey>,
 }
 
 impl PublicKey {
@@ -132,6 +135,7 @@ impl PublicKey {
     /// [`KeyError::BadPublicKey`] if they are not those of such a key.
     pub(super) fn new(algorithm: KeyAlgorithm, bits: &[u8]) -> Result<Self, KeyError> {
         let bad = |why| Err(KeyError::BadPublicKey { why });
+        let mut p256 = None;
         let name = match (algorithm, bits) {
             (KeyAlgorithm::EcdsaP256, point) if point.len() != 65 => {
                 return bad("not 65 bytes long, as an uncompressed P-256 point is");
@@ -139,8 +143,11 @@ impl PublicKey {
             (KeyAlgorithm::EcdsaP256 | KeyAlgorithm::EcdsaP384, [first, ..]) if *first != 4 => {
                 return bad("not an uncompressed point");
             }
-            (KeyAlgorithm::EcdsaP256, point) => match p256::PublicKey::from_sec1_bytes(point) {
-                Ok(_) => "ecdsa-p256",
+            (KeyAlgorithm::EcdsaP256, point) => match VerifyingKey::from_sec1_bytes(point) {
+                Ok(key) => {
+                    p256 = Some(key);
+                    "ecdsa-p256"
+                }
                 Err(_) => return bad("not a point on the curve P-256"),
             },
             (KeyAlgorithm::EcdsaP384, point) if point.len() == 97 => "ecdsa-p384",
@@ -155,7 +162,7 @@ impl PublicKey {
             },
         };
         let info = [wrap(SEQUENCE, algorithm.id()), wrap(BIT_STRING, &[&[0], bits].concat())].concat();
-        Ok(Self { algorithm, name, bits: bits.to_vec(), spki: wrap(SEQUENCE, &info) })
+        Ok(Self { algorithm, name, bits: bits.to_vec(), spki: wrap(SEQUENCE, &info), p256 })
     }
 
     /// Takes a DER `SubjectPublicKeyInfo`.
@@ -178,6 +185,11 @@ impl PublicKey {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bits
+    }
+
+    /// The key, if it is on P-256.
+    pub(super) fn as_p256(&self) -> Option<&VerifyingKey> {
+        self.p256.as_ref()
     }
 
     /// The key as a DER `SubjectPublicKeyInfo`, the form a certificate carries.
