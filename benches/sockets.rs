@@ -119,12 +119,14 @@ async fn reads(world: &World, measurements: &mut Measurements) {
 async fn signatures(world: &World, measurements: &mut Measurements) {
     let mut direct = Direct::new(world);
     let (mut by_socket, mut driven, mut as_agent) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+    let mut ratios = Vec::new();
     for _ in 0..8 {
         let begun = Instant::now();
         for _ in 0..SIGNATURES {
             direct.sign();
         }
-        driven += begun.elapsed();
+        let driven_now = begun.elapsed();
+        driven += driven_now;
         let begun = Instant::now();
         for _ in 0..SIGNATURES {
             direct.sign_saved();
@@ -145,8 +147,13 @@ async fn signatures(world: &World, measurements: &mut Measurements) {
         while let Some(signed) = callers.join_next().await {
             signed.unwrap();
         }
-        by_socket += begun.elapsed();
+        let by_socket_now = begun.elapsed();
+        by_socket += by_socket_now;
+        ratios.push(100.0 * by_socket_now.as_secs_f64() / driven_now.as_secs_f64());
     }
+    // The median: other work on this machine falls into single rounds.
+    ratios.sort_by(f64::total_cmp);
+    let ratio = f64::midpoint(ratios[3], ratios[4]);
     let all = (8 * SIGNATURES) as f64;
     for (what, took) in [
         ("Load, Sign, Flush driven directly", driven),
@@ -156,7 +163,7 @@ async fn signatures(world: &World, measurements: &mut Measurements) {
         println!("{what:<58} {:>9.1} signatures a second", all / took.as_secs_f64());
     }
     let against = |direct: Duration| 100.0 * by_socket.as_secs_f64() / direct.as_secs_f64();
-    measurements.at_most("POST /v1/sign: its time against Load, Sign, Flush", against(driven), 110.0, "%");
+    measurements.at_most("POST /v1/sign: its time against Load, Sign, Flush", ratio, 110.0, "%");
     // The agent has the TPM do ContextLoad, Sign, Flush. In addition there is the way through the
     // socket and three threads, on the two cores that the clients and the TPM share with it.
     println!(
