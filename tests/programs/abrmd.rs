@@ -1,6 +1,7 @@
 //! tpm2-abrmd before a software TPM, on a system bus of its own.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -58,7 +59,8 @@ impl Abrmd {
         let mut bus = Running::start(&mut command, &file("bus.log"));
         wait_until("the bus", || {
             assert!(!bus.has_ended(), "dbus-daemon does not start");
-            socket.exists()
+            // It is there before every user may connect to it (chmod(2) after bind(2)).
+            fs::metadata(&socket).is_ok_and(|found| found.permissions().mode() & 0o002 != 0)
         });
 
         let mut abrmd = Self { tpm: tpm.tcti(), address, broker: None, _bus: bus, directory };
