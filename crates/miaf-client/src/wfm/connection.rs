@@ -105,6 +105,19 @@ impl Connection {
         let _ = self.tcp.shutdown(Shutdown::Both);
     }
 
+    /// The alert that the peer has sent before it closed the connection, if a write has noticed the
+    /// closing first.
+    fn last_word(&mut self, e: io::Error) -> io::Error {
+        if !matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) {
+            return e;
+        }
+        let _ = self.tls.read_tls(&mut self.tcp); // what is there to be read
+        match self.tls.process_new_packets() {
+            Err(alert) => io::Error::new(ErrorKind::InvalidData, alert),
+            Ok(_) => e,
+        }
+    }
+
     /// Does I/O until it has a result, the time limit is reached, or the connection ends.
     fn until_done<T>(
         &mut self,
@@ -119,7 +132,7 @@ impl Connection {
             match io(&mut Stream::new(&mut self.tls, &mut self.tcp)) {
                 Err(e) if is_timeout(&e) && Instant::now() < until => {}
                 Err(e) if is_timeout(&e) => return Err(ErrorKind::TimedOut.into()),
-                Err(e) => return Err(in_words(e)),
+                Err(e) => return Err(in_words(self.last_word(e))),
                 done => return done,
             }
         }
