@@ -40,7 +40,7 @@ def elements(der):
 
 
 def may_issue(certificate):
-    """Whether a certificate, in DER, is that of an issuer, which is nobody's SVID."""
+    """Whether a certificate, in DER, is that of an issuer, which is no SVID."""
     ((_, whole),) = elements(certificate)
     (_, to_be_signed), *_ = elements(whole)
     ((_, extensions),) = (list(elements(content))[0] for tag, content in elements(to_be_signed) if tag == 0xA3)

@@ -192,7 +192,7 @@ fn outlook(command: &AdminCommand, way: Option<&Enrollment>) -> &'static str {
             }
             Some(Enrollment::Installed { .. }) => {
                 "The identity is retired: it is stored apart in the state directory, and what was published is withdrawn. \
-                 What svid_file and key_file of it hold is taken in again, as long as it is there."
+                 What svid_file and key_file of it hold is adopted again, as long as it is there."
             }
             _ => {
                 "The identity is retired: it is stored apart in the state directory, what was published is withdrawn, and a \

@@ -95,7 +95,7 @@ impl Executor {
         files.flatten().collect()
     }
 
-    /// Reads these files, and takes in what is new in them. Returns what the lifecycle has to know.
+    /// Reads these files, and stores what is new in them. Returns what the lifecycle has to know.
     pub(super) async fn read_operator_files(&mut self) -> Vec<Event> {
         let bundle = self.trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
         let mut events = Vec::new();

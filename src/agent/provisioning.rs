@@ -148,7 +148,7 @@ impl Provisioning {
         if now.boot < self.next_check {
             return false;
         }
-        // Nobody is contacted for a bundle file, so nobody has to be trusted for it.
+        // No server is contacted for a bundle file, so none has to be trusted for it.
         let trusted = match transport.check_trust().await {
             Err(TransportError::NoTrust) if self.settings.reads_bundle_file => Ok(()),
             checked => checked.map(drop),

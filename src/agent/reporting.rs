@@ -537,7 +537,7 @@ mod tests {
     }
 
     /// A device that waits for its first certificate is no fault of anything. It becomes one as the
-    /// end of a certificate comes near that nobody replaces.
+    /// end of a certificate comes near that is not replaced.
     #[test]
     fn operator_is_asked_by_a_warning_and_near_the_end_by_an_error() {
         let directory = tempfile::tempdir().unwrap();

@@ -273,7 +273,7 @@ fn instead(file: &Path, content: &[u8]) -> String {
     let blocks = pem::read(content).map(|read| read.blocks).unwrap_or_default();
     let has = |label: &str| blocks.iter().any(|block| block.label.contains(label));
     if has("PRIVATE KEY") {
-        "Remove the private key from the file: the identity has its own, and no other is taken in".into()
+        "Remove the private key from the file: the identity has its own, and takes no other".into()
     } else if has("CERTIFICATE REQUEST") {
         "Have this request signed, and install the chain that is issued for it".into()
     } else if has("PKCS7") {

@@ -90,8 +90,7 @@ pub(super) fn next_step(identity: &IdentityStatus, shared: Option<&ErrorStatus>,
             "none: the agent waits for the identity of this device, and then continues by itself".into()
         }
         (Some(error), _) if is_for_the_operator(identity, error) => {
-            "follow the hint; the agent takes in another certificate, or another trust bundle, by itself"
-                .into()
+            "follow the hint; the agent uses another certificate, or another trust bundle, by itself".into()
         }
         (Some(error), _) => step_after(error, now),
         (None, Some(State::Unconfigured)) => "set the address of the MIS in the configuration".into(),

@@ -625,7 +625,7 @@ fn file_that_is_replaced_in_a_loop_is_read_now_and_then() {
     let most = 20 + usize::try_from(began.elapsed().as_secs()).unwrap() / 10;
     assert!((1..=most).contains(&requests), "{requests} requests");
     assert_eq!(identity(&world.device, "device")["ready"], true);
-    // What comes at last is taken in.
+    // What comes at last is adopted.
     let good = world.mis.mint(&MintSpec::csr(csr)).unwrap();
     fs::write(&new, good.chain_pem).unwrap();
     fs::rename(&new, &file).unwrap();

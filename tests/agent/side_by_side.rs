@@ -70,7 +70,7 @@ fn wfm_that_is_away_or_refuses_touches_no_other_identity() {
     plant.wfm.resume().unwrap();
     wait_for_state(&plant.world.device, NAME, "blocked");
     unaffected(&plant);
-    // Slow is not dead, and yet nobody waits for it for long.
+    // Slow is not dead, and yet no other identity waits for it for long.
     plant.wfm.clear_faults();
     plant.wfm.fault(Endpoint::Onboarding, Fault::Stall(Duration::from_secs(3)));
     run(&plant.world.device, &["retry"]);

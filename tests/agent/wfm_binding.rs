@@ -324,7 +324,7 @@ fn errors_of_the_wfm_are_reported_with_what_to_do() {
     reported(403, "wfm-refused", false, "accept this device, by its SPIFFE ID");
     respond(Fault::problem(404, "", None));
     reported(404, "wfm-refused", false, "enroll = \"manual\"");
-    respond(Fault::response(422, &[], "")); // of whom it is, nobody knows
+    respond(Fault::response(422, &[], "")); // its sender is unknown
     reported(422, "wfm-refused", false, "operator of the WFM");
     respond(Fault::problem(429, "too-many-requests", Some("1")));
     reported(429, "wfm-refused", false, "raise its limit");

@@ -157,7 +157,7 @@ fn released_client_runs_on_the_files_of_the_agent() {
 }
 
 #[test]
-fn intermediate_is_published_for_the_released_client_if_configured() {
+fn intermediate_is_published_for_released_clients_if_configured() {
     const WARNING: &str = "the WFM client that Margo has released does not start with it";
     let mut world = World::of(Mis::start());
     world.device.start();
@@ -259,7 +259,7 @@ fn ca_file_that_the_released_client_refuses_is_warned_of() {
     world.run(&["retry"]);
     world.wait_for_client("its state", |client| client["state"] == "active");
     assert_eq!(world.device.log().matches(WARNING).count(), 1, "{}", world.device.log());
-    // No warning where no such client can be: the key is in the TPM, or nobody has the file.
+    // No warning where no such client can be: the key is in the TPM, or no program has the file.
     let quiet = "[[identity]]\nname = \"wfm-client\"\nenroll = \"manual\"\nkey.provider = \"tpm\"\n";
     world.configure(&world.discovery(), quiet);
     world.device.stop();

@@ -1,7 +1,7 @@
 """One party of a connection, WFM client or WFM: its checks at the start, and what it looks at again.
 
 Certificate, key, https-ca.crt and a bundle file are read once. The bundle of an MIS is fetched at the
-pace of its hint, and the allow list is read when a name in the folder that held it at the start changes.
+pace of its hint, and the allow list is read when a name in the directory that held it at the start changes.
 """
 
 import http.client
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import mtls
 import rules
 
-WATCH = 0.05  # seconds between two looks at the folder of the allow list
+WATCH = 0.05  # seconds between two looks at the directory of the allow list
 DEBOUNCE = 0.1  # seconds between a change and the reading
 CACHE_INTERVAL = 60  # seconds between two fetches of a bundle without a hint
 LARGEST = 1 << 20  # bytes of a document
@@ -200,16 +200,16 @@ class Party:
 
 
 class Folder:
-    """The folder that a path leads to at this moment, watched for changes of the path's last name.
+    """The directory that a path leads to at this moment, watched for changes of the path's last name.
 
-    As inotify sees them: a folder that takes the place of this one, by a symlink that is swapped, is not
+    As inotify sees them: a directory that takes the place of this one, by a symlink that is swapped, is not
     looked at, and neither is the target of a symlink of this name.
     """
 
     def __init__(self, path):
         self.name = os.path.basename(os.path.abspath(path))
         try:
-            self.folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
+            self.directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise rules.Refused("authorized", f"{path}: {error.strerror}") from error
         self.seen = self._state()
@@ -223,7 +223,7 @@ class Folder:
 
     def _state(self):
         try:
-            entry = os.stat(self.name, dir_fd=self.folder, follow_symlinks=False)
+            entry = os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
         except OSError:
             return None
         return entry.st_ino, entry.st_size, entry.st_mtime_ns, entry.st_ctime_ns

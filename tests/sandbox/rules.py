@@ -192,7 +192,7 @@ def authorized(data, principal):
 
 
 def new_authorized(data, principal):
-    """The allow list while the program runs: blanks are no longer passed over, and an empty list allows nobody."""
+    """The allow list while the program runs: blanks are no longer passed over, and an empty list allows no peer."""
     ids = strings(data)
     for spiffe_id in ids:
         form(spiffe_id, principal, "authorized")

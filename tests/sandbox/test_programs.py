@@ -368,7 +368,7 @@ class Again(World):
             self.assertEqual(self.connects(client)["result"], "accepted")
 
     def test_authorized_behind_a_swapped_symlink_is_not_seen(self):
-        """Nor is one at the end of a symlink of its own. A change in the old folder shows that the watch goes on."""
+        """Nor is one at the end of a symlink of its own. A change in the old directory shows that the watch goes on."""
         for generation, wfm in (("1", "wfm-1"), ("2", "wfm-2")):
             (self.path / generation).mkdir()
             self.listed(f"{generation}/authorized.json", f"spiffe://{pki.DOMAIN}/margo/wfm/{wfm}")

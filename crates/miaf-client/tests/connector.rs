@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -528,5 +528,25 @@ fn example_fetches_deployments_from_the_wfm_alone() {
     agent.change(|state| state.own = Some(Issued::svid(DEVICE, &root)));
     let as_device = agent.connector().with_peer(SpiffeId::parse(WFM).unwrap());
     let error = example::fetch(&as_device, &url(&server)).unwrap_err();
+    assert!(error.to_string().contains("refuses this identity's certificate"), "{error}");
+}
+
+/// In TLS 1.3 a refusal comes after the handshake, and closes the connection: a write may notice
+/// that before a read has seen why.
+#[test]
+fn refused_certificate_is_told_by_a_write_too() {
+    let root = Authority::new("Root");
+    let server = Server::start(wfm(&root), Some(own_bundle(&[&root])));
+    let agent = Agent::start(Issued::svid(DEVICE, &root), bundle(&[&root]));
+    let connector = agent.connector().with_peer(SpiffeId::parse(WFM).unwrap());
+    let mut connection = connector.connect("127.0.0.1", server.port).unwrap();
+    let until = Instant::now() + PATIENCE;
+    let error = loop {
+        match connection.write_all(b"x").and_then(|()| connection.flush()) {
+            Err(e) => break e,
+            Ok(()) => assert!(Instant::now() < until, "the server takes the certificate of a device"),
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
     assert!(error.to_string().contains("refuses this identity's certificate"), "{error}");
 }

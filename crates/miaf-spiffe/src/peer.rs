@@ -142,7 +142,7 @@ impl PeerError {
 ///
 /// # Errors
 /// [`PeerError`]: the first rule that the peer breaks. Its name comes before its trust: a WFM that
-/// is not the expected one is reported as such, whoever issued its certificate.
+/// is not the expected one is reported as such, whatever issuer its certificate has.
 pub fn validate_peer(
     chain: &[CertificateDer<'_>],
     expected: &ExpectedPeer,

@@ -168,7 +168,7 @@ fn other_algorithms_are_refused_also_under_released_rules() {
             ("an RSA key of 2048 bits for PSS", |a| a.leaf.key = &RSA_2048_FOR_PSS, R::WeakRsa(2048)),
             ("an RSA key that cannot be read", |a| a.leaf.key = &DAMAGED_RSA, ALGORITHM),
             ("a P-521 key", |a| a.leaf.key = &P521, ALGORITHM),
-            ("a key on a curve that nobody knows", |a| a.leaf.key = &UNKNOWN_CURVE, ALGORITHM),
+            ("a key on an unknown curve", |a| a.leaf.key = &UNKNOWN_CURVE, ALGORITHM),
             ("an Ed448 key", |a| a.leaf.key = &ED448, ALGORITHM),
             ("an RSA issuer of 2048 bits", |a| a.root().key = &RSA_2048, R::WeakRsa(2048)),
             (
