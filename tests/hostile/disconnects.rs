@@ -1,7 +1,7 @@
 //! Peers that leave, and peers that only stop sending: the first hold no permit, the second get
 //! their responses.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
@@ -27,7 +27,10 @@ fn say(device: &Device, socket: &str, said: &[u8]) -> UnixStream {
 fn hear(stream: &mut UnixStream, mut holds: impl FnMut(&str) -> bool) -> String {
     let (mut heard, mut part) = (String::new(), [0; 4096]);
     while !holds(&heard) {
-        let read = stream.read(&mut part).expect("more to hear");
+        let read = match stream.read(&mut part) {
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue, // stopped and continued (signal(7))
+            read => read.expect("more to hear"),
+        };
         assert!(read > 0, "the end after {heard:?}");
         heard += &String::from_utf8_lossy(&part[..read]);
     }

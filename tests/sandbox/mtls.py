@@ -34,12 +34,12 @@ def parsed(der):
     return cert
 
 
-def settings(minimum):
+def settings(minimum, decompresses=()):
     chosen = HandshakeSettings()
     chosen.minVersion, chosen.maxVersion = minimum, TLS_1_3
     chosen.eccCurves, chosen.keyShares = ["x25519", "secp256r1", "secp384r1"], ["x25519", "secp256r1"]
     # Go has no certificate compression, and tlslite-ng compresses whatever the server wants.
-    chosen.certificate_compression_send = chosen.certificate_compression_receive = []
+    chosen.certificate_compression_send, chosen.certificate_compression_receive = [], list(decompresses)
     return chosen
 
 
@@ -102,7 +102,9 @@ class Server(ThreadingHTTPServer):
                 certChain=self.credential.chain,
                 privateKey=self.credential.key,
                 reqCert=self.check is not None,
-                settings=settings(self.minimum),
+                # tlslite-ng names the algorithms in each CertificateRequest, and none is malformed (RFC 8879
+                # section 3): OpenSSL 3.5 ends the handshake.
+                settings=settings(self.minimum, ["zlib"]),
                 alpn=[bytearray(b"http/1.1")],
             )
             chain = ders(connection.session.clientCertChain)
