@@ -16,7 +16,7 @@ use rustls_pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
-use crate::config::{self, FactoryCertificateLocation, FactoryKeyLocation};
+use crate::config::{self, CredentialKind, FactoryCertificateLocation, FactoryKeyLocation};
 use crate::hint::{Hint, Reason};
 use crate::keys::KeyError;
 use crate::keys::factory_key::{self, Source};
@@ -54,6 +54,8 @@ pub enum Purpose {
 /// Properties of the credential, for the status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CredentialFacts {
+    /// What it is called.
+    pub kind: CredentialKind,
     /// First moment of validity.
     pub not_before: Timestamp,
     /// Last moment of validity.
@@ -84,7 +86,8 @@ impl FactoryCredential {
         let (chain, mut warnings) = read_chain(config, tpm)?;
         let auth = match &config.key_auth {
             Some(secret) => {
-                secret.read()?; // an unreadable secret has an error of its own
+                // An unreadable secret has an error of its own.
+                secret.read().map_err(|why| CredentialError::Auth { kind: config.kind, why })?;
                 Some(AuthValue::from_secret(secret.clone()))
             }
             None => None,
@@ -104,7 +107,8 @@ impl FactoryCredential {
         let certified = CertifiedKey::new(chain, key.signing_key);
         if !x509::has_its_key(&certified) {
             let certificate = config.certificate.to_string();
-            return Err(CredentialError::Mismatch { certificate, key: config.key.to_string() });
+            let key = config.key.to_string();
+            return Err(CredentialError::Mismatch { kind: config.kind, certificate, key });
         }
         Ok(Self { certified, facts, ends, proven })
     }
@@ -116,9 +120,9 @@ impl FactoryCredential {
     pub fn check_validity(&self, now: Timestamp) -> Result<(), CredentialError> {
         let CredentialFacts { not_before, not_after, .. } = self.facts;
         if now > not_after {
-            Err(CredentialError::Expired { not_after })
+            Err(CredentialError::Expired { kind: self.facts.kind, not_after })
         } else if now < not_before {
-            Err(CredentialError::NotYetValid { not_before })
+            Err(CredentialError::NotYetValid { kind: self.facts.kind, not_before })
         } else {
             Ok(())
         }
@@ -144,6 +148,7 @@ impl fmt::Debug for FactoryCredential {
 /// The credential in use, and the problem that the last check found.
 #[derive(Clone, Debug, Default)]
 pub struct CurrentCredential {
+    kind: CredentialKind,
     good: Option<Arc<FactoryCredential>>,
     seen: Option<CredentialFacts>,
     problem: Option<CredentialProblem>,
@@ -159,15 +164,25 @@ struct CredentialProblem {
     error: LastError,
 }
 
-/// Title of the report of a bad credential.
-pub const TITLE: &str = "The factory credential cannot be used";
-
-/// Report of a bad credential.
-pub fn report(why: &CredentialError) -> Report {
-    Report::of(ProblemCode::FactoryCredential, TITLE, why)
-}
-
 impl CurrentCredential {
+    /// That of an enrollment over EST.
+    pub fn for_est() -> Self {
+        Self { kind: CredentialKind::Est, ..Self::default() }
+    }
+
+    /// Title of the report of a bad credential.
+    pub fn title(&self) -> &'static str {
+        match self.kind {
+            CredentialKind::Factory => "The factory credential cannot be used",
+            CredentialKind::Est => "The certificate that authorizes the enrollment cannot be used",
+        }
+    }
+
+    /// Report of a bad credential.
+    pub fn report(&self, why: &CredentialError) -> Report {
+        Report::of(ProblemCode::FactoryCredential, self.title(), why)
+    }
+
     /// Updates the credential by the outcome of a read, and returns the one to use: the one that
     /// was read, or the one before if that is still good and the new one is not. Logs what has
     /// changed.
@@ -230,11 +245,11 @@ impl CurrentCredential {
         let CredentialFacts { not_after, sha256, algorithm, in_tpm, .. } = facts;
         match &self.seen {
             None => {
-                tracing::info!(%not_after, sha256, algorithm, in_tpm, "factory certificate read")
+                tracing::info!(%not_after, sha256, algorithm, in_tpm, "{} certificate read", self.kind)
             }
             Some(before) if before.sha256 != *sha256 => tracing::warn!(
                 %not_after, sha256, algorithm, in_tpm,
-                "factory certificate replaced: the next enrollment uses it"
+                "{} certificate replaced: the next enrollment uses it", self.kind
             ),
             Some(_) => {}
         }
@@ -247,14 +262,14 @@ impl CurrentCredential {
 
     fn clear_problem(&mut self) {
         if self.problem.take().is_some() {
-            tracing::info!("factory credential recovered");
+            tracing::info!("{} credential recovered", self.kind);
         }
     }
 
     fn record_problem(&mut self, why: &CredentialError, found_in: Purpose, has_another: bool, at: Timestamp) {
         let consequence =
             if has_another { "The one before it stays in use" } else { "No enrollment is possible for now" };
-        let report = report(why).with_consequence(consequence);
+        let report = self.report(why).with_consequence(consequence);
         if let Some(problem) = self.problem.as_mut().filter(|problem| problem.error.report == report) {
             problem.found_in = found_in;
             return;
@@ -269,7 +284,7 @@ impl CurrentCredential {
             let (not_after, days) = (facts.not_after, now.until(facts.not_after).as_secs() / DAY.as_secs());
             tracing::warn!(
                 %not_after, days,
-                "factory certificate expires soon: replace it, or this device cannot enroll again"
+                "{} certificate expires soon: replace it, or this device cannot enroll again", self.kind
             );
         }
         self.warned = passed;
@@ -286,17 +301,15 @@ impl CurrentCredential {
             if now > *not_after {
                 tracing::warn!(
                     %subject, %not_after,
-                    "an intermediate of the factory certificate has expired: replace it in \
-                     cert_file or intermediates_file, or an MIS that has no newer one refuses this \
-                     device"
+                    "an intermediate of the {} certificate has expired: replace it in cert_file or \
+                     intermediates_file, or an MIS that has no newer one refuses this device", self.kind
                 );
             } else {
                 let days = now.until(*not_after).as_secs() / DAY.as_secs();
                 tracing::warn!(
                     %subject, %not_after, days,
-                    "an intermediate of the factory certificate expires soon: replace it in \
-                     cert_file or intermediates_file, or this device may not be able to enroll \
-                     again"
+                    "an intermediate of the {} certificate expires soon: replace it in cert_file or \
+                     intermediates_file, or this device may not be able to enroll again", self.kind
                 );
             }
         }
@@ -319,19 +332,19 @@ type Chain = (Vec<CertificateDer<'static>>, Vec<String>);
 
 fn read_chain(config: &config::BootstrapConfig, tpm: &Tpm) -> Result<Chain, CredentialError> {
     let (mut chain, mut warnings) = match &config.certificate {
-        FactoryCertificateLocation::File(path) => certificates_in(path)?,
+        FactoryCertificateLocation::File(path) => certificates_in(config.kind, path)?,
         FactoryCertificateLocation::TpmNv(index) => (tpm.certificates_in_nv(*index)?, Vec::new()),
     };
     if let Some(path) = &config.intermediates_file {
-        let (intermediates, more) = certificates_in(path)?;
+        let (intermediates, more) = certificates_in(config.kind, path)?;
         chain.extend(intermediates);
         warnings.extend(more);
     }
     Ok((chain, warnings))
 }
 
-fn certificates_in(path: &Path) -> Result<Chain, CredentialError> {
-    let unusable = |why: Reason| CredentialError::Certificate { place: path.display().to_string(), why };
+fn certificates_in(kind: CredentialKind, path: &Path) -> Result<Chain, CredentialError> {
+    let unusable = |why: Reason| CredentialError::Certificate { kind, place: path.display().to_string(), why };
     let content = files::read_limited(path).map_err(|e| {
         let why = access::unreadable(path, &e);
         unusable(Reason { what: format!("it cannot be read: {why}"), ..why })
@@ -351,8 +364,10 @@ fn facts(
     algorithm: &'static str,
     in_tpm: bool,
 ) -> Result<CredentialFacts, CredentialError> {
-    let damaged =
-        |why: &str| CredentialError::Certificate { place: config.certificate.to_string(), why: why.into() };
+    let damaged = |why: &str| {
+        let place = config.certificate.to_string();
+        CredentialError::Certificate { kind: config.kind, place, why: why.into() }
+    };
     let leaf = chain.first().ok_or_else(|| damaged("it holds no certificate"))?;
     for certificate in chain {
         X509Certificate::from_der(certificate).map_err(|_| damaged("a certificate in it is damaged"))?;
@@ -361,6 +376,7 @@ fn facts(
         X509Certificate::from_der(leaf).map_err(|_| damaged("a certificate in it is damaged"))?;
     let validity = parsed.validity();
     Ok(CredentialFacts {
+        kind: config.kind,
         not_before: Timestamp::from_secs(validity.not_before.timestamp()),
         not_after: Timestamp::from_secs(validity.not_after.timestamp()),
         sha256: Hex(&sha256(leaf)).to_string(),
@@ -377,8 +393,10 @@ pub enum CredentialError {
     #[error("none is configured")]
     NotConfigured,
     /// The certificate cannot be used.
-    #[error("the factory certificate {place}: {why}")]
+    #[error("the {kind} certificate {place}: {why}")]
     Certificate {
+        /// What it is called.
+        kind: CredentialKind,
         /// Where it is.
         place: String,
         /// What is wrong with it, and what to do.
@@ -388,25 +406,36 @@ pub enum CredentialError {
     #[error(transparent)]
     Key(#[from] KeyError),
     /// The key's password cannot be read.
-    #[error("the password of the factory key (key_auth): {0}")]
-    Auth(#[from] SecretError),
+    #[error("the password of the {kind} key (key_auth): {why}")]
+    Auth {
+        /// What it is called.
+        kind: CredentialKind,
+        /// What is wrong with the secret.
+        why: SecretError,
+    },
     /// The key is not the certificate's.
-    #[error("the key {key} does not belong to the factory certificate {certificate}")]
+    #[error("the key {key} does not belong to the {kind} certificate {certificate}")]
     Mismatch {
+        /// What they are called.
+        kind: CredentialKind,
         /// Where the certificate is.
         certificate: String,
         /// Where the key is.
         key: String,
     },
     /// The certificate has expired.
-    #[error("the factory certificate expired at {not_after}, or this device's clock is wrong")]
+    #[error("the {kind} certificate expired at {not_after}, or this device's clock is wrong")]
     Expired {
+        /// What it is called.
+        kind: CredentialKind,
         /// Its last moment.
         not_after: Timestamp,
     },
     /// The certificate is not valid yet.
-    #[error("the factory certificate is not valid before {not_before}, or this device's clock is wrong")]
+    #[error("the {kind} certificate is not valid before {not_before}, or this device's clock is wrong")]
     NotYetValid {
+        /// What it is called.
+        kind: CredentialKind,
         /// Its first moment.
         not_before: Timestamp,
     },
@@ -416,14 +445,17 @@ impl Hint for CredentialError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         let fixed = match self {
             Self::NotConfigured => "Set cert_file and key under [bootstrap]",
-            Self::Mismatch { .. } => "Correct cert_file (or cert) or key under [bootstrap]",
+            Self::Mismatch { kind, .. } => {
+                return Some(format!("Correct cert_file (or cert) or key under {}", kind.section()).into());
+            }
             Self::Expired { .. } => "Check the clock; then ask the issuer of the certificate for a new one",
             Self::NotYetValid { .. } => "Check the clock of this device",
             Self::Certificate { why, .. } => return why.hint(),
             Self::Key(why) => return why.hint(),
-            Self::Auth(why) => {
+            Self::Auth { kind, why } => {
                 // What is wrong with the file says more.
-                return why.hint().or(Some("Correct key_auth under [bootstrap], or what it names".into()));
+                let correct = || format!("Correct key_auth under {}, or what it names", kind.section()).into();
+                return why.hint().or_else(|| Some(correct()));
             }
         };
         Some(fixed.into())
@@ -453,6 +485,7 @@ mod tests {
         let signing_key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
         FactoryCredential {
             facts: CredentialFacts {
+                kind: CredentialKind::Factory,
                 not_before: Timestamp::from_secs(1_800_000_000 + from * DAYS),
                 not_after: Timestamp::from_secs(1_800_000_000 + to * DAYS),
                 sha256: format!("{name} {from} {to}"),

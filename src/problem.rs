@@ -106,12 +106,13 @@ impl Report {
 }
 
 /// Commands that are about one identity. Without `--identity`, they are about the default identity.
-const ABOUT_ONE_IDENTITY: [&str; 5] = [
+const ABOUT_ONE_IDENTITY: [&str; 6] = [
     "miaf-agent retry --new-key",
     "miaf-agent renew",
     "miaf-agent retire",
     "miaf-agent csr",
     "miaf-agent install",
+    "miaf-agent enroll",
 ];
 
 /// The text of a hint, with `--identity` in each command that is about one identity. `None`: there
@@ -171,6 +172,15 @@ pub fn remedy(code: ProblemCode) -> Option<&'static str> {
             "Create a request with: miaf-agent csr; have the operator of the MIS sign it, and bring the chain in with: \
              miaf-agent install chain.pem"
         }
+        P::TokenNeeded => {
+            "Have the operator of the MIS create an enrollment token for this identity, and hand it over with: \
+             miaf-agent enroll --token-file FILE"
+        }
+        P::TokenRefused => {
+            "Ask the operator of the MIS whether the token has expired, has been used or was withdrawn; with a fresh one: \
+             miaf-agent enroll --token-file FILE"
+        }
+        P::TokenUnusable => "Correct the file or credential that token under [identity.est] names: one line, username:secret",
         P::DeviceIdentityNeeded => {
             "Correct what keeps the device from having a valid identity of its own: miaf-agent status"
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use miaf_agent::lifecycle::{
     Action, Backoff, BundleFacts, DiscoveryFacts, Event, Failure, FailureKind, IdentityAction, IdentityEvent,
     IdentityIndex, IdentityPolicy, Issuance, KeyChoice, KnownTime, Lifecycle, Memory, NotAdopted, Policy,
-    Request, Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, SvidFacts, SvidTrust,
+    Request, Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, KeyUse, SvidFacts, SvidTrust,
 };
 use miaf_agent::time::{BootTime, Now, Timestamp};
 
@@ -104,6 +104,7 @@ impl Device {
                     }),
                     pending_key: identity.pending_key,
                     issued_chain: identity.issued.is_some(),
+                    has_token: false,
                     memory,
                 })
                 .collect(),
@@ -236,6 +237,7 @@ impl Device {
                         renew_at: None,
                         key,
                         key_fits: true,
+                        key_use: KeyUse::default(),
                     });
                 }))
             }

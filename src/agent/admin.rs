@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use super::ConfigLocation;
 use super::blocking;
 use super::executor::Executor;
+use super::identity::Identity;
 use super::operator::Supply;
 use super::reporting::cause;
 use crate::config::{Config, Enrollment, IdentityConfig};
@@ -108,6 +109,10 @@ fn validate(command: &AdminCommand, conditions: Conditions<'_>, place: &ConfigLo
                 other => Some(not_manual(identity, other)),
             }
         }
+        AdminCommand::Enroll { identity, .. } => {
+            let enroll = enroll(identity);
+            (!enroll.is_some_and(takes_tokens)).then(|| not_by_token(identity, enroll))
+        }
         AdminCommand::Renew(name) if !conditions.issued.contains(name) => Some(
             Reason::from(format!("the identity \"{name}\" has no SVID yet that could be renewed"))
                 .with_hint_text(
@@ -171,6 +176,20 @@ fn not_manual(name: &IdentityName, enroll: Option<&Enrollment>) -> Reason {
     }
 }
 
+/// Whether an identity is enrolled by enrollment token.
+fn takes_tokens(enroll: &Enrollment) -> bool {
+    matches!(enroll, Enrollment::Est(est) if est.certificate().is_none())
+}
+
+fn not_by_token(name: &IdentityName, enroll: Option<&Enrollment>) -> Reason {
+    let way = enroll.map_or("", Enrollment::as_str);
+    let with = if way == "est" { ", with a certificate" } else { "" };
+    let what = format!("the identity \"{name}\" has enroll = \"{way}\"{with}: it is not enrolled by a token");
+    Reason::from(what).with_hint_text(
+        "Name an identity with enroll = \"est\" and without a certificate under [identity.est] (--identity NAME)",
+    )
+}
+
 /// What an accepted command leads to.
 fn outlook(command: &AdminCommand, way: Option<&Enrollment>) -> &'static str {
     match command {
@@ -199,7 +218,7 @@ fn outlook(command: &AdminCommand, way: Option<&Enrollment>) -> &'static str {
                  new one is requested under the configuration."
             }
         },
-        AdminCommand::Csr { .. } | AdminCommand::Install { .. } => "It is executed.",
+        AdminCommand::Csr { .. } | AdminCommand::Install { .. } | AdminCommand::Enroll { .. } => "It is executed.",
     }
 }
 
@@ -212,6 +231,7 @@ impl Executor {
         if matches!(command, AdminCommand::Retry { .. }) {
             self.provisioning.retry();
             self.trust_domain.accept_regressed_bundle();
+            self.identities.iter_mut().for_each(Identity::forgive_tokens);
         }
         let index = command.identity().and_then(|name| self.identity(name)).map(|identity| identity.index);
         match (command, index) {
@@ -223,7 +243,9 @@ impl Executor {
             // Another configuration came in between, without this identity; or see retire_identity.
             (AdminCommand::Renew(_), None) | (AdminCommand::Retire(_), _) => Event::Wake,
             // See execute_awaited.
-            (AdminCommand::Csr { .. } | AdminCommand::Install { .. }, _) => Event::Wake,
+            (AdminCommand::Csr { .. } | AdminCommand::Install { .. } | AdminCommand::Enroll { .. }, _) => {
+                Event::Wake
+            }
         }
     }
 
@@ -232,13 +254,22 @@ impl Executor {
         let (name, audit) = (given.command.identity().cloned(), given.command.as_str());
         let found = name.as_ref().and_then(|name| self.identity(name)).map(|identity| {
             let enroll = &identity.config.enroll;
-            let is_manual = matches!(enroll, Enrollment::Manual { .. });
-            (identity.index, (!is_manual).then(|| not_manual(&identity.name, Some(enroll))))
+            let other = match &given.command {
+                AdminCommand::Enroll { .. } => {
+                    (!takes_tokens(enroll)).then(|| not_by_token(&identity.name, Some(enroll)))
+                }
+                _ => {
+                    let is_manual = matches!(enroll, Enrollment::Manual { .. });
+                    (!is_manual).then(|| not_manual(&identity.name, Some(enroll)))
+                }
+            };
+            (identity.index, other)
         });
         let identity = name.as_ref().map(IdentityName::as_str);
         let outcome = match (given.command.clone(), found) {
             // Another configuration may have come since the command was validated.
-            (AdminCommand::Csr { .. } | AdminCommand::Install { .. }, Some((_, Some(other)))) => Err(other),
+            (_, Some((_, Some(other)))) => Err(other),
+            (AdminCommand::Enroll { token, .. }, Some((index, None))) => self.enroll(index, token.expose()).await,
             (AdminCommand::Csr { spiffe_id, .. }, Some((index, None))) => {
                 self.certification_request(index, spiffe_id.as_ref()).await
             }

@@ -6,6 +6,7 @@ use rustls::sign::CertifiedKey;
 
 use super::admin::operator_hint;
 use super::blocking;
+use super::est::{self, EstState};
 use super::operator::MISSING_ISSUER;
 use super::persist::{forget, save};
 use super::provisioning::Provisioning;
@@ -16,7 +17,7 @@ use crate::hint::Hint as _;
 use crate::issuer::{CertificateRequest, IssuerError, Wfm};
 use crate::keys::{self, ErrorKind, Key, KeyError, Providers};
 use crate::lifecycle::{
-    Failure, FailureKind, IdentityAction, IdentityEvent, IdentityIndex, KeyChoice, Lifecycle, NotAdopted,
+    Failure, FailureKind, IdentityAction, IdentityEvent, IdentityIndex, KeyChoice, KeyUse, Lifecycle, NotAdopted,
     Request, SvidFacts,
 };
 use crate::platform::{clock, random};
@@ -51,8 +52,12 @@ pub(super) struct Identity {
     pub(super) issued_is_new: bool,
     /// The renewal moment in the record of the current SVID.
     pub(super) stored_renew_at: Option<Timestamp>,
+    /// How long the key of the current SVID has been in use.
+    pub(super) key_use: KeyUse,
     /// Publishes its files.
     pub(super) publisher: Publisher,
+    /// What an enrollment over EST needs.
+    pub(super) est: EstState,
     /// What is wrong with the files that an operator supplies.
     pub(super) operator_problem: Option<LastError>,
 }
@@ -132,6 +137,9 @@ impl Identity {
         choice: KeyChoice,
         surroundings: Surroundings<'_>,
     ) -> Result<(), Failure> {
+        if let Enrollment::Est(est) = self.config.enroll.clone() {
+            return self.request_over_est(&est, request, choice, surroundings).await;
+        }
         let Surroundings { lifecycle, trust_domain, keys, device, provisioning } = surroundings;
         let TrustDomain { issuer, discovery, .. } = trust_domain;
         let Some(discovery) = discovery else { return Err(IssuerError::NotDiscovered.to_failure()) };
@@ -172,6 +180,7 @@ impl Identity {
             may_rename,
             credential,
             chain: response.map_err(|e| e.to_failure())?,
+            lacks_issuers: false,
         };
         // If it cannot be stored it is lost with this process, and then requested again with the
         // same key.
@@ -181,7 +190,7 @@ impl Identity {
 
     /// Stores an issued chain until it is adopted. If that fails it is kept in memory: the
     /// MIS would count another one.
-    async fn keep_issued(&mut self, issued: state::StoredIssuedChain) {
+    pub(super) async fn keep_issued(&mut self, issued: state::StoredIssuedChain) {
         if let Err(e) = self.store_issued(issued.clone()).await {
             let identity = self.name.as_str();
             tracing::error!(identity, hint = hint(&e), "the issued SVID could not be stored: {}", cause(&e));
@@ -226,7 +235,7 @@ impl Identity {
         self.pending_key = one_before.await.map(|(key, _)| key);
     }
 
-    async fn give_up_pending_key(&mut self, e: &KeyError, keys: &Providers) -> Failure {
+    pub(super) async fn give_up_pending_key(&mut self, e: &KeyError, keys: &Providers) -> Failure {
         self.quarantine_pending_key(e, keys).await;
         // No remedy: the agent continues by itself, with the key that works again or with another.
         let report = Report::new(ProblemCode::Key, "The key for the next SVID is lost", e);
@@ -251,10 +260,18 @@ impl Identity {
         let Some(cached) = &surroundings.trust_domain.bundle else { return Err(NotAdopted::UnknownIssuer) };
         let choice = if issued.for_pending_key { KeyChoice::Pending } else { KeyChoice::Current };
         let key = self.key(choice).map_err(NotAdopted::Kept)?;
+        let is_renewal = issued.renewal;
+        let issued = if issued.lacks_issuers {
+            self.with_issuers(issued, &cached.bundle, bundle_is_fresh, surroundings.trust_domain).await?
+        } else {
+            issued
+        };
         match self.validate(&issued, &key, &cached.bundle) {
             Ok(svid) => {
                 let identity = publish::SvidAndKey { svid, key, credential: issued.credential };
-                self.commit(identity, choice, &surroundings).await
+                let committed = self.commit(identity, choice, is_renewal, &surroundings).await?;
+                self.forget_est_request(is_renewal).await;
+                Ok(committed)
             }
             Err(SvidError::NotYetValid { not_before }) => {
                 tracing::info!(identity = self.name.as_str(), %not_before, "the new SVID is kept until it becomes valid");
@@ -288,7 +305,13 @@ impl Identity {
                     Report::new(ProblemCode::SvidRefused, "The certificate chain is refused", &why)
                         .with_hint(Some(hint))
                 } else {
-                    Report::of(ProblemCode::SvidRefused, "The SVID that the MIS issued is refused", &why)
+                    let report =
+                        Report::of(ProblemCode::SvidRefused, "The SVID that the MIS issued is refused", &why);
+                    let of_est = matches!(self.config.enroll, Enrollment::Est(_)).then(|| est::hint_about(&why));
+                    match of_est.flatten() {
+                        Some(hint) => report.with_hint(Some(hint)),
+                        None => report,
+                    }
                 };
                 Err(NotAdopted::Refused(Failure { kind: FailureKind::Slow, retry_after: None, report }))
             }
@@ -331,15 +354,17 @@ impl Identity {
         &mut self,
         identity: publish::SvidAndKey,
         choice: KeyChoice,
+        is_renewal: bool,
         Surroundings { lifecycle, keys, .. }: &Surroundings<'_>,
     ) -> Result<SvidFacts, NotAdopted> {
         let (not_before, not_after) = (identity.svid.not_before(), identity.svid.until());
         let renew_at =
             lifecycle.draw_renewal(self.index, not_before, not_after, clock::now(), &mut random::unit);
         let key_fits = fits(&self.config, &identity.key);
-        let facts = svid_facts(&identity.svid, Some(renew_at), choice, key_fits);
+        let key_use = self.key_use_after(choice, is_renewal);
+        let facts = svid_facts(&identity.svid, Some(renew_at), choice, key_fits, key_use);
         let identity = Arc::new(identity);
-        let record = record(&identity, Some(renew_at)).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
+        let record = record(&identity, Some(renew_at), key_use).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
         let saved = save(&self.store, record).await;
         saved.map_err(|e| NotAdopted::Kept(state_failure(&e)))?;
         let (store, keys) = (self.store.clone(), (*keys).clone());
@@ -361,9 +386,20 @@ impl Identity {
             self.pending_key = None;
         }
         self.log_adoption(&identity);
-        self.stored_renew_at = Some(renew_at);
+        (self.stored_renew_at, self.key_use) = (Some(renew_at), key_use);
         self.current = Some(identity);
         Ok(facts)
+    }
+
+    /// The use of the key of an SVID that is adopted now.
+    fn key_use_after(&self, choice: KeyChoice, is_renewal: bool) -> KeyUse {
+        match choice {
+            KeyChoice::Pending => KeyUse { renewals: 0, since: Some(clock::now().wall) },
+            KeyChoice::Current => {
+                let renewals = self.key_use.renewals.saturating_add(u32::from(is_renewal));
+                KeyUse { renewals, ..self.key_use }
+            }
+        }
     }
 
     fn log_adoption(&self, identity: &publish::SvidAndKey) {
@@ -434,6 +470,7 @@ impl Credential {
                 device.map(|device| Self::Device(device, wfm)).ok_or(IssuerError::NoDeviceIdentity)
             }
             (_, Enrollment::Manual { .. } | Enrollment::Installed { .. }) => Err(IssuerError::ByOperator),
+            (Request::Enroll, Enrollment::Est(_)) => Err(IssuerError::NotConfigured), // see request_over_est
             (Request::Renew, _) => current.map(Self::Svid).ok_or(IssuerError::NothingToRenew),
         }
     }
@@ -441,7 +478,7 @@ impl Credential {
 
 /// Client certificate and key for mTLS with the current SVID, with its complete chain (miaf-v0 E3,
 /// R1).
-async fn client_identity(current: &publish::SvidAndKey) -> Result<ClientIdentity, Failure> {
+pub(super) async fn client_identity(current: &publish::SvidAndKey) -> Result<ClientIdentity, Failure> {
     let key = current.key.clone();
     // Within a handshake a TPM that was replaced or cleared would look like a network that is down.
     prove(key.clone()).await?;
@@ -524,12 +561,15 @@ pub(super) async fn proven(key: &Arc<dyn Key>) -> Result<(), KeyError> {
 pub(super) fn record(
     identity: &publish::SvidAndKey,
     renew_at: Option<Timestamp>,
+    key_use: KeyUse,
 ) -> Result<state::StoredIdentity, KeyError> {
     Ok(state::StoredIdentity {
         chain: identity.svid.chain().clone(),
         key: identity.key.to_pem()?,
         renew_at,
         credential: identity.credential.clone(),
+        key_since: key_use.since,
+        key_renewals: key_use.renewals,
     })
 }
 
@@ -538,8 +578,9 @@ pub(super) fn svid_facts(
     renew_at: Option<Timestamp>,
     key: KeyChoice,
     key_fits: bool,
+    key_use: KeyUse,
 ) -> SvidFacts {
-    SvidFacts { not_before: svid.not_before(), not_after: svid.until(), renew_at, key, key_fits }
+    SvidFacts { not_before: svid.not_before(), not_after: svid.until(), renew_at, key, key_fits, key_use }
 }
 
 /// Whether a key is of the configured kind. One that is not is used for the SVID that it is bound
@@ -636,6 +677,7 @@ mod tests {
                 may_rename: may_be_renamed,
                 credential: shown,
                 chain,
+                lacks_issuers: false,
             };
             assert_eq!(
                 may_rename(&issued, enrolled_with.as_deref()),

@@ -2,6 +2,7 @@
 //! decides, and decides nothing about an identity itself.
 
 mod admin;
+mod est;
 mod event_loop;
 mod events;
 mod executor;
@@ -14,6 +15,7 @@ mod reporting;
 mod restore;
 mod retry_after;
 mod snapshot;
+mod tokens;
 mod trust_domain;
 
 use std::borrow::Cow;

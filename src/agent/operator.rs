@@ -9,7 +9,7 @@ use super::executor::Executor;
 use super::identity::{Identity, proven};
 use super::persist::save;
 use super::reporting::cause;
-use crate::config::Enrollment;
+use crate::config::{Enrollment, Rotate};
 use crate::hint::Reason;
 use crate::keys::{self, ErrorKind, Key, Providers};
 use crate::lifecycle::{Event, IdentityIndex, KeyChoice, Supplied};
@@ -90,6 +90,7 @@ impl Executor {
         let files = self.identities.iter().flat_map(|identity| match &identity.config.enroll {
             Enrollment::Manual { svid_file } => [svid_file.clone(), None],
             Enrollment::Installed { svid_file, key } => [Some(svid_file.clone()), key.file()],
+            Enrollment::Est(est) => [est.token().and_then(Secret::file), None],
             Enrollment::FactoryCert | Enrollment::WfmBinding(_) => [None, None],
         });
         files.flatten().collect()
@@ -107,6 +108,7 @@ impl Executor {
                 Enrollment::Installed { svid_file, key } => {
                     identity.read_installed(&svid_file, &key, &self.keys, bundle.as_deref()).await
                 }
+                Enrollment::Est(est) if est.certificate().is_none() => identity.read_token(est.token()).await,
                 _ => continue,
             };
             match read {
@@ -159,7 +161,7 @@ impl Identity {
             }
         }
         let provider = self.config.key.provider;
-        if let Some(current) = self.current.as_ref().filter(|_| !self.config.key.rotate)
+        if let Some(current) = self.current.as_ref().filter(|_| self.config.key.rotate == Rotate::Never)
             && current.key.provider() == provider
         {
             match proven(&current.key).await {
@@ -359,7 +361,7 @@ impl Identity {
     }
 }
 
-fn gone() -> Reason {
+pub(super) fn gone() -> Reason {
     Reason::from("the configuration does not have this identity any more")
         .with_hint_text("See those that it has: miaf-agent status")
 }
@@ -381,6 +383,7 @@ fn issued(chain: Chain, choice: KeyChoice) -> state::StoredIssuedChain {
         may_rename: true,
         credential: None,
         chain,
+        lacks_issuers: false,
     }
 }
 

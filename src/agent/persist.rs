@@ -152,7 +152,7 @@ impl Executor {
             else {
                 continue;
             };
-            let Ok(record) = record(current, renew_at) else { continue };
+            let Ok(record) = record(current, renew_at, identity.key_use) else { continue };
             let consequence = "the renewal moment could not be stored; a restart would not know it";
             let name = Some(&identity.name);
             if try_save(&identity.store, name, record, consequence, &mut self.reporter).await {

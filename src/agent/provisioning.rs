@@ -3,6 +3,7 @@
 //! are needed. Both outlive a configuration: what a new one names and cannot be used does not
 //! replace what is good.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use super::blocking;
 use super::executor::Executor;
 use super::reporting::{local, local_failure};
 use crate::config::{self, Config, Enrollment, IdentityConfig, TrustDomainSource};
-use crate::factory_credential::{self, CredentialError, CurrentCredential, FactoryCredential, Purpose};
+use crate::factory_credential::{CredentialError, CurrentCredential, FactoryCredential, Purpose};
 use crate::keys::tpm::Tpm;
 use crate::keys::{ProviderKind, Providers};
 use crate::lifecycle::{Failure, Lifecycle};
@@ -20,6 +21,7 @@ use crate::platform::{clock, files};
 use crate::problem::{LastError, ProblemCode, Report};
 use crate::publish::released_client::ca_file_fault_for_released_client;
 use crate::transport::{ClientIdentity, ServerTrust, Transport, TransportError};
+use miaf_client::api::IdentityName;
 use miaf_spiffe::NameKind;
 use miaf_spiffe::time::{BootTime, Now};
 
@@ -35,6 +37,8 @@ pub(super) struct Provisioned {
     mis: Option<TrustDomainSource>,
     pub(super) trust: ServerTrust,
     pub(super) bootstrap: CurrentCredential,
+    /// The certificates that authorize enrollments over EST, by identity.
+    pub(super) est: BTreeMap<IdentityName, CurrentCredential>,
     /// Remembers the passwords that it refused, so that none is tried often enough to lock it.
     pub(super) tpm: Tpm,
     /// Purpose of the first check.
@@ -47,7 +51,9 @@ impl Provisioned {
         let (mis, trust) = config.mis.as_ref().map(|mis| (mis.source.clone(), mis.trust.clone())).unzip();
         let (trust, tcti) = (trust.unwrap_or_default(), &config.key.tcti);
         let (good, tpm) = match before {
-            Some(before) if before.mis == mis => (Some((before.trust, before.bootstrap)), Some(before.tpm)),
+            Some(before) if before.mis == mis => {
+                (Some((before.trust, before.bootstrap, before.est)), Some(before.tpm))
+            }
             Some(before) => (None, Some(before.tpm)),
             None => (None, None),
         };
@@ -55,17 +61,19 @@ impl Provisioned {
         let purpose = if tpm.is_some() { Purpose::Use } else { Purpose::Check };
         let tpm = tpm.filter(|tpm| tpm.is_at(tcti)).unwrap_or_else(|| Tpm::start(tcti.clone()));
         let tpm = tpm.with_parent(config.key.parent, config.key.owner_auth.clone());
-        let (trust, bootstrap) = match good {
-            Some((before, bootstrap)) => (ServerTrust::succeeding(trust, &before), bootstrap),
-            None => (ServerTrust::new(trust), CurrentCredential::default()),
+        let (trust, bootstrap, est) = match good {
+            Some((before, bootstrap, est)) => (ServerTrust::succeeding(trust, &before), bootstrap, est),
+            None => (ServerTrust::new(trust), CurrentCredential::default(), BTreeMap::new()),
         };
-        Self { mis, trust, bootstrap, tpm, purpose }
+        Self { mis, trust, bootstrap, est, tpm, purpose }
     }
 }
 
 /// The bootstrap credential, and the checks of all provisioned input.
 pub(super) struct Provisioning {
     pub(super) bootstrap: CurrentCredential,
+    /// The certificates that authorize enrollments over EST, by identity.
+    est: BTreeMap<IdentityName, (config::BootstrapConfig, CurrentCredential)>,
     /// Why there is no initial trust at all.
     trust_error: Option<LastError>,
     /// What the configuration says of it.
@@ -94,11 +102,27 @@ struct Settings {
 }
 
 impl Provisioning {
-    pub(super) fn new(config: &Config, bootstrap: CurrentCredential, purpose: Purpose, now: Now) -> Self {
-        let installed_key = |identity: &IdentityConfig| match &identity.enroll {
+    pub(super) fn new(
+        config: &Config,
+        bootstrap: CurrentCredential,
+        mut known: BTreeMap<IdentityName, CurrentCredential>,
+        purpose: Purpose,
+        now: Now,
+    ) -> Self {
+        let secret_of = |identity: &IdentityConfig| match &identity.enroll {
             Enrollment::Installed { key, .. } => Some(key.clone()),
+            Enrollment::Est(est) => {
+                let of_certificate = est.certificate().and_then(|certificate| certificate.key_auth.as_ref());
+                est.token().or(of_certificate).cloned()
+            }
             _ => None,
         };
+        let est = config.identities.iter().filter_map(|identity| {
+            let Enrollment::Est(est) = &identity.enroll else { return None };
+            let credential = known.remove(&identity.name).unwrap_or_else(CurrentCredential::for_est);
+            Some((identity.name.clone(), (est.certificate()?.clone(), credential)))
+        });
+        let est = est.collect();
         let secrets = [
             config.bootstrap.as_ref().and_then(|bootstrap| bootstrap.key_auth.as_ref()),
             config.key.owner_auth.as_ref(),
@@ -117,7 +141,7 @@ impl Provisioning {
                 .into_iter()
                 .flatten()
                 .cloned()
-                .chain(config.identities.iter().filter_map(installed_key))
+                .chain(config.identities.iter().filter_map(secret_of))
                 .collect(),
             shared_ca_file: config
                 .mis
@@ -129,6 +153,7 @@ impl Provisioning {
             // What another configuration has read, it has warned about.
             warned_of_secrets: bootstrap.facts().is_some(),
             bootstrap,
+            est,
             trust_error: None,
             ca_file_fault: None,
             settings,
@@ -160,6 +185,7 @@ impl Provisioning {
             Purpose::Use => Purpose::Use,
             Purpose::Check => self.bootstrap.next_purpose(),
         };
+        let est_is_good = self.check_est(keys, lifecycle).await;
         let credential = match self.settings.needs_bootstrap {
             true => self.credential(purpose, keys, lifecycle).await.map(drop),
             false => Ok(()),
@@ -169,7 +195,7 @@ impl Provisioning {
             self.warn_of_unused_hardware();
         }
         self.warn_of_open_secrets();
-        let fine = trusted.is_ok() && credential.is_ok() && self.problem(transport).is_none();
+        let fine = trusted.is_ok() && credential.is_ok() && est_is_good && self.problem(transport).is_none();
         self.next_check = now.boot.after(if fine { CHECK_INTERVAL } else { CHECK_INTERVAL_IN_TROUBLE });
         true
     }
@@ -216,9 +242,51 @@ impl Provisioning {
         lifecycle: &Lifecycle,
     ) -> Result<ClientIdentity, Failure> {
         let credential = self.credential(Purpose::Use, keys, lifecycle).await;
-        let credential = credential.map_err(|why| local_failure(factory_credential::report(&why)))?;
+        let credential = credential.map_err(|why| local_failure(self.bootstrap.report(&why)))?;
         ClientIdentity::new(credential.certified_key().clone())
-            .map_err(|why| local(ProblemCode::FactoryCredential, factory_credential::TITLE, &why))
+            .map_err(|why| local(ProblemCode::FactoryCredential, self.bootstrap.title(), &why))
+    }
+
+    /// Reads the certificates that authorize enrollments over EST. Returns whether all are good.
+    async fn check_est(&mut self, keys: &Providers, lifecycle: &Lifecycle) -> bool {
+        let mut all_good = true;
+        for (config, credential) in self.est.values_mut() {
+            let purpose = match self.purpose {
+                Purpose::Use => Purpose::Use,
+                Purpose::Check => credential.next_purpose(),
+            };
+            let read = read_credential(Some(config.clone()), credential, purpose, keys, lifecycle).await;
+            all_good &= read.is_ok() && credential.problem().is_none();
+        }
+        all_good
+    }
+
+    /// Certificate and key that authorize the enrollment of an identity over EST. Read at every use.
+    pub(super) async fn est_credential(
+        &mut self,
+        identity: &IdentityName,
+        keys: &Providers,
+        lifecycle: &Lifecycle,
+    ) -> Result<ClientIdentity, Failure> {
+        let mut none = CurrentCredential::for_est();
+        let (config, credential) = match self.est.get_mut(identity) {
+            Some((config, credential)) => (Some(config.clone()), credential),
+            None => (None, &mut none),
+        };
+        let read = read_credential(config, credential, Purpose::Use, keys, lifecycle).await;
+        let read = read.map_err(|why| local_failure(credential.report(&why)))?;
+        ClientIdentity::new(read.certified_key().clone())
+            .map_err(|why| local(ProblemCode::FactoryCredential, credential.title(), &why))
+    }
+
+    /// SHA-256 of that certificate, in hex.
+    pub(super) fn est_credential_sha256(&self, identity: &IdentityName) -> Option<String> {
+        self.est.get(identity)?.1.facts().map(|facts| facts.sha256.clone())
+    }
+
+    /// What is wrong with that certificate.
+    pub(super) fn est_problem(&self, identity: &IdentityName) -> Option<&LastError> {
+        self.est.get(identity)?.1.problem()
     }
 
     async fn credential(
@@ -227,21 +295,8 @@ impl Provisioning {
         keys: &Providers,
         lifecycle: &Lifecycle,
     ) -> Result<Arc<FactoryCredential>, CredentialError> {
-        let (config, tpm) = (self.settings.bootstrap.clone(), keys.tpm().clone());
-        let found = match config {
-            Some(config) => blocking(move || FactoryCredential::read(&config, &tpm, purpose)).await,
-            None => Err(CredentialError::NotConfigured),
-        };
-        let now = clock::now();
-        let time = match &found {
-            // A clock that is not trusted does not tell what is not valid yet; what ended before
-            // the earliest time that it can be has ended.
-            Ok(credential) if !lifecycle.trusts_clock(now) => {
-                credential.not_before().max(lifecycle.likely_time(now))
-            }
-            _ => lifecycle.likely_time(now),
-        };
-        self.bootstrap.update(found, purpose, time)
+        let config = self.settings.bootstrap.clone();
+        read_credential(config, &mut self.bootstrap, purpose, keys, lifecycle).await
     }
 
     /// Logged once, when the credential has been read, if one is needed.
@@ -289,6 +344,31 @@ impl Provisioning {
     }
 }
 
+/// Reads a credential, and has it take the place of the one before it.
+async fn read_credential(
+    config: Option<config::BootstrapConfig>,
+    current: &mut CurrentCredential,
+    purpose: Purpose,
+    keys: &Providers,
+    lifecycle: &Lifecycle,
+) -> Result<Arc<FactoryCredential>, CredentialError> {
+    let tpm = keys.tpm().clone();
+    let found = match config {
+        Some(config) => blocking(move || FactoryCredential::read(&config, &tpm, purpose)).await,
+        None => Err(CredentialError::NotConfigured),
+    };
+    let now = clock::now();
+    let time = match &found {
+        // A clock that is not trusted does not tell what is not valid yet; what ended before the
+        // earliest time that it can be has ended.
+        Ok(credential) if !lifecycle.trusts_clock(now) => {
+            credential.not_before().max(lifecycle.likely_time(now))
+        }
+        _ => lifecycle.likely_time(now),
+    };
+    current.update(found, purpose, time)
+}
+
 impl Executor {
     /// What the next configuration can fall back on.
     pub(super) fn into_provisioned(self) -> Provisioned {
@@ -297,6 +377,7 @@ impl Executor {
             trust: self.trust_domain.issuer.transport().trust().clone(),
             tpm: self.keys.tpm().clone(),
             bootstrap: self.provisioning.bootstrap,
+            est: self.provisioning.est.into_iter().map(|(name, (_, credential))| (name, credential)).collect(),
             purpose: Purpose::Use,
         }
     }

@@ -86,6 +86,7 @@ pub(super) struct Reporter {
     time_in_doubt: bool,
     bundle_is_stale: bool,
     gaps_ahead: BTreeSet<IdentityName>,
+    token_needed_after: BTreeMap<IdentityName, Timestamp>,
     records: BTreeMap<(Option<IdentityName>, &'static str), String>,
     /// The state of each identity, and whether its operator has little time left.
     states: BTreeMap<IdentityName, (State, bool)>,
@@ -117,6 +118,7 @@ impl Reporter {
                 | IdentityEvent::Issued(Err(failure))
                 | IdentityEvent::Adopted(Err(
                     NotAdopted::IssuerExpired(failure)
+                    | NotAdopted::NoPath(failure)
                     | NotAdopted::Kept(failure)
                     | NotAdopted::Refused(failure),
                 )) => (self.requests.entry(*index).or_default(), Some(failure)),
@@ -164,6 +166,7 @@ impl Reporter {
         self.report_found(None, snapshot.last_error.as_ref(), snapshot);
         for identity in snapshot.identities() {
             self.report_retry_after(identity);
+            self.report_need_of_token(identity, snapshot);
             self.report_found(Some(&identity.name), identity.last_error.as_ref(), snapshot);
             is_news |= self.report_state(identity, snapshot, now);
         }
@@ -199,6 +202,25 @@ impl Reporter {
         }
     }
 
+    /// Tells, once, that an operator will be needed unless a renewal succeeds soon (X69).
+    fn report_need_of_token(&mut self, identity: &IdentitySnapshot, snapshot: &Snapshot) {
+        let before = self.token_needed_after.remove(&identity.name);
+        let Some(ends) = identity.needs_token_after else { return };
+        self.token_needed_after.insert(identity.name.clone(), ends);
+        if before == Some(ends) {
+            return;
+        }
+        let code = ProblemCode::TokenNeeded;
+        let report = Report::new(code, "", &"");
+        let hint = report.hint_about(snapshot.name_in_hints(Some(&identity.name)));
+        tracing::error!(
+            identity = identity.name.as_str(),
+            code = code.as_str(),
+            hint = hint.as_deref(),
+            "the renewal still fails, and the SVID ends at {ends}: from then on this identity needs a fresh enrollment token"
+        );
+    }
+
     /// Logs an error that is the outcome of no action, but found in what there is.
     fn report_found(
         &mut self,
@@ -224,7 +246,7 @@ impl Reporter {
         let (name, state) = (identity.name.as_str(), identity.state);
         // What an operator has not done at half of the lifetime is urgent near its end.
         let ends = identity.current.as_ref().map(|current| current.svid.until());
-        let waits = state == State::WaitingForOperator;
+        let waits = matches!(state, State::WaitingForOperator | State::WaitingForToken);
         let is_urgent =
             waits && identity.current.as_ref().is_some_and(|current| last_tenth(&current.svid) <= now);
         let shown = (state, is_urgent);
@@ -232,7 +254,11 @@ impl Reporter {
             return false;
         }
         match state {
-            State::Blocked | State::Expired | State::WaitingForClock | State::WaitingForOperator => {
+            State::Blocked
+            | State::Expired
+            | State::WaitingForClock
+            | State::WaitingForOperator
+            | State::WaitingForToken => {
                 let blocks = |shown: &&ShownError| shown.0.permanent;
                 let (own, shared) = (identity.last_error.as_ref(), snapshot.last_error.as_ref());
                 let error = own.filter(blocks).or(shared.filter(blocks)).or(own).or(shared);

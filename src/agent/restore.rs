@@ -6,6 +6,7 @@ use std::sync::Arc;
 use webpki::EndEntityCert;
 
 use super::address;
+use super::est::EstState;
 use super::executor::Executor;
 use super::identity::{Identity, fits, svid_facts};
 use super::persist::{Records, forget};
@@ -13,13 +14,13 @@ use super::provisioning::{Provisioned, Provisioning};
 use super::reporting::{Reporter, cause, hint};
 use super::retry_after::{self, StoredRetryAfter};
 use super::trust_domain::{CachedBundle, CachedDiscovery, TrustDomain, discovery_facts};
-use crate::config::{Config, Enrollment, IdentityConfig, TrustDomainSource};
+use crate::config::{Config, Enrollment, IdentityConfig, Rotate, TrustDomainSource};
 use crate::hint::Hint as _;
 use crate::issuer::{Discovery, Issuer, Protocol};
 use crate::keys::{Key, KeyError, KeyFloor, Providers};
 use crate::lifecycle::{
-    Backoff, IdentityIndex, IdentityMemory, IdentityPolicy, Issuance, KeyChoice, KnownTime, Lifecycle,
-    Policy, Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, TrustDomainMemory,
+    Backoff, IdentityIndex, IdentityMemory, IdentityPolicy, Issuance, KeyChoice, KeyUse, KnownTime, Lifecycle,
+    Policy, Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, Rotation, TrustDomainMemory,
 };
 use crate::platform::{clock, credentials, random};
 use crate::problem::ProblemCode;
@@ -108,7 +109,13 @@ impl Executor {
             trust_domain: TrustDomain::new(issuer, discovery, bundle, config.staleness),
             identities,
             keys,
-            provisioning: Provisioning::new(&config, provisioned.bootstrap, provisioned.purpose, now),
+            provisioning: Provisioning::new(
+                &config,
+                provisioned.bootstrap,
+                provisioned.est,
+                provisioned.purpose,
+                now,
+            ),
             records: Records::new(store, delays, time, names, removed),
             reporter: Reporter::default(),
             rejected: None,
@@ -179,21 +186,33 @@ fn trust_domain_state(
 fn identity_state(identity: &Identity, all: &[Identity], memory: IdentityMemory) -> RestoredIdentity {
     let facts = |current: &Arc<publish::SvidAndKey>| {
         let fits = fits(&identity.config, &current.key);
-        svid_facts(&current.svid, identity.stored_renew_at, KeyChoice::Current, fits)
+        svid_facts(&current.svid, identity.stored_renew_at, KeyChoice::Current, fits, identity.key_use)
     };
     let is_device = |other: &&Identity| other.config.enroll == Enrollment::FactoryCert;
     let device = || all.iter().find(is_device).map(|device| device.index);
     let issuance = match &identity.config.enroll {
         Enrollment::FactoryCert => Issuance::Requested,
         Enrollment::Manual { .. } | Enrollment::Installed { .. } => Issuance::ByOperator,
+        Enrollment::Est(est) if est.certificate().is_some() => Issuance::Requested,
+        Enrollment::Est(_) => Issuance::WithToken,
         Enrollment::WfmBinding(_) => device().map_or(Issuance::Requested, Issuance::With),
     };
     RestoredIdentity {
-        policy: IdentityPolicy { rotate: identity.config.key.rotate, issuance },
+        policy: IdentityPolicy { rotate: rotation(identity.config.key.rotate), issuance },
         svid: identity.current.as_ref().map(facts),
         pending_key: identity.pending_key.is_some(),
         issued_chain: identity.issued.is_some(),
+        has_token: identity.est.has_token(),
         memory,
+    }
+}
+
+fn rotation(rotate: Rotate) -> Rotation {
+    match rotate {
+        Rotate::Never => Rotation::Never,
+        Rotate::Always => Rotation::Always,
+        Rotate::AfterRenewals(most) => Rotation::AfterRenewals(most),
+        Rotate::AfterAge(age) => Rotation::AfterAge(age),
     }
 }
 
@@ -227,7 +246,18 @@ fn restore_identity(
     let (svid_and_key, record) = current.unzip();
     let open = |record: &str| open(record).map_err(|why| why.to_string());
     let (pending_key, issued) = load_unfinished(store, record.as_ref(), open)?;
+    let key_use = record.as_ref().map_or_else(KeyUse::default, |record| KeyUse {
+        renewals: record.key_renewals,
+        since: record.key_since,
+    });
     let stored_renew_at: Option<Timestamp> = record.and_then(|record| record.renew_at);
+    let est_url = config.mis.as_ref().and_then(|mis| mis.est_url.as_ref());
+    let est = match &identity_config.enroll {
+        Enrollment::Est(_) => {
+            EstState::restored(est_url, store.load()?.unwrap_or_default(), store.load()?.unwrap_or_default())
+        }
+        _ => EstState::default(),
+    };
     Ok(Identity {
         index,
         name: identity_config.name.clone(),
@@ -238,6 +268,8 @@ fn restore_identity(
         issued,
         issued_is_new: false,
         stored_renew_at,
+        key_use,
+        est,
         operator_problem: None,
         publisher,
         config: identity_config,

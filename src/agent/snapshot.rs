@@ -75,7 +75,10 @@ impl Executor {
             }
             Some((error, wait.map(|wait| now.wall.after(wait))))
         };
-        let in_files = || Some((identity.operator_problem.clone()?, None));
+        let in_files = || {
+            let of_certificate = || self.provisioning.est_problem(&identity.name).cloned();
+            Some((identity.operator_problem.clone().or_else(of_certificate)?, None))
+        };
         let in_publishing = || {
             let report = published?.failure.clone()?;
             let error = LastError { report, at: now.wall, permanent: true };
@@ -91,6 +94,7 @@ impl Executor {
             provider,
             key_is_lost: view.key_is_lost(),
             retry_after_until: view.retry_after_until(now),
+            needs_token_after: view.needs_token_after(now),
             ends_while_waiting: view.svid_ends_before_retry_after(now),
             last_error: more_important(in_files(), in_lifecycle()).or_else(in_publishing).or_else(untrusted),
             current,
@@ -183,7 +187,8 @@ impl Executor {
 fn more_important(in_files: Option<ShownError>, in_lifecycle: Option<ShownError>) -> Option<ShownError> {
     match (in_files, in_lifecycle) {
         (Some(files), Some(lifecycle)) => {
-            let needed = lifecycle.0.report.code == ProblemCode::OperatorNeeded;
+            let needs = [ProblemCode::OperatorNeeded, ProblemCode::TokenNeeded];
+            let needed = needs.iter().any(|code| lifecycle.0.report.code == *code);
             Some(if needed || lifecycle.0.at < files.0.at { files } else { lifecycle })
         }
         (files, lifecycle) => files.or(lifecycle),

@@ -10,6 +10,7 @@ use crate::config::{self, Enrollment, Staleness, TrustDomainSource};
 use crate::issuer::{BootstrapMethod, BundleLocation, Discovery, Fetched, Issuer, IssuerError};
 use crate::lifecycle::{BundleFacts, DiscoveryFacts, RuledOut, SvidTrust};
 use crate::platform::clock;
+use crate::problem::{ProblemCode, Report};
 use crate::state;
 use crate::transport::Validators;
 use miaf_spiffe::text::Excerpt;
@@ -23,6 +24,9 @@ const STORED_AGES: u32 = 20;
 /// What to do where the MIS issues nothing over the network.
 const NOTHING_ISSUED: &str = "Set mis.discovery_url to an MIS that issues over the network; or have the operator of the MIS \
                               issue by hand: set enroll = \"manual\" for an identity, then: miaf-agent csr --identity NAME";
+
+/// What to do where the discovery document names no EST endpoint.
+const NO_EST: &str = "Ask the operator of the MIS for the URL of its EST endpoint, and set est_url under [mis]";
 
 /// Issuer and cached documents of the trust domain.
 pub(super) struct TrustDomain {
@@ -338,6 +342,18 @@ fn ruled_out(document: &Discovery, identity: &Identity) -> RuledOut {
         Enrollment::FactoryCert => BootstrapMethod::FactoryCert,
         Enrollment::WfmBinding(_) => BootstrapMethod::WfmBinding,
         Enrollment::Manual { .. } | Enrollment::Installed { .. } => return RuledOut::default(),
+        Enrollment::Est(ref est) => {
+            let missing = || {
+                let why = format!(
+                    "its estBaseUri is missing, which the identity \"{}\" needs (enroll = \"est\")",
+                    identity.name
+                );
+                let title = "The MIS issues nothing over EST";
+                Report::new(ProblemCode::UnsupportedByMis, title, &why).with_hint(Some(NO_EST))
+            };
+            let report = identity.est.endpoint(est, Some(document)).is_none().then(missing);
+            return RuledOut { enrollment: report.clone(), renewal: report };
+        }
     };
     let name = identity.name.as_str();
     RuledOut {

@@ -3,6 +3,7 @@
 
 mod admin;
 mod check_config;
+mod enroll;
 mod lifetime_bar;
 mod notify;
 mod operator;
@@ -156,6 +157,20 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Hand an enrollment token to the agent, for an identity that enrolls over EST (root only).
+    ///
+    /// The agent stores it, requests the identity with it, and wipes it when it has the certificate.
+    /// It is the same as putting the token into the file that `token` under [identity.est] names.
+    Enroll {
+        /// The file with the token, as the operator of the MIS gave it: one line, username:secret; "-"
+        /// for stdin. A token is never an argument: every user of the device could read it there.
+        #[arg(long, value_name = "FILE")]
+        token_file: PathBuf,
+        #[command(flatten)]
+        selection: Selection,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Check whether the configuration can be used, and if not, show file, line and what to do.
     ///
     /// The exit status is 0 if it can be used, and 78 if not. Run it as the agent's user to see
@@ -201,6 +216,7 @@ impl Command {
             | Self::Renew { output, .. }
             | Self::Csr { output, .. }
             | Self::Install { output, .. }
+            | Self::Enroll { output, .. }
             | Self::Retire { output, .. } => output.socket.is_none(),
         }
     }
@@ -271,6 +287,9 @@ fn execute(cli: Cli) -> ExitCode {
         }
         Command::Install { chain, selection, output } => {
             operator::install(&cli.config, &output, &selection, &chain)
+        }
+        Command::Enroll { token_file, selection, output } => {
+            enroll::run(&cli.config, &output, &selection, &token_file)
         }
         Command::Svid { selection, output } => query::svid(&cli.config, &output, &selection),
         Command::Bundle(output) => query::bundle(&cli.config, &output),

@@ -86,6 +86,9 @@ pub(super) fn next_step(identity: &IdentityStatus, shared: Option<&ErrorStatus>,
         (Some(error), _) if error.code == ProblemCode::OperatorNeeded => {
             "an operator has to bring the certificate, as the hint says".into()
         }
+        (Some(error), _) if error.code == ProblemCode::TokenNeeded => {
+            "an operator has to bring an enrollment token, as the hint says".into()
+        }
         (Some(error), _) if error.code == ProblemCode::DeviceIdentityNeeded => {
             "none: the agent waits for the identity of this device, and then continues by itself".into()
         }
@@ -108,6 +111,7 @@ pub(super) fn next_step(identity: &IdentityStatus, shared: Option<&ErrorStatus>,
             },
             None => "none: the agent renews the identity by itself".into(),
         },
+        (None, Some(State::WaitingForToken)) => "an operator has to bring an enrollment token".into(),
         (None, Some(State::WaitingForOperator)) => "an operator has to bring the certificate".into(),
         (None, Some(State::Blocked)) => "read the log of the agent: journalctl --unit miaf-agent".into(),
         (None, _) => "none: the agent continues by itself".into(),

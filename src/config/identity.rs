@@ -8,6 +8,7 @@ use std::sync::Arc;
 use toml::Spanned;
 use url::Url;
 
+use super::est::{self, EstConfig, Rotate};
 use super::reader::Reader;
 use super::{Config, ConfigError, KeyConfig, raw};
 use crate::keys::ProviderKind;
@@ -63,6 +64,8 @@ pub enum Enrollment {
     },
     /// With an assertion of the WFM, as the device (miaf-v0 W1 to W5).
     WfmBinding(WfmConfig),
+    /// Over EST (RFC 7030), by a token or a certificate (X33).
+    Est(Box<EstConfig>),
 }
 
 /// `[identity.wfm]`
@@ -90,8 +93,8 @@ impl WfmConfig {
 pub struct IdentityKey {
     /// Provider, chosen by the configuration alone: there is no silent fallback (miaf-v0 K1).
     pub provider: ProviderKind,
-    /// Use a new key for every SVID.
-    pub rotate: bool,
+    /// When a renewal is for a new key.
+    pub rotate: Rotate,
 }
 
 impl Enrollment {
@@ -102,6 +105,7 @@ impl Enrollment {
             Self::Manual { .. } => "manual",
             Self::Installed { .. } => "installed",
             Self::WfmBinding(_) => "wfm-binding",
+            Self::Est(_) => "est",
         }
     }
 
@@ -111,6 +115,7 @@ impl Enrollment {
         match self {
             Self::FactoryCert => NameKind::Device,
             Self::Manual { .. } | Self::Installed { .. } | Self::WfmBinding(_) => NameKind::WfmClient,
+            Self::Est(est) => est::name_kind(est.allow_nonstandard),
         }
     }
 
@@ -140,7 +145,7 @@ impl IdentityConfig {
             },
             name,
             spiffe_id: None,
-            key: IdentityKey { provider: ProviderKind::Tpm, rotate: true },
+            key: IdentityKey { provider: ProviderKind::Tpm, rotate: Rotate::Always },
             users: Arc::default(),
             group: None,
             key_group: None,
@@ -194,7 +199,7 @@ impl Reader<'_> {
         if let Some((_, entry)) = devices.next() {
             let what =
                 "a second identity has \"factory-cert\", and a factory certificate stands for one device";
-            let hint = "Choose another way for one of them: \"manual\", \"installed\" or \"wfm-binding\"";
+            let hint = "Choose another way for one of them: \"manual\", \"installed\", \"wfm-binding\" or \"est\"";
             return Err(self.wrong(&entry.span(), "identity.enroll", what).with_hint_text(hint));
         }
         if device.is_some() {
@@ -280,7 +285,7 @@ impl Reader<'_> {
             self.wrong(span, key, "it is missing in this [[identity]]").with_hint_text(hint)
         };
         let way = raw.enroll.ok_or_else(|| {
-            let ways = "Set enroll to \"factory-cert\", \"manual\", \"installed\" or \"wfm-binding\"";
+            let ways = "Set enroll to \"factory-cert\", \"manual\", \"installed\", \"wfm-binding\" or \"est\"";
             missing("identity.enroll", ways)
         })?;
         // In which file the way is set may differ from where the identity begins.
@@ -301,6 +306,9 @@ impl Reader<'_> {
         }
         if let Some(wfm) = raw.wfm.as_ref().filter(|_| way != Way::WfmBinding) {
             return foreign("identity.wfm", wfm.span(), "\"wfm-binding\"");
+        }
+        if let Some(est) = raw.est.as_ref().filter(|_| way != Way::Est) {
+            return foreign("identity.est", est.span(), "\"est\"");
         }
         let svid_file = raw.svid_file.as_ref().map(|file| self.path(file.get_ref()));
         Ok(match way {
@@ -327,6 +335,11 @@ impl Reader<'_> {
                     needed("identity.wfm", "wfm-binding", hint)
                 })?;
                 Enrollment::WfmBinding(self.wfm(wfm)?)
+            }
+            Way::Est => {
+                let absent = Spanned::new(span.clone(), raw::Est::default());
+                let est = self.est(raw.est.as_ref().unwrap_or(&absent))?;
+                Enrollment::Est(Box::new(est))
             }
         })
     }
@@ -386,12 +399,7 @@ impl Reader<'_> {
         let parsed =
             SpiffeId::parse(id.get_ref()).map_err(|why| wrong(format!("it is not a SPIFFE ID: {why}")))?;
         if !enroll.name_kind().includes(&parsed) {
-            let (kind, form) = match enroll.name_kind() {
-                NameKind::Device => ("a device", "spiffe://<trust domain>/margo/device/<lowercase uuid>"),
-                NameKind::WfmClient => {
-                    ("a WFM Client", "spiffe://<trust domain>/margo/wfm/<wfm-id>/client/<client-id>")
-                }
-            };
+            let (kind, form) = (enroll.name_kind().in_words(), enroll.name_kind().form());
             let way = enroll.as_str();
             return Err(wrong(format!("it does not name {kind}, to which enroll = \"{way}\" leads"))
                 .with_hint_text(format!("Write {form}, or correct enroll")));
@@ -437,7 +445,10 @@ impl Reader<'_> {
             };
             return Err(self.wrong(&span, "identity.key.provider", what).with_hint_text(hint));
         }
-        Ok(IdentityKey { provider, rotate: raw.key.rotate.unwrap_or(key.rotate) })
+        // A new key raises an alert at the MIS (X66).
+        let default = if matches!(enroll, Enrollment::Est(_)) { Rotate::Never } else { key.rotate };
+        let rotate = self.rotate("identity.key.rotate", raw.key.rotate.as_ref(), default)?;
+        Ok(IdentityKey { provider, rotate })
     }
 
     fn unit(&self, unit: &Spanned<String>) -> Result<String, ConfigError> {

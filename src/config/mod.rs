@@ -6,6 +6,7 @@
 //! serves its current identity.
 
 mod directories;
+mod est;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod identity;
@@ -27,6 +28,7 @@ use serde::Deserialize;
 use url::Url;
 use zeroize::Zeroizing;
 
+pub use self::est::{EstAuthorizationConfig, EstConfig, Rotate};
 pub use self::identity::{Enrollment, IdentityConfig, IdentityKey, WfmConfig};
 pub use self::salvage::Salvaged;
 pub use self::sources::drop_in_directory;
@@ -92,6 +94,8 @@ pub struct Config {
 pub struct MisConfig {
     /// Source of the trust domain's name and of the location of its bundle.
     pub source: TrustDomainSource,
+    /// `mis.est_url`: the EST endpoint. It outranks that of the discovery document (X15).
+    pub est_url: Option<Url>,
     /// Any other trust domain is refused (miaf-v0 D6).
     pub trust_domain: Option<TrustDomain>,
     /// Trust that authenticates the MIS's HTTPS endpoints.
@@ -248,9 +252,41 @@ impl fmt::Debug for ProxyUrl {
     }
 }
 
-/// `[bootstrap]`: the factory certificate and its key (miaf-v0 K5).
+/// What a certificate that authorizes enrollments is called.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CredentialKind {
+    /// That of the device's maker, under `[bootstrap]`.
+    #[default]
+    Factory,
+    /// That of an enrollment over EST, under `[identity.est]`.
+    Est,
+}
+
+impl CredentialKind {
+    /// The section of the configuration that names it.
+    pub fn section(self) -> &'static str {
+        match self {
+            Self::Factory => "[bootstrap]",
+            Self::Est => "[identity.est]",
+        }
+    }
+}
+
+/// Its name: `factory` or `enrollment`.
+impl fmt::Display for CredentialKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Factory => "factory",
+            Self::Est => "enrollment",
+        })
+    }
+}
+
+/// `[bootstrap]`: the factory certificate and its key (miaf-v0 K5); also those of `[identity.est]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BootstrapConfig {
+    /// What it is called.
+    pub kind: CredentialKind,
     /// Location of the certificate, with or without its intermediates.
     pub certificate: FactoryCertificateLocation,
     /// PEM file of intermediates that are not with the certificate.
@@ -308,8 +344,8 @@ pub struct KeyConfig {
     pub parent: ParentChoice,
     /// Source of the password of the TPM's owner.
     pub owner_auth: Option<Secret>,
-    /// Use a new key for every renewal.
-    pub rotate: bool,
+    /// When a renewal is for a new key.
+    pub rotate: Rotate,
     /// The least protection that the key of any identity may have.
     pub require: Option<KeyFloor>,
 }
@@ -408,6 +444,7 @@ impl Config {
         let mis = raw.mis.as_ref().map(|mis| reader.mis(mis)).transpose()?;
         let trust_domain = mis.as_ref().and_then(|mis| mis.trust_domain.as_ref());
         reader.check_guards(&raw, &identities, trust_domain)?;
+        reader.check_est_url(&raw, &identities, mis.as_ref())?;
         reader.check_directories(&raw.files, &directories, &state_dir, &identities)?;
         Ok(Self {
             mis,

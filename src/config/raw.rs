@@ -65,6 +65,7 @@ table!(Mis {
     origin: Spanned<String>,
     bundle_url: Spanned<String>,
     bundle_file: Spanned<PathBuf>,
+    est_url: Spanned<String>,
     bundle_origins: Spanned<Vec<Spanned<String>>>,
     trust_domain: Spanned<String>,
     proxy: Spanned<String>,
@@ -127,7 +128,7 @@ table!(Identity {
     key_group: String,
     publish_intermediates: bool,
     notify: Spanned<String>,
-} with { key: IdentityKey, wfm: Option<Spanned<Wfm>> });
+} with { key: IdentityKey, wfm: Option<Spanned<Wfm>>, est: Option<Spanned<Est>> });
 
 /// `identity.enroll`
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
@@ -137,18 +138,42 @@ pub(super) enum Way {
     Manual,
     Installed,
     WfmBinding,
+    Est,
 }
 
-table!(IdentityKey { provider: Spanned<ProviderKind>, rotate: bool });
+table!(IdentityKey { provider: Spanned<ProviderKind>, rotate: Spanned<Rotate> });
+
+/// `key.rotate`
+#[derive(Clone, Deserialize)]
+#[serde(untagged, expecting = "true, false, a number of renewals, or an age such as \"90d\"")]
+pub(super) enum Rotate {
+    Switch(bool),
+    Renewals(i64),
+    Age(String),
+}
 
 table!(Wfm { url: Spanned<String>, id: Spanned<String>, client_handle: Spanned<String> });
+
+table!(Est {
+    token: Spanned<String>,
+    remove_token: Spanned<bool>,
+    cert_file: Spanned<PathBuf>,
+    cert: Spanned<String>,
+    intermediates_file: PathBuf,
+    key: Spanned<String>,
+    key_auth: Spanned<String>,
+    common_name: Spanned<String>,
+    request_spiffe_id: Spanned<String>,
+    allow_nonstandard: bool,
+    tls12: bool,
+});
 
 table!(Key {
     provider: ProviderKind,
     tcti: Spanned<String>,
     parent: Spanned<String>,
     owner_auth: Spanned<String>,
-    rotate: bool,
+    rotate: Spanned<Rotate>,
     require: Spanned<KeyFloor>,
 });
 

@@ -15,11 +15,7 @@ use url::Url;
 
 use super::no_proxy;
 use super::sources::Sources;
-use super::{
-    BootstrapConfig, ConfigError, DAY, FactoryCertificateLocation, FactoryKeyLocation, InitialTrust,
-    KeyConfig, Limits, MAX_CONNECTIONS, MAX_REASON, MisConfig, Problem, ProxyChoice, ProxyConfig, ProxyUrl,
-    SIGNATURES_PER_MINUTE, Staleness, TrustDomainSource, raw,
-};
+use super::{BootstrapConfig, ConfigError, CredentialKind, DAY, FactoryCertificateLocation, FactoryKeyLocation, InitialTrust, KeyConfig, Limits, MAX_CONNECTIONS, MAX_REASON, MisConfig, Problem, ProxyChoice, ProxyConfig, ProxyUrl, Rotate, SIGNATURES_PER_MINUTE, Staleness, TrustDomainSource, raw};
 use crate::hint::Hint;
 use crate::keys::tpm::{BadParent, Tcti};
 use crate::keys::{KeyError, ProviderKind};
@@ -39,6 +35,15 @@ const SIGNATURES: RangeInclusive<u32> = 1..=6_000_000;
 const SHORTEST: Duration = Duration::from_millis(100);
 /// Smallest and largest `bundle.max_age`.
 const MAX_AGES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3650 * 24 * 3600));
+
+/// Names of the keys of a credential, for messages.
+pub(super) struct CredentialKeys {
+    pub(super) kind: CredentialKind,
+    pub(super) section: &'static str,
+    pub(super) cert: &'static str,
+    pub(super) key: &'static str,
+    pub(super) key_auth: &'static str,
+}
 
 /// Validates raw values, with the position of each.
 pub(super) struct Reader<'a> {
@@ -70,7 +75,7 @@ impl Reader<'_> {
     }
 
     /// Error for two keys that exclude each other. They may be in different files.
-    fn either(
+    pub(super) fn either(
         &self,
         key: &'static str,
         span: &Range<usize>,
@@ -95,6 +100,7 @@ impl Reader<'_> {
             mis.trust.spki_sha256.iter().flatten().map(|pin| self.pin(pin)).collect();
         Ok(MisConfig {
             source,
+            est_url: mis.est_url.as_ref().map(|url| self.est_url(url)).transpose()?,
             trust_domain,
             trust: InitialTrust {
                 ca_file: mis.trust.ca_file.as_deref().map(|file| self.path(file)),
@@ -339,9 +345,25 @@ impl Reader<'_> {
         &self,
         section: &Spanned<raw::Bootstrap>,
     ) -> Result<BootstrapConfig, ConfigError> {
+        const KEYS: CredentialKeys = CredentialKeys {
+            kind: CredentialKind::Factory,
+            section: "bootstrap",
+            cert: "bootstrap.cert",
+            key: "bootstrap.key",
+            key_auth: "bootstrap.key_auth",
+        };
+        self.credential(section, &KEYS)
+    }
+
+    /// Validates the keys of a certificate that authorizes an enrollment.
+    pub(super) fn credential(
+        &self,
+        section: &Spanned<raw::Bootstrap>,
+        keys: &CredentialKeys,
+    ) -> Result<BootstrapConfig, ConfigError> {
         let bootstrap = section.get_ref();
         let Some(key) = &bootstrap.key else {
-            let error = self.wrong(&section.span(), "bootstrap", "it names no key");
+            let error = self.wrong(&section.span(), keys.section, "it names no key");
             return Err(error.with_hint_text("Add key = \"file:PATH\", or key = \"tpm:0x81…\""));
         };
         let text = key.get_ref();
@@ -353,17 +375,18 @@ impl Reader<'_> {
         };
         let hint = "Write \"file:PATH\", or \"tpm:0x81…\" with the persistent handle of a key in the TPM";
         let wrong = || {
-            self.wrong(&key.span(), "bootstrap.key", "it names neither a file nor a key in the TPM")
+            self.wrong(&key.span(), keys.key, "it names neither a file nor a key in the TPM")
                 .with_hint_text(hint)
         };
         Ok(BootstrapConfig {
-            certificate: self.factory_certificate(section)?,
+            kind: keys.kind,
+            certificate: self.factory_certificate(section, keys)?,
             intermediates_file: bootstrap.intermediates_file.as_deref().map(|path| self.path(path)),
             key: parsed.ok_or_else(wrong)?,
             key_auth: bootstrap
                 .key_auth
                 .as_ref()
-                .map(|text| self.secret("bootstrap.key_auth", text))
+                .map(|text| self.secret(keys.key_auth, text))
                 .transpose()?,
         })
     }
@@ -371,16 +394,17 @@ impl Reader<'_> {
     fn factory_certificate(
         &self,
         section: &Spanned<raw::Bootstrap>,
+        keys: &CredentialKeys,
     ) -> Result<FactoryCertificateLocation, ConfigError> {
         let bootstrap = section.get_ref();
         let text = match (&bootstrap.cert_file, &bootstrap.cert) {
             (Some(path), None) => return Ok(FactoryCertificateLocation::File(self.path(path.get_ref()))),
             (None, Some(text)) => text,
             (Some(path), Some(text)) => {
-                return Err(self.either("bootstrap.cert", &text.span(), "cert_file", &path.span()));
+                return Err(self.either(keys.cert, &text.span(), "cert_file", &path.span()));
             }
             (None, None) => {
-                let error = self.wrong(&section.span(), "bootstrap", "it names no certificate");
+                let error = self.wrong(&section.span(), keys.section, "it names no certificate");
                 return Err(error.with_hint_text("Add cert_file = \"PATH\", or cert = \"tpm:0x01…\""));
             }
         };
@@ -393,7 +417,7 @@ impl Reader<'_> {
         index
             .filter(|index| index >> 24 == 0x01)
             .map(FactoryCertificateLocation::TpmNv)
-            .ok_or_else(|| self.wrong(&text.span(), "bootstrap.cert", what).with_hint_text(hint))
+            .ok_or_else(|| self.wrong(&text.span(), keys.cert, what).with_hint_text(hint))
     }
 
     pub(super) fn key(&self, key: &raw::Key) -> Result<KeyConfig, ConfigError> {
@@ -416,7 +440,7 @@ impl Reader<'_> {
                 .as_ref()
                 .map(|text| self.secret("key.owner_auth", text))
                 .transpose()?,
-            rotate: key.rotate.unwrap_or(true),
+            rotate: self.rotate("key.rotate", key.rotate.as_ref(), Rotate::Always)?,
             require: key.require.as_ref().map(|floor| *floor.get_ref()),
         })
     }

@@ -43,10 +43,11 @@ const GRANTS: [Name; 2] = [("socket", "sign_group"), ("workload_api", "key_users
 
 /// The keys of an `[[identity]]` that are salvaged: its name, the way to it, and who may have its
 /// software key. Without the others the way could not be read.
-const IDENTITY_KEYS: [(&str, &[&str]); 3] = [
+const IDENTITY_KEYS: [(&str, &[&str]); 4] = [
     ("", &["name", "enroll", "svid_file", "key_file", "users"]),
     ("key", &["provider"]),
     ("wfm", &["url", "id", "client_handle"]),
+    ("est", &["allow_nonstandard"]),
 ];
 
 /// A restriction. It may contradict other keys, so it is salvaged apart from them.

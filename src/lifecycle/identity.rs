@@ -34,6 +34,10 @@ pub(super) struct Identity {
     pub(super) admission_pending: bool,
     /// The operator has allowed that a lost key be replaced.
     pub(super) replace_lost_key: bool,
+    /// There is a token that may be used.
+    pub(super) has_token: bool,
+    /// Why the last one may not be used any more.
+    pub(super) token_error: Option<LastError>,
     opening: OpeningLimit,
 }
 
@@ -110,6 +114,9 @@ pub(super) enum BundleForChain {
     /// An issuer has expired. Another bundle may contain another path; until there is one, the
     /// chain is of no use.
     AnotherWanted,
+    /// The MIS serves no issuers that lead to an anchor. The next fetch of the bundle is an occasion
+    /// to look at both again.
+    RefreshWanted,
 }
 
 impl Identity {
@@ -143,6 +150,8 @@ impl Identity {
             blocked: Blocked::default(),
             admission_pending,
             replace_lost_key,
+            has_token: restored.has_token,
+            token_error: None,
             opening: OpeningLimit::default(),
         }
     }
@@ -181,7 +190,10 @@ impl Identity {
 
     /// Whether an issued chain waits for another bundle.
     pub(super) fn waits_for_another_bundle(&self) -> bool {
-        self.issued.as_ref().is_some_and(|chain| chain.bundle == BundleForChain::AnotherWanted)
+        let waits = |chain: &IssuedChain| {
+            matches!(chain.bundle, BundleForChain::AnotherWanted | BundleForChain::RefreshWanted)
+        };
+        self.issued.as_ref().is_some_and(waits)
     }
 
     /// [`Policy::identity_backoff`] under the current SVID.
@@ -262,12 +274,15 @@ pub(super) enum Prerequisite {
     Nothing,
     /// A valid SVID; the validity of the one that is there.
     Svid(Option<(Timestamp, Timestamp)>),
+    /// A token; whether there is one.
+    Token(bool),
 }
 
 impl Prerequisite {
-    pub(super) fn of(policy: IdentityPolicy, identities: &[Identity]) -> Self {
-        match policy.issuance {
+    pub(super) fn of(identity: &Identity, identities: &[Identity]) -> Self {
+        match identity.policy.issuance {
             Issuance::With(index) => Self::Svid(identities.get(index.0).and_then(Identity::usable_svid)),
+            Issuance::WithToken => Self::Token(identity.has_token),
             Issuance::Requested | Issuance::ByOperator => Self::Nothing,
         }
     }
@@ -275,6 +290,7 @@ impl Prerequisite {
     pub(super) fn is_met(self, now: Now) -> bool {
         match self {
             Self::Nothing => true,
+            Self::Token(is_there) => is_there,
             Self::Svid(validity) => validity.is_some_and(|(from, to)| from <= now.wall && now.wall <= to),
         }
     }

@@ -29,8 +29,8 @@ pub use identity::IdentityView;
 pub use retry_gate::{Failure, FailureKind, LONGEST_RETRY_AFTER};
 pub use types::{
     Action, BundleFacts, Command, DiscoveryFacts, Event, IdentityAction, IdentityEvent, IdentityIndex,
-    IdentityMemory, IdentityPolicy, Issuance, Jitter, KeyChoice, Memory, NotAdopted, Policy, Request,
-    Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, RuledOut, Step, Supplied, SvidFacts,
+    IdentityMemory, IdentityPolicy, Issuance, Jitter, KeyChoice, KeyUse, Memory, NotAdopted, Policy, Request,
+    Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, Rotation, RuledOut, Step, Supplied, SvidFacts,
     SvidTrust, TrustDomainMemory,
 };
 
@@ -165,7 +165,7 @@ impl Lifecycle {
         IdentityView {
             policy: &self.policy,
             index,
-            prerequisite: Prerequisite::of(identity.policy, &self.identities),
+            prerequisite: Prerequisite::of(identity, &self.identities),
             trust_domain: &self.trust_domain,
             identity,
             in_flight,

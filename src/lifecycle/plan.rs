@@ -4,9 +4,12 @@
 use std::time::Duration;
 
 use super::Lifecycle;
-use super::identity::{BundleForChain, CurrentKey, CurrentSvid, Identity, IdentityView, PendingKey};
+use super::identity::{
+    BundleForChain, CurrentKey, CurrentSvid, Identity, IdentityView, PendingKey, Prerequisite,
+};
 use super::scheduler::{Next, Work};
-use super::types::{Action, IdentityAction, IdentityIndex, KeyChoice, Request, SvidFacts};
+use super::state::deadline_of;
+use super::types::{Action, IdentityAction, IdentityIndex, Issuance, KeyChoice, Request, SvidFacts};
 use crate::problem::Report;
 use miaf_spiffe::time::Now;
 
@@ -36,7 +39,10 @@ impl Lifecycle {
                 // While something is refused permanently, a changed document is the way out (P2).
                 let matters = self
                     .identities()
-                    .any(|(_, view)| view.is_about_to_request(now) || view.is_refused_permanently(now));
+                    .any(|(_, view)| {
+                        let is_refused = view.is_refused_permanently(now) || view.is_refused_for_now();
+                        is_refused || view.is_about_to_request(now)
+                    });
                 let stale_at = matters.then_some(discovery.stale_at);
                 now.boot.until([stale_at, discovery.refresh_at].into_iter().flatten().min()?)
             }
@@ -64,11 +70,15 @@ impl Lifecycle {
         if !self.trusts_clock(now) {
             return None;
         }
-        let of = |identity: &Identity| Some((identity.svid.clone()?, identity.is_by_operator()));
+        let of = |identity: &Identity| Some((identity.svid.clone()?, identity.policy.issuance));
         let svids = self.identities.iter().filter_map(of);
-        let changes = svids.filter_map(|(svid, by_operator)| {
+        let changes = svids.filter_map(|(svid, issuance)| {
             let SvidFacts { not_before, not_after, .. } = svid.facts;
-            let operator_from = if by_operator { svid.renew_at } else { not_before };
+            let operator_from = match issuance {
+                Issuance::ByOperator => svid.renew_at,
+                Issuance::WithToken => deadline_of(not_before, not_after),
+                Issuance::Requested | Issuance::With(_) => not_before,
+            };
             let changes = [not_before, operator_from, not_after.after(Duration::from_millis(1))];
             changes.into_iter().map(|at| now.wall.until(at)).filter(|rest| !rest.is_zero()).min()
         });
@@ -115,12 +125,17 @@ impl IdentityView<'_> {
         }
         let request = self.wanted_request(now);
         if self.lacks_prerequisite(request, now) {
-            return None; // with the other's SVID, or with the beginning of its validity, comes a step
+            return None; // with the token, the other's SVID, or the beginning of its validity, comes a step
+        }
+        // The token is used up by the chain that is there.
+        if request == Request::Enroll && matches!(self.prerequisite, Prerequisite::Token(_)) && identity.issued.is_some()
+        {
+            return None;
         }
         let due_in = self.request_due_in(now).max(self.requests_open_in(now));
         Some((
             due_in,
-            match self.key_choice(request) {
+            match self.key_choice(request, now) {
                 Some(key) => IdentityAction::Request(request, key),
                 None => IdentityAction::CreateKey,
             },
@@ -187,14 +202,15 @@ impl IdentityView<'_> {
     }
 
     /// `None`: a new key has to be created first.
-    fn key_choice(&self, request: Request) -> Option<KeyChoice> {
+    fn key_choice(&self, request: Request, now: Now) -> Option<KeyChoice> {
         let identity = self.identity;
         match (identity.pending_key, &identity.svid) {
             // A lost response may have certified it: it is requested again before anything else
             // (E6).
             (Some(PendingKey { refused: false }), _) => Some(KeyChoice::Pending),
             (_, Some(svid)) if !self.key_is_lost() => {
-                let keep = svid.facts.key_fits && (!identity.policy.rotate || request == Request::Enroll);
+                let rotates = identity.policy.rotate.is_due(svid.facts.key_use, now.wall);
+                let keep = svid.facts.key_fits && (!rotates || request == Request::Enroll);
                 (keep || identity.rotation_refused).then_some(KeyChoice::Current)
             }
             (Some(_), _) => Some(KeyChoice::Pending),
@@ -204,6 +220,11 @@ impl IdentityView<'_> {
 
     fn replaces_key(&self, svid: &CurrentSvid) -> bool {
         !svid.facts.key_fits && !self.identity.rotation_refused
+    }
+
+    /// Whether the last request was refused for now: it is looked at again within a day.
+    pub(super) fn is_refused_for_now(&self) -> bool {
+        self.identity.gate.is_permanent() && !self.identity.gate.is_local()
     }
 
     /// Whether the wanted request cannot be sent before something is corrected.

@@ -14,6 +14,13 @@ pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Minimum retry delay, whatever the jitter.
 const MIN_DELAY: Duration = Duration::from_millis(100);
 
+/// Upper end of the delay before a request that was refused for now.
+const REFUSED_FOR_NOW: Duration = Duration::from_secs(24 * 3600);
+
+/// Upper end of the delay before the same token is sent again, and twice the lower end: five
+/// attempts take an hour at least.
+const TOKEN_REFUSED: Duration = Duration::from_secs(30 * 60);
+
 /// Upper end of the retry delay after a failure on this device.
 const MAX_LOCAL_DELAY: Duration = Duration::from_secs(30);
 
@@ -29,8 +36,16 @@ pub enum FailureKind {
     Permanent,
     /// The MIS binds no new key to this identity.
     KeyRotationRefused,
+    /// The same request would be refused again today: it is looked at again once a day.
+    RefusedForNow,
     /// The credential was not accepted.
     NotAuthenticated,
+    /// The token was not accepted, and may be in a quarter of an hour: a replica of the MIS may not
+    /// know it yet.
+    TokenRefused,
+    /// There is no token any more that may be used. No request was sent, or its response ended the
+    /// last attempt.
+    NoToken,
     /// Not soon: policy says no, or what was issued must not be used. Either may change.
     Slow,
     /// The URL does not exist: the discovery document may be out of date.
@@ -208,6 +223,8 @@ impl RetryGate {
                 | FailureKind::KeyRotationRefused,
                 None,
             ) => backoff.cap.mul_f64(1.0 - jitter() / 2.0), // slow, and still spread
+            (FailureKind::RefusedForNow, None) => REFUSED_FOR_NOW.mul_f64(1.0 - jitter() / 4.0),
+            (FailureKind::TokenRefused, None) => TOKEN_REFUSED.mul_f64(1.0 - jitter() / 2.0),
             // No request is sent, so the MIS is not spared by a delay: the device goes on soon
             // after a person has mended it, or after the link is back (B4).
             (FailureKind::Local | FailureKind::Offline | FailureKind::PendingKeyLost, None) => {
@@ -227,7 +244,8 @@ impl RetryGate {
             self.offline_failures = 0;
         }
         let blocked = matches!(failure.kind, FailureKind::Permanent | FailureKind::KeyRotationRefused);
-        self.set_error(failure, now, blocked || local);
+        let permanent = blocked || local || failure.kind == FailureKind::RefusedForNow;
+        self.set_error(failure, now, permanent);
         if blocked { Verdict::Blocked } else { Verdict::Waits }
     }
 

@@ -3,13 +3,21 @@
 use std::time::Duration;
 
 use super::Lifecycle;
-use super::identity::{CurrentKey, CurrentSvid, Identity, IdentityView};
+use super::identity::{CurrentKey, CurrentSvid, Identity, IdentityView, Prerequisite};
 use super::retry_gate::RetryGate;
 use super::trust_domain::TrustDomain;
 use super::types::{IdentityAction, Request, SvidFacts};
 use crate::problem::{LastError, ProblemCode, Report};
 use miaf_client::api::State;
-use miaf_spiffe::time::Now;
+use miaf_spiffe::time::{Now, Timestamp};
+
+/// From this part of the lifetime on a renewal that fails is a matter for an operator (X69).
+const DEADLINE_FROM: f64 = 0.8;
+
+/// The moment from which on a renewal that fails is a matter for an operator (X69).
+pub(super) fn deadline_of(not_before: Timestamp, not_after: Timestamp) -> Timestamp {
+    not_before.after(not_before.until(not_after).mul_f64(DEADLINE_FROM))
+}
 
 impl IdentityView<'_> {
     /// State of the identity.
@@ -17,7 +25,8 @@ impl IdentityView<'_> {
         if !self.trust_domain.trusts_clock(now) {
             return State::WaitingForClock;
         }
-        let blocked = self.is_refused_permanently(now) || self.lacks_key(now);
+        let refused_for_now = || self.gates(now).any(RetryGate::is_permanent);
+        let blocked = self.is_refused_permanently(now) || self.lacks_key(now) || refused_for_now();
         if blocked || self.trust_domain.gates().into_iter().chain(self.gates(now)).any(RetryGate::is_local) {
             return State::Blocked;
         }
@@ -41,6 +50,7 @@ impl IdentityView<'_> {
                 );
                 if requesting || self.request_due_in(now).is_zero() { State::Renewing } else { State::Active }
             }
+            None if self.trust_domain.allows_requests() && self.lacks_token(now) => State::WaitingForToken,
             None => self.state_without_svid(),
         }
     }
@@ -83,8 +93,57 @@ impl IdentityView<'_> {
             return Some((error.clone(), None));
         }
         most_important(self.gates(now), now)
+            .map(|(error, wait)| (self.with_deadline(error, now), wait))
+            .or_else(|| Some((self.token_needed(now)?, None)))
             .or_else(|| self.issuance_stalled(now))
             .or_else(|| Some((self.prerequisite_missing(request, now)?, None)))
+    }
+
+    /// Whether only a token leads to the next SVID, and there is none that may be used.
+    fn lacks_token(&self, now: Now) -> bool {
+        self.prerequisite == Prerequisite::Token(false) && self.wanted_request(now) == Request::Enroll
+    }
+
+    /// The error of an enrollment that a token has to authorize (X69).
+    fn token_needed(&self, now: Now) -> Option<LastError> {
+        if !self.lacks_token(now) || self.identity.issued.is_some() {
+            return None;
+        }
+        if let Some(error) = &self.identity.token_error {
+            return Some(error.clone());
+        }
+        let (detail, at) = match &self.identity.svid {
+            None => ("no token that may be used was found".to_owned(), self.identity.started_at),
+            Some(CurrentSvid { facts, .. }) => {
+                let detail = format!(
+                    "the current SVID has ended at {}, and an SVID that has ended cannot be renewed",
+                    facts.not_after
+                );
+                (detail, facts.not_after)
+            }
+        };
+        let title = "This identity needs a fresh enrollment token";
+        Some(LastError { report: Report::new(ProblemCode::TokenNeeded, title, &detail), at, permanent: true })
+    }
+
+    /// A renewal that still fails near the end of the SVID is more than that: what follows it costs an
+    /// operator some work (X69).
+    fn with_deadline(&self, error: LastError, now: Now) -> LastError {
+        let near = self.needs_token_after(now);
+        let Some(not_after) = near.filter(|_| self.prerequisite == Prerequisite::Token(false)) else { return error };
+        let consequence =
+            format!("If it is not renewed by {not_after}, this identity needs a fresh enrollment token");
+        LastError { report: error.report.with_consequence(&consequence), ..error }
+    }
+
+    /// The end of an SVID whose renewal fails, from 80 % of its lifetime on, where only a token leads to
+    /// the one after it (X69).
+    pub fn needs_token_after(&self, now: Now) -> Option<Timestamp> {
+        let SvidFacts { not_before, not_after, .. } = self.identity.svid.as_ref()?.facts;
+        let is_near = now.wall <= not_after && now.wall >= deadline_of(not_before, not_after);
+        let is_by_token = matches!(self.prerequisite, Prerequisite::Token(_));
+        let fails = self.identity.gate.last_error().is_some() || self.is_refused_permanently(now);
+        (is_by_token && is_near && fails).then_some(not_after)
     }
 
     /// Where an operator brings the SVIDs, a chain that was refused is not validated again: its
@@ -142,7 +201,7 @@ impl IdentityView<'_> {
     }
 
     fn prerequisite_missing(&self, request: Request, now: Now) -> Option<LastError> {
-        if !self.lacks_prerequisite(request, now) {
+        if !matches!(self.prerequisite, Prerequisite::Svid(_)) || !self.lacks_prerequisite(request, now) {
             return None;
         }
         let why = "the enrollment is authenticated by the SVID of the device, which has no valid one now";

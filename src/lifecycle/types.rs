@@ -23,10 +23,45 @@ pub struct Policy {
 /// The settings of one identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdentityPolicy {
-    /// Whether every renewal requests a new key (miaf-v0 R4).
-    pub rotate: bool,
+    /// When a renewal requests a new key (miaf-v0 R4).
+    pub rotate: Rotation,
     /// Who obtains its SVIDs.
     pub issuance: Issuance,
+}
+
+/// When a renewal is for a new key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    /// Never: the key stays for as long as it works.
+    Never,
+    /// At every renewal.
+    Always,
+    /// At the renewal after this many with the same key.
+    AfterRenewals(u32),
+    /// At the first renewal when the key is of this age.
+    AfterAge(Duration),
+}
+
+impl Rotation {
+    /// Whether a renewal that is sent now is for a new key.
+    pub(super) fn is_due(self, key: KeyUse, now: Timestamp) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Always => true,
+            Self::AfterRenewals(most) => key.renewals >= most,
+            // Of which the age is not known, it is the age of the oldest record that could tell.
+            Self::AfterAge(age) => key.since.is_none_or(|since| since.until(now) >= age),
+        }
+    }
+}
+
+/// How long the key of an SVID has been in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyUse {
+    /// Renewals that kept it.
+    pub renewals: u32,
+    /// When its first SVID was adopted, if that is known.
+    pub since: Option<Timestamp>,
 }
 
 /// Who obtains the SVIDs of an identity.
@@ -37,6 +72,8 @@ pub enum Issuance {
     /// The agent requests them; to enroll it needs a valid SVID of this other identity (miaf-v0
     /// W1).
     With(IdentityIndex),
+    /// The agent requests them; to enroll it needs a token of the operator's (X31).
+    WithToken,
     /// An operator brings them (N9). The agent sends no request, and asks for the next one when half
     /// of the lifetime is over.
     ByOperator,
@@ -45,7 +82,7 @@ pub enum Issuance {
 impl Default for IdentityPolicy {
     /// A new key for every SVID, which the agent requests.
     fn default() -> Self {
-        Self { rotate: true, issuance: Issuance::Requested }
+        Self { rotate: Rotation::Always, issuance: Issuance::Requested }
     }
 }
 
@@ -124,6 +161,8 @@ pub enum Supplied {
     Key,
     /// A chain, as if it had been issued. It is stored.
     Chain,
+    /// A token that may be used, in place of the one before it.
+    Token,
 }
 
 /// The outcome of an [`IdentityAction`].
@@ -213,6 +252,8 @@ pub struct SvidFacts {
     pub key: KeyChoice,
     /// The key is of the kind that the configuration asks for: in the TPM, for instance.
     pub key_fits: bool,
+    /// How long the key has been in use.
+    pub key_use: KeyUse,
 }
 
 /// Why an issued chain was not adopted.
@@ -227,6 +268,10 @@ pub enum NotAdopted {
     /// bundle changes or the slow next request is due: the MIS would issue another like it. For a
     /// chain that an operator brought, also one of an issuer that is not in that bundle.
     IssuerExpired(Failure),
+    /// The issuers that the MIS serves do not lead to an anchor of a bundle that was just fetched.
+    /// It is kept and validated again after each fetch of the bundle (X63): where there is a key to
+    /// renew with, another is requested slowly.
+    NoPath(Failure),
     /// It could not be validated or stored now, on a full disk for instance. It is kept.
     Kept(Failure),
     /// It is invalid, and has been discarded. The current SVID stays.
@@ -275,6 +320,8 @@ pub struct RestoredIdentity {
     pub pending_key: bool,
     /// Whether an issued chain is pending.
     pub issued_chain: bool,
+    /// Whether there is a token that may be used (X31).
+    pub has_token: bool,
     /// Retry-After delay and permissions.
     pub memory: IdentityMemory,
 }

@@ -35,9 +35,8 @@ impl Lifecycle {
             Event::Discovery(outcome) => self.discovery_ended(outcome, now, jitter),
             Event::Bundle(outcome) => self.bundle_ended(outcome, now, jitter),
             Event::Supplied(index, supplied) => {
-                let by_operator = self.identities.get_mut(index.0).filter(|one| one.is_by_operator());
-                if let Some(identity) = by_operator {
-                    identity.supplied(supplied);
+                if let Some(identity) = self.identities.get_mut(index.0).filter(|one| one.takes(supplied)) {
+                    identity.supplied(supplied, now);
                 }
             }
             Event::Identity(index, event) => {
@@ -199,7 +198,7 @@ impl Lifecycle {
 
     fn identity_update(&mut self, index: IdentityIndex) -> Option<IdentityUpdate<'_>> {
         let Self { policy, trust_domain, identities, .. } = self;
-        let prerequisite = Prerequisite::of(identities.get(index.0)?.policy, identities);
+        let prerequisite = Prerequisite::of(identities.get(index.0)?, identities);
         let identity = identities.get_mut(index.0)?;
         Some(IdentityUpdate { policy, index, prerequisite, trust_domain, identity })
     }
@@ -211,8 +210,22 @@ fn is_of_mis(failure: &Failure) -> bool {
 }
 
 impl Identity {
-    fn supplied(&mut self, supplied: Supplied) {
+    fn takes(&self, supplied: Supplied) -> bool {
         match supplied {
+            Supplied::Key | Supplied::Chain => self.is_by_operator(),
+            Supplied::Token => self.policy.issuance == Issuance::WithToken,
+        }
+    }
+
+    fn supplied(&mut self, supplied: Supplied, now: Now) {
+        match supplied {
+            Supplied::Token => {
+                (self.has_token, self.token_error) = (true, None);
+                self.blocked.set(Request::Enroll, None);
+                self.gate.open_from(now.boot, now); // what was refused was refused for the one before it
+                // It is the operator's word that this device is to have the identity (X70).
+                self.replace_lost_key |= self.key_is_lost();
+            }
             Supplied::Key => self.pending_key = Some(PendingKey { refused: false }),
             Supplied::Chain => {
                 self.gate.succeeded(); // what was wrong with the one before it is over
@@ -242,7 +255,9 @@ impl Identity {
         self.move_end(trust, policy, now, jitter);
         self.hasten_renewal(trust, policy, now, jitter);
         match self.issued.as_mut().map(|chain| &mut chain.bundle) {
-            Some(bundle @ BundleForChain::Wanted) => *bundle = BundleForChain::Fetched,
+            Some(bundle @ (BundleForChain::Wanted | BundleForChain::RefreshWanted)) => {
+                *bundle = BundleForChain::Fetched;
+            }
             Some(bundle @ BundleForChain::AnotherWanted) if is_new => *bundle = BundleForChain::Fetched,
             _ => {}
         }
@@ -381,6 +396,7 @@ impl IdentityUpdate<'_> {
             FailureKind::Transient
             | FailureKind::Offline
             | FailureKind::Local
+            | FailureKind::NoToken
             | FailureKind::PendingKeyLost
             | FailureKind::CurrentKeyLost => {}
             _ => self.identity.admission_pending = false,
@@ -414,6 +430,8 @@ impl IdentityUpdate<'_> {
             // The factory certificate does not help: perhaps the 401 at renewal was not the MIS's.
             // While the SVID is valid, renewal and enrollment are tried in turn, slowly (R7).
             FailureKind::NotAuthenticated
+            | FailureKind::TokenRefused
+            | FailureKind::RefusedForNow
             | FailureKind::Slow
             | FailureKind::Permanent
             | FailureKind::NotFound
@@ -431,6 +449,11 @@ impl IdentityUpdate<'_> {
             FailureKind::CurrentKeyLost => {
                 self.identity.gate.progressed(); // no request was sent
                 self.current_key_lost(failure, now);
+            }
+            FailureKind::NoToken => {
+                let error = LastError { report: failure.report, at: now.wall, permanent: true };
+                (self.identity.has_token, self.identity.token_error) = (false, Some(error));
+                self.identity.gate.succeeded_late(now); // another token is not delayed for this one
             }
             FailureKind::PendingKeyLost => {
                 self.identity.pending_key = None; // an SVID for it would be of no use
@@ -478,6 +501,8 @@ impl IdentityUpdate<'_> {
         identity.stalled = stalled;
         identity.key_gate.succeeded();
         identity.replace_lost_key = false;
+        // It is used up, or has been overtaken: programs have an SVID.
+        (identity.has_token, identity.token_error) = (false, None);
         let renew_at = facts.renew_at.unwrap_or_else(|| {
             let SvidFacts { not_before, not_after, .. } = facts;
             self.policy.draw_renewal_after(identity.policy, not_before, not_after, now.wall, jitter)
@@ -508,6 +533,12 @@ impl IdentityUpdate<'_> {
                 if let Some(chain) = &mut self.identity.issued {
                     chain.bundle = BundleForChain::AnotherWanted;
                     chain.request_again_at = chain.request_again_at.or(Some(opens_at));
+                }
+            }
+            NotAdopted::NoPath(failure) => {
+                self.unusable_chain(failure, now, jitter);
+                if let Some(chain) = &mut self.identity.issued {
+                    chain.bundle = BundleForChain::RefreshWanted;
                 }
             }
             NotAdopted::Kept(failure) => self.failed(failure, now, jitter),

@@ -2,6 +2,15 @@
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
+/// Bytes from the kernel; zeros where it has no randomness.
+pub(crate) fn bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    match SystemRandom::new().fill(&mut bytes) {
+        Ok(()) => bytes,
+        Err(_) => [0; N],
+    }
+}
+
 /// A number uniform in `0.0..1.0`, from the kernel.
 pub(crate) fn unit() -> f64 {
     let mut bytes = [0; 8];

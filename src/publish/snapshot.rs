@@ -68,6 +68,9 @@ pub(crate) struct IdentitySnapshot {
     pub retry_after_until: Option<Timestamp>,
     /// Whether the SVID ends before that.
     pub ends_while_waiting: bool,
+    /// The end of the SVID, near, while its renewal fails and only a fresh enrollment token leads to the
+    /// next one (X69).
+    pub needs_token_after: Option<Timestamp>,
     /// The error that concerns this identity alone.
     pub last_error: Option<ShownError>,
     /// Generation of the published files with this SVID and the bundle.
@@ -232,6 +235,7 @@ impl IdentitySnapshot {
             key_is_lost: false,
             retry_after_until: None,
             ends_while_waiting: false,
+            needs_token_after: None,
             last_error: None,
             generation: None,
             users: Arc::default(),

@@ -1,15 +1,16 @@
-//! Admin commands to the running agent: `POST /v1/retry`, and `renew`, `retire`, `csr` and `install`
-//! below `/v1/identities/{name}/`.
+//! Admin commands to the running agent: `POST /v1/retry`, and `renew`, `retire`, `csr`, `install` and
+//! `enroll` below `/v1/identities/{name}/`.
 
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
+use zeroize::Zeroizing;
 
 use crate::hint::Reason;
 use crate::platform::log::AUDIT;
 use crate::publish::Snapshot;
-use crate::server::command_queue::{AdminCommand, CommandError, Decision};
+use crate::server::command_queue::{AdminCommand, CommandError, Decision, SecretText};
 use crate::server::context::ServerContext;
 use crate::server::peer::{Peer, Role};
 use crate::server::request_body;
@@ -36,6 +37,8 @@ pub(super) enum CommandPath {
     Csr(IdentityName),
     /// `/v1/identities/{name}/install`
     Install(IdentityName),
+    /// `/v1/identities/{name}/enroll`
+    Enroll(IdentityName),
 }
 
 /// The body of an admin command, parsed.
@@ -55,6 +58,7 @@ impl CommandPath {
             Self::Retire(_) => "retire",
             Self::Csr(_) => "csr",
             Self::Install(_) => "install",
+            Self::Enroll(_) => "enroll",
         }
     }
 
@@ -70,7 +74,11 @@ impl CommandPath {
     fn identity(&self) -> Option<&IdentityName> {
         match self {
             Self::Retry => None,
-            Self::Renew(name) | Self::Retire(name) | Self::Csr(name) | Self::Install(name) => Some(name),
+            Self::Renew(name)
+            | Self::Retire(name)
+            | Self::Csr(name)
+            | Self::Install(name)
+            | Self::Enroll(name) => Some(name),
         }
     }
 
@@ -110,6 +118,14 @@ impl CommandPath {
                 let CsrBody { spiffe_id } =
                     if body.is_empty() { CsrBody::default() } else { object(body, must)? };
                 Ok(request(AdminCommand::Csr { identity, spiffe_id }))
+            }
+            Self::Enroll(identity) => {
+                // What is wrong with the JSON is not quoted: the token is in it.
+                let EnrollBody { token } = json::read(body).map_err(|_| {
+                    Reason::from("the body does not fit the admin command")
+                        .with_hint_text("Send {\"token\": \"username:secret\"}, and nothing else")
+                })?;
+                Ok(request(AdminCommand::Enroll { identity, token: SecretText::new(token) }))
             }
             Self::Install(identity) => {
                 let must = "Send {\"certificateChainPem\": \"…\"}: one string of PEM, leaf first, then its intermediates";
@@ -159,6 +175,12 @@ struct InstallBody {
     certificate_chain_pem: String,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EnrollBody {
+    token: String,
+}
+
 /// Body of a response with a certification request.
 #[derive(Serialize)]
 struct CsrResponse<'a> {
@@ -200,6 +222,7 @@ pub(super) async fn respond(
         );
     })?;
     let snapshot = context.snapshots.borrow().clone();
+    let body = Zeroizing::new(body);
     let parsed = path.read(&body, &snapshot.default_identity.name);
     let CommandRequest { command, trust_domain } = parsed.map_err(|reason| {
         tracing::info!(

@@ -1,9 +1,11 @@
 //! Admin commands on their way from the administration socket to the event loop.
 
+use std::fmt;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
+use zeroize::Zeroizing;
 
 use crate::hint::Reason;
 use miaf_client::api::IdentityName;
@@ -48,6 +50,34 @@ pub(crate) enum AdminCommand {
         /// The chain, not validated yet.
         chain: Chain,
     },
+    /// Use an enrollment token that an operator hands over (X31).
+    Enroll {
+        /// The identity.
+        identity: IdentityName,
+        /// The token, not parsed yet.
+        token: SecretText,
+    },
+}
+
+/// A text that is secret: it is wiped when it is dropped, and is not shown.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct SecretText(Zeroizing<String>);
+
+impl SecretText {
+    pub(crate) fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+
+    /// The text itself.
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretText")
+    }
 }
 
 impl AdminCommand {
@@ -60,13 +90,14 @@ impl AdminCommand {
             Self::Retire(_) => "retire",
             Self::Csr { .. } => "csr",
             Self::Install { .. } => "install",
+            Self::Enroll { .. } => "enroll",
         }
     }
 
     /// Whether the decision about it is its outcome: it is made when the command is executed, and
     /// not before.
     pub(crate) fn is_decided_by_execution(&self) -> bool {
-        matches!(self, Self::Csr { .. } | Self::Install { .. })
+        matches!(self, Self::Csr { .. } | Self::Install { .. } | Self::Enroll { .. })
     }
 
     /// The identity that it is about.
@@ -76,7 +107,8 @@ impl AdminCommand {
             Self::Renew(identity)
             | Self::Retire(identity)
             | Self::Csr { identity, .. }
-            | Self::Install { identity, .. } => Some(identity),
+            | Self::Install { identity, .. }
+            | Self::Enroll { identity, .. } => Some(identity),
         }
     }
 }

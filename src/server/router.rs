@@ -109,6 +109,7 @@ impl Resource {
                 "renew" => Self::Command(CommandPath::Renew(name)),
                 "retire" => Self::Command(CommandPath::Retire(name)),
                 "csr" => Self::Command(CommandPath::Csr(name)),
+                "enroll" => Self::Command(CommandPath::Enroll(name)),
                 "install" => Self::Command(CommandPath::Install(name)),
                 _ => return None,
             });

@@ -1,10 +1,12 @@
 //! Types of the records: what each holds, and its form on the disk.
 
+use std::fmt;
 use std::io;
 
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
+use zeroize::Zeroize as _;
 
 use crate::hint::Hint as _;
 use crate::keys;
@@ -21,6 +23,9 @@ const VERSION: u32 = 1;
 
 /// Limit on the certificates of a stored chain: more than an issuer may return.
 const MAX_CERTIFICATES: usize = 64;
+
+/// Limit on the tokens of a record.
+pub const MAX_TOKENS: usize = 64;
 
 /// Limit on the identities of a record: those of a configuration, and many that were removed.
 const MAX_IDENTITIES: usize = 256;
@@ -58,6 +63,12 @@ pub struct StoredIdentity {
     /// one it may become another device to the MIS (miaf-v0 E5, E9).
     #[serde(default)]
     pub credential: Option<String>,
+    /// When the first SVID for this key was adopted, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_since: Option<Timestamp>,
+    /// How many renewals have kept this key.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub key_renewals: u32,
 }
 
 /// A key created for the next SVID, stored before the first request with it: a PEM file.
@@ -85,6 +96,54 @@ pub struct StoredIssuedChain {
     /// The chain, not validated yet.
     #[serde(with = "pem_list")]
     pub chain: Chain,
+    /// It is the leaf alone: the issuers are fetched when it is adopted (X58).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lacks_issuers: bool,
+}
+
+/// What an enrollment or renewal over EST repeats until it has succeeded (X48, X56). Stored before it
+/// is sent.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredEstRequest {
+    /// The certification request: DER in base64. The same bytes are sent again.
+    pub csr: Option<String>,
+    /// The enrollment token that is in use, `username:secret` (X43).
+    pub token: Option<String>,
+}
+
+impl Drop for StoredEstRequest {
+    fn drop(&mut self) {
+        self.token.zeroize();
+    }
+}
+
+/// Shows nothing of the token.
+impl fmt::Debug for StoredEstRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { csr, token } = self;
+        f.debug_struct("StoredEstRequest").field("csr", csr).field("has_token", &token.is_some()).finish()
+    }
+}
+
+/// Enrollment tokens that are not sent again (X44), by salted hash.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredTokens {
+    /// The salt, since there is a token.
+    pub salt: Option<[u8; 16]>,
+    /// The latest ones, the last of them at the end.
+    #[serde(deserialize_with = "json::at_most::<_, _, MAX_TOKENS>")]
+    pub tokens: Vec<TokenRecord>,
+}
+
+/// What is remembered of an enrollment token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// SHA-256 of salt and token, in hex.
+    pub sha256: String,
+    /// How often the MIS has refused it.
+    pub refused: u32,
+    /// An SVID was issued for it.
+    pub spent: bool,
 }
 
 /// The last good discovery document.
@@ -306,6 +365,8 @@ macro_rules! json_records {
 json_records! {
     StoredIdentity: "identity.json",
     StoredIssuedChain: "issued.json",
+    StoredEstRequest: "est-request.json",
+    StoredTokens: "est-tokens.json",
     StoredDiscovery: "discovery.json",
     StoredBundle: "bundle.json",
     RetryAfterDelays: "retry-after.json",
@@ -330,6 +391,10 @@ fn read_json<R: DeserializeOwned>(content: &[u8]) -> Result<R, String> {
     }
     let envelope: Envelope<R> = json::read(content).map_err(damaged)?;
     Ok(envelope.record)
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// A chain as a list of PEM texts, one for each certificate, leaf first.

@@ -249,6 +249,16 @@ impl Client {
         self.admin_command(self.named_path("install")?, body)
     }
 
+    /// Hands an enrollment token to the agent, for an identity that enrolls over EST (`enroll =
+    /// "est"`), on the administration socket: one line, `username:secret`, at most 1,024 bytes.
+    ///
+    /// # Errors
+    /// As for [`retry`](Self::retry). Refused with 409: it is no token, it is used up, or the identity
+    /// is obtained in another way.
+    pub fn enroll(&self, token: &str) -> Result<Accepted, ClientError> {
+        self.admin_command(self.named_path("enroll")?, json!({ "token": token }).to_string())
+    }
+
     fn path(&self, resource: &str) -> String {
         match &self.identity {
             Some(name) => format!("/v1/identities/{name}/{resource}"),

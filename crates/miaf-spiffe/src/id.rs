@@ -148,6 +148,24 @@ impl NameKind {
             Self::WfmClient => matches!(id.margo_name(), Some(MargoName::WfmClient { .. })),
         }
     }
+
+    /// What such a name is the name of, as a noun phrase.
+    #[must_use]
+    pub const fn in_words(self) -> &'static str {
+        match self {
+            Self::Device => "a device",
+            Self::WfmClient => "a WFM Client",
+        }
+    }
+
+    /// The form of such an ID.
+    #[must_use]
+    pub const fn form(self) -> &'static str {
+        match self {
+            Self::Device => "spiffe://<trust domain>/margo/device/<lowercase uuid>",
+            Self::WfmClient => "spiffe://<trust domain>/margo/wfm/<wfm-id>/client/<client-id>",
+        }
+    }
 }
 
 const DEVICE_WORDS: &str = "a device (/margo/device/<lowercase uuid>)";

@@ -279,6 +279,7 @@ impl Checker {
                     }),
                     pending_key: identity.pending_key,
                     issued_chain: identity.issued.is_some(),
+                    has_token: identity.has_token,
                     memory,
                 })
                 .collect(),

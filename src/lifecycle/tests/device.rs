@@ -71,6 +71,7 @@ impl From<OnDisk> for Restored {
                 svid: disk.svid,
                 pending_key: disk.pending_key,
                 issued_chain: disk.issued_chain,
+                has_token: false,
                 memory: disk.memory.identities.into_iter().next().unwrap_or_default(),
             }],
         }
@@ -403,7 +404,7 @@ pub(super) fn report() -> Report {
 }
 
 pub(super) fn svid(not_before: Timestamp, lifetime: Duration, key: KeyChoice) -> SvidFacts {
-    SvidFacts { not_before, not_after: not_before.after(lifetime), key_fits: true, renew_at: None, key }
+    SvidFacts { not_before, not_after: not_before.after(lifetime), key_fits: true, key_use: KeyUse::default(), renew_at: None, key }
 }
 
 pub(super) fn secs(n: u64) -> Duration {

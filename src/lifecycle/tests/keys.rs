@@ -25,7 +25,7 @@ fn refused_rotation_falls_back_to_the_current_key() {
 #[test]
 fn rotation_off_creates_no_key() {
     let mut device = Device::fresh();
-    device.lifecycle.identities[0].policy.rotate = false;
+    device.lifecycle.identities[0].policy.rotate = Rotation::Never;
     device.becomes_active(100 * DAY);
     device.waits_for(Work::Request(Renew, Current));
 }
@@ -49,7 +49,7 @@ fn with_a_key_of_another_provider() -> Device {
 #[test]
 fn key_of_another_provider_is_replaced_at_once() {
     let mut device = with_a_key_of_another_provider();
-    device.lifecycle.identities[0].policy.rotate = false;
+    device.lifecycle.identities[0].policy.rotate = Rotation::Never;
     assert_eq!(device.state(), State::Renewing);
     assert!(device.waits_for(CreateKey) < Duration::from_secs(1));
     device.handles(key_created());

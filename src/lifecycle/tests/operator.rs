@@ -7,7 +7,7 @@ use super::device::*;
 use crate::problem::ProblemCode;
 use miaf_client::api::State;
 
-const OPERATED: IdentityPolicy = IdentityPolicy { rotate: true, issuance: Issuance::ByOperator };
+const OPERATED: IdentityPolicy = IdentityPolicy { rotate: Rotation::Always, issuance: Issuance::ByOperator };
 
 const KEY: Event = Event::Supplied(DEVICE, Supplied::Key);
 const CHAIN: Event = Event::Supplied(DEVICE, Supplied::Chain);

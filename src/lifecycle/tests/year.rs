@@ -266,7 +266,7 @@ impl<'a> Year<'a> {
             },
             identities: stored
                 .map(|(nth, (identity, (issuance, _)))| RestoredIdentity {
-                    policy: IdentityPolicy { rotate: nth != 3, issuance },
+                    policy: IdentityPolicy { rotate: if nth == 3 { Rotation::Never } else { Rotation::Always }, issuance },
                     svid: identity.svid.clone().map(|facts| SvidFacts {
                         renew_at: renew_at[nth],
                         key: Current,
@@ -274,6 +274,7 @@ impl<'a> Year<'a> {
                     }),
                     pending_key: identity.pending_key,
                     issued_chain: identity.issued,
+                    has_token: false,
                     memory: memory.identities.get(nth).cloned().unwrap_or_default(),
                 })
                 .collect(),

@@ -63,6 +63,12 @@ words! {
         NothingToRenew = "nothing-to-renew",
         /// The identity is obtained by the operator: only they can bring its next SVID.
         OperatorNeeded = "operator-needed",
+        /// The identity has to be enrolled, and there is no enrollment token that may be used.
+        TokenNeeded = "token-needed",
+        /// The MIS does not accept the enrollment token.
+        TokenRefused = "token-refused",
+        /// The enrollment token that the configuration names cannot be used.
+        TokenUnusable = "token-unusable",
         /// The identity is obtained with the device's own, which is not valid now.
         DeviceIdentityNeeded = "device-identity-needed",
         /// The MIS's operator has yet to admit the device.

@@ -17,6 +17,8 @@ words! {
         PendingAdmission = "pending-admission",
         /// The operator has to bring the next SVID, or the first.
         WaitingForOperator = "waiting-for-operator",
+        /// The operator has to bring an enrollment token, with which the first SVID is requested.
+        WaitingForToken = "waiting-for-token",
         /// The SVID is valid.
         Active = "active",
         /// The SVID is valid, and its renewal is due.
@@ -43,6 +45,9 @@ impl State {
             }
             Self::WaitingForOperator => {
                 "the operator has to bring this identity's next certificate; the hint says how"
+            }
+            Self::WaitingForToken => {
+                "the operator has to bring an enrollment token: a secret, good for one certificate; the hint says how"
             }
             Self::Active => "this device has a valid identity",
             Self::Renewing => "this device has a valid identity, and its renewal is due",

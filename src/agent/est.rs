@@ -1,0 +1,464 @@
+//! Enrollment and renewal over EST: the request and what is durable before it is sent, the token that
+//! authorizes it, and the chain of what was issued.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use url::Url;
+use zeroize::Zeroizing;
+
+use super::blocking;
+use super::executor::Executor;
+use super::identity::{Identity, Surroundings, client_identity};
+use super::operator::{Supply, gone};
+use super::persist::{forget, save};
+use super::reporting::{cause, current_key_failure, hint, key_failure, state_failure};
+use super::tokens::{MOST_REFUSALS, Standing, UsedTokens};
+use super::trust_domain::TrustDomain;
+use crate::config::{Enrollment, EstAuthorizationConfig, EstConfig};
+use crate::hint::Reason;
+use crate::issuer::{
+    CaCertificates, CertificateRequest, Discovery, EnrollmentToken, EstAuthorization, EstEndpoint, EstUrl,
+    IssuerError,
+};
+use crate::keys::csr::{self, CsrContent};
+use crate::keys::{ErrorKind, Key, Providers};
+use crate::lifecycle::{Event, Failure, FailureKind, IdentityIndex, KeyChoice, NotAdopted, Request, Supplied};
+use crate::platform::credentials::Secret;
+use crate::platform::{clock, files, random};
+use crate::problem::{ProblemCode, Report};
+use crate::server::command_queue::Decision;
+use crate::state;
+use miaf_spiffe::Bundle;
+use miaf_spiffe::svid::{self, Chain, SvidError, X509Svid};
+use miaf_spiffe::text::Excerpt;
+
+/// Limit on the characters of a path in a message.
+const MAX_PATH: usize = 512;
+
+/// What to do where the CA gives no SPIFFE ID: no EST server does by itself.
+const NO_SPIFFE_ID: &str = "Have the operator of the CA register the SPIFFE ID of this identity, and have the CA put it into \
+     what it issues; or, where it copies the names of the request, set request_spiffe_id under [identity.est]";
+
+/// What to do where nothing leads from what was issued to the trust bundle.
+const NO_PATH: &str = "Compare the CA that issued it with the CAs in the trust bundle, which this prints: miaf-agent bundle; \
+     have the bundle, or what the EST endpoint serves at /cacerts, completed by the operator of the MIS";
+
+/// What an identity that enrolls over EST has, beside its keys and its SVID.
+#[derive(Debug, Default)]
+pub(super) struct EstState {
+    /// `mis.est_url`
+    url: Option<EstUrl>,
+    /// What is repeated until it has succeeded, as stored.
+    request: state::StoredEstRequest,
+    /// The token that may be used.
+    token: Option<EnrollmentToken>,
+    used: UsedTokens,
+    /// What is remembered of tokens is not stored yet.
+    is_used_changed: bool,
+    /// The endpoint has served its CA certificates, and no request has failed since: the next one is
+    /// not wasted on something that is no EST server.
+    is_proven: bool,
+}
+
+impl EstState {
+    /// What the process before has left. `url`: `mis.est_url`.
+    pub(super) fn restored(
+        url: Option<&Url>,
+        request: state::StoredEstRequest,
+        used: state::StoredTokens,
+    ) -> Self {
+        let url = url.and_then(|url| EstUrl::parse(url.clone()).ok()); // the configuration has checked it
+        let mut restored = Self { url, request, used: UsedTokens::restored(used), ..Self::default() };
+        restored.token = restored.stored_token();
+        restored
+    }
+
+    /// Whether there is a token that may be used.
+    pub(super) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    /// The EST endpoint: the configured one, or else that of the discovery document (X15).
+    pub(super) fn endpoint(&self, est: &EstConfig, document: Option<&Discovery>) -> Option<EstEndpoint> {
+        let url = self.url.as_ref().or_else(|| document.and_then(Discovery::est))?;
+        Some(EstEndpoint { url: url.clone(), tls12: est.tls12 })
+    }
+
+    /// The token that is stored with a request, if it may be sent.
+    fn stored_token(&self) -> Option<EnrollmentToken> {
+        let token = EnrollmentToken::parse(self.request.token.as_ref()?.as_bytes()).ok()?;
+        (self.used.standing(&token) == Standing::Usable).then_some(token)
+    }
+}
+
+impl Identity {
+    /// Requests an SVID over EST. What was issued is durable when this returns, without its issuers
+    /// (X58, X59).
+    pub(super) async fn request_over_est(
+        &mut self,
+        est: &EstConfig,
+        request: Request,
+        choice: KeyChoice,
+        surroundings: Surroundings<'_>,
+    ) -> Result<(), Failure> {
+        let Surroundings { lifecycle, trust_domain, keys, provisioning, .. } = surroundings;
+        let issuer = &trust_domain.issuer;
+        let endpoint = self.est_endpoint(est, trust_domain).map_err(|e| e.to_failure())?;
+        let current = self.current.clone();
+        if request == Request::Renew && self.finds_another_path(&endpoint, trust_domain).await {
+            return Ok(());
+        }
+        let key = self.key(choice)?;
+        let spki = key.public_key().spki_der();
+        let csr = self.est_csr(est, request, choice, key, keys).await?;
+        let (response, credential) = match (request, &est.authorization) {
+            (Request::Renew, _) => {
+                let current = current.ok_or_else(|| IssuerError::NothingToRenew.to_failure())?;
+                let client = client_identity(&current).await?;
+                self.store_est_request(&csr, None).await?;
+                let rekey = choice == KeyChoice::Pending;
+                let response = issuer.est_renew(&endpoint, &csr, &spki, client, rekey).await;
+                (response.map_err(|e| e.to_failure()), current.credential.clone())
+            }
+            (Request::Enroll, EstAuthorizationConfig::Certificate(_)) => {
+                let client = provisioning.est_credential(&self.name, keys, lifecycle).await?;
+                self.store_est_request(&csr, None).await?;
+                let authorization = EstAuthorization::Certificate(client);
+                let response = issuer.est_enroll(&endpoint, &csr, &spki, authorization).await;
+                (response.map_err(|e| e.to_failure()), provisioning.est_credential_sha256(&self.name))
+            }
+            (Request::Enroll, EstAuthorizationConfig::Token { .. }) => {
+                let token = self.est.token.clone().ok_or_else(no_token)?;
+                if !self.est.is_proven {
+                    issuer.est_ca_certificates(&endpoint).await.map_err(|e| e.to_failure())?;
+                    self.est.is_proven = true;
+                }
+                self.store_est_request(&csr, Some(&token)).await?;
+                let authorization = EstAuthorization::Token(token.clone());
+                let response = issuer.est_enroll(&endpoint, &csr, &spki, authorization).await;
+                (self.outcome_of_token(response, &token).await, None)
+            }
+        };
+        let leaf = response?;
+        let chain = Chain::from_der(&[leaf]).map_err(|e| IssuerError::Svid(e).to_failure())?;
+        self.keep_issued(state::StoredIssuedChain {
+            renewal: request == Request::Renew,
+            for_pending_key: choice == KeyChoice::Pending,
+            may_rename: false, // another SPIFFE ID is another identity (X57, Y14)
+            credential,
+            chain,
+            lacks_issuers: true,
+        })
+        .await;
+        Ok(())
+    }
+
+    fn est_endpoint(&self, est: &EstConfig, trust_domain: &TrustDomain) -> Result<EstEndpoint, IssuerError> {
+        let document = trust_domain.discovery.as_ref().map(|cached| &cached.document);
+        self.est.endpoint(est, document).ok_or(IssuerError::NotDiscovered)
+    }
+
+    /// Looks for other issuers of the current SVID, where the trust bundle does not vouch for it any
+    /// more. If they lead to an anchor, it is adopted once more with them, and no renewal is needed
+    /// (X63).
+    async fn finds_another_path(&mut self, endpoint: &EstEndpoint, trust_domain: &TrustDomain) -> bool {
+        let (Some(current), Some(cached)) = (self.current.clone(), &trust_domain.bundle) else { return false };
+        let now = clock::now().wall;
+        if !current.is_valid(now) || svid::is_trusted(&current.svid, &cached.bundle, now) {
+            return false;
+        }
+        let Ok(issuers) = trust_domain.issuer.est_ca_certificates(endpoint).await else { return false };
+        let Ok(chain) = issuers.chain(current.svid.chain().leaf(), &cached.bundle, now) else { return false };
+        self.keep_issued(state::StoredIssuedChain {
+            renewal: true,
+            for_pending_key: false,
+            may_rename: false,
+            credential: current.credential.clone(),
+            chain,
+            lacks_issuers: false,
+        })
+        .await;
+        true
+    }
+
+    /// The certification request: the one that was sent before, byte for byte, as long as it is for the
+    /// same key and says the same (X48, X56).
+    async fn est_csr(
+        &mut self,
+        est: &EstConfig,
+        request: Request,
+        choice: KeyChoice,
+        key: Arc<dyn Key>,
+        keys: &Providers,
+    ) -> Result<CertificateRequest, Failure> {
+        let leaf = match request {
+            Request::Renew => self.current.as_ref().map(|current| current.svid.chain().leaf().clone()),
+            Request::Enroll => None,
+        };
+        let (common_name, spiffe_id) = (est.common_name.clone(), est.request_spiffe_id.clone());
+        let sent = self.est.request.csr.as_ref().and_then(|csr| BASE64.decode(csr).ok());
+        let made = blocking(move || {
+            let content = match &leaf {
+                Some(leaf) => CsrContent::Renewal(leaf),
+                None if common_name.is_none() && spiffe_id.is_none() => CsrContent::Empty,
+                None => CsrContent::Named { common_name: common_name.as_deref(), spiffe_id: spiffe_id.as_ref() },
+            };
+            let info = csr::request_info(key.as_ref(), &content)?;
+            match sent.filter(|sent| csr::info_of(sent) == Some(&info[..])) {
+                Some(sent) => Ok(sent),
+                None => csr::sign_request(key.as_ref(), &info),
+            }
+        });
+        match made.await {
+            Ok(csr) => Ok(CertificateRequest(csr)),
+            Err(e) if choice == KeyChoice::Pending && e.kind() == ErrorKind::KeyUnusable => {
+                Err(self.give_up_pending_key(&e, keys).await)
+            }
+            Err(e) if choice == KeyChoice::Current => Err(current_key_failure(&e, None)),
+            Err(e) => Err(key_failure(&e)),
+        }
+    }
+
+    /// Stores what a request repeats, before it is sent.
+    async fn store_est_request(
+        &mut self,
+        csr: &CertificateRequest,
+        token: Option<&EnrollmentToken>,
+    ) -> Result<(), Failure> {
+        // A token that was handed over by command stays until it is used up.
+        let token = token.map(|token| token.expose().to_owned()).or_else(|| self.est.request.token.clone());
+        let request = state::StoredEstRequest { csr: Some(BASE64.encode(&csr.0)), token };
+        if request == self.est.request {
+            return Ok(());
+        }
+        save(&self.store, request.clone()).await.map_err(|e| state_failure(&e))?;
+        self.est.request = request;
+        Ok(())
+    }
+
+    /// What follows from the response to a token: how often it may be sent yet.
+    async fn outcome_of_token<T>(
+        &mut self,
+        response: Result<T, IssuerError>,
+        token: &EnrollmentToken,
+    ) -> Result<T, Failure> {
+        let failure = match response {
+            Ok(issued) => return Ok(issued),
+            Err(e) => e.to_failure(),
+        };
+        if failure.kind != FailureKind::Pending {
+            self.est.is_proven = false;
+        }
+        if failure.kind != FailureKind::NotAuthenticated {
+            return Err(failure);
+        }
+        let refused = self.est.used.refused(token, random::bytes());
+        self.save_used_tokens().await;
+        let (kind, consequence) = match MOST_REFUSALS.saturating_sub(refused) {
+            0 => {
+                self.est.token = None;
+                let consequence = format!("It was refused {refused} times, and is not sent again");
+                (FailureKind::NoToken, consequence)
+            }
+            left => (FailureKind::TokenRefused, format!("It is sent again, {left} times at most")),
+        };
+        let report = Report { code: ProblemCode::TokenRefused.into(), ..failure.report };
+        let report = report.with_hint(None::<&str>).with_consequence(&consequence);
+        Err(Failure { kind, report, ..failure })
+    }
+
+    /// Adds the issuers to a chain that is the leaf alone (X60, X62).
+    pub(super) async fn with_issuers(
+        &self,
+        issued: state::StoredIssuedChain,
+        bundle: &Bundle,
+        bundle_is_fresh: bool,
+        trust_domain: &TrustDomain,
+    ) -> Result<state::StoredIssuedChain, NotAdopted> {
+        let Enrollment::Est(est) = &self.config.enroll else { return Ok(issued) };
+        // A certificate that can be no SVID needs no issuers.
+        if X509Svid::from_stored(issued.chain.clone()).is_err() {
+            return Ok(issued);
+        }
+        let endpoint = self.est_endpoint(est, trust_domain).map_err(|e| NotAdopted::Kept(e.to_failure()))?;
+        let issuers: CaCertificates = trust_domain
+            .issuer
+            .est_ca_certificates(&endpoint)
+            .await
+            .map_err(|e| NotAdopted::Kept(e.to_failure()))?;
+        match issuers.chain(issued.chain.leaf(), bundle, clock::now().wall) {
+            Ok(chain) => Ok(state::StoredIssuedChain { chain, lacks_issuers: false, ..issued }),
+            Err(_) if !bundle_is_fresh => Err(NotAdopted::UnknownIssuer),
+            Err(why) => {
+                let why = format!("{why}. It is stored, and used once the bundle or the endpoint leads to it");
+                let title = "Nothing leads from the SVID that was issued to the trust bundle";
+                let report = Report::new(ProblemCode::SvidRefused, title, &why).with_hint(Some(NO_PATH));
+                Err(NotAdopted::NoPath(Failure { kind: FailureKind::Slow, retry_after: None, report }))
+            }
+        }
+    }
+
+    /// Wipes what the request needed that has led to the current SVID (X43).
+    pub(super) async fn forget_est_request(&mut self, is_renewal: bool) {
+        let Enrollment::Est(est) = self.config.enroll.clone() else { return };
+        let token = self.est.request.token.take();
+        let used = token.as_ref().and_then(|token| EnrollmentToken::parse(token.as_bytes()).ok());
+        if let Some(token) = used.filter(|_| !is_renewal) {
+            self.est.used.spent(&token, random::bytes());
+            self.save_used_tokens().await;
+            if let EstAuthorizationConfig::Token { source: Some(source), remove: true } = &est.authorization {
+                self.remove_token_file(source, &token).await;
+            }
+        }
+        (self.est.token, self.est.request) = (None, state::StoredEstRequest::default());
+        let store = self.store.clone();
+        blocking(move || forget::<state::StoredEstRequest>(&store)).await;
+    }
+
+    /// Removes the file of a token that is used up, unless there is another one in it by now.
+    async fn remove_token_file(&self, source: &Secret, token: &EnrollmentToken) {
+        let (Some(path), source) = (source.file(), source.clone()) else { return };
+        let identity = self.name.as_str();
+        let used = Zeroizing::new(token.expose().to_owned());
+        let file = path.clone();
+        let removed = blocking(move || {
+            let content = source.read().ok().and_then(|content| EnrollmentToken::parse(&content).ok());
+            match content {
+                Some(content) if content.expose() == used.as_str() => files::remove_if_there(&path),
+                _ => Ok(()),
+            }
+        });
+        if let Err(e) = removed.await {
+            tracing::warn!(
+                identity, file = %file.display(), hint = "Remove it, or make its directory writable for the agent",
+                "the file of the enrollment token, which is used up, could not be removed: {}", cause(&e)
+            );
+        }
+    }
+
+    async fn save_used_tokens(&mut self) {
+        let used = self.est.used.stored().clone();
+        match save(&self.store, used).await {
+            Ok(()) => self.est.is_used_changed = false,
+            Err(e) => {
+                self.est.is_used_changed = true;
+                let identity = self.name.as_str();
+                tracing::error!(
+                    identity,
+                    hint = hint(&e),
+                    "what is remembered of enrollment tokens could not be stored: {}",
+                    cause(&e)
+                );
+            }
+        }
+    }
+
+    /// Reads the token that the configuration names, if it is there. One that was handed over by
+    /// command, and is under way, serves otherwise.
+    pub(super) async fn read_token(&mut self, source: Option<&Secret>) -> Result<Vec<Supplied>, Report> {
+        if self.est.is_used_changed {
+            self.save_used_tokens().await;
+        }
+        let stored = self.est.stored_token();
+        let Some(source) = source.cloned() else { return Ok(self.supply_token(stored)) };
+        let shown = source.shown();
+        let read = blocking(move || match source.file() {
+            Some(file) if !file.exists() => Ok(None),
+            _ => source.read().map(Some).map_err(|e| Reason::of(&e)),
+        });
+        let unusable = |why: &Reason| {
+            let detail = format!("{}: {}", Excerpt::of(&shown, MAX_PATH), why.what);
+            let report = Report::new(ProblemCode::TokenUnusable, "The enrollment token cannot be used", &detail);
+            report.with_hint(why.hint.as_deref())
+        };
+        let Some(content) = read.await.map_err(|why| unusable(&why))? else {
+            return Ok(self.supply_token(stored));
+        };
+        let token = EnrollmentToken::parse(&content).map_err(|e| unusable(&Reason::of(&e)))?;
+        match self.est.used.standing(&token) {
+            Standing::Usable => Ok(self.supply_token(Some(token))),
+            _ if stored.is_some() => Ok(self.supply_token(stored)),
+            Standing::Spent if self.has_valid_svid() => Ok(Vec::new()), // as it should be
+            Standing::Spent => {
+                let why = Reason::from("it is used up: an SVID was issued for it")
+                    .with_hint_text("Put a fresh token there; the agent reads it by itself");
+                Err(unusable(&why))
+            }
+            Standing::Refused => {
+                let why = Reason::from(format!("the MIS has refused it {MOST_REFUSALS} times")).with_hint_text(
+                    "Put a fresh token there, which the agent reads by itself; if this one is good after all: \
+                     miaf-agent retry",
+                );
+                Err(unusable(&why))
+            }
+        }
+    }
+
+    fn has_valid_svid(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.is_valid(clock::now().wall))
+    }
+
+    /// Takes a token as the one that may be used. Returns what the lifecycle has to know.
+    fn supply_token(&mut self, token: Option<EnrollmentToken>) -> Vec<Supplied> {
+        let Some(token) = token else { return Vec::new() };
+        let is_known = self.est.token.as_ref().is_some_and(|known| known.expose() == token.expose());
+        if is_known {
+            return Vec::new();
+        }
+        self.est.token = Some(token);
+        vec![Supplied::Token]
+    }
+
+    /// Has tokens that were refused sent again: an operator says so.
+    pub(super) fn forgive_tokens(&mut self) {
+        self.est.is_used_changed |= self.est.used.forgive();
+        self.est.is_proven = false;
+    }
+}
+
+impl Executor {
+    /// Stores an enrollment token that an operator hands over, to be used for the next enrollment.
+    ///
+    /// # Errors
+    /// Why it is refused. The one before it stays.
+    pub(super) async fn enroll(&mut self, index: IdentityIndex, token: &str) -> Result<Supply, Reason> {
+        let Some(identity) = self.identities.get_mut(index.0) else { return Err(gone()) };
+        let token = EnrollmentToken::parse(token.as_bytes()).map_err(|e| Reason::of(&e))?;
+        if identity.est.used.standing(&token) == Standing::Spent {
+            let why = Reason::from("this token is used up: an SVID was issued for it");
+            return Err(why.with_hint_text("Have the operator of the MIS create a fresh one"));
+        }
+        let request = state::StoredEstRequest {
+            csr: identity.est.request.csr.clone(),
+            token: Some(token.expose().to_owned()),
+        };
+        save(&identity.store, request.clone()).await.map_err(|e| Reason::of(&e))?;
+        identity.est.request = request;
+        if identity.est.used.standing(&token) == Standing::Refused {
+            identity.forgive_tokens(); // it is the operator's word that it is good
+        }
+        identity.est.token = None; // so that also the same one is news
+        let supplied = identity.supply_token(Some(token));
+        let detail = if identity.has_valid_svid() {
+            "The token is stored. The identity has a valid SVID, which is renewed without it; it is used if the MIS does not \
+             renew that one."
+        } else {
+            "The token is stored, and the identity is requested with it now; the status shows the result."
+        };
+        let events = supplied.into_iter().map(|what| Event::Supplied(index, what)).collect();
+        Ok(Supply { decision: Decision::Accepted(detail.to_owned()), events })
+    }
+}
+
+/// What to do where an SVID that was issued over EST is refused, if that is known.
+pub(super) fn hint_about(why: &SvidError) -> Option<&'static str> {
+    matches!(why, SvidError::UriCount(0) | SvidError::NotASpiffeId { .. }).then_some(NO_SPIFFE_ID)
+}
+
+fn no_token() -> Failure {
+    let title = "This identity needs an enrollment token";
+    let report = Report::new(ProblemCode::TokenNeeded, title, &"the one that there was is gone");
+    Failure { kind: FailureKind::NoToken, retry_after: None, report }
+}

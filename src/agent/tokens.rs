@@ -1,0 +1,134 @@
+//! Enrollment tokens that have been used, and how each went (X44): a token that is spent, or that the
+//! MIS has refused too often, is not sent again after a restart either.
+
+use crate::issuer::EnrollmentToken;
+use crate::state::{MAX_TOKENS, StoredTokens, TokenRecord};
+use miaf_spiffe::digest::Hex;
+
+/// How often one token is sent that the MIS refuses: a replica may not know it yet, and more would
+/// look like guessing.
+pub(super) const MOST_REFUSALS: u32 = 5;
+
+/// What may be done with a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It may be sent.
+    Usable,
+    /// An SVID was issued for it.
+    Spent,
+    /// The MIS has refused it too often.
+    Refused,
+}
+
+/// The tokens of one identity, each by a salted hash.
+#[derive(Clone, Debug, Default)]
+pub(super) struct UsedTokens(StoredTokens);
+
+impl UsedTokens {
+    pub(super) fn restored(stored: StoredTokens) -> Self {
+        Self(stored)
+    }
+
+    /// As they are stored.
+    pub(super) fn stored(&self) -> &StoredTokens {
+        &self.0
+    }
+
+    /// What may be done with a token.
+    pub(super) fn standing(&self, token: &EnrollmentToken) -> Standing {
+        let Some(salt) = self.0.salt else { return Standing::Usable };
+        let sha256 = hash(token, &salt);
+        match self.0.tokens.iter().find(|known| known.sha256 == sha256) {
+            Some(TokenRecord { spent: true, .. }) => Standing::Spent,
+            Some(TokenRecord { refused, .. }) if *refused >= MOST_REFUSALS => Standing::Refused,
+            _ => Standing::Usable,
+        }
+    }
+
+    /// Remembers a refusal. Returns how many there were of this token. `salt` is for the first record.
+    pub(super) fn refused(&mut self, token: &EnrollmentToken, salt: [u8; 16]) -> u32 {
+        let record = self.record(token, salt);
+        record.refused = record.refused.saturating_add(1);
+        record.refused
+    }
+
+    /// Remembers that an SVID was issued for a token.
+    pub(super) fn spent(&mut self, token: &EnrollmentToken, salt: [u8; 16]) {
+        self.record(token, salt).spent = true;
+    }
+
+    /// Forgets the refusals: an operator may have had them corrected. Returns whether there were any.
+    pub(super) fn forgive(&mut self) -> bool {
+        let before = self.0.tokens.len();
+        self.0.tokens.retain(|token| token.spent);
+        self.0.tokens.len() != before
+    }
+
+    /// The record of a token, the latest of all from now on.
+    fn record(&mut self, token: &EnrollmentToken, salt: [u8; 16]) -> &mut TokenRecord {
+        let StoredTokens { salt: known_salt, tokens } = &mut self.0;
+        let sha256 = hash(token, known_salt.get_or_insert(salt));
+        let known = tokens.iter().position(|known| known.sha256 == sha256).map(|nth| tokens.remove(nth));
+        let beyond = (tokens.len() + 1).saturating_sub(MAX_TOKENS);
+        tokens.drain(..beyond);
+        let record = known.unwrap_or(TokenRecord { sha256, refused: 0, spent: false });
+        let nth = tokens.len();
+        tokens.push(record);
+        &mut tokens[nth]
+    }
+}
+
+fn hash(token: &EnrollmentToken, salt: &[u8; 16]) -> String {
+    Hex(&token.hash(salt)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SALT: [u8; 16] = [7; 16];
+
+    fn token(text: &str) -> EnrollmentToken {
+        EnrollmentToken::parse(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn token_that_was_used_is_not_sent_again() {
+        let (one, other) = (token("line-7:one"), token("line-7:other"));
+        let mut used = UsedTokens::default();
+        assert_eq!(used.standing(&one), Standing::Usable);
+        used.spent(&one, SALT);
+        assert_eq!((used.standing(&one), used.standing(&other)), (Standing::Spent, Standing::Usable));
+        assert!(!used.forgive(), "a spent token stays spent");
+        assert_eq!(used.standing(&one), Standing::Spent);
+    }
+
+    #[test]
+    fn token_is_refused_five_times_and_no_more() {
+        let (one, other) = (token("a:one"), token("a:other"));
+        let mut used = UsedTokens::default();
+        for times in 1..=MOST_REFUSALS {
+            assert_eq!(used.standing(&one), Standing::Usable);
+            assert_eq!(used.refused(&one, [times as u8; 16]), times, "the first salt stays");
+        }
+        assert_eq!((used.standing(&one), used.standing(&other)), (Standing::Refused, Standing::Usable));
+        // Another one in between changes nothing.
+        used.refused(&other, SALT);
+        assert_eq!(used.standing(&one), Standing::Refused);
+        assert!(used.forgive());
+        assert_eq!(used.standing(&one), Standing::Usable);
+    }
+
+    #[test]
+    fn record_is_bounded_and_shows_no_token() {
+        let mut used = UsedTokens::default();
+        for nth in 0..3 * MAX_TOKENS {
+            used.spent(&token(&format!("user:secret-{nth}")), SALT);
+        }
+        assert_eq!(used.stored().tokens.len(), MAX_TOKENS);
+        let last = token(&format!("user:secret-{}", 3 * MAX_TOKENS - 1));
+        assert_eq!(used.standing(&last), Standing::Spent);
+        let stored = serde_json::to_string(used.stored()).unwrap();
+        assert!(!stored.contains("secret") && !stored.contains("user"), "{stored}");
+    }
+}

@@ -1,0 +1,293 @@
+//! One identity that a token of the operator's enrolls (X31 to X44, X66 to X70).
+
+use super::super::KeyChoice::{Current, Pending};
+use super::super::Request::{Enroll, Renew};
+use super::super::*;
+use super::device::Work::{CreateKey, Request as Asks};
+use super::device::*;
+use crate::problem::ProblemCode;
+use miaf_client::api::State;
+
+const BY_TOKEN: IdentityPolicy = IdentityPolicy { rotate: Rotation::Never, issuance: Issuance::WithToken };
+const TOKEN: Event = Event::Supplied(DEVICE, Supplied::Token);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+fn restarted(device: &mut Device, disk: OnDisk, has_token: bool) {
+    restarted_under(device, BY_TOKEN, disk, has_token);
+}
+
+fn restarted_under(device: &mut Device, policy_of: IdentityPolicy, disk: OnDisk, has_token: bool) {
+    let mut restored = Restored::from(disk);
+    (restored.identities[0].policy, restored.identities[0].has_token) = (policy_of, has_token);
+    device.lifecycle = Lifecycle::new(policy(), restored, device.now, &mut || 0.5);
+    device.in_flight = None;
+    device.starts();
+    rests(device);
+}
+
+/// What is in flight goes well, until a request is.
+fn rests(device: &mut Device) {
+    while device.in_flight.is_some_and(|work| !matches!(work, Asks(..))) {
+        device.goes_on(good);
+    }
+}
+
+/// With documents and without an SVID.
+fn new_device(has_token: bool) -> Device {
+    let mut device = Device::fresh();
+    restarted(&mut device, OnDisk { svid: None, ..an_identity() }, has_token);
+    device
+}
+
+/// With an SVID of a hundred days, and without a token.
+fn enrolled() -> Device {
+    let mut device = Device::fresh();
+    restarted(&mut device, an_identity(), false);
+    device
+}
+
+fn shown(device: &Device) -> Option<ProblemCode> {
+    device.view().last_error(device.now)?.0.report.code.known()
+}
+
+fn refused(kind: FailureKind) -> Event {
+    refusal(kind, None)
+}
+
+#[test]
+fn nothing_is_requested_without_a_token() {
+    let mut device = new_device(false);
+    assert_eq!((device.state(), shown(&device)), (State::WaitingForToken, Some(ProblemCode::TokenNeeded)));
+    let done = device.lives_through(30 * DAY, good);
+    assert!(!["request", "key", "adopt"].iter().any(|kind| done.contains_key(kind)), "{done:?}");
+    assert_eq!(device.handles(TOKEN), Some(CreateKey));
+    assert_eq!(device.handles(key_created()), Some(Asks(Enroll, Pending)));
+    assert_eq!((device.state(), shown(&device)), (State::Enrolling, None));
+    assert_eq!(device.handles(answered()), Some(ADOPT));
+    device.adopts_for(100 * DAY, Pending);
+    assert_eq!((device.state(), shown(&device)), (State::Active, None));
+    // The next SVID is a renewal with the same key, and needs no token.
+    device.waits_for(Asks(Renew, Current));
+}
+
+#[test]
+fn refused_token_is_sent_again_at_a_pace() {
+    let mut device = new_device(true);
+    assert_eq!(device.handles(key_created()), Some(Asks(Enroll, Pending)));
+    let begin = device.now.boot;
+    for luck in [0.0, 0.99, 0.5, 0.99] {
+        device.luck = luck;
+        device.handles(refused(FailureKind::TokenRefused));
+        assert_eq!(device.state(), State::Enrolling);
+        let waited = device.waits_for(Asks(Enroll, Pending));
+        assert!((15 * MINUTE..=30 * MINUTE).contains(&waited), "{waited:?}");
+    }
+    assert!(begin.until(device.now.boot) >= HOUR, "five attempts take an hour");
+    device.handles(refused(FailureKind::NoToken));
+    assert_eq!((device.state(), shown(&device)), (State::WaitingForToken, Some(ProblemCode::ServerError)));
+    let done = device.lives_through(30 * DAY, good);
+    assert!(!done.contains_key("request"), "{done:?}");
+    // Another token is tried at once, with the key that the first one may be bound to.
+    device.handles(TOKEN);
+    rests(&mut device);
+    assert_eq!(device.in_flight, Some(Asks(Enroll, Pending)));
+}
+
+#[test]
+fn token_that_comes_meanwhile_ends_the_wait_for_the_one_before() {
+    let mut device = new_device(true);
+    device.handles(key_created());
+    device.handles(refused(FailureKind::TokenRefused));
+    rests(&mut device);
+    assert_eq!(device.in_flight, None);
+    assert_eq!(device.handles(TOKEN), Some(Asks(Enroll, Pending)));
+    // Retry-After is the MIS's word, whichever token.
+    device.handles(refusal(FailureKind::Transient, Some(600)));
+    rests(&mut device);
+    device.handles(TOKEN);
+    rests(&mut device);
+    assert_eq!(device.in_flight, None);
+    assert!(device.waits_for(Asks(Enroll, Pending)) >= 10 * MINUTE);
+}
+
+#[test]
+fn held_enrollment_is_asked_for_until_it_is_decided() {
+    for retry_after in [None, Some(300)] {
+        let mut device = new_device(true);
+        device.handles(key_created());
+        for _ in 0..500 {
+            assert_eq!(device.in_flight, Some(Asks(Enroll, Pending)), "the same request, with the same key");
+            device.handles(refusal(FailureKind::Pending, retry_after));
+            assert_eq!(device.state(), State::PendingAdmission);
+            let waited = device.waits_for(Asks(Enroll, Pending));
+            assert!(retry_after.is_none_or(|least| waited >= secs(least)), "{waited:?}");
+            assert!(waited <= HOUR, "{waited:?}");
+        }
+        // The token has expired meanwhile.
+        for _ in 0..4 {
+            device.handles(refused(FailureKind::TokenRefused));
+            device.waits_for(Asks(Enroll, Pending));
+        }
+        device.handles(refused(FailureKind::NoToken));
+        assert_eq!(device.state(), State::WaitingForToken);
+    }
+}
+
+#[test]
+fn request_refused_for_now_is_sent_once_a_day() {
+    let mut device = new_device(true);
+    device.handles(key_created());
+    device.handles(refused(FailureKind::RefusedForNow));
+    assert_eq!((device.state(), shown(&device)), (State::Blocked, Some(ProblemCode::ServerError)));
+    let waited = device.waits_for(Asks(Enroll, Pending));
+    assert!((18 * HOUR..=24 * HOUR).contains(&waited), "{waited:?}");
+    device.handles(refused(FailureKind::RefusedForNow));
+    rests(&mut device);
+    device.handles(Event::Command(Command::Retry));
+    device.waits_for(Asks(Enroll, Pending));
+    device.handles(refused(FailureKind::RefusedForNow));
+    rests(&mut device);
+    // A changed document, and another token, may be the correction.
+    while !matches!(device.in_flight, Some(Work::FetchDiscovery)) {
+        device.goes_on(good);
+    }
+    device.handles(discovered_anew());
+    rests(&mut device);
+    assert_eq!(device.in_flight, Some(Asks(Enroll, Pending)));
+    device.handles(refused(FailureKind::RefusedForNow));
+    rests(&mut device);
+    device.handles(TOKEN);
+    rests(&mut device);
+    assert_eq!(device.in_flight, Some(Asks(Enroll, Pending)));
+}
+
+#[test]
+fn need_of_a_token_is_told_from_four_fifths_of_the_lifetime_on() {
+    let mut device = enrolled();
+    let ends = START.after(100 * DAY);
+    device.waits_for(Asks(Renew, Current));
+    let fails = |work: &Work| match work {
+        Asks(..) => refused(FailureKind::Transient),
+        other => good(other),
+    };
+    let detail = |device: &Device| device.view().last_error(device.now).and_then(|(error, _)| error.report.detail);
+    let mut told_at = None;
+    while device.now.wall < ends {
+        device.goes_on(fails);
+        let tells = detail(&device).is_some_and(|detail| detail.contains("fresh enrollment token"));
+        let deadline = device.view().needs_token_after(device.now);
+        if device.now.wall < START.after(80 * DAY) {
+            assert!(!tells && deadline.is_none(), "{:?}", device.now.wall);
+        } else if deadline.is_some() && told_at.is_none() {
+            told_at = Some(device.now.wall);
+            assert!(tells && deadline == Some(ends));
+        }
+    }
+    assert!(told_at.unwrap() <= START.after(80 * DAY).after(HOUR));
+    while device.now.wall <= ends.after(MILLISECOND) {
+        device.goes_on(fails);
+    }
+    assert_eq!((device.state(), shown(&device)), (State::Expired, Some(ProblemCode::TokenNeeded)));
+    let done = device.lives_through(30 * DAY, good);
+    assert!(!done.contains_key("request"), "an SVID that has ended is not renewed: {done:?}");
+    device.handles(TOKEN);
+    rests(&mut device);
+    assert_eq!(device.in_flight, Some(Asks(Enroll, Current)));
+}
+
+#[test]
+fn refused_svid_is_renewed_further_unless_there_is_a_token() {
+    let mut device = enrolled();
+    device.waits_for(Asks(Renew, Current));
+    device.handles(refused(FailureKind::NotAuthenticated));
+    assert_eq!(device.state(), State::Renewing);
+    device.waits_for(Asks(Renew, Current));
+    device.handles(refused(FailureKind::NotAuthenticated));
+    rests(&mut device);
+    device.handles(TOKEN);
+    device.waits_for(Asks(Renew, Current));
+    device.handles(refused(FailureKind::NotAuthenticated));
+    assert_eq!(device.in_flight, Some(Asks(Enroll, Current)), "the token is the way out");
+    device.handles(refused(FailureKind::TokenRefused));
+    device.waits_for(Asks(Renew, Current));
+}
+
+#[test]
+fn token_is_the_word_that_replaces_a_lost_key() {
+    let mut device = enrolled();
+    // It is proven when the agent starts.
+    restarted(&mut device, an_identity(), false);
+    let mut device = Device::fresh();
+    let mut restored = Restored::from(an_identity());
+    restored.identities[0].policy = BY_TOKEN;
+    device.lifecycle = Lifecycle::new(policy(), restored, device.now, &mut || 0.5);
+    device.waits_for_proof();
+    device.handles(key_lost());
+    rests(&mut device);
+    assert_eq!(device.state(), State::Blocked);
+    device.handles(TOKEN);
+    rests(&mut device);
+    assert_eq!(device.in_flight, Some(Asks(Enroll, Pending)));
+}
+
+#[test]
+fn chain_without_a_path_is_kept_and_judged_at_each_refresh() {
+    let mut device = new_device(true);
+    device.handles(key_created());
+    assert_eq!(device.handles(answered()), Some(ADOPT));
+    device.handles(adoption(Err(NotAdopted::UnknownIssuer)));
+    assert_eq!(device.in_flight, Some(Work::FetchBundle));
+    device.handles(bundle());
+    assert_eq!(device.in_flight, Some(Work::Adopt { bundle_is_fresh: true }));
+    let no_path = || adoption(Err(NotAdopted::NoPath(failure(FailureKind::Slow, None))));
+    device.handles(no_path());
+    assert_eq!(shown(&device), Some(ProblemCode::ServerError));
+    let done = device.lives_through(DAY, |work| match work {
+        Work::Adopt { bundle_is_fresh: true } => no_path(),
+        other => good(other),
+    });
+    assert!(done["adopt"] > 24, "at each refresh of the bundle: {done:?}");
+    assert!(!done.contains_key("request"), "the token is used up by the chain that is there: {done:?}");
+    while !matches!(device.in_flight, Some(Work::Adopt { .. })) {
+        device.goes_on(good);
+    }
+    device.adopts_for(100 * DAY, Pending);
+    assert_eq!((device.state(), shown(&device)), (State::Active, None));
+}
+
+#[test]
+fn rotation_by_number_and_by_age() {
+    let by_number = Rotation::AfterRenewals(2);
+    let key = |renewals, since: Option<Timestamp>| KeyUse { renewals, since };
+    for (rotation, key_use, expected) in [
+        (Rotation::Never, key(1000, None), Current),
+        (Rotation::Always, key(0, Some(START)), Pending),
+        (by_number, key(1, None), Current),
+        (by_number, key(2, None), Pending),
+        (Rotation::AfterAge(30 * DAY), key(9, Some(START)), Pending),
+        (Rotation::AfterAge(70 * DAY), key(9, Some(START)), Current),
+        (Rotation::AfterAge(70 * DAY), key(0, None), Pending),
+    ] {
+        let mut device = Device::fresh();
+        let disk = an_identity();
+        let svid = disk.svid.clone().map(|svid| SvidFacts { key_use, ..svid });
+        let of_identity = IdentityPolicy { rotate: rotation, ..BY_TOKEN };
+        restarted_under(&mut device, of_identity, OnDisk { svid, ..disk }, false);
+        device.waits_to_ask();
+        assert_eq!(device.in_flight, Some(Asks(Renew, expected)), "{rotation:?} {key_use:?}");
+    }
+}
+
+#[test]
+fn refused_new_key_is_followed_by_the_current_one_once() {
+    let mut device = Device::fresh();
+    let of_identity = IdentityPolicy { rotate: Rotation::Always, ..BY_TOKEN };
+    restarted_under(&mut device, of_identity, an_identity(), false);
+    device.waits_for(Asks(Renew, Pending));
+    assert_eq!(device.handles(refused(FailureKind::KeyRotationRefused)), Some(Asks(Renew, Current)));
+    device.handles(answered());
+    device.adopts_for(100 * DAY, Current);
+    assert_eq!(device.state(), State::Active);
+}
