@@ -416,6 +416,7 @@ impl IdentityUpdate<'_> {
             FailureKind::NotAuthenticated
             | FailureKind::Slow
             | FailureKind::Permanent
+            | FailureKind::RefusedForNow
             | FailureKind::NotFound
             | FailureKind::Transient
                 if self.view().reauthenticates_early(now) =>
