@@ -18,7 +18,7 @@ const MAX_LISTED: usize = 4;
 
 pub(crate) const SEQUENCE: u8 = 0x30;
 pub(crate) const OBJECT_IDENTIFIER: u8 = 0x06;
-const SET: u8 = 0x31;
+pub(crate) const SET: u8 = 0x31;
 const BOOLEAN: u8 = 0x01;
 pub(crate) const INTEGER: u8 = 0x02;
 pub(crate) const BIT_STRING: u8 = 0x03;
@@ -296,9 +296,14 @@ impl<'a> Extension<'a> {
 
     /// The same with another criticality and value.
     pub(crate) fn changed(&self, critical: bool, value: &[u8]) -> Vec<u8> {
-        let critical = if critical { wrap(BOOLEAN, &[0xff]) } else { Vec::new() };
-        wrap(SEQUENCE, &[wrap(OBJECT_IDENTIFIER, self.id), critical, wrap(OCTET_STRING, value)].concat())
+        extension_of(self.id, critical, value)
     }
+}
+
+/// An extension of these parts. `id`: content of the object identifier.
+pub(crate) fn extension_of(id: &[u8], critical: bool, value: &[u8]) -> Vec<u8> {
+    let critical = if critical { wrap(BOOLEAN, &[0xff]) } else { Vec::new() };
+    wrap(SEQUENCE, &[wrap(OBJECT_IDENTIFIER, id), critical, wrap(OCTET_STRING, value)].concat())
 }
 
 /// A distinguished name for people, from its content.

@@ -13,6 +13,7 @@ use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use url::Url;
 
+use super::est::{EstUrl, EstUrlError};
 use crate::hint::Hint;
 use crate::problem::{ProblemCode, Report};
 use crate::transport::shown;
@@ -31,6 +32,8 @@ pub const X509_SVID_V1: &str = "https://margo.org/profiles/spiffe/x509-svid/v1";
 const BASE_URI: &str = "margoIdentityServiceBaseUri";
 const METHODS: &str = "supportedBootstrapMethods";
 const PROFILES: &str = "svidProfilesSupported";
+const EST_BASE_URI: &str = "estBaseUri";
+const CRL_URIS: &str = "crlUris";
 
 /// Limit on the bytes of a URI: it is part of most messages.
 const MAX_URI: usize = 2048;
@@ -38,6 +41,10 @@ const MAX_URI: usize = 2048;
 const MAX_LISTED: usize = 400;
 /// Limit on the characters of one of its elements.
 const MAX_ELEMENT: usize = 100;
+/// Limit on the URLs of CRLs. There is one for each CA that issues SVIDs (miaf-est X73).
+const MAX_CRL_URIS: usize = 64;
+/// Limit on the elements that a message lists as unusable.
+const MAX_UNUSABLE: usize = 4;
 /// Limit on the characters of a path in a message.
 const MAX_PATH: usize = 512;
 
@@ -97,6 +104,8 @@ pub struct Discovery {
     trust_domain: TrustDomain,
     bundle: BundleLocation,
     miaf_v0: Result<MiafV0, MissingMember>,
+    est: Option<EstUrl>,
+    crl_uris: CrlUris,
     /// It is made of the configuration, and no MIS has served it.
     is_configured: bool,
 }
@@ -172,6 +181,58 @@ impl<'de> Visitor<'de> for SeekListed<'_> {
     }
 }
 
+/// The URLs of CRLs (miaf-est X14).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct CrlUris {
+    urls: Vec<Url>,
+    unusable: Option<Excerpt>,
+}
+
+impl CrlUris {
+    /// Parses an array of strings. An element that is no absolute `http` or `https` URL, and those
+    /// beyond the limit, are passed over.
+    fn read(list: &RawValue) -> Result<Self, serde_json::Error> {
+        serde_json::Deserializer::from_str(list.get()).deserialize_seq(SeekCrlUris)
+    }
+}
+
+struct SeekCrlUris;
+
+impl<'de> Visitor<'de> for SeekCrlUris {
+    type Value = CrlUris;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of strings")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<CrlUris, A::Error> {
+        let (mut urls, mut unusable, mut more) = (Vec::new(), Vec::new(), 0_usize);
+        while let Some(element) = seq.next_element::<String>()? {
+            match crl_uri(&element) {
+                Some(url) if urls.contains(&url) => {}
+                Some(url) if urls.len() < MAX_CRL_URIS => urls.push(url),
+                Some(_) => more += 1,
+                None if unusable.len() < MAX_UNUSABLE => unusable.push(Excerpt::of(element, MAX_ELEMENT)),
+                None => {}
+            }
+        }
+        let unusable = (!unusable.is_empty()).then(|| {
+            let listed: Vec<_> = unusable.iter().map(|element| format!("\"{element}\"")).collect();
+            format!("no absolute http or https URL: {}", listed.join(", "))
+        });
+        let more = (more > 0).then(|| format!("{more} more than the {MAX_CRL_URIS} that are read"));
+        let why: Vec<String> = unusable.into_iter().chain(more).collect();
+        let unusable = (!why.is_empty()).then(|| Excerpt::of(why.join("; "), MAX_LISTED));
+        Ok(CrlUris { urls, unusable })
+    }
+}
+
+fn crl_uri(value: &str) -> Option<Url> {
+    let url = uri::parse(value).ok().filter(|url| matches!(url.scheme(), "http" | "https"))?;
+    let is_plain = url.has_host() && url.username().is_empty() && url.password().is_none();
+    (is_plain && url.as_str().len() <= MAX_URI).then_some(url)
+}
+
 /// An optional member that is there, whatever its value: `null` is a value of the wrong type.
 fn present<'de: 'a, 'a, D: Deserializer<'de>>(member: D) -> Result<Option<&'a RawValue>, D::Error> {
     <&RawValue>::deserialize(member).map(Some)
@@ -196,6 +257,10 @@ impl Discovery {
             supported_bootstrap_methods: Option<&'a RawValue>,
             #[serde(borrow, default, deserialize_with = "present")]
             svid_profiles_supported: Option<&'a RawValue>,
+            #[serde(borrow, default, deserialize_with = "present")]
+            est_base_uri: Option<&'a RawValue>,
+            #[serde(borrow, default, deserialize_with = "present")]
+            crl_uris: Option<&'a RawValue>,
         }
         let document: Document<'_> = json::read(body.as_bytes())?;
         let trust_domain = TrustDomain::parse(&document.trust_domain).map_err(DiscoveryError::TrustDomain)?;
@@ -219,13 +284,27 @@ impl Discovery {
                 profiles: profiles.ok_or(MissingMember(PROFILES))?,
             })
         });
-        Ok(Self { trust_domain, bundle, miaf_v0, is_configured: false })
+        let est = document.est_base_uri.map(|uri| {
+            let uri: String = serde_json::from_str(uri.get()).map_err(|e| unreadable(EST_BASE_URI, e))?;
+            est_url(&uri)
+        });
+        let crl_uris =
+            document.crl_uris.map(CrlUris::read).transpose().map_err(|e| unreadable(CRL_URIS, e))?;
+        let (est, crl_uris) = (est.transpose()?, crl_uris.unwrap_or_default());
+        Ok(Self { trust_domain, bundle, miaf_v0, est, crl_uris, is_configured: false })
     }
 
     /// Document made of a configuration that names the bundle itself (N5): nothing is said of an
     /// MIS that issues over the network.
     pub fn of_bundle(trust_domain: TrustDomain, bundle: BundleLocation) -> Self {
-        Self { trust_domain, bundle, miaf_v0: Err(MissingMember(BASE_URI)), is_configured: true }
+        Self {
+            trust_domain,
+            bundle,
+            miaf_v0: Err(MissingMember(BASE_URI)),
+            est: None,
+            crl_uris: CrlUris::default(),
+            is_configured: true,
+        }
     }
 
     /// The trust domain that it describes.
@@ -244,6 +323,22 @@ impl Discovery {
     /// [`MissingMember`]: the MIS issues nothing by that protocol, as far as the document says.
     pub fn miaf_v0(&self) -> Result<&MiafV0, MissingMember> {
         self.miaf_v0.as_ref().map_err(|missing| *missing)
+    }
+
+    /// URL of the EST server of this trust domain (miaf-est X15). `None`: it serves none, as far as the
+    /// document says.
+    pub fn est(&self) -> Option<&EstUrl> {
+        self.est.as_ref()
+    }
+
+    /// URLs of the CRLs of this trust domain, each once (X14). Empty: no revocation status is offered.
+    pub fn crl_uris(&self) -> &[Url] {
+        &self.crl_uris.urls
+    }
+
+    /// What is wrong with the URLs of CRLs that were passed over, for the log. `None`: none was.
+    pub fn unusable_crl_uris(&self) -> Option<&Excerpt> {
+        self.crl_uris.unusable.as_ref()
     }
 
     /// Why the document rules out that `identity` is enrolled by this method (miaf-v0 D5).
@@ -318,7 +413,8 @@ impl Discovery {
             BundleLocation::Url(bundle) => Some(("trustBundleUri", bundle)),
             BundleLocation::File(_) => None,
         };
-        for (member, uri) in base_uri.into_iter().chain(bundle) {
+        let est = self.est.as_ref().map(|est| (EST_BASE_URI, est.as_url()));
+        for (member, uri) in base_uri.into_iter().chain(bundle).chain(est) {
             if uri.origin() != url.origin() {
                 return Err(DiscoveryError::OtherOrigin {
                     member,
@@ -393,6 +489,14 @@ pub enum DiscoveryError {
         /// What was found, shortened.
         value: Excerpt,
     },
+    /// `estBaseUri` is not the URL of an EST server (miaf-est X16).
+    #[error("its estBaseUri \"{value}\" cannot be used: {why}")]
+    EstUri {
+        /// What was found, shortened.
+        value: Excerpt,
+        /// Why.
+        why: EstUrlError,
+    },
     /// It leads to another origin, and only a public trust store authenticates its server (D7).
     #[error(
         "its {member} is at {origin} and the document itself at {document}, whose server is \
@@ -423,12 +527,18 @@ impl Hint for DiscoveryError {
             Self::OtherOrigin { .. } => Some(
                 "Provision the CA of the MIS in ca_file under [mis.trust], or pin it in spki_sha256".into(),
             ),
+            Self::EstUri { .. } => Some("Have the operator of the MIS correct estBaseUri: it ends in /.well-known/est or /.well-known/est/LABEL; or set mis.est_url".into()),
             Self::BundleOrigin { origin, .. } => {
                 Some(format!("If the bundle belongs there, add \"{origin}\" to mis.bundle_origins").into())
             }
             _ => None,
         }
     }
+}
+
+fn est_url(value: &str) -> Result<EstUrl, DiscoveryError> {
+    let url = uri::parse(value).map_err(|_| EstUrlError::NotHttps).and_then(EstUrl::parse);
+    url.map_err(|why| DiscoveryError::EstUri { value: Excerpt::of(value, 128), why })
 }
 
 fn https(member: &'static str, value: &str) -> Result<Url, DiscoveryError> {

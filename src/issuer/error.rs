@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use hyper::StatusCode;
 use url::Url;
 
+use super::est::EstError;
 use super::miaf_v0::margo_code;
 use super::{BundleLocation, DiscoveryError, MissingMember};
 use crate::hint::{Hint, Reason};
@@ -67,6 +68,9 @@ pub enum IssuerError {
         /// Its meaning in the protocol of this issuer.
         failure_kind: FailureKind,
     },
+    /// A request to an EST server without a usable result.
+    #[error(transparent)]
+    Est(Box<EstError>),
     /// No response of a WFM, or none that can be used.
     #[error(transparent)]
     Wfm(TransportError),
@@ -161,10 +165,17 @@ pub enum IssuerError {
     },
 }
 
+impl From<EstError> for IssuerError {
+    fn from(error: EstError) -> Self {
+        Self::Est(Box::new(error))
+    }
+}
+
 impl Hint for IssuerError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
             Self::Transport(error) => error.hint(),
+            Self::Est(error) => error.hint(),
             Self::Wfm(error) => wfm_hint(error),
             Self::WfmRefused { response, .. } => wfm_refusal_hint(response).map(Cow::Borrowed),
             Self::AssertionRefused { .. } => Some(ASSERTION_REFUSED_HINT.into()),
@@ -202,6 +213,7 @@ impl IssuerError {
     /// Converts the error for the lifecycle.
     pub fn to_failure(&self) -> Failure {
         let retry_after = match self {
+            Self::Est(error) => return error.to_failure(),
             Self::Refused { response, .. }
             | Self::WfmRefused { response, .. }
             | Self::AssertionRefused { response, .. } => response.retry_after,
@@ -213,6 +225,7 @@ impl IssuerError {
     fn failure_kind(&self) -> FailureKind {
         match self {
             Self::Transport(error) | Self::Wfm(error) => transport_failure_kind(error),
+            Self::Est(error) => error.failure_kind(),
             Self::NotConfigured | Self::NotDiscovered | Self::NothingToRenew | Self::ByOperator => {
                 FailureKind::Local
             }
@@ -243,6 +256,7 @@ impl IssuerError {
                 let cause = certificate_not_requested(response).then_some(NOT_REQUESTED_BY_WFM);
                 return response_report(response, wfm_code(response), cause).with_hint(self.hint());
             }
+            Self::Est(error) => return error.report(),
             Self::Transport(error) => error.kind(),
             Self::Wfm(error) => wfm_kind(error),
             Self::NoBundle => (P::WfmNotTrusted, "The WFM cannot be authenticated"),
@@ -265,7 +279,7 @@ impl IssuerError {
     }
 }
 
-fn transport_failure_kind(error: &TransportError) -> FailureKind {
+pub(super) fn transport_failure_kind(error: &TransportError) -> FailureKind {
     use TransportError as E;
     match error {
         E::NoTrust | E::TrustFile { .. } | E::NoSystemRoots { .. } | E::TlsSetup(_) => FailureKind::Local,
@@ -285,6 +299,9 @@ fn transport_failure_kind(error: &TransportError) -> FailureKind {
         E::NameNotResolved { .. }
         | E::Unreachable { .. }
         | E::TlsFailed { .. }
+        | E::TlsVersion { .. }
+        | E::ClientCertificateNotSent { .. }
+        | E::ClientCertificateRequired { .. }
         | E::ServerNotTrusted { .. }
         | E::PeerNotTrusted { .. }
         | E::TimedOut { .. }
@@ -305,7 +322,7 @@ fn wfm_kind(error: &TransportError) -> (ProblemCode, &'static str) {
         E::Redirected { .. } => (code, "The WFM redirects"),
         E::TooLarge { .. } | E::Malformed { .. } => (code, "The WFM's response cannot be used"),
         E::Proxy { .. } => (code, "The proxy does not lead to the WFM"),
-        E::Unreachable { .. } | E::TlsFailed { .. } | E::TimedOut { .. } => {
+        E::Unreachable { .. } | E::TlsFailed { .. } | E::TlsVersion { .. } | E::TimedOut { .. } => {
             (code, "The WFM could not be reached")
         }
         _ => (code, title),
@@ -318,7 +335,10 @@ fn wfm_hint(error: &TransportError) -> Option<Cow<'_, str>> {
     let of_wfm = match error {
         E::Redirected { .. } => "Set url under [identity.wfm] to the address itself",
         E::TooLarge { .. } | E::Malformed { .. } => "Show this to the operator of the WFM",
-        E::Unreachable { .. } | E::TlsFailed { hint: None, .. } | E::TimedOut { .. } => {
+        E::Unreachable { .. }
+        | E::TlsFailed { hint: None, .. }
+        | E::TlsVersion { .. }
+        | E::TimedOut { .. } => {
             "If it lasts, compare url under [identity.wfm] with what the operator of the WFM says, and see to \
              firewalls and a proxy on the way"
         }
@@ -387,7 +407,7 @@ fn response_code(response: &ErrorResponse, failure_kind: FailureKind) -> Problem
 }
 
 /// Reports an error response. `cause`: what may have led to it, as a sentence.
-fn response_report(response: &ErrorResponse, code: ProblemCode, cause: Option<&str>) -> Report {
+pub(super) fn response_report(response: &ErrorResponse, code: ProblemCode, cause: Option<&str>) -> Report {
     let ErrorResponse { url, status, problem, excerpt, .. } = response;
     let url = shown(url);
     // A server's own text is bounded, so that there is room for this.

@@ -7,6 +7,7 @@
 
 mod discovery;
 mod error;
+mod est;
 mod miaf_v0;
 mod wfm_binding;
 
@@ -15,6 +16,10 @@ pub use discovery::{
     WFM_CLIENT_BINDING, X509_SVID_V1,
 };
 pub use error::IssuerError;
+pub use est::{
+    CaCertificates, EnrollmentToken, EstAuthorization, EstEndpoint, EstError, EstRequest, EstUrl,
+    EstUrlError, NoPath, TokenError,
+};
 #[cfg(any(test, fuzzing))]
 pub(crate) use miaf_v0::fuzzing;
 
@@ -48,6 +53,7 @@ pub enum Protocol {
 pub struct Issuer {
     protocol: Protocol,
     transport: Transport,
+    est_forms: est::Forms,
 }
 
 /// A WFM, and the handle of its client on this device.
@@ -84,7 +90,7 @@ pub enum Fetched<T> {
 impl Issuer {
     /// Creates a client of this protocol over this transport. No connection is made yet.
     pub fn new(protocol: Protocol, transport: Transport) -> Self {
-        Self { protocol, transport }
+        Self { protocol, transport, est_forms: est::Forms::default() }
     }
 
     /// The transport to the issuer.

@@ -7,12 +7,30 @@ use rcgen::{
     SignatureAlgorithm,
 };
 
+use rustls_pki_types::CertificateDer;
+
 use super::{Key, KeyError};
+use crate::x509::{
+    BIT_STRING, Certificate, INTEGER, OBJECT_IDENTIFIER, SEQUENCE, SET, extension, extension_of, take_tagged,
+    wrap,
+};
 use miaf_spiffe::{SpiffeId, pem};
 
 /// The subject of every request. It is without meaning: the identity service decides on the
 /// identity.
 const COMMON_NAME: &str = "margo-device";
+
+/// Tag of the attributes of a request (RFC 2986 section 4.1).
+const ATTRIBUTES: u8 = 0xa0;
+/// Tag of a URI among names (RFC 5280 section 4.2.1.6).
+const URI: u8 = 0x86;
+const UTF8_STRING: u8 = 0x0c;
+/// extensionRequest, 1.2.840.113549.1.9.14 (RFC 2985 section 5.4.2).
+const EXTENSION_REQUEST: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 9, 14];
+/// ecdsa-with-SHA256, 1.2.840.10045.4.3.2.
+const ECDSA_WITH_SHA256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2];
+/// id-at-commonName, 2.5.4.3.
+const COMMON_NAME_ID: &[u8] = &[0x55, 4, 3];
 
 /// Label of a request in PEM (RFC 7468 section 7).
 const LABEL: &str = "CERTIFICATE REQUEST";
@@ -42,6 +60,91 @@ pub fn certification_request(key: &dyn Key, spiffe_id: Option<&SpiffeId>) -> Res
             KeyError::Internal(format!("a certification request cannot be encoded: {error}"))
         })),
     }
+}
+
+/// What a request says of the identity that it is for (miaf-est X46, X65).
+#[derive(Clone, Copy, Debug)]
+pub enum CsrContent<'a> {
+    /// Nothing: the identity service decides.
+    Empty,
+    /// What a general EST server wants to read.
+    Named {
+        /// The CN of the subject.
+        common_name: Option<&'a str>,
+        /// The one URI among the names.
+        spiffe_id: Option<&'a SpiffeId>,
+    },
+    /// What the certificate that is to be renewed says: its subject and its names, byte for byte.
+    Renewal(&'a CertificateDer<'a>),
+}
+
+/// Encodes the content of a PKCS#10 request for `key`, in DER: what is signed. It has no attribute
+/// but the extension with the names, where there are any.
+///
+/// # Errors
+/// [`KeyError::NotP256`]; [`KeyError::Internal`] if the certificate to be renewed cannot be read.
+pub fn request_info(key: &dyn Key, content: &CsrContent<'_>) -> Result<Vec<u8>, KeyError> {
+    key.public_key().check_p256()?;
+    let (subject, names) = match content {
+        CsrContent::Empty => (wrap(SEQUENCE, &[]), None),
+        CsrContent::Named { common_name, spiffe_id } => {
+            // RFC 5280 section 4.1.2.6: names are critical where there is no subject.
+            let is_critical = common_name.is_none();
+            let names = spiffe_id.map(|id| {
+                let uri = wrap(SEQUENCE, &wrap(URI, id.to_string().as_bytes()));
+                extension_of(extension::SUBJECT_ALT_NAME, is_critical, &uri)
+            });
+            (subject(*common_name), names)
+        }
+        CsrContent::Renewal(certificate) => {
+            let unreadable =
+                || KeyError::Internal("the certificate that is to be renewed cannot be read".into());
+            let certificate = Certificate::read(certificate).ok_or_else(unreadable)?;
+            let names = certificate.extension(extension::SUBJECT_ALT_NAME);
+            let names = names.map(|names| names.changed(names.critical, names.value));
+            (wrap(SEQUENCE, certificate.subject), names)
+        }
+    };
+    let attribute = names.map(|names| {
+        let extensions = wrap(SET, &wrap(SEQUENCE, &names));
+        wrap(SEQUENCE, &[wrap(OBJECT_IDENTIFIER, EXTENSION_REQUEST), extensions].concat())
+    });
+    let attributes = wrap(ATTRIBUTES, &attribute.unwrap_or_default());
+    let version = wrap(INTEGER, &[0]);
+    Ok(wrap(SEQUENCE, &[version, subject, key.public_key().spki_der(), attributes].concat()))
+}
+
+/// Signs the content of a request, as [`request_info`] encodes it: a PKCS#10 request in DER, with
+/// ECDSA and SHA-256.
+///
+/// # Errors
+/// [`KeyError::NotP256`]; the error of the key, if it cannot sign.
+pub fn sign_request(key: &dyn Key, info: &[u8]) -> Result<Vec<u8>, KeyError> {
+    key.public_key().check_p256()?;
+    let signature = key.sign(info)?;
+    let algorithm = wrap(SEQUENCE, &wrap(OBJECT_IDENTIFIER, ECDSA_WITH_SHA256));
+    let bits = wrap(BIT_STRING, &[&[0], &signature[..]].concat()); // no unused bits
+    Ok(wrap(SEQUENCE, &[info, &algorithm, &bits].concat()))
+}
+
+/// The content of a request in DER, as it was signed. `None`: it is no request.
+pub fn info_of(csr: &[u8]) -> Option<&[u8]> {
+    let mut outer = csr;
+    let mut parts = take_tagged(&mut outer, SEQUENCE).filter(|_| outer.is_empty())?.content;
+    let info = take_tagged(&mut parts, SEQUENCE)?;
+    take_tagged(&mut parts, SEQUENCE)?; // algorithm
+    take_tagged(&mut parts, BIT_STRING).filter(|_| parts.is_empty())?;
+    Some(info.whole)
+}
+
+/// A subject of one CN, or none.
+fn subject(common_name: Option<&str>) -> Vec<u8> {
+    let name = common_name.map(|name| {
+        let attribute =
+            [wrap(OBJECT_IDENTIFIER, COMMON_NAME_ID), wrap(UTF8_STRING, name.as_bytes())].concat();
+        wrap(SET, &wrap(SEQUENCE, &attribute))
+    });
+    wrap(SEQUENCE, &name.unwrap_or_default())
 }
 
 /// A request in DER as PEM.

@@ -434,6 +434,7 @@ impl IdentityUpdate<'_> {
             | FailureKind::RefusedForNow
             | FailureKind::Slow
             | FailureKind::Permanent
+            | FailureKind::RefusedForNow
             | FailureKind::NotFound
             | FailureKind::Transient
                 if self.view().reauthenticates_early(now) =>

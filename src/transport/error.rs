@@ -114,6 +114,35 @@ pub enum TransportError {
         /// What its TLS alert says.
         why: String,
     },
+    /// The server did not take this device's certificate in the handshake, and nothing was sent: the
+    /// request means something else without it (X29).
+    #[error(
+        "no request was sent to {shown}, since the server did not take this device's certificate in the TLS handshake: \
+         {why}",
+        shown = shown(url)
+    )]
+    ClientCertificateNotSent {
+        /// The URL of the request.
+        url: Url,
+        /// Why it was not sent.
+        why: &'static str,
+    },
+    /// The server ended the handshake since this request is made without a client certificate.
+    #[error("{shown} could not be reached: TLS failed: {why}", shown = shown(url))]
+    ClientCertificateRequired {
+        /// The URL of the request.
+        url: Url,
+        /// What its TLS alert says.
+        why: String,
+    },
+    /// The server speaks no version of TLS that is offered.
+    #[error("{shown} could not be reached: TLS failed: {why}", shown = shown(url))]
+    TlsVersion {
+        /// The URL of the request.
+        url: Url,
+        /// Which it does not speak.
+        why: String,
+    },
     /// TLS failed for another reason.
     #[error("{shown} could not be reached: TLS failed: {why}", shown = shown(url))]
     TlsFailed {
@@ -177,15 +206,20 @@ impl TransportError {
             Self::ClientCertificateRefused { .. } => {
                 (ProblemCode::CertificateRefused, "The MIS refused this device's certificate")
             }
+            Self::ClientCertificateNotSent { .. } => {
+                (ProblemCode::UnsupportedByMis, "The MIS does not take this device's certificate")
+            }
             Self::Redirected { .. } => (ProblemCode::Redirected, "The MIS redirects"),
             Self::TooLarge { .. } | Self::Malformed { .. } => {
                 (ProblemCode::MalformedResponse, "The MIS's response cannot be used")
             }
             Self::Offline { .. } => (ProblemCode::Offline, "This device is offline"),
             Self::NameNotResolved { .. } => (ProblemCode::NameNotResolved, "A name cannot be resolved"),
-            Self::Unreachable { .. } | Self::TlsFailed { .. } | Self::TimedOut { .. } => {
-                (ProblemCode::Unreachable, "The MIS could not be reached")
-            }
+            Self::Unreachable { .. }
+            | Self::ClientCertificateRequired { .. }
+            | Self::TlsVersion { .. }
+            | Self::TlsFailed { .. }
+            | Self::TimedOut { .. } => (ProblemCode::Unreachable, "The MIS could not be reached"),
         }
     }
 }
@@ -202,6 +236,13 @@ impl Hint for TransportError {
             }
             Self::NoSystemRoots { from_environment: true, .. } => {
                 "Correct SSL_CERT_FILE and SSL_CERT_DIR in the environment of the agent"
+            }
+            Self::ClientCertificateNotSent { .. } => {
+                "Have the server that ends TLS request client certificates at this URL, in the handshake"
+            }
+            Self::ClientCertificateRequired { .. } => {
+                "Have it require none for this URL: the discovery document and the trust bundle are for devices that \
+                 have none yet"
             }
             Self::NoSystemRoots { from_environment: false, .. } => "Install the package ca-certificates",
             Self::Offline { .. } => {
@@ -223,6 +264,7 @@ impl Hint for TransportError {
             Self::TlsSetup(_)
             | Self::Unreachable { .. }
             | Self::ClientCertificateRefused { .. }
+            | Self::TlsVersion { .. }
             | Self::Redirected { .. }
             | Self::TimedOut { .. }
             | Self::TooLarge { .. }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use reqwest::header::{self, HeaderMap, HeaderName};
+use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
 use rustls::ClientConfig;
 use rustls::client::danger::ServerCertVerifier;
@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use url::{Host, Url};
 
 use super::ServerAuth;
+use super::certificate_gate::{CertificateGate, CertificateNotSent};
 use super::error::{TransportError, innermost};
 use super::proxy::{self, ProxyEndpoint, ProxyTunnel};
 use super::response::{CUT_OFF, MAX_EXCERPT, Response, Validators};
@@ -35,6 +36,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const TOTAL_LIMIT: Duration = Duration::from_secs(30);
 /// Limit on the bytes of an error page, whose beginning is quoted.
 const MAX_ERROR_BODY: usize = 64 * 1024;
+/// Limit on the bytes of a body that is not used, and on the time to read them.
+const MAX_UNUSED_BODY: usize = 4 * 1024;
+const UNUSED_BODY_LIMIT: Duration = Duration::from_secs(2);
 /// Limit on the header lines of a response. A server behind several proxies sends some dozens;
 /// hyper's own limit is 100.
 const MAX_HEADERS: usize = 256;
@@ -63,6 +67,23 @@ pub(super) struct Call {
 pub(super) enum Body {
     Get(Option<Validators>),
     Post(String),
+    /// A request of EST (RFC 7030), of a certification request in base64 or of nothing.
+    Est {
+        base64: Option<String>,
+        authorization: Option<HeaderValue>,
+        tls12: bool,
+    },
+}
+
+impl Body {
+    fn is_est(&self) -> bool {
+        matches!(self, Self::Est { .. })
+    }
+
+    /// Whether TLS 1.2 is offered.
+    fn tls12(&self) -> bool {
+        matches!(self, Self::Est { tls12: true, .. })
+    }
 }
 
 /// Handle of the HTTP thread. The thread starts with the first call, is restarted should it ever be
@@ -161,14 +182,15 @@ async fn execute(call: Call, proven: &Proven) -> Result<Response, TransportError
         }
         _ => None,
     };
-    let tls = tls::client(verifier, call.identity.clone(), observation.clone())?;
+    let tls12 = call.body.tls12();
+    let tls = tls::client(verifier, call.identity.clone(), observation.clone(), tls12)?;
     match timeout(TOTAL_LIMIT, exchange(call, tls, proxy.as_deref(), tunnel.as_ref(), &observation, proven))
         .await
     {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(e)) => match tunnel.as_ref().and_then(ProxyTunnel::failure) {
             Some(why) => Err(TransportError::Proxy { url, why }),
-            None => Err(explain(e, url, proxy.as_deref(), &observation, by_svid).await),
+            None => Err(explain(e, url, proxy.as_deref(), &observation, by_svid, tls12).await),
         },
         Err(_) => Err(TransportError::TimedOut { url, limit: TOTAL_LIMIT }),
     }
@@ -179,7 +201,7 @@ async fn exchange(
     tls: ClientConfig,
     proxy: Option<&ProxyEndpoint>,
     tunnel: Option<&ProxyTunnel>,
-    observation: &HandshakeObservation,
+    observation: &Arc<HandshakeObservation>,
     proven: &Proven,
 ) -> Result<Response, reqwest::Error> {
     // A client per call: the client certificate differs from call to call, and calls are rare.
@@ -197,17 +219,34 @@ async fn exchange(
         (None, Some(proxy)) => client = client.proxy(proxy.for_client()?),
         (None, None) => {}
     }
+    let is_est = call.body.is_est();
+    if is_est && call.identity.is_some() {
+        client = client.connector_layer(CertificateGate(observation.clone()));
+    }
     let client = client.build()?;
+    let accept = if is_est { "application/pkcs7-mime" } else { "application/json" };
     let request = match call.body {
         Body::Get(validators) => conditional(client.get(call.url.clone()), validators.unwrap_or_default()),
         Body::Post(json) => {
             client.post(call.url.clone()).header(header::CONTENT_TYPE, "application/json").body(json)
         }
+        Body::Est { base64, authorization, .. } => {
+            let mut request = match base64 {
+                None => client.get(call.url.clone()),
+                Some(base64) => client
+                    .post(call.url.clone())
+                    .header(header::CONTENT_TYPE, "application/pkcs10")
+                    .body(base64),
+            };
+            if let Some(authorization) = authorization {
+                request = request.header(header::AUTHORIZATION, authorization);
+            }
+            request
+        }
     };
     // Nothing is decoded here, and without the header a server may encode as it likes (RFC 9110
     // section 12.5.3).
-    let request =
-        request.header(header::ACCEPT, "application/json").header(header::ACCEPT_ENCODING, "identity");
+    let request = request.header(header::ACCEPT, accept).header(header::ACCEPT_ENCODING, "identity");
     let mut response = request.send().await?;
     let status = response.status().as_u16();
     let limit = if status < 400 { call.limit } else { MAX_ERROR_BODY };
@@ -232,10 +271,18 @@ async fn exchange(
         location: text(headers, header::LOCATION).map(|to| Excerpt::of(to, MAX_EXCERPT)),
         retry_after: text(headers, header::RETRY_AFTER)
             .and_then(|value| retry_after(&value, text(headers, header::DATE).as_deref(), clock::now().wall)),
+        password_scheme: password_scheme(headers),
         body: Vec::new(),
         cut: false,
         unclosed: false,
     };
+    if is_est && status != 200 {
+        // Such a body decides nothing, and some servers announce one that never comes.
+        if !matches!(status, 202 | 204 | 304) {
+            let _ = timeout(UNUSED_BODY_LIMIT, read_briefly(&mut response, &mut result)).await;
+        }
+        return Ok(result);
+    }
     let ends_with_connection =
         !headers.contains_key(header::CONTENT_LENGTH) && !headers.contains_key(header::TRANSFER_ENCODING);
     // An encoded body is not decoded.
@@ -259,6 +306,22 @@ async fn exchange(
         }
     }
     Ok(result)
+}
+
+/// Reads the beginning of a body that is only quoted.
+async fn read_briefly(response: &mut reqwest::Response, result: &mut Response) {
+    while result.encoding.is_none() && result.body.len() < MAX_UNUSED_BODY {
+        let Ok(Some(chunk)) = response.chunk().await else { return };
+        result.body.extend_from_slice(&chunk);
+        result.body.truncate(MAX_UNUSED_BODY);
+    }
+}
+
+/// The scheme of a `WWW-Authenticate` that wants a password (RFC 9110 section 11.6.1).
+fn password_scheme(headers: &HeaderMap) -> Option<&'static str> {
+    let challenges = headers.get_all(header::WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+    let words: Vec<&str> = challenges.filter_map(|challenge| challenge.split_whitespace().next()).collect();
+    ["Basic", "Digest"].into_iter().find(|scheme| words.iter().any(|word| word.eq_ignore_ascii_case(scheme)))
 }
 
 fn conditional(mut request: reqwest::RequestBuilder, validators: Validators) -> reqwest::RequestBuilder {
@@ -352,7 +415,11 @@ async fn explain(
     proxy: Option<&ProxyEndpoint>,
     observation: &HandshakeObservation,
     by_svid: bool,
+    tls12: bool,
 ) -> TransportError {
+    if let Some(why) = causes(&error).find_map(|cause| cause.downcast_ref::<CertificateNotSent>()) {
+        return TransportError::ClientCertificateNotSent { url, why: why.0 };
+    }
     match tls::reason(&error, observation) {
         Some(TlsReason::Server(Reason { what: why, hint })) if by_svid => {
             return TransportError::PeerNotTrusted { url, why, hint };
@@ -362,6 +429,11 @@ async fn explain(
             return TransportError::ServerNotTrusted { url, why, hint };
         }
         Some(TlsReason::Client(why)) => return TransportError::ClientCertificateRefused { url, why },
+        Some(TlsReason::Required(why)) => return TransportError::ClientCertificateRequired { url, why },
+        Some(TlsReason::Version(why)) => {
+            let why = if tls12 { "it speaks neither TLS 1.3 nor TLS 1.2" } else { why };
+            return TransportError::TlsVersion { url, why: why.to_owned() };
+        }
         Some(TlsReason::Other(Reason { what, hint })) => {
             return TransportError::TlsFailed { url, why: Excerpt::of(what, MAX_TLS_REASON), hint };
         }

@@ -2,6 +2,7 @@
 //! by their SVIDs, client certificates, proxies, conditional requests. It knows no protocol that
 //! issues identities: that is [`issuer`](crate::issuer).
 
+mod certificate_gate;
 mod error;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -18,8 +19,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use miaf_client::wfm::PeerVerifier;
+use reqwest::header::HeaderValue;
 use rustls::sign::CertifiedKey;
 use url::Url;
+use zeroize::Zeroizing;
 
 pub use error::TransportError;
 pub(crate) use error::shown;
@@ -71,6 +74,21 @@ impl ClientIdentity {
             Err(rustls::InconsistentKeys::KeyMismatch.into())
         }
     }
+}
+
+/// A request of EST (RFC 7030). A server that is not the provisioned one, or does not take the client
+/// certificate, gets none of it.
+pub(crate) struct EstCall {
+    /// Client certificate. Without one, an empty list is sent if the server requests one.
+    pub(crate) client: Option<ClientIdentity>,
+    /// Value of the header `Authorization`.
+    pub(crate) authorization: Option<Zeroizing<String>>,
+    /// Whether TLS 1.2 is offered, too.
+    pub(crate) tls12: bool,
+    /// Certification request in base64, for a POST.
+    pub(crate) body: Option<String>,
+    /// Limit on the bytes of a body with status 200. Of another one a beginning is read.
+    pub(crate) limit: usize,
 }
 
 impl fmt::Debug for ClientIdentity {
@@ -138,6 +156,17 @@ impl Transport {
         limit: usize,
     ) -> Result<Response, TransportError> {
         self.call(url, Some(client), server, limit, Body::Post(json)).await
+    }
+
+    /// Sends a request of EST.
+    pub(crate) async fn est(&self, url: &Url, call: EstCall) -> Result<Response, TransportError> {
+        let authorization = call.authorization.and_then(|value| {
+            let mut value = HeaderValue::from_bytes(value.as_bytes()).ok()?; // base64: always
+            value.set_sensitive(true);
+            Some(value)
+        });
+        let body = Body::Est { base64: call.body, authorization, tls12: call.tls12 };
+        self.call(url, call.client, ServerAuth::Provisioned, call.limit, body).await
     }
 
     async fn call(

@@ -9,6 +9,7 @@ use url::Url;
 use super::error::{TransportError, shown};
 use super::problem_details::ProblemDetails;
 use super::server_verifier::TrustSource;
+use crate::problem::MAX_DETAIL;
 use miaf_spiffe::json;
 use miaf_spiffe::text::Excerpt;
 
@@ -48,6 +49,8 @@ pub(crate) struct Response {
     /// `Content-Encoding`, or a `Transfer-Encoding` that is not undone, unless it is none.
     pub(super) encoding: Option<Excerpt>,
     pub(super) location: Option<Excerpt>,
+    /// The scheme by which a `WWW-Authenticate` wants a password.
+    pub(super) password_scheme: Option<&'static str>,
     pub(super) retry_after: Option<Duration>,
     pub(super) body: Vec<u8>,
     /// The body is over the limit.
@@ -75,6 +78,77 @@ impl Response {
         }
         let text = String::from_utf8(self.body);
         text.map_err(|_| malformed(Excerpt::of("it is not UTF-8 text", MAX_EXCERPT)))
+    }
+
+    /// Returns the body of a document that is no JSON, if it is complete.
+    pub(crate) fn into_bytes(self, url: &Url, limit: usize) -> Result<Vec<u8>, TransportError> {
+        if self.cut {
+            return Err(TransportError::TooLarge { url: url.clone(), limit });
+        }
+        if let Some(encoding) = &self.encoding {
+            let what = format_args!(
+                "its body is encoded as \"{encoding}\", and the agent accepts none (Accept-Encoding: identity)"
+            );
+            return Err(TransportError::Malformed { url: url.clone(), what: Excerpt::of(what, MAX_EXCERPT) });
+        }
+        if self.unclosed {
+            return Err(TransportError::Unreachable { url: url.clone(), why: CUT_OFF.into() });
+        }
+        Ok(self.body)
+    }
+
+    pub(crate) fn media_type(&self) -> Option<&str> {
+        self.content_type.as_deref()
+    }
+
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    pub(crate) fn password_scheme(&self) -> Option<&'static str> {
+        self.password_scheme
+    }
+
+    /// Whether the body is HTML or XHTML.
+    pub(crate) fn is_web_page(&self) -> bool {
+        let media_type =
+            self.content_type.as_deref().and_then(|given| given.split(';').next()).unwrap_or_default();
+        ["text/html", "application/xhtml+xml"].iter().any(|html| media_type.trim().eq_ignore_ascii_case(html))
+            || self.says("<html")
+    }
+
+    /// Whether the beginning of the body has these words. They are in lower case.
+    pub(crate) fn says(&self, words: &str) -> bool {
+        self.beginning().contains(words)
+    }
+
+    /// Whether the body is about a certificate, and not about the request for one.
+    pub(crate) fn names_a_certificate(&self) -> bool {
+        const CERTIFICATE: &str = "certificate";
+        let text = self.beginning();
+        let after = text.match_indices(CERTIFICATE).filter_map(|(at, _)| text.get(at + CERTIFICATE.len()..));
+        let is_request = |after: &str| {
+            let next = after.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
+            ["request", "signing"].iter().any(|word| next.starts_with(word))
+        };
+        after.into_iter().any(|after| !is_request(after))
+    }
+
+    /// The beginning of the body, in lower case.
+    fn beginning(&self) -> String {
+        let begin = self.body.get(..self.body.len().min(TITLE_WITHIN)).unwrap_or_default();
+        String::from_utf8_lossy(begin).to_ascii_lowercase()
+    }
+
+    /// Changes each text of the server that may be shown.
+    pub(crate) fn redact(&mut self, redacted: &dyn Fn(&str) -> String) {
+        self.body = redacted(&String::from_utf8_lossy(&self.body)).into_bytes();
+        for text in [&mut self.encoding, &mut self.location].into_iter().flatten() {
+            *text = Excerpt::of(redacted(text), MAX_EXCERPT);
+        }
+        if let Some(content_type) = &mut self.content_type {
+            *content_type = redacted(content_type);
+        }
     }
 
     /// Describes the body where it is plainly something else than JSON in UTF-8.
@@ -164,6 +238,23 @@ pub struct ErrorResponse {
     pub excerpt: Option<Excerpt>,
     /// The server did not request the client certificate that was to be sent.
     pub certificate_not_requested: bool,
+}
+
+impl ErrorResponse {
+    /// Changes each text of the server.
+    pub(crate) fn redact(&mut self, redacted: &dyn Fn(&str) -> String) {
+        let of_problem = self.problem.as_mut().map(|problem| {
+            [
+                Some(&mut problem.kind),
+                Some(&mut problem.title),
+                problem.detail.as_mut(),
+                problem.instance.as_mut(),
+            ]
+        });
+        for text in of_problem.into_iter().flatten().flatten().chain(self.excerpt.as_mut()) {
+            *text = Excerpt::of(redacted(text), MAX_DETAIL);
+        }
+    }
 }
 
 impl fmt::Display for ErrorResponse {

@@ -41,15 +41,21 @@ pub(super) fn provisioned(
     Arc::new(Verifier::new(trust, algorithms, observation))
 }
 
-/// Creates the configuration of a TLS 1.3 client for one call.
+/// Creates the configuration of a TLS 1.3 client for one call. `tls12`: TLS 1.2 is offered, too; rustls
+/// has it with ephemeral keys and AEAD only (RFC 9325).
 pub(super) fn client(
     verifier: Arc<dyn ServerCertVerifier>,
     identity: Option<Arc<CertifiedKey>>,
     observation: Arc<HandshakeObservation>,
+    tls12: bool,
 ) -> Result<ClientConfig, TransportError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions: &[_] = match tls12 {
+        true => &[&rustls::version::TLS13, &rustls::version::TLS12],
+        false => &[&rustls::version::TLS13],
+    };
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
+        .with_protocol_versions(versions)
         .map_err(TransportError::TlsSetup)?
         .dangerous() // rustls's name for any verifier but its own, which knows no pins
         .with_custom_certificate_verifier(verifier)
@@ -95,6 +101,10 @@ pub(super) enum TlsReason {
     Server(Reason),
     /// The server refused this device's certificate.
     Client(String),
+    /// The server requires a client certificate, and this request is made without one.
+    Required(String),
+    /// The server speaks no version that is offered.
+    Version(&'static str),
     /// Any other TLS failure.
     Other(Reason),
 }
@@ -139,7 +149,7 @@ fn describe(error: &rustls::Error, observation: &HandshakeObservation) -> TlsRea
         E::InappropriateMessage { .. } | E::InappropriateHandshakeMessage { .. } => {
             other("it sent a TLS message that has no place at that point of the handshake")
         }
-        E::PeerIncompatible(why) => TlsReason::Other(incompatible(why)),
+        E::PeerIncompatible(why) => incompatible(why),
         E::PeerMisbehaved(_) => other("it broke the rules of TLS (RFC 8446)"),
         E::DecryptError => other("a TLS message was changed or damaged on the way"),
         E::NoApplicationProtocol => other("it does not speak HTTP/1.1 (ALPN http/1.1)"),
@@ -168,21 +178,23 @@ fn of_peer(why: &PeerError) -> Reason {
     Reason { what: Excerpt::of(why, MAX_PEER).into(), hint }
 }
 
-fn incompatible(why: &PeerIncompatible) -> Reason {
+fn incompatible(why: &PeerIncompatible) -> TlsReason {
     use PeerIncompatible as P;
     match why {
         P::ServerDoesNotSupportTls12Or13
         | P::ServerTlsVersionIsDisabledByOurConfig
         | P::SupportedVersionsExtensionRequired
         | P::Tls12NotOffered
-        | P::Tls12NotOfferedOrEnabled => "it does not speak TLS 1.3, and TLS 1.3 is required".into(),
-        P::NoCertificateRequestSignatureSchemesInCommon => {
-            "it accepts client certificates with no signature algorithm that is known here. TLS 1.3 is required".into()
+        | P::Tls12NotOfferedOrEnabled => {
+            TlsReason::Version("it does not speak TLS 1.3, and TLS 1.3 is required")
         }
-        _ => Reason::from(format!(
+        P::NoCertificateRequestSignatureSchemesInCommon => TlsReason::Other(
+            "it accepts client certificates with no signature algorithm that is known here. TLS 1.3 is required".into(),
+        ),
+        _ => TlsReason::Other(Reason::from(format!(
             "it and this client have no common parameters for TLS; TLS 1.3 is required. {OFFER}"
         ))
-        .with_hint_text(OFFER_HINT),
+        .with_hint_text(OFFER_HINT)),
     }
 }
 
@@ -218,16 +230,9 @@ fn of_alert(alert: AlertDescription, request: &ClientAuthRequest) -> TlsReason {
             TlsReason::Client(format!("{why} ({name}){}", peculiar.unwrap_or_default()))
         }
         ClientAuthRequest::NoCertificate if about_certificates || alert == A::HandshakeFailure => {
-            TlsReason::Other(
-                Reason::from(format!(
-                    "the server requires a client certificate here ({name}), and this request is \
-                     made without one"
-                ))
-                .with_hint_text(
-                    "Have it require none for this URL: the discovery document and the trust bundle \
-                     are for devices that have none yet",
-                ),
-            )
+            TlsReason::Required(format!(
+                "the server requires a client certificate here ({name}), and this request is made without one"
+            ))
         }
         ClientAuthRequest::OtherKeys if may_be_about_one => TlsReason::Other(
             Reason::from(format!(
@@ -236,10 +241,10 @@ fn of_alert(alert: AlertDescription, request: &ClientAuthRequest) -> TlsReason {
             ))
             .with_hint_text("Have it accept the algorithm of the key"),
         ),
+        _ if alert == A::ProtocolVersion => {
+            TlsReason::Version("it does not speak TLS 1.3, and TLS 1.3 is required (protocol_version)")
+        }
         _ => TlsReason::Other(match alert {
-            A::ProtocolVersion => {
-                "it does not speak TLS 1.3, and TLS 1.3 is required (protocol_version)".into()
-            }
             A::HandshakeFailure | A::InsufficientSecurity => {
                 Reason::from(format!(
                     "it ended the TLS handshake ({name}): it accepts nothing that this client offers. {OFFER}"

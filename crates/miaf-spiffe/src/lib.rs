@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 mod algorithms;
+mod assembly;
 mod bundle;
 mod chain;
 pub mod digest;

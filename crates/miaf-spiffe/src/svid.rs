@@ -19,13 +19,14 @@ use x509_parser::x509::X509Version;
 
 use crate::algorithms::key_is_allowed;
 use crate::bundle::{AnchorFacts, Bundle};
-use crate::chain::parse;
+use crate::chain::{MAX_CHAIN, parse};
 use crate::encoding;
 use crate::id::{MargoName, NameKind, SpiffeId, TrustDomain};
 use crate::text::Excerpt;
 use crate::time::Timestamp;
 
 pub use crate::algorithms::Algorithms;
+pub use crate::assembly::CandidateIssuers;
 pub use crate::chain::{Chain, certificate_pem};
 pub use crate::svid_error::SvidError;
 
@@ -436,7 +437,7 @@ impl<'a> Path<'a> {
 /// The moment from which the chain is valid: `now`, or a later one when a certificate of the path
 /// is only a little early. An issuer made a minute ago may well begin after a leaf that is dated
 /// back.
-fn path_validates_soon(
+pub(crate) fn path_validates_soon(
     path: Path<'_>,
     bundle: &Bundle,
     now: Timestamp,
@@ -483,6 +484,12 @@ pub(crate) fn path_to_anchor<'a>(
         let source =
             anchors.iter().zip(&sources).find(|(anchor, _)| std::ptr::eq(*anchor, verified.anchor()));
         let (_, (anchor, facts)) = source.ok_or(webpki::Error::UnknownIssuer)?;
+        // The anchor is not part of the chain.
+        let below_anchor = verified.intermediate_certificates().count();
+        if below_anchor >= MAX_CHAIN {
+            forbidden.set(Some(SvidError::LongChain(below_anchor + 1)));
+            return Err(webpki::Error::UnknownIssuer);
+        }
         let path_not_after = path_is_allowed(verified, anchor, path.algorithms).map_err(|why| {
             forbidden.set(Some(why));
             webpki::Error::UnknownIssuer

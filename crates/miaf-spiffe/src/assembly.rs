@@ -1,0 +1,98 @@
+//! Assembly of a chain from certificates in no order, as an EST server serves them (miaf-est X60,
+//! X62). The path is found by the rules of [`validate`](crate::svid::validate), by which the chain is
+//! validated afterwards.
+
+use std::cmp::Reverse;
+
+use rustls_pki_types::CertificateDer;
+use webpki::EndEntityCert;
+use x509_parser::certificate::X509Certificate;
+
+use crate::algorithms::Algorithms;
+use crate::bundle::Bundle;
+use crate::chain::{Chain, parse};
+use crate::svid::{Path, path_to_anchor, path_validates_soon, validity};
+use crate::svid_error::SvidError;
+use crate::time::Timestamp;
+
+/// Certificates that may be on the path from an issued certificate to an anchor. They are no anchors
+/// themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CandidateIssuers(Vec<CertificateDer<'static>>);
+
+impl CandidateIssuers {
+    /// Limit of candidates: the work of the search is bounded by it.
+    pub const MAX: usize = 32;
+
+    /// Takes the candidates from a bag, each once: the first [`MAX`](Self::MAX) that are certificates
+    /// in DER and not self-signed.
+    ///
+    /// Self-signed is what its own key has signed. Equal names are not enough: the certificates of a
+    /// root's rollover (RFC 7030 section 4.1.3) are self-issued, and carry the path.
+    pub fn from_bag<'a>(bag: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut candidates: Vec<(Reverse<Timestamp>, CertificateDer<'static>)> = Vec::new();
+        for der in bag {
+            if candidates.len() == Self::MAX {
+                break;
+            }
+            let der = CertificateDer::from(der);
+            if candidates.iter().any(|(_, known)| *known == der) {
+                continue;
+            }
+            if let Some(not_after) = candidate_until(&der) {
+                candidates.push((Reverse(not_after), der.into_owned()));
+            }
+        }
+        // The search takes the first path that it finds: it depends on the certificates alone, and of
+        // twins the one that lasts longer comes first.
+        candidates.sort_unstable_by(|one, other| (one.0, one.1.as_ref()).cmp(&(other.0, other.1.as_ref())));
+        Self(candidates.into_iter().map(|(_, der)| der).collect())
+    }
+
+    /// The candidates, in the order of the search.
+    pub fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.0
+    }
+
+    /// Assembles the chain of a leaf: itself, then the certificates between it and an anchor, which is
+    /// left out. A chain that becomes valid in a few minutes counts.
+    ///
+    /// # Errors
+    /// [`SvidError`] of the path that came closest; [`SvidError::Expired`] for the leaf.
+    pub fn chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        bundle: &Bundle,
+        algorithms: Algorithms,
+        now: Timestamp,
+    ) -> Result<Chain, SvidError> {
+        let (not_before, not_after) = validity(&parse(0, leaf)?);
+        if now > not_after {
+            return Err(SvidError::Expired { not_after, now });
+        }
+        let intermediates = &self.0[..];
+        let path = Path { leaf, intermediates, algorithms, usage: webpki::KeyUsage::client_auth() };
+        let at = path_validates_soon(path, bundle, now, not_before)?;
+        let found = path_to_anchor(path, bundle, at, |anchor| anchor.is_valid(at))
+            .or_else(|_| path_to_anchor(path, bundle, at, |_| true))?;
+        let leaf = CertificateDer::from(leaf.as_ref());
+        let chain: Vec<_> = std::iter::once(leaf).chain(found.intermediates).collect();
+        Chain::from_der(&chain)
+    }
+}
+
+/// The end of validity of a certificate that may issue another. `None`: it is self-signed, or no
+/// certificate that the search could use.
+fn candidate_until(der: &CertificateDer<'_>) -> Option<Timestamp> {
+    Chain::from_der(std::slice::from_ref(der)).ok()?;
+    let certificate = parse(0, der).ok()?;
+    let key = EndEntityCert::try_from(der).ok()?;
+    (!is_signed_by(&certificate, &key)).then(|| validity(&certificate).1)
+}
+
+fn is_signed_by(certificate: &X509Certificate<'_>, key: &EndEntityCert<'_>) -> bool {
+    let (signed, signature) = (certificate.tbs_certificate.as_ref(), &certificate.signature_value.data);
+    webpki::ALL_VERIFICATION_ALGS
+        .iter()
+        .any(|algorithm| key.verify_signature(*algorithm, signed, signature).is_ok())
+}
