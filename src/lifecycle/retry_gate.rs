@@ -34,8 +34,6 @@ pub enum FailureKind {
     Pending,
     /// The same request would be refused again (miaf-v0 P2).
     Permanent,
-    /// The same request would be refused again today: it is looked at again once a day.
-    RefusedForNow,
     /// The MIS binds no new key to this identity.
     KeyRotationRefused,
     /// The same request would be refused again today: it is looked at again once a day.

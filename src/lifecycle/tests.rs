@@ -16,4 +16,5 @@ mod operator;
 mod progress;
 mod properties;
 mod with_the_device;
+mod with_token;
 mod year;

@@ -216,14 +216,11 @@ fn refused_svid_is_renewed_further_unless_there_is_a_token() {
 
 #[test]
 fn token_is_the_word_that_replaces_a_lost_key() {
-    let mut device = enrolled();
-    // It is proven when the agent starts.
-    restarted(&mut device, an_identity(), false);
     let mut device = Device::fresh();
     let mut restored = Restored::from(an_identity());
     restored.identities[0].policy = BY_TOKEN;
     device.lifecycle = Lifecycle::new(policy(), restored, device.now, &mut || 0.5);
-    device.waits_for_proof();
+    device.waits_for(Work::ProveKey);
     device.handles(key_lost());
     rests(&mut device);
     assert_eq!(device.state(), State::Blocked);
