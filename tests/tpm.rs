@@ -493,6 +493,32 @@ fn csr_with_a_spiffe_id_has_that_uri_and_nothing_else() {
 }
 
 #[test]
+fn csr_of_est_is_read_by_openssl() {
+    use miaf_agent::keys::csr::CsrContent;
+
+    let tpm = Swtpm::start();
+    let key = handle(&tpm).create_key().unwrap();
+    let id = miaf_spiffe::SpiffeId::parse("spiffe://margo.org/margo/wfm/wfm-1/client/dev-1").unwrap();
+    let pki = Pki::new();
+    let contents = [
+        (CsrContent::Empty, "Subject: \n"),
+        (
+            CsrContent::Named { common_name: Some("dev-1"), spiffe_id: Some(&id) },
+            "URI:spiffe://margo.org/margo/wfm/wfm-1",
+        ),
+        (CsrContent::Renewal(&pki.certify(&key)), "Subject: CN"),
+    ];
+    for (content, says) in contents {
+        let info = csr::request_info(&key, &content).unwrap();
+        std::fs::write(tpm.file("request.der"), csr::sign_request(&key, &info).unwrap()).unwrap();
+        let arguments = ["req", "-inform", "DER", "-in", "request.der", "-verify", "-noout", "-text"];
+        let text = tpm.run("openssl", &arguments);
+        assert!(text.contains(says), "{text}");
+        assert!(!text.contains("challengePassword"), "{text}");
+    }
+}
+
+#[test]
 fn csr_that_cannot_be_signed_says_why() {
     let mut tpm = Swtpm::start();
     let key = handle(&tpm).create_key().unwrap();

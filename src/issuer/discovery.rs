@@ -3,6 +3,7 @@
 //! issues nothing over the network does not have.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -105,6 +106,8 @@ pub struct Discovery {
     bundle: BundleLocation,
     miaf_v0: Result<MiafV0, MissingMember>,
     est: Option<EstUrl>,
+    /// Why there is none although it names one.
+    refused_est: Option<DiscoveryError>,
     crl_uris: CrlUris,
     /// It is made of the configuration, and no MIS has served it.
     is_configured: bool,
@@ -291,7 +294,7 @@ impl Discovery {
         let crl_uris =
             document.crl_uris.map(CrlUris::read).transpose().map_err(|e| unreadable(CRL_URIS, e))?;
         let (est, crl_uris) = (est.transpose()?, crl_uris.unwrap_or_default());
-        Ok(Self { trust_domain, bundle, miaf_v0, est, crl_uris, is_configured: false })
+        Ok(Self { trust_domain, bundle, miaf_v0, est, refused_est: None, crl_uris, is_configured: false })
     }
 
     /// Document made of a configuration that names the bundle itself (N5): nothing is said of an
@@ -302,6 +305,7 @@ impl Discovery {
             bundle,
             miaf_v0: Err(MissingMember(BASE_URI)),
             est: None,
+            refused_est: None,
             crl_uris: CrlUris::default(),
             is_configured: true,
         }
@@ -329,6 +333,12 @@ impl Discovery {
     /// document says.
     pub fn est(&self) -> Option<&EstUrl> {
         self.est.as_ref()
+    }
+
+    /// Why the EST server that the document names is not used (X18). `None`: it names none, or
+    /// [`est`](Self::est) has it. A document that is read from the cache does not tell.
+    pub fn refused_est(&self) -> Option<&DiscoveryError> {
+        self.refused_est.as_ref()
     }
 
     /// URLs of the CRLs of this trust domain, each once (X14). Empty: no revocation status is offered.
@@ -413,17 +423,25 @@ impl Discovery {
             BundleLocation::Url(bundle) => Some(("trustBundleUri", bundle)),
             BundleLocation::File(_) => None,
         };
-        let est = self.est.as_ref().map(|est| (EST_BASE_URI, est.as_url()));
-        for (member, uri) in base_uri.into_iter().chain(bundle).chain(est) {
-            if uri.origin() != url.origin() {
-                return Err(DiscoveryError::OtherOrigin {
-                    member,
-                    origin: uri.origin().ascii_serialization(),
-                    document: url.origin().ascii_serialization(),
-                });
-            }
-        }
-        Ok(())
+        base_uri.into_iter().chain(bundle).try_for_each(|(member, uri)| same_origin(member, uri, url))
+    }
+
+    /// Whether its EST server is at another origin than the document, which `url` is the URL of. That
+    /// is not allowed where only a public trust store authenticates the document's server (miaf-est
+    /// X18).
+    pub(super) fn est_is_elsewhere(&self, url: &Url) -> bool {
+        self.est.as_ref().is_some_and(|est| same_origin(EST_BASE_URI, est.as_url(), url).is_err())
+    }
+
+    /// Refuses an EST server at another origin. The rest of the document stays in use: the operator
+    /// may give the URL directly. Returns the text of the document without it, to be stored: `None`
+    /// if there is nothing to refuse.
+    pub(super) fn refuse_est_elsewhere(&mut self, url: &Url, body: &str) -> Option<String> {
+        let est = self.est.take_if(|est| same_origin(EST_BASE_URI, est.as_url(), url).is_err())?;
+        self.refused_est = same_origin(EST_BASE_URI, est.as_url(), url).err();
+        let mut members: BTreeMap<&str, &RawValue> = json::read(body.as_bytes()).unwrap_or_default();
+        members.remove(EST_BASE_URI);
+        Some(serde_json::to_string(&members).unwrap_or_default()) // it was read before
     }
 
     /// Checks that the bundle is at an allowed origin: one of `allowed`, or, where that is empty,
@@ -524,6 +542,11 @@ pub enum DiscoveryError {
 impl Hint for DiscoveryError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
+            Self::OtherOrigin { member: EST_BASE_URI, .. } => Some(
+                "Set mis.est_url to what the operator of the MIS says; or provision the CA of the MIS in ca_file under \
+                 [mis.trust], or pin it in spki_sha256"
+                    .into(),
+            ),
             Self::OtherOrigin { .. } => Some(
                 "Provision the CA of the MIS in ca_file under [mis.trust], or pin it in spki_sha256".into(),
             ),
@@ -539,6 +562,18 @@ impl Hint for DiscoveryError {
 fn est_url(value: &str) -> Result<EstUrl, DiscoveryError> {
     let url = uri::parse(value).map_err(|_| EstUrlError::NotHttps).and_then(EstUrl::parse);
     url.map_err(|why| DiscoveryError::EstUri { value: Excerpt::of(value, 128), why })
+}
+
+/// Checks that a URI of the document is at the document's own origin.
+fn same_origin(member: &'static str, uri: &Url, document: &Url) -> Result<(), DiscoveryError> {
+    if uri.origin() == document.origin() {
+        return Ok(());
+    }
+    Err(DiscoveryError::OtherOrigin {
+        member,
+        origin: uri.origin().ascii_serialization(),
+        document: document.origin().ascii_serialization(),
+    })
 }
 
 fn https(member: &'static str, value: &str) -> Result<Url, DiscoveryError> {
@@ -631,6 +666,106 @@ mod tests {
     }
 
     #[test]
+    fn est_server_of_the_document_is_opaque() {
+        let mut document = document();
+        assert_eq!(read(&document).unwrap().est(), None);
+        for (uri, want) in [
+            ("https://est.example/.well-known/est/a", "https://est.example/.well-known/est/a"),
+            ("https://est.example:8443/x/", "https://est.example:8443/x"),
+            ("https://est.margo.org", "https://est.margo.org/"),
+        ] {
+            document["estBaseUri"] = uri.into();
+            assert_eq!(read(&document).unwrap().est().unwrap().as_url().as_str(), want);
+        }
+        for uri in [
+            "http://e.example/est",
+            "/est",
+            "",
+            "https://u@e.example/",
+            "https://e.example/?a",
+            "https://e.example/#",
+        ] {
+            document["estBaseUri"] = uri.into();
+            let refused = read(&document).unwrap_err();
+            assert!(matches!(refused, DiscoveryError::EstUri { .. }), "{uri}: {refused}");
+            crate::hint::assert_apart(&refused);
+        }
+        for mistyped in [json!(null), json!(5), json!([]), json!({}), json!(["https://est.example"])] {
+            document["estBaseUri"] = mistyped;
+            assert!(matches!(read(&document), Err(DiscoveryError::Member { .. })));
+        }
+    }
+
+    #[test]
+    fn crl_uris_are_read_one_by_one() {
+        let mut document = document();
+        let crls = |document: &Value| {
+            let document = read(document).unwrap();
+            let urls: Vec<_> = document.crl_uris().iter().map(|url| url.as_str().to_owned()).collect();
+            (urls, document.unusable_crl_uris().map(ToString::to_string))
+        };
+        let none = (Vec::<String>::new(), None);
+        assert_eq!(crls(&document), none);
+        document["crlUris"] = json!([]);
+        assert_eq!(crls(&document), none);
+        document["crlUris"] = json!([
+            "http://c.example/a",
+            "https://c.example/b",
+            "http://c.example/a",
+            "HTTP://C.example:80/a",
+            "ldap://c/x",
+            "/a",
+            "https://u:p@c.example/",
+            ""
+        ]);
+        let (urls, unusable) = crls(&document);
+        assert_eq!(urls, ["http://c.example/a", "https://c.example/b"]);
+        let unusable = unusable.unwrap();
+        for part in ["\"ldap://c/x\"", "\"/a\"", "http or https"] {
+            assert!(unusable.contains(part), "{unusable}");
+        }
+        let many: Vec<_> = (0..MAX_CRL_URIS + 3).map(|n| format!("http://c.example/{n}")).collect();
+        document["crlUris"] = json!(many);
+        let (urls, unusable) = crls(&document);
+        assert_eq!((urls.len(), urls[0].as_str()), (MAX_CRL_URIS, "http://c.example/0"));
+        assert!(unusable.unwrap().starts_with("3 more than the 64"));
+        for mistyped in [json!(null), json!("http://c.example/"), json!({}), json!([5]), json!([null])] {
+            document["crlUris"] = mistyped;
+            assert!(matches!(read(&document), Err(DiscoveryError::Member { member: "crlUris", .. })));
+        }
+    }
+
+    #[test]
+    fn est_server_elsewhere_is_refused_and_the_document_stays() {
+        let url = Url::parse("https://mis.northstar-ida.com/.well-known/margo").unwrap();
+        let mut document = document();
+        document["estBaseUri"] = "https://mis.northstar-ida.com:443/est".into();
+        let body = document.to_string();
+        let mut here = read(&document).unwrap();
+        assert!(!here.est_is_elsewhere(&url) && here.refuse_est_elsewhere(&url, &body).is_none());
+        assert!(here.est().is_some() && here.refused_est().is_none());
+        for elsewhere in [
+            "https://est.northstar-ida.com/est",
+            "https://mis.northstar-ida.com:8443/est",
+            "https://192.0.2.1/",
+        ] {
+            document["estBaseUri"] = elsewhere.into();
+            let mut read = read(&document).unwrap();
+            read.check_origin(&url).unwrap();
+            assert!(read.est_is_elsewhere(&url));
+            let stored = read.refuse_est_elsewhere(&url, &document.to_string()).unwrap();
+            assert_eq!(read.est(), None);
+            let why = read.refused_est().unwrap();
+            crate::hint::assert_apart(why);
+            assert!(why.to_string().starts_with("its estBaseUri is at https://"), "{why}");
+            // The rest is as it was, also after a restart.
+            let again = Discovery::from_json(&stored).unwrap();
+            assert_eq!((again.est(), again.miaf_v0()), (None, read.miaf_v0()));
+            assert_eq!(again.bundle(), read.bundle());
+        }
+    }
+
+    #[test]
     fn required_members_are_required_and_every_one_is_typed() {
         for member in document().as_object().unwrap().keys() {
             let is_of_v0 = !["trustDomain", "trustBundleUri"].contains(&member.as_str());
@@ -669,7 +804,7 @@ mod tests {
         let released = json!({
             "trustBundleUri": "https://mis.margo.org:18443/.well-known/spiffe/bundle.json",
             "trustDomain": "margo.org",
-            "estBaseUri": "https://est.margo.org", // of the EST proposal, and ignored
+            "estBaseUri": "https://est.margo.org",
         });
         let document = read(&released).unwrap();
         assert_eq!(document.trust_domain().as_str(), "margo.org");

@@ -117,7 +117,19 @@ impl Issuer {
         let refused = |why| IssuerError::Discovery { url: url.clone(), why };
         let read = |body: &str| Discovery::from_json(body).map_err(refused);
         let validators = cached.map(|(_, validators)| validators);
-        let (fetched, trust_source) = self.fetch(url, validators, MAX_DISCOVERY, read).await?;
+        let (mut fetched, mut trust_source) = self.fetch(url, validators, MAX_DISCOVERY, read).await?;
+        // What is cached may come from a server that other trust authenticated.
+        let is_elsewhere = cached.is_some_and(|(document, _)| document.est_is_elsewhere(url));
+        if fetched == Fetched::NotModified && trust_source == TrustSource::PublicStore && is_elsewhere {
+            (fetched, trust_source) = self.fetch(url, None, MAX_DISCOVERY, read).await?;
+        }
+        if let Fetched::New { document, body, validators } = &mut fetched
+            && trust_source == TrustSource::PublicStore
+            && let Some(rest) = document.refuse_est_elsewhere(url, body)
+        {
+            // Without validators: the document may be served by a server that is trusted more.
+            (*body, *validators) = (rest, Validators::default());
+        }
         let document = match &fetched {
             Fetched::New { document, .. } => Some(document),
             Fetched::NotModified => cached.map(|(document, _)| document),

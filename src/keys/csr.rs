@@ -180,3 +180,132 @@ impl rcgen::SigningKey for Subject<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::software::Software;
+    use rcgen::{CustomExtension, KeyPair};
+    use x509_parser::extensions::ParsedExtension;
+    use x509_parser::prelude::{FromDer as _, X509CertificationRequest};
+
+    /// A key, which needs its directory.
+    fn key() -> (tempfile::TempDir, impl Key) {
+        let directory = tempfile::tempdir().unwrap();
+        let key = Software::new(None, directory.path().join("kek")).create_key().unwrap();
+        (directory, key)
+    }
+
+    /// The request in DER, after its signature was verified.
+    fn request(key: &dyn Key, content: &CsrContent<'_>) -> Vec<u8> {
+        let info = request_info(key, content).unwrap();
+        let der = sign_request(key, &info).unwrap();
+        let (rest, request) = X509CertificationRequest::from_der(&der).unwrap();
+        assert!(rest.is_empty());
+        request.verify_signature().unwrap();
+        assert_eq!(request.certification_request_info.subject_pki.raw, key.public_key().spki_der());
+        assert_eq!(info_of(&der), Some(&info[..]));
+        der
+    }
+
+    #[test]
+    fn csr_without_content_claims_nothing() {
+        let (_directory, key) = key();
+        let der = request(&key, &CsrContent::Empty);
+        let (_, request) = X509CertificationRequest::from_der(&der).unwrap();
+        let info = &request.certification_request_info;
+        assert_eq!(info.subject.as_raw(), [0x30, 0]);
+        assert_eq!(info.attributes().len(), 0);
+        assert!(info.raw.ends_with(&[0xa0, 0]), "the attributes are there, and none");
+        // The same content, so that the same request can be repeated.
+        assert_eq!(request_info(&key, &CsrContent::Empty).unwrap(), info.raw);
+    }
+
+    #[test]
+    fn csr_has_the_names_that_are_configured() {
+        let (_directory, key) = key();
+        let id = SpiffeId::parse("spiffe://margo.org/margo/wfm/wfm-1/client/dev-1").unwrap();
+        for (common_name, spiffe_id) in
+            [(Some("dev 1 é"), None), (None, Some(&id)), (Some("dev-1"), Some(&id))]
+        {
+            let der = request(&key, &CsrContent::Named { common_name, spiffe_id });
+            let (_, request) = X509CertificationRequest::from_der(&der).unwrap();
+            let info = &request.certification_request_info;
+            let subject = common_name.map(|name| format!("CN={name}")).unwrap_or_default();
+            assert_eq!(info.subject.to_string(), subject);
+            let names: Vec<_> = request.requested_extensions().into_iter().flatten().collect();
+            match (&names[..], spiffe_id) {
+                ([], None) => {}
+                ([ParsedExtension::SubjectAlternativeName(names)], Some(id)) => {
+                    assert_eq!(
+                        names.general_names,
+                        [x509_parser::extensions::GeneralName::URI(&id.to_string())]
+                    );
+                }
+                other => panic!("{other:?}"),
+            }
+            let critical = [0x55, 29, 17, 1, 1, 0xff];
+            let is_critical = der.windows(critical.len()).any(|part| part == critical);
+            assert_eq!(is_critical, common_name.is_none() && spiffe_id.is_some(), "{common_name:?}");
+        }
+    }
+
+    #[test]
+    fn csr_of_a_renewal_repeats_subject_and_names() {
+        let (_directory, key) = key();
+        let pair = KeyPair::generate().unwrap();
+        // Names of several kinds, in an order and with bytes of their own.
+        let names =
+            [&[0x30, 34, 0x82, 5][..], b"a.Net", &[0x86, 21], b"spiffe://margo.org/x0", &[0x88, 2, 0x2a, 3]]
+                .concat();
+        for (is_critical, has_names, subject) in [
+            (false, true, Some("x")),
+            (true, true, None),
+            (true, true, Some("ü, \"x\"")),
+            (false, false, Some("x")),
+        ] {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = DistinguishedName::new();
+            if let Some(subject) = subject {
+                params.distinguished_name.push(DnType::OrganizationName, subject);
+                params
+                    .distinguished_name
+                    .push(DnType::CommonName, rcgen::DnValue::TeletexString("t".try_into().unwrap()));
+            }
+            if has_names {
+                let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, 17], names.clone());
+                extension.set_criticality(is_critical);
+                params.custom_extensions = vec![extension];
+            }
+            let certificate = params.self_signed(&pair).unwrap();
+            let der = request(&key, &CsrContent::Renewal(certificate.der()));
+            let (_, request) = X509CertificationRequest::from_der(&der).unwrap();
+            let certificate = Certificate::read(certificate.der()).unwrap();
+            assert_eq!(
+                request.certification_request_info.subject.as_raw(),
+                wrap(SEQUENCE, certificate.subject)
+            );
+            let extension = certificate.extension(extension::SUBJECT_ALT_NAME);
+            let is_repeated = extension.is_some_and(|extension| {
+                let whole = extension.whole();
+                der.windows(whole.len()).any(|part| part == whole)
+            });
+            assert_eq!(is_repeated, has_names, "{is_critical}");
+            assert_eq!(request.certification_request_info.attributes().len(), usize::from(has_names));
+        }
+        let broken = CertificateDer::from_slice(&[0x30, 3, 2, 1, 0]);
+        let error = request_info(&key, &CsrContent::Renewal(&broken)).unwrap_err();
+        assert!(matches!(error, KeyError::Internal(_)), "{error:?}");
+    }
+
+    #[test]
+    fn csr_that_is_none_has_no_content() {
+        let (_directory, key) = key();
+        let der = request(&key, &CsrContent::Empty);
+        let more = [&der[..], &[0]].concat();
+        let inner = info_of(&der).unwrap();
+        for other in [&der[..der.len() - 1], &more, inner, &[], &[0x30, 0]] {
+            assert_eq!(info_of(other), None, "{other:02x?}");
+        }
+    }
+}

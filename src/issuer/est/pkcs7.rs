@@ -192,3 +192,160 @@ fn is(element: &Any<'_>, class: Class, tag: Tag) -> bool {
     let is_constructed = !matches!(tag, Tag::Integer | Tag::Oid);
     element.class() == class && element.tag() == tag && element.header.constructed() == is_constructed
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::x509::wrap;
+    use rcgen::{CertificateParams, KeyPair};
+
+    const ID_DATA: &[u8] = &[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 7, 1];
+
+    pub(crate) fn certificate() -> Vec<u8> {
+        let key = KeyPair::generate().unwrap();
+        CertificateParams::default().self_signed(&key).unwrap().der().to_vec()
+    }
+
+    /// An element of indefinite length, as BER has it.
+    fn open(tag: u8, content: &[u8]) -> Vec<u8> {
+        [&[tag, 0x80], content, &[0, 0]].concat()
+    }
+
+    type Wrap = fn(u8, &[u8]) -> Vec<u8>;
+
+    /// A certs-only message of these certificates, and `more` fields after them.
+    fn message(wrap: Wrap, certificates: &[u8], more: &[u8]) -> Vec<u8> {
+        let fields =
+            [&[2, 1, 1, 0x31, 0][..], &wrap(0x30, ID_DATA), &wrap(0xa0, certificates), more, &[0x31, 0]];
+        let content = wrap(0xa0, &wrap(0x30, &fields.concat()));
+        wrap(0x30, &[&super::super::tests::oid(SIGNED_DATA)[..], &content].concat())
+    }
+
+    #[test]
+    fn certificates_are_read_in_der_and_ber() {
+        let (one, two) = (certificate(), certificate());
+        let both = [&one[..], &two].concat();
+        // Lengths that are longer than they need to be.
+        let long: Wrap = |tag, content| {
+            let length = u32::try_from(content.len()).unwrap().to_be_bytes();
+            [&[tag, 0x84], &length[..], content].concat()
+        };
+        for wrap in [wrap, open, long] {
+            assert_eq!(certificates(&message(wrap, &both, &[])).unwrap(), [&one[..], &two]);
+            // Two of the same, and then others.
+            let twice = [&one[..], &one].concat();
+            assert_eq!(certificates(&message(wrap, &twice, &[])).unwrap(), [&one[..], &one]);
+            let choices =
+                [&wrap(0xa1, b""), &one[..], &wrap(0xa2, &one), &wrap(0xa3, &[]), &[5, 0], &two].concat();
+            let crls = wrap(0xa1, &wrap(0x30, &[]));
+            assert_eq!(certificates(&message(wrap, &choices, &crls)).unwrap(), [&one[..], &two]);
+        }
+    }
+
+    #[test]
+    fn message_of_another_kind_has_its_reason() {
+        use BodyError as E;
+        let one = certificate();
+        let good = message(wrap, &one, &[]);
+        let of_type = |oid: &[u8], content: &[u8]| {
+            wrap(0x30, &[super::super::tests::oid(oid), wrap(0xa0, content)].concat())
+        };
+        let enveloped = [PKCS7, &[3]].concat();
+        for (message, why) in [
+            (one.clone(), E::BareCertificate),
+            ([&good[..], &[0]].concat(), E::TrailingBytes),
+            ([&good[..], &good].concat(), E::TrailingBytes),
+            (message(wrap, &[], &[]), E::NoCertificates),
+            (message(wrap, &wrap(0xa1, &one), &[]), E::NoCertificates),
+            (of_type(&enveloped, &[0x30, 0]), E::NotSignedData),
+            (of_type(&[0x55, 4, 3], &[0x30, 0]), E::NotPkcs7("its content type is none of PKCS#7")),
+            (of_type(SIGNED_DATA, &[0x31, 0]), E::NotPkcs7("its content is no SignedData")),
+            (of_type(SIGNED_DATA, &[0x30, 0]), E::NotPkcs7("its SignedData is cut off")),
+            (of_type(SIGNED_DATA, &[0x30, 2, 0x31, 0]), E::NotPkcs7("its content is no SignedData")),
+            (
+                message(wrap, &one, &wrap(0xa0, &one)),
+                E::NotPkcs7("its SignedData has two sets of certificates"),
+            ),
+            (
+                message(wrap, &[&one[..], &[0x30]].concat(), &[]),
+                E::NotPkcs7("an element of its certificates is cut off"),
+            ),
+            (good[..good.len() - 1].to_vec(), E::NotPkcs7("it is no ASN.1")),
+            (b"hello".to_vec(), E::NotPkcs7("it is no ASN.1")),
+            (vec![5, 0], E::NotPkcs7("it begins with no ContentInfo")),
+            (vec![0x30, 2, 5, 0], E::NotPkcs7("it begins with no ContentInfo")),
+            (vec![], E::NotPkcs7("it is no ASN.1")),
+            // Deeper than any certificate.
+            ([[0x30, 0x80].repeat(60), [0, 0].repeat(60)].concat(), E::NotPkcs7("it is no ASN.1")),
+        ] {
+            assert_eq!(certificates(&message), Err(why), "{message:02x?}");
+        }
+    }
+
+    #[test]
+    fn message_of_many_elements_is_read_in_bounds() {
+        let one = certificate();
+        let many = message(wrap, &one.repeat(400), &[]);
+        assert_eq!(certificates(&many).unwrap().len(), 400);
+        let tiny = message(open, &[0x30, 0].repeat(90_000), &[]);
+        assert_eq!(certificates(&tiny).unwrap().len(), MAX_ELEMENTS);
+    }
+
+    #[test]
+    fn base64_is_decoded_however_it_is_broken() {
+        let der = [0xfb, 0xff, 0xbe, 0x30, 0x31];
+        for text in ["+/++MDE=", "+/++MDE=\n", "+/+\r\n+MD\tE =\r\n", " +/++M\n\nDE=", "+/++MDE\n="] {
+            assert_eq!(decode(text.as_bytes()).unwrap(), der, "{text:?}");
+        }
+        let long: String = BASE64.encode([7; 300]).chars().flat_map(|c| [c, '\r', '\n']).collect();
+        assert_eq!(decode(long.as_bytes()).unwrap(), [7; 300]);
+        use BodyError as E;
+        let other = |c: &str| E::OtherCharacter(Excerpt::of(c, 9));
+        for (text, why) in [
+            (&b""[..], E::Empty),
+            (b" \r\n", E::Empty),
+            (b"-_--MDE=", E::UrlAlphabet),
+            (b"+/++MDE", E::Padding),
+            (b"+/++MDE==", E::Padding),
+            (b"+/++M===", E::Padding),
+            (b"====", E::Padding),
+            (b"+/++MDE=+/++", E::Padding),
+            (b"MDE=MDE=", E::Padding),
+            (b"+/++MDE=\0", other("0x00")),
+            (b"+/\0++MDE=", other("0x00")),
+            (b"+/++MDE=\x0b", other("0x0b")),
+            (b"\xef\xbb\xbf+/++MDE=", other("0xef")),
+            (b"+/++MDE!", other("\"!\"")),
+            (b"+/++MDF=", E::TrailingBits),
+            (b"<html><body>hello</body></html>", E::WebPage),
+            (b"\n <?xml version=\"1.0\"?>", E::WebPage),
+            (b"-----BEGIN PKCS7-----\nMDE=\n-----END PKCS7-----\n", E::Pem),
+            (&[0x30, 0x82, 4, 0, 6, 9], E::RawDer),
+            (&[0x30, 0x80, 6, 9], E::RawDer),
+        ] {
+            assert_eq!(decode(text), Err(why), "{:?}", String::from_utf8_lossy(text));
+        }
+    }
+
+    #[test]
+    fn media_type_is_compared_without_parameters() {
+        for given in [
+            "application/pkcs7-mime",
+            "Application/PKCS7-Mime; smime-type=certs-only",
+            "application/pkcs7-mime ; smime-type=\"certs-only\"; charset=x",
+            " application/pkcs7-mime;",
+        ] {
+            assert_eq!(check_media_type(Some(given)), Ok(()), "{given}");
+        }
+        assert_eq!(check_media_type(None), Err(BodyError::NoMediaType));
+        for given in [
+            "",
+            "text/plain",
+            "application/pkcs7-mimes",
+            "application/pkcs7",
+            "application/pkcs10;application/pkcs7-mime",
+        ] {
+            assert!(matches!(check_media_type(Some(given)), Err(BodyError::OtherMediaType(_))), "{given}");
+        }
+    }
+}

@@ -84,7 +84,7 @@ impl EnrollmentToken {
         let encodings = [base64.trim_end_matches('='), base64_of_secret.trim_end_matches('=')];
         let mut text = Cow::Borrowed(text);
         // The longest first: the secret is a part of the token.
-        for sought in [&**self.0, encodings[0], encodings[1], secret] {
+        for sought in [&**self.0, &base64, encodings[0], &base64_of_secret, encodings[1], secret] {
             if text.contains(sought) {
                 text = Cow::Owned(text.replace(sought, REMOVED));
             }
@@ -138,5 +138,97 @@ pub enum TokenError {
 impl Hint for TokenError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         Some("Write the token of the operator of the MIS, username:secret, as one line of UTF-8".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(text: &str) -> EnrollmentToken {
+        EnrollmentToken::parse(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn token_is_split_at_its_first_colon() {
+        for (content, want) in [
+            ("user:secret", "user:secret"),
+            ("user:secret\n", "user:secret"),
+            ("user:secret\r\n", "user:secret"),
+            (":secret", ":secret"),
+            ("u:s:e:c", "u:s:e:c"),
+            ("u::", "u::"),
+            ("ü ser: s ", "ü ser: s "),
+            ("e\u{301}:\u{e9}", "e\u{301}:\u{e9}"), // not normalized
+        ] {
+            assert_eq!(token(content).expose(), want);
+        }
+        let longest = format!("u:{}", "s".repeat(EnrollmentToken::MAX_TOKEN - 2));
+        assert_eq!(token(&format!("{longest}\n")).expose(), longest);
+    }
+
+    #[test]
+    fn token_of_another_form_is_refused_without_being_shown() {
+        use TokenError as E;
+        let long = format!("u:{}", "s".repeat(EnrollmentToken::MAX_TOKEN - 1));
+        for (content, why) in [
+            (&b""[..], E::Empty),
+            (b"\n", E::Empty),
+            (b"secret1", E::NoColon),
+            (b"secret1:", E::NoSecret),
+            (b"secret1:\n", E::NoSecret),
+            (b"u:secret1\n\n", E::ControlCharacter),
+            (b"u:sec\tret1", E::ControlCharacter),
+            (b"u:secret1\0", E::ControlCharacter),
+            (b"u:secret1\x7f", E::ControlCharacter),
+            (b"u:secret1\xc2\x85", E::ControlCharacter),
+            (b"u:secret1\xff", E::NotUtf8),
+            (b"\xff\xfeu\0:\0s\0", E::NotUtf8),
+            (b"\xef\xbb\xbfu:secret1", E::ByteOrderMark),
+            (long.as_bytes(), E::TooLong),
+        ] {
+            let error = EnrollmentToken::parse(content).unwrap_err();
+            assert_eq!(error, why, "{:?}", String::from_utf8_lossy(content));
+            crate::hint::assert_apart(&error);
+            assert!(!error.to_string().contains("secret1"), "{error}");
+        }
+        assert_eq!(format!("{:?}", token("u:secret1")), "EnrollmentToken");
+    }
+
+    #[test]
+    fn authorization_is_that_of_rfc_7617() {
+        assert_eq!(*token("Aladdin:open sesame").authorization(), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
+        assert_eq!(*token("test:123£").authorization(), "Basic dGVzdDoxMjPCow==");
+    }
+
+    #[test]
+    fn hash_of_a_token_depends_on_salt_and_token() {
+        let hash = token("u:s").hash(&[1; 16]);
+        assert_eq!(hash, token("u:s\n").hash(&[1; 16]));
+        assert_ne!(hash, token("u:s").hash(&[2; 16]));
+        assert_ne!(hash, token("u:t").hash(&[1; 16]));
+    }
+
+    #[test]
+    fn token_is_removed_from_what_a_server_says() {
+        let token = token("dev-7:Zx9-kQ2_vB7mNw4tYr81");
+        let base64 = token.authorization().strip_prefix("Basic ").unwrap().to_owned();
+        let url_encoded = base64.replace('=', "%3D");
+        for (text, want) in [
+            ("bad credentials for dev-7", "bad credentials for dev-7".to_owned()),
+            ("got dev-7:Zx9-kQ2_vB7mNw4tYr81, no", format!("got {REMOVED}, no")),
+            ("got Zx9-kQ2_vB7mNw4tYr81", format!("got {REMOVED}")),
+            (&format!("Authorization: Basic {base64}"), format!("Authorization: Basic {REMOVED}")),
+            (&format!("h={url_encoded}&x"), format!("h={REMOVED}%3D&x")),
+            // Not as a whole, or written otherwise.
+            ("got Zx9-kQ2_vB7…", WITHHELD.to_owned()),
+            ("got ZX9-KQ2_VB7MNW4TYR81", WITHHELD.to_owned()),
+            ("got Zx9%2DkQ2%5FvB7mNw4tYr81", WITHHELD.to_owned()),
+            (&base64[..16], WITHHELD.to_owned()),
+            ("", String::new()),
+        ] {
+            let shown = token.removed_from(text);
+            assert_eq!(shown, want, "{text}");
+        }
     }
 }

@@ -111,7 +111,8 @@ fn meet_as(
     });
     let observation = Arc::new(HandshakeObservation::default());
     let config = Arc::new(
-        client(provisioned(Arc::new(trust), observation.clone()), identity, observation.clone()).unwrap(),
+        client(provisioned(Arc::new(trust), observation.clone()), identity, observation.clone(), false)
+            .unwrap(),
     );
     let mut client = ClientConnection::new(config, name.to_owned().try_into().unwrap()).unwrap();
     let mut chain = vec![server.certificate.clone()];
@@ -410,7 +411,7 @@ fn neither_early_data_nor_a_resumed_session_is_offered() {
     let cast = Cast::new();
     let observation = Arc::new(HandshakeObservation::default());
     let verifier = provisioned(Arc::new(ca_file(&[&cast.root])), observation.clone());
-    let config = client(verifier, None, observation).unwrap();
+    let config = client(verifier, None, observation, false).unwrap();
     assert!(!config.enable_early_data);
     let config = Arc::new(config);
     let mut server_config =
@@ -608,7 +609,7 @@ fn handshake(
     let server = Server::by(&root);
     let observation = Arc::new(HandshakeObservation::default());
     let of_servers = provisioned(Arc::new(ca_file(&[&root])), observation.clone());
-    let config = Arc::new(client(of_servers, identity.map(Arc::new), observation.clone()).unwrap());
+    let config = Arc::new(client(of_servers, identity.map(Arc::new), observation.clone(), false).unwrap());
     let mut client = ClientConnection::new(config, "mis.example".try_into().unwrap()).unwrap();
     let builder = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_protocol_versions(&[&TLS13])
@@ -673,10 +674,10 @@ fn client_certificate_requests_are_recorded() {
 
     // No certificate was sent, so none was refused.
     let (done, observation) = handshake(None, Some(client_verifier(&factory, false)));
-    let TlsReason::Other(why) = describe(&done.unwrap_err(), &observation) else {
+    let TlsReason::Required(why) = describe(&done.unwrap_err(), &observation) else {
         panic!("{:?}", observation.request())
     };
-    assert!(why.to_string().contains("requires a client certificate here (certificate_required)"), "{why}");
+    assert!(why.contains("requires a client certificate here (certificate_required)"), "{why}");
 }
 
 #[test]
@@ -717,6 +718,8 @@ fn tls_failures_are_described_in_words() {
             TlsReason::Server(why) => ("server", why),
             TlsReason::Client(why) => ("client", why.into()),
             TlsReason::Other(why) => ("other", why),
+            TlsReason::Required(why) => ("required", why.into()),
+            TlsReason::Version(why) => ("version", why.into()),
         };
         crate::hint::assert_apart(&why);
         format!("{whose}: {}", why.with_hint())
@@ -762,7 +765,12 @@ fn tls_failures_are_described_in_words() {
         (
             E::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13),
             &observation,
-            "TLS 1.3 is required",
+            "version: it does not speak TLS 1.3, and TLS 1.3 is required",
+        ),
+        (
+            E::AlertReceived(AlertDescription::ProtocolVersion),
+            &shown,
+            "version: it does not speak TLS 1.3, and TLS 1.3 is required",
         ),
         (E::InvalidMessage(InvalidMessage::InvalidContentType), &observation, "does not speak TLS here"),
         (
