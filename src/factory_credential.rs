@@ -469,6 +469,7 @@ mod tests {
     use rcgen::{CertificateParams, KeyPair};
     use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
+    const FACTORY: CredentialKind = CredentialKind::Factory;
     const DAYS: i64 = 24 * 3600;
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
@@ -519,8 +520,8 @@ mod tests {
         let mut credentials = CurrentCredential::default();
         let good = credentials.update(Ok(credential(-1, 1)), Purpose::Use, NOW).unwrap();
         for bad in [
-            Err(CredentialError::Certificate { place: "a".into(), why: "gone".into() }),
-            Err(CredentialError::Mismatch { certificate: "a".into(), key: "b".into() }),
+            Err(CredentialError::Certificate { kind: FACTORY, place: "a".into(), why: "gone".into() }),
+            Err(CredentialError::Mismatch { kind: FACTORY, certificate: "a".into(), key: "b".into() }),
             Ok(credential(-2, -1)),
             Ok(credential(1, 2)),
         ] {
@@ -539,7 +540,7 @@ mod tests {
         let mut credentials = CurrentCredential::default();
         credentials.update(Ok(credential(-1, 1)), Purpose::Use, NOW).unwrap();
         credentials.update(Err(CredentialError::NotConfigured), Purpose::Check, NOW).unwrap_err();
-        let mismatch = CredentialError::Mismatch { certificate: "a".into(), key: "b".into() };
+        let mismatch = CredentialError::Mismatch { kind: FACTORY, certificate: "a".into(), key: "b".into() };
         assert!(credentials.update(Err(mismatch), Purpose::Use, NOW).is_err());
     }
 
@@ -552,7 +553,7 @@ mod tests {
         assert_eq!(credentials.facts().unwrap().sha256, "new -1 1");
 
         // Its password turns out to be wrong.
-        let wrong = CredentialError::Certificate { place: "a".into(), why: "wrong".into() };
+        let wrong = CredentialError::Certificate { kind: FACTORY, place: "a".into(), why: "wrong".into() };
         let used = credentials.update(Err(wrong), Purpose::Use, NOW).unwrap();
         assert_eq!(used.facts, works.facts);
         assert_eq!(credentials.facts(), Some(&works.facts), "the one in use is shown");
@@ -567,7 +568,7 @@ mod tests {
         let mut credentials = CurrentCredential::default();
         credentials.update(Ok(credential(-1, 1)), Purpose::Use, NOW).unwrap();
         let later = NOW.after(DAY * 2);
-        let mismatch = || CredentialError::Mismatch { certificate: "a".into(), key: "b".into() };
+        let mismatch = || CredentialError::Mismatch { kind: FACTORY, certificate: "a".into(), key: "b".into() };
         let detail =
             |credentials: &CurrentCredential| credentials.problem().unwrap().report.detail.clone().unwrap();
         credentials.update(Err(mismatch()), Purpose::Use, NOW).unwrap();
@@ -583,7 +584,7 @@ mod tests {
     fn error_has_one_hint_apart_from_its_message() {
         let text = || "/factory.pem".to_owned();
         let denied = || Reason::from("permission denied").with_hint_text("Let it in: chmod u+r /it");
-        let secret = |why| CredentialError::Auth(SecretError { what: text(), why });
+        let secret = |why| CredentialError::Auth { kind: FACTORY, why: SecretError { what: text(), why } };
         let hint = |error: CredentialError| {
             assert_apart(&error);
             error.hint().map(Cow::into_owned)
@@ -591,20 +592,20 @@ mod tests {
         let lost = crate::keys::software::SoftwareError::BrokenSeal;
         for (error, expected) in [
             (CredentialError::NotConfigured, Some("Set cert_file and key under [bootstrap]")),
-            (CredentialError::Certificate { place: text(), why: denied() }, Some("Let it in: chmod u+r /it")),
-            (CredentialError::Certificate { place: text(), why: "it is damaged".into() }, None),
+            (CredentialError::Certificate { kind: FACTORY, place: text(), why: denied() }, Some("Let it in: chmod u+r /it")),
+            (CredentialError::Certificate { kind: FACTORY, place: text(), why: "it is damaged".into() }, None),
             (CredentialError::Key(lost.into()), Some("Replace the key with: miaf-agent retry --new-key")),
             (secret(denied()), Some("Let it in: chmod u+r /it")),
             (secret("it is too large".into()), Some("Correct key_auth under [bootstrap], or what it names")),
             (
-                CredentialError::Mismatch { certificate: text(), key: text() },
+                CredentialError::Mismatch { kind: FACTORY, certificate: text(), key: text() },
                 Some("Correct cert_file (or cert) or key under [bootstrap]"),
             ),
             (
-                CredentialError::Expired { not_after: NOW },
+                CredentialError::Expired { kind: FACTORY, not_after: NOW },
                 Some("Check the clock; then ask the issuer of the certificate for a new one"),
             ),
-            (CredentialError::NotYetValid { not_before: NOW }, Some("Check the clock of this device")),
+            (CredentialError::NotYetValid { kind: FACTORY, not_before: NOW }, Some("Check the clock of this device")),
         ] {
             assert_eq!(hint(error).as_deref(), expected);
         }

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 
+mod est;
 mod identities;
 
 const FILE: &str = "/etc/miaf-agent/config.toml";
@@ -49,7 +50,7 @@ fn documented_file_is_parsed_with_every_key() {
         (client.key_group.as_deref(), client.notify.as_deref()),
         (Some("wfm-key"), Some("wfm-client.service"))
     );
-    assert_eq!(client.key, IdentityKey { provider: ProviderKind::Software, rotate: false });
+    assert_eq!(client.key, IdentityKey { provider: ProviderKind::Software, rotate: Rotate::Never });
     assert!(client.publish_intermediates && !device.publish_intermediates);
     let key = Secret::Credential("gateway.key".into());
     assert_eq!(
@@ -77,7 +78,7 @@ fn empty_file_is_an_unconfigured_device_with_defaults() {
     assert_eq!(config.state_dir, Path::new("/var/lib/miaf-agent"));
     assert_eq!(config.files.dir, Path::new("/var/lib/miaf-agent/svid"));
     assert_eq!(config.key.provider, ProviderKind::Tpm);
-    assert!(config.key.rotate);
+    assert_eq!(config.key.rotate, Rotate::Always);
 }
 
 #[test]
@@ -153,7 +154,7 @@ fn wrong_value_is_named_with_file_line_and_key() {
         ("[mis]\norigin = 5", 2, "invalid type: integer `5`, expected a string in quotes"),
         ("[mis]\nno_proxy = \"a, expected u32\"", 2, "a, expected u32\", expected a list"),
         ("[socket]\nmax_connections = \"6\"", 2, "invalid type: string \"6\", expected a whole number"),
-        ("[key]\nrotate = \"yes\"", 2, "expected true or false, without quotes"),
+        ("[key]\nrotate = \"yes\"", 2, "key.rotate: it is not an age"),
         ("[renewal]\nwindow = 0.5", 2, "expected a list of two"),
         ("mis = 5", 1, "expected a table"),
         ("[identity]\nname = \"a\"", 1, "[[identity]], in double brackets"),

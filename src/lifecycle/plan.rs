@@ -224,7 +224,7 @@ impl IdentityView<'_> {
 
     /// Whether the last request was refused for now: it is looked at again within a day.
     pub(super) fn is_refused_for_now(&self) -> bool {
-        self.identity.gate.is_permanent() && !self.identity.gate.is_local()
+        self.identity.gate.is_refused_for_now()
     }
 
     /// Whether the wanted request cannot be sent before something is corrected.

@@ -96,6 +96,8 @@ pub(super) struct RetryGate {
     /// End of the Retry-After delay, without jitter.
     retry_after: Option<BootTime>,
     last_error: Option<LastError>,
+    /// The last failure was a refusal for now.
+    refused_for_now: bool,
     /// Consecutive failures on this device. They are counted apart: after an hour without a TPM the
     /// first request must not be delayed as if the MIS had been away.
     local_failures: u32,
@@ -163,6 +165,7 @@ impl RetryGate {
     /// not a failure's, and stays.
     pub(super) fn open_from(&mut self, from: BootTime, now: Now) {
         let local = self.is_local();
+        self.refused_for_now = false;
         match &mut self.last_error {
             Some(error) => error.permanent = local,
             None if self.retry_after.is_none() => return,
@@ -282,7 +285,13 @@ impl RetryGate {
         self.last_error().is_some_and(|error| error.permanent)
     }
 
+    /// Whether the last failure was a refusal for now, and nothing was corrected since.
+    pub(super) fn is_refused_for_now(&self) -> bool {
+        self.refused_for_now && self.last_error.is_some()
+    }
+
     fn set_error(&mut self, failure: Failure, now: Now, permanent: bool) {
+        self.refused_for_now = failure.kind == FailureKind::RefusedForNow;
         self.last_error = Some(LastError { report: failure.report, at: now.wall, permanent });
     }
 }

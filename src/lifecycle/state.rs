@@ -25,7 +25,7 @@ impl IdentityView<'_> {
         if !self.trust_domain.trusts_clock(now) {
             return State::WaitingForClock;
         }
-        let refused_for_now = || self.gates(now).any(RetryGate::is_permanent);
+        let refused_for_now = || self.gates(now).any(RetryGate::is_refused_for_now);
         let blocked = self.is_refused_permanently(now) || self.lacks_key(now) || refused_for_now();
         if blocked || self.trust_domain.gates().into_iter().chain(self.gates(now)).any(RetryGate::is_local) {
             return State::Blocked;

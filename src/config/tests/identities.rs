@@ -30,7 +30,7 @@ fn identity_is_read_with_its_defaults() {
     assert_eq!(client.enroll, Enrollment::Manual { svid_file: None });
     assert_eq!((&*device.users, &*client.users), (&["wfm".to_owned()][..], &[][..]), "of the first alone");
     for identity in [device, client] {
-        let key = IdentityKey { provider: ProviderKind::Software, rotate: false };
+        let key = IdentityKey { provider: ProviderKind::Software, rotate: Rotate::Never };
         assert_eq!(identity.key, key);
         assert_eq!((&identity.group, &identity.key_group, &identity.notify), (&None, &None, &None));
         assert!(!identity.publish_intermediates && identity.spiffe_id.is_none());
@@ -299,7 +299,7 @@ fn wrong_identity_is_named_with_line_key_and_hint() {
         let given = error.hint.unwrap_or_default();
         assert!(given.contains(hint) && given.is_empty() == hint.is_empty(), "{text}: {hint}\n{given}");
     }
-    let unknown = parse(&identity("enroll = \"est\"")).unwrap_err();
+    let unknown = parse(&identity("enroll = \"acme\"")).unwrap_err();
     assert!(unknown.starts_with(&format!("{FILE}:3: ")) && unknown.contains("unknown variant"), "{unknown}");
 }
 
@@ -322,7 +322,7 @@ fn drop_in_is_laid_over_the_identity_of_its_name() {
     let client = &config.identities[1];
     assert_eq!(*client.users, ["b".to_owned()], "a list is replaced as a whole");
     assert_eq!(client.group.as_deref(), Some("g"), "what a later file does not have stays");
-    assert_eq!(client.key, IdentityKey { provider: ProviderKind::Software, rotate: false });
+    assert_eq!(client.key, IdentityKey { provider: ProviderKind::Software, rotate: Rotate::Never });
     assert_eq!(client.enroll, Enrollment::Manual { svid_file: Some(directory.path().join("c.pem")) });
 }
 

@@ -47,6 +47,8 @@ pub(super) struct Tracked {
     svid: Option<SvidFacts>,
     pending_key: bool,
     issued: Option<KeyChoice>,
+    /// There is a token that may be used.
+    has_token: bool,
     /// An issuer of the chain has expired, and the bundle has not changed since.
     chain_is_of_no_use: bool,
     retry_after: Option<BootTime>,
@@ -183,8 +185,15 @@ impl Checker {
     /// An operator supplies a key, or a chain for a key that is there.
     fn supply(&mut self, of: usize, what: Supplied) {
         let identity = &mut self.identities[of];
-        if identity.is_by_operator() {
+        let is_by_token = identity.policy.issuance == Issuance::WithToken;
+        if identity.is_by_operator() || (is_by_token && what == Supplied::Token) {
             match what {
+                Supplied::Token if !is_by_token => {}
+                Supplied::Token => {
+                    identity.has_token = true;
+                    identity.refused_permanently.retain(|request| *request != Enroll);
+                    identity.may_replace |= identity.known_lost;
+                }
                 Supplied::Key => identity.pending_key = true,
                 Supplied::Chain if !identity.pending_key && identity.svid.is_none() => return,
                 Supplied::Chain => {
