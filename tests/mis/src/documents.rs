@@ -1,7 +1,6 @@
 //! The two public documents, as v0 has them (D3, B1) or as they are released (N3, N4), with their
 //! validators.
 
-use crate::error::{Error, Result};
 use crate::pki::Pki;
 use crate::policy::{Documents, Policy};
 use crate::wire::BUNDLE_PATH;
@@ -13,6 +12,7 @@ use base64::{
 use const_oid::db::{rfc5912, rfc8410};
 use der::asn1::UintRef;
 use der::{Decode, Reader, SliceReader};
+use development_server::{Error, Result};
 use hyper::HeaderMap;
 use hyper::header::{IF_MODIFIED_SINCE, IF_NONE_MATCH};
 use serde_json::{Value, json};

@@ -1,16 +1,15 @@
 //! Everything this server does wrong, and only on request of a test. The strict server knows
 //! nothing of it but the few places where it lets a fault have its way.
 
-use crate::error::Result;
 use crate::issue::LeafSpec;
 use crate::keys::{KeyKind, KeyPair};
 use crate::pem;
 use crate::pki::Authority;
 use crate::wire::{self, DISCOVERY_PATH, IDENTITIES_PATH};
 use crate::x509::{self, Ca, Der};
+use development_server::{RawResponse, Result};
 use hyper::Method;
 use serde_json::{Value, json};
-use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 use x509_cert::ext::pkix::KeyUsages;
@@ -73,7 +72,7 @@ pub enum Fault {
     /// Process, wait, then respond.
     StallAnswer(Duration),
     /// Process nothing and respond with this.
-    Answer(RawAnswer),
+    Answer(RawResponse),
     /// Respond as usual, but with this status.
     Status(u16),
     /// Respond as usual, but with this header.
@@ -86,22 +85,10 @@ pub enum Fault {
     Together(Vec<Fault>),
 }
 
-/// A response that is sent without processing.
-#[derive(Debug, Clone)]
-pub struct RawAnswer {
-    /// HTTP status.
-    pub status: u16,
-    /// Header names and values.
-    pub headers: Vec<(String, String)>,
-    /// The body, as it is.
-    pub body: Vec<u8>,
-}
-
 impl Fault {
     /// A response with this status, headers and body.
     pub fn answer(status: u16, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) -> Self {
-        let headers = headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        Self::Answer(RawAnswer { status, headers, body: body.into() })
+        Self::Answer(RawResponse::new(status, headers, body))
     }
 
     /// A Problem Details response; a `code` without a slash or colon is a Margo error code.
@@ -226,44 +213,8 @@ pub enum ServerFault {
     Appended(Vec<PathBuf>),
 }
 
-/// The faults waiting to strike: one-shot ones in order first, then the sticky one.
-#[derive(Debug, Default)]
-pub struct Faults {
-    once: HashMap<Endpoint, VecDeque<Fault>>,
-    sticky: HashMap<Endpoint, Fault>,
-}
-
-impl Faults {
-    /// For the next request to this endpoint that has no fault yet.
-    pub fn once(&mut self, endpoint: Endpoint, fault: Fault) {
-        self.once.entry(endpoint).or_default().push_back(fault);
-    }
-
-    /// For every request to this endpoint until cleared.
-    pub fn sticky(&mut self, endpoint: Endpoint, fault: Fault) {
-        self.sticky.insert(endpoint, fault);
-    }
-
-    /// Forgets all of them.
-    pub fn clear(&mut self) {
-        *self = Self::default();
-    }
-
-    /// One-shot faults that have not struck yet.
-    pub fn waiting(&self) -> usize {
-        self.once.values().map(VecDeque::len).sum()
-    }
-
-    /// What a request gets.
-    pub fn take(&mut self, endpoint: Endpoint) -> Active {
-        let next = self.once.get_mut(&endpoint).and_then(VecDeque::pop_front);
-        let mut flat = Vec::new();
-        if let Some(fault) = next.or_else(|| self.sticky.get(&endpoint).cloned()) {
-            flatten(fault, &mut flat);
-        }
-        Active(flat)
-    }
-}
+/// The faults waiting to strike.
+pub type Faults = development_server::Faults<Endpoint, Fault>;
 
 fn flatten(fault: Fault, into: &mut Vec<Fault>) {
     match fault {
@@ -277,6 +228,13 @@ fn flatten(fault: Fault, into: &mut Vec<Fault>) {
 pub struct Active(Vec<Fault>);
 
 impl Active {
+    /// Those of one request.
+    pub fn of(fault: Option<Fault>) -> Self {
+        let mut flat = Vec::new();
+        fault.into_iter().for_each(|fault| flatten(fault, &mut flat));
+        Self(flat)
+    }
+
     /// Ways to bend one SVID, outside of a request.
     pub fn of_svid(faults: &[SvidFault]) -> Self {
         Self(faults.iter().cloned().map(Fault::Svid).collect())
@@ -314,7 +272,7 @@ impl Active {
     }
 
     /// The response to give without processing.
-    pub fn answer(&self) -> Option<&RawAnswer> {
+    pub fn answer(&self) -> Option<&RawResponse> {
         self.0.iter().find_map(|fault| match fault {
             Fault::Answer(answer) => Some(answer),
             _ => None,

@@ -1,10 +1,10 @@
 //! SVIDs: what a leaf says, and signing it (E4).
 
-use crate::error::Result;
 use crate::policy::{LONGEST_LIFETIME, Policy};
 use crate::x509::{self, CLIENT_AUTH, Ca, Der, SERVER_AUTH, Template};
 use der::asn1::ObjectIdentifier;
 use der::flagset::FlagSet;
+use development_server::Result;
 use std::time::SystemTime;
 use x509_cert::ext::pkix::KeyUsages;
 

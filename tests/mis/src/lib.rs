@@ -21,7 +21,6 @@ mod binding;
 mod clients;
 mod csr;
 mod documents;
-mod error;
 mod faults;
 mod issue;
 mod journal;
@@ -40,8 +39,8 @@ mod wire;
 mod x509;
 
 pub use binding::{ASSERTION_TYPE, LONGEST_ASSERTION};
-pub use error::{Error, Result};
-pub use faults::{DocumentFault, Endpoint, Fault, RawAnswer, ServerFault, SvidFault};
+pub use development_server::{Connection, Error, RawResponse, Result};
+pub use faults::{DocumentFault, Endpoint, Fault, ServerFault, SvidFault};
 pub use journal::{ClientKind, Entry};
 pub use keys::KeyKind;
 pub use mint::{ALLOW_LIST, MINTED_LIFETIME, MintKey, MintSpec, Minted, bundle_of, mint};

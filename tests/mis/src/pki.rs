@@ -2,11 +2,11 @@
 //! the Trust Domain's issuing authorities. An existing directory is used again, so that a restart
 //! keeps everything valid that was issued before.
 
-use crate::error::{Context, Error, Result};
 use crate::faults::ServerFault;
 use crate::keys::{KeyKind, KeyPair};
 use crate::pem;
 use crate::x509::{self, Ca, Der, Template};
+use development_server::{Context, Error, Result};
 use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use std::fs;

@@ -4,7 +4,6 @@ use crate::binding::{self, Binding, Used};
 use crate::clients::{self, Chain};
 use crate::csr::CsrKey;
 use crate::documents::{self, Validators};
-use crate::error::{Error, Result};
 use crate::faults::{Active, Endpoint, Faults};
 use crate::issue::LeafSpec;
 use crate::journal::{Entry, Journal};
@@ -15,10 +14,11 @@ use crate::policy::{Admission, Policy, esi};
 use crate::registry::{Issuance, Occasion, Registry};
 use crate::wire::{self, BINDING_METHOD, Enrollment, IDENTITIES_PATH, Problem, Renewal};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use development_server::{Error, Result, lock};
 use hyper::StatusCode;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 /// A body and its status.
 pub type Answer = (StatusCode, Vec<u8>);
@@ -61,11 +61,6 @@ pub struct Service {
     pub journal: Journal,
     /// Validators of the documents served last.
     pub served: Mutex<HashMap<Endpoint, Validators>>,
-}
-
-/// A lock, poisoned or not: a panic of one test thread must not take the server down.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Service {

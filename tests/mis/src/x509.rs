@@ -1,13 +1,14 @@
 //! Certificates: building and signing them, and the few things that are read back out of them.
 //! Everything is built field by field, so that a fault can bend one field and nothing else.
 
-use crate::error::{Context, Error, Result};
 use crate::keys::{self, KeyPair};
 use const_oid::AssociatedOid;
 use const_oid::db::rfc5280;
 use der::asn1::{BitString, GeneralizedTime, Ia5String, ObjectIdentifier, OctetString, UtcTime};
 use der::flagset::FlagSet;
 use der::{DateTime, Decode, Encode};
+pub use development_server::hex;
+use development_server::{Context, Error, Result};
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -177,11 +178,6 @@ pub fn sha256(data: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, data).as_ref());
     out
-}
-
-/// Lowercase hexadecimal.
-pub fn hex(data: &[u8]) -> String {
-    data.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn extension<T: AssociatedOid + Encode>(value: &T, critical: bool) -> Result<Extension> {
