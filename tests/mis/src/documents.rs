@@ -2,7 +2,7 @@
 //! validators.
 
 use crate::pki::Pki;
-use crate::policy::{Documents, Policy};
+use crate::policy::{Documents, EstBaseUri, Policy};
 use crate::wire::BUNDLE_PATH;
 use crate::x509::{self, Der};
 use base64::{
@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use x509_cert::Certificate;
 
-/// The discovery document. `base` is the server's origin.
-pub fn discovery(trust_domain: &str, base: &str, policy: &Policy) -> Value {
+/// The discovery document. `base` is the server's origin, `est_url` its EST endpoint (X13).
+pub fn discovery(trust_domain: &str, base: &str, est_url: &str, policy: &Policy) -> Value {
     let mut document = json!({
         "trustDomain": trust_domain,
         "trustBundleUri": format!("{base}{BUNDLE_PATH}"),
@@ -29,6 +29,14 @@ pub fn discovery(trust_domain: &str, base: &str, policy: &Policy) -> Value {
         document["margoIdentityServiceBaseUri"] = base.into();
         document["supportedBootstrapMethods"] = policy.methods.as_slice().into();
         document["svidProfilesSupported"] = policy.profiles.as_slice().into();
+    }
+    match &policy.est.base_uri {
+        EstBaseUri::Absent => {}
+        EstBaseUri::Own => document["estBaseUri"] = est_url.into(),
+        EstBaseUri::Other(url) => document["estBaseUri"] = url.as_str().into(),
+    }
+    if let Some(urls) = &policy.est.crl_uris {
+        document["crlUris"] = urls.as_slice().into();
     }
     document
 }

@@ -27,6 +27,39 @@ impl fmt::Display for ClientKind {
     }
 }
 
+/// What a client of EST must not do. It is recorded, and most of it changes nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Violation {
+    /// A client certificate together with `Authorization` at `/simpleenroll` (X27); also `400`.
+    CertificateWithToken,
+    /// An SVID at `/simpleenroll` that is not registered there.
+    SvidAtEnrollment,
+    /// `Authorization` at `/simplereenroll` (X64).
+    AuthorizationAtReenroll,
+    /// `Authorization` at `/cacerts` (X28).
+    AuthorizationAtCaCerts,
+    /// A client certificate at `/cacerts` (X28).
+    CertificateAtCaCerts,
+    /// A renewal that does not repeat the criticality of the subject alternative name (X65).
+    SanCriticality,
+    /// A connection that carried another kind of request before (X28).
+    SharedConnection,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::CertificateWithToken => "certificate-with-token",
+            Self::SvidAtEnrollment => "svid-at-enrollment",
+            Self::AuthorizationAtReenroll => "authorization-at-reenroll",
+            Self::AuthorizationAtCaCerts => "authorization-at-cacerts",
+            Self::CertificateAtCaCerts => "certificate-at-cacerts",
+            Self::SanCriticality => "san-criticality",
+            Self::SharedConnection => "shared-connection",
+        })
+    }
+}
+
 /// One request.
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -51,6 +84,14 @@ pub struct Entry {
     /// The status decided on. `None` while under way, and where the client went away or a fault
     /// cut the connection before the server had decided.
     pub status: Option<u16>,
+    /// Whether there was an `Authorization` header.
+    pub authorization: bool,
+    /// SHA-256 (hexadecimal) of the client certificate.
+    pub client_leaf_sha256: Option<String>,
+    /// What the client must not do (EST).
+    pub violations: Vec<Violation>,
+    /// Why an EST request was refused, in words that the client may not get.
+    pub refusal: Option<String>,
     /// The error code of a Margo problem, where the response is one.
     pub problem: Option<&'static str>,
     /// `Retry-After` in the response, in seconds.
@@ -79,6 +120,10 @@ impl Entry {
             client_spiffe_id: None,
             conditional: None,
             csr_spki_sha256: None,
+            authorization: false,
+            client_leaf_sha256: None,
+            violations: Vec::new(),
+            refusal: None,
             status: None,
             problem: None,
             retry_after: None,
@@ -98,6 +143,15 @@ impl fmt::Display for Entry {
             None => f.write_str(" -> no answer")?,
         }
         write!(f, " client={}", self.client)?;
+        if self.authorization {
+            f.write_str(" authorization")?;
+        }
+        for violation in &self.violations {
+            write!(f, " violation={violation}")?;
+        }
+        if let Some(why) = &self.refusal {
+            write!(f, " refused={why:?}")?;
+        }
         if let Some(problem) = self.problem {
             write!(f, " problem={problem}")?;
         }

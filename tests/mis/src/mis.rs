@@ -1,6 +1,7 @@
 //! The handle: starts the server on a thread of its own and steers it from any other.
 
 use crate::binding::Used;
+use crate::est::{AdminSocket, Domain, Est, State};
 use crate::faults::{Endpoint, Fault, Faults, ServerFault};
 use crate::journal::{ClientKind, Entry, Journal};
 use crate::mint::{self, MintSpec, Minted};
@@ -137,6 +138,7 @@ pub struct Mis {
     directory: PathBuf,
     service: Arc<Service>,
     server: Server,
+    _admin: Option<AdminSocket>,
 }
 
 impl Mis {
@@ -145,7 +147,10 @@ impl Mis {
         let pki = settings.pki()?;
         let registry = Registry::open(settings.directory.join("bindings.json"))?;
         let bound = Bound::new(settings.listen)?;
+        let own =
+            Domain { label: settings.trust_domain.clone(), trust_domain: settings.trust_domain.clone() };
         let service = Arc::new(Service {
+            est: Mutex::new(State::open(settings.directory.join("est.json"), own)?),
             base: settings.base(bound.port()),
             trust_domain: settings.trust_domain,
             policy: Mutex::new(settings.policy),
@@ -157,13 +162,16 @@ impl Mis {
             served: Mutex::new(HashMap::new()),
         });
         let shared = Arc::new(Shared {
-            tls: TlsAcceptor::from(tls::config(&service)?),
+            tls: TlsAcceptor::from(tls::config(&service, &rustls::version::TLS13)?),
+            tls12: TlsAcceptor::from(tls::config(&service, &rustls::version::TLS12)?),
             service: Arc::clone(&service),
             observer: settings.observer,
         });
         let serve = move |stream| server::connection(Arc::clone(&shared), stream);
         let server = bound.serve("development-mis", serve)?;
-        Ok(Self { directory: settings.directory, service, server })
+        let admin = AdminSocket::open(&settings.directory, Arc::clone(&service))
+            .inspect_err(|error| eprintln!("development-mis: no admin socket: {error}"));
+        Ok(Self { directory: settings.directory, service, server, _admin: admin.ok() })
     }
 
     /// Makes or completes the directory, and serves nothing.
@@ -174,6 +182,16 @@ impl Mis {
     /// `https://127.0.0.1:PORT`, the base URI of the APIs.
     pub fn url(&self) -> String {
         self.service.base.clone()
+    }
+
+    /// The operator's interface of the EST server.
+    pub fn est(&self) -> Est<'_> {
+        Est(&self.service)
+    }
+
+    /// The EST endpoint of the MIS's own Trust Domain.
+    pub fn est_url(&self) -> String {
+        self.est().url()
     }
 
     /// The URL of the discovery document.

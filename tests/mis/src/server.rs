@@ -2,23 +2,27 @@
 
 use crate::clients::{self, Chain};
 use crate::csr;
+use crate::est;
 use crate::faults::{Active, Endpoint};
 use crate::journal::{ClientKind, Entry};
 use crate::policy::Documents;
 use crate::service::Service;
 use crate::wire::Problem;
+use crate::x509;
 use development_server::{Counted, Cut, Error, Reply, Result, accept, lock, reply};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH, LAST_MODIFIED, RETRY_AFTER,
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, RETRY_AFTER,
 };
 use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, server::conn::http1};
 use hyper_util::rt::TokioIo;
-use std::sync::Arc;
+use std::future;
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time;
 use tokio_rustls::TlsAcceptor;
@@ -34,14 +38,17 @@ pub struct Shared {
     pub service: Arc<Service>,
     /// For the log.
     pub observer: Option<Observer>,
-    /// The handshake.
+    /// The handshake in TLS 1.3.
     pub tls: TlsAcceptor,
+    /// The same in TLS 1.2.
+    pub tls12: TlsAcceptor,
 }
 
 /// Serves one connection to its end.
 pub async fn connection(shared: Arc<Shared>, stream: TcpStream) {
     let journal = &shared.service.journal;
-    let Some(stream) = accept(&shared.tls, stream, |why| journal.refused(why)).await else { return };
+    let tls = if lock(&shared.service.policy).tls12_only { &shared.tls12 } else { &shared.tls };
+    let Some(stream) = accept(tls, stream, |why| journal.refused(why)).await else { return };
     let chain: Chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
     let kind = clients::kind(&chain, lock(&shared.service.pki).factory_anchors());
     let number = journal.connected(kind, false);
@@ -50,9 +57,26 @@ pub async fn connection(shared: Arc<Shared>, stream: TcpStream) {
         received: |bytes| journal.received(number, bytes),
         ended: || journal.ended(number),
     };
-    let handle = service_fn(|request| exchange(&shared, number, &chain, kind, request));
-    // An error here is a client that went away, or a fault that cut the connection.
-    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), handle).await;
+    let raw = Mutex::new(None);
+    let handle = service_fn(|request| Box::pin(exchange(&shared, number, &chain, kind, &raw, request)));
+    let mut http = http1::Builder::new().serve_connection(TokioIo::new(stream), handle);
+    let done = future::poll_fn(|context| http.poll_without_shutdown(context)).await;
+    let mut stream = http.into_parts().io.into_inner();
+    let raw = lock(&raw).take();
+    match (done, raw) {
+        (_, Some(bytes)) => {
+            // Open until the client leaves.
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.flush().await;
+            let mut sink = [0; 4096];
+            while matches!(stream.read(&mut sink).await, Ok(1..)) {}
+        }
+        (Ok(()), None) => {
+            let _ = stream.shutdown().await;
+        }
+        // A client that went away, or a fault that cut the connection.
+        (Err(_), None) => {}
+    }
 }
 
 /// One request, with the journal around it and faults around the strict part.
@@ -61,6 +85,7 @@ async fn exchange(
     connection: usize,
     chain: &Chain,
     kind: ClientKind,
+    raw: &Mutex<Option<Vec<u8>>>,
     request: Request<Incoming>,
 ) -> std::result::Result<Reply, Cut> {
     let service = &shared.service;
@@ -68,7 +93,12 @@ async fn exchange(
     let mut entry = Entry::new(connection, request.method().as_str(), &path, kind);
     entry.client_spiffe_id = clients::shown_id(chain);
     entry.conditional = conditional(request.headers());
+    entry.authorization = request.headers().contains_key(AUTHORIZATION);
+    entry.client_leaf_sha256 = chain.first().map(|leaf| x509::hex(&x509::sha256(leaf)));
     let target = Endpoint::at(&path);
+    if let Some((endpoint, _)) = target {
+        entry.violations = est::violations(service, endpoint, &entry, chain);
+    }
     let faults = match target {
         Some((endpoint, _)) => Active::of(lock(&service.faults).take(&endpoint)),
         None => Active::default(),
@@ -83,10 +113,18 @@ async fn exchange(
         {
             read(&parts.headers, body).await
         }
+        Some((endpoint @ (Endpoint::EstEnroll | Endpoint::EstReenroll), _))
+            if endpoint.allows(&parts.method) =>
+        {
+            collect(body).await
+        }
         _ => Ok(Bytes::new()),
     };
     // Before any fault: a test may want to know the key of a request that got no response.
-    entry.csr_spki_sha256 = body.as_ref().ok().and_then(|body| csr::peek(body));
+    entry.csr_spki_sha256 = body.as_ref().ok().and_then(|body| match target {
+        Some((endpoint, _)) if endpoint.is_est() => est::peek(body),
+        _ => csr::peek(body),
+    });
 
     let reply = if faults.cuts_before() {
         None
@@ -110,6 +148,9 @@ async fn exchange(
             }
         }
         entry.status = Some(reply.status().as_u16());
+        if faults.is_bare() {
+            *lock(raw) = Some(head(&reply));
+        }
         entry.retry_after = number(reply.headers().get(RETRY_AFTER));
         reply
     });
@@ -122,7 +163,7 @@ async fn exchange(
         observer(&entry);
     }
     match reply {
-        Some(reply) if !entry.answer_lost => Ok(reply),
+        Some(reply) if !entry.answer_lost && !faults.is_bare() => Ok(reply),
         _ => Err(Cut),
     }
 }
@@ -145,6 +186,12 @@ fn strict(
     let Some((endpoint, id)) = target else {
         return refuse(&Problem::bare(StatusCode::NOT_FOUND, "nothing lives here"), entry);
     };
+    if endpoint.is_est() {
+        return match body {
+            Ok(body) => service.est((endpoint, id), request, chain, &body, faults, entry),
+            Err(problem) => reply(problem.status, "text/plain", "the body cannot be read\n"),
+        };
+    }
     let issues = matches!(endpoint, Endpoint::Enrollment | Endpoint::Renewal);
     if issues && documents == Documents::Released {
         let problem = Problem::bare(StatusCode::NOT_FOUND, "this MIS issues nothing over the network");
@@ -199,6 +246,10 @@ async fn read(headers: &HeaderMap, body: Incoming) -> std::result::Result<Bytes,
     if !json {
         return Err(Problem::bare(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body has to be application/json"));
     }
+    collect(body).await
+}
+
+async fn collect(body: Incoming) -> std::result::Result<Bytes, Problem> {
     match Limited::new(body, BODY_LIMIT).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Problem::bare(
@@ -234,6 +285,16 @@ fn refuse(problem: &Problem, documents: Documents, entry: &mut Entry) -> Reply {
         reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     reply
+}
+
+/// Status and headers without anything about a body.
+fn head(reply: &Reply) -> Vec<u8> {
+    let mut head = format!("HTTP/1.1 {}\r\n", reply.status()).into_bytes();
+    for (name, value) in reply.headers().iter().filter(|(name, _)| !name.as_str().starts_with("content-")) {
+        head.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    head.extend(b"\r\n");
+    head
 }
 
 fn header(text: &str) -> Result<HeaderValue> {

@@ -4,6 +4,7 @@ use crate::binding::{self, Binding, Used};
 use crate::clients::{self, Chain};
 use crate::csr::CsrKey;
 use crate::documents::{self, Validators};
+use crate::est::{Est, State};
 use crate::faults::{Active, Endpoint, Faults};
 use crate::issue::LeafSpec;
 use crate::journal::{Entry, Journal};
@@ -57,6 +58,8 @@ pub struct Service {
     pub used: Mutex<Used>,
     /// What to do wrong.
     pub faults: Mutex<Faults>,
+    /// EST: authorizations and the issuance record.
+    pub est: Mutex<State>,
     /// The request.
     pub journal: Journal,
     /// Validators of the documents served last.
@@ -69,7 +72,7 @@ impl Service {
         let policy = lock(&self.policy).clone();
         let document = match endpoint {
             Endpoint::Bundle => documents::bundle(&self.trust_domain, &lock(&self.pki), &policy)?,
-            _ => documents::discovery(&self.trust_domain, &self.base, &policy),
+            _ => documents::discovery(&self.trust_domain, &self.base, &Est(self).url(), &policy),
         };
         let body = faults.render(endpoint, &self.trust_domain, document);
         let mut served = lock(&self.served);

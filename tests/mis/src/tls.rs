@@ -1,17 +1,21 @@
-//! TLS 1.3 only (T3), with an optional client certificate on every path. The handshake demands
+//! TLS 1.3 only (T3), or 1.2 only where the operator wants that, with an optional client certificate on every path. The handshake demands
 //! proof of possession and takes any certificate that parses; the service validates it.
 
 use crate::clients;
+use crate::policy::ClientCertificates;
 use crate::service::Service;
 use development_server::{ClientCheck, Result, Verifier, lock, without_resumption};
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::ServerConfig;
-use rustls::{CertificateError, Error as TlsError};
+use rustls::{CertificateError, Error as TlsError, SupportedProtocolVersion};
 use std::sync::Arc;
 
-/// The server's TLS configuration.
-pub fn config(service: &Arc<Service>) -> Result<Arc<ServerConfig>> {
+/// The server's TLS configuration, of one version of TLS.
+pub fn config(
+    service: &Arc<Service>,
+    version: &'static SupportedProtocolVersion,
+) -> Result<Arc<ServerConfig>> {
     let (chain, key) = {
         let pki = lock(&service.pki);
         let (chain, key) = pki.tls();
@@ -21,7 +25,7 @@ pub fn config(service: &Arc<Service>) -> Result<Arc<ServerConfig>> {
     let provider = Arc::new(ring::default_provider());
     let verifier = Verifier { check: Check(Arc::clone(service)), provider: Arc::clone(&provider) };
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_protocol_versions(&[version])?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_single_cert(chain, key)?;
     without_resumption(&mut config);
@@ -52,7 +56,11 @@ impl Check {
 
 impl ClientCheck for Check {
     fn required(&self) -> bool {
-        false
+        lock(&self.0.policy).client_certificates == ClientCertificates::Required
+    }
+
+    fn requested(&self) -> bool {
+        lock(&self.0.policy).client_certificates != ClientCertificates::NotRequested
     }
 
     fn check(&self, chain: &[CertificateDer<'_>], _now: UnixTime) -> std::result::Result<(), TlsError> {
