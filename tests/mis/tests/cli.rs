@@ -90,7 +90,7 @@ fn readme_has_every_switch() {
     let help = |arguments: &[&str]| {
         String::from_utf8(Command::new(PROGRAM).args(arguments).output().unwrap().stdout).unwrap()
     };
-    let help = [help(&["--help"]), help(&["mint", "--help"])].concat();
+    let help = [help(&["--help"]), help(&["mint", "--help"]), help(&["token", "--help"])].concat();
     let readme = include_str!("../README.md");
     let switches: Vec<&str> = help
         .lines()
