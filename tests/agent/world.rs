@@ -124,12 +124,7 @@ pub(crate) fn config(mis: &Mis, tpm: &Swtpm, more: &str) -> String {
 }
 
 pub(crate) fn is_at(entry: &Entry, endpoint: Endpoint) -> bool {
-    match endpoint {
-        Endpoint::Discovery => entry.path == "/.well-known/margo",
-        Endpoint::Bundle => entry.path == "/.well-known/spiffe/bundle.json",
-        Endpoint::Enrollment => entry.path == "/api/v1/identities",
-        Endpoint::Renewal => entry.path.ends_with("/renewal"),
-    }
+    Endpoint::at(&entry.path).is_some_and(|(at, _)| at == endpoint)
 }
 
 /// As OpenSSL reads it from the certificate.
