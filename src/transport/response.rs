@@ -61,6 +61,28 @@ pub(crate) struct Response {
 }
 
 impl Response {
+    /// A response for tests of its meaning. `headers`: in lower case.
+    #[cfg(test)]
+    pub(crate) fn example(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Self {
+        let header = |name| headers.iter().find(|(there, _)| *there == name).map(|(_, value)| *value);
+        let challenge = header("www-authenticate").and_then(|value| value.split(' ').next());
+        Self {
+            status,
+            validators: Validators::default(),
+            trust_source: TrustSource::Provisioned,
+            certificate_not_requested: false,
+            content_type: header("content-type").map(str::to_owned),
+            encoding: None,
+            location: header("location").map(|to| Excerpt::of(to, MAX_EXCERPT)),
+            password_scheme: ["Basic", "Digest"].into_iter().find(|scheme| challenge == Some(scheme)),
+            retry_after: header("retry-after")
+                .map(|value| Duration::from_secs(value.parse().expect("seconds"))),
+            body: body.to_vec(),
+            cut: false,
+            unclosed: false,
+        }
+    }
+
     /// Returns the body if it can be a JSON document: it is complete, it is UTF-8, and it begins as
     /// one.
     pub(crate) fn into_json(self, url: &Url, limit: usize) -> Result<String, TransportError> {
