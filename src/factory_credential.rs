@@ -344,7 +344,8 @@ fn read_chain(config: &config::BootstrapConfig, tpm: &Tpm) -> Result<Chain, Cred
 }
 
 fn certificates_in(kind: CredentialKind, path: &Path) -> Result<Chain, CredentialError> {
-    let unusable = |why: Reason| CredentialError::Certificate { kind, place: path.display().to_string(), why };
+    let unusable =
+        |why: Reason| CredentialError::Certificate { kind, place: path.display().to_string(), why };
     let content = files::read_limited(path).map_err(|e| {
         let why = access::unreadable(path, &e);
         unusable(Reason { what: format!("it cannot be read: {why}"), ..why })
@@ -454,7 +455,8 @@ impl Hint for CredentialError {
             Self::Key(why) => return why.hint(),
             Self::Auth { kind, why } => {
                 // What is wrong with the file says more.
-                let correct = || format!("Correct key_auth under {}, or what it names", kind.section()).into();
+                let correct =
+                    || format!("Correct key_auth under {}, or what it names", kind.section()).into();
                 return why.hint().or_else(|| Some(correct()));
             }
         };
@@ -568,7 +570,8 @@ mod tests {
         let mut credentials = CurrentCredential::default();
         credentials.update(Ok(credential(-1, 1)), Purpose::Use, NOW).unwrap();
         let later = NOW.after(DAY * 2);
-        let mismatch = || CredentialError::Mismatch { kind: FACTORY, certificate: "a".into(), key: "b".into() };
+        let mismatch =
+            || CredentialError::Mismatch { kind: FACTORY, certificate: "a".into(), key: "b".into() };
         let detail =
             |credentials: &CurrentCredential| credentials.problem().unwrap().report.detail.clone().unwrap();
         credentials.update(Err(mismatch()), Purpose::Use, NOW).unwrap();
@@ -592,8 +595,14 @@ mod tests {
         let lost = crate::keys::software::SoftwareError::BrokenSeal;
         for (error, expected) in [
             (CredentialError::NotConfigured, Some("Set cert_file and key under [bootstrap]")),
-            (CredentialError::Certificate { kind: FACTORY, place: text(), why: denied() }, Some("Let it in: chmod u+r /it")),
-            (CredentialError::Certificate { kind: FACTORY, place: text(), why: "it is damaged".into() }, None),
+            (
+                CredentialError::Certificate { kind: FACTORY, place: text(), why: denied() },
+                Some("Let it in: chmod u+r /it"),
+            ),
+            (
+                CredentialError::Certificate { kind: FACTORY, place: text(), why: "it is damaged".into() },
+                None,
+            ),
             (CredentialError::Key(lost.into()), Some("Replace the key with: miaf-agent retry --new-key")),
             (secret(denied()), Some("Let it in: chmod u+r /it")),
             (secret("it is too large".into()), Some("Correct key_auth under [bootstrap], or what it names")),
@@ -605,7 +614,10 @@ mod tests {
                 CredentialError::Expired { kind: FACTORY, not_after: NOW },
                 Some("Check the clock; then ask the issuer of the certificate for a new one"),
             ),
-            (CredentialError::NotYetValid { kind: FACTORY, not_before: NOW }, Some("Check the clock of this device")),
+            (
+                CredentialError::NotYetValid { kind: FACTORY, not_before: NOW },
+                Some("Check the clock of this device"),
+            ),
         ] {
             assert_eq!(hint(error).as_deref(), expected);
         }

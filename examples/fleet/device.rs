@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use miaf_agent::lifecycle::{
     Action, Backoff, BundleFacts, DiscoveryFacts, Event, Failure, FailureKind, IdentityAction, IdentityEvent,
-    IdentityIndex, IdentityPolicy, Issuance, KeyChoice, KnownTime, Lifecycle, Memory, NotAdopted, Policy,
-    Request, Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, KeyUse, SvidFacts, SvidTrust,
+    IdentityIndex, IdentityPolicy, Issuance, KeyChoice, KeyUse, KnownTime, Lifecycle, Memory, NotAdopted,
+    Policy, Request, Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, SvidFacts, SvidTrust,
 };
 use miaf_agent::time::{BootTime, Now, Timestamp};
 

@@ -218,7 +218,9 @@ fn outlook(command: &AdminCommand, way: Option<&Enrollment>) -> &'static str {
                  new one is requested under the configuration."
             }
         },
-        AdminCommand::Csr { .. } | AdminCommand::Install { .. } | AdminCommand::Enroll { .. } => "It is executed.",
+        AdminCommand::Csr { .. } | AdminCommand::Install { .. } | AdminCommand::Enroll { .. } => {
+            "It is executed."
+        }
     }
 }
 
@@ -269,7 +271,9 @@ impl Executor {
         let outcome = match (given.command.clone(), found) {
             // Another configuration may have come since the command was validated.
             (_, Some((_, Some(other)))) => Err(other),
-            (AdminCommand::Enroll { token, .. }, Some((index, None))) => self.enroll(index, token.expose()).await,
+            (AdminCommand::Enroll { token, .. }, Some((index, None))) => {
+                self.enroll(index, token.expose()).await
+            }
             (AdminCommand::Csr { spiffe_id, .. }, Some((index, None))) => {
                 self.certification_request(index, spiffe_id.as_ref()).await
             }

@@ -24,7 +24,9 @@ use crate::issuer::{
 };
 use crate::keys::csr::{self, CsrContent};
 use crate::keys::{ErrorKind, Key, Providers};
-use crate::lifecycle::{Event, Failure, FailureKind, IdentityIndex, KeyChoice, NotAdopted, Request, Supplied};
+use crate::lifecycle::{
+    Event, Failure, FailureKind, IdentityIndex, KeyChoice, NotAdopted, Request, Supplied,
+};
 use crate::platform::credentials::Secret;
 use crate::platform::{clock, files, random};
 use crate::problem::{ProblemCode, Report};
@@ -164,7 +166,9 @@ impl Identity {
     /// more. If they lead to an anchor, it is adopted once more with them, and no renewal is needed
     /// (X63).
     async fn finds_another_path(&mut self, endpoint: &EstEndpoint, trust_domain: &TrustDomain) -> bool {
-        let (Some(current), Some(cached)) = (self.current.clone(), &trust_domain.bundle) else { return false };
+        let (Some(current), Some(cached)) = (self.current.clone(), &trust_domain.bundle) else {
+            return false;
+        };
         let now = clock::now().wall;
         if !current.is_valid(now) || svid::is_trusted(&current.svid, &cached.bundle, now) {
             return false;
@@ -203,7 +207,9 @@ impl Identity {
             let content = match &leaf {
                 Some(leaf) => CsrContent::Renewal(leaf),
                 None if common_name.is_none() && spiffe_id.is_none() => CsrContent::Empty,
-                None => CsrContent::Named { common_name: common_name.as_deref(), spiffe_id: spiffe_id.as_ref() },
+                None => {
+                    CsrContent::Named { common_name: common_name.as_deref(), spiffe_id: spiffe_id.as_ref() }
+                }
             };
             let info = csr::request_info(key.as_ref(), &content)?;
             match sent.filter(|sent| csr::info_of(sent) == Some(&info[..])) {
@@ -292,7 +298,8 @@ impl Identity {
             Ok(chain) => Ok(state::StoredIssuedChain { chain, lacks_issuers: false, ..issued }),
             Err(_) if !bundle_is_fresh => Err(NotAdopted::UnknownIssuer),
             Err(why) => {
-                let why = format!("{why}. It is stored, and used once the bundle or the endpoint leads to it");
+                let why =
+                    format!("{why}. It is stored, and used once the bundle or the endpoint leads to it");
                 let title = "Nothing leads from the SVID that was issued to the trust bundle";
                 let report = Report::new(ProblemCode::SvidRefused, title, &why).with_hint(Some(NO_PATH));
                 Err(NotAdopted::NoPath(Failure { kind: FailureKind::Slow, retry_after: None, report }))
@@ -370,7 +377,8 @@ impl Identity {
         });
         let unusable = |why: &Reason| {
             let detail = format!("{}: {}", Excerpt::of(&shown, MAX_PATH), why.what);
-            let report = Report::new(ProblemCode::TokenUnusable, "The enrollment token cannot be used", &detail);
+            let report =
+                Report::new(ProblemCode::TokenUnusable, "The enrollment token cannot be used", &detail);
             report.with_hint(why.hint.as_deref())
         };
         let Some(content) = read.await.map_err(|why| unusable(&why))? else {

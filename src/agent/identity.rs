@@ -17,8 +17,8 @@ use crate::hint::Hint as _;
 use crate::issuer::{CertificateRequest, IssuerError, Wfm};
 use crate::keys::{self, ErrorKind, Key, KeyError, Providers};
 use crate::lifecycle::{
-    Failure, FailureKind, IdentityAction, IdentityEvent, IdentityIndex, KeyChoice, KeyUse, Lifecycle, NotAdopted,
-    Request, SvidFacts,
+    Failure, FailureKind, IdentityAction, IdentityEvent, IdentityIndex, KeyChoice, KeyUse, Lifecycle,
+    NotAdopted, Request, SvidFacts,
 };
 use crate::platform::{clock, random};
 use crate::problem::{LastError, ProblemCode, Report};
@@ -307,7 +307,8 @@ impl Identity {
                 } else {
                     let report =
                         Report::of(ProblemCode::SvidRefused, "The SVID that the MIS issued is refused", &why);
-                    let of_est = matches!(self.config.enroll, Enrollment::Est(_)).then(|| est::hint_about(&why));
+                    let of_est =
+                        matches!(self.config.enroll, Enrollment::Est(_)).then(|| est::hint_about(&why));
                     match of_est.flatten() {
                         Some(hint) => report.with_hint(Some(hint)),
                         None => report,
@@ -364,7 +365,8 @@ impl Identity {
         let key_use = self.key_use_after(choice, is_renewal);
         let facts = svid_facts(&identity.svid, Some(renew_at), choice, key_fits, key_use);
         let identity = Arc::new(identity);
-        let record = record(&identity, Some(renew_at), key_use).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
+        let record =
+            record(&identity, Some(renew_at), key_use).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
         let saved = save(&self.store, record).await;
         saved.map_err(|e| NotAdopted::Kept(state_failure(&e)))?;
         let (store, keys) = (self.store.clone(), (*keys).clone());

@@ -377,7 +377,12 @@ impl Executor {
             trust: self.trust_domain.issuer.transport().trust().clone(),
             tpm: self.keys.tpm().clone(),
             bootstrap: self.provisioning.bootstrap,
-            est: self.provisioning.est.into_iter().map(|(name, (_, credential))| (name, credential)).collect(),
+            est: self
+                .provisioning
+                .est
+                .into_iter()
+                .map(|(name, (_, credential))| (name, credential))
+                .collect(),
             purpose: Purpose::Use,
         }
     }

@@ -19,8 +19,9 @@ use crate::hint::Hint as _;
 use crate::issuer::{Discovery, Issuer, Protocol};
 use crate::keys::{Key, KeyError, KeyFloor, Providers};
 use crate::lifecycle::{
-    Backoff, IdentityIndex, IdentityMemory, IdentityPolicy, Issuance, KeyChoice, KeyUse, KnownTime, Lifecycle,
-    Policy, Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, Rotation, TrustDomainMemory,
+    Backoff, IdentityIndex, IdentityMemory, IdentityPolicy, Issuance, KeyChoice, KeyUse, KnownTime,
+    Lifecycle, Policy, Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, Rotation,
+    TrustDomainMemory,
 };
 use crate::platform::{clock, credentials, random};
 use crate::problem::ProblemCode;

@@ -26,7 +26,8 @@ const NOTHING_ISSUED: &str = "Set mis.discovery_url to an MIS that issues over t
                               issue by hand: set enroll = \"manual\" for an identity, then: miaf-agent csr --identity NAME";
 
 /// What to do where the discovery document names no EST endpoint.
-const NO_EST: &str = "Ask the operator of the MIS for the URL of its EST endpoint, and set est_url under [mis]";
+const NO_EST: &str =
+    "Ask the operator of the MIS for the URL of its EST endpoint, and set est_url under [mis]";
 
 /// Issuer and cached documents of the trust domain.
 pub(super) struct TrustDomain {

@@ -39,7 +39,8 @@ fn read(file: &Path) -> Result<Zeroizing<String>, Reason> {
     })?;
     let text = str::from_utf8(&content).map(|text| Zeroizing::new(text.to_owned()));
     text.map_err(|_| {
-        let hint = "Name the file with the token as the operator of the MIS gave it: one line, username:secret";
+        let hint =
+            "Name the file with the token as the operator of the MIS gave it: one line, username:secret";
         Reason::from(format!("{place} is not UTF-8 text")).with_hint_text(hint)
     })
 }

@@ -7,7 +7,10 @@ use toml::Spanned;
 use url::Url;
 
 use super::reader::{CredentialKeys, Reader};
-use super::{BootstrapConfig, ConfigError, CredentialKind, Enrollment, IdentityConfig, MisConfig, TrustDomainSource, raw};
+use super::{
+    BootstrapConfig, ConfigError, CredentialKind, Enrollment, IdentityConfig, MisConfig, TrustDomainSource,
+    raw,
+};
 use crate::platform::credentials::Secret;
 use miaf_spiffe::{NameKind, SpiffeId};
 
@@ -203,7 +206,8 @@ impl Reader<'_> {
         else {
             return Ok(());
         };
-        let what = "\"est\" needs the address of an EST endpoint, and there is no discovery document to name it";
+        let what =
+            "\"est\" needs the address of an EST endpoint, and there is no discovery document to name it";
         let hint = "Add est_url = \"https://…/.well-known/est\" under [mis]";
         Err(self.wrong(&entry.span(), "identity.enroll", what).with_hint_text(hint))
     }
@@ -217,7 +221,8 @@ impl Reader<'_> {
     ) -> Result<Rotate, ConfigError> {
         let Some(value) = value else { return Ok(default) };
         let wrong = |span: &Range<usize>, what: String| {
-            self.wrong(span, key, what).with_hint_text("Write true, false, a number of renewals, or an age: \"90d\"")
+            self.wrong(span, key, what)
+                .with_hint_text("Write true, false, a number of renewals, or an age: \"90d\"")
         };
         match value.get_ref() {
             raw::Rotate::Switch(true) => Ok(Rotate::Always),

@@ -199,7 +199,8 @@ impl Reader<'_> {
         if let Some((_, entry)) = devices.next() {
             let what =
                 "a second identity has \"factory-cert\", and a factory certificate stands for one device";
-            let hint = "Choose another way for one of them: \"manual\", \"installed\", \"wfm-binding\" or \"est\"";
+            let hint =
+                "Choose another way for one of them: \"manual\", \"installed\", \"wfm-binding\" or \"est\"";
             return Err(self.wrong(&entry.span(), "identity.enroll", what).with_hint_text(hint));
         }
         if device.is_some() {
@@ -285,7 +286,8 @@ impl Reader<'_> {
             self.wrong(span, key, "it is missing in this [[identity]]").with_hint_text(hint)
         };
         let way = raw.enroll.ok_or_else(|| {
-            let ways = "Set enroll to \"factory-cert\", \"manual\", \"installed\", \"wfm-binding\" or \"est\"";
+            let ways =
+                "Set enroll to \"factory-cert\", \"manual\", \"installed\", \"wfm-binding\" or \"est\"";
             missing("identity.enroll", ways)
         })?;
         // In which file the way is set may differ from where the identity begins.

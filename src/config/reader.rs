@@ -15,7 +15,11 @@ use url::Url;
 
 use super::no_proxy;
 use super::sources::Sources;
-use super::{BootstrapConfig, ConfigError, CredentialKind, DAY, FactoryCertificateLocation, FactoryKeyLocation, InitialTrust, KeyConfig, Limits, MAX_CONNECTIONS, MAX_REASON, MisConfig, Problem, ProxyChoice, ProxyConfig, ProxyUrl, Rotate, SIGNATURES_PER_MINUTE, Staleness, TrustDomainSource, raw};
+use super::{
+    BootstrapConfig, ConfigError, CredentialKind, DAY, FactoryCertificateLocation, FactoryKeyLocation,
+    InitialTrust, KeyConfig, Limits, MAX_CONNECTIONS, MAX_REASON, MisConfig, Problem, ProxyChoice,
+    ProxyConfig, ProxyUrl, Rotate, SIGNATURES_PER_MINUTE, Staleness, TrustDomainSource, raw,
+};
 use crate::hint::Hint;
 use crate::keys::tpm::{BadParent, Tcti};
 use crate::keys::{KeyError, ProviderKind};
@@ -383,11 +387,7 @@ impl Reader<'_> {
             certificate: self.factory_certificate(section, keys)?,
             intermediates_file: bootstrap.intermediates_file.as_deref().map(|path| self.path(path)),
             key: parsed.ok_or_else(wrong)?,
-            key_auth: bootstrap
-                .key_auth
-                .as_ref()
-                .map(|text| self.secret(keys.key_auth, text))
-                .transpose()?,
+            key_auth: bootstrap.key_auth.as_ref().map(|text| self.secret(keys.key_auth, text)).transpose()?,
         })
     }
 

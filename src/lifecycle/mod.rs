@@ -30,8 +30,8 @@ pub use retry_gate::{Failure, FailureKind, LONGEST_RETRY_AFTER};
 pub use types::{
     Action, BundleFacts, Command, DiscoveryFacts, Event, IdentityAction, IdentityEvent, IdentityIndex,
     IdentityMemory, IdentityPolicy, Issuance, Jitter, KeyChoice, KeyUse, Memory, NotAdopted, Policy, Request,
-    Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, Rotation, RuledOut, Step, Supplied, SvidFacts,
-    SvidTrust, TrustDomainMemory,
+    Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, Rotation, RuledOut, Step, Supplied,
+    SvidFacts, SvidTrust, TrustDomainMemory,
 };
 
 use identity::{Identity, Prerequisite};

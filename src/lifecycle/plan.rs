@@ -37,12 +37,10 @@ impl Lifecycle {
             Some(discovery) if discovery.bundle_failed => Duration::ZERO, // at the pace of the bundle, by its gate
             Some(discovery) => {
                 // While something is refused permanently, a changed document is the way out (P2).
-                let matters = self
-                    .identities()
-                    .any(|(_, view)| {
-                        let is_refused = view.is_refused_permanently(now) || view.is_refused_for_now();
-                        is_refused || view.is_about_to_request(now)
-                    });
+                let matters = self.identities().any(|(_, view)| {
+                    let is_refused = view.is_refused_permanently(now) || view.is_refused_for_now();
+                    is_refused || view.is_about_to_request(now)
+                });
                 let stale_at = matters.then_some(discovery.stale_at);
                 now.boot.until([stale_at, discovery.refresh_at].into_iter().flatten().min()?)
             }
@@ -128,7 +126,9 @@ impl IdentityView<'_> {
             return None; // with the token, the other's SVID, or the beginning of its validity, comes a step
         }
         // The token is used up by the chain that is there.
-        if request == Request::Enroll && matches!(self.prerequisite, Prerequisite::Token(_)) && identity.issued.is_some()
+        if request == Request::Enroll
+            && matches!(self.prerequisite, Prerequisite::Token(_))
+            && identity.issued.is_some()
         {
             return None;
         }

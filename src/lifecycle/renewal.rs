@@ -54,7 +54,9 @@ impl Policy {
         let SvidFacts { not_before, not_after, .. } = *svid;
         match of_identity.issuance {
             Issuance::ByOperator => part_way(not_before, not_after, OPERATOR_FROM),
-            Issuance::Requested | Issuance::With(_) | Issuance::WithToken => self.draw_renewal(not_before, not_after, jitter),
+            Issuance::Requested | Issuance::With(_) | Issuance::WithToken => {
+                self.draw_renewal(not_before, not_after, jitter)
+            }
         }
     }
 

@@ -130,7 +130,9 @@ impl IdentityView<'_> {
     /// operator some work (X69).
     fn with_deadline(&self, error: LastError, now: Now) -> LastError {
         let near = self.needs_token_after(now);
-        let Some(not_after) = near.filter(|_| self.prerequisite == Prerequisite::Token(false)) else { return error };
+        let Some(not_after) = near.filter(|_| self.prerequisite == Prerequisite::Token(false)) else {
+            return error;
+        };
         let consequence =
             format!("If it is not renewed by {not_after}, this identity needs a fresh enrollment token");
         LastError { report: error.report.with_consequence(&consequence), ..error }

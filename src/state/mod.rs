@@ -23,7 +23,8 @@ use nix::unistd::{AccessFlags, access, geteuid};
 
 pub use self::records::{
     IdentityDelay, MAX_TOKENS, Record, RetryAfterDelay, RetryAfterDelays, StoredBundle, StoredDiscovery,
-    StoredEstRequest, StoredIdentity, StoredIssuedChain, StoredPendingKey, StoredTime, StoredTokens, TokenRecord,
+    StoredEstRequest, StoredIdentity, StoredIssuedChain, StoredPendingKey, StoredTime, StoredTokens,
+    TokenRecord,
 };
 use crate::hint::{Hint, Reason};
 use crate::platform::access::{current_user, shell_word, unusable_own, user, user_argument};

@@ -16,6 +16,7 @@ mod configuration;
 mod credentials;
 mod dates;
 mod discovery;
+mod est;
 mod files;
 mod grpc;
 mod identities;

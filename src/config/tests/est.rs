@@ -35,7 +35,11 @@ fn token_is_a_file_a_credential_or_brought_by_command() {
         ("token = \"credential:token\"\nremove_token = false", Secret::Credential("token".into()), false),
     ] {
         let (_, of) = only(&est(&format!("[identity.est]\n{lines}")));
-        assert_eq!(of.authorization, EstAuthorizationConfig::Token { source: Some(source), remove }, "{lines}");
+        assert_eq!(
+            of.authorization,
+            EstAuthorizationConfig::Token { source: Some(source), remove },
+            "{lines}"
+        );
     }
 }
 
@@ -81,7 +85,8 @@ fn rotation_is_a_switch_a_number_or_an_age() {
 
 #[test]
 fn device_over_est_has_to_be_allowed() {
-    let device = "spiffe_id = \"spiffe://factory.example/margo/device/3f2b8f5e-0000-4000-8000-000000000001\"\n";
+    let device =
+        "spiffe_id = \"spiffe://factory.example/margo/device/3f2b8f5e-0000-4000-8000-000000000001\"\n";
     let error = parse(&est(device)).unwrap_err().to_string();
     assert!(error.contains("it does not name a WFM Client"), "{error}");
     let (identity, of) = only(&est(&format!("{device}[identity.est]\nallow_nonstandard = true")));
@@ -96,7 +101,12 @@ fn wrong_est_is_named_with_line_key_and_hint() {
         ("[identity.est]\ntoken = \"user:secret\"", 5, "identity.est.token: it names neither", "file:PATH"),
         ("[identity.est]\ncert_file = \"c\"", 4, "identity.est: it names no key", "key = "),
         ("[identity.est]\nkey = \"file:k\"", 4, "identity.est: it names no certificate", "cert_file"),
-        ("[identity.est]\ncert_file = \"c\"\nkey = \"k\"", 6, "identity.est.key: it names neither", "file:PATH"),
+        (
+            "[identity.est]\ncert_file = \"c\"\nkey = \"k\"",
+            6,
+            "identity.est.key: it names neither",
+            "file:PATH",
+        ),
         (
             "[identity.est]\ntoken = \"file:t\"\ncert_file = \"c\"\nkey = \"file:k\"",
             5,
@@ -128,14 +138,20 @@ fn wrong_est_is_named_with_line_key_and_hint() {
         assert!(error.hint.unwrap_or_default().contains(hint), "{lines}");
     }
     let other = "[[identity]]\nname = \"a\"\nenroll = \"manual\"\n[identity.est]\n";
-    assert!(parse(other).unwrap_err().to_string().contains("identity.est: it is only allowed with enroll = \"est\""));
+    assert!(
+        parse(other)
+            .unwrap_err()
+            .to_string()
+            .contains("identity.est: it is only allowed with enroll = \"est\"")
+    );
 }
 
 #[test]
 fn endpoint_is_configured_or_in_a_discovery_document() {
     let mis = |lines: &str| format!("[mis]\n{lines}\n{}", est(""));
     let endpoint = "https://mis.example:8443/.well-known/est/line";
-    let with = |source: &str| parse(&mis(&format!("{source}\nest_url = \"{endpoint}\""))).unwrap().mis.unwrap();
+    let with =
+        |source: &str| parse(&mis(&format!("{source}\nest_url = \"{endpoint}\""))).unwrap().mis.unwrap();
     let bundle = "bundle_file = \"b.json\"\ntrust_domain = \"factory.example\"";
     for source in [bundle, "discovery_url = \"https://mis.example/margo\""] {
         assert_eq!(with(source).est_url.unwrap().as_str(), endpoint);
@@ -144,7 +160,12 @@ fn endpoint_is_configured_or_in_a_discovery_document() {
     let error = parse(&mis(bundle)).unwrap_err();
     assert!(error.to_string().contains("needs the address of an EST endpoint"), "{error}");
     assert!(error.hint.unwrap().contains("est_url"));
-    for url in ["http://mis.example/", "https://a:b@mis.example/est", "https://mis.example/est?x", "https://mis.example/#a"] {
+    for url in [
+        "http://mis.example/",
+        "https://a:b@mis.example/est",
+        "https://mis.example/est?x",
+        "https://mis.example/#a",
+    ] {
         let error = parse(&mis(&format!("{bundle}\nest_url = \"{url}\""))).unwrap_err().to_string();
         assert!(error.contains("mis.est_url: "), "{error}");
     }

@@ -404,7 +404,14 @@ pub(super) fn report() -> Report {
 }
 
 pub(super) fn svid(not_before: Timestamp, lifetime: Duration, key: KeyChoice) -> SvidFacts {
-    SvidFacts { not_before, not_after: not_before.after(lifetime), key_fits: true, key_use: KeyUse::default(), renew_at: None, key }
+    SvidFacts {
+        not_before,
+        not_after: not_before.after(lifetime),
+        key_fits: true,
+        key_use: KeyUse::default(),
+        renew_at: None,
+        key,
+    }
 }
 
 pub(super) fn secs(n: u64) -> Duration {

@@ -173,7 +173,8 @@ fn need_of_a_token_is_told_from_four_fifths_of_the_lifetime_on() {
         Asks(..) => refused(FailureKind::Transient),
         other => good(other),
     };
-    let detail = |device: &Device| device.view().last_error(device.now).and_then(|(error, _)| error.report.detail);
+    let detail =
+        |device: &Device| device.view().last_error(device.now).and_then(|(error, _)| error.report.detail);
     let mut told_at = None;
     while device.now.wall < ends {
         device.goes_on(fails);

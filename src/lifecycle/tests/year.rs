@@ -266,7 +266,10 @@ impl<'a> Year<'a> {
             },
             identities: stored
                 .map(|(nth, (identity, (issuance, _)))| RestoredIdentity {
-                    policy: IdentityPolicy { rotate: if nth == 3 { Rotation::Never } else { Rotation::Always }, issuance },
+                    policy: IdentityPolicy {
+                        rotate: if nth == 3 { Rotation::Never } else { Rotation::Always },
+                        issuance,
+                    },
                     svid: identity.svid.clone().map(|facts| SvidFacts {
                         renew_at: renew_at[nth],
                         key: Current,
