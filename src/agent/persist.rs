@@ -127,8 +127,8 @@ impl Records {
 }
 
 impl Executor {
-    /// Stores and publishes what the last step changed. Returns when to try again to publish, if
-    /// that failed.
+    /// Stores and publishes what the last step changed. Returns when to try again to publish or to
+    /// withdraw, if that failed.
     pub(super) async fn persist_and_publish(
         &mut self,
         now: Now,
@@ -137,11 +137,13 @@ impl Executor {
         self.records.store_memory(&self.lifecycle, &self.config, &mut self.reporter, now).await;
         self.records.store_time(&self.lifecycle, &mut self.reporter).await;
         self.store_renewal_moments().await;
+        self.retire_removed().await;
         let published = self.publish_files(now).await;
         let snapshot = self.snapshot(now, &published);
         self.reporter.report_snapshot(&snapshot, now.wall);
         publication.send(snapshot, now.wall);
-        published.iter().any(|published| published.failure.is_some()).then_some(PUBLISH_RETRY)
+        let has_failed = published.iter().any(|published| published.failure.is_some());
+        (has_failed || !self.removed.is_empty()).then_some(PUBLISH_RETRY)
     }
 
     /// Stores renewal moments that have been brought forward since their SVIDs were stored.
@@ -175,12 +177,13 @@ impl Executor {
     }
 
     /// Withdraws secrets that the next configuration publishes at another place, or at none.
-    pub(super) fn withdraw_secrets_before(&mut self, next: &Config) {
+    pub(super) async fn withdraw_secrets_before(&mut self, next: &Config) {
         if next.files.software_key_dir == self.config.files.software_key_dir {
             return;
         }
         for identity in &self.identities {
-            if let Err(e) = identity.publisher.withdraw_secrets() {
+            let publisher = identity.publisher.clone();
+            if let Err(e) = blocking(move || publisher.withdraw_secrets()).await {
                 let (identity, code) = (identity.name.as_str(), ProblemCode::NotPublished.as_str());
                 tracing::error!(
                     identity,

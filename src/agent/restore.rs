@@ -1,5 +1,4 @@
-//! Restores what the process before stored. Nothing is contacted, neither the MIS nor the TPM. An
-//! identity that is not configured any more is retired.
+//! Restores what the process before stored. Nothing is contacted, neither the MIS nor the TPM.
 
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use super::executor::Executor;
 use super::identity::{Identity, fits, svid_facts};
 use super::persist::{Records, forget};
 use super::provisioning::{Provisioned, Provisioning};
+use super::removed::RemovedIdentity;
 use super::reporting::{Reporter, cause, hint};
 use super::retry_after::{self, StoredRetryAfter};
 use super::trust_domain::{CachedBundle, CachedDiscovery, TrustDomain, discovery_facts};
@@ -60,12 +60,15 @@ impl Executor {
         let discovery = read_discovery(&store, &config);
         let stored = store.identities()?;
         let is_configured = |name: &IdentityName| config.identities.iter().any(|known| known.name == *name);
-        let (mut configs, others) =
-            (config.identities.clone(), stored.iter().filter(|name| !is_configured(name)));
-        match scope {
-            Scope::Configured => others.for_each(|name| retire_removed(name, &config, &store)),
-            Scope::Stored => configs.extend(others.cloned().map(IdentityConfig::stored)),
-        }
+        let mut configs = config.identities.clone();
+        let removed_identities = match scope {
+            Scope::Configured => RemovedIdentity::all(&config, &stored, provisioned.former_files),
+            Scope::Stored => {
+                let others = stored.iter().filter(|name| !is_configured(name));
+                configs.extend(others.cloned().map(IdentityConfig::stored));
+                Vec::new()
+            }
+        };
         let identities = configs.into_iter().enumerate().map(|(nth, identity)| {
             restore_identity(IdentityIndex(nth), identity, &config, &store, &keys, scope)
         });
@@ -107,6 +110,7 @@ impl Executor {
             lifecycle,
             trust_domain: TrustDomain::new(issuer, discovery, bundle, config.staleness),
             identities,
+            removed: removed_identities,
             keys,
             provisioning: Provisioning::new(&config, provisioned.bootstrap, provisioned.purpose, now),
             records: Records::new(store, delays, time, names, removed),
@@ -127,34 +131,12 @@ fn policy(config: &Config) -> Policy {
 }
 
 /// What the configuration says of an identity's files.
-fn identity_files(identity: &IdentityConfig) -> IdentityFiles {
+pub(super) fn identity_files(identity: &IdentityConfig) -> IdentityFiles {
     IdentityFiles {
         name: identity.name.clone(),
         group: identity.group.clone(),
         key_group: identity.key_group.clone(),
         publish_intermediates: identity.publish_intermediates,
-    }
-}
-
-/// Retires an identity that the configuration does not have any more: what is published is withdrawn,
-/// and its records are moved away. What fails is tried again at the next start.
-fn retire_removed(name: &IdentityName, config: &Config, store: &Store) {
-    let files = identity_files(&IdentityConfig::stored(name.clone()));
-    let mut publisher = Publisher::new(&config.files, &files);
-    let withdrawn = publisher.withdraw().map_err(|e| e.with_hint().to_string());
-    let retired =
-        withdrawn.and_then(|()| store.of(name).retire(false).map_err(|e| e.with_hint().to_string()));
-    let identity = name.as_str();
-    match retired {
-        Ok(dir) => tracing::warn!(
-            identity, stored_in = %dir.display(),
-            "identity retired: it is not in the configuration any more"
-        ),
-        Err(why) => tracing::error!(
-            identity,
-            "the identity is not in the configuration any more, and could not be retired: {}",
-            cause(&why)
-        ),
     }
 }
 

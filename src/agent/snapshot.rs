@@ -112,13 +112,16 @@ impl Executor {
             Some((problem, Some(now.wall.after(self.provisioning.next_check_in(now)))))
         };
         let other = self.stale_bundle(now, in_lifecycle()).or_else(in_lifecycle).or_else(in_provisioning);
+        // Nobody else tells of files that should be gone.
+        let other = match (self.removal_problem().cloned(), other) {
+            (Some(problem), other) => {
+                Some((with_besides(problem, other), Some(now.wall.after(PUBLISH_RETRY))))
+            }
+            (None, other) => other,
+        };
         // What an operator has just done comes first: perhaps it was to correct the other.
-        let Some(mut rejected) = self.rejected.clone() else { return other };
-        if let (Some(detail), Some((LastError { report, .. }, _))) = (&mut rejected.report.detail, other) {
-            let both = format_args!("{detail}. Besides: {}", report.message());
-            *detail = Excerpt::of(both, MAX_DETAIL).into();
-        }
-        Some((rejected, None))
+        let Some(rejected) = self.rejected.clone() else { return other };
+        Some((with_besides(rejected, other), None))
     }
 
     /// Time until the bundle becomes stale. `None`: it is stale, or never will be, or the clock
@@ -175,6 +178,15 @@ impl Executor {
         let report = Report::new(ProblemCode::SvidNotTrusted, title, &why);
         untrusted.then_some(LastError { report, at: cached.record.fetched_at, permanent: false })
     }
+}
+
+/// An error, with another one in its detail.
+fn with_besides(mut error: LastError, other: Option<ShownError>) -> LastError {
+    if let (Some(detail), Some((LastError { report, .. }, _))) = (&mut error.report.detail, other) {
+        let both = format_args!("{detail}. Besides: {}", report.message());
+        *detail = Excerpt::of(both, MAX_DETAIL).into();
+    }
+    error
 }
 
 /// The error of an operator's files, or that of the lifecycle: the later one, since a chain may have

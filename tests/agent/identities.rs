@@ -333,6 +333,46 @@ fn identities_come_and_go_by_reload_and_disturb_no_other() {
     assert!(world.seen(Endpoint::Renewal).is_empty());
 }
 
+/// Where its files are, only the configuration before knows.
+#[test]
+fn files_of_a_removed_identity_are_withdrawn_where_they_are() {
+    let mut world = World::enrolled_with(&format!("{DEVICE}{MANUAL}"));
+    enroll_by_hand(&world, "wfm-client", CLIENT, Duration::from_secs(3600));
+    let published = world.device.path("state/svid/wfm-client");
+    world.device.wait_until("files", |_| published.join("current/svid.pem").exists());
+    // Root may write everywhere, but unlinks no directory.
+    let current = published.join("current");
+    fs::remove_file(&current).unwrap();
+    fs::create_dir(&current).unwrap();
+    world.configure(&format!("[files]\ndir = \"{{dir}}/elsewhere\"\n{DEVICE}"));
+    world.device.signal("HUP");
+    let generations = || fs::read_dir(&published).unwrap().filter_map(Result::ok);
+    let shown = |device: &Device| device.status_document()["lastError"].clone();
+    world.device.wait_until("the error", |device| shown(device)["code"] == "not-published");
+    let error = shown(&world.device);
+    assert!(error["title"].as_str().unwrap().contains("removed identity \"wfm-client\""), "{error:#}");
+    assert!(error["hint"].is_string() && error["retryAt"].is_string(), "{error:#}");
+    // The directory that is configured now has nothing of it, and is not what is meant.
+    assert!(error["detail"].as_str().unwrap().contains("state/svid/wfm-client"), "{error:#}");
+    let status = String::from_utf8(world.device.run(&["status"]).stdout).unwrap();
+    assert!(status.contains("removed identity") && status.contains("Hint  "), "{status}");
+    // It is not forgotten by another reload.
+    world.configure(&format!(
+        "[files]\ndir = \"{{dir}}/elsewhere\"\nsoftware_key_dir = \"/dev/shm/x\"\n{DEVICE}"
+    ));
+    world.device.signal("HUP");
+    world.device.wait_until("reloaded", |device| device.log().matches("has been read anew").count() == 2);
+    world.device.wait_until("the error", |device| shown(device)["code"] == "not-published");
+    assert!(!world.device.path("state/private/retired-1-wfm-client").exists());
+
+    fs::remove_dir(&current).unwrap();
+    world.device.wait_until("withdrawn", |device| shown(device).is_null());
+    assert!(generations().all(|entry| fs::read_dir(entry.path()).unwrap().next().is_none()));
+    assert!(world.device.path("state/private/retired-1-wfm-client/identity.json").exists());
+    assert_eq!(identity(&world.device, "device")["ready"], true);
+    world.kill();
+}
+
 #[test]
 fn bootstrap_credential_is_of_no_concern_without_a_device() {
     let keys = tempfile::tempdir().unwrap();
