@@ -55,6 +55,8 @@ pub(super) struct Identity {
     pub(super) publisher: Publisher,
     /// What is wrong with the files that an operator supplies.
     pub(super) operator_problem: Option<LastError>,
+    /// When an operator had the last request made for whose certificate is waited.
+    pub(super) requested_at: Option<Timestamp>,
 }
 
 /// What the actions of an identity need of the agent.
@@ -362,6 +364,7 @@ impl Identity {
         }
         self.log_adoption(&identity);
         self.stored_renew_at = Some(renew_at);
+        self.requested_at = None;
         self.current = Some(identity);
         Ok(facts)
     }

@@ -9,7 +9,7 @@ use super::executor::Executor;
 use super::identity::{Identity, proven};
 use super::persist::save;
 use super::reporting::cause;
-use crate::config::Enrollment;
+use crate::config::{Enrollment, IdentityConfig};
 use crate::hint::Reason;
 use crate::keys::{self, ErrorKind, Key, Providers};
 use crate::lifecycle::{Event, IdentityIndex, KeyChoice, Supplied};
@@ -17,15 +17,19 @@ use crate::platform::credentials::Secret;
 use crate::platform::{access, clock, files};
 use crate::problem::{LastError, ProblemCode, Report};
 use crate::server::command_queue::Decision;
-use crate::state;
+use crate::state::{self, Store};
+use miaf_client::api::{IdentityName, MAX_CHAIN_PEM};
 use miaf_spiffe::svid::{Chain, SvidError, X509Svid};
 use miaf_spiffe::text::Excerpt;
+use miaf_spiffe::time::Timestamp;
 use miaf_spiffe::{SpiffeId, TrustDomain};
 
 /// Limit on the characters of a path in a message.
 const MAX_PATH: usize = 512;
+/// Limit on the characters of a path in a hint.
+const MAX_PATH_IN_HINT: usize = 160;
 /// Limit on the bytes of a file with a chain.
-const MAX_CHAIN_FILE: u64 = 64 * 1024;
+const MAX_CHAIN_FILE: u64 = MAX_CHAIN_PEM as u64;
 /// What to do where the trust bundle does not vouch for a chain.
 pub(super) const MISSING_ISSUER: &str = "Compare its issuer with the CAs in the trust bundle, which this prints: \
      miaf-agent bundle; where an intermediate signed it, append its certificate to the chain, and bring that; where the \
@@ -62,6 +66,7 @@ impl Executor {
             keys::csr::to_pem(&der)
         });
         let csr = csr.await.map_err(|e| Reason::of(&e))?;
+        identity.requested_at = Some(clock::now().wall);
         let events = if is_new { vec![Event::Supplied(index, Supplied::Key)] } else { Vec::new() };
         Ok(Supply { decision: Decision::Csr(csr), events })
     }
@@ -74,7 +79,7 @@ impl Executor {
         let bundle = self.trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
         let Some(identity) = self.identities.get_mut(index.0) else { return Err(gone()) };
         if identity.has(&chain) {
-            let decision = Decision::Accepted("Nothing changes: this SVID is the current one.".to_owned());
+            let decision = Decision::Accepted("Nothing changes: this SVID is installed already.".to_owned());
             return Ok(Supply { decision, events: Vec::new() });
         }
         let (choice, key) = identity.key_of(&chain)?;
@@ -359,6 +364,27 @@ impl Identity {
     }
 }
 
+/// When the last certification request was made before this start. The moment at which the key for
+/// it was created, since requests are not stored.
+pub(super) fn requested_before(store: &Store, config: &IdentityConfig, has_key: bool) -> Option<Timestamp> {
+    let is_manual = matches!(config.enroll, Enrollment::Manual { .. });
+    if is_manual && has_key { store.changed_at::<state::StoredPendingKey>() } else { None }
+}
+
+/// What an operator does once a request is made.
+pub(super) fn install_hint(name: &IdentityName, enroll: &Enrollment, requested_at: Timestamp) -> String {
+    let into_file = match enroll {
+        Enrollment::Manual { svid_file: Some(file) } => {
+            format!("; or put the chain into {}", Excerpt::of(file.display(), MAX_PATH_IN_HINT))
+        }
+        _ => String::new(),
+    };
+    format!(
+        "Have the request of {requested_at} signed, and install the chain: miaf-agent install --identity {name} \
+         chain.pem{into_file}; to print the request again: miaf-agent csr --identity {name}"
+    )
+}
+
 fn gone() -> Reason {
     Reason::from("the configuration does not have this identity any more")
         .with_hint_text("See those that it has: miaf-agent status")
@@ -366,7 +392,7 @@ fn gone() -> Reason {
 
 fn adopted(svid: &X509Svid) -> String {
     format!(
-        "The SVID is valid, and adopted now: {}, serial number {}, until {}.",
+        "The SVID is valid: {}, serial number {}, until {}.",
         svid.spiffe_id(),
         svid.serial(),
         svid.until()

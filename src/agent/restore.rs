@@ -7,6 +7,7 @@ use webpki::EndEntityCert;
 use super::address;
 use super::executor::Executor;
 use super::identity::{Identity, fits, svid_facts};
+use super::operator::requested_before;
 use super::persist::{Records, forget};
 use super::provisioning::{Provisioned, Provisioning};
 use super::removed::RemovedIdentity;
@@ -216,6 +217,7 @@ fn restore_identity(
         store: store.clone(),
         current: svid_and_key.map(Arc::new),
         previous_key: None,
+        requested_at: requested_before(store, &identity_config, pending_key.is_some()),
         pending_key,
         issued,
         issued_is_new: false,

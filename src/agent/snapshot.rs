@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::admin::operator_hint;
 use super::executor::Executor;
 use super::identity::Identity;
+use super::operator::install_hint;
 use super::persist::{PUBLISH_RETRY, Published};
 use super::reporting::last_tenth;
 use crate::config::WhenStale;
@@ -70,8 +71,16 @@ impl Executor {
         let in_lifecycle = || {
             let (mut error, wait) = view.last_error(now)?;
             if error.report.code == ProblemCode::OperatorNeeded {
-                let hint = operator_hint(&identity.name, Some(&identity.config.enroll));
-                error.report = error.report.with_hint(Some(hint));
+                let (name, enroll) = (&identity.name, &identity.config.enroll);
+                error.report = match identity.requested_at {
+                    Some(at) => {
+                        let consequence =
+                            format!("A request was made at {at}, and no chain for it is installed yet");
+                        let hint = install_hint(name, enroll, at);
+                        error.report.with_consequence(&consequence).with_hint(Some(hint))
+                    }
+                    None => error.report.with_hint(Some(operator_hint(name, Some(enroll)))),
+                };
             }
             Some((error, wait.map(|wait| now.wall.after(wait))))
         };

@@ -30,6 +30,7 @@ use crate::platform::access::{current_user, shell_word, unusable_own, user, user
 use crate::platform::files;
 use miaf_client::api::IdentityName;
 use miaf_spiffe::text::Excerpt;
+use miaf_spiffe::time::Timestamp;
 
 /// Limit on the characters of why a record cannot be used. It quotes the record.
 const MAX_REASON: usize = 400;
@@ -304,6 +305,12 @@ impl Store {
         let former = FORMER.iter().find(|(_, now)| is_former && *now == R::NAME);
         let former = former.map(|(before, _)| self.private.join(before));
         former.filter(|former| !path.exists() && former.exists()).unwrap_or(path)
+    }
+
+    /// When a record was written, by the file system. `None`: there is none, or it does not tell.
+    pub fn changed_at<R: Record>(&self) -> Option<Timestamp> {
+        let metadata = fs::metadata(self.record_path::<R>()).ok()?;
+        metadata.modified().ok().map(Timestamp::from)
     }
 
     /// Writes a record durably, in place of the one before.

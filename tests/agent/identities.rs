@@ -92,6 +92,36 @@ fn identity_enrolled_by_hand_is_adopted_without_a_restart() {
 }
 
 #[test]
+fn status_tells_of_a_request_until_its_chain_is_installed() {
+    let mut world = World::enrolled_with(&format!("{DEVICE}{MANUAL}"));
+    let before = wait_for_state(&world.device, "wfm-client", "waiting-for-operator")["lastError"].clone();
+    assert!(!before.to_string().contains("A request was made"), "{before:#}");
+    run(&world.device, &["csr", "--identity", "wfm-client"]);
+    let is_told = |is: &Value| {
+        let (detail, hint) = (&is["lastError"]["detail"], &is["lastError"]["hint"]);
+        detail.to_string().contains("A request was made at 20")
+            && hint.to_string().contains(": miaf-agent install --identity wfm-client chain.pem; ")
+    };
+    wait_for(&world.device, "wfm-client", "the request", is_told);
+    let status = String::from_utf8(world.device.run(&["status", "--identity", "wfm-client"]).stdout).unwrap();
+    assert!(
+        status.contains("\n                miaf-agent install --identity wfm-client chain.pem\n"),
+        "{status}"
+    );
+    world.kill();
+    world.device.start();
+    wait_for(&world.device, "wfm-client", "the request from before", is_told);
+    enroll_by_hand(&world, "wfm-client", CLIENT, Duration::from_secs(50));
+    wait_for_state(&world.device, "wfm-client", "active");
+    // What is due next has not been requested yet.
+    let due = wait_for_state(&world.device, "wfm-client", "waiting-for-operator")["lastError"].clone();
+    assert!(
+        due.to_string().contains("half of the lifetime") && !due.to_string().contains("A request"),
+        "{due:#}"
+    );
+}
+
+#[test]
 fn requested_key_of_another_tpm_is_replaced() {
     let both = format!("{DEVICE}{MANUAL}");
     let mut world = World::enrolled_with(&both);
@@ -564,24 +594,39 @@ fn install_tells_what_became_of_the_chain() {
     let csr = ["csr", "--identity", "wfm-client", "--spiffe-id", CLIENT, "--out", request.to_str().unwrap()];
     let says = run(&world.device, &csr);
     assert!(says.contains("\n  miaf-agent install --identity wfm-client chain.pem\n"), "{says}");
-    let csr = fs::read_to_string(&request).unwrap();
+    let request = fs::read_to_string(&request).unwrap();
     let chain = world.device.path("chain.pem");
     let install = ["install", "--identity", "wfm-client", "--json", chain.to_str().unwrap()];
     // Whether its issuer is trusted is only known when the bundle has been fetched once more.
     for _ in 0..2 {
-        fs::write(&chain, other.mint(&MintSpec::csr(csr.clone())).unwrap().chain_pem).unwrap();
+        fs::write(&chain, other.mint(&MintSpec::csr(request.clone())).unwrap().chain_pem).unwrap();
         let says = refused(&world.device, &install);
         assert!(says.contains("the chain is not adopted. ") && says.contains("\n  Hint: "), "{says}");
     }
     let error = identity(&world.device, "wfm-client")["lastError"].clone();
     assert_eq!(error["code"], "svid-refused", "{error:#}");
     assert!(!error.to_string().contains("the MIS issued"), "{error:#}");
-    fs::write(&chain, world.mis.mint(&MintSpec::csr(csr)).unwrap().chain_pem).unwrap();
+    fs::write(&chain, world.mis.mint(&MintSpec::csr(request)).unwrap().chain_pem).unwrap();
     for _ in 0..2 {
         let says: Value = serde_json::from_str(&run(&world.device, &install)).unwrap();
         assert_eq!((&says["accepted"], &says["outcome"]), (&true.into(), &"adopted".into()), "{says}");
         assert_eq!(identity(&world.device, "wfm-client")["state"], "active");
     }
+    let says = run(&world.device, &["install", "--identity", "wfm-client", chain.to_str().unwrap()]);
+    assert_eq!(says, "Nothing changes: this SVID is installed already.\nIt is in use now.\n");
+    let renewed = run(&world.device, &csr[..3]);
+    fs::write(
+        &chain,
+        world
+            .mis
+            .mint(&MintSpec { spiffe_id: Some(CLIENT.into()), ..MintSpec::csr(renewed) })
+            .unwrap()
+            .chain_pem,
+    )
+    .unwrap();
+    let says = run(&world.device, &["install", "--identity", "wfm-client", chain.to_str().unwrap()]);
+    assert!(says.starts_with(&format!("The SVID is valid: {CLIENT}, ")), "{says}");
+    assert!(says.ends_with(".\nIt is in use now.\n") && says.matches("now").count() == 1, "{says}");
     let says = refused(&world.device, &["install", "--identity", "wfm-client", "no such file"]);
     assert!(
         says.contains("no such file cannot be read: ") && says.contains("\n  Hint: Name the file"),
