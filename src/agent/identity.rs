@@ -55,6 +55,8 @@ pub(super) struct Identity {
     pub(super) publisher: Publisher,
     /// What is wrong with the files that an operator supplies.
     pub(super) operator_problem: Option<LastError>,
+    /// The WFM that asked for the Retry-After delay of the last request, if one did.
+    pub(super) delayed_by_wfm: Option<String>,
     /// When an operator had the last request made for whose certificate is waited.
     pub(super) requested_at: Option<Timestamp>,
 }
@@ -167,6 +169,10 @@ impl Identity {
                 let sha256 = provisioning.bootstrap.facts().map(|facts| facts.sha256.clone());
                 (issuer.enroll(document, &csr, client).await, sha256)
             }
+        };
+        self.delayed_by_wfm = match (&response, &self.config.enroll) {
+            (Err(IssuerError::WfmRefused { .. }), Enrollment::WfmBinding(wfm)) => Some(wfm.url.to_string()),
+            _ => None,
         };
         let issued = state::StoredIssuedChain {
             renewal: request == Request::Renew,

@@ -1,5 +1,6 @@
 //! What is stored and published after every step of the lifecycle.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub(super) struct Records {
     names: Vec<IdentityName>,
     /// What is remembered of the latter.
     removed: Vec<IdentityMemory>,
+    /// The WFMs that asked for the delays of identities.
+    wfms: BTreeMap<IdentityName, String>,
 }
 
 impl Records {
@@ -45,8 +48,9 @@ impl Records {
         time: state::StoredTime,
         names: Vec<IdentityName>,
         removed: Vec<IdentityMemory>,
+        wfms: BTreeMap<IdentityName, String>,
     ) -> Self {
-        Self { store, retry_after, time, names, removed }
+        Self { store, retry_after, time, names, removed, wfms }
     }
 
     /// What has to survive a restart.
@@ -68,9 +72,16 @@ impl Records {
         &mut self,
         lifecycle: &Lifecycle,
         config: &Config,
+        identities: &[Identity],
         reporter: &mut Reporter,
         now: Now,
     ) {
+        for identity in identities {
+            match &identity.delayed_by_wfm {
+                Some(wfm) => drop(self.wfms.insert(identity.name.clone(), wfm.clone())),
+                None => drop(self.wfms.remove(&identity.name)),
+            }
+        }
         let (memory, trusted) = (self.memory(lifecycle), lifecycle.trusts_clock(now));
         match self.retry_after.change(&memory, trusted) {
             None => {}
@@ -82,7 +93,11 @@ impl Records {
             Some(Change::Write) => {
                 let (mis, boot_id) = (address(config), clock::boot_id());
                 let wall = trusted.then_some(now.wall);
-                let record = state::RetryAfterDelays::new(&memory, &self.names, mis, boot_id, wall, now.boot);
+                let mut record =
+                    state::RetryAfterDelays::new(&memory, &self.names, mis, boot_id, wall, now.boot);
+                for delay in &mut record.identities {
+                    delay.wfm = self.wfms.get(&delay.name).cloned();
+                }
                 let consequence = "a Retry-After delay could not be stored; it would be lost on a restart";
                 if try_save(&self.store, None, record, consequence, reporter).await {
                     self.retry_after.changed(memory, trusted);
@@ -134,7 +149,8 @@ impl Executor {
         now: Now,
         publication: &Broadcaster,
     ) -> Option<Duration> {
-        self.records.store_memory(&self.lifecycle, &self.config, &mut self.reporter, now).await;
+        let Self { records, lifecycle, config, identities, reporter, .. } = &mut *self;
+        records.store_memory(lifecycle, config, identities, reporter, now).await;
         self.records.store_time(&self.lifecycle, &mut self.reporter).await;
         self.store_renewal_moments().await;
         self.retire_removed().await;

@@ -82,7 +82,12 @@ impl Executor {
         }
         // What another MIS asked for does not bind this one.
         let delays = cached(&store).filter(|delays: &state::RetryAfterDelays| delays.mis == address(&config));
-        let delays = delays.unwrap_or_default();
+        let mut delays = delays.unwrap_or_default();
+        retry_after::forget_other_wfms(&mut delays, &config.identities);
+        for identity in &mut identities {
+            let delay = delays.identities.iter().find(|delay| delay.name == identity.name);
+            identity.delayed_by_wfm = delay.and_then(|delay| delay.wfm.clone());
+        }
         let time = cached::<state::StoredTime>(&store).unwrap_or_default();
         let boot_id = clock::boot_id();
         let names: Vec<_> = identities.iter().map(|identity| identity.name.clone()).collect();
@@ -105,6 +110,9 @@ impl Executor {
         let lifecycle = Lifecycle::new(policy(&config), restored, now, &mut random::unit);
         let (mut memory, trusted) = (lifecycle.memory(), lifecycle.trusts_clock(now));
         memory.identities.extend(removed.iter().cloned());
+        let wfms =
+            delays.identities.iter().filter_map(|delay| Some((delay.name.clone(), delay.wfm.clone()?)));
+        let wfms = wfms.collect();
         let delays = StoredRetryAfter::restored(&delays, boot_id.as_deref(), memory, trusted);
         let issuer = Issuer::new(Protocol::default(), Transport::new(provisioned.trust, proxy));
         Ok(Self {
@@ -114,7 +122,7 @@ impl Executor {
             removed: removed_identities,
             keys,
             provisioning: Provisioning::new(&config, provisioned.bootstrap, provisioned.purpose, now),
-            records: Records::new(store, delays, time, names, removed),
+            records: Records::new(store, delays, time, names, removed, wfms),
             reporter: Reporter::default(),
             rejected: None,
             _lock: lock,
@@ -217,6 +225,7 @@ fn restore_identity(
         store: store.clone(),
         current: svid_and_key.map(Arc::new),
         previous_key: None,
+        delayed_by_wfm: None,
         requested_at: requested_before(store, &identity_config, pending_key.is_some()),
         pending_key,
         issued,
