@@ -6,7 +6,7 @@ use rustls::sign::CertifiedKey;
 
 use super::admin::operator_hint;
 use super::blocking;
-use super::operator::MISSING_ISSUER;
+use super::operator::{ImportedKey, MISSING_ISSUER};
 use super::persist::{forget, save};
 use super::provisioning::Provisioning;
 use super::reporting::{cause, current_key_failure, hint, key_failure, local, state_failure};
@@ -55,6 +55,8 @@ pub(super) struct Identity {
     pub(super) publisher: Publisher,
     /// What is wrong with the files that an operator supplies.
     pub(super) operator_problem: Option<LastError>,
+    /// The key of a refused pair of files.
+    pub(super) imported_key: Option<ImportedKey>,
     /// The WFM that asked for the Retry-After delay of the last request, if one did.
     pub(super) delayed_by_wfm: Option<String>,
     /// When an operator had the last request made for whose certificate is waited.

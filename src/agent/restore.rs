@@ -225,6 +225,7 @@ fn restore_identity(
         store: store.clone(),
         current: svid_and_key.map(Arc::new),
         previous_key: None,
+        imported_key: None,
         delayed_by_wfm: None,
         requested_at: requested_before(store, &identity_config, pending_key.is_some()),
         pending_key,

@@ -344,17 +344,30 @@ impl Store {
         self.quarantine_file(&self.directory().join(R::NAME), why);
     }
 
-    /// Recovers the newest quarantined record that can be used again, if there is one. To be called
-    /// when there is no record in its place.
+    /// Recovers the newest quarantined record that can be used again, if there is one. A record in its
+    /// place is quarantined.
     pub fn recover<R: Record, T>(&self, usable: impl Fn(&R) -> Result<T, String>) -> Option<(T, R)> {
+        let path = self.directory().join(R::NAME);
+        let (file, used, record) = self.find_quarantined(usable)?;
+        if path.exists() {
+            self.quarantine_file(&path, "another record that was quarantined takes its place");
+        }
+        fs::rename(&file, &path).and_then(|()| files::sync_dir(&self.directory())).ok()?;
+        tracing::warn!(file = %file.display(), "quarantined record recovered: it can be used again");
+        Some((used, record))
+    }
+
+    /// Finds the newest quarantined record that can be used again.
+    pub fn find_quarantined<R: Record, T>(
+        &self,
+        usable: impl Fn(&R) -> Result<T, String>,
+    ) -> Option<(PathBuf, T, R)> {
         let path = self.directory().join(R::NAME);
         let quarantined = (1..=MAX_RECOVERED).rev().map(|number| quarantine_path(&path, number));
         quarantined.filter(|file| file.exists()).find_map(|file| {
             let record = R::decode(&files::read_limited(&file).ok()?).ok()?;
             let used = usable(&record).ok()?;
-            fs::rename(&file, &path).and_then(|()| files::sync_dir(&self.directory())).ok()?;
-            tracing::warn!(file = %file.display(), "quarantined record recovered: it can be used again");
-            Some((used, record))
+            Some((file, used, record))
         })
     }
 

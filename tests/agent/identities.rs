@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -331,6 +332,76 @@ fn installed_identity_follows_its_files() {
     world.device.start();
     let after = wait_for(&world.device, "gateway", "restored", |identity| identity["svid"].is_object());
     assert_eq!(after["svid"]["serial"], status["svid"]["serial"]);
+}
+
+#[test]
+fn key_of_a_refused_pair_is_sealed_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (chain, key) = (dir.path().join("chain.pem"), dir.path().join("key.pem"));
+    let installed = installed("gateway", &chain, &key);
+    let world = World::enrolled_with(&format!("{DEVICE}{installed}"));
+    let minted = || world.mis.mint(&MintSpec::new(CLIENT)).unwrap();
+    let pair = minted();
+    fs::write(&key, pair.key_pem.as_ref().unwrap()).unwrap();
+    let sealed = || world.device.log().matches("key installed and sealed").count();
+    for (written, says) in
+        [(minted().chain_pem, "another key"), ("nonsense".into(), "PEM"), (minted().chain_pem, "another key")]
+    {
+        fs::write(&chain, written).unwrap();
+        run(&world.device, &["retry"]);
+        wait_for(&world.device, "gateway", says, |is| is["lastError"]["detail"].to_string().contains(says));
+    }
+    assert_eq!(sealed(), 1, "{}", world.device.log());
+    fs::write(&chain, pair.chain_pem).unwrap();
+    run(&world.device, &["retry"]);
+    wait_for_state(&world.device, "gateway", "active");
+    assert_eq!(sealed(), 1, "what was sealed is used");
+}
+
+/// Its request may be at a CA, for months.
+#[test]
+fn requested_key_is_kept_while_another_is_installed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (chain, key) = (dir.path().join("chain.pem"), dir.path().join("key.pem"));
+    let manual = format!("{DEVICE}{MANUAL}");
+    let world = World::enrolled_with(&manual);
+    let csr = run(&world.device, &["csr", "--identity", "wfm-client", "--spiffe-id", CLIENT]);
+    let requested = world.mis.mint(&MintSpec::csr(csr)).unwrap();
+
+    let pair = world.mis.mint(&MintSpec::new(CLIENT)).unwrap();
+    fs::write(&key, pair.key_pem.as_ref().unwrap()).unwrap();
+    fs::write(&chain, pair.chain_pem).unwrap();
+    world.configure(&format!("{DEVICE}{}", installed("wfm-client", &chain, &key)));
+    world.device.signal("HUP");
+    let soft = wait_for_state(&world.device, "wfm-client", "active");
+    assert_eq!(soft["key"]["protection"], "software-basic");
+
+    world.configure(&manual);
+    world.device.signal("HUP");
+    wait_for(&world.device, "wfm-client", "manual again", |is| is["enroll"] == "manual");
+    // Another request is out by now, whose key is not lost either.
+    let csr = run(&world.device, &["csr", "--identity", "wfm-client", "--spiffe-id", CLIENT]);
+    let later = world.mis.mint(&MintSpec::csr(csr)).unwrap();
+    let file = world.device.path("chain.pem");
+    for minted in [requested, later] {
+        fs::write(&file, &minted.chain_pem).unwrap();
+        run(&world.device, &["install", "--identity", "wfm-client", file.to_str().unwrap()]);
+        let now = wait_for_state(&world.device, "wfm-client", "active");
+        assert_eq!(now["key"]["protection"], "hardware");
+        let (_, svid) = world.device.get("/v1/identities/wfm-client/svid").unwrap();
+        let svid: Value = serde_json::from_str(&svid).unwrap();
+        let leaf = svid["certificateChainPem"][0].as_str().unwrap().to_owned();
+        assert!(minted.chain_pem.starts_with(&leaf), "{svid:#}");
+    }
+}
+
+/// The entry of an installed identity.
+fn installed(name: &str, chain: &Path, key: &Path) -> String {
+    format!(
+        "[[identity]]\nname = \"{name}\"\nenroll = \"installed\"\nsvid_file = \"{}\"\nkey_file = \"file:{}\"\n",
+        chain.display(),
+        key.display()
+    )
 }
 
 #[test]
