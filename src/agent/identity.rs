@@ -401,7 +401,7 @@ impl Identity {
             tracing::warn!(
                 identity = name,
                 "an issuer of the new SVID ends at {until}, before the SVID itself at {leaf_until}: it cannot be used longer \
-                 than that. The MIS should issue with a certificate that outlives what it issues"
+                 than that. The issuer should use a certificate that outlives what it issues"
             );
         }
     }

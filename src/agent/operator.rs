@@ -211,7 +211,11 @@ impl Identity {
         let (store, keys) = (self.store.clone(), keys.clone());
         let found = blocking(move || store.find_quarantined(|record| keys.open_for(record, &spki)));
         if let Some((_, key, _)) = found.await {
-            return Ok(Certified::Quarantined(key));
+            // It may have been quarantined because this TPM does not know it.
+            return match proven(&key).await {
+                Ok(()) => Ok(Certified::Quarantined(key)),
+                Err(e) => Err(Reason::of(&e)),
+            };
         }
         let hint =
             format!("Have the request signed that this prints: miaf-agent csr --identity {}", self.name);

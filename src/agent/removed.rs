@@ -2,6 +2,8 @@
 //! withdrawn, also where an earlier configuration of this process published them, and its records
 //! are moved away. What fails is shown in the status, and tried again.
 
+use std::path::PathBuf;
+
 use super::blocking;
 use super::executor::Executor;
 use super::reporting::cause;
@@ -47,6 +49,7 @@ impl RemovedIdentity {
                 continue; // it is back, and its files are its own again
             }
             match all.iter_mut().find(|removed| removed.name == name) {
+                Some(removed) if removed.publishers.iter().any(|one| one.is_at_the_place_of(&publisher)) => {}
                 Some(removed) => removed.publishers.push(publisher),
                 None => all.push(Self { name, publishers: vec![publisher], problem: None }),
             }
@@ -151,7 +154,7 @@ fn withdraw(publishers: &mut Vec<Publisher>) -> Result<(), PublishError> {
 }
 
 /// Moves the records of an identity away, if there are any, and returns where they are then.
-fn move_away(store: &Store, name: &IdentityName) -> Result<Option<std::path::PathBuf>, StoreError> {
+fn move_away(store: &Store, name: &IdentityName) -> Result<Option<PathBuf>, StoreError> {
     match store.identities()?.contains(name) {
         true => store.of(name).retire(false).map(Some),
         false => Ok(None),
@@ -230,12 +233,16 @@ mod tests {
     fn removed_identity_is_one_of_the_store_or_of_former_files() {
         let text = "[[identity]]\nname = \"line\"\nenroll = \"manual\"\n";
         let config = Config::parse(text, Path::new("/etc/miaf-agent/config.toml"), None).unwrap();
-        let former = |of: &str| FormerFiles {
+        let former = |of: &str, dir: &Path| FormerFiles {
             name: name(of),
-            publisher: publisher(&name(of), &files(Path::new("/srv/svid"))),
+            publisher: publisher(&name(of), &files(dir)),
         };
         let stored = [name("gateway"), name("line")];
-        let former = vec![former("gateway"), former("line"), former("other")];
+        // Those of many reloads are no more than the directories that they are in.
+        let (here, there) = (config.files.dir.clone(), PathBuf::from("/srv/svid"));
+        let of_gateway = [&here, &there, &there].map(|dir| former("gateway", dir));
+        let former =
+            of_gateway.into_iter().chain(["line", "other"].map(|name| former(name, &there))).collect();
         let all = RemovedIdentity::all(&config, &stored, former);
         let all: Vec<_> = all.iter().map(|is| (is.name.as_str(), is.publishers.len())).collect();
         assert_eq!(all, [("gateway", 2), ("other", 1)]);
