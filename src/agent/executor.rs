@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::identity::{Identity, Surroundings};
 use super::persist::Records;
 use super::provisioning::Provisioning;
+use super::removed::RemovedIdentity;
 use super::reporting::Reporter;
 use super::trust_domain::TrustDomain;
 use crate::config::{Config, Enrollment};
@@ -23,6 +24,8 @@ pub(super) struct Executor {
     pub(super) lifecycle: Lifecycle,
     pub(super) trust_domain: TrustDomain,
     pub(super) identities: Vec<Identity>,
+    /// Those that are not configured any more, and are not retired yet.
+    pub(super) removed: Vec<RemovedIdentity>,
     pub(super) keys: Providers,
     pub(super) provisioning: Provisioning,
     pub(super) records: Records,

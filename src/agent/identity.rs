@@ -7,7 +7,7 @@ use rustls::sign::CertifiedKey;
 use super::admin::operator_hint;
 use super::blocking;
 use super::est::{self, EstState};
-use super::operator::MISSING_ISSUER;
+use super::operator::{ImportedKey, MISSING_ISSUER};
 use super::persist::{forget, save};
 use super::provisioning::Provisioning;
 use super::reporting::{cause, current_key_failure, hint, key_failure, local, state_failure};
@@ -60,6 +60,12 @@ pub(super) struct Identity {
     pub(super) est: EstState,
     /// What is wrong with the files that an operator supplies.
     pub(super) operator_problem: Option<LastError>,
+    /// The key of a refused pair of files.
+    pub(super) imported_key: Option<ImportedKey>,
+    /// The WFM that asked for the Retry-After delay of the last request, if one did.
+    pub(super) delayed_by_wfm: Option<String>,
+    /// When an operator had the last request made for whose certificate is waited.
+    pub(super) requested_at: Option<Timestamp>,
 }
 
 /// What the actions of an identity need of the agent.
@@ -173,6 +179,10 @@ impl Identity {
                 let sha256 = provisioning.bootstrap.facts().map(|facts| facts.sha256.clone());
                 (issuer.enroll(document, &csr, client).await, sha256)
             }
+        };
+        self.delayed_by_wfm = match (&response, &self.config.enroll) {
+            (Err(IssuerError::WfmRefused { .. }), Enrollment::WfmBinding(wfm)) => Some(wfm.url.to_string()),
+            _ => None,
         };
         let issued = state::StoredIssuedChain {
             renewal: request == Request::Renew,
@@ -389,6 +399,7 @@ impl Identity {
         }
         self.log_adoption(&identity);
         (self.stored_renew_at, self.key_use) = (Some(renew_at), key_use);
+        self.requested_at = None;
         self.current = Some(identity);
         Ok(facts)
     }
@@ -428,7 +439,7 @@ impl Identity {
             tracing::warn!(
                 identity = name,
                 "an issuer of the new SVID ends at {until}, before the SVID itself at {leaf_until}: it cannot be used longer \
-                 than that. The MIS should issue with a certificate that outlives what it issues"
+                 than that. The issuer should use a certificate that outlives what it issues"
             );
         }
     }

@@ -11,6 +11,7 @@ mod listeners;
 mod operator;
 mod persist;
 mod provisioning;
+mod removed;
 mod reporting;
 mod restore;
 mod retry_after;
@@ -303,8 +304,11 @@ impl Mode {
                     next_config: None,
                 };
                 let config = event_loop.run().await?;
-                executor.withdraw_secrets_before(&config);
-                Some((Ok(config), Some(executor.into_provisioned())))
+                executor.withdraw_secrets_before(&config).await;
+                let former_files = executor.former_files(&config);
+                let mut provisioned = executor.into_provisioned();
+                provisioned.former_files = former_files;
+                Some((Ok(config), Some(provisioned)))
             }
         }
     }

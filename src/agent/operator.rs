@@ -4,28 +4,34 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ring::digest::{SHA256, digest};
+
 use super::blocking;
 use super::executor::Executor;
 use super::identity::{Identity, proven};
 use super::persist::save;
 use super::reporting::cause;
-use crate::config::{Enrollment, Rotate};
+use crate::config::{Enrollment, IdentityConfig, Rotate};
 use crate::hint::Reason;
-use crate::keys::{self, ErrorKind, Key, Providers};
+use crate::keys::{self, ErrorKind, Key, KeyFloor, ProviderKind, Providers};
 use crate::lifecycle::{Event, IdentityIndex, KeyChoice, Supplied};
 use crate::platform::credentials::Secret;
 use crate::platform::{access, clock, files};
 use crate::problem::{LastError, ProblemCode, Report};
 use crate::server::command_queue::Decision;
-use crate::state;
+use crate::state::{self, Store};
+use miaf_client::api::{IdentityName, MAX_CHAIN_PEM};
 use miaf_spiffe::svid::{Chain, SvidError, X509Svid};
 use miaf_spiffe::text::Excerpt;
+use miaf_spiffe::time::Timestamp;
 use miaf_spiffe::{SpiffeId, TrustDomain};
 
 /// Limit on the characters of a path in a message.
 const MAX_PATH: usize = 512;
+/// Limit on the characters of a path in a hint.
+const MAX_PATH_IN_HINT: usize = 160;
 /// Limit on the bytes of a file with a chain.
-const MAX_CHAIN_FILE: u64 = 64 * 1024;
+const MAX_CHAIN_FILE: u64 = MAX_CHAIN_PEM as u64;
 /// What to do where the trust bundle does not vouch for a chain.
 pub(super) const MISSING_ISSUER: &str = "Compare its issuer with the CAs in the trust bundle, which this prints: \
      miaf-agent bundle; where an intermediate signed it, append its certificate to the chain, and bring that; where the \
@@ -62,6 +68,7 @@ impl Executor {
             keys::csr::to_pem(&der)
         });
         let csr = csr.await.map_err(|e| Reason::of(&e))?;
+        identity.requested_at = Some(clock::now().wall);
         let events = if is_new { vec![Event::Supplied(index, Supplied::Key)] } else { Vec::new() };
         Ok(Supply { decision: Decision::Csr(csr), events })
     }
@@ -72,17 +79,24 @@ impl Executor {
     /// Why it is refused. The current SVID stays.
     pub(super) async fn install(&mut self, index: IdentityIndex, chain: Chain) -> Result<Supply, Reason> {
         let bundle = self.trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
+        let keys = self.opener();
         let Some(identity) = self.identities.get_mut(index.0) else { return Err(gone()) };
         if identity.has(&chain) {
-            let decision = Decision::Accepted("Nothing changes: this SVID is the current one.".to_owned());
+            let decision = Decision::Accepted("Nothing changes: this SVID is installed already.".to_owned());
             return Ok(Supply { decision, events: Vec::new() });
         }
-        let (choice, key) = identity.key_of(&chain)?;
-        let issued = issued(chain, choice);
-        let detail = identity.judge(&issued, &key, bundle.as_deref())?;
-        identity.store_issued(issued).await.map_err(|e| Reason::of(&e))?;
-        let events = vec![Event::Supplied(index, Supplied::Chain)];
+        let certified = identity.key_of(&chain, &keys).await?;
+        let issued = issued(chain, certified.choice());
+        let detail = identity.judge(&issued, certified.key(), bundle.as_deref())?;
+        let supplied =
+            identity.store_certified(certified, issued, &keys).await.map_err(|e| Reason::of(&e))?;
+        let events = supplied.into_iter().map(|what| Event::Supplied(index, what)).collect();
         Ok(Supply { decision: Decision::Accepted(detail), events })
+    }
+
+    /// Opens the keys that the configuration allows.
+    fn opener(&self) -> Opener {
+        Opener { keys: self.keys.clone(), require: self.config.key.require }
     }
 
     /// The files that operators supply identities with.
@@ -99,14 +113,15 @@ impl Executor {
     /// Reads these files, and stores what is new in them. Returns what the lifecycle has to know.
     pub(super) async fn read_operator_files(&mut self) -> Vec<Event> {
         let bundle = self.trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
+        let keys = self.opener();
         let mut events = Vec::new();
         for identity in &mut self.identities {
             let read = match identity.config.enroll.clone() {
                 Enrollment::Manual { svid_file: Some(file) } => {
-                    identity.read_chain(&file, bundle.as_deref()).await
+                    identity.read_chain(&file, &keys, bundle.as_deref()).await
                 }
                 Enrollment::Installed { svid_file, key } => {
-                    identity.read_installed(&svid_file, &key, &self.keys, bundle.as_deref()).await
+                    identity.read_installed(&svid_file, &key, &keys.keys, bundle.as_deref()).await
                 }
                 Enrollment::Est(est) if est.certificate().is_none() => identity.read_token(est.token()).await,
                 _ => continue,
@@ -184,19 +199,48 @@ impl Identity {
     }
 
     /// The key of this identity that a chain was issued for.
-    fn key_of(&self, chain: &Chain) -> Result<(KeyChoice, Arc<dyn Key>), Reason> {
+    async fn key_of(&self, chain: &Chain, keys: &Opener) -> Result<Certified, Reason> {
         let spki = spki(chain)?;
         let is_for = |key: &Arc<dyn Key>| key.public_key().spki_der() == spki;
         if let Some(key) = self.pending_key.clone().filter(is_for) {
-            return Ok((KeyChoice::Pending, key));
+            return Ok(Certified::Pending(key));
         }
         let current = self.current.as_ref().map(|current| current.key.clone());
         if let Some(key) = current.filter(is_for) {
-            return Ok((KeyChoice::Current, key));
+            return Ok(Certified::Current(key));
+        }
+        // It was requested under another configuration, or with a TPM that is back.
+        let (store, keys) = (self.store.clone(), keys.clone());
+        let found = blocking(move || store.find_quarantined(|record| keys.open_for(record, &spki)));
+        if let Some((_, key, _)) = found.await {
+            // It may have been quarantined because this TPM does not know it.
+            return match proven(&key).await {
+                Ok(()) => Ok(Certified::Quarantined(key)),
+                Err(e) => Err(Reason::of(&e)),
+            };
         }
         let hint =
             format!("Have the request signed that this prints: miaf-agent csr --identity {}", self.name);
         Err(Reason::from("the certificate is for another key than this identity has").with_hint_text(hint))
+    }
+
+    /// Stores a chain with the key that it was issued for. Returns what the lifecycle has to know.
+    async fn store_certified(
+        &mut self,
+        certified: Certified,
+        issued: state::StoredIssuedChain,
+        keys: &Opener,
+    ) -> Result<Vec<Supplied>, state::StoreError> {
+        let mut supplied = Vec::new();
+        if let Certified::Quarantined(key) = certified {
+            let (store, keys, spki) = (self.store.clone(), keys.clone(), key.public_key().spki_der());
+            blocking(move || store.recover(|record| keys.open_for(record, &spki))).await;
+            self.pending_key = Some(key);
+            supplied.push(Supplied::Key);
+        }
+        self.store_issued(issued).await?;
+        supplied.push(Supplied::Chain);
+        Ok(supplied)
     }
 
     /// Validates a chain by the rules of an issued one. Returns what will become of it, in a sentence.
@@ -271,6 +315,7 @@ impl Identity {
     async fn read_chain(
         &mut self,
         file: &Path,
+        keys: &Opener,
         bundle: Option<&miaf_spiffe::Bundle>,
     ) -> Result<Vec<Supplied>, Report> {
         let Some(chain) = read_chain(file).await? else { return Ok(Vec::new()) };
@@ -278,14 +323,13 @@ impl Identity {
             return Ok(Vec::new());
         }
         let refused = |why: &Reason| refused(file, why);
-        let (choice, key) = self.key_of(&chain).map_err(|why| refused(&why))?;
-        let issued = issued(chain, choice);
-        if self.issued.as_ref() == Some(&issued) {
+        let certified = self.key_of(&chain, keys).await.map_err(|why| refused(&why))?;
+        let issued = issued(chain, certified.choice());
+        if self.issued.as_ref() == Some(&issued) && !matches!(certified, Certified::Quarantined(_)) {
             return Ok(Vec::new());
         }
-        self.judge(&issued, &key, bundle).map_err(|why| refused(&why))?;
-        self.store_issued(issued).await.map_err(|e| not_stored(&e))?;
-        Ok(vec![Supplied::Chain])
+        self.judge(&issued, certified.key(), bundle).map_err(|why| refused(&why))?;
+        self.store_certified(certified, issued, keys).await.map_err(|e| not_stored(&e))
     }
 
     /// Whether the current SVID came after this chain: a file that was left behind.
@@ -314,16 +358,23 @@ impl Identity {
             return Ok(Vec::new());
         }
         let secret_shown = secret.shown();
-        let (secret, keys) = (secret.clone(), keys.clone());
+        let (secret, keys, before) = (secret.clone(), keys.clone(), self.imported_key.take());
         let imported = blocking(move || {
             let pem = secret.read_key().map_err(|e| Reason::of(&e))?;
+            let digest = digest(&SHA256, &pem).as_ref().to_vec();
+            // A pair that is refused is looked at again and again; its key is sealed once.
+            if let Some(known) = before.filter(|before| before.digest == digest) {
+                return Ok(known);
+            }
             let origin = format!("the key of {}", secret.shown());
             let key = keys.import(&pem, &origin).map_err(|e| Reason::of(&e))?;
             let record = key.to_pem().map_err(|e| Reason::of(&e))?;
-            Ok::<_, Reason>((key, record))
+            Ok::<_, Reason>(ImportedKey { digest, key, record })
         });
         let refused = |why: &Reason| refused(svid_file, why);
-        let (key, record) = imported.await.map_err(|why| refused(&why))?;
+        let imported = imported.await.map_err(|why| refused(&why))?;
+        let (key, record) = (imported.key.clone(), imported.record.clone());
+        self.imported_key = Some(imported);
         if key.public_key().spki_der() != spki(&chain).map_err(|why| refused(&why))? {
             let why = Reason::from(format!(
                 "its certificate is for another key than that in {}",
@@ -339,11 +390,27 @@ impl Identity {
             return Ok(Vec::new());
         }
         self.judge(&issued, &key, bundle).map_err(|why| refused(&why))?;
+        self.keep_requested_key().await;
         let saved = save(&self.store, state::StoredPendingKey { key: record }).await;
         saved.map_err(|e| not_stored(&e))?;
         self.pending_key = Some(key);
+        self.imported_key = None;
         self.store_issued(issued).await.map_err(|e| not_stored(&e))?;
         Ok(vec![Supplied::Key, Supplied::Chain])
+    }
+
+    /// Quarantines a pending key that is not an installed one, which came with its chain: a request for
+    /// it may be out, from the time when this identity was enrolled by hand.
+    async fn keep_requested_key(&mut self) {
+        let has_chain = self.issued.as_ref().is_some_and(|issued| issued.for_pending_key);
+        let is_requested = |key: &Arc<dyn Key>| key.provider() != ProviderKind::Software || !has_chain;
+        if self.pending_key.take_if(|key| is_requested(key)).is_none() {
+            return;
+        }
+        let store = self.store.clone();
+        let why = "it was created for a certification request, and another key is installed; the chain for the request can \
+                   still be installed with enroll = \"manual\"";
+        blocking(move || store.quarantine::<state::StoredPendingKey>(why)).await;
     }
 
     fn report_operator_problem(&mut self, report: Report) {
@@ -361,6 +428,77 @@ impl Identity {
     }
 }
 
+/// When the last certification request was made before this start. The moment at which the key for
+/// it was created, since requests are not stored.
+pub(super) fn requested_before(store: &Store, config: &IdentityConfig, has_key: bool) -> Option<Timestamp> {
+    let is_manual = matches!(config.enroll, Enrollment::Manual { .. });
+    if is_manual && has_key { store.changed_at::<state::StoredPendingKey>() } else { None }
+}
+
+/// What an operator does once a request is made.
+pub(super) fn install_hint(name: &IdentityName, enroll: &Enrollment, requested_at: Timestamp) -> String {
+    let into_file = match enroll {
+        Enrollment::Manual { svid_file: Some(file) } => {
+            format!("; or put the chain into {}", Excerpt::of(file.display(), MAX_PATH_IN_HINT))
+        }
+        _ => String::new(),
+    };
+    format!(
+        "Have the request of {requested_at} signed, and install the chain: miaf-agent install --identity {name} \
+         chain.pem{into_file}; to print the request again: miaf-agent csr --identity {name}"
+    )
+}
+
+/// The key of an identity that a chain was issued for.
+enum Certified {
+    Pending(Arc<dyn Key>),
+    Current(Arc<dyn Key>),
+    /// It takes the place of the pending one.
+    Quarantined(Arc<dyn Key>),
+}
+
+impl Certified {
+    fn key(&self) -> &Arc<dyn Key> {
+        let (Self::Pending(key) | Self::Current(key) | Self::Quarantined(key)) = self;
+        key
+    }
+
+    fn choice(&self) -> KeyChoice {
+        match self {
+            Self::Pending(_) | Self::Quarantined(_) => KeyChoice::Pending,
+            Self::Current(_) => KeyChoice::Current,
+        }
+    }
+}
+
+/// Opens the keys that the configuration allows.
+#[derive(Clone)]
+struct Opener {
+    keys: Providers,
+    require: Option<KeyFloor>,
+}
+
+impl Opener {
+    /// Opens a key, if it is the one of this subject public key info.
+    fn open_for(&self, record: &state::StoredPendingKey, spki: &[u8]) -> Result<Arc<dyn Key>, String> {
+        let key = self.keys.open(&record.key).map_err(|e| e.to_string())?;
+        if key.public_key().spki_der() != spki {
+            return Err("it is another key".to_owned());
+        }
+        let checked = self.require.map_or(Ok(()), |floor| floor.check(key.protection()));
+        checked.map(|()| key).map_err(|e| e.to_string())
+    }
+}
+
+/// A key that was sealed, and is not stored: the chain for it is refused.
+pub(super) struct ImportedKey {
+    /// SHA-256 of what was read.
+    digest: Vec<u8>,
+    key: Arc<dyn Key>,
+    /// As it is stored.
+    record: String,
+}
+
 pub(super) fn gone() -> Reason {
     Reason::from("the configuration does not have this identity any more")
         .with_hint_text("See those that it has: miaf-agent status")
@@ -368,7 +506,7 @@ pub(super) fn gone() -> Reason {
 
 fn adopted(svid: &X509Svid) -> String {
     format!(
-        "The SVID is valid, and adopted now: {}, serial number {}, until {}.",
+        "The SVID is valid: {}, serial number {}, until {}.",
         svid.spiffe_id(),
         svid.serial(),
         svid.until()

@@ -1,5 +1,6 @@
 //! What is stored and published after every step of the lifecycle.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub(super) struct Records {
     names: Vec<IdentityName>,
     /// What is remembered of the latter.
     removed: Vec<IdentityMemory>,
+    /// The WFMs that asked for the delays of identities.
+    wfms: BTreeMap<IdentityName, String>,
 }
 
 impl Records {
@@ -45,8 +48,9 @@ impl Records {
         time: state::StoredTime,
         names: Vec<IdentityName>,
         removed: Vec<IdentityMemory>,
+        wfms: BTreeMap<IdentityName, String>,
     ) -> Self {
-        Self { store, retry_after, time, names, removed }
+        Self { store, retry_after, time, names, removed, wfms }
     }
 
     /// What has to survive a restart.
@@ -68,9 +72,16 @@ impl Records {
         &mut self,
         lifecycle: &Lifecycle,
         config: &Config,
+        identities: &[Identity],
         reporter: &mut Reporter,
         now: Now,
     ) {
+        for identity in identities {
+            match &identity.delayed_by_wfm {
+                Some(wfm) => drop(self.wfms.insert(identity.name.clone(), wfm.clone())),
+                None => drop(self.wfms.remove(&identity.name)),
+            }
+        }
         let (memory, trusted) = (self.memory(lifecycle), lifecycle.trusts_clock(now));
         match self.retry_after.change(&memory, trusted) {
             None => {}
@@ -82,7 +93,11 @@ impl Records {
             Some(Change::Write) => {
                 let (mis, boot_id) = (address(config), clock::boot_id());
                 let wall = trusted.then_some(now.wall);
-                let record = state::RetryAfterDelays::new(&memory, &self.names, mis, boot_id, wall, now.boot);
+                let mut record =
+                    state::RetryAfterDelays::new(&memory, &self.names, mis, boot_id, wall, now.boot);
+                for delay in &mut record.identities {
+                    delay.wfm = self.wfms.get(&delay.name).cloned();
+                }
                 let consequence = "a Retry-After delay could not be stored; it would be lost on a restart";
                 if try_save(&self.store, None, record, consequence, reporter).await {
                     self.retry_after.changed(memory, trusted);
@@ -127,21 +142,24 @@ impl Records {
 }
 
 impl Executor {
-    /// Stores and publishes what the last step changed. Returns when to try again to publish, if
-    /// that failed.
+    /// Stores and publishes what the last step changed. Returns when to try again to publish or to
+    /// withdraw, if that failed.
     pub(super) async fn persist_and_publish(
         &mut self,
         now: Now,
         publication: &Broadcaster,
     ) -> Option<Duration> {
-        self.records.store_memory(&self.lifecycle, &self.config, &mut self.reporter, now).await;
+        let Self { records, lifecycle, config, identities, reporter, .. } = &mut *self;
+        records.store_memory(lifecycle, config, identities, reporter, now).await;
         self.records.store_time(&self.lifecycle, &mut self.reporter).await;
         self.store_renewal_moments().await;
+        self.retire_removed().await;
         let published = self.publish_files(now).await;
         let snapshot = self.snapshot(now, &published);
         self.reporter.report_snapshot(&snapshot, now.wall);
         publication.send(snapshot, now.wall);
-        published.iter().any(|published| published.failure.is_some()).then_some(PUBLISH_RETRY)
+        let has_failed = published.iter().any(|published| published.failure.is_some());
+        (has_failed || !self.removed.is_empty()).then_some(PUBLISH_RETRY)
     }
 
     /// Stores renewal moments that have been brought forward since their SVIDs were stored.
@@ -175,12 +193,13 @@ impl Executor {
     }
 
     /// Withdraws secrets that the next configuration publishes at another place, or at none.
-    pub(super) fn withdraw_secrets_before(&mut self, next: &Config) {
+    pub(super) async fn withdraw_secrets_before(&mut self, next: &Config) {
         if next.files.software_key_dir == self.config.files.software_key_dir {
             return;
         }
         for identity in &self.identities {
-            if let Err(e) = identity.publisher.withdraw_secrets() {
+            let publisher = identity.publisher.clone();
+            if let Err(e) = blocking(move || publisher.withdraw_secrets()).await {
                 let (identity, code) = (identity.name.as_str(), ProblemCode::NotPublished.as_str());
                 tracing::error!(
                     identity,

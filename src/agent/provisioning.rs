@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::blocking;
 use super::executor::Executor;
+use super::removed::FormerFiles;
 use super::reporting::{local, local_failure};
 use crate::config::{self, Config, Enrollment, IdentityConfig, TrustDomainSource};
 use crate::factory_credential::{CredentialError, CurrentCredential, FactoryCredential, Purpose};
@@ -43,11 +44,15 @@ pub(super) struct Provisioned {
     pub(super) tpm: Tpm,
     /// Purpose of the first check.
     pub(super) purpose: Purpose,
+    /// What was published where the next configuration does not look for it.
+    pub(super) former_files: Vec<FormerFiles>,
 }
 
 impl Provisioned {
     /// What a configuration names, with what was good under the one before it to fall back on.
-    pub(super) fn under(config: &Config, before: Option<Self>) -> Self {
+    pub(super) fn under(config: &Config, mut before: Option<Self>) -> Self {
+        let former_files =
+            before.as_mut().map(|before| std::mem::take(&mut before.former_files)).unwrap_or_default();
         let (mis, trust) = config.mis.as_ref().map(|mis| (mis.source.clone(), mis.trust.clone())).unzip();
         let (trust, tcti) = (trust.unwrap_or_default(), &config.key.tcti);
         let (good, tpm) = match before {
@@ -65,7 +70,7 @@ impl Provisioned {
             Some((before, bootstrap, est)) => (ServerTrust::succeeding(trust, &before), bootstrap, est),
             None => (ServerTrust::new(trust), CurrentCredential::default(), BTreeMap::new()),
         };
-        Self { mis, trust, bootstrap, est, tpm, purpose }
+        Self { mis, trust, bootstrap, est, tpm, purpose, former_files }
     }
 }
 
@@ -384,6 +389,7 @@ impl Executor {
                 .map(|(name, (_, credential))| (name, credential))
                 .collect(),
             purpose: Purpose::Use,
+            former_files: Vec::new(),
         }
     }
 }

@@ -1,5 +1,4 @@
-//! Restores what the process before stored. Nothing is contacted, neither the MIS nor the TPM. An
-//! identity that is not configured any more is retired.
+//! Restores what the process before stored. Nothing is contacted, neither the MIS nor the TPM.
 
 use std::sync::Arc;
 
@@ -9,8 +8,10 @@ use super::address;
 use super::est::EstState;
 use super::executor::Executor;
 use super::identity::{Identity, fits, svid_facts};
+use super::operator::requested_before;
 use super::persist::{Records, forget};
 use super::provisioning::{Provisioned, Provisioning};
+use super::removed::RemovedIdentity;
 use super::reporting::{Reporter, cause, hint};
 use super::retry_after::{self, StoredRetryAfter};
 use super::trust_domain::{CachedBundle, CachedDiscovery, TrustDomain, discovery_facts};
@@ -62,12 +63,15 @@ impl Executor {
         let discovery = read_discovery(&store, &config);
         let stored = store.identities()?;
         let is_configured = |name: &IdentityName| config.identities.iter().any(|known| known.name == *name);
-        let (mut configs, others) =
-            (config.identities.clone(), stored.iter().filter(|name| !is_configured(name)));
-        match scope {
-            Scope::Configured => others.for_each(|name| retire_removed(name, &config, &store)),
-            Scope::Stored => configs.extend(others.cloned().map(IdentityConfig::stored)),
-        }
+        let mut configs = config.identities.clone();
+        let removed_identities = match scope {
+            Scope::Configured => RemovedIdentity::all(&config, &stored, provisioned.former_files),
+            Scope::Stored => {
+                let others = stored.iter().filter(|name| !is_configured(name));
+                configs.extend(others.cloned().map(IdentityConfig::stored));
+                Vec::new()
+            }
+        };
         let identities = configs.into_iter().enumerate().map(|(nth, identity)| {
             restore_identity(IdentityIndex(nth), identity, &config, &store, &keys, scope)
         });
@@ -80,7 +84,12 @@ impl Executor {
         }
         // What another MIS asked for does not bind this one.
         let delays = cached(&store).filter(|delays: &state::RetryAfterDelays| delays.mis == address(&config));
-        let delays = delays.unwrap_or_default();
+        let mut delays = delays.unwrap_or_default();
+        retry_after::forget_other_wfms(&mut delays, &config.identities);
+        for identity in &mut identities {
+            let delay = delays.identities.iter().find(|delay| delay.name == identity.name);
+            identity.delayed_by_wfm = delay.and_then(|delay| delay.wfm.clone());
+        }
         let time = cached::<state::StoredTime>(&store).unwrap_or_default();
         let boot_id = clock::boot_id();
         let names: Vec<_> = identities.iter().map(|identity| identity.name.clone()).collect();
@@ -103,12 +112,16 @@ impl Executor {
         let lifecycle = Lifecycle::new(policy(&config), restored, now, &mut random::unit);
         let (mut memory, trusted) = (lifecycle.memory(), lifecycle.trusts_clock(now));
         memory.identities.extend(removed.iter().cloned());
+        let wfms =
+            delays.identities.iter().filter_map(|delay| Some((delay.name.clone(), delay.wfm.clone()?)));
+        let wfms = wfms.collect();
         let delays = StoredRetryAfter::restored(&delays, boot_id.as_deref(), memory, trusted);
         let issuer = Issuer::new(Protocol::default(), Transport::new(provisioned.trust, proxy));
         Ok(Self {
             lifecycle,
             trust_domain: TrustDomain::new(issuer, discovery, bundle, config.staleness),
             identities,
+            removed: removed_identities,
             keys,
             provisioning: Provisioning::new(
                 &config,
@@ -117,7 +130,7 @@ impl Executor {
                 provisioned.purpose,
                 now,
             ),
-            records: Records::new(store, delays, time, names, removed),
+            records: Records::new(store, delays, time, names, removed, wfms),
             reporter: Reporter::default(),
             rejected: None,
             _lock: lock,
@@ -135,34 +148,12 @@ fn policy(config: &Config) -> Policy {
 }
 
 /// What the configuration says of an identity's files.
-fn identity_files(identity: &IdentityConfig) -> IdentityFiles {
+pub(super) fn identity_files(identity: &IdentityConfig) -> IdentityFiles {
     IdentityFiles {
         name: identity.name.clone(),
         group: identity.group.clone(),
         key_group: identity.key_group.clone(),
         publish_intermediates: identity.publish_intermediates,
-    }
-}
-
-/// Retires an identity that the configuration does not have any more: what is published is withdrawn,
-/// and its records are moved away. What fails is tried again at the next start.
-fn retire_removed(name: &IdentityName, config: &Config, store: &Store) {
-    let files = identity_files(&IdentityConfig::stored(name.clone()));
-    let mut publisher = Publisher::new(&config.files, &files);
-    let withdrawn = publisher.withdraw().map_err(|e| e.with_hint().to_string());
-    let retired =
-        withdrawn.and_then(|()| store.of(name).retire(false).map_err(|e| e.with_hint().to_string()));
-    let identity = name.as_str();
-    match retired {
-        Ok(dir) => tracing::warn!(
-            identity, stored_in = %dir.display(),
-            "identity retired: it is not in the configuration any more"
-        ),
-        Err(why) => tracing::error!(
-            identity,
-            "the identity is not in the configuration any more, and could not be retired: {}",
-            cause(&why)
-        ),
     }
 }
 
@@ -265,6 +256,9 @@ fn restore_identity(
         store: store.clone(),
         current: svid_and_key.map(Arc::new),
         previous_key: None,
+        imported_key: None,
+        delayed_by_wfm: None,
+        requested_at: requested_before(store, &identity_config, pending_key.is_some()),
         pending_key,
         issued,
         issued_is_new: false,

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::config::{Enrollment, IdentityConfig};
 use crate::lifecycle::{IdentityMemory, Memory, TrustDomainMemory};
 use crate::state::{self, IdentityDelay, RetryAfterDelays};
 use miaf_client::api::IdentityName;
@@ -67,6 +68,21 @@ pub(super) fn remembered(
         bundle_retry_after: record.bundle.map(end),
     };
     (Memory { trust_domain, identities }, names)
+}
+
+/// Leaves out the delays that another WFM asked for than the one that the identity is configured for
+/// now: it knows nothing of them.
+pub(super) fn forget_other_wfms(record: &mut RetryAfterDelays, identities: &[IdentityConfig]) {
+    for delay in &mut record.identities {
+        let configured = identities.iter().find(|identity| identity.name == delay.name);
+        let url = configured.map(|identity| match &identity.enroll {
+            Enrollment::WfmBinding(wfm) => Some(wfm.url.to_string()),
+            _ => None,
+        });
+        if delay.wfm.is_some() && url.is_some_and(|url| url != delay.wfm) {
+            (delay.retry_after, delay.reason, delay.wfm) = (None, None, None);
+        }
+    }
 }
 
 impl StoredRetryAfter {
@@ -173,6 +189,40 @@ mod tests {
             assert_eq!(left(SOME_DAY.after(HOUR / 2)), HOUR / 2, "half of it was spent switched off");
             assert_eq!(left(SOME_DAY.after(HOUR * 1000)), Duration::ZERO, "it is long over");
             assert_eq!(left(Timestamp::default()), HOUR, "a clock at 1970 makes it no longer than it was");
+        }
+    }
+
+    #[test]
+    fn delay_of_a_wfm_ends_with_the_change_to_another() {
+        let then = at(SOME_DAY, MINUTE);
+        let mut asked = record(&to_wait_for_an_hour(then), "this boot", true, then);
+        asked.identities[0].name = IdentityName::parse("client").unwrap();
+        let config = |name: &str, url: &str| {
+            let text = format!(
+                "[bootstrap]\ncert_file = \"a\"\nkey = \"file:b\"\n\
+                 [[identity]]\nname = \"device\"\nenroll = \"factory-cert\"\n\
+                 [[identity]]\nname = \"{name}\"\nenroll = \"wfm-binding\"\n\
+                 [identity.wfm]\nurl = \"{url}\"\nid = \"w\"\n"
+            );
+            crate::config::Config::parse(&text, std::path::Path::new("/etc/config.toml"), None)
+                .unwrap()
+                .identities
+        };
+        let (one, other) = ("https://one.example/", "https://other.example");
+        for (asked_by, identities, is_kept) in [
+            (Some(one), config("client", "https://one.example"), true),
+            (Some(one), config("client", other), false),
+            (Some(one), config("another", other), true), // it may come back
+            (None, config("client", other), true),       // the MIS asked for it
+        ] {
+            let mut record = asked.clone();
+            record.identities[0].wfm = asked_by.map(str::to_owned);
+            forget_other_wfms(&mut record, &identities);
+            let delay = &record.identities[0];
+            assert_eq!(
+                (delay.retry_after.is_some(), delay.wfm.is_some()),
+                (is_kept, is_kept && asked_by.is_some())
+            );
         }
     }
 

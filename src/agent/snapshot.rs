@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::admin::operator_hint;
 use super::executor::Executor;
 use super::identity::Identity;
+use super::operator::install_hint;
 use super::persist::{PUBLISH_RETRY, Published};
 use super::reporting::last_tenth;
 use crate::config::WhenStale;
@@ -70,8 +71,16 @@ impl Executor {
         let in_lifecycle = || {
             let (mut error, wait) = view.last_error(now)?;
             if error.report.code == ProblemCode::OperatorNeeded {
-                let hint = operator_hint(&identity.name, Some(&identity.config.enroll));
-                error.report = error.report.with_hint(Some(hint));
+                let (name, enroll) = (&identity.name, &identity.config.enroll);
+                error.report = match identity.requested_at {
+                    Some(at) => {
+                        let consequence =
+                            format!("A request was made at {at}, and no chain for it is installed yet");
+                        let hint = install_hint(name, enroll, at);
+                        error.report.with_consequence(&consequence).with_hint(Some(hint))
+                    }
+                    None => error.report.with_hint(Some(operator_hint(name, Some(enroll)))),
+                };
             }
             Some((error, wait.map(|wait| now.wall.after(wait))))
         };
@@ -116,13 +125,16 @@ impl Executor {
             Some((problem, Some(now.wall.after(self.provisioning.next_check_in(now)))))
         };
         let other = self.stale_bundle(now, in_lifecycle()).or_else(in_lifecycle).or_else(in_provisioning);
+        // Nobody else tells of files that should be gone.
+        let other = match (self.removal_problem().cloned(), other) {
+            (Some(problem), other) => {
+                Some((with_besides(problem, other), Some(now.wall.after(PUBLISH_RETRY))))
+            }
+            (None, other) => other,
+        };
         // What an operator has just done comes first: perhaps it was to correct the other.
-        let Some(mut rejected) = self.rejected.clone() else { return other };
-        if let (Some(detail), Some((LastError { report, .. }, _))) = (&mut rejected.report.detail, other) {
-            let both = format_args!("{detail}. Besides: {}", report.message());
-            *detail = Excerpt::of(both, MAX_DETAIL).into();
-        }
-        Some((rejected, None))
+        let Some(rejected) = self.rejected.clone() else { return other };
+        Some((with_besides(rejected, other), None))
     }
 
     /// Time until the bundle becomes stale. `None`: it is stale, or never will be, or the clock
@@ -179,6 +191,15 @@ impl Executor {
         let report = Report::new(ProblemCode::SvidNotTrusted, title, &why);
         untrusted.then_some(LastError { report, at: cached.record.fetched_at, permanent: false })
     }
+}
+
+/// An error, with another one in its detail.
+fn with_besides(mut error: LastError, other: Option<ShownError>) -> LastError {
+    if let (Some(detail), Some((LastError { report, .. }, _))) = (&mut error.report.detail, other) {
+        let both = format_args!("{detail}. Besides: {}", report.message());
+        *detail = Excerpt::of(both, MAX_DETAIL).into();
+    }
+    error
 }
 
 /// The error of an operator's files, or that of the lifecycle: the later one, since a chain may have

@@ -10,20 +10,39 @@ use std::process::{Command, ExitCode};
 
 use super::{EXIT_CONFIG, complain_with_hint, fail, fail_with_hint};
 use crate::agent;
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::hint::Reason;
 use miaf_client::api::IdentityName;
 
 pub(super) fn run(config: &Path, identity: &IdentityName) -> ExitCode {
     let source = agent::place(Some(config));
-    let config = match source.load() {
-        Ok(config) => config,
-        Err(e) => {
-            complain_with_hint(&e);
-            return ExitCode::from(EXIT_CONFIG);
-        }
+    let (config, error) = match source.load() {
+        Ok(config) => (config, None),
+        // The agent goes on under what it can read of it, and so do the programs.
+        Err(e) => match source.salvage() {
+            Ok(salvaged) => (salvaged.config, Some(e)),
+            Err(_) => return reject(&e),
+        },
     };
-    match unit(&config, identity) {
+    match (unit(&config, identity), error) {
+        // Whether there is such a unit is not known.
+        (Err(_), Some(e)) => reject(&e),
+        (unit, error) => {
+            if let Some(e) = &error {
+                complain_with_hint(e);
+            }
+            restart(unit)
+        }
+    }
+}
+
+fn reject(e: &ConfigError) -> ExitCode {
+    complain_with_hint(e);
+    ExitCode::from(EXIT_CONFIG)
+}
+
+fn restart(unit: Result<&str, Reason>) -> ExitCode {
+    match unit {
         // Does not return, unless the program cannot be run.
         Ok(unit) => {
             let why = Command::new("systemctl").args(["--no-block", "try-restart", "--", unit]).exec();

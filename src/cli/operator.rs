@@ -16,14 +16,14 @@ use super::{
 use crate::hint::Reason;
 use crate::platform::{access, files};
 use miaf_client::Client;
-use miaf_client::api::{ErrorStatus, IdentityStatus, ProblemCode, Status};
+use miaf_client::api::{ErrorStatus, IdentityStatus, MAX_CHAIN_PEM, ProblemCode, Status};
 use miaf_spiffe::svid::{Chain, SvidError, X509Svid};
 use miaf_spiffe::text::{self, Excerpt};
 use miaf_spiffe::time::Timestamp;
 use miaf_spiffe::{SpiffeId, pem};
 
-/// Limit on the bytes of a chain, as the agent has it.
-const MAX_CHAIN: u64 = 64 * 1024;
+/// Limit on the bytes of the file with a chain.
+const MAX_CHAIN: u64 = MAX_CHAIN_PEM as u64;
 /// Limit of characters of a path in a message.
 const MAX_PATH: usize = 300;
 /// Mode of a file with a request: nothing in it is secret.
@@ -243,7 +243,13 @@ fn read(file: &Path) -> Result<(String, X509Svid), Reason> {
     let svid = X509Svid::from_stored(chain.clone())
         .map_err(|e| refused("does not begin with the certificate of an identity", &e))?;
     // Only certificates are sent, in ASCII: whatever else the file has, and in whatever encoding.
-    Ok((chain.to_pems().concat(), svid))
+    let text = chain.to_pems().concat();
+    if text.len() > MAX_CHAIN_PEM {
+        let what = format!("{} has more than {} KiB of certificates", path_shown(file), MAX_CHAIN_PEM / 1024);
+        let hint = "Install nothing but the certificate of the identity and its intermediates";
+        return Err(Reason::from(what).with_hint_text(hint));
+    }
+    Ok((text, svid))
 }
 
 fn content(file: &Path) -> Result<Vec<u8>, Reason> {

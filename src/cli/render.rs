@@ -6,10 +6,27 @@ use miaf_client::api::{
     ErrorStatus, IdentityStatus, KeyStatus, Open, ProblemCode, Protection, State, TrustStatus,
 };
 use miaf_spiffe::time::Timestamp;
+use miaf_spiffe::{MargoName, SpiffeId};
 
 /// Describes the state in a sentence.
-pub(super) fn meaning(state: &Open<State>) -> &'static str {
-    state.known().map_or("unknown to this command; the agent is newer", State::meaning)
+pub(super) fn meaning(identity: &IdentityStatus) -> String {
+    let Some(state) = identity.state.known() else {
+        return "unknown to this command; the agent is newer".to_owned();
+    };
+    match (state, identity.spiffe_id.as_deref().and_then(holder)) {
+        (State::Active, Some(holder)) => format!("{holder} has a valid identity"),
+        (State::Renewing, Some(holder)) => format!("{holder} has a valid identity, and its renewal is due"),
+        _ => state.meaning().to_owned(),
+    }
+}
+
+/// Who has the identity that a SPIFFE ID names.
+fn holder(spiffe_id: &str) -> Option<String> {
+    match SpiffeId::parse(spiffe_id).ok()?.margo_name()? {
+        MargoName::Device { .. } => Some("the device".to_owned()),
+        MargoName::WfmClient { client_id, .. } => Some(format!("the WFM Client {client_id}")),
+        MargoName::Wfm { .. } => None,
+    }
 }
 
 /// Describes the way to an identity, as `enroll` in the configuration has it.
@@ -242,7 +259,9 @@ pub(super) mod tests {
             name: IdentityName::DEVICE,
             state: State::Renewing.into(),
             ready: true,
-            spiffe_id: Some("spiffe://factory.example/margo/device/x".into()),
+            spiffe_id: Some(
+                "spiffe://factory.example/margo/device/87f4893b-a029-42c1-8777-d214f7f76120".into(),
+            ),
             svid: Some(SvidStatus {
                 serial: "01:02".into(),
                 not_before: time("2026-01-01T00:00:00Z"),

@@ -65,7 +65,7 @@ impl Lines {
     ) {
         let note = if is_default { " (the default: that of programs that name none)" } else { "" };
         self.line("Identity", &format!("{}{note}", identity.name));
-        self.line("State", &format!("{} - {}", identity.state, meaning(&identity.state)));
+        self.line("State", &format!("{} - {}", identity.state, meaning(identity)));
         if let Some(enroll) = &identity.enroll {
             self.line("Enrollment", &format!("{enroll} - {}", way(enroll)));
         }
@@ -156,7 +156,7 @@ mod tests {
         let (mut status, now) = example();
         let text = render(&status, now);
         for part in [
-            "Identity      device\nState         renewing - this device has a valid identity, and its renewal is due\nSPIFFE ID     spiffe://",
+            "Identity      device\nState         renewing - the device has a valid identity, and its renewal is due\nSPIFFE ID     spiffe://",
             "2026-01-03T00:00:00Z (in 23h 59m)",
             "2026-01-01T23:00:00Z (due for 1h 1m)",
             "Lifetime      [=====",
@@ -263,9 +263,9 @@ mod tests {
         }
         let expected = "\
 Identity      device (the default: that of programs that name none)
-State         active - this device has a valid identity
+State         active - the device has a valid identity
 Enrollment    factory-cert - the agent requests it with the factory certificate of this device
-SPIFFE ID     spiffe://factory.example/margo/device/x
+SPIFFE ID     spiffe://factory.example/margo/device/87f4893b-a029-42c1-8777-d214f7f76120
 Valid until   2026-01-03T00:00:00Z (in 23h 59m)
 Renewal       2026-01-01T23:00:00Z (due for 1h 1m)
 Lifetime      [=======================R=>------------------------]
@@ -294,7 +294,7 @@ Hint          Have the request signed that this prints:
 Next step     an operator has to bring the certificate, as the hint says
 
 Identity      gateway
-State         active - this device has a valid identity
+State         active - the WFM Client gateway has a valid identity
 Enrollment    installed - an operator puts its certificate and its key into files
 SPIFFE ID     spiffe://factory.example/margo/wfm/w/client/gateway
 Valid until   2026-01-03T00:00:00Z (in 23h 59m)

@@ -194,7 +194,7 @@ impl fmt::Display for TimedOut {
                 let Some(identity) = status.identity(self.name.as_ref()) else {
                     return f.write_str("there is no identity with this name");
                 };
-                write!(f, "the state is {} - {}", identity.state, meaning(&identity.state))?;
+                write!(f, "the state is {} - {}", identity.state, meaning(identity))?;
                 let shared = status.last_error.as_ref();
                 if let Some(wrong) = identity.error(shared) {
                     write!(f, ". Last error: {}", error(wrong).trim_end_matches('.'))?;
@@ -266,7 +266,7 @@ mod tests {
         let of_svid = message(What::Svid, Some(status));
         assert!(
             of_svid.starts_with(
-                "timed out after 1m 30s waiting for a valid SVID: the state is renewing - this device has a valid identity"
+                "timed out after 1m 30s waiting for a valid SVID: the state is renewing - the device has a valid identity"
             ) && of_svid.contains(". Last error: Service Unavailable: The database is away. Next step: none: "),
             "{of_svid}"
         );

@@ -141,7 +141,7 @@ fn identity_news(before: Option<Known<'_>>, after: Known<'_>, now: Timestamp) ->
     let (was, is) = (before.map(|before| before.status), after.status);
     let mut news = Vec::new();
     if was.map(|was| &was.state) != Some(&is.state) {
-        news.push(meaning(&is.state).to_owned());
+        news.push(meaning(is));
     }
     if was.and_then(|was| was.spiffe_id.as_ref()) != is.spiffe_id.as_ref() {
         let id = is.spiffe_id.as_ref();
@@ -245,8 +245,8 @@ mod tests {
         let first = StateEvent { status, svids: Vec::new(), bundle: None };
         let printed = lines(None, &first, now);
         for part in [
-            "2026-01-02T00:01:00Z device renewing: this device has a valid identity",
-            "the identity is spiffe://factory.example/margo/device/x",
+            "2026-01-02T00:01:00Z device renewing: the device has a valid identity",
+            "the identity is spiffe://factory.example/margo/device/87f4893b-a029-42c1-8777-d214f7f76120",
             "; SVID 01:02 until 2026-01-03T00:00:00Z; renewal due for 1h 1m (2026-01-01T23:00:00Z)",
             "; Service Unavailable: The database is away. Next step: none: the agent tries again in 4m\n",
         ] {
@@ -276,7 +276,7 @@ mod tests {
         next.bundle = Some(two_anchors());
         assert_eq!(
             lines(Some(&first), &next, now),
-            "2026-01-02T00:01:00Z device active: this device has a valid identity; new SVID 03 until \
+            "2026-01-02T00:01:00Z device active: the device has a valid identity; new SVID 03 until \
              2026-01-03T00:00:00Z; no error any more\n\
              2026-01-02T00:01:00Z trust domain: trust bundle number 7 with 2 anchors\n"
         );

@@ -41,10 +41,10 @@ const KEYS: [(&str, &[&str]); 7] = [
 /// for the other part may revoke them. Without them only the agent's own user has access.
 const GRANTS: [Name; 2] = [("socket", "sign_group"), ("workload_api", "key_users")];
 
-/// The keys of an `[[identity]]` that are salvaged: its name, the way to it, and who may have its
-/// software key. Without the others the way could not be read.
+/// The keys of an `[[identity]]` that are salvaged: its name, the way to it, who may have its
+/// software key, and the unit that its files concern. Without the others the way could not be read.
 const IDENTITY_KEYS: [(&str, &[&str]); 4] = [
-    ("", &["name", "enroll", "svid_file", "key_file", "users"]),
+    ("", &["name", "enroll", "svid_file", "key_file", "users", "notify"]),
     ("key", &["provider"]),
     ("wfm", &["url", "id", "client_handle"]),
     ("est", &["allow_nonstandard"]),
@@ -208,6 +208,20 @@ impl Identities {
 
 /// Reads one `[[identity]]`. `None`: its way cannot be read.
 fn read_identity(values: &BTreeMap<Name, String>, key: &KeyConfig, file: &Path) -> Option<IdentityConfig> {
+    let read = |values: &BTreeMap<Name, String>| read_valid_identity(values, key, file);
+    // A unit of a wrong name is no reason to misread the way.
+    let without_unit = || {
+        let mut values = values.clone();
+        values.remove(&NOTIFY).and_then(|_unit| read(&values))
+    };
+    read(values).or_else(without_unit)
+}
+
+fn read_valid_identity(
+    values: &BTreeMap<Name, String>,
+    key: &KeyConfig,
+    file: &Path,
+) -> Option<IdentityConfig> {
     let lines = document(values.iter().map(|(name, value)| (*name, value)));
     let sources = Sources::one(file, &format!("[[identity]]\n{lines}"));
     let raw = sources.parse().ok()?;
@@ -216,6 +230,7 @@ fn read_identity(values: &BTreeMap<Name, String>, key: &KeyConfig, file: &Path) 
 }
 
 const USERS: Name = ("", "users");
+const NOTIFY: Name = ("", "notify");
 const STATE_DIR: Name = ("", "state_dir");
 
 /// Blanks the first few lines that are no TOML, and returns their number. The parser loses what

@@ -17,12 +17,12 @@ use crate::server::request_body;
 use crate::server::response::{
     self, HttpResponse, JSON, method_not_allowed, problem, refusal, unknown_identity,
 };
-use miaf_client::api::{Accepted, IdentityName, ProblemCode};
+use miaf_client::api::{Accepted, IdentityName, MAX_CHAIN_PEM, ProblemCode};
 use miaf_spiffe::svid::Chain;
 use miaf_spiffe::{SpiffeId, TrustDomain, json};
 
-/// Limit on the bytes of a chain that an operator brings.
-const MAX_CHAIN: usize = 64 * 1024;
+/// Limit on the bytes of a body with a chain. A line end and a quote have two bytes in JSON.
+const MAX_CHAIN_BODY: usize = 2 * MAX_CHAIN_PEM + 1024;
 
 /// The path of an admin command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl CommandPath {
     /// Limit on the bytes of its body.
     fn max_body(&self) -> usize {
         match self {
-            Self::Install(_) => MAX_CHAIN,
+            Self::Install(_) => MAX_CHAIN_BODY,
             _ => request_body::MAX_BODY,
         }
     }
@@ -130,6 +130,11 @@ impl CommandPath {
             Self::Install(identity) => {
                 let must = "Send {\"certificateChainPem\": \"…\"}: one string of PEM, leaf first, then its intermediates";
                 let InstallBody { certificate_chain_pem } = object(body, must)?;
+                if certificate_chain_pem.len() > MAX_CHAIN_PEM {
+                    let what = format!("the certificate chain has more than {MAX_CHAIN_PEM} bytes");
+                    let hint = "Send nothing but the leaf and its intermediates";
+                    return Err(Reason::from(what).with_hint_text(hint));
+                }
                 let chain = Chain::from_pem_text(certificate_chain_pem.as_bytes()).map_err(|e| {
                     Reason::from(format!("the certificate chain cannot be read: {e}")).with_hint_text(must)
                 })?;
@@ -291,6 +296,25 @@ fn check(
 mod tests {
     use super::*;
     use crate::hint::assert_apart;
+
+    /// One limit for every caller, whatever its encoder of JSON writes.
+    #[test]
+    fn chain_is_limited_by_its_bytes_of_pem() {
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let pem = rcgen::CertificateParams::default().self_signed(&pair).unwrap().pem();
+        let install = || CommandPath::Install(IdentityName::DEVICE);
+        let body = |length: usize| {
+            let text = format!("{pem}{}", "\n".repeat(length - pem.len()));
+            serde_json::json!({ "certificateChainPem": text }).to_string().into_bytes()
+        };
+        let longest = body(MAX_CHAIN_PEM);
+        assert!(longest.len() > MAX_CHAIN_PEM && longest.len() <= install().max_body());
+        install().read(&longest, &IdentityName::DEVICE).unwrap();
+        let longer = body(MAX_CHAIN_PEM + 1);
+        let refused = install().read(&longer, &IdentityName::DEVICE).unwrap_err();
+        assert!(refused.what.contains("more than 65536 bytes"), "{refused}");
+        assert_apart(&refused);
+    }
 
     #[test]
     fn command_body_is_validated() {

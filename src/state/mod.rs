@@ -31,6 +31,7 @@ use crate::platform::access::{current_user, shell_word, unusable_own, user, user
 use crate::platform::files;
 use miaf_client::api::IdentityName;
 use miaf_spiffe::text::Excerpt;
+use miaf_spiffe::time::Timestamp;
 
 /// Limit on the characters of why a record cannot be used. It quotes the record.
 const MAX_REASON: usize = 400;
@@ -307,6 +308,12 @@ impl Store {
         former.filter(|former| !path.exists() && former.exists()).unwrap_or(path)
     }
 
+    /// When a record was written, by the file system. `None`: there is none, or it does not tell.
+    pub fn changed_at<R: Record>(&self) -> Option<Timestamp> {
+        let metadata = fs::metadata(self.record_path::<R>()).ok()?;
+        metadata.modified().ok().map(Timestamp::from)
+    }
+
     /// Writes a record durably, in place of the one before.
     ///
     /// # Errors
@@ -338,17 +345,30 @@ impl Store {
         self.quarantine_file(&self.directory().join(R::NAME), why);
     }
 
-    /// Recovers the newest quarantined record that can be used again, if there is one. To be called
-    /// when there is no record in its place.
+    /// Recovers the newest quarantined record that can be used again, if there is one. A record in its
+    /// place is quarantined.
     pub fn recover<R: Record, T>(&self, usable: impl Fn(&R) -> Result<T, String>) -> Option<(T, R)> {
+        let path = self.directory().join(R::NAME);
+        let (file, used, record) = self.find_quarantined(usable)?;
+        if path.exists() {
+            self.quarantine_file(&path, "another record that was quarantined takes its place");
+        }
+        fs::rename(&file, &path).and_then(|()| files::sync_dir(&self.directory())).ok()?;
+        tracing::warn!(file = %file.display(), "quarantined record recovered: it can be used again");
+        Some((used, record))
+    }
+
+    /// Finds the newest quarantined record that can be used again.
+    pub fn find_quarantined<R: Record, T>(
+        &self,
+        usable: impl Fn(&R) -> Result<T, String>,
+    ) -> Option<(PathBuf, T, R)> {
         let path = self.directory().join(R::NAME);
         let quarantined = (1..=MAX_RECOVERED).rev().map(|number| quarantine_path(&path, number));
         quarantined.filter(|file| file.exists()).find_map(|file| {
             let record = R::decode(&files::read_limited(&file).ok()?).ok()?;
             let used = usable(&record).ok()?;
-            fs::rename(&file, &path).and_then(|()| files::sync_dir(&self.directory())).ok()?;
-            tracing::warn!(file = %file.display(), "quarantined record recovered: it can be used again");
-            Some((used, record))
+            Some((file, used, record))
         })
     }
 

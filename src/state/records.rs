@@ -218,6 +218,9 @@ pub struct IdentityDelay {
     /// The operator has allowed a lost key to be replaced.
     #[serde(default)]
     pub replace_lost_key: bool,
+    /// Base URL of the WFM that asked for the delay. `None`: the MIS did.
+    #[serde(default)]
+    pub wfm: Option<String>,
 }
 
 /// An error, if it is of a form that this version knows. The delays count without it.
@@ -264,6 +267,7 @@ impl RetryAfterDelays {
                     reason: identity.error.clone(),
                     admission_pending: identity.admission_pending,
                     replace_lost_key: identity.replace_lost_key,
+                    wfm: None,
                 })
                 .collect(),
         }
@@ -296,6 +300,7 @@ impl RetryAfterDelays {
             reason: former.reason,
             admission_pending: former.admission_pending,
             replace_lost_key: former.replace_lost_key,
+            wfm: None,
         };
         Ok(Self {
             mis: former.mis,
@@ -431,6 +436,7 @@ mod tests {
             reason: None,
             admission_pending: true,
             replace_lost_key: false,
+            wfm: Some("https://wfm.example/".to_owned()),
         };
         let record = RetryAfterDelays { identities: vec![identity], ..RetryAfterDelays::default() };
         let written = String::from_utf8(record.encode().unwrap()).unwrap();

@@ -203,7 +203,7 @@ fn watch_prints_changes_and_survives_an_agent_restart() {
     let json = Running::new(&world.device, &["watch", "--json"]);
     let first = watch.line();
     assert!(
-        first.contains("Z device active: this device has a valid identity; the identity is spiffe://"),
+        first.contains("Z device active: the device has a valid identity; the identity is spiffe://"),
         "{first}"
     );
     let object =

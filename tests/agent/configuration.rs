@@ -240,7 +240,7 @@ fn commands_print_for_people_and_programs() {
         String::from_utf8(output.stdout).unwrap()
     };
     let status = text(&["status"]);
-    assert!(status.contains("active - this device has a valid identity"), "{status}");
+    assert!(status.contains("active - the device has a valid identity"), "{status}");
     assert!(status.contains("in this device's TPM; it cannot be copied out"), "{status}");
     let json: serde_json::Value = serde_json::from_str(&text(&["status", "--json"])).unwrap();
     assert_eq!(json, world.device.status_document());

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -89,6 +90,36 @@ fn identity_enrolled_by_hand_is_adopted_without_a_restart() {
     let (status, svid) = world.device.get("/v1/svid").unwrap();
     assert!(status == 200 && svid.contains("/margo/device/"), "{svid}");
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 1, "nothing was requested for the other");
+}
+
+#[test]
+fn status_tells_of_a_request_until_its_chain_is_installed() {
+    let mut world = World::enrolled_with(&format!("{DEVICE}{MANUAL}"));
+    let before = wait_for_state(&world.device, "wfm-client", "waiting-for-operator")["lastError"].clone();
+    assert!(!before.to_string().contains("A request was made"), "{before:#}");
+    run(&world.device, &["csr", "--identity", "wfm-client"]);
+    let is_told = |is: &Value| {
+        let (detail, hint) = (&is["lastError"]["detail"], &is["lastError"]["hint"]);
+        detail.to_string().contains("A request was made at 20")
+            && hint.to_string().contains(": miaf-agent install --identity wfm-client chain.pem; ")
+    };
+    wait_for(&world.device, "wfm-client", "the request", is_told);
+    let status = String::from_utf8(world.device.run(&["status", "--identity", "wfm-client"]).stdout).unwrap();
+    assert!(
+        status.contains("\n                miaf-agent install --identity wfm-client chain.pem\n"),
+        "{status}"
+    );
+    world.kill();
+    world.device.start();
+    wait_for(&world.device, "wfm-client", "the request from before", is_told);
+    enroll_by_hand(&world, "wfm-client", CLIENT, Duration::from_secs(50));
+    wait_for_state(&world.device, "wfm-client", "active");
+    // What is due next has not been requested yet.
+    let due = wait_for_state(&world.device, "wfm-client", "waiting-for-operator")["lastError"].clone();
+    assert!(
+        due.to_string().contains("half of the lifetime") && !due.to_string().contains("A request"),
+        "{due:#}"
+    );
 }
 
 #[test]
@@ -304,6 +335,76 @@ fn installed_identity_follows_its_files() {
 }
 
 #[test]
+fn key_of_a_refused_pair_is_sealed_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (chain, key) = (dir.path().join("chain.pem"), dir.path().join("key.pem"));
+    let installed = installed("gateway", &chain, &key);
+    let world = World::enrolled_with(&format!("{DEVICE}{installed}"));
+    let minted = || world.mis.mint(&MintSpec::new(CLIENT)).unwrap();
+    let pair = minted();
+    fs::write(&key, pair.key_pem.as_ref().unwrap()).unwrap();
+    let sealed = || world.device.log().matches("key installed and sealed").count();
+    for (written, says) in
+        [(minted().chain_pem, "another key"), ("nonsense".into(), "PEM"), (minted().chain_pem, "another key")]
+    {
+        fs::write(&chain, written).unwrap();
+        run(&world.device, &["retry"]);
+        wait_for(&world.device, "gateway", says, |is| is["lastError"]["detail"].to_string().contains(says));
+    }
+    assert_eq!(sealed(), 1, "{}", world.device.log());
+    fs::write(&chain, pair.chain_pem).unwrap();
+    run(&world.device, &["retry"]);
+    wait_for_state(&world.device, "gateway", "active");
+    assert_eq!(sealed(), 1, "what was sealed is used");
+}
+
+/// Its request may be at a CA, for months.
+#[test]
+fn requested_key_is_kept_while_another_is_installed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (chain, key) = (dir.path().join("chain.pem"), dir.path().join("key.pem"));
+    let manual = format!("{DEVICE}{MANUAL}");
+    let world = World::enrolled_with(&manual);
+    let csr = run(&world.device, &["csr", "--identity", "wfm-client", "--spiffe-id", CLIENT]);
+    let requested = world.mis.mint(&MintSpec::csr(csr)).unwrap();
+
+    let pair = world.mis.mint(&MintSpec::new(CLIENT)).unwrap();
+    fs::write(&key, pair.key_pem.as_ref().unwrap()).unwrap();
+    fs::write(&chain, pair.chain_pem).unwrap();
+    world.configure(&format!("{DEVICE}{}", installed("wfm-client", &chain, &key)));
+    world.device.signal("HUP");
+    let soft = wait_for_state(&world.device, "wfm-client", "active");
+    assert_eq!(soft["key"]["protection"], "software-basic");
+
+    world.configure(&manual);
+    world.device.signal("HUP");
+    wait_for(&world.device, "wfm-client", "manual again", |is| is["enroll"] == "manual");
+    // Another request is out by now, whose key is not lost either.
+    let csr = run(&world.device, &["csr", "--identity", "wfm-client", "--spiffe-id", CLIENT]);
+    let later = world.mis.mint(&MintSpec::csr(csr)).unwrap();
+    let file = world.device.path("chain.pem");
+    for minted in [requested, later] {
+        fs::write(&file, &minted.chain_pem).unwrap();
+        run(&world.device, &["install", "--identity", "wfm-client", file.to_str().unwrap()]);
+        let now = wait_for_state(&world.device, "wfm-client", "active");
+        assert_eq!(now["key"]["protection"], "hardware");
+        let (_, svid) = world.device.get("/v1/identities/wfm-client/svid").unwrap();
+        let svid: Value = serde_json::from_str(&svid).unwrap();
+        let leaf = svid["certificateChainPem"][0].as_str().unwrap().to_owned();
+        assert!(minted.chain_pem.starts_with(&leaf), "{svid:#}");
+    }
+}
+
+/// The entry of an installed identity.
+fn installed(name: &str, chain: &Path, key: &Path) -> String {
+    format!(
+        "[[identity]]\nname = \"{name}\"\nenroll = \"installed\"\nsvid_file = \"{}\"\nkey_file = \"file:{}\"\n",
+        chain.display(),
+        key.display()
+    )
+}
+
+#[test]
 fn identities_come_and_go_by_reload_and_disturb_no_other() {
     let world = World::enrolled_with(&format!("{DEVICE}{MANUAL}"));
     enroll_by_hand(&world, "wfm-client", CLIENT, Duration::from_secs(3600));
@@ -331,6 +432,46 @@ fn identities_come_and_go_by_reload_and_disturb_no_other() {
     }
     assert_eq!(world.seen(Endpoint::Enrollment).len(), 1);
     assert!(world.seen(Endpoint::Renewal).is_empty());
+}
+
+/// Where its files are, only the configuration before knows.
+#[test]
+fn files_of_a_removed_identity_are_withdrawn_where_they_are() {
+    let mut world = World::enrolled_with(&format!("{DEVICE}{MANUAL}"));
+    enroll_by_hand(&world, "wfm-client", CLIENT, Duration::from_secs(3600));
+    let published = world.device.path("state/svid/wfm-client");
+    world.device.wait_until("files", |_| published.join("current/svid.pem").exists());
+    // Root may write everywhere, but unlinks no directory.
+    let current = published.join("current");
+    fs::remove_file(&current).unwrap();
+    fs::create_dir(&current).unwrap();
+    world.configure(&format!("[files]\ndir = \"{{dir}}/elsewhere\"\n{DEVICE}"));
+    world.device.signal("HUP");
+    let generations = || fs::read_dir(&published).unwrap().filter_map(Result::ok);
+    let shown = |device: &Device| device.status_document()["lastError"].clone();
+    world.device.wait_until("the error", |device| shown(device)["code"] == "not-published");
+    let error = shown(&world.device);
+    assert!(error["title"].as_str().unwrap().contains("removed identity \"wfm-client\""), "{error:#}");
+    assert!(error["hint"].is_string() && error["retryAt"].is_string(), "{error:#}");
+    // The directory that is configured now has nothing of it, and is not what is meant.
+    assert!(error["detail"].as_str().unwrap().contains("state/svid/wfm-client"), "{error:#}");
+    let status = String::from_utf8(world.device.run(&["status"]).stdout).unwrap();
+    assert!(status.contains("removed identity") && status.contains("Hint  "), "{status}");
+    // It is not forgotten by another reload.
+    world.configure(&format!(
+        "[files]\ndir = \"{{dir}}/elsewhere\"\nsoftware_key_dir = \"/dev/shm/x\"\n{DEVICE}"
+    ));
+    world.device.signal("HUP");
+    world.device.wait_until("reloaded", |device| device.log().matches("has been read anew").count() == 2);
+    world.device.wait_until("the error", |device| shown(device)["code"] == "not-published");
+    assert!(!world.device.path("state/private/retired-1-wfm-client").exists());
+
+    fs::remove_dir(&current).unwrap();
+    world.device.wait_until("withdrawn", |device| shown(device).is_null());
+    assert!(generations().all(|entry| fs::read_dir(entry.path()).unwrap().next().is_none()));
+    assert!(world.device.path("state/private/retired-1-wfm-client/identity.json").exists());
+    assert_eq!(identity(&world.device, "device")["ready"], true);
+    world.kill();
 }
 
 #[test]
@@ -524,24 +665,39 @@ fn install_tells_what_became_of_the_chain() {
     let csr = ["csr", "--identity", "wfm-client", "--spiffe-id", CLIENT, "--out", request.to_str().unwrap()];
     let says = run(&world.device, &csr);
     assert!(says.contains("\n  miaf-agent install --identity wfm-client chain.pem\n"), "{says}");
-    let csr = fs::read_to_string(&request).unwrap();
+    let request = fs::read_to_string(&request).unwrap();
     let chain = world.device.path("chain.pem");
     let install = ["install", "--identity", "wfm-client", "--json", chain.to_str().unwrap()];
     // Whether its issuer is trusted is only known when the bundle has been fetched once more.
     for _ in 0..2 {
-        fs::write(&chain, other.mint(&MintSpec::csr(csr.clone())).unwrap().chain_pem).unwrap();
+        fs::write(&chain, other.mint(&MintSpec::csr(request.clone())).unwrap().chain_pem).unwrap();
         let says = refused(&world.device, &install);
         assert!(says.contains("the chain is not adopted. ") && says.contains("\n  Hint: "), "{says}");
     }
     let error = identity(&world.device, "wfm-client")["lastError"].clone();
     assert_eq!(error["code"], "svid-refused", "{error:#}");
     assert!(!error.to_string().contains("the MIS issued"), "{error:#}");
-    fs::write(&chain, world.mis.mint(&MintSpec::csr(csr)).unwrap().chain_pem).unwrap();
+    fs::write(&chain, world.mis.mint(&MintSpec::csr(request)).unwrap().chain_pem).unwrap();
     for _ in 0..2 {
         let says: Value = serde_json::from_str(&run(&world.device, &install)).unwrap();
         assert_eq!((&says["accepted"], &says["outcome"]), (&true.into(), &"adopted".into()), "{says}");
         assert_eq!(identity(&world.device, "wfm-client")["state"], "active");
     }
+    let says = run(&world.device, &["install", "--identity", "wfm-client", chain.to_str().unwrap()]);
+    assert_eq!(says, "Nothing changes: this SVID is installed already.\nIt is in use now.\n");
+    let renewed = run(&world.device, &csr[..3]);
+    fs::write(
+        &chain,
+        world
+            .mis
+            .mint(&MintSpec { spiffe_id: Some(CLIENT.into()), ..MintSpec::csr(renewed) })
+            .unwrap()
+            .chain_pem,
+    )
+    .unwrap();
+    let says = run(&world.device, &["install", "--identity", "wfm-client", chain.to_str().unwrap()]);
+    assert!(says.starts_with(&format!("The SVID is valid: {CLIENT}, ")), "{says}");
+    assert!(says.ends_with(".\nIt is in use now.\n") && says.matches("now").count() == 1, "{says}");
     let says = refused(&world.device, &["install", "--identity", "wfm-client", "no such file"]);
     assert!(
         says.contains("no such file cannot be read: ") && says.contains("\n  Hint: Name the file"),

@@ -464,3 +464,35 @@ fn serial_at(device: &Device, path: &str) -> Value {
     assert_eq!(status, 200, "{path}: {body}");
     serde_json::from_str::<Value>(&body).unwrap()["serial"].clone()
 }
+
+/// What has systemd restart a program works by what the agent serves, and says what is wrong.
+#[test]
+fn unit_is_restarted_under_a_broken_configuration() {
+    let world = World::new();
+    let client =
+        "[[identity]]\nname = \"wfm-client\"\nenroll = \"manual\"\nnotify = \"wfm-client.service\"\n";
+    let bin = world.device.path("bin");
+    let said = world.device.path("said");
+    fs::create_dir_all(&bin).unwrap();
+    let systemctl = bin.join("systemctl");
+    fs::write(&systemctl, format!("#!/bin/sh\necho \"$@\" >>{}\n", said.display())).unwrap();
+    fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let notify = |world: &World, name: &str| {
+        let mut command = world.device.command(&["notify", "--identity", name]);
+        let output = command.env("PATH", &path).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for broken in ["this is no TOML\n", "[renewal]\nwindow = \"no\"\n", "[mis\n"] {
+        world.configure(&format!("{client}{broken}"));
+        let (code, says) = notify(&world, "wfm-client");
+        assert!(code == Some(0) && says.contains("config.toml"), "{broken:?}: {code:?} {says}");
+        let line = fs::read_to_string(&said).unwrap();
+        assert_eq!(line, "--no-block try-restart -- wfm-client.service\n", "{broken:?}");
+        fs::remove_file(&said).unwrap();
+        // Whether there is one that cannot be read is not known.
+        let (code, says) = notify(&world, "other");
+        assert!(code == Some(78) && says.contains("config.toml"), "{broken:?}: {code:?} {says}");
+        assert!(!said.exists());
+    }
+}

@@ -1,6 +1,7 @@
 //! A bundle that is older than `bundle.max_age`.
 
 use development_mis::{Endpoint, Fault};
+use miaf_spiffe::time::Timestamp;
 use serde_json::Value;
 
 use crate::grpc::{Grpc, Received, UNAVAILABLE};
@@ -49,6 +50,33 @@ fn stale_bundle_is_served_and_alarmed_by_default() {
         said("the trust bundle is current again"),
         "{log}"
     );
+}
+
+#[test]
+fn end_of_the_bundles_age_is_a_metric() {
+    const METRIC: &str = "miaf_agent_bundle_stale_at_timestamp_seconds ";
+    let metric = |world: &World| {
+        let text = world.device.get("/metrics").unwrap().1;
+        text.lines().find_map(|line| line.strip_prefix(METRIC).map(|value| value.parse::<f64>().unwrap()))
+    };
+    let ageless = World::enrolled();
+    ageless.device.wait_until("a bundle", |device| device.get("/v1/bundle").unwrap().0 == 200);
+    assert_eq!(metric(&ageless), None, "without max_age it never becomes stale");
+    drop(ageless);
+
+    let world = enrolled("max_age = \"1h\"");
+    outage(&world);
+    // The response of one poll may still be on its way.
+    world.device.wait_until("the metric is that of the status", |device| {
+        let status = device.status_document();
+        let of_bundle = |name: &str| Timestamp::from_rfc3339(status["bundle"][name].as_str()?);
+        let (Some(fetched), Some(stale)) = (of_bundle("fetchedAt"), of_bundle("staleAt")) else {
+            return false;
+        };
+        assert!(fetched.until(stale).as_secs().abs_diff(3600) <= 1, "{status:#}");
+        let epoch = Timestamp::from_secs(0).until(stale).as_secs_f64();
+        metric(&world).is_some_and(|seconds| (seconds - epoch).abs() <= 1.0)
+    });
 }
 
 #[test]

@@ -126,6 +126,58 @@ fn bundle_file_needs_no_initial_trust() {
     assert!(status["lastError"].is_null(), "{status:#}");
 }
 
+#[test]
+fn changed_bundle_file_is_checked_and_followed() {
+    let mut source = World::enrolled();
+    let one = served(&source);
+    source.mis.rotate_anchors(AnchorStep::Announce).unwrap();
+    source.device.wait_until("both anchors", |_| anchors(&source) == 2);
+    let two = served(&source);
+    source.kill();
+
+    let mut world = World::new();
+    fs::write(world.device.path("one.json"), one).unwrap();
+    fs::write(world.device.path("two.json"), two).unwrap();
+    configure_file(&world, "one.json");
+    assert_can_be_used(&world);
+    world.device.start();
+    world.device.wait_until("the bundle", |_| anchors(&world) == 1);
+    configure_file(&world, "two.json");
+    assert_can_be_used(&world);
+    world.device.signal("HUP");
+    world.device.wait_until("the bundle of the other file", |_| anchors(&world) == 2);
+    // What a reload would refuse.
+    let path = world.device.path("config.toml");
+    let config = fs::read_to_string(&path).unwrap();
+    let domain = config.lines().find(|line| line.starts_with("trust_domain")).unwrap();
+    fs::write(&path, config.replace(domain, "")).unwrap();
+    let (code, says) = check_config(&world);
+    assert!(code == Some(78) && says.contains("Add trust_domain"), "{code:?} {says}");
+}
+
+/// Configures a bundle file, and nothing that an MIS could be trusted by: none is contacted.
+fn configure_file(world: &World, file: &str) {
+    configure(world, &format!("bundle_file = \"{{dir}}/{file}\""));
+    let path = world.device.path("config.toml");
+    let config = fs::read_to_string(&path).unwrap();
+    let lines = config.lines().filter(|line| !line.starts_with("ca_file"));
+    fs::write(&path, lines.collect::<Vec<_>>().join("\n")).unwrap();
+}
+
+fn check_config(world: &World) -> (Option<i32>, String) {
+    let output = world.device.run(&["check-config"]);
+    let says = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(says).unwrap())
+}
+
+fn assert_can_be_used(world: &World) {
+    let (code, says) = check_config(world);
+    assert!(
+        code == Some(0) && says.contains("can be used") && !says.contains("trust anchor"),
+        "{code:?} {says}"
+    );
+}
+
 /// A file that someone delivers is as old as its last change.
 #[test]
 fn bundle_file_that_is_not_delivered_any_more_is_stale() {

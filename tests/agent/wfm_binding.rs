@@ -496,6 +496,26 @@ fn retry_after_of_the_wfm_survives_a_restart() {
 }
 
 #[test]
+fn retry_after_of_a_wfm_does_not_bind_another() {
+    let mut plant = Plant::new();
+    let limit = WfmLimit { successes: 0, window: Duration::from_secs(3600) };
+    plant.wfm.policy(|policy| policy.onboarding_limit = Some(limit));
+    plant.start("");
+    plant.wait_for_error("too-many-requests");
+    let (chain, key) = plant.world.mis.mint_wfm("wfm-1").unwrap();
+    let bundle = plant.world.mis.bundle_file().unwrap();
+    let settings = Settings::new(Credential::new(chain, key), bundle, plant.world.mis.url());
+    let other = Wfm::start(settings).unwrap();
+    let (here, there) = (plant.wfm.url().to_string(), other.url().to_string());
+    let asked = plant.wfm.journal().len();
+    let client = plant.client(Some("line-7")).replace(&here, &there);
+    plant.world.configure(&format!("{DEVICE}{client}"));
+    plant.world.device.signal("HUP");
+    wait_for_state(&plant.world.device, NAME, "active");
+    assert_eq!((plant.wfm.journal().len(), other.journal().len()), (asked, 1));
+}
+
+#[test]
 fn refused_renewal_leads_to_a_new_binding() {
     let plant = Plant::enrolled("");
     let before = wait_for_state(&plant.world.device, NAME, "active");

@@ -624,9 +624,11 @@ starts() { # [--boot]: how often the agent was started
 }
 
 removed_it_leaves_its_state() {
+    guest 'systemctl enable --now miaf-agent-notify@device.path' 2>/dev/null
     guest 'DEBIAN_FRONTEND=noninteractive apt-get remove --yes miaf-agent' 300 >"$work/remove.log"
-    guest '! systemctl is-active miaf-agent.service miaf-agent.socket miaf-agent-sign.socket miaf-agent-admin.socket' >/dev/null \
+    guest '! systemctl is-active miaf-agent.service miaf-agent.socket miaf-agent-sign.socket miaf-agent-admin.socket miaf-agent-notify@device.path' >/dev/null \
         || fail "a unit is still active"
+    guest '! ls /etc/systemd/system/*.wants/miaf-agent-notify@* 2>/dev/null' || fail "a unit of notify is still enabled"
     guest '! ls /usr/bin/miaf-agent /run/miaf-agent/*.sock 2>/dev/null && ! grep --quiet --no-messages "^miaf-agent$" /proc/[0-9]*/comm' || fail "something is left"
     guest 'ls /var/lib/miaf-agent/private/identities/device/identity.json /etc/miaf-agent/config.toml /etc/miaf-agent/config.d/site.toml' >/dev/null
 }

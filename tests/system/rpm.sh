@@ -117,8 +117,9 @@ an_upgrade_keeps_identity_and_configuration() {
 }
 
 erased_it_leaves_its_state() {
+    guest 'systemctl enable --now miaf-agent-notify@device.path' 2>/dev/null
     guest_rpm '--erase miaf-agent' >"$work/erase.log" 2>&1 || fail "$(cat "$work/erase.log")"
-    guest "! systemctl is-active $units" >/dev/null || fail "a unit is still active"
+    guest "! systemctl is-active $units miaf-agent-notify@device.path" >/dev/null || fail "a unit is still active"
     guest '! ls /usr/bin/miaf-agent /run/miaf-agent/*.sock 2>/dev/null' || fail "something is left"
     guest '! grep --recursive --files-with-matches miaf-agent /etc/systemd' || fail "systemd still knows it"
     # The changed configuration under the name that rpm gives it; identity, factory credential and user as they were.

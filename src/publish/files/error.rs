@@ -13,7 +13,7 @@ use crate::platform::access::unwritable;
 #[allow(missing_docs)]
 pub(crate) enum PublishError {
     /// A file operation failed.
-    #[error("could not publish the identity under {}: {}", dir.display(), unwritable(dir, *is_own, source))]
+    #[error("could not change the identity files under {}: {}", dir.display(), unwritable(dir, *is_own, source))]
     Files { dir: PathBuf, is_own: bool, source: io::Error },
     /// The key cannot be read.
     #[error("could not publish the key under {}: {why}", dir.display())]

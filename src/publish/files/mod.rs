@@ -149,6 +149,14 @@ impl Publisher {
         );
     }
 
+    /// Whether another publisher publishes in the same directories.
+    pub(crate) fn is_at_the_place_of(&self, other: &Self) -> bool {
+        fn place(of: &Publisher) -> (&PathBuf, Option<&PathBuf>, &IdentityName) {
+            (&of.files.parent, of.secrets.as_ref().map(|dir| &dir.parent), &of.files.name)
+        }
+        place(self) == place(other)
+    }
+
     /// Withdraws everything that was published, when the identity is retired. Its directories stay,
     /// and programs may go on watching them. The next generation has a higher number than any
     /// before it, so that no reader takes it for the same.

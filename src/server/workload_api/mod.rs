@@ -102,9 +102,7 @@ impl Method {
             "FetchX509SVID" => return Ok(Self::X509Svid),
             "FetchX509Bundles" => return Ok(Self::X509Bundles),
             "FetchJWTBundles" => return Ok(Self::JwtBundles),
-            "FetchJWTSVID" => {
-                "This device has no JWT-SVIDs: a Margo Identity Service issues X.509-SVIDs only."
-            }
+            "FetchJWTSVID" => "There are no JWT-SVIDs: a Margo Identity Service issues X.509-SVIDs only.",
             "ValidateJWTSVID" => {
                 "No JWT-SVID is valid in this trust domain: a Margo Identity Service issues X.509-SVIDs only."
             }
@@ -276,9 +274,7 @@ impl MessageStream {
             }
             Decision::End => {
                 let waits = shares.iter().find_map(Share::wait).cloned();
-                Err(Unavailable::Withdrawn(
-                    waits.unwrap_or_else(|| svids::missing("This device has no SVID now")),
-                ))
+                Err(Unavailable::Withdrawn(waits.unwrap_or_else(|| svids::missing("There is no SVID now"))))
             }
             Decision::Send(given) => {
                 for (candidate, share) in candidates.iter().zip(&shares) {
@@ -394,7 +390,7 @@ fn trust_domain(snapshot: &Snapshot) -> Result<&TrustDomain, Unavailable> {
 /// The status for what is missing: not there yet, or not any more. Where it is certain that the
 /// device has no identity, what it had before is withdrawn.
 fn missing(what: &str, snapshot: &Snapshot) -> Unavailable {
-    let status = svids::missing(&format!("This device has no {what} now"));
+    let status = svids::missing(&format!("There is no {what} now"));
     if snapshot.is_known && snapshot.identities().all(|identity| identity.current.is_none()) {
         Unavailable::Withdrawn(status)
     } else {

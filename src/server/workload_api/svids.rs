@@ -85,7 +85,7 @@ impl Candidate {
             return if self.is_known { Share::Withdrawn(status) } else { Share::NotNow(status) };
         };
         if !reads_key {
-            return Share::NotNow(missing("This device has no trust bundle now"));
+            return Share::NotNow(missing("There is no trust bundle now"));
         }
         match self.check_usable(current).and_then(|()| self.pkcs8(&*current.key)) {
             Ok(key) => Share::Given(key),

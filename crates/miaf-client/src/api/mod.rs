@@ -17,6 +17,8 @@ pub use state::{Protection, State};
 use miaf_spiffe::time::{Timestamp, rfc3339};
 use miaf_spiffe::{BundleDocument, json};
 
+/// Limit on the bytes of a certificate chain, in PEM, that an operator installs.
+pub const MAX_CHAIN_PEM: usize = 64 * 1024;
 /// More certificates than any agent sends.
 const MAX_CERTIFICATES: usize = 64;
 /// More identities than any agent has.

@@ -49,8 +49,8 @@ impl State {
             Self::WaitingForToken => {
                 "the operator has to bring an enrollment token: a secret, good for one certificate; the hint says how"
             }
-            Self::Active => "this device has a valid identity",
-            Self::Renewing => "this device has a valid identity, and its renewal is due",
+            Self::Active => "the identity is valid",
+            Self::Renewing => "the identity is valid, and its renewal is due",
             Self::Expired => "the identity has expired, and a new one is due",
             Self::Blocked => "something has to be corrected; the last error says what",
         }
