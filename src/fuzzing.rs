@@ -9,7 +9,7 @@ type Target = fn(&[u8]) -> bool;
 
 /// Every target by its name, which is that of its file in `fuzz/fuzz_targets` and of its directory
 /// in `fuzz/corpus`.
-const TARGETS: [(&str, Target); 17] = [
+const TARGETS: [(&str, Target); 20] = [
     ("bundle", miaf_spiffe::fuzzing::bundle),
     ("svid", miaf_spiffe::fuzzing::svid),
     ("discovery", crate::issuer::fuzzing::discovery),
@@ -17,6 +17,9 @@ const TARGETS: [(&str, Target); 17] = [
     ("retry_after", crate::transport::fuzzing::retry_after),
     ("issued", crate::issuer::fuzzing::issued),
     ("onboarded", crate::issuer::fuzzing::onboarded),
+    ("est_pkcs7", crate::issuer::est_fuzzing::pkcs7),
+    ("est_ca_certificates", crate::issuer::est_fuzzing::ca_certificates),
+    ("est_token", crate::issuer::est_fuzzing::token),
     ("server_chain", crate::transport::fuzzing::server_chain),
     ("pem", miaf_spiffe::pem::fuzz),
     ("tss2", crate::keys::fuzzing::tss2),

@@ -16,6 +16,8 @@ pub use discovery::{
     WFM_CLIENT_BINDING, X509_SVID_V1,
 };
 pub use error::IssuerError;
+#[cfg(any(test, fuzzing))]
+pub(crate) use est::fuzzing as est_fuzzing;
 pub use est::{
     CaCertificates, EnrollmentToken, EstAuthorization, EstEndpoint, EstError, EstRequest, EstUrl,
     EstUrlError, NoPath, TokenError,

@@ -162,9 +162,11 @@ impl Response {
         String::from_utf8_lossy(begin).to_ascii_lowercase()
     }
 
-    /// Changes each text of the server that may be shown.
+    /// Changes each text of the server that may be shown. The body of a `200` is not.
     pub(crate) fn redact(&mut self, redacted: &dyn Fn(&str) -> String) {
-        self.body = redacted(&String::from_utf8_lossy(&self.body)).into_bytes();
+        if self.status != 200 {
+            self.body = redacted(&String::from_utf8_lossy(&self.body)).into_bytes();
+        }
         for text in [&mut self.encoding, &mut self.location].into_iter().flatten() {
             *text = Excerpt::of(redacted(text), MAX_EXCERPT);
         }

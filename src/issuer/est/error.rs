@@ -101,11 +101,9 @@ pub(super) enum Sign {
 }
 
 impl Cause {
-    /// A response without success. The token is removed from its texts.
-    pub(super) fn of_response(mut response: Response, url: &Url, token: Option<&EnrollmentToken>) -> Self {
-        if let Some(token) = token {
-            response.redact(&|text| token.removed_from(text).into_owned());
-        }
+    /// A response without success, whose texts were redacted: those in Problem Details are once more,
+    /// since JSON has other ways to write them.
+    pub(super) fn of_response(response: Response, url: &Url, token: Option<&EnrollmentToken>) -> Self {
         let status = response.status;
         match status {
             202 => return Self::Pending { url: url.clone(), retry_after: response.retry_after() },

@@ -7,6 +7,8 @@
 
 mod ca_certificates;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod pkcs7;
 mod token;
 mod url;
@@ -217,7 +219,11 @@ impl Exchange<'_> {
             body,
         };
         let sent = issuer.transport.est(url, call).await;
-        sent.map_err(|why| self.error(Cause::Transport(why)))
+        let mut response = sent.map_err(|why| self.error(Cause::Transport(why)))?;
+        if let Some(token) = self.token {
+            response.redact(&|text| token.removed_from(text).into_owned());
+        }
+        Ok(response)
     }
 
     /// The PKCS#7 message of a `200`; any other response is an error.

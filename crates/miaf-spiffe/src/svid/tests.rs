@@ -2,6 +2,7 @@
 //! thing and says how it must end: with the one reason that fits, or well.
 
 mod accepted;
+mod assembly;
 mod ends;
 mod forge;
 mod peer;

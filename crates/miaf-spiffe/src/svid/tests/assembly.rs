@@ -1,0 +1,197 @@
+//! Chains from bags: shuffled, with decoys, in the middle of a root's rollover, with something missing.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::chain::MAX_CHAIN;
+
+const CLIENT_ID: &str = "spiffe://factory.example/margo/wfm/wfm-1/client/line-7";
+
+/// A leaf by this issuer.
+fn leaf(issuer: &Template) -> CertificateDer<'static> {
+    let mut leaf = direct().leaf;
+    leaf.set(SUBJECT_ALT_NAME, true, names(&[uri(CLIENT_ID)]));
+    leaf.certify(issuer).into()
+}
+
+fn chain(leaf: &CertificateDer<'_>, bag: &[Vec<u8>], bundle: &Bundle) -> Result<Vec<Vec<u8>>, SvidError> {
+    let candidates = CandidateIssuers::from_bag(bag.iter().map(Vec::as_slice));
+    let chain = candidates.chain(leaf, bundle, Algorithms::Released, at(NOW))?;
+    Ok(chain.certificates().iter().map(|der| der.to_vec()).collect())
+}
+
+/// The certificates between the leaf and the anchor.
+fn path(leaf: &CertificateDer<'_>, bag: &[Vec<u8>], bundle: &Bundle) -> Result<Vec<Vec<u8>>, SvidError> {
+    let chain = chain(leaf, bag, bundle)?;
+    assert_eq!(chain[0], leaf.as_ref());
+    Ok(chain[1..].to_vec())
+}
+
+proptest! {
+    #![proptest_config(crate::testing::cases(64))]
+
+    #[test]
+    fn chain_does_not_depend_on_the_order_of_the_bag(
+        (order, decoys) in (Just((0..12_usize).collect::<Vec<_>>()).prop_shuffle(), 0..1024_u32)
+    ) {
+        let root = authority("Root", &ROOT);
+        let (upper, lower) = (authority("Upper", &INTERMEDIATE), authority("Lower", &ED25519));
+        let (other_root, mut expired) = (authority("Root", &OTHER), upper.clone());
+        (expired.not_before, expired.not_after) = (NOW - 30 * DAY, NOW - DAY);
+        let mut shorter = lower.clone();
+        shorter.not_after = NOW + 2 * DAY;
+        let other_upper = authority("Upper", &OTHER);
+        let leaf = leaf(&lower);
+        let (upper_der, lower_der) = (upper.certify(&root), lower.certify(&upper));
+        let all = [
+            upper_der.clone(),
+            lower_der.clone(),
+            self_signed(&root),
+            self_signed(&other_root),
+            expired.certify(&root),
+            shorter.certify(&upper),
+            other_upper.certify(&other_root),
+            other_upper.certify(&root),
+            authority("Lower", &OTHER).certify(&other_upper),
+            leaf.to_vec(),
+            b"no certificate".to_vec(),
+            upper_der.clone(),
+        ];
+        let bag: Vec<_> = order
+            .into_iter()
+            .filter(|index| *index < 2 || decoys & (1 << (index - 2)) != 0)
+            .map(|index| all[index].clone())
+            .collect();
+        let bundle = bundle_of(&[self_signed(&root)]);
+        let found = chain(&leaf, &bag, &bundle).unwrap();
+        prop_assert_eq!(&found[1..], [lower_der, upper_der]);
+        // It is the chain that passes validation.
+        let ders: Vec<_> = found.into_iter().map(CertificateDer::from).collect();
+        let (domain, chain) = (domain(), Chain::from_der(&ders).unwrap());
+        let expected = expectation(&domain, RELEASED, None, &DEVICE.spki);
+        validate(&chain, &expected, &bundle, at(NOW)).unwrap();
+    }
+}
+
+#[test]
+fn rollover_certificates_of_a_root_carry_the_path() {
+    let (old, new) = (authority("Root", &ROOT), authority("Root", &OTHER));
+    let (new_with_old, old_with_new) = (new.certify(&old), old.certify(&new));
+    let bag = [self_signed(&new), old_with_new.clone(), new_with_old.clone(), self_signed(&old)];
+    for (issuer, anchor, want) in [
+        (&new, &old, vec![new_with_old]),
+        (&old, &new, vec![old_with_new]),
+        (&new, &new, vec![]),
+        (&old, &old, vec![]),
+    ] {
+        let found = path(&leaf(issuer), &bag, &bundle_of(&[self_signed(anchor)]));
+        assert_eq!(found.unwrap(), want);
+    }
+}
+
+#[test]
+fn chain_ends_in_the_bundle_and_nowhere_else() {
+    let (root, issuer) = (authority("Root", &ROOT), authority("Issuer", &INTERMEDIATE));
+    let stranger = authority("Stranger", &OTHER);
+    let bundle = bundle_of(&[self_signed(&root)]);
+    let by_stranger = issuer.certify(&stranger);
+    for (bag, why) in [
+        (vec![], "nothing"),
+        (vec![self_signed(&issuer)], "an issuer that signed itself"),
+        (vec![by_stranger.clone(), self_signed(&stranger)], "a complete chain to another root"),
+        (vec![issuer.certify(&authority("Root", &OTHER))], "an issuer by another key of the root's name"),
+    ] {
+        let refused = path(&leaf(&issuer), &bag, &bundle).unwrap_err();
+        assert_eq!(refused, SvidError::UnknownIssuer, "{why}");
+        assert!(refused.depends_on_bundle());
+    }
+    let complete = [by_stranger, issuer.certify(&root)];
+    assert_eq!(path(&leaf(&issuer), &complete, &bundle).unwrap(), complete[1..]);
+    assert!(path(&leaf(&root), &[], &bundle).unwrap().is_empty());
+}
+
+#[test]
+fn self_signed_is_what_its_own_key_signed() {
+    let (root, issuer) = (authority("Root", &ROOT), authority("Issuer", &INTERMEDIATE));
+    let renamed = authority("Another name", &ROOT);
+    let candidates = |bag: &[Vec<u8>]| CandidateIssuers::from_bag(bag.iter().map(Vec::as_slice));
+    let mut first_version = root.clone();
+    (first_version.version, first_version.extensions) = (None, Vec::new());
+    for (bag, count) in [
+        (vec![self_signed(&root)], 0),
+        (vec![renamed.certify(&root)], 0), // another name, and still its own signature
+        (vec![authority("Root", &OTHER).certify(&root)], 1), // the same name, and another key
+        (vec![issuer.certify(&root), issuer.certify(&root)], 2), // ECDSA: another signature each time
+        (vec![vec![0x30, 0], vec![], issuer.certify(&root)[1..].to_vec()], 0),
+        (vec![self_signed(&first_version)], 0),
+    ] {
+        assert_eq!(candidates(&bag).certificates().len(), count);
+    }
+    let one = issuer.certify(&root);
+    assert_eq!(candidates(&[one.clone(), one.clone(), one]).certificates().len(), 1);
+}
+
+#[test]
+fn bag_of_one_name_and_many_keys_is_bounded() {
+    let root = authority("Root", &ROOT);
+    let bag: Vec<_> = (0..400)
+        .map(|serial: u16| {
+            let mut twin = authority("Issuer", &OTHER);
+            twin.serial = [&[1][..], &serial.to_be_bytes()].concat();
+            twin.certify(&twin)
+        })
+        .collect();
+    // They are self-issued, and signed by another key of their name.
+    let crowd: Vec<_> = (0..400)
+        .map(|serial: u16| {
+            let mut twin = authority("Issuer", &OTHER);
+            twin.serial = [&[2][..], &serial.to_be_bytes()].concat();
+            twin.certify(&authority("Issuer", &ED25519))
+        })
+        .collect();
+    let bundle = bundle_of(&[self_signed(&root)]);
+    let leaf = leaf(&authority("Issuer", &INTERMEDIATE));
+    for (bag, count) in [(&bag, 0), (&crowd, CandidateIssuers::MAX)] {
+        let candidates = CandidateIssuers::from_bag(bag.iter().map(Vec::as_slice));
+        assert_eq!(candidates.certificates().len(), count);
+        assert!(candidates.chain(&leaf, &bundle, Algorithms::Released, at(NOW)).is_err());
+    }
+    // What is self-signed takes no place.
+    let issuer = authority("Issuer", &INTERMEDIATE).certify(&root);
+    let late = [bag, vec![issuer.clone()]].concat();
+    assert_eq!(path(&leaf, &late, &bundle).unwrap(), [issuer]);
+}
+
+#[test]
+fn chain_of_the_near_future_is_assembled() {
+    let (root, mut issuer) = (authority("Root", &ROOT), authority("Issuer", &INTERMEDIATE));
+    let bundle = bundle_of(&[self_signed(&root)]);
+    for (ahead, is_found) in [(5 * MINUTE, true), (20 * MINUTE, false)] {
+        issuer.not_before = NOW + ahead;
+        let found = path(&leaf(&issuer), &[issuer.certify(&root)], &bundle);
+        assert_eq!(found.is_ok(), is_found, "{found:?}");
+    }
+    issuer.not_before = NOW - 30 * DAY;
+    issuer.not_after = NOW - DAY;
+    let expired = path(&leaf(&issuer), &[issuer.certify(&root)], &bundle).unwrap_err();
+    assert!(matches!(expired, SvidError::IssuerExpired { .. }), "{expired}");
+    let candidates = CandidateIssuers::default();
+    let late = candidates.chain(&leaf(&root), &bundle, Algorithms::Released, at(NOW + 2 * DAY)).unwrap_err();
+    assert!(matches!(late, SvidError::Expired { .. }), "{late}");
+    let none = candidates.chain(&CertificateDer::from_slice(&[5, 0]), &bundle, Algorithms::Released, at(NOW));
+    assert_eq!(none, Err(SvidError::Malformed { index: 0 }));
+}
+
+#[test]
+fn chain_that_is_assembled_has_no_more_certificates_than_any() {
+    let root = authority("Root", &ROOT);
+    let keys = [&*INTERMEDIATE, &OTHER, &ED25519, &INTERMEDIATE, &OTHER, &ED25519];
+    let names = ["1", "2", "3", "4", "5", "6"];
+    let issuers: Vec<_> = names.into_iter().zip(keys).map(|(name, key)| authority(name, key)).collect();
+    let above = std::iter::once(&root).chain(&issuers);
+    let bag: Vec<_> = issuers.iter().zip(above).map(|(issuer, above)| issuer.certify(above)).collect();
+    let bundle = bundle_of(&[self_signed(&root)]);
+    let longest = path(&leaf(&issuers[MAX_CHAIN - 2]), &bag, &bundle).unwrap();
+    assert_eq!(longest.len(), MAX_CHAIN - 1);
+    assert_eq!(path(&leaf(&issuers[MAX_CHAIN - 1]), &bag, &bundle), Err(SvidError::LongChain(MAX_CHAIN + 1)));
+}
