@@ -110,6 +110,8 @@ pub enum Fault {
     /// Respond as usual, but with status and headers alone: no body, no length, no media type. The
     /// connection stays open.
     Bare,
+    /// Respond as usual, but end the connection after so many bytes of the body.
+    Truncated(usize),
     /// `202` to a request that is good, which binds a token to its key and issues nothing (EST).
     Held(RetryAfter),
     /// Respond with other certificates, or in another form (EST).
@@ -442,6 +444,14 @@ impl Active {
     /// Send status and headers alone?
     pub fn is_bare(&self) -> bool {
         self.0.iter().any(|fault| matches!(fault, Fault::Bare))
+    }
+
+    /// End the connection after so many bytes of the body?
+    pub fn truncates(&self) -> Option<usize> {
+        self.0.iter().find_map(|fault| match fault {
+            Fault::Truncated(bytes) => Some(*bytes),
+            _ => None,
+        })
     }
 
     /// Hold the enrollment or the renewal?

@@ -1,8 +1,8 @@
 //! The development MIS: a small, strict Margo Identity Service that speaks MIAF v0 or the released
-//! documents of Margo, for demonstrations and end-to-end tests. Not for production: its private keys lie in plain files.
+//! documents of Margo, and EST beside them, for demonstrations and end-to-end tests. Not for production: its private keys lie in plain files.
 //!
-//! Comments name the rules (D, B, T, K, E, R, P, W) of this project's restatement of MIAF v0, and
-//! those of released Margo (N).
+//! Comments name the rules (D, B, T, K, E, R, P, W) of this project's restatement of MIAF v0, those
+//! of released Margo (N), and those of EST (X).
 //!
 //! ```no_run
 //! use development_mis::{Endpoint, Fault, Mis, Settings};

@@ -430,6 +430,7 @@ fn settings(arguments: Arguments) -> Settings {
         devices: arguments.devices,
         certify: arguments.certify,
         server_fault: None,
+        offer_resumption: false,
         policy,
         observer: Some(Arc::new(log)),
     }

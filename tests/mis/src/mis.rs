@@ -47,6 +47,8 @@ pub struct Settings {
     pub certify: Vec<(String, PathBuf)>,
     /// What is wrong with the server's certificate.
     pub server_fault: Option<ServerFault>,
+    /// Offers session resumption, which no client of EST may take across kinds of requests (X28).
+    pub offer_resumption: bool,
     /// The operator's decisions at the start.
     pub policy: Policy,
     /// Called with every finished request, from the server's thread.
@@ -68,6 +70,7 @@ impl Default for Settings {
             devices: Vec::new(),
             certify: Vec::new(),
             server_fault: None,
+            offer_resumption: false,
             policy: Policy::default(),
             observer: None,
         }
@@ -162,8 +165,16 @@ impl Mis {
             served: Mutex::new(HashMap::new()),
         });
         let shared = Arc::new(Shared {
-            tls: TlsAcceptor::from(tls::config(&service, &rustls::version::TLS13)?),
-            tls12: TlsAcceptor::from(tls::config(&service, &rustls::version::TLS12)?),
+            tls: TlsAcceptor::from(tls::config(
+                &service,
+                &rustls::version::TLS13,
+                settings.offer_resumption,
+            )?),
+            tls12: TlsAcceptor::from(tls::config(
+                &service,
+                &rustls::version::TLS12,
+                settings.offer_resumption,
+            )?),
             service: Arc::clone(&service),
             observer: settings.observer,
         });

@@ -20,6 +20,7 @@ use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, server::conn::http1};
 use hyper_util::rt::TokioIo;
+use rustls::HandshakeKind;
 use std::future;
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -49,9 +50,11 @@ pub async fn connection(shared: Arc<Shared>, stream: TcpStream) {
     let journal = &shared.service.journal;
     let tls = if lock(&shared.service.policy).tls12_only { &shared.tls12 } else { &shared.tls };
     let Some(stream) = accept(tls, stream, |why| journal.refused(why)).await else { return };
-    let chain: Chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+    let tls = stream.get_ref().1;
+    let resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
+    let chain: Chain = tls.peer_certificates().unwrap_or_default().to_vec();
     let kind = clients::kind(&chain, lock(&shared.service.pki).factory_anchors());
-    let number = journal.connected(kind, false);
+    let number = journal.connected(kind, resumed);
     let stream = Counted {
         stream,
         received: |bytes| journal.received(number, bytes),
@@ -64,12 +67,12 @@ pub async fn connection(shared: Arc<Shared>, stream: TcpStream) {
     let mut stream = http.into_parts().io.into_inner();
     let raw = lock(&raw).take();
     match (done, raw) {
-        (_, Some(bytes)) => {
-            // Open until the client leaves.
+        (_, Some(Raw { bytes, hold })) => {
             let _ = stream.write_all(&bytes).await;
             let _ = stream.flush().await;
+            // Until the client leaves.
             let mut sink = [0; 4096];
-            while matches!(stream.read(&mut sink).await, Ok(1..)) {}
+            while hold && matches!(stream.read(&mut sink).await, Ok(1..)) {}
         }
         (Ok(()), None) => {
             let _ = stream.shutdown().await;
@@ -85,7 +88,7 @@ async fn exchange(
     connection: usize,
     chain: &Chain,
     kind: ClientKind,
-    raw: &Mutex<Option<Vec<u8>>>,
+    raw: &Mutex<Option<Raw>>,
     request: Request<Incoming>,
 ) -> std::result::Result<Reply, Cut> {
     let service = &shared.service;
@@ -149,7 +152,7 @@ async fn exchange(
         }
         entry.status = Some(reply.status().as_u16());
         if faults.is_bare() {
-            *lock(raw) = Some(head(&reply));
+            *lock(raw) = Some(Raw { bytes: head(&reply, None), hold: true });
         }
         entry.retry_after = number(reply.headers().get(RETRY_AFTER));
         reply
@@ -163,7 +166,17 @@ async fn exchange(
         observer(&entry);
     }
     match reply {
-        Some(reply) if !entry.answer_lost && !faults.is_bare() => Ok(reply),
+        Some(reply) if !entry.answer_lost && !faults.is_bare() => match faults.truncates() {
+            None => Ok(reply),
+            Some(most) => {
+                let (parts, body) = reply.into_parts();
+                let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+                let mut bytes = head(&Response::from_parts(parts, Full::default()), Some(body.len()));
+                bytes.extend(&body[..most.min(body.len())]);
+                *lock(raw) = Some(Raw { bytes, hold: false });
+                Err(Cut)
+            }
+        },
         _ => Err(Cut),
     }
 }
@@ -287,10 +300,21 @@ fn refuse(problem: &Problem, documents: Documents, entry: &mut Entry) -> Reply {
     reply
 }
 
-/// Status and headers without anything about a body.
-fn head(reply: &Reply) -> Vec<u8> {
+/// What is sent in place of a response that hyper would send.
+struct Raw {
+    bytes: Vec<u8>,
+    /// The connection stays open, or ends without close_notify.
+    hold: bool,
+}
+
+/// Status and headers; without a length, nothing about a body.
+fn head(reply: &Reply, length: Option<usize>) -> Vec<u8> {
     let mut head = format!("HTTP/1.1 {}\r\n", reply.status()).into_bytes();
-    for (name, value) in reply.headers().iter().filter(|(name, _)| !name.as_str().starts_with("content-")) {
+    if let Some(length) = length {
+        head.extend(format!("content-length: {length}\r\n").as_bytes());
+    }
+    let about_body = |name: &HeaderName| name.as_str().starts_with("content-");
+    for (name, value) in reply.headers().iter().filter(|(name, _)| length.is_some() || !about_body(name)) {
         head.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
     }
     head.extend(b"\r\n");

@@ -15,6 +15,7 @@ use std::sync::Arc;
 pub fn config(
     service: &Arc<Service>,
     version: &'static SupportedProtocolVersion,
+    resumption: bool,
 ) -> Result<Arc<ServerConfig>> {
     let (chain, key) = {
         let pki = lock(&service.pki);
@@ -28,7 +29,11 @@ pub fn config(
         .with_protocol_versions(&[version])?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_single_cert(chain, key)?;
+    let offered = (Arc::clone(&config.session_storage), config.send_tls13_tickets);
     without_resumption(&mut config);
+    if resumption {
+        (config.session_storage, config.send_tls13_tickets) = offered;
+    }
     Ok(Arc::new(config))
 }
 

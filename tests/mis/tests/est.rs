@@ -765,6 +765,33 @@ fn bare_response_has_no_length_and_no_end() {
 }
 
 #[test]
+fn truncated_response_is_an_error_and_a_consumed_token() {
+    let stage = stage();
+    let mis = stage.mis();
+    mis.fault(Endpoint::EstEnroll, Fault::Truncated(100));
+    let answer = enroll(mis, &client(mis, None), Some(&stage.token()), &stage.csr);
+    assert_eq!(answer.status(), 200);
+    assert!(answer.content_length().unwrap() > 100);
+    assert!(answer.bytes().is_err());
+    assert_eq!(mis.est().record().len(), 1);
+}
+
+#[test]
+fn resumption_is_offered_on_order_and_seen() {
+    for offered in [false, true] {
+        let stage = stage_with(|settings| settings.offer_resumption = offered);
+        let mis = stage.mis();
+        let resuming = client(mis, None);
+        for _ in 0..2 {
+            let url = format!("{}/cacerts", mis.est_url());
+            resuming.get(url).header("connection", "close").send().unwrap().bytes().unwrap();
+        }
+        let resumed: Vec<_> = mis.connections().iter().map(|connection| connection.resumed).collect();
+        assert_eq!(resumed, [false, offered]);
+    }
+}
+
+#[test]
 fn forms_of_base64_are_refused_on_order() {
     let stage = stage();
     let (mis, anonymous) = (stage.mis(), client(stage.mis(), None));
