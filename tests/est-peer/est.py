@@ -72,7 +72,8 @@ def form_of(body):
 
 
 def parsed(data):
-    """A certification request that proves the possession of its key."""
+    """A certification request that proves the possession of its key: itself, its raw subject, its SAN, the
+    object identifiers of its attributes."""
     try:
         request = x509.load_der_x509_csr(data)
         subject, san, attributes = names_of_request(data)
@@ -129,6 +130,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(400, "a request needs a Content-Length\n")
         if int(length) > LARGEST:
             self.close_connection = True
+            self.rfile.read(min(int(length), 16 * LARGEST))  # or the client would see a reset in place of the response
             raise Refusal(413, "404 Not Found\n")
         return self.rfile.read(int(length))
 
@@ -247,12 +249,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(length or len(body)))
         if self.close_connection and "Connection" not in headers:
             self.send_header("Connection", "close")
+        self._log(status)  # first: whoever has the response finds it in the log
         self.end_headers()
         if body and self.command != "HEAD":
             self.wfile.write(body)
-        self._log(status)  # before the client can know that this is all
         if body is None:
-            self.wfile.flush()
             self.rfile.read(1)  # until the client goes away
             self.close_connection = True
 
