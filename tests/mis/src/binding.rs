@@ -3,7 +3,6 @@
 
 use crate::clients;
 use crate::csr::modulus_bits;
-use crate::error::{Context, Result};
 use crate::names::{self, Name};
 use crate::pki;
 use crate::wire::Problem;
@@ -12,6 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use const_oid::db::rfc5912;
 use der::{Decode, Encode};
+use development_server::{Context, Result};
 use ring::signature::{
     ECDSA_P256_SHA256_FIXED, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey, VerificationAlgorithm,
 };

@@ -15,7 +15,12 @@ static SVID_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] =
 /// A device credential: its chain must end at a known manufacturer, whose PKI may use other
 /// algorithms (K5).
 pub fn judge_factory(chain: &[CertificateDer<'_>], anchors: &[Der]) -> Result<(), String> {
-    verify(chain, anchors, webpki::ALL_VERIFICATION_ALGS)
+    judge_certificate(chain, anchors, UnixTime::now())
+}
+
+/// The same at another time, for a certificate that authorizes an enrollment over EST (X40).
+pub fn judge_certificate(chain: &[CertificateDer<'_>], anchors: &[Der], at: UnixTime) -> Result<(), String> {
+    verify(chain, anchors, webpki::ALL_VERIFICATION_ALGS, at)
 }
 
 /// An SVID of this Trust Domain: chain, validity, algorithms, and exactly one URI SAN, which is
@@ -25,7 +30,27 @@ pub fn judge_svid(
     anchors: &[Der],
     trust_domain: &str,
 ) -> Result<String, String> {
-    verify(chain, anchors, SVID_ALGORITHMS)?;
+    judge(chain, anchors, trust_domain, SVID_ALGORITHMS, UnixTime::now())
+}
+
+/// The same by the algorithms of released Margo (N7), at another time: for EST.
+pub fn judge_released_svid(
+    chain: &[CertificateDer<'_>],
+    anchors: &[Der],
+    trust_domain: &str,
+    at: UnixTime,
+) -> Result<String, String> {
+    judge(chain, anchors, trust_domain, webpki::ALL_VERIFICATION_ALGS, at)
+}
+
+fn judge(
+    chain: &[CertificateDer<'_>],
+    anchors: &[Der],
+    trust_domain: &str,
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
+    at: UnixTime,
+) -> Result<String, String> {
+    verify(chain, anchors, algorithms, at)?;
     let mut uris = chain.first().map(|leaf| x509::uris_of(leaf)).unwrap_or_default();
     if uris.len() != 1 {
         return Err(format!("an SVID has exactly one URI SAN, this one has {}", uris.len()));
@@ -60,6 +85,7 @@ fn verify(
     chain: &[CertificateDer<'_>],
     anchors: &[Der],
     algorithms: &[&dyn SignatureVerificationAlgorithm],
+    at: UnixTime,
 ) -> Result<(), String> {
     let Some((leaf, intermediates)) = chain.split_first() else {
         return Err("no client certificate was presented".to_owned());
@@ -74,7 +100,7 @@ fn verify(
                 algorithms,
                 &anchors,
                 intermediates,
-                UnixTime::now(),
+                at,
                 KeyUsage::client_auth(),
                 None,
                 None,

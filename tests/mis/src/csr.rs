@@ -94,13 +94,13 @@ impl Csr {
     }
 }
 
-type Permitted = fn(
+pub(crate) type Permitted = fn(
     &SubjectPublicKeyInfoOwned,
     &AlgorithmIdentifierOwned,
 ) -> Result<&'static dyn VerificationAlgorithm, String>;
 
 /// A request whose own signature is right, with algorithms that are permitted.
-fn verified(der: &[u8], permitted: Permitted) -> Result<CertReq, String> {
+pub(crate) fn verified(der: &[u8], permitted: Permitted) -> Result<CertReq, String> {
     let request = CertReq::from_der(der).map_err(|error| format!("not a DER PKCS#10 request: {error}"))?;
     let signed = signed_part(der).map_err(|error| error.to_string())?;
     let algorithm = permitted(&request.info.public_key, &request.algorithm)?;
@@ -167,7 +167,7 @@ fn verification(
 }
 
 /// N7: what v0 permits, and P-384, Ed25519, and PKCS#1 v1.5 with RSA keys that are long enough.
-fn released_verification(
+pub(crate) fn released_verification(
     key: &SubjectPublicKeyInfoOwned,
     signature: &AlgorithmIdentifierOwned,
 ) -> Result<&'static dyn VerificationAlgorithm, String> {

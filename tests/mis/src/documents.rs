@@ -1,9 +1,8 @@
 //! The two public documents, as v0 has them (D3, B1) or as they are released (N3, N4), with their
 //! validators.
 
-use crate::error::{Error, Result};
 use crate::pki::Pki;
-use crate::policy::{Documents, Policy};
+use crate::policy::{Documents, EstBaseUri, Policy};
 use crate::wire::BUNDLE_PATH;
 use crate::x509::{self, Der};
 use base64::{
@@ -13,14 +12,15 @@ use base64::{
 use const_oid::db::{rfc5912, rfc8410};
 use der::asn1::UintRef;
 use der::{Decode, Reader, SliceReader};
+use development_server::{Error, Result};
 use hyper::HeaderMap;
 use hyper::header::{IF_MODIFIED_SINCE, IF_NONE_MATCH};
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use x509_cert::Certificate;
 
-/// The discovery document. `base` is the server's origin.
-pub fn discovery(trust_domain: &str, base: &str, policy: &Policy) -> Value {
+/// The discovery document. `base` is the server's origin, `est_url` its EST endpoint (X13).
+pub fn discovery(trust_domain: &str, base: &str, est_url: &str, policy: &Policy) -> Value {
     let mut document = json!({
         "trustDomain": trust_domain,
         "trustBundleUri": format!("{base}{BUNDLE_PATH}"),
@@ -29,6 +29,14 @@ pub fn discovery(trust_domain: &str, base: &str, policy: &Policy) -> Value {
         document["margoIdentityServiceBaseUri"] = base.into();
         document["supportedBootstrapMethods"] = policy.methods.as_slice().into();
         document["svidProfilesSupported"] = policy.profiles.as_slice().into();
+    }
+    match &policy.est.base_uri {
+        EstBaseUri::Absent => {}
+        EstBaseUri::Own => document["estBaseUri"] = est_url.into(),
+        EstBaseUri::Other(url) => document["estBaseUri"] = url.as_str().into(),
+    }
+    if let Some(urls) = &policy.est.crl_uris {
+        document["crlUris"] = urls.as_slice().into();
     }
     document
 }

@@ -1,16 +1,18 @@
 //! Everything this server does wrong, and only on request of a test. The strict server knows
 //! nothing of it but the few places where it lets a fault have its way.
 
-use crate::error::Result;
+use crate::est::{self, Bag, EST_PATH, Form};
 use crate::issue::LeafSpec;
-use crate::keys::{KeyKind, KeyPair};
+use crate::keys::{self, KeyKind, KeyPair};
 use crate::pem;
-use crate::pki::Authority;
+use crate::pki::{Authority, EstIssuing};
+use crate::policy::Policy;
 use crate::wire::{self, DISCOVERY_PATH, IDENTITIES_PATH};
 use crate::x509::{self, Ca, Der};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use development_server::{RawResponse, Result};
 use hyper::Method;
 use serde_json::{Value, json};
-use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 use x509_cert::ext::pkix::KeyUsages;
@@ -26,11 +28,27 @@ pub enum Endpoint {
     Enrollment,
     /// `POST /api/v1/identities/{…}/renewal`
     Renewal,
+    /// `POST /.well-known/est/{label}/simpleenroll`
+    EstEnroll,
+    /// `POST /.well-known/est/{label}/simplereenroll`
+    EstReenroll,
+    /// `GET /.well-known/est/{label}/cacerts`
+    EstCaCerts,
 }
 
 impl Endpoint {
-    /// The endpoint at a path, and for renewal the encoded SPIFFE ID.
+    /// The endpoint at a path, and for renewal the encoded SPIFFE ID, for EST the label.
     pub fn at(path: &str) -> Option<(Self, &str)> {
+        if let Some(path) = path.strip_prefix(EST_PATH) {
+            let (label, operation) = path.strip_prefix('/')?.rsplit_once('/').unwrap_or(("", &path[1..]));
+            let endpoint = match operation {
+                "simpleenroll" => Self::EstEnroll,
+                "simplereenroll" => Self::EstReenroll,
+                "cacerts" => Self::EstCaCerts,
+                _ => return None,
+            };
+            return Some((endpoint, label));
+        }
         match path {
             DISCOVERY_PATH => Some((Self::Discovery, "")),
             wire::BUNDLE_PATH => Some((Self::Bundle, "")),
@@ -44,19 +62,26 @@ impl Endpoint {
         }
     }
 
+    /// Whether it is one of EST.
+    pub fn is_est(self) -> bool {
+        matches!(self, Self::EstEnroll | Self::EstReenroll | Self::EstCaCerts)
+    }
+
     /// The methods it handles.
     pub fn allows(self, method: &Method) -> bool {
         match self {
-            Self::Discovery | Self::Bundle => method == Method::GET || method == Method::HEAD,
-            Self::Enrollment | Self::Renewal => method == Method::POST,
+            Self::Discovery | Self::Bundle | Self::EstCaCerts => {
+                method == Method::GET || method == Method::HEAD
+            }
+            Self::Enrollment | Self::Renewal | Self::EstEnroll | Self::EstReenroll => method == Method::POST,
         }
     }
 
     /// The same for the `Allow` header.
     pub fn allow(self) -> &'static str {
         match self {
-            Self::Discovery | Self::Bundle => "GET, HEAD",
-            Self::Enrollment | Self::Renewal => "POST",
+            Self::Discovery | Self::Bundle | Self::EstCaCerts => "GET, HEAD",
+            Self::Enrollment | Self::Renewal | Self::EstEnroll | Self::EstReenroll => "POST",
         }
     }
 }
@@ -73,7 +98,7 @@ pub enum Fault {
     /// Process, wait, then respond.
     StallAnswer(Duration),
     /// Process nothing and respond with this.
-    Answer(RawAnswer),
+    Answer(RawResponse),
     /// Respond as usual, but with this status.
     Status(u16),
     /// Respond as usual, but with this header.
@@ -82,26 +107,21 @@ pub enum Fault {
     Svid(SvidFault),
     /// Bend the document (discovery, bundle).
     Document(DocumentFault),
+    /// Respond as usual, but with status and headers alone: no body, no length, no media type. The
+    /// connection stays open.
+    Bare,
+    /// `202` to a request that is good, which binds a token to its key and issues nothing (EST).
+    Held(RetryAfter),
+    /// Respond with other certificates, or in another form (EST).
+    Est(EstFault),
     /// All of these for the same request.
     Together(Vec<Fault>),
-}
-
-/// A response that is sent without processing.
-#[derive(Debug, Clone)]
-pub struct RawAnswer {
-    /// HTTP status.
-    pub status: u16,
-    /// Header names and values.
-    pub headers: Vec<(String, String)>,
-    /// The body, as it is.
-    pub body: Vec<u8>,
 }
 
 impl Fault {
     /// A response with this status, headers and body.
     pub fn answer(status: u16, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) -> Self {
-        let headers = headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        Self::Answer(RawAnswer { status, headers, body: body.into() })
+        Self::Answer(RawResponse::new(status, headers, body))
     }
 
     /// A Problem Details response; a `code` without a slash or colon is a Margo error code.
@@ -115,6 +135,13 @@ impl Fault {
         let mut headers = vec![("content-type", "application/problem+json")];
         headers.extend(retry_after.map(|value| ("retry-after", value)));
         Self::answer(status, &headers, body.to_string())
+    }
+
+    /// `429`, with or without `Retry-After`.
+    pub fn too_many(retry_after: &RetryAfter) -> Self {
+        let value = retry_after.value();
+        let headers: Vec<_> = value.iter().map(|value| ("retry-after", value.as_str())).collect();
+        Self::answer(429, &headers, "too many attempts\n")
     }
 
     /// A redirect.
@@ -134,6 +161,12 @@ pub enum SvidFault {
     OtherTrustDomain(String),
     /// A second URI SAN.
     TwoUriSans,
+    /// Valid for so long, whatever policy says.
+    Lifetime(Duration),
+    /// The SAN not critical, with an empty subject all the same.
+    SanNotCritical,
+    /// This common name in the subject.
+    Subject(String),
     /// No URI SAN (no SAN at all).
     NoUriSan,
     /// The UUID in upper case.
@@ -182,6 +215,84 @@ pub enum SvidFault {
     ExtraMembers,
 }
 
+/// `Retry-After` of a response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RetryAfter {
+    /// None.
+    Absent,
+    /// So many seconds.
+    Seconds(u64),
+    /// An HTTP date so far ahead of the server's clock.
+    DateIn(Duration),
+    /// This text.
+    Raw(String),
+}
+
+impl RetryAfter {
+    /// The value of the header.
+    pub fn value(&self) -> Option<String> {
+        match self {
+            Self::Absent => None,
+            Self::Seconds(seconds) => Some(seconds.to_string()),
+            Self::DateIn(time) => Some(httpdate::fmt_http_date(SystemTime::now() + *time)),
+            Self::Raw(text) => Some(text.clone()),
+        }
+    }
+}
+
+/// Ways in which responses of EST differ from what the RFC demands, or from what is usual.
+#[derive(Debug, Clone)]
+pub enum EstFault {
+    /// The intermediates in addition to the leaf.
+    ChainInAnswer,
+    /// The leaf twice, byte for byte.
+    LeafTwice,
+    /// A certificate revocation list in the bag.
+    Crl,
+    /// `crls` present and empty.
+    EmptyCrls,
+    /// An element in the bag that is no certificate (`OtherCertificateFormat`).
+    OtherElement,
+    /// A second certificate with the leaf's key, from an authority that no one knows.
+    SecondLeaf,
+    /// An empty bag.
+    NoCertificate,
+    /// BER with indefinite lengths.
+    Ber,
+    /// Base64 in lines of 64 with LF.
+    Lines64,
+    /// Base64 in lines of 76 with CRLF.
+    Lines76,
+    /// PEM in the body.
+    Pem,
+    /// DER in the body, without base64.
+    RawDer,
+    /// One certificate instead of a PKCS#7.
+    BareCertificate,
+    /// These bytes after the PKCS#7, in the base64.
+    TrailingBytes(Vec<u8>),
+    /// This text after the base64.
+    TrailingText(String),
+    /// `400` to base64 on one line.
+    RefuseOneLine,
+    /// `400` to base64 with line breaks.
+    RefuseLines,
+    /// `500` at issuance: the token is not consumed.
+    IssuanceFails,
+    /// No root (`/cacerts`).
+    WithoutRoot,
+    /// No intermediate: no SVID reaches an anchor (`/cacerts`).
+    WithoutIntermediates,
+    /// A root of another's in addition, which leads nowhere (`/cacerts`).
+    Decoy,
+    /// Another certificate of the issuer's name and key, which has expired (`/cacerts`).
+    ExpiredTwin,
+    /// Not in the order of DER: another one each time (`/cacerts`).
+    Shuffled,
+    /// So many more CAs of the issuer's name, each with a key of its own (`/cacerts`).
+    ManyTwins(usize),
+}
+
 /// Ways to bend a public document.
 #[derive(Debug, Clone)]
 pub enum DocumentFault {
@@ -226,43 +337,13 @@ pub enum ServerFault {
     Appended(Vec<PathBuf>),
 }
 
-/// The faults waiting to strike: one-shot ones in order first, then the sticky one.
-#[derive(Debug, Default)]
-pub struct Faults {
-    once: HashMap<Endpoint, VecDeque<Fault>>,
-    sticky: HashMap<Endpoint, Fault>,
-}
+/// The faults waiting to strike.
+pub type Faults = development_server::Faults<Endpoint, Fault>;
 
-impl Faults {
-    /// For the next request to this endpoint that has no fault yet.
-    pub fn once(&mut self, endpoint: Endpoint, fault: Fault) {
-        self.once.entry(endpoint).or_default().push_back(fault);
-    }
-
-    /// For every request to this endpoint until cleared.
-    pub fn sticky(&mut self, endpoint: Endpoint, fault: Fault) {
-        self.sticky.insert(endpoint, fault);
-    }
-
-    /// Forgets all of them.
-    pub fn clear(&mut self) {
-        *self = Self::default();
-    }
-
-    /// One-shot faults that have not struck yet.
-    pub fn waiting(&self) -> usize {
-        self.once.values().map(VecDeque::len).sum()
-    }
-
-    /// What a request gets.
-    pub fn take(&mut self, endpoint: Endpoint) -> Active {
-        let next = self.once.get_mut(&endpoint).and_then(VecDeque::pop_front);
-        let mut flat = Vec::new();
-        if let Some(fault) = next.or_else(|| self.sticky.get(&endpoint).cloned()) {
-            flatten(fault, &mut flat);
-        }
-        Active(flat)
-    }
+/// A text in lines of this width, the last one ended too.
+fn lines(text: &str, width: usize, end: &str) -> Vec<u8> {
+    let lines = text.as_bytes().chunks(width);
+    lines.flat_map(|line| [line, end.as_bytes()].concat()).collect()
 }
 
 fn flatten(fault: Fault, into: &mut Vec<Fault>) {
@@ -277,6 +358,13 @@ fn flatten(fault: Fault, into: &mut Vec<Fault>) {
 pub struct Active(Vec<Fault>);
 
 impl Active {
+    /// Those of one request.
+    pub fn of(fault: Option<Fault>) -> Self {
+        let mut flat = Vec::new();
+        fault.into_iter().for_each(|fault| flatten(fault, &mut flat));
+        Self(flat)
+    }
+
     /// Ways to bend one SVID, outside of a request.
     pub fn of_svid(faults: &[SvidFault]) -> Self {
         Self(faults.iter().cloned().map(Fault::Svid).collect())
@@ -314,7 +402,7 @@ impl Active {
     }
 
     /// The response to give without processing.
-    pub fn answer(&self) -> Option<&RawAnswer> {
+    pub fn answer(&self) -> Option<&RawResponse> {
         self.0.iter().find_map(|fault| match fault {
             Fault::Answer(answer) => Some(answer),
             _ => None,
@@ -342,6 +430,146 @@ impl Active {
             Fault::Svid(fault) => Some(fault),
             _ => None,
         })
+    }
+
+    fn est(&self) -> impl Iterator<Item = &EstFault> {
+        self.0.iter().filter_map(|fault| match fault {
+            Fault::Est(fault) => Some(fault),
+            _ => None,
+        })
+    }
+
+    /// Send status and headers alone?
+    pub fn is_bare(&self) -> bool {
+        self.0.iter().any(|fault| matches!(fault, Fault::Bare))
+    }
+
+    /// Hold the enrollment or the renewal?
+    pub fn held(&self) -> Option<&RetryAfter> {
+        self.0.iter().find_map(|fault| match fault {
+            Fault::Held(retry_after) => Some(retry_after),
+            _ => None,
+        })
+    }
+
+    /// Fail the issuance?
+    pub fn fails_issuance(&self) -> bool {
+        self.est().any(|fault| matches!(fault, EstFault::IssuanceFails))
+    }
+
+    /// Refuse a body of this form?
+    pub fn refuses_form(&self, form: Form) -> bool {
+        self.est().any(|fault| match fault {
+            EstFault::RefuseOneLine => form == Form::OneLine,
+            EstFault::RefuseLines => form == Form::Lines,
+            _ => false,
+        })
+    }
+
+    /// The bag of an enrollment: the leaf alone (X53), or a bent one. `above` are the certificates
+    /// above the leaf.
+    pub fn enrollment(&self, leaf: Der, above: Vec<Der>, issuing: &EstIssuing) -> Result<Bag> {
+        let mut bag = Bag { certificates: vec![leaf.clone()], ..Bag::default() };
+        for fault in self.est() {
+            match fault {
+                EstFault::ChainInAnswer => bag.certificates.extend(above.iter().cloned()),
+                EstFault::LeafTwice => bag.certificates.push(leaf.clone()),
+                EstFault::SecondLeaf => {
+                    let stranger =
+                        Ca::root("Unknown authority", KeyPair::generate(KeyKind::P256)?.0, None, 1)?;
+                    let (names, spki) = (x509::uris_of(&leaf), x509::spki_of(&leaf)?);
+                    let id = names.first().cloned().unwrap_or_default();
+                    let second = LeafSpec::new(&id, &spki, &Policy::default()).sign(&stranger)?;
+                    bag.certificates.push(second);
+                }
+                EstFault::NoCertificate => bag.certificates.clear(),
+                _ => {}
+            }
+        }
+        self.wrap(&mut bag, issuing)?;
+        Ok(bag)
+    }
+
+    /// The bag of `/cacerts`: roots and intermediates (X61), or a bent one.
+    pub fn ca_certs(&self, roots: Vec<Der>, intermediates: Vec<Der>, issuing: &EstIssuing) -> Result<Bag> {
+        let mut certificates = Vec::new();
+        if !self.est().any(|fault| matches!(fault, EstFault::WithoutRoot)) {
+            certificates.extend(roots);
+        }
+        if !self.est().any(|fault| matches!(fault, EstFault::WithoutIntermediates)) {
+            certificates.extend(intermediates);
+        }
+        let mut shuffle = false;
+        for fault in self.est() {
+            match fault {
+                EstFault::Decoy => {
+                    let (key, _) = KeyPair::generate(KeyKind::P256)?;
+                    certificates.push(Ca::root("Decoy", key, None, 20)?.certificate);
+                }
+                EstFault::ExpiredTwin => {
+                    let ended = SystemTime::now() - Duration::from_secs(3600);
+                    certificates.push(issuing.above_issuer().certify(issuing.issuer(), ended)?);
+                }
+                EstFault::ManyTwins(count) => {
+                    for _ in 0..*count {
+                        let (key, _) = KeyPair::generate(KeyKind::P256)?;
+                        certificates.push(issuing.above_issuer().namesake(issuing.issuer(), &key)?);
+                    }
+                }
+                EstFault::Shuffled => shuffle = true,
+                EstFault::NoCertificate => certificates.clear(),
+                _ => {}
+            }
+        }
+        let mut bag = Bag::sorted(certificates);
+        if shuffle {
+            let salt = keys::random::<16>()?;
+            bag.certificates.sort_by_key(|der| x509::sha256(&[&salt, der.as_slice()].concat()));
+        }
+        self.wrap(&mut bag, issuing)?;
+        Ok(bag)
+    }
+
+    fn wrap(&self, bag: &mut Bag, issuing: &EstIssuing) -> Result<()> {
+        for fault in self.est() {
+            match fault {
+                EstFault::Crl => bag.crls = Some(vec![issuing.issuer().empty_crl()?]),
+                EstFault::EmptyCrls => bag.crls = Some(Vec::new()),
+                // [3] OtherCertificateFormat: a type of this project's own invention, and nothing.
+                EstFault::OtherElement => {
+                    bag.certificates
+                        .insert(0, est::tlv(0xa3, &[&[0x06, 0x03, 0x55, 0x04, 0x03], &[0x05, 0x00]]));
+                }
+                EstFault::Ber => bag.ber = true,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The body of an EST response: base64 on one line, or bent.
+    pub fn est_body(&self, bag: &Bag) -> Vec<u8> {
+        let mut der = bag.encode();
+        if self.est().any(|fault| matches!(fault, EstFault::BareCertificate)) {
+            der = bag.certificates.first().cloned().unwrap_or_default();
+        }
+        for fault in self.est() {
+            if let EstFault::TrailingBytes(bytes) = fault {
+                der.extend(bytes);
+            }
+        }
+        let mut body = STANDARD.encode(&der).into_bytes();
+        for fault in self.est() {
+            match fault {
+                EstFault::Lines64 => body = lines(&STANDARD.encode(&der), 64, "\n"),
+                EstFault::Lines76 => body = lines(&STANDARD.encode(&der), 76, "\r\n"),
+                EstFault::Pem => body = pem::encode("PKCS7", &der, pem::WIDTH).into_bytes(),
+                EstFault::RawDer => body.clone_from(&der),
+                EstFault::TrailingText(text) => body.extend(text.as_bytes()),
+                _ => {}
+            }
+        }
+        body
     }
 
     /// Bends a leaf before it is signed.
@@ -460,6 +688,9 @@ impl SvidFault {
                 leaf.uris = vec![format!("{start}/{upper}")];
             }
             Self::NotADevice => leaf.uris = vec![id.replace("/margo/device/", "/margo/wfm/")],
+            Self::Lifetime(time) => leaf.not_after = SystemTime::now() + *time,
+            Self::SanNotCritical => leaf.names_critical = false,
+            Self::Subject(name) => leaf.subject = Some(name.clone()),
             Self::CaTrue => leaf.ca = true,
             Self::NoKeyUsage => leaf.key_usage = None,
             Self::KeyUsageNotCritical => leaf.key_usage_critical = false,

@@ -1,10 +1,10 @@
 //! SVIDs: what a leaf says, and signing it (E4).
 
-use crate::error::Result;
 use crate::policy::{LONGEST_LIFETIME, Policy};
 use crate::x509::{self, CLIENT_AUTH, Ca, Der, SERVER_AUTH, Template};
 use der::asn1::ObjectIdentifier;
 use der::flagset::FlagSet;
+use development_server::Result;
 use std::time::SystemTime;
 use x509_cert::ext::pkix::KeyUsages;
 
@@ -29,6 +29,10 @@ pub struct LeafSpec {
     pub key_usage_critical: bool,
     /// Extended key usage.
     pub extended: Vec<ObjectIdentifier>,
+    /// The common name of the subject; empty where it is `None`.
+    pub subject: Option<String>,
+    /// Whether the SAN is critical, as it must be with an empty subject (RFC 5280).
+    pub names_critical: bool,
     /// Serial number; a random one where it is `None`.
     pub serial: Option<Vec<u8>>,
 }
@@ -48,11 +52,13 @@ impl LeafSpec {
             key_usage: Some(KeyUsages::DigitalSignature.into()),
             key_usage_critical: true,
             extended: vec![SERVER_AUTH, CLIENT_AUTH],
+            subject: None,
+            names_critical: true,
             serial: None,
         }
     }
 
-    /// Signs it. The subject is empty, so the SAN is critical (RFC 5280).
+    /// Signs it.
     pub fn sign(&self, issuer: &Ca) -> Result<Der> {
         let mut extensions = vec![x509::basic_constraints(self.ca)?];
         if let Some(usage) = self.key_usage {
@@ -60,10 +66,10 @@ impl LeafSpec {
         }
         extensions.push(x509::extended_key_usage(&self.extended)?);
         if !self.uris.is_empty() || !self.dns.is_empty() {
-            extensions.push(x509::svid_names(&self.uris, &self.dns)?);
+            extensions.push(x509::svid_names(&self.uris, &self.dns, self.names_critical)?);
         }
         issuer.issue(&Template {
-            subject: x509::common_name("")?,
+            subject: x509::common_name(self.subject.as_deref().unwrap_or_default())?,
             spki: self.spki.clone(),
             not_before: self.not_before,
             not_after: self.not_after,

@@ -1,8 +1,7 @@
 //! Journal of requests and responses, for tests and for the log.
 
 use std::fmt;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// What a client presented in the handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +27,39 @@ impl fmt::Display for ClientKind {
     }
 }
 
+/// What a client of EST must not do. It is recorded, and most of it changes nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Violation {
+    /// A client certificate together with `Authorization` at `/simpleenroll` (X27); also `400`.
+    CertificateWithToken,
+    /// An SVID at `/simpleenroll` that is not registered there.
+    SvidAtEnrollment,
+    /// `Authorization` at `/simplereenroll` (X64).
+    AuthorizationAtReenroll,
+    /// `Authorization` at `/cacerts` (X28).
+    AuthorizationAtCaCerts,
+    /// A client certificate at `/cacerts` (X28).
+    CertificateAtCaCerts,
+    /// A renewal that does not repeat the criticality of the subject alternative name (X65).
+    SanCriticality,
+    /// A connection that carried another kind of request before (X28).
+    SharedConnection,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::CertificateWithToken => "certificate-with-token",
+            Self::SvidAtEnrollment => "svid-at-enrollment",
+            Self::AuthorizationAtReenroll => "authorization-at-reenroll",
+            Self::AuthorizationAtCaCerts => "authorization-at-cacerts",
+            Self::CertificateAtCaCerts => "certificate-at-cacerts",
+            Self::SanCriticality => "san-criticality",
+            Self::SharedConnection => "shared-connection",
+        })
+    }
+}
+
 /// One request.
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -35,6 +67,8 @@ pub struct Entry {
     pub at: Instant,
     /// The same on the wall clock, milliseconds since 1970.
     pub unix_ms: u64,
+    /// The number of its connection.
+    pub connection: usize,
     /// `GET`, `POST` …
     pub method: String,
     /// The path, as sent.
@@ -50,6 +84,14 @@ pub struct Entry {
     /// The status decided on. `None` while under way, and where the client went away or a fault
     /// cut the connection before the server had decided.
     pub status: Option<u16>,
+    /// Whether there was an `Authorization` header.
+    pub authorization: bool,
+    /// SHA-256 (hexadecimal) of the client certificate.
+    pub client_leaf_sha256: Option<String>,
+    /// What the client must not do (EST).
+    pub violations: Vec<Violation>,
+    /// Why an EST request was refused, in words that the client may not get.
+    pub refusal: Option<String>,
     /// The error code of a Margo problem, where the response is one.
     pub problem: Option<&'static str>,
     /// `Retry-After` in the response, in seconds.
@@ -66,17 +108,22 @@ pub struct Entry {
 
 impl Entry {
     /// A request that has just come in.
-    pub fn new(method: &str, path: &str, client: ClientKind) -> Self {
+    pub fn new(connection: usize, method: &str, path: &str, client: ClientKind) -> Self {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             at: Instant::now(),
             unix_ms: unix.as_millis().try_into().unwrap_or(u64::MAX),
+            connection,
             method: method.to_owned(),
             path: path.to_owned(),
             client,
             client_spiffe_id: None,
             conditional: None,
             csr_spki_sha256: None,
+            authorization: false,
+            client_leaf_sha256: None,
+            violations: Vec::new(),
+            refusal: None,
             status: None,
             problem: None,
             retry_after: None,
@@ -96,6 +143,15 @@ impl fmt::Display for Entry {
             None => f.write_str(" -> no answer")?,
         }
         write!(f, " client={}", self.client)?;
+        if self.authorization {
+            f.write_str(" authorization")?;
+        }
+        for violation in &self.violations {
+            write!(f, " violation={violation}")?;
+        }
+        if let Some(why) = &self.refusal {
+            write!(f, " refused={why:?}")?;
+        }
         if let Some(problem) = self.problem {
             write!(f, " problem={problem}")?;
         }
@@ -115,75 +171,5 @@ impl fmt::Display for Entry {
     }
 }
 
-#[derive(Default)]
-struct Inner {
-    entries: Vec<Entry>,
-    refused_handshakes: Vec<String>,
-}
-
-/// All requests since the start. Not stored across restarts.
-#[derive(Default)]
-pub struct Journal {
-    inner: Mutex<Inner>,
-    changed: Condvar,
-}
-
-impl Journal {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes a request as it comes in.
-    pub fn open(&self, entry: Entry) -> usize {
-        let mut inner = self.lock();
-        inner.entries.push(entry);
-        self.changed.notify_all();
-        inner.entries.len() - 1
-    }
-
-    /// Completes what [`Journal::open`] began.
-    pub fn update(&self, index: usize, entry: Entry) {
-        if let Some(slot) = self.lock().entries.get_mut(index) {
-            *slot = entry;
-        }
-        self.changed.notify_all();
-    }
-
-    /// Notes a handshake that failed.
-    pub fn refused(&self, why: String) {
-        self.lock().refused_handshakes.push(why);
-        self.changed.notify_all();
-    }
-
-    /// A copy of all entries, oldest first.
-    pub fn entries(&self) -> Vec<Entry> {
-        self.lock().entries.clone()
-    }
-
-    /// Why handshakes failed, oldest first.
-    pub fn refused_handshakes(&self) -> Vec<String> {
-        self.lock().refused_handshakes.clone()
-    }
-
-    /// Waits until `done` likes the entries, and returns them; `None` after `limit`.
-    pub fn wait(&self, limit: Duration, mut done: impl FnMut(&[Entry]) -> bool) -> Option<Vec<Entry>> {
-        self.wait_inner(limit, |inner| done(&inner.entries).then(|| inner.entries.clone()))
-    }
-
-    /// Waits for so many failed handshakes, and returns why they failed; `None` after `limit`.
-    pub fn wait_refused(&self, limit: Duration, count: usize) -> Option<Vec<String>> {
-        self.wait_inner(limit, |inner| {
-            (inner.refused_handshakes.len() >= count).then(|| inner.refused_handshakes.clone())
-        })
-    }
-
-    fn wait_inner<T>(&self, limit: Duration, mut done: impl FnMut(&Inner) -> Option<T>) -> Option<T> {
-        let mut found = None;
-        let waited = self.changed.wait_timeout_while(self.lock(), limit, |inner| {
-            found = done(inner);
-            found.is_none()
-        });
-        drop(waited);
-        found
-    }
-}
+/// All requests and connections since the start.
+pub type Journal = development_server::Journal<Entry, ClientKind>;

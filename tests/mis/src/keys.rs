@@ -1,8 +1,8 @@
 //! Private keys of this server's own PKI: making, loading, signing.
 
-use crate::error::{Context, Error, Result};
 use const_oid::db::{rfc5912, rfc8410};
 use der::{Any, Decode, Encode, asn1::BitString};
+use development_server::{Context, Error, Result};
 use ring::rand::SystemRandom;
 use ring::rsa;
 use ring::signature::{

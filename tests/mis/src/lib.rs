@@ -21,7 +21,7 @@ mod binding;
 mod clients;
 mod csr;
 mod documents;
-mod error;
+mod est;
 mod faults;
 mod issue;
 mod journal;
@@ -40,13 +40,17 @@ mod wire;
 mod x509;
 
 pub use binding::{ASSERTION_TYPE, LONGEST_ASSERTION};
-pub use error::{Error, Result};
-pub use faults::{DocumentFault, Endpoint, Fault, RawAnswer, ServerFault, SvidFault};
-pub use journal::{ClientKind, Entry};
+pub use development_server::{Connection, Error, RawResponse, Result};
+pub use est::{ADMIN_SOCKET, Alert, Authorization, EST_PATH, Est, Held, Issued, Token, TokenSpec, ask};
+pub use faults::{DocumentFault, Endpoint, EstFault, Fault, RetryAfter, ServerFault, SvidFault};
+pub use journal::{ClientKind, Entry, Violation};
 pub use keys::KeyKind;
 pub use mint::{ALLOW_LIST, MINTED_LIFETIME, MintKey, MintSpec, Minted, bundle_of, mint};
 pub use mis::{Device, Mis, Settings};
 pub use pki::{AnchorStep, FactorySpec, IssuerAlgorithm, IssuingMode};
-pub use policy::{Admission, Documents, LONGEST_LIFETIME, Limit, Policy, SHORTEST_LIFETIME, esi};
+pub use policy::{
+    Admission, ClientCertificates, Documents, EstBaseUri, EstPolicy, LONGEST_LIFETIME, Limit, Policy,
+    SHORTEST_LIFETIME, esi,
+};
 pub use server::Observer;
 pub use wire::{BINDING_METHOD, BUNDLE_PATH, DISCOVERY_PATH, FACTORY_METHOD, IDENTITIES_PATH, X509_PROFILE};

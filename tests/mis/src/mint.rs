@@ -1,7 +1,6 @@
 //! SVIDs by an operator's command, without the network (N9): from a CSR, or with a new key.
 
 use crate::csr::Csr;
-use crate::error::{Context, Error, Result};
 use crate::faults::{Active, SvidFault};
 use crate::issue::LeafSpec;
 use crate::keys::{KeyKind, KeyPair};
@@ -10,6 +9,7 @@ use crate::pem;
 use crate::pki::{self, Authority, IssuingMode};
 use crate::policy::{LONGEST_LIFETIME, Policy};
 use crate::x509::{Ca, Der};
+use development_server::{Context, Error, Result};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;

@@ -1,27 +1,26 @@
 //! The handle: starts the server on a thread of its own and steers it from any other.
 
 use crate::binding::Used;
-use crate::error::{Context, Error, Result};
+use crate::est::{AdminSocket, Domain, Est, State};
 use crate::faults::{Endpoint, Fault, Faults, ServerFault};
-use crate::journal::{Entry, Journal};
+use crate::journal::{ClientKind, Entry, Journal};
 use crate::mint::{self, MintSpec, Minted};
 use crate::pem;
 use crate::pki::{AnchorStep, FactorySpec, IssuerAlgorithm, IssuingMode, Pki, PkiSpec};
 use crate::policy::{Documents, Policy, esi};
 use crate::registry::Registry;
-use crate::server::{self, Command, Observer};
-use crate::service::{Service, lock};
+use crate::server::{self, Observer, Shared};
+use crate::service::Service;
 use crate::tls;
 use crate::wire::DISCOVERY_PATH;
+use development_server::{Bound, Connection, Context, Error, Result, Server, lock};
 use std::collections::HashMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::net::TcpListener;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio_rustls::TlsAcceptor;
 
 /// How to start.
 #[derive(Clone)]
@@ -137,10 +136,9 @@ impl Device {
 /// A running development MIS. Dropping it ends it; the directory stays.
 pub struct Mis {
     directory: PathBuf,
-    port: u16,
     service: Arc<Service>,
-    commands: UnboundedSender<Command>,
-    thread: Option<JoinHandle<()>>,
+    server: Server,
+    _admin: Option<AdminSocket>,
 }
 
 impl Mis {
@@ -148,11 +146,12 @@ impl Mis {
     pub fn start(settings: Settings) -> Result<Self> {
         let pki = settings.pki()?;
         let registry = Registry::open(settings.directory.join("bindings.json"))?;
-        let socket = std::net::TcpListener::bind(settings.listen).context(settings.listen)?;
-        socket.set_nonblocking(true)?;
-        let address = socket.local_addr()?;
+        let bound = Bound::new(settings.listen)?;
+        let own =
+            Domain { label: settings.trust_domain.clone(), trust_domain: settings.trust_domain.clone() };
         let service = Arc::new(Service {
-            base: settings.base(address.port()),
+            est: Mutex::new(State::open(settings.directory.join("est.json"), own)?),
+            base: settings.base(bound.port()),
             trust_domain: settings.trust_domain,
             policy: Mutex::new(settings.policy),
             pki: Mutex::new(pki),
@@ -162,27 +161,17 @@ impl Mis {
             journal: Journal::default(),
             served: Mutex::new(HashMap::new()),
         });
-        let config = tls::config(&service)?;
-        let (commands, receiver) = unbounded_channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let serving = Arc::clone(&service);
-        let run = async move |receiver: UnboundedReceiver<Command>| match TcpListener::from_std(socket) {
-            Ok(listener) => {
-                let observer = settings.observer;
-                server::run(serving, config, observer, listener, address, receiver).await;
-            }
-            Err(error) => eprintln!("development-mis: {address}: {error}"),
-        };
-        let thread = thread::Builder::new()
-            .name("development-mis".to_owned())
-            .spawn(move || runtime.block_on(run(receiver)))?;
-        Ok(Self {
-            directory: settings.directory,
-            port: address.port(),
-            service,
-            commands,
-            thread: Some(thread),
-        })
+        let shared = Arc::new(Shared {
+            tls: TlsAcceptor::from(tls::config(&service, &rustls::version::TLS13)?),
+            tls12: TlsAcceptor::from(tls::config(&service, &rustls::version::TLS12)?),
+            service: Arc::clone(&service),
+            observer: settings.observer,
+        });
+        let serve = move |stream| server::connection(Arc::clone(&shared), stream);
+        let server = bound.serve("development-mis", serve)?;
+        let admin = AdminSocket::open(&settings.directory, Arc::clone(&service))
+            .inspect_err(|error| eprintln!("development-mis: no admin socket: {error}"));
+        Ok(Self { directory: settings.directory, service, server, _admin: admin.ok() })
     }
 
     /// Makes or completes the directory, and serves nothing.
@@ -195,6 +184,16 @@ impl Mis {
         self.service.base.clone()
     }
 
+    /// The operator's interface of the EST server.
+    pub fn est(&self) -> Est<'_> {
+        Est(&self.service)
+    }
+
+    /// The EST endpoint of the MIS's own Trust Domain.
+    pub fn est_url(&self) -> String {
+        self.est().url()
+    }
+
     /// The URL of the discovery document.
     pub fn discovery_url(&self) -> String {
         format!("{}{DISCOVERY_PATH}", self.service.base)
@@ -202,7 +201,7 @@ impl Mis {
 
     /// The port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.server.port()
     }
 
     /// The Trust Domain's name.
@@ -361,6 +360,20 @@ impl Mis {
         self.service.journal.wait(limit, done)
     }
 
+    /// Every connection so far whose handshake succeeded, oldest first.
+    pub fn connections(&self) -> Vec<Connection<ClientKind>> {
+        self.service.journal.connections()
+    }
+
+    /// Waits until the connections are as wanted, and returns them; `None` when `limit` is over.
+    pub fn wait_for_connections(
+        &self,
+        limit: Duration,
+        done: impl FnMut(&[Connection<ClientKind>]) -> bool,
+    ) -> Option<Vec<Connection<ClientKind>>> {
+        self.service.journal.wait_connections(limit, done)
+    }
+
     /// Why TLS handshakes failed, oldest first.
     pub fn refused_handshakes(&self) -> Vec<String> {
         self.service.journal.refused_handshakes()
@@ -394,27 +407,12 @@ impl Mis {
 
     /// An outage: the port is closed and every connection is cut on return.
     pub fn stop_listening(&self) -> Result<()> {
-        self.ask(Command::Stop)
+        self.server.stop_listening()
     }
 
     /// The end of an outage: the same port accepts connections again on return.
     pub fn resume(&self) -> Result<()> {
-        self.ask(Command::Resume)?
-    }
-
-    fn ask<T>(&self, command: impl FnOnce(mpsc::SyncSender<T>) -> Command) -> Result<T> {
-        let (done, wait) = mpsc::sync_channel(1);
-        self.commands.send(command(done)).map_err(|_| Error::new("the server has ended"))?;
-        wait.recv().map_err(|_| Error::new("the server has ended"))
-    }
-}
-
-impl Drop for Mis {
-    fn drop(&mut self) {
-        let _ = self.commands.send(Command::End);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.server.resume()
     }
 }
 

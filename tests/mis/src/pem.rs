@@ -1,7 +1,7 @@
 //! PEM with a line width of one's choice: `certificateChainPem` may be wrapped at any (E3).
 
-use crate::error::{Context, Error, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use development_server::{Context, Error, Result};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 

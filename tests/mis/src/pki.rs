@@ -2,11 +2,12 @@
 //! the Trust Domain's issuing authorities. An existing directory is used again, so that a restart
 //! keeps everything valid that was issued before.
 
-use crate::error::{Context, Error, Result};
+use crate::est::Domain;
 use crate::faults::ServerFault;
 use crate::keys::{KeyKind, KeyPair};
 use crate::pem;
 use crate::x509::{self, Ca, Der, Template};
+use development_server::{Context, Error, Result};
 use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -146,6 +147,42 @@ impl Authority {
     }
 }
 
+/// A root that was rolled over (RFC 4210, section 4.4).
+struct RollOver {
+    new: Ca,
+    old_with_new: Der,
+    new_with_old: Der,
+}
+
+/// What issues over EST: an authority, and intermediates below it.
+pub struct EstIssuing {
+    /// The authority.
+    pub authority: Authority,
+    below: Vec<Ca>,
+}
+
+impl EstIssuing {
+    /// The one that signs SVIDs.
+    pub fn issuer(&self) -> &Ca {
+        self.below.last().unwrap_or_else(|| self.authority.issuer())
+    }
+
+    /// Whoever certified [`issuer`](Self::issuer); the root itself where that is the issuer.
+    pub fn above_issuer(&self) -> &Ca {
+        match self.below.as_slice() {
+            [.., above, _] => above,
+            [_] => self.authority.issuer(),
+            [] => &self.authority.root,
+        }
+    }
+
+    /// The certificates between an SVID and the root, from the SVID's issuer upwards.
+    pub fn chain(&self) -> Vec<Der> {
+        let below = self.below.iter().rev().map(|ca| ca.certificate.clone());
+        below.chain(self.authority.chain()).collect()
+    }
+}
+
 /// The whole directory, loaded.
 pub struct Pki {
     directory: PathBuf,
@@ -155,6 +192,7 @@ pub struct Pki {
     authorities: Vec<Authority>,
     tls_chain: Vec<Der>,
     tls_key: Vec<u8>,
+    rolled: Option<RollOver>,
 }
 
 const CERTIFICATE: &str = "CERTIFICATE";
@@ -190,6 +228,7 @@ impl Pki {
             authorities,
             tls_chain,
             tls_key,
+            rolled: None,
         };
         if !pki.directory.join("factory.pem").exists() {
             pki.write_credential("factory", "device-0001", &FactorySpec::default())?;
@@ -231,8 +270,93 @@ impl Pki {
         self.authorities
             .iter()
             .filter(|one| self.state.published.contains(&one.number))
-            .map(|one| one.root.certificate.clone())
+            .map(|one| match &self.rolled {
+                Some(rolled) if one.number == self.state.issuing => rolled.new.certificate.clone(),
+                _ => one.root.certificate.clone(),
+            })
             .collect()
+    }
+
+    /// Puts a new root of the same name into the Trust Bundle in the place of the issuing one.
+    pub fn roll_over(&mut self) -> Result<()> {
+        let old = &self.issuing()?.root;
+        let new = old.rolled(
+            KeyPair::generate(self.state.algorithm.key())?.0.signing_as(self.state.algorithm.key()),
+        )?;
+        let until = SystemTime::now() + x509::years_long(1);
+        let rolled =
+            RollOver { old_with_new: new.certify(old, until)?, new_with_old: old.certify(&new, until)?, new };
+        self.rolled = Some(rolled);
+        self.state.sequence += 1;
+        self.save_state()
+    }
+
+    /// The anchors of a domain of EST.
+    pub fn est_anchors(&self, domain: &Domain) -> Result<Vec<Der>> {
+        if domain.trust_domain == self.state.trust_domain {
+            return Ok(self.anchors());
+        }
+        Ok(vec![self.est_authority(domain, 1)?.root.certificate])
+    }
+
+    /// What issues over EST in this domain, with so many intermediates below its authority.
+    pub fn est_issuing(&self, domain: &Domain, depth: usize) -> Result<EstIssuing> {
+        let number = if domain.trust_domain == self.state.trust_domain { self.state.issuing } else { 1 };
+        self.est_issuing_of(domain, number, depth)
+    }
+
+    /// The roots of a domain of EST and every intermediate that its SVIDs need (X61), with the
+    /// self-issued certificates of a root that was rolled over.
+    pub fn est_authorities(&self, domain: &Domain, depth: usize) -> Result<(Vec<Der>, Vec<Der>)> {
+        if domain.trust_domain != self.state.trust_domain {
+            let issuing = self.est_issuing(domain, depth)?;
+            return Ok((vec![issuing.authority.root.certificate.clone()], issuing.chain()));
+        }
+        let mut roots = self.anchors();
+        let mut intermediates = Vec::new();
+        let published = self.state.published.iter().copied();
+        for number in published.filter(|number| *number != self.state.issuing).chain([self.state.issuing]) {
+            intermediates.extend(self.est_issuing_of(domain, number, depth)?.chain());
+        }
+        if let Some(rolled) = &self.rolled {
+            roots.push(self.issuing()?.root.certificate.clone());
+            intermediates.extend([rolled.old_with_new.clone(), rolled.new_with_old.clone()]);
+        }
+        Ok((roots, intermediates))
+    }
+
+    fn est_issuing_of(&self, domain: &Domain, number: u32, depth: usize) -> Result<EstIssuing> {
+        let authority = self.est_authority(domain, number)?;
+        let directory = self.est_directory(domain)?;
+        let kind = self.state.algorithm.key();
+        let uri = format!("spiffe://{}", domain.trust_domain);
+        let mut below: Vec<Ca> = Vec::new();
+        for level in 1..=depth {
+            let above = below.last().unwrap_or_else(|| authority.issuer());
+            let next = ca_or(&directory, &format!("intermediate-{number}-{level}"), kind, |key| {
+                above.subordinate(&format!("EST issuer {number}.{level}"), key, Some(&uri), 10)
+            })?;
+            below.push(next);
+        }
+        Ok(EstIssuing { authority, below })
+    }
+
+    fn est_authority(&self, domain: &Domain, number: u32) -> Result<Authority> {
+        if domain.trust_domain == self.state.trust_domain {
+            return open_authority(&self.directory, &self.state, number);
+        }
+        let uri = format!("spiffe://{}", domain.trust_domain);
+        let name = format!("Trust Domain {} root", domain.trust_domain);
+        let kind = self.state.algorithm.key();
+        let root =
+            ca_or(&self.est_directory(domain)?, "root", kind, |key| Ca::root(&name, key, Some(&uri), 20))?;
+        Ok(Authority { number, root, intermediate: None })
+    }
+
+    fn est_directory(&self, domain: &Domain) -> Result<PathBuf> {
+        let directory = self.directory.join("est").join(&domain.label);
+        make_directory(&directory)?;
+        Ok(directory)
     }
 
     /// One step of an anchor rotation; each that changes the Trust Bundle adds 1 to its sequence.

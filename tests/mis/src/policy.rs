@@ -54,6 +54,86 @@ pub struct Policy {
     /// Refuse a bad client certificate in the TLS handshake, as many real servers do, and not with
     /// a `401`.
     pub refuse_in_handshake: bool,
+    /// Whether the handshake asks for a client certificate.
+    pub client_certificates: ClientCertificates,
+    /// TLS 1.2 and nothing newer (X26).
+    pub tls12_only: bool,
+    /// EST.
+    pub est: EstPolicy,
+}
+
+/// Whether the handshake asks for a client certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// Of everyone; a client may have none.
+    Requested,
+    /// Of no one (X29).
+    NotRequested,
+    /// Of everyone; a handshake without one fails.
+    Required,
+}
+
+/// `estBaseUri` in the discovery document (X13).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EstBaseUri {
+    /// None.
+    Absent,
+    /// That of this server and its own Trust Domain.
+    Own,
+    /// Another, whatever it is (X18).
+    Other(String),
+}
+
+/// The operator's decisions about EST.
+#[derive(Debug, Clone)]
+pub struct EstPolicy {
+    /// `estBaseUri` in the discovery document.
+    pub base_uri: EstBaseUri,
+    /// `crlUris` in the discovery document (X13); `None` leaves it out.
+    pub crl_uris: Option<Vec<String>>,
+    /// How many intermediates issue below the authority of the Trust Domain, one after the other;
+    /// `/cacerts` has them (X61).
+    pub intermediates: usize,
+    /// Issue for `/margo/device/<uuid>` too, which is not standardized (X7).
+    pub device_ids: bool,
+    /// Accept tokens at `/simpleenroll` (X33).
+    pub token_form: bool,
+    /// Accept registered certificates at `/simpleenroll` (X33).
+    pub certificate_form: bool,
+    /// Hold each first enrollment until its SPIFFE ID is released (X55).
+    pub review: bool,
+    /// `Retry-After` of enrollments that are held, in seconds.
+    pub retry_after: u64,
+    /// How long after the first issuance a single-use token serves its key again (X38).
+    pub window: Duration,
+    /// Whether a renewal has to repeat subject and SAN byte for byte (X65).
+    pub compare_names: bool,
+    /// Permit a subject and a SAN in the first CSR (X46, X49); they are overridden.
+    pub names_in_csr: bool,
+    /// A common name for SVIDs; their subject is empty without.
+    pub subject: Option<String>,
+    /// Attempts of each authorization (X89).
+    pub attempts: Option<Limit>,
+}
+
+impl Default for EstPolicy {
+    fn default() -> Self {
+        Self {
+            base_uri: EstBaseUri::Absent,
+            crl_uris: None,
+            intermediates: 1,
+            device_ids: false,
+            token_form: true,
+            certificate_form: true,
+            review: false,
+            retry_after: 300,
+            window: Duration::from_secs(600),
+            compare_names: true,
+            names_in_csr: false,
+            subject: None,
+            attempts: Some(Limit { successes: 60, window: Duration::from_secs(60) }),
+        }
+    }
 }
 
 impl Default for Policy {
@@ -74,6 +154,9 @@ impl Default for Policy {
             profiles: vec![X509_PROFILE.to_owned()],
             refresh_hint: Some(300),
             refuse_in_handshake: false,
+            client_certificates: ClientCertificates::Requested,
+            tls12_only: false,
+            est: EstPolicy::default(),
         }
     }
 }
@@ -131,7 +214,7 @@ impl Admission {
 /// So many successes in so long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
-    /// How many.
+    /// How many; for EST, attempts.
     pub successes: usize,
     /// In how long.
     pub window: Duration,

@@ -1,9 +1,9 @@
 //! The one authoritative mapping from ESI to identity, stored in `bindings.json`.
 
-use crate::error::{Context, Result};
 use crate::pki;
 use crate::policy::Limit;
 use crate::x509;
+use development_server::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::fs;

@@ -2,193 +2,105 @@
 
 use crate::clients::{self, Chain};
 use crate::csr;
-use crate::error::{Context, Error, Result};
-use crate::faults::{Active, Endpoint, RawAnswer};
+use crate::est;
+use crate::faults::{Active, Endpoint};
 use crate::journal::{ClientKind, Entry};
 use crate::policy::Documents;
-use crate::service::{Service, lock};
+use crate::service::Service;
 use crate::wire::Problem;
+use crate::x509;
+use development_server::{Counted, Cut, Error, Reply, Result, accept, lock, reply};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH, LAST_MODIFIED, RETRY_AFTER,
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, RETRY_AFTER,
 };
 use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, server::conn::http1};
 use hyper_util::rt::TokioIo;
-use rustls::ServerConfig;
-use std::fmt;
 use std::future;
-use std::io;
-use std::net::SocketAddr;
-use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::task::JoinSet;
+use tokio::net::TcpStream;
 use tokio::time;
 use tokio_rustls::TlsAcceptor;
 
 /// The largest request body. A request for an SVID has about a kilobyte.
 const BODY_LIMIT: usize = 64 * 1024;
-/// How long a refused client may take to read why.
-const LINGER: Duration = Duration::from_secs(2);
-
 /// Called with every finished request.
 pub type Observer = Arc<dyn Fn(&Entry) + Send + Sync>;
 
-/// Commands of the handle to the running server.
-pub enum Command {
-    /// Close the port and every connection, then say so.
-    Stop(mpsc::SyncSender<()>),
-    /// Open the same port again.
-    Resume(mpsc::SyncSender<Result<()>>),
-    /// End.
-    End,
-}
-
 /// What every connection needs.
-struct Shared {
-    service: Arc<Service>,
-    observer: Option<Observer>,
-    tls: TlsAcceptor,
+pub struct Shared {
+    /// The state.
+    pub service: Arc<Service>,
+    /// For the log.
+    pub observer: Option<Observer>,
+    /// The handshake in TLS 1.3.
+    pub tls: TlsAcceptor,
+    /// The same in TLS 1.2.
+    pub tls12: TlsAcceptor,
 }
 
-/// Serves until the end is requested.
-pub async fn run(
-    service: Arc<Service>,
-    config: Arc<ServerConfig>,
-    observer: Option<Observer>,
-    listener: TcpListener,
-    address: SocketAddr,
-    mut commands: UnboundedReceiver<Command>,
-) {
-    let shared = Arc::new(Shared { service, observer, tls: TlsAcceptor::from(config) });
-    let mut port = Port::Open(listener);
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            stream = port.accept() => {
-                if let Ok((stream, _)) = stream {
-                    connections.spawn(connection(Arc::clone(&shared), stream));
-                }
-            }
-            Some(_) = connections.join_next() => {}
-            command = commands.recv() => match command {
-                Some(Command::Stop(done)) => {
-                    drop(std::mem::replace(&mut port, Port::Closed)); // the listener goes first
-                    port = keep(address).map_or(Port::Closed, Port::Kept);
-                    connections.shutdown().await;
-                    let _ = done.send(());
-                }
-                Some(Command::Resume(done)) => {
-                    let (again, result) = match port {
-                        Port::Open(listener) => (Port::Open(listener), Ok(())),
-                        Port::Kept(socket) => opened(socket.listen(BACKLOG)),
-                        Port::Closed => opened(keep(address).and_then(|socket| socket.listen(BACKLOG))),
-                    };
-                    port = again;
-                    let _ = done.send(result.context(address));
-                }
-                Some(Command::End) | None => return,
-            }
-        }
-    }
-}
-
-/// The server's port, in and out of an outage.
-enum Port {
-    Open(TcpListener),
-    /// The port is bound and does not accept: no other process gets it meanwhile.
-    Kept(TcpSocket),
-    Closed,
-}
-
-impl Port {
-    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        match self {
-            Self::Open(listener) => listener.accept().await,
-            Self::Kept(_) | Self::Closed => future::pending().await,
-        }
-    }
-}
-
-fn opened(listener: io::Result<TcpListener>) -> (Port, io::Result<()>) {
-    match listener {
-        Ok(listener) => (Port::Open(listener), Ok(())),
-        Err(error) => (Port::Closed, Err(error)),
-    }
-}
-
-fn keep(address: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    Ok(socket)
-}
-
-const BACKLOG: u32 = 1024;
-
-async fn connection(shared: Arc<Shared>, stream: TcpStream) {
-    let _ = stream.set_nodelay(true);
-    let stream = match shared.tls.accept(stream).into_fallible().await {
-        Ok(stream) => stream,
-        Err((error, stream)) => {
-            shared.service.journal.refused(error.to_string());
-            linger(stream).await;
-            return;
-        }
-    };
+/// Serves one connection to its end.
+pub async fn connection(shared: Arc<Shared>, stream: TcpStream) {
+    let journal = &shared.service.journal;
+    let tls = if lock(&shared.service.policy).tls12_only { &shared.tls12 } else { &shared.tls };
+    let Some(stream) = accept(tls, stream, |why| journal.refused(why)).await else { return };
     let chain: Chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
     let kind = clients::kind(&chain, lock(&shared.service.pki).factory_anchors());
-    let handle = service_fn(|request| exchange(&shared, &chain, kind, request));
-    // An error here is a client that went away, or a fault that cut the connection.
-    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), handle).await;
-}
-
-/// After a refused handshake the client may have sent a request already. Closing with that unread
-/// would reset the connection and lose the alert that says why.
-async fn linger(mut stream: TcpStream) {
-    let _ = time::timeout(LINGER, async {
-        let mut sink = [0; 4096];
-        let _ = stream.shutdown().await;
-        while matches!(stream.read(&mut sink).await, Ok(1..)) {}
-    })
-    .await;
-}
-
-/// Closes a connection without a response.
-#[derive(Debug)]
-struct Cut;
-
-impl fmt::Display for Cut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("cut by a fault")
+    let number = journal.connected(kind, false);
+    let stream = Counted {
+        stream,
+        received: |bytes| journal.received(number, bytes),
+        ended: || journal.ended(number),
+    };
+    let raw = Mutex::new(None);
+    let handle = service_fn(|request| Box::pin(exchange(&shared, number, &chain, kind, &raw, request)));
+    let mut http = http1::Builder::new().serve_connection(TokioIo::new(stream), handle);
+    let done = future::poll_fn(|context| http.poll_without_shutdown(context)).await;
+    let mut stream = http.into_parts().io.into_inner();
+    let raw = lock(&raw).take();
+    match (done, raw) {
+        (_, Some(bytes)) => {
+            // Open until the client leaves.
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.flush().await;
+            let mut sink = [0; 4096];
+            while matches!(stream.read(&mut sink).await, Ok(1..)) {}
+        }
+        (Ok(()), None) => {
+            let _ = stream.shutdown().await;
+        }
+        // A client that went away, or a fault that cut the connection.
+        (Err(_), None) => {}
     }
 }
-
-impl std::error::Error for Cut {}
-
-type Reply = Response<Full<Bytes>>;
 
 /// One request, with the journal around it and faults around the strict part.
 async fn exchange(
     shared: &Shared,
+    connection: usize,
     chain: &Chain,
     kind: ClientKind,
+    raw: &Mutex<Option<Vec<u8>>>,
     request: Request<Incoming>,
 ) -> std::result::Result<Reply, Cut> {
     let service = &shared.service;
     let path = request.uri().path().to_owned();
-    let mut entry = Entry::new(request.method().as_str(), &path, kind);
+    let mut entry = Entry::new(connection, request.method().as_str(), &path, kind);
     entry.client_spiffe_id = clients::shown_id(chain);
     entry.conditional = conditional(request.headers());
+    entry.authorization = request.headers().contains_key(AUTHORIZATION);
+    entry.client_leaf_sha256 = chain.first().map(|leaf| x509::hex(&x509::sha256(leaf)));
     let target = Endpoint::at(&path);
+    if let Some((endpoint, _)) = target {
+        entry.violations = est::violations(service, endpoint, &entry, chain);
+    }
     let faults = match target {
-        Some((endpoint, _)) => lock(&service.faults).take(endpoint),
+        Some((endpoint, _)) => Active::of(lock(&service.faults).take(&endpoint)),
         None => Active::default(),
     };
     entry.faulty = !faults.is_empty();
@@ -201,10 +113,18 @@ async fn exchange(
         {
             read(&parts.headers, body).await
         }
+        Some((endpoint @ (Endpoint::EstEnroll | Endpoint::EstReenroll), _))
+            if endpoint.allows(&parts.method) =>
+        {
+            collect(body).await
+        }
         _ => Ok(Bytes::new()),
     };
     // Before any fault: a test may want to know the key of a request that got no response.
-    entry.csr_spki_sha256 = body.as_ref().ok().and_then(|body| csr::peek(body));
+    entry.csr_spki_sha256 = body.as_ref().ok().and_then(|body| match target {
+        Some((endpoint, _)) if endpoint.is_est() => est::peek(body),
+        _ => csr::peek(body),
+    });
 
     let reply = if faults.cuts_before() {
         None
@@ -214,7 +134,7 @@ async fn exchange(
             time::sleep(wait).await;
         }
         Some(match faults.answer() {
-            Some(answer) => given(answer),
+            Some(answer) => answer.reply(),
             None => strict(service, chain, target, &parts, body, &faults, &mut entry),
         })
     };
@@ -228,6 +148,9 @@ async fn exchange(
             }
         }
         entry.status = Some(reply.status().as_u16());
+        if faults.is_bare() {
+            *lock(raw) = Some(head(&reply));
+        }
         entry.retry_after = number(reply.headers().get(RETRY_AFTER));
         reply
     });
@@ -240,7 +163,7 @@ async fn exchange(
         observer(&entry);
     }
     match reply {
-        Some(reply) if !entry.answer_lost => Ok(reply),
+        Some(reply) if !entry.answer_lost && !faults.is_bare() => Ok(reply),
         _ => Err(Cut),
     }
 }
@@ -263,6 +186,12 @@ fn strict(
     let Some((endpoint, id)) = target else {
         return refuse(&Problem::bare(StatusCode::NOT_FOUND, "nothing lives here"), entry);
     };
+    if endpoint.is_est() {
+        return match body {
+            Ok(body) => service.est((endpoint, id), request, chain, &body, faults, entry),
+            Err(problem) => reply(problem.status, "text/plain", "the body cannot be read\n"),
+        };
+    }
     let issues = matches!(endpoint, Endpoint::Enrollment | Endpoint::Renewal);
     if issues && documents == Documents::Released {
         let problem = Problem::bare(StatusCode::NOT_FOUND, "this MIS issues nothing over the network");
@@ -317,6 +246,10 @@ async fn read(headers: &HeaderMap, body: Incoming) -> std::result::Result<Bytes,
     if !json {
         return Err(Problem::bare(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body has to be application/json"));
     }
+    collect(body).await
+}
+
+async fn collect(body: Incoming) -> std::result::Result<Bytes, Problem> {
     match Limited::new(body, BODY_LIMIT).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Problem::bare(
@@ -354,23 +287,14 @@ fn refuse(problem: &Problem, documents: Documents, entry: &mut Entry) -> Reply {
     reply
 }
 
-fn reply(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Reply {
-    let mut reply = Response::new(Full::new(Bytes::from(body)));
-    *reply.status_mut() = status;
-    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    reply
-}
-
-fn given(answer: &RawAnswer) -> Reply {
-    let mut reply = Response::new(Full::new(Bytes::from(answer.body.clone())));
-    *reply.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    for (name, value) in &answer.headers {
-        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value))
-        {
-            reply.headers_mut().append(name, value);
-        }
+/// Status and headers without anything about a body.
+fn head(reply: &Reply) -> Vec<u8> {
+    let mut head = format!("HTTP/1.1 {}\r\n", reply.status()).into_bytes();
+    for (name, value) in reply.headers().iter().filter(|(name, _)| !name.as_str().starts_with("content-")) {
+        head.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
     }
-    reply
+    head.extend(b"\r\n");
+    head
 }
 
 fn header(text: &str) -> Result<HeaderValue> {

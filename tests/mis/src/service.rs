@@ -4,7 +4,7 @@ use crate::binding::{self, Binding, Used};
 use crate::clients::{self, Chain};
 use crate::csr::CsrKey;
 use crate::documents::{self, Validators};
-use crate::error::{Error, Result};
+use crate::est::{Est, State};
 use crate::faults::{Active, Endpoint, Faults};
 use crate::issue::LeafSpec;
 use crate::journal::{Entry, Journal};
@@ -15,10 +15,11 @@ use crate::policy::{Admission, Policy, esi};
 use crate::registry::{Issuance, Occasion, Registry};
 use crate::wire::{self, BINDING_METHOD, Enrollment, IDENTITIES_PATH, Problem, Renewal};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use development_server::{Error, Result, lock};
 use hyper::StatusCode;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 /// A body and its status.
 pub type Answer = (StatusCode, Vec<u8>);
@@ -57,15 +58,12 @@ pub struct Service {
     pub used: Mutex<Used>,
     /// What to do wrong.
     pub faults: Mutex<Faults>,
+    /// EST: authorizations and the issuance record.
+    pub est: Mutex<State>,
     /// The request.
     pub journal: Journal,
     /// Validators of the documents served last.
     pub served: Mutex<HashMap<Endpoint, Validators>>,
-}
-
-/// A lock, poisoned or not: a panic of one test thread must not take the server down.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Service {
@@ -74,7 +72,7 @@ impl Service {
         let policy = lock(&self.policy).clone();
         let document = match endpoint {
             Endpoint::Bundle => documents::bundle(&self.trust_domain, &lock(&self.pki), &policy)?,
-            _ => documents::discovery(&self.trust_domain, &self.base, &policy),
+            _ => documents::discovery(&self.trust_domain, &self.base, &Est(self).url(), &policy),
         };
         let body = faults.render(endpoint, &self.trust_domain, document);
         let mut served = lock(&self.served);

@@ -1,22 +1,21 @@
-//! TLS 1.3 only (T3), with an optional client certificate on every path. The handshake demands
+//! TLS 1.3 only (T3), or 1.2 only where the operator wants that, with an optional client certificate on every path. The handshake demands
 //! proof of possession and takes any certificate that parses; the service validates it.
 
 use crate::clients;
-use crate::error::Result;
-use crate::service::{Service, lock};
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use crate::policy::ClientCertificates;
+use crate::service::Service;
+use development_server::{ClientCheck, Result, Verifier, lock, without_resumption};
+use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, ServerConfig};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error as TlsError, SignatureScheme,
-};
-use std::fmt;
+use rustls::server::ServerConfig;
+use rustls::{CertificateError, Error as TlsError, SupportedProtocolVersion};
 use std::sync::Arc;
 
-/// The server's TLS configuration. No session is resumed: a resumed one would keep an old identity.
-pub fn config(service: &Arc<Service>) -> Result<Arc<ServerConfig>> {
+/// The server's TLS configuration, of one version of TLS.
+pub fn config(
+    service: &Arc<Service>,
+    version: &'static SupportedProtocolVersion,
+) -> Result<Arc<ServerConfig>> {
     let (chain, key) = {
         let pki = lock(&service.pki);
         let (chain, key) = pki.tls();
@@ -24,36 +23,25 @@ pub fn config(service: &Arc<Service>) -> Result<Arc<ServerConfig>> {
         (chain, PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.to_vec())))
     };
     let provider = Arc::new(ring::default_provider());
-    let verifier = Verifier { service: Arc::clone(service), provider: Arc::clone(&provider) };
+    let verifier = Verifier { check: Check(Arc::clone(service)), provider: Arc::clone(&provider) };
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_protocol_versions(&[version])?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
+    without_resumption(&mut config);
     Ok(Arc::new(config))
 }
 
-struct Verifier {
-    service: Arc<Service>,
-    provider: Arc<CryptoProvider>,
-}
+struct Check(Arc<Service>);
 
-impl fmt::Debug for Verifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Verifier")
-    }
-}
-
-impl Verifier {
+impl Check {
     /// For the policy that wants bad certificates out already here.
     fn judge(&self, chain: &[CertificateDer<'_>]) -> std::result::Result<(), TlsError> {
         let (factory, anchors) = {
-            let pki = lock(&self.service.pki);
+            let pki = lock(&self.0.pki);
             (pki.factory_anchors().to_vec(), pki.anchors())
         };
-        let as_svid = clients::judge_svid(chain, &anchors, &self.service.trust_domain);
+        let as_svid = clients::judge_svid(chain, &anchors, &self.0.trust_domain);
         if as_svid.is_ok() || clients::judge_factory(chain, &factory).is_ok() {
             return Ok(());
         }
@@ -66,53 +54,16 @@ impl Verifier {
     }
 }
 
-impl ClientCertVerifier for Verifier {
-    fn client_auth_mandatory(&self) -> bool {
-        false
+impl ClientCheck for Check {
+    fn required(&self) -> bool {
+        lock(&self.0.policy).client_certificates == ClientCertificates::Required
     }
 
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
+    fn requested(&self) -> bool {
+        lock(&self.0.policy).client_certificates != ClientCertificates::NotRequested
     }
 
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> std::result::Result<ClientCertVerified, TlsError> {
-        if webpki::EndEntityCert::try_from(end_entity).is_err() {
-            return Err(TlsError::InvalidCertificate(CertificateError::BadEncoding));
-        }
-        if lock(&self.service.policy).refuse_in_handshake {
-            let mut chain = vec![end_entity.clone()];
-            chain.extend_from_slice(intermediates);
-            self.judge(&chain)?;
-        }
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, TlsError> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, TlsError> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+    fn check(&self, chain: &[CertificateDer<'_>], _now: UnixTime) -> std::result::Result<(), TlsError> {
+        if lock(&self.0.policy).refuse_in_handshake { self.judge(chain) } else { Ok(()) }
     }
 }

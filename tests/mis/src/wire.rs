@@ -1,8 +1,8 @@
 //! MIAF v0 on the wire: request bodies read strictly, responses, Problem Details (P).
 
-use crate::error::Result;
 use crate::keys;
 use crate::policy::Documents;
+use development_server::Result;
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;

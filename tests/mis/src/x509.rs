@@ -1,22 +1,24 @@
 //! Certificates: building and signing them, and the few things that are read back out of them.
 //! Everything is built field by field, so that a fault can bend one field and nothing else.
 
-use crate::error::{Context, Error, Result};
 use crate::keys::{self, KeyPair};
 use const_oid::AssociatedOid;
 use const_oid::db::rfc5280;
-use der::asn1::{BitString, GeneralizedTime, Ia5String, ObjectIdentifier, OctetString, UtcTime};
+use der::asn1::{BitString, GeneralizedTime, Ia5String, ObjectIdentifier, OctetString, Uint, UtcTime};
 use der::flagset::FlagSet;
 use der::{DateTime, Decode, Encode};
+pub use development_server::hex;
+use development_server::{Context, Error, Result};
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use x509_cert::certificate::{Certificate, TbsCertificate, Version};
+use x509_cert::crl::{CertificateList, TbsCertList};
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{
-    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, SubjectAltName,
-    SubjectKeyIdentifier,
+    AuthorityKeyIdentifier, BasicConstraints, CrlNumber, ExtendedKeyUsage, KeyUsage, KeyUsages,
+    SubjectAltName, SubjectKeyIdentifier,
 };
 use x509_cert::name::Name;
 use x509_cert::serial_number::SerialNumber;
@@ -92,6 +94,45 @@ impl Ca {
         Self::new(self.issue(&template)?, key)
     }
 
+    /// A self-signed authority of the same name with another key.
+    pub fn rolled(&self, key: KeyPair) -> Result<Self> {
+        let template = Template { subject: self.name.clone(), ..ca_template("", key.spki(), None, 20)? };
+        let certificate = self_signed(&template, &key)?;
+        Self::new(certificate, key)
+    }
+
+    /// Another certificate for the name and key of `other`, until this moment.
+    pub fn certify(&self, other: &Self, not_after: SystemTime) -> Result<Der> {
+        let template = ca_template("", other.key.spki(), None, 1)?;
+        let not_before = template.not_before.min(not_after - Duration::from_secs(86_400));
+        self.issue(&Template { subject: other.name.clone(), not_before, not_after, ..template })
+    }
+
+    /// A certificate for the name of `other` and another key.
+    pub fn namesake(&self, other: &Self, key: &KeyPair) -> Result<Der> {
+        self.issue(&Template { subject: other.name.clone(), ..ca_template("", key.spki(), None, 1)? })
+    }
+
+    /// A certificate revocation list of nothing.
+    pub fn empty_crl(&self) -> Result<Der> {
+        let now = SystemTime::now();
+        let algorithm = self.key.signature_algorithm()?;
+        let list = TbsCertList {
+            version: Version::V2,
+            signature: algorithm.clone(),
+            issuer: self.name.clone(),
+            this_update: time(now)?,
+            next_update: Some(time(now + Duration::from_secs(86_400))?),
+            revoked_certificates: None,
+            crl_extensions: Some(vec![
+                extension(&authority_key(self.key.spki())?, false)?,
+                extension(&CrlNumber(Uint::new(&[1])?), false)?,
+            ]),
+        };
+        let signature = BitString::from_bytes(&self.key.sign(&list.to_der()?)?)?;
+        Ok(CertificateList { tbs_cert_list: list, signature_algorithm: algorithm, signature }.to_der()?)
+    }
+
     /// Signs a certificate with this authority's key.
     pub fn issue(&self, template: &Template) -> Result<Der> {
         sign(template, &self.name, self.key.spki(), &self.key)
@@ -128,13 +169,7 @@ pub fn years_long(years: u64) -> Duration {
 fn sign(template: &Template, issuer: &Name, issuer_spki: &[u8], key: &KeyPair) -> Result<Der> {
     let mut extensions = template.extensions.clone();
     extensions.push(extension(&SubjectKeyIdentifier(key_id(&template.spki)?), false)?);
-    extensions.push(extension(
-        &AuthorityKeyIdentifier {
-            key_identifier: Some(key_id(issuer_spki)?),
-            ..AuthorityKeyIdentifier::default()
-        },
-        false,
-    )?);
+    extensions.push(extension(&authority_key(issuer_spki)?, false)?);
     let algorithm = key.signature_algorithm()?;
     let mut random = keys::random::<16>()?;
     random[0] = (random[0] & 0x7f) | 0x40;
@@ -165,6 +200,10 @@ fn time(at: SystemTime) -> Result<Time> {
     })
 }
 
+fn authority_key(spki: &[u8]) -> Result<AuthorityKeyIdentifier> {
+    Ok(AuthorityKeyIdentifier { key_identifier: Some(key_id(spki)?), ..AuthorityKeyIdentifier::default() })
+}
+
 /// RFC 7093, method 1: the leftmost 160 bits of the key's SHA-256.
 fn key_id(spki: &[u8]) -> Result<OctetString> {
     let spki = SubjectPublicKeyInfoOwned::from_der(spki)?;
@@ -177,11 +216,6 @@ pub fn sha256(data: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, data).as_ref());
     out
-}
-
-/// Lowercase hexadecimal.
-pub fn hex(data: &[u8]) -> String {
-    data.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn extension<T: AssociatedOid + Encode>(value: &T, critical: bool) -> Result<Extension> {
@@ -212,13 +246,12 @@ pub fn uri_names(uris: &[impl AsRef<str>], critical: bool) -> Result<Extension> 
     extension(&SubjectAltName(names), critical)
 }
 
-/// Subject alternative names of an SVID: its SPIFFE ID, and DNS names. Critical, since the subject
-/// is empty (RFC 5280, section 4.1.2.6).
-pub fn svid_names(uris: &[String], dns: &[String]) -> Result<Extension> {
+/// Subject alternative names of an SVID: its SPIFFE ID, and DNS names.
+pub fn svid_names(uris: &[String], dns: &[String], critical: bool) -> Result<Extension> {
     let uris = uris.iter().map(|uri| Ok(GeneralName::UniformResourceIdentifier(Ia5String::new(uri)?)));
     let dns = dns.iter().map(|name| Ok(GeneralName::DnsName(Ia5String::new(name)?)));
     let names = uris.chain(dns).collect::<Result<Vec<_>>>()?;
-    extension(&SubjectAltName(names), true)
+    extension(&SubjectAltName(names), critical)
 }
 
 /// Subject alternative names of a server: DNS names and IP addresses (T4).

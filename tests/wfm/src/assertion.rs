@@ -1,8 +1,8 @@
 //! Binding assertions (W5): compact JWS, signed with the key of the WFM's SVID.
 
 use crate::clients;
-use crate::error::{Context, Error, Result};
-use crate::journal::hex;
+use development_server::{Context, Error, Result, hex};
+
 use crate::tls::Credential;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};

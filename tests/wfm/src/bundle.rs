@@ -1,7 +1,7 @@
 //! The Trust Bundle, from a file that is read again for each connection.
 
-use crate::error::{Context, Error, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use development_server::{Context, Error, Result};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::Value;
 use std::fs;

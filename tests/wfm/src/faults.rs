@@ -2,8 +2,8 @@
 
 use crate::assertion::Claims;
 use crate::tls::Credential;
+use development_server::RawResponse;
 use serde_json::json;
-use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 /// Where a fault takes effect.
@@ -31,22 +31,10 @@ pub enum Fault {
     Assertion(AssertionFault),
 }
 
-/// A response that is sent without processing.
-#[derive(Debug, Clone)]
-pub struct RawResponse {
-    /// HTTP status.
-    pub status: u16,
-    /// Header names and values.
-    pub headers: Vec<(String, String)>,
-    /// The body, as it is.
-    pub body: Vec<u8>,
-}
-
 impl Fault {
     /// A response with this status, headers and body.
     pub fn response(status: u16, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) -> Self {
-        let headers = headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        Self::Response(RawResponse { status, headers, body: body.into() })
+        Self::Response(RawResponse::new(status, headers, body))
     }
 
     /// A Problem Details response; a `code` without a slash or colon is one of W1, the empty one
@@ -120,37 +108,5 @@ impl AssertionFault {
     }
 }
 
-/// The faults waiting to take effect: one-shot ones in order first, then the sticky one.
-#[derive(Debug, Default)]
-pub struct Faults {
-    once: HashMap<Endpoint, VecDeque<Fault>>,
-    sticky: HashMap<Endpoint, Fault>,
-}
-
-impl Faults {
-    /// For the next request to this endpoint that has no fault yet.
-    pub fn once(&mut self, endpoint: Endpoint, fault: Fault) {
-        self.once.entry(endpoint).or_default().push_back(fault);
-    }
-
-    /// For every request to this endpoint until cleared.
-    pub fn sticky(&mut self, endpoint: Endpoint, fault: Fault) {
-        self.sticky.insert(endpoint, fault);
-    }
-
-    /// Forgets all of them.
-    pub fn clear(&mut self) {
-        *self = Self::default();
-    }
-
-    /// One-shot faults that have not taken effect yet.
-    pub fn waiting(&self) -> usize {
-        self.once.values().map(VecDeque::len).sum()
-    }
-
-    /// The fault of one request.
-    pub fn take(&mut self, endpoint: Endpoint) -> Option<Fault> {
-        let next = self.once.get_mut(&endpoint).and_then(VecDeque::pop_front);
-        next.or_else(|| self.sticky.get(&endpoint).cloned())
-    }
-}
+/// The faults waiting to take effect.
+pub type Faults = development_server::Faults<Endpoint, Fault>;

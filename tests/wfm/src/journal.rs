@@ -1,10 +1,10 @@
 //! Journal of connections and requests, for tests and for the log.
 
 use crate::clients::{self, Name};
+use development_server::hex;
 use rustls::pki_types::CertificateDer;
 use std::fmt;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// What the certificate of a client names, whether the certificate is valid or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,27 +55,8 @@ impl Client {
     }
 }
 
-/// Lowercase hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// A TLS connection whose handshake succeeded.
-#[derive(Debug, Clone)]
-pub struct Connection {
-    /// From 0, in the order of handshakes.
-    pub number: usize,
-    /// When the handshake was done, on the monotonic clock.
-    pub at: Instant,
-    /// What the client presented.
-    pub client: Client,
-    /// It resumed an earlier session.
-    pub resumed: bool,
-    /// Bytes of application data received on it so far.
-    pub bytes: u64,
-    /// It has ended.
-    pub ended: bool,
-}
+pub type Connection = development_server::Connection<Client>;
 
 /// One request.
 #[derive(Debug, Clone)]
@@ -155,115 +136,4 @@ impl fmt::Display for Entry {
 }
 
 /// Everything that came in.
-#[derive(Default)]
-pub struct Journal {
-    inner: Mutex<Inner>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Inner {
-    entries: Vec<Entry>,
-    connections: Vec<Connection>,
-    refused_handshakes: Vec<String>,
-}
-
-impl Journal {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes a connection, and returns its number.
-    pub fn connected(&self, client: Client, resumed: bool) -> usize {
-        let mut inner = self.lock();
-        let number = inner.connections.len();
-        let at = Instant::now();
-        inner.connections.push(Connection { number, at, client, resumed, bytes: 0, ended: false });
-        self.changed.notify_all();
-        number
-    }
-
-    /// Notes application data received.
-    pub fn received(&self, connection: usize, bytes: u64) {
-        if let Some(connection) = self.lock().connections.get_mut(connection) {
-            connection.bytes += bytes;
-        }
-        self.changed.notify_all();
-    }
-
-    /// Notes the end of a connection.
-    pub fn ended(&self, connection: usize) {
-        if let Some(connection) = self.lock().connections.get_mut(connection) {
-            connection.ended = true;
-        }
-        self.changed.notify_all();
-    }
-
-    /// Notes a handshake that failed.
-    pub fn refused(&self, why: String) {
-        self.lock().refused_handshakes.push(why);
-        self.changed.notify_all();
-    }
-
-    /// Notes a request, and returns its index.
-    pub fn open(&self, entry: Entry) -> usize {
-        let mut inner = self.lock();
-        inner.entries.push(entry);
-        self.changed.notify_all();
-        inner.entries.len() - 1
-    }
-
-    /// Notes what came of a request.
-    pub fn update(&self, index: usize, entry: Entry) {
-        if let Some(slot) = self.lock().entries.get_mut(index) {
-            *slot = entry;
-        }
-        self.changed.notify_all();
-    }
-
-    /// A copy of all entries, oldest first.
-    pub fn entries(&self) -> Vec<Entry> {
-        self.lock().entries.clone()
-    }
-
-    /// A copy of all connections, oldest first.
-    pub fn connections(&self) -> Vec<Connection> {
-        self.lock().connections.clone()
-    }
-
-    /// Why handshakes failed, oldest first.
-    pub fn refused_handshakes(&self) -> Vec<String> {
-        self.lock().refused_handshakes.clone()
-    }
-
-    /// Waits until `done` accepts the entries, and returns them; `None` after `limit`.
-    pub fn wait(&self, limit: Duration, mut done: impl FnMut(&[Entry]) -> bool) -> Option<Vec<Entry>> {
-        self.wait_inner(limit, |inner| done(&inner.entries).then(|| inner.entries.clone()))
-    }
-
-    /// Waits until `done` accepts the connections, and returns them; `None` after `limit`.
-    pub fn wait_connections(
-        &self,
-        limit: Duration,
-        mut done: impl FnMut(&[Connection]) -> bool,
-    ) -> Option<Vec<Connection>> {
-        self.wait_inner(limit, |inner| done(&inner.connections).then(|| inner.connections.clone()))
-    }
-
-    /// Waits for so many failed handshakes, and returns why they failed; `None` after `limit`.
-    pub fn wait_refused(&self, limit: Duration, count: usize) -> Option<Vec<String>> {
-        self.wait_inner(limit, |inner| {
-            (inner.refused_handshakes.len() >= count).then(|| inner.refused_handshakes.clone())
-        })
-    }
-
-    fn wait_inner<T>(&self, limit: Duration, mut done: impl FnMut(&Inner) -> Option<T>) -> Option<T> {
-        let mut found = None;
-        let waited = self.changed.wait_timeout_while(self.lock(), limit, |inner| {
-            found = done(inner);
-            found.is_none()
-        });
-        drop(waited);
-        found
-    }
-}
+pub type Journal = development_server::Journal<Entry, Client>;

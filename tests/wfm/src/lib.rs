@@ -25,7 +25,6 @@
 mod assertion;
 mod bundle;
 mod clients;
-mod error;
 mod faults;
 mod journal;
 mod policy;
@@ -36,8 +35,8 @@ mod tls;
 mod wfm;
 
 pub use clients::{Name, verify};
-pub use error::{Error, Result};
-pub use faults::{AssertionFault, Endpoint, Fault, RawResponse};
+pub use development_server::{Error, RawResponse, Result};
+pub use faults::{AssertionFault, Endpoint, Fault};
 pub use journal::{Client, ClientKind, Connection, Entry};
 pub use policy::{Limit, Policy};
 pub use server::Observer;

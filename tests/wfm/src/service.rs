@@ -3,18 +3,18 @@
 use crate::assertion::{Claims, Signer, TYPE, Vocabulary};
 use crate::bundle;
 use crate::clients::{self, Name, is_segment};
-use crate::error::Result;
 use crate::faults::{AssertionFault, Fault, Faults};
-use crate::journal::{Entry, Journal, hex};
+use crate::journal::{Entry, Journal};
 use crate::policy::{Limit, Policy};
 use crate::problem::Problem;
 use crate::tls::Credential;
+use development_server::{Result, hex, lock};
 use hyper::StatusCode;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// The onboarding call (W1), after the base.
@@ -52,11 +52,6 @@ pub struct Service {
     pub last: Mutex<Option<String>>,
     /// Everything that came in.
     pub journal: Journal,
-}
-
-/// A lock, poisoned or not: a panic of one test thread must not take the server down.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Service {

@@ -2,19 +2,13 @@
 //! demands proof of possession of any client certificate, and the service validates it.
 
 use crate::clients;
-use crate::error::{Context, Error, Result};
-use crate::service::{Service, lock};
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use crate::service::Service;
+use development_server::{ClientCheck, Context, Error, Result, Verifier, lock, without_resumption};
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{
-    ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerConfig, ServerSessionMemoryCache,
-};
+use rustls::server::{ClientHello, ResolvesServerCert, ServerConfig};
 use rustls::sign::CertifiedKey;
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error as TlsError, SignatureScheme,
-};
+use rustls::{CertificateError, Error as TlsError};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -54,19 +48,17 @@ impl Credential {
 /// The server's TLS configuration.
 pub fn config(service: &Arc<Service>, resumption: bool) -> Result<Arc<ServerConfig>> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = Verifier { service: Arc::clone(service), provider: Arc::clone(&provider) };
+    let verifier = Verifier { check: Check(Arc::clone(service)), provider: Arc::clone(&provider) };
     let resolver = Resolver { service: Arc::clone(service), provider: Arc::clone(&provider) };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .context("TLS")?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(resolver));
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let offered = (Arc::clone(&config.session_storage), config.send_tls13_tickets);
+    without_resumption(&mut config);
     if resumption {
-        config.session_storage = ServerSessionMemoryCache::new(256);
-    } else {
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
+        (config.session_storage, config.send_tls13_tickets) = offered;
     }
     Ok(Arc::new(config))
 }
@@ -95,65 +87,19 @@ impl ResolvesServerCert for Resolver {
     }
 }
 
-struct Verifier {
-    service: Arc<Service>,
-    provider: Arc<CryptoProvider>,
-}
+struct Check(Arc<Service>);
 
-impl fmt::Debug for Verifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Verifier")
-    }
-}
-
-impl ClientCertVerifier for Verifier {
-    fn client_auth_mandatory(&self) -> bool {
-        lock(&self.service.policy).refuse_in_handshake
+impl ClientCheck for Check {
+    fn required(&self) -> bool {
+        lock(&self.0.policy).refuse_in_handshake
     }
 
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> std::result::Result<ClientCertVerified, TlsError> {
-        if webpki::EndEntityCert::try_from(end_entity).is_err() {
-            return Err(TlsError::InvalidCertificate(CertificateError::BadEncoding));
-        }
-        if lock(&self.service.policy).refuse_in_handshake {
-            let chain = [std::slice::from_ref(end_entity), intermediates].concat();
-            let anchors = self.service.anchors().map_err(|error| TlsError::General(error.to_string()))?;
-            clients::verify(&chain, &anchors, &self.service.trust_domain, now)
+    fn check(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> std::result::Result<(), TlsError> {
+        if lock(&self.0.policy).refuse_in_handshake {
+            let anchors = self.0.anchors().map_err(|error| TlsError::General(error.to_string()))?;
+            clients::verify(chain, &anchors, &self.0.trust_domain, now)
                 .map_err(|_| TlsError::InvalidCertificate(CertificateError::UnknownIssuer))?;
         }
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, TlsError> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, TlsError> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        Ok(())
     }
 }

@@ -2,22 +2,20 @@
 
 use crate::bundle;
 use crate::clients::{self, Name};
-use crate::error::{Context, Error, Result};
 use crate::faults::{Endpoint, Fault, Faults};
 use crate::journal::{Connection, Entry, Journal};
 use crate::policy::Policy;
-use crate::server::{self, Command, Observer, Shared};
-use crate::service::{Service, lock};
+use crate::server::{self, Observer, Shared};
+use crate::service::Service;
 use crate::tls::{self, Credential};
+use development_server::{Bound, Error, Result, Server, lock};
 use rustls::pki_types::UnixTime;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::net::TcpListener;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio_rustls::TlsAcceptor;
 
 /// How to start.
 #[derive(Clone)]
@@ -62,11 +60,9 @@ impl Settings {
 /// A running development WFM. Dropping it ends it.
 pub struct Wfm {
     url: String,
-    port: u16,
     spiffe_id: String,
     service: Arc<Service>,
-    commands: UnboundedSender<Command>,
-    thread: Option<JoinHandle<()>>,
+    server: Server,
 }
 
 impl Wfm {
@@ -87,9 +83,7 @@ impl Wfm {
             return Err(refuse(format!("{spiffe_id:?} is not a WFM")));
         };
 
-        let socket = std::net::TcpListener::bind(settings.listen).context(settings.listen)?;
-        socket.set_nonblocking(true).context(settings.listen)?;
-        let address = socket.local_addr().context(settings.listen)?;
+        let bound = Bound::new(settings.listen)?;
         let service = Arc::new(Service {
             trust_domain: domain.to_owned(),
             wfm_id,
@@ -105,21 +99,17 @@ impl Wfm {
             journal: Journal::default(),
         });
         let config = tls::config(&service, settings.offer_resumption)?;
-        let (commands, receiver) = unbounded_channel();
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
         let base_path = settings.base_path.trim_end_matches('/').to_owned();
-        let url = format!("https://{}:{}{base_path}", settings.host, address.port());
-        let shared = Shared { service: Arc::clone(&service), base_path, observer: settings.observer };
-        let run = async move |receiver: UnboundedReceiver<Command>| match TcpListener::from_std(socket) {
-            Ok(listener) => server::run(shared, config, listener, address, receiver).await,
-            Err(error) => eprintln!("development-wfm: {address}: {error}"),
-        };
-        let thread = thread::Builder::new()
-            .name("development-wfm".to_owned())
-            .spawn(move || runtime.block_on(run(receiver)))
-            .context("a thread")?;
-        Ok(Self { url, port: address.port(), spiffe_id, service, commands, thread: Some(thread) })
+        let url = format!("https://{}:{}{base_path}", settings.host, bound.port());
+        let shared = Arc::new(Shared {
+            service: Arc::clone(&service),
+            base_path,
+            observer: settings.observer,
+            tls: TlsAcceptor::from(config),
+        });
+        let serve = move |stream| server::connection(Arc::clone(&shared), stream);
+        let server = bound.serve("development-wfm", serve)?;
+        Ok(Self { url, spiffe_id, service, server })
     }
 
     /// `https://127.0.0.1:PORT` and the base path: what an agent has as `wfm.url`.
@@ -129,7 +119,7 @@ impl Wfm {
 
     /// The port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.server.port()
     }
 
     /// Its SPIFFE ID.
@@ -225,26 +215,11 @@ impl Wfm {
 
     /// Begins an outage: the port is closed and every connection is cut on return.
     pub fn stop_listening(&self) -> Result<()> {
-        self.request(Command::Stop)
+        self.server.stop_listening()
     }
 
     /// Ends an outage: the same port accepts connections again on return.
     pub fn resume(&self) -> Result<()> {
-        self.request(Command::Resume)?
-    }
-
-    fn request<T>(&self, command: impl FnOnce(mpsc::SyncSender<T>) -> Command) -> Result<T> {
-        let (done, wait) = mpsc::sync_channel(1);
-        self.commands.send(command(done)).map_err(|_| Error::new("the server has ended"))?;
-        wait.recv().map_err(|_| Error::new("the server has ended"))
-    }
-}
-
-impl Drop for Wfm {
-    fn drop(&mut self) {
-        let _ = self.commands.send(Command::End);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.server.resume()
     }
 }

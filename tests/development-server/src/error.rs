@@ -1,9 +1,8 @@
-//! What can go wrong on this server's own side (never what a client did wrong: that is a
-//! [`Problem`](crate::wire::Problem)).
+//! What can go wrong on a server's own side (never what a client did wrong).
 
 use std::fmt;
 
-/// A failure of the development MIS itself, in words for the person who runs it.
+/// A failure of a development server itself, in words for the person who runs it.
 #[derive(Debug)]
 pub struct Error(String);
 
@@ -52,7 +51,12 @@ impl From<ring::error::Unspecified> for Error {
 }
 
 /// Adds the subject (most often a path) to an error.
-pub(crate) trait Context<T> {
+pub trait Context<T> {
+    /// The same error behind this subject and a colon.
+    ///
+    /// # Errors
+    ///
+    /// Where this is one.
     fn context(self, subject: impl fmt::Display) -> Result<T>;
 }
 
