@@ -99,7 +99,7 @@ fn agent_enrolls_and_renews_through_nginx() {
     let (mut peer, front) = behind(|setup| Front::nginx(setup, Asks::Optionally), None);
     let mut world = World::at(&endpoint(&peer, &front));
     world.enroll();
-    assert_eq!(world.renew()["svid"]["spiffeId"], ID);
+    assert_eq!(world.renew()["spiffeId"], ID);
     assert!(peer.next_with("simplereenroll", 200)["certificate"].is_string());
 }
 
@@ -109,7 +109,7 @@ fn agent_enrolls_and_renews_through_apache() {
     let (peer, front) = behind(|setup| Front::apache(setup, Asks::Optionally), None);
     let mut world = World::at(&endpoint(&peer, &front));
     world.enroll();
-    assert_eq!(world.renew()["svid"]["spiffeId"], ID);
+    assert_eq!(world.renew()["spiffeId"], ID);
 }
 
 #[test]

@@ -16,7 +16,7 @@ fn registered_spiffe_id_becomes_the_identity() {
     let mut peer = EstPeer::start(TABLE, &[]);
     let mut world = World::at(&Endpoint::of(&peer));
     world.enroll();
-    assert_eq!(world.device.status()["svid"]["spiffeId"], ID);
+    assert_eq!(world.device.status()["spiffeId"], ID);
 
     // What went over the wire (X28, X46, X47, X59).
     let first = &peer.said()[0];
@@ -36,7 +36,7 @@ fn registered_spiffe_id_becomes_the_identity() {
 
     // Same key; no token; the names of the certificate, byte for byte, or the server would refuse.
     let renewed = world.renew();
-    assert_eq!(renewed["svid"]["spiffeId"], ID);
+    assert_eq!(renewed["spiffeId"], ID);
     let renewal = peer.next_with("simplereenroll", 200);
     assert_eq!(renewal["key"], enrollment["key"]);
     assert_eq!(renewal["authorization"], false);
@@ -66,10 +66,10 @@ fn copied_san_becomes_the_identity() {
     let names = format!("common_name = \"line-7\"\nrequest_spiffe_id = \"{ID}\"\n");
     let mut world = World::with(&Endpoint::of(&peer), &names);
     world.enroll();
-    assert_eq!(world.device.status()["svid"]["spiffeId"], ID);
+    assert_eq!(world.device.status()["spiffeId"], ID);
     assert_eq!(peer.next_with("simpleenroll", 200)["subject"], "CN=line-7");
     let renewed = world.renew();
-    assert_eq!(renewed["svid"]["spiffeId"], ID);
+    assert_eq!(renewed["spiffeId"], ID);
     assert_eq!(peer.next_with("simplereenroll", 200)["subject"], "CN=line-7");
 }
 

@@ -90,6 +90,15 @@ impl EstPeer {
     }
 }
 
+impl Drop for EstPeer {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let lines: Vec<_> = self.program.said().iter().map(Value::to_string).collect();
+            eprintln!("--- what the EST server said ---\n{}\n--- end ---", lines.join("\n"));
+        }
+    }
+}
+
 /// Writes a file that only its owner reads.
 pub(crate) fn write_secret(path: &Path, text: &str) {
     use std::os::unix::fs::PermissionsExt as _;
