@@ -49,13 +49,12 @@ class Refusal(Exception):
 # Requests
 
 
-def certification_request(body, form):
-    """The DER of a request body. RFC 7030, 4.2.1, with the base64 of RFC 8951, 3.1."""
-    lines = form_of(body)
+def certification_request(body, lines, form):
+    """The DER of a request body whose base64 has these lines. RFC 7030, 4.2.1, and RFC 8951, 3.1."""
     if form == "one-line" and lines != "one-line" or form == "lines" and lines == "one-line":
         raise Refusal(400, f"base64 decoding failed: {lines}\n")
     try:
-        return base64.b64decode(bytes(byte for byte in body if byte not in b" \t\r\n"), validate=True), lines
+        return base64.b64decode(bytes(byte for byte in body if byte not in b" \t\r\n"), validate=True)
     except binascii.Error as error:
         raise Refusal(400, f"base64 decoding failed: {error}\n") from error
 
@@ -162,7 +161,8 @@ class Handler(BaseHTTPRequestHandler):
             current = self._renewed()
         if self.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/pkcs10":
             raise Refusal(415, "the media type has to be application/pkcs10\n")
-        data, self.entry["base64"] = certification_request(body, self.server.options.request)
+        self.entry["base64"] = form_of(body)
+        data = certification_request(body, self.entry["base64"], self.server.options.request)
         request, subject, san, attributes = parsed(data)
         self.entry["key"] = hashlib.sha256(spki(request.public_key())).hexdigest()
         self.entry["csr"] = hashlib.sha256(data).hexdigest()

@@ -25,6 +25,8 @@ pub(crate) const GENERIC: &[&str] = &["--user", USER, SECRET];
 
 pub(crate) struct EstPeer {
     program: Program,
+    /// How many of its lines [`Self::next`] has passed.
+    passed: usize,
     /// Scheme, host and port.
     pub(crate) address: String,
     pub(crate) dir: PathBuf,
@@ -38,7 +40,7 @@ impl EstPeer {
         let mut command = python::script(&format!("{DIRECTORY}/est.py"));
         command.arg("--directory").arg(&dir).args(credentials).args(options);
         let (program, address) = Program::serve(&mut command);
-        Self { program, address, dir, _temporary: temporary }
+        Self { program, passed: 0, address, dir, _temporary: temporary }
     }
 
     /// The EST endpoint.
@@ -57,14 +59,19 @@ impl EstPeer {
             .program
             .next("its word on the order", |line| line["ordered"].is_object() || line["error"].is_string());
         assert!(line["ordered"].is_object(), "{line}");
+        self.passed = self.program.read();
     }
 
-    /// The next request for an operation.
+    /// The next request for an operation since the last order.
     pub(crate) fn next(&mut self, operation: &str) -> Value {
-        let end = format!("/{operation}");
-        self.program.next(&format!("a request for {operation}"), |line| {
-            line["request"].as_str().is_some_and(|request| request.ends_with(&end))
-        })
+        let is = |line: &Value| is_for(line, operation);
+        if let Some(at) = self.program.said().iter().skip(self.passed).position(is) {
+            self.passed += at + 1;
+            return self.program.said()[self.passed - 1].clone();
+        }
+        let line = self.program.next(&format!("a request for {operation}"), is);
+        self.passed = self.program.read();
+        line
     }
 
     /// The next request for an operation that ends with this status.
@@ -79,15 +86,20 @@ impl EstPeer {
 
     /// The requests for an operation so far.
     pub(crate) fn requests(&mut self, operation: &str) -> Vec<Value> {
-        let end = format!("/{operation}");
-        let is = |line: &&Value| line["request"].as_str().is_some_and(|request| request.ends_with(&end));
-        self.program.said().iter().filter(is).cloned().collect()
+        self.program.said().iter().filter(|line| is_for(line, operation)).cloned().collect()
     }
 
     /// Everything that it said so far.
     pub(crate) fn said(&mut self) -> &[Value] {
         self.program.said()
     }
+}
+
+fn is_for(line: &Value, operation: &str) -> bool {
+    line["request"]
+        .as_str()
+        .and_then(|request| request.rsplit_once('/'))
+        .is_some_and(|(_, last)| last == operation)
 }
 
 impl Drop for EstPeer {

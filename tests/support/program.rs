@@ -55,6 +55,11 @@ impl Program {
         }
     }
 
+    /// How many lines were read so far.
+    pub(crate) fn read(&self) -> usize {
+        self.read.len()
+    }
+
     /// Everything that it has said so far.
     pub(crate) fn said(&mut self) -> &[Value] {
         self.read.extend(self.lines.try_iter().map(|line| serde_json::from_str(&line).expect("JSON")));
