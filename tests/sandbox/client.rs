@@ -11,8 +11,9 @@ use development_wfm::{Credential, Settings, Wfm};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::program::Program;
+use crate::program;
 use crate::support::agent::Device;
+use crate::support::program::Program;
 use crate::world::{CLIENT, IDENTITY, Mis, WFM, World, openssl, sign};
 
 const BASE: &str = "/v1alpha2/margo";
@@ -56,7 +57,7 @@ impl Files {
         arguments.extend(further);
         arguments.extend(source);
         arguments.extend(more.iter().map(|one| one as &dyn AsRef<OsStr>));
-        Program::start("client.py", &arguments)
+        program::start("client.py", &arguments)
     }
 }
 
@@ -65,7 +66,7 @@ fn symphony(mis: &Mis, clients: &[&str]) -> (Program, String) {
     let (cert, key) = mis.mint("symphony", WFM);
     let (ca, list) = (mis.file("https-ca.crt"), mis.file("clients.json"));
     fs::write(&list, json!(clients).to_string()).unwrap();
-    let (mut server, url) = Program::serve(
+    let (mut server, url) = program::serve(
         "wfm.py",
         &[
             &"--mode",
@@ -92,7 +93,7 @@ fn symphony(mis: &Mis, clients: &[&str]) -> (Program, String) {
 fn toolkit(mis: &Mis) -> (Program, String) {
     let (cert, key) = mis.mint("toolkit", WFM);
     let ca = mis.file("ca.crt");
-    let (mut server, url) = Program::serve(
+    let (mut server, url) = program::serve(
         "wfm.py",
         &[&"--mode", &"toolkit", &"--port", &"0", &"--cert", &cert, &"--key", &key, &"--ca", &ca],
     );
@@ -303,7 +304,7 @@ fn svid_of_a_device_is_refused_by_all_released_programs() {
     let (bundle, anchors) = (&files("device").bundle, site.published("device", "bundle.pem"));
     let list = device.path("clients.json");
     fs::write(&list, json!([id]).to_string()).unwrap();
-    let (mut symphony, symphony_url) = Program::serve(
+    let (mut symphony, symphony_url) = program::serve(
         "wfm.py",
         &[
             &"--mode",
@@ -320,7 +321,7 @@ fn svid_of_a_device_is_refused_by_all_released_programs() {
             &list,
         ],
     );
-    let (mut toolkit, toolkit_url) = Program::serve(
+    let (mut toolkit, toolkit_url) = program::serve(
         "wfm.py",
         &[&"--mode", &"toolkit", &"--port", &"0", &"--cert", &cert, &"--key", &key, &"--ca", &anchors],
     );

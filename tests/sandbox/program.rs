@@ -1,15 +1,9 @@
 //! The replayed programs as processes.
 
 use std::ffi::OsStr;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread;
-use std::time::Instant;
+use std::process::Command;
 
-use serde_json::Value;
-
-use crate::support::agent::PATIENCE;
+use crate::support::program::Program;
 use crate::support::python;
 
 /// The directory of the programs.
@@ -21,92 +15,17 @@ pub(crate) fn run(name: &str, arguments: &[&dyn AsRef<OsStr>]) {
     assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+pub(crate) fn start(name: &str, arguments: &[&dyn AsRef<OsStr>]) -> Program {
+    Program::start(&mut command(name, arguments))
+}
+
+/// Starts a server, and returns it with its address, `https://HOST:PORT`.
+pub(crate) fn serve(name: &str, arguments: &[&dyn AsRef<OsStr>]) -> (Program, String) {
+    Program::serve(&mut command(name, arguments))
+}
+
 fn command(name: &str, arguments: &[&dyn AsRef<OsStr>]) -> Command {
-    let mut command = Command::new(python::program("python"));
-    command.arg("-B").arg(format!("{DIRECTORY}/{name}")).args(arguments.iter().map(|one| one.as_ref()));
+    let mut command = python::script(&format!("{DIRECTORY}/{name}"));
+    command.args(arguments.iter().map(|one| one.as_ref()));
     command
-}
-
-/// A running program whose lines of JSON are read as they come.
-pub(crate) struct Program {
-    process: Child,
-    stdin: Option<ChildStdin>,
-    lines: Receiver<String>,
-    read: Vec<Value>,
-}
-
-impl Program {
-    pub(crate) fn start(name: &str, arguments: &[&dyn AsRef<OsStr>]) -> Self {
-        let mut process = command(name, arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn() // its stderr is the test's
-            .expect("Python");
-        let (stdin, stdout) = (process.stdin.take(), process.stdout.take().expect("its stdout"));
-        Self { process, stdin, lines: lines_of(stdout), read: Vec::new() }
-    }
-
-    /// Starts a server, and returns it with its address, `https://HOST:PORT`.
-    pub(crate) fn serve(name: &str, arguments: &[&dyn AsRef<OsStr>]) -> (Self, String) {
-        let server = Self::start(name, arguments);
-        let line = server.lines.recv_timeout(PATIENCE).expect("the address of the server");
-        let address = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("{name}: {line}"));
-        (server, address.to_owned())
-    }
-
-    /// The next of its lines that is like this.
-    pub(crate) fn next(&mut self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => {
-                    let line: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line}: {e}"));
-                    self.read.push(line.clone());
-                    if is(&line) {
-                        return line;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => panic!("timed out waiting for {what}: {:#?}", self.read),
-                Err(RecvTimeoutError::Disconnected) => panic!("it ended before {what}: {:#?}", self.read),
-            }
-        }
-    }
-
-    /// Everything that it has said so far.
-    pub(crate) fn said(&mut self) -> &[Value] {
-        self.read.extend(self.lines.try_iter().map(|line| serde_json::from_str(&line).expect("JSON")));
-        &self.read
-    }
-
-    /// One line on its standard input.
-    pub(crate) fn ask(&mut self) {
-        self.stdin.as_mut().expect("its stdin").write_all(b"\n").expect("it reads its stdin");
-    }
-
-    /// Its exit status after the end of its standard input.
-    pub(crate) fn end(&mut self) -> i32 {
-        self.stdin = None;
-        let status = self.process.wait().expect("its exit status");
-        self.read.extend(self.lines.iter().map(|line| serde_json::from_str(&line).expect("JSON")));
-        status.code().expect("it was not killed")
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn lines_of(stdout: ChildStdout) -> Receiver<String> {
-    let (sender, lines) = channel();
-    thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            if sender.send(line).is_err() {
-                return;
-            }
-        }
-    });
-    lines
 }

@@ -7,8 +7,9 @@ use std::process::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::program::{self, Program};
+use crate::program;
 use crate::support::agent::Device;
+use crate::support::program::Program;
 
 pub(crate) const CLIENT: &str = "spiffe://margo.org/margo/wfm/wfm-1/client/line-7";
 pub(crate) const WFM: &str = "spiffe://margo.org/margo/wfm/wfm-1";
@@ -41,7 +42,7 @@ impl Mis {
         let mut arguments: Vec<&dyn AsRef<std::ffi::OsStr>> =
             vec![&"serve", &"--directory", &dir, &"--port", &"0"];
         arguments.extend(options.iter().map(|option| option as &dyn AsRef<std::ffi::OsStr>));
-        let (server, url) = Program::serve("mis.py", &arguments);
+        let (server, url) = program::serve("mis.py", &arguments);
         Self { server, url, dir, _temporary: temporary }
     }
 

@@ -7,6 +7,7 @@ pub(crate) mod http2;
 pub(crate) mod log;
 pub(crate) mod memory;
 pub(crate) mod ports;
+pub(crate) mod program;
 pub(crate) mod python;
 pub(crate) mod reader;
 pub(crate) mod strace;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// A program in the virtual environment.
 ///
@@ -21,6 +22,26 @@ pub(crate) fn program(name: &str) -> PathBuf {
         );
     }
     path
+}
+
+/// A script of the tests, run in the virtual environment.
+pub(crate) fn script(path: &str) -> Command {
+    let mut command = Command::new(program("python"));
+    command.arg("-B").arg(path); // no compiled files in the checkout
+    command
+}
+
+/// Runs the unit tests (`test_*.py`) of a directory.
+///
+/// # Panics
+/// If one fails.
+pub(crate) fn unit_tests(directory: &str) {
+    let run = Command::new(program("python"))
+        .args(["-B", "-W", "ignore::DeprecationWarning", "-m", "unittest", "discover", "--start-directory"])
+        .arg(directory)
+        .output()
+        .expect("Python");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
 }
 
 /// What the first line of a script names (`#!`).
