@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::mpsc;
 use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -20,6 +20,9 @@ use tokio_rustls::server::TlsStream;
 /// How long a refused client may take to read why.
 const LINGER: Duration = Duration::from_secs(2);
 const BACKLOG: u32 = 1024;
+/// How long an address is waited for that is in use, and how often it is tried.
+const PATIENCE: Duration = Duration::from_secs(5);
+const INTERVAL: Duration = Duration::from_millis(20);
 
 /// Commands of the handle to the running server.
 enum Command {
@@ -44,7 +47,7 @@ impl Bound {
     ///
     /// The system's, with the address.
     pub fn new(listen: SocketAddr) -> Result<Self> {
-        let socket = std::net::TcpListener::bind(listen).context(listen)?;
+        let socket = patiently(|| std::net::TcpListener::bind(listen)).context(listen)?;
         socket.set_nonblocking(true).context(listen)?;
         let address = socket.local_addr().context(listen)?;
         Ok(Self { socket, address })
@@ -194,6 +197,24 @@ impl Port {
 }
 
 fn bound(address: SocketAddr) -> io::Result<TcpSocket> {
+    patiently(|| bind(address))
+}
+
+/// Binds the address of a server that has just ended. A process that another thread forks holds a copy
+/// of its socket until it has begun to run its program.
+fn patiently<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match bind() {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                thread::sleep(INTERVAL);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -276,5 +297,22 @@ impl<R: Fn(u64) + Unpin, D: Fn() + Unpin> AsyncWrite for Counted<R, D> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn address_that_is_about_to_be_free_is_waited_for() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let freed = thread::spawn(move || {
+            thread::sleep(10 * INTERVAL);
+            drop(taken);
+        });
+        assert_eq!(Bound::new(address).unwrap().port(), address.port());
+        freed.join().unwrap();
     }
 }
