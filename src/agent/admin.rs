@@ -321,11 +321,19 @@ impl Executor {
             }
         };
         let store = self.records.store.of(name);
+        let used_tokens = self.identity(name).map(|identity| identity.est.used_tokens().clone());
         let others = self.identities.iter().filter(|other| other.name != *name);
         let leaves = others.filter(|other| other.current.is_some()).count() == 0;
         let retired = blocking(move || {
             publisher.withdraw().map_err(|e| e.with_hint().to_string())?;
-            store.retire(leaves).map_err(|e| e.with_hint().to_string())
+            let retired = store.retire(leaves).map_err(|e| e.with_hint().to_string())?;
+            // A token that is used up stays so (X44).
+            if let Some(used) = used_tokens.filter(|used| !used.tokens.is_empty())
+                && let Err(e) = store.save(&used)
+            {
+                tracing::warn!("what is remembered of enrollment tokens could not be stored: {}", cause(&e));
+            }
+            Ok(retired)
         });
         let spiffe_id = current.svid.spiffe_id();
         let is_by_operator =

@@ -82,6 +82,11 @@ impl EstState {
         self.token.is_some()
     }
 
+    /// What is remembered of tokens that were used.
+    pub(super) fn used_tokens(&self) -> &state::StoredTokens {
+        self.used.stored()
+    }
+
     /// The EST endpoint: the configured one, or else that of the discovery document (X15).
     pub(super) fn endpoint(&self, est: &EstConfig, document: Option<&Discovery>) -> Option<EstEndpoint> {
         let url = self.url.as_ref().or_else(|| document.and_then(Discovery::est))?;
@@ -296,6 +301,8 @@ impl Identity {
             .map_err(|e| NotAdopted::Kept(e.to_failure()))?;
         match issuers.chain(issued.chain.leaf(), bundle, clock::now().wall) {
             Ok(chain) => Ok(state::StoredIssuedChain { chain, lacks_issuers: false, ..issued }),
+            // No other issuers would make it good, now at least: the leaf alone shows why.
+            Err(why) if !why.may_change() => Ok(issued),
             Err(_) if !bundle_is_fresh => Err(NotAdopted::UnknownIssuer),
             Err(why) => {
                 let why =

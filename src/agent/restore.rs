@@ -248,7 +248,10 @@ fn restore_identity(
         Enrollment::Est(_) => {
             EstState::restored(est_url, store.load()?.unwrap_or_default(), store.load()?.unwrap_or_default())
         }
-        _ => EstState::default(),
+        _ => {
+            forget::<state::StoredEstRequest>(store); // of another way, with a token perhaps
+            EstState::default()
+        }
     };
     Ok(Identity {
         index,

@@ -20,6 +20,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access, geteuid};
+use zeroize::Zeroizing;
 
 pub use self::records::{
     IdentityDelay, MAX_TOKENS, Record, RetryAfterDelay, RetryAfterDelays, StoredBundle, StoredDiscovery,
@@ -289,13 +290,16 @@ impl Store {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(self.failed("read", R::NAME, source)),
         };
+        let content = Zeroizing::new(content);
         match R::decode(&content) {
-            Ok(record) => Ok(Some(record)),
-            Err(why) => {
-                self.quarantine_file(&path, &why);
-                Ok(None)
+            Ok(record) => return Ok(Some(record)),
+            Err(_) if R::IS_SECRET => {
+                tracing::error!(file = %path.display(), "a record is damaged, and is removed");
+                self.remove::<R>()?;
             }
+            Err(why) => self.quarantine_file(&path, &why),
         }
+        Ok(None)
     }
 
     /// Where a record is read from: where an agent that knew one identity had it, as long as it could
@@ -373,7 +377,7 @@ impl Store {
     }
 
     /// Moves everything of this identity away, and returns where it is now: the identity is retired.
-    /// Nothing is deleted. The cached documents follow where it `leaves` the trust domain, in which no
+    /// Nothing is deleted but an enrollment token (X43). The cached documents follow where it `leaves` the trust domain, in which no
     /// other identity stays: its MIS may be another one next time (miaf-v0 B5). Retry-after delays
     /// (miaf-v0 E8) and the key-encryption key stay where they are.
     ///
@@ -386,6 +390,7 @@ impl Store {
     pub fn retire(&self, leaves: bool) -> Result<PathBuf, StoreError> {
         let directory = self.directory();
         let name = self.identity.as_ref().map_or("", IdentityName::as_str);
+        self.remove::<StoredEstRequest>()?;
         let retired = |number: u32| self.private.join(format!("retired-{number}-{name}"));
         // The numbers do not end.
         let retired = (1..).map(retired).find(|path| !path.exists()).unwrap_or_default();
@@ -555,12 +560,28 @@ mod tests {
         assert_eq!(store.identities().unwrap(), [name("wfm")]);
         assert_eq!(store.of(&name("wfm")).load().unwrap(), Some(pending()));
         assert!(store.of(&name("device")).load::<StoredPendingKey>().unwrap().is_none());
+        let request = StoredEstRequest { csr: None, token: Some("line-7:secret".into()) };
+        store.of(&name("wfm")).save(&request).unwrap();
         // With the last one the documents go.
         let retired = store.of(&name("wfm")).retire(true).unwrap();
         let all = ["bundle.json", "bundle.json.unusable-1", "discovery.json", "pending-key.pem"];
         assert_eq!(names(&retired), all);
         let left = ["bundle.jsonnet", "identities", "retired-1-device", "retired-1-wfm", "retired-2-device"];
         assert_eq!(names(&private)[..5], left);
+    }
+
+    #[test]
+    fn damaged_record_with_a_secret_is_not_put_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path()).of(&name("wfm"));
+        let request = StoredEstRequest { csr: Some("AA==".into()), token: Some("line-7:secret".into()) };
+        store.save(&request).unwrap();
+        assert_eq!(store.load().unwrap(), Some(request));
+        let there = directory.path().join("private/identities/wfm");
+        let written = fs::read_to_string(there.join("est-request.json")).unwrap();
+        fs::write(there.join("est-request.json"), &written[..written.len() - 1]).unwrap();
+        assert_eq!(store.load::<StoredEstRequest>().unwrap(), None);
+        assert_eq!(names(&there), [""; 0]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::io;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
-use zeroize::Zeroize as _;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::hint::Hint as _;
 use crate::keys;
@@ -35,11 +35,14 @@ pub trait Record: Sized {
     /// Name of its file.
     const NAME: &'static str;
 
-    /// Returns the content of the file.
+    /// Whether a damaged one is removed, and not put aside: a secret may be left in it.
+    const IS_SECRET: bool = false;
+
+    /// Returns the content of the file. It is wiped when it is dropped.
     ///
     /// # Errors
     /// When the record cannot be serialized.
-    fn encode(&self) -> io::Result<Vec<u8>>;
+    fn encode(&self) -> io::Result<Zeroizing<Vec<u8>>>;
 
     /// Parses the content of a file.
     ///
@@ -338,8 +341,8 @@ pub struct RetryAfterDelay {
 impl Record for StoredPendingKey {
     const NAME: &'static str = "pending-key.pem";
 
-    fn encode(&self) -> io::Result<Vec<u8>> {
-        Ok(self.key.clone().into_bytes())
+    fn encode(&self) -> io::Result<Zeroizing<Vec<u8>>> {
+        Ok(Zeroizing::new(self.key.clone().into_bytes()))
     }
 
     fn decode(content: &[u8]) -> Result<Self, String> {
@@ -352,12 +355,16 @@ impl Record for StoredPendingKey {
 /// Implements [`Record`] for the others: JSON with a version, so that a newer agent's record is not
 /// taken for a damaged one.
 macro_rules! json_records {
-    ($($record:ty: $name:literal),* $(,)?) => {$(
+    ($($record:ty: $name:literal $($is_secret:ident)?),* $(,)?) => {$(
         impl Record for $record {
             const NAME: &'static str = $name;
+            $(const IS_SECRET: bool = stringify!($is_secret).len() > 0;)?
 
-            fn encode(&self) -> io::Result<Vec<u8>> {
-                Ok(serde_json::to_vec(&Envelope { version: VERSION, record: self })?)
+            fn encode(&self) -> io::Result<Zeroizing<Vec<u8>>> {
+                // What is secret fits into it: no copy is left where it grows.
+                let mut content = Zeroizing::new(Vec::with_capacity(8 * 1024));
+                serde_json::to_writer(&mut *content, &Envelope { version: VERSION, record: self })?;
+                Ok(content)
             }
 
             fn decode(content: &[u8]) -> Result<Self, String> {
@@ -370,7 +377,7 @@ macro_rules! json_records {
 json_records! {
     StoredIdentity: "identity.json",
     StoredIssuedChain: "issued.json",
-    StoredEstRequest: "est-request.json",
+    StoredEstRequest: "est-request.json" secret,
     StoredTokens: "est-tokens.json",
     StoredDiscovery: "discovery.json",
     StoredBundle: "bundle.json",
@@ -439,7 +446,7 @@ mod tests {
             wfm: Some("https://wfm.example/".to_owned()),
         };
         let record = RetryAfterDelays { identities: vec![identity], ..RetryAfterDelays::default() };
-        let written = String::from_utf8(record.encode().unwrap()).unwrap();
+        let written = String::from_utf8(record.encode().unwrap().to_vec()).unwrap();
         for reason in ["null", "7", "{}", r#"{"report":{"kind":"x"},"at":1,"permanent":false}"#] {
             let other = written.replace(r#""reason":null"#, &format!(r#""reason":{reason}"#));
             assert!(reason == "null" || other != written, "{written}");
@@ -455,7 +462,7 @@ mod tests {
         let text = serde_json::to_string(&[&pem]).unwrap();
         let record = StoredIssuedChain::decode(&issued(&text)).unwrap();
         assert_eq!(record.chain.to_pems(), [pem]);
-        let written = String::from_utf8(record.encode().unwrap()).unwrap();
+        let written = String::from_utf8(record.encode().unwrap().to_vec()).unwrap();
         assert!(written.contains(&format!(r#""chain":{text}"#)), "{written}");
     }
 
