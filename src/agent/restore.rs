@@ -316,9 +316,12 @@ fn read_discovery(store: &Store, config: &Config) -> Option<CachedDiscovery> {
         source => return CachedDiscovery::configured(source),
     };
     let record: state::StoredDiscovery = cached(store)?;
-    let document = Discovery::from_json(&record.body).ok()?;
+    let mut document = Discovery::from_json(&record.body).ok()?;
     let wanted = record.url == url.as_str()
         && mis.trust_domain.as_ref().is_none_or(|domain| domain == document.trust_domain());
+    if mis.trust.is_public_only() {
+        document.refuse_est_elsewhere(url, &record.body); // X18; the next fetch says so
+    }
     // It may have come under a trust that was more than the public store's (D7). The next fetch
     // says so.
     let led_elsewhere = mis.trust.is_public_only() && document.check_origin(url).is_err()

@@ -433,10 +433,11 @@ impl Discovery {
         self.est.as_ref().is_some_and(|est| same_origin(EST_BASE_URI, est.as_url(), url).is_err())
     }
 
-    /// Refuses an EST server at another origin. The rest of the document stays in use: the operator
+    /// Refuses an EST server at another origin than the document's, which `url` is the URL of: for a
+    /// document that only a public trust store authenticates (X18). The rest of it stays in use: the operator
     /// may give the URL directly. Returns the text of the document without it, to be stored: `None`
     /// if there is nothing to refuse.
-    pub(super) fn refuse_est_elsewhere(&mut self, url: &Url, body: &str) -> Option<String> {
+    pub fn refuse_est_elsewhere(&mut self, url: &Url, body: &str) -> Option<String> {
         let est = self.est.take_if(|est| same_origin(EST_BASE_URI, est.as_url(), url).is_err())?;
         self.refused_est = same_origin(EST_BASE_URI, est.as_url(), url).err();
         let mut members: BTreeMap<&str, &RawValue> = json::read(body.as_bytes()).unwrap_or_default();

@@ -105,7 +105,8 @@ impl Issuer {
     /// validators.
     ///
     /// A document whose bundle is at an origin that is not allowed is refused, and so is one that
-    /// leads to another origin where only the public store authenticates the server (D7). Both
+    /// leads to another origin where only the public store authenticates the server (D7); of an EST server
+    /// at another origin only that is refused (X18). All of them
     /// hold for the cached one, too. `bundle_origins`: the allowed origins; empty: the document's.
     ///
     /// # Errors

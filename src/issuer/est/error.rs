@@ -112,6 +112,7 @@ impl Cause {
         }
         let sign = match status {
             400 if response.is_web_page() || response.names_a_certificate() => Sign::ClientCertificate,
+            495 | 496 => Sign::ClientCertificate, // nginx's own numbers for it
             403 if response.is_web_page() && response.says("post-handshake authentication") => {
                 Sign::AfterHandshake
             }

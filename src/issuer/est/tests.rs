@@ -543,6 +543,8 @@ fn est_responses_have_the_meanings_of_the_table() {
         (400, html, "<html>Bad Request</html>", [Later, Slow, Not, Not, Not]),
         (400, text, "The SSL certificate error", [Later, Slow, Not, Not, Not]),
         (400, text, "client CERTIFICATE has expired", [Later, Slow, Not, Not, Not]),
+        (495, html, "", [Later, Slow, Not, Not, Not]),
+        (496, &[], "", [Later, Slow, Not, Not, Not]),
         (401, &[], "", [Refused, Not, Not, Not, Not]),
         (401, &[("www-authenticate", "Basic realm=\"x\"")], "", [Refused, Not, Not, Not, Not]),
         (403, text, "subject differs", [Refused, Not, Not, Not, Rotation]),
