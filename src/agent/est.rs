@@ -39,6 +39,13 @@ use miaf_spiffe::text::Excerpt;
 /// Limit on the characters of a path in a message.
 const MAX_PATH: usize = 512;
 
+/// After so many equal errors of the server it may be the form of the request that it cannot bear.
+const EQUAL_ERRORS: u32 = 3;
+
+/// What to do then: some CAs answer an empty subject with an internal error (X46).
+const EMPTY_SUBJECT: &str = "If the CA refuses a request without a name, set common_name under [identity.est]; otherwise show \
+     this to the operator of the MIS";
+
 /// What to do where the CA gives no SPIFFE ID: no EST server does by itself.
 const NO_SPIFFE_ID: &str = "Have the operator of the CA register the SPIFFE ID of this identity, and have the CA put it into \
      what it issues; or, where it copies the names of the request, set request_spiffe_id under [identity.est]";
@@ -59,6 +66,8 @@ pub(super) struct EstState {
     used: UsedTokens,
     /// What is remembered of tokens is not stored yet.
     is_used_changed: bool,
+    /// The last error of the server at an enrollment, `5xx`, and how often it came in a row.
+    server_error: Option<(u16, u32)>,
     /// The endpoint has served its CA certificates, and no request has failed since: the next one is
     /// not wasted on something that is no EST server.
     is_proven: bool,
@@ -80,6 +89,22 @@ impl EstState {
     /// Whether there is a token that may be used.
     pub(super) fn has_token(&self) -> bool {
         self.token.is_some()
+    }
+
+    /// Counts equal errors of the server at an enrollment, and adds a hint to the third.
+    fn with_hint_at_subject(&mut self, failure: Failure, request: Request, est: &EstConfig) -> Failure {
+        let status = failure.report.response.as_ref().map(|response| response.status);
+        let status = status.filter(|status| request == Request::Enroll && matches!(status, 500..=599));
+        self.server_error = status.map(|status| match self.server_error {
+            Some((before, times)) if before == status => (status, times.saturating_add(1)),
+            _ => (status, 1),
+        });
+        match self.server_error {
+            Some((_, EQUAL_ERRORS..)) if est.common_name.is_none() => {
+                Failure { report: failure.report.with_hint(Some(EMPTY_SUBJECT)), ..failure }
+            }
+            _ => failure,
+        }
     }
 
     /// What is remembered of tokens that were used.
@@ -148,7 +173,7 @@ impl Identity {
                 (self.outcome_of_token(response, &token).await, None)
             }
         };
-        let leaf = response?;
+        let leaf = response.map_err(|failure| self.est.with_hint_at_subject(failure, request, est))?;
         let chain = Chain::from_der(&[leaf]).map_err(|e| IssuerError::Svid(e).to_failure())?;
         self.keep_issued(state::StoredIssuedChain {
             renewal: request == Request::Renew,
@@ -479,4 +504,41 @@ fn no_token() -> Failure {
     let title = "This identity needs an enrollment token";
     let report = Report::new(ProblemCode::TokenNeeded, title, &"the one that there was is gone");
     Failure { kind: FailureKind::NoToken, retry_after: None, report }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::ResponseReport;
+
+    fn failure(status: u16) -> Failure {
+        let report = Report::new(ProblemCode::ServerError, "The server responded with an error", &"why");
+        let response = ResponseReport { status, kind: None, instance: None };
+        let report = Report { response: Some(response), ..report };
+        Failure { kind: FailureKind::Transient, retry_after: None, report }
+    }
+
+    #[test]
+    fn third_equal_error_hints_at_the_subject() {
+        let of = |common_name: Option<&str>| EstConfig {
+            authorization: EstAuthorizationConfig::Token { source: None, remove: false },
+            common_name: common_name.map(str::to_owned),
+            request_spiffe_id: None,
+            allow_nonstandard: false,
+            tls12: false,
+        };
+        let hints = |est: &EstConfig, statuses: &[u16], request| {
+            let mut state = EstState::default();
+            let mut hints = statuses.iter().map(|status| {
+                let shown = state.with_hint_at_subject(failure(*status), request, est);
+                shown.report.hint().is_some_and(|hint| hint.contains("common_name"))
+            });
+            hints.by_ref().collect::<Vec<_>>()
+        };
+        let enroll = Request::Enroll;
+        assert_eq!(hints(&of(None), &[500, 500, 500, 500], enroll), [false, false, true, true]);
+        assert_eq!(hints(&of(None), &[500, 503, 500, 400, 500, 500], enroll), [false; 6]);
+        assert_eq!(hints(&of(Some("line-7")), &[500; 4], enroll), [false; 4]);
+        assert_eq!(hints(&of(None), &[500; 4], Request::Renew), [false; 4]);
+    }
 }

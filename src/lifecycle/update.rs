@@ -542,7 +542,13 @@ impl IdentityUpdate<'_> {
                     chain.bundle = BundleForChain::RefreshWanted;
                 }
             }
-            NotAdopted::Kept(failure) => self.failed(failure, now, jitter),
+            NotAdopted::Kept(failure) => {
+                // Its issuers are asked for where the discovery document says.
+                if failure.kind == FailureKind::NotFound {
+                    self.trust_domain.refresh_discovery(now);
+                }
+                self.failed(failure, now, jitter);
+            }
             NotAdopted::Refused(failure) => {
                 self.identity.issued = None;
                 self.unusable_chain(failure, now, jitter);
