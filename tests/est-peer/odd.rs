@@ -63,7 +63,6 @@ const REFUSED: &[&str] = &[
 const BAGS: &[&str] = &["without-root", "strange-roots", "shuffled", "expired-twins", "rollover", "twice"];
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn odd_responses_are_read() {
     let mut peer = EstPeer::start(TABLE, &[]);
     let mut world = World::at(&Endpoint::of(&peer));
@@ -82,7 +81,6 @@ fn odd_responses_are_read() {
 
 /// Several CAs issue so, although RFC 5280 has the SAN critical where there is no subject.
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn san_that_is_not_critical_is_accepted_and_repeated() {
     let mut peer = EstPeer::start(TABLE, &[]);
     peer.order("simpleenroll", &["leaf-with-san-not-critical"], None);
@@ -98,7 +96,6 @@ fn san_that_is_not_critical_is_accepted_and_repeated() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn odd_responses_are_refused_with_a_reason() {
     let mut peer = EstPeer::start(TABLE, &[]);
     let mut world = World::at(&Endpoint::of(&peer));
@@ -124,7 +121,6 @@ fn odd_responses_are_refused_with_a_reason() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn path_is_found_in_each_bag() {
     let mut peer = EstPeer::start(TABLE, &[]);
     let mut world = World::at(&Endpoint::of(&peer));
@@ -140,7 +136,6 @@ fn path_is_found_in_each_bag() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn rollover_certificate_carries_the_path_to_the_next_root() {
     let mut peer = EstPeer::start(TABLE, &["--odd", "cacerts", "rollover"]);
     let endpoint = Endpoint { bundle_file: peer.file("rollover-bundle.json"), ..Endpoint::of(&peer) };
@@ -157,7 +152,6 @@ fn rollover_certificate_carries_the_path_to_the_next_root() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn issued_leaf_waits_for_its_path() {
     for bag in ["without-intermediate", "crowd"] {
         eprintln!("{bag}");
@@ -177,7 +171,6 @@ fn issued_leaf_waits_for_its_path() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn held_enrollment_repeats_the_same_request() {
     let mut peer = EstPeer::start(TABLE, &[]);
     peer.order("simpleenroll", &["202-bare=1"], None);
@@ -207,7 +200,6 @@ fn held_enrollment_repeats_the_same_request() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn refused_token_is_not_sent_for_ever() {
     for refusal in ["challenge", "close", "403"] {
         eprintln!("{refusal}");
@@ -227,7 +219,6 @@ fn refused_token_is_not_sent_for_ever() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn transient_answers_are_tried_again() {
     for odd in ["429", "503", "500", "429=1", "503=1", "cut", "cut-body", "409"] {
         eprintln!("{odd}");
@@ -240,7 +231,6 @@ fn transient_answers_are_tried_again() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn refused_renewal_keeps_the_svid() {
     const ANSWERS: &[&str] = &[
         "204",
@@ -283,7 +273,6 @@ fn refused_renewal_keeps_the_svid() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn echoed_credentials_are_not_shown() {
     let mut peer = EstPeer::start(TABLE, &[]);
     peer.order("simpleenroll", &["500-json-echo"], None);
