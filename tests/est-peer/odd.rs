@@ -1,6 +1,7 @@
 //! The odd responses of servers in the field, one after the other. What the names stand for: README.md.
 
 use std::collections::BTreeSet;
+use std::sync::Mutex;
 
 use serde_json::json;
 
@@ -62,13 +63,27 @@ const REFUSED: &[&str] = &[
 /// Bags of `/cacerts` that have the path.
 const BAGS: &[&str] = &["without-root", "strange-roots", "shuffled", "expired-twins", "rollover", "twice"];
 
+/// Each part of the names at a device and a server of its own: an agent lets five seconds pass between
+/// two certificates.
+fn in_parts(names: &[&str], each: impl Fn(&[&str]) + Sync) {
+    std::thread::scope(|scope| {
+        for part in names.chunks(6) {
+            scope.spawn(|| each(part));
+        }
+    });
+}
+
 #[test]
 fn odd_responses_are_read() {
+    in_parts(READ, read);
+}
+
+fn read(names: &[&str]) {
     let mut peer = EstPeer::start(TABLE, &[]);
     let mut world = World::at(&Endpoint::of(&peer));
     peer.order("simpleenroll", &["ber", "blanks", "type-in-capitals"], None);
     world.enroll();
-    for odd in READ {
+    for odd in names {
         eprintln!("{odd}");
         peer.order("simplereenroll", &[odd], None);
         world.renew();
@@ -97,11 +112,17 @@ fn san_that_is_not_critical_is_accepted_and_repeated() {
 
 #[test]
 fn odd_responses_are_refused_with_a_reason() {
+    let reasons = Mutex::new(BTreeSet::new());
+    in_parts(REFUSED, |names| refuse(names, &reasons));
+    let reasons = reasons.into_inner().unwrap();
+    assert_eq!(reasons.len(), 4, "the reasons cannot be told apart: {reasons:#?}");
+}
+
+fn refuse(names: &[&str], reasons: &Mutex<BTreeSet<String>>) {
     let mut peer = EstPeer::start(TABLE, &[]);
     let mut world = World::at(&Endpoint::of(&peer));
     let mut serial = world.enroll();
-    let mut reasons = BTreeSet::new();
-    for odd in REFUSED {
+    for odd in names {
         eprintln!("{odd}");
         peer.order("simplereenroll", &[odd], None);
         world.order_renewal();
@@ -109,7 +130,7 @@ fn odd_responses_are_refused_with_a_reason() {
         let status = world.device.wait_for_status("a refusal", |status| status["lastError"].is_object());
         assert_eq!(status["svid"]["serial"], serial, "{odd}: what it had is gone");
         if ["bare-certificate", "pem", "raw-der", "html"].contains(odd) {
-            reasons.insert(status["lastError"]["detail"].as_str().unwrap().to_owned());
+            reasons.lock().unwrap().insert(status["lastError"]["detail"].as_str().unwrap().to_owned());
         }
         peer.order("simplereenroll", &[], None);
         world.device.run(&["retry"]);
@@ -117,7 +138,6 @@ fn odd_responses_are_refused_with_a_reason() {
         assert!(renewed["lastError"].is_null(), "{odd}: {renewed:#}");
         serial = renewed["svid"]["serial"].clone();
     }
-    assert_eq!(reasons.len(), 4, "the reasons cannot be told apart: {reasons:#?}");
 }
 
 #[test]
@@ -251,10 +271,14 @@ fn refused_renewal_keeps_the_svid() {
         "415",
         "500-json-echo",
     ];
+    in_parts(ANSWERS, keep);
+}
+
+fn keep(answers: &[&str]) {
     let mut peer = EstPeer::start(TABLE, &[]);
     let mut world = World::at(&Endpoint::of(&peer));
     let mut serial = world.enroll();
-    for odd in ANSWERS {
+    for odd in answers {
         eprintln!("{odd}");
         peer.order("simplereenroll", &[odd], None);
         world.order_renewal();
