@@ -431,6 +431,13 @@ impl Identity {
                 "the UUID in the identity {id} is not of version 4, which the MIS should see to"
             );
         }
+        if !svid.names_are_critical() {
+            tracing::warn!(
+                identity = name,
+                "the new SVID has no subject, and its SAN is not critical, which RFC 5280 demands then: some programs \
+                 may refuse it. The CA should issue it with one of the two"
+            );
+        }
         let (until, leaf_until) = (svid.until(), svid.not_after());
         tracing::info!(
             identity = name, spiffe_id = %id, serial = svid.serial(), not_before = %svid.not_before(),
