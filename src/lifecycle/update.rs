@@ -434,7 +434,6 @@ impl IdentityUpdate<'_> {
             | FailureKind::RefusedForNow
             | FailureKind::Slow
             | FailureKind::Permanent
-            | FailureKind::RefusedForNow
             | FailureKind::NotFound
             | FailureKind::Transient
                 if self.view().reauthenticates_early(now) =>
@@ -542,7 +541,15 @@ impl IdentityUpdate<'_> {
                     chain.bundle = BundleForChain::RefreshWanted;
                 }
             }
-            NotAdopted::Kept(failure) => self.failed(failure, now, jitter),
+            NotAdopted::Kept(failure) => {
+                // Where the MIS was asked for the issuers, its gate decides when it is asked again.
+                if is_of_mis(&failure)
+                    && let Some(chain) = &mut self.identity.issued
+                {
+                    chain.request_again_at = None;
+                }
+                self.failed(failure, now, jitter);
+            }
             NotAdopted::Refused(failure) => {
                 self.identity.issued = None;
                 self.unusable_chain(failure, now, jitter);
