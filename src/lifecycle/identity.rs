@@ -88,6 +88,8 @@ pub(super) struct IssuedChain {
     pub(super) request_again_at: Option<BootTime>,
     /// It has signed the request, unless that was before a restart.
     pub(super) key: CurrentKey,
+    /// An operator has brought a token since it was issued.
+    pub(super) another_token: bool,
 }
 
 /// Consecutive SVIDs that ended no later than the one before, because an issuer ends then. The MIS
@@ -242,7 +244,13 @@ impl Identity {
 
 impl IssuedChain {
     pub(super) fn new(key: CurrentKey) -> Self {
-        Self { not_before: None, bundle: BundleForChain::Cached, request_again_at: None, key }
+        Self {
+            not_before: None,
+            bundle: BundleForChain::Cached,
+            request_again_at: None,
+            key,
+            another_token: false,
+        }
     }
 }
 

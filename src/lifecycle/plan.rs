@@ -125,10 +125,10 @@ impl IdentityView<'_> {
         if self.lacks_prerequisite(request, now) {
             return None; // with the token, the other's SVID, or the beginning of its validity, comes a step
         }
-        // The token is used up by the chain that is there.
+        // The token is used up by the chain that is there, unless there is another one since.
         if request == Request::Enroll
             && matches!(self.prerequisite, Prerequisite::Token(_))
-            && identity.issued.is_some()
+            && identity.issued.as_ref().is_some_and(|chain| !chain.another_token)
         {
             return None;
         }

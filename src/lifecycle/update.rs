@@ -223,6 +223,9 @@ impl Identity {
                 (self.has_token, self.token_error) = (true, None);
                 self.blocked.set(Request::Enroll, None);
                 self.gate.open_from(now.boot, now); // what was refused was refused for the one before it
+                if let Some(chain) = &mut self.issued {
+                    chain.another_token = true;
+                }
                 // It is the operator's word that this device is to have the identity (X70).
                 self.replace_lost_key |= self.key_is_lost();
             }
