@@ -399,7 +399,6 @@ impl IdentityUpdate<'_> {
             FailureKind::Transient
             | FailureKind::Offline
             | FailureKind::Local
-            | FailureKind::NoToken
             | FailureKind::PendingKeyLost
             | FailureKind::CurrentKeyLost => {}
             _ => self.identity.admission_pending = false,
