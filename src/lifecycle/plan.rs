@@ -204,7 +204,12 @@ impl IdentityView<'_> {
     /// `None`: a new key has to be created first.
     fn key_choice(&self, request: Request, now: Now) -> Option<KeyChoice> {
         let identity = self.identity;
+        // The MIS may have bound the token to it (X48).
+        let sent_with = identity.token_key.filter(|_| request == Request::Enroll);
         match (identity.pending_key, &identity.svid) {
+            (_, Some(_)) if sent_with == Some(KeyChoice::Current) && !self.key_is_lost() => {
+                Some(KeyChoice::Current)
+            }
             // A lost response may have certified it: it is requested again before anything else
             // (E6).
             (Some(PendingKey { refused: false }), _) => Some(KeyChoice::Pending),

@@ -220,7 +220,7 @@ impl Identity {
     fn supplied(&mut self, supplied: Supplied, now: Now) {
         match supplied {
             Supplied::Token => {
-                (self.has_token, self.token_error) = (true, None);
+                (self.has_token, self.token_key, self.token_error) = (true, None, None);
                 self.blocked.set(Request::Enroll, None);
                 self.gate.open_from(now.boot, now); // what was refused was refused for the one before it
                 if let Some(chain) = &mut self.issued {
@@ -393,6 +393,9 @@ impl IdentityUpdate<'_> {
         now: Now,
         jitter: Jitter<'_>,
     ) {
+        if request == Request::Enroll && self.identity.has_token && is_of_mis(&failure) {
+            self.identity.token_key = Some(key);
+        }
         match failure.kind {
             FailureKind::Pending => self.identity.admission_pending = true,
             // The MIS has said nothing of it.
@@ -458,7 +461,7 @@ impl IdentityUpdate<'_> {
                 self.identity.gate.succeeded_late(now); // another token is not delayed for this one
             }
             FailureKind::PendingKeyLost => {
-                self.identity.pending_key = None; // an SVID for it would be of no use
+                (self.identity.pending_key, self.identity.token_key) = (None, None); // an SVID for it is of no use
                 self.failed(failure, now, jitter);
             }
             _ => self.failed_request(Some(request), failure, now, jitter),
@@ -504,7 +507,7 @@ impl IdentityUpdate<'_> {
         identity.key_gate.succeeded();
         identity.replace_lost_key = false;
         // It is used up, or has been overtaken: programs have an SVID.
-        (identity.has_token, identity.token_error) = (false, None);
+        (identity.has_token, identity.token_key, identity.token_error) = (false, None, None);
         let renew_at = facts.renew_at.unwrap_or_else(|| {
             let SvidFacts { not_before, not_after, .. } = facts;
             self.policy.draw_renewal_after(identity.policy, not_before, not_after, now.wall, jitter)
