@@ -68,21 +68,41 @@ pub(super) struct EstState {
     is_used_changed: bool,
     /// The last error of the server at an enrollment, `5xx`, and how often it came in a row.
     server_error: Option<(u16, u32)>,
+    /// What was requested is adopted, by a renewal or not, and the request is not wiped yet.
+    unwiped: Option<Wiping>,
     /// The endpoint has served its CA certificates, and no request has failed since: the next one is
     /// not wasted on something that is no EST server.
     is_proven: bool,
 }
 
+/// What is left to be done after the adoption of an SVID.
+#[derive(Clone, Copy, Debug)]
+struct Wiping {
+    is_renewal: bool,
+}
+
 impl EstState {
-    /// What the process before has left. `url`: `mis.est_url`.
+    /// What the process before has left. `url`: `mis.est_url`. `adopted`: whether the SVID that is
+    /// current was issued at a renewal, if the record of its issue is there still.
     pub(super) fn restored(
         url: Option<&Url>,
         request: state::StoredEstRequest,
         used: state::StoredTokens,
+        adopted: Option<bool>,
     ) -> Self {
         let url = url.and_then(|url| EstUrl::parse(url.clone()).ok()); // the configuration has checked it
         let mut restored = Self { url, request, used: UsedTokens::restored(used), ..Self::default() };
         restored.token = restored.stored_token();
+        restored.unwiped = match adopted {
+            Some(is_renewal) => Some(Wiping { is_renewal }),
+            None if restored.request.token.is_some() && restored.holds_spent_token() => {
+                Some(Wiping { is_renewal: false })
+            }
+            None => None,
+        };
+        if restored.unwiped.is_some() {
+            restored.token = None;
+        }
         restored
     }
 
@@ -110,6 +130,18 @@ impl EstState {
     /// What is remembered of tokens that were used.
     pub(super) fn used_tokens(&self) -> &state::StoredTokens {
         self.used.stored()
+    }
+
+    /// The key that the token was sent with that may be used.
+    pub(super) fn token_key(&self) -> Option<KeyChoice> {
+        let for_pending_key = self.request.token_for_pending_key.filter(|_| self.has_token())?;
+        Some(if for_pending_key { KeyChoice::Pending } else { KeyChoice::Current })
+    }
+
+    fn holds_spent_token(&self) -> bool {
+        let token =
+            self.request.token.as_ref().and_then(|token| EnrollmentToken::parse(token.as_bytes()).ok());
+        token.is_some_and(|token| self.used.standing(&token) == Standing::Spent)
     }
 
     /// The EST endpoint: the configured one, or else that of the discovery document (X15).
@@ -167,7 +199,7 @@ impl Identity {
                     issuer.est_ca_certificates(&endpoint).await.map_err(|e| e.to_failure())?;
                     self.est.is_proven = true;
                 }
-                self.store_est_request(&csr, Some(&token)).await?;
+                self.store_est_request(&csr, Some((&token, choice))).await?;
                 let authorization = EstAuthorization::Token(token.clone());
                 let response = issuer.est_enroll(&endpoint, &csr, &spki, authorization).await;
                 (self.outcome_of_token(response, &token).await, None)
@@ -262,11 +294,15 @@ impl Identity {
     async fn store_est_request(
         &mut self,
         csr: &CertificateRequest,
-        token: Option<&EnrollmentToken>,
+        token: Option<(&EnrollmentToken, KeyChoice)>,
     ) -> Result<(), Failure> {
-        // A token that was handed over by command stays until it is used up.
-        let token = token.map(|token| token.expose().to_owned()).or_else(|| self.est.request.token.clone());
-        let request = state::StoredEstRequest { csr: Some(BASE64.encode(&csr.0)), token };
+        let (token, token_for_pending_key) = match token {
+            Some((token, key)) => (Some(token.expose().to_owned()), Some(key == KeyChoice::Pending)),
+            // A token stays until it is used up, and with it the key that it was sent for.
+            None => (self.est.request.token.clone(), self.est.request.token_for_pending_key),
+        };
+        let csr = Some(BASE64.encode(&csr.0));
+        let request = state::StoredEstRequest { csr, token, token_for_pending_key };
         if request == self.est.request {
             return Ok(());
         }
@@ -342,7 +378,19 @@ impl Identity {
         }
     }
 
-    /// Wipes what the request needed that has led to the current SVID (X43).
+    /// Wipes what was requested with, if a process before could not, or this one: the SVID that it led
+    /// to is current.
+    pub(super) async fn finish_est_request(&mut self) {
+        let Some(Wiping { is_renewal }) = self.est.unwiped.take() else { return };
+        self.forget_est_request(is_renewal).await;
+        if self.est.unwiped.is_none() && self.issued.is_none() {
+            let store = self.store.clone();
+            blocking(move || forget::<state::StoredIssuedChain>(&store)).await;
+        }
+    }
+
+    /// Wipes what the request needed that has led to the current SVID (X43). The record of what was
+    /// issued is removed after that: as long as it is there, a restart finishes this.
     pub(super) async fn forget_est_request(&mut self, is_renewal: bool) {
         let Enrollment::Est(est) = self.config.enroll.clone() else { return };
         let token = self.est.request.token.take();
@@ -356,7 +404,16 @@ impl Identity {
         }
         (self.est.token, self.est.request) = (None, state::StoredEstRequest::default());
         let store = self.store.clone();
-        blocking(move || forget::<state::StoredEstRequest>(&store)).await;
+        if let Err(e) = blocking(move || store.remove::<state::StoredEstRequest>()).await {
+            self.est.unwiped = Some(Wiping { is_renewal });
+            let identity = self.name.as_str();
+            tracing::warn!(
+                identity,
+                hint = hint(&e),
+                "an enrollment request that is not needed any more could not be wiped: {}",
+                cause(&e)
+            );
+        }
     }
 
     /// Removes the file of a token that is used up, unless there is another one in it by now.
@@ -476,6 +533,7 @@ impl Executor {
         let request = state::StoredEstRequest {
             csr: identity.est.request.csr.clone(),
             token: Some(token.expose().to_owned()),
+            token_for_pending_key: None,
         };
         save(&identity.store, request.clone()).await.map_err(|e| Reason::of(&e))?;
         identity.est.request = request;

@@ -280,9 +280,7 @@ impl Identity {
         match self.validate(&issued, &key, &cached.bundle) {
             Ok(svid) => {
                 let identity = publish::SvidAndKey { svid, key, credential: issued.credential };
-                let committed = self.commit(identity, choice, is_renewal, &surroundings).await?;
-                self.forget_est_request(is_renewal).await;
-                Ok(committed)
+                self.commit(identity, choice, is_renewal, &surroundings).await
             }
             Err(SvidError::NotYetValid { not_before }) => {
                 tracing::info!(identity = self.name.as_str(), %not_before, "the new SVID is kept until it becomes valid");
@@ -380,6 +378,7 @@ impl Identity {
             record(&identity, Some(renew_at), key_use).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
         let saved = save(&self.store, record).await;
         saved.map_err(|e| NotAdopted::Kept(state_failure(&e)))?;
+        self.forget_est_request(is_renewal).await;
         let (store, keys) = (self.store.clone(), (*keys).clone());
         let replaced = self.current.as_ref().filter(|_| choice == KeyChoice::Pending);
         let retired = key_to_retire(&mut self.previous_key, replaced.map(|current| &current.key));
