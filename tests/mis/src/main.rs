@@ -4,8 +4,8 @@
 
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use development_mis::{
-    Admission, Documents, Entry, Error, IssuerAlgorithm, IssuingMode, KeyKind, LONGEST_LIFETIME, Limit,
-    MintKey, MintSpec, Mis, Policy, Result, SHORTEST_LIFETIME, Settings,
+    Admission, Documents, Entry, Error, EstBaseUri, EstPolicy, IssuerAlgorithm, IssuingMode, KeyKind,
+    LONGEST_LIFETIME, Limit, MintKey, MintSpec, Mis, Policy, Result, SHORTEST_LIFETIME, Settings,
 };
 use std::fs;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// A small, strict Margo Identity Service (MIAF v0, or the released documents) for demonstrations
+/// A small, strict Margo Identity Service (MIAF v0, or the released documents, and EST) for demonstrations
 /// and tests. It makes its own certificates in a directory. Not for production: the private keys
 /// lie there in plain files.
 #[derive(Parser)]
@@ -32,6 +32,42 @@ struct Program {
 enum Command {
     /// Sign an SVID of a WFM or a WFM Client, as the operator: for a CSR, or with a new key
     Mint(Mint),
+    /// Create an Enrollment Token for EST, and print it: username:secret. The MIS has to run
+    Token(Token),
+    /// Send a request to the MIS that runs, as JSON, and print its response: {"command":"record"}
+    Admin(Admin),
+}
+
+#[derive(Args)]
+#[command(max_term_width = 100)]
+struct Token {
+    /// Directory of the MIS that runs
+    #[arg(long, value_name = "DIR")]
+    directory: PathBuf,
+
+    /// SPIFFE ID that it authorizes
+    #[arg(long, value_name = "ID")]
+    spiffe_id: String,
+
+    /// How long it is valid
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "1h")]
+    valid: Duration,
+
+    /// For any number of keys, and not for one
+    #[arg(long)]
+    reusable: bool,
+}
+
+#[derive(Args)]
+#[command(max_term_width = 100)]
+struct Admin {
+    /// Directory of the MIS that runs
+    #[arg(long, value_name = "DIR")]
+    directory: PathBuf,
+
+    /// The request
+    #[arg(value_name = "JSON")]
+    request: String,
 }
 
 #[derive(Args)]
@@ -175,6 +211,27 @@ struct Arguments {
     #[arg(long)]
     refuse_in_handshake: bool,
 
+    /// Name the EST endpoint in the discovery document
+    #[arg(long)]
+    est: bool,
+
+    /// Intermediates below the issuing authority, over EST
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    est_intermediates: usize,
+
+    /// Hold each first enrollment over EST until the operator releases its SPIFFE ID
+    #[arg(long)]
+    est_review: bool,
+
+    /// Permit a subject and a SAN in the CSR of a first enrollment over EST, as general clients
+    /// send them
+    #[arg(long)]
+    est_names_in_csr: bool,
+
+    /// Issue device identities over EST too, which is not standardized
+    #[arg(long)]
+    est_device_ids: bool,
+
     /// Make or complete the directory and exit
     #[arg(long)]
     pki_only: bool,
@@ -227,6 +284,10 @@ fn main() -> ExitCode {
     let program = Program::parse();
     let done = match (program.command, program.serve) {
         (Some(Command::Mint(arguments)), _) => mint(arguments),
+        (Some(Command::Token(arguments)), _) => token(arguments),
+        (Some(Command::Admin(Admin { directory, request })), _) => {
+            development_mis::ask(&directory, &request).map(|answer| println!("{answer:#}"))
+        }
         (None, Some(arguments)) => run(arguments),
         (None, None) => Program::command()
             .error(clap::error::ErrorKind::MissingRequiredArgument, "--directory <DIR> is required")
@@ -264,6 +325,19 @@ fn run(arguments: Arguments) -> Result<()> {
         println!("ended");
         Ok(())
     })
+}
+
+fn token(arguments: Token) -> Result<()> {
+    let request = serde_json::json!({
+        "command": "token",
+        "spiffeId": arguments.spiffe_id,
+        "validSeconds": arguments.valid.as_secs(),
+        "reusable": arguments.reusable,
+    });
+    let answer = development_mis::ask(&arguments.directory, &request.to_string())?;
+    let text = |member: &str| answer[member].as_str().unwrap_or_default().to_owned();
+    println!("{}:{}", text("username"), text("secret"));
+    Ok(())
 }
 
 fn mint(arguments: Mint) -> Result<()> {
@@ -325,6 +399,14 @@ fn settings(arguments: Arguments) -> Settings {
         renewal_limit: arguments.renewal_limit.0,
         refresh_hint: (hint > 0).then_some(hint),
         refuse_in_handshake: arguments.refuse_in_handshake,
+        est: EstPolicy {
+            base_uri: if arguments.est { EstBaseUri::Own } else { EstBaseUri::Absent },
+            intermediates: arguments.est_intermediates,
+            review: arguments.est_review,
+            names_in_csr: arguments.est_names_in_csr,
+            device_ids: arguments.est_device_ids,
+            ..EstPolicy::default()
+        },
         ..Policy::default()
     };
     for wfm in &arguments.wfms {
@@ -365,9 +447,10 @@ fn explain(mis: &Mis) -> Result<()> {
     let key = absolute(&mis.factory_key());
     println!(
         "\
-Development MIS (MIAF v0) of the trust domain {domain}. For tests and demonstrations only.
+Development MIS (MIAF v0 and EST) of the trust domain {domain}. For tests and demonstrations only.
 
   discovery document   {discovery}
+  EST endpoint         {est}
   trusts this server   {ca}
   a device to enroll   {certificate}
                        {key}
@@ -391,6 +474,7 @@ provider = \"tpm\"          # or \"software\", where the machine has no TPM
 ",
         domain = mis.trust_domain(),
         discovery = mis.discovery_url(),
+        est = mis.est_url(),
         ca = ca.display(),
         certificate = certificate.display(),
         key = key.display(),

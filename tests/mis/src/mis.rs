@@ -376,6 +376,15 @@ impl Mis {
         self.service.journal.connections()
     }
 
+    /// Waits until the connections are as wanted, and returns them; `None` when `limit` is over.
+    pub fn wait_for_connections(
+        &self,
+        limit: Duration,
+        done: impl FnMut(&[Connection<ClientKind>]) -> bool,
+    ) -> Option<Vec<Connection<ClientKind>>> {
+        self.service.journal.wait_connections(limit, done)
+    }
+
     /// Why TLS handshakes failed, oldest first.
     pub fn refused_handshakes(&self) -> Vec<String> {
         self.service.journal.refused_handshakes()

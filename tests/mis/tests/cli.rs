@@ -85,12 +85,58 @@ fn directory_can_be_created_alone() {
     assert!(String::from_utf8(refused.stderr).unwrap().contains("use the same settings"));
 }
 
+/// The blocks of the README that enroll and renew over EST with curl and OpenSSL.
+#[test]
+fn readme_enrolls_over_est() {
+    let dir = tempfile::tempdir().unwrap();
+    let directory = dir.path().join("mis");
+    let mut child = Command::new(PROGRAM)
+        .args(["--listen", "127.0.0.1:0", "--est", "--directory"])
+        .arg(&directory)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let url = lines.find_map(|line| line.strip_prefix("listening on ").map(str::to_owned)).unwrap();
+    let section = include_str!("../README.md").split_once("## Enroll over EST").unwrap().1;
+    let section = section.split_once("\n## ").unwrap().0;
+    let blocks = section.split("```sh\n").skip(1).map(|rest| rest.split_once("```").unwrap().0);
+    let script = blocks.collect::<String>() + "printf '%s' \"$token\" >token\n";
+    let script = script
+        .replace("target/debug/development-mis", PROGRAM)
+        .replace("/tmp/mis", directory.to_str().unwrap())
+        .replace("https://127.0.0.1:8443", &url);
+    let run =
+        Command::new("bash").args(["-euo", "pipefail", "-c", &script]).current_dir(&dir).output().unwrap();
+    let admin = |request: &str| {
+        Command::new(PROGRAM).args(["admin", "--directory"]).arg(&directory).arg(request).output().unwrap()
+    };
+    let record = admin("{\"command\": \"record\"}");
+    let wrong = admin("{\"command\": \"rcord\"}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let record = String::from_utf8(record.stdout).unwrap();
+    let id = "spiffe://factory.example/margo/wfm/wfm-1/client/client-1";
+    assert_eq!(record.matches(id).count(), 2, "{record}");
+    assert!(!wrong.status.success());
+    // What the program prints has no secret.
+    let token = std::fs::read_to_string(dir.path().join("token")).unwrap();
+    let secret = token.split_once(':').unwrap().1;
+    let printed = lines.collect::<Vec<_>>().join("\n");
+    assert!(printed.contains("/simpleenroll -> 200 client=none authorization"), "{printed}");
+    assert!(!printed.contains(secret) && !record.contains(secret));
+    // Nothing listens any more.
+    let gone = admin("{\"command\": \"record\"}");
+    assert!(String::from_utf8(gone.stderr).unwrap().contains("is the MIS running?"));
+}
+
 #[test]
 fn readme_has_every_switch() {
     let help = |arguments: &[&str]| {
         String::from_utf8(Command::new(PROGRAM).args(arguments).output().unwrap().stdout).unwrap()
     };
-    let help = [help(&["--help"]), help(&["mint", "--help"])].concat();
+    let help = [help(&["--help"]), help(&["mint", "--help"]), help(&["token", "--help"])].concat();
     let readme = include_str!("../README.md");
     let switches: Vec<&str> = help
         .lines()
