@@ -333,7 +333,7 @@ impl Executor {
             {
                 tracing::warn!("what is remembered of enrollment tokens could not be stored: {}", cause(&e));
             }
-            Ok(retired)
+            Ok::<_, String>(retired)
         });
         let spiffe_id = current.svid.spiffe_id();
         let is_by_operator =

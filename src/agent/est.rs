@@ -179,7 +179,8 @@ impl Identity {
             return false;
         }
         let Ok(issuers) = trust_domain.issuer.est_ca_certificates(endpoint).await else { return false };
-        let Ok(chain) = issuers.chain(current.svid.chain().leaf(), &cached.bundle, now) else { return false };
+        let (leaf, bundle) = (current.svid.chain().leaf().clone(), cached.bundle.clone());
+        let Ok(chain) = blocking(move || issuers.chain(&leaf, &bundle, now)).await else { return false };
         self.keep_issued(state::StoredIssuedChain {
             renewal: true,
             for_pending_key: false,
@@ -284,7 +285,7 @@ impl Identity {
     pub(super) async fn with_issuers(
         &self,
         issued: state::StoredIssuedChain,
-        bundle: &Bundle,
+        bundle: Arc<Bundle>,
         bundle_is_fresh: bool,
         trust_domain: &TrustDomain,
     ) -> Result<state::StoredIssuedChain, NotAdopted> {
@@ -299,7 +300,9 @@ impl Identity {
             .est_ca_certificates(&endpoint)
             .await
             .map_err(|e| NotAdopted::Kept(e.to_failure()))?;
-        match issuers.chain(issued.chain.leaf(), bundle, clock::now().wall) {
+        let leaf = issued.chain.leaf().clone();
+        // A server may serve what takes a while to search.
+        match blocking(move || issuers.chain(&leaf, &bundle, clock::now().wall)).await {
             Ok(chain) => Ok(state::StoredIssuedChain { chain, lacks_issuers: false, ..issued }),
             // No other issuers would make it good, now at least: the leaf alone shows why.
             Err(why) if !why.may_change() => Ok(issued),

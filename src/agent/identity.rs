@@ -272,7 +272,8 @@ impl Identity {
         let key = self.key(choice).map_err(NotAdopted::Kept)?;
         let is_renewal = issued.renewal;
         let issued = if issued.lacks_issuers {
-            self.with_issuers(issued, &cached.bundle, bundle_is_fresh, surroundings.trust_domain).await?
+            self.with_issuers(issued, cached.bundle.clone(), bundle_is_fresh, surroundings.trust_domain)
+                .await?
         } else {
             issued
         };
@@ -513,12 +514,12 @@ fn of_the_device(failure: Failure) -> Failure {
     Failure { kind: FailureKind::Transient, retry_after: None, report }
 }
 
-/// The algorithms that the chain of an identity may have: v0's for the device, the released ones for
-/// a WFM Client (K4, N7).
+/// The algorithms that the chain of an identity may have: v0's for the device that enrolls by v0, the
+/// released ones otherwise (K4, N7, X45).
 pub(super) fn algorithms(enroll: &Enrollment) -> Algorithms {
-    match enroll.name_kind() {
-        NameKind::Device => Algorithms::MiafV0,
-        NameKind::WfmClient => Algorithms::Released,
+    match enroll {
+        Enrollment::FactoryCert => Algorithms::MiafV0,
+        _ => Algorithms::Released,
     }
 }
 

@@ -7,7 +7,7 @@ use webpki::EndEntityCert;
 use super::address;
 use super::est::EstState;
 use super::executor::Executor;
-use super::identity::{Identity, fits, svid_facts};
+use super::identity::{Identity, algorithms, fits, svid_facts};
 use super::operator::requested_before;
 use super::persist::{Records, forget};
 use super::provisioning::{Provisioned, Provisioning};
@@ -344,6 +344,10 @@ fn read_identity(
 ) -> Result<publish::SvidAndKey, Unusable> {
     use Unusable::{Broken, Forbidden};
     let svid = X509Svid::from_stored(record.chain.clone()).map_err(|e| Broken(e.to_string()))?;
+    let svid = match config {
+        Some(config) => svid.by(algorithms(&config.enroll)),
+        None => svid,
+    };
     let id = svid.spiffe_id();
     // A later configuration may say something else under the same name (N2).
     if let Some(config) = config.filter(|config| !config.enroll.name_kind().includes(id)) {

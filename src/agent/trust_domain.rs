@@ -152,6 +152,16 @@ impl TrustDomain {
         if changed {
             let source = Excerpt::of(&config.source, MAX_SOURCE);
             tracing::info!(trust_domain = %document.trust_domain(), %source, "discovered");
+            if let Some(why) = document.refused_est() {
+                tracing::warn!(
+                    hint = hint(why),
+                    "the EST endpoint in the discovery document is not used: {}",
+                    cause(why)
+                );
+            }
+            if let Some(unusable) = document.unusable_crl_uris() {
+                tracing::warn!("CRLs in the discovery document are passed over: {unusable}");
+            }
         }
         // Only a device without an SVID gets here under another trust domain: its old anchors are
         // of no use.

@@ -216,6 +216,12 @@ impl X509Svid {
         Ok(Self { spiffe_id, serial, not_before, not_after, until: not_after, chain, algorithms })
     }
 
+    /// The same SVID, whose path has these algorithms: where its kind of name does not tell.
+    #[must_use]
+    pub fn by(self, algorithms: Algorithms) -> Self {
+        Self { algorithms, ..self }
+    }
+
     /// The same SVID under another bundle, whose anchors may be reached over other intermediates.
     #[must_use]
     pub fn under(&self, bundle: &Bundle, now: Timestamp) -> Self {
