@@ -1,6 +1,6 @@
 //! Other projects' programs with the device's identity, as in docs/using-the-identity.md: its
 //! blocks are run as they stand, by a user other than root, while the agent renews every few
-//! seconds. The examples for containers. And docs/identities.md, followed without an MIS. Most of it
+//! seconds. The examples for containers. And docs/identities.md and docs/est.md, followed. Most of it
 //! needs root, to change the user and to mount.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -14,6 +14,7 @@ mod abrmd;
 mod clients;
 mod containers;
 mod device;
+mod est;
 mod grpc;
 mod identities;
 mod nginx;

@@ -22,7 +22,7 @@ const CONFIGURATION: &str = include_str!("../../../docs/configuration.md");
 const README: &str = include_str!("../../../README.md");
 
 /// What follows OPTIONS on the page of each command; the first is the page of the program itself.
-const SECTIONS: [(&str, &str); 14] = [
+const SECTIONS: [(&str, &str); 15] = [
     (NAME, include_str!("../man/miaf-agent.roff")),
     ("run", include_str!("../man/run.roff")),
     ("status", include_str!("../man/status.roff")),
@@ -34,6 +34,7 @@ const SECTIONS: [(&str, &str); 14] = [
     ("renew", include_str!("../man/renew.roff")),
     ("csr", include_str!("../man/csr.roff")),
     ("install", include_str!("../man/install.roff")),
+    ("enroll", include_str!("../man/enroll.roff")),
     ("check-config", include_str!("../man/check-config.roff")),
     ("notify", include_str!("../man/notify.roff")),
     ("retire", include_str!("../man/retire.roff")),

@@ -60,7 +60,7 @@ fn every_example_is_understood() -> Outcome {
         let kept = text.lines().filter(|line| !is_excluded(line));
         let config = load(&kept.collect::<Vec<_>>().join("\n"))?;
         assert!(config.mis.is_some() && config.bootstrap.is_some());
-        assert_eq!(config.identities.len(), 4);
+        assert_eq!(config.identities.len(), 6);
     }
     Ok(())
 }
