@@ -54,7 +54,8 @@ fn main() -> ExitCode {
         .into_iter()
         .filter(|scenario| only.as_ref().is_none_or(|word| scenario.name.contains(word)))
         .collect();
-    let scale = Scale { devices: devices.unwrap_or(FLEET), seed: seed.unwrap_or(1), with_clients: false };
+    let scale =
+        Scale { devices: devices.unwrap_or(FLEET), seed: seed.unwrap_or(1), with_clients: false, est: None };
     let outcomes = run(&chosen, scale);
     let mut all_hold = true;
     for (scenario, outcome) in chosen.iter().zip(&outcomes) {
@@ -110,7 +111,7 @@ mod tests {
     fn a_small_fleet_keeps_the_bounds() {
         let chosen: Vec<_> =
             catalogue::scenarios().into_iter().filter(|scenario| scenario.in_short).collect();
-        let outcomes = run(&chosen, Scale { devices: 2000, seed: 1, with_clients: false });
+        let outcomes = run(&chosen, Scale { devices: 2000, seed: 1, with_clients: false, est: None });
         assert!(!outcomes.is_empty());
         for (scenario, outcome) in chosen.iter().zip(&outcomes) {
             report(scenario, outcome);

@@ -4,8 +4,8 @@ use crate::counts::{DAY, Kind, MINUTE};
 use crate::mis;
 use crate::outcome::Outcome;
 use crate::scenarios::{
-    HOUR, Outage, Scale, five_a_day, issuer_ends, outage, power_on, restart, second_identity, steady, sweep,
-    wfm_refuses,
+    HOUR, Outage, Scale, five_a_day, held, issuer_ends, outage, power_on, restart, second_identity, steady,
+    sweep, tokens_expire, wfm_refuses,
 };
 
 pub(crate) const FLEET: usize = 100_000;
@@ -108,6 +108,12 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         new("WFM Clients, power-on", Second, |s| power_on(s.with_clients(), DAY, false)).in_short(),
         new("WFM Clients, outage", Second, |s| away(s.with_clients(), DAY, DAY, None, None)),
         new("WFM Clients, refused", Second, |s| wfm_refuses(s.with_clients(), 2 * DAY, 2 * DAY)).in_short(),
+        new("EST, held", Second, |s| held(s, Some(300), 12.0)).in_short(),
+        new("EST, held without Retry-After", Second, |s| held(s, None, 3.0)),
+        new("EST, outage 24 h", Second, |s| {
+            away(s.over_est(mis::Est::default()), DAY, 7 * DAY, SOME_HOURS, None)
+        }),
+        new("EST, tokens expire", Second, tokens_expire).in_short(),
         new("five a day, 6 h", FiveADay, |s| five_a_day(s, 6 * HOUR)).smaller(10),
         new("five a day, 8 h", FiveADay, |s| five_a_day(s, 8 * HOUR)).smaller(10),
         new("five a day, 10 h", FiveADay, |s| five_a_day(s, 10 * HOUR)).smaller(10),

@@ -7,11 +7,12 @@ use std::time::Duration;
 use miaf_agent::lifecycle::{
     Action, Backoff, BundleFacts, DiscoveryFacts, Event, Failure, FailureKind, IdentityAction, IdentityEvent,
     IdentityIndex, IdentityPolicy, Issuance, KeyChoice, KeyUse, KnownTime, Lifecycle, Memory, NotAdopted,
-    Policy, Request, Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, SvidFacts, SvidTrust,
+    Policy, Request, Restored, RestoredBundle, RestoredIdentity, RestoredTrustDomain, Rotation, Supplied,
+    SvidFacts, SvidTrust,
 };
 use miaf_agent::time::{BootTime, Now, Timestamp};
 
-use crate::counts::{Ending, Kind};
+use crate::counts::{DAY, Ending, Kind};
 use crate::mis::{Mis, failure};
 use crate::world::Watcher;
 
@@ -31,6 +32,8 @@ pub(crate) struct Device {
     lifecycle: Lifecycle,
     in_flight: Option<Action>,
     identities: Vec<Identity>,
+    /// When an operator brings a fresh token.
+    token_comes_at: Option<Moment>,
     /// As the cached bundle says.
     refresh_hint: Option<Duration>,
     random: Random,
@@ -43,7 +46,18 @@ struct Identity {
     /// Issued, and not adopted yet.
     issued: Option<SvidFacts>,
     pending_key: bool,
+    token: Option<Token>,
 }
+
+/// An enrollment token (src/agent/tokens.rs).
+#[derive(Clone, Copy, Default)]
+struct Token {
+    is_fresh: bool,
+    refusals: u32,
+}
+
+/// How often a token is sent that is refused.
+const MOST_REFUSALS: u32 = 5;
 
 impl Device {
     /// As it leaves the factory: with the packaged configuration, and without an SVID.
@@ -55,18 +69,33 @@ impl Device {
                 identity.policy.issuance = Issuance::With(FIRST);
             }
         }
-        let restored =
-            |identity: &Identity| RestoredIdentity { policy: identity.policy, ..Default::default() };
+        if mis.est.is_some() {
+            identities[FIRST.0].policy =
+                IdentityPolicy { rotate: Rotation::Never, issuance: Issuance::WithToken };
+            identities[FIRST.0].token = Some(Token::default());
+        }
+        let fresh_from = mis.est.and_then(|est| est.fresh_from);
+        let token_comes_at = fresh_from.map(|from| from + random.between(0, DAY));
+        let restored = |identity: &Identity| RestoredIdentity {
+            policy: identity.policy,
+            has_token: identity.token.is_some(),
+            ..Default::default()
+        };
         let restored =
             Restored { identities: identities.iter().map(restored).collect(), ..Restored::default() };
         let lifecycle = Lifecycle::new(policy(), restored, clocks(0), &mut || random.unit());
-        Self { lifecycle, in_flight: None, identities, refresh_hint: None, random }
+        Self { lifecycle, in_flight: None, identities, token_comes_at, refresh_hint: None, random }
     }
 
     /// What happens at this moment, and when something happens next.
     pub(crate) fn turn(&mut self, id: usize, at: Moment, mis: &mut Mis, watcher: &mut Watcher) -> Moment {
         let event = match self.in_flight.take() {
             Some(action) => self.outcome(action, id, at, mis, watcher),
+            None if self.token_comes_at.is_some_and(|comes_at| comes_at <= at) => {
+                self.token_comes_at = None;
+                self.identities[FIRST.0].token = Some(Token { is_fresh: true, refusals: 0 });
+                Event::Supplied(FIRST, Supplied::Token)
+            }
             None => Event::Wake,
         };
         let random = &mut self.random;
@@ -76,7 +105,11 @@ impl Device {
             None => step.wake_in.map_or(1, |wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
         };
         self.in_flight = step.action;
-        at + next_in.max(1)
+        let next = at + next_in.max(1);
+        match self.token_comes_at {
+            Some(comes_at) if step.action.is_none() => next.min(comes_at.max(at + 1)),
+            _ => next,
+        }
     }
 
     /// Power is gone, and back at this moment: what is stored is restored, as in
@@ -104,7 +137,8 @@ impl Device {
                     }),
                     pending_key: identity.pending_key,
                     issued_chain: identity.issued.is_some(),
-                    has_token: false,
+                    has_token: identity.token.is_some(),
+                    token_key: None,
                     memory,
                 })
                 .collect(),
@@ -222,7 +256,20 @@ impl Device {
                     }
                 }
                 let response = if counts {
-                    let response = mis.answers(kind, id, at);
+                    let mut response = mis.answers(kind, id, at);
+                    if mis.est.is_some() && request == Request::Enroll {
+                        let token = identity.token.as_mut().expect("nothing is enrolled without a token");
+                        response = response.and_then(|()| mis.answers_token(token.is_fresh, at));
+                        if let Err(refused) = &mut response
+                            && refused.kind == FailureKind::TokenRefused
+                        {
+                            token.refusals += 1;
+                            if token.refusals == MOST_REFUSALS {
+                                identity.token = None;
+                                refused.kind = FailureKind::NoToken;
+                            }
+                        }
+                    }
                     watcher.counts.add(kind, Ending::of(&response), at);
                     response
                 } else {
@@ -259,6 +306,7 @@ impl Device {
                     }
                     identity.pending_key &= facts.key != KeyChoice::Pending;
                     identity.svid = Some(facts.clone());
+                    identity.token = None;
                     IdentityEvent::Adopted(Ok(facts))
                 }
                 None => unreachable!("a chain is adopted that was never issued"),

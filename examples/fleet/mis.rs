@@ -30,9 +30,29 @@ pub(crate) struct Mis {
     pub(crate) second: Option<Second>,
     /// From and until when the WFM refuses the binding of a second identity.
     pub(crate) wfm_refuses: Range<Moment>,
+    /// How it enrolls over EST. `None`: over v0.
+    pub(crate) est: Option<Est>,
     window: Moment,
     admitted: u32,
     issued: Vec<VecDeque<Moment>>,
+}
+
+/// Enrollment over EST, by tokens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Est {
+    /// Enrollments are held for review until this moment (`202`), with this Retry-After.
+    pub(crate) held_until: Moment,
+    pub(crate) retry_after: Option<Duration>,
+    /// When the tokens expire that the devices are switched on with.
+    pub(crate) tokens_until: Moment,
+    /// From when on operators bring fresh tokens, in the course of a day.
+    pub(crate) fresh_from: Option<Moment>,
+}
+
+impl Default for Est {
+    fn default() -> Self {
+        Self { held_until: 0, retry_after: None, tokens_until: Moment::MAX, fresh_from: None }
+    }
 }
 
 /// What becomes of a second identity.
@@ -78,6 +98,7 @@ impl Mis {
             issuer_expired: 0..0,
             second: None,
             wfm_refuses: 0..0,
+            est: None,
             window: 0,
             admitted: 0,
             issued: Vec::new(),
@@ -105,6 +126,15 @@ impl Mis {
         }
         match self.a_day {
             Some(most) if kind.is_for_an_svid() => self.admits_today(most, id, at),
+            _ => Ok(()),
+        }
+    }
+
+    /// The response to a token, which is fresh or one that the device was switched on with.
+    pub(crate) fn answers_token(&self, is_fresh: bool, at: Moment) -> Result<(), Failure> {
+        match self.est {
+            Some(est) if !is_fresh && at >= est.tokens_until => Err(failure(FailureKind::TokenRefused, None)),
+            Some(est) if at < est.held_until => Err(failure(FailureKind::Pending, est.retry_after)),
             _ => Ok(()),
         }
     }

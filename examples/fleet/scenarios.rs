@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::counts::{DAY, Ending, Kind, MINUTE, Which};
 use crate::device::Moment;
-use crate::mis::{Limit, Mis, Second};
+use crate::mis::{Est, Limit, Mis, Second};
 use crate::outcome::{Outcome, Row, span};
 use crate::plot::Plot;
 use crate::world::World;
@@ -30,6 +30,8 @@ pub(crate) struct Scale {
     pub(crate) seed: u64,
     /// Each device has a second identity, of a WFM Client. The MIS has twice the capacity.
     pub(crate) with_clients: bool,
+    /// The identity is enrolled over EST, by a token.
+    pub(crate) est: Option<Est>,
 }
 
 impl Scale {
@@ -40,12 +42,18 @@ impl Scale {
         mis.limit = limit;
         mis.refresh_hint = Some(Duration::from_millis(DAY));
         mis.second = self.with_clients.then_some(Second::Bound);
+        mis.est = self.est;
         World::new(self.devices, self.seed, mis, all_on)
     }
 
     /// The same fleet, with a WFM Client on each device.
     pub(crate) fn with_clients(self) -> Self {
         Self { with_clients: true, ..self }
+    }
+
+    /// The same fleet, enrolled over EST.
+    pub(crate) fn over_est(self, est: Est) -> Self {
+        Self { est: Some(est), ..self }
     }
 
     /// 50 requests a second for a fleet of 100,000; for a smaller one, 50 in as many seconds as it
@@ -367,6 +375,61 @@ pub(crate) fn wfm_refuses(scale: Scale, lifetime: Moment, length: Moment) -> Out
     outcome.holds("SVIDs asked for in a second when the WFM grants", busiest, 70.0 * allowance);
     let without = world.without_a_valid_svid() as f64;
     outcome.holds("devices without both SVIDs two caps after the WFM grants", without, 0.0);
+    outcome
+}
+
+/// New devices with tokens, all switched on in one second. The MIS holds every enrollment for review,
+/// and grants all in one moment; from then on it has its limit. `most` are the requests of a device in
+/// an hour meanwhile.
+pub(crate) fn held(scale: Scale, retry_after: Option<u64>, most: f64) -> Outcome {
+    let granted = 6 * HOUR;
+    let retry_after = retry_after.map(Duration::from_secs);
+    let est = Est { held_until: granted, retry_after, ..Est::default() };
+    let mut world = scale.over_est(est).world(7 * DAY, None, SECOND);
+    world.runs_until(granted);
+    world.mis.limit = Some(scale.limit(Kind::is_for_an_svid));
+    world.runs_until(granted + 2 * CAP);
+    let counts = &world.watcher.counts;
+    let mut outcome = Outcome::default();
+    let hours = (granted - HOUR) as f64 / HOUR as f64;
+    let an_hour = counts.total(SVIDS, HOUR..granted) as f64 / scale.devices as f64 / hours;
+    outcome.says("an_hour", an_hour, 1);
+    outcome.holds("enrollments asked for by a device in an hour, all held", an_hour, most);
+    let busiest = scale.full(counts.busiest(SVIDS, HOUR..granted, scale.bin()));
+    outcome.says("busiest", busiest, 0);
+    let served = counts.total(ISSUED, granted..granted + 2 * CAP) as f64 / scale.devices as f64;
+    outcome.holds("SVIDs issued to a device once it is granted", served, 1.0);
+    let without = world.without_a_valid_svid() as f64;
+    outcome.holds("devices without an SVID two caps after the grant", without, 0.0);
+    outcome
+}
+
+/// The same, where the tokens expire while they are held. Operators bring fresh ones in the course of
+/// a day.
+pub(crate) fn tokens_expire(scale: Scale) -> Outcome {
+    let (expire, fresh_from) = (6 * HOUR, 2 * DAY);
+    let est = Est {
+        held_until: fresh_from,
+        retry_after: Some(Duration::from_secs(300)),
+        tokens_until: expire,
+        fresh_from: Some(fresh_from),
+    };
+    let mut world = scale.over_est(est).world(7 * DAY, None, HOUR);
+    world.runs_until(fresh_from + DAY + 2 * CAP);
+    let counts = &world.watcher.counts;
+    let a_device = |range| counts.total(SVIDS, range) as f64 / scale.devices as f64;
+    let mut outcome = Outcome::default();
+    let refused = a_device(expire..expire + 4 * HOUR);
+    outcome.says("refused", refused, 1);
+    outcome.holds("attempts of a device with an expired token", refused, 5.0);
+    let in_an_hour = (0..3).map(|hour| a_device(expire + hour * HOUR..expire + (hour + 1) * HOUR));
+    let in_an_hour = in_an_hour.fold(0.0, f64::max);
+    outcome.says("refused_an_hour", in_an_hour, 1);
+    outcome.holds("of them in the busiest hour", in_an_hour, 5.0);
+    let silent = counts.total(SVIDS, expire + 4 * HOUR..fresh_from) as f64;
+    outcome.holds("requests after them, until there is a fresh token", silent, 0.0);
+    let without = world.without_a_valid_svid() as f64;
+    outcome.holds("devices without an SVID two caps after the last fresh token", without, 0.0);
     outcome
 }
 

@@ -399,7 +399,7 @@ impl Identity {
             self.est.used.spent(&token, random::bytes());
             self.save_used_tokens().await;
             if let EstAuthorizationConfig::Token { source: Some(source), remove: true } = &est.authorization {
-                self.remove_token_file(source, &token).await;
+                self.remove_token_file(source, token.expose()).await;
             }
         }
         (self.est.token, self.est.request) = (None, state::StoredEstRequest::default());
@@ -417,10 +417,10 @@ impl Identity {
     }
 
     /// Removes the file of a token that is used up, unless there is another one in it by now.
-    async fn remove_token_file(&self, source: &Secret, token: &EnrollmentToken) {
+    async fn remove_token_file(&self, source: &Secret, token: &str) {
         let (Some(path), source) = (source.file(), source.clone()) else { return };
         let identity = self.name.as_str();
-        let used = Zeroizing::new(token.expose().to_owned());
+        let used = Zeroizing::new(token.to_owned());
         let file = path.clone();
         let removed = blocking(move || {
             let content = source.read().ok().and_then(|content| EnrollmentToken::parse(&content).ok());
@@ -480,7 +480,16 @@ impl Identity {
         match self.est.used.standing(&token) {
             Standing::Usable => Ok(self.supply_token(Some(token))),
             _ if stored.is_some() => Ok(self.supply_token(stored)),
-            Standing::Spent if self.has_valid_svid() => Ok(Vec::new()), // as it should be
+            Standing::Spent if self.has_valid_svid() => {
+                // As it should be. The process before may have ended before it removed it.
+                if let Enrollment::Est(est) = self.config.enroll.clone()
+                    && let EstAuthorizationConfig::Token { source: Some(source), remove: true } =
+                        &est.authorization
+                {
+                    self.remove_token_file(source, token.expose()).await;
+                }
+                Ok(Vec::new())
+            }
             Standing::Spent => {
                 let why = Reason::from("it is used up: an SVID was issued for it")
                     .with_hint_text("Put a fresh token there; the agent reads it by itself");

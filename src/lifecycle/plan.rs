@@ -207,9 +207,8 @@ impl IdentityView<'_> {
         // The MIS may have bound the token to it (X48).
         let sent_with = identity.token_key.filter(|_| request == Request::Enroll);
         match (identity.pending_key, &identity.svid) {
-            (_, Some(_)) if sent_with == Some(KeyChoice::Current) && !self.key_is_lost() => {
-                Some(KeyChoice::Current)
-            }
+            (Some(_), _) if sent_with == Some(KeyChoice::Pending) => sent_with,
+            (_, Some(_)) if sent_with == Some(KeyChoice::Current) && !self.key_is_lost() => sent_with,
             // A lost response may have certified it: it is requested again before anything else
             // (E6).
             (Some(PendingKey { refused: false }), _) => Some(KeyChoice::Pending),

@@ -209,6 +209,12 @@ fn is_of_mis(failure: &Failure) -> bool {
     !matches!(failure.kind, FailureKind::Local | FailureKind::Offline)
 }
 
+/// Whether a request that failed so may have reached the MIS.
+fn may_have_been_sent(failure: &Failure) -> bool {
+    let is_lost = matches!(failure.kind, FailureKind::PendingKeyLost | FailureKind::CurrentKeyLost);
+    is_of_mis(failure) && !is_lost && failure.kind != FailureKind::NoToken
+}
+
 impl Identity {
     fn takes(&self, supplied: Supplied) -> bool {
         match supplied {
@@ -343,15 +349,28 @@ impl IdentityUpdate<'_> {
                 self.identity.admission_pending = false;
                 self.identity.gate.progressed();
                 self.identity.issued = Some(IssuedChain::new(CurrentKey::Works));
+                if let Some(IdentityAction::Request(request, key)) = ended {
+                    self.was_sent(request, key);
+                }
             }
             IdentityEvent::Issued(Err(failure)) => match ended {
                 Some(IdentityAction::Request(request, key)) => {
+                    if may_have_been_sent(&failure) {
+                        self.was_sent(request, key);
+                    }
                     self.request_failed(request, key, failure, now, jitter);
                 }
                 _ => self.failed(failure, now, jitter),
             },
             IdentityEvent::Adopted(Ok(facts)) => self.adopted(facts, now, jitter),
             IdentityEvent::Adopted(Err(why)) => self.not_adopted(why, now, jitter),
+        }
+    }
+
+    /// The MIS may have bound the token to the key (X37).
+    fn was_sent(&mut self, request: Request, key: KeyChoice) {
+        if request == Request::Enroll && self.identity.has_token {
+            self.identity.token_key = Some(key);
         }
     }
 
@@ -393,9 +412,6 @@ impl IdentityUpdate<'_> {
         now: Now,
         jitter: Jitter<'_>,
     ) {
-        if request == Request::Enroll && self.identity.has_token && is_of_mis(&failure) {
-            self.identity.token_key = Some(key);
-        }
         match failure.kind {
             FailureKind::Pending => self.identity.admission_pending = true,
             // The MIS has said nothing of it.
@@ -411,6 +427,7 @@ impl IdentityUpdate<'_> {
         }
         match failure.kind {
             FailureKind::KeyRotationRefused => {
+                self.identity.token_key = self.identity.token_key.filter(|_| request == Request::Renew);
                 if key == KeyChoice::Pending {
                     self.identity.rotation_refused = true;
                     if let Some(pending) = &mut self.identity.pending_key {
@@ -455,9 +472,10 @@ impl IdentityUpdate<'_> {
                 self.identity.gate.progressed(); // no request was sent
                 self.current_key_lost(failure, now);
             }
-            FailureKind::NoToken => {
+            FailureKind::NoToken if self.identity.policy.issuance == Issuance::WithToken => {
                 let error = LastError { report: failure.report, at: now.wall, permanent: true };
-                (self.identity.has_token, self.identity.token_error) = (false, Some(error));
+                let identity = &mut *self.identity;
+                (identity.has_token, identity.token_key, identity.token_error) = (false, None, Some(error));
                 self.identity.gate.succeeded_late(now); // another token is not delayed for this one
             }
             FailureKind::PendingKeyLost => {

@@ -243,7 +243,7 @@ fn tell(how: &str, setting: Setting, lists: &[List; 3], cases: Vec<Case>) {
 }
 
 /// The errors that make sense for a call.
-fn errors(call: &Call) -> &'static [&'static str] {
+pub(crate) fn errors(call: &Call) -> &'static [&'static str] {
     match call.name.as_str() {
         "openat" if call.reads => &["EIO", "EMFILE"],
         "openat" => &["EMFILE", "ENOSPC", "EROFS", "EIO"],
@@ -255,7 +255,7 @@ fn errors(call: &Call) -> &'static [&'static str] {
     }
 }
 
-fn in_words(error: &str) -> &'static str {
+pub(crate) fn in_words(error: &str) -> &'static str {
     match error {
         "EIO" => "Input/output error",
         "EMFILE" => "Too many open files",
@@ -625,7 +625,7 @@ impl Subject {
 
 /// Calls at which to stop before the n-th, so that from the last of them on its like does not come
 /// before it.
-fn stops_before(list: &List, nth: usize) -> Vec<usize> {
+pub(crate) fn stops_before(list: &[Call], nth: usize) -> Vec<usize> {
     let Some(before) = list[..nth].iter().rposition(|call| *call == list[nth]) else { return Vec::new() };
     // A call that comes for the first time needs no stop of its own.
     let is_first = |at: &usize| !list[..*at].contains(&list[*at]);
@@ -685,7 +685,7 @@ impl Numbers {
     }
 }
 
-fn wait(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn wait(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "timed out waiting until {what}");

@@ -10,6 +10,7 @@ mod support;
 #[path = "../agent/world.rs"]
 mod world;
 
+mod est;
 mod faults;
 mod identities;
 mod kills;

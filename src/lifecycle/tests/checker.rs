@@ -20,6 +20,8 @@ pub(super) struct Checker {
     pub(super) lifecycle: Lifecycle,
     pub(super) now: Now,
     wall_off: i64,
+    /// Since the last step. What was refused may have been refused by the wrong clock.
+    wall_was_set: bool,
     luck: f64,
     lifetime: Duration,
     in_flight: Option<Action>,
@@ -41,16 +43,24 @@ pub(super) struct Checker {
 }
 
 /// One identity: its part of the disk, and what must not be forgotten of it.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Tracked {
     policy: IdentityPolicy,
     svid: Option<SvidFacts>,
     pending_key: bool,
     issued: Option<KeyChoice>,
-    /// There is a token that may be used.
+    /// There is a token that may be used; how often it was refused, and the key that it was sent with.
     has_token: bool,
+    token_refusals: u32,
+    token_key: Option<KeyChoice>,
+    /// A token was brought since the chain was issued that leads nowhere.
+    token_since_chain: bool,
+    /// Nothing is requested before, nor a chain validated, unless something was corrected.
+    refused_until: Option<BootTime>,
     /// An issuer of the chain has expired, and the bundle has not changed since.
     chain_is_of_no_use: bool,
+    /// Any bundle that is fetched is an occasion to look for one.
+    chain_waits_for_a_path: bool,
     retry_after: Option<BootTime>,
     pending_refused: bool,
     refused_permanently: Vec<Request>,
@@ -78,18 +88,21 @@ impl Checker {
     pub(super) fn new(begin: [Beginning; 3], lifetime: Duration) -> Self {
         let now = Now { wall: START, boot: BootTime::default(), synchronised: false };
         let has_documents = begin.iter().any(|identity| identity.svid);
-        let identities = begin.map(|Beginning { issuance, svid: held, pending_key, issued }| Tracked {
-            policy: IdentityPolicy { issuance, ..IdentityPolicy::default() },
-            svid: held.then(|| svid(START, lifetime, Current)),
-            pending_key,
-            issued: (issued && pending_key).then_some(Pending),
-            ..Tracked::default()
-        });
+        let identities =
+            begin.map(|Beginning { issuance, rotate, has_token, svid: held, pending_key, issued }| Tracked {
+                policy: IdentityPolicy { issuance, rotate },
+                has_token: has_token && issuance == Issuance::WithToken,
+                svid: held.then(|| svid(START, lifetime, Current)),
+                pending_key,
+                issued: (issued && pending_key).then_some(Pending),
+                ..Tracked::default()
+            });
         let bundle = BundleFacts { refresh_hint: None, is_empty: false, is_new: false, svids: Vec::new() };
         let mut checker = Self {
             lifecycle: Lifecycle::new(policy(), blank(), now, &mut || 0.5),
             now,
             wall_off: 0,
+            wall_was_set: false,
             luck: 0.5,
             lifetime,
             in_flight: None,
@@ -113,6 +126,7 @@ impl Checker {
         if let Some(off) = turn.reply.wall_off {
             self.now.wall = Timestamp::from_millis(self.now.wall.as_millis() + (off - self.wall_off) * 1000);
             self.wall_off = off;
+            self.wall_was_set = true;
         }
         match (turn.passes, self.wake_in) {
             (Passes::Some(time), _) => self.pass(time),
@@ -190,7 +204,8 @@ impl Checker {
             match what {
                 Supplied::Token if !is_by_token => {}
                 Supplied::Token => {
-                    identity.has_token = true;
+                    (identity.has_token, identity.token_refusals, identity.token_key) = (true, 0, None);
+                    (identity.token_since_chain, identity.refused_until) = (true, None);
                     identity.refused_permanently.retain(|request| *request != Enroll);
                     identity.may_replace |= identity.known_lost;
                 }
@@ -218,7 +233,7 @@ impl Checker {
                 continue;
             }
             identity.refused_permanently.clear(); // a correction (P2)
-            identity.pending_refused = false;
+            (identity.pending_refused, identity.refused_until) = (false, None);
             identity.answered_401 &= identity.known_lost;
             let replaces = matches!(command, Command::ReplaceKey(index) if index.0 == nth);
             identity.may_replace |= replaces && identity.svid.is_some() && !identity.is_by_operator();
@@ -289,6 +304,7 @@ impl Checker {
                     pending_key: identity.pending_key,
                     issued_chain: identity.issued.is_some(),
                     has_token: identity.has_token,
+                    token_key: identity.token_key,
                     memory,
                 })
                 .collect(),
@@ -314,7 +330,13 @@ impl Checker {
 
     fn event(&mut self, action: Action, reply: &Reply) -> Event {
         let failed = match reply.kind {
-            Kind::Fails(FailureKind::PendingKeyLost, _) => Some(device::failure(FailureKind::Local, None)),
+            Kind::Fails(FailureKind::PendingKeyLost | FailureKind::NoToken, _) => {
+                Some(device::failure(FailureKind::Local, None))
+            }
+            // A document is not refused like an enrollment.
+            Kind::Fails(FailureKind::RefusedForNow | FailureKind::TokenRefused, wait) => {
+                Some(device::failure(FailureKind::Slow, wait))
+            }
             Kind::Fails(kind, wait) => Some(device::failure(kind, wait.filter(|_| !asks_nobody(kind)))),
             _ => None,
         };
@@ -364,7 +386,7 @@ impl Checker {
         if changed {
             for identity in &mut self.identities {
                 identity.refused_permanently.clear();
-                identity.pending_refused = false;
+                (identity.pending_refused, identity.refused_until) = (false, None);
             }
         }
         self.discovery = Some(facts.clone());
@@ -379,7 +401,8 @@ impl Checker {
                 svid.not_after = svid.not_before.after(lasts);
                 identity.unvouched = !reply.vouches.unwrap_or(!identity.unvouched);
             }
-            identity.chain_is_of_no_use &= !reply.changed;
+            identity.chain_is_of_no_use &= !(reply.changed || identity.chain_waits_for_a_path);
+            identity.chain_waits_for_a_path &= identity.chain_is_of_no_use;
             let svid_ends = identity.svid.as_ref().map(|svid| svid.not_after);
             SvidTrust { vouches: reply.vouches, svid_ends, anchor_changes }
         });
@@ -409,7 +432,12 @@ impl Checker {
 
     /// Whether the other identity, whose SVID the enrollment needs, has a valid one.
     fn has_prerequisite(&self, index: IdentityIndex) -> bool {
-        let Issuance::With(other) = self.identities[index.0].policy.issuance else { return true };
+        let identity = &self.identities[index.0];
+        let other = match identity.policy.issuance {
+            Issuance::With(other) => other,
+            Issuance::WithToken => return identity.has_token,
+            Issuance::Requested | Issuance::ByOperator => return true,
+        };
         let other = &self.identities[other.0];
         let is_valid = |svid: &SvidFacts| svid.not_before <= self.now.wall && self.now.wall <= svid.not_after;
         other.svid.as_ref().is_some_and(is_valid) && !other.known_lost
@@ -419,6 +447,9 @@ impl Checker {
         let in_flight = self.in_flight.take().filter(|_| device::leaves_action_in_flight(&event));
         let luck = self.luck;
         let step = self.lifecycle.step(event, self.now, &mut || luck);
+        if std::mem::take(&mut self.wall_was_set) {
+            self.identities.iter_mut().for_each(|identity| identity.refused_until = None);
+        }
         for (index, view) in self.lifecycle.identities() {
             let identity = &mut self.identities[index.0];
             let state = view.state(self.now);
@@ -445,6 +476,7 @@ impl Checker {
             if self.identities[index.0].is_by_operator() {
                 self.check_operator_is_asked(index, view);
             }
+            self.check_token_is_asked_for(index, view);
             let state = view.state(self.now);
             let errors = [view.last_error(self.now), self.lifecycle.last_error(self.now)];
             if state == State::Blocked {
@@ -452,7 +484,8 @@ impl Checker {
                 assert!(blocks, "what blocks is shown: {errors:?}");
             } else if let [Some((error, again)), _] = &errors {
                 let waits = self.identities[index.0].is_by_operator()
-                    || error.report.code == ProblemCode::DeviceIdentityNeeded;
+                    || error.report.code == ProblemCode::DeviceIdentityNeeded
+                    || self.identities[index.0].needs_token();
                 assert!(again.is_some() || waits, "an error without another attempt is shown as such");
             }
             let lacks = errors[0]
@@ -478,6 +511,30 @@ impl Checker {
                 let wake_in = self.wake_in.expect("a moment is to come");
                 assert!(wake_in <= self.now.wall.until(next), "slept through");
             }
+        }
+    }
+
+    /// A token is asked for exactly where nothing else leads to the next SVID.
+    fn check_token_is_asked_for(&self, index: IdentityIndex, view: IdentityView<'_>) {
+        let identity = &self.identities[index.0];
+        let (state, error) = (view.state(self.now), view.last_error(self.now));
+        let is_asked_for = |code: &ProblemCode| *code == ProblemCode::TokenNeeded;
+        let is_shown =
+            error.iter().any(|(error, _)| error.report.code.known().as_ref().is_some_and(is_asked_for));
+        if !identity.needs_token() {
+            return assert!(state != State::WaitingForToken && !is_shown, "{state:?} {error:?}");
+        }
+        let may_request =
+            self.discovery.is_some() && self.bundle.as_ref().is_some_and(|bundle| !bundle.is_empty);
+        let valid = identity.has_valid_svid(self.now);
+        let wants_enrollment = !valid || (identity.known_lost && identity.may_replace);
+        let awaits_adoption = identity.issued.is_some() && !identity.chain_is_of_no_use;
+        let waits = may_request && wants_enrollment && !awaits_adoption;
+        let is_apart = matches!(state, State::WaitingForClock | State::Blocked | State::Expired);
+        assert_eq!(state == State::WaitingForToken, waits && !is_apart, "{state:?} {identity:?}");
+        if waits && !is_apart {
+            let (error, again) = error.expect("it is said why nothing is requested");
+            assert!(error.permanent && again.is_none(), "{error:?}");
         }
     }
 
@@ -552,6 +609,15 @@ impl Checker {
 
     fn check_request(&self, index: IdentityIndex, request: Request, key: KeyChoice) {
         let identity = &self.identities[index.0];
+        assert!(identity.refused_until.is_none_or(|until| until <= self.now.boot), "refused for now");
+        if identity.policy.issuance == Issuance::WithToken && request == Enroll {
+            assert!(
+                identity.issued.is_none() || identity.token_since_chain,
+                "the token is used up by the chain that is there"
+            );
+            let other = identity.token_key.filter(|sent_with| *sent_with != key);
+            assert!(other.is_none() || identity.known_lost, "the token may be bound to another key (X48)");
+        }
         let view = self.lifecycle.identity(index).expect("it is configured");
         let valid = identity.has_valid_svid(self.now);
         assert!(identity.key_was_tried, "no request before the current key was proven");
@@ -572,7 +638,7 @@ impl Checker {
                 let replaces_key = identity.known_lost && identity.may_replace;
                 assert!(may_be_renamed || replaces_key, "a valid SVID is renewed (R2)");
                 assert!(ruled_out(facts, index).enrollment.is_none(), "not listed (D5)");
-                assert!(self.has_prerequisite(index), "the device has no SVID to show (W1)");
+                assert!(self.has_prerequisite(index), "the device has no SVID to show (W1), or no token");
             }
             Renew => {
                 let only_enrollment = identity.answered_401 && self.may_enroll(index);
@@ -585,12 +651,13 @@ impl Checker {
         match key {
             Pending => {
                 let other = identity.svid.is_some() && !identity.known_lost;
-                assert!(identity.pending_key && !(identity.pending_refused && other));
+                let is_bound = request == Enroll && identity.token_key == Some(Pending);
+                assert!(identity.pending_key && (is_bound || !(identity.pending_refused && other)));
             }
             Current => {
                 assert!(identity.svid.is_some() && !identity.known_lost);
                 assert!(
-                    !identity.pending_key || identity.pending_refused,
+                    !identity.pending_key || identity.pending_refused || identity.token_key == Some(Current),
                     "the pending key may be the bound one (E6)"
                 );
             }
@@ -601,9 +668,10 @@ impl Checker {
     pub(super) fn cooperate(&mut self) {
         self.luck = 0.5;
         self.now.wall = Timestamp::from_millis(self.now.wall.as_millis() - self.wall_off * 1000);
+        self.wall_was_set = true;
         // Two delays of seven days in a row at most, discovery's and then the request's; without
-        // any, the cap of the backoff, and an early chain from before the wall clock was put right.
-        let bound = if self.ever_asked_to_wait { 20 * DAY } else { secs(15 * 3600) };
+        // any, a day after a refusal for now, the cap of the backoff, and an early chain from before the wall clock was put right.
+        let bound = if self.ever_asked_to_wait { 20 * DAY } else { DAY + secs(15 * 3600) };
         let begin = self.now.boot;
         let mut corrected = false;
         self.observe(self.now.wall);
@@ -630,6 +698,16 @@ impl Checker {
         }
     }
 
+    fn identity_that_needs_a_token(&self) -> Option<usize> {
+        let needs = |(index, view): (IdentityIndex, IdentityView<'_>)| {
+            let (error, state) = (view.last_error(self.now), view.state(self.now));
+            let is_asked = matches!(state, State::WaitingForToken | State::Expired | State::Blocked);
+            let waits = is_asked && error.is_some_and(|(error, again)| error.permanent && again.is_none());
+            (self.identities[index.0].needs_token() && waits).then_some(index.0)
+        };
+        self.lifecycle.identities().find_map(needs)
+    }
+
     fn identity_that_needs_an_operator(&self) -> Option<usize> {
         let needs = |(index, view): (IdentityIndex, IdentityView<'_>)| {
             let identity = &self.identities[index.0];
@@ -647,6 +725,10 @@ impl Checker {
     /// The MIS does what it should; what it refused permanently it corrects once.
     fn go_on_well(&mut self, corrected: &mut bool) {
         let Some(action) = self.in_flight else {
+            if let Some(nth) = self.identity_that_needs_a_token() {
+                self.at_this_moment = 0;
+                return self.supply(nth, Supplied::Token);
+            }
             if let Some(nth) = self.identity_that_needs_an_operator() {
                 self.at_this_moment = 0;
                 self.supply(nth, Supplied::Key);
@@ -671,6 +753,21 @@ impl Checker {
 }
 
 impl Tracked {
+    /// It cannot enroll before an operator brings a token.
+    fn needs_token(&self) -> bool {
+        self.policy.issuance == Issuance::WithToken && !self.has_token
+    }
+
+    /// The key of the next SVID may be another than that of the current one.
+    fn may_rotate(&self, now: Now) -> bool {
+        self.svid.as_ref().is_none_or(|svid| match self.policy.rotate {
+            Rotation::Never => false,
+            Rotation::Always => true,
+            Rotation::AfterRenewals(most) => svid.key_use.renewals >= most,
+            Rotation::AfterAge(age) => svid.key_use.since.is_none_or(|since| since.until(now.wall) >= age),
+        })
+    }
+
     fn is_by_operator(&self) -> bool {
         self.policy.issuance == Issuance::ByOperator
     }
@@ -684,7 +781,8 @@ impl Tracked {
         (self.known_lost, self.key_was_tried) = (false, self.svid.is_none());
         (self.pending_refused, self.answered_401, self.early) = (false, false, None);
         (self.chain_is_of_no_use, self.chain_was_refused, self.supplied_meanwhile) = (false, false, false);
-        self.unvouched = false;
+        self.chain_waits_for_a_path = false;
+        (self.unvouched, self.token_since_chain, self.refused_until) = (false, false, None);
         self.refused_permanently.clear();
         self.state = None;
     }
@@ -694,10 +792,16 @@ impl Tracked {
             IdentityAction::ProveKey => self.key_was_tried = true,
             IdentityAction::CreateKey => {
                 assert!(!self.pending_key, "a pending key is never replaced (E6)");
+                assert!(self.known_lost || self.may_rotate(now), "the key stays (X66)");
+                assert!(
+                    !self.needs_token() || self.has_valid_svid(now),
+                    "a key that nothing is requested for"
+                );
             }
             IdentityAction::Adopt { .. } => {
                 assert!(self.issued.is_some() && !self.chain_is_of_no_use, "validated as before");
                 assert!(self.early.is_none_or(|at| at <= now.wall), "kept until its time (E4)");
+                assert!(self.refused_until.is_none_or(|until| until <= now.boot), "refused for now");
             }
             IdentityAction::Request(..) => {}
         }
@@ -712,9 +816,23 @@ impl Tracked {
         now: Now,
     ) -> IdentityEvent {
         let of_pending_key = matches!(action, IdentityAction::Request(_, Pending));
+        let of_enrollment = matches!(action, IdentityAction::Request(Enroll, _));
+        let by_token = of_enrollment && self.policy.issuance == Issuance::WithToken;
         let failed = match reply.kind {
             Kind::Fails(FailureKind::PendingKeyLost, _) if !of_pending_key => {
                 Some(device::failure(FailureKind::Local, None))
+            }
+            Kind::Fails(FailureKind::TokenRefused, _) if by_token && self.token_refusals == 4 => {
+                Some(device::failure(FailureKind::NoToken, None))
+            }
+            Kind::Fails(FailureKind::TokenRefused, wait) if !by_token => {
+                Some(device::failure(FailureKind::NotAuthenticated, wait))
+            }
+            Kind::Fails(FailureKind::NoToken, _) if !by_token => {
+                Some(device::failure(FailureKind::Local, None))
+            }
+            Kind::Fails(FailureKind::RefusedForNow, wait) if !of_enrollment => {
+                Some(device::failure(FailureKind::Transient, wait))
             }
             Kind::Fails(kind, wait) => Some(device::failure(kind, wait.filter(|_| !asks_nobody(kind)))),
             _ => None,
@@ -747,6 +865,20 @@ impl Tracked {
                 Some(failure) => {
                     if failure.kind == FailureKind::PendingKeyLost {
                         (self.pending_key, self.pending_refused) = (false, false);
+                        self.token_key = None;
+                    }
+                    if by_token && !asks_nobody(failure.kind) {
+                        let is_refused = failure.kind == FailureKind::KeyRotationRefused;
+                        self.token_key = Some(key).filter(|_| !is_refused);
+                    }
+                    match failure.kind {
+                        FailureKind::NoToken => (self.has_token, self.token_key) = (false, None),
+                        FailureKind::TokenRefused => {
+                            self.token_refusals += 1;
+                            self.refused_until = Some(now.boot.after(secs(899)));
+                        }
+                        FailureKind::RefusedForNow => self.refused_for_now(now),
+                        _ => {}
                     }
                     if let Some(wait) = failure.retry_after {
                         self.retry_after = Some(now.boot.after(wait.min(LONGEST_RETRY_AFTER)));
@@ -756,6 +888,10 @@ impl Tracked {
                 }
                 None => {
                     (self.issued, self.chain_is_of_no_use, self.early) = (Some(key), false, None);
+                    (self.token_since_chain, self.refused_until) = (false, None);
+                    if by_token {
+                        self.token_key = Some(key);
+                    }
                     Ok(())
                 }
             }),
@@ -780,7 +916,19 @@ impl Tracked {
                 self.early = Some(not_before);
                 Err(NotAdopted::Early(not_before))
             }
-            Kind::UnknownIssuer | Kind::IssuerExpired if !bundle_is_fresh => Err(NotAdopted::UnknownIssuer),
+            Kind::UnknownIssuer | Kind::IssuerExpired | Kind::NoPath if !bundle_is_fresh => {
+                Err(NotAdopted::UnknownIssuer)
+            }
+            // What an operator brought is judged by its own chain.
+            Kind::NoPath if self.is_by_operator() => {
+                (self.chain_is_of_no_use, self.chain_was_refused) = (true, true);
+                Err(NotAdopted::IssuerExpired(device::failure(FailureKind::Slow, None)))
+            }
+            Kind::NoPath => {
+                (self.chain_is_of_no_use, self.chain_was_refused) = (true, true);
+                self.chain_waits_for_a_path = true;
+                Err(NotAdopted::NoPath(device::failure(FailureKind::Slow, None)))
+            }
             Kind::IssuerExpired => {
                 (self.chain_is_of_no_use, self.chain_was_refused) = (true, true);
                 Err(NotAdopted::IssuerExpired(device::failure(FailureKind::Slow, None)))
@@ -788,6 +936,14 @@ impl Tracked {
             Kind::UnknownIssuer | Kind::Refused => {
                 (self.issued, self.early, self.chain_was_refused) = (None, None, true);
                 Err(NotAdopted::Refused(device::failure(FailureKind::Slow, None)))
+            }
+            // Its issuers cannot be fetched.
+            Kind::Fails(FailureKind::RefusedForNow, wait) if self.policy.issuance == Issuance::WithToken => {
+                self.refused_for_now(now);
+                Err(NotAdopted::Kept(device::failure(FailureKind::RefusedForNow, wait)))
+            }
+            Kind::Fails(FailureKind::Transient, _) if self.policy.issuance == Issuance::WithToken => {
+                Err(NotAdopted::Kept(device::failure(FailureKind::Transient, None)))
             }
             Kind::Fails(..) => Err(NotAdopted::Kept(device::failure(FailureKind::Local, None))),
             Kind::Good => Ok(self.adopt(lifetime, now)),
@@ -800,6 +956,7 @@ impl Tracked {
         if key == Pending {
             self.pending_key = false;
         }
+        (self.has_token, self.token_key, self.token_refusals, self.refused_until) = (false, None, 0, None);
         self.answered_401 = false;
         self.tpm_away &= key == Current;
         (self.known_lost, self.may_replace) = (false, false);
@@ -807,9 +964,20 @@ impl Tracked {
         // What an operator brings has more than half of its time to come.
         let backdated = if self.is_by_operator() { secs(30).min(lifetime / 10) } else { secs(30) };
         let not_before = now.wall.as_millis() - i64::try_from(backdated.as_millis()).unwrap();
-        let facts = svid(Timestamp::from_millis(not_before), lifetime, key);
+        let mut facts = svid(Timestamp::from_millis(not_before), lifetime, key);
+        facts.key_use = match (key, &self.svid) {
+            (Current, Some(before)) => KeyUse { renewals: before.key_use.renewals + 1, ..before.key_use },
+            _ => KeyUse { renewals: 0, since: Some(now.wall) },
+        };
         self.svid = Some(facts.clone());
         facts
+    }
+
+    /// For a day; while there is an SVID that ends sooner, not as long.
+    fn refused_for_now(&mut self, now: Now) {
+        if !self.has_valid_svid(now) {
+            self.refused_until = Some(now.boot.after(secs(18 * 3600 - 1)));
+        }
     }
 
     fn remember_refusal(
@@ -824,6 +992,7 @@ impl Tracked {
             kind,
             FailureKind::Pending
                 | FailureKind::Offline
+                | FailureKind::NoToken
                 | FailureKind::KeyRotationRefused
                 | FailureKind::PendingKeyLost
         );

@@ -58,6 +58,7 @@ pub(super) enum Kind {
     Early(u64),
     UnknownIssuer,
     IssuerExpired,
+    NoPath,
     Refused,
 }
 
@@ -76,8 +77,14 @@ pub(super) fn turn() -> impl Strategy<Value = Turn> {
     let proof = prop_oneof![3 => Just(0), 1 => -7200..7200_i64, 1 => Just(1000 * 86_400)];
     let rare = |p| prop::option::weighted(p, any::<bool>());
     let tpm = prop::option::weighted(0.03, (0..3_usize, any::<bool>()));
-    let supplied = prop::sample::select(vec![Supplied::Key, Supplied::Chain, Supplied::Chain]);
-    let by_others = (tpm, prop::option::weighted(0.08, (0..3_usize, supplied)));
+    let supplied = prop::sample::select(vec![
+        Supplied::Key,
+        Supplied::Chain,
+        Supplied::Chain,
+        Supplied::Token,
+        Supplied::Token,
+    ]);
+    let by_others = (tpm, prop::option::weighted(0.1, (0..3_usize, supplied)));
     let more =
         (prop::option::weighted(0.03, command), by_others, rare(0.03), prop::option::weighted(0.05, proof));
     let restart = prop::sample::select(vec![Restart::OfTheAgent, Restart::OfTheMachine]);
@@ -103,6 +110,7 @@ pub(super) fn reply() -> impl Strategy<Value = Reply> {
         1 => (1..600_u64).prop_map(Kind::Early),
         1 => Just(Kind::UnknownIssuer),
         1 => Just(Kind::IssuerExpired),
+        1 => Just(Kind::NoPath),
         1 => Just(Kind::Refused),
     ];
     let hint = prop_oneof![3 => Just(None), 1 => any::<u64>().prop_map(|s| Some(secs(s))), 1 => Just(Some(secs(60)))];
@@ -129,7 +137,10 @@ pub(super) fn failure_kind() -> impl Strategy<Value = FailureKind> {
         FailureKind::Pending,
         FailureKind::Permanent,
         FailureKind::KeyRotationRefused,
+        FailureKind::RefusedForNow,
         FailureKind::NotAuthenticated,
+        FailureKind::TokenRefused,
+        FailureKind::NoToken,
         FailureKind::Slow,
         FailureKind::NotFound,
         FailureKind::Local,
@@ -142,7 +153,11 @@ pub(super) fn failure_kind() -> impl Strategy<Value = FailureKind> {
 pub(super) fn asks_nobody(kind: FailureKind) -> bool {
     matches!(
         kind,
-        FailureKind::Local | FailureKind::Offline | FailureKind::PendingKeyLost | FailureKind::CurrentKeyLost
+        FailureKind::Local
+            | FailureKind::Offline
+            | FailureKind::NoToken
+            | FailureKind::PendingKeyLost
+            | FailureKind::CurrentKeyLost
     )
 }
 
@@ -159,6 +174,8 @@ pub(super) fn retry_after() -> impl Strategy<Value = Option<Duration>> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Beginning {
     pub(super) issuance: Issuance,
+    pub(super) rotate: Rotation,
+    pub(super) has_token: bool,
     pub(super) svid: bool,
     pub(super) pending_key: bool,
     pub(super) issued: bool,
@@ -167,15 +184,29 @@ pub(super) struct Beginning {
 /// The first identity is the device's: others may need its SVID.
 pub(super) fn beginning() -> impl Strategy<Value = [Beginning; 3]> {
     let one = |ways: Vec<Issuance>| {
-        (prop::sample::select(ways), any::<(bool, bool, bool)>()).prop_map(
-            |(issuance, (svid, pending_key, issued))| Beginning { issuance, svid, pending_key, issued },
+        let rotate = prop_oneof![
+            3 => Just(Rotation::Always),
+            2 => Just(Rotation::Never),
+            1 => (0..3_u32).prop_map(Rotation::AfterRenewals),
+            1 => (0..100_000_u64).prop_map(|age| Rotation::AfterAge(secs(age))),
+        ];
+        (prop::sample::select(ways), rotate, any::<(bool, bool, bool, bool)>()).prop_map(
+            |(issuance, rotate, (has_token, svid, pending_key, issued))| Beginning {
+                issuance,
+                rotate,
+                has_token,
+                svid,
+                pending_key,
+                issued,
+            },
         )
     };
     let (with_the_first, by_operator) = (Issuance::With(IdentityIndex(0)), Issuance::ByOperator);
+    let with_token = Issuance::WithToken;
     [
         one(vec![Issuance::Requested]),
-        one(vec![Issuance::Requested, with_the_first]),
-        one(vec![by_operator, by_operator, with_the_first]),
+        one(vec![Issuance::Requested, with_the_first, with_token, with_token]),
+        one(vec![by_operator, by_operator, with_the_first, with_token]),
     ]
 }
 

@@ -291,3 +291,165 @@ fn refused_new_key_is_followed_by_the_current_one_once() {
     device.adopts_for(100 * DAY, Current);
     assert_eq!(device.state(), State::Active);
 }
+
+#[test]
+fn refusals_keep_their_pace_whatever_retry_after_says() {
+    for at_once in [0, 1, 30] {
+        let mut device = new_device(true);
+        device.handles(key_created());
+        device.handles(refusal(FailureKind::TokenRefused, Some(at_once)));
+        assert!(device.waits_for(Asks(Enroll, Pending)) >= 15 * MINUTE);
+        device.handles(refusal(FailureKind::RefusedForNow, Some(at_once)));
+        assert!(device.waits_for(Asks(Enroll, Pending)) >= 18 * HOUR);
+    }
+    // What the MIS asks for is more, perhaps.
+    let mut device = new_device(true);
+    device.handles(key_created());
+    device.handles(refusal(FailureKind::TokenRefused, Some(5 * 3600)));
+    assert!(device.waits_for(Asks(Enroll, Pending)) >= 5 * HOUR);
+}
+
+#[test]
+fn refusal_for_now_does_not_outlast_a_valid_svid() {
+    for lifetime in [HOUR, DAY, 7 * DAY] {
+        let mut device = Device::fresh();
+        let svid = Some(svid(START, lifetime, Current));
+        restarted(&mut device, OnDisk { svid, ..an_identity() }, false);
+        device.waits_for(Asks(Renew, Current));
+        // The endpoint does not serve its CA certificates, for a while.
+        assert_eq!(device.handles(answered()), Some(ADOPT));
+        let refused = || adoption(Err(NotAdopted::Kept(failure(FailureKind::RefusedForNow, None))));
+        let mut attempts = 0;
+        while device.now.wall < START.after(lifetime.mul_f64(0.9)) {
+            attempts += u32::from(matches!(device.in_flight, Some(Work::Adopt { .. })));
+            device.goes_on(|work| match work {
+                Work::Adopt { .. } => refused(),
+                other => good(other),
+            });
+        }
+        assert!((4..200).contains(&attempts), "{lifetime:?}: {attempts} attempts");
+    }
+}
+
+#[test]
+fn issuers_of_a_kept_chain_are_not_fetched_in_a_circle() {
+    let mut device = new_device(true);
+    device.handles(key_created());
+    device.handles(answered());
+    device.handles(adoption(Err(NotAdopted::UnknownIssuer)));
+    device.handles(bundle());
+    device.handles(adoption(Err(NotAdopted::IssuerExpired(failure(FailureKind::Slow, None)))));
+    // Another bundle, and the endpoint does not respond.
+    let done = device.lives_through(DAY, |work| match work {
+        Work::FetchBundle => fetched(BundleForOne { is_new: true, ..facts(None) }),
+        Work::Adopt { .. } => adoption(Err(NotAdopted::Kept(failure(FailureKind::Transient, None)))),
+        other => good(other),
+    });
+    assert!((20..120).contains(&done["adopt"]), "{done:?}");
+}
+
+#[test]
+fn token_is_sent_with_one_key_only() {
+    let rotating = IdentityPolicy { rotate: Rotation::Always, ..BY_TOKEN };
+    // A rotation was refused, so that there are two keys; then the SVID ends.
+    let expired = || {
+        let mut device = Device::fresh();
+        restarted_under(&mut device, rotating, an_identity(), false);
+        device.waits_for(Asks(Renew, Pending));
+        device.handles(refused(FailureKind::KeyRotationRefused));
+        device.handles(refused(FailureKind::Transient));
+        while device.now.wall <= START.after(100 * DAY) {
+            device.goes_on(|work| match work {
+                Asks(..) => refused(FailureKind::Transient),
+                other => good(other),
+            });
+        }
+        device.handles(TOKEN);
+        rests(&mut device);
+        assert_eq!(device.in_flight, Some(Asks(Enroll, Current)));
+        device
+    };
+    let mut device = expired();
+    device.handles(refused(FailureKind::Transient));
+    device.handles(Event::Command(Command::Retry)); // the refused key is open again
+    device.waits_for(Asks(Enroll, Current));
+    // The same after a restart, by what was stored; and for the pending key.
+    for sent_with in [Current, Pending] {
+        let mut restored = Restored::from(OnDisk { pending_key: true, ..an_identity() });
+        let identity = &mut restored.identities[0];
+        (identity.policy, identity.has_token, identity.token_key) = (rotating, true, Some(sent_with));
+        device.lifecycle = Lifecycle::new(policy(), restored, device.now, &mut || 0.5);
+        device.in_flight = None;
+        device.starts();
+        rests(&mut device);
+        assert_eq!(device.in_flight, Some(Asks(Enroll, sent_with)));
+    }
+    // Another token may go with any key.
+    device.handles(refused(FailureKind::NoToken));
+    device.handles(TOKEN);
+    rests(&mut device);
+    assert!(matches!(device.in_flight, Some(Asks(Enroll, _))));
+}
+
+#[test]
+fn fresh_token_enrolls_where_a_chain_leads_nowhere() {
+    let no_path = || NotAdopted::NoPath(failure(FailureKind::Slow, None));
+    let expired = || NotAdopted::IssuerExpired(failure(FailureKind::Slow, None));
+    for why in [no_path, expired] {
+        let mut device = new_device(true);
+        device.handles(key_created());
+        device.handles(answered());
+        device.handles(adoption(Err(NotAdopted::UnknownIssuer)));
+        device.handles(bundle());
+        device.handles(adoption(Err(why())));
+        rests(&mut device);
+        device.handles(TOKEN);
+        rests(&mut device);
+        assert_eq!(device.in_flight, Some(Asks(Enroll, Pending)));
+        // That one is used up as well.
+        device.handles(answered());
+        device.handles(adoption(Err(NotAdopted::UnknownIssuer)));
+        device.handles(bundle());
+        device.handles(adoption(Err(why())));
+        let done = device.lives_through(DAY, |work| match work {
+            Work::Adopt { .. } => adoption(Err(why())),
+            other => good(other),
+        });
+        assert!(!done.contains_key("request"), "{done:?}");
+    }
+}
+
+#[test]
+fn lost_key_that_may_be_replaced_waits_for_a_token() {
+    let mut device = Device::fresh();
+    let mut restored = Restored::from(an_identity());
+    restored.identities[0].policy = BY_TOKEN;
+    device.lifecycle = Lifecycle::new(policy(), restored, device.now, &mut || 0.5);
+    device.starts();
+    device.waits_for(Work::ProveKey);
+    device.handles(key_lost());
+    rests(&mut device);
+    device.handles(Event::Command(REPLACE_KEY));
+    while device.in_flight.is_some() {
+        device.goes_on(|work| if *work == Work::ProveKey { key_lost() } else { good(work) });
+    }
+    assert_eq!((device.state(), shown(&device)), (State::WaitingForToken, Some(ProblemCode::TokenNeeded)));
+    let error = device.view().last_error(device.now).unwrap().0;
+    assert!(error.report.detail.unwrap().contains("key of the current SVID is lost"));
+    device.handles(TOKEN);
+    rests(&mut device);
+    assert_eq!(device.in_flight, Some(Asks(Enroll, Pending)));
+}
+
+#[test]
+fn enrollment_is_not_held_any_more_once_its_token_is_refused() {
+    let mut device = new_device(true);
+    device.handles(key_created());
+    device.handles(refusal(FailureKind::Pending, Some(300)));
+    device.waits_for(Asks(Enroll, Pending));
+    device.handles(refused(FailureKind::NoToken));
+    assert!(!device.lifecycle.memory().identities[0].admission_pending);
+    device.handles(TOKEN);
+    rests(&mut device);
+    assert_eq!(device.state(), State::Enrolling);
+}
