@@ -39,6 +39,13 @@ use miaf_spiffe::text::Excerpt;
 /// Limit on the characters of a path in a message.
 const MAX_PATH: usize = 512;
 
+/// After so many equal errors of the server it may be the form of the request that it cannot bear.
+const EQUAL_ERRORS: u32 = 3;
+
+/// What to do then: some CAs answer an empty subject with an internal error (X46).
+const EMPTY_SUBJECT: &str = "If the CA refuses a request without a name, set common_name under [identity.est]; otherwise show \
+     this to the operator of the MIS";
+
 /// What to do where the CA gives no SPIFFE ID: no EST server does by itself.
 const NO_SPIFFE_ID: &str = "Have the operator of the CA register the SPIFFE ID of this identity, and have the CA put it into \
      what it issues; or, where it copies the names of the request, set request_spiffe_id under [identity.est]";
@@ -59,21 +66,43 @@ pub(super) struct EstState {
     used: UsedTokens,
     /// What is remembered of tokens is not stored yet.
     is_used_changed: bool,
+    /// The last error of the server at an enrollment, `5xx`, and how often it came in a row.
+    server_error: Option<(u16, u32)>,
+    /// What was requested is adopted, by a renewal or not, and the request is not wiped yet.
+    unwiped: Option<Wiping>,
     /// The endpoint has served its CA certificates, and no request has failed since: the next one is
     /// not wasted on something that is no EST server.
     is_proven: bool,
 }
 
+/// What is left to be done after the adoption of an SVID.
+#[derive(Clone, Copy, Debug)]
+struct Wiping {
+    is_renewal: bool,
+}
+
 impl EstState {
-    /// What the process before has left. `url`: `mis.est_url`.
+    /// What the process before has left. `url`: `mis.est_url`. `adopted`: whether the SVID that is
+    /// current was issued at a renewal, if the record of its issue is there still.
     pub(super) fn restored(
         url: Option<&Url>,
         request: state::StoredEstRequest,
         used: state::StoredTokens,
+        adopted: Option<bool>,
     ) -> Self {
         let url = url.and_then(|url| EstUrl::parse(url.clone()).ok()); // the configuration has checked it
         let mut restored = Self { url, request, used: UsedTokens::restored(used), ..Self::default() };
         restored.token = restored.stored_token();
+        restored.unwiped = match adopted {
+            Some(is_renewal) => Some(Wiping { is_renewal }),
+            None if restored.request.token.is_some() && restored.holds_spent_token() => {
+                Some(Wiping { is_renewal: false })
+            }
+            None => None,
+        };
+        if restored.unwiped.is_some() {
+            restored.token = None;
+        }
         restored
     }
 
@@ -82,9 +111,37 @@ impl EstState {
         self.token.is_some()
     }
 
+    /// Counts equal errors of the server at an enrollment, and adds a hint to the third.
+    fn with_hint_at_subject(&mut self, failure: Failure, request: Request, est: &EstConfig) -> Failure {
+        let status = failure.report.response.as_ref().map(|response| response.status);
+        let status = status.filter(|status| request == Request::Enroll && matches!(status, 500..=599));
+        self.server_error = status.map(|status| match self.server_error {
+            Some((before, times)) if before == status => (status, times.saturating_add(1)),
+            _ => (status, 1),
+        });
+        match self.server_error {
+            Some((_, EQUAL_ERRORS..)) if est.common_name.is_none() => {
+                Failure { report: failure.report.with_hint(Some(EMPTY_SUBJECT)), ..failure }
+            }
+            _ => failure,
+        }
+    }
+
     /// What is remembered of tokens that were used.
     pub(super) fn used_tokens(&self) -> &state::StoredTokens {
         self.used.stored()
+    }
+
+    /// The key that the token was sent with that may be used.
+    pub(super) fn token_key(&self) -> Option<KeyChoice> {
+        let for_pending_key = self.request.token_for_pending_key.filter(|_| self.has_token())?;
+        Some(if for_pending_key { KeyChoice::Pending } else { KeyChoice::Current })
+    }
+
+    fn holds_spent_token(&self) -> bool {
+        let token =
+            self.request.token.as_ref().and_then(|token| EnrollmentToken::parse(token.as_bytes()).ok());
+        token.is_some_and(|token| self.used.standing(&token) == Standing::Spent)
     }
 
     /// The EST endpoint: the configured one, or else that of the discovery document (X15).
@@ -142,13 +199,13 @@ impl Identity {
                     issuer.est_ca_certificates(&endpoint).await.map_err(|e| e.to_failure())?;
                     self.est.is_proven = true;
                 }
-                self.store_est_request(&csr, Some(&token)).await?;
+                self.store_est_request(&csr, Some((&token, choice))).await?;
                 let authorization = EstAuthorization::Token(token.clone());
                 let response = issuer.est_enroll(&endpoint, &csr, &spki, authorization).await;
                 (self.outcome_of_token(response, &token).await, None)
             }
         };
-        let leaf = response?;
+        let leaf = response.map_err(|failure| self.est.with_hint_at_subject(failure, request, est))?;
         let chain = Chain::from_der(&[leaf]).map_err(|e| IssuerError::Svid(e).to_failure())?;
         self.keep_issued(state::StoredIssuedChain {
             renewal: request == Request::Renew,
@@ -237,11 +294,15 @@ impl Identity {
     async fn store_est_request(
         &mut self,
         csr: &CertificateRequest,
-        token: Option<&EnrollmentToken>,
+        token: Option<(&EnrollmentToken, KeyChoice)>,
     ) -> Result<(), Failure> {
-        // A token that was handed over by command stays until it is used up.
-        let token = token.map(|token| token.expose().to_owned()).or_else(|| self.est.request.token.clone());
-        let request = state::StoredEstRequest { csr: Some(BASE64.encode(&csr.0)), token };
+        let (token, token_for_pending_key) = match token {
+            Some((token, key)) => (Some(token.expose().to_owned()), Some(key == KeyChoice::Pending)),
+            // A token stays until it is used up, and with it the key that it was sent for.
+            None => (self.est.request.token.clone(), self.est.request.token_for_pending_key),
+        };
+        let csr = Some(BASE64.encode(&csr.0));
+        let request = state::StoredEstRequest { csr, token, token_for_pending_key };
         if request == self.est.request {
             return Ok(());
         }
@@ -317,7 +378,19 @@ impl Identity {
         }
     }
 
-    /// Wipes what the request needed that has led to the current SVID (X43).
+    /// Wipes what was requested with, if a process before could not, or this one: the SVID that it led
+    /// to is current.
+    pub(super) async fn finish_est_request(&mut self) {
+        let Some(Wiping { is_renewal }) = self.est.unwiped.take() else { return };
+        self.forget_est_request(is_renewal).await;
+        if self.est.unwiped.is_none() && self.issued.is_none() {
+            let store = self.store.clone();
+            blocking(move || forget::<state::StoredIssuedChain>(&store)).await;
+        }
+    }
+
+    /// Wipes what the request needed that has led to the current SVID (X43). The record of what was
+    /// issued is removed after that: as long as it is there, a restart finishes this.
     pub(super) async fn forget_est_request(&mut self, is_renewal: bool) {
         let Enrollment::Est(est) = self.config.enroll.clone() else { return };
         let token = self.est.request.token.take();
@@ -331,7 +404,16 @@ impl Identity {
         }
         (self.est.token, self.est.request) = (None, state::StoredEstRequest::default());
         let store = self.store.clone();
-        blocking(move || forget::<state::StoredEstRequest>(&store)).await;
+        if let Err(e) = blocking(move || store.remove::<state::StoredEstRequest>()).await {
+            self.est.unwiped = Some(Wiping { is_renewal });
+            let identity = self.name.as_str();
+            tracing::warn!(
+                identity,
+                hint = hint(&e),
+                "an enrollment request that is not needed any more could not be wiped: {}",
+                cause(&e)
+            );
+        }
     }
 
     /// Removes the file of a token that is used up, unless there is another one in it by now.
@@ -451,6 +533,7 @@ impl Executor {
         let request = state::StoredEstRequest {
             csr: identity.est.request.csr.clone(),
             token: Some(token.expose().to_owned()),
+            token_for_pending_key: None,
         };
         save(&identity.store, request.clone()).await.map_err(|e| Reason::of(&e))?;
         identity.est.request = request;
@@ -479,4 +562,41 @@ fn no_token() -> Failure {
     let title = "This identity needs an enrollment token";
     let report = Report::new(ProblemCode::TokenNeeded, title, &"the one that there was is gone");
     Failure { kind: FailureKind::NoToken, retry_after: None, report }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::ResponseReport;
+
+    fn failure(status: u16) -> Failure {
+        let report = Report::new(ProblemCode::ServerError, "The server responded with an error", &"why");
+        let response = ResponseReport { status, kind: None, instance: None };
+        let report = Report { response: Some(response), ..report };
+        Failure { kind: FailureKind::Transient, retry_after: None, report }
+    }
+
+    #[test]
+    fn third_equal_error_hints_at_the_subject() {
+        let of = |common_name: Option<&str>| EstConfig {
+            authorization: EstAuthorizationConfig::Token { source: None, remove: false },
+            common_name: common_name.map(str::to_owned),
+            request_spiffe_id: None,
+            allow_nonstandard: false,
+            tls12: false,
+        };
+        let hints = |est: &EstConfig, statuses: &[u16], request| {
+            let mut state = EstState::default();
+            let mut hints = statuses.iter().map(|status| {
+                let shown = state.with_hint_at_subject(failure(*status), request, est);
+                shown.report.hint().is_some_and(|hint| hint.contains("common_name"))
+            });
+            hints.by_ref().collect::<Vec<_>>()
+        };
+        let enroll = Request::Enroll;
+        assert_eq!(hints(&of(None), &[500, 500, 500, 500], enroll), [false, false, true, true]);
+        assert_eq!(hints(&of(None), &[500, 503, 500, 400, 500, 500], enroll), [false; 6]);
+        assert_eq!(hints(&of(Some("line-7")), &[500; 4], enroll), [false; 4]);
+        assert_eq!(hints(&of(None), &[500; 4], Request::Renew), [false; 4]);
+    }
 }

@@ -280,9 +280,7 @@ impl Identity {
         match self.validate(&issued, &key, &cached.bundle) {
             Ok(svid) => {
                 let identity = publish::SvidAndKey { svid, key, credential: issued.credential };
-                let committed = self.commit(identity, choice, is_renewal, &surroundings).await?;
-                self.forget_est_request(is_renewal).await;
-                Ok(committed)
+                self.commit(identity, choice, is_renewal, &surroundings).await
             }
             Err(SvidError::NotYetValid { not_before }) => {
                 tracing::info!(identity = self.name.as_str(), %not_before, "the new SVID is kept until it becomes valid");
@@ -380,6 +378,7 @@ impl Identity {
             record(&identity, Some(renew_at), key_use).map_err(|e| NotAdopted::Kept(key_failure(&e)))?;
         let saved = save(&self.store, record).await;
         saved.map_err(|e| NotAdopted::Kept(state_failure(&e)))?;
+        self.forget_est_request(is_renewal).await;
         let (store, keys) = (self.store.clone(), (*keys).clone());
         let replaced = self.current.as_ref().filter(|_| choice == KeyChoice::Pending);
         let retired = key_to_retire(&mut self.previous_key, replaced.map(|current| &current.key));
@@ -429,6 +428,13 @@ impl Identity {
             tracing::warn!(
                 identity = name,
                 "the UUID in the identity {id} is not of version 4, which the MIS should see to"
+            );
+        }
+        if !svid.names_are_critical() {
+            tracing::warn!(
+                identity = name,
+                "the new SVID has no subject, and its SAN is not critical, which RFC 5280 demands then: some programs \
+                 may refuse it. The CA should issue it with one of the two"
             );
         }
         let (until, leaf_until) = (svid.until(), svid.not_after());

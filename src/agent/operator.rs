@@ -123,7 +123,13 @@ impl Executor {
                 Enrollment::Installed { svid_file, key } => {
                     identity.read_installed(&svid_file, &key, &keys.keys, bundle.as_deref()).await
                 }
-                Enrollment::Est(est) if est.certificate().is_none() => identity.read_token(est.token()).await,
+                Enrollment::Est(est) => {
+                    identity.finish_est_request().await;
+                    if est.certificate().is_some() {
+                        continue;
+                    }
+                    identity.read_token(est.token()).await
+                }
                 _ => continue,
             };
             match read {

@@ -195,6 +195,7 @@ fn identity_state(identity: &Identity, all: &[Identity], memory: IdentityMemory)
         pending_key: identity.pending_key.is_some(),
         issued_chain: identity.issued.is_some(),
         has_token: identity.est.has_token(),
+        token_key: identity.est.token_key(),
         memory,
     }
 }
@@ -237,7 +238,7 @@ fn restore_identity(
         current.or_else(|| store.recover(|record| read_identity(record).map_err(|e| e.to_string())));
     let (svid_and_key, record) = current.unzip();
     let open = |record: &str| open(record).map_err(|why| why.to_string());
-    let (pending_key, issued) = load_unfinished(store, record.as_ref(), open)?;
+    let Unfinished { pending_key, issued, adopted } = load_unfinished(store, record.as_ref(), open)?;
     let key_use = record.as_ref().map_or_else(KeyUse::default, |record| KeyUse {
         renewals: record.key_renewals,
         since: record.key_since,
@@ -246,9 +247,13 @@ fn restore_identity(
     let est_url = config.mis.as_ref().and_then(|mis| mis.est_url.as_ref());
     let est = match &identity_config.enroll {
         Enrollment::Est(_) => {
-            EstState::restored(est_url, store.load()?.unwrap_or_default(), store.load()?.unwrap_or_default())
+            let (request, used) = (store.load()?.unwrap_or_default(), store.load()?.unwrap_or_default());
+            EstState::restored(est_url, request, used, adopted.map(|adopted| adopted.renewal))
         }
         _ => {
+            if adopted.is_some() {
+                forget::<state::StoredIssuedChain>(store);
+            }
             forget::<state::StoredEstRequest>(store); // of another way, with a token perhaps
             EstState::default()
         }
@@ -391,8 +396,14 @@ fn read_bundle(
     Some(CachedBundle { bundle: Arc::new(bundle), record })
 }
 
-/// The pending key, and the issued chain that is not adopted yet.
-type Unfinished = (Option<Arc<dyn Key>>, Option<state::StoredIssuedChain>);
+/// What an interrupted process left.
+struct Unfinished {
+    pending_key: Option<Arc<dyn Key>>,
+    /// The issued chain that is not adopted yet.
+    issued: Option<state::StoredIssuedChain>,
+    /// The one that is: what it was requested with may be there still.
+    adopted: Option<state::StoredIssuedChain>,
+}
 
 /// Loads what an interrupted process left between the issue of an SVID and its adoption. If the
 /// identity was stored and the records before it were not removed yet, they are now.
@@ -413,12 +424,15 @@ fn load_unfinished(
     });
     let pending = pending.or_else(|| identity.is_none().then(|| store.recover(open)).flatten());
     let (mut pending, record) = pending.unzip();
+    let mut adopted = None;
     if let Some(identity) = identity {
-        let same = |issued: &state::StoredIssuedChain| issued.chain == identity.chain;
-        if issued.as_ref().is_some_and(same) {
-            forget::<state::StoredIssuedChain>(store);
-            issued = None;
-        }
+        // It was stored without its issuers, perhaps.
+        let same = |issued: &mut state::StoredIssuedChain| match issued.lacks_issuers {
+            true => issued.chain.leaf() == identity.chain.leaf(),
+            false => issued.chain == identity.chain,
+        };
+        // Its record is the last that is removed.
+        adopted = issued.take_if(same);
         if pending.is_some() && record.is_some_and(|record| record.key == identity.key) {
             forget::<state::StoredPendingKey>(store);
             pending = None;
@@ -431,5 +445,5 @@ fn load_unfinished(
         store.quarantine::<state::StoredIssuedChain>("the key that it was issued for is gone");
         issued = None;
     }
-    Ok((pending, issued))
+    Ok(Unfinished { pending_key: pending, issued, adopted })
 }

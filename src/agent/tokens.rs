@@ -47,14 +47,12 @@ impl UsedTokens {
 
     /// Remembers a refusal. Returns how many there were of this token. `salt` is for the first record.
     pub(super) fn refused(&mut self, token: &EnrollmentToken, salt: [u8; 16]) -> u32 {
-        let record = self.record(token, salt);
-        record.refused = record.refused.saturating_add(1);
-        record.refused
+        self.record(token, salt, |record| record.refused = record.refused.saturating_add(1)).refused
     }
 
     /// Remembers that an SVID was issued for a token.
     pub(super) fn spent(&mut self, token: &EnrollmentToken, salt: [u8; 16]) {
-        self.record(token, salt).spent = true;
+        self.record(token, salt, |record| record.spent = true);
     }
 
     /// Forgets the refusals: an operator may have had them corrected. Returns whether there were any.
@@ -64,17 +62,22 @@ impl UsedTokens {
         self.0.tokens.len() != before
     }
 
-    /// The record of a token, the latest of all from now on.
-    fn record(&mut self, token: &EnrollmentToken, salt: [u8; 16]) -> &mut TokenRecord {
+    /// Changes the record of a token, which is the latest of all from now on.
+    fn record(
+        &mut self,
+        token: &EnrollmentToken,
+        salt: [u8; 16],
+        change: impl FnOnce(&mut TokenRecord),
+    ) -> TokenRecord {
         let StoredTokens { salt: known_salt, tokens } = &mut self.0;
         let sha256 = hash(token, known_salt.get_or_insert(salt));
         let known = tokens.iter().position(|known| known.sha256 == sha256).map(|nth| tokens.remove(nth));
         let beyond = (tokens.len() + 1).saturating_sub(MAX_TOKENS);
         tokens.drain(..beyond);
-        let record = known.unwrap_or(TokenRecord { sha256, refused: 0, spent: false });
-        let nth = tokens.len();
-        tokens.push(record);
-        &mut tokens[nth]
+        let mut record = known.unwrap_or(TokenRecord { sha256, refused: 0, spent: false });
+        change(&mut record);
+        tokens.push(record.clone());
+        record
     }
 }
 

@@ -20,6 +20,9 @@ const MAX_REFRESH: Duration = Duration::from_secs(24 * 3600);
 /// are too short for that.
 const MIN_BETWEEN_READS: Duration = Duration::from_secs(60);
 
+/// Upper end of the delay before a request that was refused for now.
+const REFUSED_FOR_NOW: Duration = Duration::from_secs(24 * 3600);
+
 /// After this many doublings of any base the cap is reached.
 const CERTAINLY_AT_THE_CAP: u32 = 64;
 
@@ -62,6 +65,8 @@ pub(super) struct BackoffPolicy {
     pub(super) backoff: Backoff,
     /// Upper end of the jitter on top of a Retry-After delay.
     pub(super) spread: Duration,
+    /// Upper end of the delay before a request that was refused for now.
+    pub(super) refused_for_now: Duration,
 }
 
 impl BackoffPolicy {
@@ -74,7 +79,7 @@ impl BackoffPolicy {
 
 impl From<Backoff> for BackoffPolicy {
     fn from(backoff: Backoff) -> Self {
-        Self { backoff, spread: backoff.cap }
+        Self { backoff, spread: backoff.cap, refused_for_now: REFUSED_FOR_NOW }
     }
 }
 
@@ -177,9 +182,14 @@ impl Policy {
         let base = self.retry.base.min(cap);
         let left = at.until(*not_after);
         if left.is_zero() {
-            return BackoffPolicy { backoff: Backoff { base, cap }, spread: self.retry.cap };
+            let backoff = Backoff { base, cap };
+            return BackoffPolicy { spread: self.retry.cap, ..backoff.into() };
         }
-        Backoff { base, cap: cap.min((left / 2).max(base)) }.into()
+        let within_what_is_left = |delay: Duration| delay.min((left / 2).max(base));
+        let backoff = Backoff { base, cap: within_what_is_left(cap) };
+        // A day is too long for an SVID that ends before: what was refused may be granted again.
+        let refused_for_now = within_what_is_left(REFUSED_FOR_NOW.min(twentieth));
+        BackoffPolicy { refused_for_now, ..backoff.into() }
     }
 }
 

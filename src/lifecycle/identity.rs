@@ -6,8 +6,8 @@ use super::backoff::Backoff;
 use super::retry_gate::{OpeningLimit, RetryGate};
 use super::trust_domain::TrustDomain;
 use super::types::{
-    IdentityAction, IdentityIndex, IdentityMemory, IdentityPolicy, Issuance, Jitter, Policy, Request,
-    RestoredIdentity, SvidFacts,
+    IdentityAction, IdentityIndex, IdentityMemory, IdentityPolicy, Issuance, Jitter, KeyChoice, Policy,
+    Request, RestoredIdentity, SvidFacts,
 };
 use crate::problem::LastError;
 use miaf_spiffe::time::{BootTime, Now, Timestamp};
@@ -36,6 +36,8 @@ pub(super) struct Identity {
     pub(super) replace_lost_key: bool,
     /// There is a token that may be used.
     pub(super) has_token: bool,
+    /// The key that it was sent with: the MIS may take it with no other (X37).
+    pub(super) token_key: Option<KeyChoice>,
     /// Why the last one may not be used any more.
     pub(super) token_error: Option<LastError>,
     opening: OpeningLimit,
@@ -88,6 +90,8 @@ pub(super) struct IssuedChain {
     pub(super) request_again_at: Option<BootTime>,
     /// It has signed the request, unless that was before a restart.
     pub(super) key: CurrentKey,
+    /// An operator has brought a token since it was issued.
+    pub(super) another_token: bool,
 }
 
 /// Consecutive SVIDs that ended no later than the one before, because an issuer ends then. The MIS
@@ -151,6 +155,7 @@ impl Identity {
             admission_pending,
             replace_lost_key,
             has_token: restored.has_token,
+            token_key: restored.token_key,
             token_error: None,
             opening: OpeningLimit::default(),
         }
@@ -242,7 +247,13 @@ impl Identity {
 
 impl IssuedChain {
     pub(super) fn new(key: CurrentKey) -> Self {
-        Self { not_before: None, bundle: BundleForChain::Cached, request_again_at: None, key }
+        Self {
+            not_before: None,
+            bundle: BundleForChain::Cached,
+            request_again_at: None,
+            key,
+            another_token: false,
+        }
     }
 }
 

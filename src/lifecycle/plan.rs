@@ -125,10 +125,10 @@ impl IdentityView<'_> {
         if self.lacks_prerequisite(request, now) {
             return None; // with the token, the other's SVID, or the beginning of its validity, comes a step
         }
-        // The token is used up by the chain that is there.
+        // The token is used up by the chain that is there, unless there is another one since.
         if request == Request::Enroll
             && matches!(self.prerequisite, Prerequisite::Token(_))
-            && identity.issued.is_some()
+            && identity.issued.as_ref().is_some_and(|chain| !chain.another_token)
         {
             return None;
         }
@@ -204,7 +204,12 @@ impl IdentityView<'_> {
     /// `None`: a new key has to be created first.
     fn key_choice(&self, request: Request, now: Now) -> Option<KeyChoice> {
         let identity = self.identity;
+        // The MIS may have bound the token to it (X48).
+        let sent_with = identity.token_key.filter(|_| request == Request::Enroll);
         match (identity.pending_key, &identity.svid) {
+            (_, Some(_)) if sent_with == Some(KeyChoice::Current) && !self.key_is_lost() => {
+                Some(KeyChoice::Current)
+            }
             // A lost response may have certified it: it is requested again before anything else
             // (E6).
             (Some(PendingKey { refused: false }), _) => Some(KeyChoice::Pending),

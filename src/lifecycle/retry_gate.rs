@@ -14,9 +14,6 @@ pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Minimum retry delay, whatever the jitter.
 const MIN_DELAY: Duration = Duration::from_millis(100);
 
-/// Upper end of the delay before a request that was refused for now.
-const REFUSED_FOR_NOW: Duration = Duration::from_secs(24 * 3600);
-
 /// Upper end of the delay before the same token is sent again, and twice the lower end: five
 /// attempts take an hour at least.
 const TOKEN_REFUSED: Duration = Duration::from_secs(30 * 60);
@@ -214,6 +211,13 @@ impl RetryGate {
         let interval = backoff.interval(*count);
         let retry_after = failure.bounded_retry_after();
         let delay = match (failure.kind, retry_after) {
+            // Retry-After makes a refusal no answer that may be asked for sooner.
+            (FailureKind::RefusedForNow, least) => {
+                policy.refused_for_now.mul_f64(1.0 - jitter() / 4.0).max(least.unwrap_or_default())
+            }
+            (FailureKind::TokenRefused, least) => {
+                TOKEN_REFUSED.mul_f64(1.0 - jitter() / 2.0).max(least.unwrap_or_default())
+            }
             // The pace of the MIS, for as long as it takes; "at once" is no pace to keep for days.
             (FailureKind::Pending, Some(delay)) if !delay.is_zero() => {
                 delay + backoff.base.max(delay / 4).mul_f64(jitter())
@@ -226,8 +230,6 @@ impl RetryGate {
                 | FailureKind::KeyRotationRefused,
                 None,
             ) => backoff.cap.mul_f64(1.0 - jitter() / 2.0), // slow, and still spread
-            (FailureKind::RefusedForNow, None) => REFUSED_FOR_NOW.mul_f64(1.0 - jitter() / 4.0),
-            (FailureKind::TokenRefused, None) => TOKEN_REFUSED.mul_f64(1.0 - jitter() / 2.0),
             // No request is sent, so the MIS is not spared by a delay: the device goes on soon
             // after a person has mended it, or after the link is back (B4).
             (FailureKind::Local | FailureKind::Offline | FailureKind::PendingKeyLost, None) => {

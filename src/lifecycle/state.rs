@@ -32,6 +32,7 @@ impl IdentityView<'_> {
         }
         match &self.identity.svid {
             Some(svid) if now.wall > svid.facts.not_after => State::Expired,
+            _ if self.trust_domain.allows_requests() && self.lacks_token(now) => State::WaitingForToken,
             svid if self.identity.is_by_operator() => {
                 let adopting =
                     self.in_flight.is_some_and(|action| matches!(action, IdentityAction::Adopt { .. }));
@@ -50,7 +51,6 @@ impl IdentityView<'_> {
                 );
                 if requesting || self.request_due_in(now).is_zero() { State::Renewing } else { State::Active }
             }
-            None if self.trust_domain.allows_requests() && self.lacks_token(now) => State::WaitingForToken,
             None => self.state_without_svid(),
         }
     }
@@ -101,12 +101,14 @@ impl IdentityView<'_> {
 
     /// Whether only a token leads to the next SVID, and there is none that may be used.
     fn lacks_token(&self, now: Now) -> bool {
-        self.prerequisite == Prerequisite::Token(false) && self.wanted_request(now) == Request::Enroll
+        self.prerequisite == Prerequisite::Token(false)
+            && self.wanted_request(now) == Request::Enroll
+            && !self.identity.awaits_adoption()
     }
 
     /// The error of an enrollment that a token has to authorize (X69).
     fn token_needed(&self, now: Now) -> Option<LastError> {
-        if !self.lacks_token(now) || self.identity.issued.is_some() {
+        if !self.lacks_token(now) {
             return None;
         }
         if let Some(error) = &self.identity.token_error {
@@ -114,6 +116,10 @@ impl IdentityView<'_> {
         }
         let (detail, at) = match &self.identity.svid {
             None => ("no token that may be used was found".to_owned(), self.identity.started_at),
+            Some(CurrentSvid { key: CurrentKey::Lost(error), facts, .. }) if now.wall <= facts.not_after => {
+                let detail = "the key of the current SVID is lost, and only an enrollment gives it another";
+                (detail.to_owned(), error.at)
+            }
             Some(CurrentSvid { facts, .. }) => {
                 let detail = format!(
                     "the current SVID has ended at {}, and an SVID that has ended cannot be renewed",

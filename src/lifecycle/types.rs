@@ -322,6 +322,8 @@ pub struct RestoredIdentity {
     pub issued_chain: bool,
     /// Whether there is a token that may be used (X31).
     pub has_token: bool,
+    /// The key that this token was sent with, if it was.
+    pub token_key: Option<KeyChoice>,
     /// Retry-After delay and permissions.
     pub memory: IdentityMemory,
 }

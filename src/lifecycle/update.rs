@@ -220,9 +220,12 @@ impl Identity {
     fn supplied(&mut self, supplied: Supplied, now: Now) {
         match supplied {
             Supplied::Token => {
-                (self.has_token, self.token_error) = (true, None);
+                (self.has_token, self.token_key, self.token_error) = (true, None, None);
                 self.blocked.set(Request::Enroll, None);
                 self.gate.open_from(now.boot, now); // what was refused was refused for the one before it
+                if let Some(chain) = &mut self.issued {
+                    chain.another_token = true;
+                }
                 // It is the operator's word that this device is to have the identity (X70).
                 self.replace_lost_key |= self.key_is_lost();
             }
@@ -390,13 +393,15 @@ impl IdentityUpdate<'_> {
         now: Now,
         jitter: Jitter<'_>,
     ) {
+        if request == Request::Enroll && self.identity.has_token && is_of_mis(&failure) {
+            self.identity.token_key = Some(key);
+        }
         match failure.kind {
             FailureKind::Pending => self.identity.admission_pending = true,
             // The MIS has said nothing of it.
             FailureKind::Transient
             | FailureKind::Offline
             | FailureKind::Local
-            | FailureKind::NoToken
             | FailureKind::PendingKeyLost
             | FailureKind::CurrentKeyLost => {}
             _ => self.identity.admission_pending = false,
@@ -434,7 +439,6 @@ impl IdentityUpdate<'_> {
             | FailureKind::RefusedForNow
             | FailureKind::Slow
             | FailureKind::Permanent
-            | FailureKind::RefusedForNow
             | FailureKind::NotFound
             | FailureKind::Transient
                 if self.view().reauthenticates_early(now) =>
@@ -457,7 +461,7 @@ impl IdentityUpdate<'_> {
                 self.identity.gate.succeeded_late(now); // another token is not delayed for this one
             }
             FailureKind::PendingKeyLost => {
-                self.identity.pending_key = None; // an SVID for it would be of no use
+                (self.identity.pending_key, self.identity.token_key) = (None, None); // an SVID for it is of no use
                 self.failed(failure, now, jitter);
             }
             _ => self.failed_request(Some(request), failure, now, jitter),
@@ -503,7 +507,7 @@ impl IdentityUpdate<'_> {
         identity.key_gate.succeeded();
         identity.replace_lost_key = false;
         // It is used up, or has been overtaken: programs have an SVID.
-        (identity.has_token, identity.token_error) = (false, None);
+        (identity.has_token, identity.token_key, identity.token_error) = (false, None, None);
         let renew_at = facts.renew_at.unwrap_or_else(|| {
             let SvidFacts { not_before, not_after, .. } = facts;
             self.policy.draw_renewal_after(identity.policy, not_before, not_after, now.wall, jitter)
@@ -542,7 +546,19 @@ impl IdentityUpdate<'_> {
                     chain.bundle = BundleForChain::RefreshWanted;
                 }
             }
-            NotAdopted::Kept(failure) => self.failed(failure, now, jitter),
+            NotAdopted::Kept(failure) => {
+                // Its issuers are asked for where the discovery document says.
+                if failure.kind == FailureKind::NotFound {
+                    self.trust_domain.refresh_discovery(now);
+                }
+                // Where the MIS was asked for the issuers, its gate decides when it is asked again.
+                if is_of_mis(&failure)
+                    && let Some(chain) = &mut self.identity.issued
+                {
+                    chain.request_again_at = None;
+                }
+                self.failed(failure, now, jitter);
+            }
             NotAdopted::Refused(failure) => {
                 self.identity.issued = None;
                 self.unusable_chain(failure, now, jitter);

@@ -560,7 +560,7 @@ mod tests {
         assert_eq!(store.identities().unwrap(), [name("wfm")]);
         assert_eq!(store.of(&name("wfm")).load().unwrap(), Some(pending()));
         assert!(store.of(&name("device")).load::<StoredPendingKey>().unwrap().is_none());
-        let request = StoredEstRequest { csr: None, token: Some("line-7:secret".into()) };
+        let request = StoredEstRequest { token: Some("line-7:secret".into()), ..Default::default() };
         store.of(&name("wfm")).save(&request).unwrap();
         // With the last one the documents go.
         let retired = store.of(&name("wfm")).retire(true).unwrap();
@@ -574,7 +574,11 @@ mod tests {
     fn damaged_record_with_a_secret_is_not_put_aside() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path()).of(&name("wfm"));
-        let request = StoredEstRequest { csr: Some("AA==".into()), token: Some("line-7:secret".into()) };
+        let request = StoredEstRequest {
+            csr: Some("AA==".into()),
+            token: Some("line-7:secret".into()),
+            ..Default::default()
+        };
         store.save(&request).unwrap();
         assert_eq!(store.load().unwrap(), Some(request));
         let there = directory.path().join("private/identities/wfm");

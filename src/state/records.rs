@@ -112,6 +112,9 @@ pub struct StoredEstRequest {
     pub csr: Option<String>,
     /// The enrollment token that is in use, `username:secret` (X43).
     pub token: Option<String>,
+    /// The token was sent for the pending key (`true`) or for that of the current SVID (X48).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_for_pending_key: Option<bool>,
 }
 
 impl Drop for StoredEstRequest {
@@ -123,8 +126,10 @@ impl Drop for StoredEstRequest {
 /// Shows nothing of the token.
 impl fmt::Debug for StoredEstRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { csr, token } = self;
-        f.debug_struct("StoredEstRequest").field("csr", csr).field("has_token", &token.is_some()).finish()
+        let Self { csr, token, token_for_pending_key } = self;
+        let mut shown = f.debug_struct("StoredEstRequest");
+        shown.field("csr", csr).field("has_token", &token.is_some());
+        shown.field("token_for_pending_key", token_for_pending_key).finish()
     }
 }
 

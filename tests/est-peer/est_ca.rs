@@ -118,7 +118,6 @@ fn est_ca_takes_one_line_and_gives_no_san() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn est_ca_ends_in_no_spiffe_id() {
     let est_ca = EstCa::start();
     let mut world = World::with(

@@ -94,7 +94,6 @@ fn apache_answers_html_403_where_it_asks_too_late() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn agent_enrolls_and_renews_through_nginx() {
     let (mut peer, front) = behind(|setup| Front::nginx(setup, Asks::Optionally), None);
     let mut world = World::at(&endpoint(&peer, &front));
@@ -104,7 +103,6 @@ fn agent_enrolls_and_renews_through_nginx() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn agent_enrolls_and_renews_through_apache() {
     let (peer, front) = behind(|setup| Front::apache(setup, Asks::Optionally), None);
     let mut world = World::at(&endpoint(&peer, &front));
@@ -113,7 +111,6 @@ fn agent_enrolls_and_renews_through_apache() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn certificate_that_nginx_refuses_is_no_bad_request() {
     // A front end that does not know the CA of the SVIDs.
     let stranger = EstPeer::start(GENERIC, &[]);
@@ -128,7 +125,6 @@ fn certificate_that_nginx_refuses_is_no_bad_request() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn nginx_that_wants_a_certificate_of_everyone_costs_no_token() {
     let (mut peer, front) = behind(|setup| Front::nginx(setup, Asks::Always), None);
     let mut world = World::at(&endpoint(&peer, &front));
@@ -138,7 +134,6 @@ fn nginx_that_wants_a_certificate_of_everyone_costs_no_token() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn apache_that_asks_too_late_gets_no_renewal() {
     let (mut peer, front) = behind(|setup| Front::apache(setup, Asks::Late), None);
     let mut world = World::at(&endpoint(&peer, &front));

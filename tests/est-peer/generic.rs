@@ -11,7 +11,6 @@ fn connections_of(peer: &mut EstPeer, operation: &str) -> Vec<Value> {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn registered_spiffe_id_becomes_the_identity() {
     let mut peer = EstPeer::start(TABLE, &[]);
     let mut world = World::at(&Endpoint::of(&peer));
@@ -60,7 +59,6 @@ fn registered_spiffe_id_becomes_the_identity() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn copied_san_becomes_the_identity() {
     let mut peer = EstPeer::start(COPIES, &["--require-subject"]);
     let names = format!("common_name = \"line-7\"\nrequest_spiffe_id = \"{ID}\"\n");
@@ -74,7 +72,6 @@ fn copied_san_becomes_the_identity() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn server_that_gives_no_spiffe_id_is_named_so() {
     let mut peer = EstPeer::start(GENERIC, &[]);
     let mut world = World::at(&Endpoint::of(&peer));
@@ -90,7 +87,6 @@ fn server_that_gives_no_spiffe_id_is_named_so() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn refused_empty_subject_ends_with_a_common_name() {
     let mut peer = EstPeer::start(TABLE, &["--require-subject"]);
     let endpoint = Endpoint::of(&peer);
@@ -106,7 +102,6 @@ fn refused_empty_subject_ends_with_a_common_name() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn other_form_of_base64_is_tried_once_and_kept() {
     let mut peer = EstPeer::start(TABLE, &["--request", "one-line"]);
     let mut world = World::at(&Endpoint::of(&peer));
@@ -120,7 +115,6 @@ fn other_form_of_base64_is_tried_once_and_kept() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn server_that_needs_lines_gets_them_at_once() {
     let mut peer = EstPeer::start(TABLE, &["--request", "lines", "--base64", "one-line"]);
     let mut world = World::at(&Endpoint::of(&peer));
@@ -129,7 +123,6 @@ fn server_that_needs_lines_gets_them_at_once() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn registered_certificate_enrolls_and_no_token_is_sent() {
     // The certificate is of another CA: that of an operator.
     let operator = EstPeer::start(GENERIC, &[]);

@@ -6,7 +6,6 @@ use crate::server::{EstPeer, TABLE};
 use crate::world::{Endpoint, World};
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn tls_1_2_is_used_only_where_it_is_allowed() {
     let mut peer = EstPeer::start(TABLE, &["--tls", "1.2"]);
     let endpoint = Endpoint::of(&peer);
@@ -24,7 +23,6 @@ fn tls_1_2_is_used_only_where_it_is_allowed() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn server_without_its_intermediate_is_named_so() {
     let mut peer = EstPeer::start(TABLE, &["--https-leaf-only"]);
     let mut world = World::at(&Endpoint::of(&peer));
@@ -35,7 +33,6 @@ fn server_without_its_intermediate_is_named_so() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn server_that_wants_a_certificate_of_everyone_costs_no_token() {
     let mut peer = EstPeer::start(TABLE, &["--client-certificates", "required"]);
     let mut world = World::at(&Endpoint::of(&peer));
@@ -47,7 +44,6 @@ fn server_that_wants_a_certificate_of_everyone_costs_no_token() {
 }
 
 #[test]
-#[ignore = "needs the EST client of the agent"]
 fn no_renewal_is_sent_where_no_certificate_is_asked_for() {
     let mut peer = EstPeer::start(TABLE, &["--client-certificates", "none"]);
     let mut world = World::at(&Endpoint::of(&peer));

@@ -133,6 +133,12 @@ pub(crate) fn operator_certificate(peer: &EstPeer, cert: &Path, key: &Path) {
 }
 
 pub(crate) fn openssl(arguments: &[&str]) {
+    openssl_output(arguments);
+}
+
+/// What OpenSSL prints.
+pub(crate) fn openssl_output(arguments: &[&str]) -> String {
     let output = Command::new("openssl").args(arguments).output().expect("openssl");
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
 }

@@ -82,8 +82,10 @@ pub fn validate(
     }
     key_is_allowed(leaf.public_key(), expected.algorithms)?;
     extensions_are_sound(&leaf)?;
-    leaf_may_authenticate(&leaf)?;
+    is_no_authority(&leaf)?;
+    // Before what it may do: so a CA that knows nothing of SPIFFE is told as such.
     let spiffe_id = identity(&leaf, expected)?;
+    leaf_may_authenticate(&leaf)?;
     let (not_before, not_after) = validity(&leaf);
     if not_after <= not_before {
         return Err(SvidError::EmptyValidity { not_before, not_after });
@@ -216,6 +218,13 @@ impl X509Svid {
         Ok(Self { spiffe_id, serial, not_before, not_after, until: not_after, chain, algorithms })
     }
 
+    /// Whether its names are critical, or it has a subject (RFC 5280 section 4.1.2.6). There are peers
+    /// that refuse an SVID for which that is not so.
+    #[must_use]
+    pub fn names_are_critical(&self) -> bool {
+        parse(0, self.chain.leaf()).is_ok_and(|leaf| names_are_critical(&leaf).is_ok())
+    }
+
     /// The same SVID, whose path has these algorithms: where its kind of name does not tell.
     #[must_use]
     pub fn by(self, algorithms: Algorithms) -> Self {
@@ -324,10 +333,8 @@ pub(super) fn long_serial(certificate: &X509Certificate<'_>) -> Option<&'static 
 
 /// SPIFFE X509-SVID section 4: what the leaf may be used for.
 pub(crate) fn leaf_may_authenticate(leaf: &X509Certificate<'_>) -> Result<(), SvidError> {
+    is_no_authority(leaf)?;
     let unreadable = |_| SvidError::Extension;
-    if leaf.basic_constraints().map_err(unreadable)?.is_some_and(|bc| bc.value.ca) {
-        return Err(SvidError::CertificateAuthority);
-    }
     let (critical, usage) = key_usage(leaf)?.ok_or(SvidError::NoKeyUsage)?;
     if !critical {
         return Err(SvidError::KeyUsageNotCritical);
@@ -349,6 +356,14 @@ pub(crate) fn leaf_may_authenticate(leaf: &X509Certificate<'_>) -> Result<(), Sv
     Ok(())
 }
 
+fn is_no_authority(leaf: &X509Certificate<'_>) -> Result<(), SvidError> {
+    let constraints = leaf.basic_constraints().map_err(|_| SvidError::Extension)?;
+    if constraints.is_some_and(|constraints| constraints.value.ca) {
+        return Err(SvidError::CertificateAuthority);
+    }
+    Ok(())
+}
+
 /// The key usage, and whether it is critical. x509-parser passes over bytes that follow the bits
 /// and webpki does not read this extension at all, but a peer's parser may well refuse such a
 /// certificate.
@@ -364,7 +379,10 @@ fn key_usage(certificate: &X509Certificate<'_>) -> Result<Option<(bool, KeyUsage
 
 fn identity(leaf: &X509Certificate<'_>, expected: &Expectation<'_>) -> Result<SpiffeId, SvidError> {
     let id = only_spiffe_id(leaf)?;
-    names_are_critical(leaf)?;
+    // Several CAs that are no MIS by v0 got it wrong until 2026 (see `names_are_critical` of the SVID).
+    if expected.algorithms == Algorithms::MiafV0 {
+        names_are_critical(leaf)?;
+    }
     if id.trust_domain() != expected.trust_domain {
         return Err(SvidError::OtherTrustDomain { got: id, want: expected.trust_domain.clone() });
     }

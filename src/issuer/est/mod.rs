@@ -94,7 +94,7 @@ impl Form {
     }
 }
 
-/// The form that each URL accepted last. It is kept in memory: a restart costs one `400`.
+/// The form that each EST endpoint accepted last, by its URL. It is kept in memory: a restart costs one `400`.
 #[derive(Debug, Default)]
 pub(super) struct Forms(Mutex<HashMap<Url, Form>>);
 
@@ -192,7 +192,8 @@ impl Exchange<'_> {
         spki_der: &[u8],
     ) -> Result<CertificateDer<'static>, IssuerError> {
         let url = self.url();
-        let mut form = issuer.est_forms.of(&url);
+        let base = self.endpoint.url.as_url();
+        let mut form = issuer.est_forms.of(base);
         let mut response = self.send(issuer, &url, Some(form.encode(&csr.0))).await?;
         // It may be the form of the base64 that the server cannot read (X51). Nothing was issued.
         if response.status == 400 && !response.names_a_certificate() {
@@ -202,7 +203,7 @@ impl Exchange<'_> {
             }
         }
         if matches!(response.status, 200 | 202) {
-            issuer.est_forms.accepted(&url, form);
+            issuer.est_forms.accepted(base, form);
         }
         let message = self.message(response, &url, MAX_ISSUED)?;
         let certificates = pkcs7::certificates(&message).map_err(Unusable::Body);

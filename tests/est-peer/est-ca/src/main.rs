@@ -45,11 +45,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (Some(file), Some(user), Some(secret)) = (arguments.next(), arguments.next(), arguments.next()) else {
         return Err("usage: est-ca-server CA-FILE USER SECRET".into());
     };
-    let issuer = Issuer::generate_self_signed(
-        "est-ca",
-        CertProfile::client_auth_for_days(1),
-        Arc::new(InMemorySerialStore::new()),
-    )?;
+    // For servers as well, as an SVID has to be: what remains to be missed is the SPIFFE ID.
+    let profile = CertProfile { server_auth: true, ..CertProfile::client_auth_for_days(1) };
+    let issuer = Issuer::generate_self_signed("est-ca", profile, Arc::new(InMemorySerialStore::new()))?;
     std::fs::write(file, issuer.ca_cert_der())?;
     let router = EstServer::new(issuer, Arc::new(OneUser { user, secret }))
         .router()

@@ -321,13 +321,20 @@ fn wfm_client_svid_with_another_name_is_refused() {
                 |a| a.leaf.set(SUBJECT_ALT_NAME, false, names(&[uri(CLIENT_ID), uri(OTHER_CLIENT_ID)])),
                 R::UriCount(2),
             ),
-            (
-                "no subject, and a SAN that is not critical",
-                |a| a.leaf.subject = no_name(),
-                R::NamesNotCritical,
-            ),
         ],
     );
+}
+
+/// Several CAs issue it so: it is accepted, and told.
+#[test]
+fn names_that_are_not_critical_are_accepted_and_told() {
+    assert!(minted().validate().unwrap().names_are_critical(), "it has a subject");
+    for critical in [true, false] {
+        let mut response = minted();
+        response.leaf.subject = no_name();
+        response.leaf.set(SUBJECT_ALT_NAME, critical, names(&[uri(CLIENT_ID)]));
+        assert_eq!(response.validate().unwrap().names_are_critical(), critical);
+    }
 }
 
 /// The sandbox's MIS signs all of these (`sandbox-facts.md`).
