@@ -560,7 +560,8 @@ mod tests {
         assert_eq!(store.identities().unwrap(), [name("wfm")]);
         assert_eq!(store.of(&name("wfm")).load().unwrap(), Some(pending()));
         assert!(store.of(&name("device")).load::<StoredPendingKey>().unwrap().is_none());
-        let request = StoredEstRequest { token: Some("line-7:secret".into()), ..Default::default() };
+        let request =
+            StoredEstRequest { csr: None, token: Some("line-7:secret".into()), token_for_pending_key: None };
         store.of(&name("wfm")).save(&request).unwrap();
         // With the last one the documents go.
         let retired = store.of(&name("wfm")).retire(true).unwrap();
@@ -577,7 +578,7 @@ mod tests {
         let request = StoredEstRequest {
             csr: Some("AA==".into()),
             token: Some("line-7:secret".into()),
-            ..Default::default()
+            token_for_pending_key: Some(true),
         };
         store.save(&request).unwrap();
         assert_eq!(store.load().unwrap(), Some(request));
