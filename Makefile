@@ -11,11 +11,13 @@ help: ## This list
 	        else printf "%-15s %s\n", $$1, $$2 } \
 	    END { exit failed }' Makefile
 
-# Takes about a minute after the build. Leaves nothing behind.
+# Takes about a minute after the build. Leaves nothing behind. EST=1 tells the same of an identity that
+# is enrolled over EST, with an enrollment token.
+EST :=
 demo: ## The whole story on the terminal: a software TPM, the development MIS, the agent
 	@scripts/setup demo
 	cargo build --package miaf-agent --package development-mis --package development-wfm --package miaf-client --bins --example mtls-client --example wfm-client
-	@scripts/demo
+	@scripts/demo$(if $(EST),-est)
 
 # Unit and property tests, and the real agent against a real TPM 2.0 (swtpm) and the development
 # MIS. Some tests need root: they are listed and left out for any other user.

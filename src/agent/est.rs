@@ -111,6 +111,11 @@ impl EstState {
         self.token.is_some()
     }
 
+    /// Whether the configuration names the EST endpoint.
+    pub(super) fn has_configured_url(&self) -> bool {
+        self.url.is_some()
+    }
+
     /// Counts equal errors of the server at an enrollment, and adds a hint to the third.
     fn with_hint_at_subject(&mut self, failure: Failure, request: Request, est: &EstConfig) -> Failure {
         let status = failure.report.response.as_ref().map(|response| response.status);

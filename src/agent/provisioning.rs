@@ -13,7 +13,9 @@ use super::executor::Executor;
 use super::removed::FormerFiles;
 use super::reporting::{local, local_failure};
 use crate::config::{self, Config, Enrollment, IdentityConfig, TrustDomainSource};
-use crate::factory_credential::{CredentialError, CurrentCredential, FactoryCredential, Purpose};
+use crate::factory_credential::{
+    CredentialError, CredentialFacts, CurrentCredential, FactoryCredential, Purpose,
+};
 use crate::keys::tpm::Tpm;
 use crate::keys::{ProviderKind, Providers};
 use crate::lifecycle::{Failure, Lifecycle};
@@ -93,8 +95,8 @@ pub(super) struct Provisioning {
 
 /// The settings of provisioned input.
 struct Settings {
-    /// The trust bundle is read from a file.
-    reads_bundle_file: bool,
+    /// A server of the MIS is contacted, which the initial trust authenticates.
+    contacts_mis: bool,
     /// An identity enrolls with the bootstrap credential. Where none does, its absence is no fault.
     needs_bootstrap: bool,
     bootstrap: Option<config::BootstrapConfig>,
@@ -138,7 +140,7 @@ impl Provisioning {
             is_client && identity.key.provider == ProviderKind::Software
         });
         let settings = Settings {
-            reads_bundle_file: config.mis.as_ref().is_some_and(config::MisConfig::reads_bundle_file),
+            contacts_mis: config.contacts_mis(),
             needs_bootstrap: config.device().is_some(),
             bootstrap: config.bootstrap.clone(),
             provider: config.key.provider,
@@ -180,7 +182,7 @@ impl Provisioning {
         }
         // No server is contacted for a bundle file, so none has to be trusted for it.
         let trusted = match transport.check_trust().await {
-            Err(TransportError::NoTrust) if self.settings.reads_bundle_file => Ok(()),
+            Err(TransportError::NoTrust) if !self.settings.contacts_mis => Ok(()),
             checked => checked.map(drop),
         };
         self.record_trust(trusted.as_ref().err(), now);
@@ -284,9 +286,14 @@ impl Provisioning {
             .map_err(|why| local(ProblemCode::FactoryCredential, credential.title(), &why))
     }
 
+    /// What is known of that certificate.
+    pub(super) fn est_facts(&self, identity: &IdentityName) -> Option<&CredentialFacts> {
+        self.est.get(identity)?.1.facts()
+    }
+
     /// SHA-256 of that certificate, in hex.
     pub(super) fn est_credential_sha256(&self, identity: &IdentityName) -> Option<String> {
-        self.est.get(identity)?.1.facts().map(|facts| facts.sha256.clone())
+        self.est_facts(identity).map(|facts| facts.sha256.clone())
     }
 
     /// What is wrong with that certificate.

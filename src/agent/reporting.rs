@@ -166,7 +166,7 @@ impl Reporter {
         self.report_found(None, snapshot.last_error.as_ref(), snapshot);
         for identity in snapshot.identities() {
             self.report_retry_after(identity);
-            self.report_need_of_token(identity, snapshot);
+            is_news |= self.report_need_of_token(identity, snapshot);
             self.report_found(Some(&identity.name), identity.last_error.as_ref(), snapshot);
             is_news |= self.report_state(identity, snapshot, now);
         }
@@ -202,13 +202,14 @@ impl Reporter {
         }
     }
 
-    /// Tells, once, that an operator will be needed unless a renewal succeeds soon (X69).
-    fn report_need_of_token(&mut self, identity: &IdentitySnapshot, snapshot: &Snapshot) {
+    /// Tells, once, that an operator will be needed unless a renewal succeeds soon (X69). Returns whether
+    /// that, or its end, is news.
+    fn report_need_of_token(&mut self, identity: &IdentitySnapshot, snapshot: &Snapshot) -> bool {
         let before = self.token_needed_after.remove(&identity.name);
-        let Some(ends) = identity.needs_token_after else { return };
+        let Some(ends) = identity.needs_token_after() else { return before.is_some() };
         self.token_needed_after.insert(identity.name.clone(), ends);
         if before == Some(ends) {
-            return;
+            return false;
         }
         let code = ProblemCode::TokenNeeded;
         let report = Report::new(code, "", &"");
@@ -219,6 +220,7 @@ impl Reporter {
             hint = hint.as_deref(),
             "the renewal still fails, and the SVID ends at {ends}: from then on this identity needs a fresh enrollment token"
         );
+        true
     }
 
     /// Logs an error that is the outcome of no action, but found in what there is.
@@ -385,14 +387,20 @@ impl Reporter {
 }
 
 /// The line for `systemctl status`: state and name of one identity, or the states of several, with
-/// the names of those that are not active.
+/// the names of those that are not active; and the first moment after which an enrollment token is
+/// needed, while renewals fail.
 fn status_line(snapshot: &Snapshot) -> String {
     /// Names of one state that are shown.
     const MAX_NAMES: usize = 3;
     if snapshot.other_identities.is_empty() {
         let identity = &snapshot.default_identity;
         let spiffe_id = identity.current.as_ref().map(|current| format!(": {}", current.svid.spiffe_id()));
-        return format!("{}{}", identity.state, spiffe_id.unwrap_or_default());
+        return format!(
+            "{}{}{}",
+            identity.state,
+            spiffe_id.unwrap_or_default(),
+            token_needed_after(snapshot)
+        );
     }
     let of_state = |state: &State| {
         let names = snapshot.identities().filter(|identity| identity.state == *state);
@@ -406,7 +414,16 @@ fn status_line(snapshot: &Snapshot) -> String {
         }
     };
     let states: Vec<_> = State::ALL.iter().filter_map(of_state).collect();
-    format!("{} identities: {}", snapshot.identities().count(), states.join(", "))
+    let (all, states) = (snapshot.identities().count(), states.join(", "));
+    format!("{all} identities: {states}{}", token_needed_after(snapshot))
+}
+
+/// What the line for `systemctl status` says of identities whose renewal fails near their end.
+fn token_needed_after(snapshot: &Snapshot) -> String {
+    let near =
+        snapshot.identities().filter_map(|identity| Some((identity.needs_token_after()?, &identity.name)));
+    let first = near.min();
+    first.map(|(ends, name)| format!("; {name} needs an enrollment token after {ends}")).unwrap_or_default()
 }
 
 /// When the last tenth of an SVID's lifetime begins.
@@ -560,6 +577,42 @@ mod tests {
             status_line(&snapshot(&[WaitingForOperator; 16])),
             "16 identities: 16 waiting-for-operator (client-0, client-1, client-2, and 13 more)"
         );
+    }
+
+    #[test]
+    fn status_line_says_when_a_token_will_be_needed() {
+        let est = |after: Option<&str>| miaf_client::api::EstStatus {
+            url: None,
+            url_source: None,
+            authorization: miaf_client::api::EstAuthorization::Token.into(),
+            token_source: None,
+            has_token: false,
+            token_needed: false,
+            token_needed_after: after.map(|after| Timestamp::from_rfc3339(after).unwrap()),
+            certificate: None,
+            tls12_allowed: false,
+            standardized: true,
+        };
+        let mut of_one = snapshot(&[State::Renewing]);
+        of_one.default_identity.est = Some(est(Some("2026-01-03T00:00:00Z")));
+        let line = "renewing; client-0 needs an enrollment token after 2026-01-03T00:00:00Z";
+        assert_eq!(status_line(&of_one), line);
+        let mut of_two = snapshot(&[State::Renewing, State::Renewing, State::Active]);
+        of_two.default_identity.est = Some(est(Some("2026-01-03T00:00:00Z")));
+        of_two.other_identities[0].est = Some(est(Some("2026-01-02T00:00:00Z")));
+        of_two.other_identities[1].est = Some(est(None));
+        assert_eq!(
+            status_line(&of_two),
+            "3 identities: 1 active, 2 renewing (client-0, client-1); client-1 needs an enrollment token after \
+             2026-01-02T00:00:00Z"
+        );
+        // Once at its beginning, and once at its end.
+        let mut reporter = Reporter::default();
+        let mut is_news =
+            |snapshot: &Snapshot| reporter.report_need_of_token(&snapshot.default_identity, snapshot);
+        assert!(is_news(&of_one) && !is_news(&of_one));
+        of_one.default_identity.est = Some(est(None));
+        assert!(is_news(&of_one) && !is_news(&of_one));
     }
 
     /// A device that waits for its first certificate is no fault of anything. It becomes one as the

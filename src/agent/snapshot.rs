@@ -9,14 +9,23 @@ use super::identity::Identity;
 use super::operator::install_hint;
 use super::persist::{PUBLISH_RETRY, Published};
 use super::reporting::last_tenth;
-use crate::config::WhenStale;
+use crate::config::{Enrollment, EstAuthorizationConfig, WhenStale};
 use crate::lifecycle::IdentityView;
-use crate::problem::{LastError, MAX_DETAIL, ProblemCode, Report};
+use crate::platform::credentials::Secret;
+use crate::problem::{LastError, MAX_DETAIL, ProblemCode, Report, remedy};
+use crate::publish::status::credential_status;
 use crate::publish::{CurrentBundle, IdentitySnapshot, ShownError, Snapshot, SvidAndKey};
-use miaf_client::api::{IdentityName, State};
+use miaf_client::api::{EstAuthorization, EstStatus, EstUrlSource, IdentityName, State};
 use miaf_spiffe::svid;
 use miaf_spiffe::text::Excerpt;
 use miaf_spiffe::time::{Now, Timestamp};
+
+/// Limit on the characters of a URL in the status.
+const MAX_URL: usize = 2048;
+/// Limit on the characters of the path of a token's file in a hint, which has a limit of its own.
+const MAX_FILE: usize = 256;
+/// Limit on the characters of the name of a file or credential in the status.
+const MAX_SOURCE: usize = 512;
 
 impl Executor {
     /// The snapshot, with what came of publishing the files of each identity.
@@ -82,6 +91,10 @@ impl Executor {
                     None => error.report.with_hint(Some(operator_hint(name, Some(enroll)))),
                 };
             }
+            if error.report.code == ProblemCode::TokenNeeded {
+                let hint = token_hint(&identity.config.enroll).or(error.report.hint().map(str::to_owned));
+                error.report = error.report.with_hint(hint);
+            }
             Some((error, wait.map(|wait| now.wall.after(wait))))
         };
         let in_files = || {
@@ -97,13 +110,15 @@ impl Executor {
         IdentitySnapshot {
             name: identity.name.clone(),
             enroll: Some(identity.config.enroll.as_str()),
+            est: self.est_status(identity, view, now),
             state: view.state(now),
             renew_at: view.renew_at(),
             renewal_window: view.renewal_window(),
             provider,
             key_is_lost: view.key_is_lost(),
+            key_since: identity.key_use.since,
+            key_renewals: identity.key_use.renewals,
             retry_after_until: view.retry_after_until(now),
-            needs_token_after: view.needs_token_after(now),
             ends_while_waiting: view.svid_ends_before_retry_after(now),
             last_error: more_important(in_files(), in_lifecycle()).or_else(in_publishing).or_else(untrusted),
             current,
@@ -112,6 +127,33 @@ impl Executor {
             users: identity.config.users.clone(),
             cache: Arc::default(),
         }
+    }
+
+    /// How an identity enrolls over EST, if it does (X7, X26, X27).
+    fn est_status(&self, identity: &Identity, view: IdentityView<'_>, now: Now) -> Option<EstStatus> {
+        let Enrollment::Est(est) = &identity.config.enroll else { return None };
+        let document = self.trust_domain.discovery.as_ref().map(|cached| &cached.document);
+        let endpoint = identity.est.endpoint(est, document);
+        let url_source = match identity.est.has_configured_url() {
+            true => EstUrlSource::Configuration,
+            false => EstUrlSource::Discovery,
+        };
+        let authorization = match &est.authorization {
+            EstAuthorizationConfig::Token { .. } => EstAuthorization::Token,
+            EstAuthorizationConfig::Certificate(_) => EstAuthorization::Certificate,
+        };
+        Some(EstStatus {
+            url_source: endpoint.as_ref().map(|_| url_source.into()),
+            url: endpoint.map(|endpoint| Excerpt::of(endpoint.url.as_url(), MAX_URL).into()),
+            authorization: authorization.into(),
+            token_source: est.token().map(|source| Excerpt::of(source.shown(), MAX_SOURCE).into()),
+            has_token: identity.est.has_token(),
+            token_needed: view.needs_token(now),
+            token_needed_after: view.needs_token_after(now),
+            certificate: self.provisioning.est_facts(&identity.name).map(credential_status),
+            tls12_allowed: est.tls12,
+            standardized: !est.allow_nonstandard,
+        })
     }
 
     /// The error that concerns no single identity and matters most, and when the agent tries again.
@@ -191,6 +233,15 @@ impl Executor {
         let report = Report::new(ProblemCode::SvidNotTrusted, title, &why);
         untrusted.then_some(LastError { report, at: cached.record.fetched_at, permanent: false })
     }
+}
+
+/// What an operator does with a fresh token, where the configuration names its file.
+fn token_hint(enroll: &Enrollment) -> Option<String> {
+    let Enrollment::Est(est) = enroll else { return None };
+    let Some(Secret::File(file)) = est.token() else { return None };
+    let hint = remedy(ProblemCode::TokenNeeded)?;
+    let file = Excerpt::of(file.display(), MAX_FILE);
+    Some(format!("{hint}; or put it into {file}, which the agent reads by itself"))
 }
 
 /// An error, with another one in its detail.

@@ -8,16 +8,22 @@ use std::process::ExitCode;
 
 use super::{EXIT_CONFIG, Output, complain_with_hint, print, print_json, reader};
 use crate::agent;
-use crate::config::Config;
+use crate::config::{Config, Enrollment, EstAuthorizationConfig, IdentityConfig};
 use crate::hint::{Hint, Reason};
 use miaf_client::api::State;
+use miaf_spiffe::text::Excerpt;
+
+/// Limit of characters of an address or a path in what is printed.
+const MAX_URL: usize = 512;
 
 pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
     let source = agent::place(Some(config));
     let file = source.file.display();
     let detail = match source.load() {
         Err(e) => return reject(&e, output),
-        Ok(config @ Config { mis: Some(_), .. }) => format!("{file}: can be used{}", missing(&config)),
+        Ok(config @ Config { mis: Some(_), .. }) => {
+            format!("{file}: can be used{}{}", missing(&config), over_est(&config))
+        }
         // An agent that has had a configuration goes on under it.
         Ok(_) if is_configured(config, output) => {
             let what = format!("{file}: names no [mis] any more. The agent continues under the previous one");
@@ -41,11 +47,40 @@ fn missing(config: &Config) -> String {
                  under [mis.trust]";
     let credential = "No factory credential is configured, and so no first identity can be requested: set cert_file and key \
                       under [bootstrap]";
-    let contacts_an_mis = config.mis.as_ref().filter(|mis| !mis.reads_bundle_file());
-    let lacks_trust = contacts_an_mis.is_some_and(|mis| mis.trust.is_empty());
+    let lacks_trust = config.contacts_mis() && config.mis.as_ref().is_some_and(|mis| mis.trust.is_empty());
     let lacks_credential = config.device().is_some() && config.bootstrap.is_none();
     let missing = [(lacks_trust, trust), (lacks_credential, credential)];
     missing.into_iter().filter(|(is_missing, _)| *is_missing).map(|(_, what)| format!(". {what}")).collect()
+}
+
+/// Describes each identity that enrolls over EST: at which address, what authorizes it, and what is not
+/// as the standard has it.
+fn over_est(config: &Config) -> String {
+    let url = config.mis.as_ref().and_then(|mis| mis.est_url.as_ref());
+    let place = url.map_or_else(
+        || "the EST server that the discovery document names".to_owned(),
+        |url| format!("the EST server {}", Excerpt::of(url, MAX_URL)),
+    );
+    let described = |identity: &IdentityConfig| {
+        let Enrollment::Est(est) = &identity.enroll else { return None };
+        let name = &identity.name;
+        let by = match (&est.authorization, est.token()) {
+            (EstAuthorizationConfig::Certificate(_), _) => "a certificate of this device".to_owned(),
+            (_, Some(source)) => {
+                format!("an enrollment token, expected in {}", Excerpt::of(source.shown(), MAX_URL))
+            }
+            (_, None) => format!(
+                "an enrollment token, which is brought with miaf-agent enroll --identity {name} --token-file FILE"
+            ),
+        };
+        let tls12 = if est.tls12 { ". TLS 1.2 is allowed there (tls12 = true)" } else { "" };
+        let nonstandard = match est.allow_nonstandard {
+            true => ". The identity of a device over EST is not standardized (allow_nonstandard = true)",
+            false => "",
+        };
+        Some(format!(". The identity \"{name}\" enrolls at {place} by {by}{tls12}{nonstandard}"))
+    };
+    config.identities.iter().filter_map(described).collect()
 }
 
 fn is_configured(config: &Path, output: &Output) -> bool {

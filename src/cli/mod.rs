@@ -161,6 +161,7 @@ enum Command {
     ///
     /// The agent stores it, requests the identity with it, and wipes it when it has the certificate.
     /// It is the same as putting the token into the file that `token` under [identity.est] names.
+    /// Without --identity it is about the one identity that takes tokens.
     Enroll {
         /// The file with the token, as the operator of the MIS gave it: one line, username:secret; "-"
         /// for stdin. A token is never an argument: every user of the device could read it there.
@@ -225,8 +226,8 @@ impl Command {
 /// The identity that a command is about.
 #[derive(Debug, clap::Args)]
 struct Selection {
-    /// The identity that it is about, by name. Without it: status and watch show all, other commands
-    /// are about the first.
+    /// The identity that it is about, by name. Without it: status and watch show all, enroll is about
+    /// the one that takes tokens, other commands are about the first.
     #[arg(long, value_name = "NAME")]
     identity: Option<IdentityName>,
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use miaf_client::api::{
-    ErrorStatus, IdentityStatus, KeyStatus, Open, ProblemCode, Protection, State, TrustStatus,
+    ErrorStatus, EstAuthorization, EstStatus, EstUrlSource, IdentityStatus, KeyStatus, Open, ProblemCode,
+    Protection, State, TrustStatus,
 };
 use miaf_spiffe::time::Timestamp;
 use miaf_spiffe::{MargoName, SpiffeId};
@@ -16,6 +17,14 @@ pub(super) fn meaning(identity: &IdentityStatus) -> String {
     match (state, identity.spiffe_id.as_deref().and_then(holder)) {
         (State::Active, Some(holder)) => format!("{holder} has a valid identity"),
         (State::Renewing, Some(holder)) => format!("{holder} has a valid identity, and its renewal is due"),
+        (State::PendingAdmission, _) if identity.est.is_some() => {
+            "the identity service has the request; its operator has yet to approve it".to_owned()
+        }
+        (State::Expired, _) if identity.est.as_ref().is_some_and(|est| est.token_needed) => {
+            "the identity has expired, and the operator has to bring an enrollment token for the next one; the hint \
+             says how"
+                .to_owned()
+        }
         _ => state.meaning().to_owned(),
     }
 }
@@ -30,8 +39,17 @@ fn holder(spiffe_id: &str) -> Option<String> {
 }
 
 /// Describes the way to an identity, as `enroll` in the configuration has it.
-pub(super) fn way(enroll: &str) -> &'static str {
+pub(super) fn way(enroll: &str, est: Option<&EstStatus>) -> &'static str {
     match enroll {
+        "est" => match est.and_then(|est| est.authorization.known()) {
+            Some(EstAuthorization::Token) => {
+                "the agent requests it from an EST server with an operator's enrollment token, and renews it without one"
+            }
+            Some(EstAuthorization::Certificate) => {
+                "the agent requests it from an EST server with a certificate of this device, and renews it with itself"
+            }
+            None => "the agent requests it from an EST server",
+        },
         "factory-cert" => "the agent requests it with the factory certificate of this device",
         "manual" => "an operator has its certificate issued, and installs it",
         "installed" => "an operator puts its certificate and its key into files",
@@ -39,6 +57,48 @@ pub(super) fn way(enroll: &str) -> &'static str {
             "the agent requests it with the identity of this device, by way of the fleet manager (WFM)"
         }
         _ => "unknown to this command; the agent is newer",
+    }
+}
+
+/// Describes the EST endpoint, and where its address is from.
+pub(super) fn est_server(est: &EstStatus) -> String {
+    let Some(url) = &est.url else {
+        return "not known yet: the identity service (MIS) is to name it".to_owned();
+    };
+    let source = match est.url_source.as_ref().map(Open::known) {
+        Some(Some(EstUrlSource::Configuration)) => " (named by the configuration)",
+        Some(Some(EstUrlSource::Discovery)) => " (named by the discovery document of the MIS)",
+        Some(None) | None => "",
+    };
+    format!("{url}{source}")
+}
+
+/// Describes whether there is an enrollment token, and where the next one is expected. `None`: tokens
+/// are not used.
+pub(super) fn token(est: &EstStatus) -> Option<String> {
+    if est.authorization != EstAuthorization::Token {
+        return None;
+    }
+    let place = match &est.token_source {
+        Some(source) => format!("expected in {source}, or by command"),
+        None => "expected by command (miaf-agent enroll)".to_owned(),
+    };
+    Some(match (est.has_token, est.token_needed) {
+        (true, _) => "there is one, for the next enrollment".to_owned(),
+        (false, true) => format!("needed now, {place}"),
+        (false, false) if est.token_needed_after.is_some() => format!("needed soon, {place}"),
+        (false, false) => format!("none, and none is needed now; a later one is {place}"),
+    })
+}
+
+/// Says how long the key has been the same. `None`: since the current certificate, or it is not known.
+pub(super) fn key_use(key: &KeyStatus, now: Timestamp) -> Option<String> {
+    let since = key.since.map(|since| format!(" since {since} ({})", distance(since, now)));
+    let since = since.unwrap_or_default();
+    match key.renewals {
+        0 => None,
+        1 => Some(format!("the same key{since}, through 1 renewal")),
+        more => Some(format!("the same key{since}, through {more} renewals")),
     }
 }
 
@@ -104,7 +164,13 @@ pub(super) fn next_step(identity: &IdentityStatus, shared: Option<&ErrorStatus>,
             "an operator has to bring the certificate, as the hint says".into()
         }
         (Some(error), _) if error.code == ProblemCode::TokenNeeded => {
-            "an operator has to bring an enrollment token, as the hint says".into()
+            "an operator has to bring an enrollment token, as the hint says; the agent does the rest by itself".into()
+        }
+        (Some(error), _) if error.code == ProblemCode::TokenUnusable => {
+            "follow the hint; the agent reads the token again by itself".into()
+        }
+        (Some(error), Some(State::WaitingForToken)) if error.retry_at.is_none() => {
+            "follow the hint; the agent uses another enrollment token as soon as there is one".into()
         }
         (Some(error), _) if error.code == ProblemCode::DeviceIdentityNeeded => {
             "none: the agent waits for the identity of this device, and then continues by itself".into()
@@ -112,7 +178,14 @@ pub(super) fn next_step(identity: &IdentityStatus, shared: Option<&ErrorStatus>,
         (Some(error), _) if is_for_the_operator(identity, error) => {
             "follow the hint; the agent uses another certificate, or another trust bundle, by itself".into()
         }
-        (Some(error), _) => step_after(error, now),
+        (Some(error), _) => match identity.est.as_ref().and_then(|est| est.token_needed_after) {
+            Some(ends) => format!(
+                "{}. If the identity is not renewed by {ends} ({}), it needs another enrollment token: have one ready",
+                step_after(error, now),
+                due(ends, now)
+            ),
+            None => step_after(error, now),
+        },
         (None, Some(State::Unconfigured)) => "set the address of the MIS in the configuration".into(),
         (None, Some(State::Active)) => match svid.and_then(|svid| svid.renew_at) {
             Some(renew_at) if identity.is_by_operator() => {
@@ -279,8 +352,11 @@ pub(super) mod tests {
                 protection: Some(Protection::Hardware.into()),
                 algorithm: Some("ecdsa-p256".into()),
                 lost: false,
+                since: None,
+                renewals: 0,
             },
             enroll: None,
+            est: None,
             last_error: Some(ErrorStatus {
                 code: ProblemCode::ServerError.into(),
                 title: "Service Unavailable".into(),

@@ -5,11 +5,14 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use super::render::{distance, due, in_lines, key, meaning, next_step, renewal, step_after, trusted_by, way};
+use super::render::{
+    distance, due, est_server, in_lines, key, key_use, meaning, next_step, renewal, step_after, token,
+    trusted_by, way,
+};
 use super::{
     Output, Selection, fail_on_client, lifetime_bar, print, print_json, reader, shown, unknown_identity,
 };
-use miaf_client::api::{BundleStatus, ErrorStatus, IdentityStatus, Status};
+use miaf_client::api::{BootstrapStatus, BundleStatus, ErrorStatus, EstStatus, IdentityStatus, Status};
 use miaf_spiffe::time::Timestamp;
 
 pub(super) fn run(config: &Path, output: &Output, Selection { identity }: &Selection) -> ExitCode {
@@ -67,7 +70,10 @@ impl Lines {
         self.line("Identity", &format!("{}{note}", identity.name));
         self.line("State", &format!("{} - {}", identity.state, meaning(identity)));
         if let Some(enroll) = &identity.enroll {
-            self.line("Enrollment", &format!("{enroll} - {}", way(enroll)));
+            self.line("Enrollment", &format!("{enroll} - {}", way(enroll, identity.est.as_ref())));
+        }
+        if let Some(est) = &identity.est {
+            self.est(est, now);
         }
         self.line("SPIFFE ID", identity.spiffe_id.as_deref().unwrap_or("none yet"));
         if let Some(svid) = &identity.svid {
@@ -87,10 +93,42 @@ impl Lines {
             self.line("Serial", &svid.serial);
         }
         self.line("Key", &key(&identity.key));
+        if let Some(use_of_key) = key_use(&identity.key, now) {
+            self.line("", &use_of_key);
+        }
         if let Some(error) = &identity.last_error {
             self.error(error, now);
         }
         self.lines("Next step", &next_step(identity, shared, now));
+    }
+
+    fn est(&mut self, est: &EstStatus, now: Timestamp) {
+        self.line("EST server", &est_server(est));
+        if est.tls12_allowed {
+            self.line("", "TLS 1.2 is allowed there (tls12 = true): it is older than the standard asks for");
+        }
+        if !est.standardized {
+            self.line(
+                "",
+                "the identity of a device over EST is not standardized (allow_nonstandard = true): it works with an MIS \
+                 that agrees to it",
+            );
+        }
+        if let Some(token) = token(est) {
+            self.line("Token", &token);
+        }
+        if let Some(certificate) = &est.certificate {
+            self.credential("EST cert", "EST key", certificate, now);
+        }
+    }
+
+    /// Writes a certificate that authorizes enrollments, and its key.
+    fn credential(&mut self, name: &str, name_of_key: &str, credential: &BootstrapStatus, now: Timestamp) {
+        let until = credential.not_after;
+        self.line(name, &format!("valid until {until} ({})", distance(until, now)));
+        self.line("", &format!("SHA-256 {}", credential.sha256));
+        let storage = if credential.key.in_tpm { "in the TPM" } else { "in a file" };
+        self.line(name_of_key, &format!("{} {storage}", credential.key.algorithm));
     }
 
     fn shared(&mut self, status: &Status, now: Timestamp) {
@@ -99,11 +137,7 @@ impl Lines {
             self.bundle(bundle, now);
         }
         if let Some(bootstrap) = &status.bootstrap {
-            let until = bootstrap.not_after;
-            self.line("Factory cert", &format!("valid until {until} ({})", distance(until, now)));
-            self.line("", &format!("SHA-256 {}", bootstrap.sha256));
-            let storage = if bootstrap.key.in_tpm { "in the TPM" } else { "in a file" };
-            self.line("Factory key", &format!("{} {storage}", bootstrap.key.algorithm));
+            self.credential("Factory cert", "Factory key", bootstrap, now);
         }
         if let Some(trust) = &status.initial_trust {
             self.line("MIS trusted", &trusted_by(trust));
@@ -149,7 +183,9 @@ impl Lines {
 mod tests {
     use super::*;
     use crate::cli::render::tests::{example, time};
-    use miaf_client::api::{IdentityName, ProblemCode, State};
+    use miaf_client::api::{
+        BootstrapKeyStatus, EstAuthorization, EstUrlSource, IdentityName, ProblemCode, State, SvidStatus,
+    };
 
     #[test]
     fn status_describes_identity_key_error_and_next_step() {
@@ -344,5 +380,302 @@ Trust bundle  fetched 8days 1m ago, next refresh in 1m
         let text = render(&status, now);
         assert_eq!(text.matches("Service Unavailable").count(), 1, "{text}");
         assert_eq!(text.matches("Next step     none: the agent tries again in 4m").count(), 2, "{text}");
+    }
+
+    /// A WFM Client that enrolls by a token: first as it waits for one. What it shares with other
+    /// identities is left out.
+    fn by_token() -> (IdentityStatus, Timestamp) {
+        let (mut status, now) = example();
+        let mut client = status.identities.remove(0);
+        client.name = IdentityName::parse("wfm-client").unwrap();
+        client.enroll = Some("est".into());
+        client.state = State::WaitingForToken.into();
+        (client.ready, client.spiffe_id, client.svid) = (false, None, None);
+        (client.key.protection, client.key.algorithm) = (None, None);
+        client.est = Some(EstStatus {
+            url: Some("https://mis.example/.well-known/est/factory.example".into()),
+            url_source: Some(EstUrlSource::Discovery.into()),
+            authorization: EstAuthorization::Token.into(),
+            token_source: Some("/etc/miaf-agent/token".into()),
+            has_token: false,
+            token_needed: true,
+            token_needed_after: None,
+            certificate: None,
+            tls12_allowed: false,
+            standardized: true,
+        });
+        client.last_error = Some(ErrorStatus {
+            code: ProblemCode::TokenNeeded.into(),
+            title: "This identity needs a fresh enrollment token".into(),
+            detail: Some("no token that may be used was found".into()),
+            hint: Some(
+                "Have the operator of the MIS create an enrollment token for this identity, and hand it over with: \
+                 miaf-agent enroll --token-file FILE; or put it into /etc/miaf-agent/token, which the agent reads by itself"
+                    .into(),
+            ),
+            status: None,
+            kind: None,
+            instance: None,
+            at: time("2026-01-02T00:00:00Z"),
+            retry_at: None,
+            waits_until: None,
+            permanent: true,
+        });
+        (client, now)
+    }
+
+    /// The same with a certificate of two days, in its last hours.
+    fn with_svid() -> (IdentityStatus, Timestamp) {
+        let (mut client, _) = by_token();
+        client.spiffe_id = Some("spiffe://factory.example/margo/wfm/wfm-1/client/line-7".into());
+        client.svid = Some(SvidStatus {
+            serial: "01:02".into(),
+            not_before: time("2026-01-01T00:00:00Z"),
+            not_after: time("2026-01-03T00:00:00Z"),
+            leaf_not_after: None,
+            ends_while_waiting: false,
+            renew_at: Some(time("2026-01-01T23:00:00Z")),
+            renewal_window: None,
+        });
+        client.key.protection = Some(miaf_client::api::Protection::Hardware.into());
+        client.key.algorithm = Some("ecdsa-p256".into());
+        (client.key.since, client.key.renewals) = (Some(time("2025-12-20T00:00:00Z")), 12);
+        (client, time("2026-01-02T15:00:00Z"))
+    }
+
+    fn text_of(client: &IdentityStatus, now: Timestamp) -> String {
+        let mut text = Lines::default();
+        text.identity(client, false, None, now);
+        text.0
+    }
+
+    #[test]
+    fn status_of_an_identity_that_waits_for_its_first_token() {
+        let (client, now) = by_token();
+        let expected = "\
+Identity      wfm-client
+State         waiting-for-token - the operator has to bring an enrollment token: a secret, good for one certificate; the hint says how
+Enrollment    est - the agent requests it from an EST server with an operator's enrollment token, and renews it without one
+EST server    https://mis.example/.well-known/est/factory.example (named by the discovery document of the MIS)
+Token         needed now, expected in /etc/miaf-agent/token, or by command
+SPIFFE ID     none yet
+Key           none yet (provider: tpm)
+Last error    This identity needs a fresh enrollment token
+              no token that may be used was found
+              seen 1m ago
+Hint          Have the operator of the MIS create an enrollment token for this identity, and hand it over with:
+                miaf-agent enroll --token-file FILE
+              or put it into /etc/miaf-agent/token, which the agent reads by itself
+Next step     an operator has to bring an enrollment token, as the hint says; the agent does the rest by itself
+";
+        assert_eq!(text_of(&client, now), expected);
+    }
+
+    #[test]
+    fn status_of_an_expired_identity_that_needs_a_token() {
+        let (mut client, _) = with_svid();
+        client.state = State::Expired.into();
+        let est = client.est.as_mut().unwrap();
+        est.token_source = None;
+        est.url_source = Some(EstUrlSource::Configuration.into());
+        let error = client.last_error.as_mut().unwrap();
+        error.detail = Some(
+            "the current SVID has ended at 2026-01-03T00:00:00Z, and an SVID that has ended cannot be renewed".into(),
+        );
+        error.hint = Some(
+            "Have the operator of the MIS create an enrollment token for this identity, and hand it over with: \
+             miaf-agent enroll --token-file FILE"
+                .into(),
+        );
+        error.at = time("2026-01-03T00:00:00Z");
+        let expected = "\
+Identity      wfm-client
+State         expired - the identity has expired, and the operator has to bring an enrollment token for the next one; the hint says how
+Enrollment    est - the agent requests it from an EST server with an operator's enrollment token, and renews it without one
+EST server    https://mis.example/.well-known/est/factory.example (named by the configuration)
+Token         needed now, expected by command (miaf-agent enroll)
+SPIFFE ID     spiffe://factory.example/margo/wfm/wfm-1/client/line-7
+Valid until   2026-01-03T00:00:00Z (2h ago)
+Renewal       2026-01-01T23:00:00Z (due for 1day 3h)
+Lifetime      [=======================R=========================>]
+              > now: expired, R renewal
+Serial        01:02
+Key           ecdsa-p256 in this device's TPM; it cannot be copied out
+              the same key since 2025-12-20T00:00:00Z (14days 2h ago), through 12 renewals
+Last error    This identity needs a fresh enrollment token
+              the current SVID has ended at 2026-01-03T00:00:00Z, and an SVID that has ended cannot be renewed
+              seen 2h ago
+Hint          Have the operator of the MIS create an enrollment token for this identity, and hand it over with:
+                miaf-agent enroll --token-file FILE
+Next step     an operator has to bring an enrollment token, as the hint says; the agent does the rest by itself
+";
+        assert_eq!(text_of(&client, time("2026-01-03T02:00:00Z")), expected);
+    }
+
+    #[test]
+    fn status_of_an_identity_that_enrolls_by_token() {
+        let (mut client, now) = by_token();
+        client.state = State::Enrolling.into();
+        let est = client.est.as_mut().unwrap();
+        (est.has_token, est.token_needed, client.last_error) = (true, false, None);
+        let expected = "\
+Identity      wfm-client
+State         enrolling - the agent requests the first certificate of this identity
+Enrollment    est - the agent requests it from an EST server with an operator's enrollment token, and renews it without one
+EST server    https://mis.example/.well-known/est/factory.example (named by the discovery document of the MIS)
+Token         there is one, for the next enrollment
+SPIFFE ID     none yet
+Key           none yet (provider: tpm)
+Next step     none: the agent continues by itself
+";
+        assert_eq!(text_of(&client, now), expected);
+    }
+
+    #[test]
+    fn status_of_an_enrollment_over_est_that_is_held() {
+        let (mut client, now) = by_token();
+        client.state = State::PendingAdmission.into();
+        let est = client.est.as_mut().unwrap();
+        (est.has_token, est.token_needed) = (true, false);
+        let error = client.last_error.as_mut().unwrap();
+        error.code = ProblemCode::PendingAdmission.into();
+        error.title = "The MIS has yet to approve the request".into();
+        error.detail =
+            Some("https://mis.example/.well-known/est/factory.example/simpleenroll responds with 202".into());
+        error.hint = Some(
+            "Have the operator of the MIS approve the enrollment; the agent repeats its request by itself"
+                .into(),
+        );
+        (error.permanent, error.retry_at, error.status) =
+            (false, Some(time("2026-01-02T00:06:00Z")), Some(202));
+        let expected = "\
+Identity      wfm-client
+State         pending-admission - the identity service has the request; its operator has yet to approve it
+Enrollment    est - the agent requests it from an EST server with an operator's enrollment token, and renews it without one
+EST server    https://mis.example/.well-known/est/factory.example (named by the discovery document of the MIS)
+Token         there is one, for the next enrollment
+SPIFFE ID     none yet
+Key           none yet (provider: tpm)
+Last error    The MIS has yet to approve the request
+              https://mis.example/.well-known/est/factory.example/simpleenroll responds with 202
+              seen 1m ago
+Hint          Have the operator of the MIS approve the enrollment; the agent repeats its request by itself
+Next step     follow the hint; the agent tries again in 5m
+";
+        assert_eq!(text_of(&client, now), expected);
+    }
+
+    #[test]
+    fn status_of_a_renewal_over_est_that_fails_near_the_end() {
+        let (mut client, now) = with_svid();
+        client.state = State::Renewing.into();
+        client.ready = true;
+        let est = client.est.as_mut().unwrap();
+        (est.token_needed, est.token_needed_after) = (false, Some(time("2026-01-03T00:00:00Z")));
+        let error = client.last_error.as_mut().unwrap();
+        error.code = ProblemCode::Unreachable.into();
+        error.title = "The MIS cannot be reached".into();
+        error.detail = Some(
+            "mis.example refuses the connection. If it is not renewed by 2026-01-03T00:00:00Z, this identity needs a fresh \
+             enrollment token"
+                .into(),
+        );
+        error.hint = Some("If it lasts, see to firewalls and proxies on the way".into());
+        error.at = time("2026-01-02T14:59:00Z");
+        (error.permanent, error.retry_at) = (false, Some(time("2026-01-02T15:20:00Z")));
+        let expected = "\
+Identity      wfm-client
+State         renewing - the WFM Client line-7 has a valid identity, and its renewal is due
+Enrollment    est - the agent requests it from an EST server with an operator's enrollment token, and renews it without one
+EST server    https://mis.example/.well-known/est/factory.example (named by the discovery document of the MIS)
+Token         needed soon, expected in /etc/miaf-agent/token, or by command
+SPIFFE ID     spiffe://factory.example/margo/wfm/wfm-1/client/line-7
+Valid until   2026-01-03T00:00:00Z (in 9h)
+Renewal       2026-01-01T23:00:00Z (due for 16h)
+Lifetime      [=======================R================>---------]
+              > now, 81 % of the lifetime elapsed, R renewal
+Serial        01:02
+Key           ecdsa-p256 in this device's TPM; it cannot be copied out
+              the same key since 2025-12-20T00:00:00Z (13days 15h ago), through 12 renewals
+Last error    The MIS cannot be reached
+              mis.example refuses the connection. If it is not renewed by 2026-01-03T00:00:00Z, this identity needs a fresh enrollment token
+              seen 1m ago
+Hint          If it lasts, see to firewalls and proxies on the way
+Next step     follow the hint; the agent tries again in 20m. If the identity is not renewed by 2026-01-03T00:00:00Z (in 9h), it needs another enrollment token: have one ready
+";
+        assert_eq!(text_of(&client, now), expected);
+    }
+
+    /// By a certificate, for a device, with everything that the standard has otherwise.
+    #[test]
+    fn status_of_an_enrollment_over_est_that_is_refused_for_a_day() {
+        let (mut client, now) = by_token();
+        client.state = State::Blocked.into();
+        client.est = Some(EstStatus {
+            url: None,
+            url_source: None,
+            authorization: EstAuthorization::Certificate.into(),
+            token_source: None,
+            has_token: false,
+            token_needed: false,
+            token_needed_after: None,
+            certificate: Some(BootstrapStatus {
+                not_before: time("2025-01-01T00:00:00Z"),
+                not_after: time("2035-01-01T00:00:00Z"),
+                sha256: "5e".repeat(32),
+                key: BootstrapKeyStatus { algorithm: "rsa-2048".into(), in_tpm: true },
+            }),
+            tls12_allowed: true,
+            standardized: false,
+        });
+        let error = client.last_error.as_mut().unwrap();
+        error.code = ProblemCode::RequestRefused.into();
+        error.title = "The MIS refuses the request".into();
+        error.detail = Some("mis.example responds with 400 Bad Request".into());
+        error.hint = Some(
+            "Show this to the operator of the EST server; once it is corrected: miaf-agent retry".into(),
+        );
+        error.retry_at = Some(time("2026-01-02T23:01:00Z"));
+        let expected = format!(
+            "\
+Identity      wfm-client
+State         blocked - something has to be corrected; the last error says what
+Enrollment    est - the agent requests it from an EST server with a certificate of this device, and renews it with itself
+EST server    not known yet: the identity service (MIS) is to name it
+              TLS 1.2 is allowed there (tls12 = true): it is older than the standard asks for
+              the identity of a device over EST is not standardized (allow_nonstandard = true): it works with an MIS that agrees to it
+EST cert      valid until 2035-01-01T00:00:00Z (in 8years 11months)
+              SHA-256 {}
+EST key       rsa-2048 in the TPM
+SPIFFE ID     none yet
+Key           none yet (provider: tpm)
+Last error    The MIS refuses the request
+              mis.example responds with 400 Bad Request
+              seen 1m ago
+Hint          Show this to the operator of the EST server; once it is corrected:
+                miaf-agent retry
+Next step     follow the hint; the agent tries again in 23h
+",
+            "5e".repeat(32)
+        );
+        assert_eq!(text_of(&client, now), expected);
+    }
+
+    #[test]
+    fn status_of_a_valid_identity_over_est_needs_no_token() {
+        let (mut client, _) = with_svid();
+        client.state = State::Active.into();
+        client.last_error = None;
+        client.est.as_mut().unwrap().token_needed = false;
+        (client.key.since, client.key.renewals) = (None, 1);
+        let text = text_of(&client, time("2026-01-01T12:00:00Z"));
+        for part in [
+            "State         active - the WFM Client line-7 has a valid identity\n",
+            "Token         none, and none is needed now; a later one is expected in /etc/miaf-agent/token, or by command\n",
+            "\n              the same key, through 1 renewal\n",
+            "Next step     none: the agent renews the identity in 11h\n",
+        ] {
+            assert!(text.contains(part), "{part:?} is missing from:\n{text}");
+        }
     }
 }

@@ -165,6 +165,17 @@ fn identity_news(before: Option<Known<'_>>, after: Known<'_>, now: Timestamp) ->
     if was.is_some_and(|was| was.key.lost) != is.key.lost {
         news.push(format!("key: {}", key(&is.key)));
     }
+    let of_token = |status: &IdentityStatus| {
+        status.est.as_ref().map(|est| (est.has_token, est.token_needed_after)).unwrap_or_default()
+    };
+    let ((had_token, needed_after_before), (has_token, needed_after)) =
+        (was.map(of_token).unwrap_or_default(), of_token(is));
+    if has_token && !had_token {
+        news.push("there is an enrollment token".to_owned());
+    }
+    if let Some(ends) = needed_after.filter(|_| needed_after != needed_after_before) {
+        news.push(format!("an enrollment token is needed from {ends} on, unless it is renewed before"));
+    }
     let step = || next_step(is, after.shared_error, now);
     news.extend(error_news(was.and_then(|was| was.last_error.as_ref()), is.last_error.as_ref(), &step));
     news
@@ -231,7 +242,7 @@ fn sentence(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::cli::render::tests::{example, time};
-    use miaf_client::api::{BundleStatus, State};
+    use miaf_client::api::{BundleStatus, EstAuthorization, EstStatus, State};
     use miaf_spiffe::{BundleDocument, BundleKey};
 
     fn two_anchors() -> BundleDocument {
@@ -330,5 +341,36 @@ mod tests {
         let expected =
             "trust domain: Service Unavailable: The database is away. Hint: Correct it. Next step: follow";
         assert!(printed.contains(expected), "{printed}");
+    }
+
+    #[test]
+    fn line_has_news_of_enrollment_tokens() {
+        let (mut status, now) = example();
+        status.identities[0].last_error = None;
+        let est = |has_token, after: Option<&str>| EstStatus {
+            url: None,
+            url_source: None,
+            authorization: EstAuthorization::Token.into(),
+            token_source: None,
+            has_token,
+            token_needed: false,
+            token_needed_after: after.map(time),
+            certificate: None,
+            tls12_allowed: false,
+            standardized: true,
+        };
+        let with = |has_token, after| {
+            let mut status = status.clone();
+            status.identities[0].est = Some(est(has_token, after));
+            StateEvent { status, svids: Vec::new(), bundle: None }
+        };
+        let near = Some("2026-01-03T00:00:00Z");
+        let (fine, failing, supplied) = (with(false, None), with(false, near), with(true, near));
+        let line = |news: &str| format!("2026-01-02T00:01:00Z device renewing: {news}\n");
+        let needed =
+            "an enrollment token is needed from 2026-01-03T00:00:00Z on, unless it is renewed before";
+        assert_eq!(lines(Some(&fine), &failing, now), line(needed));
+        assert_eq!(lines(Some(&failing), &supplied, now), line("there is an enrollment token"));
+        assert_eq!(lines(Some(&supplied), &fine, now), "");
     }
 }

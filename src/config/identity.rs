@@ -160,6 +160,14 @@ impl Config {
     pub fn device(&self) -> Option<&IdentityConfig> {
         self.identities.iter().find(|identity| identity.enroll == Enrollment::FactoryCert)
     }
+
+    /// Whether a server of the MIS is contacted. A trust bundle in a file needs none, unless an identity
+    /// enrolls over EST.
+    pub fn contacts_mis(&self) -> bool {
+        let over_est =
+            || self.identities.iter().any(|identity| matches!(identity.enroll, Enrollment::Est(_)));
+        self.mis.as_ref().is_some_and(|mis| !mis.reads_bundle_file() || over_est())
+    }
 }
 
 impl Reader<'_> {

@@ -106,6 +106,13 @@ impl IdentityView<'_> {
             && !self.identity.awaits_adoption()
     }
 
+    /// Whether an operator has to bring a token now: without one there will be no SVID, or no other
+    /// one (X69).
+    pub fn needs_token(&self, now: Now) -> bool {
+        let trust_domain = self.trust_domain;
+        trust_domain.trusts_clock(now) && trust_domain.allows_requests() && self.lacks_token(now)
+    }
+
     /// The error of an enrollment that a token has to authorize (X69).
     fn token_needed(&self, now: Now) -> Option<LastError> {
         if !self.lacks_token(now) {

@@ -11,7 +11,7 @@ use crate::factory_credential::CredentialFacts;
 use crate::keys::{Key, ProviderKind};
 use crate::problem::{LastError, ProblemCode};
 use crate::transport::TrustFacts;
-use miaf_client::api::{IdentityName, State};
+use miaf_client::api::{EstStatus, IdentityName, State};
 use miaf_spiffe::svid::{self, X509Svid};
 use miaf_spiffe::time::Timestamp;
 use miaf_spiffe::{Bundle, BundleDocument, TrustDomain};
@@ -49,6 +49,8 @@ pub(crate) struct IdentitySnapshot {
     pub name: IdentityName,
     /// The way to its SVID (`enroll`), where that is known.
     pub enroll: Option<&'static str>,
+    /// How it enrolls over EST, if it does.
+    pub est: Option<EstStatus>,
     /// Its state.
     pub state: State,
     /// The current SVID, valid or not.
@@ -64,13 +66,14 @@ pub(crate) struct IdentitySnapshot {
     pub provider: ProviderKind,
     /// Whether the key is lost: the SVID cannot be used.
     pub key_is_lost: bool,
+    /// When the first SVID for the key was adopted, if that is known.
+    pub key_since: Option<Timestamp>,
+    /// How many renewals have kept the key.
+    pub key_renewals: u32,
     /// End of a retry-after delay of the MIS, if it is in the future.
     pub retry_after_until: Option<Timestamp>,
     /// Whether the SVID ends before that.
     pub ends_while_waiting: bool,
-    /// The end of the SVID, near, while its renewal fails and only a fresh enrollment token leads to the
-    /// next one (X69).
-    pub needs_token_after: Option<Timestamp>,
     /// The error that concerns this identity alone.
     pub last_error: Option<ShownError>,
     /// Generation of the published files with this SVID and the bundle.
@@ -221,11 +224,18 @@ impl Snapshot {
 }
 
 impl IdentitySnapshot {
+    /// The end of the SVID, near, while its renewal fails and only a fresh enrollment token leads to the
+    /// next one (X69).
+    pub(crate) fn needs_token_after(&self) -> Option<Timestamp> {
+        self.est.as_ref()?.token_needed_after
+    }
+
     /// An identity without an SVID.
     pub(crate) fn empty(name: IdentityName, state: State, provider: ProviderKind) -> Self {
         Self {
             name,
             enroll: None,
+            est: None,
             state,
             current: None,
             previous: None,
@@ -233,9 +243,10 @@ impl IdentitySnapshot {
             renewal_window: None,
             provider,
             key_is_lost: false,
+            key_since: None,
+            key_renewals: 0,
             retry_after_until: None,
             ends_while_waiting: false,
-            needs_token_after: None,
             last_error: None,
             generation: None,
             users: Arc::default(),

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use crate::factory_credential::CredentialFacts;
 use miaf_client::api::{
     BootstrapKeyStatus, BootstrapStatus, BundleStatus, ErrorStatus, IdentityStatus, KeyStatus, State, Status,
     SvidDocument, SvidStatus, TrustStatus, WindowStatus,
@@ -21,12 +22,7 @@ pub(crate) fn status(snapshot: &Snapshot, now: Timestamp) -> Status {
             stale: current.is_stale(now),
             stale_at: current.stale_at,
         }),
-        bootstrap: snapshot.bootstrap.as_ref().map(|facts| BootstrapStatus {
-            not_before: facts.not_before,
-            not_after: facts.not_after,
-            sha256: facts.sha256.clone(),
-            key: BootstrapKeyStatus { algorithm: facts.algorithm.to_owned(), in_tpm: facts.in_tpm },
-        }),
+        bootstrap: snapshot.bootstrap.as_ref().map(credential_status),
         initial_trust: snapshot.trust.as_ref().map(|facts| TrustStatus {
             ca_file: facts.ca_file.as_ref().map(|path| path.display().to_string()),
             anchors: facts.anchors,
@@ -38,6 +34,16 @@ pub(crate) fn status(snapshot: &Snapshot, now: Timestamp) -> Status {
             .as_ref()
             .map(|shown| error_status(shown, snapshot.name_in_hints(None), None)),
         identities: snapshot.identities().map(|identity| identity_status(identity, snapshot, now)).collect(),
+    }
+}
+
+/// The status of a certificate that authorizes enrollments.
+pub(crate) fn credential_status(facts: &CredentialFacts) -> BootstrapStatus {
+    BootstrapStatus {
+        not_before: facts.not_before,
+        not_after: facts.not_after,
+        sha256: facts.sha256.clone(),
+        key: BootstrapKeyStatus { algorithm: facts.algorithm.to_owned(), in_tpm: facts.in_tpm },
     }
 }
 
@@ -59,8 +65,11 @@ fn identity_status(identity: &IdentitySnapshot, snapshot: &Snapshot, now: Timest
             protection: current.map(|current| current.key.protection().into()),
             algorithm: current.map(|current| current.key.public_key().algorithm_name().to_owned()),
             lost: identity.key_is_lost,
+            since: identity.key_since.filter(|_| current.is_some()),
+            renewals: identity.key_renewals,
         },
         enroll: identity.enroll.map(str::to_owned),
+        est: identity.est.clone(),
         last_error: identity.last_error.as_ref().map(|shown| {
             error_status(shown, snapshot.name_in_hints(Some(&identity.name)), identity.retry_after_until)
         }),

@@ -146,6 +146,24 @@ fn identity_metrics(text: &mut Text, snapshot: &Snapshot, now: Timestamp) {
             waiting.iter().map(|(labels, value)| (&labels[..], *value)),
         );
     }
+    let by_token: Vec<_> = status
+        .identities
+        .iter()
+        .filter(|identity| identity.is_by_token())
+        .filter_map(|identity| Some(([("identity", identity.name.as_str())], identity.est.as_ref()?)))
+        .collect();
+    if !by_token.is_empty() {
+        text.gauge(
+            "token_needed",
+            "1: an operator has to bring an enrollment token; without one no SVID is requested.",
+            by_token.iter().map(|(labels, est)| (&labels[..], flag(est.token_needed))),
+        );
+        text.gauge(
+            "token_needed_soon",
+            "1: the renewal fails, and more than 80 % of the SVID's lifetime is over; after it a token is needed.",
+            by_token.iter().map(|(labels, est)| (&labels[..], flag(est.token_needed_after.is_some()))),
+        );
+    }
     let mut of_each = |name, help, value: &dyn Fn(&IdentitySnapshot) -> Option<f64>| {
         let samples: Vec<_> = snapshot
             .identities()
@@ -361,4 +379,50 @@ fn seconds(at: Timestamp) -> f64 {
 
 fn loaded(counter: &AtomicU64) -> f64 {
     counter.load(Ordering::Relaxed) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::ProviderKind;
+    use miaf_client::api::{EstAuthorization, EstStatus};
+
+    #[test]
+    fn metrics_tell_who_needs_a_token_and_who_will() {
+        let now = Timestamp::from_rfc3339("2026-01-02T00:00:00Z").unwrap();
+        let est = |authorization: EstAuthorization, token_needed, is_near: bool| EstStatus {
+            url: None,
+            url_source: None,
+            authorization: authorization.into(),
+            token_source: None,
+            has_token: false,
+            token_needed,
+            token_needed_after: is_near.then_some(now),
+            certificate: None,
+            tls12_allowed: false,
+            standardized: true,
+        };
+        let mut snapshot = Snapshot::unconfigured(ProviderKind::Tpm);
+        let none = text(&snapshot, &Counters::default(), now);
+        assert!(!none.contains("token_needed"), "{none}");
+        let (token, certificate) = (EstAuthorization::Token, EstAuthorization::Certificate);
+        for (name, est) in [
+            ("first", est(token, true, false)),
+            ("near", est(token, false, true)),
+            ("fine", est(token, false, false)),
+            ("by-certificate", est(certificate, false, false)),
+        ] {
+            let name = IdentityName::parse(name).unwrap();
+            let identity = IdentitySnapshot::empty(name, State::Active, ProviderKind::Tpm);
+            snapshot.other_identities.push(IdentitySnapshot { est: Some(est), ..identity });
+        }
+        let text = text(&snapshot, &Counters::default(), now);
+        for (name, needed, soon) in [("first", 1, 0), ("near", 0, 1), ("fine", 0, 0)] {
+            for (metric, value) in [("token_needed", needed), ("token_needed_soon", soon)] {
+                let sample = format!("\nmiaf_agent_{metric}{{identity=\"{name}\"}} {value}\n");
+                assert!(text.contains(&sample), "{sample:?} is missing from:\n{text}");
+            }
+        }
+        assert_eq!(text.matches("\nmiaf_agent_token_needed").count(), 6, "{text}");
+    }
 }

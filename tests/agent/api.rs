@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 
-use development_mis::MintSpec;
+use development_mis::{EstBaseUri, MintSpec};
 
 use crate::support::agent::Device;
 use crate::support::python;
@@ -69,10 +69,14 @@ fn the_agent_answers_as_its_description_says() {
 
 #[test]
 fn an_agent_with_several_identities_does_too() {
-    let mut world = World::with(|settings| world::long_enough(&mut settings.policy));
+    let mut world = World::with(|settings| {
+        world::long_enough(&mut settings.policy);
+        settings.policy.est.base_uri = EstBaseUri::Own;
+    });
     world.configure(
         "[[identity]]\nname = \"device\"\nenroll = \"factory-cert\"\n\
-         [[identity]]\nname = \"wfm-client\"\nenroll = \"manual\"\n",
+         [[identity]]\nname = \"wfm-client\"\nenroll = \"manual\"\n\
+         [[identity]]\nname = \"reader\"\nenroll = \"est\"\n",
     );
     world.device.start();
     world.device.wait_for("active");

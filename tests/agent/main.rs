@@ -17,6 +17,7 @@ mod credentials;
 mod dates;
 mod discovery;
 mod est;
+mod est_command;
 mod files;
 mod grpc;
 mod identities;

@@ -2,6 +2,7 @@
 //! Times are RFC 3339 in UTC. States, protection classes and codes are words that a newer agent may
 //! add to: see [`Open`].
 
+mod est;
 mod identity_name;
 mod open;
 mod problem_code;
@@ -9,6 +10,7 @@ mod state;
 
 use serde::{Deserialize, Serialize};
 
+pub use est::{EstAuthorization, EstStatus, EstUrlSource};
 pub use identity_name::{IdentityName, NotAName};
 pub use open::{Open, Word};
 pub use problem_code::ProblemCode;
@@ -66,6 +68,9 @@ pub struct IdentityStatus {
     /// The way to the identity, as `enroll` in the configuration has it. `None`: an older agent.
     #[serde(default)]
     pub enroll: Option<String>,
+    /// How it enrolls over EST. `None`: it is obtained in another way, or the agent is older.
+    #[serde(default)]
+    pub est: Option<EstStatus>,
     /// The error that concerns this identity alone.
     pub last_error: Option<ErrorStatus>,
 }
@@ -74,6 +79,11 @@ impl IdentityStatus {
     /// Whether an operator brings the SVIDs of this identity: the agent requests none.
     pub fn is_by_operator(&self) -> bool {
         matches!(self.enroll.as_deref(), Some("manual" | "installed"))
+    }
+
+    /// Whether an operator brings the enrollment tokens of this identity, which enrolls over EST.
+    pub fn is_by_token(&self) -> bool {
+        self.est.as_ref().is_some_and(|est| est.authorization == EstAuthorization::Token)
     }
 
     /// The error that keeps this identity from its next step: its own, or the device's (`shared`)
@@ -131,6 +141,12 @@ pub struct KeyStatus {
     /// identity.
     #[serde(default)]
     pub lost: bool,
+    /// When its first SVID was adopted, if that is known.
+    #[serde(default, with = "rfc3339::option")]
+    pub since: Option<Timestamp>,
+    /// How many renewals have kept it.
+    #[serde(default)]
+    pub renewals: u32,
 }
 
 /// The current trust bundle.
