@@ -560,7 +560,8 @@ mod tests {
         assert_eq!(store.identities().unwrap(), [name("wfm")]);
         assert_eq!(store.of(&name("wfm")).load().unwrap(), Some(pending()));
         assert!(store.of(&name("device")).load::<StoredPendingKey>().unwrap().is_none());
-        let request = StoredEstRequest { token: Some("line-7:secret".into()), ..Default::default() };
+        let mut request = StoredEstRequest::default();
+        request.token = Some("line-7:secret".into());
         store.of(&name("wfm")).save(&request).unwrap();
         // With the last one the documents go.
         let retired = store.of(&name("wfm")).retire(true).unwrap();
