@@ -163,6 +163,8 @@ pub enum Supplied {
     Chain,
     /// A token that may be used, in place of the one before it.
     Token,
+    /// A certificate that authorizes enrollments, in place of the one before it.
+    Certificate,
 }
 
 /// The outcome of an [`IdentityAction`].
