@@ -70,9 +70,9 @@ pub(super) struct EstState {
     server_error: Option<(u16, u32)>,
     /// What was requested is adopted, by a renewal or not, and the request is not wiped yet.
     unwiped: Option<Wiping>,
-    /// The endpoint has served its CA certificates, and no request has failed since: the next one is
-    /// not wasted on something that is no EST server.
-    is_proven: bool,
+    /// The endpoint that has served its CA certificates, where no request has failed since: a token
+    /// is not wasted on something that is no EST server.
+    proven: Option<EstUrl>,
 }
 
 /// What is left to be done after the adoption of an SVID.
@@ -195,9 +195,9 @@ impl Identity {
             }
             (Request::Enroll, EstAuthorizationConfig::Token { .. }) => {
                 let token = self.est.token.clone().ok_or_else(no_token)?;
-                if !self.est.is_proven {
+                if self.est.proven.as_ref() != Some(&endpoint.url) {
                     issuer.est_ca_certificates(&endpoint).await.map_err(|e| e.to_failure())?;
-                    self.est.is_proven = true;
+                    self.est.proven = Some(endpoint.url.clone());
                 }
                 self.store_est_request(&csr, Some((&token, choice))).await?;
                 let authorization = EstAuthorization::Token(token.clone());
@@ -322,7 +322,7 @@ impl Identity {
             Err(e) => e.to_failure(),
         };
         if failure.kind != FailureKind::Pending {
-            self.est.is_proven = false;
+            self.est.proven = None;
         }
         if failure.kind != FailureKind::NotAuthenticated {
             return Err(failure);
@@ -523,7 +523,7 @@ impl Identity {
     /// Has tokens that were refused sent again: an operator says so.
     pub(super) fn forgive_tokens(&mut self) {
         self.est.is_used_changed |= self.est.used.forgive();
-        self.est.is_proven = false;
+        self.est.proven = None;
     }
 }
 
