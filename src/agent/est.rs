@@ -362,8 +362,11 @@ impl Identity {
             .await
             .map_err(|e| NotAdopted::Kept(e.to_failure()))?;
         let leaf = issued.chain.leaf().clone();
+        // One that is only early has its chain from the moment on at which it becomes valid.
+        let begins = X509Svid::from_stored(issued.chain.clone()).map(|svid| svid.not_before());
+        let at = begins.map_or(clock::now().wall, |begins| begins.max(clock::now().wall));
         // A server may serve what takes a while to search.
-        match blocking(move || issuers.chain(&leaf, &bundle, clock::now().wall)).await {
+        match blocking(move || issuers.chain(&leaf, &bundle, at)).await {
             Ok(chain) => Ok(state::StoredIssuedChain { chain, lacks_issuers: false, ..issued }),
             // No other issuers would make it good, now at least: the leaf alone shows why.
             Err(why) if !why.may_change() => Ok(issued),
