@@ -29,7 +29,7 @@ use crate::lifecycle::{
 };
 use crate::platform::credentials::Secret;
 use crate::platform::{clock, files, random};
-use crate::problem::{ProblemCode, Report};
+use crate::problem::{LastError, ProblemCode, Report};
 use crate::server::command_queue::Decision;
 use crate::state;
 use miaf_spiffe::Bundle;
@@ -63,6 +63,10 @@ pub(super) struct EstState {
     request: state::StoredEstRequest,
     /// The token that may be used.
     token: Option<EnrollmentToken>,
+    /// The unused one that the file or the credential had when it was last read.
+    provisioned: Option<EnrollmentToken>,
+    /// The one that the issued certificate was requested with, until that is adopted.
+    issued_with: Option<EnrollmentToken>,
     used: UsedTokens,
     /// What is remembered of tokens is not stored yet.
     is_used_changed: bool,
@@ -109,6 +113,16 @@ impl EstState {
     /// Whether there is a token that may be used.
     pub(super) fn has_token(&self) -> bool {
         self.token.is_some()
+    }
+
+    /// The last refusal of that token, by what is stored of it.
+    pub(super) fn token_refusal(&self) -> Option<LastError> {
+        let (refused, at) = self.used.refusals(self.token.as_ref()?)?;
+        let title = "The MIS has refused the enrollment token";
+        let detail =
+            format!("it was refused {refused} times, the last time at {at}. {}", sent_again(refused));
+        let report = Report::new(ProblemCode::TokenRefused, title, &detail);
+        Some(LastError { report, at, permanent: false })
     }
 
     /// Counts equal errors of the server at an enrollment, and adds a hint to the third.
@@ -318,7 +332,10 @@ impl Identity {
         token: &EnrollmentToken,
     ) -> Result<T, Failure> {
         let failure = match response {
-            Ok(issued) => return Ok(issued),
+            Ok(issued) => {
+                self.est.issued_with = Some(token.clone());
+                return Ok(issued);
+            }
             Err(e) => e.to_failure(),
         };
         if failure.kind != FailureKind::Pending {
@@ -327,7 +344,7 @@ impl Identity {
         if failure.kind != FailureKind::NotAuthenticated {
             return Err(failure);
         }
-        let refused = self.est.used.refused(token, random::bytes());
+        let refused = self.est.used.refused(token, random::bytes(), clock::now().wall);
         self.save_used_tokens().await;
         let (kind, consequence) = match MOST_REFUSALS.saturating_sub(refused) {
             0 => {
@@ -335,7 +352,7 @@ impl Identity {
                 let consequence = format!("It was refused {refused} times, and is not sent again");
                 (FailureKind::NoToken, consequence)
             }
-            left => (FailureKind::TokenRefused, format!("It is sent again, {left} times at most")),
+            _ => (FailureKind::TokenRefused, sent_again(refused)),
         };
         let report = Report { code: ProblemCode::TokenRefused.into(), ..failure.report };
         let report = report.with_hint(None::<&str>).with_consequence(&consequence);
@@ -396,8 +413,10 @@ impl Identity {
     /// issued is removed after that: as long as it is there, a restart finishes this.
     pub(super) async fn forget_est_request(&mut self, is_renewal: bool) {
         let Enrollment::Est(est) = self.config.enroll.clone() else { return };
-        let token = self.est.request.token.take();
-        let used = token.as_ref().and_then(|token| EnrollmentToken::parse(token.as_bytes()).ok());
+        // Another token may have been handed over since the certificate was issued: that one is unused.
+        let stored = self.est.request.token.take().map(Zeroizing::new);
+        let stored = stored.and_then(|token| EnrollmentToken::parse(token.as_bytes()).ok());
+        let used = self.est.issued_with.take().or(stored);
         if let Some(token) = used.filter(|_| !is_renewal) {
             self.est.used.spent(&token, random::bytes());
             self.save_used_tokens().await;
@@ -406,6 +425,7 @@ impl Identity {
             }
         }
         (self.est.token, self.est.request) = (None, state::StoredEstRequest::default());
+        self.est.provisioned = None;
         let store = self.store.clone();
         if let Err(e) = blocking(move || store.remove::<state::StoredEstRequest>()).await {
             self.est.unwiped = Some(Wiping { is_renewal });
@@ -465,10 +485,10 @@ impl Identity {
         }
         let stored = self.est.stored_token();
         let Some(source) = source.cloned() else { return Ok(self.supply_token(stored)) };
-        let shown = source.shown();
-        let read = blocking(move || match source.file() {
+        let (shown, secret) = (source.shown(), source.clone());
+        let read = blocking(move || match secret.file() {
             Some(file) if !file.exists() => Ok(None),
-            _ => source.read().map(Some).map_err(|e| Reason::of(&e)),
+            _ => secret.read().map(Some).map_err(|e| Reason::of(&e)),
         });
         let unusable = |why: &Reason| {
             let detail = format!("{}: {}", Excerpt::of(&shown, MAX_PATH), why.what);
@@ -480,8 +500,19 @@ impl Identity {
             return Ok(self.supply_token(stored));
         };
         let token = EnrollmentToken::parse(&content).map_err(|e| unusable(&Reason::of(&e)))?;
-        match self.est.used.standing(&token) {
-            Standing::Usable => Ok(self.supply_token(Some(token))),
+        let standing = self.est.used.standing(&token);
+        self.est.provisioned = Some(token.clone()).filter(|_| standing != Standing::Spent);
+        match standing {
+            Standing::Usable => {
+                let supplied = self.supply_token(Some(token));
+                if !supplied.is_empty()
+                    && let Some(warning) = source.warning()
+                {
+                    tracing::warn!(identity = self.name.as_str(), "{warning}");
+                }
+                Ok(supplied)
+            }
+            Standing::Superseded => Ok(self.supply_token(stored)), // until there is another one in its place
             _ if stored.is_some() => Ok(self.supply_token(stored)),
             Standing::Spent if self.has_valid_svid() => {
                 // As it should be. The process before may have ended before it removed it.
@@ -552,6 +583,11 @@ impl Executor {
         if identity.est.used.standing(&token) == Standing::Refused {
             identity.forgive_tokens(); // it is the operator's word that it is good
         }
+        // The one before it may lie in a file that is read again and again.
+        let before = identity.est.provisioned.as_ref().or(identity.est.token.as_ref());
+        if identity.est.used.supersede(before, &token, random::bytes()) {
+            identity.save_used_tokens().await;
+        }
         identity.est.token = None; // so that also the same one is news
         let supplied = identity.supply_token(Some(token));
         let detail = if identity.has_valid_svid() {
@@ -568,6 +604,11 @@ impl Executor {
 /// What to do where an SVID that was issued over EST is refused, if that is known.
 pub(super) fn hint_about(why: &SvidError) -> Option<&'static str> {
     matches!(why, SvidError::UriCount(0) | SvidError::NotASpiffeId { .. }).then_some(NO_SPIFFE_ID)
+}
+
+/// What becomes of a token that was refused so often.
+fn sent_again(refused: u32) -> String {
+    format!("It is sent again, {} times at most", MOST_REFUSALS.saturating_sub(refused))
 }
 
 fn no_token() -> Failure {

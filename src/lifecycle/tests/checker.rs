@@ -305,6 +305,7 @@ impl Checker {
                     pending_key: identity.pending_key,
                     issued_chain: identity.issued.is_some(),
                     has_token: identity.has_token,
+                    token_refusal: None,
                     token_key: identity.token_key,
                     memory,
                 })
