@@ -82,6 +82,7 @@ impl Report {
     #[must_use]
     pub fn with_consequence(self, consequence: &str) -> Self {
         let detail = self.detail.as_deref().unwrap_or(&self.title);
+        let detail = detail.strip_suffix('.').unwrap_or(detail); // a server's words may have one
         let detail = Excerpt::of(format_args!("{detail}. {consequence}"), MAX_DETAIL).into();
         Self { detail: Some(detail), ..self }
     }

@@ -79,6 +79,7 @@ impl Device {
         let restored = |identity: &Identity| RestoredIdentity {
             policy: identity.policy,
             has_token: identity.token.is_some(),
+            token_refusal: None,
             ..Default::default()
         };
         let restored =
@@ -138,6 +139,7 @@ impl Device {
                     pending_key: identity.pending_key,
                     issued_chain: identity.issued.is_some(),
                     has_token: identity.token.is_some(),
+                    token_refusal: None,
                     token_key: None,
                     memory,
                 })

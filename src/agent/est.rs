@@ -29,7 +29,7 @@ use crate::lifecycle::{
 };
 use crate::platform::credentials::Secret;
 use crate::platform::{clock, files, random};
-use crate::problem::{ProblemCode, Report};
+use crate::problem::{LastError, ProblemCode, Report};
 use crate::server::command_queue::Decision;
 use crate::state;
 use miaf_spiffe::Bundle;
@@ -63,6 +63,10 @@ pub(super) struct EstState {
     request: state::StoredEstRequest,
     /// The token that may be used.
     token: Option<EnrollmentToken>,
+    /// The unused one that the file or the credential had when it was last read.
+    provisioned: Option<EnrollmentToken>,
+    /// The one that the issued certificate was requested with, until that is adopted.
+    issued_with: Option<EnrollmentToken>,
     used: UsedTokens,
     /// What is remembered of tokens is not stored yet.
     is_used_changed: bool,
@@ -70,9 +74,9 @@ pub(super) struct EstState {
     server_error: Option<(u16, u32)>,
     /// What was requested is adopted, by a renewal or not, and the request is not wiped yet.
     unwiped: Option<Wiping>,
-    /// The endpoint has served its CA certificates, and no request has failed since: the next one is
-    /// not wasted on something that is no EST server.
-    is_proven: bool,
+    /// The endpoint that has served its CA certificates, where no request has failed since: a token
+    /// is not wasted on something that is no EST server.
+    proven: Option<EstUrl>,
 }
 
 /// What is left to be done after the adoption of an SVID.
@@ -114,6 +118,16 @@ impl EstState {
     /// Whether the configuration names the EST endpoint.
     pub(super) fn has_configured_url(&self) -> bool {
         self.url.is_some()
+    }
+
+    /// The last refusal of that token, by what is stored of it.
+    pub(super) fn token_refusal(&self) -> Option<LastError> {
+        let (refused, at) = self.used.refusals(self.token.as_ref()?)?;
+        let title = "The MIS has refused the enrollment token";
+        let detail =
+            format!("it was refused {refused} times, the last time at {at}. {}", sent_again(refused));
+        let report = Report::new(ProblemCode::TokenRefused, title, &detail);
+        Some(LastError { report, at, permanent: false })
     }
 
     /// Counts equal errors of the server at an enrollment, and adds a hint to the third.
@@ -200,9 +214,9 @@ impl Identity {
             }
             (Request::Enroll, EstAuthorizationConfig::Token { .. }) => {
                 let token = self.est.token.clone().ok_or_else(no_token)?;
-                if !self.est.is_proven {
+                if self.est.proven.as_ref() != Some(&endpoint.url) {
                     issuer.est_ca_certificates(&endpoint).await.map_err(|e| e.to_failure())?;
-                    self.est.is_proven = true;
+                    self.est.proven = Some(endpoint.url.clone());
                 }
                 self.store_est_request(&csr, Some((&token, choice))).await?;
                 let authorization = EstAuthorization::Token(token.clone());
@@ -323,16 +337,19 @@ impl Identity {
         token: &EnrollmentToken,
     ) -> Result<T, Failure> {
         let failure = match response {
-            Ok(issued) => return Ok(issued),
+            Ok(issued) => {
+                self.est.issued_with = Some(token.clone());
+                return Ok(issued);
+            }
             Err(e) => e.to_failure(),
         };
         if failure.kind != FailureKind::Pending {
-            self.est.is_proven = false;
+            self.est.proven = None;
         }
         if failure.kind != FailureKind::NotAuthenticated {
             return Err(failure);
         }
-        let refused = self.est.used.refused(token, random::bytes());
+        let refused = self.est.used.refused(token, random::bytes(), clock::now().wall);
         self.save_used_tokens().await;
         let (kind, consequence) = match MOST_REFUSALS.saturating_sub(refused) {
             0 => {
@@ -340,7 +357,7 @@ impl Identity {
                 let consequence = format!("It was refused {refused} times, and is not sent again");
                 (FailureKind::NoToken, consequence)
             }
-            left => (FailureKind::TokenRefused, format!("It is sent again, {left} times at most")),
+            _ => (FailureKind::TokenRefused, sent_again(refused)),
         };
         let report = Report { code: ProblemCode::TokenRefused.into(), ..failure.report };
         let report = report.with_hint(None::<&str>).with_consequence(&consequence);
@@ -367,8 +384,11 @@ impl Identity {
             .await
             .map_err(|e| NotAdopted::Kept(e.to_failure()))?;
         let leaf = issued.chain.leaf().clone();
+        // One that is only early has its chain from the moment on at which it becomes valid.
+        let begins = X509Svid::from_stored(issued.chain.clone()).map(|svid| svid.not_before());
+        let at = begins.map_or(clock::now().wall, |begins| begins.max(clock::now().wall));
         // A server may serve what takes a while to search.
-        match blocking(move || issuers.chain(&leaf, &bundle, clock::now().wall)).await {
+        match blocking(move || issuers.chain(&leaf, &bundle, at)).await {
             Ok(chain) => Ok(state::StoredIssuedChain { chain, lacks_issuers: false, ..issued }),
             // No other issuers would make it good, now at least: the leaf alone shows why.
             Err(why) if !why.may_change() => Ok(issued),
@@ -398,8 +418,10 @@ impl Identity {
     /// issued is removed after that: as long as it is there, a restart finishes this.
     pub(super) async fn forget_est_request(&mut self, is_renewal: bool) {
         let Enrollment::Est(est) = self.config.enroll.clone() else { return };
-        let token = self.est.request.token.take();
-        let used = token.as_ref().and_then(|token| EnrollmentToken::parse(token.as_bytes()).ok());
+        // Another token may have been handed over since the certificate was issued: that one is unused.
+        let stored = self.est.request.token.take().map(Zeroizing::new);
+        let stored = stored.and_then(|token| EnrollmentToken::parse(token.as_bytes()).ok());
+        let used = self.est.issued_with.take().or(stored);
         if let Some(token) = used.filter(|_| !is_renewal) {
             self.est.used.spent(&token, random::bytes());
             self.save_used_tokens().await;
@@ -408,6 +430,7 @@ impl Identity {
             }
         }
         (self.est.token, self.est.request) = (None, state::StoredEstRequest::default());
+        self.est.provisioned = None;
         let store = self.store.clone();
         if let Err(e) = blocking(move || store.remove::<state::StoredEstRequest>()).await {
             self.est.unwiped = Some(Wiping { is_renewal });
@@ -467,10 +490,10 @@ impl Identity {
         }
         let stored = self.est.stored_token();
         let Some(source) = source.cloned() else { return Ok(self.supply_token(stored)) };
-        let shown = source.shown();
-        let read = blocking(move || match source.file() {
+        let (shown, secret) = (source.shown(), source.clone());
+        let read = blocking(move || match secret.file() {
             Some(file) if !file.exists() => Ok(None),
-            _ => source.read().map(Some).map_err(|e| Reason::of(&e)),
+            _ => secret.read().map(Some).map_err(|e| Reason::of(&e)),
         });
         let unusable = |why: &Reason| {
             let detail = format!("{}: {}", Excerpt::of(&shown, MAX_PATH), why.what);
@@ -482,8 +505,19 @@ impl Identity {
             return Ok(self.supply_token(stored));
         };
         let token = EnrollmentToken::parse(&content).map_err(|e| unusable(&Reason::of(&e)))?;
-        match self.est.used.standing(&token) {
-            Standing::Usable => Ok(self.supply_token(Some(token))),
+        let standing = self.est.used.standing(&token);
+        self.est.provisioned = Some(token.clone()).filter(|_| standing != Standing::Spent);
+        match standing {
+            Standing::Usable => {
+                let supplied = self.supply_token(Some(token));
+                if !supplied.is_empty()
+                    && let Some(warning) = source.warning()
+                {
+                    tracing::warn!(identity = self.name.as_str(), "{warning}");
+                }
+                Ok(supplied)
+            }
+            Standing::Superseded => Ok(self.supply_token(stored)), // until there is another one in its place
             _ if stored.is_some() => Ok(self.supply_token(stored)),
             Standing::Spent if self.has_valid_svid() => {
                 // As it should be. The process before may have ended before it removed it.
@@ -528,7 +562,7 @@ impl Identity {
     /// Has tokens that were refused sent again: an operator says so.
     pub(super) fn forgive_tokens(&mut self) {
         self.est.is_used_changed |= self.est.used.forgive();
-        self.est.is_proven = false;
+        self.est.proven = None;
     }
 }
 
@@ -554,6 +588,11 @@ impl Executor {
         if identity.est.used.standing(&token) == Standing::Refused {
             identity.forgive_tokens(); // it is the operator's word that it is good
         }
+        // The one before it may lie in a file that is read again and again.
+        let before = identity.est.provisioned.as_ref().or(identity.est.token.as_ref());
+        if identity.est.used.supersede(before, &token, random::bytes()) {
+            identity.save_used_tokens().await;
+        }
         identity.est.token = None; // so that also the same one is news
         let supplied = identity.supply_token(Some(token));
         let detail = if identity.has_valid_svid() {
@@ -570,6 +609,11 @@ impl Executor {
 /// What to do where an SVID that was issued over EST is refused, if that is known.
 pub(super) fn hint_about(why: &SvidError) -> Option<&'static str> {
     matches!(why, SvidError::UriCount(0) | SvidError::NotASpiffeId { .. }).then_some(NO_SPIFFE_ID)
+}
+
+/// What becomes of a token that was refused so often.
+fn sent_again(refused: u32) -> String {
+    format!("It is sent again, {} times at most", MOST_REFUSALS.saturating_sub(refused))
 }
 
 fn no_token() -> Failure {

@@ -11,7 +11,7 @@ use super::reporting::Reporter;
 use super::trust_domain::TrustDomain;
 use crate::config::{Config, Enrollment};
 use crate::keys::Providers;
-use crate::lifecycle::{Action, Event, Lifecycle, Step};
+use crate::lifecycle::{Action, Event, Lifecycle, Step, Supplied};
 use crate::platform::{clock, random};
 use crate::problem::LastError;
 use crate::publish;
@@ -88,10 +88,24 @@ impl Executor {
     /// lifecycle has to know of the latter; `None` if it was not due.
     pub(super) async fn check_provisioning(&mut self, now: Now) -> Option<Vec<Event>> {
         let (transport, keys) = (self.trust_domain.issuer.transport(), &self.keys);
+        let certificate = |provisioning: &Provisioning, identity: &Identity| {
+            provisioning.est_credential_sha256(&identity.name)
+        };
+        let before: Vec<_> =
+            self.identities.iter().map(|identity| certificate(&self.provisioning, identity)).collect();
         if !self.provisioning.check(transport, keys, &self.lifecycle, now).await {
             return None;
         }
-        Some(self.read_operator_files().await)
+        // What was refused was refused for the certificate before it.
+        let is_another = |(identity, before): &(&Identity, Option<String>)| {
+            let now = certificate(&self.provisioning, identity);
+            now.is_some() && now != *before
+        };
+        let replaced = self.identities.iter().zip(before).filter(is_another);
+        let mut events: Vec<_> =
+            replaced.map(|(identity, _)| Event::Supplied(identity.index, Supplied::Certificate)).collect();
+        events.extend(self.read_operator_files().await);
+        Some(events)
     }
 
     /// The names of the identities that have an SVID, valid or not.

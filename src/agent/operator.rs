@@ -11,7 +11,7 @@ use super::executor::Executor;
 use super::identity::{Identity, proven};
 use super::persist::save;
 use super::reporting::cause;
-use crate::config::{Enrollment, IdentityConfig, Rotate};
+use crate::config::{Enrollment, EstAuthorizationConfig, IdentityConfig, Rotate};
 use crate::hint::Reason;
 use crate::keys::{self, ErrorKind, Key, KeyFloor, ProviderKind, Providers};
 use crate::lifecycle::{Event, IdentityIndex, KeyChoice, Supplied};
@@ -104,7 +104,12 @@ impl Executor {
         let files = self.identities.iter().flat_map(|identity| match &identity.config.enroll {
             Enrollment::Manual { svid_file } => [svid_file.clone(), None],
             Enrollment::Installed { svid_file, key } => [Some(svid_file.clone()), key.file()],
-            Enrollment::Est(est) => [est.token().and_then(Secret::file), None],
+            Enrollment::Est(est) => match &est.authorization {
+                EstAuthorizationConfig::Token { source, .. } => {
+                    [source.as_ref().and_then(Secret::file), None]
+                }
+                EstAuthorizationConfig::Certificate(certificate) => certificate.files(),
+            },
             Enrollment::FactoryCert | Enrollment::WfmBinding(_) => [None, None],
         });
         files.flatten().collect()

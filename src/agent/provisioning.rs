@@ -118,10 +118,8 @@ impl Provisioning {
     ) -> Self {
         let secret_of = |identity: &IdentityConfig| match &identity.enroll {
             Enrollment::Installed { key, .. } => Some(key.clone()),
-            Enrollment::Est(est) => {
-                let of_certificate = est.certificate().and_then(|certificate| certificate.key_auth.as_ref());
-                est.token().or(of_certificate).cloned()
-            }
+            // That of a token, which may come at any time, is looked at when it is read.
+            Enrollment::Est(est) => est.certificate()?.key_auth.clone(),
             _ => None,
         };
         let est = config.identities.iter().filter_map(|identity| {

@@ -195,6 +195,7 @@ fn identity_state(identity: &Identity, all: &[Identity], memory: IdentityMemory)
         pending_key: identity.pending_key.is_some(),
         issued_chain: identity.issued.is_some(),
         has_token: identity.est.has_token(),
+        token_refusal: identity.est.token_refusal(),
         token_key: identity.est.token_key(),
         memory,
     }

@@ -7,7 +7,8 @@ use super::identity::Identity;
 use super::persist::Records;
 use super::reporting::{Reporter, cause, hint};
 use crate::config::{self, Enrollment, Staleness, TrustDomainSource};
-use crate::issuer::{BootstrapMethod, BundleLocation, Discovery, Fetched, Issuer, IssuerError};
+use crate::hint::Hint as _;
+use crate::issuer::{BootstrapMethod, BundleLocation, Discovery, EstUrl, Fetched, Issuer, IssuerError};
 use crate::lifecycle::{BundleFacts, DiscoveryFacts, RuledOut, SvidTrust};
 use crate::platform::clock;
 use crate::problem::{ProblemCode, Report};
@@ -42,6 +43,8 @@ pub(super) struct TrustDomain {
     stored_fetched_at: Option<Timestamp>,
     /// The last time that the MIS has proven, as far as the lifecycle knows it.
     observed: Option<ProvenTime>,
+    /// The EST endpoint of the discovery document that was reported not to be in use.
+    passed_over_est: Option<EstUrl>,
 }
 
 /// A discovery document and its record.
@@ -90,6 +93,7 @@ impl TrustDomain {
             staleness,
             stored_fetched_at,
             observed: None,
+            passed_over_est: None,
         }
     }
 
@@ -132,7 +136,9 @@ impl TrustDomain {
                         CachedDiscovery { document, record: Some(record) }
                     }
                     (Fetched::NotModified, Some((document, _))) => {
-                        return Ok(discovery_facts(document, identities, false));
+                        let facts = discovery_facts(document, identities, false);
+                        self.report_passed_over_est(config, identities);
+                        return Ok(facts);
                     }
                     (Fetched::NotModified, None) => return Err(IssuerError::not_cached(url)),
                 }
@@ -169,7 +175,31 @@ impl TrustDomain {
         self.bundle = self.bundle.take().filter(|cached| cached.record.trust_domain == *domain);
         let facts = discovery_facts(&document, identities, changed);
         self.discovery = Some(CachedDiscovery { document, record });
+        self.report_passed_over_est(config, identities);
         Ok(facts)
+    }
+
+    /// Reports, once for each, an EST endpoint of the discovery document in whose place `mis.est_url`
+    /// is used (X15).
+    fn report_passed_over_est(&mut self, config: &config::MisConfig, identities: &[Identity]) {
+        let is_used = identities.iter().any(|identity| matches!(identity.config.enroll, Enrollment::Est(_)));
+        let configured = config.est_url.clone().filter(|_| is_used);
+        let configured = configured.and_then(|url| EstUrl::parse(url).ok());
+        let discovered = self.discovery.as_ref().and_then(|cached| cached.document.est());
+        let passed_over = configured.as_ref().and(discovered).filter(|url| configured.as_ref() != Some(url));
+        if self.passed_over_est.as_ref() == passed_over {
+            return;
+        }
+        let passed_over = passed_over.cloned();
+        if let (Some(in_use), Some(discovered)) = (&configured, &passed_over) {
+            tracing::warn!(
+                in_use = %Excerpt::of(in_use.as_url(), MAX_SOURCE),
+                discovered = %Excerpt::of(discovered.as_url(), MAX_SOURCE),
+                hint = "If the discovery document is right, remove est_url under [mis]",
+                "mis.est_url is used, which differs from estBaseUri of the discovery document"
+            );
+        }
+        self.passed_over_est = passed_over;
     }
 
     /// Fetches or revalidates the trust bundle, and holds the current SVIDs against it.
@@ -355,12 +385,19 @@ fn ruled_out(document: &Discovery, identity: &Identity) -> RuledOut {
         Enrollment::Manual { .. } | Enrollment::Installed { .. } => return RuledOut::default(),
         Enrollment::Est(ref est) => {
             let missing = || {
-                let why = format!(
-                    "its estBaseUri is missing, which the identity \"{}\" needs (enroll = \"est\")",
-                    identity.name
-                );
-                let title = "The MIS issues nothing over EST";
-                Report::new(ProblemCode::UnsupportedByMis, title, &why).with_hint(Some(NO_EST))
+                let needs = format!("which the identity \"{}\" needs (enroll = \"est\")", identity.name);
+                match document.refused_est() {
+                    Some(refused) => {
+                        let title = "The EST endpoint of the discovery document is not used";
+                        let why = format!("{refused}. It is the one {needs}");
+                        Report::new(ProblemCode::UnsupportedByMis, title, &why).with_hint(refused.hint())
+                    }
+                    None => {
+                        let title = "The MIS issues nothing over EST";
+                        let why = format!("its estBaseUri is missing, {needs}");
+                        Report::new(ProblemCode::UnsupportedByMis, title, &why).with_hint(Some(NO_EST))
+                    }
+                }
             };
             let report = identity.est.endpoint(est, Some(document)).is_none().then(missing);
             return RuledOut { enrollment: report.clone(), renewal: report };

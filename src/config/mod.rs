@@ -297,6 +297,21 @@ pub struct BootstrapConfig {
     pub key_auth: Option<Secret>,
 }
 
+impl BootstrapConfig {
+    /// The files of certificate and key, where they are in files.
+    pub fn files(&self) -> [Option<PathBuf>; 2] {
+        let certificate = match &self.certificate {
+            FactoryCertificateLocation::File(file) => Some(file.clone()),
+            FactoryCertificateLocation::TpmNv(_) => None,
+        };
+        let key = match &self.key {
+            FactoryKeyLocation::File(file) => Some(file.clone()),
+            FactoryKeyLocation::TpmHandle(_) => None,
+        };
+        [certificate, key]
+    }
+}
+
 /// `bootstrap.cert_file` or `bootstrap.cert`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FactoryCertificateLocation {

@@ -131,7 +131,11 @@ impl Identity {
         let IdentityMemory { retry_after, error, admission_pending, replace_lost_key } = memory;
         let delay = retry_after.map_or(Duration::ZERO, |until| now.boot.until(until));
         let backoff = policy.identity_backoff(restored.svid.as_ref(), now.wall.after(delay));
-        let gate = RetryGate::restored(retry_after, backoff, now, jitter).with_error(error);
+        let mut gate = RetryGate::restored(retry_after, backoff, now, jitter).with_error(error);
+        let can_renew = restored.svid.as_ref().is_some_and(|svid| now.wall <= svid.not_after);
+        if let Some(refusal) = restored.token_refusal.filter(|_| restored.has_token && !can_renew) {
+            gate = gate.after_token_refusal(refusal, now, jitter);
+        }
         let svid = restored.svid.map(|facts| {
             // A moment that passed while the device was off means: now (R2). That at which an operator
             // is asked follows from the lifetime, whatever was stored.

@@ -117,6 +117,14 @@ impl RetryGate {
         Self { opens_at: Some(until.after(spread.mul_f64(jitter()))), retry_after, ..Self::default() }
     }
 
+    /// Restores the delay after the refusal of a token, as much of it as is left.
+    pub(super) fn after_token_refusal(mut self, refusal: LastError, now: Now, jitter: Jitter<'_>) -> Self {
+        let left = token_refused_delay(jitter).saturating_sub(refusal.at.until(now.wall));
+        self.opens_at = self.opens_at.max(Some(now.boot.after(left)));
+        self.last_error = Some(LastError { permanent: false, ..refusal });
+        self
+    }
+
     /// Adds the error that the restored delay follows.
     pub(super) fn with_error(mut self, error: Option<LastError>) -> Self {
         self.last_error = error.map(|error| LastError { permanent: false, ..error });
@@ -215,9 +223,7 @@ impl RetryGate {
             (FailureKind::RefusedForNow, least) => {
                 policy.refused_for_now.mul_f64(1.0 - jitter() / 4.0).max(least.unwrap_or_default())
             }
-            (FailureKind::TokenRefused, least) => {
-                TOKEN_REFUSED.mul_f64(1.0 - jitter() / 2.0).max(least.unwrap_or_default())
-            }
+            (FailureKind::TokenRefused, least) => token_refused_delay(jitter).max(least.unwrap_or_default()),
             // The pace of the MIS, for as long as it takes; "at once" is no pace to keep for days.
             (FailureKind::Pending, Some(delay)) if !delay.is_zero() => {
                 delay + backoff.base.max(delay / 4).mul_f64(jitter())
@@ -296,6 +302,10 @@ impl RetryGate {
         self.refused_for_now = failure.kind == FailureKind::RefusedForNow;
         self.last_error = Some(LastError { report: failure.report, at: now.wall, permanent });
     }
+}
+
+fn token_refused_delay(jitter: Jitter<'_>) -> Duration {
+    TOKEN_REFUSED.mul_f64(1.0 - jitter() / 2.0)
 }
 
 /// Minimum interval between two openings of gates by commands or clock jumps.

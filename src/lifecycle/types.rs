@@ -163,6 +163,8 @@ pub enum Supplied {
     Chain,
     /// A token that may be used, in place of the one before it.
     Token,
+    /// A certificate that authorizes enrollments, in place of the one before it.
+    Certificate,
 }
 
 /// The outcome of an [`IdentityAction`].
@@ -322,6 +324,8 @@ pub struct RestoredIdentity {
     pub issued_chain: bool,
     /// Whether there is a token that may be used (X31).
     pub has_token: bool,
+    /// The last refusal of that token. It is not sent sooner for the restart.
+    pub token_refusal: Option<LastError>,
     /// The key that this token was sent with, if it was.
     pub token_key: Option<KeyChoice>,
     /// Retry-After delay and permissions.

@@ -220,6 +220,7 @@ impl Identity {
         match supplied {
             Supplied::Key | Supplied::Chain => self.is_by_operator(),
             Supplied::Token => self.policy.issuance == Issuance::WithToken,
+            Supplied::Certificate => self.policy.issuance == Issuance::Requested,
         }
     }
 
@@ -234,6 +235,10 @@ impl Identity {
                 }
                 // It is the operator's word that this device is to have the identity (X70).
                 self.replace_lost_key |= self.key_is_lost();
+            }
+            Supplied::Certificate => {
+                self.blocked.set(Request::Enroll, None);
+                self.gate.open_from(now.boot, now);
             }
             Supplied::Key => self.pending_key = Some(PendingKey { refused: false }),
             Supplied::Chain => {

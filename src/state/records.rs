@@ -150,8 +150,14 @@ pub struct TokenRecord {
     pub sha256: String,
     /// How often the MIS has refused it.
     pub refused: u32,
+    /// When it did so last.
+    #[serde(default)]
+    pub refused_at: Option<Timestamp>,
     /// An SVID was issued for it.
     pub spent: bool,
+    /// An operator has handed over another one in its place.
+    #[serde(default)]
+    pub superseded: bool,
 }
 
 /// The last good discovery document.

@@ -371,7 +371,7 @@ fn device_with_guarded_key(world: &World, password: &str, said: &str) -> std::pa
 }
 
 /// A key with a password in the TPM, guarded against guessing, and its certificate.
-fn guarded_key(world: &World, password: &str) -> (std::path::PathBuf, &'static str) {
+pub(crate) fn guarded_key(world: &World, password: &str) -> (std::path::PathBuf, &'static str) {
     const HANDLE: &str = "0x81020000";
     let (tpm, file) = (&world.tpm, |name: &str| world.tpm.file(name).to_str().unwrap().to_owned());
     tpm.run("tpm2_createprimary", &["-Q", "-C", "o", "-G", "ecc", "-c", &file("parent")]);

@@ -202,6 +202,7 @@ impl Checker {
         let is_by_token = identity.policy.issuance == Issuance::WithToken;
         if identity.is_by_operator() || (is_by_token && what == Supplied::Token) {
             match what {
+                Supplied::Certificate => {}
                 Supplied::Token if !is_by_token => {}
                 Supplied::Token => {
                     (identity.has_token, identity.token_refusals, identity.token_key) = (true, 0, None);
@@ -304,6 +305,7 @@ impl Checker {
                     pending_key: identity.pending_key,
                     issued_chain: identity.issued.is_some(),
                     has_token: identity.has_token,
+                    token_refusal: None,
                     token_key: identity.token_key,
                     memory,
                 })

@@ -72,6 +72,7 @@ impl From<OnDisk> for Restored {
                 pending_key: disk.pending_key,
                 issued_chain: disk.issued_chain,
                 has_token: false,
+                token_refusal: None,
                 token_key: None,
                 memory: disk.memory.identities.into_iter().next().unwrap_or_default(),
             }],

@@ -5,7 +5,7 @@ use super::super::Request::{Enroll, Renew};
 use super::super::*;
 use super::device::Work::Request as Asks;
 use super::device::*;
-use crate::problem::ProblemCode;
+use crate::problem::{LastError, ProblemCode, Report};
 use miaf_client::api::State;
 
 const BY_TOKEN: IdentityPolicy = IdentityPolicy { rotate: Rotation::Never, issuance: Issuance::WithToken };
@@ -452,4 +452,56 @@ fn enrollment_is_not_held_any_more_once_its_token_is_refused() {
     device.handles(TOKEN);
     rests(&mut device);
     assert_eq!(device.state(), State::Enrolling);
+}
+
+#[test]
+fn certificate_that_is_replaced_is_tried_at_once() {
+    let mut device = Device::fresh();
+    let by_certificate = IdentityPolicy { rotate: Rotation::Never, issuance: Issuance::Requested };
+    restarted_under(&mut device, by_certificate, OnDisk { svid: None, ..an_identity() }, false);
+    device.handles(key_created());
+    device.handles(refused(FailureKind::NotAuthenticated));
+    rests(&mut device);
+    assert_eq!(device.in_flight, None);
+    let certificate = Event::Supplied(DEVICE, Supplied::Certificate);
+    assert_eq!(device.handles(certificate.clone()), Some(Asks(Enroll, Pending)));
+    // Retry-After is the MIS's word, whichever certificate.
+    device.handles(refusal(FailureKind::Transient, Some(600)));
+    rests(&mut device);
+    device.handles(certificate);
+    rests(&mut device);
+    assert!(device.waits_for(Asks(Enroll, Pending)) >= 10 * MINUTE);
+}
+
+#[test]
+fn restart_does_not_hasten_a_refused_token() {
+    let error = |at| {
+        let report = Report::new(ProblemCode::TokenRefused, "Refused", &"by a test");
+        Some(LastError { report, at, permanent: false })
+    };
+    let device_with = |token_refusal| {
+        let mut device = Device::fresh();
+        let mut restored = Restored::from(OnDisk { svid: None, pending_key: true, ..an_identity() });
+        let identity = &mut restored.identities[0];
+        (identity.policy, identity.has_token, identity.token_refusal) = (BY_TOKEN, true, token_refusal);
+        device.lifecycle = Lifecycle::new(policy(), restored, device.now, &mut || 0.5);
+        device.starts();
+        rests(&mut device);
+        device
+    };
+    // What is left of the delay is kept; a clock that was set back does not prolong it.
+    let just_now = device_with(error(START)).waits_for(Asks(Enroll, Pending));
+    assert!((15 * MINUTE..=30 * MINUTE).contains(&just_now), "{just_now:?}");
+    let ahead = device_with(error(START.after(DAY))).waits_for(Asks(Enroll, Pending));
+    assert!((15 * MINUTE..=30 * MINUTE).contains(&ahead), "{ahead:?}");
+    let long_ago = Timestamp::from_millis(START.as_millis() - 3_600_000);
+    assert_eq!(device_with(error(long_ago)).in_flight, Some(Asks(Enroll, Pending)));
+    // The error is shown, and another token, or an operator's word, ends the wait.
+    for event in [TOKEN, Event::Command(Command::Retry)] {
+        let mut device = device_with(error(START));
+        assert_eq!((device.in_flight, shown(&device)), (None, Some(ProblemCode::TokenRefused)));
+        device.handles(event);
+        rests(&mut device);
+        assert_eq!(device.in_flight, Some(Asks(Enroll, Pending)));
+    }
 }

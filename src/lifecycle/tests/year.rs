@@ -278,6 +278,7 @@ impl<'a> Year<'a> {
                     pending_key: identity.pending_key,
                     issued_chain: identity.issued,
                     has_token: false,
+                    token_refusal: None,
                     token_key: None,
                     memory: memory.identities.get(nth).cloned().unwrap_or_default(),
                 })

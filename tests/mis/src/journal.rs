@@ -81,6 +81,9 @@ pub struct Entry {
     pub conditional: Option<String>,
     /// SHA-256 (hexadecimal) of the SubjectPublicKeyInfo in the CSR, where a valid one was sent.
     pub csr_spki_sha256: Option<String>,
+    /// SHA-256 (hexadecimal) of the body, white space left out: the same CSR gives the same value in
+    /// each form of base64.
+    pub body_sha256: Option<String>,
     /// The status decided on. `None` while under way, and where the client went away or a fault
     /// cut the connection before the server had decided.
     pub status: Option<u16>,
@@ -120,6 +123,7 @@ impl Entry {
             client_spiffe_id: None,
             conditional: None,
             csr_spki_sha256: None,
+            body_sha256: None,
             authorization: false,
             client_leaf_sha256: None,
             violations: Vec::new(),

@@ -129,6 +129,11 @@ async fn exchange(
         _ => csr::peek(body),
     });
 
+    entry.body_sha256 = body.as_ref().ok().filter(|body| !body.is_empty()).map(|body| {
+        let content: Vec<u8> = body.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+        x509::hex(&x509::sha256(&content))
+    });
+
     let reply = if faults.cuts_before() {
         None
     } else {
