@@ -58,7 +58,6 @@ pub struct EstStatus {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::*;
     use crate::api::{IdentityStatus, KeyStatus};
 
     #[test]
