@@ -368,14 +368,19 @@ impl Identity {
     pub(super) async fn with_issuers(
         &self,
         issued: state::StoredIssuedChain,
+        key: &Arc<dyn Key>,
         bundle: Arc<Bundle>,
         bundle_is_fresh: bool,
         trust_domain: &TrustDomain,
     ) -> Result<state::StoredIssuedChain, NotAdopted> {
         let Enrollment::Est(est) = &self.config.enroll else { return Ok(issued) };
-        // A certificate that can be no SVID needs no issuers.
-        if X509Svid::from_stored(issued.chain.clone()).is_err() {
-            return Ok(issued);
+        // What is wrong with the certificate itself no issuer puts right: it is refused without any,
+        // and not kept for the day that there are some.
+        match self.validate(&issued, key, &bundle) {
+            Err(why) if !why.depends_on_bundle() && !matches!(why, SvidError::NotYetValid { .. }) => {
+                return Ok(issued);
+            }
+            _ => {}
         }
         let endpoint = self.est_endpoint(est, trust_domain).map_err(|e| NotAdopted::Kept(e.to_failure()))?;
         let issuers: CaCertificates = trust_domain

@@ -272,7 +272,7 @@ impl Identity {
         let key = self.key(choice).map_err(NotAdopted::Kept)?;
         let is_renewal = issued.renewal;
         let issued = if issued.lacks_issuers {
-            self.with_issuers(issued, cached.bundle.clone(), bundle_is_fresh, surroundings.trust_domain)
+            self.with_issuers(issued, &key, cached.bundle.clone(), bundle_is_fresh, surroundings.trust_domain)
                 .await?
         } else {
             issued
