@@ -377,9 +377,9 @@ impl Store {
     }
 
     /// Moves everything of this identity away, and returns where it is now: the identity is retired.
-    /// Nothing is deleted but an enrollment token (X43). The cached documents follow where it `leaves` the trust domain, in which no
-    /// other identity stays: its MIS may be another one next time (miaf-v0 B5). Retry-after delays
-    /// (miaf-v0 E8) and the key-encryption key stay where they are.
+    /// Nothing is deleted but an enrollment token (X43). The cached documents follow where it `leaves`
+    /// the trust domain, in which no other identity stays: its MIS may be another one next time
+    /// (miaf-v0 B5). Retry-after delays (miaf-v0 E8) and the key-encryption key stay where they are.
     ///
     /// It goes in one rename: a power cut leaves all of it or nothing. What follows is of no use
     /// without it.
@@ -560,7 +560,8 @@ mod tests {
         assert_eq!(store.identities().unwrap(), [name("wfm")]);
         assert_eq!(store.of(&name("wfm")).load().unwrap(), Some(pending()));
         assert!(store.of(&name("device")).load::<StoredPendingKey>().unwrap().is_none());
-        let request = StoredEstRequest { token: Some("line-7:secret".into()), ..Default::default() };
+        let request =
+            StoredEstRequest { csr: None, token: Some("line-7:secret".into()), token_for_pending_key: None };
         store.of(&name("wfm")).save(&request).unwrap();
         // With the last one the documents go.
         let retired = store.of(&name("wfm")).retire(true).unwrap();
