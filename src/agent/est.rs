@@ -274,11 +274,7 @@ impl Identity {
                     CsrContent::Named { common_name: common_name.as_deref(), spiffe_id: spiffe_id.as_ref() }
                 }
             };
-            let info = csr::request_info(key.as_ref(), &content)?;
-            match sent.filter(|sent| csr::info_of(sent) == Some(&info[..])) {
-                Some(sent) => Ok(sent),
-                None => csr::sign_request(key.as_ref(), &info),
-            }
+            csr::repeat_request(key.as_ref(), &content, sent)
         });
         match made.await {
             Ok(csr) => Ok(CertificateRequest(csr)),
