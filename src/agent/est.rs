@@ -281,7 +281,7 @@ impl Identity {
             Err(e) if choice == KeyChoice::Pending && e.kind() == ErrorKind::KeyUnusable => {
                 Err(self.give_up_pending_key(&e, keys).await)
             }
-            Err(e) if choice == KeyChoice::Current => Err(current_key_failure(&e, None)),
+            Err(e) if choice == KeyChoice::Current => Err(current_key_failure(&e, self.lost_key_hint())),
             Err(e) => Err(key_failure(&e)),
         }
     }
