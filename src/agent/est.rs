@@ -460,7 +460,7 @@ impl Identity {
         let Some(source) = source.cloned() else { return Ok(self.supply_token(stored)) };
         let shown = source.shown();
         let read = blocking(move || match source.file() {
-            Some(file) if !file.exists() => Ok(None),
+            Some(file) if matches!(file.try_exists(), Ok(false)) => Ok(None), // else it says why
             _ => source.read().map(Some).map_err(|e| Reason::of(&e)),
         });
         let unusable = |why: &Reason| {
