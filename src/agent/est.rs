@@ -293,18 +293,14 @@ impl Identity {
                     CsrContent::Named { common_name: common_name.as_deref(), spiffe_id: spiffe_id.as_ref() }
                 }
             };
-            let info = csr::request_info(key.as_ref(), &content)?;
-            match sent.filter(|sent| csr::info_of(sent) == Some(&info[..])) {
-                Some(sent) => Ok(sent),
-                None => csr::sign_request(key.as_ref(), &info),
-            }
+            csr::repeat_request(key.as_ref(), &content, sent)
         });
         match made.await {
             Ok(csr) => Ok(CertificateRequest(csr)),
             Err(e) if choice == KeyChoice::Pending && e.kind() == ErrorKind::KeyUnusable => {
                 Err(self.give_up_pending_key(&e, keys).await)
             }
-            Err(e) if choice == KeyChoice::Current => Err(current_key_failure(&e, None)),
+            Err(e) if choice == KeyChoice::Current => Err(current_key_failure(&e, self.lost_key_hint())),
             Err(e) => Err(key_failure(&e)),
         }
     }
@@ -497,7 +493,7 @@ impl Identity {
         let Some(source) = source.cloned() else { return Ok(self.supply_token(stored)) };
         let (shown, secret) = (source.shown(), source.clone());
         let read = blocking(move || match secret.file() {
-            Some(file) if !file.exists() => Ok(None),
+            Some(file) if matches!(file.try_exists(), Ok(false)) => Ok(None), // else it says why
             _ => secret.read().map(Some).map_err(|e| Reason::of(&e)),
         });
         let unusable = |why: &Reason| {

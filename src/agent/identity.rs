@@ -21,7 +21,7 @@ use crate::lifecycle::{
     NotAdopted, Request, SvidFacts,
 };
 use crate::platform::{clock, random};
-use crate::problem::{LastError, ProblemCode, Report};
+use crate::problem::{LastError, ProblemCode, Report, remedy};
 use crate::publish;
 use crate::publish::files::Publisher;
 use crate::state::{self, Store};
@@ -225,9 +225,19 @@ impl Identity {
 
     async fn prove_key(&self) -> Result<(), Failure> {
         let key = self.key(KeyChoice::Current)?;
-        let enroll = &self.config.enroll;
-        let hint = || enroll.is_by_operator().then(|| operator_hint(&self.name, Some(enroll)));
-        proven(&key).await.map_err(|e| current_key_failure(&e, hint()))
+        proven(&key).await.map_err(|e| current_key_failure(&e, self.lost_key_hint()))
+    }
+
+    /// What an operator has to do when the current key is lost. `None`: the agent enrolls by itself
+    /// once the SVID has expired.
+    pub(super) fn lost_key_hint(&self) -> Option<String> {
+        match &self.config.enroll {
+            enroll if enroll.is_by_operator() => Some(operator_hint(&self.name, Some(enroll))),
+            Enrollment::Est(est) if est.certificate().is_none() => {
+                remedy(ProblemCode::TokenNeeded).map(str::to_owned) // it permits another key (X70)
+            }
+            _ => None,
+        }
     }
 
     /// Quarantines a pending key that this TPM does not know. An SVID for it would be of no use. In its

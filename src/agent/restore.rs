@@ -15,7 +15,7 @@ use super::removed::RemovedIdentity;
 use super::reporting::{Reporter, cause, hint};
 use super::retry_after::{self, StoredRetryAfter};
 use super::trust_domain::{CachedBundle, CachedDiscovery, TrustDomain, discovery_facts};
-use crate::config::{Config, Enrollment, IdentityConfig, Rotate, TrustDomainSource};
+use crate::config::{Config, Enrollment, EstConfig, IdentityConfig, Rotate, TrustDomainSource};
 use crate::hint::Hint as _;
 use crate::issuer::{Discovery, Issuer, Protocol};
 use crate::keys::{Key, KeyError, KeyFloor, Providers};
@@ -247,8 +247,8 @@ fn restore_identity(
     let stored_renew_at: Option<Timestamp> = record.and_then(|record| record.renew_at);
     let est_url = config.mis.as_ref().and_then(|mis| mis.est_url.as_ref());
     let est = match &identity_config.enroll {
-        Enrollment::Est(_) => {
-            let (request, used) = (store.load()?.unwrap_or_default(), store.load()?.unwrap_or_default());
+        Enrollment::Est(est) => {
+            let (request, used) = (load_est_request(store, est)?, store.load()?.unwrap_or_default());
             EstState::restored(est_url, request, used, adopted.map(|adopted| adopted.renewal))
         }
         _ => {
@@ -397,6 +397,17 @@ fn read_bundle(
     Some(CachedBundle { bundle: Arc::new(bundle), record })
 }
 
+/// What an enrollment or renewal over EST repeats. A token of the time before a certificate was
+/// configured is wiped with it (X43): that form sends none.
+fn load_est_request(store: &Store, est: &EstConfig) -> Result<state::StoredEstRequest, StoreError> {
+    let request: state::StoredEstRequest = store.load()?.unwrap_or_default();
+    if est.certificate().is_some() && request.token.is_some() {
+        forget::<state::StoredEstRequest>(store);
+        return Ok(state::StoredEstRequest::default());
+    }
+    Ok(request)
+}
+
 /// What an interrupted process left.
 struct Unfinished {
     pending_key: Option<Arc<dyn Key>>,
@@ -447,4 +458,38 @@ fn load_unfinished(
         issued = None;
     }
     Ok(Unfinished { pending_key: pending, issued, adopted })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn token_is_wiped_once_a_certificate_takes_its_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path()).of(&IdentityName::parse("line").unwrap());
+        let est = |lines: &str| {
+            let text = format!(
+                "[mis]\ndiscovery_url = \"https://mis.example/d\"\nest_url = \"https://mis.example/est\"\n\
+                 [mis.trust]\nsystem_roots = true\n\
+                 [[identity]]\nname = \"line\"\nenroll = \"est\"\n[identity.est]\n{lines}"
+            );
+            let config = Config::parse(&text, std::path::Path::new("/etc/miaf-agent/config.toml"), None);
+            match config.unwrap().identities.remove(0).enroll {
+                Enrollment::Est(est) => est,
+                other => panic!("{other:?}"),
+            }
+        };
+        let request = state::StoredEstRequest {
+            csr: Some("AA==".into()),
+            token: Some("line-7:secret".into()),
+            token_for_pending_key: Some(true),
+        };
+        store.save(&request).unwrap();
+        let by_token = est("token = \"file:/etc/token\"\n");
+        assert_eq!(load_est_request(&store, &by_token).unwrap(), request);
+        let by_certificate = est("cert_file = \"/etc/cert.pem\"\nkey = \"file:/etc/key.pem\"\n");
+        assert!(load_est_request(&store, &by_certificate).unwrap().token.is_none());
+        assert_eq!(store.load::<state::StoredEstRequest>().unwrap(), None);
+    }
 }

@@ -434,9 +434,9 @@ impl Discovery {
     }
 
     /// Refuses an EST server at another origin than the document's, which `url` is the URL of: for a
-    /// document that only a public trust store authenticates (X18). The rest of it stays in use: the operator
-    /// may give the URL directly. Returns the text of the document without it, to be stored: `None`
-    /// if there is nothing to refuse.
+    /// document that only a public trust store authenticates (X18). The rest of it stays in use: the
+    /// operator may give the URL directly. Returns the text of the document without it, to be stored:
+    /// `None` if there is nothing to refuse.
     pub fn refuse_est_elsewhere(&mut self, url: &Url, body: &str) -> Option<String> {
         let est = self.est.take_if(|est| same_origin(EST_BASE_URI, est.as_url(), url).is_err())?;
         self.refused_est = same_origin(EST_BASE_URI, est.as_url(), url).err();

@@ -127,6 +127,22 @@ pub fn sign_request(key: &dyn Key, info: &[u8]) -> Result<Vec<u8>, KeyError> {
     Ok(wrap(SEQUENCE, &[info, &algorithm, &bits].concat()))
 }
 
+/// Returns the request that was sent before, if it is for this key and says the same, or a new one
+/// (miaf-est X48). The key signs in either case: one that is lost is noticed before an SVID is issued
+/// for it.
+///
+/// # Errors
+/// As [`request_info`] and [`sign_request`].
+pub fn repeat_request(
+    key: &dyn Key,
+    content: &CsrContent<'_>,
+    sent: Option<Vec<u8>>,
+) -> Result<Vec<u8>, KeyError> {
+    let info = request_info(key, content)?;
+    let signed = sign_request(key, &info)?;
+    Ok(sent.filter(|sent| info_of(sent) == Some(&info[..])).unwrap_or(signed))
+}
+
 /// The content of a request in DER, as it was signed. `None`: it is no request.
 pub fn info_of(csr: &[u8]) -> Option<&[u8]> {
     let mut outer = csr;
@@ -185,6 +201,8 @@ impl rcgen::SigningKey for Subject<'_> {
 mod tests {
     use super::*;
     use crate::keys::software::Software;
+    use crate::keys::{KeyFile, ProviderKind, PublicKey};
+    use miaf_client::api::Protection;
     use rcgen::{CustomExtension, KeyPair};
     use x509_parser::extensions::ParsedExtension;
     use x509_parser::prelude::{FromDer as _, X509CertificationRequest};
@@ -296,6 +314,46 @@ mod tests {
         let broken = CertificateDer::from_slice(&[0x30, 3, 2, 1, 0]);
         let error = request_info(&key, &CsrContent::Renewal(&broken)).unwrap_err();
         assert!(matches!(error, KeyError::Internal(_)), "{error:?}");
+    }
+
+    /// A key that a TPM has forgotten: what is public of it is known still.
+    #[derive(Debug)]
+    struct Lost<K>(K);
+
+    impl<K: Key> Key for Lost<K> {
+        fn public_key(&self) -> &PublicKey {
+            self.0.public_key()
+        }
+        fn sign_digest(&self, _digest: &[u8; 32]) -> Result<Vec<u8>, KeyError> {
+            Err(KeyError::Internal("lost".into()))
+        }
+        fn protection(&self) -> Protection {
+            self.0.protection()
+        }
+        fn provider(&self) -> ProviderKind {
+            self.0.provider()
+        }
+        fn to_pem(&self) -> Result<String, KeyError> {
+            self.0.to_pem()
+        }
+        fn to_key_file(&self) -> Result<KeyFile, KeyError> {
+            self.0.to_key_file()
+        }
+    }
+
+    #[test]
+    fn csr_is_repeated_as_long_as_its_key_works() {
+        let (_directory, key) = key();
+        let sent = request(&key, &CsrContent::Empty);
+        let repeat =
+            |key: &dyn Key, content: &CsrContent<'_>| repeat_request(key, content, Some(sent.clone()));
+        assert_eq!(repeat(&key, &CsrContent::Empty).unwrap(), sent);
+        let named = CsrContent::Named { common_name: Some("line-7"), spiffe_id: None };
+        assert_ne!(repeat(&key, &named).unwrap(), sent);
+        let other = self::key();
+        assert_ne!(repeat(&other.1, &CsrContent::Empty).unwrap(), sent);
+        let lost = repeat(&Lost(key), &CsrContent::Empty);
+        assert!(matches!(lost, Err(KeyError::Internal(_))), "{lost:?}");
     }
 
     #[test]

@@ -49,7 +49,8 @@ impl Rotation {
             Self::Never => false,
             Self::Always => true,
             Self::AfterRenewals(most) => key.renewals >= most,
-            // Of which the age is not known, it is the age of the oldest record that could tell.
+            // A record without the age is one of an earlier version: the key is replaced, and the age
+            // of the next one is known.
             Self::AfterAge(age) => key.since.is_none_or(|since| since.until(now) >= age),
         }
     }

@@ -377,9 +377,9 @@ impl Store {
     }
 
     /// Moves everything of this identity away, and returns where it is now: the identity is retired.
-    /// Nothing is deleted but an enrollment token (X43). The cached documents follow where it `leaves` the trust domain, in which no
-    /// other identity stays: its MIS may be another one next time (miaf-v0 B5). Retry-after delays
-    /// (miaf-v0 E8) and the key-encryption key stay where they are.
+    /// Nothing is deleted but an enrollment token (X43). The cached documents follow where it `leaves`
+    /// the trust domain, in which no other identity stays: its MIS may be another one next time
+    /// (miaf-v0 B5). Retry-after delays (miaf-v0 E8) and the key-encryption key stay where they are.
     ///
     /// It goes in one rename: a power cut leaves all of it or nothing. What follows is of no use
     /// without it.

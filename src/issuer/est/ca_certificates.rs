@@ -27,7 +27,8 @@ impl CaCertificates {
 
     /// Assembles the chain of an issued certificate: itself, then the certificates between it and an
     /// anchor of the bundle, which is left out. The result does not depend on their order in the
-    /// response. The search is bounded, and takes seconds at the worst. The leaf is not validated: that is [`svid::validate`](miaf_spiffe::svid::validate).
+    /// response. The search is bounded, and takes seconds at the worst. The leaf is not validated: that
+    /// is [`svid::validate`](miaf_spiffe::svid::validate).
     ///
     /// # Errors
     /// [`NoPath`]: none of them leads to an anchor at `now`.

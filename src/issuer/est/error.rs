@@ -174,8 +174,13 @@ impl EstError {
                 let code = refusal_code(response.status, self.failure_kind());
                 return response_report(response, code, self.meaning(*sign)).with_hint(self.hint());
             }
-            Cause::Pending { .. } => (P::PendingAdmission, "The MIS has yet to approve the request"),
-            Cause::NotEst { .. } => (P::MalformedResponse, "The response is not one of an EST server"),
+            Cause::Pending { .. } if self.request.issues() => match self.request {
+                R::Renew { .. } => (P::PendingAdmission, "The EST server has yet to process the renewal"),
+                _ => (P::PendingAdmission, "The MIS has yet to approve the request"),
+            },
+            Cause::Pending { .. } | Cause::NotEst { .. } => {
+                (P::MalformedResponse, "The response is not one of an EST server")
+            }
             Cause::Unusable { .. } => (P::MalformedResponse, "The EST server's response cannot be used"),
             Cause::Transport(E::ClientCertificateNotSent { .. }) => match self.request {
                 R::Renew { .. } => (P::UnsupportedByMis, "The MIS takes no SVID for a renewal"),
@@ -277,7 +282,8 @@ impl Hint for EstError {
         let hint: Cow<'_, str> = match &self.cause {
             Cause::Response { response, sign } => return self.refusal_hint(response.status, *sign).map(Cow::Borrowed),
             Cause::Pending { .. } => match self.request {
-                R::Renew { .. } | R::CaCertificates => {
+                R::CaCertificates => URL_HINT.into(),
+                R::Renew { .. } => {
                     "If it lasts, ask the operator of the MIS why: nobody needs to approve this request".into()
                 }
                 _ => "Have the operator of the MIS approve the enrollment; the agent repeats its request by itself".into(),

@@ -94,7 +94,8 @@ impl Form {
     }
 }
 
-/// The form that each EST endpoint accepted last, by its URL. It is kept in memory: a restart costs one `400`.
+/// The form that each EST endpoint accepted last, by its URL. It is kept in memory: a restart costs
+/// one `400`.
 #[derive(Debug, Default)]
 pub(super) struct Forms(Mutex<HashMap<Url, Form>>);
 
@@ -238,8 +239,8 @@ impl Exchange<'_> {
             Err(why) => return Err(self.error(Cause::Transport(why))),
         };
         // What the body is says more than its label, where neither is right.
-        let decoded = pkcs7::decode(&body);
-        media_type.and(decoded).map_err(|why| self.unusable(url, Unusable::Body(why)))
+        let decoded = pkcs7::decode(&body).and_then(|message| media_type.map(|()| message));
+        decoded.map_err(|why| self.unusable(url, Unusable::Body(why)))
     }
 
     fn unusable(&self, url: &Url, why: Unusable) -> EstError {
