@@ -210,9 +210,14 @@ impl Identity {
         policy.identity_backoff(self.svid.as_ref().map(|svid| &svid.facts), at).backoff
     }
 
+    /// The moment from which on an operator may have gates opened.
+    pub(super) fn next_opening(&mut self, now: Now) -> BootTime {
+        self.opening.next(now)
+    }
+
     /// Opens what is closed after a failure. Returns from when on.
     pub(super) fn open_gates(&mut self, now: Now) -> BootTime {
-        let from = self.opening.next(now);
+        let from = self.next_opening(now);
         for gate in [&mut self.gate, &mut self.key_gate] {
             gate.open_from(from, now);
         }

@@ -308,11 +308,11 @@ fn token_refused_delay(jitter: Jitter<'_>) -> Duration {
     TOKEN_REFUSED.mul_f64(1.0 - jitter() / 2.0)
 }
 
-/// Minimum interval between two openings of gates by commands or clock jumps.
+/// Minimum interval between two openings of gates by commands, tokens or clock jumps.
 const MIN_BETWEEN_OPENINGS: Duration = Duration::from_secs(5);
 
-/// Rate limit of openings by commands and clock jumps: requests do not follow the pace of a script,
-/// or of a clock that is set every second.
+/// Rate limit of openings by commands, tokens and clock jumps: requests do not follow the pace of a
+/// script, or of a clock that is set every second.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct OpeningLimit {
     last: Option<BootTime>,

@@ -229,7 +229,10 @@ impl Identity {
             Supplied::Token => {
                 (self.has_token, self.token_key, self.token_error) = (true, None, None);
                 self.blocked.set(Request::Enroll, None);
-                self.gate.open_from(now.boot, now); // what was refused was refused for the one before it
+                // What was refused was refused for the one before it. A script that brings one after the
+                // other does not set the pace.
+                let from = self.next_opening(now);
+                self.gate.open_from(from, now);
                 if let Some(chain) = &mut self.issued {
                     chain.another_token = true;
                 }

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use zeroize::Zeroizing;
 
 use crate::hint::Hint;
-use miaf_spiffe::digest::sha256;
+use miaf_spiffe::digest::{Hex, sha256};
 
 /// What is shown in place of the token.
 const REMOVED: &str = "[token removed]";
@@ -95,10 +95,24 @@ impl EnrollmentToken {
                 text.bytes().filter(u8::is_ascii_alphanumeric).map(|b| b.to_ascii_lowercase()).collect(),
             )
         };
+        let has_part = |shown: &[u8], sought: &[u8], telling: usize| {
+            let parts: HashSet<&[u8]> = sought.windows(telling).collect();
+            shown.windows(telling).any(|there| parts.contains(there))
+        };
         let shown = squeezed(&text);
-        let parts: HashSet<&[u8]> = shown.windows(TELLING).collect();
-        let is_told = |sought: &str| squeezed(sought).windows(TELLING).any(|part| parts.contains(part));
-        if [secret, encodings[0], encodings[1]].into_iter().any(is_told) { WITHHELD.into() } else { text }
+        let is_told = |sought: &str| has_part(&shown, &squeezed(sought), TELLING);
+        // As numbers: a hex dump, or the escapes of JSON, URLs and HTML.
+        let digits = Zeroizing::new(text.replace("\\u00", "").replace("\\x", "").replace("&#x", ""));
+        let is_dumped = |sought: &str| {
+            let sought = Zeroizing::new(Hex(sought.as_bytes()).to_string());
+            has_part(&squeezed(&digits), sought.as_bytes(), 2 * TELLING)
+        };
+        let sought = [secret, encodings[0], encodings[1]];
+        if sought.into_iter().any(|sought| is_told(sought) || is_dumped(sought)) {
+            WITHHELD.into()
+        } else {
+            text
+        }
     }
 }
 
@@ -213,6 +227,7 @@ mod tests {
         let token = token("dev-7:Zx9-kQ2_vB7mNw4tYr81");
         let base64 = token.authorization().strip_prefix("Basic ").unwrap().to_owned();
         let url_encoded = base64.replace('=', "%3D");
+        let escaped = |of: fn(u8) -> String| token.expose().bytes().map(of).collect::<String>();
         for (text, want) in [
             ("bad credentials for dev-7", "bad credentials for dev-7".to_owned()),
             ("got dev-7:Zx9-kQ2_vB7mNw4tYr81, no", format!("got {REMOVED}, no")),
@@ -224,6 +239,11 @@ mod tests {
             ("got ZX9-KQ2_VB7MNW4TYR81", WITHHELD.to_owned()),
             ("got Zx9%2DkQ2%5FvB7mNw4tYr81", WITHHELD.to_owned()),
             (&base64[..16], WITHHELD.to_owned()),
+            (&escaped(|byte| format!("\\u{byte:04x}")), WITHHELD.to_owned()),
+            (&escaped(|byte| format!("\\u{byte:04X}")), WITHHELD.to_owned()),
+            (&escaped(|byte| format!("%{byte:02X}")), WITHHELD.to_owned()),
+            (&escaped(|byte| format!("&#x{byte:x};")), WITHHELD.to_owned()),
+            (&escaped(|byte| format!("{byte:02x} ")), WITHHELD.to_owned()),
             ("", String::new()),
         ] {
             let shown = token.removed_from(text);

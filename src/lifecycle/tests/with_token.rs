@@ -114,6 +114,27 @@ fn token_that_comes_meanwhile_ends_the_wait_for_the_one_before() {
 }
 
 #[test]
+fn tokens_of_a_script_are_not_sent_at_its_pace() {
+    let mut device = new_device(true);
+    device.handles(key_created());
+    let begin = device.now.boot;
+    let mut requests = 0;
+    // Each is refused within a millisecond, and then there is another one.
+    for _ in 0..600 {
+        if device.in_flight == Some(Asks(Enroll, Pending)) {
+            requests += 1;
+            device.passes(MILLISECOND);
+            device.handles(refused(FailureKind::TokenRefused));
+        }
+        device.handles(TOKEN);
+        device.passes(secs(1) / 10);
+        rests(&mut device);
+    }
+    assert!(begin.until(device.now.boot) <= 2 * MINUTE);
+    assert!((2..=14).contains(&requests), "{requests} in a minute");
+}
+
+#[test]
 fn held_enrollment_is_asked_for_until_it_is_decided() {
     for retry_after in [None, Some(300)] {
         let mut device = new_device(true);
