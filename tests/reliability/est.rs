@@ -190,8 +190,10 @@ impl Subject {
         let refused = seen.iter().find(|entry| entry.status.is_some_and(|status| status != 200));
         assert!(refused.is_none(), "{refused:#?}\n{}", log());
         assert!(self.world.mis.est().violations().is_empty());
-        let published = Published::read(&self.world.device.path(&format!("state/svid/{NAME}")));
-        published.expect("it is published").belongs_together().unwrap();
+        let published = || Published::read(&self.world.device.path(&format!("state/svid/{NAME}")));
+        let serial = self.status()["svid"]["serial"].clone();
+        wait("it is published", || published().is_some_and(|published| serial == published.serial()));
+        published().expect("it is published").belongs_together().unwrap_or_else(|why| panic!("{why}"));
         wait("nothing of the token is left", || self.traces_of_the_token().is_empty());
         let names = |directory: &Path| {
             let entries = fs::read_dir(directory).into_iter().flatten();
