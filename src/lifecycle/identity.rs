@@ -86,7 +86,8 @@ pub(super) struct PendingKey {
 pub(super) struct IssuedChain {
     pub(super) not_before: Option<Timestamp>,
     pub(super) bundle: BundleForChain,
-    /// An issuer of it had expired when it was validated: another is requested from this moment on.
+    /// Nothing led from it to an anchor, or an issuer of it had expired, when it was validated: another
+    /// is requested from this moment on.
     pub(super) request_again_at: Option<BootTime>,
     /// It has signed the request, unless that was before a restart.
     pub(super) key: CurrentKey,
@@ -149,7 +150,11 @@ impl Identity {
             started_at: now.wall,
             svid,
             pending_key: restored.pending_key.then_some(PendingKey { refused: false }),
-            issued: restored.issued_chain.then_some(IssuedChain::new(CurrentKey::Unproven)),
+            issued: restored.issued_chain.then_some(IssuedChain {
+                // One that was not sent yet was brought after the chain.
+                another_token: restored.has_token && restored.token_key.is_none(),
+                ..IssuedChain::new(CurrentKey::Unproven)
+            }),
             rotation_refused: false,
             reauthenticate: false,
             gate,

@@ -567,9 +567,17 @@ impl IdentityUpdate<'_> {
                 }
             }
             NotAdopted::NoPath(failure) => {
-                self.unusable_chain(failure, now, jitter);
+                let opens_at = |identity: &Identity| now.boot.after(identity.gate.opens_in(now));
+                // Refreshes come at their own pace, which must not keep the next request from being due,
+                // nor make it due sooner.
+                match self.identity.issued.as_ref().and_then(|chain| chain.request_again_at) {
+                    Some(_) => self.identity.gate.failed_as_before(failure, opens_at(self.identity), now),
+                    None => self.unusable_chain(failure, now, jitter),
+                }
+                let opens_at = opens_at(self.identity);
                 if let Some(chain) = &mut self.identity.issued {
                     chain.bundle = BundleForChain::RefreshWanted;
+                    chain.request_again_at = chain.request_again_at.or(Some(opens_at));
                 }
             }
             NotAdopted::Kept(failure) => {

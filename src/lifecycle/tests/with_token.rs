@@ -279,6 +279,48 @@ fn chain_without_a_path_is_kept_and_judged_at_each_refresh() {
 }
 
 #[test]
+fn chain_without_a_path_keeps_no_renewal_back() {
+    let no_path = || adoption(Err(NotAdopted::NoPath(failure(FailureKind::Slow, None))));
+    let mut device = enrolled();
+    device.waits_for(Asks(Renew, Current));
+    let done = device.lives_through(11 * DAY, |work| match work {
+        Work::Adopt { bundle_is_fresh: false } => adoption(Err(NotAdopted::UnknownIssuer)),
+        Work::Adopt { .. } => no_path(),
+        other => good(other),
+    });
+    assert!(done["adopt"] > 24 && done["request"] > 24, "{done:?}");
+    // What the refreshes find does not hasten a request that is refused.
+    let refused_renewals = device.lives_through(DAY, |work| match work {
+        Work::Adopt { bundle_is_fresh: false } => adoption(Err(NotAdopted::UnknownIssuer)),
+        Work::Adopt { .. } => no_path(),
+        Asks(..) => refused(FailureKind::Slow),
+        other => good(other),
+    });
+    assert!((24..=49).contains(&refused_renewals["request"]), "{refused_renewals:?}");
+}
+
+#[test]
+fn token_brought_after_a_chain_is_sent_after_a_restart() {
+    for (token_key, is_sent) in [(None, true), (Some(Pending), false)] {
+        let mut restored = Restored::from(OnDisk { svid: None, ..an_identity() });
+        let identity = &mut restored.identities[0];
+        (identity.policy, identity.has_token, identity.token_key) = (BY_TOKEN, true, token_key);
+        (identity.pending_key, identity.issued_chain) = (true, true);
+        let mut device = Device::fresh();
+        device.lifecycle = Lifecycle::new(policy(), restored, device.now, &mut || 0.5);
+        device.in_flight = None;
+        device.starts();
+        let done = device.lives_through(DAY, |work| match work {
+            Work::Adopt { bundle_is_fresh: false } => adoption(Err(NotAdopted::UnknownIssuer)),
+            Work::Adopt { .. } => adoption(Err(NotAdopted::NoPath(failure(FailureKind::Slow, None)))),
+            Asks(..) => refused(FailureKind::Slow),
+            other => good(other),
+        });
+        assert_eq!(done.contains_key("request"), is_sent, "{done:?}");
+    }
+}
+
+#[test]
 fn rotation_by_number_and_by_age() {
     let by_number = Rotation::AfterRenewals(2);
     let key = |renewals, since: Option<Timestamp>| KeyUse { renewals, since };
