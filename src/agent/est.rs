@@ -492,7 +492,8 @@ impl Identity {
         let Some(source) = source.cloned() else { return Ok(self.supply_token(stored)) };
         let (shown, secret) = (source.shown(), source.clone());
         let read = blocking(move || match secret.file() {
-            Some(file) if !file.exists() => Ok(None),
+            // Where it cannot be told whether it is there, the error of reading it says why.
+            Some(file) if matches!(file.try_exists(), Ok(false)) => Ok(None),
             _ => secret.read().map(Some).map_err(|e| Reason::of(&e)),
         });
         let unusable = |why: &Reason| {

@@ -1,0 +1,65 @@
+//! Enrollment over EST under pressure: an operator, a disk and a server that each do something
+//! unexpected between the request and the SVID. No token is lost by it, and the server is not asked
+//! more than once for what it has answered.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use development_mis::{Endpoint, Fault, Token};
+use serde_json::Value;
+
+use crate::support::agent::Device;
+use crate::world::World;
+
+const CLIENT: &str = "spiffe://factory.example/margo/wfm/wfm-1/client/line-7";
+
+/// A device with one identity over EST and a software key, and these lines under `[identity.est]`.
+fn world(est: &str) -> World {
+    let world = World::with(|settings| settings.policy.est.attempts = None);
+    let keys = world.device.path("keys");
+    world.device.configure(&format!(
+        "state_dir = \"{{dir}}/state\"\n\
+         [mis]\nest_url = \"{}\"\nbundle_file = \"{}\"\ntrust_domain = \"factory.example\"\n\
+         [mis.trust]\nca_file = \"{}\"\n\
+         [files]\nsoftware_key_dir = \"{}\"\n\
+         [retry]\nbase = \"100ms\"\ncap = \"500ms\"\n\
+         [socket]\npath = \"{{dir}}/run/agent.sock\"\n\
+         [[identity]]\nname = \"line-7\"\nenroll = \"est\"\n\
+         [identity.key]\nprovider = \"software\"\n\
+         [identity.est]\n{est}",
+        world.mis.est_url(),
+        world.mis.bundle_file().unwrap().display(),
+        world.mis.ca_file().display(),
+        keys.display(),
+    ));
+    world
+}
+
+fn file_with(device: &Device, name: &str, token: &Token) -> PathBuf {
+    let file = device.path(name);
+    token.write(&file).unwrap();
+    file
+}
+
+/// Hands a token over by command; returns what the command says.
+fn enroll(device: &Device, token: &Token) -> Result<String, String> {
+    let file = file_with(device, "by-command", token);
+    let output = device.run(&["enroll", "--identity", "line-7", "--token-file", file.to_str().unwrap()]);
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+#[test]
+fn token_file_out_of_reach_is_no_missing_one() {
+    let mut world = world("token = \"file:{dir}/token\"\n");
+    symlink(world.device.path("token"), world.device.path("token")).unwrap();
+    world.device.start();
+    let status = world.device.wait_for("waiting-for-token");
+    assert_eq!(status["lastError"]["code"], "token-unusable", "{status:#}");
+    fs::remove_file(world.device.path("token")).unwrap();
+    file_with(&world.device, "token", &world.mis.est().token(CLIENT));
+    world.device.wait_for("active");
+}
