@@ -77,6 +77,9 @@ pub(super) struct EstState {
     /// The endpoint that has served its CA certificates, where no request has failed since: a token
     /// is not wasted on something that is no EST server.
     proven: Option<EstUrl>,
+    /// The last chain that was assembled: an SVID that cannot be stored is no reason to ask the
+    /// endpoint for its issuers again.
+    assembled: Option<Chain>,
 }
 
 /// What is left to be done after the adoption of an SVID.
@@ -364,9 +367,23 @@ impl Identity {
         Err(Failure { kind, report, ..failure })
     }
 
+    /// A chain that is the leaf alone with the issuers that were found for it, if it is as good as it
+    /// was then: what failed after that was on this device.
+    pub(super) fn assembled_before(
+        &self,
+        issued: &state::StoredIssuedChain,
+        key: &Arc<dyn Key>,
+        bundle: &Bundle,
+    ) -> Option<state::StoredIssuedChain> {
+        let chain = self.est.assembled.as_ref().filter(|chain| chain.leaf() == issued.chain.leaf())?;
+        let assembled =
+            state::StoredIssuedChain { chain: chain.clone(), lacks_issuers: false, ..issued.clone() };
+        self.validate(&assembled, key, bundle).is_ok().then_some(assembled)
+    }
+
     /// Adds the issuers to a chain that is the leaf alone (X60, X62).
     pub(super) async fn with_issuers(
-        &self,
+        &mut self,
         issued: state::StoredIssuedChain,
         bundle: Arc<Bundle>,
         bundle_is_fresh: bool,
@@ -389,7 +406,10 @@ impl Identity {
         let at = begins.map_or(clock::now().wall, |begins| begins.max(clock::now().wall));
         // A server may serve what takes a while to search.
         match blocking(move || issuers.chain(&leaf, &bundle, at)).await {
-            Ok(chain) => Ok(state::StoredIssuedChain { chain, lacks_issuers: false, ..issued }),
+            Ok(chain) => {
+                self.est.assembled = Some(chain.clone());
+                Ok(state::StoredIssuedChain { chain, lacks_issuers: false, ..issued })
+            }
             // No other issuers would make it good, now at least: the leaf alone shows why.
             Err(why) if !why.may_change() => Ok(issued),
             Err(_) if !bundle_is_fresh => Err(NotAdopted::UnknownIssuer),
@@ -430,7 +450,7 @@ impl Identity {
             }
         }
         (self.est.token, self.est.request) = (None, state::StoredEstRequest::default());
-        self.est.provisioned = None;
+        (self.est.provisioned, self.est.assembled) = (None, None);
         let store = self.store.clone();
         if let Err(e) = blocking(move || store.remove::<state::StoredEstRequest>()).await {
             self.est.unwiped = Some(Wiping { is_renewal });

@@ -53,6 +53,31 @@ fn enroll(device: &Device, token: &Token) -> Result<String, String> {
 }
 
 #[test]
+fn full_disk_costs_the_server_nothing() {
+    let mut world = world("");
+    world.device.start();
+    world.device.wait_for("waiting-for-token");
+    // No identity can be stored: what is to be its file for a moment is a directory.
+    let in_the_way = world.device.path("state/private/identities/line-7/identity.json.new");
+    fs::create_dir_all(&in_the_way).unwrap();
+    enroll(&world.device, &world.mis.est().token(CLIENT)).unwrap();
+    let failed_at = |device: &Device| {
+        let error = device.status()["lastError"].clone();
+        (error["code"] == "state").then(|| error["at"].clone())
+    };
+    let mut moments: Vec<Value> = Vec::new();
+    world.device.wait_until("the third failure", |device| {
+        moments.extend(failed_at(device).filter(|at| !moments.contains(at)));
+        moments.len() >= 3
+    });
+    assert_eq!(world.seen(Endpoint::EstCaCerts).len(), 2, "before and after the enrollment");
+    fs::remove_dir(&in_the_way).unwrap();
+    world.device.wait_for("active");
+    assert_eq!(world.seen(Endpoint::EstCaCerts).len(), 2);
+    assert_eq!(world.seen(Endpoint::EstEnroll).len(), 1);
+}
+
+#[test]
 fn token_file_out_of_reach_is_no_missing_one() {
     let mut world = world("token = \"file:{dir}/token\"\n");
     symlink(world.device.path("token"), world.device.path("token")).unwrap();
