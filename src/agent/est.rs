@@ -439,7 +439,8 @@ impl Identity {
     pub(super) async fn forget_est_request(&mut self, is_renewal: bool) {
         let Enrollment::Est(est) = self.config.enroll.clone() else { return };
         // Another token may have been handed over since the certificate was issued: that one is unused.
-        let stored = self.est.request.token.take().map(Zeroizing::new);
+        let was_sent = self.est.request.was_token_sent();
+        let stored = self.est.request.token.take().map(Zeroizing::new).filter(|_| was_sent);
         let stored = stored.and_then(|token| EnrollmentToken::parse(token.as_bytes()).ok());
         let used = self.est.issued_with.take().or(stored);
         if let Some(token) = used.filter(|_| !is_renewal) {
@@ -599,10 +600,12 @@ impl Executor {
             let why = Reason::from("this token is used up: an SVID was issued for it");
             return Err(why.with_hint_text("Have the operator of the MIS create a fresh one"));
         }
+        let before = &identity.est.request;
+        let is_same = before.token.as_deref() == Some(token.expose());
         let request = state::StoredEstRequest {
-            csr: identity.est.request.csr.clone(),
+            csr: before.csr.clone(),
             token: Some(token.expose().to_owned()),
-            token_for_pending_key: None,
+            token_for_pending_key: before.token_for_pending_key.filter(|_| is_same),
         };
         save(&identity.store, request.clone()).await.map_err(|e| Reason::of(&e))?;
         identity.est.request = request;
@@ -611,7 +614,15 @@ impl Executor {
         }
         // The one before it may lie in a file that is read again and again.
         let before = identity.est.provisioned.as_ref().or(identity.est.token.as_ref());
-        if identity.est.used.supersede(before, &token, random::bytes()) {
+        let mut is_changed = identity.est.used.supersede(before, &token, random::bytes());
+        // What the one before it was good for is there, and is adopted later, by another process even.
+        let awaits_adoption = identity.issued.as_ref().is_some_and(|issued| !issued.renewal);
+        let with = identity.est.issued_with.as_ref().filter(|with| with.expose() != token.expose());
+        if let Some(with) = with.filter(|_| awaits_adoption) {
+            identity.est.used.spent(with, random::bytes());
+            is_changed = true;
+        }
+        if is_changed {
             identity.save_used_tokens().await;
         }
         identity.est.token = None; // so that also the same one is news

@@ -53,6 +53,32 @@ fn enroll(device: &Device, token: &Token) -> Result<String, String> {
 }
 
 #[test]
+fn unsent_token_is_not_used_up_after_a_restart() {
+    let mut world = world("");
+    world.mis.policy(|policy| {
+        policy.est.review = true;
+        policy.est.retry_after = 1;
+    });
+    let (first, second) = (world.mis.est().token(CLIENT), world.mis.est().token(CLIENT));
+    world.device.start();
+    world.device.wait_for("waiting-for-token");
+    enroll(&world.device, &first).unwrap();
+    world.device.wait_for("pending-admission");
+    // The certificate comes, and its issuers only after a while: meanwhile another token is brought.
+    world.mis.fault(Endpoint::EstCaCerts, Fault::answer(503, &[("retry-after", "8")], b"later"));
+    world.mis.est().release(CLIENT).unwrap();
+    world.device.wait_for_error("503");
+    enroll(&world.device, &second).unwrap();
+    world.device.kill();
+    world.device.start();
+    world.device.wait_for("active");
+    assert_eq!(world.mis.est().record().len(), 1, "for the first one");
+    let first = enroll(&world.device, &first).unwrap_err();
+    assert!(first.contains("used up"), "{first}");
+    enroll(&world.device, &second).expect("it was never sent");
+}
+
+#[test]
 fn full_disk_costs_the_server_nothing() {
     let mut world = world("");
     world.device.start();
