@@ -77,6 +77,9 @@ pub(super) struct EstState {
     /// The endpoint that has served its CA certificates, where no request has failed since: a token
     /// is not wasted on something that is no EST server.
     proven: Option<EstUrl>,
+    /// The last chain that was assembled: an SVID that cannot be stored is no reason to ask the
+    /// endpoint for its issuers again.
+    assembled: Option<Chain>,
 }
 
 /// What is left to be done after the adoption of an SVID.
@@ -360,9 +363,23 @@ impl Identity {
         Err(Failure { kind, report, ..failure })
     }
 
+    /// A chain that is the leaf alone with the issuers that were found for it, if it is as good as it
+    /// was then: what failed after that was on this device.
+    pub(super) fn assembled_before(
+        &self,
+        issued: &state::StoredIssuedChain,
+        key: &Arc<dyn Key>,
+        bundle: &Bundle,
+    ) -> Option<state::StoredIssuedChain> {
+        let chain = self.est.assembled.as_ref().filter(|chain| chain.leaf() == issued.chain.leaf())?;
+        let assembled =
+            state::StoredIssuedChain { chain: chain.clone(), lacks_issuers: false, ..issued.clone() };
+        self.validate(&assembled, key, bundle).is_ok().then_some(assembled)
+    }
+
     /// Adds the issuers to a chain that is the leaf alone (X60, X62).
     pub(super) async fn with_issuers(
-        &self,
+        &mut self,
         issued: state::StoredIssuedChain,
         key: &Arc<dyn Key>,
         bundle: Arc<Bundle>,
@@ -390,7 +407,10 @@ impl Identity {
         let at = begins.map_or(clock::now().wall, |begins| begins.max(clock::now().wall));
         // A server may serve what takes a while to search.
         match blocking(move || issuers.chain(&leaf, &bundle, at)).await {
-            Ok(chain) => Ok(state::StoredIssuedChain { chain, lacks_issuers: false, ..issued }),
+            Ok(chain) => {
+                self.est.assembled = Some(chain.clone());
+                Ok(state::StoredIssuedChain { chain, lacks_issuers: false, ..issued })
+            }
             // No other issuers would make it good, now at least: the leaf alone shows why.
             Err(why) if !why.may_change() => Ok(issued),
             Err(_) if !bundle_is_fresh => Err(NotAdopted::UnknownIssuer),
@@ -420,7 +440,8 @@ impl Identity {
     pub(super) async fn forget_est_request(&mut self, is_renewal: bool) {
         let Enrollment::Est(est) = self.config.enroll.clone() else { return };
         // Another token may have been handed over since the certificate was issued: that one is unused.
-        let stored = self.est.request.token.take().map(Zeroizing::new);
+        let was_sent = self.est.request.was_token_sent();
+        let stored = self.est.request.token.take().map(Zeroizing::new).filter(|_| was_sent);
         let stored = stored.and_then(|token| EnrollmentToken::parse(token.as_bytes()).ok());
         let used = self.est.issued_with.take().or(stored);
         if let Some(token) = used.filter(|_| !is_renewal) {
@@ -431,7 +452,7 @@ impl Identity {
             }
         }
         (self.est.token, self.est.request) = (None, state::StoredEstRequest::default());
-        self.est.provisioned = None;
+        (self.est.provisioned, self.est.assembled) = (None, None);
         let store = self.store.clone();
         if let Err(e) = blocking(move || store.remove::<state::StoredEstRequest>()).await {
             self.est.unwiped = Some(Wiping { is_renewal });
@@ -493,7 +514,8 @@ impl Identity {
         let Some(source) = source.cloned() else { return Ok(self.supply_token(stored)) };
         let (shown, secret) = (source.shown(), source.clone());
         let read = blocking(move || match secret.file() {
-            Some(file) if matches!(file.try_exists(), Ok(false)) => Ok(None), // else it says why
+            // Where it cannot be told whether it is there, the error of reading it says why.
+            Some(file) if matches!(file.try_exists(), Ok(false)) => Ok(None),
             _ => secret.read().map(Some).map_err(|e| Reason::of(&e)),
         });
         let unusable = |why: &Reason| {
@@ -579,10 +601,12 @@ impl Executor {
             let why = Reason::from("this token is used up: an SVID was issued for it");
             return Err(why.with_hint_text("Have the operator of the MIS create a fresh one"));
         }
+        let before = &identity.est.request;
+        let is_same = before.token.as_deref() == Some(token.expose());
         let request = state::StoredEstRequest {
-            csr: identity.est.request.csr.clone(),
+            csr: before.csr.clone(),
             token: Some(token.expose().to_owned()),
-            token_for_pending_key: None,
+            token_for_pending_key: before.token_for_pending_key.filter(|_| is_same),
         };
         save(&identity.store, request.clone()).await.map_err(|e| Reason::of(&e))?;
         identity.est.request = request;
@@ -591,7 +615,15 @@ impl Executor {
         }
         // The one before it may lie in a file that is read again and again.
         let before = identity.est.provisioned.as_ref().or(identity.est.token.as_ref());
-        if identity.est.used.supersede(before, &token, random::bytes()) {
+        let mut is_changed = identity.est.used.supersede(before, &token, random::bytes());
+        // What the one before it was good for is there, and is adopted later, by another process even.
+        let awaits_adoption = identity.issued.as_ref().is_some_and(|issued| !issued.renewal);
+        let with = identity.est.issued_with.as_ref().filter(|with| with.expose() != token.expose());
+        if let Some(with) = with.filter(|_| awaits_adoption) {
+            identity.est.used.spent(with, random::bytes());
+            is_changed = true;
+        }
+        if is_changed {
             identity.save_used_tokens().await;
         }
         identity.est.token = None; // so that also the same one is news

@@ -281,11 +281,13 @@ impl Identity {
         let choice = if issued.for_pending_key { KeyChoice::Pending } else { KeyChoice::Current };
         let key = self.key(choice).map_err(NotAdopted::Kept)?;
         let is_renewal = issued.renewal;
-        let issued = if issued.lacks_issuers {
+        let issued = if !issued.lacks_issuers {
+            issued
+        } else if let Some(assembled) = self.assembled_before(&issued, &key, &cached.bundle) {
+            assembled
+        } else {
             self.with_issuers(issued, &key, cached.bundle.clone(), bundle_is_fresh, surroundings.trust_domain)
                 .await?
-        } else {
-            issued
         };
         match self.validate(&issued, &key, &cached.bundle) {
             Ok(svid) => {

@@ -117,6 +117,13 @@ pub struct StoredEstRequest {
     pub token_for_pending_key: Option<bool>,
 }
 
+impl StoredEstRequest {
+    /// Whether a request with the token has left, or was about to.
+    pub fn was_token_sent(&self) -> bool {
+        self.token.is_some() && self.token_for_pending_key.is_some()
+    }
+}
+
 impl Drop for StoredEstRequest {
     fn drop(&mut self) {
         self.token.zeroize();

@@ -11,6 +11,7 @@ mod world;
 mod bundle;
 mod bursts;
 mod disconnects;
+mod enrollment;
 mod frames;
 mod limits;
 mod server_chain;

@@ -784,7 +784,9 @@ impl Tracked {
         (self.pending_refused, self.answered_401, self.early) = (false, false, None);
         (self.chain_is_of_no_use, self.chain_was_refused, self.supplied_meanwhile) = (false, false, false);
         self.chain_waits_for_a_path = false;
-        (self.unvouched, self.token_since_chain, self.refused_until) = (false, false, None);
+        (self.unvouched, self.refused_until) = (false, None);
+        // One that was not sent yet was brought after the chain.
+        self.token_since_chain = self.has_token && self.token_key.is_none();
         self.refused_permanently.clear();
         self.state = None;
     }
