@@ -383,7 +383,10 @@ impl Identity {
         let renew_at =
             lifecycle.draw_renewal(self.index, not_before, not_after, clock::now(), &mut random::unit);
         let key_fits = fits(&self.config, &identity.key);
-        let key_use = self.key_use_after(choice, is_renewal);
+        let is_same = self.current.as_ref().is_some_and(|current| {
+            current.svid.chain().leaf() == identity.svid.chain().leaf() // with other issuers
+        });
+        let key_use = self.key_use_after(choice, is_renewal && !is_same);
         let facts = svid_facts(&identity.svid, Some(renew_at), choice, key_fits, key_use);
         let identity = Arc::new(identity);
         let record =

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::time::Duration;
 
 use tracing::field::DisplayValue;
 
@@ -23,6 +24,8 @@ use miaf_spiffe::text::Excerpt;
 use miaf_spiffe::time::Timestamp;
 use miaf_spiffe::{AnchorFacts, Bundle};
 
+/// How long the MIS may hold a renewal before that is an error (X section 12).
+const HELD_RENEWAL: Duration = Duration::from_secs(10 * 60);
 /// Characters of a cause in a log message.
 const MAX_CAUSE: usize = 2048;
 
@@ -87,6 +90,8 @@ pub(super) struct Reporter {
     bundle_is_stale: bool,
     gaps_ahead: BTreeSet<IdentityName>,
     token_needed_after: BTreeMap<IdentityName, Timestamp>,
+    /// Since when the MIS has held the renewal of an identity, and whether that was reported.
+    held_renewals: BTreeMap<IdentityName, (Timestamp, bool)>,
     records: BTreeMap<(Option<IdentityName>, &'static str), String>,
     /// The state of each identity, and whether its operator has little time left.
     states: BTreeMap<IdentityName, (State, bool)>,
@@ -167,6 +172,7 @@ impl Reporter {
         for identity in snapshot.identities() {
             self.report_retry_after(identity);
             is_news |= self.report_need_of_token(identity, snapshot);
+            self.report_held_renewal(identity, now);
             self.report_found(Some(&identity.name), identity.last_error.as_ref(), snapshot);
             is_news |= self.report_state(identity, snapshot, now);
         }
@@ -199,6 +205,28 @@ impl Reporter {
                 tracing::info!("the trust bundle is current again");
             }
             _ => {}
+        }
+    }
+
+    /// Reports, once, a renewal that the MIS holds for long: a renewal waits for no operator (X71), so
+    /// something is wrong there.
+    fn report_held_renewal(&mut self, identity: &IdentitySnapshot, now: Timestamp) {
+        let held = identity.last_error.as_ref().filter(|(error, _)| {
+            identity.current.is_some() && error.report.code == ProblemCode::PendingAdmission
+        });
+        let Some((error, _)) = held else {
+            self.held_renewals.remove(&identity.name);
+            return;
+        };
+        let (since, is_told) = self.held_renewals.entry(identity.name.clone()).or_insert((now, false));
+        if !*is_told && since.until(now) >= HELD_RENEWAL {
+            *is_told = true;
+            tracing::error!(
+                identity = identity.name.as_str(),
+                code = error.report.code.as_str(),
+                "the MIS has held the renewal since {since}, and a renewal waits for no operator: {}",
+                error.report.message()
+            );
         }
     }
 
@@ -648,6 +676,18 @@ mod tests {
         waiting.default_identity.current = Some(std::sync::Arc::new(current));
         waiting.default_identity.state = State::Active;
         assert!(seen(&waiting, hour(2))[0].starts_with("INFO active: "));
+        // A renewal that the MIS holds.
+        let report = Report::new(ProblemCode::PendingAdmission, "The MIS holds the request", &"202");
+        waiting.default_identity.last_error =
+            Some((crate::problem::LastError { report, at: hour(2), permanent: false }, None));
+        assert!(seen(&waiting, hour(3)).is_empty());
+        let held = seen(&waiting, hour(4));
+        assert!(
+            held.len() == 1 && held[0].starts_with("ERROR the MIS has held the renewal since "),
+            "{held:?}"
+        );
+        assert!(seen(&waiting, hour(5)).is_empty(), "once");
+        waiting.default_identity.last_error = None;
         waiting.default_identity.state = State::WaitingForOperator;
         assert!(seen(&waiting, hour(5 * 24))[0].starts_with("WARN waiting-for-operator: "));
         assert!(seen(&waiting, hour(9 * 24 - 1)).is_empty());

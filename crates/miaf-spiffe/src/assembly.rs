@@ -24,14 +24,17 @@ impl CandidateIssuers {
     /// Limit of candidates: the work of the search is bounded by it.
     pub const MAX: usize = 32;
 
+    /// Limit of certificates that are looked at: those that are self-signed cost a signature each.
+    const MAX_READ: usize = 4 * Self::MAX;
+
     /// Takes the candidates from a bag, each once: the first [`MAX`](Self::MAX) that are certificates
-    /// in DER and not self-signed.
+    /// in DER and not self-signed, among the first 128.
     ///
     /// Self-signed is what its own key has signed. Equal names are not enough: the certificates of a
     /// root's rollover (RFC 7030 section 4.1.3) are self-issued, and carry the path.
     pub fn from_bag<'a>(bag: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut candidates: Vec<(Reverse<Timestamp>, CertificateDer<'static>)> = Vec::new();
-        for der in bag {
+        for der in bag.into_iter().take(Self::MAX_READ) {
             if candidates.len() == Self::MAX {
                 break;
             }
