@@ -32,9 +32,9 @@ use crate::platform::{clock, files, random};
 use crate::problem::{LastError, ProblemCode, Report};
 use crate::server::command_queue::Decision;
 use crate::state;
-use miaf_spiffe::Bundle;
 use miaf_spiffe::svid::{self, Chain, SvidError, X509Svid};
 use miaf_spiffe::text::Excerpt;
+use miaf_spiffe::{Bundle, NameKind};
 
 /// Limit on the characters of a path in a message.
 const MAX_PATH: usize = 512;
@@ -49,6 +49,19 @@ const EMPTY_SUBJECT: &str = "If the CA refuses a request without a name, set com
 /// What to do where the CA gives no SPIFFE ID: no EST server does by itself.
 const NO_SPIFFE_ID: &str = "Have the operator of the CA register the SPIFFE ID of this identity, and have the CA put it into \
      what it issues; or, where it copies the names of the request, set request_spiffe_id under [identity.est]";
+
+/// What to do where another SPIFFE ID was issued than the guard or the current SVID permits. Either may
+/// be the wrong one.
+const OTHER_SPIFFE_ID: &str = "If the issued SPIFFE ID is the right one, correct spiffe_id under the [[identity]]; otherwise have \
+     the operator of the MIS authorize the right one";
+
+/// What to do where a device was expected, and something else is issued.
+const NOT_A_DEVICE: &str = "Remove allow_nonstandard under [identity.est], if the identity is that of a WFM Client; otherwise \
+     have the operator of the MIS authorize the SPIFFE ID of this device";
+
+/// What to do where a WFM Client was expected, and something else is issued.
+const NOT_A_WFM_CLIENT: &str = "Have the operator of the MIS authorize the SPIFFE ID of a WFM Client; or, if the identity is that of \
+     a device, set allow_nonstandard = true under [identity.est]";
 
 /// What to do where nothing leads from what was issued to the trust bundle.
 const NO_PATH: &str = "Compare the CA that issued it with the CAs in the trust bundle, which this prints: miaf-agent bundle; \
@@ -641,7 +654,14 @@ impl Executor {
 
 /// What to do where an SVID that was issued over EST is refused, if that is known.
 pub(super) fn hint_about(why: &SvidError) -> Option<&'static str> {
-    matches!(why, SvidError::UriCount(0) | SvidError::NotASpiffeId { .. }).then_some(NO_SPIFFE_ID)
+    use SvidError as E;
+    match why {
+        E::UriCount(0) | E::NotASpiffeId { .. } => Some(NO_SPIFFE_ID),
+        E::OtherIdentity { .. } => Some(OTHER_SPIFFE_ID),
+        E::OtherKindOfName { want: NameKind::Device, .. } => Some(NOT_A_DEVICE),
+        E::OtherKindOfName { want: NameKind::WfmClient, .. } => Some(NOT_A_WFM_CLIENT),
+        _ => None,
+    }
 }
 
 /// What becomes of a token that was refused so often.
@@ -659,12 +679,30 @@ fn no_token() -> Failure {
 mod tests {
     use super::*;
     use crate::problem::ResponseReport;
+    use miaf_spiffe::SpiffeId;
 
     fn failure(status: u16) -> Failure {
         let report = Report::new(ProblemCode::ServerError, "The server responded with an error", &"why");
         let response = ResponseReport { status, kind: None, instance: None };
         let report = Report { response: Some(response), ..report };
         Failure { kind: FailureKind::Transient, retry_after: None, report }
+    }
+
+    #[test]
+    fn hint_about_a_refused_name_says_what_to_correct() {
+        let id = |id: &str| SpiffeId::parse(id).unwrap();
+        let client = id("spiffe://factory.example/margo/wfm/wfm-1/client/line-7");
+        let other = id("spiffe://factory.example/margo/wfm/wfm-1/client/line-8");
+        let guarded = SvidError::OtherIdentity { got: client.clone(), want: other };
+        assert!(hint_about(&guarded).unwrap().contains("correct spiffe_id under the [[identity]]"));
+        let not_a_device = SvidError::OtherKindOfName { got: client.clone(), want: NameKind::Device };
+        assert!(hint_about(&not_a_device).unwrap().starts_with("Remove allow_nonstandard"));
+        let not_a_client = SvidError::OtherKindOfName { got: client, want: NameKind::WfmClient };
+        assert!(
+            hint_about(&not_a_client).unwrap().ends_with("allow_nonstandard = true under [identity.est]")
+        );
+        assert!(hint_about(&SvidError::UriCount(0)).unwrap().contains("request_spiffe_id"));
+        assert_eq!(hint_about(&SvidError::UriCount(2)), None);
     }
 
     #[test]

@@ -91,9 +91,8 @@ impl Executor {
                     None => error.report.with_hint(Some(operator_hint(name, Some(enroll)))),
                 };
             }
-            if error.report.code == ProblemCode::TokenNeeded {
-                let hint = token_hint(&identity.config.enroll).or(error.report.hint().map(str::to_owned));
-                error.report = error.report.with_hint(hint);
+            if let Some(hint) = token_hint(&error.report, &identity.config.enroll) {
+                error.report = error.report.with_hint(Some(hint));
             }
             Some((error, wait.map(|wait| now.wall.after(wait))))
         };
@@ -236,10 +235,13 @@ impl Executor {
 }
 
 /// What an operator does with a fresh token, where the configuration names its file.
-fn token_hint(enroll: &Enrollment) -> Option<String> {
+fn token_hint(report: &Report, enroll: &Enrollment) -> Option<String> {
+    let hint = match report.code.known()? {
+        code @ (ProblemCode::TokenNeeded | ProblemCode::TokenRefused) => remedy(code)?,
+        _ => return None,
+    };
     let Enrollment::Est(est) = enroll else { return None };
     let Some(Secret::File(file)) = est.token() else { return None };
-    let hint = remedy(ProblemCode::TokenNeeded)?;
     let file = Excerpt::of(file.display(), MAX_FILE);
     Some(format!("{hint}; or put it into {file}, which the agent reads by itself"))
 }
@@ -270,6 +272,33 @@ fn more_important(in_files: Option<ShownError>, in_lifecycle: Option<ShownError>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::EstConfig;
+
+    #[test]
+    fn hint_about_a_token_names_its_file() {
+        let by = |source| {
+            Enrollment::Est(Box::new(EstConfig {
+                authorization: EstAuthorizationConfig::Token { source, remove: false },
+                common_name: None,
+                request_spiffe_id: None,
+                allow_nonstandard: false,
+                tls12: false,
+            }))
+        };
+        let hint = |code: ProblemCode, enroll: &Enrollment| {
+            token_hint(&Report::new(code, "It is refused", &"why"), enroll)
+        };
+        let by_file = by(Some(Secret::File("/etc/miaf-agent/line-7.token".into())));
+        for code in [ProblemCode::TokenNeeded, ProblemCode::TokenRefused] {
+            let shown = hint(code, &by_file).unwrap();
+            assert!(shown.starts_with(remedy(code).unwrap()), "{shown}");
+            assert!(
+                shown.ends_with("put it into /etc/miaf-agent/line-7.token, which the agent reads by itself")
+            );
+            assert_eq!(hint(code, &by(None)), None);
+        }
+        assert_eq!(hint(ProblemCode::SvidRefused, &by_file), None);
+    }
 
     #[test]
     fn refused_chain_is_shown_over_an_older_error_of_a_file() {

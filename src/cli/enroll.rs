@@ -101,7 +101,9 @@ fn read(file: &Path) -> Result<Zeroizing<String>, Reason> {
     }
     let content = content(file).map_err(|e| {
         let why = access::unreadable(file, &e);
-        let hint = why.hint.unwrap_or_else(|| "Name the file with the token, or - for stdin".to_owned());
+        // No configuration names it.
+        let hint = why.hint.filter(|_| e.kind() != io::ErrorKind::NotFound);
+        let hint = hint.unwrap_or_else(|| "Name the file with the token, or - for stdin".to_owned());
         Reason::from(format!("{place} cannot be read: {}", why.what)).with_hint_text(hint)
     })?;
     let text = str::from_utf8(&content).map(|text| Zeroizing::new(text.to_owned()));
@@ -126,6 +128,13 @@ mod tests {
     use super::*;
     use crate::cli::render::tests::example;
     use miaf_client::api::{EstAuthorization, EstStatus};
+
+    #[test]
+    fn missing_token_file_is_not_blamed_on_the_configuration() {
+        let why = read(Path::new("/nonexistent/line-7.token")).unwrap_err();
+        assert!(why.what.starts_with("/nonexistent/line-7.token cannot be read: "), "{}", why.what);
+        assert_eq!(why.hint.as_deref(), Some("Name the file with the token, or - for stdin"));
+    }
 
     #[test]
     fn token_goes_to_the_one_identity_that_takes_tokens() {

@@ -101,12 +101,21 @@ impl Secret {
                 let directory = credentials.ok_or_else(|| SecretError {
                     what: what.clone(),
                     why: Reason::from("systemd gave this process no credentials")
-                        .with_hint_text(format!("Add LoadCredential={name}:/path/to/it to the unit")),
+                        .with_hint_text(load_credential(name)),
                 })?;
                 (what, directory.join(name))
             }
         };
-        read(&path, limit).map_err(|e| SecretError { what, why: access::unreadable(&path, &e) })
+        read(&path, limit).map_err(|e| {
+            let why = match self {
+                Self::Credential(name) if e.kind() == io::ErrorKind::NotFound => {
+                    Reason::from("systemd did not give it to this process")
+                        .with_hint_text(load_credential(name))
+                }
+                _ => access::unreadable(&path, &e),
+            };
+            SecretError { what, why }
+        })
     }
 }
 
@@ -121,6 +130,11 @@ pub(crate) fn credentials() -> Option<PathBuf> {
 pub(crate) fn wipe_stack() {
     let mut unused = [0_u8; 64 * 1024];
     std::hint::black_box(&mut unused);
+}
+
+/// What to do about a credential that the service was not given: one comes with its start.
+fn load_credential(name: &str) -> String {
+    format!("Add LoadCredential={name}:/path/to/it to a drop-in of the agent's unit, and restart the service")
 }
 
 fn read(path: &Path, limit: usize) -> io::Result<Zeroizing<Vec<u8>>> {
@@ -194,5 +208,9 @@ mod tests {
         assert_eq!(Secret::File(path).read().unwrap().len(), 4096);
         let none = error(&Secret::Credential("proxy.auth".into()));
         assert!(none.contains("LoadCredential=proxy.auth:"), "{none}");
+        let missing = Secret::Credential("proxy.auth".into());
+        let missing = missing.read_with(Some(directory.path().into()), MAX_SECRET).unwrap_err();
+        assert_eq!(missing.why.what, "systemd did not give it to this process");
+        assert!(missing.hint().unwrap().ends_with("and restart the service"));
     }
 }
