@@ -74,8 +74,8 @@ pub(super) fn est_server(est: &EstStatus) -> String {
 }
 
 /// Describes whether there is an enrollment token, and where the next one is expected. `None`: tokens
-/// are not used.
-pub(super) fn token(est: &EstStatus) -> Option<String> {
+/// are not used. `is_refused`: the last error is that the MIS has refused it.
+pub(super) fn token(est: &EstStatus, is_refused: bool) -> Option<String> {
     if est.authorization != EstAuthorization::Token {
         return None;
     }
@@ -84,6 +84,7 @@ pub(super) fn token(est: &EstStatus) -> Option<String> {
         None => "expected by command (miaf-agent enroll)".to_owned(),
     };
     Some(match (est.has_token, est.token_needed) {
+        (true, _) if is_refused => format!("there is one, which the MIS has refused; another is {place}"),
         (true, _) => "there is one, for the next enrollment".to_owned(),
         (false, true) => format!("needed now, {place}"),
         (false, false) if est.token_needed_after.is_some() => format!("needed soon, {place}"),
@@ -167,7 +168,11 @@ pub(super) fn next_step(identity: &IdentityStatus, shared: Option<&ErrorStatus>,
             "an operator has to bring an enrollment token, as the hint says; the agent does the rest by itself".into()
         }
         (Some(error), _) if error.code == ProblemCode::TokenUnusable => {
-            "follow the hint; the agent reads the token again by itself".into()
+            let source = identity.est.as_ref().and_then(|est| est.token_source.as_deref());
+            match source.is_some_and(|source| source.starts_with("the credential")) {
+                true => "follow the hint; systemd hands a credential over when the agent starts".into(),
+                false => "follow the hint; the agent reads the token again by itself".into(),
+            }
         }
         (Some(error), Some(State::WaitingForToken)) if error.retry_at.is_none() => {
             "follow the hint; the agent uses another enrollment token as soon as there is one".into()

@@ -73,7 +73,11 @@ impl Lines {
             self.line("Enrollment", &format!("{enroll} - {}", way(enroll, identity.est.as_ref())));
         }
         if let Some(est) = &identity.est {
-            self.est(est, now);
+            let is_refused = identity
+                .last_error
+                .as_ref()
+                .is_some_and(|error| error.code == miaf_client::api::ProblemCode::TokenRefused);
+            self.est(est, is_refused, now);
         }
         self.line("SPIFFE ID", identity.spiffe_id.as_deref().unwrap_or("none yet"));
         if let Some(svid) = &identity.svid {
@@ -102,7 +106,7 @@ impl Lines {
         self.lines("Next step", &next_step(identity, shared, now));
     }
 
-    fn est(&mut self, est: &EstStatus, now: Timestamp) {
+    fn est(&mut self, est: &EstStatus, is_refused: bool, now: Timestamp) {
         self.line("EST server", &est_server(est));
         if est.tls12_allowed {
             self.line("", "TLS 1.2 is allowed there (tls12 = true): it is older than the standard asks for");
@@ -114,7 +118,7 @@ impl Lines {
                  that agrees to it",
             );
         }
-        if let Some(token) = token(est) {
+        if let Some(token) = token(est, is_refused) {
             self.line("Token", &token);
         }
         if let Some(certificate) = &est.certificate {
@@ -447,6 +451,30 @@ Trust bundle  fetched 8days 1m ago, next refresh in 1m
         let mut text = Lines::default();
         text.identity(client, false, None, now);
         text.0
+    }
+
+    #[test]
+    fn status_tells_a_token_that_was_refused() {
+        let (mut client, now) = by_token();
+        let est = client.est.as_mut().unwrap();
+        (est.has_token, est.token_needed) = (true, false);
+        assert!(text_of(&client, now).contains("Token         there is one, for the next enrollment\n"));
+        client.last_error.as_mut().unwrap().code = ProblemCode::TokenRefused.into();
+        let shown = text_of(&client, now);
+        let line = "Token         there is one, which the MIS has refused; another is expected in /etc/miaf-agent/token, or by \
+                    command\n";
+        assert!(shown.contains(line), "{shown}");
+    }
+
+    #[test]
+    fn next_step_with_a_credential_is_a_start() {
+        let (mut client, now) = by_token();
+        client.last_error.as_mut().unwrap().code = ProblemCode::TokenUnusable.into();
+        assert!(
+            text_of(&client, now).contains("Next step     follow the hint; the agent reads the token again")
+        );
+        client.est.as_mut().unwrap().token_source = Some("the credential \"token\"".into());
+        assert!(text_of(&client, now).contains("systemd hands a credential over when the agent starts"));
     }
 
     #[test]

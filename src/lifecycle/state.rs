@@ -122,7 +122,7 @@ impl IdentityView<'_> {
             return Some(error.clone());
         }
         let (detail, at) = match &self.identity.svid {
-            None => ("no token that may be used was found".to_owned(), self.identity.started_at),
+            None => ("there is none yet that may be used".to_owned(), self.identity.started_at),
             Some(CurrentSvid { key: CurrentKey::Lost(error), facts, .. }) if now.wall <= facts.not_after => {
                 let detail = "the key of the current SVID is lost, and only an enrollment gives it another";
                 (detail.to_owned(), error.at)
@@ -135,7 +135,10 @@ impl IdentityView<'_> {
                 (detail, facts.not_after)
             }
         };
-        let title = "This identity needs a fresh enrollment token";
+        let title = match &self.identity.svid {
+            None => "This identity needs an enrollment token",
+            Some(_) => "This identity needs a fresh enrollment token",
+        };
         Some(LastError { report: Report::new(ProblemCode::TokenNeeded, title, &detail), at, permanent: true })
     }
 
