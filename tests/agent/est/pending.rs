@@ -180,7 +180,7 @@ fn endpoint_that_is_no_est_server_gets_no_token() {
     line.hand_out_token();
     let html = |status| Fault::answer(status, &[("content-type", "text/html")], "<h1>front end</h1>");
     let faults = [
-        (html(200), "text/html"),
+        (html(200), "web page"),
         (html(404), "404"),
         (html(400), "client certificate"),
         (html(502), "502"),
