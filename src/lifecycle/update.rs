@@ -561,8 +561,12 @@ impl IdentityUpdate<'_> {
                     None => self.unusable_chain(failure, now, jitter),
                 }
                 let opens_at = now.boot.after(self.identity.gate.opens_in(now));
+                // Where the chain has used up a token nothing more is requested: other issuers may lead to
+                // an anchor.
+                let by_token = self.identity.policy.issuance == Issuance::WithToken;
                 if let Some(chain) = &mut self.identity.issued {
-                    chain.bundle = BundleForChain::AnotherWanted;
+                    chain.bundle =
+                        if by_token { BundleForChain::RefreshWanted } else { BundleForChain::AnotherWanted };
                     chain.request_again_at = chain.request_again_at.or(Some(opens_at));
                 }
             }

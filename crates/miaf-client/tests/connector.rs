@@ -272,13 +272,19 @@ impl Server {
 
 impl Seen {
     fn serve(&self, mut stream: StreamOwned<ServerConnection, std::net::TcpStream>) {
-        let mut buffer = [0; 1024];
+        const DEPLOYMENTS: &[u8] = b"GET /plant/api/v1/deployments HTTP/1.0\r\n";
+        let (mut buffer, mut request) = ([0; 1024], Vec::new());
         while let Ok(length @ 1..) = stream.read(&mut buffer) {
             if let Some(kind) = stream.conn.handshake_kind() {
                 self.handshakes.lock().unwrap().push(kind);
             }
             self.bytes.fetch_add(length, Ordering::SeqCst);
-            if buffer[..length].starts_with(b"GET /plant/api/v1/deployments HTTP/1.0\r\n") {
+            // It may come in pieces.
+            request.extend_from_slice(&buffer[..length]);
+            if request.len() < DEPLOYMENTS.len() && DEPLOYMENTS.starts_with(&request) {
+                continue;
+            }
+            if request.starts_with(DEPLOYMENTS) {
                 let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n[\"a deployment\"]");
                 stream.conn.send_close_notify();
                 let _ = stream.flush();

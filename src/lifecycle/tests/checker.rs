@@ -935,6 +935,7 @@ impl Tracked {
             }
             Kind::IssuerExpired => {
                 (self.chain_is_of_no_use, self.chain_was_refused) = (true, true);
+                self.chain_waits_for_a_path = self.policy.issuance == Issuance::WithToken;
                 Err(NotAdopted::IssuerExpired(device::failure(FailureKind::Slow, None)))
             }
             Kind::UnknownIssuer | Kind::Refused => {

@@ -321,6 +321,19 @@ fn token_brought_after_a_chain_is_sent_after_a_restart() {
 }
 
 #[test]
+fn chain_of_an_expired_issuer_is_judged_at_each_refresh() {
+    let mut device = new_device(true);
+    device.handles(key_created());
+    device.handles(answered());
+    device.handles(adoption(Err(NotAdopted::IssuerExpired(failure(FailureKind::Slow, None)))));
+    while !matches!(device.in_flight, Some(Work::Adopt { .. })) {
+        device.goes_on(good); // the same bundle
+    }
+    device.adopts_for(100 * DAY, Pending);
+    assert_eq!(device.state(), State::Active);
+}
+
+#[test]
 fn rotation_by_number_and_by_age() {
     let by_number = Rotation::AfterRenewals(2);
     let key = |renewals, since: Option<Timestamp>| KeyUse { renewals, since };
