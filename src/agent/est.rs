@@ -87,6 +87,8 @@ pub(super) struct EstState {
     server_error: Option<(u16, u32)>,
     /// What was requested is adopted, by a renewal or not, and the request is not wiped yet.
     unwiped: Option<Wiping>,
+    /// The file of a token that is used up could not be removed.
+    is_file_left: bool,
     /// The endpoint that has served its CA certificates, where no request has failed since: a token
     /// is not wasted on something that is no EST server.
     proven: Option<EstUrl>,
@@ -479,10 +481,17 @@ impl Identity {
         }
     }
 
+    /// Whether something about tokens is to be tried again.
+    pub(super) fn has_token_in_trouble(&self) -> bool {
+        let EstState { unwiped, is_file_left, is_used_changed, .. } = &self.est;
+        let is_unreadable =
+            matches!(self.config.enroll, Enrollment::Est(_)) && self.operator_problem.is_some();
+        unwiped.is_some() || *is_file_left || *is_used_changed || is_unreadable
+    }
+
     /// Removes the file of a token that is used up, unless there is another one in it by now.
-    async fn remove_token_file(&self, source: &Secret, token: &str) {
+    async fn remove_token_file(&mut self, source: &Secret, token: &str) {
         let (Some(path), source) = (source.file(), source.clone()) else { return };
-        let identity = self.name.as_str();
         let used = Zeroizing::new(token.to_owned());
         let file = path.clone();
         let removed = blocking(move || {
@@ -492,7 +501,10 @@ impl Identity {
                 _ => Ok(()),
             }
         });
-        if let Err(e) = removed.await {
+        let removed = removed.await;
+        self.est.is_file_left = removed.is_err();
+        if let Err(e) = removed {
+            let identity = self.name.as_str();
             tracing::warn!(
                 identity, file = %file.display(), hint = "Remove it, or make its directory writable for the agent",
                 "the file of the enrollment token, which is used up, could not be removed: {}", cause(&e)

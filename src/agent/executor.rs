@@ -81,6 +81,7 @@ impl Executor {
             },
         };
         reporter.report_outcome(&event, identities);
+        self.check_tokens_in_trouble();
         event
     }
 
@@ -105,7 +106,16 @@ impl Executor {
         let mut events: Vec<_> =
             replaced.map(|(identity, _)| Event::Supplied(identity.index, Supplied::Certificate)).collect();
         events.extend(self.read_operator_files().await);
+        self.check_tokens_in_trouble();
         Some(events)
+    }
+
+    /// A token that cannot be read, or of which something is left, is looked at again soon: its file
+    /// may not change for that.
+    fn check_tokens_in_trouble(&mut self) {
+        if self.identities.iter().any(Identity::has_token_in_trouble) {
+            self.provisioning.check_in_trouble();
+        }
     }
 
     /// The names of the identities that have an SVID, valid or not.

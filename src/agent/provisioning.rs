@@ -221,6 +221,11 @@ impl Provisioning {
         self.next_check = clock::now().boot;
     }
 
+    /// Has the next check come soon: something is wrong that may be over by then.
+    pub(super) fn check_in_trouble(&mut self) {
+        self.next_check = self.next_check.min(clock::now().boot.after(CHECK_INTERVAL_IN_TROUBLE));
+    }
+
     /// Makes the next check due, with everything tried: the input may have been corrected.
     pub(super) fn retry(&mut self) {
         self.check_soon();
