@@ -46,7 +46,8 @@ class Oddities(unittest.TestCase):
                 self.assertEqual(status, 200)
                 if one not in UNREADABLE:
                     self.assertTrue(certificates(body))
-                elif one != "no-certificates":
+                elif one not in ("no-certificates", "long-lengths"):
+                    # Whether lengths that are not minimal are read differs from one OpenSSL to the next.
                     self.assertRaises(Exception, certificates, body)
 
     def test_ber_is_of_indefinite_length(self):
