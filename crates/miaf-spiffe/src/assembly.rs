@@ -25,10 +25,10 @@ impl CandidateIssuers {
     pub const MAX: usize = 32;
 
     /// Limit of certificates that are looked at: those that are self-signed cost a signature each.
-    const MAX_READ: usize = 4 * Self::MAX;
+    const MAX_READ: usize = 16 * Self::MAX;
 
     /// Takes the candidates from a bag, each once: the first [`MAX`](Self::MAX) that are certificates
-    /// in DER and not self-signed, among the first 128.
+    /// in DER and not self-signed, among the first 512.
     ///
     /// Self-signed is what its own key has signed. Equal names are not enough: the certificates of a
     /// root's rollover (RFC 7030 section 4.1.3) are self-issued, and carry the path.
