@@ -1,6 +1,7 @@
 //! The main loop: an event, a step of the lifecycle, what the step changed, and the next action or
 //! a sleep.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -124,7 +125,8 @@ impl EventLoop<'_> {
         let rejected = external.rejected.clone();
         let follows = issued.is_empty() || rejected.is_some() || external.complete_at.is_some();
         let current = executor.config.clone();
-        let mut work = std::pin::pin!(execute(executor, timer, step, sleep));
+        let checks = AtomicBool::new(false);
+        let mut work = std::pin::pin!(execute(executor, timer, step, sleep, &checks));
         loop {
             tokio::select! {
                 events = &mut work => return Some(events),
@@ -152,7 +154,8 @@ impl EventLoop<'_> {
                 || !external.queue.is_empty()
                 || external.rejected != rejected
                 || external.changed_inputs_due_in() != inputs_due_in;
-            if asleep && is_news {
+            // A check is not interrupted either: what it has read and sealed would be lost.
+            if asleep && is_news && !checks.load(Ordering::Relaxed) {
                 return Some(vec![Event::Wake]);
             }
         }
@@ -160,9 +163,17 @@ impl EventLoop<'_> {
 }
 
 /// Executes the action of a step, or sleeps where there is none. Checks the provisioned input
-/// before, if that is due.
-async fn execute(executor: &mut Executor, timer: &mut Alarm, step: &Step, sleep: Duration) -> Vec<Event> {
+/// before, if that is due: `checks` meanwhile.
+async fn execute(
+    executor: &mut Executor,
+    timer: &mut Alarm,
+    step: &Step,
+    sleep: Duration,
+    checks: &AtomicBool,
+) -> Vec<Event> {
+    checks.store(true, Ordering::Relaxed);
     let found = executor.check_provisioning(clock::now()).await;
+    checks.store(false, Ordering::Relaxed);
     match (step.action, found) {
         (Some(action), found) => {
             let mut events = found.unwrap_or_default();

@@ -366,6 +366,7 @@ impl Identity {
         };
         let chain = read_chain(svid_file).await?.ok_or_else(missing)?;
         if self.has(&chain) {
+            self.imported_key = None;
             return Ok(Vec::new());
         }
         let secret_shown = secret.shown();
@@ -405,7 +406,6 @@ impl Identity {
         let saved = save(&self.store, state::StoredPendingKey { key: record }).await;
         saved.map_err(|e| not_stored(&e))?;
         self.pending_key = Some(key);
-        self.imported_key = None;
         self.store_issued(issued).await.map_err(|e| not_stored(&e))?;
         Ok(vec![Supplied::Key, Supplied::Chain])
     }
