@@ -16,7 +16,6 @@ mod reporting;
 mod restore;
 mod retry_after;
 mod snapshot;
-mod tokens;
 mod trust_domain;
 
 use std::borrow::Cow;

@@ -166,7 +166,7 @@ impl Executor {
             Some((problem, Some(now.wall.after(self.provisioning.next_check_in(now)))))
         };
         let other = self.stale_bundle(now, in_lifecycle()).or_else(in_lifecycle).or_else(in_provisioning);
-        // Nobody else tells of files that should be gone.
+        // Nothing else tells of files that should be gone.
         let other = match (self.removal_problem().cloned(), other) {
             (Some(problem), other) => {
                 Some((with_besides(problem, other), Some(now.wall.after(PUBLISH_RETRY))))
