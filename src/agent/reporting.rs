@@ -500,6 +500,7 @@ impl RepeatFilter {
 mod tests {
     use super::*;
     use crate::keys::ProviderKind;
+    use crate::problem::LastError;
 
     const DEVICE: IdentityIndex = IdentityIndex(0);
 
@@ -643,12 +644,9 @@ mod tests {
         assert!(is_news(&of_one) && !is_news(&of_one));
     }
 
-    /// A device that waits for its first certificate is no fault of anything. It becomes one as the
-    /// end of a certificate comes near that is not replaced.
-    #[test]
-    fn operator_is_asked_by_a_warning_and_near_the_end_by_an_error() {
-        let directory = tempfile::tempdir().unwrap();
-        let keys = crate::keys::software::Software::new(None, directory.path().join("kek"));
+    /// An SVID of ten days from the beginning of 2026, and its key, which is sealed in a directory.
+    fn ten_days_from_2026(directory: &std::path::Path) -> crate::publish::SvidAndKey {
+        let keys = crate::keys::software::Software::new(None, directory.join("kek"));
         let mut params = rcgen::CertificateParams::default();
         let uri = "spiffe://factory.example/margo/wfm/w/client/c".try_into().unwrap();
         params.subject_alt_names.push(rcgen::SanType::URI(uri));
@@ -657,7 +655,57 @@ mod tests {
         let der = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().clone();
         let svid = X509Svid::from_stored(svid::Chain::from_der(&[der]).unwrap()).unwrap();
         let key = std::sync::Arc::new(keys.create_key().unwrap());
-        let current = crate::publish::SvidAndKey { svid, key, credential: None };
+        crate::publish::SvidAndKey { svid, key, credential: None }
+    }
+
+    #[test]
+    fn held_renewal_is_an_error_after_ten_minutes() {
+        let directory = tempfile::tempdir().unwrap();
+        let events = Captured::default();
+        let _guard = tracing::subscriber::set_default(Capturing(events.clone()));
+        let mut reporter = Reporter::default();
+        let begin = Timestamp::from_rfc3339("2026-01-05T00:00:00Z").unwrap();
+        let held = |identity: &mut IdentitySnapshot, at: Timestamp| {
+            let report = Report::new(ProblemCode::PendingAdmission, "The MIS holds the request", &"202");
+            identity.last_error = Some((LastError { report, at, permanent: false }, None));
+        };
+        // After so many seconds, and how many errors are logged then.
+        let mut errors_after = |snapshot: &mut Snapshot, is_held: bool, seconds: u64| {
+            let at = begin.after(Duration::from_secs(seconds));
+            snapshot.default_identity.last_error = None;
+            if is_held {
+                held(&mut snapshot.default_identity, at);
+            }
+            reporter.report_snapshot(snapshot, at);
+            let logged = std::mem::take(&mut *events.0.lock().unwrap());
+            logged.iter().filter(|line| line.starts_with("ERROR the MIS has held the renewal since ")).count()
+        };
+        let mut first = snapshot(&[State::PendingAdmission]);
+        assert_eq!(errors_after(&mut first, true, 0), 0);
+        assert_eq!(errors_after(&mut first, true, 3600), 0, "a first enrollment may wait for its operator");
+        assert_eq!(errors_after(&mut first, false, 3601), 0);
+        let mut renewing = snapshot(&[State::Renewing]);
+        renewing.default_identity.current = Some(std::sync::Arc::new(ten_days_from_2026(directory.path())));
+        for (is_held, seconds, errors) in [
+            (true, 4000, 0),
+            (true, 4599, 0),
+            (true, 4600, 1),
+            (true, 9000, 0),  // once
+            (false, 9001, 0), // it is over
+            (true, 9002, 0),
+            (true, 9601, 0),
+            (true, 9602, 1),
+        ] {
+            assert_eq!(errors_after(&mut renewing, is_held, seconds), errors, "after {seconds} s");
+        }
+    }
+
+    /// A device that waits for its first certificate is no fault of anything. It becomes one as the
+    /// end of a certificate comes near that is not replaced.
+    #[test]
+    fn operator_is_asked_by_a_warning_and_near_the_end_by_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let current = ten_days_from_2026(directory.path());
         let events = Captured::default();
         let _guard = tracing::subscriber::set_default(Capturing(events.clone()));
         let mut reporter = Reporter::default();
@@ -676,18 +724,6 @@ mod tests {
         waiting.default_identity.current = Some(std::sync::Arc::new(current));
         waiting.default_identity.state = State::Active;
         assert!(seen(&waiting, hour(2))[0].starts_with("INFO active: "));
-        // A renewal that the MIS holds.
-        let report = Report::new(ProblemCode::PendingAdmission, "The MIS holds the request", &"202");
-        waiting.default_identity.last_error =
-            Some((crate::problem::LastError { report, at: hour(2), permanent: false }, None));
-        assert!(seen(&waiting, hour(3)).is_empty());
-        let held = seen(&waiting, hour(4));
-        assert!(
-            held.len() == 1 && held[0].starts_with("ERROR the MIS has held the renewal since "),
-            "{held:?}"
-        );
-        assert!(seen(&waiting, hour(5)).is_empty(), "once");
-        waiting.default_identity.last_error = None;
         waiting.default_identity.state = State::WaitingForOperator;
         assert!(seen(&waiting, hour(5 * 24))[0].starts_with("WARN waiting-for-operator: "));
         assert!(seen(&waiting, hour(9 * 24 - 1)).is_empty());
