@@ -106,23 +106,8 @@ impl Client {
     }
 }
 
-/// Whether this `pki` has EST: strongSwan 5.9.8 and newer. Ubuntu 22.04 has an older one.
-fn has_est() -> bool {
-    let help = Command::new("pki").arg("--help").output();
-    let help = help.expect("pki is needed for this test: apt install strongswan-pki");
-    let says = [help.stdout, help.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    let has = says.contains("--estca");
-    if !has {
-        eprintln!("left out: this pki has no --est: {}", says.lines().next().unwrap_or_default());
-    }
-    has
-}
-
 #[test]
 fn strongswan_enrolls_by_the_token_rules_of_the_mis() {
-    if !has_est() {
-        return;
-    }
     let directory = tempfile::tempdir().unwrap();
     let mis =
         Mis::start(Settings { directory: directory.path().join("mis"), ..Settings::default() }).unwrap();
@@ -170,9 +155,6 @@ fn strongswan_enrolls_by_the_token_rules_of_the_mis() {
 
 #[test]
 fn strongswan_enrolls_at_the_independent_server() {
-    if !has_est() {
-        return;
-    }
     // It reads responses in one line only.
     let mut peer = EstPeer::start(TABLE, &["--base64", "one-line"]);
     let client = Client::of(&peer.address, peer.file("https-ca.crt"));
