@@ -319,7 +319,7 @@ fn refused_authorizations_look_alike() {
         expired,
         foreign,
         suspended,
-        with("nobody", &good.secret),
+        with("unknown", &good.secret),
         with(&good.username, "wrong"),
         with(&good.username, ""),
         with(&good.username, &good.secret.to_uppercase()),
@@ -593,6 +593,22 @@ fn renewal_accepts_good_svids_only() {
     assert_eq!(renew(&fresh), 200);
     est.advance(Duration::from_secs(86_401));
     assert_eq!(renew(&fresh), 403, "expired");
+}
+
+#[test]
+fn withdrawn_authorization_stops_no_renewal() {
+    let stage = stage();
+    let (mis, anonymous) = (stage.mis(), client(stage.mis(), None));
+    let token = stage.token();
+    let leaf = answer_of(enroll(mis, &anonymous, Some(&token), &stage.csr));
+    let chain = stage.chain(&leaf, "svid");
+    mis.est().invalidate(&token.username).unwrap();
+    assert_eq!(enroll(mis, &anonymous, Some(&token), &stage.csr).status(), 401);
+    // The first SVID is valid still, and stays so: that is no reason to refuse another.
+    let svid = client(mis, Some((&chain, &stage.key)));
+    for _ in 0..2 {
+        assert_eq!(post(mis, &svid, "simplereenroll", None, &stage.renewal(true)).status(), 200);
+    }
 }
 
 #[test]
