@@ -73,7 +73,7 @@ fn certificate_recovers_after_the_svid_has_expired() {
 }
 
 #[test]
-fn refused_certificate_is_named_and_its_replacement_counts_at_once() {
+fn refused_certificate_is_named_and_replaced_at_once() {
     let mut line = Line::new();
     let stranger = line.world.mis.new_factory_credential("stranger").unwrap();
     let good = line.world.mis.new_factory_credential("line").unwrap();

@@ -1,7 +1,7 @@
 //! Where the EST endpoint is: `mis.est_url`, `estBaseUri` of the discovery document, or neither (X13
 //! to X22), and identities of devices (X7).
 
-use development_mis::{Documents, Endpoint, EstBaseUri, Policy};
+use development_mis::{Documents, Endpoint, EstBaseUri, IssuerAlgorithm, Policy};
 
 use super::{CLIENT, Line, NAME};
 use crate::identities;
@@ -46,7 +46,7 @@ fn endpoint_is_found_by_the_discovery_document() {
 }
 
 #[test]
-fn configured_endpoint_outranks_the_document_and_that_is_said_once() {
+fn configured_endpoint_outranks_the_document_and_says_so_once() {
     let mut line = line(EstBaseUri::Other("https://127.0.0.1:1/.well-known/est".into()));
     let url = line.world.mis.est_url();
     line.world.device.configure(&discovering(&line, &est_url(&url)));
@@ -166,5 +166,23 @@ fn device_over_est_has_to_be_allowed() {
     line.world.device.signal("HUP");
     let status = line.wait_for_state("active");
     assert_eq!(status["spiffeId"], DEVICE);
+    line.check_wire();
+}
+
+/// Its kind of name does not tell by which algorithms its path was validated (X57).
+#[test]
+fn device_over_est_is_trusted_after_a_restart() {
+    let mut line = Line::with(|settings| {
+        settings.policy.documents = Documents::Released;
+        settings.policy.est.device_ids = true;
+        settings.algorithm = IssuerAlgorithm::P384;
+    });
+    line.world.mis.est().token(DEVICE).write(&line.world.device.path("token")).unwrap();
+    line.start(&format!("{BY_FILE}allow_nonstandard = true\n"), "");
+    let enrolled = line.wait_for_state("active");
+    line.restart();
+    let status = line.wait_for_state("active");
+    assert!(status["lastError"].is_null(), "{status:#}");
+    assert_eq!(status["svid"]["serial"], enrolled["svid"]["serial"]);
     line.check_wire();
 }
