@@ -410,8 +410,8 @@ Trust bundle  fetched 8days 1m ago, next refresh in 1m
         });
         client.last_error = Some(ErrorStatus {
             code: ProblemCode::TokenNeeded.into(),
-            title: "This identity needs a fresh enrollment token".into(),
-            detail: Some("no token that may be used was found".into()),
+            title: "This identity needs an enrollment token".into(),
+            detail: Some("there is none yet that may be used".into()),
             hint: Some(
                 "Have the operator of the MIS create an enrollment token for this identity, and hand it over with: \
                  miaf-agent enroll --token-file FILE; or put it into /etc/miaf-agent/token, which the agent reads by itself"
@@ -488,8 +488,8 @@ EST server    https://mis.example/.well-known/est/factory.example (named by the 
 Token         needed now, expected in /etc/miaf-agent/token, or by command
 SPIFFE ID     none yet
 Key           none yet (provider: tpm)
-Last error    This identity needs a fresh enrollment token
-              no token that may be used was found
+Last error    This identity needs an enrollment token
+              there is none yet that may be used
               seen 1m ago
 Hint          Have the operator of the MIS create an enrollment token for this identity, and hand it over with:
                 miaf-agent enroll --token-file FILE
@@ -507,6 +507,7 @@ Next step     an operator has to bring an enrollment token, as the hint says; th
         est.token_source = None;
         est.url_source = Some(EstUrlSource::Configuration.into());
         let error = client.last_error.as_mut().unwrap();
+        error.title = "This identity needs a fresh enrollment token".into();
         error.detail = Some(
             "the current SVID has ended at 2026-01-03T00:00:00Z, and an SVID that has ended cannot be renewed".into(),
         );

@@ -249,7 +249,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(length or len(body)))
         if self.close_connection and "Connection" not in headers:
             self.send_header("Connection", "close")
-        self._log(status)  # first: whoever has the response finds it in the log
+        self._log(status)  # first: a client that has the response finds it in the log
         self.end_headers()
         if body and self.command != "HEAD":
             self.wfile.write(body)

@@ -1,4 +1,4 @@
-//! The crate `est-ca` behind nginx: an EST server of somebody else's.
+//! The crate `est-ca` behind nginx: an EST server of another project.
 
 use std::fs;
 use std::path::{Path, PathBuf};

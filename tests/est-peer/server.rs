@@ -16,7 +16,7 @@ pub(crate) const ID: &str = "spiffe://factory.example/margo/wfm/wfm-1/client/lin
 pub(crate) const USER: &str = "line-7";
 pub(crate) const SECRET: &str = "its:secret-4711";
 
-/// The server gives this SPIFFE ID to whoever has the secret.
+/// The server gives this SPIFFE ID to the client that has the secret.
 pub(crate) const TABLE: &[&str] = &["--user", USER, SECRET, ID];
 /// It issues what the request asks for.
 pub(crate) const COPIES: &[&str] = &["--user", USER, SECRET, "--copy-san"];

@@ -75,7 +75,7 @@ class Table(Case):
         self.assertEqual((status, headers["WWW-Authenticate"].split()[0]), (401, "Basic"))
 
     def test_wrong_secret_and_unknown_user_look_alike(self):
-        wrong = [self.peer.enroll(request(), secret="other"), self.peer.enroll(request(), user="nobody")]
+        wrong = [self.peer.enroll(request(), secret="other"), self.peer.enroll(request(), user="unknown")]
         self.assertEqual({(status, body) for status, _, body in wrong}, {(401, b"Unauthorized\n")})
 
     def test_each_form_of_base64(self):

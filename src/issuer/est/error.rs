@@ -284,7 +284,7 @@ impl Hint for EstError {
             Cause::Pending { .. } => match self.request {
                 R::CaCertificates => URL_HINT.into(),
                 R::Renew { .. } => {
-                    "If it lasts, ask the operator of the MIS why: nobody needs to approve this request".into()
+                    "If it lasts, ask the operator of the MIS why: this request needs no approval".into()
                 }
                 _ => "Have the operator of the MIS approve the enrollment; the agent repeats its request by itself".into(),
             },

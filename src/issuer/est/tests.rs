@@ -609,7 +609,7 @@ fn est_responses_are_explained() {
             "optional",
         ),
         (R::EnrollWithToken, 202, &[], "", "has yet to approve", "approve"),
-        (R::Renew { rekey: false }, 202, &[], "", "has yet to process", "nobody needs to approve"),
+        (R::Renew { rekey: false }, 202, &[], "", "has yet to process", "needs no approval"),
         (R::CaCertificates, 202, &[], "", "not one of an EST server", "/.well-known/est/LABEL"),
         (R::Renew { rekey: true }, 403, &[], "no", "no", "rotate = false under [identity.key]"),
         (R::CaCertificates, 403, &[], "no", "no", "serve /cacerts to everyone"),

@@ -34,7 +34,7 @@ enum Command {
     End,
 }
 
-/// A port that is bound, and whose connections nobody serves yet.
+/// A port that is bound, and whose connections are not served yet.
 pub struct Bound {
     socket: std::net::TcpListener,
     address: SocketAddr,

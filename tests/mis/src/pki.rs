@@ -167,7 +167,7 @@ impl EstIssuing {
         self.below.last().unwrap_or_else(|| self.authority.issuer())
     }
 
-    /// Whoever certified [`issuer`](Self::issuer); the root itself where that is the issuer.
+    /// The authority that certified [`issuer`](Self::issuer); the root itself where that is the issuer.
     pub fn above_issuer(&self) -> &Ca {
         match self.below.as_slice() {
             [.., above, _] => above,

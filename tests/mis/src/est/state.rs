@@ -338,7 +338,7 @@ impl State {
         })
     }
 
-    /// Revokes one certificate, whoever issued it.
+    /// Revokes one certificate, from whichever authority.
     pub fn revoke_certificate(&mut self, certificate: &[u8]) -> Result<()> {
         let certificate_sha256 = digest(certificate);
         self.change(|record| {
