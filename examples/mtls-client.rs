@@ -48,7 +48,7 @@ pub fn fetch(socket: &Path, server: &str, id: &str) -> Result<String, Box<dyn Er
     let host = server.rsplit_once(':').map_or(server, |(host, _)| host);
     let tls = ClientConnection::new(Arc::new(config), ServerName::try_from(host)?.to_owned())?;
     let mut connection = StreamOwned::new(tls, tcp);
-    write!(connection, "GET / HTTP/1.0\r\nhost: {host}\r\n\r\n")?;
+    connection.write_all(format!("GET / HTTP/1.0\r\nhost: {host}\r\n\r\n").as_bytes())?;
     let mut response = String::new();
     connection.read_to_string(&mut response)?;
     Ok(response)

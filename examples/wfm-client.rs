@@ -70,8 +70,10 @@ pub fn fetch(connector: &Connector, url: &str) -> Result<String, Box<dyn Error>>
     };
     let mut wfm = connector.connect(host, port)?;
     let path = format!("{}/api/v1/deployments", path.trim_end_matches('/'));
-    // HTTP/1.0: the body ends with the connection, and is not in chunks.
-    write!(wfm, "GET {path} HTTP/1.0\r\nhost: {authority}\r\naccept: application/json\r\n\r\n")?;
+    // HTTP/1.0: the body ends with the connection, and is not in chunks. In one write: the peer may
+    // respond, and close, before the last of several.
+    let request = format!("GET {path} HTTP/1.0\r\nhost: {authority}\r\naccept: application/json\r\n\r\n");
+    wfm.write_all(request.as_bytes())?;
     wfm.flush()?;
     let mut response = Vec::new();
     (&mut wfm).take(MAX_RESPONSE).read_to_end(&mut response)?;

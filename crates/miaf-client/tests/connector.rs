@@ -279,9 +279,11 @@ impl Seen {
                 self.handshakes.lock().unwrap().push(kind);
             }
             self.bytes.fetch_add(length, Ordering::SeqCst);
-            // It may come in pieces.
+            // It may come in pieces: a connection that closes before the last of them is reset.
             request.extend_from_slice(&buffer[..length]);
-            if request.len() < DEPLOYMENTS.len() && DEPLOYMENTS.starts_with(&request) {
+            if DEPLOYMENTS.starts_with(&request[..request.len().min(DEPLOYMENTS.len())])
+                && !request.ends_with(b"\r\n\r\n")
+            {
                 continue;
             }
             if request.starts_with(DEPLOYMENTS) {
