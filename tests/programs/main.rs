@@ -21,4 +21,5 @@ mod nginx;
 mod page;
 mod peer;
 mod process;
+mod site;
 mod sockets;
