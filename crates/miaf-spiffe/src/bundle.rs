@@ -6,6 +6,8 @@ mod jwk;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -19,8 +21,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::TrustDomain;
 use super::svid::{self, validity};
+use super::{SpiffeIdError, TrustDomain};
 use crate::json::{self, JsonError, Object, whole_number};
 use crate::text::Excerpt;
 use crate::time::Timestamp;
@@ -61,6 +63,20 @@ const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
     trust_domain: TrustDomain,
+    content: BundleContent,
+}
+
+impl Deref for Bundle {
+    type Target = BundleContent;
+
+    fn deref(&self) -> &BundleContent {
+        &self.content
+    }
+}
+
+/// The anchors of a trust bundle, and what it says beside them: all but the name of its trust domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BundleContent {
     keys: Vec<BundleKey>,
     anchors: Vec<CertificateDer<'static>>,
     facts: Vec<AnchorFacts>,
@@ -206,33 +222,125 @@ impl Bundle {
 
     fn read(body: &[u8], trust_domain: &TrustDomain, rules: Rules) -> Result<Self, BundleError> {
         let served: Served<'_> = json::read(body)?;
-        let is_plain = served.trust_domains.is_none();
-        let entry = match (served.trust_domains, served.keys) {
-            (Some(map), _) => {
-                let entry = OfTrustDomain(trust_domain, rules);
+        let content = match served.trust_domains {
+            Some(map) => {
+                let entry = OfTrustDomain(Wanted::Named(trust_domain), rules);
                 let mut map = serde_json::Deserializer::from_str(map.get());
-                entry.deserialize(&mut map)?.ok_or_else(|| BundleError::NoEntry(trust_domain.clone()))?
+                let found = entry.deserialize(&mut map)?.found;
+                let (_, entry) = found.ok_or_else(|| BundleError::NoEntry(trust_domain.clone()))?;
+                BundleContent::from_entry(&entry, served.spiffe_refresh_hint, rules)?
             }
-            (None, Some(keys)) => Entry {
-                keys,
-                spiffe_sequence: served.spiffe_sequence,
-                spiffe_refresh_hint: served.spiffe_refresh_hint,
-            },
-            (None, None) => return Err(BundleError::NeitherForm),
+            None => BundleContent::of_plain(&served, rules)?,
         };
-        let bundle = Self::from_entry(&entry, served.spiffe_refresh_hint, trust_domain, rules)?;
-        if bundle.anchors.is_empty() && is_plain && rules == Rules::Served {
-            return Err(BundleError::NoAnchors);
-        }
-        Ok(bundle)
+        Ok(Self { trust_domain: trust_domain.clone(), content })
     }
 
-    fn from_entry(
-        entry: &Entry<'_>,
-        map_hint: Option<&RawValue>,
-        domain: &TrustDomain,
-        rules: Rules,
-    ) -> Result<Self, BundleError> {
+    /// The trust domain whose SVIDs it validates.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+}
+
+/// A trust bundle that was read where it may not be known yet which trust domain it is of: a plain
+/// SPIFFE bundle does not say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TrustBundle {
+    /// It is the bundle of a trust domain.
+    Named(Arc<Bundle>),
+    /// It is not known of which. It validates nothing until it is [named](Self::with_name).
+    Unnamed(Arc<BundleContent>),
+}
+
+impl Deref for TrustBundle {
+    type Target = BundleContent;
+
+    fn deref(&self) -> &BundleContent {
+        match self {
+            Self::Named(bundle) => bundle,
+            Self::Unnamed(content) => content,
+        }
+    }
+}
+
+impl TrustBundle {
+    /// Reads what was served, as [`Bundle::from_served`] does for a trust domain. For none, a plain
+    /// SPIFFE bundle has no name, and the one entry of a Bundle Map has its own.
+    ///
+    /// # Errors
+    /// [`BundleError`]: as for [`Bundle::from_served`]; for no trust domain, a Bundle Map that does
+    /// not have exactly one.
+    pub fn from_served(body: &[u8], trust_domain: Option<&TrustDomain>) -> Result<Self, BundleError> {
+        if let Some(trust_domain) = trust_domain {
+            return Bundle::from_served(body, trust_domain).map(|bundle| Self::Named(Arc::new(bundle)));
+        }
+        let served: Served<'_> = json::read(body)?;
+        let Some(map) = served.trust_domains else {
+            let content = BundleContent::of_plain(&served, Rules::Served)?;
+            return Ok(Self::Unnamed(Arc::new(content)));
+        };
+        let mut map = serde_json::Deserializer::from_str(map.get());
+        let entries = OfTrustDomain(Wanted::Only, Rules::Served).deserialize(&mut map)?;
+        match entries {
+            Entries { found: Some((name, entry)), count: 1 } => {
+                let trust_domain = TrustDomain::parse(&name).map_err(BundleError::EntryName)?;
+                let content = BundleContent::from_entry(&entry, served.spiffe_refresh_hint, Rules::Served)?;
+                Ok(Self::Named(Arc::new(Bundle { trust_domain, content })))
+            }
+            Entries { count, .. } => Err(BundleError::NotOneEntry(count)),
+        }
+    }
+
+    /// Reads a bundle that an agent has accepted without a name, as [`Bundle::from_stored`] does.
+    ///
+    /// # Errors
+    /// [`BundleError`]: no version has accepted it.
+    pub fn from_stored_without_name(body: &[u8]) -> Result<Self, BundleError> {
+        let read = |rules| BundleContent::of_plain(&json::read(body)?, rules);
+        let content = read(Rules::Served).or_else(|_| read(Rules::Stored))?;
+        Ok(Self::Unnamed(Arc::new(content)))
+    }
+
+    /// The trust domain that it is of, if that is known.
+    pub fn trust_domain(&self) -> Option<&TrustDomain> {
+        self.named().map(|bundle| bundle.trust_domain())
+    }
+
+    /// The bundle, if it is known which trust domain it is of.
+    pub fn named(&self) -> Option<&Arc<Bundle>> {
+        match self {
+            Self::Named(bundle) => Some(bundle),
+            Self::Unnamed(_) => None,
+        }
+    }
+
+    /// The bundle of the trust domain that it is of or, where that is not known, of this one.
+    #[must_use]
+    pub fn with_name(&self, trust_domain: &TrustDomain) -> Arc<Bundle> {
+        match self {
+            Self::Named(bundle) => bundle.clone(),
+            Self::Unnamed(content) => Arc::new(Bundle {
+                trust_domain: trust_domain.clone(),
+                content: BundleContent::clone(content),
+            }),
+        }
+    }
+}
+
+impl BundleContent {
+    fn of_plain(served: &Served<'_>, rules: Rules) -> Result<Self, BundleError> {
+        let entry = Entry {
+            keys: served.keys.ok_or(BundleError::NeitherForm)?,
+            spiffe_sequence: served.spiffe_sequence,
+            spiffe_refresh_hint: served.spiffe_refresh_hint,
+        };
+        let content = Self::from_entry(&entry, served.spiffe_refresh_hint, rules)?;
+        if content.anchors.is_empty() && rules == Rules::Served {
+            return Err(BundleError::NoAnchors);
+        }
+        Ok(content)
+    }
+
+    fn from_entry(entry: &Entry<'_>, map_hint: Option<&RawValue>, rules: Rules) -> Result<Self, BundleError> {
         let Keys { usable, mut warnings } = entry.keys(rules)?;
         let mut number = |value: Option<&RawValue>, warning: fn(Excerpt) -> BundleWarning| {
             let value = value?;
@@ -247,8 +355,7 @@ impl Bundle {
         let of_map = hint(map_hint);
         let is_plain = map_hint.zip(entry.spiffe_refresh_hint).is_some_and(|(a, b)| std::ptr::eq(a, b));
         let of_entry = if is_plain { of_map } else { hint(entry.spiffe_refresh_hint) };
-        let mut bundle = Self {
-            trust_domain: domain.clone(),
+        let mut content = Self {
             keys: Vec::with_capacity(usable.len()),
             anchors: Vec::with_capacity(usable.len()),
             facts: Vec::with_capacity(usable.len()),
@@ -257,16 +364,11 @@ impl Bundle {
             warnings,
         };
         for UsableKey { key, anchor, facts } in usable {
-            bundle.keys.push(key);
-            bundle.anchors.push(anchor);
-            bundle.facts.push(facts);
+            content.keys.push(key);
+            content.anchors.push(anchor);
+            content.facts.push(facts);
         }
-        Ok(bundle)
-    }
-
-    /// The trust domain whose SVIDs it validates.
-    pub fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
+        Ok(content)
     }
 
     /// The anchors, as DER certificates, in the order served, each once.
@@ -437,10 +539,27 @@ const MEMBERS: [&str; 13] = [
 /// A map read entry by entry: serde's own maps keep the last of two equal names in silence, and the
 /// standard demands that duplicates are rejected. Entries of other domains are passed over,
 /// whatever they are: a broken foreign domain must not cost this one its refresh.
-struct OfTrustDomain<'a>(&'a TrustDomain, Rules);
+struct OfTrustDomain<'a>(Wanted<'a>, Rules);
+
+/// The entry of a Bundle Map that counts.
+#[derive(Clone, Copy)]
+enum Wanted<'a> {
+    /// That of this trust domain.
+    Named(&'a TrustDomain),
+    /// The only one that there is.
+    Only,
+}
+
+/// What was found in a Bundle Map.
+struct Entries<'a> {
+    /// The entry that counts, with its name.
+    found: Option<(String, Entry<'a>)>,
+    /// The number of all entries.
+    count: usize,
+}
 
 impl<'de> DeserializeSeed<'de> for OfTrustDomain<'_> {
-    type Value = Option<Entry<'de>>;
+    type Value = Entries<'de>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_map(self)
@@ -448,7 +567,7 @@ impl<'de> DeserializeSeed<'de> for OfTrustDomain<'_> {
 }
 
 impl<'de> Visitor<'de> for OfTrustDomain<'_> {
-    type Value = Option<Entry<'de>>;
+    type Value = Entries<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of trust domains")
@@ -457,8 +576,12 @@ impl<'de> Visitor<'de> for OfTrustDomain<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let (mut seen, mut found) = (BTreeSet::new(), None);
         while let Some(name) = map.next_key::<String>()? {
-            if name == self.0.as_str() && found.is_none() {
-                found = Some(map.next_value_seed(ByRules(self.1, PhantomData))?);
+            let is_wanted = match self.0 {
+                Wanted::Named(trust_domain) => name == trust_domain.as_str(),
+                Wanted::Only => true,
+            };
+            if is_wanted && found.is_none() {
+                found = Some((name.clone(), map.next_value_seed(ByRules(self.1, PhantomData))?));
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
@@ -471,7 +594,7 @@ impl<'de> Visitor<'de> for OfTrustDomain<'_> {
                 return Err(de::Error::custom(format_args!("trust domain \"{name}\" appears twice")));
             }
         }
-        Ok(found)
+        Ok(Entries { found, count: seen.len() })
     }
 }
 
@@ -745,6 +868,12 @@ pub enum BundleError {
     /// The map lacks this agent's domain.
     #[error("the Bundle Map has no entry for the trust domain \"{0}\"")]
     NoEntry(TrustDomain),
+    /// The map has no or several trust domains, and it is not known which of them is meant.
+    #[error("the Bundle Map has {0} trust domains, and the configuration does not say which one counts")]
+    NotOneEntry(usize),
+    /// The only entry of the map is not named as a trust domain is.
+    #[error("the name of the only entry of the Bundle Map is not a trust domain: {0}")]
+    EntryName(SpiffeIdError),
     /// A key that claims to be an X.509 authority is damaged.
     #[error("key {index} of the bundle cannot be used: {why}")]
     Anchor {

@@ -18,7 +18,7 @@ use x509_parser::prelude::{FromDer as _, format_serial};
 use x509_parser::x509::X509Version;
 
 use crate::algorithms::key_is_allowed;
-use crate::bundle::{AnchorFacts, Bundle};
+use crate::bundle::{AnchorFacts, Bundle, BundleContent};
 use crate::chain::{MAX_CHAIN, parse};
 use crate::encoding;
 use crate::id::{MargoName, NameKind, SpiffeId, TrustDomain};
@@ -127,7 +127,7 @@ pub fn check_new_serial(chain: &Chain, current: &X509Svid) -> Result<(), SvidErr
 
 /// Whether the current SVID chains to an anchor of the bundle: used to report, never to drop
 /// (miaf-v0 B3, B5).
-pub fn is_trusted(svid: &X509Svid, bundle: &Bundle, now: Timestamp) -> bool {
+pub fn is_trusted(svid: &X509Svid, bundle: &BundleContent, now: Timestamp) -> bool {
     path_validates(svid.path(), bundle, now).is_ok()
 }
 
@@ -148,7 +148,7 @@ pub struct TrustPath<'a> {
 ///
 /// An anchor whose validity has ended counts here (miaf-v0 B5) and to peers that follow RFC 5280
 /// section 6.1; to OpenSSL it does not.
-pub fn trust_path<'a>(svid: &X509Svid, bundle: &'a Bundle, at: Timestamp) -> Option<TrustPath<'a>> {
+pub fn trust_path<'a>(svid: &X509Svid, bundle: &'a BundleContent, at: Timestamp) -> Option<TrustPath<'a>> {
     let is_valid = |anchor: &AnchorFacts| anchor.is_valid(at);
     path_to_anchor(svid.path(), bundle, at, is_valid)
         .or_else(|_| path_to_anchor(svid.path(), bundle, at, |_| true))
@@ -161,7 +161,7 @@ pub fn trust_path<'a>(svid: &X509Svid, bundle: &'a Bundle, at: Timestamp) -> Opt
 /// nothing that could end sooner.
 pub(crate) fn end_of_use(
     path: Path<'_>,
-    bundle: &Bundle,
+    bundle: &BundleContent,
     now: Timestamp,
     leaf_not_after: Timestamp,
 ) -> Timestamp {
@@ -233,7 +233,7 @@ impl X509Svid {
 
     /// The same SVID under another bundle, whose anchors may be reached over other intermediates.
     #[must_use]
-    pub fn under(&self, bundle: &Bundle, now: Timestamp) -> Self {
+    pub fn under(&self, bundle: &BundleContent, now: Timestamp) -> Self {
         let until = end_of_use(self.path(), bundle, now, self.not_after);
         Self { until, ..self.clone() }
     }
@@ -241,7 +241,7 @@ impl X509Svid {
     /// Whether an anchor of the bundle signed the leaf itself. There are clients that consider no
     /// intermediate (the WFM client of Margo's sandbox, when it starts).
     #[must_use]
-    pub fn is_signed_by_anchor(&self, bundle: &Bundle) -> bool {
+    pub fn is_signed_by_anchor(&self, bundle: &BundleContent) -> bool {
         let alone = Path { intermediates: &[], ..self.path() };
         path_validates(alone, bundle, self.not_before).is_ok()
     }
@@ -463,7 +463,7 @@ impl<'a> Path<'a> {
 /// back.
 pub(crate) fn path_validates_soon(
     path: Path<'_>,
-    bundle: &Bundle,
+    bundle: &BundleContent,
     now: Timestamp,
     not_before: Timestamp,
 ) -> Result<Timestamp, SvidError> {
@@ -481,14 +481,14 @@ pub(crate) fn path_validates_soon(
     }
 }
 
-pub(crate) fn path_validates(path: Path<'_>, bundle: &Bundle, at: Timestamp) -> Result<(), SvidError> {
+pub(crate) fn path_validates(path: Path<'_>, bundle: &BundleContent, at: Timestamp) -> Result<(), SvidError> {
     path_to_anchor(path, bundle, at, |_| true).map(|_| ())
 }
 
 /// The path to one of the `eligible` anchors.
 pub(crate) fn path_to_anchor<'a>(
     path: Path<'_>,
-    bundle: &'a Bundle,
+    bundle: &'a BundleContent,
     at: Timestamp,
     eligible: impl Fn(&AnchorFacts) -> bool,
 ) -> Result<TrustPath<'a>, SvidError> {

@@ -8,6 +8,11 @@ use super::*;
 /// Made once: the properties read it many times.
 static ANCHOR: std::sync::LazyLock<String> = std::sync::LazyLock::new(anchor);
 
+fn without_warnings(bundle: &Bundle) -> Bundle {
+    let content = BundleContent { warnings: Vec::new(), ..bundle.content.clone() };
+    Bundle { content, ..bundle.clone() }
+}
+
 proptest! {
     #![proptest_config(crate::testing::cases(500))]
 
@@ -32,11 +37,17 @@ proptest! {
                 None => drop(body.remove(at)),
             }
         }
+        // The name takes no part in what a plain bundle is read as.
+        if !in_map && let Ok(unnamed) = TrustBundle::from_served(&body, None)
+            && unnamed.trust_domain().is_none()
+        {
+            prop_assert_eq!(Bundle::from_served(&body, &domain()), Ok(Bundle::clone(&unnamed.with_name(&domain()))));
+        }
         if let Ok(bundle) = Bundle::from_served(&body, &domain()) {
             prop_assert!(bundle.anchors().len() <= MAX_ANCHORS);
             let again = Bundle::from_stored(handed_out(&bundle).to_string().as_bytes(), &domain()).unwrap();
             prop_assert_eq!(again.warnings(), []);
-            prop_assert_eq!(again, Bundle { warnings: Vec::new(), ..bundle.clone() });
+            prop_assert_eq!(again, without_warnings(&bundle));
             prop_assert!(in_map || !bundle.anchors().is_empty());
             let document = bundle.document(Duration::ZERO, &[]);
             let published = serde_json::to_vec(&document).unwrap();
