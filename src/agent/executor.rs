@@ -80,6 +80,7 @@ impl Executor {
                 None => Event::Wake, // the lifecycle knows as many identities as there are
             },
         };
+        trust_domain.learn_name(identities, records).await;
         reporter.report_outcome(&event, identities);
         self.check_tokens_in_trouble();
         event

@@ -27,9 +27,9 @@ use crate::publish::files::Publisher;
 use crate::state::{self, Store};
 use crate::transport::ClientIdentity;
 use miaf_client::api::IdentityName;
-use miaf_spiffe::svid::{self, Algorithms, Expectation, SvidError, X509Svid};
+use miaf_spiffe::svid::{self, Algorithms, Chain, Expectation, SvidError, X509Svid};
 use miaf_spiffe::time::Timestamp;
-use miaf_spiffe::{Bundle, NameKind, SpiffeId};
+use miaf_spiffe::{Bundle, BundleContent, NameKind, SpiffeId, TrustBundle};
 
 /// Keys, SVID and issued chain of one identity.
 pub(super) struct Identity {
@@ -102,7 +102,7 @@ impl Identity {
     }
 
     /// Moves the end of the current SVID to where it lies under another bundle.
-    pub(super) fn revalidate_under(&mut self, bundle: &Bundle, now: Timestamp) {
+    pub(super) fn revalidate_under(&mut self, bundle: &BundleContent, now: Timestamp) {
         let Some(current) = &self.current else { return };
         let svid = current.svid.under(bundle, now);
         if svid != current.svid {
@@ -171,7 +171,7 @@ impl Identity {
             }
             Credential::Device(device, wfm) => {
                 let client = client_identity(&device).await.map_err(of_the_device)?;
-                let bundle = trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
+                let bundle = trust_domain.named_bundle().cloned();
                 (issuer.bind(document, &wfm, &csr, client, bundle).await, None)
             }
             Credential::Factory => {
@@ -281,17 +281,24 @@ impl Identity {
         let choice = if issued.for_pending_key { KeyChoice::Pending } else { KeyChoice::Current };
         let key = self.key(choice).map_err(NotAdopted::Kept)?;
         let is_renewal = issued.renewal;
-        let issued = if !issued.lacks_issuers {
-            issued
-        } else if let Some(assembled) = self.assembled_before(&issued, &key, &cached.bundle) {
-            assembled
-        } else {
-            self.with_issuers(issued, &key, cached.bundle.clone(), bundle_is_fresh, surroundings.trust_domain)
-                .await?
+        let credential = issued.credential.clone();
+        let validated = match bundle_for(&cached.bundle, &issued.chain) {
+            Ok(bundle) => {
+                let issued = if !issued.lacks_issuers {
+                    issued
+                } else if let Some(assembled) = self.assembled_before(&issued, &key, &bundle) {
+                    assembled
+                } else {
+                    let trust_domain = surroundings.trust_domain;
+                    self.with_issuers(issued, &key, bundle.clone(), bundle_is_fresh, trust_domain).await?
+                };
+                self.validate(&issued, &key, &bundle)
+            }
+            Err(why) => Err(why),
         };
-        match self.validate(&issued, &key, &cached.bundle) {
+        match validated {
             Ok(svid) => {
-                let identity = publish::SvidAndKey { svid, key, credential: issued.credential };
+                let identity = publish::SvidAndKey { svid, key, credential };
                 self.commit(identity, choice, is_renewal, &surroundings).await
             }
             Err(SvidError::NotYetValid { not_before }) => {
@@ -477,6 +484,19 @@ impl Identity {
     }
 }
 
+/// The bundle that an issued chain is validated against: before the trust domain is known, as that of the
+/// trust domain in the SVID itself (miaf-est X22).
+///
+/// # Errors
+/// [`SvidError`] when no SPIFFE ID names one.
+pub(super) fn bundle_for(bundle: &TrustBundle, chain: &Chain) -> Result<Arc<Bundle>, SvidError> {
+    if let Some(named) = bundle.named() {
+        return Ok(named.clone());
+    }
+    let svid = X509Svid::from_stored(chain.clone())?;
+    Ok(bundle.with_name(svid.spiffe_id().trust_domain()))
+}
+
 /// What authenticates a request.
 #[derive(Debug)]
 enum Credential {
@@ -636,7 +656,6 @@ pub(super) fn fits(config: &IdentityConfig, key: &Arc<dyn Key>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use miaf_spiffe::svid::Chain;
 
     #[test]
     fn renewal_without_an_svid_never_shows_the_factory_certificate() {

@@ -8,7 +8,7 @@ use ring::digest::{SHA256, digest};
 
 use super::blocking;
 use super::executor::Executor;
-use super::identity::{Identity, proven};
+use super::identity::{Identity, bundle_for, proven};
 use super::persist::save;
 use super::reporting::cause;
 use crate::config::{Enrollment, EstAuthorizationConfig, IdentityConfig, Rotate};
@@ -24,7 +24,7 @@ use miaf_client::api::{IdentityName, MAX_CHAIN_PEM};
 use miaf_spiffe::svid::{Chain, SvidError, X509Svid};
 use miaf_spiffe::text::Excerpt;
 use miaf_spiffe::time::Timestamp;
-use miaf_spiffe::{SpiffeId, TrustDomain};
+use miaf_spiffe::{SpiffeId, TrustBundle, TrustDomain};
 
 /// Limit on the characters of a path in a message.
 const MAX_PATH: usize = 512;
@@ -55,8 +55,7 @@ impl Executor {
         spiffe_id: Option<&SpiffeId>,
     ) -> Result<Supply, Reason> {
         let keys = self.keys.clone();
-        let trust_domain =
-            self.trust_domain.bundle.as_ref().map(|cached| cached.bundle.trust_domain().clone());
+        let trust_domain = self.trust_domain.named_bundle().map(|bundle| bundle.trust_domain().clone());
         let Some(identity) = self.identities.get_mut(index.0) else { return Err(gone()) };
         let named = spiffe_id.or(identity.config.spiffe_id.as_ref()).cloned();
         if let Some(id) = spiffe_id {
@@ -87,7 +86,7 @@ impl Executor {
         }
         let certified = identity.key_of(&chain, &keys).await?;
         let issued = issued(chain, certified.choice());
-        let detail = identity.judge(&issued, certified.key(), bundle.as_deref())?;
+        let detail = identity.judge(&issued, certified.key(), bundle.as_ref())?;
         let supplied =
             identity.store_certified(certified, issued, &keys).await.map_err(|e| Reason::of(&e))?;
         let events = supplied.into_iter().map(|what| Event::Supplied(index, what)).collect();
@@ -123,10 +122,10 @@ impl Executor {
         for identity in &mut self.identities {
             let read = match identity.config.enroll.clone() {
                 Enrollment::Manual { svid_file: Some(file) } => {
-                    identity.read_chain(&file, &keys, bundle.as_deref()).await
+                    identity.read_chain(&file, &keys, bundle.as_ref()).await
                 }
                 Enrollment::Installed { svid_file, key } => {
-                    identity.read_installed(&svid_file, &key, &keys.keys, bundle.as_deref()).await
+                    identity.read_installed(&svid_file, &key, &keys.keys, bundle.as_ref()).await
                 }
                 Enrollment::Est(est) => {
                     identity.finish_est_request().await;
@@ -259,13 +258,13 @@ impl Identity {
         &self,
         issued: &state::StoredIssuedChain,
         key: &Arc<dyn Key>,
-        bundle: Option<&miaf_spiffe::Bundle>,
+        bundle: Option<&TrustBundle>,
     ) -> Result<String, Reason> {
         let Some(bundle) = bundle else {
             return Ok("The chain is stored. There is no trust bundle yet to validate it with; it is adopted when there is."
                 .to_owned());
         };
-        match self.validate(issued, key, bundle) {
+        match self.validate_against(bundle, issued, key) {
             Ok(svid) => Ok(adopted(&svid)),
             Err(SvidError::NotYetValid { not_before }) => {
                 Ok(format!("The chain is stored, and adopted when it becomes valid, at {not_before}."))
@@ -281,6 +280,15 @@ impl Identity {
             }
             Err(why) => Err(Reason::from(why.to_string()).with_hint_text(self.what_to_bring(&why))),
         }
+    }
+
+    fn validate_against(
+        &self,
+        bundle: &TrustBundle,
+        issued: &state::StoredIssuedChain,
+        key: &Arc<dyn Key>,
+    ) -> Result<X509Svid, SvidError> {
+        self.validate(issued, key, &*bundle_for(bundle, &issued.chain)?)
     }
 
     /// What to do where the chain that an operator has brought is refused.
@@ -315,10 +323,10 @@ impl Identity {
 
     /// Whether a chain is stored that the bundle vouches for, now or when it becomes valid. One that
     /// may yet be refused must not replace it, nor an installed key the only copy of its key.
-    fn holds_a_good_chain(&self, bundle: &miaf_spiffe::Bundle) -> bool {
+    fn holds_a_good_chain(&self, bundle: &TrustBundle) -> bool {
         let Some(held) = &self.issued else { return false };
         let choice = if held.for_pending_key { KeyChoice::Pending } else { KeyChoice::Current };
-        let verdict = self.key(choice).map(|key| self.validate(held, &key, bundle));
+        let verdict = self.key(choice).map(|key| self.validate_against(bundle, held, &key));
         matches!(verdict, Ok(Ok(_) | Err(SvidError::NotYetValid { .. })))
     }
 
@@ -327,7 +335,7 @@ impl Identity {
         &mut self,
         file: &Path,
         keys: &Opener,
-        bundle: Option<&miaf_spiffe::Bundle>,
+        bundle: Option<&TrustBundle>,
     ) -> Result<Vec<Supplied>, Report> {
         let Some(chain) = read_chain(file).await? else { return Ok(Vec::new()) };
         if self.has(&chain) || self.supersedes(&chain) {
@@ -357,7 +365,7 @@ impl Identity {
         svid_file: &Path,
         secret: &Secret,
         keys: &Providers,
-        bundle: Option<&miaf_spiffe::Bundle>,
+        bundle: Option<&TrustBundle>,
     ) -> Result<Vec<Supplied>, Report> {
         let missing = || {
             let why = Reason::from("the file does not exist")

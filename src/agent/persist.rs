@@ -181,7 +181,7 @@ impl Executor {
 
     async fn publish_files(&mut self, now: Now) -> Vec<Published> {
         let trusts_clock = self.lifecycle.trusts_clock(now);
-        let bundle = self.trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
+        let bundle = self.trust_domain.named_bundle().cloned();
         let mut published = Vec::new();
         let (has_several, refresh_interval) = (self.identities.len() > 1, self.config.bundle_refresh);
         for identity in &mut self.identities {

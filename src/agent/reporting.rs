@@ -22,7 +22,7 @@ use miaf_client::api::{IdentityName, State, Word as _};
 use miaf_spiffe::svid::{self, X509Svid};
 use miaf_spiffe::text::Excerpt;
 use miaf_spiffe::time::Timestamp;
-use miaf_spiffe::{AnchorFacts, Bundle};
+use miaf_spiffe::{AnchorFacts, BundleContent, TrustBundle};
 
 /// How long the MIS may hold a renewal before that is an error (X section 12).
 const HELD_RENEWAL: Duration = Duration::from_secs(10 * 60);
@@ -156,10 +156,11 @@ impl Reporter {
 
     /// Logs what is wrong with a bundle that is in use, if it is news: parts of it that are not
     /// used, and anchors that some peers refuse now because of their validity.
-    pub(super) fn report_anchors(&mut self, bundle: &Bundle, identities: &[Identity], now: Timestamp) {
+    pub(super) fn report_anchors(&mut self, bundle: &TrustBundle, identities: &[Identity], now: Timestamp) {
         let warnings = anchor_warnings(bundle, identities, now);
         for warning in warnings.iter().filter(|warning| !self.anchors.contains(warning)) {
-            tracing::warn!(trust_domain = %bundle.trust_domain(), "the trust bundle: {warning}");
+            let trust_domain = bundle.trust_domain().map(tracing::field::display);
+            tracing::warn!(trust_domain, "the trust bundle: {warning}");
         }
         self.anchors = warnings;
     }
@@ -460,7 +461,7 @@ pub(super) fn last_tenth(svid: &X509Svid) -> Timestamp {
     svid.not_before().after(lifetime - lifetime / 10)
 }
 
-fn anchor_warnings(bundle: &Bundle, identities: &[Identity], now: Timestamp) -> Vec<String> {
+fn anchor_warnings(bundle: &BundleContent, identities: &[Identity], now: Timestamp) -> Vec<String> {
     let current = identities.iter().filter_map(|identity| identity.current.as_deref());
     let vouching = current.filter_map(|current| svid::trust_path(&current.svid, bundle, now));
     let vouching: Vec<_> = vouching.map(|vouching| vouching.anchor).collect();

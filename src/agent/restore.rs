@@ -14,8 +14,8 @@ use super::provisioning::{Provisioned, Provisioning};
 use super::removed::RemovedIdentity;
 use super::reporting::{Reporter, cause, hint};
 use super::retry_after::{self, StoredRetryAfter};
-use super::trust_domain::{CachedBundle, CachedDiscovery, TrustDomain, discovery_facts};
-use crate::config::{Config, Enrollment, EstConfig, IdentityConfig, Rotate, TrustDomainSource};
+use super::trust_domain::{CachedBundle, CachedDiscovery, TrustDomain, discovery_facts, trust_domain};
+use crate::config::{Config, Enrollment, EstConfig, IdentityConfig, MisConfig, Rotate, TrustDomainSource};
 use crate::hint::Hint as _;
 use crate::issuer::{Discovery, Issuer, Protocol};
 use crate::keys::{Key, KeyError, KeyFloor, Providers};
@@ -31,9 +31,9 @@ use crate::publish::files::{IdentityFiles, Publisher};
 use crate::state::{self, Store, StoreError};
 use crate::transport::Transport;
 use miaf_client::api::IdentityName;
-use miaf_spiffe::Bundle;
 use miaf_spiffe::svid::X509Svid;
 use miaf_spiffe::time::{Now, Timestamp};
+use miaf_spiffe::{Bundle, TrustBundle};
 
 /// Which identities are restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl Executor {
         let lock = store.lock()?;
         let keys = Providers::new(provisioned.tpm, store.private(), credentials::credentials().as_deref());
         let proxy = config.mis.as_ref().map(|mis| mis.proxy.clone()).unwrap_or_default();
-        let discovery = read_discovery(&store, &config);
+        let discovery = config.mis.as_ref().and_then(|mis| read_discovery(&store, mis));
         let stored = store.identities()?;
         let is_configured = |name: &IdentityName| config.identities.iter().any(|known| known.name == *name);
         let mut configs = config.identities.clone();
@@ -76,6 +76,7 @@ impl Executor {
             restore_identity(IdentityIndex(nth), identity, &config, &store, &keys, scope)
         });
         let mut identities = identities.collect::<Result<Vec<_>, _>>()?;
+        let discovery = discovery.filter(|cached| cached.may_be_of(&identities));
         let bundle = cached(&store).and_then(|record| read_bundle(record, discovery.as_ref(), &identities));
         if let Some(cached) = &bundle {
             for identity in &mut identities {
@@ -222,7 +223,8 @@ fn restore_identity(
     // What is only served is served as it was stored: the way to it may have been misread.
     let allowed = (scope == Scope::Configured).then_some(&identity_config);
     let open = |record: &str| open_key(record, keys, config.key.require);
-    let read_identity = |record: &state::StoredIdentity| read_identity(record, allowed, open);
+    let named = config.mis.as_ref().and_then(MisConfig::trust_domain_of_bundle);
+    let read_identity = |record: &state::StoredIdentity| read_identity(record, allowed, named, open);
     let mut publisher = Publisher::new(&config.files, &identity_files(&identity_config));
     let current = store.load()?.and_then(|record| match read_identity(&record) {
         Ok(identity) => Some((identity, record)),
@@ -315,16 +317,14 @@ fn cached<R: state::Record>(store: &Store) -> Option<R> {
 
 /// The document that the configuration describes itself, or the cached one, if it is that of the
 /// configured URL.
-fn read_discovery(store: &Store, config: &Config) -> Option<CachedDiscovery> {
-    let mis = config.mis.as_ref()?;
-    let (url, bundle_origins) = match &mis.source {
-        TrustDomainSource::Discovery { url, bundle_origins } => (url, bundle_origins),
-        source => return CachedDiscovery::configured(source),
+fn read_discovery(store: &Store, mis: &MisConfig) -> Option<CachedDiscovery> {
+    let TrustDomainSource::Discovery { url, bundle_origins } = &mis.source else {
+        return CachedDiscovery::configured(mis);
     };
     let record: state::StoredDiscovery = cached(store)?;
     let mut document = Discovery::from_json(&record.body).ok()?;
     let wanted = record.url == url.as_str()
-        && mis.trust_domain.as_ref().is_none_or(|domain| domain == document.trust_domain());
+        && mis.trust_domain.as_ref().is_none_or(|name| document.trust_domain() == Some(name));
     if mis.trust.is_public_only() {
         document.refuse_est_elsewhere(url, &record.body); // X18; the next fetch says so
     }
@@ -342,10 +342,12 @@ fn open_key(record: &str, keys: &Providers, require: Option<KeyFloor>) -> Result
     checked.map(|()| key).map_err(|e| Unusable::Forbidden(e.with_hint().to_string()))
 }
 
-/// Reads a stored identity. `config` says which SPIFFE IDs it may have.
+/// Reads a stored identity. `config` says which SPIFFE IDs it may have. `trust_domain`: the one that the
+/// configuration says the device is in.
 fn read_identity(
     record: &state::StoredIdentity,
     config: Option<&IdentityConfig>,
+    trust_domain: Option<&miaf_spiffe::TrustDomain>,
     open: impl Fn(&str) -> Result<Arc<dyn Key>, Unusable>,
 ) -> Result<publish::SvidAndKey, Unusable> {
     use Unusable::{Broken, Forbidden};
@@ -368,7 +370,9 @@ fn read_identity(
             "its SPIFFE ID is {id}, and the configuration allows another client only, of the WFM \"{wfm_id}\""
         )));
     }
-    let guard = config.and_then(|config| config.spiffe_id.as_ref());
+    // A guard that is of another trust domain, too, is refused as a whole: the device stays in its own.
+    let is_in_another = trust_domain.is_some_and(|name| name != id.trust_domain());
+    let guard = config.and_then(|config| config.spiffe_id.as_ref()).filter(|_| !is_in_another);
     if let Some(guard) = guard.filter(|guard| *guard != id) {
         return Err(Forbidden(format!("its SPIFFE ID is {id}, and the configuration allows {guard} only")));
     }
@@ -380,21 +384,31 @@ fn read_identity(
     Ok(publish::SvidAndKey { svid, key, credential: record.credential.clone() })
 }
 
-/// The cached bundle, if it is of the discovered trust domain, or of that of the current SVID.
+/// The cached bundle, if it is of the trust domain of this device. One whose trust domain was not known
+/// when it was stored counts only at the location that it came from, and has the name that was learnt
+/// meanwhile (miaf-est X22).
 fn read_bundle(
     record: state::StoredBundle,
     discovery: Option<&CachedDiscovery>,
     identities: &[Identity],
 ) -> Option<CachedBundle> {
-    let discovered = discovery.map(|cached| cached.document.trust_domain());
-    let ours = discovered.or_else(|| identities.iter().find_map(Identity::trust_domain))?;
-    if record.trust_domain != *ours {
-        return None;
-    }
-    let bundle = Bundle::from_stored(record.body.as_bytes(), &record.trust_domain)
-        .map_err(|e| tracing::warn!("the cached trust bundle cannot be used: {e}"))
-        .ok()?;
-    Some(CachedBundle { bundle: Arc::new(bundle), record })
+    let ours = trust_domain(discovery, identities);
+    let body = record.body.as_bytes();
+    let read = match (&record.trust_domain, ours) {
+        (Some(name), Some(ours)) if name == ours => {
+            Bundle::from_stored(body, name).map(|bundle| TrustBundle::Named(Arc::new(bundle)))
+        }
+        (None, _) if discovery.is_some_and(|cached| cached.document.bundle().in_full() == record.url) => {
+            TrustBundle::from_stored_without_name(body).map(|bundle| match ours {
+                Some(ours) => TrustBundle::Named(bundle.with_name(ours)),
+                None => bundle,
+            })
+        }
+        _ => return None,
+    };
+    let bundle = read.map_err(|e| tracing::warn!("the cached trust bundle cannot be used: {e}")).ok()?;
+    let record = state::StoredBundle { trust_domain: bundle.trust_domain().cloned(), ..record };
+    Some(CachedBundle { bundle, record })
 }
 
 /// What an enrollment or renewal over EST repeats. A token of the time before a certificate was
@@ -463,6 +477,49 @@ fn load_unfinished(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Before there is an SVID, nothing says that what was stored is of the trust domain of this device.
+    #[test]
+    fn bundle_without_a_name_counts_where_it_came_from() {
+        let configured = |lines: &str| {
+            let text = format!("[mis]\nbundle_file = \"/b.json\"\n{lines}");
+            let config = Config::parse(&text, std::path::Path::new("/etc/miaf-agent/config.toml"), None);
+            CachedDiscovery::configured(&config.unwrap().mis.unwrap())
+        };
+        let anchor = rcgen::CertificateParams::default()
+            .self_signed(&rcgen::KeyPair::generate().unwrap())
+            .unwrap()
+            .pem()
+            .lines()
+            .filter(|line| !line.starts_with('-'))
+            .collect::<String>();
+        let stored = |url: &str, name: Option<&str>| state::StoredBundle {
+            url: url.into(),
+            trust_domain: name.map(|name| miaf_spiffe::TrustDomain::parse(name).unwrap()),
+            body: format!(r#"{{"keys":[{{"kty":"EC","use":"x509-svid","x5c":["{anchor}"]}}]}}"#),
+            validators: crate::transport::Validators::default(),
+            fetched_at: Timestamp::default(),
+            regressed_since: None,
+        };
+        let named = "trust_domain = \"factory.example\"";
+        for (lines, url, name, read) in [
+            ("", "/b.json", None, Some(None)),
+            ("", "/other.json", None, None),
+            ("", "/b.json", Some("factory.example"), None), // which the configuration said before
+            (named, "/b.json", None, Some(Some("factory.example"))),
+            (named, "/other.json", None, None),
+            (named, "/other.json", Some("factory.example"), Some(Some("factory.example"))),
+            (named, "/b.json", Some("other.example"), None),
+        ] {
+            let cached = read_bundle(stored(url, name), configured(lines).as_ref(), &[]);
+            let of = cached.as_ref().map(|cached| cached.bundle.trust_domain().map(|name| name.as_str()));
+            assert_eq!(of, read, "{lines} {url} {name:?}");
+            assert!(
+                cached
+                    .is_none_or(|cached| cached.record.trust_domain.as_ref() == cached.bundle.trust_domain())
+            );
+        }
+    }
 
     #[test]
     fn token_is_wiped_once_a_certificate_takes_its_place() {

@@ -46,10 +46,9 @@ impl Executor {
             let code = ProblemCode::FactoryCredential;
             error.report.code == code && errors.any(|(error, _)| error.report.code == code)
         };
-        let of_identity = self.identities.iter().find_map(Identity::trust_domain);
         Snapshot {
             is_known: true,
-            trust_domain: self.trust_domain.name().or(of_identity).cloned(),
+            trust_domain: self.trust_domain.name(&self.identities).cloned(),
             bundle: self.trust_domain.bundle.as_ref().map(|cached| CurrentBundle {
                 bundle: cached.bundle.clone(),
                 fetched_at: cached.record.fetched_at,

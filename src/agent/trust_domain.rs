@@ -16,7 +16,7 @@ use crate::state;
 use crate::transport::Validators;
 use miaf_spiffe::text::Excerpt;
 use miaf_spiffe::time::{Now, ProvenTime, Timestamp};
-use miaf_spiffe::{Bundle, BundleWarning, SequenceCheck, check_sequence, svid};
+use miaf_spiffe::{Bundle, BundleContent, BundleWarning, SequenceCheck, TrustBundle, check_sequence, svid};
 
 /// Limit on the characters of the source of a trust domain in a log event.
 const MAX_SOURCE: usize = 512;
@@ -29,6 +29,14 @@ const NOTHING_ISSUED: &str = "Set mis.discovery_url to an MIS that issues over t
 /// What to do where the discovery document names no EST endpoint.
 const NO_EST: &str =
     "Ask the operator of the MIS for the URL of its EST endpoint, and set est_url under [mis]";
+
+/// What to do where a discovery document is of another trust domain than an SVID.
+const OTHER_DISCOVERED: &str =
+    "Correct the URL under [mis]. To move the device to another trust domain: miaf-agent retire";
+
+/// What to do where the configuration names another trust domain than that of an SVID.
+const OTHER_CONFIGURED: &str = "Correct trust_domain and the trust bundle under [mis], or spiffe_id under [[identity]]. To move the \
+     device to another trust domain: miaf-agent retire";
 
 /// Issuer and cached documents of the trust domain.
 pub(super) struct TrustDomain {
@@ -57,24 +65,44 @@ pub(super) struct CachedDiscovery {
 impl CachedDiscovery {
     /// The document of a configuration that names the bundle itself. `None`: it names a discovery
     /// document.
-    pub(super) fn configured(source: &TrustDomainSource) -> Option<Self> {
-        let (trust_domain, bundle) = match source {
+    pub(super) fn configured(config: &config::MisConfig) -> Option<Self> {
+        let bundle = match &config.source {
             TrustDomainSource::Discovery { .. } => return None,
-            TrustDomainSource::BundleUrl { url, trust_domain } => {
-                (trust_domain, BundleLocation::Url(url.clone()))
-            }
-            TrustDomainSource::BundleFile { path, trust_domain } => {
-                (trust_domain, BundleLocation::File(path.clone()))
-            }
+            TrustDomainSource::BundleUrl(url) => BundleLocation::Url(url.clone()),
+            TrustDomainSource::BundleFile(path) => BundleLocation::File(path.clone()),
         };
-        Some(Self { document: Discovery::of_bundle(trust_domain.clone(), bundle), record: None })
+        Some(Self { document: Discovery::of_bundle(config.trust_domain.clone(), bundle), record: None })
     }
+
+    /// Whether it may be used with these identities. A configuration that names another trust domain
+    /// than that of an SVID is refused like a discovery document of another one.
+    pub(super) fn may_be_of(&self, identities: &[Identity]) -> bool {
+        let named = self.document.trust_domain().filter(|_| self.document.is_configured());
+        named.is_none_or(|name| identities.iter().filter_map(Identity::trust_domain).all(|own| own == name))
+    }
+}
+
+/// The trust domain that the device is in: as discovered or configured, or else that of its SVIDs, valid
+/// or not. `None`: it is learnt from the first SVID (miaf-est X22).
+pub(super) fn trust_domain<'a>(
+    discovery: Option<&'a CachedDiscovery>,
+    identities: &'a [Identity],
+) -> Option<&'a miaf_spiffe::TrustDomain> {
+    let named = discovery.and_then(|cached| cached.document.trust_domain());
+    named.or_else(|| identities.iter().find_map(Identity::trust_domain))
 }
 
 /// A trust bundle and its record.
 pub(super) struct CachedBundle {
-    pub(super) bundle: Arc<Bundle>,
+    pub(super) bundle: TrustBundle,
     pub(super) record: state::StoredBundle,
+}
+
+impl CachedBundle {
+    /// Whether it is the bundle of this trust domain; without one, any may be.
+    fn may_be_of(&self, trust_domain: Option<&miaf_spiffe::TrustDomain>) -> bool {
+        trust_domain.is_none_or(|name| self.bundle.trust_domain() == Some(name))
+    }
 }
 
 impl TrustDomain {
@@ -97,9 +125,28 @@ impl TrustDomain {
         }
     }
 
-    /// Name of the trust domain, as discovered.
-    pub(super) fn name(&self) -> Option<&miaf_spiffe::TrustDomain> {
-        self.discovery.as_ref().map(|cached| cached.document.trust_domain())
+    /// Name of the trust domain. Before there is an SVID that may be what a Bundle Map says.
+    pub(super) fn name<'a>(&'a self, identities: &'a [Identity]) -> Option<&'a miaf_spiffe::TrustDomain> {
+        let of_bundle = || self.bundle.as_ref().and_then(|cached| cached.bundle.trust_domain());
+        trust_domain(self.discovery.as_ref(), identities).or_else(of_bundle)
+    }
+
+    /// The bundle, if it is known which trust domain it is of.
+    pub(super) fn named_bundle(&self) -> Option<&Arc<Bundle>> {
+        self.bundle.as_ref().and_then(|cached| cached.bundle.named())
+    }
+
+    /// Learns the name of the trust domain from the first SVID: the bundle is that of this domain from
+    /// now on (miaf-est X22). It is durable already, in the record of the SVID.
+    pub(super) async fn learn_name(&mut self, identities: &[Identity], records: &Records) {
+        let Some(cached) = self.bundle.as_mut().filter(|cached| cached.bundle.named().is_none()) else {
+            return;
+        };
+        let Some(name) = identities.iter().find_map(Identity::trust_domain) else { return };
+        tracing::info!(trust_domain = %name, "trust domain learnt from the first SVID");
+        cached.bundle = TrustBundle::Named(cached.bundle.with_name(name));
+        cached.record.trust_domain = Some(name.clone());
+        self.cache_bundle(records).await;
     }
 
     /// The time that the MIS has proven since the last call.
@@ -143,12 +190,12 @@ impl TrustDomain {
                     (Fetched::NotModified, None) => return Err(IssuerError::not_cached(url)),
                 }
             }
-            source => CachedDiscovery::configured(source).ok_or(IssuerError::NotConfigured)?,
+            _ => CachedDiscovery::configured(config).ok_or(IssuerError::NotConfigured)?,
         };
-        let CachedDiscovery { document, record } = discovered;
-        check_trust_domain(&document, config, identities)?;
-        let changed = self.discovery.as_ref().is_none_or(|cached| cached.document != document);
-        let is_stored = self.discovery.as_ref().is_some_and(|cached| cached.record == record);
+        let CachedDiscovery { document, record } = &discovered;
+        check_trust_domain(document, config, identities)?;
+        let changed = self.discovery.as_ref().is_none_or(|cached| cached.document != *document);
+        let is_stored = self.discovery.as_ref().is_some_and(|cached| cached.record == *record);
         if let Some(record) = record.clone().filter(|_| !is_stored) {
             let saved = records.save(record).await;
             saved.unwrap_or_else(|e| {
@@ -157,7 +204,8 @@ impl TrustDomain {
         }
         if changed {
             let source = Excerpt::of(&config.source, MAX_SOURCE);
-            tracing::info!(trust_domain = %document.trust_domain(), %source, "discovered");
+            let trust_domain = document.trust_domain().map(tracing::field::display);
+            tracing::info!(trust_domain, %source, "discovered");
             if let Some(why) = document.refused_est() {
                 tracing::warn!(
                     hint = hint(why),
@@ -171,10 +219,10 @@ impl TrustDomain {
         }
         // Only a device without an SVID gets here under another trust domain: its old anchors are
         // of no use.
-        let domain = document.trust_domain();
-        self.bundle = self.bundle.take().filter(|cached| cached.record.trust_domain == *domain);
-        let facts = discovery_facts(&document, identities, changed);
-        self.discovery = Some(CachedDiscovery { document, record });
+        let domain = trust_domain(Some(&discovered), identities);
+        self.bundle = self.bundle.take().filter(|cached| cached.may_be_of(domain));
+        let facts = discovery_facts(document, identities, changed);
+        self.discovery = Some(discovered);
         self.report_passed_over_est(config, identities);
         Ok(facts)
     }
@@ -210,20 +258,21 @@ impl TrustDomain {
         reporter: &mut Reporter,
     ) -> Result<BundleFacts, IssuerError> {
         let Some(discovery) = &self.discovery else { return Err(IssuerError::NotDiscovered) };
-        let (location, domain) =
-            (discovery.document.bundle().clone(), discovery.document.trust_domain().clone());
-        let cached = self.bundle.as_mut().filter(|cached| cached.record.trust_domain == domain);
+        let location = discovery.document.bundle().clone();
+        let domain = trust_domain(Some(discovery), identities).cloned();
+        let cached = self.bundle.as_mut().filter(|cached| cached.may_be_of(domain.as_ref()));
         // Validators count only at the URL that they came from; the sequence number counts
         // everywhere (B5).
         let same_url = cached.as_ref().filter(|cached| cached.record.url == location.in_full());
         let validators = same_url.map(|cached| cached.record.validators.clone());
         let (fetched, changed_at) = match &location {
             BundleLocation::Url(url) => {
-                (self.issuer.trust_bundle(url, &domain, validators.as_ref()).await?, None)
+                (self.issuer.trust_bundle(url, domain.as_ref(), validators.as_ref()).await?, None)
             }
             BundleLocation::File(path) => {
-                let (path, domain) = (path.clone(), domain.clone());
-                let (document, changed_at) = blocking(move || Issuer::bundle_file(&path, &domain)).await?;
+                let path = path.clone();
+                let read = blocking(move || Issuer::bundle_file(&path, domain.as_ref()));
+                let (document, changed_at) = read.await?;
                 let validators = Validators::default();
                 (Fetched::New { document, body: String::new(), validators }, Some(changed_at))
             }
@@ -252,7 +301,8 @@ impl TrustDomain {
         // What is wrong with the rest is found out anew after a restart.
         let is_whole = !document.warnings().iter().any(BundleWarning::is_loss);
         let validators = if is_whole { validators } else { Validators::default() };
-        let cached = self.bundle.as_mut().filter(|cached| cached.record.trust_domain == domain);
+        let domain = document.trust_domain();
+        let cached = self.bundle.as_mut().filter(|cached| cached.bundle.trust_domain() == domain);
         let (before, since) = cached
             .as_ref()
             .map_or((None, None), |cached| (cached.bundle.sequence(), cached.record.regressed_since));
@@ -270,7 +320,7 @@ impl TrustDomain {
             let hint = "To accept it now: miaf-agent retry";
             return Err(IssuerError::BundleRegressed { location, served, current, hint });
         }
-        let is_new = cached.as_ref().is_none_or(|cached| *cached.bundle != document);
+        let is_new = cached.as_ref().is_none_or(|cached| cached.bundle != document);
         for identity in &mut *identities {
             identity.revalidate_under(&document, now);
         }
@@ -280,7 +330,7 @@ impl TrustDomain {
         }
         let record = state::StoredBundle {
             url: location.in_full(),
-            trust_domain: domain,
+            trust_domain: domain.cloned(),
             body,
             validators,
             fetched_at,
@@ -298,7 +348,7 @@ impl TrustDomain {
         if !is_stored {
             log_new_bundle(&document);
         }
-        self.bundle = Some(CachedBundle { bundle: Arc::new(document), record });
+        self.bundle = Some(CachedBundle { bundle: document, record });
         if !is_stored || self.age_is_to_be_stored(now) {
             self.cache_bundle(records).await;
         }
@@ -344,27 +394,42 @@ fn check_trust_domain(
     config: &config::MisConfig,
     identities: &[Identity],
 ) -> Result<(), IssuerError> {
+    let Some(got) = document.trust_domain().or_else(|| identities.iter().find_map(Identity::trust_domain))
+    else {
+        return Ok(());
+    };
     let configured = config
         .trust_domain
         .iter()
         .map(|want| (want, "the configuration says", "Correct trust_domain or discovery_url under [mis]"));
-    let current = identities.iter().filter_map(Identity::trust_domain).map(|want| {
-        let hint =
-            "Correct the URL under [mis]. To move the device to another trust domain: miaf-agent retire";
-        (want, "this device's identity is in", hint)
-    });
+    let hint = if document.is_configured() { OTHER_CONFIGURED } else { OTHER_DISCOVERED };
+    let current = identities.iter().filter_map(Identity::trust_domain);
+    let current = current.map(|want| (want, "this device's identity is in", hint));
     for (want, because, hint) in configured.chain(current) {
-        if want != document.trust_domain() {
-            let (at, got) = (config.source.to_string(), document.trust_domain().clone());
-            return Err(IssuerError::OtherTrustDomain { at, got, want: want.clone(), because, hint });
+        if want != got {
+            let at = config.source.to_string();
+            return Err(IssuerError::OtherTrustDomain {
+                at,
+                got: got.clone(),
+                want: want.clone(),
+                because,
+                hint,
+            });
         }
     }
     Ok(())
 }
 
-fn log_new_bundle(bundle: &Bundle) {
+fn log_new_bundle(bundle: &TrustBundle) {
     let (anchors, sequence) = (bundle.anchors().len(), bundle.sequence());
-    tracing::info!(anchors, sequence, trust_domain = %bundle.trust_domain(), "new trust bundle");
+    match bundle.trust_domain() {
+        Some(name) => tracing::info!(anchors, sequence, trust_domain = %name, "new trust bundle"),
+        None => tracing::info!(
+            anchors,
+            sequence,
+            "new trust bundle, of a trust domain that is not known yet: it is learnt from the first SVID"
+        ),
+    }
 }
 
 /// Facts of a discovery document.
@@ -418,7 +483,7 @@ fn not_cached(location: &BundleLocation) -> IssuerError {
 }
 
 fn bundle_facts(
-    bundle: &Bundle,
+    bundle: &BundleContent,
     identities: &[Identity],
     is_new: bool,
     now: Timestamp,
@@ -433,7 +498,7 @@ fn bundle_facts(
 }
 
 /// What a bundle means for the current SVID of an identity.
-fn svid_trust(bundle: &Bundle, identity: &Identity, now: Timestamp) -> SvidTrust {
+fn svid_trust(bundle: &BundleContent, identity: &Identity, now: Timestamp) -> SvidTrust {
     let current = identity.current.as_deref();
     let valid = current.filter(|current| current.is_valid(now) && !bundle.anchors().is_empty());
     let vouching = valid.map(|current| svid::trust_path(&current.svid, bundle, now));

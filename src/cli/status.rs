@@ -136,7 +136,11 @@ impl Lines {
     }
 
     fn shared(&mut self, status: &Status, now: Timestamp) {
-        self.line("Trust domain", status.trust_domain.as_deref().unwrap_or("not known yet"));
+        let unknown = match &status.bundle {
+            Some(_) => "not known yet: it is learnt from the first SVID",
+            None => "not known yet",
+        };
+        self.line("Trust domain", status.trust_domain.as_deref().unwrap_or(unknown));
         if let Some(bundle) = &status.bundle {
             self.bundle(bundle, now);
         }
@@ -361,6 +365,16 @@ Trust bundle  fetched 8days 1m ago, next refresh in 1m
 ";
         let text = render(&status, now);
         assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn unknown_trust_domain_of_a_bundle_is_said_to_be_learnt() {
+        let (mut status, now) = of_each_way();
+        status.trust_domain = None;
+        let line = "\nTrust domain  not known yet: it is learnt from the first SVID\n";
+        assert!(render(&status, now).contains(line));
+        status.bundle = None;
+        assert!(render(&status, now).contains("\nTrust domain  not known yet\n"));
     }
 
     #[test]

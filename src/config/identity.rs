@@ -10,7 +10,7 @@ use url::Url;
 
 use super::est::{self, EstConfig, Rotate};
 use super::reader::Reader;
-use super::{Config, ConfigError, KeyConfig, raw};
+use super::{Config, ConfigError, KeyConfig, MisConfig, TrustDomainSource, raw};
 use crate::keys::ProviderKind;
 use crate::platform::credentials::Secret;
 use miaf_client::api::IdentityName;
@@ -474,23 +474,33 @@ impl Reader<'_> {
         Err(self.wrong(&unit.span(), "identity.notify", what).with_hint_text(hint))
     }
 
-    /// Checks guards against `mis.trust_domain`.
-    pub(super) fn check_guards(
+    /// The trust domain that the configuration names: `mis.trust_domain`, which guards must fit. Where
+    /// there is neither that nor a discovery document, the guards name it (X11, X22).
+    pub(super) fn guarded_trust_domain(
         &self,
         raw: &raw::File,
         identities: &[IdentityConfig],
-        domain: Option<&TrustDomain>,
-    ) -> Result<(), ConfigError> {
-        let guarded = identities.iter().zip(&raw.identity.0);
-        for (identity, entry) in guarded {
-            let (Some(id), Some(domain)) = (&identity.spiffe_id, domain) else { continue };
-            if id.trust_domain() != domain {
-                let span = entry.get_ref().spiffe_id.as_ref().map_or(entry.span(), Spanned::span);
-                let what = format!("it is not in the trust domain \"{domain}\", which mis.trust_domain sets");
-                let hint = "Correct the one of the two that is wrong";
-                return Err(self.wrong(&span, "identity.spiffe_id", what).with_hint_text(hint));
+        mis: &MisConfig,
+    ) -> Result<Option<TrustDomain>, ConfigError> {
+        let mut named =
+            mis.trust_domain.clone().map(|domain| (domain, "which mis.trust_domain sets".to_owned()));
+        let guards_name_it = !matches!(mis.source, TrustDomainSource::Discovery { .. });
+        for (identity, entry) in identities.iter().zip(&raw.identity.0) {
+            let Some(id) = &identity.spiffe_id else { continue };
+            match &named {
+                Some((domain, by)) if id.trust_domain() != domain => {
+                    let span = entry.get_ref().spiffe_id.as_ref().map_or(entry.span(), Spanned::span);
+                    let what = format!("it is not in the trust domain \"{domain}\", {by}");
+                    let hint = "Correct the one of the two that is wrong";
+                    return Err(self.wrong(&span, "identity.spiffe_id", what).with_hint_text(hint));
+                }
+                None if guards_name_it => {
+                    let by = format!("which spiffe_id of the identity \"{}\" names", identity.name);
+                    named = Some((id.trust_domain().clone(), by));
+                }
+                _ => {}
             }
         }
-        Ok(())
+        Ok(named.map(|(domain, _)| domain))
     }
 }

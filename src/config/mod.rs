@@ -92,11 +92,12 @@ pub struct Config {
 /// `[mis]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct MisConfig {
-    /// Source of the trust domain's name and of the location of its bundle.
+    /// Source of the location of the trust bundle.
     pub source: TrustDomainSource,
     /// `mis.est_url`: the EST endpoint. It outranks that of the discovery document (X15).
     pub est_url: Option<Url>,
-    /// Any other trust domain is refused (miaf-v0 D6).
+    /// Any other trust domain is refused (miaf-v0 D6). Without a discovery document it may be that of
+    /// the guards; where there is none either, it is learnt from the first SVID (miaf-est X22).
     pub trust_domain: Option<TrustDomain>,
     /// Trust that authenticates the MIS's HTTPS endpoints.
     pub trust: InitialTrust,
@@ -105,13 +106,22 @@ pub struct MisConfig {
 }
 
 impl MisConfig {
+    /// The trust domain, where the configuration names the bundle itself and says which one that is of.
+    pub fn trust_domain_of_bundle(&self) -> Option<&TrustDomain> {
+        match self.source {
+            TrustDomainSource::Discovery { .. } => None,
+            TrustDomainSource::BundleUrl(_) | TrustDomainSource::BundleFile(_) => self.trust_domain.as_ref(),
+        }
+    }
+
     /// Whether the trust bundle is read without a connection.
     pub fn reads_bundle_file(&self) -> bool {
-        matches!(self.source, TrustDomainSource::BundleFile { .. })
+        matches!(self.source, TrustDomainSource::BundleFile(_))
     }
 }
 
-/// Where the name of the trust domain and the location of its bundle come from.
+/// Where the location of the trust bundle comes from, and with a discovery document the name of the
+/// trust domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TrustDomainSource {
     /// `mis.discovery_url`, or the well-known path on `mis.origin` (miaf-v0 D2).
@@ -121,28 +131,18 @@ pub enum TrustDomainSource {
         /// `mis.bundle_origins`: origins that the document may name for the bundle. Empty: its own.
         bundle_origins: Vec<Url>,
     },
-    /// `mis.bundle_url`, and no discovery document (N5).
-    BundleUrl {
-        /// The URL of the bundle.
-        url: Url,
-        /// `mis.trust_domain`
-        trust_domain: TrustDomain,
-    },
-    /// `mis.bundle_file`, and no discovery document (N5).
-    BundleFile {
-        /// The file.
-        path: PathBuf,
-        /// `mis.trust_domain`
-        trust_domain: TrustDomain,
-    },
+    /// `mis.bundle_url`: the URL of the bundle, and no discovery document (N5).
+    BundleUrl(Url),
+    /// `mis.bundle_file`: the file, and no discovery document (N5).
+    BundleFile(PathBuf),
 }
 
 /// The URL or path.
 impl fmt::Display for TrustDomainSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Discovery { url, .. } | Self::BundleUrl { url, .. } => url.fmt(f),
-            Self::BundleFile { path, .. } => path.display().fmt(f),
+            Self::Discovery { url, .. } | Self::BundleUrl(url) => url.fmt(f),
+            Self::BundleFile(path) => path.display().fmt(f),
         }
     }
 }
@@ -456,9 +456,10 @@ impl Config {
         let key = reader.key(&raw.key)?;
         let key_users = reader.users("workload_api.key_users", raw.workload_api.key_users.as_deref())?;
         let identities = reader.identities(&raw, &key, key_users)?;
-        let mis = raw.mis.as_ref().map(|mis| reader.mis(mis)).transpose()?;
-        let trust_domain = mis.as_ref().and_then(|mis| mis.trust_domain.as_ref());
-        reader.check_guards(&raw, &identities, trust_domain)?;
+        let mut mis = raw.mis.as_ref().map(|mis| reader.mis(mis)).transpose()?;
+        if let Some(mis) = &mut mis {
+            mis.trust_domain = reader.guarded_trust_domain(&raw, &identities, mis)?;
+        }
         reader.check_est_url(&raw, &identities, mis.as_ref())?;
         reader.check_directories(&raw.files, &directories, &state_dir, &identities)?;
         Ok(Self {

@@ -99,7 +99,7 @@ impl Reader<'_> {
             })
         });
         let trust_domain = trust_domain.transpose()?;
-        let source = self.source(section, trust_domain.as_ref())?;
+        let source = self.source(section)?;
         let pins: Result<Vec<_>, _> =
             mis.trust.spki_sha256.iter().flatten().map(|pin| self.pin(pin)).collect();
         Ok(MisConfig {
@@ -116,11 +116,7 @@ impl Reader<'_> {
     }
 
     /// Validates the keys of which exactly one says where the trust domain is described.
-    fn source(
-        &self,
-        section: &Spanned<raw::Mis>,
-        trust_domain: Option<&TrustDomain>,
-    ) -> Result<TrustDomainSource, ConfigError> {
+    fn source(&self, section: &Spanned<raw::Mis>) -> Result<TrustDomainSource, ConfigError> {
         let mis = section.get_ref();
         let given = [
             ("mis.discovery_url", mis.discovery_url.as_ref().map(Spanned::span)),
@@ -147,19 +143,11 @@ impl Reader<'_> {
                 return Err(self.either("mis.bundle_origins", &origins.span(), name(key), &span));
             }
         };
-        let trust_domain = || {
-            trust_domain.cloned().ok_or_else(|| {
-                let error = self.wrong(&span, key, "it does not say which trust domain the bundle is of");
-                error.with_hint_text("Add trust_domain = \"…\" under [mis]")
-            })
-        };
         if let Some(url) = &mis.bundle_url {
-            let url = self.https_url("mis.bundle_url", url)?;
-            return Ok(TrustDomainSource::BundleUrl { url, trust_domain: trust_domain()? });
+            return self.https_url("mis.bundle_url", url).map(TrustDomainSource::BundleUrl);
         }
         if let Some(path) = &mis.bundle_file {
-            let path = self.path(path.get_ref());
-            return Ok(TrustDomainSource::BundleFile { path, trust_domain: trust_domain()? });
+            return Ok(TrustDomainSource::BundleFile(self.path(path.get_ref())));
         }
         let url = match (&mis.discovery_url, &mis.origin) {
             (Some(url), _) => self.https_url("mis.discovery_url", url)?,

@@ -109,16 +109,25 @@ fn origin_is_completed_with_the_well_known_path() {
 #[test]
 fn bundle_may_be_named_in_place_of_a_discovery_document() {
     let source = |lines: &str| {
-        parse(&format!("[mis]\ntrust_domain = \"factory.example\"\n{lines}")).unwrap().mis.unwrap().source
+        let named = parse(&format!("[mis]\ntrust_domain = \"factory.example\"\n{lines}")).unwrap();
+        let unnamed = parse(&format!("[mis]\n{lines}")).unwrap().mis.unwrap();
+        assert_eq!(unnamed.trust_domain, None, "it is learnt");
+        let named = named.mis.unwrap();
+        assert_eq!(named.trust_domain, TrustDomain::parse("factory.example").ok());
+        assert_eq!(named.source, unnamed.source);
+        named.source
     };
-    let trust_domain = TrustDomain::parse("factory.example").unwrap();
     let url = Url::parse("https://mis.example/b.json?x=1").unwrap();
-    assert_eq!(
-        source("bundle_url = \"https://mis.example/b.json?x=1\""),
-        TrustDomainSource::BundleUrl { url, trust_domain: trust_domain.clone() }
-    );
+    assert_eq!(source("bundle_url = \"https://mis.example/b.json?x=1\""), TrustDomainSource::BundleUrl(url));
     let path = PathBuf::from("/etc/miaf-agent/bundle.json");
-    assert_eq!(source("bundle_file = \"bundle.json\""), TrustDomainSource::BundleFile { path, trust_domain });
+    assert_eq!(source("bundle_file = \"bundle.json\""), TrustDomainSource::BundleFile(path));
+    let guarded = |lines: &str| {
+        let guard = "spiffe_id = \"spiffe://factory.example/margo/wfm/w/client/c\"";
+        let text = format!("[mis]\n{lines}\n[[identity]]\nname = \"a\"\nenroll = \"manual\"\n{guard}\n");
+        parse(&text).unwrap().mis.unwrap().trust_domain
+    };
+    assert_eq!(guarded("bundle_file = \"b\"").unwrap().as_str(), "factory.example");
+    assert_eq!(guarded("origin = \"https://a\""), None, "the discovery document says it");
     let origins = source("origin = \"https://a\"\nbundle_origins = [\"https://b\", \"https://c:8443/\"]");
     let TrustDomainSource::Discovery { bundle_origins, .. } = origins else { panic!("{origins:?}") };
     let origins: Vec<_> = bundle_origins.iter().map(|url| url.origin().ascii_serialization()).collect();
@@ -170,8 +179,6 @@ fn wrong_value_is_named_with_file_line_and_key() {
         ),
         ("[mis]\nbundle_file = \"b\"\ndiscovery_url = \"https://a/\"", 2, "excludes discovery_url"),
         ("[mis]\nbundle_file = \"b\"\nbundle_url = \"https://a/\"", 2, "excludes bundle_url"),
-        ("[mis]\nbundle_url = \"https://a/b\"", 2, "Add trust_domain"),
-        ("[mis]\nbundle_file = \"b\"", 2, "Add trust_domain"),
         ("[mis]\nbundle_url = \"http://a/b\"\ntrust_domain = \"a\"", 2, "https://"),
         (
             "[mis]\nbundle_url = \"https://a/b\"\ntrust_domain = \"a\"\nbundle_origins = [\"https://a\"]",

@@ -102,15 +102,37 @@ impl fmt::Display for BundleLocation {
 /// Discovery document: a trust domain, the location of its bundle, and what its MIS offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Discovery {
-    trust_domain: TrustDomain,
+    source: Source,
     bundle: BundleLocation,
     miaf_v0: Result<MiafV0, MissingMember>,
     est: Option<EstUrl>,
     /// Why there is none although it names one.
     refused_est: Option<DiscoveryError>,
     crl_uris: CrlUris,
-    /// It is made of the configuration, and no MIS has served it.
-    is_configured: bool,
+}
+
+/// What a document was read from, and the trust domain that is named there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Source {
+    /// An MIS has served it.
+    Mis(TrustDomain),
+    /// It is made of the configuration, which need not name the trust domain (miaf-est X22).
+    Configuration(Option<TrustDomain>),
+}
+
+/// Describes it for people.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mis(name) => write!(f, "the discovery document of \"{name}\""),
+            Self::Configuration(Some(name)) => {
+                write!(f, "the configuration, which names the trust bundle of \"{name}\" itself,")
+            }
+            Self::Configuration(None) => {
+                f.write_str("the configuration, which names the trust bundle itself,")
+            }
+        }
+    }
 }
 
 /// What the document says of the MIS's JSON protocol (miaf-v0 D3).
@@ -184,26 +206,35 @@ impl Discovery {
         let crl_uris =
             document.crl_uris.map(CrlUris::read).transpose().map_err(|e| unreadable(CRL_URIS, e))?;
         let (est, crl_uris) = (est.transpose()?, crl_uris.unwrap_or_default());
-        Ok(Self { trust_domain, bundle, miaf_v0, est, refused_est: None, crl_uris, is_configured: false })
+        let source = Source::Mis(trust_domain);
+        Ok(Self { source, bundle, miaf_v0, est, refused_est: None, crl_uris })
     }
 
     /// Document made of a configuration that names the bundle itself (N5): nothing is said of an
-    /// MIS that issues over the network.
-    pub fn of_bundle(trust_domain: TrustDomain, bundle: BundleLocation) -> Self {
+    /// MIS that issues over the network. `trust_domain`: `None` where the configuration does not say
+    /// which one the bundle is of.
+    pub fn of_bundle(trust_domain: Option<TrustDomain>, bundle: BundleLocation) -> Self {
         Self {
-            trust_domain,
+            source: Source::Configuration(trust_domain),
             bundle,
             miaf_v0: Err(MissingMember(BASE_URI)),
             est: None,
             refused_est: None,
             crl_uris: CrlUris::default(),
-            is_configured: true,
         }
     }
 
-    /// The trust domain that it describes.
-    pub fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
+    /// The trust domain that it describes. `None`: it is made of a configuration that names none.
+    pub fn trust_domain(&self) -> Option<&TrustDomain> {
+        match &self.source {
+            Source::Mis(name) => Some(name),
+            Source::Configuration(name) => name.as_ref(),
+        }
+    }
+
+    /// Whether it is made of the configuration, and no MIS has served it.
+    pub fn is_configured(&self) -> bool {
+        matches!(self.source, Source::Configuration(_))
     }
 
     /// Location of the trust bundle.
@@ -268,7 +299,7 @@ impl Discovery {
             Err(MissingMember(member)) => {
                 let why = format_args!(
                     "the identity \"{identity}\" needs {member}, and {} does not say it",
-                    self.source()
+                    self.source
                 )
                 .to_string();
                 let title = "The MIS issues nothing over the network";
@@ -281,22 +312,10 @@ impl Discovery {
             .then(|| self.lacks(title, identity, PROFILES, X509_SVID_V1, &v0.profiles))
     }
 
-    /// What the document is, for people.
-    fn source(&self) -> String {
-        if self.is_configured {
-            return format!(
-                "the configuration, which names the trust bundle of \"{}\" itself,",
-                self.trust_domain
-            );
-        }
-        format!("the discovery document of \"{}\"", self.trust_domain)
-    }
-
     fn lacks(&self, title: &str, identity: &str, member: &str, wanted: &str, listed: &Listed) -> Report {
         let why = format_args!(
-            "the {member} of the discovery document of \"{}\" lists [{}] and not {wanted}, which the identity \
-             \"{identity}\" needs",
-            self.trust_domain, listed.shown
+            "the {member} of {} lists [{}] and not {wanted}, which the identity \"{identity}\" needs",
+            self.source, listed.shown
         );
         Report::new(ProblemCode::UnsupportedByMis, title, &why)
     }

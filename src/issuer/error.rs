@@ -190,6 +190,9 @@ impl Hint for IssuerError {
             Self::Refused { response, .. } if has_no_discovery_document(response) => {
                 Some(NO_DISCOVERY_DOCUMENT_HINT.into())
             }
+            Self::Bundle { why: BundleError::NotOneEntry(_), .. } => {
+                Some("Set trust_domain under [mis]; or provide the bundle of one trust domain alone".into())
+            }
             Self::Refused { .. }
             | Self::NotDiscovered
             | Self::NothingToRenew

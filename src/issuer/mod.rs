@@ -35,7 +35,7 @@ use crate::platform::{access, files};
 use crate::transport::{ClientIdentity, Transport, TrustSource, Validators};
 use miaf_spiffe::svid::Chain;
 use miaf_spiffe::time::Timestamp;
-use miaf_spiffe::{Bundle, SpiffeId, TrustDomain};
+use miaf_spiffe::{Bundle, SpiffeId, TrustBundle, TrustDomain};
 
 /// Limit on the bytes of a discovery document.
 const MAX_DISCOVERY: usize = 64 * 1024;
@@ -146,37 +146,40 @@ impl Issuer {
         Ok(fetched)
     }
 
-    /// Fetches the trust bundle of `domain` (miaf-v0 B1, B2).
+    /// Fetches the trust bundle of `domain` (miaf-v0 B1, B2), if that is known (miaf-est X22).
     ///
     /// # Errors
     /// [`IssuerError`]. A document that breaks B1 is [`IssuerError::Bundle`].
     pub async fn trust_bundle(
         &self,
         url: &Url,
-        domain: &TrustDomain,
+        domain: Option<&TrustDomain>,
         cached: Option<&Validators>,
-    ) -> Result<Fetched<Bundle>, IssuerError> {
+    ) -> Result<Fetched<TrustBundle>, IssuerError> {
         let read = |body: &str| {
-            Bundle::from_served(body.as_bytes(), domain)
+            TrustBundle::from_served(body.as_bytes(), domain)
                 .map_err(|why| IssuerError::Bundle { location: BundleLocation::Url(url.clone()), why })
         };
         self.fetch(url, cached, MAX_BUNDLE, read).await.map(|(fetched, _)| fetched)
     }
 
-    /// Reads the trust bundle of `domain` from a file (N5), and the time of its last change. Blocks
-    /// for as long as the file does.
+    /// Reads the trust bundle of `domain`, if that is known (miaf-est X22), from a file (N5), and the
+    /// time of its last change. Blocks for as long as the file does.
     ///
     /// # Errors
     /// [`IssuerError::BundleFile`]; [`IssuerError::Bundle`] for a file that is no bundle of this
     /// domain.
-    pub fn bundle_file(path: &Path, domain: &TrustDomain) -> Result<(Bundle, Timestamp), IssuerError> {
+    pub fn bundle_file(
+        path: &Path,
+        domain: Option<&TrustDomain>,
+    ) -> Result<(TrustBundle, Timestamp), IssuerError> {
         let unreadable = |e| {
             let why = access::unreadable(path, &e);
             IssuerError::BundleFile { path: path.to_owned(), why }
         };
         let changed = std::fs::metadata(path).and_then(|file| file.modified()).map_err(unreadable)?;
         let content = files::read_at_most(path, MAX_BUNDLE as u64).map_err(unreadable)?;
-        let bundle = Bundle::from_served(&content, domain)
+        let bundle = TrustBundle::from_served(&content, domain)
             .map_err(|why| IssuerError::Bundle { location: BundleLocation::File(path.to_owned()), why })?;
         Ok((bundle, changed.into()))
     }

@@ -318,7 +318,7 @@ fn bundle_file_has_the_time_of_its_last_change() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bundle.json");
     let domain = miaf_spiffe::TrustDomain::parse("factory.example").unwrap();
-    let read = || Issuer::bundle_file(&path, &domain);
+    let read = || Issuer::bundle_file(&path, Some(&domain));
     let error = read().unwrap_err();
     crate::hint::assert_apart(&error);
     assert!(

@@ -49,7 +49,7 @@ pub(super) async fn bind(
     bundle: Option<Arc<Bundle>>,
 ) -> Result<Chain, IssuerError> {
     discovery.miaf_v0()?; // no assertion is requested that could not be used
-    let server = ServerAuth::Svid(Arc::new(verifier(discovery, wfm, bundle)?));
+    let server = ServerAuth::Svid(Arc::new(verifier(wfm, bundle)?));
     let assertion = onboard(transport, wfm, &device, server).await?;
     miaf_v0::enroll_with_assertion(transport, discovery, csr, &assertion.0, device)
         .await
@@ -57,13 +57,9 @@ pub(super) async fn bind(
 }
 
 /// Verifier that accepts the configured WFM, by its SVID, and no other server (W2).
-fn verifier(
-    discovery: &Discovery,
-    wfm: &Wfm,
-    bundle: Option<Arc<Bundle>>,
-) -> Result<PeerVerifier, IssuerError> {
+fn verifier(wfm: &Wfm, bundle: Option<Arc<Bundle>>) -> Result<PeerVerifier, IssuerError> {
     let bundle = bundle.ok_or(IssuerError::NoBundle)?;
-    let id = SpiffeId::wfm(discovery.trust_domain(), &wfm.wfm_id).map_err(|why| {
+    let id = SpiffeId::wfm(bundle.trust_domain(), &wfm.wfm_id).map_err(|why| {
         let what = format_args!("its wfm-id cannot be part of a SPIFFE ID: {why}");
         malformed(&wfm.url, what)
     })?;

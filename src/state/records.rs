@@ -183,8 +183,9 @@ pub struct StoredDiscovery {
 pub struct StoredBundle {
     /// Its URL.
     pub url: String,
-    /// Its trust domain.
-    pub trust_domain: TrustDomain,
+    /// Its trust domain. `None`: it was not known yet (miaf-est X22).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_domain: Option<TrustDomain>,
     /// The SPIFFE bundle document of the trust domain. Earlier agents stored it as served.
     pub body: String,
     /// Validators for the next conditional request.

@@ -150,9 +150,11 @@ fn changed_bundle_file_is_checked_and_followed() {
     let path = world.device.path("config.toml");
     let config = fs::read_to_string(&path).unwrap();
     let domain = config.lines().find(|line| line.starts_with("trust_domain")).unwrap();
-    fs::write(&path, config.replace(domain, "")).unwrap();
+    fs::write(&path, config.replace(domain, "trust_domain = \"Factory\"")).unwrap();
     let (code, says) = check_config(&world);
-    assert!(code == Some(78) && says.contains("Add trust_domain"), "{code:?} {says}");
+    assert!(code == Some(78) && says.contains("mis.trust_domain"), "{code:?} {says}");
+    fs::write(&path, config.replace(domain, "")).unwrap();
+    assert_can_be_used(&world);
 }
 
 /// Configures a bundle file, and nothing that an MIS could be trusted by: none is contacted.

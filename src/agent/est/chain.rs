@@ -28,15 +28,15 @@ impl Identity {
         endpoint: &EstEndpoint,
         trust_domain: &TrustDomain,
     ) -> bool {
-        let (Some(current), Some(cached)) = (self.current.clone(), &trust_domain.bundle) else {
+        let (Some(current), Some(bundle)) = (self.current.clone(), trust_domain.named_bundle()) else {
             return false;
         };
         let now = clock::now().wall;
-        if !current.is_valid(now) || svid::is_trusted(&current.svid, &cached.bundle, now) {
+        if !current.is_valid(now) || svid::is_trusted(&current.svid, bundle, now) {
             return false;
         }
         let Ok(issuers) = trust_domain.issuer.est_ca_certificates(endpoint).await else { return false };
-        let (leaf, bundle) = (current.svid.chain().leaf().clone(), cached.bundle.clone());
+        let (leaf, bundle) = (current.svid.chain().leaf().clone(), bundle.clone());
         let Ok(chain) = blocking(move || issuers.chain(&leaf, &bundle, now)).await else { return false };
         self.keep_issued(state::StoredIssuedChain {
             renewal: true,

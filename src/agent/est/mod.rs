@@ -56,6 +56,10 @@ const NOT_A_DEVICE: &str = "Remove allow_nonstandard under [identity.est], if th
 const NOT_A_WFM_CLIENT: &str = "Have the operator of the MIS authorize the SPIFFE ID of a WFM Client; or, if the identity is that of \
      a device, set allow_nonstandard = true under [identity.est]";
 
+/// What to do where an SVID of another trust domain was issued. All identities of a device are in one.
+const OTHER_TRUST_DOMAIN: &str = "Have the operator of the MIS authorize a SPIFFE ID in the trust domain of this device, in which all of its \
+     identities are. To move the device to another one, correct [mis], then: miaf-agent retire";
+
 /// What an identity that enrolls over EST has, beside its keys and its SVID.
 #[derive(Debug, Default)]
 pub(super) struct EstState {
@@ -314,6 +318,7 @@ pub(super) fn hint_about(why: &SvidError) -> Option<&'static str> {
     match why {
         E::UriCount(0) | E::NotASpiffeId { .. } => Some(NO_SPIFFE_ID),
         E::OtherIdentity { .. } => Some(OTHER_SPIFFE_ID),
+        E::OtherTrustDomain { .. } => Some(OTHER_TRUST_DOMAIN),
         E::OtherKindOfName { want: NameKind::Device, .. } => Some(NOT_A_DEVICE),
         E::OtherKindOfName { want: NameKind::WfmClient, .. } => Some(NOT_A_WFM_CLIENT),
         _ => None,
@@ -341,6 +346,9 @@ mod tests {
         let other = id("spiffe://factory.example/margo/wfm/wfm-1/client/line-8");
         let guarded = SvidError::OtherIdentity { got: client.clone(), want: other };
         assert!(hint_about(&guarded).unwrap().contains("correct spiffe_id under the [[identity]]"));
+        let want = miaf_spiffe::TrustDomain::parse("other.example").unwrap();
+        let elsewhere = SvidError::OtherTrustDomain { got: client.clone(), want };
+        assert!(hint_about(&elsewhere).unwrap().contains("in the trust domain of this device"));
         let not_a_device = SvidError::OtherKindOfName { got: client.clone(), want: NameKind::Device };
         assert!(hint_about(&not_a_device).unwrap().starts_with("Remove allow_nonstandard"));
         let not_a_client = SvidError::OtherKindOfName { got: client, want: NameKind::WfmClient };

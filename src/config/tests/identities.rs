@@ -245,6 +245,15 @@ fn wrong_identity_is_named_with_line_key_and_hint() {
             "Correct the one",
         ),
         (
+            "[mis]\nbundle_file = \"b\"\n".to_owned()
+                + &identity("enroll = \"manual\"\nspiffe_id = \"spiffe://a/margo/wfm/w/client/c\"\n")
+                + "[[identity]]\nname = \"b\"\nenroll = \"manual\"\nspiffe_id = \"spiffe://b/margo/wfm/w/client/c\"",
+            10,
+            "spiffe_id",
+            "not in the trust domain \"a\", which spiffe_id of the identity \"wfm-client\" names",
+            "Correct the one",
+        ),
+        (
             identity("enroll = \"installed\"\nsvid_file = \"a\"\nkey_file = \"b\"\nkey.provider = \"tpm\""),
             6,
             "key.provider",

@@ -210,7 +210,7 @@ fn released_document_rules_out_what_needs_the_network() {
         "estBaseUri": "https://est.margo.org",
     });
     let document = read(&released).unwrap();
-    assert_eq!(document.trust_domain().as_str(), "margo.org");
+    assert_eq!(document.trust_domain().unwrap().as_str(), "margo.org");
     for method in BootstrapMethod::ALL {
         let report = document.rules_out_enrollment(method, "line-7", "do it by hand").unwrap();
         let detail = report.detail.as_deref().unwrap();
@@ -221,9 +221,15 @@ fn released_document_rules_out_what_needs_the_network() {
         assert_eq!(document.rules_out_renewal("line-7", "do it by hand"), Some(report));
     }
     let domain = TrustDomain::parse("margo.org").unwrap();
-    let configured = Discovery::of_bundle(domain, BundleLocation::File("/b.json".into()));
-    let report = configured.rules_out_renewal("line-7", "do it by hand").unwrap();
-    assert!(report.detail.unwrap().contains("the configuration, which names the trust bundle"));
+    for (domain, source) in [
+        (Some(domain), "the configuration, which names the trust bundle of \"margo.org\" itself"),
+        (None, "the configuration, which names the trust bundle itself"),
+    ] {
+        let configured = Discovery::of_bundle(domain.clone(), BundleLocation::File("/b.json".into()));
+        assert_eq!(configured.trust_domain(), domain.as_ref());
+        let report = configured.rules_out_renewal("line-7", "do it by hand").unwrap();
+        assert!(report.detail.unwrap().contains(source));
+    }
 }
 
 #[test]

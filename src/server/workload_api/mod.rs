@@ -379,7 +379,10 @@ fn bundle(snapshot: &Snapshot) -> Result<&Bundle, Unavailable> {
                            trust domain.";
             Err(Unavailable::Withdrawn(GrpcStatus::new(Code::Unavailable, message)))
         }
-        Some(current) => Ok(&current.bundle),
+        // It is not known yet which trust domain it is of (miaf-est X22).
+        Some(current) => {
+            current.bundle.named().map(|bundle| &**bundle).ok_or_else(|| missing("trust domain", snapshot))
+        }
     }
 }
 

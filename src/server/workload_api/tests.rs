@@ -14,6 +14,7 @@ use crate::server::call_limit::CallLimits;
 use crate::server::command_queue::CommandQueue;
 use crate::server::peer::Role;
 use miaf_client::api::State;
+use miaf_spiffe::TrustBundle;
 use miaf_spiffe::svid::Chain;
 use miaf_spiffe::time::Timestamp;
 
@@ -70,10 +71,10 @@ fn snapshot(identities: Vec<IdentitySnapshot>) -> Snapshot {
     let x5c = base64::engine::general_purpose::STANDARD.encode(anchor.der());
     let served = serde_json::json!({ "keys": [{ "kty": "EC", "use": "x509-svid", "x5c": [x5c] }] });
     let domain = TrustDomain::parse("factory.example").unwrap();
-    let bundle = Bundle::from_served(served.to_string().as_bytes(), &domain).unwrap();
+    let bundle = TrustBundle::from_served(served.to_string().as_bytes(), Some(&domain)).unwrap();
     Snapshot {
         bundle: Some(CurrentBundle {
-            bundle: Arc::new(bundle),
+            bundle,
             fetched_at: NOW,
             refresh_at: None,
             refresh_interval: Duration::from_secs(300),
@@ -84,6 +85,17 @@ fn snapshot(identities: Vec<IdentitySnapshot>) -> Snapshot {
         other_identities: identities.collect(),
         ..Snapshot::unconfigured(ProviderKind::Software)
     }
+}
+
+#[test]
+fn bundle_is_sent_once_its_trust_domain_is_known() {
+    let mut snapshot = snapshot(vec![identity("device", None, false)]);
+    assert!(bundle(&snapshot).is_ok());
+    let current = snapshot.bundle.as_mut().unwrap();
+    let document = serde_json::to_vec(&current.document()).unwrap();
+    current.bundle = TrustBundle::from_served(&document, None).unwrap();
+    let Err(Unavailable::Withdrawn(status)) = bundle(&snapshot) else { panic!("it has no name") };
+    assert!(status.message.contains("no trust domain"), "{status:?}");
 }
 
 /// A call of `FetchX509SVID` by a peer.

@@ -15,6 +15,7 @@ use crate::world::{self, World};
 mod certificate;
 mod chain;
 mod discovery;
+mod learnt;
 mod pending;
 mod renewal;
 mod token;
