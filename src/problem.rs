@@ -226,6 +226,10 @@ pub fn remedy(code: ProblemCode) -> Option<&'static str> {
         P::IssuanceStalled => {
             "Ask the operator of the MIS to replace the certificate that it issues with, which ends too early"
         }
+        P::IssuerNotTrusted => {
+            "Compare the CA with those in the trust bundle: miaf-agent bundle; correct mis.est_url or the trust bundle, or ask \
+             the operator of the MIS which CA is the right one; the agent tries again by itself"
+        }
         P::SvidRefused | P::IssuerExpired => {
             "Show this to the operator of the MIS: what it issues cannot be used"
         }

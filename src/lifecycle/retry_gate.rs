@@ -43,6 +43,9 @@ pub enum FailureKind {
     /// There is no token any more that may be used. No request was sent, or its response ended the
     /// last attempt.
     NoToken,
+    /// The CA that would issue is none of the trust bundle: one of the two is not the right one, and
+    /// may be soon. No request was sent.
+    OtherAuthority,
     /// Not soon: policy says no, or what was issued must not be used. Either may change.
     Slow,
     /// The URL does not exist: the discovery document may be out of date.
@@ -95,6 +98,8 @@ pub(super) struct RetryGate {
     last_error: Option<LastError>,
     /// The last failure was a refusal for now.
     refused_for_now: bool,
+    /// The last failure was for a CA that is none of the trust bundle.
+    awaits_bundle: bool,
     /// Consecutive failures on this device. They are counted apart: after an hour without a TPM the
     /// first request must not be delayed as if the MIS had been away.
     local_failures: u32,
@@ -298,8 +303,14 @@ impl RetryGate {
         self.refused_for_now && self.last_error.is_some()
     }
 
+    /// Whether another trust bundle may end the last failure.
+    pub(super) fn awaits_bundle(&self) -> bool {
+        self.awaits_bundle && self.last_error.is_some()
+    }
+
     fn set_error(&mut self, failure: Failure, now: Now, permanent: bool) {
         self.refused_for_now = failure.kind == FailureKind::RefusedForNow;
+        self.awaits_bundle = failure.kind == FailureKind::OtherAuthority;
         self.last_error = Some(LastError { report: failure.report, at: now.wall, permanent });
     }
 }

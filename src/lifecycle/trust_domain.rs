@@ -196,6 +196,13 @@ impl TrustDomain {
         for_the_bundle
     }
 
+    /// Has the bundle fetched, as far as its gate is open.
+    pub(super) fn refresh_bundle(&mut self, now: Now) {
+        if let Some(bundle) = &mut self.bundle {
+            bundle.refresh_at = bundle.refresh_at.min(now.boot);
+        }
+    }
+
     /// Has the discovery document fetched, as far as its gate is open.
     pub(super) fn refresh_discovery(&mut self, now: Now) {
         if let Some(discovery) = &mut self.discovery {

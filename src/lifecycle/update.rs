@@ -211,8 +211,10 @@ fn is_of_mis(failure: &Failure) -> bool {
 
 /// Whether a request that failed so may have reached the MIS.
 fn may_have_been_sent(failure: &Failure) -> bool {
-    let is_lost = matches!(failure.kind, FailureKind::PendingKeyLost | FailureKind::CurrentKeyLost);
-    is_of_mis(failure) && !is_lost && failure.kind != FailureKind::NoToken
+    use FailureKind as K;
+    let was_not =
+        matches!(failure.kind, K::PendingKeyLost | K::CurrentKeyLost | K::NoToken | K::OtherAuthority);
+    is_of_mis(failure) && !was_not
 }
 
 impl Identity {
@@ -271,6 +273,9 @@ impl Identity {
     ) {
         self.move_end(trust, policy, now, jitter);
         self.hasten_renewal(trust, policy, now, jitter);
+        if is_new && self.gate.awaits_bundle() {
+            self.gate.open_from(now.boot, now);
+        }
         match self.issued.as_mut().map(|chain| &mut chain.bundle) {
             Some(bundle @ (BundleForChain::Wanted | BundleForChain::RefreshWanted)) => {
                 *bundle = BundleForChain::Fetched;
@@ -424,6 +429,7 @@ impl IdentityUpdate<'_> {
             FailureKind::Pending => self.identity.admission_pending = true,
             // The MIS has said nothing of it.
             FailureKind::Transient
+            | FailureKind::OtherAuthority
             | FailureKind::Offline
             | FailureKind::Local
             | FailureKind::PendingKeyLost
@@ -432,6 +438,10 @@ impl IdentityUpdate<'_> {
         }
         if failure.kind == FailureKind::NotFound {
             self.trust_domain.refresh_discovery(now);
+        }
+        // Once: from then on it is fetched at its own pace.
+        if failure.kind == FailureKind::OtherAuthority && !self.identity.gate.awaits_bundle() {
+            self.trust_domain.refresh_bundle(now);
         }
         match failure.kind {
             FailureKind::KeyRotationRefused => {
@@ -462,6 +472,7 @@ impl IdentityUpdate<'_> {
             FailureKind::NotAuthenticated
             | FailureKind::TokenRefused
             | FailureKind::RefusedForNow
+            | FailureKind::OtherAuthority
             | FailureKind::Slow
             | FailureKind::Permanent
             | FailureKind::NotFound

@@ -9,9 +9,11 @@ use webpki::EndEntityCert;
 use x509_parser::certificate::X509Certificate;
 
 use crate::algorithms::Algorithms;
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, BundleContent};
 use crate::chain::{Chain, parse};
-use crate::svid::{Path, path_to_anchor, path_validates_soon, validity};
+use crate::svid::{
+    MAX_AHEAD, Path, anchor_may_issue, issuer_may_issue, path_to_anchor, path_validates_soon, validity,
+};
 use crate::svid_error::SvidError;
 use crate::time::Timestamp;
 
@@ -82,6 +84,93 @@ impl CandidateIssuers {
         let chain: Vec<_> = std::iter::once(leaf).chain(found.intermediates).collect();
         Chain::from_der(&chain)
     }
+}
+
+/// Limit of signatures that [`may_lead_to`] verifies.
+const MAX_SIGNATURES: usize = 256;
+
+/// Whether a chain from a bag to an anchor is possible, before there is a leaf: one of its
+/// certificates is a CA of the bundle, or issued by one, or has issued one. A longer path has such a
+/// certificate at its end.
+///
+/// `false`: what one of them issues has no chain. A leaf that an anchor issues itself would need none of
+/// them; but the bag of its issuer has the root (RFC 7030 section 4.1.3). `true` also for an empty bag,
+/// for a bundle without anchors, and where the search would take too long.
+pub fn may_lead_to<'a>(
+    bag: impl IntoIterator<Item = &'a [u8]>,
+    bundle: &BundleContent,
+    algorithms: Algorithms,
+    now: Timestamp,
+) -> bool {
+    if bundle.anchors().is_empty() {
+        return true;
+    }
+    let anchors: Vec<_> = bundle
+        .anchors()
+        .iter()
+        .filter_map(|der| Some((der, parse(0, der).ok()?)))
+        .filter(|(_, anchor)| anchor_may_issue(anchor, 0, algorithms).is_ok())
+        .collect();
+    let (mut read, mut signatures) = (0, 0);
+    for der in bag {
+        if anchors.iter().any(|(anchor, _)| anchor.as_ref() == der) {
+            return true; // also one whose validity has ended: an anchor is a name and a key
+        }
+        read += 1;
+        let der = CertificateDer::from(der);
+        let Ok(ca) = parse(0, &der) else { continue };
+        if !may_issue_now(&ca, algorithms, now) {
+            continue;
+        }
+        for (_, anchor) in &anchors {
+            if is_same_authority(&ca, anchor) {
+                return true;
+            }
+            let is_below =
+                is_named_issuer(anchor, &ca) && anchor_may_issue(anchor, below(&ca), algorithms).is_ok();
+            let links = [(is_below, &ca, anchor), (is_named_issuer(&ca, anchor), anchor, &ca)];
+            for (_, issued, issuer) in links.into_iter().filter(|(is_link, ..)| *is_link) {
+                signatures += 1;
+                if signatures > MAX_SIGNATURES || is_signed_with_key_of(issued, issuer, algorithms) {
+                    return true;
+                }
+            }
+        }
+    }
+    read == 0 || read > CandidateIssuers::MAX_READ
+}
+
+/// Whether it is a CA, and valid now or in a few minutes.
+fn may_issue_now(ca: &X509Certificate<'_>, algorithms: Algorithms, now: Timestamp) -> bool {
+    let (not_before, not_after) = validity(ca);
+    let is_ca = ca.basic_constraints().is_ok_and(|found| found.is_some_and(|found| found.value.ca));
+    let is_valid = not_before <= now.after(MAX_AHEAD) && now <= not_after;
+    is_ca && is_valid && issuer_may_issue(ca, algorithms).is_ok()
+}
+
+/// What a CA counts in the path length of the anchor above it (RFC 5280 section 4.2.1.9).
+fn below(ca: &X509Certificate<'_>) -> u32 {
+    u32::from(ca.subject().as_raw() != ca.issuer().as_raw())
+}
+
+/// Whether two certificates are of one name and key.
+fn is_same_authority(one: &X509Certificate<'_>, other: &X509Certificate<'_>) -> bool {
+    one.subject().as_raw() == other.subject().as_raw() && one.public_key().raw == other.public_key().raw
+}
+
+fn is_named_issuer(issuer: &X509Certificate<'_>, issued: &X509Certificate<'_>) -> bool {
+    issued.issuer().as_raw() == issuer.subject().as_raw()
+}
+
+fn is_signed_with_key_of(
+    issued: &X509Certificate<'_>,
+    issuer: &X509Certificate<'_>,
+    algorithms: Algorithms,
+) -> bool {
+    let key = &issuer.public_key().subject_public_key.data;
+    let (signed, signature) = (issued.tbs_certificate.as_ref(), &issued.signature_value.data);
+    let mut algorithms = algorithms.signatures().iter();
+    algorithms.any(|algorithm| algorithm.verify_signature(key, signed, signature).is_ok())
 }
 
 /// The end of validity of a certificate that may issue another. `None`: it is self-signed, or no

@@ -26,7 +26,7 @@ use crate::text::Excerpt;
 use crate::time::Timestamp;
 
 pub use crate::algorithms::Algorithms;
-pub use crate::assembly::CandidateIssuers;
+pub use crate::assembly::{CandidateIssuers, may_lead_to};
 pub use crate::chain::{Chain, certificate_pem};
 pub use crate::svid_error::SvidError;
 
@@ -559,7 +559,17 @@ fn path_is_allowed(
         // RFC 5280 section 4.2.1.9: a CA's certificate for its own next key does not count.
         below_anchor += u32::from(issuer.subject() != issuer.issuer());
     }
-    let anchor = parse(0, anchor)?;
+    anchor_may_issue(&parse(0, anchor)?, below_anchor, algorithms)?;
+    Ok(first_end)
+}
+
+/// What an anchor must allow, as the certificate that it is. `below_anchor`: the intermediates of the
+/// path that count for its length.
+pub(crate) fn anchor_may_issue(
+    anchor: &X509Certificate<'_>,
+    below_anchor: u32,
+    algorithms: Algorithms,
+) -> Result<(), SvidError> {
     let constraints = anchor.basic_constraints().map_err(|_| SvidError::Extension)?.map(|found| found.value);
     // Certificates from before version 3 have no way to say it.
     if !constraints.map_or(anchor.version() != X509Version::V3, |says| says.ca) {
@@ -568,12 +578,14 @@ fn path_is_allowed(
     if constraints.and_then(|says| says.path_len_constraint).is_some_and(|most| most < below_anchor) {
         return Err(SvidError::PathTooLong);
     }
-    issuer_may_issue(&anchor, algorithms)?;
-    Ok(first_end)
+    issuer_may_issue(anchor, algorithms)
 }
 
 /// SPIFFE X509-SVID section 3.2 and 4: what each issuer of a path must allow, the anchor included.
-fn issuer_may_issue(issuer: &X509Certificate<'_>, algorithms: Algorithms) -> Result<(), SvidError> {
+pub(crate) fn issuer_may_issue(
+    issuer: &X509Certificate<'_>,
+    algorithms: Algorithms,
+) -> Result<(), SvidError> {
     extensions_are_sound(issuer)?;
     if key_usage(issuer)?.is_some_and(|(_, usage)| !usage.key_cert_sign()) {
         return Err(SvidError::IssuerMayNotSign);

@@ -2,24 +2,58 @@
 
 use std::sync::Arc;
 
+use super::{MAX_PATH, ProvenEndpoint};
 use crate::agent::blocking;
 use crate::agent::identity::Identity;
 use crate::agent::trust_domain::TrustDomain;
 use crate::config::Enrollment;
 use crate::issuer::{CaCertificates, EstEndpoint};
 use crate::keys::Key;
-use crate::lifecycle::{Failure, FailureKind, NotAdopted};
+use crate::lifecycle::{Failure, FailureKind, Lifecycle, NotAdopted};
 use crate::platform::clock;
 use crate::problem::{ProblemCode, Report};
 use crate::state;
 use miaf_spiffe::Bundle;
 use miaf_spiffe::svid::{self, SvidError, X509Svid};
+use miaf_spiffe::text::Excerpt;
 
 /// What to do where nothing leads from what was issued to the trust bundle.
 const NO_PATH: &str = "Compare the CA that issued it with the CAs in the trust bundle, which this prints: miaf-agent bundle; \
      have the bundle, or what the EST endpoint serves at /cacerts, completed by the operator of the MIS";
 
 impl Identity {
+    /// Asks for the CA certificates of an endpoint before a token is spent on it: whether it is an EST
+    /// server, and whether its CA is one of the trust bundle (X59). Nothing is said of the latter by a
+    /// clock that is in doubt.
+    pub(super) async fn prove_endpoint(
+        &mut self,
+        endpoint: &EstEndpoint,
+        trust_domain: &TrustDomain,
+        lifecycle: &Lifecycle,
+    ) -> Result<(), Failure> {
+        let now = clock::now();
+        let bundle = trust_domain.bundle.as_ref().map(|cached| cached.bundle.clone());
+        let bundle = bundle.filter(|_| lifecycle.trusts_clock(now));
+        let is_proven = |proven: &ProvenEndpoint| proven.includes(&endpoint.url, bundle.as_deref());
+        if self.est.proven.as_ref().is_some_and(is_proven) {
+            return Ok(());
+        }
+        self.est.proven = None;
+        let served = trust_domain.issuer.est_ca_certificates(endpoint).await.map_err(|e| e.to_failure())?;
+        if let Some(bundle) = bundle.clone() {
+            let checked = blocking(move || served.check_before_issuance(&bundle, now.wall)).await;
+            checked.map_err(|why| {
+                let title = "The CA of the EST server is not one of the trust bundle";
+                let why = format!("{}: {why}", Excerpt::of(endpoint.url.as_url(), MAX_PATH));
+                let report = Report::new(ProblemCode::IssuerNotTrusted, title, &why);
+                let report = report.with_consequence("No token was sent");
+                Failure { kind: FailureKind::OtherAuthority, retry_after: None, report }
+            })?;
+        }
+        self.est.proven = Some(ProvenEndpoint { url: endpoint.url.clone(), bundle });
+        Ok(())
+    }
+
     /// Looks for other issuers of the current SVID, where the trust bundle does not vouch for it any
     /// more. If they lead to an anchor, it is adopted once more with them, and no renewal is needed
     /// (X63).

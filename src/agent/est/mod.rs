@@ -26,10 +26,10 @@ use crate::keys::{ErrorKind, Key, Providers};
 use crate::lifecycle::{Failure, KeyChoice, Request};
 use crate::problem::{LastError, ProblemCode, Report};
 use crate::state;
-use miaf_spiffe::NameKind;
 use miaf_spiffe::svid::{Chain, SvidError};
+use miaf_spiffe::{BundleContent, NameKind, TrustBundle};
 
-/// Limit on the characters of a path in a message.
+/// Limit on the characters of a path or URL in a message.
 const MAX_PATH: usize = 512;
 
 /// After so many equal errors of the server it may be the form of the request that it cannot bear.
@@ -82,12 +82,27 @@ pub(super) struct EstState {
     unwiped: Option<Wiping>,
     /// The file of a token that is used up could not be removed.
     is_file_left: bool,
-    /// The endpoint that has served its CA certificates, where no request has failed since: a token
-    /// is not wasted on something that is no EST server.
-    proven: Option<EstUrl>,
+    /// The endpoint that has served its CA certificates, where no request has failed since.
+    proven: Option<ProvenEndpoint>,
     /// The last chain that was assembled: an SVID that cannot be stored is no reason to ask the
     /// endpoint for its issuers again.
     assembled: Option<Chain>,
+}
+
+/// An EST endpoint that no token is wasted on.
+#[derive(Clone, Debug)]
+struct ProvenEndpoint {
+    url: EstUrl,
+    /// The bundle that its CA certificates may lead to. `None`: that was not checked.
+    bundle: Option<TrustBundle>,
+}
+
+impl ProvenEndpoint {
+    /// Whether it proves as much as is asked for.
+    fn includes(&self, url: &EstUrl, bundle: Option<&BundleContent>) -> bool {
+        let anchors = self.bundle.as_ref().map(|bundle| bundle.anchors());
+        self.url == *url && bundle.is_none_or(|bundle| anchors == Some(bundle.anchors()))
+    }
 }
 
 /// What is left to be done after the adoption of an SVID.
@@ -225,10 +240,7 @@ impl Identity {
             }
             (Request::Enroll, EstAuthorizationConfig::Token { .. }) => {
                 let token = self.est.token.clone().ok_or_else(no_token)?;
-                if self.est.proven.as_ref() != Some(&endpoint.url) {
-                    issuer.est_ca_certificates(&endpoint).await.map_err(|e| e.to_failure())?;
-                    self.est.proven = Some(endpoint.url.clone());
-                }
+                self.prove_endpoint(&endpoint, trust_domain, lifecycle).await?;
                 self.store_est_request(&csr, Some((&token, choice))).await?;
                 let authorization = EstAuthorization::Token(token.clone());
                 let response = issuer.est_enroll(&endpoint, &csr, &spki, authorization).await;

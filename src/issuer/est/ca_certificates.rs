@@ -2,27 +2,64 @@
 //! them (X60, X62).
 
 use std::borrow::Cow;
+use std::fmt;
 
 use rustls_pki_types::CertificateDer;
 
 use crate::hint::Hint;
-use miaf_spiffe::Bundle;
-use miaf_spiffe::svid::{Algorithms, CandidateIssuers, Chain, SvidError};
+use miaf_spiffe::svid::{self, Algorithms, CandidateIssuers, Chain, SvidError};
+use miaf_spiffe::text::Excerpt;
 use miaf_spiffe::time::Timestamp;
+use miaf_spiffe::{Bundle, BundleContent};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
+
+/// Characters of a subject in a message.
+const MAX_SUBJECT: usize = 128;
 
 /// Certificates of `/cacerts`: candidates for the path from an issued certificate to an anchor of the
 /// trust bundle. They are no anchors themselves (X60).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaCertificates {
     candidates: CandidateIssuers,
-    /// How many the server sent.
-    served: usize,
+    /// All that the server sent, in an order of their own.
+    served: Vec<CertificateDer<'static>>,
 }
 
 impl CaCertificates {
     /// Takes the certificates of a response, at most [`CandidateIssuers::MAX`] of them.
     pub(super) fn new(served: &[&[u8]]) -> Self {
-        Self { candidates: CandidateIssuers::from_bag(served.iter().copied()), served: served.len() }
+        let candidates = CandidateIssuers::from_bag(served.iter().copied());
+        let mut served: Vec<_> = served.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+        served.sort_unstable_by(|one, other| one.as_ref().cmp(other.as_ref()));
+        Self { candidates, served }
+    }
+
+    /// Checks, before anything is issued, that they may lead from it to an anchor of the bundle at `now`
+    /// (X59). The search is bounded, and takes seconds at the worst.
+    ///
+    /// # Errors
+    /// [`OtherAuthority`]: what they issue would have no chain.
+    pub fn check_before_issuance(
+        &self,
+        bundle: &BundleContent,
+        now: Timestamp,
+    ) -> Result<(), OtherAuthority> {
+        let served = self.served.iter().map(CertificateDer::as_ref);
+        if svid::may_lead_to(served, bundle, Algorithms::Released, now) {
+            return Ok(());
+        }
+        let readable = self.served.iter().filter_map(|der| X509Certificate::from_der(der).ok());
+        let (mut own, mut first) = (None, None);
+        for (_, certificate) in readable {
+            let subject = || Excerpt::of(certificate.subject(), MAX_SUBJECT);
+            if own.is_none() && certificate.subject().as_raw() == certificate.issuer().as_raw() {
+                own = Some(subject());
+            }
+            first.get_or_insert_with(subject);
+        }
+        let (served, anchors) = (self.served.len(), bundle.anchors().len());
+        Err(OtherAuthority { authority: own.or(first), served, anchors })
     }
 
     /// Assembles the chain of an issued certificate: itself, then the certificates between it and an
@@ -34,7 +71,31 @@ impl CaCertificates {
     /// [`NoPath`]: none of them leads to an anchor at `now`.
     pub fn chain(&self, leaf: &CertificateDer<'_>, bundle: &Bundle, now: Timestamp) -> Result<Chain, NoPath> {
         let chain = self.candidates.chain(leaf, bundle, Algorithms::Released, now);
-        chain.map_err(|why| NoPath { why, served: self.served })
+        chain.map_err(|why| NoPath { why, served: self.served.len() })
+    }
+}
+
+/// The CA of an EST server is none of the bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherAuthority {
+    /// The subject of a root among what the server sent, or else of any.
+    pub authority: Option<Excerpt>,
+    /// How many certificates the server sent.
+    pub served: usize,
+    /// How many anchors the bundle has.
+    pub anchors: usize,
+}
+
+impl std::error::Error for OtherAuthority {}
+
+impl fmt::Display for OtherAuthority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { authority, served, anchors } = self;
+        write!(f, "none of the certificates at /cacerts ({served}")?;
+        if let Some(authority) = authority {
+            write!(f, ", of the CA \"{authority}\"")?;
+        }
+        write!(f, ") leads to a CA of the trust bundle, which has {anchors}")
     }
 }
 

@@ -47,6 +47,9 @@ pub(crate) fn ca_certificates(data: &[u8]) -> bool {
     let bundle = serde_json::json!({ "keys": [{ "kty": "EC", "use": "x509-svid", "x5c": [x5c] }] });
     let Ok(bundle) = Bundle::from_served(bundle.to_string().as_bytes(), &domain) else { return false };
     let Ok(mut certificates) = pkcs7::certificates(message) else { return false };
+    if let Err(e) = CaCertificates::new(&certificates).check_before_issuance(&bundle, NOW) {
+        check_error(e);
+    }
     let leaf = CertificateDer::from(leaf);
     let assemble = |certificates: &[&[u8]]| CaCertificates::new(certificates).chain(&leaf, &bundle, NOW);
     match assemble(&certificates) {

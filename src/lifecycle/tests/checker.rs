@@ -832,6 +832,10 @@ impl Tracked {
             Kind::Fails(FailureKind::TokenRefused, wait) if !by_token => {
                 Some(device::failure(FailureKind::NotAuthenticated, wait))
             }
+            // Of a check before a token is sent.
+            Kind::Fails(FailureKind::Slow, _) if by_token && reply.changed => {
+                Some(device::failure(FailureKind::OtherAuthority, None))
+            }
             Kind::Fails(FailureKind::NoToken, _) if !by_token => {
                 Some(device::failure(FailureKind::Local, None))
             }

@@ -156,6 +156,7 @@ pub(super) fn asks_nobody(kind: FailureKind) -> bool {
         FailureKind::Local
             | FailureKind::Offline
             | FailureKind::NoToken
+            | FailureKind::OtherAuthority
             | FailureKind::PendingKeyLost
             | FailureKind::CurrentKeyLost
     )

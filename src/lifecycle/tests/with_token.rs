@@ -550,6 +550,36 @@ fn certificate_that_is_replaced_is_tried_at_once() {
 }
 
 #[test]
+fn ca_of_another_bundle_is_asked_again_when_that_changes() {
+    let mut device = new_device(true);
+    device.handles(key_created());
+    device.handles(refused(FailureKind::OtherAuthority));
+    assert_eq!((device.state(), device.in_flight), (State::Enrolling, Some(Work::FetchBundle)), "once more");
+    assert!(device.lifecycle.memory().identities[0].retry_after.is_none());
+    device.handles(bundle());
+    // The same bundle changes nothing: the delays grow, and the bundle is fetched at its own pace.
+    let other = |work: &Work| match work {
+        Asks(..) => refused(FailureKind::OtherAuthority),
+        work => good(work),
+    };
+    let at_first = device.lives_through(DAY, other);
+    let later = device.lives_through(DAY, other);
+    assert!((24..100).contains(&later["request"]) && later["request"] <= at_first["request"], "{later:?}");
+    assert!(later["bundle"] < 400, "every few minutes: {later:?}");
+    // Another one is a reason to try again, whatever is left of the delay.
+    device.waits_for(Asks(Enroll, Pending));
+    device.handles(refused(FailureKind::OtherAuthority));
+    while device.in_flight != Some(Work::FetchBundle) {
+        device.goes_on(good);
+    }
+    let another = BundleForOne { is_new: true, ..facts(None) };
+    assert_eq!(device.handles(fetched(another)), Some(Asks(Enroll, Pending)));
+    // The token was not sent: it is bound to no key.
+    device.handles(refused(FailureKind::OtherAuthority));
+    assert_eq!(device.lifecycle.identities[0].token_key, None);
+}
+
+#[test]
 fn restart_does_not_hasten_a_refused_token() {
     let error = |at| {
         let report = Report::new(ProblemCode::TokenRefused, "Refused", &"by a test");

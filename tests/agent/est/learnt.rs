@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use development_mis::{Endpoint, Fault, MintSpec, SvidFault};
+use development_mis::{Endpoint, EstFault, Fault, MintSpec, SvidFault};
 use serde_json::Value;
 
 use super::{CLIENT, Line, NAME};
@@ -128,7 +128,15 @@ fn nothing_is_learnt_from_an_svid_without_a_path() {
     let (bundle, right) = (line.world.device.path("bundle.json"), line.world.mis.bundle_file().unwrap());
     fs::write(&bundle, est.bundle_of("other").unwrap()).unwrap();
     let config = unnamed(&line, &[]).replace(&right.display().to_string(), "{dir}/bundle.json");
+    line.world.mis.sticky_fault(Endpoint::EstCaCerts, Fault::Est(EstFault::WithoutIntermediates));
     start(&mut line, &config.replace(BY_FILE, &format!("{BY_FILE}remove_token = true\n")));
+    line.wait_for_error("not one of the trust bundle");
+    assert!(trust_domain(&line.world.device).is_null());
+    // The operator corrects it, and the server lacks what leads to it.
+    let mut corrected: Value = serde_json::from_slice(&fs::read(&right).unwrap()).unwrap();
+    corrected["spiffe_sequence"] = 1_000_000.into();
+    fs::write(line.world.device.path("new"), corrected.to_string()).unwrap();
+    fs::rename(line.world.device.path("new"), &bundle).unwrap();
     for is_after_restart in [false, true] {
         if is_after_restart {
             line.restart();
@@ -139,11 +147,7 @@ fn nothing_is_learnt_from_an_svid_without_a_path() {
         assert!(line.status()["svid"].is_null());
         assert!(trust_domain(&line.world.device).is_null());
     }
-    // The operator corrects it.
-    let mut corrected: Value = serde_json::from_slice(&fs::read(&right).unwrap()).unwrap();
-    corrected["spiffe_sequence"] = 1_000_000.into();
-    fs::write(line.world.device.path("new"), corrected.to_string()).unwrap();
-    fs::rename(line.world.device.path("new"), &bundle).unwrap();
+    line.world.mis.clear_faults();
     line.wait_for_state("active");
     assert_eq!(trust_domain(&line.world.device), "factory.example");
     assert_eq!(line.world.mis.est().record().len(), 1, "it is adopted without another issuance");

@@ -12,6 +12,7 @@ use crate::identities;
 use crate::support::swtpm::Swtpm;
 use crate::world::{self, World};
 
+mod bundle;
 mod certificate;
 mod chain;
 mod discovery;

@@ -195,3 +195,122 @@ fn chain_that_is_assembled_has_no_more_certificates_than_any() {
     assert_eq!(longest.len(), MAX_CHAIN - 1);
     assert_eq!(path(&leaf(&issuers[MAX_CHAIN - 1]), &bag, &bundle), Err(SvidError::LongChain(MAX_CHAIN + 1)));
 }
+
+fn leads(bag: &[Vec<u8>], anchors: &[Vec<u8>]) -> bool {
+    may_lead_to(bag.iter().map(Vec::as_slice), &bundle_of(anchors), Algorithms::Released, at(NOW))
+}
+
+proptest! {
+    #![proptest_config(crate::testing::cases(64))]
+
+    /// Whatever has a chain is not held back, in any order and among strangers; and where nothing but
+    /// strangers is left, it is.
+    #[test]
+    fn bag_with_a_chain_may_lead_to_the_bundle(
+        (order, parts) in (Just((0..10_usize).collect::<Vec<_>>()).prop_shuffle(), 0..1024_u32)
+    ) {
+        let root = authority("Root", &ROOT);
+        let (upper, lower) = (authority("Upper", &INTERMEDIATE), authority("Lower", &ED25519));
+        let (other_root, mut expired) = (authority("Root", &OTHER), upper.clone());
+        (expired.not_before, expired.not_after) = (NOW - 30 * DAY, NOW - DAY);
+        let all = [
+            upper.certify(&root),
+            self_signed(&root),
+            lower.certify(&upper),
+            // From here on, none leads anywhere.
+            self_signed(&other_root),
+            expired.certify(&root),
+            authority("Upper", &OTHER).certify(&other_root),
+            authority("Lower", &OTHER).certify(&authority("Upper", &OTHER)),
+            leaf(&root).to_vec(),
+            b"no certificate".to_vec(),
+            self_signed(&authority("Stranger", &OTHER)),
+        ];
+        let chosen: Vec<_> = order.into_iter().filter(|index| parts & (1 << index) != 0).collect();
+        let bag: Vec<_> = chosen.iter().map(|index| all[*index].clone()).collect();
+        let anchors = [self_signed(&root)];
+        let has_chain = path(&leaf(&lower), &bag, &bundle_of(&anchors)).is_ok();
+        let may_lead = leads(&bag, &[all[1].clone()]);
+        prop_assert!(may_lead || !has_chain);
+        prop_assert_eq!(may_lead, bag.is_empty() || chosen.iter().any(|index| *index < 2));
+    }
+}
+
+#[test]
+fn bag_may_lead_to_the_bundle_by_one_link() {
+    let (root, issuer) = (authority("Root", &ROOT), authority("Issuer", &INTERMEDIATE));
+    let (next, stranger) = (authority("Root", &OTHER), authority("Stranger", &OTHER));
+    let anchor = self_signed(&root);
+    let with = |change: &dyn Fn(&mut Template), of: &Template| {
+        let mut changed = of.clone();
+        change(&mut changed);
+        changed
+    };
+    let validity = |from, to| move |one: &mut Template| (one.not_before, one.not_after) = (from, to);
+    let ended = validity(NOW - 30 * DAY, NOW - DAY);
+    let old_anchor = self_signed(&with(&ended, &root));
+    let first_version = |one: &mut Template| (one.version, one.extensions) = (None, Vec::new());
+    for (bag, anchors, may_lead, why) in [
+        (vec![], vec![anchor.clone()], true, "nothing says otherwise"),
+        (vec![anchor.clone()], vec![anchor.clone()], true, "the root alone"),
+        (vec![old_anchor.clone()], vec![old_anchor.clone()], true, "an anchor that has ended is one"),
+        (
+            vec![self_signed(&with(&|one| one.serial = vec![9], &root))],
+            vec![anchor.clone()],
+            true,
+            "reissued",
+        ),
+        (vec![old_anchor], vec![anchor.clone()], false, "an expired twin of the root"),
+        (vec![issuer.certify(&root)], vec![anchor.clone()], true, "an intermediate alone"),
+        (vec![with(&ended, &issuer).certify(&root)], vec![anchor.clone()], false, "an expired one"),
+        (
+            vec![with(&validity(NOW + 5 * MINUTE, NOW + DAY), &issuer).certify(&root)],
+            vec![anchor.clone()],
+            true,
+            "one of the near future",
+        ),
+        (
+            vec![with(&validity(NOW + DAY, NOW + 9 * DAY), &issuer).certify(&root)],
+            vec![anchor.clone()],
+            false,
+            "one of tomorrow",
+        ),
+        (vec![root.certify(&next)], vec![self_signed(&next)], true, "the old root, by the next one"),
+        (vec![next.certify(&root)], vec![anchor.clone()], true, "the next root, by the old one"),
+        (vec![anchor.clone()], vec![issuer.certify(&root)], true, "an anchor below the root"),
+        (
+            vec![issuer.certify(&root), anchor.clone()],
+            vec![issuer.certify(&root)],
+            true,
+            "the same, with both",
+        ),
+        (vec![issuer.certify(&root)], vec![self_signed(&with(&first_version, &root))], true, "an old root"),
+        (vec![self_signed(&next)], vec![anchor.clone()], false, "a decoy of the root's name"),
+        (vec![issuer.certify(&next)], vec![anchor.clone()], false, "issued by that decoy"),
+        (vec![self_signed(&stranger), vec![0x30, 0]], vec![anchor.clone()], false, "strangers"),
+        (vec![leaf(&root).to_vec()], vec![anchor.clone()], false, "no CA"),
+        (vec![leaf(&root).to_vec()], vec![leaf(&root).to_vec(), anchor.clone()], false, "no CA in either"),
+        (vec![b"no certificate".to_vec()], vec![anchor.clone()], false, "nothing that can be read"),
+    ] {
+        assert_eq!(leads(&bag, &anchors), may_lead, "{why}");
+    }
+    assert!(may_lead_to([&[5, 0][..]], &bundle_of(&[]), Algorithms::Released, at(NOW)), "no anchors");
+}
+
+#[test]
+fn search_in_a_bag_before_a_leaf_is_bounded() {
+    let root = authority("Root", &ROOT);
+    let of_its_name = authority("Root", &OTHER);
+    let twins = |count: u16| -> Vec<_> {
+        let twin = |serial: u16| {
+            let mut twin = authority("Issuer", &INTERMEDIATE);
+            twin.serial = [&[1][..], &serial.to_be_bytes()].concat();
+            twin.certify(&of_its_name)
+        };
+        (0..count).map(twin).collect()
+    };
+    let anchors = [self_signed(&root)];
+    assert!(!leads(&twins(256), &anchors));
+    assert!(leads(&twins(257), &anchors), "undecided: nothing is held back for it");
+    assert!(leads(&vec![vec![0x30, 0]; 513], &anchors), "the same");
+}

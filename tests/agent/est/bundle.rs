@@ -1,0 +1,131 @@
+//! The CA of an EST server and the trust bundle, before a token is spent (X59).
+
+use std::fs;
+use std::path::PathBuf;
+
+use development_mis::{Endpoint, EstBaseUri, EstFault, Fault};
+
+use super::{CLIENT, Line, assert_repeated};
+
+const BY_FILE: &str = "token = \"file:{dir}/token\"\n";
+
+/// A device, and the bundle of another CA than that of its EST server.
+fn line_with_another_bundle() -> (Line, PathBuf) {
+    let line = Line::new();
+    line.world.mis.est().add_domain("other", "other.example").unwrap();
+    let file = line.world.device.path("bundle.json");
+    write_bundle(&line, &file, "other");
+    (line, file)
+}
+
+fn write_bundle(line: &Line, file: &PathBuf, of: &str) {
+    let aside = line.world.device.path("aside");
+    fs::write(&aside, line.world.mis.est().bundle_of(of).unwrap()).unwrap();
+    fs::rename(&aside, file).unwrap();
+}
+
+fn start_with(line: &mut Line, bundle: &std::path::Path) {
+    let own = line.world.mis.bundle_file().unwrap();
+    let config = line.config(BY_FILE, "").replace(own.to_str().unwrap(), bundle.to_str().unwrap());
+    line.world.device.configure(&config);
+    line.world.device.start();
+}
+
+/// Waits until the device has looked this often more, in vain.
+fn looks_again(line: &Line, times: usize) {
+    let asked = line.at(Endpoint::EstCaCerts).len();
+    line.world.wait_for_requests(Endpoint::EstCaCerts, asked + times);
+}
+
+#[test]
+fn token_is_not_sent_to_the_ca_of_another_bundle() {
+    let (mut line, bundle) = line_with_another_bundle();
+    line.hand_out_token();
+    start_with(&mut line, &bundle);
+    for is_after_restart in [false, true] {
+        if is_after_restart {
+            line.restart();
+        }
+        let error = line.wait_for_error("not one of the trust bundle");
+        assert_eq!(error["code"], "issuer-not-trusted", "{error:#}");
+        let detail = error["detail"].as_str().unwrap();
+        assert!(
+            detail.starts_with(&line.world.mis.est_url()) && detail.ends_with("No token was sent"),
+            "{detail}"
+        );
+        assert!(error["hint"].to_string().contains("miaf-agent bundle"), "{error:#}");
+        looks_again(&line, 2);
+    }
+    assert!(line.at(Endpoint::EstEnroll).is_empty(), "the token is as good as new");
+    write_bundle(&line, &bundle, "factory.example");
+    line.wait_for_state("active");
+    assert_eq!(line.at(Endpoint::EstEnroll).len(), 1);
+    assert_eq!(line.world.mis.est().record().len(), 1);
+    line.check_wire();
+}
+
+/// What an endpoint serves beside a path is none: not of the issuer's name, nor of a time that is over.
+#[test]
+fn decoys_and_expired_twins_are_no_path_for_a_token() {
+    let mut line = Line::new();
+    line.hand_out_token();
+    let serve = |line: &Line, more: EstFault| {
+        let all = [EstFault::WithoutRoot, EstFault::WithoutIntermediates, more].map(Fault::Est);
+        line.world.mis.sticky_fault(Endpoint::EstCaCerts, Fault::Together(all.to_vec()));
+    };
+    serve(&line, EstFault::Decoy);
+    line.start(BY_FILE, "");
+    line.wait_for_error("Decoy");
+    serve(&line, EstFault::ExpiredTwin);
+    looks_again(&line, 2);
+    line.wait_for_error("not one of the trust bundle");
+    assert!(line.at(Endpoint::EstEnroll).is_empty());
+    line.world.mis.clear_faults();
+    line.wait_for_state("active");
+    assert_eq!(line.at(Endpoint::EstEnroll).len(), 1);
+    line.check_wire();
+}
+
+/// What was found under one bundle says nothing under the next.
+#[test]
+fn held_token_is_not_sent_under_a_bundle_of_another_ca() {
+    let (mut line, bundle) = line_with_another_bundle();
+    write_bundle(&line, &bundle, "factory.example");
+    line.hand_out_token();
+    line.world.mis.policy(|p| p.est.retry_after = 1);
+    line.world.mis.est().hold(CLIENT).unwrap();
+    start_with(&mut line, &bundle);
+    line.world.wait_for_requests(Endpoint::EstEnroll, 2);
+    write_bundle(&line, &bundle, "other");
+    line.wait_for_error("not one of the trust bundle");
+    let sent = line.at(Endpoint::EstEnroll).len();
+    looks_again(&line, 2);
+    assert_eq!(line.at(Endpoint::EstEnroll).len(), sent);
+    line.world.mis.est().release(CLIENT).unwrap();
+    write_bundle(&line, &bundle, "factory.example");
+    line.wait_for_state("active");
+    assert_repeated(&line.at(Endpoint::EstEnroll));
+    line.check_wire();
+}
+
+#[test]
+fn token_waits_for_the_right_server() {
+    let mut line = Line::with(|settings| settings.policy.documents = development_mis::Documents::Released);
+    line.world.mis.est().add_domain("other", "other.example").unwrap();
+    line.hand_out_token();
+    let elsewhere = format!("{}/.well-known/est/other", line.world.mis.url());
+    line.world.mis.policy(|p| p.est.base_uri = EstBaseUri::Other(elsewhere));
+    let direct = line.config(BY_FILE, "");
+    let est_url = format!("est_url = \"{}\"\n", line.world.mis.est_url());
+    let bundle = format!("bundle_file = \"{}\"\n", line.world.mis.bundle_file().unwrap().display());
+    let discovery = format!("discovery_url = \"{}\"\n", line.world.mis.discovery_url());
+    line.world.device.configure(&direct.replace(&est_url, &discovery).replace(&bundle, ""));
+    line.world.device.start();
+    let error = line.wait_for_error("not one of the trust bundle");
+    assert!(error["hint"].to_string().contains("mis.est_url"), "{error:#}");
+    assert!(line.at(Endpoint::EstEnroll).is_empty());
+    line.world.mis.policy(|p| p.est.base_uri = EstBaseUri::Own);
+    line.wait_for_state("active");
+    assert_eq!(line.at(Endpoint::EstEnroll).len(), 1);
+    line.check_wire();
+}
