@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tracing::field::DisplayValue;
 
+use super::est::name_token_source;
 use super::identity::Identity;
 use crate::config::WhenStale;
 use crate::hint::Hint;
@@ -241,7 +242,12 @@ impl Reporter {
             return false;
         }
         let code = ProblemCode::TokenNeeded;
-        let report = Report::new(code, "", &"");
+        let source = identity.est.as_ref().and_then(|est| est.token_source.as_deref());
+        let with_source = |hint: &str| match source {
+            Some(source) => name_token_source(hint, source, source.starts_with("the credential")),
+            None => hint.to_owned(),
+        };
+        let report = Report::new(code, "", &"").with_hint(remedy(code).map(with_source));
         let hint = report.hint_about(snapshot.name_in_hints(Some(&identity.name)));
         tracing::error!(
             identity = identity.name.as_str(),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::admin::operator_hint;
+use super::est::token_hint;
 use super::executor::Executor;
 use super::identity::Identity;
 use super::operator::install_hint;
@@ -11,8 +12,7 @@ use super::persist::{PUBLISH_RETRY, Published};
 use super::reporting::last_tenth;
 use crate::config::{Enrollment, EstAuthorizationConfig, WhenStale};
 use crate::lifecycle::IdentityView;
-use crate::platform::credentials::Secret;
-use crate::problem::{LastError, MAX_DETAIL, ProblemCode, Report, remedy};
+use crate::problem::{LastError, MAX_DETAIL, ProblemCode, Report};
 use crate::publish::status::credential_status;
 use crate::publish::{CurrentBundle, IdentitySnapshot, ShownError, Snapshot, SvidAndKey};
 use miaf_client::api::{EstAuthorization, EstStatus, EstUrlSource, IdentityName, State};
@@ -22,8 +22,6 @@ use miaf_spiffe::time::{Now, Timestamp};
 
 /// Limit on the characters of a URL in the status.
 const MAX_URL: usize = 2048;
-/// Limit on the characters of the path of a token's file in a hint, which has a limit of its own.
-const MAX_FILE: usize = 256;
 /// Limit on the characters of the name of a file or credential in the status.
 const MAX_SOURCE: usize = 512;
 
@@ -90,7 +88,8 @@ impl Executor {
                     None => error.report.with_hint(Some(operator_hint(name, Some(enroll)))),
                 };
             }
-            if let Some(hint) = token_hint(&error.report, &identity.config.enroll) {
+            let code = error.report.code.known();
+            if let Some(hint) = code.and_then(|code| token_hint(code, &identity.config.enroll)) {
                 error.report = error.report.with_hint(Some(hint));
             }
             Some((error, wait.map(|wait| now.wall.after(wait))))
@@ -233,18 +232,6 @@ impl Executor {
     }
 }
 
-/// What an operator does with a fresh token, where the configuration names its file.
-fn token_hint(report: &Report, enroll: &Enrollment) -> Option<String> {
-    let hint = match report.code.known()? {
-        code @ (ProblemCode::TokenNeeded | ProblemCode::TokenRefused) => remedy(code)?,
-        _ => return None,
-    };
-    let Enrollment::Est(est) = enroll else { return None };
-    let Some(Secret::File(file)) = est.token() else { return None };
-    let file = Excerpt::of(file.display(), MAX_FILE);
-    Some(format!("{hint}; or put it into {file}, which the agent reads by itself"))
-}
-
 /// An error, with another one in its detail.
 fn with_besides(mut error: LastError, other: Option<ShownError>) -> LastError {
     if let (Some(detail), Some((LastError { report, .. }, _))) = (&mut error.report.detail, other) {
@@ -271,33 +258,6 @@ fn more_important(in_files: Option<ShownError>, in_lifecycle: Option<ShownError>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::EstConfig;
-
-    #[test]
-    fn hint_about_a_token_names_its_file() {
-        let by = |source| {
-            Enrollment::Est(Box::new(EstConfig {
-                authorization: EstAuthorizationConfig::Token { source, remove: false },
-                common_name: None,
-                request_spiffe_id: None,
-                allow_nonstandard: false,
-                tls12: false,
-            }))
-        };
-        let hint = |code: ProblemCode, enroll: &Enrollment| {
-            token_hint(&Report::new(code, "It is refused", &"why"), enroll)
-        };
-        let by_file = by(Some(Secret::File("/etc/miaf-agent/line-7.token".into())));
-        for code in [ProblemCode::TokenNeeded, ProblemCode::TokenRefused] {
-            let shown = hint(code, &by_file).unwrap();
-            assert!(shown.starts_with(remedy(code).unwrap()), "{shown}");
-            assert!(
-                shown.ends_with("put it into /etc/miaf-agent/line-7.token, which the agent reads by itself")
-            );
-            assert_eq!(hint(code, &by(None)), None);
-        }
-        assert_eq!(hint(ProblemCode::SvidRefused, &by_file), None);
-    }
 
     #[test]
     fn refused_chain_is_shown_over_an_older_error_of_a_file() {

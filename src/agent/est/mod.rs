@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use url::Url;
 
+pub(super) use self::token::{name_token_source, token_hint};
 use self::token::{no_token, sent_again};
 use self::used_tokens::{Standing, UsedTokens};
 use super::blocking;
@@ -239,7 +240,7 @@ impl Identity {
                 (response.map_err(|e| e.to_failure()), provisioning.est_credential_sha256(&self.name))
             }
             (Request::Enroll, EstAuthorizationConfig::Token { .. }) => {
-                let token = self.est.token.clone().ok_or_else(no_token)?;
+                let token = self.est.token.clone().ok_or_else(|| no_token(&self.config.enroll))?;
                 self.prove_endpoint(&endpoint, trust_domain, lifecycle).await?;
                 self.store_est_request(&csr, Some((&token, choice))).await?;
                 let authorization = EstAuthorization::Token(token.clone());

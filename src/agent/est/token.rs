@@ -16,10 +16,13 @@ use crate::issuer::{EnrollmentToken, IssuerError};
 use crate::lifecycle::{Event, Failure, FailureKind, IdentityIndex, Supplied};
 use crate::platform::credentials::Secret;
 use crate::platform::{clock, files, random};
-use crate::problem::{ProblemCode, Report};
+use crate::problem::{ProblemCode, Report, remedy};
 use crate::server::command_queue::Decision;
 use crate::state;
 use miaf_spiffe::text::Excerpt;
+
+/// Limit on the characters of the name of a file or credential in a hint, which has a limit of its own.
+const MAX_SOURCE: usize = 256;
 
 impl Identity {
     /// What follows from the response to a token: how often it may be sent yet.
@@ -52,7 +55,8 @@ impl Identity {
             _ => (FailureKind::TokenRefused, sent_again(refused)),
         };
         let report = Report { code: ProblemCode::TokenRefused.into(), ..failure.report };
-        let report = report.with_hint(None::<&str>).with_consequence(&consequence);
+        let hint = token_hint(ProblemCode::TokenRefused, &self.config.enroll);
+        let report = report.with_hint(hint).with_consequence(&consequence);
         Err(Failure { kind, report, ..failure })
     }
 
@@ -293,8 +297,77 @@ pub(super) fn sent_again(refused: u32) -> String {
     format!("It is sent again, {} times at most", MOST_REFUSALS.saturating_sub(refused))
 }
 
-pub(super) fn no_token() -> Failure {
+/// What an operator does where a fresh token is needed, with the place that the configuration names for
+/// it. `None`: the code is not about that.
+pub(in crate::agent) fn token_hint(code: ProblemCode, enroll: &Enrollment) -> Option<String> {
+    let Enrollment::Est(est) = enroll else { return None };
+    let hint = match code {
+        ProblemCode::TokenNeeded | ProblemCode::TokenRefused => remedy(code)?,
+        _ => return None,
+    };
+    let source = est.token().map(|source| (source.shown(), matches!(source, Secret::Credential(_))));
+    Some(match source {
+        Some((shown, is_credential)) => name_token_source(hint, &shown, is_credential),
+        None => hint.to_owned(),
+    })
+}
+
+/// A hint about a fresh token, with the place for it.
+pub(in crate::agent) fn name_token_source(hint: &str, shown: &str, is_credential: bool) -> String {
+    let shown = Excerpt::of(shown, MAX_SOURCE);
+    match is_credential {
+        true => format!("{hint}; or replace {shown}, which the agent reads at a start of its service"),
+        false => format!("{hint}; or put it into {shown}, which the agent reads by itself"),
+    }
+}
+
+pub(super) fn no_token(enroll: &Enrollment) -> Failure {
     let title = "This identity needs an enrollment token";
     let report = Report::new(ProblemCode::TokenNeeded, title, &"the one that there was is gone");
+    let report = report.with_hint(token_hint(ProblemCode::TokenNeeded, enroll));
     Failure { kind: FailureKind::NoToken, retry_after: None, report }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::EstConfig;
+
+    #[test]
+    fn hint_about_a_token_names_its_source() {
+        let by = |source| {
+            Enrollment::Est(Box::new(EstConfig {
+                authorization: EstAuthorizationConfig::Token { source, remove: false },
+                common_name: None,
+                request_spiffe_id: None,
+                allow_nonstandard: false,
+                tls12: false,
+            }))
+        };
+        let by_file = by(Some(Secret::File("/etc/miaf-agent/line-7.token".into())));
+        let by_credential = by(Some(Secret::Credential("est-token".into())));
+        let deep = by(Some(Secret::File(format!("/{}", "d/".repeat(2000)).into())));
+        for code in [ProblemCode::TokenNeeded, ProblemCode::TokenRefused] {
+            let remedy = remedy(code).unwrap();
+            for (enroll, end) in [
+                (&by_file, "; or put it into /etc/miaf-agent/line-7.token, which the agent reads by itself"),
+                (
+                    &by_credential,
+                    "; or replace the credential \"est-token\", which the agent reads at a start of its service",
+                ),
+                (&by(None), ""),
+            ] {
+                let hint = token_hint(code, enroll).unwrap();
+                assert_eq!(hint.strip_prefix(remedy), Some(end));
+                // A hint has a limit of its own, and its end is what names the place.
+                let report = Report::new(code, "", &"").with_hint(Some(&hint));
+                assert_eq!(report.hint(), Some(hint.as_str()));
+            }
+            let bounded = token_hint(code, &deep).unwrap();
+            let report = Report::new(code, "", &"").with_hint(Some(&bounded));
+            assert!(report.hint().unwrap().ends_with("which the agent reads by itself"), "{bounded}");
+        }
+        assert_eq!(token_hint(ProblemCode::SvidRefused, &by_file), None);
+        assert_eq!(token_hint(ProblemCode::TokenNeeded, &Enrollment::FactoryCert), None);
+    }
 }

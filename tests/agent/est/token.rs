@@ -102,6 +102,11 @@ fn refused_token_gives_way_to_another_at_once() {
     line.start("token = \"file:{dir}/token\"\n", "");
     let error = line.wait_for_error("token-refused");
     assert!(error["detail"].as_str().unwrap().contains("It is sent again, 4 times at most"), "{error:#}");
+    let says_where = format!("or put it into {}, which", line.world.device.path("token").display());
+    assert!(error["hint"].to_string().contains(&says_where), "{error:#}");
+    let log = line.world.device.log();
+    let logged = log.lines().find(|line| line.contains("token-refused")).unwrap_or_default();
+    assert!(logged.contains(&says_where), "{log}");
     line.hand_out_token();
     line.wait_for("an SVID", |client| client["state"] == "active");
     let attempts = line.world.seen(Endpoint::EstEnroll);
