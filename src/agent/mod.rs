@@ -186,6 +186,9 @@ impl Mode {
             Ok(config) => config,
             Err(e) => return Self::misconfigured(place, &e).await,
         };
+        for warning in config.warnings() {
+            tracing::warn!(hint = reporting::hint(&warning), "{}", reporting::cause(&warning));
+        }
         let provisioned = Provisioned::under(&config, before);
         match Executor::restore(config.clone(), provisioned.clone(), Scope::Configured, clock::now()).await {
             Ok(executor) => Self::Configured(Box::new(executor)),

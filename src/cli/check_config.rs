@@ -22,7 +22,7 @@ pub(super) fn run(config: &Path, output: &Output) -> ExitCode {
     let detail = match source.load() {
         Err(e) => return reject(&e, output),
         Ok(config @ Config { mis: Some(_), .. }) => {
-            format!("{file}: can be used{}{}", missing(&config), over_est(&config))
+            format!("{file}: can be used{}{}{}", missing(&config), over_est(&config), warnings(&config))
         }
         // An agent that has had a configuration goes on under it.
         Ok(_) if is_configured(config, output) => {
@@ -51,6 +51,11 @@ fn missing(config: &Config) -> String {
     let lacks_credential = config.device().is_some() && config.bootstrap.is_none();
     let missing = [(lacks_trust, trust), (lacks_credential, credential)];
     missing.into_iter().filter(|(is_missing, _)| *is_missing).map(|(_, what)| format!(". {what}")).collect()
+}
+
+/// Describes what is hardly meant.
+fn warnings(config: &Config) -> String {
+    config.warnings().iter().map(|warning| format!(". Warning: {}", warning.with_hint())).collect()
 }
 
 /// Describes each identity that enrolls over EST: at which address, what authorizes it, and what is not

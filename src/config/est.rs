@@ -8,16 +8,20 @@ use url::Url;
 
 use super::reader::{CredentialKeys, Reader};
 use super::{
-    BootstrapConfig, ConfigError, CredentialKind, Enrollment, IdentityConfig, MisConfig, TrustDomainSource,
-    raw,
+    BootstrapConfig, Config, ConfigError, CredentialKind, Enrollment, IdentityConfig, MisConfig,
+    TrustDomainSource, raw,
 };
+use crate::hint::Reason;
 use crate::platform::credentials::Secret;
+use miaf_spiffe::text::Excerpt;
 use miaf_spiffe::{NameKind, SpiffeId};
 
 /// Limit on the bytes of a common name (RFC 5280 appendix A.1, `ub-common-name`).
 const MAX_COMMON_NAME: usize = 64;
 /// Limit on the renewals after which a key is replaced.
 const MAX_RENEWALS: u32 = 100_000;
+/// Limit on the characters of the name of a file or credential in a message.
+const MAX_SOURCE: usize = 512;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// `[identity.est]`
@@ -33,6 +37,39 @@ pub struct EstConfig {
     pub allow_nonstandard: bool,
     /// TLS 1.2 is good enough for the EST endpoint (X26).
     pub tls12: bool,
+}
+
+impl Config {
+    /// Describes what is allowed and hardly meant, with what to do.
+    pub fn warnings(&self) -> Vec<Reason> {
+        let mut known: Vec<(&IdentityConfig, &EstConfig, &Secret)> = Vec::new();
+        let mut warnings = Vec::new();
+        for identity in &self.identities {
+            let Enrollment::Est(est) = &identity.enroll else { continue };
+            let Some(source) = est.token() else { continue };
+            if let Some((first, of_first, _)) = known.iter().find(|(.., known)| *known == source) {
+                // Where the request says which SPIFFE ID it is for, it may be the account of a CA.
+                if of_first.request_spiffe_id.is_none() || est.request_spiffe_id.is_none() {
+                    warnings.push(shared_token(first, identity, source));
+                }
+            } else {
+                known.push((identity, est, source));
+            }
+        }
+        warnings
+    }
+}
+
+fn shared_token(first: &IdentityConfig, second: &IdentityConfig, source: &Secret) -> Reason {
+    let what = format!(
+        "the identities \"{}\" and \"{}\" have one enrollment token, {}. A token is for one SPIFFE ID, and as a rule for \
+         one key: the second of them is refused",
+        first.name,
+        second.name,
+        Excerpt::of(source.shown(), MAX_SOURCE)
+    );
+    Reason::from(what)
+        .with_hint_text("Set token under [identity.est] of each to a file or credential of its own")
 }
 
 /// What authorizes an enrollment: the presence of a certificate is the choice (X27).

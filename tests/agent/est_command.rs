@@ -270,10 +270,30 @@ fn check_config_describes_enrollments_over_est() {
         of_a_device.contains("by a certificate of this device. The identity of a device over EST is not"),
         "{of_a_device}"
     );
+    let other =
+        "[[identity]]\nname = \"line-8\"\nenroll = \"est\"\n[identity.est]\ntoken = \"file:/token\"\n";
+    let shared = check(&format!("{}{other}", line.config("token = \"file:/token\"\n", "")));
+    assert!(
+        shared.contains("Warning: the identities \"wfm-client\" and \"line-8\" have one enrollment token"),
+        "{shared}"
+    );
     // The EST server is to be trusted, though the trust bundle is in a file.
     let config = line.config("", "");
     let from = config.find("[mis.trust]").unwrap();
     let to = config.find("[key]").unwrap();
     let without_trust = check(&format!("{}{}", &config[..from], &config[to..]));
     assert!(without_trust.contains("No trust anchor is configured for the MIS"), "{without_trust}");
+}
+
+#[test]
+fn token_of_two_identities_is_warned_of_in_the_journal() {
+    let mut line = Line::new();
+    let other =
+        "[[identity]]\nname = \"line-8\"\nenroll = \"est\"\n[identity.est]\ntoken = \"file:{dir}/token\"\n";
+    let config = line.config("token = \"file:{dir}/token\"\n", "");
+    line.world.device.configure(&format!("{config}{other}"));
+    line.world.device.start();
+    let says = "have one enrollment token";
+    line.world.device.wait_until("the warning", |device| device.log().contains(says));
+    assert_eq!(line.world.device.log().matches(says).count(), 1, "{}", line.world.device.log());
 }

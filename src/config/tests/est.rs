@@ -170,3 +170,39 @@ fn endpoint_is_configured_or_in_a_discovery_document() {
         assert!(error.contains("mis.est_url: "), "{error}");
     }
 }
+
+#[test]
+fn token_of_two_identities_is_warned_of() {
+    let identity = |name: &str, lines: &str| {
+        format!("[[identity]]\nname = \"{name}\"\nenroll = \"est\"\n[identity.est]\n{lines}\n")
+    };
+    let named = |client: &str| {
+        format!(
+            "token = \"file:token\"\nrequest_spiffe_id = \"spiffe://factory.example/margo/wfm/w1/client/{client}\""
+        )
+    };
+    let (file, credential) = ("token = \"file:token\"".to_owned(), "token = \"credential:token\"".to_owned());
+    for (of, warnings) in [
+        (vec![file.clone()], 0),
+        (vec![file.clone(), file.clone()], 1),
+        (vec![file.clone(), "token = \"file:/etc/miaf-agent/./token\"".into()], 1),
+        (vec![file.clone(), file.clone(), file.clone()], 2),
+        (vec![credential.clone(), credential.clone()], 1),
+        (vec![file.clone(), credential.clone()], 0),
+        (vec![file.clone(), "token = \"file:token-2\"".into()], 0),
+        (vec![String::new(), String::new()], 0),
+        // The account of a CA that copies what is requested.
+        (vec![named("line-7"), named("line-8")], 0),
+        (vec![named("line-7"), file.clone()], 1),
+        (vec!["cert_file = \"c.pem\"\nkey = \"file:token\"".into(), file], 0),
+    ] {
+        let text: String =
+            of.iter().zip(["a", "b", "c"]).map(|(lines, name)| identity(name, lines)).collect();
+        let found = parse(&text).unwrap().warnings();
+        assert_eq!(found.len(), warnings, "{text}: {found:?}");
+        for warning in found {
+            assert!(warning.what.starts_with("the identities \"a\" and "), "{warning:?}");
+            assert!(warning.hint.is_some());
+        }
+    }
+}
