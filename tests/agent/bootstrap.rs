@@ -342,22 +342,33 @@ fn missing_tpm_certificate_is_named_until_it_appears() {
     let mut world = World::new();
     let config = world::config(&world.mis, &world.tpm, "");
     let line = config.lines().find(|line| line.starts_with("cert_file")).unwrap();
-    let intermediates = world.device.path("intermediates.pem");
-    let chain = fs::read_to_string(world.mis.factory_cert()).unwrap();
-    fs::write(&intermediates, chain.split_once("-----END CERTIFICATE-----\n").unwrap().1).unwrap();
-    let lines = format!("cert = \"tpm:0x01c90000\"\nintermediates_file = \"{}\"", intermediates.display());
+    let lines = from_nv(&world, &world.mis.factory_cert());
     world.device.configure(&config.replace(line, &lines));
     world.device.start();
-    world.device.wait_for_error("0x01c90000");
-    let der = world.device.path("factory.der");
-    let (certificate, der) = (world.mis.factory_cert(), der.to_str().unwrap().to_owned());
-    let tpm = &world.tpm;
-    tpm.run("openssl", &["x509", "-in", certificate.to_str().unwrap(), "-outform", "der", "-out", &der]);
-    let size = fs::metadata(&der).unwrap().len() + 50; // an index with room to spare is filled up
-    let attributes = "ownerread|ownerwrite|authread";
-    tpm.run("tpm2_nvdefine", &["-Q", "0x01c90000", "-C", "o", "-s", &size.to_string(), "-a", attributes]);
-    tpm.run("tpm2_nvwrite", &["-Q", "0x01c90000", "-C", "o", "-i", &der]);
+    world.device.wait_for_error(NV_INDEX);
+    write_nv(&world, &world.mis.factory_cert());
     world.device.wait_for("active");
+}
+
+const NV_INDEX: &str = "0x01c90000";
+
+/// The lines of a configuration for this certificate in an NV index, and its intermediates in a file.
+pub(crate) fn from_nv(world: &World, certificate: &Path) -> String {
+    let intermediates = world.device.path("intermediates.pem");
+    let chain = fs::read_to_string(certificate).unwrap();
+    fs::write(&intermediates, chain.split_once("-----END CERTIFICATE-----\n").unwrap().1).unwrap();
+    format!("cert = \"tpm:{NV_INDEX}\"\nintermediates_file = \"{}\"", intermediates.display())
+}
+
+/// Writes this certificate into the NV index.
+pub(crate) fn write_nv(world: &World, certificate: &Path) {
+    let (tpm, der) = (&world.tpm, world.device.path("certificate.der"));
+    let der = der.to_str().unwrap();
+    tpm.run("openssl", &["x509", "-in", certificate.to_str().unwrap(), "-outform", "der", "-out", der]);
+    let size = fs::metadata(der).unwrap().len() + 50; // an index with room to spare is filled up
+    let attributes = "ownerread|ownerwrite|authread";
+    tpm.run("tpm2_nvdefine", &["-Q", NV_INDEX, "-C", "o", "-s", &size.to_string(), "-a", attributes]);
+    tpm.run("tpm2_nvwrite", &["-Q", NV_INDEX, "-C", "o", "-i", der]);
 }
 
 /// A device whose factory key has a password, and a file that says what it is: the file.

@@ -1,6 +1,7 @@
 //! The certificate form: enrollment, recovery without an operator, and what is said of a certificate
 //! that is not accepted (X27, X29, X40, X69).
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -134,6 +135,33 @@ fn certificate_with_its_key_in_the_tpm_enrolls() {
     line.wait_for_state("active");
     assert_eq!(line.at(Endpoint::EstEnroll).len(), 1);
     assert!(!line.world.device.log().contains("correct horse"));
+    line.check_wire();
+}
+
+/// Certificate and key are where a manufacturer puts them; the second enrollment has no operator.
+#[test]
+fn certificate_in_nv_enrolls_and_recovers_after_expiry() {
+    let mut line = Line::new();
+    let (certificate, handle) = bootstrap::guarded_key(&line.world, "correct horse");
+    line.world.mis.est().authorize(&certificate, CLIENT).unwrap();
+    bootstrap::write_nv(&line.world, &certificate);
+    fs::write(line.world.device.path("auth"), "correct horse").unwrap();
+    let from_nv = bootstrap::from_nv(&line.world, &certificate);
+    let short = Fault::Svid(SvidFault::Lifetime(Duration::from_secs(15)));
+    line.world.mis.fault(Endpoint::EstEnroll, short);
+    line.start(&format!("{from_nv}\nkey = \"tpm:{handle}\"\nkey_auth = \"file:{{dir}}/auth\"\n"), "");
+    let first = line.wait_for("an SVID", |client| client["svid"].is_object());
+    line.world.mis.est().suspend(CLIENT).unwrap();
+    line.wait_for_state("expired");
+    line.world.kill();
+    line.world.tpm.power_cycle();
+    line.world.device.start();
+    line.wait_for_state("expired");
+    line.world.mis.est().reinstate(CLIENT).unwrap();
+    line.wait_for_another_svid(&first);
+    let leaves: BTreeSet<_> =
+        line.at(Endpoint::EstEnroll).into_iter().map(|entry| entry.client_leaf_sha256).collect();
+    assert_eq!(leaves.len(), 1, "one certificate authorized both: {leaves:?}");
     line.check_wire();
 }
 
