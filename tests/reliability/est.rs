@@ -20,28 +20,33 @@ use crate::faults::{errors, in_words, stops_before, wait};
 use crate::kills::{next_draw, seed_of_run};
 use crate::support::reader::Published;
 use crate::support::strace::{self, Call, Strace, What, wait_until_stopped};
-use crate::world::{self, World};
+use crate::world::World;
 
-const NAME: &str = "wfm-client";
-const CLIENT: &str = "spiffe://factory.example/margo/wfm/wfm-1/client/line-7";
+pub(crate) const NAME: &str = "wfm-client";
+pub(crate) const CLIENT: &str = "spiffe://factory.example/margo/wfm/wfm-1/client/line-7";
 
 /// Devices at work at the same time.
-const DEVICES: usize = 8;
+pub(crate) const DEVICES: usize = 8;
 
 /// A device that enrolls over EST again and again, each time with nothing but a fresh token.
-struct Subject {
-    world: World,
+pub(crate) struct Subject {
+    pub(crate) world: World,
     token: Option<Token>,
     /// Requests that the MIS had seen at `/simpleenroll` when the enrollment began.
     seen: usize,
     /// What the log of the agent said before.
-    said: usize,
+    pub(crate) said: usize,
 }
 
 impl Subject {
     fn new() -> Self {
+        Self::with("")
+    }
+
+    /// With these lines more at the end of the configuration.
+    pub(crate) fn with(more: &str) -> Self {
         let world = World::with(|settings| {
-            world::long_enough(&mut settings.policy);
+            settings.policy.backdate = Duration::ZERO; // and SVIDs of a day: nothing is due by itself
             settings.policy.est.attempts = None;
         });
         let World { mis, tpm, .. } = &world;
@@ -54,7 +59,7 @@ impl Subject {
              [bundle]\nrefresh = \"1s\"\n\
              [socket]\npath = \"{{dir}}/run/agent.sock\"\n\
              [[identity]]\nname = \"{NAME}\"\nenroll = \"est\"\n\
-             [identity.est]\ntoken = \"file:{{dir}}/token\"\nremove_token = true\n",
+             [identity.est]\ntoken = \"file:{{dir}}/token\"\nremove_token = true\n{more}",
             mis.est_url(),
             mis.bundle_file().unwrap().display(),
             mis.ca_file().display(),
@@ -63,12 +68,12 @@ impl Subject {
         Self { world, token: None, seen: 0, said: 0 }
     }
 
-    fn log_file(&self) -> PathBuf {
+    pub(crate) fn log_file(&self) -> PathBuf {
         self.world.device.path("strace.log")
     }
 
     /// A device that never had an identity, and a fresh token for it.
-    fn begins_with_a_token(&mut self) {
+    pub(crate) fn begins_with_a_token(&mut self) {
         if self.world.device.is_running() {
             assert!(self.world.device.stop().success());
         }
@@ -89,17 +94,17 @@ impl Subject {
         wait_until_stopped(self.world.device.pid());
     }
 
-    fn starts(&mut self) {
+    pub(crate) fn starts(&mut self) {
         self.world.device.under(&[]);
         self.world.device.spawn();
     }
 
-    fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         let document = self.world.device.status_document();
         document["identities"].as_array().and_then(|all| all.first().cloned()).unwrap_or_default()
     }
 
-    fn becomes_active(&self) {
+    pub(crate) fn becomes_active(&self) {
         self.world.device.wait_until("the socket responds", |device| device.get("/healthz").is_some());
         self.world.device.wait_until("an identity that is well", |_| {
             let status = self.status();
@@ -114,9 +119,13 @@ impl Subject {
         let strace = Strace::watch(self.world.device.pid(), &self.log_file());
         self.world.device.signal("CONT");
         self.ends_well(1);
-        let log = strace.detach();
+        self.own_calls(&strace.detach())
+    }
+
+    /// The calls in the output of strace, their paths relative to the device's directory.
+    pub(crate) fn own_calls(&self, log: &str) -> Vec<Call> {
         let device = self.world.device.dir();
-        let calls = strace::calls(&log).into_iter().filter_map(|call| {
+        let calls = strace::calls(log).into_iter().filter_map(|call| {
             let path = call.path.strip_prefix(device).ok()?;
             let is_own = ["state", "run", "token"].iter().any(|own| path.starts_with(own));
             is_own.then(|| Call { path: path.to_owned(), ..call.clone() })
@@ -124,23 +133,40 @@ impl Subject {
         calls.collect()
     }
 
-    fn undergoes(&mut self, list: &[Call], nth: usize, what: What) {
-        self.begins_with_a_token();
-        self.is_about_to_start();
+    /// Has it happen at the n-th call, and nowhere before. `begin` sets off what makes these calls.
+    pub(crate) fn brings_about(
+        &self,
+        list: &[Call],
+        nth: usize,
+        what: What,
+        begin: impl FnOnce(&Self),
+    ) -> Strace {
         let pid = self.world.device.pid();
         let at =
             |nth: usize| Call { path: self.world.device.dir().join(&list[nth].path), ..list[nth].clone() };
+        let mut begin = Some(begin);
+        let mut goes_on = || match begin.take() {
+            Some(begin) => begin(self),
+            None => self.world.device.signal("CONT"),
+        };
         // strace counts in each thread for itself: what comes more than once is stopped at before.
         for stop in stops_before(list, nth) {
             let strace = Strace::inject(pid, &self.log_file(), &at(stop), What::Stops);
-            self.world.device.signal("CONT");
+            goes_on();
             wait(&format!("a stop at {:?}", at(stop)), || strace.has_hit(What::Stops));
             strace.detach();
             wait_until_stopped(pid);
         }
         let strace = Strace::inject(pid, &self.log_file(), &at(nth), what);
-        self.world.device.signal("CONT");
+        goes_on();
         wait(&format!("{what:?} at {:?}", at(nth)), || strace.has_hit(what));
+        strace
+    }
+
+    fn undergoes(&mut self, list: &[Call], nth: usize, what: What) {
+        self.begins_with_a_token();
+        self.is_about_to_start();
+        let strace = self.brings_about(list, nth, what, |subject| subject.world.device.signal("CONT"));
         let mut requests = 1;
         match what {
             What::Kills => {
@@ -179,7 +205,7 @@ impl Subject {
 
     /// The identity is there, and the token is used up: it went out at most so often, always with the
     /// same request, and was never refused.
-    fn ends_well(&self, most: usize) {
+    pub(crate) fn ends_well(&self, most: usize) {
         self.becomes_active();
         let log = || self.world.device.log()[self.said..].to_owned();
         assert_eq!(self.status()["spiffeId"], CLIENT, "{}", log());
@@ -195,6 +221,11 @@ impl Subject {
         wait("it is published", || published().is_some_and(|published| serial == published.serial()));
         published().expect("it is published").belongs_together().unwrap_or_else(|why| panic!("{why}"));
         wait("nothing of the token is left", || self.traces_of_the_token().is_empty());
+        self.nothing_is_given_up();
+    }
+
+    /// No record, and so no key, was put out of use.
+    pub(crate) fn nothing_is_given_up(&self) {
         let names = |directory: &Path| {
             let entries = fs::read_dir(directory).into_iter().flatten();
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
@@ -202,7 +233,7 @@ impl Subject {
         let private = self.world.device.path("state/private");
         let all = [names(&private), names(&private.join("identities").join(NAME))].concat();
         let unusable = all.iter().find(|name| name.contains("unusable"));
-        assert!(unusable.is_none(), "{all:?}\n{}", log());
+        assert!(unusable.is_none(), "{all:?}\n{}", &self.world.device.log()[self.said..]);
     }
 
     /// The files of the device in which its token is, and its file.

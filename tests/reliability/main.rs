@@ -11,6 +11,7 @@ mod support;
 mod world;
 
 mod est;
+mod est_renewals;
 mod faults;
 mod identities;
 mod kills;
