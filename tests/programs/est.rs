@@ -110,6 +110,21 @@ fn est_document_leads_to_identities_by_token_and_certificate() {
     }
 }
 
+/// What the MIS prints when it starts: a configuration, and the commands for a token.
+#[test]
+fn printed_configuration_enrolls_over_est() {
+    let (site, mis) = start(&[]);
+    let said = mis.log.text();
+    let config = said.split_once("A config.toml for an installed agent:\n").unwrap().1;
+    let (config, token) = config.split_once("\nA token for it").unwrap();
+    assert!(!config.contains("[bootstrap]"), "{config}");
+    fs::write(site.device.path("config.d/printed.toml"), config).unwrap();
+    site.shows("line-7", "waiting");
+    let commands = token.split_once("\n\n").unwrap().1.split("\nlistening on").next().unwrap();
+    site.run(commands);
+    site.shows("line-7", "active");
+}
+
 #[test]
 fn est_document_leads_to_an_identity_under_a_static_bundle() {
     let (site, mis) = start(&["--est-names-in-csr"]);

@@ -303,7 +303,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<()> {
-    let pki_only = arguments.pki_only;
+    let (pki_only, over_est) = (arguments.pki_only, arguments.est);
     let settings = settings(arguments);
     if pki_only {
         Mis::make_directory(&settings)?;
@@ -316,7 +316,7 @@ fn run(arguments: Arguments) -> Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mis = Mis::start(settings)?;
-        explain(&mis)?;
+        explain(&mis, over_est)?;
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
@@ -440,11 +440,48 @@ fn log(entry: &Entry) {
     println!("{} {entry}", httpdate::fmt_http_date(SystemTime::now()));
 }
 
-fn explain(mis: &Mis) -> Result<()> {
+/// The part of a configuration for one WFM Client that a token enrolls.
+const IDENTITY_OVER_EST: &str = "\
+[[identity]]
+name = \"line-7\"
+enroll = \"est\"
+
+[identity.est]
+token = \"file:line-7.token\"
+";
+
+fn how_to_bring_a_token(mis: &Mis, directory: &Path) -> String {
+    let id = mis.est().client_id("wfm-1", "line-7");
+    let directory = directory.display().to_string().replace('\'', "'\\''");
+    format!(
+        "
+A token for it, put into the directory of that config.toml by a rename:
+
+umask 077
+development-mis token --directory '{directory}' \\
+    --spiffe-id {id} >line-7.new
+# For an agent with a user of its own: chgrp miaf-agent line-7.new; chmod 0640 line-7.new
+mv line-7.new line-7.token
+"
+    )
+}
+
+/// Prints what a device needs, to enroll over EST or with its factory certificate.
+fn explain(mis: &Mis, over_est: bool) -> Result<()> {
     let absolute = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let ca = absolute(&mis.ca_file());
     let certificate = absolute(&mis.factory_cert());
     let key = absolute(&mis.factory_key());
+    let (enrollment, token) = match over_est {
+        true => (IDENTITY_OVER_EST.to_owned(), how_to_bring_a_token(mis, &absolute(mis.directory()))),
+        false => {
+            let key = format!("file:{}", key.display());
+            let bootstrap = format!(
+                "[bootstrap]\nmethod = \"factory-cert-mtls\"\ncert_file = {certificate:?}\nkey = {key:?}\n"
+            );
+            (bootstrap, String::new())
+        }
+    };
     println!(
         "\
 Development MIS (MIAF v0 and EST) of the trust domain {domain}. For tests and demonstrations only.
@@ -464,21 +501,16 @@ trust_domain = \"{domain}\"
 [mis.trust]
 ca_file = {ca:?}
 
-[bootstrap]
-method = \"factory-cert-mtls\"
-cert_file = {certificate:?}
-key = {key_reference:?}
-
 [key]
 provider = \"tpm\"          # or \"software\", where the machine has no TPM
-",
+
+{enrollment}{token}",
         domain = mis.trust_domain(),
         discovery = mis.discovery_url(),
         est = mis.est_url(),
         ca = ca.display(),
         certificate = certificate.display(),
         key = key.display(),
-        key_reference = format!("file:{}", key.display()),
     );
     println!("listening on {}", mis.url());
     Ok(())

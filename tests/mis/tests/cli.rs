@@ -26,6 +26,7 @@ fn mis_prints_help_listens_and_ends_on_a_signal() {
             }
         };
         assert!(intro.contains(&format!("discovery_url = \"{url}/.well-known/margo\"")));
+        assert!(intro.contains(&"[bootstrap]".to_owned()) && !intro.contains(&"[identity.est]".to_owned()));
         let port = url.rsplit_once(':').unwrap().1;
         std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
         let id = child.id().to_string();
