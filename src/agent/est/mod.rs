@@ -57,9 +57,11 @@ const NOT_A_DEVICE: &str = "Remove allow_nonstandard under [identity.est], if th
 const NOT_A_WFM_CLIENT: &str = "Have the operator of the MIS authorize the SPIFFE ID of a WFM Client; or, if the identity is that of \
      a device, set allow_nonstandard = true under [identity.est]";
 
-/// What to do where an SVID of another trust domain was issued. All identities of a device are in one.
+/// What to do where an SVID of another trust domain was issued. All identities of a device are in one. The
+/// one that is refused has nothing to be retired, perhaps, and others have.
 const OTHER_TRUST_DOMAIN: &str = "Have the operator of the MIS authorize a SPIFFE ID in the trust domain of this device, in which all of its \
-     identities are. To move the device to another one, correct [mis], then: miaf-agent retire";
+     identities are. To move the device to another one, correct [mis], then: systemctl reload miaf-agent; and for each \
+     identity that has an SVID: miaf-agent retire --identity NAME";
 
 /// What an identity that enrolls over EST has, beside its keys and its SVID.
 #[derive(Debug, Default)]

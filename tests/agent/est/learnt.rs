@@ -70,6 +70,8 @@ fn refuses_another(line: &Line, name: &str) {
     let detail = error["detail"].as_str().unwrap();
     assert!(detail.contains("other.example") && detail.contains("factory.example"), "{error:#}");
     assert!(error["hint"].as_str().unwrap().contains("in the trust domain of this device"), "{error:#}");
+    // This identity has nothing to retire: that would not move the device.
+    assert!(!error["hint"].as_str().unwrap().contains(&format!("retire --identity {name}")), "{error:#}");
     assert!(refused["svid"].is_null(), "{refused:#}");
     assert_eq!(trust_domain(&line.world.device), "factory.example");
 }
