@@ -30,13 +30,12 @@ const NOTHING_ISSUED: &str = "Set mis.discovery_url to an MIS that issues over t
 const NO_EST: &str =
     "Ask the operator of the MIS for the URL of its EST endpoint, and set est_url under [mis]";
 
-/// What to do where a discovery document is of another trust domain than an SVID.
-const OTHER_DISCOVERED: &str =
-    "Correct the URL under [mis]. To move the device to another trust domain: miaf-agent retire";
+/// What to correct where a discovery document is of another trust domain than an SVID.
+const OTHER_DISCOVERED: &str = "Correct the URL under [mis]";
 
-/// What to do where the configuration names another trust domain than that of an SVID.
-const OTHER_CONFIGURED: &str = "Correct trust_domain and the trust bundle under [mis], or spiffe_id under [[identity]]. To move the \
-     device to another trust domain: miaf-agent retire";
+/// What to correct where the configuration names another trust domain than that of an SVID.
+const OTHER_CONFIGURED: &str =
+    "Correct trust_domain and the trust bundle under [mis], or spiffe_id under [[identity]]";
 
 /// Issuer and cached documents of the trust domain.
 pub(super) struct TrustDomain {
@@ -398,23 +397,23 @@ fn check_trust_domain(
     else {
         return Ok(());
     };
-    let configured = config
-        .trust_domain
-        .iter()
-        .map(|want| (want, "the configuration says", "Correct trust_domain or discovery_url under [mis]"));
-    let hint = if document.is_configured() { OTHER_CONFIGURED } else { OTHER_DISCOVERED };
-    let current = identities.iter().filter_map(Identity::trust_domain);
-    let current = current.map(|want| (want, "this device's identity is in", hint));
-    for (want, because, hint) in configured.chain(current) {
-        if want != got {
-            let at = config.source.to_string();
-            return Err(IssuerError::OtherTrustDomain {
-                at,
-                got: got.clone(),
-                want: want.clone(),
-                because,
-                hint,
-            });
+    let other = |want: &miaf_spiffe::TrustDomain, because, hint| {
+        let (at, got, want) = (config.source.to_string(), got.clone(), want.clone());
+        Err(IssuerError::OtherTrustDomain { at, got, want, because, hint })
+    };
+    if let Some(want) = config.trust_domain.as_ref().filter(|want| *want != got) {
+        let hint = "Correct trust_domain or discovery_url under [mis]".into();
+        return other(want, "the configuration says", hint);
+    }
+    for identity in identities {
+        if let Some(want) = identity.trust_domain().filter(|want| *want != got) {
+            let correct = if document.is_configured() { OTHER_CONFIGURED } else { OTHER_DISCOVERED };
+            // The error is the device's: nothing else says which identity the command is about.
+            let hint = format!(
+                "{correct}. To move the device to another trust domain: miaf-agent retire --identity {}",
+                identity.name
+            );
+            return other(want, "this device's identity is in", hint.into());
         }
     }
     Ok(())

@@ -127,7 +127,7 @@ pub enum IssuerError {
         /// Where the expected one comes from.
         because: &'static str,
         /// What to do.
-        hint: &'static str,
+        hint: Cow<'static, str>,
     },
     /// A bundle file that cannot be read.
     #[error("the trust bundle {path} cannot be read: {why}", path = Excerpt::of(path.display(), MAX_PATH))]
@@ -183,7 +183,8 @@ impl Hint for IssuerError {
             Self::Svid(why) => Hint::hint(why),
             Self::BundleFile { why, .. } => why.hint.as_deref().map(Cow::Borrowed),
             Self::NotConfigured => Some("Set discovery_url under [mis]".into()),
-            Self::OtherTrustDomain { hint, .. } | Self::BundleRegressed { hint, .. } => Some((*hint).into()),
+            Self::OtherTrustDomain { hint, .. } => Some(Cow::Borrowed(hint)),
+            Self::BundleRegressed { hint, .. } => Some((*hint).into()),
             Self::Refused { response, .. } if certificate_not_requested(response) => {
                 Some(CERTIFICATE_NOT_REQUESTED_HINT.into())
             }
@@ -637,7 +638,7 @@ mod tests {
                 got: TrustDomain::parse("other.example").unwrap(),
                 want: TrustDomain::parse("factory.example").unwrap(),
                 because: "the reason says",
-                hint: "",
+                hint: "".into(),
             },
             E::Refused {
                 response: Box::new(ErrorResponse {

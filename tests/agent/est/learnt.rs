@@ -355,3 +355,48 @@ fn bundle_map_names_the_trust_domain_of_its_only_entry() {
     line.wait_for_state("active");
     assert_eq!(trust_domain(&line.world.device), "factory.example");
 }
+
+/// Executes the command that retires an identity, as a hint has it.
+fn follow(device: &Device, hint: &str) {
+    let (_, command) = hint.rsplit_once("miaf-agent ").expect(hint);
+    let arguments: Vec<_> = command.split(' ').chain(["--yes"]).collect();
+    assert_eq!(arguments[0], "retire", "{hint}");
+    identities::run(device, &arguments);
+}
+
+/// Each identity has to leave the trust domain, whichever is the default identity.
+#[test]
+fn hint_moves_a_device_of_several_identities() {
+    let mut line = Line::new();
+    line.hand_out_token();
+    hand_out_token(&line, "second");
+    let config = unnamed(&line, &["second"]);
+    start(&mut line, &config);
+    for name in [NAME, "second"] {
+        identities::wait_for_state(&line.world.device, name, "active");
+    }
+    issue_elsewhere(&line);
+    let named = config.replace("[mis]\n", "[mis]\ntrust_domain = \"other.example\"\n");
+    line.world.device.configure(&named);
+    line.world.device.signal("HUP");
+    for left in [1, 0] {
+        let device = &line.world.device;
+        let mut hint = String::new();
+        device.wait_until("the error", |device| {
+            let status = device.status_document();
+            hint = status["lastError"]["hint"].as_str().unwrap_or_default().to_owned();
+            let held = |identity: &&Value| identity["svid"].is_object();
+            let held = status["identities"].as_array().unwrap().iter().filter(held).count();
+            held == left + 1 && hint.contains("miaf-agent retire")
+        });
+        follow(device, &hint);
+    }
+    let device = &line.world.device;
+    device.wait_until("no error", |device| device.status_document()["lastError"].is_null());
+    assert_eq!(trust_domain(device), "other.example");
+    line.hand_out_token();
+    hand_out_token(&line, "second");
+    for name in [NAME, "second"] {
+        identities::wait_for_state(&line.world.device, name, "active");
+    }
+}
