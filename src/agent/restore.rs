@@ -72,8 +72,10 @@ impl Executor {
                 Vec::new()
             }
         };
-        let identities = configs.into_iter().enumerate().map(|(nth, identity)| {
-            restore_identity(IdentityIndex(nth), identity, &config, &store, &keys, scope)
+        let reader = SvidReader { config: &config, store: &store, keys: &keys, scope };
+        let svids = reader.all(&configs)?;
+        let identities = configs.into_iter().zip(svids).enumerate().map(|(nth, (identity, svid))| {
+            restore_identity(IdentityIndex(nth), identity, svid, &config, &store, &keys)
         });
         let mut identities = identities.collect::<Result<Vec<_>, _>>()?;
         let discovery = discovery.filter(|cached| cached.may_be_of(&identities));
@@ -211,36 +213,91 @@ fn rotation(rotate: Rotate) -> Rotation {
     }
 }
 
+/// The SVID and key of an identity as they were stored, if they can be used, and what publishes them.
+struct StoredSvid {
+    current: Option<(publish::SvidAndKey, state::StoredIdentity)>,
+    publisher: Publisher,
+}
+
+/// Reads the stored SVIDs and keys.
+struct SvidReader<'a> {
+    config: &'a Config,
+    store: &'a Store,
+    keys: &'a Providers,
+    scope: Scope,
+}
+
+impl SvidReader<'_> {
+    fn all(&self, identities: &[IdentityConfig]) -> Result<Vec<StoredSvid>, StoreError> {
+        let mut all = identities.iter().map(|one| self.load(one)).collect::<Result<Vec<_>, _>>()?;
+        self.recover(identities, &mut all);
+        Ok(all)
+    }
+
+    fn load(&self, identity: &IdentityConfig) -> Result<StoredSvid, StoreError> {
+        let store = self.store.of(&identity.name);
+        let mut publisher = Publisher::new(&self.config.files, &identity_files(identity));
+        let current = store.load()?.and_then(|record| match self.read(identity, &record) {
+            Ok(current) => Some((current, record)),
+            Err(why) => {
+                if let Unusable::Forbidden(_) = why {
+                    withdraw_forbidden(&identity.name, &mut publisher);
+                }
+                store.quarantine::<state::StoredIdentity>(&why.to_string());
+                None
+            }
+        });
+        Ok(StoredSvid { current, publisher })
+    }
+
+    /// Recovers those that were quarantined: perhaps what made them unusable has been corrected, the
+    /// right key-encryption key is back. One of another trust domain than that in which the device is
+    /// by now stays where it is: all SVIDs of a device are in one (miaf-est X22).
+    fn recover(&self, identities: &[IdentityConfig], all: &mut [StoredSvid]) {
+        let of = |stored: &StoredSvid| {
+            let (current, _) = stored.current.as_ref()?;
+            Some(current.svid.spiffe_id().trust_domain().clone())
+        };
+        let mut ours = all.iter().find_map(of);
+        for (identity, stored) in identities.iter().zip(all) {
+            if stored.current.is_none() {
+                stored.current = self.store.of(&identity.name).recover(|record| {
+                    let current = self.read(identity, record).map_err(|e| e.to_string())?;
+                    let name = current.svid.spiffe_id().trust_domain();
+                    if ours.as_ref().is_some_and(|ours| ours != name) {
+                        return Err(format!("it is of the trust domain \"{name}\""));
+                    }
+                    Ok(current)
+                });
+                ours = ours.or_else(|| of(stored));
+            }
+        }
+    }
+
+    fn read(
+        &self,
+        identity: &IdentityConfig,
+        record: &state::StoredIdentity,
+    ) -> Result<publish::SvidAndKey, Unusable> {
+        // What is only served is served as it was stored: the way to it may have been misread.
+        let allowed = (self.scope == Scope::Configured).then_some(identity);
+        let named = self.config.mis.as_ref().and_then(MisConfig::trust_domain_of_bundle);
+        let open = |record: &str| open_key(record, self.keys, self.config.key.require);
+        read_identity(record, allowed, named, open)
+    }
+}
+
 fn restore_identity(
     index: IdentityIndex,
     identity_config: IdentityConfig,
+    StoredSvid { current, publisher }: StoredSvid,
     config: &Config,
     store: &Store,
     keys: &Providers,
-    scope: Scope,
 ) -> Result<Identity, StoreError> {
     let store = &store.of(&identity_config.name);
-    // What is only served is served as it was stored: the way to it may have been misread.
-    let allowed = (scope == Scope::Configured).then_some(&identity_config);
-    let open = |record: &str| open_key(record, keys, config.key.require);
-    let named = config.mis.as_ref().and_then(MisConfig::trust_domain_of_bundle);
-    let read_identity = |record: &state::StoredIdentity| read_identity(record, allowed, named, open);
-    let mut publisher = Publisher::new(&config.files, &identity_files(&identity_config));
-    let current = store.load()?.and_then(|record| match read_identity(&record) {
-        Ok(identity) => Some((identity, record)),
-        Err(why) => {
-            if let Unusable::Forbidden(_) = why {
-                withdraw_forbidden(&identity_config.name, &mut publisher);
-            }
-            store.quarantine::<state::StoredIdentity>(&why.to_string());
-            None
-        }
-    });
-    // Perhaps what made it unusable has been corrected: the right key-encryption key is back.
-    let current =
-        current.or_else(|| store.recover(|record| read_identity(record).map_err(|e| e.to_string())));
     let (svid_and_key, record) = current.unzip();
-    let open = |record: &str| open(record).map_err(|why| why.to_string());
+    let open = |record: &str| open_key(record, keys, config.key.require).map_err(|why| why.to_string());
     let Unfinished { pending_key, issued, adopted } = load_unfinished(store, record.as_ref(), open)?;
     let key_use = record.as_ref().map_or_else(KeyUse::default, |record| KeyUse {
         renewals: record.key_renewals,

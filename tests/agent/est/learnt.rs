@@ -400,3 +400,37 @@ fn hint_moves_a_device_of_several_identities() {
         identities::wait_for_state(&line.world.device, name, "active");
     }
 }
+
+/// What was unusable for a while, without its key-encryption key say, comes back to a device that is in
+/// another trust domain by now.
+#[test]
+fn svid_of_another_trust_domain_is_not_recovered() {
+    let mut line = Line::new();
+    line.hand_out_token();
+    let config = unnamed(&line, &["second"]);
+    start(&mut line, &config);
+    line.wait_for_state("active");
+    let record = line.world.device.path(&format!("state/private/identities/{NAME}/identity.json"));
+    line.world.kill();
+    let aside = line.world.device.path("aside.json");
+    fs::rename(&record, &aside).unwrap();
+    issue_elsewhere(&line);
+    hand_out_token(&line, "second");
+    line.world.device.start();
+    identities::wait_for_state(&line.world.device, "second", "active");
+    assert_eq!(trust_domain(&line.world.device), "other.example");
+    line.world.kill();
+    fs::rename(&aside, record.with_extension("json.unusable-1")).unwrap();
+    line.world.device.start();
+    let device = &line.world.device;
+    assert_eq!(trust_domain(device), "other.example");
+    line.wait_for_state("waiting-for-token");
+    device.wait_until("ready", |device| device.get("/v1/identities/second/readyz").unwrap().0 == 200);
+    assert!(device.status_document()["lastError"].is_null());
+    assert!(line.status()["svid"].is_null());
+    assert!(record.with_extension("json.unusable-1").exists(), "nothing is deleted");
+    // The identity goes on in the trust domain of the device.
+    line.hand_out_token();
+    let active = line.wait_for_state("active");
+    assert!(active["spiffeId"].as_str().unwrap().starts_with("spiffe://other.example/"), "{active:#}");
+}
