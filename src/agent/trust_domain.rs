@@ -301,7 +301,9 @@ impl TrustDomain {
         let is_whole = !document.warnings().iter().any(BundleWarning::is_loss);
         let validators = if is_whole { validators } else { Validators::default() };
         let domain = document.trust_domain();
-        let cached = self.bundle.as_mut().filter(|cached| cached.bundle.trust_domain() == domain);
+        // One of the two may not say which it is of.
+        let is_same = |known: &miaf_spiffe::TrustDomain| domain.is_none_or(|name| name == known);
+        let cached = self.bundle.as_mut().filter(|cached| cached.bundle.trust_domain().is_none_or(is_same));
         let (before, since) = cached
             .as_ref()
             .map_or((None, None), |cached| (cached.bundle.sequence(), cached.record.regressed_since));
@@ -338,6 +340,7 @@ impl TrustDomain {
         let is_stored = cached.is_some_and(|cached| {
             let stored = &cached.record;
             stored.url == record.url
+                && stored.trust_domain == record.trust_domain
                 && stored.body == record.body
                 && stored.validators == record.validators
                 && since.is_none()

@@ -434,3 +434,47 @@ fn svid_of_another_trust_domain_is_not_recovered() {
     let active = line.wait_for_state("active");
     assert!(active["spiffeId"].as_str().unwrap().starts_with("spiffe://other.example/"), "{active:#}");
 }
+
+/// The sequence number counts on, whether a bundle says which trust domain it is of or not (B5).
+#[test]
+fn sequence_goes_back_neither_with_a_name_nor_without() {
+    let mut line = Line::new();
+    let bundle = line.world.device.path("bundle.json");
+    let right = line.world.mis.bundle_file().unwrap();
+    let served: Value = serde_json::from_slice(&fs::read(&right).unwrap()).unwrap();
+    let plain = |sequence: u64| {
+        let mut plain = served.clone();
+        plain["spiffe_sequence"] = sequence.into();
+        plain
+    };
+    let write = |document: Value| {
+        let aside = bundle.with_extension("new");
+        fs::write(&aside, document.to_string()).unwrap();
+        fs::rename(&aside, &bundle).unwrap();
+    };
+    let map = |sequence: u64| serde_json::json!({ "trust_domains": { "factory.example": plain(sequence) } });
+    write(plain(7));
+    let config = unnamed(&line, &[]).replace(&right.display().to_string(), "{dir}/bundle.json");
+    start(&mut line, &config);
+    let device = &line.world.device;
+    wait_for_bundle(device);
+    let is_refused = || {
+        device.wait_until("the refusal", |device| {
+            device.status_document()["lastError"]["detail"]
+                .as_str()
+                .unwrap_or_default()
+                .contains("lower than")
+        });
+    };
+    write(map(3));
+    is_refused();
+    assert!(trust_domain(device).is_null(), "nothing of it is used");
+    write(map(8));
+    device.wait_until("the name", |device| trust_domain(device) == "factory.example");
+    write(plain(5));
+    is_refused();
+    assert_eq!(device.status_document()["bundle"]["sequence"], 8);
+    write(plain(9));
+    device.wait_until("the bundle", |device| device.status_document()["bundle"]["sequence"] == 9);
+    assert!(trust_domain(device).is_null());
+}
