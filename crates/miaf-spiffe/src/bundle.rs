@@ -224,11 +224,9 @@ impl Bundle {
         let served: Served<'_> = json::read(body)?;
         let content = match served.trust_domains {
             Some(map) => {
-                let entry = OfTrustDomain(Wanted::Named(trust_domain), rules);
-                let mut map = serde_json::Deserializer::from_str(map.get());
-                let found = entry.deserialize(&mut map)?.found;
+                let found = Entries::read(map, Wanted::Named(trust_domain), rules)?.found;
                 let (_, entry) = found.ok_or_else(|| BundleError::NoEntry(trust_domain.clone()))?;
-                BundleContent::from_entry(&entry, served.spiffe_refresh_hint, rules)?
+                BundleContent::of_map(entry, served.spiffe_refresh_hint, rules)?
             }
             None => BundleContent::of_plain(&served, rules)?,
         };
@@ -278,16 +276,14 @@ impl TrustBundle {
             let content = BundleContent::of_plain(&served, Rules::Served)?;
             return Ok(Self::Unnamed(Arc::new(content)));
         };
-        let mut map = serde_json::Deserializer::from_str(map.get());
-        let entries = OfTrustDomain(Wanted::Only, Rules::Served).deserialize(&mut map)?;
-        match entries {
-            Entries { found: Some((name, entry)), count: 1 } => {
-                let trust_domain = TrustDomain::parse(&name).map_err(BundleError::EntryName)?;
-                let content = BundleContent::from_entry(&entry, served.spiffe_refresh_hint, Rules::Served)?;
-                Ok(Self::Named(Arc::new(Bundle { trust_domain, content })))
-            }
-            Entries { count, .. } => Err(BundleError::NotOneEntry(count)),
+        let Entries { found, count } = Entries::read(map, Wanted::Only, Rules::Served)?;
+        let (name, entry) = found.ok_or(BundleError::NoEntries)?;
+        if count > 1 {
+            return Err(BundleError::NotOneEntry(count));
         }
+        let trust_domain = TrustDomain::parse(&name).map_err(BundleError::EntryName)?;
+        let content = BundleContent::of_map(entry, served.spiffe_refresh_hint, Rules::Served)?;
+        Ok(Self::Named(Arc::new(Bundle { trust_domain, content })))
     }
 
     /// Reads a bundle that an agent has accepted without a name, as [`Bundle::from_stored`] does.
@@ -338,6 +334,12 @@ impl BundleContent {
             return Err(BundleError::NoAnchors);
         }
         Ok(content)
+    }
+
+    fn of_map(entry: &RawValue, map_hint: Option<&RawValue>, rules: Rules) -> Result<Self, BundleError> {
+        let entry = ByRules::<Entry<'_>>(rules, PhantomData)
+            .deserialize(&mut serde_json::Deserializer::from_str(entry.get()))?;
+        Self::from_entry(&entry, map_hint, rules)
     }
 
     fn from_entry(entry: &Entry<'_>, map_hint: Option<&RawValue>, rules: Rules) -> Result<Self, BundleError> {
@@ -552,10 +554,16 @@ enum Wanted<'a> {
 
 /// What was found in a Bundle Map.
 struct Entries<'a> {
-    /// The entry that counts, with its name.
-    found: Option<(String, Entry<'a>)>,
+    /// The entry that counts, with its name; of several, the first.
+    found: Option<(String, &'a RawValue)>,
     /// The number of all entries.
     count: usize,
+}
+
+impl<'a> Entries<'a> {
+    fn read(map: &'a RawValue, wanted: Wanted<'_>, rules: Rules) -> Result<Self, serde_json::Error> {
+        OfTrustDomain(wanted, rules).deserialize(&mut serde_json::Deserializer::from_str(map.get()))
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for OfTrustDomain<'_> {
@@ -581,7 +589,7 @@ impl<'de> Visitor<'de> for OfTrustDomain<'_> {
                 Wanted::Only => true,
             };
             if is_wanted && found.is_none() {
-                found = Some((name.clone(), map.next_value_seed(ByRules(self.1, PhantomData))?));
+                found = Some((name.clone(), map.next_value()?));
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
@@ -868,7 +876,10 @@ pub enum BundleError {
     /// The map lacks this agent's domain.
     #[error("the Bundle Map has no entry for the trust domain \"{0}\"")]
     NoEntry(TrustDomain),
-    /// The map has no or several trust domains, and it is not known which of them is meant.
+    /// The map has no trust domain at all.
+    #[error("the Bundle Map has no trust domain")]
+    NoEntries,
+    /// The map has several trust domains, and it is not known which of them is meant.
     #[error("the Bundle Map has {0} trust domains, and the configuration does not say which one counts")]
     NotOneEntry(usize),
     /// The only entry of the map is not named as a trust domain is.

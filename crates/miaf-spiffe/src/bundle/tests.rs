@@ -95,7 +95,10 @@ fn bundle_map_of_one_entry_names_it() {
     let empty = read(json!({ "trust_domains": { "factory.example": { "keys": [] } } })).unwrap();
     assert!(empty.anchors().is_empty(), "it withdraws all");
     assert_eq!(read(map(entry.clone())), Err(BundleError::NotOneEntry(2)));
-    assert_eq!(read(json!({ "trust_domains": {} })), Err(BundleError::NotOneEntry(0)));
+    assert_eq!(read(json!({ "trust_domains": {} })), Err(BundleError::NoEntries));
+    // What is wrong with one of several is of no concern: it may be that of another trust domain.
+    let broken = json!({ "trust_domains": { "a.example": 5, "factory.example": entry } });
+    assert_eq!(read(broken), Err(BundleError::NotOneEntry(2)));
     let misnamed = read(json!({ "trust_domains": { "Factory": entry } }));
     assert!(matches!(misnamed, Err(BundleError::EntryName(_))), "{misnamed:?}");
     let twice = format!("{{\"trust_domains\":{{\"a\":{entry},\"a\":{entry}}}}}");
