@@ -29,7 +29,7 @@ use crate::transport::ClientIdentity;
 use miaf_client::api::IdentityName;
 use miaf_spiffe::svid::{self, Algorithms, Chain, Expectation, SvidError, X509Svid};
 use miaf_spiffe::time::Timestamp;
-use miaf_spiffe::{Bundle, BundleContent, NameKind, SpiffeId, TrustBundle};
+use miaf_spiffe::{Bundle, BundleContent, MaybeNamedBundle, NameKind, SpiffeId};
 
 /// Keys, SVID and issued chain of one identity.
 pub(super) struct Identity {
@@ -489,7 +489,7 @@ impl Identity {
 ///
 /// # Errors
 /// [`SvidError`] when no SPIFFE ID names one.
-pub(super) fn bundle_for(bundle: &TrustBundle, chain: &Chain) -> Result<Arc<Bundle>, SvidError> {
+pub(super) fn bundle_for(bundle: &MaybeNamedBundle, chain: &Chain) -> Result<Arc<Bundle>, SvidError> {
     if let Some(named) = bundle.named() {
         return Ok(named.clone());
     }

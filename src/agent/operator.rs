@@ -24,7 +24,7 @@ use miaf_client::api::{IdentityName, MAX_CHAIN_PEM};
 use miaf_spiffe::svid::{Chain, SvidError, X509Svid};
 use miaf_spiffe::text::Excerpt;
 use miaf_spiffe::time::Timestamp;
-use miaf_spiffe::{SpiffeId, TrustBundle, TrustDomain};
+use miaf_spiffe::{MaybeNamedBundle, SpiffeId, TrustDomain};
 
 /// Limit on the characters of a path in a message.
 const MAX_PATH: usize = 512;
@@ -258,7 +258,7 @@ impl Identity {
         &self,
         issued: &state::StoredIssuedChain,
         key: &Arc<dyn Key>,
-        bundle: Option<&TrustBundle>,
+        bundle: Option<&MaybeNamedBundle>,
     ) -> Result<String, Reason> {
         let Some(bundle) = bundle else {
             return Ok("The chain is stored. There is no trust bundle yet to validate it with; it is adopted when there is."
@@ -284,7 +284,7 @@ impl Identity {
 
     fn validate_against(
         &self,
-        bundle: &TrustBundle,
+        bundle: &MaybeNamedBundle,
         issued: &state::StoredIssuedChain,
         key: &Arc<dyn Key>,
     ) -> Result<X509Svid, SvidError> {
@@ -323,7 +323,7 @@ impl Identity {
 
     /// Whether a chain is stored that the bundle vouches for, now or when it becomes valid. One that
     /// may yet be refused must not replace it, nor an installed key the only copy of its key.
-    fn holds_a_good_chain(&self, bundle: &TrustBundle) -> bool {
+    fn holds_a_good_chain(&self, bundle: &MaybeNamedBundle) -> bool {
         let Some(held) = &self.issued else { return false };
         let choice = if held.for_pending_key { KeyChoice::Pending } else { KeyChoice::Current };
         let verdict = self.key(choice).map(|key| self.validate_against(bundle, held, &key));
@@ -335,7 +335,7 @@ impl Identity {
         &mut self,
         file: &Path,
         keys: &Opener,
-        bundle: Option<&TrustBundle>,
+        bundle: Option<&MaybeNamedBundle>,
     ) -> Result<Vec<Supplied>, Report> {
         let Some(chain) = read_chain(file).await? else { return Ok(Vec::new()) };
         if self.has(&chain) || self.supersedes(&chain) {
@@ -365,7 +365,7 @@ impl Identity {
         svid_file: &Path,
         secret: &Secret,
         keys: &Providers,
-        bundle: Option<&TrustBundle>,
+        bundle: Option<&MaybeNamedBundle>,
     ) -> Result<Vec<Supplied>, Report> {
         let missing = || {
             let why = Reason::from("the file does not exist")

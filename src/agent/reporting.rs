@@ -23,7 +23,7 @@ use miaf_client::api::{IdentityName, State, Word as _};
 use miaf_spiffe::svid::{self, X509Svid};
 use miaf_spiffe::text::Excerpt;
 use miaf_spiffe::time::Timestamp;
-use miaf_spiffe::{AnchorFacts, BundleContent, TrustBundle};
+use miaf_spiffe::{AnchorFacts, BundleContent, MaybeNamedBundle};
 
 /// How long the MIS may hold a renewal before that is an error (X section 12).
 const HELD_RENEWAL: Duration = Duration::from_secs(10 * 60);
@@ -157,7 +157,12 @@ impl Reporter {
 
     /// Logs what is wrong with a bundle that is in use, if it is news: parts of it that are not
     /// used, and anchors that some peers refuse now because of their validity.
-    pub(super) fn report_anchors(&mut self, bundle: &TrustBundle, identities: &[Identity], now: Timestamp) {
+    pub(super) fn report_anchors(
+        &mut self,
+        bundle: &MaybeNamedBundle,
+        identities: &[Identity],
+        now: Timestamp,
+    ) {
         let warnings = anchor_warnings(bundle, identities, now);
         for warning in warnings.iter().filter(|warning| !self.anchors.contains(warning)) {
             let trust_domain = bundle.trust_domain().map(tracing::field::display);

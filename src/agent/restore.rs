@@ -33,7 +33,7 @@ use crate::transport::Transport;
 use miaf_client::api::IdentityName;
 use miaf_spiffe::svid::X509Svid;
 use miaf_spiffe::time::{Now, Timestamp};
-use miaf_spiffe::{Bundle, TrustBundle};
+use miaf_spiffe::{Bundle, MaybeNamedBundle};
 
 /// Which identities are restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -453,11 +453,11 @@ fn read_bundle(
     let body = record.body.as_bytes();
     let read = match (&record.trust_domain, ours) {
         (Some(name), Some(ours)) if name == ours => {
-            Bundle::from_stored(body, name).map(|bundle| TrustBundle::Named(Arc::new(bundle)))
+            Bundle::from_stored(body, name).map(|bundle| MaybeNamedBundle::Named(Arc::new(bundle)))
         }
         (None, _) if discovery.is_some_and(|cached| cached.document.bundle().in_full() == record.url) => {
-            TrustBundle::from_stored_without_name(body).map(|bundle| match ours {
-                Some(ours) => TrustBundle::Named(bundle.with_name(ours)),
+            MaybeNamedBundle::from_stored_without_name(body).map(|bundle| match ours {
+                Some(ours) => MaybeNamedBundle::Named(bundle.with_name(ours)),
                 None => bundle,
             })
         }

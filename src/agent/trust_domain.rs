@@ -16,7 +16,9 @@ use crate::state;
 use crate::transport::Validators;
 use miaf_spiffe::text::Excerpt;
 use miaf_spiffe::time::{Now, ProvenTime, Timestamp};
-use miaf_spiffe::{Bundle, BundleContent, BundleWarning, SequenceCheck, TrustBundle, check_sequence, svid};
+use miaf_spiffe::{
+    Bundle, BundleContent, BundleWarning, MaybeNamedBundle, SequenceCheck, check_sequence, svid,
+};
 
 /// Limit on the characters of the source of a trust domain in a log event.
 const MAX_SOURCE: usize = 512;
@@ -93,7 +95,7 @@ pub(super) fn trust_domain<'a>(
 
 /// A trust bundle and its record.
 pub(super) struct CachedBundle {
-    pub(super) bundle: TrustBundle,
+    pub(super) bundle: MaybeNamedBundle,
     pub(super) record: state::StoredBundle,
 }
 
@@ -143,7 +145,7 @@ impl TrustDomain {
         };
         let Some(name) = identities.iter().find_map(Identity::trust_domain) else { return };
         tracing::info!(trust_domain = %name, "trust domain learnt from the first SVID");
-        cached.bundle = TrustBundle::Named(cached.bundle.with_name(name));
+        cached.bundle = MaybeNamedBundle::Named(cached.bundle.with_name(name));
         cached.record.trust_domain = Some(name.clone());
         self.cache_bundle(records).await;
     }
@@ -422,7 +424,7 @@ fn check_trust_domain(
     Ok(())
 }
 
-fn log_new_bundle(bundle: &TrustBundle) {
+fn log_new_bundle(bundle: &MaybeNamedBundle) {
     let (anchors, sequence) = (bundle.anchors().len(), bundle.sequence());
     match bundle.trust_domain() {
         Some(name) => tracing::info!(anchors, sequence, trust_domain = %name, "new trust bundle"),

@@ -35,7 +35,7 @@ use crate::platform::{access, files};
 use crate::transport::{ClientIdentity, Transport, TrustSource, Validators};
 use miaf_spiffe::svid::Chain;
 use miaf_spiffe::time::Timestamp;
-use miaf_spiffe::{Bundle, SpiffeId, TrustBundle, TrustDomain};
+use miaf_spiffe::{Bundle, MaybeNamedBundle, SpiffeId, TrustDomain};
 
 /// Limit on the bytes of a discovery document.
 const MAX_DISCOVERY: usize = 64 * 1024;
@@ -155,9 +155,9 @@ impl Issuer {
         url: &Url,
         domain: Option<&TrustDomain>,
         cached: Option<&Validators>,
-    ) -> Result<Fetched<TrustBundle>, IssuerError> {
+    ) -> Result<Fetched<MaybeNamedBundle>, IssuerError> {
         let read = |body: &str| {
-            TrustBundle::from_served(body.as_bytes(), domain)
+            MaybeNamedBundle::from_served(body.as_bytes(), domain)
                 .map_err(|why| IssuerError::Bundle { location: BundleLocation::Url(url.clone()), why })
         };
         self.fetch(url, cached, MAX_BUNDLE, read).await.map(|(fetched, _)| fetched)
@@ -172,14 +172,14 @@ impl Issuer {
     pub fn bundle_file(
         path: &Path,
         domain: Option<&TrustDomain>,
-    ) -> Result<(TrustBundle, Timestamp), IssuerError> {
+    ) -> Result<(MaybeNamedBundle, Timestamp), IssuerError> {
         let unreadable = |e| {
             let why = access::unreadable(path, &e);
             IssuerError::BundleFile { path: path.to_owned(), why }
         };
         let changed = std::fs::metadata(path).and_then(|file| file.modified()).map_err(unreadable)?;
         let content = files::read_at_most(path, MAX_BUNDLE as u64).map_err(unreadable)?;
-        let bundle = TrustBundle::from_served(&content, domain)
+        let bundle = MaybeNamedBundle::from_served(&content, domain)
             .map_err(|why| IssuerError::Bundle { location: BundleLocation::File(path.to_owned()), why })?;
         Ok((bundle, changed.into()))
     }

@@ -14,7 +14,7 @@ use crate::transport::TrustFacts;
 use miaf_client::api::{EstStatus, IdentityName, State};
 use miaf_spiffe::svid::{self, X509Svid};
 use miaf_spiffe::time::Timestamp;
-use miaf_spiffe::{BundleDocument, TrustBundle, TrustDomain};
+use miaf_spiffe::{BundleDocument, MaybeNamedBundle, TrustDomain};
 
 /// An error, and when the agent tries again, if it does without a correction.
 pub(crate) type ShownError = (LastError, Option<Timestamp>);
@@ -279,7 +279,7 @@ impl SvidAndKey {
 #[derive(Clone, Debug)]
 pub(crate) struct CurrentBundle {
     /// The bundle.
-    pub bundle: TrustBundle,
+    pub bundle: MaybeNamedBundle,
     /// When it was last known to be current.
     pub fetched_at: Timestamp,
     /// When it is refreshed.

@@ -242,14 +242,14 @@ impl Bundle {
 /// A trust bundle that was read where it may not be known yet which trust domain it is of: a plain
 /// SPIFFE bundle does not say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TrustBundle {
+pub enum MaybeNamedBundle {
     /// It is the bundle of a trust domain.
     Named(Arc<Bundle>),
     /// It is not known of which. It validates nothing until it is [named](Self::with_name).
     Unnamed(Arc<BundleContent>),
 }
 
-impl Deref for TrustBundle {
+impl Deref for MaybeNamedBundle {
     type Target = BundleContent;
 
     fn deref(&self) -> &BundleContent {
@@ -260,7 +260,7 @@ impl Deref for TrustBundle {
     }
 }
 
-impl TrustBundle {
+impl MaybeNamedBundle {
     /// Reads what was served, as [`Bundle::from_served`] does for a trust domain. For none, a plain
     /// SPIFFE bundle has no name, and the one entry of a Bundle Map has its own.
     ///

@@ -7,7 +7,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
 use super::svid::{self, Algorithms, Chain, Expectation, SvidError, X509Svid, certificate_pem};
-use super::{Bundle, BundleWarning, NameKind, TrustBundle, TrustDomain};
+use super::{Bundle, BundleWarning, MaybeNamedBundle, NameKind, TrustDomain};
 use crate::testing::{check_error, parts};
 use crate::time::Timestamp;
 
@@ -20,7 +20,7 @@ fn trust_domain() -> TrustDomain {
 
 /// A served trust bundle. One that is accepted reads the same from what the agent publishes of it.
 pub fn bundle(data: &[u8]) -> bool {
-    if let Ok(bundle) = TrustBundle::from_served(data, None) {
+    if let Ok(bundle) = MaybeNamedBundle::from_served(data, None) {
         let name = bundle.trust_domain().cloned().unwrap_or_else(trust_domain);
         let named = Bundle::from_served(data, &name).expect("what is accepted without a name");
         assert_eq!(*bundle.with_name(&name), named);

@@ -28,7 +28,7 @@ pub mod text;
 pub mod time;
 
 pub use bundle::{
-    AnchorFacts, Bundle, BundleContent, BundleDocument, BundleError, BundleKey, BundleWarning, SequenceCheck,
-    TrustBundle, check_sequence,
+    AnchorFacts, Bundle, BundleContent, BundleDocument, BundleError, BundleKey, BundleWarning,
+    MaybeNamedBundle, SequenceCheck, check_sequence,
 };
 pub use id::{MargoName, NameKind, SpiffeId, SpiffeIdError, TrustDomain};

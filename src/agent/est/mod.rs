@@ -28,7 +28,7 @@ use crate::lifecycle::{Failure, KeyChoice, Request};
 use crate::problem::{LastError, ProblemCode, Report};
 use crate::state;
 use miaf_spiffe::svid::{Chain, SvidError};
-use miaf_spiffe::{BundleContent, NameKind, TrustBundle};
+use miaf_spiffe::{BundleContent, MaybeNamedBundle, NameKind};
 
 /// Limit on the characters of a path or URL in a message.
 const MAX_PATH: usize = 512;
@@ -97,7 +97,7 @@ pub(super) struct EstState {
 struct ProvenEndpoint {
     url: EstUrl,
     /// The bundle that its CA certificates may lead to. `None`: that was not checked.
-    bundle: Option<TrustBundle>,
+    bundle: Option<MaybeNamedBundle>,
 }
 
 impl ProvenEndpoint {

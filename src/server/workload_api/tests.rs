@@ -14,7 +14,7 @@ use crate::server::call_limit::CallLimits;
 use crate::server::command_queue::CommandQueue;
 use crate::server::peer::Role;
 use miaf_client::api::State;
-use miaf_spiffe::TrustBundle;
+use miaf_spiffe::MaybeNamedBundle;
 use miaf_spiffe::svid::Chain;
 use miaf_spiffe::time::Timestamp;
 
@@ -71,7 +71,7 @@ fn snapshot(identities: Vec<IdentitySnapshot>) -> Snapshot {
     let x5c = base64::engine::general_purpose::STANDARD.encode(anchor.der());
     let served = serde_json::json!({ "keys": [{ "kty": "EC", "use": "x509-svid", "x5c": [x5c] }] });
     let domain = TrustDomain::parse("factory.example").unwrap();
-    let bundle = TrustBundle::from_served(served.to_string().as_bytes(), Some(&domain)).unwrap();
+    let bundle = MaybeNamedBundle::from_served(served.to_string().as_bytes(), Some(&domain)).unwrap();
     Snapshot {
         bundle: Some(CurrentBundle {
             bundle,
@@ -93,7 +93,7 @@ fn bundle_is_sent_once_its_trust_domain_is_known() {
     assert!(bundle(&snapshot).is_ok());
     let current = snapshot.bundle.as_mut().unwrap();
     let document = serde_json::to_vec(&current.document()).unwrap();
-    current.bundle = TrustBundle::from_served(&document, None).unwrap();
+    current.bundle = MaybeNamedBundle::from_served(&document, None).unwrap();
     let Err(Unavailable::Withdrawn(status)) = bundle(&snapshot) else { panic!("it has no name") };
     assert!(status.message.contains("no trust domain"), "{status:?}");
 }

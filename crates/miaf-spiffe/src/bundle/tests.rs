@@ -70,26 +70,26 @@ fn bundle_map_counts_by_the_entry_of_the_domain() {
 #[test]
 fn plain_bundle_has_a_name_once_it_is_given_one() {
     let body = json!({ "keys": [jwk(json!([anchor()]))], "spiffe_sequence": 7 });
-    let unnamed = TrustBundle::from_served(body.to_string().as_bytes(), None).unwrap();
+    let unnamed = MaybeNamedBundle::from_served(body.to_string().as_bytes(), None).unwrap();
     assert_eq!((unnamed.trust_domain(), unnamed.named()), (None, None));
     assert_eq!((unnamed.anchors().len(), unnamed.sequence()), (1, Some(7)));
     let named = unnamed.with_name(&domain());
     assert_eq!(*named, read(body.clone()).unwrap());
     assert_eq!(
-        TrustBundle::from_served(body.to_string().as_bytes(), Some(&domain())).unwrap(),
-        TrustBundle::Named(named.clone())
+        MaybeNamedBundle::from_served(body.to_string().as_bytes(), Some(&domain())).unwrap(),
+        MaybeNamedBundle::Named(named.clone())
     );
     let stored = serde_json::to_vec(&unnamed.to_document()).unwrap();
-    assert_eq!(TrustBundle::from_stored_without_name(&stored).unwrap(), unnamed);
+    assert_eq!(MaybeNamedBundle::from_stored_without_name(&stored).unwrap(), unnamed);
     // A name is given once.
     let other = TrustDomain::parse("other.example").unwrap();
-    assert_eq!(TrustBundle::Named(named.clone()).with_name(&other), named);
+    assert_eq!(MaybeNamedBundle::Named(named.clone()).with_name(&other), named);
 }
 
 #[test]
 fn bundle_map_of_one_entry_names_it() {
     let entry = json!({ "keys": [jwk(json!([anchor()]))] });
-    let read = |body: Value| TrustBundle::from_served(body.to_string().as_bytes(), None);
+    let read = |body: Value| MaybeNamedBundle::from_served(body.to_string().as_bytes(), None);
     let only = read(json!({ "trust_domains": { "factory.example": entry } })).unwrap();
     assert_eq!(only.trust_domain(), Some(&domain()));
     let empty = read(json!({ "trust_domains": { "factory.example": { "keys": [] } } })).unwrap();
@@ -102,7 +102,7 @@ fn bundle_map_of_one_entry_names_it() {
     let misnamed = read(json!({ "trust_domains": { "Factory": entry } }));
     assert!(matches!(misnamed, Err(BundleError::EntryName(_))), "{misnamed:?}");
     let twice = format!("{{\"trust_domains\":{{\"a\":{entry},\"a\":{entry}}}}}");
-    let twice = TrustBundle::from_served(twice.as_bytes(), None).unwrap_err();
+    let twice = MaybeNamedBundle::from_served(twice.as_bytes(), None).unwrap_err();
     assert!(twice.to_string().contains("appears twice"), "{twice}");
     assert_eq!(read(json!({ "keys": [] })), Err(BundleError::NoAnchors));
     assert_eq!(read(json!({})), Err(BundleError::NeitherForm));

@@ -38,7 +38,7 @@ proptest! {
             }
         }
         // The name takes no part in what a plain bundle is read as.
-        if !in_map && let Ok(unnamed) = TrustBundle::from_served(&body, None)
+        if !in_map && let Ok(unnamed) = MaybeNamedBundle::from_served(&body, None)
             && unnamed.trust_domain().is_none()
         {
             prop_assert_eq!(Bundle::from_served(&body, &domain()), Ok(Bundle::clone(&unnamed.with_name(&domain()))));
