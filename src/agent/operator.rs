@@ -55,7 +55,7 @@ impl Executor {
         spiffe_id: Option<&SpiffeId>,
     ) -> Result<Supply, Reason> {
         let keys = self.keys.clone();
-        let trust_domain = self.trust_domain.named_bundle().map(|bundle| bundle.trust_domain().clone());
+        let trust_domain = self.trust_domain.name(&self.identities).cloned();
         let Some(identity) = self.identities.get_mut(index.0) else { return Err(gone()) };
         let named = spiffe_id.or(identity.config.spiffe_id.as_ref()).cloned();
         if let Some(id) = spiffe_id {

@@ -478,3 +478,24 @@ fn sequence_goes_back_neither_with_a_name_nor_without() {
     device.wait_until("the bundle", |device| device.status_document()["bundle"]["sequence"] == 9);
     assert!(trust_domain(device).is_null());
 }
+
+/// Whoever says which trust domain it is: no request is made that could lead to no SVID.
+#[test]
+fn request_by_hand_is_for_the_trust_domain_of_the_device() {
+    let mut line = Line::new();
+    let bundle = line.world.mis.bundle_file().unwrap().display().to_string();
+    let guard = format!("enroll = \"est\"\nspiffe_id = \"{CLIENT}\"\n");
+    let manual = "\n[[identity]]\nname = \"by-hand\"\nenroll = \"manual\"\n";
+    let config = unnamed(&line, &[]).replace(&bundle, "{dir}/missing.json") + manual;
+    let request = |line: &Line| {
+        let arguments = ["csr", "--identity", "by-hand", "--spiffe-id", ELSEWHERE];
+        line.world.device.run(&arguments)
+    };
+    start(&mut line, &config.replacen("enroll = \"est\"\n", &guard, 1));
+    let refused = request(&line);
+    let says = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(says.contains("not in the trust domain of this device, factory.example"), "{says}");
+    line.world.kill();
+    start(&mut line, &config);
+    assert!(request(&line).status.success(), "nobody knows yet");
+}
