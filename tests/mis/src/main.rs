@@ -450,16 +450,19 @@ enroll = \"est\"
 token = \"file:line-7.token\"
 ";
 
+/// Commands that put the CA certificate and a token into the directory of the configuration. The
+/// directory of the MIS stays closed to the agent's user.
 fn how_to_bring_a_token(mis: &Mis, directory: &Path) -> String {
     let id = mis.est().client_id("wfm-1", "line-7");
-    let directory = directory.display().to_string().replace('\'', "'\\''");
+    let quoted = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', "'\\''"));
+    let (ca, directory) = (quoted(&directory.join("tls-ca.pem")), quoted(directory));
     format!(
         "
-A token for it, put into the directory of that config.toml by a rename:
+In the directory of that config.toml, the CA certificate and a token:
 
-umask 077
-development-mis token --directory '{directory}' \\
-    --spiffe-id {id} >line-7.new
+cp {ca} mis-ca.pem
+(umask 077; development-mis token --directory {directory} \\
+    --spiffe-id {id} >line-7.new)
 # For an agent with a user of its own: chgrp miaf-agent line-7.new; chmod 0640 line-7.new
 mv line-7.new line-7.token
 "
@@ -472,14 +475,17 @@ fn explain(mis: &Mis, over_est: bool) -> Result<()> {
     let ca = absolute(&mis.ca_file());
     let certificate = absolute(&mis.factory_cert());
     let key = absolute(&mis.factory_key());
-    let (enrollment, token) = match over_est {
-        true => (IDENTITY_OVER_EST.to_owned(), how_to_bring_a_token(mis, &absolute(mis.directory()))),
+    let (ca_file, enrollment, token) = match over_est {
+        true => {
+            let token = how_to_bring_a_token(mis, &absolute(mis.directory()));
+            (PathBuf::from("mis-ca.pem"), IDENTITY_OVER_EST.to_owned(), token)
+        }
         false => {
             let key = format!("file:{}", key.display());
             let bootstrap = format!(
                 "[bootstrap]\nmethod = \"factory-cert-mtls\"\ncert_file = {certificate:?}\nkey = {key:?}\n"
             );
-            (bootstrap, String::new())
+            (ca.clone(), bootstrap, String::new())
         }
     };
     println!(
@@ -499,7 +505,7 @@ discovery_url = \"{discovery}\"
 trust_domain = \"{domain}\"
 
 [mis.trust]
-ca_file = {ca:?}
+ca_file = {ca_file:?}
 
 [key]
 provider = \"tpm\"          # or \"software\", where the machine has no TPM
