@@ -105,27 +105,22 @@ pub fn may_lead_to<'a>(
     if bundle.anchors().is_empty() {
         return true;
     }
-    let anchors: Vec<_> = bundle
-        .anchors()
-        .iter()
-        .filter_map(|der| Some((der, parse(0, der).ok()?)))
-        .filter(|(_, anchor)| anchor_may_issue(anchor, 0, algorithms).is_ok())
-        .collect();
+    let anchors = bundle.anchors().iter().filter_map(|der| parse(0, der).ok());
+    let anchors: Vec<_> = anchors.filter(|anchor| anchor_may_issue(anchor, 0, algorithms).is_ok()).collect();
     let (mut read, mut signatures) = (0, 0);
     for der in bag {
-        if anchors.iter().any(|(anchor, _)| anchor.as_ref() == der) {
-            return true; // also one whose validity has ended: an anchor is a name and a key
-        }
         read += 1;
         let der = CertificateDer::from(der);
         let Ok(ca) = parse(0, &der) else { continue };
+        // An anchor is a name and a key. What else this certificate of them says does not count, nor
+        // whether its validity has ended.
+        if anchors.iter().any(|anchor| is_same_authority(&ca, anchor)) {
+            return true;
+        }
         if !may_issue_now(&ca, algorithms, now) {
             continue;
         }
-        for (_, anchor) in &anchors {
-            if is_same_authority(&ca, anchor) {
-                return true;
-            }
+        for anchor in &anchors {
             let is_below =
                 is_named_issuer(anchor, &ca) && anchor_may_issue(anchor, below(&ca), algorithms).is_ok();
             let links = [(is_below, &ca, anchor), (is_named_issuer(&ca, anchor), anchor, &ca)];

@@ -260,7 +260,20 @@ fn bag_may_lead_to_the_bundle_by_one_link() {
             true,
             "reissued",
         ),
-        (vec![old_anchor], vec![anchor.clone()], false, "an expired twin of the root"),
+        // A leaf that the root itself issues has a chain, whatever certificate of it is served.
+        (vec![old_anchor], vec![anchor.clone()], true, "an expired twin of the root"),
+        (
+            vec![with(&ended, &root).certify(&stranger)],
+            vec![anchor.clone()],
+            true,
+            "an expired cross-certificate",
+        ),
+        (
+            vec![self_signed(&with(&first_version, &root))],
+            vec![anchor.clone()],
+            true,
+            "an old twin of the root",
+        ),
         (vec![issuer.certify(&root)], vec![anchor.clone()], true, "an intermediate alone"),
         (vec![with(&ended, &issuer).certify(&root)], vec![anchor.clone()], false, "an expired one"),
         (
