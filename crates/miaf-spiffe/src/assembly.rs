@@ -4,9 +4,10 @@
 
 use std::cmp::Reverse;
 
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm};
 use webpki::EndEntityCert;
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::ParsedExtension;
 
 use crate::algorithms::Algorithms;
 use crate::bundle::{Bundle, BundleContent};
@@ -90,8 +91,8 @@ impl CandidateIssuers {
 const MAX_SIGNATURES: usize = 256;
 
 /// Whether a chain from a bag to an anchor is possible, before there is a leaf: one of its
-/// certificates is a CA of the bundle, or issued by one, or has issued one. A longer path has such a
-/// certificate at its end.
+/// certificates is a CA of the bundle, or issued by one, or has issued one, as the root does where the
+/// bundle has a CA below it. A longer path has such a certificate at its end.
 ///
 /// `false`: what one of them issues has no chain. A leaf that an anchor issues itself would need none of
 /// them; but the bag of its issuer has the root (RFC 7030 section 4.1.3). `true` also for an empty bag,
@@ -108,6 +109,10 @@ pub fn may_lead_to<'a>(
     let anchors = bundle.anchors().iter().filter_map(|der| parse(0, der).ok());
     let anchors: Vec<_> = anchors.filter(|anchor| anchor_may_issue(anchor, 0, algorithms).is_ok()).collect();
     let (mut read, mut signatures) = (0, 0);
+    let mut is_signed = |issued: &X509Certificate<'_>, issuer: &X509Certificate<'_>, algorithms| {
+        signatures += 1;
+        signatures > MAX_SIGNATURES || is_signed_with_key_of(issued, issuer, algorithms)
+    };
     for der in bag {
         read += 1;
         let der = CertificateDer::from(der);
@@ -117,18 +122,18 @@ pub fn may_lead_to<'a>(
         if anchors.iter().any(|anchor| is_same_authority(&ca, anchor)) {
             return true;
         }
-        if !may_issue_now(&ca, algorithms, now) {
-            continue;
-        }
+        let may_issue = may_issue_now(&ca, algorithms, now);
         for anchor in &anchors {
-            let is_below =
-                is_named_issuer(anchor, &ca) && anchor_may_issue(anchor, below(&ca), algorithms).is_ok();
-            let links = [(is_below, &ca, anchor), (is_named_issuer(&ca, anchor), anchor, &ca)];
-            for (_, issued, issuer) in links.into_iter().filter(|(is_link, ..)| *is_link) {
-                signatures += 1;
-                if signatures > MAX_SIGNATURES || is_signed_with_key_of(issued, issuer, algorithms) {
-                    return true;
-                }
+            let is_below = may_issue
+                && is_named_issuer(anchor, &ca)
+                && anchor_may_issue(anchor, below(&ca), algorithms).is_ok();
+            // A path ends at the anchor, so that what is above it may be of any age and algorithm.
+            let is_above = is_named_issuer(&ca, anchor);
+            if is_below && is_signed(&ca, anchor, algorithms.signatures())
+                || is_above && is_identified_issuer(&ca, anchor)
+                || is_above && is_signed(anchor, &ca, webpki::ALL_VERIFICATION_ALGS)
+            {
+                return true;
             }
         }
     }
@@ -157,15 +162,28 @@ fn is_named_issuer(issuer: &X509Certificate<'_>, issued: &X509Certificate<'_>) -
     issued.issuer().as_raw() == issuer.subject().as_raw()
 }
 
+/// Whether the key identifiers of two certificates say that one has issued the other (RFC 5280 section
+/// 4.2.1.1): for an issuer with a key that signatures cannot be verified with here.
+fn is_identified_issuer(issuer: &X509Certificate<'_>, issued: &X509Certificate<'_>) -> bool {
+    let subject = issuer.iter_extensions().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(key) => Some(key),
+        _ => None,
+    });
+    let authority = issued.iter_extensions().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(authority) => authority.key_identifier.as_ref(),
+        _ => None,
+    });
+    subject.is_some() && subject == authority
+}
+
 fn is_signed_with_key_of(
     issued: &X509Certificate<'_>,
     issuer: &X509Certificate<'_>,
-    algorithms: Algorithms,
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
 ) -> bool {
     let key = &issuer.public_key().subject_public_key.data;
     let (signed, signature) = (issued.tbs_certificate.as_ref(), &issued.signature_value.data);
-    let mut algorithms = algorithms.signatures().iter();
-    algorithms.any(|algorithm| algorithm.verify_signature(key, signed, signature).is_ok())
+    algorithms.iter().any(|algorithm| algorithm.verify_signature(key, signed, signature).is_ok())
 }
 
 /// The end of validity of a certificate that may issue another. `None`: it is self-signed, or no

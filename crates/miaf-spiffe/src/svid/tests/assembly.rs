@@ -250,6 +250,13 @@ fn bag_may_lead_to_the_bundle_by_one_link() {
     let ended = validity(NOW - 30 * DAY, NOW - DAY);
     let old_anchor = self_signed(&with(&ended, &root));
     let first_version = |one: &mut Template| (one.version, one.extensions) = (None, Vec::new());
+    let weak = authority("Weak root", &RSA_2048);
+    let identified = |id: u8| move |one: &mut Template| one.set(SUBJECT_KEY_ID, false, tlv(4, &[&[id]]));
+    // A CA below the root, as one whose signature cannot be verified here.
+    let below = |id: u8| {
+        let named = |one: &mut Template| one.set(AUTHORITY_KEY_ID, false, sequence(&[&tlv(0x80, &[&[id]])]));
+        with(&named, &issuer).certify(&next)
+    };
     for (bag, anchors, may_lead, why) in [
         (vec![], vec![anchor.clone()], true, "nothing says otherwise"),
         (vec![anchor.clone()], vec![anchor.clone()], true, "the root alone"),
@@ -297,6 +304,17 @@ fn bag_may_lead_to_the_bundle_by_one_link() {
             true,
             "the same, with both",
         ),
+        // The path ends below it: what it is does not matter.
+        (vec![self_signed(&with(&ended, &root))], vec![issuer.certify(&root)], true, "below an expired root"),
+        (vec![self_signed(&weak)], vec![issuer.certify(&weak)], true, "below a root with a short RSA key"),
+        (
+            vec![self_signed(&with(&first_version, &root))],
+            vec![issuer.certify(&root)],
+            true,
+            "below a root of version 1",
+        ),
+        (vec![self_signed(&with(&identified(7), &root))], vec![below(7)], true, "by an unknown algorithm"),
+        (vec![self_signed(&with(&identified(8), &root))], vec![below(7)], false, "the same, of another key"),
         (vec![issuer.certify(&root)], vec![self_signed(&with(&first_version, &root))], true, "an old root"),
         (vec![self_signed(&next)], vec![anchor.clone()], false, "a decoy of the root's name"),
         (vec![issuer.certify(&next)], vec![anchor.clone()], false, "issued by that decoy"),

@@ -19,6 +19,7 @@ pub(super) const KEY_USAGE: &str = "2.5.29.15";
 pub(super) const SUBJECT_ALT_NAME: &str = "2.5.29.17";
 pub(super) const NAME_CONSTRAINTS: &str = "2.5.29.30";
 pub(super) const CERTIFICATE_POLICIES: &str = "2.5.29.32";
+pub(super) const SUBJECT_KEY_ID: &str = "2.5.29.14";
 pub(super) const AUTHORITY_KEY_ID: &str = "2.5.29.35";
 pub(super) const EXTENDED_KEY_USAGE: &str = "2.5.29.37";
 /// An extension that no program knows.
