@@ -90,25 +90,29 @@ impl CandidateIssuers {
 /// Limit of signatures that [`may_lead_to`] verifies.
 const MAX_SIGNATURES: usize = 256;
 
-/// Whether a chain from a bag to an anchor is possible, before there is a leaf: one of its
+/// Checks that a chain from a bag to an anchor is possible, before there is a leaf: one of its
 /// certificates is a CA of the bundle, or issued by one, or has issued one, as the root does where the
 /// bundle has a CA below it. A longer path has such a certificate at its end.
 ///
-/// `false`: what one of them issues has no chain. A leaf that an anchor issues itself would need none of
-/// them; but the bag of its issuer has the root (RFC 7030 section 4.1.3). `true` also for an empty bag,
-/// for a bundle without anchors, and where the search would take too long.
+/// `Ok` also for an empty bag, for a bundle without anchors, and where the search would take too long.
+///
+/// # Errors
+/// [`SvidError`]: what one of them issues has no chain. [`SvidError::UnknownIssuer`], or why a CA of
+/// the bundle that is in the bag may not issue. A leaf that an anchor issues itself would need none of
+/// the bag; but that of its issuer has the root (RFC 7030 section 4.1.3).
 pub fn may_lead_to<'a>(
     bag: impl IntoIterator<Item = &'a [u8]>,
     bundle: &BundleContent,
     algorithms: Algorithms,
     now: Timestamp,
-) -> bool {
+) -> Result<(), SvidError> {
     if bundle.anchors().is_empty() {
-        return true;
+        return Ok(());
     }
     let anchors = bundle.anchors().iter().filter_map(|der| parse(0, der).ok());
-    let anchors: Vec<_> = anchors.filter(|anchor| anchor_may_issue(anchor, 0, algorithms).is_ok()).collect();
+    let anchors: Vec<_> = anchors.map(|anchor| (anchor_may_issue(&anchor, 0, algorithms), anchor)).collect();
     let (mut read, mut signatures) = (0, 0);
+    let mut why = SvidError::UnknownIssuer;
     let mut is_signed = |issued: &X509Certificate<'_>, issuer: &X509Certificate<'_>, algorithms| {
         signatures += 1;
         signatures > MAX_SIGNATURES || is_signed_with_key_of(issued, issuer, algorithms)
@@ -119,11 +123,14 @@ pub fn may_lead_to<'a>(
         let Ok(ca) = parse(0, &der) else { continue };
         // An anchor is a name and a key. What else this certificate of them says does not count, nor
         // whether its validity has ended.
-        if anchors.iter().any(|anchor| is_same_authority(&ca, anchor)) {
-            return true;
+        for (may_issue, _) in anchors.iter().filter(|(_, anchor)| is_same_authority(&ca, anchor)) {
+            match may_issue {
+                Ok(()) => return Ok(()),
+                Err(refused) => why = refused.clone(),
+            }
         }
         let may_issue = may_issue_now(&ca, algorithms, now);
-        for anchor in &anchors {
+        for (_, anchor) in anchors.iter().filter(|(may_issue, _)| may_issue.is_ok()) {
             let is_below = may_issue
                 && is_named_issuer(anchor, &ca)
                 && anchor_may_issue(anchor, below(&ca), algorithms).is_ok();
@@ -133,11 +140,12 @@ pub fn may_lead_to<'a>(
                 || is_above && is_identified_issuer(&ca, anchor)
                 || is_above && is_signed(anchor, &ca, webpki::ALL_VERIFICATION_ALGS)
             {
-                return true;
+                return Ok(());
             }
         }
     }
-    read == 0 || read > CandidateIssuers::MAX_READ
+    let is_undecided = read == 0 || read > CandidateIssuers::MAX_READ;
+    if is_undecided { Ok(()) } else { Err(why) }
 }
 
 /// Whether it is a CA, and valid now or in a few minutes.

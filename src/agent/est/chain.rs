@@ -7,6 +7,7 @@ use crate::agent::blocking;
 use crate::agent::identity::Identity;
 use crate::agent::trust_domain::TrustDomain;
 use crate::config::Enrollment;
+use crate::hint::Hint as _;
 use crate::issuer::{CaCertificates, EstEndpoint};
 use crate::keys::Key;
 use crate::lifecycle::{Failure, FailureKind, Lifecycle, NotAdopted};
@@ -43,10 +44,13 @@ impl Identity {
         if let Some(bundle) = bundle.clone() {
             let checked = blocking(move || served.check_before_issuance(&bundle, now.wall)).await;
             checked.map_err(|why| {
-                let title = "The CA of the EST server is not one of the trust bundle";
-                let why = format!("{}: {why}", Excerpt::of(endpoint.url.as_url(), MAX_PATH));
-                let report = Report::new(ProblemCode::IssuerNotTrusted, title, &why);
-                let report = report.with_consequence("No token was sent");
+                let title = match why.is_in_bundle() {
+                    true => "The CA of the EST server may not issue SVIDs",
+                    false => "The CA of the EST server is not one of the trust bundle",
+                };
+                let detail = format!("{}: {why}", Excerpt::of(endpoint.url.as_url(), MAX_PATH));
+                let report = Report::new(ProblemCode::IssuerNotTrusted, title, &detail);
+                let report = report.with_hint(why.hint()).with_consequence("No token was sent");
                 Failure { kind: FailureKind::OtherAuthority, retry_after: None, report }
             })?;
         }

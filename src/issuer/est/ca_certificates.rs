@@ -46,9 +46,7 @@ impl CaCertificates {
         now: Timestamp,
     ) -> Result<(), OtherAuthority> {
         let served = self.served.iter().map(CertificateDer::as_ref);
-        if svid::may_lead_to(served, bundle, Algorithms::Released, now) {
-            return Ok(());
-        }
+        let Err(why) = svid::may_lead_to(served, bundle, Algorithms::Released, now) else { return Ok(()) };
         let readable = self.served.iter().filter_map(|der| X509Certificate::from_der(der).ok());
         let (mut own, mut first) = (None, None);
         for (_, certificate) in readable {
@@ -59,7 +57,7 @@ impl CaCertificates {
             first.get_or_insert_with(subject);
         }
         let (served, anchors) = (self.served.len(), bundle.anchors().len());
-        Err(OtherAuthority { authority: own.or(first), served, anchors })
+        Err(OtherAuthority { authority: own.or(first), served, anchors, why })
     }
 
     /// Assembles the chain of an issued certificate: itself, then the certificates between it and an
@@ -75,7 +73,7 @@ impl CaCertificates {
     }
 }
 
-/// The CA of an EST server is none of the bundle.
+/// The CA of an EST server is none of the bundle, or one that may not issue SVIDs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtherAuthority {
     /// The subject of a root among what the server sent, or else of any.
@@ -84,13 +82,32 @@ pub struct OtherAuthority {
     pub served: usize,
     /// How many anchors the bundle has.
     pub anchors: usize,
+    /// [`SvidError::UnknownIssuer`], or why the CA may not issue.
+    pub why: SvidError,
+}
+
+impl OtherAuthority {
+    /// Whether the CA is one of the bundle.
+    pub fn is_in_bundle(&self) -> bool {
+        self.why != SvidError::UnknownIssuer
+    }
 }
 
 impl std::error::Error for OtherAuthority {}
 
+impl Hint for OtherAuthority {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        let hint = "Show this to the operator of the MIS, who has to issue by another CA; the agent tries again by itself";
+        self.is_in_bundle().then_some(hint.into())
+    }
+}
+
 impl fmt::Display for OtherAuthority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { authority, served, anchors } = self;
+        let Self { authority, served, anchors, why } = self;
+        if self.is_in_bundle() {
+            return write!(f, "a CA of the trust bundle that it serves at /cacerts is refused: {why}");
+        }
         write!(f, "none of the certificates at /cacerts ({served}")?;
         if let Some(authority) = authority {
             write!(f, ", of the CA \"{authority}\"")?;

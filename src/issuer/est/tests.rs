@@ -17,6 +17,7 @@ use crate::problem::ProblemCode;
 use crate::transport::{ServerTrust, Transport, TransportError};
 use crate::x509::{OBJECT_IDENTIFIER, wrap};
 use miaf_spiffe::text::Excerpt;
+use miaf_spiffe::{Bundle, TrustDomain};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
@@ -734,4 +735,34 @@ fn recorded_messages_of_other_programs_are_read() {
         CaCertificates::new(&[&root[..], &intermediate]),
         CaCertificates::new(&[&intermediate, &root])
     );
+}
+
+#[test]
+fn ca_of_an_est_server_is_named_with_what_is_wrong() {
+    let [right, other] = [authority(), authority()];
+    let no_ca = CertificateParams::new([]).unwrap().self_signed(&KeyPair::generate().unwrap()).unwrap();
+    let bundle = |anchor: &[u8]| {
+        let keys = serde_json::json!({ "keys": [{ "kty": "EC", "use": "x509-svid", "x5c": [BASE64.encode(anchor)] }] });
+        Bundle::from_served(keys.to_string().as_bytes(), &TrustDomain::parse("factory.example").unwrap())
+            .unwrap()
+    };
+    let now = crate::platform::clock::now().wall;
+    let check = |served: &[u8], anchor: &[u8]| {
+        CaCertificates::new(&[served]).check_before_issuance(&bundle(anchor), now)
+    };
+    check(right.der(), right.der()).unwrap();
+    let unknown = check(other.der(), right.der()).unwrap_err();
+    assert_apart(&unknown);
+    assert!(unknown.to_string().contains("leads to a CA of the trust bundle, which has 1"), "{unknown}");
+    assert!(!unknown.is_in_bundle() && unknown.hint().is_none());
+    // It is in the bundle: to compare the two, or to correct either, is of no use.
+    let refused = check(no_ca.der(), no_ca.der()).unwrap_err();
+    assert_apart(&refused);
+    assert!(
+        refused.to_string().ends_with(
+            "is refused: an issuer of the chain is no certificate authority (its basicConstraints lack cA)"
+        ),
+        "{refused}"
+    );
+    assert!(refused.hint().unwrap().contains("by another CA"));
 }

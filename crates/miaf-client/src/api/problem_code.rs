@@ -69,7 +69,7 @@ words! {
         TokenRefused = "token-refused",
         /// The enrollment token that the configuration names cannot be used.
         TokenUnusable = "token-unusable",
-        /// The CA of the EST server is not one of the trust bundle. No token was sent.
+        /// The CA of the EST server is not one of the trust bundle, or may not issue. No token was sent.
         IssuerNotTrusted = "issuer-not-trusted",
         /// The identity is obtained with the device's own, which is not valid now.
         DeviceIdentityNeeded = "device-identity-needed",

@@ -196,8 +196,12 @@ fn chain_that_is_assembled_has_no_more_certificates_than_any() {
     assert_eq!(path(&leaf(&issuers[MAX_CHAIN - 1]), &bag, &bundle), Err(SvidError::LongChain(MAX_CHAIN + 1)));
 }
 
-fn leads(bag: &[Vec<u8>], anchors: &[Vec<u8>]) -> bool {
+fn lead(bag: &[Vec<u8>], anchors: &[Vec<u8>]) -> Result<(), SvidError> {
     may_lead_to(bag.iter().map(Vec::as_slice), &bundle_of(anchors), Algorithms::Released, at(NOW))
+}
+
+fn leads(bag: &[Vec<u8>], anchors: &[Vec<u8>]) -> bool {
+    lead(bag, anchors).is_ok()
 }
 
 proptest! {
@@ -325,7 +329,21 @@ fn bag_may_lead_to_the_bundle_by_one_link() {
     ] {
         assert_eq!(leads(&bag, &anchors), may_lead, "{why}");
     }
-    assert!(may_lead_to([&[5, 0][..]], &bundle_of(&[]), Algorithms::Released, at(NOW)), "no anchors");
+    assert!(leads(&[vec![5, 0]], &[]), "no anchors");
+}
+
+#[test]
+fn anchor_in_the_bag_that_may_not_issue_says_why() {
+    let (root, weak) = (authority("Root", &ROOT), authority("Weak root", &RSA_2048));
+    let issuer = authority("Issuer", &INTERMEDIATE).certify(&weak);
+    let (strong, bag) =
+        (self_signed(&root), [issuer, self_signed(&weak), self_signed(&authority("Other", &OTHER))]);
+    let anchors = [bag[1].clone(), strong.clone()];
+    assert_eq!(lead(&bag, &anchors), Err(SvidError::WeakRsa(2048)));
+    assert_eq!(lead(&bag, std::slice::from_ref(&strong)), Err(SvidError::UnknownIssuer));
+    assert_eq!(lead(&[&bag[..], &[strong]].concat(), &anchors), Ok(()), "another one may");
+    let no_ca = [leaf(&root).to_vec()];
+    assert_eq!(lead(&no_ca, &no_ca), Err(SvidError::IssuerIsNoAuthority));
 }
 
 #[test]
