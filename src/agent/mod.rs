@@ -136,7 +136,10 @@ pub async fn run(
     let mut timer = Alarm::new().map_err(AgentError::Timers)?;
     let (Ok(usable) | Err((_, usable))) = &loaded;
     let (socket, textfile) = (usable.socket.clone(), usable.textfile.clone());
-    let mut mode = Mode::begin(place, loaded.map_err(|(e, _)| e), None).await;
+    let loaded = loaded.map_err(|(e, _)| e);
+    let mut warnings = Vec::new();
+    log_warnings(&loaded, &mut warnings);
+    let mut mode = Mode::begin(place, loaded, None).await;
     // What is stored is served from the first response on: it is read before the socket is there.
     let publication = Broadcaster::new(mode.snapshot(), clock::now().wall);
     let context = ServerContext::new(&publication, commands);
@@ -150,6 +153,7 @@ pub async fn run(
             if let Ok(config) = &loaded {
                 listeners.follow(&config.socket, config.textfile.as_deref(), &context).await;
             }
+            log_warnings(&loaded, &mut warnings);
             mode = Mode::begin(place, loaded, provisioned).await;
         }
     };
@@ -164,6 +168,17 @@ pub async fn run(
     context.signatures.end_all();
     context.keys_sent.end_all();
     ended
+}
+
+/// Logs the warnings of a configuration that it did not have before: the same one is begun with again
+/// and again, while the state cannot be read for example.
+fn log_warnings(loaded: &Loaded, known: &mut Vec<Reason>) {
+    let Ok(config) = loaded else { return };
+    let warnings = config.warnings();
+    for warning in warnings.iter().filter(|warning| !known.contains(warning)) {
+        tracing::warn!(hint = reporting::hint(warning), "{}", reporting::cause(warning));
+    }
+    *known = warnings;
 }
 
 /// What the agent can do under the present configuration.
@@ -186,9 +201,6 @@ impl Mode {
             Ok(config) => config,
             Err(e) => return Self::misconfigured(place, &e).await,
         };
-        for warning in config.warnings() {
-            tracing::warn!(hint = reporting::hint(&warning), "{}", reporting::cause(&warning));
-        }
         let provisioned = Provisioned::under(&config, before);
         match Executor::restore(config.clone(), provisioned.clone(), Scope::Configured, clock::now()).await {
             Ok(executor) => Self::Configured(Box::new(executor)),
