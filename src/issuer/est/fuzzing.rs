@@ -39,7 +39,7 @@ pub(crate) fn pkcs7(data: &[u8]) -> bool {
 }
 
 /// An anchor, a leaf and the message of `/cacerts`, as [`parts`]. The chain of an accepted one is the
-/// leaf and certificates of the message, whatever their order.
+/// leaf and certificates of the message, whatever their order, and no token is held back from it.
 pub(crate) fn ca_certificates(data: &[u8]) -> bool {
     let [anchor, leaf, message] = parts(data)[..] else { return false };
     let domain = TrustDomain::parse("factory.example").expect("a valid name");
@@ -47,7 +47,8 @@ pub(crate) fn ca_certificates(data: &[u8]) -> bool {
     let bundle = serde_json::json!({ "keys": [{ "kty": "EC", "use": "x509-svid", "x5c": [x5c] }] });
     let Ok(bundle) = Bundle::from_served(bundle.to_string().as_bytes(), &domain) else { return false };
     let Ok(mut certificates) = pkcs7::certificates(message) else { return false };
-    if let Err(e) = CaCertificates::new(&certificates).check_before_issuance(&bundle, NOW) {
+    let before_issuance = CaCertificates::new(&certificates).check_before_issuance(&bundle, NOW);
+    if let Err(e) = &before_issuance {
         check_error(e);
     }
     let leaf = CertificateDer::from(leaf);
@@ -57,6 +58,7 @@ pub(crate) fn ca_certificates(data: &[u8]) -> bool {
             let [own, intermediates @ ..] = chain.certificates() else { panic!("an empty chain") };
             assert_eq!(*own, leaf);
             assert!(intermediates.iter().all(|der| certificates.contains(&der.as_ref())));
+            assert!(intermediates.is_empty() || before_issuance.is_ok(), "{before_issuance:?}");
             certificates.reverse();
             // More than are used: those that are depend on the order.
             if certificates.len() <= CandidateIssuers::MAX {
