@@ -84,8 +84,8 @@ impl Renewing {
         assert_eq!(self.is_settled(), self.serial);
     }
 
-    /// Has it renew. The response is not waited for: the agent may never send one.
-    fn orders_renewal(&self) -> UnixStream {
+    /// Sends the admin command to renew. The response is not waited for: the agent may never send one.
+    fn requests_renewal(&self) -> UnixStream {
         let mut stream = UnixStream::connect(self.path("run/admin.sock")).unwrap();
         let head =
             format!("POST /v1/identities/{NAME}/renew HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n");
@@ -94,7 +94,7 @@ impl Renewing {
     }
 
     fn renews(&self) {
-        let _ordered = self.orders_renewal();
+        let _connection = self.requests_renewal();
         wait("another SVID", || {
             let serial = self.subject.status()["svid"]["serial"].clone();
             serial.is_string() && serial != self.serial
@@ -143,12 +143,12 @@ impl Renewing {
     fn is_killed_at(&mut self, list: &[Call], nth: usize) {
         self.begins();
         let before = self.requests().len();
-        let ordered = RefCell::new(None);
+        let connection = RefCell::new(None);
         let strace = self.subject.brings_about(list, nth, What::Kills, |_| {
-            ordered.replace(Some(self.orders_renewal()));
+            connection.replace(Some(self.requests_renewal()));
         });
         wait("the agent is dead", || self.subject.world.device.has_ended().is_some());
-        drop((strace, ordered));
+        drop((strace, connection));
         let is_stored = self.record("issued.json").exists();
         // Whoever reads the files meanwhile finds one of the two.
         let left = self.published().serial();
