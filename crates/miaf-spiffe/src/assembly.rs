@@ -98,7 +98,7 @@ const MAX_SIGNATURES: usize = 256;
 ///
 /// # Errors
 /// [`SvidError`]: what one of them issues has no chain. [`SvidError::UnknownIssuer`], or why a CA of
-/// the bundle that is in the bag may not issue. A leaf that an anchor issues itself would need none of
+/// the bag that is one of the bundle, or issued by one, may not issue. A leaf that an anchor issues itself would need none of
 /// the bag; but that of its issuer has the root (RFC 7030 section 4.1.3).
 pub fn may_lead_to<'a>(
     bag: impl IntoIterator<Item = &'a [u8]>,
@@ -129,16 +129,21 @@ pub fn may_lead_to<'a>(
                 Err(refused) => why = refused.clone(),
             }
         }
-        let may_issue = may_issue_now(&ca, algorithms, now);
         for (_, anchor) in anchors.iter().filter(|(may_issue, _)| may_issue.is_ok()) {
-            let is_below = may_issue
+            if is_authority(&ca)
                 && is_named_issuer(anchor, &ca)
-                && anchor_may_issue(anchor, below(&ca), algorithms).is_ok();
+                && is_signed(&ca, anchor, algorithms.signatures())
+            {
+                let may_issue = may_issue_now(&ca, algorithms, now);
+                match may_issue.and_then(|()| anchor_may_issue(anchor, below(&ca), algorithms)) {
+                    Ok(()) => return Ok(()),
+                    Err(refused) => why = refused,
+                }
+            }
             // A path ends at the anchor, so that what is above it may be of any age and algorithm.
-            let is_above = is_named_issuer(&ca, anchor);
-            if is_below && is_signed(&ca, anchor, algorithms.signatures())
-                || is_above && is_identified_issuer(&ca, anchor)
-                || is_above && is_signed(anchor, &ca, webpki::ALL_VERIFICATION_ALGS)
+            if is_named_issuer(&ca, anchor)
+                && (is_identified_issuer(&ca, anchor)
+                    || is_signed(anchor, &ca, webpki::ALL_VERIFICATION_ALGS))
             {
                 return Ok(());
             }
@@ -148,12 +153,20 @@ pub fn may_lead_to<'a>(
     if is_undecided { Ok(()) } else { Err(why) }
 }
 
-/// Whether it is a CA, and valid now or in a few minutes.
-fn may_issue_now(ca: &X509Certificate<'_>, algorithms: Algorithms, now: Timestamp) -> bool {
+fn is_authority(certificate: &X509Certificate<'_>) -> bool {
+    certificate.basic_constraints().is_ok_and(|found| found.is_some_and(|found| found.value.ca))
+}
+
+/// What a CA below an anchor must allow, now or in a few minutes.
+fn may_issue_now(ca: &X509Certificate<'_>, algorithms: Algorithms, now: Timestamp) -> Result<(), SvidError> {
     let (not_before, not_after) = validity(ca);
-    let is_ca = ca.basic_constraints().is_ok_and(|found| found.is_some_and(|found| found.value.ca));
-    let is_valid = not_before <= now.after(MAX_AHEAD) && now <= not_after;
-    is_ca && is_valid && issuer_may_issue(ca, algorithms).is_ok()
+    if now > not_after {
+        return Err(SvidError::IssuerExpired { not_after, now });
+    }
+    if now.after(MAX_AHEAD) < not_before {
+        return Err(SvidError::FarFuture { not_before, now });
+    }
+    issuer_may_issue(ca, algorithms)
 }
 
 /// What a CA counts in the path length of the anchor above it (RFC 5280 section 4.2.1.9).

@@ -44,7 +44,7 @@ impl Identity {
         if let Some(bundle) = bundle.clone() {
             let checked = blocking(move || served.check_before_issuance(&bundle, now.wall)).await;
             checked.map_err(|why| {
-                let title = match why.is_in_bundle() {
+                let title = match why.is_known() {
                     true => "The CA of the EST server may not issue SVIDs",
                     false => "The CA of the EST server is not one of the trust bundle",
                 };

@@ -73,7 +73,7 @@ impl CaCertificates {
     }
 }
 
-/// The CA of an EST server is none of the bundle, or one that may not issue SVIDs.
+/// The CA of an EST server has nothing to do with the bundle, or may not issue SVIDs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtherAuthority {
     /// The subject of a root among what the server sent, or else of any.
@@ -87,8 +87,8 @@ pub struct OtherAuthority {
 }
 
 impl OtherAuthority {
-    /// Whether the CA is one of the bundle.
-    pub fn is_in_bundle(&self) -> bool {
+    /// Whether the CA is one of the bundle, or issued by one.
+    pub fn is_known(&self) -> bool {
         self.why != SvidError::UnknownIssuer
     }
 }
@@ -97,16 +97,22 @@ impl std::error::Error for OtherAuthority {}
 
 impl Hint for OtherAuthority {
     fn hint(&self) -> Option<Cow<'_, str>> {
+        if let Some(hint) = self.why.hint() {
+            return Some(hint.into());
+        }
         let hint = "Show this to the operator of the MIS, who has to issue by another CA; the agent tries again by itself";
-        self.is_in_bundle().then_some(hint.into())
+        self.is_known().then_some(hint.into())
     }
 }
 
 impl fmt::Display for OtherAuthority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { authority, served, anchors, why } = self;
-        if self.is_in_bundle() {
-            return write!(f, "a CA of the trust bundle that it serves at /cacerts is refused: {why}");
+        if self.is_known() {
+            return write!(
+                f,
+                "a CA that it serves at /cacerts, and that leads to the trust bundle, is refused: {why}"
+            );
         }
         write!(f, "none of the certificates at /cacerts ({served}")?;
         if let Some(authority) = authority {

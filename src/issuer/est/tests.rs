@@ -754,7 +754,7 @@ fn ca_of_an_est_server_is_named_with_what_is_wrong() {
     let unknown = check(other.der(), right.der()).unwrap_err();
     assert_apart(&unknown);
     assert!(unknown.to_string().contains("leads to a CA of the trust bundle, which has 1"), "{unknown}");
-    assert!(!unknown.is_in_bundle() && unknown.hint().is_none());
+    assert!(!unknown.is_known() && unknown.hint().is_none());
     // It is in the bundle: to compare the two, or to correct either, is of no use.
     let refused = check(no_ca.der(), no_ca.der()).unwrap_err();
     assert_apart(&refused);

@@ -333,6 +333,34 @@ fn bag_may_lead_to_the_bundle_by_one_link() {
 }
 
 #[test]
+fn ca_below_an_anchor_that_may_not_issue_says_why() {
+    let root = authority("Root", &ROOT);
+    let valid = |from, to, key| {
+        let mut issuer = authority("Issuer", key);
+        (issuer.not_before, issuer.not_after) = (from, to);
+        issuer
+    };
+    let anchors = [self_signed(&root)];
+    let expired = valid(NOW - 30 * DAY, NOW - DAY, &INTERMEDIATE);
+    let not_after = at(NOW - DAY);
+    assert_eq!(
+        lead(&[expired.certify(&root)], &anchors),
+        Err(SvidError::IssuerExpired { not_after, now: at(NOW) })
+    );
+    let not_before = at(NOW + DAY);
+    let early = valid(NOW + DAY, NOW + 9 * DAY, &INTERMEDIATE);
+    assert_eq!(
+        lead(&[early.certify(&root)], &anchors),
+        Err(SvidError::FarFuture { not_before, now: at(NOW) })
+    );
+    let weak = valid(NOW - DAY, NOW + DAY, &RSA_2048);
+    assert_eq!(lead(&[weak.certify(&root)], &anchors), Err(SvidError::WeakRsa(2048)));
+    // One that only says that it is below the anchor is a stranger, and so is what is no CA.
+    let by_other = expired.certify(&authority("Root", &OTHER));
+    assert_eq!(lead(&[by_other, leaf(&root).to_vec()], &anchors), Err(SvidError::UnknownIssuer));
+}
+
+#[test]
 fn anchor_in_the_bag_that_may_not_issue_says_why() {
     let (root, weak) = (authority("Root", &ROOT), authority("Weak root", &RSA_2048));
     let issuer = authority("Issuer", &INTERMEDIATE).certify(&weak);
