@@ -43,8 +43,8 @@ pub enum FailureKind {
     /// There is no token any more that may be used. No request was sent, or its response ended the
     /// last attempt.
     NoToken,
-    /// The CA that would issue is none of the trust bundle: one of the two is not the right one, and
-    /// may be soon. No request was sent.
+    /// The CA that would issue is none of the trust bundle, or may not issue: one of the two is not the
+    /// right one, and may be soon. No request was sent.
     OtherAuthority,
     /// Not soon: policy says no, or what was issued must not be used. Either may change.
     Slow,
