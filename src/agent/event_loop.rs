@@ -177,7 +177,7 @@ async fn execute(
     match (step.action, found) {
         (Some(action), found) => {
             let mut events = found.unwrap_or_default();
-            events.push(executor.execute(action).await);
+            events.extend(executor.execute(action).await);
             events
         }
         (None, Some(mut events)) => {

@@ -11,7 +11,7 @@ use super::reporting::Reporter;
 use super::trust_domain::TrustDomain;
 use crate::config::{Config, Enrollment};
 use crate::keys::Providers;
-use crate::lifecycle::{Action, Event, Lifecycle, Step, Supplied};
+use crate::lifecycle::{Action, Event, IdentityEvent, Lifecycle, Step, Supplied};
 use crate::platform::{clock, random};
 use crate::problem::LastError;
 use crate::publish;
@@ -52,8 +52,8 @@ impl Executor {
         self.lifecycle.step(event, now, &mut random::unit)
     }
 
-    /// Executes an action, and returns its outcome.
-    pub(super) async fn execute(&mut self, action: Action) -> Event {
+    /// Executes an action, and returns its outcome, and what the lifecycle has to know in addition.
+    pub(super) async fn execute(&mut self, action: Action) -> Vec<Event> {
         let device = self.device();
         let Self { trust_domain, identities, records, reporter, .. } = self;
         let event = match action {
@@ -82,8 +82,15 @@ impl Executor {
         };
         trust_domain.learn_name(identities, records).await;
         reporter.report_outcome(&event, identities);
+        let mut events = Vec::new();
+        if let Event::Identity(index, IdentityEvent::Adopted(Ok(_))) = &event
+            && let Some(identity) = identities.get_mut(index.0)
+        {
+            events = identity.recheck_token().await;
+        }
         self.check_tokens_in_trouble();
-        event
+        events.insert(0, event); // the lifecycle forgets the used token before it hears of another
+        events
     }
 
     /// Checks the provisioned input, if that is due: also what operators supply. Returns what the

@@ -136,19 +136,27 @@ impl Executor {
                 }
                 _ => continue,
             };
-            match read {
-                Ok(supplied) => {
-                    identity.operator_problem = None;
-                    events.extend(supplied.into_iter().map(|what| Event::Supplied(identity.index, what)));
-                }
-                Err(report) => identity.report_operator_problem(report),
-            }
+            events.extend(identity.note_operator_files(read));
         }
         events
     }
 }
 
 impl Identity {
+    /// Notes the outcome of reading an operator's files. Returns what the lifecycle has to know.
+    pub(super) fn note_operator_files(&mut self, read: Result<Vec<Supplied>, Report>) -> Vec<Event> {
+        match read {
+            Ok(supplied) => {
+                self.operator_problem = None;
+                supplied.into_iter().map(|what| Event::Supplied(self.index, what)).collect()
+            }
+            Err(report) => {
+                self.report_operator_problem(report);
+                Vec::new()
+            }
+        }
+    }
+
     /// Checks that this identity may have the SPIFFE ID of a request. `trust_domain`: that of the
     /// device, if it is known yet.
     fn check_name(&self, id: &SpiffeId, trust_domain: Option<&TrustDomain>) -> Result<(), Reason> {

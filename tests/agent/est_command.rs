@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use development_mis::EstBaseUri;
+use development_mis::{Endpoint, EstBaseUri, Fault, SvidFault};
 use serde_json::{Value, json};
 
 use crate::est::{CLIENT, Line, NAME};
@@ -106,6 +106,59 @@ fn token_from_stdin_goes_to_the_only_identity_by_token() {
     assert!(said.contains("this token is used up"), "{said}");
     assert!(said.contains("\n  Hint: Have the operator of the MIS create a fresh one\n"), "{said}");
     line.check_wire();
+}
+
+/// A token in the file that is of no use is an error for as long as one is needed, and no longer.
+#[test]
+fn used_token_in_the_file_is_no_error_beside_an_svid() {
+    let mut line = Line::new();
+    let short = Fault::Svid(SvidFault::Lifetime(std::time::Duration::from_secs(15)));
+    line.world.mis.fault(Endpoint::EstEnroll, short);
+    line.world.mis.sticky_fault(Endpoint::EstReenroll, Fault::Status(503));
+    line.hand_out_token();
+    line.start("token = \"file:{dir}/token\"\n", "");
+    let first = line.wait_for("an SVID", |client| client["svid"].is_object());
+    line.wait_for_state("expired");
+    line.restart(); // so that the file is read now
+    line.wait_for_error("it is used up: an SVID was issued for it");
+    line.world.mis.clear_faults();
+    line.world.mis.policy(|p| p.est.retry_after = 1);
+    line.world.mis.est().hold(CLIENT).unwrap();
+    line.enroll_by_command(&line.world.mis.est().token(CLIENT));
+    let held = line.wait_for("the new token in use", |client| client["est"]["hasToken"] == true);
+    assert_ne!(held["lastError"]["code"], "token-unusable", "{held:#}");
+    line.world.mis.est().release(CLIENT).unwrap();
+    let active = line.wait_for_another_svid(&first);
+    assert!(active["lastError"].is_null(), "{active:#}");
+    line.check_wire();
+}
+
+#[test]
+fn refused_token_in_the_file_is_no_error_beside_an_svid() {
+    let mut line = Line::new();
+    let (token, file) = line.hand_out_token();
+    line.world.mis.est().invalidate(&token.username).unwrap();
+    line.start("token = \"file:{dir}/token\"\n", "");
+    for refused in 1..=5 {
+        line.world.wait_for_requests(Endpoint::EstEnroll, refused);
+        if refused < 5 {
+            line.wait_for_error(&format!("It is sent again, {} times at most", 5 - refused));
+            line.enroll_by_command(&token);
+        }
+    }
+    line.wait_for_state("waiting-for-token");
+    line.restart();
+    line.wait_for_error("the MIS has refused it 5 times");
+    line.enroll_by_command(&line.world.mis.est().token(CLIENT));
+    for _ in 0..2 {
+        let active = line.wait_for_state("active");
+        assert!(active["lastError"].is_null(), "{active:#}");
+        line.restart();
+    }
+    // What is no token at all is told all the same.
+    line.wait_for_state("active");
+    fs::write(file, "no token").unwrap();
+    line.wait_for_error("token-unusable");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::agent::identity::Identity;
 use crate::agent::operator::{Supply, gone};
 use crate::agent::persist::{forget, save};
 use crate::agent::reporting::{cause, hint};
-use crate::config::{Enrollment, EstAuthorizationConfig};
+use crate::config::{Enrollment, EstAuthorizationConfig, EstConfig};
 use crate::hint::Reason;
 use crate::issuer::{EnrollmentToken, IssuerError};
 use crate::lifecycle::{Event, Failure, FailureKind, IdentityIndex, Supplied};
@@ -206,6 +206,10 @@ impl Identity {
                     .with_hint_text("Put a fresh token there; the agent reads it by itself");
                 Err(unusable(&why))
             }
+            // Another one, by command, has led to the SVID.
+            Standing::Refused if self.has_valid_svid() && self.est.used.is_superseded(&token) => {
+                Ok(Vec::new())
+            }
             Standing::Refused => {
                 let why = Reason::from(format!("the MIS has refused it {MOST_REFUSALS} times")).with_hint_text(
                     "Put a fresh token there, which the agent reads by itself; if this one is good after all: \
@@ -214,6 +218,17 @@ impl Identity {
                 Err(unusable(&why))
             }
         }
+    }
+
+    /// Reads the source of a token again, if it has a problem: a token by command or another SVID may
+    /// have made it none. Returns what the lifecycle has to know.
+    pub(in crate::agent) async fn recheck_token(&mut self) -> Vec<Event> {
+        let Enrollment::Est(est) = self.config.enroll.clone() else { return Vec::new() };
+        if self.operator_problem.is_none() || est.certificate().is_some() {
+            return Vec::new();
+        }
+        let read = self.read_token(est.token()).await;
+        self.note_operator_files(read)
     }
 
     fn has_valid_svid(&self) -> bool {
@@ -287,7 +302,8 @@ impl Executor {
         } else {
             "The token is stored, and the identity is requested with it now; the status shows the result."
         };
-        let events = supplied.into_iter().map(|what| Event::Supplied(index, what)).collect();
+        let mut events: Vec<_> = supplied.into_iter().map(|what| Event::Supplied(index, what)).collect();
+        events.extend(identity.recheck_token().await);
         Ok(Supply { decision: Decision::Accepted(detail.to_owned()), events })
     }
 }
@@ -305,11 +321,15 @@ pub(in crate::agent) fn token_hint(code: ProblemCode, enroll: &Enrollment) -> Op
         ProblemCode::TokenNeeded | ProblemCode::TokenRefused => remedy(code)?,
         _ => return None,
     };
-    let source = est.token().map(|source| (source.shown(), matches!(source, Secret::Credential(_))));
-    Some(match source {
-        Some((shown, is_credential)) => name_token_source(hint, &shown, is_credential),
+    Some(with_token_source(hint, est))
+}
+
+/// A hint about a fresh token, with the place that the configuration names for it, if it names one.
+pub(super) fn with_token_source(hint: &str, est: &EstConfig) -> String {
+    match est.token() {
+        Some(source) => name_token_source(hint, &source.shown(), matches!(source, Secret::Credential(_))),
         None => hint.to_owned(),
-    })
+    }
 }
 
 /// A hint about a fresh token, with the place for it.
@@ -331,7 +351,6 @@ pub(super) fn no_token(enroll: &Enrollment) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::EstConfig;
 
     #[test]
     fn hint_about_a_token_names_its_source() {

@@ -49,6 +49,13 @@ impl UsedTokens {
         }
     }
 
+    /// Whether an operator has handed over another one in its place, whatever else became of it.
+    pub(super) fn is_superseded(&self, token: &EnrollmentToken) -> bool {
+        let Some(salt) = self.0.salt else { return false };
+        let sha256 = hash(token, &salt);
+        self.0.tokens.iter().any(|known| known.sha256 == sha256 && known.superseded)
+    }
+
     /// Remembers a refusal. Returns how many there were of this token. `salt` is for the first record.
     pub(super) fn refused(&mut self, token: &EnrollmentToken, salt: [u8; 16], at: Timestamp) -> u32 {
         let refused = |record: &mut TokenRecord| {
