@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use url::Url;
 
 pub(super) use self::token::{name_token_source, token_hint};
-use self::token::{no_token, sent_again};
+use self::token::{no_token, sent_again, with_token_source};
 use self::used_tokens::{Standing, UsedTokens};
 use super::blocking;
 use super::identity::{Identity, Surroundings, client_identity};
@@ -232,7 +232,7 @@ impl Identity {
                 self.store_est_request(&csr, None).await?;
                 let rekey = choice == KeyChoice::Pending;
                 let response = issuer.est_renew(&endpoint, &csr, &spki, client, rekey).await;
-                (response.map_err(|e| e.to_failure()), current.credential.clone())
+                (response.map_err(|e| renewal_failure(&e, est)), current.credential.clone())
             }
             (Request::Enroll, EstAuthorizationConfig::Certificate(_)) => {
                 let client = provisioning.est_credential(&self.name, keys, lifecycle).await?;
@@ -325,6 +325,19 @@ impl Identity {
         self.est.request = request;
         Ok(())
     }
+}
+
+/// The failure of a renewal. Where the SVID is refused that a token led to, another token is the way
+/// out, whatever the reason is.
+fn renewal_failure(error: &IssuerError, est: &EstConfig) -> Failure {
+    let failure = error.to_failure();
+    let is_refused = matches!(error, IssuerError::Est(error) if error.refuses_svid());
+    let is_by_token = matches!(est.authorization, EstAuthorizationConfig::Token { .. });
+    let Some(hint) = failure.report.hint().filter(|_| is_refused && is_by_token) else { return failure };
+    let hint =
+        format!("{hint}. A fresh enrollment token repairs it at once: miaf-agent enroll --token-file FILE");
+    let hint = with_token_source(&hint, est);
+    Failure { report: failure.report.with_hint(Some(hint)), ..failure }
 }
 
 /// What to do where an SVID that was issued over EST is refused, if that is known.

@@ -333,14 +333,20 @@ impl Hint for EstError {
     }
 }
 
+/// What to do about an SVID that is refused at its renewal.
+const SVID_REFUSED_HINT: &str = "Ask the operator of the MIS why the SVID of this device is refused: revoked, or of a CA \
+                                 that the server does not know";
+
 impl EstError {
+    /// Whether the current SVID is refused at its renewal: only another enrollment helps on this side.
+    pub(crate) fn refuses_svid(&self) -> bool {
+        self.hint().is_some_and(|hint| hint == SVID_REFUSED_HINT)
+    }
+
     /// What to do about a client certificate that is refused.
     fn certificate_hint(&self) -> &'static str {
         match self.request {
-            EstRequest::Renew { .. } => {
-                "Ask the operator of the MIS why the SVID of this device is refused: revoked, or of a CA that the server \
-                 does not know"
-            }
+            EstRequest::Renew { .. } => SVID_REFUSED_HINT,
             _ => {
                 "Have the operator of the MIS accept the certificate that cert_file under [identity.est] names; see that \
                  it is valid, and that its file has its intermediates"

@@ -94,7 +94,14 @@ fn refused_svid_is_kept_and_a_token_is_the_way_out() {
     let mut line = Line::enrolled("", world::SOON);
     line.world.mis.est().revoke(CLIENT).unwrap();
     let error = line.wait_for_error("403");
-    assert!(error["hint"].to_string().contains("revoked"), "{error:#}");
+    let hint = error["hint"].as_str().unwrap();
+    assert!(hint.contains("revoked"), "{error:#}");
+    let file = line.world.device.path("token").display().to_string();
+    let way_out = format!(
+        "A fresh enrollment token repairs it at once: miaf-agent enroll --token-file FILE; or put it into {file}, which \
+         the agent reads by itself"
+    );
+    assert!(hint.ends_with(&way_out), "{error:#}");
     let before = line.at(Endpoint::EstReenroll).len();
     line.world.wait_for_requests(Endpoint::EstReenroll, before + 3); // it may be the MIS's mistake
     let held = line.status();
