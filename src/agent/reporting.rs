@@ -175,12 +175,13 @@ impl Reporter {
     pub(super) fn report_snapshot(&mut self, snapshot: &Snapshot, now: Timestamp) {
         let mut is_news = false;
         self.report_staleness(snapshot.bundle.as_ref(), now);
-        self.report_found(None, snapshot.last_error.as_ref(), snapshot);
+        self.report_found(None, [snapshot.last_error.as_ref(), None], snapshot);
         for identity in snapshot.identities() {
             self.report_retry_after(identity);
             is_news |= self.report_need_of_token(identity, snapshot);
             self.report_held_renewal(identity, now);
-            self.report_found(Some(&identity.name), identity.last_error.as_ref(), snapshot);
+            let errors = [identity.last_error.as_ref(), identity.untrusted.as_ref()];
+            self.report_found(Some(&identity.name), errors, snapshot);
             is_news |= self.report_state(identity, snapshot, now);
         }
         if is_news {
@@ -267,13 +268,13 @@ impl Reporter {
     fn report_found(
         &mut self,
         identity: Option<&IdentityName>,
-        error: Option<&ShownError>,
+        errors: [Option<&ShownError>; 2],
         snapshot: &Snapshot,
     ) {
         const FOUND: [ProblemCode; 3] =
             [ProblemCode::BundleEmpty, ProblemCode::SvidNotTrusted, ProblemCode::IssuanceStalled];
-        let report = error.map(|(error, _)| &error.report);
-        let found = report.filter(|report| FOUND.iter().any(|code| report.code == *code));
+        let mut reports = errors.into_iter().flatten().map(|(error, _)| &error.report);
+        let found = reports.find(|report| FOUND.iter().any(|code| report.code == *code));
         let logged = self.found.entry(identity.cloned()).or_default();
         if let Some(report) = found.filter(|report| logged.as_ref() != Some(*report)) {
             let (code, hint) = (report.code.as_str(), report.hint_about(snapshot.name_in_hints(identity)));

@@ -10,7 +10,7 @@ use super::identity::Identity;
 use super::operator::install_hint;
 use super::persist::{PUBLISH_RETRY, Published};
 use super::reporting::last_tenth;
-use crate::config::{Enrollment, EstAuthorizationConfig, WhenStale};
+use crate::config::{Enrollment, EstAuthorizationConfig, TrustDomainSource, WhenStale};
 use crate::lifecycle::IdentityView;
 use crate::problem::{LastError, MAX_DETAIL, ProblemCode, Report};
 use crate::publish::status::credential_status;
@@ -24,6 +24,8 @@ use miaf_spiffe::time::{Now, Timestamp};
 const MAX_URL: usize = 2048;
 /// Limit on the characters of the name of a file or credential in the status.
 const MAX_SOURCE: usize = 512;
+/// Limit on the characters of the name of a file in a hint, which has a limit of its own.
+const MAX_SOURCE_IN_HINT: usize = 256;
 
 impl Executor {
     /// The snapshot, with what came of publishing the files of each identity.
@@ -103,7 +105,9 @@ impl Executor {
             let error = LastError { report, at: now.wall, permanent: true };
             Some((error, Some(now.wall.after(PUBLISH_RETRY))))
         };
-        let untrusted = || Some((self.untrusted(current.as_deref()?, now)?, self.bundle_refresh_at(now)));
+        let untrusted = current.as_deref().and_then(|current| self.untrusted(current, now));
+        let untrusted = untrusted.map(|error| (error, self.bundle_refresh_at(now)));
+        let last_error = more_important(in_files(), in_lifecycle()).or_else(in_publishing);
         IdentitySnapshot {
             name: identity.name.clone(),
             enroll: Some(identity.config.enroll.as_str()),
@@ -117,7 +121,8 @@ impl Executor {
             key_renewals: identity.key_use.renewals,
             retry_after_until: view.retry_after_until(now),
             ends_while_waiting: view.svid_ends_before_retry_after(now),
-            last_error: more_important(in_files(), in_lifecycle()).or_else(in_publishing).or_else(untrusted),
+            last_error: last_error.or_else(|| untrusted.clone()),
+            untrusted,
             current,
             previous: None, // the broadcaster knows what it has sent before
             generation: published.and_then(|published| published.generation),
@@ -228,6 +233,16 @@ impl Executor {
         let title = "The trust bundle does not vouch for the SVID";
         let why = "no anchor of the trust bundle leads to this SVID, so others refuse it";
         let report = Report::new(ProblemCode::SvidNotTrusted, title, &why);
+        let report = match self.config.mis.as_ref().map(|mis| &mis.source) {
+            Some(TrustDomainSource::BundleFile(file)) => {
+                let file = Excerpt::of(file.display(), MAX_SOURCE_IN_HINT);
+                report.with_hint(Some(format!(
+                    "Ask the operator of the MIS for the current trust bundle, and put it into {file}, which the agent \
+                     reads by itself"
+                )))
+            }
+            _ => report,
+        };
         untrusted.then_some(LastError { report, at: cached.record.fetched_at, permanent: false })
     }
 }

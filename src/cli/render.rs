@@ -14,7 +14,13 @@ pub(super) fn meaning(identity: &IdentityStatus) -> String {
     let Some(state) = identity.state.known() else {
         return "unknown to this command; the agent is newer".to_owned();
     };
+    let is_untrusted = identity.svid.as_ref().is_some_and(|svid| !svid.trusted);
     match (state, identity.spiffe_id.as_deref().and_then(holder)) {
+        (State::Active | State::Renewing, holder) if is_untrusted => {
+            let holder = holder.as_deref().unwrap_or("the agent");
+            let due = if state == State::Renewing { ", and its renewal is due" } else { "" };
+            format!("{holder} has an identity that peers refuse: the trust bundle does not vouch for it{due}")
+        }
         (State::Active, Some(holder)) => format!("{holder} has a valid identity"),
         (State::Renewing, Some(holder)) => format!("{holder} has a valid identity, and its renewal is due"),
         (State::PendingAdmission, _) if identity.est.is_some() => {
@@ -344,6 +350,7 @@ pub(super) mod tests {
                 serial: "01:02".into(),
                 not_before: time("2026-01-01T00:00:00Z"),
                 not_after: time("2026-01-03T00:00:00Z"),
+                trusted: true,
                 leaf_not_after: None,
                 ends_while_waiting: false,
                 renew_at: Some(time("2026-01-01T23:00:00Z")),

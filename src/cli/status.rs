@@ -450,6 +450,7 @@ Trust bundle  fetched 8days 1m ago, next refresh in 1m
             serial: "01:02".into(),
             not_before: time("2026-01-01T00:00:00Z"),
             not_after: time("2026-01-03T00:00:00Z"),
+            trusted: true,
             leaf_not_after: None,
             ends_while_waiting: false,
             renew_at: Some(time("2026-01-01T23:00:00Z")),
@@ -523,7 +524,8 @@ Next step     an operator has to bring an enrollment token, as the hint says; th
         let error = client.last_error.as_mut().unwrap();
         error.title = "This identity needs a fresh enrollment token".into();
         error.detail = Some(
-            "the current SVID has ended at 2026-01-03T00:00:00Z, and an SVID that has ended cannot be renewed".into(),
+            "the current SVID has ended at 2026-01-03T00:00:00Z, and an SVID that has ended cannot be renewed"
+                .into(),
         );
         error.hint = Some(
             "Have the operator of the MIS create an enrollment token for this identity, and hand it over with: \
@@ -572,6 +574,26 @@ Key           none yet (provider: tpm)
 Next step     none: the agent continues by itself
 ";
         assert_eq!(text_of(&client, now), expected);
+    }
+
+    #[test]
+    fn svid_that_the_bundle_does_not_vouch_for_is_not_called_valid() {
+        let (mut client, now) = with_svid();
+        client.state = State::Renewing.into();
+        client.svid.as_mut().unwrap().trusted = false;
+        let state = |client: &IdentityStatus| {
+            let text = text_of(client, now);
+            text.lines().find_map(|line| line.strip_prefix("State         ")).unwrap().to_owned()
+        };
+        let refused =
+            "the WFM Client line-7 has an identity that peers refuse: the trust bundle does not vouch for it";
+        assert_eq!(state(&client), format!("renewing - {refused}, and its renewal is due"));
+        client.state = State::Active.into();
+        assert_eq!(state(&client), format!("active - {refused}"));
+        client.spiffe_id = Some("spiffe://factory.example/x".into());
+        assert!(state(&client).contains("peers refuse"));
+        client.state = State::Blocked.into();
+        assert!(state(&client).contains("has to be corrected"));
     }
 
     #[test]

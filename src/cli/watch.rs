@@ -140,7 +140,8 @@ impl<'a> Known<'a> {
 fn identity_news(before: Option<Known<'_>>, after: Known<'_>, now: Timestamp) -> Vec<String> {
     let (was, is) = (before.map(|before| before.status), after.status);
     let mut news = Vec::new();
-    if was.map(|was| &was.state) != Some(&is.state) {
+    let is_trusted = |status: &IdentityStatus| status.svid.as_ref().is_none_or(|svid| svid.trusted);
+    if was.is_none_or(|was| was.state != is.state || is_trusted(was) != is_trusted(is)) {
         news.push(meaning(is));
     }
     if was.and_then(|was| was.spiffe_id.as_ref()) != is.spiffe_id.as_ref() {

@@ -76,6 +76,8 @@ pub(crate) struct IdentitySnapshot {
     pub ends_while_waiting: bool,
     /// The error that concerns this identity alone.
     pub last_error: Option<ShownError>,
+    /// The error of an SVID that the trust bundle does not vouch for, whatever the last error is.
+    pub untrusted: Option<ShownError>,
     /// Generation of the published files with this SVID and the bundle.
     pub generation: Option<u64>,
     /// Users, by name or number, who are given its software key over the Workload API.
@@ -127,6 +129,7 @@ impl Snapshot {
             renew_at: None,
             renewal_window: None,
             last_error: None, // nothing is tried
+            untrusted: None,
             ..identity
         };
         Self {
@@ -248,6 +251,7 @@ impl IdentitySnapshot {
             retry_after_until: None,
             ends_while_waiting: false,
             last_error: None,
+            untrusted: None,
             generation: None,
             users: Arc::default(),
             cache: Arc::default(),

@@ -59,7 +59,11 @@ fn identity_status(identity: &IdentitySnapshot, snapshot: &Snapshot, now: Timest
         state: state.into(),
         ready: snapshot.is_ready(identity, now),
         spiffe_id: current.map(|current| current.svid.spiffe_id().to_string()),
-        svid: current.map(|current| svid_status(current, identity)),
+        svid: current.map(|current| {
+            let trusted =
+                !current.is_valid(now) || snapshot.vouching_anchor_not_after(identity, now).is_some();
+            svid_status(current, identity, trusted)
+        }),
         key: KeyStatus {
             provider: identity.provider.as_str().to_owned(),
             protection: current.map(|current| current.key.protection().into()),
@@ -76,11 +80,16 @@ fn identity_status(identity: &IdentitySnapshot, snapshot: &Snapshot, now: Timest
     }
 }
 
-fn svid_status(SvidAndKey { svid, .. }: &SvidAndKey, identity: &IdentitySnapshot) -> SvidStatus {
+fn svid_status(
+    SvidAndKey { svid, .. }: &SvidAndKey,
+    identity: &IdentitySnapshot,
+    trusted: bool,
+) -> SvidStatus {
     SvidStatus {
         serial: svid.serial().to_owned(),
         not_before: svid.not_before(),
         not_after: svid.until(),
+        trusted,
         leaf_not_after: Some(svid.not_after()).filter(|end| *end > svid.until()),
         ends_while_waiting: identity.ends_while_waiting,
         renew_at: identity.renew_at,

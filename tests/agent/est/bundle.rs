@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use development_mis::{Endpoint, EstBaseUri, EstFault, Fault};
 
 use super::{CLIENT, Line, assert_repeated};
+use crate::identities;
 
 const BY_FILE: &str = "token = \"file:{dir}/token\"\n";
 
@@ -107,6 +108,50 @@ fn held_token_is_not_sent_under_a_bundle_of_another_ca() {
     line.wait_for_state("active");
     assert_repeated(&line.at(Endpoint::EstEnroll));
     line.check_wire();
+}
+
+/// It is told beside the error of the renewal that is to replace it.
+#[test]
+fn untrusted_svid_is_told_while_its_renewal_fails() {
+    let (mut line, bundle) = line_with_another_bundle();
+    write_bundle(&line, &bundle, "factory.example");
+    line.hand_out_token();
+    start_with(&mut line, &bundle);
+    line.wait_for_state("active");
+    line.world.mis.sticky_fault(Endpoint::EstReenroll, Fault::Status(403));
+    identities::run(&line.world.device, &["renew"]);
+    line.wait_for_error("403");
+    write_bundle(&line, &bundle, "other");
+    let held = line.wait_for("an untrusted SVID", |client| client["svid"]["trusted"] == false);
+    assert_eq!(held["ready"], false, "{held:#}");
+    line.wait_for("a renewal that is due", |client| client["state"] == "renewing");
+    line.wait_for_error("403");
+    let refused =
+        "the WFM Client line-7 has an identity that peers refuse: the trust bundle does not vouch for it";
+    let printed = identities::run(&line.world.device, &["status"]);
+    assert!(printed.contains(refused) && printed.contains("403"), "{printed}");
+    let waited = line.world.device.run(&["wait", "--timeout", "1s"]);
+    let said = String::from_utf8(waited.stderr).unwrap();
+    assert!(
+        !waited.status.success() && said.contains(refused) && !said.contains("has a valid identity"),
+        "{said}"
+    );
+    let told = |line: &Line| {
+        let log = line.world.device.log();
+        log.lines().filter(|line| line.contains("svid-not-trusted")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    line.world.device.wait_until("svid-not-trusted in the journal", |_| !told(&line).is_empty());
+    looks_again(&line, 2);
+    let told = told(&line);
+    assert_eq!(told.len(), 1, "{told:#?}");
+    assert!(
+        told[0].contains(&format!("put it into {}, which the agent reads", bundle.display())),
+        "{told:#?}"
+    );
+    write_bundle(&line, &bundle, "factory.example");
+    line.wait_for("a trusted SVID", |client| client["svid"]["trusted"] == true && client["ready"] == true);
+    let printed = identities::run(&line.world.device, &["status"]);
+    assert!(printed.contains("the WFM Client line-7 has a valid identity"), "{printed}");
 }
 
 #[test]

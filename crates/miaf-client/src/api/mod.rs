@@ -106,6 +106,9 @@ pub struct SvidStatus {
     /// End of its use: the first end among the certificate and the issuers that it needs.
     #[serde(with = "rfc3339")]
     pub not_after: Timestamp,
+    /// `false`: valid by the clock, but the trust bundle does not vouch for it, so peers refuse it.
+    #[serde(default = "unless_denied")]
+    pub trusted: bool,
     /// End of the certificate itself, where that comes later.
     #[serde(default, with = "rfc3339::option")]
     pub leaf_not_after: Option<Timestamp>,
@@ -117,6 +120,11 @@ pub struct SvidStatus {
     /// Interval from which `renew_at` is drawn, as long as nothing brings it forward.
     #[serde(default)]
     pub renewal_window: Option<WindowStatus>,
+}
+
+/// An older agent does not tell.
+fn unless_denied() -> bool {
+    true
 }
 
 /// Start and end of an interval.
