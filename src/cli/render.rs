@@ -292,6 +292,15 @@ fn next_command(text: &str) -> Option<(&str, &str, &str)> {
     Some((before.trim_end(), command, after))
 }
 
+/// When the SVID of an identity is renewed. `None`: not known, or it has ended, and only an enrollment
+/// token leads to the next one.
+pub(super) fn renewal_moment(identity: &IdentityStatus, now: Timestamp) -> Option<Timestamp> {
+    let svid = identity.svid.as_ref()?;
+    // By a clock that cannot be right, nothing counts as ended.
+    let has_ended = identity.state != State::WaitingForClock && now > svid.not_after;
+    svid.renew_at.filter(|_| !(has_ended && identity.is_by_token()))
+}
+
 /// The moment of the renewal: "in 3h 20m", or "due for 5m" once it has passed. Without the MIS,
 /// that can be long ago.
 pub(super) fn renewal(at: Timestamp, now: Timestamp) -> String {

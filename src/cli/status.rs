@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use super::render::{
-    distance, due, est_server, in_lines, key, key_use, meaning, next_step, renewal, step_after, token,
-    trusted_by, way,
+    distance, due, est_server, in_lines, key, key_use, meaning, next_step, renewal, renewal_moment,
+    step_after, token, trusted_by, way,
 };
 use super::{
     Output, Selection, fail_on_client, lifetime_bar, print, print_json, reader, shown, unknown_identity,
@@ -86,7 +86,7 @@ impl Lines {
             if let Some(leaf) = svid.leaf_not_after {
                 self.line("", &format!("(an issuer of it ends then; the certificate itself says {leaf})"));
             }
-            if let Some(renew_at) = svid.renew_at {
+            if let Some(renew_at) = renewal_moment(identity, now) {
                 let by_hand = if identity.is_by_operator() { "by hand from " } else { "" };
                 self.line("Renewal", &format!("{by_hand}{renew_at} ({})", renewal(renew_at, now)));
             }
@@ -173,7 +173,7 @@ impl Lines {
     }
 
     fn error(&mut self, error: &ErrorStatus, now: Timestamp) {
-        self.line("Last error", &error.title);
+        self.line("Last error", &format!("{} ({})", error.title, error.code));
         if let Some(detail) = &error.detail {
             self.line("", detail);
         }
@@ -207,7 +207,7 @@ mod tests {
             "in this device's TPM",
             "Factory key   rsa-2048 in the TPM",
             "by the CA certificates in /etc/ca.pem (2) or the CA certificates of the system, and 2 pinned keys",
-            "Last error    Service Unavailable\n              The database is away.\n              seen 1m ago\n",
+            "Last error    Service Unavailable (server-error)\n              The database is away.\n              seen 1m ago\n",
             "urn:x",
             "Next step     none: the agent tries again in 4m\n\nTrust domain  factory.example\n",
         ] {
@@ -328,7 +328,7 @@ Lifetime      [=======================R=>------------------------]
               > now, 50 % of the lifetime elapsed, R renewal
 Serial        01:02
 Key           ecdsa-p256 in this device's TPM; it cannot be copied out
-Last error    An operator has to bring the next SVID of this identity
+Last error    An operator has to bring the next SVID of this identity (operator-needed)
               half of the lifetime of the current one is over; it ends at 2026-01-03T00:00:00Z
               seen 1h 1m ago
 Hint          Have the request signed that this prints:
@@ -354,7 +354,7 @@ State         enrolling - the agent requests the first certificate of this ident
 Enrollment    wfm-binding - the agent requests it with the identity of this device, by way of the fleet manager (WFM)
 SPIFFE ID     none yet
 Key           none yet (provider: tpm)
-Last error    The identity of the device is not there yet
+Last error    The identity of the device is not there yet (device-identity-needed)
               the enrollment is authenticated by the SVID of the device, which has no valid one now
               seen 1h 1m ago
 Next step     none: the agent waits for the identity of this device, and then continues by itself
@@ -503,7 +503,7 @@ EST server    https://mis.example/.well-known/est/factory.example (named by the 
 Token         needed now, expected in /etc/miaf-agent/token, or by command
 SPIFFE ID     none yet
 Key           none yet (provider: tpm)
-Last error    This identity needs an enrollment token
+Last error    This identity needs an enrollment token (token-needed)
               there is none yet that may be used
               seen 1m ago
 Hint          Have the operator of the MIS create an enrollment token for this identity, and hand it over with:
@@ -524,7 +524,7 @@ Next step     an operator has to bring an enrollment token, as the hint says; th
         let error = client.last_error.as_mut().unwrap();
         error.title = "This identity needs a fresh enrollment token".into();
         error.detail = Some(
-            "the current SVID has ended at 2026-01-03T00:00:00Z, and an SVID that has ended cannot be renewed"
+            "the current SVID ended at 2026-01-03T00:00:00Z, and an SVID that has ended cannot be renewed"
                 .into(),
         );
         error.hint = Some(
@@ -541,14 +541,13 @@ EST server    https://mis.example/.well-known/est/factory.example (named by the 
 Token         needed now, expected by command (miaf-agent enroll)
 SPIFFE ID     spiffe://factory.example/margo/wfm/wfm-1/client/line-7
 Valid until   2026-01-03T00:00:00Z (2h ago)
-Renewal       2026-01-01T23:00:00Z (due for 1day 3h)
 Lifetime      [=======================R=========================>]
               > now: expired, R renewal
 Serial        01:02
 Key           ecdsa-p256 in this device's TPM; it cannot be copied out
               the same key since 2025-12-20T00:00:00Z (14days 2h ago), through 12 renewals
-Last error    This identity needs a fresh enrollment token
-              the current SVID has ended at 2026-01-03T00:00:00Z, and an SVID that has ended cannot be renewed
+Last error    This identity needs a fresh enrollment token (token-needed)
+              the current SVID ended at 2026-01-03T00:00:00Z, and an SVID that has ended cannot be renewed
               seen 2h ago
 Hint          Have the operator of the MIS create an enrollment token for this identity, and hand it over with:
                 miaf-agent enroll --token-file FILE
@@ -574,6 +573,21 @@ Key           none yet (provider: tpm)
 Next step     none: the agent continues by itself
 ";
         assert_eq!(text_of(&client, now), expected);
+    }
+
+    #[test]
+    fn renewal_of_an_ended_svid_is_shown_without_a_token_only() {
+        let (mut client, now) = with_svid();
+        client.state = State::Renewing.into();
+        let later = time("2026-01-03T02:00:00Z");
+        assert!(text_of(&client, now).contains("\nRenewal  "));
+        client.state = State::Blocked.into(); // ended all the same
+        assert!(!text_of(&client, later).contains("\nRenewal  "));
+        client.state = State::WaitingForClock.into();
+        assert!(text_of(&client, later).contains("\nRenewal  "));
+        client.state = State::Expired.into();
+        client.est.as_mut().unwrap().authorization = EstAuthorization::Certificate.into();
+        assert!(text_of(&client, later).contains("\nRenewal  "));
     }
 
     #[test]
@@ -621,7 +635,7 @@ EST server    https://mis.example/.well-known/est/factory.example (named by the 
 Token         there is one, for the next enrollment
 SPIFFE ID     none yet
 Key           none yet (provider: tpm)
-Last error    The MIS has yet to approve the request
+Last error    The MIS has yet to approve the request (pending-admission)
               https://mis.example/.well-known/est/factory.example/simpleenroll responds with 202
               seen 1m ago
 Hint          Have the operator of the MIS approve the enrollment; the agent repeats its request by itself
@@ -662,7 +676,7 @@ Lifetime      [=======================R================>---------]
 Serial        01:02
 Key           ecdsa-p256 in this device's TPM; it cannot be copied out
               the same key since 2025-12-20T00:00:00Z (13days 15h ago), through 12 renewals
-Last error    The MIS cannot be reached
+Last error    The MIS cannot be reached (unreachable)
               mis.example refuses the connection. If it is not renewed by 2026-01-03T00:00:00Z, this identity needs a fresh enrollment token
               seen 1m ago
 Hint          If it lasts, see to firewalls and proxies on the way
@@ -714,7 +728,7 @@ EST cert      valid until 2035-01-01T00:00:00Z (in 8years 11months)
 EST key       rsa-2048 in the TPM
 SPIFFE ID     none yet
 Key           none yet (provider: tpm)
-Last error    The MIS refuses the request
+Last error    The MIS refuses the request (request-refused)
               mis.example responds with 400 Bad Request
               seen 1m ago
 Hint          Show this to the operator of the EST server; once it is corrected:

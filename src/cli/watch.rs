@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
-use super::render::{error, key, meaning, next_step, renewal, step_after, trusted_by};
+use super::render::{error, key, meaning, next_step, renewal, renewal_moment, step_after, trusted_by};
 use super::{
     Output, Selection, complain, complain_with_hint, fail, fail_with_hint, json_line, reader, shown,
     unknown_identity, write,
@@ -151,7 +151,8 @@ fn identity_news(before: Option<Known<'_>>, after: Known<'_>, now: Timestamp) ->
     if let Some(svid) = &is.svid {
         let shown_before = was.and_then(|was| was.svid.as_ref());
         let by_hand = if is.is_by_operator() { " by hand" } else { "" };
-        let renewal = svid.renew_at.map(|at| format!("renewal{by_hand} {} ({at})", renewal(at, now)));
+        let renewal =
+            renewal_moment(is, now).map(|at| format!("renewal{by_hand} {} ({at})", renewal(at, now)));
         // Serial numbers are the issuer's, and need not be unique.
         let is_new = shown_before.is_none_or(|before| before.serial != svid.serial)
             || before.and_then(|before| before.leaf) != after.leaf;

@@ -129,7 +129,7 @@ impl IdentityView<'_> {
             }
             Some(CurrentSvid { facts, .. }) => {
                 let detail = format!(
-                    "the current SVID has ended at {}, and an SVID that has ended cannot be renewed",
+                    "the current SVID ended at {}, and an SVID that has ended cannot be renewed",
                     facts.not_after
                 );
                 (detail, facts.not_after)
@@ -193,7 +193,7 @@ impl IdentityView<'_> {
                 ("there is none yet, and no issuer is asked for one".to_owned(), self.identity.started_at)
             }
             Some(CurrentSvid { facts, .. }) if now.wall > facts.not_after => {
-                (format!("the current one has ended at {}", facts.not_after), facts.not_after)
+                (format!("the current one ended at {}", facts.not_after), facts.not_after)
             }
             Some(CurrentSvid { facts, .. }) if !facts.key_fits => {
                 let detail = "the key of the current one is not of the provider that is configured";
