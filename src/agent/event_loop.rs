@@ -10,7 +10,7 @@ use super::admin::{Accepted, Conditions};
 use super::events::{ExternalEvent, ExternalEvents};
 use super::executor::Executor;
 use super::{CONFIGURATION_QUIET, ConfigLocation, reload};
-use crate::config::Config;
+use crate::config::{Config, MisConfig};
 use crate::lifecycle::{Event, Step};
 use crate::platform::clock;
 use crate::platform::timer::{Alarm, Woken};
@@ -44,6 +44,10 @@ impl EventLoop<'_> {
             let mut step = self.step(events);
             if self.external.takes_changed_inputs() {
                 self.executor.provisioning.check_soon();
+                // Whichever file it was: to read it costs no server anything.
+                if self.executor.config.mis.as_ref().is_some_and(MisConfig::reads_bundle_file) {
+                    self.step_further(&mut step, vec![Event::BundleFileChanged]);
+                }
             }
             let retired = self.execute_commands(&mut step).await;
             self.executor.rejected.clone_from(&self.external.rejected);
@@ -76,6 +80,14 @@ impl EventLoop<'_> {
         step
     }
 
+    /// Has the lifecycle apply more events, of which there may be none, after a step.
+    fn step_further(&mut self, step: &mut Step, events: Vec<Event>) {
+        if !events.is_empty() {
+            let after = self.step(events);
+            *step = Step { action: step.action.or(after.action), ..after };
+        }
+    }
+
     fn has_delays_to_restore(&mut self) -> bool {
         let Executor { records, lifecycle, .. } = &mut *self.executor;
         records.has_delays_to_restore(lifecycle, clock::now())
@@ -96,11 +108,7 @@ impl EventLoop<'_> {
                     self.external.undisturbed(executing).await
                 }
             };
-            let is_due = !events.is_empty();
-            let after = self.step(events);
-            if is_due {
-                *step = Step { action: step.action.or(after.action), ..after };
-            }
+            self.step_further(step, events);
         }
         None
     }

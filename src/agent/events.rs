@@ -27,7 +27,7 @@ pub(super) enum ExternalEvent {
     Reload,
     /// A file of the configuration has changed. More changes may follow.
     ConfigurationChanged,
-    /// A file that an operator supplies an identity with has changed.
+    /// A file that an operator supplies an identity with, or the one with the trust bundle, has changed.
     InputChanged,
     /// An admin command, whose client waits for the response.
     Command(QueuedCommand),
@@ -40,7 +40,7 @@ pub(super) struct ExternalEvents {
     hangup: Signal,
     watchdog: Watchdog,
     changes: FileWatch,
-    /// Files that operators supply identities with.
+    /// Files that operators supply identities with, and the one with the trust bundle.
     inputs: Vec<FileWatch>,
     commands: mpsc::Receiver<QueuedCommand>,
     /// Accepted commands that are not executed yet.
@@ -138,9 +138,9 @@ impl ExternalEvents {
     }
 }
 
-/// The reads of operators' files that are left. Each reads the files of all identities, checks the
-/// factory credential, and may have the bundle fetched: who may write one of these files must not
-/// cause as many of them as they like.
+/// The reads of operators' files that are left. Each reads the files of all identities and that of the
+/// trust bundle, checks the factory credential, and may have the bundle fetched: who may write one of
+/// these files must not cause as many of them as they like.
 #[derive(Debug)]
 struct ReadBudget {
     left: u32,

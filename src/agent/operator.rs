@@ -11,7 +11,7 @@ use super::executor::Executor;
 use super::identity::{Identity, bundle_for, proven};
 use super::persist::save;
 use super::reporting::cause;
-use crate::config::{Enrollment, EstAuthorizationConfig, IdentityConfig, Rotate};
+use crate::config::{Enrollment, EstAuthorizationConfig, IdentityConfig, MisConfig, Rotate};
 use crate::hint::Reason;
 use crate::keys::{self, ErrorKind, Key, KeyFloor, ProviderKind, Providers};
 use crate::lifecycle::{Event, IdentityIndex, KeyChoice, Supplied};
@@ -98,7 +98,7 @@ impl Executor {
         Opener { keys: self.keys.clone(), require: self.config.key.require }
     }
 
-    /// The files that operators supply identities with.
+    /// The files that operators supply identities with, and the one with the trust bundle (X12).
     pub(super) fn operator_files(&self) -> Vec<PathBuf> {
         let files = self.identities.iter().flat_map(|identity| match &identity.config.enroll {
             Enrollment::Manual { svid_file } => [svid_file.clone(), None],
@@ -111,7 +111,8 @@ impl Executor {
             },
             Enrollment::FactoryCert | Enrollment::WfmBinding(_) => [None, None],
         });
-        files.flatten().collect()
+        let bundle = self.config.mis.as_ref().and_then(MisConfig::bundle_file);
+        files.flatten().chain(bundle.map(Path::to_owned)).collect()
     }
 
     /// Reads these files, and stores what is new in them. Returns what the lifecycle has to know.

@@ -108,7 +108,7 @@ impl Reporter {
             _ => None,
         };
         let (logged, failure) = match event {
-            Event::Wake | Event::Command(_) | Event::Supplied(..) => return,
+            Event::Wake | Event::Command(_) | Event::Supplied(..) | Event::BundleFileChanged => return,
             Event::Discovery(outcome) => (&mut self.discovery, outcome.as_ref().err()),
             Event::Bundle(outcome) => (&mut self.bundle, outcome.as_ref().err()),
             Event::Identity(index, event) => match event {

@@ -116,7 +116,15 @@ impl MisConfig {
 
     /// Whether the trust bundle is read without a connection.
     pub fn reads_bundle_file(&self) -> bool {
-        matches!(self.source, TrustDomainSource::BundleFile(_))
+        self.bundle_file().is_some()
+    }
+
+    /// `mis.bundle_file`.
+    pub fn bundle_file(&self) -> Option<&Path> {
+        match &self.source {
+            TrustDomainSource::BundleFile(path) => Some(path),
+            TrustDomainSource::Discovery { .. } | TrustDomainSource::BundleUrl(_) => None,
+        }
     }
 }
 

@@ -203,6 +203,13 @@ impl TrustDomain {
         }
     }
 
+    /// Has the file with the bundle read now, whatever was wrong with it before: no server is spared by
+    /// a delay.
+    pub(super) fn read_bundle_file(&mut self, now: Now) {
+        self.bundle_gate.open_from(now.boot, now);
+        self.refresh_bundle(now);
+    }
+
     /// Has the discovery document fetched, as far as its gate is open.
     pub(super) fn refresh_discovery(&mut self, now: Now) {
         if let Some(discovery) = &mut self.discovery {

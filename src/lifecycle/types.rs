@@ -153,6 +153,8 @@ pub enum Event {
     Identity(IdentityIndex, IdentityEvent),
     /// An operator has supplied something for an identity, while an action may be in flight (N9).
     Supplied(IdentityIndex, Supplied),
+    /// The file with the trust bundle may have changed, while an action may be in flight (X12).
+    BundleFileChanged,
 }
 
 /// What an operator supplies, or has the agent create.

@@ -26,7 +26,7 @@ const MIN_BETWEEN_ISSUES: Duration = Duration::from_secs(5);
 impl Lifecycle {
     pub(super) fn update(&mut self, event: Event, now: Now, jitter: Jitter<'_>) {
         let ended = match event {
-            Event::Wake | Event::Command(_) | Event::Supplied(..) => None,
+            Event::Wake | Event::Command(_) | Event::Supplied(..) | Event::BundleFileChanged => None,
             _ => self.in_flight.take(),
         };
         match event {
@@ -39,6 +39,7 @@ impl Lifecycle {
                     identity.supplied(supplied, now);
                 }
             }
+            Event::BundleFileChanged => self.trust_domain.read_bundle_file(now),
             Event::Identity(index, event) => {
                 let ended = match ended {
                     Some(Action::Identity(of, action)) if of == index => Some(action),

@@ -299,7 +299,7 @@ impl Device {
 
 /// Whether an event is no outcome of the action in flight.
 pub(super) fn leaves_action_in_flight(event: &Event) -> bool {
-    matches!(event, Event::Wake | Event::Command(_) | Event::Supplied(..))
+    matches!(event, Event::Wake | Event::Command(_) | Event::Supplied(..) | Event::BundleFileChanged)
 }
 
 pub(super) fn good(action: &Work) -> Event {

@@ -611,3 +611,33 @@ fn restart_does_not_hasten_a_refused_token() {
         assert_eq!(device.in_flight, Some(Asks(Enroll, Pending)));
     }
 }
+
+/// Whether it was refused before, or is in use (X12).
+#[test]
+fn changed_bundle_file_is_read_at_once() {
+    let mut device = Device::fresh();
+    let mut restored = Restored::from(OnDisk { svid: None, pending_key: true, ..an_identity() });
+    restored.identities[0].policy = BY_TOKEN;
+    restored.trust_domain.bundle = None;
+    device.lifecycle = Lifecycle::new(policy(), restored, device.now, &mut || 0.5);
+    device.starts();
+    let refusal = || Event::Bundle(Err(failure(FailureKind::Transient, None)));
+    for _ in 0..10 {
+        while device.in_flight != Some(Work::FetchBundle) {
+            device.goes_on(good);
+        }
+        device.handles(refusal());
+    }
+    while device.in_flight == Some(Work::FetchDiscovery) {
+        device.goes_on(good);
+    }
+    assert_eq!(device.in_flight, None, "the delay has grown");
+    assert_eq!(device.handles(Event::BundleFileChanged), Some(Work::FetchBundle));
+    // While it is read, it changes once more.
+    device.handles(Event::BundleFileChanged);
+    assert_eq!(device.in_flight, Some(Work::FetchBundle));
+    device.handles(bundle());
+    rests(&mut device);
+    assert_eq!(device.in_flight, None);
+    assert_eq!(device.handles(Event::BundleFileChanged), Some(Work::FetchBundle), "long before its refresh");
+}

@@ -65,6 +65,32 @@ fn token_is_not_sent_to_the_ca_of_another_bundle() {
     line.check_wire();
 }
 
+/// The bundle is read when its file changes, and not at its refresh alone, which is minutes away (X12).
+#[test]
+fn corrected_bundle_file_is_read_without_a_command() {
+    let (mut line, bundle) = line_with_another_bundle();
+    line.hand_out_token();
+    let own = line.world.mis.bundle_file().unwrap();
+    let config = line.config(BY_FILE, "").replace(own.to_str().unwrap(), bundle.to_str().unwrap());
+    line.world.device.configure(&config.replace("[bundle]\nrefresh = \"1s\"\n", ""));
+    line.world.device.start();
+    line.wait_for_error("not one of the trust bundle");
+    looks_again(&line, 2);
+    // What cannot be used has its delay between two attempts, and does not wait for that either.
+    for (content, says) in [("{}", "neither"), ("[]", "is not a SPIFFE bundle")] {
+        let aside = line.world.device.path("aside");
+        fs::write(&aside, content).unwrap();
+        fs::rename(&aside, &bundle).unwrap();
+        line.world.device.wait_until(says, |device| {
+            device.status_document()["lastError"]["detail"].to_string().contains(says)
+        });
+    }
+    write_bundle(&line, &bundle, "factory.example");
+    line.wait_for_state("active");
+    assert_eq!(line.at(Endpoint::EstEnroll).len(), 1);
+    line.check_wire();
+}
+
 /// What an endpoint serves beside a path is none: not of the issuer's name, nor of a time that is over.
 #[test]
 fn decoys_and_expired_twins_are_no_path_for_a_token() {
