@@ -36,6 +36,14 @@ const ASSERTION_REFUSED_HINT: &str =
 
 const NO_DISCOVERY_DOCUMENT_HINT: &str = "Ask the operator of the MIS for the URL of its trust bundle, and set mis.bundle_url and mis.trust_domain in place of \
      mis.discovery_url or mis.origin";
+
+const BUNDLE_FILE_HINT: &str =
+    "Correct the file that mis.bundle_file names; it is read again at once when it changes";
+
+/// The recipe is run by the tests of the documents.
+pub(super) const NOT_A_BUNDLE_HINT: &str = "Make a bundle of the CA certificates, as docs/identities.md shows under \"With openssl, and no MIS at all\", and \
+     put it in the place of the file";
+
 /// Limit on the characters of a path.
 const MAX_PATH: usize = 512;
 
@@ -181,7 +189,7 @@ impl Hint for IssuerError {
             Self::AssertionRefused { .. } => Some(ASSERTION_REFUSED_HINT.into()),
             Self::Discovery { why, .. } => why.hint(),
             Self::Svid(why) => Hint::hint(why),
-            Self::BundleFile { why, .. } => why.hint.as_deref().map(Cow::Borrowed),
+            Self::BundleFile { why, .. } => Some(why.hint.as_deref().unwrap_or(BUNDLE_FILE_HINT).into()),
             Self::NotConfigured => Some("Set discovery_url under [mis]".into()),
             Self::OtherTrustDomain { hint, .. } => Some(Cow::Borrowed(hint)),
             Self::BundleRegressed { hint, .. } => Some((*hint).into()),
@@ -191,9 +199,7 @@ impl Hint for IssuerError {
             Self::Refused { response, .. } if has_no_discovery_document(response) => {
                 Some(NO_DISCOVERY_DOCUMENT_HINT.into())
             }
-            Self::Bundle { why: BundleError::NotOneEntry(_), .. } => {
-                Some("Set trust_domain under [mis]; or provide the bundle of one trust domain alone".into())
-            }
+            Self::Bundle { location, why } => bundle_hint(location, why).map(Cow::Borrowed),
             Self::Refused { .. }
             | Self::NotDiscovered
             | Self::NothingToRenew
@@ -201,8 +207,7 @@ impl Hint for IssuerError {
             | Self::NoBundle
             | Self::ByOperator
             | Self::NotOffered(_)
-            | Self::Malformed { .. }
-            | Self::Bundle { .. } => None,
+            | Self::Malformed { .. } => None,
         }
     }
 }
@@ -382,6 +387,22 @@ fn wfm_refusal_hint(response: &ErrorResponse) -> Option<&'static str> {
         (429, _) => Some("If it lasts, ask the operator of the WFM to raise its limit"),
         (400..500, _) => Some("Show this to the operator of the WFM; once it is corrected: miaf-agent retry"),
         _ => Some("If it lasts, show this to the operator of the WFM"),
+    }
+}
+
+/// What to do about a bundle that is refused. `None`: have the operator of the MIS correct it.
+fn bundle_hint(location: &BundleLocation, why: &BundleError) -> Option<&'static str> {
+    match (why, location) {
+        (BundleError::NotOneEntry(_), _) => {
+            Some("Set trust_domain under [mis]; or provide the bundle of one trust domain alone")
+        }
+        (_, BundleLocation::Url(_)) => None,
+        (BundleError::OtherEncoding(_), BundleLocation::File(_)) => Some(NOT_A_BUNDLE_HINT),
+        (BundleError::NoEntry(_), BundleLocation::File(_)) => Some(
+            "Correct trust_domain under [mis] or spiffe_id under [[identity]]; or put a bundle of this trust domain in the \
+             place of the file that mis.bundle_file names",
+        ),
+        (_, BundleLocation::File(_)) => Some(BUNDLE_FILE_HINT),
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use super::error::NOT_A_BUNDLE_HINT;
 use super::*;
 use crate::config::{self, InitialTrust};
 use crate::platform::clock;
@@ -13,6 +14,7 @@ use crate::transport::{ServerTrust, TransportError};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use development_mis::{Endpoint, Fault, Settings};
+use miaf_spiffe::BundleError;
 use miaf_spiffe::time::Timestamp;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
@@ -518,4 +520,47 @@ async fn ipv6_address_is_reached_through_a_proxy() {
     );
     let error = through(&unreachable).discover(&url("2001:db8::1"), None, &[]).await.unwrap_err();
     assert!(error.to_string().contains("could not be reached"), "{error}");
+}
+
+/// The operator of the MIS can do nothing about a file.
+#[test]
+fn hint_about_a_bundle_file_is_about_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bundle.json");
+    let domain = TrustDomain::parse("factory.example").unwrap();
+    let report = |content: &[u8]| {
+        std::fs::write(&path, content).unwrap();
+        Issuer::bundle_file(&path, Some(&domain)).unwrap_err().to_failure().report
+    };
+    let certificate =
+        rcgen::CertificateParams::new([]).unwrap().self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+    let with_text = format!("Certificate:\n    Data:\n{}", certificate.pem());
+    for (content, encoding) in [
+        (certificate.pem().as_bytes(), "PEM"),
+        (with_text.as_bytes(), "PEM"),
+        (&certificate.der()[..], "DER"),
+    ] {
+        let report = report(content);
+        let detail = report.detail.as_deref().unwrap();
+        assert!(
+            detail.contains(&format!("it is in {encoding}, and a trust bundle is JSON: a JWK set")),
+            "{detail}"
+        );
+        let hint = report.hint().unwrap();
+        assert!(hint.contains("docs/identities.md") && !hint.contains("operator of the MIS"), "{hint}");
+    }
+    let (_, section) = NOT_A_BUNDLE_HINT.split_once('"').unwrap();
+    let (section, _) = section.split_once('"').unwrap();
+    assert!(include_str!("../../docs/identities.md").contains(&format!("\n### {section}\n")), "{section}");
+    for content in ["{}", "not JSON", "{\"keys\": []}", "{\"trust_domains\": {}}"] {
+        let report = report(content.as_bytes());
+        assert!(report.hint().unwrap().contains("the file that mis.bundle_file names"), "{report:?}");
+    }
+    std::fs::remove_file(&path).unwrap();
+    let missing = Issuer::bundle_file(&path, Some(&domain)).unwrap_err().to_failure().report;
+    assert!(!missing.hint().unwrap().contains("operator of the MIS"), "{missing:?}");
+    // A served one is theirs.
+    let location = BundleLocation::Url("https://mis.example/bundle".parse().unwrap());
+    let served = IssuerError::Bundle { location, why: BundleError::OtherEncoding("PEM") };
+    assert!(served.to_failure().report.hint().unwrap().starts_with("Have the operator of the MIS"));
 }

@@ -221,7 +221,7 @@ impl Bundle {
     }
 
     fn read(body: &[u8], trust_domain: &TrustDomain, rules: Rules) -> Result<Self, BundleError> {
-        let served: Served<'_> = json::read(body)?;
+        let served = Served::read(body)?;
         let content = match served.trust_domains {
             Some(map) => {
                 let found = Entries::read(map, Wanted::Named(trust_domain), rules)?.found;
@@ -271,7 +271,7 @@ impl MaybeNamedBundle {
         if let Some(trust_domain) = trust_domain {
             return Bundle::from_served(body, trust_domain).map(|bundle| Self::Named(Arc::new(bundle)));
         }
-        let served: Served<'_> = json::read(body)?;
+        let served = Served::read(body)?;
         let Some(map) = served.trust_domains else {
             let content = BundleContent::of_plain(&served, Rules::Served)?;
             return Ok(Self::Unnamed(Arc::new(content)));
@@ -458,6 +458,24 @@ struct Served<'a> {
     spiffe_sequence: Option<&'a RawValue>,
     #[serde(borrow)]
     spiffe_refresh_hint: Option<&'a RawValue>,
+}
+
+impl<'a> Served<'a> {
+    fn read(body: &'a [u8]) -> Result<Self, BundleError> {
+        json::read(body).map_err(|e| other_encoding(body).map_or(e.into(), BundleError::OtherEncoding))
+    }
+}
+
+/// What a text that is not JSON is in, where certificates are put in place of a bundle.
+fn other_encoding(body: &[u8]) -> Option<&'static str> {
+    const PEM: &[u8] = b"-----BEGIN ";
+    // Programs put a readable form before the PEM. In DER each certificate is a SEQUENCE with a length
+    // of two bytes.
+    if body.windows(PEM.len()).any(|part| part == PEM) {
+        Some("PEM")
+    } else {
+        body.starts_with(&[0x30, 0x82]).then_some("DER")
+    }
 }
 
 /// The entry of a Bundle Map for one trust domain.
@@ -870,6 +888,9 @@ pub enum BundleError {
     /// Not JSON, mistyped, a duplicate member or trust domain.
     #[error("it is not a SPIFFE bundle: {0}")]
     Json(#[from] JsonError),
+    /// Something in PEM or DER, as certificates are.
+    #[error("it is in {0}, and a trust bundle is JSON: a JWK set with the CA certificates in it")]
+    OtherEncoding(&'static str),
     /// An object with neither `trust_domains` nor `keys`.
     #[error("it has neither \"trust_domains\" (a Bundle Map) nor \"keys\" (a SPIFFE bundle)")]
     NeitherForm,
