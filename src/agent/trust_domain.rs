@@ -8,7 +8,9 @@ use super::persist::Records;
 use super::reporting::{Reporter, cause, hint};
 use crate::config::{self, Enrollment, Staleness, TrustDomainSource};
 use crate::hint::Hint as _;
-use crate::issuer::{BootstrapMethod, BundleLocation, Discovery, EstUrl, Fetched, Issuer, IssuerError};
+use crate::issuer::{
+    BootstrapMethod, BundleLocation, Discovery, EstUrl, Fetched, Issuer, IssuerError, NamedBy,
+};
 use crate::lifecycle::{BundleFacts, DiscoveryFacts, RuledOut, SvidTrust};
 use crate::platform::clock;
 use crate::problem::{ProblemCode, Report};
@@ -403,8 +405,13 @@ fn check_trust_domain(
         return Ok(());
     };
     let other = |want: &miaf_spiffe::TrustDomain, because, hint| {
-        let (at, got, want) = (config.source.to_string(), got.clone(), want.clone());
-        Err(IssuerError::OtherTrustDomain { at, got, want, because, hint })
+        let named_by = match (document.is_configured(), document.trust_domain()) {
+            (false, _) => NamedBy::Document(config.source.to_string()),
+            (true, Some(_)) => NamedBy::Configuration,
+            (true, None) => NamedBy::OtherIdentity,
+        };
+        let (got, want) = (got.clone(), want.clone());
+        Err(IssuerError::OtherTrustDomain { named_by, got, want, because, hint })
     };
     if let Some(want) = config.trust_domain.as_ref().filter(|want| *want != got) {
         let hint = "Correct trust_domain or discovery_url under [mis]".into();

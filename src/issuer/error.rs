@@ -120,14 +120,11 @@ pub enum IssuerError {
         /// Why.
         why: DiscoveryError,
     },
-    /// A discovery document for another trust domain (miaf-v0 D6).
-    #[error(
-        "{at} is for the trust domain \"{got}\", but {because} \"{want}\"",
-        at = Excerpt::of(at, MAX_PATH)
-    )]
+    /// A discovery document, or a configuration, for another trust domain (miaf-v0 D6).
+    #[error("{named_by} the trust domain \"{got}\", but {because} \"{want}\"")]
     OtherTrustDomain {
-        /// The discovery document's URL, or the bundle's location.
-        at: String,
+        /// What names the one that is refused.
+        named_by: NamedBy,
         /// The trust domain that it names.
         got: TrustDomain,
         /// The expected one.
@@ -171,6 +168,37 @@ pub enum IssuerError {
         /// What to do.
         hint: &'static str,
     },
+}
+
+/// What names a trust domain that is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamedBy {
+    /// The discovery document at this URL.
+    Document(String),
+    /// `mis.trust_domain` or a guard, where there is no discovery document.
+    Configuration,
+    /// The SVID of another identity, where nothing else names one.
+    OtherIdentity,
+}
+
+impl NamedBy {
+    fn title(&self) -> &'static str {
+        match self {
+            Self::Document(_) => "The discovery document is refused",
+            Self::Configuration => "The configuration names another trust domain than that of this device",
+            Self::OtherIdentity => "The identities of this device are in different trust domains",
+        }
+    }
+}
+
+impl fmt::Display for NamedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Document(url) => write!(f, "{} is for", Excerpt::of(url, MAX_PATH)),
+            Self::Configuration => f.write_str("the configuration names"),
+            Self::OtherIdentity => f.write_str("another identity of this device is in"),
+        }
+    }
 }
 
 impl From<EstError> for IssuerError {
@@ -276,9 +304,8 @@ impl IssuerError {
             Self::ByOperator => (P::OperatorNeeded, "An operator brings the SVIDs of this identity"),
             Self::Malformed { .. } => (P::MalformedResponse, "The MIS's response cannot be used"),
             Self::Svid(_) => (P::SvidRefused, "The SVID that the MIS issued is refused"),
-            Self::Discovery { .. } | Self::OtherTrustDomain { .. } => {
-                (P::DiscoveryRefused, "The discovery document is refused")
-            }
+            Self::Discovery { .. } => (P::DiscoveryRefused, "The discovery document is refused"),
+            Self::OtherTrustDomain { named_by, .. } => (P::DiscoveryRefused, named_by.title()),
             Self::NotOffered(_) => (P::UnsupportedByMis, "The MIS issues nothing over the network"),
             Self::Bundle { .. } | Self::BundleFile { .. } | Self::BundleRegressed { .. } => {
                 (P::BundleRefused, "The trust bundle is refused")
@@ -655,7 +682,7 @@ mod tests {
                 why: BundleError::Anchor { index: 0, why: why() },
             },
             E::OtherTrustDomain {
-                at: url.to_string(),
+                named_by: NamedBy::Document(url.to_string()),
                 got: TrustDomain::parse("other.example").unwrap(),
                 want: TrustDomain::parse("factory.example").unwrap(),
                 because: "the reason says",

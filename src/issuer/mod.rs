@@ -15,7 +15,7 @@ pub use discovery::{
     BootstrapMethod, BundleLocation, Discovery, DiscoveryError, FACTORY_CERT_MTLS, MiafV0, MissingMember,
     WFM_CLIENT_BINDING, X509_SVID_V1,
 };
-pub use error::IssuerError;
+pub use error::{IssuerError, NamedBy};
 #[cfg(any(test, fuzzing))]
 pub(crate) use est::fuzzing as est_fuzzing;
 pub use est::{
