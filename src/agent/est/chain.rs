@@ -18,6 +18,9 @@ use miaf_spiffe::Bundle;
 use miaf_spiffe::svid::{self, SvidError, X509Svid};
 use miaf_spiffe::text::Excerpt;
 
+/// Limit on the characters of the location of the trust bundle.
+const MAX_LOCATION: usize = 160;
+
 /// What to do where nothing leads from what was issued to the trust bundle.
 const NO_PATH: &str = "Compare the CA that issued it with the CAs in the trust bundle, which this prints: miaf-agent bundle; \
      have the bundle, or what the EST endpoint serves at /cacerts, completed by the operator of the MIS";
@@ -48,7 +51,12 @@ impl Identity {
                     true => "The CA of the EST server may not issue SVIDs",
                     false => "The CA of the EST server is not one of the trust bundle",
                 };
-                let detail = format!("{}: {why}", Excerpt::of(endpoint.url.as_url(), MAX_PATH));
+                let mut detail = format!("{}: {why}", Excerpt::of(endpoint.url.as_url(), MAX_PATH));
+                let location = trust_domain.discovery.as_ref().map(|cached| cached.document.bundle());
+                if let Some(location) = location.filter(|_| !why.is_known()) {
+                    detail +=
+                        &format!(". The trust bundle is that of {}", Excerpt::of(location, MAX_LOCATION));
+                }
                 let report = Report::new(ProblemCode::IssuerNotTrusted, title, &detail);
                 let report = report.with_hint(why.hint()).with_consequence("No token was sent");
                 Failure { kind: FailureKind::OtherAuthority, retry_after: None, report }

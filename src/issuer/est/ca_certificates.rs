@@ -56,8 +56,12 @@ impl CaCertificates {
             }
             first.get_or_insert_with(subject);
         }
+        let anchor = bundle.anchors().first().and_then(|der| {
+            let (_, certificate) = X509Certificate::from_der(der).ok()?;
+            Some(Excerpt::of(certificate.subject(), MAX_SUBJECT))
+        });
         let (served, anchors) = (self.served.len(), bundle.anchors().len());
-        Err(OtherAuthority { authority: own.or(first), served, anchors, why })
+        Err(OtherAuthority { authority: own.or(first), served, anchor, anchors, why })
     }
 
     /// Assembles the chain of an issued certificate: itself, then the certificates between it and an
@@ -80,6 +84,8 @@ pub struct OtherAuthority {
     pub authority: Option<Excerpt>,
     /// How many certificates the server sent.
     pub served: usize,
+    /// The subject of the first anchor of the bundle.
+    pub anchor: Option<Excerpt>,
     /// How many anchors the bundle has.
     pub anchors: usize,
     /// [`SvidError::UnknownIssuer`], or why the CA may not issue.
@@ -107,7 +113,7 @@ impl Hint for OtherAuthority {
 
 impl fmt::Display for OtherAuthority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { authority, served, anchors, why } = self;
+        let Self { authority, served, anchor, anchors, why } = self;
         if self.is_known() {
             return write!(
                 f,
@@ -118,7 +124,12 @@ impl fmt::Display for OtherAuthority {
         if let Some(authority) = authority {
             write!(f, ", of the CA \"{authority}\"")?;
         }
-        write!(f, ") leads to a CA of the trust bundle, which has {anchors}")
+        write!(f, ") leads to a CA of the trust bundle, which has {anchors}")?;
+        match anchor {
+            Some(anchor) if *anchors > 1 => write!(f, ", the first of them \"{anchor}\""),
+            Some(anchor) => write!(f, ": \"{anchor}\""),
+            None => Ok(()),
+        }
     }
 }
 

@@ -741,19 +741,29 @@ fn recorded_messages_of_other_programs_are_read() {
 fn ca_of_an_est_server_is_named_with_what_is_wrong() {
     let [right, other] = [authority(), authority()];
     let no_ca = CertificateParams::new([]).unwrap().self_signed(&KeyPair::generate().unwrap()).unwrap();
-    let bundle = |anchor: &[u8]| {
-        let keys = serde_json::json!({ "keys": [{ "kty": "EC", "use": "x509-svid", "x5c": [BASE64.encode(anchor)] }] });
+    let bundle = |anchors: &[&[u8]]| {
+        let key = |anchor: &&[u8]| serde_json::json!({ "kty": "EC", "use": "x509-svid", "x5c": [BASE64.encode(anchor)] });
+        let keys = serde_json::json!({ "keys": anchors.iter().map(key).collect::<Vec<_>>() });
         Bundle::from_served(keys.to_string().as_bytes(), &TrustDomain::parse("factory.example").unwrap())
             .unwrap()
     };
     let now = crate::platform::clock::now().wall;
     let check = |served: &[u8], anchor: &[u8]| {
-        CaCertificates::new(&[served]).check_before_issuance(&bundle(anchor), now)
+        CaCertificates::new(&[served]).check_before_issuance(&bundle(&[anchor]), now)
     };
     check(right.der(), right.der()).unwrap();
     let unknown = check(other.der(), right.der()).unwrap_err();
     assert_apart(&unknown);
-    assert!(unknown.to_string().contains("leads to a CA of the trust bundle, which has 1"), "{unknown}");
+    assert!(unknown.to_string().contains("leads to a CA of the trust bundle, which has 1: \""), "{unknown}");
+    // The one of the server is named, and the one to compare it with.
+    assert_eq!(unknown.to_string().matches("CN=").count(), 2, "{unknown}");
+    let several = bundle(&[right.der(), no_ca.der()]);
+    let unknown_to_several =
+        CaCertificates::new(&[&other.der()[..]]).check_before_issuance(&several, now).unwrap_err();
+    assert!(
+        unknown_to_several.to_string().contains("which has 2, the first of them \"CN="),
+        "{unknown_to_several}"
+    );
     assert!(!unknown.is_known() && unknown.hint().is_none());
     // It is in the bundle: to compare the two, or to correct either, is of no use.
     let refused = check(no_ca.der(), no_ca.der()).unwrap_err();

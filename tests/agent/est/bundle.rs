@@ -54,6 +54,10 @@ fn token_is_not_sent_to_the_ca_of_another_bundle() {
             detail.starts_with(&line.world.mis.est_url()) && detail.ends_with("No token was sent"),
             "{detail}"
         );
+        assert!(
+            detail.contains(", which has 1: \"") && detail.contains(bundle.to_str().unwrap()),
+            "{detail}"
+        );
         assert!(error["hint"].to_string().contains("miaf-agent bundle"), "{error:#}");
         looks_again(&line, 2);
     }
