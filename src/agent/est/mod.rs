@@ -159,10 +159,27 @@ impl EstState {
         Some(LastError { report, at, permanent: false })
     }
 
-    /// Counts equal errors of the server at an enrollment, and adds a hint to the third.
+    /// Counts equal errors of the server at an enrollment, and adds a hint to the third. A hint at a name
+    /// that the request lacks is replaced where it has one.
     fn with_hint_at_subject(&mut self, failure: Failure, request: Request, est: &EstConfig) -> Failure {
         let status = failure.report.response.as_ref().map(|response| response.status);
-        let status = status.filter(|status| request == Request::Enroll && matches!(status, 500..=599));
+        let status = status.filter(|_| request == Request::Enroll);
+        let code = failure.report.code.known();
+        let hint = match (status, code, names_in_request(est)) {
+            (Some(400), Some(ProblemCode::RequestRefused), Some(names)) => Some(format!(
+                "Remove {names} under [identity.est], if the server wants a request without names; otherwise show this to \
+                 its operator; once it is corrected: miaf-agent retry"
+            )),
+            (Some(500), Some(ProblemCode::ServerError), _) if est.common_name.is_some() => {
+                Some("If it lasts, have the operator of the EST server look into its log".to_owned())
+            }
+            _ => None,
+        };
+        let failure = match hint {
+            Some(hint) => Failure { report: failure.report.with_hint(Some(hint)), ..failure },
+            None => failure,
+        };
+        let status = status.filter(|status| matches!(status, 500..=599));
         self.server_error = status.map(|status| match self.server_error {
             Some((before, times)) if before == status => (status, times.saturating_add(1)),
             _ => (status, 1),
@@ -340,6 +357,16 @@ fn renewal_failure(error: &IssuerError, est: &EstConfig) -> Failure {
     Failure { report: failure.report.with_hint(Some(hint)), ..failure }
 }
 
+/// The names that a request has, where it has any.
+fn names_in_request(est: &EstConfig) -> Option<&'static str> {
+    match (&est.common_name, &est.request_spiffe_id) {
+        (Some(_), Some(_)) => Some("common_name and request_spiffe_id"),
+        (Some(_), None) => Some("common_name"),
+        (None, Some(_)) => Some("request_spiffe_id"),
+        (None, None) => None,
+    }
+}
+
 /// What to do where an SVID that was issued over EST is refused, if that is known.
 pub(super) fn hint_about(why: &SvidError) -> Option<&'static str> {
     use SvidError as E;
@@ -409,5 +436,39 @@ mod tests {
         assert_eq!(hints(&of(None), &[500, 503, 500, 400, 500, 500], enroll), [false; 6]);
         assert_eq!(hints(&of(Some("line-7")), &[500; 4], enroll), [false; 4]);
         assert_eq!(hints(&of(None), &[500; 4], Request::Renew), [false; 4]);
+    }
+
+    #[test]
+    fn hint_at_a_refused_request_goes_by_the_names_in_it() {
+        let id = SpiffeId::parse("spiffe://factory.example/margo/wfm/wfm-1/client/line-7").unwrap();
+        let of = |common_name: Option<&str>, request_spiffe_id: Option<&SpiffeId>| EstConfig {
+            authorization: EstAuthorizationConfig::Token { source: None, remove: false },
+            common_name: common_name.map(str::to_owned),
+            request_spiffe_id: request_spiffe_id.cloned(),
+            allow_nonstandard: false,
+            tls12: false,
+        };
+        let hint = |est: &EstConfig, status: u16, code, request| {
+            let mut failure = failure(status);
+            failure.report.code = ProblemCode::into(code);
+            failure.report = failure.report.with_hint(Some("Set common_name"));
+            let shown = EstState::default().with_hint_at_subject(failure, request, est);
+            shown.report.hint().unwrap().to_owned()
+        };
+        let (enroll, refused) = (Request::Enroll, ProblemCode::RequestRefused);
+        for (est, names) in [
+            (of(Some("line-7"), None), "Remove common_name under"),
+            (of(None, Some(&id)), "Remove request_spiffe_id under"),
+            (of(Some("line-7"), Some(&id)), "Remove common_name and request_spiffe_id under"),
+        ] {
+            assert!(hint(&est, 400, refused, enroll).starts_with(names), "{est:?}");
+            // A front end that refuses the certificate has not looked at the names.
+            assert_eq!(hint(&est, 400, ProblemCode::NotAuthenticated, enroll), "Set common_name");
+            assert_eq!(hint(&est, 413, refused, enroll), "Set common_name");
+            assert_eq!(hint(&est, 400, refused, Request::Renew), "Set common_name");
+            let is_set = est.common_name.is_some();
+            assert_ne!(hint(&est, 500, ProblemCode::ServerError, enroll).contains("common_name"), is_set);
+        }
+        assert_eq!(hint(&of(None, None), 400, refused, enroll), "Set common_name");
     }
 }
