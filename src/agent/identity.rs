@@ -1,12 +1,13 @@
 //! One identity's effects: its keys, the request for an SVID, and the adoption of the issued chain.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use rustls::sign::CertifiedKey;
 
 use super::admin::operator_hint;
 use super::blocking;
-use super::est::{self, EstState};
+use super::est::{self, EstState, IssuedBy};
 use super::operator::{ImportedKey, MISSING_ISSUER};
 use super::persist::{forget, save};
 use super::provisioning::Provisioning;
@@ -335,9 +336,7 @@ impl Identity {
                 } else {
                     let report =
                         Report::of(ProblemCode::SvidRefused, "The SVID that the MIS issued is refused", &why);
-                    let of_est =
-                        matches!(self.config.enroll, Enrollment::Est(_)).then(|| est::hint_about(&why));
-                    match of_est.flatten() {
+                    match self.est_hint_about(&why, is_renewal, &surroundings) {
                         Some(hint) => report.with_hint(Some(hint)),
                         None => report,
                     }
@@ -345,6 +344,26 @@ impl Identity {
                 Err(NotAdopted::Refused(Failure { kind: FailureKind::Slow, retry_after: None, report }))
             }
         }
+    }
+
+    /// What to do where an SVID that was issued over EST is refused, if that is known.
+    fn est_hint_about(
+        &self,
+        why: &SvidError,
+        is_renewal: bool,
+        surroundings: &Surroundings<'_>,
+    ) -> Option<Cow<'static, str>> {
+        let Enrollment::Est(est) = &self.config.enroll else { return None };
+        let Surroundings { lifecycle, trust_domain, .. } = surroundings;
+        let document = trust_domain.discovery.as_ref().map(|cached| &cached.document);
+        let is_named =
+            document.is_some_and(|document| document.is_configured() && document.trust_domain().is_some());
+        let has_svid = lifecycle.identities().any(|(_, view)| view.has_svid());
+        let issued = IssuedBy {
+            token: !is_renewal && est.certificate().is_none(),
+            to_configured_domain: is_named && !has_svid,
+        };
+        est::hint_about(why, issued)
     }
 
     /// Validates an issued chain against every point of E4.

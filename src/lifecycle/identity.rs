@@ -334,6 +334,11 @@ pub struct IdentityView<'a> {
 }
 
 impl IdentityView<'_> {
+    /// Whether there is a current SVID, valid or not.
+    pub fn has_svid(&self) -> bool {
+        self.identity.svid.is_some()
+    }
+
     /// When the current SVID is to be renewed.
     pub fn renew_at(&self) -> Option<Timestamp> {
         self.identity.svid.as_ref().map(|svid| svid.renew_at)

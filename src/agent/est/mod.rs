@@ -4,6 +4,7 @@ mod chain;
 mod token;
 mod used_tokens;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -62,6 +63,14 @@ const NOT_A_WFM_CLIENT: &str = "Have the operator of the MIS authorize the SPIFF
 const OTHER_TRUST_DOMAIN: &str = "Have the operator of the MIS authorize a SPIFFE ID in the trust domain of this device, in which all of its \
      identities are. To move the device to another one, correct [mis], then: systemctl reload miaf-agent; and for each \
      identity that has an SVID: miaf-agent retire --identity NAME";
+
+/// What to do instead where nothing but the configuration says which trust domain that is.
+const OTHER_THAN_CONFIGURED: &str = "If the issued SPIFFE ID is the right one, correct spiffe_id under [[identity]] or trust_domain under [mis], \
+     whichever names the other trust domain; otherwise have the operator of the MIS authorize a SPIFFE ID in the trust \
+     domain of this device";
+
+/// What to add where the token of the enrollment is used up by then (X42).
+const CORRECT_AT_ONCE: &str = "; correct it at once, since the MIS repeats its response for ten minutes: after that a fresh token is needed";
 
 /// What an identity that enrolls over EST has, beside its keys and its SVID.
 #[derive(Debug, Default)]
@@ -367,17 +376,31 @@ fn names_in_request(est: &EstConfig) -> Option<&'static str> {
     }
 }
 
+/// How an SVID was issued that is refused.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct IssuedBy {
+    /// At an enrollment by a token.
+    pub(super) token: bool,
+    /// The device has no SVID, and the configuration alone names its trust domain.
+    pub(super) to_configured_domain: bool,
+}
+
 /// What to do where an SVID that was issued over EST is refused, if that is known.
-pub(super) fn hint_about(why: &SvidError) -> Option<&'static str> {
+pub(super) fn hint_about(why: &SvidError, issued: IssuedBy) -> Option<Cow<'static, str>> {
     use SvidError as E;
-    match why {
-        E::UriCount(0) | E::NotASpiffeId { .. } => Some(NO_SPIFFE_ID),
-        E::OtherIdentity { .. } => Some(OTHER_SPIFFE_ID),
-        E::OtherTrustDomain { .. } => Some(OTHER_TRUST_DOMAIN),
-        E::OtherKindOfName { want: NameKind::Device, .. } => Some(NOT_A_DEVICE),
-        E::OtherKindOfName { want: NameKind::WfmClient, .. } => Some(NOT_A_WFM_CLIENT),
-        _ => None,
-    }
+    let (hint, is_of_the_configuration) = match why {
+        E::UriCount(0) | E::NotASpiffeId { .. } => (NO_SPIFFE_ID, false),
+        E::OtherIdentity { .. } => (OTHER_SPIFFE_ID, true),
+        E::OtherTrustDomain { .. } if issued.to_configured_domain => (OTHER_THAN_CONFIGURED, true),
+        E::OtherTrustDomain { .. } => (OTHER_TRUST_DOMAIN, false),
+        E::OtherKindOfName { want: NameKind::Device, .. } => (NOT_A_DEVICE, false),
+        E::OtherKindOfName { want: NameKind::WfmClient, .. } => (NOT_A_WFM_CLIENT, false),
+        _ => return None,
+    };
+    Some(match issued.token && is_of_the_configuration {
+        true => format!("{hint}{CORRECT_AT_ONCE}").into(),
+        false => hint.into(),
+    })
 }
 
 #[cfg(test)]
@@ -396,6 +419,8 @@ mod tests {
 
     #[test]
     fn hint_about_a_refused_name_says_what_to_correct() {
+        let renewed = IssuedBy { token: false, to_configured_domain: false };
+        let hint_about = |why: &SvidError| hint_about(why, renewed);
         let id = |id: &str| SpiffeId::parse(id).unwrap();
         let client = id("spiffe://factory.example/margo/wfm/wfm-1/client/line-7");
         let other = id("spiffe://factory.example/margo/wfm/wfm-1/client/line-8");
@@ -412,6 +437,18 @@ mod tests {
         );
         assert!(hint_about(&SvidError::UriCount(0)).unwrap().contains("request_spiffe_id"));
         assert_eq!(hint_about(&SvidError::UriCount(2)), None);
+        // The token is used up by then, and the response repeated for a while.
+        let by_token = IssuedBy { token: true, to_configured_domain: true };
+        for (why, correct) in
+            [(&guarded, "spiffe_id"), (&elsewhere, "spiffe_id under [[identity]] or trust_domain")]
+        {
+            let hint = super::hint_about(why, by_token).unwrap();
+            assert!(hint.contains(&format!("correct {correct}")) && !hint.contains("retire"), "{hint}");
+            assert!(hint.contains("at once") && hint.ends_with("a fresh token is needed"), "{hint}");
+        }
+        assert!(!hint_about(&guarded).unwrap().contains("token"));
+        let learnt = IssuedBy { token: true, to_configured_domain: false };
+        assert!(super::hint_about(&elsewhere, learnt).unwrap().contains("retire --identity NAME"));
     }
 
     #[test]

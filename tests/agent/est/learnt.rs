@@ -7,7 +7,7 @@ use std::time::Duration;
 use development_mis::{Endpoint, EstFault, Fault, MintSpec, SvidFault};
 use serde_json::Value;
 
-use super::{CLIENT, Line, NAME};
+use super::{CLIENT, Line, NAME, assert_repeated};
 use crate::grpc::Grpc;
 use crate::identities;
 use crate::support::agent::Device;
@@ -343,6 +343,37 @@ fn guard_names_the_trust_domain() {
     start(&mut line, &config);
     assert_eq!(trust_domain(&line.world.device), "factory.example", "before there is any SVID");
     refuses_another(&line, "second");
+    // Nothing else says so: the guard may be wrong, and there is nothing to retire.
+    let second = identities::identity(&line.world.device, "second");
+    let hint = second["lastError"]["hint"].as_str().unwrap();
+    assert!(hint.contains("correct spiffe_id under [[identity]] or trust_domain"), "{hint}");
+    assert!(hint.contains("fresh token") && !hint.contains("retire"), "{hint}");
+}
+
+/// The token is used up before the guard is found to be wrong; the MIS repeats its response for a while.
+#[test]
+fn corrected_guard_needs_no_fresh_token() {
+    let mut line = Line::new();
+    line.hand_out_token();
+    let guarded = |id: &str| {
+        unnamed(&line, &[]).replacen(
+            "enroll = \"est\"\n",
+            &format!("enroll = \"est\"\nspiffe_id = \"{id}\"\n"),
+            1,
+        )
+    };
+    let right = guarded(CLIENT);
+    let wrong = guarded(&CLIENT.replace("factory.example", "factory.exampel"));
+    start(&mut line, &wrong);
+    let error = line.wait_for_error("factory.exampel");
+    assert_eq!(error["code"], "svid-refused", "{error:#}");
+    let hint = error["hint"].as_str().unwrap();
+    assert!(hint.contains("correct spiffe_id") && hint.contains("at once"), "{hint}");
+    line.world.device.configure(&right);
+    line.world.device.signal("HUP");
+    line.wait_for_state("active");
+    assert_repeated(&line.at(Endpoint::EstEnroll));
+    line.check_wire();
 }
 
 /// A Bundle Map says which trust domain its bundle is of.
