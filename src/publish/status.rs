@@ -60,9 +60,11 @@ fn identity_status(identity: &IdentitySnapshot, snapshot: &Snapshot, now: Timest
         ready: snapshot.is_ready(identity, now),
         spiffe_id: current.map(|current| current.svid.spiffe_id().to_string()),
         svid: current.map(|current| {
-            let trusted =
-                !current.is_valid(now) || snapshot.vouching_anchor_not_after(identity, now).is_some();
-            svid_status(current, identity, trusted)
+            // Without a bundle nothing is known of it.
+            let untrusted = current.is_valid(now)
+                && snapshot.bundle.is_some()
+                && snapshot.vouching_anchor_not_after(identity, now).is_none();
+            svid_status(current, identity, !untrusted)
         }),
         key: KeyStatus {
             provider: identity.provider.as_str().to_owned(),

@@ -182,6 +182,13 @@ fn untrusted_svid_is_told_while_its_renewal_fails() {
     line.wait_for("a trusted SVID", |client| client["svid"]["trusted"] == true && client["ready"] == true);
     let printed = identities::run(&line.world.device, &["status"]);
     assert!(printed.contains("the WFM Client line-7 has a valid identity"), "{printed}");
+    // Without a bundle nothing is known.
+    line.world.device.stop();
+    fs::remove_file(&bundle).unwrap();
+    fs::remove_file(line.world.device.path("state/private/bundle.json")).unwrap();
+    line.world.device.start();
+    line.wait_for("an SVID, and no bundle", |client| client["svid"]["trusted"] == true);
+    assert_eq!(line.status()["ready"], false);
 }
 
 #[test]
