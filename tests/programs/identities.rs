@@ -45,3 +45,14 @@ fn identities_document_leads_to_identities_without_an_mis() {
 fn toml_of_the_identities_document_can_be_used() {
     site::assert_toml_of(PAGE);
 }
+
+#[test]
+fn modulus_of_an_rsa_ca_is_printed_for_its_bundle() {
+    let site = Site::new(PAGE);
+    site.run("openssl req -x509 -newkey rsa:3072 -nodes -keyout ca.key -out ca.pem -subj /CN=CA 2>/dev/null");
+    fs::write(site.device.path("modulus"), site.block("sh modulus")).unwrap();
+    site.run(
+        "printed=$(sh modulus | tr '_-' '/+' | openssl base64 -d -A | od -An -v -tx1 | tr -d ' \\n')\n\
+         test \"$printed\" = \"$(openssl x509 -in ca.pem -noout -modulus | cut -d= -f2 | tr A-F a-f)\"",
+    );
+}

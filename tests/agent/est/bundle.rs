@@ -32,7 +32,7 @@ fn start_with(line: &mut Line, bundle: &std::path::Path) {
     line.world.device.start();
 }
 
-/// Waits until the device has looked this often more, in vain.
+/// Waits until the device has looked this often more, without success.
 fn looks_again(line: &Line, times: usize) {
     let asked = line.at(Endpoint::EstCaCerts).len();
     line.world.wait_for_requests(Endpoint::EstCaCerts, asked + times);

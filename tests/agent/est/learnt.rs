@@ -534,5 +534,5 @@ fn request_by_hand_is_for_the_trust_domain_of_the_device() {
     assert!(says.contains("not in the trust domain of this device, factory.example"), "{says}");
     line.world.kill();
     start(&mut line, &config);
-    assert!(request(&line).status.success(), "nobody knows yet");
+    assert!(request(&line).status.success(), "it is not known yet");
 }
