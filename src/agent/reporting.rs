@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use tracing::field::DisplayValue;
 
-use super::est::name_token_source;
 use super::identity::Identity;
 use crate::config::WhenStale;
 use crate::hint::Hint;
@@ -248,12 +247,7 @@ impl Reporter {
             return false;
         }
         let code = ProblemCode::TokenNeeded;
-        let source = identity.est.as_ref().and_then(|est| est.token_source.as_deref());
-        let with_source = |hint: &str| match source {
-            Some(source) => name_token_source(hint, source, source.starts_with("the credential")),
-            None => hint.to_owned(),
-        };
-        let report = Report::new(code, "", &"").with_hint(remedy(code).map(with_source));
+        let report = Report::new(code, "", &"").with_hint(identity.fresh_token.clone());
         let hint = report.hint_about(snapshot.name_in_hints(Some(&identity.name)));
         tracing::error!(
             identity = identity.name.as_str(),

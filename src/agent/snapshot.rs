@@ -120,6 +120,7 @@ impl Executor {
             key_since: identity.key_use.since,
             key_renewals: identity.key_use.renewals,
             retry_after_until: view.retry_after_until(now),
+            fresh_token: token_hint(ProblemCode::TokenNeeded, &identity.config.enroll),
             ends_while_waiting: view.svid_ends_before_retry_after(now),
             last_error: last_error.or_else(|| untrusted.clone()),
             untrusted,

@@ -74,6 +74,8 @@ pub(crate) struct IdentitySnapshot {
     pub retry_after_until: Option<Timestamp>,
     /// Whether the SVID ends before that.
     pub ends_while_waiting: bool,
+    /// What an operator does where a fresh enrollment token is needed, if one may be.
+    pub fresh_token: Option<String>,
     /// The error that concerns this identity alone.
     pub last_error: Option<ShownError>,
     /// The error of an SVID that the trust bundle does not vouch for, whatever the last error is.
@@ -250,6 +252,7 @@ impl IdentitySnapshot {
             key_renewals: 0,
             retry_after_until: None,
             ends_while_waiting: false,
+            fresh_token: None,
             last_error: None,
             untrusted: None,
             generation: None,

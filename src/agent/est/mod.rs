@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use url::Url;
 
-pub(super) use self::token::{name_token_source, token_hint};
+pub(super) use self::token::token_hint;
 use self::token::{no_token, sent_again, with_token_source};
 use self::used_tokens::{Standing, UsedTokens};
 use super::blocking;

@@ -326,18 +326,13 @@ pub(in crate::agent) fn token_hint(code: ProblemCode, enroll: &Enrollment) -> Op
 
 /// A hint about a fresh token, with the place that the configuration names for it, if it names one.
 pub(super) fn with_token_source(hint: &str, est: &EstConfig) -> String {
-    match est.token() {
-        Some(source) => name_token_source(hint, &source.shown(), matches!(source, Secret::Credential(_))),
-        None => hint.to_owned(),
-    }
-}
-
-/// A hint about a fresh token, with the place for it.
-pub(in crate::agent) fn name_token_source(hint: &str, shown: &str, is_credential: bool) -> String {
-    let shown = Excerpt::of(shown, MAX_SOURCE);
-    match is_credential {
-        true => format!("{hint}; or replace {shown}, which the agent reads at a start of its service"),
-        false => format!("{hint}; or put it into {shown}, which the agent reads by itself"),
+    let Some(source) = est.token() else { return hint.to_owned() };
+    let shown = Excerpt::of(source.shown(), MAX_SOURCE);
+    match source {
+        Secret::Credential(_) => {
+            format!("{hint}; or replace {shown}, which the agent reads at a start of its service")
+        }
+        Secret::File(_) => format!("{hint}; or put it into {shown}, which the agent reads by itself"),
     }
 }
 
